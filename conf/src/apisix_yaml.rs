@@ -1,5 +1,6 @@
-//! An APISIX's rules in a file (`conf/apisix.yaml`): YAML text -> JSON values, by the reader of the configuration file, so with its
-//! strictness and its lines. What the rules mean is the caller's to say.
+//! An APISIX's rules in a file (`conf/apisix.yaml`): YAML text -> JSON values, by the reader of the
+//! configuration file, so with its strictness and its lines. What the rules mean is the caller's to
+//! say.
 
 use std::path::Path;
 
@@ -16,7 +17,8 @@ const NODES_MAX: usize = 20_000_000;
 /// What an APISIX looks for at the end, so that it never reads half a file.
 const END_MARKER: &str = "#END";
 
-/// Reads the file; nothing but blanks and comments is an empty object. Variables (`${{NAME}}`) are replaced before it is parsed.
+/// Reads the file; nothing but blanks and comments is an empty object. Variables (`${{NAME}}`) are
+/// replaced before it is parsed.
 ///
 /// # Errors
 /// `ConfError`: the file cannot be read, was not written to its end, or is not YAML.

@@ -1,8 +1,10 @@
-//! `apisix.ssl.ssl_ciphers`: OpenSSL's cipher list -> the suites of it that our TLS engines have, in its order.
+//! `apisix.ssl.ssl_ciphers`: OpenSSL's cipher list -> the suites of it that our TLS engines have,
+//! in its order.
 //!
-//! The language is that of `openssl ciphers` (SSL_CTX_set_cipher_list). TLS 1.3's suites are not governed by it, as in nginx.
-//! Invariant: a suite that the list leaves out or excludes is never among those that come out. A part that excludes something and cannot
-//! be understood is an error; OpenSSL ignores it.
+//! The language is that of `openssl ciphers` (SSL_CTX_set_cipher_list). TLS 1.3's suites are not
+//! governed by it, as in nginx. Invariant: a suite that the list leaves out or excludes is never
+//! among those that come out. A part that excludes something and cannot be understood is an error;
+//! OpenSSL ignores it.
 
 /// A suite of TLS 1.2 that an engine of ours has.
 #[derive(Debug, PartialEq, Eq)]
@@ -149,7 +151,8 @@ const fn legacy(suite: CipherSuite) -> CipherSuite {
 pub struct Ciphers(Vec<&'static CipherSuite>);
 
 impl Ciphers {
-    /// The place of a suite (its number in IANA's registry) in the order of preference, TLS 1.3's at the front; `None`: it is not served.
+    /// The place of a suite (its number in IANA's registry) in the order of preference, TLS 1.3's
+    /// at the front; `None`: it is not served.
     pub fn rank(&self, number: u16) -> Option<usize> {
         if number.to_be_bytes().first() == Some(&0x13) {
             return Some(0);
@@ -157,7 +160,8 @@ impl Ciphers {
         self.0.iter().position(|suite| suite.number == number).map(|place| place + 1)
     }
 
-    /// Leaves an engine's suites that are served, in the order of preference; `number` is a suite's in IANA's registry.
+    /// Leaves an engine's suites that are served, in the order of preference; `number` is a suite's
+    /// in IANA's registry.
     pub fn restrict<T>(&self, suites: &mut Vec<T>, number: impl Fn(&T) -> u16) {
         suites.retain(|suite| self.rank(number(suite)).is_some());
         suites.sort_by_key(|suite| self.rank(number(suite)));
@@ -221,7 +225,8 @@ pub(crate) fn parse(text: &str, old: bool) -> Result<ParsedCiphers, String> {
     Ok(ParsedCiphers { ciphers, unsupported: left_out })
 }
 
-/// Why a word cannot be understood; `None`: it names a group, or perhaps a suite that we do not have.
+/// Why a word cannot be understood; `None`: it names a group, or perhaps a suite that we do not
+/// have.
 fn unknown(word: &str) -> Option<String> {
     let groups = || {
         COMMON_GROUPS
@@ -256,7 +261,8 @@ struct CipherList {
 }
 
 impl CipherList {
-    /// Applies a rule as OpenSSL's ssl_cipher_apply_rule does. Gives the suites that belong to all of `words`.
+    /// Applies a rule as OpenSSL's ssl_cipher_apply_rule does. Gives the suites that belong to all
+    /// of `words`.
     fn apply(&mut self, operation: &str, words: &[&str]) -> Vec<&'static CipherSuite> {
         let is = |suite: &CipherSuite| words.iter().all(|word| suite.belongs_to(word));
         let found = self.entries.iter().map(|(suite, _)| *suite).filter(|suite| is(suite)).collect();

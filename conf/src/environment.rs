@@ -1,7 +1,8 @@
 //! `${{NAME}}` and `${{NAME:=default}}` in values and in keys (contract 1.1), before the merge.
 //!
-//! A value that was substituted and then reads as a number or as true/false becomes one. A variable that is
-//! not set and has no default is a problem that names it; the other values are still looked at.
+//! A value that was substituted and then reads as a number or as true/false becomes one. A variable
+//! that is not set and has no default is a problem that names it; the other values are still looked
+//! at.
 
 use std::borrow::Cow;
 use std::sync::LazyLock;
@@ -48,7 +49,8 @@ fn walk(node: &mut YamlNode, path: String, lookup: &Lookup<'_>, problems: &mut V
     }
 }
 
-/// Substitutes in a text that is not parsed yet, as an APISIX does in its rules (contract 1.1): quotes around a variable decide what it is.
+/// Substitutes in a text that is not parsed yet, as an APISIX does in its rules (contract 1.1):
+/// quotes around a variable decide what it is.
 pub(crate) fn substitute_text(text: &str, lookup: &Lookup<'_>, problems: &mut Vec<ConfProblem>) -> String {
     let lines = text.split_inclusive('\n').zip(1..);
     let resolved = lines.map(|(line, nth)| match substitute_variables(line, nth, "", lookup, problems) {

@@ -1,8 +1,10 @@
-//! The configuration file both planes read: APISIX's keys and ours, with lines, defaults and suggestions.
+//! The configuration file both planes read: APISIX's keys and ours, with lines, defaults and
+//! suggestions.
 //!
-//! The walk: `tree` (YAML text with lines) -> `environment` (`${{NAME:=default}}`) -> `known` (no misspelt key
-//! passes) -> `tree::merge` over `defaults.yaml` -> `read` (typed, units, rules) -> `Settings`.
-//! Invariant: either complete settings come out, or every problem of the file at once; no half-read file.
+//! The walk: `tree` (YAML text with lines) -> `environment` (`${{NAME:=default}}`) -> `known` (no
+//! misspelt key passes) -> `tree::merge` over `defaults.yaml` -> `read` (typed, units, rules) ->
+//! `Settings`. Invariant: either complete settings come out, or every problem of the file at once;
+//! no half-read file.
 
 #![warn(missing_docs)]
 

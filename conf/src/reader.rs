@@ -1,7 +1,8 @@
 //! Merged tree -> `Settings`: each key read once, with its type, unit and rule.
 //!
-//! Last step of the walk. A wrong value is noted with its line and reading goes on, so that one run reports
-//! everything; what stands in for it never leaves this crate, because problems make the load fail.
+//! Last step of the walk. A wrong value is noted with its line and reading goes on, so that one run
+//! reports everything; what stands in for it never leaves this crate, because problems make the
+//! load fail.
 
 pub(crate) mod countersign;
 mod nginx;
@@ -320,7 +321,8 @@ impl Reader<'_> {
         }
     }
 
-    /// A key that always has a value. `null` is an error: it deletes the default, and what the default did may have been a protection.
+    /// A key that always has a value. `null` is an error: it deletes the default, and what the
+    /// default did may have been a protection.
     fn required<T: Default>(&mut self, field: &str, parse: impl Fn(&YamlNode) -> Result<T, ValueError>) -> T {
         self.reject_null(field);
         let value = self.optional(field, &parse);
@@ -333,7 +335,8 @@ impl Reader<'_> {
         !null && self.required(field, value::boolean)
     }
 
-    /// Notes a `null` that deletes this key's default, at the key or at one above it; once, whatever else it deletes.
+    /// Notes a `null` that deletes this key's default, at the key or at one above it; once,
+    /// whatever else it deletes.
     fn reject_null(&mut self, field: &str) {
         let ends = field.match_indices('.').map(|(at, _)| at).chain([field.len()]);
         let mut paths = ends.filter_map(|end| field.get(..end));

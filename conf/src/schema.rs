@@ -1,8 +1,9 @@
 //! Every key the file may hold, and what we do with it: the check against misspelt keys.
 //!
-//! A key of APISIX that we do not use is accepted only where ignoring it is harmless, and its row says why; the start ends on a value that
-//! closes, limits or redirects something and would not be obeyed ([`Use::Only`]). Any other key is refused: a misspelt
-//! `admin_api_mtls` must never mean "no mutual TLS". Invariant: no setting that closes something is ignored.
+//! A key of APISIX that we do not use is accepted only where ignoring it is harmless, and its row
+//! says why; the start ends on a value that closes, limits or redirects something and would not be
+//! obeyed ([`Use::Only`]). Any other key is refused: a misspelt `admin_api_mtls` must never mean
+//! "no mutual TLS". Invariant: no setting that closes something is ignored.
 
 use crate::error::ConfProblem;
 use crate::tree::{YamlKey, YamlNode, YamlValue};
@@ -18,8 +19,9 @@ enum KeySupport {
     Warn(&'static str),
     /// Like `Warn`, but only for another value than this one.
     WarnUnless(&'static str, &'static str),
-    /// One of these values, which say what is done in any case; another one is an error with this reason. `null` deletes APISIX's
-    /// default, so it is among the values only where that closes nothing.
+    /// One of these values, which say what is done in any case; another one is an error with this
+    /// reason. `null` deletes APISIX's default, so it is among the values only where that
+    /// closes nothing.
     Only(&'static [&'static str], &'static str),
 }
 use KeySupport::{Ignored, Only, Read, Warn, WarnUnless};
@@ -37,8 +39,9 @@ const LOADING: &str = "it only says when an APISIX loads what it stored";
 const NEVER: [&str; 2] = ["", "null"];
 const FALSE: [&str; 2] = ["false", "null"];
 
-/// Dotted paths; `[]` stands for each element of a list. A path that is the beginning of another is a map (or
-/// a list of maps); a path without others below may hold anything, its value is judged where it is read.
+/// Dotted paths; `[]` stands for each element of a list. A path that is the beginning of another is
+/// a map (or a list of maps); a path without others below may hold anything, its value is judged
+/// where it is read.
 const KEYS: &[(&str, KeySupport)] = &[
     ("deployment.role", Read),
     ("deployment.role_traditional.config_provider", Read),
@@ -255,7 +258,8 @@ const KEYS: &[(&str, KeySupport)] = &[
     ("countersign.limits.rest_after", Read),
 ];
 
-/// The keys of APISIX that are known and not honoured, each with what becomes of it and why: the table of docs/SETTINGS.md.
+/// The keys of APISIX that are known and not honoured, each with what becomes of it and why: the
+/// table of docs/SETTINGS.md.
 pub fn unsupported_keys() -> impl Iterator<Item = (&'static str, String)> {
     KEYS.iter().filter_map(|(path, used)| {
         let what = match used {
@@ -360,7 +364,8 @@ fn evaluate(used: KeySupport, node: &YamlNode) -> Evaluation {
     }
 }
 
-/// `unknown key`, and the nearest known one: a sibling that looks alike, else the same key elsewhere.
+/// `unknown key`, and the nearest known one: a sibling that looks alike, else the same key
+/// elsewhere.
 fn unknown_key(parent: &str, name: &str) -> String {
     let prefix = if parent.is_empty() { String::new() } else { format!("{parent}.") };
     let siblings = KEYS.iter().filter_map(|(known, _)| known.strip_prefix(prefix.as_str()));

@@ -1,4 +1,5 @@
-//! What the file means: typed, complete, units in types, every limit present. Made by `read`, used by both planes.
+//! What the file means: typed, complete, units in types, every limit present. Made by `read`, used
+//! by both planes.
 //!
 //! Names follow the file, so that a reader of one finds the other. `Debug` shows no secret.
 
@@ -51,7 +52,8 @@ pub struct DeploymentSettings {
     pub etcd: EtcdSettings,
 }
 
-/// `deployment.role`. Both programs run with each of them; it only decides which `role_*` block holds.
+/// `deployment.role`. Both programs run with each of them; it only decides which `role_*` block
+/// holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum DeploymentRole {
     /// `traditional`
@@ -132,7 +134,8 @@ pub enum AdminRole {
     Viewer,
 }
 
-/// `deployment.admin.admin_api_mtls`: PEM files, absolute (relative ones start at the file's folder).
+/// `deployment.admin.admin_api_mtls`: PEM files, absolute (relative ones start at the file's
+/// folder).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AdminTlsSettings {
     /// `admin_ssl_cert`
@@ -184,11 +187,11 @@ pub struct EtcdTlsSettings {
 /// `apisix`: the listeners of the data plane and what both planes share.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ApisixSettings {
-    /// `node_listen`: plain HTTP. With `enable_ipv6` each entry without `ip` gives `0.0.0.0` and `[::]`
-    /// (which must then be bound IPv6-only); port 0 gives only `0.0.0.0`.
+    /// `node_listen`: plain HTTP. With `enable_ipv6` each entry without `ip` gives `0.0.0.0` and
+    /// `[::]` (which must then be bound IPv6-only); port 0 gives only `0.0.0.0`.
     pub node_listen: Vec<SocketAddr>,
-    /// `enable_ipv6`: an `[::]` address above stands there only because of this, so a machine without IPv6
-    /// may leave it out with a warning.
+    /// `enable_ipv6`: an `[::]` address above stands there only because of this, so a machine
+    /// without IPv6 may leave it out with a warning.
     pub enable_ipv6: bool,
     /// `proxy_mode`: what is proxied at all.
     pub proxy_mode: ProxyMode,
@@ -204,9 +207,11 @@ pub struct ApisixSettings {
     pub status: Option<SocketAddr>,
     /// `enable_server_tokens`: whether `Server` names the version.
     pub server_tokens: bool,
-    /// `trusted_addresses`: whose `X-Forwarded-*` are believed. `None`: the file does not name the key.
+    /// `trusted_addresses`: whose `X-Forwarded-*` are believed. `None`: the file does not name the
+    /// key.
     pub trusted_addresses: Option<Vec<IpNet>>,
-    /// `show_upstream_status_in_response_header`: `X-APISIX-Upstream-Status` is on every proxied answer, not only on failures.
+    /// `show_upstream_status_in_response_header`: `X-APISIX-Upstream-Status` is on every proxied
+    /// answer, not only on failures.
     pub show_upstream_status: bool,
     /// How the paths of requests are read.
     pub paths: PathSettings,
@@ -265,8 +270,8 @@ pub struct SslSettings {
     pub listen: Vec<SocketAddr>,
     /// `ssl_protocols`, ascending, at least one.
     pub protocols: Vec<TlsVersion>,
-    /// `ssl_ciphers`: the suites of TLS 1.2 (and, with the second engine, 1.1) that every TLS listener may use, Admin API included.
-    /// `None`: all that the engines have.
+    /// `ssl_ciphers`: the suites of TLS 1.2 (and, with the second engine, 1.1) that every TLS
+    /// listener may use, Admin API included. `None`: all that the engines have.
     pub ciphers: Option<Ciphers>,
     /// `ssl_session_tickets`: whether sessions are resumed, from tickets.
     pub session_tickets: bool,
@@ -287,7 +292,8 @@ pub enum TlsVersion {
     V13,
 }
 
-/// `nginx_config.http`, `nginx_config.worker_shutdown_timeout` and the snippets' `proxy_ssl_verify`.
+/// `nginx_config.http`, `nginx_config.worker_shutdown_timeout` and the snippets'
+/// `proxy_ssl_verify`.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct HttpLimits {
     /// Reading a request's head; idle time does not count.
@@ -308,13 +314,15 @@ pub struct HttpLimits {
     pub upstream_keepalive_timeout: Duration,
     /// How long a graceful stop may take.
     pub worker_shutdown_timeout: Duration,
-    /// `proxy_ssl_verify on;` in a snippet of `http`, a server or a location: every https upstream is verified.
+    /// `proxy_ssl_verify on;` in a snippet of `http`, a server or a location: every https upstream
+    /// is verified.
     pub proxy_ssl_verify: bool,
     /// `proxy_ssl_verify_depth N;` in such a snippet.
     pub proxy_ssl_verify_depth: Option<u32>,
 }
 
-/// `nginx_config.http.real_ip_*`: the proxies in front, and the header in which they name the client.
+/// `nginx_config.http.real_ip_*`: the proxies in front, and the header in which they name the
+/// client.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct RealIpSettings {
     /// `real_ip_header`: a header's name.
@@ -322,6 +330,7 @@ pub struct RealIpSettings {
     /// `real_ip_from`: the proxies. Empty: no proxy is trusted, and a client's address is that of
     /// its connection.
     pub from: Vec<IpNet>,
-    /// `real_ip_recursive`: the client is the last address that is no proxy's, instead of the last address.
+    /// `real_ip_recursive`: the client is the last address that is no proxy's, instead of the last
+    /// address.
     pub recursive: bool,
 }

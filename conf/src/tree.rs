@@ -1,8 +1,9 @@
 //! YAML text -> a tree that remembers lines, and the merge of two trees.
 //!
-//! First step of the walk text -> tree -> environment -> merge -> settings. Bounded: the text by its reader, 64 levels,
-//! 100,000 nodes for a configuration (an alias is copied and counts as what it copies, so "billion laughs" ends early).
-//! Two equal keys in one map are refused: the later one would silently win.
+//! First step of the walk text -> tree -> environment -> merge -> settings. Bounded: the text by
+//! its reader, 64 levels, 100,000 nodes for a configuration (an alias is copied and counts as what
+//! it copies, so "billion laughs" ends early). Two equal keys in one map are refused: the later one
+//! would silently win.
 
 use std::collections::HashMap;
 
@@ -38,7 +39,8 @@ pub(crate) struct YamlKey {
 pub(crate) struct YamlScalar {
     pub text: String,
     pub kind: ScalarKind,
-    /// The text came from the environment, where everything is text: a number may then stand for a text.
+    /// The text came from the environment, where everything is text: a number may then stand for a
+    /// text.
     pub from_environment: bool,
 }
 
@@ -78,7 +80,8 @@ pub(crate) fn parse_up_to(nodes_max: usize, text: &str) -> Result<Option<YamlNod
     Ok(builder.root)
 }
 
-/// `user` over `default`: maps merge key by key, everything else replaces, `null` deletes (contract 1.1).
+/// `user` over `default`: maps merge key by key, everything else replaces, `null` deletes (contract
+/// 1.1).
 pub(crate) fn merge(default: &YamlNode, user: &YamlNode) -> YamlNode {
     let (YamlValue::Map(defaults), YamlValue::Map(users)) = (&default.value, &user.value) else {
         return user.clone();
@@ -111,7 +114,8 @@ impl YamlNode {
         entries.iter().find(|(key, _)| key.text == name).map(|(_, node)| node)
     }
 
-    /// What a message calls it: `the text "on"`, `the number 5`, `a list`, ... Never used for secrets.
+    /// What a message calls it: `the text "on"`, `the number 5`, `a list`, ... Never used for
+    /// secrets.
     pub(crate) fn describe(&self) -> String {
         match &self.value {
             YamlValue::List(_) => "a list".into(),
@@ -138,8 +142,8 @@ impl YamlScalar {
         Self { text, kind, from_environment: false }
     }
 
-    /// A value with a variable in it: number, true, false or text; never null, so an empty variable is an
-    /// empty text and does not delete a default.
+    /// A value with a variable in it: number, true, false or text; never null, so an empty variable
+    /// is an empty text and does not delete a default.
     pub(crate) fn substituted(text: String) -> Self {
         let kind = match text.as_str() {
             "true" => ScalarKind::Bool(true),

@@ -1,7 +1,7 @@
 //! One value: what it must look like and what to say when it does not.
 //!
-//! Each function takes a node and gives the typed value or a `Wrong`, which says what was expected and what was
-//! found (never the text of a secret).
+//! Each function takes a node and gives the typed value or a `Wrong`, which says what was expected
+//! and what was found (never the text of a secret).
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
@@ -235,8 +235,8 @@ pub(crate) fn host_and_port(node: &YamlNode) -> Result<String, ValueError> {
     }
 }
 
-/// An entry of `node_listen` or `ssl.listen`: a port, or `{ip, port}`. Without `ip`: `0.0.0.0`, and `[::]` when
-/// IPv6 is on (not with port 0, which the kernel would pick twice).
+/// An entry of `node_listen` or `ssl.listen`: a port, or `{ip, port}`. Without `ip`: `0.0.0.0`, and
+/// `[::]` when IPv6 is on (not with port 0, which the kernel would pick twice).
 pub(crate) fn listener(
     node: &YamlNode,
     default_port: u16,

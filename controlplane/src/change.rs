@@ -1,8 +1,9 @@
 //! The change pipeline: draft -> check -> commit.
 //!
-//! `admin` hands in what a request says; `draft` makes the whole document it means, `check` judges it exactly as a data plane would, and
-//! `commit` is the one door through which anything reaches the store. Invariant: nothing is stored that `check` has not seen, and no
-//! private key is stored in clear unless the operator has switched the keyring off.
+//! `admin` hands in what a request says; `draft` makes the whole document it means, `check` judges
+//! it exactly as a data plane would, and `commit` is the one door through which anything reaches
+//! the store. Invariant: nothing is stored that `check` has not seen, and no private key is stored
+//! in clear unless the operator has switched the keyring off.
 
 pub(crate) mod check;
 pub(crate) mod commit;

@@ -56,9 +56,11 @@ struct Cli {
 enum Command {
     /// Copy the embedded store to a file, also while the control plane runs.
     Backup(BackupArgs),
-    /// Check the configuration and everything it names, without starting; exits with 1 if something is wrong.
+    /// Check the configuration and everything it names, without starting; exits with 1 if something
+    /// is wrong.
     Check,
-    /// Copy all documents from one store to another: embedded, etcd, or an APISIX's rules in a file.
+    /// Copy all documents from one store to another: embedded, etcd, or an APISIX's rules in a
+    /// file.
     Copy(CopyArgs),
     /// Examine everything: configuration, certificates, etcd, listeners, and the data plane's half;
     /// exits with 1 if something is wrong. May be run beside a control plane and a data plane.

@@ -1,8 +1,10 @@
-//! From a document to the resource it means, with the values that it leaves to this process's environment.
+//! From a document to the resource it means, with the values that it leaves to this process's
+//! environment.
 //!
-//! The one way in, for a document that is written (`change`: [`compile`]) and for one that is stored (`publish`: [`adopt`]): what the first
-//! accepts the second pushes. The document itself keeps its references; only the resource, which travels to the data planes, has the values. It travels
-//! under a version, by which nodes and control planes tell whether they hold the same.
+//! The one way in, for a document that is written (`change`: [`compile`]) and for one that is
+//! stored (`publish`: [`adopt`]): what the first accepts the second pushes. The document itself
+//! keeps its references; only the resource, which travels to the data planes, has the values. It
+//! travels under a version, by which nodes and control planes tell whether they hold the same.
 
 use aws_lc_rs::digest::{Context, SHA256};
 use model::lint::{Finding, Severity};
@@ -12,7 +14,8 @@ use serde_json::Value;
 
 use crate::store::StoredDocument;
 
-/// Of this program: what a document comes to mean may differ in another one, and must then reach nodes that hold the older meaning.
+/// Of this program: what a document comes to mean may differ in another one, and must then reach
+/// nodes that hold the older meaning.
 const PROGRAM_VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// Checks a document and compiles it.
@@ -25,8 +28,8 @@ pub(crate) fn compile(kind: Kind, id: &Id, document: &Value, keyring: &Keyring) 
     model::compile(kind, id, resolved.document(), keyring)
 }
 
-/// Takes up a stored document, which may be another program's, under the version that says what it was made of. `before`: what there is
-/// in its place.
+/// Takes up a stored document, which may be another program's, under the version that says what it
+/// was made of. `before`: what there is in its place.
 ///
 /// Gives what takes its place, unless what is there stays, and what is to be said about it.
 pub(crate) fn compile_stored(
@@ -37,8 +40,8 @@ pub(crate) fn compile_stored(
     compile_stored_with(stored, keyring, before, &env_var)
 }
 
-/// The version that [`adopt`] gives to what is not blocked, without compiling: how to tell that nothing changed. `None` when a
-/// reference cannot be resolved.
+/// The version that [`adopt`] gives to what is not blocked, without compiling: how to tell that
+/// nothing changed. `None` when a reference cannot be resolved.
 pub(crate) fn expected_version(stored: &StoredDocument) -> Option<u64> {
     let resolved = resolve_references(stored.key.kind, &stored.document, &env_var).ok()?;
     Some(version_digest(stored, resolved.resolved_refs(), None))
@@ -80,8 +83,8 @@ fn compile_stored_with(
     (versioned, found)
 }
 
-/// A document that another program changed, without the revocation lists in its extension fields that its bundle did not sign: those
-/// must not keep the bundle that it asks for from being served.
+/// A document that another program changed, without the revocation lists in its extension fields
+/// that its bundle did not sign: those must not keep the bundle that it asks for from being served.
 fn without_unsigned_crls(
     stored: &StoredDocument,
     environment: &dyn Fn(&str) -> Option<String>,
@@ -107,7 +110,8 @@ fn without_unsigned_crls(
     ((!found.is_empty()).then_some(document), found)
 }
 
-/// Takes the revocation lists out of an ssl that no certificate of its bundle has signed, and says which.
+/// Takes the revocation lists out of an ssl that no certificate of its bundle has signed, and says
+/// which.
 pub(crate) fn drop_unsigned_crls(kind: Kind, document: &mut Value) -> Vec<String> {
     drop_unsigned_crls_with(kind, document, &env_var)
 }
@@ -137,10 +141,12 @@ fn log_env_refs<'a>(drawn: impl Iterator<Item = (&'a str, &'a str)>) {
     }
 }
 
-/// Over all that a resource is made of: who compiles it, which revision wrote what, and what the references stand for now. The revision
-/// alone would not do: a cluster that was restored from an older backup uses it again for something else, and a variable may
-/// have changed while the control plane was down. Nor would that do alone: one document is one thing where it is served and another where it is
-/// blocked, when a key of the keyring came or went. The same on every control plane that reads the same store in the same environment.
+/// Over all that a resource is made of: who compiles it, which revision wrote what, and what the
+/// references stand for now. The revision alone would not do: a cluster that was restored from an
+/// older backup uses it again for something else, and a variable may have changed while the control
+/// plane was down. Nor would that do alone: one document is one thing where it is served and
+/// another where it is blocked, when a key of the keyring came or went. The same on every control
+/// plane that reads the same store in the same environment.
 fn version_digest<'a>(
     stored: &StoredDocument,
     drawn: impl Iterator<Item = (&'a str, &'a str)>,

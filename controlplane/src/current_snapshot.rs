@@ -1,6 +1,8 @@
-//! What the data planes are served: the newest snapshot, and what the settings file adds to it. For explanations and lint.
+//! What the data planes are served: the newest snapshot, and what the settings file adds to it. For
+//! explanations and lint.
 //!
-//! Invariant: whoever was answered a write and asks afterwards is told about a snapshot that has that write.
+//! Invariant: whoever was answered a write and asks afterwards is told about a snapshot that has
+//! that write.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -14,7 +16,8 @@ use crate::publish::Findings;
 /// How long a question waits for the snapshot of a write that was just answered.
 const WAIT_MAX: Duration = Duration::from_secs(5);
 
-/// What the settings file says about listeners. Each data plane has a file of its own; this is the control plane's.
+/// What the settings file says about listeners. Each data plane has a file of its own; this is the
+/// control plane's.
 #[derive(Clone, Debug, Default)]
 pub struct ListenerSettings {
     /// `apisix.ssl.fallback_sni`
@@ -66,7 +69,8 @@ pub struct CurrentSnapshot {
     pub listeners: ListenerSettings,
 }
 
-/// A revision, and how often the store had been set back by then: afterwards nobody waits for it any more.
+/// A revision, and how often the store had been set back by then: afterwards nobody waits for it
+/// any more.
 #[derive(Clone, Copy, Default)]
 struct LastWrite {
     set_backs: u64,
@@ -97,7 +101,8 @@ impl CurrentSnapshot {
         let mut latest = self.latest.clone();
         let reached = latest
             .wait_for(|snapshot| snapshot.revision() >= revision || snapshot.rollback_epoch() != set_backs);
-        // A store that cannot be watched must not keep anybody from asking about what is served all the same.
+        // A store that cannot be watched must not keep anybody from asking about what is served all the
+        // same.
         drop(tokio::time::timeout(WAIT_MAX, reached).await);
         Arc::clone(&self.latest.borrow())
     }

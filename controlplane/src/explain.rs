@@ -1,8 +1,11 @@
-//! Why was I refused? What a data plane would do with a connection and a request, and what would fix it.
+//! Why was I refused? What a data plane would do with a connection and a request, and what would
+//! fix it.
 //!
-//! `question` reads what is asked; `site` says who answers to the name, `client` how the certificate fares, `request` where the request ends.
-//! Nothing is decided here: each step asks the function the data plane decides by (`model::Snapshot::lookup`, `pki::verify_client`,
-//! `model::admission::admit`, `model::destination::find`) and puts the answer into words. Invariant: nothing is changed by a question.
+//! `question` reads what is asked; `site` says who answers to the name, `client` how the
+//! certificate fares, `request` where the request ends. Nothing is decided here: each step asks the
+//! function the data plane decides by (`model::Snapshot::lookup`, `pki::verify_client`,
+//! `model::admission::admit`, `model::destination::find`) and puts the answer into words.
+//! Invariant: nothing is changed by a question.
 
 mod client;
 mod query;

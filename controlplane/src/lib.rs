@@ -1,7 +1,8 @@
 //! The control plane: Admin API, store and push.
 //!
-//! A change walks `admin` (who asks, what) -> `change` (draft, check, commit) -> `store` -> `publish` -> the data planes. Stages
-//! hand values back; only `boot` knows all of them. Beside the walk, `explain` and `lint` answer questions about what is `served`.
+//! A change walks `admin` (who asks, what) -> `change` (draft, check, commit) -> `store` ->
+//! `publish` -> the data planes. Stages hand values back; only `boot` knows all of them. Beside the
+//! walk, `explain` and `lint` answer questions about what is `served`.
 
 mod error_counters;
 

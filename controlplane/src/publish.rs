@@ -133,8 +133,8 @@ pub enum PublishError {
     Denied(#[from] deny_list::DenyListError),
 }
 
-/// Loads the store, opens the push listener and serves until shutdown. Answers when the listener is open and the
-/// store's present state is in `latest`.
+/// Loads the store, opens the push listener and serves until shutdown. Answers when the listener is
+/// open and the store's present state is in `latest`.
 ///
 /// # Errors
 /// `PublishError`: nothing is left running then.

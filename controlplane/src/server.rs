@@ -1,4 +1,5 @@
-//! Boot: puts the stages together, says `ready`, and takes them apart again. Wiring only; what a stage does is in the stage.
+//! Boot: puts the stages together, says `ready`, and takes them apart again. Wiring only; what a
+//! stage does is in the stage.
 //!
 //! Order: everything that can be refused is judged before anything listens, so a control plane that
 //! says `ready` has a store, a key and its certificates. On a stop signal the Admin API finishes
@@ -44,7 +45,8 @@ use crate::store::etcd::dial::ClientTls;
 use crate::store::etcd::probe;
 use crate::store::{EmbeddedStore, EtcdStore, Store, StoreError};
 
-/// The longest a stop may take once it is asked for, whatever `worker_shutdown_timeout` says: Admin calls are short.
+/// The longest a stop may take once it is asked for, whatever `worker_shutdown_timeout` says: Admin
+/// calls are short.
 const STOP_MAX: Duration = Duration::from_secs(10);
 
 /// What `apisix.enable_admin: false` leads to, and the role data_plane.

@@ -1,11 +1,13 @@
 //! The store: where documents live, one revision after the other.
 //!
-//! Stands between `change::commit`, which is the only writer, and `publish`, which watches. A store hands out revisions that only
-//! grow, answers a write only when it is durable, and tells every change after a revision in order and without gaps, or says
-//! that it no longer can. Private keys in documents are sealed before they come here; the store never opens them.
+//! Stands between `change::commit`, which is the only writer, and `publish`, which watches. A store
+//! hands out revisions that only grow, answers a write only when it is durable, and tells every
+//! change after a revision in order and without gaps, or says that it no longer can. Private keys
+//! in documents are sealed before they come here; the store never opens them.
 //!
-//! `embedded` keeps everything in one file of this machine; `etcd` in a cluster, where other control planes, an APISIX or a person
-//! may write, too. Any store must pass the tests in `contract`.
+//! `embedded` keeps everything in one file of this machine; `etcd` in a cluster, where other
+//! control planes, an APISIX or a person may write, too. Any store must pass the tests in
+//! `contract`.
 
 pub(crate) mod embedded;
 pub(crate) mod etcd;
@@ -40,9 +42,11 @@ pub struct StoredDocument {
     pub create_revision: u64,
     /// The revision that last changed it, or its extension fields.
     pub mod_revision: u64,
-    /// Whether it has extension fields that are older than its last change: another program wrote it without them.
+    /// Whether it has extension fields that are older than its last change: another program wrote
+    /// it without them.
     pub stale_extensions: bool,
-    /// What it was to take, where the document is a text that says why it cannot be read: another program may read it.
+    /// What it was to take, where the document is a text that says why it cannot be read: another
+    /// program may read it.
     pub salvaged: Option<SalvagedDocument>,
 }
 
@@ -98,7 +102,8 @@ pub enum Mutation {
         /// Seconds after which the store removes it by itself; only where [`Store::forgets`].
         ttl: Option<NonZeroU32>,
     },
-    /// Removes a document. Removing what is not there changes nothing and is not an error unless `expect` says so.
+    /// Removes a document. Removing what is not there changes nothing and is not an error unless
+    /// `expect` says so.
     Delete {
         /// Its name.
         key: Key,
@@ -128,7 +133,8 @@ impl Mutation {
 pub struct CommitResult {
     /// The store's revision after the write. Removing what is not there leaves it as it was.
     pub revision: u64,
-    /// The revision that created the document; for a removal, the one that had created it (0 if there was none).
+    /// The revision that created the document; for a removal, the one that had created it (0 if
+    /// there was none).
     pub create_revision: u64,
     /// Whether the document existed before.
     pub existed: bool,
@@ -145,8 +151,8 @@ pub struct Event {
     pub document: Option<StoredDocument>,
 }
 
-/// What the control planes keep for themselves beside the documents. No resource: it has no revision, is in no list, and no
-/// watcher is told of it.
+/// What the control planes keep for themselves beside the documents. No resource: it has no
+/// revision, is in no list, and no watcher is told of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum InternalKey {
     /// The ring of secrets that session tickets are sealed with.
@@ -241,7 +247,8 @@ pub enum StoreError {
         /// The store's file.
         path: PathBuf,
     },
-    /// The store cannot answer now. In a cluster, a write that meets this was not made and will not be.
+    /// The store cannot answer now. In a cluster, a write that meets this was not made and will not
+    /// be.
     #[error("the store is not available: {what}")]
     Unavailable {
         /// What happened.
@@ -253,7 +260,8 @@ pub enum StoreError {
         /// Its words, and what to do.
         what: String,
     },
-    /// A write was on its way when the store stopped answering: it may have been made, or still be made.
+    /// A write was on its way when the store stopped answering: it may have been made, or still be
+    /// made.
     #[error(
         "it is not known whether the change was made: the store stopped answering while it was on its way ({what}). Read the \
          object again before you repeat it"
@@ -267,7 +275,8 @@ pub enum StoreError {
 /// Why a watch ended.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum WatchError {
-    /// The changes after the asked revision are no longer known: load everything, then watch from the loaded revision.
+    /// The changes after the asked revision are no longer known: load everything, then watch from
+    /// the loaded revision.
     #[error("the changes before revision {oldest} are no longer kept: load everything again")]
     Compacted {
         /// The oldest revision from which a watch can still start.
@@ -281,11 +290,13 @@ pub enum WatchError {
     },
 }
 
-/// What a watcher reads: every change in order, or one error and then the end. What is one item is whole: all changes of one
-/// revision, or of several, for a cluster may make many at once. The stream ends without an error when the store is closed.
+/// What a watcher reads: every change in order, or one error and then the end. What is one item is
+/// whole: all changes of one revision, or of several, for a cluster may make many at once. The
+/// stream ends without an error when the store is closed.
 pub type EventStream = BoxStream<'static, Result<Vec<Event>, WatchError>>;
 
-/// The name under which extension fields of documents that are gone are counted among the strangers.
+/// The name under which extension fields of documents that are gone are counted among the
+/// strangers.
 pub(crate) const ORPHANED_EXTENSIONS: &str = "countersign/extensions";
 
 /// Something in the store that is no document of ours, for lint.
@@ -308,7 +319,8 @@ pub struct CachedDocuments {
 
 /// What each control plane says of itself in a store that several share: one entry for each
 /// process, which the store removes
-/// [`Self::time_to_live`] after it last heard of that process. No resource and no private entry: nothing is compared before a write.
+/// [`Self::time_to_live`] after it last heard of that process. No resource and no private entry:
+/// nothing is compared before a write.
 pub trait ReportEntries: Send + Sync {
     /// How long an entry outlives the last [`write`](Self::write).
     fn ttl(&self) -> Duration;
@@ -376,11 +388,12 @@ pub trait Store: Send + Sync + 'static {
     /// When the store cannot be read.
     fn get<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<StoredDocument>, StoreError>>;
 
-    /// Makes one change. When this answers `Ok`, the change survives a crash of the process and of the machine.
+    /// Makes one change. When this answers `Ok`, the change survives a crash of the process and of
+    /// the machine.
     ///
     /// # Errors
-    /// [`StoreError::Conflict`] when the document is not what `expect` says. After any other error the caller must read again
-    /// before it can tell whether the change was made.
+    /// [`StoreError::Conflict`] when the document is not what `expect` says. After any other error
+    /// the caller must read again before it can tell whether the change was made.
     fn commit(&self, write: Mutation) -> BoxFuture<'_, Result<CommitResult, StoreError>>;
 
     /// Takes a revision that nothing else will ever have, to be used as an id (contract 2.3, POST).
@@ -395,8 +408,9 @@ pub trait Store: Send + Sync + 'static {
     /// When the store cannot be read.
     fn internal_entry(&self, what: InternalKey) -> BoxFuture<'_, Result<Option<InternalEntry>, StoreError>>;
 
-    /// Replaces a private entry that has the version `expect` (0: that does not exist), and gives its new version. Durable as
-    /// a commit is. Several control planes may try at once: one wins.
+    /// Replaces a private entry that has the version `expect` (0: that does not exist), and gives
+    /// its new version. Durable as a commit is. Several control planes may try at once: one
+    /// wins.
     ///
     /// # Errors
     /// As [`Self::commit`].
@@ -436,7 +450,8 @@ pub trait Store: Send + Sync + 'static {
         false
     }
 
-    /// What is stored beside documents of kinds that we know: nothing in a store that only we write.
+    /// What is stored beside documents of kinds that we know: nothing in a store that only we
+    /// write.
     ///
     /// # Errors
     /// When the store cannot be read.
@@ -452,8 +467,9 @@ pub trait Store: Send + Sync + 'static {
         None
     }
 
-    /// What was last known of it, while it cannot be reached: of one kind, or everything. For people who ask; nothing that is
-    /// written may rest on it. `None` where the store is at hand, or nothing was ever read.
+    /// What was last known of it, while it cannot be reached: of one kind, or everything. For
+    /// people who ask; nothing that is written may rest on it. `None` where the store is at
+    /// hand, or nothing was ever read.
     fn cached(&self, _kind: Option<Kind>) -> Option<CachedDocuments> {
         None
     }

@@ -1,5 +1,5 @@
-//! From the settings file to what the workers run by. All that can be wrong with the file's meaning for a data
-//! plane is found here, before anything listens.
+//! From the settings file to what the workers run by. All that can be wrong with the file's meaning
+//! for a data plane is found here, before anything listens.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -115,8 +115,8 @@ pub fn tls_versions(settings: &Settings) -> Result<Vec<TlsVersion>, SettingsErro
 /// Mozilla's whole bundle has 220 KB.
 const TRUST_BYTES_MAX: u64 = 4 << 20;
 
-/// Whom upstreams must be signed by where they are verified. A machine's own bundle may be absent: then verified
-/// upstreams are refused, which is the safe side.
+/// Whom upstreams must be signed by where they are verified. A machine's own bundle may be absent:
+/// then verified upstreams are refused, which is the safe side.
 ///
 /// # Errors
 /// [`SettingsError::Trust`].

@@ -1,4 +1,5 @@
-//! HTTP on the client's side: the session, what a request asks for, and the answers that are our own.
+//! HTTP on the client's side: the session, what a request asks for, and the answers that are our
+//! own.
 
 pub(crate) mod error_page;
 pub(crate) mod head;

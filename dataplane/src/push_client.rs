@@ -57,7 +57,8 @@ pub struct PushClientOptions {
     pub reload: watch::Receiver<u64>,
 }
 
-/// A running agent. Dropping it stops it without waiting; `stop` waits until the newest snapshot is on disk.
+/// A running agent. Dropping it stops it without waiting; `stop` waits until the newest snapshot is
+/// on disk.
 pub struct PushClientHandle {
     /// The node's certificate and the CAs of control planes, for those who show when they end.
     pub certificates: CertificateMonitor,
@@ -93,11 +94,12 @@ impl From<FileError> for PushClientError {
     }
 }
 
-/// Puts the last good snapshot into the cell, then starts the thread that keeps it new. Returns before the control plane is
-/// reached: a data plane serves what it has.
+/// Puts the last good snapshot into the cell, then starts the thread that keeps it new. Returns
+/// before the control plane is reached: a data plane serves what it has.
 ///
 /// # Errors
-/// `AgentError` when the settings or files cannot work. A last-good file that cannot be used is only a warning.
+/// `AgentError` when the settings or files cannot work. A last-good file that cannot be used is
+/// only a warning.
 pub fn start(input: PushClientOptions) -> Result<PushClientHandle, PushClientError> {
     let PushClientOptions {
         settings,

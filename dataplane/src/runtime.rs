@@ -1,14 +1,18 @@
 //! The runtime: the only file that names monoio.
 //!
-//! Owns how a worker's thread runs futures and talks to the kernel: the driver (io_uring, or epoll where the
-//! kernel or a sandbox blocks it), listeners, sockets as owned read and write halves, time and spawning.
-//! Everything above it speaks of [`Listener`], [`Socket`], [`sleep`], [`timeout`] and [`spawn`] alone.
+//! Owns how a worker's thread runs futures and talks to the kernel: the driver (io_uring, or epoll
+//! where the kernel or a sandbox blocks it), listeners, sockets as owned read and write halves,
+//! time and spawning. Everything above it speaks of [`Listener`], [`Socket`], [`sleep`],
+//! [`timeout`] and [`spawn`] alone.
 //!
 //! Rules that cost a day to find, kept here so that nobody else needs to know them:
-//! - a ring is used by the thread that made it (SINGLE_ISSUER), so [`run`] builds the runtime on that thread;
-//! - an `accept` or a read in flight is never dropped: an accept is cancelled in the kernel ([`Interrupt`]), which keeps
-//!   the queue, and a connection is ended with `shutdown(2)`; both complete what is in flight ([`HangUp`]);
-//! - a runtime with operations in flight is never dropped: [`run`] forgets it, the process ends right after.
+//! - a ring is used by the thread that made it (SINGLE_ISSUER), so [`run`] builds the runtime on
+//!   that thread;
+//! - an `accept` or a read in flight is never dropped: an accept is cancelled in the kernel
+//!   ([`Interrupt`]), which keeps the queue, and a connection is ended with `shutdown(2)`; both
+//!   complete what is in flight ([`HangUp`]);
+//! - a runtime with operations in flight is never dropped: [`run`] forgets it, the process ends
+//!   right after.
 
 pub mod descriptors;
 
@@ -26,13 +30,15 @@ use nix::sys::socket::MsgFlags;
 use send_wrapper::SendWrapper;
 use socket2::SockFilter;
 
-/// Entries of a worker's submission queue; a full one is submitted early, so this bounds a batch, not a load.
+/// Entries of a worker's submission queue; a full one is submitted early, so this bounds a batch,
+/// not a load.
 const RING_ENTRIES: u32 = 4096;
 
 /// What moves bytes between the kernel and a worker.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Driver {
-    /// io_uring; `flags` tells whether the kernel took COOP_TASKRUN and SINGLE_ISSUER (5.19 and 6.0).
+    /// io_uring; `flags` tells whether the kernel took COOP_TASKRUN and SINGLE_ISSUER (5.19 and
+    /// 6.0).
     IoUring {
         /// Both set-up flags are in use.
         flags: bool,
@@ -98,7 +104,8 @@ fn ring_builder(flags: bool) -> io_uring::Builder {
 /// Runs `main` to its end on this thread.
 ///
 /// # Errors
-/// When the kernel refuses the ring or the epoll instance (out of memory or of locked memory, for example).
+/// When the kernel refuses the ring or the epoll instance (out of memory or of locked memory, for
+/// example).
 pub fn block_on<F: Future>(driver: &Driver, main: impl FnOnce() -> F) -> io::Result<F::Output> {
     match driver {
         Driver::IoUring { flags } => {
@@ -120,7 +127,8 @@ pub fn block_on<F: Future>(driver: &Driver, main: impl FnOnce() -> F) -> io::Res
     }
 }
 
-/// Binds this thread to one CPU. Not being allowed to costs speed only, so the caller may ignore the error.
+/// Binds this thread to one CPU. Not being allowed to costs speed only, so the caller may ignore
+/// the error.
 ///
 /// # Errors
 /// When the CPU does not exist or the process may not use it.
@@ -347,8 +355,9 @@ impl ShutdownHandle {
         let _already_gone = nix::sys::socket::shutdown(self.0, nix::sys::socket::Shutdown::Both);
     }
 
-    /// Hands `data` to the socket without waiting, and says how much of it was taken. To be followed by [`HangUp::write`] at once:
-    /// the kernel keeps the last segment back until then, so that data and end go out as one.
+    /// Hands `data` to the socket without waiting, and says how much of it was taken. To be
+    /// followed by [`HangUp::write`] at once: the kernel keeps the last segment back until
+    /// then, so that data and end go out as one.
     pub fn try_send_final(self, data: &[u8]) -> usize {
         let more = MsgFlags::from_bits_retain(nix::libc::MSG_MORE);
         let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL | more;
@@ -369,7 +378,8 @@ pub struct WriteHalf(OwnedWriteHalf<monoio::net::TcpStream>);
 
 /// A half that can be read from, by value. The seam at which tests put a scripted transport.
 pub trait Reader: Sized + 'static {
-    /// Reads into `buf`, from its start up to its capacity; its length becomes what was read. 0: the end.
+    /// Reads into `buf`, from its start up to its capacity; its length becomes what was read. 0:
+    /// the end.
     fn read(self, buf: Vec<u8>) -> impl Future<Output = (Self, io::Result<usize>, Vec<u8>)> + 'static;
 }
 

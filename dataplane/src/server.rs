@@ -311,7 +311,8 @@ impl BoundListeners {
     }
 }
 
-/// `[::]` may be there only because enable_ipv6 is on by default; a stream's listener is there because somebody wrote it.
+/// `[::]` may be there only because enable_ipv6 is on by default; a stream's listener is there
+/// because somebody wrote it.
 fn is_optional(addr: SocketAddr, speaks: ListenerProtocol) -> bool {
     addr.is_ipv6()
         && addr.ip().is_unspecified()

@@ -1,7 +1,8 @@
-//! Streams: TCP connections that are passed on as they are, once TLS (if any) has said who is there.
+//! Streams: TCP connections that are passed on as they are, once TLS (if any) has said who is
+//! there.
 //!
-//! Stands where HTTP has its session: `find` says where a connection goes, `upstream/reach.rs` gets a connection
-//! there, `relay` carries the bytes. `connection.rs` knows the order.
+//! Stands where HTTP has its session: `find` says where a connection goes, `upstream/reach.rs` gets
+//! a connection there, `relay` carries the bytes. `connection.rs` knows the order.
 
 pub(crate) mod relay;
 pub(crate) mod route;

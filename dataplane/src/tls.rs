@@ -1,5 +1,6 @@
-//! TLS on the client's side, in the order of the walk: the ClientHello decides the site, the site's prepared
-//! configuration shakes hands (in full or from a ticket), `pki` judges the client, and the stream carries what follows.
+//! TLS on the client's side, in the order of the walk: the ClientHello decides the site, the site's
+//! prepared configuration shakes hands (in full or from a ticket), `pki` judges the client, and the
+//! stream carries what follows.
 
 #[cfg(feature = "engine-boring")]
 pub mod boring;

@@ -1,5 +1,5 @@
-//! The TLS stream over a scripted transport: short reads, records split anywhere, both ends in one thread, the
-//! kernel left out. What a real socket does by chance happens here for every seed.
+//! The TLS stream over a scripted transport: short reads, records split anywhere, both ends in one
+//! thread, the kernel left out. What a real socket does by chance happens here for every seed.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
@@ -250,7 +250,8 @@ fn pattern(len: usize, seed: u64) -> Vec<u8> {
     (0..len).map(|_| next(&mut seed).to_le_bytes()[0]).collect()
 }
 
-/// Lists of versions that rustls serves, and, where it is built in, that BoringSSL serves: a rustls client finds the same.
+/// Lists of versions that rustls serves, and, where it is built in, that BoringSSL serves: a rustls
+/// client finds the same.
 const EVERY_ENGINE: &[&[TlsVersion]] = &[
     &[TlsVersion::V12],
     &[TlsVersion::V13],
@@ -309,7 +310,8 @@ fn a_client_hello_split_at_every_byte_over_records_is_understood() {
     for versions in EVERY_ENGINE {
         let world = World::new(versions);
         let client = world.authority.issue(&LeafSpec::client("client")).unwrap();
-        // The second is the curve of the site's certificate, which in TLS 1.2 a client has to name too (RFC 8422 section 5.1).
+        // The second is the curve of the site's certificate, which in TLS 1.2 a client has to name too (RFC
+        // 8422 section 5.1).
         let groups = || vec![kx_group::X25519, kx_group::SECP256R1];
         let shake_hands = |lengths: Vec<usize>, seed| {
             run(|| async {

@@ -1,8 +1,10 @@
-//! Whether this client may ask for this host and path: the decisions that a handshake alone cannot make.
+//! Whether this client may ask for this host and path: the decisions that a handshake alone cannot
+//! make.
 //!
-//! The data plane decides by [`admit`], and the control plane explains by it. The Host's site is looked up by the same
-//! function as the SNI's (invariant 1), so there is no way round the client check by naming one site in TLS and
-//! another in HTTP. Contract section 5.2, with 421 instead of 400.
+//! The data plane decides by [`admit`], and the control plane explains by it. The Host's site is
+//! looked up by the same function as the SNI's (invariant 1), so there is no way round the client
+//! check by naming one site in TLS and another in HTTP. Contract section 5.2, with 421 instead of
+//! 400.
 
 use std::sync::Arc;
 
@@ -58,12 +60,13 @@ pub struct ConnectionAuth<'a> {
     pub client: &'a ClientVerification,
 }
 
-/// Judges one request on a TLS connection, and says who its client is for this request. Plain connections are not judged
-/// (contract 5.2).
+/// Judges one request on a TLS connection, and says who its client is for this request. Plain
+/// connections are not judged (contract 5.2).
 ///
-/// An identity counts where it was verified: a request for another site's Host, which that site's policy allows to anybody, comes from
-/// nobody in particular. Otherwise a CA that one site trusts could name the clients of another. A Host that no site answers to stands on
-/// the connection's own site.
+/// An identity counts where it was verified: a request for another site's Host, which that site's
+/// policy allows to anybody, comes from nobody in particular. Otherwise a CA that one site trusts
+/// could name the clients of another. A Host that no site answers to stands on the connection's own
+/// site.
 ///
 /// # Errors
 /// The reason; its status is the answer.
@@ -107,8 +110,8 @@ fn check_own_policy(
     }
 }
 
-/// Whether a connection made for `own` may be asked for `asked`: a Host whose site wants client certificates needs the
-/// connection to be that very site's.
+/// Whether a connection made for `own` may be asked for `asked`: a Host whose site wants client
+/// certificates needs the connection to be that very site's.
 pub fn may_reuse_connection(own: Option<&Ssl>, asked: &Ssl) -> bool {
     let Some(wanted) = asked.client.as_deref() else { return true };
     own.is_some_and(|own| {

@@ -1,7 +1,9 @@
-//! `client_identity` of a route or service: how the verified client is told to the upstream, and who is let through.
+//! `client_identity` of a route or service: how the verified client is told to the upstream, and
+//! who is let through.
 //!
-//! A block of ours, not APISIX's. Only what `pki` verified is ever compared or told: without a verified client nobody
-//! is allowed and nothing is forwarded (invariant 6). Compiled when a document is checked and again when it arrives at a data plane.
+//! A block of ours, not APISIX's. Only what `pki` verified is ever compared or told: without a
+//! verified client nobody is allowed and nothing is forwarded (invariant 6). Compiled when a
+//! document is checked and again when it arrives at a data plane.
 
 mod allow;
 
@@ -88,7 +90,8 @@ impl ClientIdentity {
         self.allow.is_some()
     }
 
-    /// The entries of the allow-list, counted from 1, that fit clients whom the list of `other` may not fit.
+    /// The entries of the allow-list, counted from 1, that fit clients whom the list of `other` may
+    /// not fit.
     pub(crate) fn entries_not_covered_by(&self, other: &ClientIdentity) -> Vec<usize> {
         let Some(known) = &other.allow else { return Vec::new() };
         let entries = self.source.get("allow").and_then(Value::as_array).into_iter().flatten();

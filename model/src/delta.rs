@@ -14,8 +14,9 @@ use crate::snapshot::Snapshot;
 /// A resource, and which version of it.
 #[derive(Debug, Clone)]
 pub struct Versioned {
-    /// Of what the resource was made of: equal numbers mean equal resources, in whichever store and on whichever control plane. Nothing
-    /// but equality may be read from it; it is no number of the store's.
+    /// Of what the resource was made of: equal numbers mean equal resources, in whichever store and
+    /// on whichever control plane. Nothing but equality may be read from it; it is no number of
+    /// the store's.
     pub version: u64,
     /// What was written.
     pub resource: Resource,
@@ -65,7 +66,8 @@ impl Snapshot {
         delta
     }
 
-    /// The way to this snapshot for somebody who holds those versions at revision `from`, of whichever store.
+    /// The way to this snapshot for somebody who holds those versions at revision `from`, of
+    /// whichever store.
     pub fn diff_from_versions(&self, held: &HashMap<Key, u64>, from: u64) -> Delta {
         let missing = self.resources().filter(|now| held.get(&now.resource.key()) != Some(&now.version));
         let mut removals: Vec<Key> = held.keys().filter(|key| self.version(key).is_none()).cloned().collect();

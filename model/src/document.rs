@@ -1,10 +1,11 @@
 //! Documents: what users write (Admin JSON), judged and turned into resources.
 //!
-//! [`validate`] is the JSON Schema alone; [`check`] is the schema, the Admin API's own checks in their order,
-//! and our refusals: whatever this gateway would have to ignore (a plugin, a predicate, a reference to a
-//! secret) is refused by name, because a route that loses a predicate is an unprotected route. References to
-//! the environment are resolved before ([`resolve_references`]).
-//! What needs other resources is `resource::references`; what needs the time is [`check_time`].
+//! [`validate`] is the JSON Schema alone; [`check`] is the schema, the Admin API's own checks in
+//! their order, and our refusals: whatever this gateway would have to ignore (a plugin, a
+//! predicate, a reference to a secret) is refused by name, because a route that loses a predicate
+//! is an unprotected route. References to the environment are resolved before
+//! ([`resolve_references`]). What needs other resources is `resource::references`; what needs the
+//! time is [`check_time`].
 
 mod blocks;
 mod client;
@@ -39,8 +40,8 @@ pub fn schema(kind: Kind) -> &'static Value {
     &kind_schema(kind).text
 }
 
-/// Judges a document by its kind's schema alone. The texts are those of contract section 3, without the
-/// `invalid configuration: ` that [`check`] puts in front.
+/// Judges a document by its kind's schema alone. The texts are those of contract section 3, without
+/// the `invalid configuration: ` that [`check`] puts in front.
 ///
 /// # Errors
 /// The first problem.
@@ -48,8 +49,8 @@ pub fn validate(kind: Kind, document: &Value) -> Result<(), Problem> {
     kind_schema(kind).schema.judge(document)
 }
 
-/// Turns a document into a resource, or says why it is none. Private keys may be plain PEM or sealed with
-/// the keyring; `id` is the one from the URL or the store.
+/// Turns a document into a resource, or says why it is none. Private keys may be plain PEM or
+/// sealed with the keyring; `id` is the one from the URL or the store.
 ///
 /// # Errors
 /// The first problem, in the order of contract 4.1.
@@ -138,8 +139,8 @@ fn schema_text(kind: Kind) -> &'static str {
     }
 }
 
-/// Puts what a `$ref` names in its place. The files refer to each other by file name; `#/x` names a member
-/// of `common.schema.json`.
+/// Puts what a `$ref` names in its place. The files refer to each other by file name; `#/x` names a
+/// member of `common.schema.json`.
 fn inline_refs(schema: &Value) -> Result<Value, LoadError> {
     match schema {
         Value::Object(members) => {

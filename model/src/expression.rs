@@ -1,8 +1,10 @@
-//! `vars` of a route: a predicate over [`Variables`], in the grammar of lua-resty-expr (contract 7.2).
+//! `vars` of a route: a predicate over [`Variables`], in the grammar of lua-resty-expr (contract
+//! 7.2).
 //!
-//! Compiled when a document is checked and again when it arrives at a data plane; asked for each candidate during routing. Patterns run in
-//! linear time. Invariant: what would make a predicate weaker than it reads (an unknown variable, a comparison that can never hold, a
-//! pattern the engine lacks) is refused, because a route that loses a predicate is an unprotected route.
+//! Compiled when a document is checked and again when it arrives at a data plane; asked for each
+//! candidate during routing. Patterns run in linear time. Invariant: what would make a predicate
+//! weaker than it reads (an unknown variable, a comparison that can never hold, a pattern the
+//! engine lacks) is refused, because a route that loses a predicate is an unprotected route.
 
 mod compile;
 
@@ -140,7 +142,8 @@ impl Operand {
     }
 }
 
-/// As Lua reads numbers: decimal or hexadecimal, blanks around; but neither infinity nor "not a number".
+/// As Lua reads numbers: decimal or hexadecimal, blanks around; but neither infinity nor "not a
+/// number".
 fn number(text: &str) -> Option<f64> {
     let text = text.trim_matches([' ', '\t', '\n', '\r', '\u{b}', '\u{c}']);
     let (negative, magnitude) = match text.strip_prefix('-') {

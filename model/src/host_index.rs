@@ -1,8 +1,10 @@
-//! Configured names -> whatever belongs to them: the shape shared by the index of sites and those of routes.
+//! Configured names -> whatever belongs to them: the shape shared by the index of sites and those
+//! of routes.
 //!
-//! Exact names and wildcard suffixes are two persistent tables (a copy shares all but the path of a change), so a lookup costs one
-//! probe for the exact name and one for each place above it where a wildcard could begin; where none has so many labels, nothing is
-//! probed. What a wildcard may cover is decided by the caller, who is told what stood in its place.
+//! Exact names and wildcard suffixes are two persistent tables (a copy shares all but the path of a
+//! change), so a lookup costs one probe for the exact name and one for each place above it where a
+//! wildcard could begin; where none has so many labels, nothing is probed. What a wildcard may
+//! cover is decided by the caller, who is told what stood in its place.
 
 use imbl::OrdMap;
 
@@ -18,7 +20,8 @@ pub(crate) struct HostIndex<B> {
     suffixes: NameTable<B>,
     /// How many dots the suffixes have that start with one (`*.x.com`: 2).
     dotted: Lengths,
-    /// How long the others are (`*x.com`: 5). Almost always empty; only when not are suffixes searched inside labels.
+    /// How long the others are (`*x.com`: 5). Almost always empty; only when not are suffixes
+    /// searched inside labels.
     dotless: Lengths,
     any: B,
 }
@@ -36,8 +39,8 @@ impl<B: Bucket> HostIndex<B> {
         self.exact.get_filtered(name.as_bytes())
     }
 
-    /// What belongs to wildcards that end this name, longest suffix first, each with the part of the name
-    /// that stands for its `*`.
+    /// What belongs to wildcards that end this name, longest suffix first, each with the part of
+    /// the name that stands for its `*`.
     #[inline]
     pub(crate) fn suffixes<'i, 'n>(
         &'i self,
@@ -116,7 +119,8 @@ impl<B: Bucket> HostIndex<B> {
 #[derive(Clone, Default)]
 struct Lengths {
     counts: OrdMap<usize, usize>,
-    /// A bit for each of the `counts`; lengths that differ by 64 share one, and with it a probe that finds nothing.
+    /// A bit for each of the `counts`; lengths that differ by 64 share one, and with it a probe
+    /// that finds nothing.
     bits: u64,
 }
 

@@ -1,9 +1,10 @@
-//! The one normaliser of host names: SNI, Host headers, `:authority` and configured names all become a
-//! [`Name`] here, so that "SNI -> site" and "Host -> site" cannot disagree.
+//! The one normaliser of host names: SNI, Host headers, `:authority` and configured names all
+//! become a [`Name`] here, so that "SNI -> site" and "Host -> site" cannot disagree.
 //!
-//! Lower case, one trailing dot removed, and for hosts the port removed. What cannot be a name (empty
-//! labels, over 253 bytes, other characters than the contract's host pattern) is `None`, never repaired.
-//! Names up to 38 bytes are stored inline: a lookup by name touches no other memory than the map's own.
+//! Lower case, one trailing dot removed, and for hosts the port removed. What cannot be a name
+//! (empty labels, over 253 bytes, other characters than the contract's host pattern) is `None`,
+//! never repaired. Names up to 38 bytes are stored inline: a lookup by name touches no other memory
+//! than the map's own.
 
 use std::borrow::Borrow;
 use std::fmt;
@@ -56,7 +57,8 @@ impl HostName {
         HostName::from_sni(host)
     }
 
-    /// The text's bytes in lower case. Only for text that was checked (names, and suffixes of patterns).
+    /// The text's bytes in lower case. Only for text that was checked (names, and suffixes of
+    /// patterns).
     pub(crate) fn from_bytes(text: &[u8]) -> HostName {
         let mut bytes = [0_u8; INLINE];
         match (bytes.get_mut(..text.len()), u8::try_from(text.len())) {

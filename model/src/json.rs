@@ -1,11 +1,12 @@
-//! The JSON of documents, as APISIX's users write it: a request body of the Admin API, a value in the store, a variable that
-//! `$env://NAME/member` refers to.
+//! The JSON of documents, as APISIX's users write it: a request body of the Admin API, a value in
+//! the store, a variable that `$env://NAME/member` refers to.
 //!
-//! APISIX's parser (lua-cjson) accepts raw control characters inside strings, and the commands of its pages rely on it: they paste a
-//! PEM file between two quotes. So [`parse`] accepts U+0001 to U+001F inside strings and means by them what their escapes mean.
-//! Everything else is strict (RFC 8259), and a member that occurs twice is an error, where lua-cjson takes the last one
-//! ([decision 27](../../docs/decisions/0027-json-as-people-paste-it.md)).
-//! Invariant: no error quotes a value, and the copy that [`parse`] may need is wiped.
+//! APISIX's parser (lua-cjson) accepts raw control characters inside strings, and the commands of
+//! its pages rely on it: they paste a PEM file between two quotes. So [`parse`] accepts U+0001 to
+//! U+001F inside strings and means by them what their escapes mean. Everything else is strict (RFC
+//! 8259), and a member that occurs twice is an error, where lua-cjson takes the last one ([decision
+//! 27](../../docs/decisions/0027-json-as-people-paste-it.md)). Invariant: no error quotes a value,
+//! and the copy that [`parse`] may need is wiped.
 
 use std::fmt;
 
@@ -29,7 +30,8 @@ pub struct JsonError {
 /// Parses a whole text as one JSON value of at most 128 levels.
 ///
 /// # Errors
-/// What RFC 8259 forbids, but for U+0001 to U+001F inside strings; a member that occurs twice; a text that is not UTF-8.
+/// What RFC 8259 forbids, but for U+0001 to U+001F inside strings; a member that occurs twice; a
+/// text that is not UTF-8.
 pub fn parse(text: &[u8]) -> Result<Value, JsonError> {
     match count_raw_controls(text) {
         0 => parse_strictly(text).map_err(|error| with_position(&error, text, text)),
@@ -47,8 +49,9 @@ fn parse_strictly(text: &[u8]) -> Result<Value, serde_json::Error> {
     Ok(value)
 }
 
-/// Each byte of a text, and whether it is a raw control character that means its escape: one inside a string, and not behind a
-/// backslash, where it would be an escape that does not exist. NUL is not among them: lua-cjson refuses it, too.
+/// Each byte of a text, and whether it is a raw control character that means its escape: one inside
+/// a string, and not behind a backslash, where it would be an escape that does not exist. NUL is
+/// not among them: lua-cjson refuses it, too.
 fn scan(text: &[u8]) -> impl Iterator<Item = (u8, bool)> {
     let (mut in_string, mut after_backslash) = (false, false);
     text.iter().map(move |&byte| {
@@ -66,7 +69,8 @@ fn count_raw_controls(text: &[u8]) -> usize {
 /// How many bytes an escape has.
 const ESCAPE: usize = r"\u0000".len();
 
-/// The text with `count` raw control characters as escapes. It is allocated once: growing would leave parts of a key behind.
+/// The text with `count` raw control characters as escapes. It is allocated once: growing would
+/// leave parts of a key behind.
 fn escape(text: &[u8], count: usize) -> Zeroizing<Vec<u8>> {
     let mut out = Zeroizing::new(Vec::with_capacity(text.len() + count * (ESCAPE - 1)));
     for (byte, raw) in scan(text) {
@@ -88,7 +92,8 @@ fn with_position(error: &serde_json::Error, text: &[u8], parsed: &[u8]) -> JsonE
     let suffix = format!(" at line {} column {}", error.line(), error.column());
     let whole = error.to_string();
     let message = whole.strip_suffix(&suffix).unwrap_or(&whole).to_owned();
-    // How many bytes of what was parsed stand before the place, and as many of the text as they come from.
+    // How many bytes of what was parsed stand before the place, and as many of the text as they come
+    // from.
     let lines = parsed.split_inclusive(|byte| *byte == b'\n').take(error.line().saturating_sub(1));
     let before = lines.map(<[u8]>::len).sum::<usize>() + error.column();
     let mut read = 0;
@@ -103,8 +108,8 @@ fn with_position(error: &serde_json::Error, text: &[u8], parsed: &[u8]) -> JsonE
     JsonError { message, line, column: column.max(1) }
 }
 
-/// Builds a value whose objects have each member once. `Value`'s own implementation takes the last one of several, and reads a member
-/// name that is private to serde_json in a way of its own.
+/// Builds a value whose objects have each member once. `Value`'s own implementation takes the last
+/// one of several, and reads a member name that is private to serde_json in a way of its own.
 struct UniqueMembers;
 
 impl<'de> DeserializeSeed<'de> for UniqueMembers {

@@ -1,10 +1,12 @@
-//! What a resource means. Both planes use this crate, so what the Admin API checks IS what a data plane
-//! serves: an accepted document is a checked resource, and no data plane has a reason to refuse it.
+//! What a resource means. Both planes use this crate, so what the Admin API checks IS what a data
+//! plane serves: an accepted document is a checked resource, and no data plane has a reason to
+//! refuse it.
 //!
-//! The walk through the crate: [`document`] (Admin JSON; [`mod@adopt`]: what another program stored) -> [`resource`] (checked, typed) -> [`snapshot`]
-//! (all of them, immutable, with the lookups of the hot path) -> [`delta`] (what changed) -> [`wire`]
-//! (as protobuf, and back). What a request meets is decided here too, for the data plane to act on and the
-//! control plane to explain: [`target`] -> [`admission`] -> [`destination`], or else an [`outcome`].
+//! The walk through the crate: [`document`] (Admin JSON; [`mod@adopt`]: what another program
+//! stored) -> [`resource`] (checked, typed) -> [`snapshot`] (all of them, immutable, with the
+//! lookups of the hot path) -> [`delta`] (what changed) -> [`wire`] (as protobuf, and back). What a
+//! request meets is decided here too, for the data plane to act on and the control plane to
+//! explain: [`target`] -> [`admission`] -> [`destination`], or else an [`outcome`].
 //! No IO, no clock: time is always a parameter.
 
 #![warn(missing_docs)]

@@ -1,8 +1,9 @@
-//! What is served, but probably not as intended: findings about one resource, and about how resources fit together.
+//! What is served, but probably not as intended: findings about one resource, and about how
+//! resources fit together.
 //!
-//! `resource` looks at one alone (the Admin API logs these with every write), `together` at a whole snapshot.
-//! Nothing here refuses anything: what cannot be served is a [`crate::Problem`]. The order of findings is total,
-//! so equal states give equal lists.
+//! `resource` looks at one alone (the Admin API logs these with every write), `together` at a whole
+//! snapshot. Nothing here refuses anything: what cannot be served is a [`crate::Problem`]. The
+//! order of findings is total, so equal states give equal lists.
 
 mod paths;
 mod resource;

@@ -1,13 +1,16 @@
-//! Names -> values in as few dependent reads of memory as a persistent map can do: what a lookup among a million names costs is the
-//! cache lines it waits for, not the instructions between them.
+//! Names -> values in as few dependent reads of memory as a persistent map can do: what a lookup
+//! among a million names costs is the cache lines it waits for, not the instructions between them.
 //!
-//! A copy shares everything; a change copies the path to one bucket. The path is short and its nodes are few, so they stay in a core's
-//! caches, and what they say leads straight to a slot: name and value in one cache line, in the bucket's own allocation, at a place that
-//! the hash tells. Names over 38 bytes lie elsewhere and cost one line more. Invariant: a name that is here stands in the run of full
-//! slots that begins at its place; and at most [`NEAR`] slots behind it, unless more names than that share all that a table reads of hashes.
+//! A copy shares everything; a change copies the path to one bucket. The path is short and its
+//! nodes are few, so they stay in a core's caches, and what they say leads straight to a slot: name
+//! and value in one cache line, in the bucket's own allocation, at a place that the hash tells.
+//! Names over 38 bytes lie elsewhere and cost one line more. Invariant: a name that is here stands
+//! in the run of full slots that begins at its place; and at most [`NEAR`] slots behind it, unless
+//! more names than that share all that a table reads of hashes.
 //!
-//! The hash has a random key, since in a fleet that many share everybody names his own sites: nobody can choose names that fall
-//! together. A name that is only asked about is not stored, so all that it can do is to be compared with one run.
+//! The hash has a random key, since in a fleet that many share everybody names his own sites:
+//! nobody can choose names that fall together. A name that is only asked about is not stored, so
+//! all that it can do is to be compared with one run.
 
 use std::hash::{BuildHasher, Hasher};
 use std::sync::Arc;
@@ -30,7 +33,8 @@ pub(crate) struct NameTable<V> {
     hasher: RandomState,
 }
 
-/// Two words: with the marks a branch is twelve cache lines, and a change copies one or two that are not in the caches.
+/// Two words: with the marks a branch is twelve cache lines, and a change copies one or two that
+/// are not in the caches.
 #[derive(Clone)]
 enum TableNode<V> {
     /// Names whose hashes agree so far; at least one.
@@ -55,9 +59,11 @@ const BITS: u32 = 5;
 const FAN_OUT: usize = 1 << BITS;
 /// Names that have come together to this depth stay together.
 const DEPTH_MAX: u32 = 32 / BITS;
-/// How many slots behind its place a name may stand, which is how many there are behind a bucket's last place.
+/// How many slots behind its place a name may stand, which is how many there are behind a bucket's
+/// last place.
 const PROBE_MAX: usize = 2;
-/// How many places a bucket may have: one that is full gets more, until it is split among the nodes of a branch.
+/// How many places a bucket may have: one that is full gets more, until it is split among the nodes
+/// of a branch.
 const CAPACITIES: [usize; 16] = [1, 2, 4, 6, 8, 12, 16, 20, 24, 28, 36, 44, 52, 60, 76, CAPACITY_MAX];
 const CAPACITY_MAX: usize = 92;
 
@@ -70,8 +76,8 @@ struct NameHash {
     place: u32,
 }
 
-/// Two bits for each name of a bucket, by its hash; of a branch all. They stand before the way to the bucket, so that most names that are
-/// not here need no memory beyond that.
+/// Two bits for each name of a bucket, by its hash; of a branch all. They stand before the way to
+/// the bucket, so that most names that are not here need no memory beyond that.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct BloomBits(u64);
 
@@ -139,7 +145,8 @@ impl<V: Bucket> NameTable<V> {
         self.find(name, |_, _| true)
     }
 
-    /// The same, for names that are often not here: then most of them need no memory beyond the way to the bucket.
+    /// The same, for names that are often not here: then most of them need no memory beyond the way
+    /// to the bucket.
     #[inline]
     pub(crate) fn get_filtered(&self, name: &[u8]) -> Option<&V> {
         self.find(name, BloomBits::may_contain)

@@ -1,7 +1,8 @@
 //! Networks as settings and documents write them: an address, or a CIDR block (RFC 4632, RFC 4291).
 //!
-//! Invariant: an IPv4 network is one however it is written. Addresses are compared in their canonical form, in which
-//! `::ffff:192.0.2.1` is `192.0.2.1`, so a network that stayed in the mapped form would match no address.
+//! Invariant: an IPv4 network is one however it is written. Addresses are compared in their
+//! canonical form, in which `::ffff:192.0.2.1` is `192.0.2.1`, so a network that stayed in the
+//! mapped form would match no address.
 
 use std::net::IpAddr;
 

@@ -1,9 +1,10 @@
 //! The routes of one host pattern by path: a persistent radix tree.
 //!
-//! Exact paths and prefixes hang in the same tree, so one walk down along the request's path finds the exact
-//! route at its end and, on the way back, the prefixes from the longest to the shortest (contract 7.1). A
-//! change copies the nodes on its own path only. Work of a lookup is bounded by what is configured, however
-//! long the request's path. Nothing here recurses: prefixes may nest as deep as a uri is long.
+//! Exact paths and prefixes hang in the same tree, so one walk down along the request's path finds
+//! the exact route at its end and, on the way back, the prefixes from the longest to the shortest
+//! (contract 7.1). A change copies the nodes on its own path only. Work of a lookup is bounded by
+//! what is configured, however long the request's path. Nothing here recurses: prefixes may nest as
+//! deep as a uri is long.
 
 use std::cmp::Reverse;
 use std::sync::Arc;
@@ -57,7 +58,8 @@ impl PathTree {
         !self.root.has_candidates() && self.root.children.is_empty()
     }
 
-    /// The first candidate that takes the request: of the path itself, then of prefixes, longest first.
+    /// The first candidate that takes the request: of the path itself, then of prefixes, longest
+    /// first.
     pub(crate) fn find(&self, path: &str, takes: impl Fn(&Candidate) -> bool) -> Option<&Arc<Route>> {
         let mut passed: SmallVec<[&Candidates; NESTED]> = SmallVec::new();
         let (mut node, mut rest) = (&self.root, path.as_bytes());
@@ -136,8 +138,8 @@ impl TreeNode {
         change(node);
     }
 
-    /// Changes the node at `key` below this one, if there is one, and drops or joins it when it holds
-    /// nothing any more. Every node but the root holds something or has several children.
+    /// Changes the node at `key` below this one, if there is one, and drops or joins it when it
+    /// holds nothing any more. Every node but the root holds something or has several children.
     fn update(&mut self, key: &[u8], change: impl FnOnce(&mut TreeNode)) {
         let Some(first) = key.first() else { return change(self) };
         let (mut parent, mut first, mut rest) = (self, *first, key);
@@ -172,8 +174,8 @@ impl TreeNode {
         self.children.push((first, Arc::new(lower)));
     }
 
-    /// The opposite of [`Node::split`]: a node that holds nothing is one with its only child. The root
-    /// stays what it is.
+    /// The opposite of [`Node::split`]: a node that holds nothing is one with its only child. The
+    /// root stays what it is.
     fn join(&mut self) {
         if let ([(_, only)], false, false) =
             (self.children.as_slice(), self.has_candidates(), self.label.is_empty())

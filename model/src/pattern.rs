@@ -1,6 +1,6 @@
-//! Configured names: exact, with a wildcard in front, or `*` for all. One type for an ssl's `sni`/`snis` and
-//! for the hosts of routes and services; how many labels a wildcard covers is up to who asks (one for an
-//! ssl, any number for a route: contract 4.2 and 7.1).
+//! Configured names: exact, with a wildcard in front, or `*` for all. One type for an ssl's
+//! `sni`/`snis` and for the hosts of routes and services; how many labels a wildcard covers is up
+//! to who asks (one for an ssl, any number for a route: contract 4.2 and 7.1).
 
 use std::fmt;
 
@@ -27,8 +27,8 @@ impl NamePattern {
     /// Reads a configured name: lower-cased, one trailing dot removed.
     ///
     /// # Errors
-    /// A text that no name could ever match (empty labels, a `*` elsewhere than in front, too long), with an
-    /// empty `field`.
+    /// A text that no name could ever match (empty labels, a `*` elsewhere than in front, too
+    /// long), with an empty `field`.
     pub fn parse(text: &str) -> Result<NamePattern, Problem> {
         if text == "*" {
             return Ok(NamePattern::Any);

@@ -1,7 +1,8 @@
 //! The plugin `proxy-rewrite`: how a request's uri, method, host and headers look to the upstream.
 //!
-//! Compiled when a document is checked and again when it arrives at a data plane, which applies it after matching and authorising the
-//! request as the client made it. Invariant: what would break the request's framing, or silently do nothing, is refused here.
+//! Compiled when a document is checked and again when it arrives at a data plane, which applies it
+//! after matching and authorising the request as the client made it. Invariant: what would break
+//! the request's framing, or silently do nothing, is refused here.
 
 use std::fmt;
 
@@ -22,7 +23,8 @@ const PATTERN_BYTES_MAX: usize = 1 << 20;
 /// The field of the raw path.
 const RAW_PATH_FIELD: &str = "use_real_request_uri_unsafe";
 
-/// Headers that frame or route the message: setting or removing one would make two parties read different requests.
+/// Headers that frame or route the message: setting or removing one would make two parties read
+/// different requests.
 const FRAMING_HEADERS: [&str; 11] = [
     "connection",
     "content-length",
@@ -55,7 +57,8 @@ pub struct ProxyRewrite {
 pub enum UriRewrite {
     /// `uri`.
     Template(UriTemplate),
-    /// `regex_uri`: the first pattern that fits the normalised path, and what takes the place of what it fits.
+    /// `regex_uri`: the first pattern that fits the normalised path, and what takes the place of
+    /// what it fits.
     Patterns(Vec<(Regex, UriTemplate)>),
 }
 
@@ -114,7 +117,8 @@ impl ProxyRewrite {
         self.uri.as_ref()
     }
 
-    /// `use_real_request_uri_unsafe`: the path is forwarded as the client wrote it, where [`crate::raw_path`] allows it.
+    /// `use_real_request_uri_unsafe`: the path is forwarded as the client wrote it, where
+    /// [`crate::raw_path`] allows it.
     pub fn uses_raw_path(&self) -> bool {
         self.raw_path
     }
@@ -124,7 +128,8 @@ impl ProxyRewrite {
         self.method.as_ref()
     }
 
-    /// What takes the place of the client's authority; the upstream's `pass_host` still decides whether it gets that.
+    /// What takes the place of the client's authority; the upstream's `pass_host` still decides
+    /// whether it gets that.
     pub fn host(&self) -> Option<&str> {
         self.host.as_deref()
     }

@@ -1,8 +1,11 @@
-//! Where a path may be forwarded as the client wrote it (`proxy-rewrite.use_real_request_uri_unsafe`), and not as it was judged.
+//! Where a path may be forwarded as the client wrote it
+//! (`proxy-rewrite.use_real_request_uri_unsafe`), and not as it was judged.
 //!
-//! An upstream may read a raw path in its own way, so no rule that judges paths may stand between the client and anything
-//! that the upstream has. One list answers everywhere: [`conflicts`]. The control plane refuses and lists raw routes by it, the data
-//! plane ([`judge`]) refuses each request whose raw path is another one than the judged path while the list is not empty. Decision 29.
+//! An upstream may read a raw path in its own way, so no rule that judges paths may stand between
+//! the client and anything that the upstream has. One list answers everywhere: [`conflicts`]. The
+//! control plane refuses and lists raw routes by it, the data plane ([`judge`]) refuses each
+//! request whose raw path is another one than the judged path while the list is not empty. Decision
+//! 29.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -28,7 +31,8 @@ use crate::uri::UriPattern;
 pub enum Conflict {
     /// `client.skip_mtls_uri_regex` of the site; its ssl where it is known.
     SkipRules(Option<Id>),
-    /// Another route, and the member by which it treats some request in another way than the raw route does.
+    /// Another route, and the member by which it treats some request in another way than the raw
+    /// route does.
     OtherRoute(Id, &'static str),
     /// The raw route's own `vars`, which ask about the path.
     OwnVars,
@@ -47,8 +51,8 @@ impl fmt::Display for Conflict {
 
 impl std::error::Error for Conflict {}
 
-/// The first conflict of each raw route that was asked about. Worked out once in the life of a snapshot, since every route is looked
-/// at and clients choose how often they ask.
+/// The first conflict of each raw route that was asked about. Worked out once in the life of a
+/// snapshot, since every route is looked at and clients choose how often they ask.
 #[derive(Clone, Default)]
 pub(crate) struct ConflictCache(Arc<Mutex<HashMap<Id, Option<Conflict>>>>);
 
@@ -64,8 +68,9 @@ impl ConflictCache {
     }
 }
 
-/// Whether this request may be forwarded with a path that is not the judged one. `policy` is the one of the connection's
-/// own site, whose skip rules may have let the client in although the host has no site.
+/// Whether this request may be forwarded with a path that is not the judged one. `policy` is the
+/// one of the connection's own site, whose skip rules may have let the client in although the host
+/// has no site.
 ///
 /// # Errors
 /// The rule that stands in the way.
@@ -86,7 +91,8 @@ pub fn is_enabled(snapshot: &Snapshot, route: &Route) -> bool {
     effective_rewrite(snapshot, route).is_some_and(ProxyRewrite::uses_raw_path)
 }
 
-/// The Admin API's verdict on a route or service that asks for raw paths; the snapshot has it already.
+/// The Admin API's verdict on a route or service that asks for raw paths; the snapshot has it
+/// already.
 ///
 /// # Errors
 /// A rule that could be walked round.
@@ -122,8 +128,9 @@ pub(crate) fn describe(conflict: &Conflict) -> String {
     format!("a path that is forwarded as the client wrote it could walk round {conflict}")
 }
 
-/// Everything that could be walked round by the raw paths of this route: skip rules on its hosts, its own `vars` on the path, and
-/// each enabled route of its hosts or to its nodes that would not treat every request as this one does.
+/// Everything that could be walked round by the raw paths of this route: skip rules on its hosts,
+/// its own `vars` on the path, and each enabled route of its hosts or to its nodes that would not
+/// treat every request as this one does.
 pub fn conflicts<'a>(snapshot: &'a Snapshot, route: &'a Route) -> impl Iterator<Item = Conflict> + 'a {
     let hosts = snapshot.hosts(route);
     let sites = snapshot.resources_of(Kind::Ssl).values().filter_map(|held| match &held.resource {
@@ -144,9 +151,9 @@ pub fn conflicts<'a>(snapshot: &'a Snapshot, route: &'a Route) -> impl Iterator<
     skipping.chain(own).chain(siblings)
 }
 
-/// The member by which a route may treat a request in another way than the raw route would, if it has anything to do with the
-/// raw route's hosts or nodes. Which of them comes first for a path (priority, length) does not matter: another reading of the path
-/// leads to any of them.
+/// The member by which a route may treat a request in another way than the raw route would, if it
+/// has anything to do with the raw route's hosts or nodes. Which of them comes first for a path
+/// (priority, length) does not matter: another reading of the path leads to any of them.
 fn conflicting_member(snapshot: &Snapshot, raw: &Route, sibling: &Route) -> Option<&'static str> {
     let of_host = hosts_overlap(snapshot.hosts(raw), snapshot.hosts(sibling));
     let inside = || {
@@ -173,7 +180,8 @@ fn conflicting_member(snapshot: &Snapshot, raw: &Route, sibling: &Route) -> Opti
     (!same).then_some("upstream")
 }
 
-/// The member by which `route` refuses or passes on a request, its path apart, that `other` might take and let through.
+/// The member by which `route` refuses or passes on a request, its path apart, that `other` might
+/// take and let through.
 pub(crate) fn restricting_member(snapshot: &Snapshot, route: &Route, other: &Route) -> Option<&'static str> {
     let upstream = resolve_upstream(snapshot, route.upstream.as_ref(), route.service.as_ref());
     if snapshot.is_blocked(route) || upstream.is_err_and(|reason| reason == Reason::BlockedUpstream) {
@@ -204,7 +212,8 @@ fn effective_rewrite<'a>(snapshot: &'a Snapshot, route: &'a Route) -> Option<&'a
     route.proxy_rewrite.as_deref().or_else(of_service)
 }
 
-/// Whether requests through the one may meet a server of the other, which need not tell hosts apart.
+/// Whether requests through the one may meet a server of the other, which need not tell hosts
+/// apart.
 fn may_share_node(one: &Upstream, other: &Upstream) -> bool {
     let shared = |node: &Node| {
         let port = port_of(one, node);

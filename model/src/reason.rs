@@ -1,9 +1,10 @@
-//! How a connection or a request that did not go well ends: the one place where a reason becomes a status,
-//! a page, a metric label and a log field.
+//! How a connection or a request that did not go well ends: the one place where a reason becomes a
+//! status, a page, a metric label and a log field.
 //!
-//! Every stage of the data plane has its own error type and answers `reason()`; this file holds the closed list. It is
-//! here because the control plane explains with the same words. Invariant 10: the reason goes to logs and
-//! metrics, the peer learns only the status (or the TLS alert rustls chose).
+//! Every stage of the data plane has its own error type and answers `reason()`; this file holds the
+//! closed list. It is here because the control plane explains with the same words. Invariant 10:
+//! the reason goes to logs and metrics, the peer learns only the status (or the TLS alert rustls
+//! chose).
 
 use http::StatusCode;
 

@@ -1,19 +1,21 @@
 //! What an error may repeat of what it found: everything that cannot be a private key.
 //!
-//! Error texts quote values (a host, a pattern, the name of a member), and a private key can stand in the place of any of them. Every
-//! edge at which such a text leaves (an answer, a log line, a finding) passes it through [`redact`].
+//! Error texts quote values (a host, a pattern, the name of a member), and a private key can stand
+//! in the place of any of them. Every edge at which such a text leaves (an answer, a log line, a
+//! finding) passes it through [`redact`].
 
 use std::borrow::Cow;
 
 /// Takes the place of what is left out.
 const REPLACEMENT: &str = "... (the rest is not repeated: it may be a private key)";
 
-/// The shortest run of base64 that is taken for key material: the PKCS#8 form of an Ed25519 key has 64 characters, its bare 32
-/// bytes have 43.
+/// The shortest run of base64 that is taken for key material: the PKCS#8 form of an Ed25519 key has
+/// 64 characters, its bare 32 bytes have 43.
 const BASE64_RUN_MIN: usize = 40;
 
-/// The text up to the first value in it that may hold a private key: one that says so, one of several lines, or one with a long run
-/// of base64. Names, paths and fingerprints have none of these.
+/// The text up to the first value in it that may hold a private key: one that says so, one of
+/// several lines, or one with a long run of base64. Names, paths and fingerprints have none of
+/// these.
 pub fn redact(text: &str) -> Cow<'_, str> {
     let Some(found) = find_secret(text) else { return Cow::Borrowed(text) };
     let before = text.get(..found).unwrap_or_default();
@@ -27,7 +29,8 @@ pub fn has_private_key_armor(text: &str) -> bool {
     text.contains(ARMOR)
 }
 
-/// In the first and last line of every PEM form of a private key (RFC 7468 10, RFC 5958, OpenSSL's and OpenSSH's own).
+/// In the first and last line of every PEM form of a private key (RFC 7468 10, RFC 5958, OpenSSL's
+/// and OpenSSH's own).
 const ARMOR: &str = "PRIVATE KEY-----";
 
 fn find_secret(text: &str) -> Option<usize> {
@@ -35,7 +38,8 @@ fn find_secret(text: &str) -> Option<usize> {
     [armor_with_body(text), line_end, base64_run(text)].into_iter().flatten().min()
 }
 
-/// The armour of a private key with a body at it. Advice that shows how such a text begins has none.
+/// The armour of a private key with a body at it. Advice that shows how such a text begins has
+/// none.
 fn armor_with_body(text: &str) -> Option<usize> {
     let with_body = |(at, _): &(usize, &str)| {
         let (before, after) = text.split_at_checked(at + ARMOR.len()).unwrap_or_default();
@@ -50,8 +54,9 @@ fn armor_with_body(text: &str) -> Option<usize> {
 /// Around the labels of PEM.
 const DASHES: &str = "-----";
 
-/// The first run of base64 (of either alphabet) that is long enough. Words and hexadecimal texts do not mix upper case, lower case and
-/// digits as keys do; a path may, but not within one segment of that length.
+/// The first run of base64 (of either alphabet) that is long enough. Words and hexadecimal texts do
+/// not mix upper case, lower case and digits as keys do; a path may, but not within one segment of
+/// that length.
 fn base64_run(text: &str) -> Option<usize> {
     let mut start = 0;
     for run in text.split_inclusive(|c: char| !is_base64(c)) {
@@ -66,7 +71,8 @@ fn base64_run(text: &str) -> Option<usize> {
     None
 }
 
-/// The shortest part of a run between two slashes that tells it from a path. 64 random characters have one slash.
+/// The shortest part of a run between two slashes that tells it from a path. 64 random characters
+/// have one slash.
 const SEGMENT_MIN: usize = 12;
 
 fn is_base64(c: char) -> bool {

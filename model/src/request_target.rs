@@ -1,9 +1,10 @@
 //! What a request asks for: host and path, normalised once, for every later decision.
 //!
-//! Routing, skip rules and the SNI x Host check all read [`Target`], so no spelling of a host or path (case,
-//! percent-encoding, dot segments, double slashes, absolute form, port, trailing dot) can get one verdict
-//! here and another there; nor on the other plane, which explains by this. The upstream gets
-//! [`Target::forwarded`], which is the judged path encoded again. RFC 3986 section 6; contract sections 5.2 and 7.1.
+//! Routing, skip rules and the SNI x Host check all read [`Target`], so no spelling of a host or
+//! path (case, percent-encoding, dot segments, double slashes, absolute form, port, trailing dot)
+//! can get one verdict here and another there; nor on the other plane, which explains by this. The
+//! upstream gets [`Target::forwarded`], which is the judged path encoded again. RFC 3986 section 6;
+//! contract sections 5.2 and 7.1.
 
 mod path;
 
@@ -18,8 +19,8 @@ pub struct RequestTarget {
     pub host: Option<HostName>,
     /// The authority as the client sent it, for `X-Forwarded-Host` and `pass_host: pass`.
     pub authority: Option<String>,
-    /// Percent-decoded, dot segments resolved, slashes merged; starts with `/`. Without the query. Bytes that are no
-    /// UTF-8 have stand-ins, which [`bytes`] turns back.
+    /// Percent-decoded, dot segments resolved, slashes merged; starts with `/`. Without the query.
+    /// Bytes that are no UTF-8 have stand-ins, which [`bytes`] turns back.
     pub path: String,
     /// As the upstream gets it, where that is another text.
     forwarded: Option<Box<str>>,
@@ -59,8 +60,8 @@ pub enum RequestTargetError {
 }
 
 impl RequestTarget {
-    /// From the authority of the request line (or `:authority`), the `Host` header, and the path without its query.
-    /// Without either there is no host.
+    /// From the authority of the request line (or `:authority`), the `Host` header, and the path
+    /// without its query. Without either there is no host.
     ///
     /// # Errors
     /// [`TargetError`]; the request is answered 400.
@@ -84,19 +85,21 @@ impl RequestTarget {
         self.forwarded.as_deref().unwrap_or(&self.path)
     }
 
-    /// A piece of [`Target::path`], such as what a pattern captured of it, as part of a path that is forwarded.
+    /// A piece of [`Target::path`], such as what a pattern captured of it, as part of a path that
+    /// is forwarded.
     pub fn encode_piece(&self, piece: &str) -> String {
         path::encode(piece, self.options)
     }
 
-    /// A piece of [`Target::path`] as the bytes it means, for a place that is no path, such as a query.
+    /// A piece of [`Target::path`] as the bytes it means, for a place that is no path, such as a
+    /// query.
     pub fn decode_piece(&self, piece: &str) -> Vec<u8> {
         path::decoded(piece, self.options)
     }
 }
 
-/// Where there are two they must agree (RFC 9112 3.2.2 lets the request line win; a difference is an attack more
-/// often than a need).
+/// Where there are two they must agree (RFC 9112 3.2.2 lets the request line win; a difference is
+/// an attack more often than a need).
 fn authority<'a>(
     line: Option<&'a str>,
     header: Option<&'a str>,

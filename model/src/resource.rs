@@ -1,9 +1,10 @@
 //! Checked, typed resources: what a document means once nothing about it is in doubt.
 //!
-//! Made in two places only, from a document (`document::check`) and from the wire (`wire::resource_from_wire`);
-//! everything later relies on what those checked. Every resource is behind an [`Arc`]: snapshots share
-//! them, and a data plane hangs what it prepared from one into its [`Slot`].
-//! Private keys are in here and nowhere printed: `Debug` of a [`KeyPair`] shows its certificate's subject.
+//! Made in two places only, from a document (`document::check`) and from the wire
+//! (`wire::resource_from_wire`); everything later relies on what those checked. Every resource is
+//! behind an [`Arc`]: snapshots share them, and a data plane hangs what it prepared from one into
+//! its [`Slot`]. Private keys are in here and nowhere printed: `Debug` of a [`KeyPair`] shows its
+//! certificate's subject.
 
 mod blocked;
 mod cache_slot;
@@ -91,7 +92,8 @@ impl Resource {
 /// The id of an inline upstream that somebody wrapped as a resource, which neither maker does.
 static NAMELESS: LazyLock<Id> = LazyLock::new(Id::nameless);
 
-/// Certificates with their keys, for which names they are shown, and who may connect to those names.
+/// Certificates with their keys, for which names they are shown, and who may connect to those
+/// names.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Ssl {
     /// Its id.
@@ -106,7 +108,8 @@ pub struct Ssl {
     pub client: Option<Arc<pki::ClientAuth>>,
     /// The protocol versions of this site alone; `None`: the listener's.
     pub versions: Option<Vec<TlsVersion>>,
-    /// `status`. A disabled one answers to no name, but still serves as an upstream identity (contract 6.1).
+    /// `status`. A disabled one answers to no name, but still serves as an upstream identity
+    /// (contract 6.1).
     pub enabled: bool,
     /// What the data plane made of it.
     pub prepared: CacheSlot,
@@ -238,8 +241,8 @@ impl Scheme {
         matches!(self, Scheme::Http | Scheme::Https)
     }
 
-    /// Whether the hop is within TLS. A stream reads `http` as `tcp` (contract 6.5), and `https` as `tls`: never
-    /// in clear what was to be encrypted.
+    /// Whether the hop is within TLS. A stream reads `http` as `tcp` (contract 6.5), and `https` as
+    /// `tls`: never in clear what was to be encrypted.
     pub fn is_encrypted(self) -> bool {
         matches!(self, Scheme::Https | Scheme::Tls)
     }
@@ -334,7 +337,8 @@ pub struct Service {
     pub hosts: Vec<HostPattern>,
     /// Where its routes go, unless they say it themselves.
     pub upstream: Option<UpstreamRef>,
-    /// Which clients its routes let through and how they tell them on, unless they say it themselves.
+    /// Which clients its routes let through and how they tell them on, unless they say it
+    /// themselves.
     pub client_identity: Option<Arc<ClientIdentity>>,
     /// How its routes rewrite requests, unless they say it themselves.
     pub proxy_rewrite: Option<Arc<ProxyRewrite>>,

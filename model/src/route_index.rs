@@ -1,9 +1,10 @@
 //! Request -> route, as APISIX's `radixtree_host_uri` router finds it (contract 7.1).
 //!
-//! Host patterns first: the exact host, then wildcards by longest suffix at any depth, then `*`, then the
-//! routes without hosts; each with its whole tree of paths before the next. Within a tree: exact path, then
-//! longest prefix; within a path: priority, longer pattern, order of keys. A candidate that does not take
-//! the method or the address, or whose `vars` do not hold, passes the request on to the next.
+//! Host patterns first: the exact host, then wildcards by longest suffix at any depth, then `*`,
+//! then the routes without hosts; each with its whole tree of paths before the next. Within a tree:
+//! exact path, then longest prefix; within a path: priority, longer pattern, order of keys. A
+//! candidate that does not take the method or the address, or whose `vars` do not hold, passes the
+//! request on to the next.
 
 use std::net::IpAddr;
 use std::sync::Arc;

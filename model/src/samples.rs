@@ -1,5 +1,6 @@
 //! Random resources for the tests of this crate: few ids, names and paths, so that they meet often.
-//! Whatever a document may hold is here too, since the laws of deltas and of the wire are tested with these.
+//! Whatever a document may hold is here too, since the laws of deltas and of the wire are tested
+//! with these.
 
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;

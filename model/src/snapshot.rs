@@ -1,9 +1,10 @@
 //! All resources at one revision, with the lookups of the hot path: [`Snapshot::site`],
 //! [`Snapshot::find_route`] and [`Snapshot::find_stream_route`].
 //!
-//! Immutable and structurally shared: [`Snapshot::apply`] copies what a delta touches and shares the rest,
-//! so the cost of a change is the size of the change. The indexes are a function of the resources alone:
-//! whichever way a snapshot came about, equal resources answer equally. Lookups allocate nothing.
+//! Immutable and structurally shared: [`Snapshot::apply`] copies what a delta touches and shares
+//! the rest, so the cost of a change is the size of the change. The indexes are a function of the
+//! resources alone: whichever way a snapshot came about, equal resources answer equally. Lookups
+//! allocate nothing.
 
 use std::sync::Arc;
 
@@ -79,14 +80,14 @@ impl Snapshot {
         self.revision
     }
 
-    /// Grows whenever the store was set back, along a line of applied deltas: only revisions under equal numbers are older or newer than
-    /// one another.
+    /// Grows whenever the store was set back, along a line of applied deltas: only revisions under
+    /// equal numbers are older or newer than one another.
     pub fn rollback_epoch(&self) -> u64 {
         self.rollback_epoch
     }
 
-    /// The site that answers to a name: SNI -> site and Host -> site are this one function. Only enabled
-    /// ssls of `type: server`; exact name, then longest wildcard (one label), then `*`.
+    /// The site that answers to a name: SNI -> site and Host -> site are this one function. Only
+    /// enabled ssls of `type: server`; exact name, then longest wildcard (one label), then `*`.
     pub fn site(&self, name: &HostName) -> Option<&Arc<Ssl>> {
         self.lookup_site(name).ssl()
     }
@@ -96,8 +97,9 @@ impl Snapshot {
         self.sni_index.find(name)
     }
 
-    /// Grows whenever [`Snapshot::site`] may answer otherwise than before, along a line of applied deltas: equal numbers
-    /// on one line mean equal answers, so that nobody has to look through his connections for a change of a route.
+    /// Grows whenever [`Snapshot::site`] may answer otherwise than before, along a line of applied
+    /// deltas: equal numbers on one line mean equal answers, so that nobody has to look through
+    /// his connections for a change of a route.
     pub fn site_generation(&self) -> u64 {
         self.site_generation
     }
@@ -186,7 +188,8 @@ impl Snapshot {
         self.resources_of(key.kind).get(&key.id)
     }
 
-    /// The version of the resource under a key; no revision of the store's ([`Versioned::revision`]).
+    /// The version of the resource under a key; no revision of the store's
+    /// ([`Versioned::revision`]).
     pub fn version(&self, key: &Key) -> Option<u64> {
         self.get(key).map(|held| held.version)
     }

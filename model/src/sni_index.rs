@@ -1,9 +1,10 @@
 //! Name -> site: the one resolver, for the SNI of every handshake and the Host of every request.
 //!
-//! Contract 4.2 with two differences: a wildcard covers one label, judged on the entry that matched (not on
-//! any entry of the same object), and `*` is a catch-all wherever it is written. A name that only a wildcard
-//! of fewer labels ends is refused, and does not fall through to a shorter wildcard or `*`.
-//! Among ssls that claim the same name the lowest id wins, whatever the order in which they came.
+//! Contract 4.2 with two differences: a wildcard covers one label, judged on the entry that matched
+//! (not on any entry of the same object), and `*` is a catch-all wherever it is written. A name
+//! that only a wildcard of fewer labels ends is refused, and does not fall through to a shorter
+//! wildcard or `*`. Among ssls that claim the same name the lowest id wins, whatever the order in
+//! which they came.
 
 use std::sync::Arc;
 
@@ -34,7 +35,8 @@ pub enum SiteLookup<'a> {
         /// How much of the name's front the `*` covers, in bytes.
         star: usize,
     },
-    /// The longest wildcard that ends the name has fewer labels, and a wildcard covers one: nobody answers.
+    /// The longest wildcard that ends the name has fewer labels, and a wildcard covers one: nobody
+    /// answers.
     TooManyLabels {
         /// Whose wildcard it is.
         ssl: &'a Arc<Ssl>,

@@ -1,9 +1,12 @@
-//! Documents that another program (an APISIX) stored, past the Admin API: what becomes of those that this gateway cannot honour.
+//! Documents that another program (an APISIX) stored, past the Admin API: what becomes of those
+//! that this gateway cannot honour.
 //!
-//! The Admin API refuses what it cannot honour; what is in the store already cannot be refused. Three things can become of it: it is served
-//! (what it asks for beside protection and direction may be missing, `left_out`), it is blocked (`matchers`), or it is no valid document
-//! and what it was before goes on. Invariant: nothing is served with less protection than its document asks for, and
-//! nothing is left out so that something broader takes its place ([decision 16](../../docs/decisions/0016-what-another-program-wrote.md)).
+//! The Admin API refuses what it cannot honour; what is in the store already cannot be refused.
+//! Three things can become of it: it is served (what it asks for beside protection and direction
+//! may be missing, `left_out`), it is blocked (`matchers`), or it is no valid document and what it
+//! was before goes on. Invariant: nothing is served with less protection than its document asks
+//! for, and nothing is left out so that something broader takes its place ([decision
+//! 16](../../docs/decisions/0016-what-another-program-wrote.md)).
 
 mod ignored_fields;
 mod matchers;
@@ -41,7 +44,8 @@ enum Verdict {
     Served(Resource),
     /// It asks for what cannot be had: blocked, whatever it was before.
     Blocked(Resource),
-    /// It is not valid: what it was before goes on. Where there is nothing, this takes its place, if its matchers can be read.
+    /// It is not valid: what it was before goes on. Where there is nothing, this takes its place,
+    /// if its matchers can be read.
     Invalid(Option<Resource>),
 }
 
@@ -70,12 +74,13 @@ pub fn compile_stored(kind: Kind, id: &Id, document: &Value, keyring: &Keyring) 
             Ok(_) => break,
             Err(problem) => {
                 let (fault, member) = (problem.kind, top_level_member(&problem.field).to_owned());
-                // What is not valid only because of what was taken out below is none of the document's problems.
+                // What is not valid only because of what was taken out below is none of the document's
+                // problems.
                 if fault != ProblemKind::Invalid || problems.is_empty() {
                     problems.push(problem);
                 }
-                // The search goes on without the member: behind a slip there may be a protection that is asked for in vain. Nothing
-                // is served from what is left.
+                // The search goes on without the member: behind a slip there may be a protection that is
+                // asked for in vain. Nothing is served from what is left.
                 if rest.document.as_object_mut().and_then(|members| members.remove(&member)).is_none() {
                     break;
                 }
@@ -90,8 +95,9 @@ pub fn stored_with_problem(kind: Kind, id: &Id, document: &Value, problem: Probl
     block_or_keep(Key::new(kind, id.clone()), document, vec![problem], Vec::new())
 }
 
-/// A stored value that is no valid document, or has a name that is no id (`found` says which), and of which matchers could be read. What an
-/// APISIX may obey is blocked whatever was there before; of a text that is not whole, what it was before goes on.
+/// A stored value that is no valid document, or has a name that is no id (`found` says which), and
+/// of which matchers could be read. What an APISIX may obey is blocked whatever was there before;
+/// of a text that is not whole, what it was before goes on.
 pub fn compile_salvaged(key: &Key, found: &str, salvaged: &SalvagedDocument) -> CompileOutcome {
     let fault = if salvaged.is_complete() { ProblemKind::Unsupported } else { ProblemKind::Invalid };
     let problem = not_an_object(key, Some(found)).with_kind(fault);
@@ -127,8 +133,9 @@ fn top_level_member(field: &str) -> &str {
 }
 
 impl CompileOutcome {
-    /// What is to take the document's place, with everything to be said about it. `before` is what the document's predecessor was
-    /// adopted as; nothing is to be changed where there is no resource in the answer.
+    /// What is to take the document's place, with everything to be said about it. `before` is what
+    /// the document's predecessor was adopted as; nothing is to be changed where there is no
+    /// resource in the answer.
     pub fn resolve(self, before: Option<&Resource>) -> (Option<Resource>, Vec<Finding>) {
         // Blocked, there is nothing to keep: the newer document says at least what is to be blocked now.
         let kept = before.is_some_and(|before| before.blocked().is_none());

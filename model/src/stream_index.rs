@@ -1,8 +1,9 @@
 //! TCP connection -> stream route, as APISIX's stream router finds it (contract 7.4).
 //!
-//! The name that was asked for in TLS first: the exact name, then wildcards by longest suffix at any depth, then `*`,
-//! then the routes without a name. Within each, in the order of keys, the first whose addresses and port fit; where
-//! none fits, the next. A connection without a name (not TLS, as a rule) meets the routes without a name only.
+//! The name that was asked for in TLS first: the exact name, then wildcards by longest suffix at
+//! any depth, then `*`, then the routes without a name. Within each, in the order of keys, the
+//! first whose addresses and port fit; where none fits, the next. A connection without a name (not
+//! TLS, as a rule) meets the routes without a name only.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;

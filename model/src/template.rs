@@ -1,8 +1,9 @@
-//! Texts with variables in them, as APISIX resolves them: `$name`, `${name}`, `${name ?? default}`, and `$1` for what a `regex_uri`
-//! captured. A `\` before the `$` leaves both as they are.
+//! Texts with variables in them, as APISIX resolves them: `$name`, `${name}`, `${name ?? default}`,
+//! and `$1` for what a `regex_uri` captured. A `\` before the `$` leaves both as they are.
 //!
-//! Read once when a document is checked, where an unknown name is a problem. Invariant: rendering never fails and never decides what is
-//! safe where the text goes: the caller gets each value apart from the literal text and escapes it for its place.
+//! Read once when a document is checked, where an unknown name is a problem. Invariant: rendering
+//! never fails and never decides what is safe where the text goes: the caller gets each value apart
+//! from the literal text and escapes it for its place.
 
 use std::borrow::Cow;
 
@@ -100,7 +101,8 @@ impl Template {
         })
     }
 
-    /// Cuts it at the first `separator` of its literal text; one in a variable's default is no separator.
+    /// Cuts it at the first `separator` of its literal text; one in a variable's default is no
+    /// separator.
     pub fn split_at_literal(self, separator: char) -> (Template, Option<Template>) {
         let mut before = self.pieces;
         let found = before.iter().enumerate().find_map(|(at, piece)| match piece {
@@ -124,7 +126,8 @@ impl Template {
         self.pieces.iter().all(|piece| matches!(piece, Piece::Literal(_)))
     }
 
-    /// Hands every part to `write`, in order. An absent variable without default is an empty text; so is a group that took no part.
+    /// Hands every part to `write`, in order. An absent variable without default is an empty text;
+    /// so is a group that took no part.
     pub fn render(
         &self,
         variables: &dyn Variables,

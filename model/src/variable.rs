@@ -1,8 +1,9 @@
 //! Variables: named facts about a request, under nginx's names (contract 5.5 and 7.2).
 //!
-//! A [`Variable`] is read from its name once, when a document is checked; an unknown name is a problem, never an empty text. What a
-//! variable is worth is the data plane's to say ([`Variables`]). Invariant: every `ssl_client_*` variable but `ssl_client_verify`
-//! speaks of a verified client or is absent.
+//! A [`Variable`] is read from its name once, when a document is checked; an unknown name is a
+//! problem, never an empty text. What a variable is worth is the data plane's to say
+//! ([`Variables`]). Invariant: every `ssl_client_*` variable but `ssl_client_verify` speaks of a
+//! verified client or is absent.
 
 use std::borrow::Cow;
 use std::fmt;

@@ -1,9 +1,10 @@
 //! What a change takes away from the protection of a resource.
 //!
-//! The one place that says so, for warnings and for whatever refuses such a change. It compares a resource with the one that takes its
-//! place and with nothing else: what a service adds to its routes, or which route or site would answer instead, is not known here, so
-//! a change that may weaken because of those counts. Invariants: nothing weakens itself, and a change that only adds protection (fewer
-//! anchors, more revoked, a narrower allow-list) does not weaken.
+//! The one place that says so, for warnings and for whatever refuses such a change. It compares a
+//! resource with the one that takes its place and with nothing else: what a service adds to its
+//! routes, or which route or site would answer instead, is not known here, so a change that may
+//! weaken because of those counts. Invariants: nothing weakens itself, and a change that only adds
+//! protection (fewer anchors, more revoked, a narrower allow-list) does not weaken.
 
 mod routing;
 mod ssl;
@@ -30,8 +31,9 @@ impl fmt::Display for Weakening {
 
 /// What weakens when `new` takes the place of `old`. Nothing where they are of different kinds.
 ///
-/// A disabled resource is compared as an enabled one, because the next change may enable it. A blocked `new` refuses what it takes, so
-/// only what it takes is compared. Of a blocked `old` only that is known: it is opened when `new` has no policy of its own.
+/// A disabled resource is compared as an enabled one, because the next change may enable it. A
+/// blocked `new` refuses what it takes, so only what it takes is compared. Of a blocked `old` only
+/// that is known: it is opened when `new` has no policy of its own.
 pub fn weakenings(old: &Resource, new: &Resource) -> Vec<Weakening> {
     let mut found = Weakenings::default();
     match (old, new) {
@@ -81,7 +83,8 @@ const RULE_GONE: &str = "requests are served that were refused, because the rule
 struct Weakenings(Vec<Weakening>);
 
 impl Weakenings {
-    /// What is quoted goes to logs and answers: a private key that was pasted into a pattern does not.
+    /// What is quoted goes to logs and answers: a private key that was pasted into a pattern does
+    /// not.
     fn add(&mut self, field: impl Into<String>, what: impl AsRef<str>) {
         self.0.push(Weakening { field: field.into(), message: redact(what.as_ref()).into_owned() });
     }
@@ -106,8 +109,8 @@ fn upstream(outer: &str, old: &Upstream, new: &Upstream, found: &mut Weakenings)
     }
 }
 
-/// Upstreams that are written in place. Those that are named, or a service's, are documents of their own: one that takes the place of a
-/// secured hop may be less.
+/// Upstreams that are written in place. Those that are named, or a service's, are documents of
+/// their own: one that takes the place of a secured hop may be less.
 fn inline(old: Option<&UpstreamRef>, new: Option<&UpstreamRef>, found: &mut Weakenings) {
     let Some(UpstreamRef::Inline(old)) = old else { return };
     match new {

@@ -1,9 +1,9 @@
 //! Resources, keys and deltas as protobuf, and back: the two ends of the push stream meet here.
 //!
-//! [`chunks`] cuts a delta into messages of bounded size; a [`DeltaAssembler`] on the other side puts it
-//! together again, whole or not at all. Everything that arrives is judged as strictly as a document: the
-//! stream is trusted to be the control plane's, not to be free of mistakes. Going there and back changes
-//! nothing: `resource_from_wire(resource.into()) == resource`.
+//! [`chunks`] cuts a delta into messages of bounded size; a [`DeltaAssembler`] on the other side
+//! puts it together again, whole or not at all. Everything that arrives is judged as strictly as a
+//! document: the stream is trusted to be the control plane's, not to be free of mistakes. Going
+//! there and back changes nothing: `resource_from_wire(resource.into()) == resource`.
 
 mod assembler;
 mod chunks;
@@ -54,9 +54,10 @@ pub fn key_from_wire(key: &push::Key) -> Result<Key, Problem> {
     Ok(Key::new(kind, Id::parse(&key.id)?))
 }
 
-/// The revision that the first delta of a stream starts from, for a node that serves revision `held.1` of the store `held.0`, towards a
-/// control plane whose newest state is `newest`. Both ends reckon it by this function from `Hello` and `Welcome`, so that a delta
-/// never leads back: what the node holds is compared by versions whatever comes out here.
+/// The revision that the first delta of a stream starts from, for a node that serves revision
+/// `held.1` of the store `held.0`, towards a control plane whose newest state is `newest`. Both
+/// ends reckon it by this function from `Hello` and `Welcome`, so that a delta never leads back:
+/// what the node holds is compared by versions whatever comes out here.
 pub fn first_delta_base(held: (&str, u64), newest: (&str, u64)) -> u64 {
     if held.0 == newest.0 && held.1 <= newest.1 { held.1 } else { 0 }
 }

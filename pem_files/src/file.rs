@@ -44,7 +44,8 @@ impl ConfiguredFileRef<'_> {
     /// The whole text.
     ///
     /// # Errors
-    /// [`FileError`] when it cannot be read, is no regular file, is larger than 4 MiB or is not UTF-8.
+    /// [`FileError`] when it cannot be read, is no regular file, is larger than 4 MiB or is not
+    /// UTF-8.
     pub fn read_text(&self) -> Result<Zeroizing<String>, FileError> {
         bounded_read::read_regular(self.path, BYTES_MAX).map_err(|error| match error {
             ReadError::Io(error) => FileError {

@@ -1,9 +1,10 @@
 //! Makes certificates: authorities, leaves and revocation lists.
 //!
-//! For the command line, the demo, tests and benches: a gateway never issues certificates while it serves. An [`Authority`] is a root or
-//! an intermediate with its key; it issues what a [`LeafSpec`] asks for. Serial numbers are random (127 bits), usages are what
-//! RFC 5280 asks of each kind, identifiers of subject and issuer are set. The clock is the caller's: without [`LeafSpec::valid`] a fixed
-//! window is used, so that tests mean the same on any day.
+//! For the command line, the demo, tests and benches: a gateway never issues certificates while it
+//! serves. An [`Authority`] is a root or an intermediate with its key; it issues what a
+//! [`LeafSpec`] asks for. Serial numbers are random (127 bits), usages are what RFC 5280 asks of
+//! each kind, identifiers of subject and issuer are set. The clock is the caller's: without
+//! [`LeafSpec::valid`] a fixed window is used, so that tests mean the same on any day.
 //! Invariant: everything minted is read back by `cert` before it is handed out.
 
 use std::net::IpAddr;
@@ -53,7 +54,8 @@ pub enum IssueError {
         /// Last second.
         to: i64,
     },
-    /// The certificate of an authority and its key do not belong together, or the key cannot be read.
+    /// The certificate of an authority and its key do not belong together, or the key cannot be
+    /// read.
     #[error(transparent)]
     Key(#[from] KeyError),
     /// The certificate of an authority cannot be read.
@@ -93,7 +95,8 @@ pub enum KeyAlgorithm {
     P521,
     /// Ed25519.
     Ed25519,
-    /// RSA of 2048 bits, PKCS#1 v1.5, SHA-256. Making such a key takes a tenth of a second and more.
+    /// RSA of 2048 bits, PKCS#1 v1.5, SHA-256. Making such a key takes a tenth of a second and
+    /// more.
     Rsa2048,
 }
 
@@ -147,7 +150,8 @@ fn seconds(time: UnixTime) -> i64 {
     i64::try_from(time.as_secs()).unwrap_or(i64::MAX)
 }
 
-/// What an authority shall be. Default: P-256, valid 2024 to 2049, no path length limit, may sign CRLs.
+/// What an authority shall be. Default: P-256, valid 2024 to 2049, no path length limit, may sign
+/// CRLs.
 #[derive(Clone, Debug)]
 pub struct AuthoritySpec {
     common_name: String,
@@ -298,7 +302,8 @@ impl LeafSpec {
         }
     }
 
-    /// A server's certificate for a DNS name, which is also its common name. More names with [`Self::dns`] and [`Self::ip`].
+    /// A server's certificate for a DNS name, which is also its common name. More names with
+    /// [`Self::dns`] and [`Self::ip`].
     pub fn server(dns_name: impl Into<String>) -> Self {
         let name = dns_name.into();
         let spec = Self { usages: Usages::SERVER, ..Self::client(name.clone()) };
@@ -359,8 +364,8 @@ impl LeafSpec {
         self
     }
 
-    /// Makes an X.509 v1 certificate, as `openssl x509 -req` does without an extension file: only the common name and
-    /// organization are in it.
+    /// Makes an X.509 v1 certificate, as `openssl x509 -req` does without an extension file: only
+    /// the common name and organization are in it.
     pub fn v1(mut self) -> Self {
         self.v1 = true;
         self
@@ -439,7 +444,8 @@ fn random_serial() -> Result<SerialNumber, IssueError> {
 pub struct Authority {
     certificate: Certificate,
     key: KeyPair,
-    /// This authority and those above it, without the root: what must be sent for its leaves to verify.
+    /// This authority and those above it, without the root: what must be sent for its leaves to
+    /// verify.
     chain: Vec<Certificate>,
 }
 
@@ -454,8 +460,8 @@ impl Authority {
         Ok(Self { certificate: Certificate::from_der(made.der())?, key, chain: Vec::new() })
     }
 
-    /// Makes a self-signed X.509 v1 root, as `openssl x509 -req -signkey` does without an extension file: only names and dates
-    /// of the specification are in it.
+    /// Makes a self-signed X.509 v1 root, as `openssl x509 -req -signkey` does without an extension
+    /// file: only names and dates of the specification are in it.
     ///
     /// # Errors
     /// When the names or dates cannot be expressed.
@@ -481,7 +487,8 @@ impl Authority {
         Ok(Self { certificate, key, chain })
     }
 
-    /// Takes an existing CA. The text may hold the chain of an intermediate: the CA first, then those above it.
+    /// Takes an existing CA. The text may hold the chain of an intermediate: the CA first, then
+    /// those above it.
     ///
     /// # Errors
     /// When the texts cannot be read, do not belong together, or the certificate is not a CA's.
@@ -498,8 +505,8 @@ impl Authority {
         Ok(Self { certificate: own, key, chain })
     }
 
-    /// Certifies another authority's key under the name of `spec`. With the other's own name that is a second way up from what
-    /// the other has issued: how a new root is introduced.
+    /// Certifies another authority's key under the name of `spec`. With the other's own name that
+    /// is a second way up from what the other has issued: how a new root is introduced.
     ///
     /// # Errors
     /// When the names or dates cannot be expressed.
@@ -575,8 +582,9 @@ impl std::fmt::Debug for Authority {
     }
 }
 
-/// Makes a certificate that is its own issuer and says CA:TRUE, with the names of `spec`: what `openssl req -x509` makes of a server's
-/// names, and what users put into `client.ca` for a single client.
+/// Makes a certificate that is its own issuer and says CA:TRUE, with the names of `spec`: what
+/// `openssl req -x509` makes of a server's names, and what users put into `client.ca` for a single
+/// client.
 ///
 /// # Errors
 /// When the names or dates cannot be expressed.
@@ -636,7 +644,8 @@ fn new_key(algorithm: KeyAlgorithm) -> Result<KeyPair, IssueError> {
     KeyPair::generate_for(algorithm.signature()).map_err(IssueError::library("a key"))
 }
 
-/// rcgen keeps RSA keys it made as PKCS#1 or PKCS#8 depending on its backend; the label must say which.
+/// rcgen keeps RSA keys it made as PKCS#1 or PKCS#8 depending on its backend; the label must say
+/// which.
 fn key_to_pem(key: &KeyPair) -> Zeroizing<String> {
     let der = Zeroizing::new(key.serialize_der());
     let label = match PrivateKeyDer::try_from(der.as_slice()) {

@@ -1,8 +1,9 @@
 //! One X.509 certificate, read once: what every other part of the house holds in its hands.
 //!
-//! PEM or DER -> [`Certificate`] -> `chain`, `policy`, `identity`. Cheap to clone; equality and hashing are by the DER bytes.
-//! Reading checks the form (strict DER, RFC 5280 structure, no repeated extension, the limits below) but judges nothing: validity,
-//! usages and names are `chain`'s business. Invariant: `fields` were read from exactly `der`.
+//! PEM or DER -> [`Certificate`] -> `chain`, `policy`, `identity`. Cheap to clone; equality and
+//! hashing are by the DER bytes. Reading checks the form (strict DER, RFC 5280 structure, no
+//! repeated extension, the limits below) but judges nothing: validity, usages and names are
+//! `chain`'s business. Invariant: `fields` were read from exactly `der`.
 
 use std::fmt;
 use std::hash::{Hash, Hasher};
@@ -24,7 +25,8 @@ mod auxiliary;
 pub(crate) mod fields;
 pub(crate) mod general_name;
 
-/// Largest certificate we read, in bytes of DER. Beyond it lies nothing that a TLS handshake carries.
+/// Largest certificate we read, in bytes of DER. Beyond it lies nothing that a TLS handshake
+/// carries.
 pub const CERTIFICATE_BYTES_MAX: usize = 256 * 1024;
 /// Most certificates we read from one PEM text: a bundle of all public roots has about 150.
 pub const BUNDLE_CERTIFICATES_MAX: usize = 4096;
@@ -80,7 +82,8 @@ pub enum CertError {
         /// Its label.
         label: String,
     },
-    /// OpenSSL's auxiliary data behind the certificate limits or widens what it is trusted for, or cannot be read.
+    /// OpenSSL's auxiliary data behind the certificate limits or widens what it is trusted for, or
+    /// cannot be read.
     #[error(
         "`{subject}` carries OpenSSL's trust settings ({settings}), which are not applied: remove them with \
          `openssl x509 -in FILE -clrtrust -clrreject -out FILE`"
@@ -145,8 +148,8 @@ struct CertificateInner {
     lazy: OnceLock<Box<LazyFields>>,
 }
 
-/// Made when first asked for: a handshake needs them only if somebody logs or forwards them, and of a server's own certificates nobody
-/// does, of which there may be millions.
+/// Made when first asked for: a handshake needs them only if somebody logs or forwards them, and of
+/// a server's own certificates nobody does, of which there may be millions.
 #[derive(Default)]
 struct LazyFields {
     subject: OnceLock<Box<str>>,
@@ -192,7 +195,8 @@ impl Certificate {
         &self.0.fields
     }
 
-    /// Subject as RFC 2253 text, in OpenSSL's spelling: `CN=client,O=Acme`. Empty when the subject is.
+    /// Subject as RFC 2253 text, in OpenSSL's spelling: `CN=client,O=Acme`. Empty when the subject
+    /// is.
     pub fn subject(&self) -> &str {
         self.lazy().subject.get_or_init(|| name::to_rfc2253(self.0.fields.subject.slice(&self.0.der)).into())
     }
@@ -202,7 +206,8 @@ impl Certificate {
         self.lazy().issuer.get_or_init(|| name::to_rfc2253(self.0.fields.issuer.slice(&self.0.der)).into())
     }
 
-    /// Subject in the old form of OpenSSL, `/O=Acme/CN=client`: for show only, since a `/` within a value is not escaped.
+    /// Subject in the old form of OpenSSL, `/O=Acme/CN=client`: for show only, since a `/` within a
+    /// value is not escaped.
     pub fn subject_legacy(&self) -> String {
         name::to_legacy(self.0.fields.subject.slice(&self.0.der))
     }
@@ -212,7 +217,8 @@ impl Certificate {
         name::to_legacy(self.0.fields.issuer.slice(&self.0.der))
     }
 
-    /// Equal for certificates whose subjects are the same name (RFC 5280 7.1); unequal ones may share it.
+    /// Equal for certificates whose subjects are the same name (RFC 5280 7.1); unequal ones may
+    /// share it.
     pub fn subject_hash(&self) -> u64 {
         name::folded_hash(self.subject_der())
     }
@@ -222,7 +228,8 @@ impl Certificate {
         self.0.fields.serial.slice(&self.0.der)
     }
 
-    /// Serial number as OpenSSL prints it: upper-case hexadecimal, whole bytes, `-` before a negative one.
+    /// Serial number as OpenSSL prints it: upper-case hexadecimal, whole bytes, `-` before a
+    /// negative one.
     pub fn serial_hex(&self) -> String {
         fields::serial_hex(self.0.fields.serial.slice(&self.0.der))
     }
@@ -249,7 +256,8 @@ impl Certificate {
         out
     }
 
-    /// SHA-256 over the SubjectPublicKeyInfo: stays the same when the certificate is renewed with its key.
+    /// SHA-256 over the SubjectPublicKeyInfo: stays the same when the certificate is renewed with
+    /// its key.
     pub fn spki_sha256(&self) -> &[u8; 32] {
         self.lazy().spki.get_or_init(|| sha256(self.0.fields.spki.slice(&self.0.der)))
     }
@@ -259,7 +267,8 @@ impl Certificate {
         self.0.fields.version == 1
     }
 
-    /// Says of itself that it is a CA: basicConstraints CA:TRUE, or a self-issued v1 certificate (which cannot say so).
+    /// Says of itself that it is a CA: basicConstraints CA:TRUE, or a self-issued v1 certificate
+    /// (which cannot say so).
     pub fn is_ca(&self) -> bool {
         match self.0.fields.basic_constraints {
             Some(constraints) => constraints.ca,
@@ -267,7 +276,8 @@ impl Certificate {
         }
     }
 
-    /// Whether `issuer` may issue certificates, has this one's issuer's name, and signed it. Nothing else of a path is judged.
+    /// Whether `issuer` may issue certificates, has this one's issuer's name, and signed it.
+    /// Nothing else of a path is judged.
     pub fn is_issued_by(&self, issuer: &Self) -> bool {
         let (fields, der) = (&self.0.fields, &self.0.der);
         let may_issue = issuer.is_ca() && issuer.0.fields.key_usage.is_none_or(|usage| usage.key_cert_sign());
@@ -330,8 +340,9 @@ pub(crate) fn sha256(bytes: &[u8]) -> [u8; 32] {
     out
 }
 
-/// The SubjectPublicKeyInfo of a certificate, without making a [`Certificate`] of it: for checking that a peer holds the
-/// key of what it shows. Says nothing about whether the certificate is any good.
+/// The SubjectPublicKeyInfo of a certificate, without making a [`Certificate`] of it: for checking
+/// that a peer holds the key of what it shows. Says nothing about whether the certificate is any
+/// good.
 ///
 /// # Errors
 /// As [`Certificate::from_der`].
@@ -339,13 +350,15 @@ pub fn subject_public_key_info(der: &[u8]) -> Result<&[u8], CertError> {
     Ok(Fields::read(der)?.spki.slice(der))
 }
 
-/// Reads every certificate of a PEM text, in order. Text around the blocks is ignored, and so are blocks that say nothing about trust
-/// (private keys, parameters, certificate requests). Labels as OpenSSL reads them: `CERTIFICATE`, `X509 CERTIFICATE`,
-/// `TRUSTED CERTIFICATE` (without trust settings).
+/// Reads every certificate of a PEM text, in order. Text around the blocks is ignored, and so are
+/// blocks that say nothing about trust (private keys, parameters, certificate requests). Labels as
+/// OpenSSL reads them: `CERTIFICATE`, `X509 CERTIFICATE`, `TRUSTED CERTIFICATE` (without trust
+/// settings).
 ///
 /// # Errors
-/// When there is no certificate, too many, one of them cannot be read, or the text says something about trust that is not applied: a block
-/// of another kind, or OpenSSL's trust settings. Nothing is skipped.
+/// When there is no certificate, too many, one of them cannot be read, or the text says something
+/// about trust that is not applied: a block of another kind, or OpenSSL's trust settings. Nothing
+/// is skipped.
 pub fn certificates_from_pem(text: &str) -> Result<Vec<Certificate>, CertError> {
     certificates_and_blocks(text, |_| false)
 }

@@ -1,16 +1,21 @@
-//! Is this peer accepted? The one verdict for every engine and listener (RFC 5280 6, with the differences below).
+//! Is this peer accepted? The one verdict for every engine and listener (RFC 5280 6, with the
+//! differences below).
 //!
-//! What a peer sent and what the operator trusts -> `search` for a path -> an [`Identity`] or a [`VerifyError`] that names the certificate
-//! and the rule. The path builder is our own, because the rules are the contract's and not webpki's:
+//! What a peer sent and what the operator trusts -> `search` for a path -> an [`Identity`] or a
+//! [`VerifyError`] that names the certificate and the rule. The path builder is our own, because
+//! the rules are the contract's and not webpki's:
 //!
-//! - anchors are exactly the certificates given; an intermediate among them is an anchor, a leaf among them is accepted as it is;
-//! - `depth` counts the intermediates between leaf and anchor, as OpenSSL does, but without self-issued ones (RFC 5280 4.2.1.9);
+//! - anchors are exactly the certificates given; an intermediate among them is an anchor, a leaf
+//!   among them is accepted as it is;
+//! - `depth` counts the intermediates between leaf and anchor, as OpenSSL does, but without
+//!   self-issued ones (RFC 5280 4.2.1.9);
 //! - X.509 v1: a leaf and an anchor may be, an intermediate never;
 //! - the peer may send intermediates in any order, with strangers among them;
-//! - the work is bounded in advance, whatever is sent, because all of it happens before the peer is authenticated.
+//! - the work is bounded in advance, whatever is sent, because all of it happens before the peer is
+//!   authenticated.
 //!
-//! Invariant: every `Ok` comes from `search::run` or from the comparison with a pinned leaf, and nowhere else; `again` says yes only to
-//! a path that one of them said yes to before.
+//! Invariant: every `Ok` comes from `search::run` or from the comparison with a pinned leaf, and
+//! nowhere else; `again` says yes only to a path that one of them said yes to before.
 
 use std::sync::Arc;
 
@@ -39,7 +44,8 @@ pub use diagnostics::{ChainPosition, failing_certificate, required_depth};
 pub use error::{VerifyError, VerifyReason};
 pub use reverification::reverify;
 
-/// Most certificates a peer may send behind its leaf. TLS limits the bytes; this limits what is parsed.
+/// Most certificates a peer may send behind its leaf. TLS limits the bytes; this limits what is
+/// parsed.
 pub const INTERMEDIATES_MAX: usize = 128;
 /// Most intermediates in the chain of an upstream.
 const SERVER_DEPTH: u32 = 10;
@@ -48,7 +54,8 @@ const SERVER_DEPTH: u32 = 10;
 #[derive(Clone, Debug)]
 pub struct VerifiedClient {
     identity: Identity,
-    /// The intermediates between, from the leaf upwards; `None` for a pinned leaf, which has no path.
+    /// The intermediates between, from the leaf upwards; `None` for a pinned leaf, which has no
+    /// path.
     path: Option<Arc<[Certificate]>>,
     anchor: Certificate,
     /// Latest notBefore of the path, seconds since 1970.
@@ -68,19 +75,20 @@ impl VerifiedClient {
         &self.anchor
     }
 
-    /// First second in which the same question has the same answer: the latest notBefore of the path.
+    /// First second in which the same question has the same answer: the latest notBefore of the
+    /// path.
     pub fn valid_from(&self) -> UnixTime {
         cert::to_unix(self.from)
     }
 
-    /// The intermediates between leaf and anchor, from the leaf upwards: those of the path that was verified, not all that were sent. None for
-    /// a pinned leaf.
+    /// The intermediates between leaf and anchor, from the leaf upwards: those of the path that was
+    /// verified, not all that were sent. None for a pinned leaf.
     pub fn path(&self) -> &[Certificate] {
         self.path.as_deref().unwrap_or_default()
     }
 
-    /// Last second in which the same question has the same answer: the earliest notAfter of the path and, where the policy
-    /// requires a known status, nextUpdate of the lists used.
+    /// Last second in which the same question has the same answer: the earliest notAfter of the
+    /// path and, where the policy requires a known status, nextUpdate of the lists used.
     pub fn valid_until(&self) -> UnixTime {
         cert::to_unix(self.to)
     }
@@ -125,8 +133,8 @@ impl<'a> CertificateRef<'a> {
 
 /// Verifies a client's certificate against a site's policy.
 ///
-/// `sent` is what came behind the leaf in the client's Certificate message. Costs a few signature checks, and never more than the
-/// limits in `search` allow.
+/// `sent` is what came behind the leaf in the client's Certificate message. Costs a few signature
+/// checks, and never more than the limits in `search` allow.
 ///
 /// # Errors
 /// The most telling reason why no path is good; see [`VerifyError`].
@@ -171,7 +179,8 @@ fn verify_at_depth(
     Ok(VerifiedClient { identity, path, anchor, from, to })
 }
 
-/// Verifies a server's certificate: for upstreams. `name` is what we dialled or were told to expect.
+/// Verifies a server's certificate: for upstreams. `name` is what we dialled or were told to
+/// expect.
 ///
 /// # Errors
 /// The most telling reason why no path is good, or that the certificate is for another name.
@@ -185,8 +194,8 @@ pub fn verify_server(
     verify_server_at_depth(anchors, SERVER_DEPTH, name, leaf, sent, now)
 }
 
-/// As [`verify_server`], with at most `depth` intermediates. The name is judged last: the names of a certificate that nobody we trust
-/// issued say nothing.
+/// As [`verify_server`], with at most `depth` intermediates. The name is judged last: the names of
+/// a certificate that nobody we trust issued say nothing.
 ///
 /// # Errors
 /// As [`verify_server`].
@@ -258,7 +267,8 @@ fn find_pinned<'a>(anchors: &'a TrustAnchors, leaf: CertificateRef<'_>) -> Optio
         .find(|anchor| anchor.der().as_ref() == leaf.der)
 }
 
-/// A pinned leaf has no path. When its issuer is an anchor too and one of its lists revokes the leaf, the list wins.
+/// A pinned leaf has no path. When its issuer is an anchor too and one of its lists revokes the
+/// leaf, the list wins.
 fn check_pinned_revocation(
     policy: &ClientAuth,
     leaf: CertificateRef<'_>,

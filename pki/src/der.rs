@@ -1,9 +1,10 @@
 //! A strict DER reader: the only code in the house that walks ASN.1 by hand.
 //!
-//! `cert`, `chain` and `revocation` read through it. It copies nothing: a value is either a slice of the input or a [`Span`]
-//! (a pair of offsets) that an owner of the bytes can keep beside them. Lengths must be definite and minimal, tags must fit one
-//! byte, and every structure must be used up, so two readers never disagree about where a value ends.
-//! Invariant: no input makes it panic, and each call consumes what it returns.
+//! `cert`, `chain` and `revocation` read through it. It copies nothing: a value is either a slice
+//! of the input or a [`Span`] (a pair of offsets) that an owner of the bytes can keep beside them.
+//! Lengths must be definite and minimal, tags must fit one byte, and every structure must be used
+//! up, so two readers never disagree about where a value ends. Invariant: no input makes it panic,
+//! and each call consumes what it returns.
 
 use std::num::NonZeroU32;
 
@@ -51,7 +52,8 @@ pub(crate) enum DerError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Span {
     start: u32,
-    /// One behind its end, which is never zero: a span that may be missing is no larger than one that is there.
+    /// One behind its end, which is never zero: a span that may be missing is no larger than one
+    /// that is there.
     end_plus_one: NonZeroU32,
 }
 
@@ -246,7 +248,8 @@ pub(crate) fn whole_bytes(content: &[u8]) -> Result<&[u8], DerError> {
     }
 }
 
-/// A BIT STRING's content as named bits: bit 0 is the most significant of the first byte. Bits beyond the 16th are ignored.
+/// A BIT STRING's content as named bits: bit 0 is the most significant of the first byte. Bits
+/// beyond the 16th are ignored.
 pub(crate) fn named_bits(content: &[u8]) -> Result<u16, DerError> {
     let (unused, bytes) = content.split_first().ok_or(DerError::Value)?;
     if *unused > 7 || (bytes.is_empty() && *unused != 0) {
@@ -261,7 +264,8 @@ pub(crate) fn named_bits(content: &[u8]) -> Result<u16, DerError> {
     Ok(u16::from_be_bytes([high, low]))
 }
 
-/// A UTCTime or GeneralizedTime in the forms RFC 5280 4.1.2.5 permits (Zulu, seconds, no fraction), as seconds since 1970.
+/// A UTCTime or GeneralizedTime in the forms RFC 5280 4.1.2.5 permits (Zulu, seconds, no fraction),
+/// as seconds since 1970.
 pub(crate) fn time(value: &Tlv<'_>) -> Result<i64, DerError> {
     let (year, rest) = match (value.tag, value.content) {
         (UTC_TIME, [a, b, rest @ ..]) => {

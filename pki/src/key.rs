@@ -1,7 +1,8 @@
 //! Private keys: the one place where they enter the process in clear.
 //!
-//! PEM (as it comes out of the `keyring`) -> [`PrivateKey`] -> the TLS engine, once. The bytes are wiped on drop, are never printed,
-//! serialised or put into an error. Invariant: a `PrivateKey` was accepted by the crypto library, so it can sign.
+//! PEM (as it comes out of the `keyring`) -> [`PrivateKey`] -> the TLS engine, once. The bytes are
+//! wiped on drop, are never printed, serialised or put into an error. Invariant: a `PrivateKey` was
+//! accepted by the crypto library, so it can sign.
 
 use std::fmt;
 
@@ -65,19 +66,21 @@ pub enum KeyError {
     },
 }
 
-/// A private key in clear. Wiped on drop; equality takes the same time for any two keys of one length.
+/// A private key in clear. Wiped on drop; equality takes the same time for any two keys of one
+/// length.
 pub struct PrivateKey {
     format: KeyFormat,
     der: Zeroizing<Box<[u8]>>,
     public_key_digest: PublicKeyDigest,
 }
 
-/// Half of the SHA-256 of the public half, as SubjectPublicKeyInfo's BIT STRING holds it: enough that no two keys have the same, and there may
-/// be a million of them.
+/// Half of the SHA-256 of the public half, as SubjectPublicKeyInfo's BIT STRING holds it: enough
+/// that no two keys have the same, and there may be a million of them.
 type PublicKeyDigest = [u8; 16];
 
 impl PrivateKey {
-    /// Reads the first private key of a PEM text; other blocks (`EC PARAMETERS`, certificates) are passed over.
+    /// Reads the first private key of a PEM text; other blocks (`EC PARAMETERS`, certificates) are
+    /// passed over.
     ///
     /// # Errors
     /// When there is none, it is encrypted, damaged, or of a kind we do not use.

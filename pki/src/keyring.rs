@@ -1,9 +1,12 @@
-//! Private keys at rest: the encryption APISIX uses in its etcd (`apisix.data_encryption.keyring`), bit for bit.
+//! Private keys at rest: the encryption APISIX uses in its etcd (`apisix.data_encryption.keyring`),
+//! bit for bit.
 //!
-//! Stored text -> [`Keyring::open`] -> PEM -> `key`; PEM from the Admin API -> [`Keyring::seal`] -> the store. An entry of 16 bytes is
-//! an AES-128-CBC key, one of 32 bytes an AES-256-CBC key; the IV is the first 16 bytes of the same entry; PKCS#7 padding; standard
-//! base64. There is no MAC, so a wrong key passes the padding check once in about 256 times: we also insist that the opened text
-//! starts with `---`, as everything that is ever sealed does. Invariant: opened text is wiped on drop and never in an error.
+//! Stored text -> [`Keyring::open`] -> PEM -> `key`; PEM from the Admin API -> [`Keyring::seal`] ->
+//! the store. An entry of 16 bytes is an AES-128-CBC key, one of 32 bytes an AES-256-CBC key; the
+//! IV is the first 16 bytes of the same entry; PKCS#7 padding; standard base64. There is no MAC, so
+//! a wrong key passes the padding check once in about 256 times: we also insist that the opened
+//! text starts with `---`, as everything that is ever sealed does. Invariant: opened text is wiped
+//! on drop and never in an error.
 
 use std::fmt;
 
@@ -18,7 +21,8 @@ use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 /// Only text with this beginning is ever encrypted: PEM, possibly after `---`-style markers.
 const PEM_PREFIX: &str = "---";
 
-/// Why a keyring cannot be made, or a stored text not be opened. The texts of the latter are APISIX's.
+/// Why a keyring cannot be made, or a stored text not be opened. The texts of the latter are
+/// APISIX's.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum KeyringError {
     /// An entry is neither an AES-128 nor an AES-256 key.
@@ -49,7 +53,8 @@ pub struct Keyring {
 }
 
 impl Keyring {
-    /// Makes a keyring. The raw bytes of an entry's text are the key. An empty list is [`Keyring::none`].
+    /// Makes a keyring. The raw bytes of an entry's text are the key. An empty list is
+    /// [`Keyring::none`].
     ///
     /// # Errors
     /// When an entry has neither 16 nor 32 bytes.
@@ -72,7 +77,8 @@ impl Keyring {
         Self { keys: Vec::new() }
     }
 
-    /// Seals a text with the first entry. Text that does not start with `---` (sealed already, or a reference) stays as it is.
+    /// Seals a text with the first entry. Text that does not start with `---` (sealed already, or a
+    /// reference) stays as it is.
     pub fn seal(&self, text: &str) -> String {
         match self.keys.first() {
             Some(entry) if text.starts_with(PEM_PREFIX) => STANDARD.encode(entry.encrypt(text.as_bytes())),
@@ -80,11 +86,12 @@ impl Keyring {
         }
     }
 
-    /// Opens a stored text: with the first entry that yields text starting with `---`. Text that starts so already, and any
-    /// text when there are no entries, is returned as it is.
+    /// Opens a stored text: with the first entry that yields text starting with `---`. Text that
+    /// starts so already, and any text when there are no entries, is returned as it is.
     ///
     /// # Errors
-    /// [`KeyringError::Base64`] when it is not base64, [`KeyringError::Decrypt`] when no entry opens it.
+    /// [`KeyringError::Base64`] when it is not base64, [`KeyringError::Decrypt`] when no entry
+    /// opens it.
     pub fn open(&self, stored: &str) -> Result<Zeroizing<String>, KeyringError> {
         if stored.starts_with(PEM_PREFIX) || self.keys.is_empty() {
             return Ok(Zeroizing::new(stored.to_owned()));

@@ -1,11 +1,12 @@
 //! What a certificate means: parsing, keys, paths, revocation and policy. No IO and no TLS engine.
 //!
-//! Both planes use it: the control plane to judge documents before they are stored, the data plane to judge peers. The clock is always a
-//! parameter. In the order in which a certificate meets them:
+//! Both planes use it: the control plane to judge documents before they are stored, the data plane
+//! to judge peers. The clock is always a parameter. In the order in which a certificate meets them:
 //!
 //! - [`cert`] reads certificates, [`key`] private keys, which [`keyring`] opens;
 //! - [`policy`] is what a site demands of its clients, with the lists of [`revocation`];
-//! - [`chain`] decides whether a peer is accepted, [`verified`] remembers that it was, [`identity`] says who it is;
+//! - [`chain`] decides whether a peer is accepted, [`verified`] remembers that it was, [`identity`]
+//!   says who it is;
 //! - [`mint`] makes certificates, for the command line, the demo and the tests.
 
 #![warn(missing_docs)]

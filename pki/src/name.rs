@@ -1,8 +1,10 @@
-//! Distinguished names: their text (RFC 2253, as OpenSSL prints it) and when two of them are the same.
+//! Distinguished names: their text (RFC 2253, as OpenSSL prints it) and when two of them are the
+//! same.
 //!
-//! `chain` compares issuer with subject here, `identity` takes its text from here, and a CertificateRequest its list of subjects.
-//! Two names are the same when their bytes are, or when they differ only in what RFC 5280 7.1 says is no difference: the string
-//! type, the case of ASCII letters, and runs of white space. Invariant: comparing never allocates.
+//! `chain` compares issuer with subject here, `identity` takes its text from here, and a
+//! CertificateRequest its list of subjects. Two names are the same when their bytes are, or when
+//! they differ only in what RFC 5280 7.1 says is no difference: the string type, the case of ASCII
+//! letters, and runs of white space. Invariant: comparing never allocates.
 
 use std::fmt::Write as _;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
@@ -35,7 +37,8 @@ impl DistinguishedName {
         Some(Self::new(name.content))
     }
 
-    /// The DER without the outer SEQUENCE header (what rustls' `DistinguishedName::in_sequence` takes).
+    /// The DER without the outer SEQUENCE header (what rustls' `DistinguishedName::in_sequence`
+    /// takes).
     pub fn content(&self) -> &[u8] {
         &self.content
     }
@@ -50,7 +53,8 @@ impl DistinguishedName {
         names_match(&self.content, certificate.fields().issuer.slice(certificate.der()))
     }
 
-    /// Equal for names that are the same; unequal names may share it. As [`Certificate::subject_hash`].
+    /// Equal for names that are the same; unequal names may share it. As
+    /// [`Certificate::subject_hash`].
     pub fn folded_hash(&self) -> u64 {
         folded_hash(&self.content)
     }
@@ -110,7 +114,8 @@ pub(crate) fn check(name: &[u8]) -> Result<(), DerError> {
     Ok(())
 }
 
-/// Whether two names are the same. A name that cannot be read is the same as nothing but its own bytes.
+/// Whether two names are the same. A name that cannot be read is the same as nothing but its own
+/// bytes.
 pub(crate) fn names_match(a: &[u8], b: &[u8]) -> bool {
     a == b || prefix_length(a, b).is_some_and(|rest| rest == 0)
 }
@@ -163,7 +168,8 @@ fn prefix_length(base: &[u8], name: &[u8]) -> Option<usize> {
 
 /// Attributes of a multi-valued RDN have no order of their own.
 fn same_rdn(a: Reader<'_>, b: Reader<'_>) -> bool {
-    /// More attributes than this in one RDN are only compared byte by byte: the pairing below is quadratic.
+    /// More attributes than this in one RDN are only compared byte by byte: the pairing below is
+    /// quadratic.
     const ATTRIBUTES: usize = 8;
     let (a, b) = (attributes(a), attributes(b));
     let count = a.clone().count();
@@ -187,7 +193,8 @@ fn same_attribute(a: &Attribute<'_>, b: &Attribute<'_>) -> bool {
     }
 }
 
-/// The characters of a directory string, whatever its ASN.1 type. `None` as an item: not a character.
+/// The characters of a directory string, whatever its ASN.1 type. `None` as an item: not a
+/// character.
 #[derive(Clone)]
 enum Characters<'a> {
     Utf8(std::str::Chars<'a>),
@@ -227,7 +234,8 @@ impl Iterator for Characters<'_> {
     }
 }
 
-/// Characters with ASCII letters in lower case, no white space at the ends and single spaces within.
+/// Characters with ASCII letters in lower case, no white space at the ends and single spaces
+/// within.
 struct CaseFolded<'a> {
     inner: Characters<'a>,
     started: bool,
@@ -274,7 +282,8 @@ pub(crate) fn email_addresses(name: &[u8]) -> impl Iterator<Item = &[u8]> {
         .map(|attribute| attribute.value)
 }
 
-/// The name as `openssl x509 -nameopt RFC2253` prints it: last RDN first, `+` within an RDN, everything but plain ASCII escaped.
+/// The name as `openssl x509 -nameopt RFC2253` prints it: last RDN first, `+` within an RDN,
+/// everything but plain ASCII escaped.
 pub(crate) fn to_rfc2253(name: &[u8]) -> String {
     let mut parts: Vec<(bool, Attribute<'_>)> = Vec::new();
     let mut rdns = Reader::new(name);
@@ -395,8 +404,9 @@ fn short_name(oid: &[u8]) -> Option<&'static str> {
     NAMES.iter().find(|(known, _)| *known == oid).map(|(_, name)| *name)
 }
 
-/// The name as OpenSSL's old `X509_NAME_oneline` prints it: `/C=US/O=Acme/CN=client`, in the order of the certificate. Everything but
-/// printable ASCII is escaped; a `/` within a value is not, which is why nothing should be decided by this text.
+/// The name as OpenSSL's old `X509_NAME_oneline` prints it: `/C=US/O=Acme/CN=client`, in the order
+/// of the certificate. Everything but printable ASCII is escaped; a `/` within a value is not,
+/// which is why nothing should be decided by this text.
 pub(crate) fn to_legacy(name: &[u8]) -> String {
     let mut text = String::with_capacity(name.len());
     let mut rdns = Reader::new(name);

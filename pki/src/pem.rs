@@ -1,15 +1,17 @@
-//! PEM, read the way OpenSSL reads it (RFC 7468 lax form): text before, between and after the blocks is ignored.
+//! PEM, read the way OpenSSL reads it (RFC 7468 lax form): text before, between and after the
+//! blocks is ignored.
 //!
-//! `cert`, `key` and `revocation` come through here. Invariant: a block that begins but does not end, that ends but does not
-//! begin, or whose body is not base64, is an error and never skipped, so that a damaged bundle cannot silently lose a
-//! certificate or a revocation list.
+//! `cert`, `key` and `revocation` come through here. Invariant: a block that begins but does not
+//! end, that ends but does not begin, or whose body is not base64, is an error and never skipped,
+//! so that a damaged bundle cannot silently lose a certificate or a revocation list.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use thiserror::Error;
 use zeroize::Zeroizing;
 
-/// One block: the label between the dashes, and the decoded bytes. Wiped on drop, for it may be a private key.
+/// One block: the label between the dashes, and the decoded bytes. Wiped on drop, for it may be a
+/// private key.
 pub(crate) struct Block<'a> {
     pub(crate) label: &'a str,
     /// `Proc-Type` says that the body is encrypted (RFC 1421), so `bytes` is empty.
@@ -38,8 +40,9 @@ pub(crate) const LABEL_CHARS_MAX: usize = 64;
 const DASHES: &str = "-----";
 
 impl Block<'_> {
-    /// A key, its parameters or a request for a certificate: nothing that changes whom a certificate file trusts. Any other block that
-    /// a reader does not use (a revocation list, PKCS #7, an attribute certificate) may do so, and is not to be skipped.
+    /// A key, its parameters or a request for a certificate: nothing that changes whom a
+    /// certificate file trusts. Any other block that a reader does not use (a revocation list,
+    /// PKCS #7, an attribute certificate) may do so, and is not to be skipped.
     pub(crate) fn is_irrelevant_to_trust(&self) -> bool {
         self.label.ends_with("PRIVATE KEY")
             || matches!(
@@ -101,7 +104,8 @@ fn next_begin(text: &str) -> Option<BeginLine<'_>> {
     }
 }
 
-/// The label of an END line in text that holds no block. A line that something else precedes (`# -----END`) is a comment.
+/// The label of an END line in text that holds no block. A line that something else precedes (`#
+/// -----END`) is a comment.
 fn stray_end(text: &str) -> Option<&str> {
     text.split(['\n', '\r']).find_map(|line| {
         let line = line.trim_matches(|c: char| c.is_whitespace() || c == '\u{feff}');

@@ -1,8 +1,10 @@
-//! What a site demands of its clients: [`ClientAuth`], made once when a document is checked or arrives, then only read.
+//! What a site demands of its clients: [`ClientAuth`], made once when a document is checked or
+//! arrives, then only read.
 //!
-//! `client.ca`, `client.depth`, `client.skip_mtls_uri_regex` and `client.crl` -> here -> `chain` (may this client in?) and the data plane
-//! (which paths need no certificate?). Everything costly happens at making: parsing, indexing, compiling.
-//! Invariant: [`ClientAuth::digest`] covers everything that can change a verdict, so equal digests mean equal verdicts, whatever the
+//! `client.ca`, `client.depth`, `client.skip_mtls_uri_regex` and `client.crl` -> here -> `chain`
+//! (may this client in?) and the data plane (which paths need no certificate?). Everything costly
+//! happens at making: parsing, indexing, compiling. Invariant: [`ClientAuth::digest`] covers
+//! everything that can change a verdict, so equal digests mean equal verdicts, whatever the
 //! certificate. Tickets, verified-chain entries and live connections are bound to it.
 
 use std::collections::{HashMap, HashSet};
@@ -28,15 +30,19 @@ pub type PolicyDigest = [u8; 32];
 /// What a [`ClientAuth`] is made from.
 #[derive(Clone, Debug, Default)]
 pub struct ClientAuthInput {
-    /// The trust anchors: exactly these, nothing of the system's. A CA, an intermediate, or a client's own certificate (pinned).
+    /// The trust anchors: exactly these, nothing of the system's. A CA, an intermediate, or a
+    /// client's own certificate (pinned).
     pub anchors: Vec<Certificate>,
-    /// Most intermediates between leaf and anchor, as OpenSSL counts them (contract 5.1). 0: signed by the anchor itself.
+    /// Most intermediates between leaf and anchor, as OpenSSL counts them (contract 5.1). 0: signed
+    /// by the anchor itself.
     pub depth: u32,
-    /// Paths that need no certificate: patterns in the syntax of the `regex` crate, matching anywhere in the path.
+    /// Paths that need no certificate: patterns in the syntax of the `regex` crate, matching
+    /// anywhere in the path.
     pub skip_uri_patterns: Vec<String>,
     /// Revocation lists. Empty: revocation is not checked.
     pub crls: Vec<CertificateRevocationListDer<'static>>,
-    /// With lists: only a revoked certificate is refused. Otherwise an unknown or stale status refuses too.
+    /// With lists: only a revoked certificate is refused. Otherwise an unknown or stale status
+    /// refuses too.
     pub crl_prefer: bool,
 }
 
@@ -53,7 +59,8 @@ pub enum PolicyError {
         /// How many there are.
         found: usize,
     },
-    /// Not in the syntax of the `regex` crate, which leaves out what needs back-tracking; or too large.
+    /// Not in the syntax of the `regex` crate, which leaves out what needs back-tracking; or too
+    /// large.
     #[error("skip pattern {position} `{pattern}` cannot be used: {cause}")]
     Pattern {
         /// Counts from 1.
@@ -82,8 +89,8 @@ pub enum PolicyError {
 /// Trust anchors, found by their subject.
 pub struct TrustAnchors {
     certificates: Box<[Certificate]>,
-    /// Hash of the folded subject and place in `certificates`, ascending: there may be a policy for each of a million sites, most of
-    /// them with one anchor.
+    /// Hash of the folded subject and place in `certificates`, ascending: there may be a policy for
+    /// each of a million sites, most of them with one anchor.
     by_subject: Box<[(u64, u32)]>,
     /// How many anchors at most have the same subject.
     same_subject_max: u32,
@@ -122,7 +129,8 @@ impl TrustAnchors {
         &self.certificates
     }
 
-    /// How many anchors at most share a subject: that many may have to be tried for one certificate.
+    /// How many anchors at most share a subject: that many may have to be tried for one
+    /// certificate.
     pub(crate) fn same_subject_max(&self) -> u32 {
         self.same_subject_max
     }
@@ -153,7 +161,8 @@ impl fmt::Debug for TrustAnchors {
     }
 }
 
-/// What a site demands of its clients. There may be one for each of a million sites, so what most do without stands elsewhere.
+/// What a site demands of its clients. There may be one for each of a million sites, so what most
+/// do without stands elsewhere.
 pub struct ClientAuth {
     anchors: TrustAnchors,
     depth: u32,
@@ -173,8 +182,8 @@ struct SkipPatterns {
 impl ClientAuth {
     /// Makes a policy: indexes the anchors and the revocation lists, compiles the patterns.
     ///
-    /// Whether anchors are expired or a CRL is signed by anyone in particular is not asked here: that depends on the clock and on
-    /// what clients send.
+    /// Whether anchors are expired or a CRL is signed by anyone in particular is not asked here:
+    /// that depends on the clock and on what clients send.
     ///
     /// # Errors
     /// When there is no anchor, or a pattern or list cannot be used; says which.
@@ -193,7 +202,8 @@ impl ClientAuth {
         &self.anchors
     }
 
-    /// Subjects of the anchors, each once, for the CertificateRequest. Made anew: whoever asks keeps them in a form of his own.
+    /// Subjects of the anchors, each once, for the CertificateRequest. Made anew: whoever asks
+    /// keeps them in a form of his own.
     pub fn root_hint_subjects(&self) -> Vec<DistinguishedName> {
         let mut seen = HashSet::new();
         let all = self.anchors.certificates().iter().map(Certificate::subject_der);
@@ -210,12 +220,14 @@ impl ClientAuth {
         self.skips.as_ref().map(|skips| skips.patterns.as_slice()).unwrap_or_default()
     }
 
-    /// No skip patterns: a handshake without a good certificate is refused. Otherwise it goes on and each request is judged.
+    /// No skip patterns: a handshake without a good certificate is refused. Otherwise it goes on
+    /// and each request is judged.
     pub fn requires_client_cert(&self) -> bool {
         self.skips.is_none()
     }
 
-    /// Whether a path (normalised, without query) needs no certificate. Takes time linear in the path.
+    /// Whether a path (normalised, without query) needs no certificate. Takes time linear in the
+    /// path.
     pub fn skips_path(&self, path: &str) -> bool {
         self.skips.as_ref().is_some_and(|skips| skips.compiled.is_match(path))
     }
@@ -232,7 +244,8 @@ impl ClientAuth {
         &self.crls.0
     }
 
-    /// Only a revoked certificate is refused; otherwise, when there are lists, an unknown or stale status refuses too.
+    /// Only a revoked certificate is refused; otherwise, when there are lists, an unknown or stale
+    /// status refuses too.
     pub fn crl_prefer(&self) -> bool {
         self.crl_prefer
     }
@@ -325,7 +338,8 @@ fn read_crls(ders: &[CertificateRevocationListDer<'static>]) -> Result<CrlSet, P
     Ok(CrlSet(ders.iter().enumerate().map(read_one).collect::<Result<_, _>>()?))
 }
 
-/// Order does not change a verdict, so anchors and lists are taken in the order of their own digests.
+/// Order does not change a verdict, so anchors and lists are taken in the order of their own
+/// digests.
 fn digest(
     anchors: &TrustAnchors,
     depth: u32,

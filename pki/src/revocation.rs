@@ -1,8 +1,10 @@
-//! Certificate revocation lists (RFC 5280 5): read and indexed when a policy is made, asked at each verification.
+//! Certificate revocation lists (RFC 5280 5): read and indexed when a policy is made, asked at each
+//! verification.
 //!
-//! DER -> [`Crl`] -> `policy`; `chain` asks [`Crls::status`] about each certificate of a finished path. The serial numbers are sorted
-//! once, so a list of 10,000 entries costs a handshake a binary search, and a signature that was checked against a key is not checked
-//! against it again. Invariant: "unknown" is an answer, and only the policy decides what it means.
+//! DER -> [`Crl`] -> `policy`; `chain` asks [`Crls::status`] about each certificate of a finished
+//! path. The serial numbers are sorted once, so a list of 10,000 entries costs a handshake a binary
+//! search, and a signature that was checked against a key is not checked against it again.
+//! Invariant: "unknown" is an answer, and only the policy decides what it means.
 
 use std::sync::OnceLock;
 
@@ -46,7 +48,8 @@ pub enum CrlError {
         /// In dotted form.
         oid: String,
     },
-    /// RFC 5280 5.1.2.5 demands nextUpdate; without it nobody can tell a current list from an old one.
+    /// RFC 5280 5.1.2.5 demands nextUpdate; without it nobody can tell a current list from an old
+    /// one.
     #[error("the CRL of `{issuer}` has no nextUpdate (RFC 5280 5.1.2.5)")]
     NoNextUpdate {
         /// Issuer of the list, RFC 2253.
@@ -94,10 +97,12 @@ impl CrlError {
     }
 }
 
-/// Reads every CRL block (`X509 CRL`, `CRL`) of a PEM text, in order, without looking into them, and the certificates beside them.
+/// Reads every CRL block (`X509 CRL`, `CRL`) of a PEM text, in order, without looking into them,
+/// and the certificates beside them.
 ///
 /// # Errors
-/// When there is no list, a block is damaged, or the text holds a block that is neither and may change what is trusted.
+/// When there is no list, a block is damaged, or the text holds a block that is neither and may
+/// change what is trusted.
 pub fn crls_from_pem(
     text: &str,
 ) -> Result<(Vec<CertificateRevocationListDer<'static>>, Vec<Certificate>), CrlError> {
@@ -137,7 +142,8 @@ pub struct Crl {
     scope: Scope,
     /// Contents of the serial numbers, sorted by their bytes.
     revoked: Vec<Span>,
-    /// SHA-256 over a signer's algorithm and key, and whether its signature was good. Filled without locks, never cleared.
+    /// SHA-256 over a signer's algorithm and key, and whether its signature was good. Filled
+    /// without locks, never cleared.
     signers: [OnceLock<([u8; 32], bool)>; CACHED_SIGNERS],
 }
 
@@ -145,7 +151,8 @@ impl Crl {
     /// Reads a list and sorts its serial numbers.
     ///
     /// # Errors
-    /// When it is not a complete, direct v2 CRL with CRLNumber and nextUpdate in strict DER. The signature is not checked here.
+    /// When it is not a complete, direct v2 CRL with CRLNumber and nextUpdate in strict DER. The
+    /// signature is not checked here.
     pub fn from_der(der: &[u8]) -> Result<Self, CrlError> {
         if der.len() > CRL_BYTES_MAX {
             return Err(CrlError::TooLarge { found: der.len() });
@@ -205,8 +212,8 @@ impl Crl {
         crate::pem::encode("X509 CRL", &self.der).to_string()
     }
 
-    /// Whether `issuer` signed this list and may: its name is the list's issuer, and its keyUsage, if any, has cRLSign
-    /// (RFC 5280 6.3.3 f).
+    /// Whether `issuer` signed this list and may: its name is the list's issuer, and its keyUsage,
+    /// if any, has cRLSign (RFC 5280 6.3.3 f).
     pub fn is_signed_by(&self, issuer: &Certificate) -> bool {
         let fields = issuer.fields();
         fields.key_usage.is_none_or(|usage| usage.crl_sign())
@@ -225,7 +232,8 @@ impl Crl {
         self.issuer.slice(&self.der)
     }
 
-    /// The serial numbers that it revokes, each as the content of its INTEGER, in ascending order of their bytes.
+    /// The serial numbers that it revokes, each as the content of its INTEGER, in ascending order
+    /// of their bytes.
     pub fn revoked(&self) -> impl Iterator<Item = &[u8]> {
         self.revoked.iter().map(|entry| entry.slice(&self.der))
     }
@@ -253,7 +261,8 @@ impl Crl {
         let checked =
             signature::verify(signer, algorithm, self.tbs.slice(&self.der), self.signature.slice(&self.der));
         let good = checked == SignatureCheck::Valid;
-        // Another thread may take a slot between: then the next one is tried, at worst an answer is remembered twice.
+        // Another thread may take a slot between: then the next one is tried, at worst an answer is
+        // remembered twice.
         for slot in &self.signers {
             if slot.set((identifier, good)).is_ok() {
                 break;
@@ -388,8 +397,9 @@ fn read_extensions(
     }
 }
 
-/// issuingDistributionPoint (RFC 5280 5.2.5). A list for one distribution point says nothing about certificates of another, and
-/// we do not match them, so such a list is refused rather than believed to be complete.
+/// issuingDistributionPoint (RFC 5280 5.2.5). A list for one distribution point says nothing about
+/// certificates of another, and we do not match them, so such a list is refused rather than
+/// believed to be complete.
 fn read_scope(value: &[u8], issuer: &dyn Fn() -> String) -> Result<Scope, CrlError> {
     let malformed = CrlError::malformed("issuingDistributionPoint");
     let mut wrapped = Reader::new(value);
@@ -434,7 +444,8 @@ fn critical(oid: &[u8], issuer: &dyn Fn() -> String) -> CrlError {
 /// What the lists say about one certificate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum RevocationStatus {
-    /// A current list of its issuer covers it and does not name it. Holds until that list is stale: seconds since 1970.
+    /// A current list of its issuer covers it and does not name it. Holds until that list is stale:
+    /// seconds since 1970.
     Good { until: i64 },
     /// A list of its issuer names it. A stale list still revokes.
     Revoked,
@@ -462,7 +473,8 @@ pub(crate) struct RevocationQuery<'a> {
 pub(crate) struct CrlSet(pub(crate) Vec<Crl>);
 
 impl CrlSet {
-    /// Asks all lists of the certificate's issuer. The newest does not override the others: named by one is revoked.
+    /// Asks all lists of the certificate's issuer. The newest does not override the others: named
+    /// by one is revoked.
     pub(crate) fn status(&self, question: &RevocationQuery<'_>, now: i64) -> RevocationStatus {
         let mut status = RevocationStatus::Unknown;
         let wrong_scope = if question.is_ca { Scope::UserCertificates } else { Scope::CaCertificates };

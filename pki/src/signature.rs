@@ -1,8 +1,9 @@
 //! Which signatures we believe, and checking one.
 //!
-//! `chain` and `revocation` check every signature here, so the list of algorithms exists once: RSA of 2048 to 8192 bits (PKCS#1 v1.5 and
-//! PSS), ECDSA on P-256, P-384 and P-521, Ed25519; SHA-2 only. The arithmetic is aws-lc's, through webpki's table of algorithms.
-//! Invariant: an algorithm that is not in the table verifies nothing.
+//! `chain` and `revocation` check every signature here, so the list of algorithms exists once: RSA
+//! of 2048 to 8192 bits (PKCS#1 v1.5 and PSS), ECDSA on P-256, P-384 and P-521, Ed25519; SHA-2
+//! only. The arithmetic is aws-lc's, through webpki's table of algorithms. Invariant: an algorithm
+//! that is not in the table verifies nothing.
 
 use rustls_pki_types::{SignatureVerificationAlgorithm, alg_id};
 use webpki::aws_lc_rs as algorithms;

@@ -1,9 +1,11 @@
-//! Remembers which chains were accepted, so that a returning client costs a hash instead of signature checks.
+//! Remembers which chains were accepted, so that a returning client costs a hash instead of
+//! signature checks.
 //!
-//! One cache a core stands before `chain::verify_client`; nothing is shared, nothing is locked. The key is a SHA-256 over the policy's digest and
-//! every certificate the client sent, so a change of the policy or of a byte of the chain is another key. Only acceptance is
-//! remembered: a refusal is cheap to repeat and must not fill the cache with what strangers send.
-//! Invariant: an answer is given only in the period in which verifying again would give the same.
+//! One cache a core stands before `chain::verify_client`; nothing is shared, nothing is locked. The
+//! key is a SHA-256 over the policy's digest and every certificate the client sent, so a change of
+//! the policy or of a byte of the chain is another key. Only acceptance is remembered: a refusal is
+//! cheap to repeat and must not fill the cache with what strangers send. Invariant: an answer is
+//! given only in the period in which verifying again would give the same.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -26,8 +28,8 @@ pub struct VerifiedCache {
 }
 
 impl VerifiedCache {
-    /// Holds at least `capacity / 2` and at most `capacity` chains (but room for two), the recently used ones. A chain takes about
-    /// 2 KiB.
+    /// Holds at least `capacity / 2` and at most `capacity` chains (but room for two), the recently
+    /// used ones. A chain takes about 2 KiB.
     pub fn new(capacity: usize) -> Self {
         let half = (capacity / 2).max(1);
         Self {
@@ -111,8 +113,8 @@ fn cache_key(policy: &ClientAuth, leaf: &CertificateDer<'_>, sent: &[Certificate
 
 type Map = HashMap<CacheKey, Arc<VerifiedClient>, BuildHasherDefault<DigestHasher>>;
 
-/// Two halves: what is used moves to the young one; when that is full the old one is dropped whole. Approximates "least recently
-/// used" with one map operation a lookup and no list.
+/// Two halves: what is used moves to the young one; when that is full the old one is dropped whole.
+/// Approximates "least recently used" with one map operation a lookup and no list.
 #[derive(Default)]
 struct Generations {
     capacity: usize,

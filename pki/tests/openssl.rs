@@ -1,8 +1,10 @@
-//! OpenSSL as a second judge: the same chains, depths and times through `openssl verify` and [`pki::verify_client`].
+//! OpenSSL as a second judge: the same chains, depths and times through `openssl verify` and
+//! [`pki::verify_client`].
 //!
-//! APISIX verifies with OpenSSL, so where both have an opinion it must be the same: whoever moves over keeps the clients they had and no
-//! others. Needs the openssl command line and fails without it. Two deliberate differences do not occur here: self-issued intermediates
-//! do not count for depth, and notAfter is the last good second (RFC 5280 4.1.2.5), not the first bad one.
+//! APISIX verifies with OpenSSL, so where both have an opinion it must be the same: whoever moves
+//! over keeps the clients they had and no others. Needs the openssl command line and fails without
+//! it. Two deliberate differences do not occur here: self-issued intermediates do not count for
+//! depth, and notAfter is the last good second (RFC 5280 4.1.2.5), not the first bad one.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -175,7 +177,8 @@ fn every_algorithm_is_believed_by_both() {
     }
 }
 
-/// Ours alone: OpenSSL's own limit is a setting, and lower. `pki::mint` makes no such keys, so OpenSSL does.
+/// Ours alone: OpenSSL's own limit is a setting, and lower. `pki::mint` makes no such keys, so
+/// OpenSSL does.
 #[test]
 fn rsa_below_2048_bits_is_refused_in_leaf_and_anchor() {
     let folder = tempfile::tempdir().unwrap();

@@ -1,11 +1,13 @@
-//! `nginx_config` and `plugins` where they ask for more than a value: snippets, the user, the number of connections, the list of plugins.
+//! `nginx_config` and `plugins` where they ask for more than a value: snippets, the user, the
+//! number of connections, the list of plugins.
 //!
 //! Invariant: what of them restricts something is obeyed, or ends the start.
 
 use super::Reader;
 use crate::value;
 
-/// Snippets that an upstream's connections are made under, the outermost first: the innermost that says something holds.
+/// Snippets that an upstream's connections are made under, the outermost first: the innermost that
+/// says something holds.
 const PROXY_SNIPPETS: [&str; 3] = [
     "http_configuration_snippet",
     "http_server_configuration_snippet",

@@ -1,4 +1,5 @@
-//! `nginx_config.http.real_ip_*` and `apisix.trusted_addresses`: which proxies may say who a client is (contract 1.4 and 10.3).
+//! `nginx_config.http.real_ip_*` and `apisix.trusted_addresses`: which proxies may say who a client
+//! is (contract 1.4 and 10.3).
 
 use ipnet::IpNet;
 use model::network::{self, NetworkError};
@@ -46,7 +47,8 @@ impl Reader<'_> {
     }
 }
 
-/// The entries of `trusted_addresses`. An empty list is refused as in APISIX: it would not close anything, but read as if it did.
+/// The entries of `trusted_addresses`. An empty list is refused as in APISIX: it would not close
+/// anything, but read as if it did.
 fn trusted(node: &YamlNode) -> Result<Vec<IpNet>, ValueError> {
     let list = value::list(node, value::network)?;
     if list.is_empty() {

@@ -1,4 +1,5 @@
-//! `apisix.ssl`: TLS listeners, versions, cipher suites, and whom the machine trusts (contract 1.3).
+//! `apisix.ssl`: TLS listeners, versions, cipher suites, and whom the machine trusts (contract
+//! 1.3).
 
 use std::path::PathBuf;
 

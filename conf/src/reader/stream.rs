@@ -1,4 +1,5 @@
-//! `apisix.proxy_mode` and `apisix.stream_proxy`: which TCP connections are taken, and where (contract 1.3).
+//! `apisix.proxy_mode` and `apisix.stream_proxy`: which TCP connections are taken, and where
+//! (contract 1.3).
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 

@@ -1,5 +1,5 @@
-//! APISIX's own `conf/config.yaml.example` as a whole: every key that it names, with APISIX's default, is read; and the file itself where a
-//! copy is at hand.
+//! APISIX's own `conf/config.yaml.example` as a whole: every key that it names, with APISIX's
+//! default, is read; and the file itself where a copy is at hand.
 
 use super::*;
 

@@ -1,7 +1,7 @@
 //! Access: addresses and API keys (contract 2.1).
 //!
-//! Keys are kept as SHA-256 digests and compared in constant time, so neither memory nor timing tells them. An empty key never
-//! matches anything: there is no way in that nobody chose.
+//! Keys are kept as SHA-256 digests and compared in constant time, so neither memory nor timing
+//! tells them. An empty key never matches anything: there is no way in that nobody chose.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -73,7 +73,8 @@ pub enum AccessError {
 }
 
 impl Access {
-    /// Allows these addresses and keys; `keys: None` switches the key check off. Entries with an empty key are left out.
+    /// Allows these addresses and keys; `keys: None` switches the key check off. Entries with an
+    /// empty key are left out.
     pub fn new(allow: Option<Vec<IpNet>>, keys: Option<&[ApiKey<'_>]>) -> Self {
         let keys = keys.map(|keys| {
             keys.iter()
@@ -95,7 +96,8 @@ impl Access {
         self
     }
 
-    /// Goes by the addresses that `nginx_config.http.real_ip_*` gives, as nginx does for every server (contract 2.1).
+    /// Goes by the addresses that `nginx_config.http.real_ip_*` gives, as nginx does for every
+    /// server (contract 2.1).
     pub fn with_real_ip(mut self, real_ip: Option<RealIp>) -> Self {
         self.real_ip = real_ip;
         self
@@ -117,8 +119,8 @@ impl Access {
         !self.allows(address) && !self.real_ip.as_ref().is_some_and(|real_ip| real_ip.trusts(address))
     }
 
-    /// Judges the key of a request: query argument `api_key`, else header `X-API-KEY`, else cookie `x_api_key`.
-    /// `reads`: the request can change nothing.
+    /// Judges the key of a request: query argument `api_key`, else header `X-API-KEY`, else cookie
+    /// `x_api_key`. `reads`: the request can change nothing.
     ///
     /// # Errors
     /// When there is none, it is not ours, or its role only reads.

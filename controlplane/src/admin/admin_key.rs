@@ -1,4 +1,5 @@
-//! Admin keys that nobody chose: made at the first start, shown once, kept in a file (contract 1.2).
+//! Admin keys that nobody chose: made at the first start, shown once, kept in a file (contract
+//! 1.2).
 //!
 //! APISIX writes a generated key back into `config.yaml`; that file is the operator's, so the key
 //! is kept beside the store instead, one file a name, mode 0600. Control planes that share a store

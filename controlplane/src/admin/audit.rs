@@ -1,7 +1,7 @@
 //! The audit line: one for every write that was asked for by somebody with a key.
 //!
-//! Who, from where, what, and how it ended. Never a body, a key, a query or an error's text: those may quote what was sent. The path is
-//! redacted.
+//! Who, from where, what, and how it ended. Never a body, a key, a query or an error's text: those
+//! may quote what was sent. The path is redacted.
 
 use std::borrow::Cow;
 

@@ -1,6 +1,8 @@
-//! Reading a request's body: bounded in size and time, wiped afterwards, decoded as JSON whatever its content type says (contract 2.2).
+//! Reading a request's body: bounded in size and time, wiped afterwards, decoded as JSON whatever
+//! its content type says (contract 2.2).
 //!
-//! Invariant: no answer repeats a body. It may hold a private key, so contract 2.2's `req_body` is not sent.
+//! Invariant: no answer repeats a body. It may hold a private key, so contract 2.2's `req_body` is
+//! not sent.
 
 use std::time::Duration;
 
@@ -17,7 +19,8 @@ use super::reply::{self, Reply};
 /// The largest body that is read, in bytes.
 pub(super) const BODY_BYTES_MAX: u64 = 1_572_864;
 
-/// How much more is taken off the wire, unread, before the answer: a peer that is still sending does not listen.
+/// How much more is taken off the wire, unread, before the answer: a peer that is still sending
+/// does not listen.
 const DISCARDED_MAX: u64 = 8 << 20;
 
 /// Why a body was not read: the answer to give.
@@ -52,7 +55,8 @@ pub(super) async fn discard(body: Incoming) {
     let _ = tokio::time::timeout(DISCARD_TIMEOUT, rest).await;
 }
 
-/// Reads a body as JSON; `None` when there is none. `patience` is the longest wait between two pieces.
+/// Reads a body as JSON; `None` when there is none. `patience` is the longest wait between two
+/// pieces.
 ///
 /// # Errors
 /// When it is too large, does not come, or is not JSON.

@@ -1,7 +1,7 @@
 //! The handler: the one function that knows in which order a request is judged (contract 2.1, 2.2).
 //!
-//! Address, client certificate, OPTIONS, path, key, then the table. Verbs are the same for every kind of resource; what differs
-//! between kinds lives in `model` and `change`.
+//! Address, client certificate, OPTIONS, path, key, then the table. Verbs are the same for every
+//! kind of resource; what differs between kinds lives in `model` and `change`.
 
 mod data_planes;
 
@@ -177,7 +177,8 @@ impl AdminApi {
         let writes = matches!(asked.method, Method::PUT | Method::POST | Method::PATCH | Method::DELETE);
         match row {
             ApiResource::Resource(kind) if writes => {
-                // A task of its own: a peer that hangs up must not end a write between its commit and its audit line.
+                // A task of its own: a peer that hangs up must not end a write between its commit and its
+                // audit line.
                 let (admin, peer) = (Arc::clone(self), Arc::clone(peer));
                 let task =
                     tokio::spawn(async move { admin.audited_write(&peer, &caller, kind, asked).await });
@@ -365,7 +366,8 @@ impl AdminApi {
         }
     }
 
-    /// `?ttl=`: seconds until the store removes what is written, where it can (contract 2.3). The error is why not, and advice.
+    /// `?ttl=`: seconds until the store removes what is written, where it can (contract 2.3). The
+    /// error is why not, and advice.
     fn ttl(
         &self,
         method: &Method,
@@ -426,7 +428,8 @@ impl AdminApi {
     }
 }
 
-/// The 400 page for a connection without a good client certificate; the handshake succeeded, as with nginx (contract 2.1).
+/// The 400 page for a connection without a good client certificate; the handshake succeeded, as
+/// with nginx (contract 2.1).
 fn check_certificate(peer: &AdminClient, now: UnixTime) -> Option<Reply> {
     let refused = |why: &str| {
         if let Some(earlier) = ErrorReason::AdminCertificate.record() {
@@ -450,7 +453,8 @@ fn check_certificate(peer: &AdminClient, now: UnixTime) -> Option<Reply> {
     }
 }
 
-/// A change that was made, as the contract shows it; a private key in clear is not repeated (contract 12.5).
+/// A change that was made, as the contract shows it; a private key in clear is not repeated
+/// (contract 12.5).
 fn change_reply(method: &Method, prefix: &str, mut done: CommittedChange) -> Reply {
     redact_clear_keys(done.key.kind, &mut done.document);
     let told = done.notes;
@@ -482,7 +486,8 @@ fn not_found() -> Reply {
     reply::error(StatusCode::NOT_FOUND, "not found", None)
 }
 
-/// `GET schema/{kind}`, and `POST schema/validate/{kinds}`: the schema alone, nothing of what `change::check` adds (contract 2.8).
+/// `GET schema/{kind}`, and `POST schema/validate/{kinds}`: the schema alone, nothing of what
+/// `change::check` adds (contract 2.8).
 fn handle_schema(asked: AdminRequest) -> Reply {
     let AdminRequest { method, id, sub_path, body, .. } = asked;
     let body = match body {

@@ -105,7 +105,8 @@ fn pattern(name: &str, query: &Query) -> Result<Option<Regex>, Reply> {
     })
 }
 
-/// `filter=service_id%3D1%26upstream_id%3D2`: only routes of both sorts, only these two; anything else is passed over.
+/// `filter=service_id%3D1%26upstream_id%3D2`: only routes of both sorts, only these two; anything
+/// else is passed over.
 fn fields(kind: Kind, query: &Query) -> Vec<(&'static str, String)> {
     let filter =
         Query::parse(query.get("filter").filter(|_| matches!(kind, Kind::Route | Kind::StreamRoute)));

@@ -1,6 +1,7 @@
 //! The table of the Admin API: what stands behind each path, one row a thing (contract 2.2).
 //!
-//! A path is `/apisix/admin/{name}[/{id}[/{sub/path}]]`. Rows that are resources share one handler; nothing here knows verbs.
+//! A path is `/apisix/admin/{name}[/{id}[/{sub/path}]]`. Rows that are resources share one handler;
+//! nothing here knows verbs.
 
 use model::Kind;
 use percent_encoding::percent_decode_str;

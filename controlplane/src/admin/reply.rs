@@ -1,6 +1,8 @@
-//! Replies: the few shapes an answer can have, and the headers that all of them carry (contract 2.1, 10.5).
+//! Replies: the few shapes an answer can have, and the headers that all of them carry (contract
+//! 2.1, 10.5).
 //!
-//! JSON ends with a newline; pages are HTML with CRLF lines as nginx writes them. Nothing here decides anything.
+//! JSON ends with a newline; pages are HTML with CRLF lines as nginx writes them. Nothing here
+//! decides anything.
 
 use std::time::Duration;
 
@@ -52,7 +54,8 @@ pub(crate) fn json(status: StatusCode, value: &impl Serialize) -> Reply {
     }
 }
 
-/// `{"error_msg": ...}`, with the advice of ours beside it where there is one. A message that quotes what was sent is redacted.
+/// `{"error_msg": ...}`, with the advice of ours beside it where there is one. A message that
+/// quotes what was sent is redacted.
 pub(crate) fn error(status: StatusCode, message: &str, hint: Option<&str>) -> Reply {
     let message = redact(message);
     match hint {

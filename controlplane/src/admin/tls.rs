@@ -60,7 +60,8 @@ pub struct ReloadingTls {
 }
 
 impl ReloadingTls {
-    /// Reads the files. `ciphers`: the suites that may be used; `None`: all there are. A CA file that is named but missing, empty or without a certificate is an error, never "no CA".
+    /// Reads the files. `ciphers`: the suites that may be used; `None`: all there are. A CA file
+    /// that is named but missing, empty or without a certificate is an error, never "no CA".
     ///
     /// # Errors
     /// Says which file is wrong, and how.
@@ -169,7 +170,8 @@ impl ResolvesServerCert for SingleCert {
     }
 }
 
-/// Asks for a certificate and leaves the verdict for later; checks only that the client holds its key.
+/// Asks for a certificate and leaves the verdict for later; checks only that the client holds its
+/// key.
 #[derive(Debug)]
 struct OptionalClientCert {
     subjects: Vec<DistinguishedName>,

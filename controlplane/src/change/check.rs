@@ -1,7 +1,9 @@
-//! The check: a document is judged as every data plane will judge it, then its references are looked up.
+//! The check: a document is judged as every data plane will judge it, then its references are
+//! looked up.
 //!
-//! `compile` also makes what the data planes get, so what passes here is refused by none of them. References to other resources are
-//! looked up in the store at this moment (contract 2.6, 2.7); they are a help against mistakes, not a constraint the store enforces.
+//! `compile` also makes what the data planes get, so what passes here is refused by none of them.
+//! References to other resources are looked up in the store at this moment (contract 2.6, 2.7);
+//! they are a help against mistakes, not a constraint the store enforces.
 
 use model::{Id, Key, Kind, Problem, Reference, Resource, Scheme, Snapshot, Versioned};
 use pki::Keyring;
@@ -12,8 +14,8 @@ use super::ChangeError;
 use crate::compile::{compile, compile_stored};
 use crate::store::Store;
 
-/// Judges a whole document at this moment and gives what it means; what is served all the same but probably not as intended goes to
-/// the log.
+/// Judges a whole document at this moment and gives what it means; what is served all the same but
+/// probably not as intended goes to the log.
 ///
 /// # Errors
 /// The first thing that is wrong with it, or that the store cannot be read.
@@ -37,8 +39,9 @@ pub(crate) async fn check_document(
     Ok(resource)
 }
 
-/// Refuses a route or service that has paths forwarded as the client wrote them where a rule could be walked round. What is
-/// written afterwards is not refused for its sake: a data plane then refuses such requests.
+/// Refuses a route or service that has paths forwarded as the client wrote them where a rule could
+/// be walked round. What is written afterwards is not refused for its sake: a data plane then
+/// refuses such requests.
 async fn check_raw_paths(
     resource: &Resource,
     keyring: &Keyring,

@@ -1,9 +1,9 @@
 //! The single write door: every change of the configuration passes here, whatever asked for it.
 //!
-//! Settles id, times and extension fields, has the draft checked, seals its private keys, and commits it against the revision it was
-//! based on. A PUT means
-//! "make it so", so when somebody else was faster it is built anew on what is there; a PATCH was meant for what its caller saw, so it is
-//! refused then (contract 2.3).
+//! Settles id, times and extension fields, has the draft checked, seals its private keys, and
+//! commits it against the revision it was based on. A PUT means
+//! "make it so", so when somebody else was faster it is built anew on what is there; a PATCH was
+//! meant for what its caller saw, so it is refused then (contract 2.3).
 
 use std::num::NonZeroU32;
 use std::sync::Arc;
@@ -100,7 +100,8 @@ impl ChangePipeline {
     /// Changes a part of a document.
     ///
     /// # Errors
-    /// When there is no such document, the result is refused, it was changed meanwhile, or the store fails.
+    /// When there is no such document, the result is refused, it was changed meanwhile, or the
+    /// store fails.
     pub async fn patch(
         &self,
         key: &Key,
@@ -158,7 +159,8 @@ impl ChangePipeline {
         })
     }
 
-    /// What is taken away from the protection when `now` takes the place of `before`, or nothing does.
+    /// What is taken away from the protection when `now` takes the place of `before`, or nothing
+    /// does.
     fn weakenings(&self, before: &StoredDocument, now: Option<&Resource>) -> Vec<String> {
         let Some(before) = compile_stored(before, &self.keyring, None).0 else { return Vec::new() };
         let weakened = match now {

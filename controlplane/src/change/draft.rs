@@ -1,7 +1,8 @@
 //! Drafts: what a request means as a whole document.
 //!
-//! PUT and POST bring the document itself; PATCH brings a part that is merged into the stored one (contract 2.3). A draft has an id
-//! where it must have one and no times where it may not; what it says is judged later, by `check`.
+//! PUT and POST bring the document itself; PATCH brings a part that is merged into the stored one
+//! (contract 2.3). A draft has an id where it must have one and no times where it may not; what it
+//! says is judged later, by `check`.
 
 use model::{Id, Key, Kind, Problem};
 use serde_json::{Map, Value};
@@ -144,7 +145,8 @@ fn merge(origin: &mut Value, change: Value) {
     }
 }
 
-/// Puts `value` at `path`, making the objects on the way. An element of an array cannot be addressed.
+/// Puts `value` at `path`, making the objects on the way. An element of an array cannot be
+/// addressed.
 fn set_at_path(document: &mut Value, path: &str, value: Value) -> Result<(), Problem> {
     let invalid = |upto: &str| Problem::new("", format!("invalid sub-path: /{upto}"));
     let (parents, last) = match path.rsplit_once('/') {

@@ -1,7 +1,9 @@
-//! Extension fields across a change: what the request does not mention is kept (`model::extension`).
+//! Extension fields across a change: what the request does not mention is kept
+//! (`model::extension`).
 //!
-//! A tool that knows only APISIX's schema reads, edits and writes back without them, so their absence says nothing. Revocation lists that
-//! are carried over to another bundle are dropped where no certificate of it has signed them: the bundle is what was asked for.
+//! A tool that knows only APISIX's schema reads, edits and writes back without them, so their
+//! absence says nothing. Revocation lists that are carried over to another bundle are dropped where
+//! no certificate of it has signed them: the bundle is what was asked for.
 
 use model::{Key, Kind, extension};
 use serde_json::{Map, Value};

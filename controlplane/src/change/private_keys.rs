@@ -1,7 +1,8 @@
 //! Sealing: the private keys of a document are encrypted before it is stored (contract 4.6).
 //!
-//! The clear text is wiped where it stood. What does not start with `---` (sealed already, or a reference) stays as it is.
-//! Invariant: a private key is in the members that are sealed or nowhere, and no answer to a write has one in clear.
+//! The clear text is wiped where it stood. What does not start with `---` (sealed already, or a
+//! reference) stays as it is. Invariant: a private key is in the members that are sealed or
+//! nowhere, and no answer to a write has one in clear.
 
 use model::{Kind, Problem, has_private_key_armor, redact};
 use pki::Keyring;
@@ -19,7 +20,8 @@ pub(crate) fn seal_private_keys(kind: Kind, document: &mut Map<String, Value>, k
     }
 }
 
-/// Puts `null` in the place of every private key that is stored in clear, because there is no keyring.
+/// Puts `null` in the place of every private key that is stored in clear, because there is no
+/// keyring.
 pub(crate) fn redact_clear_keys(kind: Kind, document: &mut Value) {
     let Value::Object(document) = document else { return };
     for key in private_key_values(kind, document) {
@@ -71,8 +73,8 @@ fn upstream_private_key(upstream: &mut Map<String, Value>) -> Option<&mut Value>
     upstream.get_mut("tls")?.get_mut("client_key")
 }
 
-/// Refuses a private key in a member that is not sealed: it would be stored and shown in clear. (Behind the certificates of `cert`, for
-/// one; APISIX keeps it there.)
+/// Refuses a private key in a member that is not sealed: it would be stored and shown in clear.
+/// (Behind the certificates of `cert`, for one; APISIX keeps it there.)
 ///
 /// # Errors
 /// Names the member.
@@ -84,8 +86,9 @@ pub(crate) fn reject_stray_keys(kind: Kind, document: &Value) -> Result<(), Prob
     Err(Problem::new(field, message).with_hint(hint))
 }
 
-/// Takes out of a document that another program stored what [`refuse_stray_keys`] would have refused: it is not shown to who may only read.
-/// A text takes its place, not `null`, which would remove an extension field when it is written back.
+/// Takes out of a document that another program stored what [`refuse_stray_keys`] would have
+/// refused: it is not shown to who may only read. A text takes its place, not `null`, which would
+/// remove an extension field when it is written back.
 pub(crate) fn redact_stray_keys(kind: Kind, document: &mut Value) {
     redact_below(kind, "", document);
 }

@@ -1,4 +1,5 @@
-//! What an examination found: one row for each thing that was looked at, for `check`, which stops at what stops a start, and for `doctor`.
+//! What an examination found: one row for each thing that was looked at, for `check`, which stops
+//! at what stops a start, and for `doctor`.
 
 use serde_json::{Value, json};
 

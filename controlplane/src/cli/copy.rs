@@ -1,10 +1,13 @@
-//! `controlplane copy`: moves the documents of one store to another, or to and from an APISIX's rules in a file.
+//! `controlplane copy`: moves the documents of one store to another, or to and from an APISIX's
+//! rules in a file.
 //!
-//! In walk order: `place` (what the command line names, opened and read) -> `plan` (what differs) -> written, in the order of
-//! dependency, each against what the plan saw -> read again and compared. Run again, it writes only what is missing. Invariants: nothing is written
-//! before everything is read and nothing is in the way; what is only in the target stays; no document is changed on its way, except
-//! that a private key in clear is sealed where a store would keep it, and that extension fields (`model::extension`) which only the target's
-//! document has are kept there: the source may be of a program that does not know them.
+//! In walk order: `place` (what the command line names, opened and read) -> `plan` (what differs)
+//! -> written, in the order of dependency, each against what the plan saw -> read again and
+//! compared. Run again, it writes only what is missing. Invariants: nothing is written
+//! before everything is read and nothing is in the way; what is only in the target stays; no
+//! document is changed on its way, except that a private key in clear is sealed where a store would
+//! keep it, and that extension fields (`model::extension`) which only the target's document has are
+//! kept there: the source may be of a program that does not know them.
 
 mod location;
 mod plan;
@@ -217,7 +220,8 @@ pub(crate) async fn run(config: &Path, args: &CopyArgs, out: &mut dyn io::Write)
     Ok(())
 }
 
-/// The deny-list of data planes: a node that is thrown out stays out in the other store. A file of rules has no place for it.
+/// The deny-list of data planes: a node that is thrown out stays out in the other store. A file of
+/// rules has no place for it.
 async fn copy_denied_nodes(
     source: &OpenLocation,
     target: &OpenLocation,
@@ -246,7 +250,8 @@ fn at_revision(content: &LocationContent) -> String {
     content.revision.map_or_else(String::new, |revision| format!(" at revision {revision}"))
 }
 
-/// What a data plane would not serve. It is copied all the same: nothing is lost, and the control plane that reads it says so again.
+/// What a data plane would not serve. It is copied all the same: nothing is lost, and the control
+/// plane that reads it says so again.
 fn compile_warnings(documents: &[Document], keyring: &Keyring) -> Vec<String> {
     let problem = |document: &Document| {
         let Key { kind, id } = &document.key;

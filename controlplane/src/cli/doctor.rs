@@ -1,4 +1,5 @@
-//! `controlplane doctor`: everything around a control plane, looked at from where it runs, in one table.
+//! `controlplane doctor`: everything around a control plane, looked at from where it runs, in one
+//! table.
 //!
 //! First what `check` judges (`preflight`), then what takes more: `certificates` (chains, usages),
 //! `cluster` (each etcd endpoint as the control plane would meet it), `listeners` (free, or who is

@@ -1,8 +1,8 @@
 //! `controlplane pki init | issue | show`: certificates without an openssl recipe.
 //!
-//! Works on files only and never talks to a running control plane. Invariants: no file is overwritten unless `--force` says
-//! so, and then whole (temporary file, then rename); private keys are created with mode 0600, never widened afterwards;
-//! nothing of a private key is printed.
+//! Works on files only and never talks to a running control plane. Invariants: no file is
+//! overwritten unless `--force` says so, and then whole (temporary file, then rename); private keys
+//! are created with mode 0600, never widened afterwards; nothing of a private key is printed.
 
 mod files;
 mod init;
@@ -28,7 +28,8 @@ pub(crate) struct PkiArgs {
 
 #[derive(Debug, Subcommand)]
 enum PkiCommand {
-    /// Make everything conf/config.yaml refers to: the CAs and certificates of the Admin API and of the push.
+    /// Make everything conf/config.yaml refers to: the CAs and certificates of the Admin API and of
+    /// the push.
     Init(InitArgs),
     /// Make one more certificate: for a server, a client, a data plane (node), or another CA.
     Issue(IssueArgs),
@@ -47,15 +48,15 @@ pub(crate) struct InitArgs {
     /// countersign.push.cert
     #[arg(long)]
     dir: Option<PathBuf>,
-    /// Name or IP address under which the Admin API is called; may be given several times. localhost, 127.0.0.1 and ::1
-    /// are always among them
+    /// Name or IP address under which the Admin API is called; may be given several times.
+    /// localhost, 127.0.0.1 and ::1 are always among them
     #[arg(long, default_value = "admin.example")]
     admin_name: Vec<String>,
     /// Name that data planes check (countersign.node.server_name)
     #[arg(long, default_value = "controlplane")]
     server_name: String,
-    /// Name of a data plane (countersign.node.name) that uses node.crt; may be given several times. Default: dataplane
-    /// and this machine's host name
+    /// Name of a data plane (countersign.node.name) that uses node.crt; may be given several times.
+    /// Default: dataplane and this machine's host name
     #[arg(long)]
     node_name: Vec<String>,
     /// Days the certificates are valid; their CAs are for ten times as long
@@ -79,7 +80,8 @@ pub(crate) struct IssueArgs {
     /// Names: DNS names, IP addresses or URIs. The first is also the common name
     #[arg(required = true)]
     names: Vec<String>,
-    /// The CA that signs: its files without ending (PATH.crt and PATH.key). A new CA without it signs itself
+    /// The CA that signs: its files without ending (PATH.crt and PATH.key). A new CA without it
+    /// signs itself
     #[arg(long)]
     ca: Option<PathBuf>,
     /// Files to write, without ending (PATH.crt and PATH.key). Default: the first name

@@ -1,8 +1,8 @@
 //! What can be judged without starting: all of `controlplane check`, and the first part of
 //! `doctor`.
 //!
-//! Reads what the configuration names and tries what start-up would try, changes nothing, and reports everything at once, each with what
-//! to do about it.
+//! Reads what the configuration names and tries what start-up would try, changes nothing, and
+//! reports everything at once, each with what to do about it.
 
 use std::net::{SocketAddr, TcpListener};
 
@@ -17,7 +17,8 @@ use crate::server::status;
 use crate::store::etcd::dial::{ClientTls, Endpoint, OPEN};
 use crate::{inventory, server};
 
-/// Judges everything. What is wrong would keep the control plane from starting, or everybody from talking to it.
+/// Judges everything. What is wrong would keep the control plane from starting, or everybody from
+/// talking to it.
 pub(crate) async fn run(settings: &Settings) -> CheckReport {
     let mut found = CheckReport::default();
     check_settings(settings, &mut found);
@@ -81,7 +82,8 @@ pub(crate) fn check_settings(settings: &Settings, found: &mut CheckReport) {
     }
 }
 
-/// The control plane's end of the push: a pair that fits, the name data planes expect, a CA for the nodes.
+/// The control plane's end of the push: a pair that fits, the name data planes expect, a CA for the
+/// nodes.
 fn check_push(push: &PushSettings, expected: &str, now: UnixTime, found: &mut CheckReport) {
     const CERT: &str = "countersign.push.cert";
     const CA: &str = "countersign.push.ca";

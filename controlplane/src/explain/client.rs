@@ -1,4 +1,5 @@
-//! How a client's chain fares under a site's policy, which certificate breaks which rule, and what would fix it.
+//! How a client's chain fares under a site's policy, which certificate breaks which rule, and what
+//! would fix it.
 
 use std::sync::Arc;
 

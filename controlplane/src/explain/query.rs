@@ -1,7 +1,8 @@
 //! What is asked: the body of `POST /apisix/admin/explain`, read member by member.
 //!
-//! A member that cannot be what it should is refused by its name. What a client might really send (a strange host, a path that climbs above
-//! the root) is not refused: that is what the question is about.
+//! A member that cannot be what it should is refused by its name. What a client might really send
+//! (a strange host, a path that climbs above the root) is not refused: that is what the question is
+//! about.
 
 use std::net::IpAddr;
 

@@ -1,5 +1,5 @@
-//! Where a request ends: its target as every decision reads it, whether the client may ask for it, who takes it, and whether that route
-//! names this client.
+//! Where a request ends: its target as every decision reads it, whether the client may ask for it,
+//! who takes it, and whether that route names this client.
 
 use std::sync::Arc;
 
@@ -146,7 +146,8 @@ fn explain_identity(
     )
 }
 
-/// The refusal of a path that the route wants forwarded as it is, and that a rule could be walked round by.
+/// The refusal of a path that the route wants forwarded as it is, and that a rule could be walked
+/// round by.
 fn explain_raw_path(
     asked: &RequestSpec,
     connection: &ExplainedConnection<'_>,
@@ -172,7 +173,8 @@ fn explain_raw_path(
     )
 }
 
-/// The upstream of a route, or why it cannot be asked. What only the network can tell (names, connections) is not asked.
+/// The upstream of a route, or why it cannot be asked. What only the network can tell (names,
+/// connections) is not asked.
 fn explain_upstream(found: &destination::Destination<'_>, snapshot: &Snapshot) -> Outcome {
     let destination::Destination { route, upstream, .. } = found;
     if !upstream.scheme.is_http() {

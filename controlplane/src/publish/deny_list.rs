@@ -1,9 +1,11 @@
-//! The deny-list of data planes: certificates that may not push or stay connected, whoever signed them.
+//! The deny-list of data planes: certificates that may not push or stay connected, whoever signed
+//! them.
 //!
-//! Owns the list, its place in the store and the rule for what an entry matches. The list is a private
-//! entry of the store: every control plane over the store obeys it, and a restart keeps it. The control
-//! plane that changes it obeys at once, the others within [`REFRESH`]. Invariant: a list that cannot be
-//! read leaves the present one in force, and a control plane does not start without having read it.
+//! Owns the list, its place in the store and the rule for what an entry matches. The list is a
+//! private entry of the store: every control plane over the store obeys it, and a restart keeps it.
+//! The control plane that changes it obeys at once, the others within [`REFRESH`]. Invariant: a
+//! list that cannot be read leaves the present one in force, and a control plane does not start
+//! without having read it.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -27,15 +29,17 @@ const SERIAL_BYTES: usize = 64;
 /// Rounds of losing against other writers of the list.
 const CAS_ATTEMPTS: usize = 8;
 
-/// A certificate that is denied: by its serial number, by its public key, or by both (each matches alone).
+/// A certificate that is denied: by its serial number, by its public key, or by both (each matches
+/// alone).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DeniedNode {
-    /// Serial number, hexadecimal, as `dataplanes` and `controlplane pki show` print it. Colons and case
-    /// do not matter.
+    /// Serial number, hexadecimal, as `dataplanes` and `controlplane pki show` print it. Colons and
+    /// case do not matter.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub serial: Option<String>,
-    /// SHA-256 of the SubjectPublicKeyInfo, 64 hexadecimal digits: outlives a renewal that keeps the key.
+    /// SHA-256 of the SubjectPublicKeyInfo, 64 hexadecimal digits: outlives a renewal that keeps
+    /// the key.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub spki_sha256: Option<String>,
     /// For people; at most 256 bytes.
@@ -107,7 +111,8 @@ impl DeniedNode {
         (&self.serial, &self.spki_sha256) == (&other.serial, &other.spki_sha256)
     }
 
-    /// The entry `id` was removed or replaced: what it denied may connect, unless another entry denies it.
+    /// The entry `id` was removed or replaced: what it denied may connect, unless another entry
+    /// denies it.
     fn log_removed(&self, id: &str) {
         let (serial, spki_sha256) = (self.serial.as_deref(), self.spki_sha256.as_deref());
         tracing::warn!(
@@ -228,8 +233,9 @@ impl DeniedNodes {
         Ok(existed)
     }
 
-    /// Adds the entries of another store's list that this one lacks, for `controlplane copy`. An id that is taken by
-    /// another certificate gets a number behind it: no denial is lost. How many were added.
+    /// Adds the entries of another store's list that this one lacks, for `controlplane copy`. An id
+    /// that is taken by another certificate gets a number behind it: no denial is lost. How
+    /// many were added.
     ///
     /// # Errors
     /// [`DenyError`]; nothing was changed then.

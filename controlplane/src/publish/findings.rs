@@ -1,8 +1,9 @@
 //! A stored document becomes a resource for the push, or it is told what does not become of it.
 //!
-//! Our own writes were checked before they were stored; what another program wrote, or what can no longer be opened, was not. Invariant:
-//! a document takes the place of the one before unless it is no valid one ([`model::adopt`](mod@model::adopt)), and each finding is in
-//! the log once, when it appears, and in `lint` as long as it holds.
+//! Our own writes were checked before they were stored; what another program wrote, or what can no
+//! longer be opened, was not. Invariant: a document takes the place of the one before unless it is
+//! no valid one ([`model::adopt`](mod@model::adopt)), and each finding is in the log once, when it
+//! appears, and in `lint` as long as it holds.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -13,8 +14,8 @@ use model::{Key, Resource, Versioned};
 use crate::compile;
 use crate::store::StoredDocument;
 
-/// What is to be said about the stored documents: those that are not served as they are. Of each, which revision wrote the document
-/// that it is said about.
+/// What is to be said about the stored documents: those that are not served as they are. Of each,
+/// which revision wrote the document that it is said about.
 #[derive(Default)]
 pub struct Findings(Mutex<BTreeMap<Key, (u64, Vec<Finding>)>>);
 
@@ -24,7 +25,8 @@ impl Findings {
         self.lock().values().flat_map(|(_, found)| found).cloned().collect()
     }
 
-    /// Puts what is to be said about a document in the place of what was said, and gives what is new about it.
+    /// Puts what is to be said about a document in the place of what was said, and gives what is
+    /// new about it.
     fn put(&self, key: &Key, modified: u64, found: Vec<Finding>) -> Vec<Finding> {
         let mut all = self.lock();
         let (_, known) = all.remove(key).unwrap_or_default();
@@ -35,7 +37,8 @@ impl Findings {
         new
     }
 
-    /// Whether something is said about another document under this one's key: one that was not valid, before the store was set back.
+    /// Whether something is said about another document under this one's key: one that was not
+    /// valid, before the store was set back.
     pub(super) fn are_outdated(&self, stored: &StoredDocument) -> bool {
         self.lock().get(&stored.key).is_some_and(|(modified, _)| *modified != stored.mod_revision)
     }

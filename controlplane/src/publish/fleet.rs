@@ -1,7 +1,8 @@
-//! Who holds what: one entry a data plane, written by its stream, read by `GET /apisix/admin/dataplanes`.
+//! Who holds what: one entry a data plane, written by its stream, read by `GET
+//! /apisix/admin/dataplanes`.
 //!
-//! The only backward edge of the push: acknowledgements and refusals come in here. Bounded: a node that went away is
-//! remembered for an hour, and at most a thousand of them.
+//! The only backward edge of the push: acknowledgements and refusals come in here. Bounded: a node
+//! that went away is remembered for an hour, and at most a thousand of them.
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
@@ -84,7 +85,8 @@ pub struct NodeView {
     pub acknowledged: u64,
     /// Unix seconds of its last acknowledgement.
     pub acknowledged_at: Option<u64>,
-    /// How many revisions it is away from the newest; not known of a node whose stream is not open: another control plane may serve it.
+    /// How many revisions it is away from the newest; not known of a node whose stream is not open:
+    /// another control plane may serve it.
     pub lag: Option<u64>,
     /// The last change it refused, until it acknowledges a newer one.
     pub last_nack: Option<NackView>,
@@ -222,7 +224,8 @@ impl Fleet {
         (names, more)
     }
 
-    /// Says that something changed: a node came or went, acknowledged or refused. For waiting without polling.
+    /// Says that something changed: a node came or went, acknowledged or refused. For waiting
+    /// without polling.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.changes.subscribe()
     }
@@ -366,7 +369,8 @@ impl NodeEntry {
     }
 }
 
-/// Drops what nobody asks about any more: gone for long, the same node's earlier lives, and the oldest beyond the bound.
+/// Drops what nobody asks about any more: gone for long, the same node's earlier lives, and the
+/// oldest beyond the bound.
 fn evict(nodes: &mut HashMap<NodeKey, NodeEntry>, joining: &NodeKey) {
     nodes.retain(|key, entry| match entry.disconnected_at {
         None => true,

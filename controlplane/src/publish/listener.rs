@@ -265,8 +265,8 @@ async fn handshake_timeout(places: &Semaphore) {
     }
 }
 
-/// Reads what the peer has sent already: closing over unread bytes makes the kernel reset the connection, and the peer would
-/// lose the alert that tells it why.
+/// Reads what the peer has sent already: closing over unread bytes makes the kernel reset the
+/// connection, and the peer would lose the alert that tells it why.
 async fn linger(mut tcp: TcpStream) {
     let _ = tcp.shutdown().await;
     let mut buffer = [0; 4096];

@@ -1,7 +1,8 @@
-//! How a stream asks the follower of the store to read it anew, because a node has come that knows of a newer state.
+//! How a stream asks the follower of the store to read it anew, because a node has come that knows
+//! of a newer state.
 //!
-//! Invariant: an answer is about a load that began after the question. Questions that come while one is running share the next one,
-//! so a whole fleet that moves at once costs two loads.
+//! Invariant: an answer is about a load that began after the question. Questions that come while
+//! one is running share the next one, so a whole fleet that moves at once costs two loads.
 
 use tokio::sync::watch;
 
@@ -41,7 +42,8 @@ pub(super) fn channel() -> (RefreshHandle, RefreshRequests) {
 }
 
 impl RefreshHandle {
-    /// Waits until everything that the store held at the time of the call is in the newest snapshot.
+    /// Waits until everything that the store held at the time of the call is in the newest
+    /// snapshot.
     ///
     /// # Errors
     /// Why the store cannot be read.

@@ -1,9 +1,11 @@
-//! One task a data plane: who is it, what does it hold, what does it lack; then each change as it commits.
+//! One task a data plane: who is it, what does it hold, what does it lack; then each change as it
+//! commits.
 //!
-//! Invariants: nothing is sent before the node's name is proved by its certificate; one delta is on its way at a time and
-//! the next one starts from what the node acknowledged, so a slow node gets the newest state in one step and not a queue;
-//! a refused delta is not sent again until something changed; nobody is led back to an older state unless the store itself, asked
-//! at that moment, says that it was set back.
+//! Invariants: nothing is sent before the node's name is proved by its certificate; one delta is on
+//! its way at a time and the next one starts from what the node acknowledged, so a slow node gets
+//! the newest state in one step and not a queue; a refused delta is not sent again until something
+//! changed; nobody is led back to an older state unless the store itself, asked at that moment,
+//! says that it was set back.
 
 use std::collections::HashMap;
 use std::pin::Pin;
@@ -40,7 +42,8 @@ const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 const HELD_TIMEOUT: Duration = Duration::from_secs(30);
 /// For one message to leave; a node that reads nothing for so long is gone.
 const SEND_TIMEOUT: Duration = Duration::from_secs(30);
-/// For the store to be read anew because a node knows more than we do. Shorter than the time a node waits for its Welcome.
+/// For the store to be read anew because a node knows more than we do. Shorter than the time a node
+/// waits for its Welcome.
 const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(10);
 /// From the last chunk to the answer.
 const ACK_TIMEOUT: Duration = Duration::from_secs(120);
@@ -261,9 +264,10 @@ impl NodeSession {
         Ok(held)
     }
 
-    /// A node that comes from another control plane over the same store may know more than we do: then we have not heard of the newest
-    /// changes yet, or the store was set back. Only the store can tell which. Where it cannot be asked the node is sent on, and
-    /// serves what it has: what was revoked must stay revoked.
+    /// A node that comes from another control plane over the same store may know more than we do:
+    /// then we have not heard of the newest changes yet, or the store was set back. Only the
+    /// store can tell which. Where it cannot be asked the node is sent on, and serves what it
+    /// has: what was revoked must stay revoked.
     async fn catch_up(&self, hello: &Hello) -> Result<(), Status> {
         let ours = self.desk.latest.borrow().revision();
         if hello.store != self.desk.store || hello.revision <= ours {
@@ -281,7 +285,8 @@ impl NodeSession {
         )))
     }
 
-    /// Chunk by chunk as the node reads: a first delta may be gigabytes, of which two chunks are in memory.
+    /// Chunk by chunk as the node reads: a first delta may be gigabytes, of which two chunks are in
+    /// memory.
     async fn send_delta(&self, delta: Delta) -> Result<(), Status> {
         for chunk in model::wire::chunks(&delta, CHUNK_BYTES) {
             self.send(to_node::Message::Chunk(chunk)).await?;
@@ -325,8 +330,8 @@ impl NodeSession {
         }
     }
 
-    /// The next state; `None` when the node closed the stream or the process stops. New ticket secrets go out meanwhile: nothing
-    /// is waiting for an answer here.
+    /// The next state; `None` when the node closed the stream or the process stops. New ticket
+    /// secrets go out meanwhile: nothing is waiting for an answer here.
     async fn next_change(
         &mut self,
         member: &NodeRegistration,
@@ -417,7 +422,8 @@ enum NodeResponse {
     Hold(Hold),
 }
 
-/// A node's own name must be in its certificate, so none speaks for another; `allowed` narrows further.
+/// A node's own name must be in its certificate, so none speaks for another; `allowed` narrows
+/// further.
 fn authorize(hello: &Hello, names: &[String], allowed: &[String]) -> Result<(), Status> {
     let printable = |text: &str| {
         !text.is_empty() && text.len() <= NAME_BYTES && text.chars().all(|c| c.is_ascii_graphic())

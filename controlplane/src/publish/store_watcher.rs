@@ -1,7 +1,9 @@
-//! From the store's changes to `Latest`: documents are checked, resources enter an immutable snapshot.
+//! From the store's changes to `Latest`: documents are checked, resources enter an immutable
+//! snapshot.
 //!
-//! Invariant: the first load, each change and the recovery after a lost watch are one function (`Delta` applied to the
-//! snapshot before). What becomes of a document that another program may have written is `adopted`'s.
+//! Invariant: the first load, each change and the recovery after a lost watch are one function
+//! (`Delta` applied to the snapshot before). What becomes of a document that another program may
+//! have written is `adopted`'s.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -142,7 +144,8 @@ impl StoreWatcher {
         let mut pause = PAUSE_MIN;
         loop {
             let after = self.latest.borrow().revision();
-            // A watch is never gone on with after a load: it would tell of changes that are older than what was loaded.
+            // A watch is never gone on with after a load: it would tell of changes that are older than what
+            // was loaded.
             match self.watch(after, &mut pause).await {
                 WatchEnd::Closed => return,
                 WatchEnd::Nudged => {
@@ -185,8 +188,8 @@ impl StoreWatcher {
         }
     }
 
-    /// Somebody who asks ends a long pause, and so does a store that can be reached again; but not a short one: a store that is
-    /// down is not asked by every node that comes.
+    /// Somebody who asks ends a long pause, and so does a store that can be reached again; but not
+    /// a short one: a store that is down is not asked by every node that comes.
     async fn back_off(&mut self, pause: Duration) {
         tokio::time::sleep(PAUSE_MIN).await;
         tokio::select! {
@@ -196,7 +199,8 @@ impl StoreWatcher {
         }
     }
 
-    /// Whether the store could be read. The state may be an older one than before: a store that was set back is followed.
+    /// Whether the store could be read. The state may be an older one than before: a store that was
+    /// set back is followed.
     async fn reload(&mut self) -> bool {
         let until = self.refresh_requests.begin();
         let loaded = match self.store.load().await {
@@ -227,8 +231,8 @@ impl StoreWatcher {
         true
     }
 
-    /// The store could not be read, once more. Nodes are let go when that has lasted for two pauses: another control plane may
-    /// know of changes that do not come here any more.
+    /// The store could not be read, once more. Nodes are let go when that has lasted for two
+    /// pauses: another control plane may know of changes that do not come here any more.
     fn record_load_failure(&mut self, error: StoreError) {
         let since = self.load_failure.as_ref().map(|failing| failing.since);
         let since = since.or(self.watch_lost).unwrap_or_else(Instant::now);
@@ -296,8 +300,8 @@ fn current_resource<'a>(delta: &'a Delta, before: &'a Snapshot, key: &Key) -> Op
     changed.or_else(unchanged).map(|held| &held.resource)
 }
 
-/// Everything that is in the store, as a difference to what we have. Checking ten thousand certificates takes a moment,
-/// so it is done beside the runtime.
+/// Everything that is in the store, as a difference to what we have. Checking ten thousand
+/// certificates takes a moment, so it is done beside the runtime.
 async fn apply_load(
     before: Arc<Snapshot>,
     loaded: Arc<DocumentList>,
@@ -312,7 +316,8 @@ async fn apply_load(
             before.versions().map(|(key, _)| key).filter(|key| !stored.contains(key)).collect();
         let held = |key| before.get(key).map(|held| &held.resource);
         removals.iter().for_each(|key| log_removal(key, loaded.revision, held(key)));
-        // What cannot be resolved has no version, and what is blocked has another one: both are looked at again.
+        // What cannot be resolved has no version, and what is blocked has another one: both are looked at
+        // again.
         let same = |item: &StoredDocument| {
             expected_version(item).is_some_and(|now| before.version(&item.key) == Some(now))
                 && !findings.are_outdated(item)

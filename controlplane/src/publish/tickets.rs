@@ -1,8 +1,10 @@
-//! The keeper of the ring of ticket secrets: makes it, has it grow and shrink with time, and tells the streams of each change.
+//! The keeper of the ring of ticket secrets: makes it, has it grow and shrink with time, and tells
+//! the streams of each change.
 //!
-//! The ring is a private entry of the store, so a restart goes on with it, and of several control planes over one store all
-//! have the same: each looks every so often, and who finds that time has come writes by compare-and-swap. Nothing hurries: a
-//! new secret is pushed long before it seals. Invariant: what cannot be read or written leaves the ring as it was.
+//! The ring is a private entry of the store, so a restart goes on with it, and of several control
+//! planes over one store all have the same: each looks every so often, and who finds that time has
+//! come writes by compare-and-swap. Nothing hurries: a new secret is pushed long before it seals.
+//! Invariant: what cannot be read or written leaves the ring as it was.
 
 mod ring;
 
@@ -18,13 +20,15 @@ use crate::store::{InternalKey, Store, StoreError};
 
 /// The longest pause between two looks.
 const CHECK_INTERVAL_MAX: Duration = Duration::from_secs(60);
-/// Rounds of losing the race against other control planes, which then have done what was to be done.
+/// Rounds of losing the race against other control planes, which then have done what was to be
+/// done.
 const CAS_ATTEMPTS: usize = 4;
 
 /// The ring; `None` until the store has been read: data planes then go on with the one they have.
 pub(super) type SharedRing = Option<Arc<TicketRing>>;
 
-/// Reads or makes the ring, then keeps it until shutdown. Without a lifetime the ring is empty, and the store is not asked.
+/// Reads or makes the ring, then keeps it until shutdown. Without a lifetime the ring is empty, and
+/// the store is not asked.
 pub(super) async fn start(
     store: &Arc<dyn Store>,
     keyring: &Arc<Keyring>,

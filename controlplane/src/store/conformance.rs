@@ -1,6 +1,8 @@
-//! What any store must do, as tests. A store is tested by calling [`all`] with something that makes a fresh, empty one.
+//! What any store must do, as tests. A store is tested by calling [`all`] with something that makes
+//! a fresh, empty one.
 //!
-//! Nothing here knows how a store works: a law that only one of them keeps is tested beside that one.
+//! Nothing here knows how a store works: a law that only one of them keeps is tested beside that
+//! one.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -127,7 +129,8 @@ async fn reserved_ids_are_unique_revisions(store: Arc<dyn Store>) {
     let second = store.reserve_id().await.unwrap();
     let made = store.commit(put(&key(Kind::Ssl, "1"), json!({}), Precondition::Unconditional)).await.unwrap();
     assert!(0 < first && first < second && second < made.revision);
-    // An id is no change: the watcher sees the document only, and a watch may start at a reserved revision.
+    // An id is no change: the watcher sees the document only, and a watch may start at a reserved
+    // revision.
     let seen = events(&*store, second, 1).await;
     assert_eq!(seen.first().unwrap().revision, made.revision);
 }

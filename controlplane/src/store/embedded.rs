@@ -1,10 +1,13 @@
 //! The embedded store: one redb file on this machine, owned by one process.
 //!
-//! One thread writes. It takes whatever writes wait, applies them in one transaction, and answers them after the one fsync that
-//! made them durable, so that concurrent writers share its cost. Reads run on blocking threads from the last commit. After an
-//! input/output error the file is opened afresh before anything else is read or written: what memory says is not to be trusted then.
+//! One thread writes. It takes whatever writes wait, applies them in one transaction, and answers
+//! them after the one fsync that made them durable, so that concurrent writers share its cost.
+//! Reads run on blocking threads from the last commit. After an input/output error the file is
+//! opened afresh before anything else is read or written: what memory says is not to be trusted
+//! then.
 //!
-//! Invariant: an answered write is in the file, and was told to the watchers before it was answered.
+//! Invariant: an answered write is in the file, and was told to the watchers before it was
+//! answered.
 
 mod backup_stream;
 mod file;
@@ -86,8 +89,8 @@ struct StoreFile {
 }
 
 impl EmbeddedStore {
-    /// Opens the store at `path`; makes the file (mode 0600) and its folder when there is none. Blocks: reads the whole file to
-    /// check it.
+    /// Opens the store at `path`; makes the file (mode 0600) and its folder when there is none.
+    /// Blocks: reads the whole file to check it.
     ///
     /// # Errors
     /// Says what is wrong with the file and what to do; a file that is there is never replaced.
@@ -239,7 +242,8 @@ impl EmbeddedStore {
         Ok(loaded)
     }
 
-    /// Runs `read` on a blocking thread; when the file has to be opened again first, does that and tries once more.
+    /// Runs `read` on a blocking thread; when the file has to be opened again first, does that and
+    /// tries once more.
     async fn read_or_reopen<T: Send + 'static>(
         &self,
         read: impl Fn(&Database) -> Result<T, file::ReadError> + Send + Sync + 'static,

@@ -1,9 +1,11 @@
-//! The store in an etcd cluster: the same documents under the same names as an APISIX keeps there (contract 9).
+//! The store in an etcd cluster: the same documents under the same names as an APISIX keeps there
+//! (contract 9).
 //!
-//! `dial` makes one verified connection and names the step at which that fails; `probe` asks each endpoint at start whether it will do;
-//! `link` keeps one endpoint connected and moves to the next; `read`, `write` and `watch` are what the store does over it;
-//! `layout` knows names and values; `memory` remembers, for people who ask while the cluster cannot be reached.
-//! Invariant: what is read is what a majority has, and a write is answered when a majority has it on disk.
+//! `dial` makes one verified connection and names the step at which that fails; `probe` asks each
+//! endpoint at start whether it will do; `link` keeps one endpoint connected and moves to the next;
+//! `read`, `write` and `watch` are what the store does over it; `layout` knows names and values;
+//! `memory` remembers, for people who ask while the cluster cannot be reached. Invariant: what is
+//! read is what a majority has, and a write is answered when a majority has it on disk.
 
 mod cache;
 mod connection;
@@ -197,7 +199,8 @@ impl Cluster {
         Ok(read.await?.header().map_or(0, etcd_client::ResponseHeader::cluster_id))
     }
 
-    /// Makes a call that may be repeated, on whichever endpoint answers, until the time for a call is over.
+    /// Makes a call that may be repeated, on whichever endpoint answers, until the time for a call
+    /// is over.
     async fn call<T, F, C>(&self, call: C) -> Result<T, StoreError>
     where
         C: Fn(KvClient) -> F,
@@ -237,7 +240,8 @@ impl Cluster {
                 );
                 return Err(StoreError::Unavailable { what });
             }
-            // One that was lost is waited for by `connected`; one that answers its heartbeat and not this is not asked in a tight loop.
+            // One that was lost is waited for by `connected`; one that answers its heartbeat and not this is
+            // not asked in a tight loop.
             if error.is_some() {
                 tokio::time::sleep(RETRY_DELAY).await;
             }
@@ -246,7 +250,8 @@ impl Cluster {
     }
 }
 
-/// Whether an error is of the moment, so that the same call may be answered a little later or elsewhere.
+/// Whether an error is of the moment, so that the same call may be answered a little later or
+/// elsewhere.
 fn is_transient(error: &Error) -> bool {
     match error {
         Error::GRpcStatus(status) => matches!(

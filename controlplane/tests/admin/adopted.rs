@@ -1,4 +1,5 @@
-//! What another program stored and this gateway cannot honour: `explain` says how it ends, `lint` why, and the Admin API is as strict as ever.
+//! What another program stored and this gateway cannot honour: `explain` says how it ends, `lint`
+//! why, and the Admin API is as strict as ever.
 
 use controlplane::testing::store::{Mutation, Precondition};
 use http::Method;

@@ -26,8 +26,8 @@ impl Log {
             .with_ansi(false)
             .with_writer(self.clone())
             .finish();
-        // With two of them, what each line is interesting to is asked of all; with one, of the thread that comes to the line first,
-        // which may be another test's.
+        // With two of them, what each line is interesting to is asked of all; with one, of the thread that
+        // comes to the line first, which may be another test's.
         (tracing::Dispatch::new(tracing_subscriber::registry()), tracing::subscriber::set_default(subscriber))
     }
 }

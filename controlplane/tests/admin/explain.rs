@@ -1,5 +1,5 @@
-//! `POST explain`: what a data plane would do, and what would fix it. That it agrees with a real data plane is the
-//! end-to-end suites' to show; here are the words.
+//! `POST explain`: what a data plane would do, and what would fix it. That it agrees with a real
+//! data plane is the end-to-end suites' to show; here are the words.
 
 use http::Method;
 use model::Key;

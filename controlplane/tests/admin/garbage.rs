@@ -1,4 +1,5 @@
-//! Documents nobody would write: each is refused or stored, nothing breaks, and what is stored is what a data plane accepts.
+//! Documents nobody would write: each is refused or stored, nothing breaks, and what is stored is
+//! what a data plane accepts.
 
 use controlplane::testing::change::{ChangeError, WriteOptions};
 use model::{Id, Key, Kind};

@@ -1,4 +1,5 @@
-//! Private keys in the wrong places: no answer repeats one, and no line of the log does, whatever was wrong with the body.
+//! Private keys in the wrong places: no answer repeats one, and no line of the log does, whatever
+//! was wrong with the body.
 
 use bytes::Bytes;
 use http::Method;
@@ -60,7 +61,8 @@ fn documents(world: &World) -> Vec<(&'static str, Value)> {
     ]
 }
 
-/// The document with `text` in each place: as each value, beside it as a member, as the name of a member.
+/// The document with `text` in each place: as each value, beside it as a member, as the name of a
+/// member.
 fn misplaced(document: &Value, text: &str) -> Vec<Value> {
     fn places(value: &Value, here: &str, found: &mut Vec<String>) {
         found.push(here.to_owned());

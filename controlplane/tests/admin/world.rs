@@ -1,4 +1,5 @@
-//! One test's control plane: an Admin API on port 0 over an embedded store in a temporary folder, and a client for it.
+//! One test's control plane: an Admin API on port 0 over an embedded store in a temporary folder,
+//! and a client for it.
 
 use std::fs;
 use std::net::SocketAddr;

@@ -1,4 +1,5 @@
-//! The `controlplane` program as an operator meets it: start, stop, and what it says about mistakes.
+//! The `controlplane` program as an operator meets it: start, stop, and what it says about
+//! mistakes.
 
 #![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used)]
 

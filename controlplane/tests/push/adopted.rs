@@ -1,4 +1,5 @@
-//! What another program stored and cannot be honoured arrives at a data plane as blocked, and goes again when it can.
+//! What another program stored and cannot be honoured arrives at a data plane as blocked, and goes
+//! again when it can.
 
 use std::sync::Arc;
 
@@ -64,7 +65,8 @@ async fn what_cannot_be_honoured_is_blocked_until_it_can_be() {
     control.stop().await;
 }
 
-/// The document is the same one, so its revision is, too: what it is now must reach a node that holds what it was.
+/// The document is the same one, so its revision is, too: what it is now must reach a node that
+/// holds what it was.
 #[tokio::test]
 async fn a_key_that_can_no_longer_be_opened_blocks_its_site_on_nodes_that_have_it() {
     let mut world = World::new();

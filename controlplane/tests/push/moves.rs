@@ -1,5 +1,5 @@
-//! Several control planes over one store: a node that moves from one to another gets what it lacks and nothing twice, and is never led
-//! back to an older state by one that lags.
+//! Several control planes over one store: a node that moves from one to another gets what it lacks
+//! and nothing twice, and is never led back to an older state by one that lags.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -58,7 +58,8 @@ async fn between_equal_control_planes_nothing_is_sent_again() {
     let world = World::new();
     let three = world.put_upstreams(3).await;
     let early = world.control().await;
-    // A revision without a change: one control plane heard of it with its load, the other one of nothing.
+    // A revision without a change: one control plane heard of it with its load, the other one of
+    // nothing.
     let four = world.store.reserve_id().await.unwrap();
     let late = world.control().await;
     assert_eq!((early.publish.latest.borrow().revision(), three), (three, four - 1));

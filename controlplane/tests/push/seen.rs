@@ -1,4 +1,5 @@
-//! A store as one control plane sees it: what its watch tells can be held back, it can be unreachable, and it can be set back.
+//! A store as one control plane sees it: what its watch tells can be held back, it can be
+//! unreachable, and it can be set back.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, RwLock};

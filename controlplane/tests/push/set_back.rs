@@ -1,4 +1,5 @@
-//! A store that was set back to an older backup: its nodes are, too, whether they stay connected, come again or come from elsewhere.
+//! A store that was set back to an older backup: its nodes are, too, whether they stay connected,
+//! come again or come from elsewhere.
 
 use std::sync::Arc;
 
@@ -70,7 +71,8 @@ async fn a_node_from_before_is_led_back_by_what_differs() {
     node.stop().await;
     control.stop().await;
 
-    // Another control plane, over the restored store, in which a revision was used again; the node holds a newer one.
+    // Another control plane, over the restored store, in which a revision was used again; the node
+    // holds a newer one.
     let seen = Seen::new(&backup);
     let reused = put(&backup, "1", 11).await;
     assert!(reused < newest);

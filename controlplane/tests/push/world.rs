@@ -1,5 +1,5 @@
-//! What the tests of the push and its bench stand on: a folder with a push PKI and a store, the real publisher, real agents, and a
-//! relay between them that counts bytes and cuts connections.
+//! What the tests of the push and its bench stand on: a folder with a push PKI and a store, the
+//! real publisher, real agents, and a relay between them that counts bytes and cuts connections.
 //!
 //! Nothing waits for time to pass: the fleet and the agent's status say when something changed.
 

@@ -33,9 +33,10 @@ impl ResponseBody {
     }
 }
 
-/// Makes the length and the body of an answer those of the method that the client sent: to HEAD no body, and the
-/// length that GET would have had; elsewhere no length of a body that is not there (RFC 9110 sections 8.6 and 9.3.2).
-/// hyper does the first for HTTP/1 alone, and a route may send another method on than it was asked for.
+/// Makes the length and the body of an answer those of the method that the client sent: to HEAD no
+/// body, and the length that GET would have had; elsewhere no length of a body that is not there
+/// (RFC 9110 sections 8.6 and 9.3.2). hyper does the first for HTTP/1 alone, and a route may send
+/// another method on than it was asked for.
 pub(crate) fn adjust_to_method(head: bool, answer: &mut Response<ResponseBody>) {
     if answer.body().is_end_stream() {
         if !head && answer.status() != StatusCode::NOT_MODIFIED {

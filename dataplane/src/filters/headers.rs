@@ -1,8 +1,9 @@
-//! The headers a request is forwarded with, and an answer is given back with. Contract 10.3 and 10.4.
+//! The headers a request is forwarded with, and an answer is given back with. Contract 10.3 and
+//! 10.4.
 //!
-//! Order matters and is fixed here: hop-by-hop headers go first (so that a `Connection: x-real-ip` cannot remove
-//! what we set), then every claim from outside that may not pass, in every spelling (`claims`, invariant 6), then ours
-//! are set. RFC 9110 section 7.6.1.
+//! Order matters and is fixed here: hop-by-hop headers go first (so that a `Connection: x-real-ip`
+//! cannot remove what we set), then every claim from outside that may not pass, in every spelling
+//! (`claims`, invariant 6), then ours are set. RFC 9110 section 7.6.1.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -58,7 +59,8 @@ pub struct ForwardedContext<'a> {
     pub connection: &'a ConnectionHeaders,
     /// The client's address, where `real_ip` found another than the connection's.
     pub real_ip: Option<IpAddr>,
-    /// Whether `apisix.trusted_addresses` is set: then `X-Forwarded-For` is kept from a trusted peer only.
+    /// Whether `apisix.trusted_addresses` is set: then `X-Forwarded-For` is kept from a trusted
+    /// peer only.
     pub has_trusted_addresses: bool,
     /// Whom the connection's peer is trusted to speak for.
     pub trust: PeerTrust,
@@ -105,7 +107,8 @@ fn strip_hop_by_hop(headers: &mut HeaderMap) {
             }
         }
     }
-    // Most messages carry none: looking through the few there are costs less than asking for each of the ten.
+    // Most messages carry none: looking through the few there are costs less than asking for each of
+    // the ten.
     if headers.keys().any(is_hop_by_hop) {
         for name in &HOP_BY_HOP {
             headers.remove(name);
@@ -140,7 +143,8 @@ fn set_forwarded(headers: &mut HeaderMap, from: &ForwardedContext<'_>) {
     if !from.trust.forwarded {
         headers.remove(header::FORWARDED);
     }
-    // A trusted peer keeps what it sent, each header on its own; an empty one counts as not sent, as in APISIX.
+    // A trusted peer keeps what it sent, each header on its own; an empty one counts as not sent, as in
+    // APISIX.
     let kept = |headers: &HeaderMap, name| {
         from.trust.forwarded && headers.get_all(name).iter().any(|value: &HeaderValue| !value.is_empty())
     };
@@ -159,15 +163,17 @@ fn set_forwarded(headers: &mut HeaderMap, from: &ForwardedContext<'_>) {
     }
 }
 
-/// The list in `X-Forwarded-For` as the client sent it: without its own address, which [`to_upstream`] has put at the end and
-/// beside it into `X-Real-IP`. `None`: it sent none, or none that may pass.
+/// The list in `X-Forwarded-For` as the client sent it: without its own address, which
+/// [`to_upstream`] has put at the end and beside it into `X-Real-IP`. `None`: it sent none, or none
+/// that may pass.
 pub(super) fn client_forwarded_for(headers: &HeaderMap) -> Option<&[u8]> {
     let own = headers.get(&X_REAL_IP)?;
     let list = headers.get(&X_FORWARDED_FOR)?;
     list.as_bytes().strip_suffix(own.as_bytes())?.strip_suffix(b", ")
 }
 
-/// The authority as a value: nearly always the one that stands in `Host` already, which is shared then.
+/// The authority as a value: nearly always the one that stands in `Host` already, which is shared
+/// then.
 fn authority_value(headers: &HeaderMap, authority: &str) -> Option<HeaderValue> {
     match headers.get(header::HOST) {
         Some(host) if host.as_bytes() == authority.as_bytes() => Some(host.clone()),

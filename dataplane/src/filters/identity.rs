@@ -1,7 +1,9 @@
-//! `client_identity` of a route or service, for one request: whether its client may pass, and the headers that tell it to the upstream.
+//! `client_identity` of a route or service, for one request: whether its client may pass, and the
+//! headers that tell it to the upstream.
 //!
-//! Stands between the destination and the headers. Reads nothing but the verified [`Identity`]: no identity, no way through an allow-list
-//! (plain HTTP, a site that asks for no certificate, a skipped path: 403), and nothing forwarded (invariant 6).
+//! Stands between the destination and the headers. Reads nothing but the verified [`Identity`]: no
+//! identity, no way through an allow-list (plain HTTP, a site that asks for no certificate, a
+//! skipped path: 403), and nothing forwarded (invariant 6).
 //!
 //! [`Identity`]: pki::Identity
 
@@ -31,7 +33,8 @@ pub fn check_allow_list(block: Option<&ClientIdentity>, client: &ClientVerificat
     }
 }
 
-/// The forms of one connection's client: made when first asked for, remade when the client is another (a policy moved).
+/// The forms of one connection's client: made when first asked for, remade when the client is
+/// another (a policy moved).
 #[derive(Debug, Default)]
 pub struct IdentityHeaderCache(RefCell<Option<(Arc<VerifiedClient>, Rc<IdentityHeaders>)>>);
 

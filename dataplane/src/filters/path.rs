@@ -1,8 +1,8 @@
 //! The path and query of the forwarded request.
 //!
-//! Invariant: the path comes from the [`Target`] that was judged, never from the request line beside it
-//! (`proxy-rewrite.use_real_request_uri_unsafe` apart, and where [`model::raw_path`] allows that); the query is the client's
-//! own, byte for byte.
+//! Invariant: the path comes from the [`Target`] that was judged, never from the request line
+//! beside it (`proxy-rewrite.use_real_request_uri_unsafe` apart, and where [`model::raw_path`]
+//! allows that); the query is the client's own, byte for byte.
 
 use http::uri::{InvalidUri, PathAndQuery};
 use model::RequestTarget;

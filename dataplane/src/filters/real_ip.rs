@@ -1,4 +1,5 @@
-//! Who sent a request: the peer of its connection, or the client that a trusted proxy names (`real_ip`).
+//! Who sent a request: the peer of its connection, or the client that a trusted proxy names
+//! (`real_ip`).
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -11,7 +12,8 @@ use crate::proxy::connection::ConnectionInfo;
 /// The sender of one request.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ClientAddress {
-    /// As of the connection, but `peer` is the client's address: nginx's `$remote_addr` and `$remote_port` (0: not known).
+    /// As of the connection, but `peer` is the client's address: nginx's `$remote_addr` and
+    /// `$remote_port` (0: not known).
     pub info: ConnectionInfo,
     /// The other end of the connection: nginx's `$realip_remote_addr` and `$realip_remote_port`.
     pub direct_peer: SocketAddr,

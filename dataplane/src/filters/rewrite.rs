@@ -1,8 +1,10 @@
-//! `proxy-rewrite` for one request: a new uri, method and headers, after everything was decided on the request as the client made it.
+//! `proxy-rewrite` for one request: a new uri, method and headers, after everything was decided on
+//! the request as the client made it.
 //!
-//! Values are worked out from the untouched request first ([`work_out`]), then put in ([`Rewritten::apply`]). Invariants:
-//! no value brings a control character into a header, or a control character or a dot segment into a path (the request is refused
-//! instead); what stands in a header that the route sets did not come from the client under another spelling of its name;
+//! Values are worked out from the untouched request first ([`work_out`]), then put in
+//! ([`Rewritten::apply`]). Invariants: no value brings a control character into a header, or a
+//! control character or a dot segment into a path (the request is refused instead); what stands in
+//! a header that the route sets did not come from the client under another spelling of its name;
 //! `X-Forwarded-For` ends in the client's own address.
 
 use http::request::Parts;
@@ -123,8 +125,8 @@ pub fn evaluate<'a>(
 }
 
 impl EvaluatedRewrite<'_> {
-    /// Puts them in: add, set, remove, as APISIX does. An empty value is no header: an identity is told or absent. Gives
-    /// the new path and query; `None`: the judged path.
+    /// Puts them in: add, set, remove, as APISIX does. An empty value is no header: an identity is
+    /// told or absent. Gives the new path and query; `None`: the judged path.
     pub fn apply(self, parts: &mut Parts) -> Option<PathAndQuery> {
         let EvaluatedRewrite { rewrite, uri, add, set } = self;
         if let Some(method) = rewrite.method() {
@@ -164,8 +166,8 @@ fn append(fields: &mut HeaderMap, header: &HeaderRewrite, values: &mut impl Iter
     }
 }
 
-/// Takes the client's own address off the end of `X-Forwarded-For`, where [`headers::to_upstream`] has put it beside
-/// `X-Real-IP`: nginx appends it after every plugin.
+/// Takes the client's own address off the end of `X-Forwarded-For`, where [`headers::to_upstream`]
+/// has put it beside `X-Real-IP`: nginx appends it after every plugin.
 fn take_own_address(fields: &mut HeaderMap) -> Option<HeaderValue> {
     let own = fields.get(X_REAL_IP)?.clone();
     let rest = headers::client_forwarded_for(fields).and_then(|rest| HeaderValue::from_bytes(rest).ok());

@@ -1,8 +1,9 @@
-//! Request headers that an upstream believes because it stands behind a gateway: who the client is, which address and scheme it
-//! came by. One table with the product that sets or reads each name.
+//! Request headers that an upstream believes because it stands behind a gateway: who the client is,
+//! which address and scheme it came by. One table with the product that sets or reads each name.
 //!
-//! From outside such a header is an unverified claim. Invariant: a name in the table, in any spelling that an upstream
-//! may take for it, passes only as [`What`] says; so what reaches an upstream under it is ours, a trusted proxy's, or absent.
+//! From outside such a header is an unverified claim. Invariant: a name in the table, in any
+//! spelling that an upstream may take for it, passes only as [`What`] says; so what reaches an
+//! upstream under it is ours, a trusted proxy's, or absent.
 
 use std::net::IpAddr;
 
@@ -14,25 +15,30 @@ use model::RealIp;
 /// What a header claims, and so from whom it passes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Claim {
-    /// What a client certificate says, or that one was verified. Never passes: this gateway verifies certificates itself.
+    /// What a client certificate says, or that one was verified. Never passes: this gateway
+    /// verifies certificates itself.
     Certificate,
-    /// The user or service that a proxy has authenticated. Never passes: `trusted_addresses` lists the proxies that write
-    /// `X-Forwarded-*`, not those that authenticate. Tokens that the upstream verifies itself (`Authorization`, signed JWTs) are no claims.
+    /// The user or service that a proxy has authenticated. Never passes: `trusted_addresses` lists
+    /// the proxies that write `X-Forwarded-*`, not those that authenticate. Tokens that the
+    /// upstream verifies itself (`Authorization`, signed JWTs) are no claims.
     User,
-    /// One address of the client, as a proxy's. Unlike `X-Forwarded-For` it is no list to which ours could be appended. Passes from
-    /// `trusted_addresses` and `real_ip_from`.
+    /// One address of the client, as a proxy's. Unlike `X-Forwarded-For` it is no list to which
+    /// ours could be appended. Passes from `trusted_addresses` and `real_ip_from`.
     Address,
-    /// The scheme, host or path that the client asked a proxy for, beside those we send. Passes from `trusted_addresses`.
+    /// The scheme, host or path that the client asked a proxy for, beside those we send. Passes
+    /// from `trusted_addresses`.
     Scheme,
     /// A variable of CGI that programs take for a setting of their own. Never passes.
     Environment,
-    /// A name we set ourselves. Its own spelling is handled where it is set; any other one never passes.
+    /// A name we set ourselves. Its own spelling is handled where it is set; any other one never
+    /// passes.
     Ours,
     /// A name that frames the message. As [`What::Ours`].
     Framing,
 }
 
-/// Name, what it claims, and who sets or reads it. `*` at the end: all names that begin so. `[x-]`: with and without `X-`.
+/// Name, what it claims, and who sets or reads it. `*` at the end: all names that begin so. `[x-]`:
+/// with and without `X-`.
 pub(super) const UNTRUSTED_HEADERS: &[(&str, Claim, &str)] = &[
     // $
     (
@@ -367,7 +373,8 @@ const PATTERNS: [HeaderPattern; UNTRUSTED_HEADERS.len()] = {
     table
 };
 
-/// The rows whose stem begins with a letter, and which letters come second in them: what most names end at.
+/// The rows whose stem begins with a letter, and which letters come second in them: what most names
+/// end at.
 #[derive(Clone, Copy)]
 struct Bucket {
     from: usize,
@@ -404,8 +411,9 @@ const fn second_letter_bit(stem: &[u8]) -> u32 {
     }
 }
 
-/// Whether an upstream may take one name for the other. CGI and its heirs (WSGI, PHP, Rack) turn `-` into `_`, and some
-/// of them everything that is no letter or digit; so all of that is one here. Header names are in lower case already.
+/// Whether an upstream may take one name for the other. CGI and its heirs (WSGI, PHP, Rack) turn
+/// `-` into `_`, and some of them everything that is no letter or digit; so all of that is one
+/// here. Header names are in lower case already.
 pub(super) fn is_same_name(name: &str, other: &str) -> bool {
     is_same_folded(name.as_bytes(), other.as_bytes())
 }
@@ -414,8 +422,8 @@ fn is_same_folded(name: &[u8], other: &[u8]) -> bool {
     name.len() == other.len() && name.iter().zip(other).all(|(a, b)| fold(*a) == fold(*b))
 }
 
-/// A name without the `HTTP_` that CGI writes before every header's name: who copies names out of a program's environment
-/// reads `HTTP_X_REAL_IP` where `X-Real-IP` is meant.
+/// A name without the `HTTP_` that CGI writes before every header's name: who copies names out of a
+/// program's environment reads `HTTP_X_REAL_IP` where `X-Real-IP` is meant.
 fn strip_http_prefix(mut name: &[u8]) -> &[u8] {
     while let [b'h', b't', b't', b'p', separator, rest @ ..] = name
         && !separator.is_ascii_alphanumeric()
@@ -425,7 +433,8 @@ fn strip_http_prefix(mut name: &[u8]) -> &[u8] {
     name
 }
 
-/// What a header's name claims, in whatever spelling; `None`: an ordinary header, or one of ours in its own spelling.
+/// What a header's name claims, in whatever spelling; `None`: an ordinary header, or one of ours in
+/// its own spelling.
 fn claim_of(name: &HeaderName) -> Option<Claim> {
     let name = name.as_str();
     match strip_http_prefix(name.as_bytes()) {
@@ -452,8 +461,8 @@ fn look_up(name: &str, stem: &[u8], with_x: bool) -> Option<Claim> {
     }
 }
 
-/// What a name claims that no row has, because `real_ip_header` names it: the client's address in its own spelling, and in
-/// any other one a name of ours.
+/// What a name claims that no row has, because `real_ip_header` names it: the client's address in
+/// its own spelling, and in any other one a name of ours.
 fn configured_claim(name: &HeaderName, real_ip: &HeaderName) -> Option<Claim> {
     if !is_same_folded(strip_http_prefix(name.as_str().as_bytes()), real_ip.as_str().as_bytes()) {
         return None;
@@ -466,7 +475,8 @@ fn configured_claim(name: &HeaderName, real_ip: &HeaderName) -> Option<Claim> {
     (!ours).then_some(Address)
 }
 
-/// Removes what may not pass from this peer. `real_ip`: the header that `real_ip_header` names, where addresses are read from it.
+/// Removes what may not pass from this peer. `real_ip`: the header that `real_ip_header` names,
+/// where addresses are read from it.
 pub(super) fn remove_untrusted(headers: &mut HeaderMap, trust: PeerTrust, real_ip: Option<&HeaderName>) {
     let claim = |name: &HeaderName| {
         claim_of(name).or_else(|| real_ip.and_then(|real_ip| configured_claim(name, real_ip)))

@@ -1,7 +1,8 @@
 //! What the variables of `vars` and `proxy-rewrite` are worth for one request (contract 5.5).
 //!
-//! Nothing is worked out before somebody asks. Reads the headers after claims of identity from outside were removed. Invariant: what the
-//! `ssl_client_*` variables say was verified; of a client that was not, they are absent (nginx shows what such a client claims).
+//! Nothing is worked out before somebody asks. Reads the headers after claims of identity from
+//! outside were removed. Invariant: what the `ssl_client_*` variables say was verified; of a client
+//! that was not, they are absent (nginx shows what such a client claims).
 
 use std::borrow::Cow;
 use std::net::SocketAddr;
@@ -25,7 +26,8 @@ pub struct RequestContext<'a> {
     pub parts: &'a Parts,
     /// What it asks for, normalised.
     pub target: &'a RequestTarget,
-    /// Who sent it, and where to: of a [`Remote`](super::remote::Remote), so `peer` is the client's address.
+    /// Who sent it, and where to: of a [`Remote`](super::remote::Remote), so `peer` is the client's
+    /// address.
     pub info: &'a ConnectionInfo,
     /// The other end of the connection, which may be a proxy.
     pub direct_peer: SocketAddr,
@@ -192,7 +194,8 @@ fn verify(client: &ClientVerification) -> Cow<'static, str> {
     format!("FAILED:{words}").into()
 }
 
-/// Bytes of a header as text; what is no UTF-8 is read as Latin-1, so that different bytes stay different.
+/// Bytes of a header as text; what is no UTF-8 is read as Latin-1, so that different bytes stay
+/// different.
 fn header_text(bytes: &[u8]) -> Cow<'_, str> {
     match std::str::from_utf8(bytes) {
         Ok(text) => text.into(),

@@ -1,7 +1,8 @@
-//! Answers of our own: error pages and the 404 of no route, in the form of contract sections 7.1 and 10.5.
+//! Answers of our own: error pages and the 404 of no route, in the form of contract sections 7.1
+//! and 10.5.
 //!
-//! A page says its status and nothing else (invariant 10). Products that parse the pages find the same lines as
-//! in APISIX's; only the name at the foot is ours.
+//! A page says its status and nothing else (invariant 10). Products that parse the pages find the
+//! same lines as in APISIX's; only the name at the foot is ours.
 
 use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
@@ -61,8 +62,8 @@ pub(crate) fn set_connection_close<B>(response: &mut Response<B>) {
     response.headers_mut().entry(header::CONNECTION).or_insert(CLOSE);
 }
 
-/// The same answer as bytes, where there is no session to give it: the head was refused before it was a request, or there is
-/// plain HTTP on a TLS port. `server`: what the `Server` header says.
+/// The same answer as bytes, where there is no session to give it: the head was refused before it
+/// was a request, or there is plain HTTP on a TLS port. `server`: what the `Server` header says.
 pub(crate) fn raw_error_response(reason: Reason, server: &HeaderValue) -> Vec<u8> {
     let (status, body) = page(reason);
     let mut answer = format!("HTTP/1.1 {}\r\nServer: ", title(status)).into_bytes();

@@ -1,11 +1,12 @@
 //! The limits of a message's head, and what only its raw bytes show.
 //!
-//! [`Scan`] reads an HTTP/1 request head on its way to hyper, in whatever pieces it comes. hyper keeps only one of
-//! `Content-Length` and `Transfer-Encoding`, cuts a fragment off the target and has no limit on a single line, so these are
-//! found here (RFC 9112 sections 3.2 and 6.3). A head that is parsed already, an HTTP/2 request or an answer, is held to the same
+//! [`Scan`] reads an HTTP/1 request head on its way to hyper, in whatever pieces it comes. hyper
+//! keeps only one of `Content-Length` and `Transfer-Encoding`, cuts a fragment off the target and
+//! has no limit on a single line, so these are found here (RFC 9112 sections 3.2 and 6.3). A head
+//! that is parsed already, an HTTP/2 request or an answer, is held to the same
 //! limits by [`Limits::admit`].
-//! Invariant: the head ends for [`Scan`] exactly where it ends for hyper's parser: at the first empty line, whether lines end in
-//! CR LF or LF, after any empty lines in front of it.
+//! Invariant: the head ends for [`Scan`] exactly where it ends for hyper's parser: at the first
+//! empty line, whether lines end in CR LF or LF, after any empty lines in front of it.
 
 use http::{HeaderMap, Method, Response, Uri};
 use hyper::ext::ReasonPhrase;
@@ -51,7 +52,8 @@ pub enum HeadError {
     /// The same.
     #[error("the head is larger than {0} bytes (countersign.limits.header_bytes)")]
     HeadTooLarge(usize),
-    /// RFC 9112 sections 6.1 and 6.3: an attempt to be read differently elsewhere. Two equal lengths are refused as in nginx.
+    /// RFC 9112 sections 6.1 and 6.3: an attempt to be read differently elsewhere. Two equal
+    /// lengths are refused as in nginx.
     #[error("Content-Length twice, or beside Transfer-Encoding")]
     AmbiguousLength,
     /// A client keeps the fragment to itself (RFC 9110 section 7.1).
@@ -76,7 +78,8 @@ impl HeadLimits {
         (self.head / FIELD_MIN).clamp(1, FIELDS_MAX)
     }
 
-    /// hyper's buffer, for bodies too. Bytes. A head within the limits never fills it, since hyper would refuse it then.
+    /// hyper's buffer, for bodies too. Bytes. A head within the limits never fills it, since hyper
+    /// would refuse it then.
     pub fn buffer_size(self) -> usize {
         self.head.saturating_add(8 * 1024).max(64 * 1024)
     }
@@ -165,7 +168,8 @@ impl HeadScanner {
         self.in_fields
     }
 
-    /// Reads on. `Some(n)`: the head ends with the first `n` bytes of `data`, and nothing behind them was read.
+    /// Reads on. `Some(n)`: the head ends with the first `n` bytes of `data`, and nothing behind
+    /// them was read.
     ///
     /// # Errors
     /// [`HeadError`], as soon as it is certain; hyper must not see `data` then.

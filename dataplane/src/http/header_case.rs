@@ -1,9 +1,10 @@
 //! The case of the gateway's own header names, where the settings ask for case to be kept.
 //!
-//! hyper writes a name as its case map has it, which only its parser can make, and else with a capital after each `-`: nginx's
-//! `X-Real-IP` would be `X-Real-Ip`, or whatever the client wrote. So the parser reads our names, without values, in front of
-//! the client's fields ([`lines`]), and [`strip`] takes them out of the parsed head again before anything looks at it.
-//! Invariant: what stands in a stripped head came from the client; only the case map has more.
+//! hyper writes a name as its case map has it, which only its parser can make, and else with a
+//! capital after each `-`: nginx's `X-Real-IP` would be `X-Real-Ip`, or whatever the client wrote.
+//! So the parser reads our names, without values, in front of the client's fields ([`lines`]), and
+//! [`strip`] takes them out of the parsed head again before anything looks at it. Invariant: what
+//! stands in a stripped head came from the client; only the case map has more.
 
 use std::sync::LazyLock;
 

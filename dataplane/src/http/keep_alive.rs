@@ -1,11 +1,13 @@
-//! What goes on on one client connection: the requests being served, and whether anything is under way at all.
+//! What goes on on one client connection: the requests being served, and whether anything is under
+//! way at all.
 //!
-//! [`super::observed`] reports what passes between the stream and hyper. The watchdog's phases follow from it, and so does the
-//! moment at which a connection may rest ([`Pause`]), which is when nothing of hyper's needs to be kept, and what hyper may read
-//! next ([`Activity::next`]).
-//! Invariants: a connection is quiet only between two messages: all of the last answer has gone out, all of the last request
-//! has come in, and not a byte of the next one. hyper gets a request's head only when nothing of an earlier request is in its
-//! buffer, except behind a body in chunks, whose end only hyper knows.
+//! [`super::observed`] reports what passes between the stream and hyper. The watchdog's phases
+//! follow from it, and so does the moment at which a connection may rest ([`Pause`]), which is when
+//! nothing of hyper's needs to be kept, and what hyper may read next ([`Activity::next`]).
+//! Invariants: a connection is quiet only between two messages: all of the last answer has gone
+//! out, all of the last request has come in, and not a byte of the next one. hyper gets a request's
+//! head only when nothing of an earlier request is in its buffer, except behind a body in chunks,
+//! whose end only hyper knows.
 
 use std::cell::Cell;
 use std::pin::Pin;
@@ -32,7 +34,8 @@ pub(crate) struct KeepAliveState {
     in_flight: Cell<usize>,
     /// How many requests have come; the last of them bears this number.
     requests: Cell<u64>,
-    /// The request whose body has not been read to its end. HTTP/1 only, where requests come one by one.
+    /// The request whose body has not been read to its end. HTTP/1 only, where requests come one by
+    /// one.
     unread_body: Cell<Option<u64>>,
     /// Bytes have come since the last request began which may be a part of the next.
     head_started: Cell<bool>,
@@ -155,7 +158,8 @@ impl KeepAliveState {
         self.in_flight.get() > 0
     }
 
-    /// Whether this is the pause between two requests, so that an HTTP/1 session begun anew would go on where this one is.
+    /// Whether this is the pause between two requests, so that an HTTP/1 session begun anew would
+    /// go on where this one is.
     fn is_idle(&self) -> bool {
         !self.has_in_flight()
             && self.unread_body.get().is_none()
@@ -280,9 +284,9 @@ impl KeepAliveState {
     }
 }
 
-/// The time for which a connection must be quiet before it rests: taking hyper apart after each request would cost more than
-/// it is worth where the next one comes soon. A client has to show first that it comes back, though: after its first request a
-/// connection rests at once.
+/// The time for which a connection must be quiet before it rests: taking hyper apart after each
+/// request would cost more than it is worth where the next one comes soon. A client has to show
+/// first that it comes back, though: after its first request a connection rests at once.
 pub(crate) struct HibernateTimer<'a> {
     activity: &'a KeepAliveState,
     alarm: Option<CoarseTimer>,
@@ -293,8 +297,9 @@ impl<'a> HibernateTimer<'a> {
         Self { activity, alarm: None }
     }
 
-    /// Whether the connection has been quiet for as long as it must; if not, the task is woken when that may be so. The alarm is
-    /// left alone while requests come and go, and set anew when it rings too early.
+    /// Whether the connection has been quiet for as long as it must; if not, the task is woken when
+    /// that may be so. The alarm is left alone while requests come and go, and set anew when it
+    /// rings too early.
     pub(crate) fn is_over(&mut self, cx: &Context<'_>) -> bool {
         if self.activity.needs_new_session() || self.activity.head_error().is_some() {
             return true;

@@ -1,7 +1,8 @@
 //! What a request asks for, taken out of hyper's types: the lines that name the host, and the path.
 //!
-//! Stands right behind the HTTP parser: [`check`] refuses what no gateway may forward, and brings what HTTP/2 splits together.
-//! What host and path mean is [`model::Target`]'s, for every later decision.
+//! Stands right behind the HTTP parser: [`check`] refuses what no gateway may forward, and brings
+//! what HTTP/2 splits together. What host and path mean is [`model::Target`]'s, for every later
+//! decision.
 
 use http::request::Parts;
 use http::uri::Authority;
@@ -11,12 +12,14 @@ use model::{PathOptions, RequestTarget, RequestTargetError};
 use super::head::{HeadError, HeadLimits};
 use crate::reason::Reason;
 
-/// What an `Upgrade` may offer without meaning that the request makes no sense otherwise: the server may stay with HTTP/1.1
-/// (RFC 9110 section 7.8). curl and Java offer the first by default, Apache's HttpClient the second.
+/// What an `Upgrade` may offer without meaning that the request makes no sense otherwise: the
+/// server may stay with HTTP/1.1 (RFC 9110 section 7.8). curl and Java offer the first by default,
+/// Apache's HttpClient the second.
 const IGNORED_UPGRADES: [&str; 2] = ["h2c", "tls"];
 
-/// The largest length that nginx takes, of requests and answers. Bytes. A larger one is negative to an upstream that reads
-/// 64 bits with a sign, and what follows would be a request that was never judged.
+/// The largest length that nginx takes, of requests and answers. Bytes. A larger one is negative to
+/// an upstream that reads 64 bits with a sign, and what follows would be a request that was never
+/// judged.
 pub const CONTENT_LENGTH_MAX: u64 = i64::MAX.unsigned_abs();
 
 /// A request that is not forwarded, whoever asks and wherever it leads.
@@ -25,7 +28,8 @@ pub enum RequestError {
     /// Over the limits of a head.
     #[error(transparent)]
     Head(#[from] HeadError),
-    /// RFC 9110 sections 9.3.6 and 9.3.8: the one asks for a tunnel, the other would show what the gateway adds.
+    /// RFC 9110 sections 9.3.6 and 9.3.8: the one asks for a tunnel, the other would show what the
+    /// gateway adds.
     #[error("the method {0} is not forwarded")]
     Method(Method),
     /// `*`, or an authority without a path.
@@ -60,7 +64,8 @@ impl RequestError {
     }
 }
 
-/// Checks what can be said of a request before anything is decided about it. `length` is that of its body, if it is known. The `cookie` fields of HTTP/2 are one afterwards.
+/// Checks what can be said of a request before anything is decided about it. `length` is that of
+/// its body, if it is known. The `cookie` fields of HTTP/2 are one afterwards.
 ///
 /// # Errors
 /// [`RequestError`]; the request is answered with its reason's status.
@@ -79,7 +84,8 @@ pub fn check(parts: &mut Parts, length: Option<u64>, limits: HeadLimits) -> Resu
         return Ok(limits.check_request(&parts.method, &parts.uri, &parts.headers)?);
     }
     let headers = &parts.headers;
-    // Most requests have neither: looking through the few fields there are costs less than asking for both.
+    // Most requests have neither: looking through the few fields there are costs less than asking for
+    // both.
     let rare = |name: &http::HeaderName| {
         name.as_str().starts_with(['t', 'u'])
             && (name == header::TRANSFER_ENCODING || name == header::UPGRADE)
@@ -115,7 +121,8 @@ fn is_ignored(upgrade: &HeaderValue) -> bool {
     })
 }
 
-/// Several `cookie` fields become one, in their order (RFC 9113 section 8.2.3: before anything that is not HTTP/2 sees them).
+/// Several `cookie` fields become one, in their order (RFC 9113 section 8.2.3: before anything that
+/// is not HTTP/2 sees them).
 fn join_cookies(headers: &mut HeaderMap) {
     let mut crumbs = headers.get_all(header::COOKIE).iter();
     let Some(first) = crumbs.next() else { return };

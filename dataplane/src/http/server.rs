@@ -1,9 +1,10 @@
 //! The HTTP session of one client connection, driven by this worker: hyper's server for HTTP/1,
 //! `http2` for HTTP/2.
 //!
-//! Stands between the stream (plain or TLS) and the walk of each request. Ends gracefully when the worker drains.
-//! An HTTP/1 connection on which nothing has been under way for a while rests: hyper, whose buffers take some 20 KiB, is there
-//! from the first byte of a request until [`Pause`] is over after the last one of an answer.
+//! Stands between the stream (plain or TLS) and the walk of each request. Ends gracefully when the
+//! worker drains. An HTTP/1 connection on which nothing has been under way for a while rests:
+//! hyper, whose buffers take some 20 KiB, is there from the first byte of a request until [`Pause`]
+//! is over after the last one of an answer.
 
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
@@ -30,8 +31,9 @@ use crate::proxy::connection;
 use crate::proxy::connection::Connection;
 use crate::runtime;
 
-/// After the answer to a refused request, what the client still sends is read for so long and so far, as nginx does: a socket
-/// closed with unread bytes is reset, and the client may never see the answer.
+/// After the answer to a refused request, what the client still sends is read for so long and so
+/// far, as nginx does: a socket closed with unread bytes is reset, and the client may never see the
+/// answer.
 const LINGER: Duration = Duration::from_secs(5);
 const LINGER_BYTES: usize = 16 * 1024 * 1024;
 
@@ -96,7 +98,8 @@ pub(crate) async fn serve_connection<I>(
             header_case::strip(&mut head.headers);
         }
         let (body, busy) = serving.begin_request(BodySource::Http1(body));
-        // Boxed: hyper keeps room for the future as long as the session lives, and part of that time nothing is asked.
+        // Boxed: hyper keeps room for the future as long as the session lives, and part of that time
+        // nothing is asked.
         Box::pin(async move {
             let mut response = connection::handle_request(&connection, Request::from_parts(head, body)).await;
             if error_page::closes_connection(&response) {
@@ -171,7 +174,8 @@ async fn finish_session<I: ChunkRead + Write + Unpin>(
             connection::record_parse_error(activity.connection(), error);
             true
         }
-        // The client left with no request unanswered, and perhaps half of one begun: it gets its goodbye, which hyper leaves out.
+        // The client left with no request unanswered, and perhaps half of one begun: it gets its goodbye,
+        // which hyper leaves out.
         Err(error) if error.is_incomplete_message() && !activity.has_in_flight() => false,
         Err(_) => return,
     };

@@ -57,8 +57,8 @@ impl<I: ChunkRead + Write + Unpin> TrackedIo<I> {
         self.io.shrink_buffers();
     }
 
-    /// Waits until there is something to read, and says whether there is or the client has left. What waits to be sent is sent
-    /// meanwhile. Holds no buffer but that of the read in flight.
+    /// Waits until there is something to read, and says whether there is or the client has left.
+    /// What waits to be sent is sent meanwhile. Holds no buffer but that of the read in flight.
     ///
     /// # Errors
     /// As the read or the write.

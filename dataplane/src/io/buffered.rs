@@ -1,11 +1,12 @@
 //! The pump: one connection's bytes, in and out, with owned buffers.
 //!
-//! Stands below TLS and below plain HTTP. io_uring writes into a buffer the kernel holds until the operation
-//! completes, so each direction has at most one operation in flight, which owns its half and its buffer. A
-//! poll-style interface on top (`poll_fill`, `poll_drain`) is what hyper and the TLS engine can use.
+//! Stands below TLS and below plain HTTP. io_uring writes into a buffer the kernel holds until the
+//! operation completes, so each direction has at most one operation in flight, which owns its half
+//! and its buffer. A poll-style interface on top (`poll_fill`, `poll_drain`) is what hyper and the
+//! TLS engine can use.
 //!
-//! Invariant: an operation in flight is never dropped while it runs. Dropping the pump hangs the socket up, the
-//! operations complete, and only then do their buffers go.
+//! Invariant: an operation in flight is never dropped while it runs. Dropping the pump hangs the
+//! socket up, the operations complete, and only then do their buffers go.
 
 use std::future::Future;
 use std::io;
@@ -114,8 +115,9 @@ impl<R: Reader, W: Writer> BufferedSocket<R, W> {
         self.write.timeouts = Some(watched);
     }
 
-    /// Whether from now on a write that fails is no error: what was to be sent is dropped, and the reading side tells
-    /// how the connection ended. For peers that may answer, and close, before they have read all that is sent to them.
+    /// Whether from now on a write that fails is no error: what was to be sent is dropped, and the
+    /// reading side tells how the connection ended. For peers that may answer, and close,
+    /// before they have read all that is sent to them.
     pub fn ignore_write_errors(&mut self, forgive: bool) {
         self.write.ignore_errors = forgive;
     }
@@ -133,8 +135,8 @@ impl<R: Reader, W: Writer> BufferedSocket<R, W> {
         self.read.consumed = self.read.consumed.saturating_add(n).min(self.read.data.len());
     }
 
-    /// What was under way says nothing about what follows: the next read is a quiet connection's, and nothing is kept for a
-    /// write.
+    /// What was under way says nothing about what follows: the next read is a quiet connection's,
+    /// and nothing is kept for a write.
     pub fn shrink_buffers(&mut self) {
         self.read.read_size = READ_SMALL;
         if self.write.buf.is_empty() {
@@ -173,7 +175,8 @@ impl<R: Reader, W: Writer> BufferedSocket<R, W> {
         }
     }
 
-    /// Sends what is staged and ends our direction: in one segment, where the socket takes it at once.
+    /// Sends what is staged and ends our direction: in one segment, where the socket takes it at
+    /// once.
     ///
     /// # Errors
     /// As the write.
@@ -205,7 +208,8 @@ impl<R: Reader, W: Writer> Drop for BufferedSocket<R, W> {
         if let Some(watched) = &self.write.timeouts {
             watched.unregister();
         }
-        // With nothing in flight the descriptor goes with the halves, and the kernel ends the connection by itself.
+        // With nothing in flight the descriptor goes with the halves, and the kernel ends the connection by
+        // itself.
         let reading = matches!(self.read.state, ReadState::InFlight(_));
         let in_flight = reading || matches!(self.write.state, WriteState::InFlight(_));
         if let (true, Some(hang_up)) = (in_flight, self.shutdown) {

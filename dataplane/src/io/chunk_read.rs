@@ -1,4 +1,5 @@
-//! Bytes lent from where they arrived, so that a relay needs no buffer of its own between two connections.
+//! Bytes lent from where they arrived, so that a relay needs no buffer of its own between two
+//! connections.
 
 use std::io;
 use std::task::{Context, Poll};
@@ -10,7 +11,8 @@ pub(crate) enum Chunk<'a> {
     Data(&'a [u8]),
     /// The peer has said all it had to say.
     Eof,
-    /// It ended without saying so: within TLS, where only `close_notify` proves that nothing was cut off.
+    /// It ended without saying so: within TLS, where only `close_notify` proves that nothing was
+    /// cut off.
     Truncated,
 }
 

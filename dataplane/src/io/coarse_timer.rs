@@ -1,7 +1,9 @@
-//! Coarse alarms, for what many wait for at once and hardly ever comes true: a pause of an upstream, a connection at rest.
+//! Coarse alarms, for what many wait for at once and hardly ever comes true: a pause of an
+//! upstream, a connection at rest.
 //!
-//! The watchdog rings them, once a tick: setting an alarm costs a place in a table, not a timer of the runtime's. What a
-//! connection's client may take has no alarm of its own; the watchdog sees to it by itself.
+//! The watchdog rings them, once a tick: setting an alarm costs a place in a table, not a timer of
+//! the runtime's. What a connection's client may take has no alarm of its own; the watchdog sees to
+//! it by itself.
 //!
 //! Precision: an alarm rings up to two ticks late, never early.
 
@@ -52,7 +54,8 @@ impl CoarseTimers {
         alarm
     }
 
-    /// So many ticks have passed since the last call: a worker that was busy is late, and its time is not.
+    /// So many ticks have passed since the last call: a worker that was busy is late, and its time
+    /// is not.
     pub fn advance(&self, passed: u32) {
         let now = self.now.get().wrapping_add(passed);
         self.now.set(now);

@@ -1,4 +1,5 @@
-//! A clear-text connection as hyper and the relay of streams want it: bytes from the pump, as they are.
+//! A clear-text connection as hyper and the relay of streams want it: bytes from the pump, as they
+//! are.
 //!
 //! Used by the listeners without TLS and by upstreams with scheme `http` or `tcp`.
 

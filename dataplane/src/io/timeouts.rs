@@ -1,9 +1,10 @@
 //! The watchdog: ends connections whose client is too slow.
 //!
-//! Every time-out on the client's side is here: the handshake, a request's head, the pause between requests, an
-//! answer that is not read. A connection notes what it waits for in a few cells; once a tick the watchdog looks
-//! at all of a worker's connections and hangs up those over their time. So the hot path sets no timers, and no
-//! read in flight is ever dropped: the hang-up completes it. Its tick also drives the worker's alarms ([`Alarms`]).
+//! Every time-out on the client's side is here: the handshake, a request's head, the pause between
+//! requests, an answer that is not read. A connection notes what it waits for in a few cells; once
+//! a tick the watchdog looks at all of a worker's connections and hangs up those over their time.
+//! So the hot path sets no timers, and no read in flight is ever dropped: the hang-up completes it.
+//! Its tick also drives the worker's alarms ([`Alarms`]).
 //!
 //! Precision: a time-out fires up to two ticks late, never early.
 
@@ -29,7 +30,8 @@ pub enum Phase {
     Idle,
     /// Nothing of the client's: a request is being served.
     Busy,
-    /// A stream's bytes, in either direction: the relay keeps its own time, by the upstream's time-outs.
+    /// A stream's bytes, in either direction: the relay keeps its own time, by the upstream's
+    /// time-outs.
     Relay,
 }
 
@@ -83,8 +85,8 @@ pub(crate) struct TimeoutState {
     expired: Cell<Option<TimeoutKind>>,
 }
 
-/// A connection's place in the watchdog. The pump, which owns the descriptor, ends the watch when it goes;
-/// other holders may live longer and then speak to nobody.
+/// A connection's place in the watchdog. The pump, which owns the descriptor, ends the watch when
+/// it goes; other holders may live longer and then speak to nobody.
 #[derive(Clone)]
 pub struct TimeoutHandle(Rc<TimeoutRegistration>);
 
@@ -104,7 +106,8 @@ impl ConnectionTimeouts {
             loop {
                 runtime::sleep(TICK).await;
                 let Some(dog) = looking.upgrade() else { return };
-                // By the clock: a worker that was busy for a while finds every time-out that has passed meanwhile.
+                // By the clock: a worker that was busy for a while finds every time-out that has passed
+                // meanwhile.
                 let passed = start.elapsed().as_millis() / TICK.as_millis();
                 let passed = u32::try_from(passed % (1 << 32)).unwrap_or_default();
                 dog.tick(passed.wrapping_sub(dog.timers.current_tick()));
@@ -225,8 +228,8 @@ impl TimeoutHandle {
         self.0.state.write_since.set(None);
     }
 
-    /// Hangs up, unless the descriptor has gone already: what is in flight completes, and the connection ends by its
-    /// ordinary path.
+    /// Hangs up, unless the descriptor has gone already: what is in flight completes, and the
+    /// connection ends by its ordinary path.
     pub fn shutdown(&self) {
         if self.0.key.get().is_some() {
             self.0.state.hang_up.shutdown_both();

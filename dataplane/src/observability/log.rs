@@ -1,5 +1,6 @@
-//! One line for each refusal, with the same fields everywhere. What the peer sent is shown escaped and clipped, and at
-//! most a few lines a second are written about each reason: nobody can forge a line or fill the disk.
+//! One line for each refusal, with the same fields everywhere. What the peer sent is shown escaped
+//! and clipped, and at most a few lines a second are written about each reason: nobody can forge a
+//! line or fill the disk.
 
 use std::borrow::Cow;
 use std::fmt::Display;
@@ -194,7 +195,8 @@ pub(crate) fn upstream_failed(peer: impl Display, reason: Reason, route: &Id, er
     }
 }
 
-/// Says how many lines were left out since it was last called. Each worker calls it about once a second.
+/// Says how many lines were left out since it was last called. Each worker calls it about once a
+/// second.
 pub(crate) fn log_suppressed() {
     for (reason, lines) in LIMITER.with(LogLimiter::take_suppressed) {
         tracing::warn!(

@@ -1,7 +1,9 @@
-//! How many lines a second may be written about refusals, so that who floods us cannot fill the disk.
+//! How many lines a second may be written about refusals, so that who floods us cannot fill the
+//! disk.
 //!
-//! One a worker. Each reason has its own allowance: a flood of one kind does not hide the others. Counters are not
-//! concerned, they stay exact. Invariant: a line that was left out is told about, as a number, within about a second.
+//! One a worker. Each reason has its own allowance: a flood of one kind does not hide the others.
+//! Counters are not concerned, they stay exact. Invariant: a line that was left out is told about,
+//! as a number, within about a second.
 
 use std::cell::RefCell;
 use std::time::{Duration, Instant};
@@ -10,7 +12,8 @@ use process::throttle::TokenBucket;
 
 use crate::reason::Reason;
 
-/// Lines a reason may write at once, saved up while it was quiet: what an installation sees on a bad day is written in full.
+/// Lines a reason may write at once, saved up while it was quiet: what an installation sees on a
+/// bad day is written in full.
 pub(crate) const BURST: u32 = 200;
 /// One more line is allowed each time this passes: ten a second.
 const REFILL: Duration = Duration::from_millis(100);

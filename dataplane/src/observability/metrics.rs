@@ -1,6 +1,8 @@
-//! Counters, one set a worker so that no two cores write the same cache line, summed when they are read.
+//! Counters, one set a worker so that no two cores write the same cache line, summed when they are
+//! read.
 //!
-//! The text format is prometheus-client's; this file only says what is counted. Labels come from closed lists.
+//! The text format is prometheus-client's; this file only says what is counted. Labels come from
+//! closed lists.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,8 +18,8 @@ use crate::push_client::SyncStatus;
 use crate::reason::Reason;
 use crate::tls::ticket::TicketRejection;
 
-/// A number only its own worker writes. The alignment keeps it off its neighbours' cache lines where it matters:
-/// a worker's counters are one allocation of their own.
+/// A number only its own worker writes. The alignment keeps it off its neighbours' cache lines
+/// where it matters: a worker's counters are one allocation of their own.
 #[derive(Debug, Default)]
 pub struct Counter(AtomicU64);
 

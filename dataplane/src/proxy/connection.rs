@@ -3,7 +3,8 @@
 //! [`serve`]: accepted -> ClientHello -> site -> handshake -> client -> HTTP session.
 //! [`answer`], for each request of the session, is in `connection/request.rs`.
 //! [`carry`], where a stream is passed on instead: admitted -> destination -> node -> both ways.
-//! The stages hand values back and never call each other; `docs/WALKS.md` mirrors this file line by line.
+//! The stages hand values back and never call each other; `docs/WALKS.md` mirrors this file line by
+//! line.
 
 mod request;
 pub mod request_limit;
@@ -118,7 +119,8 @@ async fn serve_tls(
     watched: TimeoutHandle,
     running: &DrainGuard,
 ) {
-    // Boxed, here and below: what a handshake needs is given back before the session, and an idle session is small.
+    // Boxed, here and below: what a handshake needs is given back before the session, and an idle
+    // session is small.
     match Box::pin(accept_tls(worker, &mut pump, arrival.peer, Subsystem::Http)).await {
         Ok((tls, established)) => {
             worker.counters.record_handshake(tls.is_resumed());
@@ -212,7 +214,8 @@ async fn serve_tcp(
     relay::farewell(&mut client).await;
 }
 
-/// The end of a connection whose handshake failed: counted, told to the operator, and an alert to the peer.
+/// The end of a connection whose handshake failed: counted, told to the operator, and an alert to
+/// the peer.
 async fn reject_handshake(
     worker: &Worker,
     pump: BufferedSocket,
@@ -229,7 +232,8 @@ async fn reject_handshake(
     Box::pin(handshake::lingering_close(pump)).await;
 }
 
-/// ClientHello -> site -> handshake -> client. Over any pair of halves: the benchmarks shake hands in memory, by this very code.
+/// ClientHello -> site -> handshake -> client. Over any pair of halves: the benchmarks shake hands
+/// in memory, by this very code.
 ///
 /// # Errors
 /// [`Refused`]; what the peer is to be told has been put into the pump.
@@ -269,7 +273,8 @@ pub async fn accept_tls<R: Reader, W: Writer>(
     worker.counters.record_rejected_tickets(resumption.ticket_rejections());
     driven.map_err(|error| HandshakeFailure::from_handshake(sni.clone(), error))?;
     let established = ClientAuthState::new(sni, peer, tls.peer_chain(), &ssl, as_of, purpose);
-    // The verifier refused everybody else, and so did the ticket. Should both have been wrong, nobody gets in.
+    // The verifier refused everybody else, and so did the ticket. Should both have been wrong, nobody
+    // gets in.
     if !established.satisfies(&ssl) {
         tls.send_close_notify();
         let _staging_never_fails = tls.write_tls(pump.write_buf());

@@ -1,4 +1,5 @@
-//! Listening: one SO_REUSEPORT socket a worker and address, so that the kernel spreads connections over cores.
+//! Listening: one SO_REUSEPORT socket a worker and address, so that the kernel spreads connections
+//! over cores.
 //!
 //! Binds at boot (so that a port in use is told before anything runs), accepts on the worker while
 //! it has room (`admission`). Out of descriptors it pauses instead of spinning. On a stop it
@@ -115,7 +116,8 @@ pub fn bind(
     workers: usize,
     patience: &BindRetry,
 ) -> Result<Vec<BoundSocket>, BindError> {
-    // With SO_REUSEPORT the kernel would let a second gateway of the same user share the port unnoticed.
+    // With SO_REUSEPORT the kernel would let a second gateway of the same user share the port
+    // unnoticed.
     if addr.port() != 0 {
         bind_exclusive(key, addr, patience)?;
     }

@@ -1,8 +1,10 @@
-//! Live connections: what TLS established on each, and the end of those whose client is no longer let in.
+//! Live connections: what TLS established on each, and the end of those whose client is no longer
+//! let in.
 //!
-//! Stands between the handshake and the session: `connection` enters what a handshake established and holds it as long as the
-//! connection lives. A client is judged again by each request ([`Established::review`]) and, whether it asks for anything or not, by
-//! [`tend`], which looks through a worker's connections when the sites have changed and when a certificate's time is up.
+//! Stands between the handshake and the session: `connection` enters what a handshake established
+//! and holds it as long as the connection lives. A client is judged again by each request
+//! ([`Established::review`]) and, whether it asks for anything or not, by [`tend`], which looks
+//! through a worker's connections when the sites have changed and when a certificate's time is up.
 //! Invariants: a client that the newest policy refuses is gone within a second, a request under way
 //! included; nobody else notices. A connection whose site is gone, and that no client policy ever
 //! asked anything, finishes what is under way instead, within `worker_shutdown_timeout` (decision
@@ -36,7 +38,8 @@ use crate::tls::site_config::Subsystem;
 const CHECK_INTERVAL: Duration = Duration::from_millis(50);
 /// How often it looks for verdicts whose time is up.
 const EXPIRY_INTERVAL: Duration = Duration::from_secs(1);
-/// A look through all connections takes at most this many slices, a pause of a timer's granularity after each.
+/// A look through all connections takes at most this many slices, a pause of a timer's granularity
+/// after each.
 const BATCHES_MAX: usize = 400;
 /// Connections in a slice at the least; one costs about a microsecond.
 const BATCH_MIN: usize = 16;
@@ -71,8 +74,8 @@ struct ClientVerdict {
     /// The site has asked for a client certificate since the handshake, or in it.
     certificate_requested: bool,
     client: ClientVerification,
-    /// What the client showed, to be judged again; `None` where its verdict holds all of that, which the connections of one client
-    /// share.
+    /// What the client showed, to be judged again; `None` where its verdict holds all of that,
+    /// which the connections of one client share.
     presented_chain: Option<Vec<CertificateDer<'static>>>,
     /// The client was verified once, and is refused now.
     was_verified: bool,
@@ -118,8 +121,8 @@ fn is_whole_chain(verified: &VerifiedClient, shown: &[CertificateDer<'static>]) 
 }
 
 impl ClientAuthState {
-    /// Judges what the client showed in the handshake, by the site that it was made for, as it was when the sites had
-    /// changed `as_of` times.
+    /// Judges what the client showed in the handshake, by the site that it was made for, as it was
+    /// when the sites had changed `as_of` times.
     pub fn new(
         sni: HostName,
         peer: SocketAddr,
@@ -158,8 +161,9 @@ impl ClientAuthState {
         !insists || matches!(*self.client(), ClientVerification::Verified(_))
     }
 
-    /// Whether a stream's client may pass: where it was asked for a certificate it has shown a good one. Its handshake
-    /// insists on that already; nothing that a handshake may come to skip shall change it.
+    /// Whether a stream's client may pass: where it was asked for a certificate it has shown a good
+    /// one. Its handshake insists on that already; nothing that a handshake may come to skip
+    /// shall change it.
     ///
     /// # Errors
     /// Why not.
@@ -214,8 +218,8 @@ impl ClientAuthState {
         self.check_policy(ssl)
     }
 
-    /// Where the site does not insist, each request is judged; but whoever was somebody and no longer is has to begin anew.
-    /// A stream has no requests: there every site insists.
+    /// Where the site does not insist, each request is judged; but whoever was somebody and no
+    /// longer is has to begin anew. A stream has no requests: there every site insists.
     fn check_policy(&self, ssl: &Ssl) -> Option<CloseMode> {
         let policy = ssl.client.as_deref()?;
         let standing = self.verdict.borrow();
@@ -366,7 +370,8 @@ pub(crate) async fn run_revalidation(worker: Rc<Worker>) {
     }
 }
 
-/// Looks through all connections once. Those that come meanwhile were judged by the newest snapshot when they entered.
+/// Looks through all connections once. Those that come meanwhile were judged by the newest snapshot
+/// when they entered.
 async fn sweep(worker: &Worker, moved: bool) {
     let count = BATCH_MIN.max(worker.registry.0.borrow().capacity().div_ceil(BATCHES_MAX));
     let (mut from, mut told) = (0, 0_usize);

@@ -1,5 +1,5 @@
-//! One worker: a thread with its own runtime, listeners, pools and counters. Nothing here is shared between
-//! cores but what `Shared` holds, which is read-only or lock-free.
+//! One worker: a thread with its own runtime, listeners, pools and counters. Nothing here is shared
+//! between cores but what `Shared` holds, which is read-only or lock-free.
 
 use std::cell::{Cell as Local, RefCell};
 use std::rc::Rc;
@@ -33,8 +33,8 @@ use crate::upstream::places::ConnectionPermits;
 use crate::upstream::pool::Pool;
 use crate::upstream::resolver::{Resolver, ResolverCache};
 
-/// A core's own handle on a snapshot: its count is local, so that cloning it for every request does not make all
-/// cores write the snapshot's shared one.
+/// A core's own handle on a snapshot: its count is local, so that cloning it for every request does
+/// not make all cores write the snapshot's shared one.
 pub type LocalSnapshot = Rc<Arc<Snapshot>>;
 
 /// What all workers share.
@@ -147,7 +147,8 @@ impl Worker {
         })
     }
 
-    /// The newest snapshot. Costs one read of a shared number while nothing changes; the clone is the core's own.
+    /// The newest snapshot. Costs one read of a shared number while nothing changes; the clone is
+    /// the core's own.
     pub fn snapshot(&self) -> LocalSnapshot {
         let generation = self.shared.snapshot.generation();
         let mut current = self.current.borrow_mut();

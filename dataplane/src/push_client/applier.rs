@@ -118,7 +118,8 @@ pub(super) enum ChunkOutcome {
     Complete(from_node::Message),
     /// The delta is in, comes from another store, and is not taken over; this is the answer.
     Held(from_node::Message),
-    /// The delta does not start from what we hold: the two ends disagree, and only a new stream helps.
+    /// The delta does not start from what we hold: the two ends disagree, and only a new stream
+    /// helps.
     RevisionMismatch { from: u64, held: u64 },
 }
 
@@ -131,8 +132,9 @@ impl Applier {
         &self.node.status
     }
 
-    /// Takes over ticket secrets: at once, and onto the disk, so that a restarted process resumes what this one began. A
-    /// ring that is none must not be in the way of changes: those held stay.
+    /// Takes over ticket secrets: at once, and onto the disk, so that a restarted process resumes
+    /// what this one began. A ring that is none must not be in the way of changes: those held
+    /// stay.
     pub(super) fn on_tickets(&mut self, ring: &push::TicketRing) {
         // Sent without having been asked for: not ours to keep.
         let Some(secrets) = &self.node.secrets else { return };

@@ -1,7 +1,7 @@
 //! A failed session in words: what happened, whose setting is wrong, what to do.
 //!
-//! TLS errors reach us wrapped by three libraries, some of which keep only the text; so the text of the whole chain is what is
-//! judged. Each case here has a test that makes the failure happen.
+//! TLS errors reach us wrapped by three libraries, some of which keep only the text; so the text of
+//! the whole chain is what is judged. Each case here has a test that makes the failure happen.
 
 use std::error::Error;
 use std::path::PathBuf;

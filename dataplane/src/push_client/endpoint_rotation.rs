@@ -1,12 +1,14 @@
-//! In which order control planes are tried, and after which pause. No IO and no clock: `link` dials and waits.
+//! In which order control planes are tried, and after which pause. No IO and no clock: `link` dials
+//! and waits.
 //!
-//! One after the other, in the order of the settings; a node stays where it is served and does not go back to the first one. What fails is
-//! followed by the next one at once, and a round in which all failed by a pause that grows. Invariant: no way to end a session, however
-//! often, has a node dial without pauses.
+//! One after the other, in the order of the settings; a node stays where it is served and does not
+//! go back to the first one. What fails is followed by the next one at once, and a round in which
+//! all failed by a pause that grows. Invariant: no way to end a session, however often, has a node
+//! dial without pauses.
 //!
-//! While every control plane refuses the TCP connection, pauses stay short for the first rounds: both
-//! planes start or restart together then, and a PUT that is answered right after must not wait for
-//! a back-off of seconds. A refused connection costs the kernel of that machine one packet.
+//! While every control plane refuses the TCP connection, pauses stay short for the first rounds:
+//! both planes start or restart together then, and a PUT that is answered right after must not wait
+//! for a back-off of seconds. A refused connection costs the kernel of that machine one packet.
 
 use std::time::Duration;
 

@@ -71,8 +71,8 @@ fn node_tls(
     Ok(NodeTls { config: Arc::new(config), anchors })
 }
 
-/// What the control plane will refuse is told here, too, where the mistake is. Not an error: the last good snapshot can be
-/// served without any certificate.
+/// What the control plane will refuse is told here, too, where the mistake is. Not an error: the
+/// last good snapshot can be served without any certificate.
 fn warn_if_name_missing(leaf: &pki::Certificate, settings: &conf::NodeSettings) {
     let (path, names) = (settings.cert.display(), leaf.dns_names());
     if !names.iter().any(|name| name.eq_ignore_ascii_case(&settings.name)) {

@@ -1,7 +1,7 @@
 //! Where the newest snapshot stands: the agent stores, every worker loads.
 //!
-//! Invariant: a load takes no lock and never waits for the agent; the generation grows with every store, so a worker can
-//! tell with one atomic read whether anything changed since it last looked.
+//! Invariant: a load takes no lock and never waits for the agent; the generation grows with every
+//! store, so a worker can tell with one atomic read whether anything changed since it last looked.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -1,4 +1,5 @@
-//! The last good snapshot as bytes: what a data plane serves after a restart when no control plane answers.
+//! The last good snapshot as bytes: what a data plane serves after a restart when no control plane
+//! answers.
 //!
 //! Layout: magic, format version (u16, little endian), salt, nonce; then AES-256-GCM over
 //! length-delimited protobuf: one `LastGood` (whose store, which revision, the ticket secrets),
@@ -318,8 +319,9 @@ fn encode(SavedState { store, snapshot, tickets, confirmed }: &SavedState) -> Ze
         upserts: snapshot.resources().cloned().collect(),
         removals: Vec::new(),
     };
-    // Measured first, so that the buffer is never moved, which would leave clear text behind; and lazily both times, so
-    // that one chunk exists beside the buffer and not a second copy of everything.
+    // Measured first, so that the buffer is never moved, which would leave clear text behind; and
+    // lazily both times, so that one chunk exists beside the buffer and not a second copy of
+    // everything.
     let framed = |length: usize| length + prost::length_delimiter_len(length);
     let pieces: usize = chunks(&all, CHUNK_BYTES).map(|chunk| framed(chunk.encoded_len())).sum();
     let room = framed(whose.encoded_len()) + pieces + AES_256_GCM.tag_len();

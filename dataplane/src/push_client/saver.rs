@@ -1,8 +1,10 @@
-//! Keeps the last good snapshot on disk: always the newest, never in the way of a change. A small one follows a change at
-//! once; the longer a write takes, the longer the pause after it, so that a large one is not written for each change of a burst.
+//! Keeps the last good snapshot on disk: always the newest, never in the way of a change. A small
+//! one follows a change at once; the longer a write takes, the longer the pause after it, so that a
+//! large one is not written for each change of a burst.
 //!
-//! It has a thread of its own that stands back behind everybody else (`host`), and writing goes through io_uring (or a blocking
-//! thread where that is not to be had). Invariant: the file is replaced by rename after its bytes are on disk, so a crash leaves the old one or the new one.
+//! It has a thread of its own that stands back behind everybody else (`host`), and writing goes
+//! through io_uring (or a blocking thread where that is not to be had). Invariant: the file is
+//! replaced by rename after its bytes are on disk, so a crash leaves the old one or the new one.
 
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -21,8 +23,8 @@ use super::sync_status::SyncStatus;
 const PAUSE_FACTOR: u32 = 9;
 /// And at most this: what a restart without a control plane may be behind.
 const PAUSE_MAX: Duration = Duration::from_secs(10);
-/// What is written at a time: some 0.1 ms of copying, during which the kernel, whatever the thread's priority, may let nobody else onto the
-/// core. Bytes.
+/// What is written at a time: some 0.1 ms of copying, during which the kernel, whatever the
+/// thread's priority, may let nobody else onto the core. Bytes.
 const WRITE_CHUNK: usize = 64 * 1024;
 /// After a write that failed, when nothing changes meanwhile.
 const RETRY_INTERVAL: Duration = Duration::from_secs(10);
@@ -309,7 +311,8 @@ mod tests {
         Saver::new(file(folder), newest, watch::channel(Vec::new()).1, Arc::default(), None)
     }
 
-    /// Ten changes at once, then the end: the last one is what is on disk, by either way of writing.
+    /// Ten changes at once, then the end: the last one is what is on disk, by either way of
+    /// writing.
     async fn newest_wins(disk: DiskIo) {
         let folder = tempfile::tempdir().unwrap();
         let (sender, receiver) = watch::channel(None);

@@ -1,7 +1,8 @@
-//! One session with a control plane: introduce ourselves, say what we hold, take what comes, answer each change.
+//! One session with a control plane: introduce ourselves, say what we hold, take what comes, answer
+//! each change.
 //!
-//! Bounded: the size of a message both ways, the time until the control plane speaks; HTTP/2 keepalives (set by `link`) end a session
-//! with a silent peer.
+//! Bounded: the size of a message both ways, the time until the control plane speaks; HTTP/2
+//! keepalives (set by `link`) end a session with a silent peer.
 
 use std::error::Error;
 use std::io;
@@ -60,7 +61,8 @@ pub(super) enum SessionEnd {
 }
 
 impl SessionEnd {
-    /// It knows an older state than we hold, and its store cannot be asked: another control plane may know more.
+    /// It knows an older state than we hold, and its store cannot be asked: another control plane
+    /// may know more.
     pub(super) fn is_stale(&self) -> bool {
         matches!(self, Self::Status(status) if status.code() == Code::Aborted)
     }

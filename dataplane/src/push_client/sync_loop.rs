@@ -1,6 +1,8 @@
-//! Dials the control planes as `turns` says, and goes through one session after the other; each resumes by difference.
+//! Dials the control planes as `turns` says, and goes through one session after the other; each
+//! resumes by difference.
 //!
-//! Invariant: every failure is told once per control plane and kind, not per try, and with what to do about it.
+//! Invariant: every failure is told once per control plane and kind, not per try, and with what to
+//! do about it.
 
 use std::time::{Duration, Instant};
 

@@ -1,7 +1,9 @@
-//! The agent's two threads: tokio-uring where the kernel lets us, plain tokio where it does not. The one match that knows.
+//! The agent's two threads: tokio-uring where the kernel lets us, plain tokio where it does not.
+//! The one match that knows.
 //!
-//! The link has one, and the saver has one that stands back behind everybody else: to seal and write a large snapshot takes tenths of a
-//! second, for which the clients of a worker on the same core would wait.
+//! The link has one, and the saver has one that stands back behind everybody else: to seal and
+//! write a large snapshot takes tenths of a second, for which the clients of a worker on the same
+//! core would wait.
 
 use std::sync::Arc;
 
@@ -68,8 +70,9 @@ fn run_on_this_thread<F: Future<Output = ()>>(
     }
 }
 
-/// From here on this thread, and every thread that it or the kernel makes for it, runs while nothing else on its core wants to
-/// (`SCHED_IDLE`, sched(7)). There is no way back without privileges.
+/// From here on this thread, and every thread that it or the kernel makes for it, runs while
+/// nothing else on its core wants to (`SCHED_IDLE`, sched(7)). There is no way back without
+/// privileges.
 fn set_idle_priority() {
     let idle = ThreadSchedulePolicy::Normal(NormalThreadSchedulePolicy::Idle);
     // Where it may not be, a change is a little less quiet.

@@ -1,11 +1,13 @@
 //! The relay: a stream's bytes, both ways, until both sides have said all.
 //!
-//! Stands between the two connections and keeps no bytes of its own: it lends from one and writes to the other, and reads
-//! no more while the other does not take it. So a stream holds at most what its two pumps do, however slow a side is.
+//! Stands between the two connections and keeps no bytes of its own: it lends from one and writes
+//! to the other, and reads no more while the other does not take it. So a stream holds at most what
+//! its two pumps do, however slow a side is.
 //!
-//! A side that ends its direction (FIN, `close_notify`) ends that direction at the other side, and the opposite
-//! direction goes on. Where an end within TLS is not said, something may have been cut off: what came is still
-//! delivered, and then both sides end without a `close_notify`, so that nobody takes a part for the whole.
+//! A side that ends its direction (FIN, `close_notify`) ends that direction at the other side, and
+//! the opposite direction goes on. Where an end within TLS is not said, something may have been cut
+//! off: what came is still delivered, and then both sides end without a `close_notify`, so that
+//! nobody takes a part for the whole.
 
 use std::future::poll_fn;
 use std::io;
@@ -122,8 +124,8 @@ pub(crate) async fn relay(
     .await
 }
 
-/// Tells a client that it is over, and reads it out within bounds: what it still says must not turn the end, and the
-/// last of what it was told, into a reset.
+/// Tells a client that it is over, and reads it out within bounds: what it still says must not turn
+/// the end, and the last of what it was told, into a reset.
 pub(crate) async fn farewell(client: &mut impl RelayIo) {
     let parted = async {
         if poll_fn(|cx| Pin::new(&mut *client).poll_shutdown(cx)).await.is_err() {
@@ -159,7 +161,8 @@ struct OneWayCopy<'a> {
 enum CopyState {
     /// Bytes go through.
     Open,
-    /// The sending side said its last; what is under way is delivered, then the receiving side is told.
+    /// The sending side said its last; what is under way is delivered, then the receiving side is
+    /// told.
     ShuttingDown,
     /// The sending side broke off; what is under way is delivered.
     Failing(io::Error),
@@ -277,7 +280,8 @@ impl<'a> OneWayCopy<'a> {
     }
 }
 
-/// How long a stream has been silent. Its timer is set anew when it fires, not whenever something moves.
+/// How long a stream has been silent. Its timer is set anew when it fires, not whenever something
+/// moves.
 struct RelayTimer {
     idle: Duration,
     send: Duration,

@@ -1,4 +1,5 @@
-//! Which stream route takes a connection, and where it goes from there. Contract sections 7.3 and 7.4.
+//! Which stream route takes a connection, and where it goes from there. Contract sections 7.3 and
+//! 7.4.
 
 use std::time::Duration;
 

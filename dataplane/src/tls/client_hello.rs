@@ -1,7 +1,8 @@
 //! The ClientHello: read within bounds, and what it says before anything is decided.
 //!
-//! First TLS step of a connection: it leads from bytes to the name by which the snapshot chooses the site.
-//! Bounded in bytes by rustls (a handshake message of at most 64 KiB) and in time by the caller.
+//! First TLS step of a connection: it leads from bytes to the name by which the snapshot chooses
+//! the site. Bounded in bytes by rustls (a handshake message of at most 64 KiB) and in time by the
+//! caller.
 
 use std::future::poll_fn;
 use std::io;
@@ -73,7 +74,8 @@ struct Old {
     alert: AcceptedAlert,
 }
 
-/// All that was received, for an engine that begins from the bytes; nothing is kept where there is no such engine.
+/// All that was received, for an engine that begins from the bytes; nothing is kept where there is
+/// no such engine.
 #[derive(Default)]
 struct ReceivedBytes(#[cfg(feature = "engine-boring")] Vec<u8>);
 
@@ -167,14 +169,16 @@ impl AcceptedHello {
         }
     }
 
-    /// The name the client asks for; `fallback` stands in for an absent one (`apisix.ssl.fallback_sni`).
+    /// The name the client asks for; `fallback` stands in for an absent one
+    /// (`apisix.ssl.fallback_sni`).
     pub fn server_name(&self, fallback: Option<&HostName>) -> Option<HostName> {
         match &self.parsed {
             ParsedHello::Rustls(accepted) => match accepted.client_hello().server_name() {
                 Some(sni) => HostName::from_sni(sni),
                 None => fallback.cloned(),
             },
-            // rustls has refused what is no name, and takes an address for an absent name (RFC 6066 section 3).
+            // rustls has refused what is no name, and takes an address for an absent name (RFC 6066 section
+            // 3).
             #[cfg(feature = "engine-boring")]
             ParsedHello::Old(old) => match old.name.as_deref().map(ServerName::try_from) {
                 Some(Ok(ServerName::DnsName(sni))) => HostName::from_sni(sni.as_ref()),

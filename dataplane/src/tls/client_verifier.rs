@@ -1,7 +1,8 @@
 //! The client check in the handshake: rustls asks, `pki` answers.
 //!
-//! One verdict for every engine, listener and moment: [`judge`] is the only caller of `pki`'s verifier on this
-//! side, in the handshake and for each later look at the same connection. Its cache makes a second look cheap.
+//! One verdict for every engine, listener and moment: [`judge`] is the only caller of `pki`'s
+//! verifier on this side, in the handshake and for each later look at the same connection. Its
+//! cache makes a second look cheap.
 
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -75,8 +76,8 @@ pub fn take_rejected_certificate() -> Option<RejectedCertificate> {
     REJECTED.take()
 }
 
-/// The error that stands for the alert nearest to the verdict (RFC 8446 section 6.2). The operator's log has
-/// the verdict itself.
+/// The error that stands for the alert nearest to the verdict (RFC 8446 section 6.2). The
+/// operator's log has the verdict itself.
 fn alert_for(reason: VerifyReason) -> CertificateError {
     match reason {
         VerifyReason::Malformed | VerifyReason::UnsupportedCertVersion => CertificateError::BadEncoding,
@@ -98,10 +99,12 @@ fn alert_for(reason: VerifyReason) -> CertificateError {
     }
 }
 
-/// Judges a client's chain in the handshake, for either engine; a refusal is kept for [`take_refusal`].
+/// Judges a client's chain in the handshake, for either engine; a refusal is kept for
+/// [`take_refusal`].
 ///
 /// # Errors
-/// The error whose alert the client is to get. Never where the site does not insist: there each request is judged on its own.
+/// The error whose alert the client is to get. Never where the site does not insist: there each
+/// request is judged on its own.
 pub fn verify_in_handshake(
     policy: &ClientAuth,
     purpose: Subsystem,
@@ -131,14 +134,16 @@ pub fn verify_in_handshake(
 #[derive(Debug)]
 pub struct SiteVerifier {
     policy: Arc<ClientAuth>,
-    /// What the handshake leads to: with the policy it decides whether anybody gets through without a good certificate.
+    /// What the handshake leads to: with the policy it decides whether anybody gets through without
+    /// a good certificate.
     purpose: Subsystem,
     provider: Arc<CryptoProvider>,
     hints: Box<[DistinguishedName]>,
 }
 
 impl SiteVerifier {
-    /// The check of a site with this policy. What has skip rules leaves it to each request; streams have none to judge.
+    /// The check of a site with this policy. What has skip rules leaves it to each request; streams
+    /// have none to judge.
     pub fn new(policy: Arc<ClientAuth>, purpose: Subsystem, provider: Arc<CryptoProvider>) -> Self {
         let hints =
             policy.root_hint_subjects().iter().map(|der| DistinguishedName::from(der.to_der())).collect();

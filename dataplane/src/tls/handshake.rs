@@ -1,7 +1,7 @@
 //! Drives a TLS handshake to its end over a pump, on either side of the gateway.
 //!
-//! Invariant: when a handshake fails, the alert the engine chose is sent before the socket ends, and the end is a
-//! clean one: data the peer has under way must not turn the alert into a reset.
+//! Invariant: when a handshake fails, the alert the engine chose is sent before the socket ends,
+//! and the end is a clean one: data the peer has under way must not turn the alert into a reset.
 
 use std::future::poll_fn;
 use std::io;
@@ -35,8 +35,8 @@ pub enum HandshakeError {
     UnexpectedEof,
 }
 
-/// Shakes hands. On success what is left to send (in TLS 1.3 a server's tickets, a client's last flight) waits for the first
-/// flush of the stream: it then shares a write with what is said first.
+/// Shakes hands. On success what is left to send (in TLS 1.3 a server's tickets, a client's last
+/// flight) waits for the first flush of the stream: it then shares a write with what is said first.
 ///
 /// # Errors
 /// [`HandshakeError`]; an alert has been put into the pump: call [`part`].
@@ -47,7 +47,8 @@ pub async fn drive<R: Reader, W: Writer>(
     drive_with(tls, pump, &mut HandshakeState::default()).await
 }
 
-/// As [`drive`], for a server whose handshake may resume a session: `resumption` is what it knows of that so far.
+/// As [`drive`], for a server whose handshake may resume a session: `resumption` is what it knows
+/// of that so far.
 ///
 /// # Errors
 /// As [`drive`].
@@ -96,7 +97,8 @@ fn poll_drive<R: Reader, W: Writer>(
     }
 }
 
-/// Sends what is staged (an alert, an answer), ends our direction and reads the peer out, within bounds.
+/// Sends what is staged (an alert, an answer), ends our direction and reads the peer out, within
+/// bounds.
 pub async fn lingering_close<R: Reader, W: Writer>(mut pump: BufferedSocket<R, W>) {
     let farewell = async {
         if poll_fn(|cx| pump.poll_flush(cx)).await.is_err() {

@@ -1,10 +1,13 @@
-//! The key schedule and the transcript hash of TLS 1.3's SHA-256 suites, where the processor has instructions for SHA-256.
+//! The key schedule and the transcript hash of TLS 1.3's SHA-256 suites, where the processor has
+//! instructions for SHA-256.
 //!
-//! rustls says what is derived from what; here is what it is computed with: HKDF (RFC 5869) over HMAC-SHA-256. A handshake makes
-//! some thirty such computations on a few dozen bytes each, and aws-lc builds and takes down contexts for every one of them, which
-//! costs more than the hashing. `hmac` and `sha2` work on plain values, and a secret that several others are expanded from is hashed
-//! as a key once. On a processor without the instructions nothing is won, and aws-lc's suites stay (decision 24).
-//! Invariant: every output is aws-lc's, bit by bit; secrets are wiped when they go.
+//! rustls says what is derived from what; here is what it is computed with: HKDF (RFC 5869) over
+//! HMAC-SHA-256. A handshake makes some thirty such computations on a few dozen bytes each, and
+//! aws-lc builds and takes down contexts for every one of them, which costs more than the hashing.
+//! `hmac` and `sha2` work on plain values, and a secret that several others are expanded from is
+//! hashed as a key once. On a processor without the instructions nothing is won, and aws-lc's
+//! suites stay (decision 24). Invariant: every output is aws-lc's, bit by bit; secrets are wiped
+//! when they go.
 
 use std::sync::LazyLock;
 
@@ -168,7 +171,8 @@ impl Sha2Expander {
 /// A hash that is, or leads to, a secret.
 type SecretHash = Zeroizing<[u8; HASH]>;
 
-/// HMAC pads a key with zeros, so none at all is the one of zeros that stands for an absent salt (RFC 5869 section 2.2).
+/// HMAC pads a key with zeros, so none at all is the one of zeros that stands for an absent salt
+/// (RFC 5869 section 2.2).
 fn hmac_key(key: &[u8]) -> HmacKey {
     let mut block = [0; BLOCK];
     match block.get_mut(..key.len()) {

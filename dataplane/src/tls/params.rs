@@ -1,6 +1,8 @@
-//! What a finished handshake agreed on, under the names nginx gives it. Read once a connection; requests only look.
+//! What a finished handshake agreed on, under the names nginx gives it. Read once a connection;
+//! requests only look.
 //!
-//! The one struct by which TLS facts travel from the handshake to the variables of a request, whatever the engine.
+//! The one struct by which TLS facts travel from the handshake to the variables of a request,
+//! whatever the engine.
 
 use model::TlsVersion;
 use rustls::NamedGroup;

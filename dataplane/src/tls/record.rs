@@ -1,13 +1,14 @@
 //! The records of a TLS 1.3 connection that stays (RFC 8446 section 5), in rustls' place.
 //!
-//! rustls shakes hands, and with it one connection takes some 7 KiB as long as it lives: a receive buffer that nothing gives
-//! back, the client's certificates, what a handshake may still need. Once a connection has shown that it stays, its traffic keys
-//! are taken over ([`Records::after`]). From then on a record is decrypted where it lies, what is sent is encrypted where
-//! it is sent from, and a connection on which nothing is under way holds two keys and two secrets.
+//! rustls shakes hands, and with it one connection takes some 7 KiB as long as it lives: a receive
+//! buffer that nothing gives back, the client's certificates, what a handshake may still need. Once
+//! a connection has shown that it stays, its traffic keys are taken over ([`Records::after`]). From
+//! then on a record is decrypted where it lies, what is sent is encrypted where it is sent from,
+//! and a connection on which nothing is under way holds two keys and two secrets.
 //!
-//! On either side; a client's tickets are passed over from then on. Stands behind [`super::engine::Engine`].
-//! Invariants: nothing of a record is used before it has proved authentic; after an error nothing is read any more, and the last
-//! that is said is the alert.
+//! On either side; a client's tickets are passed over from then on. Stands behind
+//! [`super::engine::Engine`]. Invariants: nothing of a record is used before it has proved
+//! authentic; after an error nothing is read any more, and the last that is said is the alert.
 
 use std::io::{self, Write as _};
 use std::ops::Range;
@@ -52,7 +53,8 @@ const USER_CANCELED: u8 = 90;
 
 /// The header of what we send: its length is filled in when it is known.
 const EMPTY_HEADER: [u8; HEADER] = [APPLICATION_DATA, 3, 3, 0, 0];
-/// The header of KeyUpdate. What follows says whether the other side is to do the same (section 4.6.3).
+/// The header of KeyUpdate. What follows says whether the other side is to do the same (section
+/// 4.6.3).
 const KEY_UPDATE: [u8; 4] = [24, 0, 0, 1];
 const UPDATE_NOT_REQUESTED: u8 = 0;
 const UPDATE_REQUESTED: u8 = 1;
@@ -117,7 +119,8 @@ enum PeerState {
 pub struct RecordLayer {
     read: TrafficKeys,
     write: TrafficKeys,
-    /// The peer has requested new keys of ours: a KeyUpdate goes before the next data, one for any number of requests.
+    /// The peer has requested new keys of ours: a KeyUpdate goes before the next data, one for any
+    /// number of requests.
     key_update_requested: bool,
     /// Records that one key may seal.
     confidentiality_limit: u64,
@@ -135,12 +138,12 @@ pub struct RecordLayer {
 }
 
 impl RecordLayer {
-    /// Goes on where rustls is, between two records and two messages, with nothing unread. What rustls has not sent yet goes out
-    /// before anything else.
+    /// Goes on where rustls is, between two records and two messages, with nothing unread. What
+    /// rustls has not sent yet goes out before anything else.
     ///
     /// # Errors
-    /// The connection is lost, because a key belongs to no secret that follows from `traffic`. Gives what is left to send: the
-    /// alert `internal_error`, behind what rustls has not sent.
+    /// The connection is lost, because a key belongs to no secret that follows from `traffic`.
+    /// Gives what is left to send: the alert `internal_error`, behind what rustls has not sent.
     pub fn from_rustls(mut connection: Connection, traffic: TrafficSecrets) -> Result<Self, Vec<u8>> {
         let mut pending = unsent(&mut connection);
         match extract(connection, traffic, &mut pending) {
@@ -172,7 +175,8 @@ impl RecordLayer {
     }
 }
 
-/// What rustls would still send, sealed. A KeyUpdate that it owes it keeps back until something is written, if only nothing.
+/// What rustls would still send, sealed. A KeyUpdate that it owes it keeps back until something is
+/// written, if only nothing.
 fn unsent(connection: &mut Connection) -> Vec<u8> {
     let mut unsent = Vec::new();
     // Both fail only after an error of the connection, and then no secrets are extracted from it.

@@ -1,9 +1,10 @@
 //! Handshake signatures: does the peer hold the key of the certificate it shows?
 //!
-//! rustls' own helper parses the certificate with webpki, which refuses X.509 v1 and is stricter than the
-//! question asks; here only the public key is taken from the certificate. Which certificates are acceptable is
-//! `pki`'s to say. RFC 8446 section 4.4.3, RFC 5246 section 4.7. Invariant: every signature is computed; what is remembered (`known`)
-//! is how a key reads that was good for one before.
+//! rustls' own helper parses the certificate with webpki, which refuses X.509 v1 and is stricter
+//! than the question asks; here only the public key is taken from the certificate. Which
+//! certificates are acceptable is `pki`'s to say. RFC 8446 section 4.4.3, RFC 5246 section 4.7.
+//! Invariant: every signature is computed; what is remembered (`known`) is how a key reads that was
+//! good for one before.
 
 use rustls::client::danger::HandshakeSignatureValid;
 use rustls::crypto::CryptoProvider;

@@ -1,13 +1,15 @@
 //! A site's prepared TLS configuration: certificates, client policy, versions.
 //!
-//! Made from the site's ssl object at its first handshake and hung on it, so that it lives exactly as long as
-//! the object is unchanged, over any number of snapshots. Shared by all cores. A site has one for each [`Purpose`]:
-//! what lets a client through the handshake for one must never do so for the other, so they share nothing that a
-//! session could be resumed by.
+//! Made from the site's ssl object at its first handshake and hung on it, so that it lives exactly
+//! as long as the object is unchanged, over any number of snapshots. Shared by all cores. A site
+//! has one for each [`Purpose`]: what lets a client through the handshake for one must never do so
+//! for the other, so they share nothing that a session could be resumed by.
 //!
-//! There may be a million of them, so what is equal for all is held once ([`Sites`]), and certificates once with the ssl object.
+//! There may be a million of them, so what is equal for all is held once ([`Sites`]), and
+//! certificates once with the ssl object.
 //!
-//! Sessions are resumed from tickets only (`ticket`), which are bound to the site and its policy; rustls keeps none itself.
+//! Sessions are resumed from tickets only (`ticket`), which are bound to the site and its policy;
+//! rustls keeps none itself.
 
 use std::sync::{Arc, OnceLock};
 
@@ -90,7 +92,8 @@ pub struct SiteConfigFactory {
     disabled: DisabledFeatures,
 }
 
-/// What rustls is to keep, write and remember: nothing. It tells its secrets to the connection they belong to, or to nothing.
+/// What rustls is to keep, write and remember: nothing. It tells its secrets to the connection they
+/// belong to, or to nothing.
 struct DisabledFeatures {
     sessions: Arc<dyn StoresServerSessions>,
     key_log: Arc<dyn KeyLog>,
@@ -105,8 +108,9 @@ impl DisabledFeatures {
 }
 
 impl SiteConfigFactory {
-    /// `versions`: those of sites that name none themselves. `http2`: whether ALPN offers it. `secrets`: where those of tickets
-    /// stand; without, no session is resumed. `records`: who reads and writes those of connections that stay.
+    /// `versions`: those of sites that name none themselves. `http2`: whether ALPN offers it.
+    /// `secrets`: where those of tickets stand; without, no session is resumed. `records`: who
+    /// reads and writes those of connections that stay.
     pub fn new(
         provider: Arc<CryptoProvider>,
         versions: &[TlsVersion],
@@ -145,7 +149,8 @@ impl SiteConfigFactory {
     /// The configuration of a site, made now if this is its first handshake.
     ///
     /// # Errors
-    /// [`SiteError`]; `model` checks the same when a resource is accepted, so this is a defect when it happens.
+    /// [`SiteError`]; `model` checks the same when a resource is accepted, so this is a defect when
+    /// it happens.
     pub fn config(&self, ssl: &Ssl, purpose: Subsystem) -> Result<SiteConfig, SiteError> {
         let prepared: Arc<CachedConfigs> =
             ssl.prepared.get_or_try_init(|| Ok::<_, SiteError>(Arc::default()))?;
@@ -209,7 +214,8 @@ impl SiteConfigFactory {
         if let (Some(secrets), Subsystem::Http) = (&self.secrets, purpose) {
             let binding = TicketBinding::new(&ssl.id, ssl.client.as_deref(), &versions);
             config.ticketer = Arc::new(SiteTicketer::new(binding, Arc::clone(secrets)));
-            // One: a client that opens many connections at once shakes hands with each, and gets one for each.
+            // One: a client that opens many connections at once shakes hands with each, and gets one for
+            // each.
             config.send_tls13_tickets = 1;
         }
         Ok(config)
@@ -258,8 +264,8 @@ impl CertEntry {
 
 /// A site's certificates, of which each client gets the first it can use: cheap signatures first.
 ///
-/// What a client gets is copied for its handshake: a fifth of a microsecond and gone with it, where a copy kept for each
-/// site would be as large as everything else about the site.
+/// What a client gets is copied for its handshake: a fifth of a microsecond and gone with it, where
+/// a copy kept for each site would be as large as everything else about the site.
 #[derive(Debug)]
 struct SiteCertResolver {
     entries: Box<[CertEntry]>,
@@ -283,8 +289,8 @@ impl SiteCertResolver {
         Ok(Self { entries: shown, provider: Arc::clone(provider), tls13 })
     }
 
-    /// Whether the client offers a cipher suite of the site that goes with this kind of key: any of TLS 1.3's does, those of
-    /// TLS 1.2 name the kind.
+    /// Whether the client offers a cipher suite of the site that goes with this kind of key: any of
+    /// TLS 1.3's does, those of TLS 1.2 name the kind.
     fn has_compatible_suite(&self, hello: &ClientHello<'_>, algorithm: SignatureAlgorithm) -> bool {
         let kind = if algorithm == SignatureAlgorithm::RSA { "TLS_ECDHE_RSA_" } else { "TLS_ECDHE_ECDSA_" };
         let fits = |suite: &SupportedCipherSuite| match suite.tls13() {
@@ -303,7 +309,8 @@ impl ResolvesServerCert for SiteCertResolver {
         shown()
             .find(|shown| self.has_compatible_suite(&hello, shown.key.algorithm()))
             .or_else(|| shown().next())
-            // Nothing suits: with any of them rustls says which parameter is missing; with none it would say "access denied".
+            // Nothing suits: with any of them rustls says which parameter is missing; with none it would say
+            // "access denied".
             .or_else(|| self.entries.first())
             .map(CertEntry::to_certified_key)
     }
@@ -311,8 +318,8 @@ impl ResolvesServerCert for SiteCertResolver {
 
 /// The crypto provider of the whole data plane: aws-lc-rs, cheapest suites first.
 ///
-/// AES-128-GCM with SHA-256 leads: the key schedule of a handshake then hashes with SHA-256, which has
-/// instructions of its own on today's processors.
+/// AES-128-GCM with SHA-256 leads: the key schedule of a handshake then hashes with SHA-256, which
+/// has instructions of its own on today's processors.
 pub fn crypto_provider() -> CryptoProvider {
     let mut provider = rustls::crypto::aws_lc_rs::default_provider();
     provider.cipher_suites.sort_by_key(|suite| {

@@ -1,9 +1,10 @@
-//! An established TLS connection as hyper and the relay of streams want it, over the pump and an engine without IO.
+//! An established TLS connection as hyper and the relay of streams want it, over the pump and an
+//! engine without IO.
 //!
-//! Stands between `net/pump` (ciphertext) and the HTTP session or the relay (plaintext), on both sides of the gateway.
-//! Invariants: ciphertext that the engine does not take at once stays in the pump (rustls caps unread plaintext at
-//! 16 KiB); what the engine wants to send (tickets, key updates, alerts) goes out with the next flush, not in a
-//! send of its own.
+//! Stands between `net/pump` (ciphertext) and the HTTP session or the relay (plaintext), on both
+//! sides of the gateway. Invariants: ciphertext that the engine does not take at once stays in the
+//! pump (rustls caps unread plaintext at 16 KiB); what the engine wants to send (tickets, key
+//! updates, alerts) goes out with the next flush, not in a send of its own.
 
 use std::io;
 use std::pin::Pin;
@@ -41,7 +42,8 @@ impl<R: Reader, W: Writer> TlsStream<R, W> {
         &mut self.socket
     }
 
-    /// Something passes. From a connection that stays, or carries much, rustls is dismissed as soon as that can be.
+    /// Something passes. From a connection that stays, or carries much, rustls is dismissed as soon
+    /// as that can be.
     fn count_io(&mut self) {
         if self.io_count < DETACH_AFTER {
             self.io_count += 1;
@@ -75,7 +77,8 @@ impl<R: Reader, W: Writer> TlsStream<R, W> {
         }))
     }
 
-    /// Tells the peer why and ends our direction, as far as the socket takes it without waiting: nobody polls this stream again.
+    /// Tells the peer why and ends our direction, as far as the socket takes it without waiting:
+    /// nobody polls this stream again.
     fn fail(&mut self, cx: &mut Context<'_>, error: io::Error) -> io::Error {
         if self.write_tls().is_ok() {
             let _best_effort = self.socket.poll_shutdown(cx);

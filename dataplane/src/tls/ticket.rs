@@ -1,13 +1,16 @@
-//! Session tickets: sealed by one site for itself, so that a session resumes where its client would be let in anyway.
+//! Session tickets: sealed by one site for itself, so that a session resumes where its client would
+//! be let in anyway.
 //!
-//! Keys are derived from the fleet's ring of secrets (`agent::Secrets`) and from the site's [`Binding`]: its id, the digest of its
-//! policy, its TLS versions. A ticket of another site, or from before one of these changed, therefore names a key that does
-//! not exist here. In the ticket, sealed, is the [`Window`] in which the client's verdict holds. What a ticket cannot open
+//! Keys are derived from the fleet's ring of secrets (`agent::Secrets`) and from the site's
+//! [`Binding`]: its id, the digest of its policy, its TLS versions. A ticket of another site, or
+//! from before one of these changed, therefore names a key that does not exist here. In the ticket,
+//! sealed, is the [`Window`] in which the client's verdict holds. What a ticket cannot open
 //! leads to a full handshake, never to a failed one.
 //!
-//! Layout: key name, nonce, then AES-256-GCM-SIV (nonces are random, and nobody counts over a fleet) of window and session,
-//! with the name authenticated. Invariant: a session is handed to rustls only by [`Tickets::open`], within its window, in a
-//! handshake whose [`Resumption`] then knows that window; and none is sealed without one.
+//! Layout: key name, nonce, then AES-256-GCM-SIV (nonces are random, and nobody counts over a
+//! fleet) of window and session, with the name authenticated. Invariant: a session is handed to
+//! rustls only by [`Tickets::open`], within its window, in a handshake whose [`Resumption`] then
+//! knows that window; and none is sealed without one.
 
 use std::sync::Arc;
 
@@ -31,14 +34,15 @@ mod scope;
 /// `from` and `until`.
 const VALIDITY_BYTES: usize = 16;
 const TAG_BYTES: usize = 16;
-/// The largest session that gets a ticket, in bytes: clients send tickets back in their ClientHello, and a session holds
-/// whatever chain its client chose to send.
+/// The largest session that gets a ticket, in bytes: clients send tickets back in their
+/// ClientHello, and a session holds whatever chain its client chose to send.
 const SESSION_BYTES_MAX: usize = 16 * 1024;
 
 /// Why a ticket does not resume a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TicketRejection {
-    /// It was sealed by another site, under another policy, with a secret that is not kept, or by somebody else.
+    /// It was sealed by another site, under another policy, with a secret that is not kept, or by
+    /// somebody else.
     OtherKey,
     /// The verdict about its client does not hold now, or it is too old.
     Expired,
@@ -67,14 +71,16 @@ impl TicketRejection {
 
 /// What a site's tickets are bound to.
 pub struct TicketBinding {
-    /// SHA-256 of everything, so encoded that two sites never have the same bytes: there may be a million of them.
+    /// SHA-256 of everything, so encoded that two sites never have the same bytes: there may be a
+    /// million of them.
     info: [u8; 32],
     /// Nobody without a verified certificate has a session.
     requires_client_cert: bool,
 }
 
 impl TicketBinding {
-    /// A site by its id, its policy (`None`: it asks for no certificate) and the versions it is served with.
+    /// A site by its id, its policy (`None`: it asks for no certificate) and the versions it is
+    /// served with.
     pub fn new(id: &Id, policy: Option<&ClientAuth>, versions: &[&SupportedProtocolVersion]) -> Self {
         let id = id.as_str();
         let mut versions: Vec<u16> = versions.iter().map(|version| version.version.into()).collect();
@@ -110,7 +116,8 @@ impl SiteTicketer {
         Self { binding, secrets, keys }
     }
 
-    /// Those of the newest ring. Costs a comparison while that stays; two cores that see a new one at once both derive names.
+    /// Those of the newest ring. Costs a comparison while that stays; two cores that see a new one
+    /// at once both derive names.
     fn keys(&self) -> Guard<Arc<TicketKeys>> {
         let (ring, keys) = (self.secrets.load(), self.keys.load());
         if Arc::ptr_eq(&ring, &keys.ring) {

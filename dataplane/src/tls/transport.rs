@@ -1,8 +1,9 @@
 //! The TLS engine of one connection, without IO: ciphertext and plaintext go in and out by hand.
 //!
-//! The seam between the stages that move bytes (`handshake`, `stream`, on both sides of the gateway) and whoever does the
-//! cryptography. An enum, not a trait object: with one engine built in, its calls are rustls' own. A connection that
-//! stays goes on without rustls ([`Engine::take_over`]).
+//! The seam between the stages that move bytes (`handshake`, `stream`, on both sides of the
+//! gateway) and whoever does the cryptography. An enum, not a trait object: with one engine built
+//! in, its calls are rustls' own. A connection that stays goes on without rustls
+//! ([`Engine::take_over`]).
 
 use std::borrow::Cow;
 use std::io::{self, BufRead as _, IoSlice, Write as _};
@@ -49,11 +50,14 @@ pub enum PlaintextState {
 
 /// One connection's engine and state.
 pub enum TlsTransport {
-    /// rustls. Boxed: over a kilobyte, which futures and hyper would otherwise hold several times over.
+    /// rustls. Boxed: over a kilobyte, which futures and hyper would otherwise hold several times
+    /// over.
     Rustls(Box<RustlsConnection>),
-    /// A connection that rustls has established and that goes on without it. It moves bytes; what was agreed was asked before.
+    /// A connection that rustls has established and that goes on without it. It moves bytes; what
+    /// was agreed was asked before.
     RecordLayer(Box<RecordLayer>),
-    /// A connection whose keys could not be taken over: nothing passes any more but what waits here to be staged.
+    /// A connection whose keys could not be taken over: nothing passes any more but what waits here
+    /// to be staged.
     Failed(Vec<u8>),
     /// BoringSSL, for sites that ask for TLSv1.1. Server side only.
     #[cfg(feature = "engine-boring")]
@@ -67,8 +71,8 @@ impl From<ClientConnection> for TlsTransport {
 }
 
 impl TlsTransport {
-    /// A server's connection, of which the ClientHello was read to where `framing` is; and the traffic secrets, if they have been
-    /// heard already.
+    /// A server's connection, of which the ClientHello was read to where `framing` is; and the
+    /// traffic secrets, if they have been heard already.
     pub fn server(
         connection: ServerConnection,
         framing: RecordFraming,
@@ -77,8 +81,8 @@ impl TlsTransport {
         Self::Rustls(Box::new(RustlsConnection::server(connection, framing, traffic)))
     }
 
-    /// From here on without rustls, if this is a moment at which that can be, and a connection that can do without. If it is lost
-    /// by that, the next read or write says so.
+    /// From here on without rustls, if this is a moment at which that can be, and a connection that
+    /// can do without. If it is lost by that, the next read or write says so.
     pub fn detach_from_rustls(&mut self) {
         if !matches!(self, Self::Rustls(tls) if tls.can_detach())
             || !matches!(self.plaintext_state(), Ok(PlaintextState::NeedMoreData))
@@ -107,7 +111,8 @@ fn keys_error() -> io::Error {
 
 /// Moving bytes.
 impl TlsTransport {
-    /// Takes ciphertext, and says how much of it; none given means that the peer has ended its direction.
+    /// Takes ciphertext, and says how much of it; none given means that the peer has ended its
+    /// direction.
     ///
     /// # Errors
     /// When the engine's buffers are full of what should have been read first.
@@ -183,7 +188,8 @@ impl TlsTransport {
         }
     }
 
-    /// Plaintext, lent from where it was decrypted; to be followed by [`Engine::consume`] of as much as was used.
+    /// Plaintext, lent from where it was decrypted; to be followed by [`Engine::consume`] of as
+    /// much as was used.
     ///
     /// # Errors
     /// When [`Engine::ready`] did not say that there is some.

@@ -1,13 +1,15 @@
 //! Which node of an upstream takes a request: weighted round robin, higher priority first.
 //!
-//! The order is made once for an upstream and hangs on it; picking is one atomic add. All cores share the counter,
-//! so the weights hold for the gateway and not just for each core. Contract section 8.
+//! The order is made once for an upstream and hangs on it; picking is one atomic add. All cores
+//! share the counter, so the weights hold for the gateway and not just for each core. Contract
+//! section 8.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use model::resource::{Node, Upstream};
 
-/// More turns than this in one round are not laid out; the weights are then scaled down, each node keeping one.
+/// More turns than this in one round are not laid out; the weights are then scaled down, each node
+/// keeping one.
 const ROUND_MAX: u64 = 4096;
 
 /// The order in which an upstream's nodes take their turns.
@@ -81,7 +83,8 @@ impl PriorityLevel {
     }
 }
 
-/// Smooth weighted round robin: in each step the one that lags most behind its share takes the turn.
+/// Smooth weighted round robin: in each step the one that lags most behind its share takes the
+/// turn.
 fn smooth_weighted_round(members: &[(usize, u64)]) -> Vec<usize> {
     let total: u64 = members.iter().map(|(_, weight)| weight).sum();
     let mut credit = vec![0_i128; members.len()];

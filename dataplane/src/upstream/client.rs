@@ -1,7 +1,8 @@
-//! Reaching an upstream: which nodes are tried, in which order and for how long, and a connection to the first that
-//! takes one. Contract section 8.
+//! Reaching an upstream: which nodes are tried, in which order and for how long, and a connection
+//! to the first that takes one. Contract section 8.
 //!
-//! Stands between routing and what is then said: the HTTP exchange (which has its pool in between) or a stream.
+//! Stands between routing and what is then said: the HTTP exchange (which has its pool in between)
+//! or a stream.
 
 use std::net::SocketAddr;
 use std::rc::Rc;

@@ -1,8 +1,9 @@
 //! Our side of TLS towards upstreams: which certificate we show and whom we believe.
 //!
-//! A configuration is made once for an identity and hangs on the resource that holds it (the upstream, or the
-//! ssl object of type client it names), so a change of that resource makes a new one, with a new generation:
-//! the pool then never reuses a connection of the old identity. Contract section 6.1.
+//! A configuration is made once for an identity and hangs on the resource that holds it (the
+//! upstream, or the ssl object of type client it names), so a change of that resource makes a new
+//! one, with a new generation: the pool then never reuses a connection of the old identity.
+//! Contract section 6.1.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -39,8 +40,8 @@ pub struct ClientTlsConfig {
 }
 
 impl ClientTlsConfig {
-    /// The same identity and trust for a stream, which speaks no protocol that ALPN could name. Sessions are resumed
-    /// among streams only.
+    /// The same identity and trust for a stream, which speaks no protocol that ALPN could name.
+    /// Sessions are resumed among streams only.
     pub fn without_alpn(&self) -> Arc<ClientConfig> {
         let made = self.config_without_alpn.get_or_init(|| {
             let mut config = ClientConfig::clone(&self.config);
@@ -87,8 +88,8 @@ pub struct ClientTlsConfigs {
 }
 
 impl ClientTlsConfigs {
-    /// `anchors`: those of `apisix.ssl.ssl_trusted_certificate`. `verify_always`: `proxy_ssl_verify on`. `records`: who reads and
-    /// writes those of connections that stay.
+    /// `anchors`: those of `apisix.ssl.ssl_trusted_certificate`. `verify_always`: `proxy_ssl_verify
+    /// on`. `records`: who reads and writes those of connections that stay.
     ///
     /// # Errors
     /// When rustls refuses the protocol versions.

@@ -1,4 +1,5 @@
-//! A new connection to an upstream node: TCP, then TLS with the upstream's own identity; for requests, then HTTP.
+//! A new connection to an upstream node: TCP, then TLS with the upstream's own identity; for
+//! requests, then HTTP.
 
 use std::future::{Future, poll_fn};
 use std::io;

@@ -1,8 +1,8 @@
 //! One request to an upstream and its answer, over as many nodes as it takes and may take.
 //!
-//! Stands between routing and the answer to the client. Both bodies are streamed. What may be tried again:
-//! everything that failed before the node can have seen the request; after that only idempotent requests without
-//! a body (contract section 8, RFC 9110 section 9.2.2).
+//! Stands between routing and the answer to the client. Both bodies are streamed. What may be tried
+//! again: everything that failed before the node can have seen the request; after that only
+//! idempotent requests without a body (contract section 8, RFC 9110 section 9.2.2).
 
 use std::future::{Future, poll_fn};
 use std::net::{IpAddr, SocketAddr};
@@ -97,7 +97,8 @@ struct FailedAttempt {
 }
 
 impl UpstreamClient {
-    /// Sends the request and returns the answer once its head is there. `status` is told of each try.
+    /// Sends the request and returns the answer once its head is there. `status` is told of each
+    /// try.
     ///
     /// # Errors
     /// [`ExchangeError`] of the last try.
@@ -116,8 +117,8 @@ impl UpstreamClient {
             }
             streams => return Err(UpstreamError::Scheme(streams.as_str()).into()),
         };
-        // Kept for every request that may be sent twice, not only where there are other nodes: the connection from the
-        // pool may be one that its node is just closing.
+        // Kept for every request that may be sent twice, not only where there are other nodes: the
+        // connection from the pool may be one that its node is just closing.
         let template = if is_retriable(&request) { Some(parts_of(&request)) } else { None };
         let mut next = Some(request);
         let mut last = UpstreamError::NoNode.into();
@@ -256,8 +257,9 @@ struct Checkout<'a> {
 }
 
 impl UpstreamClient {
-    /// A connection to the first of a node's addresses that takes one: a name may also stand for addresses where
-    /// nobody listens (`localhost` is often `::1` first). `None`: there is no address.
+    /// A connection to the first of a node's addresses that takes one: a name may also stand for
+    /// addresses where nobody listens (`localhost` is often `::1` first). `None`: there is no
+    /// address.
     async fn checkout(
         &self,
         addresses: &[IpAddr],
@@ -303,7 +305,8 @@ impl UpstreamClient {
     }
 }
 
-/// Waits for `answer`, holding the upstream to its time-outs only while it is the one being waited for.
+/// Waits for `answer`, holding the upstream to its time-outs only while it is the one being waited
+/// for.
 async fn response_in_time<F: Future>(
     answer: F,
     progress: &SendProgress,

@@ -1,7 +1,9 @@
-//! Message framing on an upstream's connection (RFC 9112 section 6; `docs/FRAMING.md` is the table).
+//! Message framing on an upstream's connection (RFC 9112 section 6; `docs/FRAMING.md` is the
+//! table).
 //!
-//! Invariant: the framing fields of a request are ours, made from its body; those of an answer are checked before
-//! anything of it is forwarded, so that its end is where every reader of its head would see it.
+//! Invariant: the framing fields of a request are ours, made from its body; those of an answer are
+//! checked before anything of it is forwarded, so that its end is where every reader of its head
+//! would see it.
 
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, Version, header};
 use hyper::body::Body;
@@ -17,7 +19,8 @@ pub enum FramingError {
     /// RFC 9112 section 6.3: the sign of an attempt at response splitting.
     #[error("the answer has both Content-Length and Transfer-Encoding")]
     LengthAndTransferEncoding,
-    /// More than one `Transfer-Encoding` field, or another coding than chunked (RFC 9112 section 6.1).
+    /// More than one `Transfer-Encoding` field, or another coding than chunked (RFC 9112 section
+    /// 6.1).
     #[error("the answer's Transfer-Encoding is {0}; only one \"chunked\" is understood")]
     TransferEncoding(String),
     /// More than one `Content-Length` field, or one that is not a number (RFC 9110 section 8.6).
@@ -28,8 +31,9 @@ pub enum FramingError {
     SwitchingProtocols,
 }
 
-/// Sets the framing fields of a request to an upstream, from its body alone: the length where it is known, chunked
-/// where it is not, whatever the method. hyper would send no body of unknown length with GET and HEAD.
+/// Sets the framing fields of a request to an upstream, from its body alone: the length where it is
+/// known, chunked where it is not, whatever the method. hyper would send no body of unknown length
+/// with GET and HEAD.
 pub(crate) fn set_request_framing(headers: &mut HeaderMap, body: &impl Body) {
     let found = FramingFields::of(headers);
     let length = if body.is_end_stream() {
@@ -51,7 +55,8 @@ pub(crate) fn set_request_framing(headers: &mut HeaderMap, body: &impl Body) {
     }
 }
 
-/// What the fields of a head say about its framing, read in one pass: each look-up by name would cost as much.
+/// What the fields of a head say about its framing, read in one pass: each look-up by name would
+/// cost as much.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct FramingFields {
     length: ContentLength,
@@ -105,9 +110,10 @@ fn decimal(value: &HeaderValue) -> Option<u64> {
     (number <= CONTENT_LENGTH_MAX).then_some(number)
 }
 
-/// Checks the framing of an answer and makes its head the gateway's own: the version (RFC 9112 section 2.3), and no
-/// length where there is never a body. Says whether the connection may be used again: hyper would speak HTTP/1.0
-/// to an upstream that has done so, in which a body of unknown length cannot be sent.
+/// Checks the framing of an answer and makes its head the gateway's own: the version (RFC 9112
+/// section 2.3), and no length where there is never a body. Says whether the connection may be used
+/// again: hyper would speak HTTP/1.0 to an upstream that has done so, in which a body of unknown
+/// length cannot be sent.
 ///
 /// # Errors
 /// [`FramingError`]: nothing of the answer can be forwarded, nor the connection used again.

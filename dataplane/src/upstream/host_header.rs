@@ -1,6 +1,8 @@
-//! What a node is called: the host it is told, and the name asked for and verified in TLS. Contract section 6.2.
+//! What a node is called: the host it is told, and the name asked for and verified in TLS. Contract
+//! section 6.2.
 //!
-//! One answer for the HTTP exchange and for streams, where `authority` is the name that the client asked for in TLS.
+//! One answer for the HTTP exchange and for streams, where `authority` is the name that the client
+//! asked for in TLS.
 
 use std::borrow::Cow;
 use std::net::IpAddr;
@@ -26,8 +28,8 @@ fn node_host<'a>(upstream: &Upstream, node: &'a Node) -> Cow<'a, str> {
     }
 }
 
-/// The name asked for and, where upstreams are verified, checked: the host without its port; an address asks
-/// for none (RFC 6066 section 3).
+/// The name asked for and, where upstreams are verified, checked: the host without its port; an
+/// address asks for none (RFC 6066 section 3).
 pub fn server_name(host: &str, ip: IpAddr) -> ServerName<'static> {
     let name = match host.rsplit_once(':') {
         Some((name, port)) if !name.ends_with(':') && port.bytes().all(|b| b.is_ascii_digit()) => name,

@@ -1,8 +1,9 @@
 //! Idle connections to upstream nodes, kept for the next request.
 //!
-//! Invariant 7: a connection belongs to one identity. The key holds all that decides who the peers are to each
-//! other: the address, the name asked for, and the generation of the TLS configuration, which is new for every
-//! client certificate, trust and verification setting. One pool a worker; nothing is shared between cores.
+//! Invariant 7: a connection belongs to one identity. The key holds all that decides who the peers
+//! are to each other: the address, the name asked for, and the generation of the TLS configuration,
+//! which is new for every client certificate, trust and verification setting. One pool a worker;
+//! nothing is shared between cores.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -33,7 +34,8 @@ pub struct PoolKey {
 /// A worker's idle connections.
 #[derive(Default)]
 pub struct Pool {
-    // Every request asks: a hash that is cheap, and seeded at random, since a client may choose the name in a key.
+    // Every request asks: a hash that is cheap, and seeded at random, since a client may choose the name in
+    // a key.
     idle: RefCell<HashMap<PoolKey, Vec<IdleConnection>, RandomState>>,
     in_use: Cell<usize>,
 }
@@ -211,7 +213,8 @@ impl PooledConnection {
         self.sender.is_closed()
     }
 
-    /// The exchange is over: keep the connection for the next one, within `keepalive_pool`'s limits.
+    /// The exchange is over: keep the connection for the next one, within `keepalive_pool`'s
+    /// limits.
     pub fn release(mut self) {
         // From here on hyper ends the connection, in order.
         let Some(abort) = self.abort.0.take() else { return };

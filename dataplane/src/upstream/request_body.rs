@@ -1,7 +1,7 @@
 //! A request's body on its way from the client to the upstream: streamed, counted and timed.
 //!
-//! Invariant: waiting for the client is never held against the upstream, and the other way round. [`Progress`]
-//! tells the exchange which of the two is being waited for, and since when.
+//! Invariant: waiting for the client is never held against the upstream, and the other way round.
+//! [`Progress`] tells the exchange which of the two is being waited for, and since when.
 
 use std::cell::Cell;
 use std::future::poll_fn;
@@ -18,7 +18,8 @@ use crate::reason::Reason;
 use crate::runtime;
 use crate::runtime::Timer;
 
-/// How much of a body nobody wants is read on, and for how long: nginx's lingering close, bounded in bytes too.
+/// How much of a body nobody wants is read on, and for how long: nginx's lingering close, bounded
+/// in bytes too.
 const DISCARD_BYTES: usize = 16 * 1024 * 1024;
 const DISCARD_TIME: Duration = Duration::from_secs(5);
 
@@ -94,8 +95,8 @@ impl<B: Body<Data = Bytes> + Unpin + 'static> ClientBody for B {}
 pub struct RequestBodyError(pub Reason);
 
 impl<B: ClientBody> RequestBody<B> {
-    /// Wraps a client's body. `max`: the most bytes it may have, 0 for no limit. `client_timeout`: the longest
-    /// pause between two pieces.
+    /// Wraps a client's body. `max`: the most bytes it may have, 0 for no limit. `client_timeout`:
+    /// the longest pause between two pieces.
     pub fn new(incoming: B, max: u64, client_timeout: Duration) -> Self {
         let progress = SendProgress::new();
         let incoming = if incoming.is_end_stream() { None } else { Some(incoming) };
@@ -136,8 +137,9 @@ impl<B: ClientBody> RequestBody<B> {
 }
 
 impl<B: ClientBody> Drop for RequestBody<B> {
-    /// The upstream answered without reading all of it. The client is still sending: closing on it now would reset
-    /// the connection and lose the answer, so what it sends is read and dropped for a while.
+    /// The upstream answered without reading all of it. The client is still sending: closing on it
+    /// now would reset the connection and lose the answer, so what it sends is read and dropped
+    /// for a while.
     fn drop(&mut self) {
         let Some(incoming) = self.incoming.take() else { return };
         if is_fully_read(&incoming) {
@@ -189,8 +191,9 @@ impl<B: ClientBody> Body for RequestBody<B> {
             }
             Poll::Ready(None) => this.end(),
             Poll::Ready(Some(Err(_client_went_away))) => this.fail(Reason::BadRequest),
-            // Trailers come from outside too, and no route decides about them: a name that a route sets, or an identity, might
-            // hide in them. RFC 9110 section 6.5.1 lets a gateway drop them. Nothing comes after them.
+            // Trailers come from outside too, and no route decides about them: a name that a route sets, or
+            // an identity, might hide in them. RFC 9110 section 6.5.1 lets a gateway drop them.
+            // Nothing comes after them.
             Poll::Ready(Some(Ok(frame))) if frame.is_trailers() => this.end(),
             Poll::Ready(Some(Ok(frame))) => {
                 this.timer = None;

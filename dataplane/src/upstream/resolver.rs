@@ -1,8 +1,9 @@
 //! Names of upstream nodes to addresses, without ever blocking a worker.
 //!
-//! Addresses in literal form take no detour. Names are looked up by the system's resolver on threads of their
-//! own, so that `/etc/hosts`, search domains and the container's resolver work as everywhere else; answers are
-//! kept for [`KEEP`] a worker. When a look-up fails, the last good answer is used.
+//! Addresses in literal form take no detour. Names are looked up by the system's resolver on
+//! threads of their own, so that `/etc/hosts`, search domains and the container's resolver work as
+//! everywhere else; answers are kept for [`KEEP`] a worker. When a look-up fails, the last good
+//! answer is used.
 
 use std::cell::RefCell;
 use std::collections::HashMap;

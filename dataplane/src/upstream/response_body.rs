@@ -1,8 +1,8 @@
 //! An answer's body on its way from the upstream to the client: streamed and timed.
 //!
-//! Stands behind `exchange`, which makes it once the answer's head is there. Invariant: its connection goes back to the
-//! pool only after both bodies have ended well; an answer that breaks off, or belongs to a request whose body was not sent,
-//! is never passed on as a whole one.
+//! Stands behind `exchange`, which makes it once the answer's head is there. Invariant: its
+//! connection goes back to the pool only after both bodies have ended well; an answer that breaks
+//! off, or belongs to a request whose body was not sent, is never passed on as a whole one.
 
 use std::pin::Pin;
 use std::rc::Rc;
@@ -16,7 +16,8 @@ use super::pool::PooledConnection;
 use super::request_body::SendProgress;
 use crate::io::coarse_timer::{CoarseTimer, CoarseTimers};
 
-/// An answer's body on its way to the client. When it ends well, its connection goes back to the pool.
+/// An answer's body on its way to the client. When it ends well, its connection goes back to the
+/// pool.
 pub struct UpstreamResponseBody {
     incoming: Incoming,
     connection: Option<PooledConnection>,
@@ -95,7 +96,8 @@ impl HttpBody for UpstreamResponseBody {
                 }
             }
             Poll::Ready(None) => Poll::Ready(this.end().err().map(Err)),
-            // Trailers are not merged and not forwarded (RFC 9110 section 6.5.1): nothing that looks at an answer sees them.
+            // Trailers are not merged and not forwarded (RFC 9110 section 6.5.1): nothing that looks at an
+            // answer sees them.
             Poll::Ready(Some(Ok(frame))) if frame.is_trailers() => Poll::Ready(this.end().err().map(Err)),
             Poll::Ready(Some(Ok(frame))) => {
                 this.timer = None;

@@ -1,4 +1,5 @@
-//! Which nodes were tried and how each of them answered: nginx's `$upstream_status`, and APISIX's header that shows it.
+//! Which nodes were tried and how each of them answered: nginx's `$upstream_status`, and APISIX's
+//! header that shows it.
 
 use http::{HeaderName, HeaderValue, StatusCode};
 
@@ -16,7 +17,8 @@ pub struct UpstreamStatus {
 }
 
 impl UpstreamStatus {
-    /// Notes a try that failed: 504 where the node was too slow, else 502. What failed before a node was dialled is no try.
+    /// Notes a try that failed: 504 where the node was too slow, else 502. What failed before a
+    /// node was dialled is no try.
     pub fn record_failure(&mut self, error: &ExchangeError) {
         let tried = !matches!(error, ExchangeError::ClientBody(_))
             && !matches!(error, ExchangeError::Upstream(reach) if !matches!(reach, UpstreamError::Connect(_)));
@@ -30,7 +32,8 @@ impl UpstreamStatus {
         self.answered = Some(status);
     }
 
-    /// The header's value, such as `502, 200`: `always`, or when the last try ended with 5xx. `None`, too, when no node was tried.
+    /// The header's value, such as `502, 200`: `always`, or when the last try ended with 5xx.
+    /// `None`, too, when no node was tried.
     pub fn header_value(&self, always: bool) -> Option<HeaderValue> {
         let last =
             self.answered.or(self.failed.last().copied()).filter(|last| always || last.is_server_error())?;

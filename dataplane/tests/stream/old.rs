@@ -1,4 +1,5 @@
-//! TLS 1.1 clients, over the same scripted transport: what BoringSSL serves, whom it refuses, and who never gets it.
+//! TLS 1.1 clients, over the same scripted transport: what BoringSSL serves, whom it refuses, and
+//! who never gets it.
 
 use boring::pkey::PKey;
 use boring::ssl::{ErrorCode, Ssl as BoringSsl, SslContext, SslMethod, SslStream, SslVerifyMode, SslVersion};

@@ -1,5 +1,5 @@
-//! A handshake made by hand, without chance, and its two ends: ours under test and rustls as its judge.
-//! Two connections with the same secrets: one is ours, one the judge's.
+//! A handshake made by hand, without chance, and its two ends: ours under test and rustls as its
+//! judge. Two connections with the same secrets: one is ours, one the judge's.
 
 use std::sync::{Arc, Mutex};
 

@@ -1,7 +1,8 @@
 //! The allow-list: entries that each name a client in one way; one that fits is enough.
 //!
-//! Compiled into sets, so that its length costs a request nothing. Invariant: an entry fits only what it spells out: SPIFFE paths end at
-//! segments, wildcards cover one label, and a name in the subject's CN is never taken for a DNS name.
+//! Compiled into sets, so that its length costs a request nothing. Invariant: an entry fits only
+//! what it spells out: SPIFFE paths end at segments, wildcards cover one label, and a name in the
+//! subject's CN is never taken for a DNS name.
 
 use std::collections::{HashMap, HashSet};
 
@@ -212,7 +213,8 @@ impl AllowList {
     }
 }
 
-/// A SPIFFE ID by the letter of its specification: nothing is folded, so that no two texts are one client.
+/// A SPIFFE ID by the letter of its specification: nothing is folded, so that no two texts are one
+/// client.
 fn is_spiffe(id: &str) -> bool {
     let Some(rest) = id.strip_prefix(SPIFFE) else { return false };
     let mut segments = rest.split('/');

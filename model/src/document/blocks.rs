@@ -1,8 +1,9 @@
-//! The blocks that a route and a service share and that have schemas of their own: `client_identity` and the plugin
-//! `proxy-rewrite`.
+//! The blocks that a route and a service share and that have schemas of their own:
+//! `client_identity` and the plugin `proxy-rewrite`.
 //!
-//! Their schemas also stand in the routes' and services' (so that `GET schema/route` shows them), but are judged here:
-//! the plugin's problems have a text of their own in APISIX, and a data plane judges the blocks alone.
+//! Their schemas also stand in the routes' and services' (so that `GET schema/route` shows them),
+//! but are judged here: the plugin's problems have a text of their own in APISIX, and a data plane
+//! judges the blocks alone.
 
 use std::sync::{Arc, LazyLock};
 
@@ -82,7 +83,8 @@ pub(crate) fn unsupported_plugin(name: &str) -> Problem {
     )
 }
 
-/// Refuses every other plugin by its name: served without it, requests would get through that it was to stop or change.
+/// Refuses every other plugin by its name: served without it, requests would get through that it
+/// was to stop or change.
 pub(super) fn proxy_rewrite(document: &Value) -> Result<Option<Arc<ProxyRewrite>>, Problem> {
     let Some(plugins) = document.get("plugins").and_then(Value::as_object) else { return Ok(None) };
     if let Some(other) = plugins.keys().find(|name| *name != PROXY_REWRITE) {

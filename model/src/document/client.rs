@@ -1,7 +1,7 @@
 //! `client` of an ssl: from PEM texts, a depth and patterns to the policy that judges clients.
 //!
-//! Invariant: a list that no known certificate has signed is refused where a document gives it, and dropped where it was carried over
-//! to another bundle; it is never used.
+//! Invariant: a list that no known certificate has signed is refused where a document gives it, and
+//! dropped where it was carried over to another bundle; it is never used.
 
 use pki::{
     Certificate, CertificateRevocationListDer, ClientAuth, ClientAuthInput, Crl, PolicyError,
@@ -85,9 +85,10 @@ impl CrlTexts {
     }
 }
 
-/// Takes the revocation lists that no certificate of the bundle `ca` has signed, nor one beside a list to which the bundle leads, out of
-/// the `client` of an ssl; a text keeps the others. For lists that were carried over to another bundle: `check` refuses those.
-/// Gives what was taken out, in words. What cannot be read stays, for `check` to say so.
+/// Takes the revocation lists that no certificate of the bundle `ca` has signed, nor one beside a
+/// list to which the bundle leads, out of the `client` of an ssl; a text keeps the others. For
+/// lists that were carried over to another bundle: `check` refuses those. Gives what was taken out,
+/// in words. What cannot be read stays, for `check` to say so.
 pub fn drop_unsigned_crls(client: &mut Map<String, Value>, ca: &str) -> Vec<String> {
     let Some((texts, dropped)) = signed_crls(client, ca) else { return Vec::new() };
     if dropped.is_empty() {
@@ -102,7 +103,8 @@ pub fn drop_unsigned_crls(client: &mut Map<String, Value>, ca: &str) -> Vec<Stri
     dropped
 }
 
-/// The texts of `client.crl` without the lists that no known certificate has signed, and what those are; `None` when a text is unreadable.
+/// The texts of `client.crl` without the lists that no known certificate has signed, and what those
+/// are; `None` when a text is unreadable.
 fn signed_crls(client: &Map<String, Value>, ca: &str) -> Option<(Vec<Value>, Vec<String>)> {
     let given = client.get("crl").and_then(Value::as_array)?;
     let anchors = certificates_from_pem(ca).ok()?;
@@ -137,8 +139,8 @@ fn signed_crls(client: &Map<String, Value>, ca: &str) -> Option<(Vec<Value>, Vec
     Some((texts, dropped))
 }
 
-/// Every certificate that may have signed a list: those of the bundle, and those put beside a list to which one of
-/// the bundle leads.
+/// Every certificate that may have signed a list: those of the bundle, and those put beside a list
+/// to which one of the bundle leads.
 fn signers(anchors: &[Certificate], beside: Vec<(usize, Certificate)>) -> Result<Vec<Certificate>, Problem> {
     let (known, strangers) = known_signers(anchors, beside);
     let Some((index, stranger)) = strangers.first() else { return Ok(known) };
@@ -168,7 +170,8 @@ fn known_signers(
     (known, beside)
 }
 
-/// A list that nobody known signed could never be used, which under `prefer` would mean: revokes nobody, silently.
+/// A list that nobody known signed could never be used, which under `prefer` would mean: revokes
+/// nobody, silently.
 fn check_signers(policy: &ClientAuth, signers: &[Certificate], origins: &[usize]) -> Result<(), Problem> {
     for (crl, index) in policy.crls().iter().zip(origins) {
         if !signers.iter().any(|signer| crl.is_signed_by(signer)) {

@@ -1,8 +1,10 @@
-//! `$env://NAME` and `$env://NAME/member`: certificates and keys that an ssl leaves to the environment (contract 4.5).
+//! `$env://NAME` and `$env://NAME/member`: certificates and keys that an ssl leaves to the
+//! environment (contract 4.5).
 //!
-//! Stands before `check`, which refuses every reference that is still there. Whose environment it is, the caller decides. Only the
-//! places the contract names take references: `cert`, `key`, `certs[]`, `keys[]` and `client.ca`.
-//! Invariant: no message carries a value or a part of one, and values are wiped when they are no longer needed.
+//! Stands before `check`, which refuses every reference that is still there. Whose environment it
+//! is, the caller decides. Only the places the contract names take references: `cert`, `key`,
+//! `certs[]`, `keys[]` and `client.ca`. Invariant: no message carries a value or a part of one, and
+//! values are wiped when they are no longer needed.
 
 use std::borrow::Cow;
 
@@ -67,7 +69,8 @@ impl Drop for ResolvedDocument<'_> {
     }
 }
 
-/// Puts the environment's values in the places of a document's references. What is written elsewhere stays as it is.
+/// Puts the environment's values in the places of a document's references. What is written
+/// elsewhere stays as it is.
 ///
 /// # Errors
 /// The first reference that cannot be resolved: its field, its variable, and why.

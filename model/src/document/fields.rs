@@ -1,5 +1,5 @@
-//! Reading the members of a document that passed its schema. What the schema guarantees is not judged
-//! again; what it cannot say (bounds of our types) is.
+//! Reading the members of a document that passed its schema. What the schema guarantees is not
+//! judged again; what it cannot say (bounds of our types) is.
 
 use std::time::Duration;
 
@@ -74,7 +74,8 @@ pub(crate) fn signed(document: &Value, name: &str) -> Result<Option<i32>, Proble
     Err(Problem::new(name, format!("invalid configuration: {name} is out of range: {number}")))
 }
 
-/// Seconds, with fractions; kept in milliseconds, rounded up, so that "a little" never becomes "none".
+/// Seconds, with fractions; kept in milliseconds, rounded up, so that "a little" never becomes
+/// "none".
 pub(crate) fn seconds(document: &Value, name: &str) -> Result<Option<Duration>, Problem> {
     let Some(seconds) = document.get(name).and_then(Value::as_f64) else { return Ok(None) };
     if (0.0..=SECONDS_MAX).contains(&seconds) {
@@ -119,9 +120,9 @@ pub(crate) fn names(document: &Value, one: &str, many: &str) -> Result<Vec<NameP
     Ok(found)
 }
 
-/// Values kept elsewhere skip the schema's rules, so wherever one is accepted the rest of this crate would
-/// have to judge it again. What [`super::resolve_references`] left is refused here, in one place. In texts that only
-/// describe, references mean nothing.
+/// Values kept elsewhere skip the schema's rules, so wherever one is accepted the rest of this
+/// crate would have to judge it again. What [`super::resolve_references`] left is refused here, in
+/// one place. In texts that only describe, references mean nothing.
 pub(crate) fn forbid_secret_references(document: &Value) -> Result<(), Problem> {
     let Some(members) = document.as_object() else { return Ok(()) };
     let judged = members.iter().filter(|(name, _)| !matches!(name.as_str(), "name" | "desc" | "labels"));

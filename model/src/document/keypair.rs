@@ -1,7 +1,7 @@
 //! A certificate chain with its private key, as documents carry them: PEM, the key plain or sealed.
 //!
-//! The texts are the Admin API's (contract 4.1, step 2). The opened key lives only inside this function, in
-//! memory that is wiped.
+//! The texts are the Admin API's (contract 4.1, step 2). The opened key lives only inside this
+//! function, in memory that is wiped.
 
 use std::sync::Arc;
 

@@ -1,10 +1,11 @@
 //! A small evaluator of JSON Schema for exactly the keywords the `*.schema.json` files use.
 //!
-//! Why not the `jsonschema` crate: the Admin API's texts, the order in which keywords are judged, the
-//! reference values (`$env://`, `$secret://`) that skip every rule of a string, and the empty array that
-//! passes for an object are those of APISIX's validator, and which error comes first is part of the
-//! contract. Translating another validator's errors would need its order, too, and would break silently
-//! when it changes. The crate is the judge in the tests instead: both must agree on what is valid.
+//! Why not the `jsonschema` crate: the Admin API's texts, the order in which keywords are judged,
+//! the reference values (`$env://`, `$secret://`) that skip every rule of a string, and the empty
+//! array that passes for an object are those of APISIX's validator, and which error comes first is
+//! part of the contract. Translating another validator's errors would need its order, too, and
+//! would break silently when it changes. The crate is the judge in the tests instead: both must
+//! agree on what is valid.
 //!
 //! Files are compiled once; an unknown keyword is an error then, never ignored later.
 
@@ -71,7 +72,8 @@ enum Format {
     Ipv6,
 }
 
-/// Whether a text refers to a value kept elsewhere: the validator leaves such texts alone (contract 3).
+/// Whether a text refers to a value kept elsewhere: the validator leaves such texts alone (contract
+/// 3).
 pub(crate) fn is_reference(text: &str) -> bool {
     text.starts_with("$secret://") || env_ref_path(text).is_some()
 }
@@ -397,7 +399,8 @@ fn element_path(index: usize, inner: &str) -> String {
     }
 }
 
-/// The first two equal items, counted from 1. Compared as canonical text, so that a long array stays cheap.
+/// The first two equal items, counted from 1. Compared as canonical text, so that a long array
+/// stays cheap.
 fn first_duplicate(items: &[Value]) -> Option<(usize, usize)> {
     let mut seen = HashMap::new();
     (1..)

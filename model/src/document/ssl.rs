@@ -78,7 +78,8 @@ fn versions(document: &Value) -> Result<Option<Vec<TlsVersion>>, Problem> {
     Ok(Some(versions))
 }
 
-/// Refuses a version that needs an engine this build is without: in a document, and again where it comes over the wire.
+/// Refuses a version that needs an engine this build is without: in a document, and again where it
+/// comes over the wire.
 pub(crate) fn require_supported_version(version: TlsVersion) -> Result<TlsVersion, Problem> {
     if version.is_served() {
         return Ok(version);

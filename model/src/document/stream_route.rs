@@ -13,8 +13,8 @@ use crate::pattern::SniPattern;
 use crate::problem::Problem;
 use crate::resource::{StreamRoute, UpstreamRef};
 
-/// Its inline upstream is judged like any other, which APISIX leaves to the moment of use: what is accepted here no
-/// data plane refuses.
+/// Its inline upstream is judged like any other, which APISIX leaves to the moment of use: what is
+/// accepted here no data plane refuses.
 pub(super) fn compile(id: &Id, document: &Value, keyring: &Keyring) -> Result<StreamRoute, Problem> {
     let route = StreamRoute {
         id: id.clone(),
@@ -52,8 +52,8 @@ fn address(document: &Value, field: &str) -> Result<Option<IpNet>, Problem> {
     })
 }
 
-/// A stream has no port that could stand in. The schemes of streams say so themselves; here one of HTTP is used for
-/// a stream.
+/// A stream has no port that could stand in. The schemes of streams say so themselves; here one of
+/// HTTP is used for a stream.
 fn require_node_ports(target: Option<&UpstreamRef>) -> Result<(), Problem> {
     let Some(UpstreamRef::Inline(upstream)) = target else { return Ok(()) };
     upstream::require_node_ports(upstream).map_err(|problem| problem.within("upstream"))

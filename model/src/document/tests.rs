@@ -1,5 +1,5 @@
-//! The Admin API's cases by their texts, our own refusals by their fields, and the schema evaluator against
-//! an independent one.
+//! The Admin API's cases by their texts, our own refusals by their fields, and the schema evaluator
+//! against an independent one.
 
 mod checks;
 mod client;

@@ -75,8 +75,8 @@ pub(super) fn require_node_ports(upstream: &Upstream) -> Result<(), Problem> {
     }
 }
 
-/// The upstream of a route or service: `upstream_id` goes before `upstream` (contract 7.3), which is still
-/// checked.
+/// The upstream of a route or service: `upstream_id` goes before `upstream` (contract 7.3), which
+/// is still checked.
 pub(super) fn upstream_ref(document: &Value, keyring: &Keyring) -> Result<Option<UpstreamRef>, Problem> {
     let inline = document.get("upstream").map(|upstream| compile(None, upstream, keyring)).transpose();
     let inline = inline.map_err(|problem| problem.within("upstream"))?;
@@ -107,8 +107,9 @@ fn nodes(document: &Value) -> Result<Vec<Node>, Problem> {
     }
 }
 
-/// `address` is `host` or `host:port` in both forms of nodes: an APISIX gives a node's host to nginx, whose ngx_parse_url takes a port in it
-/// before the one beside it. What its schema lets through and no request could reach is unusable, not invalid.
+/// `address` is `host` or `host:port` in both forms of nodes: an APISIX gives a node's host to
+/// nginx, whose ngx_parse_url takes a port in it before the one beside it. What its schema lets
+/// through and no request could reach is unusable, not invalid.
 fn node(
     address: &str,
     beside: Option<u16>,
@@ -201,7 +202,8 @@ fn forbid_unsupported(document: &Value) -> Result<(), Problem> {
         None | Some("roundrobin") => {}
         Some(_) => return Err(unsupported("type", "the only balancer is roundrobin")),
     }
-    // Arguments without a `discovery_type` are for nothing: an APISIX does not read them, and its dashboard sends empty ones.
+    // Arguments without a `discovery_type` are for nothing: an APISIX does not read them, and its
+    // dashboard sends empty ones.
     for field in ["service_name", "discovery_type"] {
         if document.get(field).is_some() {
             return Err(unsupported(field, "list the servers in nodes"));

@@ -1,7 +1,8 @@
-//! What about a resource depends on the time: refusals when it is written. What is served all the same is `lint`'s.
+//! What about a resource depends on the time: refusals when it is written. What is served all the
+//! same is `lint`'s.
 //!
-//! Not part of `check`, because that also reads what was stored long ago: an anchor that expired since then
-//! refuses clients, but must not take the resource away.
+//! Not part of `check`, because that also reads what was stored long ago: an anchor that expired
+//! since then refuses clients, but must not take the resource away.
 
 use pki::{Certificate, ClientAuth, ClientAuthInput, verify_client};
 use rustls_pki_types::UnixTime;
@@ -9,8 +10,8 @@ use rustls_pki_types::UnixTime;
 use crate::problem::Problem;
 use crate::resource::Resource;
 
-/// What the Admin API refuses now: anchors that can verify nobody, because they are expired or not yet
-/// valid, or because they are neither a CA nor a client's own certificate.
+/// What the Admin API refuses now: anchors that can verify nobody, because they are expired or not
+/// yet valid, or because they are neither a CA nor a client's own certificate.
 ///
 /// # Errors
 /// The first such anchor, by its subject.

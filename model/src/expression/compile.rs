@@ -1,6 +1,7 @@
 //! JSON -> predicate: the grammar and its error texts, which are lua-resty-expr's where it has one.
 //!
-//! Stricter where the original silently makes a test that never (or, negated, always) holds: each such case is refused with what was meant.
+//! Stricter where the original silently makes a test that never (or, negated, always) holds: each
+//! such case is refused with what was meant.
 
 use std::cmp::Ordering;
 

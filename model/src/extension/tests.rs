@@ -14,7 +14,8 @@ fn words(text: &str) -> Vec<&str> {
     text.split(' ').collect()
 }
 
-/// What APISIX's schemas have (its `schema_def.lua`, 3.21), and what this gateway's have beside that: the table must name exactly those.
+/// What APISIX's schemas have (its `schema_def.lua`, 3.21), and what this gateway's have beside
+/// that: the table must name exactly those.
 #[test]
 fn the_table_names_every_field_that_apisix_lacks() {
     let meta = ["id", "name", "desc", "labels", "create_time", "update_time"];

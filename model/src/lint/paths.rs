@@ -1,5 +1,5 @@
-//! How routes and patterns fit together with how the settings file has paths read: patterns that no path can fit, and rules that an
-//! encoded slash passes by.
+//! How routes and patterns fit together with how the settings file has paths read: patterns that no
+//! path can fit, and rules that an encoded slash passes by.
 
 mod encoded_slash;
 
@@ -12,7 +12,8 @@ use crate::snapshot::Snapshot;
 const SWITCH: &str =
     "set apisix.match_uri_encoded_slash: true in the settings files of both planes, or write a / for it";
 
-/// Findings about routes' uris and patterns and sites' skip patterns, in the order of keys within each sort.
+/// Findings about routes' uris and patterns and sites' skip patterns, in the order of keys within
+/// each sort.
 pub fn lint_paths(snapshot: &Snapshot, options: PathOptions) -> Vec<Finding> {
     let mut found = Vec::new();
     for held in snapshot.resources().filter(|held| held.resource.blocked().is_none()) {

@@ -13,8 +13,8 @@ use crate::raw_path;
 use crate::resource::{Resource, Route, Ssl, references};
 use crate::snapshot::Snapshot;
 
-/// Everything to be said about a snapshot, its resources included, in order. `plain_http`: data planes also listen
-/// for plain HTTP, which mutual TLS does not protect.
+/// Everything to be said about a snapshot, its resources included, in order. `plain_http`: data
+/// planes also listen for plain HTTP, which mutual TLS does not protect.
 pub fn lint_snapshot(snapshot: &Snapshot, now: UnixTime, plain_http: bool) -> Vec<Finding> {
     let mut found = BTreeSet::new();
     let claims = claims(snapshot);

@@ -1,4 +1,5 @@
-//! The table against a map of std's, over names that meet often; copies that live on; and hashes that cannot be told apart.
+//! The table against a map of std's, over names that meet often; copies that live on; and hashes
+//! that cannot be told apart.
 
 use std::collections::HashMap;
 

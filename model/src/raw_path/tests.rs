@@ -56,7 +56,8 @@ fn snapshot(documents: &[(Kind, &str, Value)]) -> Snapshot {
     Snapshot::from_resources(1, held(documents))
 }
 
-/// The verdict about an anonymous request for the raw route on a.test, on a site with the policy of that ssl.
+/// The verdict about an anonymous request for the raw route on a.test, on a site with the policy of
+/// that ssl.
 fn judged(snapshot: &Snapshot) -> Result<(), Conflict> {
     let target = RequestTarget::new(None, Some("a.test"), "/open/x", PathOptions::default()).unwrap();
     let remote = "192.0.2.1".parse().unwrap();

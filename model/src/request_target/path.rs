@@ -1,9 +1,10 @@
 //! The path of a request: what the rules judge, and what the upstream gets.
 //!
-//! A raw path is decoded once and its dot segments are removed; that text is judged, and the same bytes, encoded once, are
-//! forwarded. Invariants: reading the forwarded path gives the judged one, and encoding it again changes nothing; an upstream
-//! that decodes it, takes `\` for `/` or cuts `;parameters` off finds no dot segment in it. RFC 3986 sections 3.3 and 6.2.2,
-//! nginx's `$uri`, decision 29.
+//! A raw path is decoded once and its dot segments are removed; that text is judged, and the same
+//! bytes, encoded once, are forwarded. Invariants: reading the forwarded path gives the judged one,
+//! and encoding it again changes nothing; an upstream that decodes it, takes `\` for `/` or cuts
+//! `;parameters` off finds no dot segment in it. RFC 3986 sections 3.3 and 6.2.2, nginx's `$uri`,
+//! decision 29.
 
 use std::borrow::Cow;
 
@@ -11,14 +12,16 @@ use percent_encoding::percent_encode_byte;
 
 use super::RequestTargetError;
 
-/// The switches of `apisix` in the settings file that change how a path is read. All are off by default.
+/// The switches of `apisix` in the settings file that change how a path is read. All are off by
+/// default.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct PathOptions {
-    /// `%2F` is part of a segment: it stays encoded in the judged path, as `%2F`, and in the forwarded one. A path that
-    /// needs any normalisation once its `%2F` are decoded is read without this switch, as APISIX does.
+    /// `%2F` is part of a segment: it stays encoded in the judged path, as `%2F`, and in the
+    /// forwarded one. A path that needs any normalisation once its `%2F` are decoded is read
+    /// without this switch, as APISIX does.
     pub match_uri_encoded_slash: bool,
-    /// The `;parameters` of segments are cut off the judged path and stay in the forwarded one, and a dot segment with
-    /// parameters is resolved like any other.
+    /// The `;parameters` of segments are cut off the judged path and stay in the forwarded one, and
+    /// a dot segment with parameters is resolved like any other.
     pub normalize_uri_like_servlet: bool,
     /// A `/` at the end is cut off, unless it is all there is.
     pub delete_uri_tail_slash: bool,
@@ -33,12 +36,13 @@ pub(super) struct NormalizedPath {
     pub forwarded: Option<Box<str>>,
 }
 
-/// Stands for a `%2F` that is kept, among decoded bytes. A decoded NUL is refused, so nothing else does.
+/// Stands for a `%2F` that is kept, among decoded bytes. A decoded NUL is refused, so nothing else
+/// does.
 const KEPT_SLASH: u8 = 0;
 
-/// A byte that is no UTF-8 stands in the judged text as this plus the byte (0x80 to 0xFF), the last code points of the
-/// private use plane. A client's own such code point is taken apart into its four bytes: different paths stay different
-/// texts, and the text gives the bytes back.
+/// A byte that is no UTF-8 stands in the judged text as this plus the byte (0x80 to 0xFF), the last
+/// code points of the private use plane. A client's own such code point is taken apart into its
+/// four bytes: different paths stay different texts, and the text gives the bytes back.
 const NON_UTF8_BASE: u32 = 0x10_FF00;
 
 /// Reads a raw path, without query.
@@ -66,7 +70,8 @@ pub(super) fn normalize(raw: &str, options: PathOptions) -> Result<NormalizedPat
     Ok(NormalizedPath { path, forwarded })
 }
 
-/// Whether a raw path is what [`read`] would make of it: nearly every request's is, and this is all it costs.
+/// Whether a raw path is what [`read`] would make of it: nearly every request's is, and this is all
+/// it costs.
 fn is_canonical(raw: &str, options: PathOptions) -> bool {
     if options.normalize_uri_like_servlet && raw.contains(';')
         || options.delete_uri_tail_slash && raw.len() > 1 && raw.ends_with('/')
@@ -115,8 +120,8 @@ fn hex(digit: u8) -> Option<u8> {
     char::from(digit).to_digit(16).and_then(|d| u8::try_from(d).ok())
 }
 
-/// Keeps the encoded slashes only where the path needs no normalisation without them: else `a%2F..%2Fb` would be one
-/// segment here and three to an upstream that decodes it.
+/// Keeps the encoded slashes only where the path needs no normalisation without them: else
+/// `a%2F..%2Fb` would be one segment here and three to an upstream that decodes it.
 fn keep_slashes(decoded: Vec<u8>, options: PathOptions) -> Result<Vec<u8>, RequestTargetError> {
     let slash = |byte: &u8| if *byte == KEPT_SLASH { b'/' } else { *byte };
     let plain: Vec<u8> = decoded.iter().map(slash).collect();
@@ -196,8 +201,8 @@ fn strip_tail_slash(path: &mut Vec<u8>) {
     }
 }
 
-/// Decoded bytes as the text that is judged. Where `%2F` may be kept, a literal `%` that could be taken for the escape of
-/// a kept slash, or of this escape itself, is written `%25`.
+/// Decoded bytes as the text that is judged. Where `%2F` may be kept, a literal `%` that could be
+/// taken for the escape of a kept slash, or of this escape itself, is written `%25`.
 fn text(decoded: &[u8], options: PathOptions) -> String {
     let mut bytes = Cow::Borrowed(decoded);
     if options.match_uri_encoded_slash && decoded.iter().any(|byte| matches!(*byte, KEPT_SLASH | b'%')) {
@@ -232,8 +237,8 @@ fn stand_in(byte: u8) -> Option<char> {
     char::from_u32(NON_UTF8_BASE + u32::from(byte))
 }
 
-/// The bytes of a judged path, or of a piece of one, for a place that takes bytes, such as a header: what is no UTF-8 is
-/// itself again.
+/// The bytes of a judged path, or of a piece of one, for a place that takes bytes, such as a
+/// header: what is no UTF-8 is itself again.
 pub fn path_bytes(text: &str) -> Cow<'_, [u8]> {
     // All stand-ins begin with these two bytes.
     if !text.as_bytes().windows(2).any(|two| two == [0xF4, 0x8F]) {
@@ -310,8 +315,9 @@ pub fn encode_literal(text: &str) -> String {
     encoded
 }
 
-/// Judges a path that was made here, as by `proxy-rewrite`: it decodes, and an upstream finds no dot segment and no
-/// control character in it, whether it decodes `%2F`, takes `\` for `/` or cuts parameters off.
+/// Judges a path that was made here, as by `proxy-rewrite`: it decodes, and an upstream finds no
+/// dot segment and no control character in it, whether it decodes `%2F`, takes `\` for `/` or cuts
+/// parameters off.
 ///
 /// # Errors
 /// What is wrong with it.

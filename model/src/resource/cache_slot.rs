@@ -1,14 +1,15 @@
-//! A place in a resource where the data plane hangs what it made of it: a prepared TLS configuration.
+//! A place in a resource where the data plane hangs what it made of it: a prepared TLS
+//! configuration.
 //!
-//! The snapshot keeps unchanged resources as they are, so what hangs here lives exactly as long as its
-//! inputs are unchanged, without any cache to invalidate. Reading takes no lock.
+//! The snapshot keeps unchanged resources as they are, so what hangs here lives exactly as long as
+//! its inputs are unchanged, without any cache to invalidate. Reading takes no lock.
 
 use std::any::Any;
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 
-/// Holds one value of any one type. Not part of the resource: equal to every other slot, and empty in a
-/// clone.
+/// Holds one value of any one type. Not part of the resource: equal to every other slot, and empty
+/// in a clone.
 #[derive(Default)]
 pub struct CacheSlot(OnceLock<Arc<dyn Any + Send + Sync>>);
 
@@ -23,8 +24,9 @@ impl CacheSlot {
         self.0.get().and_then(|held| Arc::clone(held).downcast().ok())
     }
 
-    /// What hangs here, made now if nothing does. Two cores that come at the same time may both make one;
-    /// both get the one that was hung first. Use one type for one slot: another type is made anew each time.
+    /// What hangs here, made now if nothing does. Two cores that come at the same time may both
+    /// make one; both get the one that was hung first. Use one type for one slot: another type
+    /// is made anew each time.
     ///
     /// # Errors
     /// What `make` returns; then nothing hangs here and the next caller tries again.

@@ -1,7 +1,8 @@
 //! Which other resources a resource needs, and the Admin API's verdict on them (contract 2.7).
 //!
-//! Checking references takes knowledge of the other resources, so it is not part of `document::check`: the
-//! Admin API asks the store, and a data plane takes a missing one as it comes (contract 6.1, 7.3).
+//! Checking references takes knowledge of the other resources, so it is not part of
+//! `document::check`: the Admin API asks the store, and a data plane takes a missing one as it
+//! comes (contract 6.1, 7.3).
 
 use crate::id::{Id, Key, Kind};
 use crate::problem::Problem;
@@ -19,10 +20,12 @@ pub struct Reference {
 }
 
 impl Reference {
-    /// What the Admin API says about the resource found under [`Reference::key`], `None` if there is none.
+    /// What the Admin API says about the resource found under [`Reference::key`], `None` if there
+    /// is none.
     ///
     /// # Errors
-    /// The resource is missing, an ssl that is not of `type: client`, or an upstream that only takes streams.
+    /// The resource is missing, an ssl that is not of `type: client`, or an upstream that only
+    /// takes streams.
     pub fn check(&self, found: Option<&Resource>) -> Result<(), Problem> {
         let noun = self.key.kind.noun();
         let refuse = |why: &str| {

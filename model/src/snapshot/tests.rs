@@ -1,5 +1,5 @@
-//! The lookups against the contract's cases and against a slow, obvious reading of its rules; the law of
-//! deltas over random resources.
+//! The lookups against the contract's cases and against a slow, obvious reading of its rules; the
+//! law of deltas over random resources.
 
 mod streams;
 
@@ -187,7 +187,8 @@ fn within_a_path_priority_then_longer_pattern_then_key() {
     assert_eq!(found(&all, "x", "/c/1/other"), Some("5"));
 }
 
-/// Each uri one byte longer than the one before, as long as uris get: deep, but no deeper than any stack.
+/// Each uri one byte longer than the one before, as long as uris get: deep, but no deeper than any
+/// stack.
 #[test]
 fn deeply_nested_prefixes_are_walked_like_any_other() {
     let uris: Vec<String> = (1..4096).map(|length| format!("/{}*", "a".repeat(length - 1))).collect();

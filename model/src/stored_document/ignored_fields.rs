@@ -1,8 +1,9 @@
 //! What a stored document may ask for in vain: taken out of it, and told.
 //!
-//! Only what neither protects anybody nor decides where traffic goes and how it is secured. The list is closed: what it does not name
-//! stays in the document, and blocks it. Plugins that this gateway does not have and that are not on the list are
-//! taken out, too, but only to be told by name ([`Rest::foreign`]): with one of them the document is not served.
+//! Only what neither protects anybody nor decides where traffic goes and how it is secured. The
+//! list is closed: what it does not name stays in the document, and blocks it. Plugins that this
+//! gateway does not have and that are not on the list are taken out, too, but only to be told by
+//! name ([`Rest::foreign`]): with one of them the document is not served.
 
 use serde_json::{Map, Value};
 
@@ -11,15 +12,17 @@ use crate::document::fields::{flag, is_set, string};
 use crate::id::Kind;
 use crate::lint::{Finding, Findings, Severity};
 
-/// Plugins without which nobody gets through who would not get through with them, and every request goes where it would go:
+/// Plugins without which nobody gets through who would not get through with them, and every request
+/// goes where it would go:
 ///
 /// - loggers and tracers write down what happened, and tell it to somebody else;
 /// - metrics and a node's own state count it;
 /// - `request-id` puts a number beside it, which nothing of ours reads;
 /// - compression makes an answer shorter, not another one.
 ///
-/// What is not here may stop, change or redirect requests, or may come to, and blocks. So does what slows clients down
-/// (`limit-*`), keeps their load away (`proxy-cache`) or says where they come from (`real-ip`).
+/// What is not here may stop, change or redirect requests, or may come to, and blocks. So does what
+/// slows clients down (`limit-*`), keeps their load away (`proxy-cache`) or says where they come
+/// from (`real-ip`).
 const OBSERVER_PLUGINS: [&str; 29] = [
     // loggers
     "clickhouse-logger",
@@ -96,7 +99,8 @@ fn note_ignored(notes: &mut Findings, field: impl Into<String>, what: &str, hint
 }
 
 fn strip_ssl(members: &mut Map<String, Value>, notes: &mut Findings) {
-    // An APISIX of former days wrote down when the certificate begins and ends, which the certificate says itself.
+    // An APISIX of former days wrote down when the certificate begins and ends, which the certificate
+    // says itself.
     for descriptive in ["validity_start", "validity_end"] {
         members.remove(descriptive);
     }
@@ -129,7 +133,8 @@ fn strip_upstream(outer: &str, members: &mut Map<String, Value>, notes: &mut Fin
     }
 }
 
-/// The Admin API of an APISIX refuses a bare IPv6 address, and its data plane puts a stored one into brackets.
+/// The Admin API of an APISIX refuses a bare IPv6 address, and its data plane puts a stored one
+/// into brackets.
 fn bracket_ipv6_hosts(nodes: &mut Value) {
     let hosts = nodes.as_array_mut().into_iter().flatten().filter_map(|node| node.get_mut("host"));
     for host in hosts {

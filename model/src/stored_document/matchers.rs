@@ -1,8 +1,10 @@
-//! The matchers of a document that cannot be honoured, read so that what is blocked is never less than the real one would take.
+//! The matchers of a document that cannot be honoured, read so that what is blocked is never less
+//! than the real one would take.
 //!
-//! What narrows a resource and cannot be read or evaluated (`vars`, an address, a method nobody knows) does not narrow the blocked one.
-//! A name that no client could ever ask for takes nothing in either. Where nothing can be told there is no blocked
-//! resource: it would have to take everything.
+//! What narrows a resource and cannot be read or evaluated (`vars`, an address, a method nobody
+//! knows) does not narrow the blocked one. A name that no client could ever ask for takes nothing
+//! in either. Where nothing can be told there is no blocked resource: it would have to take
+//! everything.
 
 use std::sync::Arc;
 
@@ -127,7 +129,8 @@ fn one_or_many<'a>(document: &'a Value, one: &str, many: &str) -> Vec<&'a Value>
     }
 }
 
-/// Names of sites or hosts; `None` where some are written and nobody could ever ask for one of them.
+/// Names of sites or hosts; `None` where some are written and nobody could ever ask for one of
+/// them.
 fn names(document: &Value, one: &str, many: &str) -> Option<Vec<NamePattern>> {
     let written = one_or_many(document, one, many);
     let mut names = Vec::new();

@@ -1,8 +1,10 @@
-//! The matchers of a text that an APISIX may read as a document and [`crate::json::parse`] refuses: texts that are not UTF-8, a member that
-//! occurs twice, lone surrogates, deep nesting, `0x10`, an end that is missing.
+//! The matchers of a text that an APISIX may read as a document and [`crate::json::parse`] refuses:
+//! texts that are not UTF-8, a member that occurs twice, lone surrogates, deep nesting, `0x10`, an
+//! end that is missing.
 //!
-//! lua-cjson is the measure: the last of several members counts. Invariant: what is read here only blocks ([`super::unread`]), it is never
-//! served; no other member is copied out of the text, because it may hold a private key.
+//! lua-cjson is the measure: the last of several members counts. Invariant: what is read here only
+//! blocks ([`super::unread`]), it is never served; no other member is copied out of the text,
+//! because it may hold a private key.
 
 use serde_json::{Map, Number, Value};
 
@@ -25,7 +27,8 @@ const MATCHERS: [&str; 15] = [
     "service_id",
 ];
 
-/// Levels of arrays and objects that are read inside a matcher. Deeper ones are passed over: no matcher has any.
+/// Levels of arrays and objects that are read inside a matcher. Deeper ones are passed over: no
+/// matcher has any.
 const LEVELS: usize = 4;
 
 /// What could be read of a text that is no valid document.
@@ -59,7 +62,8 @@ impl SalvagedDocument {
     }
 }
 
-/// Reads as much as it can. Each of its functions that gives a `bool` says whether what it was to read was there as a whole.
+/// Reads as much as it can. Each of its functions that gives a `bool` says whether what it was to
+/// read was there as a whole.
 struct Reader<'a> {
     rest: &'a [u8],
 }

@@ -1,5 +1,6 @@
-//! What becomes of stored documents: what an APISIX writes for ordinary objects is served without a word, what it writes for more is
-//! served without that or blocked, and what is blocked takes at least what the real one would.
+//! What becomes of stored documents: what an APISIX writes for ordinary objects is served without a
+//! word, what it writes for more is served without that or blocked, and what is blocked takes at
+//! least what the real one would.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -639,7 +640,8 @@ fn what_only_an_apisix_reads_is_blocked_in_its_place() {
             );
         }
     }
-    // No gateway obeys what is not whole: what was before goes on, and where there was nothing it is blocked.
+    // No gateway obeys what is not whole: what was before goes on, and where there was nothing it is
+    // blocked.
     let cut = br#"{"uri": "/a/*", "plugins": {"key-auth"#;
     assert!(unread(cut, None).0.unwrap().blocked().is_some());
     assert_eq!(unread(cut, Some(&before)).0, None);

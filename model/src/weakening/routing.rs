@@ -1,6 +1,8 @@
-//! What weakens a route, service or stream route: which clients it lets through, and which requests it still takes.
+//! What weakens a route, service or stream route: which clients it lets through, and which requests
+//! it still takes.
 //!
-//! A route with an allow-list also protects by taking requests: those that it no longer takes may go to a broader route.
+//! A route with an allow-list also protects by taking requests: those that it no longer takes may
+//! go to a broader route.
 
 use std::collections::HashSet;
 
@@ -164,7 +166,8 @@ fn hosts(old: &[HostPattern], new: &[HostPattern], found: &mut Weakenings) {
     found.add_if(gone, "hosts", ELSEWHERE);
 }
 
-/// Whether every name that fits `before` fits `now`: for hosts, a wildcard covers any number of labels.
+/// Whether every name that fits `before` fits `now`: for hosts, a wildcard covers any number of
+/// labels.
 fn covers_host(now: &HostPattern, before: &HostPattern) -> bool {
     match before {
         HostPattern::Any => *now == HostPattern::Any,

@@ -59,7 +59,8 @@ fn compare_names(old: &Ssl, new: &Ssl, found: &mut Weakenings) {
     }
 }
 
-/// Whether a site that answers to `now` answers to all of `before`. A wildcard of an ssl covers one label.
+/// Whether a site that answers to `now` answers to all of `before`. A wildcard of an ssl covers one
+/// label.
 fn covers(now: &SniPattern, before: &SniPattern) -> bool {
     match (now, before) {
         (SniPattern::Any, _) => true,

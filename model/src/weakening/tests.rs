@@ -17,7 +17,8 @@ fn fields(kind: Kind, old: &Value, new: &Value) -> Vec<String> {
     found.into_iter().map(|weakening| weakening.field).collect()
 }
 
-/// The change from the first to the second weakens this field and no other; the way back weakens nothing.
+/// The change from the first to the second weakens this field and no other; the way back weakens
+/// nothing.
 #[track_caller]
 fn weaker(kind: Kind, strong: Value, weak: Value, field: &str) {
     assert_eq!(fields(kind, &strong, &weak), [field], "{kind}: {strong} -> {weak}");

@@ -1,8 +1,9 @@
 //! Puts a delta together from its chunks, whole or not at all.
 //!
-//! Chunks must come in order, all of one delta before any of the next, starting from the revision the node
-//! is at. A delta that breaks a rule of the protocol is refused at once and the rest of it passed over; one
-//! with bad resources is refused at its end, so that the control plane learns about all of them.
+//! Chunks must come in order, all of one delta before any of the next, starting from the revision
+//! the node is at. A delta that breaks a rule of the protocol is refused at once and the rest of it
+//! passed over; one with bad resources is refused at its end, so that the control plane learns
+//! about all of them.
 
 use std::collections::HashSet;
 
@@ -102,18 +103,18 @@ impl DeltaAssembler {
         DeltaAssembler { at, limits, state: State::Idle, policies: PolicyInterner::default() }
     }
 
-    /// Says at which revision the node is now: to be called when a delta was applied. Until then, the next
-    /// delta must start where this one did.
+    /// Says at which revision the node is now: to be called when a delta was applied. Until then,
+    /// the next delta must start where this one did.
     pub fn set_revision(&mut self, revision: u64) {
         self.at = revision;
     }
 
-    /// Takes the next chunk. `Some` when it was the last of a delta, which is now to be applied to the
-    /// snapshot of revision [`Delta::from`].
+    /// Takes the next chunk. `Some` when it was the last of a delta, which is now to be applied to
+    /// the snapshot of revision [`Delta::from`].
     ///
     /// # Errors
-    /// The delta is refused as a whole, for these reasons (at least one, at most 100); none of it may be
-    /// applied, and the rest of it will be passed over.
+    /// The delta is refused as a whole, for these reasons (at least one, at most 100); none of it
+    /// may be applied, and the rest of it will be passed over.
     pub fn push(&mut self, chunk: push::Chunk) -> Result<Option<Delta>, Vec<ResourceError>> {
         let mut partial = match std::mem::replace(&mut self.state, State::Idle) {
             State::PassingOver { from, to } if (chunk.from, chunk.to) == (from, to) => {

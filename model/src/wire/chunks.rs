@@ -12,9 +12,9 @@ use crate::id::Key;
 /// What a chunk takes besides its upserts and removals, at most.
 const FRAME: usize = 64;
 
-/// Cuts a delta into chunks of at most `max_bytes` encoded; a single resource that is larger gets a chunk
-/// of its own, so the receiver's limit must allow the largest resource. There is always a last chunk, also
-/// of an empty delta.
+/// Cuts a delta into chunks of at most `max_bytes` encoded; a single resource that is larger gets a
+/// chunk of its own, so the receiver's limit must allow the largest resource. There is always a
+/// last chunk, also of an empty delta.
 pub fn chunks(delta: &Delta, max_bytes: usize) -> Chunks<'_> {
     Chunks {
         delta,

@@ -1,7 +1,7 @@
 //! Protobuf -> resource: the same invariants as from a document, judged again.
 //!
-//! Nothing is left out silently: an unknown method, version or address would widen what a resource allows,
-//! so each is a problem of its field.
+//! Nothing is left out silently: an unknown method, version or address would widen what a resource
+//! allows, so each is a problem of its field.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -333,7 +333,8 @@ fn listed<T>(
     texts: &[String],
     read: impl Fn(&str) -> Result<T, Problem>,
 ) -> Result<Vec<T>, Problem> {
-    // As large as it has to be: collecting would leave room for more, in each of perhaps a million resources.
+    // As large as it has to be: collecting would leave room for more, in each of perhaps a million
+    // resources.
     let mut read_all = Vec::with_capacity(texts.len());
     for (index, text) in (1..).zip(texts) {
         read_all.push(read(text).map_err(|problem| problem.within(&format!("{field}[{index}]")))?);

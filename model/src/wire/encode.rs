@@ -1,6 +1,7 @@
 //! Resource -> protobuf. Total: every resource has a form on the wire.
 //!
-//! What is blocked goes within a message of its own, so that a node which does not know that word refuses it.
+//! What is blocked goes within a message of its own, so that a node which does not know that word
+//! refuses it.
 
 use std::time::Duration;
 

@@ -1,6 +1,8 @@
-//! One copy of each policy that arrives: most sites of a fleet let in the clients of the same few authorities.
+//! One copy of each policy that arrives: most sites of a fleet let in the clients of the same few
+//! authorities.
 //!
-//! What is the same policy is what tickets and the verified cache take for the same, its digest. Invariant: nothing is kept alive here.
+//! What is the same policy is what tickets and the verified cache take for the same, its digest.
+//! Invariant: nothing is kept alive here.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
@@ -12,8 +14,8 @@ use crate::resource::Resource;
 /// Those seen so far.
 #[derive(Debug, Default)]
 pub(super) struct PolicyInterner {
-    /// By the first bytes of their digests. Of two policies that agree in these, which nobody makes by chance, only the later is shared:
-    /// what is the same is asked of the whole digest.
+    /// By the first bytes of their digests. Of two policies that agree in these, which nobody makes
+    /// by chance, only the later is shared: what is the same is asked of the whole digest.
     seen: HashMap<[u8; 8], Weak<ClientAuth>>,
     /// When there are so many, those that nobody holds any more are forgotten.
     enough: usize,

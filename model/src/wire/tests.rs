@@ -259,7 +259,8 @@ fn what_would_widen_a_resource_is_refused() {
     assert_eq!(refused(Kind::Service(service)), "client_identity");
     assert_eq!(refused(Kind::Route(push::Route { uris: vec![], ..route })), "uris");
     assert_eq!(refused(Kind::Ssl(push::Ssl { versions: vec![9], ..Default::default() })), "ssl_protocols");
-    // TLSv1.1 from a control plane built with the engine for it: refused where that is not built in, not served without it.
+    // TLSv1.1 from a control plane built with the engine for it: refused where that is not built in,
+    // not served without it.
     let old = push::Ssl { versions: vec![push::TlsVersion::TlsVersion11.into()], ..Default::default() };
     let expected = if cfg!(feature = "engine-boring") { "cert" } else { "ssl_protocols" };
     assert_eq!(refused(Kind::Ssl(old)), expected);

@@ -1,4 +1,5 @@
-//! The ring of ticket secrets as protobuf, and back: for the push, the last-good file and the store alike.
+//! The ring of ticket secrets as protobuf, and back: for the push, the last-good file and the store
+//! alike.
 
 use prost::bytes::Bytes;
 use proto::push;
@@ -19,7 +20,8 @@ pub fn tickets_to_wire(ring: &TicketRing) -> push::TicketRing {
 /// A ring from protobuf.
 ///
 /// # Errors
-/// More secrets than a ring may have, one of another length, an order that is none, or a lifetime that is none.
+/// More secrets than a ring may have, one of another length, an order that is none, or a lifetime
+/// that is none.
 pub fn tickets_from_wire(ring: &push::TicketRing) -> Result<TicketRing, Problem> {
     let found = ring.secrets.len();
     if found > SECRETS_MAX {

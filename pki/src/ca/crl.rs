@@ -1,6 +1,7 @@
 //! Revocation lists to order.
 //!
-//! [`CrlSpec`] -> `Authority::crl` -> DER. Lists are complete and direct, with CRLNumber and nextUpdate, as `revocation` demands them.
+//! [`CrlSpec`] -> `Authority::crl` -> DER. Lists are complete and direct, with CRLNumber and
+//! nextUpdate, as `revocation` demands them.
 
 use rcgen::{CertificateRevocationListParams, Issuer, KeyIdMethod, KeyPair, RevokedCertParams, SerialNumber};
 use rustls_pki_types::{CertificateRevocationListDer, UnixTime};

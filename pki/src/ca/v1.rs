@@ -1,6 +1,7 @@
 //! X.509 version 1, which rcgen does not make but `openssl x509 -req` still does.
 //!
-//! A v3 certificate -> the same without version and extensions, signed again. Tests of the tutorial's certificates need it.
+//! A v3 certificate -> the same without version and extensions, signed again. Tests of the
+//! tutorial's certificates need it.
 
 use rcgen::{KeyPair, SigningKey as _};
 

@@ -1,8 +1,9 @@
 //! Where everything lies in a certificate: the result of reading it once (RFC 5280 4.1 and 4.2).
 //!
-//! `chain` reads the certificates a peer sends straight into [`Fields`] without copying them; [`super::Certificate`] keeps its own.
-//! Small answers (dates, flags, usages) are decoded here, long ones (names, keys, constraints) stay spans of the DER.
-//! Invariant: an extension we do not process is remembered when it is critical; nothing critical is ever overlooked.
+//! `chain` reads the certificates a peer sends straight into [`Fields`] without copying them;
+//! [`super::Certificate`] keeps its own. Small answers (dates, flags, usages) are decoded here,
+//! long ones (names, keys, constraints) stay spans of the DER. Invariant: an extension we do not
+//! process is remembered when it is critical; nothing critical is ever overlooked.
 
 use std::fmt::Write as _;
 
@@ -66,8 +67,8 @@ pub(crate) struct Fields {
     pub(crate) not_before: i64,
     /// Seconds since 1970, inclusive.
     pub(crate) not_after: i64,
-    /// The whole SubjectPublicKeyInfo. Where its parts lie is read again when they are asked for: next to what is done with a key that is
-    /// nothing, and there may be millions of these.
+    /// The whole SubjectPublicKeyInfo. Where its parts lie is read again when they are asked for:
+    /// next to what is done with a key that is nothing, and there may be millions of these.
     pub(crate) spki: Span,
     pub(crate) basic_constraints: Option<BasicConstraints>,
     pub(crate) key_usage: Option<KeyUsage>,
@@ -115,7 +116,8 @@ impl Fields {
     ) -> Result<(), CertError> {
         self.version = read_version(&mut tbs).map_err(CertError::malformed("version"))?;
         let serial = tbs.expect(der::INTEGER).map_err(CertError::malformed("serialNumber"))?;
-        // RFC 5280 4.1.2.2 wants positive numbers of at most 20 bytes; others exist and are only compared, so any is read.
+        // RFC 5280 4.1.2.2 wants positive numbers of at most 20 bytes; others exist and are only compared,
+        // so any is read.
         if serial.content.is_empty() {
             return Err(CertError::malformed("serialNumber")(DerError::Value));
         }
@@ -194,8 +196,9 @@ impl Fields {
                 let read = read_basic_constraints(value).map_err(CertError::malformed("basicConstraints"))?;
                 self.basic_constraints = Some(read);
             }
-            // cRLDistributionPoints and certificatePolicies change no verdict here: lists come from the operator, and every
-            // policy is acceptable (RFC 5280 6.1.1 c, any-policy). OpenSSL lets both be critical, so we do.
+            // cRLDistributionPoints and certificatePolicies change no verdict here: lists come from the
+            // operator, and every policy is acceptable (RFC 5280 6.1.1 c, any-policy). OpenSSL
+            // lets both be critical, so we do.
             31 | 32 => {}
             30 => self.name_constraints = Some(extension.value.inner),
             // The identifier only helps to find the issuer; a form we cannot read is as good as none.
@@ -256,7 +259,8 @@ pub(crate) fn reject_repeated(der: &[u8], oids: &[Span]) -> Result<(), CertError
     Ok(())
 }
 
-/// The first value of `bytes` (a TRUSTED CERTIFICATE block has trust settings behind it), or all when there is none.
+/// The first value of `bytes` (a TRUSTED CERTIFICATE block has trust settings behind it), or all
+/// when there is none.
 pub(crate) fn first_value(bytes: &[u8]) -> &[u8] {
     Reader::new(bytes).next().map_or(bytes, |value| value.outer.slice(bytes))
 }

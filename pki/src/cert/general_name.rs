@@ -1,7 +1,8 @@
 //! GeneralNames (RFC 5280 4.2.1.6): the entries of a subject alternative name.
 //!
-//! Read by `identity` (to show), by `chain::names` (to judge) and by server-name checks. Forms that we do not interpret are kept as
-//! [`GeneralName::Other`], because a name constraint of such a form must refuse them. Invariant: a list is read to its end or is an error.
+//! Read by `identity` (to show), by `chain::names` (to judge) and by server-name checks. Forms that
+//! we do not interpret are kept as [`GeneralName::Other`], because a name constraint of such a form
+//! must refuse them. Invariant: a list is read to its end or is an error.
 
 use std::net::IpAddr;
 
@@ -57,7 +58,8 @@ fn directory(content: &[u8]) -> Result<&[u8], DerError> {
     Ok(name)
 }
 
-/// The entries of a GeneralNames extension value, whose outer SEQUENCE must fill it. Ends after the first error.
+/// The entries of a GeneralNames extension value, whose outer SEQUENCE must fill it. Ends after the
+/// first error.
 pub(crate) fn parse_list(value: &[u8]) -> impl Iterator<Item = Result<GeneralName<'_>, DerError>> {
     let mut file = Reader::new(value);
     let mut opened = Some(file.nested(der::SEQUENCE).and_then(|inside| file.finish().map(|()| inside)));

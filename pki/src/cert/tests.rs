@@ -7,7 +7,8 @@ use x509_parser::prelude::*;
 use super::*;
 use crate::ca::{Authority, AuthoritySpec, KeyAlgorithm, LeafSpec, Usages};
 
-/// Runs the openssl command line on `input`. Fails, not skips, when it is missing: it is the judge of how names are printed.
+/// Runs the openssl command line on `input`. Fails, not skips, when it is missing: it is the judge
+/// of how names are printed.
 fn openssl(args: &[&str], input: &str) -> String {
     let mut child = Command::new("openssl")
         .args(args)

@@ -1,7 +1,9 @@
-//! After a refusal: which certificate it was about, and how deep the chain is. For explanations, not for the hot path.
+//! After a refusal: which certificate it was about, and how deep the chain is. For explanations,
+//! not for the hot path.
 //!
-//! A [`VerifyError`] says in words which certificate breaks which rule; here the words are led back to the certificate, so that an operator
-//! gets its serial number and fingerprint. Nothing is judged here: `depth_needed` asks the same verifier again.
+//! A [`VerifyError`] says in words which certificate breaks which rule; here the words are led back
+//! to the certificate, so that an operator gets its serial number and fingerprint. Nothing is
+//! judged here: `depth_needed` asks the same verifier again.
 
 use rustls_pki_types::{CertificateDer, UnixTime};
 
@@ -21,8 +23,8 @@ pub enum ChainPosition {
     Anchor(usize),
 }
 
-/// The certificate that a refusal is about. `None` where it is about the whole chain (its depth, its size), and no certificate where the leaf
-/// cannot be read.
+/// The certificate that a refusal is about. `None` where it is about the whole chain (its depth,
+/// its size), and no certificate where the leaf cannot be read.
 pub fn failing_certificate(
     error: &VerifyError,
     policy: &ClientAuth,
@@ -54,7 +56,8 @@ fn matches_error(error: &VerifyError, certificate: &Certificate) -> bool {
     }
 }
 
-/// For a chain refused as too deep: the smallest depth at which depth is no obstacle, and the verdict there.
+/// For a chain refused as too deep: the smallest depth at which depth is no obstacle, and the
+/// verdict there.
 pub fn required_depth(
     policy: &ClientAuth,
     leaf: &CertificateDer<'_>,

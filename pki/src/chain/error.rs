@@ -1,7 +1,9 @@
-//! Why a peer is refused: a message for the operator, and a closed list of reasons for logs and metrics.
+//! Why a peer is refused: a message for the operator, and a closed list of reasons for logs and
+//! metrics.
 //!
-//! `chain` makes these, `outcome` and the Admin API's explanations read them. None of it is told to the peer.
-//! Invariant: each [`VerifyError`] has exactly one [`VerifyReason`]; subjects are printed escaped (RFC 2253), so a peer cannot forge a line.
+//! `chain` makes these, `outcome` and the Admin API's explanations read them. None of it is told to
+//! the peer. Invariant: each [`VerifyError`] has exactly one [`VerifyReason`]; subjects are printed
+//! escaped (RFC 2253), so a peer cannot forge a line.
 
 use std::fmt;
 
@@ -235,7 +237,8 @@ impl VerifyReason {
         self as usize
     }
 
-    /// The TLS alert nearest to it, by its name in RFC 8446 section 6: what the client learns, whichever engine sends it.
+    /// The TLS alert nearest to it, by its name in RFC 8446 section 6: what the client learns,
+    /// whichever engine sends it.
     pub fn alert(self) -> &'static str {
         match self {
             Self::Malformed | Self::UnsupportedCertVersion | Self::UnsupportedCriticalExtension => {
@@ -288,7 +291,8 @@ impl fmt::Display for VerifyReason {
 }
 
 impl VerifyError {
-    /// The subject of the certificate that breaks the rule, RFC 2253; `None` where it is about the whole chain.
+    /// The subject of the certificate that breaks the rule, RFC 2253; `None` where it is about the
+    /// whole chain.
     pub fn subject(&self) -> Option<&str> {
         match self {
             Self::Malformed { .. }
@@ -343,7 +347,8 @@ fn date(time: &UnixTime) -> String {
     date.unwrap_or_else(|| format!("{seconds} seconds after 1970"))
 }
 
-/// A broken rule, noted while the search goes on: no text is made until it is known to be the answer.
+/// A broken rule, noted while the search goes on: no text is made until it is known to be the
+/// answer.
 #[derive(Clone, Copy)]
 pub(super) struct Failure<'a> {
     /// The certificate that breaks the rule.
@@ -351,7 +356,8 @@ pub(super) struct Failure<'a> {
     pub(super) cause: FailureCause<'a>,
 }
 
-/// In rising order of what they tell: the last is what the operator hears about when several paths fail.
+/// In rising order of what they tell: the last is what the operator hears about when several paths
+/// fail.
 #[derive(Clone, Copy)]
 pub(super) enum FailureCause<'a> {
     BadSignature {

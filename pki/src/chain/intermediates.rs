@@ -1,7 +1,8 @@
 //! The certificates a peer sent behind its leaf, read once and made ready for the search.
 //!
-//! Everything here is the peer's choice and nothing is believed yet. Names are reduced to numbers, so that the search compares numbers;
-//! what cannot be read is a stranger and left out. Invariant: at most [`SENT_CERTIFICATES_MAX`] are read.
+//! Everything here is the peer's choice and nothing is believed yet. Names are reduced to numbers,
+//! so that the search compares numbers; what cannot be read is a stranger and left out. Invariant:
+//! at most [`SENT_CERTIFICATES_MAX`] are read.
 
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 
@@ -67,8 +68,8 @@ pub(super) fn parse_all<'a>(sent: &'a [CertificateDer<'_>], anchors: &TrustAncho
     parsed
 }
 
-/// Whoever is issued by one that reaches an anchor reaches it too. Each certificate is taken up once, so the work is quadratic
-/// in at most [`SENT_CERTIFICATES_MAX`] comparisons of numbers.
+/// Whoever is issued by one that reaches an anchor reaches it too. Each certificate is taken up
+/// once, so the work is quadratic in at most [`SENT_CERTIFICATES_MAX`] comparisons of numbers.
 fn propagate_reachability(parsed: &mut [Intermediate<'_>]) {
     let mut fresh: Vec<u64> =
         parsed.iter().filter(|sent| sent.reaches_anchor).map(|sent| sent.subject_hash).collect();
@@ -81,7 +82,8 @@ fn propagate_reachability(parsed: &mut [Intermediate<'_>]) {
     }
 }
 
-/// Gives each pair of subject and key a bit. Those that reach no anchor are never looked at and need none.
+/// Gives each pair of subject and key a bit. Those that reach no anchor are never looked at and
+/// need none.
 fn assign_ca_bits(parsed: &mut [Intermediate<'_>]) {
     let mut known: Vec<u64> = Vec::with_capacity(parsed.len());
     for sent in parsed.iter_mut().filter(|sent| sent.reaches_anchor) {

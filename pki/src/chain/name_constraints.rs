@@ -1,9 +1,11 @@
 //! Name constraints (RFC 5280 4.2.1.10): what a CA's certificate says about the names below it.
 //!
-//! [`check`] is asked by `search` for each issuer that has constraints and each certificate below it. All five forms that RFC 5280 defines
-//! are judged: DNS, email, URI, IP and directory names; a name of any other form is refused when there is a constraint of its form.
-//! Matching is literal (an asterisk in an email address is an asterisk) except for the wildcard of a DNS name, which is
-//! excluded when it could stand for an excluded name. Invariant: what cannot be read or judged is refused.
+//! [`check`] is asked by `search` for each issuer that has constraints and each certificate below
+//! it. All five forms that RFC 5280 defines are judged: DNS, email, URI, IP and directory names; a
+//! name of any other form is refused when there is a constraint of its form. Matching is literal
+//! (an asterisk in an email address is an asterisk) except for the wildcard of a DNS name, which is
+//! excluded when it could stand for an excluded name. Invariant: what cannot be read or judged is
+//! refused.
 
 use std::fmt;
 
@@ -12,8 +14,8 @@ use crate::cert::general_name::{self, GeneralName};
 use crate::der::{self, DerError, Reader};
 use crate::name;
 
-/// Comparisons of a name with a constraint in one verification, and names and constraints read: names times constraints is the
-/// peer's choice. A long one counts as several.
+/// Comparisons of a name with a constraint in one verification, and names and constraints read:
+/// names times constraints is the peer's choice. A long one counts as several.
 const COMPARISONS_MAX: u32 = 20_000;
 /// Bytes of a name that one comparison covers.
 const BYTES_PER_COMPARISON: usize = 64;
@@ -233,7 +235,8 @@ fn same_form(base: GeneralName<'_>, name: GeneralName<'_>) -> bool {
 /// Refuses a constraint that is not of the form its kind demands.
 fn check_base(base: GeneralName<'_>) -> Result<(), NameConstraintError<'_>> {
     let good = match base {
-        // "Any DNS name that can be constructed by adding zero or more labels": no leading period, no wildcard
+        // "Any DNS name that can be constructed by adding zero or more labels": no leading period, no
+        // wildcard
         GeneralName::Dns(text) => text.is_empty() || is_host(text),
         GeneralName::Email(text) => match mailbox(text) {
             Some((_, host)) => is_host(host),
@@ -293,7 +296,8 @@ fn is_within<'a>(name: GeneralName<'a>, base: GeneralName<'a>) -> Result<bool, N
     })
 }
 
-/// A wildcard could stand for a name in the excluded subtree: `*.example.com` for `bar.example.com`.
+/// A wildcard could stand for a name in the excluded subtree: `*.example.com` for
+/// `bar.example.com`.
 fn wildcard_may_match(name: GeneralName<'_>, base: GeneralName<'_>) -> bool {
     let (GeneralName::Dns(name), GeneralName::Dns(base)) = (name, base) else { return false };
     let Some(parent) = name.strip_prefix(b"*.") else { return false };
@@ -315,7 +319,8 @@ fn is_below(name: &[u8], base: &[u8]) -> bool {
     )
 }
 
-/// The host rule of email and URI constraints: `.example.com` is every host below, `example.com` that one host.
+/// The host rule of email and URI constraints: `.example.com` is every host below, `example.com`
+/// that one host.
 fn host_matches(host: &[u8], base: &[u8]) -> bool {
     match base.strip_prefix(b".") {
         Some(domain) => is_below(host, domain),
@@ -347,8 +352,8 @@ fn is_host_or_domain(text: &[u8]) -> bool {
     text.is_empty() || is_host(text.strip_prefix(b".").unwrap_or(text))
 }
 
-/// Labels of letters, digits, hyphens and underscores, none empty, none over 63, 253 in all. No trailing dot: it would be another
-/// way to write the same name.
+/// Labels of letters, digits, hyphens and underscores, none empty, none over 63, 253 in all. No
+/// trailing dot: it would be another way to write the same name.
 fn is_host(text: &[u8]) -> bool {
     let label = |label: &[u8]| {
         !label.is_empty()

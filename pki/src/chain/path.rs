@@ -1,12 +1,15 @@
-//! What is judged of a finished path as a whole: its period and, certificate by certificate, what the revocation lists say.
+//! What is judged of a finished path as a whole: its period and, certificate by certificate, what
+//! the revocation lists say.
 //!
-//! For `search`, which finishes paths, and for `again`, which judges one that was good before. A path runs from the leaf to its anchor.
+//! For `search`, which finishes paths, and for `again`, which judges one that was good before. A
+//! path runs from the leaf to its anchor.
 
 use super::CertificateRef;
 use super::error::{Failure, FailureCause};
 use crate::revocation::{CrlSet, RevocationQuery, RevocationStatus};
 
-/// Asks about every certificate of a finished path, which ends in its anchor, except the anchor. Until when the answers hold.
+/// Asks about every certificate of a finished path, which ends in its anchor, except the anchor.
+/// Until when the answers hold.
 pub(super) fn check_revocation<'v>(
     crls: &CrlSet,
     prefer: bool,

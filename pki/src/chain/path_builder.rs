@@ -1,10 +1,12 @@
 //! The search for a path from a leaf to an anchor.
 //!
-//! Depth first, anchors before intermediates. First a path is laid by names and the cheap rules, then `proof` checks its signatures from
-//! the anchor down, then names and revocation are judged. Intermediates from which no anchor can be reached by name are left out from the
-//! start, so a peer that sends a maze without an exit costs microseconds. What remains is bounded by budgets. A failed path does not end
-//! the search: what it failed at is remembered, and the most telling failure is the answer when no path is good.
-//! Invariant: a path is returned only if every certificate of it passed `judge_common`, every issuer `judge_issuer` and `judge_names`, and
+//! Depth first, anchors before intermediates. First a path is laid by names and the cheap rules,
+//! then `proof` checks its signatures from the anchor down, then names and revocation are judged.
+//! Intermediates from which no anchor can be reached by name are left out from the start, so a peer
+//! that sends a maze without an exit costs microseconds. What remains is bounded by budgets. A
+//! failed path does not end the search: what it failed at is remembered, and the most telling
+//! failure is the answer when no path is good. Invariant: a path is returned only if every
+//! certificate of it passed `judge_common`, every issuer `judge_issuer` and `judge_names`, and
 //! every link was proved.
 
 use std::cell::OnceCell;
@@ -24,7 +26,8 @@ use crate::policy::TrustAnchors;
 use crate::revocation::CrlSet;
 use crate::signature::{self, SignatureCheck};
 
-/// Candidates of the right name looked at in one verification. A good chain needs a few; each costs under 2 us.
+/// Candidates of the right name looked at in one verification. A good chain needs a few; each costs
+/// under 2 us.
 const CANDIDATES_MAX: u32 = 1024;
 
 /// What is asked for.
@@ -52,8 +55,8 @@ pub(super) struct VerifiedPath<'a> {
 enum BranchEnd {
     /// This branch has no more candidates.
     NoCandidate,
-    /// The signature of the branch's certificate at this place (0 is the leaf) was not made by the one above it: nothing further up
-    /// mends that.
+    /// The signature of the branch's certificate at this place (0 is the leaf) was not made by the
+    /// one above it: nothing further up mends that.
     BrokenLink { link: usize },
     /// A budget is used up: no branch may go on.
     BudgetExceeded,
@@ -114,7 +117,8 @@ impl<'s> PathNode<'s> {
         self.intermediate.map_or(0, |sent| sent.ca_bit)
     }
 
-    /// Self-issued intermediates count neither for `depth` nor for pathLenConstraint (RFC 5280 4.2.1.9).
+    /// Self-issued intermediates count neither for `depth` nor for pathLenConstraint (RFC 5280
+    /// 4.2.1.9).
     fn is_self_issued(&self) -> bool {
         self.intermediate.is_some_and(|sent| sent.is_self_issued)
     }
@@ -157,7 +161,8 @@ impl<'s, 'a: 's> PathBuilder<'s, 'a, '_> {
         }
     }
 
-    /// Looks for an issuer of `child`, the end of the branch so far: first among the anchors, then among the intermediates.
+    /// Looks for an issuer of `child`, the end of the branch so far: first among the anchors, then
+    /// among the intermediates.
     fn extend(&mut self, child: PathNode<'s>) -> Result<VerifiedPath<'a>, BranchEnd> {
         let demand = self.demand;
         for hint in KeyIdHint::IN_ORDER {
@@ -234,7 +239,8 @@ impl<'s, 'a: 's> PathBuilder<'s, 'a, '_> {
             return self.fail(Failure { certificate: issuer.view, cause: rule });
         }
         if self.leaf.fields.version != 3 {
-            // Without extensions nobody limited what the leaf is for; only an operator's own anchor may vouch for it.
+            // Without extensions nobody limited what the leaf is for; only an operator's own anchor may vouch
+            // for it.
             return self
                 .fail(Failure { certificate: self.leaf, cause: FailureCause::UnsupportedCertVersion });
         }
@@ -417,7 +423,8 @@ fn issuer_problem(issuer: CertificateRef<'_>, is_anchor: bool) -> Option<&'stati
     }
 }
 
-/// An extKeyUsage, when there is one, must name the purpose: in the leaf as in every issuer (as OpenSSL and webpki have it).
+/// An extKeyUsage, when there is one, must name the purpose: in the leaf as in every issuer (as
+/// OpenSSL and webpki have it).
 pub(super) fn eku_allows(certificate: CertificateRef<'_>, purpose: Purpose) -> bool {
     /// id-kp, 1.3.6.1.5.5.7.3
     const ID_KP: [u8; 7] = [0x2b, 0x06, 0x01, 0x05, 0x05, 0x07, 0x03];
@@ -431,7 +438,8 @@ pub(super) fn eku_allows(certificate: CertificateRef<'_>, purpose: Purpose) -> b
         .any(|oid| oid.content.split_last().is_some_and(|(end, start)| *end == last && start == ID_KP))
 }
 
-/// What the key identifiers say about an issuer. Hints only (RFC 5280 4.2.1.1), so they decide what is tried first and nothing else.
+/// What the key identifiers say about an issuer. Hints only (RFC 5280 4.2.1.1), so they decide what
+/// is tried first and nothing else.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum KeyIdHint {
     Match,

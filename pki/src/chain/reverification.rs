@@ -1,9 +1,11 @@
 //! The same client under another policy: does the path that was accepted before still do?
 //!
-//! When a policy moves, every live connection of its site is judged again, and most of them are fine: a new revocation list names a few
-//! serial numbers. What a signature, a usage or a name constraint says about a path does not depend on the policy, so only what does is
-//! looked at: the anchor, the depth, the lists and the clock. That costs a microsecond or two where the search costs a hundred.
-//! Invariant: yes means that `verify_client` would say yes too; otherwise the answer is "ask it".
+//! When a policy moves, every live connection of its site is judged again, and most of them are
+//! fine: a new revocation list names a few serial numbers. What a signature, a usage or a name
+//! constraint says about a path does not depend on the policy, so only what does is looked at: the
+//! anchor, the depth, the lists and the clock. That costs a microsecond or two where the search
+//! costs a hundred. Invariant: yes means that `verify_client` would say yes too; otherwise the
+//! answer is "ask it".
 
 use rustls_pki_types::UnixTime;
 
@@ -11,10 +13,11 @@ use super::{CertificateRef, VerifiedClient, find_pinned, path, seconds};
 use crate::cert::Certificate;
 use crate::policy::ClientAuth;
 
-/// Judges a client that was accepted before under a policy that may be another one, along the path known to be good.
+/// Judges a client that was accepted before under a policy that may be another one, along the path
+/// known to be good.
 ///
-/// `None` does not refuse the client: it says that this path no longer does, or that there never was one (a pinned leaf), and that
-/// [`verify_client`](super::verify_client) has to be asked.
+/// `None` does not refuse the client: it says that this path no longer does, or that there never
+/// was one (a pinned leaf), and that [`verify_client`](super::verify_client) has to be asked.
 pub fn reverify(policy: &ClientAuth, before: &VerifiedClient, now: UnixTime) -> Option<VerifiedClient> {
     let path = before.path.as_deref()?;
     let leaf = CertificateRef::of(before.identity.certificate());

@@ -1,7 +1,8 @@
 //! Is a server's certificate for the name we dialled? (RFC 9525)
 //!
-//! Only the subject alternative name counts, never the common name. A wildcard is the whole leftmost label and covers exactly one.
-//! Invariant: a DNS name never matches an IP entry, nor an address a DNS entry.
+//! Only the subject alternative name counts, never the common name. A wildcard is the whole
+//! leftmost label and covers exactly one. Invariant: a DNS name never matches an IP entry, nor an
+//! address a DNS entry.
 
 use rustls_pki_types::{IpAddr, ServerName};
 
@@ -42,7 +43,8 @@ pub(super) fn verify_server_name(
     })
 }
 
-/// Whether an entry of the certificate covers a host. One trailing dot of the host is no difference.
+/// Whether an entry of the certificate covers a host. One trailing dot of the host is no
+/// difference.
 fn matches_dns_name(entry: &[u8], host: &[u8]) -> bool {
     let host = host.strip_suffix(b".").unwrap_or(host);
     match entry.strip_prefix(b"*.") {

@@ -1,18 +1,22 @@
 //! Proves a path that holds by its names: the signatures, from the anchor down.
 //!
-//! `search` hands over one link at a time, the topmost first. That order is the defence against mazes: a signature is computed only with
-//! a key that an unbroken line of signatures from an anchor vouches for, so nobody makes us compute with keys of his own choice, and
-//! whatever a stranger sends falls with its first link. Answers are kept for the verification, for several paths share their links.
-//! Invariant: a link is proved only by [`Checked::Good`] for exactly these bytes and this key.
+//! `search` hands over one link at a time, the topmost first. That order is the defence against
+//! mazes: a signature is computed only with a key that an unbroken line of signatures from an
+//! anchor vouches for, so nobody makes us compute with keys of his own choice, and whatever a
+//! stranger sends falls with its first link. Answers are kept for the verification, for several
+//! paths share their links. Invariant: a link is proved only by [`Checked::Good`] for exactly these
+//! bytes and this key.
 
 use super::CertificateRef;
 use crate::signature::{self, PublicKey, SignatureCheck};
 
-/// Checks that may fail, besides one for each anchor of one name. They fail only where CAs share a name without key identifiers, after a
-/// change of keys; who sends more of that than a handful gets no further.
+/// Checks that may fail, besides one for each anchor of one name. They fail only where CAs share a
+/// name without key identifiers, after a change of keys; who sends more of that than a handful gets
+/// no further.
 const FAILURES_MAX: u32 = 3;
-/// Checks that may succeed, in units of about 45 us: a P-256 check is one, [`signature::cost`] has the others. Enough for a chain of 128
-/// in P-256. All of them are of certificates that an anchor vouches for, so this bounds what our own CAs can do to us.
+/// Checks that may succeed, in units of about 45 us: a P-256 check is one, [`signature::cost`] has
+/// the others. Enough for a chain of 128 in P-256. All of them are of certificates that an anchor
+/// vouches for, so this bounds what our own CAs can do to us.
 const WORK_MAX: u32 = 192;
 
 /// A budget is used up.
@@ -34,7 +38,8 @@ pub(super) struct SignatureChecks<'s> {
 }
 
 impl<'s> SignatureChecks<'s> {
-    /// `namesakes`: how many anchors at most share a name. An operator who lists many CAs of one name pays for trying them.
+    /// `namesakes`: how many anchors at most share a name. An operator who lists many CAs of one
+    /// name pays for trying them.
     pub(super) fn new(namesakes: u32) -> Self {
         Self {
             checked: Vec::new(),
@@ -54,7 +59,8 @@ impl<'s> SignatureChecks<'s> {
         answer.map(|answer| answer.outcome)
     }
 
-    /// Checks the signature of `child`, at this place, with the key of a `signer` that is proved itself.
+    /// Checks the signature of `child`, at this place, with the key of a `signer` that is proved
+    /// itself.
     pub(super) fn verify(
         &mut self,
         child: CertificateRef<'s>,

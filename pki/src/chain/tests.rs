@@ -331,7 +331,8 @@ fn a_pinned_leaf_is_accepted_as_it_is() {
     // its siblings are strangers
     let sibling = known.issue(&LeafSpec::client("a")).unwrap().certificate;
     assert_eq!(reason(judge(&policy, &[sibling])), VerifyReason::UnknownIssuer);
-    // a self-signed CA certificate in the role of the leaf cannot sign a handshake by its keyUsage (as in OpenSSL)
+    // a self-signed CA certificate in the role of the leaf cannot sign a handshake by its keyUsage (as
+    // in OpenSSL)
     let verdict = judge(&policy, std::slice::from_ref(other.certificate()));
     assert_eq!(reason(verdict), VerifyReason::InvalidPurpose);
     // expiry still counts

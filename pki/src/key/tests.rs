@@ -3,7 +3,8 @@ use std::process::Command;
 use super::*;
 use crate::ca::{Authority, AuthoritySpec, KeyAlgorithm, LeafSpec};
 
-/// Runs the openssl command line. Fails, not skips, when it is missing: these tests are worth nothing without it.
+/// Runs the openssl command line. Fails, not skips, when it is missing: these tests are worth
+/// nothing without it.
 fn openssl(args: &[&str]) -> String {
     let output = Command::new("openssl")
         .args(args)

@@ -1,7 +1,9 @@
-//! Text -> distinguished name: RFC 2253 as `openssl x509 -nameopt RFC2253` prints it, for names that people configure.
+//! Text -> distinguished name: RFC 2253 as `openssl x509 -nameopt RFC2253` prints it, for names
+//! that people configure.
 //!
-//! The other direction is `name::to_rfc2253`; what that prints reads back as the same name. Stricter than the RFC where leniency would
-//! hide a mistake: an unknown attribute, an unescaped special character or a stray quotation mark is refused with its place.
+//! The other direction is `name::to_rfc2253`; what that prints reads back as the same name.
+//! Stricter than the RFC where leniency would hide a mistake: an unknown attribute, an unescaped
+//! special character or a stray quotation mark is refused with its place.
 
 use thiserror::Error;
 

@@ -1,7 +1,7 @@
 //! A stream whose peer must take what is written to it.
 //!
-//! Reading is bounded by HTTP's own timers; nothing bounds a peer that asks and then does not read. A write that makes no progress for the
-//! limit ends the connection.
+//! Reading is bounded by HTTP's own timers; nothing bounds a peer that asks and then does not read.
+//! A write that makes no progress for the limit ends the connection.
 
 use std::io;
 use std::pin::Pin;

@@ -1,6 +1,7 @@
 //! The two sides of a copy: what the command line names, opened and read.
 //!
-//! Invariants: a source is never made, and a dry run makes no file; neither is read before both are known to be different places.
+//! Invariants: a source is never made, and a dry run makes no file; neither is read before both are
+//! known to be different places.
 
 use std::fmt;
 use std::path::{Path, PathBuf};

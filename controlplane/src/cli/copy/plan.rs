@@ -25,7 +25,8 @@ pub(super) struct DesiredState {
     pub documents: Vec<Document>,
     /// What cannot be, and what else is to be said, in words.
     pub notes: Vec<String>,
-    /// Documents that cannot be read here and that another program may obey: a copy without them would protect less.
+    /// Documents that cannot be read here and that another program may obey: a copy without them
+    /// would protect less.
     pub unreadable: Vec<String>,
 }
 
@@ -45,8 +46,9 @@ pub(super) struct Plan {
     rewrites_file: bool,
 }
 
-/// A source's documents for this target: private keys in clear are sealed for a store; in a file each document says its own id. Extension fields
-/// that only the target's document has are kept in either.
+/// A source's documents for this target: private keys in clear are sealed for a store; in a file
+/// each document says its own id. Extension fields that only the target's document has are kept in
+/// either.
 pub(super) fn desired_state(
     found: LocationContent,
     target: &OpenLocation,
@@ -101,7 +103,8 @@ fn set_id(key: &Key, document: &mut Map<String, Value>) {
     }
 }
 
-/// What a store says of a value that it could not read, in angle brackets; of anything else only what it is: it may hold a key.
+/// What a store says of a value that it could not read, in angle brackets; of anything else only
+/// what it is: it may hold a key.
 fn json_type(document: &Value) -> &str {
     match document {
         Value::String(text) if text.starts_with('<') => text,

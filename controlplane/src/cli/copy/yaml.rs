@@ -1,8 +1,10 @@
-//! An APISIX's rules in a file (`apisix.yaml`): one list for each kind, each entry a document, `#END` behind them.
+//! An APISIX's rules in a file (`apisix.yaml`): one list for each kind, each entry a document,
+//! `#END` behind them.
 //!
-//! Read with the names an APISIX gives (an entry without an id is `arr_` and its place); written whole or not at all, for this owner's eyes,
-//! and so that every YAML reader and the substitution of variables find in a text what the document has there. Extension fields
-//! (`model::extension`) stand in a list of their own, which an APISIX passes over: in a route it would refuse them.
+//! Read with the names an APISIX gives (an entry without an id is `arr_` and its place); written
+//! whole or not at all, for this owner's eyes, and so that every YAML reader and the substitution
+//! of variables find in a text what the document has there. Extension fields (`model::extension`)
+//! stand in a list of their own, which an APISIX passes over: in a route it would refuse them.
 
 use std::collections::HashSet;
 use std::fmt::Write as _;
@@ -66,8 +68,8 @@ pub(super) fn read(path: &Path) -> Result<LocationContent, CopyError> {
     Ok(LocationContent { items, revision: None, skipped: left_out })
 }
 
-/// Puts the extension fields of one document into it. An entry that names no document of the file would protect nothing, and of two for one
-/// document it could not be told which counts.
+/// Puts the extension fields of one document into it. An entry that names no document of the file
+/// would protect nothing, and of two for one document it could not be told which counts.
 fn merge_extension_entry(
     items: &mut [StoredDocument],
     extended: &mut HashSet<Key>,
@@ -228,7 +230,8 @@ fn is_plain_scalar(key: &str) -> bool {
         && !word.iter().any(|word| word.eq_ignore_ascii_case(key))
 }
 
-/// A text of several lines as a block: its style and what stands in it. Only what looks the same there: a PEM, a description.
+/// A text of several lines as a block: its style and what stands in it. Only what looks the same
+/// there: a PEM, a description.
 fn block_scalar(text: &str) -> Option<(&'static str, &str)> {
     let harmless = text.chars().all(|c| matches!(c, '\n' | ' '..='~')) && !text.contains("${{");
     let (style, body) = match text.strip_suffix('\n') {

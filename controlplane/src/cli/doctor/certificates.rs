@@ -1,4 +1,5 @@
-//! Chains and usages of the certificates that the configuration names, judged by the functions that judge peers.
+//! Chains and usages of the certificates that the configuration names, judged by the functions that
+//! judge peers.
 
 use conf::{ConfigProvider, Settings};
 use pem_files::expiry::OPERATOR_BUNDLE_MAX;
@@ -101,7 +102,8 @@ fn verify_as_server(leaf: &Certificate, name: Option<&str>, now: UnixTime) -> Re
     pki::verify_server(&anchors, &name, leaf.der(), &[], now)
 }
 
-/// The push's server as a data plane with this very configuration meets it. Elsewhere than on one machine its CA file may not be there.
+/// The push's server as a data plane with this very configuration meets it. Elsewhere than on one
+/// machine its CA file may not be there.
 fn verify_push_as_node(settings: &Settings, now: UnixTime, found: &mut CheckReport) {
     const CERT: &str = "countersign.push.cert";
     let (push, node) = (&settings.countersign.push, &settings.countersign.node);

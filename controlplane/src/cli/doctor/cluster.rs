@@ -1,4 +1,5 @@
-//! Each etcd endpoint, as the control plane would meet it: reached, verified, logged in, allowed, in time.
+//! Each etcd endpoint, as the control plane would meet it: reached, verified, logged in, allowed,
+//! in time.
 
 use std::time::Duration;
 

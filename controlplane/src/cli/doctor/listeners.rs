@@ -1,7 +1,7 @@
 //! The listeners: free, or held by a control plane with our certificate, or by somebody else.
 //!
-//! Who holds a port is asked by a handshake that goes no further than the certificate. Its key is proven by then, so an equal certificate
-//! means a control plane of this configuration.
+//! Who holds a port is asked by a handshake that goes no further than the certificate. Its key is
+//! proven by then, so an equal certificate means a control plane of this configuration.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
@@ -120,7 +120,8 @@ async fn presented_certificate(address: SocketAddr) -> Option<Certificate> {
     let mut config = dial::unverified_config().ok()?;
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     let stream = TcpStream::connect(address).await.ok()?;
-    // Without a certificate of ours the connection ends later; the handshake on our side is over by then.
+    // Without a certificate of ours the connection ends later; the handshake on our side is over by
+    // then.
     let connecting =
         TlsConnector::from(Arc::new(config)).connect(ServerName::IpAddress(address.ip().into()), stream);
     let stream = connecting.await.ok()?;

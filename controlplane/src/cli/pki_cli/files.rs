@@ -67,7 +67,8 @@ impl<'a> FileBatch<'a> {
 /// A reader sees the old file or the new one, and nobody sees a key before its mode is right.
 fn write_atomically(path: &Path, text: &str, mode: u32) -> std::io::Result<()> {
     let temporary = with_suffix(path, "tmp");
-    // Left over from a run that was killed; `create_new` below refuses to follow what somebody else may put there.
+    // Left over from a run that was killed; `create_new` below refuses to follow what somebody else may
+    // put there.
     match fs::remove_file(&temporary) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
         _ => {}

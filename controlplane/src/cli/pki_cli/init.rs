@@ -1,4 +1,5 @@
-//! `pki init`: two small PKIs that trust nothing of each other, one for the Admin API and one for the push.
+//! `pki init`: two small PKIs that trust nothing of each other, one for the Admin API and one for
+//! the push.
 //!
 //! Beside them the keyring of the store, random. Two PKIs, so that who may configure the gateway
 //! cannot pose as a data plane and fetch private keys, nor the other way round.

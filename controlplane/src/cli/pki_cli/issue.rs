@@ -67,8 +67,8 @@ pub(super) fn run(args: &IssueArgs, now: UnixTime, out: &mut dyn Write) -> Resul
     Ok(())
 }
 
-/// Adds each name as what it looks like: an IP address, a URI, or else a DNS name. A client's name that is none of these
-/// (it has blanks, for instance) is the common name only.
+/// Adds each name as what it looks like: an IP address, a URI, or else a DNS name. A client's name
+/// that is none of these (it has blanks, for instance) is the common name only.
 pub(super) fn with_names(spec: LeafSpec, names: &[String]) -> LeafSpec {
     names.iter().fold(spec, |spec, name| {
         if let Ok(address) = name.parse::<IpAddr>() {
@@ -103,7 +103,8 @@ fn without_suffix(path: &Path) -> PathBuf {
     }
 }
 
-/// Never longer than the signer: a certificate that outlives its CA fails at a moment nobody expects.
+/// Never longer than the signer: a certificate that outlives its CA fails at a moment nobody
+/// expects.
 fn validity_period(now: UnixTime, days: u32, signer: Option<&Authority>) -> (UnixTime, UnixTime) {
     let end = now.as_secs().saturating_add(u64::from(days) * SECONDS_A_DAY);
     let end = signer.map_or(end, |signer| end.min(signer.certificate().not_after().as_secs()));

@@ -1,4 +1,5 @@
-//! `pki show`: what is in the files, in words, and whether they fit together: keys with certificates, chains with roots.
+//! `pki show`: what is in the files, in words, and whether they fit together: keys with
+//! certificates, chains with roots.
 //!
 //! Chains are judged by the same functions as peers are when the gateway serves.
 
@@ -141,7 +142,8 @@ fn print_chains(bundles: &[Bundle], now: UnixTime, out: &mut dyn Write) -> Resul
     Ok(fits)
 }
 
-/// As a client's certificate, or, when it is not for clients, as a server's under its own first name.
+/// As a client's certificate, or, when it is not for clients, as a server's under its own first
+/// name.
 fn verify(
     roots: &[Certificate],
     leaf: &Certificate,

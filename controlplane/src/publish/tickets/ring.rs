@@ -1,7 +1,8 @@
 //! How a ring turns with time, and how it lies in the store. No clock and no IO.
 //!
-//! One secret seals at a time; the next one is in the ring before it does, and one stays until no ticket of it can live. The
-//! stored text is PEM around the ring's protobuf, sealed with the keyring exactly as private keys are.
+//! One secret seals at a time; the next one is in the ring before it does, and one stays until no
+//! ticket of it can live. The stored text is PEM around the ring's protobuf, sealed with the
+//! keyring exactly as private keys are.
 
 use std::time::Duration;
 
@@ -48,8 +49,8 @@ impl RotationSchedule {
         TicketRing { lifetime: self.lifetime, ..ring }
     }
 
-    /// The ring as it must be now, when that is not how it is: with a secret that seals and one for later, and without
-    /// those that are done.
+    /// The ring as it must be now, when that is not how it is: with a secret that seals and one for
+    /// later, and without those that are done.
     pub(super) fn rotated(self, ring: &TicketRing, now: u64) -> Option<TicketRing> {
         // One from a future that no turn leads to was made by a clock that was wrong.
         let credible = |secret: &&TicketSecret| secret.active_from() <= now.saturating_add(2 * self.rotation);

@@ -1,4 +1,5 @@
-//! The ring turns as time goes, for one control plane and for several, and lies sealed in the store.
+//! The ring turns as time goes, for one control plane and for several, and lies sealed in the
+//! store.
 
 use super::ring::{open_ring, same_secrets, seal_ring};
 use super::*;

@@ -1,7 +1,8 @@
 //! The file: how it is made, opened, checked and read, and what its errors mean to a person.
 //!
-//! A new store is written completely under another name and then linked into place, so a crash while it is made leaves no half
-//! store, and two processes that start at once cannot both believe theirs is the one. An existing file is never replaced.
+//! A new store is written completely under another name and then linked into place, so a crash
+//! while it is made leaves no half store, and two processes that start at once cannot both believe
+//! theirs is the one. An existing file is never replaced.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind, Read, Seek};
@@ -24,7 +25,8 @@ pub(super) const COUNTERS: TableDefinition<'_, &str, u64> = TableDefinition::new
 /// Names of texts -> texts.
 pub(super) const TEXTS: TableDefinition<'_, &str, &str> = TableDefinition::new("texts");
 
-/// Names of private entries -> (version, text). Files from before there were any do not have it until the first is written.
+/// Names of private entries -> (version, text). Files from before there were any do not have it
+/// until the first is written.
 pub(super) const INTERNAL_ENTRIES: TableDefinition<'_, &str, (u64, &str)> = TableDefinition::new("private");
 
 /// What every file of redb begins with.
@@ -131,7 +133,8 @@ fn inspect(path: &Path) -> Result<PathStatus, StoreError> {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(PathStatus::Missing),
         Err(error) => Err(store_io_error(error, path)),
         Ok(found) if !found.is_file() => Err(damaged("it is not a file")),
-        // redb would quietly make a new store of an empty file; every data plane would then be told to forget everything.
+        // redb would quietly make a new store of an empty file; every data plane would then be told to forget
+        // everything.
         Ok(found) if found.len() == 0 => Err(damaged("it is empty")),
         Ok(found) => Ok(PathStatus::File { mode: found.permissions().mode() }),
     }

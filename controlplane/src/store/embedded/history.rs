@@ -1,7 +1,8 @@
 //! The recent past: the last changes, kept in memory for watchers.
 //!
-//! Bounded in changes and in bytes. It need not survive a restart, because whoever watches lives in this process and loads
-//! everything at its start; data planes resume by comparing what they hold, not by reading the past.
+//! Bounded in changes and in bytes. It need not survive a restart, because whoever watches lives in
+//! this process and loads everything at its start; data planes resume by comparing what they hold,
+//! not by reading the past.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -48,7 +49,8 @@ impl History {
         self.head = self.head.max(revision);
     }
 
-    /// Every change after `after`. An `after` from the future is of another store, or of this one before it was restored.
+    /// Every change after `after`. An `after` from the future is of another store, or of this one
+    /// before it was restored.
     pub(super) fn events_after(&self, after: u64) -> Result<Vec<Arc<Event>>, WatchError> {
         if after < self.compacted || after > self.head {
             return Err(WatchError::Compacted { oldest: self.compacted });

@@ -1,4 +1,5 @@
-//! The laws of every store, and those of a file: durable, private, locked, checked, honest about a full disk.
+//! The laws of every store, and those of a file: durable, private, locked, checked, honest about a
+//! full disk.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;

@@ -1,8 +1,9 @@
 //! The one thread that writes.
 //!
-//! Takes every job that waits, applies them in one transaction in the order they came, commits, tells the watchers, and only then
-//! answers. A write that meets a conflict is answered so and takes nothing else with it; a disk error fails the whole group, because
-//! none of it is known to be durable.
+//! Takes every job that waits, applies them in one transaction in the order they came, commits,
+//! tells the watchers, and only then answers. A write that meets a conflict is answered so and
+//! takes nothing else with it; a disk error fails the whole group, because none of it is known to
+//! be durable.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
@@ -155,7 +156,8 @@ impl Writer {
         Ok(group.results)
     }
 
-    /// Opens the file afresh. Watchers are told to load everything when it stands elsewhere than they know.
+    /// Opens the file afresh. Watchers are told to load everything when it stands elsewhere than
+    /// they know.
     fn reopen(&self) -> Result<(), StoreError> {
         let mut database = self.file.database.write().unwrap_or_else(PoisonError::into_inner);
         // Released first: the file's lock is ours.
@@ -225,7 +227,8 @@ fn apply_writes(database: &Database, changes: &[PendingWrite]) -> Result<CommitG
     Ok(group)
 }
 
-/// One write inside the transaction. The outer error ends the transaction, the inner one is this write's own answer.
+/// One write inside the transaction. The outer error ends the transaction, the inner one is this
+/// write's own answer.
 fn apply_mutation(
     items: &mut Table<'_, &'static str, (u64, u64, &'static [u8])>,
     write: &Mutation,

@@ -1,6 +1,7 @@
 //! What the cluster was last known to hold, for people who ask while it cannot be reached.
 //!
-//! Filled by each load and by each event of a watch. Nothing that is written, and nothing that is pushed, rests on it.
+//! Filled by each load and by each event of a watch. Nothing that is written, and nothing that is
+//! pushed, rests on it.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -32,8 +33,8 @@ impl DocumentCache {
         self.lock().events
     }
 
-    /// Everything was read. An older revision is taken, too, for a cluster may be set back; unless an event that came in
-    /// during the load is newer than it.
+    /// Everything was read. An older revision is taken, too, for a cluster may be set back; unless
+    /// an event that came in during the load is newer than it.
     pub(super) fn replace(&self, loaded: &DocumentList, mark: u64) {
         let mut inner = self.lock();
         let overtaken = inner.events != mark

@@ -1,10 +1,13 @@
-//! The connection to the cluster: which endpoint is used now, whether it answers, and what is done when it does not.
+//! The connection to the cluster: which endpoint is used now, whether it answers, and what is done
+//! when it does not.
 //!
-//! One task keeps one endpoint connected. It asks a question every second that only a member with a leader and a majority can
-//! answer; an endpoint that fails to is left, and the others are tried at once. Everything else asks [`Link::connected`],
-//! which waits while another endpoint is being tried, and says no at once when none answers.
-//! Invariants: a connection has a number; whoever meets trouble on one says so with its number, and moves on with the next. What
-//! the log says is so already: a state is set before its line is written, because whoever reads the line acts on it.
+//! One task keeps one endpoint connected. It asks a question every second that only a member with a
+//! leader and a majority can answer; an endpoint that fails to is left, and the others are tried at
+//! once. Everything else asks [`Link::connected`], which waits while another endpoint is being
+//! tried, and says no at once when none answers. Invariants: a connection has a number; whoever
+//! meets trouble on one says so with its number, and moves on with the next. What the log says is
+//! so already: a state is set before its line is written, because whoever reads the line acts on
+//! it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -23,7 +26,8 @@ use crate::store::StoreError;
 
 /// Between two questions whether the endpoint still answers.
 const HEALTH_CHECK_INTERVAL: Duration = Duration::from_secs(1);
-/// For an answer to it; a healthy member takes milliseconds, one in the middle of an election a second or two.
+/// For an answer to it; a healthy member takes milliseconds, one in the middle of an election a
+/// second or two.
 const HEALTH_CHECK_TIMEOUT: Duration = Duration::from_secs(3);
 /// For a connection to one endpoint.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -50,7 +54,8 @@ pub(super) struct ConnectionSettings {
 /// A connection that answered when it was last asked.
 #[derive(Clone)]
 pub(super) struct EtcdConnection {
-    /// Which connection; grows. A new one may come while the one before still works: the certificate files changed.
+    /// Which connection; grows. A new one may come while the one before still works: the
+    /// certificate files changed.
     pub(super) id: u64,
     /// Which connection the endpoint was found with; grows when one was lost.
     epoch: u64,
@@ -144,7 +149,8 @@ impl ConnectionManager {
         self.shared.settings.security.files()
     }
 
-    /// The connection in use. While another endpoint is being tried it waits, at most as long as a call may take.
+    /// The connection in use. While another endpoint is being tried it waits, at most as long as a
+    /// call may take.
     ///
     /// # Errors
     /// At once when no endpoint answers.
@@ -163,7 +169,8 @@ impl ConnectionManager {
         Err(StoreError::Unavailable { what })
     }
 
-    /// Ends when this connection is lost. One that was replaced because the certificate files changed is not.
+    /// Ends when this connection is lost. One that was replaced because the certificate files
+    /// changed is not.
     pub(super) async fn wait_lost(&self, connected: &EtcdConnection) {
         let session = connected.epoch;
         let mut state = self.shared.state.subscribe();
@@ -180,14 +187,16 @@ impl ConnectionManager {
         drop(state.wait_for(other).await);
     }
 
-    /// Waits until an endpoint answers, however long that takes; `None` when the store is being closed.
+    /// Waits until an endpoint answers, however long that takes; `None` when the store is being
+    /// closed.
     pub(super) async fn wait_connected(&self) -> Option<EtcdConnection> {
         let mut state = self.shared.state.subscribe();
         let state = state.wait_for(|state| matches!(state, ConnectionState::Connected(_))).await.ok()?;
         if let ConnectionState::Connected(connected) = &*state { Some(connected.clone()) } else { None }
     }
 
-    /// A call failed on this connection: has the endpoint asked, and ends when it has answered or is lost.
+    /// A call failed on this connection: has the endpoint asked, and ends when it has answered or
+    /// is lost.
     pub(super) async fn check_health(&self, connected: &EtcdConnection) {
         let mut heard = self.shared.last_seen.subscribe();
         self.shared.health_check.notify_one();
@@ -353,8 +362,9 @@ impl FailoverTask {
         }
     }
 
-    /// Tries all endpoints at once, those that failed lately only when no other answers; the first to answer is taken, and one
-    /// of another cluster than before only when none of this one does: it may have been set up anew under another name.
+    /// Tries all endpoints at once, those that failed lately only when no other answers; the first
+    /// to answer is taken, and one of another cluster than before only when none of this one
+    /// does: it may have been set up anew under another name.
     async fn try_all(&mut self) -> Result<EtcdConnection, String> {
         self.refresh_files().await;
         self.files.mark_unchanged();
@@ -446,7 +456,8 @@ impl FailoverTask {
             .unwrap_or_else(|_| Err(format!("{}: no answer within {} s", endpoint.url(), patience.as_secs())))
     }
 
-    /// Reads a name that does not exist, as a member does that has a leader and a majority; gives the cluster's id.
+    /// Reads a name that does not exist, as a member does that has a leader and a majority; gives
+    /// the cluster's id.
     async fn ping(&self, client: &Client, nth: usize) -> Result<u64, String> {
         let endpoint = self.shared.settings.endpoints.get(nth);
         let patience = HEALTH_CHECK_TIMEOUT.min(self.shared.settings.timeout);

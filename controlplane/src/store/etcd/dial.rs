@@ -1,8 +1,8 @@
 //! Endpoint -> verified HTTP/2 connection, and every failure named by its step.
 //!
-//! Before the store and the probe. Addresses are looked up and connected to here, TLS is spoken here (`security`, `verifier`), the first
-//! answer is waited for (`stream`), and only then is there a channel; each time it reconnects it comes here again, with the files as they are
-//! then. Invariant: with `https://` no byte of HTTP/2 leaves before `pki` has accepted the server's certificate under the expected name,
+//! Before the store and the probe. Addresses are looked up and connected to here, TLS is spoken
+//! here (`security`, `verifier`), the first answer is waited for (`stream`), and only then is there
+//! a channel; each time it reconnects it comes here again, with the files as they are then. Invariant: with `https://` no byte of HTTP/2 leaves before `pki` has accepted the server's certificate under the expected name,
 //! unless `tls.verify` is literally false.
 
 use std::error::Error;
@@ -36,17 +36,20 @@ mod error;
 mod observer;
 mod verifier;
 
-/// etcd counts pings that come faster than every 5 seconds, or without a call in progress, and ends the connection at the third.
-/// For the same reason windows are fixed: an adaptive one measures with pings.
+/// etcd counts pings that come faster than every 5 seconds, or without a call in progress, and ends
+/// the connection at the third. For the same reason windows are fixed: an adaptive one measures
+/// with pings.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
-/// HTTP/2 windows: a whole prefix is read at once, up to tens of megabytes, and must neither wait for window updates nor hold up a watch.
+/// HTTP/2 windows: a whole prefix is read at once, up to tens of megabytes, and must neither wait
+/// for window updates nor hold up a watch.
 const STREAM_WINDOW: u32 = 16 << 20;
 const CONNECTION_WINDOW: u32 = 64 << 20;
 
 /// Connects, and waits until the server has shown that it accepts us and speaks HTTP/2.
 ///
-/// All steps together take at most `timeout`. The channel reconnects by itself when it is used after its connection ended.
+/// All steps together take at most `timeout`. The channel reconnects by itself when it is used
+/// after its connection ended.
 ///
 /// # Errors
 /// The step that failed, and why.
@@ -70,8 +73,8 @@ pub(crate) async fn connect(
     }
 }
 
-/// The step and cause behind an error of a later call: of a `tonic::Status`, an `etcd_client::Error` or what is below them. `None`: the
-/// server answered, and this is its answer.
+/// The step and cause behind an error of a later call: of a `tonic::Status`, an
+/// `etcd_client::Error` or what is below them. `None`: the server answered, and this is its answer.
 pub(crate) fn find_dial_error(error: &(dyn Error + 'static), endpoint: &Endpoint) -> Option<DialError> {
     let mut transport = false;
     for error in error_chain(error) {
@@ -89,7 +92,8 @@ pub(crate) fn find_dial_error(error: &(dyn Error + 'static), endpoint: &Endpoint
     transport.then(|| endpoint.last_failure().unwrap_or_else(|| closed_error(endpoint, error)))
 }
 
-/// Whether a call failed because no connection could be made for it: then not one byte of it was sent.
+/// Whether a call failed because no connection could be made for it: then not one byte of it was
+/// sent.
 pub(crate) fn was_not_sent(error: &(dyn Error + 'static)) -> bool {
     let found = error_chain(error).find_map(|error| error.downcast_ref::<DialError>());
     found.is_some_and(|failure| failure.problem.step() != DialStep::Established)
@@ -145,8 +149,8 @@ async fn wait_http2_ready(
 fn http2_endpoint(endpoint: &Endpoint) -> Result<tonic::transport::Endpoint, DialError> {
     let authority = endpoint.authority();
     let wrong = |error: String| endpoint.error(DialFailure::Url(error));
-    // `http`: to tonic, `https` would mean that TLS is its business. What requests say is `origin`; etcd looks for the client's
-    // certificate only if that is `https`.
+    // `http`: to tonic, `https` would mean that TLS is its business. What requests say is `origin`;
+    // etcd looks for the client's certificate only if that is `https`.
     let scheme = if endpoint.https() { "https" } else { "http" };
     let origin: Uri = format!("{scheme}://{authority}").parse().map_err(|error| wrong(format!("{error}")))?;
     let plain = tonic::transport::Endpoint::from_shared(format!("http://{authority}"))
@@ -203,7 +207,8 @@ async fn connect_observed(
     Ok(ObservedStream::new(wire, about, progress))
 }
 
-/// A connection for HTTP/1.1, which etcd speaks beside gRPC unless it is told not to. Secured like any other.
+/// A connection for HTTP/1.1, which etcd speaks beside gRPC unless it is told not to. Secured like
+/// any other.
 pub(super) async fn connect_http1(
     endpoint: &Endpoint,
     security: &ClientTls,

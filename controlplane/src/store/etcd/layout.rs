@@ -1,11 +1,13 @@
-//! Names in etcd, and what their values are: `{prefix}/{kind}/{id}` holds one document as JSON (contract 9.1), and
-//! `{prefix}/countersign/extensions/{kind}/{id}` the fields of it that an APISIX would refuse or not write back.
+//! Names in etcd, and what their values are: `{prefix}/{kind}/{id}` holds one document as JSON
+//! (contract 9.1), and `{prefix}/countersign/extensions/{kind}/{id}` the fields of it that an
+//! APISIX would refuse or not write back.
 //!
-//! Both are written in one transaction. The extension entry belongs to the document while it is not older than that document's
-//! creation: what an APISIX deletes and makes anew starts without. An APISIX reads nothing below `countersign/`.
+//! Both are written in one transaction. The extension entry belongs to the document while it is not
+//! older than that document's creation: what an APISIX deletes and makes anew starts without. An
+//! APISIX reads nothing below `countersign/`.
 //!
-//! The only file that knows the layout. Anybody may write into etcd, so nothing here fails: what is no document of ours is a
-//! placeholder, a stranger, or a document that will not compile.
+//! The only file that knows the layout. Anybody may write into etcd, so nothing here fails: what is
+//! no document of ours is a placeholder, a stranger, or a document that will not compile.
 
 use std::fmt::Write as _;
 
@@ -38,7 +40,8 @@ pub(super) const DIRECTORIES: [&str; 14] = [
     "graphql_cost_decorations",
 ];
 
-/// A value above this is not read: an Admin API takes 1.5 MiB, and sealing makes a document a little longer.
+/// A value above this is not read: an Admin API takes 1.5 MiB, and sealing makes a document a
+/// little longer.
 const VALUE_MAX: usize = (3 << 19) + (1 << 16);
 
 /// Where we keep what is no resource.
@@ -122,7 +125,8 @@ impl Layout {
         format!("{}{OWN_DIRECTORY}/control_plane_nodes/", self.root)
     }
 
-    /// Compared by each write, changed after each write of unknown outcome: so a late one cannot come through.
+    /// Compared by each write, changed after each write of unknown outcome: so a late one cannot
+    /// come through.
     pub(super) fn fence_key(&self) -> String {
         format!("{}{OWN_DIRECTORY}/fence", self.root)
     }
@@ -175,8 +179,8 @@ impl Layout {
     }
 }
 
-/// The key under which a document is blocked whose name is no id: the same on every control plane, and before all others, so that no
-/// other document with the same matchers is served in its place.
+/// The key under which a document is blocked whose name is no id: the same on every control plane,
+/// and before all others, so that no other document with the same matchers is served in its place.
 fn substitute_key(kind: Kind, name: &[u8]) -> Option<Key> {
     let mut id = "-misnamed-".to_owned();
     for byte in digest(&SHA256, name).as_ref().iter().take(SUBSTITUTE_DIGEST_BYTES) {
@@ -221,7 +225,8 @@ impl ExtensionEntry {
     }
 }
 
-/// A document and the entry beside it as two values: nothing to write beside it where it has no extension fields.
+/// A document and the entry beside it as two values: nothing to write beside it where it has no
+/// extension fields.
 pub(super) fn split_document(key: &Key, document: &Value) -> (String, Option<String>) {
     let mut document = document.clone();
     let beside = document.as_object_mut().and_then(|members| split(key.kind, members));
@@ -248,8 +253,9 @@ pub(super) fn merge_extension(
     stored
 }
 
-/// A document from its value. What is not JSON becomes a JSON text that says so: it is no object, so it is never served, is
-/// reported like any other document that cannot be, and stays in etcd as it is. What it was to take is blocked as far as it can be read.
+/// A document from its value. What is not JSON becomes a JSON text that says so: it is no object,
+/// so it is never served, is reported like any other document that cannot be, and stays in etcd as
+/// it is. What it was to take is blocked as far as it can be read.
 pub(super) fn decode_document(key: Key, value: &[u8], created: i64, modified: i64) -> StoredDocument {
     let parsed = if value.len() > VALUE_MAX {
         Err(format!("<{} bytes: more than {VALUE_MAX}>", value.len()))

@@ -1,7 +1,8 @@
 //! Who answers at an endpoint, and will it do? One connection, a few questions, nothing changed.
 //!
-//! `start` asks all endpoints when the control plane starts, and says what the contract wants said (9.2); `doctor` asks the same and then
-//! `rights` and `clock`. What is known of etcd's versions is in `version`.
+//! `start` asks all endpoints when the control plane starts, and says what the contract wants said
+//! (9.2); `doctor` asks the same and then `rights` and `clock`. What is known of etcd's versions is
+//! in `version`.
 
 pub(crate) mod clock;
 pub(crate) mod permissions;
@@ -23,8 +24,8 @@ const QUOTED: usize = 300;
 /// etcd's quota when nobody sets `--quota-backend-bytes`; versions before 3.6 do not tell theirs.
 const DEFAULT_QUOTA: u64 = 2 << 30;
 
-/// The longest that an endpoint is waited for here, whatever `timeout` says: a member that drops packets must not hold up the
-/// start of a control plane that the others would serve.
+/// The longest that an endpoint is waited for here, whatever `timeout` says: a member that drops
+/// packets must not hold up the start of a control plane that the others would serve.
 const ANSWER_MAX: Duration = Duration::from_secs(5);
 
 /// How to ask.

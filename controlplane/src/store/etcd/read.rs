@@ -1,7 +1,7 @@
 //! Reading: one document, a kind, everything at one revision, and what lies beside.
 //!
-//! Page by page, all pages at the revision of the first, so that neither a gigabyte of documents comes in one answer nor two
-//! halves of different moments are taken for one state.
+//! Page by page, all pages at the revision of the first, so that neither a gigabyte of documents
+//! comes in one answer nor two halves of different moments are taken for one state.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -56,7 +56,8 @@ impl Cluster {
         Ok(Some(layout::merge_extension(stored, extension.as_ref())))
     }
 
-    /// One document as it was at a revision, without what lies beside it; `None` in the outer place when that is compacted away.
+    /// One document as it was at a revision, without what lies beside it; `None` in the outer place
+    /// when that is compacted away.
     pub(super) async fn document_at(
         &self,
         key: &Key,
@@ -71,7 +72,8 @@ impl Cluster {
         })))
     }
 
-    /// The extension entries below a prefix at a revision; `None` when that is compacted away, or has not happened here.
+    /// The extension entries below a prefix at a revision; `None` when that is compacted away, or
+    /// has not happened here.
     pub(super) async fn extensions_at(
         &self,
         prefix: &str,
@@ -279,7 +281,8 @@ impl Cluster {
     }
 }
 
-/// The entries below a prefix, page by page, all at the revision of the first page or at a given one.
+/// The entries below a prefix, page by page, all at the revision of the first page or at a given
+/// one.
 struct Pages {
     from: Option<Vec<u8>>,
     end: String,
@@ -304,7 +307,8 @@ impl Pages {
     }
 }
 
-/// The end of the range of names that start with `prefix`, which ends in a slash: '0' is the next character.
+/// The end of the range of names that start with `prefix`, which ends in a slash: '0' is the next
+/// character.
 fn range_end(prefix: &str) -> String {
     format!("{}0", prefix.trim_end_matches('/'))
 }

@@ -1,5 +1,5 @@
-//! The laws of every store, and those of a cluster that may stop answering in the middle of a write. Against real etcd servers,
-//! through a network that does what a test wants.
+//! The laws of every store, and those of a cluster that may stop answering in the middle of a
+//! write. Against real etcd servers, through a network that does what a test wants.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -45,7 +45,8 @@ fn through(proxy: &Proxy) -> String {
     format!("http://{}", proxy.address())
 }
 
-/// A store on an endpoint behind the first proxy; the second one is another way, which is open only afterwards.
+/// A store on an endpoint behind the first proxy; the second one is another way, which is open only
+/// afterwards.
 async fn opened_with_another_way(server: &Server) -> (EtcdStore, Proxy, Proxy) {
     let (used, other) = (Proxy::to(server.address()).await, Proxy::to(server.address()).await);
     other.set(Network::Cut).await;
@@ -107,7 +108,8 @@ impl std::io::Write for Onlooker {
     }
 }
 
-/// Whoever reads in the log that etcd is back may write at once; it was told there before it was so.
+/// Whoever reads in the log that etcd is back may write at once; it was told there before it was
+/// so.
 #[tokio::test]
 async fn what_the_log_says_of_the_connection_is_so_already() {
     let (seen, mut lines) = unbounded_channel();
@@ -302,8 +304,8 @@ async fn a_write_that_is_held_up_is_made_again_and_comes_to_nothing_when_it_arri
     assert_eq!(versions(&mut keys, before, "/apisix/ssls/1").await, [json!({"v": 1}), Value::Null]);
 }
 
-/// The only endpoint falls silent: what is on its way is told as unknown, what comes later is refused at once, and people who ask
-/// are told what was last known.
+/// The only endpoint falls silent: what is on its way is told as unknown, what comes later is
+/// refused at once, and people who ask are told what was last known.
 #[tokio::test(flavor = "multi_thread")]
 async fn without_any_endpoint_writes_are_refused_at_once_and_memory_answers() {
     let server = Server::plain().await;

@@ -1,11 +1,13 @@
 //! Watching: every change below the prefix after a revision, from the member that is in use.
 //!
-//! One task a watch. When the connection is replaced, or nothing came for a while, the watch is opened again from the next
-//! revision, which leaves no gap. When the connection was lost it ends with an error instead: the cluster may have been set back
-//! meanwhile, and only reading everything tells.
+//! One task a watch. When the connection is replaced, or nothing came for a while, the watch is
+//! opened again from the next revision, which leaves no gap. When the connection was lost it ends
+//! with an error instead: the cluster may have been set back meanwhile, and only reading everything
+//! tells.
 //!
-//! A document and its extension entry are told as one: the watch knows the entries as they were when it began, and each change of
-//! one since. Our own writes change both in one revision; another program changes the document alone, and what lies beside it stays.
+//! A document and its extension entry are told as one: the watch knows the entries as they were
+//! when it began, and each change of one since. Our own writes change both in one revision; another
+//! program changes the document alone, and what lies beside it stays.
 
 use std::collections::HashMap;
 use std::sync::Weak;
@@ -90,7 +92,8 @@ impl Cluster {
                 Ok(Some(Ok(response))) => response,
                 Ok(Some(Err(error))) => return self.watch_failed(&connected, &error).await,
                 Ok(None) => return unavailable("etcd ended the watch".to_owned()),
-                // Nothing came: asking again from the next revision is cheap, and finds a watch that died silently.
+                // Nothing came: asking again from the next revision is cheap, and finds a watch that died
+                // silently.
                 Err(_) => return RoundEnd::Reopen,
             };
             if let Some(ended) = self.handle_response(&response, known, sender).await {
@@ -99,7 +102,8 @@ impl Cluster {
         }
     }
 
-    /// Reads the extension entries as they were at the revision that was seen, unless they are known.
+    /// Reads the extension entries as they were at the revision that was seen, unless they are
+    /// known.
     async fn load_extensions(&self, known: &mut WatchPosition) -> Result<(), RoundEnd> {
         if known.extensions.is_some() {
             return Ok(());
@@ -119,7 +123,8 @@ impl Cluster {
         Ok(())
     }
 
-    /// A connection that was replaced still has its cluster; one that was lost may come back to another.
+    /// A connection that was replaced still has its cluster; one that was lost may come back to
+    /// another.
     async fn connection_replaced(&self, connected: &EtcdConnection) -> RoundEnd {
         match self.connections.current().await {
             Ok(now) if now.same_epoch(connected) => RoundEnd::Reopen,
@@ -166,7 +171,8 @@ impl Cluster {
         sender.send(Ok(events)).await.is_err().then_some(RoundEnd::ReaderGone)
     }
 
-    /// A read at a revision that is compacted away, or has not happened here: from the present one a watch can start.
+    /// A read at a revision that is compacted away, or has not happened here: from the present one
+    /// a watch can start.
     async fn compacted_at_head(&self) -> RoundEnd {
         match self.mod_revision(self.layout.fence_key()).await {
             Ok((_, present)) => compacted(present),

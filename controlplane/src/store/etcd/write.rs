@@ -1,9 +1,12 @@
-//! Writing: each change is one transaction that compares what its writer believes, and is never repeated blindly.
+//! Writing: each change is one transaction that compares what its writer believes, and is never
+//! repeated blindly.
 //!
-//! A write of which no answer came may have been made, or may still be made: its bytes may lie in the memory of a member that is
-//! paused. So each write also compares the *fence*, a name that nobody writes otherwise. After a write of unknown outcome the
-//! fence is written: what is then still on its way fails, and what is read then is final. Invariant: an outcome that is told is
-//! final; where it cannot be made so because no endpoint answers, [`StoreError::Unknown`] says that.
+//! A write of which no answer came may have been made, or may still be made: its bytes may lie in
+//! the memory of a member that is paused. So each write also compares the *fence*, a name that
+//! nobody writes otherwise. After a write of unknown outcome the fence is written: what is then
+//! still on its way fails, and what is read then is final. Invariant: an outcome that is told is
+//! final; where it cannot be made so because no endpoint answers, [`StoreError::Unknown`] says
+//! that.
 
 use std::num::NonZeroU32;
 use std::sync::Arc;
@@ -24,7 +27,8 @@ use crate::store::{CommitResult, InternalKey, Mutation, Precondition, StoreError
 /// Rounds in which a write that takes whatever is there lost against others, or the fence moved.
 const WRITE_ATTEMPTS: usize = 64;
 
-/// The fence as this process last saw it: its modification revision, 0 before it exists; negative: not read yet.
+/// The fence as this process last saw it: its modification revision, 0 before it exists; negative:
+/// not read yet.
 pub(super) struct Fence(AtomicI64);
 
 impl Default for Fence {
@@ -34,8 +38,8 @@ impl Default for Fence {
 }
 
 impl Attempt<'_> {
-    /// What the events of whole revisions say that this write did, if it is among them: it wrote these values upon what the writer
-    /// believed.
+    /// What the events of whole revisions say that this write did, if it is among them: it wrote
+    /// these values upon what the writer believed.
     fn find_in(&self, events: &[Event], layout: &Layout) -> Option<CommitResult> {
         let committed = events.iter().find_map(|event| self.match_event(event, layout))?;
         let Some(name) = layout.extension_key(self.key).filter(|_| self.value.is_some()) else {
@@ -88,7 +92,8 @@ struct Attempt<'a> {
     extension: Option<&'a str>,
     /// The modification revision that is compared; 0: the document does not exist.
     expected_mod_revision: i64,
-    /// The newest modification of the extension entry that the writer has seen; `None`: whatever lies there is replaced.
+    /// The newest modification of the extension entry that the writer has seen; `None`: whatever
+    /// lies there is replaced.
     extension_mod_revision: Option<i64>,
     /// A revision that the store had before this was sent.
     start_revision: i64,
@@ -150,7 +155,8 @@ impl Cluster {
         Err(StoreError::Conflict)
     }
 
-    /// The revision that last changed a document, where a newer one changed only what lies beside it and the writer has seen that.
+    /// The revision that last changed a document, where a newer one changed only what lies beside
+    /// it and the writer has seen that.
     async fn extension_only_change(&self, key: &Key, seen: u64) -> Result<Option<i64>, StoreError> {
         let Some(name) = self.layout.extension_key(key) else { return Ok(None) };
         let (beside, _) = self.mod_revision(name).await?;
@@ -212,8 +218,8 @@ impl Cluster {
                 compares.push(Compare::mod_revision(name.as_str(), CompareOp::Less, seen + 1));
             }
             operations.push(match attempt.extension {
-                // Without the document's time to live: what outlives it here belongs to nothing, and what ended before it would
-                // leave it without protection.
+                // Without the document's time to live: what outlives it here belongs to nothing, and what
+                // ended before it would leave it without protection.
                 Some(beside) => TxnOp::put(name, beside, None),
                 None => TxnOp::delete(name, None),
             });
@@ -296,8 +302,8 @@ impl Cluster {
         Ok(granted.map_err(late)?.map_err(|error| self.unavailable(connected, &error))?.id())
     }
 
-    /// Moves the fence, so that nothing from before can still come through, and reads what became of the write. An error only
-    /// when no endpoint answers.
+    /// Moves the fence, so that nothing from before can still come through, and reads what became
+    /// of the write. An error only when no endpoint answers.
     async fn resolve_unknown(&self, attempt: &Attempt<'_>) -> Result<TxnOutcome, StoreError> {
         let name = self.layout.fence_key();
         let moved = self.call(|mut kv: KvClient| {
@@ -312,8 +318,8 @@ impl Cluster {
         Ok(made.map_or(TxnOutcome::Fenced, TxnOutcome::Committed))
     }
 
-    /// Goes through all that happened below the prefix from before the write was sent until the fence was moved; `None`: the
-    /// write was not among it.
+    /// Goes through all that happened below the prefix from before the write was sent until the
+    /// fence was moved; `None`: the write was not among it.
     async fn find_committed(
         &self,
         attempt: &Attempt<'_>,
@@ -348,7 +354,8 @@ impl Cluster {
         }
     }
 
-    /// A write whose outcome nobody could be told: when an endpoint answers again, nothing of it comes any more.
+    /// A write whose outcome nobody could be told: when an endpoint answers again, nothing of it
+    /// comes any more.
     fn resolve_in_background(self: &Arc<Self>, attempt: &Attempt<'_>) {
         let cluster = Arc::downgrade(self);
         let (key, value) = (attempt.key.clone(), attempt.value.map(str::to_owned));
@@ -383,7 +390,8 @@ impl Cluster {
         });
     }
 
-    /// Takes a revision as an id, as an APISIX does (contract 2.3). Taking one too many does no harm.
+    /// Takes a revision as an id, as an APISIX does (contract 2.3). Taking one too many does no
+    /// harm.
     pub(super) async fn reserve_id(&self) -> Result<u64, StoreError> {
         let name = self.layout.sequence_key();
         let taken = self.call(|mut kv: KvClient| {
@@ -394,7 +402,8 @@ impl Cluster {
         Ok(layout::from_etcd_revision(taken.header().map_or(0, etcd_client::ResponseHeader::revision)))
     }
 
-    /// Replaces a private entry. Not asked again without an answer: its writer reads before it tries once more.
+    /// Replaces a private entry. Not asked again without an answer: its writer reads before it
+    /// tries once more.
     pub(super) async fn swap_internal_entry(
         &self,
         what: InternalKey,
@@ -537,7 +546,8 @@ mod tests {
         );
     }
 
-    /// Two writers may write the same document in the same second, with other things beside it: only one of them has done so.
+    /// Two writers may write the same document in the same second, with other things beside it:
+    /// only one of them has done so.
     #[tokio::test(flavor = "multi_thread")]
     async fn a_write_is_known_by_what_lies_beside_it() {
         let server = Server::plain().await;

@@ -1,7 +1,9 @@
-//! The verified client as headers: RFC 9440, Envoy's `X-Forwarded-Client-Cert`, nginx's usual `X-SSL-Client-*`.
+//! The verified client as headers: RFC 9440, Envoy's `X-Forwarded-Client-Cert`, nginx's usual
+//! `X-SSL-Client-*`.
 //!
-//! Each form is made once a connection and set by copying a handle. Invariant: a value is printable ASCII of at most
-//! [`VALUE_MAX`] bytes, or the header is left out with a line in the log: nothing is cut, for half a name is another name.
+//! Each form is made once a connection and set by copying a handle. Invariant: a value is printable
+//! ASCII of at most [`VALUE_MAX`] bytes, or the header is left out with a line in the log: nothing
+//! is cut, for half a name is another name.
 
 use std::cell::OnceCell;
 
@@ -125,8 +127,8 @@ fn xfcc(forward: ForwardedHeaders, verified: &VerifiedClient, site: Option<&Ssl>
     pairs.join(";")
 }
 
-/// A key with its value, quoted where Envoy's rules ask for it. `"` and `\` are legal in neither a URI nor a DNS name, and parsers disagree
-/// about them: such a value is left out.
+/// A key with its value, quoted where Envoy's rules ask for it. `"` and `\` are legal in neither a
+/// URI nor a DNS name, and parsers disagree about them: such a value is left out.
 fn xfcc_pair(key: &'static str, value: &str) -> Option<String> {
     if value.contains(['"', '\\']) || !value.bytes().all(|byte| (0x20..0x7f).contains(&byte)) {
         tracing::warn!(
@@ -140,8 +142,8 @@ fn xfcc_pair(key: &'static str, value: &str) -> Option<String> {
     Some(if quoted { format!("{key}=\"{value}\"") } else { format!("{key}={value}") })
 }
 
-/// RFC 2253 text without quotation marks and doubled backslashes: both have another spelling (`\22`, `\5C`) that no parser of quoted
-/// text can take for the end of it.
+/// RFC 2253 text without quotation marks and doubled backslashes: both have another spelling
+/// (`\22`, `\5C`) that no parser of quoted text can take for the end of it.
 fn escape_quoted(name: &str) -> String {
     let mut out = String::with_capacity(name.len());
     let mut characters = name.chars();

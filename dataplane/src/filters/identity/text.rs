@@ -1,4 +1,5 @@
-//! Pieces of a certificate as text for headers and variables: dates, fingerprints, escaped PEM. What comes out is printable ASCII.
+//! Pieces of a certificate as text for headers and variables: dates, fingerprints, escaped PEM.
+//! What comes out is printable ASCII.
 
 use std::fmt::Write as _;
 
@@ -8,7 +9,8 @@ use time::OffsetDateTime;
 use time::format_description::BorrowedFormatItem;
 use time::macros::format_description;
 
-/// Everything but the unreserved characters of RFC 3986: what nginx escapes in `$ssl_client_escaped_cert`.
+/// Everything but the unreserved characters of RFC 3986: what nginx escapes in
+/// `$ssl_client_escaped_cert`.
 const COMPONENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
 /// As OpenSSL prints times: `Nov 25 19:49:56 2026 GMT`.

@@ -1,8 +1,8 @@
 //! One request of a connection: from its head to the answer's.
 //!
 //! [`answer`]: target -> admitted -> headers -> destination -> permitted -> identity headers -> upstream. The only
-//! place that knows the order of these stages. Invariant: nothing of a request is forwarded that was
-//! not judged, and a refusal says only its status.
+//! place that knows the order of these stages. Invariant: nothing of a request is forwarded that
+//! was not judged, and a refusal says only its status.
 
 use std::mem;
 use std::sync::Arc;
@@ -153,7 +153,8 @@ async fn forward(
 }
 
 impl Connection {
-    /// Whether this client may ask for this target, under the newest policies, and who it is for this request.
+    /// Whether this client may ask for this target, under the newest policies, and who it is for
+    /// this request.
     fn authorize(
         &self,
         snapshot: &Snapshot,
@@ -212,7 +213,8 @@ impl Connection {
         })
     }
 
-    /// What the forwarded headers are made from. Trusted is the connection's peer, whoever it speaks for.
+    /// What the forwarded headers are made from. Trusted is the connection's peer, whoever it
+    /// speaks for.
     fn forwarded<'a>(&'a self, target: &'a RequestTarget, remote: &ClientAddress) -> ForwardedContext<'a> {
         let rules = &self.worker.shared.config;
         let (trusted, real_ip) = (rules.trusted_addresses.as_deref(), rules.real_ip.as_ref());
@@ -264,7 +266,8 @@ impl Connection {
         Ok(found)
     }
 
-    /// Tells the upstream who the client is, then rewrites what the route wants rewritten. Gives the path to forward.
+    /// Tells the upstream who the client is, then rewrites what the route wants rewritten. Gives
+    /// the path to forward.
     fn rewrite_request(
         &self,
         parts: &mut Parts,

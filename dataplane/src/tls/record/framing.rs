@@ -1,7 +1,9 @@
-//! Where one record ends and the next begins (RFC 8446 section 5.1), whatever the pieces in which they come.
+//! Where one record ends and the next begins (RFC 8446 section 5.1), whatever the pieces in which
+//! they come.
 //!
-//! rustls is fed one encrypted record at a time by it, so that it never holds a part of the next one: whoever takes over from it
-//! finds what follows in the pump. What is in the clear belongs to the handshake, and may as well come with what follows.
+//! rustls is fed one encrypted record at a time by it, so that it never holds a part of the next
+//! one: whoever takes over from it finds what follows in the pump. What is in the clear belongs to
+//! the handshake, and may as well come with what follows.
 
 use super::APPLICATION_DATA;
 
@@ -19,7 +21,8 @@ pub struct RecordFraming {
 }
 
 impl RecordFraming {
-    /// Goes on to the end of the next encrypted record, or of the data; gives how many bytes that were.
+    /// Goes on to the end of the next encrypted record, or of the data; gives how many bytes that
+    /// were.
     pub fn advance(&mut self, data: &[u8]) -> usize {
         let mut rest = data;
         while !rest.is_empty() {
@@ -30,7 +33,8 @@ impl RecordFraming {
         data.len() - rest.len()
     }
 
-    /// Goes on to the end of the header, of the record, or of the data; the record's type if it was its end.
+    /// Goes on to the end of the header, of the record, or of the data; the record's type if it was
+    /// its end.
     fn advance_part(&mut self, data: &mut &[u8]) -> Option<u8> {
         if let Some(header) = self.header.get_mut(self.header_len..).filter(|header| !header.is_empty()) {
             let (now, later) = data.split_at(header.len().min(data.len()));

@@ -1,6 +1,7 @@
 //! What comes: records of the peer's, put together, opened and looked at.
 //!
-//! Invariant: nothing of a record is used before it has proved authentic, and after an error nothing is read any more.
+//! Invariant: nothing of a record is used before it has proved authentic, and after an error
+//! nothing is read any more.
 
 use std::io;
 
@@ -15,10 +16,12 @@ use crate::tls::transport::PlaintextState;
 
 /// NewSessionTicket (RFC 8446 section 4.6.1), which a server may send at any time.
 const NEW_SESSION_TICKET: u8 = 4;
-/// The longest handshake message that is read, as in rustls: a ticket may not be longer because rustls has left. Bytes.
+/// The longest handshake message that is read, as in rustls: a ticket may not be longer because
+/// rustls has left. Bytes.
 const MESSAGE_MAX: usize = 0xffff;
 
-/// The handshake messages that may still come, whatever the records in which they do: KeyUpdate, and to a client tickets.
+/// The handshake messages that may still come, whatever the records in which they do: KeyUpdate,
+/// and to a client tickets.
 pub(super) struct PostHandshakeMessages {
     side: Side,
     header: [u8; KEY_UPDATE.len()],
@@ -29,7 +32,8 @@ pub(super) struct PostHandshakeMessages {
 }
 
 impl RecordLayer {
-    /// Takes ciphertext to the end of a record, and says how much; none given means that the peer has ended its direction.
+    /// Takes ciphertext to the end of a record, and says how much; none given means that the peer
+    /// has ended its direction.
     pub fn read_tls(&mut self, data: &[u8]) -> usize {
         match self.peer {
             PeerState::Talks if data.is_empty() => self.peer = PeerState::Truncated,
@@ -46,7 +50,8 @@ impl RecordLayer {
         data.len() - rest.len()
     }
 
-    /// What the record under way lacks to be whole, or to have a header. One that is too long is never made whole.
+    /// What the record under way lacks to be whole, or to have a header. One that is too long is
+    /// never made whole.
     fn bytes_missing(&mut self) -> usize {
         let Some(header) = self.record.first_chunk::<HEADER>() else { return HEADER - self.record.len() };
         let (whole, there) = (HEADER + body_len(*header), self.record.len());
@@ -190,8 +195,8 @@ impl PostHandshakeMessages {
         self.header_len == 0
     }
 
-    /// Reads what a record holds of them; what a KeyUpdate requests, if it ends one. That must end with the record, because the
-    /// next one has another key (RFC 8446 section 5.1).
+    /// Reads what a record holds of them; what a KeyUpdate requests, if it ends one. That must end
+    /// with the record, because the next one has another key (RFC 8446 section 5.1).
     fn read(&mut self, mut content: &[u8]) -> Result<Option<u8>, RecordError> {
         while let Some((&byte, rest)) = content.split_first() {
             if self.body_missing > 0 {

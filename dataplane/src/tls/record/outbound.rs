@@ -1,7 +1,8 @@
 //! What goes: data and messages of our own, sealed at the end of what is to be sent.
 //!
-//! Invariant: no key seals more records than its suite allows; the last one says that another key follows. A KeyUpdate that the
-//! peer has requested goes before the next data (RFC 8446 section 4.6.3).
+//! Invariant: no key seals more records than its suite allows; the last one says that another key
+//! follows. A KeyUpdate that the peer has requested goes before the next data (RFC 8446 section
+//! 4.6.3).
 
 use std::io;
 
@@ -115,7 +116,8 @@ pub(super) fn say(
     end(start, kind, out, seal)
 }
 
-/// Seals the record that begins at `start`. What cannot be sealed is taken back: it must never go out as it is.
+/// Seals the record that begins at `start`. What cannot be sealed is taken back: it must never go
+/// out as it is.
 fn end(
     start: usize,
     kind: u8,

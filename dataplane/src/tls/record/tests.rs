@@ -1,4 +1,5 @@
-//! The other side is rustls: what we say it understands, and what it says we do; and whatever it would not say ends the connection.
+//! The other side is rustls: what we say it understands, and what it says we do; and whatever it
+//! would not say ends the connection.
 
 use std::io;
 
@@ -294,7 +295,8 @@ fn tickets_are_for_clients_and_passed_over() {
     amid.refuses(RecordError::Unexpected(APPLICATION_DATA), Some(10));
 }
 
-/// RFC 8446 section 5.4: content, type and padding are 2^14 + 1 bytes at most, however they share them.
+/// RFC 8446 section 5.4: content, type and padding are 2^14 + 1 bytes at most, however they share
+/// them.
 #[test]
 fn content_type_and_padding_have_one_bound() {
     for content in [0, 4, 1000, FRAGMENT_MAX - 1, FRAGMENT_MAX, FRAGMENT_MAX + 1, BODY_MAX - TAG - 1] {

@@ -1,8 +1,9 @@
-//! One direction of a TLS 1.3 connection: its traffic secret, the record key made from it, and the number of the next record
-//! (RFC 8446 sections 5.3, 7.2 and 7.3).
+//! One direction of a TLS 1.3 connection: its traffic secret, the record key made from it, and the
+//! number of the next record (RFC 8446 sections 5.3, 7.2 and 7.3).
 //!
-//! Invariants: a record key always belongs to the secret beside it. A secret is replaced by the next one when that is derived, and
-//! a number only grows, so no two records are sealed with one key and one number.
+//! Invariants: a record key always belongs to the secret beside it. A secret is replaced by the
+//! next one when that is derived, and a number only grows, so no two records are sealed with one
+//! key and one number.
 
 use aws_lc_rs::aead::{self, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use aws_lc_rs::constant_time::verify_slices_are_equal;
@@ -36,8 +37,8 @@ pub(super) struct RecordKey {
 }
 
 impl TrafficKeys {
-    /// Goes on with the key that rustls has used for `sequence` records: that of `first`, or, after KeyUpdates, of a secret that
-    /// follows from it.
+    /// Goes on with the key that rustls has used for `sequence` records: that of `first`, or, after
+    /// KeyUpdates, of a secret that follows from it.
     ///
     /// # Errors
     /// [`RecordError::Keys`]: the key belongs to none of the first secrets.

@@ -1,7 +1,8 @@
 //! The traffic secrets of a handshake, as rustls tells them while it computes them.
 //!
-//! rustls gives the keys of a connection away, but not what the next ones are made from when a client asks for new ones (RFC 8446
-//! section 7.2). Its log of keys is told those; nothing here writes any of them anywhere. Invariant: outside of [`overhear`] nothing is kept, and
+//! rustls gives the keys of a connection away, but not what the next ones are made from when a
+//! client asks for new ones (RFC 8446 section 7.2). Its log of keys is told those; nothing here
+//! writes any of them anywhere. Invariant: outside of [`overhear`] nothing is kept, and
 //! what is kept is wiped when it goes.
 
 use std::cell::{Cell, RefCell};
@@ -33,7 +34,8 @@ pub struct TrafficSecrets {
     pub(super) server: OkmBlock,
 }
 
-/// Runs a step of a handshake and keeps what rustls tells meanwhile, if that is all; not where it has been told already.
+/// Runs a step of a handshake and keeps what rustls tells meanwhile, if that is all; not where it
+/// has been told already.
 pub fn capture_traffic_secrets<T>(traffic: &mut Option<TrafficSecrets>, step: impl FnOnce() -> T) -> T {
     if traffic.is_some() {
         return step();
@@ -57,7 +59,8 @@ pub enum RecordLayerKind {
 }
 
 impl RecordLayerKind {
-    /// Whether a connection may be asked for its keys (`enable_secret_extraction` of a configuration).
+    /// Whether a connection may be asked for its keys (`enable_secret_extraction` of a
+    /// configuration).
     pub fn extracts_secrets(self) -> bool {
         self == Self::Own
     }

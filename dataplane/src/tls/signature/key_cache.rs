@@ -1,8 +1,10 @@
-//! The keys of clients that come back, ready for use: reading one costs a tenth of the check it is needed for.
+//! The keys of clients that come back, ready for use: reading one costs a tenth of the check it is
+//! needed for.
 //!
-//! Only what `signature` has read and used before comes here, with the scheme it was used in; whether a signature is good is computed
-//! each time. Bounded: a fixed number of slots, each held by the last client that fell into it, and no leaf larger than [`LEAF_MAX`]:
-//! where a site lets everybody shake hands, strangers come here too.
+//! Only what `signature` has read and used before comes here, with the scheme it was used in;
+//! whether a signature is good is computed each time. Bounded: a fixed number of slots, each held
+//! by the last client that fell into it, and no leaf larger than [`LEAF_MAX`]: where a site lets
+//! everybody shake hands, strangers come here too.
 
 use std::cell::RefCell;
 
@@ -12,7 +14,8 @@ use rustls::pki_types::CertificateDer;
 
 /// Clients a worker knows; one takes about 1 KiB.
 const SLOTS: usize = 1024;
-/// The largest leaf that is remembered, in bytes; usual ones have 500 to 2000. A message may hold 64 KiB of it.
+/// The largest leaf that is remembered, in bytes; usual ones have 500 to 2000. A message may hold
+/// 64 KiB of it.
 pub(super) const LEAF_MAX: usize = 4 * 1024;
 
 thread_local! {

@@ -1,9 +1,11 @@
 //! The keys of a site's tickets: named for as long as the ring stays, made when one is needed.
 //!
-//! A key that is ready for use takes 600 bytes, and a site has one for each secret of the ring; of a million sites few are busy at a time.
-//! So a site keeps the names, by which tickets are told, and each core the keys that it used last ([`READY`]).
-//! Invariant: which keys are good is read from the site's names, which follow the newest ring. A core's keys are looked up by such a name
-//! (names of two sites differ as their keys do), and all of them are dropped when it meets another ring.
+//! A key that is ready for use takes 600 bytes, and a site has one for each secret of the ring; of
+//! a million sites few are busy at a time. So a site keeps the names, by which tickets are told,
+//! and each core the keys that it used last ([`READY`]). Invariant: which keys are good is read
+//! from the site's names, which follow the newest ring. A core's keys are looked up by such a name
+//! (names of two sites differ as their keys do), and all of them are dropped when it meets another
+//! ring.
 
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -40,7 +42,8 @@ pub(super) struct TicketKey<'a> {
 impl TicketKeys {
     /// Those of the site with this binding.
     pub(super) fn new(ring: &Arc<TicketRing>, binding: &[u8]) -> Self {
-        // `None` never in practice: the names are short enough for HKDF (RFC 5869 section 2.3). Without them: no tickets.
+        // `None` never in practice: the names are short enough for HKDF (RFC 5869 section 2.3). Without
+        // them: no tickets.
         let names = ring.secrets.iter().map(|secret| derive_name(secret, binding)).collect::<Option<_>>();
         Self { ring: Arc::clone(ring), names: names.unwrap_or_default() }
     }

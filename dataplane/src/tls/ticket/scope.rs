@@ -1,8 +1,10 @@
-//! What one handshake knows of resuming, handed to the callbacks of rustls, which are told nothing about the client.
+//! What one handshake knows of resuming, handed to the callbacks of rustls, which are told nothing
+//! about the client.
 //!
-//! Handshakes of one core take turns, so the state belongs to the handshake, whose driver lends it to the thread for each
-//! step ([`Resumption::during`]). Invariant: outside of a step no ticket is sealed or opened; a session that was resumed is
-//! never sealed for longer than the ticket it came from, and one whose client was refused is not sealed at all.
+//! Handshakes of one core take turns, so the state belongs to the handshake, whose driver lends it
+//! to the thread for each step ([`Resumption::during`]). Invariant: outside of a step no ticket is
+//! sealed or opened; a session that was resumed is never sealed for longer than the ticket it came
+//! from, and one whose client was refused is not sealed at all.
 
 use std::cell::RefCell;
 
@@ -90,8 +92,9 @@ impl HandshakeState {
         Self::with(|current| current.evidence = ClientEvidence::Rejected);
     }
 
-    /// A ticket opened. rustls asks one after the other and resumes with the last one it got, or not at all: then what this
-    /// bounds is a new session, too tightly at worst. Whether there is a handshake to remember it.
+    /// A ticket opened. rustls asks one after the other and resumes with the last one it got, or
+    /// not at all: then what this bounds is a new session, too tightly at worst. Whether there
+    /// is a handshake to remember it.
     pub(super) fn ticket_accepted(window: ValidityPeriod) -> bool {
         Self::with(|current| {
             current.evidence = ClientEvidence::Ticket(window);
@@ -103,7 +106,8 @@ impl HandshakeState {
         Self::with(|current| current.ticket_rejections.push(refusal));
     }
 
-    /// The window to seal now, at most `lifetime` seconds long; `None` when this session is not to be resumed.
+    /// The window to seal now, at most `lifetime` seconds long; `None` when this session is not to
+    /// be resumed.
     pub(super) fn ticket_validity(insists: bool, now: u64, lifetime: u32) -> Option<ValidityPeriod> {
         Self::with(|current| {
             let window = match current.evidence {

@@ -1,8 +1,9 @@
 //! One connection of rustls', and what is needed to go on without it.
 //!
-//! It is fed one encrypted record at a time, so that nothing that belongs to the next record is ever inside; and its first traffic
-//! secrets are kept. Invariant: it is left only between two records and two handshake messages, and while its keys follow from
-//! those secrets in at most [`UPDATES_MAX`] steps.
+//! It is fed one encrypted record at a time, so that nothing that belongs to the next record is
+//! ever inside; and its first traffic secrets are kept. Invariant: it is left only between two
+//! records and two handshake messages, and while its keys follow from those secrets in at most
+//! [`UPDATES_MAX`] steps.
 
 use std::io::{self, BufRead as _};
 
@@ -62,8 +63,9 @@ impl RustlsConnection {
         advanced.inspect_err(|_| self.secrets = None)
     }
 
-    /// Goes on behind the handshake, and notes whether a whole record brought data. It did not if it was of messages, which may
-    /// end in the next one; data comes only between two messages (RFC 8446 section 5.1).
+    /// Goes on behind the handshake, and notes whether a whole record brought data. It did not if
+    /// it was of messages, which may end in the next one; data comes only between two messages
+    /// (RFC 8446 section 5.1).
     fn process_established(&mut self) -> Result<(), Error> {
         let there = self.connection.process_new_packets()?.plaintext_bytes_to_read();
         if self.framing.is_at_boundary() {

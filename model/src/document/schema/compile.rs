@@ -1,5 +1,5 @@
-//! Schema file -> compiled schema. Strict: what the evaluator would not judge is refused here, so that no rule
-//! in a file is ever silently without effect.
+//! Schema file -> compiled schema. Strict: what the evaluator would not judge is refused here, so
+//! that no rule in a file is ever silently without effect.
 
 use regex::Regex;
 use serde_json::Value;

@@ -1,5 +1,5 @@
-//! What the Admin API says (contract 4.1, 3.2, 3.3; the cases' numbers are those of the reference cases), and
-//! what we refuse beyond it.
+//! What the Admin API says (contract 4.1, 3.2, 3.3; the cases' numbers are those of the reference
+//! cases), and what we refuse beyond it.
 
 use pki::ca::{Authority, AuthoritySpec, KeyAlgorithm, LeafSpec};
 use rustls_pki_types::UnixTime;

@@ -1,5 +1,5 @@
-//! Rules that a `%2F` passes by while `match_uri_encoded_slash` is on: `/admin%2Fx` is no path of `/admin/*`, so a broader route takes
-//! it, and an upstream that decodes it serves `/admin/x`.
+//! Rules that a `%2F` passes by while `match_uri_encoded_slash` is on: `/admin%2Fx` is no path of
+//! `/admin/*`, so a broader route takes it, and an upstream that decodes it serves `/admin/x`.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -74,7 +74,8 @@ impl<'a> BroaderRoutes<'a> {
         made
     }
 
-    /// A route of the same hosts that takes such paths and does not refuse everybody whom this one refuses; with the member that does.
+    /// A route of the same hosts that takes such paths and does not refuse everybody whom this one
+    /// refuses; with the member that does.
     fn find_for(&self, snapshot: &Snapshot, route: &Route) -> Option<(&'static str, &'a Route)> {
         let hosts = snapshot.hosts(route);
         let differs = |other: &'a Arc<Route>| {
@@ -111,7 +112,8 @@ fn all_exact(hosts: &[HostPattern]) -> bool {
     !hosts.is_empty() && names(hosts).count() == hosts.len()
 }
 
-/// Whether a path of `route` with `%2F` for one of its slashes may fit `broader`, which begins before that slash.
+/// Whether a path of `route` with `%2F` for one of its slashes may fit `broader`, which begins
+/// before that slash.
 fn matches_encoded(broader: &Route, route: &Route) -> bool {
     broader.uris.iter().filter(|uri| !uri.is_exact()).any(|wide| {
         let rest = |uri: &UriPattern| uri.as_str().strip_prefix(wide.prefix()).map(|rest| rest.contains('/'));

@@ -1,4 +1,5 @@
-//! How much a stranger can make us compute before we know who it is: counted in signatures, for a count is the same on every machine.
+//! How much a stranger can make us compute before we know who it is: counted in signatures, for a
+//! count is the same on every machine.
 
 use super::*;
 use crate::signature::VERIFICATIONS;
@@ -10,8 +11,8 @@ fn counted(policy: &ClientAuth, chain: &[Certificate]) -> (Result<VerifiedClient
     (verdict, VERIFICATIONS.get() - before)
 }
 
-/// A hundred CAs of one name, all signed by each other's name, whose issuer is an anchor's name too: nothing can be left out by names,
-/// so the budget must end it.
+/// A hundred CAs of one name, all signed by each other's name, whose issuer is an anchor's name
+/// too: nothing can be left out by names, so the budget must end it.
 #[test]
 fn a_maze_with_a_painted_exit_ends_soon() {
     let real = root();
@@ -27,8 +28,8 @@ fn a_maze_with_a_painted_exit_ends_soon() {
     assert!(matches!(error, VerifyError::BudgetExceeded { checks: 1..=100 }), "{error}");
 }
 
-/// Ten CAs that all certified each other, one of them also by the name of an anchor: all signatures are good, and the paths
-/// through them are the permutations of ten.
+/// Ten CAs that all certified each other, one of them also by the name of an anchor: all signatures
+/// are good, and the paths through them are the permutations of ten.
 #[test]
 fn a_maze_of_good_signatures_ends_too() {
     let (real, imposter) = (root(), root());
@@ -73,7 +74,8 @@ fn a_good_chain_may_be_as_long_as_depth_allows() {
     assert_eq!((reason(verdict), computed), (VerifyReason::DepthExceeded, 0), "the cheap rules come first");
 }
 
-/// A stranger's own CAs, all of whose signatures are good: the one that would have to be our anchor's is checked first.
+/// A stranger's own CAs, all of whose signatures are good: the one that would have to be our
+/// anchor's is checked first.
 #[test]
 fn a_line_of_ones_own_falls_with_its_first_link() {
     let (real, mut authority) = (root(), root());
@@ -98,7 +100,8 @@ fn a_forged_leaf_among_namesakes_of_its_issuer_costs_little() {
     assert!(computed <= 8, "{computed} signatures");
 }
 
-/// After some changes of keys without key identifiers, the right issuer need not be the first that is tried.
+/// After some changes of keys without key identifiers, the right issuer need not be the first that
+/// is tried.
 #[test]
 fn a_handful_of_namesakes_does_not_keep_a_good_client_out() {
     let real = root();

@@ -1,4 +1,5 @@
-//! What connections to the cluster are secured with: our certificate and its key, the CAs, and the name we expect.
+//! What connections to the cluster are secured with: our certificate and its key, the CAs, and the
+//! name we expect.
 //!
 //! The files are read again when they change ([`pem_files::reload`]), and not at all while no
 //! endpoint is `https://`.
@@ -117,7 +118,8 @@ impl ClientTls {
         loaded.map(|loaded| loaded.tls.clone()).map_err(|error| DialError::new(&self.0.about, error.into()))
     }
 
-    /// For a connection that is made now: the files, or, while they cannot be used, what they held before.
+    /// For a connection that is made now: the files, or, while they cannot be used, what they held
+    /// before.
     pub(super) async fn current(&self) -> Result<LoadedTls, DialFailure> {
         let loaded = self.0.files.refresh().await?.tls.clone();
         if loaded.trusted == TrustSummary::Unverified
@@ -158,7 +160,8 @@ fn load_tls(verify: bool, files: &CredentialFiles, contents: &Credentials) -> Re
     Ok(LoadedTls { config: Arc::new(config), identity, certificate, trusted })
 }
 
-/// Without a client certificate and a protocol: each connection gets its own, the former to learn whether it was asked for.
+/// Without a client certificate and a protocol: each connection gets its own, the former to learn
+/// whether it was asked for.
 fn client_config(provider: &Arc<CryptoProvider>, trust: Trust) -> Result<ClientConfig, rustls::Error> {
     let mut config = ClientConfig::builder_with_provider(Arc::clone(provider))
         .with_safe_default_protocol_versions()?

@@ -1,7 +1,9 @@
-//! A second look at a server that closed the connection without saying why, so that the message can.
+//! A second look at a server that closed the connection without saying why, so that the message
+//! can.
 //!
-//! Etcd says nothing when it expects TLS and hears HTTP/2, or the other way round; and an alert about our certificate can be lost when
-//! requests were on their way already. Asked once more, in the other language, or without sending a request, it tells. Invariant: nothing is
+//! Etcd says nothing when it expects TLS and hears HTTP/2, or the other way round; and an alert
+//! about our certificate can be lost when requests were on their way already. Asked once more, in
+//! the other language, or without sending a request, it tells. Invariant: nothing is
 //! sent that carries a password or a document, and a look never makes a failure a success.
 
 use std::io;
@@ -70,7 +72,8 @@ async fn is_http2(mut stream: TcpStream) -> io::Result<bool> {
     Ok(matches!(head, [_, _, _, 4, _, 0, 0, 0, 0]))
 }
 
-/// Sends the ClientHello of a TLS client that trusts nobody and has nothing, and looks for a record that answers it.
+/// Sends the ClientHello of a TLS client that trusts nobody and has nothing, and looks for a record
+/// that answers it.
 async fn is_tls(mut stream: TcpStream) -> io::Result<bool> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let config = rustls::ClientConfig::builder_with_provider(provider)

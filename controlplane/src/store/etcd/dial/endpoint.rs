@@ -10,7 +10,8 @@ use super::error::{DialError, DialFailure};
 /// etcd's port for clients.
 const DEFAULT_PORT: u16 = 2379;
 
-/// One entry of `deployment.etcd.host`. Clones are the same endpoint: they remember one last failure.
+/// One entry of `deployment.etcd.host`. Clones are the same endpoint: they remember one last
+/// failure.
 #[derive(Clone)]
 pub(crate) struct Endpoint(Arc<EndpointInner>);
 
@@ -109,7 +110,8 @@ impl Endpoint {
     }
 }
 
-/// `([^\/]+):\/\/([\da-zA-Z.-]+|\[[\da-fA-F:]+\]):?(\d+)?$`, with a scheme that `conf` allows: scheme, host, port.
+/// `([^\/]+):\/\/([\da-zA-Z.-]+|\[[\da-fA-F:]+\]):?(\d+)?$`, with a scheme that `conf` allows:
+/// scheme, host, port.
 fn split_url(url: &str) -> Option<(bool, &str, &str)> {
     let (https, rest) = match url.strip_prefix("https://") {
         Some(rest) => (true, rest),

@@ -1,6 +1,8 @@
-//! Why there is no connection to an endpoint: the step, what was found and expected, and what to do.
+//! Why there is no connection to an endpoint: the step, what was found and expected, and what to
+//! do.
 //!
-//! Where the contract fixes words (9.2) they stand in the text: `certificate verify failed`, `certificate host mismatch`, `bad certificate`.
+//! Where the contract fixes words (9.2) they stand in the text: `certificate verify failed`,
+//! `certificate host mismatch`, `bad certificate`.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -38,7 +40,8 @@ pub(crate) enum DialStep {
     Dns,
     /// Connecting to one of them.
     Tcp,
-    /// The TLS handshake, and the first answer, which in TLS 1.3 is where a refused client certificate shows.
+    /// The TLS handshake, and the first answer, which in TLS 1.3 is where a refused client
+    /// certificate shows.
     Tls,
     /// Waiting for the server's HTTP/2 settings.
     Http2,

@@ -1,7 +1,8 @@
 //! The bytes of one connection, watched: does the other side speak HTTP/2, and if it ends, why?
 //!
-//! The HTTP/2 library keeps only the text of an error, and in TLS 1.3 a refused client certificate shows on the first read. So the first
-//! frame and the first error are read here, where they still have their type. Invariant: a byte is passed on as it came.
+//! The HTTP/2 library keeps only the text of an error, and in TLS 1.3 a refused client certificate
+//! shows on the first read. So the first frame and the first error are read here, where they still
+//! have their type. Invariant: a byte is passed on as it came.
 
 use std::io;
 use std::pin::Pin;

@@ -1,6 +1,7 @@
 //! Is this server our etcd? `pki`'s verdict, for the TLS library.
 //!
-//! The error keeps its type on its way through the library, so that `stream` can tell a wrong name from a stranger.
+//! The error keeps its type on its way through the library, so that `stream` can tell a wrong name
+//! from a stranger.
 
 use std::sync::Arc;
 

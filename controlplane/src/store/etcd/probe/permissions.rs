@@ -1,7 +1,8 @@
 //! May we read and write below the prefix? Found out without changing anything.
 //!
-//! A transaction is judged whole before it runs, both of its branches. So one whose condition cannot hold asks for the right to write every
-//! kind, and writes nothing: the revision stays what it was.
+//! A transaction is judged whole before it runs, both of its branches. So one whose condition
+//! cannot hold asks for the right to write every kind, and writes nothing: the revision stays what
+//! it was.
 
 use etcd_client::{Compare, CompareOp, Txn, TxnOp};
 

@@ -1,6 +1,7 @@
 //! Before the store is opened: are enough endpoints there, and is it one cluster? (contract 9.2)
 //!
-//! All endpoints are asked at once, each `startup_retry` times. Invariant: what trying again cannot mend ends the start at once.
+//! All endpoints are asked at once, each `startup_retry` times. Invariant: what trying again cannot
+//! mend ends the start at once.
 
 use std::collections::BTreeSet;
 use std::pin::pin;

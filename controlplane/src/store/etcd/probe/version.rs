@@ -4,7 +4,8 @@
 pub(crate) const REQUIRED: &str = "3.4.0";
 const OLDEST: (u32, u32, u32) = (3, 4, 0);
 
-/// The first release of each line without CVE-2026-44283 (GHSA-x35m-3gp4-4fh5); lines that are not here began with it mended.
+/// The first release of each line without CVE-2026-44283 (GHSA-x35m-3gp4-4fh5); lines that are not
+/// here began with it mended.
 const FIXED_RELEASES: [(u32, u32, u32); 3] = [(3, 4, 44), (3, 5, 30), (3, 6, 11)];
 
 /// Whether it is at least [`REQUIRED`]. A version nobody can read is not.

@@ -1,5 +1,5 @@
-//! Both sides are engines of ours: `ours` still has rustls, and `peer` has left it, so that it can seal any message, and reads no
-//! record that is not under the one key and number that come next.
+//! Both sides are engines of ours: `ours` still has rustls, and `peer` has left it, so that it can
+//! seal any message, and reads no record that is not under the one key and number that come next.
 
 use std::sync::Arc;
 

@@ -200,7 +200,8 @@ impl Pair {
         self.sent.extend([header.as_slice(), &body, &tag].concat());
     }
 
-    /// We refuse what is under way with this error, tell the peer so with this alert, and go on with neither reading nor writing.
+    /// We refuse what is under way with this error, tell the peer so with this alert, and go on
+    /// with neither reading nor writing.
     pub(super) fn refuses(mut self, error: RecordError, alert: Option<u8>) {
         assert_eq!(self.deliver(), Err(error.to_string()));
         assert!(self.ours.plaintext_state().is_err());

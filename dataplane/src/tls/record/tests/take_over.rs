@@ -1,5 +1,6 @@
-//! Where keys were renewed while rustls had the connection: what goes on without it goes on with those that are in use, with
-//! every answer that rustls still owed, and never with a key and a number that were there before.
+//! Where keys were renewed while rustls had the connection: what goes on without it goes on with
+//! those that are in use, with every answer that rustls still owed, and never with a key and a
+//! number that were there before.
 
 use proptest::prelude::*;
 use rustls::Side;
