@@ -1,7 +1,7 @@
 //! Streams: TCP connections that are passed on as they are, once TLS (if any) has said who is
 //! there.
 //!
-//! Stands where HTTP has its session: `find` says where a connection goes, `upstream/reach.rs` gets
+//! Stands where HTTP has its session: `find` says where a connection goes, `upstream/client.rs` gets
 //! a connection there, `relay` carries the bytes. `connection.rs` knows the order.
 
 pub(crate) mod relay;

@@ -1,7 +1,7 @@
 //! A connection's walk: the only place that knows the order of its stages.
 //!
 //! [`serve`]: accepted -> ClientHello -> site -> handshake -> client -> HTTP session.
-//! [`answer`], for each request of the session, is in `connection/request.rs`.
+//! [`answer`], for each request of the session, is in `proxy/connection/request.rs`.
 //! [`carry`], where a stream is passed on instead: admitted -> destination -> node -> both ways.
 //! The stages hand values back and never call each other; `docs/WALKS.md` mirrors this file line by
 //! line.
