@@ -59,7 +59,7 @@ pub mod testing {
         pub use crate::io::buffered;
     }
     pub mod lifecycle {
-        pub use crate::lifecycle::stage;
+        pub use crate::lifecycle::{handles, stage};
     }
     pub mod observability {
         pub use crate::observability::metrics;
@@ -69,8 +69,7 @@ pub mod testing {
     }
     pub mod push_client {
         pub use crate::push_client::{
-            PushClientError, PushClientHandle, PushClientOptions, SnapshotHandle, SnapshotSource, SyncStatus,
-            TicketRingHandle, start,
+            PushClientError, PushClientHandle, PushClientOptions, SnapshotSource, SyncStatus, start,
         };
     }
     pub mod tls {

@@ -241,7 +241,7 @@ async fn a_session_outlives_the_turn_of_the_secrets() {
     let (world, _upstream, _) = protected_world(settings, &["node-1"]).await;
     let caller = world.good_caller("app.test");
     let config = known(&caller).await;
-    let rings = world.metric("countersign_ticket_rings_total").await;
+    let rings = world.metric("countersign_ticket_key_rotations_total").await;
     world.node_log().lines_with(&["new ticket secrets"], rings as usize + 1).await;
     assert_eq!(visit(&caller, &config, "/").await.unwrap(), RESUMED);
     // It does not outlive its lifetime, however often it is resumed: the client must show its key again. (In its last
@@ -428,7 +428,7 @@ async fn an_operator_who_wants_no_tickets_gets_none() {
         assert_eq!(visit(caller, config, "/").await.unwrap(), FULL, "an old one is not taken");
         assert_eq!(visit(caller, config, "/").await.unwrap(), FULL, "and no new one is given");
     }
-    assert_eq!(world.metric("countersign_ticket_rings_total").await, 0, "no secret was sent");
+    assert_eq!(world.metric("countersign_ticket_key_rotations_total").await, 0, "no secret was sent");
 }
 
 #[tokio::test]
