@@ -29,8 +29,7 @@ use crate::tls::client_verifier;
 use crate::tls::site_config::SiteConfigFactory;
 use crate::upstream::client::UpstreamClient;
 use crate::upstream::client_tls::ClientTlsConfigs;
-use crate::upstream::places::ConnectionPermits;
-use crate::upstream::pool::Pool;
+use crate::upstream::pool::{ConnectionPermits, Pool};
 use crate::upstream::resolver::{Resolver, ResolverCache};
 
 /// A core's own handle on a snapshot: its count is local, so that cloning it for every request does
