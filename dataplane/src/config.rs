@@ -90,7 +90,7 @@ pub fn record_layer(settings: &Settings) -> RecordLayerKind {
 ///
 /// # Errors
 /// [`SettingsError::SslProtocols`].
-pub fn tls_versions(settings: &Settings) -> Result<Vec<TlsVersion>, SettingsError> {
+pub(crate) fn tls_versions(settings: &Settings) -> Result<Vec<TlsVersion>, SettingsError> {
     let versions: Vec<TlsVersion> = settings
         .apisix
         .ssl
@@ -113,7 +113,7 @@ const BUNDLE_BYTES_MAX: u64 = 4 << 20;
 ///
 /// # Errors
 /// [`SettingsError::TrustedCertificate`].
-pub fn upstream_anchors(settings: &Settings) -> Result<Option<Arc<TrustAnchors>>, SettingsError> {
+pub(crate) fn upstream_anchors(settings: &Settings) -> Result<Option<Arc<TrustAnchors>>, SettingsError> {
     let Some(path) = &settings.apisix.ssl.trusted_certificate else { return Ok(None) };
     let invalid = |problem: String| SettingsError::TrustedCertificate { path: path.clone(), problem };
     let text =

@@ -6,15 +6,15 @@
 //! request (`request_body`), checks the response (`framing`) and hands its body on
 //! (`response_body`).
 
-pub mod balancer;
-pub mod client;
-pub mod client_tls;
+pub(crate) mod balancer;
+pub(crate) mod client;
+pub(crate) mod client_tls;
 pub(crate) mod connector;
-pub mod exchange;
+pub(crate) mod exchange;
 pub(crate) mod framing;
-pub mod host_header;
+pub(crate) mod host_header;
 pub(crate) mod pool;
-pub mod request_body;
-pub mod resolver;
+pub(crate) mod request_body;
+pub(crate) mod resolver;
 pub(crate) mod response_body;
 pub(crate) mod status_header;

@@ -279,12 +279,12 @@ impl Applier {
 
     /// Keeps the snapshot and gives the answer that reports it.
     fn hold_other_store(&mut self, revision: u64, losses: Losses) -> from_node::Message {
-        let serves = self.node.store.clone().unwrap_or_default();
-        let held = HeldStore { serves: serves.clone(), offered: self.inbound.store.clone(), losses };
+        let current = self.node.store.clone().unwrap_or_default();
+        let held = HeldStore { current: current.clone(), offered: self.inbound.store.clone(), losses };
         if self.node.status.held_store().as_deref() != Some(&held) {
             tracing::error!(
-                serves,
-                offered = held.offered,
+                current_store = current,
+                offered_store = held.offered,
                 revision,
                 "the control plane has another store, which would remove {losses}: nothing of it is applied, the snapshot from \
                  before is served. If the control plane's settings are wrong (countersign.store.path, deployment.etcd.prefix, \
@@ -312,7 +312,7 @@ impl Applier {
         }
         from_node::Message::Hold(Hold {
             revision,
-            store: serves,
+            store: current,
             kept: self.node.snapshot.revision(),
             sites: loss(losses.sites),
             routes: loss(losses.routes),

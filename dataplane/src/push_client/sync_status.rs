@@ -38,7 +38,7 @@ impl SnapshotSource {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HeldStore {
     /// The store whose state is served.
-    pub serves: String,
+    pub current: String,
     /// The store of the control plane.
     pub offered: String,
     /// What the offered state would remove.
@@ -60,7 +60,7 @@ impl HeldStore {
         let loss = |loss: model::Loss| serde_json::json!({"gone": loss.lost, "total": loss.total});
         let Losses { sites, routes, stream_routes } = self.losses;
         serde_json::json!({
-            "serves": self.serves, "offered": self.offered,
+            "current": self.current, "offered": self.offered,
             "sites": loss(sites), "routes": loss(routes), "stream_routes": loss(stream_routes),
         })
     }

@@ -336,7 +336,7 @@ impl RetryTemplate {
 }
 
 /// The request as it is sent to the upstream: HTTP/1.1, framed by its body, origin form. `path`
-/// belongs to the judged target; the URI of `parts` is not used.
+/// belongs to the normalized target; the URI of `parts` is not used.
 pub fn upstream_request(mut parts: Parts, path: PathAndQuery, body: RequestBody) -> Request<RequestBody> {
     framing::set_request_framing(&mut parts.headers, &body);
     let mut request = Request::new(body);

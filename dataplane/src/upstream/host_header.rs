@@ -28,7 +28,7 @@ fn node_host<'a>(upstream: &Upstream, node: &'a Node) -> Cow<'a, str> {
 
 /// The server name in TLS, which is verified where upstreams are: the host without its port. An
 /// address is no server name (RFC 6066 section 3).
-pub fn server_name(host: &str, ip: IpAddr) -> ServerName<'static> {
+pub(crate) fn server_name(host: &str, ip: IpAddr) -> ServerName<'static> {
     let name = match host.rsplit_once(':') {
         Some((name, port)) if !name.ends_with(':') && port.bytes().all(|b| b.is_ascii_digit()) => name,
         _ => host,
