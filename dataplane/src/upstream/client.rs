@@ -179,8 +179,8 @@ impl UpstreamClient {
     }
 }
 
-/// Tries the addresses in turn, since a name may also stand for addresses where nothing listens
-/// (`localhost` is often `::1` first). `None`: there is no address.
+/// Tries the addresses in turn, since nothing may listen at some of a name's addresses (`localhost`
+/// is often `::1` first). `None`: there is no address.
 async fn connect_first<T>(
     addresses: &[IpAddr],
     port: u16,

@@ -22,7 +22,7 @@ use super::balancer::Balancer;
 use crate::tls::record::traffic_secrets::RecordLayerKind;
 use crate::tls::{signature, site_config};
 
-/// What is made of an upstream once and cached on it.
+/// Derived from an upstream once and cached on it.
 pub struct PreparedUpstream {
     pub balancer: Balancer,
     /// Of an upstream with an inline client certificate.
@@ -75,7 +75,7 @@ pub enum ClientTlsError {
 pub struct ClientTlsConfigs {
     provider: Arc<CryptoProvider>,
     anchors: Option<Arc<TrustAnchors>>,
-    /// Without a client certificate: one that does not verify servers, one that does.
+    /// Without a client certificate: the first does not verify servers, the second does.
     anonymous: [Arc<ClientTlsConfig>; 2],
     verify_always: bool,
     records: RecordLayerKind,

@@ -253,7 +253,7 @@ impl UpstreamClient {
     }
 }
 
-/// What a request needs of a connection.
+/// The connection that a request needs.
 struct Checkout<'a> {
     host: &'a str,
     tls_config: Option<&'a Arc<ClientTlsConfig>>,
