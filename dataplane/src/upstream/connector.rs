@@ -19,6 +19,7 @@ use super::places::ConnectionPermits;
 use super::pool::HttpConnection;
 use crate::io::buffered::BufferedSocket;
 use crate::io::flag::Flag;
+use crate::io::linger::{LingerLimits, lingering_close};
 use crate::io::plain::PlainStream;
 use crate::reason::Reason;
 use crate::runtime;
@@ -166,7 +167,10 @@ async fn connect_tcp_and_tls(
                     Ok(UpstreamStream::Tls(TlsStream::new(connection, pump)))
                 }
                 Err(error) => {
-                    runtime::spawn(handshake::lingering_close(pump));
+                    runtime::spawn(async move {
+                        let mut socket = PlainStream::new(pump);
+                        lingering_close(&mut socket, LingerLimits::CONNECTION).await;
+                    });
                     Err(failed(error))
                 }
             }
