@@ -13,7 +13,7 @@ use dataplane::testing::io::buffered::BufferedSocket;
 use dataplane::testing::proxy::connection::accept_tls;
 use dataplane::testing::proxy::worker::Worker;
 use dataplane::testing::runtime::{Reader, Writer};
-use dataplane::testing::tls::site_config::Subsystem;
+use dataplane::testing::tls::types::Subsystem;
 use model::{Kind, Resource, Snapshot, Ssl, TlsVersion, Versioned};
 use rustls::{ClientConfig, ClientConnection};
 use rustls_pki_types::ServerName;
@@ -116,7 +116,7 @@ fn run(desk: &Desk, config: &Arc<ClientConfig>, door: Door) -> (Duration, bool) 
     let mut server = Box::pin(accept_tls(&desk.worker, &mut pump, PEER, Subsystem::Http));
     let mut context = Context::from_waker(Waker::noop());
     let mut took = Duration::ZERO;
-    let (tls, _established) = loop {
+    let accepted = loop {
         let started = Instant::now();
         let mut polled = Poll::Pending;
         door(&mut || polled = server.as_mut().poll(&mut context));
@@ -133,7 +133,7 @@ fn run(desk: &Desk, config: &Arc<ClientConfig>, door: Door) -> (Duration, bool) 
     assert!(matches!(flushed, Poll::Ready(Ok(()))), "a write to memory does not wait");
     exchange(&mut client, &half);
     assert!(!client.is_handshaking(), "both sides are done");
-    (took, tls.is_resumed())
+    (took, accepted.params.resumed)
 }
 
 /// The client reads what is there and answers.

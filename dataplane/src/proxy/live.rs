@@ -32,7 +32,7 @@ use crate::proxy::worker::Worker;
 use crate::reason::Reason;
 use crate::runtime;
 use crate::tls::client_verifier;
-use crate::tls::site_config::Subsystem;
+use crate::tls::types::Subsystem;
 
 /// How often a worker asks whether the sites have changed.
 const CHECK_INTERVAL: Duration = Duration::from_millis(50);

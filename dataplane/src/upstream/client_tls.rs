@@ -19,7 +19,7 @@ use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
 
 use super::balancer::Balancer;
-use crate::tls::record::traffic_secrets::RecordLayerKind;
+use crate::tls::record::RecordLayerKind;
 use crate::tls::{signature, site_config};
 
 /// What the data plane makes of an upstream once, and hangs on it.

@@ -25,9 +25,8 @@ use crate::reason::Reason;
 use crate::runtime;
 use crate::runtime::Socket;
 use crate::tls::handshake;
-use crate::tls::handshake::HandshakeError;
+use crate::tls::handshake::{HandshakeError, TlsHandshake};
 use crate::tls::stream::TlsStream;
-use crate::tls::transport::{TlsTransport, TransportError};
 
 /// No connection to the node.
 #[derive(Debug, thiserror::Error)]
@@ -156,15 +155,15 @@ async fn connect_tcp_and_tls(
         None => Ok(UpstreamStream::Plain(PlainStream::new(pump))),
         Some((config, name)) => {
             let failed = |error: HandshakeError| ConnectError::Tls { addr, error };
-            let connection = ClientConnection::new(Arc::clone(config), name)
-                .map_err(|error| failed(TransportError::from(error).into()))?;
-            let mut connection = TlsTransport::from(connection);
+            let connection =
+                ClientConnection::new(Arc::clone(config), name).map_err(|error| failed(error.into()))?;
+            let mut tls = TlsHandshake::from(connection);
             // A node that refuses us says why, and may close before it has read all that we say meanwhile.
             pump.ignore_write_errors(true);
-            match handshake::drive(&mut connection, &mut pump).await {
+            match handshake::drive(&mut tls, &mut pump).await {
                 Ok(()) => {
                     pump.ignore_write_errors(false);
-                    Ok(UpstreamStream::Tls(TlsStream::new(connection, pump)))
+                    Ok(UpstreamStream::Tls(TlsStream::new(tls.into_transport(), pump)))
                 }
                 Err(error) => {
                     runtime::spawn(async move {

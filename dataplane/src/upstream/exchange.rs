@@ -395,7 +395,7 @@ mod tests {
     use crate::http::head::HeadLimits;
     use crate::runtime;
     use crate::runtime::Driver;
-    use crate::tls::record::traffic_secrets::RecordLayerKind;
+    use crate::tls::record::RecordLayerKind;
     use crate::tls::site_config;
     use crate::upstream::client_tls::ClientTlsConfigs;
     use crate::upstream::places::ConnectionPermits;

@@ -1,8 +1,8 @@
-//! A site's configuration for BoringSSL: versions, ciphers, certificates, client policy.
+//! The configuration of a site for BoringSSL: versions, ciphers, certificates, client policy.
 //!
-//! Made and kept as rustls' is (see `tls/site`). Versions are exactly the site's, every handshake
-//! is a full one, and BoringSSL never renegotiates on the server side. Key exchange is ephemeral
-//! throughout: TLS 1.1 is old, not careless.
+//! The site's ssl object caches it, as it caches rustls' (`tls/site_config`). Invariants: a
+//! connection has one of the site's versions; every handshake is a full one with an ephemeral key
+//! exchange, and BoringSSL does not renegotiate on the server side.
 
 use std::sync::Arc;
 
@@ -24,24 +24,24 @@ use rustls::AlertDescription;
 use rustls::pki_types::UnixTime;
 
 use super::{BoringError, peer_chain, version_of};
-use crate::tls::site::Purpose;
-use crate::tls::verify;
+use crate::tls::client_verifier;
+use crate::tls::types::Subsystem;
 
-/// Up to TLS 1.2, in our order: ephemeral keys, encrypted-and-authenticated first; the CBC suites
-/// are all that TLS 1.1 has.
+/// The suites up to TLS 1.2, in the order of preference: AEADs first. TLS 1.1 has only the CBC
+/// suites.
 const CIPHERS: &str = "ECDHE-ECDSA-AES128-GCM-SHA256:ECDHE-RSA-AES128-GCM-SHA256:\
     ECDHE-ECDSA-AES256-GCM-SHA384:ECDHE-RSA-AES256-GCM-SHA384:\
     ECDHE-ECDSA-CHACHA20-POLY1305:ECDHE-RSA-CHACHA20-POLY1305:\
     ECDHE-ECDSA-AES128-SHA:ECDHE-RSA-AES128-SHA:ECDHE-ECDSA-AES256-SHA:ECDHE-RSA-AES256-SHA";
-/// The suites of [`CIPHERS`] by number: with an ECDSA (or Ed25519) certificate, of them those of
-/// TLS 1.1, and the same with RSA.
+/// The numbers of [`CIPHERS`] for ECDSA and Ed25519 certificates, of these the suites of TLS 1.1,
+/// and the same for RSA certificates.
 const WITH_ECDSA: [u16; 5] = [0xc02b, 0xc02c, 0xcca9, 0xc009, 0xc00a];
 const WITH_ECDSA_CBC: [u16; 2] = [0xc009, 0xc00a];
 const WITH_RSA: [u16; 5] = [0xc02f, 0xc030, 0xcca8, 0xc013, 0xc014];
 const WITH_RSA_CBC: [u16; 2] = [0xc013, 0xc014];
 const GROUPS: &str = "X25519MLKEM768:X25519:P-256:P-384";
-/// What clients may sign with from TLS 1.2 on: as with rustls, nothing with SHA-1. TLS 1.1 has but
-/// one way.
+/// The signature algorithms of clients from TLS 1.2 on, without SHA-1 as in rustls. TLS 1.1 has
+/// only one.
 const CLIENT_SIGNATURES: [SslSignatureAlgorithm; 10] = [
     SslSignatureAlgorithm::ECDSA_SECP256R1_SHA256,
     SslSignatureAlgorithm::RSA_PSS_RSAE_SHA256,
@@ -55,44 +55,44 @@ const CLIENT_SIGNATURES: [SslSignatureAlgorithm; 10] = [
     SslSignatureAlgorithm::ED25519,
 ];
 
-/// A site, ready to shake hands.
-pub struct BoringSite {
+/// The configuration of one site.
+pub struct BoringSiteConfig {
     context: SslContext,
 }
 
-impl BoringSite {
-    /// `versions`: what it serves, in ascending order. `ciphers`: what of [`CIPHERS`], in which
-    /// order; `None`: all. `alpn`: what it speaks, the preferred first; empty: none is chosen.
+impl BoringSiteConfig {
+    /// `versions`: in ascending order. `ciphers`: the suites of [`CIPHERS`] to use, in their order;
+    /// `None`: all. `alpn`: the protocols, the preferred first; empty: none is selected.
     ///
     /// # Errors
-    /// BoringSSL refuses a certificate or a key.
+    /// BoringSSL does not accept a certificate or a key.
     pub fn new(
         ssl: &Ssl,
         versions: Vec<TlsVersion>,
         ciphers: Option<&Ciphers>,
         alpn: Vec<Vec<u8>>,
-        purpose: Purpose,
+        subsystem: Subsystem,
     ) -> Result<Self, BoringError> {
         let mut context = SslContext::builder(SslMethod::tls())?;
-        context.set_min_proto_version(versions.first().copied().map(number))?;
-        context.set_max_proto_version(versions.last().copied().map(number))?;
+        context.set_min_proto_version(versions.first().copied().map(ssl_version))?;
+        context.set_max_proto_version(versions.last().copied().map(ssl_version))?;
         context.set_strict_cipher_list(&ciphers.map_or_else(|| CIPHERS.to_owned(), Ciphers::names))?;
         context.set_curves_list(GROUPS)?;
         context.set_options(SslOptions::CIPHER_SERVER_PREFERENCE | SslOptions::NO_TICKET);
         context.set_session_cache_mode(SslSessionCacheMode::OFF);
         if !alpn.is_empty() {
-            context.set_alpn_select_callback(move |tls, offered| choose_protocol(&alpn, tls, offered));
+            context.set_alpn_select_callback(move |tls, offered| select_protocol(&alpn, tls, offered));
         }
-        set_client_policy(&mut context, ssl.client.as_ref(), purpose)?;
-        let pairs = Pairs::new(&ssl.pairs)?;
+        set_client_policy(&mut context, ssl.client.as_ref(), subsystem)?;
+        let selector = BoringCertSelector::new(&ssl.pairs)?;
         let ciphers = ciphers.cloned();
         context.set_select_certificate_callback(move |mut hello| {
-            let mut offer = Offer::of(&hello, &versions);
+            let mut offer = ClientOffer::new(&hello, &versions);
             if let Some(ciphers) = &ciphers {
-                ciphers.restrict(&mut offer.ciphers, |number| *number);
+                ciphers.restrict(&mut offer.ciphers, |suite| *suite);
             }
             pin_version(&mut hello, &versions, offer.version)
-                .and_then(|()| pairs.install(hello.ssl_mut(), &offer))
+                .and_then(|()| selector.install(hello.ssl_mut(), &offer))
                 .map_err(|_no_memory| SelectCertError::ERROR)
         });
         Ok(Self { context: context.build() })
@@ -103,7 +103,7 @@ impl BoringSite {
     }
 }
 
-fn number(version: TlsVersion) -> SslVersion {
+fn ssl_version(version: TlsVersion) -> SslVersion {
     match version {
         TlsVersion::V11 => SslVersion::TLS1_1,
         TlsVersion::V12 => SslVersion::TLS1_2,
@@ -111,36 +111,35 @@ fn number(version: TlsVersion) -> SslVersion {
     }
 }
 
-/// BoringSSL knows ranges. A list with a hole (TLSv1.1 and TLSv1.3) is served by pinning what was
-/// found in common. Only then: a pinned TLS 1.1 does not carry the mark by which a client notices
-/// that TLS 1.3 was kept from it.
+/// Pins the negotiated version if the site has TLSv1.1 and TLSv1.3 only: BoringSSL configures a
+/// range of versions. A range needs no pin, and a pinned TLS 1.1 lacks the downgrade protection of
+/// TLS 1.3 (RFC 8446 section 4.1.3).
 fn pin_version(
     hello: &mut ClientHello<'_>,
     versions: &[TlsVersion],
-    agreed: Option<TlsVersion>,
+    negotiated: Option<TlsVersion>,
 ) -> Result<(), ErrorStack> {
     if versions != [TlsVersion::V11, TlsVersion::V13] {
         return Ok(());
     }
-    // Nothing in common: pinned to the newest, the handshake ends with the alert protocol_version.
-    let version = number(agreed.unwrap_or(TlsVersion::V13));
+    // Without a common version, TLS 1.3 makes BoringSSL send the alert protocol_version.
+    let version = ssl_version(negotiated.unwrap_or(TlsVersion::V13));
     hello.ssl_mut().set_min_proto_version(Some(version))?;
     hello.ssl_mut().set_max_proto_version(Some(version))
 }
 
-/// As rustls does: our order, and the alert no_application_protocol when there is nothing in
-/// common.
+/// As rustls: in our order; without a common protocol the alert no_application_protocol.
 fn choose_protocol<'a>(ours: &[Vec<u8>], tls: &SslRef, offered: &'a [u8]) -> Result<&'a [u8], AlpnError> {
-    // HTTP/2 demands TLS 1.2 (RFC 9113 section 9.2).
+    // HTTP/2 requires TLS 1.2 (RFC 9113 section 9.2).
     let http2 = version_of(tls) != Some(TlsVersion::V11);
     ours.iter()
         .filter(|protocol| http2 || protocol.as_slice() != b"h2")
-        .find_map(|protocol| entries(offered).find(|entry| entry == protocol))
+        .find_map(|protocol| alpn_entries(offered).find(|entry| entry == protocol))
         .ok_or(AlpnError::ALERT_FATAL)
 }
 
-/// The entries of a list whose entries have their length, one byte, in front.
-fn entries(mut list: &[u8]) -> impl Iterator<Item = &[u8]> {
+/// The entries of an ALPN list, each behind a byte with its length.
+fn alpn_entries(mut list: &[u8]) -> impl Iterator<Item = &[u8]> {
     std::iter::from_fn(move || {
         let (length, rest) = list.split_first()?;
         let (entry, rest) = rest.split_at_checked(usize::from(*length))?;
@@ -154,34 +153,34 @@ fn entries(mut list: &[u8]) -> impl Iterator<Item = &[u8]> {
 fn set_client_policy(
     context: &mut SslContextBuilder,
     policy: Option<&Arc<ClientAuth>>,
-    purpose: Purpose,
+    subsystem: Subsystem,
 ) -> Result<(), ErrorStack> {
     let Some(policy) = policy else { return Ok(()) };
     let mut mode = SslVerifyMode::PEER;
-    if purpose.insists(policy) {
+    if subsystem.requires_client_cert(policy) {
         mode |= SslVerifyMode::FAIL_IF_NO_PEER_CERT;
     }
     let mut names = Stack::new()?;
-    for subject in policy.subjects() {
+    for subject in policy.root_hint_subjects() {
         names.push(X509Name::from_der(&subject.to_der())?)?;
     }
     context.set_client_ca_list(names);
     context.set_verify_algorithm_prefs(&CLIENT_SIGNATURES)?;
     let policy = Arc::clone(policy);
-    context.set_custom_verify_callback(mode, move |tls| verify_client(&policy, purpose, tls));
+    context.set_custom_verify_callback(mode, move |tls| verify_client(&policy, subsystem, tls));
     Ok(())
 }
 
-fn verify_client(policy: &ClientAuth, purpose: Purpose, tls: &SslRef) -> Result<(), SslVerifyError> {
+fn verify_client(policy: &ClientAuth, subsystem: Subsystem, tls: &SslRef) -> Result<(), SslVerifyError> {
     let chain = peer_chain(tls);
-    let Some((leaf, sent)) = chain.split_first() else {
+    let Some((leaf, intermediates)) = chain.split_first() else {
         return Err(SslVerifyError::Invalid(SslAlert::INTERNAL_ERROR));
     };
-    verify::in_handshake(policy, purpose, leaf, sent, UnixTime::now())
+    client_verifier::verify_in_handshake(policy, subsystem, leaf, intermediates, UnixTime::now())
         .map_err(|error| SslVerifyError::Invalid(alert_of(AlertDescription::from(error))))
 }
 
-/// The same alert that rustls sends.
+/// The alert that rustls sends.
 fn alert_of(description: AlertDescription) -> SslAlert {
     match description {
         AlertDescription::CertificateExpired => SslAlert::CERTIFICATE_EXPIRED,
@@ -195,22 +194,22 @@ fn alert_of(description: AlertDescription) -> SslAlert {
 
 // === certificates ===
 
-/// What of a ClientHello decides about the certificate.
-struct Offer {
-    /// The newest version that client and site have in common.
+/// The parts of a ClientHello that select the certificate.
+struct ClientOffer {
+    /// The newest common version.
     version: Option<TlsVersion>,
     ciphers: Vec<u16>,
-    /// `None`: it does not say.
+    /// `None`: the client sends no signature_algorithms.
     schemes: Option<Vec<u16>>,
 }
 
-impl Offer {
-    fn of(hello: &ClientHello<'_>, served: &[TlsVersion]) -> Self {
+impl ClientOffer {
+    fn new(hello: &ClientHello<'_>, site_versions: &[TlsVersion]) -> Self {
         let list = |extension, skip| {
             let data: Option<&[u8]> = hello.get_extension(extension);
-            data.map(|data| numbers(data.get(skip..).unwrap_or_default()))
+            data.map(|data| u16_list(data.get(skip..).unwrap_or_default()))
         };
-        // Each list has its length in front: one byte, or two.
+        // Each list follows its length, of one or two bytes.
         let versions: Option<Vec<u16>> = list(ExtensionType::SUPPORTED_VERSIONS, 1);
         let newest = hello.client_version();
         let offers = |version: TlsVersion| match (&versions, version) {
@@ -222,27 +221,27 @@ impl Offer {
             (None, TlsVersion::V13) => false,
         };
         Self {
-            version: served.iter().rev().copied().find(|version| offers(*version)),
-            ciphers: numbers(hello.ciphers()),
+            version: site_versions.iter().rev().copied().find(|version| offers(*version)),
+            ciphers: u16_list(hello.ciphers()),
             schemes: list(ExtensionType::SIGNATURE_ALGORITHMS, 2),
         }
     }
 }
 
-fn numbers(bytes: &[u8]) -> Vec<u16> {
+fn u16_list(bytes: &[u8]) -> Vec<u16> {
     let pairs = bytes.chunks_exact(2).filter_map(|pair| pair.try_into().ok());
     pairs.map(u16::from_be_bytes).collect()
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    /// With the scheme of TLS 1.3 that goes with the curve.
+enum KeyKind {
+    /// With the signature scheme that TLS 1.3 defines for the curve.
     Ecdsa(u16),
     Ed25519,
     Rsa,
 }
 
-impl Kind {
+impl KeyKind {
     fn of(key: &PKey<Private>) -> Result<Self, ErrorStack> {
         Ok(match key.id() {
             Id::ED25519 => Self::Ed25519,
@@ -255,11 +254,12 @@ impl Kind {
         })
     }
 
-    /// Whether a client with this offer can use a certificate of this kind.
-    fn suits(self, offer: &Offer) -> bool {
+    /// Whether the client supports a certificate with this kind of key.
+    fn is_supported(self, offer: &ClientOffer) -> bool {
         let signs = |wanted: &[u16]| match &offer.schemes {
             Some(schemes) => schemes.iter().any(|scheme| wanted.contains(scheme)),
-            // Before TLS 1.2 nobody says; in TLS 1.2 it means SHA-1, which BoringSSL decides about.
+            // Before TLS 1.2 there is no such extension; in TLS 1.2 its absence means SHA-1, which
+            // BoringSSL accepts or rejects.
             None => self != Self::Ed25519,
         };
         let has = |suites: &[u16]| offer.ciphers.iter().any(|cipher| suites.contains(cipher));
@@ -279,40 +279,39 @@ impl Kind {
     }
 }
 
-struct Pair {
-    kind: Kind,
+struct BoringKeyPair {
+    kind: KeyKind,
     leaf: X509,
     issuers: Vec<X509>,
     key: PKey<Private>,
 }
 
-impl Pair {
+impl BoringKeyPair {
     fn new(pair: &KeyPair) -> Result<Self, ErrorStack> {
         let mut chain = pair.chain.iter().map(|certificate| X509::from_der(certificate.der()));
         let leaf = chain.next().unwrap_or_else(|| X509::from_der(&[]))?;
         let key = PKey::private_key_from_der(pair.key.der().secret_der())?;
-        Ok(Self { kind: Kind::of(&key)?, leaf, issuers: chain.collect::<Result<_, _>>()?, key })
+        Ok(Self { kind: KeyKind::of(&key)?, leaf, issuers: chain.collect::<Result<_, _>>()?, key })
     }
 }
 
-/// A site's certificates, of which each client gets the first it can use: cheap signatures first.
-struct Pairs(Vec<Pair>);
+/// Selects the certificate for a client: the first that the client supports, ECDSA before RSA.
+struct BoringCertSelector(Vec<BoringKeyPair>);
 
-impl Pairs {
+impl BoringCertSelector {
     fn new(pairs: &[KeyPair]) -> Result<Self, ErrorStack> {
-        // Two of one kind: the later wins, as with rustls here and with OpenSSL; the sort is stable, so
-        // look from the end.
-        let mut pairs: Vec<Pair> = pairs.iter().rev().map(Pair::new).collect::<Result<_, _>>()?;
-        pairs.sort_by_key(|pair| pair.kind == Kind::Rsa);
+        // Of two pairs of one kind the later wins, as with OpenSSL; the sort is stable.
+        let mut pairs: Vec<BoringKeyPair> =
+            pairs.iter().rev().map(BoringKeyPair::new).collect::<Result<_, _>>()?;
+        pairs.sort_by_key(|pair| pair.kind == KeyKind::Rsa);
         Ok(Self(pairs))
     }
 
-    /// Where none suits the first is taken: BoringSSL then finds out, and says why there is no
-    /// handshake.
-    fn install(&self, tls: &mut SslRef, offer: &Offer) -> Result<(), ErrorStack> {
-        let Some(pair) = self.0.iter().find(|pair| pair.kind.suits(offer)).or_else(|| self.0.first()) else {
-            return Ok(());
-        };
+    /// If the client supports none, installs the first: BoringSSL then reports why the handshake
+    /// fails.
+    fn install(&self, tls: &mut SslRef, offer: &ClientOffer) -> Result<(), ErrorStack> {
+        let supported = self.0.iter().find(|pair| pair.kind.is_supported(offer));
+        let Some(pair) = supported.or_else(|| self.0.first()) else { return Ok(()) };
         tls.set_certificate(&pair.leaf)?;
         tls.set_private_key(&pair.key)?;
         pair.issuers.iter().try_for_each(|issuer| tls.add_chain_cert(issuer))

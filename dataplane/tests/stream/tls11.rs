@@ -1,19 +1,19 @@
-//! TLS 1.1 clients, over the same scripted transport: what BoringSSL serves, whom it refuses, and
-//! who never gets it.
+//! TLS 1.1 clients over the same scripted transport: what BoringSSL serves and rejects, and that
+//! sites without TLSv1.1 never use it.
 
 use boring::pkey::PKey;
 use boring::ssl::{ErrorCode, Ssl as BoringSsl, SslContext, SslMethod, SslStream, SslVerifyMode, SslVersion};
 use boring::x509::X509;
-use dataplane::testing::tls::engine::Engine;
-use dataplane::testing::tls::site::SiteConfig;
-use model::admission::Client;
+use dataplane::testing::tls::client_verifier::evaluate_client;
+use dataplane::testing::tls::site_config::SiteConfig;
+use model::admission::ClientVerification;
 use model::resource::Ssl as SiteSsl;
-use pki::mint::{CrlSpec, KeyAlgorithm};
+use pki::ca::{CrlSpec, KeyAlgorithm};
 use rustls::pki_types::UnixTime;
 
 use super::*;
 
-/// The ciphertext of the old client, in memory.
+/// The ciphertext of the TLS 1.1 client, in memory.
 #[derive(Default)]
 struct Wire {
     input: VecDeque<u8>,
@@ -36,19 +36,19 @@ impl io::Write for Wire {
     }
 }
 
-type OldClient = SslStream<Wire>;
+type BoringClient = SslStream<Wire>;
 
-/// What an old client is like.
-struct Old<'a> {
+/// The configuration of a client.
+struct ClientSpec<'a> {
     versions: [SslVersion; 2],
     ciphers: &'a str,
-    identity: Option<&'a Minted>,
+    identity: Option<&'a IssuedCertificate>,
 }
 
-impl Old<'_> {
-    const TLS11: Self = Old { versions: [SslVersion::TLS1_1; 2], ciphers: "ALL", identity: None };
+impl ClientSpec<'_> {
+    const TLS11: Self = ClientSpec { versions: [SslVersion::TLS1_1; 2], ciphers: "ALL", identity: None };
 
-    fn start(&self, world: &World) -> OldClient {
+    fn start(&self, world: &World) -> BoringClient {
         let mut context = SslContext::builder(SslMethod::tls()).unwrap();
         context.set_min_proto_version(Some(self.versions[0])).unwrap();
         context.set_max_proto_version(Some(self.versions[1])).unwrap();
@@ -69,7 +69,6 @@ impl Old<'_> {
         SslStream::new(tls, Wire::default()).unwrap()
     }
 
-    /// Its ClientHello.
     fn hello(&self, world: &World) -> Vec<u8> {
         let mut client = self.start(world);
         assert_eq!(client.connect().unwrap_err().code(), ErrorCode::WANT_READ);
@@ -77,60 +76,60 @@ impl Old<'_> {
     }
 }
 
-/// Shakes hands as a client; an error is what the client says about it.
-async fn connect_old(mut client: OldClient, pump: &mut TestPump) -> Result<OldClient, String> {
+/// The client's side of a handshake; an error is BoringSSL's.
+async fn connect_boring(mut client: BoringClient, socket: &mut TestSocket) -> Result<BoringClient, String> {
     loop {
         let step = client.connect();
-        pump.staged().append(&mut client.get_mut().output);
-        poll_fn(|cx| pump.poll_drain(cx)).await.unwrap();
+        socket.write_buf().append(&mut client.get_mut().output);
+        poll_fn(|cx| socket.poll_flush(cx)).await.unwrap();
         match step {
             Ok(()) => return Ok(client),
             Err(error) if error.code() == ErrorCode::WANT_READ => {}
             Err(error) => return Err(error.to_string()),
         }
-        fill(&mut client, pump).await?;
+        fill(&mut client, socket).await?;
     }
 }
 
-async fn fill(client: &mut OldClient, pump: &mut TestPump) -> Result<(), String> {
-    let data = poll_fn(|cx| pump.poll_fill(cx).map_ok(<[u8]>::to_vec)).await.unwrap();
-    pump.consume(data.len());
+async fn fill(client: &mut BoringClient, socket: &mut TestSocket) -> Result<(), String> {
+    let data = poll_fn(|cx| socket.poll_fill_buf(cx).map_ok(<[u8]>::to_vec)).await.unwrap();
+    socket.consume(data.len());
     client.get_mut().input.extend(&data);
-    if data.is_empty() { Err("ended".to_owned()) } else { Ok(()) }
+    if data.is_empty() { Err("the connection ended".to_owned()) } else { Ok(()) }
 }
 
-/// Both sides, to the end of the handshake.
-async fn shake(
+/// Both sides of a handshake.
+async fn handshake_with(
     world: &World,
-    old: &Old<'_>,
+    spec: &ClientSpec<'_>,
     seed: u64,
-) -> (Result<TestStream, HandshakeError>, Result<(OldClient, TestPump), String>) {
-    let (near, mut far) = pumps(seed);
-    let client = old.start(world);
+) -> (Result<TestStream, HandshakeError>, Result<(BoringClient, TestSocket), String>) {
+    let (near, mut far) = sockets(seed);
+    let client = spec.start(world);
     futures_util::join!(world.accept(near), async move {
-        connect_old(client, &mut far).await.map(|client| (client, far))
+        connect_boring(client, &mut far).await.map(|client| (client, far))
     })
 }
 
-const OLD_ONLY: &[TlsVersion] = &[TlsVersion::V11];
+const TLS11_ONLY: &[TlsVersion] = &[TlsVersion::V11];
 const ALL: &[TlsVersion] = &[TlsVersion::V11, TlsVersion::V12, TlsVersion::V13];
 
 #[test]
-fn an_old_client_is_verified_and_served_however_the_transport_splits_its_bytes() {
-    for versions in [OLD_ONLY, ALL] {
+fn tls_1_1_data_arrives_in_any_fragmentation() {
+    for versions in [TLS11_ONLY, ALL] {
         let world = World::new(versions);
         let minted = world.authority.issue(&LeafSpec::client("client")).unwrap();
-        let old = Old { identity: Some(&minted), ..Old::TLS11 };
+        let spec = ClientSpec { identity: Some(&minted), ..ClientSpec::TLS11 };
         for seed in [0, 1, 7, 1234] {
             let up = pattern(if seed == 0 { 3_000 } else { 100_000 }, seed);
             run(|| async {
-                let (server, client) = shake(&world, &old, seed).await;
+                let (server, client) = handshake_with(&world, &spec, seed).await;
                 let (mut server, (mut client, mut far)) = (server.unwrap(), client.unwrap());
                 assert_eq!(client.ssl().version_str(), "TLSv1.1");
                 assert_eq!(client.ssl().current_cipher().unwrap().name(), "ECDHE-ECDSA-AES128-SHA");
                 client.ssl_write(&up).unwrap();
-                far.staged().append(&mut client.get_mut().output);
-                let sending = async { poll_fn(|cx| far.poll_drain(cx)).await.unwrap() };
+                far.write_buf().append(&mut client.get_mut().output);
+                let sending = async { poll_fn(|cx| far.poll_flush(cx)).await.unwrap() };
                 let (got, ()) = futures_util::join!(receive(&mut server, up.len()), sending);
                 assert!(got.unwrap() == up, "seed {seed} up");
                 let answering = async { send(&mut server, &up).await.unwrap() };
@@ -155,50 +154,51 @@ fn an_old_client_is_verified_and_served_however_the_transport_splits_its_bytes()
     }
 }
 
-/// Engine and hello, without a pump between them: what was agreed, in the end.
-fn agreed(world: &World, old: &Old<'_>) -> Result<(Engine, OldClient), String> {
+/// Both sides after a handshake, before the server's becomes a transport.
+fn negotiate(world: &World, spec: &ClientSpec<'_>) -> Result<(TlsHandshake, BoringClient), String> {
     run(|| async {
-        let (near, mut far) = pumps(3);
-        let client = old.start(world);
+        let (near, mut far) = sockets(3);
+        let client = spec.start(world);
         let server = async {
-            let mut pump = near;
-            let hello = hello::read(&mut pump).await.map_err(|error| error.to_string())?;
-            let config = world.sites.config(&world.site, Purpose::Http).unwrap();
-            let mut tls = match hello.begin(config, pump.staged()) {
+            let mut socket = near;
+            let hello = client_hello::read(&mut socket).await.map_err(|error| error.to_string())?;
+            let config = world.factory.config(&world.site, Subsystem::Http).unwrap();
+            let mut tls = match hello.start_handshake(config, socket.write_buf()) {
                 Ok(tls) => tls,
                 Err(error) => {
-                    poll_fn(|cx| pump.poll_drain(cx)).await.unwrap();
+                    poll_fn(|cx| socket.poll_flush(cx)).await.unwrap();
                     return Err(error.to_string());
                 }
             };
-            let driven = handshake::drive(&mut tls, &mut pump).await;
-            poll_fn(|cx| pump.poll_drain(cx)).await.unwrap();
-            driven.map(|()| tls).map_err(|error| error.to_string())
+            let result = handshake::drive(&mut tls, &mut socket).await;
+            poll_fn(|cx| socket.poll_flush(cx)).await.unwrap();
+            result.map(|()| tls).map_err(|error| error.to_string())
         };
-        let (server, client) = futures_util::join!(server, connect_old(client, &mut far));
+        let (server, client) = futures_util::join!(server, connect_boring(client, &mut far));
         Ok((server?, client?))
     })
 }
 
 #[test]
-fn the_client_is_who_pki_says_and_facts_are_told() {
+fn the_client_is_verified_and_parameters_are_exposed() {
     let world = World::new(ALL);
     let minted = world.authority.issue(&LeafSpec::client("client")).unwrap();
-    let (engine, _client) = agreed(&world, &Old { identity: Some(&minted), ..Old::TLS11 }).unwrap();
-    assert_eq!(engine.version(), Some(TlsVersion::V11));
-    assert_eq!(engine.cipher(), Some("TLS_ECDHE_ECDSA_WITH_AES_128_CBC_SHA"));
-    assert!(!engine.is_resumed());
-    let chain = engine.peer_chain();
-    let shown: Vec<_> = minted.chain.iter().map(|certificate| certificate.der().clone()).collect();
-    assert_eq!(chain[..1], shown[..1]);
-    match verify::client_of(world.site.client.as_deref(), Some(&chain), UnixTime::now()) {
-        Client::Verified(verified) => assert!(verified.identity().subject().contains("client")),
+    let (handshake, _client) =
+        negotiate(&world, &ClientSpec { identity: Some(&minted), ..ClientSpec::TLS11 }).unwrap();
+    assert_eq!(handshake.version(), Some(TlsVersion::V11));
+    assert_eq!(handshake.cipher_suite(), Some("TLS_ECDHE_ECDSA_WITH_AES_128_CBC_SHA"));
+    assert!(!handshake.is_resumed());
+    let chain = handshake.peer_chain();
+    let expected: Vec<_> = minted.chain.iter().map(|certificate| certificate.der().clone()).collect();
+    assert_eq!(chain[..1], expected[..1]);
+    match evaluate_client(world.site.client.as_deref(), Some(&chain), UnixTime::now()) {
+        ClientVerification::Verified(verified) => assert!(verified.identity().subject().contains("client")),
         other => panic!("{other:?}"),
     }
 }
 
-/// A policy of depth 1 under the world's authority, with a list of the revoked.
-fn policy_with_crl(world: &World, revoked: &Minted) -> ClientAuth {
+/// A policy of depth 1 with the world's authority and a CRL.
+fn policy_with_crl(world: &World, revoked: &IssuedCertificate) -> ClientAuth {
     let crl = world.authority.crl(&CrlSpec::new().revoke(&revoked.certificate)).unwrap();
     ClientAuth::new(ClientAuthInput {
         anchors: vec![world.authority.certificate().clone()],
@@ -211,7 +211,7 @@ fn policy_with_crl(world: &World, revoked: &Minted) -> ClientAuth {
 }
 
 #[test]
-fn every_version_of_both_engines_has_the_same_verdicts_and_alerts() {
+fn all_versions_and_engines_have_the_same_alerts() {
     let mut world = World::new(ALL);
     let below = |name: &str| LeafSpec::client(name);
     let good = world.authority.issue(&below("good")).unwrap();
@@ -222,12 +222,12 @@ fn every_version_of_both_engines_has_the_same_verdicts_and_alerts() {
     let one = world.authority.intermediate(&AuthoritySpec::new("one")).unwrap();
     let two = one.intermediate(&AuthoritySpec::new("two")).unwrap();
     let deep = two.issue(&below("deep")).unwrap();
-    let stranger = Authority::root(&AuthoritySpec::new("other CA")).unwrap();
-    let stranger = stranger.issue(&below("stranger")).unwrap();
+    let other = Authority::root(&AuthoritySpec::new("other CA")).unwrap();
+    let other = other.issue(&below("other")).unwrap();
     world.site.client = Some(Arc::new(policy_with_crl(&world, &revoked)));
-    let cases: [(Option<&Minted>, Option<&str>, &str); 7] = [
+    let cases: [(Option<&IssuedCertificate>, Option<&str>, &str); 7] = [
         (Some(&good), None, ""),
-        (Some(&stranger), Some("unknown_issuer"), "UNKNOWN_CA"),
+        (Some(&other), Some("unknown_issuer"), "UNKNOWN_CA"),
         (Some(&expired), Some("expired"), "CERTIFICATE_EXPIRED"),
         (Some(&revoked), Some("revoked"), "CERTIFICATE_REVOKED"),
         (Some(&deep), Some("depth"), "UNKNOWN_CA"),
@@ -237,21 +237,24 @@ fn every_version_of_both_engines_has_the_same_verdicts_and_alerts() {
     let [v11, v12, v13] = [SslVersion::TLS1_1, SslVersion::TLS1_2, SslVersion::TLS1_3];
     for (served, versions) in [(ALL, &[v11, v12, v13][..]), (&ALL[1..], &[v12, v13])] {
         world.site.versions = Some(served.to_vec());
-        world.site.prepared = Slot::new();
+        world.site.prepared = CacheSlot::new();
         for version in versions {
-            for (identity, rule, alert) in cases {
-                let old = Old { versions: [*version; 2], identity, ..Old::TLS11 };
+            for (identity, reason, alert) in cases {
+                let spec = ClientSpec { versions: [*version; 2], identity, ..ClientSpec::TLS11 };
                 run(|| async {
-                    let (server, client) = shake(&world, &old, 5).await;
-                    let case = format!("{served:?} {version} {rule:?}");
-                    let refusal = verify::take_refusal().map(|refusal| refusal.error.reason().as_str());
-                    assert_eq!(refusal, rule, "{case}");
-                    let accepted = identity.is_some() && rule.is_none();
+                    let (near, mut far) = sockets(5);
+                    let client = connect_boring(spec.start(&world), &mut far);
+                    let ((server, rejected, _near), client) =
+                        futures_util::join!(world.handshake(near), client);
+                    let case = format!("{served:?} {version} {reason:?}");
+                    let rejected = rejected.map(|rejected| rejected.error.reason().as_str());
+                    assert_eq!(rejected, reason, "{case}");
+                    let accepted = identity.is_some() && reason.is_none();
                     assert_eq!(server.is_ok(), accepted, "{case}");
-                    // A TLS 1.3 client is done before it hears what the server thinks of its certificate.
-                    let told = match client {
+                    // A TLS 1.3 client completes its handshake before the server verifies it.
+                    let error = match client {
                         Ok(_) if accepted => return,
-                        Ok((mut client, mut far)) => loop {
+                        Ok(mut client) => loop {
                             match client.ssl_read(&mut [0; 1]) {
                                 Err(error) if error.code() == ErrorCode::WANT_READ => {
                                     fill(&mut client, &mut far).await.unwrap();
@@ -259,16 +262,16 @@ fn every_version_of_both_engines_has_the_same_verdicts_and_alerts() {
                                 other => break other.unwrap_err().to_string(),
                             }
                         },
-                        Err(told) => told,
+                        Err(error) => error,
                     };
                     let alert = match (identity, *version == v13) {
                         (Some(_), _) => alert,
                         (None, true) => "CERTIFICATE_REQUIRED",
                         (None, false) if served.contains(&TlsVersion::V11) => "HANDSHAKE_FAILURE",
-                        // rustls has but one alert for it.
+                        // rustls sends a general alert.
                         (None, false) => "ALERT",
                     };
-                    assert!(told.contains(alert), "{case}: {told}");
+                    assert!(error.contains(alert), "{case}: {error}");
                 });
             }
         }
@@ -276,28 +279,28 @@ fn every_version_of_both_engines_has_the_same_verdicts_and_alerts() {
 }
 
 #[test]
-fn a_site_that_does_not_ask_for_it_is_not_served_to_an_old_client() {
+fn a_site_without_tls_1_1_does_not_serve_it() {
     for versions in [&[TlsVersion::V12][..], &[TlsVersion::V13], &[TlsVersion::V12, TlsVersion::V13]] {
         let world = World::new(versions);
-        assert!(matches!(world.sites.config(&world.site, Purpose::Http), Ok(SiteConfig::Rustls(_))));
-        let refused = agreed(&world, &Old::TLS11).err().unwrap();
-        assert!(refused.contains("SignatureAlgorithmsExtensionRequired"), "{refused}");
-        // Its own list wins over the listener's, both ways.
+        assert!(matches!(world.factory.config(&world.site, Subsystem::Http), Ok(SiteConfig::Rustls(_))));
+        let error = negotiate(&world, &ClientSpec::TLS11).err().unwrap();
+        assert!(error.contains("SignatureAlgorithmsExtensionRequired"), "{error}");
+        // The site's versions override the default ones.
         let mut world = World::new(ALL);
         world.site.versions = Some(versions.to_vec());
-        assert!(matches!(world.sites.config(&world.site, Purpose::Http), Ok(SiteConfig::Rustls(_))));
+        assert!(matches!(world.factory.config(&world.site, Subsystem::Http), Ok(SiteConfig::Rustls(_))));
     }
 }
 
 #[test]
-fn versions_are_exactly_the_sites() {
+fn only_the_versions_of_the_site_are_served() {
     use SslVersion as V;
     let [v11, v12, v13] = [V::TLS1_1, V::TLS1_2, V::TLS1_3];
     let cases: [(&[TlsVersion], [SslVersion; 2], Option<TlsVersion>); 11] = [
-        (OLD_ONLY, [v11, v13], Some(TlsVersion::V11)),
-        (OLD_ONLY, [V::TLS1, v11], Some(TlsVersion::V11)),
-        (OLD_ONLY, [v12, v13], None),
-        (OLD_ONLY, [V::TLS1, V::TLS1], None),
+        (TLS11_ONLY, [v11, v13], Some(TlsVersion::V11)),
+        (TLS11_ONLY, [V::TLS1, v11], Some(TlsVersion::V11)),
+        (TLS11_ONLY, [v12, v13], None),
+        (TLS11_ONLY, [V::TLS1, V::TLS1], None),
         (&[TlsVersion::V11, TlsVersion::V12], [v11, v13], Some(TlsVersion::V12)),
         (&[TlsVersion::V11, TlsVersion::V12], [v13, v13], None),
         (&[TlsVersion::V11, TlsVersion::V13], [v11, v13], Some(TlsVersion::V13)),
@@ -310,11 +313,11 @@ fn versions_are_exactly_the_sites() {
         let mut world = World::new(&[TlsVersion::V13]);
         world.site.versions = Some(served.to_vec());
         world.site.client = None;
-        let found = agreed(&world, &Old { versions: offered, ..Old::TLS11 });
-        let version = found.as_ref().map(|(engine, _)| engine.version());
-        assert_eq!(version.ok().flatten(), expected, "{served:?} {offered:?} {:?}", found.as_ref().err());
-        if let Err(error) = found {
-            // From the server; or from the client, where it did not say that it has no TLS 1.1.
+        let result = negotiate(&world, &ClientSpec { versions: offered, ..ClientSpec::TLS11 });
+        let version = result.as_ref().map(|(handshake, _)| handshake.version());
+        assert_eq!(version.ok().flatten(), expected, "{served:?} {offered:?} {:?}", result.as_ref().err());
+        if let Err(error) = result {
+            // From the server; or from a client that did not announce its lack of TLS 1.1.
             assert!(error.contains("_PROTOCOL"), "{served:?} {offered:?} {error}");
         }
     }
@@ -325,38 +328,38 @@ fn with_pairs(world: &World, kinds: &[KeyAlgorithm]) -> SiteSsl {
         let minted = world.authority.issue(&LeafSpec::server("a.example").algorithm(*kind)).unwrap();
         KeyPair { chain: minted.chain.clone(), key: Arc::new(minted.key().unwrap()) }
     });
-    SiteSsl { pairs: pairs.collect(), client: None, prepared: Slot::new(), ..world.site.clone() }
+    SiteSsl { pairs: pairs.collect(), client: None, prepared: CacheSlot::new(), ..world.site.clone() }
 }
 
 #[test]
-fn each_client_gets_the_first_certificate_it_can_use() {
+fn each_client_gets_the_first_certificate_it_supports() {
     let mut world = World::new(ALL);
     world.site = with_pairs(&world, &[KeyAlgorithm::Rsa2048, KeyAlgorithm::P256]);
-    let [leaf_of_rsa, leaf_of_ecdsa] = [0, 1].map(|index| world.site.pairs[index].chain[0].der().to_vec());
+    let [rsa_leaf, ecdsa_leaf] = [0, 1].map(|index| world.site.pairs[index].chain[0].der().to_vec());
     for version in [SslVersion::TLS1_1, SslVersion::TLS1_2] {
-        for (ciphers, leaf) in [("ALL", &leaf_of_ecdsa), ("aRSA", &leaf_of_rsa), ("aECDSA", &leaf_of_ecdsa)] {
-            let old = Old { versions: [version; 2], ciphers, identity: None };
-            let (_engine, client) = agreed(&world, &old).unwrap();
-            let shown = client.ssl().peer_certificate().unwrap().to_der().unwrap();
-            assert!(&shown == leaf, "{version} {ciphers}");
+        for (ciphers, leaf) in [("ALL", &ecdsa_leaf), ("aRSA", &rsa_leaf), ("aECDSA", &ecdsa_leaf)] {
+            let spec = ClientSpec { versions: [version; 2], ciphers, identity: None };
+            let (_handshake, client) = negotiate(&world, &spec).unwrap();
+            let leaf_der = client.ssl().peer_certificate().unwrap().to_der().unwrap();
+            assert!(&leaf_der == leaf, "{version} {ciphers}");
         }
     }
-    // No RSA key exchange: what was recorded today is not read with a key that leaks tomorrow.
-    let refused = agreed(&world, &Old { ciphers: "kRSA", ..Old::TLS11 }).err().unwrap();
-    assert!(refused.contains("NO_SHARED_CIPHER"), "{refused}");
+    // No RSA key exchange, which lacks forward secrecy.
+    let error = negotiate(&world, &ClientSpec { ciphers: "kRSA", ..ClientSpec::TLS11 }).err().unwrap();
+    assert!(error.contains("NO_SHARED_CIPHER"), "{error}");
 }
 
 #[test]
-fn http2_is_not_chosen_below_tls_1_2() {
+fn alpn_selects_no_http2_below_tls_1_2() {
     let mut world = World::new(ALL);
     world.site.client = None;
     for (version, expected) in [(SslVersion::TLS1_1, "http/1.1"), (SslVersion::TLS1_2, "h2")] {
-        let old = Old { versions: [version; 2], ..Old::TLS11 };
-        let mut client = old.start(&world);
+        let spec = ClientSpec { versions: [version; 2], ..ClientSpec::TLS11 };
+        let mut client = spec.start(&world);
         client.ssl_mut().set_alpn_protos(b"\x02h2\x08http/1.1").unwrap();
         run(|| async {
-            let (near, mut far) = pumps(3);
-            let (server, client) = futures_util::join!(world.accept(near), connect_old(client, &mut far));
+            let (near, mut far) = sockets(3);
+            let (server, client) = futures_util::join!(world.accept(near), connect_boring(client, &mut far));
             server.unwrap();
             let client = client.unwrap();
             assert_eq!(client.ssl().selected_alpn_protocol(), Some(expected.as_bytes()));
@@ -365,13 +368,13 @@ fn http2_is_not_chosen_below_tls_1_2() {
 }
 
 #[test]
-fn nothing_is_resumed() {
+fn no_session_is_resumed() {
     for versions in EVERY_ENGINE {
         let mut world = World::new(versions);
         world.site.client = None;
         let mut roots = RootCertStore::empty();
         roots.add(world.authority.certificate().der().clone()).unwrap();
-        let config = rustls::ClientConfig::builder_with_provider(Arc::new(site::provider()))
+        let config = rustls::ClientConfig::builder_with_provider(Arc::new(site_config::crypto_provider()))
             .with_safe_default_protocol_versions()
             .unwrap()
             .with_root_certificates(roots)
@@ -379,12 +382,12 @@ fn nothing_is_resumed() {
         let config = Arc::new(config);
         run(|| async {
             for _ in 0..3 {
-                let (near, mut far) = pumps(3);
+                let (near, mut far) = sockets(3);
                 let name = "a.example".try_into().unwrap();
-                let mut tls = Engine::from(ClientConnection::new(Arc::clone(&config), name).unwrap());
+                let mut tls = TlsHandshake::from(ClientConnection::new(Arc::clone(&config), name).unwrap());
                 let client = async {
                     handshake::drive(&mut tls, &mut far).await.unwrap();
-                    poll_fn(|cx| far.poll_drain(cx)).await.unwrap();
+                    poll_fn(|cx| far.poll_flush(cx)).await.unwrap();
                 };
                 let (server, ()) = futures_util::join!(world.accept(near), client);
                 server.unwrap();
@@ -394,51 +397,54 @@ fn nothing_is_resumed() {
     }
 }
 
-/// What comes of these bytes, when nothing follows them.
-async fn read(world: &World, bytes: &[u8]) -> Result<(Option<Name>, String), String> {
-    let (mut near, mut far) = pumps(3);
-    far.staged().extend_from_slice(bytes);
-    poll_fn(|cx| far.poll_drain(cx)).await.unwrap();
+/// The server name and the error of a handshake that ends after these bytes.
+async fn read_all(world: &World, bytes: &[u8]) -> Result<(Option<HostName>, String), String> {
+    let (mut near, mut far) = sockets(3);
+    far.write_buf().extend_from_slice(bytes);
+    poll_fn(|cx| far.poll_flush(cx)).await.unwrap();
     drop(far);
-    let hello = hello::read(&mut near).await.map_err(|error| error.to_string())?;
+    let hello = client_hello::read(&mut near).await.map_err(|error| error.to_string())?;
     let name = hello.server_name(None);
-    let config = world.sites.config(&world.site, Purpose::Http).unwrap();
-    let mut tls = hello.begin(config, near.staged()).map_err(|error| error.to_string())?;
+    let config = world.factory.config(&world.site, Subsystem::Http).unwrap();
+    let mut tls = hello.start_handshake(config, near.write_buf()).map_err(|error| error.to_string())?;
     let ended = handshake::drive(&mut tls, &mut near).await.unwrap_err();
     Ok((name, ended.to_string()))
 }
 
 #[test]
-fn a_client_hello_may_be_cut_anywhere_and_bent_anyhow() {
+fn a_truncated_or_changed_client_hello_fails() {
     let world = World::new(ALL);
-    let hellos = [Old::TLS11, Old { versions: [SslVersion::TLS1_1, SslVersion::TLS1_3], ..Old::TLS11 }];
-    // One runtime for all: each takes memory that the kernel gives back in its own time.
+    let hellos = [
+        ClientSpec::TLS11,
+        ClientSpec { versions: [SslVersion::TLS1_1, SslVersion::TLS1_3], ..ClientSpec::TLS11 },
+    ];
+    // One runtime for all: the kernel frees the memory of a ring with a delay.
     run(|| async {
-        for whole in hellos.map(|old| old.hello(&world)) {
+        for whole in hellos.map(|spec| spec.hello(&world)) {
             let ended = "the peer ended the connection during the handshake".to_owned();
-            assert_eq!(read(&world, &whole).await, Ok((Name::from_sni("a.example"), ended)));
-            for cut in 0..whole.len() {
-                assert!(read(&world, &whole[..cut]).await.is_err(), "cut at {cut}");
+            assert_eq!(read_all(&world, &whole).await, Ok((HostName::from_sni("a.example"), ended)));
+            for at in 0..whole.len() {
+                assert!(read_all(&world, &whole[..at]).await.is_err(), "truncated to {at}");
             }
-            // Split into two records anywhere: the same ClientHello.
-            for cut in 6..whole.len() {
+            // In two records.
+            for at in 6..whole.len() {
                 let record = |body: &[u8]| {
                     let length = u16::try_from(body.len()).unwrap().to_be_bytes();
                     [&whole[..3], &length[..], body].concat()
                 };
-                let split = [record(&whole[5..cut]), record(&whole[cut..])].concat();
-                let name = read(&world, &split).await.map(|(name, _)| name);
-                assert_eq!(name, Ok(Name::from_sni("a.example")), "records split at {cut}");
+                let split = [record(&whole[5..at]), record(&whole[at..])].concat();
+                let name = read_all(&world, &split).await.map(|(name, _)| name);
+                assert_eq!(name, Ok(HostName::from_sni("a.example")), "records split at {at}");
             }
             let mut seed = 4711;
             for _ in 0..2_000 {
-                let mut bent = whole.clone();
+                let mut changed = whole.clone();
                 for _ in 0..=next(&mut seed) % 3 {
-                    let at = usize::try_from(next(&mut seed)).unwrap() % bent.len();
-                    bent[at] = next(&mut seed).to_le_bytes()[0];
+                    let at = usize::try_from(next(&mut seed)).unwrap() % changed.len();
+                    changed[at] = next(&mut seed).to_le_bytes()[0];
                 }
-                // Whatever comes of it, it comes without a panic, and ends with the bytes.
-                let _answer = read(&world, &bent).await;
+                // Neither panics nor waits for more bytes.
+                let _result = read_all(&world, &changed).await;
             }
         }
     });
