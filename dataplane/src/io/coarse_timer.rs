@@ -1,4 +1,4 @@
-//! Coarse timers, for time-outs that many tasks set and that seldom fire: of an upstream's
+//! Coarse timers, for timeouts that many tasks set and that seldom fire: of an upstream's
 //! response, of an idle connection.
 //!
 //! The tick of `timeouts` drives them, so a timer costs an entry in a table, not a timer of the
@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use slab::Slab;
 
-/// The resolution of coarse timers and of connection time-outs.
+/// The resolution of coarse timers and of connection timeouts.
 pub(crate) const TICK: Duration = Duration::from_millis(100);
 
 /// The number of ticks that last at least `duration`, wherever in a tick they start.

@@ -1,4 +1,4 @@
-//! Time on a worker: sleeps, time-outs and a reusable timer, with a resolution of a millisecond.
+//! Time on a worker: sleeps, timeouts and a reusable timer, with a resolution of a millisecond.
 
 use std::future::Future;
 use std::pin::Pin;

@@ -1,7 +1,7 @@
 //! The ClientHello: read within bounds, and what it says before a site is chosen.
 //!
 //! The first step of a TLS connection. rustls bounds it in bytes (a handshake message of at most
-//! 64 KiB), the handshake time-out in time.
+//! 64 KiB), the handshake timeout in time.
 
 use std::future::poll_fn;
 use std::io;

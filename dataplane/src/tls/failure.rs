@@ -96,7 +96,7 @@ impl HandshakeFailure {
         Self { reason: Reason::BadCertificate, sni: Some(sni), detail, rejected_certificate: None }
     }
 
-    /// The handshake time-out ended the handshake.
+    /// The handshake timeout ended the handshake.
     pub fn timed_out(self) -> Self {
         Self { reason: Reason::HandshakeTimeout, rejected_certificate: None, ..self }
     }

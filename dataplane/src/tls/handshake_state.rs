@@ -197,8 +197,8 @@ impl HandshakeState {
 }
 
 impl RecordLayerKind {
-    /// The key log of a configuration: it gives the traffic secrets to the handshake, or nothing to
-    /// anybody.
+    /// The key log of a configuration: it gives the traffic secrets to their handshake, or drops
+    /// them.
     pub fn key_log(self) -> Arc<dyn KeyLog> {
         match self {
             Self::Own => Arc::new(SecretCapture),
