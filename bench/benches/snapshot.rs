@@ -17,7 +17,7 @@ use bench::gateway;
 use bench::memory;
 use bench::names::{Samples, asked, spread_out};
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput};
-use dataplane::testing::tls::types::Subsystem;
+use dataplane::testing::tls::Subsystem;
 use model::{HostName, Kind, RouteQuery, Snapshot, Ssl, TlsVersion};
 use pki::ca::KeyAlgorithm;
 

@@ -5,7 +5,7 @@
 //! goes over the wire, as one that a control plane pushes does: nothing is shared but what the code itself shares.
 #![allow(clippy::expect_used, reason = "a measurement that cannot be set up stops, like a test")]
 
-use dataplane::testing::tls::types::Subsystem;
+use dataplane::testing::tls::Subsystem;
 use model::wire::{DeltaAssembler, chunks};
 use model::{Delta, Id, Kind, Snapshot, TlsVersion, Versioned};
 use pki::ca::{Authority, AuthoritySpec, LeafSpec};

@@ -1,5 +1,6 @@
 //! The TLS stream over a scripted transport: short reads, records split anywhere, both sides in one
-//! thread without a kernel. Every seed fragments the bytes differently, as real sockets do by chance.
+//! thread without a kernel. Every seed fragments the bytes differently, as real sockets do by
+//! chance.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
@@ -14,6 +15,7 @@ use std::task::{Poll, Waker};
 
 use dataplane::testing::io::buffered::BufferedSocket;
 use dataplane::testing::runtime::{self, Driver, Reader, Writer};
+use dataplane::testing::tls::Subsystem;
 use dataplane::testing::tls::client_hello::{self, ClientHelloError};
 use dataplane::testing::tls::handshake::{self, HandshakeError, TlsHandshake};
 use dataplane::testing::tls::handshake_state::RejectedCertificate;
@@ -21,7 +23,6 @@ use dataplane::testing::tls::record::RecordLayerKind;
 use dataplane::testing::tls::site_config::{self, SiteConfigFactory};
 use dataplane::testing::tls::stream::TlsStream;
 use dataplane::testing::tls::transport::TlsTransport;
-use dataplane::testing::tls::types::Subsystem;
 use hyper::rt::{Read, ReadBuf, Write};
 use model::{CacheSlot, HostName, Id, KeyPair, Ssl, TlsVersion};
 use pki::ca::{Authority, AuthoritySpec, IssuedCertificate, LeafSpec};

@@ -40,8 +40,7 @@ use crate::tls::failure::HandshakeFailure;
 use crate::tls::params::NegotiatedParams;
 use crate::tls::stream::TlsStream;
 use crate::tls::transport::TlsTransport;
-use crate::tls::types::Subsystem;
-use crate::tls::{client_hello, handshake};
+use crate::tls::{Subsystem, client_hello, handshake};
 use crate::upstream::client::UpstreamTarget;
 use crate::upstream::connector::UpstreamStream;
 

@@ -17,7 +17,7 @@ use model::TlsVersion;
 use rustls::pki_types::CertificateDer;
 
 use self::site_config::BoringSiteConfig;
-use super::types::PlaintextState;
+use super::PlaintextState;
 
 /// The most ciphertext that is buffered for BoringSSL: more than the longest record, so that there
 /// is room whenever BoringSSL needs more. Bytes.

@@ -14,8 +14,7 @@ use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Error, SignatureScheme};
 
 use super::handshake_state::{HandshakeState, RejectedCertificate, ValidityPeriod};
-use super::signature;
-use super::types::Subsystem;
+use super::{Subsystem, signature};
 
 /// Verified chains that a worker caches.
 const CACHE_ENTRIES: usize = 16 * 1024;

@@ -22,10 +22,9 @@ use rustls::{KeyLog, ServerConfig, SignatureAlgorithm, SupportedCipherSuite, Sup
 #[cfg(feature = "engine-boring")]
 use super::boring::site_config::BoringSiteConfig;
 use super::client_verifier::SiteVerifier;
-use super::key_schedule;
 use super::record::RecordLayerKind;
 use super::ticket::{SiteTicketer, TicketBinding};
-use super::types::Subsystem;
+use super::{Subsystem, key_schedule};
 use crate::push_client::TicketRingHandle;
 
 /// The configurations that a site's ssl object caches.

@@ -11,8 +11,8 @@ use std::task::{Context, Poll, ready};
 
 use hyper::rt::{Read, ReadBufCursor, Write};
 
+use super::PlaintextState;
 use super::transport::TlsTransport;
-use super::types::PlaintextState;
 use crate::io::buffered::BufferedSocket;
 use crate::io::chunk_read::{Chunk, ChunkRead};
 use crate::io::plain::WRITE_BUF_MAX;

@@ -8,8 +8,8 @@ use std::io::{self, BufRead as _, IoSlice, Write as _};
 use std::ops::Deref;
 
 use self::rustls::RustlsConnection;
+use super::PlaintextState;
 use super::record::{RecordError, RecordLayer};
-use super::types::PlaintextState;
 
 pub(super) mod rustls;
 

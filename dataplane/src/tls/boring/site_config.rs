@@ -24,8 +24,7 @@ use rustls::AlertDescription;
 use rustls::pki_types::UnixTime;
 
 use super::{BoringError, peer_chain, version_of};
-use crate::tls::client_verifier;
-use crate::tls::types::Subsystem;
+use crate::tls::{Subsystem, client_verifier};
 
 /// The suites up to TLS 1.2, in the order of preference: AEADs first. TLS 1.1 has only the CBC
 /// suites.

@@ -12,7 +12,7 @@ use super::{
     ALERT, APPLICATION_DATA, BODY_MAX, CLOSE_NOTIFY, EMPTY_RECORDS_MAX, FATAL, FRAGMENT_MAX, HANDSHAKE,
     KEY_UPDATE, PeerState, RECORD_BUF_KEPT, RecordError, RecordLayer, UPDATE_REQUESTED, USER_CANCELED,
 };
-use crate::tls::types::PlaintextState;
+use crate::tls::PlaintextState;
 
 /// NewSessionTicket (RFC 8446 section 4.6.1), which a server may send at any time.
 const NEW_SESSION_TICKET: u8 = 4;

@@ -9,8 +9,8 @@ use rustls::CipherSuite;
 use self::rustls_pair::{RustlsPair, SUITES};
 use super::traffic_keys::TAG;
 use super::*;
+use crate::tls::PlaintextState;
 use crate::tls::transport::TlsTransport;
-use crate::tls::types::PlaintextState;
 
 mod detach;
 mod own_pair;

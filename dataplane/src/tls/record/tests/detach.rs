@@ -1,5 +1,5 @@
-//! Detaching after key updates: the record layer continues with the keys in use, sends the KeyUpdates
-//! that rustls has not sent, and never repeats a key and a number.
+//! Detaching after key updates: the record layer continues with the keys in use, sends the
+//! KeyUpdates that rustls has not sent, and never repeats a key and a number.
 
 use proptest::prelude::*;
 use rustls::Side;
@@ -7,8 +7,8 @@ use rustls::Side;
 use super::super::*;
 use super::SUITES;
 use super::own_pair::OwnPair;
+use crate::tls::PlaintextState;
 use crate::tls::transport::TlsTransport;
-use crate::tls::types::PlaintextState;
 
 const SIDES: [Side; 2] = [Side::Server, Side::Client];
 const REQUESTS: [u8; 2] = [UPDATE_NOT_REQUESTED, UPDATE_REQUESTED];
@@ -229,7 +229,8 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
-    /// The peer reads only a record with the next key and number, so it would detect a repeated one.
+    /// The peer reads only a record with the next key and number, so it would detect a repeated
+    /// one.
     #[test]
     fn no_key_and_number_repeat_wherever_it_detaches(
         events in events(), at in 0_usize..24, server in any::<bool>(), suite in 0..SUITES.len(),

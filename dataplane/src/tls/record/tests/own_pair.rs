@@ -8,10 +8,10 @@ use rustls::{CipherSuite, ServerConnection, Side};
 use super::super::framing::RecordFraming;
 use super::super::{HANDSHAKE, KEY_UPDATE, RecordLayer, TrafficSecrets};
 use super::rustls_pair::{client, configs};
+use crate::tls::PlaintextState;
 use crate::tls::handshake::TlsHandshake;
 use crate::tls::handshake_state::HandshakeState;
 use crate::tls::transport::TlsTransport;
-use crate::tls::types::PlaintextState;
 
 pub(super) struct OwnPair {
     pub(super) ours: TlsTransport,

@@ -16,9 +16,8 @@ use super::super::traffic_keys::TAG;
 use super::super::{EMPTY_HEADER, RecordError, RecordLayer, RecordLayerKind};
 use crate::tls::handshake::TlsHandshake;
 use crate::tls::handshake_state::HandshakeState;
-use crate::tls::site_config;
 use crate::tls::transport::TlsTransport;
-use crate::tls::types::PlaintextState;
+use crate::tls::{PlaintextState, site_config};
 
 pub(super) const SUITES: [CipherSuite; 3] = [
     CipherSuite::TLS13_AES_128_GCM_SHA256,
@@ -199,8 +198,8 @@ impl RustlsPair {
         self.sent.extend([header.as_slice(), &body, &tag].concat());
     }
 
-    /// Asserts that what was sent fails with this error, that the peer gets this alert, and that our
-    /// side then neither reads nor writes.
+    /// Asserts that what was sent fails with this error, that the peer gets this alert, and that
+    /// our side then neither reads nor writes.
     pub(super) fn assert_fails(mut self, error: RecordError, alert: Option<u8>) {
         assert_eq!(self.deliver(), Err(error.to_string()));
         assert!(self.ours.plaintext_state().is_err());
