@@ -109,10 +109,10 @@ async fn refused_tickets(world: &World, why: &str) -> u64 {
 /// Offers the ticket in `config`, which must be seen, must not be resumed, and must not be in the way.
 async fn full(world: &World, caller: &Caller, config: &Arc<ClientConfig>) -> Result<StatusCode, Refused> {
     let resumed = world.metric("countersign_handshakes_resumed_total").await;
-    let other_key = refused_tickets(world, "other_key").await;
+    let unknown_key = refused_tickets(world, "unknown_key").await;
     let visited = visit(caller, config, "/").await;
     assert_eq!(world.metric("countersign_handshakes_resumed_total").await, resumed);
-    assert_eq!(refused_tickets(world, "other_key").await, other_key + 1, "the ticket was offered");
+    assert_eq!(refused_tickets(world, "unknown_key").await, unknown_key + 1, "the ticket was offered");
     visited.map(|(resumed, status)| {
         assert!(!resumed);
         status
