@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bench::handshake::{Credentials, Crowd, Desk, Floor, Work, server};
-use bench::identity::{Group, Version};
+use compare::identity::{Group, Version};
 use criterion::{BenchmarkGroup, Criterion, Throughput, measurement::WallTime};
 use dataplane::rt::{self, Driver};
 use model::TlsVersion;

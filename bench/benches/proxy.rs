@@ -9,7 +9,7 @@
 
 use std::time::Duration;
 
-use bench::identity::ClientIdentity;
+use compare::identity::ClientIdentity;
 use criterion::Criterion;
 use pki::mint::{Authority, AuthoritySpec, LeafSpec, Minted};
 use serde_json::{Value, json};

@@ -13,10 +13,10 @@ use std::process::{Child, Command, ExitCode, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
-use bench::identity::{ClientIdentity, Group, Version};
-use bench::load::{self, Amount, Mode, Plan};
-use bench::process;
-use bench::target::Target;
+use compare::identity::{ClientIdentity, Group, Version};
+use compare::load::{self, Amount, Mode, Plan};
+use compare::process;
+use compare::target::Target;
 use pki::mint::{Authority, AuthoritySpec, LeafSpec};
 use serde_json::{Value, json};
 

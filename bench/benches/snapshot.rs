@@ -15,7 +15,8 @@ use std::time::Duration;
 
 use bench::gateway;
 use bench::memory;
-use bench::names::{Samples, asked, spread_out};
+use bench::names::{Samples, asked};
+use compare::comparison::many::spread_out;
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput};
 use dataplane::tls::site::Purpose;
 use model::{Kind, Name, RouteQuery, Snapshot, Ssl, TlsVersion};

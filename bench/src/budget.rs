@@ -60,7 +60,7 @@ enum Command {
 
 /// Runs what the command line says.
 pub fn run(cli: &Cli) -> ExitCode {
-    crate::cli::told(
+    compare::exit_code(
         "budget",
         match &cli.command {
             Command::Check => check(&cli.file, cli.dearest),

@@ -12,8 +12,8 @@ use rustls::ClientConfig;
 use rustls_pki_types::CertificateDer;
 use serde_json::{Value, json};
 
-use crate::identity::{ClientIdentity, Group, Version};
-use crate::peer::HOST;
+use compare::identity::{ClientIdentity, Group, Version};
+use compare::peer::HOST;
 
 mod crowd;
 mod floor;

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use compare::comparison::many::spread_out;
 use model::{Delta, Id, Kind, Name, Resource, Route, Snapshot, Ssl, Versioned};
 use pki::mint::{Authority, AuthoritySpec, KeyAlgorithm, LeafSpec};
 use serde_json::json;
@@ -82,9 +83,4 @@ pub fn configured(index: u32) -> String {
 /// A name that the `index`-th entry answers to.
 pub fn asked(index: u32) -> Name {
     Name::from_sni(&configured(index).replace('*', "www")).expect("a name")
-}
-
-/// Rounds do not hit neighbours: each is somewhere else among so many.
-pub fn spread_out(round: u32, size: u32) -> u32 {
-    (u64::from(round).wrapping_mul(2_654_435_761) % u64::from(size)) as u32
 }

@@ -10,9 +10,9 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use crate::compare::brief::{self, Brief};
-use crate::compare::measure::{Goal, Measure};
-use crate::peer::countersign::Cores;
+use compare::comparison::brief::{self, Brief};
+use compare::comparison::measure::{Goal, Measure};
+use compare::peer::Cores;
 
 mod handshakes;
 mod many;
@@ -67,7 +67,7 @@ impl fmt::Display for Line {
 
 /// Measures and prints.
 pub fn run(options: &Options) -> ExitCode {
-    crate::cli::told("summary", measure(options))
+    compare::exit_code("summary", measure(options))
 }
 
 fn measure(options: &Options) -> anyhow::Result<()> {
@@ -121,7 +121,7 @@ fn line(brief: &Brief, measure: Measure, goal: Goal) -> Line {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::peer::Kind;
+    use compare::peer::Kind;
 
     #[test]
     fn the_command_line_is_consistent() {

@@ -21,7 +21,7 @@ pub fn start(cpu: usize, tls: Option<ServerConfig>) -> SocketAddr {
     let address = listener.local_addr().expect("an address");
     let acceptor = tls.map(|config| TlsAcceptor::from(Arc::new(config)));
     let serve = move || {
-        bench::process::pin_current_thread(cpu).expect("a core");
+        compare::process::pin_current_thread(cpu).expect("a core");
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         runtime.block_on(async {
             let listener = TcpListener::from_std(listener).expect("a listener");

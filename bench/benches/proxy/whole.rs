@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bench::gateway;
-use bench::identity::{Group, Version};
-use bench::load::{Dialler, http1};
-use bench::target::Target;
 use bytes::Bytes;
+use compare::identity::{Group, Version};
+use compare::load::{Dialler, http1};
+use compare::target::Target;
 use criterion::{Criterion, Throughput};
 use futures_util::future::join_all;
 use http_body_util::{BodyExt, Empty};
@@ -45,7 +45,7 @@ pub fn whole(criterion: &mut Criterion, credentials: &Credentials) -> Vec<String
     let versions = [TlsVersion::V12, TlsVersion::V13];
     let shared = gateway::shared(gateway::snapshot(documents), &versions, Some(Arc::new(anchors)));
     let running = Running::start(shared, CORES.0);
-    bench::process::pin_current_thread(CORES.1).expect("a core");
+    compare::process::pin_current_thread(CORES.1).expect("a core");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let mut lines = Vec::new();
     for (protocol, connect) in [("h1", Client::h1 as fn(&Runtime, Dialler) -> Client), ("h2", Client::h2)] {

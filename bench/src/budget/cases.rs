@@ -11,8 +11,8 @@ use rustls::ClientConfig;
 
 use super::proxied;
 use crate::handshake::{Credentials, Desk, server};
-use crate::identity::{Group, Version};
-use crate::load::Mode;
+use compare::identity::{Group, Version};
+use compare::load::Mode;
 
 /// Handshakes before the counted ones: what is made at the first is there.
 const FOREGOING: u32 = 10;

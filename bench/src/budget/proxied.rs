@@ -16,14 +16,14 @@ use model::{Kind, TlsVersion};
 use telemetry::{Heartbeat, Readiness};
 use tokio::sync::watch;
 
-use crate::identity::{Group, Version};
-use crate::load::{self, Amount, Mode, Plan};
-use crate::peer::countersign::{route_document, site_document};
-use crate::peer::credentials::Credentials;
-use crate::peer::upstream::Upstream;
-use crate::peer::{HOST, PROXIED};
-use crate::target::Target;
 use crate::{counted, gateway};
+use compare::identity::{Group, Version};
+use compare::load::{self, Amount, Mode, Plan};
+use compare::peer::countersign::{route_document, site_document};
+use compare::peer::credentials::Credentials;
+use compare::peer::upstream::Upstream;
+use compare::peer::{HOST, PROXIED};
+use compare::target::Target;
 
 /// Under callgrind everything takes fifty times as long.
 const PATIENCE: Duration = Duration::from_secs(300);

@@ -9,7 +9,7 @@ use aws_lc_rs::rsa::KeySize;
 use aws_lc_rs::signature::{self, EcdsaKeyPair, KeyPair as _, RsaKeyPair, UnparsedPublicKey};
 use pki::mint::KeyAlgorithm;
 
-use crate::identity::Group;
+use compare::identity::Group;
 
 /// A CertificateVerify signs 64 blanks, a context string and a SHA-256 (RFC 8446 section 4.4.3).
 const SIGNED: [u8; 130] = [0x20; 130];

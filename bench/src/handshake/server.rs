@@ -19,11 +19,11 @@ use rustls::{ClientConfig, ClientConnection};
 use rustls_pki_types::ServerName;
 
 use super::Credentials;
-use crate::peer::HOST;
 use crate::{
     counted::{self, Door},
     gateway,
 };
+use compare::peer::HOST;
 
 /// Where the client says it is.
 const PEER: SocketAddr = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 40_000));

@@ -14,10 +14,11 @@ use pki::mint::KeyAlgorithm;
 use rustls_pki_types::UnixTime;
 
 use super::Line;
+use crate::gateway;
 use crate::handshake::{Credentials, Desk, Floor, Work, server};
-use crate::identity::{Group, Version};
-use crate::peer::HOST;
-use crate::{gateway, process};
+use compare::identity::{Group, Version};
+use compare::peer::HOST;
+use compare::process;
 
 /// How long all batches take together.
 const LENGTH: Duration = Duration::from_secs(4);

@@ -11,9 +11,10 @@ use pki::mint::KeyAlgorithm;
 use super::Line;
 use super::handshakes::median;
 use crate::handshake::{Credentials, Desk, server};
-use crate::identity::{Group, Version};
-use crate::names::{Samples, asked, spread_out};
+use crate::names::{Samples, asked};
 use crate::{gateway, memory};
+use compare::comparison::many::spread_out;
+use compare::identity::{Group, Version};
 
 const NAMES: u32 = 1_000_000;
 const SSLS: u32 = 100_000;

@@ -5,5 +5,5 @@ use std::process::ExitCode;
 use clap::Parser;
 
 fn main() -> ExitCode {
-    bench::compare::run(bench::compare::Options::parse())
+    compare::comparison::run(compare::comparison::Options::parse())
 }

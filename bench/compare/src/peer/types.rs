@@ -1,10 +1,6 @@
-//! The servers that are compared, each started on a core of its own with the same certificates and the same upstreams.
-//!
-//! A peer is whatever serves `https://bench.test/hello` from the plain upstream and `/hello-mtls` from the one that demands
-//! a certificate, answers 404 itself for other paths, shows an RSA certificate for `rsa.bench.test`, and demands a client
-//! certificate everywhere. One file a peer: how it is found, configured and started; [`Kind`] lists them. The
-//! invariant: a peer that is dropped is gone, with all its children.
+//! What all peers share: their kinds, what they are started with, what they can do, and their errors.
 
+use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -12,23 +8,8 @@ use std::time::Instant;
 use pki::mint::Minted;
 use serde::Serialize;
 
-pub mod admin;
-pub mod caddy;
-pub mod child;
-pub mod countersign;
-pub mod credentials;
-pub mod envoy;
-mod error;
-pub mod haproxy;
-pub mod nginx;
-pub mod pingora;
-pub mod program;
-pub mod upstream;
-
-use child::Server;
-pub use countersign::Cores;
-use credentials::Credentials;
-pub use error::PeerError;
+use super::child::Server;
+use super::credentials::Credentials;
 
 /// The name every peer serves, with a P-256 certificate.
 pub const HOST: &str = "bench.test";
@@ -75,25 +56,78 @@ impl Kind {
             Self::Pingora => "pingora",
         }
     }
+}
 
-    /// Looks for its program; `beside` is where our own programs are, by default beside this one.
-    ///
-    /// # Errors
-    /// [`PeerError::Missing`], which says how to get it.
-    pub fn find(self, beside: Option<&Path>) -> Result<Box<dyn Installed>, PeerError> {
-        let beside = match beside {
-            Some(folder) => folder.to_owned(),
-            None => program::own_folder()?,
-        };
-        Ok(match self {
-            Self::Countersign => Box::new(countersign::Programs::find(Some(&beside))?),
-            Self::Nginx => Box::new(nginx::Installation::find()?),
-            Self::Haproxy => Box::new(haproxy::Installation::find()?),
-            Self::Envoy => Box::new(envoy::Installation::find(&beside)?),
-            Self::Caddy => Box::new(caddy::Installation::find(&beside)?),
-            Self::Pingora => Box::new(pingora::Installation::find(&beside)?),
-        })
+/// Why a peer cannot take part.
+#[derive(Debug, thiserror::Error)]
+pub enum PeerError {
+    /// It is not on this machine.
+    #[error("{} is missing: {hint}", peer.name())]
+    Missing {
+        /// Which one.
+        peer: Kind,
+        /// How to get it.
+        hint: String,
+    },
+    /// A file or a process.
+    #[error("{what}")]
+    System {
+        /// What we were doing.
+        what: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// It ended, or did not become ready in time.
+    #[error("{program} did not become ready: {problem}; the end of its log ({}):\n{tail}", log.display())]
+    NotReady {
+        /// The program.
+        program: String,
+        /// What happened instead.
+        problem: String,
+        /// Where it logs.
+        log: PathBuf,
+        /// Its last lines.
+        tail: String,
+    },
+    /// The Admin API refused something, or was not understood.
+    #[error("the Admin API: {0}")]
+    Admin(String),
+    /// A peer's own way of being changed while it runs.
+    #[error("{} did not take the change: {answer}", peer.name())]
+    Unchanged {
+        /// Which one.
+        peer: Kind,
+        /// What it said.
+        answer: String,
+    },
+    /// Certificates for the run could not be made.
+    #[error("making the certificates of this run")]
+    Mint(#[from] pki::mint::MintError),
+    /// The client side could not be made from them.
+    #[error("making the client of this run")]
+    Identity(#[from] crate::identity::IdentityError),
+    /// The TLS side of the upstream could not be made from them.
+    #[error("making the upstream's TLS")]
+    Tls(#[from] rustls::Error),
+}
+
+impl PeerError {
+    /// Says what we were doing when the system refused.
+    pub fn system(what: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
+        let what = what.into();
+        move |source| Self::System { what, source }
     }
+}
+
+/// Whose CPU runs what; the options that say so.
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub struct Cores {
+    /// The measured core.
+    #[arg(long = "server-cpu", default_value_t = 1)]
+    pub server: usize,
+    /// The core of everything else.
+    #[arg(long = "load-cpu", default_value_t = 0)]
+    pub load: usize,
 }
 
 /// What a peer is started with.

@@ -14,7 +14,6 @@ use super::Options;
 use super::figures::Figures;
 use super::measure::Measure;
 use super::workbench::Workbench;
-use crate::names::spread_out;
 use crate::peer::countersign::Programs;
 use crate::peer::{Installed, Kind, UNROUTED};
 
@@ -59,6 +58,11 @@ pub fn run(
 
 fn name(index: u32) -> String {
     format!("s{index}.many.test")
+}
+
+/// Rounds do not hit neighbours: each is somewhere else among so many.
+pub fn spread_out(round: u32, size: u32) -> u32 {
+    (u64::from(round).wrapping_mul(2_654_435_761) % u64::from(size)) as u32
 }
 
 fn millis(duration: Duration) -> f64 {

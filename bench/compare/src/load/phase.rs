@@ -8,10 +8,10 @@ use std::io::{IsTerminal, Write};
 use std::rc::Rc;
 use std::time::Duration;
 
+use hdrhistogram::Histogram;
 use tokio::time::Instant;
 
 use crate::failure::{Failure, Failures};
-use crate::histogram::Histogram;
 use crate::report::Stopped;
 
 /// Failures without a single success after which a phase gives up.
@@ -52,14 +52,30 @@ impl Sample {
 }
 
 /// What came out of a phase.
-#[derive(Default)]
 pub struct Meter {
     /// Whole operations.
-    pub total: Histogram,
+    pub total: Histogram<u64>,
     /// Their handshakes.
-    pub handshake: Histogram,
+    pub handshake: Histogram<u64>,
     /// What failed.
     pub failures: Failures,
+}
+
+impl Default for Meter {
+    fn default() -> Self {
+        Self { total: latencies(), handshake: latencies(), failures: Failures::default() }
+    }
+}
+
+/// An empty histogram of nanoseconds, to three significant digits.
+pub fn latencies() -> Histogram<u64> {
+    #[expect(clippy::expect_used, reason = "three digits are within what a histogram can hold")]
+    Histogram::new(3).expect("three significant digits")
+}
+
+/// A duration as a histogram of nanoseconds counts it.
+pub fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// One phase.
@@ -114,9 +130,9 @@ impl Phase {
         let mut meter = self.meter.borrow_mut();
         match outcome {
             Ok(sample) => {
-                meter.total.record(sample.total);
+                meter.total.saturating_record(nanos(sample.total));
                 if let Some(handshake) = sample.handshake {
-                    meter.handshake.record(handshake);
+                    meter.handshake.saturating_record(nanos(handshake));
                 }
             }
             Err(failure) => meter.failures.add(failure),

@@ -143,18 +143,7 @@ struct Load {
 
 /// Runs what the command line says and prints the report to stdout, or to stderr why there is none.
 pub fn run(cli: Cli) -> ExitCode {
-    told("loadgen", measure(cli))
-}
-
-/// Turns an error into one line on stderr and exit status 1.
-pub fn told(program: &str, result: anyhow::Result<()>) -> ExitCode {
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("{program}: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    crate::exit_code("loadgen", measure(cli))
 }
 
 fn measure(cli: Cli) -> anyhow::Result<()> {

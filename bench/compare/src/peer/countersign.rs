@@ -14,20 +14,9 @@ use serde_json::{Value, json};
 use super::admin::Admin;
 use super::child::{Server, version_line};
 use super::credentials::Credentials;
-use super::{HOST, Installed, Kind, PROXIED, PROXIED_MTLS, Peer, PeerError, RSA_HOST, Stage, program};
+use super::{Cores, HOST, Installed, Kind, PROXIED, PROXIED_MTLS, Peer, PeerError, RSA_HOST, Stage, program};
 use crate::identity::ClientIdentity;
 use crate::target::Target;
-
-/// Whose CPU runs what; the options that say so.
-#[derive(Clone, Copy, Debug, clap::Args)]
-pub struct Cores {
-    /// The measured core.
-    #[arg(long = "server-cpu", default_value_t = 1)]
-    pub server: usize,
-    /// The core of everything else.
-    #[arg(long = "load-cpu", default_value_t = 0)]
-    pub load: usize,
-}
 
 /// The two programs.
 #[derive(Clone)]

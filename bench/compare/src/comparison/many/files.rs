@@ -5,12 +5,11 @@ use std::time::Instant;
 use serde_json::json;
 
 use super::others::{self, Asked};
-use super::{await_any, await_leaf, check_some, millis, name};
-use crate::compare::Options;
-use crate::compare::figures::Figures;
-use crate::compare::measure::Measure;
-use crate::compare::workbench::Workbench;
-use crate::names::spread_out;
+use super::{await_any, await_leaf, check_some, millis, name, spread_out};
+use crate::comparison::Options;
+use crate::comparison::figures::Figures;
+use crate::comparison::measure::Measure;
+use crate::comparison::workbench::Workbench;
 use crate::peer::credentials::write_pair;
 use crate::peer::{HOST, Installed, ManySites};
 use crate::process;

@@ -8,12 +8,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use bench::failure::FailureKind;
-use bench::identity::{ClientIdentity, Group, Version};
-use bench::load::idle::{self, IdlePlan};
-use bench::load::{self, Amount, LoadError, Mode, Plan};
-use bench::report::Stopped;
-use bench::target::Target;
+use compare::failure::FailureKind;
+use compare::identity::{ClientIdentity, Group, Version};
+use compare::load::idle::{self, IdlePlan};
+use compare::load::{self, Amount, LoadError, Mode, Plan};
+use compare::report::Stopped;
+use compare::target::Target;
 use pki::mint::{Authority, AuthoritySpec, LeafSpec};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{HandshakeKind, RootCertStore, ServerConfig};
@@ -212,7 +212,7 @@ fn a_server_that_somebody_else_vouches_for_is_refused_at_once() {
         let mut plan = server.plan(mode, Amount::Count(10));
         plan.target = stranger.target();
         let error = load::run(plan).unwrap_err();
-        let kind = |failure: &bench::failure::Failure| failure.kind == FailureKind::Handshake;
+        let kind = |failure: &compare::failure::Failure| failure.kind == FailureKind::Handshake;
         assert!(matches!(&error, LoadError::Refused { failure, .. } if kind(failure)), "{error}");
     }
     assert_eq!(stranger.saw(), (0, 0, 0));

@@ -6,12 +6,11 @@ use futures_util::future::try_join_all;
 use serde_json::json;
 
 use super::others::{self, Asked};
-use super::{await_any, await_leaf, check_some, millis, name};
-use crate::compare::Options;
-use crate::compare::figures::Figures;
-use crate::compare::measure::Measure;
-use crate::compare::workbench::Workbench;
-use crate::names::spread_out;
+use super::{await_any, await_leaf, check_some, millis, name, spread_out};
+use crate::comparison::Options;
+use crate::comparison::figures::Figures;
+use crate::comparison::measure::Measure;
+use crate::comparison::workbench::Workbench;
 use crate::peer::admin::Admin;
 use crate::peer::countersign::{Countersign, Programs, document, site_document};
 use crate::peer::{HOST, Kind, Peer};

@@ -6,11 +6,10 @@
 use std::fmt::{self, Write as _};
 use std::time::Duration;
 
+use hdrhistogram::Histogram;
 use serde::Serialize;
 
 use crate::failure::Failures;
-use crate::histogram::Histogram;
-use crate::load::{Meter, Plan};
 use crate::process::CpuUsed;
 
 /// Why a run ended.
@@ -62,16 +61,17 @@ pub struct Latency {
 }
 
 impl Latency {
-    fn of(histogram: &Histogram) -> Option<Self> {
-        let at = |share| histogram.quantile(share).map(micros);
-        Some(Self {
-            min: histogram.min().map(micros)?,
-            p50: at(0.5)?,
-            p90: at(0.9)?,
-            p99: at(0.99)?,
-            p999: at(0.999)?,
-            max: histogram.max().map(micros)?,
-            mean: histogram.mean().map(micros)?,
+    /// Percentiles of a histogram of nanoseconds; `None` when it is empty.
+    pub fn of(histogram: &Histogram<u64>) -> Option<Self> {
+        let at = |quantile| micros(histogram.value_at_quantile(quantile));
+        (!histogram.is_empty()).then(|| Self {
+            min: micros(histogram.min()),
+            p50: at(0.5),
+            p90: at(0.9),
+            p99: at(0.99),
+            p999: at(0.999),
+            max: micros(histogram.max()),
+            mean: (histogram.mean() / 10.0).round() / 100.0,
         })
     }
 }
@@ -158,37 +158,6 @@ pub struct LoadReport {
     /// What it cost the server.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub server: Option<ServerCpu>,
-}
-
-impl LoadReport {
-    /// Puts the figures of a phase together.
-    pub(crate) fn new(
-        plan: &Plan,
-        meter: Meter,
-        elapsed: Duration,
-        stopped: Stopped,
-        negotiated: Option<Negotiated>,
-        (used_ns, server): (u64, Option<ServerCpu>),
-    ) -> Self {
-        let operations = meter.total.len();
-        Self {
-            mode: plan.mode.as_str(),
-            address: plan.target.address.to_string(),
-            host: plan.target.host.clone(),
-            path: plan.target.path.clone(),
-            connections: plan.connections,
-            negotiated,
-            operations,
-            failures: meter.failures,
-            elapsed_s: elapsed.as_secs_f64(),
-            per_second: operations as f64 / elapsed.as_secs_f64().max(f64::EPSILON),
-            stopped,
-            latency_us: Latency::of(&meter.total),
-            handshake_us: Latency::of(&meter.handshake),
-            client: ClientCpu::new(used_ns, operations, elapsed),
-            server,
-        }
-    }
 }
 
 impl fmt::Display for LoadReport {
@@ -307,6 +276,6 @@ fn write_failures(f: &mut fmt::Formatter<'_>, failures: &Failures) -> fmt::Resul
     writeln!(f, "  failures     {}{line}", failures.total())
 }
 
-fn micros(duration: Duration) -> f64 {
-    (duration.as_nanos() as f64 / 10.0).round() / 100.0
+fn micros(nanos: u64) -> f64 {
+    (nanos as f64 / 10.0).round() / 100.0
 }

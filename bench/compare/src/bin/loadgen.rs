@@ -5,5 +5,5 @@ use std::process::ExitCode;
 use clap::Parser;
 
 fn main() -> ExitCode {
-    bench::cli::run(bench::cli::Cli::parse())
+    compare::loadgen::run(compare::loadgen::Cli::parse())
 }

@@ -7,17 +7,18 @@
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, ensure};
+use anyhow::ensure;
 use clap::Parser;
 use e2e::credentials::Authority;
 use e2e::documents::{route, site};
 use e2e::etcd::{Authorities, Etcd};
 use e2e::upstream::Upstream;
 use e2e::world::World;
+use hdrhistogram::Histogram;
 use http::StatusCode;
 use serde_json::{Value, json};
 
-use crate::histogram::Histogram;
+use crate::load::{latencies, nanos};
 
 /// Until a change must be served.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -45,7 +46,7 @@ pub struct Options {
 
 /// Runs what the command line says.
 pub fn run(options: &Options) -> ExitCode {
-    crate::cli::told("etcd_store", measure(options))
+    crate::exit_code("etcd_store", measure(options))
 }
 
 fn measure(options: &Options) -> anyhow::Result<()> {
@@ -53,8 +54,8 @@ fn measure(options: &Options) -> anyhow::Result<()> {
     runtime.block_on(async {
         let visible = changes(options.changes).await?;
         let start = start(options.ssls).await?;
-        let at = |share| visible.quantile(share).map(|time| time.as_secs_f64() * 1000.0).context("no change");
-        let (p50, p99, most) = (at(0.5)?, at(0.99)?, at(1.0)?);
+        let at = |quantile| visible.value_at_quantile(quantile) as f64 / 1e6;
+        let (p50, p99, most) = (at(0.5), at(0.99), visible.max() as f64 / 1e6);
         if options.json {
             let change = json!({"count": options.changes, "p50_ms": p50, "p99_ms": p99, "max_ms": most});
             let start = json!({"ssls": options.ssls, "seconds": start.as_secs_f64()});
@@ -69,14 +70,14 @@ fn measure(options: &Options) -> anyhow::Result<()> {
     })
 }
 
-async fn changes(count: u32) -> anyhow::Result<Histogram> {
+async fn changes(count: u32) -> anyhow::Result<Histogram<u64>> {
     let etcd = Etcd::mutual(&Authorities::mint()).await;
     let upstream = Upstream::plain("one").await;
     let world = World::builder().etcd(&etcd).start().await;
     world.apply(&[("routes/1", route("app.test", "/first", &[upstream.address()]))]).await;
     let mut keys = etcd.keys().await;
     let mut session = world.plain("app.test").await;
-    let mut seen = Histogram::default();
+    let mut seen = latencies();
     for number in 0..count {
         let document = stored("1", route("app.test", &format!("/change-{number}"), &[upstream.address()]));
         keys.put("/apisix/routes/1", document.to_string()).await;
@@ -88,7 +89,7 @@ async fn changes(count: u32) -> anyhow::Result<Histogram> {
             }
             ensure!(written.elapsed() < PATIENCE, "change {number} is not served after {PATIENCE:?}");
         }
-        seen.record(written.elapsed());
+        seen.saturating_record(nanos(written.elapsed()));
         if number % 500 == 499 {
             eprintln!("etcd_store: {} of {count} changes", number + 1);
         }

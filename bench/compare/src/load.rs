@@ -22,7 +22,7 @@ use tokio::time::Instant;
 use crate::failure::{Failure, Failures};
 use crate::identity::{ClientIdentity, Group, IdentityError, Version};
 use crate::process::{self, CpuReading};
-use crate::report::{LoadReport, ServerCpu, Stopped};
+use crate::report::{ClientCpu, Latency, LoadReport, Negotiated, ServerCpu, Stopped};
 use crate::target::Target;
 
 mod dial;
@@ -34,9 +34,8 @@ mod worker;
 
 pub use dial::Dialler;
 use pace::Pace;
-pub use phase::Amount;
-pub(crate) use phase::Meter;
-use phase::Phase;
+pub use phase::{Amount, latencies, nanos};
+use phase::{Meter, Phase};
 use worker::Worker;
 
 /// What one operation is.
@@ -197,7 +196,35 @@ async fn drive(plan: Plan) -> Result<LoadReport, LoadError> {
     }
     let server = plan.server.map(|_| ServerCpu::new(&pids, used.1, meter.total.len(), elapsed));
     let stopped = if left.is_none() { Stopped::Limit } else { plan.amount.stopped() };
-    Ok(LoadReport::new(&plan, meter, elapsed, stopped, negotiated, (used.0, server)))
+    Ok(report(&plan, meter, elapsed, stopped, negotiated, (used.0, server)))
+}
+
+fn report(
+    plan: &Plan,
+    meter: Meter,
+    elapsed: Duration,
+    stopped: Stopped,
+    negotiated: Option<Negotiated>,
+    (used_ns, server): (u64, Option<ServerCpu>),
+) -> LoadReport {
+    let operations = meter.total.len();
+    LoadReport {
+        mode: plan.mode.as_str(),
+        address: plan.target.address.to_string(),
+        host: plan.target.host.clone(),
+        path: plan.target.path.clone(),
+        connections: plan.connections,
+        negotiated,
+        operations,
+        failures: meter.failures,
+        elapsed_s: elapsed.as_secs_f64(),
+        per_second: operations as f64 / elapsed.as_secs_f64().max(f64::EPSILON),
+        stopped,
+        latency_us: Latency::of(&meter.total),
+        handshake_us: Latency::of(&meter.handshake),
+        client: ClientCpu::new(used_ns, operations, elapsed),
+        server,
+    }
 }
 
 /// Dials what must be open (or must have a ticket) before the first operation.

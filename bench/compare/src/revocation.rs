@@ -17,13 +17,12 @@ use tokio::net::TcpStream;
 use tokio::task::{JoinSet, LocalSet};
 use tokio_rustls::client::TlsStream;
 
-use crate::histogram::Histogram;
 use crate::identity::{ClientIdentity, Group, Version};
-use crate::load::{Dialler, http1};
-use crate::peer::countersign::{Cores, Countersign, Programs, site_document};
+use crate::load::{Dialler, http1, latencies, nanos};
+use crate::peer::countersign::{Countersign, Programs, site_document};
 use crate::peer::credentials::Credentials;
 use crate::peer::upstream::Upstream;
-use crate::peer::{HOST, PROXIED, Peer};
+use crate::peer::{Cores, HOST, PROXIED, Peer};
 use crate::process;
 use crate::target::Target;
 
@@ -60,7 +59,7 @@ pub struct Options {
 
 /// Runs what the command line says.
 pub fn run(options: &Options) -> ExitCode {
-    crate::cli::told("revocation", measure(options))
+    crate::exit_code("revocation", measure(options))
 }
 
 /// One client's connection.
@@ -230,14 +229,15 @@ impl Prober {
 
     /// The 99th percentile of a window.
     async fn window(&mut self) -> anyhow::Result<Duration> {
-        let (started, mut seen) = (Instant::now(), Histogram::default());
+        let (started, mut seen) = (Instant::now(), latencies());
         while started.elapsed() < WINDOW {
             let asked = Instant::now();
             let answer = http1::exchange(&mut self.stream, &self.request, &mut self.buffer).await?;
             ensure!(answer.status == 200, "the prober was answered {}", answer.status);
-            seen.record(asked.elapsed());
+            seen.saturating_record(nanos(asked.elapsed()));
         }
-        seen.quantile(0.99).context("the prober made no request")
+        ensure!(!seen.is_empty(), "the prober made no request");
+        Ok(Duration::from_nanos(seen.value_at_quantile(0.99)))
     }
 }
 

@@ -14,11 +14,11 @@ use pki::Certificate;
 use serde_json::json;
 
 use super::{PATIENCE, await_leaf};
-use crate::compare::Options;
-use crate::compare::figures::Figures;
-use crate::compare::measure::Measure;
-use crate::compare::rounds::too_many;
-use crate::compare::workbench::Workbench;
+use crate::comparison::Options;
+use crate::comparison::figures::Figures;
+use crate::comparison::measure::Measure;
+use crate::comparison::rounds::too_many;
+use crate::comparison::workbench::Workbench;
 use crate::identity::{Group, Version};
 use crate::load::{self, Amount, LoadError, Mode, Plan};
 use crate::peer::{HOST, Kind, PROXIED};

@@ -5,5 +5,5 @@ use std::process::ExitCode;
 use clap::Parser;
 
 fn main() -> ExitCode {
-    bench::revocation::run(&bench::revocation::Options::parse())
+    compare::revocation::run(&compare::revocation::Options::parse())
 }

@@ -1,0 +1,74 @@
+//! Measures Countersign and its peers side by side, interleaved, in one run on one machine.
+//!
+//! The walk: find the peers -> [`workbench`] mints certificates and starts everything -> [`rounds`] (A B C A B C ...) and
+//! [`many`] measure what [`measure`] lists -> [`figures`] holds every value -> [`output`] writes the raw JSON and the tables, [`plot`]
+//! the bars. A peer that is missing is named with the way to get it, and the others go on. The invariant: what was not
+//! measured is not printed, and a run in which operations failed has no figure.
+
+use std::process::ExitCode;
+
+use anyhow::{Context, bail};
+
+use crate::peer::{self, Installed};
+
+pub mod brief;
+mod environment;
+pub mod figures;
+pub mod many;
+pub mod measure;
+mod options;
+mod output;
+mod plot;
+mod rounds;
+mod workbench;
+
+use figures::Figures;
+pub use options::Options;
+use workbench::Workbench;
+
+/// Runs what the command line says; prints the tables to stdout.
+pub fn run(options: Options) -> ExitCode {
+    crate::exit_code("compare", measure(&options))
+}
+
+fn measure(options: &Options) -> anyhow::Result<()> {
+    let cores = options.cores;
+    if cores.server == cores.load {
+        bail!("--server-cpu and --load-cpu must be two cores: the load would be measured with the server");
+    }
+    let (installed, left_out) = find(options);
+    if installed.is_empty() {
+        bail!("there is nobody to measure");
+    }
+    let mut environment = environment::Environment::read(&installed, left_out);
+    crate::process::allow_descriptors(u64::from(options.idle) * 2 + 1024)?;
+    let mut bench = Workbench::start(&installed, cores)?;
+    // Before minutes of work end at a full disk or a missing folder.
+    let folder = output::make_folder(&options.out).context("making a folder for the results")?;
+    environment.note_commands(&bench);
+    output::write_settings(&folder, &bench)?;
+
+    let mut figures = Figures::default();
+    let measured = rounds::run(options, &mut bench, &mut figures)
+        .and_then(|()| many::run(options, &installed, &mut bench, &mut figures));
+    // What was measured before a failure is kept: the tables then say what is missing.
+    let tables = output::write(&folder, options, &environment, &figures)?;
+    print!("{tables}");
+    println!("\nWritten to {}", folder.display());
+    measured
+}
+
+/// Finds the peers; says on stderr why the comparison goes on without one.
+fn find(options: &Options) -> (Vec<Box<dyn Installed>>, Vec<String>) {
+    let (mut installed, mut left_out) = (Vec::new(), Vec::new());
+    for kind in options.peers() {
+        match peer::find(kind, options.bin_dir.as_deref()) {
+            Ok(program) => installed.push(program),
+            Err(error) => {
+                eprintln!("compare: {error}; going on without it");
+                left_out.push(error.to_string());
+            }
+        }
+    }
+    (installed, left_out)
+}
