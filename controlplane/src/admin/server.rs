@@ -9,6 +9,7 @@
 
 use pem_files::Loaded;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -22,15 +23,13 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, TryAcquireError, watch};
 use tokio::task::JoinSet;
+use tokio_io_timeout::TimeoutStream;
 use tokio_rustls::TlsAcceptor;
 
 use super::handler::Admin;
 use super::peer::{Client, Peer};
 use super::tls::{ServerTls, Tls};
 use crate::refused::Refused;
-use patient::Patient;
-
-mod patient;
 
 /// First byte of a TLS handshake record (RFC 8446 5.1).
 const HANDSHAKE_RECORD: u8 = 0x16;
@@ -216,7 +215,7 @@ impl Shared {
         let _ = stream.set_nodelay(true);
         let Some(tls) = &self.tls else {
             let client = ClientOf::plain(address);
-            return self.serve(Patient::new(stream, self.limits.send), client, stop).await;
+            return self.serve(bound_writes(stream, self.limits.send), client, stop).await;
         };
         let mut stop_early = stop.clone();
         let first_request = async {
@@ -237,7 +236,7 @@ impl Shared {
                 tracing::debug!(from = %address, %error, "no handshake");
             }
             Ok(Ok((stream, client))) => {
-                let stream = Patient::new(stream, self.limits.send);
+                let stream = bound_writes(stream, self.limits.send);
                 self.serve(stream, ClientOf::tls(address, tls, client), stop).await;
             }
         }
@@ -296,6 +295,13 @@ impl Shared {
             tracing::debug!(from = %peer.address, %error, "the connection ended early");
         }
     }
+}
+
+/// Ends the connection when a write makes no progress for the limit. hyper's timers bound reads alone.
+fn bound_writes<S: AsyncRead + AsyncWrite>(stream: S, limit: Duration) -> Pin<Box<TimeoutStream<S>>> {
+    let mut stream = TimeoutStream::new(stream);
+    stream.set_write_timeout(Some(limit));
+    Box::pin(stream)
 }
 
 /// The client of one connection. Its certificate is verified at the handshake, and again at the
@@ -382,4 +388,18 @@ async fn tell_plain_text(stream: &mut TcpStream) -> std::io::Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_write_that_makes_no_progress_times_out() {
+        let (near, _far) = tokio::io::duplex(1);
+        let mut stream = bound_writes(near, Duration::from_millis(1));
+        stream.write_all(b"1").await.unwrap();
+        let error = stream.write_all(b"2").await.unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::TimedOut);
+    }
 }
