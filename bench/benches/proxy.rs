@@ -11,13 +11,14 @@ use std::time::Duration;
 
 use compare::identity::ClientIdentity;
 use criterion::Criterion;
+use e2e::credentials::Credential;
+use e2e::tls::{client_verifier, server_config};
 use pki::mint::{Authority, AuthoritySpec, LeafSpec, Minted};
+use rustls::ServerConfig;
 use serde_json::{Value, json};
 
 #[path = "proxy/stages.rs"]
 mod stages;
-#[path = "proxy/upstream.rs"]
-mod upstream;
 #[path = "proxy/whole.rs"]
 mod whole;
 #[path = "shared/worker.rs"]
@@ -77,6 +78,12 @@ impl Credentials {
             "snis": [HOST],
             "client": {"ca": self.root.certificate_pem(), "depth": 1},
         })
+    }
+
+    /// The TLS side of an upstream that requires the gateway's certificate.
+    fn upstream_tls(&self) -> ServerConfig {
+        let verifier = client_verifier(&self.root.certificate_pem());
+        server_config(rustls::DEFAULT_VERSIONS, &Credential::from(&self.upstream), Some(verifier))
     }
 
     /// Who loads the worker.

@@ -15,8 +15,8 @@ use std::time::Duration;
 
 use compare::identity::{ClientIdentity, Group, Version};
 use compare::load::{self, Amount, Mode, Plan};
-use compare::process;
 use compare::target::Target;
+use e2e::resources;
 use pki::mint::{Authority, AuthoritySpec, LeafSpec};
 use serde_json::{Value, json};
 
@@ -169,7 +169,9 @@ impl Server {
         let program = std::env::current_exe().map_err(|error| error.to_string())?;
         let mut command = Command::new(program);
         command.args(["--serve", host.name()]).stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut child = process::spawn_pinned(&mut command, CORES.0).map_err(|error| error.to_string())?;
+        let mut child = resources::pinned(CORES.0, || command.spawn())
+            .and_then(|spawned| spawned)
+            .map_err(|error| error.to_string())?;
         let said = child.stdin.as_mut().map(|input| writeln!(input, "{ssl}"));
         let mut line = String::new();
         let heard = child.stdout.as_mut().map(|output| BufReader::new(output).read_line(&mut line));

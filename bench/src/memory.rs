@@ -12,7 +12,7 @@ use pki::mint::{Authority, AuthoritySpec, LeafSpec};
 use serde_json::{Value, json};
 
 use crate::gateway;
-use compare::process::resident_bytes;
+use e2e::resources::resident_bytes;
 
 /// Objects of a shape: enough that the pages of everything else do not show.
 const OBJECTS: usize = 20_000;

@@ -6,7 +6,7 @@
 use std::time::{Duration, SystemTime};
 
 use pki::Certificate;
-use pki::mint::{AuthoritySpec, CrlSpec, LeafSpec};
+use pki::mint::{AuthoritySpec, CrlSpec, LeafSpec, Minted};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 
@@ -79,8 +79,7 @@ impl Authority {
 
     /// Whatever else a test needs.
     pub fn issue(&self, spec: &LeafSpec) -> Credential {
-        let minted = self.inner.issue(spec).expect("a leaf can be minted");
-        Credential { certificate_pem: minted.chain_pem.clone(), key_pem: minted.key_pem.to_string() }
+        (&self.inner.issue(spec).expect("a leaf can be minted")).into()
     }
 }
 
@@ -92,6 +91,12 @@ fn server_spec(names: &[&str]) -> LeafSpec {
 fn expired(spec: LeafSpec) -> LeafSpec {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("the clock is past 1970");
     spec.valid(UnixTime::since_unix_epoch(now - 10 * DAY), 9)
+}
+
+impl From<&Minted> for Credential {
+    fn from(minted: &Minted) -> Self {
+        Self { certificate_pem: minted.chain_pem.clone(), key_pem: minted.key_pem.to_string() }
+    }
 }
 
 impl Credential {

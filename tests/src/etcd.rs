@@ -125,13 +125,11 @@ impl Etcd {
     /// Starts it, and does not wait: a member without a majority is never ready.
     pub fn spawn(&mut self) {
         assert!(self.process.is_none(), "{} runs already", self.name);
-        let mut child = self
-            .command()
-            .spawn()
+        let mut process = Process::foreign("etcd", self.command(), None)
             .unwrap_or_else(|problem| panic!("cannot start etcd ({problem}): `make setup` installs it"));
         let mark = self.log.mark();
-        self.life = Some((mark, self.log.follow(child.stderr.take().expect("standard error is piped"))));
-        self.process = Some(Process::foreign("etcd", child));
+        self.life = Some((mark, self.log.follow(process.stderr().expect("standard error is piped"))));
+        self.process = Some(process);
     }
 
     /// Waits until it serves at both of its ports.
@@ -162,8 +160,7 @@ impl Etcd {
             .current_dir(self.folder.path())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true);
+            .stderr(Stdio::piped());
         command
     }
 

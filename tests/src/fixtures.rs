@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use std::sync::LazyLock;
 use std::time::Duration;
 
-use pki::mint::{Authority, AuthoritySpec, KeyAlgorithm, LeafSpec, Minted, Usages, self_signed};
+use pki::mint::{Authority, AuthoritySpec, KeyAlgorithm, LeafSpec, Usages, self_signed};
 use rustls::pki_types::UnixTime;
 
 use crate::credentials::Credential;
@@ -47,17 +47,17 @@ impl Fixtures {
         let authority = Authority::root_v1(&authority).expect("a v1 root can be minted");
         let leaf = |name: &str| {
             let spec = LeafSpec::client(name).dns("admin.apisix.dev").usages(Usages::ANY).algorithm(rsa);
-            credential(&authority.issue(&spec).expect("a leaf can be minted"))
+            Credential::from(&authority.issue(&spec).expect("a leaf can be minted"))
         };
         let site = |name: &str| {
             let spec = LeafSpec::client(name).dns(name).dns(format!("*.{name}")).usages(Usages::ANY);
-            credential(&self_signed(&spec.algorithm(rsa)).expect("a site can be minted"))
+            Credential::from(&self_signed(&spec.algorithm(rsa)).expect("a site can be minted"))
         };
         let mut mtls_client = leaf("client.apisix.dev");
         mtls_client.key_pem = converted(&["rsa", "-traditional"], &mtls_client.key_pem);
         let tutorial = LeafSpec::client("CLIENT").algorithm(rsa).v1();
         Self {
-            tutorial_client: credential(&authority.issue(&tutorial).expect("a v1 leaf can be minted")),
+            tutorial_client: Credential::from(&authority.issue(&tutorial).expect("a v1 leaf can be minted")),
             mtls_ca: authority.certificate_pem(),
             mtls_server: leaf("admin.apisix.dev"),
             mtls_client,
@@ -72,15 +72,12 @@ impl Fixtures {
 fn expired_ecc() -> Credential {
     let year = |year: u64| UnixTime::since_unix_epoch(Duration::from_secs((year - 1970) * 31_556_952));
     let spec = LeafSpec::client("test.com").dns("test.com").usages(Usages::ANY);
-    let mut made = credential(&self_signed(&spec.between(year(2020), year(2021))).expect("it can be minted"));
+    let mut made =
+        Credential::from(&self_signed(&spec.between(year(2020), year(2021))).expect("it can be minted"));
     // The object identifier of P-256, as `openssl ecparam` writes it before a key.
     let parameters = "-----BEGIN EC PARAMETERS-----\nBggqhkjOPQMBBw==\n-----END EC PARAMETERS-----\n";
     made.key_pem = format!("{parameters}{}", converted(&["ec"], &made.key_pem));
     made
-}
-
-fn credential(minted: &Minted) -> Credential {
-    Credential { certificate_pem: minted.chain_pem.clone(), key_pem: minted.key_pem.to_string() }
 }
 
 /// A key in another form.

@@ -7,6 +7,8 @@
 pub mod credentials;
 pub mod ports;
 pub mod process;
+pub mod resources;
+pub mod tls;
 pub mod upstream;
 
 pub mod admin;

@@ -4,11 +4,11 @@
 //! Invariant: a child never outlives its [`Process`], and every wait has a bound that says what was waited for.
 
 use std::fs;
-use std::io::Write;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -18,6 +18,8 @@ use tokio::process::{Child, ChildStderr, Command};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
+
+use crate::resources::pinned;
 
 /// How long anything that must happen may take on a busy machine before the test calls it a failure.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -222,34 +224,6 @@ impl Log {
     }
 }
 
-/// The most memory a process ever held, in bytes (`VmHWM`).
-///
-/// # Panics
-/// When there is no such process.
-pub fn memory_peak(process: u32) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{process}/status")).expect("the process runs");
-    status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmHWM:"))
-        .and_then(|rest| rest.trim().strip_suffix(" kB"))
-        .and_then(|kilobytes| kilobytes.trim().parse::<u64>().ok())
-        .expect("Linux reports the peak")
-        * 1024
-}
-
-/// The CPU time a process has used, in user and kernel mode, all threads together.
-///
-/// # Panics
-/// When there is no such process.
-pub fn cpu_time(process: u32) -> Duration {
-    let stat = fs::read_to_string(format!("/proc/{process}/stat")).expect("the process runs");
-    // The name stands in parentheses and may hold anything; utime and stime are the 14th and 15th field (proc(5)).
-    let (_, fields) = stat.rsplit_once(')').expect("Linux names the process");
-    let ticks: u64 =
-        fields.split_whitespace().skip(11).take(2).map(|field| field.parse::<u64>().expect("ticks")).sum();
-    Duration::from_millis(ticks * 10) // USER_HZ is 100 on every architecture this runs on
-}
-
 /// A running control plane or data plane.
 pub struct Process {
     name: &'static str,
@@ -260,6 +234,8 @@ pub struct Process {
 /// How to start one of the programs.
 pub struct Launch<'a> {
     name: &'static str,
+    programs: Option<&'a Path>,
+    cpu: Option<usize>,
     config: &'a Path,
     launcher: &'a [&'a str],
     arguments: &'a [&'a str],
@@ -269,7 +245,19 @@ pub struct Launch<'a> {
 impl<'a> Launch<'a> {
     /// `name -c config`, in the folder of the config file.
     pub fn new(name: &'static str, config: &'a Path) -> Self {
-        Self { name, config, launcher: &[], arguments: &[], environment: &[] }
+        Self { name, programs: None, cpu: None, config, launcher: &[], arguments: &[], environment: &[] }
+    }
+
+    /// From this folder instead of the one that cargo builds into.
+    pub fn programs(mut self, folder: Option<&'a Path>) -> Self {
+        self.programs = folder;
+        self
+    }
+
+    /// Pinned to one core.
+    pub fn cpu(mut self, cpu: Option<usize>) -> Self {
+        self.cpu = cpu;
+        self
     }
 
     /// Through a launcher (`unshare ...`) that replaces itself by the program.
@@ -304,8 +292,8 @@ impl<'a> Launch<'a> {
     /// What it did instead of getting ready, with its log.
     pub async fn try_start(self, log: &Log) -> Result<Process, String> {
         let name = self.name;
-        let mut child =
-            self.command().spawn().map_err(|problem| format!("cannot start {name}: {problem}"))?;
+        let mut child = spawn(&mut self.command(), self.cpu)
+            .map_err(|problem| format!("cannot start {name}: {problem}"))?;
         let logging = log.follow(child.stderr.take().expect("standard error is piped"));
         let mut stdout = BufReader::new(child.stdout.take().expect("standard output is piped"));
         let mut line = String::new();
@@ -325,7 +313,7 @@ impl<'a> Launch<'a> {
     }
 
     fn command(&self) -> Command {
-        let program = program(self.name);
+        let program = self.programs.map_or_else(|| program(self.name), |folder| folder.join(self.name));
         let mut command = match self.launcher {
             [] => Command::new(&program),
             [first, rest @ ..] => {
@@ -351,10 +339,49 @@ impl<'a> Launch<'a> {
     }
 }
 
+/// Starts a command, pinned to a core if one is given: the child inherits the affinity that this
+/// thread has meanwhile.
+fn spawn(command: &mut Command, cpu: Option<usize>) -> io::Result<Child> {
+    match cpu {
+        Some(cpu) => pinned(cpu, || command.spawn())?,
+        None => command.spawn(),
+    }
+}
+
 impl Process {
-    /// A program that is not ours, and says nothing when it is ready.
-    pub(crate) fn foreign(name: &'static str, child: Child) -> Self {
-        Self { name, child, ready: Value::Null }
+    /// Another project's program, which prints no ready line.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn foreign(name: &'static str, mut command: Command, cpu: Option<usize>) -> io::Result<Self> {
+        let child = spawn(command.kill_on_drop(true), cpu)?;
+        Ok(Self { name, child, ready: Value::Null })
+    }
+
+    /// Its standard error, when that is piped and was not taken before.
+    pub fn stderr(&mut self) -> Option<ChildStderr> {
+        self.child.stderr.take()
+    }
+
+    /// Its exit status once it has ended.
+    pub fn try_wait(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().ok().flatten()
+    }
+
+    /// Sends SIGTERM and blocks until it ends, for callers outside a runtime; a process that does
+    /// not end within the limit is killed.
+    pub fn terminate(&mut self, limit: Duration) {
+        if self.try_wait().is_some() {
+            return;
+        }
+        self.signal(Signal::SIGTERM);
+        let until = Instant::now() + limit;
+        while self.try_wait().is_none() {
+            if Instant::now() > until {
+                let _ = self.child.start_kill();
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
     }
 
     /// The JSON of its ready line.

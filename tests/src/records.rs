@@ -11,13 +11,12 @@ use std::sync::{Arc, Mutex};
 use aws_lc_rs::aead::{AES_128_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use aws_lc_rs::hkdf::{HKDF_SHA256, KeyType, Prk};
 use rustls::pki_types::ServerName;
-use rustls::{
-    CipherSuite, ClientConfig, ClientConnection, Connection, KeyLog, ServerConfig, ServerConnection,
-};
+use rustls::{CipherSuite, ClientConfig, ClientConnection, Connection, KeyLog, ServerConnection};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::credentials::Credential;
+use crate::tls::server_config;
 
 /// Content types (RFC 8446 section 5.1).
 pub const ALERT: u8 = 21;
@@ -57,14 +56,7 @@ impl Secrets {
 impl HandMade {
     /// The server's side.
     pub async fn accept(tcp: TcpStream, credential: &Credential) -> Self {
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let config = ServerConfig::builder_with_provider(provider)
-            .with_protocol_versions(&[&rustls::version::TLS13])
-            .expect("TLS 1.3 is supported")
-            .with_no_client_auth();
-        let mut config = config
-            .with_single_cert(credential.chain(), credential.key())
-            .expect("the key is its certificate's");
+        let mut config = server_config(&[&rustls::version::TLS13], credential, None);
         let secrets = Arc::new(Secrets::default());
         config.key_log = Arc::clone(&secrets) as _;
         config.enable_secret_extraction = true;

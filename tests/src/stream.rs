@@ -7,8 +7,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use rustls::server::WebPkiClientVerifier;
-use rustls::{RootCertStore, ServerConfig};
+use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -16,7 +15,8 @@ use tokio::task::JoinHandle;
 use tokio_rustls::TlsAcceptor;
 
 use crate::caller::bounded;
-use crate::credentials::{Authority, Credential, certificates, subject};
+use crate::credentials::{Authority, Credential, subject};
+use crate::tls::{client_verifier, server_config};
 use crate::upstream::{pattern, sha256};
 
 /// What an upstream does with a connection.
@@ -78,25 +78,14 @@ impl StreamUpstream {
 
     /// TLS, asking for no certificate.
     pub async fn tls(name: &str, script: Script, credential: &Credential) -> Self {
-        let config = builder()
-            .with_no_client_auth()
-            .with_single_cert(credential.chain(), credential.key())
-            .expect("the key is its certificate's");
+        let config = server_config(rustls::DEFAULT_VERSIONS, credential, None);
         Self::start(name, script, Some(config)).await
     }
 
     /// TLS that refuses a client without a certificate from `clients`.
     pub async fn demanding(name: &str, script: Script, credential: &Credential, clients: &Authority) -> Self {
-        let mut roots = RootCertStore::empty();
-        roots.add_parsable_certificates(certificates(clients.certificate_pem()));
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
-            .build()
-            .expect("an authority is a root");
-        let config = builder()
-            .with_client_cert_verifier(verifier)
-            .with_single_cert(credential.chain(), credential.key())
-            .expect("the key is its certificate's");
+        let verifier = client_verifier(clients.certificate_pem());
+        let config = server_config(rustls::DEFAULT_VERSIONS, credential, Some(verifier));
         Self::start(name, script, Some(config)).await
     }
 
@@ -145,12 +134,6 @@ impl Drop for StreamUpstream {
     fn drop(&mut self) {
         self.task.abort();
     }
-}
-
-fn builder() -> rustls::ConfigBuilder<ServerConfig, rustls::WantsVerifier> {
-    ServerConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
-        .with_safe_default_protocol_versions()
-        .expect("the versions are supported")
 }
 
 async fn accept_all(listener: TcpListener, acceptor: Option<TlsAcceptor>, state: Arc<State>) {

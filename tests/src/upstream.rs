@@ -4,6 +4,7 @@
 //! stream, hold and check. Which behaviour is asked for by the last segment of the path: see [`answer`]. Nothing here
 //! waits for time: a held answer waits for the test to open the gate.
 
+mod fixed;
 mod heads;
 pub mod raw;
 mod strict;
@@ -21,9 +22,8 @@ use hyper::body::{Frame, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
-use rustls::server::WebPkiClientVerifier;
+use rustls::ServerConfig;
 use rustls::server::danger::ClientCertVerifier;
-use rustls::{RootCertStore, ServerConfig};
 use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
@@ -32,8 +32,10 @@ use tokio::task::JoinHandle;
 use tokio_rustls::TlsAcceptor;
 
 use crate::caller::{Body, full};
-use crate::credentials::{Authority, Credential, certificates, subject};
+use crate::credentials::{Authority, Credential, subject};
+use crate::tls::{client_verifier, server_config};
 
+pub use fixed::FixedUpstream;
 pub use heads::HeadEcho;
 
 /// How much of a generated body is sent at a time, in bytes.
@@ -74,10 +76,7 @@ impl Upstream {
 
     /// TLS, asking for no certificate.
     pub async fn tls(name: &str, credential: &Credential) -> Self {
-        let config = server_builder()
-            .with_no_client_auth()
-            .with_single_cert(credential.chain(), credential.key())
-            .expect("the key is its certificate's");
+        let config = server_config(rustls::DEFAULT_VERSIONS, credential, None);
         Self::start(name, any_port(), Some(config), None).await
     }
 
@@ -93,15 +92,17 @@ impl Upstream {
         credential: &Credential,
         authority_pem: &str,
     ) -> Self {
-        let config = asking(credential, verifier(authority_pem));
+        let verifier = client_verifier(authority_pem);
+        let config = server_config(rustls::DEFAULT_VERSIONS, credential, Some(verifier));
         Self::start(name, address, Some(config), None).await
     }
 
     /// As nginx with `ssl_verify_client on`: the handshake succeeds for everybody, and requests of a client without a certificate
     /// from this authority (PEM) get its own 400.
     pub async fn strict(name: &str, credential: &Credential, authority_pem: &str) -> Self {
-        let judge = verifier(authority_pem);
-        let config = asking(credential, Arc::new(strict::Lenient(Arc::clone(&judge))));
+        let judge = client_verifier(authority_pem);
+        let lenient = Arc::new(strict::Lenient(Arc::clone(&judge)));
+        let config = server_config(rustls::DEFAULT_VERSIONS, credential, Some(lenient));
         Self::start(name, any_port(), Some(config), Some(judge)).await
     }
 
@@ -191,28 +192,6 @@ impl Drop for Upstream {
 
 fn any_port() -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], 0))
-}
-
-fn server_builder() -> rustls::ConfigBuilder<ServerConfig, rustls::WantsVerifier> {
-    ServerConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
-        .with_safe_default_protocol_versions()
-        .expect("the default versions are supported")
-}
-
-/// Whom that authority has signed.
-fn verifier(authority_pem: &str) -> Arc<dyn ClientCertVerifier> {
-    let mut roots = RootCertStore::empty();
-    roots.add_parsable_certificates(certificates(authority_pem));
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
-    builder.build().expect("an authority is a root")
-}
-
-fn asking(credential: &Credential, verifier: Arc<dyn ClientCertVerifier>) -> ServerConfig {
-    server_builder()
-        .with_client_cert_verifier(verifier)
-        .with_single_cert(credential.chain(), credential.key())
-        .expect("the key is its certificate's")
 }
 
 async fn accept(listener: TcpListener, acceptor: Option<TlsAcceptor>, state: Arc<State>) {

@@ -41,6 +41,16 @@ pub struct World {
     control_environment: Vec<(String, String)>,
     node_environment: Vec<(String, String)>,
     script: Option<String>,
+    placement: Placement,
+}
+
+/// Which programs a world runs, and on which cores.
+#[derive(Clone, Default)]
+struct Placement {
+    /// The folder of the programs, when it is not the one that cargo builds into.
+    programs: Option<PathBuf>,
+    control_cpu: Option<usize>,
+    node_cpu: Option<usize>,
 }
 
 /// A number in the text of `/metrics`.
@@ -55,14 +65,22 @@ impl World {
         Self::builder().start().await
     }
 
-    /// Serves `app.test` without client certificates, every path by an upstream, under these
-    /// settings.
+    /// Serves every path of `app.test` by an upstream, without client certificates.
     pub async fn open(settings: Value) -> (Self, Upstream) {
-        let world = Self::builder().settings(settings).start().await;
         let upstream = Upstream::plain("plain").await;
-        let every = route("app.test", "/*", &[upstream.address()]);
-        world.apply(&[("ssls/app", world.open_site()), ("routes/app", every)]).await;
-        (world, upstream)
+        (Self::builder().settings(settings).open(upstream.address()).start().await, upstream)
+    }
+
+    /// As [`World::open`], requiring client certificates.
+    pub async fn protected(settings: Value) -> (Self, Upstream) {
+        let upstream = Upstream::plain("plain").await;
+        (Self::builder().settings(settings).protected(upstream.address()).start().await, upstream)
+    }
+
+    /// Serves every path of `app.test` by this upstream; gives the revision.
+    pub async fn serve(&self, site: Value, upstream: &Upstream) -> u64 {
+        let every_path = route("app.test", "/*", &[upstream.address()]);
+        self.apply(&[("ssls/app", site), ("routes/app", every_path)]).await
     }
 
     /// A world to be shaped first.
@@ -229,7 +247,7 @@ impl World {
 
     /// Waits until every node that is connected to the n-th control plane (at least one) acknowledged `revision`.
     pub async fn settled_at(&self, index: usize, revision: u64) {
-        let path = format!("dataplanes?acknowledged={revision}&timeout=30");
+        let path = format!("dataplanes?acknowledged={revision}&timeout=55");
         let answer = self.admin_of(index).get(&path).await;
         assert_eq!(answer.status, StatusCode::OK, "no node acknowledged {revision}: {}", answer.reply.text());
     }

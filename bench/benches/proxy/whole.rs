@@ -1,5 +1,6 @@
 //! A whole request, from the client's socket to the upstream's and back, through a worker of this process.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,6 +10,7 @@ use compare::identity::{Group, Version};
 use compare::load::{Dialler, http1};
 use compare::target::Target;
 use criterion::{Criterion, Throughput};
+use e2e::upstream::FixedUpstream;
 use futures_util::future::join_all;
 use http_body_util::{BodyExt, Empty};
 use hyper::client::conn::http2::SendRequest;
@@ -20,7 +22,7 @@ use tokio::net::TcpStream;
 use tokio::runtime::Runtime;
 use tokio_rustls::client::TlsStream;
 
-use super::{Credentials, HOST, PATH, UPSTREAM, upstream, worker::Running};
+use super::{Credentials, HOST, PATH, UPSTREAM, worker::Running};
 
 /// Requests under way at a time: as many connections, or streams of one.
 const AT_ONCE: usize = 16;
@@ -36,16 +38,18 @@ pub fn whole(criterion: &mut Criterion, credentials: &Credentials) -> Vec<String
     if std::thread::available_parallelism().map_or(1, usize::from) < 2 {
         return vec!["proxy/whole: NOT MEASURED: one core is the worker's, and there is no other".to_owned()];
     }
+    let upstream = FixedUpstream::start(CORES.1, None);
+    let mtls_upstream = FixedUpstream::start(CORES.1, Some(credentials.upstream_tls()));
     let documents = [
         (Kind::Ssl, "site", credentials.ssl()),
-        (Kind::Route, "plain", plain()),
-        (Kind::Route, "strict", strict(credentials)),
+        (Kind::Route, "plain", plain(upstream.address())),
+        (Kind::Route, "strict", strict(credentials, mtls_upstream.address())),
     ];
     let anchors = Anchors::new(vec![credentials.root.certificate().clone()]).expect("an anchor");
     let versions = [TlsVersion::V12, TlsVersion::V13];
     let shared = gateway::shared(gateway::snapshot(documents), &versions, Some(Arc::new(anchors)));
     let running = Running::start(shared, CORES.0);
-    compare::process::pin_current_thread(CORES.1).expect("a core");
+    e2e::resources::pin_current_thread(CORES.1).expect("a core");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let mut lines = Vec::new();
     for (protocol, connect) in [("h1", Client::h1 as fn(&Runtime, Dialler) -> Client), ("h2", Client::h2)] {
@@ -80,15 +84,14 @@ fn line(name: &str, samples: &[(Duration, u64)]) -> Option<String> {
     Some(format!("{name:<28} {each:>6.1} us of the worker's CPU a request"))
 }
 
-fn plain() -> serde_json::Value {
-    let node = upstream::start(CORES.1, None).to_string();
-    json!({"uri": "/api/*", "host": HOST, "upstream": {"type": "roundrobin", "nodes": {node: 1}}})
+fn plain(upstream: SocketAddr) -> serde_json::Value {
+    let nodes = json!({upstream.to_string(): 1});
+    json!({"uri": "/api/*", "host": HOST, "upstream": {"type": "roundrobin", "nodes": nodes}})
 }
 
-fn strict(credentials: &Credentials) -> serde_json::Value {
-    let node = upstream::start(CORES.1, Some(upstream::strict(credentials))).to_string();
+fn strict(credentials: &Credentials, upstream: SocketAddr) -> serde_json::Value {
     json!({"uri": "/strict", "host": HOST, "upstream": {
-        "type": "roundrobin", "scheme": "https", "nodes": {node: 1},
+        "type": "roundrobin", "scheme": "https", "nodes": {upstream.to_string(): 1},
         "pass_host": "rewrite", "upstream_host": UPSTREAM,
         "tls": {
             "client_cert": credentials.gateway.chain_pem,

@@ -41,7 +41,7 @@ fn measure(options: &Options) -> anyhow::Result<()> {
         bail!("there is nobody to measure");
     }
     let mut environment = environment::Environment::read(&installed, left_out);
-    crate::process::allow_descriptors(u64::from(options.idle) * 2 + 1024)?;
+    e2e::resources::allow_descriptors(u64::from(options.idle) * 2 + 1024)?;
     let mut bench = Workbench::start(&installed, cores)?;
     // Before minutes of work end at a full disk or a missing folder.
     let folder = output::make_folder(&options.out).context("making a folder for the results")?;

@@ -1,13 +1,15 @@
 //! A load generator with client certificates, and the servers it is pointed at.
 //!
 //! A [`target`] is dialled with a client [`identity`]; [`load`] repeats one kind of operation
-//! against it, while [`process`] reads from `/proc` what that costs the server; the [`report`]
+//! against it, while
+//! [`e2e::resources`] reads from `/proc` what that costs the server; the [`report`]
 //! holds every figure. [`peer`] starts and stops servers, [`comparison`] measures them side by
 //! side, [`revocation`] measures a revocation among thousands of live connections, and
 //! [`etcd_store`] a change made in etcd.
 //!
 //! Invariant: a figure is printed only if it was measured in this run. A figure that could not be
 //! measured is absent from the report, or the run fails with the reason.
+#![allow(missing_docs, reason = "only programs and benchmarks of this workspace call it")]
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command line program prints its result")]
 
 use std::process::ExitCode;
@@ -19,7 +21,6 @@ pub mod identity;
 pub mod load;
 pub mod loadgen;
 pub mod peer;
-pub mod process;
 pub mod report;
 pub mod revocation;
 pub mod target;

@@ -21,9 +21,9 @@ use tokio::time::Instant;
 
 use crate::failure::{Failure, Failures};
 use crate::identity::{ClientIdentity, Group, IdentityError, Version};
-use crate::process::{self, CpuReading};
 use crate::report::{ClientCpu, Latency, LoadReport, Negotiated, ServerCpu, Stopped};
 use crate::target::Target;
+use e2e::resources::{self, CpuReading};
 
 mod dial;
 pub mod http1;
@@ -148,7 +148,7 @@ where
 {
     let body = || {
         if let Some(cpu) = cpu {
-            process::pin_current_thread(cpu).map_err(system("pinning the load generator"))?;
+            resources::pin_current_thread(cpu).map_err(system("pinning the load generator"))?;
         }
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -168,7 +168,7 @@ fn system(what: &'static str) -> impl Fn(io::Error) -> LoadError {
 
 async fn drive(plan: Plan) -> Result<LoadReport, LoadError> {
     let pids = match plan.server {
-        Some(pid) => process::family(pid).map_err(system("looking for the server's process"))?,
+        Some(pid) => resources::family(pid).map_err(system("looking for the server's process"))?,
         None => Vec::new(),
     };
     let mut workers = prepare(&plan).await?;
@@ -182,7 +182,7 @@ async fn drive(plan: Plan) -> Result<LoadReport, LoadError> {
     }
 
     let reading = || CpuReading::take(&pids).map_err(system("reading the server's CPU time"));
-    let own = || process::own_thread_nanos().map_err(system("reading the load generator's CPU time"));
+    let own = || resources::own_thread_nanos().map_err(system("reading the load generator's CPU time"));
     let before = (own()?, reading()?);
     let started = Instant::now();
     let phase = Rc::new(Phase::new(plan.amount, plan.timeout, plan.limit));

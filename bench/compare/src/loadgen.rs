@@ -181,7 +181,7 @@ fn run_load(load: Load, mode: Mode) -> anyhow::Result<()> {
         (None, seconds) => Amount::Time(Duration::from_secs_f64(seconds.unwrap_or(10.0))),
     };
     let connections = usize::try_from(load.connections)?;
-    crate::process::allow_descriptors(u64::from(load.connections) + 256)?;
+    e2e::resources::allow_descriptors(u64::from(load.connections) + 256)?;
     let report = load::run(Plan {
         target: client.target()?,
         identity: client.identity()?,

@@ -7,7 +7,6 @@
 
 use std::path::Path;
 
-pub mod admin;
 pub mod caddy;
 pub mod child;
 pub mod countersign;
@@ -18,7 +17,6 @@ pub mod nginx;
 pub mod pingora;
 pub mod program;
 mod types;
-pub mod upstream;
 
 pub use types::{
     Cores, HOST, Installed, Kind, ManySites, PROXIED, PROXIED_MTLS, Peer, PeerError, RSA_HOST, Stage,

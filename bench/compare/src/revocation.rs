@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use clap::Parser;
-use pki::Certificate;
+use e2e::credentials::Credential;
 use serde_json::{Value, json};
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
@@ -21,10 +21,10 @@ use crate::identity::{ClientIdentity, Group, Version};
 use crate::load::{Dialler, http1, latencies, nanos};
 use crate::peer::countersign::{Countersign, Programs, site_document};
 use crate::peer::credentials::Credentials;
-use crate::peer::upstream::Upstream;
-use crate::peer::{Cores, HOST, PROXIED, Peer};
-use crate::process;
+use crate::peer::{Cores, HOST, PROXIED};
 use crate::target::Target;
+use e2e::resources;
+use e2e::upstream::FixedUpstream;
 
 /// Handshakes in flight while the connections are opened.
 const AT_ONCE: usize = 32;
@@ -65,7 +65,7 @@ pub fn run(options: &Options) -> ExitCode {
 /// One client's connection.
 struct Connected {
     stream: TlsStream<TcpStream>,
-    certificate: Certificate,
+    certificate: Credential,
 }
 
 /// What one round found.
@@ -80,17 +80,16 @@ fn measure(options: &Options) -> anyhow::Result<()> {
         options.rounds < options.connections,
         "--rounds must be below --connections: each takes one away"
     );
-    process::allow_descriptors(u64::from(options.connections) + 1024)?;
+    resources::allow_descriptors(u64::from(options.connections) + 1024)?;
     let cores = options.cores;
     let programs = Programs::find(options.bin_dir.as_deref())?;
-    let folder = tempfile::Builder::new().prefix("countersign-bench-").tempdir()?;
-    let credentials = Credentials::mint()?;
-    let upstream = Upstream::start(cores.load)?;
-    let pair = Countersign::start(&programs, folder.path(), cores, &credentials)?;
-    process::pin_current_thread(cores.load)?;
+    let credentials = Credentials::mint();
+    let upstream = FixedUpstream::start(cores.load, None);
+    resources::pin_current_thread(cores.load)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     LocalSet::new().block_on(&runtime, async {
-        pair.configure(&credentials, upstream.address).await?;
+        let pair = Countersign::start(&programs, cores, &credentials).await?;
+        pair.configure(&credentials, upstream.address()).await?;
         let stage = Stage { credentials, pair };
         stage.change(&[]).await?;
         stage.rounds(options).await
@@ -143,7 +142,7 @@ impl Stage {
         &self,
         prober: &mut Prober,
         mut victim: TlsStream<TcpStream>,
-        revoked: &[Certificate],
+        revoked: &[Credential],
     ) -> anyhow::Result<Round> {
         let quiet = prober.window().await?;
         let ending = tokio::task::spawn_local(async move {
@@ -160,24 +159,25 @@ impl Stage {
     }
 
     /// Puts the site with lists that revoke these; the moment of the answer.
-    async fn put(&self, revoked: &[Certificate]) -> anyhow::Result<Instant> {
-        let mut site: Value = site_document(&self.credentials, HOST)?;
+    async fn put(&self, revoked: &[Credential]) -> anyhow::Result<Instant> {
+        let mut site: Value = site_document(&self.credentials, HOST);
         let client = site.get_mut("client").context("the site demands certificates")?;
         *client = json!({
             "ca": self.credentials.client_authorities_pem(),
             "depth": 1,
-            "crl": self.credentials.client_crls_pem(revoked)?,
+            "crl": self.credentials.client_crls_pem(&revoked.iter().collect::<Vec<_>>()),
         });
-        let mut admin = self.pair.admin()?;
+        let mut admin = self.pair.admin().await?;
         admin.put("ssls/bench", &site).await?;
         Ok(Instant::now())
     }
 
-    async fn change(&self, revoked: &[Certificate]) -> anyhow::Result<()> {
+    async fn change(&self, revoked: &[Credential]) -> anyhow::Result<()> {
         self.put(revoked).await?;
-        let mut admin = self.pair.admin()?;
-        let revision = admin.put("ssls/settled", &site_document(&self.credentials, "settled.test")?).await?;
-        Ok(admin.wait_acknowledged(revision).await?)
+        let mut admin = self.pair.admin().await?;
+        let revision = admin.put("ssls/settled", &site_document(&self.credentials, "settled.test")).await?;
+        self.pair.wait_acknowledged(revision).await;
+        Ok(())
     }
 
     async fn open(&self, count: u32) -> anyhow::Result<Vec<Connected>> {
@@ -186,7 +186,8 @@ impl Stage {
         let mut open = Vec::new();
         let mut tasks = JoinSet::new();
         for number in 0..count {
-            let (identity, certificate) = self.credentials.another_client(&format!("client {number}"))?;
+            let certificate = self.credentials.another_client(&format!("client {number}"));
+            let identity = self.credentials.identity(&certificate)?;
             tasks.spawn_local(async move {
                 let stream = dialler(address, &identity)?.dial().await?;
                 Ok::<_, anyhow::Error>(Connected { stream, certificate })

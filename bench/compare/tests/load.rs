@@ -153,6 +153,7 @@ fn new_connections_are_counted_one_by_one() {
     // Three lanes show first that the server serves them, five operations warm up.
     assert_eq!(server.saw(), (48, 0, 48), "no handshake was resumed");
     let latency = report.latency_us.unwrap();
+    assert!(0.0 < latency.min && latency.min <= latency.p50);
     assert!(latency.p50 <= latency.p99 && latency.p99 <= latency.max);
     assert!(report.handshake_us.unwrap().p50 <= latency.max);
     assert!(report.server.unwrap().cpu_ns_per_operation > 0);

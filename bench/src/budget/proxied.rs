@@ -21,9 +21,9 @@ use compare::identity::{Group, Version};
 use compare::load::{self, Amount, Mode, Plan};
 use compare::peer::countersign::{route_document, site_document};
 use compare::peer::credentials::Credentials;
-use compare::peer::upstream::Upstream;
 use compare::peer::{HOST, PROXIED};
 use compare::target::Target;
+use e2e::upstream::FixedUpstream;
 
 /// Under callgrind everything takes fifty times as long.
 const PATIENCE: Duration = Duration::from_secs(300);
@@ -36,11 +36,11 @@ const FOREGOING: u64 = 20;
 /// # Errors
 /// When something does not start, or a request fails.
 pub fn run(requests: u64, mode: Mode) -> anyhow::Result<()> {
-    let credentials = Credentials::mint()?;
-    let upstream = Upstream::start(0)?;
+    let credentials = Credentials::mint();
+    let upstream = FixedUpstream::start(0, None);
     let snapshot = gateway::snapshot([
-        (Kind::Ssl, "bench", site_document(&credentials, HOST)?),
-        (Kind::Route, "bench", route_document(upstream.address)),
+        (Kind::Ssl, "bench", site_document(&credentials, HOST)),
+        (Kind::Route, "bench", route_document(upstream.address())),
     ]);
     let patience = Patience { predecessor: Duration::ZERO, stop: watch::channel(false).1 };
     let bound = listener::bind("bench", ([127, 0, 0, 1], 0).into(), Speaks::Https, 1, &patience)?;

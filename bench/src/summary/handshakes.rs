@@ -18,7 +18,7 @@ use crate::gateway;
 use crate::handshake::{Credentials, Desk, Floor, Work, server};
 use compare::identity::{Group, Version};
 use compare::peer::HOST;
-use compare::process;
+use e2e::resources;
 
 /// How long all batches take together.
 const LENGTH: Duration = Duration::from_secs(4);
@@ -34,7 +34,7 @@ const CHECKS: u32 = 500;
 pub fn lines(cpu: usize) -> anyhow::Result<Vec<Line>> {
     std::thread::scope(|scope| {
         let measured = scope.spawn(|| {
-            process::pin_current_thread(cpu)?;
+            resources::pin_current_thread(cpu)?;
             // A worker lives within its runtime, though nothing here waits for it: the transport is memory.
             Ok(rt::run(&Driver::detect(), || async { measure() })?)
         });

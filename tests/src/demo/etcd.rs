@@ -34,17 +34,15 @@ impl Etcd {
     pub async fn start(stage: &Stage) -> anyhow::Result<Self> {
         let url = format!("https://127.0.0.1:{}", stage.etcd_port());
         let log = Log::file(stage.path("etcd.log").into());
-        let mut child = Command::new("etcd")
+        let mut command = Command::new("etcd");
+        command
             .args(arguments(stage, &url))
             .args(["--logger", "zap", "--log-outputs", "stderr"])
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
-            .context("cannot start etcd")?;
-        let logging = log.follow(child.stderr.take().context("its standard error is piped")?);
-        let mut process = Process::foreign("etcd", child);
+            .stderr(Stdio::piped());
+        let mut process = Process::foreign("etcd", command, None).context("cannot start etcd")?;
+        let logging = log.follow(process.stderr().context("its standard error is piped")?);
         tokio::select! {
             _ = log.line_with(&["serving client traffic"]) => {}
             status = process.wait() => {

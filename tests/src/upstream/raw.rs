@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustls::{ServerConfig, SupportedProtocolVersion};
+use rustls::SupportedProtocolVersion;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
@@ -18,6 +18,7 @@ use tokio_rustls::server::TlsStream;
 
 use crate::caller::bounded;
 use crate::credentials::Credential;
+use crate::tls::server_config;
 
 /// A request as it came over the wire.
 #[derive(Clone, Debug)]
@@ -118,13 +119,7 @@ impl RawUpstream {
         versions: &[&'static SupportedProtocolVersion],
         script: impl Fn(&RawRequest) -> Answer + Send + Sync + 'static,
     ) -> Self {
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let config = ServerConfig::builder_with_provider(provider)
-            .with_protocol_versions(versions)
-            .expect("the versions are supported")
-            .with_no_client_auth()
-            .with_single_cert(credential.chain(), credential.key())
-            .expect("the key is its certificate's");
+        let config = server_config(versions, credential, None);
         Self::start(Some(TlsAcceptor::from(Arc::new(config))), Arc::new(script)).await
     }
 

@@ -1,10 +1,14 @@
 //! What a world is made of, before it runs.
 
+use std::net::SocketAddr;
+use std::path::Path;
+
 use serde_json::Value;
 
-use super::World;
 use super::plane::{Plane, Program};
+use super::{Placement, World};
 use crate::credentials::Credentials;
+use crate::documents::route;
 use crate::etcd::Access;
 use crate::settings::{default_settings, merge};
 
@@ -18,6 +22,16 @@ pub struct WorldBuilder {
     control_environment: Vec<(String, String)>,
     node_environment: Vec<(String, String)>,
     script: Option<String>,
+    placement: Placement,
+    files: Vec<(String, String)>,
+    app: Option<App>,
+}
+
+/// What serves `app.test`.
+struct App {
+    upstream: SocketAddr,
+    path: &'static str,
+    protected: bool,
 }
 
 impl WorldBuilder {
@@ -31,6 +45,9 @@ impl WorldBuilder {
             control_environment: Vec::new(),
             node_environment: Vec::new(),
             script: None,
+            placement: Placement::default(),
+            files: Vec::new(),
+            app: None,
         }
     }
 
@@ -79,6 +96,39 @@ impl WorldBuilder {
         self
     }
 
+    /// Runs the programs of this folder, the control planes on one core and the data planes on
+    /// another.
+    pub fn placed(mut self, programs: &Path, control_cpu: usize, node_cpu: usize) -> Self {
+        self.placement = Placement {
+            programs: Some(programs.to_owned()),
+            control_cpu: Some(control_cpu),
+            node_cpu: Some(node_cpu),
+        };
+        self
+    }
+
+    /// Serves `app.test` by this upstream, without client certificates.
+    pub fn open(self, upstream: SocketAddr) -> Self {
+        Self { app: Some(App { upstream, path: "/*", protected: false }), ..self }
+    }
+
+    /// Serves `app.test` by this upstream, requiring client certificates.
+    pub fn protected(self, upstream: SocketAddr) -> Self {
+        Self { app: Some(App { upstream, path: "/*", protected: true }), ..self }
+    }
+
+    /// Serves only this path of `app.test`.
+    pub fn path(mut self, path: &'static str) -> Self {
+        self.app.as_mut().expect("`open` or `protected` comes first").path = path;
+        self
+    }
+
+    /// Writes a file beside the settings, which may name it.
+    pub fn file(mut self, name: &str, text: &str) -> Self {
+        self.files.push((name.to_owned(), text.to_owned()));
+        self
+    }
+
     /// Does not start the control planes: their ports are kept, and refuse.
     pub fn without_control(mut self) -> Self {
         self.control = false;
@@ -101,8 +151,12 @@ impl WorldBuilder {
             control_environment: self.control_environment,
             node_environment: self.node_environment,
             script: self.script,
+            placement: self.placement,
         };
         world.write_credentials();
+        for (name, text) in &self.files {
+            world.write(name, text);
+        }
         if let Some(access) = &self.etcd {
             world.write_access(access);
         }
@@ -115,6 +169,11 @@ impl WorldBuilder {
         }
         for name in self.nodes {
             world.add_node(&name).await;
+        }
+        if let Some(App { upstream, path, protected }) = self.app {
+            let site = if protected { world.protected_site() } else { world.open_site() };
+            let route = route("app.test", path, &[upstream]);
+            world.apply(&[("ssls/app", site), ("routes/app", route)]).await;
         }
         world
     }

@@ -5,7 +5,7 @@ use std::process::ExitStatus;
 use super::World;
 use super::plane::{Plane, Program};
 use crate::credentials::Credential;
-use crate::process::Process;
+use crate::process::{Launch, Process};
 
 impl World {
     /// Writes the current settings and starts (or restarts, at the same ports) the control plane.
@@ -16,7 +16,12 @@ impl World {
     /// The same for the n-th control plane.
     pub async fn start_control_at(&mut self, index: usize) {
         let config = self.write_config(&self.controls[index].name);
-        self.controls[index].start(&config, &[], &self.control_environment, self.script.as_deref()).await;
+        let environment = environment(&self.control_environment, &self.controls[index]);
+        let launch = Launch::new("controlplane", &config)
+            .programs(self.placement.programs.as_deref())
+            .cpu(self.placement.control_cpu)
+            .environment(&environment);
+        self.controls[index].start(launch, self.script.as_deref()).await;
     }
 
     /// `kill -9` of the control plane.
@@ -64,7 +69,13 @@ impl World {
 
     async fn start_node_at(&mut self, index: usize, arguments: &[&str]) {
         let config = self.write_config(&self.nodes[index].name);
-        self.nodes[index].start(&config, arguments, &self.node_environment, self.script.as_deref()).await;
+        let environment = environment(&self.node_environment, &self.nodes[index]);
+        let launch = Launch::new("dataplane", &config)
+            .programs(self.placement.programs.as_deref())
+            .cpu(self.placement.node_cpu)
+            .arguments(arguments)
+            .environment(&environment);
+        self.nodes[index].start(launch, self.script.as_deref()).await;
     }
 
     /// `kill -9` of the first node.
@@ -86,4 +97,11 @@ impl World {
     pub fn take_control(&mut self) -> Process {
         self.controls[0].take()
     }
+}
+
+/// The variables of a program, with its name for the world's script.
+fn environment(variables: &[(String, String)], plane: &Plane) -> Vec<(String, String)> {
+    let mut all = variables.to_vec();
+    all.push(("NAME".to_owned(), plane.name.clone()));
+    all
 }

@@ -1,7 +1,6 @@
 //! One program's place in a world: its process while it runs, its ports while it does not, and its log over all its lives.
 
 use std::net::SocketAddr;
-use std::path::Path;
 use std::process::ExitStatus;
 
 use serde_json::Value;
@@ -17,13 +16,6 @@ pub(super) enum Program {
 }
 
 impl Program {
-    fn executable(self) -> &'static str {
-        match self {
-            Self::Control => "controlplane",
-            Self::Node => "dataplane",
-        }
-    }
-
     fn listeners(self) -> &'static [&'static str] {
         match self {
             Self::Control => &["admin", "push", "status"],
@@ -85,19 +77,9 @@ impl Plane {
         self.addresses = Some(Value::Object(addresses.collect()));
     }
 
-    pub(super) async fn start(
-        &mut self,
-        config: &Path,
-        arguments: &[&str],
-        environment: &[(String, String)],
-        script: Option<&str>,
-    ) {
-        let mut environment = environment.to_vec();
-        environment.push(("NAME".to_owned(), self.name.clone()));
+    pub(super) async fn start(&mut self, launch: Launch<'_>, script: Option<&str>) {
         let launcher = script.map(|script| ["bash", "-c", script, "bash"]);
         let launcher = launcher.as_ref().map_or(&[][..], |launcher| launcher);
-        let launch =
-            Launch::new(self.program.executable(), config).arguments(arguments).environment(&environment);
         let process = launch.through(launcher).start(&self.log).await;
         self.addresses.get_or_insert_with(|| process.ready().clone());
         self.process = Some(process);

@@ -4,7 +4,6 @@
 use std::time::{Duration, Instant};
 
 use e2e::caller::bounded;
-use e2e::documents::route;
 use e2e::upstream::Upstream;
 use e2e::world::World;
 use serde_json::json;
@@ -13,14 +12,8 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 /// `/app/*` has a route; all else is refused without its body being read. Connections rest after `rest_after` seconds.
 pub(super) async fn world_with(upstream: &Upstream, rest_after: f64) -> World {
     let settings = json!({"countersign": {"limits": {"rest_after": rest_after}}});
-    let world = World::builder().settings(settings).start().await;
-    world
-        .apply(&[
-            ("ssls/app", world.protected_site()),
-            ("routes/app", route("app.test", "/app/*", &[upstream.address()])),
-        ])
-        .await;
-    world
+    let builder = World::builder().settings(settings).protected(upstream.address());
+    builder.path("/app/*").start().await
 }
 
 /// A client that keeps what came with one answer for the next.

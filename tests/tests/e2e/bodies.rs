@@ -1,9 +1,8 @@
 //! Bodies: large ones arrive whole in both directions, and every byte leaves before the last one came.
 
 use e2e::caller::{Body, Http, Session, full};
-use e2e::documents::route;
-use e2e::process::memory_peak;
-use e2e::upstream::{FIRST_HALF, SECOND_HALF, Upstream, pattern, pattern_body, sha256};
+use e2e::resources::memory_peak;
+use e2e::upstream::{FIRST_HALF, SECOND_HALF, pattern, pattern_body, sha256};
 use e2e::world::World;
 use http::{Method, StatusCode};
 use http_body_util::{BodyExt, StreamBody};
@@ -13,25 +12,13 @@ use tokio::sync::mpsc;
 
 const TEN_MEGABYTES: usize = 10 * 1024 * 1024;
 
-async fn world_with(upstream: &Upstream) -> World {
-    let world = World::start().await;
-    world
-        .apply(&[
-            ("ssls/app", world.protected_site()),
-            ("routes/app", route("app.test", "/*", &[upstream.address()])),
-        ])
-        .await;
-    world
-}
-
 async fn session(world: &World, http: Http) -> Session {
     world.good_caller("app.test").http(http).connect().await.unwrap()
 }
 
 #[tokio::test]
 async fn ten_megabytes_arrive_whole_in_both_directions() {
-    let upstream = Upstream::plain("plain").await;
-    let world = world_with(&upstream).await;
+    let (world, _upstream) = World::protected(json!({})).await;
     let expected = sha256(&pattern(TEN_MEGABYTES));
     for http in [Http::One, Http::Two] {
         let mut session = session(&world, http).await;
@@ -51,8 +38,7 @@ async fn ten_megabytes_arrive_whole_in_both_directions() {
 
 #[tokio::test]
 async fn a_body_with_a_known_length_keeps_it() {
-    let upstream = Upstream::plain("plain").await;
-    let world = world_with(&upstream).await;
+    let (world, _upstream) = World::protected(json!({})).await;
     for http in [Http::One, Http::Two] {
         let mut session = session(&world, http).await;
         let bytes = pattern(300_001);
@@ -67,8 +53,7 @@ async fn a_body_with_a_known_length_keeps_it() {
 #[tokio::test]
 async fn an_answer_streams_its_first_bytes_arrive_before_the_last_are_sent() {
     for http in [Http::One, Http::Two] {
-        let upstream = Upstream::plain("plain").await;
-        let world = world_with(&upstream).await;
+        let (world, upstream) = World::protected(json!({})).await;
         let mut session = session(&world, http).await;
         let request = session.request(Method::GET, "/halves", full(""));
         let mut body = session.send(request).await.unwrap().into_body();
@@ -83,8 +68,7 @@ async fn an_answer_streams_its_first_bytes_arrive_before_the_last_are_sent() {
 
 #[tokio::test]
 async fn a_request_streams_its_first_bytes_reach_the_upstream_before_the_last_are_sent() {
-    let upstream = Upstream::plain("plain").await;
-    let world = world_with(&upstream).await;
+    let (world, _upstream) = World::protected(json!({})).await;
     for http in [Http::One, Http::Two] {
         let mut session = session(&world, http).await;
         let (pieces, stream) = mpsc::channel::<&'static str>(1);
@@ -105,8 +89,7 @@ async fn a_request_streams_its_first_bytes_reach_the_upstream_before_the_last_ar
 
 #[tokio::test]
 async fn curl_uploads_a_file_and_may_ask_first() {
-    let upstream = Upstream::plain("plain").await;
-    let world = world_with(&upstream).await;
+    let (world, _upstream) = World::protected(json!({})).await;
     let bytes = pattern(TEN_MEGABYTES);
     std::fs::write(world.folder().join("upload"), &bytes).unwrap();
     let port = world.https().port();
@@ -141,8 +124,7 @@ async fn curl_uploads_a_file_and_may_ask_first() {
 
 #[tokio::test]
 async fn answers_that_have_no_body_have_none() {
-    let upstream = Upstream::plain("plain").await;
-    let world = world_with(&upstream).await;
+    let (world, _upstream) = World::protected(json!({})).await;
     for http in [Http::One, Http::Two] {
         let mut session = session(&world, http).await;
         let request = session.request(Method::HEAD, "/seen", full(""));
@@ -163,8 +145,7 @@ async fn answers_that_have_no_body_have_none() {
 #[tokio::test]
 async fn a_body_is_not_held_whole_in_memory() {
     const HUNDRED_MEGABYTES: usize = 100 * 1024 * 1024;
-    let upstream = Upstream::plain("plain").await;
-    let world = world_with(&upstream).await;
+    let (world, _upstream) = World::protected(json!({})).await;
     for http in [Http::One, Http::Two] {
         let mut session = session(&world, http).await;
         assert_eq!(session.get("/warm").await.unwrap().status, StatusCode::OK);
@@ -185,8 +166,7 @@ async fn a_body_is_not_held_whole_in_memory() {
 #[tokio::test]
 async fn an_answer_that_breaks_off_is_not_passed_on_as_complete() {
     for http in [Http::One, Http::Two] {
-        let upstream = Upstream::plain("plain").await;
-        let world = world_with(&upstream).await;
+        let (world, upstream) = World::protected(json!({})).await;
         let mut session = session(&world, http).await;
         let request = session.request(Method::GET, "/cut", full(""));
         let mut body = session.send(request).await.unwrap().into_body();
@@ -202,15 +182,8 @@ async fn an_answer_that_breaks_off_is_not_passed_on_as_complete() {
 
 #[tokio::test]
 async fn a_body_over_the_limit_is_refused_with_413() {
-    let upstream = Upstream::plain("plain").await;
     let settings = json!({"nginx_config": {"http": {"client_max_body_size": "100k"}}});
-    let world = World::builder().settings(settings).start().await;
-    world
-        .apply(&[
-            ("ssls/app", world.open_site()),
-            ("routes/app", route("app.test", "/*", &[upstream.address()])),
-        ])
-        .await;
+    let (world, _upstream) = World::open(settings).await;
     for http in [Http::One, Http::Two] {
         let mut session = world.caller("app.test").http(http).connect().await.unwrap();
         let request = session.request(Method::POST, "/sink", full(vec![0; 100 * 1024]));

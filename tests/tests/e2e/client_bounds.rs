@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use e2e::caller::{Http, bounded};
 use e2e::documents::route;
 use e2e::frames::{self, END_HEADERS, END_STREAM, HEADERS, PING, PREFACE, Wire, frame, get, window_settings};
-use e2e::process::memory_peak;
+use e2e::resources::memory_peak;
 use e2e::world::World;
 use e2e::{raw, world};
 use serde_json::{Value, json};

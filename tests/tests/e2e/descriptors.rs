@@ -18,10 +18,8 @@ const DRIVERS: [&str; 2] = ["io_uring", "epoll"];
 
 async fn world(upstream: &Upstream, driver: &str, settings: Value, script: &str) -> World {
     let builder = World::builder().settings(settings).script(script);
-    let world = builder.node_environment("COUNTERSIGN_DRIVER", driver).start().await;
-    let route = route("app.test", "/*", &[upstream.address()]);
-    world.apply(&[("ssls/app", world.protected_site()), ("routes/app", route)]).await;
-    world
+    let builder = builder.node_environment("COUNTERSIGN_DRIVER", driver);
+    builder.protected(upstream.address()).start().await
 }
 
 /// Asks for a number of the node's metrics until it is this one.

@@ -26,8 +26,7 @@ const DRIVERS: [&str; 2] = ["io_uring", "epoll"];
 async fn world_with(upstream: &Upstream, driver: &str, settings: Value) -> World {
     let builder = World::builder().settings(settings).node_environment("COUNTERSIGN_DRIVER", driver);
     let world = builder.start().await;
-    let route = route("app.test", "/*", &[upstream.address()]);
-    let revision = world.apply(&[("ssls/app", world.protected_site()), ("routes/app", route)]).await;
+    let revision = world.serve(world.protected_site(), upstream).await;
     // A successor serves what was saved until the control plane tells it more.
     world.saved(revision).await;
     world

@@ -3,7 +3,6 @@
 use std::time::{Duration, Instant};
 
 use e2e::caller::{Http, bounded};
-use e2e::documents::route;
 use e2e::raw;
 use e2e::upstream::Upstream;
 use e2e::world::World;
@@ -14,14 +13,7 @@ use tokio::io::AsyncWriteExt;
 
 async fn world_with(upstream: &Upstream, deadline: &str) -> World {
     let settings = json!({"nginx_config": {"worker_shutdown_timeout": deadline}});
-    let world = World::builder().settings(settings).start().await;
-    world
-        .apply(&[
-            ("ssls/app", world.protected_site()),
-            ("routes/app", route("app.test", "/*", &[upstream.address()])),
-        ])
-        .await;
-    world
+    World::builder().settings(settings).protected(upstream.address()).start().await
 }
 
 #[tokio::test]

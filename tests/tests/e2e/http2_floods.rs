@@ -8,7 +8,7 @@ use e2e::caller::{Caller, Http};
 use e2e::frames::{
     self, CONTINUATION, DATA, END_HEADERS, END_STREAM, HEADERS, Heard, RST_STREAM, WINDOW_UPDATE, Wire, frame,
 };
-use e2e::process::{cpu_time, memory_peak};
+use e2e::resources::{cpu_time, memory_peak};
 use e2e::upstream::Upstream;
 use e2e::world::World;
 use http::StatusCode;

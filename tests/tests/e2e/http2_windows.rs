@@ -5,7 +5,6 @@
 use std::time::{Duration, Instant};
 
 use e2e::caller::Caller;
-use e2e::documents::route;
 use e2e::frames::{
     self, DATA, END_HEADERS, END_STREAM, HEADERS, RST_STREAM, Wire, frame, get, window_settings,
     window_update,
@@ -181,15 +180,9 @@ async fn a_drain_does_not_wait_for_streams_that_stall() {
 /// hyper reads `CANCEL` and `NO_ERROR` as the end of a body.
 #[tokio::test]
 async fn a_body_that_its_client_cancels_is_never_whole() {
-    let world = World::start().await;
     let mut upstream =
         RawUpstream::plain(|_| Answer::keep("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")).await;
-    world
-        .apply(&[
-            ("ssls/app", world.open_site()),
-            ("routes/app", route("app.test", "/*", &[upstream.address()])),
-        ])
-        .await;
+    let world = World::builder().open(upstream.address()).start().await;
     let mut wire = Wire::connect(&world.caller("app.test")).await;
     for (round, code) in [0_u32, CANCEL, 2].into_iter().enumerate() {
         let stream = 1 + 4 * u32::try_from(round).unwrap();

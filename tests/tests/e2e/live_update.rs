@@ -57,14 +57,7 @@ async fn a_change_is_live_on_the_next_request_of_an_open_connection() {
 
 #[tokio::test]
 async fn a_client_that_is_no_longer_trusted_loses_its_open_connection() {
-    let world = World::start().await;
-    let upstream = Upstream::plain("plain").await;
-    world
-        .apply(&[
-            ("ssls/app", world.protected_site()),
-            ("routes/app", route("app.test", "/*", &[upstream.address()])),
-        ])
-        .await;
+    let (world, upstream) = World::protected(json!({})).await;
     for http in [Http::One, Http::Two] {
         world.apply(&[("ssls/app", world.protected_site())]).await;
         let mut session = world.good_caller("app.test").http(http).connect().await.unwrap();
@@ -80,14 +73,7 @@ async fn a_client_that_is_no_longer_trusted_loses_its_open_connection() {
 
 #[tokio::test]
 async fn an_unrelated_change_leaves_open_connections_alone() {
-    let world = World::start().await;
-    let upstream = Upstream::plain("plain").await;
-    world
-        .apply(&[
-            ("ssls/app", world.protected_site()),
-            ("routes/app", route("app.test", "/*", &[upstream.address()])),
-        ])
-        .await;
+    let (world, _upstream) = World::protected(json!({})).await;
     let mut session = world.good_caller("app.test").connect().await.unwrap();
     assert_eq!(session.get("/").await.unwrap().status, StatusCode::OK);
     let other = e2e::documents::site(&world.credentials.servers.server(&["other.test"]), "other.test");

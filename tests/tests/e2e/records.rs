@@ -7,7 +7,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use e2e::caller::{alert_in, bounded};
 use e2e::credentials::Credential;
-use e2e::documents::route;
 use e2e::records::{ALERT, APPLICATION_DATA, HANDSHAKE, HandMade};
 use e2e::upstream::Upstream;
 use e2e::world::World;
@@ -26,10 +25,8 @@ type Established = Client<TlsStream<TcpStream>>;
 async fn world(upstream: &Upstream, own: bool) -> World {
     let limits = json!({"rest_after": 0.0});
     let settings = json!({"countersign": {"limits": limits, "tls": {"own_records": own}}});
-    let world = World::builder().settings(settings).start().await;
-    let app = route("app.test", "/app/*", &[upstream.address()]);
-    world.apply(&[("ssls/app", world.protected_site()), ("routes/app", app)]).await;
-    world
+    let builder = World::builder().settings(settings).protected(upstream.address());
+    builder.path("/app/*").start().await
 }
 
 /// A client whose connection has had so many answers that the gateway has taken it over.

@@ -16,14 +16,8 @@ use rustls::pki_types::pem::PemObject;
 use serde_json::json;
 
 async fn served_world() -> (World, Upstream, u64) {
-    let world = World::start().await;
-    let upstream = Upstream::plain("plain").await;
-    let revision = world
-        .apply(&[
-            ("ssls/app", world.protected_site()),
-            ("routes/app", route("app.test", "/*", &[upstream.address()])),
-        ])
-        .await;
+    let (world, upstream) = (World::start().await, Upstream::plain("plain").await);
+    let revision = world.serve(world.protected_site(), &upstream).await;
     world.saved(revision).await;
     (world, upstream, revision)
 }

@@ -30,24 +30,9 @@ fn is_about_the_certificate(alert: AlertDescription) -> bool {
     )
 }
 
-async fn protected_world() -> (World, Upstream) {
-    protected(World::start().await).await
-}
-
-async fn protected(world: World) -> (World, Upstream) {
-    let upstream = Upstream::plain("plain").await;
-    world
-        .apply(&[
-            ("ssls/app", world.protected_site()),
-            ("routes/app", route("app.test", "/*", &[upstream.address()])),
-        ])
-        .await;
-    (world, upstream)
-}
-
 #[tokio::test]
 async fn a_protected_route_answers_a_good_client_over_every_protocol() {
-    let (world, _upstream) = protected_world().await;
+    let (world, _upstream) = World::protected(json!({})).await;
     for (tls, http) in PROTOCOLS {
         let caller = world.good_caller("app.test").tls(tls).http(http);
         let mut session =
@@ -64,7 +49,7 @@ async fn a_protected_route_answers_a_good_client_over_every_protocol() {
 
 #[tokio::test]
 async fn a_protected_route_refuses_everybody_else_in_the_handshake() {
-    let (world, upstream) = protected_world().await;
+    let (world, upstream) = World::protected(json!({})).await;
     let credentials = &world.credentials;
     let strangers = [
         ("no certificate", None),
@@ -85,7 +70,7 @@ async fn a_protected_route_refuses_everybody_else_in_the_handshake() {
 
 #[tokio::test]
 async fn curl_sees_the_same() {
-    let (world, _upstream) = protected_world().await;
+    let (world, _upstream) = World::protected(json!({})).await;
     let port = world.https().port();
     let (resolve, url) = (format!("app.test:{port}:127.0.0.1"), format!("https://app.test:{port}/hello"));
     let base = ["--cacert", "server-ca.crt", "--resolve", &resolve, &url];
@@ -195,7 +180,7 @@ async fn an_upstream_may_refer_to_a_client_certificate_kept_as_an_ssl() {
 
 #[tokio::test]
 async fn a_name_nobody_serves_gets_no_certificate() {
-    let (world, _upstream) = protected_world().await;
+    let (world, _upstream) = World::protected(json!({})).await;
     for tls in [Tls::V12, Tls::V13] {
         let unknown = world.good_caller("other.test").tls(tls).refusal().await;
         assert!(
@@ -242,8 +227,9 @@ async fn a_host_with_client_authentication_is_not_reached_through_another_name()
 /// Where io_uring is blocked the same gateway runs on epoll: same answers, same refusals, same end.
 #[tokio::test]
 async fn without_io_uring_everything_is_the_same() {
+    let upstream = Upstream::plain("plain").await;
     let builder = World::builder().node_environment("COUNTERSIGN_DRIVER", "epoll");
-    let (mut world, _upstream) = protected(builder.start().await).await;
+    let mut world = builder.protected(upstream.address()).start().await;
     assert_eq!(world.node_ready()["driver"], "epoll");
     for (tls, http) in PROTOCOLS {
         let good = world.good_caller("app.test").tls(tls).http(http);

@@ -5,7 +5,6 @@
 use std::time::{Duration, Instant};
 
 use e2e::caller::{Http, bounded};
-use e2e::documents::route;
 use e2e::raw;
 use e2e::upstream::Upstream;
 use e2e::world::World;
@@ -26,14 +25,7 @@ async fn impatient_world(upstream: &Upstream) -> World {
         }},
         "countersign": {"limits": {"handshake_timeout": 1}},
     });
-    let world = World::builder().settings(settings).start().await;
-    world
-        .apply(&[
-            ("ssls/app", world.open_site()),
-            ("routes/app", route("app.test", "/*", &[upstream.address()])),
-        ])
-        .await;
-    world
+    World::builder().settings(settings).open(upstream.address()).start().await
 }
 
 #[tokio::test]
@@ -141,14 +133,7 @@ async fn half_a_body_is_cut_off() {
 
 #[tokio::test]
 async fn many_silent_clients_do_not_hold_up_a_good_one() {
-    let upstream = Upstream::plain("plain").await;
-    let world = World::start().await;
-    world
-        .apply(&[
-            ("ssls/app", world.open_site()),
-            ("routes/app", route("app.test", "/*", &[upstream.address()])),
-        ])
-        .await;
+    let (world, _upstream) = World::open(json!({})).await;
     let mut silent = Vec::new();
     for _ in 0..200 {
         silent.push(raw::send(world.https(), b"\x16\x03\x01").await);

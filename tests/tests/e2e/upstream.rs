@@ -3,7 +3,6 @@
 use std::time::{Duration, Instant};
 
 use e2e::caller::{Http, Session, full};
-use e2e::documents::route;
 use e2e::ports::{BlackHole, Reservation};
 use e2e::upstream::Upstream;
 use e2e::world::World;
@@ -213,14 +212,7 @@ async fn a_kept_client_certificate_that_changes_is_used_at_once() {
 
 #[tokio::test]
 async fn the_upstream_is_told_who_asked_and_how() {
-    let world = World::start().await;
-    let upstream = Upstream::plain("plain").await;
-    world
-        .apply(&[
-            ("ssls/app", world.protected_site()),
-            ("routes/app", route("app.test", "/*", &[upstream.address()])),
-        ])
-        .await;
+    let (world, _upstream) = World::protected(json!({})).await;
     for http in [Http::One, Http::Two] {
         let mut session = world.good_caller("app.test").http(http).connect().await.unwrap();
         let mut request = session.request(Method::GET, "/a%20b?q=1", full(""));

@@ -37,7 +37,7 @@ pub struct Brief {
 pub fn run(bin_dir: Option<PathBuf>, cores: Cores) -> anyhow::Result<Brief> {
     let usual = Options { bin_dir, cores, ..brief() };
     let (installed, mut missing) = find(&usual);
-    crate::process::allow_descriptors(u64::from(usual.idle) * 2 + 1024)?;
+    e2e::resources::allow_descriptors(u64::from(usual.idle) * 2 + 1024)?;
     let mut bench = Workbench::start(&installed, cores)?;
     let runs = |kind: Kind| bench.peers.iter().any(|peer| peer.kind() == kind);
     let dead = installed.iter().map(|program| program.kind()).filter(|kind| !runs(*kind));

@@ -80,7 +80,7 @@ impl Environment {
     pub fn note_commands(&mut self, bench: &Workbench) {
         for program in &mut self.peers {
             let running = bench.peers.iter().find(|peer| peer.kind() == program.peer);
-            program.command = running.map(|peer| bench.without_folder(peer.server().command()));
+            program.command = running.map(|peer| bench.without_folder(&peer.command()));
         }
     }
 }

@@ -2,13 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
+use e2e::resources;
 use tempfile::TempDir;
 
 use crate::load::Dialler;
 use crate::peer::credentials::Credentials;
-use crate::peer::upstream::Upstream;
 use crate::peer::{Cores, Installed, Kind, Peer, PeerError, Stage, Upstreams};
 use crate::target::Target;
+use e2e::upstream::FixedUpstream;
 
 /// The servers and what they need. Dropping it ends and removes all of it.
 pub struct Workbench {
@@ -20,8 +21,8 @@ pub struct Workbench {
     pub cores: Cores,
     /// The runtime of everything that is not load.
     pub runtime: tokio::runtime::Runtime,
-    plain: Upstream,
-    mtls: Upstream,
+    plain: FixedUpstream,
+    mtls: FixedUpstream,
     folder: TempDir,
 }
 
@@ -31,14 +32,19 @@ impl Workbench {
     /// # Errors
     /// When there is nowhere to work, or nobody to measure.
     pub fn start(installed: &[Box<dyn Installed>], cores: Cores) -> Result<Self, PeerError> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            // It only drains the pipes of servers; the measured core stays theirs.
+            .on_thread_start(move || drop(resources::pin_current_thread(cores.load)))
+            .enable_all()
+            .build();
         let runtime = runtime.map_err(PeerError::system("starting a runtime"))?;
         let folder = tempfile::Builder::new().prefix("countersign-bench-").tempdir();
         let folder = folder.map_err(PeerError::system("making a temporary folder"))?;
         open_for_workers(folder.path())?;
-        let credentials = Credentials::mint()?;
-        let plain = Upstream::start(cores.load)?;
-        let mtls = Upstream::start_tls(cores.load, credentials.upstream_tls()?)?;
+        let credentials = Credentials::mint();
+        let plain = FixedUpstream::start(cores.load, None);
+        let mtls = FixedUpstream::start(cores.load, Some(credentials.upstream_tls()));
         let mut bench = Self { peers: Vec::new(), credentials, cores, runtime, plain, mtls, folder };
         for program in installed {
             let folder = bench.folder_for(program.kind(), "")?;
@@ -61,7 +67,7 @@ impl Workbench {
         Stage {
             folder,
             cores: self.cores,
-            upstreams: Upstreams { plain: self.plain.address, mtls: self.mtls.address },
+            upstreams: Upstreams { plain: self.plain.address(), mtls: self.mtls.address() },
             credentials: &self.credentials,
             runtime: &self.runtime,
             more,
@@ -70,7 +76,7 @@ impl Workbench {
 
     /// Where the plain upstream listens.
     pub fn plain(&self) -> std::net::SocketAddr {
-        self.plain.address
+        self.plain.address()
     }
 
     /// A folder for a peer inside the run's temporary folder, with the certificates that every peer gets.

@@ -17,9 +17,9 @@ use super::worker::timed_out;
 use super::{LoadError, http1, on_own_thread, system};
 use crate::failure::{Failure, FailureKind, Failures};
 use crate::identity::{ClientIdentity, Group, Version};
-use crate::process;
 use crate::report::IdleReport;
 use crate::target::Target;
+use e2e::resources;
 
 /// Connections that come and go before the first reading.
 const FOREGOING: usize = 32;
@@ -68,7 +68,7 @@ pub fn run(plan: IdlePlan) -> Result<IdleReport, LoadError> {
 
 async fn drive(plan: IdlePlan) -> Result<IdleReport, LoadError> {
     let wanted = u64::try_from(plan.connections).unwrap_or(u64::MAX).saturating_add(256);
-    process::allow_descriptors(wanted).map_err(system("making room for open connections"))?;
+    resources::allow_descriptors(wanted).map_err(system("making room for open connections"))?;
     let config = plan.identity.client_config(plan.version, plan.group, &[b"http/1.1"], false)?;
     let opener = Opener {
         dialler: Dialler::new(plan.target.clone(), config),
@@ -84,7 +84,7 @@ async fn drive(plan: IdlePlan) -> Result<IdleReport, LoadError> {
     for mut stream in foregoing {
         let _ = stream.shutdown().await;
     }
-    let pids = process::family(plan.server).map_err(system("looking for the server's process"))?;
+    let pids = resources::family(plan.server).map_err(system("looking for the server's process"))?;
     let before = still(&pids).await?;
     let opening = tokio::time::timeout(plan.limit, opener.open(plan.connections, &mut failures)).await;
     let Ok(open) = opening else {
@@ -172,7 +172,7 @@ impl Opener {
 
 /// Resident memory once it has stopped moving.
 async fn still(pids: &[u32]) -> Result<u64, LoadError> {
-    let read = || process::resident_bytes(pids).map_err(system("reading the server's memory"));
+    let read = || resources::resident_bytes(pids).map_err(system("reading the server's memory"));
     let mut last = read()?;
     for _ in 0..LOOKS {
         tokio::time::sleep(LOOK).await;

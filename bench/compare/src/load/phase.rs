@@ -67,10 +67,13 @@ impl Default for Meter {
     }
 }
 
+/// The longest latency that is counted as it was, in nanoseconds: an hour.
+const LATENCY_MAX: u64 = 3_600_000_000_000;
+
 /// An empty histogram of nanoseconds, to three significant digits.
 pub fn latencies() -> Histogram<u64> {
-    #[expect(clippy::expect_used, reason = "three digits are within what a histogram can hold")]
-    Histogram::new(3).expect("three significant digits")
+    #[expect(clippy::expect_used, reason = "the bounds are constants that a histogram can hold")]
+    Histogram::new_with_bounds(1, LATENCY_MAX, 3).expect("valid bounds")
 }
 
 /// A duration as a histogram of nanoseconds counts it.

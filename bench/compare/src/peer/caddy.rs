@@ -6,8 +6,8 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::child::{free_port, version_line};
-use super::program::{Configured, from_wheel};
+use super::child::version_line;
+use super::program::{Configured, free_port, from_wheel};
 use super::{HOST, Installed, Kind, PROXIED, PROXIED_MTLS, Peer, PeerError, RSA_HOST, Stage, Upstreams};
 
 /// Caddy on this machine.
@@ -40,7 +40,7 @@ impl Installed for Installation {
     }
 
     fn start(&self, stage: &Stage<'_>) -> Result<Box<dyn Peer>, PeerError> {
-        let port = free_port()?;
+        let port = free_port();
         let text = configuration(stage.folder, port, stage.upstreams);
         let file = stage.folder.join("Caddyfile");
         let (program, settings, home) = (self.program.clone(), file.clone(), stage.folder.to_owned());
@@ -53,8 +53,7 @@ impl Installed for Installation {
             command
         };
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-        let cpu = stage.cores.server;
-        Ok(Box::new(Configured::start(Kind::Caddy, cpu, address, (file, &text), Box::new(launch))?))
+        Ok(Box::new(Configured::start(Kind::Caddy, stage, address, (file, &text), Box::new(launch))?))
     }
 }
 

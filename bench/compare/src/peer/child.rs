@@ -1,59 +1,57 @@
-//! A server process: started pinned, its log in a file, ended with the value that owns it.
+//! Another project's server: started on one core, its log in a file, terminated with its value.
 //!
-//! Ending is SIGTERM, then SIGKILL when it does not listen. Every wait has a bound.
+//! Invariant: every wait has a bound, and a dropped server is gone with all its children.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{BufRead, BufReader};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::fs::{self, OpenOptions};
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdout, Command, Stdio};
-use std::sync::mpsc;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use e2e::process::Process;
+use tokio::runtime::Handle;
 
-use super::PeerError;
-use crate::process::spawn_pinned;
+use super::{Kind, PeerError};
 
-/// How long a server may take to become ready on a busy machine.
-const READY: Duration = Duration::from_secs(120);
-/// How long it may take to end after SIGTERM.
-const END: Duration = Duration::from_secs(10);
-/// Between two looks.
-const LOOK: Duration = Duration::from_millis(2);
+/// The limit of a start, on a busy machine.
+const START_TIMEOUT: Duration = Duration::from_secs(120);
+/// From SIGTERM to SIGKILL.
+const STOP_TIMEOUT: Duration = Duration::from_secs(10);
+const POLL_INTERVAL: Duration = Duration::from_millis(2);
 
-/// A running server process.
 pub struct Server {
-    program: String,
+    process: Process,
     command: String,
-    child: Child,
     log: PathBuf,
-    /// When it was started.
-    pub started: Instant,
+    started: Instant,
 }
 
 impl Server {
-    /// Starts a command on one core; stderr is appended to `log`.
+    /// Starts a command on one core; its standard error is appended to `log`.
     ///
     /// # Errors
     /// When the program cannot be started.
-    pub fn spawn(mut command: Command, cpu: usize, log: &Path) -> Result<Self, PeerError> {
-        let program = command.get_program().to_string_lossy().into_owned();
-        let to = OpenOptions::new().create(true).append(true).open(log);
-        let to: File = to.map_err(PeerError::system(format!("opening the log {}", log.display())))?;
-        let arguments = command.get_args().map(|argument| argument.to_string_lossy());
-        let told = std::iter::once(program.as_str().into()).chain(arguments).collect::<Vec<_>>().join(" ");
-        command.stdin(Stdio::null()).stderr(to);
+    pub fn spawn(
+        kind: Kind,
+        mut command: Command,
+        cpu: usize,
+        log: &Path,
+        runtime: &Handle,
+    ) -> Result<Self, PeerError> {
+        let stderr = OpenOptions::new().create(true).append(true).open(log);
+        let stderr = stderr.map_err(PeerError::system(format!("opening the log {}", log.display())))?;
+        let words = std::iter::once(command.get_program()).chain(command.get_args());
+        let line = words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ");
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr);
+        let _context = runtime.enter();
         let started = Instant::now();
-        let child =
-            spawn_pinned(&mut command, cpu).map_err(PeerError::system(format!("starting {program}")))?;
-        Ok(Self { program, command: told, child, log: log.to_owned(), started })
+        let process = Process::foreign(kind.name(), command.into(), Some(cpu))
+            .map_err(PeerError::system(format!("starting {line}")))?;
+        Ok(Self { process, command: line, log: log.to_owned(), started })
     }
 
-    /// The process id.
     pub fn pid(&self) -> u32 {
-        self.child.id()
+        self.process.id()
     }
 
     /// Its command line.
@@ -61,89 +59,37 @@ impl Server {
         &self.command
     }
 
-    /// Waits until somebody listens at `address`.
+    pub fn started(&self) -> Instant {
+        self.started
+    }
+
+    /// Waits until a connection to `address` is accepted.
     ///
     /// # Errors
-    /// When the process ends before, or takes too long.
+    /// When the process ends first, or takes too long.
     pub fn wait_listening(&mut self, address: SocketAddr) -> Result<(), PeerError> {
-        loop {
-            if TcpStream::connect(address).is_ok() {
-                return Ok(());
+        while TcpStream::connect(address).is_err() {
+            if let Some(status) = self.process.try_wait() {
+                return Err(self.not_ready(format!("it ended with {status}")));
             }
-            self.still_running("nothing listens")?;
-            std::thread::sleep(LOOK);
-        }
-    }
-
-    /// Waits for the line `ready {...}` on stdout, and gives its JSON.
-    ///
-    /// # Errors
-    /// When the process ends before, takes too long, or says something else.
-    pub fn wait_ready(&mut self) -> Result<serde_json::Value, PeerError> {
-        let Some(stdout) = self.child.stdout.take() else {
-            return Err(self.not_ready("its standard output was not captured"));
-        };
-        let lines = read_lines(stdout);
-        loop {
-            match lines.recv_timeout(LOOK) {
-                Ok(line) => {
-                    let ready = line.strip_prefix("ready ").and_then(|json| serde_json::from_str(json).ok());
-                    return ready.ok_or_else(|| {
-                        self.not_ready(&format!("it said `{line}` instead of `ready {{...}}`"))
-                    });
-                }
-                Err(mpsc::RecvTimeoutError::Timeout) => self.still_running("no ready line")?,
-                Err(mpsc::RecvTimeoutError::Disconnected) => {
-                    self.still_running("no ready line")?;
-                    return Err(self.not_ready("it closed its standard output"));
-                }
+            if self.started.elapsed() > START_TIMEOUT {
+                return Err(self.not_ready(format!("nothing listens after {START_TIMEOUT:?}")));
             }
-        }
-    }
-
-    /// Ends it and waits until it is gone.
-    pub fn stop(&mut self) {
-        let pid = i32::try_from(self.child.id()).map(Pid::from_raw);
-        let signal = |signal| {
-            if let Ok(pid) = pid {
-                let _ = kill(pid, signal);
-            }
-        };
-        if matches!(self.child.try_wait(), Ok(Some(_))) {
-            return;
-        }
-        signal(Signal::SIGTERM);
-        let until = Instant::now() + END;
-        while Instant::now() < until {
-            if matches!(self.child.try_wait(), Ok(Some(_))) {
-                return;
-            }
-            std::thread::sleep(LOOK);
-        }
-        signal(Signal::SIGKILL);
-        let _ = self.child.wait();
-    }
-
-    fn still_running(&mut self, waiting: &str) -> Result<(), PeerError> {
-        if let Ok(Some(status)) = self.child.try_wait() {
-            return Err(self.not_ready(&format!("it ended with {status}")));
-        }
-        if self.started.elapsed() > READY {
-            return Err(self.not_ready(&format!("{waiting} after {READY:?}")));
+            std::thread::sleep(POLL_INTERVAL);
         }
         Ok(())
     }
 
-    fn not_ready(&self, problem: &str) -> PeerError {
+    /// Terminates it and waits for its end.
+    pub fn stop(&mut self) {
+        self.process.terminate(STOP_TIMEOUT);
+    }
+
+    fn not_ready(&self, problem: String) -> PeerError {
         let log = fs::read_to_string(&self.log).unwrap_or_default();
         let lines: Vec<&str> = log.lines().collect();
         let tail = lines.iter().rev().take(15).rev().copied().collect::<Vec<_>>().join("\n");
-        PeerError::NotReady {
-            program: self.program.clone(),
-            problem: problem.to_owned(),
-            log: self.log.clone(),
-            tail,
-        }
+        PeerError::NotReady { command: self.command.clone(), problem, log: self.log.clone(), tail }
     }
 }
 
@@ -153,28 +99,7 @@ impl Drop for Server {
     }
 }
 
-/// Reads lines on a thread, so that waiting for one can have a bound; keeps reading, so that the writer never blocks.
-fn read_lines(stdout: ChildStdout) -> mpsc::Receiver<String> {
-    let (to, lines) = mpsc::channel();
-    std::thread::spawn(move || {
-        for line in BufReader::new(stdout).lines().map_while(Result::ok) {
-            // Nobody waits for more than the first line; the rest is read and dropped.
-            let _ = to.send(line);
-        }
-    });
-    lines
-}
-
-/// A port that was free a moment ago, for programs that cannot tell which one the kernel gave them.
-///
-/// # Errors
-/// When the loopback interface has none.
-pub fn free_port() -> Result<u16, PeerError> {
-    let bound = TcpListener::bind(("127.0.0.1", 0)).and_then(|listener| listener.local_addr());
-    bound.map(|address| address.port()).map_err(PeerError::system("looking for a free port"))
-}
-
-/// The first line a program prints when asked for its version, on stdout or stderr.
+/// The first line that a program prints for its version, on standard output or error.
 pub fn version_line(program: &Path, argument: &str) -> Option<String> {
     let output = Command::new(program).arg(argument).stdin(Stdio::null()).output().ok()?;
     let text = [output.stdout, output.stderr].concat();

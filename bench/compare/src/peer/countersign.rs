@@ -1,52 +1,53 @@
-//! The Countersign pair: a control plane on the load's core, a data plane with one worker on the measured core.
+//! The Countersign pair: a control plane on the load's core, a data plane with one worker on the
+//! measured core.
 //!
-//! Configured as a user would: settings in one file, resources through the Admin API over mTLS. Only the data plane
-//! is measured; the control plane is not on any request's way.
+//! A [`World`] of the end-to-end tests starts both programs; resources are written through the
+//! Admin API over mutual TLS, as an operator would. Only the data plane is measured.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::sync::Arc;
+use std::time::Instant;
 
-use pki::mint::Minted;
+use e2e::admin::AdminSession;
+use e2e::credentials::Credential;
+use e2e::world::World;
+use http::Method;
 use serde_json::{Value, json};
 
-use super::admin::Admin;
-use super::child::{Server, version_line};
+use super::child::version_line;
 use super::credentials::Credentials;
 use super::{Cores, HOST, Installed, Kind, PROXIED, PROXIED_MTLS, Peer, PeerError, RSA_HOST, Stage, program};
-use crate::identity::ClientIdentity;
-use crate::target::Target;
+use crate::peer::program::Runtime;
 
-/// The two programs.
+/// The name of the data plane.
+const NODE: &str = "node-1";
+
+/// The folder with both programs.
 #[derive(Clone)]
-pub struct Programs {
-    control: PathBuf,
-    data: PathBuf,
-}
+pub struct Programs(PathBuf);
 
 impl Programs {
-    /// Looks for them in a folder, by default the one this program is in.
+    /// Looks for them in a folder, by default the one of this program.
     ///
     /// # Errors
-    /// Missing: says how to build them.
+    /// [`PeerError::Missing`], with the command that builds them.
     pub fn find(folder: Option<&Path>) -> Result<Self, PeerError> {
         let own = program::own_folder()?;
-        // They run in another folder than we do.
+        // They run in another working directory than this program.
         let folder = std::path::absolute(folder.unwrap_or(&own))
-            .map_err(PeerError::system("asking for the current folder"))?;
-        let find = |name: &str| {
+            .map_err(PeerError::system("reading the current folder"))?;
+        for name in ["controlplane", "dataplane"] {
             let path = folder.join(name);
-            if path.is_file() {
-                return Ok(path);
+            if !path.is_file() {
+                let hint = format!(
+                    "{} is not built; run `cargo build --release -p controlplane -p dataplane`, \
+                     or name its folder with --bin-dir",
+                    path.display()
+                );
+                return Err(PeerError::Missing { peer: Kind::Countersign, hint });
             }
-            let hint = format!(
-                "{} is not built; run `cargo build --release -p controlplane -p dataplane`, or say where it is with --bin-dir",
-                path.display()
-            );
-            Err(PeerError::Missing { peer: Kind::Countersign, hint })
-        };
-        Ok(Self { control: find("controlplane")?, data: find("dataplane")? })
+        }
+        Ok(Self(folder))
     }
 }
 
@@ -56,168 +57,210 @@ impl Installed for Programs {
     }
 
     fn version(&self) -> String {
-        version_line(&self.data, "--version").unwrap_or_else(|| "unknown".to_owned())
+        version_line(&self.0.join("dataplane"), "--version").unwrap_or_else(|| "unknown".to_owned())
     }
 
     fn start(&self, stage: &Stage<'_>) -> Result<Box<dyn Peer>, PeerError> {
-        let pair = Countersign::start(self, stage.folder, stage.cores, stage.credentials)?;
-        stage.runtime.block_on(async {
+        let pair = stage.runtime.block_on(async {
+            let pair = Countersign::start(self, stage.cores, stage.credentials).await?;
             pair.configure(stage.credentials, stage.upstreams.plain).await?;
-            pair.configure_more(stage.credentials, stage.upstreams.mtls).await
+            pair.configure_mtls(stage.credentials, stage.upstreams.mtls).await?;
+            Ok::<_, PeerError>(pair)
         })?;
-        Ok(Box::new(pair))
+        Ok(Box::new(Running { pair, runtime: stage.runtime.handle().clone() }))
     }
 }
 
-/// A running pair.
+/// Both programs, running.
 pub struct Countersign {
-    programs: Programs,
-    folder: PathBuf,
+    world: World,
     cores: Cores,
-    key: String,
-    operator: Arc<ClientIdentity>,
-    admin: Target,
-    // Dropped in this order: the data plane first, so that it does not log a lost control plane.
-    data: Server,
-    address: SocketAddr,
-    control: Server,
+    started: Instant,
 }
 
 impl Countersign {
-    /// Starts both in a folder of their own. Nothing is configured yet, so nothing is served.
+    /// Starts both, without any resource.
     ///
     /// # Errors
-    /// When one of them does not become ready.
-    pub fn start(
+    /// When the data plane cannot be pinned to its core.
+    pub async fn start(
         programs: &Programs,
-        folder: &Path,
         cores: Cores,
         credentials: &Credentials,
     ) -> Result<Self, PeerError> {
-        credentials.write_planes(folder)?;
-        let key = format!("bench-{}-{:?}", std::process::id(), std::time::Instant::now())
-            .replace(|character: char| !character.is_ascii_alphanumeric(), "");
-        let control_path = write_settings(folder, "control", &key, "127.0.0.1:0")?;
-        let (control, ready) = spawn(&programs.control, folder, &control_path, cores.load, &[])?;
-        let admin_address: SocketAddr = address_in(&ready, "admin")?;
-        let push: SocketAddr = address_in(&ready, "push")?;
-        write_settings(folder, "data", &key, &push.to_string())?;
-        let admin = Target::parse(&format!("https://{admin_address}/"), Some("admin.test"), false)
-            .map_err(|error| PeerError::Admin(error.to_string()))?;
-        let (data, address) = spawn_data(programs, folder, cores)?;
-        Ok(Self {
-            programs: programs.clone(),
-            folder: folder.to_owned(),
-            cores,
-            key,
-            operator: credentials.operator()?,
-            admin,
-            data,
-            address,
-            control,
-        })
+        let started = Instant::now();
+        let world = World::builder()
+            .placed(&programs.0, cores.load, cores.server)
+            .settings(settings())
+            .file("bench-upstream-ca.crt", credentials.upstream_ca_pem())
+            .control_environment("RUST_LOG", "warn")
+            .node_environment("RUST_LOG", "warn")
+            .start()
+            .await;
+        let pair = Self { world, cores, started };
+        pair.pin()?;
+        Ok(pair)
+    }
+
+    /// Where the data plane serves HTTPS.
+    pub fn address(&self) -> SocketAddr {
+        self.world.https()
+    }
+
+    /// The data plane's process, which is measured.
+    pub fn pid(&self) -> u32 {
+        self.world.node_id()
+    }
+
+    /// The control plane's process, which is not.
+    pub fn control_pid(&self) -> u32 {
+        self.world.control_process(0).id()
     }
 
     /// A new connection to the Admin API.
     ///
     /// # Errors
-    /// Never in practice: what was minted is readable.
-    pub fn admin(&self) -> Result<Admin, PeerError> {
-        Admin::new(&self.admin, &self.operator, &self.key)
+    /// When the handshake fails.
+    pub async fn admin(&self) -> Result<Admin, PeerError> {
+        let session = self.world.admin().connect().await;
+        Ok(Admin(session.map_err(|failure| PeerError::Admin(failure.to_string()))?))
     }
 
-    /// PUTs the site and the route to the plain upstream, and waits until the data plane has them.
+    /// PUTs the site and the route to the plain upstream, and waits until they are served.
     ///
     /// # Errors
-    /// When the Admin API refuses or the data plane does not acknowledge.
+    /// When the Admin API rejects one of them.
     pub async fn configure(&self, credentials: &Credentials, plain: SocketAddr) -> Result<(), PeerError> {
-        let mut admin = self.admin()?;
-        admin.put("ssls/bench", &site_document(credentials, HOST)?).await?;
+        let mut admin = self.admin().await?;
+        admin.put("ssls/bench", &site_document(credentials, HOST)).await?;
         let revision = admin.put("routes/bench", &route_document(plain)).await?;
-        admin.wait_acknowledged(revision).await
+        self.wait_acknowledged(revision).await;
+        Ok(())
     }
 
-    /// The rest of what every peer serves: the name with an RSA certificate, and the route to the mTLS upstream.
+    /// PUTs the site with an RSA certificate and the route to the mTLS upstream.
     ///
     /// # Errors
     /// As [`Self::configure`].
-    pub async fn configure_more(&self, credentials: &Credentials, mtls: SocketAddr) -> Result<(), PeerError> {
-        let mut admin = self.admin()?;
-        admin.put("ssls/bench-rsa", &document(credentials, RSA_HOST, &credentials.rsa_site()?)).await?;
+    pub async fn configure_mtls(&self, credentials: &Credentials, mtls: SocketAddr) -> Result<(), PeerError> {
+        let mut admin = self.admin().await?;
+        admin.put("ssls/bench-rsa", &document(credentials, RSA_HOST, &credentials.rsa_site())).await?;
         let gateway = credentials.gateway();
-        let shown =
-            json!({"client_cert": gateway.chain_pem, "client_key": gateway.key_pem.as_str(), "verify": true});
-        let upstream = program::with(upstream("https", mtls), "tls", shown);
+        let tls =
+            json!({"client_cert": gateway.certificate_pem, "client_key": gateway.key_pem, "verify": true});
+        let upstream = program::with(upstream("https", mtls), "tls", tls);
         let revision = admin.put("routes/bench-mtls", &route(PROXIED_MTLS, upstream)).await?;
-        admin.wait_acknowledged(revision).await
+        self.wait_acknowledged(revision).await;
+        Ok(())
     }
 
-    /// The control plane's process, which is not measured.
-    pub fn control_pid(&self) -> u32 {
-        self.control.pid()
+    /// Waits until the data plane has acknowledged a revision.
+    pub async fn wait_acknowledged(&self, revision: u64) {
+        self.world.settled(revision).await;
     }
 
-    /// Ends the data plane; [`Self::start_data`] starts it again.
-    pub fn stop_data(&mut self) {
-        self.data.stop();
+    /// Stops the data plane; [`Self::start_data`] starts it again.
+    pub async fn stop_data(&mut self) {
+        self.world.stop_node().await;
     }
 
-    /// Starts the data plane, with or without the last good snapshot it left, and gives the moment it was started.
+    /// Starts the stopped data plane, with or without its last-good file, and gives the moment of
+    /// the start.
     ///
     /// # Errors
-    /// When it does not become ready.
-    pub fn start_data(&mut self, forget: bool) -> Result<std::time::Instant, PeerError> {
-        self.data.stop();
+    /// When the file cannot be removed, or the process cannot be pinned.
+    pub async fn start_data(&mut self, forget: bool) -> Result<Instant, PeerError> {
         if forget {
-            match std::fs::remove_file(self.folder.join("last_good.snapshot")) {
+            match std::fs::remove_file(self.world.last_good(NODE)) {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                    return Err(PeerError::system("removing the last good snapshot")(error));
+                    return Err(PeerError::system("removing the last-good file")(error));
                 }
                 _ => {}
             }
         }
-        (self.data, self.address) = spawn_data(&self.programs, &self.folder, self.cores)?;
-        Ok(self.data.started)
+        self.started = Instant::now();
+        self.world.start_node().await;
+        self.pin()?;
+        Ok(self.started)
+    }
+
+    /// A worker chooses a core itself; only the measured one is left to choose.
+    fn pin(&self) -> Result<(), PeerError> {
+        e2e::resources::pin_process(self.pid(), self.cores.server)
+            .map_err(PeerError::system("pinning the data plane"))
     }
 }
 
-impl Peer for Countersign {
+/// The pair as a [`Peer`], whose callers are not async.
+struct Running {
+    pair: Countersign,
+    runtime: Runtime,
+}
+
+impl Peer for Running {
     fn kind(&self) -> Kind {
         Kind::Countersign
     }
 
     fn address(&self) -> SocketAddr {
-        self.address
+        self.pair.address()
     }
 
-    fn server(&self) -> &Server {
-        &self.data
+    fn pid(&self) -> u32 {
+        self.pair.pid()
+    }
+
+    fn command(&self) -> String {
+        format!("dataplane -c {NODE}.yaml")
+    }
+
+    fn started(&self) -> Instant {
+        self.pair.started
     }
 
     fn restart(&mut self) -> Result<(), PeerError> {
-        self.start_data(false).map(drop)
+        self.runtime.block_on(async {
+            self.pair.stop_data().await;
+            self.pair.start_data(false).await.map(drop)
+        })
     }
 }
 
-/// An `ssl` document for one name, demanding client certificates from the run's client authority.
-///
-/// # Errors
-/// When the name cannot be expressed.
-pub fn site_document(credentials: &Credentials, name: &str) -> Result<Value, PeerError> {
-    Ok(document(credentials, name, &credentials.site(name)?))
+/// A connection to the Admin API that stays open.
+pub struct Admin(AdminSession);
+
+impl Admin {
+    /// PUTs a document and gives the revision of its commit.
+    ///
+    /// # Errors
+    /// With the response, unless it is 200 or 201.
+    pub async fn put(&mut self, path: &str, document: &Value) -> Result<u64, PeerError> {
+        let failed = |text: String| PeerError::Admin(format!("PUT {path}: {text}"));
+        let answer = self.0.call(Method::PUT, path, Some(document)).await;
+        let answer = answer.map_err(|failure| failed(failure.to_string()))?;
+        match answer.revision {
+            Some(revision) if answer.status.is_success() => Ok(revision),
+            _ => Err(failed(format!("{} {}", answer.status, answer.reply.text().trim_end()))),
+        }
+    }
 }
 
-/// The same for a certificate that is there already.
-pub fn document(credentials: &Credentials, name: &str, minted: &Minted) -> Value {
+/// An `ssl` document for one name that requires client certificates.
+pub fn site_document(credentials: &Credentials, name: &str) -> Value {
+    document(credentials, name, &credentials.site(name))
+}
+
+/// As [`site_document`], with this certificate.
+pub fn document(credentials: &Credentials, name: &str, certificate: &Credential) -> Value {
     json!({
-        "cert": minted.chain_pem,
-        "key": minted.key_pem.as_str(),
+        "cert": certificate.certificate_pem,
+        "key": certificate.key_pem,
         "snis": [name],
         "client": {"ca": credentials.client_ca_pem(), "depth": 1},
     })
 }
 
-/// The route to the plain upstream that every peer serves.
+/// The route to the plain upstream.
 pub fn route_document(plain: SocketAddr) -> Value {
     route(PROXIED, upstream("http", plain))
 }
@@ -235,106 +278,35 @@ fn upstream(scheme: &str, address: SocketAddr) -> Value {
     })
 }
 
-fn spawn_data(programs: &Programs, folder: &Path, cores: Cores) -> Result<(Server, SocketAddr), PeerError> {
-    let path = folder.join("data.yaml");
-    let (data, ready) = spawn(&programs.data, folder, &path, cores.server, &[])?;
-    // A worker may choose its core itself; here there is only one to choose.
-    crate::process::pin_process(data.pid(), cores.server)
-        .map_err(PeerError::system("pinning the data plane"))?;
-    let address = ready.get("https").and_then(|list| list.get(0)).and_then(Value::as_str);
-    let address = address.and_then(|text| text.parse().ok());
-    let address = address
-        .ok_or_else(|| PeerError::Admin(format!("the data plane's ready line names no https: {ready}")))?;
-    Ok((data, address))
-}
-
-fn spawn(
-    program: &Path,
-    folder: &Path,
-    settings: &Path,
-    cpu: usize,
-    arguments: &[&str],
-) -> Result<(Server, Value), PeerError> {
-    let mut command = Command::new(program);
-    command.arg("-c").arg(settings).args(arguments).current_dir(folder);
-    command.stdout(Stdio::piped()).env("RUST_LOG", "warn");
-    let name = program.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let mut server = Server::spawn(command, cpu, &folder.join(format!("{name}.log")))?;
-    let ready = server.wait_ready()?;
-    Ok((server, ready))
-}
-
-fn address_in(ready: &Value, listener: &str) -> Result<SocketAddr, PeerError> {
-    let address = ready.get(listener).and_then(Value::as_str).and_then(|text| text.parse().ok());
-    address.ok_or_else(|| {
-        PeerError::Admin(format!("the control plane's ready line names no {listener}: {ready}"))
-    })
-}
-
-/// JSON is YAML: the file needs no printer of its own. One worker, session tickets on, nothing closed early.
-fn write_settings(folder: &Path, name: &str, key: &str, push: &str) -> Result<PathBuf, PeerError> {
-    let any_port = json!({"ip": "127.0.0.1", "port": 0});
-    // The control plane reads the node's block too, but dials nobody: any good address will do until it has one.
-    let control_planes = [if push.ends_with(":0") { "127.0.0.1:9280" } else { push }];
-    let settings = json!({
-        "deployment": {"admin": {
-            "admin_key": [{"name": "bench", "key": key, "role": "admin"}],
-            "admin_listen": any_port,
-            "https_admin": true,
-            "admin_api_mtls": {
-                "admin_ssl_cert": "admin.crt",
-                "admin_ssl_cert_key": "admin.key",
-                "admin_ssl_ca_cert": "operator-ca.crt",
-            },
-        }},
+/// One worker, session tickets on, nothing closed early.
+fn settings() -> Value {
+    json!({
         "apisix": {
-            "enable_ipv6": false,
-            "node_listen": [any_port],
-            // 16 bytes, ours alone: what this run stores is gone with its folder.
-            "data_encryption": {"keyring": [format!("{key:k<16.16}")]},
-            "ssl": {"listen": [any_port], "ssl_session_tickets": true, "ssl_trusted_certificate": folder.join("upstream-ca.crt")},
-            "status": any_port,
+            "ssl": {
+                "ssl_session_tickets": true,
+                "ssl_trusted_certificate": "bench-upstream-ca.crt",
+            },
         },
         "nginx_config": {"http": {"keepalive_timeout": "600s"}},
-        "countersign": {
-            "push": {"listen": push, "cert": "push-server.crt", "key": "push-server.key", "ca": "operator-ca.crt"},
-            "control_plane": {"status": "127.0.0.1:0"},
-            "store": {"path": "store.redb"},
-            "node": {
-                "name": "bench-node",
-                "control_planes": control_planes,
-                "server_name": "controlplane",
-                "cert": "node.crt",
-                "key": "node.key",
-                "ca": "operator-ca.crt",
-                "last_good": "last_good.snapshot",
-            },
-            "workers": 1,
-        },
-    });
-    let path = folder.join(format!("{name}.yaml"));
-    std::fs::write(&path, format!("{settings:#}\n"))
-        .map_err(PeerError::system(format!("writing {}", path.display())))?;
-    // It holds an admin key.
-    std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600))
-        .map_err(PeerError::system(format!("closing {}", path.display())))?;
-    Ok(path)
+        "countersign": {"workers": 1},
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn the_settings_are_ones_the_programs_take() {
+    #[tokio::test]
+    async fn the_settings_are_valid() {
         let folder = tempfile::tempdir().unwrap();
-        Credentials::mint().unwrap().write_planes(folder.path()).unwrap();
-        for push in ["127.0.0.1:0", "127.0.0.1:41002"] {
-            let path = write_settings(folder.path(), "data", "abcdefghijklmnop", push).unwrap();
-            let settings = conf::load(&path).unwrap();
-            assert!(settings.apisix.ssl.session_tickets);
-            assert_eq!(settings.countersign.workers, 1);
-            assert_eq!(settings.warnings, Vec::<String>::new());
-        }
+        let ca = folder.path().join("ca.crt");
+        std::fs::write(&ca, Credentials::mint().upstream_ca_pem()).unwrap();
+        // A relative path starts at the working directory, which is not the test's.
+        let absolute = json!({"apisix": {"ssl": {"ssl_trusted_certificate": ca}}});
+        let builder = World::builder().settings(settings()).settings(absolute);
+        let world = builder.without_control().nodes(&[]).start().await;
+        let settings = conf::load(&world.write_config(NODE)).unwrap();
+        assert!(settings.apisix.ssl.session_tickets);
+        assert_eq!(settings.countersign.workers, 1);
     }
 }

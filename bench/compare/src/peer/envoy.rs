@@ -8,8 +8,7 @@ use std::process::Command;
 
 use serde_json::{Value, json};
 
-use super::child::free_port;
-use super::program::{Configured, from_wheel, said, with};
+use super::program::{Configured, free_port, from_wheel, said, with};
 use super::{HOST, Installed, Kind, PROXIED, PROXIED_MTLS, Peer, PeerError, RSA_HOST, Stage, Upstreams};
 
 const TYPES: &str = "type.googleapis.com/envoy.extensions";
@@ -45,7 +44,7 @@ impl Installed for Installation {
     }
 
     fn start(&self, stage: &Stage<'_>) -> Result<Box<dyn Peer>, PeerError> {
-        let port = free_port()?;
+        let port = free_port();
         let text = format!("{:#}\n", configuration(stage.folder, port, stage.upstreams));
         let file = stage.folder.join("envoy.json");
         let (program, settings) = (self.program.clone(), file.clone());
@@ -56,8 +55,7 @@ impl Installed for Installation {
             command
         };
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-        let cpu = stage.cores.server;
-        Ok(Box::new(Configured::start(Kind::Envoy, cpu, address, (file, &text), Box::new(launch))?))
+        Ok(Box::new(Configured::start(Kind::Envoy, stage, address, (file, &text), Box::new(launch))?))
     }
 }
 

@@ -10,11 +10,11 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use pki::mint::Minted;
+use e2e::credentials::Credential;
 
-use super::child::{Server, free_port, version_line};
+use super::child::version_line;
 use super::credentials::{together, write_secret};
-use super::program::{Configured, debian_package, on_path, said};
+use super::program::{Configured, debian_package, free_port, on_path, said};
 use super::{HOST, Installed, Kind, ManySites, PROXIED, PROXIED_MTLS, Peer, PeerError, Stage, Upstreams};
 
 /// Limit of one command of the runtime API.
@@ -54,7 +54,7 @@ impl Installation {
                 join_pair(&folder, name, &many.join(name))?;
             }
         }
-        let port = free_port()?;
+        let port = free_port();
         let text = configuration(&folder, port, stage.upstreams, !stage.more.is_empty());
         let file = folder.join("haproxy.cfg");
         let (program, settings) = (self.program.clone(), file.clone());
@@ -64,8 +64,7 @@ impl Installation {
             command
         };
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-        let running =
-            Configured::start(Kind::Haproxy, stage.cores.server, address, (file, &text), Box::new(launch))?;
+        let running = Configured::start(Kind::Haproxy, stage, address, (file, &text), Box::new(launch))?;
         Ok(Haproxy { folder, running })
     }
 }
@@ -138,8 +137,16 @@ impl Peer for Haproxy {
         self.running.address()
     }
 
-    fn server(&self) -> &Server {
-        self.running.server()
+    fn pid(&self) -> u32 {
+        self.running.pid()
+    }
+
+    fn command(&self) -> String {
+        self.running.command()
+    }
+
+    fn started(&self) -> Instant {
+        self.running.started()
     }
 
     fn restart(&mut self) -> Result<(), PeerError> {
@@ -153,7 +160,7 @@ impl Peer for Haproxy {
 
 impl ManySites for Haproxy {
     /// The runtime API; the file is written besides, as an operator must for the next start.
-    fn change(&mut self, name: &str, certificate: &Minted) -> Result<Instant, PeerError> {
+    fn change(&mut self, name: &str, certificate: &Credential) -> Result<Instant, PeerError> {
         let file = with_ending(&self.folder.join(MANY).join(name));
         let text = together(certificate);
         write_secret(&file, &text)?;

@@ -9,11 +9,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
-use pki::mint::Minted;
+use e2e::credentials::Credential;
 
-use super::child::{Server, free_port};
 use super::credentials::write_pair;
-use super::program::{Configured, debian_package, on_path};
+use super::program::{Configured, debian_package, free_port, on_path};
 use super::{
     HOST, Installed, Kind, ManySites, PROXIED, PROXIED_MTLS, Peer, PeerError, RSA_HOST, Stage, Upstreams,
 };
@@ -37,7 +36,7 @@ impl Installation {
 
     fn launch(&self, stage: &Stage<'_>) -> Result<Nginx, PeerError> {
         let folder = stage.folder.to_owned();
-        let port = free_port()?;
+        let port = free_port();
         let text = configuration(&folder, stage.cores.server, port, stage.upstreams, stage.more);
         let file = folder.join("nginx.conf");
         let (program, settings) = (self.program.clone(), file.clone());
@@ -48,8 +47,7 @@ impl Installation {
             command
         };
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-        let running =
-            Configured::start(Kind::Nginx, stage.cores.server, address, (file, &text), Box::new(launch))?;
+        let running = Configured::start(Kind::Nginx, stage, address, (file, &text), Box::new(launch))?;
         Ok(Nginx { folder, running })
     }
 }
@@ -92,8 +90,16 @@ impl Peer for Nginx {
         self.running.address()
     }
 
-    fn server(&self) -> &Server {
-        self.running.server()
+    fn pid(&self) -> u32 {
+        self.running.pid()
+    }
+
+    fn command(&self) -> String {
+        self.running.command()
+    }
+
+    fn started(&self) -> Instant {
+        self.running.started()
     }
 
     fn restart(&mut self) -> Result<(), PeerError> {
@@ -107,7 +113,7 @@ impl Peer for Nginx {
 
 impl ManySites for Nginx {
     /// A new file and SIGHUP: it reads the configuration and all certificates again.
-    fn change(&mut self, name: &str, certificate: &Minted) -> Result<Instant, PeerError> {
+    fn change(&mut self, name: &str, certificate: &Credential) -> Result<Instant, PeerError> {
         write_pair(&self.folder, name, certificate)?;
         let asked = Instant::now();
         let pid = i32::try_from(self.pid()).map_err(std::io::Error::other);

@@ -7,8 +7,8 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::child::{free_port, version_line};
-use super::program::Configured;
+use super::child::version_line;
+use super::program::{Configured, free_port};
 use super::{Installed, Kind, Peer, PeerError, Stage};
 
 /// The program on this machine.
@@ -45,7 +45,7 @@ impl Installed for Installation {
     }
 
     fn start(&self, stage: &Stage<'_>) -> Result<Box<dyn Peer>, PeerError> {
-        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()?));
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()));
         let folder = stage.folder;
         // Pingora reads the upstream's CA, the pool and the threads from here. Asked to end it would else linger for minutes.
         let text = format!(
@@ -62,7 +62,6 @@ impl Installed for Installation {
             command.arg(upstreams.plain.to_string()).arg(upstreams.mtls.to_string());
             command
         };
-        let cpu = stage.cores.server;
-        Ok(Box::new(Configured::start(Kind::Pingora, cpu, address, (file, &text), Box::new(launch))?))
+        Ok(Box::new(Configured::start(Kind::Pingora, stage, address, (file, &text), Box::new(launch))?))
     }
 }

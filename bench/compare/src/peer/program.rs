@@ -3,11 +3,13 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Instant;
 
+use e2e::ports::Reservation;
 use serde_json::Value;
 
 use super::child::Server;
-use super::{Kind, Peer, PeerError};
+use super::{Kind, Peer, PeerError, Stage};
 
 /// Where `scripts/setup.sh compare` puts peers that Debian does not have: `peers` beside the folder of our programs.
 const PEERS: &str = "peers";
@@ -52,6 +54,11 @@ pub fn debian_package(name: &str) -> String {
     version.map(|version| format!(", Debian package {version}")).unwrap_or_default()
 }
 
+/// A port that was free a moment ago, for programs that cannot report which one the kernel gave.
+pub fn free_port() -> u16 {
+    Reservation::any().address().port()
+}
+
 /// A JSON object with one more member.
 pub fn with(mut object: Value, name: &str, member: Value) -> Value {
     if let Some(members) = object.as_object_mut() {
@@ -60,12 +67,16 @@ pub fn with(mut object: Value, name: &str, member: Value) -> Value {
     object
 }
 
+/// What processes and their pipes are driven by.
+pub type Runtime = tokio::runtime::Handle;
+
 /// Starts a program's one process; called again for each restart.
 pub type Launch = Box<dyn Fn() -> Command>;
 
 /// A peer that is one program with one file of settings, listening at a known address.
 pub struct Configured {
     kind: Kind,
+    runtime: Runtime,
     launch: Launch,
     cpu: usize,
     log: PathBuf,
@@ -81,22 +92,28 @@ impl Configured {
     /// When the file cannot be written or the program does not become ready.
     pub fn start(
         kind: Kind,
-        cpu: usize,
+        stage: &Stage<'_>,
         address: SocketAddr,
         (file, text): (PathBuf, &str),
         launch: Launch,
     ) -> Result<Self, PeerError> {
         std::fs::write(&file, text).map_err(PeerError::system(format!("writing {}", file.display())))?;
         let log = file.with_extension("log");
-        let server = spawn(&launch, cpu, &log, address)?;
-        Ok(Self { kind, launch, cpu, log, files: vec![file], address, server })
+        let (runtime, cpu) = (stage.runtime.handle().clone(), stage.cores.server);
+        let server = spawn(kind, &launch, cpu, &log, address, &runtime)?;
+        Ok(Self { kind, runtime, launch, cpu, log, files: vec![file], address, server })
     }
 }
 
-fn spawn(launch: &Launch, cpu: usize, log: &Path, address: SocketAddr) -> Result<Server, PeerError> {
-    let mut command = launch();
-    command.stdout(Stdio::null());
-    let mut server = Server::spawn(command, cpu, log)?;
+fn spawn(
+    kind: Kind,
+    launch: &Launch,
+    cpu: usize,
+    log: &Path,
+    address: SocketAddr,
+    runtime: &Runtime,
+) -> Result<Server, PeerError> {
+    let mut server = Server::spawn(kind, launch(), cpu, log, runtime)?;
     server.wait_listening(address)?;
     Ok(server)
 }
@@ -110,13 +127,21 @@ impl Peer for Configured {
         self.address
     }
 
-    fn server(&self) -> &Server {
-        &self.server
+    fn pid(&self) -> u32 {
+        self.server.pid()
+    }
+
+    fn command(&self) -> String {
+        self.server.command().to_owned()
+    }
+
+    fn started(&self) -> Instant {
+        self.server.started()
     }
 
     fn restart(&mut self) -> Result<(), PeerError> {
         self.server.stop();
-        self.server = spawn(&self.launch, self.cpu, &self.log, self.address)?;
+        self.server = spawn(self.kind, &self.launch, self.cpu, &self.log, self.address, &self.runtime)?;
         Ok(())
     }
 

@@ -5,10 +5,9 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use pki::mint::Minted;
+use e2e::credentials::Credential;
 use serde::Serialize;
 
-use super::child::Server;
 use super::credentials::Credentials;
 
 /// The name every peer serves, with a P-256 certificate.
@@ -78,10 +77,9 @@ pub enum PeerError {
         source: io::Error,
     },
     /// It ended, or did not become ready in time.
-    #[error("{program} did not become ready: {problem}; the end of its log ({}):\n{tail}", log.display())]
+    #[error("{command} did not become ready: {problem}; the end of its log ({}):\n{tail}", log.display())]
     NotReady {
-        /// The program.
-        program: String,
+        command: String,
         /// What happened instead.
         problem: String,
         /// Where it logs.
@@ -100,15 +98,9 @@ pub enum PeerError {
         /// What it said.
         answer: String,
     },
-    /// Certificates for the run could not be made.
-    #[error("making the certificates of this run")]
-    Mint(#[from] pki::mint::MintError),
     /// The client side could not be made from them.
     #[error("making the client of this run")]
     Identity(#[from] crate::identity::IdentityError),
-    /// The TLS side of the upstream could not be made from them.
-    #[error("making the upstream's TLS")]
-    Tls(#[from] rustls::Error),
 }
 
 impl PeerError {
@@ -186,7 +178,13 @@ pub trait Peer {
     fn address(&self) -> SocketAddr;
 
     /// The process that is measured, with its children.
-    fn server(&self) -> &Server;
+    fn pid(&self) -> u32;
+
+    /// Its command line.
+    fn command(&self) -> String;
+
+    /// When its process was started.
+    fn started(&self) -> Instant;
 
     /// Stops it and starts it anew, with nothing left of its former memory.
     ///
@@ -198,11 +196,6 @@ pub trait Peer {
     fn configuration(&self) -> Vec<PathBuf> {
         Vec::new()
     }
-
-    /// Its process id.
-    fn pid(&self) -> u32 {
-        self.server().pid()
-    }
 }
 
 /// A running server that was started with many names.
@@ -212,5 +205,5 @@ pub trait ManySites: Peer {
     ///
     /// # Errors
     /// When it refuses.
-    fn change(&mut self, name: &str, certificate: &Minted) -> Result<Instant, PeerError>;
+    fn change(&mut self, name: &str, certificate: &Credential) -> Result<Instant, PeerError>;
 }

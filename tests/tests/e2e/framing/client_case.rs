@@ -50,10 +50,7 @@ async fn head(stream: &mut TcpStream) -> Option<String> {
 
 async fn world_to(upstream: SocketAddr, preserve: bool) -> World {
     let settings = json!({"countersign": {"preserve_header_case": preserve, "workers": 1}});
-    let world = World::builder().settings(settings).start().await;
-    let route = route("app.test", "/*", &[upstream]);
-    world.apply(&[("ssls/app", world.open_site()), ("routes/app", route)]).await;
-    world
+    World::builder().settings(settings).open(upstream).start().await
 }
 
 /// The names of a head's fields.

@@ -3,13 +3,15 @@
 use e2e::caller::{Http, full};
 use e2e::curl::curl;
 use e2e::frames::{self, DATA, END_HEADERS, END_STREAM, HEADERS, Wire, frame};
+use e2e::world::World;
 use http::{Method, StatusCode};
+use serde_json::json;
 
-use super::client::{answers, open_world, statuses};
+use super::client::{answers, statuses};
 
 #[tokio::test]
 async fn tunnels_and_traces_are_405() {
-    let (world, upstream) = open_world().await;
+    let (world, upstream) = World::open(json!({})).await;
     for line in [
         "CONNECT app.test:443",
         "CONNECT /path",
@@ -45,7 +47,7 @@ async fn tunnels_and_traces_are_405() {
 
 #[tokio::test]
 async fn a_target_that_is_no_path_is_400() {
-    let (world, upstream) = open_world().await;
+    let (world, upstream) = World::open(json!({})).await;
     for line in [
         "GET *",
         "OPTIONS *",
@@ -86,7 +88,7 @@ async fn blocks(world: &e2e::world::World, block: Vec<u8>) -> Vec<Vec<u8>> {
 
 #[tokio::test]
 async fn http_2_forwards_no_other_target_either() {
-    let (world, upstream) = open_world().await;
+    let (world, upstream) = World::open(json!({})).await;
     for path in ["*", "path", "http://app.test/"] {
         let blocks = blocks(&world, frames::request_block("GET", "app.test", path)).await;
         // Status 400 is entry 12 of the static table; a stream may be reset instead.
@@ -104,7 +106,7 @@ async fn http_2_forwards_no_other_target_either() {
 
 #[tokio::test]
 async fn an_upgrade_that_is_not_enabled_is_426() {
-    let (world, upstream) = open_world().await;
+    let (world, upstream) = World::open(json!({})).await;
     for fields in [
         "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZQ==",
         "upgrade: WebSocket\r\nconnection: keep-alive, upgrade",
@@ -127,7 +129,7 @@ async fn an_upgrade_that_is_not_enabled_is_426() {
 
 #[tokio::test]
 async fn an_upgrade_that_may_be_left_aside_is() {
-    let (world, upstream) = open_world().await;
+    let (world, upstream) = World::open(json!({})).await;
     let url = format!("http://{}/", world.http());
     let reply = curl(world.folder(), &["--http2", "-H", "Host: app.test", &url]).await;
     assert!(reply.body.contains("\"uri\""), "{reply:?}");

@@ -15,10 +15,8 @@ const BOTH: [Http; 2] = [Http::One, Http::Two];
 const WHOLE: &str = "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nwhole";
 
 async fn world_to(upstream: &RawUpstream) -> World {
-    let world = World::builder().settings(json!({"countersign": {"workers": 1}})).start().await;
-    let route = route("app.test", "/*", &[upstream.address()]);
-    world.apply(&[("ssls/app", world.open_site()), ("routes/app", route)]).await;
-    world
+    let settings = json!({"countersign": {"workers": 1}});
+    World::builder().settings(settings).open(upstream.address()).start().await
 }
 
 /// An upstream that answers `/<index>` with the answer of that index, and everything else in order.

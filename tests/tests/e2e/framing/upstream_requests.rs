@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use e2e::caller::{Body, Http, Session, bounded, full};
-use e2e::documents::{route, weighted};
+use e2e::documents::weighted;
 use e2e::frames::{DATA, END_HEADERS, END_STREAM, HEADERS, Wire, frame};
 use e2e::raw;
 use e2e::upstream::raw::{Answer, RawRequest, RawUpstream, Then};
@@ -24,10 +24,8 @@ fn ok(request: &RawRequest) -> Answer {
 }
 
 async fn world_to(upstream: &RawUpstream) -> World {
-    let world = World::builder().settings(json!({"countersign": {"workers": 1}})).start().await;
-    let route = route("app.test", "/*", &[upstream.address()]);
-    world.apply(&[("ssls/app", world.open_site()), ("routes/app", route)]).await;
-    world
+    let settings = json!({"countersign": {"workers": 1}});
+    World::builder().settings(settings).open(upstream.address()).start().await
 }
 
 /// Sends these bytes in clear text, and gives the whole answer.

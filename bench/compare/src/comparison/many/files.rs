@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use serde_json::json;
 
-use super::others::{self, Asked};
+use super::others::{self, Asked, leaf};
 use super::{await_any, await_leaf, check_some, millis, name, spread_out};
 use crate::comparison::Options;
 use crate::comparison::figures::Figures;
@@ -12,7 +12,7 @@ use crate::comparison::measure::Measure;
 use crate::comparison::workbench::Workbench;
 use crate::peer::credentials::write_pair;
 use crate::peer::{HOST, Installed, ManySites};
-use crate::process;
+use e2e::resources;
 
 /// Changes that take seconds each show it in two.
 const SLOW_CHANGES: u32 = 2;
@@ -34,12 +34,12 @@ pub fn measure(
     let Some(few) = program.start_many(&bench.stage(&folder, &[])) else { return Ok(()) };
     let few = few?;
     await_any(bench, few.address(), HOST)?;
-    let empty = process::resident_bytes(&process::family(few.pid())?)?;
+    let empty = resources::resident_bytes(&resources::family(few.pid())?)?;
     drop(few);
 
     let names: Vec<String> = (0..options.objects).map(name).collect();
     for name in &names {
-        write_pair(&folder, name, &bench.credentials.site(name)?)?;
+        write_pair(&folder, name, &bench.credentials.site(name))?;
     }
     let Some(running) = program.start_many(&bench.stage(&folder, &names)) else { return Ok(()) };
     let mut running = running?;
@@ -50,9 +50,9 @@ pub fn measure(
         }
         let served = await_any(bench, running.address(), &last)?;
         let report = json!({"objects": options.objects});
-        figures.add(Measure::ManyStart, kind, round, millis(served - running.server().started), report);
+        figures.add(Measure::ManyStart, kind, round, millis(served - running.started()), report);
 
-        let resident = process::resident_bytes(&process::family(running.pid())?)?;
+        let resident = resources::resident_bytes(&resources::family(running.pid())?)?;
         let each = resident.saturating_sub(empty) as f64 / f64::from(options.objects) / 1024.0;
         let report = json!({"objects": options.objects, "resident": resident, "resident_without": empty});
         figures.add(Measure::ManyMemory, kind, round, each, report);
@@ -62,7 +62,7 @@ pub fn measure(
     for round in 1..=options.changes {
         let (started, Asked { name, leaf }) = ask(options, bench, running.as_mut(), round)?;
         let taken = Instant::now();
-        let served = await_leaf(bench, running.address(), &name, Some(leaf.der()))?;
+        let served = await_leaf(bench, running.address(), &name, Some(&leaf))?;
         let value = millis(served - started);
         figures.add(Measure::Change, kind, round, value, json!({"taken_ms": millis(taken - started)}));
         slow += u32::from(value > SLOW_MS);
@@ -86,7 +86,7 @@ fn ask(
     round: u32,
 ) -> anyhow::Result<(Instant, Asked)> {
     let name = name(spread_out(round, options.objects));
-    let minted = bench.credentials.site(&name)?;
-    let asked = running.change(&name, &minted)?;
-    Ok((asked, Asked { name, leaf: minted.certificate }))
+    let certificate = bench.credentials.site(&name);
+    let asked = running.change(&name, &certificate)?;
+    Ok((asked, Asked { name, leaf: leaf(&certificate) }))
 }

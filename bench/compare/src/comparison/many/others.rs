@@ -3,14 +3,15 @@
 //! Others come at a pace of their own, so that a stall counts for all who come meanwhile, and so few that neither core is busy with
 //! them. Quiet and changing phases of the same length take turns: what else goes on at the machine disturbs both. Changes come at a pace, too, the
 //! same for every server that can hold it. Whoever changes them and the control plane run on the load's core; the control plane stands back for the
-//! load ([`process::stand_back`]), as it would by running somewhere else. The invariant: a figure is of changes that were made at the pace that is told, the
+//! load ([`resources::stand_back`]), as it would by running somewhere else. The invariant: a figure is of changes that were made at the pace that is told, the
 //! last of which was served.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use pki::Certificate;
+use e2e::credentials::Credential;
+use rustls_pki_types::CertificateDer;
 use serde_json::json;
 
 use super::{PATIENCE, await_leaf};
@@ -22,8 +23,8 @@ use crate::comparison::workbench::Workbench;
 use crate::identity::{Group, Version};
 use crate::load::{self, Amount, LoadError, Mode, Plan};
 use crate::peer::{HOST, Kind, PROXIED};
-use crate::process::{self, CpuReading};
 use crate::report::LoadReport;
+use e2e::resources::{self, CpuReading};
 
 /// Connections of the others...
 const LANES: u32 = 4;
@@ -45,7 +46,12 @@ pub struct Asked {
     /// For which name.
     pub name: String,
     /// What is to be served.
-    pub leaf: Certificate,
+    pub leaf: CertificateDer<'static>,
+}
+
+/// The first certificate of a chain.
+pub fn leaf(credential: &Credential) -> CertificateDer<'static> {
+    credential.chain().swap_remove(0)
 }
 
 /// Calls `change`, which asks for one and does not wait, beside the load; as many rounds as the memory is measured in.
@@ -70,9 +76,9 @@ pub fn measure(
         settle(pid)?;
         let quiet = load::run(plan()?)?;
         let (changing, changes) =
-            process::pinned(options.cores.load, || beside(plan()?, pace, &mut change))??;
+            resources::pinned(options.cores.load, || beside(plan()?, pace, &mut change))??;
         if let Some(last) = &changes.last {
-            await_leaf(bench, address, &last.name, Some(last.leaf.der()))?;
+            await_leaf(bench, address, &last.name, Some(&last.leaf))?;
         }
         let problem = problem(&quiet, &changing, &changes);
         let p99 = |report: &LoadReport| report.latency_us.map(|latency| latency.p99);
@@ -99,7 +105,7 @@ pub fn measure(
 fn settle(pid: u32) -> anyhow::Result<()> {
     let until = Instant::now() + PATIENCE;
     while Instant::now() < until {
-        let pids = process::family(pid)?;
+        let pids = resources::family(pid)?;
         let before = CpuReading::take(&pids)?;
         std::thread::sleep(STILL);
         // One that ended meanwhile was still at it.

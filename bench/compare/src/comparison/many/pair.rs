@@ -5,16 +5,15 @@ use std::time::Instant;
 use futures_util::future::try_join_all;
 use serde_json::json;
 
-use super::others::{self, Asked};
+use super::others::{self, Asked, leaf};
 use super::{await_any, await_leaf, check_some, millis, name, spread_out};
 use crate::comparison::Options;
 use crate::comparison::figures::Figures;
 use crate::comparison::measure::Measure;
 use crate::comparison::workbench::Workbench;
-use crate::peer::admin::Admin;
-use crate::peer::countersign::{Countersign, Programs, document, site_document};
-use crate::peer::{HOST, Kind, Peer};
-use crate::process;
+use crate::peer::countersign::{Admin, Countersign, Programs, document, site_document};
+use crate::peer::{HOST, Kind};
+use e2e::resources;
 
 const OURS: Kind = Kind::Countersign;
 /// Connections to the Admin API while it is filled.
@@ -30,49 +29,56 @@ pub fn measure(
     programs: &Programs,
     figures: &mut Figures,
 ) -> anyhow::Result<()> {
-    let folder = bench.folder_for(OURS, "-many")?;
-    let mut pair = Countersign::start(programs, &folder, bench.cores, &bench.credentials)?;
+    let starting = Countersign::start(programs, bench.cores, &bench.credentials);
+    let mut pair = bench.runtime.block_on(starting)?;
     bench.runtime.block_on(pair.configure(&bench.credentials, bench.plain()))?;
     let last = name(options.objects - 1);
     // Memory with next to none, from a fresh start like the reading it is compared with.
-    pair.start_data(true)?;
+    restart(bench, &mut pair, true)?;
     await_any(bench, pair.address(), HOST)?;
-    let empty = process::resident_bytes(&[pair.pid()])?;
-    pair.stop_data();
+    let empty = resources::resident_bytes(&[pair.pid()])?;
     let revision = bench.runtime.block_on(fill(options, bench, &pair))?;
 
     for round in 1..=options.idle_rounds {
-        let started = pair.start_data(true)?;
+        let started = restart(bench, &mut pair, true)?;
         let served = await_any(bench, pair.address(), &last)?;
         check_some(bench, pair.address(), options.objects)?;
-        bench.runtime.block_on(async { pair.admin()?.wait_acknowledged(revision).await })?;
+        bench.runtime.block_on(pair.wait_acknowledged(revision));
         let report = json!({"objects": options.objects, "from": "empty"});
         figures.add(Measure::ManyPushed, OURS, round, millis(served - started), report);
 
-        let resident = process::resident_bytes(&[pair.pid()])?;
+        let resident = resources::resident_bytes(&[pair.pid()])?;
         let each = resident.saturating_sub(empty) as f64 / f64::from(options.objects) / 1024.0;
         let report = json!({"objects": options.objects, "resident": resident, "resident_without": empty});
         figures.add(Measure::ManyMemory, OURS, round, each, report);
     }
     for round in 1..=options.idle_rounds {
-        let started = pair.start_data(false)?;
+        let started = restart(bench, &mut pair, false)?;
         let served = await_any(bench, pair.address(), &last)?;
         check_some(bench, pair.address(), options.objects)?;
         let report = json!({"objects": options.objects, "from": "last good snapshot"});
         figures.add(Measure::ManyStart, OURS, round, millis(served - started), report);
     }
-    bench.runtime.block_on(async { pair.admin()?.wait_acknowledged(revision).await })?;
+    bench.runtime.block_on(pair.wait_acknowledged(revision));
     change_some(options, bench, &pair, figures)
+}
+
+/// Stops the data plane, and starts it with or without its last-good file.
+fn restart(bench: &Workbench, pair: &mut Countersign, forget: bool) -> anyhow::Result<Instant> {
+    Ok(bench.runtime.block_on(async {
+        pair.stop_data().await;
+        pair.start_data(forget).await
+    })?)
 }
 
 /// PUTs all objects over several connections and gives the last revision.
 async fn fill(options: &Options, bench: &Workbench, pair: &Countersign) -> anyhow::Result<u64> {
     let started = Instant::now();
     let one = async |writer: u32| {
-        let mut admin = pair.admin()?;
+        let mut admin = pair.admin().await?;
         let mut revision = 0;
         for index in (writer..options.objects).step_by(WRITERS as usize) {
-            let document = site_document(&bench.credentials, &name(index))?;
+            let document = site_document(&bench.credentials, &name(index));
             revision = admin.put(&format!("ssls/many-{index}"), &document).await?;
             if index % 2000 == 0 {
                 eprintln!("compare: {index} of {} ssl objects written", options.objects);
@@ -91,17 +97,17 @@ fn change_some(
     pair: &Countersign,
     figures: &mut Figures,
 ) -> anyhow::Result<()> {
-    let mut admin = pair.admin()?;
+    let mut admin = bench.runtime.block_on(pair.admin())?;
     for round in 1..=options.changes {
         let (started, Asked { name, leaf }) = ask(options, bench, &mut admin, round)?;
         let answered = Instant::now();
-        let served = await_leaf(bench, pair.address(), &name, Some(leaf.der()))?;
+        let served = await_leaf(bench, pair.address(), &name, Some(&leaf))?;
         let report = json!({"put_ms": millis(answered - started)});
         figures.add(Measure::Change, OURS, round, millis(served - started), &report);
         figures.add(Measure::ChangeServed, OURS, round, millis(served - answered), &report);
     }
     if options.wants(Measure::ChangeOthers) {
-        process::stand_back(pair.control_pid())?;
+        resources::stand_back(pair.control_pid())?;
     }
     let mut next = options.changes;
     others::measure(options, bench, (OURS, pair.address(), pair.pid()), figures, || {
@@ -119,9 +125,9 @@ fn ask(
 ) -> anyhow::Result<(Instant, Asked)> {
     let index = spread_out(round, options.objects);
     let name = name(index);
-    let minted = bench.credentials.site(&name)?;
-    let changed = document(&bench.credentials, &name, &minted);
+    let certificate = bench.credentials.site(&name);
+    let changed = document(&bench.credentials, &name, &certificate);
     let started = Instant::now();
     bench.runtime.block_on(admin.put(&format!("ssls/many-{index}"), &changed))?;
-    Ok((started, Asked { name, leaf: minted.certificate }))
+    Ok((started, Asked { name, leaf: leaf(&certificate) }))
 }

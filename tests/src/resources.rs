@@ -1,13 +1,13 @@
-//! What the server pays, read from `/proc`: CPU of all its threads, resident memory, and on which core it runs.
+//! CPU time, resident memory and core affinity of processes, from `/proc`.
 //!
-//! CPU comes from each thread's `schedstat` (nanoseconds, exact, only for threads that still live). When a
-//! thread ended between two readings its share is lost there, so the difference then falls back to
-//! `/proc/PID/stat`, which keeps dead threads but counts in clock ticks. The report says which one it was.
+//! CPU time comes from each thread's `schedstat`, in nanoseconds, which ends with the thread. When a
+//! thread ended between two readings, the difference falls back to `/proc/PID/stat`, which keeps
+//! dead threads but counts clock ticks; [`CpuUsed::exact`] says which one it was.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::process::{Child, Command};
+use std::process::Command;
 use std::time::Duration;
 
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
@@ -20,19 +20,6 @@ use serde::Serialize;
 /// When the core does not exist or is not allowed to this process.
 pub fn pin_current_thread(cpu: usize) -> io::Result<()> {
     pin(0, cpu)
-}
-
-/// Starts a command pinned to one core: the child inherits the mask that this thread wears for a moment.
-///
-/// # Errors
-/// When the core does not exist or the program cannot be started.
-pub fn spawn_pinned(command: &mut Command, cpu: usize) -> io::Result<Child> {
-    let this = Pid::from_raw(0);
-    let before = sched_getaffinity(this)?;
-    pin(0, cpu)?;
-    let child = command.spawn();
-    sched_setaffinity(this, &before)?;
-    child
 }
 
 /// Pins every thread of a process, for servers that choose their cores themselves.
@@ -243,6 +230,26 @@ fn statm_rss(pid: u32) -> io::Result<u64> {
     Ok(pages.ok_or_else(|| io::Error::other("statm has no second field"))? * 4096)
 }
 
+/// The peak of a process's resident memory so far, in bytes (`VmHWM`).
+///
+/// # Panics
+/// When the process does not run.
+pub fn memory_peak(pid: u32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("the process runs");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let kilobytes = line.and_then(|line| line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok());
+    kilobytes.expect("Linux reports the peak") * 1024
+}
+
+/// CPU time of a process so far, all threads together, in clock ticks.
+///
+/// # Panics
+/// When the process does not run.
+pub fn cpu_time(pid: u32) -> Duration {
+    let reading = CpuReading::take(&[pid]).expect("the process runs");
+    reading.user + reading.system
+}
+
 /// Lets this process hold `count` file descriptors, as far as the system allows it.
 ///
 /// # Errors
@@ -322,7 +329,7 @@ mod tests {
 
     #[test]
     fn a_child_belongs_to_the_family_and_wears_the_mask() {
-        let mut child = spawn_pinned(Command::new("sleep").arg("30"), 0).unwrap();
+        let mut child = pinned(0, || Command::new("sleep").arg("30").spawn()).unwrap().unwrap();
         let found = family(std::process::id()).unwrap();
         let mask = sched_getaffinity(Pid::from_raw(child.id() as i32)).unwrap();
         child.kill().unwrap();
