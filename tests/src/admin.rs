@@ -8,7 +8,7 @@ use http::header::CONTENT_TYPE;
 use http::{Method, StatusCode};
 use serde_json::Value;
 
-use crate::caller::{Caller, Refused, Reply, Session, full};
+use crate::client::{ClientError, HttpClient, HttpConnection, Reply, full};
 use crate::credentials::{Credential, Credentials, certificates};
 
 /// The key that every test world's control plane is configured with.
@@ -19,7 +19,7 @@ pub const VIEWER_KEY: &str = "4054f7cf07e344346cd3f287985e76a2";
 /// How to call the Admin API.
 #[derive(Clone)]
 pub struct Admin {
-    caller: Caller,
+    client: HttpClient,
     key: Option<String>,
 }
 
@@ -40,8 +40,8 @@ impl Admin {
     /// The administrator of a world.
     pub fn new(address: SocketAddr, credentials: &Credentials) -> Self {
         let roots = certificates(credentials.servers.certificate_pem());
-        let caller = Caller::new(address, "admin.test", roots).identity(&credentials.admin_client);
-        Self { caller, key: Some(ADMIN_KEY.to_owned()) }
+        let client = HttpClient::new(address, "admin.test", roots).identity(&credentials.admin_client);
+        Self { client, key: Some(ADMIN_KEY.to_owned()) }
     }
 
     /// With another key, or none.
@@ -52,20 +52,25 @@ impl Admin {
 
     /// With another certificate.
     pub fn identity(mut self, identity: &Credential) -> Self {
-        self.caller = self.caller.identity(identity);
+        self.client = self.client.identity(identity);
         self
     }
 
     /// How it connects.
-    pub fn caller(&self) -> &Caller {
-        &self.caller
+    pub fn client(&self) -> &HttpClient {
+        &self.client
     }
 
     /// One call below `/apisix/admin/`.
     ///
     /// # Errors
     /// When there was no HTTP answer (the control plane is down, for one).
-    pub async fn call(&self, method: Method, path: &str, body: Option<&Value>) -> Result<Answer, Refused> {
+    pub async fn call(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+    ) -> Result<Answer, ClientError> {
         self.connect().await?.call(method, path, body).await
     }
 
@@ -73,8 +78,8 @@ impl Admin {
     ///
     /// # Errors
     /// When the handshake is refused.
-    pub async fn connect(&self) -> Result<AdminSession, Refused> {
-        Ok(AdminSession { session: self.caller.connect().await?, key: self.key.clone() })
+    pub async fn connect(&self) -> Result<AdminConnection, ClientError> {
+        Ok(AdminConnection { session: self.client.connect().await?, key: self.key.clone() })
     }
 
     /// GET.
@@ -116,12 +121,12 @@ impl Admin {
 }
 
 /// An open connection to the Admin API.
-pub struct AdminSession {
-    session: Session,
+pub struct AdminConnection {
+    session: HttpConnection,
     key: Option<String>,
 }
 
-impl AdminSession {
+impl AdminConnection {
     /// One call below `/apisix/admin/`.
     ///
     /// # Errors
@@ -131,7 +136,7 @@ impl AdminSession {
         method: Method,
         path: &str,
         body: Option<&Value>,
-    ) -> Result<Answer, Refused> {
+    ) -> Result<Answer, ClientError> {
         let body = body.map(Value::to_string).unwrap_or_default();
         let mut request = self.session.request(method, &format!("/apisix/admin/{path}"), full(body));
         let headers = request.headers_mut();

@@ -9,7 +9,7 @@ use tokio::process::Command;
 
 /// What curl reported.
 #[derive(Debug)]
-pub struct Curled {
+pub struct CurlOutput {
     /// curl's exit code: 0 when there was an HTTP answer; 35, 56 and 58 stand for refused handshakes.
     pub exit: i32,
     /// The HTTP status, 0 without an answer.
@@ -26,7 +26,7 @@ pub struct Curled {
 ///
 /// # Panics
 /// When there is no curl.
-pub async fn curl(folder: &Path, arguments: &[&str]) -> Curled {
+pub async fn curl(folder: &Path, arguments: &[&str]) -> CurlOutput {
     let output = Command::new("curl")
         .args(["-sS", "--max-time", "60", "-w", "\n%{http_code} %{http_version}"])
         .args(arguments)
@@ -39,7 +39,7 @@ pub async fn curl(folder: &Path, arguments: &[&str]) -> Curled {
     let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
     let (body, last) = stdout.rsplit_once('\n').unwrap_or((&stdout, ""));
     let (status, http) = last.split_once(' ').unwrap_or(("0", "0"));
-    Curled {
+    CurlOutput {
         exit: output.status.code().unwrap_or(-1),
         status: status.parse().unwrap_or_default(),
         http: http.to_owned(),

@@ -19,7 +19,7 @@ use tempfile::TempDir;
 use tokio::process::Command;
 use tokio::task::JoinHandle;
 
-use crate::caller::bounded;
+use crate::client::bounded;
 use crate::credentials::Credential;
 use crate::ports::Reservation;
 use crate::process::{Log, Process};
@@ -77,7 +77,7 @@ impl Etcd {
     /// No TLS; user `root` with [`PASSWORD`].
     pub async fn with_password() -> Self {
         let mut etcd = Self::plain().await;
-        etcd.ask_for_password(PASSWORD).await;
+        etcd.enable_auth(PASSWORD).await;
         etcd
     }
 
@@ -203,7 +203,7 @@ impl Etcd {
     }
 
     /// Makes user `root` with this password, and demands it from now on.
-    pub async fn ask_for_password(&mut self, password: &str) {
+    pub async fn enable_auth(&mut self, password: &str) {
         self.ctl(&["user", "add", &format!("root:{password}")]).await;
         self.ctl(&["user", "grant-role", "root", "root"]).await;
         self.ctl(&["auth", "enable"]).await;

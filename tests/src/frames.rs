@@ -12,8 +12,8 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_rustls::client::TlsStream;
 
-use crate::caller::{Caller, Http, bounded};
-use crate::process::PATIENCE;
+use crate::client::{Http, HttpClient, bounded};
+use crate::process::EVENT_TIMEOUT;
 
 /// A piece of a body.
 pub const DATA: u8 = 0;
@@ -89,7 +89,7 @@ pub fn post(stream: u32, host: &str, path: &str) -> Vec<u8> {
 
 /// What the server has sent so far.
 #[derive(Clone, Debug, Default)]
-pub struct Heard {
+pub struct ReceivedFrames {
     /// The error code of its GOAWAY: 0 is none, 11 `ENHANCE_YOUR_CALM`.
     pub goaway: Option<u32>,
     /// RST_STREAM frames.
@@ -111,40 +111,40 @@ pub struct Heard {
 }
 
 /// A connection on which frames are written by hand, and read by a task of its own.
-pub struct Wire {
+pub struct FrameConnection {
     writer: WriteHalf<TlsStream<TcpStream>>,
     reader: JoinHandle<()>,
-    heard: watch::Receiver<Heard>,
+    heard: watch::Receiver<ReceivedFrames>,
 }
 
-impl Wire {
+impl FrameConnection {
     /// Connects, with the preface and empty SETTINGS already said.
     ///
     /// # Panics
     /// When the handshake is refused.
-    pub async fn connect(caller: &Caller) -> Self {
-        Self::begin(caller, &[PREFACE, &frame(SETTINGS, 0, 0, &[])].concat()).await
+    pub async fn connect(client: &HttpClient) -> Self {
+        Self::begin(client, &[PREFACE, &frame(SETTINGS, 0, 0, &[])].concat()).await
     }
 
     /// Connects, with the preface said and SETTINGS that give each stream this window.
     ///
     /// # Panics
     /// When the handshake is refused.
-    pub async fn with_window(caller: &Caller, window: u32) -> Self {
-        Self::begin(caller, &[PREFACE, &window_settings(window)].concat()).await
+    pub async fn with_window(client: &HttpClient, window: u32) -> Self {
+        Self::begin(client, &[PREFACE, &window_settings(window)].concat()).await
     }
 
     /// Connects, with these bytes said.
     ///
     /// # Panics
     /// When the handshake is refused.
-    pub async fn begin(caller: &Caller, hello: &[u8]) -> Self {
-        let caller = caller.clone().http(Http::Two);
-        let stream = caller.handshake_with(Arc::new(caller.config())).await;
+    pub async fn begin(client: &HttpClient, hello: &[u8]) -> Self {
+        let client = client.clone().http(Http::Two);
+        let stream = client.handshake_with(Arc::new(client.config())).await;
         let (reader, mut writer) = tokio::io::split(stream.unwrap_or_else(|refused| panic!("{refused}")));
         writer.write_all(hello).await.expect("a new connection takes the preface");
         writer.flush().await.expect("a new connection takes the preface");
-        let (said, heard) = watch::channel(Heard::default());
+        let (said, heard) = watch::channel(ReceivedFrames::default());
         Self { writer, reader: tokio::spawn(listen(reader, said)), heard }
     }
 
@@ -152,7 +152,7 @@ impl Wire {
     ///
     /// # Panics
     /// When it does not come to that.
-    pub async fn until(&mut self, what: &str, like: impl FnMut(&Heard) -> bool) -> Heard {
+    pub async fn until(&mut self, what: &str, like: impl FnMut(&ReceivedFrames) -> bool) -> ReceivedFrames {
         bounded(what, self.heard.wait_for(like)).await.unwrap_or_else(|_| panic!("{what}")).clone()
     }
 
@@ -165,15 +165,15 @@ impl Wire {
         &mut self,
         what: &str,
         mut bytes: impl FnMut(u32) -> Vec<u8>,
-        like: impl Fn(&Heard) -> bool,
-    ) -> Heard {
+        like: impl Fn(&ReceivedFrames) -> bool,
+    ) -> ReceivedFrames {
         let started = Instant::now();
         for round in 0.. {
-            assert!(started.elapsed() < PATIENCE, "{what}");
+            assert!(started.elapsed() < EVENT_TIMEOUT, "{what}");
             if let Ok(heard) = timeout(SILENCE, self.heard.wait_for(&like)).await {
                 return heard.unwrap_or_else(|_| panic!("{what}")).clone();
             }
-            // Refused once the server has hung up, which shows in what was heard.
+            // ClientError once the server has hung up, which shows in what was heard.
             let _ = self.send(&bytes(round)).await;
         }
         unreachable!("rounds are bounded by time")
@@ -192,10 +192,10 @@ impl Wire {
     ///
     /// # Panics
     /// When it does not.
-    pub async fn ended(mut self) -> Heard {
+    pub async fn ended(mut self) -> ReceivedFrames {
         let mut answered = 0;
         loop {
-            let news = |heard: &Heard| heard.over || heard.pings.len() > answered;
+            let news = |heard: &ReceivedFrames| heard.over || heard.pings.len() > answered;
             let heard = self.until("the server ends the connection", news).await;
             if heard.over {
                 self.reader.await.expect("the reader runs");
@@ -210,7 +210,7 @@ impl Wire {
     }
 }
 
-async fn listen(mut reader: ReadHalf<TlsStream<TcpStream>>, said: watch::Sender<Heard>) {
+async fn listen(mut reader: ReadHalf<TlsStream<TcpStream>>, said: watch::Sender<ReceivedFrames>) {
     let mut header = [0; HEADER];
     while reader.read_exact(&mut header).await.is_ok() {
         let [a, b, c, kind, flags, stream @ ..] = header;
@@ -223,7 +223,7 @@ async fn listen(mut reader: ReadHalf<TlsStream<TcpStream>>, said: watch::Sender<
     said.send_modify(|heard| heard.over = true);
 }
 
-impl Heard {
+impl ReceivedFrames {
     fn take(&mut self, kind: u8, flags: u8, stream: u32, payload: Vec<u8>) {
         let number = |at: usize| {
             payload.get(at..at + 4).map(|bytes| u32::from_be_bytes(bytes.try_into().expect("4 bytes")))

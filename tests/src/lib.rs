@@ -12,7 +12,7 @@ pub mod tls;
 pub mod upstream;
 
 pub mod admin;
-pub mod caller;
+pub mod client;
 pub mod curl;
 pub mod etcd;
 pub mod frames;

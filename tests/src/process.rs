@@ -22,7 +22,7 @@ use tokio::time::timeout;
 use crate::resources::pinned;
 
 /// How long anything that must happen may take on a busy machine before the test calls it a failure.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const EVENT_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Where cargo put the program `name`: beside the test executable, or one folder up; or in the folder that
 /// COUNTERSIGN_PROGRAMS names, for programs that were built with other features.
@@ -76,7 +76,7 @@ fn modified(path: &Path) -> Option<SystemTime> {
 
 /// What a program that ended by itself left behind.
 #[derive(Debug)]
-pub struct Ended {
+pub struct ExitOutput {
     /// Its exit status.
     pub status: ExitStatus,
     /// All it wrote to standard output.
@@ -88,8 +88,8 @@ pub struct Ended {
 /// Runs a program to its end and keeps what it said.
 ///
 /// # Panics
-/// When it is still running after [`PATIENCE`].
-pub async fn run_to_end(name: &str, arguments: &[&str], folder: &Path) -> Ended {
+/// When it is still running after [`EVENT_TIMEOUT`].
+pub async fn run_to_end(name: &str, arguments: &[&str], folder: &Path) -> ExitOutput {
     let child = Command::new(program(name))
         .args(arguments)
         .current_dir(folder)
@@ -100,11 +100,11 @@ pub async fn run_to_end(name: &str, arguments: &[&str], folder: &Path) -> Ended 
         .kill_on_drop(true)
         .spawn()
         .unwrap_or_else(|problem| panic!("cannot start {name}: {problem}"));
-    let output = timeout(PATIENCE, child.wait_with_output())
+    let output = timeout(EVENT_TIMEOUT, child.wait_with_output())
         .await
         .unwrap_or_else(|_| panic!("{name} {arguments:?} was expected to end and still runs"))
         .expect("a child can be waited for");
-    Ended {
+    ExitOutput {
         status: output.status,
         stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
         stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
@@ -138,7 +138,7 @@ impl Log {
     /// Waits until a line contains every one of `words`, and gives it.
     ///
     /// # Panics
-    /// When none does within [`PATIENCE`]: the message carries the log.
+    /// When none does within [`EVENT_TIMEOUT`]: the message carries the log.
     pub async fn line_with(&self, words: &[&str]) -> String {
         let matching = |text: &str| {
             text.lines().find(|line| words.iter().all(|word| line.contains(word))).map(str::to_owned)
@@ -149,10 +149,10 @@ impl Log {
     /// Waits until `find` finds something in everything logged so far, and gives it.
     ///
     /// # Panics
-    /// When it does not within [`PATIENCE`]: the message carries the log.
+    /// When it does not within [`EVENT_TIMEOUT`]: the message carries the log.
     pub async fn find<T>(&self, what: &str, find: impl Fn(&str) -> Option<T>) -> T {
         let mut changes = self.text.subscribe();
-        let seen = timeout(PATIENCE, changes.wait_for(|text| find(text).is_some())).await;
+        let seen = timeout(EVENT_TIMEOUT, changes.wait_for(|text| find(text).is_some())).await;
         match seen {
             Ok(Ok(text)) => find(&text).expect("it was just found"),
             _ => panic!("{what} is not in the log:\n{}", self.text()),
@@ -162,7 +162,7 @@ impl Log {
     /// Waits until `count` lines contain every one of `words`.
     ///
     /// # Panics
-    /// When there are fewer after [`PATIENCE`]: the message carries the log.
+    /// When there are fewer after [`EVENT_TIMEOUT`]: the message carries the log.
     pub async fn lines_with(&self, words: &[&str], count: usize) {
         self.lines_after(0, words, count).await;
     }
@@ -170,7 +170,7 @@ impl Log {
     /// The same for what is logged after `mark`.
     ///
     /// # Panics
-    /// When there are fewer after [`PATIENCE`]: the message carries the log.
+    /// When there are fewer after [`EVENT_TIMEOUT`]: the message carries the log.
     pub async fn lines_after(&self, mark: usize, words: &[&str], count: usize) {
         let enough = |text: &str| {
             let later = text.get(mark..).unwrap_or_default();
@@ -197,7 +197,7 @@ impl Log {
     /// As [`Log::line_with`], for what is logged after `mark`.
     ///
     /// # Panics
-    /// When there is no such line within [`PATIENCE`].
+    /// When there is no such line within [`EVENT_TIMEOUT`].
     pub async fn line_after(&self, mark: usize, words: &[&str]) -> String {
         let matching = |text: &str| {
             let later = text.get(mark..).unwrap_or_default();
@@ -297,11 +297,11 @@ impl<'a> Launch<'a> {
         let logging = log.follow(child.stderr.take().expect("standard error is piped"));
         let mut stdout = BufReader::new(child.stdout.take().expect("standard output is piped"));
         let mut line = String::new();
-        let read = timeout(PATIENCE, stdout.read_line(&mut line)).await;
+        let read = timeout(EVENT_TIMEOUT, stdout.read_line(&mut line)).await;
         let Some(ready) = line.strip_prefix("ready ").and_then(|json| serde_json::from_str(json).ok()) else {
             let _ = child.start_kill();
-            let ended = timeout(PATIENCE, child.wait()).await;
-            let _ = timeout(PATIENCE, logging).await;
+            let ended = timeout(EVENT_TIMEOUT, child.wait()).await;
+            let _ = timeout(EVENT_TIMEOUT, logging).await;
             return Err(format!(
                 "{name} was not ready: {line:?} (read: {read:?}), ended: {ended:?}, log:\n{}",
                 log.text()
@@ -412,9 +412,9 @@ impl Process {
     /// Waits until it ends by itself.
     ///
     /// # Panics
-    /// When it still runs after [`PATIENCE`].
+    /// When it still runs after [`EVENT_TIMEOUT`].
     pub async fn ended(&mut self) -> ExitStatus {
-        timeout(PATIENCE, self.child.wait())
+        timeout(EVENT_TIMEOUT, self.child.wait())
             .await
             .unwrap_or_else(|_| panic!("{} was expected to end and still runs", self.name))
             .expect("a child can be waited for")

@@ -76,7 +76,7 @@ impl Proxy {
         self.network.send_replace(network);
         let mut done = self.done.clone();
         let taken = done.wait_for(|done| *done == network);
-        crate::caller::bounded("the proxy changes", taken).await.expect("the proxy runs");
+        crate::client::bounded("the proxy changes", taken).await.expect("the proxy runs");
     }
 
     /// From the moment on at which a client sends these words, the network is like this.
@@ -85,10 +85,10 @@ impl Proxy {
     }
 
     /// Waits until the network is like this, by itself.
-    pub async fn trapped(&self, network: Network) {
+    pub async fn wait_for_trap(&self, network: Network) {
         let mut done = self.done.clone();
         let taken = done.wait_for(|done| *done == network);
-        crate::caller::bounded("the trap closes", taken).await.expect("the proxy runs");
+        crate::client::bounded("the trap closes", taken).await.expect("the proxy runs");
     }
 
     /// How many connections it accepted so far.

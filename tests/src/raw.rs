@@ -13,7 +13,7 @@ use rustls::{ClientConfig, ClientConnection};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 
-use crate::caller::bounded;
+use crate::client::bounded;
 
 /// The bytes of a ClientHello record, as this client would send it.
 pub fn client_hello(config: ClientConfig, name: ServerName<'static>) -> Vec<u8> {

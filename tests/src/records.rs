@@ -28,7 +28,7 @@ pub const APPLICATION_DATA: u8 = 23;
 const KEY_UPDATE: u8 = 24;
 
 /// This side of the connection.
-pub struct HandMade {
+pub struct RawTls {
     tcp: TcpStream,
     read: Keys,
     write: Keys,
@@ -53,7 +53,7 @@ impl Secrets {
     }
 }
 
-impl HandMade {
+impl RawTls {
     /// The server's side.
     pub async fn accept(tcp: TcpStream, credential: &Credential) -> Self {
         let mut config = server_config(&[&rustls::version::TLS13], credential, None);

@@ -8,7 +8,7 @@ use std::process::Stdio;
 use tokio::process::Command;
 use tokio::time::timeout;
 
-use crate::process::PATIENCE;
+use crate::process::EVENT_TIMEOUT;
 
 /// A shell in a folder.
 pub struct Shell {
@@ -61,7 +61,7 @@ impl Shell {
     /// Runs a script.
     ///
     /// # Panics
-    /// When there is no such shell, or it is still running after [`PATIENCE`].
+    /// When there is no such shell, or it is still running after [`EVENT_TIMEOUT`].
     pub async fn run(&self, script: &str) -> Said {
         let child = Command::new(self.program)
             .args(["-c", script])
@@ -74,7 +74,7 @@ impl Shell {
             .kill_on_drop(true)
             .spawn()
             .unwrap_or_else(|problem| panic!("cannot run {}: {problem}", self.program));
-        let output = timeout(PATIENCE, child.wait_with_output())
+        let output = timeout(EVENT_TIMEOUT, child.wait_with_output())
             .await
             .unwrap_or_else(|_| panic!("still running: {script}"))
             .expect("a child can be waited for");

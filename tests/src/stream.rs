@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_rustls::TlsAcceptor;
 
-use crate::caller::bounded;
+use crate::client::bounded;
 use crate::credentials::{Authority, Credential, subject};
 use crate::tls::{client_verifier, server_config};
 use crate::upstream::{pattern, sha256};
@@ -52,7 +52,7 @@ pub struct Seen {
 }
 
 /// A running upstream; it ends with this value.
-pub struct StreamUpstream {
+pub struct TcpUpstream {
     address: SocketAddr,
     state: Arc<State>,
     task: JoinHandle<()>,
@@ -70,7 +70,7 @@ struct State {
 trait Both: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Both for T {}
 
-impl StreamUpstream {
+impl TcpUpstream {
     /// TCP.
     pub async fn plain(name: &str, script: Script) -> Self {
         Self::start(name, script, None).await
@@ -130,7 +130,7 @@ impl StreamUpstream {
     }
 }
 
-impl Drop for StreamUpstream {
+impl Drop for TcpUpstream {
     fn drop(&mut self) {
         self.task.abort();
     }

@@ -31,7 +31,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_rustls::TlsAcceptor;
 
-use crate::caller::{Body, full};
+use crate::client::{Body, full};
 use crate::credentials::{Authority, Credential, subject};
 use crate::tls::{client_verifier, server_config};
 
@@ -155,7 +155,7 @@ impl Upstream {
     /// When more stay open.
     pub async fn open_at_most(&self, count: u64) {
         let mut open = self.state.open.subscribe();
-        crate::caller::bounded("connections to the upstream end", open.wait_for(|now| *now <= count))
+        crate::client::bounded("connections to the upstream end", open.wait_for(|now| *now <= count))
             .await
             .expect("the upstream runs");
     }
@@ -173,7 +173,7 @@ impl Upstream {
     /// Waits until at least `count` requests arrived.
     pub async fn arrived(&self, count: u64) {
         let mut arrived = self.state.arrived.subscribe();
-        crate::caller::bounded("a request at the upstream", arrived.wait_for(|seen| *seen >= count))
+        crate::client::bounded("a request at the upstream", arrived.wait_for(|seen| *seen >= count))
             .await
             .expect("the upstream runs");
     }

@@ -20,7 +20,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::admin::Admin;
-use crate::caller::{Caller, Reply, Session};
+use crate::client::{HttpClient, HttpConnection, Reply};
 use crate::credentials::{Credentials, certificates};
 use crate::documents::{protected, route, site};
 use crate::process::{Log, Process};
@@ -182,7 +182,7 @@ impl World {
     pub async fn status(&self, path: &str) -> Reply {
         let status = self.node_address(0, "status");
         let mut session =
-            Session::plain(status, "status").await.unwrap_or_else(|refused| panic!("{refused}"));
+            HttpConnection::plain(status, "status").await.unwrap_or_else(|refused| panic!("{refused}"));
         session.get(path).await.unwrap_or_else(|refused| panic!("{path}: {refused}"))
     }
 
@@ -190,7 +190,7 @@ impl World {
     pub async fn control_status(&self, path: &str) -> Reply {
         let status = self.controls[0].address("status", 0);
         let mut session =
-            Session::plain(status, "status").await.unwrap_or_else(|refused| panic!("{refused}"));
+            HttpConnection::plain(status, "status").await.unwrap_or_else(|refused| panic!("{refused}"));
         session.get(path).await.unwrap_or_else(|refused| panic!("{path}: {refused}"))
     }
 
@@ -210,23 +210,23 @@ impl World {
     }
 
     /// A client of the first node's HTTPS that trusts the world's server authority; no certificate yet.
-    pub fn caller(&self, host: &str) -> Caller {
-        Caller::new(self.https(), host, certificates(self.credentials.servers.certificate_pem()))
+    pub fn client(&self, host: &str) -> HttpClient {
+        HttpClient::new(self.https(), host, certificates(self.credentials.servers.certificate_pem()))
     }
 
     /// A client of the first node's first stream listener.
-    pub fn stream_caller(&self, sni: &str) -> Caller {
-        Caller::new(self.stream(0), sni, certificates(self.credentials.servers.certificate_pem()))
+    pub fn tcp_client(&self, sni: &str) -> HttpClient {
+        HttpClient::new(self.stream(0), sni, certificates(self.credentials.servers.certificate_pem()))
     }
 
     /// The same with the good client's certificate.
-    pub fn good_caller(&self, host: &str) -> Caller {
-        self.caller(host).identity(&self.credentials.client)
+    pub fn verified_client(&self, host: &str) -> HttpClient {
+        self.client(host).identity(&self.credentials.client)
     }
 
     /// A plain connection to the first node's HTTP port.
-    pub async fn plain(&self, host: &str) -> Session {
-        Session::plain(self.http(), host).await.unwrap_or_else(|refused| panic!("{refused}"))
+    pub async fn plain(&self, host: &str) -> HttpConnection {
+        HttpConnection::plain(self.http(), host).await.unwrap_or_else(|refused| panic!("{refused}"))
     }
 
     /// PUTs each document and waits until every node serves them; gives the last revision.
@@ -236,25 +236,25 @@ impl World {
         for (path, document) in documents {
             revision = admin.put(path, document).await;
         }
-        self.settled(revision).await;
+        self.wait_acknowledged(revision).await;
         revision
     }
 
     /// Waits until every connected node (at least one) acknowledged `revision`.
-    pub async fn settled(&self, revision: u64) {
-        self.settled_at(0, revision).await;
+    pub async fn wait_acknowledged(&self, revision: u64) {
+        self.wait_acknowledged_at(0, revision).await;
     }
 
     /// Waits until every node that is connected to the n-th control plane (at least one) acknowledged `revision`.
-    pub async fn settled_at(&self, index: usize, revision: u64) {
+    pub async fn wait_acknowledged_at(&self, index: usize, revision: u64) {
         let path = format!("dataplanes?acknowledged={revision}&timeout=55");
         let answer = self.admin_of(index).get(&path).await;
         assert_eq!(answer.status, StatusCode::OK, "no node acknowledged {revision}: {}", answer.reply.text());
     }
 
     /// Waits until every connected node serves `revision`, and the first one has it on disk, too.
-    pub async fn saved(&self, revision: u64) {
-        self.settled(revision).await;
+    pub async fn wait_persisted(&self, revision: u64) {
+        self.wait_acknowledged(revision).await;
         self.node_log()
             .line_with(&["the last good snapshot is on disk", &format!("revision={revision}")])
             .await;

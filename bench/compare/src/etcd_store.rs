@@ -121,8 +121,8 @@ async fn start(ssls: u32) -> anyhow::Result<Duration> {
     let world = World::builder().etcd(&etcd).start().await;
     let roots = e2e::credentials::certificates(authority.certificate_pem());
     let last = format!("site-{}.test", ssls - 1);
-    let caller = e2e::caller::Caller::new(world.https(), &last, roots);
-    while caller.handshake().await.is_err() {
+    let client = e2e::client::HttpClient::new(world.https(), &last, roots);
+    while client.handshake().await.is_err() {
         ensure!(began.elapsed() < PATIENCE * 6, "{last} is not served after {:?}", began.elapsed());
     }
     Ok(began.elapsed())

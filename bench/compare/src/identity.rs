@@ -172,7 +172,7 @@ impl ClientIdentity {
 }
 
 impl IdentityError {
-    /// PEM text does not know which file it came from; the caller does.
+    /// PEM text does not know which file it came from; the client does.
     fn with_paths(self, ca: &Path, pair: Option<(&Path, &Path)>) -> Self {
         let Self::File { what, path, problem } = self else { return self };
         let named = match (what, pair) {

@@ -1,7 +1,7 @@
 //! Where the load goes: a parsed `https://` address that was checked to be our own machine.
 //!
 //! A load generator pointed at somebody else's server is an attack, so anything but loopback is refused
-//! unless the caller says in so many words that the machine is theirs.
+//! unless the client says in so many words that the machine is theirs.
 
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 

@@ -37,7 +37,7 @@ pub enum CallgrindError {
 /// A function: its object file and its name.
 type Function = (String, String);
 
-/// Instructions of each function itself, and of each call with all that it calls, by caller and callee.
+/// Instructions of each function itself, and of each call with all that it calls, by client and callee.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Profile {
     own: BTreeMap<Function, u64>,
@@ -78,8 +78,8 @@ impl Profile {
     pub fn parse(text: &str) -> Result<Self, CallgrindError> {
         let mut profile = Self::default();
         let (mut objects, mut functions) = (Names::default(), Names::default());
-        let (mut caller, mut callee) = (Function::default(), Function::default());
-        // Said only where it is not the caller's.
+        let (mut client, mut callee) = (Function::default(), Function::default());
+        // Said only where it is not the client's.
         let mut callee_object = None;
         let (mut is_call, mut told) = (false, None);
         for (index, line) in text.lines().enumerate() {
@@ -89,20 +89,20 @@ impl Profile {
                 let cost = line.split_ascii_whitespace().nth(1).map_or(Some(0), |field| field.parse().ok());
                 let cost: u64 = cost.ok_or_else(|| syntax("no cost"))?;
                 if std::mem::take(&mut is_call) {
-                    *profile.calls.entry((caller.clone(), callee.clone())).or_default() += cost;
+                    *profile.calls.entry((client.clone(), callee.clone())).or_default() += cost;
                 } else {
-                    *profile.own.entry(caller.clone()).or_default() += cost;
+                    *profile.own.entry(client.clone()).or_default() += cost;
                 }
                 continue;
             }
             let Some((key, value)) = line.split_once('=').or_else(|| line.split_once(": ")) else { continue };
             match key {
                 "events" if value.trim() != "Ir" => return Err(syntax("other events than Ir")),
-                "ob" => caller.0 = objects.resolve(value).ok_or_else(unknown)?,
-                "fn" => caller.1 = functions.resolve(value).ok_or_else(unknown)?,
+                "ob" => client.0 = objects.resolve(value).ok_or_else(unknown)?,
+                "fn" => client.1 = functions.resolve(value).ok_or_else(unknown)?,
                 "cob" => callee_object = Some(objects.resolve(value).ok_or_else(unknown)?),
                 "cfn" => {
-                    let object = callee_object.take().unwrap_or_else(|| caller.0.clone());
+                    let object = callee_object.take().unwrap_or_else(|| client.0.clone());
                     callee = (object, functions.resolve(value).ok_or_else(unknown)?);
                 }
                 "calls" => is_call = true,
@@ -129,7 +129,7 @@ impl Profile {
         let all: u64 = self.own.values().sum();
         let own = self.own.iter().filter(|(function, _)| crypto(function)).map(|(_, cost)| cost);
         // What it has the C library do for it is its own as well; that never calls back.
-        let outside = self.calls.iter().filter(|((caller, callee), _)| crypto(caller) && !within(callee));
+        let outside = self.calls.iter().filter(|((client, callee), _)| crypto(client) && !within(callee));
         let crypto = own.chain(outside.map(|(_, cost)| cost)).sum();
         let ours = all.checked_sub(crypto).filter(|&ours| ours > 0).ok_or(CallgrindError::Nothing)?;
         Ok(Instructions { ours, crypto })

@@ -225,7 +225,7 @@ async fn protected_route(stage: &Stage) -> anyhow::Result<bool> {
     )
     .await?;
     good &= step("", &stage.admin(&route, "routes/app"), Expect::Answer(201, "/apisix/routes/app")).await?;
-    stage.settled().await?;
+    stage.wait_acknowledged().await?;
 
     let alice = stage.client("alice");
     for (about, protocols) in [
@@ -268,7 +268,7 @@ async fn upstream(stage: &Stage) -> anyhow::Result<bool> {
     let route = r#"-X PUT -d '{"host":"app.example","uri":"/strict/*","upstream_id":"strict"}'"#;
     good &=
         step("", &stage.admin(route, "routes/strict"), Expect::Answer(201, "/apisix/routes/strict")).await?;
-    stage.settled().await?;
+    stage.wait_acknowledged().await?;
     let call = stage.site(&stage.client("alice"), "/strict/hello");
     let seen = Expect::Answer(200, "\"client_subject\":\"CN=the-gateway\"");
     good &= step("It answers, and says whom it saw:", &call, seen).await?;
@@ -279,7 +279,7 @@ async fn upstream(stage: &Stage) -> anyhow::Result<bool> {
         Expect::Answer(200, ""),
     )
     .await?;
-    stage.settled().await?;
+    stage.wait_acknowledged().await?;
     good &= step("The upstream refuses the gateway:", &call, Expect::Answer(502, "502 Bad Gateway")).await?;
 
     good &= step(
@@ -288,7 +288,7 @@ async fn upstream(stage: &Stage) -> anyhow::Result<bool> {
         Expect::Answer(200, ""),
     )
     .await?;
-    stage.settled().await?;
+    stage.wait_acknowledged().await?;
     good &= step("And it answers again:", &call, seen).await?;
     Ok(good)
 }

@@ -9,7 +9,7 @@ use anyhow::Context;
 use tokio::process::Command;
 use tokio::time::timeout;
 
-use crate::process::PATIENCE;
+use crate::process::EVENT_TIMEOUT;
 
 /// What a step must lead to.
 #[derive(Clone, Copy)]
@@ -78,7 +78,9 @@ pub async fn says(about: &str, command: &str, texts: &[&str]) -> anyhow::Result<
 async fn in_shell(command: &str) -> anyhow::Result<Output> {
     let mut shell = Command::new("sh");
     shell.args(["-c", command]).env("NO_COLOR", "1").stdin(Stdio::null()).kill_on_drop(true);
-    Ok(timeout(PATIENCE, shell.output()).await.with_context(|| format!("still running: {command}"))??)
+    Ok(timeout(EVENT_TIMEOUT, shell.output())
+        .await
+        .with_context(|| format!("still running: {command}"))??)
 }
 
 /// Runs a curl command without printing anything.

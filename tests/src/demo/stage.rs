@@ -219,7 +219,7 @@ impl Stage {
     }
 
     /// Waits until the data plane serves everything that was written so far.
-    pub async fn settled(&self) -> anyhow::Result<()> {
+    pub async fn wait_acknowledged(&self) -> anyhow::Result<()> {
         let fleet = shell::run(&self.admin("", "dataplanes")).await?;
         let fleet: Value =
             serde_json::from_str(fleet.body()).context("the Admin API lists the data planes")?;

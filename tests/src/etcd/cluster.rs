@@ -2,7 +2,7 @@
 
 use super::builder::Ports;
 use super::{Access, Etcd, EtcdBuilder, Keys};
-use crate::caller::bounded;
+use crate::client::bounded;
 
 /// A cluster of three.
 pub struct Cluster {

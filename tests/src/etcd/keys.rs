@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use etcd_client::{Client, ConnectOptions, DeleteOptions, EventType, GetOptions, Txn, TxnOp, WatchOptions};
 
-use crate::caller::bounded;
+use crate::client::bounded;
 
 /// A connection to one member. Cheap to clone.
 #[derive(Clone)]

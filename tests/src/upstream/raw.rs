@@ -16,7 +16,7 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
-use crate::caller::bounded;
+use crate::client::bounded;
 use crate::credentials::Credential;
 use crate::tls::server_config;
 

@@ -3,7 +3,7 @@
 
 use std::net::SocketAddr;
 
-use e2e::caller::{Http, bounded, full};
+use e2e::client::{Http, bounded, full};
 use e2e::ports::Reservation;
 use e2e::process::run_to_end;
 use e2e::raw;
@@ -143,7 +143,7 @@ async fn over_tls_and_h2_the_client_is_named_too() {
     let (world, upstream) = world_with(settings).await;
     world.serve(world.open_site(), &upstream).await;
     for http in [Http::One, Http::Two] {
-        let mut session = world.caller("app.test").http(http).connect().await.unwrap();
+        let mut session = world.client("app.test").http(http).connect().await.unwrap();
         let mut request = session.request(Method::GET, "/", full(""));
         request.headers_mut().insert("cf-connecting-ip", "192.0.2.7".parse().unwrap());
         let headers = session.fetch(request).await.unwrap().json()["headers"].take();

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use e2e::caller::bounded;
+use e2e::client::bounded;
 use e2e::upstream::Upstream;
 use e2e::world::World;
 use serde_json::json;
@@ -123,14 +123,14 @@ async fn walk(mut client: Client<impl AsyncRead + AsyncWrite + Unpin>) {
 async fn a_pause_may_fall_anywhere() {
     let upstream = Upstream::plain("plain").await;
     let world = world_with(&upstream, 0.0).await;
-    walk(Client::new(world.good_caller("app.test").handshake().await.unwrap())).await;
+    walk(Client::new(world.verified_client("app.test").handshake().await.unwrap())).await;
 }
 
 #[tokio::test]
 async fn a_pause_may_be_too_short_for_a_rest() {
     let upstream = Upstream::plain("plain").await;
     let world = world_with(&upstream, 3600.0).await;
-    walk(Client::new(world.good_caller("app.test").handshake().await.unwrap())).await;
+    walk(Client::new(world.verified_client("app.test").handshake().await.unwrap())).await;
 }
 
 /// Requests that come about when the connection goes to rest, so that some come just before and some just after. Meanwhile
@@ -141,9 +141,9 @@ async fn a_request_may_come_as_the_rest_begins() {
     let world = world_with(&upstream, 0.1).await;
     let mut clients = Vec::new();
     for _ in 0..8 {
-        clients.push(Client::new(world.good_caller("app.test").handshake().await.unwrap()));
+        clients.push(Client::new(world.verified_client("app.test").handshake().await.unwrap()));
     }
-    let mut busy = Client::new(world.good_caller("app.test").handshake().await.unwrap());
+    let mut busy = Client::new(world.verified_client("app.test").handshake().await.unwrap());
     for pause in (180..420).step_by(20).map(Duration::from_millis) {
         for client in &mut clients {
             // Two, so that the connection rests after the pause and not at once.
@@ -176,7 +176,7 @@ async fn a_body_that_nobody_reads_is_never_taken_for_a_request() {
     let mut asked = 0;
     for (head, body) in &heads {
         for cut in [0, 1, body.len() / 2, body.len() - 1, body.len()] {
-            let mut client = Client::new(world.good_caller("app.test").handshake().await.unwrap());
+            let mut client = Client::new(world.verified_client("app.test").handshake().await.unwrap());
             // The answer comes while (a part of) the body is still to come; what comes later must still be body.
             client.say(&format!("{head}{}", &body[..cut])).await;
             assert_eq!(client.answer().await.0, 404, "cut after {cut}");
@@ -193,13 +193,13 @@ async fn a_body_that_nobody_reads_is_never_taken_for_a_request() {
 async fn either_side_may_leave() {
     let upstream = Upstream::plain("plain").await;
     let world = world_with(&upstream, 0.0).await;
-    let mut client = Client::new(world.good_caller("app.test").handshake().await.unwrap());
+    let mut client = Client::new(world.verified_client("app.test").handshake().await.unwrap());
     client.ask(&get("/app/first"), "/app/first").await;
     client.io.shutdown().await.unwrap();
     assert_eq!(bounded("the answer to a goodbye", client.io.read(&mut [0; 16])).await.unwrap(), 0);
 
     // An end without close_notify would be an error here.
-    let mut left = Client::new(world.good_caller("app.test").handshake().await.unwrap());
+    let mut left = Client::new(world.verified_client("app.test").handshake().await.unwrap());
     let leaving = get("/app/last").replace("\r\n\r\n", "\r\nConnection: close\r\n\r\n");
     left.ask(&leaving, "/app/last").await;
     assert_eq!(bounded("our goodbye", left.io.read(&mut [0; 16])).await.unwrap(), 0);

@@ -1,6 +1,6 @@
 //! Bodies: large ones arrive whole in both directions, and every byte leaves before the last one came.
 
-use e2e::caller::{Body, Http, Session, full};
+use e2e::client::{Body, Http, HttpConnection, full};
 use e2e::resources::memory_peak;
 use e2e::upstream::{FIRST_HALF, SECOND_HALF, pattern, pattern_body, sha256};
 use e2e::world::World;
@@ -12,8 +12,8 @@ use tokio::sync::mpsc;
 
 const TEN_MEGABYTES: usize = 10 * 1024 * 1024;
 
-async fn session(world: &World, http: Http) -> Session {
-    world.good_caller("app.test").http(http).connect().await.unwrap()
+async fn session(world: &World, http: Http) -> HttpConnection {
+    world.verified_client("app.test").http(http).connect().await.unwrap()
 }
 
 #[tokio::test]
@@ -57,7 +57,7 @@ async fn an_answer_streams_its_first_bytes_arrive_before_the_last_are_sent() {
         let mut session = session(&world, http).await;
         let request = session.request(Method::GET, "/halves", full(""));
         let mut body = session.send(request).await.unwrap().into_body();
-        let first = e2e::caller::bounded("the first half", body.frame()).await.unwrap().unwrap();
+        let first = e2e::client::bounded("the first half", body.frame()).await.unwrap().unwrap();
         assert_eq!(first.into_data().unwrap(), FIRST_HALF, "{http:?}");
         // Only now may the upstream send the rest.
         upstream.open_gate();
@@ -79,7 +79,7 @@ async fn a_request_streams_its_first_bytes_reach_the_upstream_before_the_last_ar
         pieces.send("first").await.unwrap();
         let request = session.request(Method::POST, "/echo", body);
         let mut echoed = session.send(request).await.unwrap().into_body();
-        let first = e2e::caller::bounded("the first piece", echoed.frame()).await.unwrap().unwrap();
+        let first = e2e::client::bounded("the first piece", echoed.frame()).await.unwrap().unwrap();
         assert_eq!(first.into_data().unwrap(), "first", "{http:?}");
         pieces.send("second").await.unwrap();
         drop(pieces);
@@ -170,12 +170,12 @@ async fn an_answer_that_breaks_off_is_not_passed_on_as_complete() {
         let mut session = session(&world, http).await;
         let request = session.request(Method::GET, "/cut", full(""));
         let mut body = session.send(request).await.unwrap().into_body();
-        let first = e2e::caller::bounded("the first half", body.frame()).await.unwrap().unwrap();
+        let first = e2e::client::bounded("the first half", body.frame()).await.unwrap().unwrap();
         assert_eq!(first.into_data().unwrap(), FIRST_HALF, "{http:?}");
         upstream.open_gate();
-        let rest = e2e::caller::bounded("the end", body.collect()).await;
+        let rest = e2e::client::bounded("the end", body.collect()).await;
         assert!(rest.is_err(), "{http:?}: a clean end");
-        let again = world.good_caller("app.test").http(http).get("/").await.unwrap();
+        let again = world.verified_client("app.test").http(http).get("/").await.unwrap();
         assert_eq!(again.status, StatusCode::OK);
     }
 }
@@ -185,7 +185,7 @@ async fn a_body_over_the_limit_is_refused_with_413() {
     let settings = json!({"nginx_config": {"http": {"client_max_body_size": "100k"}}});
     let (world, _upstream) = World::open(settings).await;
     for http in [Http::One, Http::Two] {
-        let mut session = world.caller("app.test").http(http).connect().await.unwrap();
+        let mut session = world.client("app.test").http(http).connect().await.unwrap();
         let request = session.request(Method::POST, "/sink", full(vec![0; 100 * 1024]));
         assert_eq!(session.fetch(request).await.unwrap().status, StatusCode::OK, "{http:?}");
         let request = session.request(Method::POST, "/sink", full(vec![0; 100 * 1024 + 1]));

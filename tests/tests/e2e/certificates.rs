@@ -45,7 +45,7 @@ fn write_ending(
     world.write_credential(name, &authority.issue(&spec));
 }
 
-fn json_of(reply: e2e::caller::Reply) -> Value {
+fn json_of(reply: e2e::client::Reply) -> Value {
     serde_json::from_str(&reply.text()).unwrap()
 }
 
@@ -78,7 +78,7 @@ async fn renewed_files_are_shown_without_a_restart() {
 #[tokio::test]
 async fn sighup_renews_both_ends_and_every_end_shows() {
     let world = World::start().await;
-    world.settled(0).await;
+    world.wait_acknowledged(0).await;
     let before = world.admin().get("dataplanes").await.body["list"][0]["certificate"]["serial"].clone();
     let credentials = &world.credentials;
     write_ending(&world, "node-1", &credentials.push, LeafSpec::client("node-1").dns("node-1"), 10);
@@ -130,7 +130,7 @@ async fn a_broken_link_is_named_and_mended_by_files_alone() {
     world.write_credential("push-server", &world.credentials.push_server);
     let revision =
         world.admin().put("upstreams/1", &json!({"type": "roundrobin", "nodes": {"127.0.0.1:1": 1}})).await;
-    world.settled(revision).await;
+    world.wait_acknowledged(revision).await;
     let status = json_of(world.status("/status").await);
     assert_eq!((&status["control_plane_connected"], &status["problem"]), (&json!(true), &Value::Null));
 }

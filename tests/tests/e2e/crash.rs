@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use e2e::admin::Admin;
-use e2e::caller::Session;
+use e2e::client::HttpConnection;
 use e2e::upstream::Upstream;
 use e2e::world::World;
 use http::{Method, StatusCode};
@@ -52,7 +52,7 @@ impl Writer {
 
     async fn reached(&mut self, pair: u64) {
         let reached = self.acknowledged.wait_for(|done| *done >= pair);
-        e2e::caller::bounded("the writer's progress", reached).await.expect("the writer runs");
+        e2e::client::bounded("the writer's progress", reached).await.expect("the writer runs");
     }
 
     /// After its end: the last pair acknowledged, and its revision.
@@ -92,7 +92,7 @@ async fn assert_all_stored(world: &World, last: u64) {
 }
 
 /// The highest pair served; panics when what is served could not be the state after some write.
-async fn highest_served(session: &mut Session, at_most: u64) -> u64 {
+async fn highest_served(session: &mut HttpConnection, at_most: u64) -> u64 {
     let mut highest = 0;
     for pair in (1..=at_most).rev() {
         let reply = session.get(&format!("/{pair}")).await.unwrap_or_else(|refused| panic!("{refused}"));
@@ -122,7 +122,7 @@ async fn the_control_plane_killed_while_it_writes_keeps_every_acknowledged_write
         let stored = world.admin().get("dataplanes").await.body["revision"].as_u64().unwrap();
         assert!(stored >= revision, "the store went back from {revision} to {stored}");
     }
-    world.settled(revision).await;
+    world.wait_acknowledged(revision).await;
     let mut session = world.plain("app.test").await;
     assert!(highest_served(&mut session, last).await == last);
 }
@@ -139,7 +139,7 @@ async fn the_gateway_serves_on_while_its_control_plane_is_killed() {
     let before = highest_served(&mut session, last + 1).await;
     assert!(before <= last + 1);
     world.start_control().await;
-    world.settled(revision).await;
+    world.wait_acknowledged(revision).await;
     assert!(
         highest_served(&mut session, last + 1).await >= last,
         "on the connection that was open all along"
@@ -162,7 +162,7 @@ async fn the_data_plane_killed_while_changes_stream_in_serves_a_whole_state_agai
         highest_served(&mut session, so_far + 2).await;
     }
     let (last, revision) = writer.finished().await;
-    world.settled(revision).await;
+    world.wait_acknowledged(revision).await;
     let mut session = world.plain("app.test").await;
     assert_eq!(highest_served(&mut session, last).await, last);
 }
@@ -197,7 +197,7 @@ async fn both_killed_at_once_come_back_with_everything() {
     let mut session = world.plain("app.test").await;
     highest_served(&mut session, last + 1).await;
     world.start_control().await;
-    world.settled(revision).await;
+    world.wait_acknowledged(revision).await;
     assert_all_stored(&world, last).await;
     assert!(highest_served(&mut session, last).await == last);
 }

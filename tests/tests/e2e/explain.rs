@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use e2e::caller::{Caller, Tls};
+use e2e::client::{HttpClient, Tls};
 use e2e::credentials::{Authority, Credential};
 use e2e::documents::{route, site};
 use e2e::upstream::Upstream;
@@ -74,9 +74,9 @@ async fn explain(world: &World, question: Value) -> Value {
 }
 
 /// The alert that ends a handshake, as RFC 8446 spells it.
-async fn alert(caller: &Caller) -> String {
+async fn alert(client: &HttpClient) -> String {
     let camel =
-        format!("{:?}", caller.refusal().await).replace("recognised", "recognized").replace("CA", "Ca");
+        format!("{:?}", client.expect_alert().await).replace("recognised", "recognized").replace("CA", "Ca");
     let snake = camel.chars().flat_map(|letter| {
         let gap = letter.is_uppercase().then_some('_');
         gap.into_iter().chain(letter.to_lowercase())
@@ -97,7 +97,7 @@ fn handshakes() -> Vec<Scenario> {
     let short = mint::Authority::root(&AuthoritySpec::new("Short").path_length(0)).unwrap();
     let below_short = short.intermediate(&AuthoritySpec::new("Below")).unwrap();
     let narrow = mint::Authority::root(&AuthoritySpec::new("Narrow").permit_dns("ours.test")).unwrap();
-    let ended = root.intermediate(&AuthoritySpec::new("Ended").valid(day(-30), 10)).unwrap();
+    let ended = root.intermediate(&AuthoritySpec::new("ExitOutput").valid(day(-30), 10)).unwrap();
     let revoked = root.issue(&alice).unwrap();
     let list = |spec: CrlSpec| root.crl_pem(&spec).unwrap();
     let current = list(CrlSpec::new().revoke(&revoked.certificate).between(day(-1), day(9)));
@@ -155,14 +155,14 @@ fn handshakes() -> Vec<Scenario> {
     ]
 }
 
-/// The caller of a scenario, and what the explanation needs to know about it.
-fn caller(world: &World, name: &str, shows: Option<&Credential>) -> (Caller, Value) {
-    let caller = world.caller(name);
+/// The client of a scenario, and what the explanation needs to know about it.
+fn client(world: &World, name: &str, shows: Option<&Credential>) -> (HttpClient, Value) {
+    let client = world.client(name);
     match shows {
         Some(identity) => {
-            (caller.identity(identity), json!({"sni": name, "client_cert": identity.certificate_pem}))
+            (client.identity(identity), json!({"sni": name, "client_cert": identity.certificate_pem}))
         }
-        None => (caller, json!({"sni": name})),
+        None => (client, json!({"sni": name})),
     }
 }
 
@@ -177,10 +177,10 @@ async fn a_refused_handshake_is_explained_as_it_happened() {
         document["client"] = scenario.client.clone();
         revision = world.admin().put(&format!("ssls/{number}"), &document).await;
     }
-    world.settled(revision).await;
+    world.wait_acknowledged(revision).await;
     for (number, scenario) in scenarios.iter().enumerate() {
         let Scenario { what, expected, rule, .. } = scenario;
-        let (caller, question) = caller(&world, &format!("s{number}.test"), scenario.shows.as_ref());
+        let (client, question) = client(&world, &format!("s{number}.test"), scenario.shows.as_ref());
         let explained = explain(&world, question).await;
         let outcome = &explained["outcome"];
         assert_eq!(outcome["result"], "refused in the handshake", "{what}: {explained}");
@@ -192,7 +192,7 @@ async fn a_refused_handshake_is_explained_as_it_happened() {
         assert!(outcome["fix"].as_str().is_some_and(|fix| !fix.is_empty()), "{what}: {explained}");
         for tls in [Tls::V12, Tls::V13] {
             let before = counted(&world, expected, *rule).await;
-            let seen = alert(&caller.clone().tls(tls)).await;
+            let seen = alert(&client.clone().tls(tls)).await;
             assert_eq!(outcome["alert"], seen, "{what} {tls:?}");
             let after = counted(&world, expected, *rule).await;
             assert_eq!(after, (before.0 + 1, before.1 + u64::from(rule.is_some())), "{what} {tls:?}");
@@ -219,11 +219,11 @@ async fn a_name_nobody_answers_to_is_explained_as_it_happened() {
     world.apply(&[("ssls/wild", site(&world.credentials.site, "*.test"))]).await;
     for (sni, reason) in [(Some("a.b.test"), "no_site"), (Some("other.example"), "no_site"), (None, "no_sni")]
     {
-        let caller = world.caller("a.test");
-        let caller = sni.map_or_else(|| caller.clone().no_sni(), |sni| caller.clone().sni(sni));
+        let client = world.client("a.test");
+        let client = sni.map_or_else(|| client.clone().no_sni(), |sni| client.clone().sni(sni));
         let explained = explain(&world, json!({"sni": sni})).await;
         let before = counted(&world, reason, None).await.0;
-        let seen = alert(&caller).await;
+        let seen = alert(&client).await;
         let outcome = &explained["outcome"];
         assert_eq!(outcome["alert"], seen, "{sni:?}");
         assert_eq!(outcome["reason"], reason, "{sni:?}: {explained}");
@@ -264,7 +264,7 @@ async fn request_world() -> (World, Upstream) {
         ])
         .await;
     let revision = world.admin().delete("upstreams/gone?force=true").await;
-    world.settled(revision).await;
+    world.wait_acknowledged(revision).await;
     (world, upstream)
 }
 
@@ -292,7 +292,7 @@ async fn a_request_is_explained_as_it_happened() {
         ("open.test", "a..test", "/", None, Some("bad_request"), None),
     ] {
         let what = format!("{sni} {host} {uri}");
-        let (caller, mut question) = caller(&world, sni, shows);
+        let (client, mut question) = client(&world, sni, shows);
         question["host"] = host.into();
         question["uri"] = uri.into();
         let explained = explain(&world, question).await;
@@ -301,8 +301,8 @@ async fn a_request_is_explained_as_it_happened() {
             Some(reason) => counted(&world, reason, rule).await,
             None => (0, 0),
         };
-        let mut session = caller.connect().await.unwrap_or_else(|refused| panic!("{what}: {refused}"));
-        let mut request = session.request(Method::GET, uri, e2e::caller::full(""));
+        let mut session = client.connect().await.unwrap_or_else(|refused| panic!("{what}: {refused}"));
+        let mut request = session.request(Method::GET, uri, e2e::client::full(""));
         request.headers_mut().insert("host", host.parse().unwrap());
         let reply = session.fetch(request).await.unwrap();
         let Some(reason) = reason else {
@@ -338,7 +338,7 @@ async fn hostile_names_cannot_forge_a_line() {
     world.apply(&[("ssls/app", world.protected_site())]).await;
     let name = "evil\n2026-01-01T00:00:00Z  INFO forged reason=\"none\"\r\u{1b}[31m\u{202e}";
     let forged = Authority::root("Other").issue(&LeafSpec::client(name).organization("x".repeat(4000)));
-    world.caller("app.test").identity(&forged).refusal().await;
+    world.client("app.test").identity(&forged).expect_alert().await;
     let line = world.node_log().line_with(&["rule=\"unknown_issuer\"", "evil"]).await;
     assert!(line.len() < 4000, "{} bytes", line.len());
     let text = world.node_log().text();
@@ -351,13 +351,13 @@ async fn a_flood_of_refusals_writes_few_lines_and_counts_all() {
     const FLOOD: u64 = 1500;
     let world = World::start().await;
     world.apply(&[("ssls/app", world.protected_site())]).await;
-    let (caller, other) = (world.caller("app.test"), world.caller("none.example"));
+    let (client, other) = (world.client("app.test"), world.client("none.example"));
     let started = std::time::Instant::now();
     for _ in 0..FLOOD {
-        caller.refusal().await;
+        client.expect_alert().await;
     }
     // Another reason is not hidden by it.
-    other.refusal().await;
+    other.expect_alert().await;
     world.node_log().line_with(&["reason=\"no_site\""]).await;
     assert_eq!(counted(&world, "no_certificate", None).await.0, FLOOD);
     // Each is a line of its own, or in the number of those left out.

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use e2e::caller::{Http, bounded};
+use e2e::client::{Http, bounded};
 use e2e::raw;
 use e2e::upstream::Upstream;
 use e2e::world::World;
@@ -22,10 +22,10 @@ async fn a_request_in_progress_is_finished() {
         let upstream = Upstream::plain("plain").await;
         let mut world = world_with(&upstream, "60s").await;
         let mut idle =
-            world.caller("app.test").identity(&world.credentials.client).handshake().await.unwrap();
+            world.client("app.test").identity(&world.credentials.client).handshake().await.unwrap();
         idle.write_all(b"GET / HTTP/1.1\r\nHost: app.test\r\n\r\n").await.unwrap();
         upstream.arrived(1).await;
-        let mut session = world.good_caller("app.test").http(http).connect().await.unwrap();
+        let mut session = world.verified_client("app.test").http(http).connect().await.unwrap();
         let held = tokio::spawn(async move { session.get("/hold").await });
         upstream.arrived(2).await;
 
@@ -39,7 +39,7 @@ async fn a_request_in_progress_is_finished() {
         assert_eq!(reply.status, StatusCode::OK);
         let status = node.ended().await;
         assert!(status.success(), "{status}");
-        assert!(world.good_caller("app.test").connect().await.is_err(), "nobody listens any more");
+        assert!(world.verified_client("app.test").connect().await.is_err(), "nobody listens any more");
     }
 }
 
@@ -47,7 +47,7 @@ async fn a_request_in_progress_is_finished() {
 async fn a_request_that_never_ends_is_cut_at_the_deadline() {
     let upstream = Upstream::plain("plain").await;
     let mut world = world_with(&upstream, "1s").await;
-    let mut session = world.good_caller("app.test").connect().await.unwrap();
+    let mut session = world.verified_client("app.test").connect().await.unwrap();
     let held = tokio::spawn(async move { session.get("/hold").await });
     upstream.arrived(1).await;
     let started = Instant::now();
@@ -68,8 +68,8 @@ async fn both_programs_stop_cleanly_and_come_back() {
     world.start_control().await;
     world.start_node().await;
     let revision = world.admin().get("dataplanes").await.body["revision"].as_u64().unwrap();
-    world.settled(revision).await;
-    assert_eq!(world.good_caller("app.test").get("/").await.unwrap().status, StatusCode::OK);
+    world.wait_acknowledged(revision).await;
+    assert_eq!(world.verified_client("app.test").get("/").await.unwrap().status, StatusCode::OK);
 }
 
 #[tokio::test]

@@ -4,7 +4,7 @@
 use std::io::Write;
 use std::sync::mpsc;
 
-use e2e::process::PATIENCE;
+use e2e::process::EVENT_TIMEOUT;
 use e2e::world::World;
 use http::StatusCode;
 use nix::sys::ptrace::{self, Options};
@@ -70,7 +70,9 @@ async fn until(world: &World, control: bool, status: StatusCode, words: &[&str])
             }
         }
     };
-    timeout(PATIENCE, asking).await.unwrap_or_else(|_| panic!("it never answers {status} with {words:?}"))
+    timeout(EVENT_TIMEOUT, asking)
+        .await
+        .unwrap_or_else(|_| panic!("it never answers {status} with {words:?}"))
 }
 
 #[tokio::test]

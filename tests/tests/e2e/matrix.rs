@@ -9,7 +9,7 @@ mod table;
 
 use std::sync::Arc;
 
-use e2e::caller::{Caller, Http, Session, Tls, alert_in, bounded};
+use e2e::client::{Http, HttpClient, HttpConnection, Tls, alert_in, bounded};
 use e2e::documents::route;
 use e2e::upstream::Upstream;
 use e2e::world::World;
@@ -104,12 +104,14 @@ async fn every_client_gets_the_verdict_of_the_table() {
             for (tls, http) in
                 [(Tls::V12, Http::One), (Tls::V12, Http::Two), (Tls::V13, Http::One), (Tls::V13, Http::Two)]
             {
-                let caller = world.caller(&site.host).tls(tls).http(http);
-                let caller =
-                    clients.shown(row.client).into_iter().fold(caller, |caller, shown| caller.shows(shown));
-                let config = Arc::new(caller.config());
+                let client = world.client(&site.host).tls(tls).http(http);
+                let client = clients
+                    .shown(row.client)
+                    .into_iter()
+                    .fold(client, |client, shown| client.certificate(shown));
+                let config = Arc::new(client.config());
                 for visit in VISITS {
-                    let (seen, taken_up) = visit_site(&caller, &config, site).await;
+                    let (seen, taken_up) = visit_site(&client, &config, site).await;
                     resumed += usize::from(taken_up && *visit == Visit::Again);
                     let expected = expectation(row, site);
                     served += expected.served();
@@ -161,22 +163,22 @@ fn expectation(row: &Row, site: &Site) -> Seen {
 }
 
 /// What is seen, and whether a session was taken up.
-async fn visit_site(caller: &Caller, config: &Arc<ClientConfig>, site: &Site) -> (Seen, bool) {
+async fn visit_site(client: &HttpClient, config: &Arc<ClientConfig>, site: &Site) -> (Seen, bool) {
     if site.mode == Mode::Insists
-        && let Some(refused) = knock(caller, config).await
+        && let Some(refused) = knock(client, config).await
     {
         return (refused, false);
     }
-    ask(caller, config).await
+    ask(client, config).await
 }
 
 /// Shakes hands and reads: a refused client of TLS 1.3 learns of it only then.
-async fn knock(caller: &Caller, config: &Arc<ClientConfig>) -> Option<Seen> {
+async fn knock(client: &HttpClient, config: &Arc<ClientConfig>) -> Option<Seen> {
     /// Answered with a 400 by whoever lets us in, and never forwarded: it names no host.
     const H1: &[u8] = b"GET / HTTP/1.1\r\nConnection: close\r\n\r\n";
     /// The preface and an empty SETTINGS frame.
     const H2: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
-    let mut stream = match caller.handshake_with(Arc::clone(config)).await {
+    let mut stream = match client.handshake_with(Arc::clone(config)).await {
         Ok(stream) => stream,
         Err(refused) => return Some(Seen::Refused(refused.alert)),
     };
@@ -190,8 +192,8 @@ async fn knock(caller: &Caller, config: &Arc<ClientConfig>) -> Option<Seen> {
 }
 
 /// Both paths over one connection; the exempt one first, for a 400 may end a connection of HTTP/1.
-async fn ask(caller: &Caller, config: &Arc<ClientConfig>) -> (Seen, bool) {
-    let mut session: Session = match caller.connect_with(Arc::clone(config)).await {
+async fn ask(client: &HttpClient, config: &Arc<ClientConfig>) -> (Seen, bool) {
+    let mut session: HttpConnection = match client.connect_with(Arc::clone(config)).await {
         Ok(session) => session,
         Err(refused) => return (Seen::Refused(refused.alert), false),
     };

@@ -3,7 +3,7 @@
 //! A table over exact and wildcard names, written by hand. A Host whose site demands client certificates is served only over a
 //! connection of that very site; one that demands nothing is served over any. The same over HTTP/1.1 and HTTP/2.
 
-use e2e::caller::Http;
+use e2e::client::Http;
 use e2e::documents::{protected, site};
 use e2e::upstream::Upstream;
 use e2e::world::World;
@@ -66,8 +66,8 @@ async fn a_host_that_demands_certificates_is_served_over_its_own_site_only() {
     for (sni, host, expected, because) in TABLE {
         for http in [Http::One, Http::Two] {
             let identity = if *sni == "vip.wild.test" { &vip } else { &credentials.client };
-            let caller = world.caller(host).sni(sni).identity(identity).http(http);
-            let reply = caller.get("/").await.unwrap_or_else(|refused| panic!("{sni}, {host}: {refused}"));
+            let client = world.client(host).sni(sni).identity(identity).http(http);
+            let reply = client.get("/").await.unwrap_or_else(|refused| panic!("{sni}, {host}: {refused}"));
             assert_eq!(reply.status, *expected, "{sni} asked for {host}: {because} ({http:?})");
             served += u64::from(reply.status == OK);
         }

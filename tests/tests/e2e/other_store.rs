@@ -5,7 +5,7 @@
 use std::fs;
 
 use e2e::documents::route;
-use e2e::process::{Ended, run_to_end};
+use e2e::process::{ExitOutput, run_to_end};
 use e2e::upstream::Upstream;
 use e2e::world::World;
 use http::{Method, StatusCode};
@@ -25,7 +25,7 @@ async fn served_by(world: World) -> (World, Upstream) {
             ("routes/more", route("app.test", "/more", &[upstream.address()])),
         ])
         .await;
-    world.saved(revision).await;
+    world.wait_persisted(revision).await;
     (world, upstream)
 }
 
@@ -44,9 +44,9 @@ async fn held(world: &World) {
 }
 
 async fn assert_served(world: &World) {
-    let reply = world.good_caller("app.test").get("/").await.unwrap();
+    let reply = world.verified_client("app.test").get("/").await.unwrap();
     assert_eq!(reply.status, StatusCode::OK);
-    world.caller("app.test").refusal().await;
+    world.client("app.test").expect_alert().await;
 }
 
 async fn accept(world: &World) -> Value {
@@ -86,7 +86,7 @@ async fn a_missing_store_file_empties_no_node() {
     world.start_control().await;
     let upstream = Upstream::plain("moved").await;
     world.apply(&[("routes/app", route("app.test", "/*", &[upstream.address()]))]).await;
-    assert_eq!(world.good_caller("app.test").get("/").await.unwrap().json()["upstream"], "moved");
+    assert_eq!(world.verified_client("app.test").get("/").await.unwrap().json()["upstream"], "moved");
     assert_eq!(world.metric("countersign_store_held").await, 0);
     assert_eq!(world.status("/status").await.json()["held"], Value::Null);
 }
@@ -100,7 +100,7 @@ async fn an_operator_accepts_a_store_at_the_admin_api() {
     world.admin().put("routes/app", &route("app.test", "/*", &[upstream.address()])).await;
     world.admin().put("ssls/app", &world.protected_site()).await;
     world.node_log().line_with(&["the control plane has another store", "0 of 1 sites, 1 of 2 routes"]).await;
-    assert_eq!(world.good_caller("app.test").get("/more").await.unwrap().status, StatusCode::OK);
+    assert_eq!(world.verified_client("app.test").get("/more").await.unwrap().status, StatusCode::OK);
 
     let viewer = world.admin().key(Some(e2e::admin::VIEWER_KEY));
     let refused = viewer.call(Method::POST, "dataplanes/accept_store", None).await.unwrap();
@@ -108,7 +108,7 @@ async fn an_operator_accepts_a_store_at_the_admin_api() {
     let accepted = accept(&world).await;
     assert_eq!(accepted["held"], json!(["node-1"]), "{accepted}");
     let revision = world.admin().get("dataplanes").await.body["revision"].as_u64().unwrap();
-    world.settled(revision).await;
+    world.wait_acknowledged(revision).await;
     assert_eq!(world.admin().get("dataplanes").await.body["list"][0]["held"], Value::Null);
     assert_served(&world).await;
 
@@ -126,8 +126,8 @@ async fn a_node_is_started_to_accept_another_store_once() {
     world.stop_node().await;
     world.start_node_with(&["--accept-new-store"]).await;
     world.node_log().line_with(&["--accept-new-store", "is taken over"]).await;
-    world.settled(0).await;
-    world.good_caller("app.test").refusal().await;
+    world.wait_acknowledged(0).await;
+    world.verified_client("app.test").expect_alert().await;
     let previous = world.folder().join("node-1.snapshot.previous");
     world.node_log().lines_with(&["the last good snapshot is on disk", "revision=0"], 1).await;
     assert!(previous.exists(), "the generation before is kept");
@@ -152,7 +152,7 @@ async fn the_same_documents_in_another_store_pass_at_once() {
     world.start_control().await;
     let upstream = Upstream::plain("moved").await;
     world.apply(&[("routes/app", route("app.test", "/*", &[upstream.address()]))]).await;
-    assert_eq!(world.good_caller("app.test").get("/").await.unwrap().json()["upstream"], "moved");
+    assert_eq!(world.verified_client("app.test").get("/").await.unwrap().json()["upstream"], "moved");
     assert_eq!(world.metric("countersign_store_held").await, 0);
 }
 
@@ -183,7 +183,7 @@ async fn a_held_node_looks_for_the_control_plane_with_its_store() {
     let admin = world.admin_of(1);
     admin.put("ssls/app", &world.protected_site()).await;
     let revision = admin.put("routes/app", &route("app.test", "/*", &[upstream.address()])).await;
-    world.settled_at(1, revision).await;
+    world.wait_acknowledged_at(1, revision).await;
     // The first one of the list comes with a store of its own; the node meets it when its own one
     // restarts.
     world.change_settings(json!({"countersign": {"store": {"path": "wrong.redb"}}}));
@@ -194,11 +194,11 @@ async fn a_held_node_looks_for_the_control_plane_with_its_store() {
     world.start_control_at(1).await;
     let moved = Upstream::plain("moved").await;
     let revision = world.admin_of(1).put("routes/app", &route("app.test", "/*", &[moved.address()])).await;
-    world.settled_at(1, revision).await;
-    assert_eq!(world.good_caller("app.test").get("/").await.unwrap().json()["upstream"], "moved");
+    world.wait_acknowledged_at(1, revision).await;
+    assert_eq!(world.verified_client("app.test").get("/").await.unwrap().json()["upstream"], "moved");
 }
 
-async fn check(world: &World) -> Ended {
+async fn check(world: &World) -> ExitOutput {
     let config = world.write_config("check");
     run_to_end("controlplane", &["-c", config.to_str().unwrap(), "check"], world.folder()).await
 }

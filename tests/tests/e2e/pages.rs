@@ -12,7 +12,7 @@ mod ssl_protocol;
 mod stream_proxy;
 
 use e2e::admin::ADMIN_KEY;
-use e2e::caller::{Session, full};
+use e2e::client::{HttpConnection, full};
 use e2e::shell::{Said, Shell};
 use e2e::upstream::Upstream;
 use e2e::world::World;
@@ -65,7 +65,7 @@ impl Page {
     async fn follow(&self, steps: &[Step]) {
         for step in steps {
             if !step.run.contains("apisix/admin") {
-                self.settled().await;
+                self.wait_acknowledged().await;
             }
             let said = self.shell.run(step.run).await;
             assert_eq!(said.status(), step.status, "{}\n{said:?}", step.run);
@@ -77,13 +77,13 @@ impl Page {
     }
 
     async fn admin(&self, path: &str) -> Value {
-        let mut session = Session::plain(self.world.admin_address(), "127.0.0.1").await.unwrap();
+        let mut session = HttpConnection::plain(self.world.admin_address(), "127.0.0.1").await.unwrap();
         let mut request = session.request(Method::GET, &format!("/apisix/admin/{path}"), full(""));
         request.headers_mut().insert("x-api-key", ADMIN_KEY.parse().unwrap());
         session.fetch(request).await.unwrap().json()
     }
 
-    async fn settled(&self) {
+    async fn wait_acknowledged(&self) {
         // The list of data planes may be a moment behind the store, which the documents are read from.
         let mut revision = Some(0);
         for kind in ["ssls", "routes", "upstreams", "services", "stream_routes"] {

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Stdio;
 
 use e2e::ports::Reservation;
-use e2e::process::{PATIENCE, program};
+use e2e::process::{EVENT_TIMEOUT, program};
 use e2e::shell::Shell;
 use e2e::upstream::Upstream;
 use serde_json::{Value, json};
@@ -77,7 +77,7 @@ impl Running {
             }
             panic!("{line} ended");
         };
-        timeout(PATIENCE, ready).await.unwrap_or_else(|_| panic!("{line} is not ready"));
+        timeout(EVENT_TIMEOUT, ready).await.unwrap_or_else(|_| panic!("{line} is not ready"));
         Self { _program: child }
     }
 }

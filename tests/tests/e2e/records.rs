@@ -5,9 +5,9 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use e2e::caller::{alert_in, bounded};
+use e2e::client::{alert_in, bounded};
 use e2e::credentials::Credential;
-use e2e::records::{ALERT, APPLICATION_DATA, HANDSHAKE, HandMade};
+use e2e::records::{ALERT, APPLICATION_DATA, HANDSHAKE, RawTls};
 use e2e::upstream::Upstream;
 use e2e::world::World;
 use rustls::AlertDescription::{self, BadRecordMac, DecodeError, RecordOverflow, UnexpectedMessage};
@@ -31,7 +31,7 @@ async fn world(upstream: &Upstream, own: bool) -> World {
 
 /// A client whose connection has had so many answers that the gateway has taken it over.
 async fn client(world: &World) -> Established {
-    let mut client = Client::new(world.good_caller("app.test").handshake().await.unwrap());
+    let mut client = Client::new(world.verified_client("app.test").handshake().await.unwrap());
     for path in ["/app/first", "/app/second"] {
         client.ask(&get(path), path).await;
     }
@@ -47,7 +47,7 @@ async fn a_client_may_ask_for_new_keys_at_any_time() {
     let upstream = Upstream::plain("plain").await;
     for own in [true, false] {
         let world = world(&upstream, own).await;
-        let mut client = Client::new(world.good_caller("app.test").handshake().await.unwrap());
+        let mut client = Client::new(world.verified_client("app.test").handshake().await.unwrap());
         let large = "0123456789abcdef".repeat(16 * 1024);
         for _ in 0..20 {
             new_keys(&mut client);
@@ -94,9 +94,9 @@ async fn what_is_no_record_of_the_client_gets_an_alert() {
 }
 
 /// A client that makes its records by hand, after so many answers.
-async fn hand_made(world: &World, answers: usize) -> HandMade {
-    let caller = world.good_caller("app.test");
-    let mut client = HandMade::connect(world.https(), caller.config(), caller.server_name()).await;
+async fn hand_made(world: &World, answers: usize) -> RawTls {
+    let options = world.verified_client("app.test");
+    let mut client = RawTls::connect(world.https(), options.config(), options.server_name()).await;
     for _ in 0..answers {
         client.send(APPLICATION_DATA, get("/app/get").as_bytes()).await;
         let answer = client.receive_until("}\n").await;
@@ -155,7 +155,7 @@ async fn renewing_upstream(listener: TcpListener, credential: Credential, connec
     loop {
         let (tcp, _) = listener.accept().await.unwrap();
         connections.fetch_add(1, Ordering::SeqCst);
-        let mut gateway = HandMade::accept(tcp, &credential).await;
+        let mut gateway = RawTls::accept(tcp, &credential).await;
         let mut requested = true;
         gateway.key_update(ticket, requested).await;
         for round in 0.. {

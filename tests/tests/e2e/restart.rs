@@ -18,7 +18,7 @@ use serde_json::json;
 async fn served_world() -> (World, Upstream, u64) {
     let (world, upstream) = (World::start().await, Upstream::plain("plain").await);
     let revision = world.serve(world.protected_site(), &upstream).await;
-    world.saved(revision).await;
+    world.wait_persisted(revision).await;
     (world, upstream, revision)
 }
 
@@ -29,16 +29,16 @@ async fn a_node_restarted_without_its_control_plane_serves_and_still_verifies() 
     world.kill_node().await;
     world.start_node().await;
     assert_eq!(world.node_ready()["revision"], json!(revision));
-    let reply = world.good_caller("app.test").get("/").await.unwrap();
+    let reply = world.verified_client("app.test").get("/").await.unwrap();
     assert_eq!(reply.status, StatusCode::OK);
-    world.caller("app.test").refusal().await;
+    world.client("app.test").expect_alert().await;
     assert_eq!(world.status("/status/ready").await.status, StatusCode::OK);
 
     // When the control plane is back the node follows it again.
     world.start_control().await;
     let upstream = Upstream::plain("moved").await;
     world.apply(&[("routes/app", route("app.test", "/*", &[upstream.address()]))]).await;
-    assert_eq!(world.good_caller("app.test").get("/").await.unwrap().json()["upstream"], "moved");
+    assert_eq!(world.verified_client("app.test").get("/").await.unwrap().json()["upstream"], "moved");
 }
 
 #[tokio::test]
@@ -47,11 +47,11 @@ async fn a_change_survives_the_kill_of_both_once_it_is_on_disk() {
     for change in 0..5 {
         let uri = format!("/change-{change}");
         let revision = world.apply(&[("routes/app", route("app.test", &uri, &[upstream.address()]))]).await;
-        world.saved(revision).await;
+        world.wait_persisted(revision).await;
         world.kill_node().await;
         world.kill_control().await;
         world.start_node().await;
-        let reply = world.good_caller("app.test").get(&uri).await.unwrap();
+        let reply = world.verified_client("app.test").get(&uri).await.unwrap();
         assert_eq!(reply.status, StatusCode::OK, "{uri}: {}", reply.text());
         world.start_control().await;
     }
@@ -80,10 +80,14 @@ async fn a_damaged_snapshot_is_refused_and_replaced() {
         world.start_node().await;
         assert_eq!(world.node_ready()["revision"], json!(0), "{what}");
         assert_eq!(world.status("/status/ready").await.status, StatusCode::SERVICE_UNAVAILABLE, "{what}");
-        world.good_caller("app.test").refusal().await;
+        world.verified_client("app.test").expect_alert().await;
         world.start_control().await;
-        world.settled(revision).await;
-        assert_eq!(world.good_caller("app.test").get("/").await.unwrap().status, StatusCode::OK, "{what}");
+        world.wait_acknowledged(revision).await;
+        assert_eq!(
+            world.verified_client("app.test").get("/").await.unwrap().status,
+            StatusCode::OK,
+            "{what}"
+        );
         world.stop_node().await;
         world.node_log().lines_with(&["WARN", "node-1.snapshot"], number + 1).await;
     }
@@ -101,7 +105,7 @@ async fn a_replaced_node_key_takes_nothing_away() {
     world.write_credential("node-1", &world.credentials.node("node-1"));
     world.start_node().await;
     assert_eq!(world.node_ready()["revision"], json!(revision));
-    assert_eq!(world.good_caller("app.test").get("/").await.unwrap().status, StatusCode::OK);
+    assert_eq!(world.verified_client("app.test").get("/").await.unwrap().status, StatusCode::OK);
 
     // Without its key the snapshot is not read; the next one has a new key.
     world.stop_node().await;
@@ -110,7 +114,7 @@ async fn a_replaced_node_key_takes_nothing_away() {
     assert_eq!(world.node_ready()["revision"], json!(0));
     world.node_log().line_with(&["WARN", "cannot be opened without its key", "node-1.snapshot.key"]).await;
     world.start_control().await;
-    world.settled(revision).await;
+    world.wait_acknowledged(revision).await;
     world.stop_node().await;
     world.stop_control().await;
     world.start_node().await;
@@ -163,7 +167,7 @@ async fn a_snapshot_in_the_old_format_is_read_once_more() {
     world.write_credential("node-1", &world.credentials.node("node-1"));
     world.start_node().await;
     assert_eq!(world.node_ready()["revision"], json!(revision), "it was written anew, with a key of its own");
-    assert_eq!(world.good_caller("app.test").get("/").await.unwrap().status, StatusCode::OK);
+    assert_eq!(world.verified_client("app.test").get("/").await.unwrap().status, StatusCode::OK);
 }
 
 #[tokio::test]
@@ -175,10 +179,10 @@ async fn a_data_folder_that_cannot_be_written_is_served_from() {
     fs::create_dir_all(world.folder().join("node-1.snapshot.tmp/in the way")).unwrap();
     world.start_node().await;
     let revision = world.apply(&[("routes/new", route("app.test", "/new", &[upstream.address()]))]).await;
-    assert_eq!(world.good_caller("app.test").get("/new").await.unwrap().status, StatusCode::OK);
+    assert_eq!(world.verified_client("app.test").get("/new").await.unwrap().status, StatusCode::OK);
     world.node_log().line_with(&["ERROR", "countersign.node.last_good: cannot write"]).await;
     fs::remove_dir_all(world.folder().join("node-1.snapshot.tmp")).unwrap();
-    world.saved(revision).await;
+    world.wait_persisted(revision).await;
 }
 
 /// A client that was revoked while the node was down gets no answer from what was served before.
@@ -189,13 +193,13 @@ async fn a_start_may_wait_for_a_control_plane() {
     let upstream = Upstream::plain("plain").await;
     let app = route("app.test", "/*", &[upstream.address()]);
     let revision = world.apply(&[("ssls/app", world.protected_site()), ("routes/app", app)]).await;
-    world.saved(revision).await;
+    world.wait_persisted(revision).await;
     world.stop_node().await;
     let mut revoked = world.protected_site();
     revoked["client"]["crl"] = json!([world.credentials.clients.crl(&[&world.credentials.client])]);
     world.admin().put("ssls/app", &revoked).await;
     world.start_node().await;
-    world.good_caller("app.test").refusal().await;
+    world.verified_client("app.test").expect_alert().await;
 }
 
 #[tokio::test]
@@ -208,7 +212,7 @@ async fn a_wait_for_a_control_plane_ends() {
     world.node_log().line_with(&["WARN", "countersign.node.wait_for_control_plane"]).await;
     assert_eq!(world.node_ready()["revision"], json!(revision));
     assert_eq!(world.status("/status/ready").await.status, StatusCode::OK);
-    assert_eq!(world.good_caller("app.test").get("/").await.unwrap().status, StatusCode::OK);
+    assert_eq!(world.verified_client("app.test").get("/").await.unwrap().status, StatusCode::OK);
 }
 
 /// Running, and over a restart, until a control plane is back.
@@ -218,16 +222,16 @@ async fn what_is_too_old_is_not_served() {
     world.stop_node().await;
     world.change_settings(json!({"countersign": {"node": {"last_good_max_age": 2}}}));
     world.start_node().await;
-    world.settled(revision).await;
+    world.wait_acknowledged(revision).await;
     assert_eq!(world.metric("countersign_snapshot_age_seconds").await, 0);
-    let mut kept = world.good_caller("app.test").connect().await.unwrap();
+    let mut kept = world.verified_client("app.test").connect().await.unwrap();
     assert_eq!(kept.get("/").await.unwrap().status, StatusCode::OK);
 
     world.stop_control().await;
     world.node_log().line_with(&["ERROR", "countersign.node.last_good_max_age"]).await;
     assert_eq!(world.status("/status/ready").await.status, StatusCode::SERVICE_UNAVAILABLE);
     assert!(world.metric("countersign_snapshot_age_seconds").await >= 2);
-    world.good_caller("app.test").refusal().await;
+    world.verified_client("app.test").expect_alert().await;
     let answer = kept.get("/").await;
     assert!(answer.is_err() || answer.unwrap().status != StatusCode::OK, "a kept connection is refused, too");
 
@@ -235,11 +239,11 @@ async fn what_is_too_old_is_not_served() {
     world.start_node().await;
     world.node_log().line_with(&["ERROR", "the last good snapshot is not served"]).await;
     assert_eq!(world.status("/status/ready").await.status, StatusCode::SERVICE_UNAVAILABLE);
-    world.good_caller("app.test").refusal().await;
+    world.verified_client("app.test").expect_alert().await;
 
     world.start_control().await;
-    world.settled(revision).await;
-    assert_eq!(world.good_caller("app.test").get("/").await.unwrap().status, StatusCode::OK);
+    world.wait_acknowledged(revision).await;
+    assert_eq!(world.verified_client("app.test").get("/").await.unwrap().status, StatusCode::OK);
     assert_eq!(world.status("/status/ready").await.status, StatusCode::OK);
 }
 
@@ -248,7 +252,7 @@ async fn a_node_without_anything_is_not_ready_and_serves_nothing() {
     let world = World::builder().without_control().start().await;
     assert_eq!(world.status("/status").await.status, StatusCode::OK);
     assert_eq!(world.status("/status/ready").await.status, StatusCode::SERVICE_UNAVAILABLE);
-    world.good_caller("app.test").refusal().await;
+    world.verified_client("app.test").expect_alert().await;
     let reply = world.plain("app.test").await.get("/").await.unwrap();
     assert!(reply.status == StatusCode::NOT_FOUND || reply.status == StatusCode::SERVICE_UNAVAILABLE);
 }
@@ -265,10 +269,10 @@ async fn a_control_plane_with_an_older_store_is_followed_too() {
     fs::write(world.store(), backup).unwrap();
     world.start_control().await;
     let revision = world.admin().get("dataplanes").await.body["revision"].as_u64().unwrap();
-    world.settled(revision).await;
-    let reply = world.good_caller("app.test").get("/more").await.unwrap();
+    world.wait_acknowledged(revision).await;
+    let reply = world.verified_client("app.test").get("/more").await.unwrap();
     assert_eq!(reply.json()["uri"], "/more", "the catch-all route serves it");
     let revision = world.admin().delete("routes/app").await;
-    world.settled(revision).await;
-    assert_eq!(world.good_caller("app.test").get("/more").await.unwrap().status, StatusCode::NOT_FOUND);
+    world.wait_acknowledged(revision).await;
+    assert_eq!(world.verified_client("app.test").get("/more").await.unwrap().status, StatusCode::NOT_FOUND);
 }

@@ -1,6 +1,6 @@
 //! Which route answers, through the Admin API and the wire: host, path, method, priority, services and references.
 
-use e2e::caller::full;
+use e2e::client::full;
 use e2e::upstream::Upstream;
 use e2e::world::World;
 use http::{Method, StatusCode};

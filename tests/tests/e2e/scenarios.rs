@@ -2,7 +2,7 @@
 //!
 //! Every refusal must happen in the handshake: no HTTP answer, and an alert about the certificate.
 
-use e2e::caller::{Http, Tls};
+use e2e::client::{Http, Tls};
 use e2e::curl::curl;
 use e2e::documents::route;
 use e2e::upstream::Upstream;
@@ -34,9 +34,9 @@ fn is_about_the_certificate(alert: AlertDescription) -> bool {
 async fn a_protected_route_answers_a_good_client_over_every_protocol() {
     let (world, _upstream) = World::protected(json!({})).await;
     for (tls, http) in PROTOCOLS {
-        let caller = world.good_caller("app.test").tls(tls).http(http);
+        let client = world.verified_client("app.test").tls(tls).http(http);
         let mut session =
-            caller.connect().await.unwrap_or_else(|refused| panic!("{tls:?} {http:?}: {refused}"));
+            client.connect().await.unwrap_or_else(|refused| panic!("{tls:?} {http:?}: {refused}"));
         let expected = if tls == Tls::V12 { ProtocolVersion::TLSv1_2 } else { ProtocolVersion::TLSv1_3 };
         assert_eq!(session.protocol(), Some(expected));
         let reply =
@@ -59,9 +59,9 @@ async fn a_protected_route_refuses_everybody_else_in_the_handshake() {
     ];
     for (what, identity) in &strangers {
         for (tls, http) in PROTOCOLS {
-            let caller = world.caller("app.test").tls(tls).http(http);
-            let caller = identity.iter().fold(caller, |caller, identity| caller.identity(identity));
-            let alert = caller.refusal().await;
+            let client = world.client("app.test").tls(tls).http(http);
+            let client = identity.iter().fold(client, |client, identity| client.identity(identity));
+            let alert = client.expect_alert().await;
             assert!(is_about_the_certificate(alert), "{what}, {tls:?}, {http:?}: {alert:?}");
         }
     }
@@ -124,7 +124,7 @@ async fn an_upstream_that_demands_a_certificate_sees_the_gateways_own() {
         ])
         .await;
     for (tls, http) in PROTOCOLS {
-        let reply = world.good_caller("app.test").tls(tls).http(http).get("/hello").await.unwrap();
+        let reply = world.verified_client("app.test").tls(tls).http(http).get("/hello").await.unwrap();
         assert_eq!(reply.status, StatusCode::OK, "{}", reply.text());
         let seen = reply.json();
         assert_eq!(seen["client_subject"], "CN=the-gateway");
@@ -133,7 +133,7 @@ async fn an_upstream_that_demands_a_certificate_sees_the_gateways_own() {
 
     // Without a certificate the node ends the handshake: a gateway's failure, not the client's.
     world.apply(&[("upstreams/strict", bare)]).await;
-    let reply = world.good_caller("app.test").get("/hello").await.unwrap();
+    let reply = world.verified_client("app.test").get("/hello").await.unwrap();
     assert_eq!(reply.status, StatusCode::BAD_GATEWAY, "{}", reply.text());
 
     // PATCH brings it back, and a certificate of an authority the node does not know does not help.
@@ -142,12 +142,15 @@ async fn an_upstream_that_demands_a_certificate_sees_the_gateways_own() {
         json!({"tls": {"client_cert": identity.certificate_pem, "client_key": identity.key_pem}})
     };
     let revision = admin.write(http::Method::PATCH, "upstreams/strict", Some(&patch(&gateway))).await;
-    world.settled(revision).await;
-    assert_eq!(world.good_caller("app.test").get("/hello").await.unwrap().status, StatusCode::OK);
+    world.wait_acknowledged(revision).await;
+    assert_eq!(world.verified_client("app.test").get("/hello").await.unwrap().status, StatusCode::OK);
     let wrong = credentials.strangers.client("the-gateway");
     let revision = admin.write(http::Method::PATCH, "upstreams/strict", Some(&patch(&wrong))).await;
-    world.settled(revision).await;
-    assert_eq!(world.good_caller("app.test").get("/hello").await.unwrap().status, StatusCode::BAD_GATEWAY);
+    world.wait_acknowledged(revision).await;
+    assert_eq!(
+        world.verified_client("app.test").get("/hello").await.unwrap().status,
+        StatusCode::BAD_GATEWAY
+    );
 }
 
 #[tokio::test]
@@ -174,7 +177,7 @@ async fn an_upstream_may_refer_to_a_client_certificate_kept_as_an_ssl() {
             ),
         ])
         .await;
-    let seen = world.caller("app.test").get("/").await.unwrap().json();
+    let seen = world.client("app.test").get("/").await.unwrap().json();
     assert_eq!(seen["client_subject"], "CN=kept-once");
 }
 
@@ -182,12 +185,12 @@ async fn an_upstream_may_refer_to_a_client_certificate_kept_as_an_ssl() {
 async fn a_name_nobody_serves_gets_no_certificate() {
     let (world, _upstream) = World::protected(json!({})).await;
     for tls in [Tls::V12, Tls::V13] {
-        let unknown = world.good_caller("other.test").tls(tls).refusal().await;
+        let unknown = world.verified_client("other.test").tls(tls).expect_alert().await;
         assert!(
             matches!(unknown, AlertDescription::UnrecognisedName | AlertDescription::HandshakeFailure),
             "{unknown:?}"
         );
-        let nameless = world.good_caller("app.test").tls(tls).no_sni().refusal().await;
+        let nameless = world.verified_client("app.test").tls(tls).no_sni().expect_alert().await;
         assert!(
             matches!(
                 nameless,
@@ -215,10 +218,10 @@ async fn a_host_with_client_authentication_is_not_reached_through_another_name()
         ])
         .await;
     for http in [Http::One, Http::Two] {
-        let through = world.caller("app.test").sni("open.test").http(http);
+        let through = world.client("app.test").sni("open.test").http(http);
         let reply = through.get("/secret").await.unwrap();
         assert_eq!(reply.status, StatusCode::MISDIRECTED_REQUEST, "{}", reply.text());
-        let own = world.caller("open.test").http(http).get("/public").await.unwrap();
+        let own = world.client("open.test").http(http).get("/public").await.unwrap();
         assert_eq!(own.status, StatusCode::OK);
     }
     assert_eq!(upstream.requests(), 2);
@@ -232,12 +235,12 @@ async fn without_io_uring_everything_is_the_same() {
     let mut world = builder.protected(upstream.address()).start().await;
     assert_eq!(world.node_ready()["driver"], "epoll");
     for (tls, http) in PROTOCOLS {
-        let good = world.good_caller("app.test").tls(tls).http(http);
+        let good = world.verified_client("app.test").tls(tls).http(http);
         let mut session = good.connect().await.unwrap();
         let body = vec![7_u8; 1 << 20];
-        let request = session.request(http::Method::POST, "/echo", e2e::caller::full(body.clone()));
+        let request = session.request(http::Method::POST, "/echo", e2e::client::full(body.clone()));
         assert!(session.fetch(request).await.unwrap().body == body, "{tls:?} {http:?}");
-        world.caller("app.test").tls(tls).http(http).refusal().await;
+        world.client("app.test").tls(tls).http(http).expect_alert().await;
     }
     assert!(world.stop_node().await.success());
 }

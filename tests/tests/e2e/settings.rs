@@ -45,7 +45,7 @@ async fn a_closed_admin_api_listens_nowhere() {
     assert!(tokio::net::TcpStream::connect(admin).await.is_err(), "somebody listens at {admin}");
     // The data plane has its control plane again, and serves.
     world.node_log().line_after(connections, &["connected"]).await;
-    assert_eq!(world.caller("app.test").get("/").await.unwrap().status, StatusCode::OK);
+    assert_eq!(world.client("app.test").get("/").await.unwrap().status, StatusCode::OK);
     assert!(control.stop().await.success());
 }
 

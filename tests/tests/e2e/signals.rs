@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::Stdio;
 
 use e2e::documents::route;
-use e2e::process::{Log, PATIENCE, program};
+use e2e::process::{EVENT_TIMEOUT, Log, program};
 use e2e::shell::Shell;
 use e2e::upstream::Upstream;
 use e2e::world::World;
@@ -43,7 +43,7 @@ async fn hangup_and_user_signals_are_told_and_stop_nothing() {
         }
     }
     world.apply(&[("routes/other", route)]).await;
-    assert_eq!(world.good_caller("app.test").get("/").await.unwrap().status, StatusCode::OK);
+    assert_eq!(world.verified_client("app.test").get("/").await.unwrap().status, StatusCode::OK);
 }
 
 #[tokio::test]
@@ -103,7 +103,8 @@ async fn starting(world: &World, command: &[&str]) -> (Child, Log) {
         .unwrap();
     let log = Log::default();
     log.follow(child.stderr.take().unwrap());
-    let accepted = timeout(PATIENCE, etcd.accept()).await.expect("the control plane dials etcd").unwrap();
+    let accepted =
+        timeout(EVENT_TIMEOUT, etcd.accept()).await.expect("the control plane dials etcd").unwrap();
     // Both live as long as the test's runtime.
     tokio::spawn(async move {
         let _held = (etcd, accepted);
@@ -123,7 +124,7 @@ async fn a_control_plane_that_starts_obeys_signals_too() {
         kill(world.folder(), signal, id).await;
         log.line_with(&[words]).await;
     }
-    let status = timeout(PATIENCE, child.wait()).await.expect("the start ends").unwrap();
+    let status = timeout(EVENT_TIMEOUT, child.wait()).await.expect("the start ends").unwrap();
     assert!(status.success(), "{status}");
 }
 
@@ -133,6 +134,6 @@ async fn a_command_is_ended_by_a_hangup_as_any_other() {
     let world = World::builder().without_control().nodes(&[]).start().await;
     let (mut child, _log) = starting(&world, &["doctor"]).await;
     kill(world.folder(), "HUP", child.id().unwrap()).await;
-    let status = timeout(PATIENCE, child.wait()).await.expect("the command ends").unwrap();
+    let status = timeout(EVENT_TIMEOUT, child.wait()).await.expect("the command ends").unwrap();
     assert_eq!(status.signal(), Some(1), "{status}");
 }

@@ -5,11 +5,11 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use e2e::caller::{Http, bounded, full};
+use e2e::client::{Http, bounded, full};
 use e2e::curl::curl;
 use e2e::documents::{protected, site, weighted};
-use e2e::frames::{self, END_HEADERS, END_STREAM, HEADERS, Wire};
-use e2e::stream::{Script, StreamUpstream};
+use e2e::frames::{self, END_HEADERS, END_STREAM, FrameConnection, HEADERS};
+use e2e::stream::{Script, TcpUpstream};
 use e2e::upstream::{FIRST_HALF, SECOND_HALF, Upstream, pattern, sha256};
 use e2e::world::World;
 use http::{Method, StatusCode};
@@ -45,7 +45,7 @@ impl Stage {
         match how {
             "delete" => {
                 let revision = self.world.admin().delete("ssls/app").await;
-                return self.world.settled(revision).await;
+                return self.world.wait_acknowledged(revision).await;
             }
             "disable" => document["status"] = json!(0),
             "rename" => document["snis"] = json!(["elsewhere.test"]),
@@ -62,7 +62,7 @@ impl Stage {
     }
 
     async fn refused(&self) {
-        assert_eq!(self.world.caller("app.test").refusal().await, AlertDescription::UnrecognisedName);
+        assert_eq!(self.world.client("app.test").expect_alert().await, AlertDescription::UnrecognisedName);
     }
 }
 
@@ -72,7 +72,7 @@ async fn a_long_download_outlives_its_site() {
         [("delete", Http::One), ("delete", Http::Two), ("disable", Http::One), ("rename", Http::Two)]
     {
         let stage = Stage::new(json!({})).await;
-        let mut session = stage.world.caller("app.test").http(http).connect().await.unwrap();
+        let mut session = stage.world.client("app.test").http(http).connect().await.unwrap();
         let path = format!("/sized?bytes={DOWNLOAD}");
         let answer = session.send(session.request(Method::GET, &path, full(""))).await.unwrap();
         stage.take_away_and_tell(how).await;
@@ -111,7 +111,7 @@ async fn curl_gets_all_of_its_answer() {
 async fn an_upload_outlives_its_site() {
     for how in ["delete", "rename"] {
         let stage = Stage::new(json!({})).await;
-        let mut stream = stage.world.caller("app.test").handshake().await.unwrap();
+        let mut stream = stage.world.client("app.test").handshake().await.unwrap();
         let head = "POST /sink HTTP/1.1\r\nHost: app.test\r\nContent-Length: 12\r\n\r\nbefore";
         stream.write_all(head.as_bytes()).await.unwrap();
         stage.upstream.arrived(1).await;
@@ -132,7 +132,7 @@ async fn an_upload_outlives_its_site() {
 async fn http_1_is_told_by_its_next_answer() {
     for how in ["delete", "disable", "rename"] {
         let stage = Stage::new(json!({})).await;
-        let mut session = stage.world.caller("app.test").connect().await.unwrap();
+        let mut session = stage.world.client("app.test").connect().await.unwrap();
         assert_eq!(session.get("/before").await.unwrap().status, StatusCode::OK);
         let waiting = tokio::spawn(async move {
             let reply = session.get("/hold").await;
@@ -155,7 +155,7 @@ async fn http_1_is_told_by_its_next_answer() {
 #[tokio::test]
 async fn http_2_is_told_by_goaway_and_serves_nothing_new() {
     let stage = Stage::new(json!({})).await;
-    let mut wire = Wire::connect(&stage.world.caller("app.test")).await;
+    let mut wire = FrameConnection::connect(&stage.world.client("app.test")).await;
     let get = |stream: u32, path: &str| {
         let block = frames::request_block("GET", "app.test", path);
         frames::frame(HEADERS, END_STREAM | END_HEADERS, stream, &block)
@@ -175,11 +175,11 @@ async fn http_2_is_told_by_goaway_and_serves_nothing_new() {
 #[tokio::test]
 async fn kept_connections_are_closed_quietly() {
     let stage = Stage::new(json!({})).await;
-    let caller = stage.world.caller("app.test");
-    let mut kept = caller.handshake().await.unwrap();
+    let client = stage.world.client("app.test");
+    let mut kept = client.handshake().await.unwrap();
     kept.write_all(b"GET / HTTP/1.1\r\nHost: app.test\r\n\r\n").await.unwrap();
     assert!(bounded("an answer", kept.read(&mut [0; 4096])).await.unwrap() > 0);
-    let mut wire = Wire::connect(&caller).await;
+    let mut wire = FrameConnection::connect(&client).await;
     assert!(wire.send(&frames::frame(frames::SETTINGS, 1, 0, &[])).await);
     stage.take_away("delete").await;
     // Without close_notify this is an error.
@@ -192,7 +192,7 @@ async fn kept_connections_are_closed_quietly() {
 async fn a_request_after_the_site_is_gone_reaches_no_upstream() {
     for _ in 0..10 {
         let stage = Stage::new(json!({})).await;
-        let mut kept = stage.world.caller("app.test").handshake().await.unwrap();
+        let mut kept = stage.world.client("app.test").handshake().await.unwrap();
         stage.take_away("delete").await;
         // The connection may have been closed meanwhile.
         let _ = kept.write_all(b"GET /after HTTP/1.1\r\nHost: app.test\r\n\r\n").await;
@@ -208,7 +208,7 @@ async fn what_never_ends_is_cut_at_worker_shutdown_timeout() {
     let stage = Stage::new(json!({"nginx_config": {"worker_shutdown_timeout": "1s"}})).await;
     for http in [Http::One, Http::Two] {
         stage.world.apply(&[("ssls/app", stage.world.open_site())]).await;
-        let mut session = stage.world.caller("app.test").http(http).connect().await.unwrap();
+        let mut session = stage.world.client("app.test").http(http).connect().await.unwrap();
         let before = stage.upstream.requests();
         let waiting = tokio::spawn(async move { session.get("/halves").await });
         stage.upstream.arrived(before + 1).await;
@@ -225,7 +225,7 @@ async fn what_never_ends_is_cut_at_worker_shutdown_timeout() {
 #[tokio::test]
 async fn a_policy_that_comes_back_with_the_name_ends_what_finishes() {
     let stage = Stage::new(json!({})).await;
-    let mut session = stage.world.caller("app.test").connect().await.unwrap();
+    let mut session = stage.world.client("app.test").connect().await.unwrap();
     let waiting = tokio::spawn(async move { session.get("/halves").await });
     stage.upstream.arrived(1).await;
     stage.take_away_and_tell("delete").await;
@@ -240,7 +240,7 @@ async fn a_policy_that_comes_back_with_the_name_ends_what_finishes() {
 async fn a_policy_that_was_involved_once_ends_the_connection() {
     let stage = Stage::new(json!({})).await;
     stage.world.apply(&[("ssls/app", stage.world.protected_site())]).await;
-    let mut session = stage.world.good_caller("app.test").connect().await.unwrap();
+    let mut session = stage.world.verified_client("app.test").connect().await.unwrap();
     let waiting = tokio::spawn(async move { session.get("/halves").await });
     stage.upstream.arrived(1).await;
     stage.world.apply(&[("ssls/app", stage.world.open_site())]).await;
@@ -256,7 +256,7 @@ async fn a_name_that_stays_answered_keeps_its_connections() {
     let (credentials, world) = (&stage.world.credentials, &stage.world);
     let mut open = Vec::new();
     for http in [Http::One, Http::Two] {
-        let mut session = world.caller("app.test").http(http).connect().await.unwrap();
+        let mut session = world.client("app.test").http(http).connect().await.unwrap();
         let answer = session.send(session.request(Method::GET, "/halves", full(""))).await.unwrap();
         open.push((session, answer));
     }
@@ -268,7 +268,7 @@ async fn a_name_that_stays_answered_keeps_its_connections() {
     world.apply(&[("ssls/app", changed), ("ssls/wild", wildcard)]).await;
     stage.take_away("delete").await;
     let revision = world.admin().delete("routes/all").await;
-    world.settled(revision).await;
+    world.wait_acknowledged(revision).await;
     stage.upstream.open_gate();
     for (mut session, answer) in open {
         let body = bounded("the answer", answer.into_body().collect()).await.unwrap().to_bytes();
@@ -283,12 +283,12 @@ async fn another_site_of_an_h2_connection_may_go() {
     let stage = Stage::new(json!({})).await;
     let other = site(&stage.world.credentials.servers.server(&["other.test"]), "other.test");
     stage.world.apply(&[("ssls/other", other)]).await;
-    let mut session = stage.world.caller("app.test").http(Http::Two).connect().await.unwrap();
+    let mut session = stage.world.client("app.test").http(Http::Two).connect().await.unwrap();
     let mut request = session.request(Method::GET, "/halves", full(""));
     *request.uri_mut() = "https://other.test/halves".parse().unwrap();
     let answer = session.send(request).await.unwrap();
     let revision = stage.world.admin().delete("ssls/other").await;
-    stage.world.settled(revision).await;
+    stage.world.wait_acknowledged(revision).await;
     stage.upstream.open_gate();
     let body = bounded("the answer", answer.into_body().collect()).await.unwrap().to_bytes();
     assert_eq!(body, format!("{FIRST_HALF}{SECOND_HALF}"));
@@ -301,17 +301,17 @@ async fn a_stream_goes_on_within_the_same_bound() {
         let mut settings = streaming();
         settings["nginx_config"] = json!({"worker_shutdown_timeout": deadline});
         let stage = Stage::new(settings).await;
-        let upstream = StreamUpstream::plain("one", Script::Echo).await;
+        let upstream = TcpUpstream::plain("one", Script::Echo).await;
         let route = json!({"upstream": to(&[upstream.address()])});
         stage.world.apply(&[("stream_routes/1", route)]).await;
-        let caller = stage.world.stream_caller("app.test");
-        let mut stream = caller.handshake_with(Arc::new(caller.config())).await.unwrap();
+        let client = stage.world.tcp_client("app.test");
+        let mut stream = client.handshake_with(Arc::new(client.config())).await.unwrap();
         stream.write_all(b"before").await.unwrap();
         let mut said = [0; 6];
         bounded("an echo", stream.read_exact(&mut said)).await.unwrap();
         let mark = stage.world.node_log().mark();
         stage.take_away_and_tell("delete").await;
-        assert_eq!(caller.refusal().await, AlertDescription::UnrecognisedName);
+        assert_eq!(client.expect_alert().await, AlertDescription::UnrecognisedName);
         if cut {
             stage.world.node_log().line_after(mark, &["connection ended", "no_site", "app.test"]).await;
             e2e::raw::until_closed(&mut stream).await;
@@ -331,9 +331,9 @@ async fn the_bound_does_not_touch_a_site_that_stays() {
         &stage.world.credentials.clients,
     );
     stage.world.apply(&[("ssls/other", other)]).await;
-    let mut bystander = stage.world.good_caller("other.test").connect().await.unwrap();
+    let mut bystander = stage.world.verified_client("other.test").connect().await.unwrap();
     assert_eq!(bystander.get("/before").await.unwrap().status, StatusCode::OK);
-    let mut session = stage.world.caller("app.test").connect().await.unwrap();
+    let mut session = stage.world.client("app.test").connect().await.unwrap();
     let waiting = tokio::spawn(async move { session.get("/halves").await });
     stage.upstream.arrived(2).await;
     stage.take_away_and_tell("delete").await;

@@ -4,13 +4,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use e2e::caller::{Caller, Tls, bounded};
+use e2e::client::{HttpClient, Tls, bounded};
 use e2e::credentials::Credential;
 use e2e::documents::{protected, site as site_of, weighted};
 use e2e::ports::Reservation;
 use e2e::raw;
 use e2e::resources::memory_peak;
-use e2e::stream::{Script, StreamUpstream, digest_of};
+use e2e::stream::{Script, TcpUpstream, digest_of};
 use e2e::upstream::{pattern, sha256};
 use e2e::world::World;
 use http::StatusCode;
@@ -56,7 +56,7 @@ pub async fn said(stream: &mut (impl AsyncRead + AsyncWrite + Unpin)) -> String 
 
 /// The answer to a client of the TLS listener that asks for this name.
 pub async fn ask(world: &World, sni: &str) -> String {
-    let mut stream = world.stream_caller(sni).handshake().await.unwrap_or_else(|refused| panic!("{refused}"));
+    let mut stream = world.tcp_client(sni).handshake().await.unwrap_or_else(|refused| panic!("{refused}"));
     said(&mut stream).await
 }
 
@@ -67,13 +67,13 @@ pub async fn ask_plain(world: &World) -> String {
 
 /// A name that no site answers to.
 pub async fn rejected(world: &World, sni: &str) {
-    assert_eq!(world.stream_caller(sni).refusal().await, AlertDescription::UnrecognisedName);
+    assert_eq!(world.tcp_client(sni).expect_alert().await, AlertDescription::UnrecognisedName);
 }
 
 /// A world with the site `app.test` and one route for all, to an upstream with this script.
-async fn world_to(script: Script) -> (World, StreamUpstream) {
+async fn world_to(script: Script) -> (World, TcpUpstream) {
     let world = World::builder().settings(streaming()).start().await;
-    let upstream = StreamUpstream::plain("one", script).await;
+    let upstream = TcpUpstream::plain("one", script).await;
     let route = json!({"upstream": to(&[upstream.address()])});
     world.apply(&[("ssls/app", world.open_site()), ("stream_routes/1", route)]).await;
     (world, upstream)
@@ -92,8 +92,8 @@ async fn a_client_without_the_right_certificate_gets_nothing_and_no_upstream_hea
     let (world, upstream) = world_to(Script::Greet).await;
     world.apply(&[("ssls/app", world.protected_site())]).await;
     for tls in [Tls::V12, Tls::V13] {
-        let caller = world.stream_caller("app.test").tls(tls);
-        let refusal = caller.refusal().await;
+        let client = world.tcp_client("app.test").tls(tls);
+        let refusal = client.expect_alert().await;
         let none = [AlertDescription::CertificateRequired, AlertDescription::HandshakeFailure];
         assert!(none.contains(&refusal), "{refusal:?}");
         for wrong in [
@@ -101,14 +101,14 @@ async fn a_client_without_the_right_certificate_gets_nothing_and_no_upstream_hea
             world.credentials.clients.expired_client("good-client"),
             world.credentials.clients.server(&["app.test"]),
         ] {
-            caller.clone().identity(&wrong).refusal().await;
+            client.clone().identity(&wrong).expect_alert().await;
         }
         assert_eq!(upstream.connections(), 0);
     }
     world.node_log().lines_with(&["handshake refused", "no_certificate", "sni=\"app.test\""], 2).await;
     world.node_log().lines_with(&["handshake refused", "bad_certificate", "rule=\"expired\""], 2).await;
     let mut good =
-        world.stream_caller("app.test").identity(&world.credentials.client).handshake().await.unwrap();
+        world.tcp_client("app.test").identity(&world.credentials.client).handshake().await.unwrap();
     assert_eq!(said(&mut good).await, hello("one"));
     assert_eq!(upstream.connections(), 1);
 }
@@ -118,7 +118,7 @@ async fn a_client_without_the_right_certificate_gets_nothing_and_no_upstream_hea
 async fn a_site_with_skip_rules_insists_on_streams_whatever_its_https_side_let_in() {
     let tickets = streaming_with(json!({"ssl": {"ssl_session_tickets": true}}));
     let world = World::builder().settings(tickets).start().await;
-    let upstream = StreamUpstream::plain("one", Script::Greet).await;
+    let upstream = TcpUpstream::plain("one", Script::Greet).await;
     let mut site = world.protected_site();
     site["client"]["skip_mtls_uri_regex"] = json!(["^/"]);
     let route = json!({"upstream": to(&[upstream.address()])});
@@ -126,22 +126,22 @@ async fn a_site_with_skip_rules_insists_on_streams_whatever_its_https_side_let_i
     let stranger = world.credentials.strangers.client("x");
     for tls in [Tls::V12, Tls::V13] {
         for identity in [None, Some(&stranger)] {
-            let with = |caller: Caller| {
-                let caller = caller.tls(tls);
-                identity.map_or(caller.clone(), |identity| caller.identity(identity))
+            let with = |client: HttpClient| {
+                let client = client.tls(tls);
+                identity.map_or(client.clone(), |identity| client.identity(identity))
             };
-            let config = Arc::new(with(world.caller("app.test")).config());
+            let config = Arc::new(with(world.client("app.test")).config());
             // The HTTPS side lets it in, twice: whatever it hands out is in the client's hands now.
             for _ in 0..2 {
                 let mut open =
-                    with(world.caller("app.test")).handshake_with(Arc::clone(&config)).await.unwrap();
+                    with(world.client("app.test")).handshake_with(Arc::clone(&config)).await.unwrap();
                 open.write_all(b"GET / HTTP/1.1\r\nHost: app.test\r\nConnection: close\r\n\r\n")
                     .await
                     .unwrap();
                 let answer = String::from_utf8(raw::until_closed(&mut open).await).unwrap();
                 assert!(answer.starts_with("HTTP/1.1 404"), "{answer}");
             }
-            let stream = with(world.stream_caller("app.test")).handshake_with(Arc::clone(&config)).await;
+            let stream = with(world.tcp_client("app.test")).handshake_with(Arc::clone(&config)).await;
             if let Ok(mut stream) = stream {
                 assert_eq!(
                     said(&mut stream).await,
@@ -153,7 +153,7 @@ async fn a_site_with_skip_rules_insists_on_streams_whatever_its_https_side_let_i
         }
     }
     let mut good =
-        world.stream_caller("app.test").identity(&world.credentials.client).handshake().await.unwrap();
+        world.tcp_client("app.test").identity(&world.credentials.client).handshake().await.unwrap();
     assert_eq!(said(&mut good).await, hello("one"));
 }
 
@@ -205,8 +205,8 @@ async fn a_live_stream_ends_when_its_client_is_no_longer_let_in_and_others_go_on
     let other = protected(site_of(&elsewhere, "other.example"), &world.credentials.clients);
     world.apply(&[("ssls/app", site.clone()), ("ssls/other", other)]).await;
     let connected = async |sni| {
-        let caller = world.stream_caller(sni).identity(&world.credentials.client);
-        let mut stream = caller.handshake().await.unwrap();
+        let client = world.tcp_client(sni).identity(&world.credentials.client);
+        let mut stream = client.handshake().await.unwrap();
         stream.write_all(b"first").await.unwrap();
         stream.read_exact(&mut [0; 5]).await.unwrap();
         stream
@@ -235,7 +235,7 @@ async fn said_to_the_end(stream: &mut (impl AsyncRead + AsyncWrite + Unpin), byt
 async fn a_client_that_has_said_all_is_still_answered() {
     let (world, plain) = world_to(Script::Digest).await;
     let certificate = world.credentials.upstreams.server(&["up.test"]);
-    let tls = StreamUpstream::tls("tls", Script::Digest, &certificate).await;
+    let tls = TcpUpstream::tls("tls", Script::Digest, &certificate).await;
     let words = pattern(300_000);
     let expected = digest_of(&words);
     for upstream in [&plain, &tls] {
@@ -243,7 +243,7 @@ async fn a_client_that_has_said_all_is_still_answered() {
         entry["scheme"] = json!(if upstream.address() == tls.address() { "tls" } else { "tcp" });
         world.apply(&[("stream_routes/1", json!({"upstream": entry}))]).await;
         for version in [Tls::V12, Tls::V13] {
-            let mut stream = world.stream_caller("app.test").tls(version).handshake().await.unwrap();
+            let mut stream = world.tcp_client("app.test").tls(version).handshake().await.unwrap();
             // In TLS 1.2 a client that has said its close_notify may read no more; rustls' does.
             assert_eq!(said_to_the_end(&mut stream, &words).await, expected, "{version:?}");
         }
@@ -257,7 +257,7 @@ async fn a_client_that_has_said_all_is_still_answered() {
 async fn an_upstream_that_has_said_all_is_still_told_the_rest() {
     let (world, upstream) = world_to(Script::Pour(200_000)).await;
     let words = pattern(100_000);
-    let mut within = world.stream_caller("app.test").handshake().await.unwrap();
+    let mut within = world.tcp_client("app.test").handshake().await.unwrap();
     let mut plain = TcpStream::connect(world.stream(1)).await.unwrap();
     assert_eq!(sha256(&raw::until_closed(&mut within).await), sha256(&pattern(200_000)));
     assert_eq!(sha256(&raw::until_closed(&mut plain).await), sha256(&pattern(200_000)));
@@ -276,16 +276,16 @@ async fn streams_are_the_same_without_io_uring() {
     let world = World::builder().settings(streaming()).node_environment("COUNTERSIGN_DRIVER", "epoll");
     let world = world.start().await;
     assert_eq!(world.node_ready()["driver"], "epoll");
-    let upstream = StreamUpstream::plain("one", Script::Digest).await;
+    let upstream = TcpUpstream::plain("one", Script::Digest).await;
     let route = json!({"upstream": to(&[upstream.address()])});
     world.apply(&[("ssls/app", world.protected_site()), ("stream_routes/1", route)]).await;
     let words = pattern(4 * MIB);
-    let caller = world.stream_caller("app.test").identity(&world.credentials.client);
-    let mut within = caller.handshake().await.unwrap();
+    let client = world.tcp_client("app.test").identity(&world.credentials.client);
+    let mut within = client.handshake().await.unwrap();
     assert_eq!(said_to_the_end(&mut within, &words).await, digest_of(&words));
     let mut plain = TcpStream::connect(world.stream(1)).await.unwrap();
     assert_eq!(said_to_the_end(&mut plain, &words).await, digest_of(&words));
-    assert_eq!(world.stream_caller("app.test").refusal().await, AlertDescription::CertificateRequired);
+    assert_eq!(world.tcp_client("app.test").expect_alert().await, AlertDescription::CertificateRequired);
 }
 
 /// Only `close_notify` says that nothing was cut off: what came is delivered, and the cut stays one.
@@ -293,11 +293,11 @@ async fn streams_are_the_same_without_io_uring() {
 async fn an_end_that_was_not_said_is_passed_on_as_a_cut() {
     let world = World::builder().settings(streaming()).start().await;
     let certificate = world.credentials.upstreams.server(&["up.test"]);
-    let upstream = StreamUpstream::tls("tls", Script::Echo, &certificate).await;
+    let upstream = TcpUpstream::tls("tls", Script::Echo, &certificate).await;
     let mut entry = to(&[upstream.address()]);
     entry["scheme"] = json!("tls");
     world.apply(&[("ssls/app", world.open_site()), ("stream_routes/1", json!({"upstream": entry}))]).await;
-    let mut stream = world.stream_caller("app.test").handshake().await.unwrap();
+    let mut stream = world.tcp_client("app.test").handshake().await.unwrap();
     stream.write_all(b"all but the l").await.unwrap();
     stream.flush().await.unwrap();
     stream.get_mut().0.shutdown().await.unwrap();
@@ -309,7 +309,7 @@ async fn an_end_that_was_not_said_is_passed_on_as_a_cut() {
 #[tokio::test]
 async fn a_hundred_mebibytes_go_both_ways_at_once_and_arrive_whole() {
     let (world, upstream) = world_to(Script::Echo).await;
-    let (mut read, mut write) = tokio::io::split(world.stream_caller("app.test").handshake().await.unwrap());
+    let (mut read, mut write) = tokio::io::split(world.tcp_client("app.test").handshake().await.unwrap());
     let words = pattern(100 * MIB);
     let expected = sha256(&words);
     let writer = tokio::spawn(async move {
@@ -330,11 +330,11 @@ async fn a_hundred_mebibytes_go_both_ways_at_once_and_arrive_whole() {
 async fn a_client_that_does_not_read_makes_the_upstream_wait_not_the_gateway_grow() {
     let (world, _upstream) = world_to(Script::Pour(64 * MIB)).await;
     // Code that runs for the first time is read into memory, too: the first stream is not measured.
-    let mut first = world.stream_caller("app.test").handshake().await.unwrap();
+    let mut first = world.tcp_client("app.test").handshake().await.unwrap();
     assert_eq!(raw::until_closed(&mut first).await.len(), 64 * MIB);
     let moved = async || metric(&world, "countersign_stream_bytes_total{to=\"client\"}").await;
     let (before, already) = (memory_peak(world.node_id()), moved().await);
-    let mut stream = world.stream_caller("app.test").handshake().await.unwrap();
+    let mut stream = world.tcp_client("app.test").handshake().await.unwrap();
     // Until nothing moves any more: the kernel's buffers and the gateway's are full.
     let stalled = bounded("the stream stalls", async {
         let (mut last, mut same) = (0, 0);
@@ -357,7 +357,7 @@ async fn with_proxy_mode_stream_no_http_is_listened_for() {
     let world = World::builder().settings(streaming_with(json!({"proxy_mode": "stream"}))).start().await;
     let ready = world.node_ready();
     assert_eq!((&ready["http"], &ready["https"]), (&json!([]), &json!([])));
-    let upstream = StreamUpstream::plain("one", Script::Greet).await;
+    let upstream = TcpUpstream::plain("one", Script::Greet).await;
     world.apply(&[("stream_routes/1", json!({"upstream": to(&[upstream.address()])}))]).await;
     assert_eq!(ask_plain(&world).await, hello("one"));
 }
@@ -368,7 +368,7 @@ async fn with_proxy_mode_stream_no_http_is_listened_for() {
 async fn a_node_that_refuses_is_passed_over_and_nodes_take_turns() {
     let world = World::builder().settings(streaming()).start().await;
     let (one, two) =
-        (StreamUpstream::plain("1", Script::Greet).await, StreamUpstream::plain("2", Script::Greet).await);
+        (TcpUpstream::plain("1", Script::Greet).await, TcpUpstream::plain("2", Script::Greet).await);
     let dead = Reservation::any();
     let route = json!({"upstream": to(&[dead.address(), one.address(), two.address()])});
     world.apply(&[("ssls/app", world.open_site()), ("stream_routes/1", route)]).await;
@@ -390,9 +390,9 @@ async fn a_node_is_verified_where_that_is_asked_for() {
     })));
     let world = world.start().await;
     let good =
-        StreamUpstream::tls("good", Script::Greet, &world.credentials.upstreams.server(&["app.test"])).await;
+        TcpUpstream::tls("good", Script::Greet, &world.credentials.upstreams.server(&["app.test"])).await;
     let bad: &Credential = &world.credentials.strangers.server(&["app.test"]);
-    let bad = StreamUpstream::tls("bad", Script::Greet, bad).await;
+    let bad = TcpUpstream::tls("bad", Script::Greet, bad).await;
     world.apply(&[("ssls/app", world.open_site())]).await;
     for (upstream, verify, answer) in
         [(&good, true, hello("good")), (&bad, true, String::new()), (&bad, false, hello("bad"))]
@@ -409,7 +409,7 @@ async fn a_node_is_verified_where_that_is_asked_for() {
 #[tokio::test]
 async fn a_silent_stream_ends_after_the_upstreams_timeout() {
     let world = World::builder().settings(streaming()).start().await;
-    let upstream = StreamUpstream::plain("one", Script::Silent).await;
+    let upstream = TcpUpstream::plain("one", Script::Silent).await;
     let mut entry = to(&[upstream.address()]);
     entry["timeout"] = json!({"connect": 5, "send": 5, "read": 1});
     world.apply(&[("ssls/app", world.open_site()), ("stream_routes/1", json!({"upstream": entry}))]).await;
@@ -422,11 +422,11 @@ async fn a_silent_stream_ends_after_the_upstreams_timeout() {
 #[tokio::test]
 async fn a_running_stream_is_finished_when_the_gateway_stops() {
     let (mut world, upstream) = world_to(Script::Echo).await;
-    let mut stream = world.stream_caller("app.test").handshake().await.unwrap();
+    let mut stream = world.tcp_client("app.test").handshake().await.unwrap();
     let mut heard = [0; 5];
     stream.write_all(b"first").await.unwrap();
     stream.read_exact(&mut heard).await.unwrap();
-    let mut idle = world.caller("app.test").handshake().await.unwrap();
+    let mut idle = world.client("app.test").handshake().await.unwrap();
     idle.write_all(b"GET / HTTP/1.1\r\nHost: app.test\r\n\r\n").await.unwrap();
     idle.read_exact(&mut [0; 12]).await.unwrap();
     let address = world.stream(0);

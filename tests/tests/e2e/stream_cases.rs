@@ -5,10 +5,10 @@
 
 use std::process::Stdio;
 
-use e2e::caller::bounded;
+use e2e::client::bounded;
 use e2e::credentials::Credential;
 use e2e::documents::{protected, site};
-use e2e::stream::{Script, StreamUpstream};
+use e2e::stream::{Script, TcpUpstream};
 use e2e::upstream::Upstream;
 use e2e::world::World;
 use http::StatusCode;
@@ -94,7 +94,7 @@ async fn case_e03_a_client_with_a_strangers_certificate_reaches_nothing() {
 #[tokio::test]
 async fn case_e04_a_session_of_one_name_opens_no_other() {
     let world = World::builder().settings(streaming()).start().await;
-    let upstream = StreamUpstream::plain("one", Script::Greet).await;
+    let upstream = TcpUpstream::plain("one", Script::Greet).await;
     let both = sites(&world, &["localhost", "test.com"]);
     world
         .apply(&[
@@ -126,7 +126,7 @@ async fn demanded(documents: impl Fn(&World, Value) -> Vec<(&'static str, Value)
     let world = World::builder().settings(streaming()).start().await;
     let certificate = world.credentials.upstreams.server(&["up.test"]);
     let clients = &world.credentials.upstreams;
-    let upstream = StreamUpstream::demanding("mtls upstream", Script::Greet, &certificate, clients).await;
+    let upstream = TcpUpstream::demanding("mtls upstream", Script::Greet, &certificate, clients).await;
     let mut entry = to(&[upstream.address()]);
     entry["scheme"] = json!("tls");
     world.apply(&documents(&world, entry)).await;
@@ -207,7 +207,7 @@ async fn case_f04_the_certificate_may_stand_in_the_route_and_its_key_is_sealed()
 async fn case_f_related_the_upstream_is_asked_for_by_the_clients_name_or_a_fixed_one() {
     let world = World::builder().settings(streaming()).start().await;
     let certificate = world.credentials.upstreams.server(&["up.test"]);
-    let upstream = StreamUpstream::tls("tls", Script::Greet, &certificate).await;
+    let upstream = TcpUpstream::tls("tls", Script::Greet, &certificate).await;
     let mut entry = to(&[upstream.address()]);
     entry["scheme"] = json!("tls");
     world
@@ -228,7 +228,7 @@ async fn case_f_related_the_upstream_is_asked_for_by_the_clients_name_or_a_fixed
 #[tokio::test]
 async fn case_g01_to_g03_a_name_that_is_a_site_and_names_that_are_none() {
     let world = World::builder().settings(streaming()).start().await;
-    let upstream = StreamUpstream::plain("one", Script::Greet).await;
+    let upstream = TcpUpstream::plain("one", Script::Greet).await;
     world
         .apply(&[
             ("ssls/1", sites(&world, &["test.com"]).remove(0)),
@@ -236,21 +236,21 @@ async fn case_g01_to_g03_a_name_that_is_a_site_and_names_that_are_none() {
         ])
         .await;
     assert_eq!(ask(&world, "test.com").await, hello("one"));
-    assert_eq!(world.stream_caller("xx.com").refusal().await, AlertDescription::UnrecognisedName);
+    assert_eq!(world.tcp_client("xx.com").expect_alert().await, AlertDescription::UnrecognisedName);
     world.node_log().line_with(&["no_site", "failed to match any SSL certificate by SNI", "xx.com"]).await;
-    let nameless = world.stream_caller("test.com").no_sni();
-    assert_eq!(nameless.refusal().await, AlertDescription::UnrecognisedName);
+    let nameless = world.tcp_client("test.com").no_sni();
+    assert_eq!(nameless.expect_alert().await, AlertDescription::UnrecognisedName);
     world.node_log().line_with(&["no_sni", "failed to find SNI"]).await;
     assert_eq!(upstream.connections(), 1);
 }
 
 /// Three upstreams, called by their numbers.
-async fn numbered() -> [StreamUpstream; 4] {
-    let start = |name| StreamUpstream::plain(name, Script::Greet);
+async fn numbered() -> [TcpUpstream; 4] {
+    let start = |name| TcpUpstream::plain(name, Script::Greet);
     [start("1").await, start("2").await, start("3").await, start("4").await]
 }
 
-fn route(upstream: &StreamUpstream, more: Value) -> Value {
+fn route(upstream: &TcpUpstream, more: Value) -> Value {
     let mut route = more;
     route["upstream"] = to(&[upstream.address()]);
     route
@@ -270,10 +270,10 @@ async fn case_g06_to_g10_routes_by_name_then_address_then_without_a_name() {
         ])
         .await;
     // G6, and again where APISIX resumes the session.
-    let caller = world.stream_caller("a.test.com");
-    let config = Arc::new(caller.config());
+    let client = world.tcp_client("a.test.com");
+    let config = Arc::new(client.config());
     for _ in 0..2 {
-        let mut stream = caller.handshake_with(Arc::clone(&config)).await.unwrap();
+        let mut stream = client.handshake_with(Arc::clone(&config)).await.unwrap();
         assert_eq!(crate::stream::said(&mut stream).await, hello("1"));
         assert_eq!(stream.get_ref().1.handshake_kind(), Some(HandshakeKind::Full));
     }
@@ -292,11 +292,11 @@ async fn case_g06_to_g10_routes_by_name_then_address_then_without_a_name() {
     world.apply(&[("stream_routes/4", elsewhere)]).await;
     assert_eq!(ask(&world, "a.test.com").await, hello("2"));
     // G9
-    let mut nameless = world.stream_caller("a.test.com").no_sni().handshake().await.unwrap();
+    let mut nameless = world.tcp_client("a.test.com").no_sni().handshake().await.unwrap();
     assert_eq!(crate::stream::said(&mut nameless).await, hello("2"));
     // G10
     let revision = world.admin().delete("stream_routes/2").await;
-    world.settled(revision).await;
+    world.wait_acknowledged(revision).await;
     assert_eq!(ask(&world, "b.test.com").await, hello("3"));
 }
 
@@ -348,7 +348,7 @@ async fn case_g13_a_part_of_the_name_goes_before_the_catch_all() {
 #[tokio::test]
 async fn case_g14_openssl_hears_the_upstream() {
     let world = World::builder().settings(streaming()).start().await;
-    let upstream = StreamUpstream::plain("UPSTREAM", Script::Greet).await;
+    let upstream = TcpUpstream::plain("UPSTREAM", Script::Greet).await;
     world
         .apply(&[
             ("ssls/1", sites(&world, &["test.com"]).remove(0)),

@@ -4,7 +4,7 @@
 
 use std::time::{Duration, Instant};
 
-use e2e::caller::{Http, bounded};
+use e2e::client::{Http, bounded};
 use e2e::raw;
 use e2e::upstream::Upstream;
 use e2e::world::World;
@@ -32,8 +32,8 @@ async fn impatient_world(upstream: &Upstream) -> World {
 async fn a_client_that_does_not_finish_its_handshake_is_cut_off() {
     let upstream = Upstream::plain("plain").await;
     let world = impatient_world(&upstream).await;
-    let caller = world.caller("app.test");
-    let hello = raw::client_hello(caller.config(), caller.server_name());
+    let client = world.client("app.test");
+    let hello = raw::client_hello(client.config(), client.server_name());
     for (what, bytes) in [("nothing", &hello[..0]), ("half a ClientHello", &hello[..hello.len() / 2])] {
         let started = Instant::now();
         let mut stream = raw::send(world.https(), bytes).await;
@@ -50,8 +50,8 @@ async fn a_client_that_does_not_finish_its_handshake_is_cut_off() {
 async fn a_client_that_trickles_its_handshake_is_cut_off_too() {
     let upstream = Upstream::plain("plain").await;
     let world = impatient_world(&upstream).await;
-    let caller = world.caller("app.test");
-    let hello = raw::client_hello(caller.config(), caller.server_name());
+    let client = world.client("app.test");
+    let hello = raw::client_hello(client.config(), client.server_name());
     let mut stream = raw::send(world.https(), &[]).await;
     let started = Instant::now();
     let mut sent = 0;
@@ -64,7 +64,7 @@ async fn a_client_that_trickles_its_handshake_is_cut_off_too() {
             break;
         }
         sent += 1;
-        assert!(started.elapsed() < e2e::process::PATIENCE, "{sent} bytes were taken");
+        assert!(started.elapsed() < e2e::process::EVENT_TIMEOUT, "{sent} bytes were taken");
     }
     assert!(sent < hello.len(), "all {sent} bytes were taken");
 }
@@ -84,7 +84,7 @@ async fn half_a_request_head_is_cut_off() {
         String::from_utf8_lossy(&answered)
     );
 
-    let mut tls = world.caller("app.test").handshake().await.unwrap();
+    let mut tls = world.client("app.test").handshake().await.unwrap();
     tls.write_all(half).await.unwrap();
     let answered = raw::until_closed(&mut tls).await;
     assert!(
@@ -101,9 +101,9 @@ async fn a_connection_that_never_asks_for_anything_is_cut_off() {
     let world = impatient_world(&upstream).await;
     let mut plain = raw::send(world.http(), b"").await;
     raw::until_closed(&mut plain).await;
-    let mut tls = world.caller("app.test").handshake().await.unwrap();
+    let mut tls = world.client("app.test").handshake().await.unwrap();
     raw::until_closed(&mut tls).await;
-    let mut two = world.caller("app.test").http(Http::Two).handshake().await.unwrap();
+    let mut two = world.client("app.test").http(Http::Two).handshake().await.unwrap();
     raw::until_closed(&mut two).await;
 }
 
@@ -111,7 +111,7 @@ async fn a_connection_that_never_asks_for_anything_is_cut_off() {
 async fn an_idle_keep_alive_connection_is_closed() {
     let upstream = Upstream::plain("plain").await;
     let world = impatient_world(&upstream).await;
-    let mut tls = world.caller("app.test").handshake().await.unwrap();
+    let mut tls = world.client("app.test").handshake().await.unwrap();
     let started = Instant::now();
     tls.write_all(b"GET / HTTP/1.1\r\nHost: app.test\r\n\r\n").await.unwrap();
     let answered = raw::until_closed(&mut tls).await;
@@ -123,7 +123,7 @@ async fn an_idle_keep_alive_connection_is_closed() {
 async fn half_a_body_is_cut_off() {
     let upstream = Upstream::plain("plain").await;
     let world = impatient_world(&upstream).await;
-    let mut tls = world.caller("app.test").handshake().await.unwrap();
+    let mut tls = world.client("app.test").handshake().await.unwrap();
     tls.write_all(b"POST /sink HTTP/1.1\r\nHost: app.test\r\nContent-Length: 100\r\n\r\nonly this")
         .await
         .unwrap();
@@ -138,7 +138,7 @@ async fn many_silent_clients_do_not_hold_up_a_good_one() {
     for _ in 0..200 {
         silent.push(raw::send(world.https(), b"\x16\x03\x01").await);
     }
-    let reply = bounded("a good client's answer", world.caller("app.test").get("/")).await.unwrap();
+    let reply = bounded("a good client's answer", world.client("app.test").get("/")).await.unwrap();
     assert_eq!(reply.status, StatusCode::OK);
     drop(silent);
 }

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use e2e::caller::{Http, Session, full};
+use e2e::client::{Http, HttpConnection, full};
 use e2e::ports::{BlackHole, Reservation};
 use e2e::upstream::Upstream;
 use e2e::world::World;
@@ -16,7 +16,7 @@ async fn world_to(upstream: Value) -> World {
     world
 }
 
-async fn get(session: &mut Session, path: &str) -> e2e::caller::Reply {
+async fn get(session: &mut HttpConnection, path: &str) -> e2e::client::Reply {
     session.get(path).await.unwrap_or_else(|refused| panic!("{path}: {refused}"))
 }
 
@@ -206,7 +206,7 @@ async fn a_kept_client_certificate_that_changes_is_used_at_once() {
     world.apply(&[("ssls/gateway", identity("new"))]).await;
     assert_eq!(get(&mut session, "/").await.json()["client_subject"], "CN=new");
     let revision = world.admin().delete("ssls/gateway").await;
-    world.settled(revision).await;
+    world.wait_acknowledged(revision).await;
     assert_eq!(get(&mut session, "/").await.status, StatusCode::BAD_GATEWAY, "the certificate is gone");
 }
 
@@ -214,7 +214,7 @@ async fn a_kept_client_certificate_that_changes_is_used_at_once() {
 async fn the_upstream_is_told_who_asked_and_how() {
     let (world, _upstream) = World::protected(json!({})).await;
     for http in [Http::One, Http::Two] {
-        let mut session = world.good_caller("app.test").http(http).connect().await.unwrap();
+        let mut session = world.verified_client("app.test").http(http).connect().await.unwrap();
         let mut request = session.request(Method::GET, "/a%20b?q=1", full(""));
         let headers = request.headers_mut();
         for (name, value) in [

@@ -5,7 +5,7 @@
 
 use e2e::etcd::{Access, Etcd};
 use e2e::fixtures::FIXTURES;
-use e2e::stream::{Script, StreamUpstream};
+use e2e::stream::{Script, TcpUpstream};
 use e2e::world::World;
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
@@ -86,7 +86,7 @@ async fn documents_come_and_go(stage: &Stage) {
     assert_eq!(stage.status("/a").await, StatusCode::OK);
 
     // V3: a stream route is picked up.
-    let streams = StreamUpstream::plain("streams", Script::Greet).await;
+    let streams = TcpUpstream::plain("streams", Script::Greet).await;
     let document = json!({"upstream": {"nodes": {streams.address().to_string(): 1}}});
     stage.world.apply(&[("stream_routes/1", document)]).await;
     let mut stream = TcpStream::connect(stage.world.stream(0)).await.unwrap();
@@ -94,7 +94,7 @@ async fn documents_come_and_go(stage: &Stage) {
     assert_eq!(e2e::raw::until_closed(&mut stream).await, b"hello from streams\n");
 
     let revision = admin.delete("routes/a").await;
-    stage.world.settled(revision).await;
+    stage.world.wait_acknowledged(revision).await;
     assert_eq!(stage.etcd.keys().await.get(&name("routes/a")).await, None);
     assert_eq!(admin.get("routes/a").await.status, StatusCode::NOT_FOUND);
     assert_eq!(stage.status("/a").await, StatusCode::NOT_FOUND);
@@ -144,7 +144,7 @@ async fn case_c16_c17_client_certificates_that_are_none_written_by_hand() {
         assert_eq!(stage.status("/other").await, StatusCode::OK, "{what}: everything else is served");
         stage.world.control_log().line_after(mark, &["routes/1", "client_"]).await;
         let revision = stage.world.admin().delete("routes/1").await;
-        stage.world.settled(revision).await;
+        stage.world.wait_acknowledged(revision).await;
     }
 }
 
@@ -201,7 +201,7 @@ async fn a_document_deleted_by_hand_is_gone_everywhere() {
     let stage = Stage::start().await;
     stage.world.apply(&[("routes/a", stage.route("/a"))]).await;
     let revision = stage.etcd.keys().await.delete(&name("routes/a")).await;
-    stage.world.settled(revision).await;
+    stage.world.wait_acknowledged(revision).await;
     assert_eq!(stage.status("/a").await, StatusCode::NOT_FOUND);
     let answer = stage.world.admin().call(Method::DELETE, "routes/a", None).await.unwrap();
     assert_eq!(answer.status, StatusCode::NOT_FOUND);

@@ -2,20 +2,20 @@
 
 use e2e::documents::route;
 use e2e::etcd::Etcd;
-use e2e::process::{Ended, run_to_end};
+use e2e::process::{ExitOutput, run_to_end};
 use e2e::upstream::Upstream;
 use e2e::world::World;
 use http::StatusCode;
 use serde_json::{Value, json};
 
 /// Runs it with the control plane's own settings file.
-async fn copy(world: &World, from: &str, to: &str) -> Ended {
+async fn copy(world: &World, from: &str, to: &str) -> ExitOutput {
     let config = world.write_config("copy");
     let line = ["-c", config.to_str().unwrap(), "copy", "--from", from, "--to", to];
     run_to_end("controlplane", &line, world.folder()).await
 }
 
-fn told(ended: &Ended) -> &str {
+fn told(ended: &ExitOutput) -> &str {
     assert!(ended.status.success(), "{ended:?}");
     &ended.stdout
 }
@@ -41,14 +41,14 @@ async fn an_embedded_store_moves_to_a_cluster_under_a_data_plane_that_serves_on(
     assert_eq!(keys.revision().await, revision, "run again, it writes nothing");
 
     // The node served all the while, and follows the control plane that has moved.
-    assert_eq!(world.good_caller("app.test").get("/").await.unwrap().status, StatusCode::OK);
+    assert_eq!(world.verified_client("app.test").get("/").await.unwrap().status, StatusCode::OK);
     world.start_control().await;
-    world.settled(revision).await;
-    assert_eq!(world.good_caller("app.test").get("/").await.unwrap().status, StatusCode::OK);
-    world.caller("app.test").refusal().await;
+    world.wait_acknowledged(revision).await;
+    assert_eq!(world.verified_client("app.test").get("/").await.unwrap().status, StatusCode::OK);
+    world.client("app.test").expect_alert().await;
     let moved = Upstream::plain("moved").await;
     world.apply(&[("routes/app", route("app.test", "/*", &[moved.address()]))]).await;
-    assert_eq!(world.good_caller("app.test").get("/").await.unwrap().json()["upstream"], "moved");
+    assert_eq!(world.verified_client("app.test").get("/").await.unwrap().json()["upstream"], "moved");
     let refused = copy(&world, "embedded", "etcd").await;
     assert!(!refused.status.success());
     assert!(refused.stdout.contains("in the way: routes/app differs"), "{refused:?}");

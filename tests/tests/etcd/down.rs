@@ -105,8 +105,8 @@ async fn while_etcd_is_away_the_gateway_serves_reads_are_old_and_writes_are_refu
         assert!(!said.contains("not known"), "{method} {path}: nothing was sent: {said}");
     }
     assert!(began.elapsed() < AT_ONCE * 2, "{:?} for 11 calls", began.elapsed());
-    assert_eq!(stage.world.good_caller("app.test").get("/a").await.unwrap().status, StatusCode::OK);
-    stage.world.caller("app.test").refusal().await;
+    assert_eq!(stage.world.verified_client("app.test").get("/a").await.unwrap().status, StatusCode::OK);
+    stage.world.client("app.test").expect_alert().await;
 
     // It comes back by itself, with nothing that was refused.
     let mark = stage.world.control_log().mark();
@@ -124,7 +124,7 @@ async fn while_etcd_is_away_the_gateway_serves_reads_are_old_and_writes_are_refu
 async fn a_data_plane_and_its_control_plane_restart_while_etcd_is_away() {
     let mut stage = Stage::start().await;
     let revision = stage.world.apply(&[("routes/a", stage.route("/a"))]).await;
-    stage.world.saved(revision).await;
+    stage.world.wait_persisted(revision).await;
     stage.etcd.kill().await;
     stage.world.kill_control().await;
     stage.world.kill_node().await;
@@ -147,7 +147,7 @@ async fn on_three() -> (Cluster, World, Upstream) {
 
 /// Writes until one write is acknowledged; every refusal must be a 503.
 async fn put_until_made(world: &World, path: &str, document: &Value) -> u64 {
-    e2e::caller::bounded("a write that is made", async {
+    e2e::client::bounded("a write that is made", async {
         loop {
             let answer = world.admin().call(Method::PUT, path, Some(document)).await.expect("an answer");
             match answer.status {
@@ -168,7 +168,7 @@ async fn one_member_of_three_may_die_and_with_two_gone_nothing_is_written() {
     let (second, third) = ((leader + 1) % 3, (leader + 2) % 3);
     cluster.member(leader).kill().await;
     let revision = put_until_made(&world, "routes/two-left", &route(&upstream, "/two-left")).await;
-    world.settled(revision).await;
+    world.wait_acknowledged(revision).await;
     assert_eq!(status(&world, "app.test", "/two-left").await, StatusCode::OK);
 
     let mark = world.control_log().mark();
@@ -185,7 +185,7 @@ async fn one_member_of_three_may_die_and_with_two_gone_nothing_is_written() {
     cluster.member(second).serving().await;
     world.control_log().line_after(mark, &["reconnected to etcd"]).await;
     let revision = put_until_made(&world, "routes/back", &route(&upstream, "/back")).await;
-    world.settled(revision).await;
+    world.wait_acknowledged(revision).await;
     cluster.member(leader).start().await;
     let mut keys = cluster.keys(third).await;
     let held: BTreeSet<_> = keys.below("/apisix/routes/").await.into_iter().map(|entry| entry.key).collect();
@@ -215,7 +215,7 @@ async fn a_member_without_a_majority_is_not_believed() {
         cluster.member(other).resume();
     }
     let revision = put_until_made(&world, "routes/after", &route(&upstream, "/after")).await;
-    world.settled(revision).await;
+    world.wait_acknowledged(revision).await;
     assert_eq!(status(&world, "app.test", "/after").await, StatusCode::OK);
     assert_eq!(cluster.keys(leader).await.get(&name("routes/none")).await, None);
 }
@@ -288,7 +288,7 @@ async fn the_leader_paused_during_writes_loses_nothing_and_brings_nothing_later(
         }
         // The leader of before has caught up when it knows what was written after it came back.
         let last = put_until_made(&world, &format!("routes/last-{round}"), &route(&upstream, "/last")).await;
-        world.settled(last).await;
+        world.wait_acknowledged(last).await;
         let mut keys = cluster.keys(leader).await;
         while !matches!(keys.try_get(&name(&format!("routes/last-{round}"))).await, Ok(Some(_))) {}
     }
@@ -325,7 +325,7 @@ async fn a_write_that_is_cut_off_from_its_answer_is_told_as_it_is() {
         let document = stage.route("/b");
         let ((status, said), ()) =
             tokio::join!(attempt(&stage.world, Method::PUT, "routes/b", Some(&document)), async {
-                proxy.trapped(Network::HoldAnswers).await;
+                proxy.wait_for_trap(Network::HoldAnswers).await;
                 let history = keys.history("/apisix/routes/b", next, next).await;
                 assert!(history[0].value.is_some(), "it was made");
                 proxy.set(Network::Cut).await;
@@ -360,7 +360,7 @@ async fn a_silent_endpoint_is_left_for_another() {
     stage.etcd_put("routes/b", &stage.route("/b")).await;
     assert_eq!(stage.status("/b").await, StatusCode::OK);
     let revision = put_until_made(&stage.world, "routes/c", &stage.route("/c")).await;
-    stage.world.settled(revision).await;
+    stage.world.wait_acknowledged(revision).await;
     assert_eq!(stage.status("/c").await, StatusCode::OK);
 }
 
@@ -372,7 +372,7 @@ async fn a_full_etcd_is_told_with_what_to_do_and_everything_is_served_on() {
     let mut big = stage.route("/big");
     big["desc"] = json!("d".repeat(200));
     big["vars"] = json!([["arg_x", "==", "x".repeat(400_000)]]);
-    let said = e2e::caller::bounded("etcd is full", async {
+    let said = e2e::client::bounded("etcd is full", async {
         loop {
             let (status, said) = attempt(&stage.world, Method::PUT, "routes/big", Some(&big)).await;
             if !status.is_success() {
@@ -391,7 +391,7 @@ async fn a_full_etcd_is_told_with_what_to_do_and_everything_is_served_on() {
     stage.etcd.ctl(&["defrag"]).await;
     stage.etcd.ctl(&["alarm", "disarm"]).await;
     let revision = put_until_made(&stage.world, "routes/b", &stage.route("/b")).await;
-    stage.world.settled(revision).await;
+    stage.world.wait_acknowledged(revision).await;
     assert_eq!(stage.status("/b").await, StatusCode::OK);
 }
 
@@ -414,7 +414,7 @@ async fn a_write_whose_answer_is_lost_is_told_as_it_is() {
     proxy.set(Network::Forward).await;
     stage.world.control_log().line_after(mark, &["reconnected to etcd"]).await;
     let revision = put_until_made(&stage.world, "routes/c", &stage.route("/c")).await;
-    stage.world.settled(revision).await;
+    stage.world.wait_acknowledged(revision).await;
     assert_eq!(stage.status("/b").await, StatusCode::OK, "the data plane has what etcd has");
 
     // It is under way and arrives when the network heals: by then it must not count any more.
@@ -425,7 +425,7 @@ async fn a_write_whose_answer_is_lost_is_told_as_it_is() {
     proxy.set(Network::Forward).await;
     stage.world.control_log().line_after(mark, &["reconnected to etcd"]).await;
     let revision = put_until_made(&stage.world, "routes/e", &stage.route("/e")).await;
-    stage.world.settled(revision).await;
+    stage.world.wait_acknowledged(revision).await;
     assert!(said.contains("not known"), "{said}");
     let made = stage.etcd.keys().await.get(&name("routes/d")).await.is_some();
     let shown = stage.status("/d").await == StatusCode::OK;

@@ -23,7 +23,7 @@ async fn guarded(stage: &Stage) {
 }
 
 async fn status(stage: &Stage, path: &str) -> StatusCode {
-    stage.world.good_caller("app.test").get(path).await.unwrap().status
+    stage.world.verified_client("app.test").get(path).await.unwrap().status
 }
 
 #[tokio::test]
@@ -54,7 +54,7 @@ async fn what_an_apisix_writes_back_opens_nothing() {
     stage.world.kill_node().await;
     stage.world.start_control().await;
     stage.world.start_node().await;
-    stage.world.settled(keys.documents_revision().await).await;
+    stage.world.wait_acknowledged(keys.documents_revision().await).await;
     assert_eq!(status(&stage, "/own").await, StatusCode::FORBIDDEN);
 }
 
@@ -68,9 +68,9 @@ async fn another_bundle_takes_the_lists_of_the_old_one_along() {
     site["client"]["ca"] = json!(strangers.certificate_pem());
     stage.etcd_put("ssls/app", &site).await;
     // The new authority is in force, the old one is not.
-    stage.world.good_caller("app.test").refusal().await;
+    stage.world.verified_client("app.test").expect_alert().await;
     let other = strangers.client("other");
-    let reply = stage.world.caller("app.test").identity(&other).get("/open").await.unwrap();
+    let reply = stage.world.client("app.test").identity(&other).get("/open").await.unwrap();
     assert_eq!(reply.status, StatusCode::OK);
     let finding = linted(&stage, "ssls/app").await;
     assert!(finding["what"].as_str().unwrap().contains("no certificate of it has signed it"), "{finding}");
@@ -84,16 +84,16 @@ async fn what_lies_beside_never_falls_silently() {
     let mut keys = stage.etcd.keys().await;
     // One that cannot be read is not "none".
     let revision = keys.put(ROUTE_BESIDE, "{").await;
-    stage.world.settled(revision).await;
+    stage.world.wait_acknowledged(revision).await;
     assert_ne!(status(&stage, "/own").await, StatusCode::OK);
     linted(&stage, "routes/own").await;
     let identity = json!({"client_identity": {"allow": [{"dns": "allowed.test"}]}});
     let revision = keys.put(ROUTE_BESIDE, identity.to_string()).await;
-    stage.world.settled(revision).await;
+    stage.world.wait_acknowledged(revision).await;
     assert_eq!(status(&stage, "/own").await, StatusCode::FORBIDDEN);
     // Taken away by hand: in force, and told.
     let revision = keys.delete(ROUTE_BESIDE).await;
-    stage.world.settled(revision).await;
+    stage.world.wait_acknowledged(revision).await;
     stage
         .world
         .control_log()
@@ -124,7 +124,7 @@ async fn a_copy_takes_what_lies_beside_along() {
     stage.etcd_put("routes/own", &document).await;
     assert_eq!(status(&stage, "/own").await, StatusCode::OK);
     copy("yaml:rules.yaml", "etcd").await;
-    stage.world.settled(keys.documents_revision().await).await;
+    stage.world.wait_acknowledged(keys.documents_revision().await).await;
     assert_eq!(status(&stage, "/own").await, StatusCode::FORBIDDEN);
     copy("etcd", "embedded:again.redb").await;
     assert!(copy("embedded:again.redb", "etcd").await.contains("0 are new, 0 differ"));

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use e2e::caller::bounded;
+use e2e::client::bounded;
 use e2e::etcd::{Entry, Etcd};
 use e2e::upstream::Upstream;
 use e2e::world::World;

@@ -42,7 +42,7 @@ async fn apply(stage: &Stage, documents: &[(&str, u64)]) -> u64 {
         let document = numbered(&stage.upstream, &format!("/{id}"), *version);
         revision = stage.world.admin().put(&format!("routes/{id}"), &document).await;
     }
-    stage.world.settled(revision).await;
+    stage.world.wait_acknowledged(revision).await;
     revision
 }
 
@@ -67,7 +67,7 @@ async fn changes_that_are_compacted_away_unseen_are_found_by_reading_everything(
     let last = keys.documents_revision().await;
     keys.compact(last).await;
     proxy.set(Network::Forward).await;
-    stage.world.settled(last).await;
+    stage.world.wait_acknowledged(last).await;
     assert_numbers(
         &stage,
         &[("/kept", Some(1)), ("/changed", Some(2)), ("/removed", None), ("/added", Some(19))],
@@ -100,7 +100,7 @@ async fn a_watch_that_heard_nothing_for_long_survives_a_compaction() {
     let stage = Stage::with(etcd, builder).await;
     apply(&stage, &[("kept", 1)]).await;
     let brief = stage.world.admin().put("routes/brief?ttl=3", &numbered(&stage.upstream, "/brief", 1)).await;
-    stage.world.settled(brief).await;
+    stage.world.wait_acknowledged(brief).await;
     let mut keys = stage.etcd.keys().await;
     for _ in 0..20 {
         keys.put("/elsewhere", "x").await;
@@ -109,7 +109,7 @@ async fn a_watch_that_heard_nothing_for_long_survives_a_compaction() {
     keys.compact(now).await;
     // The end of the lease is three seconds of silence away.
     let gone = keys.history("/apisix/routes/brief", now + 1, now + 1).await;
-    stage.world.settled(gone[0].revision).await;
+    stage.world.wait_acknowledged(gone[0].revision).await;
     assert_numbers(&stage, &[("/kept", Some(1)), ("/brief", None)]).await;
     apply(&stage, &[("kept", 2)]).await;
     assert_numbers(&stage, &[("/kept", Some(2))]).await;
@@ -131,7 +131,7 @@ async fn set_back(as_another: bool) {
     let save = stage.etcd.save().await;
     apply(&stage, &[("changed", 2), ("added", 2)]).await;
     let revision = stage.world.admin().delete("routes/removed").await;
-    stage.world.settled(revision).await;
+    stage.world.wait_acknowledged(revision).await;
     for round in 0..20 {
         apply(&stage, &[("busy", round)]).await;
     }
@@ -165,7 +165,7 @@ async fn set_back(as_another: bool) {
     stage.world.kill_node().await;
     stage.world.start_control().await;
     stage.world.start_node().await;
-    stage.world.settled(new).await;
+    stage.world.wait_acknowledged(new).await;
     assert_numbers(&stage, &expected).await;
 }
 
@@ -192,7 +192,7 @@ async fn a_cluster_set_back_that_has_grown_past_what_was_seen_is_not_mistaken_fo
     assert_eq!(twice, seen, "the same revision for another content");
     let last = keys.put(&name("routes/past"), numbered(&stage.upstream, "/past", 4).to_string()).await;
     proxy.set(Network::Forward).await;
-    stage.world.settled(last).await;
+    stage.world.wait_acknowledged(last).await;
     assert_numbers(
         &stage,
         &[
@@ -212,7 +212,7 @@ async fn a_node_follows_to_another_cluster_when_an_operator_accepts() {
     let mut stage = Stage::start().await;
     // A late write of it would look like one of the other cluster, whose revisions may be the same.
     let before = apply(&stage, &[("a", 1), ("b", 1)]).await;
-    stage.world.saved(before).await;
+    stage.world.wait_persisted(before).await;
     let node = stage.world.node_log().mark();
     stage.etcd = Etcd::plain().await;
     stage.world.change_settings(stage.etcd.access().settings());
@@ -233,7 +233,7 @@ async fn a_node_follows_to_another_cluster_when_an_operator_accepts() {
 async fn a_typo_in_the_prefix_empties_no_node() {
     let mut stage = Stage::start().await;
     let revision = apply(&stage, &[("a", 1), ("b", 1)]).await;
-    stage.world.saved(revision).await;
+    stage.world.wait_persisted(revision).await;
     let before = std::fs::read(stage.world.last_good("node-1")).unwrap();
     stage.world.stop_control().await;
     stage.world.change_settings(json!({"deployment": {"etcd": {"prefix": "/apisx"}}}));
@@ -288,10 +288,10 @@ async fn many_changes_of_one_revision_are_all_taken() {
         let document = |id: &String| numbered(&stage.upstream, &format!("/{id}"), round).to_string();
         let entries: Vec<_> = ids.iter().map(|id| (name(&format!("routes/{id}")), document(id))).collect();
         let revision = keys.put_all(&entries).await;
-        stage.world.settled(revision).await;
+        stage.world.wait_acknowledged(revision).await;
         assert_all(&stage, &ids, Some(round)).await;
         let revision = keys.delete_below(&name("routes/many-")).await;
-        stage.world.settled(revision).await;
+        stage.world.wait_acknowledged(revision).await;
         assert_all(&stage, &ids, None).await;
     }
 }

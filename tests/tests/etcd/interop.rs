@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 
 use e2e::etcd::{Etcd, Keys};
 use e2e::raw;
-use e2e::stream::{Script, StreamUpstream};
+use e2e::stream::{Script, TcpUpstream};
 use e2e::world::World;
 use http::StatusCode;
 use serde_json::{Value, json};
@@ -144,7 +144,7 @@ async fn what_an_apisix_wrote_is_served() {
     let etcd = Etcd::plain().await;
     let mut keys = etcd.keys().await;
     laid_out(&mut keys).await;
-    let streams = StreamUpstream::plain("streams", Script::Greet).await;
+    let streams = TcpUpstream::plain("streams", Script::Greet).await;
     let builder = world(&etcd).without_control();
     let mut stage = Stage::with(etcd, builder).await;
     // The site's certificates are minted with the world, so its documents are written before its control plane starts.
@@ -154,18 +154,18 @@ async fn what_an_apisix_wrote_is_served() {
     let before = keys.below("/apisix/").await;
     stage.world.start_control().await;
     let revision = before.iter().map(|entry| entry.modified).max().unwrap();
-    stage.world.settled(revision).await;
+    stage.world.wait_acknowledged(revision).await;
 
-    let reply = stage.world.good_caller("app.test").get("/any").await.unwrap();
+    let reply = stage.world.verified_client("app.test").get("/any").await.unwrap();
     assert_eq!(reply.json()["upstream"], "one");
-    let reply = stage.world.good_caller("app.test").get("/third").await.unwrap();
+    let reply = stage.world.verified_client("app.test").get("/third").await.unwrap();
     assert_eq!(reply.json()["uri"], "/third");
-    stage.world.caller("app.test").refusal().await;
-    let reply = stage.world.caller("svc.test").get("/svc/x").await.unwrap();
+    stage.world.client("app.test").expect_alert().await;
+    let reply = stage.world.client("svc.test").get("/svc/x").await.unwrap();
     assert_eq!(reply.json()["uri"], "/svc/x");
     let mut stream = stage
         .world
-        .stream_caller("app.test")
+        .tcp_client("app.test")
         .identity(&stage.world.credentials.client)
         .handshake()
         .await
@@ -266,8 +266,8 @@ async fn values_that_are_wrong_are_told_and_everything_else_is_served() {
         assert_eq!(stage.status("/good").await, StatusCode::OK, "{path}");
     }
     // A site whose certificate cannot be used is closed; it is nobody else's either.
-    stage.world.caller("bad.test").refusal().await;
-    assert_eq!(stage.world.caller("app.test").get("/good").await.unwrap().status, StatusCode::OK);
+    stage.world.client("bad.test").expect_alert().await;
+    assert_eq!(stage.world.client("app.test").get("/good").await.unwrap().status, StatusCode::OK);
 
     // Objects of kinds that we do not have, and names that no Admin API could write.
     let mut keys = stage.etcd.keys().await;
@@ -297,7 +297,7 @@ async fn the_same_is_true_of_a_control_plane_that_starts_with_it() {
     stage.world.apply(&[("routes/bad", stage.route("/mended"))]).await;
     assert_eq!(stage.status("/mended").await, StatusCode::OK);
     let revision = stage.world.admin().delete("ssls/bad").await;
-    stage.world.settled(revision).await;
+    stage.world.wait_acknowledged(revision).await;
 }
 
 #[tokio::test]
@@ -308,16 +308,16 @@ async fn a_good_value_that_is_replaced_by_a_bad_one_stays_in_force() {
         stage.etcd_put_text("routes/1", bad).await;
         assert_eq!(stage.status("/one").await, StatusCode::OK, "{bad}");
         stage.etcd_put_text("ssls/app", bad).await;
-        let reply = stage.world.good_caller("app.test").get("/one").await.unwrap();
+        let reply = stage.world.verified_client("app.test").get("/one").await.unwrap();
         assert_eq!(reply.status, StatusCode::OK, "{bad}");
-        stage.world.caller("app.test").refusal().await;
+        stage.world.client("app.test").expect_alert().await;
     }
     let finding = linted(&stage, "ssls/app").await;
     assert_eq!(finding["severity"], "error");
     // Removing it, and writing it well, are obeyed.
     let revision = stage.etcd.keys().await.delete(&name("ssls/app")).await;
-    stage.world.settled(revision).await;
-    stage.world.good_caller("app.test").refusal().await;
+    stage.world.wait_acknowledged(revision).await;
+    stage.world.verified_client("app.test").expect_alert().await;
     stage.etcd_put("routes/1", &stage.route("/two")).await;
     assert_eq!(stage.status("/two").await, StatusCode::OK);
     assert_eq!(stage.status("/one").await, StatusCode::NOT_FOUND);
@@ -328,14 +328,14 @@ async fn a_document_with_a_time_to_live_goes_by_itself() {
     let stage = Stage::start().await;
     let admin = stage.world.admin();
     let revision = admin.put("routes/brief?ttl=1", &stage.route("/brief")).await;
-    stage.world.settled(revision).await;
+    stage.world.wait_acknowledged(revision).await;
     let mut keys = stage.etcd.keys().await;
     assert_ne!(keys.get(&name("routes/brief")).await.unwrap().lease, 0);
     assert_eq!(stage.status("/brief").await, StatusCode::OK);
     // The lease's end is the change after this one.
     let gone = keys.history("/apisix/routes/brief", revision + 1, revision + 1).await;
     assert_eq!(gone[0].value, None);
-    stage.world.settled(gone[0].revision).await;
+    stage.world.wait_acknowledged(gone[0].revision).await;
     assert_eq!(stage.status("/brief").await, StatusCode::NOT_FOUND);
     assert_eq!(keys.get(&name("routes/brief")).await, None);
 }
@@ -352,7 +352,7 @@ async fn a_document_that_is_written_again_without_a_time_to_live_stays() {
     let gone = stage.etcd.keys().await.history("/apisix/routes/", revision + 1, brief + 1).await;
     let gone = gone.last().unwrap();
     assert_eq!((gone.key.as_str(), &gone.value), (name("routes/brief").as_str(), &None), "{gone:?}");
-    stage.world.settled(gone.revision).await;
+    stage.world.wait_acknowledged(gone.revision).await;
     assert_eq!(stage.status("/kept").await, StatusCode::OK);
     assert_eq!(stage.status("/brief").await, StatusCode::NOT_FOUND);
 }

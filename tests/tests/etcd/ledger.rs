@@ -6,8 +6,8 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use e2e::admin::{Admin, AdminSession};
-use e2e::caller::{Session, bounded};
+use e2e::admin::{Admin, AdminConnection};
+use e2e::client::{HttpConnection, bounded};
 use e2e::etcd::Keys;
 use e2e::upstream::Upstream;
 use e2e::world::World;
@@ -60,7 +60,7 @@ impl Told {
 
 struct Writer {
     admin: Admin,
-    session: Option<AdminSession>,
+    session: Option<AdminConnection>,
     upstream: Arc<Upstream>,
     progress: watch::Sender<Progress>,
 }
@@ -158,7 +158,7 @@ impl Ledger {
         let end = end.await;
         let told = check_history(keys, self.start, end, &written).await;
         assert_eq!(told.made, self.count);
-        world.settled(end).await;
+        world.wait_acknowledged(end).await;
         let mut expected = HashMap::new();
         for entry in keys.below("/apisix/routes/").await {
             if let Ok(document) = serde_json::from_slice::<Value>(&entry.value) {
@@ -167,7 +167,7 @@ impl Ledger {
         }
         for node in 0..nodes {
             let address = world.node_address(node, "http");
-            let mut session = Session::plain(address, "app.test").await.expect("the node serves");
+            let mut session = HttpConnection::plain(address, "app.test").await.expect("the node serves");
             for uri in (0..self.pairs).flat_map(|pair| (0..OBJECTS).map(move |n| format!("/p{pair}-{n}"))) {
                 assert_serves(&mut session, &uri, expected.get(&uri)).await;
             }
@@ -195,7 +195,7 @@ impl Watched {
     }
 }
 
-async fn assert_serves(session: &mut Session, uri: &str, expected: Option<&Value>) {
+async fn assert_serves(session: &mut HttpConnection, uri: &str, expected: Option<&Value>) {
     let reply = session.get(uri).await.unwrap_or_else(|refused| panic!("{refused}"));
     match expected {
         None => assert_eq!(reply.status, StatusCode::NOT_FOUND, "{uri}"),

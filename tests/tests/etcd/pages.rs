@@ -54,7 +54,7 @@ async fn one_bundle_of_authorities_and_a_time_to_live() {
         .await;
     assert!(said.status() == 201 && said.err.contains("Request CERT"), "{said:?}");
     let revision = world.admin().get("routes/1").await.body["modifiedIndex"].as_u64().unwrap();
-    world.settled(revision).await;
+    world.wait_acknowledged(revision).await;
     let said = shell.run("curl http://127.0.0.1:$http/get -i").await;
     assert!(said.status() == 200 && said.out.contains("\"upstream\":\"httpbin\""), "{said:?}");
 
@@ -90,9 +90,10 @@ async fn what_is_pasted_into_etcd_is_served() {
     assert!(pasted.contains("CERTIFICATE-----\n"), "{pasted}");
     let mut keys = stage.etcd.keys().await;
     let revision = keys.put(&super::stage::name("ssls/1"), pasted).await;
-    world.settled(revision).await;
+    world.wait_acknowledged(revision).await;
     world.apply(&[("routes/a", stage.route("/a"))]).await;
-    let reply = world.good_caller("app.test").get("/a").await.unwrap_or_else(|refused| panic!("{refused}"));
+    let reply =
+        world.verified_client("app.test").get("/a").await.unwrap_or_else(|refused| panic!("{refused}"));
     assert_eq!(reply.status, http::StatusCode::OK);
-    world.caller("app.test").refusal().await;
+    world.client("app.test").expect_alert().await;
 }

@@ -4,7 +4,7 @@
 use e2e::etcd::Etcd;
 use e2e::process::run_to_end;
 use e2e::raw;
-use e2e::stream::{Script, StreamUpstream};
+use e2e::stream::{Script, TcpUpstream};
 use e2e::world::World;
 use http::StatusCode;
 use serde_json::{Value, json};
@@ -48,7 +48,7 @@ async fn a_protection_that_cannot_be_honoured_is_never_left_out() {
     stage.world.kill_node().await;
     stage.world.start_control().await;
     stage.world.start_node().await;
-    stage.world.settled(written).await;
+    stage.world.wait_acknowledged(written).await;
     for path in ["/secret/x", "/open", "/guarded"] {
         assert_eq!(stage.status(path).await, StatusCode::SERVICE_UNAVAILABLE, "{path}");
     }
@@ -83,7 +83,7 @@ async fn whatever_a_route_demands_and_we_do_not_know_is_a_refusal() {
         assert_eq!(stage.status("/guarded").await, StatusCode::SERVICE_UNAVAILABLE, "{what}");
         assert_eq!(stage.status("/other").await, StatusCode::OK, "{what}");
         let revision = stage.etcd.keys().await.delete(&name("routes/guarded")).await;
-        stage.world.settled(revision).await;
+        stage.world.wait_acknowledged(revision).await;
         assert_eq!(stage.status("/guarded").await, StatusCode::OK, "{what}: deleted, it guards nothing");
     }
     assert!(stage.etcd.keys().await.get(&name("routes/all")).await.is_some());
@@ -102,12 +102,12 @@ async fn a_global_rule_that_we_do_not_know_closes_everything() {
         .await;
     assert_eq!(stage.status("/any").await, StatusCode::SERVICE_UNAVAILABLE);
     assert_eq!(
-        stage.world.caller("app.test").get("/any").await.unwrap().status,
+        stage.world.client("app.test").get("/any").await.unwrap().status,
         StatusCode::SERVICE_UNAVAILABLE
     );
     linted(&stage, "global_rules/1").await;
     let revision = stage.etcd.keys().await.delete(&name("global_rules/1")).await;
-    stage.world.settled(revision).await;
+    stage.world.wait_acknowledged(revision).await;
     assert_eq!(stage.status("/any").await, StatusCode::OK);
 }
 
@@ -120,7 +120,7 @@ async fn a_site_whose_policy_cannot_be_read_is_closed() {
     let everybody = json!({"snis": ["*.app.test"], "cert": site.certificate_pem, "key": site.key_pem});
     let ca = credentials.clients.certificate_pem();
     stage.world.apply(&[("ssls/everybody", everybody), ("routes/all", stage.route("/*"))]).await;
-    assert_eq!(stage.world.caller("strict.app.test").get("/").await.unwrap().status, StatusCode::OK);
+    assert_eq!(stage.world.client("strict.app.test").get("/").await.unwrap().status, StatusCode::OK);
     let with = |client: Value| json!({"id": "strict", "sni": "strict.app.test", "cert": site.certificate_pem, "key": site.key_pem, "client": client});
     for (what, client) in [
         ("no certificate", json!({"ca": "x".repeat(200), "depth": 1})),
@@ -132,17 +132,17 @@ async fn a_site_whose_policy_cannot_be_read_is_closed() {
     ] {
         stage.etcd_put("ssls/strict", &with(client)).await;
         println!("{what}");
-        stage.world.good_caller("strict.app.test").refusal().await;
-        stage.world.caller("strict.app.test").refusal().await;
+        stage.world.verified_client("strict.app.test").expect_alert().await;
+        stage.world.client("strict.app.test").expect_alert().await;
         // Nor by way of another name.
-        let reply = stage.world.caller("other.app.test").get("/").await.unwrap();
+        let reply = stage.world.client("other.app.test").get("/").await.unwrap();
         assert_eq!(reply.status, StatusCode::OK, "{what}: the wildcard's other names are served");
         let mut session =
-            stage.world.caller("strict.app.test").sni("other.app.test").connect().await.unwrap();
+            stage.world.client("strict.app.test").sni("other.app.test").connect().await.unwrap();
         let reply = session.get("/").await.unwrap();
         assert!(reply.status.is_client_error() || reply.status.is_server_error(), "{what}: {}", reply.status);
         let revision = stage.etcd.keys().await.delete(&name("ssls/strict")).await;
-        stage.world.settled(revision).await;
+        stage.world.wait_acknowledged(revision).await;
     }
 }
 
@@ -187,14 +187,14 @@ async fn what_only_an_apisix_reads_leaves_nothing_to_a_broader_one() {
             stage.world.kill_node().await;
             stage.world.start_control().await;
             stage.world.start_node().await;
-            stage.world.settled(revision).await;
+            stage.world.wait_acknowledged(revision).await;
         }
         for path in ["/latin", "/twice", "/lone", "/deep", "/team"] {
             assert_eq!(stage.status(path).await, StatusCode::SERVICE_UNAVAILABLE, "{path} {restarted}");
         }
         assert_eq!(stage.status("/other").await, StatusCode::OK);
-        stage.world.caller("strict.app.test").refusal().await;
-        assert_eq!(stage.world.caller("other.app.test").get("/").await.unwrap().status, StatusCode::OK);
+        stage.world.client("strict.app.test").expect_alert().await;
+        assert_eq!(stage.world.client("other.app.test").get("/").await.unwrap().status, StatusCode::OK);
     }
     // Nothing is copied without them.
     let config = stage.world.write_config("copy");
@@ -207,7 +207,7 @@ async fn what_only_an_apisix_reads_leaves_nothing_to_a_broader_one() {
     assert!(!stage.world.folder().join("rules.yaml").exists());
     // Written again under an id, or deleted, it is obeyed.
     let revision = stage.etcd.keys().await.delete(&name("routes/team:a")).await;
-    stage.world.settled(revision).await;
+    stage.world.wait_acknowledged(revision).await;
     assert_eq!(stage.status("/team").await, StatusCode::OK);
 }
 
@@ -217,7 +217,7 @@ async fn a_stream_route_with_a_plugin_is_closed_and_none_serves_in_its_place() {
     let apisix = json!({"apisix": {"proxy_mode": "http&stream", "stream_proxy": {"tcp": ["127.0.0.1:0"]}}});
     let builder = World::builder().etcd(&etcd).settings(apisix);
     let stage = Stage::with(etcd, builder).await;
-    let streams = StreamUpstream::plain("streams", Script::Greet).await;
+    let streams = TcpUpstream::plain("streams", Script::Greet).await;
     let upstream = json!({"nodes": {streams.address().to_string(): 1}});
     stage.world.apply(&[("stream_routes/all", json!({"upstream": upstream}))]).await;
     assert_eq!(said(&stage).await, b"hello from streams\n");
@@ -229,7 +229,7 @@ async fn a_stream_route_with_a_plugin_is_closed_and_none_serves_in_its_place() {
     assert_eq!(said(&stage).await, b"");
     linted(&stage, "stream_routes/0-guarded").await;
     let revision = stage.etcd.keys().await.delete(&name("stream_routes/0-guarded")).await;
-    stage.world.settled(revision).await;
+    stage.world.wait_acknowledged(revision).await;
     assert_eq!(said(&stage).await, b"hello from streams\n");
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use e2e::admin::Admin;
-use e2e::caller::{Session, bounded};
+use e2e::client::{HttpConnection, bounded};
 use e2e::etcd::Etcd;
 use e2e::upstream::Upstream;
 use e2e::world::World;
@@ -71,7 +71,7 @@ async fn what_one_writes_the_other_shows_and_pushes() {
             .admin_of(index)
             .put(&format!("routes/{path}"), &route(&upstream, &format!("/{path}")))
             .await;
-        world.settled_at(on, revision).await;
+        world.wait_acknowledged_at(on, revision).await;
         let reply = world.plain("app.test").await.get(&format!("/{path}")).await.unwrap();
         assert_eq!(reply.status, StatusCode::OK);
         assert_eq!(world.admin_of(1 - index).get(&format!("routes/{path}")).await.status, StatusCode::OK);
@@ -109,7 +109,7 @@ async fn first_taken(world: &World, mark: usize, index: usize) -> String {
 }
 
 /// Asks the node for one route's number until it is told to end: it never gets smaller.
-async fn only_forward(mut session: Session, end: Arc<AtomicBool>, seen: watch::Sender<u64>) {
+async fn only_forward(mut session: HttpConnection, end: Arc<AtomicBool>, seen: watch::Sender<u64>) {
     let mut newest = 0;
     while !end.load(Ordering::SeqCst) {
         let reply = session.get("/counted").await.unwrap_or_else(|refused| panic!("{refused}"));
@@ -134,7 +134,7 @@ async fn a_node_that_moves_during_a_burst_never_goes_back() {
         revision = world.admin().put(path, document).await;
     }
     let on = connected_to(&world).await;
-    world.settled_at(on, revision).await;
+    world.wait_acknowledged_at(on, revision).await;
 
     let (end, (seen, mut newest)) = (Arc::new(AtomicBool::new(false)), watch::channel(0));
     let asking = tokio::spawn(only_forward(world.plain("app.test").await, Arc::clone(&end), seen));
@@ -152,7 +152,7 @@ async fn a_node_that_moves_during_a_burst_never_goes_back() {
                 world.kill_control_at(on).await;
             }
         }
-        world.settled_at(other, revision).await;
+        world.wait_acknowledged_at(other, revision).await;
         bounded("the newest is served", newest.wait_for(|seen| *seen == number)).await.unwrap();
         // It said what it holds, so only what it lacked was sent: at most the one object that changed.
         let line = first_taken(&world, mark, other).await;
@@ -173,7 +173,7 @@ async fn a_restarted_control_plane_sends_nothing_to_a_node_that_has_everything()
         let revision = world.admin().put(&format!("routes/{n}"), &route(&upstream, &format!("/{n}"))).await;
         if n == 49 {
             let on = connected_to(&world).await;
-            world.settled_at(on, revision).await;
+            world.wait_acknowledged_at(on, revision).await;
         }
     }
     // Both go and come back: whichever the node finds, it resumes there.

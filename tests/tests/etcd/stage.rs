@@ -1,7 +1,7 @@
 //! What the suites share: routes to one upstream, what a client of the gateway gets, and starts that must fail.
 
 use e2e::etcd::{Access, Etcd, Keys};
-use e2e::process::{Ended, run_to_end};
+use e2e::process::{ExitOutput, run_to_end};
 use e2e::upstream::Upstream;
 use e2e::world::{World, WorldBuilder};
 use http::{Method, StatusCode};
@@ -42,7 +42,7 @@ impl Stage {
     /// The same with a value that may be anything.
     pub async fn etcd_put_text(&self, path: &str, value: impl Into<Vec<u8>>) -> u64 {
         let revision = self.etcd.keys().await.put(&name(path), value).await;
-        self.world.settled(revision).await;
+        self.world.wait_acknowledged(revision).await;
         revision
     }
 
@@ -92,7 +92,7 @@ pub async fn status(world: &World, host: &str, path: &str) -> StatusCode {
 }
 
 /// What a control plane says that must not start: it runs with these settings, and ends with 1.
-pub async fn refused_start(access: impl Into<Access>, more: Value) -> Ended {
+pub async fn refused_start(access: impl Into<Access>, more: Value) -> ExitOutput {
     let builder =
         World::builder().etcd(access).settings(json!({"deployment": {"etcd": {"startup_retry": 1}}}));
     let world = builder.settings(more).without_control().nodes(&[]).start().await;
@@ -105,7 +105,7 @@ pub async fn refused_start(access: impl Into<Access>, more: Value) -> Ended {
 
 /// It said every one of these.
 #[track_caller]
-pub fn assert_said(ended: &Ended, words: &[&str]) {
+pub fn assert_said(ended: &ExitOutput, words: &[&str]) {
     for word in words {
         assert!(ended.stderr.contains(word), "{word:?} is not in:\n{}", ended.stderr);
     }

@@ -1,7 +1,7 @@
 //! The connection to etcd: whom the control plane trusts there, what it shows, what an operator reads when that fails, and
 //! certificates that change while it runs.
 
-use e2e::caller::bounded;
+use e2e::client::bounded;
 use e2e::credentials::Authority;
 use e2e::etcd::{Access, Authorities, Etcd, PASSWORD};
 use e2e::world::World;
@@ -17,7 +17,7 @@ fn with_authority(etcd: &Etcd, authority: &Authority) -> Access {
 }
 
 /// The line of the message that is about this etcd: endpoint, step, cause and advice stand together.
-fn assert_explained(ended: &e2e::process::Ended, etcd: &Etcd, words: &[&str]) {
+fn assert_explained(ended: &e2e::process::ExitOutput, etcd: &Etcd, words: &[&str]) {
     let url = etcd.url();
     let about = |line: &&str| line.contains(&url) && words.iter().all(|word| line.contains(word));
     assert!(
@@ -134,7 +134,7 @@ async fn passwords() {
     stage.world.control_log().line_after(mark, &["reconnected to etcd"]).await;
     stage.world.apply(&[("routes/b", stage.route("/b"))]).await;
     let revision = stage.etcd.keys().await.put(&name("routes/c"), stage.route("/c").to_string()).await;
-    stage.world.settled(revision).await;
+    stage.world.wait_acknowledged(revision).await;
     assert_eq!(stage.status("/c").await, StatusCode::OK);
 
     let user = |password: &str| Some(("root".to_owned(), password.to_owned()));
@@ -246,7 +246,7 @@ async fn certificates_of_both_sides_are_rotated_under_load() {
 
     assert!(acknowledged.is_sorted() && acknowledged.len() >= 100);
     let last = *acknowledged.last().unwrap();
-    stage.world.settled(last).await;
+    stage.world.wait_acknowledged(last).await;
     let mut keys = stage.etcd.keys().await;
     let held = keys.below("/apisix/routes/load-").await;
     for entry in &held {

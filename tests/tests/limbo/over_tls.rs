@@ -3,7 +3,7 @@
 //! Where the Admin API refuses the anchors or revocation lists, nobody can be let in under them: that is a refusal. A client of TLS 1.3
 //! has shaken hands before the server judges it, so acceptance is an answer to a request, and a refusal is an alert.
 
-use e2e::caller::{Caller, Shown, Tls, alert_in, bounded};
+use e2e::client::{ClientCertificate, HttpClient, Tls, alert_in, bounded};
 use e2e::documents::site;
 use e2e::raw;
 use e2e::world::World;
@@ -46,7 +46,7 @@ async fn judge_all(limbo: &Limbo) -> Score {
         let refused = (!answer.status.is_success()).then(|| answer.reply.text());
         sites.push((case, host, refused));
     }
-    world.settled(revision).await;
+    world.wait_acknowledged(revision).await;
     let mut score = Score::default();
     for (case, host, refused) in sites {
         let right = match refused {
@@ -55,7 +55,7 @@ async fn judge_all(limbo: &Limbo) -> Score {
                 let mut right = true;
                 for tls in [Tls::V12, Tls::V13] {
                     let place = format!("over TLS ({tls:?})");
-                    right &= match shake_hands(&world.caller(&host).tls(tls), case).await {
+                    right &= match shake_hands(&world.client(&host).tls(tls), case).await {
                         Ok(verdict) => case.is_right(&verdict, &place),
                         Err(Unjudged(what)) => {
                             println!("WRONG {place}: {}: not judged: {what}", case.id);
@@ -75,14 +75,14 @@ async fn judge_all(limbo: &Limbo) -> Score {
 struct Unjudged(String);
 
 /// What the gateway says: the start of its answer, or the alert.
-async fn shake_hands(caller: &Caller, case: &Case) -> Result<Result<String, String>, Unjudged> {
+async fn shake_hands(client: &HttpClient, case: &Case) -> Result<Result<String, String>, Unjudged> {
     let key = PrivateKeyDer::from_pem_slice(case.key.as_bytes()).expect("a case's key is readable");
-    let caller = caller.clone().shows(&Shown::new(case.chain(), &key));
-    let (alert, detail) = match caller.handshake().await {
+    let client = client.clone().certificate(&ClientCertificate::new(case.chain(), &key));
+    let (alert, detail) = match client.handshake().await {
         Err(refused) => (refused.alert, refused.detail),
         Ok(mut stream) => {
-            let request = format!("GET / HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", caller.host());
-            // Refused already, perhaps: then reading tells.
+            let request = format!("GET / HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", client.host());
+            // ClientError already, perhaps: then reading tells.
             let _ = stream.write_all(request.as_bytes()).await;
             let mut first = [0; 12];
             match bounded("the first answer", stream.read_exact(&mut first)).await {

@@ -28,7 +28,7 @@ impl Dialler {
         Self { target, connector: TlsConnector::from(config) }
     }
 
-    /// Opens a connection and completes its handshake. The caller bounds the time.
+    /// Opens a connection and completes its handshake. The client bounds the time.
     ///
     /// # Errors
     /// [`FailureKind::Connect`] or [`FailureKind::Handshake`].

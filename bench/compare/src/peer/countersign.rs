@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use e2e::admin::AdminSession;
+use e2e::admin::AdminConnection;
 use e2e::credentials::Credential;
 use e2e::world::World;
 use http::Method;
@@ -156,7 +156,7 @@ impl Countersign {
 
     /// Waits until the data plane has acknowledged a revision.
     pub async fn wait_acknowledged(&self, revision: u64) {
-        self.world.settled(revision).await;
+        self.world.wait_acknowledged(revision).await;
     }
 
     /// Stops the data plane; [`Self::start_data`] starts it again.
@@ -227,7 +227,7 @@ impl Peer for Running {
 }
 
 /// A connection to the Admin API that stays open.
-pub struct Admin(AdminSession);
+pub struct Admin(AdminConnection);
 
 impl Admin {
     /// PUTs a document and gives the revision of its commit.

@@ -108,7 +108,7 @@ async fn case_n01_n03_a_trailing_dot_changes_nothing() {
     let admin = stage.world.admin();
     let put = admin.call(http::Method::PUT, "ssls/1", Some(&ssl(&made.apisix, "*.test.com"))).await.unwrap();
     assert_eq!(put.status, 201);
-    stage.world.settled(put.revision.unwrap()).await;
+    stage.world.wait_acknowledged(put.revision.unwrap()).await;
     shown(&stage, "a.test.com.", "test.com").await;
     stage.put("ssls/2", ssls(&made.test2, &["test2.com", "a.com"])).await;
     shown(&stage, "test2.com.", "test2.com").await;

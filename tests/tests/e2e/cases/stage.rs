@@ -2,9 +2,9 @@
 //!
 //! Nothing is waited for but answers and acknowledged revisions.
 
-use e2e::caller::bounded;
+use e2e::client::bounded;
 use e2e::credentials::Credential;
-use e2e::curl::{Curled, curl};
+use e2e::curl::{CurlOutput, curl};
 use e2e::fixtures::FIXTURES;
 use e2e::openssl;
 use e2e::upstream::Upstream;
@@ -51,13 +51,13 @@ impl Stage {
     /// PATCH, and the data plane serves it.
     pub async fn patch(&self, path: &str, change: Value) {
         let revision = self.world.admin().write(Method::PATCH, path, Some(&change)).await;
-        self.world.settled(revision).await;
+        self.world.wait_acknowledged(revision).await;
     }
 
     /// DELETE, and the data plane knows.
     pub async fn delete(&self, path: &str) {
         let revision = self.world.admin().delete(path).await;
-        self.world.settled(revision).await;
+        self.world.wait_acknowledged(revision).await;
     }
 
     /// The control plane again, with the settings and environment it has now; the data plane has what it says.
@@ -65,7 +65,9 @@ impl Stage {
         self.world.stop_control().await;
         self.world.start_control().await;
         let fleet = self.world.admin().get("dataplanes").await;
-        self.world.settled(fleet.body["revision"].as_u64().expect("the store has a revision")).await;
+        self.world
+            .wait_acknowledged(fleet.body["revision"].as_u64().expect("the store has a revision"))
+            .await;
     }
 
     /// A PUT that must be refused with 400; gives its `error_msg`.
@@ -77,7 +79,7 @@ impl Stage {
     }
 
     /// `curl -k https://NAME:PORT/PATH ARGUMENTS`, in the folder of the fixtures.
-    pub async fn curl(&self, name: &str, path: &str, arguments: &[&str]) -> Curled {
+    pub async fn curl(&self, name: &str, path: &str, arguments: &[&str]) -> CurlOutput {
         let port = self.world.https().port();
         let (resolve, url) = (format!("{name}:{port}:127.0.0.1"), format!("https://{name}:{port}{path}"));
         let given = ["-k", "--resolve", &resolve, &url];
@@ -85,7 +87,7 @@ impl Stage {
     }
 
     /// The same over plain HTTP.
-    pub async fn plain(&self, name: &str, path: &str) -> Curled {
+    pub async fn plain(&self, name: &str, path: &str) -> CurlOutput {
         let port = self.world.http().port();
         let (resolve, url) = (format!("{name}:{port}:127.0.0.1"), format!("http://{name}:{port}{path}"));
         curl(self.world.folder(), &["--resolve", &resolve, &url]).await
@@ -134,20 +136,20 @@ pub fn with(mut document: Value, more: Value) -> Value {
 
 /// An answer of the upstream to this path.
 #[track_caller]
-pub fn served(answered: &Curled, path: &str) {
+pub fn served(answered: &CurlOutput, path: &str) {
     assert_eq!((answered.exit, answered.status), (0, 200), "{answered:?}");
     assert!(answered.body.contains(&format!("\"uri\":\"{path}\"")), "{answered:?}");
 }
 
 /// An answer of the gateway itself: its page, and nothing of the reason.
 #[track_caller]
-pub fn page(answered: &Curled, status: u16) {
+pub fn page(answered: &CurlOutput, status: u16) {
     assert_eq!((answered.exit, answered.status), (0, status), "{answered:?}");
     assert!(answered.body.contains(&format!("<h1>{status} ")), "{answered:?}");
 }
 
 /// A handshake that was refused: no HTTP at all.
 #[track_caller]
-pub fn no_handshake(answered: &Curled) {
+pub fn no_handshake(answered: &CurlOutput) {
     assert!(answered.exit != 0 && answered.status == 0, "{answered:?}");
 }

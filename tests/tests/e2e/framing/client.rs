@@ -1,6 +1,6 @@
 //! Requests as raw clients frame them: which are served, and which are refused before an upstream sees them.
 
-use e2e::caller::{Http, bounded, full};
+use e2e::client::{Http, bounded, full};
 use e2e::documents::route;
 use e2e::raw;
 use e2e::world::World;
@@ -13,7 +13,7 @@ use tokio::net::TcpStream;
 pub async fn answers(world: &World, bytes: &[u8]) -> [String; 2] {
     let mut plain = raw::send(world.http(), bytes).await;
     let plain = raw::until_closed(&mut plain).await;
-    let mut tls = world.caller("app.test").http(Http::One).handshake().await.unwrap();
+    let mut tls = world.client("app.test").http(Http::One).handshake().await.unwrap();
     // The gateway may have refused before it took everything.
     let _ = tls.write_all(bytes).await;
     let _ = tls.flush().await;
@@ -277,7 +277,7 @@ async fn a_refused_head_is_answered_after_the_others() {
 #[tokio::test]
 async fn cookies_of_http_2_arrive_as_one() {
     let (world, _upstream) = World::open(json!({})).await;
-    let mut session = world.caller("app.test").http(Http::Two).connect().await.unwrap();
+    let mut session = world.client("app.test").http(Http::Two).connect().await.unwrap();
     let mut request = session.request(Method::GET, "/", full(""));
     for crumb in ["a=1", "b=2; c=3", "d=4"] {
         request.headers_mut().append("cookie", HeaderValue::from_static(crumb));
@@ -293,7 +293,7 @@ async fn a_route_sees_each_cookie_of_http_2() {
     chosen["vars"] = serde_json::json!([["cookie_d", "==", "4"], ["http_cookie", "==", "a=1; d=4"]]);
     let fallback = route("app.test", "/*", &["127.0.0.1:1".parse().unwrap()]);
     world.apply(&[("routes/chosen", chosen), ("routes/app", fallback)]).await;
-    let mut session = world.caller("app.test").http(Http::Two).connect().await.unwrap();
+    let mut session = world.client("app.test").http(Http::Two).connect().await.unwrap();
     let mut request = session.request(Method::GET, "/chosen", full(""));
     request.headers_mut().append("cookie", HeaderValue::from_static("a=1"));
     request.headers_mut().append("cookie", HeaderValue::from_static("d=4"));

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use e2e::caller::{Http, bounded};
+use e2e::client::{Http, bounded};
 use e2e::documents::route;
 use e2e::raw;
 use e2e::world::World;
@@ -134,7 +134,7 @@ async fn a_request_that_is_sent_again_keeps_its_case() {
 async fn http_2_names_get_capitals_towards_http_1() {
     let (address, mut seen) = upstream(0).await;
     let world = world_to(address, true).await;
-    let reply = world.caller("app.test").http(Http::Two).get("/").await.unwrap();
+    let reply = world.client("app.test").http(Http::Two).get("/").await.unwrap();
     assert_eq!(reply.headers["x-weird"], "a");
     let head = bounded("a request", seen.recv()).await.unwrap();
     for name in ["Host", "X-Forwarded-For", "X-Real-Ip"] {

@@ -1,6 +1,6 @@
 //! The limits of heads: nginx's, the same for both protocols, and no limit on the number of fields.
 
-use e2e::caller::{Http, full};
+use e2e::client::{Http, full};
 use e2e::raw;
 use e2e::world::World;
 use http::{HeaderName, Method, StatusCode};
@@ -63,7 +63,7 @@ async fn http_2_has_the_same_limits() {
         ("a head over it", 1, (5, 7000), 400),
         ("many fields", 1, (500, 8), 200),
     ] {
-        let mut session = world.caller("app.test").http(Http::Two).connect().await.unwrap();
+        let mut session = world.client("app.test").http(Http::Two).connect().await.unwrap();
         let mut request = session.request(Method::GET, &format!("/{}", "x".repeat(path)), full(""));
         for number in 0..fields.0 {
             let name: HeaderName = format!("x-{number}").parse().unwrap();
@@ -115,7 +115,7 @@ async fn the_settings_move_the_limits() {
 async fn an_answer_may_have_as_large_a_head() {
     let (world, upstream) = World::open(json!({})).await;
     for http in [Http::One, Http::Two] {
-        let mut session = world.caller("app.test").http(http).connect().await.unwrap();
+        let mut session = world.client("app.test").http(http).connect().await.unwrap();
         for (query, status) in [
             ("fields=500&bytes=20", StatusCode::OK),
             ("fields=4&bytes=7900", StatusCode::OK),

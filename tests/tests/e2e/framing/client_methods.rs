@@ -1,8 +1,8 @@
 //! Requests that no gateway forwards: tunnels, traces, targets that are no path, and upgrades that are not enabled.
 
-use e2e::caller::{Http, full};
+use e2e::client::{Http, full};
 use e2e::curl::curl;
-use e2e::frames::{self, DATA, END_HEADERS, END_STREAM, HEADERS, Wire, frame};
+use e2e::frames::{self, DATA, END_HEADERS, END_STREAM, FrameConnection, HEADERS, frame};
 use e2e::world::World;
 use http::{Method, StatusCode};
 use serde_json::json;
@@ -34,7 +34,7 @@ async fn tunnels_and_traces_are_405() {
         }
     }
     for method in [Method::CONNECT, Method::TRACE] {
-        let mut session = world.caller("app.test").http(Http::Two).connect().await.unwrap();
+        let mut session = world.client("app.test").http(Http::Two).connect().await.unwrap();
         let mut request = session.request(method.clone(), "/", full(""));
         if method == Method::CONNECT {
             *request.uri_mut() = "app.test:443".parse().unwrap();
@@ -79,7 +79,7 @@ async fn a_target_that_is_no_path_is_400() {
 
 /// The header blocks of all answers to this header block, until the gateway ends the connection for a broken frame.
 async fn blocks(world: &e2e::world::World, block: Vec<u8>) -> Vec<Vec<u8>> {
-    let mut wire = Wire::connect(&world.caller("app.test")).await;
+    let mut wire = FrameConnection::connect(&world.client("app.test")).await;
     let mut bytes = frame(HEADERS, END_HEADERS | END_STREAM, 1, &block);
     bytes.extend(frame(DATA, 0, 0, &[]));
     wire.send(&bytes).await;

@@ -1,6 +1,6 @@
 //! Answers as raw upstreams frame them: which pass, which are refused, and which connections are used again.
 
-use e2e::caller::{Http, Reply, Session, full};
+use e2e::client::{Http, HttpConnection, Reply, full};
 use e2e::documents::route;
 use e2e::raw;
 use e2e::upstream::raw::{Answer, RawRequest, RawUpstream, Then};
@@ -29,11 +29,11 @@ async fn answering(answers: &[&str]) -> RawUpstream {
     .await
 }
 
-async fn session(world: &World, http: Http) -> Session {
-    world.caller("app.test").http(http).connect().await.unwrap()
+async fn session(world: &World, http: Http) -> HttpConnection {
+    world.client("app.test").http(http).connect().await.unwrap()
 }
 
-async fn ask(session: &mut Session, method: &str, path: &str) -> Reply {
+async fn ask(session: &mut HttpConnection, method: &str, path: &str) -> Reply {
     let method = Method::from_bytes(method.as_bytes()).unwrap();
     let request = session.request(method, path, full(""));
     session.fetch(request).await.unwrap_or_else(|refused| panic!("{path}: {refused}"))
@@ -255,7 +255,7 @@ async fn bytes_after_an_answer_never_answer_another_request() {
 /// What a plain HTTP/1 client reads until `end` has come.
 async fn read_until(stream: &mut tokio::net::TcpStream, end: &str) -> String {
     let mut read = Vec::new();
-    e2e::caller::bounded(end, async {
+    e2e::client::bounded(end, async {
         while !String::from_utf8_lossy(&read).contains(end) {
             assert!(stream.read_buf(&mut read).await.unwrap() > 0, "{}", String::from_utf8_lossy(&read));
         }
@@ -374,10 +374,10 @@ async fn an_answer_cut_off_within_tls_is_never_whole() {
                     }
                 }
                 let request = format!("GET {path} HTTP/1.0\r\nHost: app.test\r\n\r\n");
-                let mut tls = world.caller("app.test").handshake().await.unwrap();
+                let mut tls = world.client("app.test").handshake().await.unwrap();
                 tls.write_all(request.as_bytes()).await.unwrap();
                 let mut read = Vec::new();
-                let ended = e2e::caller::bounded("the answer's end", tls.read_to_end(&mut read)).await;
+                let ended = e2e::client::bounded("the answer's end", tls.read_to_end(&mut read)).await;
                 let refused = read.starts_with(b"HTTP/1.0 502");
                 assert!(refused || ended.is_ok() == whole, "{version:?} HTTP/1.0 {path}: {ended:?}");
             }

@@ -1,9 +1,9 @@
 //! Requests as they reach a raw upstream: framed by the gateway, whatever the method and the client's protocol.
 
 use bytes::Bytes;
-use e2e::caller::{Body, Http, Session, bounded, full};
+use e2e::client::{Body, Http, HttpConnection, bounded, full};
 use e2e::documents::weighted;
-use e2e::frames::{DATA, END_HEADERS, END_STREAM, HEADERS, Wire, frame};
+use e2e::frames::{DATA, END_HEADERS, END_STREAM, FrameConnection, HEADERS, frame};
 use e2e::raw;
 use e2e::upstream::raw::{Answer, RawRequest, RawUpstream, Then};
 use e2e::world::World;
@@ -92,7 +92,7 @@ async fn a_body_of_http_2_arrives_with_every_method() {
     let mut upstream = RawUpstream::plain(ok).await;
     let world = world_to(&upstream).await;
     for method in METHODS {
-        let mut wire = Wire::connect(&world.caller("app.test")).await;
+        let mut wire = FrameConnection::connect(&world.client("app.test")).await;
         let length = [("content-length", "5")];
         let hello = frame(DATA, END_STREAM, 0, b"hello");
         let empty = frame(DATA, END_STREAM, 0, b"");
@@ -127,7 +127,7 @@ async fn a_body_of_http_2_arrives_with_every_method() {
 async fn an_empty_body_of_http_2_that_ends_late_is_a_body() {
     let mut upstream = RawUpstream::plain(ok).await;
     let world = world_to(&upstream).await;
-    let mut wire = Wire::connect(&world.caller("app.test")).await;
+    let mut wire = FrameConnection::connect(&world.client("app.test")).await;
     assert!(wire.send(&frame(HEADERS, END_HEADERS, 1, &block("GET", &[]))).await);
     assert!(wire.send(&frame(DATA, END_STREAM, 1, b"")).await);
     let seen = upstream.request().await;
@@ -178,7 +178,7 @@ async fn a_connection_that_answered_in_http_1_0_is_not_used_again() {
     let world = world_to(&upstream).await;
     for http in [Http::One, Http::Two] {
         for first in ["/1.0", "/1.0/204"] {
-            let mut session = world.caller("app.test").http(http).connect().await.unwrap();
+            let mut session = world.client("app.test").http(http).connect().await.unwrap();
             assert!(session.get(first).await.unwrap().status.is_success());
             let before = upstream.request().await.connection;
             let body = streamed(vec![Frame::data(Bytes::from_static(b"hello"))]);
@@ -193,7 +193,7 @@ async fn a_connection_that_answered_in_http_1_0_is_not_used_again() {
 
 /// Sends `first`, and more of the body only when this is used.
 async fn half_sent(
-    session: &mut Session,
+    session: &mut HttpConnection,
     first: &'static str,
 ) -> (mpsc::Sender<&'static str>, http::Response<hyper::body::Incoming>) {
     let (pieces, stream) = mpsc::channel::<&'static str>(1);
@@ -217,7 +217,7 @@ async fn a_connection_answered_early_is_not_used_again() {
         .await;
         let world = world_to(&upstream).await;
         for http in [Http::One, Http::Two] {
-            let mut session = world.caller("app.test").http(http).connect().await.unwrap();
+            let mut session = world.client("app.test").http(http).connect().await.unwrap();
             let (pieces, answer) = half_sent(&mut session, "half of it").await;
             let status = answer.status();
             // RST may overtake the answer.
@@ -226,7 +226,7 @@ async fn a_connection_answered_early_is_not_used_again() {
             let body = bounded("the answer", answer.into_body().collect()).await;
             assert!(body.is_ok() || then == Then::Reset, "{http:?} {then:?}");
             drop(pieces);
-            let mut other = world.caller("app.test").http(http).connect().await.unwrap();
+            let mut other = world.client("app.test").http(http).connect().await.unwrap();
             assert_eq!(other.get("/next").await.unwrap().status, StatusCode::OK);
             let next = upstream.request().await;
             assert!(next.connection > early, "{http:?} {then:?}: {next:?}");

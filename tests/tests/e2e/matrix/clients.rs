@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use e2e::caller::Shown;
+use e2e::client::ClientCertificate;
 use pki::mint::{Authority, AuthoritySpec, CrlSpec, KeyAlgorithm, LeafSpec, Minted, Usages};
 use pki::{Certificate, CertificateDer, UnixTime};
 
@@ -127,7 +127,7 @@ fn pem(der: &[u8]) -> String {
 
 /// What each client shows.
 pub struct Clients {
-    shown: HashMap<Client, Shown>,
+    shown: HashMap<Client, ClientCertificate>,
     certificates: HashMap<Client, Certificate>,
 }
 
@@ -150,10 +150,10 @@ impl Clients {
     fn add(&mut self, client: Client, chain: Vec<Certificate>, key: &pki::PrivateKey) {
         self.certificates.insert(client, chain[0].clone());
         let chain: Vec<CertificateDer<'static>> = chain.iter().map(|one| one.der().clone()).collect();
-        self.shown.insert(client, Shown::new(chain, &key.der().clone_key()));
+        self.shown.insert(client, ClientCertificate::new(chain, &key.der().clone_key()));
     }
 
-    pub fn shown(&self, client: Client) -> Option<&Shown> {
+    pub fn shown(&self, client: Client) -> Option<&ClientCertificate> {
         self.shown.get(&client)
     }
 }

@@ -1,6 +1,6 @@
 //! `proxy-rewrite` as APISIX's users write it: new uris, methods, hosts and headers, as the upstream gets them.
 
-use e2e::caller::{Http, full};
+use e2e::client::{Http, full};
 use e2e::curl::curl;
 use e2e::upstream::{HeadEcho, Upstream, sha256};
 use e2e::world::World;
@@ -46,7 +46,7 @@ async fn a_pattern_gives_path_and_query() {
         ("/other%20x?y", Ok("/other%20x?y")),
         ("/test/../other", Ok("/other")),
     ];
-    expect(&world.caller("open.test"), &table).await;
+    expect(&world.client("open.test"), &table).await;
 }
 
 #[tokio::test]
@@ -73,7 +73,7 @@ async fn what_is_made_passes_the_same_judge() {
         ("/a-x/%5C.-b/", Err(400)),
         ("/a-x-b/y", Ok("/in/x.y")),
     ];
-    expect(&world.caller("open.test"), &table).await;
+    expect(&world.client("open.test"), &table).await;
 }
 
 #[tokio::test]
@@ -81,11 +81,11 @@ async fn a_path_of_any_bytes_goes_through_a_rewrite() {
     let (world, upstream) = sites(json!({"apisix": {"match_uri_encoded_slash": true}})).await;
     let uri = plugin(json!({"regex_uri": ["^/v1/(.*)", "/v2/$1"]}));
     world.apply(&[("routes/open", to(&upstream, "open.test", "/v1/*", uri))]).await;
-    let caller = world.caller("open.test");
+    let client = world.client("open.test");
     for (asked, expected) in
         [("/v1/%FF%2Fx%25", "/v2/%FF%2Fx%25"), ("/v1/a%252Fb", "/v2/a%252Fb"), ("/v1/%C3%A9", "/v2/%C3%A9")]
     {
-        assert_eq!(ask_raw(&caller, asked.as_bytes()).await.as_deref(), Ok(expected), "{asked}");
+        assert_eq!(ask_raw(&client, asked.as_bytes()).await.as_deref(), Ok(expected), "{asked}");
     }
 }
 
@@ -148,7 +148,7 @@ async fn a_new_method_keeps_the_framing() {
         documents.iter().map(|(path, document)| (path.as_str(), document.clone())).collect();
     world.apply(&documents).await;
     for http in [Http::One, Http::Two] {
-        let mut session = world.caller("open.test").http(http).connect().await.unwrap();
+        let mut session = world.client("open.test").http(http).connect().await.unwrap();
         for method in ["PUT", "POST", "PROPFIND"] {
             let request = session.request(Method::PATCH, &format!("/{method}/sink"), full("a body"));
             let reply = session.fetch(request).await.unwrap();

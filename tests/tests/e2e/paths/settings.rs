@@ -17,10 +17,10 @@ async fn encoded_slashes_are_kept_for_both_or_for_none() {
         ("/secret%2f..%2fpublic/x", Ok("/public/x")),
         ("/public/a%2F/b", Ok("/public/a/b")),
     ];
-    expect(&world.caller("skip.test"), &skip).await;
+    expect(&world.client("skip.test"), &skip).await;
     // One segment to the rules, and to the upstream: `/secret%2Fx` is not below `/secret/`.
     let list = [("/secret/x", Err(403)), ("/secret/a%2Fb", Err(403)), ("/secret%2Fx", Ok("/secret%2Fx"))];
-    expect(&world.good_caller("list.test"), &list).await;
+    expect(&world.verified_client("list.test"), &list).await;
 }
 
 #[tokio::test]
@@ -38,7 +38,7 @@ async fn parameters_and_the_last_slash_are_not_judged() {
         ("/;x/secret/y", Err(400)),
         ("/free/..;%5Csecret/y", Err(400)),
     ];
-    expect(&world.good_caller("list.test"), &list).await;
+    expect(&world.verified_client("list.test"), &list).await;
     let skip = [("/public/..;/secret", Err(400)), ("/public/x;y/", Ok("/public/x;y"))];
-    expect(&world.caller("skip.test"), &skip).await;
+    expect(&world.client("skip.test"), &skip).await;
 }

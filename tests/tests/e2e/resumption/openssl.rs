@@ -13,7 +13,7 @@ async fn s_client(world: &World, version: &str, sni: &str, host: &str, arguments
     let request = format!("GET /hello HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
     // A refused handshake ends the program before it reads.
     let _ = child.stdin.take().unwrap().write_all(request.as_bytes()).await;
-    let output = e2e::caller::bounded("openssl", child.wait_with_output()).await.unwrap();
+    let output = e2e::client::bounded("openssl", child.wait_with_output()).await.unwrap();
     String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned()
 }
 
@@ -50,7 +50,7 @@ async fn a_saved_session_is_reused_without_showing_the_certificate_again() {
         let said = s_client(&world, version, "app.test", "app.test", &reuse).await;
         assert!(said.contains("HTTP/1.1 200") && said.contains("Reused, TLSv1."), "{version}: {said}");
         // One ticket a handshake: a client that wants more shakes hands more often.
-        let tickets = said.matches("Post-Handshake New Session Ticket arrived").count();
+        let tickets = said.matches("Post-Handshake New HttpConnection Ticket arrived").count();
         assert_eq!(tickets, usize::from(version == "-tls1_3"), "{version}: {said}");
         assert!(!said.contains("Max Early Data: 1"), "{version}: {said}");
     }

@@ -1,8 +1,8 @@
 //! A client of the gateway: HTTP/1.1 or HTTP/2 over TLS, with the name, certificate and versions a test chooses.
 //!
-//! A refusal is a value ([`Refused`]), with the TLS alert where there was one, so that a test can tell a refused
+//! A refusal is a value ([`ClientError`]), with the TLS alert where there was one, so that a test can tell a refused
 //! handshake from an HTTP answer. Invariant: it never sends a request before the handshake ended on its side, and
-//! every wait is bounded by [`PATIENCE`].
+//! every wait is bounded by [`EVENT_TIMEOUT`].
 
 use std::error::Error;
 use std::fmt;
@@ -30,7 +30,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use crate::credentials::Credential;
-use crate::process::PATIENCE;
+use crate::process::EVENT_TIMEOUT;
 
 /// More header fields than the gateway lets through in an answer.
 const HEADERS_MAX: usize = 10_000;
@@ -82,7 +82,7 @@ impl Tls {
 
 /// How a connection or request ended without an answer.
 #[derive(Debug)]
-pub struct Refused {
+pub struct ClientError {
     /// What was being done.
     pub during: &'static str,
     /// The alert the peer sent, if one arrived.
@@ -91,13 +91,13 @@ pub struct Refused {
     pub detail: String,
 }
 
-impl fmt::Display for Refused {
+impl fmt::Display for ClientError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "refused during {}: {} (alert: {:?})", self.during, self.detail, self.alert)
     }
 }
 
-impl Refused {
+impl ClientError {
     fn new(during: &'static str, problem: &(dyn Error + 'static)) -> Self {
         let mut detail = String::new();
         let mut alert = None;
@@ -154,9 +154,9 @@ impl Reply {
 
 /// What a client shows when it is asked who it is: any chain and key, good or bad, readable or not.
 #[derive(Clone)]
-pub struct Shown(Arc<CertifiedKey>);
+pub struct ClientCertificate(Arc<CertifiedKey>);
 
-impl Shown {
+impl ClientCertificate {
     /// A chain, leaf first, and the leaf's key.
     ///
     /// # Panics
@@ -167,7 +167,7 @@ impl Shown {
     }
 }
 
-impl From<&Credential> for Shown {
+impl From<&Credential> for ClientCertificate {
     fn from(credential: &Credential) -> Self {
         Self::new(credential.chain(), &credential.key())
     }
@@ -175,17 +175,17 @@ impl From<&Credential> for Shown {
 
 /// How to call one site of the gateway.
 #[derive(Clone)]
-pub struct Caller {
+pub struct HttpClient {
     address: SocketAddr,
     host: String,
     sni: Option<String>,
     roots: Vec<CertificateDer<'static>>,
-    identity: Option<Shown>,
+    identity: Option<ClientCertificate>,
     http: Http,
     tls: Option<Tls>,
 }
 
-impl Caller {
+impl HttpClient {
     /// Calls `host` at `address`, trusting `roots`; HTTP/1.1, either TLS version, no certificate.
     pub fn new(address: SocketAddr, host: &str, roots: Vec<CertificateDer<'static>>) -> Self {
         Self {
@@ -201,11 +201,11 @@ impl Caller {
 
     /// Shows this certificate when asked.
     pub fn identity(self, identity: &Credential) -> Self {
-        self.shows(&Shown::from(identity))
+        self.certificate(&ClientCertificate::from(identity))
     }
 
     /// Shows this chain when asked, whatever it is.
-    pub fn shows(mut self, shown: &Shown) -> Self {
+    pub fn certificate(mut self, shown: &ClientCertificate) -> Self {
         self.identity = Some(shown.clone());
         self
     }
@@ -251,7 +251,7 @@ impl Caller {
             .expect("the versions are supported")
             .with_root_certificates(self.root_store());
         let mut config = match &self.identity {
-            Some(Shown(shown)) => builder
+            Some(ClientCertificate(shown)) => builder
                 .with_client_cert_resolver(Arc::new(SingleCertAndKey::from(CertifiedKey::clone(shown)))),
             None => builder.with_no_client_auth(),
         };
@@ -277,23 +277,24 @@ impl Caller {
     ///
     /// # Errors
     /// When the peer ends it first.
-    pub async fn handshake(&self) -> Result<TlsStream<TcpStream>, Refused> {
+    pub async fn handshake(&self) -> Result<TlsStream<TcpStream>, ClientError> {
         self.handshake_with(self.config()).await
     }
 
-    /// As [`Caller::handshake`], with a configuration that outlives the connection (to resume sessions).
+    /// As [`HttpClient::handshake`], with a configuration that outlives the connection (to resume sessions).
     ///
     /// # Errors
     /// When the peer ends it first.
     pub async fn handshake_with(
         &self,
         config: impl Into<Arc<ClientConfig>>,
-    ) -> Result<TlsStream<TcpStream>, Refused> {
-        let tcp =
-            TcpStream::connect(self.address).await.map_err(|problem| Refused::new("connect", &problem))?;
+    ) -> Result<TlsStream<TcpStream>, ClientError> {
+        let tcp = TcpStream::connect(self.address)
+            .await
+            .map_err(|problem| ClientError::new("connect", &problem))?;
         tcp.set_nodelay(true).expect("TCP_NODELAY can be set");
         let connecting = TlsConnector::from(config.into()).connect(self.server_name(), tcp);
-        bounded("handshake", connecting).await.map_err(|problem| Refused::new("handshake", &problem))
+        bounded("handshake", connecting).await.map_err(|problem| ClientError::new("handshake", &problem))
     }
 
     /// Expects the server to refuse the handshake, and gives the alert it sent. In TLS 1.3 a client learns of it only
@@ -301,11 +302,11 @@ impl Caller {
     ///
     /// # Panics
     /// When the server goes on instead, or ends the connection without an alert.
-    pub async fn refusal(&self) -> AlertDescription {
+    pub async fn expect_alert(&self) -> AlertDescription {
         let refused = match self.handshake().await {
             Err(refused) => refused,
             Ok(mut stream) => match bounded("read", stream.read(&mut [0; 1])).await {
-                Err(problem) => Refused::new("the first read", &problem),
+                Err(problem) => ClientError::new("the first read", &problem),
                 Ok(read) => panic!("the server accepted the handshake (read {read} bytes after it)"),
             },
         };
@@ -316,15 +317,18 @@ impl Caller {
     ///
     /// # Errors
     /// When the handshake is refused.
-    pub async fn connect(&self) -> Result<Session, Refused> {
+    pub async fn connect(&self) -> Result<HttpConnection, ClientError> {
         self.connect_with(self.config()).await
     }
 
-    /// As [`Caller::connect`], with a configuration that outlives the connection (to resume sessions).
+    /// As [`HttpClient::connect`], with a configuration that outlives the connection (to resume sessions).
     ///
     /// # Errors
     /// When the handshake is refused.
-    pub async fn connect_with(&self, config: impl Into<Arc<ClientConfig>>) -> Result<Session, Refused> {
+    pub async fn connect_with(
+        &self,
+        config: impl Into<Arc<ClientConfig>>,
+    ) -> Result<HttpConnection, ClientError> {
         let stream = self.handshake_with(config).await?;
         let protocol = stream.get_ref().1.protocol_version();
         let resumed = stream.get_ref().1.handshake_kind() == Some(HandshakeKind::Resumed);
@@ -334,7 +338,7 @@ impl Caller {
                     .max_headers(HEADERS_MAX)
                     .handshake(TokioIo::new(stream))
                     .await
-                    .map_err(|problem| Refused::new("HTTP/1.1 set-up", &problem))?;
+                    .map_err(|problem| ClientError::new("HTTP/1.1 set-up", &problem))?;
                 (Sender::One(sender), ended(connection))
             }
             Http::Two => {
@@ -343,18 +347,18 @@ impl Caller {
                     .max_header_list_size(HEADER_LIST_MAX)
                     .handshake(TokioIo::new(stream))
                     .await
-                    .map_err(|problem| Refused::new("HTTP/2 set-up", &problem))?;
+                    .map_err(|problem| ClientError::new("HTTP/2 set-up", &problem))?;
                 (Sender::Two(sender), ended(connection))
             }
         };
-        Ok(Session { host: self.host.clone(), sender, protocol, resumed, ended })
+        Ok(HttpConnection { host: self.host.clone(), sender, protocol, resumed, ended })
     }
 
     /// One GET on a new connection.
     ///
     /// # Errors
     /// When there was no HTTP answer.
-    pub async fn get(&self, path: &str) -> Result<Reply, Refused> {
+    pub async fn get(&self, path: &str) -> Result<Reply, ClientError> {
         self.connect().await?.get(path).await
     }
 }
@@ -365,7 +369,7 @@ enum Sender {
 }
 
 /// An open connection to the gateway.
-pub struct Session {
+pub struct HttpConnection {
     host: String,
     sender: Sender,
     protocol: Option<ProtocolVersion>,
@@ -379,18 +383,19 @@ fn ended(connection: impl Future<Output = hyper::Result<()>> + Send + 'static) -
     tokio::spawn(async move { drop(connection.await) })
 }
 
-impl Session {
+impl HttpConnection {
     /// A connection without TLS to the gateway's HTTP port, calling `host`.
     ///
     /// # Errors
     /// When it cannot connect.
-    pub async fn plain(address: SocketAddr, host: &str) -> Result<Self, Refused> {
-        let tcp = TcpStream::connect(address).await.map_err(|problem| Refused::new("connect", &problem))?;
+    pub async fn plain(address: SocketAddr, host: &str) -> Result<Self, ClientError> {
+        let tcp =
+            TcpStream::connect(address).await.map_err(|problem| ClientError::new("connect", &problem))?;
         let (sender, connection) = http1::Builder::new()
             .max_headers(HEADERS_MAX)
             .handshake(TokioIo::new(tcp))
             .await
-            .map_err(|problem| Refused::new("HTTP/1.1 set-up", &problem))?;
+            .map_err(|problem| ClientError::new("HTTP/1.1 set-up", &problem))?;
         let ended = ended(connection);
         Ok(Self { host: host.to_owned(), sender: Sender::One(sender), protocol: None, resumed: false, ended })
     }
@@ -427,7 +432,7 @@ impl Session {
     ///
     /// # Errors
     /// When there was no HTTP answer.
-    pub async fn send(&mut self, request: Request<Body>) -> Result<Response<Incoming>, Refused> {
+    pub async fn send(&mut self, request: Request<Body>) -> Result<Response<Incoming>, ClientError> {
         let sent = async {
             match &mut self.sender {
                 Sender::One(sender) => {
@@ -440,18 +445,18 @@ impl Session {
                 }
             }
         };
-        bounded("answer", sent).await.map_err(|problem| Refused::new("the request", &problem))
+        bounded("answer", sent).await.map_err(|problem| ClientError::new("the request", &problem))
     }
 
     /// Sends a request and reads the whole answer.
     ///
     /// # Errors
     /// When there was no whole HTTP answer.
-    pub async fn fetch(&mut self, request: Request<Body>) -> Result<Reply, Refused> {
+    pub async fn fetch(&mut self, request: Request<Body>) -> Result<Reply, ClientError> {
         let (head, body) = self.send(request).await?.into_parts();
         let body = bounded("body", body.collect())
             .await
-            .map_err(|problem| Refused::new("the answer's body", &problem))?
+            .map_err(|problem| ClientError::new("the answer's body", &problem))?
             .to_bytes();
         Ok(Reply { status: head.status, version: head.version, headers: head.headers, body })
     }
@@ -460,7 +465,7 @@ impl Session {
     ///
     /// # Errors
     /// When there was no whole HTTP answer.
-    pub async fn get(&mut self, path: &str) -> Result<Reply, Refused> {
+    pub async fn get(&mut self, path: &str) -> Result<Reply, ClientError> {
         let request = self.request(Method::GET, path, full(""));
         self.fetch(request).await
     }
@@ -469,7 +474,9 @@ impl Session {
 /// Waits for something that must happen.
 ///
 /// # Panics
-/// When it does not within [`PATIENCE`].
+/// When it does not within [`EVENT_TIMEOUT`].
 pub async fn bounded<T>(what: &str, future: impl Future<Output = T>) -> T {
-    timeout(PATIENCE, future).await.unwrap_or_else(|_| panic!("waited {PATIENCE:?} in vain for: {what}"))
+    timeout(EVENT_TIMEOUT, future)
+        .await
+        .unwrap_or_else(|_| panic!("waited {EVENT_TIMEOUT:?} in vain for: {what}"))
 }
