@@ -1,8 +1,10 @@
-//! TLS handshakes through the data plane's own code, server side only, in memory, and the floor under them.
+//! TLS handshakes through the data plane's own code, server side only, in memory, and the
+//! cryptographic floor under them.
 //!
-//! What the criterion benchmark, the instruction budget and the summary share: [`server`] is the walk of
-//! `dataplane::connection::establish` over two buffers, [`Floor`] the cryptography that no implementation can leave out,
-//! [`Credentials`] both sides' certificates. Only the server's polls are measured, the client's work is not.
+//! The criterion benchmark, the instruction budget and the summary share it: [`server`] drives
+//! `dataplane::connection::establish` over two buffers, [`Floor`] runs the cryptography that no
+//! implementation can leave out, [`Credentials`] holds both sides' certificates. Only the server's
+//! polls are measured.
 #![allow(clippy::expect_used, reason = "a measurement that cannot be set up stops, like a test")]
 
 use std::sync::Arc;
@@ -21,7 +23,7 @@ pub mod server;
 
 pub use crowd::Crowd;
 pub use floor::{Floor, Work};
-pub use server::Desk;
+pub use server::TestWorker;
 
 /// Leaf and intermediate on both sides.
 pub struct Credentials {
@@ -48,7 +50,7 @@ impl Credentials {
         Self { server_root, server_issuer, server, client_root, client_issuer, client }
     }
 
-    /// The site every client asks for; `ask`: it demands a client certificate.
+    /// The site of every client. `ask`: it requires a client certificate.
     pub fn site_document(&self, ask: bool) -> Value {
         let mut document =
             json!({"cert": self.server.chain_pem, "key": self.server.key_pem.as_str(), "snis": [HOST]});
@@ -64,19 +66,19 @@ impl Credentials {
         self.server = self.server_issuer.issue(&LeafSpec::server(HOST)).expect("a leaf");
     }
 
-    /// What the client shows.
+    /// The client's certificate chain.
     pub fn client_chain(&self) -> Vec<CertificateDer<'static>> {
         self.client.chain.iter().map(|certificate| certificate.der().clone()).collect()
     }
 
-    /// The client as the load generator has it.
+    /// The client as the load generator uses it.
     pub fn identity(&self) -> ClientIdentity {
         let pair = (self.client.chain_pem.as_bytes(), self.client.key_pem.as_bytes());
         let identity = ClientIdentity::from_pem(self.server_root.certificate_pem().as_bytes(), Some(pair));
         identity.expect("the client's identity")
     }
 
-    /// A client that always shows the same certificate; `resume` keeps its tickets.
+    /// A client that always presents the same certificate; `resume` keeps its tickets.
     pub fn client_config(&self, version: Version, group: Group, resume: bool) -> Arc<ClientConfig> {
         let config = self.identity().client_config(version, group, &[b"http/1.1"], resume);
         config.expect("a client configuration")

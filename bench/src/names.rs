@@ -1,4 +1,4 @@
-//! Snapshots with many names, made from one checked resource of each kind: what lookups and changes are measured on.
+//! Snapshots with many names, made from one checked resource of each kind.
 #![allow(clippy::expect_used, reason = "a measurement that cannot be set up stops, like a test")]
 
 use std::sync::Arc;
@@ -15,7 +15,6 @@ pub struct Samples {
 }
 
 impl Samples {
-    /// Mints and checks them.
     pub fn new(algorithm: KeyAlgorithm) -> Self {
         let authority = Authority::root(&AuthoritySpec::new("Bench Root")).expect("a root");
         let minted = authority.issue(&LeafSpec::server("bench.test").algorithm(algorithm)).expect("a leaf");
@@ -33,12 +32,11 @@ impl Samples {
         Self { ssl, route }
     }
 
-    /// The checked ssl itself.
     pub fn ssl(&self) -> &Ssl {
         &self.ssl
     }
 
-    /// The `index`-th ssl and route. Every second one is for a wildcard.
+    /// The `index`-th ssl and route. Every second one has a wildcard.
     pub fn resources(&self, index: u32, revision: u64) -> [Versioned; 2] {
         let id = Id::parse(&index.to_string()).expect("an id");
         let name = configured(index);
@@ -57,7 +55,7 @@ impl Samples {
         Snapshot::from_resources(1, (0..size).flat_map(|index| self.resources(index, 1)))
     }
 
-    /// The way to the next revision, with so many ssls rewritten somewhere in the middle.
+    /// A delta to the next revision that rewrites so many ssls, spread over the table.
     pub fn delta(&self, from: u64, size: u32, count: u32) -> Delta {
         let one = |round: u32| {
             let index = spread_out(round, size);
@@ -80,7 +78,7 @@ pub fn configured(index: u32) -> String {
     }
 }
 
-/// A name that the `index`-th entry answers to.
+/// A name that the `index`-th entry matches.
 pub fn asked(index: u32) -> Name {
     Name::from_sni(&configured(index).replace('*', "www")).expect("a name")
 }

@@ -1,8 +1,9 @@
-//! One line a target, measured within a minute: where the project stands, before and after a change.
+//! One line a target, measured within a minute.
 //!
-//! [`handshakes`] and [`many`] measure in this process; then a short comparison of the real programs with the peers that are
-//! there, which `make compare` measures at length. The invariant: a figure was measured in this run, or there is a `-` and, below the lines, the
-//! reason.
+//! [`handshakes`] and [`many`] measure in this process; a short comparison of the real programs
+//! with the installed peers follows, which `make compare` makes at length.
+//!
+//! Invariant: a figure was measured in this run, or the line has a `-` and the reason follows.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -17,18 +18,18 @@ use compare::peer::Cores;
 mod handshakes;
 mod many;
 
-/// One line a target: what was measured, the target, and whether it is met.
+/// Prints one line a target: the measure, its value, the target, and whether it is met.
 #[derive(Parser, Debug)]
 #[command(name = "summary", version, about, long_about = None)]
 pub struct Options {
     #[command(flatten)]
     cores: Cores,
-    /// Where controlplane, dataplane and pingora-peer are [default: beside this program].
+    /// Folder of controlplane, dataplane and pingora-peer [default: that of this program].
     #[arg(long)]
     bin_dir: Option<PathBuf>,
 }
 
-/// A target and what was measured for it.
+/// A target and its measured value.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Line {
     what: String,
@@ -38,12 +39,12 @@ pub struct Line {
 }
 
 impl Line {
-    /// A ratio, to be at most `target`.
+    /// A ratio of at most `target`.
     pub fn ratio(what: impl Into<String>, measured: Option<f64>, target: f64) -> Self {
         Self::at_most(what, measured, target, "")
     }
 
-    /// A figure in `unit`, to be at most `target`.
+    /// A figure in `unit` of at most `target`.
     pub fn at_most(what: impl Into<String>, measured: Option<f64>, target: f64, unit: &'static str) -> Self {
         Self { what: what.into(), measured, target, unit }
     }
@@ -65,7 +66,6 @@ impl fmt::Display for Line {
     }
 }
 
-/// Measures and prints.
 pub fn run(options: &Options) -> ExitCode {
     compare::exit_code("summary", measure(options))
 }
@@ -92,7 +92,7 @@ fn measure(options: &Options) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The lines about the programs: every goal of the comparison that can be judged quickly, and one that cannot.
+/// The goals of the comparison that can be judged quickly, and one that cannot.
 fn served(brief: &Brief) -> Vec<Line> {
     let measures = [Measure::New, Measure::Resumed, Measure::Kept, Measure::KeptMtls, Measure::Idle];
     let goals =

@@ -14,10 +14,10 @@ use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 use serde::Serialize;
 
-/// Pins the calling thread, and every thread and process it starts from now on, to one core.
+/// Pins the calling thread, and the threads and processes that it starts from now on, to one core.
 ///
 /// # Errors
-/// When the core does not exist or is not allowed to this process.
+/// When the core does not exist or is not available to this process.
 pub fn pin_current_thread(cpu: usize) -> io::Result<()> {
     pin(0, cpu)
 }
@@ -25,7 +25,7 @@ pub fn pin_current_thread(cpu: usize) -> io::Result<()> {
 /// Pins every thread of a process, for servers that choose their cores themselves.
 ///
 /// # Errors
-/// When the process is gone or the core is not allowed.
+/// When the process is gone or the core is not available.
 pub fn pin_process(pid: u32, cpu: usize) -> io::Result<()> {
     for thread in threads(pid)? {
         pin(thread, cpu)?;
@@ -33,10 +33,10 @@ pub fn pin_process(pid: u32, cpu: usize) -> io::Result<()> {
     Ok(())
 }
 
-/// Does something on one core.
+/// Runs `work` on one core.
 ///
 /// # Errors
-/// When the core does not exist or is not allowed to this process.
+/// When the core does not exist or is not available to this process.
 pub fn pinned<T>(cpu: usize, work: impl FnOnce() -> T) -> io::Result<T> {
     let this = Pid::from_raw(0);
     let before = sched_getaffinity(this)?;
@@ -46,11 +46,12 @@ pub fn pinned<T>(cpu: usize, work: impl FnOnce() -> T) -> io::Result<T> {
     Ok(done)
 }
 
-/// Lets a process, with all its threads, run only where and when nobody else on its core wants to (`SCHED_IDLE`). It stays so.
+/// Schedules all threads of a process only when its cores are otherwise idle (`SCHED_IDLE`), from
+/// now on.
 ///
 /// # Errors
 /// When there is no `chrt`, or the process is gone.
-pub fn stand_back(pid: u32) -> io::Result<()> {
+pub fn set_idle_policy(pid: u32) -> io::Result<()> {
     let arguments = ["--all-tasks", "--idle", "--pid", "0", &pid.to_string()];
     let said = Command::new("chrt").args(arguments).output().map_err(|error| {
         io::Error::new(
@@ -73,7 +74,7 @@ fn pin(thread: u32, cpu: usize) -> io::Result<()> {
     })
 }
 
-/// The process and everything that descends from it, parents first.
+/// The process and its descendants, parents first.
 ///
 /// # Errors
 /// When `/proc` cannot be read, or `pid` does not exist.
@@ -82,7 +83,7 @@ pub fn family(pid: u32) -> io::Result<Vec<u32>> {
     for entry in fs::read_dir("/proc")? {
         let name = entry?.file_name();
         let Some(child) = name.to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
-        // A process may end while we look; it is then nobody's child.
+        // A process that ended meanwhile has no parent.
         if let Some(parent) = stat_fields(child).ok().and_then(|fields| fields.get(1)?.parse::<u32>().ok()) {
             parents.insert(child, parent);
         }
@@ -99,50 +100,51 @@ pub fn family(pid: u32) -> io::Result<Vec<u32>> {
     Ok(found)
 }
 
-/// What a thread's `schedstat` says.
+/// The fields of a thread's `schedstat`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct OnCore {
+struct SchedStat {
     nanos: u64,
-    /// How many times it was put on a core: after each sleep, and after each time that another thread had its turn.
-    turns: u64,
+    /// How often it was scheduled: after each sleep, and after each preemption.
+    timeslices: u64,
 }
 
-impl OnCore {
+impl SchedStat {
     fn parse(text: &str) -> Option<Self> {
         let mut fields = text.split_ascii_whitespace().map(|field| field.parse().ok());
-        // The second is how long it waited for its turn.
-        let (nanos, _, turns) = (fields.next()??, fields.next()??, fields.next()??);
-        Some(Self { nanos, turns })
+        // The second is the time that it waited for a core.
+        let (nanos, _, timeslices) = (fields.next()??, fields.next()??, fields.next()??);
+        Some(Self { nanos, timeslices })
     }
 
     fn since(self, earlier: Self) -> Self {
         Self {
             nanos: self.nanos.saturating_sub(earlier.nanos),
-            turns: self.turns.saturating_sub(earlier.turns),
+            timeslices: self.timeslices.saturating_sub(earlier.timeslices),
         }
     }
 }
 
-/// CPU used so far by a set of processes.
+/// CPU time of processes so far.
 #[derive(Clone, Debug, Default)]
 pub struct CpuReading {
-    threads: BTreeMap<u32, OnCore>,
-    /// Ticks of all threads, dead ones included.
+    threads: BTreeMap<u32, SchedStat>,
+    /// From the ticks of all threads, dead ones included.
     user: Duration,
     system: Duration,
 }
 
-/// CPU used between two readings.
+/// CPU time between two readings.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct CpuUsed {
     /// User and system time together, in nanoseconds.
     pub total_ns: u64,
-    /// Of which in user mode, 0.0 to 1.0, from clock ticks (coarse on short runs).
+    /// The share in user mode, 0.0 to 1.0, from clock ticks (coarse in short runs).
     pub user_share: f64,
-    /// How many times one of the threads was put on a core; absent when a thread ended meanwhile and took its count with it.
+    /// How often a thread was scheduled; absent when a thread ended meanwhile, and its count with
+    /// it.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub turns: Option<u64>,
-    /// True: from schedstat, exact. False: a thread ended meanwhile, so from clock ticks of 10 ms.
+    pub timeslices: Option<u64>,
+    /// From schedstat; false when a thread ended meanwhile, which leaves clock ticks of 10 ms.
     pub exact: bool,
 }
 
@@ -155,55 +157,57 @@ impl CpuReading {
         let mut reading = Self::default();
         for pid in pids {
             for thread in threads(*pid)? {
-                // A thread that ends between the listing and the reading is missing, as it will be later.
+                // A thread that ends between the listing and the reading is absent, as it will be
+                // later.
                 if let Ok(text) = fs::read_to_string(format!("/proc/{pid}/task/{thread}/schedstat")) {
-                    reading.threads.insert(thread, OnCore::parse(&text).unwrap_or_default());
+                    reading.threads.insert(thread, SchedStat::parse(&text).unwrap_or_default());
                 }
             }
             let fields = stat_fields(*pid)?;
             let ticks =
                 |index: usize| fields.get(index).and_then(|field| field.parse::<u64>().ok()).unwrap_or(0);
-            // Fields 14 and 15 of proc_pid_stat(5), counted here from field 3; USER_HZ is 100 on Linux.
+            // Fields 14 and 15 of proc_pid_stat(5), counted from field 3; USER_HZ is 100 on Linux.
             reading.user += Duration::from_millis(ticks(11) * 10);
             reading.system += Duration::from_millis(ticks(12) * 10);
         }
         Ok(reading)
     }
 
-    /// What was used since an earlier reading of the same processes.
+    /// The difference to an earlier reading of the same processes.
     pub fn since(&self, earlier: &Self) -> CpuUsed {
         let user = self.user.saturating_sub(earlier.user);
         let system = self.system.saturating_sub(earlier.system);
         let exact = earlier.threads.keys().all(|thread| self.threads.contains_key(thread));
-        let mut used = OnCore::default();
+        let mut used = SchedStat::default();
         for (thread, now) in &self.threads {
             let since = now.since(earlier.threads.get(thread).copied().unwrap_or_default());
             used.nanos += since.nanos;
-            used.turns += since.turns;
+            used.timeslices += since.timeslices;
         }
         if !exact {
             used.nanos = u64::try_from((user + system).as_nanos()).unwrap_or(u64::MAX);
         }
         let ticks = (user + system).as_secs_f64();
         let user_share = if ticks > 0.0 { user.as_secs_f64() / ticks } else { 0.0 };
-        CpuUsed { total_ns: used.nanos, user_share, turns: exact.then_some(used.turns), exact }
+        CpuUsed { total_ns: used.nanos, user_share, timeslices: exact.then_some(used.timeslices), exact }
     }
 }
 
-/// Nanoseconds that the calling thread was on a core so far.
+/// CPU time of the calling thread so far, in nanoseconds.
 ///
 /// # Errors
-/// When the system does not tell.
+/// When `/proc` cannot be read.
 pub fn own_thread_nanos() -> io::Result<u64> {
     let text = fs::read_to_string("/proc/thread-self/schedstat")?;
-    let on_core = OnCore::parse(&text).ok_or_else(|| io::Error::other("schedstat has not three fields"))?;
+    let on_core =
+        SchedStat::parse(&text).ok_or_else(|| io::Error::other("schedstat has not three fields"))?;
     Ok(on_core.nanos)
 }
 
-/// Resident memory of these processes together, in bytes: private and shared pages that are in RAM.
+/// Resident memory of these processes together, in bytes: private and shared pages in RAM.
 ///
-/// `smaps_rollup` walks the page tables and is exact; `statm`, the fallback where we may not read the former,
-/// lags by up to 32 pages per core.
+/// `smaps_rollup` walks the page tables and is exact; `statm`, the fallback without permission for
+/// the former, lags by up to 32 pages a core.
 ///
 /// # Errors
 /// When one of the processes is gone.
@@ -250,10 +254,10 @@ pub fn cpu_time(pid: u32) -> Duration {
     reading.user + reading.system
 }
 
-/// Lets this process hold `count` file descriptors, as far as the system allows it.
+/// Raises this process's limit of open file descriptors to `count`.
 ///
 /// # Errors
-/// When the hard limit is lower and may not be raised: says what to run.
+/// When the hard limit is lower and may not be raised: names the command that does it.
 pub fn allow_descriptors(count: u64) -> io::Result<()> {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
@@ -277,7 +281,8 @@ fn threads(pid: u32) -> io::Result<Vec<u32>> {
     Ok(found)
 }
 
-/// The fields of `/proc/PID/stat` from the third (state) on: the second may hold blanks and brackets.
+/// The fields of `/proc/PID/stat` from the third (state) on: the second may hold blanks and
+/// brackets.
 fn stat_fields(pid: u32) -> io::Result<Vec<String>> {
     let text = fs::read_to_string(format!("/proc/{pid}/stat"))?;
     let after = text.rsplit_once(')').map_or("", |(_, after)| after);
@@ -305,9 +310,9 @@ mod tests {
 
     #[test]
     fn what_is_not_three_numbers_is_no_schedstat() {
-        assert_eq!(OnCore::parse("12 34 5\n"), Some(OnCore { nanos: 12, turns: 5 }));
+        assert_eq!(SchedStat::parse("12 34 5\n"), Some(SchedStat { nanos: 12, timeslices: 5 }));
         for text in ["", "12 34", "12 x 5"] {
-            assert_eq!(OnCore::parse(text), None, "{text}");
+            assert_eq!(SchedStat::parse(text), None, "{text}");
         }
     }
 
@@ -316,15 +321,19 @@ mod tests {
         let reading = |threads: &[(u32, u64, u64)]| CpuReading {
             threads: threads
                 .iter()
-                .map(|(id, nanos, turns)| (*id, OnCore { nanos: *nanos, turns: *turns }))
+                .map(|(id, nanos, timeslices)| (*id, SchedStat { nanos: *nanos, timeslices: *timeslices }))
                 .collect(),
             ..CpuReading::default()
         };
         let before = reading(&[(1, 100, 10), (2, 100, 10)]);
         let used = reading(&[(1, 150, 12), (2, 110, 11), (3, 5, 1)]).since(&before);
-        assert_eq!((used.total_ns, used.turns, used.exact), (65, Some(4), true));
+        assert_eq!((used.total_ns, used.timeslices, used.exact), (65, Some(4), true));
         let used = reading(&[(1, 150, 12)]).since(&before);
-        assert_eq!((used.total_ns, used.turns, used.exact), (0, None, false), "no tick of 10 ms has passed");
+        assert_eq!(
+            (used.total_ns, used.timeslices, used.exact),
+            (0, None, false),
+            "no tick of 10 ms has passed"
+        );
     }
 
     #[test]
@@ -341,13 +350,13 @@ mod tests {
     #[test]
     fn whoever_stands_back_has_the_idle_policy() {
         let mut child = Command::new("sleep").arg("30").spawn().unwrap();
-        stand_back(child.id()).unwrap();
+        set_idle_policy(child.id()).unwrap();
         let stat = stat_fields(child.id()).unwrap();
         child.kill().unwrap();
         child.wait().unwrap();
         // Field 41 of proc_pid_stat(5), counted from field 3; SCHED_IDLE is 5.
         assert_eq!(stat[38], "5");
-        assert!(stand_back(u32::MAX - 1).is_err());
+        assert!(set_idle_policy(u32::MAX - 1).is_err());
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! A whole request, from the client's socket to the upstream's and back, through a worker of this process.
+//! A whole request, from the client's socket to the upstream's and back, through a worker of this
+//! process.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -24,16 +25,16 @@ use tokio_rustls::client::TlsStream;
 
 use super::{Credentials, HOST, PATH, UPSTREAM, worker::Running};
 
-/// Requests under way at a time: as many connections, or streams of one.
+/// Requests in flight: as many connections, or streams of one.
 const AT_ONCE: usize = 16;
-/// The worker's core, and everybody else's.
+/// The worker's core, and that of everything else.
 const CORES: (usize, usize) = (0, 1);
 
-/// Of a path that has no route, and of two whose upstreams are spoken to in clear and with certificates.
+/// A path without a route, and two with a plain and an mTLS upstream.
 const CASES: [(&str, &str, u16); 3] =
     [("no-route", "/nowhere", 404), ("plain-upstream", PATH, 200), ("mtls-upstream", "/strict", 200)];
 
-/// A line a case for the end.
+/// One final line a case.
 pub fn whole(criterion: &mut Criterion, credentials: &Credentials) -> Vec<String> {
     if std::thread::available_parallelism().map_or(1, usize::from) < 2 {
         return vec!["proxy/whole: NOT MEASURED: one core is the worker's, and there is no other".to_owned()];
@@ -75,7 +76,7 @@ pub fn whole(criterion: &mut Criterion, credentials: &Credentials) -> Vec<String
     lines
 }
 
-/// The mean over all batches but the few of the warm-up: sums do not suffer from a thread that is still running.
+/// The mean of all batches but the warm-up's: a sum is not skewed by a thread that still runs.
 fn line(name: &str, samples: &[(Duration, u64)]) -> Option<String> {
     let measured = samples.get(samples.len() / 2..).filter(|samples| !samples.is_empty())?;
     let used: Duration = measured.iter().map(|(used, _)| *used).sum();
@@ -109,7 +110,7 @@ fn dialler(credentials: &Credentials, running: &Running, protocol: &str) -> Dial
     Dialler::new(target, config.expect("a client configuration"))
 }
 
-/// Connections that stay open.
+/// Kept connections.
 enum Client {
     H1(Vec<(TlsStream<TcpStream>, Vec<u8>)>),
     H2(SendRequest<Empty<Bytes>>),

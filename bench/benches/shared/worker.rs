@@ -1,4 +1,4 @@
-//! A data plane's worker on a thread of its own, as boot starts it, and the CPU time of that thread alone.
+//! A data plane's worker on a thread of its own, as boot starts it, and that thread's CPU time.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, mpsc};
@@ -13,15 +13,14 @@ use tokio::sync::watch;
 
 /// A running worker; it lives as long as the process.
 pub struct Running {
-    /// Where it speaks HTTPS.
+    /// Where it serves HTTPS.
     pub address: SocketAddr,
     thread: nix::unistd::Pid,
-    // A worker whose stages are abandoned stops.
+    // A worker without its stages stops.
     _stage: watch::Sender<Stage>,
 }
 
 impl Running {
-    /// Starts it on this core.
     pub fn start(shared: Arc<Shared>, cpu: usize) -> Self {
         let any = "127.0.0.1:0".parse().expect("an address");
         let patience = Patience { predecessor: Duration::ZERO, stop: watch::channel(false).1 };
@@ -41,7 +40,7 @@ impl Running {
         Self { address, thread: told.recv().expect("a worker"), _stage: stage }
     }
 
-    /// What its thread has used so far, in user and kernel mode.
+    /// CPU time of its thread so far, user and system.
     pub fn cpu(&self) -> Duration {
         let path = format!("/proc/self/task/{}/schedstat", self.thread);
         let text = std::fs::read_to_string(path).expect("the worker's schedstat");

@@ -1,9 +1,11 @@
 //! Measures Countersign and its peers side by side, interleaved, in one run on one machine.
 //!
-//! The walk: find the peers -> [`workbench`] mints certificates and starts everything -> [`rounds`] (A B C A B C ...) and
-//! [`many`] measure what [`measure`] lists -> [`figures`] holds every value -> [`output`] writes the raw JSON and the tables, [`plot`]
-//! the bars. A peer that is missing is named with the way to get it, and the others go on. The invariant: what was not
-//! measured is not printed, and a run in which operations failed has no figure.
+//! A run finds the peers; [`workbench`] mints certificates and starts everything; [`rounds`] (A B C
+//! A B C ...) and [`many`] take the measures of [`measure`]; [`figures`] holds every value;
+//! [`output`] writes the raw JSON and the tables, [`plot`] the bars. A missing peer is reported
+//! with a hint how to install it, and the others go on.
+//!
+//! Invariant: only measured values are printed, and a run with failed operations has no figure.
 
 use std::process::ExitCode;
 
@@ -26,7 +28,7 @@ use figures::Figures;
 pub use options::Options;
 use workbench::Workbench;
 
-/// Runs what the command line says; prints the tables to stdout.
+/// Runs the command line; prints the tables to standard output.
 pub fn run(options: Options) -> ExitCode {
     crate::exit_code("compare", measure(&options))
 }
@@ -43,7 +45,7 @@ fn measure(options: &Options) -> anyhow::Result<()> {
     let mut environment = environment::Environment::read(&installed, left_out);
     e2e::resources::allow_descriptors(u64::from(options.idle) * 2 + 1024)?;
     let mut bench = Workbench::start(&installed, cores)?;
-    // Before minutes of work end at a full disk or a missing folder.
+    // Made first, so that minutes of work are not lost to a full disk or a missing folder.
     let folder = output::make_folder(&options.out).context("making a folder for the results")?;
     environment.note_commands(&bench);
     output::write_settings(&folder, &bench)?;
@@ -51,14 +53,14 @@ fn measure(options: &Options) -> anyhow::Result<()> {
     let mut figures = Figures::default();
     let measured = rounds::run(options, &mut bench, &mut figures)
         .and_then(|()| many::run(options, &installed, &mut bench, &mut figures));
-    // What was measured before a failure is kept: the tables then say what is missing.
+    // Values measured before a failure are kept: the tables show what is missing.
     let tables = output::write(&folder, options, &environment, &figures)?;
     print!("{tables}");
     println!("\nWritten to {}", folder.display());
     measured
 }
 
-/// Finds the peers; says on stderr why the comparison goes on without one.
+/// Finds the peers; reports on standard error why one is left out.
 fn find(options: &Options) -> (Vec<Box<dyn Installed>>, Vec<String>) {
     let (mut installed, mut left_out) = (Vec::new(), Vec::new());
     for kind in options.peers() {

@@ -1,8 +1,10 @@
-//! With etcd as the store: how soon a change is served after etcd has it, and how long a start from many ssls takes.
+//! With etcd as the store: the delay from a commit in etcd to its effect, and the duration of a
+//! start from many ssls.
 //!
-//! Real programs and a real etcd on this machine, put up by the same code as the end-to-end tests. The change is written past the
-//! Admin API, straight into etcd; the clock starts when etcd has answered. Invariant: a change counts when a request is
-//! answered by it, not when anybody says that it arrived.
+//! The end-to-end harness starts real programs and a real etcd. The change goes straight into etcd,
+//! past the Admin API, and the clock starts with etcd's response.
+//!
+//! Invariant: a change counts when a request is served by it.
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -20,12 +22,13 @@ use serde_json::{Value, json};
 
 use crate::load::{latencies, nanos};
 
-/// Until a change must be served.
+/// Limit until a change is served.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Measures the way of a change from etcd to a data plane, and a start from many ssls in etcd.
+/// Measures the delay of a change from etcd to a data plane, and a start from many ssls in etcd.
 ///
-/// Starts an etcd with client certificates, a control plane and a data plane, those beside this program: measure release builds.
+/// Starts an etcd with client certificates, and the control plane and data plane beside this
+/// program: use release builds.
 #[derive(Parser, Debug)]
 #[command(
     name = "etcd_store",
@@ -44,7 +47,6 @@ pub struct Options {
     json: bool,
 }
 
-/// Runs what the command line says.
 pub fn run(options: &Options) -> ExitCode {
     crate::exit_code("etcd_store", measure(options))
 }
@@ -97,7 +99,7 @@ async fn changes(count: u32) -> anyhow::Result<Histogram<u64>> {
     Ok(seen)
 }
 
-/// As an Admin API stores it.
+/// The document as an Admin API stores it.
 fn stored(id: &str, mut document: Value) -> Value {
     if let Some(document) = document.as_object_mut() {
         document.insert("id".to_owned(), id.into());

@@ -1,12 +1,12 @@
-//! Why an operation did not count: a closed list, so that a run can say "12 x timeout" and not "12 errors".
+//! Why an operation failed: a closed list, counted by kind.
 //!
-//! Every kind keeps the text of its first occurrence; a run whose failures cannot be explained is worthless.
+//! Every kind keeps the text of its first occurrence.
 
 use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-/// The kinds of failure, in the order in which an operation meets them.
+/// Kinds of failure, in the order in which an operation meets them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FailureKind {
@@ -18,30 +18,27 @@ pub enum FailureKind {
     NotResumed,
     /// The request could not be written.
     Send,
-    /// The answer broke off or could not be read.
+    /// The response ended early or could not be read.
     Receive,
-    /// The answer is not HTTP as we know it.
+    /// The response is not valid HTTP.
     Malformed,
     /// Another status than the expected one.
     Status,
-    /// The whole operation took longer than its limit.
+    /// The operation exceeded its limit.
     Timeout,
-    /// An idle connection that the server closed.
+    /// The server closed an idle connection.
     Dropped,
 }
 
-/// One failed operation.
 #[derive(Debug, thiserror::Error)]
 #[error("{kind:?}: {text}")]
 pub struct Failure {
-    /// What failed.
     pub kind: FailureKind,
-    /// What the operating system, the TLS engine or the server said.
+    /// The error of the operating system, rustls or the server.
     pub text: String,
 }
 
 impl Failure {
-    /// A failure with the text of what caused it.
     pub fn new(kind: FailureKind, text: impl std::fmt::Display) -> Self {
         Self { kind, text: text.to_string() }
     }
@@ -52,17 +49,14 @@ impl Failure {
 #[serde(transparent)]
 pub struct Failures(BTreeMap<FailureKind, Counted>);
 
-/// How often a kind of failure occurred, and the text of the first one.
+/// The count of a kind, and the text of its first occurrence.
 #[derive(Clone, Debug, Serialize)]
 pub struct Counted {
-    /// Occurrences.
     pub count: u64,
-    /// What the first one said.
     pub first: String,
 }
 
 impl Failures {
-    /// Counts one.
     pub fn add(&mut self, failure: Failure) {
         self.0.entry(failure.kind).or_insert(Counted { count: 0, first: failure.text }).count += 1;
     }
@@ -75,12 +69,11 @@ impl Failures {
         }
     }
 
-    /// All kinds together.
     pub fn total(&self) -> u64 {
         self.0.values().map(|counted| counted.count).sum()
     }
 
-    /// Kinds with their counts, in the order in which an operation meets them.
+    /// In the order in which an operation meets them.
     pub fn iter(&self) -> impl Iterator<Item = (FailureKind, &Counted)> {
         self.0.iter().map(|(kind, counted)| (*kind, counted))
     }

@@ -1,7 +1,7 @@
-//! Who dials: the client's certificate and key, whom it trusts, and what its ClientHello offers.
+//! The client's certificate and key, its trust anchors, and the ClientHello it offers.
 //!
-//! Everything that decides the server's cost is pinned here, the same for every peer: protocol version, one
-//! key-exchange group, AES_128_GCM_SHA256 first. Two servers that negotiate different things are not compared.
+//! The parameters that decide the server's cost are pinned to one value for every peer: protocol
+//! version, key exchange group, AES_128_GCM_SHA256 first.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,11 +12,11 @@ use rustls::{CipherSuite, ClientConfig, RootCertStore, SupportedProtocolVersion}
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
-mod known;
-mod share;
+mod key_share;
+mod pinned;
 
-use known::Known;
-use share::OneShare;
+use key_share::FixedKeyShare;
+use pinned::PinnedVerifier;
 
 /// Why a client configuration could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -26,15 +26,13 @@ pub enum IdentityError {
     File {
         /// `--cert`, `--key` or `--cacert`.
         what: &'static str,
-        /// The file.
         path: PathBuf,
-        /// What is wrong with it.
         problem: String,
     },
-    /// Certificate and key do not fit, or rustls refuses them.
+    /// Certificate and key do not match, or rustls rejects them.
     #[error("the client's certificate and key cannot be used: {0}")]
     Rejected(#[from] rustls::Error),
-    /// The anchors cannot be verified against.
+    /// The anchors cannot be used.
     #[error("the certificates of --cacert cannot be used: {0}")]
     Anchors(#[from] rustls::client::VerifierBuilderError),
 }
@@ -62,7 +60,7 @@ pub enum Group {
     X25519MlKem768,
 }
 
-/// A client's certificate chain, its key, and the anchors it trusts.
+/// A client's certificate chain, its key, and its trust anchors.
 pub struct ClientIdentity {
     anchors: RootCertStore,
     pair: Option<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)>,
@@ -93,7 +91,7 @@ impl ClientIdentity {
     /// The same from PEM text.
     ///
     /// # Errors
-    /// Names what holds nothing usable.
+    /// Names the text that holds nothing usable.
     pub fn from_pem(ca: &[u8], pair: Option<(&[u8], &[u8])>) -> Result<Self, IdentityError> {
         let mut anchors = RootCertStore::empty();
         for anchor in certificates("--cacert", ca)? {
@@ -109,11 +107,11 @@ impl ClientIdentity {
         Ok(Self { anchors, pair })
     }
 
-    /// A client configuration. `resume` keeps the tickets of one connection for the next one made with this
-    /// configuration; without it no connection is ever resumed.
+    /// A client configuration. `resume` keeps the tickets of one connection for the next one made
+    /// with this configuration; without it no connection is resumed.
     ///
     /// # Errors
-    /// When rustls refuses the certificate and key.
+    /// When rustls rejects the certificate and key.
     pub fn client_config(
         &self,
         version: Version,
@@ -124,11 +122,13 @@ impl ClientIdentity {
         Ok(Arc::new(self.verifying_each(version, provider(group), alpn, resume)?))
     }
 
-    /// The same for load on one server, with as little of the client's own cryptography as the server cannot tell: the first connection
-    /// is verified in full and those after it by recognising what was verified then ([`Known`]), and X25519 has one share ([`OneShare`]).
+    /// A configuration for load on one server, whose client saves cryptography that the server
+    /// cannot observe: it verifies the first connection in full and recognises the same
+    /// certificates later ([`PinnedVerifier`]), and reuses one X25519 key share
+    /// ([`FixedKeyShare`]).
     ///
     /// # Errors
-    /// As [`Self::client_config`], and when there is no anchor.
+    /// As [`Self::client_config`], and without any anchor.
     pub fn load_config(
         &self,
         version: Version,
@@ -138,12 +138,12 @@ impl ClientIdentity {
     ) -> Result<Arc<ClientConfig>, IdentityError> {
         let mut provider = provider(group);
         if group == Group::X25519 {
-            provider.kx_groups = vec![&OneShare];
+            provider.kx_groups = vec![&FixedKeyShare];
         }
         let mut config = self.verifying_each(version, provider, alpn, resume)?;
         let anchors = Arc::new(self.anchors.clone());
         let full = WebPkiServerVerifier::builder_with_provider(anchors, config.crypto_provider().clone());
-        config.dangerous().set_certificate_verifier(Arc::new(Known::new(full.build()?)));
+        config.dangerous().set_certificate_verifier(Arc::new(PinnedVerifier::new(full.build()?)));
         Ok(Arc::new(config))
     }
 
@@ -172,7 +172,7 @@ impl ClientIdentity {
 }
 
 impl IdentityError {
-    /// PEM text does not know which file it came from; the client does.
+    /// PEM text does not know its file; the caller does.
     fn with_paths(self, ca: &Path, pair: Option<(&Path, &Path)>) -> Self {
         let Self::File { what, path, problem } = self else { return self };
         let named = match (what, pair) {
@@ -185,7 +185,7 @@ impl IdentityError {
     }
 }
 
-/// aws-lc-rs with one group, and the suite that hardware likes best first.
+/// aws-lc-rs with one group, and the suite that hardware accelerates best first.
 fn provider(group: Group) -> CryptoProvider {
     let mut provider = aws_lc_rs::default_provider();
     let group: &'static dyn SupportedKxGroup = match group {

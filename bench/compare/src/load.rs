@@ -1,15 +1,17 @@
-//! Repeats one kind of operation against a target and reports what it took, here and on the server.
+//! Repeats one kind of operation against a target and reports its cost, here and on the server.
 //!
-//! One thread, pinned, one tokio runtime: the generator must fit beside the server on a two-core machine and
-//! must not move. A run is: prepare every worker (dial, or obtain the first ticket), warm up, read the
-//! server's CPU, measure, wait until nothing is in flight, read the CPU again. Idle connections are another
-//! kind of run: [`idle`].
+//! The generator is one pinned thread with one tokio runtime, so that it fits beside the server on
+//! a two-core machine. A run prepares every lane (dials, or obtains the first ticket), warms up,
+//! reads the server's CPU time, measures, waits until nothing is in flight, and reads the CPU time
+//! again. [`idle`] runs idle connections instead.
 //!
-//! What is measured is a server at capacity, so the load must cost less than what it loads: the first connection of each lane is verified in full, the
-//! others recognise what it showed (`identity::known`), and enough are under way at once that the server does not sleep between
-//! them. Whether that was so is in the report: how busy the server was, and how often an operation it was put on a core.
+//! The server is measured at capacity, so the load must cost less than the server: a lane verifies
+//! its server in full on the first connection and recognises the same certificates later
+//! ([`crate::identity`]), and enough operations are in flight that the server does not sleep
+//! between them. The report shows whether that held: the server's CPU utilisation, and its time
+//! slices an operation.
 //!
-//! The invariant: every operation that was started ends as one sample or one failure, within its limit.
+//! Invariant: every operation ends as one sample or one failure, within its limit.
 
 use std::io;
 use std::rc::Rc;
@@ -38,16 +40,15 @@ pub use phase::{Amount, latencies, nanos};
 use phase::{Meter, Phase};
 use worker::Worker;
 
-/// What one operation is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
     /// A new connection with a full handshake, one request, and the close.
     New,
-    /// The same with a ticket from the connection before; a full handshake counts as a failure.
+    /// As `New`, with a ticket of the connection before; a full handshake counts as a failure.
     Resumed,
-    /// One HTTP/1.1 request on a connection that stays open.
+    /// One HTTP/1.1 request on a kept connection.
     KeepAlive,
-    /// One HTTP/2 request, this many at once on each connection.
+    /// One HTTP/2 request, so many at once on each connection.
     KeepAliveH2 {
         /// Requests in flight on one connection.
         streams: usize,
@@ -55,7 +56,7 @@ pub enum Mode {
 }
 
 impl Mode {
-    /// The mode's name on the command line and in reports.
+    /// The name on the command line and in reports.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::New => "new",
@@ -66,76 +67,62 @@ impl Mode {
     }
 }
 
-/// Everything one run needs to know.
 pub struct Plan {
-    /// Where to.
     pub target: Target,
-    /// As whom.
     pub identity: Arc<ClientIdentity>,
     /// The only TLS version offered.
     pub version: Version,
-    /// The only key-exchange group offered.
+    /// The only key exchange group offered.
     pub group: Group,
-    /// What is repeated.
     pub mode: Mode,
     /// Connections at a time.
     pub connections: usize,
-    /// How often each lane starts an operation, and what it has to wait for counts; `None`: one right after the other.
+    /// The interval between a lane's operations, from whose start waiting counts; `None`: back to
+    /// back.
     pub every: Option<Duration>,
-    /// How much is measured.
+    /// The measured part.
     pub amount: Amount,
-    /// How much is done before, unmeasured.
+    /// The part before it.
     pub warmup: Amount,
     /// Limit of a single operation.
     pub timeout: Duration,
-    /// Hard limit of the measured part: what is not done by then is given up.
+    /// Hard limit of the measured part.
     pub limit: Duration,
-    /// The status every answer must have.
+    /// The expected status of every response.
     pub expect_status: u16,
-    /// The server's process, whose CPU (with its children's) is read.
+    /// The server's process, whose CPU time (with its children's) is read.
     pub server: Option<u32>,
-    /// The core the generator runs on.
+    /// The core of the generator.
     pub cpu: Option<usize>,
-    /// What stands before the progress line; `None` prints none.
+    /// The label of the progress line; `None` prints none.
     pub progress: Option<String>,
 }
 
 /// Why a run has no figures.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
-    /// The client's side is unusable.
+    /// The client's configuration.
     #[error(transparent)]
     Identity(#[from] IdentityError),
     /// The core, the server's process or the runtime.
     #[error("{what}")]
-    System {
-        /// What we were doing.
-        what: &'static str,
-        /// What the system said.
-        source: io::Error,
-    },
+    System { what: &'static str, source: io::Error },
     /// The very first operations failed.
     #[error("the server at {address} does not serve this client: {failure}")]
-    Refused {
-        /// What was dialled.
-        address: std::net::SocketAddr,
-        /// The first failure.
-        failure: Failure,
-    },
+    Refused { address: std::net::SocketAddr, failure: Failure },
     /// Not one operation succeeded within the limit.
     #[error("no operation succeeded within {limit:?}; failures: {failures}")]
     Nothing {
-        /// The hard limit.
         limit: Duration,
-        /// What failed, by kind.
+        /// Kinds of failure with their counts.
         failures: String,
     },
 }
 
-/// Runs the plan to its end on a thread of its own and returns the figures.
+/// Runs the plan on a thread of its own.
 ///
 /// # Errors
-/// When there are no figures to return: see [`LoadError`]. Single failures are part of the report.
+/// When there are no figures: see [`LoadError`]. Single failures are part of the report.
 pub fn run(plan: Plan) -> Result<LoadReport, LoadError> {
     on_own_thread(plan.cpu, move || drive(plan))
 }
@@ -177,7 +164,7 @@ async fn drive(plan: Plan) -> Result<LoadReport, LoadError> {
     workers = run_phase(&warmup, workers, plan.every, None).await.unwrap_or_default();
     let mut warmup = warmup.meter.take();
     if workers.is_empty() {
-        // The limit ended the warm-up: nothing can be measured on the workers it took with it.
+        // The limit ended the warm-up and its lanes: none is left to measure on.
         return Err(nothing(&plan, &mut warmup));
     }
 
@@ -227,7 +214,7 @@ fn report(
     }
 }
 
-/// Dials what must be open (or must have a ticket) before the first operation.
+/// Dials the kept connections and obtains the tickets that the first operation needs.
 async fn prepare(plan: &Plan) -> Result<Vec<Worker>, LoadError> {
     let address = plan.target.address;
     let mut workers = Vec::new();
@@ -242,7 +229,7 @@ async fn prepare(plan: &Plan) -> Result<Vec<Worker>, LoadError> {
     Ok(workers)
 }
 
-/// Lets all workers run through a phase. `None` when the hard limit ended it: the workers are lost then.
+/// Runs all lanes through a phase. `None` when the hard limit ended it, which loses the lanes.
 async fn run_phase(
     phase: &Rc<Phase>,
     workers: Vec<Worker>,

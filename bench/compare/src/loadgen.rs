@@ -1,6 +1,7 @@
-//! The load generator's command line: options -> a plan for [`load`] -> a report on stdout.
+//! The command line of `loadgen`: options become a plan for [`load`], its report goes to standard
+//! output.
 //!
-//! A server on another machine, or a run without an end, cannot be asked for by accident.
+//! Load on another machine, and a run without an end, need an explicit option.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -59,17 +60,17 @@ enum Command {
         #[arg(long, default_value_t = 1, requires = "h2", value_parser = clap::value_parser!(u16).range(1..=100))]
         streams: u16,
     },
-    /// Opens connections, leaves them alone and reports the server's memory for each.
+    /// Opens connections, keeps them idle and reports the server's memory for each.
     Idle {
         #[command(flatten)]
         client: Client,
         /// Connections to open.
         #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
         connections: u32,
-        /// Do not send a request before leaving a connection alone.
+        /// Do not send a request before a connection becomes idle.
         #[arg(long)]
         handshake_only: bool,
-        /// Seconds to leave them alone before memory is read.
+        /// Seconds of idleness before memory is read.
         #[arg(long, default_value_t = 1.0, value_parser = seconds)]
         hold: f64,
         /// The server's process.
@@ -100,13 +101,13 @@ struct Client {
     /// Key-exchange group to offer.
     #[arg(long, value_enum, default_value = "x25519")]
     group: Group,
-    /// Expected status of every answer.
+    /// Expected status of every response.
     #[arg(long, default_value_t = 200)]
     expect_status: u16,
     /// Limit of a single operation, in seconds.
     #[arg(long, default_value_t = 10.0, value_parser = seconds)]
     timeout: f64,
-    /// Hard limit of the whole, in seconds: what is not done by then is given up.
+    /// Hard limit of the whole run, in seconds.
     #[arg(long, default_value_t = 120.0, value_parser = seconds)]
     limit: f64,
     /// Core to run on.
@@ -115,7 +116,7 @@ struct Client {
     /// Print the report as JSON.
     #[arg(long)]
     json: bool,
-    /// Dial an address that is not loopback: only ever a machine of your own.
+    /// Dial an address that is not loopback; use it for a machine of your own only.
     #[arg(long)]
     allow_remote: bool,
 }
@@ -136,12 +137,12 @@ struct Load {
     /// Seconds of load before the measured part.
     #[arg(long, default_value_t = 1.0, value_parser = seconds)]
     warmup: f64,
-    /// The server's process: reports its CPU an operation.
+    /// The server's process: reports its CPU time an operation.
     #[arg(long)]
     pid: Option<u32>,
 }
 
-/// Runs what the command line says and prints the report to stdout, or to stderr why there is none.
+/// Runs the command line.
 pub fn run(cli: Cli) -> ExitCode {
     crate::exit_code("loadgen", measure(cli))
 }
@@ -222,7 +223,7 @@ impl Client {
     }
 }
 
-/// A length of time that a run can have: finite, not negative, at most a day.
+/// A finite number of seconds, at most a day.
 fn seconds(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(seconds) if (0.0..=86_400.0).contains(&seconds) => Ok(seconds),

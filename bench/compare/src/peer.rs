@@ -1,9 +1,12 @@
-//! The servers that are compared, each started on a core of its own with the same certificates and the same upstreams.
+//! The servers that are compared, each on a core of its own, with the same certificates and
+//! upstreams.
 //!
-//! A peer is whatever serves `https://bench.test/hello` from the plain upstream and `/hello-mtls` from the one that demands
-//! a certificate, answers 404 itself for other paths, shows an RSA certificate for `rsa.bench.test`, and demands a client
-//! certificate everywhere. One file a peer: how it is found, configured and started; [`Kind`] lists them. The
-//! invariant: a peer that is dropped is gone, with all its children.
+//! A peer serves `https://bench.test/hello` from the plain upstream and `/hello-mtls` from the one
+//! that requires a certificate, responds to other paths with its own 404, presents an RSA
+//! certificate for `rsa.bench.test`, and requires a client certificate everywhere. Each peer has a
+//! file that finds, configures and starts it; [`Kind`] lists them.
+//!
+//! Invariant: a dropped peer is gone, with all its children.
 
 use std::path::Path;
 
@@ -19,14 +22,15 @@ pub mod program;
 mod types;
 
 pub use types::{
-    Cores, HOST, Installed, Kind, ManySites, PROXIED, PROXIED_MTLS, Peer, PeerError, RSA_HOST, Stage,
+    Cores, HOST, Installed, Kind, ManySites, PROXIED, PROXIED_MTLS, Peer, PeerError, RSA_HOST, StartContext,
     UNROUTED, Upstreams,
 };
 
-/// Looks for its program; `beside` is where our own programs are, by default beside this one.
+/// Looks for a peer's program; `beside` is the folder of the workspace's programs, by default that
+/// of this one.
 ///
 /// # Errors
-/// [`PeerError::Missing`], which says how to get it.
+/// [`PeerError::Missing`], with a hint how to install it.
 pub fn find(kind: Kind, beside: Option<&Path>) -> Result<Box<dyn Installed>, PeerError> {
     let beside = match beside {
         Some(folder) => folder.to_owned(),

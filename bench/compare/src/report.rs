@@ -1,7 +1,7 @@
-//! What a run measured, as JSON for machines and as lines for people.
+//! The results of a run, as JSON and as text.
 //!
-//! Latencies are in microseconds, memory in bytes, CPU in nanoseconds an operation. A field that was not
-//! measured is absent.
+//! Latencies are in microseconds, memory in bytes, CPU time in nanoseconds an operation. A field
+//! that was not measured is absent.
 
 use std::fmt::{self, Write as _};
 use std::time::Duration;
@@ -20,43 +20,33 @@ pub enum Stopped {
     Count,
     /// The time was over.
     Time,
-    /// The hard limit cut it off: the figures are of what was done by then.
+    /// The hard limit ended it: the figures cover the operations until then.
     Limit,
 }
 
-/// What the TLS handshake agreed on.
+/// Parameters of the TLS handshake.
 #[derive(Clone, Debug, Serialize)]
 pub struct Negotiated {
-    /// Protocol version.
     pub version: String,
-    /// Cipher suite.
     pub suite: String,
-    /// Key-exchange group.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub group: Option<String>,
-    /// Application protocol, if the server chose one.
+    /// The application protocol, if the server chose one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub alpn: Option<String>,
-    /// Certificates the server sent.
+    /// Certificates that the server sent.
     pub server_chain: usize,
 }
 
-/// Percentiles of a duration, in microseconds.
+/// Percentiles in microseconds.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Latency {
-    /// Smallest.
     pub min: f64,
-    /// Half of them are at most this.
     pub p50: f64,
-    /// 90 of 100 are at most this.
     pub p90: f64,
-    /// 99 of 100.
     pub p99: f64,
-    /// 999 of 1,000.
     pub p999: f64,
-    /// Largest.
     pub max: f64,
-    /// Arithmetic mean.
     pub mean: f64,
 }
 
@@ -76,45 +66,46 @@ impl Latency {
     }
 }
 
-/// What the run cost the server.
+/// CPU time of the server.
 #[derive(Clone, Debug, Serialize)]
 pub struct ServerCpu {
-    /// The processes that were read.
     pub pids: Vec<u32>,
-    /// User and system time of all their threads, divided by the successful operations.
+    /// User and system time of all threads, divided by the successful operations.
     pub cpu_ns_per_operation: u64,
-    /// CPU time over elapsed time: 1.0 is one busy core. Well below that the server waited for the load, and what an operation
-    /// costs holds the way in and out of sleep, which a server at capacity does not pay.
+    /// CPU time over elapsed time: 1.0 is one busy core. Well below that the server waited for the
+    /// load, and the figure includes falling asleep and waking, which a server at capacity does not
+    /// pay.
     pub busy: f64,
-    /// How many times an operation one of the threads was put on a core: mostly, how often it slept.
+    /// How often a thread was scheduled, an operation: mostly, how often it slept.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub turns_per_operation: Option<f64>,
-    /// The undivided figure and how it was read.
+    pub timeslices_per_operation: Option<f64>,
+    /// The undivided reading.
     #[serde(flatten)]
     pub used: CpuUsed,
 }
 
 impl ServerCpu {
-    /// Divides what was used by what was done.
+    /// Divides the CPU time by the operations.
     pub fn new(pids: &[u32], used: CpuUsed, operations: u64, elapsed: Duration) -> Self {
         let busy = used.total_ns as f64 / elapsed.as_nanos().max(1) as f64;
         let cpu_ns_per_operation = used.total_ns.checked_div(operations).unwrap_or(0);
-        let turns_per_operation = used.turns.map(|turns| turns as f64 / operations.max(1) as f64);
-        Self { pids: pids.to_vec(), cpu_ns_per_operation, busy, turns_per_operation, used }
+        let timeslices_per_operation =
+            used.timeslices.map(|timeslices| timeslices as f64 / operations.max(1) as f64);
+        Self { pids: pids.to_vec(), cpu_ns_per_operation, busy, timeslices_per_operation, used }
     }
 }
 
-/// What the load generator itself needed.
+/// CPU time of the load generator.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct ClientCpu {
-    /// Of its thread, divided by the successful operations.
+    /// CPU time of its thread, divided by the successful operations.
     pub cpu_ns_per_operation: u64,
-    /// CPU time over elapsed time: near 1.0 it is the load that sets the pace, not the server.
+    /// CPU time over elapsed time: near 1.0 the load sets the pace, not the server.
     pub busy: f64,
 }
 
 impl ClientCpu {
-    /// Divides what was used by what was done.
+    /// Divides the CPU time by the operations.
     pub fn new(used_ns: u64, operations: u64, elapsed: Duration) -> Self {
         let busy = used_ns as f64 / elapsed.as_nanos().max(1) as f64;
         Self { cpu_ns_per_operation: used_ns.checked_div(operations).unwrap_or(0), busy }
@@ -124,9 +115,7 @@ impl ClientCpu {
 /// Figures of one run of operations.
 #[derive(Clone, Debug, Serialize)]
 pub struct LoadReport {
-    /// What one operation was.
     pub mode: &'static str,
-    /// What was dialled.
     pub address: String,
     /// SNI and `Host`.
     pub host: String,
@@ -134,28 +123,24 @@ pub struct LoadReport {
     pub path: String,
     /// Connections at a time.
     pub connections: usize,
-    /// What the first connection agreed on.
+    /// Of the first connection.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub negotiated: Option<Negotiated>,
     /// Successful operations.
     pub operations: u64,
-    /// Unsuccessful ones, by kind.
     pub failures: Failures,
     /// Length of the measured part, in seconds.
     pub elapsed_s: f64,
     /// Successful operations a second.
     pub per_second: f64,
-    /// Why it ended.
     pub stopped: Stopped,
-    /// From the first packet to the last byte of the answer, in microseconds.
+    /// From the first packet to the last byte of the response, in microseconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub latency_us: Option<Latency>,
     /// TCP and TLS handshake, in microseconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub handshake_us: Option<Latency>,
-    /// What it cost the load generator.
     pub client: ClientCpu,
-    /// What it cost the server.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub server: Option<ServerCpu>,
 }
@@ -193,11 +178,13 @@ impl fmt::Display for LoadReport {
             let source =
                 if server.used.exact { "schedstat" } else { "clock ticks: a thread ended meanwhile" };
             let (user, busy) = (server.used.user_share * 100.0, server.busy * 100.0);
-            let turns = server.turns_per_operation;
-            let turns = turns.map(|turns| format!("; {turns:.2} turns on it")).unwrap_or_default();
+            let timeslices = server.timeslices_per_operation;
+            let timeslices = timeslices
+                .map(|timeslices| format!("; {timeslices:.2} timeslices on it"))
+                .unwrap_or_default();
             writeln!(
                 f,
-                "  server CPU   {:.1} us an operation ({user:.0} % user; {busy:.0} % of a core{turns}; {source})",
+                "  server CPU   {:.1} us an operation ({user:.0} % user; {busy:.0} % of a core{timeslices}; {source})",
                 us(server.cpu_ns_per_operation)
             )?;
         }
@@ -212,14 +199,14 @@ pub struct IdleReport {
     pub connections: u64,
     /// Connections that were opened.
     pub opened: u64,
-    /// What failed while opening, and connections the server closed.
+    /// Failures while opening, and connections that the server closed.
     pub failures: Failures,
-    /// What the first connection agreed on.
+    /// Of the first connection.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub negotiated: Option<Negotiated>,
     /// Resident memory of the server before, in bytes.
     pub resident_before: u64,
-    /// And with the connections open.
+    /// The same with the connections open.
     pub resident_after: u64,
     /// The difference, divided by the connections that were open to the end.
     pub bytes_per_connection: u64,

@@ -1,9 +1,11 @@
-//! Thousands of live connections, each of a client of its own; one client is revoked: how soon its connection ends, and what the
-//! others notice.
+//! The cost of a revocation among thousands of live connections, each of a client of its own.
 //!
-//! Every change of the list has all connections judged again. A prober makes one request after the other on a connection that stays:
-//! the 99th percentile of the second after a change is set against that of a quiet second just before it, round by round. The
-//! invariant: a round counts only if the revoked connection ended and every other one is still open.
+//! Every change of the list revalidates all connections. A prober makes requests back to back on
+//! one connection: each round compares the 99th percentile of the second after a change with that
+//! of the second before it.
+//!
+//! Invariant: a round counts only if the revoked connection ended and every other one is still
+//! open.
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -28,15 +30,16 @@ use e2e::upstream::FixedUpstream;
 
 /// Handshakes in flight while the connections are opened.
 const AT_ONCE: usize = 32;
-/// One look of the prober: quiet, or after a change.
+/// The length of one probe.
 const WINDOW: Duration = Duration::from_secs(1);
-/// Until the revoked connection must have ended.
+/// Limit until the revoked connection ends.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Measures what it costs to revoke one of many connected clients.
+/// Measures the revocation of one client among many that are connected.
 ///
-/// Starts a control plane and a data plane with one worker, opens the connections (each with a certificate of its own), and in each
-/// round puts a revocation list with one more client. Prints a line a round and the medians.
+/// Starts a control plane and a data plane with one worker, opens the connections (each with a
+/// certificate of its own), and in each round adds one client to the revocation list. Prints one
+/// line a round, and the medians.
 #[derive(Parser, Debug)]
 #[command(
     name = "revocation",
@@ -52,12 +55,11 @@ pub struct Options {
     rounds: u32,
     #[command(flatten)]
     cores: Cores,
-    /// Where controlplane and dataplane are [default: beside this program].
+    /// Folder of controlplane and dataplane [default: that of this program].
     #[arg(long)]
     bin_dir: Option<std::path::PathBuf>,
 }
 
-/// Runs what the command line says.
 pub fn run(options: &Options) -> ExitCode {
     crate::exit_code("revocation", measure(options))
 }
@@ -90,18 +92,18 @@ fn measure(options: &Options) -> anyhow::Result<()> {
     LocalSet::new().block_on(&runtime, async {
         let pair = Countersign::start(&programs, cores, &credentials).await?;
         pair.configure(&credentials, upstream.address()).await?;
-        let stage = Stage { credentials, pair };
-        stage.change(&[]).await?;
-        stage.rounds(options).await
+        let setup = Setup { credentials, pair };
+        setup.change(&[]).await?;
+        setup.rounds(options).await
     })
 }
 
-struct Stage {
+struct Setup {
     credentials: Credentials,
     pair: Countersign,
 }
 
-impl Stage {
+impl Setup {
     async fn rounds(&self, options: &Options) -> anyhow::Result<()> {
         let mut open = self.open(options.connections).await?;
         let mut prober = Prober::connect(self).await?;
@@ -221,8 +223,8 @@ struct Prober {
 }
 
 impl Prober {
-    async fn connect(stage: &Stage) -> anyhow::Result<Self> {
-        let stream = dialler(stage.pair.address(), stage.credentials.loader()?.as_ref())?.dial().await?;
+    async fn connect(setup: &Setup) -> anyhow::Result<Self> {
+        let stream = dialler(setup.pair.address(), setup.credentials.loader()?.as_ref())?.dial().await?;
         let mut prober = Self { stream, request: http1::get(HOST, PROXIED), buffer: Vec::new() };
         prober.window().await?;
         Ok(prober)

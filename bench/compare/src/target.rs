@@ -1,45 +1,30 @@
-//! Where the load goes: a parsed `https://` address that was checked to be our own machine.
+//! The target of the load: a parsed `https://` URL, checked to be on this machine.
 //!
-//! A load generator pointed at somebody else's server is an attack, so anything but loopback is refused
-//! unless the client says in so many words that the machine is theirs.
+//! Load on another machine is an attack, so any address but loopback is rejected unless the caller
+//! allows remote ones explicitly.
 
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 
 use rustls_pki_types::ServerName;
 
-/// Why an address was refused.
+/// Why a target is rejected.
 #[derive(Debug, thiserror::Error)]
 pub enum TargetError {
-    /// Not an address we can dial.
+    /// Not an address to dial.
     #[error("target `{text}`: {problem}; write it as https://HOST:PORT/PATH")]
-    Syntax {
-        /// What was given.
-        text: String,
-        /// What is wrong with it.
-        problem: &'static str,
-    },
+    Syntax { text: String, problem: &'static str },
     /// The host name has no address.
     #[error("target host `{host}` cannot be resolved; use an IP address with --sni for the name")]
-    Resolve {
-        /// The host part.
-        host: String,
-        /// What the resolver said.
-        source: std::io::Error,
-    },
-    /// Somebody else's machine.
+    Resolve { host: String, source: std::io::Error },
+    /// Another machine.
     #[error("target {address} is not on this machine; --allow-remote if you own it and mean it")]
-    Remote {
-        /// Where the load would have gone.
-        address: SocketAddr,
-    },
+    Remote { address: SocketAddr },
 }
 
-/// A checked target.
 #[derive(Clone, Debug)]
 pub struct Target {
-    /// What is dialled.
     pub address: SocketAddr,
-    /// What goes into SNI, and what the server's certificate must be valid for.
+    /// The name in SNI, which the server's certificate must be valid for.
     pub server_name: ServerName<'static>,
     /// The `Host` header.
     pub host: String,
@@ -48,11 +33,12 @@ pub struct Target {
 }
 
 impl Target {
-    /// Parses `https://HOST[:PORT][/PATH]` (the port defaults to 443). `sni` replaces the URL's host in SNI, in
-    /// the `Host` header and in the check of the server's certificate.
+    /// Parses `https://HOST[:PORT][/PATH]` (the default port is 443). `sni` replaces the URL's host
+    /// in SNI, in the `Host` header and in the check of the server's certificate.
     ///
     /// # Errors
-    /// Syntax, a name that does not resolve, or (without `allow_remote`) an address that is not loopback.
+    /// Syntax, a name that does not resolve, or (without `allow_remote`) an address that is not
+    /// loopback.
     pub fn parse(url: &str, sni: Option<&str>, allow_remote: bool) -> Result<Self, TargetError> {
         let syntax = |problem| TargetError::Syntax { text: url.to_owned(), problem };
         let rest = url.strip_prefix("https://").ok_or_else(|| syntax("does not start with https://"))?;

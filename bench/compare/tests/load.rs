@@ -1,6 +1,7 @@
-//! The load generator against a TLS server of rustls' own, in this process: what it counts is what the server saw.
+//! The load generator against a TLS server of rustls in this process: its counts are what the
+//! server saw.
 //!
-//! Every plan counts operations instead of seconds, so nothing here depends on how fast the machine is.
+//! Every plan counts operations instead of seconds, so no test depends on the machine's speed.
 #![allow(clippy::unwrap_used, reason = "a test's helpers may assert, like the tests themselves")]
 
 use std::net::SocketAddr;
@@ -30,7 +31,7 @@ struct Seen {
     requests: AtomicU64,
 }
 
-/// A server that demands a client certificate, on a thread that ends with the test's process.
+/// A server that requires a client certificate, on a thread that lives as long as the process.
 struct Server {
     address: SocketAddr,
     seen: Arc<Seen>,
@@ -39,7 +40,8 @@ struct Server {
 }
 
 impl Server {
-    /// `tickets`: whether sessions can be resumed. `per_connection`: requests after which it closes.
+    /// `tickets`: whether sessions can be resumed. `per_connection`: requests after which it
+    /// closes.
     fn start(tickets: bool, per_connection: u64) -> Self {
         let roots = Authority::root(&AuthoritySpec::new("servers")).unwrap();
         let clients = Authority::root(&AuthoritySpec::new("clients")).unwrap();
@@ -150,7 +152,7 @@ fn new_connections_are_counted_one_by_one() {
     let server = Server::start(true, u64::MAX);
     let report = load::run(server.plan(Mode::New, Amount::Count(40))).unwrap();
     assert_eq!((report.operations, report.failures.total(), report.stopped), (40, 0, Stopped::Count));
-    // Three lanes show first that the server serves them, five operations warm up.
+    // Three lanes make one unmeasured operation each, and five operations warm up.
     assert_eq!(server.saw(), (48, 0, 48), "no handshake was resumed");
     let latency = report.latency_us.unwrap();
     assert!(0.0 < latency.min && latency.min <= latency.p50);
@@ -227,7 +229,7 @@ fn operations_come_at_their_pace() {
     let report = load::run(plan).unwrap();
     assert_eq!((report.operations, report.failures.total()), (12, 0));
     assert_eq!(server.saw(), (3, 0, 20), "on the three connections");
-    // Each of three lanes has its fourth one 90 ms after its first, at the earliest.
+    // The fourth operation of each of three lanes is due 90 ms after its first.
     assert!(report.elapsed_s >= 0.09, "{}", report.elapsed_s);
 }
 

@@ -1,35 +1,30 @@
-//! What callgrind writes: instructions of each function itself, and which of them are the crypto library's.
+//! Reads callgrind's output: each function's own instructions, and which of them are the crypto
+//! library's.
 //!
-//! The format is the one of valgrind's manual, "Callgrind Format Specification": names are compressed (`fn=(3) name` once, then
-//! `fn=(3)`), and the line after `calls=` is the callee's cost, which is counted where the callee stands.
+//! valgrind's manual has the format ("Callgrind Format Specification"): names are compressed
+//! (`fn=(3) name` once, then `fn=(3)`), and the line after `calls=` is the inclusive cost of the
+//! callee, which counts at the callee itself.
 
 use std::collections::{BTreeMap, HashMap};
 
-/// Why a file was not understood.
+/// Why the output is invalid.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CallgrindError {
-    /// Not what the manual describes.
+    /// A line that the manual does not describe.
     #[error("line {line} of callgrind's output: {problem}: `{text}`")]
     Syntax {
         /// Counted from 1.
         line: usize,
-        /// What is wrong.
         problem: &'static str,
-        /// The line.
         text: String,
     },
-    /// The sum of what was read is not the sum that callgrind wrote.
+    /// The costs that were read do not add up to callgrind's total.
     #[error("callgrind counted {told} instructions, and {summed} were found in its output")]
-    Sum {
-        /// As written.
-        told: u64,
-        /// As read.
-        summed: u64,
-    },
+    Sum { told: u64, summed: u64 },
     /// The end is missing.
     #[error("callgrind's output has no end: is the disk full? Run it again")]
     Cut,
-    /// Nothing of ours went through the counted door.
+    /// No counted instruction outside of the crypto library.
     #[error("callgrind counted nothing of ours: is `counted_by_callgrind` still a function of its own?")]
     Nothing,
 }
@@ -37,23 +32,23 @@ pub enum CallgrindError {
 /// A function: its object file and its name.
 type Function = (String, String);
 
-/// Instructions of each function itself, and of each call with all that it calls, by client and callee.
+/// Own instructions of each function, and inclusive ones of each call, by caller and callee.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Profile {
     own: BTreeMap<Function, u64>,
     calls: BTreeMap<(Function, Function), u64>,
 }
 
-/// What is judged, and what is only told.
+/// Instructions that are judged, and those that are only reported.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Instructions {
-    /// Ours, our libraries', the allocator's, and what these call in the C library.
+    /// Of the data plane, its libraries, the allocator, and their calls of the C library.
     pub ours: u64,
-    /// The crypto library's and what it calls: they depend on the processor, and no change of ours makes them fewer.
+    /// Of the crypto library and its calls: they depend on the processor alone.
     pub crypto: u64,
 }
 
-/// Object files or functions: `(3) name` gives number 3 a name, `(3)` means it.
+/// Object files or functions: `(3) name` defines number 3, `(3)` refers to it.
 #[derive(Default)]
 struct Names(HashMap<String, String>);
 
@@ -71,15 +66,12 @@ impl Names {
 }
 
 impl Profile {
-    /// Reads one file of `--tool=callgrind`, whose only event is `Ir`.
-    ///
-    /// # Errors
-    /// [`CallgrindError`].
+    /// Reads one file of `--tool=callgrind` whose only event is `Ir`.
     pub fn parse(text: &str) -> Result<Self, CallgrindError> {
         let mut profile = Self::default();
         let (mut objects, mut functions) = (Names::default(), Names::default());
-        let (mut client, mut callee) = (Function::default(), Function::default());
-        // Said only where it is not the client's.
+        let (mut caller, mut callee) = (Function::default(), Function::default());
+        // Absent where it is the caller's.
         let mut callee_object = None;
         let (mut is_call, mut told) = (false, None);
         for (index, line) in text.lines().enumerate() {
@@ -89,20 +81,20 @@ impl Profile {
                 let cost = line.split_ascii_whitespace().nth(1).map_or(Some(0), |field| field.parse().ok());
                 let cost: u64 = cost.ok_or_else(|| syntax("no cost"))?;
                 if std::mem::take(&mut is_call) {
-                    *profile.calls.entry((client.clone(), callee.clone())).or_default() += cost;
+                    *profile.calls.entry((caller.clone(), callee.clone())).or_default() += cost;
                 } else {
-                    *profile.own.entry(client.clone()).or_default() += cost;
+                    *profile.own.entry(caller.clone()).or_default() += cost;
                 }
                 continue;
             }
             let Some((key, value)) = line.split_once('=').or_else(|| line.split_once(": ")) else { continue };
             match key {
                 "events" if value.trim() != "Ir" => return Err(syntax("other events than Ir")),
-                "ob" => client.0 = objects.resolve(value).ok_or_else(unknown)?,
-                "fn" => client.1 = functions.resolve(value).ok_or_else(unknown)?,
+                "ob" => caller.0 = objects.resolve(value).ok_or_else(unknown)?,
+                "fn" => caller.1 = functions.resolve(value).ok_or_else(unknown)?,
                 "cob" => callee_object = Some(objects.resolve(value).ok_or_else(unknown)?),
                 "cfn" => {
-                    let object = callee_object.take().unwrap_or_else(|| client.0.clone());
+                    let object = callee_object.take().unwrap_or_else(|| caller.0.clone());
                     callee = (object, functions.resolve(value).ok_or_else(unknown)?);
                 }
                 "calls" => is_call = true,
@@ -119,23 +111,24 @@ impl Profile {
         }
     }
 
-    /// All of them, apart from the crypto library's. `program`: the end of the object file that both are linked into.
+    /// Instructions outside and inside of the crypto library. `program`: the end of the object file
+    /// that both are linked into.
     ///
     /// # Errors
-    /// [`CallgrindError::Nothing`] when none is ours.
+    /// [`CallgrindError::Nothing`] when none is outside.
     pub fn instructions(&self, program: &str) -> Result<Instructions, CallgrindError> {
         let within = |(object, _): &Function| object.ends_with(program);
         let crypto = |function: &Function| within(function) && is_crypto(&function.1);
         let all: u64 = self.own.values().sum();
         let own = self.own.iter().filter(|(function, _)| crypto(function)).map(|(_, cost)| cost);
-        // What it has the C library do for it is its own as well; that never calls back.
-        let outside = self.calls.iter().filter(|((client, callee), _)| crypto(client) && !within(callee));
+        // Its calls of the C library count as its own; the C library never calls back.
+        let outside = self.calls.iter().filter(|((caller, callee), _)| crypto(caller) && !within(callee));
         let crypto = own.chain(outside.map(|(_, cost)| cost)).sum();
         let ours = all.checked_sub(crypto).filter(|&ours| ours > 0).ok_or(CallgrindError::Nothing)?;
         Ok(Instructions { ours, crypto })
     }
 
-    /// The functions of ours that cost most.
+    /// The functions outside of the crypto library with the most instructions.
     pub fn dearest(&self, program: &str, count: usize) -> Vec<(&str, u64)> {
         let ours =
             self.own.iter().filter(|((object, name), _)| !(object.ends_with(program) && is_crypto(name)));
@@ -146,8 +139,8 @@ impl Profile {
     }
 }
 
-/// Within our program, whatever is neither Rust, nor the allocator's, nor its start: the crypto library is the only other C and
-/// assembly.
+/// In this program, the crypto library is the only C and assembly beside the allocator and the
+/// start code.
 fn is_crypto(name: &str) -> bool {
     let rust =
         name.contains("::") || name.starts_with('<') || name.starts_with("_R") || name.starts_with("__rust");

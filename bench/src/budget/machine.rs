@@ -1,50 +1,45 @@
-//! For which machines figures hold: everything that decides which instructions are executed, besides our source.
+//! The kind of machine that figures hold for: all that selects the executed instructions, besides
+//! the source.
 //!
-//! valgrind shows every program a processor of its own, of which the real one's features choose the kind; libraries choose
-//! their code by what they are shown. Compiler and C library are the rest.
+//! valgrind presents a processor of its own, whose kind depends on the real one's features;
+//! libraries select their code by it. The compiler and the C library are the rest.
 
 use std::process::{Command, Stdio};
 
 use serde::{Deserialize, Serialize};
 
-/// Features that decide which processor valgrind shows. AVX-512 and the SHA extensions it hides.
+/// Features that select the processor valgrind presents. It hides AVX-512 and the SHA extensions.
 const FEATURES: [&str; 12] =
     ["aes", "avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "movbe", "pclmulqdq", "rdrand", "rdseed", "sse4_2"];
 
 /// Why nothing can be counted here.
 #[derive(Debug, thiserror::Error)]
 pub enum MachineError {
-    /// A tool that is not there.
+    /// A tool that is not installed.
     #[error("{tool} is missing; install it, on Debian or Ubuntu with: sudo apt-get install {package}")]
-    Missing {
-        /// What was asked.
-        tool: &'static str,
-        /// Where it comes from.
-        package: &'static str,
-    },
+    Missing { tool: &'static str, package: &'static str },
 }
 
-/// One kind of machine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Machine {
-    /// As Rust calls it.
+    /// Rust's name of it.
     pub architecture: String,
     /// Those of [`FEATURES`] that the processor has.
     pub features: String,
     /// `valgrind --version`
     pub valgrind: String,
-    /// Its memory functions are counted with ours.
+    /// Its memory functions are counted.
     pub libc: String,
     /// `rustc --version`
     pub rustc: String,
 }
 
 impl Machine {
-    /// This one.
+    /// Describes this machine.
     ///
     /// # Errors
-    /// When valgrind is missing, or something cannot be asked for its version.
+    /// When a tool is missing.
     pub fn read() -> Result<Self, MachineError> {
         let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         Ok(Self {
@@ -56,7 +51,7 @@ impl Machine {
         })
     }
 
-    /// What is otherwise on `here` than where the figures were counted, in words.
+    /// The differences between the machine of the figures and `here`, as text.
     pub fn differences(&self, here: &Self) -> Vec<String> {
         let pairs = [
             ("architecture", &self.architecture, &here.architecture),

@@ -1,7 +1,9 @@
-//! A proxied request on an open connection, served by a whole worker of the data plane in this process.
+//! A proxied request on an open connection, served by a whole worker of the data plane in this
+//! process.
 //!
-//! The worker's thread is the data plane's own, from the accept to the pooled upstream connection; the sockets are real, the driver is
-//! epoll, because callgrind's valgrind does not know all of io_uring. Client and upstream are other threads and not counted.
+//! The worker's thread runs everything from accept to the pooled upstream connection. The sockets
+//! are real; the driver is epoll, because valgrind does not implement all of io_uring. The client
+//! and the upstream run on threads that are not counted.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,11 +29,10 @@ use e2e::upstream::FixedUpstream;
 
 /// Under callgrind everything takes fifty times as long.
 const PATIENCE: Duration = Duration::from_secs(300);
-/// Requests before the counted ones; they go into both runs.
+/// Requests before the counted ones; both runs have them.
 const FOREGOING: u64 = 20;
 
-/// So many requests, one after the other, on one connection that stays: of HTTP/1.1
-/// ([`Mode::KeepAlive`]) or HTTP/2.
+/// So many requests back to back on one connection of HTTP/1.1 ([`Mode::KeepAlive`]) or HTTP/2.
 ///
 /// # Errors
 /// When something does not start, or a request fails.

@@ -1,4 +1,4 @@
-//! Many clients, one after the other: to a chain cache that is smaller, or never saw them, every one of them is new.
+//! Many clients in turn: every handshake misses a chain cache that is smaller than the crowd.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -9,7 +9,7 @@ use rustls::client::ResolvesClientCert;
 use rustls::crypto::aws_lc_rs;
 use rustls::sign::CertifiedKey;
 
-/// Shows another certificate at every handshake.
+/// Presents another certificate at every handshake.
 #[derive(Debug)]
 pub struct Crowd {
     members: Vec<Arc<CertifiedKey>>,
@@ -17,7 +17,7 @@ pub struct Crowd {
 }
 
 impl Crowd {
-    /// Mints all of them: thousands take some seconds.
+    /// Minting thousands takes some seconds.
     pub fn mint(issuer: &Authority, members: usize) -> Self {
         let one = |index| {
             let minted = issuer.issue(&LeafSpec::client(format!("client {index}"))).expect("a leaf");

@@ -1,4 +1,4 @@
-//! Countersign and its peers side by side; everything is in the library.
+//! Compares Countersign with other proxies; the library has the code.
 
 use std::process::ExitCode;
 

@@ -1,4 +1,4 @@
-//! How soon a change in etcd is served, and how long a start from a full etcd takes; everything is in the library.
+//! Measures changes and starts with etcd as the store; the library has the code.
 
 use std::process::ExitCode;
 

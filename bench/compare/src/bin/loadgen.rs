@@ -1,4 +1,4 @@
-//! The load generator; everything is in the library.
+//! The load generator; the library has the code.
 
 use std::process::ExitCode;
 

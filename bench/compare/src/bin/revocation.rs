@@ -1,4 +1,4 @@
-//! What it costs to revoke one client among many that are connected; everything is in the library.
+//! Measures a revocation among many connected clients; the library has the code.
 
 use std::process::ExitCode;
 

@@ -1,4 +1,4 @@
-//! A comparison of half a minute: only what has a target, and for each of them only who is in it.
+//! A comparison of half a minute: only measures with a target, and only the peers in it.
 
 use std::path::PathBuf;
 
@@ -10,7 +10,7 @@ use super::workbench::Workbench;
 use super::{Options, find, rounds};
 use crate::peer::{Cores, Kind};
 
-/// What is measured of whom. Fewer from step to step, because those that are no longer needed are ended.
+/// The peers of each measure. Each step has fewer, because the others are ended.
 const STEPS: [(&str, &[Measure], &[Kind]); 3] = [
     ("connections, ours and every peer's", &[Measure::New, Measure::Resumed], &Kind::ALL),
     (
@@ -21,19 +21,17 @@ const STEPS: [(&str, &[Measure], &[Kind]); 3] = [
     ("memory of 1,000 idle connections", &[Measure::Idle], &[Kind::Countersign]),
 ];
 
-/// What was found.
 #[derive(Default)]
 pub struct Brief {
-    /// Its values.
     pub figures: Figures,
-    /// Who is missing or did not come up, and how to get it.
+    /// Peers that are missing or did not start.
     pub missing: Vec<String>,
 }
 
-/// Measures, and says on stdout what.
+/// Measures, and prints the steps.
 ///
 /// # Errors
-/// When there is nowhere to work, or a program ends under the load.
+/// When there is no temporary folder, or a program ends under the load.
 pub fn run(bin_dir: Option<PathBuf>, cores: Cores) -> anyhow::Result<Brief> {
     let usual = Options { bin_dir, cores, ..brief() };
     let (installed, mut missing) = find(&usual);
@@ -52,7 +50,7 @@ pub fn run(bin_dir: Option<PathBuf>, cores: Cores) -> anyhow::Result<Brief> {
     Ok(Brief { figures, missing })
 }
 
-/// As by default, but short.
+/// The defaults, but short.
 fn brief() -> Options {
     Options { rounds: 3, idle_rounds: 1, seconds: 0.3, idle: 1000, ..Options::parse_from(["compare"]) }
 }

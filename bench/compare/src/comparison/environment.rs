@@ -1,4 +1,4 @@
-//! Where and with what a comparison was made: enough to make it again.
+//! The machine and the programs of a comparison, so that it can be repeated.
 
 use std::path::Path;
 
@@ -7,41 +7,33 @@ use serde::Serialize;
 use super::workbench::Workbench;
 use crate::peer::{Installed, Kind, program};
 
-/// Facts about the machine and the programs. What cannot be found out is absent.
+/// A fact that cannot be found out is absent.
 #[derive(Debug, Serialize)]
 pub struct Environment {
     /// When the run started, UTC.
     pub started: String,
-    /// The command line.
     pub command: String,
-    /// `/proc/cpuinfo`'s model name.
+    /// The model name in `/proc/cpuinfo`.
     pub cpu: Option<String>,
-    /// Cores of this machine.
     pub cores: usize,
-    /// Kernel release.
     pub kernel: Option<String>,
-    /// Distribution.
     pub system: Option<String>,
-    /// Load average when the run started: other work makes figures noisy.
+    /// Load average at the start: other work makes figures noisy.
     pub load_average: Option<String>,
-    /// The commit that is checked out here, with `-dirty` when files differ.
+    /// The commit in the current folder, with `-dirty` when files differ.
     pub commit: Option<String>,
-    /// The compiler that is installed here.
+    /// The installed compiler.
     pub rustc: Option<String>,
-    /// Those that take part.
     pub peers: Vec<Program>,
-    /// Those that were asked for and do not, and why.
+    /// Peers that are left out, with the reason.
     pub left_out: Vec<String>,
 }
 
-/// A peer's program.
 #[derive(Debug, Serialize)]
 pub struct Program {
-    /// Which peer.
     pub peer: Kind,
-    /// What it says it is.
     pub version: String,
-    /// How it was started; the folder is gone.
+    /// Without the name of the temporary folder.
     pub command: Option<String>,
 }
 
@@ -52,7 +44,6 @@ impl Program {
 }
 
 impl Environment {
-    /// Looks around.
     pub fn read(installed: &[Box<dyn Installed>], left_out: Vec<String>) -> Self {
         let file = |path: &str| std::fs::read_to_string(path).ok();
         let field = |text: String, name: &str, separator: char| {
@@ -60,7 +51,7 @@ impl Environment {
                 text.lines().find(|line| line.starts_with(name))?.split_once(separator)?.1.trim().to_owned();
             Some(line.trim_matches('"').to_owned())
         };
-        let said = |name: &str, arguments: &[&str]| program::said(Path::new(name), arguments);
+        let said = |name: &str, arguments: &[&str]| program::output_of(Path::new(name), arguments);
         Self {
             started: time::UtcDateTime::now().to_string(),
             command: std::env::args().collect::<Vec<_>>().join(" "),
@@ -76,7 +67,7 @@ impl Environment {
         }
     }
 
-    /// Adds how those that run were started.
+    /// Adds the command lines of the running peers.
     pub fn note_commands(&mut self, bench: &Workbench) {
         for program in &mut self.peers {
             let running = bench.peers.iter().find(|peer| peer.kind() == program.peer);

@@ -1,7 +1,7 @@
-//! Every value of a comparison, and what follows from it: medians, paired ratios, verdicts.
+//! The values of a comparison, and their medians, paired ratios and verdicts.
 //!
-//! Ratios are taken round by round, between runs that stood next to each other, and the median of those is judged:
-//! a machine that is slow for a minute is slow for all of them.
+//! A ratio is taken in each round, between runs next to each other, and the median of the ratios is
+//! judged: a machine that is slow for a minute is slow for all peers.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::measure::{Goal, Measure};
 use crate::peer::Kind;
 
-/// One run as it came out, for the raw results.
+/// One run, for the raw results.
 #[derive(Debug, Serialize)]
 pub struct Run {
     measure: Measure,
@@ -23,56 +23,47 @@ pub struct Run {
     report: serde_json::Value,
 }
 
-/// All runs.
 #[derive(Default)]
 pub struct Figures {
-    /// In the order in which they were made.
+    /// In the order of the measurements.
     pub runs: Vec<Run>,
 }
 
 /// Median and extremes.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Spread {
-    /// Half of the values are at most this.
     pub median: f64,
-    /// Smallest.
     pub min: f64,
-    /// Largest.
     pub max: f64,
-    /// How many.
     pub runs: usize,
 }
 
-/// Whether a server was at capacity: medians of the runs.
+/// Utilisation of a server's core: medians of the runs.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Busy {
     /// CPU time over elapsed time.
     pub share: f64,
-    /// Times that one of its threads was put on the core, an operation; absent when threads ended meanwhile.
-    pub turns: Option<f64>,
+    /// How often a thread was scheduled, an operation; absent when threads ended meanwhile.
+    pub timeslices: Option<f64>,
 }
 
-/// A goal, held against what was measured.
+/// A goal and the measured value.
 #[derive(Debug, Serialize)]
 pub struct Verdict {
-    /// What it is about.
     pub measure: Measure,
-    /// The measured figure that is judged.
+    /// The value that is judged.
     pub measured: f64,
-    /// The goal in words.
     pub goal: String,
-    /// Whether it is met.
     pub ok: bool,
 }
 
 impl Figures {
-    /// Keeps a value and the report it is from.
     pub fn add(&mut self, measure: Measure, peer: Kind, round: u32, value: f64, report: impl Serialize) {
         let report = serde_json::to_value(report).unwrap_or_default();
         self.runs.push(Run { measure, peer, round, value: Some(value), problem: None, report });
     }
 
-    /// Keeps a run that has no value, and why.
+    /// Adds a run without a value, with the reason.
     pub fn add_failed(
         &mut self,
         measure: Measure,
@@ -86,7 +77,7 @@ impl Figures {
         self.runs.push(Run { measure, peer, round, value: None, problem: Some(problem), report });
     }
 
-    /// Runs that have no value, in words.
+    /// Runs without a value, as text.
     pub fn problems(&self) -> impl Iterator<Item = String> {
         self.runs.iter().filter_map(|run| {
             let problem = run.problem.as_ref()?;
@@ -94,20 +85,21 @@ impl Figures {
         })
     }
 
-    /// Those that have a value or a failure anywhere: the columns of the table.
+    /// Peers with a value or a failure: the columns of the table.
     pub fn peers(&self) -> Vec<Kind> {
         Kind::ALL.into_iter().filter(|kind| self.runs.iter().any(|run| run.peer == *kind)).collect()
     }
 
-    /// What a peer measured, or `None` when it has no value.
+    /// The values of a peer; `None` without any.
     pub fn spread(&self, measure: Measure, peer: Kind) -> Option<Spread> {
         spread(self.values(measure, peer).into_values().collect())
     }
 
-    /// How busy a peer's core was with it while it was measured, and how often an operation it was put on it; `None` for what is not CPU.
+    /// Utilisation of a peer's core during the measurement; `None` for measures other than CPU
+    /// time.
     pub fn busy(&self, measure: Measure, peer: Kind) -> Option<Busy> {
         let share = self.reported(measure, peer, "/server/busy")?;
-        Some(Busy { share, turns: self.reported(measure, peer, "/server/turns_per_operation") })
+        Some(Busy { share, timeslices: self.reported(measure, peer, "/server/timeslices_per_operation") })
     }
 
     /// The median of a figure in the reports of the runs that have a value.
@@ -117,7 +109,7 @@ impl Figures {
         spread(values.collect()).map(|spread| spread.median)
     }
 
-    /// Countersign's figure over a peer's, round by round.
+    /// Countersign's value over a peer's, round by round.
     pub fn ratio(&self, measure: Measure, peer: Kind) -> Option<Spread> {
         if !measure.paired() {
             return None;
@@ -126,19 +118,19 @@ impl Figures {
         paired(&ours, &theirs)
     }
 
-    /// The peer with the smallest median beside Countersign.
+    /// The peer with the smallest median, Countersign excepted.
     pub fn best(&self, measure: Measure) -> Option<Kind> {
         let others = Kind::ALL.into_iter().filter(|kind| *kind != Kind::Countersign);
         let measured = others.filter_map(|kind| Some((kind, self.spread(measure, kind)?.median)));
         measured.min_by(|one, other| one.1.total_cmp(&other.1)).map(|(kind, _)| kind)
     }
 
-    /// Goals that something can be held against.
+    /// The goals of a measure that can be judged.
     pub fn verdicts(&self, measure: Measure) -> Vec<Verdict> {
         measure.goals().iter().filter_map(|goal| self.verdict(measure, *goal)).collect()
     }
 
-    /// A goal, when something can be held against it.
+    /// A goal, when it can be judged.
     pub fn verdict(&self, measure: Measure, goal: Goal) -> Option<Verdict> {
         let (measured, limit, goal) = match goal {
             Goal::Of(peer, limit) => {
@@ -239,15 +231,15 @@ pub(super) mod tests {
     #[test]
     fn how_busy_a_server_was_comes_from_the_reports_of_the_runs_that_have_a_figure() {
         let mut figures = Figures::default();
-        let report = |busy, turns: Option<f64>| serde_json::json!({"server": {"busy": busy, "turns_per_operation": turns}});
+        let report = |busy, timeslices: Option<f64>| serde_json::json!({"server": {"busy": busy, "timeslices_per_operation": timeslices}});
         for (round, busy) in (0..).zip([0.9, 0.5, 0.98]) {
             figures.add(Measure::New, Kind::Nginx, round, 1.0, report(busy, Some(busy * 2.0)));
         }
         figures.add_failed(Measure::New, Kind::Nginx, 4, "broken".to_owned(), report(0.1, Some(9.0)));
         figures.add(Measure::New, Kind::Caddy, 0, 1.0, report(0.7, None));
         figures.add(Measure::Idle, Kind::Nginx, 0, 1.0, ());
-        assert_eq!(figures.busy(Measure::New, Kind::Nginx), Some(Busy { share: 0.9, turns: Some(1.8) }));
-        assert_eq!(figures.busy(Measure::New, Kind::Caddy), Some(Busy { share: 0.7, turns: None }));
+        assert_eq!(figures.busy(Measure::New, Kind::Nginx), Some(Busy { share: 0.9, timeslices: Some(1.8) }));
+        assert_eq!(figures.busy(Measure::New, Kind::Caddy), Some(Busy { share: 0.7, timeslices: None }));
         assert_eq!(figures.busy(Measure::Idle, Kind::Nginx), None);
     }
 

@@ -1,8 +1,10 @@
-//! Many certificates: how long until a server that starts serves them all, what one takes, and until a changed one is served.
+//! Many certificates: the time of a start until all are served, the memory of one, and the delay of
+//! a change.
 //!
-//! Every name has a certificate and a key of its own. What is asked, again and again, is what a client would see: which
-//! certificate a handshake shows for a name. [`pair`] fills Countersign through its Admin API, [`files`] the others through
-//! their files, [`others`] asks what a change costs somebody else. The servers of the rounds are gone by then: thousands of certificates want the memory.
+//! Every name has a certificate and a key of its own. A probe handshakes in a loop and compares the
+//! certificate that it gets. [`pair`] fills Countersign through the Admin API, [`files`] the others
+//! through files, [`others`] measures the effect of changes on other requests. The servers of the
+//! rounds are stopped first: thousands of certificates need the memory.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -23,10 +25,11 @@ mod pair;
 
 /// Names that are checked once the last one is served.
 const CHECKED: u32 = 50;
-/// Until a name must be served with the expected certificate.
+/// Limit until a name is served with the expected certificate.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Each in turn; nothing when `--objects 0`. What fails for one is told and kept from the others.
+/// Measures each peer in turn; nothing with `--objects 0`. A failure of one peer does not end the
+/// others.
 ///
 /// # Errors
 /// When the programs of Countersign are gone.
@@ -60,7 +63,7 @@ fn name(index: u32) -> String {
     format!("s{index}.many.test")
 }
 
-/// Rounds do not hit neighbours: each is somewhere else among so many.
+/// Spreads consecutive rounds over the whole table.
 pub fn spread_out(round: u32, size: u32) -> u32 {
     (u64::from(round).wrapping_mul(2_654_435_761) % u64::from(size)) as u32
 }
@@ -69,12 +72,12 @@ fn millis(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1000.0
 }
 
-/// Until a handshake for a name succeeds; gives the moment it did.
+/// Waits until a handshake for a name succeeds; gives the moment.
 fn await_any(bench: &Workbench, address: SocketAddr, name: &str) -> anyhow::Result<Instant> {
     await_leaf(bench, address, name, None)
 }
 
-/// Until a handshake for a name shows this leaf; gives the moment it did.
+/// Waits until a handshake for a name gets this leaf; gives the moment.
 fn await_leaf(
     bench: &Workbench,
     address: SocketAddr,
@@ -100,14 +103,14 @@ fn await_leaf(
             if Instant::now() > until {
                 bail!("{name} is not served as it should be after {PATIENCE:?}: {failure}");
             }
-            // The machine is small: asking without a pause would slow what is waited for.
+            // On a small machine a probe without pauses would slow the server down.
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     };
     bench.runtime.block_on(asking)
 }
 
-/// Once the last is served all must be: each with its own certificate, and a request must get its answer.
+/// Checks that other names are served, too: each with its own certificate, and with a response.
 fn check_some(bench: &Workbench, address: SocketAddr, objects: u32) -> anyhow::Result<()> {
     let mut seen = HashMap::new();
     for round in 1..=CHECKED.min(objects) {

@@ -1,11 +1,11 @@
-//! What is measured: each line of the table, what its values mean, and what Countersign is held to.
+//! The measures: the lines of the table, their units, and their goals.
 
 use clap::ValueEnum;
 use serde::Serialize;
 
 use crate::peer::Kind;
 
-/// What is measured, in the order of the table. `--measures` takes the same names.
+/// The measures in the order of the table. `--measures` takes the same names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Measure {
@@ -17,9 +17,9 @@ pub enum Measure {
     NewUnrouted,
     /// Resumed handshake and one request to the plain upstream
     Resumed,
-    /// Kept HTTP/1.1 connection, 404 of the gateway's own
+    /// Kept HTTP/1.1 connection, the gateway's own 404
     Static,
-    /// Kept HTTP/2 connection, 404 of the gateway's own
+    /// Kept HTTP/2 connection, the gateway's own 404
     StaticH2,
     /// Kept HTTP/1.1 connection, request to the plain upstream
     Kept,
@@ -37,29 +37,29 @@ pub enum Measure {
     ManyPushed,
     /// Memory of one of many certificates
     ManyMemory,
-    /// One of many certificates is changed: from asking until it is served
+    /// One of many certificates is changed: from the request until it is served
     Change,
-    /// The same from the Admin API's answer on (Countersign only)
+    /// The same from the Admin API's response (Countersign only)
     ChangeServed,
-    /// 99th percentile of other requests while certificates are changed, over that of a quiet time
+    /// 99th percentile of other requests while certificates are changed, over that of a quiet phase
     ChangeOthers,
 }
 
-/// What a measure is held to.
+/// The target of a measure.
 #[derive(Clone, Copy, Debug)]
 pub enum Goal {
-    /// At most this share of one peer's figure, round by round.
+    /// At most this share of one peer's value, round by round.
     Of(Kind, f64),
-    /// At most this share of the best peer's figure, round by round.
+    /// At most this share of the best peer's value, round by round.
     OfBest(f64),
-    /// At most this share of our own figure of another measure, round by round.
+    /// At most this share of Countersign's own value of another measure, round by round.
     OfOwn(Measure, f64),
     /// The median is at most this.
     AtMost(f64),
 }
 
 impl Goal {
-    /// The most that meets it.
+    /// The largest value that meets it.
     pub fn limit(self) -> f64 {
         let (Self::Of(_, limit) | Self::OfBest(limit) | Self::OfOwn(_, limit) | Self::AtMost(limit)) = self;
         limit
@@ -77,7 +77,7 @@ impl Measure {
         self.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
     }
 
-    /// For people.
+    /// The line of the table.
     pub fn label(self) -> &'static str {
         match self {
             Self::New => "full mTLS handshake, P-256, + one proxied request: server CPU",
@@ -104,7 +104,6 @@ impl Measure {
         }
     }
 
-    /// What values are in.
     pub fn unit(self) -> &'static str {
         match self {
             Self::Idle | Self::ManyMemory => "KiB",
@@ -114,12 +113,13 @@ impl Measure {
         }
     }
 
-    /// Whether the same round of two peers is the same work at nearly the same time: only then is there a ratio.
+    /// Whether two peers do the same work in a round at nearly the same time: only then is there a
+    /// ratio.
     pub fn paired(self) -> bool {
         !self.of_many()
     }
 
-    /// Whether it is about thousands of certificates.
+    /// Whether it needs thousands of certificates.
     pub fn of_many(self) -> bool {
         matches!(
             self,
@@ -132,7 +132,6 @@ impl Measure {
         )
     }
 
-    /// What Countersign is held to.
     pub fn goals(self) -> &'static [Goal] {
         match self {
             Self::New => &[Goal::OfBest(0.45), Goal::Of(Kind::Nginx, 0.2)],

@@ -29,16 +29,16 @@ busy machine makes them noisy but not meaningless; a table says how busy each se
 #[derive(Parser, Clone, Debug)]
 #[command(name = "compare", version, after_long_help = EXAMPLES, about, long_about = None)]
 pub struct Options {
-    /// Who takes part, separated by commas [default: all that are installed].
+    /// Peers, separated by commas [default: all that are installed].
     #[arg(long, value_enum, value_delimiter = ',')]
     pub peers: Vec<Kind>,
-    /// What is measured, separated by commas [default: everything].
+    /// Measures, separated by commas [default: all].
     #[arg(long, value_enum, value_delimiter = ',')]
     pub measures: Vec<Measure>,
-    /// Rounds of each measurement; medians of them are told.
+    /// Rounds of each measurement; the tables have their medians.
     #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub rounds: u32,
-    /// Rounds of the memory and start measurements, each with servers started anew.
+    /// Rounds of the memory and start measurements, each with fresh servers.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub idle_rounds: u32,
     /// Seconds of load in each round.
@@ -58,7 +58,7 @@ pub struct Options {
     pub changes: u32,
     #[command(flatten)]
     pub cores: Cores,
-    /// Where controlplane, dataplane and pingora-peer are [default: beside this program].
+    /// Folder of controlplane, dataplane and pingora-peer [default: that of this program].
     #[arg(long)]
     pub bin_dir: Option<PathBuf>,
     /// Results go to a folder named after the date in this one.
@@ -67,12 +67,11 @@ pub struct Options {
 }
 
 impl Options {
-    /// Whether a measure was asked for.
     pub fn wants(&self, measure: Measure) -> bool {
         self.measures.is_empty() || self.measures.contains(&measure)
     }
 
-    /// The peers that were asked for, in the order of the tables.
+    /// The chosen peers, in the order of the tables.
     pub fn peers(&self) -> impl Iterator<Item = Kind> {
         Kind::ALL.into_iter().filter(|kind| self.peers.is_empty() || self.peers.contains(kind))
     }

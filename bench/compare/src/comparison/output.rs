@@ -1,5 +1,5 @@
-//! Writes a comparison: `results.json` with every run, each peer's settings as they were used, `README.md` with the tables, and
-//! `figures.svg` with the same as bars.
+//! Writes a comparison: `results.json` with every run, the configuration of each peer, `README.md`
+//! with the tables, and `figures.svg` with bars.
 
 use std::fmt::Write as _;
 use std::io;
@@ -19,7 +19,7 @@ use crate::peer::Kind;
 /// Makes `<out>/<date and time, UTC>`.
 ///
 /// # Errors
-/// When it cannot be made, or is there already.
+/// When it cannot be made, or exists.
 pub fn make_folder(out: &Path) -> io::Result<PathBuf> {
     let format = format_description!("[year]-[month]-[day]-[hour][minute][second]");
     let date = time::UtcDateTime::now().format(format).map_err(io::Error::other)?;
@@ -29,7 +29,7 @@ pub fn make_folder(out: &Path) -> io::Result<PathBuf> {
     Ok(folder)
 }
 
-/// Copies what the running peers were configured with.
+/// Copies the configuration files of the running peers.
 ///
 /// # Errors
 /// When a file cannot be read or written.
@@ -131,7 +131,7 @@ fn facts(page: &mut String, environment: &Environment) {
     }
 }
 
-/// Measures x peers. A measure that nobody has a value for, and nobody failed at, has no line.
+/// Measures by peers. A measure without any value has no line.
 fn values(figures: &Figures) -> String {
     let peers = figures.peers();
     let mut table = header("what", peers.iter().map(|peer| peer.name()));
@@ -145,10 +145,11 @@ fn values(figures: &Figures) -> String {
     table
 }
 
-/// How busy each server was, where its CPU is the figure.
+/// Utilisation of the servers' cores, for measures of CPU time.
 fn busy(figures: &Figures) -> String {
     let peers = figures.peers();
-    let mut table = header("server's core busy, turns an operation", peers.iter().map(|peer| peer.name()));
+    let mut table =
+        header("server's core busy, timeslices an operation", peers.iter().map(|peer| peer.name()));
     let mut any = false;
     for measure in Measure::all() {
         let cells: Vec<_> = peers.iter().map(|peer| figures.busy(measure, *peer)).collect();
@@ -163,7 +164,7 @@ fn busy(figures: &Figures) -> String {
     format!(
         "{table}\nCPU is that of a server at capacity: connections enough are under way that it need not sleep, and the load verifies \
          what a server shows once a lane. A turn is one time that the server was put on its core. Where the core was less than 95 % busy \
-         and there are turns, it waited for the load, and each turn is a way out of sleep that a server at capacity does not pay; where there \
+         and there are timeslices, it waited for the load, and each turn is a way out of sleep that a server at capacity does not pay; where there \
          are next to none, something else was running on the machine.\n\n"
     )
 }
@@ -171,14 +172,15 @@ fn busy(figures: &Figures) -> String {
 fn how_busy(busy: Option<Busy>) -> String {
     busy.map_or_else(
         || "-".to_owned(),
-        |Busy { share, turns }| {
-            let turns = turns.map_or_else(|| "-".to_owned(), |turns| format!("{turns:.2}"));
-            format!("{:.0} %, {turns}", share * 100.0)
+        |Busy { share, timeslices }| {
+            let timeslices =
+                timeslices.map_or_else(|| "-".to_owned(), |timeslices| format!("{timeslices:.2}"));
+            format!("{:.0} %, {timeslices}", share * 100.0)
         },
     )
 }
 
-/// At which pace certificates were changed, and what others had then: a ratio alone does not tell.
+/// The pace of certificate changes, and the latencies behind the ratio.
 fn paces(figures: &Figures) -> String {
     let mut told = Vec::new();
     for peer in figures.peers() {
@@ -202,7 +204,7 @@ fn paces(figures: &Figures) -> String {
     format!(
         "Certificates changed at a pace, one each 100 ms, or, where a change takes longer than half of that, each twice as long as it takes. \
          Others make 1,000 requests a second on four kept connections, told from when they were due; quiet and changing phases take \
-         turns.\n\n{}\n",
+         timeslices.\n\n{}\n",
         told.concat()
     )
 }
@@ -264,7 +266,7 @@ mod tests {
     fn a_server_that_slept_is_seen() {
         let mut figures = figures(&[(Kind::Nginx, &[1000.0])]);
         assert_eq!(busy(&figures), "", "nobody's CPU was read");
-        let report = json!({"server": {"busy": 0.64, "turns_per_operation": 1.95}});
+        let report = json!({"server": {"busy": 0.64, "timeslices_per_operation": 1.95}});
         figures.add(Measure::New, Kind::Countersign, 1, 100.0, report);
         let table = busy(&figures);
         assert!(table.contains("+ one proxied request: server CPU | 64 %, 1.95 | - |\n"), "{table}");

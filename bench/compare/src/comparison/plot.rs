@@ -1,6 +1,7 @@
-//! The figures as bars: one panel a measure, one bar a peer, a line from the smallest to the largest run.
+//! The figures as bars: a panel for each measure, a bar for each peer, a line from the smallest to
+//! the largest run.
 //!
-//! Written by hand: rectangles and text need no library, and the file is the same for the same figures.
+//! Rectangles and text need no library, and the same figures make the same file.
 
 use std::fmt::Write as _;
 
@@ -13,10 +14,10 @@ const BAR: f64 = 18.0;
 const GAP: f64 = 6.0;
 const TITLE: f64 = 26.0;
 const LEFT: f64 = 110.0;
-/// Room for the longest bar; its figure stands behind it.
+/// The length of the longest bar; its figure follows it.
 const LONGEST: f64 = 560.0;
 
-/// One SVG with a panel for every measure that somebody has a value for.
+/// One SVG with a panel for every measure that has a value.
 pub fn svg(figures: &Figures) -> String {
     let mut panels = String::new();
     let mut top = 10.0;
@@ -37,7 +38,7 @@ pub fn svg(figures: &Figures) -> String {
     )
 }
 
-/// Draws one measure and gives where the next begins.
+/// Draws one measure; gives the top of the next one.
 fn panel(out: &mut String, top: f64, measure: Measure, bars: &[(Kind, Spread)]) -> f64 {
     let largest = bars.iter().map(|(_, spread)| spread.max).fold(f64::MIN_POSITIVE, f64::max);
     let length = |value: f64| value.max(0.0) / largest * LONGEST;

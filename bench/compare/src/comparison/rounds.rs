@@ -1,7 +1,9 @@
-//! The interleaved rounds: the same load on each peer in turn, so that figures to be compared stand next to each other.
+//! The interleaved rounds: the same load on each peer in turn, so that compared figures come from
+//! neighbouring runs.
 //!
-//! All peers stay up during the CPU rounds (an idle one takes next to no CPU), and each round starts with another one; for the
-//! memory rounds each is started anew, so that no round inherits the memory of the one before.
+//! All peers stay up during the CPU rounds (an idle one uses next to no CPU time), and each round
+//! starts with another one. For the memory rounds each is restarted, so that no round inherits
+//! memory.
 
 use std::time::Duration;
 
@@ -15,7 +17,7 @@ use crate::load::idle::IdlePlan;
 use crate::load::{self, Amount, LoadError, Mode, Plan};
 use crate::peer::{HOST, Kind, PROXIED, PROXIED_MTLS, Peer, RSA_HOST, UNROUTED};
 
-/// Runs with more failures than one in a thousand have no figure.
+/// Runs with more failures than this have no figure.
 const FAILED_SHARE: f64 = 0.001;
 
 struct Scenario {
@@ -53,10 +55,10 @@ const SCENARIOS: [Scenario; 10] = [
 /// All rounds of all scenarios, then the memory rounds.
 ///
 /// # Errors
-/// When a peer is gone; single runs that fail are among the figures.
+/// When a peer is gone; failed runs are among the figures.
 pub fn run(options: &Options, bench: &mut Workbench, figures: &mut Figures) -> anyhow::Result<()> {
     let loader = bench.credentials.loader()?;
-    // What did not work once, for a peer and a measure, is not waited for again.
+    // A measure that a peer cannot serve at all is not tried again.
     let mut given_up: Vec<(Measure, Kind)> = Vec::new();
     for round in 1..=options.rounds {
         for scenario in SCENARIOS.iter().filter(|scenario| options.wants(scenario.measure)) {
@@ -100,13 +102,13 @@ pub fn run(options: &Options, bench: &mut Workbench, figures: &mut Figures) -> a
     Ok(())
 }
 
-/// Each round starts with another peer: being first, or next to a certain other one, must be nobody's advantage.
+/// Each round starts with another peer, so that the order favours none.
 fn in_turn(peers: &[Box<dyn Peer>], round: u32) -> impl Iterator<Item = &dyn Peer> {
     let skip = usize::try_from(round).unwrap_or(0) % peers.len().max(1);
     peers.iter().cycle().skip(skip).take(peers.len()).map(AsRef::as_ref)
 }
 
-/// False when it did not work at all and would not the next time.
+/// False when the peer cannot serve the measure at all.
 fn one_load(plan: Plan, (measure, peer): (Measure, Kind), round: u32, figures: &mut Figures) -> bool {
     let report = match load::run(plan) {
         Ok(report) => report,
@@ -168,7 +170,7 @@ fn one_idle(plan: IdlePlan, peer: Kind, round: u32, figures: &mut Figures) {
     }
 }
 
-/// Why a run with these failures has no figure, or `None` when it has.
+/// Why a run with these failures has no figure; `None` when it has one.
 pub fn too_many(failures: &Failures, done: u64) -> Option<String> {
     let failed = failures.total();
     let (kind, counted) = failures.iter().next()?;

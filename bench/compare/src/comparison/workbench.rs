@@ -1,4 +1,5 @@
-//! Everything that runs during a comparison: certificates, the shared upstreams and the peers, each in its folder.
+//! The environment of a comparison: certificates, the shared upstreams and the peers, each in its
+//! folder.
 
 use std::path::{Path, PathBuf};
 
@@ -7,19 +8,17 @@ use tempfile::TempDir;
 
 use crate::load::Dialler;
 use crate::peer::credentials::Credentials;
-use crate::peer::{Cores, Installed, Kind, Peer, PeerError, Stage, Upstreams};
+use crate::peer::{Cores, Installed, Kind, Peer, PeerError, StartContext, Upstreams};
 use crate::target::Target;
 use e2e::upstream::FixedUpstream;
 
-/// The servers and what they need. Dropping it ends and removes all of it.
+/// Dropping it ends and removes all of it.
 pub struct Workbench {
-    /// Those that run, in the order of the tables.
+    /// The running peers, in the order of the tables.
     pub peers: Vec<Box<dyn Peer>>,
-    /// The certificates of the run.
     pub credentials: Credentials,
-    /// Which core runs what.
     pub cores: Cores,
-    /// The runtime of everything that is not load.
+    /// Runs everything but the load.
     pub runtime: tokio::runtime::Runtime,
     plain: FixedUpstream,
     mtls: FixedUpstream,
@@ -27,14 +26,15 @@ pub struct Workbench {
 }
 
 impl Workbench {
-    /// Mints, writes and starts everything. A peer that is there and does not come up is named and left out.
+    /// Mints certificates and starts everything. A peer that does not start is reported and left
+    /// out.
     ///
     /// # Errors
-    /// When there is nowhere to work, or nobody to measure.
+    /// When there is no temporary folder.
     pub fn start(installed: &[Box<dyn Installed>], cores: Cores) -> Result<Self, PeerError> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
-            // It only drains the pipes of servers; the measured core stays theirs.
+            // It only drains the pipes of servers, off the measured core.
             .on_thread_start(move || drop(resources::pin_current_thread(cores.load)))
             .enable_all()
             .build();
@@ -48,7 +48,7 @@ impl Workbench {
         let mut bench = Self { peers: Vec::new(), credentials, cores, runtime, plain, mtls, folder };
         for program in installed {
             let folder = bench.folder_for(program.kind(), "")?;
-            match program.start(&bench.stage(&folder, &[])) {
+            match program.start(&bench.context(&folder, &[])) {
                 Ok(peer) => bench.peers.push(peer),
                 Err(error) => {
                     eprintln!(
@@ -62,9 +62,9 @@ impl Workbench {
         Ok(bench)
     }
 
-    /// What a peer is started with, in a folder that [`Self::folder_for`] made.
-    pub fn stage<'a>(&'a self, folder: &'a Path, more: &'a [String]) -> Stage<'a> {
-        Stage {
+    /// The environment of a peer, with a folder of [`Self::folder_for`].
+    pub fn context<'a>(&'a self, folder: &'a Path, more: &'a [String]) -> StartContext<'a> {
+        StartContext {
             folder,
             cores: self.cores,
             upstreams: Upstreams { plain: self.plain.address(), mtls: self.mtls.address() },
@@ -74,12 +74,12 @@ impl Workbench {
         }
     }
 
-    /// Where the plain upstream listens.
+    /// The address of the plain upstream.
     pub fn plain(&self) -> std::net::SocketAddr {
         self.plain.address()
     }
 
-    /// A folder for a peer inside the run's temporary folder, with the certificates that every peer gets.
+    /// A folder for a peer in the temporary folder, with the certificates of every peer.
     ///
     /// # Errors
     /// When it cannot be made.
@@ -90,8 +90,7 @@ impl Workbench {
         Ok(path)
     }
 
-    /// A text without the name of a folder that is gone by the time anybody reads it, and without that of the one we are in, which
-    /// is nobody else's.
+    /// Removes the names of the temporary and the current folder from a text.
     pub fn without_folder(&self, text: &str) -> String {
         let text = text.replace(&self.folder.path().display().to_string(), "FOLDER");
         match std::env::current_dir() {
@@ -100,10 +99,10 @@ impl Workbench {
         }
     }
 
-    /// A path on a peer, as the load generator dials it.
+    /// A path on a peer as a target of the load generator.
     ///
     /// # Errors
-    /// Never for the addresses that peers have.
+    /// Never for the addresses of peers.
     pub fn target(
         address: std::net::SocketAddr,
         host: &str,
@@ -112,7 +111,7 @@ impl Workbench {
         Target::parse(&format!("https://{address}{path}"), Some(host), false)
     }
 
-    /// A dialler that asks a peer for a name, with the run's client certificate.
+    /// A dialler for a name on a peer, with the run's client certificate.
     ///
     /// # Errors
     /// Never for names and certificates of this run.
@@ -125,7 +124,7 @@ impl Workbench {
     }
 }
 
-/// nginx's workers run as another user and must reach the folders below; the keys in them stay readable by us only.
+/// nginx's workers run as another user and must reach the folders below; keys keep their mode.
 fn open_for_workers(folder: &Path) -> Result<(), PeerError> {
     use std::os::unix::fs::PermissionsExt;
     std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o711))

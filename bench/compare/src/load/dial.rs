@@ -1,7 +1,6 @@
-//! One connection: TCP, then TLS with the client's certificate, under one configuration.
+//! One connection: TCP, then TLS with the client's certificate.
 //!
-//! What was negotiated is kept from the first connection, so that a report can show that two servers were
-//! asked for the same work.
+//! The negotiated parameters go into the report, which shows whether two servers did the same work.
 
 use std::sync::Arc;
 
@@ -15,7 +14,6 @@ use crate::failure::{Failure, FailureKind};
 use crate::report::Negotiated;
 use crate::target::Target;
 
-/// Dials one target with one client configuration.
 #[derive(Clone)]
 pub struct Dialler {
     target: Target,
@@ -23,12 +21,12 @@ pub struct Dialler {
 }
 
 impl Dialler {
-    /// All connections of one dialler share the configuration's tickets, if it keeps any.
+    /// Connections of one dialler share the configuration's tickets, if it keeps any.
     pub fn new(target: Target, config: Arc<ClientConfig>) -> Self {
         Self { target, connector: TlsConnector::from(config) }
     }
 
-    /// Opens a connection and completes its handshake. The client bounds the time.
+    /// Opens a connection and completes its handshake; the caller bounds the time.
     ///
     /// # Errors
     /// [`FailureKind::Connect`] or [`FailureKind::Handshake`].
@@ -41,12 +39,12 @@ impl Dialler {
     }
 }
 
-/// True when the handshake used a ticket.
+/// Whether the session was resumed.
 pub fn resumed(stream: &TlsStream<TcpStream>) -> bool {
     stream.get_ref().1.handshake_kind() == Some(HandshakeKind::Resumed)
 }
 
-/// True when there is anything to read on a connection between two answers: its end, or the `close_notify` before it.
+/// Whether an idle connection is readable: its end, or the `close_notify` before it.
 pub fn closing(stream: &TcpStream) -> bool {
     let mut byte = [std::mem::MaybeUninit::uninit()];
     let mut peeked = ReadBuf::uninit(&mut byte);
@@ -54,7 +52,7 @@ pub fn closing(stream: &TcpStream) -> bool {
     stream.poll_peek(&mut context, &mut peeked).is_ready()
 }
 
-/// What both sides agreed on; `None` before the handshake's end.
+/// The negotiated parameters; `None` before the end of the handshake.
 pub fn negotiated(stream: &TlsStream<TcpStream>) -> Option<Negotiated> {
     let connection = stream.get_ref().1;
     Some(Negotiated {

@@ -1,26 +1,26 @@
-//! A minimal HTTP/1.1 client: prepared request bytes out, one answer in.
+//! A minimal HTTP/1.1 client: sends prepared bytes, reads one response.
 //!
-//! Written by hand because the generator shares a small machine with the server it measures: one buffer a
-//! connection, one write, usually one read. It reads answers with a length, chunked ones and ones that end
-//! with the connection; anything else is a failure, never a guess.
+//! The load generator shares a small machine with the server it measures, so this client uses one
+//! buffer a connection, one write and usually one read. It reads responses with a length, chunked
+//! ones and ones that end with the connection; any other is a failure.
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use crate::failure::{Failure, FailureKind};
 
-/// Answers larger than this are a failure.
+/// Longer responses are a failure.
 const ANSWER_MAX: usize = 64 << 20;
-/// Room made for each read.
+/// The capacity reserved before each read.
 const READ_SIZE: usize = 16 << 10;
 
-/// The head of an answer; the rest is in the buffer it was read into.
+/// The head of a response; the buffer it was read into holds the rest.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Answer {
     /// Status code.
     pub status: u16,
-    /// False when the server will close, or must, to end the body.
+    /// False when the server will close the connection, or must, to end the body.
     pub reusable: bool,
-    /// Bytes of status line, headers and the empty line.
+    /// Bytes of the status line, the headers and the empty line.
     pub head: usize,
     body: Body,
 }
@@ -33,14 +33,14 @@ enum Body {
 }
 
 impl Answer {
-    /// The value of the first header of that name (lower case), from the buffer the answer was read into.
+    /// The first header of that name (lower case), from the buffer the response was read into.
     pub fn header<'a>(&self, buffer: &'a [u8], name: &str) -> Option<&'a str> {
         headers(buffer.get(..self.head)?)
             .find(|(found, _)| found.eq_ignore_ascii_case(name))
             .map(|(_, value)| value)
     }
 
-    /// The body, without chunk framing.
+    /// The body without chunk framing.
     pub fn body(&self, buffer: &[u8]) -> Vec<u8> {
         let rest = buffer.get(self.head..).unwrap_or_default();
         match self.body {
@@ -57,10 +57,11 @@ pub fn get(host: &str, path: &str) -> Vec<u8> {
         .into_bytes()
 }
 
-/// Writes the request and reads the whole answer into `buffer`, which is emptied first.
+/// Writes the request and reads the whole response into `buffer`, which is emptied first.
 ///
 /// # Errors
-/// [`FailureKind::Send`], [`FailureKind::Receive`] when the answer breaks off, [`FailureKind::Malformed`].
+/// [`FailureKind::Send`], [`FailureKind::Receive`] when the response ends early,
+/// [`FailureKind::Malformed`].
 pub async fn exchange<S>(stream: &mut S, request: &[u8], buffer: &mut Vec<u8>) -> Result<Answer, Failure>
 where
     S: AsyncRead + AsyncWrite + Unpin,
@@ -97,7 +98,8 @@ async fn fill<S: AsyncRead + Unpin>(stream: &mut S, buffer: &mut Vec<u8>) -> Res
     buffer.reserve(READ_SIZE);
     match stream.read_buf(buffer).await {
         Ok(read) => Ok(read),
-        // A peer that ends TCP without close_notify: the length decides whether anything is missing.
+        // A server may end TCP without close_notify: the length decides whether the response is
+        // complete.
         Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => Ok(0),
         Err(error) => Err(Failure::new(FailureKind::Receive, error)),
     }
@@ -134,7 +136,7 @@ fn parse_head(buffer: &[u8]) -> Result<Option<Answer>, Failure> {
     Ok(Some(Answer { status, reusable, head: head_size, body }))
 }
 
-/// Header lines of a complete head, without the status line.
+/// The header lines of a complete head.
 fn headers(head: &[u8]) -> impl Iterator<Item = (&str, &str)> {
     let text = std::str::from_utf8(head).unwrap_or_default();
     text.split("\r\n")
@@ -153,7 +155,7 @@ fn complete(answer: &Answer, buffer: &[u8]) -> Result<bool, Failure> {
     }
 }
 
-/// The chunks' content and how many bytes the framing took; `None` while the last chunk is missing.
+/// The content of the chunks and the length of the framing; `None` while the last chunk is missing.
 fn unchunk(mut rest: &[u8]) -> Result<Option<(Vec<u8>, usize)>, Failure> {
     let whole = rest.len();
     let mut body = Vec::new();

@@ -1,8 +1,8 @@
-//! Opens many connections, leaves them alone, and divides what the server's resident memory grew by.
+//! Opens many idle connections and divides the growth of the server's resident memory by them.
 //!
-//! A few connections come and go first, so that what a server allocates once is not counted; kernel memory
-//! (socket buffers) is in nobody's resident set and not counted for any server. Connections that the server
-//! closed meanwhile are found and reported, and only those that are still open divide.
+//! Some connections open and close first, so that one-time allocations of the server do not count.
+//! Kernel memory (socket buffers) is in no process's resident set. Only connections that are still
+//! open at the end divide; the others are reported.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,47 +21,41 @@ use crate::report::IdleReport;
 use crate::target::Target;
 use e2e::resources;
 
-/// Connections that come and go before the first reading.
+/// Connections that open and close before the first reading.
 const FOREGOING: usize = 32;
 /// Handshakes in flight while the connections are opened.
 const AT_ONCE: usize = 16;
-/// The reading is taken when memory moved by less than this between two looks...
+/// Memory is stable when it moved by less than this between two readings...
 const STILL_BYTES: u64 = 64 << 10;
-/// ...which are so far apart...
+/// ...this far apart...
 const LOOK: Duration = Duration::from_millis(250);
-/// ...or after so many of them.
+/// ...or after this many readings.
 const LOOKS: u32 = 40;
 
-/// What one run needs to know.
 pub struct IdlePlan {
-    /// Where to.
     pub target: Target,
-    /// As whom.
     pub identity: Arc<ClientIdentity>,
-    /// The only TLS version offered.
     pub version: Version,
-    /// The only key-exchange group offered.
     pub group: Group,
-    /// Connections to open.
     pub connections: usize,
-    /// Send one request on each before leaving it alone, with this status expected.
+    /// The expected status of one request on each connection; `None` sends none.
     pub request: Option<u16>,
-    /// How long the connections are left alone before memory is read.
+    /// From the last open until memory is read.
     pub hold: Duration,
     /// Limit of opening one.
     pub timeout: Duration,
-    /// Hard limit of opening all of them.
+    /// Limit of opening all of them.
     pub limit: Duration,
     /// The server's process, whose memory (with its children's) is read.
     pub server: u32,
-    /// The core the generator runs on.
+    /// The core of the load generator.
     pub cpu: Option<usize>,
 }
 
 /// Runs the plan on a thread of its own.
 ///
 /// # Errors
-/// When there is no figure: the server refuses us, or its memory cannot be read.
+/// When the server rejects the client, or its memory cannot be read.
 pub fn run(plan: IdlePlan) -> Result<IdleReport, LoadError> {
     on_own_thread(plan.cpu, move || drive(plan))
 }
@@ -132,7 +126,7 @@ struct Opener {
 }
 
 impl Opener {
-    /// Opens so many, a few at a time; stops early when nothing but failures comes back.
+    /// Opens so many, a few at a time; gives up when the first ones all fail.
     async fn open(&self, count: usize, failures: &mut Failures) -> Vec<TlsStream<TcpStream>> {
         let mut open = Vec::with_capacity(count);
         let mut tasks = JoinSet::new();
@@ -170,7 +164,7 @@ impl Opener {
     }
 }
 
-/// Resident memory once it has stopped moving.
+/// Resident memory once it is stable.
 async fn still(pids: &[u32]) -> Result<u64, LoadError> {
     let read = || resources::resident_bytes(pids).map_err(system("reading the server's memory"));
     let mut last = read()?;

@@ -1,27 +1,26 @@
-//! When a lane's operations are due, where they come at a pace of their own instead of one right after the other.
+//! The schedule of a lane whose operations come at a fixed rate.
 //!
-//! An operation that could not start when it was due, because the one before was still waiting for the server, has waited since then: a
-//! stall of the server counts for everybody who would have come meanwhile, not for one alone. That a sleeping lane is woken late is the
-//! generator's own doing (its timer ticks once a millisecond) and counts for nobody.
+//! An operation that was due while the one before waited for the server has waited since then: a
+//! stall of the server counts for every operation due meanwhile (no coordinated omission). The
+//! lateness of the generator's own timer, which ticks once a millisecond, does not count.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// A lane's clock.
 pub struct Pace {
     every: Duration,
     due: Instant,
 }
 
 impl Pace {
-    /// Operations every so often from now on; of several lanes each has its first a little later than the one before.
+    /// Lanes start evenly spread over the first interval.
     pub fn new(every: Duration, lane: usize, lanes: usize) -> Self {
         let share = lane as f64 / lanes.max(1) as f64;
         Self { every, due: Instant::now() + every.mul_f64(share) }
     }
 
-    /// Waits until the next operation is due, and gives how long it has been.
+    /// Waits until the next operation is due; gives its lateness.
     pub async fn next(&mut self) -> Duration {
         let due = self.due;
         self.due += self.every;
@@ -44,7 +43,7 @@ mod tests {
         let mut pace = Pace { every: EVERY, due: Instant::now() - 2 * EVERY };
         let waited = [pace.next().await, pace.next().await];
         assert!(waited[0] >= 2 * EVERY && waited[1] >= EVERY, "{waited:?}");
-        // Whoever came late once does not come late for ever.
+        // A late operation does not delay the later ones for ever.
         assert!(waited[1] < waited[0], "{waited:?}");
         assert!(pace.due > Instant::now() - EVERY);
     }

@@ -1,7 +1,7 @@
-//! One phase of a run: how much is left to do, and what came out of it.
+//! One phase of a run: the operations left, and the results so far.
 //!
-//! Shared by all workers of the one thread, so plain cells are enough. A phase that only fails stops early:
-//! thousands of refused connections say no more than fifty do.
+//! The lanes of the one thread share it in cells. A phase without a single success stops after some
+//! failures.
 
 use std::cell::{Cell, RefCell};
 use std::io::{IsTerminal, Write};
@@ -17,17 +17,16 @@ use crate::report::Stopped;
 /// Failures without a single success after which a phase gives up.
 const HOPELESS: u64 = 50;
 
-/// How much to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Amount {
     /// So many operations, failed ones included.
     Count(u64),
-    /// Operations are started for so long.
+    /// Operations start for this long.
     Time(Duration),
 }
 
 impl Amount {
-    /// Why a run that did it all came to its end.
+    /// Why a complete run ended.
     pub fn stopped(self) -> Stopped {
         match self {
             Self::Count(_) => Stopped::Count,
@@ -36,28 +35,27 @@ impl Amount {
     }
 }
 
-/// What one successful operation took.
+/// The latency of one successful operation.
 pub struct Sample {
-    /// From the first packet to the last byte of the answer.
+    /// From the first packet to the last byte of the response.
     pub total: Duration,
     /// TCP and TLS together, when the operation had a handshake.
     pub handshake: Option<Duration>,
 }
 
 impl Sample {
-    /// The same, measured from so long before it started.
+    /// Counts a wait before the operation as part of it.
     pub fn after(self, waited: Duration) -> Self {
         Self { total: self.total + waited, handshake: self.handshake }
     }
 }
 
-/// What came out of a phase.
+/// The results of a phase.
 pub struct Meter {
-    /// Whole operations.
+    /// Latencies of whole operations.
     pub total: Histogram<u64>,
-    /// Their handshakes.
+    /// Latencies of their handshakes.
     pub handshake: Histogram<u64>,
-    /// What failed.
     pub failures: Failures,
 }
 
@@ -67,7 +65,7 @@ impl Default for Meter {
     }
 }
 
-/// The longest latency that is counted as it was, in nanoseconds: an hour.
+/// Longer latencies count as this one, in nanoseconds: an hour.
 const LATENCY_MAX: u64 = 3_600_000_000_000;
 
 /// An empty histogram of nanoseconds, to three significant digits.
@@ -81,14 +79,12 @@ pub fn nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// One phase.
 pub struct Phase {
     left: Cell<u64>,
     until: Instant,
     timeout: Duration,
     limit: Instant,
     started: Instant,
-    /// What came out so far.
     pub meter: RefCell<Meter>,
 }
 
@@ -104,7 +100,7 @@ impl Phase {
         Self { left: Cell::new(left), until, timeout, limit, started, meter: RefCell::default() }
     }
 
-    /// True when one more operation may start.
+    /// Whether one more operation may start.
     pub fn take(&self) -> bool {
         let left = self.left.get();
         if left == 0 || Instant::now() >= self.until {
@@ -123,7 +119,7 @@ impl Phase {
         self.timeout
     }
 
-    /// When everything ends, done or not.
+    /// The hard limit of the phase.
     pub fn limit(&self) -> Instant {
         self.limit
     }
@@ -143,7 +139,7 @@ impl Phase {
     }
 }
 
-/// Tells on stderr once a second how far a phase is: over itself on a terminal, else a line every 10 s.
+/// Prints progress to standard error: each second over itself on a terminal, else each 10 s.
 pub async fn tick(phase: Rc<Phase>, label: String) {
     let terminal = std::io::stderr().is_terminal();
     let every = Duration::from_secs(if terminal { 1 } else { 10 });
@@ -160,12 +156,12 @@ pub async fn tick(phase: Rc<Phase>, label: String) {
         let seconds = now.duration_since(phase.started).as_secs();
         let (start, end) = if terminal { ("\r\x1b[K", "") } else { ("", "\n") };
         let line = format!("{start}{label}: {seconds} s, {done} done, {failed} failed, {rate:.0}/s{end}");
-        // Nobody reads stderr: no reason to stop measuring.
+        // Without a reader of standard error the measurement goes on.
         let _ = std::io::stderr().write_all(line.as_bytes());
     }
 }
 
-/// Leaves the progress line of a terminal.
+/// Clears the progress line of a terminal.
 pub fn end_line() {
     if std::io::stderr().is_terminal() {
         let _ = std::io::stderr().write_all(b"\r\x1b[K");

@@ -1,7 +1,7 @@
-//! One lane of load: repeats its operation until the phase says stop.
+//! One lane of load: repeats its operation until the phase ends.
 //!
-//! A lane that keeps its connection and loses it counts one failure and dials again; the dialling is part of
-//! the next operation, so that a server which closes often pays for it in its figures.
+//! A lane that loses its kept connection counts one failure and dials again as part of the next
+//! operation, so a server that closes often pays for it in its figures.
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -27,7 +27,7 @@ type H2 = SendRequest<Empty<bytes::Bytes>>;
 /// Why a lane could not start.
 #[derive(Debug)]
 pub enum PrepareError {
-    /// The client's side.
+    /// The client's configuration.
     Identity(IdentityError),
     /// The first connection or request.
     Failed(Failure),
@@ -39,7 +39,6 @@ impl From<Failure> for PrepareError {
     }
 }
 
-/// One lane.
 pub struct Worker {
     dialler: Dialler,
     request: Rc<[u8]>,
@@ -51,23 +50,24 @@ pub struct Worker {
 }
 
 enum Lane {
-    /// A connection for each operation; `resume` demands a ticket.
+    /// A connection for each operation; `resume` requires a resumed session.
     New { resume: bool },
-    /// A connection that stays, or `None` when it must be dialled again.
+    /// A kept connection; `None` when it must be dialled again.
     Kept(Option<Box<TlsStream<TcpStream>>>),
     /// A share in an HTTP/2 connection.
     KeptH2(Option<H2>),
 }
 
 impl Worker {
-    /// Dials a connection for the lane (or makes the first ticket), and returns the lanes that use it.
+    /// Dials a connection (or obtains the first ticket), and returns the lanes that use it.
     pub async fn prepare(plan: &Plan) -> Result<Vec<Self>, PrepareError> {
         let alpn: &[&[u8]] = match plan.mode {
             Mode::KeepAliveH2 { .. } => &[b"h2"],
             _ => &[b"http/1.1"],
         };
         let resume = plan.mode == Mode::Resumed;
-        // A configuration for each connection: lanes must not take each other's tickets, and each verifies its server once.
+        // A configuration for each connection: lanes do not share tickets, and each verifies its
+        // server once.
         let config = plan
             .identity
             .load_config(plan.version, plan.group, alpn, resume)
@@ -88,8 +88,8 @@ impl Worker {
             negotiated: None,
             lane: Lane::New { resume },
         };
-        // The first operation on every connection is unmeasured: it shows that the server serves us at all, with a chain
-        // that is verified in full, and for lanes that resume it is where the first ticket comes from.
+        // The first operation of every connection is not measured: it verifies the server's chain
+        // in full, and gives lanes that resume their first ticket.
         match plan.mode {
             Mode::New | Mode::Resumed => {
                 worker.new_connection(false).await?;
@@ -109,12 +109,12 @@ impl Worker {
         Ok(vec![worker])
     }
 
-    /// What the lane's first connection agreed on.
+    /// The parameters of the lane's first connection.
     pub fn negotiated(&self) -> Option<Negotiated> {
         self.negotiated.clone()
     }
 
-    /// Repeats the operation until the phase has no more, at a pace or one right after the other.
+    /// Repeats the operation until the phase ends, at a pace or back to back.
     pub async fn run(mut self, phase: Rc<Phase>, mut pace: Option<Pace>) -> Self {
         while phase.take() {
             let waited = match &mut pace {
@@ -148,7 +148,7 @@ impl Worker {
         }
     }
 
-    /// A server may close a connection that nobody used for a while: whoever sees that before the next request dials again, as any client does.
+    /// A server may close an idle connection: the lane then dials again, as any client does.
     fn notice(&mut self) {
         if let Lane::Kept(Some(stream)) = &self.lane
             && closing(stream.get_ref().0)
@@ -157,7 +157,7 @@ impl Worker {
         }
     }
 
-    /// After a failure nothing of the connection is trusted.
+    /// After a failure the connection is not used again.
     fn forget(&mut self) {
         match &mut self.lane {
             Lane::New { .. } => {}
@@ -194,7 +194,8 @@ impl Worker {
             self.negotiated = negotiated(&stream);
         }
         let was_resumed = resumed(&stream);
-        // close_notify and FIN, as a polite client; the answer is already here, so a reset is no failure.
+        // close_notify and FIN, as a well-behaved client; the response is complete, so a reset is
+        // no failure.
         let _ = stream.shutdown().await;
         if demand_resumed && !was_resumed {
             return Err(Failure::new(FailureKind::NotResumed, "the server made a full handshake"));
@@ -226,7 +227,7 @@ impl Worker {
             hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
                 .await
                 .map_err(|error| Failure::new(FailureKind::Send, error))?;
-        // Ends by itself when the last sender is gone; its error reaches every request in flight.
+        // It ends with the last sender; its error reaches every request in flight.
         tokio::task::spawn_local(connection);
         Ok(sender)
     }
@@ -261,7 +262,7 @@ impl Worker {
     }
 }
 
-/// The failure of an operation that took too long.
+/// The failure of an operation over its time limit.
 pub fn timed_out(limit: Duration) -> Failure {
     Failure::new(FailureKind::Timeout, format!("not done after {limit:?}"))
 }

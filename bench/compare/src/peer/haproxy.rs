@@ -1,6 +1,7 @@
-//! Debian's HAProxy: one process with one thread, TLS 1.3, client certificates required, connections to the upstreams reused.
+//! Debian's HAProxy: one process with one thread, TLS 1.3, client certificates required, upstream
+//! connections reused.
 //!
-//! One certificate among many is changed while it runs, through its runtime API (`set ssl cert`, `commit ssl cert`).
+//! Its runtime API (`set ssl cert`, `commit ssl cert`) changes one certificate among many.
 
 use std::fmt::Write as _;
 use std::io::{Read as _, Write as _};
@@ -14,26 +15,25 @@ use e2e::credentials::Credential;
 
 use super::child::version_line;
 use super::credentials::{together, write_secret};
-use super::program::{Configured, debian_package, free_port, on_path, said};
-use super::{HOST, Installed, Kind, ManySites, PROXIED, PROXIED_MTLS, Peer, PeerError, Stage, Upstreams};
+use super::program::{Configured, debian_package, free_port, on_path, output_of};
+use super::{
+    HOST, Installed, Kind, ManySites, PROXIED, PROXIED_MTLS, Peer, PeerError, StartContext, Upstreams,
+};
 
 /// Limit of one command of the runtime API.
 const TIMEOUT: Duration = Duration::from_secs(60);
-/// What makes PEM files of what every peer gets: HAProxy wants the key behind the chain.
+/// Pairs that every peer gets and HAProxy reads as one PEM file, chain before key.
 const TOGETHER: [&str; 3] = ["site", "rsa", "gateway"];
-/// Names beside [`HOST`] are in this folder: HAProxy reads all certificates in it.
+/// The folder of the names beside [`HOST`]: HAProxy reads all certificates in it.
 const MANY: &str = "many";
 
-/// HAProxy on this machine.
 pub struct Installation {
     program: PathBuf,
 }
 
 impl Installation {
-    /// Looks for it.
-    ///
     /// # Errors
-    /// Missing: says how to install it.
+    /// [`PeerError::Missing`], with a hint how to install it.
     pub fn find() -> Result<Self, PeerError> {
         let hint = "run scripts/setup.sh compare, or on Debian or Ubuntu: sudo apt-get install haproxy";
         let program = on_path("haproxy")
@@ -41,21 +41,21 @@ impl Installation {
         Ok(Self { program })
     }
 
-    fn launch(&self, stage: &Stage<'_>) -> Result<Haproxy, PeerError> {
-        let folder = stage.folder.to_owned();
+    fn launch(&self, context: &StartContext<'_>) -> Result<Haproxy, PeerError> {
+        let folder = context.folder.to_owned();
         for name in TOGETHER {
             join_pair(&folder, name, &folder.join(name))?;
         }
-        if !stage.more.is_empty() {
+        if !context.more.is_empty() {
             let many = folder.join(MANY);
             std::fs::create_dir_all(&many)
                 .map_err(PeerError::system(format!("making {}", many.display())))?;
-            for name in stage.more {
+            for name in context.more {
                 join_pair(&folder, name, &many.join(name))?;
             }
         }
         let port = free_port();
-        let text = configuration(&folder, port, stage.upstreams, !stage.more.is_empty());
+        let text = configuration(&folder, port, context.upstreams, !context.more.is_empty());
         let file = folder.join("haproxy.cfg");
         let (program, settings) = (self.program.clone(), file.clone());
         let launch = move || {
@@ -64,12 +64,12 @@ impl Installation {
             command
         };
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-        let running = Configured::start(Kind::Haproxy, stage, address, (file, &text), Box::new(launch))?;
+        let running = Configured::start(Kind::Haproxy, context, address, (file, &text), Box::new(launch))?;
         Ok(Haproxy { folder, running })
     }
 }
 
-/// `name.crt` and `name.key` of a folder as `to` with `.pem` behind it.
+/// Writes `name.crt` and `name.key` of a folder into one file, `to` with `.pem` appended.
 fn join_pair(folder: &Path, name: &str, to: &Path) -> Result<(), PeerError> {
     let read = |ending: &str| {
         let path = folder.join(format!("{name}.{ending}"));
@@ -89,21 +89,21 @@ impl Installed for Installation {
         Kind::Haproxy
     }
 
-    /// Its first line, with the OpenSSL it runs on.
+    /// Its first line, and the OpenSSL it runs on.
     fn version(&self) -> String {
-        let all = said(&self.program, &["-vv"]).unwrap_or_default();
+        let all = output_of(&self.program, &["-vv"]).unwrap_or_default();
         let openssl = all.lines().find(|line| line.starts_with("Running on OpenSSL version"));
         let first = version_line(&self.program, "-v").unwrap_or_else(|| "unknown".to_owned());
         let openssl = openssl.map(|line| format!(", {line}")).unwrap_or_default();
         format!("{first}{openssl}{}", debian_package("haproxy"))
     }
 
-    fn start(&self, stage: &Stage<'_>) -> Result<Box<dyn Peer>, PeerError> {
-        Ok(Box::new(self.launch(stage)?))
+    fn start(&self, context: &StartContext<'_>) -> Result<Box<dyn Peer>, PeerError> {
+        Ok(Box::new(self.launch(context)?))
     }
 
-    fn start_many(&self, stage: &Stage<'_>) -> Option<Result<Box<dyn ManySites>, PeerError>> {
-        Some(self.launch(stage).map(|running| Box::new(running) as Box<dyn ManySites>))
+    fn start_many(&self, context: &StartContext<'_>) -> Option<Result<Box<dyn ManySites>, PeerError>> {
+        Some(self.launch(context).map(|running| Box::new(running) as Box<dyn ManySites>))
     }
 }
 
@@ -113,7 +113,7 @@ struct Haproxy {
 }
 
 impl Haproxy {
-    /// One command of the runtime API on a connection of its own; gives the answer.
+    /// Sends one command of the runtime API on a connection of its own; gives the response.
     fn ask(&self, command: &str) -> Result<String, PeerError> {
         let asking = || -> std::io::Result<String> {
             let mut stream = UnixStream::connect(self.folder.join("admin.sock"))?;
@@ -159,7 +159,7 @@ impl Peer for Haproxy {
 }
 
 impl ManySites for Haproxy {
-    /// The runtime API; the file is written besides, as an operator must for the next start.
+    /// Uses the runtime API, and writes the file for the next start, as an operator must.
     fn change(&mut self, name: &str, certificate: &Credential) -> Result<Instant, PeerError> {
         let file = with_ending(&self.folder.join(MANY).join(name));
         let text = together(certificate);

@@ -1,7 +1,8 @@
-//! Debian's nginx: one worker on one core, TLS 1.3, client certificates required, a keep-alive pool to each upstream.
+//! Debian's nginx: one worker on one core, TLS 1.3, client certificates required, a keep-alive pool
+//! for each upstream.
 //!
-//! It sends the same headers to the upstream as Countersign does, keeps no access log, and closes no connection that
-//! the other peers would keep. Session tickets are on, as in its default.
+//! It sends the same headers to the upstream as Countersign, writes no access log, and closes no
+//! connection that the other peers keep. Session tickets are on, its default.
 
 use std::fmt::Write as _;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -14,19 +15,17 @@ use e2e::credentials::Credential;
 use super::credentials::write_pair;
 use super::program::{Configured, debian_package, free_port, on_path};
 use super::{
-    HOST, Installed, Kind, ManySites, PROXIED, PROXIED_MTLS, Peer, PeerError, RSA_HOST, Stage, Upstreams,
+    HOST, Installed, Kind, ManySites, PROXIED, PROXIED_MTLS, Peer, PeerError, RSA_HOST, StartContext,
+    Upstreams,
 };
 
-/// nginx on this machine.
 pub struct Installation {
     program: PathBuf,
 }
 
 impl Installation {
-    /// Looks for it.
-    ///
     /// # Errors
-    /// Missing: says how to install it.
+    /// [`PeerError::Missing`], with a hint how to install it.
     pub fn find() -> Result<Self, PeerError> {
         let hint = "run scripts/setup.sh compare, or on Debian or Ubuntu: sudo apt-get install nginx";
         let program = on_path("nginx")
@@ -34,10 +33,10 @@ impl Installation {
         Ok(Self { program })
     }
 
-    fn launch(&self, stage: &Stage<'_>) -> Result<Nginx, PeerError> {
-        let folder = stage.folder.to_owned();
+    fn launch(&self, context: &StartContext<'_>) -> Result<Nginx, PeerError> {
+        let folder = context.folder.to_owned();
         let port = free_port();
-        let text = configuration(&folder, stage.cores.server, port, stage.upstreams, stage.more);
+        let text = configuration(&folder, context.cores.server, port, context.upstreams, context.more);
         let file = folder.join("nginx.conf");
         let (program, settings) = (self.program.clone(), file.clone());
         let prefix = folder.clone();
@@ -47,7 +46,7 @@ impl Installation {
             command
         };
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-        let running = Configured::start(Kind::Nginx, stage, address, (file, &text), Box::new(launch))?;
+        let running = Configured::start(Kind::Nginx, context, address, (file, &text), Box::new(launch))?;
         Ok(Nginx { folder, running })
     }
 }
@@ -57,7 +56,7 @@ impl Installed for Installation {
         Kind::Nginx
     }
 
-    /// `nginx/1.22.1`, with the OpenSSL it runs on.
+    /// `nginx/1.22.1`, and the OpenSSL it runs on.
     fn version(&self) -> String {
         let output = Command::new(&self.program).arg("-V").stdin(Stdio::null()).output();
         let text =
@@ -67,12 +66,12 @@ impl Installed for Installation {
         lines.join(", ").replace("nginx version: ", "") + &debian_package("nginx-common")
     }
 
-    fn start(&self, stage: &Stage<'_>) -> Result<Box<dyn Peer>, PeerError> {
-        Ok(Box::new(self.launch(stage)?))
+    fn start(&self, context: &StartContext<'_>) -> Result<Box<dyn Peer>, PeerError> {
+        Ok(Box::new(self.launch(context)?))
     }
 
-    fn start_many(&self, stage: &Stage<'_>) -> Option<Result<Box<dyn ManySites>, PeerError>> {
-        Some(self.launch(stage).map(|running| Box::new(running) as Box<dyn ManySites>))
+    fn start_many(&self, context: &StartContext<'_>) -> Option<Result<Box<dyn ManySites>, PeerError>> {
+        Some(self.launch(context).map(|running| Box::new(running) as Box<dyn ManySites>))
     }
 }
 
@@ -112,7 +111,7 @@ impl Peer for Nginx {
 }
 
 impl ManySites for Nginx {
-    /// A new file and SIGHUP: it reads the configuration and all certificates again.
+    /// A new file and SIGHUP: nginx reads the configuration and all certificates again.
     fn change(&mut self, name: &str, certificate: &Credential) -> Result<Instant, PeerError> {
         write_pair(&self.folder, name, certificate)?;
         let asked = Instant::now();
@@ -169,7 +168,7 @@ http {{
     )
 }
 
-/// The two names that every peer serves, and `more` that answer 404.
+/// The two names of every peer, and `more` that respond with 404.
 fn sites(folder: &Path, port: u16, more: &[String]) -> String {
     let folder = folder.display();
     let proxied = proxied();

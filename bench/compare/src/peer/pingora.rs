@@ -1,7 +1,8 @@
-//! A minimal proxy on Pingora with rustls, `bench/pingora-peer`: one thread, told everything on its command line.
+//! A minimal proxy on Pingora with rustls, `bench/pingora-peer`: one thread, configured by its
+//! command line.
 //!
-//! A crate of its own, outside the workspace: its dependencies are not ours. It is not measured with thousands of names,
-//! for what changes a certificate there would be code written for the comparison.
+//! It is a crate outside the workspace, with dependencies of its own. It does not take part with
+//! many names: it has no way to change a certificate.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -9,18 +10,15 @@ use std::process::Command;
 
 use super::child::version_line;
 use super::program::{Configured, free_port};
-use super::{Installed, Kind, Peer, PeerError, Stage};
+use super::{Installed, Kind, Peer, PeerError, StartContext};
 
-/// The program on this machine.
 pub struct Installation {
     program: PathBuf,
 }
 
 impl Installation {
-    /// Looks for it beside our own programs.
-    ///
     /// # Errors
-    /// Missing: says how to build it.
+    /// [`PeerError::Missing`], with the command that builds it.
     pub fn find(beside: &Path) -> Result<Self, PeerError> {
         let program = beside.join("pingora-peer");
         if program.is_file() {
@@ -44,10 +42,11 @@ impl Installed for Installation {
         version_line(&self.program, "--version").unwrap_or_else(|| "unknown".to_owned())
     }
 
-    fn start(&self, stage: &Stage<'_>) -> Result<Box<dyn Peer>, PeerError> {
+    fn start(&self, context: &StartContext<'_>) -> Result<Box<dyn Peer>, PeerError> {
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()));
-        let folder = stage.folder;
-        // Pingora reads the upstream's CA, the pool and the threads from here. Asked to end it would else linger for minutes.
+        let folder = context.folder;
+        // Pingora reads the upstream's CA, the pool size and the threads from this file. Without
+        // the last two lines it lingers for minutes after SIGTERM.
         let text = format!(
             "# Written by compare.\nversion: 1\nthreads: 1\nca_file: {}\nupstream_keepalive_pool_size: 320\n\
              grace_period_seconds: 0\ngraceful_shutdown_timeout_seconds: 0\n",
@@ -55,13 +54,13 @@ impl Installed for Installation {
         );
         let file = folder.join("pingora.yaml");
         let (program, settings, folder) = (self.program.clone(), file.clone(), folder.to_owned());
-        let upstreams = stage.upstreams;
+        let upstreams = context.upstreams;
         let launch = move || {
             let mut command = Command::new(&program);
             command.arg(&settings).arg(&folder).arg(address.to_string());
             command.arg(upstreams.plain.to_string()).arg(upstreams.mtls.to_string());
             command
         };
-        Ok(Box::new(Configured::start(Kind::Pingora, stage, address, (file, &text), Box::new(launch))?))
+        Ok(Box::new(Configured::start(Kind::Pingora, context, address, (file, &text), Box::new(launch))?))
     }
 }

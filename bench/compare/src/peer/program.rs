@@ -1,4 +1,4 @@
-//! Finding a peer's program, and what every peer that runs from one file of settings has in common.
+//! Finds a peer's program, and runs a peer that is one program with one configuration file.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -9,31 +9,32 @@ use e2e::ports::Reservation;
 use serde_json::Value;
 
 use super::child::Server;
-use super::{Kind, Peer, PeerError, Stage};
+use super::{Kind, Peer, PeerError, StartContext};
 
-/// Where `scripts/setup.sh compare` puts peers that Debian does not have: `peers` beside the folder of our programs.
+/// The folder of peers that Debian does not have, beside that of the workspace's programs;
+/// `scripts/setup.sh compare` fills it.
 const PEERS: &str = "peers";
 
-/// The folder this program is in.
+/// The folder of this program.
 ///
 /// # Errors
-/// When the system does not tell.
+/// When the system does not know it.
 pub fn own_folder() -> Result<PathBuf, PeerError> {
     let own = std::env::current_exe().map_err(PeerError::system("asking for our own path"))?;
     Ok(own.parent().unwrap_or(Path::new(".")).to_owned())
 }
 
-/// A program on the PATH, or where Debian has servers.
+/// A program on the PATH, or where Debian installs servers.
 pub fn on_path(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let folders = std::env::split_paths(&path).chain([PathBuf::from("/usr/sbin"), PathBuf::from("/sbin")]);
     folders.map(|folder| folder.join(name)).find(|candidate| candidate.is_file())
 }
 
-/// A program that came with a Python wheel (`inside` its environment), or else one on the PATH.
+/// A program of a Python wheel (`inside` its environment), or else one on the PATH.
 pub fn from_wheel(beside: &Path, inside: &[&str], name: &str) -> Option<PathBuf> {
     let environment = beside.parent().unwrap_or(beside).join(PEERS);
-    // lib/python3.11/site-packages: the version is the interpreter's
+    // The folder's name has the interpreter's version: lib/python3.11/site-packages.
     let libraries = std::fs::read_dir(environment.join("lib")).into_iter().flatten().flatten();
     let packages = libraries.map(|entry| entry.path().join("site-packages"));
     let mut places =
@@ -41,8 +42,8 @@ pub fn from_wheel(beside: &Path, inside: &[&str], name: &str) -> Option<PathBuf>
     places.find(|candidate| candidate.is_file()).or_else(|| on_path(name))
 }
 
-/// What a command prints when it succeeds.
-pub fn said(program: &Path, arguments: &[&str]) -> Option<String> {
+/// The standard output of a command that succeeds.
+pub fn output_of(program: &Path, arguments: &[&str]) -> Option<String> {
     let output = Command::new(program).args(arguments).stdin(Stdio::null()).output().ok()?;
     let text = String::from_utf8_lossy(&output.stdout).trim().to_owned();
     (output.status.success() && !text.is_empty()).then_some(text)
@@ -50,7 +51,7 @@ pub fn said(program: &Path, arguments: &[&str]) -> Option<String> {
 
 /// `, Debian package 1.22.1-9` when that package is installed.
 pub fn debian_package(name: &str) -> String {
-    let version = said(Path::new("dpkg-query"), &["-W", "-f=${Version}", name]);
+    let version = output_of(Path::new("dpkg-query"), &["-W", "-f=${Version}", name]);
     version.map(|version| format!(", Debian package {version}")).unwrap_or_default()
 }
 
@@ -67,13 +68,13 @@ pub fn with(mut object: Value, name: &str, member: Value) -> Value {
     object
 }
 
-/// What processes and their pipes are driven by.
+/// Drives processes and their pipes.
 pub type Runtime = tokio::runtime::Handle;
 
-/// Starts a program's one process; called again for each restart.
+/// Makes the command of a program's one process, for each start.
 pub type Launch = Box<dyn Fn() -> Command>;
 
-/// A peer that is one program with one file of settings, listening at a known address.
+/// A peer that is one program with one configuration file, listening at a known address.
 pub struct Configured {
     kind: Kind,
     runtime: Runtime,
@@ -86,20 +87,21 @@ pub struct Configured {
 }
 
 impl Configured {
-    /// Writes `text` to `file`, starts the program on a core and waits until it listens at `address`.
+    /// Writes `text` to `file`, starts the program on a core and waits until it listens at
+    /// `address`.
     ///
     /// # Errors
     /// When the file cannot be written or the program does not become ready.
     pub fn start(
         kind: Kind,
-        stage: &Stage<'_>,
+        context: &StartContext<'_>,
         address: SocketAddr,
         (file, text): (PathBuf, &str),
         launch: Launch,
     ) -> Result<Self, PeerError> {
         std::fs::write(&file, text).map_err(PeerError::system(format!("writing {}", file.display())))?;
         let log = file.with_extension("log");
-        let (runtime, cpu) = (stage.runtime.handle().clone(), stage.cores.server);
+        let (runtime, cpu) = (context.runtime.handle().clone(), context.cores.server);
         let server = spawn(kind, &launch, cpu, &log, address, &runtime)?;
         Ok(Self { kind, runtime, launch, cpu, log, files: vec![file], address, server })
     }

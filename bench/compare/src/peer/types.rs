@@ -1,4 +1,4 @@
-//! What all peers share: their kinds, what they are started with, what they can do, and their errors.
+//! What all peers share: their kinds, their interface, and their errors.
 
 use std::io;
 use std::net::SocketAddr;
@@ -10,18 +10,18 @@ use serde::Serialize;
 
 use super::credentials::Credentials;
 
-/// The name every peer serves, with a P-256 certificate.
+/// The name that every peer serves, with a P-256 certificate.
 pub const HOST: &str = "bench.test";
-/// The same with an RSA-2048 certificate.
+/// A name with an RSA-2048 certificate.
 pub const RSA_HOST: &str = "rsa.bench.test";
 /// Proxied to the plain upstream.
 pub const PROXIED: &str = "/hello";
-/// Proxied to the upstream that shows and demands a certificate.
+/// Proxied to the upstream with mutual TLS.
 pub const PROXIED_MTLS: &str = "/hello-mtls";
-/// Answered by the gateway itself, with 404.
+/// The gateway responds to it with its own 404.
 pub const UNROUTED: &str = "/nothing-here";
 
-/// Who can take part, in the order of the tables.
+/// The peers, in the order of the tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
@@ -44,7 +44,7 @@ impl Kind {
     pub const ALL: [Self; 6] =
         [Self::Countersign, Self::Nginx, Self::Haproxy, Self::Envoy, Self::Caddy, Self::Pingora];
 
-    /// As on the command line, in tables and in names of folders.
+    /// The name on the command line, in tables and in folder names.
     pub fn name(self) -> &'static str {
         match self {
             Self::Countersign => "countersign",
@@ -60,58 +60,45 @@ impl Kind {
 /// Why a peer cannot take part.
 #[derive(Debug, thiserror::Error)]
 pub enum PeerError {
-    /// It is not on this machine.
+    /// Its program is not installed.
     #[error("{} is missing: {hint}", peer.name())]
     Missing {
-        /// Which one.
         peer: Kind,
-        /// How to get it.
+        /// How to install it.
         hint: String,
     },
     /// A file or a process.
     #[error("{what}")]
-    System {
-        /// What we were doing.
-        what: String,
-        /// What the system said.
-        source: io::Error,
-    },
+    System { what: String, source: io::Error },
     /// It ended, or did not become ready in time.
     #[error("{command} did not become ready: {problem}; the end of its log ({}):\n{tail}", log.display())]
     NotReady {
         command: String,
-        /// What happened instead.
         problem: String,
-        /// Where it logs.
         log: PathBuf,
-        /// Its last lines.
+        /// The last lines of its log.
         tail: String,
     },
-    /// The Admin API refused something, or was not understood.
+    /// A rejected request, or an invalid response.
     #[error("the Admin API: {0}")]
     Admin(String),
-    /// A peer's own way of being changed while it runs.
+    /// A peer rejected a change of its certificates.
     #[error("{} did not take the change: {answer}", peer.name())]
-    Unchanged {
-        /// Which one.
-        peer: Kind,
-        /// What it said.
-        answer: String,
-    },
-    /// The client side could not be made from them.
+    Unchanged { peer: Kind, answer: String },
+    /// The TLS client could not be configured.
     #[error("making the client of this run")]
     Identity(#[from] crate::identity::IdentityError),
 }
 
 impl PeerError {
-    /// Says what we were doing when the system refused.
+    /// Adds to an I/O error what was being done.
     pub fn system(what: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
         let what = what.into();
         move |source| Self::System { what, source }
     }
 }
 
-/// Whose CPU runs what; the options that say so.
+/// The cores of the measured server and of everything else.
 #[derive(Clone, Copy, Debug, clap::Args)]
 pub struct Cores {
     /// The measured core.
@@ -122,56 +109,50 @@ pub struct Cores {
     pub load: usize,
 }
 
-/// What a peer is started with.
-pub struct Stage<'a> {
-    /// Its folder, which holds everything that [`Credentials::write_site`] writes.
+/// The environment that a peer starts in.
+pub struct StartContext<'a> {
+    /// Its folder, with the files of [`Credentials::write_site`].
     pub folder: &'a Path,
-    /// Which core runs what.
     pub cores: Cores,
-    /// Behind it.
     pub upstreams: Upstreams,
-    /// The certificates of the run.
     pub credentials: &'a Credentials,
-    /// For what is not load.
+    /// Runs everything but the load.
     pub runtime: &'a tokio::runtime::Runtime,
-    /// Names that it serves besides, each with a certificate of its own in the folder: `<name>.crt` and `<name>.key`.
+    /// Further names, each with a certificate of its own in the folder: `<name>.crt` and
+    /// `<name>.key`.
     pub more: &'a [String],
 }
 
-/// Where the shared upstreams listen.
+/// Addresses of the shared upstreams.
 #[derive(Clone, Copy)]
 pub struct Upstreams {
-    /// Plain HTTP.
     pub plain: SocketAddr,
-    /// Shows a certificate for [`HOST`] and demands the gateway's.
+    /// Presents a certificate for [`HOST`] and requires the gateway's.
     pub mtls: SocketAddr,
 }
 
-/// A peer whose program is on this machine.
+/// A peer whose program is installed.
 pub trait Installed {
-    /// Which one.
     fn kind(&self) -> Kind;
 
-    /// What its program says it is.
+    /// The version that its program reports.
     fn version(&self) -> String;
 
     /// Starts it and waits until it listens.
     ///
     /// # Errors
     /// When it does not become ready.
-    fn start(&self, stage: &Stage<'_>) -> Result<Box<dyn Peer>, PeerError>;
+    fn start(&self, context: &StartContext<'_>) -> Result<Box<dyn Peer>, PeerError>;
 
-    /// The same as [`Self::start`] for one that serves thousands of names from files ([`Stage::more`]) and can change the
-    /// certificate of one. `None`: it is not measured there.
-    fn start_many(&self, stage: &Stage<'_>) -> Option<Result<Box<dyn ManySites>, PeerError>> {
-        let _ = stage;
+    /// As [`Self::start`], with thousands of names from files ([`StartContext::more`]) whose
+    /// certificates can be changed. `None`: it does not take part in that.
+    fn start_many(&self, context: &StartContext<'_>) -> Option<Result<Box<dyn ManySites>, PeerError>> {
+        let _ = context;
         None
     }
 }
 
-/// A running server.
 pub trait Peer {
-    /// Which one.
     fn kind(&self) -> Kind;
 
     /// Where it serves HTTPS.
@@ -186,24 +167,24 @@ pub trait Peer {
     /// When its process was started.
     fn started(&self) -> Instant;
 
-    /// Stops it and starts it anew, with nothing left of its former memory.
+    /// Stops it and starts it with fresh memory.
     ///
     /// # Errors
-    /// When it does not come back.
+    /// When it does not become ready.
     fn restart(&mut self) -> Result<(), PeerError>;
 
-    /// The files it was configured with, for the results: none of them holds a secret.
+    /// Its configuration files, for the results: none of them holds a secret.
     fn configuration(&self) -> Vec<PathBuf> {
         Vec::new()
     }
 }
 
-/// A running server that was started with many names.
+/// A running server with many names.
 pub trait ManySites: Peer {
-    /// Gives one of the names another certificate as an operator would, and gives the moment at which it was asked to: when
-    /// the new files were there, before the signal or the first command.
+    /// Changes the certificate of one name as an operator would. Gives the moment when the new
+    /// files were written, before the signal or the first command.
     ///
     /// # Errors
-    /// When it refuses.
+    /// When the server rejects it.
     fn change(&mut self, name: &str, certificate: &Credential) -> Result<Instant, PeerError>;
 }

@@ -1,10 +1,10 @@
-//! A peer with many certificates in files: started, started again, and one of them changed the way its operator would.
+//! A peer with many certificates in files: started repeatedly, and changed as its operator would.
 
 use std::time::Instant;
 
 use serde_json::json;
 
-use super::others::{self, Asked, leaf};
+use super::others::{self, RequestedChange, leaf};
 use super::{await_any, await_leaf, check_some, millis, name, spread_out};
 use crate::comparison::Options;
 use crate::comparison::figures::Figures;
@@ -14,11 +14,11 @@ use crate::peer::credentials::write_pair;
 use crate::peer::{HOST, Installed, ManySites};
 use e2e::resources;
 
-/// Changes that take seconds each show it in two.
+/// Changes that take seconds each are measured only twice.
 const SLOW_CHANGES: u32 = 2;
 const SLOW_MS: f64 = 1000.0;
 
-/// All of it; nothing when the peer is not measured with many names.
+/// Measures a peer; nothing when it does not take part with many names.
 ///
 /// # Errors
 /// When it does not serve what it was given.
@@ -30,8 +30,8 @@ pub fn measure(
 ) -> anyhow::Result<()> {
     let kind = program.kind();
     let folder = bench.folder_for(kind, "-many")?;
-    // Memory with next to none, from a fresh start like the reading it is compared with.
-    let Some(few) = program.start_many(&bench.stage(&folder, &[])) else { return Ok(()) };
+    // The memory with few names, after a fresh start like the reading it is compared with.
+    let Some(few) = program.start_many(&bench.context(&folder, &[])) else { return Ok(()) };
     let few = few?;
     await_any(bench, few.address(), HOST)?;
     let empty = resources::resident_bytes(&resources::family(few.pid())?)?;
@@ -41,7 +41,7 @@ pub fn measure(
     for name in &names {
         write_pair(&folder, name, &bench.credentials.site(name))?;
     }
-    let Some(running) = program.start_many(&bench.stage(&folder, &names)) else { return Ok(()) };
+    let Some(running) = program.start_many(&bench.context(&folder, &names)) else { return Ok(()) };
     let mut running = running?;
     let last = name(options.objects - 1);
     for round in 1..=options.idle_rounds {
@@ -60,7 +60,7 @@ pub fn measure(
     check_some(bench, running.address(), options.objects)?;
     let mut slow = 0;
     for round in 1..=options.changes {
-        let (started, Asked { name, leaf }) = ask(options, bench, running.as_mut(), round)?;
+        let (started, RequestedChange { name, leaf }) = ask(options, bench, running.as_mut(), round)?;
         let taken = Instant::now();
         let served = await_leaf(bench, running.address(), &name, Some(&leaf))?;
         let value = millis(served - started);
@@ -78,15 +78,15 @@ pub fn measure(
     })
 }
 
-/// Asks for another certificate for one of the names; gives the moment, too.
+/// Changes the certificate of one name; gives the moment of the request, too.
 fn ask(
     options: &Options,
     bench: &Workbench,
     running: &mut dyn ManySites,
     round: u32,
-) -> anyhow::Result<(Instant, Asked)> {
+) -> anyhow::Result<(Instant, RequestedChange)> {
     let name = name(spread_out(round, options.objects));
     let certificate = bench.credentials.site(&name);
     let asked = running.change(&name, &certificate)?;
-    Ok((asked, Asked { name, leaf: leaf(&certificate) }))
+    Ok((asked, RequestedChange { name, leaf: leaf(&certificate) }))
 }

@@ -1,10 +1,14 @@
-//! What it costs others when one of many certificates changes: the 99th percentile of their requests, over that of a quiet time.
+//! The effect of certificate changes on other requests: their 99th percentile over that of a quiet
+//! phase.
 //!
-//! Others come at a pace of their own, so that a stall counts for all who come meanwhile, and so few that neither core is busy with
-//! them. Quiet and changing phases of the same length take turns: what else goes on at the machine disturbs both. Changes come at a pace, too, the
-//! same for every server that can hold it. Whoever changes them and the control plane run on the load's core; the control plane stands back for the
-//! load ([`resources::stand_back`]), as it would by running somewhere else. The invariant: a figure is of changes that were made at the pace that is told, the
-//! last of which was served.
+//! Other requests come at a fixed rate, so that a stall counts for all that are due meanwhile, and
+//! so few that neither core is busy. Quiet and changing phases of the same length alternate: other
+//! work on the machine disturbs both. Changes come at a fixed rate, too, the same for every server
+//! that can follow. The control plane shares the load's core at idle priority
+//! ([`resources::set_idle_policy`]), as if it ran on another machine.
+//!
+//! Invariant: a figure covers changes that were made at the reported pace, the last of which was
+//! served.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -26,26 +30,26 @@ use crate::peer::{HOST, Kind, PROXIED};
 use crate::report::LoadReport;
 use e2e::resources::{self, CpuReading};
 
-/// Connections of the others...
+/// Connections of the other requests...
 const LANES: u32 = 4;
-/// ...and how often there is a request on each: a thousand a second.
+/// ...and the interval on each: a thousand requests a second.
 const EVERY: Duration = Duration::from_millis(4);
-/// A phase is so many times as long as another measurement: by default it has 10,000 requests.
+/// The length of a phase over that of other measurements: by default it has 10,000 requests.
 const LONGER: f64 = 5.0;
-/// Fewer requests than this have no 99th percentile.
+/// Fewer requests have no 99th percentile.
 const ENOUGH: u64 = 1000;
-/// Between two changes, for servers that can do it.
+/// The interval of changes, for servers that can follow it.
 const PACE: Duration = Duration::from_millis(100);
-/// A server that used less than a hundredth of this is quiet: longer than any of them puts off what it has to write.
+/// A server that used less than a hundredth of this is quiet: longer than any of them defers
+/// writes.
 const STILL: Duration = Duration::from_millis(1500);
-/// Between two looks whether a phase is over.
+/// The interval of checks whether a phase is over.
 const LOOK: Duration = Duration::from_millis(20);
 
-/// A change that was asked for.
-pub struct Asked {
-    /// For which name.
+/// A change that was requested.
+pub struct RequestedChange {
     pub name: String,
-    /// What is to be served.
+    /// The certificate to be served.
     pub leaf: CertificateDer<'static>,
 }
 
@@ -54,16 +58,17 @@ pub fn leaf(credential: &Credential) -> CertificateDer<'static> {
     credential.chain().swap_remove(0)
 }
 
-/// Calls `change`, which asks for one and does not wait, beside the load; as many rounds as the memory is measured in.
+/// Calls `change`, which requests one and does not wait for it, beside the load; in as many rounds
+/// as memory is measured.
 ///
 /// # Errors
-/// When the load cannot run, a change fails, or nobody measured before how long one takes.
+/// When the load cannot run, a change fails, or the duration of a change was not measured before.
 pub fn measure(
     options: &Options,
     bench: &Workbench,
     (peer, address, pid): (Kind, SocketAddr, u32),
     figures: &mut Figures,
-    mut change: impl FnMut() -> anyhow::Result<Asked>,
+    mut change: impl FnMut() -> anyhow::Result<RequestedChange>,
 ) -> anyhow::Result<()> {
     if !options.wants(Measure::ChangeOthers) {
         return Ok(());
@@ -101,14 +106,14 @@ pub fn measure(
     Ok(())
 }
 
-/// Until the server has done next to nothing for a while: what a change leaves to be done later is not a quiet time.
+/// Waits until the server is quiet: deferred work of a change does not belong to a quiet phase.
 fn settle(pid: u32) -> anyhow::Result<()> {
     let until = Instant::now() + PATIENCE;
     while Instant::now() < until {
         let pids = resources::family(pid)?;
         let before = CpuReading::take(&pids)?;
         std::thread::sleep(STILL);
-        // One that ended meanwhile was still at it.
+        // A process that ended meanwhile was still busy.
         let used = CpuReading::take(&pids).map(|after| Duration::from_nanos(after.since(&before).total_ns));
         if used.is_ok_and(|used| used < STILL / 100) {
             return Ok(());
@@ -117,19 +122,19 @@ fn settle(pid: u32) -> anyhow::Result<()> {
     anyhow::bail!("the server is busy without load, {PATIENCE:?} after the last change")
 }
 
-/// The same for everybody who can hold it; else twice what a change takes, in steps of it.
+/// The same for every server that can follow it; else twice the duration of a change, in steps.
 fn pace(takes: Duration) -> Duration {
     let steps = (takes * 2).as_millis().div_ceil(PACE.as_millis()).max(1);
     PACE * u32::try_from(steps).unwrap_or(u32::MAX)
 }
 
-/// What was done beside the load.
+/// The changes beside the load.
 #[derive(Default)]
 struct Changes {
     made: u32,
-    /// Those that were due while the one before was still being asked for.
+    /// Changes that were due while the one before was being requested.
     missed: u32,
-    last: Option<Asked>,
+    last: Option<RequestedChange>,
 }
 
 /// Why a round has no figure.
@@ -146,11 +151,11 @@ fn problem(quiet: &LoadReport, changing: &LoadReport, changes: &Changes) -> Opti
     (missed * 10 > *made).then(|| format!("{missed} changes were not made in time beside {made} that were"))
 }
 
-/// Runs the load, and makes a change each time one is due until it ends.
+/// Runs the load, and makes the changes that are due until it ends.
 fn beside(
     plan: Plan,
     pace: Duration,
-    change: &mut impl FnMut() -> anyhow::Result<Asked>,
+    change: &mut impl FnMut() -> anyhow::Result<RequestedChange>,
 ) -> anyhow::Result<(LoadReport, Changes)> {
     std::thread::scope(|scope| {
         let loading = scope.spawn(|| load::run(plan));
@@ -244,7 +249,7 @@ mod tests {
             cpu: None,
             progress: None,
         };
-        // Either the load is refused or the change fails first; no figure comes of either.
+        // The load is rejected or the change fails first; neither gives a figure.
         assert!(beside(plan, PACE, &mut || anyhow::bail!("no")).is_err());
     }
 }

@@ -1,11 +1,12 @@
-//! Countersign with many certificates: written through the Admin API, pushed to a data plane that is started again and again.
+//! Countersign with many certificates: written through the Admin API, pushed to a data plane that
+//! is restarted.
 
 use std::time::Instant;
 
 use futures_util::future::try_join_all;
 use serde_json::json;
 
-use super::others::{self, Asked, leaf};
+use super::others::{self, RequestedChange, leaf};
 use super::{await_any, await_leaf, check_some, millis, name, spread_out};
 use crate::comparison::Options;
 use crate::comparison::figures::Figures;
@@ -19,7 +20,7 @@ const OURS: Kind = Kind::Countersign;
 /// Connections to the Admin API while it is filled.
 const WRITERS: u32 = 8;
 
-/// All of it with a pair of its own.
+/// Measures a pair of its own.
 ///
 /// # Errors
 /// When it does not serve what it was given.
@@ -33,7 +34,7 @@ pub fn measure(
     let mut pair = bench.runtime.block_on(starting)?;
     bench.runtime.block_on(pair.configure(&bench.credentials, bench.plain()))?;
     let last = name(options.objects - 1);
-    // Memory with next to none, from a fresh start like the reading it is compared with.
+    // The memory with few names, after a fresh start like the reading it is compared with.
     restart(bench, &mut pair, true)?;
     await_any(bench, pair.address(), HOST)?;
     let empty = resources::resident_bytes(&[pair.pid()])?;
@@ -71,7 +72,7 @@ fn restart(bench: &Workbench, pair: &mut Countersign, forget: bool) -> anyhow::R
     })?)
 }
 
-/// PUTs all objects over several connections and gives the last revision.
+/// PUTs all objects over several connections; gives the last revision.
 async fn fill(options: &Options, bench: &Workbench, pair: &Countersign) -> anyhow::Result<u64> {
     let started = Instant::now();
     let one = async |writer: u32| {
@@ -99,7 +100,7 @@ fn change_some(
 ) -> anyhow::Result<()> {
     let mut admin = bench.runtime.block_on(pair.admin())?;
     for round in 1..=options.changes {
-        let (started, Asked { name, leaf }) = ask(options, bench, &mut admin, round)?;
+        let (started, RequestedChange { name, leaf }) = ask(options, bench, &mut admin, round)?;
         let answered = Instant::now();
         let served = await_leaf(bench, pair.address(), &name, Some(&leaf))?;
         let report = json!({"put_ms": millis(answered - started)});
@@ -107,7 +108,7 @@ fn change_some(
         figures.add(Measure::ChangeServed, OURS, round, millis(served - answered), &report);
     }
     if options.wants(Measure::ChangeOthers) {
-        resources::stand_back(pair.control_pid())?;
+        resources::set_idle_policy(pair.control_pid())?;
     }
     let mut next = options.changes;
     others::measure(options, bench, (OURS, pair.address(), pair.pid()), figures, || {
@@ -116,18 +117,18 @@ fn change_some(
     })
 }
 
-/// PUTs another certificate for one of the names; gives the moment before, too.
+/// PUTs another certificate for one of the names; gives the moment of the request, too.
 fn ask(
     options: &Options,
     bench: &Workbench,
     admin: &mut Admin,
     round: u32,
-) -> anyhow::Result<(Instant, Asked)> {
+) -> anyhow::Result<(Instant, RequestedChange)> {
     let index = spread_out(round, options.objects);
     let name = name(index);
     let certificate = bench.credentials.site(&name);
     let changed = document(&bench.credentials, &name, &certificate);
     let started = Instant::now();
     bench.runtime.block_on(admin.put(&format!("ssls/many-{index}"), &changed))?;
-    Ok((started, Asked { name, leaf: leaf(&certificate) }))
+    Ok((started, RequestedChange { name, leaf: leaf(&certificate) }))
 }

@@ -1,4 +1,4 @@
-//! `bench/budget.toml`: what each measure may cost, on which kind of machine, and why it costs that.
+//! `bench/budget.toml`: the budget of each measure, its machine, and its reason.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -9,7 +9,7 @@ use super::callgrind::Instructions;
 use super::cases::Case;
 use super::machine::Machine;
 
-/// A change that adds more than this share must say so.
+/// A change that adds more than this share needs a reason.
 const ALLOWED: f64 = 0.03;
 /// Counts repeat within this share.
 const NOISE: f64 = 0.005;
@@ -24,122 +24,102 @@ const HEADER: &str = "\
 
 /// Why there is no budget.
 #[derive(Debug, thiserror::Error)]
-pub enum BookError {
-    /// Not there.
+pub enum BudgetError {
+    /// The file cannot be read.
     #[error("{}: {source}; `make budget WHY=...` writes it", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        source: std::io::Error,
-    },
-    /// Not TOML, or with other keys.
+    Read { path: PathBuf, source: std::io::Error },
+    /// Not TOML, or with unknown keys.
     #[error("{}: {source}", path.display())]
-    Parse {
-        /// The file.
-        path: PathBuf,
-        /// Where and what.
-        source: Box<toml::de::Error>,
-    },
+    Parse { path: PathBuf, source: Box<toml::de::Error> },
 }
 
-/// The whole file.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Book {
-    /// For which machines the figures hold.
+pub struct Budget {
+    /// The kind of machine that the figures hold for.
     pub machine: Machine,
     measures: BTreeMap<String, Entry>,
 }
 
-/// One measure.
+/// The budget of one measure.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Entry {
-    /// Outside of the crypto library: what is judged.
+    /// Outside of the crypto library; these are judged.
     pub instructions: u64,
-    /// The crypto library's.
+    /// In the crypto library.
     pub crypto: u64,
-    /// Why the figure is what it is.
+    /// The reason of the figure.
     pub why: String,
 }
 
 impl Entry {
-    /// A figure and its reason.
     pub fn new(counted: Instructions, why: &str) -> Self {
         Self { instructions: counted.ours, crypto: counted.crypto, why: why.to_owned() }
     }
 
-    /// Whether a count says the same but for noise.
+    /// Whether a count differs by noise only.
     pub fn is_about(&self, counted: Instructions) -> bool {
         (ratio(counted.ours, self.instructions) - 1.0).abs() <= NOISE
     }
 }
 
-/// What a count means.
+/// The verdict on a count.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Verdict {
     /// At most 3 % more or less.
     Within {
-        /// Found over budget.
+        /// Count over budget.
         ratio: f64,
-        /// The budget.
         budget: u64,
     },
-    /// More: the check fails.
+    /// More than 3 % more: the check fails.
     Over {
-        /// Found over budget.
+        /// Count over budget.
         ratio: f64,
-        /// The budget.
         budget: u64,
     },
-    /// Less: good, and the budget should follow.
+    /// More than 3 % less: the budget should follow.
     Under {
-        /// Found over budget.
+        /// Count over budget.
         ratio: f64,
-        /// The budget.
         budget: u64,
     },
-    /// The file does not have it: the check fails.
+    /// Without a budget: the check fails.
     Unknown,
 }
 
-impl Book {
+impl Budget {
     /// A budget without figures.
     pub fn empty(machine: Machine) -> Self {
         Self { machine, measures: BTreeMap::new() }
     }
 
-    /// Reads the file.
-    ///
-    /// # Errors
-    /// [`BookError`].
-    pub fn read(path: &Path) -> Result<Self, BookError> {
+    pub fn read(path: &Path) -> Result<Self, BudgetError> {
         let text = std::fs::read_to_string(path)
-            .map_err(|source| BookError::Read { path: path.to_owned(), source })?;
+            .map_err(|source| BudgetError::Read { path: path.to_owned(), source })?;
         toml::from_str(&text)
-            .map_err(|source| BookError::Parse { path: path.to_owned(), source: Box::new(source) })
+            .map_err(|source| BudgetError::Parse { path: path.to_owned(), source: Box::new(source) })
     }
 
     /// The file's text.
     ///
     /// # Errors
-    /// Never in practice: every value has a form in TOML.
+    /// Never: every value has a form in TOML.
     pub fn to_text(&self) -> Result<String, toml::ser::Error> {
         Ok(format!("{HEADER}{}", toml::to_string(self)?))
     }
 
-    /// The budget of a case.
     pub fn entry(&self, case: Case) -> Option<&Entry> {
         self.measures.get(case.name())
     }
 
-    /// Gives a case a new budget.
+    /// Sets the budget of a case.
     pub fn set(&mut self, case: Case, entry: Entry) {
         self.measures.insert(case.name().to_owned(), entry);
     }
 
-    /// Holds a count against the budget.
+    /// Compares a count with the budget.
     pub fn judge(&self, case: Case, counted: Instructions) -> Verdict {
         let Some(budget) = self.entry(case).map(|entry| entry.instructions) else { return Verdict::Unknown };
         let ratio = ratio(counted.ours, budget);
@@ -157,8 +137,8 @@ fn ratio(found: u64, budget: u64) -> f64 {
     found as f64 / budget.max(1) as f64
 }
 
-/// One line a measure, and what to do when it failed.
-pub fn told(case: Case, verdict: &Verdict, counted: Instructions, file: &Path) -> String {
+/// One line a measure, with advice when it failed.
+pub fn line(case: Case, verdict: &Verdict, counted: Instructions, file: &Path) -> String {
     let (name, file) = (case.name(), file.display());
     let Instructions { ours, crypto } = counted;
     let line = |what: &str, ratio: f64, budget: u64| {
@@ -187,7 +167,7 @@ pub fn told(case: Case, verdict: &Verdict, counted: Instructions, file: &Path) -
 mod tests {
     use super::*;
 
-    fn book(instructions: u64) -> Book {
+    fn budget(instructions: u64) -> Budget {
         let text = |text: &str| text.to_owned();
         let machine = Machine {
             architecture: text("x86_64"),
@@ -196,9 +176,9 @@ mod tests {
             libc: text("glibc 2.36"),
             rustc: text("rustc 1.95.0"),
         };
-        let mut book = Book::empty(machine);
-        book.set(Case::HandshakeWarm, Entry::new(ours(instructions), "first"));
-        book
+        let mut budget = Budget::empty(machine);
+        budget.set(Case::HandshakeWarm, Entry::new(ours(instructions), "first"));
+        budget
     }
 
     fn ours(ours: u64) -> Instructions {
@@ -207,7 +187,7 @@ mod tests {
 
     #[test]
     fn three_percent_are_allowed_and_no_more() {
-        let verdict = |found| book(100_000).judge(Case::HandshakeWarm, ours(found));
+        let verdict = |found| budget(100_000).judge(Case::HandshakeWarm, ours(found));
         assert!(matches!(verdict(103_000), Verdict::Within { .. }));
         assert!(matches!(verdict(103_001), Verdict::Over { budget: 100_000, .. }));
         assert!(matches!(verdict(97_000), Verdict::Within { .. }));
@@ -216,13 +196,13 @@ mod tests {
 
     #[test]
     fn a_measure_without_a_figure_fails() {
-        assert_eq!(book(1).judge(Case::ProxiedRequest, ours(1)), Verdict::Unknown);
+        assert_eq!(budget(1).judge(Case::ProxiedRequest, ours(1)), Verdict::Unknown);
     }
 
     #[test]
     fn a_failure_says_what_and_what_to_do() {
-        let verdict = book(100_000).judge(Case::HandshakeWarm, ours(110_000));
-        let text = told(Case::HandshakeWarm, &verdict, ours(110_000), Path::new("bench/budget.toml"));
+        let verdict = budget(100_000).judge(Case::HandshakeWarm, ours(110_000));
+        let text = line(Case::HandshakeWarm, &verdict, ours(110_000), Path::new("bench/budget.toml"));
         for part in ["handshake-warm", "OVER", "110000", "100000", "1.100", "10.0 % more", "make budget WHY="]
         {
             assert!(text.contains(part), "{part} in {text}");
@@ -233,17 +213,17 @@ mod tests {
     fn the_file_is_what_was_written() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("budget.toml");
-        std::fs::write(&path, book(5).to_text().unwrap()).unwrap();
-        assert_eq!(Book::read(&path).unwrap(), book(5));
+        std::fs::write(&path, budget(5).to_text().unwrap()).unwrap();
+        assert_eq!(Budget::read(&path).unwrap(), budget(5));
     }
 
     #[test]
     fn a_misspelt_key_and_a_missing_file_are_told() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("budget.toml");
-        assert!(Book::read(&path).unwrap_err().to_string().contains("make budget"));
-        std::fs::write(&path, book(5).to_text().unwrap().replace("crypto =", "cripto =")).unwrap();
-        assert!(Book::read(&path).unwrap_err().to_string().contains("cripto"));
+        assert!(Budget::read(&path).unwrap_err().to_string().contains("make budget"));
+        std::fs::write(&path, budget(5).to_text().unwrap().replace("crypto =", "cripto =")).unwrap();
+        assert!(Budget::read(&path).unwrap_err().to_string().contains("cripto"));
     }
 
     #[test]

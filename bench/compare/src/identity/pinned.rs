@@ -1,9 +1,11 @@
-//! Verifies a server in full, once: what it has shown then is recognised afterwards.
+//! Verifies a server in full once, and later recognises the same certificates.
 //!
-//! A client that verifies every chain and every signature does more cryptography for a connection than a fast server does, so
-//! the load would set the pace and the server's figure would hold its sleep. The server's messages and work are the same, whatever the client
-//! does with them. The invariant: nothing is accepted that was not verified in full once, byte by byte the same, under the same name. The one
-//! thing that is taken on trust is that whoever showed the key of a certificate once still has it.
+//! A client that verifies every chain and signature spends more CPU time than a fast server: the
+//! load would set the pace, and the server's figure would include its sleep. The server's messages
+//! and work do not depend on the client's checks.
+//!
+//! Invariant: a chain is accepted only when it is byte for byte the one that was verified in full,
+//! under the same name. Later signatures of the same key are not verified.
 
 use std::sync::{Arc, OnceLock};
 
@@ -14,10 +16,10 @@ use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
 /// A verifier for one server.
 #[derive(Debug)]
-pub struct Known {
+pub struct PinnedVerifier {
     full: Arc<WebPkiServerVerifier>,
     chain: OnceLock<Chain>,
-    /// The leaf whose key has signed a handshake.
+    /// The leaf whose handshake signature was verified.
     signed: OnceLock<CertificateDer<'static>>,
 }
 
@@ -28,8 +30,7 @@ struct Chain {
     intermediates: Vec<CertificateDer<'static>>,
 }
 
-impl Known {
-    /// Knows nobody yet.
+impl PinnedVerifier {
     pub fn new(full: Arc<WebPkiServerVerifier>) -> Self {
         Self { full, chain: OnceLock::new(), signed: OnceLock::new() }
     }
@@ -49,7 +50,7 @@ impl Known {
     }
 }
 
-impl ServerCertVerifier for Known {
+impl ServerCertVerifier for PinnedVerifier {
     fn verify_server_cert(
         &self,
         leaf: &CertificateDer<'_>,
@@ -102,15 +103,15 @@ mod tests {
 
     use super::*;
 
-    fn known(root: &Authority) -> Known {
+    fn known(root: &Authority) -> PinnedVerifier {
         let mut anchors = rustls::RootCertStore::empty();
         anchors.add(root.certificate().der().clone()).unwrap();
         let provider = Arc::new(aws_lc_rs::default_provider());
         let full = WebPkiServerVerifier::builder_with_provider(Arc::new(anchors), provider);
-        Known::new(full.build().unwrap())
+        PinnedVerifier::new(full.build().unwrap())
     }
 
-    fn verify(known: &Known, shown: &Minted, name: &str, now: UnixTime) -> Result<(), Error> {
+    fn verify(known: &PinnedVerifier, shown: &Minted, name: &str, now: UnixTime) -> Result<(), Error> {
         let chain: Vec<_> = shown.chain.iter().map(|certificate| certificate.der().clone()).collect();
         let name = ServerName::try_from(name.to_owned()).unwrap();
         known.verify_server_cert(&chain[0], &chain[1..], &name, &[], now).map(drop)
@@ -124,7 +125,7 @@ mod tests {
         let ours = issuer.issue(&LeafSpec::server("a.test")).unwrap();
         let now = UnixTime::now();
         verify(&known, &ours, "a.test", now).unwrap();
-        // Whoever verified it in full again would find that it is not valid yet.
+        // A full verification would find that it is not valid yet.
         let long_ago = UnixTime::since_unix_epoch(std::time::Duration::from_secs(1));
         verify(&known, &ours, "a.test", long_ago).unwrap();
 

@@ -1,7 +1,8 @@
-//! An X25519 key share that all connections of the load have in common.
+//! An X25519 key share that all connections of the load reuse.
 //!
-//! To make one costs the client more than to read it costs the server, whose own share and shared secret are new for each
-//! connection whatever the client does: RFC 8446 lets a client use one again, and a load generator has no secret to lose.
+//! Making a share costs the client more than reading it costs the server, whose own share and
+//! shared secret are new for each connection anyway. RFC 8446 allows a client to reuse one, and a
+//! load generator has no secret to protect.
 
 use std::sync::OnceLock;
 
@@ -9,9 +10,9 @@ use aws_lc_rs::agreement::{self, PrivateKey, PublicKey, UnparsedPublicKey};
 use rustls::crypto::{ActiveKeyExchange, GetRandomFailed, SharedSecret, SupportedKxGroup};
 use rustls::{Error, NamedGroup, PeerMisbehaved};
 
-/// X25519 with one share.
+/// X25519 with a fixed client share.
 #[derive(Debug)]
-pub struct OneShare;
+pub struct FixedKeyShare;
 
 struct Share {
     private: PrivateKey,
@@ -20,7 +21,7 @@ struct Share {
 
 static SHARE: OnceLock<Share> = OnceLock::new();
 
-impl SupportedKxGroup for OneShare {
+impl SupportedKxGroup for FixedKeyShare {
     fn start(&self) -> Result<Box<dyn ActiveKeyExchange>, Error> {
         let share = match SHARE.get() {
             Some(share) => share,
@@ -66,7 +67,7 @@ mod tests {
     fn both_sides_have_the_same_secret_and_only_the_servers_share_is_new() {
         let mut shares = Vec::new();
         for _ in 0..2 {
-            let client = OneShare.start().unwrap();
+            let client = FixedKeyShare.start().unwrap();
             shares.push(client.pub_key().to_vec());
             let server = kx_group::X25519.start_and_complete(client.pub_key()).unwrap();
             let secret = client.complete(&server.pub_key).unwrap();
@@ -80,7 +81,7 @@ mod tests {
     #[test]
     fn a_share_of_the_wrong_length_is_refused() {
         for length in [0, 31, 33] {
-            assert!(OneShare.start().unwrap().complete(&vec![9; length]).is_err());
+            assert!(FixedKeyShare.start().unwrap().complete(&vec![9; length]).is_err());
         }
     }
 }
