@@ -159,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn the_budget_in_the_repository_is_whole() {
+    fn the_repository_has_a_budget_for_every_case() {
         let budget = Budget::read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("budget.toml")).unwrap();
         for case in Case::ALL {
             assert!(budget.entry(case).is_some_and(|entry| entry.instructions > 0), "{}", case.name());

@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_says_ok_short_or_nothing() {
+    fn a_line_ends_with_ok_short_or_a_dash() {
         let line = |measured| Line::ratio("x", measured, 0.45).to_string();
         assert!(line(Some(0.45)).ends_with(" ok"));
         assert!(line(Some(0.46)).ends_with(" short"));
@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn without_figures_no_line_has_one() {
+    fn lines_without_figures_have_no_value() {
         let lines = served(&Brief::default());
         assert_eq!(lines.len(), 10);
         assert!(lines.iter().all(|line| line.measured.is_none()));

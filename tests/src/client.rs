@@ -1,8 +1,11 @@
-//! A client of the gateway: HTTP/1.1 or HTTP/2 over TLS, with the name, certificate and versions a test chooses.
+//! A client of the gateway: HTTP/1.1 or HTTP/2 over TLS, with the name, certificate and versions
+//! that a test chooses.
 //!
-//! A refusal is a value ([`ClientError`]), with the TLS alert where there was one, so that a test can tell a refused
-//! handshake from an HTTP answer. Invariant: it never sends a request before the handshake ended on its side, and
-//! every wait is bounded by [`EVENT_TIMEOUT`].
+//! A failure is a value ([`ClientError`]) with the TLS alert, so that tests can tell a rejected
+//! handshake from an HTTP response.
+//!
+//! Invariant: a request is sent after the handshake ended on this side, and [`EVENT_TIMEOUT`]
+//! bounds every wait.
 
 use std::error::Error;
 use std::fmt;
@@ -32,24 +35,21 @@ use tokio_rustls::client::TlsStream;
 use crate::credentials::Credential;
 use crate::process::EVENT_TIMEOUT;
 
-/// More header fields than the gateway lets through in an answer.
+/// More header fields than the gateway accepts in a response.
 const HEADERS_MAX: usize = 10_000;
 const HEADER_LIST_MAX: u32 = 1 << 20;
 
-/// What a request carries.
+/// The body of a request.
 pub type Body = BoxBody<Bytes, Box<dyn Error + Send + Sync>>;
 
-/// A body that is all there.
+/// A body in memory.
 pub fn full(bytes: impl Into<Bytes>) -> Body {
     Full::new(bytes.into()).map_err(|never| match never {}).boxed()
 }
 
-/// Which HTTP a client speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Http {
-    /// HTTP/1.1
     One,
-    /// HTTP/2
     Two,
 }
 
@@ -62,12 +62,9 @@ impl Http {
     }
 }
 
-/// Which TLS a client speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tls {
-    /// TLS 1.2
     V12,
-    /// TLS 1.3
     V13,
 }
 
@@ -80,14 +77,13 @@ impl Tls {
     }
 }
 
-/// How a connection or request ended without an answer.
+/// Why there is no response.
 #[derive(Debug)]
 pub struct ClientError {
-    /// What was being done.
     pub during: &'static str,
-    /// The alert the peer sent, if one arrived.
+    /// The alert that the peer sent.
     pub alert: Option<AlertDescription>,
-    /// Everything that is known, for the message of a failed test.
+    /// All errors of the chain, for the message of a failed test.
     pub detail: String,
 }
 
@@ -111,7 +107,7 @@ impl ClientError {
     }
 }
 
-/// The alert that this error came of, if it was one.
+/// The alert behind this error.
 pub fn alert_in(problem: &(dyn Error + 'static)) -> Option<AlertDescription> {
     if let Some(rustls::Error::AlertReceived(alert)) = problem.downcast_ref() {
         return Some(*alert);
@@ -123,44 +119,32 @@ pub fn alert_in(problem: &(dyn Error + 'static)) -> Option<AlertDescription> {
     }
 }
 
-/// An answer, read to its end.
+/// A response with its whole body.
 #[derive(Debug)]
 pub struct Reply {
-    /// Its status.
     pub status: StatusCode,
-    /// The HTTP version it came over.
     pub version: Version,
-    /// Its headers.
     pub headers: HeaderMap,
-    /// Its body.
     pub body: Bytes,
 }
 
 impl Reply {
-    /// The body as text.
     pub fn text(&self) -> String {
         String::from_utf8_lossy(&self.body).into_owned()
     }
 
-    /// The body as JSON.
-    ///
-    /// # Panics
-    /// When it is not JSON.
     pub fn json(&self) -> Value {
         serde_json::from_slice(&self.body)
             .unwrap_or_else(|problem| panic!("{problem}: {} {:?}", self.status, self.text()))
     }
 }
 
-/// What a client shows when it is asked who it is: any chain and key, good or bad, readable or not.
+/// A client's certificate chain and key, valid or not.
 #[derive(Clone)]
 pub struct ClientCertificate(Arc<CertifiedKey>);
 
 impl ClientCertificate {
     /// A chain, leaf first, and the leaf's key.
-    ///
-    /// # Panics
-    /// When nothing can be signed with the key.
     pub fn new(chain: Vec<CertificateDer<'static>>, key: &PrivateKeyDer<'static>) -> Self {
         let key = rustls::crypto::aws_lc_rs::sign::any_supported_type(key).expect("a key that signs");
         Self(Arc::new(CertifiedKey::new(chain, key)))
@@ -173,7 +157,7 @@ impl From<&Credential> for ClientCertificate {
     }
 }
 
-/// How to call one site of the gateway.
+/// A client of one site of the gateway.
 #[derive(Clone)]
 pub struct HttpClient {
     address: SocketAddr,
@@ -186,7 +170,8 @@ pub struct HttpClient {
 }
 
 impl HttpClient {
-    /// Calls `host` at `address`, trusting `roots`; HTTP/1.1, either TLS version, no certificate.
+    /// Connects to `address` for `host` and trusts `roots`; HTTP/1.1, either TLS version, no
+    /// certificate.
     pub fn new(address: SocketAddr, host: &str, roots: Vec<CertificateDer<'static>>) -> Self {
         Self {
             address,
@@ -199,47 +184,42 @@ impl HttpClient {
         }
     }
 
-    /// Shows this certificate when asked.
     pub fn identity(self, identity: &Credential) -> Self {
         self.certificate(&ClientCertificate::from(identity))
     }
 
-    /// Shows this chain when asked, whatever it is.
+    /// Presents this chain, whatever it is.
     pub fn certificate(mut self, shown: &ClientCertificate) -> Self {
         self.identity = Some(shown.clone());
         self
     }
 
-    /// Whom it calls.
     pub fn host(&self) -> &str {
         &self.host
     }
 
-    /// Sends another name in the ClientHello than in the Host header.
+    /// Sends another name in SNI than in the Host header.
     pub fn sni(mut self, sni: &str) -> Self {
         self.sni = Some(sni.to_owned());
         self
     }
 
-    /// Sends no name in the ClientHello.
+    /// Sends no SNI.
     pub fn no_sni(mut self) -> Self {
         self.sni = None;
         self
     }
 
-    /// Speaks this HTTP only.
     pub fn http(mut self, http: Http) -> Self {
         self.http = http;
         self
     }
 
-    /// Speaks this TLS only.
     pub fn tls(mut self, tls: Tls) -> Self {
         self.tls = Some(tls);
         self
     }
 
-    /// The rustls side of it.
     pub fn config(&self) -> ClientConfig {
         let versions: Vec<_> = match self.tls {
             Some(tls) => vec![tls.version()],
@@ -260,14 +240,13 @@ impl HttpClient {
         config
     }
 
-    /// Whom it trusts.
     pub fn root_store(&self) -> RootCertStore {
         let mut roots = RootCertStore::empty();
         roots.add_parsable_certificates(self.roots.iter().cloned());
         roots
     }
 
-    /// The name it expects of the server.
+    /// The expected name of the server.
     pub fn server_name(&self) -> ServerName<'static> {
         let name = self.sni.as_ref().unwrap_or(&self.host);
         ServerName::try_from(name.clone()).expect("a valid name")
@@ -281,7 +260,8 @@ impl HttpClient {
         self.handshake_with(self.config()).await
     }
 
-    /// As [`HttpClient::handshake`], with a configuration that outlives the connection (to resume sessions).
+    /// As [`HttpClient::handshake`], with a configuration that outlives the connection (to resume
+    /// sessions).
     ///
     /// # Errors
     /// When the peer ends it first.
@@ -297,11 +277,8 @@ impl HttpClient {
         bounded("handshake", connecting).await.map_err(|problem| ClientError::new("handshake", &problem))
     }
 
-    /// Expects the server to refuse the handshake, and gives the alert it sent. In TLS 1.3 a client learns of it only
-    /// when it reads next, so this reads, and sends nothing.
-    ///
-    /// # Panics
-    /// When the server goes on instead, or ends the connection without an alert.
+    /// The alert of a rejected handshake. In TLS 1.3 a client gets it with the next read, so this
+    /// reads, and sends nothing. Panics when the server accepts.
     pub async fn expect_alert(&self) -> AlertDescription {
         let refused = match self.handshake().await {
             Err(refused) => refused,
@@ -316,15 +293,16 @@ impl HttpClient {
     /// Connects for any number of requests.
     ///
     /// # Errors
-    /// When the handshake is refused.
+    /// When the handshake is rejected.
     pub async fn connect(&self) -> Result<HttpConnection, ClientError> {
         self.connect_with(self.config()).await
     }
 
-    /// As [`HttpClient::connect`], with a configuration that outlives the connection (to resume sessions).
+    /// As [`HttpClient::connect`], with a configuration that outlives the connection (to resume
+    /// sessions).
     ///
     /// # Errors
-    /// When the handshake is refused.
+    /// When the handshake is rejected.
     pub async fn connect_with(
         &self,
         config: impl Into<Arc<ClientConfig>>,
@@ -357,7 +335,7 @@ impl HttpClient {
     /// One GET on a new connection.
     ///
     /// # Errors
-    /// When there was no HTTP answer.
+    /// When there is no HTTP response.
     pub async fn get(&self, path: &str) -> Result<Reply, ClientError> {
         self.connect().await?.get(path).await
     }
@@ -384,7 +362,7 @@ fn ended(connection: impl Future<Output = hyper::Result<()>> + Send + 'static) -
 }
 
 impl HttpConnection {
-    /// A connection without TLS to the gateway's HTTP port, calling `host`.
+    /// A connection without TLS.
     ///
     /// # Errors
     /// When it cannot connect.
@@ -400,25 +378,20 @@ impl HttpConnection {
         Ok(Self { host: host.to_owned(), sender: Sender::One(sender), protocol: None, resumed: false, ended })
     }
 
-    /// Whether an earlier TLS session was resumed.
     pub fn resumed(&self) -> bool {
         self.resumed
     }
 
     /// Waits until the gateway ends the connection.
-    ///
-    /// # Panics
-    /// When it keeps it open.
     pub async fn ended(&mut self) {
         bounded("the gateway ends the connection", &mut self.ended).await.expect("the connection's task");
     }
 
-    /// The TLS version in use.
     pub fn protocol(&self) -> Option<ProtocolVersion> {
         self.protocol
     }
 
-    /// A request for this host: absolute for HTTP/2, with a Host header for HTTP/1.1.
+    /// A request for this host: absolute in HTTP/2, with a Host header in HTTP/1.1.
     pub fn request(&self, method: Method, path: &str, body: Body) -> Request<Body> {
         let builder = Request::builder().method(method);
         let builder = match self.sender {
@@ -428,10 +401,10 @@ impl HttpConnection {
         builder.body(body).expect("a valid request")
     }
 
-    /// Sends a request and gives the head of the answer, its body still to be read.
+    /// Sends a request and gives the response, its body unread.
     ///
     /// # Errors
-    /// When there was no HTTP answer.
+    /// When there is no HTTP response.
     pub async fn send(&mut self, request: Request<Body>) -> Result<Response<Incoming>, ClientError> {
         let sent = async {
             match &mut self.sender {
@@ -448,10 +421,10 @@ impl HttpConnection {
         bounded("answer", sent).await.map_err(|problem| ClientError::new("the request", &problem))
     }
 
-    /// Sends a request and reads the whole answer.
+    /// Sends a request and reads the whole response.
     ///
     /// # Errors
-    /// When there was no whole HTTP answer.
+    /// When there is no whole HTTP response.
     pub async fn fetch(&mut self, request: Request<Body>) -> Result<Reply, ClientError> {
         let (head, body) = self.send(request).await?.into_parts();
         let body = bounded("body", body.collect())
@@ -461,20 +434,15 @@ impl HttpConnection {
         Ok(Reply { status: head.status, version: head.version, headers: head.headers, body })
     }
 
-    /// A GET.
-    ///
     /// # Errors
-    /// When there was no whole HTTP answer.
+    /// When there is no whole HTTP response.
     pub async fn get(&mut self, path: &str) -> Result<Reply, ClientError> {
         let request = self.request(Method::GET, path, full(""));
         self.fetch(request).await
     }
 }
 
-/// Waits for something that must happen.
-///
-/// # Panics
-/// When it does not within [`EVENT_TIMEOUT`].
+/// Waits for an event; panics after [`EVENT_TIMEOUT`].
 pub async fn bounded<T>(what: &str, future: impl Future<Output = T>) -> T {
     timeout(EVENT_TIMEOUT, future)
         .await

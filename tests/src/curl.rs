@@ -1,31 +1,26 @@
-//! The system's curl, the client a person would try first.
+//! The system's curl.
 //!
-//! A refused handshake is a value here too: curl's exit code and its own words.
+//! A rejected handshake is a value, too: curl's exit code and message.
 
 use std::path::Path;
 use std::process::Stdio;
 
 use tokio::process::Command;
 
-/// What curl reported.
 #[derive(Debug)]
 pub struct CurlOutput {
-    /// curl's exit code: 0 when there was an HTTP answer; 35, 56 and 58 stand for refused handshakes.
+    /// 0 with an HTTP response; 35, 56 and 58 mean rejected handshakes.
     pub exit: i32,
-    /// The HTTP status, 0 without an answer.
+    /// 0 without a response.
     pub status: u16,
-    /// `1.1` or `2`; `0` without an answer.
+    /// `1.1` or `2`; `0` without a response.
     pub http: String,
-    /// The body.
     pub body: String,
-    /// curl's own words.
+    /// Standard error.
     pub message: String,
 }
 
 /// Runs `curl -sS` with these arguments, in `folder`.
-///
-/// # Panics
-/// When there is no curl.
 pub async fn curl(folder: &Path, arguments: &[&str]) -> CurlOutput {
     let output = Command::new("curl")
         .args(["-sS", "--max-time", "60", "-w", "\n%{http_code} %{http_version}"])

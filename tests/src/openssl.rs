@@ -1,4 +1,4 @@
-//! `openssl s_client`, a client that is none of ours: it can be talked to by hand, and tells of sessions and keys.
+//! `openssl s_client`: an independent client that takes input and reports sessions and keys.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -6,10 +6,7 @@ use std::process::Stdio;
 
 use tokio::process::{Child, Command};
 
-/// Starts it towards `address`, in `folder`, with all three pipes ours. It ends with the value.
-///
-/// # Panics
-/// When there is no openssl.
+/// Starts it in `folder` with piped standard streams. It ends with the value.
 pub fn s_client(address: SocketAddr, folder: &Path, arguments: &[&str]) -> Child {
     Command::new("openssl")
         .args(["s_client", "-connect", &address.to_string()])

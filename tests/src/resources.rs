@@ -235,9 +235,6 @@ fn statm_rss(pid: u32) -> io::Result<u64> {
 }
 
 /// The peak of a process's resident memory so far, in bytes (`VmHWM`).
-///
-/// # Panics
-/// When the process does not run.
 pub fn memory_peak(pid: u32) -> u64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("the process runs");
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
@@ -246,9 +243,6 @@ pub fn memory_peak(pid: u32) -> u64 {
 }
 
 /// CPU time of a process so far, all threads together, in clock ticks.
-///
-/// # Panics
-/// When the process does not run.
 pub fn cpu_time(pid: u32) -> Duration {
     let reading = CpuReading::take(&[pid]).expect("the process runs");
     reading.user + reading.system
@@ -309,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_three_numbers_is_no_schedstat() {
+    fn schedstat_must_have_three_numbers() {
         assert_eq!(SchedStat::parse("12 34 5\n"), Some(SchedStat { nanos: 12, timeslices: 5 }));
         for text in ["", "12 34", "12 x 5"] {
             assert_eq!(SchedStat::parse(text), None, "{text}");
@@ -317,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn a_thread_that_ended_takes_its_turns_with_it() {
+    fn a_thread_that_ended_leaves_clock_ticks_only() {
         let reading = |threads: &[(u32, u64, u64)]| CpuReading {
             threads: threads
                 .iter()
@@ -337,7 +331,7 @@ mod tests {
     }
 
     #[test]
-    fn a_child_belongs_to_the_family_and_wears_the_mask() {
+    fn a_pinned_child_is_found_and_inherits_the_affinity() {
         let mut child = pinned(0, || Command::new("sleep").arg("30").spawn()).unwrap().unwrap();
         let found = family(std::process::id()).unwrap();
         let mask = sched_getaffinity(Pid::from_raw(child.id() as i32)).unwrap();
@@ -348,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_stands_back_has_the_idle_policy() {
+    fn the_idle_policy_is_set() {
         let mut child = Command::new("sleep").arg("30").spawn().unwrap();
         set_idle_policy(child.id()).unwrap();
         let stat = stat_fields(child.id()).unwrap();
@@ -360,7 +354,7 @@ mod tests {
     }
 
     #[test]
-    fn a_thread_is_pinned_for_as_long_as_it_works() {
+    fn the_affinity_is_restored_after_pinned_work() {
         let mask = || sched_getaffinity(Pid::from_raw(0)).unwrap();
         let before = mask();
         let during = pinned(0, mask).unwrap();
@@ -369,7 +363,7 @@ mod tests {
     }
 
     #[test]
-    fn a_process_that_is_not_there_is_an_error() {
+    fn a_missing_process_is_an_error() {
         assert!(family(u32::MAX - 1).is_err());
         assert!(CpuReading::take(&[u32::MAX - 1]).is_err());
     }

@@ -40,7 +40,7 @@ fn measure(options: &Options) -> anyhow::Result<()> {
     }
     let (installed, left_out) = find(options);
     if installed.is_empty() {
-        bail!("there is nobody to measure");
+        bail!("none of the chosen peers is installed");
     }
     let mut environment = environment::Environment::read(&installed, left_out);
     e2e::resources::allow_descriptors(u64::from(options.idle) * 2 + 1024)?;

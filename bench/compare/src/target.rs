@@ -94,7 +94,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn parts_are_found() {
+    fn urls_are_parsed() {
         let target = Target::parse("https://127.0.0.1:9443/hello?x=1", Some("a.test"), false).unwrap();
         assert_eq!(target.address.to_string(), "127.0.0.1:9443");
         assert_eq!((target.host.as_str(), target.path.as_str()), ("a.test", "/hello?x=1"));
@@ -103,13 +103,13 @@ mod tests {
     }
 
     #[test]
-    fn other_machines_are_refused() {
+    fn other_machines_are_rejected() {
         assert!(matches!(Target::parse("https://192.0.2.1/", None, false), Err(TargetError::Remote { .. })));
         assert!(Target::parse("https://192.0.2.1/", None, true).is_ok());
     }
 
     #[test]
-    fn nonsense_is_named() {
+    fn malformed_urls_are_syntax_errors() {
         for url in
             ["http://127.0.0.1/", "https://", "https://127.0.0.1:x/", "https://127.0.0.1/a b", "https://[::1"]
         {

@@ -148,7 +148,7 @@ async fn serve(acceptor: TlsAcceptor, stream: TcpStream, seen: Arc<Seen>, mut le
 }
 
 #[test]
-fn new_connections_are_counted_one_by_one() {
+fn new_connections_make_full_handshakes() {
     let server = Server::start(true, u64::MAX);
     let report = load::run(server.plan(Mode::New, Amount::Count(40))).unwrap();
     assert_eq!((report.operations, report.failures.total(), report.stopped), (40, 0, Stopped::Count));
@@ -163,7 +163,7 @@ fn new_connections_are_counted_one_by_one() {
 }
 
 #[test]
-fn resumed_connections_are_resumed() {
+fn resumed_connections_reuse_the_session() {
     let server = Server::start(true, u64::MAX);
     let report = load::run(server.plan(Mode::Resumed, Amount::Count(40))).unwrap();
     assert_eq!((report.operations, report.failures.total()), (40, 0));
@@ -171,7 +171,7 @@ fn resumed_connections_are_resumed() {
 }
 
 #[test]
-fn a_server_without_tickets_has_no_figure_for_resumption() {
+fn a_server_without_tickets_has_no_resumption_figure() {
     let server = Server::start(false, u64::MAX);
     let error = load::run(server.plan(Mode::Resumed, Amount::Count(1000))).unwrap_err();
     assert!(
@@ -181,7 +181,7 @@ fn a_server_without_tickets_has_no_figure_for_resumption() {
 }
 
 #[test]
-fn kept_connections_are_kept() {
+fn kept_connections_serve_all_requests() {
     let server = Server::start(true, u64::MAX);
     let report = load::run(server.plan(Mode::KeepAlive, Amount::Count(40))).unwrap();
     assert_eq!((report.operations, report.failures.total()), (40, 0));
@@ -189,7 +189,7 @@ fn kept_connections_are_kept() {
 }
 
 #[test]
-fn a_server_that_closes_early_is_seen() {
+fn closed_connections_are_counted_as_failures() {
     let server = Server::start(true, 4);
     let report = load::run(server.plan(Mode::KeepAlive, Amount::Count(60))).unwrap();
     let kinds: Vec<_> = report.failures.iter().map(|(kind, _)| kind).collect();
@@ -199,7 +199,7 @@ fn a_server_that_closes_early_is_seen() {
 }
 
 #[test]
-fn a_client_that_is_refused_has_no_figures() {
+fn a_rejected_client_has_no_figures() {
     let server = Server::start(true, u64::MAX);
     let stranger = Authority::root(&AuthoritySpec::new("strangers")).unwrap();
     let mut plan = server.plan(Mode::New, Amount::Count(10));
@@ -209,7 +209,7 @@ fn a_client_that_is_refused_has_no_figures() {
 }
 
 #[test]
-fn a_server_that_somebody_else_vouches_for_is_refused_at_once() {
+fn a_server_of_another_authority_is_rejected_at_once() {
     let (server, stranger) = (Server::start(true, u64::MAX), Server::start(true, u64::MAX));
     for mode in [Mode::New, Mode::Resumed, Mode::KeepAlive] {
         let mut plan = server.plan(mode, Amount::Count(10));
@@ -222,7 +222,7 @@ fn a_server_that_somebody_else_vouches_for_is_refused_at_once() {
 }
 
 #[test]
-fn operations_come_at_their_pace() {
+fn paced_operations_keep_their_interval() {
     let server = Server::start(true, u64::MAX);
     let mut plan = server.plan(Mode::KeepAlive, Amount::Count(12));
     plan.every = Some(Duration::from_millis(30));
@@ -234,7 +234,7 @@ fn operations_come_at_their_pace() {
 }
 
 #[test]
-fn another_status_is_a_failure() {
+fn an_unexpected_status_is_a_failure() {
     let server = Server::start(true, u64::MAX);
     let mut plan = server.plan(Mode::New, Amount::Count(10));
     plan.expect_status = 404;
@@ -246,7 +246,7 @@ fn another_status_is_a_failure() {
 }
 
 #[test]
-fn idle_connections_are_open_together() {
+fn idle_connections_are_open_at_the_same_time() {
     let server = Server::start(true, u64::MAX);
     let plan = IdlePlan {
         target: server.target(),

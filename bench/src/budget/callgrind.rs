@@ -19,8 +19,8 @@ pub enum CallgrindError {
         text: String,
     },
     /// The costs that were read do not add up to callgrind's total.
-    #[error("callgrind counted {told} instructions, and {summed} were found in its output")]
-    Sum { told: u64, summed: u64 },
+    #[error("callgrind counted {total} instructions, and {summed} were found in its output")]
+    Sum { total: u64, summed: u64 },
     /// The end is missing.
     #[error("callgrind's output has no end: is the disk full? Run it again")]
     Cut,
@@ -73,7 +73,7 @@ impl Profile {
         let (mut caller, mut callee) = (Function::default(), Function::default());
         // Absent where it is the caller's.
         let mut callee_object = None;
-        let (mut is_call, mut told) = (false, None);
+        let (mut is_call, mut total) = (false, None);
         for (index, line) in text.lines().enumerate() {
             let syntax = |problem| CallgrindError::Syntax { line: index + 1, problem, text: line.to_owned() };
             let unknown = || syntax("a number without a name");
@@ -98,15 +98,15 @@ impl Profile {
                     callee = (object, functions.resolve(value).ok_or_else(unknown)?);
                 }
                 "calls" => is_call = true,
-                "totals" => told = Some(value.trim().parse().map_err(|_| syntax("no number"))?),
+                "totals" => total = Some(value.trim().parse().map_err(|_| syntax("no number"))?),
                 _ => {}
             }
         }
         let summed = profile.own.values().sum();
-        match told {
+        match total {
             None => Err(CallgrindError::Cut),
             _ if summed == 0 => Err(CallgrindError::Nothing),
-            Some(told) if told != summed => Err(CallgrindError::Sum { told, summed }),
+            Some(total) if total != summed => Err(CallgrindError::Sum { total, summed }),
             _ => Ok(profile),
         }
     }
@@ -164,7 +164,7 @@ fn=(4)\n0 50\n\nob=(2)\nfl=(2)\nfn=(2)\n0 60\n\ntotals: 1160\n";
     }
 
     #[test]
-    fn own_costs_are_summed_and_callees_are_not_counted_twice() {
+    fn own_costs_are_summed_without_inclusive_ones() {
         let own =
             |name: &str| parsed().own.iter().find(|((_, found), _)| found == name).map(|(_, cost)| *cost);
         assert_eq!(own("dataplane::tls::hello::read"), Some(150));
@@ -173,7 +173,7 @@ fn=(4)\n0 50\n\nob=(2)\nfl=(2)\nfn=(2)\n0 60\n\ntotals: 1160\n";
     }
 
     #[test]
-    fn the_crypto_library_stands_apart_with_what_it_calls() {
+    fn calls_of_the_crypto_library_count_as_its_own() {
         assert_eq!(parsed().instructions("/budget"), Ok(Instructions { ours: 190, crypto: 970 }));
         let other = "aws_lc_0_43_0_EVP_DigestInit";
         let all = Profile::parse(&TEXT.replace("dataplane::tls::hello::read", other)).unwrap();
@@ -183,7 +183,7 @@ fn=(4)\n0 50\n\nob=(2)\nfl=(2)\nfn=(2)\n0 60\n\ntotals: 1160\n";
     }
 
     #[test]
-    fn c_and_assembly_in_our_program_are_the_crypto_librarys() {
+    fn c_and_assembly_count_as_the_crypto_library() {
         for name in [
             "aws_lc_0_43_0_ecp_nistz256_point_double",
             "_aesni_ctr32_ghash_6x",
@@ -207,9 +207,9 @@ fn=(4)\n0 50\n\nob=(2)\nfl=(2)\nfn=(2)\n0 60\n\ntotals: 1160\n";
     }
 
     #[test]
-    fn a_file_that_does_not_add_up_is_refused() {
+    fn inconsistent_output_is_an_error() {
         let cut = TEXT.replace("totals: 1160", "totals: 1161");
-        assert_eq!(Profile::parse(&cut), Err(CallgrindError::Sum { told: 1161, summed: 1160 }));
+        assert_eq!(Profile::parse(&cut), Err(CallgrindError::Sum { total: 1161, summed: 1160 }));
         let at = TEXT.lines().position(|line| line == "0 900").unwrap() + 1;
         assert_eq!(
             Profile::parse(&TEXT.replace("0 900", "0 x")),
@@ -226,7 +226,7 @@ fn=(4)\n0 50\n\nob=(2)\nfl=(2)\nfn=(2)\n0 60\n\ntotals: 1160\n";
     }
 
     #[test]
-    fn nothing_counted_is_no_figure() {
+    fn output_without_counts_is_an_error() {
         assert_eq!(Profile::parse("events: Ir\ntotals: 0\n"), Err(CallgrindError::Nothing));
         assert_eq!(Profile::parse(""), Err(CallgrindError::Cut));
         assert_eq!(Profile::parse(TEXT.split("totals").next().unwrap()), Err(CallgrindError::Cut));

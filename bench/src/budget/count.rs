@@ -41,9 +41,9 @@ pub fn all(dearest: usize) -> anyhow::Result<Vec<Counted>> {
     };
     let running: Vec<_> = Case::ALL.into_iter().map(start).collect::<anyhow::Result<_>>()?;
     let finish = |(case, first, second): (Case, Run, Option<Run>)| {
-        let told = || format!("counting {}", case.name());
-        let first = first.finish().with_context(told)?;
-        let second = second.map(Run::finish).transpose().with_context(told)?;
+        let doing = || format!("counting {}", case.name());
+        let first = first.finish().with_context(doing)?;
+        let second = second.map(Run::finish).transpose().with_context(doing)?;
         let name = program.to_string_lossy();
         let of = |profile: &Profile| profile.instructions(&name);
         let both = (of(&first)?, second.as_ref().map(of).transpose()?.unwrap_or_default());
@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn counts_are_an_operations() {
+    fn counts_are_divided_by_operations() {
         let alone = an_operation(Counting::Alone(10), count(1000, 50), Instructions::default());
         assert_eq!(alone.unwrap(), count(100, 5));
         let between = an_operation(Counting::Between(10, 30), count(1000, 50), count(3000, 90));
@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn more_that_cost_less_are_no_figure() {
+    fn a_larger_count_must_cost_more() {
         assert!(an_operation(Counting::Between(1, 2), count(10, 1), count(9, 1)).is_err());
     }
 }

@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn three_percent_are_allowed_and_no_more() {
+    fn three_percent_are_allowed() {
         let verdict = |found| budget(100_000).judge(Case::HandshakeWarm, ours(found));
         assert!(matches!(verdict(103_000), Verdict::Within { .. }));
         assert!(matches!(verdict(103_001), Verdict::Over { budget: 100_000, .. }));
@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_says_what_and_what_to_do() {
+    fn a_failure_has_figures_and_advice() {
         let verdict = budget(100_000).judge(Case::HandshakeWarm, ours(110_000));
         let text = line(Case::HandshakeWarm, &verdict, ours(110_000), Path::new("bench/budget.toml"));
         for part in ["handshake-warm", "OVER", "110000", "100000", "1.100", "10.0 % more", "make budget WHY="]
@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn the_file_is_what_was_written() {
+    fn the_file_is_read_as_written() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("budget.toml");
         std::fs::write(&path, budget(5).to_text().unwrap()).unwrap();
@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn a_misspelt_key_and_a_missing_file_are_told() {
+    fn a_misspelt_key_and_a_missing_file_are_errors() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("budget.toml");
         assert!(Budget::read(&path).unwrap_err().to_string().contains("make budget"));
@@ -227,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn noise_does_not_rewrite_a_figure() {
+    fn noise_does_not_move_a_figure() {
         let entry = Entry::new(ours(100_000), "first");
         assert!(entry.is_about(ours(100_400)) && !entry.is_about(ours(100_600)));
     }

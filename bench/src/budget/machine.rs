@@ -45,9 +45,9 @@ impl Machine {
         Ok(Self {
             architecture: std::env::consts::ARCH.to_owned(),
             features: features(&cpu),
-            valgrind: said("valgrind", "--version", "valgrind")?,
-            libc: said("getconf", "GNU_LIBC_VERSION", "libc-bin")?,
-            rustc: said("rustc", "--version", "rustc, or rustup")?,
+            valgrind: output_of("valgrind", "--version", "valgrind")?,
+            libc: output_of("getconf", "GNU_LIBC_VERSION", "libc-bin")?,
+            rustc: output_of("rustc", "--version", "rustc, or rustup")?,
         })
     }
 
@@ -73,7 +73,7 @@ fn features(cpuinfo: &str) -> String {
     FEATURES.iter().filter(has).copied().collect::<Vec<_>>().join(" ")
 }
 
-fn said(tool: &'static str, argument: &str, package: &'static str) -> Result<String, MachineError> {
+fn output_of(tool: &'static str, argument: &str, package: &'static str) -> Result<String, MachineError> {
     let missing = MachineError::Missing { tool, package };
     let output = Command::new(tool).arg(argument).stdin(Stdio::null()).output();
     match output {
@@ -100,24 +100,24 @@ mod tests {
     }
 
     #[test]
-    fn features_are_the_processors_and_only_those_that_count() {
+    fn only_relevant_processor_features_are_read() {
         let text = "processor\t: 0\nflags\t\t: fpu avx512f sha_ni avx2 aes\nbogomips\t: 1\n";
         assert_eq!(features(text), "aes avx2");
         assert_eq!(features(""), "");
     }
 
     #[test]
-    fn every_difference_is_told() {
+    fn every_difference_is_listed() {
         assert_eq!(machine().differences(&machine()), Vec::<String>::new());
         let here = Machine { features: "aes".to_owned(), rustc: "rustc 1.96.0".to_owned(), ..machine() };
-        let told = machine().differences(&here);
-        assert_eq!(told.len(), 2, "{told:?}");
-        assert!(told[0].contains("here `aes`") && told[0].contains("for `aes avx2`"), "{told:?}");
+        let listed = machine().differences(&here);
+        assert_eq!(listed.len(), 2, "{listed:?}");
+        assert!(listed[0].contains("here `aes`") && listed[0].contains("for `aes avx2`"), "{listed:?}");
     }
 
     #[test]
     fn a_missing_tool_is_named_with_its_package() {
-        let error = said("no-such-tool", "--version", "a-package").unwrap_err().to_string();
+        let error = output_of("no-such-tool", "--version", "a-package").unwrap_err().to_string();
         assert!(error.contains("no-such-tool") && error.contains("apt-get install a-package"), "{error}");
     }
 }

@@ -1,4 +1,4 @@
-//! What an etcd is made of, before it runs.
+//! Describes an etcd before it starts.
 
 use std::fs;
 use std::path::Path;
@@ -8,16 +8,13 @@ use crate::credentials::{Authority, Credential};
 use crate::ports::Reservation;
 use crate::process::Log;
 
-/// Who signs for an etcd with TLS.
+/// The authorities of an etcd with TLS.
 pub struct Authorities {
-    /// Signs the servers' certificates.
     pub servers: Authority,
-    /// Signs the clients'.
     pub clients: Authority,
 }
 
 impl Authorities {
-    /// Two fresh ones.
     pub fn mint() -> Self {
         Self { servers: Authority::root("Test etcd CA"), clients: Authority::root("Test etcd Client CA") }
     }
@@ -27,13 +24,11 @@ impl Authorities {
         self.servers.server(&["etcd.test", "localhost"])
     }
 
-    /// A client's certificate.
     pub fn client(&self) -> Credential {
         self.clients.client("countersign")
     }
 }
 
-/// An etcd to be shaped.
 #[derive(Default)]
 pub struct EtcdBuilder {
     certificate: Option<Credential>,
@@ -43,32 +38,31 @@ pub struct EtcdBuilder {
 }
 
 impl EtcdBuilder {
-    /// With TLS, asking for no certificate.
+    /// TLS without client certificates.
     pub fn tls(mut self, authorities: &Authorities) -> Self {
         self.access.authority_pem = Some(authorities.servers.certificate_pem().to_owned());
         self.certificate(&authorities.server())
     }
 
-    /// With TLS, demanding a certificate.
+    /// TLS, requiring a client certificate.
     pub fn mutual(self, authorities: &Authorities) -> Self {
         let mut builder = self.tls(authorities);
         builder.access.client = Some(authorities.client());
         builder.clients(authorities.clients.certificate_pem())
     }
 
-    /// With this certificate of its own.
     pub fn certificate(mut self, credential: &Credential) -> Self {
         self.certificate = Some(credential.clone());
         self
     }
 
-    /// Demanding a certificate of one of these authorities.
+    /// Requires a client certificate of one of these authorities.
     pub fn clients(mut self, authorities_pem: &str) -> Self {
         self.clients_pem = Some(authorities_pem.to_owned());
         self
     }
 
-    /// With another argument of the program, `--name=value`.
+    /// Appends an argument of the program, `--name=value`.
     pub fn argument(mut self, argument: &str) -> Self {
         self.arguments.push(argument.to_owned());
         self
@@ -100,7 +94,7 @@ impl EtcdBuilder {
             folder,
             client: ports.client,
             peer: ports.peer,
-            door: ports.door,
+            test_port: ports.test_port,
             members,
             tls: self.certificate.is_some(),
             password: None,
@@ -117,25 +111,24 @@ impl EtcdBuilder {
     }
 }
 
-/// The ports of one member.
 pub(super) struct Ports {
     client: Reservation,
     peer: Reservation,
-    door: Reservation,
+    test_port: Reservation,
 }
 
 impl Ports {
     pub(super) fn any() -> Self {
-        Self { client: Reservation::any(), peer: Reservation::any(), door: Reservation::any() }
+        Self { client: Reservation::any(), peer: Reservation::any(), test_port: Reservation::any() }
     }
 
-    /// As `--initial-cluster` names it.
+    /// As in `--initial-cluster`.
     pub(super) fn member(&self, name: &str) -> String {
         format!("{name}=http://{}", self.peer.address())
     }
 }
 
-/// A handshake meets the old file or the new one, never half of it.
+/// A handshake reads the old file or the new one, never half of it.
 fn replace(folder: &Path, name: &str, text: &str) {
     let new = folder.join(format!("{name}.new"));
     fs::write(&new, text).expect("a file can be written");

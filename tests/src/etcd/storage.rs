@@ -1,10 +1,10 @@
-//! Where a test's etcd keeps its data: in memory where there is room, for it waits for the disk with every write.
+//! The folder of a test's etcd: in memory where there is room, because etcd syncs every write.
 
 use nix::sys::statvfs::statvfs;
 use tempfile::TempDir;
 
 const MEMORY: &str = "/dev/shm";
-/// A server keeps about 130 MB ready for its log; several run side by side.
+/// A server preallocates about 130 MB for its log; several run side by side.
 const ROOM: u64 = 4 << 30;
 
 pub(super) fn folder() -> TempDir {

@@ -29,9 +29,6 @@ pub struct FixedUpstream {
 
 impl FixedUpstream {
     /// Listens on a free port of 127.0.0.1 and serves from this core.
-    ///
-    /// # Panics
-    /// When there is no free port.
     pub fn start(cpu: usize, tls: Option<ServerConfig>) -> Self {
         let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
         listener.set_nonblocking(true).expect("a socket can be non-blocking");

@@ -1,4 +1,4 @@
-//! An upstream that answers each request with the head it got, byte for byte: no library reads or prints it.
+//! An upstream that responds with the request head, byte for byte: no library parses or prints it.
 
 use std::net::SocketAddr;
 
@@ -6,14 +6,13 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{JoinHandle, JoinSet};
 
-/// Speaks HTTP/1.1 to whoever sends requests without bodies; it ends with this value.
+/// HTTP/1.1 for requests without bodies; dropping it ends it.
 pub struct HeadEcho {
     address: SocketAddr,
     task: JoinHandle<()>,
 }
 
 impl HeadEcho {
-    /// On a free port.
     pub async fn start() -> Self {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a free port");
         let address = listener.local_addr().expect("a listener has an address");
@@ -26,7 +25,6 @@ impl HeadEcho {
         Self { address, task }
     }
 
-    /// Where it listens.
     pub fn address(&self) -> SocketAddr {
         self.address
     }

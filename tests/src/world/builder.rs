@@ -1,4 +1,4 @@
-//! What a world is made of, before it runs.
+//! Describes a world before it starts.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -12,7 +12,6 @@ use crate::documents::route;
 use crate::etcd::Access;
 use crate::settings::{default_settings, merge};
 
-/// What a world is made of, before it runs.
 pub struct WorldBuilder {
     settings: Value,
     etcd: Option<Access>,
@@ -27,7 +26,7 @@ pub struct WorldBuilder {
     app: Option<App>,
 }
 
-/// What serves `app.test`.
+/// The upstream of `app.test`.
 struct App {
     upstream: SocketAddr,
     path: &'static str,
@@ -57,7 +56,7 @@ impl WorldBuilder {
         self
     }
 
-    /// Keeps the documents in this etcd instead of in a file. Settings that differ from the usual ones come after this.
+    /// Uses this etcd as the store. Settings that differ from those of the etcd come later.
     pub fn etcd(mut self, access: impl Into<Access>) -> Self {
         let access = access.into();
         merge(&mut self.settings, access.settings());
@@ -65,7 +64,7 @@ impl WorldBuilder {
         self
     }
 
-    /// Starts so many control planes, all on the same store, which data planes know in this order.
+    /// Starts so many control planes on the same store; data planes try them in this order.
     pub fn control_planes(mut self, count: usize) -> Self {
         self.control_planes = count;
         self
@@ -77,20 +76,18 @@ impl WorldBuilder {
         self
     }
 
-    /// Sets an environment variable of the control planes.
     pub fn control_environment(mut self, name: &str, value: &str) -> Self {
         self.control_environment.push((name.to_owned(), value.to_owned()));
         self
     }
 
-    /// Sets an environment variable of the data planes.
     pub fn node_environment(mut self, name: &str, value: &str) -> Self {
         self.node_environment.push((name.to_owned(), value.to_owned()));
         self
     }
 
-    /// Starts both programs by this bash script, which runs `exec "$@"` in the end, with
-    /// redirections for example. `$NAME` is the name of the control plane or node.
+    /// Starts programs through a bash script that ends with `exec "$@"`, for redirections for
+    /// example. `$NAME` is the name of the control plane or node.
     pub fn script(mut self, script: &str) -> Self {
         self.script = Some(script.to_owned());
         self
@@ -123,19 +120,19 @@ impl WorldBuilder {
         self
     }
 
-    /// Writes a file beside the settings, which may name it.
+    /// Writes a file beside the settings.
     pub fn file(mut self, name: &str, text: &str) -> Self {
         self.files.push((name.to_owned(), text.to_owned()));
         self
     }
 
-    /// Does not start the control planes: their ports are kept, and refuse.
+    /// Reserves the control planes' ports without starting them: connections are refused.
     pub fn without_control(mut self) -> Self {
         self.control = false;
         self
     }
 
-    /// Mints, writes and starts everything, and waits until it is ready.
+    /// Starts everything and waits until it is ready.
     pub async fn start(self) -> World {
         let folder =
             tempfile::Builder::new().prefix("countersign-test-").tempdir().expect("a temporary folder");

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use e2e::client::{HttpConnection, bounded};
 use e2e::credentials::Credential;
 use e2e::documents::{protected, route, site, weighted};
-use e2e::stream::{Script, TcpUpstream};
 use e2e::upstream::Upstream;
+use e2e::upstream::tcp::{Script, TcpUpstream};
 use e2e::world::World;
 use http::StatusCode;
 use rustls::AlertDescription;
@@ -46,7 +46,7 @@ async fn everything_else(world: &World, upstream: &Upstream) {
 async fn status(session: &mut HttpConnection, host: &str, path: &str) -> StatusCode {
     let mut request = session.request(http::Method::GET, path, e2e::client::full(""));
     request.headers_mut().insert("host", host.parse().unwrap());
-    session.fetch(request).await.unwrap_or_else(|refused| panic!("{host}{path}: {refused}")).status
+    session.fetch(request).await.unwrap_or_else(|error| panic!("{host}{path}: {error}")).status
 }
 
 /// The wildcard site is served, and its certificate would be good for the other name; but that one is nobody's.

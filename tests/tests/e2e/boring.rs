@@ -11,7 +11,7 @@ use e2e::credentials::Credential;
 use e2e::documents::{protected, site};
 use e2e::process::EVENT_TIMEOUT;
 use e2e::raw;
-use e2e::stream::{Script, TcpUpstream};
+use e2e::upstream::tcp::{Script, TcpUpstream};
 use e2e::upstream::{Upstream, pattern, sha256};
 use e2e::world::{World, WorldBuilder};
 use http::{Method, StatusCode};

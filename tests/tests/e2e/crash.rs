@@ -95,7 +95,7 @@ async fn assert_all_stored(world: &World, last: u64) {
 async fn highest_served(session: &mut HttpConnection, at_most: u64) -> u64 {
     let mut highest = 0;
     for pair in (1..=at_most).rev() {
-        let reply = session.get(&format!("/{pair}")).await.unwrap_or_else(|refused| panic!("{refused}"));
+        let reply = session.get(&format!("/{pair}")).await.unwrap_or_else(|error| panic!("{error}"));
         match reply.status {
             StatusCode::OK => highest = highest.max(pair),
             StatusCode::NOT_FOUND => assert!(pair > highest, "{pair} is not served, but {highest} is"),

@@ -301,7 +301,7 @@ async fn a_request_is_explained_as_it_happened() {
             Some(reason) => counted(&world, reason, rule).await,
             None => (0, 0),
         };
-        let mut session = client.connect().await.unwrap_or_else(|refused| panic!("{what}: {refused}"));
+        let mut session = client.connect().await.unwrap_or_else(|error| panic!("{what}: {error}"));
         let mut request = session.request(Method::GET, uri, e2e::client::full(""));
         request.headers_mut().insert("host", host.parse().unwrap());
         let reply = session.fetch(request).await.unwrap();

@@ -35,7 +35,7 @@ async fn a_request_in_progress_is_finished() {
         raw::until_closed(&mut idle).await;
         assert!(!held.is_finished());
         upstream.open_gate();
-        let reply = held.await.unwrap().unwrap_or_else(|refused| panic!("{http:?}: {refused}"));
+        let reply = held.await.unwrap().unwrap_or_else(|error| panic!("{http:?}: {error}"));
         assert_eq!(reply.status, StatusCode::OK);
         let status = node.ended().await;
         assert!(status.success(), "{status}");

@@ -9,7 +9,7 @@ use e2e::frames::{
     self, DATA, END_HEADERS, END_STREAM, FrameConnection, HEADERS, RST_STREAM, frame, get, window_settings,
     window_update,
 };
-use e2e::upstream::raw::{Answer, RawUpstream};
+use e2e::upstream::raw::{RawResponse, RawUpstream};
 use e2e::upstream::{SECOND_HALF, Upstream};
 use e2e::world::World;
 use nix::sys::signal::Signal;
@@ -181,7 +181,7 @@ async fn a_drain_does_not_wait_for_streams_that_stall() {
 #[tokio::test]
 async fn a_body_that_its_client_cancels_is_never_whole() {
     let mut upstream =
-        RawUpstream::plain(|_| Answer::keep("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")).await;
+        RawUpstream::plain(|_| RawResponse::keep("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")).await;
     let world = World::builder().open(upstream.address()).start().await;
     let mut wire = FrameConnection::connect(&world.client("app.test")).await;
     for (round, code) in [0_u32, CANCEL, 2].into_iter().enumerate() {

@@ -48,11 +48,11 @@ fn any_host(upstream: &Upstream, uri: &str, more: Value) -> Value {
 }
 
 async fn status(client: &HttpClient, path: &str) -> u16 {
-    client.get(path).await.unwrap_or_else(|refused| panic!("{path}: {refused}")).status.as_u16()
+    client.get(path).await.unwrap_or_else(|error| panic!("{path}: {error}")).status.as_u16()
 }
 
 async fn seen(client: &HttpClient, path: &str) -> Value {
-    let reply = client.get(path).await.unwrap_or_else(|refused| panic!("{path}: {refused}"));
+    let reply = client.get(path).await.unwrap_or_else(|error| panic!("{path}: {error}"));
     assert_eq!(reply.status, StatusCode::OK, "{path}");
     reply.json()
 }

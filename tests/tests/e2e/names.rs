@@ -67,7 +67,7 @@ async fn a_host_that_demands_certificates_is_served_over_its_own_site_only() {
         for http in [Http::One, Http::Two] {
             let identity = if *sni == "vip.wild.test" { &vip } else { &credentials.client };
             let client = world.client(host).sni(sni).identity(identity).http(http);
-            let reply = client.get("/").await.unwrap_or_else(|refused| panic!("{sni}, {host}: {refused}"));
+            let reply = client.get("/").await.unwrap_or_else(|error| panic!("{sni}, {host}: {error}"));
             assert_eq!(reply.status, *expected, "{sni} asked for {host}: {because} ({http:?})");
             served += u64::from(reply.status == OK);
         }

@@ -13,7 +13,7 @@ mod stream_proxy;
 
 use e2e::admin::ADMIN_KEY;
 use e2e::client::{HttpConnection, full};
-use e2e::shell::{Said, Shell};
+use e2e::shell::{Shell, ShellOutput};
 use e2e::upstream::Upstream;
 use e2e::world::World;
 use http::Method;
@@ -107,7 +107,7 @@ impl Page {
 }
 
 /// A connection that failed for another reason must not pass for a refusal.
-fn assert_refused(said: &Said, command: &str) {
+fn assert_refused(said: &ShellOutput, command: &str) {
     let alert = said.err.contains("alert") || said.err.contains("SSL") || said.err.contains("TLS");
     assert!(said.exit != 0 && alert, "{command}\n{said:?}");
 }

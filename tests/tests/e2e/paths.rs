@@ -30,7 +30,7 @@ fn line(status: u16, body: &str) -> Outcome {
 /// Asks for these very bytes over HTTP/1.1.
 async fn ask_raw(client: &HttpClient, target: &[u8]) -> Outcome {
     let mut stream =
-        client.clone().http(Http::One).handshake().await.unwrap_or_else(|refused| panic!("{refused}"));
+        client.clone().http(Http::One).handshake().await.unwrap_or_else(|error| panic!("{error}"));
     let rest = format!(" HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", client.host());
     stream.write_all(&[b"GET ", target, rest.as_bytes()].concat()).await.unwrap();
     let answered = raw::until_closed(&mut stream).await;
@@ -45,9 +45,9 @@ async fn ask_h2(client: &HttpClient, target: &str) -> Option<Outcome> {
         return None;
     }
     let mut session =
-        client.clone().http(Http::Two).connect().await.unwrap_or_else(|refused| panic!("{refused}"));
+        client.clone().http(Http::Two).connect().await.unwrap_or_else(|error| panic!("{error}"));
     let request = session.request(Method::GET, target, full(""));
-    let reply = session.fetch(request).await.unwrap_or_else(|refused| panic!("{target}: {refused}"));
+    let reply = session.fetch(request).await.unwrap_or_else(|error| panic!("{target}: {error}"));
     Some(line(reply.status.as_u16(), &reply.text()))
 }
 

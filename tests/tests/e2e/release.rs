@@ -5,7 +5,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use e2e::shell::{Said, Shell};
+use e2e::shell::{Shell, ShellOutput};
 use tempfile::TempDir;
 
 const CARGO: &str = r#"#!/bin/sh
@@ -48,7 +48,7 @@ impl Workspace {
         fs::write(self.path(name), text).unwrap();
     }
 
-    async fn run(&self, script: &str) -> Said {
+    async fn run(&self, script: &str) -> ShellOutput {
         let shell = Shell::new(self.0.path()).set("CARGO", self.path("bin/cargo").display());
         let git =
             "git() { command git -c user.name=t -c user.email=t@t.test -c init.defaultBranch=main \"$@\"; }";

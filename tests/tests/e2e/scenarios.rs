@@ -35,12 +35,10 @@ async fn a_protected_route_answers_a_good_client_over_every_protocol() {
     let (world, _upstream) = World::protected(json!({})).await;
     for (tls, http) in PROTOCOLS {
         let client = world.verified_client("app.test").tls(tls).http(http);
-        let mut session =
-            client.connect().await.unwrap_or_else(|refused| panic!("{tls:?} {http:?}: {refused}"));
+        let mut session = client.connect().await.unwrap_or_else(|error| panic!("{tls:?} {http:?}: {error}"));
         let expected = if tls == Tls::V12 { ProtocolVersion::TLSv1_2 } else { ProtocolVersion::TLSv1_3 };
         assert_eq!(session.protocol(), Some(expected));
-        let reply =
-            session.get("/hello").await.unwrap_or_else(|refused| panic!("{tls:?} {http:?}: {refused}"));
+        let reply = session.get("/hello").await.unwrap_or_else(|error| panic!("{tls:?} {http:?}: {error}"));
         assert_eq!(reply.status, StatusCode::OK);
         assert_eq!(reply.version, if http == Http::One { Version::HTTP_11 } else { Version::HTTP_2 });
         assert_eq!(reply.json()["uri"], "/hello");

@@ -9,7 +9,7 @@ use e2e::client::{Http, bounded, full};
 use e2e::curl::curl;
 use e2e::documents::{protected, site, weighted};
 use e2e::frames::{self, END_HEADERS, END_STREAM, FrameConnection, HEADERS};
-use e2e::stream::{Script, TcpUpstream};
+use e2e::upstream::tcp::{Script, TcpUpstream};
 use e2e::upstream::{FIRST_HALF, SECOND_HALF, Upstream, pattern, sha256};
 use e2e::world::World;
 use http::{Method, StatusCode};
@@ -142,7 +142,7 @@ async fn http_1_is_told_by_its_next_answer() {
         stage.take_away_and_tell(how).await;
         stage.upstream.open_gate();
         let (reply, mut session) = waiting.await.unwrap();
-        let reply = reply.unwrap_or_else(|refused| panic!("{how}: {refused}"));
+        let reply = reply.unwrap_or_else(|error| panic!("{how}: {error}"));
         assert_eq!(
             (reply.status, reply.headers["connection"].as_bytes()),
             (StatusCode::OK, &b"close"[..]),

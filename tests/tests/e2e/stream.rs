@@ -10,7 +10,7 @@ use e2e::documents::{protected, site as site_of, weighted};
 use e2e::ports::Reservation;
 use e2e::raw;
 use e2e::resources::memory_peak;
-use e2e::stream::{Script, TcpUpstream, digest_of};
+use e2e::upstream::tcp::{Script, TcpUpstream, digest_of};
 use e2e::upstream::{pattern, sha256};
 use e2e::world::World;
 use http::StatusCode;
@@ -56,7 +56,7 @@ pub async fn said(stream: &mut (impl AsyncRead + AsyncWrite + Unpin)) -> String 
 
 /// The answer to a client of the TLS listener that asks for this name.
 pub async fn ask(world: &World, sni: &str) -> String {
-    let mut stream = world.tcp_client(sni).handshake().await.unwrap_or_else(|refused| panic!("{refused}"));
+    let mut stream = world.tcp_client(sni).handshake().await.unwrap_or_else(|error| panic!("{error}"));
     said(&mut stream).await
 }
 

@@ -17,7 +17,7 @@ async fn world_to(upstream: Value) -> World {
 }
 
 async fn get(session: &mut HttpConnection, path: &str) -> e2e::client::Reply {
-    session.get(path).await.unwrap_or_else(|refused| panic!("{path}: {refused}"))
+    session.get(path).await.unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
 #[tokio::test]

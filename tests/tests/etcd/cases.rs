@@ -5,7 +5,7 @@
 
 use e2e::etcd::{Access, Etcd};
 use e2e::fixtures::FIXTURES;
-use e2e::stream::{Script, TcpUpstream};
+use e2e::upstream::tcp::{Script, TcpUpstream};
 use e2e::world::World;
 use http::{Method, StatusCode};
 use serde_json::{Value, json};

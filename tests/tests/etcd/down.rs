@@ -188,7 +188,8 @@ async fn one_member_of_three_may_die_and_with_two_gone_nothing_is_written() {
     world.wait_acknowledged(revision).await;
     cluster.member(leader).start().await;
     let mut keys = cluster.keys(third).await;
-    let held: BTreeSet<_> = keys.below("/apisix/routes/").await.into_iter().map(|entry| entry.key).collect();
+    let held: BTreeSet<_> =
+        keys.with_prefix("/apisix/routes/").await.into_iter().map(|entry| entry.key).collect();
     let expected = ["", "all", "back", "two-left"].map(|id| name(&format!("routes/{id}")));
     assert_eq!(held, BTreeSet::from(expected), "what was refused was never written");
 }
@@ -293,8 +294,14 @@ async fn the_leader_paused_during_writes_loses_nothing_and_brings_nothing_later(
         while !matches!(keys.try_get(&name(&format!("routes/last-{round}"))).await, Ok(Some(_))) {}
     }
     assert!(total.acknowledged.len() >= 60, "the cluster went on without it: {}", total.acknowledged.len());
-    let held: BTreeSet<_> =
-        cluster.keys(0).await.below("/apisix/routes/w").await.into_iter().map(|entry| entry.key).collect();
+    let held: BTreeSet<_> = cluster
+        .keys(0)
+        .await
+        .with_prefix("/apisix/routes/w")
+        .await
+        .into_iter()
+        .map(|entry| entry.key)
+        .collect();
     for id in &total.acknowledged {
         assert!(held.contains(&name(&format!("routes/{id}"))), "{id} was acknowledged and is lost");
     }

@@ -59,7 +59,7 @@ fn signal(process: u32, signal: Signal) {
 }
 
 async fn reports(etcd: &Etcd) -> Vec<Entry> {
-    etcd.keys().await.below("/apisix/countersign/control_planes/").await
+    etcd.keys().await.with_prefix("/apisix/countersign/control_planes/").await
 }
 
 #[tokio::test]
@@ -191,7 +191,7 @@ async fn one_generated_admin_key_opens_every_control_plane() {
         assert_eq!(opens("another").await, StatusCode::UNAUTHORIZED);
     }
     world.control_log_of(1).line_with(&["the admin key is the one in", "data-0/admin.key"]).await;
-    for entry in etcd.keys().await.below("/").await {
+    for entry in etcd.keys().await.with_prefix("/").await {
         assert!(!String::from_utf8_lossy(&entry.value).contains(key.trim()), "{}", entry.key);
     }
 }

@@ -42,7 +42,7 @@ async fn every_kind_of_etcd_starts_and_the_test_comes_in() {
     ] {
         let mut keys = etcd.keys().await;
         let revision = keys.put("/a", "1").await;
-        assert_eq!(keys.below("/").await[0].modified, revision);
+        assert_eq!(keys.with_prefix("/").await[0].modified, revision);
         assert!(etcd.ctl(&["get", "/a"]).await.contains("/a\n1"));
     }
 }

@@ -20,8 +20,7 @@ async fn behind_a_proxy() -> (Stage, Proxy) {
 
 /// The number that the upstream hears for this path; nothing when no route answers.
 async fn number(stage: &Stage, path: &str) -> Option<String> {
-    let reply =
-        stage.world.plain("app.test").await.get(path).await.unwrap_or_else(|refused| panic!("{refused}"));
+    let reply = stage.world.plain("app.test").await.get(path).await.unwrap_or_else(|error| panic!("{error}"));
     match reply.status {
         StatusCode::OK => Some(reply.json()["headers"]["host"].as_str().unwrap().to_owned()),
         StatusCode::NOT_FOUND => None,
@@ -290,7 +289,7 @@ async fn many_changes_of_one_revision_are_all_taken() {
         let revision = keys.put_all(&entries).await;
         stage.world.wait_acknowledged(revision).await;
         assert_all(&stage, &ids, Some(round)).await;
-        let revision = keys.delete_below(&name("routes/many-")).await;
+        let revision = keys.delete_prefix(&name("routes/many-")).await;
         stage.world.wait_acknowledged(revision).await;
         assert_all(&stage, &ids, None).await;
     }
@@ -300,7 +299,7 @@ async fn assert_all(stage: &Stage, ids: &[String], expected: Option<u64>) {
     let mut session = stage.world.plain("app.test").await;
     let mut wrong = Vec::new();
     for id in ids {
-        let reply = session.get(&format!("/{id}")).await.unwrap_or_else(|refused| panic!("{refused}"));
+        let reply = session.get(&format!("/{id}")).await.unwrap_or_else(|error| panic!("{error}"));
         let right = match expected {
             None => reply.status == StatusCode::NOT_FOUND,
             Some(version) => {

@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 
 use e2e::etcd::{Etcd, Keys};
 use e2e::raw;
-use e2e::stream::{Script, TcpUpstream};
+use e2e::upstream::tcp::{Script, TcpUpstream};
 use e2e::world::World;
 use http::StatusCode;
 use serde_json::{Value, json};
@@ -151,7 +151,7 @@ async fn what_an_apisix_wrote_is_served() {
     for (path, document) in written_by_an_apisix(&stage, streams.address()) {
         put(&mut keys, path, &document).await;
     }
-    let before = keys.below("/apisix/").await;
+    let before = keys.with_prefix("/apisix/").await;
     stage.world.start_control().await;
     let revision = before.iter().map(|entry| entry.modified).max().unwrap();
     stage.world.wait_acknowledged(revision).await;
@@ -174,7 +174,7 @@ async fn what_an_apisix_wrote_is_served() {
     assert_eq!(raw::until_closed(&mut stream).await, b"hello from streams\n");
 
     // Nothing of it was touched, and nothing is missing in the lists.
-    let after = stage.etcd.keys().await.below("/apisix/").await;
+    let after = stage.etcd.keys().await.with_prefix("/apisix/").await;
     for entry in &before {
         assert!(after.contains(entry), "{} was changed", entry.key);
     }
@@ -217,7 +217,7 @@ async fn what_we_write_is_as_an_apisix_would() {
     assert_eq!(stored["id"], id);
 
     // The placeholders that an APISIX looks for, and nothing of ours among its directories.
-    let keys = stage.etcd.keys().await.below("/apisix/").await;
+    let keys = stage.etcd.keys().await.with_prefix("/apisix/").await;
     for directory in DIRECTORIES.iter().chain(&["stream_routes"]) {
         let placeholder = keys.iter().find(|entry| entry.key == format!("/apisix/{directory}/"));
         assert_eq!(placeholder.map(|entry| &entry.value[..]), Some(&b"init_dir"[..]), "{directory}");

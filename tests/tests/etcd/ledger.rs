@@ -160,7 +160,7 @@ impl Ledger {
         assert_eq!(told.made, self.count);
         world.wait_acknowledged(end).await;
         let mut expected = HashMap::new();
-        for entry in keys.below("/apisix/routes/").await {
+        for entry in keys.with_prefix("/apisix/routes/").await {
             if let Ok(document) = serde_json::from_slice::<Value>(&entry.value) {
                 expected.insert(document["uri"].as_str().expect("a uri").to_owned(), document);
             }
@@ -196,7 +196,7 @@ impl Watched {
 }
 
 async fn assert_serves(session: &mut HttpConnection, uri: &str, expected: Option<&Value>) {
-    let reply = session.get(uri).await.unwrap_or_else(|refused| panic!("{refused}"));
+    let reply = session.get(uri).await.unwrap_or_else(|error| panic!("{error}"));
     match expected {
         None => assert_eq!(reply.status, StatusCode::NOT_FOUND, "{uri}"),
         Some(document) => {

@@ -92,8 +92,7 @@ async fn what_is_pasted_into_etcd_is_served() {
     let revision = keys.put(&super::stage::name("ssls/1"), pasted).await;
     world.wait_acknowledged(revision).await;
     world.apply(&[("routes/a", stage.route("/a"))]).await;
-    let reply =
-        world.verified_client("app.test").get("/a").await.unwrap_or_else(|refused| panic!("{refused}"));
+    let reply = world.verified_client("app.test").get("/a").await.unwrap_or_else(|error| panic!("{error}"));
     assert_eq!(reply.status, http::StatusCode::OK);
     world.client("app.test").expect_alert().await;
 }

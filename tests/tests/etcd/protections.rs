@@ -4,7 +4,7 @@
 use e2e::etcd::Etcd;
 use e2e::process::run_to_end;
 use e2e::raw;
-use e2e::stream::{Script, TcpUpstream};
+use e2e::upstream::tcp::{Script, TcpUpstream};
 use e2e::world::World;
 use http::StatusCode;
 use serde_json::{Value, json};

@@ -112,7 +112,7 @@ async fn first_taken(world: &World, mark: usize, index: usize) -> String {
 async fn only_forward(mut session: HttpConnection, end: Arc<AtomicBool>, seen: watch::Sender<u64>) {
     let mut newest = 0;
     while !end.load(Ordering::SeqCst) {
-        let reply = session.get("/counted").await.unwrap_or_else(|refused| panic!("{refused}"));
+        let reply = session.get("/counted").await.unwrap_or_else(|error| panic!("{error}"));
         assert_eq!(reply.status, StatusCode::OK);
         let host = reply.json()["headers"]["host"].as_str().unwrap().to_owned();
         let number: u64 = host.strip_prefix('v').unwrap().parse().unwrap();
@@ -202,7 +202,7 @@ async fn prefixes_on_one_etcd_do_not_meet() {
         let listed = world.admin().get("routes").await.body;
         assert_eq!((&listed["total"], &listed["list"][0]["value"]["uri"]), (&json!(1), &json!(path)));
     }
-    let keys: Vec<_> = etcd.keys().await.below("/").await.into_iter().map(|entry| entry.key).collect();
+    let keys: Vec<_> = etcd.keys().await.with_prefix("/").await.into_iter().map(|entry| entry.key).collect();
     for name in ["/gate/routes/a", "/gate2/routes/a"] {
         assert!(keys.contains(&name.to_owned()), "{keys:?}");
     }
@@ -215,13 +215,13 @@ async fn the_secrets_of_tickets_are_shared_and_outlive_a_control_plane() {
     let mut keys = etcd.keys().await;
     let kept =
         |entries: Vec<e2e::etcd::Entry>| entries.into_iter().find(|entry| entry.key.contains("ticket"));
-    let secrets = kept(keys.below("/apisix/countersign/").await).expect("the secrets are in etcd");
+    let secrets = kept(keys.with_prefix("/apisix/countersign/").await).expect("the secrets are in etcd");
     assert!(!String::from_utf8_lossy(&secrets.value).contains("secret\":"), "sealed");
     let on = connected_to(&world).await;
     world.node_log().line_with(&["took over new ticket secrets"]).await;
     let mark = world.node_log().mark();
     world.kill_control_at(on).await;
     first_taken(&world, mark, 1 - on).await;
-    let after = kept(keys.below("/apisix/countersign/").await).expect("the secrets are in etcd");
+    let after = kept(keys.with_prefix("/apisix/countersign/").await).expect("the secrets are in etcd");
     assert_eq!(after, secrets, "nobody made others");
 }

@@ -87,7 +87,7 @@ pub fn numbered(upstream: &Upstream, uri: &str, number: u64) -> Value {
 
 /// Status of a request in plain HTTP.
 pub async fn status(world: &World, host: &str, path: &str) -> StatusCode {
-    let reply = world.plain(host).await.get(path).await.unwrap_or_else(|refused| panic!("{refused}"));
+    let reply = world.plain(host).await.get(path).await.unwrap_or_else(|error| panic!("{error}"));
     reply.status
 }
 
@@ -118,7 +118,7 @@ pub async fn attempt(
     path: &str,
     body: Option<&Value>,
 ) -> (StatusCode, String) {
-    let answer = world.admin().call(method, path, body).await.unwrap_or_else(|refused| panic!("{refused}"));
+    let answer = world.admin().call(method, path, body).await.unwrap_or_else(|error| panic!("{error}"));
     (answer.status, answer.reply.text())
 }
 

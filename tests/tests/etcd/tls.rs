@@ -248,7 +248,7 @@ async fn certificates_of_both_sides_are_rotated_under_load() {
     let last = *acknowledged.last().unwrap();
     stage.world.wait_acknowledged(last).await;
     let mut keys = stage.etcd.keys().await;
-    let held = keys.below("/apisix/routes/load-").await;
+    let held = keys.with_prefix("/apisix/routes/load-").await;
     for entry in &held {
         let uri = entry.json()["uri"].as_str().unwrap().to_owned();
         assert_eq!(stage.status(&uri).await, StatusCode::OK, "{uri}");

@@ -41,7 +41,7 @@ async fn judge_all(limbo: &Limbo) -> Score {
             document["client"]["crl"] = json!(case.crls);
         }
         let answer = admin.call(Method::PUT, &format!("ssls/case-{number}"), Some(&document)).await;
-        let answer = answer.unwrap_or_else(|refused| panic!("{}: {refused}", case.id));
+        let answer = answer.unwrap_or_else(|error| panic!("{}: {error}", case.id));
         revision = answer.revision.unwrap_or(revision);
         let refused = (!answer.status.is_success()).then(|| answer.reply.text());
         sites.push((case, host, refused));

@@ -199,7 +199,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn the_best_peer_is_another_one() {
+    fn countersign_is_never_the_best_peer() {
         let figures =
             figures(&[(Kind::Countersign, &[100.0]), (Kind::Nginx, &[400.0]), (Kind::Pingora, &[200.0])]);
         assert_eq!(figures.best(Measure::New), Some(Kind::Pingora));
@@ -209,7 +209,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn our_own_figures_are_held_against_each_other() {
+    fn a_goal_compares_two_measures_of_countersign() {
         let mut figures = figures(&[(Kind::Countersign, &[100.0])]);
         figures.add(Measure::Resumed, Kind::Countersign, 0, 40.0, ());
         let verdicts = figures.verdicts(Measure::Resumed);
@@ -218,7 +218,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn what_was_not_measured_has_no_figure_and_no_verdict() {
+    fn a_missing_value_has_no_ratio_and_no_verdict() {
         let mut figures = figures(&[(Kind::Countersign, &[100.0])]);
         figures.add_failed(Measure::New, Kind::Nginx, 0, "3 x timeout".to_owned(), ());
         assert!(figures.spread(Measure::New, Kind::Nginx).is_none());
@@ -229,7 +229,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn how_busy_a_server_was_comes_from_the_reports_of_the_runs_that_have_a_figure() {
+    fn utilisation_is_the_median_of_runs_with_a_value() {
         let mut figures = Figures::default();
         let report = |busy, timeslices: Option<f64>| serde_json::json!({"server": {"busy": busy, "timeslices_per_operation": timeslices}});
         for (round, busy) in (0..).zip([0.9, 0.5, 0.98]) {
@@ -244,7 +244,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn an_even_number_of_values_has_the_median_between() {
+    fn the_median_of_an_even_number_is_the_mean_of_two() {
         assert_eq!(spread(vec![4.0, 1.0, 2.0, 3.0]).unwrap().median, 2.5);
         assert_eq!(spread(vec![]), None);
     }

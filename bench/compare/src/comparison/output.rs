@@ -138,7 +138,7 @@ fn values(figures: &Figures) -> String {
     for measure in Measure::all() {
         let cells: Vec<_> = peers.iter().map(|peer| figures.spread(measure, *peer)).collect();
         if cells.iter().any(Option::is_some) {
-            let cells = cells.into_iter().map(|spread| told(spread, measure.unit()));
+            let cells = cells.into_iter().map(|spread| cell(spread, measure.unit()));
             row(&mut table, measure.label(), cells);
         }
     }
@@ -182,7 +182,7 @@ fn how_busy(busy: Option<Busy>) -> String {
 
 /// The pace of certificate changes, and the latencies behind the ratio.
 fn paces(figures: &Figures) -> String {
-    let mut told = Vec::new();
+    let mut lines = Vec::new();
     for peer in figures.peers() {
         let of = |pointer| figures.reported(Measure::ChangeOthers, peer, pointer);
         let found = (
@@ -192,20 +192,20 @@ fn paces(figures: &Figures) -> String {
             of("/changing/operations"),
         );
         if let (Some(pace), Some(quiet), Some(changing), Some(requests)) = found {
-            told.push(format!(
+            lines.push(format!(
                 "- {}: one each {pace:.0} ms; 99th percentile {quiet:.0} us in quiet phases, {changing:.0} us in changing ones, of {requests:.0} requests each\n",
                 peer.name()
             ));
         }
     }
-    if told.is_empty() {
+    if lines.is_empty() {
         return String::new();
     }
     format!(
         "Certificates changed at a pace, one each 100 ms, or, where a change takes longer than half of that, each twice as long as it takes. \
          Others make 1,000 requests a second on four kept connections, told from when they were due; quiet and changing phases take \
          timeslices.\n\n{}\n",
-        told.concat()
+        lines.concat()
     )
 }
 
@@ -243,7 +243,7 @@ fn row(table: &mut String, first: &str, cells: impl Iterator<Item = String>) {
     let _ = writeln!(table, "| {first} | {} |", cells.join(" | "));
 }
 
-fn told(spread: Option<Spread>, unit: &str) -> String {
+fn cell(spread: Option<Spread>, unit: &str) -> String {
     spread.map_or_else(
         || "-".to_owned(),
         |Spread { median, min, max, .. }| format!("{median:.1} {unit} ({min:.1}-{max:.1})"),
@@ -263,9 +263,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_server_that_slept_is_seen() {
+    fn the_utilisation_table_shows_a_server_that_slept() {
         let mut figures = figures(&[(Kind::Nginx, &[1000.0])]);
-        assert_eq!(busy(&figures), "", "nobody's CPU was read");
+        assert_eq!(busy(&figures), "", "no CPU time was read");
         let report = json!({"server": {"busy": 0.64, "timeslices_per_operation": 1.95}});
         figures.add(Measure::New, Kind::Countersign, 1, 100.0, report);
         let table = busy(&figures);
@@ -273,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn the_pace_of_changes_is_told_with_what_others_had() {
+    fn the_pace_of_changes_is_listed_with_latencies() {
         let mut figures = Figures::default();
         assert_eq!(paces(&figures), "");
         let phase = |p99: f64| json!({"operations": 10_000, "latency_us": {"p99": p99}});
@@ -284,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn the_tables_have_a_column_for_each_peer_and_a_dash_for_what_is_missing() {
+    fn tables_have_a_column_a_peer_and_a_dash_without_value() {
         let mut figures = figures(&[
             (Kind::Countersign, &[100.0, 110.0, 120.0]),
             (Kind::Nginx, &[1000.0, 1100.0, 1200.0]),

@@ -80,7 +80,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_longest_bar_is_the_largest_figure_and_nobody_without_one_is_drawn() {
+    fn bars_are_scaled_to_the_largest_value() {
         let mut figures = figures(&[(Kind::Countersign, &[50.0]), (Kind::Nginx, &[100.0])]);
         figures.add_failed(Measure::New, Kind::Caddy, 0, "refused".to_owned(), ());
         let svg = svg(&figures);
@@ -90,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn a_figure_of_nothing_is_no_bar_at_all() {
+    fn a_value_of_zero_has_a_bar_of_no_width() {
         assert!(svg(&figures(&[(Kind::Nginx, &[0.0])])).contains("width=\"0.0\""));
     }
 }

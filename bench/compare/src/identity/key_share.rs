@@ -64,7 +64,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn both_sides_have_the_same_secret_and_only_the_servers_share_is_new() {
+    fn the_client_share_is_reused_and_secrets_match() {
         let mut shares = Vec::new();
         for _ in 0..2 {
             let client = FixedKeyShare.start().unwrap();
@@ -79,7 +79,7 @@ mod tests {
     }
 
     #[test]
-    fn a_share_of_the_wrong_length_is_refused() {
+    fn a_key_share_of_the_wrong_length_is_an_error() {
         for length in [0, 31, 33] {
             assert!(FixedKeyShare.start().unwrap().complete(&vec![9; length]).is_err());
         }

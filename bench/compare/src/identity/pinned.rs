@@ -40,7 +40,7 @@ impl PinnedVerifier {
         leaf: &CertificateDer<'_>,
         verify: impl FnOnce() -> Result<HandshakeSignatureValid, Error>,
     ) -> Result<HandshakeSignatureValid, Error> {
-        if self.signed.get().is_some_and(|known| known == leaf) {
+        if self.signed.get().is_some_and(|seen| seen == leaf) {
             return Ok(HandshakeSignatureValid::assertion());
         }
         let valid = verify()?;
@@ -59,10 +59,10 @@ impl ServerCertVerifier for PinnedVerifier {
         ocsp: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        let known = |chain: &Chain| {
+        let matches = |chain: &Chain| {
             chain.leaf == *leaf && chain.intermediates == intermediates && chain.name == *name
         };
-        if self.chain.get().is_some_and(known) {
+        if self.chain.get().is_some_and(matches) {
             return Ok(ServerCertVerified::assertion());
         }
         let verified = self.full.verify_server_cert(leaf, intermediates, name, ocsp, now)?;
@@ -103,7 +103,7 @@ mod tests {
 
     use super::*;
 
-    fn known(root: &Authority) -> PinnedVerifier {
+    fn verifier(root: &Authority) -> PinnedVerifier {
         let mut anchors = rustls::RootCertStore::empty();
         anchors.add(root.certificate().der().clone()).unwrap();
         let provider = Arc::new(aws_lc_rs::default_provider());
@@ -111,63 +111,63 @@ mod tests {
         PinnedVerifier::new(full.build().unwrap())
     }
 
-    fn verify(known: &PinnedVerifier, shown: &Minted, name: &str, now: UnixTime) -> Result<(), Error> {
+    fn verify(verifier: &PinnedVerifier, shown: &Minted, name: &str, now: UnixTime) -> Result<(), Error> {
         let chain: Vec<_> = shown.chain.iter().map(|certificate| certificate.der().clone()).collect();
         let name = ServerName::try_from(name.to_owned()).unwrap();
-        known.verify_server_cert(&chain[0], &chain[1..], &name, &[], now).map(drop)
+        verifier.verify_server_cert(&chain[0], &chain[1..], &name, &[], now).map(drop)
     }
 
     #[test]
-    fn what_was_verified_once_is_recognised_and_nothing_else() {
+    fn only_a_verified_chain_is_recognised() {
         let root = Authority::root(&AuthoritySpec::new("root")).unwrap();
         let issuer = root.intermediate(&AuthoritySpec::new("issuer")).unwrap();
-        let known = known(&root);
+        let verifier = verifier(&root);
         let ours = issuer.issue(&LeafSpec::server("a.test")).unwrap();
         let now = UnixTime::now();
-        verify(&known, &ours, "a.test", now).unwrap();
+        verify(&verifier, &ours, "a.test", now).unwrap();
         // A full verification would find that it is not valid yet.
         let long_ago = UnixTime::since_unix_epoch(std::time::Duration::from_secs(1));
-        verify(&known, &ours, "a.test", long_ago).unwrap();
+        verify(&verifier, &ours, "a.test", long_ago).unwrap();
 
-        assert!(verify(&known, &ours, "b.test", now).is_err(), "for another name");
+        assert!(verify(&verifier, &ours, "b.test", now).is_err(), "for another name");
         let mut cut = issuer.issue(&LeafSpec::server("a.test")).unwrap();
         cut.chain.truncate(1);
-        assert!(verify(&known, &cut, "a.test", now).is_err(), "without its intermediate");
+        assert!(verify(&verifier, &cut, "a.test", now).is_err(), "without its intermediate");
         let stranger = Authority::root(&AuthoritySpec::new("root")).unwrap();
         let theirs = stranger.issue(&LeafSpec::server("a.test")).unwrap();
-        assert!(verify(&known, &theirs, "a.test", now).is_err(), "from somebody else");
+        assert!(verify(&verifier, &theirs, "a.test", now).is_err(), "of another authority");
         let renewed = issuer.issue(&LeafSpec::server("a.test")).unwrap();
         assert!(
-            verify(&known, &renewed, "a.test", now).is_ok()
-                && verify(&known, &renewed, "a.test", long_ago).is_err()
+            verify(&verifier, &renewed, "a.test", now).is_ok()
+                && verify(&verifier, &renewed, "a.test", long_ago).is_err()
         );
     }
 
     #[test]
-    fn a_chain_that_was_refused_is_not_known() {
+    fn a_rejected_chain_is_not_remembered() {
         let root = Authority::root(&AuthoritySpec::new("root")).unwrap();
-        let known = known(&root);
+        let verifier = verifier(&root);
         let stranger = Authority::root(&AuthoritySpec::new("stranger")).unwrap();
         let theirs = stranger.issue(&LeafSpec::server("a.test")).unwrap();
         for _ in 0..2 {
-            assert!(verify(&known, &theirs, "a.test", UnixTime::now()).is_err());
+            assert!(verify(&verifier, &theirs, "a.test", UnixTime::now()).is_err());
         }
         let ours = root.issue(&LeafSpec::server("a.test")).unwrap();
-        verify(&known, &ours, "a.test", UnixTime::now()).unwrap();
+        verify(&verifier, &ours, "a.test", UnixTime::now()).unwrap();
     }
 
     #[test]
     fn only_the_first_signature_of_a_key_is_verified() {
         let root = Authority::root(&AuthoritySpec::new("root")).unwrap();
-        let known = known(&root);
+        let verifier = verifier(&root);
         let leaf = |name| root.issue(&LeafSpec::server(name)).unwrap().certificate.der().clone();
         let (one, other) = (leaf("a.test"), leaf("b.test"));
-        let refused = || Err(Error::General("asked".to_owned()));
-        let taken = || Ok(HandshakeSignatureValid::assertion());
-        assert!(known.signature(&one, refused).is_err());
-        assert!(known.signature(&one, refused).is_err(), "a refused one proves nothing");
-        known.signature(&one, taken).unwrap();
-        known.signature(&one, refused).unwrap();
-        assert!(known.signature(&other, refused).is_err(), "another key");
+        let rejected = || Err(Error::General("asked".to_owned()));
+        let accepted = || Ok(HandshakeSignatureValid::assertion());
+        assert!(verifier.signature(&one, rejected).is_err());
+        assert!(verifier.signature(&one, rejected).is_err(), "a rejected one is not remembered");
+        verifier.signature(&one, accepted).unwrap();
+        verifier.signature(&one, rejected).unwrap();
+        assert!(verifier.signature(&other, rejected).is_err(), "another key");
     }
 }

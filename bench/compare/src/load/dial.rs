@@ -71,7 +71,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_connection_whose_server_says_anything_between_two_answers_is_closing() {
+    async fn an_idle_connection_with_bytes_to_read_is_closing() {
         let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
         let pair = async || {
             let (ours, theirs) =

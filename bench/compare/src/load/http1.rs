@@ -228,7 +228,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_breaks_off_or_is_not_http_is_a_failure() {
+    async fn truncated_and_invalid_responses_are_failures() {
         for (piece, kind) in [
             ("", FailureKind::Receive),
             ("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhello", FailureKind::Receive),

@@ -39,7 +39,7 @@ mod tests {
     const EVERY: Duration = Duration::from_secs(10);
 
     #[tokio::test]
-    async fn what_was_due_meanwhile_has_waited_since_then() {
+    async fn an_operation_waits_since_it_was_due() {
         let mut pace = Pace { every: EVERY, due: Instant::now() - 2 * EVERY };
         let waited = [pace.next().await, pace.next().await];
         assert!(waited[0] >= 2 * EVERY && waited[1] >= EVERY, "{waited:?}");
@@ -49,7 +49,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn nothing_starts_before_it_is_due_and_a_late_timer_counts_for_nobody() {
+    async fn an_operation_starts_when_due_without_timer_lateness() {
         let started = Instant::now();
         let due = started + Duration::from_millis(20);
         let mut pace = Pace { every: EVERY, due };
@@ -59,7 +59,7 @@ mod tests {
     }
 
     #[test]
-    fn lanes_take_turns() {
+    fn lanes_start_evenly_spread() {
         let before = Instant::now();
         let paces = [0, 1, 2, 3].map(|lane| Pace::new(EVERY, lane, 4));
         for (lane, pace) in (0..).zip(&paces) {

@@ -35,8 +35,8 @@ impl Installed for Installation {
     }
 
     fn version(&self) -> String {
-        let told = version_line(&self.program, "version");
-        told.map_or_else(|| "unknown".to_owned(), |version| format!("Caddy {version}"))
+        let version = version_line(&self.program, "version");
+        version.map_or_else(|| "unknown".to_owned(), |version| format!("Caddy {version}"))
     }
 
     fn start(&self, context: &StartContext<'_>) -> Result<Box<dyn Peer>, PeerError> {

@@ -38,8 +38,8 @@ impl Installed for Installation {
     }
 
     fn version(&self) -> String {
-        let told = output_of(&self.program, &["--version"]).unwrap_or_else(|| "unknown".to_owned());
-        told.split_once("version: ").map_or(told.clone(), |(_, version)| format!("Envoy {version}"))
+        let version = output_of(&self.program, &["--version"]).unwrap_or_else(|| "unknown".to_owned());
+        version.split_once("version: ").map_or(version.clone(), |(_, version)| format!("Envoy {version}"))
     }
 
     fn start(&self, context: &StartContext<'_>) -> Result<Box<dyn Peer>, PeerError> {

@@ -236,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_with_dots_keeps_them() {
+    fn the_ending_is_appended_to_names_with_dots() {
         assert_eq!(with_ending(Path::new("/x/s1.many.test")), Path::new("/x/s1.many.test.pem"));
     }
 }

@@ -233,7 +233,7 @@ mod tests {
     use crate::peer::credentials::tests::upstreams;
 
     #[test]
-    fn the_worker_is_pinned_by_a_mask_that_reads_from_the_right() {
+    fn the_affinity_mask_is_little_endian() {
         let text = configuration(Path::new("/x"), 1, 443, upstreams(), &["a.test".to_owned()]);
         let mask = text.lines().find_map(|line| line.strip_prefix("worker_cpu_affinity ")).unwrap();
         assert!(mask.trim_end_matches(';').ends_with("10"), "{mask}");

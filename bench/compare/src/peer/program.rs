@@ -157,7 +157,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_wheel_is_found_by_whatever_python_unpacked_it() {
+    fn a_wheel_is_found_for_any_python_version() {
         let folder = tempfile::tempdir().unwrap();
         let release = folder.path().join("release");
         let inside = "nobodys-proxy/_bin/nobodys-proxy";

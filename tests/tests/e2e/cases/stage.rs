@@ -73,7 +73,7 @@ impl Stage {
     /// A PUT that must be refused with 400; gives its `error_msg`.
     pub async fn refused(&self, path: &str, document: Value) -> String {
         let answer = self.world.admin().call(Method::PUT, path, Some(&document)).await;
-        let answer = answer.unwrap_or_else(|refused| panic!("PUT {path}: {refused}"));
+        let answer = answer.unwrap_or_else(|error| panic!("PUT {path}: {error}"));
         assert_eq!(answer.status, 400, "{answer:?}");
         answer.body["error_msg"].as_str().unwrap_or_else(|| panic!("no error_msg: {answer:?}")).to_owned()
     }

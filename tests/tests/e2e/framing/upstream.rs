@@ -3,7 +3,7 @@
 use e2e::client::{Http, HttpConnection, Reply, full};
 use e2e::documents::route;
 use e2e::raw;
-use e2e::upstream::raw::{Answer, RawRequest, RawUpstream, Then};
+use e2e::upstream::raw::{AfterResponse, RawRequest, RawResponse, RawUpstream};
 use e2e::world::World;
 use http::{Method, StatusCode};
 use serde_json::json;
@@ -24,7 +24,7 @@ async fn answering(answers: &[&str]) -> RawUpstream {
     let answers: Vec<String> = answers.iter().map(|answer| (*answer).to_owned()).collect();
     RawUpstream::plain(move |request| {
         let index: Option<usize> = request.target().trim_start_matches('/').parse().ok();
-        Answer::keep(index.map_or(WHOLE, |index| answers[index].as_str()))
+        RawResponse::keep(index.map_or(WHOLE, |index| answers[index].as_str()))
     })
     .await
 }
@@ -36,7 +36,7 @@ async fn session(world: &World, http: Http) -> HttpConnection {
 async fn ask(session: &mut HttpConnection, method: &str, path: &str) -> Reply {
     let method = Method::from_bytes(method.as_bytes()).unwrap();
     let request = session.request(method, path, full(""));
-    session.fetch(request).await.unwrap_or_else(|refused| panic!("{path}: {refused}"))
+    session.fetch(request).await.unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
 /// Each answer to each method is 502 over both protocols, and its connection is not used again.
@@ -271,9 +271,9 @@ async fn an_upstream_of_http_1_0_costs_no_client_its_keep_alive() {
         "HTTP/1.0 200 OK\r\nContent-Length: 5\r\n\r\nwhole",
     ];
     let upstream = RawUpstream::plain(move |request| match request.target() {
-        "/1.0/kept" => Answer::keep(answers[0]),
-        "/1.0/length" => Answer::keep(answers[1]),
-        _ => Answer::keep("HTTP/1.0 200 OK\r\n\r\nwhole").then(Then::Fin),
+        "/1.0/kept" => RawResponse::keep(answers[0]),
+        "/1.0/length" => RawResponse::keep(answers[1]),
+        _ => RawResponse::keep("HTTP/1.0 200 OK\r\n\r\nwhole").then(AfterResponse::Fin),
     });
     let upstream = upstream.await;
     let world = world_to(&upstream).await;
@@ -336,14 +336,14 @@ async fn fields_of_the_upstreams_connection_stay_there() {
 const LENGTH: &str = "HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf of it";
 
 /// Answers `/cut/...` without a length and ends without close_notify, `/end/...` the same with it.
-fn close_delimited(request: &RawRequest) -> Answer {
-    let answer = Answer::keep("HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n\r\nhalf of it");
+fn close_delimited(request: &RawRequest) -> RawResponse {
+    let answer = RawResponse::keep("HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n\r\nhalf of it");
     match request.target() {
-        target if target.starts_with("/cut") => answer.then(Then::Fin),
-        target if target.starts_with("/reset") => answer.then(Then::Reset),
-        target if target.starts_with("/end") => answer.then(Then::CloseNotify),
-        target if target.starts_with("/length") => Answer::keep(LENGTH).then(Then::Fin),
-        _ => Answer::keep(WHOLE),
+        target if target.starts_with("/cut") => answer.then(AfterResponse::Fin),
+        target if target.starts_with("/reset") => answer.then(AfterResponse::Reset),
+        target if target.starts_with("/end") => answer.then(AfterResponse::CloseNotify),
+        target if target.starts_with("/length") => RawResponse::keep(LENGTH).then(AfterResponse::Fin),
+        _ => RawResponse::keep(WHOLE),
     }
 }
 
@@ -419,7 +419,7 @@ async fn an_answer_shorter_than_its_framing_is_never_whole() {
     ];
     let upstream = RawUpstream::plain(move |request| {
         let index: usize = request.target().trim_start_matches('/').parse().unwrap();
-        Answer::keep(answers[index]).then(Then::Fin)
+        RawResponse::keep(answers[index]).then(AfterResponse::Fin)
     });
     let upstream = upstream.await;
     let world = world_to(&upstream).await;

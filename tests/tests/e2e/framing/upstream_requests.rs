@@ -5,7 +5,7 @@ use e2e::client::{Body, Http, HttpConnection, bounded, full};
 use e2e::documents::weighted;
 use e2e::frames::{DATA, END_HEADERS, END_STREAM, FrameConnection, HEADERS, frame};
 use e2e::raw;
-use e2e::upstream::raw::{Answer, RawRequest, RawUpstream, Then};
+use e2e::upstream::raw::{AfterResponse, RawRequest, RawResponse, RawUpstream};
 use e2e::world::World;
 use futures_util::stream;
 use http::{Method, StatusCode};
@@ -18,9 +18,9 @@ const METHODS: [&str; 7] = ["GET", "HEAD", "DELETE", "OPTIONS", "POST", "PUT", "
 const HELLO_IN_CHUNKS: &str = "5\r\nhello\r\n0\r\n\r\n";
 
 /// An answer to `method` that is in order.
-fn ok(request: &RawRequest) -> Answer {
+fn ok(request: &RawRequest) -> RawResponse {
     let body = if request.method() == "HEAD" { "" } else { "ok" };
-    Answer::keep(format!("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{body}"))
+    RawResponse::keep(format!("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{body}"))
 }
 
 async fn world_to(upstream: &RawUpstream) -> World {
@@ -170,8 +170,10 @@ async fn fields_of_the_clients_connection_stay_there() {
 #[tokio::test]
 async fn a_connection_that_answered_in_http_1_0_is_not_used_again() {
     let mut upstream = RawUpstream::plain(|request| match request.target() {
-        "/1.0" => Answer::keep("HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nContent-Length: 2\r\n\r\nok"),
-        "/1.0/204" => Answer::keep("HTTP/1.0 204 No Content\r\nConnection: keep-alive\r\n\r\n"),
+        "/1.0" => {
+            RawResponse::keep("HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nContent-Length: 2\r\n\r\nok")
+        }
+        "/1.0/204" => RawResponse::keep("HTTP/1.0 204 No Content\r\nConnection: keep-alive\r\n\r\n"),
         _ => ok(request),
     })
     .await;
@@ -207,10 +209,10 @@ async fn half_sent(
 
 #[tokio::test]
 async fn a_connection_answered_early_is_not_used_again() {
-    for then in [Then::Keep, Then::Fin, Then::Reset] {
+    for then in [AfterResponse::Keep, AfterResponse::Fin, AfterResponse::Reset] {
         let mut upstream = RawUpstream::plain(move |request| match request.target() {
             "/early" => {
-                Answer::keep("HTTP/1.1 403 Forbidden\r\nContent-Length: 2\r\n\r\nno").early().then(then)
+                RawResponse::keep("HTTP/1.1 403 Forbidden\r\nContent-Length: 2\r\n\r\nno").early().then(then)
             }
             _ => ok(request),
         })
@@ -221,10 +223,13 @@ async fn a_connection_answered_early_is_not_used_again() {
             let (pieces, answer) = half_sent(&mut session, "half of it").await;
             let status = answer.status();
             // RST may overtake the answer.
-            assert!(status == StatusCode::FORBIDDEN || then == Then::Reset, "{http:?} {then:?}: {status}");
+            assert!(
+                status == StatusCode::FORBIDDEN || then == AfterResponse::Reset,
+                "{http:?} {then:?}: {status}"
+            );
             let early = upstream.request().await.connection;
             let body = bounded("the answer", answer.into_body().collect()).await;
-            assert!(body.is_ok() || then == Then::Reset, "{http:?} {then:?}");
+            assert!(body.is_ok() || then == AfterResponse::Reset, "{http:?} {then:?}");
             drop(pieces);
             let mut other = world.client("app.test").http(http).connect().await.unwrap();
             assert_eq!(other.get("/next").await.unwrap().status, StatusCode::OK);
@@ -237,11 +242,13 @@ async fn a_connection_answered_early_is_not_used_again() {
 #[tokio::test]
 async fn a_request_whose_body_was_sent_is_never_repeated() {
     let broken = |request: &RawRequest| match request.target() {
-        "/fin" => Answer::keep("").then(Then::Fin),
-        "/reset" => Answer::keep("").then(Then::Reset),
-        "/early/fin" => Answer::keep("").early().then(Then::Fin),
-        "/early/reset" => Answer::keep("").early().then(Then::Reset),
-        "/garbage" => Answer::keep("HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nxx"),
+        "/fin" => RawResponse::keep("").then(AfterResponse::Fin),
+        "/reset" => RawResponse::keep("").then(AfterResponse::Reset),
+        "/early/fin" => RawResponse::keep("").early().then(AfterResponse::Fin),
+        "/early/reset" => RawResponse::keep("").early().then(AfterResponse::Reset),
+        "/garbage" => {
+            RawResponse::keep("HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nxx")
+        }
         _ => ok(request),
     };
     let (mut one, mut two) = (RawUpstream::plain(broken).await, RawUpstream::plain(broken).await);

@@ -70,7 +70,7 @@ async fn forge(session: &mut HttpConnection, http: Http) -> Value {
             fields.insert("connection", HeaderValue::from_str(&format!("keep-alive, {list}")).unwrap());
         }
         fields.insert("trailer", HeaderValue::from_str(&list).unwrap());
-        let reply = session.fetch(request).await.unwrap_or_else(|refused| panic!("{refused}"));
+        let reply = session.fetch(request).await.unwrap_or_else(|error| panic!("{error}"));
         assert_eq!(reply.status, StatusCode::OK, "{}", reply.text());
         seen = reply.json();
         assert!(!seen.to_string().contains("forged"), "{seen:#}");

@@ -1,7 +1,7 @@
 //! "Stream Proxy". Its upstream and client are MySQL's; ours greet whoever says something.
 
 use e2e::raw;
-use e2e::stream::{Script, TcpUpstream};
+use e2e::upstream::tcp::{Script, TcpUpstream};
 use serde_json::json;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;

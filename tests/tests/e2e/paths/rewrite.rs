@@ -21,7 +21,7 @@ async fn head(world: &World, path: &str, sent: &[&str]) -> String {
         let (name, value) = field.split_once(": ").unwrap();
         request.headers_mut().append(name.parse::<http::HeaderName>().unwrap(), value.parse().unwrap());
     }
-    let reply = session.fetch(request).await.unwrap_or_else(|refused| panic!("{refused}"));
+    let reply = session.fetch(request).await.unwrap_or_else(|error| panic!("{error}"));
     assert_eq!(reply.status, StatusCode::OK, "{path}: {}", reply.text());
     reply.text().to_lowercase()
 }

@@ -210,7 +210,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn everybody_who_can_changes_at_the_same_pace_and_others_at_one_they_can_hold() {
+    fn a_slow_server_gets_a_pace_of_its_own() {
         let millis = Duration::from_millis;
         for (takes, expected) in [(0, 100), (1, 100), (50, 100), (51, 200), (100, 200), (1430, 2900)] {
             assert_eq!(pace(millis(takes)), millis(expected), "{takes}");
@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_sleeps_is_quiet_and_whoever_is_gone_is_an_error() {
+    fn a_sleeping_process_is_quiet() {
         let mut child = std::process::Command::new("sleep").arg("30").spawn().unwrap();
         let settled = settle(child.id());
         child.kill().unwrap();
@@ -228,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn a_change_that_fails_ends_the_changing_and_is_told() {
+    fn a_failed_change_ends_the_phase_with_an_error() {
         let nowhere = crate::target::Target::parse("https://127.0.0.1:1/", Some("a.test"), false).unwrap();
         let root = pki::mint::Authority::root(&pki::mint::AuthoritySpec::new("root")).unwrap();
         let identity = crate::identity::ClientIdentity::from_pem(root.certificate_pem().as_bytes(), None);

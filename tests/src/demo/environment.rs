@@ -1,6 +1,4 @@
-//! The demo's stage: the folder with everything in it, the certificates, and what runs.
-//!
-//! From an empty folder to "everything listens", and back to nothing running.
+//! The environment of the demo: its folder, the certificates, and the running programs.
 
 use std::fs::{self, File};
 use std::net::{SocketAddr, TcpListener};
@@ -13,17 +11,16 @@ use rustls::pki_types::UnixTime;
 use serde_json::Value;
 
 use super::Ports;
-use super::scenarios::Shown;
+use super::scenarios::Tally;
 use super::shell;
 use crate::credentials::Credential;
 use crate::process::{Launch, Log, Process, program, run_to_end};
 use crate::upstream::Upstream;
 
-/// The mark of a folder that the demo made and may empty.
+/// Marks a folder that the demo made and may empty.
 const MARK: &str = ".countersign-demo";
 
-/// The running demo.
-pub struct Stage {
+pub struct Environment {
     dir: PathBuf,
     config: PathBuf,
     ports: Ports,
@@ -36,9 +33,9 @@ pub struct Stage {
     _taken: File,
 }
 
-impl Stage {
+impl Environment {
     /// Makes the certificates and starts everything.
-    pub async fn set(dir: &Path, ports: Ports) -> anyhow::Result<Self> {
+    pub async fn start(dir: &Path, ports: Ports) -> anyhow::Result<Self> {
         for (port, variable) in ports.named() {
             TcpListener::bind(("127.0.0.1", port)).with_context(|| {
                 format!(
@@ -49,11 +46,11 @@ impl Stage {
         }
         let config =
             fs::canonicalize("conf/config.yaml").context("run the demo from the top of the repository")?;
-        let taken = take(dir)?;
+        let taken = claim_folder(dir)?;
         let admin_key = random_key()?;
         let absolute = fs::canonicalize(dir)?;
         let environment = environment(&absolute, &ports, &admin_key);
-        let mut stage = Self {
+        let mut demo = Self {
             dir: dir.to_owned(),
             config,
             ports,
@@ -64,11 +61,11 @@ impl Stage {
             upstreams: Vec::new(),
             _taken: taken,
         };
-        stage.make_certificates().await?;
-        stage.start_upstreams().await?;
-        stage.start_control().await?;
-        stage.node = Some(stage.start("dataplane").await?);
-        Ok(stage)
+        demo.make_certificates().await?;
+        demo.start_upstreams().await?;
+        demo.start_control().await?;
+        demo.node = Some(demo.start_program("dataplane").await?);
+        Ok(demo)
     }
 
     async fn make_certificates(&self) -> anyhow::Result<()> {
@@ -96,7 +93,7 @@ impl Stage {
             let ended = run_to_end("controlplane", &arguments, Path::new(".")).await;
             ensure!(ended.status.success(), "controlplane {command} failed:\n{}", ended.stderr);
         }
-        // The command line makes no certificate that is already over, and the demo needs one.
+        // `pki` makes no expired certificate, and the demo needs one.
         let authority = Authority::from_pem(&self.read("client-ca.crt")?, &self.read("client-ca.key")?)?;
         let past =
             SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)? - Duration::from_secs(10 * 86_400);
@@ -117,36 +114,36 @@ impl Stage {
         Ok(())
     }
 
-    async fn start(&self, name: &'static str) -> anyhow::Result<Process> {
+    async fn start_program(&self, name: &'static str) -> anyhow::Result<Process> {
         let log = Log::file(self.dir.join(format!("{name}.log")));
         let launch = Launch::new(name, &self.config).environment(&self.environment);
         launch.try_start(&log).await.map_err(anyhow::Error::msg)
     }
 
-    /// Starts the control plane, also after [`Stage::kill_control`].
+    /// Starts the control plane, also after [`Environment::kill_control`].
     pub async fn start_control(&mut self) -> anyhow::Result<()> {
-        self.control = Some(self.start("controlplane").await?);
+        self.control = Some(self.start_program("controlplane").await?);
         Ok(())
     }
 
-    /// Ends the control plane as a power cut would.
+    /// `kill -9` of the control plane.
     pub async fn kill_control(&mut self) {
         if let Some(control) = self.control.take() {
             control.kill_9().await;
         }
     }
 
-    /// The control plane's process id, 0 while it is down.
+    /// 0 while it is down.
     pub fn control_id(&self) -> u32 {
         self.control.as_ref().map_or(0, Process::id)
     }
 
-    /// A path below the PKI folder, as it is printed.
+    /// A path in the PKI folder, as printed.
     pub fn file(&self, name: &str) -> String {
         self.dir.join("pki").join(name).display().to_string()
     }
 
-    /// A path below the demo's folder, as it is printed.
+    /// A path in the demo's folder, as printed.
     pub fn path(&self, name: &str) -> String {
         self.dir.join(name).display().to_string()
     }
@@ -156,31 +153,31 @@ impl Stage {
         fs::read_to_string(self.file(name)).with_context(|| format!("cannot read {}", self.file(name)))
     }
 
-    /// A file of the PKI folder as a JSON text within the single quotes of a shell's argument.
-    pub fn pasted(&self, name: &str) -> String {
+    /// A file of the PKI folder as a JSON text within a single-quoted argument.
+    pub fn json_of(&self, name: &str) -> String {
         format!("\"'\"$(cat {})\"'\"", self.file(name))
     }
 
-    /// A curl command for the Admin API; `more` stands before the URL.
+    /// A curl command for the Admin API; `more` comes before the URL.
     pub fn admin(&self, more: &str, path: &str) -> String {
         self.admin_at(self.ports.admin, more, path)
     }
 
-    /// The same for another control plane's, at this port.
+    /// The same for the control plane at this port.
     pub fn admin_at(&self, port: u16, more: &str, path: &str) -> String {
         let certificate =
             format!("--cert {} --key {}", self.file("admin-client.crt"), self.file("admin-client.key"));
         let key = format!("-H 'X-API-KEY: {}'", self.admin_key);
         let options = format!("{certificate} \\\n  {key}{}{more}", if more.is_empty() { "" } else { " " });
-        self.called(port, &options, path)
+        self.admin_command(port, &options, path)
     }
 
-    /// The same with other credentials, or none.
+    /// The same with these credentials.
     pub fn admin_with(&self, options: &str, path: &str) -> String {
-        self.called(self.ports.admin, options, path)
+        self.admin_command(self.ports.admin, options, path)
     }
 
-    fn called(&self, port: u16, options: &str, path: &str) -> String {
+    fn admin_command(&self, port: u16, options: &str, path: &str) -> String {
         let between = if options.is_empty() { String::new() } else { format!(" {options}") };
         format!(
             "curl --cacert {}{between} \\\n  --resolve admin.example:{port}:127.0.0.1 https://admin.example:{port}/apisix/admin/{path}",
@@ -188,17 +185,14 @@ impl Stage {
         )
     }
 
-    /// The administrator's key.
     pub fn admin_key(&self) -> &str {
         &self.admin_key
     }
 
-    /// Where etcd listens.
     pub fn etcd_port(&self) -> u16 {
         self.ports.etcd
     }
 
-    /// The header with the administrator's key.
     pub fn key_header(&self) -> String {
         format!("-H 'X-API-KEY: {}'", self.admin_key)
     }
@@ -218,7 +212,7 @@ impl Stage {
         format!("--cert {} --key {}", self.file(&format!("{name}.crt")), self.file(&format!("{name}.key")))
     }
 
-    /// Waits until the data plane serves everything that was written so far.
+    /// Waits until the data plane serves everything written so far.
     pub async fn wait_acknowledged(&self) -> anyhow::Result<()> {
         let fleet = shell::run(&self.admin("", "dataplanes")).await?;
         let fleet: Value =
@@ -240,8 +234,7 @@ impl Stage {
         (local(self.ports.upstream).to_string(), local(self.ports.strict_upstream).to_string())
     }
 
-    /// Says what runs.
-    pub fn introduce(&self) {
+    pub fn print_overview(&self) {
         let ready = self.node.as_ref().map(Process::ready).cloned().unwrap_or_default();
         let driver = ready["driver"].as_str().unwrap_or("?").to_owned();
         println!(
@@ -264,8 +257,8 @@ impl Stage {
         );
     }
 
-    /// A short list of commands to try.
-    pub fn invite(&self, shown: &Shown) {
+    /// Prints some commands to try.
+    pub fn print_suggestions(&self, shown: &Tally) {
         println!("\n{shown}. Everything keeps running; try, in another terminal:\n");
         shell::print_command(&self.site(&format!("--http2 {}", self.client("alice")), "/anything"));
         shell::print_command(&self.site(&self.client("alice"), "/strict/hello"));
@@ -273,11 +266,15 @@ impl Stage {
         shell::print_command(&self.admin("", "routes"));
         shell::print_command(&self.admin("", "dataplanes"));
         shell::print_command(&format!("curl http://127.0.0.1:{}/metrics", self.ports.status));
-        shell::print_command(&format!("{} pki show {}", built("controlplane"), self.file("alice.crt")));
+        shell::print_command(&format!(
+            "{} pki show {}",
+            program_path("controlplane"),
+            self.file("alice.crt")
+        ));
         println!("\nCtrl-C stops all of it.");
     }
 
-    /// Waits for Ctrl-C or SIGTERM, or for one of the programs to end.
+    /// Waits for Ctrl-C, SIGTERM, or the end of a program.
     pub async fn until_interrupted(&mut self) -> anyhow::Result<()> {
         let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
         let (Some(control), Some(node)) = (&mut self.control, &mut self.node) else { bail!("nothing runs") };
@@ -287,7 +284,7 @@ impl Stage {
             status = control.wait() => ("control plane", status),
             status = node.wait() => ("data plane", status),
         };
-        // On a terminal Ctrl-C reaches the programs too; ending well is then no fault.
+        // On a terminal Ctrl-C ends the programs, too.
         ensure!(
             ended.1.success(),
             "the {} ended with {}; see its log in {}",
@@ -298,8 +295,7 @@ impl Stage {
         Ok(())
     }
 
-    /// Stops everything.
-    pub async fn strike(&mut self) {
+    pub async fn stop(&mut self) {
         for process in [self.node.take(), self.control.take()].into_iter().flatten() {
             process.stop_if_running().await;
         }
@@ -311,15 +307,16 @@ fn local(port: u16) -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], port))
 }
 
-/// A program's path as a person in the repository would type it.
-pub fn built(name: &str) -> String {
+/// A program's path relative to the repository.
+pub fn program_path(name: &str) -> String {
     let path = program(name);
     let here = std::env::current_dir().unwrap_or_default();
     path.strip_prefix(&here).unwrap_or(&path).display().to_string()
 }
 
-/// Empties the demo's own folder and takes it; a folder with anything else in it, or of a demo that runs, is left alone.
-fn take(dir: &Path) -> anyhow::Result<File> {
+/// Empties the demo's folder and locks it; any other folder, or that of a running demo, is an
+/// error.
+fn claim_folder(dir: &Path) -> anyhow::Result<File> {
     let mark = dir.join(MARK);
     if dir.exists() {
         let bare =
@@ -347,7 +344,7 @@ fn random_key() -> anyhow::Result<String> {
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
-/// The variables that conf/config.yaml takes.
+/// The variables in conf/config.yaml.
 fn environment(dir: &Path, ports: &Ports, admin_key: &str) -> Vec<(String, String)> {
     let folder = |name: &str| dir.join(name).display().to_string();
     [
@@ -359,7 +356,7 @@ fn environment(dir: &Path, ports: &Ports, admin_key: &str) -> Vec<(String, Strin
         ("COUNTERSIGN_HTTP_PORT", ports.http.to_string()),
         ("COUNTERSIGN_HTTPS_PORT", ports.https.to_string()),
         ("COUNTERSIGN_STATUS_PORT", ports.status.to_string()),
-        // Wherever the kernel likes: the scenarios do not ask it.
+        // Any port: no scenario needs it.
         ("COUNTERSIGN_CONTROL_STATUS_PORT", "0".to_owned()),
         ("COUNTERSIGN_NODE", "dataplane".to_owned()),
     ]

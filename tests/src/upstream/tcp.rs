@@ -1,7 +1,7 @@
-//! Scripted upstreams for streams: plain TCP or TLS, with what each connection does given by its [`Script`].
+//! Scripted upstreams of TCP proxying: plain or TLS; a [`Script`] says what each connection does.
 //!
-//! An upstream keeps what it saw of each connection (the name and certificate in TLS, the bytes, how they ended), and a
-//! test waits for that. Nothing here waits for time.
+//! An upstream records each connection (SNI and certificate, the bytes, how it ended), and a test
+//! waits for that.
 
 use std::io;
 use std::net::SocketAddr;
@@ -22,36 +22,33 @@ use crate::upstream::{pattern, sha256};
 /// What an upstream does with a connection.
 #[derive(Clone, Copy, Debug)]
 pub enum Script {
-    /// Waits for something to be said, answers `hello from NAME`, ends its direction, and reads to the end.
+    /// Waits for bytes, sends `hello from NAME`, ends its direction, and reads to the end.
     Greet,
-    /// Sends back what comes, until that ends; then ends, too.
+    /// Echoes until the client ends, then ends, too.
     Echo,
-    /// Reads to the end, and only then answers, with what it read: `BYTES SHA256`.
+    /// Reads to the end, then sends `BYTES SHA256`.
     Digest,
-    /// Sends so many bytes of the pattern, ends its direction, and only then reads to the end.
+    /// Sends so many bytes of the pattern, ends its direction, and reads to the end.
     Pour(usize),
-    /// Says and reads nothing, for as long as the test runs.
+    /// Neither reads nor writes.
     Silent,
 }
 
-/// What an upstream saw of one connection.
+/// The record of one connection.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Seen {
-    /// The name asked for in TLS.
+    /// The name in TLS.
     pub sni: Option<String>,
-    /// The client certificate's subject.
     pub client_subject: Option<String>,
-    /// What was offered in ALPN; what was chosen if something was.
+    /// The ALPN protocol, if one was negotiated.
     pub alpn: Option<Vec<u8>>,
-    /// How many bytes came.
     pub bytes: usize,
-    /// Their SHA-256.
     pub sha256: String,
-    /// Whether the client said that it ends; `None`: it is still there.
+    /// Whether the client ended its direction; `None` while it is open.
     pub ended: Option<bool>,
 }
 
-/// A running upstream; it ends with this value.
+/// A running upstream; dropping it ends it.
 pub struct TcpUpstream {
     address: SocketAddr,
     state: Arc<State>,
@@ -61,9 +58,9 @@ pub struct TcpUpstream {
 struct State {
     name: String,
     script: Script,
-    /// TCP connections that came, whatever became of them.
+    /// Accepted TCP connections.
     accepted: watch::Sender<usize>,
-    /// Those that came through TLS, if any, in the order in which they did.
+    /// Connections after their handshake, in order.
     seen: watch::Sender<Vec<Seen>>,
 }
 
@@ -71,18 +68,17 @@ trait Both: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Both for T {}
 
 impl TcpUpstream {
-    /// TCP.
     pub async fn plain(name: &str, script: Script) -> Self {
         Self::start(name, script, None).await
     }
 
-    /// TLS, asking for no certificate.
+    /// TLS without client certificates.
     pub async fn tls(name: &str, script: Script, credential: &Credential) -> Self {
         let config = server_config(rustls::DEFAULT_VERSIONS, credential, None);
         Self::start(name, script, Some(config)).await
     }
 
-    /// TLS that refuses a client without a certificate from `clients`.
+    /// TLS that rejects clients without a certificate of `clients`.
     pub async fn demanding(name: &str, script: Script, credential: &Credential, clients: &Authority) -> Self {
         let verifier = client_verifier(clients.certificate_pem());
         let config = server_config(rustls::DEFAULT_VERSIONS, credential, Some(verifier));
@@ -106,17 +102,16 @@ impl TcpUpstream {
         Self { address, state, task }
     }
 
-    /// Where it listens.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// How many TCP connections came so far.
+    /// Accepted TCP connections so far.
     pub fn connections(&self) -> usize {
         *self.state.accepted.borrow()
     }
 
-    /// What it saw of the n-th connection (from 0), once `fits` is true of it.
+    /// The record of the n-th connection (from 0), once `fits` is true of it.
     pub async fn saw(&self, nth: usize, fits: impl Fn(&Seen) -> bool) -> Seen {
         let mut seen = self.state.seen.subscribe();
         let fitting = seen.wait_for(|seen| seen.get(nth).is_some_and(&fits));
@@ -124,7 +119,7 @@ impl TcpUpstream {
         seen[nth].clone()
     }
 
-    /// What it saw of the n-th connection, once that has ended.
+    /// The record of the n-th connection, once that has ended.
     pub async fn ended(&self, nth: usize) -> Seen {
         self.saw(nth, |seen| seen.ended.is_some()).await
     }
@@ -168,7 +163,6 @@ async fn serve(socket: TcpStream, acceptor: Option<TlsAcceptor>, state: Arc<Stat
     connection.note(|seen| seen.ended = Some(ended));
 }
 
-/// One connection that follows the script.
 struct Scripted {
     stream: Box<dyn Both>,
     state: Arc<State>,
@@ -244,7 +238,7 @@ impl Scripted {
     }
 }
 
-/// What [`Script::Digest`] answers to these bytes.
+/// The response of [`Script::Digest`] to these bytes.
 pub fn digest_of(bytes: &[u8]) -> String {
     format!("{} {}\n", bytes.len(), sha256(bytes))
 }
