@@ -10,7 +10,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -343,20 +343,9 @@ impl Process {
         self.child.try_wait().ok().flatten()
     }
 
-    /// Sends SIGTERM and blocks until the process ends, for callers outside a runtime; kills it
-    /// after the limit.
-    pub fn terminate(&mut self, limit: Duration) {
-        if self.try_wait().is_some() {
-            return;
-        }
-        self.signal(Signal::SIGTERM);
-        let until = Instant::now() + limit;
-        while self.try_wait().is_none() {
-            if Instant::now() > until {
-                let _ = self.child.start_kill();
-            }
-            std::thread::sleep(Duration::from_millis(2));
-        }
+    /// Sends SIGKILL without waiting.
+    pub fn start_kill(&mut self) {
+        let _ = self.child.start_kill();
     }
 
     /// The JSON of its ready line.

@@ -1,4 +1,6 @@
 //! The environment of the demo: its folder, the certificates, and the running programs.
+//!
+//! Invariant: the folder is locked while the demo runs, and nothing runs after it was stopped.
 
 use std::fs::{self, File};
 use std::net::{SocketAddr, TcpListener};

@@ -6,7 +6,6 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Duration;
 
 use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -71,7 +70,7 @@ async fn accept(listener: std::net::TcpListener, acceptor: Option<TlsAcceptor>) 
         match listener.accept().await {
             Ok((stream, _)) => drop(tokio::spawn(connection(stream, acceptor.clone()))),
             // The process is out of descriptors until some connection closes.
-            Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
+            Err(_) => tokio::task::yield_now().await,
         }
     }
 }

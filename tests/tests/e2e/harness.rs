@@ -27,7 +27,7 @@ async fn a_plain_upstream_reports_what_it_saw() {
 }
 
 #[tokio::test]
-async fn a_demanding_upstream_names_its_client_and_refuses_everybody_else() {
+async fn an_mtls_upstream_names_its_client_and_rejects_others() {
     let servers = Authority::root("Servers");
     let clients = Authority::root("Clients");
     let strangers = Authority::root("Strangers");
@@ -74,7 +74,7 @@ async fn bodies_stream_and_can_be_checked() {
 }
 
 #[tokio::test]
-async fn the_settings_of_a_world_are_read_without_a_warning() {
+async fn the_settings_of_a_world_are_valid() {
     let world = World::builder().without_control().nodes(&[]).start().await;
     for name in ["control", "node-1"] {
         let settings = conf::load(&world.write_config(name)).unwrap_or_else(|problem| panic!("{problem}"));
@@ -91,7 +91,7 @@ async fn the_settings_of_a_world_are_read_without_a_warning() {
 }
 
 #[tokio::test]
-async fn a_kept_port_refuses_and_can_be_taken_by_its_owner() {
+async fn a_reserved_port_refuses_until_its_owner_listens() {
     let kept = Reservation::any();
     let refused = TcpStream::connect(kept.address()).await.unwrap_err();
     assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);

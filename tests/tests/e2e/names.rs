@@ -1,7 +1,8 @@
-//! SNI x Host: which names may be asked for over a connection that was made by another name.
+//! SNI x Host: the hosts that a connection may request.
 //!
-//! A table over exact and wildcard names, written by hand. A Host whose site demands client certificates is served only over a
-//! connection of that very site; one that demands nothing is served over any. The same over HTTP/1.1 and HTTP/2.
+//! A hand-written table over exact and wildcard names. A Host whose site requires client
+//! certificates is served only over a connection of that site; one without is served over any. The
+//! same over HTTP/1.1 and HTTP/2.
 
 use e2e::client::Http;
 use e2e::documents::{protected, site};
@@ -13,7 +14,7 @@ use serde_json::json;
 const OK: StatusCode = StatusCode::OK;
 const MISDIRECTED: StatusCode = StatusCode::MISDIRECTED_REQUEST;
 
-/// SNI, Host, status, why.
+/// SNI, Host, status, reason.
 #[rustfmt::skip]
 const TABLE: &[(&str, &str, StatusCode, &str)] = &[
     ("open.test", "open.test", OK, "its own"),
@@ -45,7 +46,7 @@ const TABLE: &[(&str, &str, StatusCode, &str)] = &[
 ];
 
 #[tokio::test]
-async fn a_host_that_demands_certificates_is_served_over_its_own_site_only() {
+async fn a_protected_host_is_served_over_its_own_site_only() {
     let world = World::start().await;
     let upstream = Upstream::plain("plain").await;
     let credentials = &world.credentials;

@@ -1,5 +1,5 @@
-//! The path that is judged is the path that is forwarded: whatever spelling a client sends, as raw bytes over HTTP/1 and as
-//! `:path` over HTTP/2, an upstream that shows the request line it got sees nothing that the rules did not.
+//! The judged path is the forwarded path: for every spelling, as raw bytes over HTTP/1 and as
+//! `:path` over HTTP/2, an upstream that echoes its request line sees only what the rules saw.
 
 use e2e::client::{Http, HttpClient, full};
 use e2e::documents::{protected, route, site};
@@ -14,10 +14,10 @@ mod rewrite;
 mod settings;
 mod unsafe_uri;
 
-/// What came of a request: the path and query that the upstream got, or the gateway's own status.
+/// The result of a request: the path and query at the upstream, or the gateway's own status.
 type Outcome = Result<String, u16>;
 
-/// The request line's target of the head that the upstream sent back.
+/// The request target of the head that the upstream echoed.
 fn line(status: u16, body: &str) -> Outcome {
     if status != 200 {
         return Err(status);
@@ -27,7 +27,7 @@ fn line(status: u16, body: &str) -> Outcome {
     Ok(target.unwrap_or_else(|| panic!("{line:?}")).to_owned())
 }
 
-/// Asks for these very bytes over HTTP/1.1.
+/// Sends these very bytes over HTTP/1.1.
 async fn ask_raw(client: &HttpClient, target: &[u8]) -> Outcome {
     let mut stream =
         client.clone().http(Http::One).handshake().await.unwrap_or_else(|error| panic!("{error}"));
@@ -39,7 +39,7 @@ async fn ask_raw(client: &HttpClient, target: &[u8]) -> Outcome {
     line(head.split(' ').nth(1).unwrap().parse().unwrap(), body)
 }
 
-/// Asks over HTTP/2. `None`: no client library sends this.
+/// Sends it over HTTP/2. `None`: no client library sends this.
 async fn ask_h2(client: &HttpClient, target: &str) -> Option<Outcome> {
     if target.starts_with("http") || format!("https://{}{target}", client.host()).parse::<Uri>().is_err() {
         return None;
@@ -65,14 +65,15 @@ async fn expect(client: &HttpClient, table: &[(&str, Result<&str, u16>)]) {
     }
 }
 
-/// A route of these members for `uri` on `host`.
+/// A route with these members for `uri` on `host`.
 fn to(upstream: &HeadEcho, host: &str, uri: &str, more: Value) -> Value {
     let mut document = route(host, uri, &[upstream.address()]);
     document.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
     document
 }
 
-/// `skip.test` frees `/public/`, `list.test` insists and keeps `/secret/` for somebody else, `open.test` asks for nothing.
+/// `skip.test` exempts `/public/`; `list.test` requires certificates and allows another client to
+/// `/secret/`; `open.test` requires nothing.
 async fn sites(settings: Value) -> (World, HeadEcho) {
     let world = World::builder().settings(settings).start().await;
     let upstream = HeadEcho::start().await;
@@ -96,7 +97,7 @@ async fn sites(settings: Value) -> (World, HeadEcho) {
 }
 
 #[tokio::test]
-async fn no_spelling_walks_round_a_skip_rule() {
+async fn no_spelling_bypasses_a_skip_rule() {
     let (world, _upstream) = sites(json!({})).await;
     let table = [
         ("/public/x", Ok("/public/x")),
@@ -113,7 +114,7 @@ async fn no_spelling_walks_round_a_skip_rule() {
         ("/public/a;x/secret", Ok("/public/a;x/secret")),
         ("https://skip.test/public/x", Ok("/public/x")),
         ("https://skip.test/secret/../public/x", Ok("/public/x")),
-        // ClientError: no certificate, or a path that some upstream reads as another one.
+        // Denied: no certificate, or a path that some upstream reads as another one.
         ("/secret", Err(400)),
         ("/public/../secret", Err(400)),
         ("/public/%2e%2e/secret", Err(400)),
@@ -141,7 +142,7 @@ async fn no_spelling_walks_round_a_skip_rule() {
 }
 
 #[tokio::test]
-async fn no_spelling_walks_round_an_allow_list() {
+async fn no_spelling_bypasses_an_allow_list() {
     let (world, _upstream) = sites(json!({})).await;
     let table = [
         ("/free", Ok("/free")),
@@ -163,7 +164,7 @@ async fn no_spelling_walks_round_an_allow_list() {
 }
 
 #[tokio::test]
-async fn what_was_judged_is_forwarded_byte_for_byte() {
+async fn the_judged_path_is_forwarded_byte_for_byte() {
     let (world, _upstream) = sites(json!({})).await;
     let client = world.client("open.test");
     let table = [

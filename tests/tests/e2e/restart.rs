@@ -1,6 +1,6 @@
-//! A data plane that starts while no control plane answers serves its last good snapshot, and only that.
+//! A data plane that starts without a control plane serves its last-good snapshot.
 //!
-//! What it keeps on disk is checked whole before it is served: a damaged file is refused, never half read.
+//! The file is verified as a whole first: a damaged one is rejected.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -23,7 +23,7 @@ async fn served_world() -> (World, Upstream, u64) {
 }
 
 #[tokio::test]
-async fn a_node_restarted_without_its_control_plane_serves_and_still_verifies() {
+async fn a_restarted_node_serves_its_last_good_snapshot() {
     let (mut world, _upstream, revision) = served_world().await;
     world.kill_control().await;
     world.kill_node().await;
@@ -34,7 +34,7 @@ async fn a_node_restarted_without_its_control_plane_serves_and_still_verifies() 
     world.client("app.test").expect_alert().await;
     assert_eq!(world.status("/status/ready").await.status, StatusCode::OK);
 
-    // When the control plane is back the node follows it again.
+    // When the control plane is back, the node follows it again.
     world.start_control().await;
     let upstream = Upstream::plain("moved").await;
     world.apply(&[("routes/app", route("app.test", "/*", &[upstream.address()]))]).await;
@@ -42,7 +42,7 @@ async fn a_node_restarted_without_its_control_plane_serves_and_still_verifies() 
 }
 
 #[tokio::test]
-async fn a_change_survives_the_kill_of_both_once_it_is_on_disk() {
+async fn a_persisted_change_survives_a_kill_of_both_planes() {
     let (mut world, upstream, _) = served_world().await;
     for change in 0..5 {
         let uri = format!("/change-{change}");
@@ -58,7 +58,7 @@ async fn a_change_survives_the_kill_of_both_once_it_is_on_disk() {
 }
 
 #[tokio::test]
-async fn a_damaged_snapshot_is_refused_and_replaced() {
+async fn a_damaged_snapshot_is_rejected_and_replaced() {
     let (mut world, _upstream, revision) = served_world().await;
     world.stop_node().await;
     let path = world.last_good("node-1");
@@ -93,10 +93,10 @@ async fn a_damaged_snapshot_is_refused_and_replaced() {
     }
 }
 
-/// The key of the last good snapshot has a file of its own: the node's certificate and key may be
-/// replaced while no control plane answers.
+/// The key of the last-good file is in a file of its own: the node's certificate and key may be
+/// replaced while the control plane is down.
 #[tokio::test]
-async fn a_replaced_node_key_takes_nothing_away() {
+async fn a_replaced_node_key_keeps_the_snapshot() {
     let (mut world, _upstream, revision) = served_world().await;
     world.stop_node().await;
     world.stop_control().await;
@@ -121,8 +121,8 @@ async fn a_replaced_node_key_takes_nothing_away() {
     assert_eq!(world.node_ready()["revision"], json!(revision));
 }
 
-/// Seals a last good snapshot again as programs did that used the node's push key, and takes the
-/// key of its own away.
+/// Seals a last-good file with the node's push key, as older versions did, and removes the key of
+/// its own.
 fn in_the_old_format(world: &World) {
     let (path, key) = (world.last_good("node-1"), world.folder().join("node-1.snapshot.key"));
     let file = fs::read(&path).unwrap();
@@ -144,7 +144,7 @@ fn in_the_old_format(world: &World) {
     fs::remove_file(key).unwrap();
 }
 
-/// Bytes in the header of a last good snapshot.
+/// Bytes of the header of a last-good file.
 const MAGIC: usize = 8;
 const SALT: usize = 32;
 
@@ -171,11 +171,11 @@ async fn a_snapshot_in_the_old_format_is_read_once_more() {
 }
 
 #[tokio::test]
-async fn a_data_folder_that_cannot_be_written_is_served_from() {
+async fn a_snapshot_in_a_read_only_folder_is_served() {
     let (mut world, upstream, _) = served_world().await;
     world.stop_node().await;
-    // Nothing can be written beside it: the name of the file that would replace it is taken by a
-    // folder with something in it.
+    // Nothing can be written beside it: a folder with a file in it has the name of the temporary
+    // file.
     fs::create_dir_all(world.folder().join("node-1.snapshot.tmp/in the way")).unwrap();
     world.start_node().await;
     let revision = world.apply(&[("routes/new", route("app.test", "/new", &[upstream.address()]))]).await;
@@ -185,9 +185,9 @@ async fn a_data_folder_that_cannot_be_written_is_served_from() {
     world.wait_persisted(revision).await;
 }
 
-/// A client that was revoked while the node was down gets no answer from what was served before.
+/// A client that was revoked while the node was down is not served by the former snapshot.
 #[tokio::test]
-async fn a_start_may_wait_for_a_control_plane() {
+async fn a_start_can_wait_for_a_control_plane() {
     let world = World::builder().settings(json!({"countersign": {"node": {"wait_for_control_plane": 60}}}));
     let mut world = world.start().await;
     let upstream = Upstream::plain("plain").await;
@@ -203,7 +203,7 @@ async fn a_start_may_wait_for_a_control_plane() {
 }
 
 #[tokio::test]
-async fn a_wait_for_a_control_plane_ends() {
+async fn the_wait_for_a_control_plane_is_bounded() {
     let (mut world, _upstream, revision) = served_world().await;
     world.stop_node().await;
     world.stop_control().await;
@@ -217,7 +217,7 @@ async fn a_wait_for_a_control_plane_ends() {
 
 /// Running, and over a restart, until a control plane is back.
 #[tokio::test]
-async fn what_is_too_old_is_not_served() {
+async fn a_snapshot_over_its_age_limit_is_not_served() {
     let (mut world, _upstream, revision) = served_world().await;
     world.stop_node().await;
     world.change_settings(json!({"countersign": {"node": {"last_good_max_age": 2}}}));
@@ -248,7 +248,7 @@ async fn what_is_too_old_is_not_served() {
 }
 
 #[tokio::test]
-async fn a_node_without_anything_is_not_ready_and_serves_nothing() {
+async fn a_node_without_a_snapshot_is_not_ready() {
     let world = World::builder().without_control().start().await;
     assert_eq!(world.status("/status").await.status, StatusCode::OK);
     assert_eq!(world.status("/status/ready").await.status, StatusCode::SERVICE_UNAVAILABLE);
@@ -258,14 +258,14 @@ async fn a_node_without_anything_is_not_ready_and_serves_nothing() {
 }
 
 #[tokio::test]
-async fn a_control_plane_with_an_older_store_is_followed_too() {
+async fn a_restored_older_store_is_followed() {
     let (mut world, upstream, _) = served_world().await;
     world.stop_control().await;
     let backup = fs::read(world.store()).unwrap();
     world.start_control().await;
     world.apply(&[("routes/more", route("app.test", "/more", &[upstream.address()]))]).await;
     world.stop_control().await;
-    // Restored from a backup: revisions go back, and the route that came later is gone again.
+    // Restored from a backup: revisions go back, and the later route is gone.
     fs::write(world.store(), backup).unwrap();
     world.start_control().await;
     let revision = world.admin().get("dataplanes").await.body["revision"].as_u64().unwrap();

@@ -1,6 +1,6 @@
-//! The scenarios a user comes for: a protected route, mutual TLS to the upstream, and both at once.
+//! The main scenarios: a protected route, mutual TLS to the upstream, and both at once.
 //!
-//! Every refusal must happen in the handshake: no HTTP answer, and an alert about the certificate.
+//! Every rejection happens in the handshake: no HTTP response, and an alert about the certificate.
 
 use e2e::client::{Http, Tls};
 use e2e::curl::curl;
@@ -31,7 +31,7 @@ fn is_about_the_certificate(alert: AlertDescription) -> bool {
 }
 
 #[tokio::test]
-async fn a_protected_route_answers_a_good_client_over_every_protocol() {
+async fn a_protected_route_serves_good_clients_over_every_protocol() {
     let (world, _upstream) = World::protected(json!({})).await;
     for (tls, http) in PROTOCOLS {
         let client = world.verified_client("app.test").tls(tls).http(http);
@@ -46,7 +46,7 @@ async fn a_protected_route_answers_a_good_client_over_every_protocol() {
 }
 
 #[tokio::test]
-async fn a_protected_route_refuses_everybody_else_in_the_handshake() {
+async fn a_protected_route_rejects_other_clients_in_the_handshake() {
     let (world, upstream) = World::protected(json!({})).await;
     let credentials = &world.credentials;
     let strangers = [
@@ -67,7 +67,7 @@ async fn a_protected_route_refuses_everybody_else_in_the_handshake() {
 }
 
 #[tokio::test]
-async fn curl_sees_the_same() {
+async fn curl_gets_the_same_results() {
     let (world, _upstream) = World::protected(json!({})).await;
     let port = world.https().port();
     let (resolve, url) = (format!("app.test:{port}:127.0.0.1"), format!("https://app.test:{port}/hello"));
@@ -102,7 +102,7 @@ async fn curl_sees_the_same() {
 }
 
 #[tokio::test]
-async fn an_upstream_that_demands_a_certificate_sees_the_gateways_own() {
+async fn an_mtls_upstream_gets_the_gateways_certificate() {
     let world = World::start().await;
     let credentials = &world.credentials;
     let strict =
@@ -129,12 +129,12 @@ async fn an_upstream_that_demands_a_certificate_sees_the_gateways_own() {
         assert_eq!((&seen["sni"], &seen["headers"]["host"]), (&json!("up.test"), &json!("up.test")));
     }
 
-    // Without a certificate the node ends the handshake: a gateway's failure, not the client's.
+    // Without a certificate the node ends the handshake: the gateway's failure, not the client's.
     world.apply(&[("upstreams/strict", bare)]).await;
     let reply = world.verified_client("app.test").get("/hello").await.unwrap();
     assert_eq!(reply.status, StatusCode::BAD_GATEWAY, "{}", reply.text());
 
-    // PATCH brings it back, and a certificate of an authority the node does not know does not help.
+    // PATCH restores it; a certificate of an authority unknown to the node does not help.
     let admin = world.admin();
     let patch = |identity: &e2e::credentials::Credential| -> Value {
         json!({"tls": {"client_cert": identity.certificate_pem, "client_key": identity.key_pem}})
@@ -152,7 +152,7 @@ async fn an_upstream_that_demands_a_certificate_sees_the_gateways_own() {
 }
 
 #[tokio::test]
-async fn an_upstream_may_refer_to_a_client_certificate_kept_as_an_ssl() {
+async fn an_upstream_may_refer_to_an_ssl_of_type_client() {
     let world = World::start().await;
     let credentials = &world.credentials;
     let strict =
@@ -180,7 +180,7 @@ async fn an_upstream_may_refer_to_a_client_certificate_kept_as_an_ssl() {
 }
 
 #[tokio::test]
-async fn a_name_nobody_serves_gets_no_certificate() {
+async fn a_name_without_a_site_gets_no_certificate() {
     let (world, _upstream) = World::protected(json!({})).await;
     for tls in [Tls::V12, Tls::V13] {
         let unknown = world.verified_client("other.test").tls(tls).expect_alert().await;
@@ -202,7 +202,7 @@ async fn a_name_nobody_serves_gets_no_certificate() {
 }
 
 #[tokio::test]
-async fn a_host_with_client_authentication_is_not_reached_through_another_name() {
+async fn a_protected_host_is_not_served_through_another_name() {
     let world = World::start().await;
     let credentials = &world.credentials;
     let upstream = Upstream::plain("plain").await;
@@ -225,9 +225,9 @@ async fn a_host_with_client_authentication_is_not_reached_through_another_name()
     assert_eq!(upstream.requests(), 2);
 }
 
-/// Where io_uring is blocked the same gateway runs on epoll: same answers, same refusals, same end.
+/// Without io_uring the gateway runs on epoll with the same results.
 #[tokio::test]
-async fn without_io_uring_everything_is_the_same() {
+async fn epoll_serves_the_same_as_io_uring() {
     let upstream = Upstream::plain("plain").await;
     let builder = World::builder().node_environment("COUNTERSIGN_DRIVER", "epoll");
     let mut world = builder.protected(upstream.address()).start().await;

@@ -1,6 +1,6 @@
-//! A site without a client policy that is deleted, disabled or renamed: its connections finish what
-//! is under way, are told to go, and serve nothing new. Where a client policy is or was involved
-//! they end at once (`live_connections`).
+//! A site without a client policy that is deleted, disabled or renamed: its connections finish
+//! their requests, are told to go away, and serve nothing new. With a client policy they end at
+//! once (`live_connections`).
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -21,7 +21,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use crate::stream::{streaming, to};
 
 const TOLD: &str = "they finish what is under way";
-/// What a long download has; its client reads none of it before the site is gone.
+/// The size of a long download; its client reads none of it before the site is gone.
 const DOWNLOAD: usize = 50_000_000;
 
 struct Stage {
@@ -39,7 +39,7 @@ impl Stage {
         stage
     }
 
-    /// Takes the name away from its site, and waits until the node serves that.
+    /// Removes the name from its site, and waits until the node serves that.
     async fn take_away(&self, how: &str) {
         let mut document = self.world.open_site();
         match how {
@@ -54,7 +54,7 @@ impl Stage {
         self.world.apply(&[("ssls/app", document)]).await;
     }
 
-    /// The same, and waits until the one connection there is has been told.
+    /// The same, and waits until the one connection has been told.
     async fn take_away_and_tell(&self, how: &str) {
         let mark = self.world.node_log().mark();
         self.take_away(how).await;
@@ -85,7 +85,7 @@ async fn a_long_download_outlives_its_site() {
 }
 
 #[tokio::test]
-async fn curl_gets_all_of_its_answer() {
+async fn curl_gets_its_whole_response() {
     for (protocol, path) in [("--http1.1", "/halves"), ("--http2", "/halves"), ("--http1.1", "/hold")] {
         let stage = Stage::new(json!({})).await;
         let port = stage.world.https().port();
@@ -129,7 +129,7 @@ async fn an_upload_outlives_its_site() {
 }
 
 #[tokio::test]
-async fn http_1_is_told_by_its_next_answer() {
+async fn http_1_closes_with_its_next_response() {
     for how in ["delete", "disable", "rename"] {
         let stage = Stage::new(json!({})).await;
         let mut session = stage.world.client("app.test").connect().await.unwrap();
@@ -153,7 +153,7 @@ async fn http_1_is_told_by_its_next_answer() {
 }
 
 #[tokio::test]
-async fn http_2_is_told_by_goaway_and_serves_nothing_new() {
+async fn http_2_gets_goaway_and_serves_nothing_new() {
     let stage = Stage::new(json!({})).await;
     let mut wire = FrameConnection::connect(&stage.world.client("app.test")).await;
     let get = |stream: u32, path: &str| {
@@ -163,7 +163,7 @@ async fn http_2_is_told_by_goaway_and_serves_nothing_new() {
     assert!(wire.send(&[get(1, "/hold"), get(3, "/halves")].concat()).await);
     stage.upstream.arrived(2).await;
     stage.take_away_and_tell("delete").await;
-    // Whether this one is refused or not answered at all depends on what the client has read.
+    // Whether this one is denied or gets no response depends on how much the client has read.
     assert!(wire.send(&get(5, "/new")).await);
     stage.upstream.open_gate();
     let heard = wire.ended().await;
@@ -173,7 +173,7 @@ async fn http_2_is_told_by_goaway_and_serves_nothing_new() {
 }
 
 #[tokio::test]
-async fn kept_connections_are_closed_quietly() {
+async fn idle_connections_are_closed_gracefully() {
     let stage = Stage::new(json!({})).await;
     let client = stage.world.client("app.test");
     let mut kept = client.handshake().await.unwrap();
@@ -204,7 +204,7 @@ async fn a_request_after_the_site_is_gone_reaches_no_upstream() {
 }
 
 #[tokio::test]
-async fn what_never_ends_is_cut_at_worker_shutdown_timeout() {
+async fn endless_requests_end_at_worker_shutdown_timeout() {
     let stage = Stage::new(json!({"nginx_config": {"worker_shutdown_timeout": "1s"}})).await;
     for http in [Http::One, Http::Two] {
         stage.world.apply(&[("ssls/app", stage.world.open_site())]).await;
@@ -223,7 +223,7 @@ async fn what_never_ends_is_cut_at_worker_shutdown_timeout() {
 }
 
 #[tokio::test]
-async fn a_policy_that_comes_back_with_the_name_ends_what_finishes() {
+async fn a_policy_that_returns_with_the_name_ends_draining_requests() {
     let stage = Stage::new(json!({})).await;
     let mut session = stage.world.client("app.test").connect().await.unwrap();
     let waiting = tokio::spawn(async move { session.get("/halves").await });
@@ -235,9 +235,9 @@ async fn a_policy_that_comes_back_with_the_name_ends_what_finishes() {
     assert!(bounded("its end", waiting).await.unwrap().is_err());
 }
 
-/// A policy that was taken away before the site was: whoever came under it is not let off.
+/// A policy that was removed before the site: its clients get no grace.
 #[tokio::test]
-async fn a_policy_that_was_involved_once_ends_the_connection() {
+async fn a_former_policy_ends_the_connection() {
     let stage = Stage::new(json!({})).await;
     stage.world.apply(&[("ssls/app", stage.world.protected_site())]).await;
     let mut session = stage.world.verified_client("app.test").connect().await.unwrap();
@@ -251,7 +251,7 @@ async fn a_policy_that_was_involved_once_ends_the_connection() {
 }
 
 #[tokio::test]
-async fn a_name_that_stays_answered_keeps_its_connections() {
+async fn a_name_that_stays_served_keeps_its_connections() {
     let stage = Stage::new(json!({})).await;
     let (credentials, world) = (&stage.world.credentials, &stage.world);
     let mut open = Vec::new();
@@ -279,7 +279,7 @@ async fn a_name_that_stays_answered_keeps_its_connections() {
 }
 
 #[tokio::test]
-async fn another_site_of_an_h2_connection_may_go() {
+async fn an_h2_connection_survives_the_loss_of_another_site() {
     let stage = Stage::new(json!({})).await;
     let other = site(&stage.world.credentials.servers.server(&["other.test"]), "other.test");
     stage.world.apply(&[("ssls/other", other)]).await;
@@ -296,7 +296,7 @@ async fn another_site_of_an_h2_connection_may_go() {
 }
 
 #[tokio::test]
-async fn a_stream_goes_on_within_the_same_bound() {
+async fn a_stream_ends_at_the_same_timeout() {
     for (deadline, cut) in [("240s", false), ("1s", true)] {
         let mut settings = streaming();
         settings["nginx_config"] = json!({"worker_shutdown_timeout": deadline});
@@ -324,7 +324,7 @@ async fn a_stream_goes_on_within_the_same_bound() {
 }
 
 #[tokio::test]
-async fn the_bound_does_not_touch_a_site_that_stays() {
+async fn the_timeout_does_not_apply_to_remaining_sites() {
     let stage = Stage::new(json!({"nginx_config": {"worker_shutdown_timeout": "1s"}})).await;
     let other = protected(
         site(&stage.world.credentials.servers.server(&["other.test"]), "other.test"),

@@ -1,6 +1,6 @@
-//! Slow and silent clients are cut off, at every stage of a connection, and do not hold up anybody else.
+//! Slow and silent clients time out at every stage of a connection, and do not delay others.
 //!
-//! The limits under test are set to one second. Nothing sleeps: each test waits for the gateway to act.
+//! The timeouts under test are one second, and each test waits for the gateway to act.
 
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,7 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 
-/// A cut that comes earlier than this was not the timeout's.
+/// An earlier cut was not the timeout's.
 const NOT_BEFORE: Duration = Duration::from_millis(700);
 
 async fn impatient_world(upstream: &Upstream) -> World {
@@ -29,7 +29,7 @@ async fn impatient_world(upstream: &Upstream) -> World {
 }
 
 #[tokio::test]
-async fn a_client_that_does_not_finish_its_handshake_is_cut_off() {
+async fn an_unfinished_handshake_times_out() {
     let upstream = Upstream::plain("plain").await;
     let world = impatient_world(&upstream).await;
     let client = world.client("app.test");
@@ -40,14 +40,14 @@ async fn a_client_that_does_not_finish_its_handshake_is_cut_off() {
         raw::until_closed(&mut stream).await;
         assert!(started.elapsed() >= NOT_BEFORE, "{what}: cut after {:?}", started.elapsed());
     }
-    // A whole ClientHello and then silence: the server's own flight comes, then the end.
+    // A whole ClientHello, then silence: the server's flight comes, then the end.
     let mut stream = raw::send(world.https(), &hello).await;
     let answered = raw::until_closed(&mut stream).await;
     assert!(answered.len() > 100, "the server answered the ClientHello: {} bytes", answered.len());
 }
 
 #[tokio::test]
-async fn a_client_that_trickles_its_handshake_is_cut_off_too() {
+async fn a_trickled_handshake_times_out() {
     let upstream = Upstream::plain("plain").await;
     let world = impatient_world(&upstream).await;
     let client = world.client("app.test");
@@ -56,7 +56,7 @@ async fn a_client_that_trickles_its_handshake_is_cut_off_too() {
     let started = Instant::now();
     let mut sent = 0;
     for byte in &hello {
-        // One byte whenever the server stays silent for a while: the limit is on the handshake, not on the pause.
+        // One byte at each pause: the timeout is that of the handshake, not of the pause.
         if timeout(Duration::from_millis(100), stream.read(&mut [0; 64])).await.is_ok() {
             break;
         }
@@ -70,7 +70,7 @@ async fn a_client_that_trickles_its_handshake_is_cut_off_too() {
 }
 
 #[tokio::test]
-async fn half_a_request_head_is_cut_off() {
+async fn half_a_request_head_times_out() {
     let upstream = Upstream::plain("plain").await;
     let world = impatient_world(&upstream).await;
     let half = b"GET / HTTP/1.1\r\nHost: app.test\r\nX-Never";
@@ -96,7 +96,7 @@ async fn half_a_request_head_is_cut_off() {
 }
 
 #[tokio::test]
-async fn a_connection_that_never_asks_for_anything_is_cut_off() {
+async fn a_connection_without_a_request_times_out() {
     let upstream = Upstream::plain("plain").await;
     let world = impatient_world(&upstream).await;
     let mut plain = raw::send(world.http(), b"").await;
@@ -108,7 +108,7 @@ async fn a_connection_that_never_asks_for_anything_is_cut_off() {
 }
 
 #[tokio::test]
-async fn an_idle_keep_alive_connection_is_closed() {
+async fn an_idle_keep_alive_connection_times_out() {
     let upstream = Upstream::plain("plain").await;
     let world = impatient_world(&upstream).await;
     let mut tls = world.client("app.test").handshake().await.unwrap();
@@ -120,7 +120,7 @@ async fn an_idle_keep_alive_connection_is_closed() {
 }
 
 #[tokio::test]
-async fn half_a_body_is_cut_off() {
+async fn half_a_body_times_out() {
     let upstream = Upstream::plain("plain").await;
     let world = impatient_world(&upstream).await;
     let mut tls = world.client("app.test").handshake().await.unwrap();
@@ -132,7 +132,7 @@ async fn half_a_body_is_cut_off() {
 }
 
 #[tokio::test]
-async fn many_silent_clients_do_not_hold_up_a_good_one() {
+async fn silent_clients_do_not_delay_others() {
     let (world, _upstream) = World::open(json!({})).await;
     let mut silent = Vec::new();
     for _ in 0..200 {

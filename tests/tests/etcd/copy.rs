@@ -1,4 +1,5 @@
-//! `controlplane copy` between the embedded store, a cluster and an APISIX's file, with the real program and a real etcd.
+//! `controlplane copy` between the embedded store, a cluster and an APISIX file, with the real
+//! program and a real etcd.
 
 use e2e::documents::route;
 use e2e::etcd::Etcd;
@@ -8,7 +9,7 @@ use e2e::world::World;
 use http::StatusCode;
 use serde_json::{Value, json};
 
-/// Runs it with the control plane's own settings file.
+/// Runs it with the control plane's settings.
 async fn copy(world: &World, from: &str, to: &str) -> ExitOutput {
     let config = world.write_config("copy");
     let line = ["-c", config.to_str().unwrap(), "copy", "--from", from, "--to", to];
@@ -21,7 +22,7 @@ fn told(ended: &ExitOutput) -> &str {
 }
 
 #[tokio::test]
-async fn an_embedded_store_moves_to_a_cluster_under_a_data_plane_that_serves_on() {
+async fn an_embedded_store_moves_to_a_cluster_under_load() {
     let etcd = Etcd::plain().await;
     let mut world = World::start().await;
     let upstream = Upstream::plain("plain").await;
@@ -55,11 +56,12 @@ async fn an_embedded_store_moves_to_a_cluster_under_a_data_plane_that_serves_on(
 }
 
 #[tokio::test]
-async fn a_cluster_of_an_apisix_is_copied_with_all_that_can_be() {
+async fn an_apisix_cluster_is_copied() {
     let etcd = Etcd::plain().await;
     let world = World::builder().without_control().nodes(&[]).etcd(&etcd).start().await;
     let mut keys = etcd.keys().await;
-    // What an APISIX wrote: a plugin that is not ours, another kind, no JSON; and more than one page.
+    // Documents of an APISIX: an unsupported plugin, another kind, invalid JSON; and more than one
+    // page.
     let plugin = json!({"id": "7", "uri": "/x", "plugins": {"limit-count": {"count": 2}}});
     keys.put("/apisix/routes/7", plugin.to_string()).await;
     keys.put("/apisix/routes/8", "init_dir").await;
@@ -80,7 +82,7 @@ async fn a_cluster_of_an_apisix_is_copied_with_all_that_can_be() {
     }
     let back = copy(&world, "yaml:rules.yaml", "embedded:other.redb").await;
     assert_eq!(told(&back).lines().last(), out.lines().last(), "the same digest");
-    // And from there into a second prefix of the same cluster, which the first one does not see.
+    // From there to a second prefix of the same cluster, invisible under the first.
     let mut settings: Value = etcd.access().settings();
     settings["deployment"]["etcd"]["prefix"] = json!("/other");
     world.write("other.yaml", &settings.to_string());

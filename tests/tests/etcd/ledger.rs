@@ -1,7 +1,8 @@
-//! Many writers by the Admin API, what each was told, and whether etcd's own history agrees.
+//! Many writers at the Admin API, their responses, and etcd's own history.
 //!
-//! Afterwards: every acknowledged write is in the history at the revision it was acknowledged with; what was answered as not written is
-//! nowhere in it; no write was made twice; each writer's own order is kept; and each data plane serves exactly what etcd holds.
+//! Afterwards: every acknowledged write is in the history at its revision; none that was reported
+//! as not made is in it; no write was made twice; each writer's order is kept; and each data plane
+//! serves exactly the content of etcd.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -18,27 +19,28 @@ use tokio::task::JoinSet;
 
 use super::stage::{name, numbered};
 
-/// Objects of each pair of writers, who write them at about the same time; every seventh write removes one.
+/// Objects of each pair of writers, which write them at about the same time; every seventh write
+/// removes one.
 const OBJECTS: u64 = 8;
-/// The number of the last document: nobody else's.
+/// The number of the final document, used by no writer.
 const END: u64 = u64::MAX;
 
-/// What the writers have done so far, all together.
+/// The totals of all writers.
 #[derive(Clone, Copy, Default)]
 pub struct Progress {
     made: u64,
     failed: u64,
 }
 
-/// One write and what was answered.
+/// One write and its response.
 struct Written {
     id: String,
-    /// In the document; nothing for a removal.
+    /// The number in the document; `None` for a removal.
     number: Option<u64>,
     answer: Told,
 }
 
-/// How often each was told.
+/// The count of each outcome.
 #[derive(Debug, Default)]
 pub struct Counts {
     pub made: u64,
@@ -109,7 +111,7 @@ impl Writer {
     }
 }
 
-/// Writers at work.
+/// Running writers.
 pub struct Ledger {
     writers: JoinSet<Vec<Written>>,
     pairs: u64,
@@ -136,7 +138,7 @@ impl Ledger {
         Self { writers, pairs: WRITERS / 2, count: WRITERS * count, upstream, progress: watched, start }
     }
 
-    /// For whoever makes trouble meanwhile.
+    /// For the disturbance that runs beside them.
     pub fn watched(&self) -> Watched {
         Watched(self.progress.clone())
     }
@@ -144,7 +146,7 @@ impl Ledger {
     /// Waits for the writers, and compares.
     pub async fn close(self, world: &World, keys: &mut Keys, nodes: usize) -> Counts {
         let written = self.writers.join_all().await;
-        // One write more: when it is seen everywhere, everything before it is.
+        // One final write: when it is visible everywhere, every write before it is.
         let last = numbered(&self.upstream, "/end", END);
         let end = bounded("a last write", async {
             loop {
@@ -176,7 +178,7 @@ impl Ledger {
     }
 }
 
-/// Waits for what the writers have done.
+/// Waits for progress of the writers.
 pub struct Watched(watch::Receiver<Progress>);
 
 impl Watched {
@@ -206,7 +208,7 @@ async fn assert_serves(session: &mut HttpConnection, uri: &str, expected: Option
     }
 }
 
-/// Compares what was told with what etcd's own history says.
+/// Compares the responses with etcd's own history.
 async fn check_history(keys: &mut Keys, start: u64, end: u64, written: &[Vec<Written>]) -> Counts {
     let history = keys.history("/apisix/routes/", start + 1, end).await;
     let mut by_revision = HashMap::new();
@@ -246,8 +248,9 @@ async fn check_history(keys: &mut Keys, start: u64, end: u64, written: &[Vec<Wri
             }
         }
     }
-    // A removal carries no number; but each one in the history was told as made, or may have been. Two writers may be told of the
-    // same one: when the answer to a removal was lost, what counts is that the object is gone.
+    // A removal has no number; but each one in the history was acknowledged, or its response was
+    // lost. Two writers may be told of the same one: after a lost response it counts that the
+    // object is gone.
     let removals = || written.iter().flatten().filter(|written| written.number.is_none());
     let made: HashSet<u64> = removals().filter_map(|written| written.answer.revision()).collect();
     let found = history.iter().filter(|change| change.value.is_none()).count();

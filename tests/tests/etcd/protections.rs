@@ -1,5 +1,5 @@
-//! Protections that another program wrote into etcd and that we do not have: what they protect is refused, never served
-//! without them, and never left to a broader route or site either.
+//! Unsupported protections that another program wrote into etcd: what they protect is denied, never
+//! served without them, and never left to a broader route or site.
 
 use e2e::etcd::Etcd;
 use e2e::process::run_to_end;
@@ -14,7 +14,7 @@ use tokio::net::TcpStream;
 use super::stage::{Stage, linted, name};
 
 #[tokio::test]
-async fn a_protection_that_cannot_be_honoured_is_never_left_out() {
+async fn an_unsupported_protection_is_never_left_out() {
     let stage = Stage::start().await;
     stage.world.apply(&[("routes/all", stage.route("/*"))]).await;
     let mut secret = stage.route("/secret/*");
@@ -28,7 +28,7 @@ async fn a_protection_that_cannot_be_honoured_is_never_left_out() {
     assert_eq!(stage.etcd_get("routes/secret").await, secret, "it is left untouched");
     assert_eq!(stage.upstream.requests(), 1, "only the other request came through");
 
-    // A route that was served without protection and gets one is not served on without it.
+    // A route that gets a protection is not served without it.
     let mut open = stage.route("/open");
     stage.etcd_put("routes/open", &open).await;
     assert_eq!(stage.status("/open").await, StatusCode::OK);
@@ -52,14 +52,14 @@ async fn a_protection_that_cannot_be_honoured_is_never_left_out() {
     for path in ["/secret/x", "/open", "/guarded"] {
         assert_eq!(stage.status(path).await, StatusCode::SERVICE_UNAVAILABLE, "{path}");
     }
-    // And ends when it is taken away.
+    // It ends when it is removed.
     stage.etcd_put("routes/secret", &stage.route("/secret/*")).await;
     assert_eq!(stage.status("/secret/x").await, StatusCode::OK);
 }
 
-/// Each of these asks for something before a request may pass; the route for everything must not let it through.
+/// Each of these requires a condition; the route for everything must not bypass it.
 #[tokio::test]
-async fn whatever_a_route_demands_and_we_do_not_know_is_a_refusal() {
+async fn unknown_conditions_of_a_route_deny_requests() {
     let stage = Stage::start().await;
     stage.world.apply(&[("routes/all", stage.route("/*"))]).await;
     let with = |more: Value| {
@@ -89,9 +89,9 @@ async fn whatever_a_route_demands_and_we_do_not_know_is_a_refusal() {
     assert!(stage.etcd.keys().await.get(&name("routes/all")).await.is_some());
 }
 
-/// A global rule stands before every request.
+/// A global rule applies to every request.
 #[tokio::test]
-async fn a_global_rule_that_we_do_not_know_closes_everything() {
+async fn an_unknown_global_rule_denies_every_request() {
     let stage = Stage::start().await;
     stage.world.apply(&[("ssls/app", stage.world.open_site()), ("routes/all", stage.route("/*"))]).await;
     stage
@@ -111,7 +111,7 @@ async fn a_global_rule_that_we_do_not_know_closes_everything() {
     assert_eq!(stage.status("/any").await, StatusCode::OK);
 }
 
-/// A site whose policy cannot be read keeps its names: they do not fall to a wildcard site that asks for nothing.
+/// A site with an unreadable policy keeps its names: no open wildcard site gets them.
 #[tokio::test]
 async fn a_site_whose_policy_cannot_be_read_is_closed() {
     let stage = Stage::start().await;
@@ -134,7 +134,7 @@ async fn a_site_whose_policy_cannot_be_read_is_closed() {
         println!("{what}");
         stage.world.verified_client("strict.app.test").expect_alert().await;
         stage.world.client("strict.app.test").expect_alert().await;
-        // Nor by way of another name.
+        // Nor through another name.
         let reply = stage.world.client("other.app.test").get("/").await.unwrap();
         assert_eq!(reply.status, StatusCode::OK, "{what}: the wildcard's other names are served");
         let mut session =
@@ -146,10 +146,10 @@ async fn a_site_whose_policy_cannot_be_read_is_closed() {
     }
 }
 
-/// Texts that an APISIX reads and RFC 8259 or our parser does not, and names that are no ids: what they take falls to nothing broader,
-/// before and after a restart.
+/// Values that an APISIX reads and RFC 8259 or this parser does not, and names that are no ids:
+/// their paths go to nothing broader, before and after a restart.
 #[tokio::test]
-async fn what_only_an_apisix_reads_leaves_nothing_to_a_broader_one() {
+async fn lenient_json_never_falls_to_a_broader_route() {
     let mut stage = Stage::start().await;
     let site = stage.world.credentials.servers.server(&["strict.app.test", "*.app.test"]);
     let everybody = json!({"snis": ["*.app.test"], "cert": site.certificate_pem, "key": site.key_pem});
@@ -196,7 +196,7 @@ async fn what_only_an_apisix_reads_leaves_nothing_to_a_broader_one() {
         stage.world.client("strict.app.test").expect_alert().await;
         assert_eq!(stage.world.client("other.app.test").get("/").await.unwrap().status, StatusCode::OK);
     }
-    // Nothing is copied without them.
+    // The copy omits none of them.
     let config = stage.world.write_config("copy");
     let line = ["-c", config.to_str().unwrap(), "copy", "--from", "etcd", "--to", "yaml:rules.yaml"];
     let ended = run_to_end("controlplane", &line, stage.world.folder()).await;
@@ -205,14 +205,14 @@ async fn what_only_an_apisix_reads_leaves_nothing_to_a_broader_one() {
         assert!(ended.stdout.contains(named), "{named}: {ended:?}");
     }
     assert!(!stage.world.folder().join("rules.yaml").exists());
-    // Written again under an id, or deleted, it is obeyed.
+    // Written again under an id, or deleted, it takes effect.
     let revision = stage.etcd.keys().await.delete(&name("routes/team:a")).await;
     stage.world.wait_acknowledged(revision).await;
     assert_eq!(stage.status("/team").await, StatusCode::OK);
 }
 
 #[tokio::test]
-async fn a_stream_route_with_a_plugin_is_closed_and_none_serves_in_its_place() {
+async fn a_stream_route_with_a_plugin_is_closed() {
     let etcd = Etcd::plain().await;
     let apisix = json!({"apisix": {"proxy_mode": "http&stream", "stream_proxy": {"tcp": ["127.0.0.1:0"]}}});
     let builder = World::builder().etcd(&etcd).settings(apisix);

@@ -1,4 +1,5 @@
-//! Several control planes on one etcd: writers on both lose nothing, and data planes move between them without ever going back.
+//! Several control planes on one etcd: concurrent writers lose nothing, and data planes move
+//! between them without going back.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -22,7 +23,8 @@ async fn two() -> (Etcd, World, Arc<Upstream>) {
     (etcd, world, Arc::new(Upstream::plain("one").await))
 }
 
-/// Adds labels of its own to an object that others change, too; tries again when somebody else was faster. Gives how often that was.
+/// Adds labels of its own to an object that others change, too, and retries after conflicts. Gives
+/// the number of conflicts.
 async fn label(admin: Admin, writer: usize, count: usize) -> usize {
     let mut session = admin.connect().await.unwrap();
     let mut lost = 0;
@@ -33,7 +35,7 @@ async fn label(admin: Admin, writer: usize, count: usize) -> usize {
             if answer.status == StatusCode::OK {
                 break;
             }
-            // It says that nothing was written, and to try again.
+            // The response says that nothing was written, and to retry.
             assert!(answer.reply.text().contains("value changed before overwritten"), "{answer:?}");
             lost += 1;
         }
@@ -42,7 +44,7 @@ async fn label(admin: Admin, writer: usize, count: usize) -> usize {
 }
 
 #[tokio::test]
-async fn two_control_planes_that_write_the_same_object_lose_no_update() {
+async fn concurrent_writers_lose_no_update() {
     let (etcd, world, upstream) = two().await;
     world.apply(&[("routes/shared", route(&upstream, "/shared"))]).await;
     let writers = (0..4).map(|writer| tokio::spawn(label(world.admin_of(writer % 2), writer, 25)));
@@ -62,9 +64,9 @@ async fn two_control_planes_that_write_the_same_object_lose_no_update() {
 }
 
 #[tokio::test]
-async fn what_one_writes_the_other_shows_and_pushes() {
+async fn a_write_is_visible_at_every_control_plane() {
     let (_etcd, world, upstream) = two().await;
-    // The node is on one of them; writes at both reach it.
+    // The node is connected to one of them; writes at both reach it.
     let on = connected_to(&world).await;
     for (index, path) in [(0, "a"), (1, "b")] {
         let revision = world
@@ -76,7 +78,7 @@ async fn what_one_writes_the_other_shows_and_pushes() {
         assert_eq!(reply.status, StatusCode::OK);
         assert_eq!(world.admin_of(1 - index).get(&format!("routes/{path}")).await.status, StatusCode::OK);
     }
-    // An id taken here is not taken there once more.
+    // An id that was taken at one is not taken again at the other.
     let mut ids = BTreeSet::new();
     for round in 0..10 {
         for index in 0..2 {
@@ -88,7 +90,7 @@ async fn what_one_writes_the_other_shows_and_pushes() {
     }
 }
 
-/// The control plane that the first node is connected to, by its own word.
+/// The control plane of the first node, by the node's status.
 async fn connected_to(world: &World) -> usize {
     let addresses = [0, 1].map(|index| world.push_address_of(index).to_string());
     let newest = |log: &str| {
@@ -98,7 +100,7 @@ async fn connected_to(world: &World) -> usize {
     world.node_log().find("a line about a connection", newest).await
 }
 
-/// What the node says of the first delta it took over from this control plane after `mark`.
+/// The node's log line about its first delta from this control plane after `mark`.
 async fn first_taken(world: &World, mark: usize, index: usize) -> String {
     let connected = format!(" connected control_plane=\"{}\"", world.push_address_of(index));
     let first = |log: &str| {
@@ -108,7 +110,7 @@ async fn first_taken(world: &World, mark: usize, index: usize) -> String {
     world.node_log().find("a delta from the other control plane", first).await
 }
 
-/// Asks the node for one route's number until it is told to end: it never gets smaller.
+/// Requests one route's number until told to end: it never decreases.
 async fn only_forward(mut session: HttpConnection, end: Arc<AtomicBool>, seen: watch::Sender<u64>) {
     let mut newest = 0;
     while !end.load(Ordering::SeqCst) {
@@ -123,7 +125,7 @@ async fn only_forward(mut session: HttpConnection, end: Arc<AtomicBool>, seen: w
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_node_that_moves_during_a_burst_never_goes_back() {
+async fn a_node_that_moves_during_writes_never_goes_back() {
     let (_etcd, mut world, upstream) = two().await;
     let mut documents = vec![("routes/counted".to_owned(), numbered(&upstream, "/counted", 0))];
     documents.extend((0..200).map(|n| (format!("routes/fill-{n}"), route(&upstream, &format!("/fill-{n}")))));
@@ -139,7 +141,7 @@ async fn a_node_that_moves_during_a_burst_never_goes_back() {
     let (end, (seen, mut newest)) = (Arc::new(AtomicBool::new(false)), watch::channel(0));
     let asking = tokio::spawn(only_forward(world.plain("app.test").await, Arc::clone(&end), seen));
     let mut number = 0;
-    // Three moves; each time the one that the node is on dies in the middle of writes at the other.
+    // Three moves; each time the node's control plane dies during writes at the other.
     for _ in 0..3 {
         let on = connected_to(&world).await;
         let other = 1 - on;
@@ -154,7 +156,8 @@ async fn a_node_that_moves_during_a_burst_never_goes_back() {
         }
         world.wait_acknowledged_at(other, revision).await;
         bounded("the newest is served", newest.wait_for(|seen| *seen == number)).await.unwrap();
-        // It said what it holds, so only what it lacked was sent: at most the one object that changed.
+        // It reported its snapshot, so only the difference was sent: at most the one changed
+        // object.
         let line = first_taken(&world, mark, other).await;
         assert!(
             line.contains("removed=0") && ["changed=0", "changed=1"].iter().any(|few| line.contains(few)),
@@ -167,7 +170,7 @@ async fn a_node_that_moves_during_a_burst_never_goes_back() {
 }
 
 #[tokio::test]
-async fn a_restarted_control_plane_sends_nothing_to_a_node_that_has_everything() {
+async fn a_restarted_control_plane_resumes_current_nodes() {
     let (_etcd, mut world, upstream) = two().await;
     for n in 0..50 {
         let revision = world.admin().put(&format!("routes/{n}"), &route(&upstream, &format!("/{n}"))).await;
@@ -176,7 +179,7 @@ async fn a_restarted_control_plane_sends_nothing_to_a_node_that_has_everything()
             world.wait_acknowledged_at(on, revision).await;
         }
     }
-    // Both go and come back: whichever the node finds, it resumes there.
+    // Both restart: the node resumes at either.
     let on = connected_to(&world).await;
     world.stop_control_at(0).await;
     world.stop_control_at(1).await;
@@ -187,7 +190,7 @@ async fn a_restarted_control_plane_sends_nothing_to_a_node_that_has_everything()
 }
 
 #[tokio::test]
-async fn prefixes_on_one_etcd_do_not_meet() {
+async fn prefixes_of_one_etcd_are_separate() {
     let etcd = Etcd::plain().await;
     let at = |prefix: &str| {
         World::builder().etcd(&etcd).settings(json!({"deployment": {"etcd": {"prefix": prefix}}})).start()
@@ -210,7 +213,7 @@ async fn prefixes_on_one_etcd_do_not_meet() {
 }
 
 #[tokio::test]
-async fn the_secrets_of_tickets_are_shared_and_outlive_a_control_plane() {
+async fn ticket_secrets_are_shared_and_outlive_a_control_plane() {
     let (etcd, mut world, _upstream) = two().await;
     let mut keys = etcd.keys().await;
     let kept =

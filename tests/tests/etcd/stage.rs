@@ -1,4 +1,5 @@
-//! What the suites share: routes to one upstream, what a client of the gateway gets, and starts that must fail.
+//! Shared by the suites: routes to one upstream, requests through the gateway, and starts that must
+//! fail.
 
 use e2e::etcd::{Access, Etcd, Keys};
 use e2e::process::{ExitOutput, run_to_end};
@@ -7,10 +8,10 @@ use e2e::world::{World, WorldBuilder};
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
 
-/// What an APISIX makes its documents readable by; both of its default entries.
+/// Both default entries of an APISIX's keyring.
 pub const KEYRING: [&str; 2] = ["qeddd145sfvddff3", "edd1c9f0985e76a2"];
 
-/// An etcd of its own, a control plane on it, a data plane and an upstream.
+/// An etcd, a control plane on it, a data plane and an upstream.
 pub struct Stage {
     pub etcd: Etcd,
     pub world: World,
@@ -18,45 +19,43 @@ pub struct Stage {
 }
 
 impl Stage {
-    /// With an etcd that asks for nothing.
+    /// With a plain etcd.
     pub async fn start() -> Self {
         Self::of(Etcd::plain().await).await
     }
 
-    /// With this etcd.
     pub async fn of(etcd: Etcd) -> Self {
         let builder = World::builder().etcd(&etcd);
         Self::with(etcd, builder).await
     }
 
-    /// With this etcd and world.
     pub async fn with(etcd: Etcd, builder: WorldBuilder) -> Self {
         Self { etcd, world: builder.start().await, upstream: Upstream::plain("one").await }
     }
 
-    /// Writes a document straight into etcd, and waits until the data plane has taken notice.
+    /// Writes a document into etcd, and waits until the data plane has it.
     pub async fn etcd_put(&self, path: &str, document: &Value) -> u64 {
         self.etcd_put_text(path, document.to_string()).await
     }
 
-    /// The same with a value that may be anything.
+    /// The same with any value.
     pub async fn etcd_put_text(&self, path: &str, value: impl Into<Vec<u8>>) -> u64 {
         let revision = self.etcd.keys().await.put(&name(path), value).await;
         self.world.wait_acknowledged(revision).await;
         revision
     }
 
-    /// What etcd has under this path, as JSON.
+    /// The value of a document in etcd, as JSON.
     pub async fn etcd_get(&self, path: &str) -> Value {
         entry(&mut self.etcd.keys().await, path).await
     }
 
-    /// A route document for `uri` on every host.
+    /// A route for `uri` on every host.
     pub fn route(&self, uri: &str) -> Value {
         route(&self.upstream, uri)
     }
 
-    /// Status of a request in plain HTTP to `app.test`.
+    /// The status of a plain HTTP request to `app.test`.
     pub async fn status(&self, path: &str) -> StatusCode {
         status(&self.world, "app.test", path).await
     }
@@ -67,17 +66,17 @@ pub fn name(path: &str) -> String {
     format!("/apisix/{path}")
 }
 
-/// What etcd has under this path, as JSON.
+/// The value of a document in etcd, as JSON.
 pub async fn entry(keys: &mut Keys, path: &str) -> Value {
     keys.get(&name(path)).await.unwrap_or_else(|| panic!("etcd has no {path}")).json()
 }
 
-/// A route document for `uri` on every host.
+/// A route for `uri` on every host.
 pub fn route(upstream: &Upstream, uri: &str) -> Value {
     json!({"uri": uri, "upstream": {"nodes": {upstream.address().to_string(): 1}}})
 }
 
-/// The same, whose upstream hears the number as its host.
+/// The same, with the number in the host at the upstream.
 pub fn numbered(upstream: &Upstream, uri: &str, number: u64) -> Value {
     let mut route = route(upstream, uri);
     route["upstream"]["pass_host"] = json!("rewrite");
@@ -85,13 +84,13 @@ pub fn numbered(upstream: &Upstream, uri: &str, number: u64) -> Value {
     route
 }
 
-/// Status of a request in plain HTTP.
+/// The status of a plain HTTP request.
 pub async fn status(world: &World, host: &str, path: &str) -> StatusCode {
     let reply = world.plain(host).await.get(path).await.unwrap_or_else(|error| panic!("{error}"));
     reply.status
 }
 
-/// What a control plane says that must not start: it runs with these settings, and ends with 1.
+/// Starts a control plane that must end with status 1; gives its output.
 pub async fn refused_start(access: impl Into<Access>, more: Value) -> ExitOutput {
     let builder =
         World::builder().etcd(access).settings(json!({"deployment": {"etcd": {"startup_retry": 1}}}));
@@ -103,7 +102,6 @@ pub async fn refused_start(access: impl Into<Access>, more: Value) -> ExitOutput
     ended
 }
 
-/// It said every one of these.
 #[track_caller]
 pub fn assert_said(ended: &ExitOutput, words: &[&str]) {
     for word in words {
@@ -111,7 +109,7 @@ pub fn assert_said(ended: &ExitOutput, words: &[&str]) {
     }
 }
 
-/// A write through the Admin API that may fail: its status and what was said.
+/// A write through the Admin API that may fail: its status and body.
 pub async fn attempt(
     world: &World,
     method: Method,
@@ -122,7 +120,7 @@ pub async fn attempt(
     (answer.status, answer.reply.text())
 }
 
-/// What lint lists about one resource, or directory.
+/// The finding of lint about one resource or directory.
 pub async fn linted(stage: &Stage, resource: &str) -> Value {
     let answer = stage.world.admin().get("lint").await;
     assert_eq!(answer.status, StatusCode::OK, "{answer:?}");

@@ -1,7 +1,9 @@
-//! The cases in real handshakes: a site for each, put through the Admin API, and a client that shows the case's chain.
+//! The cases in real handshakes: a site for each, written through the Admin API, and a client with
+//! the case's chain.
 //!
-//! Where the Admin API refuses the anchors or revocation lists, nobody can be let in under them: that is a refusal. A client of TLS 1.3
-//! has shaken hands before the server judges it, so acceptance is an answer to a request, and a refusal is an alert.
+//! Anchors or revocation lists that the Admin API rejects count as a rejection. A client of TLS 1.3
+//! completes its handshake before the verdict, so acceptance is a response to a request, and a
+//! rejection is an alert.
 
 use e2e::client::{ClientCertificate, HttpClient, Tls, alert_in, bounded};
 use e2e::documents::site;
@@ -18,7 +20,7 @@ use crate::Score;
 use crate::cases::{Case, Limbo};
 use crate::verifier::NO_LIMIT;
 
-/// Judges the cases of today.
+/// Runs the cases of today.
 pub fn judge(limbo: &Limbo) -> Score {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     runtime.block_on(judge_all(limbo))
@@ -71,10 +73,10 @@ async fn judge_all(limbo: &Limbo) -> Score {
     score
 }
 
-/// The connection ended for a reason that has nothing to do with the client's certificate.
+/// The connection ended for a reason other than the client's certificate.
 struct Unjudged(String);
 
-/// What the gateway says: the start of its answer, or the alert.
+/// The start of the gateway's response, or the alert.
 async fn shake_hands(client: &HttpClient, case: &Case) -> Result<Result<String, String>, Unjudged> {
     let key = PrivateKeyDer::from_pem_slice(case.key.as_bytes()).expect("a case's key is readable");
     let client = client.clone().certificate(&ClientCertificate::new(case.chain(), &key));
@@ -82,7 +84,7 @@ async fn shake_hands(client: &HttpClient, case: &Case) -> Result<Result<String, 
         Err(refused) => (refused.alert, refused.detail),
         Ok(mut stream) => {
             let request = format!("GET / HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", client.host());
-            // ClientError already, perhaps: then reading tells.
+            // The rejection may have come already; then reading shows it.
             let _ = stream.write_all(request.as_bytes()).await;
             let mut first = [0; 12];
             match bounded("the first answer", stream.read_exact(&mut first)).await {

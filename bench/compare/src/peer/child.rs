@@ -9,6 +9,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use e2e::process::Process;
+use nix::sys::signal::Signal;
 use tokio::runtime::Handle;
 
 use super::{Kind, PeerError};
@@ -82,7 +83,17 @@ impl Server {
 
     /// Terminates it and waits for its end.
     pub fn stop(&mut self) {
-        self.process.terminate(STOP_TIMEOUT);
+        if self.process.try_wait().is_some() {
+            return;
+        }
+        self.process.signal(Signal::SIGTERM);
+        let until = Instant::now() + STOP_TIMEOUT;
+        while self.process.try_wait().is_none() {
+            if Instant::now() > until {
+                self.process.start_kill();
+            }
+            std::thread::sleep(POLL_INTERVAL);
+        }
     }
 
     fn not_ready(&self, problem: String) -> PeerError {

@@ -1,4 +1,4 @@
-//! The clients of the matrix and the authorities behind them, freshly minted.
+//! The clients of the matrix and their authorities, freshly minted.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use pki::{Certificate, CertificateDer, UnixTime};
 
 use super::table::{ROWS, Revocation};
 
-/// Who comes. Each has its own name as the common name of what it shows.
+/// Each has its name as the common name of its certificate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Client {
     Nobody,
@@ -54,11 +54,10 @@ fn at(since_1970: Duration) -> UnixTime {
     UnixTime::since_unix_epoch(since_1970)
 }
 
-/// The authorities.
 pub struct Pki {
     root: Authority,
     second: Authority,
-    /// An anchor without room for an intermediate.
+    /// An anchor that allows no intermediate.
     narrow: Authority,
     middle: Authority,
     listed: Authority,
@@ -87,7 +86,7 @@ impl Pki {
         [&self.root, &self.second, &self.narrow, &self.listed]
     }
 
-    /// `client.ca`: three roots, an intermediate, two clients' own certificates.
+    /// `client.ca`: three roots, an intermediate, the own certificates of two clients.
     pub fn bundle(&self, clients: &Clients) -> String {
         let mut bundle: String = self.anchors().iter().map(|authority| authority.certificate_pem()).collect();
         for pinned in [Client::Pinned, Client::PinnedOfRoot] {
@@ -125,7 +124,7 @@ fn pem(der: &[u8]) -> String {
     format!("-----BEGIN X509 CRL-----\n{}\n-----END X509 CRL-----\n", lines.join("\n"))
 }
 
-/// What each client shows.
+/// The chain of each client.
 pub struct Clients {
     shown: HashMap<Client, ClientCertificate>,
     certificates: HashMap<Client, Certificate>,

@@ -1,4 +1,4 @@
-//! "Stream Proxy". Its upstream and client are MySQL's; ours greet whoever says something.
+//! "Stream Proxy", with a greeting upstream and client instead of MySQL's.
 
 use e2e::raw;
 use e2e::upstream::tcp::{Script, TcpUpstream};
@@ -129,7 +129,7 @@ async fn tls_over_tcp_by_name_and_towards_the_upstream() {
     assert_eq!(secure.saw(0, |_| true).await.sni.as_deref(), Some("a.test.com"));
 }
 
-/// Where the client speaks no TLS, the name that the upstream is asked for is a dummy.
+/// Without TLS at the client, the name of the upstream is a dummy.
 #[tokio::test]
 async fn tls_towards_the_upstream_alone() {
     let credential = e2e::credentials::Authority::root("Upstream CA").server(&["a.test.com"]);

@@ -1,4 +1,4 @@
-//! `use_real_request_uri_unsafe`: the path as the client wrote it, where no rule could be walked round by it.
+//! `use_real_request_uri_unsafe`: the path as the client wrote it, where that bypasses no rule.
 
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
@@ -20,13 +20,13 @@ async fn a_raw_path_is_forwarded_where_it_is_safe() {
         ("/a%2fb/%7Ex?y", Ok("/a%2fb/%7Ex?y")),
         ("/a/../b", Ok("/a/../b")),
         ("/a/b", Ok("/a/b")),
-        // What no upstream may be sent stays refused.
+        // Invalid requests stay rejected.
         ("/a/..\\b", Err(400)),
         ("/a%00", Err(400)),
         ("/../b", Err(400)),
     ];
     expect(&client, &table).await;
-    // A rule that comes later: requests are refused whose paths are not canonical.
+    // With a later rule, requests with non-canonical paths are denied.
     let listed = json!({"client_identity": {"allow": [{"dns": "somebody.test"}]}});
     world.apply(&[("routes/late", to(&own, "open.test", "/secret/*", listed))]).await;
     let table =
@@ -63,7 +63,7 @@ async fn a_route_cannot_ask_for_raw_paths_beside_a_rule() {
 }
 
 #[tokio::test]
-async fn a_raw_path_gets_past_no_predicate_of_a_route() {
+async fn a_raw_path_bypasses_no_predicate_of_a_route() {
     let (world, _shared) = sites(json!({})).await;
     let (own, boss) = (HeadEcho::start().await, HeadEcho::start().await);
     let client = world.client("open.test");
@@ -74,12 +74,12 @@ async fn a_raw_path_gets_past_no_predicate_of_a_route() {
         json!({"remote_addrs": ["192.0.2.0/24"]}),
         json!({"methods": ["PURGE"]}),
     ] {
-        // Written later than the raw route: the data plane refuses.
+        // Written after the raw route: the data plane denies.
         world.apply(&[("routes/open", to(&own, "open.test", "/pub/*", raw_path()))]).await;
         expect(&client, &[("/boss/../pub/x", Ok("/boss/../pub/x"))]).await;
         world.apply(&[("routes/boss", to(&boss, "open.test", "/boss/*", guard.clone()))]).await;
         expect(&client, &[("/boss/../pub/x", Err(400)), ("/pub/x", Ok("/pub/x"))]).await;
-        // And the Admin API does, also where the guarded route has another host and its node
+        // The Admin API rejects it, also where the guarded route has another host and its node
         // another spelling.
         let mut elsewhere = to(&own, "list.test", "/boss/*", guard);
         elsewhere["upstream"]["nodes"] = json!({format!("localhost:{}", own.address().port()): 1});
