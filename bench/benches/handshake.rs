@@ -9,7 +9,7 @@
 //! both times and their ratio, and for a resumed session the ratio to the full handshake of its
 //! family.
 #![allow(clippy::expect_used, reason = "a benchmark that cannot be set up stops, like a test")]
-#![allow(clippy::print_stdout, reason = "what it prints is its result; it serves nobody")]
+#![allow(clippy::print_stdout, reason = "a benchmark prints its result")]
 
 use std::cell::{LazyCell, OnceCell};
 use std::collections::HashMap;

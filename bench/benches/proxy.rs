@@ -5,7 +5,7 @@
 //! the CPU time of the worker's thread, user and system, over its requests. `no-route` is a request
 //! without an upstream. The client and the upstream run on the other core.
 #![allow(clippy::expect_used, reason = "a benchmark that cannot be set up stops, like a test")]
-#![allow(clippy::print_stdout, reason = "what it prints is its result; it serves nobody")]
+#![allow(clippy::print_stdout, reason = "a benchmark prints its result")]
 
 use std::time::Duration;
 

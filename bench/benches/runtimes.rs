@@ -7,7 +7,7 @@
 //! is slow for all. Criterion cannot measure another process's CPU time; `--rounds N` and
 //! `--seconds N` make a run longer. `docs/decisions/0022-runtimes.md` has the conclusion.
 #![allow(clippy::expect_used, reason = "a benchmark that cannot be set up stops, like a test")]
-#![allow(clippy::print_stdout, reason = "what it prints is its result; it serves nobody")]
+#![allow(clippy::print_stdout, reason = "a benchmark prints its result")]
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, Command, ExitCode, Stdio};

@@ -8,7 +8,7 @@
 //! waits for memory: `memory/read` is one dependent read from as much memory as the names' table
 //! has. The allocator is the data plane's.
 #![allow(clippy::expect_used, reason = "a benchmark that cannot be set up stops, like a test")]
-#![allow(clippy::print_stdout, reason = "what it prints is its result; it serves nobody")]
+#![allow(clippy::print_stdout, reason = "a benchmark prints its result")]
 
 use std::hint::black_box;
 use std::net::{IpAddr, Ipv4Addr};

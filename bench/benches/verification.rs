@@ -7,7 +7,7 @@
 //! not cost more than an acceptance, since any client can cause it: both alternate, and the ratios
 //! come last.
 #![allow(clippy::expect_used, reason = "a benchmark that cannot be set up stops, like a test")]
-#![allow(clippy::print_stdout, reason = "what it prints is its result; it serves nobody")]
+#![allow(clippy::print_stdout, reason = "a benchmark prints its result")]
 
 use std::hint::black_box;
 use std::time::Duration;

@@ -8,20 +8,22 @@
 #![allow(clippy::expect_used, reason = "a measurement that cannot be set up stops, like a test")]
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use pki::mint::{Authority, AuthoritySpec, KeyAlgorithm, LeafSpec, Minted};
-use rustls::ClientConfig;
+use rustls::client::ResolvesClientCert;
+use rustls::crypto::aws_lc_rs;
+use rustls::sign::CertifiedKey;
+use rustls::{ClientConfig, SignatureScheme};
 use rustls_pki_types::CertificateDer;
 use serde_json::{Value, json};
 
 use compare::identity::{ClientIdentity, Group, Version};
 use compare::peer::HOST;
 
-mod crowd;
 mod floor;
 pub mod server;
 
-pub use crowd::Crowd;
 pub use floor::{Floor, Work};
 pub use server::TestWorker;
 
@@ -87,5 +89,38 @@ impl Credentials {
     /// So many clients of one authority.
     pub fn crowd(&self, members: usize) -> Crowd {
         Crowd::mint(&self.client_issuer, members)
+    }
+}
+
+/// Clients that present another certificate at every handshake, so that each one misses a chain
+/// cache that is smaller than the crowd.
+#[derive(Debug)]
+pub struct Crowd {
+    members: Vec<Arc<CertifiedKey>>,
+    next: AtomicUsize,
+}
+
+impl Crowd {
+    /// Minting thousands takes some seconds.
+    pub fn mint(issuer: &Authority, members: usize) -> Self {
+        let one = |index| {
+            let minted = issuer.issue(&LeafSpec::client(format!("client {index}"))).expect("a leaf");
+            let key = minted.key().expect("its key").der().clone_key();
+            let key = aws_lc_rs::sign::any_supported_type(&key).expect("a signing key");
+            let chain = minted.chain.iter().map(|certificate| certificate.der().clone()).collect();
+            Arc::new(CertifiedKey::new(chain, key))
+        };
+        Self { members: (0..members).map(one).collect(), next: AtomicUsize::new(0) }
+    }
+}
+
+impl ResolvesClientCert for Crowd {
+    fn resolve(&self, _hints: &[&[u8]], _schemes: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        let next = self.next.fetch_add(1, Ordering::Relaxed);
+        self.members.get(next % self.members.len()).cloned()
+    }
+
+    fn has_certs(&self) -> bool {
+        true
     }
 }

@@ -10,7 +10,6 @@ mod access;
 mod builder;
 mod cluster;
 mod keys;
-mod storage;
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;

@@ -16,14 +16,13 @@ pub mod upstream;
 
 pub mod admin;
 pub mod client;
-pub mod curl;
 pub mod etcd;
 pub mod frames;
-pub mod openssl;
 pub mod proxy;
 pub mod raw;
 pub mod records;
 pub mod shell;
+pub mod tools;
 
 pub mod documents;
 pub mod fixtures;

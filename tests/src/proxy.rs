@@ -80,7 +80,7 @@ impl Proxy {
 
     /// Changes the state when a client sends these bytes.
     pub fn trap(&self, words: &str, then: Network) {
-        *self.trap.lock().expect("nobody panics with it") = Some((words.as_bytes().to_vec(), then));
+        *self.trap.lock().expect("no holder panics") = Some((words.as_bytes().to_vec(), then));
     }
 
     /// Waits until the state has changed to this.
@@ -120,7 +120,7 @@ struct Spring {
 
 impl Spring {
     fn look(&self, bytes: &[u8]) {
-        let mut trap = self.trap.lock().expect("nobody panics with it");
+        let mut trap = self.trap.lock().expect("no holder panics");
         let found = trap.take_if(|(words, _)| bytes.windows(words.len()).any(|window| window == words));
         if let Some((_, network)) = found {
             self.network.send_replace(network);

@@ -5,7 +5,6 @@
 //! [`answer`]. A held response waits until the test opens the gate.
 
 mod fixed;
-mod heads;
 pub mod raw;
 mod strict;
 pub mod tcp;
@@ -37,7 +36,7 @@ use crate::credentials::{Authority, Credential, subject};
 use crate::tls::{client_verifier, server_config};
 
 pub use fixed::FixedUpstream;
-pub use heads::HeadEcho;
+pub use raw::HeadEcho;
 
 /// Bytes of a generated body that are sent at a time.
 const CHUNK: usize = 64 * 1024;

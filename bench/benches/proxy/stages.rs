@@ -34,7 +34,7 @@ struct Walk {
     facts: Facts,
 }
 
-pub fn stages(criterion: &mut Criterion, credentials: &Credentials) {
+pub(crate) fn stages(criterion: &mut Criterion, credentials: &Credentials) {
     let walk = Walk::new(credentials);
     let mut group = criterion.benchmark_group("proxy/stage");
     let (parts, target) = (asked(), walk.target(&asked()));

@@ -35,7 +35,7 @@ const CASES: [(&str, &str, u16); 3] =
     [("no-route", "/nowhere", 404), ("plain-upstream", PATH, 200), ("mtls-upstream", "/strict", 200)];
 
 /// One final line a case.
-pub fn whole(criterion: &mut Criterion, credentials: &Credentials) -> Vec<String> {
+pub(crate) fn whole(criterion: &mut Criterion, credentials: &Credentials) -> Vec<String> {
     if std::thread::available_parallelism().map_or(1, usize::from) < 2 {
         return vec!["proxy/whole: NOT MEASURED: one core is the worker's, and there is no other".to_owned()];
     }

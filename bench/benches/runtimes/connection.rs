@@ -22,7 +22,7 @@ use model::admission::Client;
 use pki::UnixTime;
 
 /// From accept to end. A rejected client gets no alert; the benchmark has none.
-pub async fn serve<R, W>(shared: Arc<Shared>, mut pump: Pump<R, W>)
+pub(crate) async fn serve<R, W>(shared: Arc<Shared>, mut pump: Pump<R, W>)
 where
     R: Reader + Unpin,
     W: Writer + Unpin,

@@ -20,7 +20,7 @@ use super::connection;
 const RING_ENTRIES: u32 = 4096;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Host {
+pub(crate) enum Host {
     MonoioUring,
     MonoioEpoll,
     TokioUring,
@@ -28,9 +28,9 @@ pub enum Host {
 }
 
 impl Host {
-    pub const ALL: [Self; 4] = [Self::MonoioUring, Self::MonoioEpoll, Self::TokioUring, Self::Tokio];
+    pub(crate) const ALL: [Self; 4] = [Self::MonoioUring, Self::MonoioEpoll, Self::TokioUring, Self::Tokio];
 
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::MonoioUring => "monoio-io_uring",
             Self::MonoioEpoll => "monoio-epoll",
@@ -41,7 +41,7 @@ impl Host {
 }
 
 /// Serves the site on standard input until that ends. Prints the port to standard output.
-pub fn serve(host: Host) {
+pub(crate) fn serve(host: Host) {
     let mut site = String::new();
     io::stdin().lock().read_line(&mut site).expect("a site");
     std::thread::spawn(|| {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use criterion::{BenchmarkGroup, measurement::WallTime};
 
 /// Medians in microseconds.
-pub struct Measured {
+pub(crate) struct Measured {
     pub work: f64,
     /// `None` without anything to compare with.
     pub yardstick: Option<f64>,
@@ -15,7 +15,7 @@ pub struct Measured {
 
 /// Benches `work`, each batch after one of `yardstick` of the same size; both report their own
 /// durations. `None` when a filter left it out.
-pub fn bench(
+pub(crate) fn bench(
     group: &mut BenchmarkGroup<'_, WallTime>,
     name: &str,
     yardstick: Option<&dyn Fn() -> Duration>,
@@ -35,7 +35,7 @@ pub fn bench(
 
 /// The duration of one call.
 #[allow(dead_code, reason = "not every benchmark that has this file needs it")]
-pub fn timed<T>(call: impl FnOnce() -> T) -> Duration {
+pub(crate) fn timed<T>(call: impl FnOnce() -> T) -> Duration {
     let started = Instant::now();
     std::hint::black_box(call());
     started.elapsed()

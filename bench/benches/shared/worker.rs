@@ -12,7 +12,7 @@ use telemetry::{Heartbeat, Readiness};
 use tokio::sync::watch;
 
 /// A running worker; it lives as long as the process.
-pub struct Running {
+pub(crate) struct Running {
     /// Where it serves HTTPS.
     pub address: SocketAddr,
     thread: nix::unistd::Pid,
@@ -21,27 +21,27 @@ pub struct Running {
 }
 
 impl Running {
-    pub fn start(shared: Arc<Shared>, cpu: usize) -> Self {
+    pub(crate) fn start(shared: Arc<Shared>, cpu: usize) -> Self {
         let any = "127.0.0.1:0".parse().expect("an address");
         let patience = Patience { predecessor: Duration::ZERO, stop: watch::channel(false).1 };
         let listeners = listener::bind("bench", any, Speaks::Https, 1, &patience).expect("a port");
         let address = listeners.first().expect("a listener").addr;
         let (stage, stages) = Stages::new();
-        let (tell, told) = mpsc::channel();
+        let (sender, receiver) = mpsc::channel();
         let driver = Driver::detect();
         let heartbeat = Heartbeat::new("worker-0", Readiness::Required);
         let start =
             Start { shared, counters: Arc::default(), heartbeat, listeners, driver, cpu: Some(cpu), stages };
         let body = move || {
-            tell.send(nix::unistd::gettid()).expect("somebody waits");
+            sender.send(nix::unistd::gettid()).expect("the receiver waits");
             worker::run(start).expect("a worker");
         };
         std::thread::Builder::new().name("worker-0".to_owned()).spawn(body).expect("a thread");
-        Self { address, thread: told.recv().expect("a worker"), _stage: stage }
+        Self { address, thread: receiver.recv().expect("a worker"), _stage: stage }
     }
 
     /// CPU time of its thread so far, user and system.
-    pub fn cpu(&self) -> Duration {
+    pub(crate) fn cpu(&self) -> Duration {
         let path = format!("/proc/self/task/{}/schedstat", self.thread);
         let text = std::fs::read_to_string(path).expect("the worker's schedstat");
         let nanos = text.split_ascii_whitespace().next().and_then(|field| field.parse().ok());

@@ -17,7 +17,7 @@ use super::{Chain, NOW};
 const USUAL: [&str; 4] =
     ["^/healthz$", "^/\\.well-known/", "^/api/v1/public/", "^/static/.*\\.(css|js|png)$"];
 
-pub fn admission(criterion: &mut Criterion) {
+pub(crate) fn admission(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("admit");
     group.throughput(Throughput::Elements(1));
     let chain = Chain::mint(2, KeyAlgorithm::P256);

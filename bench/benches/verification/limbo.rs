@@ -36,7 +36,7 @@ struct Case {
 }
 
 /// One final line a case.
-pub fn limbo(criterion: &mut Criterion) -> Vec<String> {
+pub(crate) fn limbo(criterion: &mut Criterion) -> Vec<String> {
     let Some(named) = std::env::var_os("COUNTERSIGN_LIMBO") else {
         return vec![
             "x509-limbo: NOT MEASURED: COUNTERSIGN_LIMBO names no clients.json (or its folder)".into(),

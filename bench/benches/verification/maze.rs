@@ -16,7 +16,7 @@ const SIZE: usize = 100;
 /// The chain as sent, leaf first.
 type Sent = Vec<CertificateDer<'static>>;
 
-pub fn mazes(criterion: &mut Criterion) {
+pub(crate) fn mazes(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("verify/maze");
     group.throughput(Throughput::Elements(1));
     for (name, algorithm) in
@@ -46,7 +46,7 @@ fn der(certificate: &Certificate) -> CertificateDer<'static> {
 }
 
 fn leaf_of(authority: &Authority) -> CertificateDer<'static> {
-    der(&authority.issue(&LeafSpec::client("nobody")).expect("a leaf").certificate)
+    der(&authority.issue(&LeafSpec::client("unrelated")).expect("a leaf").certificate)
 }
 
 /// A forged leaf among genuine intermediates that all have its issuer's name, each with a key of

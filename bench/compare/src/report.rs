@@ -179,9 +179,8 @@ impl fmt::Display for LoadReport {
                 if server.used.exact { "schedstat" } else { "clock ticks: a thread ended meanwhile" };
             let (user, busy) = (server.used.user_share * 100.0, server.busy * 100.0);
             let timeslices = server.timeslices_per_operation;
-            let timeslices = timeslices
-                .map(|timeslices| format!("; {timeslices:.2} timeslices on it"))
-                .unwrap_or_default();
+            let timeslices =
+                timeslices.map(|timeslices| format!("; {timeslices:.2} time slices")).unwrap_or_default();
             writeln!(
                 f,
                 "  server CPU   {:.1} us an operation ({user:.0} % user; {busy:.0} % of a core{timeslices}; {source})",

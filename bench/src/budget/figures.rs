@@ -15,10 +15,10 @@ const ALLOWED: f64 = 0.03;
 const NOISE: f64 = 0.005;
 
 const HEADER: &str = "\
-# What a handshake and a proxied request may cost, in instructions of the data plane's side, outside of the crypto library
+# Budgets of a handshake and a proxied request, in instructions of the data plane's side, outside of the crypto library
 # (docs/decisions/0020-instructions-are-counted.md). `make check` fails when a change adds more than 3 % to one of them. Then
 # make it cheaper, or write the new figure with `make budget WHY='what the instructions are for'`.
-# `crypto`: the crypto library's own, told and not judged.
+# `crypto`: the crypto library's instructions, which are not judged.
 
 ";
 

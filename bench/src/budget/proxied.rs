@@ -36,7 +36,7 @@ const FOREGOING: u64 = 20;
 ///
 /// # Errors
 /// When something does not start, or a request fails.
-pub fn run(requests: u64, mode: Mode) -> anyhow::Result<()> {
+pub(super) fn run(requests: u64, mode: Mode) -> anyhow::Result<()> {
     let credentials = Credentials::mint();
     let upstream = FixedUpstream::start(0, None);
     let snapshot = gateway::snapshot([

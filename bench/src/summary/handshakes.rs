@@ -30,7 +30,7 @@ const CHECKS: u32 = 500;
 
 /// # Errors
 /// When the core is not available.
-pub fn lines(cpu: usize) -> anyhow::Result<Vec<Line>> {
+pub(super) fn lines(cpu: usize) -> anyhow::Result<Vec<Line>> {
     std::thread::scope(|scope| {
         let measured = scope.spawn(|| {
             resources::pin_current_thread(cpu)?;
@@ -90,7 +90,7 @@ fn policy(credentials: &Credentials) -> Option<f64> {
     median((0..CHECKS).map(batch).collect())
 }
 
-pub fn median(mut values: Vec<f64>) -> Option<f64> {
+pub(super) fn median(mut values: Vec<f64>) -> Option<f64> {
     values.sort_by(f64::total_cmp);
     values.get(values.len() / 2).copied()
 }

@@ -29,7 +29,7 @@ const CHANGES: u64 = 20;
 
 /// # Errors
 /// When there is no runtime.
-pub fn lines() -> anyhow::Result<Vec<Line>> {
+pub(super) fn lines() -> anyhow::Result<Vec<Line>> {
     // First, while nothing else allocates or frees memory.
     let objects = memory::in_use().into_iter().map(|measured| {
         let what = format!("an ssl object besides its certificate, {}", measured.name);

@@ -22,7 +22,7 @@ use crate::upstream::Upstream;
 /// Marks a folder that the demo made and may empty.
 const MARK: &str = ".countersign-demo";
 
-pub struct Environment {
+pub(super) struct Environment {
     dir: PathBuf,
     config: PathBuf,
     ports: Ports,
@@ -37,7 +37,7 @@ pub struct Environment {
 
 impl Environment {
     /// Makes the certificates and starts everything.
-    pub async fn start(dir: &Path, ports: Ports) -> anyhow::Result<Self> {
+    pub(super) async fn start(dir: &Path, ports: Ports) -> anyhow::Result<Self> {
         for (port, variable) in ports.named() {
             TcpListener::bind(("127.0.0.1", port)).with_context(|| {
                 format!(
@@ -123,50 +123,50 @@ impl Environment {
     }
 
     /// Starts the control plane, also after [`Environment::kill_control`].
-    pub async fn start_control(&mut self) -> anyhow::Result<()> {
+    pub(super) async fn start_control(&mut self) -> anyhow::Result<()> {
         self.control = Some(self.start_program("controlplane").await?);
         Ok(())
     }
 
     /// `kill -9` of the control plane.
-    pub async fn kill_control(&mut self) {
+    pub(super) async fn kill_control(&mut self) {
         if let Some(control) = self.control.take() {
             control.kill_9().await;
         }
     }
 
     /// 0 while it is down.
-    pub fn control_id(&self) -> u32 {
+    pub(super) fn control_id(&self) -> u32 {
         self.control.as_ref().map_or(0, Process::id)
     }
 
     /// A path in the PKI folder, as printed.
-    pub fn file(&self, name: &str) -> String {
+    pub(super) fn file(&self, name: &str) -> String {
         self.dir.join("pki").join(name).display().to_string()
     }
 
     /// A path in the demo's folder, as printed.
-    pub fn path(&self, name: &str) -> String {
+    pub(super) fn path(&self, name: &str) -> String {
         self.dir.join(name).display().to_string()
     }
 
     /// The text of a file of the PKI folder.
-    pub fn read(&self, name: &str) -> anyhow::Result<String> {
+    pub(super) fn read(&self, name: &str) -> anyhow::Result<String> {
         fs::read_to_string(self.file(name)).with_context(|| format!("cannot read {}", self.file(name)))
     }
 
     /// A file of the PKI folder as a JSON text within a single-quoted argument.
-    pub fn json_of(&self, name: &str) -> String {
+    pub(super) fn json_of(&self, name: &str) -> String {
         format!("\"'\"$(cat {})\"'\"", self.file(name))
     }
 
     /// A curl command for the Admin API; `more` comes before the URL.
-    pub fn admin(&self, more: &str, path: &str) -> String {
+    pub(super) fn admin(&self, more: &str, path: &str) -> String {
         self.admin_at(self.ports.admin, more, path)
     }
 
     /// The same for the control plane at this port.
-    pub fn admin_at(&self, port: u16, more: &str, path: &str) -> String {
+    pub(super) fn admin_at(&self, port: u16, more: &str, path: &str) -> String {
         let certificate =
             format!("--cert {} --key {}", self.file("admin-client.crt"), self.file("admin-client.key"));
         let key = format!("-H 'X-API-KEY: {}'", self.admin_key);
@@ -175,7 +175,7 @@ impl Environment {
     }
 
     /// The same with these credentials.
-    pub fn admin_with(&self, options: &str, path: &str) -> String {
+    pub(super) fn admin_with(&self, options: &str, path: &str) -> String {
         self.admin_command(self.ports.admin, options, path)
     }
 
@@ -187,20 +187,20 @@ impl Environment {
         )
     }
 
-    pub fn admin_key(&self) -> &str {
+    pub(super) fn admin_key(&self) -> &str {
         &self.admin_key
     }
 
-    pub fn etcd_port(&self) -> u16 {
+    pub(super) fn etcd_port(&self) -> u16 {
         self.ports.etcd
     }
 
-    pub fn key_header(&self) -> String {
+    pub(super) fn key_header(&self) -> String {
         format!("-H 'X-API-KEY: {}'", self.admin_key)
     }
 
     /// A curl command for the protected site.
-    pub fn site(&self, options: &str, path: &str) -> String {
+    pub(super) fn site(&self, options: &str, path: &str) -> String {
         let port = self.ports.https;
         let between = if options.is_empty() { String::new() } else { format!(" {options}") };
         format!(
@@ -210,12 +210,12 @@ impl Environment {
     }
 
     /// curl's options for one of the clients.
-    pub fn client(&self, name: &str) -> String {
+    pub(super) fn client(&self, name: &str) -> String {
         format!("--cert {} --key {}", self.file(&format!("{name}.crt")), self.file(&format!("{name}.key")))
     }
 
     /// Waits until the data plane serves everything written so far.
-    pub async fn wait_acknowledged(&self) -> anyhow::Result<()> {
+    pub(super) async fn wait_acknowledged(&self) -> anyhow::Result<()> {
         let fleet = shell::run(&self.admin("", "dataplanes")).await?;
         let fleet: Value =
             serde_json::from_str(fleet.body()).context("the Admin API lists the data planes")?;
@@ -232,11 +232,11 @@ impl Environment {
     }
 
     /// The addresses of both upstreams: plain, strict.
-    pub fn upstreams(&self) -> (String, String) {
+    pub(super) fn upstreams(&self) -> (String, String) {
         (local(self.ports.upstream).to_string(), local(self.ports.strict_upstream).to_string())
     }
 
-    pub fn print_overview(&self) {
+    pub(super) fn print_overview(&self) {
         let ready = self.node.as_ref().map(Process::ready).cloned().unwrap_or_default();
         let driver = ready["driver"].as_str().unwrap_or("?").to_owned();
         println!(
@@ -260,7 +260,7 @@ impl Environment {
     }
 
     /// Prints some commands to try.
-    pub fn print_suggestions(&self, shown: &Tally) {
+    pub(super) fn print_suggestions(&self, shown: &Tally) {
         println!("\n{shown}. Everything keeps running; try, in another terminal:\n");
         shell::print_command(&self.site(&format!("--http2 {}", self.client("alice")), "/anything"));
         shell::print_command(&self.site(&self.client("alice"), "/strict/hello"));
@@ -277,7 +277,7 @@ impl Environment {
     }
 
     /// Waits for Ctrl-C, SIGTERM, or the end of a program.
-    pub async fn until_interrupted(&mut self) -> anyhow::Result<()> {
+    pub(super) async fn until_interrupted(&mut self) -> anyhow::Result<()> {
         let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
         let (Some(control), Some(node)) = (&mut self.control, &mut self.node) else { bail!("nothing runs") };
         let ended = tokio::select! {
@@ -297,7 +297,7 @@ impl Environment {
         Ok(())
     }
 
-    pub async fn stop(&mut self) {
+    pub(super) async fn stop(&mut self) {
         for process in [self.node.take(), self.control.take()].into_iter().flatten() {
             process.stop_if_running().await;
         }
@@ -310,7 +310,7 @@ fn local(port: u16) -> SocketAddr {
 }
 
 /// A program's path relative to the repository.
-pub fn program_path(name: &str) -> String {
+pub(super) fn program_path(name: &str) -> String {
     let path = program(name);
     let here = std::env::current_dir().unwrap_or_default();
     path.strip_prefix(&here).unwrap_or(&path).display().to_string()

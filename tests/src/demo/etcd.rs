@@ -17,20 +17,20 @@ use crate::process::{Launch, Log, Process};
 const PROGRAMS: [&str; 2] = ["etcd", "etcdctl"];
 
 /// The first program that this machine does not have.
-pub fn lacking() -> Option<&'static str> {
+pub(super) fn lacking() -> Option<&'static str> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let there = |name: &&str| std::env::split_paths(&path).any(|folder| folder.join(name).is_file());
     PROGRAMS.into_iter().find(|name| !there(name))
 }
 
-pub struct Etcd {
+pub(super) struct Etcd {
     url: String,
     _process: Process,
 }
 
 impl Etcd {
     /// Starts it, and waits until it serves.
-    pub async fn start(demo: &Environment) -> anyhow::Result<Self> {
+    pub(super) async fn start(demo: &Environment) -> anyhow::Result<Self> {
         let url = format!("https://127.0.0.1:{}", demo.etcd_port());
         let log = Log::file(demo.path("etcd.log").into());
         let mut command = Command::new("etcd");
@@ -53,18 +53,18 @@ impl Etcd {
     }
 
     /// The command that started it, for pasting.
-    pub fn command(&self, demo: &Environment) -> String {
+    pub(super) fn command(&self, demo: &Environment) -> String {
         let lines: Vec<_> = arguments(demo, &self.url).chunks(2).map(|pair| pair.join(" ")).collect();
         format!("etcd {}", lines.join(" \\\n  "))
     }
 
     /// A curl command for its health, with these options.
-    pub fn health(&self, demo: &Environment, options: &str) -> String {
+    pub(super) fn health(&self, demo: &Environment, options: &str) -> String {
         let between = if options.is_empty() { String::new() } else { format!(" {options}") };
         format!("curl --cacert {}{between} {}/health", demo.file("etcd-ca.crt"), self.url)
     }
 
-    pub fn etcdctl(&self, demo: &Environment, command: &str) -> String {
+    pub(super) fn etcdctl(&self, demo: &Environment, command: &str) -> String {
         format!(
             "etcdctl --endpoints {} --cacert {} \\\n  --cert {} --key {} {command}",
             self.url,
@@ -75,7 +75,7 @@ impl Etcd {
     }
 
     /// Writes the settings of a control plane on it; gives the path.
-    pub fn settings(&self, demo: &Environment) -> anyhow::Result<String> {
+    pub(super) fn settings(&self, demo: &Environment) -> anyhow::Result<String> {
         let path = demo.path("etcd.yaml");
         let pki = fs::canonicalize(demo.file(""))?;
         fs::write(&path, settings(&self.url, &pki, demo.admin_key()))
@@ -145,7 +145,7 @@ countersign:
 }
 
 /// Starts a control plane with these settings; gives it with the port of its Admin API.
-pub async fn control_plane(demo: &Environment, settings: &str) -> anyhow::Result<(Process, u16)> {
+pub(super) async fn control_plane(demo: &Environment, settings: &str) -> anyhow::Result<(Process, u16)> {
     let log = Log::file(demo.path("controlplane-etcd.log").into());
     let config = fs::canonicalize(settings)?;
     let process = Launch::new("controlplane", &config).try_start(&log).await.map_err(anyhow::Error::msg)?;

@@ -20,7 +20,7 @@ const ACKNOWLEDGED: usize = 15;
 
 /// The results of the scenarios.
 #[derive(Default)]
-pub struct Tally {
+pub(super) struct Tally {
     pub passed: usize,
     pub failed: usize,
     /// Skipped for want of a program.
@@ -51,7 +51,7 @@ impl Tally {
     }
 }
 
-pub async fn run_all(demo: &mut Environment) -> anyhow::Result<Tally> {
+pub(super) async fn run_all(demo: &mut Environment) -> anyhow::Result<Tally> {
     let mut shown = Tally::default();
     title(1, "The Admin API over mutual TLS");
     shown.count(admin_api(demo).await);
@@ -86,7 +86,7 @@ async fn etcd_store(demo: &Environment) -> anyhow::Result<bool> {
     println!("   An etcd that demands a client certificate of its own CA is running:");
     print_command(&etcd.command(demo));
     let mut good = step(
-        "Without a certificate it answers nobody:",
+        "Without a certificate it rejects clients:",
         &etcd.health(demo, "--tls-max 1.2"),
         Expect::Rejected,
     )

@@ -13,7 +13,7 @@ use crate::process::EVENT_TIMEOUT;
 
 /// The expected result of a step.
 #[derive(Clone, Copy)]
-pub enum Expect {
+pub(super) enum Expect {
     /// An HTTP response with this status whose body contains the text.
     Answer(u16, &'static str),
     /// A rejected TLS handshake.
@@ -21,7 +21,7 @@ pub enum Expect {
 }
 
 /// The result of a curl command.
-pub struct Outcome {
+pub(super) struct Outcome {
     status: u16,
     http: String,
     body: String,
@@ -30,7 +30,7 @@ pub struct Outcome {
 
 /// Prints the text of a step (empty: it continues the one before), the command, and its result;
 /// gives whether that was expected.
-pub async fn step(about: &str, command: &str, expected: Expect) -> anyhow::Result<bool> {
+pub(super) async fn step(about: &str, command: &str, expected: Expect) -> anyhow::Result<bool> {
     if !about.is_empty() {
         println!("\n   {about}");
     }
@@ -46,7 +46,7 @@ pub async fn step(about: &str, command: &str, expected: Expect) -> anyhow::Resul
 
 /// Prints and runs a command that must fail with `text` in its last line, which it prints; gives
 /// whether it did.
-pub async fn expect_failure(about: &str, command: &str, text: &str) -> anyhow::Result<bool> {
+pub(super) async fn expect_failure(about: &str, command: &str, text: &str) -> anyhow::Result<bool> {
     println!("\n   {about}");
     print_command(command);
     let output = in_shell(command).await?;
@@ -61,7 +61,7 @@ pub async fn expect_failure(about: &str, command: &str, text: &str) -> anyhow::R
 }
 
 /// Prints and runs a command that must succeed and print these texts; gives whether it did.
-pub async fn expect_output(about: &str, command: &str, texts: &[&str]) -> anyhow::Result<bool> {
+pub(super) async fn expect_output(about: &str, command: &str, texts: &[&str]) -> anyhow::Result<bool> {
     println!("\n   {about}");
     print_command(command);
     let output = in_shell(command).await?;
@@ -84,7 +84,7 @@ async fn in_shell(command: &str) -> anyhow::Result<Output> {
 }
 
 /// Runs a curl command without printing.
-pub async fn run(command: &str) -> anyhow::Result<Outcome> {
+pub(super) async fn run(command: &str) -> anyhow::Result<Outcome> {
     let measured = command.replacen("curl", "curl -sS --max-time 30 -w '\\n%{http_code} %{http_version}'", 1);
     let output = Command::new("sh").args(["-c", &measured]).output().await?;
     let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -99,12 +99,12 @@ pub async fn run(command: &str) -> anyhow::Result<Outcome> {
 }
 
 /// The prompt and the command; its later lines are indented.
-pub fn print_command(command: &str) {
+pub(super) fn print_command(command: &str) {
     println!("   $ {}", command.replace('\n', "\n     "));
 }
 
 /// A tick or a cross, coloured on a terminal.
-pub fn mark(good: bool) -> &'static str {
+pub(super) fn mark(good: bool) -> &'static str {
     match (good, std::io::stdout().is_terminal()) {
         (true, true) => "\x1b[32m✓\x1b[0m",
         (false, true) => "\x1b[31m✗\x1b[0m",
@@ -122,7 +122,7 @@ fn wanted(expected: Expect) -> String {
 }
 
 impl Outcome {
-    pub fn body(&self) -> &str {
+    pub(super) fn body(&self) -> &str {
         &self.body
     }
 

@@ -3,10 +3,17 @@
 use std::fs;
 use std::path::Path;
 
-use super::{Access, Etcd, storage};
+use nix::sys::statvfs::statvfs;
+use tempfile::TempDir;
+
+use super::{Access, Etcd};
 use crate::credentials::{Authority, Credential};
 use crate::ports::Reservation;
 use crate::process::Log;
+
+const MEMORY: &str = "/dev/shm";
+/// A server preallocates about 130 MB for its log; several run side by side.
+const ROOM: u64 = 4 << 30;
 
 /// The authorities of an etcd with TLS.
 pub struct Authorities {
@@ -79,7 +86,7 @@ impl EtcdBuilder {
 
     /// A member that does not run yet.
     pub(super) fn make(&self, name: &str, ports: Ports, members: String) -> Etcd {
-        let folder = storage::folder();
+        let folder = data_folder();
         let mut arguments = self.arguments.clone();
         if let Some(credential) = &self.certificate {
             write_credential(folder.path(), credential);
@@ -142,4 +149,16 @@ pub(super) fn write_credential(folder: &Path, credential: &Credential) {
 
 pub(super) fn write_clients(folder: &Path, authority_pem: &str) {
     replace(folder, "clients.crt", authority_pem);
+}
+
+/// In memory where there is room, because etcd syncs every write.
+fn data_folder() -> TempDir {
+    let mut builder = tempfile::Builder::new();
+    builder.prefix("countersign-etcd-");
+    let folder = if free_space(MEMORY) >= ROOM { builder.tempdir_in(MEMORY) } else { builder.tempdir() };
+    folder.expect("a temporary folder")
+}
+
+fn free_space(path: &str) -> u64 {
+    statvfs(path).map_or(0, |stat| stat.blocks_available() * stat.fragment_size())
 }

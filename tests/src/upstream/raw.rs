@@ -271,3 +271,51 @@ impl Wire {
         Ok(())
     }
 }
+
+/// An upstream that responds to requests without bodies with their head, byte for byte.
+pub struct HeadEcho {
+    address: SocketAddr,
+    task: JoinHandle<()>,
+}
+
+impl HeadEcho {
+    pub async fn start() -> Self {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a free port");
+        let address = listener.local_addr().expect("a listener has an address");
+        let task = tokio::spawn(async move {
+            let mut connections = JoinSet::new();
+            while let Ok((stream, _)) = listener.accept().await {
+                connections.spawn(echo_heads(stream));
+            }
+        });
+        Self { address, task }
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+}
+
+impl Drop for HeadEcho {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn echo_heads(mut stream: TcpStream) {
+    let mut got = Vec::new();
+    let mut buffer = [0; 4096];
+    loop {
+        while let Some(end) = got.windows(4).position(|four| four == b"\r\n\r\n") {
+            let head: Vec<u8> = got.drain(..end + 4).collect();
+            let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", head.len());
+            if stream.write_all(&[answer.as_bytes(), &head].concat()).await.is_err() {
+                return;
+            }
+        }
+        match stream.read(&mut buffer).await {
+            Ok(0) | Err(_) => return,
+            Ok(read) => got.extend_from_slice(&buffer[..read]),
+        }
+    }
+}

@@ -194,11 +194,11 @@ impl Scripted {
             }
             Script::Digest => {
                 self.read_out().await?;
-                let told = {
+                let response = {
                     let seen = self.state.seen.borrow();
                     format!("{} {}\n", seen[self.nth].bytes, self.sum())
                 };
-                self.stream.write_all(told.as_bytes()).await?;
+                self.stream.write_all(response.as_bytes()).await?;
                 self.stream.shutdown().await
             }
             Script::Pour(bytes) => {

@@ -320,7 +320,7 @@ async fn an_expired_server_certificate_is_served_and_warned_about() {
         ])
         .await;
     let port = world.https().port();
-    let answered = e2e::curl::curl(
+    let answered = e2e::tools::curl(
         world.folder(),
         &["-k", "--resolve", &format!("old.test:{port}:127.0.0.1"), &format!("https://old.test:{port}/")],
     )

@@ -96,7 +96,7 @@ async fn curl_uploads_a_file_and_may_ask_first() {
     let (resolve, url) = (format!("app.test:{port}:127.0.0.1"), format!("https://app.test:{port}/sink"));
     for version in ["--http1.1", "--http2"] {
         for ask in ["Expect: 100-continue", "Expect:"] {
-            let answered = e2e::curl::curl(
+            let answered = e2e::tools::curl(
                 world.folder(),
                 &[
                     "--cacert",

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use e2e::openssl::s_client;
+use e2e::tools::s_client;
 use e2e::world::World;
 use pki::Certificate;
 use pki::mint::LeafSpec;

@@ -211,7 +211,7 @@ impl Openssl {
         std::fs::write(folder.join("client.crt"), &client.certificate_pem).unwrap();
         std::fs::write(folder.join("client.key"), &client.key_pem).unwrap();
         let arguments = ["-tls1_3", "-servername", "app.test", "-cert", "client.crt", "-key", "client.key"];
-        let mut child = e2e::openssl::s_client(world.https(), folder, &arguments);
+        let mut child = e2e::tools::s_client(world.https(), folder, &arguments);
         let input = child.stdin.take().unwrap();
         let output = BufReader::new(child.stdout.take().unwrap()).lines();
         let errors = BufReader::new(child.stderr.take().unwrap()).lines();

@@ -3,8 +3,8 @@
 //! Every rejection happens in the handshake: no HTTP response, and an alert about the certificate.
 
 use e2e::client::{Http, Tls};
-use e2e::curl::curl;
 use e2e::documents::route;
+use e2e::tools::curl;
 use e2e::upstream::Upstream;
 use e2e::world::World;
 use http::{StatusCode, Version};

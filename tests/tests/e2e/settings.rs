@@ -53,7 +53,7 @@ async fn a_disabled_admin_api_does_not_listen() {
 async fn suite(address: std::net::SocketAddr, arguments: &[&str]) -> Option<String> {
     let folder = std::env::temp_dir();
     let arguments = [&["-servername", "app.test"], arguments].concat();
-    let mut child = e2e::openssl::s_client(address, &folder, &arguments);
+    let mut child = e2e::tools::s_client(address, &folder, &arguments);
     drop(child.stdin.take());
     let output = child.wait_with_output().await.unwrap();
     let printed = String::from_utf8_lossy(&output.stdout).into_owned();

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use e2e::client::{Http, bounded, full};
-use e2e::curl::curl;
 use e2e::documents::{protected, site, weighted};
 use e2e::frames::{self, END_HEADERS, END_STREAM, FrameConnection, HEADERS};
+use e2e::tools::curl;
 use e2e::upstream::tcp::{Script, TcpUpstream};
 use e2e::upstream::{FIRST_HALF, SECOND_HALF, Upstream, pattern, sha256};
 use e2e::world::World;

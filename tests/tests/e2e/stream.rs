@@ -23,12 +23,12 @@ use tokio::net::TcpStream;
 const MIB: usize = 1 << 20;
 
 /// Two stream listeners: the first with TLS, the second without.
-pub fn streaming() -> Value {
+pub(crate) fn streaming() -> Value {
     streaming_with(json!({}))
 }
 
 /// The same, with more of `apisix`.
-pub fn streaming_with(more: Value) -> Value {
+pub(crate) fn streaming_with(more: Value) -> Value {
     let mut apisix = json!({
         "proxy_mode": "http&stream",
         "stream_proxy": {"tcp": [{"addr": "127.0.0.1:0", "tls": true}, "127.0.0.1:0"]},
@@ -37,35 +37,35 @@ pub fn streaming_with(more: Value) -> Value {
     json!({"apisix": apisix})
 }
 
-pub fn to(nodes: &[std::net::SocketAddr]) -> Value {
+pub(crate) fn to(nodes: &[std::net::SocketAddr]) -> Value {
     json!({"nodes": weighted(nodes)})
 }
 
 /// The response of [`Script::Greet`].
-pub fn hello(name: &str) -> String {
+pub(crate) fn hello(name: &str) -> String {
     format!("hello from {name}\n")
 }
 
 /// Sends bytes and reads until the other side ends.
-pub async fn said(stream: &mut (impl AsyncRead + AsyncWrite + Unpin)) -> String {
+pub(crate) async fn said(stream: &mut (impl AsyncRead + AsyncWrite + Unpin)) -> String {
     // The gateway may have closed already; only the response counts.
     let _ = stream.write_all(b"mmm").await;
     String::from_utf8(raw::until_closed(stream).await).unwrap()
 }
 
 /// The response to a client of the TLS listener with this name.
-pub async fn ask(world: &World, sni: &str) -> String {
+pub(crate) async fn ask(world: &World, sni: &str) -> String {
     let mut stream = world.tcp_client(sni).handshake().await.unwrap_or_else(|error| panic!("{error}"));
     said(&mut stream).await
 }
 
 /// The response to a client of the listener without TLS.
-pub async fn ask_plain(world: &World) -> String {
+pub(crate) async fn ask_plain(world: &World) -> String {
     said(&mut TcpStream::connect(world.stream(1)).await.unwrap()).await
 }
 
 /// A name without a site.
-pub async fn rejected(world: &World, sni: &str) {
+pub(crate) async fn rejected(world: &World, sni: &str) {
     assert_eq!(world.tcp_client(sni).expect_alert().await, AlertDescription::UnrecognisedName);
 }
 

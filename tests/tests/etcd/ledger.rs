@@ -27,7 +27,7 @@ const END: u64 = u64::MAX;
 
 /// The totals of all writers.
 #[derive(Clone, Copy, Default)]
-pub struct Progress {
+pub(crate) struct Progress {
     made: u64,
     failed: u64,
 }
@@ -42,7 +42,7 @@ struct Written {
 
 /// The count of each outcome.
 #[derive(Debug, Default)]
-pub struct Counts {
+pub(crate) struct Counts {
     pub made: u64,
     pub not_made: u64,
     pub unknown: u64,
@@ -112,7 +112,7 @@ impl Writer {
 }
 
 /// Running writers.
-pub struct Ledger {
+pub(crate) struct Ledger {
     writers: JoinSet<Vec<Written>>,
     pairs: u64,
     count: u64,
@@ -124,7 +124,7 @@ pub struct Ledger {
 
 impl Ledger {
     /// Sixteen writers, spread over the control planes, of `count` writes each.
-    pub async fn open(world: &World, control_planes: usize, keys: &mut Keys, count: u64) -> Self {
+    pub(crate) async fn open(world: &World, control_planes: usize, keys: &mut Keys, count: u64) -> Self {
         const WRITERS: u64 = 16;
         let (progress, watched) = watch::channel(Progress::default());
         let upstream = Arc::new(Upstream::plain("one").await);
@@ -139,12 +139,12 @@ impl Ledger {
     }
 
     /// For the disturbance that runs beside them.
-    pub fn watched(&self) -> Watched {
+    pub(crate) fn watched(&self) -> Watched {
         Watched(self.progress.clone())
     }
 
     /// Waits for the writers, and compares.
-    pub async fn close(self, world: &World, keys: &mut Keys, nodes: usize) -> Counts {
+    pub(crate) async fn close(self, world: &World, keys: &mut Keys, nodes: usize) -> Counts {
         let written = self.writers.join_all().await;
         // One final write: when it is visible everywhere, every write before it is.
         let last = numbered(&self.upstream, "/end", END);
@@ -179,18 +179,18 @@ impl Ledger {
 }
 
 /// Waits for progress of the writers.
-pub struct Watched(watch::Receiver<Progress>);
+pub(crate) struct Watched(watch::Receiver<Progress>);
 
 impl Watched {
     /// So many more writes were made.
-    pub async fn made(&mut self, more: u64) {
+    pub(crate) async fn made(&mut self, more: u64) {
         let target = self.0.borrow().made + more;
         let enough = bounded("writes are made", self.0.wait_for(|all| all.made >= target)).await;
         drop(enough.expect("the writers run"));
     }
 
     /// So many more writes failed.
-    pub async fn failed(&mut self, more: u64) {
+    pub(crate) async fn failed(&mut self, more: u64) {
         let target = self.0.borrow().failed + more;
         let enough = bounded("writes fail", self.0.wait_for(|all| all.failed >= target)).await;
         drop(enough.expect("the writers run"));

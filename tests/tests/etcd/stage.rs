@@ -9,10 +9,10 @@ use http::{Method, StatusCode};
 use serde_json::{Value, json};
 
 /// Both default entries of an APISIX's keyring.
-pub const KEYRING: [&str; 2] = ["qeddd145sfvddff3", "edd1c9f0985e76a2"];
+pub(crate) const KEYRING: [&str; 2] = ["qeddd145sfvddff3", "edd1c9f0985e76a2"];
 
 /// An etcd, a control plane on it, a data plane and an upstream.
-pub struct Stage {
+pub(crate) struct Stage {
     pub etcd: Etcd,
     pub world: World,
     pub upstream: Upstream,
@@ -20,64 +20,64 @@ pub struct Stage {
 
 impl Stage {
     /// With a plain etcd.
-    pub async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         Self::of(Etcd::plain().await).await
     }
 
-    pub async fn of(etcd: Etcd) -> Self {
+    pub(crate) async fn of(etcd: Etcd) -> Self {
         let builder = World::builder().etcd(&etcd);
         Self::with(etcd, builder).await
     }
 
-    pub async fn with(etcd: Etcd, builder: WorldBuilder) -> Self {
+    pub(crate) async fn with(etcd: Etcd, builder: WorldBuilder) -> Self {
         Self { etcd, world: builder.start().await, upstream: Upstream::plain("one").await }
     }
 
     /// Writes a document into etcd, and waits until the data plane has it.
-    pub async fn etcd_put(&self, path: &str, document: &Value) -> u64 {
+    pub(crate) async fn etcd_put(&self, path: &str, document: &Value) -> u64 {
         self.etcd_put_text(path, document.to_string()).await
     }
 
     /// The same with any value.
-    pub async fn etcd_put_text(&self, path: &str, value: impl Into<Vec<u8>>) -> u64 {
+    pub(crate) async fn etcd_put_text(&self, path: &str, value: impl Into<Vec<u8>>) -> u64 {
         let revision = self.etcd.keys().await.put(&name(path), value).await;
         self.world.wait_acknowledged(revision).await;
         revision
     }
 
     /// The value of a document in etcd, as JSON.
-    pub async fn etcd_get(&self, path: &str) -> Value {
+    pub(crate) async fn etcd_get(&self, path: &str) -> Value {
         entry(&mut self.etcd.keys().await, path).await
     }
 
     /// A route for `uri` on every host.
-    pub fn route(&self, uri: &str) -> Value {
+    pub(crate) fn route(&self, uri: &str) -> Value {
         route(&self.upstream, uri)
     }
 
     /// The status of a plain HTTP request to `app.test`.
-    pub async fn status(&self, path: &str) -> StatusCode {
+    pub(crate) async fn status(&self, path: &str) -> StatusCode {
         status(&self.world, "app.test", path).await
     }
 }
 
 /// The key of a document.
-pub fn name(path: &str) -> String {
+pub(crate) fn name(path: &str) -> String {
     format!("/apisix/{path}")
 }
 
 /// The value of a document in etcd, as JSON.
-pub async fn entry(keys: &mut Keys, path: &str) -> Value {
+pub(crate) async fn entry(keys: &mut Keys, path: &str) -> Value {
     keys.get(&name(path)).await.unwrap_or_else(|| panic!("etcd has no {path}")).json()
 }
 
 /// A route for `uri` on every host.
-pub fn route(upstream: &Upstream, uri: &str) -> Value {
+pub(crate) fn route(upstream: &Upstream, uri: &str) -> Value {
     json!({"uri": uri, "upstream": {"nodes": {upstream.address().to_string(): 1}}})
 }
 
 /// The same, with the number in the host at the upstream.
-pub fn numbered(upstream: &Upstream, uri: &str, number: u64) -> Value {
+pub(crate) fn numbered(upstream: &Upstream, uri: &str, number: u64) -> Value {
     let mut route = route(upstream, uri);
     route["upstream"]["pass_host"] = json!("rewrite");
     route["upstream"]["upstream_host"] = json!(format!("v{number}"));
@@ -85,13 +85,13 @@ pub fn numbered(upstream: &Upstream, uri: &str, number: u64) -> Value {
 }
 
 /// The status of a plain HTTP request.
-pub async fn status(world: &World, host: &str, path: &str) -> StatusCode {
+pub(crate) async fn status(world: &World, host: &str, path: &str) -> StatusCode {
     let reply = world.plain(host).await.get(path).await.unwrap_or_else(|error| panic!("{error}"));
     reply.status
 }
 
 /// Starts a control plane that must end with status 1; gives its output.
-pub async fn refused_start(access: impl Into<Access>, more: Value) -> ExitOutput {
+pub(crate) async fn refused_start(access: impl Into<Access>, more: Value) -> ExitOutput {
     let builder =
         World::builder().etcd(access).settings(json!({"deployment": {"etcd": {"startup_retry": 1}}}));
     let world = builder.settings(more).without_control().nodes(&[]).start().await;
@@ -103,14 +103,14 @@ pub async fn refused_start(access: impl Into<Access>, more: Value) -> ExitOutput
 }
 
 #[track_caller]
-pub fn assert_said(ended: &ExitOutput, words: &[&str]) {
+pub(crate) fn assert_said(ended: &ExitOutput, words: &[&str]) {
     for word in words {
         assert!(ended.stderr.contains(word), "{word:?} is not in:\n{}", ended.stderr);
     }
 }
 
 /// A write through the Admin API that may fail: its status and body.
-pub async fn attempt(
+pub(crate) async fn attempt(
     world: &World,
     method: Method,
     path: &str,
@@ -121,7 +121,7 @@ pub async fn attempt(
 }
 
 /// The finding of lint about one resource or directory.
-pub async fn linted(stage: &Stage, resource: &str) -> Value {
+pub(crate) async fn linted(stage: &Stage, resource: &str) -> Value {
     let answer = stage.world.admin().get("lint").await;
     assert_eq!(answer.status, StatusCode::OK, "{answer:?}");
     let list = answer.body["list"].as_array().unwrap();

@@ -7,14 +7,14 @@ use rustls::pki_types::pem::PemObject;
 use serde::Deserialize;
 
 #[derive(Deserialize)]
-pub struct Limbo {
+pub(crate) struct Limbo {
     pub testcases: Vec<Case>,
     pub extra_testcases: Vec<Case>,
 }
 
 /// One chain and its right verdict.
 #[derive(Deserialize)]
-pub struct Case {
+pub(crate) struct Case {
     pub id: String,
     /// The collection's own verdict.
     expected_result: String,
@@ -38,7 +38,7 @@ pub struct Case {
 impl Limbo {
     /// The collection that `COUNTERSIGN_LIMBO` names; `None` when it is not set. Panics when there
     /// is no such file.
-    pub fn find() -> Option<Self> {
+    pub(crate) fn find() -> Option<Self> {
         let path = PathBuf::from(std::env::var_os("COUNTERSIGN_LIMBO")?);
         let file = if path.is_dir() { path.join("clients.json") } else { path };
         let text = std::fs::read(&file)
@@ -48,13 +48,13 @@ impl Limbo {
     }
 
     /// The cases with a verdict on clients.
-    pub fn scored(&self) -> impl Iterator<Item = &Case> {
+    pub(crate) fn scored(&self) -> impl Iterator<Item = &Case> {
         let counts = |case: &&Case| case.expected_result_client.is_some() && case.vacuous.is_none();
         self.testcases.iter().filter(counts)
     }
 
     /// The scored cases that need no clock of their own.
-    pub fn of_today(&self) -> impl Iterator<Item = &Case> {
+    pub(crate) fn of_today(&self) -> impl Iterator<Item = &Case> {
         self.scored().filter(|case| case.real_clock.as_deref() == Some("same"))
     }
 }
@@ -62,12 +62,12 @@ impl Limbo {
 impl Case {
     /// Whether this peer must be accepted. In doubt as in the collection: an expired root is
     /// rejected.
-    pub fn is_to_be_accepted(&self) -> bool {
+    pub(crate) fn is_to_be_accepted(&self) -> bool {
         self.expected_result_client.as_ref().unwrap_or(&self.expected_result) == "SUCCESS"
     }
 
     /// The peer's certificates as given: some are unreadable on purpose.
-    pub fn chain(&self) -> Vec<CertificateDer<'static>> {
+    pub(crate) fn chain(&self) -> Vec<CertificateDer<'static>> {
         let der = |pem: &String| {
             CertificateDer::from_pem_slice(pem.as_bytes())
                 .unwrap_or_else(|problem| panic!("{}: {problem}: {pem}", self.id))
@@ -76,7 +76,7 @@ impl Case {
     }
 
     /// Prints the case when the verdict is wrong; `COUNTERSIGN_LIMBO_VERBOSE` prints every one.
-    pub fn is_right(&self, verdict: &Result<String, String>, place: &str) -> bool {
+    pub(crate) fn is_right(&self, verdict: &Result<String, String>, place: &str) -> bool {
         let right = verdict.is_ok() == self.is_to_be_accepted();
         if !right || std::env::var_os("COUNTERSIGN_LIMBO_VERBOSE").is_some() {
             let word = if right { "right" } else { "WRONG" };

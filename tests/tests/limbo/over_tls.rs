@@ -21,7 +21,7 @@ use crate::cases::{Case, Limbo};
 use crate::verifier::NO_LIMIT;
 
 /// Runs the cases of today.
-pub fn judge(limbo: &Limbo) -> Score {
+pub(crate) fn judge(limbo: &Limbo) -> Score {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     runtime.block_on(judge_all(limbo))
 }

@@ -9,12 +9,12 @@ use crate::cases::{Case, Limbo};
 
 /// The depth of cases without one: beyond any of their chains, so that only the rules under test
 /// can reject.
-pub const NO_LIMIT: u32 = 255;
+pub(crate) const NO_LIMIT: u32 = 255;
 /// The limit of any verdict, however pathological the chain.
 const SLOWEST: Duration = Duration::from_millis(if cfg!(debug_assertions) { 50 } else { 5 });
 
 /// The scored cases and the extra ones.
-pub fn judge(limbo: &Limbo) -> (Score, Score) {
+pub(crate) fn judge(limbo: &Limbo) -> (Score, Score) {
     // Cases without a verdict must still end in time.
     for case in limbo.testcases.iter().filter(|case| limbo.scored().all(|scored| scored.id != case.id)) {
         let _ = verdict(case);

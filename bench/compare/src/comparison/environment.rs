@@ -9,7 +9,7 @@ use crate::peer::{Installed, Kind, program};
 
 /// A fact that cannot be found out is absent.
 #[derive(Debug, Serialize)]
-pub struct Environment {
+pub(super) struct Environment {
     /// When the run started, UTC.
     pub started: String,
     pub command: String,
@@ -30,7 +30,7 @@ pub struct Environment {
 }
 
 #[derive(Debug, Serialize)]
-pub struct Program {
+pub(super) struct Program {
     pub peer: Kind,
     pub version: String,
     /// Without the name of the temporary folder.
@@ -44,7 +44,7 @@ impl Program {
 }
 
 impl Environment {
-    pub fn read(installed: &[Box<dyn Installed>], left_out: Vec<String>) -> Self {
+    pub(super) fn read(installed: &[Box<dyn Installed>], left_out: Vec<String>) -> Self {
         let file = |path: &str| std::fs::read_to_string(path).ok();
         let field = |text: String, name: &str, separator: char| {
             let line =
@@ -68,7 +68,7 @@ impl Environment {
     }
 
     /// Adds the command lines of the running peers.
-    pub fn note_commands(&mut self, bench: &Workbench) {
+    pub(super) fn note_commands(&mut self, bench: &Workbench) {
         for program in &mut self.peers {
             let running = bench.peers.iter().find(|peer| peer.kind() == program.peer);
             program.command = running.map(|peer| bench.without_folder(&peer.command()));

@@ -21,9 +21,9 @@ Examples:
   # One changed certificate among 10,000:
   compare --measures change,change-served --peers countersign,nginx,haproxy
 
-A peer that is missing is told, with how to install it, and left out. Each measured server runs on one core, everything else
+A missing peer is reported, with a hint how to install it, and left out. Each measured server runs on one core, everything else
 (load, upstreams, control plane) on another. Figures are the server's CPU time from /proc at capacity, not elapsed time, so a
-busy machine makes them noisy but not meaningless; a table says how busy each server was. `scripts/setup.sh compare` installs peers; this program installs nothing.";
+busy machine makes them noisy but not meaningless; a table has the utilisation of each core. `scripts/setup.sh compare` installs peers; this program installs nothing.";
 
 /// Compares Countersign with other proxies on this machine.
 #[derive(Parser, Clone, Debug)]

@@ -20,7 +20,7 @@ use crate::peer::Kind;
 ///
 /// # Errors
 /// When it cannot be made, or exists.
-pub fn make_folder(out: &Path) -> io::Result<PathBuf> {
+pub(super) fn make_folder(out: &Path) -> io::Result<PathBuf> {
     let format = format_description!("[year]-[month]-[day]-[hour][minute][second]");
     let date = time::UtcDateTime::now().format(format).map_err(io::Error::other)?;
     std::fs::create_dir_all(out)?;
@@ -33,7 +33,7 @@ pub fn make_folder(out: &Path) -> io::Result<PathBuf> {
 ///
 /// # Errors
 /// When a file cannot be read or written.
-pub fn write_settings(folder: &Path, bench: &Workbench) -> anyhow::Result<()> {
+pub(super) fn write_settings(folder: &Path, bench: &Workbench) -> anyhow::Result<()> {
     for file in bench.peers.iter().flat_map(|peer| peer.configuration()) {
         let text = std::fs::read_to_string(&file)?;
         if let Some(name) = file.file_name() {
@@ -47,7 +47,7 @@ pub fn write_settings(folder: &Path, bench: &Workbench) -> anyhow::Result<()> {
 ///
 /// # Errors
 /// When a file cannot be written.
-pub fn write(
+pub(super) fn write(
     folder: &Path,
     options: &Options,
     environment: &Environment,
@@ -67,7 +67,7 @@ fn page(options: &Options, environment: &Environment, figures: &Figures, tables:
     let _ = writeln!(page, "{tables}");
     page.push_str(
         "Medians, with the smallest and largest run in brackets. The second table is Countersign's figure over each peer's, taken \
-         round by round between neighbouring runs; the median of those is told and judged. CPU is that of all threads and \
+         round by round between neighbouring runs; the median of those is judged. CPU is that of all threads and \
          children of the server, from schedstat.\n\n![The same as bars](figures.svg)\n\n",
     );
     page.push_str(&busy(figures));
@@ -98,7 +98,7 @@ fn page(options: &Options, environment: &Environment, figures: &Figures, tables:
         options.cores.server, options.cores.load
     );
     page.push_str(
-        "- TLS 1.3, X25519, TLS_AES_128_GCM_SHA256, both sides with a P-256 leaf and a P-256 intermediate (where RSA is said, the \
+        "- TLS 1.3, X25519, TLS_AES_128_GCM_SHA256, both sides with a P-256 leaf and a P-256 intermediate (for RSA, the \
          server's leaf has RSA-2048), client certificates required, session tickets on where the server has them, keep-alive \
          connections to the shared upstreams; the mTLS upstream's certificate is verified and it verifies the gateway's\n",
     );
@@ -148,8 +148,10 @@ fn values(figures: &Figures) -> String {
 /// Utilisation of the servers' cores, for measures of CPU time.
 fn busy(figures: &Figures) -> String {
     let peers = figures.peers();
-    let mut table =
-        header("server's core busy, timeslices an operation", peers.iter().map(|peer| peer.name()));
+    let mut table = header(
+        "utilisation of the server's core, time slices an operation",
+        peers.iter().map(|peer| peer.name()),
+    );
     let mut any = false;
     for measure in Measure::all() {
         let cells: Vec<_> = peers.iter().map(|peer| figures.busy(measure, *peer)).collect();
@@ -162,10 +164,10 @@ fn busy(figures: &Figures) -> String {
         return String::new();
     }
     format!(
-        "{table}\nCPU is that of a server at capacity: connections enough are under way that it need not sleep, and the load verifies \
-         what a server shows once a lane. A turn is one time that the server was put on its core. Where the core was less than 95 % busy \
-         and there are timeslices, it waited for the load, and each turn is a way out of sleep that a server at capacity does not pay; where there \
-         are next to none, something else was running on the machine.\n\n"
+        "{table}\nCPU is that of a server at capacity: enough connections are in flight that it need not sleep, \
+         and the load verifies the server's chain once a lane. Where the core was less than 95 % busy with time \
+         slices, the server waited for the load, and each time slice includes waking up, which a server at capacity \
+         does not pay; without time slices, something else ran on the machine.\n\n"
     )
 }
 
@@ -202,9 +204,9 @@ fn paces(figures: &Figures) -> String {
         return String::new();
     }
     format!(
-        "Certificates changed at a pace, one each 100 ms, or, where a change takes longer than half of that, each twice as long as it takes. \
-         Others make 1,000 requests a second on four kept connections, told from when they were due; quiet and changing phases take \
-         timeslices.\n\n{}\n",
+        "Certificates changed each 100 ms, or, where a change takes longer than half of that, each twice as long as it takes. \
+         Others make 1,000 requests a second on four kept connections, measured from when they were due; quiet and changing phases \
+         alternate.\n\n{}\n",
         lines.concat()
     )
 }

@@ -18,7 +18,7 @@ const LEFT: f64 = 110.0;
 const LONGEST: f64 = 560.0;
 
 /// One SVG with a panel for every measure that has a value.
-pub fn svg(figures: &Figures) -> String {
+pub(super) fn svg(figures: &Figures) -> String {
     let mut panels = String::new();
     let mut top = 10.0;
     for measure in Measure::all() {

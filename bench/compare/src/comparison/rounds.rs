@@ -56,7 +56,7 @@ const SCENARIOS: [Scenario; 10] = [
 ///
 /// # Errors
 /// When a peer is gone; failed runs are among the figures.
-pub fn run(options: &Options, bench: &mut Workbench, figures: &mut Figures) -> anyhow::Result<()> {
+pub(super) fn run(options: &Options, bench: &mut Workbench, figures: &mut Figures) -> anyhow::Result<()> {
     let loader = bench.credentials.loader()?;
     // A measure that a peer cannot serve at all is not tried again.
     let mut given_up: Vec<(Measure, Kind)> = Vec::new();
@@ -171,7 +171,7 @@ fn one_idle(plan: IdlePlan, peer: Kind, round: u32, figures: &mut Figures) {
 }
 
 /// Why a run with these failures has no figure; `None` when it has one.
-pub fn too_many(failures: &Failures, done: u64) -> Option<String> {
+pub(super) fn too_many(failures: &Failures, done: u64) -> Option<String> {
     let failed = failures.total();
     let (kind, counted) = failures.iter().next()?;
     (failed as f64 > done as f64 * FAILED_SHARE)

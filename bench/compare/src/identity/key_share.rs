@@ -12,7 +12,7 @@ use rustls::{Error, NamedGroup, PeerMisbehaved};
 
 /// X25519 with a fixed client share.
 #[derive(Debug)]
-pub struct FixedKeyShare;
+pub(super) struct FixedKeyShare;
 
 struct Share {
     private: PrivateKey,

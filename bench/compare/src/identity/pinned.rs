@@ -16,7 +16,7 @@ use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
 /// A verifier for one server.
 #[derive(Debug)]
-pub struct PinnedVerifier {
+pub(super) struct PinnedVerifier {
     full: Arc<WebPkiServerVerifier>,
     chain: OnceLock<Chain>,
     /// The leaf whose handshake signature was verified.
@@ -31,7 +31,7 @@ struct Chain {
 }
 
 impl PinnedVerifier {
-    pub fn new(full: Arc<WebPkiServerVerifier>) -> Self {
+    pub(super) fn new(full: Arc<WebPkiServerVerifier>) -> Self {
         Self { full, chain: OnceLock::new(), signed: OnceLock::new() }
     }
 

@@ -40,12 +40,12 @@ impl Dialler {
 }
 
 /// Whether the session was resumed.
-pub fn resumed(stream: &TlsStream<TcpStream>) -> bool {
+pub(super) fn resumed(stream: &TlsStream<TcpStream>) -> bool {
     stream.get_ref().1.handshake_kind() == Some(HandshakeKind::Resumed)
 }
 
 /// Whether an idle connection is readable: its end, or the `close_notify` before it.
-pub fn closing(stream: &TcpStream) -> bool {
+pub(super) fn closing(stream: &TcpStream) -> bool {
     let mut byte = [std::mem::MaybeUninit::uninit()];
     let mut peeked = ReadBuf::uninit(&mut byte);
     let mut context = std::task::Context::from_waker(std::task::Waker::noop());
@@ -53,7 +53,7 @@ pub fn closing(stream: &TcpStream) -> bool {
 }
 
 /// The negotiated parameters; `None` before the end of the handshake.
-pub fn negotiated(stream: &TlsStream<TcpStream>) -> Option<Negotiated> {
+pub(super) fn negotiated(stream: &TlsStream<TcpStream>) -> Option<Negotiated> {
     let connection = stream.get_ref().1;
     Some(Negotiated {
         version: format!("{:?}", connection.protocol_version()?),

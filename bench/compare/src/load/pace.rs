@@ -8,20 +8,20 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-pub struct Pace {
+pub(super) struct Pace {
     every: Duration,
     due: Instant,
 }
 
 impl Pace {
     /// Lanes start evenly spread over the first interval.
-    pub fn new(every: Duration, lane: usize, lanes: usize) -> Self {
+    pub(super) fn new(every: Duration, lane: usize, lanes: usize) -> Self {
         let share = lane as f64 / lanes.max(1) as f64;
         Self { every, due: Instant::now() + every.mul_f64(share) }
     }
 
     /// Waits until the next operation is due; gives its lateness.
-    pub async fn next(&mut self) -> Duration {
+    pub(super) async fn next(&mut self) -> Duration {
         let due = self.due;
         self.due += self.every;
         let late = Instant::now().saturating_duration_since(due);

@@ -36,7 +36,7 @@ impl Amount {
 }
 
 /// The latency of one successful operation.
-pub struct Sample {
+pub(super) struct Sample {
     /// From the first packet to the last byte of the response.
     pub total: Duration,
     /// TCP and TLS together, when the operation had a handshake.
@@ -45,13 +45,13 @@ pub struct Sample {
 
 impl Sample {
     /// Counts a wait before the operation as part of it.
-    pub fn after(self, waited: Duration) -> Self {
+    pub(super) fn after(self, waited: Duration) -> Self {
         Self { total: self.total + waited, handshake: self.handshake }
     }
 }
 
 /// The results of a phase.
-pub struct Meter {
+pub(super) struct Meter {
     /// Latencies of whole operations.
     pub total: Histogram<u64>,
     /// Latencies of their handshakes.
@@ -79,7 +79,7 @@ pub fn nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
-pub struct Phase {
+pub(super) struct Phase {
     left: Cell<u64>,
     until: Instant,
     timeout: Duration,
@@ -90,7 +90,7 @@ pub struct Phase {
 
 impl Phase {
     /// Starts now.
-    pub fn new(amount: Amount, timeout: Duration, limit: Duration) -> Self {
+    pub(super) fn new(amount: Amount, timeout: Duration, limit: Duration) -> Self {
         let started = Instant::now();
         let limit = started + limit;
         let (left, until) = match amount {
@@ -101,7 +101,7 @@ impl Phase {
     }
 
     /// Whether one more operation may start.
-    pub fn take(&self) -> bool {
+    pub(super) fn take(&self) -> bool {
         let left = self.left.get();
         if left == 0 || Instant::now() >= self.until {
             return false;
@@ -115,17 +115,17 @@ impl Phase {
     }
 
     /// Limit of a single operation.
-    pub fn timeout(&self) -> Duration {
+    pub(super) fn timeout(&self) -> Duration {
         self.timeout
     }
 
     /// The hard limit of the phase.
-    pub fn limit(&self) -> Instant {
+    pub(super) fn limit(&self) -> Instant {
         self.limit
     }
 
     /// Counts one operation.
-    pub fn count(&self, outcome: Result<Sample, Failure>) {
+    pub(super) fn count(&self, outcome: Result<Sample, Failure>) {
         let mut meter = self.meter.borrow_mut();
         match outcome {
             Ok(sample) => {
@@ -140,7 +140,7 @@ impl Phase {
 }
 
 /// Prints progress to standard error: each second over itself on a terminal, else each 10 s.
-pub async fn tick(phase: Rc<Phase>, label: String) {
+pub(super) async fn tick(phase: Rc<Phase>, label: String) {
     let terminal = std::io::stderr().is_terminal();
     let every = Duration::from_secs(if terminal { 1 } else { 10 });
     let mut ticks = tokio::time::interval_at(Instant::now() + every, every);
@@ -162,7 +162,7 @@ pub async fn tick(phase: Rc<Phase>, label: String) {
 }
 
 /// Clears the progress line of a terminal.
-pub fn end_line() {
+pub(super) fn end_line() {
     if std::io::stderr().is_terminal() {
         let _ = std::io::stderr().write_all(b"\r\x1b[K");
     }

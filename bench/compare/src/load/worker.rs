@@ -26,7 +26,7 @@ type H2 = SendRequest<Empty<bytes::Bytes>>;
 
 /// Why a lane could not start.
 #[derive(Debug)]
-pub enum PrepareError {
+pub(super) enum PrepareError {
     /// The client's configuration.
     Identity(IdentityError),
     /// The first connection or request.
@@ -39,7 +39,7 @@ impl From<Failure> for PrepareError {
     }
 }
 
-pub struct Worker {
+pub(super) struct Worker {
     dialler: Dialler,
     request: Rc<[u8]>,
     uri: http::Uri,
@@ -60,7 +60,7 @@ enum Lane {
 
 impl Worker {
     /// Dials a connection (or obtains the first ticket), and returns the lanes that use it.
-    pub async fn prepare(plan: &Plan) -> Result<Vec<Self>, PrepareError> {
+    pub(super) async fn prepare(plan: &Plan) -> Result<Vec<Self>, PrepareError> {
         let alpn: &[&[u8]] = match plan.mode {
             Mode::KeepAliveH2 { .. } => &[b"h2"],
             _ => &[b"http/1.1"],
@@ -110,12 +110,12 @@ impl Worker {
     }
 
     /// The parameters of the lane's first connection.
-    pub fn negotiated(&self) -> Option<Negotiated> {
+    pub(super) fn negotiated(&self) -> Option<Negotiated> {
         self.negotiated.clone()
     }
 
     /// Repeats the operation until the phase ends, at a pace or back to back.
-    pub async fn run(mut self, phase: Rc<Phase>, mut pace: Option<Pace>) -> Self {
+    pub(super) async fn run(mut self, phase: Rc<Phase>, mut pace: Option<Pace>) -> Self {
         while phase.take() {
             let waited = match &mut pace {
                 Some(pace) => {
@@ -263,6 +263,6 @@ impl Worker {
 }
 
 /// The failure of an operation over its time limit.
-pub fn timed_out(limit: Duration) -> Failure {
+pub(super) fn timed_out(limit: Duration) -> Failure {
     Failure::new(FailureKind::Timeout, format!("not done after {limit:?}"))
 }

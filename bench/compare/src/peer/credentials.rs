@@ -165,7 +165,7 @@ pub(super) mod tests {
     use super::*;
 
     /// Addresses for tests of configuration files.
-    pub fn upstreams() -> Upstreams {
+    pub(crate) fn upstreams() -> Upstreams {
         Upstreams { plain: ([127, 0, 0, 1], 8001).into(), mtls: ([127, 0, 0, 1], 8002).into() }
     }
 

@@ -160,11 +160,11 @@ mod tests {
     fn a_wheel_is_found_for_any_python_version() {
         let folder = tempfile::tempdir().unwrap();
         let release = folder.path().join("release");
-        let inside = "nobodys-proxy/_bin/nobodys-proxy";
-        assert_eq!(from_wheel(&release, &[inside], "nobodys-proxy"), None);
+        let inside = "some-proxy/_bin/some-proxy";
+        assert_eq!(from_wheel(&release, &[inside], "some-proxy"), None);
         let place = folder.path().join("peers/lib/python3.99/site-packages").join(inside);
         std::fs::create_dir_all(place.parent().unwrap()).unwrap();
         std::fs::write(&place, "").unwrap();
-        assert_eq!(from_wheel(&release, &[inside], "nobodys-proxy"), Some(place));
+        assert_eq!(from_wheel(&release, &[inside], "some-proxy"), Some(place));
     }
 }

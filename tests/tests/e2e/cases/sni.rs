@@ -37,7 +37,7 @@ async fn case_l01_l06_exact_and_wildcard_names() {
     let resolve = format!("www.test.com:{port}:127.0.0.1");
     let url = format!("https://www.test.com:{port}/hello");
     let arguments = ["--http1.0", "--cacert", "apisix.crt", "--resolve", &resolve, &url];
-    let answered = e2e::curl::curl(stage.world.folder(), &arguments).await;
+    let answered = e2e::tools::curl(stage.world.folder(), &arguments).await;
     served(&answered, "/hello");
     // L2
     not_served(&stage, "no-cert.com").await;

@@ -4,9 +4,9 @@
 
 use e2e::client::bounded;
 use e2e::credentials::Credential;
-use e2e::curl::{CurlOutput, curl};
 use e2e::fixtures::FIXTURES;
-use e2e::openssl;
+use e2e::tools;
+use e2e::tools::{CurlOutput, curl};
 use e2e::upstream::Upstream;
 use e2e::world::{World, WorldBuilder};
 use http::Method;
@@ -14,18 +14,18 @@ use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
 
 /// A running installation with everything a case needs.
-pub struct Stage {
+pub(super) struct Stage {
     pub world: World,
     pub upstream: Upstream,
 }
 
 impl Stage {
-    pub async fn start() -> Self {
+    pub(super) async fn start() -> Self {
         Self::of(World::builder()).await
     }
 
     /// With a route for everything, on every host, to the upstream.
-    pub async fn of(builder: WorldBuilder) -> Self {
+    pub(super) async fn of(builder: WorldBuilder) -> Self {
         let stage = Self { world: builder.start().await, upstream: Upstream::plain("1980").await };
         let fixtures = &*FIXTURES;
         stage.world.write("mtls_ca.crt", &fixtures.mtls_ca);
@@ -44,24 +44,24 @@ impl Stage {
     }
 
     /// PUT, and the data plane serves it.
-    pub async fn put(&self, path: &str, document: Value) {
+    pub(super) async fn put(&self, path: &str, document: Value) {
         self.world.apply(&[(path, document)]).await;
     }
 
     /// PATCH, and the data plane serves it.
-    pub async fn patch(&self, path: &str, change: Value) {
+    pub(super) async fn patch(&self, path: &str, change: Value) {
         let revision = self.world.admin().write(Method::PATCH, path, Some(&change)).await;
         self.world.wait_acknowledged(revision).await;
     }
 
     /// DELETE, and the data plane knows.
-    pub async fn delete(&self, path: &str) {
+    pub(super) async fn delete(&self, path: &str) {
         let revision = self.world.admin().delete(path).await;
         self.world.wait_acknowledged(revision).await;
     }
 
     /// The control plane again, with the settings and environment it has now; the data plane has what it says.
-    pub async fn restart_control(&mut self) {
+    pub(super) async fn restart_control(&mut self) {
         self.world.stop_control().await;
         self.world.start_control().await;
         let fleet = self.world.admin().get("dataplanes").await;
@@ -71,7 +71,7 @@ impl Stage {
     }
 
     /// A PUT that must be refused with 400; gives its `error_msg`.
-    pub async fn refused(&self, path: &str, document: Value) -> String {
+    pub(super) async fn refused(&self, path: &str, document: Value) -> String {
         let answer = self.world.admin().call(Method::PUT, path, Some(&document)).await;
         let answer = answer.unwrap_or_else(|error| panic!("PUT {path}: {error}"));
         assert_eq!(answer.status, 400, "{answer:?}");
@@ -79,7 +79,7 @@ impl Stage {
     }
 
     /// `curl -k https://NAME:PORT/PATH ARGUMENTS`, in the folder of the fixtures.
-    pub async fn curl(&self, name: &str, path: &str, arguments: &[&str]) -> CurlOutput {
+    pub(super) async fn curl(&self, name: &str, path: &str, arguments: &[&str]) -> CurlOutput {
         let port = self.world.https().port();
         let (resolve, url) = (format!("{name}:{port}:127.0.0.1"), format!("https://{name}:{port}{path}"));
         let given = ["-k", "--resolve", &resolve, &url];
@@ -87,17 +87,17 @@ impl Stage {
     }
 
     /// The same over plain HTTP.
-    pub async fn plain(&self, name: &str, path: &str) -> CurlOutput {
+    pub(super) async fn plain(&self, name: &str, path: &str) -> CurlOutput {
         let port = self.world.http().port();
         let (resolve, url) = (format!("{name}:{port}:127.0.0.1"), format!("http://{name}:{port}{path}"));
         curl(self.world.folder(), &["--resolve", &resolve, &url]).await
     }
 
     /// A handshake by `openssl s_client`, and one request when `request` says something. Gives all it printed.
-    pub async fn s_client(&self, arguments: &[&str], request: &str) -> String {
+    pub(super) async fn s_client(&self, arguments: &[&str], request: &str) -> String {
         let waiting: &[&str] = if request.is_empty() { &[] } else { &["-ign_eof"] };
         let mut child =
-            openssl::s_client(self.world.https(), self.world.folder(), &[arguments, waiting].concat());
+            tools::s_client(self.world.https(), self.world.folder(), &[arguments, waiting].concat());
         let mut stdin = child.stdin.take().expect("a pipe");
         // A refused handshake may have ended it already.
         let _ = stdin.write_all(request.as_bytes()).await;
@@ -108,7 +108,7 @@ impl Stage {
     }
 
     /// Whether `s_client` got through its handshake, and what it printed.
-    pub async fn shakes(&self, arguments: &[&str]) -> (bool, String) {
+    pub(super) async fn shakes(&self, arguments: &[&str]) -> (bool, String) {
         let said = self.s_client(arguments, "").await;
         // It tells of a cipher as soon as the server chose one, whatever came afterwards.
         let agreed = said.contains("\nNew, TLSv1") && !said.contains("Cipher is (NONE)");
@@ -117,17 +117,17 @@ impl Stage {
 }
 
 /// `{cert, key, sni}` of a fixture.
-pub fn ssl(credential: &Credential, name: &str) -> Value {
+pub(super) fn ssl(credential: &Credential, name: &str) -> Value {
     json!({"cert": credential.certificate_pem, "key": credential.key_pem, "sni": name})
 }
 
 /// The same with `client.ca` and `client.depth` 2.
-pub fn ssl_for(credential: &Credential, name: &str, ca: &str) -> Value {
+pub(super) fn ssl_for(credential: &Credential, name: &str, ca: &str) -> Value {
     with(ssl(credential, name), json!({"client": {"ca": ca, "depth": 2}}))
 }
 
 /// A document with some members set.
-pub fn with(mut document: Value, more: Value) -> Value {
+pub(super) fn with(mut document: Value, more: Value) -> Value {
     for (name, value) in more.as_object().expect("members") {
         document[name] = value.clone();
     }
@@ -136,20 +136,20 @@ pub fn with(mut document: Value, more: Value) -> Value {
 
 /// An answer of the upstream to this path.
 #[track_caller]
-pub fn served(answered: &CurlOutput, path: &str) {
+pub(super) fn served(answered: &CurlOutput, path: &str) {
     assert_eq!((answered.exit, answered.status), (0, 200), "{answered:?}");
     assert!(answered.body.contains(&format!("\"uri\":\"{path}\"")), "{answered:?}");
 }
 
 /// An answer of the gateway itself: its page, and nothing of the reason.
 #[track_caller]
-pub fn page(answered: &CurlOutput, status: u16) {
+pub(super) fn page(answered: &CurlOutput, status: u16) {
     assert_eq!((answered.exit, answered.status), (0, status), "{answered:?}");
     assert!(answered.body.contains(&format!("<h1>{status} ")), "{answered:?}");
 }
 
 /// A handshake that was refused: no HTTP at all.
 #[track_caller]
-pub fn no_handshake(answered: &CurlOutput) {
+pub(super) fn no_handshake(answered: &CurlOutput) {
     assert!(answered.exit != 0 && answered.status == 0, "{answered:?}");
 }

@@ -25,7 +25,7 @@ fn to(node: &Upstream, tls: Value) -> Value {
 
 /// The strict node answered, and it saw this client.
 #[track_caller]
-fn seen_as(answered: &e2e::curl::CurlOutput, path: &str, name: &str) {
+fn seen_as(answered: &e2e::tools::CurlOutput, path: &str, name: &str) {
     served(answered, path);
     assert!(answered.body.contains(&format!("\"client_subject\":\"CN={name}\"")), "{answered:?}");
 }

@@ -10,7 +10,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 /// All that is answered to these bytes until the gateway closes, over plain HTTP and within TLS.
-pub async fn answers(world: &World, bytes: &[u8]) -> [String; 2] {
+pub(super) async fn answers(world: &World, bytes: &[u8]) -> [String; 2] {
     let mut plain = raw::send(world.http(), bytes).await;
     let plain = raw::until_closed(&mut plain).await;
     let mut tls = world.client("app.test").http(Http::One).handshake().await.unwrap();
@@ -22,7 +22,7 @@ pub async fn answers(world: &World, bytes: &[u8]) -> [String; 2] {
 }
 
 /// The status lines among what was answered.
-pub fn statuses(answered: &str) -> Vec<&str> {
+pub(super) fn statuses(answered: &str) -> Vec<&str> {
     answered.lines().filter_map(|line| line.strip_prefix("HTTP/1.1 ")).map(|rest| &rest[..3]).collect()
 }
 

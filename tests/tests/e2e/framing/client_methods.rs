@@ -1,8 +1,8 @@
 //! Requests that no gateway forwards: tunnels, traces, targets that are no path, and upgrades that are not enabled.
 
 use e2e::client::{Http, full};
-use e2e::curl::curl;
 use e2e::frames::{self, DATA, END_HEADERS, END_STREAM, FrameConnection, HEADERS, frame};
+use e2e::tools::curl;
 use e2e::world::World;
 use http::{Method, StatusCode};
 use serde_json::json;

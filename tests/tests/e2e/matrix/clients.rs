@@ -11,7 +11,7 @@ use super::table::{ROWS, Revocation};
 
 /// Each has its name as the common name of its certificate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Client {
+pub(super) enum Client {
     Nobody,
     Direct,
     ForAnyUse,
@@ -54,7 +54,7 @@ fn at(since_1970: Duration) -> UnixTime {
     UnixTime::since_unix_epoch(since_1970)
 }
 
-pub struct Pki {
+pub(super) struct Pki {
     root: Authority,
     second: Authority,
     /// An anchor that allows no intermediate.
@@ -65,7 +65,7 @@ pub struct Pki {
 }
 
 impl Pki {
-    pub fn mint() -> Self {
+    pub(super) fn mint() -> Self {
         let root = |name: &str| Authority::root(&AuthoritySpec::new(name)).expect("a root");
         let (first, stranger) = (root("Matrix Root"), root("Matrix Stranger"));
         let below = |authority: &Authority, name: &str| {
@@ -87,7 +87,7 @@ impl Pki {
     }
 
     /// `client.ca`: three roots, an intermediate, the own certificates of two clients.
-    pub fn bundle(&self, clients: &Clients) -> String {
+    pub(super) fn bundle(&self, clients: &Clients) -> String {
         let mut bundle: String = self.anchors().iter().map(|authority| authority.certificate_pem()).collect();
         for pinned in [Client::Pinned, Client::PinnedOfRoot] {
             bundle.push_str(&clients.certificates[&pinned].to_pem());
@@ -96,7 +96,11 @@ impl Pki {
     }
 
     /// `client.crl` and `client.crl_policy`.
-    pub fn lists(&self, clients: &Clients, revocation: Revocation) -> Option<(Vec<String>, &'static str)> {
+    pub(super) fn lists(
+        &self,
+        clients: &Clients,
+        revocation: Revocation,
+    ) -> Option<(Vec<String>, &'static str)> {
         let (from, to) = match revocation {
             Revocation::RequireStale | Revocation::PreferStale => (now() - 48 * HOUR, now() - 24 * HOUR),
             _ => (now() - HOUR, now() + 24 * HOUR),
@@ -125,13 +129,13 @@ fn pem(der: &[u8]) -> String {
 }
 
 /// The chain of each client.
-pub struct Clients {
+pub(super) struct Clients {
     shown: HashMap<Client, ClientCertificate>,
     certificates: HashMap<Client, Certificate>,
 }
 
 impl Clients {
-    pub fn mint(pki: &Pki) -> Self {
+    pub(super) fn mint(pki: &Pki) -> Self {
         let mut clients = Self { shown: HashMap::new(), certificates: HashMap::new() };
         for row in ROWS {
             if row.client == Client::SelfSigned {
@@ -152,7 +156,7 @@ impl Clients {
         self.shown.insert(client, ClientCertificate::new(chain, &key.der().clone_key()));
     }
 
-    pub fn shown(&self, client: Client) -> Option<&ClientCertificate> {
+    pub(super) fn shown(&self, client: Client) -> Option<&ClientCertificate> {
         self.shown.get(&client)
     }
 }

@@ -8,7 +8,7 @@ use super::clients::Client;
 
 /// The revocation lists and policy of a site.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Revocation {
+pub(super) enum Revocation {
     None,
     /// `require`, with current lists of every CA in the bundle.
     RequireFresh,
@@ -20,7 +20,7 @@ pub enum Revocation {
     Revoked,
 }
 
-pub const REVOCATIONS: [Revocation; 5] = [
+pub(super) const REVOCATIONS: [Revocation; 5] = [
     Revocation::None,
     Revocation::RequireFresh,
     Revocation::RequireStale,
@@ -30,7 +30,7 @@ pub const REVOCATIONS: [Revocation; 5] = [
 
 /// Why a client is rejected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Rule {
+pub(super) enum Rule {
     NoCertificate,
     UnknownIssuer,
     BadSignature,
@@ -49,7 +49,7 @@ pub enum Rule {
 impl Rule {
     /// The alert (RFC 8446 6.2). rustls uses the alerts of TLS 1.3 in TLS 1.2, too, where RFC 5246
     /// has nothing as exact as `certificate_required`.
-    pub fn alert(self) -> AlertDescription {
+    pub(super) fn alert(self) -> AlertDescription {
         match self {
             Self::NoCertificate => AlertDescription::CertificateRequired,
             Self::Expired | Self::NotYetValid => AlertDescription::CertificateExpired,
@@ -68,13 +68,13 @@ impl Rule {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub(super) enum Verdict {
     In,
     Out(Rule),
 }
 
 /// One client's verdicts, in the order of [`REVOCATIONS`].
-pub struct Row {
+pub(super) struct Row {
     pub client: Client,
     pub verdicts: [Verdict; 5],
     pub because: &'static str,
@@ -92,7 +92,7 @@ const fn always(rule: Rule) -> [Verdict; 5] {
 }
 
 #[rustfmt::skip]
-pub const ROWS: &[Row] = &[
+pub(super) const ROWS: &[Row] = &[
     Row { client: Client::Nobody, verdicts: always(Rule::NoCertificate), because: "nothing shown proves nothing" },
     Row { client: Client::Direct, verdicts: GOOD, because: "a CA of the bundle signed it" },
     Row { client: Client::ForAnyUse, verdicts: GOOD, because: "without extKeyUsage a certificate is for every use" },

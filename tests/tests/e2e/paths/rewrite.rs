@@ -2,7 +2,7 @@
 //! upstream gets them.
 
 use e2e::client::{Http, full};
-use e2e::curl::curl;
+use e2e::tools::curl;
 use e2e::upstream::{HeadEcho, Upstream, sha256};
 use e2e::world::World;
 use http::{Method, StatusCode};

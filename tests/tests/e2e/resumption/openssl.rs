@@ -9,7 +9,7 @@ use super::*;
 /// The output of `openssl s_client` with one request for `host`.
 async fn s_client(world: &World, version: &str, sni: &str, host: &str, arguments: &[&str]) -> String {
     let usual = ["-servername", sni, version, "-ign_eof", "-CAfile", "server-ca.crt", "-verify_return_error"];
-    let mut child = e2e::openssl::s_client(world.https(), world.folder(), &with(&usual, arguments));
+    let mut child = e2e::tools::s_client(world.https(), world.folder(), &with(&usual, arguments));
     let request = format!("GET /hello HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
     // A rejected handshake ends the program before it reads.
     let _ = child.stdin.take().unwrap().write_all(request.as_bytes()).await;

@@ -22,7 +22,7 @@ const SLOW_MS: f64 = 1000.0;
 ///
 /// # Errors
 /// When it does not serve what it was given.
-pub fn measure(
+pub(super) fn measure(
     options: &Options,
     bench: &Workbench,
     program: &dyn Installed,

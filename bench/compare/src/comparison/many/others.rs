@@ -47,14 +47,14 @@ const STILL: Duration = Duration::from_millis(1500);
 const LOOK: Duration = Duration::from_millis(20);
 
 /// A change that was requested.
-pub struct RequestedChange {
+pub(super) struct RequestedChange {
     pub name: String,
     /// The certificate to be served.
     pub leaf: CertificateDer<'static>,
 }
 
 /// The first certificate of a chain.
-pub fn leaf(credential: &Credential) -> CertificateDer<'static> {
+pub(super) fn leaf(credential: &Credential) -> CertificateDer<'static> {
     credential.chain().swap_remove(0)
 }
 
@@ -63,7 +63,7 @@ pub fn leaf(credential: &Credential) -> CertificateDer<'static> {
 ///
 /// # Errors
 /// When the load cannot run, a change fails, or the duration of a change was not measured before.
-pub fn measure(
+pub(super) fn measure(
     options: &Options,
     bench: &Workbench,
     (peer, address, pid): (Kind, SocketAddr, u32),

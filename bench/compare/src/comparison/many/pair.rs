@@ -24,7 +24,7 @@ const WRITERS: u32 = 8;
 ///
 /// # Errors
 /// When it does not serve what it was given.
-pub fn measure(
+pub(super) fn measure(
     options: &Options,
     bench: &Workbench,
     programs: &Programs,

@@ -1,11 +1,12 @@
-//! The system's curl.
+//! Independent clients: the system's curl, and `openssl s_client`.
 //!
 //! A rejected handshake is a value, too: curl's exit code and message.
 
+use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Stdio;
 
-use tokio::process::Command;
+use tokio::process::{Child, Command};
 
 #[derive(Debug)]
 pub struct CurlOutput {
@@ -41,4 +42,19 @@ pub async fn curl(folder: &Path, arguments: &[&str]) -> CurlOutput {
         body: body.to_owned(),
         message: String::from_utf8_lossy(&output.stderr).into_owned(),
     }
+}
+
+/// Starts `openssl s_client`, which reports sessions and keys, with piped standard streams. It ends
+/// with the value.
+pub fn s_client(address: SocketAddr, folder: &Path, arguments: &[&str]) -> Child {
+    Command::new("openssl")
+        .args(["s_client", "-connect", &address.to_string()])
+        .args(arguments)
+        .current_dir(folder)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap_or_else(|problem| panic!("cannot run openssl ({problem}): `make setup` installs it"))
 }
