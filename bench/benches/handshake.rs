@@ -19,9 +19,9 @@ use std::time::Duration;
 use bench::handshake::{Credentials, Crowd, Floor, TestWorker, Work, server};
 use compare::identity::{Group, Version};
 use criterion::{BenchmarkGroup, Criterion, Throughput, measurement::WallTime};
-use dataplane::rt::{self, Driver};
+use dataplane::testing::runtime::{self, Driver};
 use model::TlsVersion;
-use pki::mint::KeyAlgorithm;
+use pki::ca::KeyAlgorithm;
 use rustls::ClientConfig;
 
 #[path = "shared/beside.rs"]
@@ -95,7 +95,7 @@ const CASES: [Case; 22] = [
 
 fn main() {
     // A worker needs its runtime, but nothing waits for it here: the transport is memory.
-    rt::run(&Driver::detect(), || async { benches() }).expect("a runtime");
+    runtime::block_on(&Driver::detect(), || async { benches() }).expect("a runtime");
 }
 
 fn benches() {

@@ -9,19 +9,19 @@ use std::hint::black_box;
 use std::time::Duration;
 
 use criterion::{BatchSize, Criterion};
-use dataplane::connection::Arrival;
-use dataplane::http::request;
-use dataplane::net::listener::Speaks;
-use dataplane::route::headers::{self, Forwarded, Trust, Via};
-use dataplane::route::identity::{self, Forms};
-use dataplane::route::{rewrite, variables};
-use dataplane::tls::facts::Facts;
-use dataplane::tls::verify;
+use dataplane::testing::filters::headers::{ConnectionHeaders, ForwardedContext, PeerTrust};
+use dataplane::testing::filters::identity::IdentityHeaderCache;
+use dataplane::testing::filters::{headers, identity, rewrite, variables};
+use dataplane::testing::http::request;
+use dataplane::testing::proxy::connection::ConnectionInfo;
+use dataplane::testing::proxy::listener::ListenerProtocol;
+use dataplane::testing::tls::client_verifier;
+use dataplane::testing::tls::params::NegotiatedParams;
 use http::HeaderMap;
 use http::request::Parts;
-use model::admission::Client;
-use model::{ClientIdentity, Name, PathOptions, ProxyRewrite, Vars};
-use pki::mint::{Authority, AuthoritySpec, LeafSpec};
+use model::admission::ClientVerification;
+use model::{ClientIdentity, HostName, PathOptions, ProxyRewrite, Vars};
+use pki::ca::{Authority, AuthoritySpec, LeafSpec};
 use pki::{ClientAuth, ClientAuthInput, UnixTime};
 use serde_json::{Value, json};
 
@@ -38,7 +38,7 @@ fn main() {
     let policy =
         ClientAuth::new(ClientAuthInput { anchors, ..ClientAuthInput::default() }).expect("a policy");
     let sent: Vec<_> = leaf.chain.iter().map(|certificate| certificate.der().clone()).collect();
-    let client = verify::client_of(Some(&policy), Some(&sent), NOW);
+    let client = client_verifier::evaluate_client(Some(&policy), Some(&sent), NOW);
     assert!(client.identity().is_some());
     allow_list(&mut criterion, &client);
     forms(&mut criterion, &client);
@@ -50,7 +50,7 @@ fn allow(entries: Vec<Value>) -> ClientIdentity {
     ClientIdentity::compile(&json!({"allow": entries})).expect("an allow-list")
 }
 
-fn allow_list(criterion: &mut Criterion, client: &Client) {
+fn allow_list(criterion: &mut Criterion, client: &ClientVerification) {
     let mut group = criterion.benchmark_group("allow_list");
     let others = |kind: &str| -> Vec<Value> {
         (0..1000)
@@ -71,40 +71,46 @@ fn allow_list(criterion: &mut Criterion, client: &Client) {
         let mut entries = others(kind);
         entries.push(hit);
         let block = allow(entries);
-        assert!(identity::permit(Some(&block), client).is_ok());
+        assert!(identity::check_allow_list(Some(&block), client).is_ok());
         group.bench_function(format!("hit/{kind}"), |bencher| {
-            bencher.iter(|| identity::permit(Some(black_box(&block)), black_box(client)).is_ok());
+            bencher.iter(|| identity::check_allow_list(Some(black_box(&block)), black_box(client)).is_ok());
         });
     }
     let miss = allow(["spiffe", "dns", "subject", "serial"].into_iter().flat_map(others).collect());
-    assert!(identity::permit(Some(&miss), client).is_err());
+    assert!(identity::check_allow_list(Some(&miss), client).is_err());
     group.bench_function("miss/every kind", |bencher| {
-        bencher.iter(|| identity::permit(Some(black_box(&miss)), black_box(client)).is_ok());
+        bencher.iter(|| identity::check_allow_list(Some(black_box(&miss)), black_box(client)).is_ok());
     });
 }
 
-fn forms(criterion: &mut Criterion, client: &Client) {
+fn forms(criterion: &mut Criterion, client: &ClientVerification) {
     let mut group = criterion.benchmark_group("forms");
     for form in ["client_cert", "xfcc", "x_ssl_client"] {
         let block = ClientIdentity::compile(&json!({"forward": [form]})).expect("a block");
-        let forms = Forms::default();
+        let forms = IdentityHeaderCache::default();
         group.bench_function(form, |bencher| {
             let empty = || HeaderMap::with_capacity(16);
             bencher.iter_batched_ref(
                 empty,
-                |headers| forms.tell(headers, &block, client, None),
+                |headers| forms.set_headers(headers, &block, client, None),
                 BatchSize::SmallInput,
             );
         });
     }
     let mut sent = ordinary().headers;
-    let via = Via::new(([192, 0, 2, 7], 1234).into(), 9443, true);
+    let via = ConnectionHeaders::new(([192, 0, 2, 7], 1234).into(), 9443, true);
     // Bounded: X-Forwarded-For is replaced and does not grow from one iteration to the next.
-    let trust = Trust::default();
-    let from =
-        Forwarded { via: &via, client: None, bounded: true, trust, address_header: None, authority: None };
+    let trust = PeerTrust::default();
+    let from = ForwardedContext {
+        connection: &via,
+        real_ip: None,
+        has_trusted_addresses: true,
+        trust,
+        real_ip_header: None,
+        authority: None,
+    };
     group.bench_function("headers to the upstream, nothing claimed", |bencher| {
-        bencher.iter(|| headers::to_upstream(black_box(&mut sent), &from));
+        bencher.iter(|| headers::prepare_request(black_box(&mut sent), &from));
     });
 }
 
@@ -117,23 +123,23 @@ fn ordinary() -> Parts {
     builder.body(()).expect("a request").into_parts().0
 }
 
-fn routing(criterion: &mut Criterion, client: &Client) {
+fn routing(criterion: &mut Criterion, client: &ClientVerification) {
     let mut group = criterion.benchmark_group("variables");
     let mut parts = ordinary();
-    let target =
-        request::target(parts.version, &parts.uri, &parts.headers, PathOptions::default()).expect("a target");
-    let arrival = Arrival {
+    let target = request::parse_target(parts.version, &parts.uri, &parts.headers, PathOptions::default())
+        .expect("a target");
+    let arrival = ConnectionInfo {
         peer: "192.0.2.7:1234".parse().expect("an address"),
         local: "10.0.0.1:9443".parse().expect("an address"),
-        speaks: Speaks::Https,
+        protocol: ListenerProtocol::Https,
     };
-    let sni = Name::from_sni("bench.test").expect("a name");
-    let facts = Facts { protocol: "TLSv1.3", cipher: "", curve: None, alpn: None, resumed: false };
-    let seen = variables::Request {
+    let sni = HostName::from_sni("bench.test").expect("a name");
+    let facts = NegotiatedParams { protocol: "TLSv1.3", cipher: "", curve: None, alpn: None, resumed: false };
+    let seen = variables::RequestContext {
         parts: &parts,
         target: &target,
-        arrival: &arrival,
-        direct: arrival.peer,
+        info: &arrival,
+        direct_peer: arrival.peer,
         tls: Some((&sni, &facts)),
         client,
     };
@@ -144,8 +150,8 @@ fn routing(criterion: &mut Criterion, client: &Client) {
         ("vars/header and argument", json!([["http_x_request_id", "==", "42"], ["arg_size", "<", 100]])),
     ] {
         let vars = Vars::compile(&vars).expect("a predicate");
-        assert!(vars.hold(&seen));
-        group.bench_function(name, |bencher| bencher.iter(|| black_box(&vars).hold(black_box(&seen))));
+        assert!(vars.matches(&seen));
+        group.bench_function(name, |bencher| bencher.iter(|| black_box(&vars).matches(black_box(&seen))));
     }
     let tutorial = json!({"headers": {
         "X-Ssl-Client-Fingerprint": "$ssl_client_fingerprint", "X-Ssl-Client-Serial": "$ssl_client_serial",
@@ -153,9 +159,9 @@ fn routing(criterion: &mut Criterion, client: &Client) {
     }});
     let block = ProxyRewrite::compile(&tutorial).expect("a configuration");
     group.bench_function("proxy-rewrite/the tutorial's three headers", |bencher| {
-        bencher.iter(|| rewrite::work_out(black_box(&block), black_box(&seen)).is_ok());
+        bencher.iter(|| rewrite::evaluate(black_box(&block), black_box(&seen)).is_ok());
     });
-    let worked_out = rewrite::work_out(&block, &seen).expect("values");
+    let worked_out = rewrite::evaluate(&block, &seen).expect("values");
     worked_out.apply(&mut parts);
     assert!(parts.headers.get("x-ssl-client-s-dn").is_some_and(|name| name == "CN=bench client,O=Bench"));
 }

@@ -13,7 +13,7 @@ use compare::identity::ClientIdentity;
 use criterion::Criterion;
 use e2e::credentials::Credential;
 use e2e::tls::{client_verifier, server_config};
-use pki::mint::{Authority, AuthoritySpec, LeafSpec, Minted};
+use pki::ca::{Authority, AuthoritySpec, IssuedCertificate, LeafSpec};
 use rustls::ServerConfig;
 use serde_json::{Value, json};
 
@@ -50,10 +50,10 @@ fn main() {
 /// Leaf and intermediate of the site, its client, the upstream and the gateway.
 struct Credentials {
     root: Authority,
-    site: Minted,
-    client: Minted,
-    upstream: Minted,
-    gateway: Minted,
+    site: IssuedCertificate,
+    client: IssuedCertificate,
+    upstream: IssuedCertificate,
+    gateway: IssuedCertificate,
 }
 
 impl Credentials {

@@ -18,7 +18,7 @@ use compare::identity::{ClientIdentity, Group, Version};
 use compare::load::{self, Amount, Mode, Plan};
 use compare::target::Target;
 use e2e::resources;
-use pki::mint::{Authority, AuthoritySpec, LeafSpec};
+use pki::ca::{Authority, AuthoritySpec, LeafSpec};
 use serde_json::{Value, json};
 
 #[path = "runtimes/connection.rs"]

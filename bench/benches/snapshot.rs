@@ -19,9 +19,9 @@ use bench::memory;
 use bench::names::{Samples, asked};
 use compare::comparison::many::spread_out;
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput};
-use dataplane::tls::site::Purpose;
-use model::{Kind, Name, RouteQuery, Snapshot, Ssl, TlsVersion};
-use pki::mint::KeyAlgorithm;
+use dataplane::testing::tls::site_config::Subsystem;
+use model::{HostName, Kind, RouteQuery, Snapshot, Ssl, TlsVersion};
+use pki::ca::KeyAlgorithm;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -66,7 +66,7 @@ fn first_use(criterion: &mut Criterion) {
             // A clone of an object has not been used.
             bencher.iter_batched_ref(
                 || Ssl::clone(samples.ssl()),
-                |ssl| shared.sites.config(ssl, Purpose::Http).is_ok(),
+                |ssl| shared.sites.config(ssl, Subsystem::Http).is_ok(),
                 BatchSize::SmallInput,
             );
         });
@@ -74,7 +74,7 @@ fn first_use(criterion: &mut Criterion) {
 }
 
 /// The names of each kind of lookup; all kinds but `found` need that many names.
-fn names(size: u32) -> impl Iterator<Item = (&'static str, Vec<Name>)> {
+fn names(size: u32) -> impl Iterator<Item = (&'static str, Vec<HostName>)> {
     let usual = ASKED.into_iter().filter(move |&(which, count)| which == "found" || count <= size);
     usual.map(move |(which, count)| (which, (0..count).map(|round| asked(spread_out(round, size))).collect()))
 }
@@ -116,14 +116,14 @@ fn sites(criterion: &mut Criterion, snapshot: &Snapshot, size: u32) {
             bencher.iter(|| next.next().and_then(|name| snapshot.site(black_box(name))).is_some());
         });
     }
-    let stranger = Name::from_sni("www.somewhere-else.test").expect("a name");
+    let stranger = HostName::from_sni("www.somewhere-else.test").expect("a name");
     assert!(snapshot.site(&stranger).is_none());
     group.bench_function(BenchmarkId::new("unknown", size), |bencher| {
         bencher.iter(|| snapshot.site(black_box(&stranger)).is_none());
     });
 }
 
-fn query(name: &Name) -> RouteQuery<'_> {
+fn query(name: &HostName) -> RouteQuery<'_> {
     RouteQuery {
         host: Some(name),
         path: "/api/v1/things/42",
@@ -144,7 +144,7 @@ fn routes(criterion: &mut Criterion, snapshot: &Snapshot, size: u32) {
             bencher.iter(|| ask().is_some());
         });
     }
-    let stranger = Name::from_sni("www.somewhere-else.test").expect("a name");
+    let stranger = HostName::from_sni("www.somewhere-else.test").expect("a name");
     assert!(snapshot.find_route(&query(&stranger)).is_none());
     group.bench_function(BenchmarkId::new("unknown", size), |bencher| {
         bencher.iter(|| snapshot.find_route(black_box(&query(&stranger))).is_none());

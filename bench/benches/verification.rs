@@ -13,7 +13,7 @@ use std::hint::black_box;
 use std::time::Duration;
 
 use criterion::{Criterion, Throughput};
-use pki::mint::{Authority, AuthoritySpec, CrlSpec, KeyAlgorithm, LeafSpec, Minted};
+use pki::ca::{Authority, AuthoritySpec, CrlSpec, IssuedCertificate, KeyAlgorithm, LeafSpec};
 use pki::{CertificateDer, ClientAuth, ClientAuthInput, UnixTime, VerifiedCache, verify_client};
 
 /// Within the validity of every minted certificate: 2026-01-01.
@@ -95,7 +95,7 @@ impl Chain {
     }
 }
 
-fn split(minted: &Minted) -> (CertificateDer<'static>, Vec<CertificateDer<'static>>) {
+fn split(minted: &IssuedCertificate) -> (CertificateDer<'static>, Vec<CertificateDer<'static>>) {
     let mut all = minted.chain.iter().map(|certificate| CertificateDer::from(certificate.der().to_vec()));
     (all.next().expect("a leaf"), all.collect())
 }
@@ -197,7 +197,7 @@ fn refused(criterion: &mut Criterion) -> Vec<String> {
 type Refusal = (&'static str, CertificateDer<'static>, Vec<CertificateDer<'static>>);
 
 /// One chain for each rule that a chain of ordinary length can break.
-fn refusals(chain: &Chain, revoked: &Minted, algorithm: KeyAlgorithm) -> Vec<Refusal> {
+fn refusals(chain: &Chain, revoked: &IssuedCertificate, algorithm: KeyAlgorithm) -> Vec<Refusal> {
     let issuer = chain.issuer.as_ref().expect("an intermediate");
     let stranger = Chain::mint(2, algorithm);
     let deeper =

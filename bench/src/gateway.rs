@@ -8,13 +8,15 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use dataplane::agent::{Secrets, cell::Cell};
-use dataplane::settings;
-use dataplane::tls::site::{self, Sites};
-use dataplane::upstream::{resolve::Resolver, tls::Connector};
-use dataplane::worker::Shared;
+use dataplane::testing::config;
+use dataplane::testing::proxy::worker::SharedState;
+use dataplane::testing::push_client::SnapshotHandle;
+use dataplane::testing::push_client::TicketRingHandle;
+use dataplane::testing::tls::site_config::{self, SiteConfigFactory};
+use dataplane::testing::upstream::client_tls::ClientTlsConfigs;
+use dataplane::testing::upstream::resolver::Resolver;
 use model::{Id, Kind, Resource, Snapshot, TicketRing, TicketSecret, TlsVersion, Versioned};
-use pki::Anchors;
+use pki::TrustAnchors;
 use serde_json::Value;
 use zeroize::Zeroizing;
 
@@ -27,33 +29,44 @@ const SETTINGS: &str = r#"{
 /// A snapshot of these documents, checked as the Admin API checks them.
 pub fn snapshot<'a>(documents: impl IntoIterator<Item = (Kind, &'a str, Value)>) -> Snapshot {
     let resources = documents.into_iter().map(|(kind, id, document)| checked(kind, id, &document));
-    Snapshot::from_resources(1, resources.map(|resource| Versioned { revision: 1, resource }))
+    Snapshot::from_resources(1, resources.map(|resource| Versioned { version: 1, resource }))
 }
 
 /// One document, checked as the Admin API checks it.
 pub fn checked(kind: Kind, id: &str, document: &Value) -> Resource {
     let id = Id::parse(id).expect("an id");
-    model::check(kind, &id, document, &pki::Keyring::none()).expect("a good document")
+    model::compile(kind, &id, document, &pki::Keyring::empty()).expect("a good document")
 }
 
 /// The state that boot makes of settings, with `versions` for sites that name none and `anchors`
 /// for verified upstreams.
-pub fn shared(snapshot: Snapshot, versions: &[TlsVersion], anchors: Option<Arc<Anchors>>) -> Arc<Shared> {
+pub fn shared(
+    snapshot: Snapshot,
+    versions: &[TlsVersion],
+    anchors: Option<Arc<TrustAnchors>>,
+) -> Arc<SharedState> {
     let none = |_: &str| None;
     let (file, folder) = (Path::new("bench.yaml"), Path::new("/"));
     let settings = conf::load_text(file, SETTINGS, folder, &none).expect("good settings");
-    let provider = Arc::new(site::provider());
-    let secrets = Arc::new(Secrets::default());
+    let provider = Arc::new(site_config::crypto_provider());
+    let secrets = Arc::new(TicketRingHandle::default());
     // As many secrets as a ring has after some rotations.
     let secret = |nth: u8| TicketSecret::new(u64::from(nth), Zeroizing::new([nth; 32]));
     secrets.store(Arc::new(TicketRing { lifetime: 3600, secrets: (1..=5).map(secret).collect() }));
-    let connector = Connector::new(Arc::clone(&provider), anchors, false, settings::record_layer(&settings))
-        .expect("client sides");
-    Arc::new(Shared {
-        cell: Arc::new(Cell::new(Arc::new(snapshot))),
-        sites: Sites::new(provider, versions, true, Some(secrets), settings::record_layer(&settings)),
+    let connector =
+        ClientTlsConfigs::new(Arc::clone(&provider), anchors, false, config::record_layer(&settings))
+            .expect("client sides");
+    Arc::new(SharedState {
+        snapshot: Arc::new(SnapshotHandle::new(Arc::new(snapshot))),
+        sites: SiteConfigFactory::new(
+            provider,
+            versions,
+            true,
+            Some(secrets),
+            config::record_layer(&settings),
+        ),
         connector: Arc::new(connector),
         resolver: Resolver::start().expect("the resolver's threads"),
-        rules: settings::rules(&settings).expect("good settings"),
+        config: config::worker_config(&settings).expect("good settings"),
     })
 }

@@ -10,7 +10,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use pki::mint::{Authority, AuthoritySpec, KeyAlgorithm, LeafSpec, Minted};
+use pki::ca::{Authority, AuthoritySpec, IssuedCertificate, KeyAlgorithm, LeafSpec};
 use rustls::client::ResolvesClientCert;
 use rustls::crypto::aws_lc_rs;
 use rustls::sign::CertifiedKey;
@@ -31,10 +31,10 @@ pub use server::TestWorker;
 pub struct Credentials {
     server_root: Authority,
     server_issuer: Authority,
-    server: Minted,
+    server: IssuedCertificate,
     client_root: Authority,
     client_issuer: Authority,
-    client: Minted,
+    client: IssuedCertificate,
 }
 
 impl Credentials {

@@ -7,7 +7,6 @@
 //! measures whole programs.
 //!
 //! Invariant: a figure is printed only if it was measured in this run.
-#![allow(missing_docs, reason = "only programs and benchmarks of this workspace call it")]
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command line program prints its result")]
 
 pub mod budget;

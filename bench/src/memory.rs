@@ -7,10 +7,10 @@
 //! pushed it, so objects share only what the code itself shares.
 #![allow(clippy::expect_used, reason = "a measurement that cannot be set up stops, like a test")]
 
-use dataplane::tls::site::Purpose;
+use dataplane::testing::tls::site_config::Subsystem;
 use model::wire::{DeltaAssembler, chunks};
 use model::{Delta, Id, Kind, Snapshot, TlsVersion, Versioned};
-use pki::mint::{Authority, AuthoritySpec, LeafSpec};
+use pki::ca::{Authority, AuthoritySpec, LeafSpec};
 use serde_json::{Value, json};
 
 use crate::gateway;
@@ -118,14 +118,14 @@ impl Shape {
 impl Node {
     /// Adds an object.
     fn take(&mut self, id: &Id, document: &Value) {
-        let checked = model::check(Kind::Ssl, id, document, &pki::Keyring::none());
-        let versioned = Versioned { revision: 1, resource: checked.expect("a good document") };
+        let checked = model::compile(Kind::Ssl, id, document, &pki::Keyring::empty());
+        let versioned = Versioned { version: 1, resource: checked.expect("a good document") };
         let from = self.snapshot.revision();
         let delta = Delta { from, to: from + 1, upserts: vec![versioned], removals: Vec::new() };
         for chunk in chunks(&delta, usize::MAX) {
             if let Some(arrived) = self.assembler.push(chunk).expect("a good delta") {
                 self.snapshot = self.snapshot.apply(&arrived);
-                self.assembler.moved_to(arrived.to);
+                self.assembler.set_revision(arrived.to);
             }
         }
     }
@@ -138,7 +138,7 @@ fn measure(shape: &Shape) -> (Measured, Snapshot) {
         let id = Id::parse(&format!("site-{number}")).expect("an id");
         node.take(&id, &shape.document(number));
         if let (Some(ssl), true) = (node.snapshot.ssl(&id), shape.used) {
-            shared.sites.config(ssl, Purpose::Http).expect("a configuration");
+            shared.sites.config(ssl, Subsystem::Http).expect("a configuration");
         }
     };
     // Allocates what all objects share, and the allocator's first pages.

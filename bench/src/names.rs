@@ -4,8 +4,8 @@
 use std::sync::Arc;
 
 use compare::comparison::many::spread_out;
-use model::{Delta, Id, Kind, Name, Resource, Route, Snapshot, Ssl, Versioned};
-use pki::mint::{Authority, AuthoritySpec, KeyAlgorithm, LeafSpec};
+use model::{Delta, HostName, Id, Kind, Resource, Route, Snapshot, Ssl, Versioned};
+use pki::ca::{Authority, AuthoritySpec, KeyAlgorithm, LeafSpec};
 use serde_json::json;
 
 /// One checked resource of each kind, to be cloned under other names.
@@ -19,14 +19,14 @@ impl Samples {
         let authority = Authority::root(&AuthoritySpec::new("Bench Root")).expect("a root");
         let minted = authority.issue(&LeafSpec::server("bench.test").algorithm(algorithm)).expect("a leaf");
         let id = Id::parse("sample").expect("an id");
-        let keyring = pki::Keyring::none();
+        let keyring = pki::Keyring::empty();
         let ssl = json!({"cert": minted.chain_pem, "key": minted.key_pem.as_str(), "snis": ["bench.test"]});
-        let Ok(Resource::Ssl(ssl)) = model::check(Kind::Ssl, &id, &ssl, &keyring) else {
+        let Ok(Resource::Ssl(ssl)) = model::compile(Kind::Ssl, &id, &ssl, &keyring) else {
             unreachable!("the sample ssl is good")
         };
         let upstream = json!({"type": "roundrobin", "nodes": {"127.0.0.1:1980": 1}});
         let route = json!({"uris": ["/", "/api/*"], "host": "bench.test", "upstream": upstream});
-        let Ok(Resource::Route(route)) = model::check(Kind::Route, &id, &route, &keyring) else {
+        let Ok(Resource::Route(route)) = model::compile(Kind::Route, &id, &route, &keyring) else {
             unreachable!("the sample route is good")
         };
         Self { ssl, route }
@@ -47,7 +47,7 @@ impl Samples {
         route.id = id;
         route.hosts = vec![model::HostPattern::parse(&name).expect("a name")];
         [Resource::Ssl(Arc::new(ssl)), Resource::Route(Arc::new(route))]
-            .map(|resource| Versioned { revision, resource })
+            .map(|resource| Versioned { version: revision, resource })
     }
 
     /// So many of both.
@@ -79,6 +79,6 @@ pub fn configured(index: u32) -> String {
 }
 
 /// A name that the `index`-th entry matches.
-pub fn asked(index: u32) -> Name {
-    Name::from_sni(&configured(index).replace('*', "www")).expect("a name")
+pub fn asked(index: u32) -> HostName {
+    HostName::from_sni(&configured(index).replace('*', "www")).expect("a name")
 }

@@ -1,53 +1,55 @@
-//! `apisix.ssl.ssl_ciphers`: OpenSSL's cipher list -> the suites of it that our TLS engines have, in its order.
+//! `apisix.ssl.ssl_ciphers`: OpenSSL's cipher list -> the suites of it that our TLS engines have,
+//! in its order.
 //!
-//! The language is that of `openssl ciphers` (SSL_CTX_set_cipher_list). TLS 1.3's suites are not governed by it, as in nginx.
-//! Invariant: a suite that the list leaves out or excludes is never among those that come out. A part that excludes something and cannot
-//! be understood is an error; OpenSSL ignores it.
+//! The language is that of `openssl ciphers` (SSL_CTX_set_cipher_list). TLS 1.3's suites are not
+//! governed by it, as in nginx. Invariant: a suite that the list leaves out or excludes is never
+//! among those that come out. A part that excludes something and cannot be understood is an error;
+//! OpenSSL ignores it.
 
 /// A suite of TLS 1.2 that an engine of ours has.
 #[derive(Debug, PartialEq, Eq)]
-struct Suite {
+struct CipherSuite {
     name: &'static str,
     number: u16,
     /// OpenSSL's words for groups that it belongs to, beside [`EVERY`].
     words: &'static [&'static str],
     bits: u16,
     /// Needs the second engine (TLSv1.1).
-    old: bool,
+    legacy: bool,
 }
 
 /// In OpenSSL's order.
-const SUITES: [Suite; 10] = [
-    suite(
+const SUITES: [CipherSuite; 10] = [
+    suite_256(
         "ECDHE-ECDSA-AES256-GCM-SHA384",
         0xc02c,
         &["ECDSA", "aECDSA", "AES", "AES256", "AESGCM", "TLSv1.2"],
     ),
-    suite("ECDHE-RSA-AES256-GCM-SHA384", 0xc030, &["aRSA", "AES", "AES256", "AESGCM", "TLSv1.2"]),
-    suite("ECDHE-ECDSA-CHACHA20-POLY1305", 0xcca9, &["ECDSA", "aECDSA", "CHACHA20", "TLSv1.2"]),
-    suite("ECDHE-RSA-CHACHA20-POLY1305", 0xcca8, &["aRSA", "CHACHA20", "TLSv1.2"]),
-    weaker(
+    suite_256("ECDHE-RSA-AES256-GCM-SHA384", 0xc030, &["aRSA", "AES", "AES256", "AESGCM", "TLSv1.2"]),
+    suite_256("ECDHE-ECDSA-CHACHA20-POLY1305", 0xcca9, &["ECDSA", "aECDSA", "CHACHA20", "TLSv1.2"]),
+    suite_256("ECDHE-RSA-CHACHA20-POLY1305", 0xcca8, &["aRSA", "CHACHA20", "TLSv1.2"]),
+    suite_128(
         "ECDHE-ECDSA-AES128-GCM-SHA256",
         0xc02b,
         &["ECDSA", "aECDSA", "AES", "AES128", "AESGCM", "TLSv1.2"],
     ),
-    weaker("ECDHE-RSA-AES128-GCM-SHA256", 0xc02f, &["aRSA", "AES", "AES128", "AESGCM", "TLSv1.2"]),
-    old(suite(
+    suite_128("ECDHE-RSA-AES128-GCM-SHA256", 0xc02f, &["aRSA", "AES", "AES128", "AESGCM", "TLSv1.2"]),
+    legacy(suite_256(
         "ECDHE-ECDSA-AES256-SHA",
         0xc00a,
         &["ECDSA", "aECDSA", "AES", "AES256", "SHA", "SHA1", "CBC", "TLSv1", "TLSv1.0"],
     )),
-    old(suite(
+    legacy(suite_256(
         "ECDHE-RSA-AES256-SHA",
         0xc014,
         &["aRSA", "AES", "AES256", "SHA", "SHA1", "CBC", "TLSv1", "TLSv1.0"],
     )),
-    old(weaker(
+    legacy(suite_128(
         "ECDHE-ECDSA-AES128-SHA",
         0xc009,
         &["ECDSA", "aECDSA", "AES", "AES128", "SHA", "SHA1", "CBC", "TLSv1", "TLSv1.0"],
     )),
-    old(weaker(
+    legacy(suite_128(
         "ECDHE-RSA-AES128-SHA",
         0xc013,
         &["aRSA", "AES", "AES128", "SHA", "SHA1", "CBC", "TLSv1", "TLSv1.0"],
@@ -55,10 +57,10 @@ const SUITES: [Suite; 10] = [
 ];
 
 /// Words for groups that all of [`SUITES`] belong to.
-const EVERY: [&str; 7] = ["ALL", "HIGH", "ECDHE", "EECDH", "kECDHE", "kEECDH", "ECDH"];
+const COMMON_GROUPS: [&str; 7] = ["ALL", "HIGH", "ECDHE", "EECDH", "kECDHE", "kEECDH", "ECDH"];
 
 /// Words for groups that none of [`SUITES`] belongs to: older key exchanges, ciphers and digests.
-const NONE: [&str; 71] = [
+const UNSUPPORTED_GROUPS: [&str; 71] = [
     "3DES",
     "ADH",
     "AECDH",
@@ -132,24 +134,25 @@ const NONE: [&str; 71] = [
     "AECDHE",
 ];
 
-const fn suite(name: &'static str, number: u16, words: &'static [&'static str]) -> Suite {
-    Suite { name, number, words, bits: 256, old: false }
+const fn suite_256(name: &'static str, number: u16, words: &'static [&'static str]) -> CipherSuite {
+    CipherSuite { name, number, words, bits: 256, legacy: false }
 }
 
-const fn weaker(name: &'static str, number: u16, words: &'static [&'static str]) -> Suite {
-    Suite { bits: 128, ..suite(name, number, words) }
+const fn suite_128(name: &'static str, number: u16, words: &'static [&'static str]) -> CipherSuite {
+    CipherSuite { bits: 128, ..suite_256(name, number, words) }
 }
 
-const fn old(suite: Suite) -> Suite {
-    Suite { old: true, ..suite }
+const fn legacy(suite: CipherSuite) -> CipherSuite {
+    CipherSuite { legacy: true, ..suite }
 }
 
 /// What of `ssl_ciphers` is served.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Ciphers(Vec<&'static Suite>);
+pub struct Ciphers(Vec<&'static CipherSuite>);
 
 impl Ciphers {
-    /// The place of a suite (its number in IANA's registry) in the order of preference, TLS 1.3's at the front; `None`: it is not served.
+    /// The place of a suite (its number in IANA's registry) in the order of preference, TLS 1.3's
+    /// at the front; `None`: it is not served.
     pub fn rank(&self, number: u16) -> Option<usize> {
         if number.to_be_bytes().first() == Some(&0x13) {
             return Some(0);
@@ -157,7 +160,8 @@ impl Ciphers {
         self.0.iter().position(|suite| suite.number == number).map(|place| place + 1)
     }
 
-    /// Leaves an engine's suites that are served, in the order of preference; `number` is a suite's in IANA's registry.
+    /// Leaves an engine's suites that are served, in the order of preference; `number` is a suite's
+    /// in IANA's registry.
     pub fn restrict<T>(&self, suites: &mut Vec<T>, number: impl Fn(&T) -> u16) {
         suites.retain(|suite| self.rank(number(suite)).is_some());
         suites.sort_by_key(|suite| self.rank(number(suite)));
@@ -171,18 +175,18 @@ impl Ciphers {
 
 /// What a list amounts to.
 #[derive(Debug)]
-pub(crate) struct Parsed {
+pub(crate) struct ParsedCiphers {
     pub ciphers: Ciphers,
     /// Parts that name suites which no engine of ours has.
-    pub left_out: Vec<String>,
+    pub unsupported: Vec<String>,
 }
 
 /// Reads a list. `old`: suites of the second engine count as served.
 ///
 /// # Errors
 /// What is wrong with it: something cannot be understood, or nothing is left.
-pub(crate) fn parse(text: &str, old: bool) -> Result<Parsed, String> {
-    let mut list = List { entries: SUITES.iter().map(|suite| (suite, false)).collect() };
+pub(crate) fn parse(text: &str, old: bool) -> Result<ParsedCiphers, String> {
+    let mut list = CipherList { entries: SUITES.iter().map(|suite| (suite, false)).collect() };
     let mut left_out = Vec::new();
     let separators = [':', ',', ' ', ';', '\t', '\n'];
     for (nth, part) in text.split(separators).filter(|part| !part.is_empty()).enumerate() {
@@ -203,7 +207,7 @@ pub(crate) fn parse(text: &str, old: bool) -> Result<Parsed, String> {
             }
             Some(_) => left_out.push(part.to_owned()),
             None => {
-                let served = list.apply(operation, &words).iter().any(|suite| old || !suite.old);
+                let served = list.apply(operation, &words).iter().any(|suite| old || !suite.legacy);
                 if operation.is_empty() && !served {
                     left_out.push(part.to_owned());
                 }
@@ -214,16 +218,23 @@ pub(crate) fn parse(text: &str, old: bool) -> Result<Parsed, String> {
     left_out.retain(|part| !part.starts_with("TLS_"));
     let ciphers =
         Ciphers(list.entries.into_iter().filter(|(_, active)| *active).map(|(suite, _)| suite).collect());
-    if ciphers.0.iter().all(|suite| suite.old && !old) {
-        let served: Vec<_> = SUITES.iter().filter(|suite| !suite.old).map(|suite| suite.name).collect();
+    if ciphers.0.iter().all(|suite| suite.legacy && !old) {
+        let served: Vec<_> = SUITES.iter().filter(|suite| !suite.legacy).map(|suite| suite.name).collect();
         return Err(format!("none of its suites can be served; there are {}", served.join(":")));
     }
-    Ok(Parsed { ciphers, left_out })
+    Ok(ParsedCiphers { ciphers, unsupported: left_out })
 }
 
-/// Why a word cannot be understood; `None`: it names a group, or perhaps a suite that we do not have.
+/// Why a word cannot be understood; `None`: it names a group, or perhaps a suite that we do not
+/// have.
 fn unknown(word: &str) -> Option<String> {
-    let groups = || EVERY.iter().chain(&NONE).chain(SUITES.iter().flat_map(|suite| suite.words)).copied();
+    let groups = || {
+        COMMON_GROUPS
+            .iter()
+            .chain(&UNSUPPORTED_GROUPS)
+            .chain(SUITES.iter().flat_map(|suite| suite.words))
+            .copied()
+    };
     let names = || SUITES.iter().map(|suite| suite.name);
     if groups().chain(names()).any(|known| known == word) {
         return None;
@@ -238,21 +249,22 @@ fn unknown(word: &str) -> Option<String> {
     }
 }
 
-impl Suite {
-    fn is(&self, word: &str) -> bool {
-        self.name == word || EVERY.contains(&word) || self.words.contains(&word)
+impl CipherSuite {
+    fn belongs_to(&self, word: &str) -> bool {
+        self.name == word || COMMON_GROUPS.contains(&word) || self.words.contains(&word)
     }
 }
 
 /// OpenSSL's list while the rules are applied: every suite, and whether it is active.
-struct List {
-    entries: Vec<(&'static Suite, bool)>,
+struct CipherList {
+    entries: Vec<(&'static CipherSuite, bool)>,
 }
 
-impl List {
-    /// Applies a rule as OpenSSL's ssl_cipher_apply_rule does. Gives the suites that belong to all of `words`.
-    fn apply(&mut self, operation: &str, words: &[&str]) -> Vec<&'static Suite> {
-        let is = |suite: &Suite| words.iter().all(|word| suite.is(word));
+impl CipherList {
+    /// Applies a rule as OpenSSL's ssl_cipher_apply_rule does. Gives the suites that belong to all
+    /// of `words`.
+    fn apply(&mut self, operation: &str, words: &[&str]) -> Vec<&'static CipherSuite> {
+        let is = |suite: &CipherSuite| words.iter().all(|word| suite.belongs_to(word));
         let found = self.entries.iter().map(|(suite, _)| *suite).filter(|suite| is(suite)).collect();
         let entries = std::mem::take(&mut self.entries).into_iter();
         let adds = operation.is_empty();
@@ -285,8 +297,9 @@ impl List {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use proptest::prelude::*;
+
+    use super::*;
 
     fn served(text: &str) -> String {
         parse(text, false).unwrap().ciphers.names()
@@ -352,7 +365,7 @@ mod tests {
             false,
         );
         assert_eq!(
-            parsed.unwrap().left_out,
+            parsed.unwrap().unsupported,
             ["DHE-RSA-AES128-GCM-SHA256", "AES128-SHA", "kRSA", "ECDHE-RSA-AES128-SHA"]
         );
         for (text, told) in [
@@ -378,7 +391,9 @@ mod tests {
 
     #[test]
     fn the_words_are_those_of_openssl() {
-        for word in SUITES.iter().flat_map(|suite| suite.words).chain(&EVERY).chain(&NONE) {
+        for word in
+            SUITES.iter().flat_map(|suite| suite.words).chain(&COMMON_GROUPS).chain(&UNSUPPORTED_GROUPS)
+        {
             let ours = parse(word, true).map(|parsed| parsed.ciphers.names()).unwrap_or_default();
             assert_eq!(ours, openssl(word), "{word}");
         }

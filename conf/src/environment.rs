@@ -1,7 +1,8 @@
 //! `${{NAME}}` and `${{NAME:=default}}` in values and in keys (contract 1.1), before the merge.
 //!
-//! A value that was substituted and then reads as a number or as true/false becomes one. A variable that is
-//! not set and has no default is a problem that names it; the other values are still looked at.
+//! A value that was substituted and then reads as a number or as true/false becomes one. A variable
+//! that is not set and has no default is a problem that names it; the other values are still looked
+//! at.
 
 use std::borrow::Cow;
 use std::sync::LazyLock;
@@ -9,7 +10,7 @@ use std::sync::LazyLock;
 use regex::{Captures, Regex};
 
 use crate::error::ConfProblem;
-use crate::tree::{Node, Scalar, Value};
+use crate::tree::{YamlNode, YamlScalar, YamlValue};
 
 /// Where variables come from: the process's environment, or a table in tests.
 pub(crate) type Lookup<'a> = dyn Fn(&str) -> Option<String> + 'a;
@@ -19,26 +20,26 @@ static VARIABLE: LazyLock<Option<Regex>> =
     LazyLock::new(|| Regex::new(r"\$\{\{\s*(\w+)\s*(?::=(.*?))?\s*\}\}").ok());
 
 /// Substitutes in the whole tree, keys and values.
-pub(crate) fn substitute(root: &mut Node, lookup: &Lookup<'_>, problems: &mut Vec<ConfProblem>) {
+pub(crate) fn substitute(root: &mut YamlNode, lookup: &Lookup<'_>, problems: &mut Vec<ConfProblem>) {
     walk(root, String::new(), lookup, problems);
 }
 
-fn walk(node: &mut Node, path: String, lookup: &Lookup<'_>, problems: &mut Vec<ConfProblem>) {
+fn walk(node: &mut YamlNode, path: String, lookup: &Lookup<'_>, problems: &mut Vec<ConfProblem>) {
     let line = node.line;
     match &mut node.value {
-        Value::Scalar(scalar) => {
-            if let Some(text) = resolve(&scalar.text, line, &path, lookup, problems) {
-                *scalar = Scalar::substituted(text);
+        YamlValue::Scalar(scalar) => {
+            if let Some(text) = substitute_variables(&scalar.text, line, &path, lookup, problems) {
+                *scalar = YamlScalar::substituted(text);
             }
         }
-        Value::List(items) => {
+        YamlValue::List(items) => {
             for item in items {
                 walk(item, format!("{path}[]"), lookup, problems);
             }
         }
-        Value::Map(entries) => {
+        YamlValue::Map(entries) => {
             for (key, child) in entries {
-                if let Some(text) = resolve(&key.text, key.line, &path, lookup, problems) {
+                if let Some(text) = substitute_variables(&key.text, key.line, &path, lookup, problems) {
                     key.text = text;
                 }
                 let below = if path.is_empty() { key.text.clone() } else { format!("{path}.{}", key.text) };
@@ -48,10 +49,11 @@ fn walk(node: &mut Node, path: String, lookup: &Lookup<'_>, problems: &mut Vec<C
     }
 }
 
-/// Substitutes in a text that is not parsed yet, as an APISIX does in its rules (contract 1.1): quotes around a variable decide what it is.
-pub(crate) fn substitute_raw(text: &str, lookup: &Lookup<'_>, problems: &mut Vec<ConfProblem>) -> String {
+/// Substitutes in a text that is not parsed yet, as an APISIX does in its rules (contract 1.1):
+/// quotes around a variable decide what it is.
+pub(crate) fn substitute_text(text: &str, lookup: &Lookup<'_>, problems: &mut Vec<ConfProblem>) -> String {
     let lines = text.split_inclusive('\n').zip(1..);
-    let resolved = lines.map(|(line, nth)| match resolve(line, nth, "", lookup, problems) {
+    let resolved = lines.map(|(line, nth)| match substitute_variables(line, nth, "", lookup, problems) {
         Some(resolved) => Cow::Owned(resolved),
         None => Cow::Borrowed(line),
     });
@@ -59,12 +61,12 @@ pub(crate) fn substitute_raw(text: &str, lookup: &Lookup<'_>, problems: &mut Vec
 }
 
 /// What a text says where no variable is set.
-pub(crate) fn literal(text: &str) -> String {
-    resolve(text, 0, "", &|_| None, &mut Vec::new()).unwrap_or_else(|| text.to_owned())
+pub(crate) fn without_variables(text: &str) -> String {
+    substitute_variables(text, 0, "", &|_| None, &mut Vec::new()).unwrap_or_else(|| text.to_owned())
 }
 
 /// `None`: the text holds no variable.
-fn resolve(
+fn substitute_variables(
     text: &str,
     line: usize,
     path: &str,
@@ -97,7 +99,7 @@ mod tests {
     use super::*;
     use crate::tree::parse;
 
-    fn substituted(text: &str) -> (Node, Vec<ConfProblem>) {
+    fn substituted(text: &str) -> (YamlNode, Vec<ConfProblem>) {
         let mut root = parse(text).unwrap().unwrap();
         let mut problems = Vec::new();
         let lookup = |name: &str| match name {
@@ -117,17 +119,20 @@ mod tests {
             "a: ${{PORT}}\nb: '${{ FLAG }}'\nc: x-${{PORT}}-y\nd: ${{NO:=7 }}\ne: ${{NO:=http://h:1}}\nf: plain",
         );
         assert!(problems.is_empty(), "{problems:?}");
-        assert_eq!(root.at("a").unwrap().found(), "the number 9180");
-        assert_eq!(root.at("b").unwrap().found(), "true");
-        assert_eq!(root.at("c").unwrap().found(), "the text \"x-9180-y\"");
-        assert_eq!(root.at("d").unwrap().found(), "the number 7");
-        assert_eq!(substituted("a: ${{EMPTY}}\nb: ${{NO:=}}").0.at("a").unwrap().found(), "the text \"\"");
-        assert_eq!(root.at("e").unwrap().found(), "the text \"http://h:1\"");
+        assert_eq!(root.get_path("a").unwrap().describe(), "the number 9180");
+        assert_eq!(root.get_path("b").unwrap().describe(), "true");
+        assert_eq!(root.get_path("c").unwrap().describe(), "the text \"x-9180-y\"");
+        assert_eq!(root.get_path("d").unwrap().describe(), "the number 7");
+        assert_eq!(
+            substituted("a: ${{EMPTY}}\nb: ${{NO:=}}").0.get_path("a").unwrap().describe(),
+            "the text \"\""
+        );
+        assert_eq!(root.get_path("e").unwrap().describe(), "the text \"http://h:1\"");
     }
 
     #[test]
     fn keys_are_substituted_too() {
-        assert_eq!(substituted("${{KEY}}: 1").0.at("name").unwrap().found(), "the number 1");
+        assert_eq!(substituted("${{KEY}}: 1").0.get_path("name").unwrap().describe(), "the number 1");
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! What can be wrong with the file, told so that a newcomer can mend it: file and line, key, what was
-//! found, what to do. All problems of a file are reported together, in the order of its lines.
+//! What can be wrong with the file, told so that a newcomer can mend it: file and line, key, what
+//! was found, what to do. All problems of a file are reported together, in the order of its lines.
 
 use std::fmt;
 use std::path::PathBuf;

@@ -4,16 +4,15 @@
 //! Invariant: no file is opened but the keyring's; what is said about a file is its name and its
 //! mode.
 
-use std::fs;
-use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::{fs, io};
 
-use pem_files::bounded;
+use pem_files::bounded_read;
 
 use crate::environment;
-use crate::settings::{Provider, Settings};
-use crate::tree::{Node, Value};
+use crate::settings::{ConfigProvider, Settings};
+use crate::tree::{YamlNode, YamlValue};
 
 /// The setting of the one file that `pki init` makes and never replaces.
 const KEYRING: &str = "countersign.keyring_file";
@@ -25,7 +24,7 @@ const ETCD: &str = "deployment.etcd.";
 const KEYRING_BYTES_MAX: u64 = 1 << 20;
 
 /// A file that a program reads at its start.
-struct File<'a> {
+struct StartFile<'a> {
     /// The setting that names it.
     key: &'static str,
     path: &'a Path,
@@ -33,7 +32,7 @@ struct File<'a> {
     secret: bool,
 }
 
-impl<'a> File<'a> {
+impl<'a> StartFile<'a> {
     fn new(key: &'static str, path: &'a Path) -> Self {
         Self { key, path, secret: false }
     }
@@ -66,7 +65,7 @@ fn listed(files: &[(&'static str, PathBuf)]) -> String {
 
 impl MissingFiles {
     /// `store`: the store's file, where it is there.
-    fn among(files: &[File<'_>], settings: &Settings, store: Option<&Path>) -> Result<(), Self> {
+    fn check(files: &[StartFile<'_>], settings: &Settings, store: Option<&Path>) -> Result<(), Self> {
         let missing: Vec<_> = files.iter().filter(|file| file.is_missing()).collect();
         if missing.is_empty() {
             return Ok(());
@@ -81,7 +80,7 @@ impl MissingFiles {
                 store.display()
             ));
         }
-        let of_init = |file: &&&File<'_>| file.key != KEYRING && !file.key.starts_with(ETCD);
+        let of_init = |file: &&&StartFile<'_>| file.key != KEYRING && !file.key.starts_with(ETCD);
         if let Some(first) = missing.iter().find(of_init) {
             let folder = first.path.parent().unwrap_or(Path::new("."));
             mends.push(format!(
@@ -139,54 +138,56 @@ impl Settings {
     ///
     /// # Errors
     /// Names those that are not, and the command that makes them.
-    pub fn control_plane_files(&self) -> Result<(), MissingFiles> {
+    pub fn check_control_plane_files(&self) -> Result<(), MissingFiles> {
         let store = &self.countersign.store.path;
-        let is_there = self.deployment.provider == Provider::Embedded && store.exists();
-        MissingFiles::among(&self.of_control_plane(), self, is_there.then_some(store.as_path()))
+        let is_there = self.deployment.provider == ConfigProvider::Embedded && store.exists();
+        MissingFiles::check(&self.control_plane_start_files(), self, is_there.then_some(store.as_path()))
     }
 
     /// Whether every file is there that a data plane reads at its start.
     ///
     /// # Errors
     /// As [`Self::control_plane_files`].
-    pub fn data_plane_files(&self) -> Result<(), MissingFiles> {
-        MissingFiles::among(&self.of_data_plane(), self, None)
+    pub fn check_data_plane_files(&self) -> Result<(), MissingFiles> {
+        MissingFiles::check(&self.data_plane_start_files(), self, None)
     }
 
-    fn of_control_plane(&self) -> Vec<File<'_>> {
+    fn control_plane_start_files(&self) -> Vec<StartFile<'_>> {
         let (admin, etcd, push) = (&self.deployment.admin, &self.deployment.etcd, &self.countersign.push);
         let mut files = Vec::new();
         if let Some(tls) = admin.tls.as_ref().filter(|_| admin.enabled && admin.https) {
-            files.push(File::new("admin_ssl_cert", &tls.cert));
-            files.push(File::secret("admin_ssl_cert_key", &tls.key));
-            files.extend(tls.ca.as_ref().map(|ca| File::new("admin_ssl_ca_cert", ca)));
+            files.push(StartFile::new("admin_ssl_cert", &tls.cert));
+            files.push(StartFile::secret("admin_ssl_cert_key", &tls.key));
+            files.extend(tls.ca.as_ref().map(|ca| StartFile::new("admin_ssl_ca_cert", ca)));
         }
-        files.push(File::new("countersign.push.cert", &push.cert));
-        files.push(File::secret("countersign.push.key", &push.key));
-        files.push(File::new("countersign.push.ca", &push.ca));
-        if self.deployment.provider == Provider::Etcd {
-            files.extend(etcd.tls.cert.as_ref().map(|cert| File::new("deployment.etcd.tls.cert", cert)));
-            files.extend(etcd.tls.key.as_ref().map(|key| File::secret("deployment.etcd.tls.key", key)));
+        files.push(StartFile::new("countersign.push.cert", &push.cert));
+        files.push(StartFile::secret("countersign.push.key", &push.key));
+        files.push(StartFile::new("countersign.push.ca", &push.ca));
+        if self.deployment.provider == ConfigProvider::Etcd {
+            files.extend(etcd.tls.cert.as_ref().map(|cert| StartFile::new("deployment.etcd.tls.cert", cert)));
+            files.extend(etcd.tls.key.as_ref().map(|key| StartFile::secret("deployment.etcd.tls.key", key)));
         }
-        files.extend(self.countersign.keyring_file.as_ref().map(|path| File::secret(KEYRING, path)));
+        files.extend(self.countersign.keyring_file.as_ref().map(|path| StartFile::secret(KEYRING, path)));
         files
     }
 
-    fn of_data_plane(&self) -> Vec<File<'_>> {
+    fn data_plane_start_files(&self) -> Vec<StartFile<'_>> {
         let node = &self.countersign.node;
         vec![
-            File::new("countersign.node.cert", &node.cert),
-            File::secret("countersign.node.key", &node.key),
-            File::new("countersign.node.ca", &node.ca),
+            StartFile::new("countersign.node.cert", &node.cert),
+            StartFile::secret("countersign.node.key", &node.key),
+            StartFile::new("countersign.node.ca", &node.ca),
         ]
     }
 
     /// Sentences about the files with secrets that other users can read, of those that are there.
-    pub(crate) fn open_files(&self) -> Vec<String> {
-        let settings = File::secret("the settings, with secrets in clear", &self.path);
+    pub(crate) fn exposed_files(&self) -> Vec<String> {
+        let settings = StartFile::secret("the settings, with secrets in clear", &self.path);
         let settings = self.has_secrets.then_some(settings);
-        let files = settings.into_iter().chain(self.of_control_plane()).chain(self.of_data_plane());
-        let mut open: Vec<_> = files.filter(|file| file.secret).filter_map(|file| open(&file)).collect();
+        let files =
+            settings.into_iter().chain(self.control_plane_start_files()).chain(self.data_plane_start_files());
+        let mut open: Vec<_> =
+            files.filter(|file| file.secret).filter_map(|file| permission_problem(&file)).collect();
         open.dedup();
         open
     }
@@ -200,7 +201,8 @@ impl Settings {
         let mut keys = Vec::new();
         if let Some(path) = &self.countersign.keyring_file {
             let wrong = |problem: String| KeyringFileError { path: path.clone(), problem };
-            let text = bounded::regular(path, KEYRING_BYTES_MAX).map_err(|error| wrong(error.to_string()))?;
+            let text = bounded_read::read_regular(path, KEYRING_BYTES_MAX)
+                .map_err(|error| wrong(error.to_string()))?;
             if text.starts_with('\u{feff}') {
                 return Err(wrong(
                     "it begins with a byte order mark (BOM), which an editor put there: save it as UTF-8 without one"
@@ -236,10 +238,10 @@ impl Settings {
     }
 
     /// What is written now is sealed with a key that everybody knows, or not at all.
-    pub fn keyring_is_public(&self) -> bool {
+    pub fn uses_public_keyring(&self) -> bool {
         let first = self.apisix.keyring.first();
         self.countersign.keyring_file.is_none()
-            && first.is_none_or(|key| crate::read::PUBLIC_KEYRING.contains(&key.expose()))
+            && first.is_none_or(|key| crate::reader::PUBLIC_KEYRING.contains(&key.expose()))
     }
 }
 
@@ -255,10 +257,10 @@ pub struct KeyringFileError {
 
 /// Who else can read or change a file with secrets. Reading by the group is no finding where a
 /// program that is not root's reads a file of root's: it has no other way.
-fn open(file: &File<'_>) -> Option<String> {
+fn permission_problem(file: &StartFile<'_>) -> Option<String> {
     let found = fs::metadata(file.path).ok()?;
     let mode = found.permissions().mode() & 0o777;
-    let by_group = found.uid() == 0 && own_user().is_some_and(|user| user != 0);
+    let by_group = found.uid() == 0 && process_uid().is_some_and(|user| user != 0);
     let others = if by_group { 0o026 } else { 0o066 };
     if mode & others == 0 {
         return None;
@@ -269,26 +271,26 @@ fn open(file: &File<'_>) -> Option<String> {
 }
 
 /// The user of this process.
-pub(crate) fn own_user() -> Option<u32> {
+pub(crate) fn process_uid() -> Option<u32> {
     fs::metadata("/proc/self").map(|process| process.uid()).ok()
 }
 
 /// Whether there are secrets in a settings file as it is written, that is where the environment
 /// does not give them.
-pub(crate) fn has_secrets(file: &Node) -> bool {
-    let keys = match file.at("deployment.admin.admin_key").map(|node| &node.value) {
-        Some(Value::List(entries)) => entries.iter().filter_map(|entry| entry.child("key")).collect(),
+pub(crate) fn has_secrets(file: &YamlNode) -> bool {
+    let keys = match file.get_path("deployment.admin.admin_key").map(|node| &node.value) {
+        Some(YamlValue::List(entries)) => entries.iter().filter_map(|entry| entry.get("key")).collect(),
         _ => Vec::new(),
     };
-    let keyring = match file.at("apisix.data_encryption.keyring") {
-        Some(Node { value: Value::List(entries), .. }) => entries.iter().collect(),
+    let keyring = match file.get_path("apisix.data_encryption.keyring") {
+        Some(YamlNode { value: YamlValue::List(entries), .. }) => entries.iter().collect(),
         one => one.into_iter().collect::<Vec<_>>(),
     };
-    let password = file.at("deployment.etcd.password");
+    let password = file.get_path("deployment.etcd.password");
     keys.into_iter().chain(keyring).chain(password).any(|node| match &node.value {
-        Value::Scalar(scalar) if !node.is_null() => {
-            let text = environment::literal(&scalar.text);
-            !text.is_empty() && !crate::read::PUBLIC_KEYRING.contains(&text.as_str())
+        YamlValue::Scalar(scalar) if !node.is_null() => {
+            let text = environment::without_variables(&scalar.text);
+            !text.is_empty() && !crate::reader::PUBLIC_KEYRING.contains(&text.as_str())
         }
         _ => false,
     })

@@ -1,34 +1,39 @@
-//! The configuration file both planes read: APISIX's keys and ours, with lines, defaults and suggestions.
+//! The configuration file both planes read: APISIX's keys and ours, with lines, defaults and
+//! suggestions.
 //!
-//! The walk: `tree` (YAML text with lines) -> `environment` (`${{NAME:=default}}`) -> `known` (no misspelt key
-//! passes) -> `tree::merge` over `defaults.yaml` -> `read` (typed, units, rules) -> `Settings`.
-//! Invariant: either complete settings come out, or every problem of the file at once; no half-read file.
+//! The walk: `tree` (YAML text with lines) -> `environment` (`${{NAME:=default}}`) -> `known` (no
+//! misspelt key passes) -> `tree::merge` over `defaults.yaml` -> `read` (typed, units, rules) ->
+//! `Settings`. Invariant: either complete settings come out, or every problem of the file at once;
+//! no half-read file.
+
+#![warn(missing_docs)]
 
 use std::path::{Path, PathBuf};
 
+mod apisix_yaml;
 mod ciphers;
 mod environment;
 mod error;
 mod files;
-mod known;
-mod read;
-mod rules;
+mod reader;
+mod schema;
 mod secret;
 mod settings;
 mod tree;
 mod value;
 
+pub use apisix_yaml::read_apisix_yaml;
 pub use ciphers::Ciphers;
 pub use error::{ConfError, ConfProblem};
 pub use files::{KeyringFileError, MissingFiles};
-pub use known::unused_keys;
-pub use read::countersign::host_name;
-pub use rules::read_rules;
+pub use reader::countersign::host_name;
+pub use schema::unsupported_keys;
 pub use secret::Secret;
 pub use settings::{
-    Admin, AdminKey, AdminTls, Apisix, Countersign, Deployment, DeploymentRole, Etcd, EtcdTls, HttpLimits,
-    Limits, Node, PathSettings, Provider, ProxyMode, Push, RealIp, Role, Settings, SslSettings, Store,
-    StreamListener, Tls, TlsVersion,
+    AdminKey, AdminRole, AdminSettings, AdminTlsSettings, ApisixSettings, ConfigProvider,
+    CountersignSettings, DeploymentRole, DeploymentSettings, EtcdSettings, EtcdTlsSettings, HttpLimits,
+    LimitSettings, NodeSettings, PathSettings, ProxyMode, PushSettings, RealIpSettings, Settings,
+    SslSettings, StoreSettings, StreamListener, TlsSettings, TlsVersion,
 };
 
 const DEFAULTS: &str = include_str!("defaults.yaml");
@@ -42,7 +47,7 @@ pub fn load(path: &Path) -> Result<Settings, ConfError> {
     let working = std::env::current_dir().unwrap_or_else(|_| PathBuf::from("/"));
     let text = read_text(path, BYTES_MAX)?;
     let mut settings = load_text(path, &text, &working, &|name| std::env::var(name).ok())?;
-    settings.warnings.extend(settings.open_files());
+    settings.warnings.extend(settings.exposed_files());
     Ok(settings)
 }
 
@@ -63,7 +68,7 @@ pub fn load_text(
         message: error.message,
     };
     let defaults = tree::parse(DEFAULTS).map_err(syntax)?;
-    let empty = tree::Node { line: 0, value: tree::Value::Map(Vec::new()) };
+    let empty = tree::YamlNode { line: 0, value: tree::YamlValue::Map(Vec::new()) };
     let defaults = defaults.unwrap_or_else(|| empty.clone());
     let mut user = tree::parse(text).map_err(syntax)?;
 
@@ -71,13 +76,13 @@ pub fn load_text(
     let (mut problems, mut warnings) = (Vec::new(), Vec::new());
     if let Some(user) = &mut user {
         environment::substitute(user, environment, &mut problems);
-        known::check(user, &mut problems, &mut warnings);
+        schema::check(user, &mut problems, &mut warnings);
     }
     let merged = tree::merge(&defaults, user.as_ref().unwrap_or(&empty));
     let folder = working.join(path.parent().unwrap_or(Path::new("")));
     // Without links, so that `..` in a path below it can be resolved by its text.
     let folder = folder.canonicalize().unwrap_or(folder);
-    let mut reader = read::Reader {
+    let mut reader = reader::Reader {
         merged: &merged,
         defaults: &defaults,
         user: user.as_ref(),
@@ -97,9 +102,9 @@ pub fn load_text(
         real_ip: reader.real_ip(),
         countersign: reader.countersign(),
     };
-    read::port_conflicts(&mut reader, &listeners(&settings));
+    reader::port_conflicts(&mut reader, &listeners(&settings));
 
-    let read::Reader { mut problems, mut warnings, .. } = reader;
+    let reader::Reader { mut problems, mut warnings, .. } = reader;
     if !problems.is_empty() {
         problems.sort_by_key(|problem| problem.line.unwrap_or(usize::MAX));
         return Err(ConfError::Invalid { path: path.to_owned(), problems });
@@ -143,7 +148,7 @@ fn read_text(path: &Path, bytes_max: u64) -> Result<String, ConfError> {
         },
         source,
     };
-    let read = pem_files::bounded::any(path, bytes_max);
+    let read = pem_files::bounded_read::read_any(path, bytes_max);
     let text = read.map_err(|error| unreadable(error.into()))?;
     Ok(text.to_string())
 }

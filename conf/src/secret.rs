@@ -1,7 +1,8 @@
 //! Text that must not be printed: admin keys, the keyring, passwords.
 //!
-//! Invariant: no `Debug`, `Display` or error message shows it; the only way to the text is `expose`, so a
-//! search for that word finds every place that sees a secret. The memory is wiped on drop.
+//! Invariant: no `Debug`, `Display` or error message shows it; the only way to the text is
+//! `expose`, so a search for that word finds every place that sees a secret. The memory is wiped on
+//! drop.
 
 use zeroize::Zeroizing;
 

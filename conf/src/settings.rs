@@ -1,4 +1,5 @@
-//! What the file means: typed, complete, units in types, every limit present. Made by `read`, used by both planes.
+//! What the file means: typed, complete, units in types, every limit present. Made by `read`, used
+//! by both planes.
 //!
 //! Names follow the file, so that a reader of one finds the other. `Debug` shows no secret.
 
@@ -8,12 +9,14 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub(crate) use countersign::ControlPlaneSettings;
+pub use countersign::{
+    CountersignSettings, LimitSettings, NodeSettings, PushSettings, StoreSettings, TlsSettings,
+};
 use ipnet::IpNet;
 
 use crate::ciphers::Ciphers;
 use crate::secret::Secret;
-
-pub use countersign::{ControlPlane, Countersign, Limits, Node, Push, Store, Tls};
 
 /// Everything both planes take from the configuration file.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -25,31 +28,32 @@ pub struct Settings {
     /// `file:line: key: text` for what is accepted but deserves a word; to be logged once at start.
     pub warnings: Vec<String>,
     /// `deployment`
-    pub deployment: Deployment,
+    pub deployment: DeploymentSettings,
     /// `apisix`
-    pub apisix: Apisix,
+    pub apisix: ApisixSettings,
     /// `nginx_config.http` and what else of `nginx_config` bounds a request.
     pub http: HttpLimits,
     /// `nginx_config.http.real_ip_*`
-    pub real_ip: RealIp,
+    pub real_ip: RealIpSettings,
     /// `countersign`: the keys that APISIX does not have.
-    pub countersign: Countersign,
+    pub countersign: CountersignSettings,
 }
 
 /// `deployment`: who keeps the resources and who may change them.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Deployment {
+pub struct DeploymentSettings {
     /// `role`
     pub role: DeploymentRole,
     /// `role_<role>.config_provider`
-    pub provider: Provider,
+    pub provider: ConfigProvider,
     /// `admin`
-    pub admin: Admin,
+    pub admin: AdminSettings,
     /// `etcd`; used when `provider` is `Etcd`.
-    pub etcd: Etcd,
+    pub etcd: EtcdSettings,
 }
 
-/// `deployment.role`. Both programs run with each of them; it only decides which `role_*` block holds.
+/// `deployment.role`. Both programs run with each of them; it only decides which `role_*` block
+/// holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum DeploymentRole {
     /// `traditional`
@@ -63,7 +67,7 @@ pub enum DeploymentRole {
 
 /// Where the control plane keeps the resources.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Provider {
+pub enum ConfigProvider {
     /// `embedded`: one file, `countersign.store.path`.
     #[default]
     Embedded,
@@ -73,7 +77,7 @@ pub enum Provider {
 
 /// `deployment.admin`: the Admin API.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Admin {
+pub struct AdminSettings {
     /// `apisix.enable_admin` and the role: false opens no Admin API.
     pub enabled: bool,
     /// `admin_key_required`: false switches the key check off altogether.
@@ -87,21 +91,21 @@ pub struct Admin {
     /// `https_admin`; `tls` is then `Some`.
     pub https: bool,
     /// `admin_api_mtls`; `None` when the file names no certificate.
-    pub tls: Option<AdminTls>,
+    pub tls: Option<AdminTlsSettings>,
     /// `enable_admin_cors`
     pub cors: bool,
     /// `admin_api_version` is `v3` (anything else means the shapes of v2).
     pub v3: bool,
 }
 
-impl Default for Admin {
+impl Default for AdminSettings {
     fn default() -> Self {
         Self {
             enabled: true,
             key_required: true,
             keys: Vec::new(),
             allow: Some(Vec::new()),
-            listen: crate::read::UNSPECIFIED,
+            listen: crate::reader::UNSPECIFIED,
             https: false,
             tls: None,
             cors: true,
@@ -118,21 +122,22 @@ pub struct AdminKey {
     /// Compared with what the request carries; empty asks for a generated one.
     pub key: Secret,
     /// What its bearer may do.
-    pub role: Role,
+    pub role: AdminRole,
 }
 
 /// `admin_key[].role`
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Role {
+pub enum AdminRole {
     /// Everything.
     Admin,
     /// GET only.
     Viewer,
 }
 
-/// `deployment.admin.admin_api_mtls`: PEM files, absolute (relative ones start at the file's folder).
+/// `deployment.admin.admin_api_mtls`: PEM files, absolute (relative ones start at the file's
+/// folder).
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct AdminTls {
+pub struct AdminTlsSettings {
     /// `admin_ssl_cert`
     pub cert: PathBuf,
     /// `admin_ssl_cert_key`
@@ -143,7 +148,7 @@ pub struct AdminTls {
 
 /// `deployment.etcd`
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Etcd {
+pub struct EtcdSettings {
     /// `host`: URLs, at least one.
     pub hosts: Vec<String>,
     /// `prefix` of the keys, `/apisix`.
@@ -163,12 +168,12 @@ pub struct Etcd {
     /// `password`
     pub password: Option<Secret>,
     /// `tls`
-    pub tls: EtcdTls,
+    pub tls: EtcdTlsSettings,
 }
 
 /// `deployment.etcd.tls`; paths absolute (relative ones start at the working directory).
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct EtcdTls {
+pub struct EtcdTlsSettings {
     /// Client certificate.
     pub cert: Option<PathBuf>,
     /// Its private key; `Some` exactly when `cert` is.
@@ -181,12 +186,12 @@ pub struct EtcdTls {
 
 /// `apisix`: the listeners of the data plane and what both planes share.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Apisix {
-    /// `node_listen`: plain HTTP. With `enable_ipv6` each entry without `ip` gives `0.0.0.0` and `[::]`
-    /// (which must then be bound IPv6-only); port 0 gives only `0.0.0.0`.
+pub struct ApisixSettings {
+    /// `node_listen`: plain HTTP. With `enable_ipv6` each entry without `ip` gives `0.0.0.0` and
+    /// `[::]` (which must then be bound IPv6-only); port 0 gives only `0.0.0.0`.
     pub node_listen: Vec<SocketAddr>,
-    /// `enable_ipv6`: an `[::]` address above stands there only because of this, so a machine without IPv6
-    /// may leave it out with a warning.
+    /// `enable_ipv6`: an `[::]` address above stands there only because of this, so a machine
+    /// without IPv6 may leave it out with a warning.
     pub enable_ipv6: bool,
     /// `proxy_mode`: what is proxied at all.
     pub proxy_mode: ProxyMode,
@@ -202,9 +207,11 @@ pub struct Apisix {
     pub status: Option<SocketAddr>,
     /// `enable_server_tokens`: whether `Server` names the version.
     pub server_tokens: bool,
-    /// `trusted_addresses`: whose `X-Forwarded-*` are believed. `None`: the file does not name the key.
+    /// `trusted_addresses`: whose `X-Forwarded-*` are believed. `None`: the file does not name the
+    /// key.
     pub trusted_addresses: Option<Vec<IpNet>>,
-    /// `show_upstream_status_in_response_header`: `X-APISIX-Upstream-Status` is on every proxied answer, not only on failures.
+    /// `show_upstream_status_in_response_header`: `X-APISIX-Upstream-Status` is on every proxied
+    /// answer, not only on failures.
     pub show_upstream_status: bool,
     /// How the paths of requests are read.
     pub paths: PathSettings,
@@ -263,8 +270,8 @@ pub struct SslSettings {
     pub listen: Vec<SocketAddr>,
     /// `ssl_protocols`, ascending, at least one.
     pub protocols: Vec<TlsVersion>,
-    /// `ssl_ciphers`: the suites of TLS 1.2 (and, with the second engine, 1.1) that every TLS listener may use, Admin API included.
-    /// `None`: all that the engines have.
+    /// `ssl_ciphers`: the suites of TLS 1.2 (and, with the second engine, 1.1) that every TLS
+    /// listener may use, Admin API included. `None`: all that the engines have.
     pub ciphers: Option<Ciphers>,
     /// `ssl_session_tickets`: whether sessions are resumed, from tickets.
     pub session_tickets: bool,
@@ -285,7 +292,8 @@ pub enum TlsVersion {
     V13,
 }
 
-/// `nginx_config.http`, `nginx_config.worker_shutdown_timeout` and the snippets' `proxy_ssl_verify`.
+/// `nginx_config.http`, `nginx_config.worker_shutdown_timeout` and the snippets'
+/// `proxy_ssl_verify`.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct HttpLimits {
     /// Reading a request's head; idle time does not count.
@@ -306,20 +314,23 @@ pub struct HttpLimits {
     pub upstream_keepalive_timeout: Duration,
     /// How long a graceful stop may take.
     pub worker_shutdown_timeout: Duration,
-    /// `proxy_ssl_verify on;` in a snippet of `http`, a server or a location: every https upstream is verified.
+    /// `proxy_ssl_verify on;` in a snippet of `http`, a server or a location: every https upstream
+    /// is verified.
     pub proxy_ssl_verify: bool,
     /// `proxy_ssl_verify_depth N;` in such a snippet.
     pub proxy_ssl_verify_depth: Option<u32>,
 }
 
-/// `nginx_config.http.real_ip_*`: the proxies in front, and the header in which they name the client.
+/// `nginx_config.http.real_ip_*`: the proxies in front, and the header in which they name the
+/// client.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct RealIp {
+pub struct RealIpSettings {
     /// `real_ip_header`: a header's name.
     pub header: String,
     /// `real_ip_from`: the proxies. Empty: no proxy is trusted, and a client's address is that of
     /// its connection.
     pub from: Vec<IpNet>,
-    /// `real_ip_recursive`: the client is the last address that is no proxy's, instead of the last address.
+    /// `real_ip_recursive`: the client is the last address that is no proxy's, instead of the last
+    /// address.
     pub recursive: bool,
 }

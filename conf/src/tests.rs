@@ -1,7 +1,8 @@
 //! The whole walk: text in, settings or all problems out; and the two files of this folder.
 
-use super::*;
 use std::time::Duration;
+
+use super::*;
 
 fn load_with(text: &str, variables: &[(&str, &str)]) -> Result<Settings, ConfError> {
     let lookup =
@@ -30,7 +31,7 @@ fn a_settings_file_may_be_a_pipe_and_must_end() {
 #[test]
 fn an_empty_file_gives_the_defaults() {
     let settings = load_with("# nothing\n", &[]).unwrap();
-    assert_eq!(settings.deployment.provider, Provider::Embedded);
+    assert_eq!(settings.deployment.provider, ConfigProvider::Embedded);
     assert_eq!(settings.deployment.admin.listen.to_string(), "0.0.0.0:9180");
     assert!(settings.deployment.admin.keys[0].key.is_empty());
     assert_eq!(settings.deployment.admin.allow.as_ref().unwrap()[0].to_string(), "127.0.0.0/24");
@@ -70,7 +71,7 @@ fn the_example_says_what_the_defaults_are() {
 #[test]
 fn the_example_tells_every_key_we_read() {
     let example = include_str!("../config.yaml.example");
-    for path in known::read_keys() {
+    for path in schema::read_keys() {
         let name = path.rsplit('.').next().unwrap();
         assert!(example.contains(&format!("{name}:")), "{path} is not in conf/config.yaml.example");
     }
@@ -269,7 +270,7 @@ deployment:
   etcd: {host: ['https://127.0.0.1:2379'], prefix: /apisix, tls: {cert: c.pem, key: k.pem}}
 ";
     let settings = load_with(text, &[]).unwrap();
-    assert_eq!(settings.deployment.provider, Provider::Etcd);
+    assert_eq!(settings.deployment.provider, ConfigProvider::Etcd);
     assert_eq!(settings.deployment.etcd.tls.cert.as_deref(), Some(Path::new("/srv/gate/c.pem")));
     assert!(settings.http.proxy_ssl_verify);
     assert!(settings.warnings.iter().any(|text| text.starts_with("conf/config.yaml:14: plugins:")));
@@ -330,7 +331,7 @@ fn real_ip_is_read_and_trusts_nobody_by_default() {
         load_with(&format!("nginx_config:\n  http:\n{text}"), &[]).map(|all| (all.real_ip, all.warnings))
     };
     let (default, _) = http("    send_timeout: 10s\n").unwrap();
-    assert_eq!(default, RealIp { header: "X-Real-IP".into(), from: vec![], recursive: false });
+    assert_eq!(default, RealIpSettings { header: "X-Real-IP".into(), from: vec![], recursive: false });
 
     let text = "    real_ip_header: X-Forwarded-For\n    real_ip_from: [10.0.0.0/8, '::1', '192.0.2.9/24', 'unix:']\n    \
                 real_ip_recursive: on\n";
@@ -512,7 +513,7 @@ fn a_list_of_plugins_cannot_leave_out_the_one_there_is() {
 /// docs/SETTINGS.md shows the table of keys that are not honoured as it is in the code.
 #[test]
 fn the_document_says_which_keys_are_not_honoured() {
-    let rows: Vec<String> = unused_keys().map(|(key, what)| format!("| `{key}` | {what} |")).collect();
+    let rows: Vec<String> = unsupported_keys().map(|(key, what)| format!("| `{key}` | {what} |")).collect();
     let document = include_str!("../../docs/SETTINGS.md");
     let shown: Vec<&str> = document.lines().filter(|line| line.starts_with("| `")).collect();
     assert!(shown == rows, "docs/SETTINGS.md must hold these rows:\n{}", rows.join("\n"));

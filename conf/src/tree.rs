@@ -1,8 +1,9 @@
 //! YAML text -> a tree that remembers lines, and the merge of two trees.
 //!
-//! First step of the walk text -> tree -> environment -> merge -> settings. Bounded: the text by its reader, 64 levels,
-//! 100,000 nodes for a configuration (an alias is copied and counts as what it copies, so "billion laughs" ends early).
-//! Two equal keys in one map are refused: the later one would silently win.
+//! First step of the walk text -> tree -> environment -> merge -> settings. Bounded: the text by
+//! its reader, 64 levels, 100,000 nodes for a configuration (an alias is copied and counts as what
+//! it copies, so "billion laughs" ends early). Two equal keys in one map are refused: the later one
+//! would silently win.
 
 use std::collections::HashMap;
 
@@ -14,31 +15,32 @@ const NODES_MAX: usize = 100_000;
 
 /// A value and the line it stands on.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Node {
+pub(crate) struct YamlNode {
     /// 1-based.
     pub line: usize,
-    pub value: Value,
+    pub value: YamlValue,
 }
 
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) enum Value {
-    Scalar(Scalar),
-    List(Vec<Node>),
-    Map(Vec<(Key, Node)>),
+pub(crate) enum YamlValue {
+    Scalar(YamlScalar),
+    List(Vec<YamlNode>),
+    Map(Vec<(YamlKey, YamlNode)>),
 }
 
 /// A key and the line it stands on.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Key {
+pub(crate) struct YamlKey {
     pub text: String,
     pub line: usize,
 }
 
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Scalar {
+pub(crate) struct YamlScalar {
     pub text: String,
     pub kind: ScalarKind,
-    /// The text came from the environment, where everything is text: a number may then stand for a text.
+    /// The text came from the environment, where everything is text: a number may then stand for a
+    /// text.
     pub from_environment: bool,
 }
 
@@ -59,13 +61,13 @@ pub(crate) struct SyntaxError {
 }
 
 /// Parses a configuration. `None`: nothing but blanks and comments.
-pub(crate) fn parse(text: &str) -> Result<Option<Node>, SyntaxError> {
+pub(crate) fn parse(text: &str) -> Result<Option<YamlNode>, SyntaxError> {
     parse_up_to(NODES_MAX, text)
 }
 
 /// Parses one document of at most so many values.
-pub(crate) fn parse_up_to(nodes_max: usize, text: &str) -> Result<Option<Node>, SyntaxError> {
-    let mut builder = Builder { nodes_max, ..Builder::default() };
+pub(crate) fn parse_up_to(nodes_max: usize, text: &str) -> Result<Option<YamlNode>, SyntaxError> {
+    let mut builder = TreeBuilder { nodes_max, ..TreeBuilder::default() };
     for event in Parser::new_from_str(text) {
         let (event, span) = event.map_err(|error| SyntaxError {
             line: error.marker().line(),
@@ -73,17 +75,18 @@ pub(crate) fn parse_up_to(nodes_max: usize, text: &str) -> Result<Option<Node>, 
             message: error.info().to_owned(),
         })?;
         let (line, column) = (span.start.line(), span.start.col() + 1);
-        builder.take(event, line).map_err(|message| SyntaxError { line, column, message })?;
+        builder.handle_event(event, line).map_err(|message| SyntaxError { line, column, message })?;
     }
     Ok(builder.root)
 }
 
-/// `user` over `default`: maps merge key by key, everything else replaces, `null` deletes (contract 1.1).
-pub(crate) fn merge(default: &Node, user: &Node) -> Node {
-    let (Value::Map(defaults), Value::Map(users)) = (&default.value, &user.value) else {
+/// `user` over `default`: maps merge key by key, everything else replaces, `null` deletes (contract
+/// 1.1).
+pub(crate) fn merge(default: &YamlNode, user: &YamlNode) -> YamlNode {
+    let (YamlValue::Map(defaults), YamlValue::Map(users)) = (&default.value, &user.value) else {
         return user.clone();
     };
-    let mut merged: Vec<(Key, Node)> = Vec::with_capacity(defaults.len() + users.len());
+    let mut merged: Vec<(YamlKey, YamlNode)> = Vec::with_capacity(defaults.len() + users.len());
     for (key, default) in defaults {
         match users.iter().find(|(name, _)| name.text == key.text) {
             None => merged.push((key.clone(), default.clone())),
@@ -93,30 +96,31 @@ pub(crate) fn merge(default: &Node, user: &Node) -> Node {
     }
     let known = |name: &str| defaults.iter().any(|(key, _)| key.text == name);
     merged.extend(users.iter().filter(|(key, node)| !known(&key.text) && !node.is_null()).cloned());
-    Node { line: user.line, value: Value::Map(merged) }
+    YamlNode { line: user.line, value: YamlValue::Map(merged) }
 }
 
-impl Node {
-    pub fn is_null(&self) -> bool {
-        matches!(&self.value, Value::Scalar(Scalar { kind: ScalarKind::Null, .. }))
+impl YamlNode {
+    pub(crate) fn is_null(&self) -> bool {
+        matches!(&self.value, YamlValue::Scalar(YamlScalar { kind: ScalarKind::Null, .. }))
     }
 
     /// The node at a dotted path of map keys.
-    pub fn at(&self, path: &str) -> Option<&Node> {
-        path.split('.').try_fold(self, |node, name| node.child(name))
+    pub(crate) fn get_path(&self, path: &str) -> Option<&YamlNode> {
+        path.split('.').try_fold(self, |node, name| node.get(name))
     }
 
-    pub fn child(&self, name: &str) -> Option<&Node> {
-        let Value::Map(entries) = &self.value else { return None };
+    pub(crate) fn get(&self, name: &str) -> Option<&YamlNode> {
+        let YamlValue::Map(entries) = &self.value else { return None };
         entries.iter().find(|(key, _)| key.text == name).map(|(_, node)| node)
     }
 
-    /// What a message calls it: `the text "on"`, `the number 5`, `a list`, ... Never used for secrets.
-    pub fn found(&self) -> String {
+    /// What a message calls it: `the text "on"`, `the number 5`, `a list`, ... Never used for
+    /// secrets.
+    pub(crate) fn describe(&self) -> String {
         match &self.value {
-            Value::List(_) => "a list".into(),
-            Value::Map(_) => "a map of keys".into(),
-            Value::Scalar(scalar) => match scalar.kind {
+            YamlValue::List(_) => "a list".into(),
+            YamlValue::Map(_) => "a map of keys".into(),
+            YamlValue::Scalar(scalar) => match scalar.kind {
                 ScalarKind::Null => "nothing (null)".into(),
                 ScalarKind::Bool(value) => value.to_string(),
                 ScalarKind::Number(_) => format!("the number {}", scalar.text),
@@ -126,9 +130,9 @@ impl Node {
     }
 }
 
-impl Scalar {
+impl YamlScalar {
     /// A plain (unquoted) scalar: YAML 1.2 core rules, so `yes` and `on` are texts.
-    pub fn plain(text: String) -> Self {
+    pub(crate) fn plain(text: String) -> Self {
         let kind = match text.as_str() {
             "" | "~" | "null" | "Null" | "NULL" => ScalarKind::Null,
             "true" | "True" | "TRUE" => ScalarKind::Bool(true),
@@ -138,9 +142,9 @@ impl Scalar {
         Self { text, kind, from_environment: false }
     }
 
-    /// A value with a variable in it: number, true, false or text; never null, so an empty variable is an
-    /// empty text and does not delete a default.
-    pub fn substituted(text: String) -> Self {
+    /// A value with a variable in it: number, true, false or text; never null, so an empty variable
+    /// is an empty text and does not delete a default.
+    pub(crate) fn substituted(text: String) -> Self {
         let kind = match text.as_str() {
             "true" => ScalarKind::Bool(true),
             "false" => ScalarKind::Bool(false),
@@ -149,7 +153,7 @@ impl Scalar {
         Self { text, kind, from_environment: true }
     }
 
-    pub fn quoted(text: String) -> Self {
+    pub(crate) fn quoted(text: String) -> Self {
         Self { text, kind: ScalarKind::Text, from_environment: false }
     }
 }
@@ -171,28 +175,28 @@ fn shortened(text: &str) -> String {
 
 /// Puts parser events together; an explicit stack, so no input can overflow ours.
 #[derive(Default)]
-struct Builder {
-    open: Vec<Open>,
-    root: Option<Node>,
+struct TreeBuilder {
+    open: Vec<OpenCollection>,
+    root: Option<YamlNode>,
     documents: usize,
     nodes: usize,
     nodes_max: usize,
-    anchors: HashMap<usize, Node>,
+    anchors: HashMap<usize, YamlNode>,
 }
 
-struct Open {
+struct OpenCollection {
     line: usize,
     anchor: usize,
-    content: Content,
+    content: PartialCollection,
 }
 
-enum Content {
-    List(Vec<Node>),
-    Map(Vec<(Key, Node)>, Option<Key>),
+enum PartialCollection {
+    List(Vec<YamlNode>),
+    Map(Vec<(YamlKey, YamlNode)>, Option<YamlKey>),
 }
 
-impl Builder {
-    fn take(&mut self, event: Event<'_>, line: usize) -> Result<(), String> {
+impl TreeBuilder {
+    fn handle_event(&mut self, event: Event<'_>, line: usize) -> Result<(), String> {
         match event {
             Event::Nothing | Event::StreamStart | Event::StreamEnd | Event::DocumentEnd => Ok(()),
             Event::DocumentStart(_) => {
@@ -206,48 +210,50 @@ impl Builder {
                 let copied = self.anchors.get(&anchor).cloned();
                 let copied = copied.ok_or("an alias (*name) must follow the end of what it names")?;
                 self.nodes += count(&copied);
-                self.add(Node { line, value: copied.value })
+                self.add(YamlNode { line, value: copied.value })
             }
             Event::Scalar(text, style, anchor, tag) => {
                 let plain = style == ScalarStyle::Plain && tag.is_none();
                 let text = text.into_owned();
-                let scalar = if plain { Scalar::plain(text) } else { Scalar::quoted(text) };
-                let node = Node { line, value: Value::Scalar(scalar) };
+                let scalar = if plain { YamlScalar::plain(text) } else { YamlScalar::quoted(text) };
+                let node = YamlNode { line, value: YamlValue::Scalar(scalar) };
                 self.remember(anchor, &node);
                 self.add(node)
             }
-            Event::SequenceStart(anchor, _) => self.enter(line, anchor, Content::List(Vec::new())),
-            Event::MappingStart(anchor, _) => self.enter(line, anchor, Content::Map(Vec::new(), None)),
+            Event::SequenceStart(anchor, _) => self.enter(line, anchor, PartialCollection::List(Vec::new())),
+            Event::MappingStart(anchor, _) => {
+                self.enter(line, anchor, PartialCollection::Map(Vec::new(), None))
+            }
             Event::SequenceEnd | Event::MappingEnd => self.leave(),
         }
     }
 
-    fn enter(&mut self, line: usize, anchor: usize, content: Content) -> Result<(), String> {
+    fn enter(&mut self, line: usize, anchor: usize, content: PartialCollection) -> Result<(), String> {
         if self.open.len() >= DEPTH_MAX {
             return Err(format!("nested deeper than {DEPTH_MAX} levels"));
         }
-        self.open.push(Open { line, anchor, content });
+        self.open.push(OpenCollection { line, anchor, content });
         Ok(())
     }
 
     fn leave(&mut self) -> Result<(), String> {
-        let Some(Open { line, anchor, content }) = self.open.pop() else { return Ok(()) };
+        let Some(OpenCollection { line, anchor, content }) = self.open.pop() else { return Ok(()) };
         let value = match content {
-            Content::List(items) => Value::List(items),
-            Content::Map(entries, _) => Value::Map(entries),
+            PartialCollection::List(items) => YamlValue::List(items),
+            PartialCollection::Map(entries, _) => YamlValue::Map(entries),
         };
-        let node = Node { line, value };
+        let node = YamlNode { line, value };
         self.remember(anchor, &node);
         self.add(node)
     }
 
-    fn remember(&mut self, anchor: usize, node: &Node) {
+    fn remember(&mut self, anchor: usize, node: &YamlNode) {
         if anchor != 0 {
             self.anchors.insert(anchor, node.clone());
         }
     }
 
-    fn add(&mut self, node: Node) -> Result<(), String> {
+    fn add(&mut self, node: YamlNode) -> Result<(), String> {
         self.nodes += 1;
         if self.nodes > self.nodes_max {
             return Err(format!("more than {} values", self.nodes_max));
@@ -258,18 +264,18 @@ impl Builder {
             return Ok(());
         };
         match &mut open.content {
-            Content::List(items) => items.push(node),
-            Content::Map(entries, waiting) => match waiting.take() {
+            PartialCollection::List(items) => items.push(node),
+            PartialCollection::Map(entries, waiting) => match waiting.take() {
                 Some(key) => entries.push((key, node)),
                 None => {
                     let line = node.line;
-                    let Value::Scalar(Scalar { text, .. }) = node.value else {
+                    let YamlValue::Scalar(YamlScalar { text, .. }) = node.value else {
                         return Err("a key must be a plain text, not a list or a map".into());
                     };
                     if let Some((first, _)) = entries.iter().find(|(key, _)| key.text == text) {
                         return Err(format!("the key {text:?} is already given on line {}", first.line));
                     }
-                    *waiting = Some(Key { text, line });
+                    *waiting = Some(YamlKey { text, line });
                 }
             },
         }
@@ -277,11 +283,11 @@ impl Builder {
     }
 }
 
-fn count(node: &Node) -> usize {
+fn count(node: &YamlNode) -> usize {
     match &node.value {
-        Value::Scalar(_) => 1,
-        Value::List(items) => 1 + items.iter().map(count).sum::<usize>(),
-        Value::Map(entries) => 1 + entries.iter().map(|(_, node)| count(node)).sum::<usize>(),
+        YamlValue::Scalar(_) => 1,
+        YamlValue::List(items) => 1 + items.iter().map(count).sum::<usize>(),
+        YamlValue::Map(entries) => 1 + entries.iter().map(|(_, node)| count(node)).sum::<usize>(),
     }
 }
 
@@ -289,15 +295,15 @@ fn count(node: &Node) -> usize {
 mod tests {
     use super::*;
 
-    fn tree(text: &str) -> Node {
+    fn tree(text: &str) -> YamlNode {
         parse(text).unwrap().unwrap()
     }
 
     #[test]
     fn lines_are_kept() {
         let root = tree("a:\n  b: 1\n  c:\n    - x\n    - y\n");
-        assert_eq!(root.at("a.b").unwrap().line, 2);
-        let Value::List(items) = &root.at("a.c").unwrap().value else { panic!("a list") };
+        assert_eq!(root.get_path("a.b").unwrap().line, 2);
+        let YamlValue::List(items) = &root.get_path("a.c").unwrap().value else { panic!("a list") };
         assert_eq!(items[1].line, 5);
     }
 
@@ -313,12 +319,12 @@ mod tests {
             &tree("a: {x: 1, y: 2, z: 3}\nb: [1, 2]\nc: 1"),
             &tree("a: {y: 5, x: null}\nb: [9]\nc: null\nd: 4"),
         );
-        assert!(merged.at("a.x").is_none());
-        assert_eq!(merged.at("a.y"), tree("a: {y: 5}").at("a.y"));
-        assert!(merged.at("a.z").is_some());
-        assert!(matches!(&merged.at("b").unwrap().value, Value::List(items) if items.len() == 1));
-        assert!(merged.at("c").is_none());
-        assert!(merged.at("d").is_some());
+        assert!(merged.get_path("a.x").is_none());
+        assert_eq!(merged.get_path("a.y"), tree("a: {y: 5}").get_path("a.y"));
+        assert!(merged.get_path("a.z").is_some());
+        assert!(matches!(&merged.get_path("b").unwrap().value, YamlValue::List(items) if items.len() == 1));
+        assert!(merged.get_path("c").is_none());
+        assert!(merged.get_path("d").is_some());
     }
 
     #[test]
@@ -329,7 +335,7 @@ mod tests {
 
     #[test]
     fn an_alias_copies_and_the_copies_are_counted() {
-        assert_eq!(tree("a: &k {x: 1}\nb: *k").at("b.x").unwrap().found(), "the number 1");
+        assert_eq!(tree("a: &k {x: 1}\nb: *k").get_path("b.x").unwrap().describe(), "the number 1");
         let mut laughs = String::from("l0: &l0 [x,x,x,x,x,x,x,x,x,x]\n");
         for level in 1..10 {
             let before = level - 1;
@@ -342,8 +348,8 @@ mod tests {
     #[test]
     fn words_are_not_numbers() {
         for word in ["inf", "nan", "1s", "0x10", "-", "e5", "1.2.3"] {
-            assert_eq!(Scalar::plain(word.into()).kind, ScalarKind::Text, "{word}");
+            assert_eq!(YamlScalar::plain(word.into()).kind, ScalarKind::Text, "{word}");
         }
-        assert_eq!(Scalar::plain("-1.5".into()).kind, ScalarKind::Number(-1.5));
+        assert_eq!(YamlScalar::plain("-1.5".into()).kind, ScalarKind::Number(-1.5));
     }
 }

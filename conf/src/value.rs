@@ -1,7 +1,7 @@
 //! One value: what it must look like and what to say when it does not.
 //!
-//! Each function takes a node and gives the typed value or a `Wrong`, which says what was expected and what was
-//! found (never the text of a secret).
+//! Each function takes a node and gives the typed value or a `Wrong`, which says what was expected
+//! and what was found (never the text of a secret).
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
@@ -11,127 +11,131 @@ use model::network::{self, NetworkError};
 
 use crate::secret::Secret;
 use crate::settings::TlsVersion;
-use crate::tree::{Node, ScalarKind, Value};
+use crate::tree::{ScalarKind, YamlNode, YamlValue};
 
 /// Why a value does not do.
 #[derive(Debug)]
-pub(crate) struct Wrong {
+pub(crate) struct ValueError {
     /// Where inside the value (`[]`, `[].role`), empty for the value itself.
-    pub inside: String,
+    pub subpath: String,
     /// When it is not the value's own line.
     pub line: Option<usize>,
     pub message: String,
 }
 
-impl Wrong {
-    pub fn new(message: &str) -> Self {
-        Self { inside: String::new(), line: None, message: message.to_owned() }
+impl ValueError {
+    pub(crate) fn new(message: &str) -> Self {
+        Self { subpath: String::new(), line: None, message: message.to_owned() }
     }
 
     /// `expected X, found Y`
-    pub fn expected(what: &str, node: &Node) -> Self {
+    pub(crate) fn expected(what: &str, node: &YamlNode) -> Self {
         Self {
-            inside: String::new(),
+            subpath: String::new(),
             line: Some(node.line),
-            message: format!("expected {what}, found {}", node.found()),
+            message: format!("expected {what}, found {}", node.describe()),
         }
     }
 
-    pub fn at(mut self, line: usize) -> Self {
+    pub(crate) fn on_line(mut self, line: usize) -> Self {
         self.line = Some(line);
         self
     }
 
-    pub fn below(mut self, name: &str) -> Self {
-        self.inside = format!(".{name}{}", self.inside);
+    pub(crate) fn below(mut self, name: &str) -> Self {
+        self.subpath = format!(".{name}{}", self.subpath);
         self
     }
 }
 
 /// Text. A number or true/false only when it came from the environment, where everything is text.
-pub(crate) fn text(node: &Node) -> Result<String, Wrong> {
+pub(crate) fn text(node: &YamlNode) -> Result<String, ValueError> {
     match &node.value {
-        Value::Scalar(scalar) if scalar.kind == ScalarKind::Text || scalar.from_environment => {
+        YamlValue::Scalar(scalar) if scalar.kind == ScalarKind::Text || scalar.from_environment => {
             Ok(scalar.text.clone())
         }
-        Value::Scalar(_) => Err(Wrong::expected("a text (put it in quotes)", node)),
-        _ => Err(Wrong::expected("a text", node)),
+        YamlValue::Scalar(_) => Err(ValueError::expected("a text (put it in quotes)", node)),
+        _ => Err(ValueError::expected("a text", node)),
     }
 }
 
 /// Text whose content no message may show.
-pub(crate) fn secret(node: &Node) -> Result<Secret, Wrong> {
+pub(crate) fn secret(node: &YamlNode) -> Result<Secret, ValueError> {
     text(node).map(Secret::new).map_err(|_| {
         let hidden = match &node.value {
-            Value::Scalar(_) => "expected a text, found a number or true/false; put it in quotes",
+            YamlValue::Scalar(_) => "expected a text, found a number or true/false; put it in quotes",
             _ => "expected a text, found a list or a map",
         };
-        Wrong::new(hidden).at(node.line)
+        ValueError::new(hidden).on_line(node.line)
     })
 }
 
-pub(crate) fn boolean(node: &Node) -> Result<bool, Wrong> {
+pub(crate) fn boolean(node: &YamlNode) -> Result<bool, ValueError> {
     match &node.value {
-        Value::Scalar(scalar) => match scalar.kind {
+        YamlValue::Scalar(scalar) => match scalar.kind {
             ScalarKind::Bool(value) => Ok(value),
-            _ => Err(Wrong::expected("true or false", node)),
+            _ => Err(ValueError::expected("true or false", node)),
         },
-        _ => Err(Wrong::expected("true or false", node)),
+        _ => Err(ValueError::expected("true or false", node)),
     }
 }
 
 /// A whole number that is not negative.
-pub(crate) fn whole(node: &Node) -> Result<u32, Wrong> {
-    digits(node).ok_or_else(|| Wrong::expected("a whole number, 0 or more", node))
+pub(crate) fn non_negative(node: &YamlNode) -> Result<u32, ValueError> {
+    digits(node).ok_or_else(|| ValueError::expected("a whole number, 0 or more", node))
 }
 
 /// A whole number, 1 or more.
-pub(crate) fn at_least_one(node: &Node) -> Result<usize, Wrong> {
+pub(crate) fn at_least_one(node: &YamlNode) -> Result<usize, ValueError> {
     let number = digits::<usize>(node).filter(|number| *number > 0);
-    number.ok_or_else(|| Wrong::expected("a whole number, 1 or more", node))
+    number.ok_or_else(|| ValueError::expected("a whole number, 1 or more", node))
 }
 
-pub(crate) fn port(node: &Node) -> Result<u16, Wrong> {
-    digits(node).ok_or_else(|| Wrong::expected("a port (1 to 65535, or 0 for any free one)", node))
+pub(crate) fn port(node: &YamlNode) -> Result<u16, ValueError> {
+    digits(node).ok_or_else(|| ValueError::expected("a port (1 to 65535, or 0 for any free one)", node))
 }
 
-fn digits<T: std::str::FromStr>(node: &Node) -> Option<T> {
+fn digits<T: std::str::FromStr>(node: &YamlNode) -> Option<T> {
     match &node.value {
-        Value::Scalar(scalar) if matches!(scalar.kind, ScalarKind::Number(_)) => scalar.text.parse().ok(),
+        YamlValue::Scalar(scalar) if matches!(scalar.kind, ScalarKind::Number(_)) => scalar.text.parse().ok(),
         _ => None,
     }
 }
 
 /// Seconds, fractions allowed.
-pub(crate) fn seconds(node: &Node) -> Result<Duration, Wrong> {
+pub(crate) fn seconds(node: &YamlNode) -> Result<Duration, ValueError> {
     let seconds = match &node.value {
-        Value::Scalar(scalar) => match scalar.kind {
+        YamlValue::Scalar(scalar) => match scalar.kind {
             ScalarKind::Number(number) => Duration::try_from_secs_f64(number).ok(),
             _ => None,
         },
         _ => None,
     };
-    seconds.ok_or_else(|| Wrong::expected("seconds as a number, 0 or more", node))
+    seconds.ok_or_else(|| ValueError::expected("seconds as a number, 0 or more", node))
 }
 
-pub(crate) fn seconds_positive(node: &Node) -> Result<Duration, Wrong> {
+pub(crate) fn seconds_positive(node: &YamlNode) -> Result<Duration, ValueError> {
     let value = seconds(node)?;
-    if value.is_zero() { Err(Wrong::expected("seconds as a number, more than 0", node)) } else { Ok(value) }
+    if value.is_zero() {
+        Err(ValueError::expected("seconds as a number, more than 0", node))
+    } else {
+        Ok(value)
+    }
 }
 
 /// Long enough to be halved, and within RFC 8446 section 4.6.1.
-pub(crate) fn ticket_lifetime(node: &Node) -> Result<Duration, Wrong> {
-    let wrong = || Wrong::expected("whole seconds from 2 to 604800 (a week)", node);
-    match whole(node).map_err(|_| wrong())? {
+pub(crate) fn ticket_lifetime(node: &YamlNode) -> Result<Duration, ValueError> {
+    let wrong = || ValueError::expected("whole seconds from 2 to 604800 (a week)", node);
+    match non_negative(node).map_err(|_| wrong())? {
         seconds @ 2..=604_800 => Ok(Duration::from_secs(seconds.into())),
         _ => Err(wrong()),
     }
 }
 
 /// nginx's way to write a time: `60`, `60s`, `500ms`, `2m`, `1h`, `1d`, also together: `1m 30s`.
-pub(crate) fn nginx_time(node: &Node) -> Result<Duration, Wrong> {
-    let wrong = || Wrong::expected("a time such as 60s, 500ms, 2m or 1h", node);
-    let Value::Scalar(scalar) = &node.value else { return Err(wrong()) };
+pub(crate) fn nginx_time(node: &YamlNode) -> Result<Duration, ValueError> {
+    let wrong = || ValueError::expected("a time such as 60s, 500ms, 2m or 1h", node);
+    let YamlValue::Scalar(scalar) = &node.value else { return Err(wrong()) };
     let mut total = Duration::ZERO;
     let mut rest = scalar.text.trim();
     if rest.is_empty() {
@@ -158,9 +162,9 @@ pub(crate) fn nginx_time(node: &Node) -> Result<Duration, Wrong> {
 }
 
 /// nginx's way to write a size: `0`, `512`, `8k`, `10m`, `1g`.
-pub(crate) fn nginx_size(node: &Node) -> Result<u64, Wrong> {
-    let wrong = || Wrong::expected("a size such as 0, 8k, 10m or 1g", node);
-    let Value::Scalar(scalar) = &node.value else { return Err(wrong()) };
+pub(crate) fn nginx_size(node: &YamlNode) -> Result<u64, ValueError> {
+    let wrong = || ValueError::expected("a size such as 0, 8k, 10m or 1g", node);
+    let YamlValue::Scalar(scalar) = &node.value else { return Err(wrong()) };
     let text = scalar.text.trim().to_ascii_lowercase();
     let (number, unit) = match text.strip_suffix(['k', 'm', 'g']) {
         Some(number) => (number, text.chars().next_back()),
@@ -176,10 +180,13 @@ pub(crate) fn nginx_size(node: &Node) -> Result<u64, Wrong> {
 }
 
 /// Every element through `parse`; a problem names the element's own line.
-pub(crate) fn list<T>(node: &Node, parse: impl Fn(&Node) -> Result<T, Wrong>) -> Result<Vec<T>, Wrong> {
-    let Value::List(items) = &node.value else { return Err(Wrong::expected("a list", node)) };
-    let inside = |wrong: Wrong, item: &Node| Wrong {
-        inside: format!("[]{}", wrong.inside),
+pub(crate) fn list<T>(
+    node: &YamlNode,
+    parse: impl Fn(&YamlNode) -> Result<T, ValueError>,
+) -> Result<Vec<T>, ValueError> {
+    let YamlValue::List(items) = &node.value else { return Err(ValueError::expected("a list", node)) };
+    let inside = |wrong: ValueError, item: &YamlNode| ValueError {
+        subpath: format!("[]{}", wrong.subpath),
         line: wrong.line.or(Some(item.line)),
         message: wrong.message,
     };
@@ -187,52 +194,62 @@ pub(crate) fn list<T>(node: &Node, parse: impl Fn(&Node) -> Result<T, Wrong>) ->
 }
 
 /// An address or a CIDR block.
-pub(crate) fn network(node: &Node) -> Result<IpNet, Wrong> {
+pub(crate) fn network(node: &YamlNode) -> Result<IpNet, ValueError> {
     let written = text(node)?;
-    network::parse(&written).map_err(|error| not_a_network(error, node))
+    network::parse(&written).map_err(|error| network_error(error, node))
 }
 
 /// What to say of an entry that is no network.
-pub(crate) fn not_a_network(error: NetworkError, node: &Node) -> Wrong {
+pub(crate) fn network_error(error: NetworkError, node: &YamlNode) -> ValueError {
     match error {
-        NetworkError::Form => Wrong::expected("an IP address or a block such as 10.0.0.0/8", node),
-        NetworkError::Mapped => Wrong::new(&format!("{} is {error}", node.found())).at(node.line),
+        NetworkError::Syntax => ValueError::expected("an IP address or a block such as 10.0.0.0/8", node),
+        NetworkError::MappedPrefix => {
+            ValueError::new(&format!("{} is {error}", node.describe())).on_line(node.line)
+        }
     }
 }
 
-pub(crate) fn ip(node: &Node) -> Result<IpAddr, Wrong> {
+pub(crate) fn ip(node: &YamlNode) -> Result<IpAddr, ValueError> {
     let written = text(node)?;
     let bare = written.trim_start_matches('[').trim_end_matches(']');
-    bare.parse().map_err(|_| Wrong::expected("an IP address such as 0.0.0.0 or [::]", node))
+    bare.parse().map_err(|_| ValueError::expected("an IP address such as 0.0.0.0 or [::]", node))
 }
 
 /// `ip:port`
-pub(crate) fn socket(node: &Node) -> Result<SocketAddr, Wrong> {
-    text(node)?.parse().map_err(|_| Wrong::expected("an address and port such as 127.0.0.1:9280", node))
+pub(crate) fn socket_addr(node: &YamlNode) -> Result<SocketAddr, ValueError> {
+    text(node)?.parse().map_err(|_| ValueError::expected("an address and port such as 127.0.0.1:9280", node))
 }
 
 /// `host:port`; the host may be a name, an IPv6 address stands in brackets.
-pub(crate) fn host_and_port(node: &Node) -> Result<String, Wrong> {
+pub(crate) fn host_and_port(node: &YamlNode) -> Result<String, ValueError> {
     let written = text(node)?;
     let good = written.rsplit_once(':').is_some_and(|(host, port)| {
         let bracketed = host.starts_with('[') && host.ends_with(']');
         let fine = !host.is_empty() && !host.contains(['/', ' ']) && (bracketed || !host.contains(':'));
         fine && port.parse::<u16>().is_ok_and(|port| port != 0)
     });
-    if good { Ok(written) } else { Err(Wrong::expected("host:port such as controlplane.example:9280", node)) }
+    if good {
+        Ok(written)
+    } else {
+        Err(ValueError::expected("host:port such as controlplane.example:9280", node))
+    }
 }
 
-/// An entry of `node_listen` or `ssl.listen`: a port, or `{ip, port}`. Without `ip`: `0.0.0.0`, and `[::]` when
-/// IPv6 is on (not with port 0, which the kernel would pick twice).
-pub(crate) fn listener(node: &Node, default_port: u16, ipv6: bool) -> Result<Vec<SocketAddr>, Wrong> {
+/// An entry of `node_listen` or `ssl.listen`: a port, or `{ip, port}`. Without `ip`: `0.0.0.0`, and
+/// `[::]` when IPv6 is on (not with port 0, which the kernel would pick twice).
+pub(crate) fn listener(
+    node: &YamlNode,
+    default_port: u16,
+    ipv6: bool,
+) -> Result<Vec<SocketAddr>, ValueError> {
     let (given_ip, port) = match &node.value {
-        Value::Map(_) => {
-            if let Some(entry) = node.child("enable_http2") {
+        YamlValue::Map(_) => {
+            if let Some(entry) = node.get("enable_http2") {
                 let text = "port level enable_http2 is deprecated from 3.9 version, and you should use \
                             enable_http2 in apisix level";
-                return Err(Wrong::new(text).at(entry.line));
+                return Err(ValueError::new(text).on_line(entry.line));
             }
-            let part = |name: &str| node.child(name).filter(|node| !node.is_null());
+            let part = |name: &str| node.get(name).filter(|node| !node.is_null());
             let given = part("ip").map(ip).transpose().map_err(|wrong| wrong.below("ip"))?;
             let port = part("port").map(port).transpose().map_err(|wrong| wrong.below("port"))?;
             (given, port.unwrap_or(default_port))
@@ -250,7 +267,7 @@ pub(crate) fn listener(node: &Node, default_port: u16, ipv6: bool) -> Result<Vec
 }
 
 /// `TLSv1.2 TLSv1.3`, ascending and without doubles.
-pub(crate) fn protocols(node: &Node) -> Result<Vec<TlsVersion>, Wrong> {
+pub(crate) fn protocols(node: &YamlNode) -> Result<Vec<TlsVersion>, ValueError> {
     let mut versions = Vec::new();
     for name in text(node)?.split_whitespace() {
         versions.push(match name {
@@ -259,20 +276,20 @@ pub(crate) fn protocols(node: &Node) -> Result<Vec<TlsVersion>, Wrong> {
             "TLSv1.3" => TlsVersion::V13,
             "SSLv2" | "SSLv3" | "TLSv1" => {
                 let text = format!("{name} is not supported: it is broken; the oldest possible is TLSv1.1");
-                return Err(Wrong::new(&text));
+                return Err(ValueError::new(&text));
             }
             other => {
                 let text = format!(
                     "unknown version {other:?}; write TLSv1.1, TLSv1.2, TLSv1.3, separated by blanks"
                 );
-                return Err(Wrong::new(&text));
+                return Err(ValueError::new(&text));
             }
         });
     }
     versions.sort_unstable();
     versions.dedup();
     if versions.is_empty() {
-        Err(Wrong::new("at least one version is needed: TLSv1.2 TLSv1.3"))
+        Err(ValueError::new("at least one version is needed: TLSv1.2 TLSv1.3"))
     } else {
         Ok(versions)
     }
@@ -280,7 +297,7 @@ pub(crate) fn protocols(node: &Node) -> Result<Vec<TlsVersion>, Wrong> {
 
 /// What a snippet says about upstreams; `None`: nothing.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct VerifyRules {
+pub(crate) struct ProxySslVerify {
     /// `proxy_ssl_verify on|off;`
     pub verify: Option<bool>,
     /// `proxy_ssl_verify_depth N;`
@@ -288,8 +305,8 @@ pub(crate) struct VerifyRules {
 }
 
 /// Reads an nginx snippet. The second value holds the directives that we do not understand.
-pub(crate) fn verify_snippet(snippet: &str) -> (VerifyRules, Vec<String>) {
-    let (mut rules, mut rest) = (VerifyRules::default(), Vec::new());
+pub(crate) fn parse_verify_snippet(snippet: &str) -> (ProxySslVerify, Vec<String>) {
+    let (mut rules, mut rest) = (ProxySslVerify::default(), Vec::new());
     let lines = snippet.lines().map(|line| line.split('#').next().unwrap_or_default());
     let text = lines.collect::<Vec<_>>().join(" ");
     for directive in text.split(';').map(str::trim).filter(|directive| !directive.is_empty()) {
@@ -309,8 +326,8 @@ pub(crate) fn verify_snippet(snippet: &str) -> (VerifyRules, Vec<String>) {
 mod tests {
     use super::*;
 
-    fn node(text: &str) -> Node {
-        crate::tree::parse(&format!("v: {text}")).unwrap().unwrap().at("v").unwrap().clone()
+    fn node(text: &str) -> YamlNode {
+        crate::tree::parse(&format!("v: {text}")).unwrap().unwrap().get_path("v").unwrap().clone()
     }
 
     #[test]
@@ -339,12 +356,12 @@ mod tests {
 
     #[test]
     fn the_snippet_is_read_for_verification() {
-        let on = VerifyRules { verify: Some(true), depth: None };
-        assert_eq!(verify_snippet("proxy_ssl_verify on;"), (on, vec![]));
-        let read = verify_snippet("# c\nproxy_ssl_verify on; proxy_ssl_verify_depth 3;\ngzip on;");
-        assert_eq!(read, (VerifyRules { depth: Some(3), ..on }, vec!["gzip on".to_owned()]));
-        assert_eq!(verify_snippet("# a comment;\n  # another\n"), (VerifyRules::default(), vec![]));
-        assert_eq!(verify_snippet("location / { proxy_ssl_verify on; }").1.len(), 2);
+        let on = ProxySslVerify { verify: Some(true), depth: None };
+        assert_eq!(parse_verify_snippet("proxy_ssl_verify on;"), (on, vec![]));
+        let read = parse_verify_snippet("# c\nproxy_ssl_verify on; proxy_ssl_verify_depth 3;\ngzip on;");
+        assert_eq!(read, (ProxySslVerify { depth: Some(3), ..on }, vec!["gzip on".to_owned()]));
+        assert_eq!(parse_verify_snippet("# a comment;\n  # another\n"), (ProxySslVerify::default(), vec![]));
+        assert_eq!(parse_verify_snippet("location / { proxy_ssl_verify on; }").1.len(), 2);
     }
 
     #[test]

@@ -1,7 +1,9 @@
-//! How long a data plane's first sync of 10,000 ssls takes, and one change after it: both ends, real TLS, one machine.
+//! How long a data plane's first sync of 10,000 ssls takes, and one change after it: both ends,
+//! real TLS, one machine.
 //!
-//! Expected: the time is the node's checking of what it gets (parsing a certificate, comparing it with its key), about 50 us a
-//! resource; one change costs a round trip. To be reached: 5 s and 50 ms. Prints; judges nothing. `cargo bench -p controlplane`.
+//! Expected: the time is the node's checking of what it gets (parsing a certificate, comparing it
+//! with its key), about 50 us a resource; one change costs a round trip. To be reached: 5 s and 50
+//! ms. Prints; judges nothing. `cargo bench -p controlplane`.
 
 #![allow(
     clippy::unwrap_used,
@@ -17,7 +19,7 @@
 mod world;
 
 use model::Kind;
-use pki::mint::{Authority, AuthoritySpec};
+use pki::ca::{Authority, AuthoritySpec};
 use world::{World, ssl};
 
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]

@@ -6,7 +6,7 @@
 //! disk and was read back; a store that is replaced is kept beside; no data plane that is denied
 //! now is let in by an older list.
 
-pub mod socket;
+pub(crate) mod socket;
 
 use std::fs;
 use std::io::{self, BufReader, BufWriter};
@@ -16,11 +16,11 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use clap::Args;
-use conf::{Provider, Settings};
+use conf::{ConfigProvider, Settings};
 
 use crate::publish::DeniedNodes;
-use crate::publish::denied::{DenyError, DenyList};
-use crate::store::{Embedded, RowsError, Store, StoreError, Summary};
+use crate::publish::deny_list::{DenyList, DenyListError};
+use crate::store::{BackupStreamError, BackupSummary, EmbeddedStore, Store, StoreError};
 
 const BACKUP_EXAMPLES: &str = "Examples:
   controlplane backup --to backups/store-2026-11-29.redb     beside a running control plane, or a stopped one
@@ -32,7 +32,7 @@ With etcd as the store use `etcdctl snapshot save`.";
 /// Copy the embedded store to a file, also while the control plane runs.
 #[derive(Debug, Args)]
 #[command(after_help = BACKUP_EXAMPLES)]
-pub struct BackupArgs {
+pub(crate) struct BackupArgs {
     /// The file to make (mode 0600)
     #[arg(long, value_name = "PATH")]
     to: PathBuf,
@@ -44,7 +44,7 @@ pub struct BackupArgs {
 /// Put a backup in the place of the embedded store. The control plane must be stopped.
 #[derive(Debug, Args)]
 #[command(after_help = BACKUP_EXAMPLES)]
-pub struct RestoreArgs {
+pub(crate) struct RestoreArgs {
     /// A file that `controlplane backup` made
     #[arg(long, value_name = "PATH")]
     from: PathBuf,
@@ -52,7 +52,7 @@ pub struct RestoreArgs {
 
 /// Why a backup was not made, or not restored. Nothing was changed.
 #[derive(Debug, thiserror::Error)]
-pub enum BackupError {
+pub(crate) enum BackupError {
     /// The configuration cannot be read.
     #[error("{0}")]
     Configuration(#[from] conf::ConfError),
@@ -84,7 +84,7 @@ pub enum BackupError {
     },
     /// The name is needed by the control plane.
     #[error("--to: {path} is the socket of the control plane beside its store: give another name", path = .0.display())]
-    OfSocket(PathBuf),
+    SocketPath(PathBuf),
     /// The file that is to be restored is no store.
     #[error("--from: {path}: {problem}; it must be a file that `controlplane backup` made", path = .path.display())]
     NotBackup {
@@ -99,7 +99,7 @@ pub enum BackupError {
          Nothing was changed",
         socket = .socket.display()
     )]
-    Silent {
+    Timeout {
         /// Where it listens.
         socket: PathBuf,
         /// How long it was waited for.
@@ -107,7 +107,7 @@ pub enum BackupError {
     },
     /// The backup and the store are one file.
     #[error("{path} is the store itself", path = .0.display())]
-    Same(PathBuf),
+    SameFile(PathBuf),
     /// The running control plane cannot be asked.
     #[error("cannot ask the running control plane at {socket}: {error}; run this as its user or as root", socket = socket.display())]
     Socket {
@@ -121,10 +121,10 @@ pub enum BackupError {
     Store(#[from] StoreError),
     /// The backup did not come whole, or cannot be written.
     #[error("{0}; nothing was changed")]
-    Rows(#[from] RowsError),
+    Rows(#[from] BackupStreamError),
     /// The deny-list cannot be carried over.
     #[error("the deny-list of data planes cannot be carried over: {0}")]
-    Denied(#[from] DenyError),
+    Denied(#[from] DenyListError),
     /// A file cannot be moved or copied.
     #[error("{path}: {error}", path = path.display())]
     File {
@@ -142,21 +142,21 @@ pub enum BackupError {
 ///
 /// # Errors
 /// [`BackupError`].
-pub fn backup(config: &Path, args: &BackupArgs, out: &mut dyn io::Write) -> Result<(), BackupError> {
+pub(crate) fn backup(config: &Path, args: &BackupArgs, out: &mut dyn io::Write) -> Result<(), BackupError> {
     let settings = conf::load(config)?;
     let path = store_path(&settings)?;
     let to = &args.to;
-    apart(to, path)?;
-    target(to, path, args.overwrite)?;
-    let failed = |error| BackupError::Socket { socket: socket::beside(path), error };
+    check_distinct(to, path)?;
+    check_target(to, path, args.overwrite)?;
+    let failed = |error| BackupError::Socket { socket: socket::socket_path(path), error };
     let (summary, from) = match socket::connect(path).map_err(failed)? {
         Some(running) => {
-            (receive(running, args).map_err(|error| silent(error, path))?, "the running control plane")
+            (receive(running, args).map_err(|error| map_timeout(error, path))?, "the running control plane")
         }
         None if !path.exists() => return Err(BackupError::NoStore(path.to_owned())),
-        None => (from_file(path, args)?, "the file, which no control plane had open"),
+        None => (backup_closed_store(path, args)?, "the file, which no control plane had open"),
     };
-    let Summary { identity, revision, documents, digest } = summary;
+    let BackupSummary { identity, revision, documents, digest } = summary;
     writeln!(out, "from {}: {from}", path.display())?;
     writeln!(out, "to {}: {documents} documents at revision {revision} of store {identity}", to.display())?;
     writeln!(out, "verified: read back, SHA-256 of its content {digest}")?;
@@ -165,11 +165,11 @@ pub fn backup(config: &Path, args: &BackupArgs, out: &mut dyn io::Write) -> Resu
 
 /// Whether a backup may be put there. What is there may be a device, a link, or a file that
 /// somebody needs: only a backup is replaced.
-fn target(to: &Path, store: &Path, overwrite: bool) -> Result<(), BackupError> {
-    let socket = socket::beside(store);
-    let folder = |path: &Path| Embedded::folder_of(path).canonicalize().ok();
+fn check_target(to: &Path, store: &Path, overwrite: bool) -> Result<(), BackupError> {
+    let socket = socket::socket_path(store);
+    let folder = |path: &Path| EmbeddedStore::parent_dir(path).canonicalize().ok();
     if to.file_name() == socket.file_name() && folder(to) == folder(&socket) {
-        return Err(BackupError::OfSocket(to.to_owned()));
+        return Err(BackupError::SocketPath(to.to_owned()));
     }
     let not_replaced = |problem: String| Err(BackupError::NotReplaced { path: to.to_owned(), problem });
     match to.symlink_metadata() {
@@ -177,43 +177,45 @@ fn target(to: &Path, store: &Path, overwrite: bool) -> Result<(), BackupError> {
         Err(error) => Err(BackupError::File { path: to.to_owned(), error }),
         Ok(_) if !overwrite => Err(BackupError::Exists(to.to_owned())),
         Ok(found) if found.is_symlink() => not_replaced("it is a symbolic link".to_owned()),
-        Ok(_) => Embedded::is_store(to).or_else(|error| not_replaced(what(error))),
+        Ok(_) => EmbeddedStore::check_header(to).or_else(|error| not_replaced(short_cause(error))),
     }
 }
 
 /// Without the advice that is meant for the store itself.
-fn what(error: StoreError) -> String {
+fn short_cause(error: StoreError) -> String {
     match error {
-        StoreError::Damaged { what, .. } => what,
+        StoreError::Corrupted { what, .. } => what,
         other => other.to_string(),
     }
 }
 
 /// A control plane that hangs is not a connection that broke.
-fn silent(error: BackupError, store: &Path) -> BackupError {
+fn map_timeout(error: BackupError, store: &Path) -> BackupError {
     match error {
-        BackupError::Rows(RowsError::Connection(error)) if error.kind() == io::ErrorKind::WouldBlock => {
+        BackupError::Rows(BackupStreamError::Connection(error))
+            if error.kind() == io::ErrorKind::WouldBlock =>
+        {
             let seconds = socket::RECEIVE_TIMEOUT.as_secs();
-            BackupError::Silent { socket: socket::beside(store), seconds }
+            BackupError::Timeout { socket: socket::socket_path(store), seconds }
         }
         other => other,
     }
 }
 
-fn receive(from: UnixStream, args: &BackupArgs) -> Result<Summary, BackupError> {
-    Ok(Embedded::make_of_rows(&mut BufReader::new(from), &args.to, args.overwrite)?)
+fn receive(from: UnixStream, args: &BackupArgs) -> Result<BackupSummary, BackupError> {
+    Ok(EmbeddedStore::create_from_backup(&mut BufReader::new(from), &args.to, args.overwrite)?)
 }
 
 /// The store of a control plane that does not run, by the same rows.
-fn from_file(path: &Path, args: &BackupArgs) -> Result<Summary, BackupError> {
-    let store = Embedded::open(path)?;
+fn backup_closed_store(path: &Path, args: &BackupArgs) -> Result<BackupSummary, BackupError> {
+    let store = EmbeddedStore::open(path)?;
     let (ours, theirs) = UnixStream::pair()?;
     std::thread::scope(|scope| {
-        let sending = scope.spawn(|| store.write_rows(&mut BufWriter::new(ours)).map(drop));
+        let sending = scope.spawn(|| store.write_backup(&mut BufWriter::new(ours)).map(drop));
         let made = receive(theirs, args);
         match sending.join() {
             // What the store says is nearer to the cause than what did not come.
-            Ok(Err(RowsError::Store(error))) => Err(error.into()),
+            Ok(Err(BackupStreamError::Store(error))) => Err(error.into()),
             _ => made,
         }
     })
@@ -223,22 +225,26 @@ fn from_file(path: &Path, args: &BackupArgs) -> Result<Summary, BackupError> {
 ///
 /// # Errors
 /// [`BackupError`].
-pub async fn restore(config: &Path, args: &RestoreArgs, out: &mut dyn io::Write) -> Result<(), BackupError> {
+pub(crate) async fn restore(
+    config: &Path,
+    args: &RestoreArgs,
+    out: &mut dyn io::Write,
+) -> Result<(), BackupError> {
     let settings = conf::load(config)?;
     let path = store_path(&settings)?;
     let from = &args.from;
     if !from.exists() {
         return Err(BackupError::NoBackup(from.clone()));
     }
-    apart(from, path)?;
-    Embedded::is_store(from)
-        .map_err(|error| BackupError::NotBackup { path: from.clone(), problem: what(error) })?;
-    Embedded::remove_leftovers(path);
+    check_distinct(from, path)?;
+    EmbeddedStore::check_header(from)
+        .map_err(|error| BackupError::NotBackup { path: from.clone(), problem: short_cause(error) })?;
+    EmbeddedStore::remove_stale_temp_files(path);
     // Opened as long as this lasts: no control plane starts meanwhile.
-    let before = match path.exists().then(|| Embedded::open(path)) {
+    let before = match path.exists().then(|| EmbeddedStore::open(path)) {
         None => None,
         Some(Ok(store)) => Some(Arc::new(store)),
-        Some(Err(error @ (StoreError::Damaged { .. } | StoreError::OtherVersion { .. }))) => {
+        Some(Err(error @ (StoreError::Corrupted { .. } | StoreError::UnsupportedFormat { .. }))) => {
             writeln!(out, "warning: {error}")?;
             writeln!(
                 out,
@@ -248,16 +254,16 @@ pub async fn restore(config: &Path, args: &RestoreArgs, out: &mut dyn io::Write)
         }
         Some(Err(error)) => return Err(error.into()),
     };
-    let new = Embedded::beside(path);
+    let new = EmbeddedStore::temp_path(path);
     let prepared = prepare(from, &new, before.clone()).await;
     let placed = match prepared {
-        Ok((summary, denied)) => place(&new, path).map(|kept| (summary, denied, kept)),
+        Ok((summary, denied)) => install(&new, path).map(|kept| (summary, denied, kept)),
         Err(error) => Err(error),
     };
     // There is none where it was put into its place.
     let _gone = fs::remove_file(&new);
     let (summary, denied, kept) = placed?;
-    let Summary { identity, revision, documents, .. } = summary;
+    let BackupSummary { identity, revision, documents, .. } = summary;
     writeln!(out, "{}: {documents} documents at revision {revision} of store {identity}", path.display())?;
     if let Some(kept) = kept {
         let at = before.map_or_else(String::new, |store| format!(" (revision {})", store.revision()));
@@ -274,21 +280,21 @@ pub async fn restore(config: &Path, args: &RestoreArgs, out: &mut dyn io::Write)
 async fn prepare(
     from: &Path,
     new: &Path,
-    before: Option<Arc<Embedded>>,
-) -> Result<(Summary, usize), BackupError> {
-    let source = Embedded::open_copy(from, new)?;
-    let summary = source.write_rows(&mut io::sink())?;
+    before: Option<Arc<EmbeddedStore>>,
+) -> Result<(BackupSummary, usize), BackupError> {
+    let source = EmbeddedStore::open_copy(from, new)?;
+    let summary = source.write_backup(&mut io::sink())?;
     let source: Arc<dyn Store> = Arc::new(source);
     let mut added = 0;
     if let Some(before) = before {
         let denied: DenyList = DeniedNodes::load(before).await?.list().borrow().as_ref().clone();
-        added = DeniedNodes::load(source).await?.absorb(&denied).await?;
+        added = DeniedNodes::load(source).await?.merge(&denied).await?;
     }
     Ok((summary, added))
 }
 
 /// Puts the new file in the store's place; where the store before is kept.
-fn place(new: &Path, path: &Path) -> Result<Option<PathBuf>, BackupError> {
+fn install(new: &Path, path: &Path) -> Result<Option<PathBuf>, BackupError> {
     let failed = |path: &Path| {
         let path = path.to_owned();
         move |error| BackupError::File { path, error }
@@ -304,21 +310,21 @@ fn place(new: &Path, path: &Path) -> Result<Option<PathBuf>, BackupError> {
         kept = Some(aside);
     }
     fs::rename(new, path).map_err(failed(path))?;
-    Embedded::sync_folder_of(path)?;
+    EmbeddedStore::sync_parent_dir(path)?;
     Ok(kept)
 }
 
 fn store_path(settings: &Settings) -> Result<&Path, BackupError> {
     match settings.deployment.provider {
-        Provider::Etcd => Err(BackupError::Etcd),
-        Provider::Embedded => Ok(&settings.countersign.store.path),
+        ConfigProvider::Etcd => Err(BackupError::Etcd),
+        ConfigProvider::Embedded => Ok(&settings.countersign.store.path),
     }
 }
 
-fn apart(one: &Path, store: &Path) -> Result<(), BackupError> {
+fn check_distinct(one: &Path, store: &Path) -> Result<(), BackupError> {
     let real = |path: &Path| path.canonicalize().ok();
     match (real(one), real(store)) {
-        (Some(one), Some(store)) if one == store => Err(BackupError::Same(one)),
+        (Some(one), Some(store)) if one == store => Err(BackupError::SameFile(one)),
         _ => Ok(()),
     }
 }

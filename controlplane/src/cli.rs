@@ -4,6 +4,12 @@
 //! command line. A reader of standard output that leaves early (`| head`) changes neither what is
 //! done nor the code.
 
+pub(crate) mod check_report;
+pub(crate) mod copy;
+pub(crate) mod doctor;
+pub(crate) mod pki_cli;
+pub(crate) mod preflight;
+
 use std::fmt::Display;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -11,17 +17,17 @@ use std::path::{Path, PathBuf};
 use clap::{Parser, Subcommand};
 use process::signals;
 use rustls_pki_types::UnixTime;
-use telemetry::print::Output;
+use telemetry::stdout::CommandOutput;
 
 use crate::backup::{self, BackupArgs, RestoreArgs};
-use crate::copy::{self, CopyArgs};
-use crate::doctor::{self, DoctorArgs};
-use crate::examination::{Examination, Row, State};
-use crate::pki_cli::{self, PkiArgs};
-use crate::{boot, preflight};
+use crate::cli::check_report::{CheckReport, CheckResult, CheckStatus};
+use crate::cli::copy::CopyArgs;
+use crate::cli::doctor::DoctorArgs;
+use crate::cli::pki_cli::PkiArgs;
+use crate::server;
 
-const DONE: u8 = 0;
-const FAILED: u8 = 1;
+const EXIT_SUCCESS: u8 = 0;
+const EXIT_FAILURE: u8 = 1;
 
 const EXAMPLES: &str = "Examples:
   controlplane pki init                     make the certificates that conf/config.yaml names
@@ -41,7 +47,7 @@ struct Cli {
     #[arg(short, long, global = true, value_name = "FILE", default_value = "conf/config.yaml")]
     config: PathBuf,
     #[command(flatten)]
-    start_as: boot::StartAs,
+    start_as: server::StartOptions,
     #[command(subcommand)]
     command: Option<Command>,
 }
@@ -50,9 +56,11 @@ struct Cli {
 enum Command {
     /// Copy the embedded store to a file, also while the control plane runs.
     Backup(BackupArgs),
-    /// Check the configuration and everything it names, without starting; exits with 1 if something is wrong.
+    /// Check the configuration and everything it names, without starting; exits with 1 if something
+    /// is wrong.
     Check,
-    /// Copy all documents from one store to another: embedded, etcd, or an APISIX's rules in a file.
+    /// Copy all documents from one store to another: embedded, etcd, or an APISIX's rules in a
+    /// file.
     Copy(CopyArgs),
     /// Examine everything: configuration, certificates, etcd, listeners, and the data plane's half;
     /// exits with 1 if something is wrong. May be run beside a control plane and a data plane.
@@ -66,17 +74,17 @@ enum Command {
 /// Does what the command line says, and exits.
 pub fn main() -> ! {
     let cli = Cli::parse();
-    telemetry::log::start();
-    if let Err(error) = process::dumps::forbid() {
-        telemetry::exit(failed(&error));
+    telemetry::log::init();
+    if let Err(error) = process::core_dumps::disable() {
+        telemetry::exit(print_error(&error));
     }
-    let Some(command) = cli.command else { telemetry::exit(serve(&cli.config, cli.start_as)) };
-    let mut out = Output::stdout();
+    let Some(command) = cli.command else { telemetry::exit(run_server(&cli.config, cli.start_as)) };
+    let mut out = CommandOutput::stdout();
     let code = match command {
         Command::Backup(args) => exit_code(backup::backup(&cli.config, &args, &mut out)),
         Command::Check => check(&cli.config, &mut out),
         Command::Copy(args) => copy(&cli.config, &args, &mut out),
-        Command::Doctor(args) => examine(&cli.config, &args, &mut out),
+        Command::Doctor(args) => doctor(&cli.config, &args, &mut out),
         Command::Pki(args) => exit_code(pki_cli::run(&cli.config, &args, UnixTime::now(), &mut out)),
         Command::Restore(args) => restore(&cli.config, &args, &mut out),
     };
@@ -84,63 +92,65 @@ pub fn main() -> ! {
     telemetry::exit(code.max(exit_code(printed)))
 }
 
-fn serve(config: &Path, start_as: boot::StartAs) -> u8 {
-    let signals = match signals::listen() {
+fn run_server(config: &Path, start_as: server::StartOptions) -> u8 {
+    let signals = match signals::install_handlers() {
         Ok(signals) => signals,
-        Err(error) => return failed(&error),
+        Err(error) => return print_error(&error),
     };
     let settings = match conf::load(config) {
         Ok(settings) => settings,
-        Err(error) => return failed(&error),
+        Err(error) => return print_error(&error),
     };
     match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
-        Ok(runtime) => exit_code(runtime.block_on(boot::run(settings, start_as, &signals))),
-        Err(error) => failed(&error),
+        Ok(runtime) => exit_code(runtime.block_on(server::run(settings, start_as, &signals))),
+        Err(error) => print_error(&error),
     }
 }
 
-fn copy(config: &Path, args: &CopyArgs, out: &mut Output) -> u8 {
+fn copy(config: &Path, args: &CopyArgs, out: &mut CommandOutput) -> u8 {
     match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => exit_code(runtime.block_on(copy::run(config, args, out))),
-        Err(error) => failed(&error),
+        Err(error) => print_error(&error),
     }
 }
 
-fn restore(config: &Path, args: &RestoreArgs, out: &mut Output) -> u8 {
+fn restore(config: &Path, args: &RestoreArgs, out: &mut CommandOutput) -> u8 {
     match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => exit_code(runtime.block_on(backup::restore(config, args, out))),
-        Err(error) => failed(&error),
+        Err(error) => print_error(&error),
     }
 }
 
-fn check(config: &Path, out: &mut Output) -> u8 {
+fn check(config: &Path, out: &mut CommandOutput) -> u8 {
     let settings = match conf::load(config) {
         Ok(settings) => settings,
-        Err(error) => return failed(&error),
+        Err(error) => return print_error(&error),
     };
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
-        Err(error) => return failed(&error),
+        Err(error) => return print_error(&error),
     };
     let examined = runtime.block_on(preflight::run(&settings));
-    match report(config, &settings.warnings, &examined, out) {
-        Ok(true) => DONE,
-        Ok(false) => FAILED,
-        Err(error) => failed(&error),
+    match print_report(config, &settings.warnings, &examined, out) {
+        Ok(true) => EXIT_SUCCESS,
+        Ok(false) => EXIT_FAILURE,
+        Err(error) => print_error(&error),
     }
 }
 
 /// Whether nothing is wrong.
-fn report(
+fn print_report(
     config: &Path,
     warnings: &[String],
-    examined: &Examination,
+    examined: &CheckReport,
     out: &mut dyn Write,
 ) -> std::io::Result<bool> {
-    for warning in warnings.iter().cloned().chain(examined.of(State::Warn).map(Row::sentence)) {
+    for warning in
+        warnings.iter().cloned().chain(examined.with_status(CheckStatus::Warn).map(CheckResult::to_line))
+    {
         writeln!(out, "warning: {warning}")?;
     }
-    let problems: Vec<_> = examined.of(State::Wrong).map(Row::sentence).collect();
+    let problems: Vec<_> = examined.with_status(CheckStatus::Fail).map(CheckResult::to_line).collect();
     for problem in &problems {
         writeln!(out, "problem: {problem}")?;
     }
@@ -152,31 +162,32 @@ fn report(
     Ok(count == 0)
 }
 
-fn examine(config: &Path, args: &DoctorArgs, out: &mut Output) -> u8 {
+fn doctor(config: &Path, args: &DoctorArgs, out: &mut CommandOutput) -> u8 {
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
-        Err(error) => return failed(&error),
+        Err(error) => return print_error(&error),
     };
     match runtime.block_on(doctor::run(config, args, out)) {
-        Ok(true) => DONE,
-        Ok(false) => FAILED,
-        Err(error) => failed(&error),
+        Ok(true) => EXIT_SUCCESS,
+        Ok(false) => EXIT_FAILURE,
+        Err(error) => print_error(&error),
     }
 }
 
 fn exit_code<E: Display>(result: Result<(), E>) -> u8 {
-    result.map_or_else(|error| failed(&error), |()| DONE)
+    result.map_or_else(|error| print_error(&error), |()| EXIT_SUCCESS)
 }
 
-fn failed(error: &dyn Display) -> u8 {
-    telemetry::log::write(&format_args!("controlplane: {error}"));
-    FAILED
+fn print_error(error: &dyn Display) -> u8 {
+    telemetry::log::write_unfiltered(&format_args!("controlplane: {error}"));
+    EXIT_FAILURE
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use clap::CommandFactory;
+
+    use super::*;
 
     #[test]
     fn the_command_line_is_sound() {

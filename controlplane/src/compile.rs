@@ -1,100 +1,106 @@
-//! From a document to the resource it means, with the values that it leaves to this process's environment.
+//! From a document to the resource it means, with the values that it leaves to this process's
+//! environment.
 //!
-//! The one way in, for a document that is written (`change`: [`compile`]) and for one that is stored (`publish`: [`adopt`]): what the first
-//! accepts the second pushes. The document itself keeps its references; only the resource, which travels to the data planes, has the values. It travels
-//! under a version, by which nodes and control planes tell whether they hold the same.
+//! The one way in, for a document that is written (`change`: [`compile`]) and for one that is
+//! stored (`publish`: [`adopt`]): what the first accepts the second pushes. The document itself
+//! keeps its references; only the resource, which travels to the data planes, has the values. It
+//! travels under a version, by which nodes and control planes tell whether they hold the same.
 
 use aws_lc_rs::digest::{Context, SHA256};
 use model::lint::{Finding, Severity};
-use model::{Blocked, Id, Kind, Problem, Resolved, Resource, Versioned, resolve_references};
+use model::{Blocked, Id, Kind, Problem, ResolvedDocument, Resource, Versioned, resolve_references};
 use pki::Keyring;
 use serde_json::Value;
 
-use crate::store::Stored;
+use crate::store::StoredDocument;
 
-/// Of this program: what a document comes to mean may differ in another one, and must then reach nodes that hold the older meaning.
-const PROGRAM: &str = env!("CARGO_PKG_VERSION");
+/// Of this program: what a document comes to mean may differ in another one, and must then reach
+/// nodes that hold the older meaning.
+const PROGRAM_VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// Checks a document and compiles it.
 ///
 /// # Errors
 /// The first problem: a reference that cannot be resolved, or what `model::check` says.
-pub fn compile(kind: Kind, id: &Id, document: &Value, keyring: &Keyring) -> Result<Resource, Problem> {
-    let resolved = resolve_references(kind, document, &variable)?;
-    tell_of(resolved.drawn());
-    model::check(kind, id, resolved.document(), keyring)
+pub(crate) fn compile(kind: Kind, id: &Id, document: &Value, keyring: &Keyring) -> Result<Resource, Problem> {
+    let resolved = resolve_references(kind, document, &env_var)?;
+    log_env_refs(resolved.resolved_refs());
+    model::compile(kind, id, resolved.document(), keyring)
 }
 
-/// Takes up a stored document, which may be another program's, under the version that says what it was made of. `before`: what there is
-/// in its place.
+/// Takes up a stored document, which may be another program's, under the version that says what it
+/// was made of. `before`: what there is in its place.
 ///
 /// Gives what takes its place, unless what is there stays, and what is to be said about it.
-pub fn adopt(
-    stored: &Stored,
+pub(crate) fn compile_stored(
+    stored: &StoredDocument,
     keyring: &Keyring,
     before: Option<&Resource>,
 ) -> (Option<Versioned>, Vec<Finding>) {
-    adopt_in(stored, keyring, before, &variable)
+    compile_stored_with(stored, keyring, before, &env_var)
 }
 
-/// The version that [`adopt`] gives to what is not blocked, without compiling: how to tell that nothing changed. `None` when a
-/// reference cannot be resolved.
-pub fn version(stored: &Stored) -> Option<u64> {
-    let resolved = resolve_references(stored.key.kind, &stored.document, &variable).ok()?;
-    Some(digest(stored, resolved.drawn(), None))
+/// The version that [`adopt`] gives to what is not blocked, without compiling: how to tell that
+/// nothing changed. `None` when a reference cannot be resolved.
+pub(crate) fn expected_version(stored: &StoredDocument) -> Option<u64> {
+    let resolved = resolve_references(stored.key.kind, &stored.document, &env_var).ok()?;
+    Some(version_digest(stored, resolved.resolved_refs(), None))
 }
 
 /// Whether the references of a document can be resolved; `None` when it has none.
-pub(crate) fn resolves(stored: &Stored) -> Option<Result<(), String>> {
-    match resolve_references(stored.key.kind, &stored.document, &variable) {
-        Ok(resolved) => resolved.drawn().next().map(|_| Ok(())),
+pub(crate) fn check_references(stored: &StoredDocument) -> Option<Result<(), String>> {
+    match resolve_references(stored.key.kind, &stored.document, &env_var) {
+        Ok(resolved) => resolved.resolved_refs().next().map(|_| Ok(())),
         Err(problem) => Some(Err(problem.to_string())),
     }
 }
 
-fn variable(name: &str) -> Option<String> {
+fn env_var(name: &str) -> Option<String> {
     std::env::var(name).ok()
 }
 
-fn adopt_in(
-    stored: &Stored,
+fn compile_stored_with(
+    stored: &StoredDocument,
     keyring: &Keyring,
     before: Option<&Resource>,
     environment: &dyn Fn(&str) -> Option<String>,
 ) -> (Option<Versioned>, Vec<Finding>) {
-    let Stored { key, document, .. } = stored;
-    let (settled, dropped) = settled(stored, environment);
+    let StoredDocument { key, document, .. } = stored;
+    let (settled, dropped) = without_unsigned_crls(stored, environment);
     let document = settled.as_ref().unwrap_or(document);
     let resolved = resolve_references(key.kind, document, environment);
-    let drawn = || resolved.iter().flat_map(Resolved::drawn);
-    tell_of(drawn());
+    let drawn = || resolved.iter().flat_map(ResolvedDocument::resolved_refs);
+    log_env_refs(drawn());
     let adopted = match (&resolved, &stored.salvaged) {
-        (_, Some(salvaged)) => model::unread(key, document.as_str().unwrap_or_default(), salvaged),
-        (Ok(resolved), None) => model::adopt(key.kind, &key.id, resolved.document(), keyring),
-        (Err(problem), None) => model::unusable(key.kind, &key.id, document, problem.clone()),
+        (_, Some(salvaged)) => model::compile_salvaged(key, document.as_str().unwrap_or_default(), salvaged),
+        (Ok(resolved), None) => model::compile_stored(key.kind, &key.id, resolved.document(), keyring),
+        (Err(problem), None) => model::stored_with_problem(key.kind, &key.id, document, problem.clone()),
     };
-    let (resource, mut found) = adopted.settle(before);
+    let (resource, mut found) = adopted.resolve(before);
     found.extend(dropped);
     let versioned = resource
-        .map(|resource| Versioned { revision: digest(stored, drawn(), resource.blocked()), resource });
+        .map(|resource| Versioned { version: version_digest(stored, drawn(), resource.blocked()), resource });
     (versioned, found)
 }
 
-/// A document that another program changed, without the revocation lists in its extension fields that its bundle did not sign: those
-/// must not keep the bundle that it asks for from being served.
-fn settled(stored: &Stored, environment: &dyn Fn(&str) -> Option<String>) -> (Option<Value>, Vec<Finding>) {
-    let Stored { key, document, carried, .. } = stored;
+/// A document that another program changed, without the revocation lists in its extension fields
+/// that its bundle did not sign: those must not keep the bundle that it asks for from being served.
+fn without_unsigned_crls(
+    stored: &StoredDocument,
+    environment: &dyn Fn(&str) -> Option<String>,
+) -> (Option<Value>, Vec<Finding>) {
+    let StoredDocument { key, document, stale_extensions: carried, .. } = stored;
     let lists = key.kind == Kind::Ssl && *carried && document.pointer("/client/crl").is_some();
     if !lists {
         return (None, Vec::new());
     }
     let mut document = document.clone();
-    let dropped = drop_unsigned_in(key.kind, &mut document, environment);
+    let dropped = drop_unsigned_crls_with(key.kind, &mut document, environment);
     let found = dropped.iter().map(|what| Finding {
         severity: Severity::Warning,
         resource: Some(key.clone()),
         field: "client.crl".to_owned(),
-        what: format!(
+        message: format!(
             "another program changed client.ca: {what} is not used, no certificate of it has signed it"
         ),
         hint: "write client.crl with the lists of the new authorities, or null, through the Admin API"
@@ -104,12 +110,13 @@ fn settled(stored: &Stored, environment: &dyn Fn(&str) -> Option<String>) -> (Op
     ((!found.is_empty()).then_some(document), found)
 }
 
-/// Takes the revocation lists out of an ssl that no certificate of its bundle has signed, and says which.
-pub(crate) fn drop_unsigned_lists(kind: Kind, document: &mut Value) -> Vec<String> {
-    drop_unsigned_in(kind, document, &variable)
+/// Takes the revocation lists out of an ssl that no certificate of its bundle has signed, and says
+/// which.
+pub(crate) fn drop_unsigned_crls(kind: Kind, document: &mut Value) -> Vec<String> {
+    drop_unsigned_crls_with(kind, document, &env_var)
 }
 
-fn drop_unsigned_in(
+fn drop_unsigned_crls_with(
     kind: Kind,
     document: &mut Value,
     environment: &dyn Fn(&str) -> Option<String>,
@@ -123,23 +130,25 @@ fn drop_unsigned_in(
     });
     let client = document.get_mut("client").and_then(Value::as_object_mut);
     match (bundle, client) {
-        (Some(bundle), Some(client)) => model::document::drop_unsigned_lists(client, &bundle),
+        (Some(bundle), Some(client)) => model::document::drop_unsigned_crls(client, &bundle),
         _ => Vec::new(),
     }
 }
 
-fn tell_of<'a>(drawn: impl Iterator<Item = (&'a str, &'a str)>) {
+fn log_env_refs<'a>(drawn: impl Iterator<Item = (&'a str, &'a str)>) {
     for (uri, _) in drawn {
         tracing::info!("fetching data from env uri: {uri}");
     }
 }
 
-/// Over all that a resource is made of: who compiles it, which revision wrote what, and what the references stand for now. The revision
-/// alone would not do: a cluster that was restored from an older backup uses it again for something else, and a variable may
-/// have changed while the control plane was down. Nor would that do alone: one document is one thing where it is served and another where it is
-/// blocked, when a key of the keyring came or went. The same on every control plane that reads the same store in the same environment.
-fn digest<'a>(
-    stored: &Stored,
+/// Over all that a resource is made of: who compiles it, which revision wrote what, and what the
+/// references stand for now. The revision alone would not do: a cluster that was restored from an
+/// older backup uses it again for something else, and a variable may have changed while the control
+/// plane was down. Nor would that do alone: one document is one thing where it is served and
+/// another where it is blocked, when a key of the keyring came or went. The same on every control
+/// plane that reads the same store in the same environment.
+fn version_digest<'a>(
+    stored: &StoredDocument,
     drawn: impl Iterator<Item = (&'a str, &'a str)>,
     blocked: Option<&Blocked>,
 ) -> u64 {
@@ -148,8 +157,8 @@ fn digest<'a>(
         context.update(&bytes.len().to_le_bytes());
         context.update(bytes);
     };
-    part(PROGRAM.as_bytes());
-    part(&stored.modified.to_le_bytes());
+    part(PROGRAM_VERSION.as_bytes());
+    part(&stored.mod_revision.to_le_bytes());
     part(stored.document.to_string().as_bytes());
     if let Some(salvaged) = &stored.salvaged {
         part(salvaged.matchers().to_string().as_bytes());
@@ -158,7 +167,7 @@ fn digest<'a>(
         part(text.as_bytes());
     }
     if let Some(blocked) = blocked {
-        part(blocked.why().as_bytes());
+        part(blocked.reason().as_bytes());
     }
     let first = context.finish().as_ref().first_chunk().map(|first| u64::from_le_bytes(*first));
     // A digest has 32 bytes.
@@ -168,17 +177,17 @@ fn digest<'a>(
 #[cfg(test)]
 mod tests {
     use model::Key;
-    use pki::mint::{Authority, AuthoritySpec, LeafSpec, Minted};
+    use pki::ca::{Authority, AuthoritySpec, IssuedCertificate, LeafSpec};
     use serde_json::json;
 
     use super::*;
 
-    fn pair(authority: &Authority) -> Minted {
+    fn pair(authority: &Authority) -> IssuedCertificate {
         authority.issue(&LeafSpec::server("test.com")).unwrap()
     }
 
     /// As it is served; else what is to be said about it.
-    fn compiled(document: &Value, minted: &Minted) -> Result<Versioned, Vec<Finding>> {
+    fn compiled(document: &Value, minted: &IssuedCertificate) -> Result<Versioned, Vec<Finding>> {
         let environment = |name: &str| match name {
             "CERT" => Some(minted.certificate_pem.clone()),
             "KEY" => Some(minted.key_pem.to_string()),
@@ -186,15 +195,15 @@ mod tests {
             _ => None,
         };
         let key = Key::new(Kind::Ssl, Id::parse("1").unwrap());
-        let stored = Stored {
+        let stored = StoredDocument {
             key,
             document: document.clone(),
-            created: 7,
-            modified: 7,
-            carried: false,
+            create_revision: 7,
+            mod_revision: 7,
+            stale_extensions: false,
             salvaged: None,
         };
-        let (versioned, found) = adopt_in(&stored, &Keyring::none(), None, &environment);
+        let (versioned, found) = compile_stored_with(&stored, &Keyring::empty(), None, &environment);
         versioned.filter(|versioned| versioned.resource.blocked().is_none()).ok_or(found)
     }
 
@@ -207,44 +216,50 @@ mod tests {
         let written = compiled(&plain, &one).unwrap();
         let drawn = compiled(&refers, &one).unwrap();
         assert!(written.resource == drawn.resource);
-        assert_ne!(written.revision, drawn.revision);
-        assert_eq!(drawn.revision, compiled(&refers, &one).unwrap().revision);
-        assert_ne!(drawn.revision, compiled(&refers, &two).unwrap().revision);
+        assert_ne!(written.version, drawn.version);
+        assert_eq!(drawn.version, compiled(&refers, &one).unwrap().version);
+        assert_ne!(drawn.version, compiled(&refers, &two).unwrap().version);
     }
 
     #[test]
     fn a_version_covers_the_revision_and_the_text() {
-        let stored = |modified, document| Stored {
+        let stored = |modified, document| StoredDocument {
             key: Key::new(Kind::Upstream, Id::parse("u").unwrap()),
             document,
-            created: 1,
-            modified,
-            carried: false,
+            create_revision: 1,
+            mod_revision: modified,
+            stale_extensions: false,
             salvaged: None,
         };
         let upstream = |port: u16| json!({"nodes": {format!("10.0.0.1:{port}"): 1}});
         let first = stored(7, upstream(1));
-        let compiled = adopt(&first, &Keyring::none(), None).0.unwrap();
-        assert_eq!(version(&first), Some(compiled.revision));
+        let compiled = compile_stored(&first, &Keyring::empty(), None).0.unwrap();
+        assert_eq!(expected_version(&first), Some(compiled.version));
         // A restored cluster, which writes another text at a revision that is used a second time.
-        assert_ne!(version(&first), version(&stored(7, upstream(2))));
-        assert_ne!(version(&first), version(&stored(8, upstream(1))));
+        assert_ne!(expected_version(&first), expected_version(&stored(7, upstream(2))));
+        assert_ne!(expected_version(&first), expected_version(&stored(8, upstream(1))));
         // When it was made is nothing that a data plane could serve.
-        assert_eq!(version(&first), version(&Stored { created: 5, ..first.clone() }));
+        assert_eq!(
+            expected_version(&first),
+            expected_version(&StoredDocument { create_revision: 5, ..first.clone() })
+        );
         let unresolved = json!({"cert": "$env://COUNTERSIGN_TEST_NOT_SET", "key": "x", "sni": "a.test"});
         let key = Key::new(Kind::Ssl, Id::parse("1").unwrap());
-        assert_eq!(version(&Stored { key: key.clone(), document: unresolved, ..first.clone() }), None);
+        assert_eq!(
+            expected_version(&StoredDocument { key: key.clone(), document: unresolved, ..first.clone() }),
+            None
+        );
         // One document, with a key that can be opened and without.
         let authority = Authority::root(&AuthoritySpec::new("CA")).unwrap();
         let pair = pair(&authority);
         let ring = |entry: &str| Keyring::new(vec![entry.to_owned()]).unwrap();
         let (own, other) = (ring("0123456789abcdef"), ring("fedcba9876543210"));
         let sealed = json!({"cert": pair.certificate_pem, "key": own.seal(&pair.key_pem), "sni": "test.com"});
-        let sealed = Stored { key, document: sealed, ..first };
-        let of = |keyring: &Keyring| adopt(&sealed, keyring, None).0.unwrap();
-        assert_eq!(version(&sealed), Some(of(&own).revision));
+        let sealed = StoredDocument { key, document: sealed, ..first };
+        let of = |keyring: &Keyring| compile_stored(&sealed, keyring, None).0.unwrap();
+        assert_eq!(expected_version(&sealed), Some(of(&own).version));
         assert!(of(&other).resource.blocked().is_some());
-        assert_ne!(of(&other).revision, of(&own).revision);
+        assert_ne!(of(&other).version, of(&own).version);
     }
 
     #[test]

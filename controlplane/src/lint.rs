@@ -13,24 +13,24 @@ use model::lint::{Finding, Severity};
 use rustls_pki_types::UnixTime;
 use serde_json::{Value, json};
 
-use crate::admin::nodes::Nodes;
-use crate::served::Served;
-use crate::store::{EXTENSIONS_LEFT, Store, StoreError, Stranger};
+use crate::admin::nodes::FleetStatus;
+use crate::current_snapshot::CurrentSnapshot;
+use crate::store::{ORPHANED_EXTENSIONS, Store, StoreError, UnknownKeys};
 
 mod certificates;
 
 /// What was found, at which revision.
-pub struct Found {
+pub(crate) struct LintReport {
     findings: Vec<Finding>,
     revision: u64,
 }
 
-impl Found {
+impl LintReport {
     /// The answer. Takes a moment where ten thousand resources are found wanting.
-    pub fn shown(mut self) -> Value {
+    pub(crate) fn to_json(mut self) -> Value {
         self.findings.sort();
         self.findings.dedup();
-        let list: Vec<_> = self.findings.iter().map(shown).collect();
+        let list: Vec<_> = self.findings.iter().map(finding_json).collect();
         let total = list.len();
         json!({"list": list, "total": total, "revision": self.revision})
     }
@@ -40,42 +40,42 @@ impl Found {
 ///
 /// # Errors
 /// When the work is lost with the runtime.
-pub async fn all(
+pub(crate) async fn collect(
     store: &dyn Store,
-    served: &Served,
-    nodes: &dyn Nodes,
+    served: &CurrentSnapshot,
+    nodes: &dyn FleetStatus,
     now: UnixTime,
-) -> Result<Found, StoreError> {
+) -> Result<LintReport, StoreError> {
     let snapshot = served.snapshot().await;
-    let plain = served.listeners.plain.iter().any(|listener| !listener.ip().is_loopback());
+    let plain = served.listeners.plain_http.iter().any(|listener| !listener.ip().is_loopback());
     let at = Arc::clone(&snapshot);
     // Ten thousand resources take a moment, so it is done beside the runtime.
     let paths = served.listeners.paths;
     let work = tokio::task::spawn_blocking(move || {
-        let mut found = model::lint::together(&at, now, plain);
-        found.extend(model::lint::paths(&at, paths));
+        let mut found = model::lint::lint_snapshot(&at, now, plain);
+        found.extend(model::lint::lint_paths(&at, paths));
         found
     });
     let mut found = work.await.map_err(|error| StoreError::Unavailable { what: error.to_string() })?;
     found.extend(served.findings.all());
-    found.extend(certificates::own(&served.listeners.certificates));
-    found.extend(certificates::of_nodes(&nodes.view().await, now));
-    found.extend(nodes.held().iter().map(|(node, why)| Finding {
+    found.extend(certificates::own_certificates(&served.listeners.certificates));
+    found.extend(certificates::node_certificates(&nodes.view().await, now));
+    found.extend(nodes.held_nodes().iter().map(|(node, why)| Finding {
         severity: Severity::Error,
         resource: None,
         field: format!("dataplanes/{node}"),
-        what: format!("the node holds what this control plane has: {why}"),
+        message: format!("the node holds what this control plane has: {why}"),
         hint: "if this store is meant, POST /apisix/admin/dataplanes/accept_store; else mend countersign.store.path or \
                deployment.etcd and restart the control plane"
             .to_owned(),
     }));
-    match store.strangers().await {
-        Ok(strangers) => found.extend(strangers.iter().map(strange)),
+    match store.unknown_keys().await {
+        Ok(strangers) => found.extend(strangers.iter().map(unknown_key)),
         Err(error) => found.push(Finding {
             severity: Severity::Error,
             resource: None,
             field: "store".to_owned(),
-            what: format!("{error}; what the data planes have goes on being served"),
+            message: format!("{error}; what the data planes have goes on being served"),
             hint: "`controlplane doctor` says which step fails".to_owned(),
         }),
     }
@@ -84,25 +84,25 @@ pub async fn all(
             severity: Severity::Warning,
             resource: None,
             field: "apisix.data_encryption.keyring".to_owned(),
-            what:
+            message:
                 "private keys are stored in clear, or sealed with APISIX's default key, which everybody knows"
                     .to_owned(),
             hint: "put a key of your own first (16 or 32 random bytes), and keep the old ones behind it"
                 .to_owned(),
         });
     }
-    Ok(Found { findings: found, revision: snapshot.revision() })
+    Ok(LintReport { findings: found, revision: snapshot.revision() })
 }
 
 /// What another program keeps beside our documents, or has given a name that no document can have.
-fn strange(stranger: &Stranger) -> Finding {
-    let Stranger { name, count } = stranger;
-    if name == EXTENSIONS_LEFT {
+fn unknown_key(stranger: &UnknownKeys) -> Finding {
+    let UnknownKeys { name, count } = stranger;
+    if name == ORPHANED_EXTENSIONS {
         return Finding {
             severity: Severity::Notice,
             resource: None,
             field: name.clone(),
-            what: format!(
+            message: format!(
                 "extension fields of {count} documents that another program removed or made anew have no effect"
             ),
             hint: "nothing to do: the next write of a document of that name replaces them".to_owned(),
@@ -124,15 +124,15 @@ fn strange(stranger: &Stranger) -> Finding {
         let hint = "nothing to do if another gateway on the same etcd uses them";
         (Severity::Notice, format!("{count} objects of {name:?} in the store have no effect here"), hint)
     };
-    Finding { severity, resource: None, field: name.clone(), what, hint: hint.to_owned() }
+    Finding { severity, resource: None, field: name.clone(), message: what, hint: hint.to_owned() }
 }
 
-fn shown(finding: &Finding) -> Value {
+fn finding_json(finding: &Finding) -> Value {
     json!({
         "severity": finding.severity.as_str(),
         "resource": finding.resource.as_ref().map_or_else(|| "settings".to_owned(), ToString::to_string),
         "field": finding.field,
-        "what": finding.what,
+        "what": finding.message,
         "hint": finding.hint,
     })
 }

@@ -1,7 +1,9 @@
-//! Does the peer hold the key of the certificate it shows? The handshake's signature, checked with nothing but the public key.
+//! Does the peer hold the key of the certificate it shows? The handshake's signature, checked with
+//! nothing but the public key.
 //!
-//! Not the TLS library's own functions: they read the certificate as webpki does, which refuses X.509 v1 and is stricter than the question asks.
-//! Which certificates are acceptable is `pki`'s to say. RFC 8446 section 4.4.3, RFC 5246 section 4.7.
+//! Not the TLS library's own functions: they read the certificate as webpki does, which refuses
+//! X.509 v1 and is stricter than the question asks. Which certificates are acceptable is `pki`'s to
+//! say. RFC 8446 section 4.4.3, RFC 5246 section 4.7.
 
 use rustls::client::danger::HandshakeSignatureValid;
 use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls13_signature_with_raw_key};
@@ -43,7 +45,7 @@ pub(crate) fn verify_tls13(
 
 /// The peer's public key as its certificate carries it.
 fn subject_public_key_info<'a>(cert: &'a CertificateDer<'_>) -> Result<SubjectPublicKeyInfoDer<'a>, Error> {
-    pki::public_key_of(cert).map(SubjectPublicKeyInfoDer::from).map_err(|_| bad_encoding())
+    pki::subject_public_key_info(cert).map(SubjectPublicKeyInfoDer::from).map_err(|_| bad_encoding())
 }
 
 fn bad_encoding() -> Error {

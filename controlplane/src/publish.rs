@@ -10,44 +10,44 @@
 //! whether nodes take this store's state over for another one's. Invariant: our own writes, other
 //! control planes' writes and the state found at start take the same path.
 
-pub mod accepted;
-mod adopted;
-mod counted;
-pub mod denied;
-pub mod fleet;
+pub(crate) mod deny_list;
+mod findings;
+pub(crate) mod fleet;
 mod hold;
-mod listen;
-pub mod nudge;
+mod listener;
 mod peer;
-pub mod reports;
+mod permit_stream;
+pub(crate) mod refresh;
+pub(crate) mod reports;
+mod session;
+pub(crate) mod store_acceptance;
 mod store_state;
-mod stream;
+pub mod store_watcher;
 mod tickets;
-pub mod watch;
 
-use pem_files::{FileError, Reloader};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+pub use deny_list::DeniedNodes;
+pub(crate) use findings::Findings;
+pub use fleet::Fleet;
+pub use listener::PushTls;
 use model::Snapshot;
+use pem_files::{FileError, Reloader};
+pub(crate) use reports::Reports;
+pub use store_acceptance::StoreAcceptance;
+use store_state::StoreStateWatcher;
 use telemetry::{Heartbeats, Readiness};
 use tokio::sync::watch as channel;
 use tokio::task::JoinHandle;
 
-use crate::contents;
+use crate::inventory;
 use crate::store::{Store, StoreError};
-pub use accepted::AcceptedStore;
-pub use adopted::Findings;
-pub use denied::DeniedNodes;
-pub use fleet::Fleet;
-pub use listen::PushTls;
-pub use reports::Reports;
-use store_state::Reading;
 
 /// What `start` needs.
 #[derive(Clone)]
-pub struct PublishInput {
+pub struct PublishConfig {
     /// Where the documents are.
     pub store: Arc<dyn Store>,
     /// Opens the private keys in stored documents.
@@ -56,7 +56,7 @@ pub struct PublishInput {
     /// (`--accept-unreadable-keys`).
     pub accept_unreadable_keys: bool,
     /// `countersign.push`
-    pub settings: conf::Push,
+    pub settings: conf::PushSettings,
     /// `countersign.node.server_name`: data planes demand it of the push certificate.
     pub server_name: String,
     /// How long a session ticket may live; `None`: no session is resumed anywhere.
@@ -78,7 +78,7 @@ impl From<FileError> for PublishError {
 }
 
 /// A running publisher.
-pub struct Publish {
+pub struct Publisher {
     /// Who holds what, of the nodes that are served here.
     pub fleet: Arc<Fleet>,
     /// The same of all control planes over the store.
@@ -86,15 +86,15 @@ pub struct Publish {
     /// The newest state; changes with every commit.
     pub latest: channel::Receiver<Arc<Snapshot>>,
     /// Since when the store cannot be read; `None`: it can.
-    pub unread: channel::Receiver<Option<Instant>>,
+    pub unread_since: channel::Receiver<Option<Instant>>,
     /// Nodes are let go when the store cannot be read for so long.
-    pub cut_off_after: Duration,
+    pub stale_after: Duration,
     /// What is to be said about the stored documents.
     pub findings: Arc<Findings>,
     /// Which nodes may not connect.
     pub denied: Arc<DeniedNodes>,
     /// Whether nodes that serve another store's state take this one's over.
-    pub accepted: Arc<AcceptedStore>,
+    pub accepted: Arc<StoreAcceptance>,
     /// Where data planes dial, with the port the kernel picked.
     pub push_addr: SocketAddr,
     /// The certificate files of the push listener.
@@ -127,19 +127,19 @@ pub enum PublishError {
     Store(#[from] StoreError),
     /// The keyring does not open most of the stored keys.
     #[error("{0}")]
-    Contents(#[from] contents::Unusable),
+    Contents(#[from] inventory::KeyringMismatch),
     /// The deny-list of data planes cannot be read.
     #[error("cannot load the deny-list of data planes: {0}")]
-    Denied(#[from] denied::DenyError),
+    Denied(#[from] deny_list::DenyListError),
 }
 
-/// Loads the store, opens the push listener and serves until shutdown. Answers when the listener is open and the
-/// store's present state is in `latest`.
+/// Loads the store, opens the push listener and serves until shutdown. Answers when the listener is
+/// open and the store's present state is in `latest`.
 ///
 /// # Errors
 /// `PublishError`: nothing is left running then.
-pub async fn start(input: PublishInput) -> Result<Publish, PublishError> {
-    let PublishInput {
+pub async fn start(input: PublishConfig) -> Result<Publisher, PublishError> {
+    let PublishConfig {
         store,
         keyring,
         accept_unreadable_keys,
@@ -151,30 +151,36 @@ pub async fn start(input: PublishInput) -> Result<Publish, PublishError> {
         heartbeats,
         shutdown,
     } = input;
-    let files = listen::files(&settings, server_name)?;
-    let listener = listen::bind(settings.listen)?;
+    let files = listener::load_files(&settings, server_name)?;
+    let listener = listener::bind(settings.listen)?;
     let push_addr = listener.local_addr().map_err(|source| PublishError::Listen {
         address: settings.listen,
         source,
         hint: "",
     })?;
 
-    let cut_off_after = watch::cut_off_after(&*store);
+    let cut_off_after = store_watcher::stale_after(&*store);
     let identity = store.identity().to_owned();
     let denied = DeniedNodes::load(Arc::clone(&store)).await?;
-    denied.follow(shutdown.clone());
-    let accepted = AcceptedStore::follow(Arc::clone(&store), shutdown.clone()).await;
+    denied.spawn_refresh(shutdown.clone());
+    let accepted = StoreAcceptance::start(Arc::clone(&store), shutdown.clone()).await;
     let heartbeat = heartbeats.add("watch", Readiness::Required);
     let (watched, opening) = (Arc::clone(&store), Arc::clone(&keyring));
-    let watch::Following { latest, findings, nudge, cut_off, unread, task: watching } =
-        watch::start(watched, opening, accept_unreadable_keys, heartbeat, shutdown.clone()).await?;
+    let store_watcher::WatcherHandle {
+        latest,
+        findings,
+        refresh_handle: nudge,
+        store_stale: cut_off,
+        unread_since: unread,
+        task: watching,
+    } = store_watcher::start(watched, opening, accept_unreadable_keys, heartbeat, shutdown.clone()).await?;
     // After the stored keys are judged: secrets that this keyring does not open are replaced.
     let tickets = tickets::start(&store, &keyring, ticket_lifetime, shutdown.clone()).await;
     let fleet = Arc::new(Fleet::new(latest.clone()));
-    let us = reports::Identity::of(push_addr, version);
+    let us = reports::ControlPlaneIdentity::of(push_addr, version);
     let reports = Arc::new(Reports::new(Arc::clone(&fleet), store, us, shutdown.clone()));
-    tokio::spawn(Arc::clone(&reports).keep(shutdown.clone()));
-    let desk = stream::Desk {
+    tokio::spawn(Arc::clone(&reports).run(shutdown.clone()));
+    let desk = session::PushState {
         store: identity,
         version,
         files: files.clone(),
@@ -182,22 +188,28 @@ pub async fn start(input: PublishInput) -> Result<Publish, PublishError> {
         denied: denied.list(),
         accepted: Arc::clone(&accepted),
         latest: latest.clone(),
-        nudge,
-        reading: Reading::new(cut_off, unread.clone()),
+        refresh_handle: nudge,
+        reading: StoreStateWatcher::new(cut_off, unread.clone()),
         tickets,
         fleet: Arc::clone(&fleet),
         shutdown: shutdown.clone(),
     };
     let heartbeat = heartbeats.add("push", Readiness::Required);
-    let serving =
-        listen::serve(listener, files.clone(), connections_max, stream::service(desk), heartbeat, shutdown);
-    let done = tokio::spawn(until_the_end(serving, Arc::clone(&reports), watching));
-    Ok(Publish {
+    let serving = listener::serve(
+        listener,
+        files.clone(),
+        connections_max,
+        session::service(desk),
+        heartbeat,
+        shutdown,
+    );
+    let done = tokio::spawn(serve_until_stopped(serving, Arc::clone(&reports), watching));
+    Ok(Publisher {
         fleet,
         reports,
         latest,
-        unread,
-        cut_off_after,
+        unread_since: unread,
+        stale_after: cut_off_after,
         findings,
         denied,
         accepted,
@@ -208,7 +220,7 @@ pub async fn start(input: PublishInput) -> Result<Publish, PublishError> {
 }
 
 /// Serves to the end, then withdraws our report and lets go of the store.
-async fn until_the_end(
+async fn serve_until_stopped(
     serving: impl Future<Output = Result<(), tonic::transport::Error>>,
     reports: Arc<Reports>,
     watching: JoinHandle<()>,
@@ -221,6 +233,6 @@ async fn until_the_end(
 }
 
 /// The machine's name, for people: which of several control planes it was.
-pub(crate) fn host() -> String {
+pub(crate) fn machine_name() -> String {
     conf::host_name().unwrap_or_else(|| "a machine without a name".to_owned())
 }

@@ -1,92 +1,96 @@
 //! The store: where documents live, one revision after the other.
 //!
-//! Stands between `change::commit`, which is the only writer, and `publish`, which watches. A store hands out revisions that only
-//! grow, answers a write only when it is durable, and tells every change after a revision in order and without gaps, or says
-//! that it no longer can. Private keys in documents are sealed before they come here; the store never opens them.
+//! Stands between `change::commit`, which is the only writer, and `publish`, which watches. A store
+//! hands out revisions that only grow, answers a write only when it is durable, and tells every
+//! change after a revision in order and without gaps, or says that it no longer can. Private keys
+//! in documents are sealed before they come here; the store never opens them.
 //!
-//! `embedded` keeps everything in one file of this machine; `etcd` in a cluster, where other control planes, an APISIX or a person
-//! may write, too. Any store must pass the tests in `contract`.
+//! `embedded` keeps everything in one file of this machine; `etcd` in a cluster, where other
+//! control planes, an APISIX or a person may write, too. Any store must pass the tests in
+//! `contract`.
 
-pub mod embedded;
-pub mod etcd;
+pub(crate) mod embedded;
+pub(crate) mod etcd;
 
 #[cfg(test)]
-mod contract;
+mod conformance;
 
 use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use embedded::EmbeddedStore;
+pub(crate) use embedded::{BackupStreamError, BackupSummary};
+pub(crate) use etcd::EtcdStore;
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
-use model::{Key, Kind, Salvaged};
+use model::{Key, Kind, SalvagedDocument};
 use prometheus_client::registry::Registry;
 use serde_json::Value;
 use telemetry::Heartbeat;
 use zeroize::Zeroizing;
 
-pub use embedded::{Embedded, RowsError, Summary};
-pub use etcd::Etcd;
-
 /// A document as the store holds it.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Stored {
+pub struct StoredDocument {
     /// Its name.
     pub key: Key,
     /// The document, private keys sealed, with its extension fields (`model::extension`).
     pub document: Value,
     /// The revision that created it.
-    pub created: u64,
+    pub create_revision: u64,
     /// The revision that last changed it, or its extension fields.
-    pub modified: u64,
-    /// Whether it has extension fields that are older than its last change: another program wrote it without them.
-    pub carried: bool,
-    /// What it was to take, where the document is a text that says why it cannot be read: another program may read it.
-    pub salvaged: Option<Salvaged>,
+    pub mod_revision: u64,
+    /// Whether it has extension fields that are older than its last change: another program wrote
+    /// it without them.
+    pub stale_extensions: bool,
+    /// What it was to take, where the document is a text that says why it cannot be read: another
+    /// program may read it.
+    pub salvaged: Option<SalvagedDocument>,
 }
 
 /// Everything the store holds, or everything of one kind, at one revision.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Loaded {
+pub struct DocumentList {
     /// The store's revision at that moment.
     pub revision: u64,
     /// The documents, in the order of their keys' text.
-    pub items: Vec<Stored>,
+    pub items: Vec<StoredDocument>,
 }
 
 /// A part of the documents of one kind, in the order of their creation.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Page {
     /// The documents of this part; fewer than asked for at the end of the list.
-    pub items: Vec<Stored>,
+    pub items: Vec<StoredDocument>,
     /// How many documents the kind has.
     pub total: usize,
 }
 
 impl Page {
     /// `size` documents from the one at `first` (from 0).
-    pub fn of(mut items: Vec<Stored>, first: usize, size: usize) -> Self {
+    pub fn of(mut items: Vec<StoredDocument>, first: usize, size: usize) -> Self {
         let total = items.len();
-        items.sort_by_key(|item| item.created);
+        items.sort_by_key(|item| item.create_revision);
         Self { items: items.into_iter().skip(first).take(size).collect(), total }
     }
 }
 
 /// What the writer believes about the key it writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Expect {
+pub enum Precondition {
     /// Write whatever is there.
-    Anything,
+    Unconditional,
     /// Write only if the key does not exist.
     Absent,
     /// Write only if the key was last changed by this revision.
-    Revision(u64),
+    ModRevision(u64),
 }
 
 /// One change.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Write {
+pub enum Mutation {
     /// Creates or replaces a document.
     Put {
         /// Its name.
@@ -94,20 +98,21 @@ pub enum Write {
         /// The whole new document, private keys sealed, with its extension fields.
         document: Value,
         /// What must be true for the write to happen.
-        expect: Expect,
+        precondition: Precondition,
         /// Seconds after which the store removes it by itself; only where [`Store::forgets`].
         ttl: Option<NonZeroU32>,
     },
-    /// Removes a document. Removing what is not there changes nothing and is not an error unless `expect` says so.
+    /// Removes a document. Removing what is not there changes nothing and is not an error unless
+    /// `expect` says so.
     Delete {
         /// Its name.
         key: Key,
         /// What must be true for the removal to happen.
-        expect: Expect,
+        precondition: Precondition,
     },
 }
 
-impl Write {
+impl Mutation {
     /// The name of the document that is written.
     pub fn key(&self) -> &Key {
         match self {
@@ -116,20 +121,21 @@ impl Write {
     }
 
     /// What must be true for the write to happen.
-    pub fn expect(&self) -> Expect {
+    pub fn precondition(&self) -> Precondition {
         match self {
-            Self::Put { expect, .. } | Self::Delete { expect, .. } => *expect,
+            Self::Put { precondition: expect, .. } | Self::Delete { precondition: expect, .. } => *expect,
         }
     }
 }
 
 /// What a write did. By the time anyone holds one, the change survives a crash.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Committed {
+pub struct CommitResult {
     /// The store's revision after the write. Removing what is not there leaves it as it was.
     pub revision: u64,
-    /// The revision that created the document; for a removal, the one that had created it (0 if there was none).
-    pub created: u64,
+    /// The revision that created the document; for a removal, the one that had created it (0 if
+    /// there was none).
+    pub create_revision: u64,
     /// Whether the document existed before.
     pub existed: bool,
 }
@@ -142,13 +148,13 @@ pub struct Event {
     /// Which document changed.
     pub key: Key,
     /// The document after the change; nothing when it was removed.
-    pub now: Option<Stored>,
+    pub document: Option<StoredDocument>,
 }
 
-/// What the control planes keep for themselves beside the documents. No resource: it has no revision, is in no list, and no
-/// watcher is told of it.
+/// What the control planes keep for themselves beside the documents. No resource: it has no
+/// revision, is in no list, and no watcher is told of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Private {
+pub enum InternalKey {
     /// The ring of secrets that session tickets are sealed with.
     TicketSecrets,
     /// The deny-list of data planes (`publish::denied`).
@@ -163,7 +169,7 @@ pub enum Private {
     AdminKeys,
 }
 
-impl Private {
+impl InternalKey {
     /// Its name in the store.
     pub fn name(self) -> &'static str {
         match self {
@@ -177,7 +183,7 @@ impl Private {
 }
 
 /// A private entry. No `Debug`: without a keyring the text is in clear.
-pub struct PrivateEntry {
+pub struct InternalEntry {
     /// Changes with every write of this entry; grows.
     pub version: u64,
     /// What was written, sealed by the writer.
@@ -204,7 +210,7 @@ pub enum StoreError {
         "the store file {path} is damaged ({what}). Nothing was changed. Put a backup in its place, or move the file away to \
          start with an empty store (the data planes then lose their configuration)"
     )]
-    Damaged {
+    Corrupted {
         /// The store's file.
         path: PathBuf,
         /// What was found.
@@ -215,7 +221,7 @@ pub enum StoreError {
         "the store file {path} has format version {found}, and this program reads version {supported}. Nothing was changed. \
          Run the version of countersign that wrote it"
     )]
-    OtherVersion {
+    UnsupportedFormat {
         /// The store's file.
         path: PathBuf,
         /// The version in the file.
@@ -237,11 +243,12 @@ pub enum StoreError {
     #[error(
         "no space left on the disk of the store file {path}: the change was not made; free some space and try again"
     )]
-    Full {
+    DiskFull {
         /// The store's file.
         path: PathBuf,
     },
-    /// The store cannot answer now. In a cluster, a write that meets this was not made and will not be.
+    /// The store cannot answer now. In a cluster, a write that meets this was not made and will not
+    /// be.
     #[error("the store is not available: {what}")]
     Unavailable {
         /// What happened.
@@ -253,12 +260,13 @@ pub enum StoreError {
         /// Its words, and what to do.
         what: String,
     },
-    /// A write was on its way when the store stopped answering: it may have been made, or still be made.
+    /// A write was on its way when the store stopped answering: it may have been made, or still be
+    /// made.
     #[error(
         "it is not known whether the change was made: the store stopped answering while it was on its way ({what}). Read the \
          object again before you repeat it"
     )]
-    Unknown {
+    OutcomeUnknown {
         /// What happened.
         what: String,
     },
@@ -267,7 +275,8 @@ pub enum StoreError {
 /// Why a watch ended.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum WatchError {
-    /// The changes after the asked revision are no longer known: load everything, then watch from the loaded revision.
+    /// The changes after the asked revision are no longer known: load everything, then watch from
+    /// the loaded revision.
     #[error("the changes before revision {oldest} are no longer kept: load everything again")]
     Compacted {
         /// The oldest revision from which a watch can still start.
@@ -281,16 +290,18 @@ pub enum WatchError {
     },
 }
 
-/// What a watcher reads: every change in order, or one error and then the end. What is one item is whole: all changes of one
-/// revision, or of several, for a cluster may make many at once. The stream ends without an error when the store is closed.
-pub type Events = BoxStream<'static, Result<Vec<Event>, WatchError>>;
+/// What a watcher reads: every change in order, or one error and then the end. What is one item is
+/// whole: all changes of one revision, or of several, for a cluster may make many at once. The
+/// stream ends without an error when the store is closed.
+pub type EventStream = BoxStream<'static, Result<Vec<Event>, WatchError>>;
 
-/// The name under which extension fields of documents that are gone are counted among the strangers.
-pub const EXTENSIONS_LEFT: &str = "countersign/extensions";
+/// The name under which extension fields of documents that are gone are counted among the
+/// strangers.
+pub(crate) const ORPHANED_EXTENSIONS: &str = "countersign/extensions";
 
 /// Something in the store that is no document of ours, for lint.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Stranger {
+pub struct UnknownKeys {
     /// Its directory, or its whole name where that is not valid.
     pub name: String,
     /// How many objects there are.
@@ -299,19 +310,20 @@ pub struct Stranger {
 
 /// What a store that cannot be reached is remembered to hold.
 #[derive(Clone, Debug)]
-pub struct Remembered {
+pub struct CachedDocuments {
     /// How long ago the store was last heard of.
     pub age: Duration,
     /// The documents as they were then.
-    pub loaded: Loaded,
+    pub documents: DocumentList,
 }
 
 /// What each control plane says of itself in a store that several share: one entry for each
 /// process, which the store removes
-/// [`Self::time_to_live`] after it last heard of that process. No resource and no private entry: nothing is compared before a write.
+/// [`Self::time_to_live`] after it last heard of that process. No resource and no private entry:
+/// nothing is compared before a write.
 pub trait ReportEntries: Send + Sync {
     /// How long an entry outlives the last [`write`](Self::write).
-    fn time_to_live(&self) -> Duration;
+    fn ttl(&self) -> Duration;
 
     /// Writes the entry of this process, or replaces it, and keeps it for another time to live.
     /// `nodes` is kept for an hour: what other processes know of this one when its entry has ended
@@ -355,13 +367,13 @@ pub trait Store: Send + Sync + 'static {
     ///
     /// # Errors
     /// When the store cannot be read.
-    fn load(&self) -> BoxFuture<'_, Result<Loaded, StoreError>>;
+    fn load(&self) -> BoxFuture<'_, Result<DocumentList, StoreError>>;
 
     /// Everything of one kind, at one revision.
     ///
     /// # Errors
     /// When the store cannot be read.
-    fn list(&self, kind: Kind) -> BoxFuture<'_, Result<Loaded, StoreError>>;
+    fn list(&self, kind: Kind) -> BoxFuture<'_, Result<DocumentList, StoreError>>;
 
     /// `size` documents of one kind from the one at `first` (from 0), in the order of their
     /// creation; only these are read.
@@ -374,14 +386,15 @@ pub trait Store: Send + Sync + 'static {
     ///
     /// # Errors
     /// When the store cannot be read.
-    fn get<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<Stored>, StoreError>>;
+    fn get<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<StoredDocument>, StoreError>>;
 
-    /// Makes one change. When this answers `Ok`, the change survives a crash of the process and of the machine.
+    /// Makes one change. When this answers `Ok`, the change survives a crash of the process and of
+    /// the machine.
     ///
     /// # Errors
-    /// [`StoreError::Conflict`] when the document is not what `expect` says. After any other error the caller must read again
-    /// before it can tell whether the change was made.
-    fn commit(&self, write: Write) -> BoxFuture<'_, Result<Committed, StoreError>>;
+    /// [`StoreError::Conflict`] when the document is not what `expect` says. After any other error
+    /// the caller must read again before it can tell whether the change was made.
+    fn commit(&self, write: Mutation) -> BoxFuture<'_, Result<CommitResult, StoreError>>;
 
     /// Takes a revision that nothing else will ever have, to be used as an id (contract 2.3, POST).
     ///
@@ -393,16 +406,17 @@ pub trait Store: Send + Sync + 'static {
     ///
     /// # Errors
     /// When the store cannot be read.
-    fn private(&self, what: Private) -> BoxFuture<'_, Result<Option<PrivateEntry>, StoreError>>;
+    fn internal_entry(&self, what: InternalKey) -> BoxFuture<'_, Result<Option<InternalEntry>, StoreError>>;
 
-    /// Replaces a private entry that has the version `expect` (0: that does not exist), and gives its new version. Durable as
-    /// a commit is. Several control planes may try at once: one wins.
+    /// Replaces a private entry that has the version `expect` (0: that does not exist), and gives
+    /// its new version. Durable as a commit is. Several control planes may try at once: one
+    /// wins.
     ///
     /// # Errors
     /// As [`Self::commit`].
-    fn swap_private(
+    fn swap_internal_entry(
         &self,
-        what: Private,
+        what: InternalKey,
         expect: u64,
         text: Zeroizing<String>,
     ) -> BoxFuture<'_, Result<u64, StoreError>>;
@@ -414,7 +428,7 @@ pub trait Store: Send + Sync + 'static {
     }
 
     /// Every change after the revision `after`, in order, without gaps.
-    fn watch(&self, after: u64) -> Events;
+    fn watch(&self, after: u64) -> EventStream;
 
     /// The longest pause before a store that could not be read is read again.
     fn resync_delay(&self) -> Duration {
@@ -422,7 +436,7 @@ pub trait Store: Send + Sync + 'static {
     }
 
     /// Ends when a store that cannot be reached now can be reached again; never for one that can.
-    fn returned(&self) -> BoxFuture<'_, ()> {
+    fn wait_available(&self) -> BoxFuture<'_, ()> {
         Box::pin(std::future::pending())
     }
 
@@ -432,29 +446,31 @@ pub trait Store: Send + Sync + 'static {
     }
 
     /// Whether a document can be given a time to live.
-    fn forgets(&self) -> bool {
+    fn supports_ttl(&self) -> bool {
         false
     }
 
-    /// What is stored beside documents of kinds that we know: nothing in a store that only we write.
+    /// What is stored beside documents of kinds that we know: nothing in a store that only we
+    /// write.
     ///
     /// # Errors
     /// When the store cannot be read.
-    fn strangers(&self) -> BoxFuture<'_, Result<Vec<Stranger>, StoreError>> {
+    fn unknown_keys(&self) -> BoxFuture<'_, Result<Vec<UnknownKeys>, StoreError>> {
         Box::pin(std::future::ready(Ok(Vec::new())))
     }
 
     /// Puts what it measures of itself into `/metrics`.
-    fn register(&self, _registry: &mut Registry) {}
+    fn register_metrics(&self, _registry: &mut Registry) {}
 
     /// The heartbeat of the thread that writes, or of the task that keeps the connection.
     fn heartbeat(&self) -> Option<Arc<Heartbeat>> {
         None
     }
 
-    /// What was last known of it, while it cannot be reached: of one kind, or everything. For people who ask; nothing that is
-    /// written may rest on it. `None` where the store is at hand, or nothing was ever read.
-    fn remembered(&self, _kind: Option<Kind>) -> Option<Remembered> {
+    /// What was last known of it, while it cannot be reached: of one kind, or everything. For
+    /// people who ask; nothing that is written may rest on it. `None` where the store is at
+    /// hand, or nothing was ever read.
+    fn cached(&self, _kind: Option<Kind>) -> Option<CachedDocuments> {
         None
     }
 }

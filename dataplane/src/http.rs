@@ -1,13 +1,12 @@
-//! HTTP on the client's side: the session, what a request asks for, and the answers that are our own.
+//! HTTP on the client's side: the session, what a request asks for, and the answers that are our
+//! own.
 
-pub mod activity;
-pub mod asked;
-pub mod body;
-mod frames;
-pub mod head;
+pub(crate) mod error_page;
+pub(crate) mod head;
+mod header_case;
 mod http2;
-mod observed;
-pub mod reply;
+pub(crate) mod http2_frames;
+pub(crate) mod keep_alive;
 pub mod request;
-pub mod session;
-mod spelling;
+pub(crate) mod server;
+mod tracked_io;

@@ -1,18 +1,18 @@
-//! TLS on the client's side, in the order of the walk: the ClientHello decides the site, the site's prepared
-//! configuration shakes hands (in full or from a ticket), `pki` judges the client, and the stream carries what follows.
+//! TLS on the client's side, in the order of the walk: the ClientHello decides the site, the site's
+//! prepared configuration shakes hands (in full or from a ticket), `pki` judges the client, and the
+//! stream carries what follows.
 
 #[cfg(feature = "engine-boring")]
 pub mod boring;
-pub mod engine;
-pub mod facts;
+pub mod client_hello;
+pub mod client_verifier;
+pub(crate) mod failure;
 pub mod handshake;
-pub mod hello;
-pub mod live;
-pub mod records;
-pub mod refusal;
-mod schedule;
-pub mod signature;
-pub mod site;
+mod key_schedule;
+pub mod params;
+pub mod record;
+pub(crate) mod signature;
+pub mod site_config;
 pub mod stream;
 pub mod ticket;
-pub mod verify;
+pub mod transport;

@@ -1,15 +1,15 @@
 //! The hop to the upstream: which node, over which connection, and the exchange itself.
 
-pub mod answer_body;
-pub mod dial;
+pub mod balancer;
+pub mod client;
+pub mod client_tls;
+pub(crate) mod connector;
 pub mod exchange;
-pub mod framing;
-pub mod naming;
-pub mod pick;
-pub mod places;
-pub mod pool;
-pub mod reach;
+pub(crate) mod framing;
+pub mod host_header;
+pub(crate) mod places;
+pub(crate) mod pool;
 pub mod request_body;
-pub mod resolve;
-pub mod status;
-pub mod tls;
+pub mod resolver;
+pub(crate) mod response_body;
+pub(crate) mod status_header;

@@ -1,42 +1,34 @@
-//! The TLS stream over a scripted transport: short reads, records split anywhere, both ends in one thread, the
-//! kernel left out. What a real socket does by chance happens here for every seed.
+//! The TLS stream over a scripted transport: short reads, records split anywhere, both ends in one
+//! thread, the kernel left out. What a real socket does by chance happens here for every seed.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
-use std::{
-    cell::RefCell,
-    collections::VecDeque,
-    future::poll_fn,
-    io,
-    pin::Pin,
-    rc::Rc,
-    sync::Arc,
-    task::{Poll, Waker},
-};
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Poll, Waker};
 
-use dataplane::{
-    net::pump::Pump,
-    rt::{self, Driver, Reader, Writer},
-    tls::{
-        engine::{Engine, EngineError},
-        handshake::{self, HandshakeError},
-        hello::{self, HelloError},
-        records::traffic::RecordLayer,
-        site::{self, Purpose, Sites},
-        stream::TlsStream,
-        verify,
-    },
-};
+use dataplane::testing::io::buffered::BufferedSocket;
+use dataplane::testing::runtime;
+use dataplane::testing::runtime::{Driver, Reader, Writer};
+use dataplane::testing::tls::client_hello::ClientHelloError;
+use dataplane::testing::tls::handshake::HandshakeError;
+use dataplane::testing::tls::record::traffic_secrets::RecordLayerKind;
+use dataplane::testing::tls::site_config::{SiteConfigFactory, Subsystem};
+use dataplane::testing::tls::stream::TlsStream;
+use dataplane::testing::tls::transport::{TlsTransport, TransportError};
+use dataplane::testing::tls::{client_hello, client_verifier, handshake, site_config};
 use hyper::rt::{Read, ReadBuf, Write};
-use model::{Id, KeyPair, Name, Slot, Ssl, TlsVersion};
-use pki::{
-    ClientAuth, ClientAuthInput,
-    mint::{Authority, AuthoritySpec, LeafSpec, Minted},
-};
-use rustls::{
-    ClientConnection, RootCertStore,
-    crypto::{CryptoProvider, SupportedKxGroup, aws_lc_rs::kx_group},
-};
+use model::{CacheSlot, HostName, Id, KeyPair, Ssl, TlsVersion};
+use pki::ca::{Authority, AuthoritySpec, IssuedCertificate, LeafSpec};
+use pki::{ClientAuth, ClientAuthInput};
+use rustls::crypto::aws_lc_rs::kx_group;
+use rustls::crypto::{CryptoProvider, SupportedKxGroup};
+use rustls::{ClientConnection, RootCertStore};
 
 #[cfg(feature = "engine-boring")]
 #[path = "stream/old.rs"]
@@ -114,13 +106,17 @@ impl Writer for PipeWriter {
     }
 }
 
-type TestPump = Pump<PipeReader, PipeWriter>;
+type TestPump = BufferedSocket<PipeReader, PipeWriter>;
 type TestStream = TlsStream<PipeReader, PipeWriter>;
 
 fn pumps(seed: u64) -> (TestPump, TestPump) {
     let (a, b) = (Rc::<RefCell<Pipe>>::default(), Rc::<RefCell<Pipe>>::default());
     let pump = |from: &Rc<RefCell<Pipe>>, to: &Rc<RefCell<Pipe>>, seed| {
-        Pump::from_halves(PipeReader { pipe: Rc::clone(from), seed }, PipeWriter(Rc::clone(to)), None)
+        BufferedSocket::from_halves(
+            PipeReader { pipe: Rc::clone(from), seed },
+            PipeWriter(Rc::clone(to)),
+            None,
+        )
     };
     (pump(&a, &b, seed), pump(&b, &a, seed.wrapping_mul(31)))
 }
@@ -130,7 +126,7 @@ fn pumps(seed: u64) -> (TestPump, TestPump) {
 struct World {
     authority: Authority,
     site: Ssl,
-    sites: Sites,
+    sites: SiteConfigFactory,
 }
 
 impl World {
@@ -153,22 +149,32 @@ impl World {
             client: Some(Arc::new(policy)),
             versions: None,
             enabled: true,
-            prepared: Slot::new(),
+            prepared: CacheSlot::new(),
             blocked: None,
         };
-        let sites = Sites::new(Arc::new(site::provider()), versions, true, None, RecordLayer::Own);
+        let sites = SiteConfigFactory::new(
+            Arc::new(site_config::crypto_provider()),
+            versions,
+            true,
+            None,
+            RecordLayerKind::Own,
+        );
         Self { authority, site, sites }
     }
 
-    fn client(&self, identity: Option<&Minted>) -> Engine {
-        self.client_of(identity, site::provider().kx_groups)
+    fn client(&self, identity: Option<&IssuedCertificate>) -> TlsTransport {
+        self.client_of(identity, site_config::crypto_provider().kx_groups)
     }
 
     /// A client with these groups: few make a short ClientHello.
-    fn client_of(&self, identity: Option<&Minted>, kx_groups: Vec<&'static dyn SupportedKxGroup>) -> Engine {
+    fn client_of(
+        &self,
+        identity: Option<&IssuedCertificate>,
+        kx_groups: Vec<&'static dyn SupportedKxGroup>,
+    ) -> TlsTransport {
         let mut roots = RootCertStore::empty();
         roots.add(self.authority.certificate().der().clone()).unwrap();
-        let provider = CryptoProvider { kx_groups, ..site::provider() };
+        let provider = CryptoProvider { kx_groups, ..site_config::crypto_provider() };
         let builder = rustls::ClientConfig::builder_with_provider(Arc::new(provider))
             .with_safe_default_protocol_versions()
             .unwrap()
@@ -184,14 +190,14 @@ impl World {
     }
 
     async fn accept(&self, mut pump: TestPump) -> Result<TestStream, HandshakeError> {
-        let hello = hello::read(&mut pump).await.unwrap();
-        assert_eq!(hello.server_name(None), Name::from_sni("a.example"));
-        let config = self.sites.config(&self.site, Purpose::Http).unwrap();
-        let mut tls = hello.begin(config, pump.staged())?;
+        let hello = client_hello::read(&mut pump).await.unwrap();
+        assert_eq!(hello.server_name(None), HostName::from_sni("a.example"));
+        let config = self.sites.config(&self.site, Subsystem::Http).unwrap();
+        let mut tls = hello.start_handshake(config, pump.write_buf())?;
         match handshake::drive(&mut tls, &mut pump).await {
             Ok(()) => Ok(TlsStream::new(tls, pump)),
             Err(error) => {
-                poll_fn(|cx| pump.poll_drain(cx)).await.unwrap();
+                poll_fn(|cx| pump.poll_flush(cx)).await.unwrap();
                 Err(error)
             }
         }
@@ -200,7 +206,7 @@ impl World {
     async fn connect(
         &self,
         mut pump: TestPump,
-        identity: Option<&Minted>,
+        identity: Option<&IssuedCertificate>,
     ) -> Result<TestStream, HandshakeError> {
         let mut tls = self.client(identity);
         handshake::drive(&mut tls, &mut pump).await?;
@@ -236,7 +242,7 @@ async fn receive(stream: &mut TestStream, mut len: usize) -> io::Result<Vec<u8>>
 }
 
 fn run<F: Future>(test: impl FnOnce() -> F) -> F::Output {
-    rt::run(&Driver::detect(), test).unwrap()
+    runtime::block_on(&Driver::detect(), test).unwrap()
 }
 
 fn pattern(len: usize, seed: u64) -> Vec<u8> {
@@ -244,7 +250,8 @@ fn pattern(len: usize, seed: u64) -> Vec<u8> {
     (0..len).map(|_| next(&mut seed).to_le_bytes()[0]).collect()
 }
 
-/// Lists of versions that rustls serves, and, where it is built in, that BoringSSL serves: a rustls client finds the same.
+/// Lists of versions that rustls serves, and, where it is built in, that BoringSSL serves: a rustls
+/// client finds the same.
 const EVERY_ENGINE: &[&[TlsVersion]] = &[
     &[TlsVersion::V12],
     &[TlsVersion::V13],
@@ -303,15 +310,16 @@ fn a_client_hello_split_at_every_byte_over_records_is_understood() {
     for versions in EVERY_ENGINE {
         let world = World::new(versions);
         let client = world.authority.issue(&LeafSpec::client("client")).unwrap();
-        // The second is the curve of the site's certificate, which in TLS 1.2 a client has to name too (RFC 8422 section 5.1).
+        // The second is the curve of the site's certificate, which in TLS 1.2 a client has to name too (RFC
+        // 8422 section 5.1).
         let groups = || vec![kx_group::X25519, kx_group::SECP256R1];
         let shake_hands = |lengths: Vec<usize>, seed| {
             run(|| async {
                 let (near, mut far) = pumps(seed);
                 let mut tls = world.client_of(Some(&client), groups());
                 let mut hello = Vec::new();
-                tls.stage(&mut hello).unwrap();
-                far.staged().extend_from_slice(&rerecorded(&hello, lengths.iter().copied()));
+                tls.write_tls(&mut hello).unwrap();
+                far.write_buf().extend_from_slice(&rerecorded(&hello, lengths.iter().copied()));
                 let client = async {
                     handshake::drive(&mut tls, &mut far).await?;
                     let mut stream = TlsStream::new(tls, far);
@@ -328,7 +336,7 @@ fn a_client_hello_split_at_every_byte_over_records_is_understood() {
             });
         };
         let mut hello = Vec::new();
-        world.client_of(Some(&client), groups()).stage(&mut hello).unwrap();
+        world.client_of(Some(&client), groups()).write_tls(&mut hello).unwrap();
         let payload = hello.len() - 5;
         for at in 1..payload {
             shake_hands(vec![at], 1 + at as u64);
@@ -347,11 +355,11 @@ fn a_client_without_a_certificate_is_refused_and_hears_an_alert() {
             let (near, far) = pumps(5);
             let (server, client) = futures_util::join!(world.accept(near), world.connect(far, None));
             match server {
-                Err(HandshakeError::Tls(EngineError::Rustls(error))) => {
+                Err(HandshakeError::Tls(TransportError::Rustls(error))) => {
                     assert_eq!(error, rustls::Error::NoCertificatesPresented);
                 }
                 #[cfg(feature = "engine-boring")]
-                Err(HandshakeError::Tls(EngineError::Boring(error))) => {
+                Err(HandshakeError::Tls(TransportError::Boring(error))) => {
                     assert!(error.is("PEER_DID_NOT_RETURN_A_CERTIFICATE"), "{error}");
                 }
                 other => panic!("{:?}", other.map(drop)),
@@ -378,10 +386,11 @@ fn a_stranger_is_refused_and_the_verdict_is_kept_for_the_log() {
             let (server, client) =
                 futures_util::join!(world.accept(near), world.connect(far, Some(&stranger)));
             assert!(server.is_err());
-            let refusal = verify::take_refusal().expect("the verifier left its verdict");
+            let refusal =
+                client_verifier::take_rejected_certificate().expect("the verifier left its verdict");
             assert_eq!(refusal.error.reason().as_str(), "unknown_issuer");
             assert_eq!(&refusal.leaf, stranger.certificate.der());
-            assert!(verify::take_refusal().is_none(), "told once");
+            assert!(client_verifier::take_rejected_certificate().is_none(), "told once");
             let alert = match client {
                 Err(error) => error.to_string(),
                 Ok(mut stream) => receive(&mut stream, 1).await.unwrap_err().to_string(),
@@ -396,17 +405,17 @@ fn what_is_not_tls_is_told_apart() {
     run(|| async {
         for (bytes, plain) in [(&b"GET / HTTP/1.1\r\n\r\n"[..], true), (b"\x00\x01garbage", false)] {
             let (mut near, mut far) = pumps(3);
-            far.staged().extend_from_slice(bytes);
-            poll_fn(|cx| far.poll_drain(cx)).await.unwrap();
-            match hello::read(&mut near).await {
-                Err(HelloError::PlainHttp) => assert!(plain),
-                Err(HelloError::NotTls) => assert!(!plain),
+            far.write_buf().extend_from_slice(bytes);
+            poll_fn(|cx| far.poll_flush(cx)).await.unwrap();
+            match client_hello::read(&mut near).await {
+                Err(ClientHelloError::PlainHttp) => assert!(plain),
+                Err(ClientHelloError::NotTls) => assert!(!plain),
                 other => panic!("{:?}", other.map(drop)),
             }
         }
         let (mut near, far) = pumps(3);
         drop(far);
-        assert!(matches!(hello::read(&mut near).await, Err(HelloError::Ended)));
+        assert!(matches!(client_hello::read(&mut near).await, Err(ClientHelloError::UnexpectedEof)));
     });
 }
 
@@ -416,10 +425,10 @@ fn a_cut_connection_ends_the_handshake() {
     run(|| async {
         let (near, mut far) = pumps(11);
         let mut hello = Vec::new();
-        world.client(None).stage(&mut hello).unwrap();
-        far.staged().extend_from_slice(&hello);
-        poll_fn(|cx| far.poll_drain(cx)).await.unwrap();
+        world.client(None).write_tls(&mut hello).unwrap();
+        far.write_buf().extend_from_slice(&hello);
+        poll_fn(|cx| far.poll_flush(cx)).await.unwrap();
         drop(far);
-        assert!(matches!(world.accept(near).await, Err(HandshakeError::Ended)));
+        assert!(matches!(world.accept(near).await, Err(HandshakeError::UnexpectedEof)));
     });
 }

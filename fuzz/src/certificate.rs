@@ -1,4 +1,5 @@
-//! Certificates as `pki` reads and judges them: from PEM, from DER, as leaf, intermediate and anchor.
+//! Certificates as `pki` reads and judges them: from PEM, from DER, as leaf, intermediate and
+//! anchor.
 
 use std::sync::LazyLock;
 use std::time::Duration;
@@ -65,7 +66,8 @@ fn split(mut data: &[u8]) -> Vec<&[u8]> {
     found
 }
 
-/// Everything that can be asked of a certificate has an answer, and its PEM is the same certificate.
+/// Everything that can be asked of a certificate has an answer, and its PEM is the same
+/// certificate.
 fn check_reading(certificate: &Certificate) {
     let pem = certificate.to_pem();
     assert_eq!(certificates_from_pem(&pem).as_deref(), Ok(std::slice::from_ref(certificate)));

@@ -9,8 +9,8 @@ use std::rc::Rc;
 use std::sync::{Arc, LazyLock};
 use std::task::{Context, Poll};
 
-use dataplane::net::pump::Pump;
-use dataplane::rt::{Reader, Writer};
+use dataplane::io::pump::Pump;
+use dataplane::runtime::{Reader, Writer};
 use dataplane::tls::handshake;
 use dataplane::tls::hello::{self, HelloError};
 use dataplane::tls::records::traffic::RecordLayer;
@@ -19,7 +19,8 @@ use model::{Id, KeyPair, Name, Slot, SniPattern, Ssl, TlsVersion};
 use pki::mint::{Authority, AuthoritySpec, LeafSpec};
 use pki::{ClientAuth, ClientAuthInput};
 
-/// A flight longer than this is cut: what follows a ClientHello is the handshake's, not the target's.
+/// A flight longer than this is cut: what follows a ClientHello is the handshake's, not the
+/// target's.
 const FLIGHT: usize = 1 << 17;
 
 struct World {
@@ -72,15 +73,17 @@ impl Writer for Kept {
     }
 }
 
-/// What came of a flight: the same, in whatever pieces it arrives. Why something was refused may differ: a record that is wrong and
-/// unfinished is seen to be wrong when it comes together with the one before it, and unfinished when it comes alone.
+/// What came of a flight: the same, in whatever pieces it arrives. Why something was refused may
+/// differ: a record that is wrong and unfinished is seen to be wrong when it comes together with
+/// the one before it, and unfinished when it comes alone.
 #[derive(Debug, PartialEq, Eq)]
 enum Outcome {
     NotTls,
     PlainHttp,
     /// TLS, perhaps, but no ClientHello.
     Refused,
-    /// A ClientHello with this name; the handshake fails in any case, for nobody has the key of a client.
+    /// A ClientHello with this name; the handshake fails in any case, for nobody has the key of a
+    /// client.
     Hello(Option<Name>),
 }
 

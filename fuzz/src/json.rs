@@ -1,4 +1,5 @@
-//! Documents: what our parser accepts beyond serde_json are raw control characters, and what it refuses are repeated members.
+//! Documents: what our parser accepts beyond serde_json are raw control characters, and what it
+//! refuses are repeated members.
 
 use serde_json::Value;
 

@@ -1,13 +1,17 @@
-//! Our record layer with rustls as its judge: both get the same records under the same keys, on either side of a connection.
+//! Our record layer with rustls as its judge: both get the same records under the same keys, on
+//! either side of a connection.
 //!
-//! The handshake is made without chance (fixed random bytes, key exchange and signature), so that two connections have the same secrets.
-//! Laws: both read the same plaintext; what one refuses the other does, with the same alert, but for what [`Outcome::may_differ`] lists; as
-//! long as ours is still with rustls there is no difference; and what we send is read under the key and number that come next.
+//! The handshake is made without chance (fixed random bytes, key exchange and signature), so that
+//! two connections have the same secrets. Laws: both read the same plaintext; what one refuses the
+//! other does, with the same alert, but for what [`Outcome::may_differ`] lists; as long as ours is
+//! still with rustls there is no difference; and what we send is read under the key and number that
+//! come next.
 
 use std::sync::LazyLock;
 
 use dataplane::tls::engine::{Engine, EngineError, Plaintext};
-use dataplane::tls::records::{RecordError, framing::Framing};
+use dataplane::tls::records::RecordError;
+use dataplane::tls::records::framing::Framing;
 use rustls::{Connection, Error, PeerMisbehaved};
 
 use self::forge::Keys;
@@ -21,7 +25,8 @@ const HANDSHAKE: u8 = 22;
 const APPLICATION_DATA: u8 = 23;
 const CLOSE_NOTIFY: u8 = 0;
 const USER_CANCELED: u8 = 90;
-/// Things that happen to one connection: fewer than the records without data that both sides bound, each in its own way.
+/// Things that happen to one connection: fewer than the records without data that both sides bound,
+/// each in its own way.
 const EVENTS: usize = 30;
 /// Lengths of content and padding: around every bound.
 const LENGTHS: [usize; 10] = [0, 1, 2, 15, 300, 16_383, 16_384, 16_385, 16_623, 16_640];
@@ -63,7 +68,8 @@ enum Outcome<E> {
 type Ours = Outcome<EngineError>;
 type Judge = Outcome<Error>;
 
-/// The first byte chooses suite, side and when ours leaves rustls; then one byte an event, and what it needs.
+/// The first byte chooses suite, side and when ours leaves rustls; then one byte an event, and what
+/// it needs.
 pub fn check(data: &[u8]) {
     let mut script = Script(data);
     let (first, leaves) = (script.byte(), usize::from(script.byte()) % 6);
@@ -243,9 +249,11 @@ impl Ours {
             _ => None,
         };
         match (ours, judge, alerts) {
-            // RFC 8446 section 5.4 has a MUST: an empty alert or handshake record is unexpected_message. rustls takes the second.
+            // RFC 8446 section 5.4 has a MUST: an empty alert or handshake record is unexpected_message.
+            // rustls takes the second.
             (Some(E::Unexpected(ALERT | HANDSHAKE)), _, [UNEXPECTED, Some(50) | None]) => true,
-            // We know from its first byte that a message does not belong here; rustls waits for the rest of it and parses it first.
+            // We know from its first byte that a message does not belong here; rustls waits for the rest of
+            // it and parses it first.
             (
                 Some(E::Unexpected(_)),
                 Outcome::Open | Outcome::Failed(Error::InvalidMessage(_)),
@@ -255,9 +263,11 @@ impl Ours {
             (Some(E::Malformed(HANDSHAKE)), Outcome::Open, [Some(50), None]) => true,
             // A record in the clear is named as such; rustls tries to decrypt it.
             (Some(E::Unexpected(_)), Outcome::Failed(Error::DecryptError), [UNEXPECTED, Some(20)]) => true,
-            // Section 5.2: another version than 3.3 is none; rustls ignores the field when it decrypts, or refuses it with another alert.
+            // Section 5.2: another version than 3.3 is none; rustls ignores the field when it decrypts, or
+            // refuses it with another alert.
             (Some(E::Malformed(APPLICATION_DATA)), _, [Some(50), _]) => true,
-            // Section 5.2: the length is judged by the header; rustls waits for the record, or bounds it less tightly.
+            // Section 5.2: the length is judged by the header; rustls waits for the record, or bounds it less
+            // tightly.
             (
                 Some(E::Oversized),
                 Outcome::Open | Outcome::Failed(Error::InvalidMessage(_)),
@@ -271,9 +281,11 @@ impl Ours {
                         | PeerMisbehaved::IllegalTlsInnerPlaintext
                 )
             }
-            // Section 6.2: every error alert ends the connection whatever its level says, and is not answered.
+            // Section 6.2: every error alert ends the connection whatever its level says, and is not
+            // answered.
             (Some(E::Alert(_)), Outcome::Failed(Error::AlertReceived(_)), [None, _]) => true,
-            // Section 6: the level is ignored, so user_canceled is never fatal, and it has no bound of its own.
+            // Section 6: the level is ignored, so user_canceled is never fatal, and it has no bound of its
+            // own.
             (None, Outcome::Failed(Error::AlertReceived(alert)), [None, None]) => {
                 u8::from(*alert) == USER_CANCELED
             }

@@ -1,45 +1,49 @@
-//! Whether this client may ask for this host and path: the decisions that a handshake alone cannot make.
+//! Whether this client may ask for this host and path: the decisions that a handshake alone cannot
+//! make.
 //!
-//! The data plane decides by [`admit`], and the control plane explains by it. The Host's site is looked up by the same
-//! function as the SNI's (invariant 1), so there is no way round the client check by naming one site in TLS and
-//! another in HTTP. Contract section 5.2, with 421 instead of 400.
+//! The data plane decides by [`admit`], and the control plane explains by it. The Host's site is
+//! looked up by the same function as the SNI's (invariant 1), so there is no way round the client
+//! check by naming one site in TLS and another in HTTP. Contract section 5.2, with 421 instead of
+//! 400.
 
 use std::sync::Arc;
 
-use pki::{ClientAuth, Identity, Verified, VerifyReason};
+use pki::{ClientAuth, Identity, VerifiedClient, VerifyReason};
 
-use crate::name::Name;
-use crate::outcome::Reason;
+use crate::host_name::HostName;
+use crate::reason::Reason;
+use crate::request_target::RequestTarget;
 use crate::resource::Ssl;
 use crate::snapshot::Snapshot;
-use crate::target::Target;
 
 /// What the handshake or a later look found out about the client.
 #[derive(Debug, Clone)]
-pub enum Client {
+pub enum ClientVerification {
     /// The site asks for no certificate.
-    NotAsked,
+    NotRequested,
     /// It was asked and showed none.
-    Absent,
+    NoCertificate,
     /// It showed one, and this is who it is.
-    Verified(Arc<Verified>),
+    Verified(Arc<VerifiedClient>),
     /// It showed one that is not good enough; only where the site does not insist.
-    Refused(VerifyReason),
+    Rejected(VerifyReason),
 }
 
-impl Client {
+impl ClientVerification {
     /// Who it is, when that was verified.
     pub fn identity(&self) -> Option<&Identity> {
         match self {
-            Client::Verified(verified) => Some(verified.identity()),
-            Client::NotAsked | Client::Absent | Client::Refused(_) => None,
+            ClientVerification::Verified(verified) => Some(verified.identity()),
+            ClientVerification::NotRequested
+            | ClientVerification::NoCertificate
+            | ClientVerification::Rejected(_) => None,
         }
     }
 
     /// Which rule the client's certificate breaks, when a request is refused for that.
-    pub fn refused_by(&self, reason: Reason) -> Option<VerifyReason> {
+    pub fn rejection_for(&self, reason: Reason) -> Option<VerifyReason> {
         match (self, reason) {
-            (Client::Refused(rule), Reason::BadCertificate | Reason::PolicyMoved) => Some(*rule),
+            (ClientVerification::Rejected(rule), Reason::BadCertificate | Reason::PolicyMoved) => Some(*rule),
             _ => None,
         }
     }
@@ -47,59 +51,68 @@ impl Client {
 
 /// What a connection established by TLS is, for every request on it.
 #[derive(Debug)]
-pub struct Site<'a> {
+pub struct ConnectionAuth<'a> {
     /// The name the site was chosen by.
-    pub sni: &'a Name,
+    pub sni: &'a HostName,
     /// The site as the newest snapshot has it; `None` when it is gone.
     pub ssl: Option<&'a Ssl>,
     /// The client under the newest policy.
-    pub client: &'a Client,
+    pub client: &'a ClientVerification,
 }
 
-/// Judges one request on a TLS connection, and says who its client is for this request. Plain connections are not judged
-/// (contract 5.2).
+/// Judges one request on a TLS connection, and says who its client is for this request. Plain
+/// connections are not judged (contract 5.2).
 ///
-/// An identity counts where it was verified: a request for another site's Host, which that site's policy allows to anybody, comes from
-/// nobody in particular. Otherwise a CA that one site trusts could name the clients of another. A Host that no site answers to stands on
-/// the connection's own site.
+/// An identity counts where it was verified: a request for another site's Host, which that site's
+/// policy allows to anybody, comes from nobody in particular. Otherwise a CA that one site trusts
+/// could name the clients of another. A Host that no site answers to stands on the connection's own
+/// site.
 ///
 /// # Errors
 /// The reason; its status is the answer.
-pub fn admit<'a>(site: &Site<'a>, snapshot: &Snapshot, target: &Target) -> Result<&'a Client, Reason> {
+pub fn admit<'a>(
+    site: &ConnectionAuth<'a>,
+    snapshot: &Snapshot,
+    target: &RequestTarget,
+) -> Result<&'a ClientVerification, Reason> {
     // A site that was taken away serves nobody, whoever was let in before.
     let own = site.ssl.ok_or(Reason::Misdirected)?;
     if own.blocked.is_some() {
         return Err(Reason::BlockedSite);
     }
-    own_site(own.client.as_deref(), site.client, &target.path)?;
+    check_own_policy(own.client.as_deref(), site.client, &target.path)?;
     match target.host.as_ref().filter(|host| *host != site.sni).and_then(|host| snapshot.site(host)) {
         // Whom it was to let in, nobody can say.
         Some(asked) if asked.blocked.is_some() => Err(Reason::BlockedSite),
-        Some(asked) if !is_covered(site.ssl, asked) => Err(Reason::Misdirected),
-        Some(asked) if asked.id != own.id => Ok(&NOBODY),
+        Some(asked) if !may_reuse_connection(site.ssl, asked) => Err(Reason::Misdirected),
+        Some(asked) if asked.id != own.id => Ok(&ANONYMOUS),
         Some(_) | None => Ok(site.client),
     }
 }
 
 /// The client of a request to a site that asks for no certificate.
-static NOBODY: Client = Client::NotAsked;
+static ANONYMOUS: ClientVerification = ClientVerification::NotRequested;
 
 /// The connection's own policy.
-fn own_site(policy: Option<&ClientAuth>, client: &Client, path: &str) -> Result<(), Reason> {
+fn check_own_policy(
+    policy: Option<&ClientAuth>,
+    client: &ClientVerification,
+    path: &str,
+) -> Result<(), Reason> {
     let Some(policy) = policy else { return Ok(()) };
     match client {
-        Client::Verified(_) => Ok(()),
+        ClientVerification::Verified(_) => Ok(()),
         // A site that insists let nobody else through its handshake: the policy is another one now.
-        _ if policy.insists() => Err(Reason::PolicyMoved),
-        _ if policy.skips(path) => Ok(()),
-        Client::Refused(_) => Err(Reason::BadCertificate),
-        Client::Absent | Client::NotAsked => Err(Reason::NoCertificate),
+        _ if policy.requires_client_cert() => Err(Reason::PolicyMoved),
+        _ if policy.skips_path(path) => Ok(()),
+        ClientVerification::Rejected(_) => Err(Reason::BadCertificate),
+        ClientVerification::NoCertificate | ClientVerification::NotRequested => Err(Reason::NoCertificate),
     }
 }
 
-/// Whether a connection made for `own` may be asked for `asked`: a Host whose site wants client certificates needs the
-/// connection to be that very site's.
-pub fn is_covered(own: Option<&Ssl>, asked: &Ssl) -> bool {
+/// Whether a connection made for `own` may be asked for `asked`: a Host whose site wants client
+/// certificates needs the connection to be that very site's.
+pub fn may_reuse_connection(own: Option<&Ssl>, asked: &Ssl) -> bool {
     let Some(wanted) = asked.client.as_deref() else { return true };
     own.is_some_and(|own| {
         own.id == asked.id && own.client.as_deref().is_some_and(|policy| policy.digest() == wanted.digest())
@@ -108,10 +121,8 @@ pub fn is_covered(own: Option<&Ssl>, asked: &Ssl) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use pki::{
-        Certificate, ClientAuthInput, UnixTime,
-        mint::{Authority, AuthoritySpec, LeafSpec},
-    };
+    use pki::ca::{Authority, AuthoritySpec, LeafSpec};
+    use pki::{Certificate, ClientAuthInput, UnixTime};
 
     use super::*;
     use crate::{Delta, Id, PathOptions, Resource, SniPattern, Versioned};
@@ -125,7 +136,7 @@ mod tests {
             client: client.map(Arc::new),
             versions: None,
             enabled: true,
-            prepared: crate::Slot::new(),
+            prepared: crate::CacheSlot::new(),
             blocked: None,
         })
     }
@@ -144,20 +155,25 @@ mod tests {
     fn snapshot(sites: &[Arc<Ssl>]) -> Snapshot {
         let upserts = sites
             .iter()
-            .map(|ssl| Versioned { revision: 1, resource: Resource::Ssl(Arc::clone(ssl)) })
+            .map(|ssl| Versioned { version: 1, resource: Resource::Ssl(Arc::clone(ssl)) })
             .collect();
         Snapshot::empty().apply(&Delta { from: 0, to: 1, upserts, removals: vec![] })
     }
 
-    fn target(host: &str, path: &str) -> Target {
-        Target::new(None, Some(host), path, PathOptions::default()).unwrap()
+    fn target(host: &str, path: &str) -> RequestTarget {
+        RequestTarget::new(None, Some(host), path, PathOptions::default()).unwrap()
     }
 
     /// The verdict for a connection made as `sni` whose client showed nothing.
     fn anonymous(snapshot: &Snapshot, sni: &str, host: &str, path: &str) -> Result<(), Reason> {
-        let sni = Name::from_sni(sni).unwrap();
+        let sni = HostName::from_sni(sni).unwrap();
         let ssl = snapshot.site(&sni).map(Arc::as_ref);
-        admit(&Site { sni: &sni, ssl, client: &Client::Absent }, snapshot, &target(host, path)).map(drop)
+        admit(
+            &ConnectionAuth { sni: &sni, ssl, client: &ClientVerification::NoCertificate },
+            snapshot,
+            &target(host, path),
+        )
+        .map(drop)
     }
 
     #[test]
@@ -201,10 +217,11 @@ mod tests {
         let verified = pki::verify_client(&own, client.der(), &[], UnixTime::now()).unwrap();
         let sites =
             snapshot(&[site("wild", "*.wild.example", Some(own)), site("open", "open.example", None)]);
-        let sni = Name::from_sni("a.wild.example").unwrap();
-        let (ssl, client) = (sites.site(&sni).map(Arc::as_ref), Client::Verified(Arc::new(verified)));
+        let sni = HostName::from_sni("a.wild.example").unwrap();
+        let (ssl, client) =
+            (sites.site(&sni).map(Arc::as_ref), ClientVerification::Verified(Arc::new(verified)));
         let known = |host| {
-            let connection = Site { sni: &sni, ssl, client: &client };
+            let connection = ConnectionAuth { sni: &sni, ssl, client: &client };
             admit(&connection, &sites, &target(host, "/")).unwrap().identity().is_some()
         };
         assert!(known("a.wild.example") && known("b.wild.example") && known("no-site.example"));

@@ -1,30 +1,31 @@
-//! `client_identity` of a route or service: how the verified client is told to the upstream, and who is let through.
+//! `client_identity` of a route or service: how the verified client is told to the upstream, and
+//! who is let through.
 //!
-//! A block of ours, not APISIX's. Only what `pki` verified is ever compared or told: without a verified client nobody
-//! is allowed and nothing is forwarded (invariant 6). Compiled when a document is checked and again when it arrives at a data plane.
+//! A block of ours, not APISIX's. Only what `pki` verified is ever compared or told: without a
+//! verified client nobody is allowed and nothing is forwarded (invariant 6). Compiled when a
+//! document is checked and again when it arrives at a data plane.
 
 mod allow;
 
 use std::fmt;
 
+pub use allow::AllowList;
 use serde_json::Value;
 
-use crate::document::{Block, judge_block};
+use crate::document::{SchemaBlock, validate_block};
 use crate::problem::Problem;
-
-pub use allow::AllowList;
 
 /// The block, compiled.
 #[derive(Clone)]
 pub struct ClientIdentity {
     source: Value,
-    forward: Forward,
+    forward: ForwardedHeaders,
     allow: Option<AllowList>,
 }
 
 /// Which forms the upstream gets.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Forward {
+pub struct ForwardedHeaders {
     /// `Client-Cert` (RFC 9440).
     pub client_cert: bool,
     /// `Client-Cert-Chain` (RFC 9440): the intermediates.
@@ -45,7 +46,7 @@ impl ClientIdentity {
     /// # Errors
     /// The first problem, by its field.
     pub fn compile(source: &Value) -> Result<ClientIdentity, Problem> {
-        judge_block(Block::ClientIdentity, source).map_err(invalid)?;
+        validate_block(SchemaBlock::ClientIdentity, source).map_err(invalid)?;
         let forms = source.get("forward").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
         let has = |form: &str| forms.iter().any(|listed| listed == form);
         for (form, base) in
@@ -57,7 +58,7 @@ impl ClientIdentity {
                 return Err(invalid(problem.with_hint(format!("add \"{base}\""))));
             }
         }
-        let forward = Forward {
+        let forward = ForwardedHeaders {
             client_cert: has("client_cert"),
             client_cert_chain: has("client_cert_chain"),
             xfcc: has("xfcc"),
@@ -80,7 +81,7 @@ impl ClientIdentity {
     }
 
     /// Which forms the upstream gets.
-    pub fn forward(&self) -> Forward {
+    pub fn forward(&self) -> ForwardedHeaders {
         self.forward
     }
 
@@ -89,8 +90,9 @@ impl ClientIdentity {
         self.allow.is_some()
     }
 
-    /// The entries of the allow-list, counted from 1, that fit clients whom the list of `other` may not fit.
-    pub(crate) fn entries_beyond(&self, other: &ClientIdentity) -> Vec<usize> {
+    /// The entries of the allow-list, counted from 1, that fit clients whom the list of `other` may
+    /// not fit.
+    pub(crate) fn entries_not_covered_by(&self, other: &ClientIdentity) -> Vec<usize> {
         let Some(known) = &other.allow else { return Vec::new() };
         let entries = self.source.get("allow").and_then(Value::as_array).into_iter().flatten();
         let beyond = |entry: &Value| {
@@ -104,7 +106,8 @@ impl ClientIdentity {
     pub(crate) fn shares_clients(&self, other: &ClientIdentity) -> bool {
         let entries =
             |block: &ClientIdentity| block.source.get("allow").and_then(Value::as_array).map_or(0, Vec::len);
-        self.entries_beyond(other).len() < entries(self) || other.entries_beyond(self).len() < entries(other)
+        self.entries_not_covered_by(other).len() < entries(self)
+            || other.entries_not_covered_by(self).len() < entries(other)
     }
 
     /// Whether this client may pass. `None`: nobody was verified.

@@ -14,17 +14,18 @@ use crate::snapshot::Snapshot;
 /// A resource, and which version of it.
 #[derive(Debug, Clone)]
 pub struct Versioned {
-    /// Of what the resource was made of: equal numbers mean equal resources, in whichever store and on whichever control plane. Nothing
-    /// but equality may be read from it; it is no number of the store's.
-    pub revision: u64,
+    /// Of what the resource was made of: equal numbers mean equal resources, in whichever store and
+    /// on whichever control plane. Nothing but equality may be read from it; it is no number of
+    /// the store's.
+    pub version: u64,
     /// What was written.
     pub resource: Resource,
 }
 
 impl PartialEq for Versioned {
     fn eq(&self, other: &Versioned) -> bool {
-        self.revision == other.revision
-            && (self.resource.is_same(&other.resource) || self.resource == other.resource)
+        self.version == other.version
+            && (self.resource.ptr_eq(&other.resource) || self.resource == other.resource)
     }
 }
 
@@ -53,7 +54,7 @@ impl Snapshot {
     pub fn diff(&self, newer: &Snapshot) -> Delta {
         let mut delta = Delta { from: self.revision(), to: newer.revision(), ..Delta::default() };
         for kind in Kind::ALL {
-            for change in self.of(kind).diff(newer.of(kind)) {
+            for change in self.resources_of(kind).diff(newer.resources_of(kind)) {
                 match change {
                     DiffItem::Add(_, now) | DiffItem::Update { new: (_, now), .. } => {
                         delta.upserts.push(now.clone());
@@ -65,9 +66,10 @@ impl Snapshot {
         delta
     }
 
-    /// The way to this snapshot for somebody who holds those versions at revision `from`, of whichever store.
-    pub fn diff_held(&self, held: &HashMap<Key, u64>, from: u64) -> Delta {
-        let missing = self.resources().filter(|now| held.get(&now.resource.key()) != Some(&now.revision));
+    /// The way to this snapshot for somebody who holds those versions at revision `from`, of
+    /// whichever store.
+    pub fn diff_from_versions(&self, held: &HashMap<Key, u64>, from: u64) -> Delta {
+        let missing = self.resources().filter(|now| held.get(&now.resource.key()) != Some(&now.version));
         let mut removals: Vec<Key> = held.keys().filter(|key| self.version(key).is_none()).cloned().collect();
         removals.sort();
         Delta { from, to: self.revision(), upserts: missing.cloned().collect(), removals }

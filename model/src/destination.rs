@@ -2,20 +2,21 @@
 //!
 //! The data plane forwards by [`find`], and the control plane explains by it.
 
-use std::{net::IpAddr, time::Duration};
+use std::net::IpAddr;
+use std::time::Duration;
 
 use crate::client_identity::ClientIdentity;
 use crate::id::Id;
-use crate::outcome::Reason;
 use crate::proxy_rewrite::ProxyRewrite;
+use crate::reason::Reason;
+use crate::request_target::RequestTarget;
 use crate::resource::{Route, Timeouts, Upstream, UpstreamRef};
-use crate::routes::RouteQuery;
+use crate::route_index::RouteQuery;
 use crate::snapshot::Snapshot;
-use crate::target::Target;
 use crate::variable::Variables;
 
 /// nginx's: what holds where neither the route nor the upstream says anything.
-const TIMEOUTS: Timeouts = Timeouts {
+const DEFAULT_TIMEOUTS: Timeouts = Timeouts {
     connect: Duration::from_secs(60),
     send: Duration::from_secs(60),
     read: Duration::from_secs(60),
@@ -42,12 +43,12 @@ pub struct Destination<'a> {
 /// `NoRoute`, what is missing behind the route, or what is blocked.
 pub fn find<'a>(
     snapshot: &'a Snapshot,
-    target: &Target,
+    target: &RequestTarget,
     method: &str,
     remote: IpAddr,
     variables: &dyn Variables,
 ) -> Result<Destination<'a>, Reason> {
-    if snapshot.forbidding().is_some() {
+    if snapshot.blocking_global_rule().is_some() {
         return Err(Reason::BlockedGlobalRule);
     }
     let query = RouteQuery { host: target.host.as_ref(), path: &target.path, method, remote, variables };
@@ -55,8 +56,8 @@ pub fn find<'a>(
     if route.blocked.is_some() {
         return Err(Reason::BlockedRoute);
     }
-    let upstream = upstream_of(snapshot, route.upstream.as_ref(), route.service.as_ref())?;
-    let timeouts = route.timeout.or(upstream.timeout).unwrap_or(TIMEOUTS);
+    let upstream = resolve_upstream(snapshot, route.upstream.as_ref(), route.service.as_ref())?;
+    let timeouts = route.timeout.or(upstream.timeout).unwrap_or(DEFAULT_TIMEOUTS);
     let service = route.service.as_ref().and_then(|id| snapshot.service(id));
     let of_service = service.and_then(|service| service.client_identity.as_deref());
     let client_identity = route.client_identity.as_deref().or(of_service);
@@ -69,7 +70,7 @@ pub fn find<'a>(
 ///
 /// # Errors
 /// What is missing or blocked.
-pub fn upstream_of<'a>(
+pub fn resolve_upstream<'a>(
     snapshot: &'a Snapshot,
     own: Option<&'a UpstreamRef>,
     service: Option<&Id>,

@@ -1,10 +1,11 @@
 //! Documents: what users write (Admin JSON), judged and turned into resources.
 //!
-//! [`validate`] is the JSON Schema alone; [`check`] is the schema, the Admin API's own checks in their order,
-//! and our refusals: whatever this gateway would have to ignore (a plugin, a predicate, a reference to a
-//! secret) is refused by name, because a route that loses a predicate is an unprotected route. References to
-//! the environment are resolved before ([`resolve_references`]).
-//! What needs other resources is `resource::references`; what needs the time is [`check_time`].
+//! [`validate`] is the JSON Schema alone; [`check`] is the schema, the Admin API's own checks in
+//! their order, and our refusals: whatever this gateway would have to ignore (a plugin, a
+//! predicate, a reference to a secret) is refused by name, because a route that loses a predicate
+//! is an unprotected route. References to the environment are resolved before
+//! ([`resolve_references`]). What needs other resources is `resource::references`; what needs the
+//! time is [`check_time`].
 
 mod blocks;
 mod client;
@@ -16,68 +17,67 @@ mod schema;
 mod service;
 mod ssl;
 mod stream_route;
-mod time;
 mod upstream;
+mod validity_period;
 
 use std::sync::{Arc, LazyLock};
 
+pub(crate) use blocks::{PROXY_REWRITE, SchemaBlock, unsupported_plugin, validate_block};
+pub use client::drop_unsigned_crls;
+pub use environment::{ResolvedDocument, resolve_references};
 use pki::Keyring;
+use schema::{Schema, SchemaError};
 use serde_json::Value;
+pub(crate) use ssl::require_supported_version;
+pub use validity_period::check_validity_period;
 
 use crate::id::{Id, Kind};
-use crate::problem::{Fault, Problem};
+use crate::problem::{Problem, ProblemKind};
 use crate::resource::{GlobalRule, Resource};
-use schema::{Schema, SchemaError};
-
-pub(crate) use blocks::{Block, PROXY_REWRITE, foreign, judge_block};
-pub use client::drop_unsigned_lists;
-pub use environment::{Resolved, resolve_references};
-pub(crate) use ssl::served;
-pub use time::check_time;
 
 /// The JSON Schema of a kind, complete (without references to other files).
 pub fn schema(kind: Kind) -> &'static Value {
-    &loaded(kind).text
+    &kind_schema(kind).text
 }
 
-/// Judges a document by its kind's schema alone. The texts are those of contract section 3, without the
-/// `invalid configuration: ` that [`check`] puts in front.
+/// Judges a document by its kind's schema alone. The texts are those of contract section 3, without
+/// the `invalid configuration: ` that [`check`] puts in front.
 ///
 /// # Errors
 /// The first problem.
 pub fn validate(kind: Kind, document: &Value) -> Result<(), Problem> {
-    loaded(kind).schema.judge(document)
+    kind_schema(kind).schema.judge(document)
 }
 
-/// Turns a document into a resource, or says why it is none. Private keys may be plain PEM or sealed with
-/// the keyring; `id` is the one from the URL or the store.
+/// Turns a document into a resource, or says why it is none. Private keys may be plain PEM or
+/// sealed with the keyring; `id` is the one from the URL or the store.
 ///
 /// # Errors
 /// The first problem, in the order of contract 4.1.
-pub fn check(kind: Kind, id: &Id, document: &Value, keyring: &Keyring) -> Result<Resource, Problem> {
+pub fn compile(kind: Kind, id: &Id, document: &Value, keyring: &Keyring) -> Result<Resource, Problem> {
     if kind == Kind::Route {
         route::check_before_schema(document)?;
     }
     if matches!(kind, Kind::Route | Kind::Service) {
         blocks::check_before_schema(document)?;
     }
-    validate(kind, document).map_err(invalid)?;
-    fields::refuse_secret_references(document)?;
+    validate(kind, document).map_err(invalid_configuration)?;
+    fields::forbid_secret_references(document)?;
     Ok(match kind {
-        Kind::Ssl => Resource::Ssl(Arc::new(ssl::check(id, document, keyring)?)),
-        Kind::Upstream => Resource::Upstream(Arc::new(upstream::check(Some(id), document, keyring)?)),
-        Kind::Service => Resource::Service(Arc::new(service::check(id, document, keyring)?)),
-        Kind::Route => Resource::Route(Arc::new(route::check(id, document, keyring)?)),
-        Kind::StreamRoute => Resource::StreamRoute(Arc::new(stream_route::check(id, document, keyring)?)),
+        Kind::Ssl => Resource::Ssl(Arc::new(ssl::compile(id, document, keyring)?)),
+        Kind::Upstream => Resource::Upstream(Arc::new(upstream::compile(Some(id), document, keyring)?)),
+        Kind::Service => Resource::Service(Arc::new(service::compile(id, document, keyring)?)),
+        Kind::Route => Resource::Route(Arc::new(route::compile(id, document, keyring)?)),
+        Kind::StreamRoute => Resource::StreamRoute(Arc::new(stream_route::compile(id, document, keyring)?)),
         Kind::GlobalRule => {
-            blocks::refuse_plugins(document)?;
+            blocks::forbid_plugins(document)?;
             Resource::GlobalRule(Arc::new(GlobalRule { id: id.clone(), blocked: None }))
         }
     })
 }
 
 /// Puts the Admin API's words in front of a problem of the schema or of its kind.
-fn invalid(problem: Problem) -> Problem {
+fn invalid_configuration(problem: Problem) -> Problem {
     Problem { message: format!("invalid configuration: {}", problem.message), ..problem }
 }
 
@@ -85,23 +85,23 @@ fn invalid(problem: Problem) -> Problem {
 fn unsupported(field: &str, hint: &str) -> Problem {
     Problem::new(field, format!("invalid configuration: \"{field}\" is not supported by this gateway"))
         .with_hint(hint)
-        .of(Fault::Unsupported)
+        .with_kind(ProblemKind::Unsupported)
 }
 
-struct Loaded {
+struct KindSchema {
     text: Value,
     schema: Schema,
 }
 
-static LOADED: LazyLock<[Loaded; 6]> = LazyLock::new(|| {
+static KIND_SCHEMAS: LazyLock<[KindSchema; 6]> = LazyLock::new(|| {
     Kind::ALL.map(|kind| {
         // The tests prove that the files are sound; were they not, nothing would be accepted.
-        load(kind).unwrap_or_else(|_| Loaded { text: Value::Bool(false), schema: Schema::nothing() })
+        load(kind).unwrap_or_else(|_| KindSchema { text: Value::Bool(false), schema: Schema::never() })
     })
 });
 
-fn loaded(kind: Kind) -> &'static Loaded {
-    let [ssl, upstream, service, route, stream_route, global_rule] = &*LOADED;
+fn kind_schema(kind: Kind) -> &'static KindSchema {
+    let [ssl, upstream, service, route, stream_route, global_rule] = &*KIND_SCHEMAS;
     match kind {
         Kind::Ssl => ssl,
         Kind::Upstream => upstream,
@@ -122,13 +122,13 @@ enum LoadError {
     Reference(String),
 }
 
-fn load(kind: Kind) -> Result<Loaded, LoadError> {
-    let text = resolve(&serde_json::from_str(file(kind))?)?;
+fn load(kind: Kind) -> Result<KindSchema, LoadError> {
+    let text = inline_refs(&serde_json::from_str(schema_text(kind))?)?;
     let schema = Schema::compile(&text)?;
-    Ok(Loaded { text, schema })
+    Ok(KindSchema { text, schema })
 }
 
-fn file(kind: Kind) -> &'static str {
+fn schema_text(kind: Kind) -> &'static str {
     match kind {
         Kind::Ssl => include_str!("document/ssl.schema.json"),
         Kind::Upstream => include_str!("document/upstream.schema.json"),
@@ -139,31 +139,31 @@ fn file(kind: Kind) -> &'static str {
     }
 }
 
-/// Puts what a `$ref` names in its place. The files refer to each other by file name; `#/x` names a member
-/// of `common.schema.json`.
-fn resolve(schema: &Value) -> Result<Value, LoadError> {
+/// Puts what a `$ref` names in its place. The files refer to each other by file name; `#/x` names a
+/// member of `common.schema.json`.
+fn inline_refs(schema: &Value) -> Result<Value, LoadError> {
     match schema {
         Value::Object(members) => {
             if let Some(Value::String(reference)) = members.get("$ref") {
-                return resolve(&referred(reference)?);
+                return inline_refs(&resolve_ref(reference)?);
             }
-            let resolved = members.iter().map(|(name, inner)| Ok((name.clone(), resolve(inner)?)));
+            let resolved = members.iter().map(|(name, inner)| Ok((name.clone(), inline_refs(inner)?)));
             Ok(Value::Object(resolved.collect::<Result<_, LoadError>>()?))
         }
-        Value::Array(items) => Ok(Value::Array(items.iter().map(resolve).collect::<Result<_, _>>()?)),
+        Value::Array(items) => Ok(Value::Array(items.iter().map(inline_refs).collect::<Result<_, _>>()?)),
         plain => Ok(plain.clone()),
     }
 }
 
-fn referred(reference: &str) -> Result<Value, LoadError> {
+fn resolve_ref(reference: &str) -> Result<Value, LoadError> {
     if reference == "upstream.schema.json" {
-        let mut upstream: Value = serde_json::from_str(file(Kind::Upstream))?;
+        let mut upstream: Value = serde_json::from_str(schema_text(Kind::Upstream))?;
         if let Some(members) = upstream.as_object_mut() {
             members.remove("$schema");
         }
         return Ok(upstream);
     }
-    if let Some(block) = Block::ALL.into_iter().find(|block| block.file_name() == reference) {
+    if let Some(block) = SchemaBlock::ALL.into_iter().find(|block| block.file_name() == reference) {
         return Ok(serde_json::from_str(block.file())?);
     }
     let common: Value = serde_json::from_str(include_str!("document/common.schema.json"))?;

@@ -1,5 +1,6 @@
-//! Where the dots of a name are, eight bytes at a time: a lookup among many names waits for memory, and the fewer instructions it has of
-//! its own, the earlier the processor starts on what comes after it.
+//! Where the dots of a name are, eight bytes at a time: a lookup among many names waits for memory,
+//! and the fewer instructions it has of its own, the earlier the processor starts on what comes
+//! after it.
 
 const DOTS: u64 = repeated(b'.');
 const HIGH: u64 = repeated(0x80);

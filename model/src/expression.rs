@@ -1,8 +1,10 @@
-//! `vars` of a route: a predicate over [`Variables`], in the grammar of lua-resty-expr (contract 7.2).
+//! `vars` of a route: a predicate over [`Variables`], in the grammar of lua-resty-expr (contract
+//! 7.2).
 //!
-//! Compiled when a document is checked and again when it arrives at a data plane; asked for each candidate during routing. Patterns run in
-//! linear time. Invariant: what would make a predicate weaker than it reads (an unknown variable, a comparison that can never hold, a
-//! pattern the engine lacks) is refused, because a route that loses a predicate is an unprotected route.
+//! Compiled when a document is checked and again when it arrives at a data plane; asked for each
+//! candidate during routing. Patterns run in linear time. Invariant: what would make a predicate
+//! weaker than it reads (an unknown variable, a comparison that can never hold, a pattern the
+//! engine lacks) is refused, because a route that loses a predicate is an unprotected route.
 
 mod compile;
 
@@ -10,25 +12,24 @@ use std::cmp::Ordering;
 use std::fmt;
 use std::net::IpAddr;
 
+pub(crate) use compile::unknown_variable;
 use ipnet::IpNet;
 use regex::Regex;
 use serde_json::Value;
 
 use crate::variable::{Variable, Variables};
 
-pub(crate) use compile::unknown;
-
 /// A predicate. The default one holds always.
 #[derive(Clone)]
 pub struct Vars {
     source: Value,
-    root: Option<Node>,
+    root: Option<Expression>,
 }
 
 #[derive(Clone)]
-enum Node {
-    Logic(Logic, Vec<Node>),
-    Test { variable: Variable, negated: bool, test: Test },
+enum Expression {
+    Logic(Logic, Vec<Expression>),
+    Test { variable: Variable, negated: bool, test: Comparison },
 }
 
 #[derive(Clone, Copy)]
@@ -39,7 +40,7 @@ struct Logic {
 }
 
 #[derive(Clone)]
-enum Test {
+enum Comparison {
     Equal(Operand),
     NotEqual(Operand),
     /// The orderings that satisfy it, and the number compared with.
@@ -70,27 +71,27 @@ impl Vars {
     }
 
     /// Whether the path has a say in it.
-    pub fn ask_path(&self) -> bool {
-        self.root.as_ref().is_some_and(Node::asks_path)
+    pub fn uses_path(&self) -> bool {
+        self.root.as_ref().is_some_and(Expression::uses_path)
     }
 
     /// Whether the predicate holds.
-    pub fn hold(&self, variables: &dyn Variables) -> bool {
+    pub fn matches(&self, variables: &dyn Variables) -> bool {
         self.root.as_ref().is_none_or(|root| root.holds(variables))
     }
 }
 
-impl Node {
-    fn asks_path(&self) -> bool {
+impl Expression {
+    fn uses_path(&self) -> bool {
         match self {
-            Node::Logic(_, nodes) => nodes.iter().any(Node::asks_path),
-            Node::Test { variable, .. } => variable.is_path(),
+            Expression::Logic(_, nodes) => nodes.iter().any(Expression::uses_path),
+            Expression::Test { variable, .. } => variable.is_path(),
         }
     }
 
     fn holds(&self, variables: &dyn Variables) -> bool {
         match self {
-            Node::Logic(logic, nodes) => {
+            Expression::Logic(logic, nodes) => {
                 let mut nodes = nodes.iter();
                 let held = if logic.any {
                     nodes.any(|node| node.holds(variables))
@@ -99,33 +100,33 @@ impl Node {
                 };
                 held != logic.negated
             }
-            Node::Test { variable, negated, test } => test.holds(variable, variables) != *negated,
+            Expression::Test { variable, negated, test } => test.holds(variable, variables) != *negated,
         }
     }
 }
 
-impl Test {
+impl Comparison {
     fn holds(&self, variable: &Variable, variables: &dyn Variables) -> bool {
-        if let Test::Has(element) = self {
+        if let Comparison::Has(element) = self {
             return variables.values(variable).iter().any(|held| **held == **element);
         }
         let value = variables.value(variable);
         let value = value.as_deref();
         match self {
-            Test::Equal(operand) => operand.equals(value),
-            Test::NotEqual(operand) => !operand.equals(value),
-            Test::Ordered(wanted, bound) => value
+            Comparison::Equal(operand) => operand.equals(value),
+            Comparison::NotEqual(operand) => !operand.equals(value),
+            Comparison::Ordered(wanted, bound) => value
                 .and_then(number)
                 .and_then(|value| value.partial_cmp(bound))
                 .is_some_and(|ordering| wanted.contains(&ordering)),
-            Test::Matches(pattern) => value.is_some_and(|value| pattern.is_match(value)),
-            Test::In(operands) => operands.iter().any(|operand| operand.equals(value)),
-            Test::Within(networks) => {
+            Comparison::Matches(pattern) => value.is_some_and(|value| pattern.is_match(value)),
+            Comparison::In(operands) => operands.iter().any(|operand| operand.equals(value)),
+            Comparison::Within(networks) => {
                 value.and_then(|value| value.parse::<IpAddr>().ok()).is_some_and(|address| {
                     networks.iter().any(|network| network.contains(&address.to_canonical()))
                 })
             }
-            Test::Has(_) => false,
+            Comparison::Has(_) => false,
         }
     }
 }
@@ -141,7 +142,8 @@ impl Operand {
     }
 }
 
-/// As Lua reads numbers: decimal or hexadecimal, blanks around; but neither infinity nor "not a number".
+/// As Lua reads numbers: decimal or hexadecimal, blanks around; but neither infinity nor "not a
+/// number".
 fn number(text: &str) -> Option<f64> {
     let text = text.trim_matches([' ', '\t', '\n', '\r', '\u{b}', '\u{c}']);
     let (negative, magnitude) = match text.strip_prefix('-') {

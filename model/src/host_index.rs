@@ -1,51 +1,53 @@
-//! Configured names -> whatever belongs to them: the shape shared by the index of sites and those of routes.
+//! Configured names -> whatever belongs to them: the shape shared by the index of sites and those
+//! of routes.
 //!
-//! Exact names and wildcard suffixes are two persistent tables (a copy shares all but the path of a change), so a lookup costs one
-//! probe for the exact name and one for each place above it where a wildcard could begin; where none has so many labels, nothing is
-//! probed. What a wildcard may cover is decided by the caller, who is told what stood in its place.
+//! Exact names and wildcard suffixes are two persistent tables (a copy shares all but the path of a
+//! change), so a lookup costs one probe for the exact name and one for each place above it where a
+//! wildcard could begin; where none has so many labels, nothing is probed. What a wildcard may
+//! cover is decided by the caller, who is told what stood in its place.
 
 use imbl::OrdMap;
 
 use crate::dots;
-use crate::name::Name;
+use crate::host_name::HostName;
+pub(crate) use crate::name_table::Bucket;
+use crate::name_table::NameTable;
 use crate::pattern::NamePattern;
-use crate::table::Table;
-
-pub(crate) use crate::table::Bucket;
 
 #[derive(Clone)]
 pub(crate) struct HostIndex<B> {
-    exact: Table<B>,
-    suffixes: Table<B>,
+    exact: NameTable<B>,
+    suffixes: NameTable<B>,
     /// How many dots the suffixes have that start with one (`*.x.com`: 2).
     dotted: Lengths,
-    /// How long the others are (`*x.com`: 5). Almost always empty; only when not are suffixes searched inside labels.
-    loose: Lengths,
+    /// How long the others are (`*x.com`: 5). Almost always empty; only when not are suffixes
+    /// searched inside labels.
+    dotless: Lengths,
     any: B,
 }
 
 impl<B: Bucket> HostIndex<B> {
     pub(crate) fn new() -> HostIndex<B> {
-        let (exact, suffixes) = (Table::new(), Table::new());
+        let (exact, suffixes) = (NameTable::new(), NameTable::new());
         let (dotted, loose, any) = Default::default();
-        HostIndex { exact, suffixes, dotted, loose, any }
+        HostIndex { exact, suffixes, dotted, dotless: loose, any }
     }
 
     /// What belongs to exactly this name.
     #[inline]
-    pub(crate) fn exact(&self, name: &Name) -> Option<&B> {
-        self.exact.get_marked(name.as_bytes())
+    pub(crate) fn exact(&self, name: &HostName) -> Option<&B> {
+        self.exact.get_filtered(name.as_bytes())
     }
 
-    /// What belongs to wildcards that end this name, longest suffix first, each with the part of the name
-    /// that stands for its `*`.
+    /// What belongs to wildcards that end this name, longest suffix first, each with the part of
+    /// the name that stands for its `*`.
     #[inline]
     pub(crate) fn suffixes<'i, 'n>(
         &'i self,
-        name: &'n Name,
+        name: &'n HostName,
     ) -> impl Iterator<Item = (&'n [u8], &'i B)> + use<'i, 'n, B> {
         let bytes = name.as_bytes();
-        self.endings(name).filter_map(move |ending| {
+        self.candidate_suffixes(name).filter_map(move |ending| {
             let star = bytes.get(..bytes.len() - ending.len())?;
             Some((star, self.suffixes.get(ending)?))
         })
@@ -53,20 +55,23 @@ impl<B: Bucket> HostIndex<B> {
 
     /// The ends of a name that could be a suffix of ours.
     #[inline]
-    fn endings<'i, 'n>(&'i self, name: &'n Name) -> impl Iterator<Item = &'n [u8]> + use<'i, 'n, B> {
+    fn candidate_suffixes<'i, 'n>(
+        &'i self,
+        name: &'n HostName,
+    ) -> impl Iterator<Item = &'n [u8]> + use<'i, 'n, B> {
         let without = self.suffixes.is_empty();
-        let (mut rest, mut dots) = if without { (&[][..], 0) } else { (name.as_bytes(), name.dots()) };
+        let (mut rest, mut dots) = if without { (&[][..], 0) } else { (name.as_bytes(), name.dot_count()) };
         std::iter::from_fn(move || {
             loop {
-                let next = if self.loose.is_empty() { dots::first(rest)? } else { 0 };
+                let next = if self.dotless.is_empty() { dots::first(rest)? } else { 0 };
                 let ending = rest.get(next..)?;
                 let (first, after) = ending.split_first()?;
                 rest = after;
                 let possible = if *first == b'.' {
                     dots -= 1;
-                    self.dotted.have(dots + 1)
+                    self.dotted.contains(dots + 1)
                 } else {
-                    self.loose.have(ending.len())
+                    self.dotless.contains(ending.len())
                 };
                 if possible {
                     return Some(ending);
@@ -82,12 +87,12 @@ impl<B: Bucket> HostIndex<B> {
 
     #[cfg(test)]
     pub(crate) fn is_empty(&self) -> bool {
-        let lengths = self.dotted.is_empty() && self.loose.is_empty();
+        let lengths = self.dotted.is_empty() && self.dotless.is_empty();
         self.exact.is_empty() && self.suffixes.is_empty() && lengths && self.any.is_empty()
     }
 
     /// Changes what belongs to a pattern.
-    pub(crate) fn change(&mut self, pattern: &NamePattern, change: impl FnOnce(&mut B)) {
+    pub(crate) fn update(&mut self, pattern: &NamePattern, change: impl FnOnce(&mut B)) {
         match pattern {
             NamePattern::Any => change(&mut self.any),
             NamePattern::Exact(name) => {
@@ -103,7 +108,7 @@ impl<B: Bucket> HostIndex<B> {
                     let dots = bytes.iter().filter(|byte| **byte == b'.').count();
                     self.dotted.count(dots, after);
                 } else {
-                    self.loose.count(bytes.len(), after);
+                    self.dotless.count(bytes.len(), after);
                 }
             }
         }
@@ -114,7 +119,8 @@ impl<B: Bucket> HostIndex<B> {
 #[derive(Clone, Default)]
 struct Lengths {
     counts: OrdMap<usize, usize>,
-    /// A bit for each of the `counts`; lengths that differ by 64 share one, and with it a probe that finds nothing.
+    /// A bit for each of the `counts`; lengths that differ by 64 share one, and with it a probe
+    /// that finds nothing.
     bits: u64,
 }
 
@@ -123,7 +129,7 @@ impl Lengths {
         self.bits == 0
     }
 
-    fn have(&self, length: usize) -> bool {
+    fn contains(&self, length: usize) -> bool {
         self.bits & bit(length) != 0
     }
 

@@ -1,8 +1,9 @@
 //! What a resource is called: its kind, its id, and the two together.
 //!
-//! Ids come from URLs, documents, the store and the wire; all of them pass [`Id::parse`], so an [`Id`] is
-//! always one path segment of at most 64 harmless characters. The order of keys is the order of the store
-//! (kind, then bytes of the id); wherever two resources claim the same name, the lower key wins.
+//! Ids come from URLs, documents, the store and the wire; all of them pass [`Id::parse`], so an
+//! [`Id`] is always one path segment of at most 64 harmless characters. The order of keys is the
+//! order of the store (kind, then bytes of the id); wherever two resources claim the same name, the
+//! lower key wins.
 
 use std::borrow::Borrow;
 use std::fmt;
@@ -10,11 +11,12 @@ use std::sync::Arc;
 
 use crate::problem::Problem;
 
-/// The kinds of resources both planes know. The order is the order of dependency: what comes later may
-/// refer to what comes earlier.
+/// The kinds of resources both planes know. The order is the order of dependency: what comes later
+/// may refer to what comes earlier.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Kind {
-    /// Certificates for names (or, as `type: client`, an identity for upstreams) and who may connect.
+    /// Certificates for names (or, as `type: client`, an identity for upstreams) and who may
+    /// connect.
     Ssl,
     /// Where requests go.
     Upstream,
@@ -24,7 +26,8 @@ pub enum Kind {
     Route,
     /// Which TCP connections go where.
     StreamRoute,
-    /// What an APISIX does with every request. Only read, where another program stored one: the Admin API has none.
+    /// What an APISIX does with every request. Only read, where another program stored one: the
+    /// Admin API has none.
     GlobalRule,
 }
 

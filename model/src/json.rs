@@ -1,11 +1,12 @@
-//! The JSON of documents, as APISIX's users write it: a request body of the Admin API, a value in the store, a variable that
-//! `$env://NAME/member` refers to.
+//! The JSON of documents, as APISIX's users write it: a request body of the Admin API, a value in
+//! the store, a variable that `$env://NAME/member` refers to.
 //!
-//! APISIX's parser (lua-cjson) accepts raw control characters inside strings, and the commands of its pages rely on it: they paste a
-//! PEM file between two quotes. So [`parse`] accepts U+0001 to U+001F inside strings and means by them what their escapes mean.
-//! Everything else is strict (RFC 8259), and a member that occurs twice is an error, where lua-cjson takes the last one
-//! ([decision 27](../../docs/decisions/0027-json-as-people-paste-it.md)).
-//! Invariant: no error quotes a value, and the copy that [`parse`] may need is wiped.
+//! APISIX's parser (lua-cjson) accepts raw control characters inside strings, and the commands of
+//! its pages rely on it: they paste a PEM file between two quotes. So [`parse`] accepts U+0001 to
+//! U+001F inside strings and means by them what their escapes mean. Everything else is strict (RFC
+//! 8259), and a member that occurs twice is an error, where lua-cjson takes the last one ([decision
+//! 27](../../docs/decisions/0027-json-as-people-paste-it.md)). Invariant: no error quotes a value,
+//! and the copy that [`parse`] may need is wiped.
 
 use std::fmt;
 
@@ -29,26 +30,28 @@ pub struct JsonError {
 /// Parses a whole text as one JSON value of at most 128 levels.
 ///
 /// # Errors
-/// What RFC 8259 forbids, but for U+0001 to U+001F inside strings; a member that occurs twice; a text that is not UTF-8.
+/// What RFC 8259 forbids, but for U+0001 to U+001F inside strings; a member that occurs twice; a
+/// text that is not UTF-8.
 pub fn parse(text: &[u8]) -> Result<Value, JsonError> {
-    match raw_controls(text) {
-        0 => parse_strictly(text).map_err(|error| located(&error, text, text)),
+    match count_raw_controls(text) {
+        0 => parse_strictly(text).map_err(|error| with_position(&error, text, text)),
         count => {
             let escaped = escape(text, count);
-            parse_strictly(&escaped).map_err(|error| located(&error, text, &escaped))
+            parse_strictly(&escaped).map_err(|error| with_position(&error, text, &escaped))
         }
     }
 }
 
 fn parse_strictly(text: &[u8]) -> Result<Value, serde_json::Error> {
     let mut deserializer = serde_json::Deserializer::from_slice(text);
-    let value = Unique.deserialize(&mut deserializer)?;
+    let value = UniqueMembers.deserialize(&mut deserializer)?;
     deserializer.end()?;
     Ok(value)
 }
 
-/// Each byte of a text, and whether it is a raw control character that means its escape: one inside a string, and not behind a
-/// backslash, where it would be an escape that does not exist. NUL is not among them: lua-cjson refuses it, too.
+/// Each byte of a text, and whether it is a raw control character that means its escape: one inside
+/// a string, and not behind a backslash, where it would be an escape that does not exist. NUL is
+/// not among them: lua-cjson refuses it, too.
 fn scan(text: &[u8]) -> impl Iterator<Item = (u8, bool)> {
     let (mut in_string, mut after_backslash) = (false, false);
     text.iter().map(move |&byte| {
@@ -59,14 +62,15 @@ fn scan(text: &[u8]) -> impl Iterator<Item = (u8, bool)> {
     })
 }
 
-fn raw_controls(text: &[u8]) -> usize {
+fn count_raw_controls(text: &[u8]) -> usize {
     scan(text).filter(|(_, raw)| *raw).count()
 }
 
 /// How many bytes an escape has.
 const ESCAPE: usize = r"\u0000".len();
 
-/// The text with `count` raw control characters as escapes. It is allocated once: growing would leave parts of a key behind.
+/// The text with `count` raw control characters as escapes. It is allocated once: growing would
+/// leave parts of a key behind.
 fn escape(text: &[u8], count: usize) -> Zeroizing<Vec<u8>> {
     let mut out = Zeroizing::new(Vec::with_capacity(text.len() + count * (ESCAPE - 1)));
     for (byte, raw) in scan(text) {
@@ -84,11 +88,12 @@ fn escape(text: &[u8], count: usize) -> Zeroizing<Vec<u8>> {
 }
 
 /// The error with its place in `text`, which was parsed as `parsed`.
-fn located(error: &serde_json::Error, text: &[u8], parsed: &[u8]) -> JsonError {
+fn with_position(error: &serde_json::Error, text: &[u8], parsed: &[u8]) -> JsonError {
     let suffix = format!(" at line {} column {}", error.line(), error.column());
     let whole = error.to_string();
     let message = whole.strip_suffix(&suffix).unwrap_or(&whole).to_owned();
-    // How many bytes of what was parsed stand before the place, and as many of the text as they come from.
+    // How many bytes of what was parsed stand before the place, and as many of the text as they come
+    // from.
     let lines = parsed.split_inclusive(|byte| *byte == b'\n').take(error.line().saturating_sub(1));
     let before = lines.map(<[u8]>::len).sum::<usize>() + error.column();
     let mut read = 0;
@@ -103,11 +108,11 @@ fn located(error: &serde_json::Error, text: &[u8], parsed: &[u8]) -> JsonError {
     JsonError { message, line, column: column.max(1) }
 }
 
-/// Builds a value whose objects have each member once. `Value`'s own implementation takes the last one of several, and reads a member
-/// name that is private to serde_json in a way of its own.
-struct Unique;
+/// Builds a value whose objects have each member once. `Value`'s own implementation takes the last
+/// one of several, and reads a member name that is private to serde_json in a way of its own.
+struct UniqueMembers;
 
-impl<'de> DeserializeSeed<'de> for Unique {
+impl<'de> DeserializeSeed<'de> for UniqueMembers {
     type Value = Value;
 
     fn deserialize<D: serde::Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
@@ -115,7 +120,7 @@ impl<'de> DeserializeSeed<'de> for Unique {
     }
 }
 
-impl<'de> Visitor<'de> for Unique {
+impl<'de> Visitor<'de> for UniqueMembers {
     type Value = Value;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -148,7 +153,7 @@ impl<'de> Visitor<'de> for Unique {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
         let mut list = Vec::new();
-        while let Some(item) = items.next_element_seed(Unique)? {
+        while let Some(item) = items.next_element_seed(UniqueMembers)? {
             list.push(item);
         }
         Ok(Value::Array(list))
@@ -161,7 +166,7 @@ impl<'de> Visitor<'de> for Unique {
                 let message = format!("the member \"{name}\" occurs twice in one object");
                 return Err(A::Error::custom(redact(&message)));
             }
-            object.insert(name, members.next_value_seed(Unique)?);
+            object.insert(name, members.next_value_seed(UniqueMembers)?);
         }
         Ok(Value::Object(object))
     }
@@ -289,7 +294,7 @@ mod tests {
         #[test]
         fn proper_json_is_left_alone(value in json_value()) {
             for text in [value.to_string(), format!("{value:#}")] {
-                prop_assert_eq!(raw_controls(text.as_bytes()), 0);
+                prop_assert_eq!(count_raw_controls(text.as_bytes()), 0);
                 prop_assert_eq!(&parse(text.as_bytes()).unwrap(), &value);
             }
         }
@@ -303,10 +308,10 @@ mod tests {
         /// escaped text is JSON.
         #[test]
         fn any_bytes_are_escaped_or_refused(text in "[\u{0}-\u{1f}\\\\\"a{}\\[\\],: 1]{0,40}") {
-            let count = raw_controls(text.as_bytes());
+            let count = count_raw_controls(text.as_bytes());
             let escaped = escape(text.as_bytes(), count);
             prop_assert_eq!(escaped.len(), text.len() + count * (ESCAPE - 1));
-            prop_assert_eq!(raw_controls(&escaped), 0);
+            prop_assert_eq!(count_raw_controls(&escaped), 0);
             let strict = serde_json::from_slice::<Value>(&escaped);
             match parse(text.as_bytes()) {
                 Ok(value) => prop_assert_eq!(value, strict.unwrap()),

@@ -1,23 +1,23 @@
-//! What is served, but probably not as intended: findings about one resource, and about how resources fit together.
+//! What is served, but probably not as intended: findings about one resource, and about how
+//! resources fit together.
 //!
-//! `resource` looks at one alone (the Admin API logs these with every write), `together` at a whole snapshot.
-//! Nothing here refuses anything: what cannot be served is a [`crate::Problem`]. The order of findings is total,
-//! so equal states give equal lists.
+//! `resource` looks at one alone (the Admin API logs these with every write), `together` at a whole
+//! snapshot. Nothing here refuses anything: what cannot be served is a [`crate::Problem`]. The
+//! order of findings is total, so equal states give equal lists.
 
 mod paths;
 mod resource;
-mod together;
+mod snapshot;
 
 use std::fmt;
 
+pub use paths::lint_paths;
 use rustls_pki_types::UnixTime;
+pub use snapshot::lint_snapshot;
 
 use crate::id::Key;
 use crate::redact::redact;
 use crate::resource::Resource;
-
-pub use paths::paths;
-pub use together::together;
 
 /// How much it matters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -51,7 +51,7 @@ pub struct Finding {
     /// The member, as a path.
     pub field: String,
     /// What was found.
-    pub what: String,
+    pub message: String,
     /// What to do about it.
     pub hint: String,
 }
@@ -59,32 +59,32 @@ pub struct Finding {
 /// The sentence of a log line.
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {} ({})", self.field, self.what, self.hint)
+        write!(f, "{}: {} ({})", self.field, self.message, self.hint)
     }
 }
 
 /// What is to be said about one resource alone.
-pub fn alone(resource: &Resource, now: UnixTime) -> Vec<Finding> {
-    let mut notes = Notes::about(resource.key());
-    resource::look(resource, now, &mut notes);
-    notes.found
+pub fn lint_resource(resource: &Resource, now: UnixTime) -> Vec<Finding> {
+    let mut notes = Findings::for_resource(resource.key());
+    resource::check(resource, now, &mut notes);
+    notes.findings
 }
 
 /// Collects findings about one resource.
-pub(crate) struct Notes {
+pub(crate) struct Findings {
     key: Option<Key>,
-    pub(crate) found: Vec<Finding>,
+    pub(crate) findings: Vec<Finding>,
 }
 
-impl Notes {
-    pub(crate) fn about(key: Key) -> Notes {
-        Notes { key: Some(key), found: Vec::new() }
+impl Findings {
+    pub(crate) fn for_resource(key: Key) -> Findings {
+        Findings { key: Some(key), findings: Vec::new() }
     }
 
     pub(crate) fn add(&mut self, severity: Severity, field: impl Into<String>, what: String, hint: &str) {
         let (resource, field) = (self.key.clone(), redact(&field.into()).into_owned());
         let what = redact(&what).into_owned();
-        self.found.push(Finding { severity, resource, field, what, hint: hint.to_owned() });
+        self.findings.push(Finding { severity, resource, field, message: what, hint: hint.to_owned() });
     }
 }
 

@@ -18,27 +18,27 @@ use crate::pattern::{HostPattern, NamePattern, SniPattern};
 use crate::resource::{Resource, Route, Ssl, StreamRoute, Upstream, UpstreamRef};
 use crate::snapshot::Snapshot;
 use crate::uri::UriPattern;
-use crate::weakens;
+use crate::weakening;
 
 /// Of one kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Loss {
     /// How many would no longer be served.
-    pub gone: usize,
+    pub lost: usize,
     /// How many are served now.
     pub total: usize,
 }
 
 impl Loss {
     /// More than half of them would be gone.
-    pub fn is_most(self) -> bool {
-        self.gone > self.total - self.gone.min(self.total)
+    pub fn is_majority(self) -> bool {
+        self.lost > self.total - self.lost.min(self.total)
     }
 }
 
 impl fmt::Display for Loss {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} of {}", self.gone, self.total)
+        write!(f, "{} of {}", self.lost, self.total)
     }
 }
 
@@ -55,13 +55,13 @@ pub struct Losses {
 
 impl Losses {
     /// More than half of the sites, of the routes or of the stream routes would be gone.
-    pub fn are_most(&self) -> bool {
-        self.sites.is_most() || self.routes.is_most() || self.stream_routes.is_most()
+    pub fn any_majority(&self) -> bool {
+        self.sites.is_majority() || self.routes.is_majority() || self.stream_routes.is_majority()
     }
 
     /// Whether nothing is taken away.
     pub fn is_none(&self) -> bool {
-        [self.sites, self.routes, self.stream_routes].iter().all(|loss| loss.gone == 0)
+        [self.sites, self.routes, self.stream_routes].iter().all(|loss| loss.lost == 0)
     }
 }
 
@@ -81,12 +81,12 @@ impl Snapshot {
     /// the methods and addresses that routes of one host, path and predicate have.
     pub fn losses(&self, next: &Snapshot) -> Losses {
         Losses {
-            sites: loss(sites(self), sites(next), |ssl| ssl.names.iter().collect(), site_stays),
-            routes: loss(routes(self), routes(next), |served| served.places(), Served::stays),
+            sites: loss(sites(self), sites(next), |ssl| ssl.names.iter().collect(), site_is_covered_by),
+            routes: loss(routes(self), routes(next), |served| served.keys(), ServedRoute::is_covered_by),
             stream_routes: loss(
                 stream_routes(self),
                 stream_routes(next),
-                |route| vec![entrance(route)],
+                |route| vec![stream_route_key(route)],
                 |_, _| true,
             ),
         }
@@ -109,22 +109,22 @@ fn loss<T: Copy, P: Hash + Eq>(
     for item in now {
         let stays = |place| found.get(&place).is_some_and(|next| next.iter().any(|next| stays(item, *next)));
         loss.total += 1;
-        loss.gone += usize::from(!places(item).into_iter().all(stays));
+        loss.lost += usize::from(!places(item).into_iter().all(stays));
     }
     loss
 }
 
 /// A site that verifies clients stands in for one that does not, never the other way round.
-fn site_stays(now: &Ssl, next: &Ssl) -> bool {
+fn site_is_covered_by(now: &Ssl, next: &Ssl) -> bool {
     match (&now.client, &next.client) {
         (None, _) => true,
         (Some(_), None) => false,
-        (Some(now), Some(next)) => weakens::policy_stands_in(now, next),
+        (Some(now), Some(next)) => weakening::policy_can_replace(now, next),
     }
 }
 
 fn sites(snapshot: &Snapshot) -> impl Iterator<Item = &Ssl> {
-    snapshot.of(Kind::Ssl).values().filter_map(|held| match &held.resource {
+    snapshot.resources_of(Kind::Ssl).values().filter_map(|held| match &held.resource {
         Resource::Ssl(ssl) if !ssl.client_side && ssl.enabled && ssl.blocked.is_none() => Some(&**ssl),
         _ => None,
     })
@@ -132,17 +132,17 @@ fn sites(snapshot: &Snapshot) -> impl Iterator<Item = &Ssl> {
 
 /// A route, with what its service adds.
 #[derive(Clone, Copy)]
-struct Served<'a> {
+struct ServedRoute<'a> {
     route: &'a Route,
     hosts: &'a [HostPattern],
     identity: Option<&'a ClientIdentity>,
 }
 
 /// Host, path and predicate.
-type Place<'a> = (&'a HostPattern, &'a UriPattern, String);
+type RouteKey<'a> = (&'a HostPattern, &'a UriPattern, String);
 
-impl<'a> Served<'a> {
-    fn places(self) -> Vec<Place<'a>> {
+impl<'a> ServedRoute<'a> {
+    fn keys(self) -> Vec<RouteKey<'a>> {
         const EVERY: &[HostPattern] = &[NamePattern::Any];
         let hosts = if self.hosts.is_empty() { EVERY } else { self.hosts };
         let vars = self.route.vars.source().to_string();
@@ -153,9 +153,9 @@ impl<'a> Served<'a> {
 
     /// Whether `next`, in the same place, takes at least the same requests, and of the clients whom
     /// an allow-list names at least some.
-    fn stays(self, next: Self) -> bool {
-        next.route.methods.contain(self.route.methods)
-            && weakens::addresses_within(&self.route.remote_addrs, &next.route.remote_addrs)
+    fn is_covered_by(self, next: Self) -> bool {
+        next.route.methods.is_superset(self.route.methods)
+            && weakening::addresses_within(&self.route.remote_addrs, &next.route.remote_addrs)
             && match (listed(self.identity), listed(next.identity)) {
                 (None, _) => true,
                 (Some(_), None) => false,
@@ -169,14 +169,14 @@ fn listed(block: Option<&ClientIdentity>) -> Option<&ClientIdentity> {
     block.filter(|block| block.has_allow_list())
 }
 
-fn routes(snapshot: &Snapshot) -> impl Iterator<Item = Served<'_>> {
+fn routes(snapshot: &Snapshot) -> impl Iterator<Item = ServedRoute<'_>> {
     // A blocked global rule answers every request: nothing is served then.
-    let any = snapshot.forbidding().is_none();
+    let any = snapshot.blocking_global_rule().is_none();
     let served = move |route: &Route| {
-        let leads = || leads(snapshot, route.upstream.as_ref(), route.service.as_ref());
+        let leads = || has_usable_upstream(snapshot, route.upstream.as_ref(), route.service.as_ref());
         any && route.enabled && !snapshot.is_blocked(route) && leads()
     };
-    snapshot.routes().filter(move |route| served(route)).map(|route| Served {
+    snapshot.routes().filter(move |route| served(route)).map(|route| ServedRoute {
         route,
         hosts: snapshot.hosts(route),
         identity: snapshot.client_identity(route),
@@ -184,26 +184,26 @@ fn routes(snapshot: &Snapshot) -> impl Iterator<Item = Served<'_>> {
 }
 
 /// Whether there is an upstream that is not blocked, with a node that is asked.
-fn leads(snapshot: &Snapshot, own: Option<&UpstreamRef>, service: Option<&Id>) -> bool {
+fn has_usable_upstream(snapshot: &Snapshot, own: Option<&UpstreamRef>, service: Option<&Id>) -> bool {
     let of_service = || snapshot.service(service?)?.upstream.as_ref();
     match own.or_else(of_service) {
-        Some(UpstreamRef::Inline(upstream)) => answers(upstream),
-        Some(UpstreamRef::Id(id)) => snapshot.upstream(id).is_some_and(|upstream| answers(upstream)),
+        Some(UpstreamRef::Inline(upstream)) => has_usable_node(upstream),
+        Some(UpstreamRef::Id(id)) => snapshot.upstream(id).is_some_and(|upstream| has_usable_node(upstream)),
         None => false,
     }
 }
 
 /// The only node is asked whatever its weight (contract 8).
-fn answers(upstream: &Upstream) -> bool {
+fn has_usable_node(upstream: &Upstream) -> bool {
     let asked = || upstream.nodes.len() == 1 || upstream.nodes.iter().any(|node| node.weight > 0);
     upstream.blocked.is_none() && asked()
 }
 
 fn stream_routes(snapshot: &Snapshot) -> impl Iterator<Item = &StreamRoute> {
-    snapshot.of(Kind::StreamRoute).values().filter_map(|held| match &held.resource {
+    snapshot.resources_of(Kind::StreamRoute).values().filter_map(|held| match &held.resource {
         Resource::StreamRoute(route)
             if route.blocked.is_none()
-                && leads(snapshot, route.upstream.as_ref(), route.service.as_ref()) =>
+                && has_usable_upstream(snapshot, route.upstream.as_ref(), route.service.as_ref()) =>
         {
             Some(&**route)
         }
@@ -211,9 +211,9 @@ fn stream_routes(snapshot: &Snapshot) -> impl Iterator<Item = &StreamRoute> {
     })
 }
 
-type Entrance<'a> = (Option<&'a SniPattern>, Option<IpNet>, Option<IpNet>, Option<u16>);
+type StreamRouteKey<'a> = (Option<&'a SniPattern>, Option<IpNet>, Option<IpNet>, Option<u16>);
 
-fn entrance(route: &StreamRoute) -> Entrance<'_> {
+fn stream_route_key(route: &StreamRoute) -> StreamRouteKey<'_> {
     (route.sni.as_ref(), route.remote_addr, route.server_addr, route.server_port)
 }
 
@@ -227,16 +227,16 @@ mod tests {
     use crate::samples::{AUTHORITY, id};
 
     fn loss(gone: usize, total: usize) -> Loss {
-        Loss { gone, total }
+        Loss { lost: gone, total }
     }
 
     fn resource(kind: Kind, name: &str, document: &serde_json::Value) -> Versioned {
-        let resource = crate::check(kind, &id(name), document, &pki::Keyring::none()).unwrap();
-        Versioned { revision: 1, resource }
+        let resource = crate::compile(kind, &id(name), document, &pki::Keyring::empty()).unwrap();
+        Versioned { version: 1, resource }
     }
 
     fn site(name: &str, sni: &str, status: u8) -> Versioned {
-        let pair = AUTHORITY.issue(&pki::mint::LeafSpec::server(sni)).unwrap();
+        let pair = AUTHORITY.issue(&pki::ca::LeafSpec::server(sni)).unwrap();
         let document = json!({
             "cert": pair.certificate_pem, "key": &*pair.key_pem, "snis": [sni], "status": status,
         });
@@ -261,7 +261,7 @@ mod tests {
     fn more_than_half_is_most() {
         for (gone, total, most) in [(0, 0, false), (1, 1, true), (1, 2, false), (2, 3, true), (5, 10, false)]
         {
-            assert_eq!(loss(gone, total).is_most(), most, "{gone} of {total}");
+            assert_eq!(loss(gone, total).is_majority(), most, "{gone} of {total}");
         }
     }
 
@@ -288,7 +288,7 @@ mod tests {
         ]);
         let losses = now.losses(&others);
         assert_eq!((losses.sites, losses.routes), (loss(2, 2), loss(1, 2)));
-        assert!(losses.are_most() && losses.to_string() == "2 of 2 sites, 1 of 2 routes", "{losses}");
+        assert!(losses.any_majority() && losses.to_string() == "2 of 2 sites, 1 of 2 routes", "{losses}");
     }
 
     #[test]
@@ -308,7 +308,7 @@ mod tests {
 
     #[test]
     fn a_site_that_no_longer_verifies_clients_is_gone() {
-        let pair = AUTHORITY.issue(&pki::mint::LeafSpec::server("a.test")).unwrap();
+        let pair = AUTHORITY.issue(&pki::ca::LeafSpec::server("a.test")).unwrap();
         let open = json!({"cert": pair.certificate_pem, "key": &*pair.key_pem, "snis": ["a.test"]});
         let mut verifying = open.clone();
         verifying["client"] = json!({"ca": AUTHORITY.certificate_pem()});
@@ -320,8 +320,8 @@ mod tests {
 
     /// A site whose clients are verified with these authorities, and with these members beside
     /// them.
-    fn verifying(authorities: &[&pki::mint::Authority], members: &serde_json::Value) -> Snapshot {
-        let pair = AUTHORITY.issue(&pki::mint::LeafSpec::server("a.test")).unwrap();
+    fn verifying(authorities: &[&pki::ca::Authority], members: &serde_json::Value) -> Snapshot {
+        let pair = AUTHORITY.issue(&pki::ca::LeafSpec::server("a.test")).unwrap();
         let bundle: String = authorities.iter().map(|authority| authority.certificate_pem()).collect();
         let mut client = members.clone();
         client["ca"] = json!(bundle);
@@ -333,14 +333,14 @@ mod tests {
 
     #[test]
     fn a_site_that_verifies_others_or_less_is_gone() {
-        use pki::mint::{Authority, AuthoritySpec};
+        use pki::ca::{Authority, AuthoritySpec};
         let other = Authority::root(&AuthoritySpec::new("another authority")).unwrap();
         let none = json!({});
         let now = verifying(&[&AUTHORITY], &none);
-        let gone = |next: &Snapshot| now.losses(next).sites.gone;
+        let gone = |next: &Snapshot| now.losses(next).sites.lost;
         assert_eq!(gone(&verifying(&[&other], &none)), 1, "its clients are refused, another's are let in");
         assert_eq!(gone(&verifying(&[&AUTHORITY, &other], &none)), 0, "a rotation");
-        assert_eq!(verifying(&[&AUTHORITY, &other], &none).losses(&now).sites.gone, 0, "and its end");
+        assert_eq!(verifying(&[&AUTHORITY, &other], &none).losses(&now).sites.lost, 0, "and its end");
         assert_eq!(gone(&verifying(&[&AUTHORITY], &json!({"depth": 5}))), 1);
         assert_eq!(gone(&verifying(&[&AUTHORITY], &json!({"skip_mtls_uri_regex": ["/.*"]}))), 1);
         let deep = verifying(&[&AUTHORITY], &json!({"depth": 5}));
@@ -363,21 +363,21 @@ mod tests {
             nodes(json!({"10.0.0.1:80": 0, "10.0.0.2:80": 0})),
         ] {
             let next = with(std::slice::from_ref(&narrowed));
-            assert_eq!(now.losses(&next).routes.gone, 1, "{narrowed:?}");
+            assert_eq!(now.losses(&next).routes.lost, 1, "{narrowed:?}");
             assert!(next.losses(&next).is_none(), "{narrowed:?}");
         }
         assert!(now.losses(&with(&[nodes(json!({"10.0.0.9:80": 0}))])).is_none(), "the only node is asked");
         let get = [("methods", json!(["GET"])), ("remote_addrs", json!(["10.1.0.0/16"]))];
         let wider = [("methods", json!(["GET", "POST"])), ("remote_addrs", json!(["10.0.0.0/8"]))];
         assert!(with(&get).losses(&with(&wider)).is_none() && with(&get).losses(&now).is_none());
-        assert_eq!(with(&wider).losses(&with(&get)).routes.gone, 1);
+        assert_eq!(with(&wider).losses(&with(&get)).routes.lost, 1);
     }
 
     #[test]
     fn stream_routes_count_alone() {
         let now = snapshot(vec![stream_route("1", 1), stream_route("2", 2)]);
-        assert!(now.losses(&snapshot(vec![])).are_most());
-        assert!(!now.losses(&snapshot(vec![stream_route("9", 2)])).are_most());
+        assert!(now.losses(&snapshot(vec![])).any_majority());
+        assert!(!now.losses(&snapshot(vec![stream_route("9", 2)])).any_majority());
     }
 
     proptest! {

@@ -1,7 +1,8 @@
 //! Networks as settings and documents write them: an address, or a CIDR block (RFC 4632, RFC 4291).
 //!
-//! Invariant: an IPv4 network is one however it is written. Addresses are compared in their canonical form, in which
-//! `::ffff:192.0.2.1` is `192.0.2.1`, so a network that stayed in the mapped form would match no address.
+//! Invariant: an IPv4 network is one however it is written. Addresses are compared in their
+//! canonical form, in which `::ffff:192.0.2.1` is `192.0.2.1`, so a network that stayed in the
+//! mapped form would match no address.
 
 use std::net::IpAddr;
 
@@ -15,12 +16,12 @@ const MAPPED_BITS: u8 = 96;
 pub enum NetworkError {
     /// Neither an address nor a block.
     #[error("not an IP address or network")]
-    Form,
+    Syntax,
     /// A part of it would be IPv4, and the rest addresses that no client has.
     #[error(
         "an IPv4 network in its IPv6 form, which needs a prefix of 96 bits or more; write it like 192.0.2.0/24"
     )]
-    Mapped,
+    MappedPrefix,
 }
 
 /// Reads an address or a block. Host bits are cleared.
@@ -29,11 +30,11 @@ pub enum NetworkError {
 /// [`NetworkError`].
 pub fn parse(text: &str) -> Result<IpNet, NetworkError> {
     let network = text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
-    let network = network.map_err(|_| NetworkError::Form)?;
+    let network = network.map_err(|_| NetworkError::Syntax)?;
     let IpNet::V6(v6) = network else { return Ok(network.trunc()) };
     let Some(v4) = v6.addr().to_ipv4_mapped() else { return Ok(network.trunc()) };
-    let prefix = v6.prefix_len().checked_sub(MAPPED_BITS).ok_or(NetworkError::Mapped)?;
-    Ipv4Net::new(v4, prefix).map(|network| IpNet::V4(network.trunc())).map_err(|_| NetworkError::Form)
+    let prefix = v6.prefix_len().checked_sub(MAPPED_BITS).ok_or(NetworkError::MappedPrefix)?;
+    Ipv4Net::new(v4, prefix).map(|network| IpNet::V4(network.trunc())).map_err(|_| NetworkError::Syntax)
 }
 
 #[cfg(test)]
@@ -61,12 +62,12 @@ mod tests {
             assert_eq!(parse(text), Ok(network.parse().unwrap()), "{text}");
         }
         for text in ["::ffff:127.0.0.0/95", "::ffff:127.0.0.0/80", "::ffff:0:0/0"] {
-            assert_eq!(parse(text), Err(NetworkError::Mapped), "{text}");
+            assert_eq!(parse(text), Err(NetworkError::MappedPrefix), "{text}");
         }
         for text in
             ["", "x", "10.0.0.0/33", "::/129", "10.0.0/8", "10.0.0.1/", "[::1]", "::ffff:10.0.0.1/129"]
         {
-            assert_eq!(parse(text), Err(NetworkError::Form), "{text}");
+            assert_eq!(parse(text), Err(NetworkError::Syntax), "{text}");
         }
     }
 

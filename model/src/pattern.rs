@@ -1,19 +1,19 @@
-//! Configured names: exact, with a wildcard in front, or `*` for all. One type for an ssl's `sni`/`snis` and
-//! for the hosts of routes and services; how many labels a wildcard covers is up to who asks (one for an
-//! ssl, any number for a route: contract 4.2 and 7.1).
+//! Configured names: exact, with a wildcard in front, or `*` for all. One type for an ssl's
+//! `sni`/`snis` and for the hosts of routes and services; how many labels a wildcard covers is up
+//! to who asks (one for an ssl, any number for a route: contract 4.2 and 7.1).
 
 use std::fmt;
 
-use crate::name::Name;
+use crate::host_name::HostName;
 use crate::problem::Problem;
 
 /// A name as configured.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum NamePattern {
     /// This name.
-    Exact(Name),
+    Exact(HostName),
     /// What ends in this: `.test.com` of `*.test.com`, or `test.com` of `*test.com`.
-    Suffix(Name),
+    Suffix(HostName),
     /// Every name: `*`.
     Any,
 }
@@ -27,8 +27,8 @@ impl NamePattern {
     /// Reads a configured name: lower-cased, one trailing dot removed.
     ///
     /// # Errors
-    /// A text that no name could ever match (empty labels, a `*` elsewhere than in front, too long), with an
-    /// empty `field`.
+    /// A text that no name could ever match (empty labels, a `*` elsewhere than in front, too
+    /// long), with an empty `field`.
     pub fn parse(text: &str) -> Result<NamePattern, Problem> {
         if text == "*" {
             return Ok(NamePattern::Any);
@@ -38,22 +38,22 @@ impl NamePattern {
                 .with_hint(hint)
         };
         let Some(suffix) = text.strip_prefix('*') else {
-            return Name::from_sni(text).map(NamePattern::Exact).ok_or_else(|| {
+            return HostName::from_sni(text).map(NamePattern::Exact).ok_or_else(|| {
                 refuse("expected a name like www.example.com, a wildcard like *.example.com, or *")
             });
         };
         // What follows the wildcard must be a name once its own leading dot is gone.
         let trimmed = suffix.strip_suffix('.').unwrap_or(suffix);
-        match Name::from_sni(trimmed.strip_prefix('.').unwrap_or(trimmed)) {
+        match HostName::from_sni(trimmed.strip_prefix('.').unwrap_or(trimmed)) {
             Some(_) if !trimmed.ends_with('.') => {
-                Ok(NamePattern::Suffix(Name::from_bytes(trimmed.as_bytes())))
+                Ok(NamePattern::Suffix(HostName::from_bytes(trimmed.as_bytes())))
             }
             _ => Err(refuse("after the * comes the rest of a name, like *.example.com")),
         }
     }
 
     /// Whether the name fits, at any depth of labels.
-    pub fn matches(&self, name: &Name) -> bool {
+    pub fn matches(&self, name: &HostName) -> bool {
         match self {
             NamePattern::Exact(own) => own == name,
             NamePattern::Suffix(suffix) => name.as_bytes().ends_with(suffix.as_bytes()),
@@ -108,7 +108,7 @@ mod tests {
     #[test]
     fn wildcards_need_their_dot() {
         let fits = |pattern: &str, name: &str| {
-            NamePattern::parse(pattern).unwrap().matches(&Name::from_sni(name).unwrap())
+            NamePattern::parse(pattern).unwrap().matches(&HostName::from_sni(name).unwrap())
         };
         assert!(fits("*.test.com", "a.test.com"));
         assert!(!fits("*.test.com", "test.com"));

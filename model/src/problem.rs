@@ -1,7 +1,8 @@
 //! What is wrong with a document or a resource: where, what, and what to do about it.
 //!
-//! One type for the Admin API's 400, for a data plane's NACK and for logs. A problem never quotes a private
-//! key, nor anything else of a field that may hold one; what it quotes of other fields is redacted where it is shown.
+//! One type for the Admin API's 400, for a data plane's NACK and for logs. A problem never quotes a
+//! private key, nor anything else of a field that may hold one; what it quotes of other fields is
+//! redacted where it is shown.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -13,38 +14,43 @@ use crate::redact::redact;
 pub struct Problem {
     /// The field, as a path (`client.ca`, `snis[1]`); empty when it is about the whole resource.
     pub field: String,
-    /// What is wrong. Where APISIX has a text for it, exactly that text (with `invalid configuration: `).
+    /// What is wrong. Where APISIX has a text for it, exactly that text (with `invalid
+    /// configuration: `).
     pub message: String,
     /// What to do, or what was probably meant.
     pub hint: Option<String>,
     /// Whether the document is none, or asks for more than there is.
-    pub fault: Fault,
+    pub kind: ProblemKind,
 }
 
-/// What sort of problem it is. To the Admin API all are alike: the document is refused, nothing is changed. A document that another
-/// program stored has taken the place of the one before, and then it matters.
+/// What sort of problem it is. To the Admin API all are alike: the document is refused, nothing is
+/// changed. A document that another program stored has taken the place of the one before, and then
+/// it matters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Fault {
-    /// The document is not valid: it cannot be told what it asks for, so what it was before goes on (contract 9.3).
+pub enum ProblemKind {
+    /// The document is not valid: it cannot be told what it asks for, so what it was before goes on
+    /// (contract 9.3).
     #[default]
     Invalid,
-    /// The document asks for something that this gateway does not have: what it was before is not what is wanted any more.
+    /// The document asks for something that this gateway does not have: what it was before is not
+    /// what is wanted any more.
     Unsupported,
-    /// A connection shall be secured with something that cannot be used, which an APISIX finds out with each connection (contract 4.3) or
-    /// request (contract 6.1: 503): what it was before, perhaps secured with nothing, is not what is wanted any more.
+    /// A connection shall be secured with something that cannot be used, which an APISIX finds out
+    /// with each connection (contract 4.3) or request (contract 6.1: 503): what it was before,
+    /// perhaps secured with nothing, is not what is wanted any more.
     Unusable,
 }
 
 impl Problem {
     /// A problem of that field.
     pub fn new(field: impl Into<String>, message: impl Into<String>) -> Problem {
-        Problem { field: field.into(), message: message.into(), hint: None, fault: Fault::default() }
+        Problem { field: field.into(), message: message.into(), hint: None, kind: ProblemKind::default() }
     }
 
     /// The same problem, of that sort.
     #[must_use]
-    pub fn of(self, fault: Fault) -> Problem {
-        Problem { fault, ..self }
+    pub fn with_kind(self, fault: ProblemKind) -> Problem {
+        Problem { kind: fault, ..self }
     }
 
     /// The same problem with advice.
@@ -55,12 +61,12 @@ impl Problem {
     }
 
     /// Field, message and hint as they may be shown.
-    pub fn shown(&self) -> (Cow<'_, str>, Cow<'_, str>, Option<Cow<'_, str>>) {
+    pub fn redacted(&self) -> (Cow<'_, str>, Cow<'_, str>, Option<Cow<'_, str>>) {
         (redact(&self.field), redact(&self.message), self.hint.as_deref().map(redact))
     }
 
-    /// The same problem seen from the resource that contains the field's owner: `upstream` + `tls` is
-    /// `upstream.tls`.
+    /// The same problem seen from the resource that contains the field's owner: `upstream` + `tls`
+    /// is `upstream.tls`.
     #[must_use]
     pub fn within(mut self, outer: &str) -> Problem {
         self.field = match (outer, self.field.as_str()) {
@@ -73,10 +79,11 @@ impl Problem {
     }
 }
 
-/// The message, then the hint in brackets. The field is not repeated: texts of ours name it already.
+/// The message, then the hint in brackets. The field is not repeated: texts of ours name it
+/// already.
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (_, message, hint) = self.shown();
+        let (_, message, hint) = self.redacted();
         f.write_str(&message)?;
         match hint {
             Some(hint) => write!(f, " ({hint})"),
@@ -102,7 +109,7 @@ mod tests {
     fn what_may_be_a_key_is_not_shown() {
         let key = "-----BEGIN PRIVATE KEY-----\nMC4CAQAw\n-----END PRIVATE KEY-----";
         let problem = Problem::new(key, format!("found \"{key}\"")).with_hint(format!("did you mean {key}?"));
-        let (field, message, hint) = problem.shown();
+        let (field, message, hint) = problem.redacted();
         for text in [&field, &message, &hint.unwrap(), problem.to_string().as_str()] {
             assert!(!text.contains("MC4C"), "{text}");
         }

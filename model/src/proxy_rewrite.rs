@@ -1,7 +1,8 @@
 //! The plugin `proxy-rewrite`: how a request's uri, method, host and headers look to the upstream.
 //!
-//! Compiled when a document is checked and again when it arrives at a data plane, which applies it after matching and authorising the
-//! request as the client made it. Invariant: what would break the request's framing, or silently do nothing, is refused here.
+//! Compiled when a document is checked and again when it arrives at a data plane, which applies it
+//! after matching and authorising the request as the client made it. Invariant: what would break
+//! the request's framing, or silently do nothing, is refused here.
 
 use std::fmt;
 
@@ -9,21 +10,22 @@ use http::Method;
 use regex::{Regex, RegexBuilder};
 use serde_json::{Map, Value};
 
-use crate::document::{Block, judge_block};
-use crate::name::Name;
+use crate::document::{SchemaBlock, validate_block};
+use crate::host_name::HostName;
 use crate::problem::Problem;
-use crate::target;
-use crate::template::{Allowed, Template};
+use crate::request_target;
+use crate::template::{AllowedRefs, Template};
 use crate::variable::Variable;
 
 /// Largest compiled form of one pattern, in bytes.
 const PATTERN_BYTES_MAX: usize = 1 << 20;
 
 /// The field of the raw path.
-const REAL_URI: &str = "use_real_request_uri_unsafe";
+const RAW_PATH_FIELD: &str = "use_real_request_uri_unsafe";
 
-/// Headers that frame or route the message: setting or removing one would make two parties read different requests.
-const FRAMING: [&str; 11] = [
+/// Headers that frame or route the message: setting or removing one would make two parties read
+/// different requests.
+const FRAMING_HEADERS: [&str; 11] = [
     "connection",
     "content-length",
     "host",
@@ -42,7 +44,7 @@ const FRAMING: [&str; 11] = [
 pub struct ProxyRewrite {
     source: Value,
     uri: Option<UriRewrite>,
-    real_uri: bool,
+    raw_path: bool,
     method: Option<Method>,
     host: Option<Box<str>>,
     add: Vec<HeaderRewrite>,
@@ -55,7 +57,8 @@ pub struct ProxyRewrite {
 pub enum UriRewrite {
     /// `uri`.
     Template(UriTemplate),
-    /// `regex_uri`: the first pattern that fits the normalised path, and what takes the place of what it fits.
+    /// `regex_uri`: the first pattern that fits the normalised path, and what takes the place of
+    /// what it fits.
     Patterns(Vec<(Regex, UriTemplate)>),
 }
 
@@ -79,7 +82,7 @@ pub struct HeaderRewrite {
 
 impl HeaderRewrite {
     /// Whether it tells who the client is.
-    pub fn is_identity(&self) -> bool {
+    pub fn uses_identity(&self) -> bool {
         self.values.iter().flat_map(Template::variables).any(Variable::is_identity)
     }
 }
@@ -90,7 +93,7 @@ impl ProxyRewrite {
     /// # Errors
     /// `failed to check the configuration of plugin proxy-rewrite err: ...`, with the field.
     pub fn compile(source: &Value) -> Result<ProxyRewrite, Problem> {
-        judge_block(Block::ProxyRewrite, source).and_then(|()| compile(source)).map_err(|problem| {
+        validate_block(SchemaBlock::ProxyRewrite, source).and_then(|()| compile(source)).map_err(|problem| {
             let problem = problem.within("proxy-rewrite").within("plugins");
             let message =
                 format!("failed to check the configuration of plugin proxy-rewrite err: {}", problem.message);
@@ -99,7 +102,7 @@ impl ProxyRewrite {
     }
 
     fn is_empty(&self) -> bool {
-        let ProxyRewrite { source: _, uri, real_uri, method, host, add, set, remove } = self;
+        let ProxyRewrite { source: _, uri, raw_path: real_uri, method, host, add, set, remove } = self;
         let lists = add.is_empty() && set.is_empty() && remove.is_empty();
         lists && !real_uri && uri.is_none() && method.is_none() && host.is_none()
     }
@@ -114,9 +117,10 @@ impl ProxyRewrite {
         self.uri.as_ref()
     }
 
-    /// `use_real_request_uri_unsafe`: the path is forwarded as the client wrote it, where [`crate::raw_path`] allows it.
-    pub fn real_uri(&self) -> bool {
-        self.real_uri
+    /// `use_real_request_uri_unsafe`: the path is forwarded as the client wrote it, where
+    /// [`crate::raw_path`] allows it.
+    pub fn uses_raw_path(&self) -> bool {
+        self.raw_path
     }
 
     /// The new method.
@@ -124,7 +128,8 @@ impl ProxyRewrite {
         self.method.as_ref()
     }
 
-    /// What takes the place of the client's authority; the upstream's `pass_host` still decides whether it gets that.
+    /// What takes the place of the client's authority; the upstream's `pass_host` still decides
+    /// whether it gets that.
     pub fn host(&self) -> Option<&str> {
         self.host.as_deref()
     }
@@ -154,7 +159,7 @@ fn compile(source: &Value) -> Result<ProxyRewrite, Problem> {
         }
         _ => None,
     };
-    let allowed = Allowed { variables: true, captures };
+    let allowed = AllowedRefs { variables: true, captures };
     let nothing = Map::new();
     let headers = source.get("headers").and_then(Value::as_object).unwrap_or(&nothing);
     let part = |name: &str| headers.get(name).and_then(Value::as_object);
@@ -173,7 +178,7 @@ fn compile(source: &Value) -> Result<ProxyRewrite, Problem> {
     });
     let made = ProxyRewrite {
         source: source.clone(),
-        real_uri: real_uri(source, uri.as_ref())?,
+        raw_path: real_uri(source, uri.as_ref())?,
         uri,
         method: method(source)?,
         host: host(source)?,
@@ -182,7 +187,7 @@ fn compile(source: &Value) -> Result<ProxyRewrite, Problem> {
         remove: remove.collect::<Result<_, _>>()?,
     };
     // That the path is not to be the raw one says something, too.
-    if made.is_empty() && source.get(REAL_URI).is_none() {
+    if made.is_empty() && source.get(RAW_PATH_FIELD).is_none() {
         let hint = "expected uri, regex_uri, method, host or headers";
         return Err(Problem::new("", "it rewrites nothing").with_hint(hint));
     }
@@ -190,9 +195,9 @@ fn compile(source: &Value) -> Result<ProxyRewrite, Problem> {
 }
 
 fn real_uri(source: &Value, uri: Option<&UriRewrite>) -> Result<bool, Problem> {
-    let real = source.get(REAL_URI).and_then(Value::as_bool).unwrap_or_default();
+    let real = source.get(RAW_PATH_FIELD).and_then(Value::as_bool).unwrap_or_default();
     match uri {
-        Some(_) if real => Err(Problem::new(REAL_URI, "it cannot be true beside a new uri")
+        Some(_) if real => Err(Problem::new(RAW_PATH_FIELD, "it cannot be true beside a new uri")
             .with_hint("patterns and variables read the normalised path: leave out one of the two")),
         _ => Ok(real),
     }
@@ -210,7 +215,7 @@ fn method(source: &Value) -> Result<Option<Method>, Problem> {
 fn host(source: &Value) -> Result<Option<Box<str>>, Problem> {
     let Some(text) = source.get("host").and_then(Value::as_str) else { return Ok(None) };
     let port = text.rsplit_once(':').is_none_or(|(_, port)| port.parse::<u16>().is_ok());
-    match Name::from_host(text).filter(|_| port) {
+    match HostName::from_host(text).filter(|_| port) {
         Some(_) => Ok(Some(text.into())),
         None => Err(Problem::new("host", format!("{text:?} is not the host of a request"))
             .with_hint("expected a name or an IPv4 address, with or without a port")),
@@ -219,7 +224,7 @@ fn host(source: &Value) -> Result<Option<Box<str>>, Problem> {
 
 fn uri(source: &Value) -> Result<Option<UriRewrite>, Problem> {
     if let Some(text) = source.get("uri").and_then(Value::as_str) {
-        let allowed = Allowed { variables: true, captures: None };
+        let allowed = AllowedRefs { variables: true, captures: None };
         let made = uri_template(text, allowed).map_err(|problem| problem.within("uri"))?;
         return Ok(Some(UriRewrite::Template(made)));
     }
@@ -240,24 +245,25 @@ fn uri(source: &Value) -> Result<Option<UriRewrite>, Problem> {
                 .with_hint("patterns run in linear time: look-around and back-references are not supported")
         })?;
         let groups = compiled.captures_len().saturating_sub(1);
-        let made = uri_template(replacement, Allowed { variables: false, captures: Some(groups) });
+        let made = uri_template(replacement, AllowedRefs { variables: false, captures: Some(groups) });
         Ok((compiled, made.map_err(|problem| problem.within(&place(2)))?))
     });
     compiled.collect::<Result<_, _>>().map(UriRewrite::Patterns).map(Some)
 }
 
-fn uri_template(text: &str, allowed: Allowed) -> Result<UriTemplate, Problem> {
-    let (path, query) = Template::parse(text, allowed).and_then(without_lines)?.split_at_literal('?');
-    let fixed = |template: &Template| template.literals().map(target::encode_literal).collect::<String>();
+fn uri_template(text: &str, allowed: AllowedRefs) -> Result<UriTemplate, Problem> {
+    let (path, query) = Template::parse(text, allowed).and_then(forbid_multiline)?.split_at_literal('?');
+    let fixed =
+        |template: &Template| template.literals().map(request_target::encode_literal).collect::<String>();
     let bad = text.bytes().any(|byte| byte.is_ascii_control() || byte == b'#');
-    if bad || path.is_constant() && target::check(&fixed(&path)).is_err() {
+    if bad || path.is_constant() && request_target::check_generated(&fixed(&path)).is_err() {
         return Err(Problem::new("", format!("{text:?} is not the path of a request"))
             .with_hint("no control characters, no #, no dot segments"));
     }
     Ok(UriTemplate { path, query })
 }
 
-fn values(headers: &Map<String, Value>, allowed: Allowed) -> Result<Vec<HeaderRewrite>, Problem> {
+fn values(headers: &Map<String, Value>, allowed: AllowedRefs) -> Result<Vec<HeaderRewrite>, Problem> {
     let read = |(name, value): (&String, &Value)| {
         let lower = header_name(name)?;
         let values = match value {
@@ -269,12 +275,12 @@ fn values(headers: &Map<String, Value>, allowed: Allowed) -> Result<Vec<HeaderRe
     headers.iter().map(read).collect()
 }
 
-fn header_value(value: &Value, allowed: Allowed) -> Result<Template, Problem> {
+fn header_value(value: &Value, allowed: AllowedRefs) -> Result<Template, Problem> {
     let text = match value {
         Value::String(text) => text.clone(),
         other => other.to_string(),
     };
-    let template = Template::parse(&text, allowed).and_then(without_lines)?;
+    let template = Template::parse(&text, allowed).and_then(forbid_multiline)?;
     if template.literals().all(|text| text.bytes().all(|byte| (0x20..0x7f).contains(&byte))) {
         return Ok(template);
     }
@@ -290,15 +296,15 @@ fn header_name(name: &str) -> Result<Box<str>, Problem> {
     // `_` for `-`: some upstreams do not tell them apart.
     // CGI and its heirs take every spelling for the same field.
     let folded = lower.replace(|letter: char| !letter.is_ascii_alphanumeric(), "-");
-    if FRAMING.contains(&folded.as_str()) {
+    if FRAMING_HEADERS.contains(&folded.as_str()) {
         return Err(Problem::new(name, format!("the header {name} frames or routes the request"))
             .with_hint("it is the gateway's own; for Host see the upstream's pass_host"));
     }
     Ok(lower.into())
 }
 
-fn without_lines(template: Template) -> Result<Template, Problem> {
-    if template.variables().any(Variable::has_lines) {
+fn forbid_multiline(template: Template) -> Result<Template, Problem> {
+    if template.variables().any(Variable::is_multiline) {
         return Err(Problem::new("", "a certificate as PEM has line breaks, which break a request")
             .with_hint("use $ssl_client_escaped_cert"));
     }
@@ -333,7 +339,7 @@ mod tests {
             json!({"headers": {"add": {"A": "1"}, "set": {"B": "$ssl_client_s_dn"}, "remove": ["C"]}});
         let parted = ProxyRewrite::compile(&parted).unwrap();
         assert_eq!((parted.add().len(), parted.set().len(), parted.remove()), (1, 1, &["c".into()][..]));
-        assert!(parted.set()[0].is_identity() && !parted.add()[0].is_identity());
+        assert!(parted.set()[0].uses_identity() && !parted.add()[0].uses_identity());
     }
 
     #[test]
@@ -344,10 +350,12 @@ mod tests {
         });
         let made = ProxyRewrite::compile(&source).unwrap();
         assert_eq!((made.method().unwrap().as_str(), made.host()), ("MKCOL", Some("b.example:8080")));
-        assert!(!made.real_uri() && made.uri().is_none());
+        assert!(!made.uses_raw_path() && made.uri().is_none());
         assert_eq!((made.add()[0].values.len(), made.set()[0].values.len()), (2, 2));
-        assert!(!made.add()[0].is_identity() && made.set()[0].is_identity());
-        assert!(ProxyRewrite::compile(&json!({"use_real_request_uri_unsafe": true})).unwrap().real_uri());
+        assert!(!made.add()[0].uses_identity() && made.set()[0].uses_identity());
+        assert!(
+            ProxyRewrite::compile(&json!({"use_real_request_uri_unsafe": true})).unwrap().uses_raw_path()
+        );
         ProxyRewrite::compile(&json!({"use_real_request_uri_unsafe": false})).unwrap();
     }
 

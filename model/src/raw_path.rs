@@ -1,8 +1,11 @@
-//! Where a path may be forwarded as the client wrote it (`proxy-rewrite.use_real_request_uri_unsafe`), and not as it was judged.
+//! Where a path may be forwarded as the client wrote it
+//! (`proxy-rewrite.use_real_request_uri_unsafe`), and not as it was judged.
 //!
-//! An upstream may read a raw path in its own way, so no rule that judges paths may stand between the client and anything
-//! that the upstream has. One list answers everywhere: [`conflicts`]. The control plane refuses and lists raw routes by it, the data
-//! plane ([`judge`]) refuses each request whose raw path is another one than the judged path while the list is not empty. Decision 29.
+//! An upstream may read a raw path in its own way, so no rule that judges paths may stand between
+//! the client and anything that the upstream has. One list answers everywhere: [`conflicts`]. The
+//! control plane refuses and lists raw routes by it, the data plane ([`judge`]) refuses each
+//! request whose raw path is another one than the judged path while the list is not empty. Decision
+//! 29.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -11,14 +14,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use pki::ClientAuth;
 
-use crate::admission::Client;
+use crate::admission::ClientVerification;
 use crate::client_identity::ClientIdentity;
-use crate::destination::{Destination, upstream_of};
+use crate::destination::{Destination, resolve_upstream};
 use crate::id::{Id, Kind};
-use crate::outcome::Reason;
 use crate::pattern::NamePattern;
 use crate::problem::Problem;
 use crate::proxy_rewrite::ProxyRewrite;
+use crate::reason::Reason;
 use crate::resource::{Node, Resource, Route, Upstream};
 use crate::snapshot::Snapshot;
 use crate::uri::UriPattern;
@@ -28,8 +31,9 @@ use crate::uri::UriPattern;
 pub enum Conflict {
     /// `client.skip_mtls_uri_regex` of the site; its ssl where it is known.
     SkipRules(Option<Id>),
-    /// Another route, and the member by which it treats some request in another way than the raw route does.
-    Sibling(Id, &'static str),
+    /// Another route, and the member by which it treats some request in another way than the raw
+    /// route does.
+    OtherRoute(Id, &'static str),
     /// The raw route's own `vars`, which ask about the path.
     OwnVars,
 }
@@ -39,7 +43,7 @@ impl fmt::Display for Conflict {
         match self {
             Conflict::SkipRules(None) => f.write_str("the skip rules of the site"),
             Conflict::SkipRules(Some(id)) => write!(f, "the skip rules of ssl {id}"),
-            Conflict::Sibling(id, member) => write!(f, "the {member} of route {id}"),
+            Conflict::OtherRoute(id, member) => write!(f, "the {member} of route {id}"),
             Conflict::OwnVars => f.write_str("the route's own vars, which ask about the path"),
         }
     }
@@ -47,12 +51,12 @@ impl fmt::Display for Conflict {
 
 impl std::error::Error for Conflict {}
 
-/// The first conflict of each raw route that was asked about. Worked out once in the life of a snapshot, since every route is looked
-/// at and clients choose how often they ask.
+/// The first conflict of each raw route that was asked about. Worked out once in the life of a
+/// snapshot, since every route is looked at and clients choose how often they ask.
 #[derive(Clone, Default)]
-pub(crate) struct Verdicts(Arc<Mutex<HashMap<Id, Option<Conflict>>>>);
+pub(crate) struct ConflictCache(Arc<Mutex<HashMap<Id, Option<Conflict>>>>);
 
-impl Verdicts {
+impl ConflictCache {
     fn of(&self, snapshot: &Snapshot, route: &Route) -> Option<Conflict> {
         let known = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(verdict) = known().get(&route.id) {
@@ -64,33 +68,35 @@ impl Verdicts {
     }
 }
 
-/// Whether this request may be forwarded with a path that is not the judged one. `policy` is the one of the connection's
-/// own site, whose skip rules may have let the client in although the host has no site.
+/// Whether this request may be forwarded with a path that is not the judged one. `policy` is the
+/// one of the connection's own site, whose skip rules may have let the client in although the host
+/// has no site.
 ///
 /// # Errors
 /// The rule that stands in the way.
-pub fn judge(
+pub fn check_request(
     snapshot: &Snapshot,
     found: &Destination<'_>,
     policy: Option<&ClientAuth>,
-    client: &Client,
+    client: &ClientVerification,
 ) -> Result<(), Conflict> {
-    if client.identity().is_none() && policy.is_some_and(|policy| !policy.insists()) {
+    if client.identity().is_none() && policy.is_some_and(|policy| !policy.requires_client_cert()) {
         return Err(Conflict::SkipRules(None));
     }
-    snapshot.raw_verdicts().of(snapshot, found.route).map_or(Ok(()), Err)
+    snapshot.raw_path_conflicts().of(snapshot, found.route).map_or(Ok(()), Err)
 }
 
 /// Whether a route asks for raw paths, itself or by its service.
 pub fn is_enabled(snapshot: &Snapshot, route: &Route) -> bool {
-    rewrite_of(snapshot, route).is_some_and(ProxyRewrite::real_uri)
+    effective_rewrite(snapshot, route).is_some_and(ProxyRewrite::uses_raw_path)
 }
 
-/// The Admin API's verdict on a route or service that asks for raw paths; the snapshot has it already.
+/// The Admin API's verdict on a route or service that asks for raw paths; the snapshot has it
+/// already.
 ///
 /// # Errors
 /// A rule that could be walked round.
-pub fn check(snapshot: &Snapshot, resource: &Resource) -> Result<(), Problem> {
+pub fn check_resource(snapshot: &Snapshot, resource: &Resource) -> Result<(), Problem> {
     let routes: Vec<&Route> = match resource {
         Resource::Route(route) => vec![route],
         Resource::Service(service) => {
@@ -107,7 +113,7 @@ pub fn check(snapshot: &Snapshot, resource: &Resource) -> Result<(), Problem> {
         asked.then(|| conflicts(snapshot, route)).and_then(|mut found| found.next())
     };
     match routes.iter().find_map(conflict) {
-        Some(conflict) => Err(Problem::new(FIELD, what(&conflict)).with_hint(HINT)),
+        Some(conflict) => Err(Problem::new(FIELD, describe(&conflict)).with_hint(HINT)),
         None => Ok(()),
     }
 }
@@ -118,63 +124,66 @@ pub(crate) const FIELD: &str = "plugins.proxy-rewrite.use_real_request_uri_unsaf
 pub(crate) const HINT: &str = "leave it out, or use a host and nodes that the other has no part in";
 
 /// A conflict in a sentence.
-pub(crate) fn what(conflict: &Conflict) -> String {
+pub(crate) fn describe(conflict: &Conflict) -> String {
     format!("a path that is forwarded as the client wrote it could walk round {conflict}")
 }
 
-/// Everything that could be walked round by the raw paths of this route: skip rules on its hosts, its own `vars` on the path, and
-/// each enabled route of its hosts or to its nodes that would not treat every request as this one does.
+/// Everything that could be walked round by the raw paths of this route: skip rules on its hosts,
+/// its own `vars` on the path, and each enabled route of its hosts or to its nodes that would not
+/// treat every request as this one does.
 pub fn conflicts<'a>(snapshot: &'a Snapshot, route: &'a Route) -> impl Iterator<Item = Conflict> + 'a {
     let hosts = snapshot.hosts(route);
-    let sites = snapshot.of(Kind::Ssl).values().filter_map(|held| match &held.resource {
+    let sites = snapshot.resources_of(Kind::Ssl).values().filter_map(|held| match &held.resource {
         Resource::Ssl(ssl) if ssl.enabled && !ssl.client_side => Some(ssl),
         _ => None,
     });
     let skipping = sites.filter(move |ssl| {
-        overlap(hosts, &ssl.names) && ssl.client.as_deref().is_some_and(|policy| !policy.insists())
+        hosts_overlap(hosts, &ssl.names)
+            && ssl.client.as_deref().is_some_and(|policy| !policy.requires_client_cert())
     });
     let skipping = skipping.map(|ssl| Conflict::SkipRules(Some(ssl.id.clone())));
-    let own = route.vars.ask_path().then_some(Conflict::OwnVars);
+    let own = route.vars.uses_path().then_some(Conflict::OwnVars);
     let siblings = snapshot.routes().filter(|sibling| sibling.enabled && sibling.id != route.id);
     let siblings = siblings.filter_map(move |sibling| {
-        let member = differs(snapshot, route, sibling)?;
-        Some(Conflict::Sibling(sibling.id.clone(), member))
+        let member = conflicting_member(snapshot, route, sibling)?;
+        Some(Conflict::OtherRoute(sibling.id.clone(), member))
     });
     skipping.chain(own).chain(siblings)
 }
 
-/// The member by which a route may treat a request in another way than the raw route would, if it has anything to do with the
-/// raw route's hosts or nodes. Which of them comes first for a path (priority, length) does not matter: another reading of the path
-/// leads to any of them.
-fn differs(snapshot: &Snapshot, raw: &Route, sibling: &Route) -> Option<&'static str> {
-    let of_host = overlap(snapshot.hosts(raw), snapshot.hosts(sibling));
+/// The member by which a route may treat a request in another way than the raw route would, if it
+/// has anything to do with the raw route's hosts or nodes. Which of them comes first for a path
+/// (priority, length) does not matter: another reading of the path leads to any of them.
+fn conflicting_member(snapshot: &Snapshot, raw: &Route, sibling: &Route) -> Option<&'static str> {
+    let of_host = hosts_overlap(snapshot.hosts(raw), snapshot.hosts(sibling));
     let inside = || {
         let within = |uri: &UriPattern| {
             raw.uris.iter().any(|wide| wide != uri && uri.prefix().starts_with(wide.prefix()))
         };
         of_host && sibling.uris.iter().any(within)
     };
-    let guard = refuses_by(snapshot, sibling, raw);
+    let guard = restricting_member(snapshot, sibling, raw);
     if guard.is_none() && !inside() {
         return None;
     }
-    let raw_to = upstream_of(snapshot, raw.upstream.as_ref(), raw.service.as_ref()).ok();
-    let sibling_to = upstream_of(snapshot, sibling.upstream.as_ref(), sibling.service.as_ref()).ok();
+    let raw_to = resolve_upstream(snapshot, raw.upstream.as_ref(), raw.service.as_ref()).ok();
+    let sibling_to = resolve_upstream(snapshot, sibling.upstream.as_ref(), sibling.service.as_ref()).ok();
     if guard.is_some() {
         let shared = || raw_to.zip(sibling_to).is_some_and(|(one, other)| may_share_node(one, other));
         return guard.filter(|_| of_host || shared());
     }
-    let rewrite = rewrite_of(snapshot, sibling);
-    if rewrite.is_some() && rewrite != rewrite_of(snapshot, raw) {
+    let rewrite = effective_rewrite(snapshot, sibling);
+    if rewrite.is_some() && rewrite != effective_rewrite(snapshot, raw) {
         return Some("proxy-rewrite");
     }
-    let same = raw_to.is_none_or(|raw| sibling_to.is_some_and(|sibling| leads_there(sibling, raw)));
+    let same = raw_to.is_none_or(|raw| sibling_to.is_some_and(|sibling| reaches_all_nodes(sibling, raw)));
     (!same).then_some("upstream")
 }
 
-/// The member by which `route` refuses or passes on a request, its path apart, that `other` might take and let through.
-pub(crate) fn refuses_by(snapshot: &Snapshot, route: &Route, other: &Route) -> Option<&'static str> {
-    let upstream = upstream_of(snapshot, route.upstream.as_ref(), route.service.as_ref());
+/// The member by which `route` refuses or passes on a request, its path apart, that `other` might
+/// take and let through.
+pub(crate) fn restricting_member(snapshot: &Snapshot, route: &Route, other: &Route) -> Option<&'static str> {
+    let upstream = resolve_upstream(snapshot, route.upstream.as_ref(), route.service.as_ref());
     if snapshot.is_blocked(route) || upstream.is_err_and(|reason| reason == Reason::BlockedUpstream) {
         Some("block")
     } else if snapshot.client_identity(route).is_some_and(ClientIdentity::has_allow_list) {
@@ -183,7 +192,7 @@ pub(crate) fn refuses_by(snapshot: &Snapshot, route: &Route, other: &Route) -> O
         Some("vars")
     } else if !route.remote_addrs.is_empty() {
         Some("remote_addrs")
-    } else if !route.methods.contain(other.methods) {
+    } else if !route.methods.is_superset(other.methods) {
         Some("methods")
     } else {
         None
@@ -191,19 +200,20 @@ pub(crate) fn refuses_by(snapshot: &Snapshot, route: &Route, other: &Route) -> O
 }
 
 /// Whether some name could fit both; an empty list has every name.
-pub(crate) fn overlap(some: &[NamePattern], others: &[NamePattern]) -> bool {
+pub(crate) fn hosts_overlap(some: &[NamePattern], others: &[NamePattern]) -> bool {
     some.is_empty()
         || others.is_empty()
         || some.iter().any(|one| others.iter().any(|other| one.overlaps(other)))
 }
 
-fn rewrite_of<'a>(snapshot: &'a Snapshot, route: &'a Route) -> Option<&'a ProxyRewrite> {
+fn effective_rewrite<'a>(snapshot: &'a Snapshot, route: &'a Route) -> Option<&'a ProxyRewrite> {
     let service = route.service.as_ref().and_then(|id| snapshot.service(id));
     let of_service = || service.and_then(|service| service.proxy_rewrite.as_deref());
     route.proxy_rewrite.as_deref().or_else(of_service)
 }
 
-/// Whether requests through the one may meet a server of the other, which need not tell hosts apart.
+/// Whether requests through the one may meet a server of the other, which need not tell hosts
+/// apart.
 fn may_share_node(one: &Upstream, other: &Upstream) -> bool {
     let shared = |node: &Node| {
         let port = port_of(one, node);
@@ -216,12 +226,12 @@ fn may_share_node(one: &Upstream, other: &Upstream) -> bool {
 fn may_be_one_server(one: &str, other: &str) -> bool {
     match (address(one), address(other)) {
         // A connection to 0.0.0.0 or :: reaches this machine, as those to 127.0.0.0/8 and ::1 do.
-        (Some(one), Some(other)) => one == other || (is_here(one) && is_here(other)),
+        (Some(one), Some(other)) => one == other || (is_local(one) && is_local(other)),
         _ => true,
     }
 }
 
-fn is_here(address: IpAddr) -> bool {
+fn is_local(address: IpAddr) -> bool {
     address.is_loopback() || address.is_unspecified()
 }
 
@@ -235,7 +245,7 @@ fn port_of(upstream: &Upstream, node: &Node) -> Option<u16> {
 }
 
 /// Whether every node of `raw` is surely one of this upstream, and is asked in the same way.
-fn leads_there(upstream: &Upstream, raw: &Upstream) -> bool {
+fn reaches_all_nodes(upstream: &Upstream, raw: &Upstream) -> bool {
     let same = |node: &Node| {
         upstream.nodes.iter().any(|its| {
             its.host.eq_ignore_ascii_case(&node.host) && port_of(upstream, its) == port_of(raw, node)

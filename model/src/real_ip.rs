@@ -1,8 +1,9 @@
-//! The client's address behind proxies, by the rules of nginx's `ngx_http_realip_module` (contract 1.4).
+//! The client's address behind proxies, by the rules of nginx's `ngx_http_realip_module` (contract
+//! 1.4).
 //!
-//! Both planes use it: the data plane for every request, the control plane for `allow_admin`. Invariant: an address is read only
-//! from the header of a peer that `real_ip_from` lists, and beyond it only across hops that it lists, too. What cannot be read
-//! leaves the address as it was.
+//! Both planes use it: the data plane for every request, the control plane for `allow_admin`.
+//! Invariant: an address is read only from the header of a peer that `real_ip_from` lists, and
+//! beyond it only across hops that it lists, too. What cannot be read leaves the address as it was.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -18,8 +19,8 @@ pub struct RealIp {
 }
 
 impl RealIp {
-    /// Takes the settings. `None` when no proxy is trusted (`from` is empty) or `header` is no header's name: then every client's
-    /// address is that of its connection.
+    /// Takes the settings. `None` when no proxy is trusted (`from` is empty) or `header` is no
+    /// header's name: then every client's address is that of its connection.
     pub fn new(header: &str, from: &[IpNet], recursive: bool) -> Option<Self> {
         let header = HeaderName::from_bytes(header.as_bytes()).ok()?;
         (!from.is_empty()).then(|| Self { from: from.to_vec(), header, recursive })
@@ -36,30 +37,32 @@ impl RealIp {
         self.from.iter().any(|net| net.contains(&address))
     }
 
-    /// The address that the header of a request from `peer` gives; `None` when the peer's own stands. The port is 0 where the
-    /// header has none. Several lines count for `X-Forwarded-For` only; of another header the first line is read, as in nginx.
-    pub fn client(&self, peer: IpAddr, headers: &HeaderMap) -> Option<SocketAddr> {
+    /// The address that the header of a request from `peer` gives; `None` when the peer's own
+    /// stands. The port is 0 where the header has none. Several lines count for
+    /// `X-Forwarded-For` only; of another header the first line is read, as in nginx.
+    pub fn client_addr(&self, peer: IpAddr, headers: &HeaderMap) -> Option<SocketAddr> {
         if !self.trusts(peer) {
             return None;
         }
         let mut found = None;
         let mut lines = headers.get_all(&self.header).iter();
         if self.header.as_str() != "x-forwarded-for" {
-            self.walk(lines.next()?.as_bytes(), &mut found);
+            self.read_line(lines.next()?.as_bytes(), &mut found);
             return found;
         }
         // The nearest proxy wrote the end of the last line.
         while let Some(line) = lines.next_back() {
-            if !self.walk(line.as_bytes(), &mut found) || !self.recursive {
+            if !self.read_line(line.as_bytes(), &mut found) || !self.recursive {
                 break;
             }
         }
         found
     }
 
-    /// Reads addresses from the end of a line: one, or with `real_ip_recursive` all up to the first that `real_ip_from` does not
-    /// list. Returns whether the line before this one may be read, too.
-    fn walk(&self, line: &[u8], found: &mut Option<SocketAddr>) -> bool {
+    /// Reads addresses from the end of a line: one, or with `real_ip_recursive` all up to the first
+    /// that `real_ip_from` does not list. Returns whether the line before this one may be read,
+    /// too.
+    fn read_line(&self, line: &[u8], found: &mut Option<SocketAddr>) -> bool {
         let separates = |byte: &u8| matches!(byte, b' ' | b',');
         let mut rest = Some(line);
         while let Some(line) = rest {
@@ -79,8 +82,9 @@ impl RealIp {
     }
 }
 
-/// An address with or without a port (`ngx_parse_addr_port`): `192.0.2.1`, `192.0.2.1:80`, `2001:db8::1`, `[2001:db8::1]`,
-/// `[2001:db8::1]:80`. Not nginx's: octets with leading zeros, which others read as octal.
+/// An address with or without a port (`ngx_parse_addr_port`): `192.0.2.1`, `192.0.2.1:80`,
+/// `2001:db8::1`, `[2001:db8::1]`, `[2001:db8::1]:80`. Not nginx's: octets with leading zeros,
+/// which others read as octal.
 fn address(token: &[u8]) -> Option<SocketAddr> {
     let token = str::from_utf8(token).ok()?;
     let (ip, port) = match (token.parse::<IpAddr>(), token.strip_prefix('[')) {
@@ -104,7 +108,9 @@ fn port(text: &str) -> Option<u16> {
 
 #[cfg(test)]
 mod tests {
-    use proptest::{collection::vec, prelude::*, sample::select};
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+    use proptest::sample::select;
 
     use super::*;
 
@@ -119,7 +125,7 @@ mod tests {
         for line in lines {
             headers.append(&real_ip.header, line.parse().unwrap());
         }
-        let found = real_ip.client(peer.parse().unwrap(), &headers);
+        let found = real_ip.client_addr(peer.parse().unwrap(), &headers);
         found.map_or("-".to_owned(), |found| found.to_string())
     }
 
@@ -237,7 +243,7 @@ mod tests {
         for name in ["x_real_ip", "x-real_ip", "x.real.ip", "x-forwarded-for"] {
             headers.insert(name, "6.6.6.6".parse().unwrap());
         }
-        assert_eq!(real_ip("X-Real-IP", true).client(NEAR.parse().unwrap(), &headers), None);
+        assert_eq!(real_ip("X-Real-IP", true).client_addr(NEAR.parse().unwrap(), &headers), None);
     }
 
     proptest! {

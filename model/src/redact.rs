@@ -1,48 +1,52 @@
 //! What an error may repeat of what it found: everything that cannot be a private key.
 //!
-//! Error texts quote values (a host, a pattern, the name of a member), and a private key can stand in the place of any of them. Every
-//! edge at which such a text leaves (an answer, a log line, a finding) passes it through [`redact`].
+//! Error texts quote values (a host, a pattern, the name of a member), and a private key can stand
+//! in the place of any of them. Every edge at which such a text leaves (an answer, a log line, a
+//! finding) passes it through [`redact`].
 
 use std::borrow::Cow;
 
 /// Takes the place of what is left out.
-const LEFT_OUT: &str = "... (the rest is not repeated: it may be a private key)";
+const REPLACEMENT: &str = "... (the rest is not repeated: it may be a private key)";
 
-/// The shortest run of base64 that is taken for key material: the PKCS#8 form of an Ed25519 key has 64 characters, its bare 32
-/// bytes have 43.
-const RUN: usize = 40;
+/// The shortest run of base64 that is taken for key material: the PKCS#8 form of an Ed25519 key has
+/// 64 characters, its bare 32 bytes have 43.
+const BASE64_RUN_MIN: usize = 40;
 
-/// The text up to the first value in it that may hold a private key: one that says so, one of several lines, or one with a long run
-/// of base64. Names, paths and fingerprints have none of these.
+/// The text up to the first value in it that may hold a private key: one that says so, one of
+/// several lines, or one with a long run of base64. Names, paths and fingerprints have none of
+/// these.
 pub fn redact(text: &str) -> Cow<'_, str> {
-    let Some(found) = suspicious(text) else { return Cow::Borrowed(text) };
+    let Some(found) = find_secret(text) else { return Cow::Borrowed(text) };
     let before = text.get(..found).unwrap_or_default();
     // The whole value goes, also what stands before the place that gives it away.
     let start = before.rfind(['"', '`', '\'']).or_else(|| before.rfind(' ')).map_or(0, |at| at + 1);
-    Cow::Owned(format!("{}{LEFT_OUT}", before.get(..start).unwrap_or_default()))
+    Cow::Owned(format!("{}{REPLACEMENT}", before.get(..start).unwrap_or_default()))
 }
 
 /// Whether a text has the armour of a private key in it.
-pub fn names_private_key(text: &str) -> bool {
-    text.contains(ARMOUR)
+pub fn has_private_key_armor(text: &str) -> bool {
+    text.contains(ARMOR)
 }
 
-/// In the first and last line of every PEM form of a private key (RFC 7468 10, RFC 5958, OpenSSL's and OpenSSH's own).
-const ARMOUR: &str = "PRIVATE KEY-----";
+/// In the first and last line of every PEM form of a private key (RFC 7468 10, RFC 5958, OpenSSL's
+/// and OpenSSH's own).
+const ARMOR: &str = "PRIVATE KEY-----";
 
-fn suspicious(text: &str) -> Option<usize> {
+fn find_secret(text: &str) -> Option<usize> {
     let line_end = text.find(|c: char| c.is_control());
-    [armour_of_a_body(text), line_end, base64_run(text)].into_iter().flatten().min()
+    [armor_with_body(text), line_end, base64_run(text)].into_iter().flatten().min()
 }
 
-/// The armour of a private key with a body at it. Advice that shows how such a text begins has none.
-fn armour_of_a_body(text: &str) -> Option<usize> {
+/// The armour of a private key with a body at it. Advice that shows how such a text begins has
+/// none.
+fn armor_with_body(text: &str) -> Option<usize> {
     let with_body = |(at, _): &(usize, &str)| {
-        let (before, after) = text.split_at_checked(at + ARMOUR.len()).unwrap_or_default();
+        let (before, after) = text.split_at_checked(at + ARMOR.len()).unwrap_or_default();
         before.rfind("-----END ") > before.rfind("-----BEGIN ")
             || !(after.is_empty() || after.starts_with(['"', '`', '\'']))
     };
-    let (found, _) = text.match_indices(ARMOUR).find(with_body)?;
+    let (found, _) = text.match_indices(ARMOR).find(with_body)?;
     // The label has blanks in it: the value does not begin behind one of them.
     text.get(..found).and_then(|before| before.rfind(DASHES))
 }
@@ -50,13 +54,16 @@ fn armour_of_a_body(text: &str) -> Option<usize> {
 /// Around the labels of PEM.
 const DASHES: &str = "-----";
 
-/// The first run of base64 (of either alphabet) that is long enough. Words and hexadecimal texts do not mix upper case, lower case and
-/// digits as keys do; a path may, but not within one segment of that length.
+/// The first run of base64 (of either alphabet) that is long enough. Words and hexadecimal texts do
+/// not mix upper case, lower case and digits as keys do; a path may, but not within one segment of
+/// that length.
 fn base64_run(text: &str) -> Option<usize> {
     let mut start = 0;
     for run in text.split_inclusive(|c: char| !is_base64(c)) {
         let body = run.trim_end_matches(|c| !is_base64(c));
-        if body.len() >= RUN && body.split('/').any(|segment| segment.len() >= SEGMENT && is_mixed(segment)) {
+        if body.len() >= BASE64_RUN_MIN
+            && body.split('/').any(|segment| segment.len() >= SEGMENT_MIN && is_mixed(segment))
+        {
             return Some(start);
         }
         start += run.len();
@@ -64,8 +71,9 @@ fn base64_run(text: &str) -> Option<usize> {
     None
 }
 
-/// The shortest part of a run between two slashes that tells it from a path. 64 random characters have one slash.
-const SEGMENT: usize = 12;
+/// The shortest part of a run between two slashes that tells it from a path. 64 random characters
+/// have one slash.
+const SEGMENT_MIN: usize = 12;
 
 fn is_base64(c: char) -> bool {
     c.is_ascii_alphanumeric() || matches!(c, '+' | '/' | '-' | '_' | '=')
@@ -85,7 +93,7 @@ mod tests {
     /// Every way in which a piece of a key may be quoted.
     fn pieces() -> Vec<String> {
         let body = KEY.lines().nth(1).unwrap();
-        let mut pieces = vec![body.to_owned(), format!("{body}{body}"), body[..RUN].to_owned()];
+        let mut pieces = vec![body.to_owned(), format!("{body}{body}"), body[..BASE64_RUN_MIN].to_owned()];
         for whole in [KEY.to_owned(), KEY.replace('\n', "\r\n"), KEY.replace("PRIVATE", "ENCRYPTED PRIVATE")]
         {
             // Cut off at either end, and at any place.
@@ -104,7 +112,7 @@ mod tests {
     fn no_piece_of_a_key_is_repeated() {
         for piece in pieces() {
             // What is shorter than a run, on one line, tells nothing.
-            let long = piece.len() > RUN;
+            let long = piece.len() > BASE64_RUN_MIN;
             for text in [
                 format!("failed to match pattern \"^a$\" with \"{piece}\""),
                 format!("additional properties forbidden, found {piece}"),

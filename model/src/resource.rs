@@ -1,20 +1,25 @@
 //! Checked, typed resources: what a document means once nothing about it is in doubt.
 //!
-//! Made in two places only, from a document (`document::check`) and from the wire (`wire::resource_from_wire`);
-//! everything later relies on what those checked. Every resource is behind an [`Arc`]: snapshots share
-//! them, and a data plane hangs what it prepared from one into its [`Slot`].
-//! Private keys are in here and nowhere printed: `Debug` of a [`KeyPair`] shows its certificate's subject.
+//! Made in two places only, from a document (`document::check`) and from the wire
+//! (`wire::resource_from_wire`); everything later relies on what those checked. Every resource is
+//! behind an [`Arc`]: snapshots share them, and a data plane hangs what it prepared from one into
+//! its [`Slot`]. Private keys are in here and nowhere printed: `Debug` of a [`KeyPair`] shows its
+//! certificate's subject.
 
 mod blocked;
+mod cache_slot;
 mod method;
 mod reference;
-mod slot;
 
 use std::fmt;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
+pub use blocked::{Blocked, GlobalRule};
+pub use cache_slot::CacheSlot;
 use ipnet::IpNet;
+pub use method::{MethodSet, RouteMethod};
+pub use reference::{Reference, references};
 
 use crate::client_identity::ClientIdentity;
 use crate::expression::Vars;
@@ -22,11 +27,6 @@ use crate::id::{Id, Key, Kind};
 use crate::pattern::{HostPattern, SniPattern};
 use crate::proxy_rewrite::ProxyRewrite;
 use crate::uri::UriPattern;
-
-pub use blocked::{Blocked, GlobalRule};
-pub use method::{Method, Methods};
-pub use reference::{Reference, references};
-pub use slot::Slot;
 
 /// A resource of any kind. Cheap to clone.
 #[derive(Debug, Clone, PartialEq)]
@@ -76,7 +76,7 @@ impl Resource {
     }
 
     /// Whether both are the same object in memory (not only equal): a cheap "surely unchanged".
-    pub fn is_same(&self, other: &Resource) -> bool {
+    pub fn ptr_eq(&self, other: &Resource) -> bool {
         match (self, other) {
             (Resource::Ssl(a), Resource::Ssl(b)) => Arc::ptr_eq(a, b),
             (Resource::Upstream(a), Resource::Upstream(b)) => Arc::ptr_eq(a, b),
@@ -92,7 +92,8 @@ impl Resource {
 /// The id of an inline upstream that somebody wrapped as a resource, which neither maker does.
 static NAMELESS: LazyLock<Id> = LazyLock::new(Id::nameless);
 
-/// Certificates with their keys, for which names they are shown, and who may connect to those names.
+/// Certificates with their keys, for which names they are shown, and who may connect to those
+/// names.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Ssl {
     /// Its id.
@@ -107,10 +108,11 @@ pub struct Ssl {
     pub client: Option<Arc<pki::ClientAuth>>,
     /// The protocol versions of this site alone; `None`: the listener's.
     pub versions: Option<Vec<TlsVersion>>,
-    /// `status`. A disabled one answers to no name, but still serves as an upstream identity (contract 6.1).
+    /// `status`. A disabled one answers to no name, but still serves as an upstream identity
+    /// (contract 6.1).
     pub enabled: bool,
     /// What the data plane made of it.
-    pub prepared: Slot,
+    pub prepared: CacheSlot,
     /// Why it is blocked, if it is ([`Resource::blocked`]).
     pub blocked: Option<Blocked>,
 }
@@ -193,11 +195,11 @@ pub struct Upstream {
     /// The name for [`PassHost::Rewrite`].
     pub upstream_host: Option<String>,
     /// Limits of idle connections; `None`: the node's settings (nginx_config.http.upstream).
-    pub keepalive: Option<Keepalive>,
+    pub keepalive: Option<KeepalivePool>,
     /// For the schemes within TLS.
     pub tls: UpstreamTls,
     /// What the data plane made of it.
-    pub prepared: Slot,
+    pub prepared: CacheSlot,
     /// Why it is blocked, if it is ([`Resource::blocked`]).
     pub blocked: Option<Blocked>,
 }
@@ -235,12 +237,12 @@ impl Scheme {
     }
 
     /// Whether HTTP requests can be sent there; the others take streams only.
-    pub fn speaks_http(self) -> bool {
+    pub fn is_http(self) -> bool {
         matches!(self, Scheme::Http | Scheme::Https)
     }
 
-    /// Whether the hop is within TLS. A stream reads `http` as `tcp` (contract 6.5), and `https` as `tls`: never
-    /// in clear what was to be encrypted.
+    /// Whether the hop is within TLS. A stream reads `http` as `tcp` (contract 6.5), and `https` as
+    /// `tls`: never in clear what was to be encrypted.
     pub fn is_encrypted(self) -> bool {
         matches!(self, Scheme::Https | Scheme::Tls)
     }
@@ -292,19 +294,19 @@ pub enum PassHost {
 
 /// Limits of idle connections to one upstream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Keepalive {
+pub struct KeepalivePool {
     /// How many stay open.
     pub size: u32,
     /// How long; zero: none stays open.
-    pub idle: Duration,
+    pub idle_timeout: Duration,
     /// How many requests one carries before it is closed.
     pub requests: u32,
 }
 
-impl Default for Keepalive {
+impl Default for KeepalivePool {
     /// The schema's defaults (contract 3.2).
-    fn default() -> Keepalive {
-        Keepalive { size: 320, idle: Duration::from_secs(60), requests: 1000 }
+    fn default() -> KeepalivePool {
+        KeepalivePool { size: 320, idle_timeout: Duration::from_secs(60), requests: 1000 }
     }
 }
 
@@ -335,7 +337,8 @@ pub struct Service {
     pub hosts: Vec<HostPattern>,
     /// Where its routes go, unless they say it themselves.
     pub upstream: Option<UpstreamRef>,
-    /// Which clients its routes let through and how they tell them on, unless they say it themselves.
+    /// Which clients its routes let through and how they tell them on, unless they say it
+    /// themselves.
     pub client_identity: Option<Arc<ClientIdentity>>,
     /// How its routes rewrite requests, unless they say it themselves.
     pub proxy_rewrite: Option<Arc<ProxyRewrite>>,
@@ -362,7 +365,7 @@ pub struct Route {
     /// Empty: the service's; without such, all.
     pub hosts: Vec<HostPattern>,
     /// Empty: all.
-    pub methods: Methods,
+    pub methods: MethodSet,
     /// Empty: all.
     pub remote_addrs: Vec<IpNet>,
     /// Among the routes of one path, higher ones are asked first.

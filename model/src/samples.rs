@@ -1,5 +1,6 @@
 //! Random resources for the tests of this crate: few ids, names and paths, so that they meet often.
-//! Whatever a document may hold is here too, since the laws of deltas and of the wire are tested with these.
+//! Whatever a document may hold is here too, since the laws of deltas and of the wire are tested
+//! with these.
 
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
@@ -7,7 +8,6 @@ use std::time::Duration;
 use proptest::option;
 use proptest::prelude::*;
 use proptest::sample::{select, subsequence};
-
 use serde_json::json;
 
 use crate::client_identity::ClientIdentity;
@@ -17,8 +17,9 @@ use crate::id::Id;
 use crate::pattern::NamePattern;
 use crate::proxy_rewrite::ProxyRewrite;
 use crate::resource::{
-    Blocked, GlobalRule, Keepalive, KeyPair, Method, Node, PassHost, Resource, Route, Scheme, Service, Slot,
-    Ssl, StreamRoute, Timeouts, TlsVersion, Upstream, UpstreamIdentity, UpstreamRef, UpstreamTls,
+    Blocked, CacheSlot, GlobalRule, KeepalivePool, KeyPair, Node, PassHost, Resource, Route, RouteMethod,
+    Scheme, Service, Ssl, StreamRoute, Timeouts, TlsVersion, Upstream, UpstreamIdentity, UpstreamRef,
+    UpstreamTls,
 };
 use crate::snapshot::Snapshot;
 use crate::uri::UriPattern;
@@ -44,13 +45,13 @@ pub(crate) fn patterns(texts: &[&str]) -> Vec<NamePattern> {
 /// Minted once: the indexes care only that pairs differ.
 pub(crate) static PAIRS: LazyLock<[KeyPair; 2]> = LazyLock::new(|| {
     ["a.com", "b.com"].map(|name| {
-        let minted = AUTHORITY.issue(&pki::mint::LeafSpec::server(name)).unwrap();
+        let minted = AUTHORITY.issue(&pki::ca::LeafSpec::server(name)).unwrap();
         KeyPair { key: Arc::new(minted.key().unwrap()), chain: minted.chain }
     })
 });
 
-pub(crate) static AUTHORITY: LazyLock<pki::mint::Authority> =
-    LazyLock::new(|| pki::mint::Authority::root(&pki::mint::AuthoritySpec::new("Test CA")).unwrap());
+pub(crate) static AUTHORITY: LazyLock<pki::ca::Authority> =
+    LazyLock::new(|| pki::ca::Authority::root(&pki::ca::AuthoritySpec::new("Test CA")).unwrap());
 
 fn some_client() -> impl Strategy<Value = Arc<pki::ClientAuth>> {
     (0..3_u32, subsequence(vec!["^/health$", "^/public/"], 0..=2)).prop_map(|(depth, patterns)| {
@@ -90,7 +91,7 @@ prop_compose! {
         versions in option::of(subsequence(served_versions(), 1..=2)),
     ) -> Resource {
         let pairs = pairs.into_iter().map(|pair: usize| PAIRS[pair].clone()).collect();
-        let prepared = Slot::new();
+        let prepared = CacheSlot::new();
         let blocked = None;
         Resource::Ssl(Arc::new(Ssl { id: own, client_side, names, pairs, client, versions, enabled, prepared, blocked }))
     }
@@ -121,8 +122,8 @@ prop_compose! {
             id: id.clone(), scheme, nodes, retries, retry_timeout, timeout,
             pass_host: if rewrite { PassHost::Rewrite } else { PassHost::Node },
             upstream_host: rewrite.then(|| "up.a.com:8443".to_owned()),
-            keepalive: idle.map(|idle| Keepalive { idle, ..Keepalive::default() }),
-            tls: UpstreamTls { identity, verify }, prepared: Slot::new(), blocked: None,
+            keepalive: idle.map(|idle| KeepalivePool { idle_timeout: idle, ..KeepalivePool::default() }),
+            tls: UpstreamTls { identity, verify }, prepared: CacheSlot::new(), blocked: None,
         }
     }
 }
@@ -165,7 +166,7 @@ prop_compose! {
 prop_compose! {
     fn some_route()(
         own in some_id(), hosts in some_patterns(0, 2), uris in subsequence(URIS.to_vec(), 1..=4),
-        methods in subsequence(Method::ALL.to_vec(), 0..=2), local in prop::bool::weighted(0.2),
+        methods in subsequence(RouteMethod::ALL.to_vec(), 0..=2), local in prop::bool::weighted(0.2),
         priority in -1..2_i32, enabled in prop::bool::weighted(0.9), service in option::of(some_id()),
         upstream in some_target(), timeout in option::of(some_timeouts()), blocks in some_blocks(),
     ) -> Resource {
@@ -229,7 +230,7 @@ pub(crate) fn some_versioned() -> impl Strategy<Value = Versioned> {
         some_global_rule()
     ];
     (1..4_u64, resource, prop::bool::weighted(0.1)).prop_map(|(revision, resource, blocked)| Versioned {
-        revision,
+        version: revision,
         resource: if blocked { block(resource) } else { resource },
     })
 }

@@ -1,9 +1,10 @@
 //! All resources at one revision, with the lookups of the hot path: [`Snapshot::site`],
 //! [`Snapshot::find_route`] and [`Snapshot::find_stream_route`].
 //!
-//! Immutable and structurally shared: [`Snapshot::apply`] copies what a delta touches and shares the rest,
-//! so the cost of a change is the size of the change. The indexes are a function of the resources alone:
-//! whichever way a snapshot came about, equal resources answer equally. Lookups allocate nothing.
+//! Immutable and structurally shared: [`Snapshot::apply`] copies what a delta touches and shares
+//! the rest, so the cost of a change is the size of the change. The indexes are a function of the
+//! resources alone: whichever way a snapshot came about, equal resources answer equally. Lookups
+//! allocate nothing.
 
 use std::sync::Arc;
 
@@ -11,21 +12,21 @@ use imbl::{OrdMap, OrdSet};
 
 use crate::client_identity::ClientIdentity;
 use crate::delta::{Delta, Versioned};
+use crate::host_name::HostName;
 use crate::id::{Id, Key, Kind};
-use crate::name::Name;
 use crate::pattern::HostPattern;
-use crate::raw_path::Verdicts;
+use crate::raw_path::ConflictCache;
 use crate::resource::{Resource, Route, Service, Ssl, StreamRoute, Upstream};
-use crate::routes::{RouteIndex, RouteQuery};
-use crate::sni::{Lookup, SniIndex};
-use crate::streams::{StreamIndex, StreamQuery};
+use crate::route_index::{RouteIndex, RouteQuery};
+use crate::sni_index::{SiteLookup, SniIndex};
+use crate::stream_index::{StreamIndex, StreamQuery};
 
 /// All resources at one revision. A clone is cheap and shares everything.
 #[derive(Clone)]
 pub struct Snapshot {
     revision: u64,
     /// How many times the revision went down on the way here.
-    set_backs: u64,
+    rollback_epoch: u64,
     ssls: OrdMap<Id, Versioned>,
     upstreams: OrdMap<Id, Versioned>,
     services: OrdMap<Id, Versioned>,
@@ -33,16 +34,16 @@ pub struct Snapshot {
     stream_routes: OrdMap<Id, Versioned>,
     global_rules: OrdMap<Id, Versioned>,
     /// Those of them that are blocked.
-    forbidding: OrdSet<Id>,
-    sites: SniIndex,
+    blocked_global_rules: OrdSet<Id>,
+    sni_index: SniIndex,
     /// How many times an ssl was put or taken on the way here.
-    site_changes: u64,
-    routing: RouteIndex,
-    streaming: StreamIndex,
+    site_generation: u64,
+    route_index: RouteIndex,
+    stream_index: StreamIndex,
     /// Of this revision; no other's count.
-    raw_verdicts: Verdicts,
+    raw_path_conflicts: ConflictCache,
     /// Service -> the routes that name it, whether it exists or not: its hosts are theirs.
-    followers: OrdMap<Id, OrdSet<Id>>,
+    routes_by_service: OrdMap<Id, OrdSet<Id>>,
 }
 
 impl Snapshot {
@@ -50,27 +51,27 @@ impl Snapshot {
     pub fn empty() -> Snapshot {
         Snapshot {
             revision: 0,
-            set_backs: 0,
+            rollback_epoch: 0,
             ssls: OrdMap::new(),
             upstreams: OrdMap::new(),
             services: OrdMap::new(),
             routes: OrdMap::new(),
             stream_routes: OrdMap::new(),
             global_rules: OrdMap::new(),
-            forbidding: OrdSet::new(),
-            sites: SniIndex::new(),
-            site_changes: 0,
-            routing: RouteIndex::new(),
-            streaming: StreamIndex::new(),
-            raw_verdicts: Verdicts::default(),
-            followers: OrdMap::new(),
+            blocked_global_rules: OrdSet::new(),
+            sni_index: SniIndex::new(),
+            site_generation: 0,
+            route_index: RouteIndex::new(),
+            stream_index: StreamIndex::new(),
+            raw_path_conflicts: ConflictCache::default(),
+            routes_by_service: OrdMap::new(),
         }
     }
 
     /// These resources at that revision. Of several under one key the last counts.
     pub fn from_resources(revision: u64, resources: impl IntoIterator<Item = Versioned>) -> Snapshot {
         let mut made = Snapshot { revision, ..Snapshot::empty() };
-        resources.into_iter().for_each(|resource| made.put(resource));
+        resources.into_iter().for_each(|resource| made.insert(resource));
         made
     }
 
@@ -79,42 +80,43 @@ impl Snapshot {
         self.revision
     }
 
-    /// Grows whenever the store was set back, along a line of applied deltas: only revisions under equal numbers are older or newer than
-    /// one another.
-    pub fn set_backs(&self) -> u64 {
-        self.set_backs
+    /// Grows whenever the store was set back, along a line of applied deltas: only revisions under
+    /// equal numbers are older or newer than one another.
+    pub fn rollback_epoch(&self) -> u64 {
+        self.rollback_epoch
     }
 
-    /// The site that answers to a name: SNI -> site and Host -> site are this one function. Only enabled
-    /// ssls of `type: server`; exact name, then longest wildcard (one label), then `*`.
-    pub fn site(&self, name: &Name) -> Option<&Arc<Ssl>> {
-        self.lookup(name).ssl()
+    /// The site that answers to a name: SNI -> site and Host -> site are this one function. Only
+    /// enabled ssls of `type: server`; exact name, then longest wildcard (one label), then `*`.
+    pub fn site(&self, name: &HostName) -> Option<&Arc<Ssl>> {
+        self.lookup_site(name).ssl()
     }
 
     /// As [`Snapshot::site`], with how it was found or why not.
-    pub fn lookup(&self, name: &Name) -> Lookup<'_> {
-        self.sites.find(name)
+    pub fn lookup_site(&self, name: &HostName) -> SiteLookup<'_> {
+        self.sni_index.find(name)
     }
 
-    /// Grows whenever [`Snapshot::site`] may answer otherwise than before, along a line of applied deltas: equal numbers
-    /// on one line mean equal answers, so that nobody has to look through his connections for a change of a route.
-    pub fn site_changes(&self) -> u64 {
-        self.site_changes
+    /// Grows whenever [`Snapshot::site`] may answer otherwise than before, along a line of applied
+    /// deltas: equal numbers on one line mean equal answers, so that nobody has to look through
+    /// his connections for a change of a route.
+    pub fn site_generation(&self) -> u64 {
+        self.site_generation
     }
 
     /// The route that takes a request.
     pub fn find_route(&self, query: &RouteQuery<'_>) -> Option<&Arc<Route>> {
-        self.routing.find(query)
+        self.route_index.find(query)
     }
 
     /// The stream route that takes a TCP connection.
     pub fn find_stream_route(&self, query: &StreamQuery<'_>) -> Option<&Arc<StreamRoute>> {
-        self.streaming.find(query)
+        self.stream_index.find(query)
     }
 
     /// The global rule because of which no request is served: the blocked one with the lowest id.
-    pub fn forbidding(&self) -> Option<&Id> {
-        self.forbidding.get_min()
+    pub fn blocking_global_rule(&self) -> Option<&Id> {
+        self.blocked_global_rules.get_min()
     }
 
     /// The ssl with this id, enabled or not, of either type.
@@ -177,52 +179,54 @@ impl Snapshot {
         })
     }
 
-    pub(crate) fn raw_verdicts(&self) -> &Verdicts {
-        &self.raw_verdicts
+    pub(crate) fn raw_path_conflicts(&self) -> &ConflictCache {
+        &self.raw_path_conflicts
     }
 
     /// The resource under a key.
     pub fn get(&self, key: &Key) -> Option<&Versioned> {
-        self.of(key.kind).get(&key.id)
+        self.resources_of(key.kind).get(&key.id)
     }
 
-    /// The version of the resource under a key; no revision of the store's ([`Versioned::revision`]).
+    /// The version of the resource under a key; no revision of the store's
+    /// ([`Versioned::revision`]).
     pub fn version(&self, key: &Key) -> Option<u64> {
-        self.get(key).map(|held| held.revision)
+        self.get(key).map(|held| held.version)
     }
 
     /// Every key with its resource's version, in the order of keys.
-    pub fn held(&self) -> impl Iterator<Item = (Key, u64)> {
-        self.resources().map(|held| (held.resource.key(), held.revision))
+    pub fn versions(&self) -> impl Iterator<Item = (Key, u64)> {
+        self.resources().map(|held| (held.resource.key(), held.version))
     }
 
     /// Every resource, in the order of keys.
     pub fn resources(&self) -> impl Iterator<Item = &Versioned> {
-        Kind::ALL.into_iter().flat_map(|kind| self.of(kind).values())
+        Kind::ALL.into_iter().flat_map(|kind| self.resources_of(kind).values())
     }
 
     /// How many resources of a kind there are.
     pub fn len(&self, kind: Kind) -> usize {
-        self.of(kind).len()
+        self.resources_of(kind).len()
     }
 
     /// Whether there is no resource at all.
     pub fn is_empty(&self) -> bool {
-        Kind::ALL.into_iter().all(|kind| self.of(kind).is_empty())
+        Kind::ALL.into_iter().all(|kind| self.resources_of(kind).is_empty())
     }
 
     /// The state after a delta. The caller has made sure that the delta starts from here
     /// (`delta.from == self.revision()`); the cost is the size of the delta.
     #[must_use]
     pub fn apply(&self, delta: &Delta) -> Snapshot {
-        let mut next = Snapshot { revision: delta.to, raw_verdicts: Verdicts::default(), ..self.clone() };
-        next.set_backs += u64::from(delta.to < self.revision);
-        delta.removals.iter().for_each(|key| next.take(key));
-        delta.upserts.iter().for_each(|resource| next.put(resource.clone()));
+        let mut next =
+            Snapshot { revision: delta.to, raw_path_conflicts: ConflictCache::default(), ..self.clone() };
+        next.rollback_epoch += u64::from(delta.to < self.revision);
+        delta.removals.iter().for_each(|key| next.remove(key));
+        delta.upserts.iter().for_each(|resource| next.insert(resource.clone()));
         next
     }
 
-    pub(crate) fn of(&self, kind: Kind) -> &OrdMap<Id, Versioned> {
+    pub(crate) fn resources_of(&self, kind: Kind) -> &OrdMap<Id, Versioned> {
         match kind {
             Kind::Ssl => &self.ssls,
             Kind::Upstream => &self.upstreams,
@@ -233,7 +237,7 @@ impl Snapshot {
         }
     }
 
-    fn of_mut(&mut self, kind: Kind) -> &mut OrdMap<Id, Versioned> {
+    fn resources_of_mut(&mut self, kind: Kind) -> &mut OrdMap<Id, Versioned> {
         match kind {
             Kind::Ssl => &mut self.ssls,
             Kind::Upstream => &mut self.upstreams,
@@ -244,73 +248,73 @@ impl Snapshot {
         }
     }
 
-    fn put(&mut self, versioned: Versioned) {
+    fn insert(&mut self, versioned: Versioned) {
         let resource = versioned.resource.clone();
-        let old = self.of_mut(resource.kind()).insert(resource.id().clone(), versioned);
+        let old = self.resources_of_mut(resource.kind()).insert(resource.id().clone(), versioned);
         self.reindex(old.as_ref().map(|old| &old.resource), Some(&resource));
     }
 
-    fn take(&mut self, key: &Key) {
-        let old = self.of_mut(key.kind).remove(&key.id);
+    fn remove(&mut self, key: &Key) {
+        let old = self.resources_of_mut(key.kind).remove(&key.id);
         self.reindex(old.as_ref().map(|old| &old.resource), None);
     }
 
     /// Takes an old version out of the indexes and puts the new one in.
     fn reindex(&mut self, old: Option<&Resource>, new: Option<&Resource>) {
         match old {
-            Some(Resource::Ssl(ssl)) => self.sites.remove(ssl),
-            Some(Resource::Route(route)) => self.forget_route(route),
-            Some(Resource::StreamRoute(route)) => self.streaming.remove(route),
-            Some(Resource::GlobalRule(rule)) => drop(self.forbidding.remove(&rule.id)),
+            Some(Resource::Ssl(ssl)) => self.sni_index.remove(ssl),
+            Some(Resource::Route(route)) => self.unindex_route(route),
+            Some(Resource::StreamRoute(route)) => self.stream_index.remove(route),
+            Some(Resource::GlobalRule(rule)) => drop(self.blocked_global_rules.remove(&rule.id)),
             Some(Resource::Service(_) | Resource::Upstream(_)) | None => {}
         }
         match new {
-            Some(Resource::Ssl(ssl)) => self.sites.insert(ssl),
+            Some(Resource::Ssl(ssl)) => self.sni_index.insert(ssl),
             Some(Resource::Route(route)) => self.index_route(route),
-            Some(Resource::StreamRoute(route)) => self.streaming.insert(route),
+            Some(Resource::StreamRoute(route)) => self.stream_index.insert(route),
             Some(Resource::GlobalRule(rule)) if rule.blocked.is_some() => {
-                self.forbidding.insert(rule.id.clone());
+                self.blocked_global_rules.insert(rule.id.clone());
             }
             Some(Resource::GlobalRule(_)) => {}
             Some(Resource::Service(_) | Resource::Upstream(_)) | None => {}
         }
         if matches!(old.or(new), Some(Resource::Ssl(_))) {
-            self.site_changes += 1;
+            self.site_generation += 1;
         }
         if let Some(Resource::Service(service)) = old.or(new) {
-            self.move_followers(&service.id, hosts_of(old), hosts_of(new));
+            self.reindex_service_routes(&service.id, hosts_of(old), hosts_of(new));
         }
     }
 
     fn index_route(&mut self, route: &Arc<Route>) {
         if let Some(service) = &route.service {
-            self.followers.entry(service.clone()).or_default().insert(route.id.clone());
+            self.routes_by_service.entry(service.clone()).or_default().insert(route.id.clone());
         }
-        self.routing.insert(route, effective_hosts(route, &self.services));
+        self.route_index.insert(route, effective_hosts(route, &self.services));
     }
 
-    fn forget_route(&mut self, route: &Route) {
-        self.routing.remove(route, effective_hosts(route, &self.services));
+    fn unindex_route(&mut self, route: &Route) {
+        self.route_index.remove(route, effective_hosts(route, &self.services));
         let Some(service) = &route.service else { return };
-        if let Some(followers) = self.followers.get_mut(service) {
+        if let Some(followers) = self.routes_by_service.get_mut(service) {
             followers.remove(&route.id);
             if followers.is_empty() {
-                self.followers.remove(service);
+                self.routes_by_service.remove(service);
             }
         }
     }
 
     /// A service's hosts changed: its routes without own hosts change their place.
-    fn move_followers(&mut self, service: &Id, from: &[HostPattern], to: &[HostPattern]) {
+    fn reindex_service_routes(&mut self, service: &Id, from: &[HostPattern], to: &[HostPattern]) {
         if from == to {
             return;
         }
-        for id in self.followers.get(service).into_iter().flatten() {
+        for id in self.routes_by_service.get(service).into_iter().flatten() {
             if let Some(Versioned { resource: Resource::Route(route), .. }) = self.routes.get(id)
                 && route.hosts.is_empty()
             {
-                self.routing.remove(route, from);
-                self.routing.insert(route, to);
+                self.route_index.remove(route, from);
+                self.route_index.insert(route, to);
             }
         }
     }
@@ -335,7 +339,8 @@ fn hosts_of(service: Option<&Resource>) -> &[HostPattern] {
 /// Equal revision and equal resources; the indexes follow from these.
 impl PartialEq for Snapshot {
     fn eq(&self, other: &Snapshot) -> bool {
-        self.revision == other.revision && Kind::ALL.into_iter().all(|kind| self.of(kind) == other.of(kind))
+        self.revision == other.revision
+            && Kind::ALL.into_iter().all(|kind| self.resources_of(kind) == other.resources_of(kind))
     }
 }
 

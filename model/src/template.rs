@@ -1,12 +1,13 @@
-//! Texts with variables in them, as APISIX resolves them: `$name`, `${name}`, `${name ?? default}`, and `$1` for what a `regex_uri`
-//! captured. A `\` before the `$` leaves both as they are.
+//! Texts with variables in them, as APISIX resolves them: `$name`, `${name}`, `${name ?? default}`,
+//! and `$1` for what a `regex_uri` captured. A `\` before the `$` leaves both as they are.
 //!
-//! Read once when a document is checked, where an unknown name is a problem. Invariant: rendering never fails and never decides what is
-//! safe where the text goes: the caller gets each value apart from the literal text and escapes it for its place.
+//! Read once when a document is checked, where an unknown name is a problem. Invariant: rendering
+//! never fails and never decides what is safe where the text goes: the caller gets each value apart
+//! from the literal text and escapes it for its place.
 
 use std::borrow::Cow;
 
-use crate::expression::unknown;
+use crate::expression::unknown_variable;
 use crate::problem::Problem;
 use crate::variable::{Variable, Variables};
 
@@ -25,7 +26,7 @@ enum Piece {
 
 /// Which `$`s a place knows.
 #[derive(Debug, Clone, Copy)]
-pub struct Allowed {
+pub struct AllowedRefs {
     /// `$name`.
     pub variables: bool,
     /// `$1` up to this; none when there is no pattern.
@@ -34,7 +35,7 @@ pub struct Allowed {
 
 /// A piece of a text being rendered.
 #[derive(Debug, Clone, Copy)]
-pub enum Part<'a> {
+pub enum RenderedPart<'a> {
     /// As configured.
     Literal(&'a str),
     /// A variable's value, or its default.
@@ -48,7 +49,7 @@ impl Template {
     ///
     /// # Errors
     /// An unknown variable, a list, or a capture that cannot be; the field is empty.
-    pub fn parse(text: &str, allowed: Allowed) -> Result<Template, Problem> {
+    pub fn parse(text: &str, allowed: AllowedRefs) -> Result<Template, Problem> {
         let mut pieces = Vec::new();
         let mut literal = String::new();
         let mut rest = text;
@@ -100,7 +101,8 @@ impl Template {
         })
     }
 
-    /// Cuts it at the first `separator` of its literal text; one in a variable's default is no separator.
+    /// Cuts it at the first `separator` of its literal text; one in a variable's default is no
+    /// separator.
     pub fn split_at_literal(self, separator: char) -> (Template, Option<Template>) {
         let mut before = self.pieces;
         let found = before.iter().enumerate().find_map(|(at, piece)| match piece {
@@ -124,24 +126,25 @@ impl Template {
         self.pieces.iter().all(|piece| matches!(piece, Piece::Literal(_)))
     }
 
-    /// Hands every part to `write`, in order. An absent variable without default is an empty text; so is a group that took no part.
+    /// Hands every part to `write`, in order. An absent variable without default is an empty text;
+    /// so is a group that took no part.
     pub fn render(
         &self,
         variables: &dyn Variables,
         captured: &[Option<&str>],
-        mut write: impl FnMut(Part<'_>),
+        mut write: impl FnMut(RenderedPart<'_>),
     ) {
         for piece in &self.pieces {
             match piece {
-                Piece::Literal(text) => write(Part::Literal(text)),
+                Piece::Literal(text) => write(RenderedPart::Literal(text)),
                 Piece::Variable { variable, default } => {
                     let value = variables.value(variable);
                     let value = value.or_else(|| default.as_deref().map(Cow::Borrowed));
-                    write(Part::Value(value.as_deref().unwrap_or_default(), variable));
+                    write(RenderedPart::Value(value.as_deref().unwrap_or_default(), variable));
                 }
                 Piece::Capture(group) => {
                     let text = captured.get(*group).copied().flatten();
-                    write(Part::Captured(text.unwrap_or_default()));
+                    write(RenderedPart::Captured(text.unwrap_or_default()));
                 }
             }
         }
@@ -162,7 +165,7 @@ fn reference(after: &str) -> Option<(&str, &str)> {
 }
 
 /// `None`: a place that knows no variables leaves the text as it is.
-fn piece(reference: &str, allowed: Allowed) -> Result<Option<Piece>, Problem> {
+fn piece(reference: &str, allowed: AllowedRefs) -> Result<Option<Piece>, Problem> {
     if reference.bytes().all(|byte| byte.is_ascii_digit()) {
         let group: usize = reference.parse().unwrap_or(usize::MAX);
         return match allowed.captures {
@@ -181,7 +184,7 @@ fn piece(reference: &str, allowed: Allowed) -> Result<Option<Piece>, Problem> {
         Some((name, default)) => (name.trim(), Some(default.trim().into())),
         None => (reference, None),
     };
-    let variable = Variable::parse(name).ok_or_else(|| unknown(name))?;
+    let variable = Variable::parse(name).ok_or_else(|| unknown_variable(name))?;
     if variable.is_list() {
         return Err(Problem::new("", format!("${name} is a list, which has no one text"))
             .with_hint("forward the client's names with client_identity.forward: xfcc"));
@@ -210,14 +213,14 @@ mod tests {
         }
     }
 
-    const ALL: Allowed = Allowed { variables: true, captures: Some(1) };
+    const ALL: AllowedRefs = AllowedRefs { variables: true, captures: Some(1) };
 
-    fn rendered(text: &str, allowed: Allowed) -> String {
+    fn rendered(text: &str, allowed: AllowedRefs) -> String {
         let mut out = String::new();
         let captured = [Some("whole"), Some("one")];
         Template::parse(text, allowed).unwrap().render(&Fixed, &captured, |part| match part {
-            Part::Literal(text) => out.push_str(text),
-            Part::Value(text, _) | Part::Captured(text) => {
+            RenderedPart::Literal(text) => out.push_str(text),
+            RenderedPart::Value(text, _) | RenderedPart::Captured(text) => {
                 out.push('<');
                 out.push_str(text);
                 out.push('>');
@@ -245,7 +248,7 @@ mod tests {
         ] {
             assert_eq!(rendered(text, ALL), expected, "{text}");
         }
-        let captures_only = Allowed { variables: false, captures: Some(1) };
+        let captures_only = AllowedRefs { variables: false, captures: Some(1) };
         assert_eq!(rendered("/$1/$host", captures_only), "/<one>/$host");
     }
 
@@ -260,8 +263,10 @@ mod tests {
             let shown = |template: Template| {
                 let mut out = String::new();
                 template.render(&Fixed, &[], |part| match part {
-                    Part::Literal(text) => out.push_str(text),
-                    Part::Value(text, _) | Part::Captured(text) => out.push_str(&format!("<{text}>")),
+                    RenderedPart::Literal(text) => out.push_str(text),
+                    RenderedPart::Value(text, _) | RenderedPart::Captured(text) => {
+                        out.push_str(&format!("<{text}>"))
+                    }
                 });
                 out
             };
@@ -275,6 +280,6 @@ mod tests {
         for text in ["$nope", "${ssl_client_dn}", "$2", "$ssl_client_san_uri", "$host."] {
             assert!(Template::parse(text, ALL).is_err(), "{text}");
         }
-        assert!(Template::parse("$1", Allowed { variables: true, captures: None }).is_err());
+        assert!(Template::parse("$1", AllowedRefs { variables: true, captures: None }).is_err());
     }
 }

@@ -1,8 +1,10 @@
-//! The ring of secrets that session tickets are sealed with: made by the control plane, the same on every data plane.
+//! The ring of secrets that session tickets are sealed with: made by the control plane, the same on
+//! every data plane.
 //!
-//! A data plane seals with the newest secret that has begun and opens with any, so that a secret which arrived ahead of its
-//! time makes no two nodes disagree. No key of a ticket is here: each site derives its own (`dataplane`, `tls/ticket`).
-//! Invariant: a secret is wiped on drop, is compared by nobody and shown to nobody.
+//! A data plane seals with the newest secret that has begun and opens with any, so that a secret
+//! which arrived ahead of its time makes no two nodes disagree. No key of a ticket is here: each
+//! site derives its own (`dataplane`, `tls/ticket`). Invariant: a secret is wiped on drop, is
+//! compared by nobody and shown to nobody.
 
 use zeroize::Zeroizing;
 
@@ -27,7 +29,7 @@ impl TicketSecret {
     }
 
     /// When it begins to seal, in seconds since 1970.
-    pub fn from(&self) -> u64 {
+    pub fn active_from(&self) -> u64 {
         self.from
     }
 

@@ -1,8 +1,9 @@
-//! Path patterns of routes, as APISIX's radixtree router reads them (contract 7.1): exact, with a `*` at the
-//! end (a prefix), or with a `*` in the middle (a prefix up to it, and the whole pattern must fit).
+//! Path patterns of routes, as APISIX's radixtree router reads them (contract 7.1): exact, with a
+//! `*` at the end (a prefix), or with a `*` in the middle (a prefix up to it, and the whole pattern
+//! must fit).
 //!
-//! Patterns are compared with the decoded, normalised path and contain no other special characters. A
-//! comparison takes time linear in the path, whatever the pattern: there is no back-tracking.
+//! Patterns are compared with the decoded, normalised path and contain no other special characters.
+//! A comparison takes time linear in the path, whatever the pattern: there is no back-tracking.
 
 use std::fmt;
 use std::sync::Arc;
@@ -28,8 +29,8 @@ impl UriPattern {
     /// Reads a pattern.
     ///
     /// # Errors
-    /// A `*` inside a segment (`/a*b/c`): APISIX turns it into part of a regular expression that means
-    /// something nobody intends, so it is refused instead. The `field` is empty.
+    /// A `*` inside a segment (`/a*b/c`): APISIX turns it into part of a regular expression that
+    /// means something nobody intends, so it is refused instead. The `field` is empty.
     pub fn parse(text: &str) -> Result<UriPattern, Problem> {
         let Some(star) = text.find('*') else {
             return Ok(UriPattern { text: text.into(), shape: Shape::Exact });
@@ -40,9 +41,10 @@ impl UriPattern {
         Ok(UriPattern { text: text.into(), shape: Shape::Glob(pieces(text)?) })
     }
 
-    /// Reads a pattern, and one that [`UriPattern::parse`] refuses as everything that starts like it: for a route that answers to
-    /// nobody, and must not leave to others what an APISIX would find there. Its text, which decides among patterns, stays.
-    pub fn widened(text: &str) -> UriPattern {
+    /// Reads a pattern, and one that [`UriPattern::parse`] refuses as everything that starts like
+    /// it: for a route that answers to nobody, and must not leave to others what an APISIX
+    /// would find there. Its text, which decides among patterns, stays.
+    pub fn parse_widened(text: &str) -> UriPattern {
         UriPattern::parse(text).unwrap_or_else(|_| UriPattern { text: text.into(), shape: Shape::Prefix })
     }
 
@@ -71,8 +73,8 @@ impl UriPattern {
     }
 }
 
-/// Cuts a pattern at its wildcards. A segment that starts with `*` matches anything, slashes too, and the
-/// rest of that segment is only a name for it (`/static/*path`), so it is dropped.
+/// Cuts a pattern at its wildcards. A segment that starts with `*` matches anything, slashes too,
+/// and the rest of that segment is only a name for it (`/static/*path`), so it is dropped.
 fn pieces(text: &str) -> Result<Arc<[Box<str>]>, Problem> {
     let mut pieces = vec![String::new()];
     let mut segments = text.split('/').peekable();
@@ -101,8 +103,8 @@ fn pieces(text: &str) -> Result<Arc<[Box<str>]>, Problem> {
     Ok(pieces.into_iter().map(String::into_boxed_str).collect())
 }
 
-/// First piece in front, last piece at the end, those between at their first place in order: for patterns
-/// whose only special character is `*`, taking the first place never loses a match.
+/// First piece in front, last piece at the end, those between at their first place in order: for
+/// patterns whose only special character is `*`, taking the first place never loses a match.
 fn fits(pieces: &[Box<str>], path: &str) -> bool {
     let [first, middle @ .., last] = pieces else { return false };
     let Some(mut rest) = path.strip_prefix(&**first).and_then(|rest| rest.strip_suffix(&**last)) else {

@@ -1,8 +1,9 @@
 //! Variables: named facts about a request, under nginx's names (contract 5.5 and 7.2).
 //!
-//! A [`Variable`] is read from its name once, when a document is checked; an unknown name is a problem, never an empty text. What a
-//! variable is worth is the data plane's to say ([`Variables`]). Invariant: every `ssl_client_*` variable but `ssl_client_verify`
-//! speaks of a verified client or is absent.
+//! A [`Variable`] is read from its name once, when a document is checked; an unknown name is a
+//! problem, never an empty text. What a variable is worth is the data plane's to say
+//! ([`Variables`]). Invariant: every `ssl_client_*` variable but `ssl_client_verify` speaks of a
+//! verified client or is absent.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -58,7 +59,7 @@ pub enum Variable {
     Cookie(Box<str>),
 }
 
-const PLAIN: &[(&str, Variable)] = &[
+const NAMES: &[(&str, Variable)] = &[
     ("uri", Variable::Uri),
     ("document_uri", Variable::Uri),
     ("request_uri", Variable::RequestUri),
@@ -105,7 +106,7 @@ const PLAIN: &[(&str, Variable)] = &[
 impl Variable {
     /// Reads a name, without its `$`.
     pub fn parse(name: &str) -> Option<Variable> {
-        if let Some((_, variable)) = PLAIN.iter().find(|(known, _)| *known == name) {
+        if let Some((_, variable)) = NAMES.iter().find(|(known, _)| *known == name) {
             return Some(variable.clone());
         }
         let named = |prefix: &str| name.strip_prefix(prefix).filter(|rest: &&str| !rest.is_empty());
@@ -122,13 +123,13 @@ impl Variable {
 
     /// The names people may have meant, for a message.
     pub fn closest(name: &str) -> Option<&'static str> {
-        let near = PLAIN.iter().map(|(known, _)| (strsim::damerau_levenshtein(known, name), *known));
+        let near = NAMES.iter().map(|(known, _)| (strsim::damerau_levenshtein(known, name), *known));
         near.filter(|(distance, _)| *distance <= 3).min().map(|(_, known)| known)
     }
 
     /// Whether it speaks of the client's certificate.
     pub fn is_identity(&self) -> bool {
-        PLAIN.iter().any(|(name, known)| known == self && name.starts_with("ssl_client_"))
+        NAMES.iter().any(|(name, known)| known == self && name.starts_with("ssl_client_"))
     }
 
     /// Whether it is a list: only the operator `has` asks such a one.
@@ -137,7 +138,7 @@ impl Variable {
     }
 
     /// Whether its values have line breaks, which no header may carry.
-    pub fn has_lines(&self) -> bool {
+    pub fn is_multiline(&self) -> bool {
         matches!(self, Variable::ClientCert | Variable::ClientRawCert)
     }
 
@@ -195,7 +196,7 @@ mod tests {
 
     #[test]
     fn identity_is_what_speaks_of_the_client_certificate() {
-        for (name, variable) in PLAIN {
+        for (name, variable) in NAMES {
             assert_eq!(variable.is_identity(), name.starts_with("ssl_client_"), "{name}");
         }
         assert!(!Variable::Header("ssl-client-verify".into()).is_identity());

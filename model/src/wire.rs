@@ -1,26 +1,25 @@
 //! Resources, keys and deltas as protobuf, and back: the two ends of the push stream meet here.
 //!
-//! [`chunks`] cuts a delta into messages of bounded size; a [`DeltaAssembler`] on the other side puts it
-//! together again, whole or not at all. Everything that arrives is judged as strictly as a document: the
-//! stream is trusted to be the control plane's, not to be free of mistakes. Going there and back changes
-//! nothing: `resource_from_wire(resource.into()) == resource`.
+//! [`chunks`] cuts a delta into messages of bounded size; a [`DeltaAssembler`] on the other side
+//! puts it together again, whole or not at all. Everything that arrives is judged as strictly as a
+//! document: the stream is trusted to be the control plane's, not to be free of mistakes. Going
+//! there and back changes nothing: `resource_from_wire(resource.into()) == resource`.
 
 mod assembler;
 mod chunks;
 mod decode;
 mod encode;
-mod policies;
+mod policy_interner;
 mod tickets;
 
+pub use assembler::{DeltaAssembler, DeltaLimits, ResourceError};
+pub use chunks::{Chunks, chunks};
+pub use decode::resource_from_wire;
 use proto::push;
+pub use tickets::{tickets_from_wire, tickets_to_wire};
 
 use crate::id::{Id, Key, Kind};
 use crate::problem::Problem;
-
-pub use assembler::{DeltaAssembler, Limits, Refusal};
-pub use chunks::{Chunks, chunks};
-pub use decode::resource_from_wire;
-pub use tickets::{tickets_from_wire, tickets_to_wire};
 
 /// A key as protobuf.
 pub fn key_to_wire(key: &Key) -> push::Key {
@@ -55,10 +54,11 @@ pub fn key_from_wire(key: &push::Key) -> Result<Key, Problem> {
     Ok(Key::new(kind, Id::parse(&key.id)?))
 }
 
-/// The revision that the first delta of a stream starts from, for a node that serves revision `held.1` of the store `held.0`, towards a
-/// control plane whose newest state is `newest`. Both ends reckon it by this function from `Hello` and `Welcome`, so that a delta
-/// never leads back: what the node holds is compared by versions whatever comes out here.
-pub fn first_delta_from(held: (&str, u64), newest: (&str, u64)) -> u64 {
+/// The revision that the first delta of a stream starts from, for a node that serves revision
+/// `held.1` of the store `held.0`, towards a control plane whose newest state is `newest`. Both
+/// ends reckon it by this function from `Hello` and `Welcome`, so that a delta never leads back:
+/// what the node holds is compared by versions whatever comes out here.
+pub fn first_delta_base(held: (&str, u64), newest: (&str, u64)) -> u64 {
     if held.0 == newest.0 && held.1 <= newest.1 { held.1 } else { 0 }
 }
 

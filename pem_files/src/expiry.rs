@@ -11,20 +11,21 @@ use std::time::Duration;
 use pki::{Certificate, UnixTime};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
-use prometheus_client::metrics::{MetricType, gauge::ConstGauge};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::gauge::ConstGauge;
 use serde::Serialize;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::date::date;
-use crate::file::Named;
+use crate::date::format_utc;
+use crate::file::ConfiguredFileRef;
 use crate::reload::Reloader;
 
 /// Days before its end from which a certificate is warned about.
-pub const WARNING_DAYS: i64 = 30;
+pub const EXPIRY_WARNING_DAYS: i64 = 30;
 /// Bundles up to this size are the operator's, and each certificate counts; the machine's bundle
 /// always has some that ended.
-pub const OWN_BUNDLE_MAX: usize = 16;
+pub const OPERATOR_BUNDLE_MAX: usize = 16;
 
 const DAY: Duration = Duration::from_secs(86_400);
 /// How often files are looked at when no connection is made.
@@ -32,7 +33,7 @@ const CHECK_INTERVAL: Duration = Duration::from_secs(10);
 
 /// One of our certificates, or the certificate of a CA bundle that ends first.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Expiry {
+pub struct CertificateExpiry {
     /// The setting that names the file.
     pub setting: &'static str,
     /// The file.
@@ -49,9 +50,9 @@ pub struct Expiry {
     pub days_left: i64,
 }
 
-impl Expiry {
+impl CertificateExpiry {
     /// Of a certificate in `file`.
-    pub fn new(file: Named<'_>, certificate: &Certificate, now: UnixTime) -> Self {
+    pub fn new(file: ConfiguredFileRef<'_>, certificate: &Certificate, now: UnixTime) -> Self {
         let not_after = certificate.not_after().as_secs();
         Self {
             setting: file.setting,
@@ -65,26 +66,26 @@ impl Expiry {
     }
 
     /// Whether it has ended.
-    pub fn has_ended(&self) -> bool {
+    pub fn is_expired(&self) -> bool {
         self.days_left < 0
     }
 
     /// Whether it has ended or ends within [`WARNING_DAYS`].
-    pub fn ends_soon(&self) -> bool {
-        self.days_left < WARNING_DAYS
+    pub fn expires_soon(&self) -> bool {
+        self.days_left < EXPIRY_WARNING_DAYS
     }
 
     /// What is wrong with its dates, for people: `None` when it is valid and more than 30 days are
     /// left.
     pub fn warning(&self) -> Option<String> {
-        let at = |seconds| date(UnixTime::since_unix_epoch(Duration::from_secs(seconds)));
+        let at = |seconds| format_utc(UnixTime::since_unix_epoch(Duration::from_secs(seconds)));
         let (path, subject, until) = (&self.path, &self.subject, at(self.not_after));
-        let problem = if self.has_ended() {
+        let problem = if self.is_expired() {
             format!("is expired since {until}, so that peers refuse it: replace it")
         } else if self.not_before > UnixTime::now().as_secs() {
             let from = at(self.not_before);
             format!("is not valid before {from}: check its dates and this machine's clock")
-        } else if self.ends_soon() {
+        } else if self.expires_soon() {
             format!("ends in {} days, at {until}: renew it", self.days_left)
         } else {
             return None;
@@ -101,60 +102,64 @@ pub fn days_left(not_after: u64, now: UnixTime) -> i64 {
 
 /// The state of one endpoint's files.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Endpoint {
+pub struct EndpointCertificates {
     /// `admin`, `push`, `node` or `etcd`.
     pub name: &'static str,
     /// Our certificate, as it is in use.
-    pub certificate: Option<Expiry>,
+    pub certificate: Option<CertificateExpiry>,
     /// Of the CA bundle in use, the certificate that ends first. `None` without a bundle, and for
     /// one of more than 16 certificates.
-    pub ca: Option<Expiry>,
+    pub ca: Option<CertificateExpiry>,
     /// Why the files as they are now cannot be used.
     pub problem: Option<String>,
 }
 
 /// One endpoint's files, whatever its TLS configuration is.
-trait Source: Send + Sync {
-    fn endpoint(&self, now: UnixTime) -> Option<Endpoint>;
-    fn look(&self, force: bool) -> Pin<Box<dyn Future<Output = ()> + Send + '_>>;
+trait CertificateSource: Send + Sync {
+    fn endpoint(&self, now: UnixTime) -> Option<EndpointCertificates>;
+    fn refresh(&self, force: bool) -> Pin<Box<dyn Future<Output = ()> + Send + '_>>;
 }
 
-impl<T: Send + Sync + 'static> Source for Reloader<T> {
-    fn endpoint(&self, now: UnixTime) -> Option<Endpoint> {
-        let held = self.held()?;
+impl<T: Send + Sync + 'static> CertificateSource for Reloader<T> {
+    fn endpoint(&self, now: UnixTime) -> Option<EndpointCertificates> {
+        let held = self.in_use()?;
         let files = self.files();
-        let leaf = files.pair.as_ref().zip(held.contents.leaf());
-        let bundle = &held.contents.ca;
+        let leaf = files.pair.as_ref().zip(held.credentials.leaf());
+        let bundle = &held.credentials.ca;
         let earliest =
-            bundle.iter().min_by_key(|one| one.not_after()).filter(|_| bundle.len() <= OWN_BUNDLE_MAX);
-        Some(Endpoint {
+            bundle.iter().min_by_key(|one| one.not_after()).filter(|_| bundle.len() <= OPERATOR_BUNDLE_MAX);
+        Some(EndpointCertificates {
             name: self.name(),
-            certificate: leaf.map(|((cert, _), leaf)| Expiry::new(cert.named(), leaf, now)),
-            ca: files.ca.as_ref().zip(earliest).map(|(file, one)| Expiry::new(file.named(), one, now)),
+            certificate: leaf.map(|((cert, _), leaf)| CertificateExpiry::new(cert.by_ref(), leaf, now)),
+            ca: files
+                .ca
+                .as_ref()
+                .zip(earliest)
+                .map(|(file, one)| CertificateExpiry::new(file.by_ref(), one, now)),
             problem: self.problem().map(|problem| problem.to_string()),
         })
     }
 
-    fn look(&self, force: bool) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+    fn refresh(&self, force: bool) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
         Box::pin(async move {
             // What no connection has needed yet (etcd in clear) is not read.
-            if self.held().is_none() {
+            if self.in_use().is_none() {
                 return;
             }
             if force {
-                self.force();
+                self.force_next_read();
             }
             // The reloader logs what is wrong.
-            let _ = self.fresh().await;
+            let _ = self.refresh().await;
         })
     }
 }
 
 /// All certificates of this process. Clones share them.
 #[derive(Clone, Default)]
-pub struct OwnCertificates(Vec<Arc<dyn Source>>);
+pub struct CertificateMonitor(Vec<Arc<dyn CertificateSource>>);
 
-impl fmt::Debug for OwnCertificates {
+impl fmt::Debug for CertificateMonitor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_list().entries(self.endpoints()).finish()
     }
@@ -162,11 +167,11 @@ impl fmt::Debug for OwnCertificates {
 
 /// `certificate_not_after_seconds`, `ca_certificate_not_after_seconds` and
 /// `certificate_files_unusable`.
-impl Collector for OwnCertificates {
+impl Collector for CertificateMonitor {
     fn encode(&self, mut out: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let endpoints = self.endpoints();
-        let not_after = |expiry: &Expiry| i64::try_from(expiry.not_after).unwrap_or(i64::MAX);
-        type Value<'a> = &'a dyn Fn(&Endpoint) -> Option<i64>;
+        let not_after = |expiry: &CertificateExpiry| i64::try_from(expiry.not_after).unwrap_or(i64::MAX);
+        type Value<'a> = &'a dyn Fn(&EndpointCertificates) -> Option<i64>;
         let metrics: [(&str, &str, Value<'_>); 3] = [
             (
                 "certificate_not_after_seconds",
@@ -197,14 +202,14 @@ impl Collector for OwnCertificates {
     }
 }
 
-impl OwnCertificates {
+impl CertificateMonitor {
     /// Adds the files of one endpoint.
     pub fn add<T: Send + Sync + 'static>(&mut self, reloader: &Reloader<T>) {
         self.0.push(Arc::new(reloader.clone()));
     }
 
     /// Each endpoint whose files are in use. Looks at no file.
-    pub fn endpoints(&self) -> Vec<Endpoint> {
+    pub fn endpoints(&self) -> Vec<EndpointCertificates> {
         let now = UnixTime::now();
         self.0.iter().filter_map(|source| source.endpoint(now)).collect()
     }
@@ -216,9 +221,9 @@ impl OwnCertificates {
         self.log_expiry();
         loop {
             tokio::select! {
-                () = tokio::time::sleep(CHECK_INTERVAL) => self.look(false).await,
-                () = next(&mut reload) => {
-                    self.look(true).await;
+                () = tokio::time::sleep(CHECK_INTERVAL) => self.refresh_all(false).await,
+                () = next_reload(&mut reload) => {
+                    self.refresh_all(true).await;
                     let names: Vec<_> = self.endpoints().iter().map(|endpoint| endpoint.name).collect();
                     tracing::info!(certificates = ?names, "certificate files were read again");
                 }
@@ -230,9 +235,9 @@ impl OwnCertificates {
         }
     }
 
-    async fn look(&self, force: bool) {
+    async fn refresh_all(&self, force: bool) {
         for source in &self.0 {
-            source.look(force).await;
+            source.refresh(force).await;
         }
     }
 
@@ -249,7 +254,7 @@ impl OwnCertificates {
 }
 
 /// Ends at the next change; never when none can come.
-async fn next(reload: &mut watch::Receiver<u64>) {
+async fn next_reload(reload: &mut watch::Receiver<u64>) {
     if reload.changed().await.is_err() {
         std::future::pending::<()>().await;
     }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use pki::Certificate;
 use zeroize::Zeroizing;
 
-use crate::bounded::{self, ReadError};
+use crate::bounded_read::{self, ReadError};
 
 /// Bytes of one file. Mozilla's whole bundle has 220 KB.
 const BYTES_MAX: u64 = 4 << 20;
@@ -27,16 +27,16 @@ pub struct FileError {
 
 /// A setting and the file it names.
 #[derive(Debug, Clone, Copy)]
-pub struct Named<'a> {
+pub struct ConfiguredFileRef<'a> {
     /// The setting.
     pub setting: &'static str,
     /// The file.
     pub path: &'a Path,
 }
 
-impl Named<'_> {
+impl ConfiguredFileRef<'_> {
     /// An error about this file.
-    pub fn wrong(&self, problem: impl ToString) -> FileError {
+    pub fn error(&self, problem: impl ToString) -> FileError {
         let (path, problem) = (self.path.to_path_buf(), problem.to_string());
         FileError { setting: self.setting, path, problem, missing: false }
     }
@@ -44,22 +44,23 @@ impl Named<'_> {
     /// The whole text.
     ///
     /// # Errors
-    /// [`FileError`] when it cannot be read, is no regular file, is larger than 4 MiB or is not UTF-8.
-    pub fn text(&self) -> Result<Zeroizing<String>, FileError> {
-        bounded::regular(self.path, BYTES_MAX).map_err(|error| match error {
-            ReadError::System(error) => FileError {
+    /// [`FileError`] when it cannot be read, is no regular file, is larger than 4 MiB or is not
+    /// UTF-8.
+    pub fn read_text(&self) -> Result<Zeroizing<String>, FileError> {
+        bounded_read::read_regular(self.path, BYTES_MAX).map_err(|error| match error {
+            ReadError::Io(error) => FileError {
                 missing: error.kind() == io::ErrorKind::NotFound,
-                ..self.wrong(format!(
+                ..self.error(format!(
                     "{error}. Check the path in the configuration file and that this user may read the file"
                 ))
             },
             ReadError::TooLarge(bytes) => {
-                self.wrong(format!("it has more than {} MiB: is this a PEM file?", bytes >> 20))
+                self.error(format!("it has more than {} MiB: is this a PEM file?", bytes >> 20))
             }
-            ReadError::NotText => {
-                self.wrong("it is not text. It must be in PEM format; openssl converts DER and PKCS #12")
+            ReadError::NotUtf8 => {
+                self.error("it is not text. It must be in PEM format; openssl converts DER and PKCS #12")
             }
-            other => self.wrong(format!("{other} in PEM format")),
+            other => self.error(format!("{other} in PEM format")),
         })
     }
 
@@ -67,8 +68,8 @@ impl Named<'_> {
     ///
     /// # Errors
     /// [`FileError`] when it cannot be read or has none.
-    pub fn certificates(&self) -> Result<Vec<Certificate>, FileError> {
-        pki::certificates_from_pem(&self.text()?).map_err(|error| self.wrong(error))
+    pub fn read_certificates(&self) -> Result<Vec<Certificate>, FileError> {
+        pki::certificates_from_pem(&self.read_text()?).map_err(|error| self.error(error))
     }
 }
 
@@ -81,7 +82,7 @@ mod tests {
     use super::*;
 
     fn problem(path: &Path) -> String {
-        Named { setting: "a.setting", path }.text().expect_err("not to be used").to_string()
+        ConfiguredFileRef { setting: "a.setting", path }.read_text().expect_err("not to be used").to_string()
     }
 
     #[test]
@@ -113,13 +114,13 @@ mod tests {
     fn a_missing_file_is_told_from_an_unusable_one() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("none.crt");
-        let named = Named { setting: "a.setting", path: &path };
-        assert!(named.text().unwrap_err().missing);
+        let named = ConfiguredFileRef { setting: "a.setting", path: &path };
+        assert!(named.read_text().unwrap_err().missing);
         std::os::unix::fs::symlink("nowhere", &path).unwrap();
-        assert!(named.text().unwrap_err().missing);
+        assert!(named.read_text().unwrap_err().missing);
         std::fs::remove_file(&path).unwrap();
         std::fs::write(&path, "").unwrap();
-        let empty = named.certificates().unwrap_err();
+        let empty = named.read_certificates().unwrap_err();
         assert!(!empty.missing && empty.to_string().contains("none.crt"), "{empty}");
     }
 }

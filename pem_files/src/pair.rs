@@ -6,10 +6,10 @@ use pki::{Certificate, PrivateKey};
 use rustls::crypto::CryptoProvider;
 use rustls::sign::CertifiedKey;
 
-use crate::file::{FileError, Named};
+use crate::file::{ConfiguredFileRef, FileError};
 
 /// A certificate with its intermediates, and its private key.
-pub struct Pair {
+pub struct CertKeyPair {
     /// Of `chain`, the first.
     pub leaf: Certificate,
     /// The leaf, then its intermediates.
@@ -18,18 +18,18 @@ pub struct Pair {
     pub key: PrivateKey,
 }
 
-impl Pair {
+impl CertKeyPair {
     /// Reads both files.
     ///
     /// # Errors
     /// [`FileError`] when a file cannot be read or the key is not the one of the certificate.
-    pub fn read(cert: Named<'_>, key: Named<'_>) -> Result<Self, FileError> {
-        let chain = cert.certificates()?;
-        let leaf = chain.first().cloned().ok_or_else(|| cert.wrong("no certificate"))?;
-        let private = PrivateKey::from_pem(&key.text()?).map_err(|error| key.wrong(error))?;
+    pub fn read(cert: ConfiguredFileRef<'_>, key: ConfiguredFileRef<'_>) -> Result<Self, FileError> {
+        let chain = cert.read_certificates()?;
+        let leaf = chain.first().cloned().ok_or_else(|| cert.error("no certificate"))?;
+        let private = PrivateKey::from_pem(&key.read_text()?).map_err(|error| key.error(error))?;
         private
             .matches(&leaf)
-            .map_err(|error| key.wrong(format!("{error}. It must be the key of {}", cert.path.display())))?;
+            .map_err(|error| key.error(format!("{error}. It must be the key of {}", cert.path.display())))?;
         Ok(Self { leaf, chain, key: private })
     }
 
@@ -37,7 +37,7 @@ impl Pair {
     ///
     /// # Errors
     /// When the library does not know the key's algorithm.
-    pub fn certified(&self, provider: &CryptoProvider) -> Result<Arc<CertifiedKey>, rustls::Error> {
+    pub fn to_certified_key(&self, provider: &CryptoProvider) -> Result<Arc<CertifiedKey>, rustls::Error> {
         let signer = provider.key_provider.load_private_key(self.key.der().clone_key())?;
         let chain = self.chain.iter().map(|certificate| certificate.der().clone()).collect();
         // Not the constructor that checks the pair: it refuses v1 certificates, and `matches` has

@@ -8,20 +8,19 @@
 //! neither an unreadable or half-written pair, nor one that is not valid now while the held one is,
 //! nor one without the name that peers look for, nor a CA bundle without a valid certificate.
 
-use std::fmt;
-use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::{fmt, fs};
 
 use pki::{Certificate, UnixTime};
 use tokio::sync::watch;
 
-use crate::date::date;
-use crate::file::{FileError, Named};
-use crate::pair::Pair;
+use crate::date::format_utc;
+use crate::file::{ConfiguredFileRef, FileError};
+use crate::pair::CertKeyPair;
 
 /// How long a connection waits for the file system before it is made with what is held.
 const READ_TIMEOUT: Duration = Duration::from_secs(1);
@@ -30,45 +29,45 @@ const READ_TIMEOUT: Duration = Duration::from_secs(1);
 const RETRY_INTERVAL: Duration = Duration::from_secs(10);
 /// Two writes within one tick of the kernel's clock leave the same times. A file this young is read
 /// once more at the next look.
-const TICK: Duration = Duration::from_millis(50);
+const TIMESTAMP_GRANULARITY: Duration = Duration::from_millis(50);
 
 /// A setting and the file it names.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct File {
+pub struct ConfiguredFile {
     /// The setting.
     pub setting: &'static str,
     /// The file.
     pub path: PathBuf,
 }
 
-impl File {
+impl ConfiguredFile {
     /// A setting and the file it names.
     pub fn new(setting: &'static str, path: &Path) -> Self {
         Self { setting, path: path.to_path_buf() }
     }
 
     /// For reading.
-    pub fn named(&self) -> Named<'_> {
-        Named { setting: self.setting, path: &self.path }
+    pub fn by_ref(&self) -> ConfiguredFileRef<'_> {
+        ConfiguredFileRef { setting: self.setting, path: &self.path }
     }
 }
 
 /// The files of one TLS endpoint.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Files {
+pub struct CredentialFiles {
     /// The certificate chain and the key of its leaf.
-    pub pair: Option<(File, File)>,
+    pub pair: Option<(ConfiguredFile, ConfiguredFile)>,
     /// The CAs of the other side.
-    pub ca: Option<File>,
+    pub ca: Option<ConfiguredFile>,
     /// A DNS name that peers demand of the certificate. A chain without it does not replace one
     /// with it.
-    pub name: Option<String>,
+    pub required_dns_name: Option<String>,
 }
 
-impl Files {
+impl CredentialFiles {
     /// The setting and file to name in an error about the certificate as a whole.
-    pub fn certificate(&self) -> Option<Named<'_>> {
-        self.pair.as_ref().map(|(cert, _)| cert.named())
+    pub fn certificate(&self) -> Option<ConfiguredFileRef<'_>> {
+        self.pair.as_ref().map(|(cert, _)| cert.by_ref())
     }
 
     fn paths(&self) -> impl Iterator<Item = &Path> {
@@ -76,38 +75,45 @@ impl Files {
         pair.chain(&self.ca).map(|file| file.path.as_path())
     }
 
-    fn read_pair(&self) -> Result<Option<Arc<Pair>>, FileError> {
-        let pair = self.pair.as_ref().map(|(cert, key)| Pair::read(cert.named(), key.named()).map(Arc::new));
+    fn read_cert_key_pair(&self) -> Result<Option<Arc<CertKeyPair>>, FileError> {
+        let pair = self
+            .pair
+            .as_ref()
+            .map(|(cert, key)| CertKeyPair::read(cert.by_ref(), key.by_ref()).map(Arc::new));
         pair.transpose()
     }
 
     fn read_ca(&self) -> Result<Vec<Certificate>, FileError> {
-        self.ca.as_ref().map_or_else(|| Ok(Vec::new()), |file| file.named().certificates())
+        self.ca.as_ref().map_or_else(|| Ok(Vec::new()), |file| file.by_ref().read_certificates())
     }
 
     /// Both as the files have them, where none is held.
-    fn read(&self) -> Result<Contents, FileError> {
-        Ok(Contents { pair: self.read_pair()?, ca: self.read_ca()? })
+    fn read(&self) -> Result<Credentials, FileError> {
+        Ok(Credentials { pair: self.read_cert_key_pair()?, ca: self.read_ca()? })
     }
 
     /// The pair, if it may take the place of the held one.
-    fn newer_pair(&self, held: &Contents, now: UnixTime) -> Result<Option<Arc<Pair>>, FileError> {
-        let new = self.read_pair()?;
+    fn replacement_pair(
+        &self,
+        held: &Credentials,
+        now: UnixTime,
+    ) -> Result<Option<Arc<CertKeyPair>>, FileError> {
+        let new = self.read_cert_key_pair()?;
         let leaf = new.as_ref().map(|pair| &pair.leaf);
         if let (Some((cert, _)), Some(new), Some(held)) = (&self.pair, leaf, held.leaf()) {
             if !is_valid(new, now) && is_valid(held, now) {
-                let (from, until) = (date(new.not_before()), date(new.not_after()));
-                return Err(cert.named().wrong(format!(
+                let (from, until) = (format_utc(new.not_before()), format_utc(new.not_after()));
+                return Err(cert.by_ref().error(format!(
                     "the certificate {:?} is not valid now (from {from} to {until}), and the one in use is. Check \
                      this machine's clock, or issue another one",
                     new.subject()
                 )));
             }
-            if let Some(name) = &self.name
-                && carries(held, name)
-                && !carries(new, name)
+            if let Some(name) = &self.required_dns_name
+                && has_dns_name(held, name)
+                && !has_dns_name(new, name)
             {
-                return Err(cert.named().wrong(format!(
+                return Err(cert.by_ref().error(format!(
                     "the certificate {:?} does not carry the name {name:?}, which the one in use does. Issue it for \
                      that name, or change the setting and restart",
                     new.subject()
@@ -118,11 +124,11 @@ impl Files {
     }
 
     /// The CA bundle, if it may take the place of the held one.
-    fn newer_ca(&self, held: &Contents, now: UnixTime) -> Result<Vec<Certificate>, FileError> {
+    fn replacement_ca(&self, held: &Credentials, now: UnixTime) -> Result<Vec<Certificate>, FileError> {
         let new = self.read_ca()?;
         let usable = |ca: &[Certificate]| ca.iter().any(|one| is_valid(one, now));
         match &self.ca {
-            Some(file) if !usable(&new) && usable(&held.ca) => Err(file.named().wrong(
+            Some(file) if !usable(&new) && usable(&held.ca) => Err(file.by_ref().error(
                 "none of its certificates is valid now, and one of those in use is. Check this machine's clock, or \
                  put the CA's present certificate there",
             )),
@@ -135,81 +141,81 @@ fn is_valid(certificate: &Certificate, now: UnixTime) -> bool {
     certificate.not_before() <= now && now <= certificate.not_after()
 }
 
-fn carries(certificate: &Certificate, name: &str) -> bool {
+fn has_dns_name(certificate: &Certificate, name: &str) -> bool {
     certificate.dns_names().iter().any(|dns| dns.eq_ignore_ascii_case(name))
 }
 
 /// What the files hold.
 #[derive(Clone)]
-pub struct Contents {
+pub struct Credentials {
     /// Certificate and key, if the endpoint has any.
-    pub pair: Option<Arc<Pair>>,
+    pub pair: Option<Arc<CertKeyPair>>,
     /// The CAs of the other side.
     pub ca: Vec<Certificate>,
 }
 
-impl Contents {
+impl Credentials {
     /// Our own certificate.
     pub fn leaf(&self) -> Option<&Certificate> {
         self.pair.as_ref().map(|pair| &pair.leaf)
     }
 
     /// Whether both hold the same certificate chain.
-    pub fn has_pair_of(&self, other: &Self) -> bool {
+    pub fn has_same_chain_as(&self, other: &Self) -> bool {
         let chain = |contents: &Self| contents.pair.as_ref().map(|pair| pair.chain.clone());
         let (ours, theirs) = (chain(self).unwrap_or_default(), chain(other).unwrap_or_default());
-        equal(&ours, &theirs)
+        same_certificates(&ours, &theirs)
     }
 
-    fn has_ca_of(&self, other: &Self) -> bool {
-        equal(&self.ca, &other.ca)
+    fn has_same_ca_as(&self, other: &Self) -> bool {
+        same_certificates(&self.ca, &other.ca)
     }
 }
 
-fn equal(some: &[Certificate], others: &[Certificate]) -> bool {
+fn same_certificates(some: &[Certificate], others: &[Certificate]) -> bool {
     some.iter().map(Certificate::der).eq(others.iter().map(Certificate::der))
 }
 
 /// Files that were read together, and what was made of them.
-pub struct Loaded<T> {
+pub struct LoadedCredentials<T> {
     /// What the files held.
-    pub contents: Contents,
+    pub credentials: Credentials,
     /// The TLS configuration.
     pub tls: T,
 }
 
-type Build<T> = Box<dyn Fn(&Contents) -> Result<T, FileError> + Send + Sync>;
+type Build<T> = Box<dyn Fn(&Credentials) -> Result<T, FileError> + Send + Sync>;
 
 /// The newest usable files of one endpoint. Clones share them.
-pub struct Reloader<T>(Arc<Inner<T>>);
+pub struct Reloader<T>(Arc<Shared<T>>);
 
-struct Inner<T> {
+struct Shared<T> {
     name: &'static str,
-    files: Files,
+    files: CredentialFiles,
     build: Build<T>,
-    held: watch::Sender<Option<Arc<Loaded<T>>>>,
+    in_use: watch::Sender<Option<Arc<LoadedCredentials<T>>>>,
     /// Locked while files are read: by one thread at a time, never by an asynchronous task.
-    last: Mutex<Option<Attempt>>,
+    last_read: Mutex<Option<LastRead>>,
     /// Read the files whether they changed or not.
     forced: AtomicBool,
     /// Why the files cannot be used; the log has it.
     problem: Mutex<Option<FileError>>,
     /// One blocking thread at a time: a file system that hangs must not take the whole pool.
-    turn: Arc<tokio::sync::Mutex<()>>,
+    read_permit: Arc<tokio::sync::Mutex<()>>,
 }
 
 /// The last time the files were read.
-struct Attempt {
-    stamps: Vec<Stamp>,
+struct LastRead {
+    identities: Vec<FileIdentity>,
     /// The files were old enough for their stamps to tell the next change.
-    settled: bool,
+    stable: bool,
     at: Instant,
     failure: Option<FileError>,
 }
 
 /// Identity of a file: another one after every way to replace its content. `None`: it cannot be
 /// looked at.
-type Stamp = Option<(u64, u64, u64, i64, i64, i64, i64)>;
+type FileIdentity = Option<(u64, u64, u64, i64, i64, i64, i64)>;
 
 impl<T> Clone for Reloader<T> {
     fn clone(&self) -> Self {
@@ -228,18 +234,18 @@ impl<T: Send + Sync + 'static> Reloader<T> {
     /// `build` makes the TLS configuration, or says which file it cannot use.
     pub fn new(
         name: &'static str,
-        files: Files,
-        build: impl Fn(&Contents) -> Result<T, FileError> + Send + Sync + 'static,
+        files: CredentialFiles,
+        build: impl Fn(&Credentials) -> Result<T, FileError> + Send + Sync + 'static,
     ) -> Self {
-        Self(Arc::new(Inner {
+        Self(Arc::new(Shared {
             name,
             files,
             build: Box::new(build),
-            held: watch::Sender::new(None),
-            last: Mutex::new(None),
+            in_use: watch::Sender::new(None),
+            last_read: Mutex::new(None),
             forced: AtomicBool::new(false),
             problem: Mutex::new(None),
-            turn: Arc::default(),
+            read_permit: Arc::default(),
         }))
     }
 
@@ -247,16 +253,16 @@ impl<T: Send + Sync + 'static> Reloader<T> {
     ///
     /// # Errors
     /// [`FileError`] when they cannot be used.
-    pub fn load(&self) -> Result<Arc<Loaded<T>>, FileError> {
-        let mut last = lock(&self.0.last);
+    pub fn load(&self) -> Result<Arc<LoadedCredentials<T>>, FileError> {
+        let mut last = lock(&self.0.last_read);
         let forced = self.0.forced.swap(false, Ordering::AcqRel);
-        let (stamps, settled) = stamps(&self.0.files);
+        let (stamps, settled) = file_identities(&self.0.files);
         if let Some(attempt) = &*last
             && !forced
-            && attempt.settled
-            && attempt.stamps == stamps
+            && attempt.stable
+            && attempt.identities == stamps
         {
-            match (&attempt.failure, self.held()) {
+            match (&attempt.failure, self.in_use()) {
                 (None, Some(held)) => return Ok(held),
                 (Some(failure), _) if attempt.at.elapsed() < RETRY_INTERVAL => return Err(failure.clone()),
                 _ => {}
@@ -264,9 +270,14 @@ impl<T: Send + Sync + 'static> Reloader<T> {
         }
         let loaded = self.read();
         let failure = loaded.as_ref().err().cloned();
-        *last = Some(Attempt { stamps, settled, at: Instant::now(), failure: failure.clone() });
+        *last = Some(LastRead {
+            identities: stamps,
+            stable: settled,
+            at: Instant::now(),
+            failure: failure.clone(),
+        });
         drop(last);
-        self.note(failure);
+        self.log_transition(failure);
         loaded
     }
 
@@ -275,8 +286,8 @@ impl<T: Send + Sync + 'static> Reloader<T> {
     ///
     /// # Errors
     /// [`FileError`] when they could never be used.
-    pub fn current(&self) -> Result<Arc<Loaded<T>>, FileError> {
-        self.load().or_else(|error| self.held().ok_or(error))
+    pub fn refresh_blocking(&self) -> Result<Arc<LoadedCredentials<T>>, FileError> {
+        self.load().or_else(|error| self.in_use().ok_or(error))
     }
 
     /// As [`current`](Self::current), on a thread that may block, and for at most a second: then
@@ -284,41 +295,41 @@ impl<T: Send + Sync + 'static> Reloader<T> {
     ///
     /// # Errors
     /// [`FileError`] when the files could never be used.
-    pub async fn fresh(&self) -> Result<Arc<Loaded<T>>, FileError> {
+    pub async fn refresh(&self) -> Result<Arc<LoadedCredentials<T>>, FileError> {
         let look = async {
-            let turn = Arc::clone(&self.0.turn).lock_owned().await;
+            let turn = Arc::clone(&self.0.read_permit).lock_owned().await;
             let this = self.clone();
             let looked = tokio::task::spawn_blocking(move || {
                 let _turn = turn;
-                this.current()
+                this.refresh_blocking()
             });
             looked.await
         };
         match tokio::time::timeout(READ_TIMEOUT, look).await {
             Ok(Ok(current)) => current,
             // Only a runtime that ends loses the work.
-            Ok(Err(_)) => self.held().ok_or_else(|| self.unanswered()),
+            Ok(Err(_)) => self.in_use().ok_or_else(|| self.timeout_error()),
             Err(_) => {
-                let unanswered = self.unanswered();
-                let held = self.held().ok_or_else(|| unanswered.clone());
-                self.note(Some(unanswered));
+                let unanswered = self.timeout_error();
+                let held = self.in_use().ok_or_else(|| unanswered.clone());
+                self.log_transition(Some(unanswered));
                 held
             }
         }
     }
 
     /// What is in use; looks at no file.
-    pub fn held(&self) -> Option<Arc<Loaded<T>>> {
-        self.0.held.borrow().clone()
+    pub fn in_use(&self) -> Option<Arc<LoadedCredentials<T>>> {
+        self.0.in_use.borrow().clone()
     }
 
     /// Tells when other files are in use.
-    pub fn changes(&self) -> watch::Receiver<Option<Arc<Loaded<T>>>> {
-        self.0.held.subscribe()
+    pub fn subscribe(&self) -> watch::Receiver<Option<Arc<LoadedCredentials<T>>>> {
+        self.0.in_use.subscribe()
     }
 
     /// Has the next look read the files whether they changed or not.
-    pub fn force(&self) {
+    pub fn force_next_read(&self) {
         self.0.forced.store(true, Ordering::Release);
     }
 
@@ -333,40 +344,40 @@ impl<T: Send + Sync + 'static> Reloader<T> {
     }
 
     /// The files.
-    pub fn files(&self) -> &Files {
+    pub fn files(&self) -> &CredentialFiles {
         &self.0.files
     }
 
-    fn read(&self) -> Result<Arc<Loaded<T>>, FileError> {
-        let Some(held) = self.held() else {
+    fn read(&self) -> Result<Arc<LoadedCredentials<T>>, FileError> {
+        let Some(held) = self.in_use() else {
             let contents = self.0.files.read()?;
             let tls = (self.0.build)(&contents)?;
-            return Ok(self.hold(contents, tls));
+            return Ok(self.replace(contents, tls));
         };
         let (files, now) = (&self.0.files, UnixTime::now());
         let mut problem = None;
-        let pair = files.newer_pair(&held.contents, now).unwrap_or_else(|error| {
+        let pair = files.replacement_pair(&held.credentials, now).unwrap_or_else(|error| {
             problem = Some(error);
-            held.contents.pair.clone()
+            held.credentials.pair.clone()
         });
-        let ca = files.newer_ca(&held.contents, now).unwrap_or_else(|error| {
+        let ca = files.replacement_ca(&held.credentials, now).unwrap_or_else(|error| {
             problem.get_or_insert(error);
-            held.contents.ca.clone()
+            held.credentials.ca.clone()
         });
         // Where the TLS library refuses one part, the other one counts all the same.
-        let (former_pair, former_ca) = (held.contents.pair.clone(), held.contents.ca.clone());
-        let newest = Contents { pair, ca };
-        let ca_only = Contents { pair: former_pair, ca: newest.ca.clone() };
-        let pair_only = Contents { pair: newest.pair.clone(), ca: former_ca };
+        let (former_pair, former_ca) = (held.credentials.pair.clone(), held.credentials.ca.clone());
+        let newest = Credentials { pair, ca };
+        let ca_only = Credentials { pair: former_pair, ca: newest.ca.clone() };
+        let pair_only = Credentials { pair: newest.pair.clone(), ca: former_ca };
         let mut used = Arc::clone(&held);
         for contents in [newest, ca_only, pair_only] {
-            if contents.has_pair_of(&held.contents) && contents.has_ca_of(&held.contents) {
+            if contents.has_same_chain_as(&held.credentials) && contents.has_same_ca_as(&held.credentials) {
                 continue;
             }
             match (self.0.build)(&contents) {
                 Ok(tls) => {
-                    used = self.hold(contents, tls);
-                    self.log_replaced(&held.contents, &used.contents);
+                    used = self.replace(contents, tls);
+                    self.log_replaced(&held.credentials, &used.credentials);
                     break;
                 }
                 Err(error) => {
@@ -377,20 +388,20 @@ impl<T: Send + Sync + 'static> Reloader<T> {
         problem.map_or(Ok(used), Err)
     }
 
-    fn hold(&self, contents: Contents, tls: T) -> Arc<Loaded<T>> {
-        let loaded = Arc::new(Loaded { contents, tls });
-        self.0.held.send_replace(Some(Arc::clone(&loaded)));
+    fn replace(&self, contents: Credentials, tls: T) -> Arc<LoadedCredentials<T>> {
+        let loaded = Arc::new(LoadedCredentials { credentials: contents, tls });
+        self.0.in_use.send_replace(Some(Arc::clone(&loaded)));
         loaded
     }
 
-    fn log_replaced(&self, before: &Contents, now: &Contents) {
+    fn log_replaced(&self, before: &Credentials, now: &Credentials) {
         let certificate = self.0.name;
-        if let Some(leaf) = now.leaf().filter(|_| !now.has_pair_of(before)) {
-            let (serial, not_after) = (leaf.serial_hex(), date(leaf.not_after()));
+        if let Some(leaf) = now.leaf().filter(|_| !now.has_same_chain_as(before)) {
+            let (serial, not_after) = (leaf.serial_hex(), format_utc(leaf.not_after()));
             let subject = leaf.subject();
             tracing::info!(certificate, subject, serial, not_after, "the renewed certificate is in use");
         }
-        if !now.has_ca_of(before) {
+        if !now.has_same_ca_as(before) {
             let subjects: Vec<_> = now.ca.iter().take(4).map(Certificate::subject).collect();
             let (count, setting) = (now.ca.len(), self.0.files.ca.as_ref().map(|file| file.setting));
             tracing::info!(certificate, setting, count, ?subjects, "the changed CA bundle is in use");
@@ -398,14 +409,14 @@ impl<T: Send + Sync + 'static> Reloader<T> {
     }
 
     /// Logs a failure once, and its end.
-    fn note(&self, failure: Option<FileError>) {
+    fn log_transition(&self, failure: Option<FileError>) {
         let mut known = lock(&self.0.problem);
         if *known == failure {
             return;
         }
         let certificate = self.0.name;
         // At the start, whoever loads the files first reports what is wrong with them.
-        let held = self.0.held.borrow().is_some();
+        let held = self.0.in_use.borrow().is_some();
         match &failure {
             Some(problem) if held => tracing::warn!(
                 certificate,
@@ -417,10 +428,10 @@ impl<T: Send + Sync + 'static> Reloader<T> {
         *known = failure;
     }
 
-    fn unanswered(&self) -> FileError {
-        let file = self.0.files.certificate().or(self.0.files.ca.as_ref().map(File::named));
-        let file = file.unwrap_or(Named { setting: self.0.name, path: Path::new("") });
-        file.wrong(format!("the file system did not answer within {} s", READ_TIMEOUT.as_secs()))
+    fn timeout_error(&self) -> FileError {
+        let file = self.0.files.certificate().or(self.0.files.ca.as_ref().map(ConfiguredFile::by_ref));
+        let file = file.unwrap_or(ConfiguredFileRef { setting: self.0.name, path: Path::new("") });
+        file.error(format!("the file system did not answer within {} s", READ_TIMEOUT.as_secs()))
     }
 }
 
@@ -430,10 +441,10 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// Of every file, and whether all are old enough for the next change to show.
-fn stamps(files: &Files) -> (Vec<Stamp>, bool) {
-    let stamps: Vec<Stamp> = files.paths().map(stamp).collect();
+fn file_identities(files: &CredentialFiles) -> (Vec<FileIdentity>, bool) {
+    let stamps: Vec<FileIdentity> = files.paths().map(file_identity).collect();
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let recent = now.saturating_sub(TICK);
+    let recent = now.saturating_sub(TIMESTAMP_GRANULARITY);
     let settled = stamps.iter().flatten().all(|(.., seconds, nanos)| {
         let changed = Duration::new(
             u64::try_from(*seconds).unwrap_or_default(),
@@ -444,7 +455,7 @@ fn stamps(files: &Files) -> (Vec<Stamp>, bool) {
     (stamps, settled)
 }
 
-fn stamp(path: &Path) -> Stamp {
+fn file_identity(path: &Path) -> FileIdentity {
     let data = fs::metadata(path).ok()?;
     let changed = (data.mtime(), data.mtime_nsec(), data.ctime(), data.ctime_nsec());
     Some((data.dev(), data.ino(), data.size(), changed.0, changed.1, changed.2, changed.3))

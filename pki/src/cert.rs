@@ -1,8 +1,9 @@
 //! One X.509 certificate, read once: what every other part of the house holds in its hands.
 //!
-//! PEM or DER -> [`Certificate`] -> `chain`, `policy`, `identity`. Cheap to clone; equality and hashing are by the DER bytes.
-//! Reading checks the form (strict DER, RFC 5280 structure, no repeated extension, the limits below) but judges nothing: validity,
-//! usages and names are `chain`'s business. Invariant: `fields` were read from exactly `der`.
+//! PEM or DER -> [`Certificate`] -> `chain`, `policy`, `identity`. Cheap to clone; equality and
+//! hashing are by the DER bytes. Reading checks the form (strict DER, RFC 5280 structure, no
+//! repeated extension, the limits below) but judges nothing: validity, usages and names are
+//! `chain`'s business. Invariant: `fields` were read from exactly `der`.
 
 use std::fmt;
 use std::hash::{Hash, Hasher};
@@ -10,21 +11,22 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use aws_lc_rs::digest::{SHA1_FOR_LEGACY_USE_ONLY, SHA256, digest};
+use fields::Fields;
+use general_name::GeneralName;
 use rustls_pki_types::{CertificateDer, UnixTime};
 use thiserror::Error;
 
 use crate::der::DerError;
 use crate::name;
 use crate::pem::{self, Block, PemError};
-use crate::signature::{self, Checked, PublicKey};
-use fields::Fields;
-use general_name::GeneralName;
+use crate::signature::{self, PublicKey, SignatureCheck};
 
 mod auxiliary;
 pub(crate) mod fields;
 pub(crate) mod general_name;
 
-/// Largest certificate we read, in bytes of DER. Beyond it lies nothing that a TLS handshake carries.
+/// Largest certificate we read, in bytes of DER. Beyond it lies nothing that a TLS handshake
+/// carries.
 pub const CERTIFICATE_BYTES_MAX: usize = 256 * 1024;
 /// Most certificates we read from one PEM text: a bundle of all public roots has about 150.
 pub const BUNDLE_CERTIFICATES_MAX: usize = 4096;
@@ -76,11 +78,12 @@ pub enum CertError {
         "the block `{label}` stands among the certificates, and what it says would not be applied: remove it{}",
         place_of(label)
     )]
-    OtherBlock {
+    UnexpectedBlock {
         /// Its label.
         label: String,
     },
-    /// OpenSSL's auxiliary data behind the certificate limits or widens what it is trusted for, or cannot be read.
+    /// OpenSSL's auxiliary data behind the certificate limits or widens what it is trusted for, or
+    /// cannot be read.
     #[error(
         "`{subject}` carries OpenSSL's trust settings ({settings}), which are not applied: remove them with \
          `openssl x509 -in FILE -clrtrust -clrreject -out FILE`"
@@ -136,19 +139,19 @@ impl From<PemError> for CertError {
 
 /// A certificate: its DER and what was read from it. Clones share one allocation.
 #[derive(Clone)]
-pub struct Certificate(Arc<Inner>);
+pub struct Certificate(Arc<CertificateInner>);
 
 /// With an Arc's counters 192 bytes, which is one of the allocator's sizes: there may be millions.
-struct Inner {
+struct CertificateInner {
     der: CertificateDer<'static>,
     fields: Fields,
-    told: OnceLock<Box<Told>>,
+    lazy: OnceLock<Box<LazyFields>>,
 }
 
-/// Made when first asked for: a handshake needs them only if somebody logs or forwards them, and of a server's own certificates nobody
-/// does, of which there may be millions.
+/// Made when first asked for: a handshake needs them only if somebody logs or forwards them, and of
+/// a server's own certificates nobody does, of which there may be millions.
 #[derive(Default)]
-struct Told {
+struct LazyFields {
     subject: OnceLock<Box<str>>,
     issuer: OnceLock<Box<str>>,
     fingerprint: OnceLock<[u8; 32]>,
@@ -167,7 +170,11 @@ impl Certificate {
 
     /// For callers that have read `der` already.
     pub(crate) fn from_parts(der: &[u8], fields: Fields) -> Self {
-        Self(Arc::new(Inner { der: CertificateDer::from(der.to_vec()), fields, told: OnceLock::new() }))
+        Self(Arc::new(CertificateInner {
+            der: CertificateDer::from(der.to_vec()),
+            fields,
+            lazy: OnceLock::new(),
+        }))
     }
 
     /// The bytes.
@@ -180,47 +187,51 @@ impl Certificate {
         pem::encode("CERTIFICATE", &self.0.der).to_string()
     }
 
-    fn told(&self) -> &Told {
-        self.0.told.get_or_init(Box::default)
+    fn lazy(&self) -> &LazyFields {
+        self.0.lazy.get_or_init(Box::default)
     }
 
     pub(crate) fn fields(&self) -> &Fields {
         &self.0.fields
     }
 
-    /// Subject as RFC 2253 text, in OpenSSL's spelling: `CN=client,O=Acme`. Empty when the subject is.
+    /// Subject as RFC 2253 text, in OpenSSL's spelling: `CN=client,O=Acme`. Empty when the subject
+    /// is.
     pub fn subject(&self) -> &str {
-        self.told().subject.get_or_init(|| name::to_rfc2253(self.0.fields.subject.of(&self.0.der)).into())
+        self.lazy().subject.get_or_init(|| name::to_rfc2253(self.0.fields.subject.slice(&self.0.der)).into())
     }
 
     /// Issuer as RFC 2253 text.
     pub fn issuer(&self) -> &str {
-        self.told().issuer.get_or_init(|| name::to_rfc2253(self.0.fields.issuer.of(&self.0.der)).into())
+        self.lazy().issuer.get_or_init(|| name::to_rfc2253(self.0.fields.issuer.slice(&self.0.der)).into())
     }
 
-    /// Subject in the old form of OpenSSL, `/O=Acme/CN=client`: for show only, since a `/` within a value is not escaped.
-    pub fn subject_slashes(&self) -> String {
-        name::to_slashes(self.0.fields.subject.of(&self.0.der))
+    /// Subject in the old form of OpenSSL, `/O=Acme/CN=client`: for show only, since a `/` within a
+    /// value is not escaped.
+    pub fn subject_legacy(&self) -> String {
+        name::to_legacy(self.0.fields.subject.slice(&self.0.der))
     }
 
     /// Issuer in the old form.
-    pub fn issuer_slashes(&self) -> String {
-        name::to_slashes(self.0.fields.issuer.of(&self.0.der))
+    pub fn issuer_legacy(&self) -> String {
+        name::to_legacy(self.0.fields.issuer.slice(&self.0.der))
     }
 
-    /// Equal for certificates whose subjects are the same name (RFC 5280 7.1); unequal ones may share it.
+    /// Equal for certificates whose subjects are the same name (RFC 5280 7.1); unequal ones may
+    /// share it.
     pub fn subject_hash(&self) -> u64 {
         name::folded_hash(self.subject_der())
     }
 
     /// Serial number: the content of the INTEGER, which DER keeps as short as it can be.
     pub fn serial(&self) -> &[u8] {
-        self.0.fields.serial.of(&self.0.der)
+        self.0.fields.serial.slice(&self.0.der)
     }
 
-    /// Serial number as OpenSSL prints it: upper-case hexadecimal, whole bytes, `-` before a negative one.
+    /// Serial number as OpenSSL prints it: upper-case hexadecimal, whole bytes, `-` before a
+    /// negative one.
     pub fn serial_hex(&self) -> String {
-        fields::serial_hex(self.0.fields.serial.of(&self.0.der))
+        fields::serial_hex(self.0.fields.serial.slice(&self.0.der))
     }
 
     /// First second of validity, inclusive; dates before 1970 read as 1970.
@@ -235,7 +246,7 @@ impl Certificate {
 
     /// SHA-256 over the DER.
     pub fn fingerprint_sha256(&self) -> &[u8; 32] {
-        self.told().fingerprint.get_or_init(|| sha256(&self.0.der))
+        self.lazy().fingerprint.get_or_init(|| sha256(&self.0.der))
     }
 
     /// SHA-1 over the DER: what nginx calls the fingerprint. A name for people, not a proof.
@@ -245,9 +256,10 @@ impl Certificate {
         out
     }
 
-    /// SHA-256 over the SubjectPublicKeyInfo: stays the same when the certificate is renewed with its key.
+    /// SHA-256 over the SubjectPublicKeyInfo: stays the same when the certificate is renewed with
+    /// its key.
     pub fn spki_sha256(&self) -> &[u8; 32] {
-        self.told().spki.get_or_init(|| sha256(self.0.fields.spki.of(&self.0.der)))
+        self.lazy().spki.get_or_init(|| sha256(self.0.fields.spki.slice(&self.0.der)))
     }
 
     /// X.509 version 1: no extensions, so neither usages nor names can be judged.
@@ -255,7 +267,8 @@ impl Certificate {
         self.0.fields.version == 1
     }
 
-    /// Says of itself that it is a CA: basicConstraints CA:TRUE, or a self-issued v1 certificate (which cannot say so).
+    /// Says of itself that it is a CA: basicConstraints CA:TRUE, or a self-issued v1 certificate
+    /// (which cannot say so).
     pub fn is_ca(&self) -> bool {
         match self.0.fields.basic_constraints {
             Some(constraints) => constraints.ca,
@@ -263,15 +276,16 @@ impl Certificate {
         }
     }
 
-    /// Whether `issuer` may issue certificates, has this one's issuer's name, and signed it. Nothing else of a path is judged.
+    /// Whether `issuer` may issue certificates, has this one's issuer's name, and signed it.
+    /// Nothing else of a path is judged.
     pub fn is_issued_by(&self, issuer: &Self) -> bool {
         let (fields, der) = (&self.0.fields, &self.0.der);
         let may_issue = issuer.is_ca() && issuer.0.fields.key_usage.is_none_or(|usage| usage.key_cert_sign());
-        let algorithm = fields.signature_algorithm.of(der);
+        let algorithm = fields.signature_algorithm.slice(der);
         may_issue
-            && name::same(fields.issuer.of(der), issuer.subject_der())
-            && signature::check(issuer.key(), algorithm, fields.tbs.of(der), fields.signature.of(der))
-                == Checked::Good
+            && name::names_match(fields.issuer.slice(der), issuer.subject_der())
+            && signature::verify(issuer.key(), algorithm, fields.tbs.slice(der), fields.signature.slice(der))
+                == SignatureCheck::Valid
     }
 
     /// Subject and issuer are the same name.
@@ -301,13 +315,13 @@ impl Certificate {
 
     /// The readable entries of the subject alternative name.
     pub(crate) fn general_names(&self) -> impl Iterator<Item = GeneralName<'_>> {
-        let extension = self.0.fields.subject_alt_name.map(|span| span.of(&self.0.der));
-        extension.into_iter().flat_map(general_name::list).map_while(Result::ok)
+        let extension = self.0.fields.subject_alt_name.map(|span| span.slice(&self.0.der));
+        extension.into_iter().flat_map(general_name::parse_list).map_while(Result::ok)
     }
 
     /// Content of the subject's `Name`, for comparing and for CertificateRequest.
     pub(crate) fn subject_der(&self) -> &[u8] {
-        self.0.fields.subject.of(&self.0.der)
+        self.0.fields.subject.slice(&self.0.der)
     }
 
     /// The public key.
@@ -326,28 +340,31 @@ pub(crate) fn sha256(bytes: &[u8]) -> [u8; 32] {
     out
 }
 
-/// The SubjectPublicKeyInfo of a certificate, without making a [`Certificate`] of it: for checking that a peer holds the
-/// key of what it shows. Says nothing about whether the certificate is any good.
+/// The SubjectPublicKeyInfo of a certificate, without making a [`Certificate`] of it: for checking
+/// that a peer holds the key of what it shows. Says nothing about whether the certificate is any
+/// good.
 ///
 /// # Errors
 /// As [`Certificate::from_der`].
-pub fn public_key_of(der: &[u8]) -> Result<&[u8], CertError> {
-    Ok(Fields::read(der)?.spki.of(der))
+pub fn subject_public_key_info(der: &[u8]) -> Result<&[u8], CertError> {
+    Ok(Fields::read(der)?.spki.slice(der))
 }
 
-/// Reads every certificate of a PEM text, in order. Text around the blocks is ignored, and so are blocks that say nothing about trust
-/// (private keys, parameters, certificate requests). Labels as OpenSSL reads them: `CERTIFICATE`, `X509 CERTIFICATE`,
-/// `TRUSTED CERTIFICATE` (without trust settings).
+/// Reads every certificate of a PEM text, in order. Text around the blocks is ignored, and so are
+/// blocks that say nothing about trust (private keys, parameters, certificate requests). Labels as
+/// OpenSSL reads them: `CERTIFICATE`, `X509 CERTIFICATE`, `TRUSTED CERTIFICATE` (without trust
+/// settings).
 ///
 /// # Errors
-/// When there is no certificate, too many, one of them cannot be read, or the text says something about trust that is not applied: a block
-/// of another kind, or OpenSSL's trust settings. Nothing is skipped.
+/// When there is no certificate, too many, one of them cannot be read, or the text says something
+/// about trust that is not applied: a block of another kind, or OpenSSL's trust settings. Nothing
+/// is skipped.
 pub fn certificates_from_pem(text: &str) -> Result<Vec<Certificate>, CertError> {
-    certificates_and(text, |_| false)
+    certificates_and_blocks(text, |_| false)
 }
 
 /// As [`certificates_from_pem`], but `takes` may take blocks of other labels for itself.
-pub(crate) fn certificates_and(
+pub(crate) fn certificates_and_blocks(
     text: &str,
     mut takes: impl FnMut(&Block<'_>) -> bool,
 ) -> Result<Vec<Certificate>, CertError> {
@@ -362,11 +379,11 @@ pub(crate) fn certificates_and(
             "CERTIFICATE" | "X509 CERTIFICATE" => Certificate::from_der(&block.bytes),
             "TRUSTED CERTIFICATE" => auxiliary::certificate(&block.bytes),
             _ if takes(&block) => continue,
-            label if block.is_without_trust() => {
-                other = other.or_else(|| Some(pem::shown(label)));
+            label if block.is_irrelevant_to_trust() => {
+                other = other.or_else(|| Some(pem::truncated(label)));
                 continue;
             }
-            label => Err(CertError::OtherBlock { label: pem::shown(label) }),
+            label => Err(CertError::UnexpectedBlock { label: pem::truncated(label) }),
         };
         if certificates.len() == BUNDLE_CERTIFICATES_MAX {
             return Err(CertError::TooMany);

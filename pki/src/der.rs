@@ -1,9 +1,10 @@
 //! A strict DER reader: the only code in the house that walks ASN.1 by hand.
 //!
-//! `cert`, `chain` and `revocation` read through it. It copies nothing: a value is either a slice of the input or a [`Span`]
-//! (a pair of offsets) that an owner of the bytes can keep beside them. Lengths must be definite and minimal, tags must fit one
-//! byte, and every structure must be used up, so two readers never disagree about where a value ends.
-//! Invariant: no input makes it panic, and each call consumes what it returns.
+//! `cert`, `chain` and `revocation` read through it. It copies nothing: a value is either a slice
+//! of the input or a [`Span`] (a pair of offsets) that an owner of the bytes can keep beside them.
+//! Lengths must be definite and minimal, tags must fit one byte, and every structure must be used
+//! up, so two readers never disagree about where a value ends. Invariant: no input makes it panic,
+//! and each call consumes what it returns.
 
 use std::num::NonZeroU32;
 
@@ -51,19 +52,20 @@ pub(crate) enum DerError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Span {
     start: u32,
-    /// One behind its end, which is never zero: a span that may be missing is no larger than one that is there.
-    behind: NonZeroU32,
+    /// One behind its end, which is never zero: a span that may be missing is no larger than one
+    /// that is there.
+    end_plus_one: NonZeroU32,
 }
 
 impl Default for Span {
     fn default() -> Self {
-        Self { start: 0, behind: NonZeroU32::MIN }
+        Self { start: 0, end_plus_one: NonZeroU32::MIN }
     }
 }
 
 impl Span {
     /// The bytes; empty when `whole` is not what the span was made from.
-    pub(crate) fn of(self, whole: &[u8]) -> &[u8] {
+    pub(crate) fn slice(self, whole: &[u8]) -> &[u8] {
         whole.get(self.start as usize..self.end() as usize).unwrap_or_default()
     }
 
@@ -74,11 +76,11 @@ impl Span {
 
     fn new(start: usize, end: usize) -> Self {
         // The reader refuses inputs beyond u32, so nothing is cut off here.
-        Self { start: start as u32, behind: NonZeroU32::MIN.saturating_add(end as u32) }
+        Self { start: start as u32, end_plus_one: NonZeroU32::MIN.saturating_add(end as u32) }
     }
 
     fn end(self) -> u32 {
-        self.behind.get() - 1
+        self.end_plus_one.get() - 1
     }
 }
 
@@ -246,7 +248,8 @@ pub(crate) fn whole_bytes(content: &[u8]) -> Result<&[u8], DerError> {
     }
 }
 
-/// A BIT STRING's content as named bits: bit 0 is the most significant of the first byte. Bits beyond the 16th are ignored.
+/// A BIT STRING's content as named bits: bit 0 is the most significant of the first byte. Bits
+/// beyond the 16th are ignored.
 pub(crate) fn named_bits(content: &[u8]) -> Result<u16, DerError> {
     let (unused, bytes) = content.split_first().ok_or(DerError::Value)?;
     if *unused > 7 || (bytes.is_empty() && *unused != 0) {
@@ -261,7 +264,8 @@ pub(crate) fn named_bits(content: &[u8]) -> Result<u16, DerError> {
     Ok(u16::from_be_bytes([high, low]))
 }
 
-/// A UTCTime or GeneralizedTime in the forms RFC 5280 4.1.2.5 permits (Zulu, seconds, no fraction), as seconds since 1970.
+/// A UTCTime or GeneralizedTime in the forms RFC 5280 4.1.2.5 permits (Zulu, seconds, no fraction),
+/// as seconds since 1970.
 pub(crate) fn time(value: &Tlv<'_>) -> Result<i64, DerError> {
     let (year, rest) = match (value.tag, value.content) {
         (UTC_TIME, [a, b, rest @ ..]) => {
@@ -331,8 +335,9 @@ pub(crate) fn write(out: &mut Vec<u8>, tag: u8, content: &[u8]) {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use proptest::prelude::*;
+
+    use super::*;
 
     #[test]
     fn lengths_have_one_form() {
@@ -384,7 +389,7 @@ mod tests {
             let value = reader.next().unwrap();
             prop_assert_eq!(value.tag, tag);
             prop_assert_eq!(value.content, &content[..]);
-            prop_assert_eq!(value.outer.of(&bytes), &bytes[..]);
+            prop_assert_eq!(value.outer.slice(&bytes), &bytes[..]);
             prop_assert!(reader.finish().is_ok());
         }
 
@@ -393,7 +398,7 @@ mod tests {
             let mut reader = Reader::new(&bytes);
             while let Ok(value) = reader.next() {
                 let _ = (time(&value), boolean(value.content), small_integer(value.content), named_bits(value.content));
-                prop_assert!(value.outer.of(&bytes).len() >= 2);
+                prop_assert!(value.outer.slice(&bytes).len() >= 2);
             }
         }
     }

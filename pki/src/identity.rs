@@ -1,7 +1,8 @@
 //! Who a verified client is.
 //!
-//! `chain` makes an [`Identity`] at the end of a successful verification and nowhere else; authorisation, forwarded headers and logs read
-//! it. Cheap to clone. Invariant: an `Identity` exists only for a certificate that was accepted; what a client merely claims is a
+//! `chain` makes an [`Identity`] at the end of a successful verification and nowhere else;
+//! authorisation, forwarded headers and logs read it. Cheap to clone. Invariant: an `Identity`
+//! exists only for a certificate that was accepted; what a client merely claims is a
 //! [`Certificate`].
 
 use std::fmt;
@@ -13,10 +14,10 @@ use crate::cert::general_name::{self, GeneralName};
 
 /// A client whose certificate was verified against a policy.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Identity(Arc<Inner>);
+pub struct Identity(Arc<IdentityInner>);
 
 #[derive(PartialEq, Eq)]
-struct Inner {
+struct IdentityInner {
     certificate: Certificate,
     uris: Vec<String>,
     /// URIs in the certificate, those that name nobody included.
@@ -39,11 +40,11 @@ impl Identity {
                 }
                 GeneralName::Dns(text) => dns.extend(ascii(text)),
                 GeneralName::Email(text) => emails.extend(ascii(text)),
-                GeneralName::Ip(bytes) => ips.extend(general_name::address(bytes)),
+                GeneralName::Ip(bytes) => ips.extend(general_name::ip_address(bytes)),
                 GeneralName::Directory(_) | GeneralName::Other(_) => {}
             }
         }
-        Self(Arc::new(Inner { certificate, uris, uri_entries, dns, emails, ips }))
+        Self(Arc::new(IdentityInner { certificate, uris, uri_entries, dns, emails, ips }))
     }
 
     /// The leaf certificate.
@@ -91,8 +92,8 @@ impl Identity {
         &self.0.ips
     }
 
-    /// The SPIFFE ID, when the certificate carries exactly one URI and it is one (SPIFFE X.509-SVID, section 2: more than one
-    /// URI makes the certificate no SVID).
+    /// The SPIFFE ID, when the certificate carries exactly one URI and it is one (SPIFFE
+    /// X.509-SVID, section 2: more than one URI makes the certificate no SVID).
     pub fn spiffe_id(&self) -> Option<&str> {
         match self.san_uris() {
             [only] if self.0.uri_entries == 1 && only.starts_with("spiffe://") => Some(only),
@@ -107,7 +108,8 @@ impl fmt::Debug for Identity {
     }
 }
 
-/// IA5String: other bytes would let a name look like another in a log or header, so such an entry names nobody.
+/// IA5String: other bytes would let a name look like another in a log or header, so such an entry
+/// names nobody.
 fn ascii(text: &[u8]) -> Option<String> {
     let printable = !text.is_empty() && text.iter().all(|byte| (0x20..0x7f).contains(byte));
     if printable { std::str::from_utf8(text).ok().map(str::to_owned) } else { None }

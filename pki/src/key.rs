@@ -1,7 +1,8 @@
 //! Private keys: the one place where they enter the process in clear.
 //!
-//! PEM (as it comes out of the `keyring`) -> [`PrivateKey`] -> the TLS engine, once. The bytes are wiped on drop, are never printed,
-//! serialised or put into an error. Invariant: a `PrivateKey` was accepted by the crypto library, so it can sign.
+//! PEM (as it comes out of the `keyring`) -> [`PrivateKey`] -> the TLS engine, once. The bytes are
+//! wiped on drop, are never printed, serialised or put into an error. Invariant: a `PrivateKey` was
+//! accepted by the crypto library, so it can sign.
 
 use std::fmt;
 
@@ -65,19 +66,21 @@ pub enum KeyError {
     },
 }
 
-/// A private key in clear. Wiped on drop; equality takes the same time for any two keys of one length.
+/// A private key in clear. Wiped on drop; equality takes the same time for any two keys of one
+/// length.
 pub struct PrivateKey {
     format: KeyFormat,
     der: Zeroizing<Box<[u8]>>,
-    public: PublicHalf,
+    public_key_digest: PublicKeyDigest,
 }
 
-/// Half of the SHA-256 of the public half, as SubjectPublicKeyInfo's BIT STRING holds it: enough that no two keys have the same, and there may
-/// be a million of them.
-type PublicHalf = [u8; 16];
+/// Half of the SHA-256 of the public half, as SubjectPublicKeyInfo's BIT STRING holds it: enough
+/// that no two keys have the same, and there may be a million of them.
+type PublicKeyDigest = [u8; 16];
 
 impl PrivateKey {
-    /// Reads the first private key of a PEM text; other blocks (`EC PARAMETERS`, certificates) are passed over.
+    /// Reads the first private key of a PEM text; other blocks (`EC PARAMETERS`, certificates) are
+    /// passed over.
     ///
     /// # Errors
     /// When there is none, it is encrypted, damaged, or of a kind we do not use.
@@ -104,8 +107,8 @@ impl PrivateKey {
     /// # Errors
     /// When the bytes are not a sound key of that format, or of a kind we do not use.
     pub fn from_der(format: KeyFormat, der: &[u8]) -> Result<Self, KeyError> {
-        let public = public_half(format, der)?;
-        Ok(Self { format, der: Zeroizing::new(der.into()), public })
+        let public = public_key_digest(format, der)?;
+        Ok(Self { format, der: Zeroizing::new(der.into()), public_key_digest: public })
     }
 
     /// Layout of [`Self::der`].
@@ -128,7 +131,7 @@ impl PrivateKey {
     /// # Errors
     /// [`KeyError::Mismatch`] when it carries another.
     pub fn matches(&self, certificate: &Certificate) -> Result<(), KeyError> {
-        if digest(certificate.key().key) == self.public {
+        if digest(certificate.key().key) == self.public_key_digest {
             Ok(())
         } else {
             Err(KeyError::Mismatch { subject: certificate.subject().to_owned() })
@@ -158,14 +161,14 @@ static CURVES: [&EcdsaSigningAlgorithm; 3] =
     [&ECDSA_P256_SHA256_ASN1_SIGNING, &ECDSA_P384_SHA384_ASN1_SIGNING, &ECDSA_P521_SHA512_ASN1_SIGNING];
 
 /// Has the crypto library read the key, and takes its public half.
-fn public_half(format: KeyFormat, der: &[u8]) -> Result<PublicHalf, KeyError> {
+fn public_key_digest(format: KeyFormat, der: &[u8]) -> Result<PublicKeyDigest, KeyError> {
     let malformed = KeyError::Malformed { format };
     match format {
-        KeyFormat::Pkcs1 => rsa_half(RsaKeyPair::from_der(der).ok(), malformed),
-        KeyFormat::Sec1 => ec_half(der, malformed),
+        KeyFormat::Pkcs1 => rsa_public_key_digest(RsaKeyPair::from_der(der).ok(), malformed),
+        KeyFormat::Sec1 => ec_public_key_digest(der, malformed),
         KeyFormat::Pkcs8 => match pkcs8_algorithm(der).map_err(|_| malformed.clone())? {
-            RSA_ENCRYPTION => rsa_half(RsaKeyPair::from_pkcs8(der).ok(), malformed),
-            EC_PUBLIC_KEY => ec_half(der, malformed),
+            RSA_ENCRYPTION => rsa_public_key_digest(RsaKeyPair::from_pkcs8(der).ok(), malformed),
+            EC_PUBLIC_KEY => ec_public_key_digest(der, malformed),
             ED25519 => Ed25519KeyPair::from_pkcs8_maybe_unchecked(der)
                 .map(|pair| digest(pair.public_key().as_ref()))
                 .map_err(|_| malformed),
@@ -174,7 +177,7 @@ fn public_half(format: KeyFormat, der: &[u8]) -> Result<PublicHalf, KeyError> {
     }
 }
 
-fn rsa_half(pair: Option<RsaKeyPair>, malformed: KeyError) -> Result<PublicHalf, KeyError> {
+fn rsa_public_key_digest(pair: Option<RsaKeyPair>, malformed: KeyError) -> Result<PublicKeyDigest, KeyError> {
     let pair = pair.ok_or(malformed)?;
     if pair.public_modulus_len() < 256 {
         return Err(KeyError::Unsupported); // under 2048 bits
@@ -182,7 +185,7 @@ fn rsa_half(pair: Option<RsaKeyPair>, malformed: KeyError) -> Result<PublicHalf,
     Ok(digest(pair.public_key().as_ref()))
 }
 
-fn ec_half(der: &[u8], malformed: KeyError) -> Result<PublicHalf, KeyError> {
+fn ec_public_key_digest(der: &[u8], malformed: KeyError) -> Result<PublicKeyDigest, KeyError> {
     CURVES
         .iter()
         .find_map(|curve| EcdsaKeyPair::from_private_key_der(curve, der).ok())
@@ -190,8 +193,8 @@ fn ec_half(der: &[u8], malformed: KeyError) -> Result<PublicHalf, KeyError> {
         .ok_or(malformed)
 }
 
-fn digest(public: &[u8]) -> PublicHalf {
-    let mut out = PublicHalf::default();
+fn digest(public: &[u8]) -> PublicKeyDigest {
+    let mut out = PublicKeyDigest::default();
     out.iter_mut().zip(sha256(public)).for_each(|(out, byte)| *out = byte);
     out
 }

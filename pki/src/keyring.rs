@@ -1,9 +1,12 @@
-//! Private keys at rest: the encryption APISIX uses in its etcd (`apisix.data_encryption.keyring`), bit for bit.
+//! Private keys at rest: the encryption APISIX uses in its etcd (`apisix.data_encryption.keyring`),
+//! bit for bit.
 //!
-//! Stored text -> [`Keyring::open`] -> PEM -> `key`; PEM from the Admin API -> [`Keyring::seal`] -> the store. An entry of 16 bytes is
-//! an AES-128-CBC key, one of 32 bytes an AES-256-CBC key; the IV is the first 16 bytes of the same entry; PKCS#7 padding; standard
-//! base64. There is no MAC, so a wrong key passes the padding check once in about 256 times: we also insist that the opened text
-//! starts with `---`, as everything that is ever sealed does. Invariant: opened text is wiped on drop and never in an error.
+//! Stored text -> [`Keyring::open`] -> PEM -> `key`; PEM from the Admin API -> [`Keyring::seal`] ->
+//! the store. An entry of 16 bytes is an AES-128-CBC key, one of 32 bytes an AES-256-CBC key; the
+//! IV is the first 16 bytes of the same entry; PKCS#7 padding; standard base64. There is no MAC, so
+//! a wrong key passes the padding check once in about 256 times: we also insist that the opened
+//! text starts with `---`, as everything that is ever sealed does. Invariant: opened text is wiped
+//! on drop and never in an error.
 
 use std::fmt;
 
@@ -16,9 +19,10 @@ use thiserror::Error;
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 /// Only text with this beginning is ever encrypted: PEM, possibly after `---`-style markers.
-const CLEAR: &str = "---";
+const PEM_PREFIX: &str = "---";
 
-/// Why a keyring cannot be made, or a stored text not be opened. The texts of the latter are APISIX's.
+/// Why a keyring cannot be made, or a stored text not be opened. The texts of the latter are
+/// APISIX's.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum KeyringError {
     /// An entry is neither an AES-128 nor an AES-256 key.
@@ -38,18 +42,19 @@ pub enum KeyringError {
 }
 
 #[derive(Zeroize, ZeroizeOnDrop)]
-enum Entry {
+enum AesKey {
     Aes128([u8; 16]),
     Aes256([u8; 32]),
 }
 
 /// The keys that seal private keys at rest: the first seals, all open. Wiped on drop.
 pub struct Keyring {
-    entries: Vec<Entry>,
+    keys: Vec<AesKey>,
 }
 
 impl Keyring {
-    /// Makes a keyring. The raw bytes of an entry's text are the key. An empty list is [`Keyring::none`].
+    /// Makes a keyring. The raw bytes of an entry's text are the key. An empty list is
+    /// [`Keyring::none`].
     ///
     /// # Errors
     /// When an entry has neither 16 nor 32 bytes.
@@ -58,49 +63,51 @@ impl Keyring {
         for (index, text) in entries.into_iter().map(Zeroizing::new).enumerate() {
             let bytes = text.as_bytes();
             let entry = match bytes.len() {
-                16 => bytes.try_into().map(Entry::Aes128),
-                32 => bytes.try_into().map(Entry::Aes256),
+                16 => bytes.try_into().map(AesKey::Aes128),
+                32 => bytes.try_into().map(AesKey::Aes256),
                 found => return Err(KeyringError::Length { position: index + 1, found }),
             };
             made.push(entry.map_err(|_| KeyringError::Length { position: index + 1, found: bytes.len() })?);
         }
-        Ok(Self { entries: made })
+        Ok(Self { keys: made })
     }
 
     /// A keyring without entries: texts are stored and read as they are.
-    pub fn none() -> Self {
-        Self { entries: Vec::new() }
+    pub fn empty() -> Self {
+        Self { keys: Vec::new() }
     }
 
-    /// Seals a text with the first entry. Text that does not start with `---` (sealed already, or a reference) stays as it is.
+    /// Seals a text with the first entry. Text that does not start with `---` (sealed already, or a
+    /// reference) stays as it is.
     pub fn seal(&self, text: &str) -> String {
-        match self.entries.first() {
-            Some(entry) if text.starts_with(CLEAR) => STANDARD.encode(entry.encrypt(text.as_bytes())),
+        match self.keys.first() {
+            Some(entry) if text.starts_with(PEM_PREFIX) => STANDARD.encode(entry.encrypt(text.as_bytes())),
             _ => text.to_owned(),
         }
     }
 
-    /// Opens a stored text: with the first entry that yields text starting with `---`. Text that starts so already, and any
-    /// text when there are no entries, is returned as it is.
+    /// Opens a stored text: with the first entry that yields text starting with `---`. Text that
+    /// starts so already, and any text when there are no entries, is returned as it is.
     ///
     /// # Errors
-    /// [`KeyringError::Base64`] when it is not base64, [`KeyringError::Decrypt`] when no entry opens it.
+    /// [`KeyringError::Base64`] when it is not base64, [`KeyringError::Decrypt`] when no entry
+    /// opens it.
     pub fn open(&self, stored: &str) -> Result<Zeroizing<String>, KeyringError> {
-        if stored.starts_with(CLEAR) || self.entries.is_empty() {
+        if stored.starts_with(PEM_PREFIX) || self.keys.is_empty() {
             return Ok(Zeroizing::new(stored.to_owned()));
         }
         let sealed = STANDARD.decode(stored).map_err(|_| KeyringError::Base64)?;
-        self.entries.iter().find_map(|entry| entry.decrypt(&sealed)).ok_or(KeyringError::Decrypt)
+        self.keys.iter().find_map(|entry| entry.decrypt(&sealed)).ok_or(KeyringError::Decrypt)
     }
 }
 
 impl fmt::Debug for Keyring {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Keyring({} entries, not shown)", self.entries.len())
+        write!(f, "Keyring({} entries, not shown)", self.keys.len())
     }
 }
 
-impl Entry {
+impl AesKey {
     fn encrypt(&self, text: &[u8]) -> Vec<u8> {
         match self {
             Self::Aes128(key) => {
@@ -128,7 +135,7 @@ impl Entry {
             }
         };
         let opened = std::str::from_utf8(buffer.get(..length)?).ok()?;
-        opened.starts_with(CLEAR).then(|| Zeroizing::new(opened.to_owned()))
+        opened.starts_with(PEM_PREFIX).then(|| Zeroizing::new(opened.to_owned()))
     }
 }
 

@@ -1,8 +1,10 @@
-//! Distinguished names: their text (RFC 2253, as OpenSSL prints it) and when two of them are the same.
+//! Distinguished names: their text (RFC 2253, as OpenSSL prints it) and when two of them are the
+//! same.
 //!
-//! `chain` compares issuer with subject here, `identity` takes its text from here, and a CertificateRequest its list of subjects.
-//! Two names are the same when their bytes are, or when they differ only in what RFC 5280 7.1 says is no difference: the string
-//! type, the case of ASCII letters, and runs of white space. Invariant: comparing never allocates.
+//! `chain` compares issuer with subject here, `identity` takes its text from here, and a
+//! CertificateRequest its list of subjects. Two names are the same when their bytes are, or when
+//! they differ only in what RFC 5280 7.1 says is no difference: the string type, the case of ASCII
+//! letters, and runs of white space. Invariant: comparing never allocates.
 
 use std::fmt::Write as _;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
@@ -35,22 +37,24 @@ impl DistinguishedName {
         Some(Self::new(name.content))
     }
 
-    /// The DER without the outer SEQUENCE header (what rustls' `DistinguishedName::in_sequence` takes).
+    /// The DER without the outer SEQUENCE header (what rustls' `DistinguishedName::in_sequence`
+    /// takes).
     pub fn content(&self) -> &[u8] {
         &self.content
     }
 
     /// Whether it is the same name as the subject of that certificate, by the rules above.
     pub fn is_subject_of(&self, certificate: &Certificate) -> bool {
-        same(&self.content, certificate.subject_der())
+        names_match(&self.content, certificate.subject_der())
     }
 
     /// Whether it is the same name as the issuer of that certificate.
     pub fn is_issuer_of(&self, certificate: &Certificate) -> bool {
-        same(&self.content, certificate.fields().issuer.of(certificate.der()))
+        names_match(&self.content, certificate.fields().issuer.slice(certificate.der()))
     }
 
-    /// Equal for names that are the same; unequal names may share it. As [`Certificate::subject_hash`].
+    /// Equal for names that are the same; unequal names may share it. As
+    /// [`Certificate::subject_hash`].
     pub fn folded_hash(&self) -> u64 {
         folded_hash(&self.content)
     }
@@ -110,8 +114,9 @@ pub(crate) fn check(name: &[u8]) -> Result<(), DerError> {
     Ok(())
 }
 
-/// Whether two names are the same. A name that cannot be read is the same as nothing but its own bytes.
-pub(crate) fn same(a: &[u8], b: &[u8]) -> bool {
+/// Whether two names are the same. A name that cannot be read is the same as nothing but its own
+/// bytes.
+pub(crate) fn names_match(a: &[u8], b: &[u8]) -> bool {
     a == b || prefix_length(a, b).is_some_and(|rest| rest == 0)
 }
 
@@ -139,7 +144,7 @@ fn attribute_hash(attribute: &Attribute<'_>) -> u64 {
     attribute.oid.hash(&mut hasher);
     match Characters::of(attribute.tag, attribute.value) {
         Some(characters) => {
-            Folded::new(characters).for_each(|character| hasher.write_u32(u32::from(character)))
+            CaseFolded::new(characters).for_each(|character| hasher.write_u32(u32::from(character)))
         }
         None => attribute.value.hash(&mut hasher),
     }
@@ -153,7 +158,7 @@ fn prefix_length(base: &[u8], name: &[u8]) -> Option<usize> {
     while !base.is_empty() {
         let a = base.expect(der::SET).ok()?;
         let b = rest.expect(der::SET).ok()?;
-        left = left.checked_sub(b.outer.of(name).len())?;
+        left = left.checked_sub(b.outer.slice(name).len())?;
         if a.content != b.content && !same_rdn(Reader::new(a.content), Reader::new(b.content)) {
             return None;
         }
@@ -163,7 +168,8 @@ fn prefix_length(base: &[u8], name: &[u8]) -> Option<usize> {
 
 /// Attributes of a multi-valued RDN have no order of their own.
 fn same_rdn(a: Reader<'_>, b: Reader<'_>) -> bool {
-    /// More attributes than this in one RDN are only compared byte by byte: the pairing below is quadratic.
+    /// More attributes than this in one RDN are only compared byte by byte: the pairing below is
+    /// quadratic.
     const ATTRIBUTES: usize = 8;
     let (a, b) = (attributes(a), attributes(b));
     let count = a.clone().count();
@@ -182,12 +188,13 @@ fn same_attribute(a: &Attribute<'_>, b: &Attribute<'_>) -> bool {
         return true;
     }
     match (Characters::of(a.tag, a.value), Characters::of(b.tag, b.value)) {
-        (Some(a), Some(b)) => Folded::new(a).eq(Folded::new(b)),
+        (Some(a), Some(b)) => CaseFolded::new(a).eq(CaseFolded::new(b)),
         _ => false,
     }
 }
 
-/// The characters of a directory string, whatever its ASN.1 type. `None` as an item: not a character.
+/// The characters of a directory string, whatever its ASN.1 type. `None` as an item: not a
+/// character.
 #[derive(Clone)]
 enum Characters<'a> {
     Utf8(std::str::Chars<'a>),
@@ -227,24 +234,25 @@ impl Iterator for Characters<'_> {
     }
 }
 
-/// Characters with ASCII letters in lower case, no white space at the ends and single spaces within.
-struct Folded<'a> {
+/// Characters with ASCII letters in lower case, no white space at the ends and single spaces
+/// within.
+struct CaseFolded<'a> {
     inner: Characters<'a>,
     started: bool,
-    held: Option<char>,
+    pending: Option<char>,
 }
 
-impl<'a> Folded<'a> {
+impl<'a> CaseFolded<'a> {
     fn new(inner: Characters<'a>) -> Self {
-        Self { inner, started: false, held: None }
+        Self { inner, started: false, pending: None }
     }
 }
 
-impl Iterator for Folded<'_> {
+impl Iterator for CaseFolded<'_> {
     type Item = char;
 
     fn next(&mut self) -> Option<char> {
-        if let Some(held) = self.held.take() {
+        if let Some(held) = self.pending.take() {
             return Some(held);
         }
         let mut space = false;
@@ -257,7 +265,7 @@ impl Iterator for Folded<'_> {
             self.started = true;
             let character = character.to_ascii_lowercase();
             if space {
-                self.held = Some(character);
+                self.pending = Some(character);
                 return Some(' ');
             }
             return Some(character);
@@ -274,7 +282,8 @@ pub(crate) fn email_addresses(name: &[u8]) -> impl Iterator<Item = &[u8]> {
         .map(|attribute| attribute.value)
 }
 
-/// The name as `openssl x509 -nameopt RFC2253` prints it: last RDN first, `+` within an RDN, everything but plain ASCII escaped.
+/// The name as `openssl x509 -nameopt RFC2253` prints it: last RDN first, `+` within an RDN,
+/// everything but plain ASCII escaped.
 pub(crate) fn to_rfc2253(name: &[u8]) -> String {
     let mut parts: Vec<(bool, Attribute<'_>)> = Vec::new();
     let mut rdns = Reader::new(name);
@@ -395,9 +404,10 @@ fn short_name(oid: &[u8]) -> Option<&'static str> {
     NAMES.iter().find(|(known, _)| *known == oid).map(|(_, name)| *name)
 }
 
-/// The name as OpenSSL's old `X509_NAME_oneline` prints it: `/C=US/O=Acme/CN=client`, in the order of the certificate. Everything but
-/// printable ASCII is escaped; a `/` within a value is not, which is why nothing should be decided by this text.
-pub(crate) fn to_slashes(name: &[u8]) -> String {
+/// The name as OpenSSL's old `X509_NAME_oneline` prints it: `/C=US/O=Acme/CN=client`, in the order
+/// of the certificate. Everything but printable ASCII is escaped; a `/` within a value is not,
+/// which is why nothing should be decided by this text.
+pub(crate) fn to_legacy(name: &[u8]) -> String {
     let mut text = String::with_capacity(name.len());
     let mut rdns = Reader::new(name);
     while let Ok(rdn) = rdns.nested(der::SET) {
@@ -451,21 +461,21 @@ mod tests {
     fn type_case_and_white_space_make_no_difference() {
         let a = name(&[&[(O, 0x13, b"Acme  Inc")], &[(CN, 0x0c, b" Root CA ")]]);
         let b = name(&[&[(O, 0x0c, b"acme inc")], &[(CN, 0x1e, b"\0r\0o\0o\0t\0 \0C\0A")]]);
-        assert!(same(&a, &b) && same(&b, &a));
+        assert!(names_match(&a, &b) && names_match(&b, &a));
         assert_eq!(folded_hash(&a), folded_hash(&b));
-        assert!(!same(&a, &name(&[&[(O, 0x13, b"AcmeInc")], &[(CN, 0x0c, b"Root CA")]])));
+        assert!(!names_match(&a, &name(&[&[(O, 0x13, b"AcmeInc")], &[(CN, 0x0c, b"Root CA")]])));
         assert!(
-            !same(&a, &name(&[&[(CN, 0x0c, b"Root CA")], &[(O, 0x13, b"Acme Inc")]])),
+            !names_match(&a, &name(&[&[(CN, 0x0c, b"Root CA")], &[(O, 0x13, b"Acme Inc")]])),
             "RDNs have an order"
         );
-        assert!(!same(&a, &name(&[&[(O, 0x13, b"Acme Inc")]])), "a prefix is not the name");
+        assert!(!names_match(&a, &name(&[&[(O, 0x13, b"Acme Inc")]])), "a prefix is not the name");
     }
 
     #[test]
     fn attributes_of_one_rdn_have_no_order() {
         let a = name(&[&[(O, 0x13, b"x"), (CN, 0x0c, b"y")]]);
-        assert!(same(&a, &name(&[&[(CN, 0x13, b"Y"), (O, 0x0c, b"X")]])));
-        assert!(!same(&a, &name(&[&[(CN, 0x13, b"Y"), (CN, 0x0c, b"y")]])));
+        assert!(names_match(&a, &name(&[&[(CN, 0x13, b"Y"), (O, 0x0c, b"X")]])));
+        assert!(!names_match(&a, &name(&[&[(CN, 0x13, b"Y"), (CN, 0x0c, b"y")]])));
     }
 
     #[test]
@@ -481,7 +491,7 @@ mod tests {
     fn the_old_form_is_in_the_order_of_the_certificate() {
         let odd =
             name(&[&[(O, 0x13, b"a/b")], &[(CN, 0x0c, "\u{e9}\n".as_bytes()), (&[0x2a, 0x03], 0x0c, b"x")]]);
-        assert_eq!(to_slashes(&odd), "/O=a/b/CN=\\xC3\\xA9\\x0A/1.2.3=x");
+        assert_eq!(to_legacy(&odd), "/O=a/b/CN=\\xC3\\xA9\\x0A/1.2.3=x");
     }
 
     #[test]

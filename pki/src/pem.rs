@@ -1,15 +1,17 @@
-//! PEM, read the way OpenSSL reads it (RFC 7468 lax form): text before, between and after the blocks is ignored.
+//! PEM, read the way OpenSSL reads it (RFC 7468 lax form): text before, between and after the
+//! blocks is ignored.
 //!
-//! `cert`, `key` and `revocation` come through here. Invariant: a block that begins but does not end, that ends but does not
-//! begin, or whose body is not base64, is an error and never skipped, so that a damaged bundle cannot silently lose a
-//! certificate or a revocation list.
+//! `cert`, `key` and `revocation` come through here. Invariant: a block that begins but does not
+//! end, that ends but does not begin, or whose body is not base64, is an error and never skipped,
+//! so that a damaged bundle cannot silently lose a certificate or a revocation list.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use thiserror::Error;
 use zeroize::Zeroizing;
 
-/// One block: the label between the dashes, and the decoded bytes. Wiped on drop, for it may be a private key.
+/// One block: the label between the dashes, and the decoded bytes. Wiped on drop, for it may be a
+/// private key.
 pub(crate) struct Block<'a> {
     pub(crate) label: &'a str,
     /// `Proc-Type` says that the body is encrypted (RFC 1421), so `bytes` is empty.
@@ -34,13 +36,14 @@ pub(crate) enum PemError {
 const BEGIN: &str = "-----BEGIN ";
 const END: &str = "-----END ";
 /// How much of a label is quoted, in characters.
-pub(crate) const LABEL_SHOWN: usize = 64;
+pub(crate) const LABEL_CHARS_MAX: usize = 64;
 const DASHES: &str = "-----";
 
 impl Block<'_> {
-    /// A key, its parameters or a request for a certificate: nothing that changes whom a certificate file trusts. Any other block that
-    /// a reader does not use (a revocation list, PKCS #7, an attribute certificate) may do so, and is not to be skipped.
-    pub(crate) fn is_without_trust(&self) -> bool {
+    /// A key, its parameters or a request for a certificate: nothing that changes whom a
+    /// certificate file trusts. Any other block that a reader does not use (a revocation list,
+    /// PKCS #7, an attribute certificate) may do so, and is not to be skipped.
+    pub(crate) fn is_irrelevant_to_trust(&self) -> bool {
         self.label.ends_with("PRIVATE KEY")
             || matches!(
                 self.label,
@@ -50,8 +53,8 @@ impl Block<'_> {
 }
 
 /// The start of a label, for messages.
-pub(crate) fn shown(label: &str) -> String {
-    label.chars().take(LABEL_SHOWN).collect()
+pub(crate) fn truncated(label: &str) -> String {
+    label.chars().take(LABEL_CHARS_MAX).collect()
 }
 
 /// The blocks of `text` in order. Stops after the first error.
@@ -62,7 +65,7 @@ pub(crate) fn blocks(text: &str) -> impl Iterator<Item = Result<Block<'_>, PemEr
         let begin = next_begin(text);
         let between = begin.map_or(text, |begin| begin.before);
         if let Some(label) = stray_end(between) {
-            return Some(Err(PemError::NoBegin { label: shown(label) }));
+            return Some(Err(PemError::NoBegin { label: truncated(label) }));
         }
         let begin = begin?;
         match read_body(begin.label, begin.after) {
@@ -77,14 +80,14 @@ pub(crate) fn blocks(text: &str) -> impl Iterator<Item = Result<Block<'_>, PemEr
 
 /// A BEGIN line and the text around it.
 #[derive(Clone, Copy)]
-struct Begin<'a> {
+struct BeginLine<'a> {
     before: &'a str,
     label: &'a str,
     after: &'a str,
 }
 
 /// The next BEGIN line.
-fn next_begin(text: &str) -> Option<Begin<'_>> {
+fn next_begin(text: &str) -> Option<BeginLine<'_>> {
     let mut from = 0;
     loop {
         let found = from + text.get(from..)?.find(BEGIN)?;
@@ -96,12 +99,13 @@ fn next_begin(text: &str) -> Option<Begin<'_>> {
         let rest = text.get(from..)?;
         let line = rest.split(['\n', '\r']).next().unwrap_or(rest);
         if let Some(label) = line.trim_end().strip_suffix(DASHES) {
-            return Some(Begin { before, label, after: rest.get(line.len()..)? });
+            return Some(BeginLine { before, label, after: rest.get(line.len()..)? });
         }
     }
 }
 
-/// The label of an END line in text that holds no block. A line that something else precedes (`# -----END`) is a comment.
+/// The label of an END line in text that holds no block. A line that something else precedes (`#
+/// -----END`) is a comment.
 fn stray_end(text: &str) -> Option<&str> {
     text.split(['\n', '\r']).find_map(|line| {
         let line = line.trim_matches(|c: char| c.is_whitespace() || c == '\u{feff}');
@@ -112,7 +116,7 @@ fn stray_end(text: &str) -> Option<&str> {
 fn read_body<'a>(label: &'a str, text: &'a str) -> Result<(Block<'a>, &'a str), PemError> {
     let end = format!("{END}{label}{DASHES}");
     let (body, after) =
-        text.split_once(end.as_str()).ok_or_else(|| PemError::Unterminated { label: shown(label) })?;
+        text.split_once(end.as_str()).ok_or_else(|| PemError::Unterminated { label: truncated(label) })?;
     // RFC 1421 headers, if any, end with an empty line; only legacy private keys have them.
     let (headers, body) = match body.find(':') {
         Some(_) => body.split_once("\n\n").or_else(|| body.split_once("\r\n\r\n")).unwrap_or((body, "")),
@@ -126,7 +130,7 @@ fn read_body<'a>(label: &'a str, text: &'a str) -> Result<(Block<'a>, &'a str), 
         bytes.reserve_exact(compact.len() / 4 * 3 + 3); // one allocation: nothing of a key is left behind by growing
         STANDARD
             .decode_vec(compact.as_slice(), &mut bytes)
-            .map_err(|_| PemError::Body { label: shown(label) })?;
+            .map_err(|_| PemError::Body { label: truncated(label) })?;
     }
     Ok((Block { label, encrypted, bytes }, after))
 }
@@ -153,8 +157,9 @@ pub(crate) fn encode(label: &str, bytes: &[u8]) -> Zeroizing<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use proptest::prelude::*;
+
+    use super::*;
 
     #[test]
     fn text_around_blocks_is_ignored() {

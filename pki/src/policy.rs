@@ -1,8 +1,10 @@
-//! What a site demands of its clients: [`ClientAuth`], made once when a document is checked or arrives, then only read.
+//! What a site demands of its clients: [`ClientAuth`], made once when a document is checked or
+//! arrives, then only read.
 //!
-//! `client.ca`, `client.depth`, `client.skip_mtls_uri_regex` and `client.crl` -> here -> `chain` (may this client in?) and the data plane
-//! (which paths need no certificate?). Everything costly happens at making: parsing, indexing, compiling.
-//! Invariant: [`ClientAuth::digest`] covers everything that can change a verdict, so equal digests mean equal verdicts, whatever the
+//! `client.ca`, `client.depth`, `client.skip_mtls_uri_regex` and `client.crl` -> here -> `chain`
+//! (may this client in?) and the data plane (which paths need no certificate?). Everything costly
+//! happens at making: parsing, indexing, compiling. Invariant: [`ClientAuth::digest`] covers
+//! everything that can change a verdict, so equal digests mean equal verdicts, whatever the
 //! certificate. Tickets, verified-chain entries and live connections are bound to it.
 
 use std::collections::{HashMap, HashSet};
@@ -15,7 +17,7 @@ use thiserror::Error;
 
 use crate::cert::Certificate;
 use crate::name::{self, DistinguishedName};
-use crate::revocation::{CRLS_MAX, Crl, CrlError, Crls};
+use crate::revocation::{CRLS_MAX, Crl, CrlError, CrlSet};
 
 /// Most skip patterns a policy may hold.
 pub const SKIP_PATTERNS_MAX: usize = 256;
@@ -28,15 +30,19 @@ pub type PolicyDigest = [u8; 32];
 /// What a [`ClientAuth`] is made from.
 #[derive(Clone, Debug, Default)]
 pub struct ClientAuthInput {
-    /// The trust anchors: exactly these, nothing of the system's. A CA, an intermediate, or a client's own certificate (pinned).
+    /// The trust anchors: exactly these, nothing of the system's. A CA, an intermediate, or a
+    /// client's own certificate (pinned).
     pub anchors: Vec<Certificate>,
-    /// Most intermediates between leaf and anchor, as OpenSSL counts them (contract 5.1). 0: signed by the anchor itself.
+    /// Most intermediates between leaf and anchor, as OpenSSL counts them (contract 5.1). 0: signed
+    /// by the anchor itself.
     pub depth: u32,
-    /// Paths that need no certificate: patterns in the syntax of the `regex` crate, matching anywhere in the path.
+    /// Paths that need no certificate: patterns in the syntax of the `regex` crate, matching
+    /// anywhere in the path.
     pub skip_uri_patterns: Vec<String>,
     /// Revocation lists. Empty: revocation is not checked.
     pub crls: Vec<CertificateRevocationListDer<'static>>,
-    /// With lists: only a revoked certificate is refused. Otherwise an unknown or stale status refuses too.
+    /// With lists: only a revoked certificate is refused. Otherwise an unknown or stale status
+    /// refuses too.
     pub crl_prefer: bool,
 }
 
@@ -53,7 +59,8 @@ pub enum PolicyError {
         /// How many there are.
         found: usize,
     },
-    /// Not in the syntax of the `regex` crate, which leaves out what needs back-tracking; or too large.
+    /// Not in the syntax of the `regex` crate, which leaves out what needs back-tracking; or too
+    /// large.
     #[error("skip pattern {position} `{pattern}` cannot be used: {cause}")]
     Pattern {
         /// Counts from 1.
@@ -80,16 +87,16 @@ pub enum PolicyError {
 }
 
 /// Trust anchors, found by their subject.
-pub struct Anchors {
+pub struct TrustAnchors {
     certificates: Box<[Certificate]>,
-    /// Hash of the folded subject and place in `certificates`, ascending: there may be a policy for each of a million sites, most of
-    /// them with one anchor.
+    /// Hash of the folded subject and place in `certificates`, ascending: there may be a policy for
+    /// each of a million sites, most of them with one anchor.
     by_subject: Box<[(u64, u32)]>,
     /// How many anchors at most have the same subject.
-    namesakes: u32,
+    same_subject_max: u32,
 }
 
-impl Anchors {
+impl TrustAnchors {
     /// Takes exactly these certificates as anchors; duplicates are dropped.
     ///
     /// # Errors
@@ -113,7 +120,7 @@ impl Anchors {
         if kept.is_empty() {
             Err(PolicyError::NoAnchor)
         } else {
-            Ok(Self { certificates: kept.into(), by_subject, namesakes })
+            Ok(Self { certificates: kept.into(), by_subject, same_subject_max: namesakes })
         }
     }
 
@@ -122,49 +129,51 @@ impl Anchors {
         &self.certificates
     }
 
-    /// How many anchors at most share a subject: that many may have to be tried for one certificate.
-    pub(crate) fn namesakes(&self) -> u32 {
-        self.namesakes
+    /// How many anchors at most share a subject: that many may have to be tried for one
+    /// certificate.
+    pub(crate) fn same_subject_max(&self) -> u32 {
+        self.same_subject_max
     }
 
     /// Whether an anchor's subject could have this folded hash.
     pub(crate) fn may_have_subject(&self, hash: u64) -> bool {
-        !self.hashed(hash).is_empty()
+        !self.entries_with_hash(hash).is_empty()
     }
 
     /// The anchors with this subject, whose folded hash the caller has at hand.
     pub(crate) fn with_subject(&self, subject: &[u8], hash: u64) -> impl Iterator<Item = &Certificate> {
-        self.hashed(hash)
+        self.entries_with_hash(hash)
             .iter()
             .filter_map(|(_, place)| self.certificates.get(*place as usize))
-            .filter(move |anchor| name::same(anchor.subject_der(), subject))
+            .filter(move |anchor| name::names_match(anchor.subject_der(), subject))
     }
 
-    fn hashed(&self, hash: u64) -> &[(u64, u32)] {
+    fn entries_with_hash(&self, hash: u64) -> &[(u64, u32)] {
         let from = self.by_subject.partition_point(|(other, _)| *other < hash);
         let rest = self.by_subject.get(from..).unwrap_or_default();
         rest.get(..rest.partition_point(|(other, _)| *other == hash)).unwrap_or_default()
     }
 }
 
-impl fmt::Debug for Anchors {
+impl fmt::Debug for TrustAnchors {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_list().entries(self.certificates.iter().map(Certificate::subject)).finish()
     }
 }
 
-/// What a site demands of its clients. There may be one for each of a million sites, so what most do without stands elsewhere.
+/// What a site demands of its clients. There may be one for each of a million sites, so what most
+/// do without stands elsewhere.
 pub struct ClientAuth {
-    anchors: Anchors,
+    anchors: TrustAnchors,
     depth: u32,
-    skips: Option<Box<Skips>>,
-    crls: Crls,
+    skips: Option<Box<SkipPatterns>>,
+    crls: CrlSet,
     crl_prefer: bool,
     digest: PolicyDigest,
 }
 
 /// Skip patterns; at least one.
-struct Skips {
+struct SkipPatterns {
     patterns: Vec<String>,
     /// All of them at once: a path is looked through once, however many there are.
     compiled: RegexSet,
@@ -173,15 +182,15 @@ struct Skips {
 impl ClientAuth {
     /// Makes a policy: indexes the anchors and the revocation lists, compiles the patterns.
     ///
-    /// Whether anchors are expired or a CRL is signed by anyone in particular is not asked here: that depends on the clock and on
-    /// what clients send.
+    /// Whether anchors are expired or a CRL is signed by anyone in particular is not asked here:
+    /// that depends on the clock and on what clients send.
     ///
     /// # Errors
     /// When there is no anchor, or a pattern or list cannot be used; says which.
     pub fn new(input: ClientAuthInput) -> Result<Self, PolicyError> {
         let ClientAuthInput { anchors, depth, skip_uri_patterns: patterns, crls, crl_prefer } = input;
-        let anchors = Anchors::new(anchors)?;
-        let skips = compile(&patterns)?.map(|compiled| Box::new(Skips { patterns, compiled }));
+        let anchors = TrustAnchors::new(anchors)?;
+        let skips = compile(&patterns)?.map(|compiled| Box::new(SkipPatterns { patterns, compiled }));
         let crls = read_crls(&crls)?;
         let patterns = skips.as_ref().map(|skips| skips.patterns.as_slice()).unwrap_or_default();
         let digest = digest(&anchors, depth, patterns, &crls, crl_prefer);
@@ -189,12 +198,13 @@ impl ClientAuth {
     }
 
     /// The trust anchors.
-    pub fn anchors(&self) -> &Anchors {
+    pub fn anchors(&self) -> &TrustAnchors {
         &self.anchors
     }
 
-    /// Subjects of the anchors, each once, for the CertificateRequest. Made anew: whoever asks keeps them in a form of his own.
-    pub fn subjects(&self) -> Vec<DistinguishedName> {
+    /// Subjects of the anchors, each once, for the CertificateRequest. Made anew: whoever asks
+    /// keeps them in a form of his own.
+    pub fn root_hint_subjects(&self) -> Vec<DistinguishedName> {
         let mut seen = HashSet::new();
         let all = self.anchors.certificates().iter().map(Certificate::subject_der);
         all.filter(|subject| seen.insert(*subject)).map(DistinguishedName::new).collect()
@@ -210,18 +220,20 @@ impl ClientAuth {
         self.skips.as_ref().map(|skips| skips.patterns.as_slice()).unwrap_or_default()
     }
 
-    /// No skip patterns: a handshake without a good certificate is refused. Otherwise it goes on and each request is judged.
-    pub fn insists(&self) -> bool {
+    /// No skip patterns: a handshake without a good certificate is refused. Otherwise it goes on
+    /// and each request is judged.
+    pub fn requires_client_cert(&self) -> bool {
         self.skips.is_none()
     }
 
-    /// Whether a path (normalised, without query) needs no certificate. Takes time linear in the path.
-    pub fn skips(&self, path: &str) -> bool {
+    /// Whether a path (normalised, without query) needs no certificate. Takes time linear in the
+    /// path.
+    pub fn skips_path(&self, path: &str) -> bool {
         self.skips.as_ref().is_some_and(|skips| skips.compiled.is_match(path))
     }
 
     /// The first skip pattern that frees a path, as it was given.
-    pub fn skipped_by(&self, path: &str) -> Option<&str> {
+    pub fn skip_pattern_for(&self, path: &str) -> Option<&str> {
         let skips = self.skips.as_ref()?;
         let first = skips.compiled.matches(path).iter().next()?;
         skips.patterns.get(first).map(String::as_str)
@@ -232,7 +244,8 @@ impl ClientAuth {
         &self.crls.0
     }
 
-    /// Only a revoked certificate is refused; otherwise, when there are lists, an unknown or stale status refuses too.
+    /// Only a revoked certificate is refused; otherwise, when there are lists, an unknown or stale
+    /// status refuses too.
     pub fn crl_prefer(&self) -> bool {
         self.crl_prefer
     }
@@ -242,12 +255,12 @@ impl ClientAuth {
         &self.digest
     }
 
-    pub(crate) fn revocation(&self) -> &Crls {
+    pub(crate) fn crl_set(&self) -> &CrlSet {
         &self.crls
     }
 
     /// The lists, when there are any: without them revocation is not asked about.
-    pub(crate) fn asked_lists(&self) -> Option<&Crls> {
+    pub(crate) fn checked_crls(&self) -> Option<&CrlSet> {
         (!self.crls.0.is_empty()).then_some(&self.crls)
     }
 }
@@ -315,18 +328,25 @@ fn explain(error: &regex::Error) -> String {
     }
 }
 
-fn read_crls(ders: &[CertificateRevocationListDer<'static>]) -> Result<Crls, PolicyError> {
+fn read_crls(ders: &[CertificateRevocationListDer<'static>]) -> Result<CrlSet, PolicyError> {
     if ders.len() > CRLS_MAX {
         return Err(PolicyError::TooManyCrls { found: ders.len() });
     }
     let read_one = |(index, der): (usize, &CertificateRevocationListDer<'_>)| {
         Crl::from_der(der).map_err(|error| PolicyError::Crl { position: index + 1, error })
     };
-    Ok(Crls(ders.iter().enumerate().map(read_one).collect::<Result<_, _>>()?))
+    Ok(CrlSet(ders.iter().enumerate().map(read_one).collect::<Result<_, _>>()?))
 }
 
-/// Order does not change a verdict, so anchors and lists are taken in the order of their own digests.
-fn digest(anchors: &Anchors, depth: u32, patterns: &[String], crls: &Crls, crl_prefer: bool) -> PolicyDigest {
+/// Order does not change a verdict, so anchors and lists are taken in the order of their own
+/// digests.
+fn digest(
+    anchors: &TrustAnchors,
+    depth: u32,
+    patterns: &[String],
+    crls: &CrlSet,
+    crl_prefer: bool,
+) -> PolicyDigest {
     let mut context = Context::new(&SHA256);
     context.update(b"countersign client policy 1");
     let mut put = |bytes: &[u8]| {

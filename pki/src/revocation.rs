@@ -1,8 +1,10 @@
-//! Certificate revocation lists (RFC 5280 5): read and indexed when a policy is made, asked at each verification.
+//! Certificate revocation lists (RFC 5280 5): read and indexed when a policy is made, asked at each
+//! verification.
 //!
-//! DER -> [`Crl`] -> `policy`; `chain` asks [`Crls::status`] about each certificate of a finished path. The serial numbers are sorted
-//! once, so a list of 10,000 entries costs a handshake a binary search, and a signature that was checked against a key is not checked
-//! against it again. Invariant: "unknown" is an answer, and only the policy decides what it means.
+//! DER -> [`Crl`] -> `policy`; `chain` asks [`Crls::status`] about each certificate of a finished
+//! path. The serial numbers are sorted once, so a list of 10,000 entries costs a handshake a binary
+//! search, and a signature that was checked against a key is not checked against it again.
+//! Invariant: "unknown" is an answer, and only the policy decides what it means.
 
 use std::sync::OnceLock;
 
@@ -13,14 +15,14 @@ use crate::cert::fields::{self, Extension};
 use crate::cert::{self, CertError, Certificate};
 use crate::der::{self, DerError, Reader, Span};
 use crate::name;
-use crate::signature::{self, Checked, PublicKey};
+use crate::signature::{self, PublicKey, SignatureCheck};
 
 /// Largest list we read, in bytes of DER: about 800,000 entries.
 pub const CRL_BYTES_MAX: usize = 32 * 1024 * 1024;
 /// Most lists a policy may hold.
 pub const CRLS_MAX: usize = 1024;
 /// Signers whose answer a list remembers: a CA has one key, during a rollover two.
-const REMEMBERED_SIGNERS: usize = 4;
+const CACHED_SIGNERS: usize = 4;
 
 /// Why bytes are not a revocation list we can rely on.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
@@ -46,7 +48,8 @@ pub enum CrlError {
         /// In dotted form.
         oid: String,
     },
-    /// RFC 5280 5.1.2.5 demands nextUpdate; without it nobody can tell a current list from an old one.
+    /// RFC 5280 5.1.2.5 demands nextUpdate; without it nobody can tell a current list from an old
+    /// one.
     #[error("the CRL of `{issuer}` has no nextUpdate (RFC 5280 5.1.2.5)")]
     NoNextUpdate {
         /// Issuer of the list, RFC 2253.
@@ -85,7 +88,7 @@ pub enum CrlError {
     NoCrl,
     /// A block is damaged, or is neither a list nor a certificate.
     #[error("{0}")]
-    Beside(CertError),
+    Pem(CertError),
 }
 
 impl CrlError {
@@ -94,15 +97,17 @@ impl CrlError {
     }
 }
 
-/// Reads every CRL block (`X509 CRL`, `CRL`) of a PEM text, in order, without looking into them, and the certificates beside them.
+/// Reads every CRL block (`X509 CRL`, `CRL`) of a PEM text, in order, without looking into them,
+/// and the certificates beside them.
 ///
 /// # Errors
-/// When there is no list, a block is damaged, or the text holds a block that is neither and may change what is trusted.
+/// When there is no list, a block is damaged, or the text holds a block that is neither and may
+/// change what is trusted.
 pub fn crls_from_pem(
     text: &str,
 ) -> Result<(Vec<CertificateRevocationListDer<'static>>, Vec<Certificate>), CrlError> {
     let mut lists = Vec::new();
-    let certificates = cert::certificates_and(text, |block| {
+    let certificates = cert::certificates_and_blocks(text, |block| {
         let is_list = matches!(block.label, "X509 CRL" | "CRL");
         if is_list {
             lists.push(CertificateRevocationListDer::from(block.bytes.to_vec()));
@@ -112,7 +117,7 @@ pub fn crls_from_pem(
     let certificates = match certificates {
         Ok(certificates) => certificates,
         Err(CertError::NoCertificate { .. }) => Vec::new(),
-        Err(error) => return Err(CrlError::Beside(error)),
+        Err(error) => return Err(CrlError::Pem(error)),
     };
     if lists.is_empty() { Err(CrlError::NoCrl) } else { Ok((lists, certificates)) }
 }
@@ -137,15 +142,17 @@ pub struct Crl {
     scope: Scope,
     /// Contents of the serial numbers, sorted by their bytes.
     revoked: Vec<Span>,
-    /// SHA-256 over a signer's algorithm and key, and whether its signature was good. Filled without locks, never cleared.
-    signers: [OnceLock<([u8; 32], bool)>; REMEMBERED_SIGNERS],
+    /// SHA-256 over a signer's algorithm and key, and whether its signature was good. Filled
+    /// without locks, never cleared.
+    signers: [OnceLock<([u8; 32], bool)>; CACHED_SIGNERS],
 }
 
 impl Crl {
     /// Reads a list and sorts its serial numbers.
     ///
     /// # Errors
-    /// When it is not a complete, direct v2 CRL with CRLNumber and nextUpdate in strict DER. The signature is not checked here.
+    /// When it is not a complete, direct v2 CRL with CRLNumber and nextUpdate in strict DER. The
+    /// signature is not checked here.
     pub fn from_der(der: &[u8]) -> Result<Self, CrlError> {
         if der.len() > CRL_BYTES_MAX {
             return Err(CrlError::TooLarge { found: der.len() });
@@ -160,7 +167,7 @@ impl Crl {
         der::whole_bytes(signature.content).map_err(CrlError::malformed("signature"))?;
         list.finish().map_err(&outside)?;
 
-        let body = Body::read(der, Reader::within(der, tbs.inner), algorithm.content)?;
+        let body = TbsCertList::read(der, Reader::within(der, tbs.inner), algorithm.content)?;
         Ok(Self {
             tbs: tbs.outer,
             signature_algorithm: algorithm.inner,
@@ -205,34 +212,35 @@ impl Crl {
         crate::pem::encode("X509 CRL", &self.der).to_string()
     }
 
-    /// Whether `issuer` signed this list and may: its name is the list's issuer, and its keyUsage, if any, has cRLSign
-    /// (RFC 5280 6.3.3 f).
+    /// Whether `issuer` signed this list and may: its name is the list's issuer, and its keyUsage,
+    /// if any, has cRLSign (RFC 5280 6.3.3 f).
     pub fn is_signed_by(&self, issuer: &Certificate) -> bool {
         let fields = issuer.fields();
         fields.key_usage.is_none_or(|usage| usage.crl_sign())
-            && name::same(self.issuer_der(), issuer.subject_der())
-            && self.signature_is_good(issuer.key())
+            && name::names_match(self.issuer_der(), issuer.subject_der())
+            && self.is_signature_valid(issuer.key())
     }
 
     /// Whether its issuer's list names this certificate, whoever signed it.
     pub fn revokes(&self, certificate: &Certificate) -> bool {
         let fields = certificate.fields();
-        name::same(self.issuer_der(), fields.issuer.of(certificate.der()))
-            && self.lists(fields.serial.of(certificate.der()))
+        name::names_match(self.issuer_der(), fields.issuer.slice(certificate.der()))
+            && self.contains_serial(fields.serial.slice(certificate.der()))
     }
 
     pub(crate) fn issuer_der(&self) -> &[u8] {
-        self.issuer.of(&self.der)
+        self.issuer.slice(&self.der)
     }
 
-    /// The serial numbers that it revokes, each as the content of its INTEGER, in ascending order of their bytes.
+    /// The serial numbers that it revokes, each as the content of its INTEGER, in ascending order
+    /// of their bytes.
     pub fn revoked(&self) -> impl Iterator<Item = &[u8]> {
-        self.revoked.iter().map(|entry| entry.of(&self.der))
+        self.revoked.iter().map(|entry| entry.slice(&self.der))
     }
 
     /// Whether it revokes this serial number (the content of an INTEGER).
-    pub fn lists(&self, serial: &[u8]) -> bool {
-        self.revoked.binary_search_by(|entry| entry.of(&self.der).cmp(serial)).is_ok()
+    pub fn contains_serial(&self, serial: &[u8]) -> bool {
+        self.revoked.binary_search_by(|entry| entry.slice(&self.der).cmp(serial)).is_ok()
     }
 
     fn is_current(&self, now: i64) -> bool {
@@ -240,7 +248,7 @@ impl Crl {
     }
 
     /// Checks the signature against a key, once for each key.
-    fn signature_is_good(&self, signer: PublicKey<'_>) -> bool {
+    fn is_signature_valid(&self, signer: PublicKey<'_>) -> bool {
         let mut identifier = Vec::with_capacity(signer.algorithm.len() + signer.key.len());
         identifier.extend_from_slice(signer.algorithm);
         identifier.extend_from_slice(signer.key);
@@ -249,11 +257,12 @@ impl Crl {
         if let Some((_, good)) = known {
             return *good;
         }
-        let algorithm = self.signature_algorithm.of(&self.der);
+        let algorithm = self.signature_algorithm.slice(&self.der);
         let checked =
-            signature::check(signer, algorithm, self.tbs.of(&self.der), self.signature.of(&self.der));
-        let good = checked == Checked::Good;
-        // Another thread may take a slot between: then the next one is tried, at worst an answer is remembered twice.
+            signature::verify(signer, algorithm, self.tbs.slice(&self.der), self.signature.slice(&self.der));
+        let good = checked == SignatureCheck::Valid;
+        // Another thread may take a slot between: then the next one is tried, at worst an answer is
+        // remembered twice.
         for slot in &self.signers {
             if slot.set((identifier, good)).is_ok() {
                 break;
@@ -270,7 +279,7 @@ impl std::fmt::Debug for Crl {
 }
 
 /// The signed part of a list.
-struct Body {
+struct TbsCertList {
     issuer: Span,
     this_update: i64,
     next_update: i64,
@@ -278,7 +287,7 @@ struct Body {
     revoked: Vec<Span>,
 }
 
-impl Body {
+impl TbsCertList {
     fn read(der: &[u8], mut tbs: Reader<'_>, outer_algorithm: &[u8]) -> Result<Self, CrlError> {
         let version =
             tbs.expect(der::INTEGER).map_err(CrlError::malformed("version (only v2 is supported)"))?;
@@ -310,12 +319,13 @@ impl Body {
         tbs.finish().map_err(&extensions)?;
         let missing = || CrlError::Number { issuer: issuer_text(), problem: "has no CRLNumber" };
         let wrapped = wrapped.ok_or_else(missing)?;
-        let list = fields::only(Reader::within(der, wrapped.inner), der::SEQUENCE).map_err(&extensions)?;
+        let list =
+            fields::single_value(Reader::within(der, wrapped.inner), der::SEQUENCE).map_err(&extensions)?;
         let (numbered, scope) = read_extensions(der, Reader::within(der, list.inner), &issuer_text)?;
         if !numbered {
             return Err(missing());
         }
-        revoked.sort_unstable_by(|a, b| a.of(der).cmp(b.of(der)));
+        revoked.sort_unstable_by(|a, b| a.slice(der).cmp(b.slice(der)));
         Ok(Self { issuer: issuer.inner, this_update, next_update, scope, revoked })
     }
 }
@@ -370,7 +380,7 @@ fn read_extensions(
                 if extension.critical {
                     return Err(CrlError::Number { issuer: issuer(), problem: "has a critical CRLNumber" });
                 }
-                let number = fields::only(Reader::new(extension.value.content), der::INTEGER);
+                let number = fields::single_value(Reader::new(extension.value.content), der::INTEGER);
                 der::integer(number.map_err(CrlError::malformed("CRLNumber"))?.content)
                     .map_err(CrlError::malformed("CRLNumber"))?;
                 numbered = true;
@@ -381,14 +391,15 @@ fn read_extensions(
             _ => {}
         }
     }
-    match fields::repeated(der, &seen) {
+    match fields::reject_repeated(der, &seen) {
         Err(CertError::RepeatedExtension { oid }) => Err(CrlError::RepeatedExtension { oid }),
         _ => Ok((numbered, scope)),
     }
 }
 
-/// issuingDistributionPoint (RFC 5280 5.2.5). A list for one distribution point says nothing about certificates of another, and
-/// we do not match them, so such a list is refused rather than believed to be complete.
+/// issuingDistributionPoint (RFC 5280 5.2.5). A list for one distribution point says nothing about
+/// certificates of another, and we do not match them, so such a list is refused rather than
+/// believed to be complete.
 fn read_scope(value: &[u8], issuer: &dyn Fn() -> String) -> Result<Scope, CrlError> {
     let malformed = CrlError::malformed("issuingDistributionPoint");
     let mut wrapped = Reader::new(value);
@@ -432,8 +443,9 @@ fn critical(oid: &[u8], issuer: &dyn Fn() -> String) -> CrlError {
 
 /// What the lists say about one certificate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Status {
-    /// A current list of its issuer covers it and does not name it. Holds until that list is stale: seconds since 1970.
+pub(crate) enum RevocationStatus {
+    /// A current list of its issuer covers it and does not name it. Holds until that list is stale:
+    /// seconds since 1970.
     Good { until: i64 },
     /// A list of its issuer names it. A stale list still revokes.
     Revoked,
@@ -445,7 +457,7 @@ pub(crate) enum Status {
 
 /// The question: one certificate of a path, and who signed it.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Question<'a> {
+pub(crate) struct RevocationQuery<'a> {
     /// Content of the INTEGER.
     pub(crate) serial: &'a [u8],
     pub(crate) is_ca: bool,
@@ -453,37 +465,38 @@ pub(crate) struct Question<'a> {
     pub(crate) issuer: &'a [u8],
     pub(crate) signer: PublicKey<'a>,
     /// The issuer's keyUsage lets it sign CRLs, or it has none.
-    pub(crate) may_sign: bool,
+    pub(crate) issuer_may_sign_crls: bool,
 }
 
 /// The lists of one policy.
 #[derive(Debug, Default)]
-pub(crate) struct Crls(pub(crate) Vec<Crl>);
+pub(crate) struct CrlSet(pub(crate) Vec<Crl>);
 
-impl Crls {
-    /// Asks all lists of the certificate's issuer. The newest does not override the others: named by one is revoked.
-    pub(crate) fn status(&self, question: &Question<'_>, now: i64) -> Status {
-        let mut status = Status::Unknown;
+impl CrlSet {
+    /// Asks all lists of the certificate's issuer. The newest does not override the others: named
+    /// by one is revoked.
+    pub(crate) fn status(&self, question: &RevocationQuery<'_>, now: i64) -> RevocationStatus {
+        let mut status = RevocationStatus::Unknown;
         let wrong_scope = if question.is_ca { Scope::UserCertificates } else { Scope::CaCertificates };
         for crl in &self.0 {
             if crl.scope == wrong_scope
-                || !question.may_sign
-                || !name::same(crl.issuer_der(), question.issuer)
+                || !question.issuer_may_sign_crls
+                || !name::names_match(crl.issuer_der(), question.issuer)
             {
                 continue;
             }
-            if !crl.signature_is_good(question.signer) {
+            if !crl.is_signature_valid(question.signer) {
                 continue;
             }
-            if crl.lists(question.serial) {
-                return Status::Revoked;
+            if crl.contains_serial(question.serial) {
+                return RevocationStatus::Revoked;
             }
             status = match status {
-                Status::Good { until } if crl.is_current(now) => {
-                    Status::Good { until: until.max(crl.next_update) }
+                RevocationStatus::Good { until } if crl.is_current(now) => {
+                    RevocationStatus::Good { until: until.max(crl.next_update) }
                 }
-                _ if crl.is_current(now) => Status::Good { until: crl.next_update },
-                Status::Unknown => Status::Stale,
+                _ if crl.is_current(now) => RevocationStatus::Good { until: crl.next_update },
+                RevocationStatus::Unknown => RevocationStatus::Stale,
                 other => other,
             };
         }

@@ -1,15 +1,16 @@
 //! Which signatures we believe, and checking one.
 //!
-//! `chain` and `revocation` check every signature here, so the list of algorithms exists once: RSA of 2048 to 8192 bits (PKCS#1 v1.5 and
-//! PSS), ECDSA on P-256, P-384 and P-521, Ed25519; SHA-2 only. The arithmetic is aws-lc's, through webpki's table of algorithms.
-//! Invariant: an algorithm that is not in the table verifies nothing.
+//! `chain` and `revocation` check every signature here, so the list of algorithms exists once: RSA
+//! of 2048 to 8192 bits (PKCS#1 v1.5 and PSS), ECDSA on P-256, P-384 and P-521, Ed25519; SHA-2
+//! only. The arithmetic is aws-lc's, through webpki's table of algorithms. Invariant: an algorithm
+//! that is not in the table verifies nothing.
 
 use rustls_pki_types::{SignatureVerificationAlgorithm, alg_id};
 use webpki::aws_lc_rs as algorithms;
 
 use crate::der::{self, Reader};
 
-static BELIEVED: &[&dyn SignatureVerificationAlgorithm] = &[
+static SUPPORTED_ALGORITHMS: &[&dyn SignatureVerificationAlgorithm] = &[
     algorithms::ECDSA_P256_SHA256,
     algorithms::RSA_PKCS1_2048_8192_SHA256,
     algorithms::ECDSA_P384_SHA384,
@@ -47,49 +48,57 @@ pub(crate) struct PublicKey<'a> {
 
 /// What a signature check came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Checked {
-    Good,
-    Bad,
+pub(crate) enum SignatureCheck {
+    Valid,
+    Invalid,
     /// No algorithm of ours fits the signature's identifier and the key's: nothing was computed.
-    NotBelieved,
+    Unsupported,
 }
 
 #[cfg(test)]
 thread_local! {
     /// Signatures computed on this thread: what the tests of the verifier's bounds count.
-    pub(crate) static COMPUTED: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
+    pub(crate) static VERIFICATIONS: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
 }
 
 /// Checks a signature over `message`, whose `algorithm` is the content of its AlgorithmIdentifier.
-pub(crate) fn check(signer: PublicKey<'_>, algorithm: &[u8], message: &[u8], signature: &[u8]) -> Checked {
-    match fitting(signer, algorithm) {
-        None => Checked::NotBelieved,
+pub(crate) fn verify(
+    signer: PublicKey<'_>,
+    algorithm: &[u8],
+    message: &[u8],
+    signature: &[u8],
+) -> SignatureCheck {
+    match find_algorithm(signer, algorithm) {
+        None => SignatureCheck::Unsupported,
         Some(found) => {
             #[cfg(test)]
-            COMPUTED.set(COMPUTED.get() + 1);
+            VERIFICATIONS.set(VERIFICATIONS.get() + 1);
             match found.verify_signature(signer.key, message, signature) {
-                Ok(()) => Checked::Good,
-                Err(_) => Checked::Bad,
+                Ok(()) => SignatureCheck::Valid,
+                Err(_) => SignatureCheck::Invalid,
             }
         }
     }
 }
 
 /// Whether a signature with this identifier can be one of this key at all.
-pub(crate) fn may_be_of(signer: PublicKey<'_>, algorithm: &[u8]) -> bool {
-    fitting(signer, algorithm).is_some()
+pub(crate) fn is_supported(signer: PublicKey<'_>, algorithm: &[u8]) -> bool {
+    find_algorithm(signer, algorithm).is_some()
 }
 
-fn fitting(signer: PublicKey<'_>, algorithm: &[u8]) -> Option<&'static dyn SignatureVerificationAlgorithm> {
+fn find_algorithm(
+    signer: PublicKey<'_>,
+    algorithm: &[u8],
+) -> Option<&'static dyn SignatureVerificationAlgorithm> {
     let fits = |candidate: &&&dyn SignatureVerificationAlgorithm| {
         candidate.signature_alg_id().as_ref() == algorithm
             && candidate.public_key_alg_id().as_ref() == signer.algorithm
     };
-    BELIEVED.iter().find(fits).copied()
+    SUPPORTED_ALGORITHMS.iter().find(fits).copied()
 }
 
 /// What one check with this key costs, in units of a P-256 check (about 45 us).
-pub(crate) fn cost(key: PublicKey<'_>) -> u32 {
+pub(crate) fn verification_cost(key: PublicKey<'_>) -> u32 {
     let algorithm = key.algorithm;
     if algorithm == alg_id::RSA_ENCRYPTION.as_ref() {
         // quadratic in the size: 1 for 2048 bits, 16 for 8192; the DER is a little longer than the modulus
@@ -105,7 +114,7 @@ pub(crate) fn cost(key: PublicKey<'_>) -> u32 {
 }
 
 /// Whether a key is of a kind and size we accept, in a leaf as in an issuer.
-pub(crate) fn is_strong(key: PublicKey<'_>) -> bool {
+pub(crate) fn is_strong_key(key: PublicKey<'_>) -> bool {
     let elliptic = [alg_id::ECDSA_P256, alg_id::ECDSA_P384, alg_id::ECDSA_P521, alg_id::ED25519];
     if elliptic.iter().any(|id| id.as_ref() == key.algorithm) {
         return true;

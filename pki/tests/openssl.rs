@@ -1,15 +1,17 @@
-//! OpenSSL as a second judge: the same chains, depths and times through `openssl verify` and [`pki::verify_client`].
+//! OpenSSL as a second judge: the same chains, depths and times through `openssl verify` and
+//! [`pki::verify_client`].
 //!
-//! APISIX verifies with OpenSSL, so where both have an opinion it must be the same: whoever moves over keeps the clients they had and no
-//! others. Needs the openssl command line and fails without it. Two deliberate differences do not occur here: self-issued intermediates
-//! do not count for depth, and notAfter is the last good second (RFC 5280 4.1.2.5), not the first bad one.
+//! APISIX verifies with OpenSSL, so where both have an opinion it must be the same: whoever moves
+//! over keeps the clients they had and no others. Needs the openssl command line and fails without
+//! it. Two deliberate differences do not occur here: self-issued intermediates do not count for
+//! depth, and notAfter is the last good second (RFC 5280 4.1.2.5), not the first bad one.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use pki::mint::{Authority, AuthoritySpec, KeyAlgorithm, LeafSpec, MintError, Usages};
+use pki::ca::{Authority, AuthoritySpec, IssueError, KeyAlgorithm, LeafSpec, Usages};
 use pki::{Certificate, ClientAuth, ClientAuthInput, UnixTime, verify_client};
 
 /// 2025-01-01, in the middle of what is minted by default.
@@ -71,7 +73,7 @@ impl Question<'_> {
 }
 
 /// Root -> CA 1 -> ... -> CA n.
-fn line(length: usize, algorithm: KeyAlgorithm) -> Result<Vec<Authority>, MintError> {
+fn line(length: usize, algorithm: KeyAlgorithm) -> Result<Vec<Authority>, IssueError> {
     let mut above = Vec::new();
     let mut last = Authority::root(&AuthoritySpec::new("Root").algorithm(algorithm))?;
     for number in 1..=length {
@@ -175,7 +177,8 @@ fn every_algorithm_is_believed_by_both() {
     }
 }
 
-/// Ours alone: OpenSSL's own limit is a setting, and lower. `pki::mint` makes no such keys, so OpenSSL does.
+/// Ours alone: OpenSSL's own limit is a setting, and lower. `pki::mint` makes no such keys, so
+/// OpenSSL does.
 #[test]
 fn rsa_below_2048_bits_is_refused_in_leaf_and_anchor() {
     let folder = tempfile::tempdir().unwrap();

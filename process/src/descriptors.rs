@@ -3,10 +3,8 @@
 
 use std::io;
 
-use nix::{
-    errno::Errno,
-    sys::resource::{Resource, getrlimit, setrlimit},
-};
+use nix::errno::Errno;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 /// Raises the soft limit to the hard one and gives the limit that then holds: how many descriptors
 /// this process may have open. Where the kernel does not let it be raised, the soft limit stays.
@@ -25,7 +23,7 @@ pub fn raise_limit() -> io::Result<usize> {
 
 /// Whether an accept (or another call that makes a descriptor) failed because the process or the
 /// machine has no descriptor or memory left: trying again at once would fail again.
-pub fn is_exhausted(error: &io::Error) -> bool {
+pub fn is_resource_exhausted(error: &io::Error) -> bool {
     error.raw_os_error().is_some_and(|code| {
         let exhausted = [Errno::EMFILE, Errno::ENFILE, Errno::ENOMEM, Errno::ENOBUFS];
         exhausted.contains(&Errno::from_raw(code))
@@ -47,10 +45,10 @@ mod tests {
     #[test]
     fn only_a_lack_of_means_counts_as_exhausted() {
         for error in [Errno::EMFILE, Errno::ENFILE, Errno::ENOMEM, Errno::ENOBUFS] {
-            assert!(is_exhausted(&io::Error::from(error)));
+            assert!(is_resource_exhausted(&io::Error::from(error)));
         }
         for error in [Errno::ECONNABORTED, Errno::EINTR, Errno::EPERM, Errno::EINVAL] {
-            assert!(!is_exhausted(&io::Error::from(error)));
+            assert!(!is_resource_exhausted(&io::Error::from(error)));
         }
     }
 }

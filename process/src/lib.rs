@@ -1,8 +1,10 @@
 //! What both programs need of the operating system as server processes. Knows nothing of settings,
 //! documents or connections.
 
+#![warn(missing_docs)]
+
+pub mod core_dumps;
 pub mod descriptors;
-pub mod dumps;
 pub mod signals;
 pub mod throttle;
 

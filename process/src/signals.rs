@@ -11,21 +11,17 @@
 //! table ends the process before it has stopped gracefully, however early or often it comes, but
 //! for the second stop signal.
 
-use std::{
-    ffi::c_int,
-    io,
-    sync::{Arc, atomic::AtomicBool},
-    thread,
-};
+use std::ffi::c_int;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::{io, thread};
 
-use signal_hook::{
-    consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGXFSZ},
-    iterator::Signals as Incoming,
-};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGXFSZ};
+use signal_hook::iterator::Signals as Incoming;
 use tokio::sync::watch;
 
 /// The exit status after a second stop signal: a shell's for SIGINT.
-pub const EXIT_AT_ONCE: u8 = 130;
+pub const EXIT_FORCED: u8 = 130;
 
 /// What signals asked for. Cheap to clone; every clone sees every signal.
 #[derive(Debug, Clone)]
@@ -39,7 +35,7 @@ pub struct Signals {
 ///
 /// # Errors
 /// When the system refuses a handler or a thread.
-pub fn listen() -> io::Result<Signals> {
+pub fn install_handlers() -> io::Result<Signals> {
     let incoming = Incoming::new([SIGTERM, SIGINT, SIGQUIT, SIGHUP, SIGUSR1, SIGUSR2])?;
     // Any handler does: the system call returns EFBIG. Not in the list above, where each signal
     // would log a line that fails again.
@@ -67,7 +63,7 @@ fn handle_all(mut incoming: Incoming, stop: &watch::Sender<bool>, reload: &watch
                 "SIGUSR2 is ignored: this process hands its listeners to no other; start the new program, then send \
                  SIGTERM to this one"
             ),
-            _ if stop.send_replace(true) => telemetry::exit(EXIT_AT_ONCE),
+            _ if stop.send_replace(true) => telemetry::exit(EXIT_FORCED),
             stop => {
                 let name = name(stop);
                 tracing::info!("{name}: stopping gracefully; a second signal ends the process at once");
@@ -121,7 +117,7 @@ mod tests {
     /// One test: handlers are the whole process's.
     #[test]
     fn hup_counts_usr_is_ignored_and_quit_stops() {
-        let signals = listen().unwrap();
+        let signals = install_handlers().unwrap();
         let mut reload = signals.reload();
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         for signal in [Signal::SIGUSR1, Signal::SIGUSR2, Signal::SIGPIPE, Signal::SIGHUP] {

@@ -4,66 +4,64 @@
 //! A token bucket: a burst is written in full, then one line each time an interval has passed.
 //! Lines that are left out are counted; the next line that is written tells their number.
 
-use std::{
-    sync::{Mutex, PoisonError},
-    time::{Duration, Instant},
-};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 /// The allowance of one kind of line, for one thread.
 #[derive(Debug, Clone)]
-pub struct Allowance {
+pub struct TokenBucket {
     burst: u32,
     interval: Duration,
     /// When `spent` was last brought up to date.
-    since: Option<Instant>,
+    refilled_at: Option<Instant>,
     /// Lines written and not yet earned back.
     spent: u32,
-    left_out: u64,
+    suppressed: u64,
 }
 
-impl Allowance {
+impl TokenBucket {
     /// `burst` lines at once, and one more each time `interval` (at least a millisecond) passes.
     pub const fn new(burst: u32, interval: Duration) -> Self {
-        Self { burst, interval, since: None, spent: 0, left_out: 0 }
+        Self { burst, interval, refilled_at: None, spent: 0, suppressed: 0 }
     }
 
     /// Whether a line may be written now; otherwise it is counted as left out.
-    pub fn admits(&mut self, now: Instant) -> bool {
-        let since = *self.since.get_or_insert(now);
+    pub fn try_acquire(&mut self, now: Instant) -> bool {
+        let since = *self.refilled_at.get_or_insert(now);
         let interval = self.interval.as_millis().max(1);
         let earned = now.saturating_duration_since(since).as_millis() / interval;
         let earned = u32::try_from(earned).unwrap_or(u32::MAX);
         self.spent = self.spent.saturating_sub(earned);
-        self.since = Some(if self.spent == 0 { now } else { since + self.interval * earned });
+        self.refilled_at = Some(if self.spent == 0 { now } else { since + self.interval * earned });
         let admitted = self.spent < self.burst;
         if admitted {
             self.spent += 1;
         } else {
-            self.left_out += 1;
+            self.suppressed += 1;
         }
         admitted
     }
 
     /// How many lines were left out since the last call.
-    pub fn left_out(&mut self) -> u64 {
-        std::mem::take(&mut self.left_out)
+    pub fn take_suppressed(&mut self) -> u64 {
+        std::mem::take(&mut self.suppressed)
     }
 }
 
 /// The same for all threads, as a `static` beside the line it is about.
 #[derive(Debug)]
-pub struct Throttle(Mutex<Allowance>);
+pub struct LogThrottle(Mutex<TokenBucket>);
 
-impl Throttle {
+impl LogThrottle {
     /// As [`Allowance::new`].
     pub const fn new(burst: u32, interval: Duration) -> Self {
-        Self(Mutex::new(Allowance::new(burst, interval)))
+        Self(Mutex::new(TokenBucket::new(burst, interval)))
     }
 
     /// `Some` when a line may be written now, with the number of lines left out before it.
-    pub fn admits(&self) -> Option<u64> {
+    pub fn try_acquire(&self) -> Option<u64> {
         let mut allowance = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        allowance.admits(Instant::now()).then(|| allowance.left_out())
+        allowance.try_acquire(Instant::now()).then(|| allowance.take_suppressed())
     }
 }
 
@@ -74,19 +72,19 @@ mod tests {
     #[test]
     fn a_burst_is_written_then_one_line_an_interval() {
         const STEP: Duration = Duration::from_millis(100);
-        let (mut allowance, start) = (Allowance::new(3, STEP), Instant::now());
-        let mut written = |now| (0..10).filter(|_| allowance.admits(now)).count();
+        let (mut allowance, start) = (TokenBucket::new(3, STEP), Instant::now());
+        let mut written = |now| (0..10).filter(|_| allowance.try_acquire(now)).count();
         assert_eq!((written(start), written(start)), (3, 0));
         assert_eq!(written(start + STEP * 3 / 2), 1);
         assert_eq!(written(start + STEP * 2), 1, "a begun interval is not lost");
         assert_eq!(written(start + STEP * 1000), 3, "and no more than the burst is saved up");
-        assert_eq!(allowance.left_out(), 7 + 10 + 9 + 9 + 7);
-        assert_eq!(allowance.left_out(), 0);
+        assert_eq!(allowance.take_suppressed(), 7 + 10 + 9 + 9 + 7);
+        assert_eq!(allowance.take_suppressed(), 0);
     }
 
     #[test]
     fn a_line_tells_how_many_were_left_out_before_it() {
-        let throttle = Throttle::new(1, Duration::from_secs(3600));
-        assert_eq!((throttle.admits(), throttle.admits()), (Some(0), None));
+        let throttle = LogThrottle::new(1, Duration::from_secs(3600));
+        assert_eq!((throttle.try_acquire(), throttle.try_acquire()), (Some(0), None));
     }
 }

@@ -1,7 +1,7 @@
 //! The push protocol between the planes: the generated code of `proto/*.proto`, and nothing else.
 //!
-//! What a message means is told in `model::wire`; no other module builds or reads one field by field
-//! except the two ends of the stream (`controlplane::publish`, `dataplane::agent`).
+//! What a message means is told in `model::wire`; no other module builds or reads one field by
+//! field except the two ends of the stream (`controlplane::publish`, `dataplane::push_client`).
 
 /// `countersign.push.v1`
 pub mod push {

@@ -11,10 +11,10 @@ use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// How often a loop that waits beats.
-pub const INTERVAL: Duration = Duration::from_secs(1);
+pub const BEAT_INTERVAL: Duration = Duration::from_secs(1);
 /// A loop that has not beaten for this long is taken to hang: five beats missed. A handshake or a
 /// request keeps a worker for milliseconds; a busy machine delays a thread by tenths of a second.
-pub const STALE: Duration = Duration::from_secs(5);
+pub const STALE_AFTER: Duration = Duration::from_secs(5);
 
 /// A thread that waits for work in a queue: its age is zero for as long as it does.
 const IDLE: u64 = u64::MAX;
@@ -53,16 +53,16 @@ impl Heartbeat {
 
     /// The thread waits for work, or has ended as it should: it does not age until the next
     /// [`beat`](Self::beat).
-    pub fn idle(&self) {
+    pub fn set_idle(&self) {
         self.last.store(IDLE, Ordering::Relaxed);
     }
 
     /// Beats now and then every [`INTERVAL`]; never ends. An arm of the `select!` in which a tokio
     /// loop waits.
-    pub async fn beating(&self) -> Infallible {
+    pub async fn beat_forever(&self) -> Infallible {
         loop {
             self.beat();
-            tokio::time::sleep(INTERVAL).await;
+            tokio::time::sleep(BEAT_INTERVAL).await;
         }
     }
 
@@ -110,7 +110,7 @@ impl Heartbeats {
     fn stale_at(&self, now: u64) -> Vec<(String, Duration)> {
         self.map(|heartbeat| {
             let age = heartbeat.age(now);
-            let stale = heartbeat.readiness == Readiness::Required && age > STALE;
+            let stale = heartbeat.readiness == Readiness::Required && age > STALE_AFTER;
             stale.then(|| (heartbeat.name.clone(), age))
         })
     }
@@ -133,13 +133,13 @@ mod tests {
         let names =
             |found: Vec<(String, Duration)>| found.into_iter().map(|(name, _)| name).collect::<Vec<_>>();
         assert_eq!(names(all.ages()), ["a", "b", "c", "d"]);
-        let limit = u64::try_from(STALE.as_millis()).unwrap();
+        let limit = u64::try_from(STALE_AFTER.as_millis()).unwrap();
         let later = now() + limit + 2000;
         runs.last.store(later, Ordering::Relaxed);
-        queue.idle();
+        queue.set_idle();
         assert_eq!(all.stale(), []);
         assert_eq!(names(all.stale_at(later)), ["a"]);
-        assert!(all.stale_at(later)[0].1 > STALE && ignored.age(later) > STALE);
+        assert!(all.stale_at(later)[0].1 > STALE_AFTER && ignored.age(later) > STALE_AFTER);
         assert_eq!(queue.age(later), Duration::ZERO);
         hangs.last.store(later, Ordering::Relaxed);
         queue.beat();
@@ -162,14 +162,14 @@ mod tests {
             runtime.block_on(async {
                 tokio::select! {
                     biased;
-                    never = heartbeat.beating() => match never {},
+                    never = heartbeat.beat_forever() => match never {},
                     () = hang => heartbeat.beat(),
                 }
             });
             heartbeat
         });
         was_beaten.recv().unwrap();
-        let later = now() + 2 * u64::try_from(STALE.as_millis()).unwrap();
+        let later = now() + 2 * u64::try_from(STALE_AFTER.as_millis()).unwrap();
         assert_eq!(all.stale_at(later).len(), 1, "it has beaten once, and cannot again");
         block.send(()).unwrap();
         thread.join().unwrap().last.store(later, Ordering::Relaxed);

@@ -5,11 +5,13 @@
 //! `/metrics` on a thread of its own). Invariant: no call in here that a serving thread makes waits
 //! for a disk, a terminal or the reader of a pipe, and none panics when they fail.
 
+#![warn(missing_docs)]
+
 pub mod heartbeat;
 pub mod log;
-pub mod print;
 pub mod status;
+pub mod stdout;
 
 pub use heartbeat::{Heartbeat, Heartbeats, Readiness};
 pub use log::exit;
-pub use status::Status;
+pub use status::StatusPage;

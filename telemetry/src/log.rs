@@ -17,8 +17,7 @@ use std::time::{Duration, Instant};
 use tracing_appender::non_blocking::{NonBlocking, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
-
-use writer::{Progress, Writer};
+use writer::{FdWriter, LineCounters};
 
 /// Lines that wait to be written. A line of a stranger's is clipped to a few KiB, so the queue
 /// holds some MiB at most; what a busy moment logs fits.
@@ -28,33 +27,33 @@ const FLUSH_MAX: Duration = Duration::from_secs(1);
 /// After that: for the thread to notice that it is to drop what is left.
 const GIVE_UP_MAX: Duration = Duration::from_millis(200);
 
-static LOG: OnceLock<Log> = OnceLock::new();
+static LOG: OnceLock<Logger> = OnceLock::new();
 
-struct Log {
-    queue: Queue,
+struct Logger {
+    queue: LineQueue,
     /// Ends the thread when it is dropped. Taken by `exit`.
     guard: Mutex<Option<WorkerGuard>>,
 }
 
 /// The sending end: lines in, counted.
 #[derive(Clone)]
-struct Queue {
+struct LineQueue {
     lines: NonBlocking,
     /// Lines given to `lines`, dropped ones included.
-    given: Arc<AtomicU64>,
-    progress: Arc<Progress>,
+    enqueued: Arc<AtomicU64>,
+    progress: Arc<LineCounters>,
 }
 
 /// Starts the log: standard error, filtered by RUST_LOG (`info` without it), and a panic hook that
 /// writes there, too. Called once, before threads are started.
-pub fn start() {
-    let progress = Arc::<Progress>::default();
-    let writer = Writer::new(io::stderr(), Arc::clone(&progress));
+pub fn init() {
+    let progress = Arc::<LineCounters>::default();
+    let writer = FdWriter::new(io::stderr(), Arc::clone(&progress));
     let builder =
         NonBlockingBuilder::default().buffered_lines_limit(QUEUED_MAX).lossy(true).thread_name("log");
     let (lines, guard) = builder.finish(writer);
-    let queue = Queue::new(lines, progress);
-    if LOG.set(Log { queue: queue.clone(), guard: Mutex::new(Some(guard)) }).is_err() {
+    let queue = LineQueue::new(lines, progress);
+    if LOG.set(Logger { queue: queue.clone(), guard: Mutex::new(Some(guard)) }).is_err() {
         return;
     }
     let (filter, unusable) = match EnvFilter::try_from_default_env() {
@@ -68,7 +67,7 @@ pub fn start() {
         // It would write to standard error by itself, and panic when it cannot.
         .log_internal_errors(false)
         .init();
-    std::panic::set_hook(Box::new(panicked));
+    std::panic::set_hook(Box::new(panic_hook));
     if let Some((text, error)) = unusable {
         tracing::warn!(?text, %error, "RUST_LOG cannot be read; logging at info");
     }
@@ -76,7 +75,7 @@ pub fn start() {
 
 /// Writes lines to standard error as they are, behind what was logged before: for the person who
 /// starts the program, whatever the filter. Before [`start`] it does nothing.
-pub fn write(text: &dyn Display) {
+pub fn write_unfiltered(text: &dyn Display) {
     if let Some(log) = LOG.get() {
         let _never_fails = log.queue.make_writer().write_all(format!("{text}\n").as_bytes());
     }
@@ -90,7 +89,7 @@ pub fn dropped() -> u64 {
 /// Waits until everything logged so far is written or dropped, a second at most.
 pub fn flush() {
     if let Some(log) = LOG.get() {
-        log.queue.wait_written(FLUSH_MAX);
+        log.queue.wait_drained(FLUSH_MAX);
     }
 }
 
@@ -98,12 +97,12 @@ pub fn flush() {
 /// exits. The only way out of a program that logs.
 pub fn exit(code: u8) -> ! {
     if let Some(log) = LOG.get() {
-        let written = log.queue.wait_written(FLUSH_MAX);
+        let written = log.queue.wait_drained(FLUSH_MAX);
         if !written {
-            log.queue.progress.give_up();
+            log.queue.progress.abandon();
         }
         let guard = log.guard.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if written || log.queue.wait_written(GIVE_UP_MAX) {
+        if written || log.queue.wait_drained(GIVE_UP_MAX) {
             drop(guard);
         } else {
             // Its thread hangs in a system call: dropping the guard would wait, and print that it
@@ -116,26 +115,26 @@ pub fn exit(code: u8) -> ! {
 }
 
 /// In place of std's hook, which writes to standard error directly and waits for its reader.
-fn panicked(panic: &std::panic::PanicHookInfo<'_>) {
+fn panic_hook(panic: &std::panic::PanicHookInfo<'_>) {
     let current = thread::current();
-    write(&format_args!("thread '{}' {panic}", current.name().unwrap_or("<unnamed>")));
+    write_unfiltered(&format_args!("thread '{}' {panic}", current.name().unwrap_or("<unnamed>")));
     let trace = Backtrace::capture();
     if trace.status() == BacktraceStatus::Captured {
-        write(&trace);
+        write_unfiltered(&trace);
     }
     flush();
 }
 
-impl Queue {
-    fn new(lines: NonBlocking, progress: Arc<Progress>) -> Self {
+impl LineQueue {
+    fn new(lines: NonBlocking, progress: Arc<LineCounters>) -> Self {
         progress.count_overflow(lines.error_counter());
-        Self { lines, given: Arc::default(), progress }
+        Self { lines, enqueued: Arc::default(), progress }
     }
 
     /// Whether every line given so far was written or dropped within `patience`.
-    fn wait_written(&self, patience: Duration) -> bool {
-        let (until, given) = (Instant::now() + patience, self.given.load(Ordering::Acquire));
-        while self.progress.done() + self.progress.overflowed() < given {
+    fn wait_drained(&self, patience: Duration) -> bool {
+        let (until, given) = (Instant::now() + patience, self.enqueued.load(Ordering::Acquire));
+        while self.progress.processed() + self.progress.overflowed() < given {
             if Instant::now() >= until {
                 return false;
             }
@@ -145,7 +144,7 @@ impl Queue {
     }
 }
 
-impl<'a> MakeWriter<'a> for Queue {
+impl<'a> MakeWriter<'a> for LineQueue {
     type Writer = Self;
 
     fn make_writer(&'a self) -> Self {
@@ -153,10 +152,10 @@ impl<'a> MakeWriter<'a> for Queue {
     }
 }
 
-impl Write for Queue {
+impl Write for LineQueue {
     /// Takes one line whole, or drops it.
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        self.given.fetch_add(1, Ordering::AcqRel);
+        self.enqueued.fetch_add(1, Ordering::AcqRel);
         self.lines.write(line)
     }
 

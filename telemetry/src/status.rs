@@ -6,21 +6,22 @@
 //! what it shows ([`Status`]) and then serves. Invariant: an answer is made from atomics and
 //! channels only; it waits for no other thread of the program.
 
-use std::fmt;
-use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, mpsc};
-use std::thread;
 use std::time::Duration;
+use std::{fmt, io, thread};
 
 use bytes::Bytes;
 use futures_util::FutureExt;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::Full;
-use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, text::encode};
+use prometheus_client::encoding::text::encode;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
@@ -39,46 +40,46 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub const CONNECTIONS_MAX: usize = 16;
 /// For the head of a request, and between two requests: a client that says nothing gives its place
 /// back.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+const HEADER_READ_TIMEOUT: Duration = Duration::from_secs(10);
 /// From accept until the connection ends after the answer under way, and from then until it is cut:
 /// a client that asks and does not read, or keeps asking, gives its place back, too.
 const CONNECTION_END: (Duration, Duration) = (Duration::from_secs(15), Duration::from_secs(5));
 
-type Show = Box<dyn Fn() -> Value + Send + Sync>;
-type Require = Box<dyn Fn() -> Result<(), String> + Send + Sync>;
+type FieldFn = Box<dyn Fn() -> Value + Send + Sync>;
+type ReadinessCheck = Box<dyn Fn() -> Result<(), String> + Send + Sync>;
 
 /// What the listener answers: filled at start, before it serves. Every closure runs on the
 /// listener's thread at each request and must not wait: it reads an atomic, an `ArcSwap` or a
 /// `watch` channel.
-pub struct Status {
+pub struct StatusPage {
     heartbeats: Arc<Heartbeats>,
-    shown: Vec<(&'static str, Show)>,
-    required: Vec<Require>,
+    fields: Vec<(&'static str, FieldFn)>,
+    readiness_checks: Vec<ReadinessCheck>,
     registry: Registry,
 }
 
-impl fmt::Debug for Status {
+impl fmt::Debug for StatusPage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Status").field("heartbeats", &self.heartbeats).finish_non_exhaustive()
     }
 }
 
-impl Status {
+impl StatusPage {
     /// Answers with these heartbeats; `/metrics` has their ages and the dropped lines of the log.
     pub fn new(heartbeats: Arc<Heartbeats>) -> Self {
         let mut registry = Registry::with_prefix("countersign");
-        registry.register_collector(Box::new(Own(Arc::clone(&heartbeats))));
-        Self { heartbeats, shown: Vec::new(), required: Vec::new(), registry }
+        registry.register_collector(Box::new(ProcessCollector(Arc::clone(&heartbeats))));
+        Self { heartbeats, fields: Vec::new(), readiness_checks: Vec::new(), registry }
     }
 
     /// `/status` has one more key with this value.
-    pub fn show(&mut self, key: &'static str, value: impl Fn() -> Value + Send + Sync + 'static) {
-        self.shown.push((key, Box::new(value)));
+    pub fn add_field(&mut self, key: &'static str, value: impl Fn() -> Value + Send + Sync + 'static) {
+        self.fields.push((key, Box::new(value)));
     }
 
     /// `/status/ready` answers 503 with this text while the closure gives an error.
-    pub fn require(&mut self, check: impl Fn() -> Result<(), String> + Send + Sync + 'static) {
-        self.required.push(Box::new(check));
+    pub fn add_readiness_check(&mut self, check: impl Fn() -> Result<(), String> + Send + Sync + 'static) {
+        self.readiness_checks.push(Box::new(check));
     }
 
     /// Metrics and collectors of `/metrics`. The prefix `countersign_` is added, and `_total` for
@@ -120,7 +121,7 @@ impl Status {
         let ages: Map<_, _> = ages.map(|(name, age)| (name, seconds(age).into())).collect();
         let mut body =
             Map::from_iter([("status".into(), "ok".into()), ("heartbeat_age_seconds".into(), ages.into())]);
-        body.extend(self.shown.iter().map(|(key, value)| ((*key).to_owned(), value())));
+        body.extend(self.fields.iter().map(|(key, value)| ((*key).to_owned(), value())));
         body
     }
 
@@ -128,7 +129,7 @@ impl Status {
     fn ready(&self) -> Result<(), String> {
         let hang = |(name, age): (String, Duration)| format!("{name} has not run for {} s", age.as_secs());
         let mut why: Vec<String> = self.heartbeats.stale().into_iter().map(hang).collect();
-        why.extend(self.required.iter().filter_map(|check| check().err()));
+        why.extend(self.readiness_checks.iter().filter_map(|check| check().err()));
         if why.is_empty() { Ok(()) } else { Err(why.join("; ")) }
     }
 
@@ -158,9 +159,9 @@ fn reply(status: StatusCode, kind: &'static str, body: String) -> Response<Full<
 
 /// The metrics that every program has.
 #[derive(Debug)]
-struct Own(Arc<Heartbeats>);
+struct ProcessCollector(Arc<Heartbeats>);
 
-impl Collector for Own {
+impl Collector for ProcessCollector {
     fn encode(&self, mut out: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let help = "Seconds since a thread or loop last ran";
         let mut ages = out.encode_descriptor("heartbeat_age_seconds", help, None, MetricType::Gauge)?;
@@ -177,18 +178,18 @@ impl Collector for Own {
 ///
 /// # Errors
 /// When the address cannot be listened on.
-pub fn bind(address: SocketAddr) -> io::Result<Listener> {
-    Listener::from_std(std::net::TcpListener::bind(address)?)
+pub fn bind(address: SocketAddr) -> io::Result<StatusListener> {
+    StatusListener::from_std(std::net::TcpListener::bind(address)?)
 }
 
 /// A bound status listener.
 #[derive(Debug)]
-pub struct Listener {
+pub struct StatusListener {
     socket: std::net::TcpListener,
     address: SocketAddr,
 }
 
-impl Listener {
+impl StatusListener {
     /// Takes over a socket that listens.
     ///
     /// # Errors
@@ -208,7 +209,7 @@ impl Listener {
     ///
     /// # Errors
     /// When the system gives no thread or no descriptors.
-    pub fn serve(self, status: Status) -> io::Result<Serving> {
+    pub fn serve(self, status: StatusPage) -> io::Result<StatusServer> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let listener = {
             let _entered = runtime.enter();
@@ -217,20 +218,20 @@ impl Listener {
         let (close, closing) = oneshot::channel();
         let serve = move || runtime.block_on(serve(listener, Arc::new(status), closing));
         thread::Builder::new().name("status".to_owned()).spawn(serve)?;
-        Ok(Serving { close, address: self.address })
+        Ok(StatusServer { close, address: self.address })
     }
 }
 
 /// A status listener that answers, until it is closed or dropped.
 #[must_use]
 #[derive(Debug)]
-pub struct Serving {
+pub struct StatusServer {
     /// The answer to it: the address is free.
     close: oneshot::Sender<mpsc::Sender<()>>,
     address: SocketAddr,
 }
 
-impl Serving {
+impl StatusServer {
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
         self.address
@@ -249,7 +250,7 @@ impl Serving {
 
 async fn serve(
     listener: tokio::net::TcpListener,
-    status: Arc<Status>,
+    status: Arc<StatusPage>,
     mut closing: oneshot::Receiver<mpsc::Sender<()>>,
 ) {
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
@@ -286,7 +287,7 @@ async fn accept(
     Ok((socket, place))
 }
 
-fn serve_connection<S>(status: &Arc<Status>, socket: S, place: OwnedSemaphorePermit)
+fn serve_connection<S>(status: &Arc<StatusPage>, socket: S, place: OwnedSemaphorePermit)
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
@@ -299,7 +300,7 @@ where
         });
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
-            .header_read_timeout(HEAD_TIMEOUT)
+            .header_read_timeout(HEADER_READ_TIMEOUT)
             .serve_connection(TokioIo::new(socket), service);
         tokio::pin!(connection);
         let (last_answer, cut) = CONNECTION_END;
@@ -331,7 +332,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_client_that_does_not_read_loses_its_place() {
         use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-        let status = Arc::new(Status::new(Arc::default()));
+        let status = Arc::new(StatusPage::new(Arc::default()));
         let places = Arc::new(Semaphore::new(3));
         let place = || Arc::clone(&places).try_acquire_owned().unwrap();
         let request = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n";
@@ -366,7 +367,7 @@ mod tests {
     fn silent_connections_are_bounded_and_the_next_one_waits() {
         let listener = bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let address = listener.address();
-        let _serving = listener.serve(Status::new(Arc::default())).unwrap();
+        let _serving = listener.serve(StatusPage::new(Arc::default())).unwrap();
         let connect = || std::net::TcpStream::connect(address).unwrap();
         // A first answer each: every one of them is accepted and holds its place.
         let mut silent: Vec<_> = (0..CONNECTIONS_MAX).map(|_| connect()).collect();
@@ -389,11 +390,13 @@ mod tests {
     fn it_answers_with_what_it_was_given() {
         let heartbeats = Arc::<Heartbeats>::default();
         let _worker = heartbeats.add("worker-0", Readiness::Required);
-        let mut status = Status::new(heartbeats);
+        let mut status = StatusPage::new(heartbeats);
         let broken = Arc::new(AtomicBool::new(false));
-        status.show("revision", || 7.into());
+        status.add_field("revision", || 7.into());
         let seen = Arc::clone(&broken);
-        status.require(move || if seen.load(Ordering::Relaxed) { Err("no store".into()) } else { Ok(()) });
+        status.add_readiness_check(move || {
+            if seen.load(Ordering::Relaxed) { Err("no store".into()) } else { Ok(()) }
+        });
         let gauge = prometheus_client::metrics::gauge::Gauge::<i64>::default();
         gauge.set(5);
         status.registry().register("size", "Something", gauge);

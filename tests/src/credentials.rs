@@ -6,14 +6,14 @@
 use std::time::{Duration, SystemTime};
 
 use pki::Certificate;
-use pki::mint::{AuthoritySpec, CrlSpec, LeafSpec, Minted};
+use pki::ca::{AuthoritySpec, CrlSpec, IssuedCertificate, LeafSpec};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 
 const DAY: Duration = Duration::from_secs(86_400);
 
 pub struct Authority {
-    inner: pki::mint::Authority,
+    inner: pki::ca::Authority,
     certificate_pem: String,
 }
 
@@ -28,7 +28,7 @@ pub struct Credential {
 
 impl Authority {
     pub fn root(name: &str) -> Self {
-        Self::of(pki::mint::Authority::root(&AuthoritySpec::new(name)).expect("a root can be minted"))
+        Self::of(pki::ca::Authority::root(&AuthoritySpec::new(name)).expect("a root can be minted"))
     }
 
     /// An intermediate; what it issues carries its certificate in the chain.
@@ -36,7 +36,7 @@ impl Authority {
         Self::of(self.inner.intermediate(&AuthoritySpec::new(name)).expect("an intermediate can be minted"))
     }
 
-    fn of(inner: pki::mint::Authority) -> Self {
+    fn of(inner: pki::ca::Authority) -> Self {
         let certificate_pem = inner.certificate_pem();
         Self { inner, certificate_pem }
     }
@@ -89,8 +89,8 @@ fn expired(spec: LeafSpec) -> LeafSpec {
     spec.valid(UnixTime::since_unix_epoch(now - 10 * DAY), 9)
 }
 
-impl From<&Minted> for Credential {
-    fn from(minted: &Minted) -> Self {
+impl From<&IssuedCertificate> for Credential {
+    fn from(minted: &IssuedCertificate) -> Self {
         Self { certificate_pem: minted.chain_pem.clone(), key_pem: minted.key_pem.to_string() }
     }
 }

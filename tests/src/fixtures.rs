@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use std::sync::LazyLock;
 use std::time::Duration;
 
-use pki::mint::{Authority, AuthoritySpec, KeyAlgorithm, LeafSpec, Usages, self_signed};
+use pki::ca::{Authority, AuthoritySpec, KeyAlgorithm, LeafSpec, Usages, self_signed};
 use rustls::pki_types::UnixTime;
 
 use crate::credentials::Credential;

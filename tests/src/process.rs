@@ -303,7 +303,7 @@ impl<'a> Launch<'a> {
             .args(self.arguments)
             .current_dir(self.config.parent().expect("a config file is in a folder"))
             // Tests wait for the `debug` line of the saver about the last-good file.
-            .env("RUST_LOG", "info,dataplane::agent::saver=debug")
+            .env("RUST_LOG", "info,dataplane::push_client::saver=debug")
             .env("NO_COLOR", "1")
             .envs(self.environment.iter().cloned())
             .stdin(Stdio::null())

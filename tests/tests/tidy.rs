@@ -4,6 +4,10 @@
 
 #[path = "tidy/cases.rs"]
 mod cases;
+#[path = "tidy/layers.rs"]
+mod layers;
+#[path = "tidy/words.rs"]
+mod words;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -17,7 +21,7 @@ const FUNCTION_LINES: usize = 70;
 
 /// Files that may be longer, and why.
 const LONG_FILES: &[(&str, &str)] =
-    &[("pki/src/mint.rs", "three builders side by side, most of whose lines are their documented setters")];
+    &[("pki/src/ca.rs", "three builders side by side, most of whose lines are their documented setters")];
 /// Functions that may be longer (`file::function`), and why.
 const LONG_FUNCTIONS: &[(&str, &str)] = &[];
 

@@ -4,18 +4,20 @@ use std::hint::black_box;
 
 use bench::gateway;
 use criterion::{BatchSize, Criterion};
-use dataplane::connection::Arrival;
-use dataplane::http::request;
-use dataplane::net::listener::Speaks;
-use dataplane::route::headers::{self, Forwarded, Trust, Via};
-use dataplane::route::{identity, path, variables};
-use dataplane::tls::facts::Facts;
-use dataplane::tls::verify;
-use dataplane::upstream::pick::Balance;
-use dataplane::upstream::{exchange, naming, reach::Tries, request_body::RequestBody};
+use dataplane::testing::filters::headers::{ConnectionHeaders, ForwardedContext, PeerTrust};
+use dataplane::testing::filters::{headers, identity, path, variables};
+use dataplane::testing::http::request;
+use dataplane::testing::proxy::connection::ConnectionInfo;
+use dataplane::testing::proxy::listener::ListenerProtocol;
+use dataplane::testing::tls::client_verifier;
+use dataplane::testing::tls::params::NegotiatedParams;
+use dataplane::testing::upstream::balancer::Balancer;
+use dataplane::testing::upstream::client::NodeAttempts;
+use dataplane::testing::upstream::request_body::RequestBody;
+use dataplane::testing::upstream::{exchange, host_header};
 use http::request::Parts;
-use model::admission::{Client, Site, admit};
-use model::{Kind, Name, PathOptions, Snapshot, Target, destination};
+use model::admission::{ClientVerification, ConnectionAuth, admit};
+use model::{HostName, Kind, PathOptions, RequestTarget, Snapshot, destination};
 use pki::UnixTime;
 use serde_json::{Value, json};
 
@@ -27,11 +29,11 @@ const ROUTES: usize = 1000;
 /// The input of every stage.
 struct Walk {
     snapshot: Snapshot,
-    sni: Name,
-    client: Client,
-    arrival: Arrival,
-    via: Via,
-    facts: Facts,
+    sni: HostName,
+    client: ClientVerification,
+    arrival: ConnectionInfo,
+    via: ConnectionHeaders,
+    facts: NegotiatedParams,
 }
 
 pub(crate) fn stages(criterion: &mut Criterion, credentials: &Credentials) {
@@ -39,7 +41,7 @@ pub(crate) fn stages(criterion: &mut Criterion, credentials: &Credentials) {
     let mut group = criterion.benchmark_group("proxy/stage");
     let (parts, target) = (asked(), walk.target(&asked()));
     let upstream = walk.destination(&parts, &target).upstream;
-    let balance = Balance::of(upstream);
+    let balance = Balancer::new(upstream);
     let batch = BatchSize::SmallInput;
     group.bench_function("1-target", |bencher| bencher.iter(|| walk.target(black_box(&parts))));
     group.bench_function("2-admitted", |bencher| bencher.iter(|| walk.admitted(black_box(&target))));
@@ -54,8 +56,9 @@ pub(crate) fn stages(criterion: &mut Criterion, credentials: &Credentials) {
     });
     group.bench_function("6-node", |bencher| {
         bencher.iter(|| {
-            let node = Tries::of(upstream, black_box(&balance)).next_node().ok().flatten().expect("a node");
-            naming::host_of(upstream, target.authority.as_deref(), node)
+            let node =
+                NodeAttempts::new(upstream, black_box(&balance)).next_node().ok().flatten().expect("a node");
+            host_header::upstream_host(upstream, target.authority.as_deref(), node)
         });
     });
     group.bench_function("all", |bencher| {
@@ -65,8 +68,8 @@ pub(crate) fn stages(criterion: &mut Criterion, credentials: &Credentials) {
             walk.headers(&mut parts, &target);
             let upstream = walk.destination(&parts, &target).upstream;
             let request = outgoing(parts, &target);
-            let node = Tries::of(upstream, &balance).next_node().ok().flatten().expect("a node");
-            black_box(naming::host_of(upstream, target.authority.as_deref(), node));
+            let node = NodeAttempts::new(upstream, &balance).next_node().ok().flatten().expect("a node");
+            black_box(host_header::upstream_host(upstream, target.authority.as_deref(), node));
             request
         };
         bencher.iter_batched(asked, all, batch);
@@ -74,10 +77,10 @@ pub(crate) fn stages(criterion: &mut Criterion, credentials: &Credentials) {
 }
 
 /// The request to the upstream.
-fn outgoing(mut parts: Parts, target: &Target) -> http::Request<RequestBody> {
+fn outgoing(mut parts: Parts, target: &RequestTarget) -> http::Request<RequestBody> {
     let own = std::mem::take(&mut parts.uri).into_parts().path_and_query;
-    let path = path::forwarded(target, own).expect("a path");
-    exchange::outgoing(parts, path, RequestBody::empty())
+    let path = path::forwarded_path(target, own).expect("a path");
+    exchange::upstream_request(parts, path, RequestBody::empty())
 }
 
 impl Walk {
@@ -87,56 +90,59 @@ impl Walk {
         let asked_for = (Kind::Route, "asked-for", route(HOST));
         let others = names.iter().map(|name| (Kind::Route, name.as_str(), route(&format!("{name}.test"))));
         let snapshot = gateway::snapshot([ssl, asked_for].into_iter().chain(others));
-        let sni = Name::from_sni(HOST).expect("a name");
+        let sni = HostName::from_sni(HOST).expect("a name");
         let policy = snapshot.site(&sni).and_then(|ssl| ssl.client.clone());
         let chain: Vec<_> = credentials.client.chain.iter().map(|one| one.der().clone()).collect();
-        let client = verify::client_of(policy.as_deref(), Some(&chain), UnixTime::now());
-        let arrival = Arrival {
+        let client = client_verifier::evaluate_client(policy.as_deref(), Some(&chain), UnixTime::now());
+        let arrival = ConnectionInfo {
             peer: "192.0.2.7:1234".parse().expect("an address"),
             local: "10.0.0.1:9443".parse().expect("an address"),
-            speaks: Speaks::Https,
+            protocol: ListenerProtocol::Https,
         };
-        let facts = Facts { protocol: "TLSv1.3", cipher: "", curve: None, alpn: None, resumed: false };
-        let via = Via::new(arrival.peer, arrival.local.port(), true);
+        let facts =
+            NegotiatedParams { protocol: "TLSv1.3", cipher: "", curve: None, alpn: None, resumed: false };
+        let via = ConnectionHeaders::new(arrival.peer, arrival.local.port(), true);
         Self { snapshot, sni, client, arrival, via, facts }
     }
 
-    fn target(&self, parts: &Parts) -> Target {
-        request::target(parts.version, &parts.uri, &parts.headers, PathOptions::default()).expect("a target")
+    fn target(&self, parts: &Parts) -> RequestTarget {
+        request::parse_target(parts.version, &parts.uri, &parts.headers, PathOptions::default())
+            .expect("a target")
     }
 
-    fn admitted(&self, target: &Target) -> Client {
+    fn admitted(&self, target: &RequestTarget) -> ClientVerification {
         let ssl = self.snapshot.site(&self.sni).map(AsRef::as_ref);
-        let site = Site { sni: &self.sni, ssl, client: &self.client };
+        let site = ConnectionAuth { sni: &self.sni, ssl, client: &self.client };
         admit(&site, &self.snapshot, target).cloned().expect("an admitted client")
     }
 
-    fn headers(&self, parts: &mut Parts, target: &Target) {
-        let from = Forwarded {
-            via: &self.via,
-            address_header: None,
-            client: None,
-            bounded: false,
-            trust: Trust::default(),
+    fn headers(&self, parts: &mut Parts, target: &RequestTarget) {
+        let from = ForwardedContext {
+            connection: &self.via,
+            real_ip_header: None,
+            real_ip: None,
+            has_trusted_addresses: false,
+            trust: PeerTrust::default(),
             authority: target.authority.as_deref(),
         };
-        headers::to_upstream(&mut parts.headers, &from);
+        headers::prepare_request(&mut parts.headers, &from);
     }
 
-    fn destination(&self, parts: &Parts, target: &Target) -> destination::Destination<'_> {
+    fn destination(&self, parts: &Parts, target: &RequestTarget) -> destination::Destination<'_> {
         let tls = Some((&self.sni, &self.facts));
-        let seen = variables::Request {
+        let seen = variables::RequestContext {
             parts,
             target,
-            arrival: &self.arrival,
-            direct: self.arrival.peer,
+            info: &self.arrival,
+            direct_peer: self.arrival.peer,
             tls,
             client: &self.client,
         };
         let method = parts.method.as_str();
         let found = destination::find(&self.snapshot, target, method, self.arrival.peer.ip(), &seen);
         let found = found.expect("a route");
-        identity::permit(found.client_identity, &self.client).expect("a client the route lets through");
+        identity::check_allow_list(found.client_identity, &self.client)
+            .expect("a client the route lets through");
         found
     }
 }

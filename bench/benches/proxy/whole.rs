@@ -17,7 +17,7 @@ use http_body_util::{BodyExt, Empty};
 use hyper::client::conn::http2::SendRequest;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use model::{Kind, TlsVersion};
-use pki::Anchors;
+use pki::TrustAnchors;
 use serde_json::json;
 use tokio::net::TcpStream;
 use tokio::runtime::Runtime;
@@ -46,7 +46,7 @@ pub(crate) fn whole(criterion: &mut Criterion, credentials: &Credentials) -> Vec
         (Kind::Route, "plain", plain(upstream.address())),
         (Kind::Route, "strict", strict(credentials, mtls_upstream.address())),
     ];
-    let anchors = Anchors::new(vec![credentials.root.certificate().clone()]).expect("an anchor");
+    let anchors = TrustAnchors::new(vec![credentials.root.certificate().clone()]).expect("an anchor");
     let versions = [TlsVersion::V12, TlsVersion::V13];
     let shared = gateway::shared(gateway::snapshot(documents), &versions, Some(Arc::new(anchors)));
     let running = Running::start(shared, CORES.0);

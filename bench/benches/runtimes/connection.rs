@@ -8,21 +8,21 @@ use std::convert::Infallible;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use dataplane::net::pump::Pump;
-use dataplane::rt::{Reader, Writer};
-use dataplane::tls::site::Purpose;
-use dataplane::tls::stream::TlsStream;
-use dataplane::tls::ticket::Resumption;
-use dataplane::tls::{handshake, hello, verify};
-use dataplane::worker::Shared;
+use dataplane::testing::io::buffered::BufferedSocket;
+use dataplane::testing::proxy::worker::SharedState;
+use dataplane::testing::runtime::{Reader, Writer};
+use dataplane::testing::tls::site_config::Subsystem;
+use dataplane::testing::tls::stream::TlsStream;
+use dataplane::testing::tls::ticket::HandshakeState;
+use dataplane::testing::tls::{client_hello, client_verifier, handshake};
 use http_body_util::Full;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use model::admission::Client;
+use model::admission::ClientVerification;
 use pki::UnixTime;
 
 /// From accept to end. A rejected client gets no alert; the benchmark has none.
-pub(crate) async fn serve<R, W>(shared: Arc<Shared>, mut pump: Pump<R, W>)
+pub(crate) async fn serve<R, W>(shared: Arc<SharedState>, mut pump: BufferedSocket<R, W>)
 where
     R: Reader + Unpin,
     W: Writer + Unpin,
@@ -36,16 +36,17 @@ where
 }
 
 async fn establish<R: Reader, W: Writer>(
-    shared: &Shared,
-    pump: &mut Pump<R, W>,
-) -> Option<dataplane::tls::engine::Engine> {
-    let hello = hello::read(pump).await.ok()?;
+    shared: &SharedState,
+    pump: &mut BufferedSocket<R, W>,
+) -> Option<dataplane::testing::tls::transport::TlsTransport> {
+    let hello = client_hello::read(pump).await.ok()?;
     let name = hello.server_name(None)?;
-    let ssl = shared.cell.load().site(&name).map(Arc::clone)?;
-    let config = shared.sites.config(&ssl, Purpose::Http).ok()?;
-    let mut resumption = Resumption::default();
-    let mut tls = resumption.during(|| hello.begin(config, pump.staged())).ok()?;
+    let ssl = shared.snapshot.load().site(&name).map(Arc::clone)?;
+    let config = shared.sites.config(&ssl, Subsystem::Http).ok()?;
+    let mut resumption = HandshakeState::default();
+    let mut tls = resumption.in_scope(|| hello.start_handshake(config, pump.write_buf())).ok()?;
     handshake::drive_with(&mut tls, pump, &mut resumption).await.ok()?;
-    let client = verify::client_of(ssl.client.as_deref(), Some(&tls.peer_chain()), UnixTime::now());
-    matches!(client, Client::Verified(_)).then_some(tls)
+    let client =
+        client_verifier::evaluate_client(ssl.client.as_deref(), Some(&tls.peer_chain()), UnixTime::now());
+    matches!(client, ClientVerification::Verified(_)).then_some(tls)
 }

@@ -6,9 +6,10 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use bench::gateway;
-use dataplane::net::pump::Pump;
-use dataplane::rt::{self, Driver, HangUp, Interrupt, Listener, Reader, Writer};
-use dataplane::worker::Shared;
+use dataplane::testing::io::buffered::BufferedSocket;
+use dataplane::testing::proxy::worker::SharedState;
+use dataplane::testing::runtime;
+use dataplane::testing::runtime::{AcceptCanceller, Driver, Listener, Reader, ShutdownHandle, Writer};
 use model::{Kind, TlsVersion};
 use nix::sys::socket::{setsockopt, sockopt};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -63,28 +64,28 @@ pub(crate) fn serve(host: Host) {
             monoio(&driver, listener, &shared);
         }
         Host::MonoioEpoll => {
-            monoio(&Driver::Epoll { why: "it is measured".to_owned() }, listener, &shared);
+            monoio(&Driver::Epoll { reason: "it is measured".to_owned() }, listener, &shared);
         }
         Host::TokioUring => tokio_uring(listener, &shared),
         Host::Tokio => tokio(listener, &shared),
     }
 }
 
-/// Through `dataplane::rt`, as the data plane itself.
-fn monoio(driver: &Driver, listener: TcpListener, shared: &Arc<Shared>) {
+/// Through `dataplane::testing::runtime`, as the data plane itself.
+fn monoio(driver: &Driver, listener: TcpListener, shared: &Arc<SharedState>) {
     let accept_all = || async {
         let listener = Listener::from_std(listener, driver).expect("a listener");
-        let interrupt = Interrupt::default();
+        let interrupt = AcceptCanceller::default();
         loop {
             let (socket, _) = listener.accept(&interrupt).await.expect("a connection");
-            rt::spawn(connection::serve(Arc::clone(shared), Pump::new(socket)));
+            runtime::spawn(connection::serve(Arc::clone(shared), BufferedSocket::new(socket)));
         }
     };
-    rt::run(driver, accept_all).expect("a runtime")
+    runtime::block_on(driver, accept_all).expect("a runtime")
 }
 
 /// With the flags and the size of the data plane's ring.
-fn tokio_uring(listener: TcpListener, shared: &Arc<Shared>) {
+fn tokio_uring(listener: TcpListener, shared: &Arc<SharedState>) {
     let mut ring = tokio_uring::uring_builder();
     if matches!(Driver::detect(), Driver::IoUring { flags: true }) {
         ring.setup_coop_taskrun().setup_single_issuer();
@@ -94,24 +95,24 @@ fn tokio_uring(listener: TcpListener, shared: &Arc<Shared>) {
         loop {
             let (socket, _) = listener.accept().await.expect("a connection");
             let socket = Rc::new(socket);
-            let hang_up = HangUp::of(&*socket);
-            let pump = Pump::from_halves(Ring(Rc::clone(&socket)), Ring(socket), Some(hang_up));
+            let hang_up = ShutdownHandle::of(&*socket);
+            let pump = BufferedSocket::from_halves(Ring(Rc::clone(&socket)), Ring(socket), Some(hang_up));
             tokio_uring::spawn(connection::serve(Arc::clone(shared), pump));
         }
     })
 }
 
 /// One thread, as the others.
-fn tokio(listener: TcpListener, shared: &Arc<Shared>) {
+fn tokio(listener: TcpListener, shared: &Arc<SharedState>) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     tokio::task::LocalSet::new().block_on(&runtime, async {
         listener.set_nonblocking(true).expect("a socket");
         let listener = tokio::net::TcpListener::from_std(listener).expect("a listener");
         loop {
             let (socket, _) = listener.accept().await.expect("a connection");
-            let hang_up = HangUp::of(&socket);
+            let hang_up = ShutdownHandle::of(&socket);
             let (reader, writer) = socket.into_split();
-            let pump = Pump::from_halves(PollReader(reader), PollWriter(writer), Some(hang_up));
+            let pump = BufferedSocket::from_halves(PollReader(reader), PollWriter(writer), Some(hang_up));
             tokio::task::spawn_local(connection::serve(Arc::clone(shared), pump));
         }
     })

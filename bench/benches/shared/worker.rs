@@ -4,10 +4,11 @@ use std::net::SocketAddr;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
-use dataplane::net::listener::{self, Patience, Speaks};
-use dataplane::rt::Driver;
-use dataplane::stage::{Stage, Stages};
-use dataplane::worker::{self, Shared, Start};
+use dataplane::testing::lifecycle::stage::{ShutdownStage, ShutdownWatch};
+use dataplane::testing::proxy::listener::{BindRetry, ListenerProtocol};
+use dataplane::testing::proxy::worker::{SharedState, WorkerInit};
+use dataplane::testing::proxy::{listener, worker};
+use dataplane::testing::runtime::Driver;
 use telemetry::{Heartbeat, Readiness};
 use tokio::sync::watch;
 
@@ -17,21 +18,28 @@ pub(crate) struct Running {
     pub address: SocketAddr,
     thread: nix::unistd::Pid,
     // A worker without its stages stops.
-    _stage: watch::Sender<Stage>,
+    _stage: watch::Sender<ShutdownStage>,
 }
 
 impl Running {
-    pub(crate) fn start(shared: Arc<Shared>, cpu: usize) -> Self {
+    pub(crate) fn start(shared: Arc<SharedState>, cpu: usize) -> Self {
         let any = "127.0.0.1:0".parse().expect("an address");
-        let patience = Patience { predecessor: Duration::ZERO, stop: watch::channel(false).1 };
-        let listeners = listener::bind("bench", any, Speaks::Https, 1, &patience).expect("a port");
+        let patience = BindRetry { predecessor: Duration::ZERO, stop: watch::channel(false).1 };
+        let listeners = listener::bind("bench", any, ListenerProtocol::Https, 1, &patience).expect("a port");
         let address = listeners.first().expect("a listener").addr;
-        let (stage, stages) = Stages::new();
+        let (stage, stages) = ShutdownWatch::new();
         let (sender, receiver) = mpsc::channel();
         let driver = Driver::detect();
         let heartbeat = Heartbeat::new("worker-0", Readiness::Required);
-        let start =
-            Start { shared, counters: Arc::default(), heartbeat, listeners, driver, cpu: Some(cpu), stages };
+        let start = WorkerInit {
+            shared,
+            counters: Arc::default(),
+            heartbeat,
+            listeners,
+            driver,
+            cpu: Some(cpu),
+            stages,
+        };
         let body = move || {
             sender.send(nix::unistd::gettid()).expect("the receiver waits");
             worker::run(start).expect("a worker");

@@ -5,10 +5,13 @@ use std::hint::black_box;
 use std::sync::Arc;
 
 use criterion::{Criterion, Throughput};
-use dataplane::tls::verify;
-use model::admission::{Client, Site, admit};
-use model::{Delta, Id, Name, PathOptions, Resource, Slot, Snapshot, SniPattern, Ssl, Target, Versioned};
-use pki::mint::KeyAlgorithm;
+use dataplane::testing::tls::client_verifier;
+use model::admission::{ClientVerification, ConnectionAuth, admit};
+use model::{
+    CacheSlot, Delta, HostName, Id, PathOptions, RequestTarget, Resource, Snapshot, SniPattern, Ssl,
+    Versioned,
+};
+use pki::ca::KeyAlgorithm;
 use pki::{ClientAuth, ClientAuthInput};
 
 use super::{Chain, NOW};
@@ -36,17 +39,17 @@ pub(crate) fn admission(criterion: &mut Criterion) {
         let client = match &policy {
             Some(policy) if verified => {
                 let shown: Vec<_> = std::iter::once(&chain.leaf).chain(&chain.sent).cloned().collect();
-                verify::client_of(Some(policy), Some(&shown), NOW)
+                client_verifier::evaluate_client(Some(policy), Some(&shown), NOW)
             }
-            Some(_) => Client::Absent,
-            None => Client::NotAsked,
+            Some(_) => ClientVerification::NoCertificate,
+            None => ClientVerification::NotRequested,
         };
         let snapshot = snapshot(policy);
-        let sni = Name::from_sni("app.example").expect("a name");
+        let sni = HostName::from_sni("app.example").expect("a name");
         let ssl = snapshot.site(&sni).map(Arc::as_ref);
-        let site = Site { sni: &sni, ssl, client: &client };
-        let target =
-            Target::new(None, Some("app.example:443"), path, PathOptions::default()).expect("a target");
+        let site = ConnectionAuth { sni: &sni, ssl, client: &client };
+        let target = RequestTarget::new(None, Some("app.example:443"), path, PathOptions::default())
+            .expect("a target");
         group.bench_function(name, |bencher| {
             bencher.iter(|| admit(black_box(&site), &snapshot, black_box(&target)).is_ok());
         });
@@ -70,10 +73,10 @@ fn snapshot(client: Option<Arc<ClientAuth>>) -> Snapshot {
             client,
             versions: None,
             enabled: true,
-            prepared: Slot::new(),
+            prepared: CacheSlot::new(),
             blocked: None,
         };
-        Versioned { revision: 1, resource: Resource::Ssl(Arc::new(ssl)) }
+        Versioned { version: 1, resource: Resource::Ssl(Arc::new(ssl)) }
     };
     let mut upserts: Vec<_> =
         (1..1000).map(|number| site(number, &format!("site-{number}.example"), None)).collect();

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use criterion::Criterion;
-use pki::mint::KeyAlgorithm;
+use pki::ca::KeyAlgorithm;
 use pki::{
     CertificateDer, ClientAuth, ClientAuthInput, UnixTime, certificates_from_pem, crls_from_pem,
     verify_client,

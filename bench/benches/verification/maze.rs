@@ -5,7 +5,7 @@
 use std::hint::black_box;
 
 use criterion::{Criterion, Throughput};
-use pki::mint::{Authority, AuthoritySpec, KeyAlgorithm, LeafSpec};
+use pki::ca::{Authority, AuthoritySpec, KeyAlgorithm, LeafSpec};
 use pki::{Certificate, CertificateDer, verify_client};
 
 use super::{Chain, NOW};

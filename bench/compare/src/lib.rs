@@ -9,7 +9,6 @@
 //!
 //! Invariant: a figure is printed only if it was measured in this run. A figure that could not be
 //! measured is absent from the report, or the run fails with the reason.
-#![allow(missing_docs, reason = "only programs and benchmarks of this workspace call it")]
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command line program prints its result")]
 
 use std::process::ExitCode;

@@ -15,7 +15,7 @@ use compare::load::idle::{self, IdlePlan};
 use compare::load::{self, Amount, LoadError, Mode, Plan};
 use compare::report::Stopped;
 use compare::target::Target;
-use pki::mint::{Authority, AuthoritySpec, LeafSpec};
+use pki::ca::{Authority, AuthoritySpec, LeafSpec};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{HandshakeKind, RootCertStore, ServerConfig};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};

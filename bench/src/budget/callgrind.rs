@@ -154,7 +154,7 @@ mod tests {
 
     const TEXT: &str = "# callgrind format\nversion: 1\ncreator: callgrind-3.19.0\npid: 7\ncmd:  ./budget count\npart: 1\n\n\
 desc: I1 cache: \n\ndesc: Trigger: Program termination\n\npositions: line\nevents: Ir\nsummary: 1160\n\n\n\
-ob=(1) /x/target/budget/budget\nfl=(1) ???\nfn=(1) dataplane::tls::hello::read\n0 100\n\
+ob=(1) /x/target/budget/budget\nfl=(1) ???\nfn=(1) dataplane::testing::tls::hello::read\n0 100\n\
 cob=(2) /lib/libc.so.6\ncfi=(2) ???\ncfn=(2) memcpy\ncalls=3 0 \n0 60\n+3 40\n* 5\n-3 5\n\n\
 fn=(3) aws_lc_0_43_0_EVP_DigestUpdate\n0 900\ncob=(2)\ncfn=(2)\ncalls=1 0\n0 20\ncfn=(4) OPENSSL_cleanse\ncalls=1 0\n0 50\n\n\
 fn=(4)\n0 50\n\nob=(2)\nfl=(2)\nfn=(2)\n0 60\n\ntotals: 1160\n";
@@ -167,7 +167,7 @@ fn=(4)\n0 50\n\nob=(2)\nfl=(2)\nfn=(2)\n0 60\n\ntotals: 1160\n";
     fn own_costs_are_summed_without_inclusive_ones() {
         let own =
             |name: &str| parsed().own.iter().find(|((_, found), _)| found == name).map(|(_, cost)| *cost);
-        assert_eq!(own("dataplane::tls::hello::read"), Some(150));
+        assert_eq!(own("dataplane::testing::tls::hello::read"), Some(150));
         assert_eq!(own("memcpy"), Some(60));
         assert_eq!(own("OPENSSL_cleanse"), Some(50));
     }
@@ -176,10 +176,13 @@ fn=(4)\n0 50\n\nob=(2)\nfl=(2)\nfn=(2)\n0 60\n\ntotals: 1160\n";
     fn calls_of_the_crypto_library_count_as_its_own() {
         assert_eq!(parsed().instructions("/budget"), Ok(Instructions { ours: 190, crypto: 970 }));
         let other = "aws_lc_0_43_0_EVP_DigestInit";
-        let all = Profile::parse(&TEXT.replace("dataplane::tls::hello::read", other)).unwrap();
+        let all = Profile::parse(&TEXT.replace("dataplane::testing::tls::hello::read", other)).unwrap();
         assert_eq!(all.instructions("/budget"), Err(CallgrindError::Nothing));
         let dearest = parsed();
-        assert_eq!(dearest.dearest("/budget", 2), [("dataplane::tls::hello::read", 150), ("memcpy", 60)]);
+        assert_eq!(
+            dearest.dearest("/budget", 2),
+            [("dataplane::testing::tls::hello::read", 150), ("memcpy", 60)]
+        );
     }
 
     #[test]

@@ -4,9 +4,10 @@
 use std::sync::Arc;
 
 use anyhow::Context;
-use dataplane::rt::{self, Driver};
+use dataplane::testing::runtime;
+use dataplane::testing::runtime::Driver;
 use model::TlsVersion;
-use pki::mint::KeyAlgorithm;
+use pki::ca::KeyAlgorithm;
 use rustls::ClientConfig;
 
 use super::proxied;
@@ -79,8 +80,9 @@ impl Case {
             handshake => {
                 // A worker needs its runtime, but nothing waits for it here: the transport is
                 // memory.
-                let driver = Driver::Epoll { why: "instructions are counted".to_owned() };
-                rt::run(&driver, || async { handshakes(handshake, operations) }).context("a runtime")?;
+                let driver = Driver::Epoll { reason: "instructions are counted".to_owned() };
+                runtime::block_on(&driver, || async { handshakes(handshake, operations) })
+                    .context("a runtime")?;
             }
         }
         Ok(())

@@ -9,11 +9,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use dataplane::net::listener::{self, Patience, Speaks};
-use dataplane::observe::metrics::Counters;
-use dataplane::rt::Driver;
-use dataplane::stage::{Stage, Stages};
-use dataplane::worker::{self, Start};
+use dataplane::testing::lifecycle::stage::{ShutdownStage, ShutdownWatch};
+use dataplane::testing::observability::metrics::Counters;
+use dataplane::testing::proxy::listener::{BindRetry, ListenerProtocol};
+use dataplane::testing::proxy::worker::WorkerInit;
+use dataplane::testing::proxy::{listener, worker};
+use dataplane::testing::runtime::Driver;
 use model::{Kind, TlsVersion};
 use telemetry::{Heartbeat, Readiness};
 use tokio::sync::watch;
@@ -43,16 +44,16 @@ pub(super) fn run(requests: u64, mode: Mode) -> anyhow::Result<()> {
         (Kind::Ssl, "bench", site_document(&credentials, HOST)),
         (Kind::Route, "bench", route_document(upstream.address())),
     ]);
-    let patience = Patience { predecessor: Duration::ZERO, stop: watch::channel(false).1 };
-    let bound = listener::bind("bench", ([127, 0, 0, 1], 0).into(), Speaks::Https, 1, &patience)?;
+    let patience = BindRetry { predecessor: Duration::ZERO, stop: watch::channel(false).1 };
+    let bound = listener::bind("bench", ([127, 0, 0, 1], 0).into(), ListenerProtocol::Https, 1, &patience)?;
     let address = bound.first().context("one socket")?.addr;
-    let (stage, stages) = Stages::new();
-    let start = Start {
+    let (stage, stages) = ShutdownWatch::new();
+    let start = WorkerInit {
         shared: gateway::shared(snapshot, &[TlsVersion::V12, TlsVersion::V13], None),
         counters: Arc::new(Counters::default()),
         heartbeat: Heartbeat::new("worker-0", Readiness::Required),
         listeners: bound,
-        driver: Driver::Epoll { why: "instructions are counted".to_owned() },
+        driver: Driver::Epoll { reason: "instructions are counted".to_owned() },
         cpu: None,
         stages,
     };
@@ -87,7 +88,7 @@ pub(super) fn run(requests: u64, mode: Mode) -> anyhow::Result<()> {
         "{} of {requests} requests were answered",
         report.operations
     );
-    stage.send_replace(Stage::Draining);
+    stage.send_replace(ShutdownStage::Draining);
     let ended = worker.join().map_err(|_| anyhow::anyhow!("the worker did not end well"))?;
     ended.context("the worker ran")??;
     Ok(())

@@ -8,7 +8,7 @@ use aws_lc_rs::kem::{DecapsulationKey, EncapsulationKey, ML_KEM_768};
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::rsa::KeySize;
 use aws_lc_rs::signature::{self, EcdsaKeyPair, KeyPair as _, RsaKeyPair, UnparsedPublicKey};
-use pki::mint::KeyAlgorithm;
+use pki::ca::KeyAlgorithm;
 
 use compare::identity::Group;
 

@@ -9,11 +9,11 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use dataplane::connection::establish;
-use dataplane::net::pump::Pump;
-use dataplane::rt::{Reader, Writer};
-use dataplane::tls::site::Purpose;
-use dataplane::worker::Worker;
+use dataplane::testing::io::buffered::BufferedSocket;
+use dataplane::testing::proxy::connection::accept_tls;
+use dataplane::testing::proxy::worker::Worker;
+use dataplane::testing::runtime::{Reader, Writer};
+use dataplane::testing::tls::site_config::Subsystem;
 use model::{Kind, Resource, Snapshot, Ssl, TlsVersion, Versioned};
 use rustls::{ClientConfig, ClientConnection};
 use rustls_pki_types::ServerName;
@@ -44,11 +44,11 @@ impl TestWorker {
 
     /// Replaces the site by an equal one that has not had a handshake yet.
     pub fn renew(&self) {
-        let cell = &self.worker.shared.cell;
+        let cell = &self.worker.shared.snapshot;
         let newest = cell.load();
         let renewed = newest.resources().map(|held| match &held.resource {
             Resource::Ssl(ssl) => {
-                Versioned { revision: held.revision, resource: Resource::Ssl(Arc::new(Ssl::clone(ssl))) }
+                Versioned { version: held.version, resource: Resource::Ssl(Arc::new(Ssl::clone(ssl))) }
             }
             _ => held.clone(),
         });
@@ -57,7 +57,7 @@ impl TestWorker {
 
     /// Replaces the snapshot, as the agent does after a change.
     pub fn swap(&self, snapshot: Snapshot) {
-        self.worker.shared.cell.store(Arc::new(snapshot));
+        self.worker.shared.snapshot.store(Arc::new(snapshot));
     }
 }
 
@@ -114,8 +114,8 @@ fn run(desk: &TestWorker, config: &Arc<ClientConfig>, runner: Runner) -> (Durati
     let name = ServerName::try_from(HOST).expect("a name");
     let mut client = ClientConnection::new(Arc::clone(config), name).expect("a client");
     exchange(&mut client, &half);
-    let mut pump = Pump::from_halves(half.clone(), half.clone(), None);
-    let mut server = Box::pin(establish(&desk.worker, &mut pump, PEER, Purpose::Http));
+    let mut pump = BufferedSocket::from_halves(half.clone(), half.clone(), None);
+    let mut server = Box::pin(accept_tls(&desk.worker, &mut pump, PEER, Subsystem::Http));
     let mut context = Context::from_waker(Waker::noop());
     let mut took = Duration::ZERO;
     let (tls, _established) = loop {
@@ -130,7 +130,7 @@ fn run(desk: &TestWorker, config: &Arc<ClientConfig>, runner: Runner) -> (Durati
     };
     drop(server);
     // Tickets wait for the first flush; the client must receive them for its next handshake.
-    let flushed = poll_fn(|cx| pump.poll_drain(cx));
+    let flushed = poll_fn(|cx| pump.poll_flush(cx));
     let flushed = std::pin::pin!(flushed).poll(&mut context);
     assert!(matches!(flushed, Poll::Ready(Ok(()))), "a write to memory does not wait");
     exchange(&mut client, &half);

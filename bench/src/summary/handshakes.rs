@@ -7,11 +7,12 @@ use std::hint::black_box;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use dataplane::rt::{self, Driver};
-use dataplane::tls::verify;
-use model::admission::{self, Site};
-use model::{Kind, Name, PathOptions, Target, TlsVersion};
-use pki::mint::KeyAlgorithm;
+use dataplane::testing::runtime;
+use dataplane::testing::runtime::Driver;
+use dataplane::testing::tls::client_verifier;
+use model::admission::{self, ConnectionAuth};
+use model::{HostName, Kind, PathOptions, RequestTarget, TlsVersion};
+use pki::ca::KeyAlgorithm;
 use rustls_pki_types::UnixTime;
 
 use super::Line;
@@ -35,7 +36,7 @@ pub(super) fn lines(cpu: usize) -> anyhow::Result<Vec<Line>> {
         let measured = scope.spawn(|| {
             resources::pin_current_thread(cpu)?;
             // A worker needs its runtime, but nothing waits for it here: the transport is memory.
-            Ok(rt::run(&Driver::detect(), || async { measure() })?)
+            Ok(runtime::block_on(&Driver::detect(), || async { measure() })?)
         });
         measured.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })
@@ -72,13 +73,13 @@ fn measure() -> Vec<Line> {
 /// Nanoseconds of one check of an accepted client.
 fn policy(credentials: &Credentials) -> Option<f64> {
     let snapshot = gateway::snapshot([(Kind::Ssl, "bench", credentials.site_document(true))]);
-    let sni = Name::from_sni(HOST).expect("a name");
+    let sni = HostName::from_sni(HOST).expect("a name");
     let ssl = snapshot.site(&sni).map(Arc::as_ref);
     let policy = ssl.and_then(|ssl| ssl.client.as_deref());
-    let client = verify::client_of(policy, Some(&credentials.client_chain()), UnixTime::now());
-    let site = Site { sni: &sni, ssl, client: &client };
+    let client = client_verifier::evaluate_client(policy, Some(&credentials.client_chain()), UnixTime::now());
+    let site = ConnectionAuth { sni: &sni, ssl, client: &client };
     let target =
-        Target::new(None, Some(HOST), "/api/v1/orders/17", PathOptions::default()).expect("a target");
+        RequestTarget::new(None, Some(HOST), "/api/v1/orders/17", PathOptions::default()).expect("a target");
     assert!(admission::admit(&site, &snapshot, &target).is_ok(), "the client is let in");
     let batch = |_| {
         let started = Instant::now();

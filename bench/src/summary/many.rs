@@ -5,9 +5,10 @@
 use std::hint::black_box;
 use std::time::Instant;
 
-use dataplane::rt::{self, Driver};
-use model::{Delta, Kind, Name, Snapshot, TlsVersion, Versioned};
-use pki::mint::KeyAlgorithm;
+use dataplane::testing::runtime;
+use dataplane::testing::runtime::Driver;
+use model::{Delta, HostName, Kind, Snapshot, TlsVersion, Versioned};
+use pki::ca::KeyAlgorithm;
 
 use super::Line;
 use super::handshakes::median;
@@ -37,7 +38,7 @@ pub(super) fn lines() -> anyhow::Result<Vec<Line>> {
     });
     let objects: Vec<Line> = objects.collect();
     let samples = Samples::new(KeyAlgorithm::P256);
-    let change = rt::run(&Driver::detect(), || async { change(&samples) })?;
+    let change = runtime::block_on(&Driver::detect(), || async { change(&samples) })?;
     let snapshot = ssls(&samples, NAMES);
     let (wanted, scattered) = (lookup(&snapshot, WANTED), lookup(&snapshot, SCATTERED));
     let mut lines = vec![
@@ -64,7 +65,7 @@ fn ssls(samples: &Samples, count: u32) -> Snapshot {
 }
 
 fn lookup(snapshot: &Snapshot, different: u32) -> Option<f64> {
-    let names: Vec<Name> = (0..different).map(|round| asked(spread_out(round, NAMES))).collect();
+    let names: Vec<HostName> = (0..different).map(|round| asked(spread_out(round, NAMES))).collect();
     let batch = |_| {
         let started = Instant::now();
         let found = names.iter().filter(|name| snapshot.site(black_box(name)).is_some()).count();
@@ -86,7 +87,7 @@ fn change(samples: &Samples) -> Option<f64> {
     for round in 1..=CHANGES {
         credentials.renew();
         let resource = gateway::checked(Kind::Ssl, "bench", &credentials.site_document(true));
-        let upserts = vec![Versioned { revision: round + 1, resource }];
+        let upserts = vec![Versioned { version: round + 1, resource }];
         let delta = Delta { from: round, to: round + 1, upserts, removals: Vec::new() };
         let started = Instant::now();
         let next = snapshot.apply(&delta);

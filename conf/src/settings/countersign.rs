@@ -6,15 +6,15 @@ use std::time::Duration;
 
 /// `countersign`: keys of our own. Paths are absolute (relative ones start at the file's folder).
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Countersign {
+pub struct CountersignSettings {
     /// `push`: the control plane's end of the push.
-    pub push: Push,
+    pub push: PushSettings,
     /// `control_plane`
-    pub control_plane: ControlPlane,
+    pub control_plane: ControlPlaneSettings,
     /// `store`
-    pub store: Store,
+    pub store: StoreSettings,
     /// `node`: the data plane's end of the push.
-    pub node: Node,
+    pub node: NodeSettings,
     /// `keyring_file`: keys that stand before those of `apisix.data_encryption.keyring`, one a
     /// line.
     pub keyring_file: Option<PathBuf>,
@@ -29,14 +29,14 @@ pub struct Countersign {
     /// `drain_idle_timeout`: how long a stream may be silent during a stop.
     pub drain_idle_timeout: Duration,
     /// `tls`
-    pub tls: Tls,
+    pub tls: TlsSettings,
     /// `limits`
-    pub limits: Limits,
+    pub limits: LimitSettings,
 }
 
 /// `countersign.push`
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Push {
+pub struct PushSettings {
     /// Where data planes dial; port 0 lets the kernel pick.
     pub listen: SocketAddr,
     /// The server's certificate chain, PEM.
@@ -50,11 +50,11 @@ pub struct Push {
     pub allowed_names: Vec<String>,
 }
 
-impl Default for Push {
+impl Default for PushSettings {
     fn default() -> Self {
         let path = PathBuf::new;
         Self {
-            listen: crate::read::UNSPECIFIED,
+            listen: crate::reader::UNSPECIFIED,
             cert: path(),
             key: path(),
             ca: path(),
@@ -65,7 +65,7 @@ impl Default for Push {
 
 /// `countersign.control_plane`
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct ControlPlane {
+pub struct ControlPlaneSettings {
     /// Where the control plane serves `/status`, `/status/ready` and `/metrics`; port 0 lets the
     /// kernel pick. `None`: nowhere.
     pub status: Option<SocketAddr>,
@@ -73,14 +73,14 @@ pub struct ControlPlane {
 
 /// `countersign.store`
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Store {
+pub struct StoreSettings {
     /// The embedded store's one file.
     pub path: PathBuf,
 }
 
 /// `countersign.node`
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Node {
+pub struct NodeSettings {
     /// Stable over restarts; its certificate must carry it. The host's name when the file says
     /// nothing.
     pub name: String,
@@ -104,7 +104,7 @@ pub struct Node {
 
 /// `countersign.tls`
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Tls {
+pub struct TlsSettings {
     /// Whether a TLS 1.3 connection that stays leaves rustls: the data plane then reads and writes
     /// its records itself.
     pub own_records: bool,
@@ -112,7 +112,7 @@ pub struct Tls {
 
 /// `countersign.limits`
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Limits {
+pub struct LimitSettings {
     /// From accept to the end of the TLS handshake.
     pub handshake_timeout: Duration,
     /// Open client connections per worker: this key, or else
@@ -128,5 +128,5 @@ pub struct Limits {
     /// together).
     pub header_bytes: usize,
     /// Without a request, until a kept HTTP/1 connection gives its buffers back. 0: at once.
-    pub rest_after: Duration,
+    pub idle_release_timeout: Duration,
 }

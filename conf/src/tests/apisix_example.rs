@@ -1,5 +1,5 @@
-//! APISIX's own `conf/config.yaml.example` as a whole: every key that it names, with APISIX's default, is read; and the file itself where a
-//! copy is at hand.
+//! APISIX's own `conf/config.yaml.example` as a whole: every key that it names, with APISIX's
+//! default, is read; and the file itself where a copy is at hand.
 
 use super::*;
 
@@ -12,7 +12,7 @@ const COPY: &str = "COUNTERSIGN_APISIX_EXAMPLE";
 /// What the two have in common.
 fn check(text: &str) {
     let settings = load_with(text, &[]).unwrap_or_else(|problems| panic!("{problems}"));
-    assert_eq!(settings.deployment.provider, Provider::Etcd);
+    assert_eq!(settings.deployment.provider, ConfigProvider::Etcd);
     assert!(settings.deployment.admin.enabled && !settings.deployment.admin.https);
     assert_eq!(settings.countersign.limits.connections_per_worker, 10620);
     assert_eq!(settings.apisix.ssl.ciphers.as_ref().unwrap().names().split(':').count(), 6);

@@ -8,7 +8,7 @@ fn with_file(text: &[u8]) -> Result<Vec<String>, String> {
     std::fs::write(&file, text).unwrap();
     let settings = format!("countersign: {{keyring_file: \"{}\"}}", file.display());
     let settings = load_with(&settings, &[]).unwrap();
-    assert!(!settings.keyring_is_public());
+    assert!(!settings.uses_public_keyring());
     settings.keyring().map_err(|error| error.to_string().replace(&*file.display().to_string(), "FILE"))
 }
 
@@ -58,7 +58,7 @@ fn whoever_seals_with_a_public_key_is_warned() {
     let warned = |text: &str| {
         let settings = load_with(text, &[]).unwrap();
         let warned = settings.warnings.iter().any(|text| text.contains("public default keyring"));
-        assert_eq!(warned, settings.keyring_is_public() && !settings.apisix.keyring.is_empty(), "{text}");
+        assert_eq!(warned, settings.uses_public_keyring() && !settings.apisix.keyring.is_empty(), "{text}");
         warned
     };
     let keyring = |list: &str| format!("apisix: {{data_encryption: {{keyring: {list}}}}}");
@@ -91,7 +91,7 @@ fn a_lost_keyring_must_come_from_its_copy() {
         folder.path().join("keyring").display(),
         store.display()
     );
-    let told = || load_with(&text, &[]).unwrap().control_plane_files().unwrap_err().to_string();
+    let told = || load_with(&text, &[]).unwrap().check_control_plane_files().unwrap_err().to_string();
     assert!(!told().contains("was lost"), "{}", told());
     std::fs::write(&store, "").unwrap();
     assert!(told().contains("was lost") && told().contains("store.redb"), "{}", told());

@@ -1,13 +1,13 @@
 //! Access: addresses and API keys (contract 2.1).
 //!
-//! Keys are kept as SHA-256 digests and compared in constant time, so neither memory nor timing tells them. An empty key never
-//! matches anything: there is no way in that nobody chose.
+//! Keys are kept as SHA-256 digests and compared in constant time, so neither memory nor timing
+//! tells them. An empty key never matches anything: there is no way in that nobody chose.
 
 use std::net::{IpAddr, SocketAddr};
 
 use aws_lc_rs::constant_time::verify_slices_are_equal;
 use aws_lc_rs::digest::{SHA256, SHA256_OUTPUT_LEN, digest};
-use conf::Role;
+use conf::AdminRole;
 use http::HeaderMap;
 use http::header::COOKIE;
 use ipnet::IpNet;
@@ -20,35 +20,35 @@ pub struct Access {
     /// `None` allows every address.
     allow: Option<Vec<IpNet>>,
     /// `None` asks for no key at all.
-    keys: Option<Vec<Entry>>,
+    keys: Option<Vec<HashedKey>>,
     /// Whose headers name the client.
     real_ip: Option<RealIp>,
 }
 
-struct Entry {
+struct HashedKey {
     name: String,
     digest: KeyDigest,
-    role: Role,
+    role: AdminRole,
 }
 
 /// SHA-256 of an admin key.
-pub type KeyDigest = [u8; SHA256_OUTPUT_LEN];
+pub(crate) type KeyDigest = [u8; SHA256_OUTPUT_LEN];
 
 /// The digest by which a key is known.
-pub fn key_digest(key: &[u8]) -> KeyDigest {
+pub(crate) fn key_digest(key: &[u8]) -> KeyDigest {
     let mut bytes = [0; SHA256_OUTPUT_LEN];
     bytes.copy_from_slice(digest(&SHA256, key).as_ref());
     bytes
 }
 
 /// An entry of `admin_key` with its key in clear; the key is not kept.
-pub struct KeyEntry<'a> {
+pub struct ApiKey<'a> {
     /// For the log.
     pub name: &'a str,
     /// What requests must carry.
     pub key: &'a str,
     /// What its bearer may do.
-    pub role: Role,
+    pub role: AdminRole,
 }
 
 /// Who asked, as far as the API key tells.
@@ -63,22 +63,23 @@ pub struct Caller {
 pub enum AccessError {
     /// The request carries no key.
     #[error("missing apikey")]
-    Missing,
+    MissingKey,
     /// It is not one of ours.
     #[error("wrong apikey")]
-    Wrong,
+    WrongKey,
     /// A viewer may only read.
     #[error("invalid method for role viewer")]
     ViewerMethod,
 }
 
 impl Access {
-    /// Allows these addresses and keys; `keys: None` switches the key check off. Entries with an empty key are left out.
-    pub fn new(allow: Option<Vec<IpNet>>, keys: Option<&[KeyEntry<'_>]>) -> Self {
+    /// Allows these addresses and keys; `keys: None` switches the key check off. Entries with an
+    /// empty key are left out.
+    pub fn new(allow: Option<Vec<IpNet>>, keys: Option<&[ApiKey<'_>]>) -> Self {
         let keys = keys.map(|keys| {
             keys.iter()
                 .filter(|entry| !entry.key.is_empty())
-                .map(|entry| Entry {
+                .map(|entry| HashedKey {
                     name: entry.name.to_owned(),
                     digest: key_digest(entry.key.as_bytes()),
                     role: entry.role,
@@ -89,21 +90,22 @@ impl Access {
     }
 
     /// Allows one more key, of which only the digest is known here.
-    pub fn and(mut self, name: &str, digest: KeyDigest, role: Role) -> Self {
-        let entry = Entry { name: name.to_owned(), digest, role };
+    pub fn with_key_digest(mut self, name: &str, digest: KeyDigest, role: AdminRole) -> Self {
+        let entry = HashedKey { name: name.to_owned(), digest, role };
         self.keys.get_or_insert_default().push(entry);
         self
     }
 
-    /// Goes by the addresses that `nginx_config.http.real_ip_*` gives, as nginx does for every server (contract 2.1).
-    pub fn behind(mut self, real_ip: Option<RealIp>) -> Self {
+    /// Goes by the addresses that `nginx_config.http.real_ip_*` gives, as nginx does for every
+    /// server (contract 2.1).
+    pub fn with_real_ip(mut self, real_ip: Option<RealIp>) -> Self {
         self.real_ip = real_ip;
         self
     }
 
     /// The address of a request's client, where a trusted proxy named it.
-    pub fn client(&self, peer: IpAddr, headers: &HeaderMap) -> Option<SocketAddr> {
-        self.real_ip.as_ref()?.client(peer, headers)
+    pub fn client_address(&self, peer: IpAddr, headers: &HeaderMap) -> Option<SocketAddr> {
+        self.real_ip.as_ref()?.client_addr(peer, headers)
     }
 
     /// Whether `allow_admin` lets this address in.
@@ -113,23 +115,28 @@ impl Access {
     }
 
     /// Whether no header of a request can change that this address is refused.
-    pub fn always_refuses(&self, address: IpAddr) -> bool {
+    pub fn always_denies(&self, address: IpAddr) -> bool {
         !self.allows(address) && !self.real_ip.as_ref().is_some_and(|real_ip| real_ip.trusts(address))
     }
 
-    /// Judges the key of a request: query argument `api_key`, else header `X-API-KEY`, else cookie `x_api_key`.
-    /// `reads`: the request can change nothing.
+    /// Judges the key of a request: query argument `api_key`, else header `X-API-KEY`, else cookie
+    /// `x_api_key`. `reads`: the request can change nothing.
     ///
     /// # Errors
     /// When there is none, it is not ours, or its role only reads.
-    pub fn caller(&self, reads: bool, query: &Query, headers: &HeaderMap) -> Result<Caller, AccessError> {
+    pub fn authenticate(
+        &self,
+        reads: bool,
+        query: &Query,
+        headers: &HeaderMap,
+    ) -> Result<Caller, AccessError> {
         let Some(keys) = &self.keys else { return Ok(Caller { name: "-".to_owned() }) };
         let presented = query
             .get("api_key")
             .map(str::as_bytes)
             .or_else(|| headers.get("x-api-key").map(|value| value.as_bytes()))
             .or_else(|| cookie(headers, b"x_api_key"))
-            .ok_or(AccessError::Missing)?;
+            .ok_or(AccessError::MissingKey)?;
         let presented = key_digest(presented);
         // Every entry is looked at, so the time does not tell which one it was.
         let mut found = None;
@@ -139,10 +146,10 @@ impl Access {
                 found = Some(entry);
             }
         }
-        let entry = found.ok_or(AccessError::Wrong)?;
+        let entry = found.ok_or(AccessError::WrongKey)?;
         match entry.role {
-            Role::Viewer if !reads => Err(AccessError::ViewerMethod),
-            Role::Viewer | Role::Admin => Ok(Caller { name: entry.name.clone() }),
+            AdminRole::Viewer if !reads => Err(AccessError::ViewerMethod),
+            AdminRole::Viewer | AdminRole::Admin => Ok(Caller { name: entry.name.clone() }),
         }
     }
 }
@@ -163,9 +170,9 @@ mod tests {
 
     fn access() -> Access {
         let keys = [
-            KeyEntry { name: "root", key: "secret", role: Role::Admin },
-            KeyEntry { name: "eye", key: "look", role: Role::Viewer },
-            KeyEntry { name: "nobody", key: "", role: Role::Admin },
+            ApiKey { name: "root", key: "secret", role: AdminRole::Admin },
+            ApiKey { name: "eye", key: "look", role: AdminRole::Viewer },
+            ApiKey { name: "nobody", key: "", role: AdminRole::Admin },
         ];
         Access::new(None, Some(&keys))
     }
@@ -179,24 +186,26 @@ mod tests {
             .iter()
             .map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap()))
             .collect::<HeaderMap>();
-        access().caller(method == Method::GET, &Query::parse(Some(query)), &headers).map(|caller| caller.name)
+        access()
+            .authenticate(method == Method::GET, &Query::parse(Some(query)), &headers)
+            .map(|caller| caller.name)
     }
 
     #[test]
     fn the_first_present_key_counts() {
         let get = Method::GET;
-        assert_eq!(ask(get.clone(), "", &[]), Err(AccessError::Missing));
+        assert_eq!(ask(get.clone(), "", &[]), Err(AccessError::MissingKey));
         assert_eq!(ask(get.clone(), "api_key=secret", &[]).unwrap(), "root");
         assert_eq!(ask(get.clone(), "", &[("X-API-KEY", "secret")]).unwrap(), "root");
         assert_eq!(ask(get.clone(), "", &[("cookie", "a=b; x_api_key=secret")]).unwrap(), "root");
-        assert_eq!(ask(get.clone(), "api_key=bad", &[("X-API-KEY", "secret")]), Err(AccessError::Wrong));
+        assert_eq!(ask(get.clone(), "api_key=bad", &[("X-API-KEY", "secret")]), Err(AccessError::WrongKey));
         assert_eq!(
             ask(get.clone(), "", &[("X-API-KEY", "bad"), ("cookie", "x_api_key=secret")]),
-            Err(AccessError::Wrong)
+            Err(AccessError::WrongKey)
         );
         // The empty key of an entry is no way in.
-        assert_eq!(ask(get.clone(), "api_key=", &[]), Err(AccessError::Wrong));
-        assert_eq!(ask(get, "", &[("X-API-KEY", "")]), Err(AccessError::Wrong));
+        assert_eq!(ask(get.clone(), "api_key=", &[]), Err(AccessError::WrongKey));
+        assert_eq!(ask(get, "", &[("X-API-KEY", "")]), Err(AccessError::WrongKey));
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! Admin keys that nobody chose: made at the first start, shown once, kept in a file (contract 1.2).
+//! Admin keys that nobody chose: made at the first start, shown once, kept in a file (contract
+//! 1.2).
 //!
 //! APISIX writes a generated key back into `config.yaml`; that file is the operator's, so the key
 //! is kept beside the store instead, one file a name, mode 0600. Control planes that share a store
@@ -10,8 +11,8 @@ use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use conf::{AdminKey, Role};
-use pem_files::bounded;
+use conf::{AdminKey, AdminRole};
+use pem_files::bounded_read;
 use zeroize::Zeroizing;
 
 use super::access::KeyDigest;
@@ -26,7 +27,7 @@ const FILE_BYTES_MAX: u64 = 64 << 10;
 
 /// Why there is no usable admin key.
 #[derive(Debug, thiserror::Error)]
-pub enum AdminKeyError {
+pub(crate) enum AdminKeyError {
     /// The list is empty.
     #[error(
         "ERROR: missing valid Admin API token. Please modify \"admin_key\" in {path} . Add an entry `{{name: admin, key: \"\", role: admin}}` \
@@ -73,21 +74,21 @@ pub enum AdminKeyError {
 }
 
 /// An admin key, ready to be compared.
-pub struct Ready {
+pub(crate) struct ResolvedKey {
     /// For the log.
     pub name: String,
     /// In clear.
     pub key: Zeroizing<String>,
     /// What its bearer may do.
-    pub role: Role,
+    pub role: AdminRole,
     /// Where it was written just now, if it was made just now.
-    pub made: Option<PathBuf>,
+    pub created: Option<PathBuf>,
     /// The digest of the key that another control plane over the same store made.
-    pub shared: Option<KeyDigest>,
+    pub shared_digest: Option<KeyDigest>,
 }
 
 /// Where the generated key of that name is kept: beside the store.
-pub fn path(folder: &Path, name: &str) -> PathBuf {
+pub(crate) fn key_path(folder: &Path, name: &str) -> PathBuf {
     folder.join(format!("{name}.key"))
 }
 
@@ -97,55 +98,66 @@ pub fn path(folder: &Path, name: &str) -> PathBuf {
 ///
 /// # Errors
 /// When there is no entry at all, or a key can be neither read nor kept.
-pub async fn complete(
+pub(crate) async fn resolve_keys(
     keys: &[AdminKey],
     config: &Path,
     folder: &Path,
     store: Option<&dyn Store>,
-) -> Result<Vec<Ready>, AdminKeyError> {
+) -> Result<Vec<ResolvedKey>, AdminKeyError> {
     if keys.is_empty() {
         return Err(AdminKeyError::NoKeys { path: config.to_path_buf() });
     }
     let mut complete = Vec::with_capacity(keys.len());
     for entry in keys {
-        complete.push(ready(entry, folder, store).await?);
+        complete.push(resolve_key(entry, folder, store).await?);
     }
     Ok(complete)
 }
 
 /// What would keep [`complete`] from a key for these entries: files that are there and hold none,
 /// names that no file can have. Changes nothing.
-pub fn unusable(keys: &[AdminKey], folder: &Path) -> Vec<AdminKeyError> {
-    let kept = keys.iter().filter(|entry| entry.key.is_empty() && entry.role != Role::Viewer);
-    kept.filter_map(|entry| KeyFile::of(&entry.name, folder).and_then(|file| file.text()).err()).collect()
+pub(crate) fn key_file_problems(keys: &[AdminKey], folder: &Path) -> Vec<AdminKeyError> {
+    let kept = keys.iter().filter(|entry| entry.key.is_empty() && entry.role != AdminRole::Viewer);
+    kept.filter_map(|entry| KeyFile::new(&entry.name, folder).and_then(|file| file.read_text()).err())
+        .collect()
 }
 
-async fn ready(entry: &AdminKey, folder: &Path, store: Option<&dyn Store>) -> Result<Ready, AdminKeyError> {
+async fn resolve_key(
+    entry: &AdminKey,
+    folder: &Path,
+    store: Option<&dyn Store>,
+) -> Result<ResolvedKey, AdminKeyError> {
     let AdminKey { name, key, role } = entry;
-    let chosen = |key: &str| Ready {
+    let chosen = |key: &str| ResolvedKey {
         name: name.clone(),
         key: Zeroizing::new(key.to_owned()),
         role: *role,
-        made: None,
-        shared: None,
+        created: None,
+        shared_digest: None,
     };
     if !key.is_empty() {
         return Ok(chosen(key.expose()));
     }
-    if *role == Role::Viewer {
+    if *role == AdminRole::Viewer {
         tracing::warn!(
             name,
             "WARNING: using empty Admin API. The viewer has no key, so nobody can use it: set one in admin_key"
         );
         return Ok(chosen(""));
     }
-    let file = KeyFile::of(name, folder)?;
+    let file = KeyFile::new(name, folder)?;
     let (kept, shared) = match store {
-        Some(store) => shared_key::agree(&file, store).await?,
-        None => (Some(file.read_or_make()?), None),
+        Some(store) => shared_key::resolve(&file, store).await?,
+        None => (Some(file.read_or_create()?), None),
     };
     let (key, made) = kept.unwrap_or_default();
-    Ok(Ready { name: name.clone(), key, role: *role, made: made.then_some(file.path), shared })
+    Ok(ResolvedKey {
+        name: name.clone(),
+        key,
+        role: *role,
+        created: made.then_some(file.path),
+        shared_digest: shared,
+    })
 }
 
 /// The file of one generated key.
@@ -156,12 +168,12 @@ pub(super) struct KeyFile {
 }
 
 impl KeyFile {
-    fn of(name: &str, folder: &Path) -> Result<Self, AdminKeyError> {
+    fn new(name: &str, folder: &Path) -> Result<Self, AdminKeyError> {
         let harmless = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
         if name.is_empty() || name.len() > 64 || !name.bytes().all(harmless) {
             return Err(AdminKeyError::Name { name: name.to_owned() });
         }
-        Ok(Self { name: name.to_owned(), path: path(folder, name), folder: folder.to_owned() })
+        Ok(Self { name: name.to_owned(), path: key_path(folder, name), folder: folder.to_owned() })
     }
 
     fn failed(&self, error: io::Error) -> AdminKeyError {
@@ -169,16 +181,16 @@ impl KeyFile {
     }
 
     /// The key, and whether it was made now.
-    pub(super) fn read_or_make(&self) -> Result<(Zeroizing<String>, bool), AdminKeyError> {
+    pub(super) fn read_or_create(&self) -> Result<(Zeroizing<String>, bool), AdminKeyError> {
         match self.read()? {
             Some(key) => Ok((key, false)),
-            None => self.make(),
+            None => self.create(),
         }
     }
 
     /// The key; `None` when there is no file.
     pub(super) fn read(&self) -> Result<Option<Zeroizing<String>>, AdminKeyError> {
-        let Some(key) = self.text()? else { return Ok(None) };
+        let Some(key) = self.read_text()? else { return Ok(None) };
         let mode = fs::metadata(&self.path).map_err(|error| self.failed(error))?.permissions().mode();
         if mode & 0o077 != 0 {
             tracing::warn!(path = %self.path.display(), "the admin key file was open to other users; its mode is 0600 now");
@@ -189,8 +201,8 @@ impl KeyFile {
     }
 
     /// What the file says, as it is; `None` when there is no file.
-    fn text(&self) -> Result<Option<Zeroizing<String>>, AdminKeyError> {
-        let text = match bounded::regular(&self.path, FILE_BYTES_MAX).map_err(io::Error::from) {
+    fn read_text(&self) -> Result<Option<Zeroizing<String>>, AdminKeyError> {
+        let text = match bounded_read::read_regular(&self.path, FILE_BYTES_MAX).map_err(io::Error::from) {
             Ok(text) => text,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(self.failed(error)),
@@ -203,7 +215,7 @@ impl KeyFile {
     }
 
     /// Makes a key. When another process has made the file meanwhile, its key is taken.
-    pub(super) fn make(&self) -> Result<(Zeroizing<String>, bool), AdminKeyError> {
+    pub(super) fn create(&self) -> Result<(Zeroizing<String>, bool), AdminKeyError> {
         let key = generate();
         // With etcd as the store nobody else has made it.
         let made = DirBuilder::new().recursive(true).mode(0o700).create(&self.folder);
@@ -255,7 +267,7 @@ fn write(path: &Path, key: &str) -> io::Result<()> {
 mod tests {
     use super::*;
 
-    fn entry(name: &str, key: &str, role: Role) -> AdminKey {
+    fn entry(name: &str, key: &str, role: AdminRole) -> AdminKey {
         AdminKey { name: name.to_owned(), key: conf::Secret::new(key.to_owned()), role }
     }
 
@@ -263,26 +275,26 @@ mod tests {
         PathBuf::from("conf/config.yaml")
     }
 
-    async fn complete(keys: &[AdminKey], folder: &Path) -> Result<Vec<Ready>, AdminKeyError> {
-        super::complete(keys, &config(), folder, None).await
+    async fn complete(keys: &[AdminKey], folder: &Path) -> Result<Vec<ResolvedKey>, AdminKeyError> {
+        super::resolve_keys(keys, &config(), folder, None).await
     }
 
     #[tokio::test]
     async fn an_empty_key_is_made_once_and_kept() {
         let folder = tempfile::tempdir().unwrap();
         let keys = [
-            entry("admin", "", Role::Admin),
-            entry("eye", "", Role::Viewer),
-            entry("own", "mine", Role::Viewer),
+            entry("admin", "", AdminRole::Admin),
+            entry("eye", "", AdminRole::Viewer),
+            entry("own", "mine", AdminRole::Viewer),
         ];
         let first = complete(&keys, folder.path()).await.unwrap();
         let path = folder.path().join("admin.key");
-        assert_eq!(first[0].made.as_deref(), Some(path.as_path()));
+        assert_eq!(first[0].created.as_deref(), Some(path.as_path()));
         assert!(first[0].key.len() == 32 && first[0].key.bytes().all(|byte| byte.is_ascii_alphabetic()));
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         assert_eq!((first[1].key.as_str(), first[2].key.as_str()), ("", "mine"));
         let second = complete(&keys, folder.path()).await.unwrap();
-        assert_eq!((&second[0].key, &second[0].made), (&first[0].key, &None));
+        assert_eq!((&second[0].key, &second[0].created), (&first[0].key, &None));
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
         let other = tempfile::tempdir().unwrap();
         assert_ne!(complete(&keys, other.path()).await.unwrap()[0].key, first[0].key);
@@ -292,16 +304,20 @@ mod tests {
     async fn the_folder_is_made_for_its_owner_alone() {
         let parent = tempfile::tempdir().unwrap();
         let folder = parent.path().join("a/data");
-        complete(&[entry("admin", "", Role::Admin)], &folder).await.unwrap();
+        complete(&[entry("admin", "", AdminRole::Admin)], &folder).await.unwrap();
         assert_eq!(fs::metadata(&folder).unwrap().permissions().mode() & 0o777, 0o700);
     }
 
     #[test]
     fn a_key_file_that_ends_the_start_is_told_before_it() {
         let folder = tempfile::tempdir().unwrap();
-        let keys =
-            [entry("admin", "", Role::Admin), entry("eye", "", Role::Viewer), entry("o", "k", Role::Admin)];
-        let told = || unusable(&keys, folder.path()).iter().map(ToString::to_string).collect::<Vec<_>>();
+        let keys = [
+            entry("admin", "", AdminRole::Admin),
+            entry("eye", "", AdminRole::Viewer),
+            entry("o", "k", AdminRole::Admin),
+        ];
+        let told =
+            || key_file_problems(&keys, folder.path()).iter().map(ToString::to_string).collect::<Vec<_>>();
         assert!(told().is_empty() && fs::read_dir(folder.path()).unwrap().next().is_none(), "none is made");
         let path = folder.path().join("admin.key");
         for wrong in [&b""[..], b"two words", b"\xff\xfe"] {
@@ -318,7 +334,7 @@ mod tests {
         fs::remove_dir(&path).unwrap();
         let made = std::process::Command::new("mkfifo").arg(&path).status().unwrap();
         assert!(made.success() && told()[0].contains("a FIFO"));
-        assert_eq!(unusable(&[entry("../x", "", Role::Admin)], folder.path()).len(), 1);
+        assert_eq!(key_file_problems(&[entry("../x", "", AdminRole::Admin)], folder.path()).len(), 1);
     }
 
     #[tokio::test]
@@ -328,16 +344,16 @@ mod tests {
             async |keys: &[AdminKey]| complete(keys, folder.path()).await.err().unwrap().to_string();
         assert!(refused(&[]).await.contains("ERROR: missing valid Admin API token."));
         assert!(refused(&[]).await.contains("Please modify \"admin_key\" in conf/config.yaml ."));
-        assert!(refused(&[entry("../x", "", Role::Admin)]).await.contains("letters"));
+        assert!(refused(&[entry("../x", "", AdminRole::Admin)]).await.contains("letters"));
         fs::write(folder.path().join("admin.key"), "two words\n").unwrap();
-        assert!(refused(&[entry("admin", "", Role::Admin)]).await.contains("admin.key"));
+        assert!(refused(&[entry("admin", "", AdminRole::Admin)]).await.contains("admin.key"));
     }
 
     #[tokio::test]
     async fn a_key_file_that_never_ends_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("admin.key");
-        let keys = [entry("admin", "", Role::Admin)];
+        let keys = [entry("admin", "", AdminRole::Admin)];
         nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
         let told = complete(&keys, folder.path()).await.err().unwrap().to_string();
         assert!(told.contains("admin.key: it is a FIFO"), "{told}");

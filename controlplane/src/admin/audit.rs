@@ -1,7 +1,7 @@
 //! The audit line: one for every write that was asked for by somebody with a key.
 //!
-//! Who, from where, what, and how it ended. Never a body, a key, a query or an error's text: those may quote what was sent. The path is
-//! redacted.
+//! Who, from where, what, and how it ended. Never a body, a key, a query or an error's text: those
+//! may quote what was sent. The path is redacted.
 
 use std::borrow::Cow;
 
@@ -9,18 +9,18 @@ use http::{Method, StatusCode};
 use model::redact;
 
 use super::access::Caller;
-use super::peer::Peer;
+use super::client::AdminClient;
 
 /// A write, finished.
-pub struct Entry<'a> {
+pub(super) struct AuditEntry<'a> {
     /// Who asked.
     pub caller: &'a Caller,
     /// From where, and with which certificate.
-    pub peer: &'a Peer,
+    pub client: &'a AdminClient,
     /// How.
     pub method: &'a Method,
     /// What: `ssls/1`, `ssls/1/snis`, `routes`.
-    pub what: &'a str,
+    pub resource: &'a str,
     /// How it ended.
     pub status: StatusCode,
     /// The revision of the commit, if there was one.
@@ -28,14 +28,14 @@ pub struct Entry<'a> {
 }
 
 /// Writes the line.
-pub fn write(entry: &Entry<'_>) {
+pub(super) fn write(entry: &AuditEntry<'_>) {
     tracing::info!(
         target: "audit",
         key = entry.caller.name,
-        certificate = entry.peer.client.subject(),
-        from = %entry.peer.address,
+        certificate = entry.client.certificate.subject(),
+        from = %entry.client.address,
         method = %entry.method,
-        what = shown(entry.what).as_ref(),
+        what = redact_path(entry.resource).as_ref(),
         status = entry.status.as_u16(),
         revision = entry.revision,
         "admin write"
@@ -43,7 +43,7 @@ pub fn write(entry: &Entry<'_>) {
 }
 
 /// A path may have a line break in it, which the log escapes; a private key is left out.
-fn shown(what: &str) -> Cow<'_, str> {
+fn redact_path(what: &str) -> Cow<'_, str> {
     match redact(&what.replace(char::is_control, " ")) {
         Cow::Borrowed(_) => Cow::Borrowed(what),
         Cow::Owned(redacted) => Cow::Owned(redacted),

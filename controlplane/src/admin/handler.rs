@@ -1,7 +1,7 @@
 //! The handler: the one function that knows in which order a request is judged (contract 2.1, 2.2).
 //!
-//! Address, client certificate, OPTIONS, path, key, then the table. Verbs are the same for every kind of resource; what differs
-//! between kinds lives in `model` and `change`.
+//! Address, client certificate, OPTIONS, path, key, then the table. Verbs are the same for every
+//! kind of resource; what differs between kinds lives in `model` and `change`.
 
 mod data_planes;
 
@@ -20,55 +20,54 @@ use serde_json::{Value, json};
 use tokio::sync::Notify;
 
 use super::access::{Access, Caller};
-use super::audit;
 use super::body::{self, BodyError};
-use super::denied;
-use super::list::{self, Selection, Shown, ShownList};
-use super::measures::{self, Work};
-use super::nodes::Nodes;
-use super::peer::{Client, Peer};
+use super::client::{AdminClient, ClientCertStatus};
+use super::list::{self, DocumentView, ListQuery, ListView};
+use super::metrics::{self, Operation};
+use super::nodes::FleetStatus;
+use super::path::{AdminPath, ApiResource};
 use super::query::Query;
-use super::reply::{self, Reply, Style};
-use super::table::{Row, Target};
-use crate::change::seal::hide_clear_keys;
-use crate::change::{ChangeError, Changes, Done, Moment};
-use crate::publish::{AcceptedStore, DeniedNodes};
-use crate::refused::Refused;
-use crate::served::Served;
-use crate::store::{Remembered, Store, StoreError, Stored};
+use super::reply::{self, Reply, ResponseHeaders};
+use super::{audit, denied_nodes};
+use crate::change::private_keys::redact_clear_keys;
+use crate::change::{ChangeError, ChangePipeline, CommittedChange, WriteOptions};
+use crate::current_snapshot::CurrentSnapshot;
+use crate::error_counters::ErrorReason;
+use crate::publish::{DeniedNodes, StoreAcceptance};
+use crate::store::{CachedDocuments, Store, StoreError, StoredDocument};
 use crate::{explain, lint};
 
 /// The longest time to live, in seconds.
 const TTL_MAX: f64 = u32::MAX as f64;
 
 /// The Admin API, behind its listener.
-pub struct Admin {
+pub struct AdminApi {
     /// Where documents are read.
     pub store: Arc<dyn Store>,
     /// Through which they are changed.
-    pub changes: Changes,
+    pub changes: ChangePipeline,
     /// Who may ask.
     pub access: Access,
     /// The data planes.
-    pub nodes: Arc<dyn Nodes>,
+    pub fleet: Arc<dyn FleetStatus>,
     /// Which of them may not connect.
     pub denied: Arc<DeniedNodes>,
     /// Whether they take this store's state over for another one's.
-    pub accepted: Arc<AcceptedStore>,
+    pub acceptance: Arc<StoreAcceptance>,
     /// What they are served.
-    pub served: Served,
+    pub current: CurrentSnapshot,
     /// Opens the private keys in stored documents.
     pub keyring: Arc<Keyring>,
     /// Headers of every answer.
-    pub style: Style,
+    pub headers: ResponseHeaders,
     /// The longest wait for a piece of a request's body.
     pub body_timeout: Duration,
     /// Whether there are stream routes (`apisix.proxy_mode`).
-    pub streams: bool,
+    pub stream_routes_enabled: bool,
 }
 
 /// A request whose caller is known.
-struct Asked {
+struct AdminRequest {
     method: Method,
     query: Query,
     id: Option<String>,
@@ -76,63 +75,64 @@ struct Asked {
     body: Result<Option<Value>, BodyError>,
 }
 
-impl Admin {
+impl AdminApi {
     /// Answers a request. Never fails: what goes wrong is an answer. `authorised` is notified once
     /// the caller is known.
-    pub async fn answer(
+    pub async fn handle(
         self: &Arc<Self>,
-        peer: &Arc<Peer>,
+        peer: &Arc<AdminClient>,
         request: Request<Incoming>,
         authorised: &Notify,
     ) -> Reply {
         let (head, body) = request.into_parts();
         let mut body = Some(body);
-        let named = self.access.client(peer.address.ip(), &head.headers);
-        let named = named.map(|address| Arc::new(Peer { address, client: peer.client.clone() }));
-        let reply = self.judge(named.as_ref().unwrap_or(peer), &head, &mut body, authorised).await;
+        let named = self.access.client_address(peer.address.ip(), &head.headers);
+        let named =
+            named.map(|address| Arc::new(AdminClient { address, certificate: peer.certificate.clone() }));
+        let reply = self.authorize(named.as_ref().unwrap_or(peer), &head, &mut body, authorised).await;
         // A peer that is refused while it still sends would lose the answer with the connection.
         if let Some(body) = body
             && !head.headers.contains_key(EXPECT)
         {
             body::discard(body).await;
         }
-        reply::finish(reply, self.style)
+        reply::with_common_headers(reply, self.headers)
     }
 
-    async fn judge(
+    async fn authorize(
         self: &Arc<Self>,
-        peer: &Arc<Peer>,
+        peer: &Arc<AdminClient>,
         head: &Parts,
         body: &mut Option<Incoming>,
         authorised: &Notify,
     ) -> Reply {
         if !self.access.allows(peer.address.ip()) {
-            if let Some(earlier) = Refused::AdminAddress.counted() {
+            if let Some(earlier) = ErrorReason::AdminAddress.record() {
                 tracing::warn!(from = %peer.address, earlier, "refused by allow_admin");
             }
-            return reply::closing(reply::page(StatusCode::FORBIDDEN));
+            return reply::with_close(reply::status_page(StatusCode::FORBIDDEN));
         }
-        if let Some(refusal) = certificate_refusal(peer, UnixTime::now()) {
+        if let Some(refusal) = check_certificate(peer, UnixTime::now()) {
             return refusal;
         }
         if head.method == Method::OPTIONS {
             return reply::options();
         }
-        let (row, id, sub_path) = match Target::of(head.uri.path()) {
-            Target::Elsewhere => return reply::page(StatusCode::NOT_FOUND),
-            Target::Root if head.method == Method::HEAD => return reply::empty(StatusCode::OK),
-            Target::Root => return reply::page(StatusCode::NOT_FOUND),
-            Target::Row(row, id, sub_path) => (Ok(row), id, sub_path),
-            Target::Unknown(name) => (Err(name), None, None),
+        let (row, id, sub_path) = match AdminPath::parse(head.uri.path()) {
+            AdminPath::Elsewhere => return reply::status_page(StatusCode::NOT_FOUND),
+            AdminPath::Root if head.method == Method::HEAD => return reply::empty(StatusCode::OK),
+            AdminPath::Root => return reply::status_page(StatusCode::NOT_FOUND),
+            AdminPath::Resource(row, id, sub_path) => (Ok(row), id, sub_path),
+            AdminPath::Unknown(name) => (Err(name), None, None),
         };
         let query = Query::parse(head.uri.query());
         // A question changes nothing, although it needs a body.
-        let reads =
-            head.method == Method::GET || (head.method == Method::POST && matches!(row, Ok(Row::Explain)));
-        let caller = match self.access.caller(reads, &query, &head.headers) {
+        let reads = head.method == Method::GET
+            || (head.method == Method::POST && matches!(row, Ok(ApiResource::Explain)));
+        let caller = match self.access.authenticate(reads, &query, &head.headers) {
             Ok(caller) => caller,
             Err(error) => {
-                if let Some(earlier) = Refused::AdminKey.counted() {
+                if let Some(earlier) = ErrorReason::AdminKey.record() {
                     tracing::warn!(from = %peer.address, earlier, "failed to check token: {error}");
                 }
                 let body = json!({"error_msg": "failed to check token", "description": error.to_string()});
@@ -144,11 +144,11 @@ impl Admin {
             Ok(row) => row,
             Err(name) => {
                 let message = format!("Unsupported resource type: {name}");
-                return reply::refused(StatusCode::NOT_FOUND, &message, None);
+                return reply::error(StatusCode::NOT_FOUND, &message, None);
             }
         };
-        if row == Row::Resource(Kind::StreamRoute)
-            && let Some(refusal) = self.stream_refusal(&head.method)
+        if row == ApiResource::Resource(Kind::StreamRoute)
+            && let Some(refusal) = self.check_stream_routes(&head.method)
         {
             return refusal;
         }
@@ -158,87 +158,116 @@ impl Admin {
             }
             _ => Ok(None),
         };
-        self.dispatch(peer, caller, row, Asked { method: head.method.clone(), query, id, sub_path, body })
-            .await
+        self.dispatch(
+            peer,
+            caller,
+            row,
+            AdminRequest { method: head.method.clone(), query, id, sub_path, body },
+        )
+        .await
     }
 
-    async fn dispatch(self: &Arc<Self>, peer: &Arc<Peer>, caller: Caller, row: Row, asked: Asked) -> Reply {
+    async fn dispatch(
+        self: &Arc<Self>,
+        peer: &Arc<AdminClient>,
+        caller: Caller,
+        row: ApiResource,
+        asked: AdminRequest,
+    ) -> Reply {
         let writes = matches!(asked.method, Method::PUT | Method::POST | Method::PATCH | Method::DELETE);
         match row {
-            Row::Resource(kind) if writes => {
-                // A task of its own: a peer that hangs up must not end a write between its commit and its audit line.
+            ApiResource::Resource(kind) if writes => {
+                // A task of its own: a peer that hangs up must not end a write between its commit and its
+                // audit line.
                 let (admin, peer) = (Arc::clone(self), Arc::clone(peer));
                 let task =
                     tokio::spawn(async move { admin.audited_write(&peer, &caller, kind, asked).await });
                 task.await.unwrap_or_else(|_| reply::empty(StatusCode::INTERNAL_SERVER_ERROR))
             }
-            Row::Resource(kind) if asked.method == Method::GET => {
+            ApiResource::Resource(kind) if asked.method == Method::GET => {
                 let read = self.read(kind, &asked).await;
-                reply::versioned(read.unwrap_or_else(|error| failed(ChangeError::Store(error))))
+                reply::with_api_version(read.unwrap_or_else(|error| error_reply(ChangeError::Store(error))))
             }
-            Row::Resource(_) => reply::versioned(not_found()),
-            Row::Schema => reply::versioned(schema(asked)),
-            Row::DataPlanes if asked.id.as_deref() == Some(data_planes::ACCEPT_STORE) => {
+            ApiResource::Resource(_) => reply::with_api_version(not_found()),
+            ApiResource::Schema => reply::with_api_version(handle_schema(asked)),
+            ApiResource::DataPlanes if asked.id.as_deref() == Some(data_planes::ACCEPT_STORE) => {
                 self.accept_store(peer, &caller, asked).await
             }
-            Row::DataPlanes => self.data_planes(&asked).await,
-            Row::DeniedNodes => self.denied_nodes(peer, &caller, asked).await,
-            Row::Explain => self.explain(peer, asked).await,
-            Row::Lint => self.lint(&asked).await,
+            ApiResource::DataPlanes => self.data_planes(&asked).await,
+            ApiResource::DeniedNodes => self.denied_nodes(peer, &caller, asked).await,
+            ApiResource::Explain => self.handle_explain(peer, asked).await,
+            ApiResource::Lint => self.handle_lint(&asked).await,
         }
     }
 
     /// Stream routes may be switched off altogether, and are never changed in part (contract 2.2).
-    fn stream_refusal(&self, method: &Method) -> Option<Reply> {
-        if !self.streams {
+    fn check_stream_routes(&self, method: &Method) -> Option<Reply> {
+        if !self.stream_routes_enabled {
             let message = "stream mode is disabled, can not add stream routes";
             let hint = "set apisix.proxy_mode to http&stream, and the listeners in apisix.stream_proxy.tcp";
-            return Some(reply::refused(StatusCode::BAD_REQUEST, message, Some(hint)));
+            return Some(reply::error(StatusCode::BAD_REQUEST, message, Some(hint)));
         }
         let refused = "not supported `PATCH` method for stream route";
         (*method == Method::PATCH).then(|| {
-            reply::versioned(reply::refused(StatusCode::METHOD_NOT_ALLOWED, refused, Some("PUT the whole")))
+            reply::with_api_version(reply::error(
+                StatusCode::METHOD_NOT_ALLOWED,
+                refused,
+                Some("PUT the whole"),
+            ))
         })
     }
 
-    async fn audited_write(&self, peer: &Peer, caller: &Caller, kind: Kind, asked: Asked) -> Reply {
+    async fn audited_write(
+        &self,
+        peer: &AdminClient,
+        caller: &Caller,
+        kind: Kind,
+        asked: AdminRequest,
+    ) -> Reply {
         let method = asked.method.clone();
         let what = [Some(kind.plural()), asked.id.as_deref(), asked.sub_path.as_deref()];
         let what = what.into_iter().flatten().collect::<Vec<_>>().join("/");
         let begun = Instant::now();
-        let reply = reply::versioned(self.write(kind, asked).await);
-        measures::observe(Work::Change, begun);
+        let reply = reply::with_api_version(self.write(kind, asked).await);
+        metrics::observe_duration(Operation::Change, begun);
         let revision = reply.headers().get(reply::REVISION);
         let revision = revision.and_then(|value| value.to_str().ok()?.parse().ok());
         if let Some(revision) = revision {
-            self.served.wrote(revision);
+            self.current.note_write(revision);
         }
         let status = reply.status();
-        audit::write(&audit::Entry { caller, peer, method: &method, what: &what, status, revision });
+        audit::write(&audit::AuditEntry {
+            caller,
+            client: peer,
+            method: &method,
+            resource: &what,
+            status,
+            revision,
+        });
         reply
     }
 
-    async fn denied_nodes(&self, peer: &Peer, caller: &Caller, asked: Asked) -> Reply {
-        let Asked { method, id, sub_path, body, .. } = asked;
+    async fn denied_nodes(&self, peer: &AdminClient, caller: &Caller, asked: AdminRequest) -> Reply {
+        let AdminRequest { method, id, sub_path, body, .. } = asked;
         let body = match body {
             Ok(body) => body,
             Err(refused) => return refused.into(),
         };
         let reply = match &sub_path {
-            None => denied::answer(&self.denied, &method, id.as_deref(), body).await,
+            None => denied_nodes::handle(&self.denied, &method, id.as_deref(), body).await,
             Some(_) => not_found(),
         };
         if method != Method::GET {
             let path = [Some("denied_nodes"), id.as_deref(), sub_path.as_deref()];
             let what = path.into_iter().flatten().collect::<Vec<_>>().join("/");
-            audit_private(peer, caller, &method, &what, &reply);
+            audit_without_revision(peer, caller, &method, &what, &reply);
         }
         reply
     }
 
-    async fn read(&self, kind: Kind, asked: &Asked) -> Result<Reply, StoreError> {
+    async fn read(&self, kind: Kind, asked: &AdminRequest) -> Result<Reply, StoreError> {
         let Some(id) = &asked.id else {
-            return match Selection::of(kind, &asked.query) {
+            return match ListQuery::from_query(kind, &asked.query) {
                 Ok(selection) => self.list(kind, selection).await,
                 Err(refusal) => Ok(refusal),
             };
@@ -246,30 +275,30 @@ impl Admin {
         // A text that cannot be an id is the name of nothing.
         let Ok(id) = Id::parse(id) else { return Ok(reply::key_not_found()) };
         let key = Key::new(kind, id);
-        let show = |item: Option<Stored>| {
+        let show = |item: Option<StoredDocument>| {
             item.map_or_else(reply::key_not_found, |item| {
-                reply::json(StatusCode::OK, &Shown::of(self.store.prefix(), item))
+                reply::json(StatusCode::OK, &DocumentView::of(self.store.prefix(), item))
             })
         };
         match self.store.get(&key).await {
             Ok(found) => Ok(show(found)),
             Err(error) => {
-                let Remembered { age, loaded } = self.remembered(kind, error)?;
+                let CachedDocuments { age, documents: loaded } = self.cached(kind, error)?;
                 let found = loaded.items.into_iter().find(|item| item.key == key);
-                Ok(reply::stale(show(found), age))
+                Ok(reply::with_age(show(found), age))
             }
         }
     }
 
-    async fn list(&self, kind: Kind, selection: Selection) -> Result<Reply, StoreError> {
+    async fn list(&self, kind: Kind, selection: ListQuery) -> Result<Reply, StoreError> {
         let shown =
-            |store: &dyn Store, page| reply::json(StatusCode::OK, &ShownList::of(store.prefix(), page));
-        if let Some((first, size)) = selection.part() {
+            |store: &dyn Store, page| reply::json(StatusCode::OK, &ListView::of(store.prefix(), page));
+        if let Some((first, size)) = selection.page_bounds() {
             let begun = Instant::now();
             match self.store.page(kind, first, size).await {
                 Ok(page) => {
                     let reply = shown(&*self.store, page);
-                    measures::observe(Work::Page, begun);
+                    metrics::observe_duration(Operation::Page, begun);
                     return Ok(reply);
                 }
                 Err(StoreError::Unavailable { .. }) => {}
@@ -279,39 +308,39 @@ impl Admin {
         let read = async {
             match self.store.list(kind).await {
                 Ok(loaded) => Ok((loaded, None)),
-                Err(error) => {
-                    self.remembered(kind, error).map(|Remembered { age, loaded }| (loaded, Some(age)))
-                }
+                Err(error) => self
+                    .cached(kind, error)
+                    .map(|CachedDocuments { age, documents: loaded }| (loaded, Some(age))),
             }
         };
         let store = Arc::clone(&self.store);
-        list::whole_kind(read, move |(loaded, age)| {
+        list::reply_from_full_read(read, move |(loaded, age)| {
             let reply = shown(&*store, selection.apply(loaded.items));
-            age.into_iter().fold(reply, reply::stale)
+            age.into_iter().fold(reply, reply::with_age)
         })
         .await
     }
 
     /// What is remembered of a kind while the store cannot be reached; the answer says so in a
     /// header.
-    fn remembered(&self, kind: Kind, error: StoreError) -> Result<Remembered, StoreError> {
+    fn cached(&self, kind: Kind, error: StoreError) -> Result<CachedDocuments, StoreError> {
         match error {
-            StoreError::Unavailable { .. } => self.store.remembered(Some(kind)).ok_or(error),
+            StoreError::Unavailable { .. } => self.store.cached(Some(kind)).ok_or(error),
             error => Err(error),
         }
     }
 
-    async fn write(&self, kind: Kind, asked: Asked) -> Reply {
-        let Asked { method, query, id, sub_path, body } = asked;
+    async fn write(&self, kind: Kind, asked: AdminRequest) -> Reply {
+        let AdminRequest { method, query, id, sub_path, body } = asked;
         let body = match body {
             Ok(body) => body,
             Err(refused) => return refused.into(),
         };
         let ttl = match self.ttl(&method, &query) {
             Ok(ttl) => ttl,
-            Err((message, hint)) => return reply::refused(StatusCode::BAD_REQUEST, message, hint),
+            Err((message, hint)) => return reply::error(StatusCode::BAD_REQUEST, message, hint),
         };
-        let moment = Moment { now: UnixTime::now(), ttl };
+        let moment = WriteOptions { now: UnixTime::now(), ttl };
         let (id, sub_path) = (id.as_deref(), sub_path.as_deref());
         let done = match method {
             Method::PUT => self.changes.put(kind, id, body, moment).await,
@@ -319,7 +348,7 @@ impl Admin {
             _ => {
                 let Some(id) = id else {
                     let message = format!("missing {} id", kind.noun());
-                    return reply::refused(StatusCode::BAD_REQUEST, &message, None);
+                    return reply::error(StatusCode::BAD_REQUEST, &message, None);
                 };
                 // A text that cannot be an id is the name of nothing.
                 let Ok(id) = Id::parse(id) else { return reply::key_not_found() };
@@ -332,12 +361,13 @@ impl Admin {
             }
         };
         match done {
-            Ok(done) => made(&method, self.store.prefix(), done),
-            Err(error) => failed(error),
+            Ok(done) => change_reply(&method, self.store.prefix(), done),
+            Err(error) => error_reply(error),
         }
     }
 
-    /// `?ttl=`: seconds until the store removes what is written, where it can (contract 2.3). The error is why not, and advice.
+    /// `?ttl=`: seconds until the store removes what is written, where it can (contract 2.3). The
+    /// error is why not, and advice.
     fn ttl(
         &self,
         method: &Method,
@@ -345,7 +375,7 @@ impl Admin {
     ) -> Result<Option<NonZeroU32>, (&'static str, Option<&'static str>)> {
         let Some(ttl) = query.get("ttl").filter(|_| *method != Method::DELETE) else { return Ok(None) };
         let seconds: f64 = ttl.parse().map_err(|_| ("invalid argument ttl: should be a number", None))?;
-        if !self.store.forgets() {
+        if !self.store.supports_ttl() {
             let hint = "only an etcd store (config_provider: etcd) forgets by itself";
             return Err((
                 "invalid argument ttl: this store keeps documents until they are deleted",
@@ -363,7 +393,7 @@ impl Admin {
         Ok(NonZeroU32::new(seconds as u32))
     }
 
-    async fn explain(&self, peer: &Peer, asked: Asked) -> Reply {
+    async fn handle_explain(&self, peer: &AdminClient, asked: AdminRequest) -> Reply {
         if asked.method != Method::POST || asked.id.is_some() {
             return not_found();
         }
@@ -371,61 +401,63 @@ impl Admin {
             Ok(body) => body,
             Err(refused) => return refused.into(),
         };
-        match explain::read(body, peer.address.ip()) {
+        match explain::parse(body, peer.address.ip()) {
             Ok(question) => {
-                let snapshot = self.served.snapshot().await;
-                let listeners = self.served.listeners.clone();
+                let snapshot = self.current.snapshot().await;
+                let listeners = self.current.listeners.clone();
                 // A hostile chain costs a second at most, but not on the runtime.
                 let work = tokio::task::spawn_blocking(move || {
-                    explain::answer(&question, &snapshot, &listeners, UnixTime::now())
+                    explain::explain(&question, &snapshot, &listeners, UnixTime::now())
                 });
                 work.await.map_or_else(
                     |_| reply::empty(StatusCode::INTERNAL_SERVER_ERROR),
                     |answer| reply::json(StatusCode::OK, &answer),
                 )
             }
-            Err(problem) => failed(ChangeError::Refused(problem)),
+            Err(problem) => error_reply(ChangeError::Invalid(problem)),
         }
     }
 
-    async fn lint(&self, asked: &Asked) -> Reply {
+    async fn handle_lint(&self, asked: &AdminRequest) -> Reply {
         if asked.method != Method::GET || asked.id.is_some() {
             return not_found();
         }
-        let found = lint::all(&*self.store, &self.served, &*self.nodes, UnixTime::now());
-        let shown = list::whole_kind(found, |found| reply::json(StatusCode::OK, &found.shown()));
-        shown.await.unwrap_or_else(|error| failed(ChangeError::Store(error)))
+        let found = lint::collect(&*self.store, &self.current, &*self.fleet, UnixTime::now());
+        let shown = list::reply_from_full_read(found, |found| reply::json(StatusCode::OK, &found.to_json()));
+        shown.await.unwrap_or_else(|error| error_reply(ChangeError::Store(error)))
     }
 }
 
-/// The 400 page for a connection without a good client certificate; the handshake succeeded, as with nginx (contract 2.1).
-fn certificate_refusal(peer: &Peer, now: UnixTime) -> Option<Reply> {
+/// The 400 page for a connection without a good client certificate; the handshake succeeded, as
+/// with nginx (contract 2.1).
+fn check_certificate(peer: &AdminClient, now: UnixTime) -> Option<Reply> {
     let refused = |why: &str| {
-        if let Some(earlier) = Refused::AdminCertificate.counted() {
+        if let Some(earlier) = ErrorReason::AdminCertificate.record() {
             tracing::warn!(from = %peer.address, why, earlier, "refused a client certificate");
         }
-        Some(reply::closing_page("The SSL certificate error"))
+        Some(reply::closing_error_page("The SSL certificate error"))
     };
-    match &peer.client {
-        Client::NotAsked => None,
-        Client::Missing => {
-            if let Some(earlier) = Refused::AdminCertificate.counted() {
+    match &peer.certificate {
+        ClientCertStatus::NotRequested => None,
+        ClientCertStatus::Missing => {
+            if let Some(earlier) = ErrorReason::AdminCertificate.record() {
                 tracing::warn!(from = %peer.address, earlier, "no client certificate");
             }
-            Some(reply::closing_page("No required SSL certificate was sent"))
+            Some(reply::closing_error_page("No required SSL certificate was sent"))
         }
-        Client::Refused(why) => refused(why),
-        Client::Verified { expires, .. } if now > *expires => {
+        ClientCertStatus::Rejected(why) => refused(why),
+        ClientCertStatus::Verified { expires, .. } if now > *expires => {
             refused("it expired while the connection was open")
         }
-        Client::Verified { .. } => None,
+        ClientCertStatus::Verified { .. } => None,
     }
 }
 
-/// A change that was made, as the contract shows it; a private key in clear is not repeated (contract 12.5).
-fn made(method: &Method, prefix: &str, mut done: Done) -> Reply {
-    hide_clear_keys(done.key.kind, &mut done.document);
-    let told = done.told;
+/// A change that was made, as the contract shows it; a private key in clear is not repeated
+/// (contract 12.5).
+fn change_reply(method: &Method, prefix: &str, mut done: CommittedChange) -> Reply {
+    redact_clear_keys(done.key.kind, &mut done.document);
+    let told = done.notes;
     let key = format!("{prefix}/{}", done.key);
     let reply = if *method == Method::DELETE {
         reply::json(StatusCode::OK, &json!({"deleted": "1", "key": key}))
@@ -433,32 +465,31 @@ fn made(method: &Method, prefix: &str, mut done: Done) -> Reply {
         let status = if done.existed { StatusCode::OK } else { StatusCode::CREATED };
         reply::json(status, &json!({"key": key, "value": done.document}))
     };
-    reply::told(reply::with_revision(reply, done.revision), &told)
+    reply::with_notes(reply::with_revision(reply, done.revision), &told)
 }
 
 /// A write of a private entry, which has no revision.
-fn audit_private(peer: &Peer, caller: &Caller, method: &Method, what: &str, reply: &Reply) {
+fn audit_without_revision(peer: &AdminClient, caller: &Caller, method: &Method, what: &str, reply: &Reply) {
     let status = reply.status();
-    audit::write(&audit::Entry { caller, peer, method, what, status, revision: None });
+    audit::write(&audit::AuditEntry { caller, client: peer, method, resource: what, status, revision: None });
 }
 
-fn failed(error: ChangeError) -> Reply {
+fn error_reply(error: ChangeError) -> Reply {
     match error {
-        ChangeError::Refused(problem) => reply::problem(&problem),
-        ChangeError::Missing => reply::key_not_found(),
-        ChangeError::Store(error) => {
-            reply::refused(StatusCode::SERVICE_UNAVAILABLE, &error.to_string(), None)
-        }
+        ChangeError::Invalid(problem) => reply::problem(&problem),
+        ChangeError::NotFound => reply::key_not_found(),
+        ChangeError::Store(error) => reply::error(StatusCode::SERVICE_UNAVAILABLE, &error.to_string(), None),
     }
 }
 
 fn not_found() -> Reply {
-    reply::refused(StatusCode::NOT_FOUND, "not found", None)
+    reply::error(StatusCode::NOT_FOUND, "not found", None)
 }
 
-/// `GET schema/{kind}`, and `POST schema/validate/{kinds}`: the schema alone, nothing of what `change::check` adds (contract 2.8).
-fn schema(asked: Asked) -> Reply {
-    let Asked { method, id, sub_path, body, .. } = asked;
+/// `GET schema/{kind}`, and `POST schema/validate/{kinds}`: the schema alone, nothing of what
+/// `change::check` adds (contract 2.8).
+fn handle_schema(asked: AdminRequest) -> Reply {
+    let AdminRequest { method, id, sub_path, body, .. } = asked;
     let body = match body {
         Ok(body) => body,
         Err(refused) => return refused.into(),
@@ -467,7 +498,7 @@ fn schema(asked: Asked) -> Reply {
         (Method::GET, Some(name), None) => match Kind::ADMIN.into_iter().find(|kind| kind.singular() == name)
         {
             Some(kind) => reply::json(StatusCode::OK, model::schema(kind)),
-            None => reply::refused(StatusCode::BAD_REQUEST, &format!("not found schema: {name}"), None),
+            None => reply::error(StatusCode::BAD_REQUEST, &format!("not found schema: {name}"), None),
         },
         (Method::POST, Some("validate"), Some(plural)) => {
             match Kind::ADMIN.into_iter().find(|kind| kind.plural() == plural) {
@@ -475,7 +506,7 @@ fn schema(asked: Asked) -> Reply {
                     Ok(()) => reply::empty(StatusCode::OK),
                     Err(problem) => reply::problem(&problem),
                 },
-                None => reply::refused(StatusCode::BAD_REQUEST, &format!("not found schema: {plural}"), None),
+                None => reply::error(StatusCode::BAD_REQUEST, &format!("not found schema: {plural}"), None),
             }
         }
         _ => not_found(),

@@ -8,17 +8,17 @@
 use std::time::Instant;
 
 use http::StatusCode;
-use model::{Kind, names_private_key};
+use model::{Kind, has_private_key_armor};
 use regex::{Regex, RegexBuilder};
 use serde::Serialize;
 use serde_json::Value;
 use tokio::sync::Semaphore;
 
-use super::measures::{self, Work};
+use super::metrics::{self, Operation};
 use super::query::Query;
 use super::reply::{self, Reply};
-use crate::change::seal::hide_stray_keys;
-use crate::store::{Page, Stored};
+use crate::change::private_keys::redact_stray_keys;
+use crate::store::{Page, StoredDocument};
 
 const PAGE_SIZES: std::ops::RangeInclusive<u64> = 10..=500;
 /// Bounds the compiled size of a pattern, in bytes.
@@ -26,10 +26,10 @@ const PATTERN_SIZE: usize = 1 << 20;
 
 /// Answers that read a whole kind, or everything, at once: they take a core each for as long as
 /// seconds, and hundreds of megabytes.
-static WHOLE_KINDS: Semaphore = Semaphore::const_new(2);
+static FULL_READS: Semaphore = Semaphore::const_new(2);
 
 /// What a query asks of a list.
-pub struct Selection {
+pub(super) struct ListQuery {
     name: Option<Regex>,
     label: Option<String>,
     uri: Option<Regex>,
@@ -39,13 +39,13 @@ pub struct Selection {
     page: Option<(u64, u64)>,
 }
 
-impl Selection {
+impl ListQuery {
     /// Reads the arguments.
     ///
     /// # Errors
     /// The answer to give when one of them cannot be used.
     #[allow(clippy::result_large_err)] // the error is the answer
-    pub fn of(kind: Kind, query: &Query) -> Result<Self, Reply> {
+    pub(super) fn from_query(kind: Kind, query: &Query) -> Result<Self, Reply> {
         Ok(Self {
             name: pattern("name", query)?,
             label: query.get("label").map(str::to_owned),
@@ -57,24 +57,24 @@ impl Selection {
 
     /// The part of the kind that is asked for, as its first document (from 0) and its size; `None`:
     /// the whole kind has to be read, for all of it is shown, or a filter looks into each document.
-    pub fn part(&self) -> Option<(usize, usize)> {
+    pub(super) fn page_bounds(&self) -> Option<(usize, usize)> {
         let filtered =
             self.name.is_some() || self.label.is_some() || self.uri.is_some() || !self.fields.is_empty();
         self.page.filter(|_| !filtered).map(bounds)
     }
 
     /// The documents to show and the number there are, filtered.
-    pub fn apply(&self, mut items: Vec<Stored>) -> Page {
-        items.retain(|item| self.fits(&item.document));
+    pub(super) fn apply(&self, mut items: Vec<StoredDocument>) -> Page {
+        items.retain(|item| self.matches(&item.document));
         match self.page.map(bounds) {
             Some((first, size)) => Page::of(items, first, size),
             None => Page { total: items.len(), items },
         }
     }
 
-    fn fits(&self, document: &Value) -> bool {
+    fn matches(&self, document: &Value) -> bool {
         // A text that is not shown is not found by its parts either.
-        let found = |value: &Value| value.as_str().filter(|text| !names_private_key(text)).is_some();
+        let found = |value: &Value| value.as_str().filter(|text| !has_private_key_armor(text)).is_some();
         let text = |field: &str| document.get(field).filter(|value| found(value)).and_then(Value::as_str);
         let uris = || {
             let several = document.get("uris").and_then(Value::as_array).into_iter().flatten();
@@ -101,11 +101,12 @@ fn pattern(name: &str, query: &Query) -> Result<Option<Regex>, Reply> {
     let Some(text) = query.get(name) else { return Ok(None) };
     RegexBuilder::new(text).size_limit(PATTERN_SIZE).build().map(Some).map_err(|_| {
         let message = format!("invalid argument {name}: not a regular expression");
-        reply::refused(StatusCode::BAD_REQUEST, &message, None)
+        reply::error(StatusCode::BAD_REQUEST, &message, None)
     })
 }
 
-/// `filter=service_id%3D1%26upstream_id%3D2`: only routes of both sorts, only these two; anything else is passed over.
+/// `filter=service_id%3D1%26upstream_id%3D2`: only routes of both sorts, only these two; anything
+/// else is passed over.
 fn fields(kind: Kind, query: &Query) -> Vec<(&'static str, String)> {
     let filter =
         Query::parse(query.get("filter").filter(|_| matches!(kind, Kind::Route | Kind::StreamRoute)));
@@ -137,7 +138,7 @@ fn bounds((page, size): (u64, u64)) -> (usize, usize) {
 /// A document as `GET` shows it.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Shown {
+pub(super) struct DocumentView {
     key: String,
     value: Value,
     created_index: u64,
@@ -146,30 +147,30 @@ pub struct Shown {
 
 /// A list as `GET` shows it.
 #[derive(Serialize)]
-pub struct ShownList {
-    list: Vec<Shown>,
+pub(super) struct ListView {
+    list: Vec<DocumentView>,
     total: usize,
 }
 
-impl Shown {
+impl DocumentView {
     /// The private keys of an ssl are left out, sealed or not, and so is one that another program
     /// put into a member that is not sealed. `prefix` is the store's.
-    pub fn of(prefix: &str, item: Stored) -> Self {
+    pub(super) fn of(prefix: &str, item: StoredDocument) -> Self {
         let mut value = item.document;
         if let (Kind::Ssl, Some(document)) = (item.key.kind, value.as_object_mut()) {
             document.shift_remove("key");
             document.shift_remove("keys");
         }
-        hide_stray_keys(item.key.kind, &mut value);
+        redact_stray_keys(item.key.kind, &mut value);
         let key = format!("{prefix}/{}", item.key);
-        Self { key, value, created_index: item.created, modified_index: item.modified }
+        Self { key, value, created_index: item.create_revision, modified_index: item.mod_revision }
     }
 }
 
-impl ShownList {
+impl ListView {
     /// `prefix` is the store's.
-    pub fn of(prefix: &str, page: Page) -> Self {
-        let list = page.items.into_iter().map(|item| Shown::of(prefix, item)).collect();
+    pub(super) fn of(prefix: &str, page: Page) -> Self {
+        let list = page.items.into_iter().map(|item| DocumentView::of(prefix, item)).collect();
         Self { list, total: page.total }
     }
 }
@@ -179,7 +180,7 @@ impl ShownList {
 ///
 /// # Errors
 /// What `read` gives. An empty 500 when the work is lost with the runtime.
-pub async fn whole_kind<T, E>(
+pub(super) async fn reply_from_full_read<T, E>(
     read: impl Future<Output = Result<T, E>>,
     shape: impl FnOnce(T) -> Reply + Send + 'static,
 ) -> Result<Reply, E>
@@ -188,13 +189,13 @@ where
 {
     let asked = Instant::now();
     // Never closed.
-    let place = WHOLE_KINDS.acquire().await;
-    measures::observe(Work::WholeKindQueue, asked);
+    let place = FULL_READS.acquire().await;
+    metrics::observe_duration(Operation::FullReadQueue, asked);
     let begun = Instant::now();
     let read = read.await?;
     let reply = tokio::task::spawn_blocking(move || shape(read)).await;
     drop(place);
-    measures::observe(Work::WholeKind, begun);
+    metrics::observe_duration(Operation::FullRead, begun);
     Ok(reply.unwrap_or_else(|_| reply::empty(StatusCode::INTERNAL_SERVER_ERROR)))
 }
 
@@ -206,15 +207,17 @@ mod tests {
     use super::*;
 
     fn select(kind: Kind, query: &str, documents: &[Value]) -> (Vec<String>, usize) {
-        let items = documents.iter().enumerate().map(|(n, document)| Stored {
+        let items = documents.iter().enumerate().map(|(n, document)| StoredDocument {
             key: Key::new(kind, Id::parse(&n.to_string()).unwrap()),
             document: document.clone(),
-            created: 1000 - n as u64,
-            modified: 1,
-            carried: false,
+            create_revision: 1000 - n as u64,
+            mod_revision: 1,
+            stale_extensions: false,
             salvaged: None,
         });
-        let Ok(selection) = Selection::of(kind, &Query::parse(Some(query))) else { panic!("{query}") };
+        let Ok(selection) = ListQuery::from_query(kind, &Query::parse(Some(query))) else {
+            panic!("{query}")
+        };
         let page = selection.apply(items.collect());
         (page.items.into_iter().map(|item| item.key.id.to_string()).collect(), page.total)
     }
@@ -248,14 +251,23 @@ mod tests {
         assert!(select(Kind::Ssl, "name=MC4", std::slice::from_ref(&document)).0.is_empty());
         assert!(select(Kind::Ssl, "uri=MC4", std::slice::from_ref(&document)).0.is_empty());
         let key = Key::new(Kind::Ssl, Id::parse("1").unwrap());
-        let item = Stored { key, document, created: 1, modified: 1, carried: false, salvaged: None };
-        let shown = serde_json::to_string(&Shown::of("/apisix", item)).unwrap();
+        let item = StoredDocument {
+            key,
+            document,
+            create_revision: 1,
+            mod_revision: 1,
+            stale_extensions: false,
+            salvaged: None,
+        };
+        let shown = serde_json::to_string(&DocumentView::of("/apisix", item)).unwrap();
         assert!(!shown.contains("MC4C") && shown.contains("not repeated"), "{shown}");
     }
 
     #[test]
     fn only_a_page_without_filters_is_read_alone() {
-        let part = |query: &str| Selection::of(Kind::Route, &Query::parse(Some(query))).ok().unwrap().part();
+        let part = |query: &str| {
+            ListQuery::from_query(Kind::Route, &Query::parse(Some(query))).ok().unwrap().page_bounds()
+        };
         assert_eq!(part("page=3&page_size=10"), Some((20, 10)));
         assert_eq!(part("page=0&page_size=10"), Some((0, 10)));
         assert_eq!(part("page=1&page_size=10&filter=other%3D1"), Some((0, 10)));
@@ -275,9 +287,10 @@ mod tests {
         assert_eq!(select(Kind::Ssl, "page=99999999999999999999&page_size=10", &documents).0.len(), 0);
         assert_eq!(select(Kind::Ssl, "page=1", &documents).0.len(), 25, "paging needs both numbers");
         for size in ["9", "501", "-1"] {
-            let refused = Selection::of(Kind::Ssl, &Query::parse(Some(&format!("page=1&page_size={size}"))));
+            let refused =
+                ListQuery::from_query(Kind::Ssl, &Query::parse(Some(&format!("page=1&page_size={size}"))));
             assert_eq!(refused.err().unwrap().status(), 400);
         }
-        assert!(Selection::of(Kind::Ssl, &Query::parse(Some("name=("))).is_err());
+        assert!(ListQuery::from_query(Kind::Ssl, &Query::parse(Some("name=("))).is_err());
     }
 }

@@ -6,7 +6,7 @@ use futures_util::future::BoxFuture;
 use serde_json::Value;
 
 /// Knows the data planes.
-pub trait Nodes: Send + Sync + 'static {
+pub trait FleetStatus: Send + Sync + 'static {
     /// `{"list": [...], "total": n, "revision": N}`, and the other control planes where there can
     /// be others.
     fn view(&self) -> BoxFuture<'_, Value>;
@@ -16,11 +16,11 @@ pub trait Nodes: Send + Sync + 'static {
     ///
     /// # Errors
     /// The view, when it took longer than `patience`.
-    fn acknowledged(&self, revision: u64, patience: Duration) -> BoxFuture<'_, Result<Value, Value>>;
+    fn wait_acknowledged(&self, revision: u64, patience: Duration) -> BoxFuture<'_, Result<Value, Value>>;
 
     /// Nodes that serve another store's state and do not take ours over: their names, and what ours
     /// would take away.
-    fn held(&self) -> Vec<(String, String)> {
+    fn held_nodes(&self) -> Vec<(String, String)> {
         Vec::new()
     }
 }

@@ -1,6 +1,8 @@
-//! Replies: the few shapes an answer can have, and the headers that all of them carry (contract 2.1, 10.5).
+//! Replies: the few shapes an answer can have, and the headers that all of them carry (contract
+//! 2.1, 10.5).
 //!
-//! JSON ends with a newline; pages are HTML with CRLF lines as nginx writes them. Nothing here decides anything.
+//! JSON ends with a newline; pages are HTML with CRLF lines as nginx writes them. Nothing here
+//! decides anything.
 
 use std::time::Duration;
 
@@ -12,26 +14,26 @@ use model::{Problem, redact};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::change::Told;
+use crate::change::ChangeNotes;
 
 /// An answer.
-pub type Reply = Response<Full<Bytes>>;
+pub(crate) type Reply = Response<Full<Bytes>>;
 
 /// The revision of the commit that a write made.
-pub const REVISION: HeaderName = HeaderName::from_static("x-countersign-revision");
+pub(crate) const REVISION: HeaderName = HeaderName::from_static("x-countersign-revision");
 /// How many seconds ago the store was last heard of, on an answer from memory.
-pub const STALE: HeaderName = HeaderName::from_static("x-countersign-stale");
+pub(crate) const STALE: HeaderName = HeaderName::from_static("x-countersign-stale");
 /// The extension fields that a write does not mention and the document keeps, separated by commas.
-pub const KEPT: HeaderName = HeaderName::from_static("x-countersign-kept");
+pub(crate) const KEPT: HeaderName = HeaderName::from_static("x-countersign-kept");
 /// What a write takes away from the protection, one header for each; the log has the rest.
-pub const WARNING: HeaderName = HeaderName::from_static("x-countersign-warning");
+pub(crate) const WARNING: HeaderName = HeaderName::from_static("x-countersign-warning");
 /// Warnings of one answer, and bytes of each.
 const WARNINGS_MAX: (usize, usize) = (16, 512);
 const API_VERSION: HeaderName = HeaderName::from_static("x-api-version");
 
 /// What the configuration says about the headers of every answer.
 #[derive(Clone, Copy, Debug)]
-pub struct Style {
+pub struct ResponseHeaders {
     /// `apisix.enable_server_tokens`: `Server` names the version.
     pub server_tokens: bool,
     /// `deployment.admin.enable_admin_cors`
@@ -39,7 +41,7 @@ pub struct Style {
 }
 
 /// JSON and a newline. Writing it takes a while where there are thousands of documents in it.
-pub fn json(status: StatusCode, value: &impl Serialize) -> Reply {
+pub(crate) fn json(status: StatusCode, value: &impl Serialize) -> Reply {
     match serde_json::to_vec(value) {
         Ok(mut text) => {
             text.push(b'\n');
@@ -52,8 +54,9 @@ pub fn json(status: StatusCode, value: &impl Serialize) -> Reply {
     }
 }
 
-/// `{"error_msg": ...}`, with the advice of ours beside it where there is one. A message that quotes what was sent is redacted.
-pub fn refused(status: StatusCode, message: &str, hint: Option<&str>) -> Reply {
+/// `{"error_msg": ...}`, with the advice of ours beside it where there is one. A message that
+/// quotes what was sent is redacted.
+pub(crate) fn error(status: StatusCode, message: &str, hint: Option<&str>) -> Reply {
     let message = redact(message);
     match hint {
         Some(hint) => json(status, &json!({"error_msg": message, "hint": hint})),
@@ -62,8 +65,8 @@ pub fn refused(status: StatusCode, message: &str, hint: Option<&str>) -> Reply {
 }
 
 /// 400 for a document or a question: what is wrong, in which field, and what to do.
-pub fn problem(problem: &Problem) -> Reply {
-    let (field, message, hint) = problem.shown();
+pub(crate) fn problem(problem: &Problem) -> Reply {
+    let (field, message, hint) = problem.redacted();
     let field = Some(field).filter(|field| !field.is_empty());
     let members = [("error_msg", Some(message)), ("field", field), ("hint", hint)];
     let present = members.into_iter().filter_map(|(name, text)| Some((name.to_owned(), text?.into())));
@@ -72,35 +75,35 @@ pub fn problem(problem: &Problem) -> Reply {
 }
 
 /// 404 for a key that does not exist.
-pub fn key_not_found() -> Reply {
+pub(crate) fn key_not_found() -> Reply {
     json(StatusCode::NOT_FOUND, &json!({"message": "Key not found"}))
 }
 
 /// A JSON content type without a body.
-pub fn empty(status: StatusCode) -> Reply {
+pub(crate) fn empty(status: StatusCode) -> Reply {
     build(status, "application/json", String::new())
 }
 
 /// Plain text.
-pub fn text(status: StatusCode, text: &str) -> Reply {
+pub(crate) fn text(status: StatusCode, text: &str) -> Reply {
     build(status, "text/plain", text.to_owned())
 }
 
 /// The HTML page of a status. The connection stays open where the status alone does not end it.
-pub fn page(status: StatusCode) -> Reply {
+pub(crate) fn status_page(status: StatusCode) -> Reply {
     let title = status.to_string();
     build(status, "text/html; charset=utf-8", html(&title, &title, None))
 }
 
 /// The 400 page that says why, after which the connection closes.
-pub fn closing_page(why: &str) -> Reply {
+pub(crate) fn closing_error_page(why: &str) -> Reply {
     let status = StatusCode::BAD_REQUEST.to_string();
     let body = html(&format!("400 {why}"), &status, Some(why));
-    closing(build(StatusCode::BAD_REQUEST, "text/html; charset=utf-8", body))
+    with_close(build(StatusCode::BAD_REQUEST, "text/html; charset=utf-8", body))
 }
 
 /// After this answer the connection closes.
-pub fn closing(mut reply: Reply) -> Reply {
+pub(crate) fn with_close(mut reply: Reply) -> Reply {
     reply.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     reply
 }
@@ -121,7 +124,7 @@ fn build(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>)
 }
 
 /// The answer to OPTIONS, anywhere.
-pub fn options() -> Reply {
+pub(crate) fn options() -> Reply {
     let mut reply = text(StatusCode::OK, "");
     let headers = reply.headers_mut();
     for (name, value) in [
@@ -135,25 +138,25 @@ pub fn options() -> Reply {
 }
 
 /// Says which API version the shapes of a resource's answer are of.
-pub fn versioned(mut reply: Reply) -> Reply {
+pub(crate) fn with_api_version(mut reply: Reply) -> Reply {
     reply.headers_mut().insert(API_VERSION, HeaderValue::from_static("v3"));
     reply
 }
 
 /// Adds the revision of a write.
-pub fn with_revision(mut reply: Reply, revision: u64) -> Reply {
+pub(crate) fn with_revision(mut reply: Reply, revision: u64) -> Reply {
     reply.headers_mut().insert(REVISION, HeaderValue::from(revision));
     reply
 }
 
 /// Says that the answer is what was last known, and how old that is.
-pub fn stale(mut reply: Reply, age: Duration) -> Reply {
+pub(crate) fn with_age(mut reply: Reply, age: Duration) -> Reply {
     reply.headers_mut().insert(STALE, HeaderValue::from(age.as_secs()));
     reply
 }
 
 /// Adds what the caller may not expect of a write.
-pub fn told(mut reply: Reply, told: &Told) -> Reply {
+pub(crate) fn with_notes(mut reply: Reply, told: &ChangeNotes) -> Reply {
     let visible = |text: &str| {
         let ascii = |c: char| if matches!(c, ' '..='~') { c } else { '?' };
         let text: String = text.chars().take(WARNINGS_MAX.1).map(ascii).collect();
@@ -170,7 +173,7 @@ pub fn told(mut reply: Reply, told: &Told) -> Reply {
 }
 
 /// Adds what every answer carries.
-pub fn finish(mut reply: Reply, style: Style) -> Reply {
+pub(crate) fn with_common_headers(mut reply: Reply, style: ResponseHeaders) -> Reply {
     let headers = reply.headers_mut();
     let server =
         if style.server_tokens { concat!("Countersign/", env!("CARGO_PKG_VERSION")) } else { "Countersign" };
@@ -189,7 +192,7 @@ pub fn finish(mut reply: Reply, style: Style) -> Reply {
 }
 
 /// A whole plain-text answer for a peer that speaks HTTP to the TLS port.
-pub fn plain_text_page() -> String {
+pub(crate) fn plain_http_response() -> String {
     let status = StatusCode::BAD_REQUEST.to_string();
     let why = "The plain HTTP request was sent to HTTPS port";
     let body = html(&format!("400 {why}"), &status, Some(why));

@@ -7,7 +7,6 @@
 //! verdict is by the client CA in use when the request came: a kept connection is judged again
 //! after the CA's file has changed.
 
-use pem_files::Loaded;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,6 +15,7 @@ use std::time::Duration;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use pem_files::LoadedCredentials;
 use rustls::pki_types::CertificateDer;
 use rustls_pki_types::UnixTime;
 use telemetry::{Heartbeat, Heartbeats, Readiness};
@@ -26,19 +26,19 @@ use tokio::task::JoinSet;
 use tokio_io_timeout::TimeoutStream;
 use tokio_rustls::TlsAcceptor;
 
-use super::handler::Admin;
-use super::peer::{Client, Peer};
-use super::tls::{ServerTls, Tls};
-use crate::refused::Refused;
+use super::client::{AdminClient, ClientCertStatus};
+use super::handler::AdminApi;
+use super::tls::{ReloadingTls, ServerTls};
+use crate::error_counters::ErrorReason;
 
 /// First byte of a TLS handshake record (RFC 8446 5.1).
 const HANDSHAKE_RECORD: u8 = 0x16;
 /// How long accepting rests when the process has no file descriptors left: doubled each time up to
 /// the longest.
-const ACCEPT_BACK_OFF: Duration = Duration::from_millis(100);
-const ACCEPT_BACK_OFF_MAX: Duration = Duration::from_secs(1);
+const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
+const ACCEPT_BACKOFF_MAX: Duration = Duration::from_secs(1);
 /// From the stop until the first request of a connection that had none.
-const FIRST_REQUEST: Duration = Duration::from_secs(2);
+const FIRST_REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
 /// Bytes read from a plain-text peer before its connection is closed, so that it sees the answer.
 const DISCARDED_MAX: u64 = 64 << 10;
 
@@ -46,58 +46,58 @@ const DISCARDED_MAX: u64 = 64 << 10;
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     /// Connections at a time; more wait to be accepted.
-    pub connections: usize,
+    pub connections_max: usize,
     /// From accept to the end of the handshake.
-    pub handshake: Duration,
+    pub handshake_timeout: Duration,
     /// For a request's head, and between two requests; and from the handshake until a request is
     /// authorised.
-    pub head: Duration,
+    pub header_timeout: Duration,
     /// Bytes of a request's head, at least 8192.
-    pub head_bytes: usize,
+    pub header_bytes_max: usize,
     /// Between two pieces of an answer that the peer takes.
-    pub send: Duration,
+    pub send_timeout: Duration,
     /// For what runs when the server is asked to stop.
-    pub stop: Duration,
+    pub shutdown_timeout: Duration,
 }
 
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            connections: 1024,
-            handshake: Duration::from_secs(10),
-            head: Duration::from_secs(60),
-            head_bytes: 64 << 10,
-            send: Duration::from_secs(10),
-            stop: Duration::from_secs(10),
+            connections_max: 1024,
+            handshake_timeout: Duration::from_secs(10),
+            header_timeout: Duration::from_secs(60),
+            header_bytes_max: 64 << 10,
+            send_timeout: Duration::from_secs(10),
+            shutdown_timeout: Duration::from_secs(10),
         }
     }
 }
 
 /// A listener that serves the Admin API.
-pub struct Server {
+pub struct AdminServer {
     listener: TcpListener,
     heartbeat: Arc<Heartbeat>,
-    shared: Arc<Shared>,
+    state: Arc<ServerState>,
 }
 
-struct Shared {
-    admin: Arc<Admin>,
-    tls: Option<Tls>,
+struct ServerState {
+    admin: Arc<AdminApi>,
+    tls: Option<ReloadingTls>,
     limits: Limits,
     /// Places, among all connections, of peers that no request can authorise: they come to read
     /// why.
-    refused: Arc<Semaphore>,
+    denied_slots: Arc<Semaphore>,
 }
 
-impl Server {
+impl AdminServer {
     /// Binds the address. Without `tls` it speaks plain HTTP.
     ///
     /// # Errors
     /// When the address cannot be bound.
     pub async fn bind(
         address: SocketAddr,
-        tls: Option<Tls>,
-        admin: Admin,
+        tls: Option<ReloadingTls>,
+        admin: AdminApi,
         limits: Limits,
         heartbeats: &Heartbeats,
     ) -> std::io::Result<Self> {
@@ -107,15 +107,15 @@ impl Server {
     /// Serves what this listener accepts. Without `tls` it speaks plain HTTP.
     pub fn new(
         listener: TcpListener,
-        tls: Option<Tls>,
-        admin: Admin,
+        tls: Option<ReloadingTls>,
+        admin: AdminApi,
         limits: Limits,
         heartbeats: &Heartbeats,
     ) -> Self {
         let heartbeat = heartbeats.add("admin", Readiness::Required);
-        let refused = Arc::new(Semaphore::new((limits.connections / 4).max(1)));
-        let shared = Shared { admin: Arc::new(admin), tls, limits, refused };
-        Self { listener, heartbeat, shared: Arc::new(shared) }
+        let refused = Arc::new(Semaphore::new((limits.connections_max / 4).max(1)));
+        let shared = ServerState { admin: Arc::new(admin), tls, limits, denied_slots: refused };
+        Self { listener, heartbeat, state: Arc::new(shared) }
     }
 
     /// The address it listens on.
@@ -128,13 +128,13 @@ impl Server {
 
     /// Serves until `stop` turns true, then lets what runs finish within its limit.
     pub async fn run(self, mut stop: watch::Receiver<bool>) {
-        let Self { listener, heartbeat, shared } = self;
-        let permits = Arc::new(Semaphore::new(shared.limits.connections));
+        let Self { listener, heartbeat, state: shared } = self;
+        let permits = Arc::new(Semaphore::new(shared.limits.connections_max));
         let mut running = JoinSet::new();
-        let mut back_off = ACCEPT_BACK_OFF;
+        let mut back_off = ACCEPT_BACKOFF;
         let serve = |running: &mut JoinSet<()>, stream, address, permit, stop| {
             let shared = Arc::clone(&shared);
-            let Ok(place) = shared.admit(address) else { return };
+            let Ok(place) = shared.reserve_denied_slot(address) else { return };
             running.spawn(async move {
                 shared.connection(stream, address, stop).await;
                 drop((permit, place));
@@ -143,25 +143,25 @@ impl Server {
         loop {
             while running.try_join_next().is_some() {}
             let accepted = tokio::select! {
-                () = asked_to_stop(&mut stop) => break,
-                never = heartbeat.beating() => match never {},
+                () = wait_for_stop(&mut stop) => break,
+                never = heartbeat.beat_forever() => match never {},
                 accepted = accept(&listener, &permits) => accepted,
             };
             match accepted {
                 Ok((stream, address, permit)) => {
-                    back_off = ACCEPT_BACK_OFF;
+                    back_off = ACCEPT_BACKOFF;
                     serve(&mut running, stream, address, permit, stop.clone());
                 }
                 Err(error) => {
-                    if let Some(earlier) = Refused::AdminAccept.counted() {
+                    if let Some(earlier) = ErrorReason::AdminAccept.record() {
                         tracing::warn!(%error, earlier, "the Admin API cannot accept a connection");
                     }
                     tokio::time::sleep(back_off).await;
-                    back_off = (back_off * 2).min(ACCEPT_BACK_OFF_MAX);
+                    back_off = (back_off * 2).min(ACCEPT_BACKOFF_MAX);
                 }
             }
         }
-        heartbeat.idle();
+        heartbeat.set_idle();
         // Clients hold what is in the queue for connected; a close would reset it.
         if let Ok(queue) = listener.into_std() {
             while let Ok(permit) = Arc::clone(&permits).try_acquire_owned()
@@ -174,7 +174,7 @@ impl Server {
             }
         }
         let rest = async { while running.join_next().await.is_some() {} };
-        if tokio::time::timeout(shared.limits.stop, rest).await.is_err() {
+        if tokio::time::timeout(shared.limits.shutdown_timeout, rest).await.is_err() {
             tracing::warn!(connections = running.len(), "stopped before the last Admin API requests ended");
         }
     }
@@ -190,20 +190,23 @@ async fn accept(
 }
 
 /// Returns when the server is to stop; also when nobody is left who could say so.
-async fn asked_to_stop(stop: &mut watch::Receiver<bool>) {
+async fn wait_for_stop(stop: &mut watch::Receiver<bool>) {
     drop(stop.wait_for(|stop| *stop).await);
 }
 
-impl Shared {
+impl ServerState {
     /// A place beside the others for an address that `allow_admin` refuses, and the error where
     /// none is left.
-    fn admit(&self, address: SocketAddr) -> Result<Option<OwnedSemaphorePermit>, TryAcquireError> {
-        if !self.admin.access.always_refuses(address.ip()) {
+    fn reserve_denied_slot(
+        &self,
+        address: SocketAddr,
+    ) -> Result<Option<OwnedSemaphorePermit>, TryAcquireError> {
+        if !self.admin.access.always_denies(address.ip()) {
             return Ok(None);
         }
-        let place = Arc::clone(&self.refused).try_acquire_owned();
+        let place = Arc::clone(&self.denied_slots).try_acquire_owned();
         if place.is_err()
-            && let Some(earlier) = Refused::AdminAddress.counted()
+            && let Some(earlier) = ErrorReason::AdminAddress.record()
         {
             tracing::warn!(from = %address, earlier, "refused by allow_admin, without an answer: too many at a time");
         }
@@ -214,35 +217,35 @@ impl Shared {
         // Answers are small and whole; waiting to fill a segment only delays them.
         let _ = stream.set_nodelay(true);
         let Some(tls) = &self.tls else {
-            let client = ClientOf::plain(address);
-            return self.serve(bound_writes(stream, self.limits.send), client, stop).await;
+            let client = ClientVerification::plain(address);
+            return self.serve(bound_writes(stream, self.limits.send_timeout), client, stop).await;
         };
         let mut stop_early = stop.clone();
         let first_request = async {
-            asked_to_stop(&mut stop_early).await;
-            tokio::time::sleep(FIRST_REQUEST).await;
+            wait_for_stop(&mut stop_early).await;
+            tokio::time::sleep(FIRST_REQUEST_TIMEOUT).await;
         };
         let handshake = tokio::select! {
             () = first_request => return,
-            handshake = tokio::time::timeout(self.limits.handshake, handshake(tls, stream)) => handshake,
+            handshake = tokio::time::timeout(self.limits.handshake_timeout, handshake(tls, stream)) => handshake,
         };
         match handshake {
             Err(_) => {
-                Refused::AdminHandshake.counted();
+                ErrorReason::AdminHandshake.record();
                 tracing::debug!(from = %address, "the handshake took too long");
             }
             Ok(Err(error)) => {
-                Refused::AdminHandshake.counted();
+                ErrorReason::AdminHandshake.record();
                 tracing::debug!(from = %address, %error, "no handshake");
             }
             Ok(Ok((stream, client))) => {
-                let stream = bound_writes(stream, self.limits.send);
-                self.serve(stream, ClientOf::tls(address, tls, client), stop).await;
+                let stream = bound_writes(stream, self.limits.send_timeout);
+                self.serve(stream, ClientVerification::tls(address, tls, client), stop).await;
             }
         }
     }
 
-    async fn serve<S>(&self, stream: S, client: ClientOf<'_>, mut stop: watch::Receiver<bool>)
+    async fn serve<S>(&self, stream: S, client: ClientVerification<'_>, mut stop: watch::Receiver<bool>)
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
@@ -251,22 +254,22 @@ impl Shared {
         let authorised = Notify::new();
         let service = service_fn(|request| async {
             asked.notify_one();
-            let peer = client.now().await;
-            Ok::<_, std::convert::Infallible>(self.admin.answer(&peer, request, &authorised).await)
+            let peer = client.revalidated().await;
+            Ok::<_, std::convert::Infallible>(self.admin.handle(&peer, request, &authorised).await)
         });
         let finish = async {
-            asked_to_stop(&mut stop).await;
-            let _none_came = tokio::time::timeout(FIRST_REQUEST, asked.notified()).await;
+            wait_for_stop(&mut stop).await;
+            let _none_came = tokio::time::timeout(FIRST_REQUEST_TIMEOUT, asked.notified()).await;
         };
         let peer = client.at_handshake();
         // Who may not ask anyway is not waited for as long.
-        let head = match peer.client {
-            Client::NotAsked | Client::Verified { .. }
-                if !self.admin.access.always_refuses(peer.address.ip()) =>
+        let head = match peer.certificate {
+            ClientCertStatus::NotRequested | ClientCertStatus::Verified { .. }
+                if !self.admin.access.always_denies(peer.address.ip()) =>
             {
-                self.limits.head
+                self.limits.header_timeout
             }
-            _ => self.limits.head.min(self.limits.handshake),
+            _ => self.limits.header_timeout.min(self.limits.handshake_timeout),
         };
         // Whatever else it asks, and however often: the time for a head starts again with each
         // answer.
@@ -278,7 +281,7 @@ impl Shared {
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(head)
-            .max_buf_size(self.limits.head_bytes)
+            .max_buf_size(self.limits.header_bytes_max)
             .serve_connection(TokioIo::new(stream), service);
         tokio::pin!(connection);
         let ended = tokio::select! {
@@ -306,76 +309,77 @@ fn bound_writes<S: AsyncRead + AsyncWrite>(stream: S, limit: Duration) -> Pin<Bo
 
 /// The client of one connection. Its certificate is verified at the handshake, and again at the
 /// first request after the files changed.
-struct ClientOf<'a> {
+struct ClientVerification<'a> {
     /// `None`: plain HTTP.
-    tls: Option<(&'a Tls, Vec<CertificateDer<'static>>)>,
+    tls: Option<(&'a ReloadingTls, Vec<CertificateDer<'static>>)>,
     verdict: Mutex<Verdict>,
 }
 
 /// The files by which the peer was verified, and the peer.
-type Verdict = (Option<Arc<Loaded<ServerTls>>>, Arc<Peer>);
+type Verdict = (Option<Arc<LoadedCredentials<ServerTls>>>, Arc<AdminClient>);
 
-impl<'a> ClientOf<'a> {
+impl<'a> ClientVerification<'a> {
     fn plain(address: SocketAddr) -> Self {
-        let peer = Arc::new(Peer { address, client: Client::NotAsked });
+        let peer = Arc::new(AdminClient { address, certificate: ClientCertStatus::NotRequested });
         Self { tls: None, verdict: Mutex::new((None, peer)) }
     }
 
-    fn tls(address: SocketAddr, tls: &'a Tls, shaken: Shaken) -> Self {
-        let client = shaken.files.tls.judge(&shaken.sent, UnixTime::now());
-        let verdict = (Some(shaken.files), Arc::new(Peer { address, client }));
-        Self { tls: Some((tls, shaken.sent)), verdict: Mutex::new(verdict) }
+    fn tls(address: SocketAddr, tls: &'a ReloadingTls, shaken: CompletedHandshake) -> Self {
+        let client = shaken.files.tls.verify_client(&shaken.presented_chain, UnixTime::now());
+        let verdict = (Some(shaken.files), Arc::new(AdminClient { address, certificate: client }));
+        Self { tls: Some((tls, shaken.presented_chain)), verdict: Mutex::new(verdict) }
     }
 
-    fn at_handshake(&self) -> Arc<Peer> {
+    fn at_handshake(&self) -> Arc<AdminClient> {
         Arc::clone(&self.verdict.lock().unwrap_or_else(PoisonError::into_inner).1)
     }
 
-    async fn now(&self) -> Arc<Peer> {
+    async fn revalidated(&self) -> Arc<AdminClient> {
         let Some((tls, sent)) = &self.tls else { return self.at_handshake() };
         // The handshake was made with files that could be used, so there are some.
-        let Ok(files) = tls.fresh().await else { return self.at_handshake() };
+        let Ok(files) = tls.current().await else { return self.at_handshake() };
         let mut verdict = self.verdict.lock().unwrap_or_else(PoisonError::into_inner);
         if !verdict.0.as_ref().is_some_and(|before| Arc::ptr_eq(before, &files)) {
-            let client = files.tls.judge(sent, UnixTime::now());
-            *verdict = (Some(files), Arc::new(Peer { address: verdict.1.address, client }));
+            let client = files.tls.verify_client(sent, UnixTime::now());
+            *verdict =
+                (Some(files), Arc::new(AdminClient { address: verdict.1.address, certificate: client }));
         }
         Arc::clone(&verdict.1)
     }
 }
 
 /// What a handshake leaves for the verdict on the client.
-struct Shaken {
+struct CompletedHandshake {
     /// With which it was made.
-    files: Arc<Loaded<ServerTls>>,
+    files: Arc<LoadedCredentials<ServerTls>>,
     /// What the client sent, leaf first.
-    sent: Vec<CertificateDer<'static>>,
+    presented_chain: Vec<CertificateDer<'static>>,
 }
 
 /// The handshake, with the certificate files as they are now. A peer that speaks plain HTTP is told
 /// so, in plain HTTP, as nginx does.
 async fn handshake(
-    tls: &Tls,
+    tls: &ReloadingTls,
     mut stream: TcpStream,
-) -> std::io::Result<(tokio_rustls::server::TlsStream<TcpStream>, Shaken)> {
+) -> std::io::Result<(tokio_rustls::server::TlsStream<TcpStream>, CompletedHandshake)> {
     let mut first = [0];
     stream.peek(&mut first).await?;
     if first.first().is_some_and(u8::is_ascii_uppercase) {
-        tell_plain_text(&mut stream).await?;
+        send_plain_http_error(&mut stream).await?;
         return Err(std::io::Error::other("plain HTTP on the TLS port"));
     }
     if first.first() != Some(&HANDSHAKE_RECORD) {
         return Err(std::io::Error::other("neither TLS nor HTTP"));
     }
-    let files = tls.fresh().await.map_err(std::io::Error::other)?;
+    let files = tls.current().await.map_err(std::io::Error::other)?;
     let stream = TlsAcceptor::from(Arc::clone(&files.tls.config)).accept(stream).await?;
     let sent = stream.get_ref().1.peer_certificates().unwrap_or_default();
     let sent = sent.iter().map(|one| one.clone().into_owned()).collect();
-    Ok((stream, Shaken { files, sent }))
+    Ok((stream, CompletedHandshake { files, presented_chain: sent }))
 }
 
-async fn tell_plain_text(stream: &mut TcpStream) -> std::io::Result<()> {
-    let page = super::reply::plain_text_page();
+async fn send_plain_http_error(stream: &mut TcpStream) -> std::io::Result<()> {
+    let page = super::reply::plain_http_response();
     stream.write_all(page.as_bytes()).await?;
     stream.shutdown().await?;
     // Closing with unread bytes would reset the connection before the peer has read the page.

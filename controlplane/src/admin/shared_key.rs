@@ -15,14 +15,14 @@ use zeroize::Zeroizing;
 use super::access::{KeyDigest, key_digest};
 use super::admin_key::{AdminKeyError, KeyFile};
 use crate::publish;
-use crate::store::{Private, Store, StoreError};
+use crate::store::{InternalKey, Store, StoreError};
 
 /// Rounds of losing against other control planes.
-const TRIES: usize = 16;
+const CAS_ATTEMPTS: usize = 16;
 
 /// What the store says of a generated key.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-struct Made {
+struct SharedKey {
     /// Hexadecimal.
     sha256: String,
     /// The machine where it was made.
@@ -34,57 +34,57 @@ struct Made {
 }
 
 /// By the name of the entry in `admin_key`.
-type Keys = BTreeMap<String, Made>;
+type Keys = BTreeMap<String, SharedKey>;
 
 /// The key of our own file and whether it was made now, and the digest of another one that counts
 /// here, too.
-pub(super) type Agreed = (Option<(Zeroizing<String>, bool)>, Option<KeyDigest>);
+pub(super) type LocalAndShared = (Option<(Zeroizing<String>, bool)>, Option<KeyDigest>);
 
 /// Takes the key that the control planes share; makes it when there is none.
 ///
 /// # Errors
 /// [`AdminKeyError`] when neither the store nor the file can be read.
-pub(super) async fn agree(file: &KeyFile, store: &dyn Store) -> Result<Agreed, AdminKeyError> {
+pub(super) async fn resolve(file: &KeyFile, store: &dyn Store) -> Result<LocalAndShared, AdminKeyError> {
     let mut ours = file.read()?.map(|key| (key, false));
-    for _ in 0..TRIES {
+    for _ in 0..CAS_ATTEMPTS {
         let (version, mut keys) = read(file, store).await?;
         if let Some(made) = keys.get(&file.name) {
-            return taken(file, made, ours);
+            return use_shared(file, made, ours);
         }
         let (key, now) = match ours.take() {
             Some(key) => key,
-            None => file.make()?,
+            None => file.create()?,
         };
-        keys.insert(file.name.clone(), Made::now(&key, file));
+        keys.insert(file.name.clone(), SharedKey::new(&key, file));
         ours = Some((key, now));
         let text = serde_json::to_string(&keys).unwrap_or_default();
-        match store.swap_private(Private::AdminKeys, version, text.into()).await {
+        match store.swap_internal_entry(InternalKey::AdminKeys, version, text.into()).await {
             Ok(_) => return Ok((ours, None)),
             // Another was faster, or it is not known: the store tells.
-            Err(StoreError::Conflict | StoreError::Unknown { .. }) => {}
+            Err(StoreError::Conflict | StoreError::OutcomeUnknown { .. }) => {}
             Err(error) => {
                 tracing::warn!(%error, name = file.name, "the admin key is not shared: each control plane has its own");
                 return Ok((ours, None));
             }
         }
     }
-    Err(shared(file, "the other control planes write it all the time".to_owned()))
+    Err(shared_error(file, "the other control planes write it all the time".to_owned()))
 }
 
 /// The store knows a key.
-fn taken(
+fn use_shared(
     file: &KeyFile,
-    made: &Made,
+    made: &SharedKey,
     ours: Option<(Zeroizing<String>, bool)>,
-) -> Result<Agreed, AdminKeyError> {
+) -> Result<LocalAndShared, AdminKeyError> {
     let Some(digest) = made.digest() else {
-        return Err(shared(
+        return Err(shared_error(
             file,
             "its digest in the store is damaged: remove admin_keys below countersign/".to_owned(),
         ));
     };
-    let Made { host, file: place, .. } = made;
-    if ours.is_none() && made.is_at(file) {
+    let SharedKey { host, file: place, .. } = made;
+    if ours.is_none() && made.was_made_in(file) {
         tracing::error!(
             name = file.name,
             "{place}, which holds the one admin key of all control planes over this etcd, is gone, and it was made here: put its copy \
@@ -113,30 +113,36 @@ fn taken(
 }
 
 async fn read(file: &KeyFile, store: &dyn Store) -> Result<(u64, Keys), AdminKeyError> {
-    let entry = store.private(Private::AdminKeys).await.map_err(|error| shared(file, error.to_string()))?;
+    let entry = store
+        .internal_entry(InternalKey::AdminKeys)
+        .await
+        .map_err(|error| shared_error(file, error.to_string()))?;
     let Some(entry) = entry else { return Ok((0, Keys::new())) };
     let keys = serde_json::from_str(&entry.text).map_err(|_| {
-        shared(file, "the entry admin_keys below countersign/ in the store is damaged: remove it".to_owned())
+        shared_error(
+            file,
+            "the entry admin_keys below countersign/ in the store is damaged: remove it".to_owned(),
+        )
     })?;
     Ok((entry.version, keys))
 }
 
-fn shared(file: &KeyFile, problem: String) -> AdminKeyError {
+fn shared_error(file: &KeyFile, problem: String) -> AdminKeyError {
     AdminKeyError::Shared { name: file.name.clone(), problem }
 }
 
-impl Made {
-    fn now(key: &str, file: &KeyFile) -> Self {
+impl SharedKey {
+    fn new(key: &str, file: &KeyFile) -> Self {
         let sha256 = key_digest(key.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect();
         let place = std::path::absolute(&file.path).unwrap_or_else(|_| file.path.clone());
         let made_at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        Self { sha256, host: publish::host(), file: place.display().to_string(), made_at }
+        Self { sha256, host: publish::machine_name(), file: place.display().to_string(), made_at }
     }
 
     /// It was made on this machine, in this file.
-    fn is_at(&self, file: &KeyFile) -> bool {
+    fn was_made_in(&self, file: &KeyFile) -> bool {
         let place = std::path::absolute(&file.path).unwrap_or_else(|_| file.path.clone());
-        self.host == publish::host() && Path::new(&self.file) == place
+        self.host == publish::machine_name() && Path::new(&self.file) == place
     }
 
     fn digest(&self) -> Option<KeyDigest> {
@@ -154,21 +160,21 @@ impl Made {
 
 #[cfg(test)]
 mod tests {
-    use conf::{AdminKey, Role};
+    use conf::{AdminKey, AdminRole};
 
     use super::*;
-    use crate::admin::admin_key::{Ready, complete};
-    use crate::store::Embedded;
+    use crate::admin::admin_key::{ResolvedKey, resolve_keys};
+    use crate::store::EmbeddedStore;
 
     /// What a control plane with this folder takes as its key.
-    async fn start(folder: &Path, store: &dyn Store) -> Ready {
+    async fn start(folder: &Path, store: &dyn Store) -> ResolvedKey {
         let entry =
-            AdminKey { name: "admin".into(), key: conf::Secret::new(String::new()), role: Role::Admin };
-        complete(&[entry], Path::new("c.yaml"), folder, Some(store)).await.unwrap().remove(0)
+            AdminKey { name: "admin".into(), key: conf::Secret::new(String::new()), role: AdminRole::Admin };
+        resolve_keys(&[entry], Path::new("c.yaml"), folder, Some(store)).await.unwrap().remove(0)
     }
 
-    fn store(folder: &Path) -> Embedded {
-        Embedded::open(&folder.join("store.redb")).unwrap()
+    fn store(folder: &Path) -> EmbeddedStore {
+        EmbeddedStore::open(&folder.join("store.redb")).unwrap()
     }
 
     #[tokio::test]
@@ -178,21 +184,24 @@ mod tests {
         let started =
             futures_util::future::join_all(folders.iter().map(|folder| start(folder.path(), &store)));
         let started = started.await;
-        let made: Vec<_> = started.iter().filter(|ready| ready.made.is_some()).collect();
+        let made: Vec<_> = started.iter().filter(|ready| ready.created.is_some()).collect();
         assert_eq!(made.len(), 1);
         let digest = key_digest(made[0].key.as_bytes());
         for (ready, folder) in started.iter().zip(&folders) {
-            if ready.made.is_none() {
-                assert_eq!((ready.key.as_str(), ready.shared), ("", Some(digest)));
+            if ready.created.is_none() {
+                assert_eq!((ready.key.as_str(), ready.shared_digest), ("", Some(digest)));
                 assert!(!folder.path().join("admin.key").exists(), "what was made in vain is gone");
             }
         }
-        let stored = store.private(Private::AdminKeys).await.unwrap().unwrap().text;
+        let stored = store.internal_entry(InternalKey::AdminKeys).await.unwrap().unwrap().text;
         assert!(!stored.contains(made[0].key.as_str()) && stored.contains("admin.key"));
         // Started again, the one that made it has it from its file.
-        let folder = made[0].made.as_deref().unwrap().parent().unwrap();
+        let folder = made[0].created.as_deref().unwrap().parent().unwrap();
         let again = start(folder, &store).await;
-        assert_eq!((again.key.as_str(), again.made, again.shared), (made[0].key.as_str(), None, None));
+        assert_eq!(
+            (again.key.as_str(), again.created, again.shared_digest),
+            (made[0].key.as_str(), None, None)
+        );
     }
 
     #[tokio::test]
@@ -203,11 +212,15 @@ mod tests {
             std::fs::write(folder.path().join("admin.key"), format!("{key}\n")).unwrap();
         }
         let one = start(folders[0].path(), &store).await;
-        assert_eq!((one.key.as_str(), one.made, one.shared), ("one", None, None));
+        assert_eq!((one.key.as_str(), one.created, one.shared_digest), ("one", None, None));
         let two = start(folders[1].path(), &store).await;
-        assert_eq!((two.key.as_str(), two.shared), ("two", Some(key_digest(b"one"))), "both are good there");
+        assert_eq!(
+            (two.key.as_str(), two.shared_digest),
+            ("two", Some(key_digest(b"one"))),
+            "both are good there"
+        );
         let three = start(folders[2].path(), &store).await;
-        assert_eq!((three.key.as_str(), three.shared), ("", Some(key_digest(b"one"))));
+        assert_eq!((three.key.as_str(), three.shared_digest), ("", Some(key_digest(b"one"))));
     }
 
     /// What is logged goes here.
@@ -239,7 +252,7 @@ mod tests {
         assert!(!told().contains("ERROR"), "it was not made there: {}", told());
         std::fs::remove_file(folder.path().join("admin.key")).unwrap();
         let again = start(folder.path(), &store).await;
-        assert_eq!(again.shared, Some(key_digest(made.key.as_bytes())));
+        assert_eq!(again.shared_digest, Some(key_digest(made.key.as_bytes())));
         assert!(told().contains("ERROR") && told().contains("etcdctl del"), "{}", told());
     }
 
@@ -248,11 +261,15 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let store = store(folder.path());
         for text in ["{", r#"{"admin": {"sha256": "12", "host": "h", "file": "f", "made_at": 1}}"#] {
-            let version = store.private(Private::AdminKeys).await.unwrap().map_or(0, |entry| entry.version);
-            store.swap_private(Private::AdminKeys, version, text.to_owned().into()).await.unwrap();
-            let entry =
-                AdminKey { name: "admin".into(), key: conf::Secret::new(String::new()), role: Role::Admin };
-            let failed = complete(&[entry], Path::new("c.yaml"), folder.path(), Some(&store)).await;
+            let version =
+                store.internal_entry(InternalKey::AdminKeys).await.unwrap().map_or(0, |entry| entry.version);
+            store.swap_internal_entry(InternalKey::AdminKeys, version, text.to_owned().into()).await.unwrap();
+            let entry = AdminKey {
+                name: "admin".into(),
+                key: conf::Secret::new(String::new()),
+                role: AdminRole::Admin,
+            };
+            let failed = resolve_keys(&[entry], Path::new("c.yaml"), folder.path(), Some(&store)).await;
             assert!(failed.err().unwrap().to_string().contains("damaged"));
             assert!(!folder.path().join("admin.key").exists());
         }

@@ -8,11 +8,11 @@
 //! ([`pem_files::reload`]): a new connection is made with them as they are, and a kept one is
 //! judged by the CA as it is.
 
-use pem_files::reload::File;
-use pem_files::{Contents, FileError, Files, Loaded, Reloader};
 use std::sync::Arc;
 
-use conf::{AdminTls, Ciphers, TlsVersion};
+use conf::{AdminTlsSettings, Ciphers, TlsVersion};
+use pem_files::reload::ConfiguredFile;
+use pem_files::{CredentialFiles, Credentials, FileError, LoadedCredentials, Reloader};
 use pki::{ClientAuth, ClientAuthInput};
 use rustls::client::danger::HandshakeSignatureValid;
 use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms};
@@ -24,7 +24,7 @@ use rustls::{
     DigitallySignedStruct, DistinguishedName, ServerConfig, SignatureScheme, SupportedProtocolVersion,
 };
 
-use super::peer::Client;
+use super::client::ClientCertStatus;
 use crate::proof;
 
 /// nginx's default, which APISIX does not change: one intermediate.
@@ -54,18 +54,19 @@ pub struct ServerTls {
 
 /// The TLS of the Admin API.
 #[derive(Clone, Debug)]
-pub struct Tls {
+pub struct ReloadingTls {
     /// The files, and what is made of them.
     pub files: Reloader<ServerTls>,
 }
 
-impl Tls {
-    /// Reads the files. `ciphers`: the suites that may be used; `None`: all there are. A CA file that is named but missing, empty or without a certificate is an error, never "no CA".
+impl ReloadingTls {
+    /// Reads the files. `ciphers`: the suites that may be used; `None`: all there are. A CA file
+    /// that is named but missing, empty or without a certificate is an error, never "no CA".
     ///
     /// # Errors
     /// Says which file is wrong, and how.
     pub fn load(
-        files: &AdminTls,
+        files: &AdminTlsSettings,
         versions: &[TlsVersion],
         ciphers: Option<&Ciphers>,
     ) -> Result<Self, TlsError> {
@@ -86,19 +87,19 @@ impl Tls {
         }
         let provider = Arc::new(provider);
         ServerConfig::builder_with_provider(Arc::clone(&provider)).with_protocol_versions(&versions)?;
-        let named = Files {
+        let named = CredentialFiles {
             pair: Some((
-                File::new("admin_ssl_cert", &files.cert),
-                File::new("admin_ssl_cert_key", &files.key),
+                ConfiguredFile::new("admin_ssl_cert", &files.cert),
+                ConfiguredFile::new("admin_ssl_cert_key", &files.key),
             )),
-            ca: files.ca.as_deref().map(|path| File::new("admin_ssl_ca_cert", path)),
-            name: None,
+            ca: files.ca.as_deref().map(|path| ConfiguredFile::new("admin_ssl_ca_cert", path)),
+            required_dns_name: None,
         };
-        let (cert, ca) = (File::new("admin_ssl_cert", &files.cert), named.ca.clone());
+        let (cert, ca) = (ConfiguredFile::new("admin_ssl_cert", &files.cert), named.ca.clone());
         let files = Reloader::new("admin", named, move |contents| {
             let policy = ca.as_ref().map(|file| client_auth(file, contents)).transpose()?.map(Arc::new);
             let config = server_config(&provider, &versions, contents, policy.as_deref());
-            Ok(ServerTls { config: Arc::new(config.map_err(|error| cert.named().wrong(error))?), policy })
+            Ok(ServerTls { config: Arc::new(config.map_err(|error| cert.by_ref().error(error))?), policy })
         });
         files.load()?;
         Ok(Self { files })
@@ -108,21 +109,22 @@ impl Tls {
     ///
     /// # Errors
     /// When the files could never be used.
-    pub async fn fresh(&self) -> Result<Arc<Loaded<ServerTls>>, FileError> {
-        self.files.fresh().await
+    pub async fn current(&self) -> Result<Arc<LoadedCredentials<ServerTls>>, FileError> {
+        self.files.refresh().await
     }
 }
 
 impl ServerTls {
     /// Judges what a client sent.
-    pub fn judge(&self, sent: &[CertificateDer<'_>], now: UnixTime) -> Client {
-        let Some(policy) = &self.policy else { return Client::NotAsked };
-        let Some((leaf, rest)) = sent.split_first() else { return Client::Missing };
+    pub fn verify_client(&self, sent: &[CertificateDer<'_>], now: UnixTime) -> ClientCertStatus {
+        let Some(policy) = &self.policy else { return ClientCertStatus::NotRequested };
+        let Some((leaf, rest)) = sent.split_first() else { return ClientCertStatus::Missing };
         match pki::verify_client(policy, leaf, rest, now) {
-            Ok(verified) => {
-                Client::Verified { identity: verified.identity().clone(), expires: verified.expires() }
-            }
-            Err(error) => Client::Refused(error.to_string()),
+            Ok(verified) => ClientCertStatus::Verified {
+                identity: verified.identity().clone(),
+                expires: verified.valid_until(),
+            },
+            Err(error) => ClientCertStatus::Rejected(error.to_string()),
         }
     }
 }
@@ -130,19 +132,21 @@ impl ServerTls {
 fn server_config(
     provider: &Arc<CryptoProvider>,
     versions: &[&'static SupportedProtocolVersion],
-    contents: &Contents,
+    contents: &Credentials,
     policy: Option<&ClientAuth>,
 ) -> Result<ServerConfig, rustls::Error> {
     let none = || rustls::Error::General("no certificate".to_owned());
-    let certified = contents.pair.as_ref().ok_or_else(none)?.certified(provider)?;
+    let certified = contents.pair.as_ref().ok_or_else(none)?.to_certified_key(provider)?;
     let algorithms = provider.signature_verification_algorithms;
     let builder =
         ServerConfig::builder_with_provider(Arc::clone(provider)).with_protocol_versions(versions)?;
     let builder = match policy {
-        Some(policy) => builder.with_client_cert_verifier(Arc::new(AskAnyone::new(policy, algorithms))),
+        Some(policy) => {
+            builder.with_client_cert_verifier(Arc::new(OptionalClientCert::new(policy, algorithms)))
+        }
         None => builder.with_no_client_auth(),
     };
-    let mut config = builder.with_cert_resolver(Arc::new(One(certified)));
+    let mut config = builder.with_cert_resolver(Arc::new(SingleCert(certified)));
     config.ignore_client_order = true;
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     config.session_storage = Arc::new(NoServerSessionStorage {});
@@ -150,37 +154,39 @@ fn server_config(
     Ok(config)
 }
 
-fn client_auth(file: &File, contents: &Contents) -> Result<ClientAuth, FileError> {
+fn client_auth(file: &ConfiguredFile, contents: &Credentials) -> Result<ClientAuth, FileError> {
     let anchors = contents.ca.clone();
     let input = ClientAuthInput { anchors, depth: DEPTH, ..ClientAuthInput::default() };
-    ClientAuth::new(input).map_err(|error| file.named().wrong(error))
+    ClientAuth::new(input).map_err(|error| file.by_ref().error(error))
 }
 
 /// The one certificate of this listener, whatever name is asked for.
 #[derive(Debug)]
-struct One(Arc<CertifiedKey>);
+struct SingleCert(Arc<CertifiedKey>);
 
-impl ResolvesServerCert for One {
+impl ResolvesServerCert for SingleCert {
     fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         Some(Arc::clone(&self.0))
     }
 }
 
-/// Asks for a certificate and leaves the verdict for later; checks only that the client holds its key.
+/// Asks for a certificate and leaves the verdict for later; checks only that the client holds its
+/// key.
 #[derive(Debug)]
-struct AskAnyone {
+struct OptionalClientCert {
     subjects: Vec<DistinguishedName>,
     algorithms: WebPkiSupportedAlgorithms,
 }
 
-impl AskAnyone {
+impl OptionalClientCert {
     fn new(policy: &ClientAuth, algorithms: WebPkiSupportedAlgorithms) -> Self {
-        let subjects = policy.subjects().iter().map(|name| DistinguishedName::from(name.to_der())).collect();
+        let subjects =
+            policy.root_hint_subjects().iter().map(|name| DistinguishedName::from(name.to_der())).collect();
         Self { subjects, algorithms }
     }
 }
 
-impl ClientCertVerifier for AskAnyone {
+impl ClientCertVerifier for OptionalClientCert {
     fn client_auth_mandatory(&self) -> bool {
         false
     }

@@ -17,7 +17,7 @@ use std::time::Duration;
 use tokio::net::UnixListener;
 use tokio::sync::Semaphore;
 
-use crate::store::Embedded;
+use crate::store::EmbeddedStore;
 
 /// For the other end to take some bytes: a backup that is not read must not hold the pages of an
 /// old revision for ever.
@@ -25,12 +25,12 @@ const SEND_TIMEOUT: Duration = Duration::from_secs(60);
 /// For the control plane to send some bytes: one that hangs or is stopped is left.
 pub(super) const RECEIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often the socket is looked for: a folder that is tidied up by hand takes it away.
-const LOOK_INTERVAL: Duration = Duration::from_secs(5);
+const CHECK_INTERVAL: Duration = Duration::from_secs(5);
 /// After an accept that failed.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
 
 /// The socket of the store at `path`.
-pub(super) fn beside(path: &Path) -> PathBuf {
+pub(super) fn socket_path(path: &Path) -> PathBuf {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(".sock");
     path.with_file_name(name)
@@ -38,12 +38,12 @@ pub(super) fn beside(path: &Path) -> PathBuf {
 
 /// A name of the socket that is short enough for one (108 bytes), however long its path is: by way
 /// of its open folder.
-struct Short {
+struct ShortPath {
     _folder: File,
     path: PathBuf,
 }
 
-impl Short {
+impl ShortPath {
     fn of(socket: &Path) -> io::Result<Self> {
         let folder = socket.parent().filter(|folder| !folder.as_os_str().is_empty());
         let folder = File::open(folder.unwrap_or(Path::new(".")))?;
@@ -54,7 +54,7 @@ impl Short {
 }
 
 /// Removes the socket with the task that listens on it.
-struct Listening {
+struct BackupListener {
     listener: UnixListener,
     socket: PathBuf,
     /// Device and inode of the socket.
@@ -63,18 +63,18 @@ struct Listening {
     user: u32,
 }
 
-impl Listening {
+impl BackupListener {
     /// The name leads to this socket.
-    fn is_there(&self) -> bool {
-        identity(&self.socket).is_ok_and(|file| file == self.file)
+    fn is_bound(&self) -> bool {
+        file_id(&self.socket).is_ok_and(|file| file == self.file)
     }
 
     /// Makes the socket anew where its name is gone.
-    fn look(&mut self, store: &Path) {
-        if self.is_there() {
+    fn rebind_if_missing(&mut self, store: &Path) {
+        if self.is_bound() {
             return;
         }
-        match listen(store) {
+        match bind(store) {
             Ok(anew) => {
                 tracing::warn!(socket = %self.socket.display(), "the socket for backups was gone; it is made anew");
                 *self = anew;
@@ -84,37 +84,42 @@ impl Listening {
     }
 }
 
-impl Drop for Listening {
+impl Drop for BackupListener {
     fn drop(&mut self) {
         // Another file may have its name by now.
-        if self.is_there() {
+        if self.is_bound() {
             let _gone = fs::remove_file(&self.socket);
         }
     }
 }
 
-fn identity(path: &Path) -> io::Result<(u64, u64)> {
+fn file_id(path: &Path) -> io::Result<(u64, u64)> {
     fs::symlink_metadata(path).map(|found| (found.dev(), found.ino()))
 }
 
 /// Gives backups for as long as the store is used. Where that cannot be, the control plane runs
 /// without: the log says so.
-pub fn serve(store: &Arc<Embedded>, path: &Path) {
-    match listen(path) {
+pub(crate) fn serve(store: &Arc<EmbeddedStore>, path: &Path) {
+    match bind(path) {
         Ok(listening) => {
-            drop(tokio::spawn(give(listening, Arc::downgrade(store), path.to_owned(), LOOK_INTERVAL)));
+            drop(tokio::spawn(accept_loop(
+                listening,
+                Arc::downgrade(store),
+                path.to_owned(),
+                CHECK_INTERVAL,
+            )));
         }
         Err(error) => tracing::warn!(
             %error,
-            socket = %beside(path).display(),
+            socket = %socket_path(path).display(),
             "no backup can be made while the control plane runs: the socket cannot be made"
         ),
     }
 }
 
-fn listen(path: &Path) -> io::Result<Listening> {
-    let socket = beside(path);
-    let short = Short::of(&socket)?;
+fn bind(path: &Path) -> io::Result<BackupListener> {
+    let socket = socket_path(path);
+    let short = ShortPath::of(&socket)?;
     match fs::symlink_metadata(&short.path) {
         // The file is locked by us, so a socket that is there is of a process that has died.
         Ok(found) if found.file_type().is_socket() => fs::remove_file(&short.path)?,
@@ -127,11 +132,16 @@ fn listen(path: &Path) -> io::Result<Listening> {
     let listener = UnixListener::bind(&short.path)?;
     fs::set_permissions(&short.path, fs::Permissions::from_mode(0o600))?;
     let user = fs::metadata("/proc/self")?.uid();
-    let file = identity(&short.path)?;
-    Ok(Listening { listener, socket, file, user })
+    let file = file_id(&short.path)?;
+    Ok(BackupListener { listener, socket, file, user })
 }
 
-async fn give(mut listening: Listening, store: Weak<Embedded>, path: PathBuf, look_interval: Duration) {
+async fn accept_loop(
+    mut listening: BackupListener,
+    store: Weak<EmbeddedStore>,
+    path: PathBuf,
+    look_interval: Duration,
+) {
     let one = Arc::new(Semaphore::new(1));
     loop {
         let stream = match tokio::time::timeout(look_interval, listening.listener.accept()).await {
@@ -139,13 +149,13 @@ async fn give(mut listening: Listening, store: Weak<Embedded>, path: PathBuf, lo
             Err(_) => {
                 // Held meanwhile: after it is closed the name may be another process's.
                 let Some(_store) = store.upgrade() else { return };
-                listening.look(&path);
+                listening.rebind_if_missing(&path);
                 continue;
             }
             Ok(Ok((stream, _))) => stream,
             Ok(Err(error)) => {
                 tracing::warn!(%error, "the socket for backups cannot accept a connection");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
+                tokio::time::sleep(ACCEPT_BACKOFF).await;
                 continue;
             }
         };
@@ -168,10 +178,10 @@ async fn give(mut listening: Listening, store: Weak<Embedded>, path: PathBuf, lo
     }
 }
 
-fn send(store: &Embedded, stream: UnixStream) -> Result<(), crate::store::RowsError> {
+fn send(store: &EmbeddedStore, stream: UnixStream) -> Result<(), crate::store::BackupStreamError> {
     let ready = stream.set_nonblocking(false).and_then(|()| stream.set_write_timeout(Some(SEND_TIMEOUT)));
-    ready.map_err(crate::store::RowsError::Connection)?;
-    let summary = store.write_rows(&mut BufWriter::new(stream))?;
+    ready.map_err(crate::store::BackupStreamError::Connection)?;
+    let summary = store.write_backup(&mut BufWriter::new(stream))?;
     tracing::info!(revision = summary.revision, documents = summary.documents, "gave a backup of the store");
     Ok(())
 }
@@ -181,7 +191,7 @@ fn send(store: &Embedded, stream: UnixStream) -> Result<(), crate::store::RowsEr
 /// # Errors
 /// When one may listen and cannot be reached.
 pub(super) fn connect(path: &Path) -> io::Result<Option<UnixStream>> {
-    let connected = Short::of(&beside(path)).and_then(|short| UnixStream::connect(&short.path));
+    let connected = ShortPath::of(&socket_path(path)).and_then(|short| UnixStream::connect(&short.path));
     match connected {
         Ok(stream) => {
             stream.set_read_timeout(Some(RECEIVE_TIMEOUT))?;
@@ -202,10 +212,10 @@ mod tests {
     async fn a_socket_that_is_gone_is_made_anew() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("store.redb");
-        let store = Arc::new(Embedded::open(&path).unwrap());
-        let (listening, weak) = (listen(&path).unwrap(), Arc::downgrade(&store));
-        tokio::spawn(give(listening, weak, path.clone(), Duration::from_millis(1)));
-        fs::remove_file(beside(&path)).unwrap();
+        let store = Arc::new(EmbeddedStore::open(&path).unwrap());
+        let (listening, weak) = (bind(&path).unwrap(), Arc::downgrade(&store));
+        tokio::spawn(accept_loop(listening, weak, path.clone(), Duration::from_millis(1)));
+        fs::remove_file(socket_path(&path)).unwrap();
         while connect(&path).unwrap().is_none() {
             tokio::task::yield_now().await;
         }
@@ -215,12 +225,12 @@ mod tests {
     async fn a_file_in_the_place_of_the_socket_stays() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("store.redb");
-        let mut listening = listen(&path).unwrap();
-        fs::remove_file(beside(&path)).unwrap();
-        fs::write(beside(&path), "precious").unwrap();
-        listening.look(&path);
+        let mut listening = bind(&path).unwrap();
+        fs::remove_file(socket_path(&path)).unwrap();
+        fs::write(socket_path(&path), "precious").unwrap();
+        listening.rebind_if_missing(&path);
         drop(listening);
-        assert!(listen(&path).err().unwrap().to_string().contains("no socket"));
-        assert_eq!(fs::read(beside(&path)).unwrap(), b"precious");
+        assert!(bind(&path).err().unwrap().to_string().contains("no socket"));
+        assert_eq!(fs::read(socket_path(&path)).unwrap(), b"precious");
     }
 }

@@ -4,8 +4,8 @@ use model::{Id, Key, Kind};
 use serde_json::{Value, json};
 
 use super::*;
-use crate::publish::denied::DeniedNode;
-use crate::store::{Expect, Private, Write};
+use crate::publish::deny_list::DeniedNode;
+use crate::store::{InternalKey, Mutation, Precondition};
 
 struct Place {
     folder: tempfile::TempDir,
@@ -23,8 +23,8 @@ impl Place {
         self.folder.path().join(name)
     }
 
-    fn store(&self) -> Arc<Embedded> {
-        Arc::new(Embedded::open(&self.path("store.redb")).unwrap())
+    fn store(&self) -> Arc<EmbeddedStore> {
+        Arc::new(EmbeddedStore::open(&self.path("store.redb")).unwrap())
     }
 
     /// What it tells.
@@ -51,9 +51,9 @@ impl Place {
     }
 }
 
-async fn put(store: &Embedded, id: &str, document: Value) -> u64 {
+async fn put(store: &EmbeddedStore, id: &str, document: Value) -> u64 {
     let key = Key::new(Kind::Route, Id::parse(id).unwrap());
-    let write = Write::Put { key, document, expect: Expect::Anything, ttl: None };
+    let write = Mutation::Put { key, document, precondition: Precondition::Unconditional, ttl: None };
     store.commit(write).await.unwrap().revision
 }
 
@@ -68,7 +68,7 @@ async fn a_backup_of_a_store_in_use_is_all_of_one_revision() {
     let place = Arc::new(Place::new());
     let store = place.store();
     socket::serve(&store, &place.path("store.redb"));
-    store.swap_private(Private::TicketSecrets, 0, "sealed".to_owned().into()).await.unwrap();
+    store.swap_internal_entry(InternalKey::TicketSecrets, 0, "sealed".to_owned().into()).await.unwrap();
     // Each revision has one document with its number, and so has each backup all up to its own.
     let writing = tokio::spawn({
         let store = Arc::clone(&store);
@@ -82,11 +82,14 @@ async fn a_backup_of_a_store_in_use_is_all_of_one_revision() {
         let told = backup_beside(&place, name).await.unwrap();
         assert!(told.contains("the running control plane") && told.contains("verified"), "{told}");
         assert_eq!(fs::metadata(place.path(name)).unwrap().permissions().mode() & 0o777, 0o600);
-        let copy = Embedded::open(&place.path(name)).unwrap();
+        let copy = EmbeddedStore::open(&place.path(name)).unwrap();
         let loaded = copy.load().await.unwrap();
         assert_eq!((loaded.items.len() as u64, copy.identity()), (loaded.revision, store.identity()));
-        assert!(loaded.items.iter().all(|item| item.modified <= loaded.revision));
-        assert_eq!(copy.private(Private::TicketSecrets).await.unwrap().unwrap().text.as_str(), "sealed");
+        assert!(loaded.items.iter().all(|item| item.mod_revision <= loaded.revision));
+        assert_eq!(
+            copy.internal_entry(InternalKey::TicketSecrets).await.unwrap().unwrap().text.as_str(),
+            "sealed"
+        );
     }
     writing.await.unwrap();
     // What was not acknowledged by a reader holds nobody up, and ends with it.
@@ -145,7 +148,7 @@ async fn a_restored_store_is_as_it_was_and_the_other_is_kept() {
     assert!(denied.list().borrow().get("stolen").is_some(), "who was denied since stays out");
     let names = place.names();
     let kept = names.iter().find(|name| name.starts_with("store.redb.replaced-")).unwrap();
-    assert_eq!(Embedded::open(&place.path(kept)).unwrap().revision(), 3);
+    assert_eq!(EmbeddedStore::open(&place.path(kept)).unwrap().revision(), 3);
     assert_eq!(names.len(), 4, "nothing half made is left: {names:?}");
 }
 
@@ -233,7 +236,7 @@ fn a_control_plane_that_hangs_is_left_and_named() {
     assert_eq!(stream.read_timeout().unwrap(), Some(socket::RECEIVE_TIMEOUT));
     stream.set_read_timeout(Some(std::time::Duration::from_millis(1))).unwrap();
     let args = BackupArgs { to: place.path("b.redb"), overwrite: false };
-    let told = silent(receive(stream, &args).unwrap_err(), &store).to_string();
+    let told = map_timeout(receive(stream, &args).unwrap_err(), &store).to_string();
     assert!(told.contains("store.redb.sock sent nothing for 10 s"), "{told}");
     assert_eq!(place.names(), ["c.yaml", "store.redb.sock"], "nothing half made is left");
 }

@@ -1,7 +1,9 @@
-//! The check: a document is judged as every data plane will judge it, then its references are looked up.
+//! The check: a document is judged as every data plane will judge it, then its references are
+//! looked up.
 //!
-//! `compile` also makes what the data planes get, so what passes here is refused by none of them. References to other resources are
-//! looked up in the store at this moment (contract 2.6, 2.7); they are a help against mistakes, not a constraint the store enforces.
+//! `compile` also makes what the data planes get, so what passes here is refused by none of them.
+//! References to other resources are looked up in the store at this moment (contract 2.6, 2.7);
+//! they are a help against mistakes, not a constraint the store enforces.
 
 use model::{Id, Key, Kind, Problem, Reference, Resource, Scheme, Snapshot, Versioned};
 use pki::Keyring;
@@ -9,15 +11,15 @@ use rustls_pki_types::UnixTime;
 use serde_json::Value;
 
 use super::ChangeError;
-use crate::compile::{adopt, compile};
+use crate::compile::{compile, compile_stored};
 use crate::store::Store;
 
-/// Judges a whole document at this moment and gives what it means; what is served all the same but probably not as intended goes to
-/// the log.
+/// Judges a whole document at this moment and gives what it means; what is served all the same but
+/// probably not as intended goes to the log.
 ///
 /// # Errors
 /// The first thing that is wrong with it, or that the store cannot be read.
-pub async fn document(
+pub(crate) async fn check_document(
     kind: Kind,
     id: &Id,
     document: &Value,
@@ -26,30 +28,35 @@ pub async fn document(
     now: UnixTime,
 ) -> Result<Resource, ChangeError> {
     let resource = compile(kind, id, document, keyring)?;
-    model::check_time(&resource, now)?;
-    for finding in model::lint::alone(&resource, now) {
+    model::check_validity_period(&resource, now)?;
+    for finding in model::lint::lint_resource(&resource, now) {
         tracing::warn!(kind = kind.singular(), id = id.as_str(), "{finding}");
     }
     for reference in model::references(&resource) {
-        exists(&reference, store).await?;
+        check_reference(&reference, store).await?;
     }
-    raw_paths(&resource, keyring, store).await?;
+    check_raw_paths(&resource, keyring, store).await?;
     Ok(resource)
 }
 
-/// Refuses a route or service that has paths forwarded as the client wrote them where a rule could be walked round. What is
-/// written afterwards is not refused for its sake: a data plane then refuses such requests.
-async fn raw_paths(resource: &Resource, keyring: &Keyring, store: &dyn Store) -> Result<(), ChangeError> {
+/// Refuses a route or service that has paths forwarded as the client wrote them where a rule could
+/// be walked round. What is written afterwards is not refused for its sake: a data plane then
+/// refuses such requests.
+async fn check_raw_paths(
+    resource: &Resource,
+    keyring: &Keyring,
+    store: &dyn Store,
+) -> Result<(), ChangeError> {
     if !forwards_raw_paths(resource, store).await? {
         return Ok(());
     }
     let mut held = Vec::new();
     for kind in [Kind::Ssl, Kind::Upstream, Kind::Service, Kind::Route] {
         let loaded = store.list(kind).await?;
-        held.extend(loaded.items.iter().filter_map(|stored| adopt(stored, keyring, None).0));
+        held.extend(loaded.items.iter().filter_map(|stored| compile_stored(stored, keyring, None).0));
     }
-    held.push(Versioned { revision: 0, resource: resource.clone() });
-    Ok(model::raw_path::check(&Snapshot::from_resources(0, held), resource)?)
+    held.push(Versioned { version: 0, resource: resource.clone() });
+    Ok(model::raw_path::check_resource(&Snapshot::from_resources(0, held), resource)?)
 }
 
 /// The document itself, or the service of a route that has no `proxy-rewrite` of its own.
@@ -60,7 +67,7 @@ async fn forwards_raw_paths(resource: &Resource, store: &dyn Store) -> Result<bo
         _ => return Ok(false),
     };
     match (own, service) {
-        (Some(own), _) => Ok(own.real_uri()),
+        (Some(own), _) => Ok(own.uses_raw_path()),
         (None, None) => Ok(false),
         (None, Some(service)) => {
             let found = store.get(&Key::new(Kind::Service, service.clone())).await?;
@@ -73,17 +80,17 @@ async fn forwards_raw_paths(resource: &Resource, store: &dyn Store) -> Result<bo
     }
 }
 
-async fn exists(reference: &Reference, store: &dyn Store) -> Result<(), ChangeError> {
+async fn check_reference(reference: &Reference, store: &dyn Store) -> Result<(), ChangeError> {
     let Key { kind, id } = &reference.key;
     let noun = kind.noun();
     let lookup = format!("failed to fetch {noun} info by {noun} id [{id}]");
     let refused = |what: &str| {
-        Err(ChangeError::Refused(Problem::new(reference.field.clone(), format!("{lookup}, {what}"))))
+        Err(ChangeError::Invalid(Problem::new(reference.field.clone(), format!("{lookup}, {what}"))))
     };
     match store.get(&reference.key).await? {
         None => refused("response code: 404"),
         Some(found) if *kind == Kind::Ssl && !is_client(&found.document) => refused("wrong ssl type"),
-        Some(found) if reference.for_http && !scheme_of(&found.document).speaks_http() => {
+        Some(found) if reference.requires_http && !scheme_of(&found.document).is_http() => {
             let scheme = scheme_of(&found.document).as_str();
             refused(&format!("scheme {scheme} takes no HTTP requests"))
         }
@@ -104,7 +111,7 @@ fn scheme_of(upstream: &Value) -> Scheme {
 ///
 /// # Errors
 /// Names the first document that still refers to it.
-pub async fn removal(key: &Key, store: &dyn Store) -> Result<(), ChangeError> {
+pub(crate) async fn check_removal(key: &Key, store: &dyn Store) -> Result<(), ChangeError> {
     let (field, users, what): (_, &[Kind], _) = match key.kind {
         Kind::Upstream => ("upstream_id", &[Kind::Route, Kind::Service, Kind::StreamRoute], "this upstream"),
         Kind::Service => ("service_id", &[Kind::Route, Kind::StreamRoute], "this service directly"),
@@ -112,7 +119,7 @@ pub async fn removal(key: &Key, store: &dyn Store) -> Result<(), ChangeError> {
     };
     for user in users {
         let loaded = store.list(*user).await?;
-        let found = loaded.items.iter().find(|item| refers(&item.document, field, key.id.as_str()));
+        let found = loaded.items.iter().find(|item| refers_to(&item.document, field, key.id.as_str()));
         if let Some(found) = found {
             let message = format!(
                 "can not delete {what}, {} [{}] is still using it now",
@@ -126,7 +133,7 @@ pub async fn removal(key: &Key, store: &dyn Store) -> Result<(), ChangeError> {
 }
 
 /// Ids may be written as numbers.
-fn refers(document: &Value, field: &str, id: &str) -> bool {
+fn refers_to(document: &Value, field: &str, id: &str) -> bool {
     match document.get(field) {
         Some(Value::String(text)) => text == id,
         Some(Value::Number(number)) => number.to_string() == id,

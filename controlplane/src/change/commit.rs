@@ -1,9 +1,9 @@
 //! The single write door: every change of the configuration passes here, whatever asked for it.
 //!
-//! Settles id, times and extension fields, has the draft checked, seals its private keys, and commits it against the revision it was
-//! based on. A PUT means
-//! "make it so", so when somebody else was faster it is built anew on what is there; a PATCH was meant for what its caller saw, so it is
-//! refused then (contract 2.3).
+//! Settles id, times and extension fields, has the draft checked, seals its private keys, and
+//! commits it against the revision it was based on. A PUT means
+//! "make it so", so when somebody else was faster it is built anew on what is there; a PATCH was
+//! meant for what its caller saw, so it is refused then (contract 2.3).
 
 use std::num::NonZeroU32;
 use std::sync::Arc;
@@ -13,29 +13,31 @@ use pki::Keyring;
 use rustls_pki_types::UnixTime;
 use serde_json::{Map, Value};
 
-use super::{ChangeError, Done, Moment, Told, carry, check, draft, seal};
-use crate::compile::adopt;
-use crate::store::{Expect, Store, StoreError, Stored, Write};
+use super::{
+    ChangeError, ChangeNotes, CommittedChange, WriteOptions, check, draft, extension_fields, private_keys,
+};
+use crate::compile::compile_stored;
+use crate::store::{Mutation, Precondition, Store, StoreError, StoredDocument};
 
 /// How often a PUT is tried while others keep writing the same key.
 const TRIES: usize = 16;
 
 /// Makes changes.
 #[derive(Clone)]
-pub struct Changes {
+pub struct ChangePipeline {
     store: Arc<dyn Store>,
     keyring: Arc<Keyring>,
 }
 
 /// When a document was made and last changed, in unix seconds.
-enum Times<'a> {
+enum Timestamps<'a> {
     /// Made anew: the creation time of what it replaces is kept.
     Replace(Option<&'a Value>),
     /// Times the caller gave stand; `update_given` says whether the update time is one of them.
     Patch { update_given: bool },
 }
 
-impl Changes {
+impl ChangePipeline {
     /// Makes changes in `store`, sealing private keys with `keyring`.
     pub fn new(store: Arc<dyn Store>, keyring: Arc<Keyring>) -> Self {
         Self { store, keyring }
@@ -50,18 +52,20 @@ impl Changes {
         kind: Kind,
         url_id: Option<&str>,
         body: Option<Value>,
-        moment: Moment,
-    ) -> Result<Done, ChangeError> {
+        moment: WriteOptions,
+    ) -> Result<CommittedChange, ChangeError> {
         let draft::Draft { key, document: given } = draft::put(kind, url_id, body)?;
-        let Moment { now, ttl } = moment;
+        let WriteOptions { now, ttl } = moment;
         for _ in 0..TRIES {
             let before = self.store.get(&key).await?;
             let stored = before.as_ref().map(|before| &before.document);
             let mut document = given.clone();
-            let told = carry::over(&key, stored, &mut document);
-            let (mut document, told) = self.checked(&key, before.as_ref(), document, told, now).await?;
-            stamp(&mut document, Times::Replace(stored), now);
-            let expect = before.map_or(Expect::Absent, |before| Expect::Revision(before.modified));
+            let told = extension_fields::carry_over(&key, stored, &mut document);
+            let (mut document, told) =
+                self.check_and_seal(&key, before.as_ref(), document, told, now).await?;
+            set_timestamps(&mut document, Timestamps::Replace(stored), now);
+            let expect =
+                before.map_or(Precondition::Absent, |before| Precondition::ModRevision(before.mod_revision));
             match self.commit(&key, document, expect, ttl, told).await {
                 Err(ChangeError::Store(StoreError::Conflict)) => {}
                 done => return done,
@@ -79,94 +83,111 @@ impl Changes {
         kind: Kind,
         url_id: Option<&str>,
         body: Option<Value>,
-        moment: Moment,
-    ) -> Result<Done, ChangeError> {
+        moment: WriteOptions,
+    ) -> Result<CommittedChange, ChangeError> {
         let mut document = draft::post(kind, url_id, body)?;
-        let Moment { now, ttl } = moment;
+        let WriteOptions { now, ttl } = moment;
         // Checked under a stand-in, so that a refused document takes no revision.
         let stand_in = Key::new(kind, Id::parse("0")?);
-        let told = carry::over(&stand_in, None, &mut document);
-        let (mut document, told) = self.checked(&stand_in, None, document, told, now).await?;
-        stamp(&mut document, Times::Replace(None), now);
+        let told = extension_fields::carry_over(&stand_in, None, &mut document);
+        let (mut document, told) = self.check_and_seal(&stand_in, None, document, told, now).await?;
+        set_timestamps(&mut document, Timestamps::Replace(None), now);
         let id = format!("{:020}", self.store.reserve_id().await?);
         document.insert("id".to_owned(), Value::String(id.clone()));
-        self.commit(&Key::new(kind, Id::parse(&id)?), document, Expect::Absent, ttl, told).await
+        self.commit(&Key::new(kind, Id::parse(&id)?), document, Precondition::Absent, ttl, told).await
     }
 
     /// Changes a part of a document.
     ///
     /// # Errors
-    /// When there is no such document, the result is refused, it was changed meanwhile, or the store fails.
+    /// When there is no such document, the result is refused, it was changed meanwhile, or the
+    /// store fails.
     pub async fn patch(
         &self,
         key: &Key,
         sub_path: Option<&str>,
         body: Option<Value>,
-        moment: Moment,
-    ) -> Result<Done, ChangeError> {
-        let Moment { now, ttl } = moment;
+        moment: WriteOptions,
+    ) -> Result<CommittedChange, ChangeError> {
+        let WriteOptions { now, ttl } = moment;
         // What is wrong with the request itself is said before the document is looked up.
         if body.is_none() || (sub_path.is_none() && !body.as_ref().is_some_and(Value::is_object)) {
             draft::patch(key, Value::Object(Map::new()), sub_path, body)?;
-            return Err(ChangeError::Missing);
+            return Err(ChangeError::NotFound);
         }
         let update_given =
             sub_path.is_none() && body.as_ref().is_some_and(|body| body.get("update_time").is_some());
-        let before = self.store.get(key).await?.ok_or(ChangeError::Missing)?;
-        let mentions_lists = carry::mentions_lists(sub_path, body.as_ref());
+        let before = self.store.get(key).await?.ok_or(ChangeError::NotFound)?;
+        let mentions_lists = extension_fields::mentions_crls(sub_path, body.as_ref());
         let mut document = draft::patch(key, before.document.clone(), sub_path, body)?.document;
-        let told = carry::patched(key, &before.document, &mut document, sub_path.is_some(), mentions_lists);
-        stamp(&mut document, Times::Patch { update_given }, now);
-        let (document, told) = self.checked(key, Some(&before), document, told, now).await?;
-        self.commit(key, document, Expect::Revision(before.modified), ttl, told).await
+        let told = extension_fields::settle_patched(
+            key,
+            &before.document,
+            &mut document,
+            sub_path.is_some(),
+            mentions_lists,
+        );
+        set_timestamps(&mut document, Timestamps::Patch { update_given }, now);
+        let (document, told) = self.check_and_seal(key, Some(&before), document, told, now).await?;
+        self.commit(key, document, Precondition::ModRevision(before.mod_revision), ttl, told).await
     }
 
     /// Removes a document; `force` skips the question whether others refer to it.
     ///
     /// # Errors
     /// When there is none, others refer to it, or the store fails.
-    pub async fn delete(&self, key: &Key, force: bool) -> Result<Done, ChangeError> {
+    pub async fn delete(&self, key: &Key, force: bool) -> Result<CommittedChange, ChangeError> {
         if !force {
-            check::removal(key, &*self.store).await?;
+            check::check_removal(key, &*self.store).await?;
         }
-        let before = self.store.get(key).await?.ok_or(ChangeError::Missing)?;
-        let gone = self.store.commit(Write::Delete { key: key.clone(), expect: Expect::Anything }).await?;
+        let before = self.store.get(key).await?.ok_or(ChangeError::NotFound)?;
+        let gone = self
+            .store
+            .commit(Mutation::Delete { key: key.clone(), precondition: Precondition::Unconditional })
+            .await?;
         if !gone.existed {
-            return Err(ChangeError::Missing);
+            return Err(ChangeError::NotFound);
         }
-        let told = Told { kept: Vec::new(), warnings: self.weakened(&before, None) };
-        carry::log(key, gone.revision, &told);
-        Ok(Done { key: key.clone(), document: Value::Null, revision: gone.revision, existed: true, told })
+        let told = ChangeNotes { kept: Vec::new(), warnings: self.weakenings(&before, None) };
+        extension_fields::log_notes(key, gone.revision, &told);
+        Ok(CommittedChange {
+            key: key.clone(),
+            document: Value::Null,
+            revision: gone.revision,
+            existed: true,
+            notes: told,
+        })
     }
 
-    /// What is taken away from the protection when `now` takes the place of `before`, or nothing does.
-    fn weakened(&self, before: &Stored, now: Option<&Resource>) -> Vec<String> {
-        let Some(before) = adopt(before, &self.keyring, None).0 else { return Vec::new() };
+    /// What is taken away from the protection when `now` takes the place of `before`, or nothing
+    /// does.
+    fn weakenings(&self, before: &StoredDocument, now: Option<&Resource>) -> Vec<String> {
+        let Some(before) = compile_stored(before, &self.keyring, None).0 else { return Vec::new() };
         let weakened = match now {
-            Some(now) => model::weakens(&before.resource, now),
-            None => model::removal_weakens(&before.resource),
+            Some(now) => model::weakenings(&before.resource, now),
+            None => model::removal_weakenings(&before.resource),
         };
         weakened.iter().map(ToString::to_string).collect()
     }
 
     /// Judges a document, tells what it takes away from the one before, and seals its private keys.
-    async fn checked(
+    async fn check_and_seal(
         &self,
         key: &Key,
-        before: Option<&Stored>,
+        before: Option<&StoredDocument>,
         document: Map<String, Value>,
-        mut told: Told,
+        mut told: ChangeNotes,
         now: UnixTime,
-    ) -> Result<(Map<String, Value>, Told), ChangeError> {
+    ) -> Result<(Map<String, Value>, ChangeNotes), ChangeError> {
         let document = Value::Object(document);
         let resource =
-            check::document(key.kind, &key.id, &document, &self.keyring, &*self.store, now).await?;
-        seal::refuse_stray_keys(key.kind, &document)?;
-        let Value::Object(mut document) = document else { return Err(ChangeError::Missing) };
+            check::check_document(key.kind, &key.id, &document, &self.keyring, &*self.store, now).await?;
+        private_keys::reject_stray_keys(key.kind, &document)?;
+        let Value::Object(mut document) = document else { return Err(ChangeError::NotFound) };
         if let Some(before) = before {
-            told.warnings.extend(self.weakened(before, Some(&resource)));
+            told.warnings.extend(self.weakenings(before, Some(&resource)));
         }
-        seal::seal(key.kind, &mut document, &self.keyring);
+        private_keys::seal_private_keys(key.kind, &mut document, &self.keyring);
         Ok((document, told))
     }
 
@@ -174,27 +195,33 @@ impl Changes {
         &self,
         key: &Key,
         document: Map<String, Value>,
-        expect: Expect,
+        expect: Precondition,
         ttl: Option<NonZeroU32>,
-        told: Told,
-    ) -> Result<Done, ChangeError> {
+        told: ChangeNotes,
+    ) -> Result<CommittedChange, ChangeError> {
         let document = Value::Object(document);
-        let write = Write::Put { key: key.clone(), document: document.clone(), expect, ttl };
+        let write = Mutation::Put { key: key.clone(), document: document.clone(), precondition: expect, ttl };
         let made = self.store.commit(write).await?;
-        carry::log(key, made.revision, &told);
-        Ok(Done { key: key.clone(), document, revision: made.revision, existed: made.existed, told })
+        extension_fields::log_notes(key, made.revision, &told);
+        Ok(CommittedChange {
+            key: key.clone(),
+            document,
+            revision: made.revision,
+            existed: made.existed,
+            notes: told,
+        })
     }
 }
 
-fn stamp(document: &mut Map<String, Value>, times: Times<'_>, now: UnixTime) {
+fn set_timestamps(document: &mut Map<String, Value>, times: Timestamps<'_>, now: UnixTime) {
     let now = now.as_secs();
     match times {
-        Times::Replace(before) => {
+        Timestamps::Replace(before) => {
             let created = before.and_then(|before| before.get("create_time")).cloned();
             document.insert("create_time".to_owned(), created.unwrap_or_else(|| now.into()));
             document.insert("update_time".to_owned(), now.into());
         }
-        Times::Patch { update_given } => {
+        Timestamps::Patch { update_given } => {
             document.entry("create_time").or_insert_with(|| now.into());
             if !update_given {
                 document.insert("update_time".to_owned(), now.into());

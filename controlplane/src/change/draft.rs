@@ -1,14 +1,15 @@
 //! Drafts: what a request means as a whole document.
 //!
-//! PUT and POST bring the document itself; PATCH brings a part that is merged into the stored one (contract 2.3). A draft has an id
-//! where it must have one and no times where it may not; what it says is judged later, by `check`.
+//! PUT and POST bring the document itself; PATCH brings a part that is merged into the stored one
+//! (contract 2.3). A draft has an id where it must have one and no times where it may not; what it
+//! says is judged later, by `check`.
 
 use model::{Id, Key, Kind, Problem};
 use serde_json::{Map, Value};
 
 /// A document on its way to be checked.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Draft {
+pub(crate) struct Draft {
     /// Its name.
     pub key: Key,
     /// The whole document.
@@ -19,9 +20,9 @@ pub struct Draft {
 ///
 /// # Errors
 /// The contract's texts for what is missing or does not fit.
-pub fn put(kind: Kind, url_id: Option<&str>, body: Option<Value>) -> Result<Draft, Problem> {
+pub(crate) fn put(kind: Kind, url_id: Option<&str>, body: Option<Value>) -> Result<Draft, Problem> {
     let mut document = object(body)?;
-    let key = identify(kind, url_id, &mut document)?;
+    let key = resolve_id(kind, url_id, &mut document)?;
     forbid_times(&document)?;
     Ok(Draft { key, document })
 }
@@ -30,7 +31,11 @@ pub fn put(kind: Kind, url_id: Option<&str>, body: Option<Value>) -> Result<Draf
 ///
 /// # Errors
 /// When there is no body, or it or the URL names an id.
-pub fn post(kind: Kind, url_id: Option<&str>, body: Option<Value>) -> Result<Map<String, Value>, Problem> {
+pub(crate) fn post(
+    kind: Kind,
+    url_id: Option<&str>,
+    body: Option<Value>,
+) -> Result<Map<String, Value>, Problem> {
     let document = object(body)?;
     if url_id.is_some() || document.contains_key("id") {
         return Err(Problem::new("id", format!("wrong {} id, do not need it", kind.noun())));
@@ -43,7 +48,7 @@ pub fn post(kind: Kind, url_id: Option<&str>, body: Option<Value>) -> Result<Map
 ///
 /// # Errors
 /// When there is no body, it cannot be merged, or it would change the id.
-pub fn patch(
+pub(crate) fn patch(
     key: &Key,
     mut stored: Value,
     sub_path: Option<&str>,
@@ -51,12 +56,12 @@ pub fn patch(
 ) -> Result<Draft, Problem> {
     let body = body.ok_or_else(|| Problem::new("", "missing new configuration"))?;
     match sub_path {
-        Some(path) => place(&mut stored, path, body)?,
+        Some(path) => set_at_path(&mut stored, path, body)?,
         None if body.is_object() => merge(&mut stored, body),
         None => return Err(Problem::new("", "invalid configuration")),
     }
     let mut document = object(Some(stored))?;
-    identify(key.kind, Some(key.id.as_str()), &mut document)?;
+    resolve_id(key.kind, Some(key.id.as_str()), &mut document)?;
     Ok(Draft { key: key.clone(), document })
 }
 
@@ -83,7 +88,7 @@ fn lua_type(value: &Value) -> &'static str {
 }
 
 /// Settles the id: the URL's, as text, or else the body's, as it stands there.
-fn identify(kind: Kind, url_id: Option<&str>, document: &mut Map<String, Value>) -> Result<Key, Problem> {
+fn resolve_id(kind: Kind, url_id: Option<&str>, document: &mut Map<String, Value>) -> Result<Key, Problem> {
     let body_id = match document.get("id") {
         None | Some(Value::Null) => None,
         Some(Value::String(text)) => Some(text.clone()),
@@ -140,8 +145,9 @@ fn merge(origin: &mut Value, change: Value) {
     }
 }
 
-/// Puts `value` at `path`, making the objects on the way. An element of an array cannot be addressed.
-fn place(document: &mut Value, path: &str, value: Value) -> Result<(), Problem> {
+/// Puts `value` at `path`, making the objects on the way. An element of an array cannot be
+/// addressed.
+fn set_at_path(document: &mut Value, path: &str, value: Value) -> Result<(), Problem> {
     let invalid = |upto: &str| Problem::new("", format!("invalid sub-path: /{upto}"));
     let (parents, last) = match path.rsplit_once('/') {
         Some((parents, last)) => (Some(parents), last),
@@ -166,9 +172,10 @@ fn place(document: &mut Value, path: &str, value: Value) -> Result<(), Problem> 
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use proptest::prelude::*;
     use serde_json::json;
+
+    use super::*;
 
     fn key(id: &str) -> Key {
         Key::new(Kind::Ssl, Id::parse(id).unwrap())
@@ -280,7 +287,7 @@ mod tests {
         #[test]
         fn placing_is_reading_back(path in "[a-c]{1,2}(/[a-c]{1,2}){0,3}", value in json_value()) {
             let mut document = Value::Object(Map::new());
-            place(&mut document, &path, value.clone()).unwrap();
+            set_at_path(&mut document, &path, value.clone()).unwrap();
             prop_assert_eq!(document.pointer(&format!("/{path}")), Some(&value));
         }
     }

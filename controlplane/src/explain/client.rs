@@ -1,108 +1,131 @@
-//! How a client's chain fares under a site's policy, which certificate breaks which rule, and what would fix it.
+//! How a client's chain fares under a site's policy, which certificate breaks which rule, and what
+//! would fix it.
 
-use pem_files::date;
 use std::sync::Arc;
 
-use model::admission::Client;
+use model::admission::ClientVerification;
 use model::{Reason, Ssl};
-use pki::{Certificate, CertificateDer, ClientAuth, Place, VerifyError, VerifyReason};
+use pem_files::format_utc;
+use pki::{Certificate, CertificateDer, ChainPosition, ClientAuth, VerifyError, VerifyReason};
 use rustls_pki_types::UnixTime;
 use serde_json::{Value, json};
 
-use super::site::certificate;
-use super::{Refusal, put};
+use super::site::certificate_json;
+use super::{FailureExplanation, put};
 
 /// A client, judged.
-pub(super) struct Judged {
+pub(super) struct ClientEvaluation {
     /// As the data plane would see it.
-    pub client: Client,
+    pub client: ClientVerification,
     /// The verdict, as JSON.
-    pub shown: Value,
+    pub json: Value,
     /// When it was refused: what is wrong, and what would help.
-    refused: Option<(String, String)>,
+    rejection: Option<(String, String)>,
 }
 
 /// Judges a chain as a handshake at this moment would.
-pub(super) fn judge(policy: Option<&ClientAuth>, chain: Option<&[Certificate]>, now: UnixTime) -> Judged {
+pub(super) fn evaluate(
+    policy: Option<&ClientAuth>,
+    chain: Option<&[Certificate]>,
+    now: UnixTime,
+) -> ClientEvaluation {
     let Some(policy) = policy else {
         let shown = json!({"judged": false, "why": "the site asks for no client certificate"});
-        return Judged { client: Client::NotAsked, shown, refused: None };
+        return ClientEvaluation { client: ClientVerification::NotRequested, json: shown, rejection: None };
     };
     let Some((own, behind)) = chain.and_then(<[_]>::split_first) else {
         let shown = json!({"judged": false, "why": "the client shows none"});
-        return Judged { client: Client::Absent, shown, refused: None };
+        return ClientEvaluation { client: ClientVerification::NoCertificate, json: shown, rejection: None };
     };
     let (leaf, sent): (_, Vec<CertificateDer<'_>>) =
         (own.der(), behind.iter().map(|certificate| certificate.der().clone()).collect());
-    let mut shown = json!({"judged": true, "shown": certificate(own), "intermediates": sent.len()});
+    let mut shown = json!({"judged": true, "shown": certificate_json(own), "intermediates": sent.len()});
     match pki::verify_client(policy, leaf, &sent, now) {
         Ok(verified) => {
             put(&mut shown, "accepted", true);
             put(&mut shown, "trusted_by", verified.anchor().subject());
-            put(&mut shown, "until", date(verified.expires()));
-            Judged { client: Client::Verified(Arc::new(verified)), shown, refused: None }
+            put(&mut shown, "until", format_utc(verified.valid_until()));
+            ClientEvaluation {
+                client: ClientVerification::Verified(Arc::new(verified)),
+                json: shown,
+                rejection: None,
+            }
         }
         Err(error) => {
-            let blamed = pki::blame(&error, policy, leaf, &sent);
-            let fix = fix(&error, policy, blamed.as_ref(), || pki::depth_needed(policy, leaf, &sent, now));
+            let blamed = pki::failing_certificate(&error, policy, leaf, &sent);
+            let fix = suggest_fix(&error, policy, blamed.as_ref(), || {
+                pki::required_depth(policy, leaf, &sent, now)
+            });
             put(&mut shown, "accepted", false);
             put(&mut shown, "rule", error.reason().as_str());
             put(&mut shown, "why", error.to_string());
-            put(&mut shown, "failed", blamed.as_ref().map(|(place, found)| failed(*place, found.as_ref())));
+            put(
+                &mut shown,
+                "failed",
+                blamed.as_ref().map(|(place, found)| failing_certificate(*place, found.as_ref())),
+            );
             put(&mut shown, "fix", fix.clone());
-            Judged { client: Client::Refused(error.reason()), shown, refused: Some((error.to_string(), fix)) }
+            ClientEvaluation {
+                client: ClientVerification::Rejected(error.reason()),
+                json: shown,
+                rejection: Some((error.to_string(), fix)),
+            }
         }
     }
 }
 
-impl Judged {
+impl ClientEvaluation {
     /// The refusal of the handshake, where the site insists.
-    pub fn in_the_handshake(&self, ssl: &Ssl) -> Option<Refusal> {
-        ssl.client.as_deref().filter(|policy| policy.insists())?;
+    pub(super) fn handshake_failure(&self, ssl: &Ssl) -> Option<FailureExplanation> {
+        ssl.client.as_deref().filter(|policy| policy.requires_client_cert())?;
         match &self.client {
-            Client::Absent => Some(self.refusal(Reason::NoCertificate, ssl).alert("certificate_required")),
-            Client::Refused(rule) => Some(self.refusal(Reason::BadCertificate, ssl).alert(rule.alert())),
-            Client::NotAsked | Client::Verified(_) => None,
+            ClientVerification::NoCertificate => {
+                Some(self.failure(Reason::NoCertificate, ssl).with_alert("certificate_required"))
+            }
+            ClientVerification::Rejected(rule) => {
+                Some(self.failure(Reason::BadCertificate, ssl).with_alert(rule.alert()))
+            }
+            ClientVerification::NotRequested | ClientVerification::Verified(_) => None,
         }
     }
 
     /// A refusal for the client's certificate, or for the lack of one.
-    pub fn refusal(&self, reason: Reason, ssl: &Ssl) -> Refusal {
-        let rule = self.client.refused_by(reason);
-        let refusal = match &self.refused {
-            Some((why, fix)) => Refusal::new(reason, why).fix(fix),
+    pub(super) fn failure(&self, reason: Reason, ssl: &Ssl) -> FailureExplanation {
+        let rule = self.client.rejection_for(reason);
+        let refusal = match &self.rejection {
+            Some((why, fix)) => FailureExplanation::new(reason, why).with_fix(fix),
             None => {
                 let subjects = ssl.client.iter().flat_map(|policy| policy.anchors().certificates());
                 let subjects: Vec<_> = subjects.map(Certificate::subject).take(5).collect();
                 let why = format!("ssl {} demands a client certificate, and the client shows none", ssl.id);
                 let fix = format!("show a certificate issued by one of client.ca: {}", subjects.join("; "));
-                Refusal::new(reason, why).fix(fix)
+                FailureExplanation::new(reason, why).with_fix(fix)
             }
         };
-        Refusal { rule, ..refusal }
+        FailureExplanation { verify_reason: rule, ..refusal }
     }
 }
 
 /// The certificate that breaks the rule, and where it stands.
-fn failed(place: Place, found: Option<&Certificate>) -> Value {
-    let mut failed = found.map_or_else(|| json!({}), certificate);
-    put(&mut failed, "at", at(place));
+fn failing_certificate(place: ChainPosition, found: Option<&Certificate>) -> Value {
+    let mut failed = found.map_or_else(|| json!({}), certificate_json);
+    put(&mut failed, "at", position(place));
     failed
 }
 
-fn at(place: Place) -> String {
+fn position(place: ChainPosition) -> String {
     match place {
-        Place::Leaf => "client_cert[1]".to_owned(),
-        Place::Sent(behind) => format!("client_cert[{}]", behind + 1),
-        Place::Anchor(place) => format!("client.ca[{place}]"),
+        ChainPosition::Leaf => "client_cert[1]".to_owned(),
+        ChainPosition::Intermediate(behind) => format!("client_cert[{}]", behind + 1),
+        ChainPosition::Anchor(place) => format!("client.ca[{place}]"),
     }
 }
 
 /// What somebody can do about it: one sentence, as concrete as the refusal allows.
-fn fix(
+fn suggest_fix(
     error: &VerifyError,
     policy: &ClientAuth,
-    blamed: Option<&(Place, Option<Certificate>)>,
+    blamed: Option<&(ChainPosition, Option<Certificate>)>,
     depth_needed: impl FnOnce() -> Option<(u32, Result<(), VerifyError>)>,
 ) -> String {
     let (place, found) = blamed.map_or((None, None), |(place, found)| (Some(*place), found.as_ref()));
@@ -113,7 +136,7 @@ fn fix(
         VerifyError::UnknownIssuer { issuer, .. } => format!(
             "the issuer {issuer} is not in client.ca and was not sent: have the client send its certificate behind its own, or add it to client.ca"
         ),
-        VerifyError::TooDeep { .. } => match depth_needed() {
+        VerifyError::DepthExceeded { .. } => match depth_needed() {
             Some((depth, Ok(()))) => {
                 format!("set client.depth to {depth}, or add the last intermediate to client.ca")
             }
@@ -128,35 +151,35 @@ fn fix(
                 format!(
                     "list {number} of client.crl (issuer {}, of {}) revokes it: ",
                     crl.issuer(),
-                    date(crl.this_update())
+                    format_utc(crl.this_update())
                 )
             });
             format!("{}issue a new certificate to this client", list.unwrap_or_default())
         }
-        VerifyError::StatusUnknown { .. } => unknown_status(policy, found),
-        other => plain_fix(other.reason(), place).to_owned(),
+        VerifyError::UnknownRevocationStatus { .. } => fix_unknown_status(policy, found),
+        other => fix_by_reason(other.reason(), place).to_owned(),
     }
 }
 
 /// Which list is missing or too old.
-fn unknown_status(policy: &ClientAuth, found: Option<&Certificate>) -> String {
+fn fix_unknown_status(policy: &ClientAuth, found: Option<&Certificate>) -> String {
     let issuer = found.map(Certificate::issuer).unwrap_or_default();
     let list = (1..).zip(policy.crls()).find(|(_, crl)| crl.issuer() == issuer);
     let otherwise = "or set client.crl_policy to prefer";
     match list {
         Some((number, crl)) => format!(
             "put a new list in place of list {number} of client.crl (issuer {issuer}, nextUpdate {}), {otherwise}",
-            date(crl.next_update())
+            format_utc(crl.next_update())
         ),
         None => format!("add a CRL signed by {issuer} to client.crl, {otherwise}"),
     }
 }
 
 /// For rules about which there is nothing more to say than where.
-fn plain_fix(rule: VerifyReason, place: Option<Place>) -> &'static str {
+fn fix_by_reason(rule: VerifyReason, place: Option<ChainPosition>) -> &'static str {
     match (rule, place) {
-        (VerifyReason::Expired, Some(Place::Leaf)) => "renew the client's certificate",
-        (VerifyReason::Expired, Some(Place::Anchor(_))) => {
+        (VerifyReason::Expired, Some(ChainPosition::Leaf)) => "renew the client's certificate",
+        (VerifyReason::Expired, Some(ChainPosition::Anchor(_))) => {
             "replace the expired CA in client.ca by its successor"
         }
         (VerifyReason::Expired, _) => "have the client send the renewed intermediate certificate",
@@ -166,29 +189,31 @@ fn plain_fix(rule: VerifyReason, place: Option<Place>) -> &'static str {
         (VerifyReason::BadSignature, _) => {
             "another CA has the same name and another key: add the CA that really signed it to client.ca, or issue a new certificate"
         }
-        (VerifyReason::WrongUsage, Some(Place::Leaf)) => {
+        (VerifyReason::InvalidPurpose, Some(ChainPosition::Leaf)) => {
             "issue the client a certificate whose extKeyUsage has clientAuth (1.3.6.1.5.5.7.3.2) and whose keyUsage has digitalSignature"
         }
-        (VerifyReason::WrongUsage, _) => "use an issuing CA whose extKeyUsage is absent or has clientAuth",
+        (VerifyReason::InvalidPurpose, _) => {
+            "use an issuing CA whose extKeyUsage is absent or has clientAuth"
+        }
         (VerifyReason::WeakKey, _) => {
             "issue a new certificate with RSA of at least 2048 bits, ECDSA on P-256, P-384 or P-521, or Ed25519, signed with SHA-2"
         }
-        (VerifyReason::OldVersion, _) => {
+        (VerifyReason::UnsupportedCertVersion, _) => {
             "issue a v3 certificate, or have a CA of client.ca sign the v1 certificate directly"
         }
-        (VerifyReason::NotAuthority, _) => {
+        (VerifyReason::IssuerNotCa, _) => {
             "issue the client's certificate from a CA whose own says CA:TRUE and keyCertSign; a server's or client's certificate must not issue"
         }
-        (VerifyReason::PathLength, _) => {
+        (VerifyReason::PathLengthExceeded, _) => {
             "issue from a CA higher up, or renew that CA's certificate with a larger pathLenConstraint"
         }
-        (VerifyReason::NameConstraint, _) => {
+        (VerifyReason::NameConstraintViolation, _) => {
             "issue the certificate from a CA whose name constraints permit its names, or with other names"
         }
-        (VerifyReason::CriticalExtension, _) => {
+        (VerifyReason::UnsupportedCriticalExtension, _) => {
             "issue a certificate without that extension, or with it not critical"
         }
-        (VerifyReason::TooMuchWork, _) => "have the client send only the certificates of its own path",
+        (VerifyReason::BudgetExceeded, _) => "have the client send only the certificates of its own path",
         _ => "issue a new certificate, and send it with its intermediates only",
     }
 }

@@ -1,35 +1,35 @@
-//! Where a request ends: its target as every decision reads it, whether the client may ask for it, who takes it, and whether that route
-//! names this client.
+//! Where a request ends: its target as every decision reads it, whether the client may ask for it,
+//! who takes it, and whether that route names this client.
 
 use std::sync::Arc;
 
 use http::uri::Authority;
-use model::admission::{self, Client};
+use model::admission::{self, ClientVerification};
 use model::resource::{Node, UpstreamIdentity, UpstreamRef};
 use model::{
-    Blocked, Id, Key, Kind, Name, NoVariables, PathOptions, ProxyRewrite, Reason, Resource, Route, Snapshot,
-    Ssl, Target, destination, raw_path,
+    Blocked, HostName, Id, Key, Kind, NoVariables, PathOptions, ProxyRewrite, Reason, RequestTarget,
+    Resource, Route, Snapshot, Ssl, destination, raw_path,
 };
 use serde_json::{Value, json};
 
-use super::client::Judged;
-use super::question::Asked;
-use super::{BLOCKED, Outcome, Refusal, put, site};
+use super::client::ClientEvaluation;
+use super::query::RequestSpec;
+use super::{BLOCKED, FailureExplanation, Outcome, put, site};
 
 /// Most routes that almost took the request.
-const NEAR_MAX: usize = 5;
+const NEAR_MISSES_MAX: usize = 5;
 
 /// The connection a request comes on.
-pub(super) struct Connection<'a> {
-    pub sni: &'a Name,
+pub(super) struct ExplainedConnection<'a> {
+    pub sni: &'a HostName,
     pub ssl: &'a Ssl,
-    pub judged: &'a Judged,
+    pub client: &'a ClientEvaluation,
 }
 
 /// Walks a request; what was found out on the way, and how it ends.
-pub(super) fn walk(
-    asked: &Asked,
-    connection: &Connection<'_>,
+pub(super) fn explain_request(
+    asked: &RequestSpec,
+    connection: &ExplainedConnection<'_>,
     snapshot: &Snapshot,
     paths: PathOptions,
 ) -> (Value, Outcome) {
@@ -37,83 +37,100 @@ pub(super) fn walk(
     // Who names no other host asks for the name of the handshake, as browsers do.
     let host = asked.host.as_deref().or_else(|| line.is_none().then(|| connection.sni.as_str()));
     let mut shown = json!({"method": asked.method, "remote_addr": asked.remote.to_string()});
-    let target = match Target::new(line, host, asked.uri.path(), paths) {
+    let target = match RequestTarget::new(line, host, asked.uri.path(), paths) {
         Ok(target) => target,
-        Err(error) => return (shown, Outcome::Refused(Refusal::new(Reason::BadRequest, error.to_string()))),
+        Err(error) => {
+            return (shown, Outcome::Failed(FailureExplanation::new(Reason::BadRequest, error.to_string())));
+        }
     };
-    put(&mut shown, "host", target.host.as_ref().map(Name::as_str));
+    put(&mut shown, "host", target.host.as_ref().map(HostName::as_str));
     put(&mut shown, "path", target.path.as_str());
-    put(&mut shown, "forwarded_path", target.forwarded());
+    put(&mut shown, "forwarded_path", target.forwarded_path());
     if let Some(host) = &target.host {
         let asked = snapshot.site(host);
-        put(&mut shown, "site", site::named(snapshot, host));
+        put(&mut shown, "site", site::match_json(snapshot, host));
         put(
             &mut shown,
             "same_policy",
             host == connection.sni
-                || asked.is_none_or(|asked| admission::is_covered(Some(connection.ssl), asked)),
+                || asked.is_none_or(|asked| admission::may_reuse_connection(Some(connection.ssl), asked)),
         );
     }
     put(
         &mut shown,
         "skipped_by",
-        connection.ssl.client.as_deref().and_then(|policy| policy.skipped_by(&target.path)),
+        connection.ssl.client.as_deref().and_then(|policy| policy.skip_pattern_for(&target.path)),
     );
-    let site =
-        admission::Site { sni: connection.sni, ssl: Some(connection.ssl), client: &connection.judged.client };
+    let site = admission::ConnectionAuth {
+        sni: connection.sni,
+        ssl: Some(connection.ssl),
+        client: &connection.client.client,
+    };
     let client = match admission::admit(&site, snapshot, &target) {
         Ok(client) => client,
-        Err(reason) => return (shown, Outcome::Refused(denied(reason, connection, snapshot, &target))),
+        Err(reason) => {
+            return (shown, Outcome::Failed(explain_denied(reason, connection, snapshot, &target)));
+        }
     };
     // A question has no headers and no query: of `vars`, only that there are some can be told (`but`).
     let outcome = match destination::find(snapshot, &target, &asked.method, asked.remote, &NoVariables) {
         Ok(found) => {
             put(&mut shown, "route", found.route.id.as_str());
-            match unnamed(&found, client) {
-                Some(refusal) => Outcome::Refused(refusal),
-                None => raw(asked, connection, &found, client, &target, snapshot)
-                    .map_or_else(|| reached(&found, snapshot), Outcome::Refused),
+            match explain_identity(&found, client) {
+                Some(refusal) => Outcome::Failed(refusal),
+                None => explain_raw_path(asked, connection, &found, client, &target, snapshot)
+                    .map_or_else(|| explain_upstream(&found, snapshot), Outcome::Failed),
             }
         }
         Err(reason) => {
             if reason == Reason::NoRoute {
-                put(&mut shown, "routes_near", near(snapshot, asked, &target));
+                put(&mut shown, "routes_near", near_misses(snapshot, asked, &target));
             }
-            Outcome::Refused(astray(reason, asked, snapshot, &target))
+            Outcome::Failed(explain_no_destination(reason, asked, snapshot, &target))
         }
     };
     (shown, outcome)
 }
 
 /// The client may not ask for this.
-fn denied(reason: Reason, connection: &Connection<'_>, snapshot: &Snapshot, target: &Target) -> Refusal {
-    let Connection { sni, ssl, judged } = connection;
+fn explain_denied(
+    reason: Reason,
+    connection: &ExplainedConnection<'_>,
+    snapshot: &Snapshot,
+    target: &RequestTarget,
+) -> FailureExplanation {
+    let ExplainedConnection { sni, ssl, client: judged } = connection;
     if reason == Reason::Misdirected {
-        let host = target.host.as_ref().map(Name::as_str).unwrap_or_default();
+        let host = target.host.as_ref().map(HostName::as_str).unwrap_or_default();
         let other = target.host.as_ref().and_then(|host| snapshot.site(host)).map(|other| other.id.as_str());
         let why = format!(
             "the Host {host} belongs to ssl {}, which demands client certificates; this connection was made to {sni}, ssl {}",
             other.unwrap_or_default(),
             ssl.id
         );
-        return Refusal::new(reason, why).fix(format!("connect with the SNI {host}"));
+        return FailureExplanation::new(reason, why).with_fix(format!("connect with the SNI {host}"));
     }
     if reason == Reason::BlockedSite {
         let asked = target.host.as_ref().and_then(|host| snapshot.site(host)).map_or(*ssl, Arc::as_ref);
-        let why = asked.blocked.as_ref().map(|blocked| site::blocked(asked, blocked));
-        return Refusal::new(reason, why.unwrap_or_default()).fix(BLOCKED);
+        let why = asked.blocked.as_ref().map(|blocked| site::blocked_message(asked, blocked));
+        return FailureExplanation::new(reason, why.unwrap_or_default()).with_fix(BLOCKED);
     }
-    let mut refusal = judged.refusal(reason, ssl);
+    let mut refusal = judged.failure(reason, ssl);
     let path = &target.path;
-    refusal.why = match &judged.client {
-        Client::Refused(_) => format!("no skip pattern matches the path {path}, and {}", refusal.why),
-        _ => format!("no skip pattern matches the path {path}: {}", refusal.why),
+    refusal.message = match &judged.client {
+        ClientVerification::Rejected(_) => {
+            format!("no skip pattern matches the path {path}, and {}", refusal.message)
+        }
+        _ => format!("no skip pattern matches the path {path}: {}", refusal.message),
     };
     refusal
 }
 
 /// The refusal of a client that the route (or its service) does not name.
-fn unnamed(found: &destination::Destination<'_>, client: &Client) -> Option<Refusal> {
+fn explain_identity(
+    found: &destination::Destination<'_>,
+    client: &ClientVerification,
+) -> Option<FailureExplanation> {
     let identity = client.identity();
     if found.client_identity.is_none_or(|block| block.allows(identity)) {
         return None;
@@ -123,41 +140,48 @@ fn unnamed(found: &destination::Destination<'_>, client: &Client) -> Option<Refu
     });
     let why =
         format!("route {} lets through the clients of its client_identity.allow, and {who}", found.route.id);
-    Some(Refusal::new(Reason::NotAllowed, why).fix("add an entry that fits the client's certificate"))
+    Some(
+        FailureExplanation::new(Reason::NotAllowed, why)
+            .with_fix("add an entry that fits the client's certificate"),
+    )
 }
 
-/// The refusal of a path that the route wants forwarded as it is, and that a rule could be walked round by.
-fn raw(
-    asked: &Asked,
-    connection: &Connection<'_>,
+/// The refusal of a path that the route wants forwarded as it is, and that a rule could be walked
+/// round by.
+fn explain_raw_path(
+    asked: &RequestSpec,
+    connection: &ExplainedConnection<'_>,
     found: &destination::Destination<'_>,
-    client: &Client,
-    target: &Target,
+    client: &ClientVerification,
+    target: &RequestTarget,
     snapshot: &Snapshot,
-) -> Option<Refusal> {
-    if !found.proxy_rewrite.is_some_and(ProxyRewrite::real_uri) || asked.uri.path() == target.forwarded() {
+) -> Option<FailureExplanation> {
+    if !found.proxy_rewrite.is_some_and(ProxyRewrite::uses_raw_path)
+        || asked.uri.path() == target.forwarded_path()
+    {
         return None;
     }
     let policy = connection.ssl.client.as_deref();
-    let conflict = raw_path::judge(snapshot, found, policy, client).err()?;
+    let conflict = raw_path::check_request(snapshot, found, policy, client).err()?;
     let why = format!(
         "route {} forwards the path as the client wrote it, which could walk round {conflict}",
         found.route.id
     );
     Some(
-        Refusal::new(Reason::BadRequest, why)
-            .fix("ask for the forwarded_path, or use a host and nodes of its own"),
+        FailureExplanation::new(Reason::BadRequest, why)
+            .with_fix("ask for the forwarded_path, or use a host and nodes of its own"),
     )
 }
 
-/// The upstream of a route, or why it cannot be asked. What only the network can tell (names, connections) is not asked.
-fn reached(found: &destination::Destination<'_>, snapshot: &Snapshot) -> Outcome {
+/// The upstream of a route, or why it cannot be asked. What only the network can tell (names,
+/// connections) is not asked.
+fn explain_upstream(found: &destination::Destination<'_>, snapshot: &Snapshot) -> Outcome {
     let destination::Destination { route, upstream, .. } = found;
-    if !upstream.scheme.speaks_http() {
+    if !upstream.scheme.is_http() {
         let scheme = upstream.scheme.as_str();
         let why = format!("the upstream of route {} is for streams: its scheme is {scheme}", route.id);
-        return Outcome::Refused(
-            Refusal::new(Reason::UpstreamScheme, why).fix("set its scheme to http or https"),
+        return Outcome::Failed(
+            FailureExplanation::new(Reason::UpstreamScheme, why).with_fix("set its scheme to http or https"),
         );
     }
     if upstream.scheme.is_encrypted()
@@ -168,15 +192,18 @@ fn reached(found: &destination::Destination<'_>, snapshot: &Snapshot) -> Outcome
             "the upstream of route {} names tls.client_cert_id {id}, and there is no such ssl of type client",
             route.id
         );
-        return Outcome::Refused(
-            Refusal::new(Reason::UpstreamIdentity, why).fix("put an ssl object of type client there"),
+        return Outcome::Failed(
+            FailureExplanation::new(Reason::UpstreamIdentity, why)
+                .with_fix("put an ssl object of type client there"),
         );
     }
     let usable = |node: &&Node| upstream.nodes.len() == 1 || node.weight > 0;
-    let nodes: Vec<_> = upstream.nodes.iter().filter(usable).map(shown_node).collect();
+    let nodes: Vec<_> = upstream.nodes.iter().filter(usable).map(node_address).collect();
     if nodes.is_empty() {
         let why = format!("the upstream of route {} has no node with a weight", route.id);
-        return Outcome::Refused(Refusal::new(Reason::NoNode, why).fix("add a node to the upstream"));
+        return Outcome::Failed(
+            FailureExplanation::new(Reason::NoNode, why).with_fix("add a node to the upstream"),
+        );
     }
     Outcome::Forwarded(json!({
         "route": route.id.as_str(),
@@ -187,14 +214,19 @@ fn reached(found: &destination::Destination<'_>, snapshot: &Snapshot) -> Outcome
     }))
 }
 
-fn shown_node(node: &Node) -> String {
+fn node_address(node: &Node) -> String {
     node.port.map_or_else(|| node.host.clone(), |port| format!("{}:{port}", node.host))
 }
 
 /// Nobody takes the request, or something is missing behind the route.
-fn astray(reason: Reason, asked: &Asked, snapshot: &Snapshot, target: &Target) -> Refusal {
-    if let (Reason::BlockedGlobalRule, Some(id)) = (reason, snapshot.forbidding()) {
-        return blocked(reason, snapshot, Kind::GlobalRule, id);
+fn explain_no_destination(
+    reason: Reason,
+    asked: &RequestSpec,
+    snapshot: &Snapshot,
+    target: &RequestTarget,
+) -> FailureExplanation {
+    if let (Reason::BlockedGlobalRule, Some(id)) = (reason, snapshot.blocking_global_rule()) {
+        return explain_blocked(reason, snapshot, Kind::GlobalRule, id);
     }
     let query = model::RouteQuery {
         host: target.host.as_ref(),
@@ -204,84 +236,95 @@ fn astray(reason: Reason, asked: &Asked, snapshot: &Snapshot, target: &Target) -
         variables: &NoVariables,
     };
     let Some(route) = snapshot.find_route(&query) else {
-        let host = target.host.as_ref().map(Name::as_str).unwrap_or("(none)");
+        let host = target.host.as_ref().map(HostName::as_str).unwrap_or("(none)");
         let why = format!(
             "no enabled route takes host {host}, path {}, method {}, address {}",
             target.path, asked.method, asked.remote
         );
-        return Refusal::new(reason, why)
-            .fix("add or change a route; `routes_near` has those whose uri fits");
+        return FailureExplanation::new(reason, why)
+            .with_fix("add or change a route; `routes_near` has those whose uri fits");
     };
     let id = &route.id;
     match reason {
-        Reason::BlockedRoute => blocked(reason, snapshot, Kind::Route, id),
+        Reason::BlockedRoute => explain_blocked(reason, snapshot, Kind::Route, id),
         Reason::BlockedService => {
             let service = route.service.as_ref().unwrap_or(id);
-            blocked(reason, snapshot, Kind::Service, service)
+            explain_blocked(reason, snapshot, Kind::Service, service)
         }
-        Reason::BlockedUpstream => match named(route, snapshot) {
-            Some(UpstreamRef::Id(upstream)) => blocked(reason, snapshot, Kind::Upstream, upstream),
-            _ => blocked(reason, snapshot, Kind::Route, id),
+        Reason::BlockedUpstream => match upstream_ref(route, snapshot) {
+            Some(UpstreamRef::Id(upstream)) => explain_blocked(reason, snapshot, Kind::Upstream, upstream),
+            _ => explain_blocked(reason, snapshot, Kind::Route, id),
         },
         Reason::NoService => {
             let service = route.service.as_ref().map(model::Id::as_str).unwrap_or_default();
-            Refusal::new(reason, format!("route {id} names service {service}, which does not exist"))
-                .fix(format!("create service {service}"))
+            FailureExplanation::new(
+                reason,
+                format!("route {id} names service {service}, which does not exist"),
+            )
+            .with_fix(format!("create service {service}"))
         }
         Reason::UpstreamMissing => {
-            let upstream = match named(route, snapshot) {
+            let upstream = match upstream_ref(route, snapshot) {
                 Some(UpstreamRef::Id(upstream)) => upstream.as_str(),
                 _ => "",
             };
-            Refusal::new(reason, format!("route {id} leads to upstream {upstream}, which does not exist"))
-                .fix(format!("create upstream {upstream}"))
+            FailureExplanation::new(
+                reason,
+                format!("route {id} leads to upstream {upstream}, which does not exist"),
+            )
+            .with_fix(format!("create upstream {upstream}"))
         }
-        _ => Refusal::new(reason, format!("neither route {id} nor its service names an upstream"))
-            .fix("give the route an upstream, upstream_id or service_id"),
+        _ => FailureExplanation::new(reason, format!("neither route {id} nor its service names an upstream"))
+            .with_fix("give the route an upstream, upstream_id or service_id"),
     }
 }
 
 /// What the route leads to: its own upstream, else its service's.
-fn named<'a>(route: &'a Route, snapshot: &'a Snapshot) -> Option<&'a UpstreamRef> {
+fn upstream_ref<'a>(route: &'a Route, snapshot: &'a Snapshot) -> Option<&'a UpstreamRef> {
     let service = route.service.as_ref().and_then(|service| snapshot.service(service));
     route.upstream.as_ref().or_else(|| service.and_then(|service| service.upstream.as_ref()))
 }
 
 /// The request meets something blocked.
-fn blocked(reason: Reason, snapshot: &Snapshot, kind: Kind, id: &Id) -> Refusal {
+fn explain_blocked(reason: Reason, snapshot: &Snapshot, kind: Kind, id: &Id) -> FailureExplanation {
     let held = snapshot.get(&Key::new(kind, id.clone()));
-    let why = held.and_then(|held| held.resource.blocked()).map_or("", Blocked::why);
+    let why = held.and_then(|held| held.resource.blocked()).map_or("", Blocked::reason);
     let noun = kind.noun();
     let why = format!("{noun} {id} is blocked: another program stored what cannot be honoured: {why}");
-    Refusal::new(reason, why).fix(BLOCKED)
+    FailureExplanation::new(reason, why).with_fix(BLOCKED)
 }
 
 /// Routes whose uri fits, and what keeps them from taking the request.
-fn near(snapshot: &Snapshot, asked: &Asked, target: &Target) -> Value {
+fn near_misses(snapshot: &Snapshot, asked: &RequestSpec, target: &RequestTarget) -> Value {
     let routes = snapshot.resources().filter_map(|held| match &held.resource {
         Resource::Route(route) if route.uris.iter().any(|uri| uri.matches(&target.path)) => Some(route),
         _ => None,
     });
     let told = routes
-        .take(NEAR_MAX)
-        .map(|route| json!({"route": route.id.as_str(), "but": but(route, snapshot, asked, target)}));
+        .take(NEAR_MISSES_MAX)
+        .map(|route| json!({"route": route.id.as_str(), "but": mismatch(route, snapshot, asked, target)}));
     told.collect()
 }
 
-fn but(route: &Arc<Route>, snapshot: &Snapshot, asked: &Asked, target: &Target) -> &'static str {
+fn mismatch(
+    route: &Arc<Route>,
+    snapshot: &Snapshot,
+    asked: &RequestSpec,
+    target: &RequestTarget,
+) -> &'static str {
     let service = route.service.as_ref().and_then(|service| snapshot.service(service));
     let hosts = match service {
         Some(service) if route.hosts.is_empty() => &service.hosts,
         _ => &route.hosts,
     };
-    let fits = |name: &Name| hosts.iter().any(|host| host.matches(name));
+    let fits = |name: &HostName| hosts.iter().any(|host| host.matches(name));
     if !route.enabled {
         "it is switched off (status: 0)"
     } else if !hosts.is_empty() && !target.host.as_ref().is_some_and(fits) {
         "it is for other hosts"
-    } else if !route.methods.allow(&asked.method) {
+    } else if !route.methods.allows(&asked.method) {
         "it does not take this method"
-    } else if !route.vars.hold(&NoVariables) {
+    } else if !route.vars.matches(&NoVariables) {
         "it asks for more (vars), which a question without headers and query cannot answer"
     } else {
         "it does not take this address (remote_addrs)"

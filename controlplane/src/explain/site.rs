@@ -1,63 +1,63 @@
 //! Who answers to a name, by which entry, and what it would serve.
 
-use model::{Blocked, Lookup, Name, Resource, Snapshot, Ssl, TlsVersion};
-use pem_files::date;
+use model::{Blocked, HostName, Resource, SiteLookup, Snapshot, Ssl, TlsVersion};
+use pem_files::format_utc;
 use pki::{Certificate, ClientAuth};
 use serde_json::{Value, json};
 
 use super::put;
-use crate::served::Listeners;
+use crate::current_snapshot::ListenerSettings;
 
 /// Which site answers to a name.
-pub(super) fn named(snapshot: &Snapshot, name: &Name) -> Value {
-    let (matched, entry) = match snapshot.lookup(name) {
-        Lookup::Exact(_) => ("exact", Some(name.to_string())),
-        Lookup::Wildcard { star, .. } => ("wildcard", Some(wildcard(name, star))),
-        Lookup::Any(_) => ("any", Some("*".to_owned())),
-        Lookup::TooManyLabels { .. } | Lookup::Nothing => ("none", None),
+pub(super) fn match_json(snapshot: &Snapshot, name: &HostName) -> Value {
+    let (matched, entry) = match snapshot.lookup_site(name) {
+        SiteLookup::Exact(_) => ("exact", Some(name.to_string())),
+        SiteLookup::Wildcard { star, .. } => ("wildcard", Some(wildcard_entry(name, star))),
+        SiteLookup::Any(_) => ("any", Some("*".to_owned())),
+        SiteLookup::TooManyLabels { .. } | SiteLookup::Nothing => ("none", None),
     };
     let ssl = snapshot.site(name).map(|ssl| ssl.id.as_str());
-    json!({"ssl": ssl, "matched": matched, "entry": entry, "why": why(snapshot, name)})
+    json!({"ssl": ssl, "matched": matched, "entry": entry, "why": match_message(snapshot, name)})
 }
 
 /// The same, with what is served there.
-pub(super) fn shown(snapshot: &Snapshot, name: &Name, listeners: &Listeners) -> Value {
-    let mut shown = named(snapshot, name);
+pub(super) fn site_json(snapshot: &Snapshot, name: &HostName, listeners: &ListenerSettings) -> Value {
+    let mut shown = match_json(snapshot, name);
     if let Some(ssl) = snapshot.site(name) {
         let versions = ssl.versions.as_ref().unwrap_or(&listeners.versions);
         let leaves = ssl.pairs.iter().filter_map(model::KeyPair::leaf);
         if let Some(blocked) = &ssl.blocked {
-            put(&mut shown, "blocked", blocked.why());
+            put(&mut shown, "blocked", blocked.reason());
             return shown;
         }
-        put(&mut shown, "certificates", leaves.map(certificate).collect::<Value>());
+        put(&mut shown, "certificates", leaves.map(certificate_json).collect::<Value>());
         put(&mut shown, "ssl_protocols", versions.iter().copied().map(TlsVersion::as_str).collect::<Value>());
-        put(&mut shown, "client", ssl.client.as_deref().map_or_else(|| json!({"asked": false}), policy));
+        put(&mut shown, "client", ssl.client.as_deref().map_or_else(|| json!({"asked": false}), policy_json));
     }
     shown
 }
 
 /// Why this one, or why none.
-pub(super) fn why(snapshot: &Snapshot, name: &Name) -> String {
-    match snapshot.lookup(name) {
-        Lookup::Exact(ssl) => format!("{name} is an entry of ssl {}", ssl.id),
-        Lookup::Wildcard { ssl, star } => {
+pub(super) fn match_message(snapshot: &Snapshot, name: &HostName) -> String {
+    match snapshot.lookup_site(name) {
+        SiteLookup::Exact(ssl) => format!("{name} is an entry of ssl {}", ssl.id),
+        SiteLookup::Wildcard { ssl, star } => {
             format!(
                 "no entry is {name}; the longest wildcard that covers it is {} of ssl {}",
-                wildcard(name, star),
+                wildcard_entry(name, star),
                 ssl.id
             )
         }
-        Lookup::Any(ssl) => {
+        SiteLookup::Any(ssl) => {
             format!("no entry is {name} and no wildcard ends it; ssl {} takes the rest with *", ssl.id)
         }
-        Lookup::TooManyLabels { ssl, star } => format!(
+        SiteLookup::TooManyLabels { ssl, star } => format!(
             "the longest wildcard that ends {name} is {} of ssl {}, but a wildcard covers one label and \"{}\" is more",
-            wildcard(name, star),
+            wildcard_entry(name, star),
             ssl.id,
             name.as_str().get(..star).unwrap_or_default()
         ),
-        Lookup::Nothing => match idle(snapshot, name) {
+        SiteLookup::Nothing => match inactive_ssl(snapshot, name) {
             Some(ssl) if ssl.client_side => {
                 format!(
                     "the only entry that covers {name} is of ssl {}, whose type is client: it answers nobody",
@@ -74,31 +74,31 @@ pub(super) fn why(snapshot: &Snapshot, name: &Name) -> String {
 }
 
 /// Why a site answers to its names and lets nobody in.
-pub(super) fn blocked(ssl: &Ssl, blocked: &Blocked) -> String {
-    format!("ssl {} is blocked: another program stored what cannot be honoured: {}", ssl.id, blocked.why())
+pub(super) fn blocked_message(ssl: &Ssl, blocked: &Blocked) -> String {
+    format!("ssl {} is blocked: another program stored what cannot be honoured: {}", ssl.id, blocked.reason())
 }
 
 /// An ssl object that claims the name and answers nobody.
-fn idle<'a>(snapshot: &'a Snapshot, name: &Name) -> Option<&'a Ssl> {
+fn inactive_ssl<'a>(snapshot: &'a Snapshot, name: &HostName) -> Option<&'a Ssl> {
     snapshot.resources().find_map(|held| match &held.resource {
         Resource::Ssl(ssl) if ssl.names.iter().any(|entry| entry.matches(name)) => Some(&**ssl),
         _ => None,
     })
 }
 
-fn wildcard(name: &Name, star: usize) -> String {
+fn wildcard_entry(name: &HostName, star: usize) -> String {
     format!("*{}", name.as_str().get(star..).unwrap_or_default())
 }
 
 /// What a site demands of its clients.
-fn policy(policy: &ClientAuth) -> Value {
+fn policy_json(policy: &ClientAuth) -> Value {
     let crls = policy.crls().iter().map(|crl| {
-        json!({"issuer": crl.issuer(), "this_update": date(crl.this_update()), "next_update": date(crl.next_update()),
+        json!({"issuer": crl.issuer(), "this_update": format_utc(crl.this_update()), "next_update": format_utc(crl.next_update()),
             "revoked": crl.entries()})
     });
     json!({
         "asked": true,
-        "insisted_on": policy.insists(),
+        "insisted_on": policy.requires_client_cert(),
         "ca": policy.anchors().certificates().iter().map(Certificate::subject).collect::<Vec<_>>(),
         "depth": policy.depth(),
         "crl": crls.collect::<Vec<_>>(),
@@ -108,7 +108,7 @@ fn policy(policy: &ClientAuth) -> Value {
 }
 
 /// A certificate, as far as one needs it to find the file it came from.
-pub(super) fn certificate(certificate: &Certificate) -> Value {
+pub(super) fn certificate_json(certificate: &Certificate) -> Value {
     let fingerprint: String =
         certificate.fingerprint_sha256().iter().map(|byte| format!("{byte:02x}")).collect();
     json!({
@@ -116,7 +116,7 @@ pub(super) fn certificate(certificate: &Certificate) -> Value {
         "issuer": certificate.issuer(),
         "serial": certificate.serial_hex(),
         "fingerprint": fingerprint,
-        "not_before": date(certificate.not_before()),
-        "not_after": date(certificate.not_after()),
+        "not_before": format_utc(certificate.not_before()),
+        "not_after": format_utc(certificate.not_after()),
     })
 }

@@ -4,67 +4,67 @@
 use std::time::Duration;
 
 use model::lint::{Finding, Severity};
-use pem_files::expiry::{self, Expiry, WARNING_DAYS};
-use pem_files::{OwnCertificates, date};
+use pem_files::expiry::{self, CertificateExpiry, EXPIRY_WARNING_DAYS};
+use pem_files::{CertificateMonitor, format_utc};
 use rustls_pki_types::UnixTime;
 use serde_json::Value;
 
 /// Of this control plane.
-pub(super) fn own(certificates: &OwnCertificates) -> Vec<Finding> {
+pub(super) fn own_certificates(certificates: &CertificateMonitor) -> Vec<Finding> {
     let mut found = Vec::new();
     for endpoint in certificates.endpoints() {
         found.extend(endpoint.certificate.as_ref().and_then(|expiry| {
             let hint =
                 "put a new certificate and its key into the files: they are read again, without a restart";
-            ending(expiry, hint)
+            expiry_finding(expiry, hint)
         }));
         found.extend(endpoint.ca.as_ref().and_then(|expiry| {
             let hint =
                 "add the CA's present certificate to the file, and take this one out once nothing uses it";
-            ending(expiry, hint)
+            expiry_finding(expiry, hint)
         }));
         found.extend(endpoint.problem.map(|problem| Finding {
             severity: Severity::Error,
             resource: None,
             field: endpoint.name.to_owned(),
-            what: format!("{problem}; what the files held before is in use"),
+            message: format!("{problem}; what the files held before is in use"),
             hint: "correct the files: they are read again, without a restart".to_owned(),
         }));
     }
     found
 }
 
-fn ending(expiry: &Expiry, hint: &str) -> Option<Finding> {
+fn expiry_finding(expiry: &CertificateExpiry, hint: &str) -> Option<Finding> {
     Some(Finding {
-        severity: if expiry.has_ended() { Severity::Error } else { Severity::Warning },
+        severity: if expiry.is_expired() { Severity::Error } else { Severity::Warning },
         resource: None,
         field: expiry.setting.to_owned(),
-        what: expiry.warning()?,
+        message: expiry.warning()?,
         hint: hint.to_owned(),
     })
 }
 
 /// Of the data planes in an answer of `GET dataplanes`.
-pub(super) fn of_nodes(view: &Value, now: UnixTime) -> Vec<Finding> {
+pub(super) fn node_certificates(view: &Value, now: UnixTime) -> Vec<Finding> {
     let nodes = view.get("list").and_then(Value::as_array).into_iter().flatten();
-    nodes.filter_map(|node| of_node(node, now)).collect()
+    nodes.filter_map(|node| node_certificate(node, now)).collect()
 }
 
-fn of_node(node: &Value, now: UnixTime) -> Option<Finding> {
+fn node_certificate(node: &Value, now: UnixTime) -> Option<Finding> {
     let not_after = node.get("certificate")?.get("not_after")?.as_u64()?;
     let days = expiry::days_left(not_after, now);
     let (name, until) =
-        (node.get("name")?.as_str()?, date(UnixTime::since_unix_epoch(Duration::from_secs(not_after))));
+        (node.get("name")?.as_str()?, format_utc(UnixTime::since_unix_epoch(Duration::from_secs(not_after))));
     let (severity, state) = match days {
         ..0 => (Severity::Error, format!("ended at {until}")),
-        days if days < WARNING_DAYS => (Severity::Warning, format!("ends in {days} days, at {until}")),
+        days if days < EXPIRY_WARNING_DAYS => (Severity::Warning, format!("ends in {days} days, at {until}")),
         _ => return None,
     };
     Some(Finding {
         severity,
         resource: None,
         field: format!("dataplanes/{name}"),
-        what: format!("the certificate of data plane {name:?} {state}"),
+        message: format!("the certificate of data plane {name:?} {state}"),
         hint: "put a new one and its key into the files of countersign.node.cert and key: they are read again, without a \
                restart"
             .to_owned(),
@@ -82,12 +82,13 @@ mod tests {
         let day = 86_400;
         let now = UnixTime::since_unix_epoch(Duration::from_secs(100 * day));
         let node = |not_after: u64| json!({"name": "edge-1", "certificate": {"not_after": not_after}});
-        let severity =
-            |not_after| of_nodes(&json!({"list": [node(not_after)]}), now).first().map(|one| one.severity);
+        let severity = |not_after| {
+            node_certificates(&json!({"list": [node(not_after)]}), now).first().map(|one| one.severity)
+        };
         assert_eq!(severity(130 * day), None);
         assert_eq!(severity(130 * day - 1), Some(Severity::Warning));
         assert_eq!(severity(100 * day), Some(Severity::Warning));
         assert_eq!(severity(100 * day - 1), Some(Severity::Error));
-        assert!(of_nodes(&json!({"list": [{"name": "old", "certificate": null}]}), now).is_empty());
+        assert!(node_certificates(&json!({"list": [{"name": "old", "certificate": null}]}), now).is_empty());
     }
 }

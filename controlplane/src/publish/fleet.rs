@@ -1,7 +1,8 @@
-//! Who holds what: one entry a data plane, written by its stream, read by `GET /apisix/admin/dataplanes`.
+//! Who holds what: one entry a data plane, written by its stream, read by `GET
+//! /apisix/admin/dataplanes`.
 //!
-//! The only backward edge of the push: acknowledgements and refusals come in here. Bounded: a node that went away is
-//! remembered for an hour, and at most a thousand of them.
+//! The only backward edge of the push: acknowledgements and refusals come in here. Bounded: a node
+//! that went away is remembered for an hour, and at most a thousand of them.
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
@@ -16,15 +17,15 @@ use tokio::sync::watch;
 
 use super::hold::HoldView;
 
-const REMEMBERED: Duration = Duration::from_secs(3600);
-const REMEMBERED_MAX: usize = 1000;
+const DISCONNECTED_TTL: Duration = Duration::from_secs(3600);
+const DISCONNECTED_MAX: usize = 1000;
 /// Of one refused delta; a broken CA in ten thousand ssls need not be told ten thousand times.
-const REFUSALS_MAX: usize = 20;
+const ERRORS_MAX: usize = 20;
 
 /// All data planes that are connected, or were a short while ago.
 pub struct Fleet {
     latest: watch::Receiver<Arc<Snapshot>>,
-    nodes: Mutex<HashMap<NodeKey, Entry>>,
+    nodes: Mutex<HashMap<NodeKey, NodeEntry>>,
     /// Counts changes, so that a waiter need not poll.
     changes: watch::Sender<u64>,
 }
@@ -36,13 +37,13 @@ struct NodeKey {
     instance: String,
 }
 
-struct Entry {
+struct NodeEntry {
     /// Which stream may write here; a stream that was replaced may not.
     session: u64,
     address: SocketAddr,
     version: String,
     certificate: Option<NodeCertificate>,
-    gone: Option<Instant>,
+    disconnected_at: Option<Instant>,
     draining: bool,
     acknowledged: u64,
     /// How often the store had been set back by then.
@@ -84,7 +85,8 @@ pub struct NodeView {
     pub acknowledged: u64,
     /// Unix seconds of its last acknowledgement.
     pub acknowledged_at: Option<u64>,
-    /// How many revisions it is away from the newest; not known of a node whose stream is not open: another control plane may serve it.
+    /// How many revisions it is away from the newest; not known of a node whose stream is not open:
+    /// another control plane may serve it.
     pub lag: Option<u64>,
     /// The last change it refused, until it acknowledges a newer one.
     pub last_nack: Option<NackView>,
@@ -138,12 +140,12 @@ pub struct NackView {
     /// The revision it would have brought.
     pub revision: u64,
     /// Why; the first twenty.
-    pub refusals: Vec<RefusalView>,
+    pub refusals: Vec<ResourceErrorView>,
 }
 
 /// One reason of a refused change.
 #[derive(Debug, Clone, Serialize)]
-pub struct RefusalView {
+pub struct ResourceErrorView {
     /// `ssls/1`; empty when the node could not tell.
     pub resource: String,
     /// Dotted path inside it; empty for the whole.
@@ -153,7 +155,7 @@ pub struct RefusalView {
 }
 
 /// Who opens a stream.
-pub(super) struct Joining {
+pub(super) struct NodeInfo {
     pub name: String,
     pub instance: String,
     pub version: String,
@@ -162,7 +164,7 @@ pub(super) struct Joining {
 }
 
 /// One stream's right to write its node's entry; dropping it marks the node as gone.
-pub(super) struct Member {
+pub(super) struct NodeRegistration {
     fleet: Arc<Fleet>,
     key: NodeKey,
     session: u64,
@@ -190,12 +192,12 @@ impl Fleet {
     /// The connected nodes, those that serve the oldest revision first: at most `most` of them, and
     /// how many there are. What a node acknowledged before the store was set back does not count.
     pub(super) fn connected(&self, most: usize) -> (Vec<ConnectedNode>, usize) {
-        let set_backs = self.latest.borrow().set_backs();
+        let set_backs = self.latest.borrow().rollback_epoch();
         let nodes = self.lock();
         let mut connected: Vec<_> = nodes
             .iter()
-            .filter(|(_, entry)| entry.gone.is_none())
-            .map(|(key, entry)| (entry.reached(set_backs), key))
+            .filter(|(_, entry)| entry.disconnected_at.is_none())
+            .map(|(key, entry)| (entry.acknowledged_revision(set_backs), key))
             .collect();
         connected
             .sort_by(|(one, a), (other, b)| (one, &a.name, &a.instance).cmp(&(other, &b.name, &b.instance)));
@@ -212,7 +214,7 @@ impl Fleet {
     /// more.
     pub(super) fn connected_names(&self, most: usize) -> (BTreeSet<String>, bool) {
         let nodes = self.lock();
-        let connected = nodes.iter().filter(|(_, entry)| entry.gone.is_none());
+        let connected = nodes.iter().filter(|(_, entry)| entry.disconnected_at.is_none());
         let mut names: BTreeSet<String> = connected.map(|(key, _)| key.name.clone()).collect();
         drop(nodes);
         let more = names.len() > most;
@@ -222,7 +224,8 @@ impl Fleet {
         (names, more)
     }
 
-    /// Says that something changed: a node came or went, acknowledged or refused. For waiting without polling.
+    /// Says that something changed: a node came or went, acknowledged or refused. For waiting
+    /// without polling.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.changes.subscribe()
     }
@@ -249,27 +252,29 @@ impl Fleet {
     }
 
     fn view_if_reached(&self, revision: u64) -> Option<FleetView> {
-        let set_backs = self.latest.borrow().set_backs();
-        let reached = |entry: &Entry| entry.reached(set_backs).is_some_and(|reached| reached >= revision);
+        let set_backs = self.latest.borrow().rollback_epoch();
+        let reached = |entry: &NodeEntry| {
+            entry.acknowledged_revision(set_backs).is_some_and(|reached| reached >= revision)
+        };
         let nodes = self.lock();
-        let mut connected = nodes.values().filter(|entry| entry.gone.is_none()).peekable();
+        let mut connected = nodes.values().filter(|entry| entry.disconnected_at.is_none()).peekable();
         let all = connected.peek().is_some() && connected.all(reached);
         drop(nodes);
         all.then(|| self.view())
     }
 
     /// Enters a node whose stream was accepted.
-    pub(super) fn join(self: &Arc<Self>, joining: Joining) -> Member {
+    pub(super) fn register(self: &Arc<Self>, joining: NodeInfo) -> NodeRegistration {
         let key = NodeKey { name: joining.name, instance: joining.instance };
         let mut nodes = self.lock();
-        forget(&mut nodes, &key);
+        evict(&mut nodes, &key);
         let session = nodes.get(&key).map_or(0, |entry| entry.session + 1);
-        let entry = Entry {
+        let entry = NodeEntry {
             session,
             address: joining.address,
             version: joining.version,
             certificate: joining.certificate,
-            gone: None,
+            disconnected_at: None,
             draining: false,
             acknowledged: 0,
             set_backs: 0,
@@ -280,7 +285,7 @@ impl Fleet {
         nodes.insert(key.clone(), entry);
         drop(nodes);
         self.changed();
-        Member { fleet: Arc::clone(self), key, session }
+        NodeRegistration { fleet: Arc::clone(self), key, session }
     }
 
     fn changed(&self) {
@@ -288,17 +293,17 @@ impl Fleet {
     }
 
     /// A panic while the lock was held cannot leave an entry half written, so poison says nothing.
-    fn lock(&self) -> MutexGuard<'_, HashMap<NodeKey, Entry>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<NodeKey, NodeEntry>> {
         self.nodes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Member {
+impl NodeRegistration {
     /// The node serves this now.
-    pub fn acknowledged(&self, snapshot: &Snapshot) {
+    pub(super) fn record_ack(&self, snapshot: &Snapshot) {
         self.update(|entry| {
             entry.acknowledged = snapshot.revision();
-            entry.set_backs = snapshot.set_backs();
+            entry.set_backs = snapshot.rollback_epoch();
             entry.acknowledged_at =
                 SystemTime::now().duration_since(UNIX_EPOCH).ok().map(|since| since.as_secs());
             entry.last_nack = None;
@@ -307,22 +312,22 @@ impl Member {
     }
 
     /// The node refused the change to `revision`.
-    pub fn refused(&self, revision: u64, mut refusals: Vec<RefusalView>) {
-        refusals.truncate(REFUSALS_MAX);
+    pub(super) fn record_nack(&self, revision: u64, mut refusals: Vec<ResourceErrorView>) {
+        refusals.truncate(ERRORS_MAX);
         self.update(|entry| entry.last_nack = Some(NackView { revision, refusals }));
     }
 
     /// The node's process stops.
-    pub fn draining(&self) {
+    pub(super) fn record_draining(&self) {
         self.update(|entry| entry.draining = true);
     }
 
     /// The node holds our store's state.
-    pub fn holds(&self, hold: HoldView) {
+    pub(super) fn record_hold(&self, hold: HoldView) {
         self.update(|entry| entry.held = Some(hold));
     }
 
-    fn update(&self, change: impl FnOnce(&mut Entry)) {
+    fn update(&self, change: impl FnOnce(&mut NodeEntry)) {
         if let Some(entry) = self.fleet.lock().get_mut(&self.key)
             && entry.session == self.session
         {
@@ -332,17 +337,17 @@ impl Member {
     }
 }
 
-impl Drop for Member {
+impl Drop for NodeRegistration {
     fn drop(&mut self) {
-        self.update(|entry| entry.gone = Some(Instant::now()));
+        self.update(|entry| entry.disconnected_at = Some(Instant::now()));
     }
 }
 
-impl Entry {
+impl NodeEntry {
     /// The revision that it serves, of those that count now. An empty store has revision 0, which
     /// is not the same as having said nothing yet; and a revision from before the store was set
     /// back is none of those that are asked for now.
-    fn reached(&self, set_backs: u64) -> Option<u64> {
+    fn acknowledged_revision(&self, set_backs: u64) -> Option<u64> {
         (self.acknowledged_at.is_some() && self.set_backs == set_backs).then_some(self.acknowledged)
     }
 
@@ -353,28 +358,31 @@ impl Entry {
             address: self.address.to_string(),
             version: self.version.clone(),
             certificate: self.certificate.as_ref().map(NodeCertificate::as_of_now),
-            connected: self.gone.is_none(),
-            draining: self.draining && self.gone.is_none(),
+            connected: self.disconnected_at.is_none(),
+            draining: self.draining && self.disconnected_at.is_none(),
             acknowledged: self.acknowledged,
             acknowledged_at: self.acknowledged_at,
-            lag: self.gone.is_none().then(|| newest.abs_diff(self.acknowledged)),
+            lag: self.disconnected_at.is_none().then(|| newest.abs_diff(self.acknowledged)),
             last_nack: self.last_nack.clone(),
             held: self.held.clone(),
         }
     }
 }
 
-/// Drops what nobody asks about any more: gone for long, the same node's earlier lives, and the oldest beyond the bound.
-fn forget(nodes: &mut HashMap<NodeKey, Entry>, joining: &NodeKey) {
-    nodes.retain(|key, entry| match entry.gone {
+/// Drops what nobody asks about any more: gone for long, the same node's earlier lives, and the
+/// oldest beyond the bound.
+fn evict(nodes: &mut HashMap<NodeKey, NodeEntry>, joining: &NodeKey) {
+    nodes.retain(|key, entry| match entry.disconnected_at {
         None => true,
-        Some(since) => since.elapsed() < REMEMBERED && key.name != joining.name,
+        Some(since) => since.elapsed() < DISCONNECTED_TTL && key.name != joining.name,
     });
-    let mut gone: Vec<(Instant, NodeKey)> =
-        nodes.iter().filter_map(|(key, entry)| entry.gone.map(|since| (since, key.clone()))).collect();
-    if gone.len() > REMEMBERED_MAX {
+    let mut gone: Vec<(Instant, NodeKey)> = nodes
+        .iter()
+        .filter_map(|(key, entry)| entry.disconnected_at.map(|since| (since, key.clone())))
+        .collect();
+    if gone.len() > DISCONNECTED_MAX {
         gone.sort_by_key(|(since, _)| *since);
-        let surplus = gone.len() - REMEMBERED_MAX;
+        let surplus = gone.len() - DISCONNECTED_MAX;
         for (_, key) in gone.into_iter().take(surplus) {
             nodes.remove(&key);
         }
@@ -396,8 +404,8 @@ mod tests {
         Snapshot::from_resources(revision, [])
     }
 
-    fn joining(name: &str, instance: &str) -> Joining {
-        Joining {
+    fn joining(name: &str, instance: &str) -> NodeInfo {
+        NodeInfo {
             name: name.into(),
             instance: instance.into(),
             version: "0".into(),
@@ -409,10 +417,10 @@ mod tests {
     #[test]
     fn a_node_that_left_is_remembered_until_it_comes_back() {
         let fleet = fleet();
-        drop(fleet.join(joining("a", "1")));
+        drop(fleet.register(joining("a", "1")));
         let gone = &fleet.view().list[0];
         assert_eq!((gone.connected, gone.lag), (false, None), "another control plane may serve it");
-        let _second = fleet.join(joining("a", "2"));
+        let _second = fleet.register(joining("a", "2"));
         let view = fleet.view();
         assert_eq!((view.total, view.list[0].instance.as_str(), view.list[0].connected), (1, "2", true));
     }
@@ -420,9 +428,9 @@ mod tests {
     #[test]
     fn a_node_drains_until_it_is_gone() {
         let fleet = fleet();
-        let node = fleet.join(joining("a", "1"));
+        let node = fleet.register(joining("a", "1"));
         assert!(!fleet.view().list[0].draining);
-        node.draining();
+        node.record_draining();
         assert!(fleet.view().list[0].draining);
         drop(node);
         assert!(!fleet.view().list[0].draining);
@@ -431,10 +439,10 @@ mod tests {
     #[test]
     fn a_replaced_stream_cannot_write() {
         let fleet = fleet();
-        let old = fleet.join(joining("a", "1"));
-        let new = fleet.join(joining("a", "1"));
-        new.acknowledged(&at(7));
-        old.acknowledged(&at(3));
+        let old = fleet.register(joining("a", "1"));
+        let new = fleet.register(joining("a", "1"));
+        new.record_ack(&at(7));
+        old.record_ack(&at(3));
         drop(old);
         let node = fleet.view().list[0].clone();
         assert_eq!((node.acknowledged, node.connected), (7, true));
@@ -446,18 +454,18 @@ mod tests {
         let alone = fleet.wait_acknowledged(1, Duration::ZERO).await;
         assert!(alone.is_err(), "no node at all is not everybody");
         let timeout = Duration::from_secs(20);
-        let (a, b) = (fleet.join(joining("a", "1")), fleet.join(joining("b", "1")));
+        let (a, b) = (fleet.register(joining("a", "1")), fleet.register(joining("b", "1")));
         assert!(fleet.wait_acknowledged(0, Duration::ZERO).await.is_err(), "nobody has said anything yet");
-        a.acknowledged(&at(2));
+        a.record_ack(&at(2));
         let waiting = tokio::spawn({
             let fleet = Arc::clone(&fleet);
             async move { fleet.wait_acknowledged(2, timeout).await }
         });
-        b.refused(
+        b.record_nack(
             2,
-            vec![RefusalView { resource: "ssls/1".into(), field: "cert".into(), problem: "x".into() }],
+            vec![ResourceErrorView { resource: "ssls/1".into(), field: "cert".into(), problem: "x".into() }],
         );
-        b.acknowledged(&at(2));
+        b.record_ack(&at(2));
         let view = waiting.await.unwrap().unwrap();
         assert!(view.list.iter().all(|node| node.acknowledged == 2 && node.last_nack.is_none()));
     }
@@ -465,14 +473,14 @@ mod tests {
     async fn a_revision_from_before_the_store_was_set_back_reaches_nothing() {
         let (sender, latest) = watch::channel(Arc::new(at(9)));
         let fleet = Arc::new(Fleet::new(latest));
-        let node = fleet.join(joining("a", "1"));
-        node.acknowledged(&at(9));
+        let node = fleet.register(joining("a", "1"));
+        node.record_ack(&at(9));
         assert!(fleet.wait_acknowledged(5, Duration::ZERO).await.is_ok());
         let set_back = Arc::new(at(9).apply(&Delta { from: 9, to: 4, ..Delta::default() }));
         sender.send_replace(Arc::clone(&set_back));
         let view = fleet.wait_acknowledged(4, Duration::ZERO).await.unwrap_err();
         assert_eq!((view.revision, view.list[0].lag), (4, Some(5)));
-        node.acknowledged(&set_back);
+        node.record_ack(&set_back);
         assert!(fleet.wait_acknowledged(4, Duration::ZERO).await.is_ok());
     }
 }

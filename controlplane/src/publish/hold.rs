@@ -6,7 +6,7 @@ use std::fmt;
 use proto::push::{Hold, Loss, Nack};
 use serde::Serialize;
 
-use super::fleet::{Member, RefusalView};
+use super::fleet::{NodeRegistration, ResourceErrorView};
 
 /// Of a store's identity.
 const STORE_CHARS: usize = 300;
@@ -72,14 +72,14 @@ impl HoldView {
 }
 
 /// The node refused a change.
-pub(super) fn note_refusal(member: &Member, node: &str, nack: Nack) {
-    let refusals: Vec<RefusalView> = nack
+pub(super) fn record_nack(member: &NodeRegistration, node: &str, nack: Nack) {
+    let refusals: Vec<ResourceErrorView> = nack
         .refusals
         .into_iter()
         .map(|refusal| {
             let key = refusal.key.as_ref().and_then(|key| model::wire::key_from_wire(key).ok());
             let resource = key.map(|key| key.to_string()).unwrap_or_default();
-            RefusalView { resource, field: refusal.field, problem: refusal.problem }
+            ResourceErrorView { resource, field: refusal.field, problem: refusal.problem }
         })
         .collect();
     for refusal in refusals.iter().take(3) {
@@ -92,11 +92,11 @@ pub(super) fn note_refusal(member: &Member, node: &str, nack: Nack) {
             "a data plane refused a change and keeps what it had"
         );
     }
-    member.refused(nack.revision, refusals);
+    member.record_nack(nack.revision, refusals);
 }
 
 /// The node holds the state of our store, `ours`.
-pub(super) fn note_hold(member: &Member, node: &str, ours: &str, hold: &Hold) {
+pub(super) fn record_hold(member: &NodeRegistration, node: &str, ours: &str, hold: &Hold) {
     let hold = HoldView::new(hold);
     tracing::error!(
         node,
@@ -108,5 +108,5 @@ pub(super) fn note_hold(member: &Member, node: &str, ours: &str, hold: &Hold) {
          plane's settings are wrong (countersign.store.path, deployment.etcd.prefix, deployment.etcd.host), mend them and restart it. If \
          this store is meant, accept it: POST /apisix/admin/dataplanes/accept_store"
     );
-    member.holds(hold);
+    member.record_hold(hold);
 }

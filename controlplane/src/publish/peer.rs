@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use pem_files::{Loaded, Reloader};
+use pem_files::{LoadedCredentials, Reloader};
 use pki::CertificateDer;
 use rustls_pki_types::UnixTime;
 use tokio::sync::watch;
@@ -15,41 +15,41 @@ use tonic::transport::server::{TcpConnectInfo, TlsConnectInfo};
 use tonic::{Request, Status};
 
 use super::PushTls;
-use super::denied::DenyList;
+use super::deny_list::DenyList;
 use super::fleet::NodeCertificate;
 
 /// The longest pause between two looks at the clock while a certificate is to end.
 const CLOCK_INTERVAL: Duration = Duration::from_secs(10);
 
-pub(super) type FileChanges = watch::Receiver<Option<Arc<Loaded<PushTls>>>>;
+pub(super) type TlsFileChanges = watch::Receiver<Option<Arc<LoadedCredentials<PushTls>>>>;
 
 /// The verified other end of a stream.
 #[derive(Clone)]
-pub(super) struct Peer {
+pub(super) struct NodePeer {
     pub address: SocketAddr,
     /// The DNS names of its certificate, in lower case.
     pub names: Vec<String>,
     /// What it sent, leaf first.
-    sent: Arc<[CertificateDer<'static>]>,
+    presented_chain: Arc<[CertificateDer<'static>]>,
     /// Its certificate and the verified intermediates above.
     path: Vec<pki::Certificate>,
     /// The earliest notAfter of the path.
     expires: UnixTime,
 }
 
-impl Peer {
+impl NodePeer {
     /// The entry of the deny-list that its certificate, or an issuer of it, is on.
-    pub fn denied_by<'a>(&self, list: &'a DenyList) -> Option<&'a str> {
+    pub(super) fn denied_by<'a>(&self, list: &'a DenyList) -> Option<&'a str> {
         self.path.iter().find_map(|certificate| list.denies(certificate))
     }
 
     /// Ends when the certificate does, when it is put on the deny-list, or when `push.ca` no longer
     /// holds its CA; with what the node is sent.
-    pub async fn no_longer_admitted(
+    pub(super) async fn wait_until_rejected(
         &self,
         mut list: watch::Receiver<Arc<DenyList>>,
         files: Reloader<PushTls>,
-        mut ca_changes: FileChanges,
+        mut ca_changes: TlsFileChanges,
     ) -> Status {
         let ended = async {
             let mut expires = self.expires;
@@ -60,8 +60,8 @@ impl Peer {
                 if !matches!(changed, Ok(Ok(()))) {
                     continue;
                 }
-                match verify(&files, &self.sent) {
-                    Ok(verified) => expires = verified.expires(),
+                match verify_chain(&files, &self.presented_chain) {
+                    Ok(verified) => expires = verified.valid_until(),
                     Err(error) => {
                         return Status::unauthenticated(format!(
                             "countersign.push.ca has changed, and its certificate (countersign.node.cert) is refused now: {}",
@@ -77,7 +77,7 @@ impl Peer {
         let refused = async {
             loop {
                 if let Some(entry) = self.denied_by(&list.borrow_and_update()) {
-                    return denied(entry);
+                    return denied_status(entry);
                 }
                 if list.changed().await.is_err() {
                     std::future::pending::<()>().await;
@@ -88,13 +88,13 @@ impl Peer {
     }
 
     /// As the Admin API shows it.
-    pub fn certificate(&self) -> Option<NodeCertificate> {
+    pub(super) fn certificate(&self) -> Option<NodeCertificate> {
         let leaf = self.path.first()?;
         Some(NodeCertificate::new(leaf, self.expires))
     }
 }
 
-pub(super) fn denied(entry: &str) -> Status {
+pub(super) fn denied_status(entry: &str) -> Status {
     Status::permission_denied(format!(
         "its certificate is on the deny-list of data planes (denied_nodes/{entry} of the Admin API)"
     ))
@@ -102,29 +102,32 @@ pub(super) fn denied(entry: &str) -> Status {
 
 /// By the CAs in use now. The handshake may be long ago: a connection carries one stream after the
 /// other.
-fn verify(files: &Reloader<PushTls>, sent: &[CertificateDer<'_>]) -> Result<pki::Verified, Status> {
+fn verify_chain(
+    files: &Reloader<PushTls>,
+    sent: &[CertificateDer<'_>],
+) -> Result<pki::VerifiedClient, Status> {
     let none = || Status::unauthenticated("no client certificate");
     let (leaf, rest) = sent.split_first().ok_or_else(none)?;
-    let files = files.held().ok_or_else(|| Status::unavailable("no CA is loaded"))?;
+    let files = files.in_use().ok_or_else(|| Status::unavailable("no CA is loaded"))?;
     pki::verify_client(&files.tls.policy, leaf, rest, UnixTime::now())
         .map_err(|error| Status::unauthenticated(error.to_string()))
 }
 
 /// Who is at the other end, by the same verdict about its certificate as everywhere else.
-pub(super) fn peer<T>(request: &Request<T>, files: &Reloader<PushTls>) -> Result<Peer, Status> {
+pub(super) fn authenticate<T>(request: &Request<T>, files: &Reloader<PushTls>) -> Result<NodePeer, Status> {
     let info = request.extensions().get::<TlsConnectInfo<TcpConnectInfo>>();
     let info = info.ok_or_else(|| Status::unauthenticated("not a TLS connection"))?;
     let address =
         info.get_ref().remote_addr().ok_or_else(|| Status::unavailable("the peer has no address"))?;
     let sent = info.peer_certs().ok_or_else(|| Status::unauthenticated("no client certificate"))?;
     let sent: Arc<[_]> = sent.iter().map(|one| one.clone().into_owned()).collect();
-    let verified = verify(files, &sent)?;
+    let verified = verify_chain(files, &sent)?;
     let leaf = verified.identity().certificate().clone();
-    Ok(Peer {
+    Ok(NodePeer {
         address,
         names: leaf.dns_names().into_iter().map(str::to_ascii_lowercase).collect(),
-        sent,
+        presented_chain: sent,
         path: std::iter::once(leaf).chain(verified.path().iter().cloned()).collect(),
-        expires: verified.expires(),
+        expires: verified.valid_until(),
     })
 }

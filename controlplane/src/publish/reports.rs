@@ -34,7 +34,7 @@ const BEHIND_MAX: usize = 50;
 
 /// What a control plane says of itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Report {
+struct FleetReport {
     /// The machine's name.
     host: String,
     /// Where it listens for data planes.
@@ -55,7 +55,7 @@ struct Report {
 
 /// The nodes of a control plane, by name: kept longer than its report.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-struct Nodes {
+struct NodeNames {
     /// As in its report.
     host: String,
     push: String,
@@ -68,26 +68,26 @@ struct Nodes {
 
 /// Another control plane's entry.
 #[derive(Debug, Clone)]
-struct Entry {
+struct ControlPlaneEntry {
     /// The entry's name: one process's life.
     process: String,
     /// `None`: its report has ended without having been withdrawn.
-    report: Option<Result<Report, String>>,
-    nodes: Option<Nodes>,
+    report: Option<Result<FleetReport, String>>,
+    nodes: Option<NodeNames>,
 }
 
-impl Entry {
+impl ControlPlaneEntry {
     fn place(&self) -> Option<&String> {
         let reported = self.report.as_ref().and_then(|report| report.as_ref().ok()?.place.as_ref());
         reported.or_else(|| self.nodes.as_ref()?.place.as_ref())
     }
 }
 
-type Entries = Result<Arc<Vec<Entry>>, String>;
+type Entries = Result<Arc<Vec<ControlPlaneEntry>>, String>;
 
 /// Who this control plane is.
 #[derive(Debug, Clone)]
-pub(super) struct Identity {
+pub(super) struct ControlPlaneIdentity {
     /// The machine's name.
     pub host: String,
     /// Where it listens for data planes.
@@ -99,15 +99,15 @@ pub(super) struct Identity {
     pub place: Option<String>,
 }
 
-impl Identity {
+impl ControlPlaneIdentity {
     /// Of the process that listens for data planes there.
-    pub fn of(push: SocketAddr, version: &'static str) -> Self {
+    pub(super) fn of(push: SocketAddr, version: &'static str) -> Self {
         let place = || {
             let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
             let network = std::fs::read_link("/proc/self/ns/net").ok()?;
             Some(format!("{} {} {push}", boot.trim(), network.display()))
         };
-        Self { host: super::host(), push: push.to_string(), version, place: place() }
+        Self { host: super::machine_name(), push: push.to_string(), version, place: place() }
     }
 }
 
@@ -116,7 +116,7 @@ impl Identity {
 pub struct Reports {
     fleet: Arc<Fleet>,
     store: Arc<dyn Store>,
-    us: Identity,
+    us: ControlPlaneIdentity,
     /// True once the process stops.
     stopping: watch::Receiver<bool>,
     read: Mutex<Option<(Instant, Entries)>>,
@@ -124,7 +124,7 @@ pub struct Reports {
 
 /// The answer of `GET /apisix/admin/dataplanes`.
 #[derive(Debug, Clone, Serialize)]
-pub struct FleetWide {
+pub struct FleetWideView {
     /// What this control plane serves.
     #[serde(flatten)]
     pub own: FleetView,
@@ -146,14 +146,14 @@ pub struct ControlPlaneView {
     pub process: String,
     /// What it said last.
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
-    said: Option<Said>,
+    said: Option<ReportView>,
     /// Why that cannot be read.
     #[serde(skip_serializing_if = "Option::is_none")]
     problem: Option<String>,
 }
 
 #[derive(Debug, Clone, Serialize)]
-struct Said {
+struct ReportView {
     host: String,
     push: String,
     version: String,
@@ -187,7 +187,7 @@ impl Reports {
     pub(super) fn new(
         fleet: Arc<Fleet>,
         store: Arc<dyn Store>,
-        us: Identity,
+        us: ControlPlaneIdentity,
         stopping: watch::Receiver<bool>,
     ) -> Self {
         Self { fleet, store, us, stopping, read: Mutex::default() }
@@ -200,14 +200,14 @@ impl Reports {
 
     /// Puts what the store measures of itself into `/metrics`.
     pub fn register(&self, registry: &mut Registry) {
-        self.store.register(registry);
+        self.store.register_metrics(registry);
     }
 
     /// Writes our entry whenever it changes, until shutdown; then removes it.
-    pub(super) async fn keep(self: Arc<Self>, mut shutdown: watch::Receiver<bool>) {
+    pub(super) async fn run(self: Arc<Self>, mut shutdown: watch::Receiver<bool>) {
         let Some(entries) = self.store.reports() else { return };
         tokio::select! {
-            () = self.write_on(entries) => {}
+            () = self.write_loop(entries) => {}
             _ = shutdown.wait_for(|stop| *stop) => {}
         }
     }
@@ -222,15 +222,15 @@ impl Reports {
     }
 
     /// Never ends.
-    async fn write_on(&self, entries: &dyn ReportEntries) {
-        let renewal = entries.time_to_live() / 3;
+    async fn write_loop(&self, entries: &dyn ReportEntries) {
+        let renewal = entries.ttl() / 3;
         let mut changes = self.fleet.changes();
-        let mut written: Option<(Report, Nodes, Instant)> = None;
+        let mut written: Option<(FleetReport, NodeNames, Instant)> = None;
         let mut failing = false;
         loop {
             changes.borrow_and_update();
             let (report, nodes) = (self.report(), self.nodes());
-            let is_due = |(before, named, at): &(Report, Nodes, Instant)| {
+            let is_due = |(before, named, at): &(FleetReport, NodeNames, Instant)| {
                 let same = (before.nodes, &before.oldest, named) == (report.nodes, &report.oldest, &nodes);
                 !same || at.elapsed() >= renewal
             };
@@ -255,27 +255,27 @@ impl Reports {
         }
     }
 
-    fn report(&self) -> Report {
+    fn report(&self) -> FleetReport {
         let (oldest, nodes) = self.fleet.connected(NODES_MAX);
-        let Identity { host, push, version, place } = self.us.clone();
+        let ControlPlaneIdentity { host, push, version, place } = self.us.clone();
         let written_at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let revision = self.fleet.revision();
-        Report { host, push, version: version.to_owned(), revision, nodes, oldest, written_at, place }
+        FleetReport { host, push, version: version.to_owned(), revision, nodes, oldest, written_at, place }
     }
 
-    fn nodes(&self) -> Nodes {
+    fn nodes(&self) -> NodeNames {
         let (names, more) = self.fleet.connected_names(NAMES_MAX);
-        let Identity { host, push, place, .. } = self.us.clone();
-        Nodes { host, push, names, more, place }
+        let ControlPlaneIdentity { host, push, place, .. } = self.us.clone();
+        NodeNames { host, push, names, more, place }
     }
 
     /// Everything known now.
-    pub async fn view(&self) -> FleetWide {
+    pub async fn view(&self) -> FleetWideView {
         let entries = match self.store.reports() {
             Some(entries) => Some(self.others(entries).await),
             None => None,
         };
-        self.shown(entries.as_ref(), None)
+        self.to_view(entries.as_ref(), None)
     }
 
     /// Waits until every connected node of every control plane, and at least one, has acknowledged
@@ -284,21 +284,25 @@ impl Reports {
     /// # Errors
     /// The view as it is when `timeout` has passed, or this control plane stops, with who is
     /// behind.
-    pub async fn wait_acknowledged(&self, revision: u64, timeout: Duration) -> Result<FleetWide, FleetWide> {
+    pub async fn wait_acknowledged(
+        &self,
+        revision: u64,
+        timeout: Duration,
+    ) -> Result<FleetWideView, FleetWideView> {
         let mut stopping = self.stopping.clone();
         tokio::select! {
             biased;
-            reached = self.reached(revision, timeout) => return reached,
+            reached = self.wait_reached(revision, timeout) => return reached,
             // An error: the process ends, too.
             _ = stopping.wait_for(|stop| *stop) => {}
         }
-        self.reached(revision, Duration::ZERO).await
+        self.wait_reached(revision, Duration::ZERO).await
     }
 
-    async fn reached(&self, revision: u64, timeout: Duration) -> Result<FleetWide, FleetWide> {
+    async fn wait_reached(&self, revision: u64, timeout: Duration) -> Result<FleetWideView, FleetWideView> {
         let Some(entries) = self.store.reports() else {
             let waited = self.fleet.wait_acknowledged(revision, timeout).await;
-            return waited.map(FleetWide::of_one).map_err(FleetWide::of_one);
+            return waited.map(FleetWideView::local).map_err(FleetWideView::local);
         };
         let deadline = tokio::time::Instant::now() + timeout;
         let mut reading = deadline.max(tokio::time::Instant::now() + FIRST_READ);
@@ -313,10 +317,10 @@ impl Reports {
             let (connected, nodes) = self.fleet.connected(usize::MAX);
             let behind = behind(revision, &connected, nodes, &others);
             if behind.is_empty() {
-                return Ok(self.shown(Some(&others), Some(behind)));
+                return Ok(self.to_view(Some(&others), Some(behind)));
             }
             if tokio::time::Instant::now() >= deadline {
-                return Err(self.shown(Some(&others), Some(behind)));
+                return Err(self.to_view(Some(&others), Some(behind)));
             }
             let again = tokio::time::sleep_until(deadline.min(tokio::time::Instant::now() + READ_INTERVAL));
             tokio::select! {
@@ -340,25 +344,30 @@ impl Reports {
             };
             // What cannot be read names no node and says that there are some.
             let nodes = |text: String| {
-                serde_json::from_str(&text).unwrap_or_else(|_| Nodes { more: true, ..Nodes::default() })
+                serde_json::from_str(&text)
+                    .unwrap_or_else(|_| NodeNames { more: true, ..NodeNames::default() })
             };
-            Entry { process: entry.process, report: entry.text.map(report), nodes: entry.nodes.map(nodes) }
+            ControlPlaneEntry {
+                process: entry.process,
+                report: entry.text.map(report),
+                nodes: entry.nodes.map(nodes),
+            }
         };
         let found = entries.others().await.map_err(|error| error.to_string());
         let place = self.us.place.as_ref();
-        let is_alive = |entry: &Entry| place.is_none() || entry.place() != place;
+        let is_alive = |entry: &ControlPlaneEntry| place.is_none() || entry.place() != place;
         let found = found.map(|found| Arc::new(found.into_iter().map(understood).filter(is_alive).collect()));
         *read = Some((Instant::now(), found.clone()));
         found
     }
 
-    fn shown(&self, others: Option<&Entries>, behind: Option<Vec<BehindView>>) -> FleetWide {
-        let view = |entry: &Entry| {
+    fn to_view(&self, others: Option<&Entries>, behind: Option<Vec<BehindView>>) -> FleetWideView {
+        let view = |entry: &ControlPlaneEntry| {
             let report = entry.report.clone()?;
             let problem = report.as_ref().err().cloned();
             Some(ControlPlaneView {
                 process: entry.process.clone(),
-                said: report.ok().map(Said::from),
+                said: report.ok().map(ReportView::from),
                 problem,
             })
         };
@@ -367,25 +376,25 @@ impl Reports {
             Some(Ok(others)) => (Some(others.iter().filter_map(view).collect()), None),
             Some(Err(problem)) => (None, Some(problem.clone())),
         };
-        FleetWide { own: self.fleet.view(), control_planes, control_planes_problem, behind }
+        FleetWideView { own: self.fleet.view(), control_planes, control_planes_problem, behind }
     }
 }
 
-impl FleetWide {
-    fn of_one(own: FleetView) -> Self {
+impl FleetWideView {
+    fn local(own: FleetView) -> Self {
         Self { own, control_planes: None, control_planes_problem: None, behind: None }
     }
 }
 
-impl From<Report> for Said {
-    fn from(report: Report) -> Self {
+impl From<FleetReport> for ReportView {
+    fn from(report: FleetReport) -> Self {
         let acknowledged = report.oldest.first().and_then(|node| node.acknowledged);
-        let Report { host, push, version, revision, nodes, written_at, .. } = report;
+        let FleetReport { host, push, version, revision, nodes, written_at, .. } = report;
         Self { host, push, version, revision, nodes, acknowledged, written_at }
     }
 }
 
-impl Report {
+impl FleetReport {
     fn name(&self) -> String {
         format!("{} ({})", self.host, self.push)
     }
@@ -407,7 +416,7 @@ fn behind(revision: u64, own: &[ConnectedNode], nodes: usize, others: &Entries) 
             for entry in others.iter() {
                 let (name, report) = match &entry.report {
                     None => {
-                        behind.extend(silent(entry, own, others));
+                        behind.extend(behind_silent(entry, own, others));
                         continue;
                     }
                     Some(Ok(report)) => (report.name(), report),
@@ -423,7 +432,7 @@ fn behind(revision: u64, own: &[ConnectedNode], nodes: usize, others: &Entries) 
                     let same = |other: &ConnectedNode| {
                         (&other.name, &other.instance) == (&node.name, &node.instance) && reached(other)
                     };
-                    own.iter().any(same) || heard(others).any(|report| report.oldest.iter().any(same))
+                    own.iter().any(same) || live_reports(others).any(|report| report.oldest.iter().any(same))
                 };
                 let late = report.oldest.iter().filter(|node| !reached(node) && !is_elsewhere(node));
                 behind.extend(late.map(|node| BehindView::node(Some(name.clone()), node)));
@@ -442,23 +451,27 @@ fn behind(revision: u64, own: &[ConnectedNode], nodes: usize, others: &Entries) 
     behind
 }
 
-fn heard(others: &[Entry]) -> impl Iterator<Item = &Report> {
+fn live_reports(others: &[ControlPlaneEntry]) -> impl Iterator<Item = &FleetReport> {
     others.iter().filter_map(|entry| entry.report.as_ref()?.as_ref().ok())
 }
 
 /// The nodes of a control plane that is not heard of any more, and that may serve them on, cut off
 /// from the store. One that is connected to another control plane counts there.
-fn silent(entry: &Entry, own: &[ConnectedNode], others: &[Entry]) -> Vec<BehindView> {
+fn behind_silent(
+    entry: &ControlPlaneEntry,
+    own: &[ConnectedNode],
+    others: &[ControlPlaneEntry],
+) -> Vec<BehindView> {
     let Some(nodes) = &entry.nodes else { return Vec::new() };
     let control_plane = format!("{} ({})", nodes.host, nodes.push);
-    let is_named = |entry: &Entry, name: &String| {
+    let is_named = |entry: &ControlPlaneEntry, name: &String| {
         let named = entry.nodes.as_ref().is_some_and(|nodes| nodes.names.contains(name));
         entry.report.is_some() && named
     };
     let is_elsewhere = |name: &String| {
         own.iter().any(|node| node.name == *name)
             || others.iter().any(|entry| is_named(entry, name))
-            || heard(others).any(|report| report.oldest.iter().any(|node| node.name == *name))
+            || live_reports(others).any(|report| report.oldest.iter().any(|node| node.name == *name))
     };
     let lost = nodes.names.iter().filter(|name| !is_elsewhere(name)).take(BEHIND_MAX);
     let problem = "its control plane no longer reports: it may serve on, cut off from the store";

@@ -11,31 +11,31 @@ use tonic::Status;
 
 /// One stream's view of the store.
 #[derive(Clone)]
-pub(super) struct Reading {
+pub(super) struct StoreStateWatcher {
     /// The store could not be read for so long that nodes are better served elsewhere.
     cut_off: watch::Receiver<bool>,
     /// Since when the store cannot be read.
-    unread: watch::Receiver<Option<Instant>>,
+    unread_since: watch::Receiver<Option<Instant>>,
     /// The node understands `StoreState`.
-    understood: bool,
+    node_supports: bool,
 }
 
-impl Reading {
-    pub fn new(cut_off: watch::Receiver<bool>, unread: watch::Receiver<Option<Instant>>) -> Self {
-        Self { cut_off, unread, understood: false }
+impl StoreStateWatcher {
+    pub(super) fn new(cut_off: watch::Receiver<bool>, unread: watch::Receiver<Option<Instant>>) -> Self {
+        Self { cut_off, unread_since: unread, node_supports: false }
     }
 
     /// For a stream that begins now. A node that comes while we are cut off has nowhere else to go,
     /// and stays.
-    pub fn of_stream(&self, understood: bool) -> Self {
-        let mut reading = Self { understood, ..self.clone() };
+    pub(super) fn for_session(&self, understood: bool) -> Self {
+        let mut reading = Self { node_supports: understood, ..self.clone() };
         reading.cut_off.mark_unchanged();
         reading
     }
 
     /// As of now.
-    pub fn state(&mut self) -> StoreState {
-        let unread = *self.unread.borrow_and_update();
+    pub(super) fn state(&mut self) -> StoreState {
+        let unread = *self.unread_since.borrow_and_update();
         StoreState { unread_seconds: unread.map(|since| whole_seconds(since.elapsed())) }
     }
 
@@ -43,10 +43,10 @@ impl Reading {
     ///
     /// # Errors
     /// When the node is to try another control plane.
-    pub async fn changed(&mut self) -> Result<(), Status> {
-        let Self { cut_off, unread, understood } = self;
+    pub(super) async fn changed(&mut self) -> Result<(), Status> {
+        let Self { cut_off, unread_since: unread, node_supports: understood } = self;
         tokio::select! {
-            () = becomes(cut_off) => {
+            () = wait_until_true(cut_off) => {
                 Err(Status::unavailable("the store cannot be read from here: try another control plane"))
             }
             Ok(()) = unread.changed(), if *understood => Ok(()),
@@ -54,8 +54,8 @@ impl Reading {
     }
 
     /// [`Self::changed`] tells of this state once more.
-    pub fn again(&mut self) {
-        self.unread.mark_changed();
+    pub(super) fn mark_changed(&mut self) {
+        self.unread_since.mark_changed();
     }
 }
 
@@ -65,7 +65,7 @@ fn whole_seconds(age: Duration) -> u64 {
 }
 
 /// Ends when it turns true; one that is true already must turn false before.
-async fn becomes(cut_off: &mut watch::Receiver<bool>) {
+async fn wait_until_true(cut_off: &mut watch::Receiver<bool>) {
     while cut_off.changed().await.is_ok() {
         if *cut_off.borrow_and_update() {
             return;

@@ -1,73 +1,76 @@
 //! The embedded store: one redb file on this machine, owned by one process.
 //!
-//! One thread writes. It takes whatever writes wait, applies them in one transaction, and answers them after the one fsync that
-//! made them durable, so that concurrent writers share its cost. Reads run on blocking threads from the last commit. After an
-//! input/output error the file is opened afresh before anything else is read or written: what memory says is not to be trusted then.
+//! One thread writes. It takes whatever writes wait, applies them in one transaction, and answers
+//! them after the one fsync that made them durable, so that concurrent writers share its cost.
+//! Reads run on blocking threads from the last commit. After an input/output error the file is
+//! opened afresh before anything else is read or written: what memory says is not to be trusted
+//! then.
 //!
-//! Invariant: an answered write is in the file, and was told to the watchers before it was answered.
+//! Invariant: an answered write is in the file, and was told to the watchers before it was
+//! answered.
 
+mod backup_stream;
 mod file;
+mod history;
 mod index;
-mod measures;
-mod recent;
-mod rows;
+mod metrics;
 mod writer;
 
-use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::thread::JoinHandle;
+use std::{fs, io};
 
+pub(crate) use backup_stream::{BackupStreamError, BackupSummary};
+use file::{COUNTERS, ITEMS, Opener};
 use futures_util::future::BoxFuture;
 use futures_util::{FutureExt, StreamExt, stream};
+use history::History;
+use index::Index;
+use metrics::Metrics;
 use model::{Key, Kind};
 use prometheus_client::registry::Registry;
 use redb::{Database, ReadTransaction, ReadableDatabase};
 use telemetry::{Heartbeat, Readiness};
 use tokio::sync::{mpsc, oneshot, watch};
+use writer::{Job, PendingSwap, PendingWrite};
 use zeroize::Zeroizing;
 
 use super::{
-    Committed, Events, Loaded, Page, Private, PrivateEntry, Store, StoreError, Stored, WatchError, Write,
+    CommitResult, DocumentList, EventStream, InternalEntry, InternalKey, Mutation, Page, Store, StoreError,
+    StoredDocument, WatchError,
 };
-use file::{COUNTERS, ITEMS, Opener};
-use index::Index;
-use measures::Measures;
-use recent::Recent;
-pub use rows::{RowsError, Summary};
-use writer::{Change, Job, Swap};
 
 /// The layout of tables in the file. A file of another version is refused, never guessed at.
-pub const FORMAT_VERSION: u64 = 1;
+pub(crate) const FORMAT_VERSION: u64 = 1;
 
 /// Writes that may wait before callers are held back.
-const WAITING_MAX: usize = 1024;
+const QUEUE_MAX: usize = 1024;
 
 /// Looks at the index and the file until both are of one revision; a commit in between makes them
 /// differ for a moment.
-const PAGE_TRIES: usize = 4;
+const PAGE_ATTEMPTS: usize = 4;
 
 /// How much of the recent past watchers can still read.
 #[derive(Clone, Copy, Debug)]
-pub struct Kept {
+pub(crate) struct HistoryLimits {
     /// Changes.
     pub events: usize,
     /// Bytes of documents in them.
     pub bytes: usize,
 }
 
-impl Default for Kept {
+impl Default for HistoryLimits {
     fn default() -> Self {
         Self { events: 4096, bytes: 64 << 20 }
     }
 }
 
 /// A store in one file. Dropping it finishes the writes that were accepted and releases the file.
-pub struct Embedded {
+pub struct EmbeddedStore {
     identity: String,
-    shared: Arc<Shared>,
-    recent: Arc<Mutex<Recent>>,
+    file: Arc<StoreFile>,
+    history: Arc<Mutex<History>>,
     head: watch::Receiver<u64>,
     /// Taken only by `drop`.
     jobs: Option<mpsc::Sender<Job>>,
@@ -76,23 +79,23 @@ pub struct Embedded {
 }
 
 /// What the writer and the readers share.
-struct Shared {
+struct StoreFile {
     path: PathBuf,
     opener: Opener,
     /// Empty after a failure, until the writer has opened the file again.
     database: RwLock<Option<Database>>,
     index: Mutex<Index>,
-    measures: Measures,
+    metrics: Metrics,
 }
 
-impl Embedded {
-    /// Opens the store at `path`; makes the file (mode 0600) and its folder when there is none. Blocks: reads the whole file to
-    /// check it.
+impl EmbeddedStore {
+    /// Opens the store at `path`; makes the file (mode 0600) and its folder when there is none.
+    /// Blocks: reads the whole file to check it.
     ///
     /// # Errors
     /// Says what is wrong with the file and what to do; a file that is there is never replaced.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
-        Self::open_with(path, Box::new(file::open), Kept::default())
+        Self::open_with(path, Box::new(file::open), HistoryLimits::default())
     }
 
     /// Reads and checks the file without keeping it: its identity, and everything in it. `None`:
@@ -100,28 +103,28 @@ impl Embedded {
     ///
     /// # Errors
     /// As [`Self::open`].
-    pub fn probe(path: &Path) -> Result<Option<(String, Loaded)>, StoreError> {
-        let Some((database, identity)) = file::probe(path)? else { return Ok(None) };
-        let loaded = load(&database, None).map_err(|error| error.told_of(path))?;
+    pub(crate) fn load_file(path: &Path) -> Result<Option<(String, DocumentList)>, StoreError> {
+        let Some((database, identity)) = file::open_if_exists(path)? else { return Ok(None) };
+        let loaded = load(&database, None).map_err(|error| error.into_store_error(path))?;
         Ok(Some((identity, loaded)))
     }
 
-    fn open_with(path: &Path, opener: Opener, kept: Kept) -> Result<Self, StoreError> {
-        file::prepare(path)?;
+    fn open_with(path: &Path, opener: Opener, kept: HistoryLimits) -> Result<Self, StoreError> {
+        file::create_if_missing(path)?;
         let database = opener(path)?;
         let meta = file::read_meta(&database, path)?;
-        let index = Mutex::new(Index::read(&database).map_err(|error| error.told_of(path))?);
+        let index = Mutex::new(Index::read(&database).map_err(|error| error.into_store_error(path))?);
         let (head_sender, head) = watch::channel(meta.revision);
-        let recent = Arc::new(Mutex::new(Recent::new(meta.revision, kept)));
+        let recent = Arc::new(Mutex::new(History::new(meta.revision, kept)));
         let database = RwLock::new(Some(database));
-        let (path, measures) = (path.to_path_buf(), Measures::default());
-        let shared = Arc::new(Shared { path, opener, database, index, measures });
-        let (jobs, queue) = mpsc::channel(WAITING_MAX);
+        let (path, measures) = (path.to_path_buf(), Metrics::default());
+        let shared = Arc::new(StoreFile { path, opener, database, index, metrics: measures });
+        let (jobs, queue) = mpsc::channel(QUEUE_MAX);
         let heartbeat = Heartbeat::new("store", Readiness::Required);
         let writer = writer::Writer {
             heartbeat: Arc::clone(&heartbeat),
-            shared: Arc::clone(&shared),
-            recent: Arc::clone(&recent),
+            file: Arc::clone(&shared),
+            history: Arc::clone(&recent),
             head: head_sender,
             queue,
         };
@@ -131,8 +134,8 @@ impl Embedded {
             .map_err(|error| StoreError::Unavailable { what: format!("no thread for the store: {error}") })?;
         Ok(Self {
             identity: meta.identity,
-            shared,
-            recent,
+            file: shared,
+            history: recent,
             head,
             jobs: Some(jobs),
             heartbeat,
@@ -145,8 +148,8 @@ impl Embedded {
     ///
     /// # Errors
     /// [`RowsError`].
-    pub fn write_rows(&self, out: &mut dyn io::Write) -> Result<Summary, RowsError> {
-        let sent = self.shared.with(|database| rows::send(database, &self.shared.path, out));
+    pub(crate) fn write_backup(&self, out: &mut dyn io::Write) -> Result<BackupSummary, BackupStreamError> {
+        let sent = self.file.with_database(|database| backup_stream::write(database, &self.file.path, out));
         sent.unwrap_or_else(
             || Err(StoreError::Unavailable { what: "the file is not open".to_owned() }.into()),
         )
@@ -157,17 +160,17 @@ impl Embedded {
     ///
     /// # Errors
     /// [`RowsError`]; nothing was changed then.
-    pub fn make_of_rows(
+    pub(crate) fn create_from_backup(
         rows: &mut dyn io::BufRead,
         path: &Path,
         replace: bool,
-    ) -> Result<Summary, RowsError> {
-        file::remove_leftovers(path);
-        let new = file::beside(path);
-        let made = rows::receive(rows, &new).and_then(|summary| {
+    ) -> Result<BackupSummary, BackupStreamError> {
+        file::remove_stale_temp_files(path);
+        let new = file::temp_path(path);
+        let made = backup_stream::create(rows, &new).and_then(|summary| {
             let placed = if replace { fs::rename(&new, path) } else { fs::hard_link(&new, path) };
-            placed.map_err(|error| file::told_io(error, path))?;
-            file::sync_folder(file::folder_of(path))?;
+            placed.map_err(|error| file::store_io_error(error, path))?;
+            file::sync_dir(file::parent_dir(path))?;
             Ok(summary)
         });
         // There is none where it was renamed, or could not be made.
@@ -180,13 +183,13 @@ impl Embedded {
     ///
     /// # Errors
     /// Why it is none.
-    pub fn is_store(path: &Path) -> Result<(), StoreError> {
-        file::open_store(path).map(drop)
+    pub(crate) fn check_header(path: &Path) -> Result<(), StoreError> {
+        file::open_checked(path).map(drop)
     }
 
     /// Removes what a backup or a restore that was killed left beside `path`.
-    pub fn remove_leftovers(path: &Path) {
-        file::remove_leftovers(path);
+    pub(crate) fn remove_stale_temp_files(path: &Path) {
+        file::remove_stale_temp_files(path);
     }
 
     /// Opens a copy of the store file `from`, made at `copy`: nothing of `from` is changed. The
@@ -194,35 +197,35 @@ impl Embedded {
     ///
     /// # Errors
     /// As [`Self::open`].
-    pub fn open_copy(from: &Path, copy: &Path) -> Result<Self, StoreError> {
+    pub(crate) fn open_copy(from: &Path, copy: &Path) -> Result<Self, StoreError> {
         file::copy(from, copy)?;
         Self::open(copy)
     }
 
     /// A name beside `path` under which what is to take its place can be made.
-    pub fn beside(path: &Path) -> PathBuf {
-        file::beside(path)
+    pub(crate) fn temp_path(path: &Path) -> PathBuf {
+        file::temp_path(path)
     }
 
     /// The folder of a file; `.` where its path names none.
-    pub fn folder_of(path: &Path) -> &Path {
-        file::folder_of(path)
+    pub(crate) fn parent_dir(path: &Path) -> &Path {
+        file::parent_dir(path)
     }
 
     /// Makes the names in the folder of `path` durable.
     ///
     /// # Errors
     /// What the system says.
-    pub fn sync_folder_of(path: &Path) -> Result<(), StoreError> {
-        file::sync_folder(file::folder_of(path))
+    pub(crate) fn sync_parent_dir(path: &Path) -> Result<(), StoreError> {
+        file::sync_dir(file::parent_dir(path))
     }
 
     /// The store's revision: that of the last change.
-    pub fn revision(&self) -> u64 {
+    pub(crate) fn revision(&self) -> u64 {
         *self.head.borrow()
     }
 
-    async fn ask<T>(
+    async fn submit<T>(
         &self,
         job: impl FnOnce(oneshot::Sender<Result<T, StoreError>>) -> Job,
     ) -> Result<T, StoreError> {
@@ -233,38 +236,39 @@ impl Embedded {
         answered.await.map_err(|_| gone())?
     }
 
-    async fn loaded(&self, kind: Option<Kind>) -> Result<Loaded, StoreError> {
-        let loaded = self.read(move |database| load(database, kind)).await?;
-        self.shared.measures.documents_read.inc_by(loaded.items.len() as u64);
+    async fn load_documents(&self, kind: Option<Kind>) -> Result<DocumentList, StoreError> {
+        let loaded = self.read_or_reopen(move |database| load(database, kind)).await?;
+        self.file.metrics.documents_read.inc_by(loaded.items.len() as u64);
         Ok(loaded)
     }
 
-    /// Runs `read` on a blocking thread; when the file has to be opened again first, does that and tries once more.
-    async fn read<T: Send + 'static>(
+    /// Runs `read` on a blocking thread; when the file has to be opened again first, does that and
+    /// tries once more.
+    async fn read_or_reopen<T: Send + 'static>(
         &self,
         read: impl Fn(&Database) -> Result<T, file::ReadError> + Send + Sync + 'static,
     ) -> Result<T, StoreError> {
         let read = Arc::new(read);
         for attempt in 0..2 {
-            let (shared, read) = (Arc::clone(&self.shared), Arc::clone(&read));
-            let result = tokio::task::spawn_blocking(move || shared.with(|database| read(database)))
+            let (shared, read) = (Arc::clone(&self.file), Arc::clone(&read));
+            let result = tokio::task::spawn_blocking(move || shared.with_database(|database| read(database)))
                 .await
                 .map_err(|error| StoreError::Unavailable { what: format!("reading failed: {error}") })?;
             match result {
                 Some(Ok(value)) => return Ok(value),
-                Some(Err(error)) if attempt == 1 || !error.mends_by_opening_again() => {
-                    return Err(error.told_of(&self.shared.path));
+                Some(Err(error)) if attempt == 1 || !error.needs_reopen() => {
+                    return Err(error.into_store_error(&self.file.path));
                 }
-                Some(Err(_)) | None => self.ask(Job::OpenAgain).await?,
+                Some(Err(_)) | None => self.submit(Job::Reopen).await?,
             }
         }
         Err(StoreError::Unavailable { what: "the file could not be opened again".to_owned() })
     }
 }
 
-impl Shared {
+impl StoreFile {
     /// `None` when the database is not open.
-    fn with<T>(&self, f: impl FnOnce(&Database) -> T) -> Option<T> {
+    fn with_database<T>(&self, f: impl FnOnce(&Database) -> T) -> Option<T> {
         let database = self.database.read().unwrap_or_else(std::sync::PoisonError::into_inner);
         database.as_ref().map(f)
     }
@@ -283,13 +287,13 @@ impl Shared {
         first: usize,
         size: usize,
     ) -> Result<Page, file::ReadError> {
-        let (mut indexed, mut documents) = self.index().of(kind);
+        let (mut indexed, mut documents) = self.index().documents_of(kind);
         let mut transaction = database.begin_read()?;
-        for _ in 1..PAGE_TRIES {
+        for _ in 1..PAGE_ATTEMPTS {
             if revision(&transaction)? == indexed {
                 break;
             }
-            (indexed, documents) = self.index().of(kind);
+            (indexed, documents) = self.index().documents_of(kind);
             transaction = database.begin_read()?;
         }
         let table = transaction.open_table(ITEMS)?;
@@ -297,10 +301,10 @@ impl Shared {
         for (_, id) in documents.iter().skip(first).take(size) {
             let name = Key::new(kind, id.clone()).to_string();
             if let Some(row) = table.get(name.as_str())? {
-                items.push(file::stored(&name, row.value())?);
+                items.push(file::decode_row(&name, row.value())?);
             }
         }
-        self.measures.documents_read.inc_by(items.len() as u64);
+        self.metrics.documents_read.inc_by(items.len() as u64);
         Ok(Page { items, total: documents.len() })
     }
 }
@@ -309,71 +313,73 @@ fn revision(transaction: &ReadTransaction) -> Result<u64, file::ReadError> {
     Ok(transaction.open_table(COUNTERS)?.get(file::REVISION)?.map_or(0, |row| row.value()))
 }
 
-impl Store for Embedded {
+impl Store for EmbeddedStore {
     fn identity(&self) -> &str {
         &self.identity
     }
 
-    fn load(&self) -> BoxFuture<'_, Result<Loaded, StoreError>> {
-        self.loaded(None).boxed()
+    fn load(&self) -> BoxFuture<'_, Result<DocumentList, StoreError>> {
+        self.load_documents(None).boxed()
     }
 
-    fn list(&self, kind: Kind) -> BoxFuture<'_, Result<Loaded, StoreError>> {
-        self.loaded(Some(kind)).boxed()
+    fn list(&self, kind: Kind) -> BoxFuture<'_, Result<DocumentList, StoreError>> {
+        self.load_documents(Some(kind)).boxed()
     }
 
     fn page(&self, kind: Kind, first: usize, size: usize) -> BoxFuture<'_, Result<Page, StoreError>> {
-        let shared = Arc::clone(&self.shared);
-        self.read(move |database| shared.page(database, kind, first, size)).boxed()
+        let shared = Arc::clone(&self.file);
+        self.read_or_reopen(move |database| shared.page(database, kind, first, size)).boxed()
     }
 
-    fn get<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<Stored>, StoreError>> {
+    fn get<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<StoredDocument>, StoreError>> {
         let name = key.to_string();
-        self.read(move |database| {
+        self.read_or_reopen(move |database| {
             let items = database.begin_read()?.open_table(ITEMS)?;
-            items.get(name.as_str())?.map(|row| file::stored(&name, row.value())).transpose()
+            items.get(name.as_str())?.map(|row| file::decode_row(&name, row.value())).transpose()
         })
         .boxed()
     }
 
-    fn commit(&self, write: Write) -> BoxFuture<'_, Result<Committed, StoreError>> {
-        self.ask(|answer| Job::Change(Change { write: Some(write), answer })).boxed()
+    fn commit(&self, write: Mutation) -> BoxFuture<'_, Result<CommitResult, StoreError>> {
+        self.submit(|answer| Job::Write(PendingWrite { mutation: Some(write), reply: answer })).boxed()
     }
 
     fn reserve_id(&self) -> BoxFuture<'_, Result<u64, StoreError>> {
-        self.ask(|answer| Job::Change(Change { write: None, answer }))
+        self.submit(|answer| Job::Write(PendingWrite { mutation: None, reply: answer }))
             .map(|taken| taken.map(|taken| taken.revision))
             .boxed()
     }
 
-    fn private(&self, what: Private) -> BoxFuture<'_, Result<Option<PrivateEntry>, StoreError>> {
-        self.read(move |database| file::private(database, what.name())).boxed()
+    fn internal_entry(&self, what: InternalKey) -> BoxFuture<'_, Result<Option<InternalEntry>, StoreError>> {
+        self.read_or_reopen(move |database| file::internal_entry(database, what.name())).boxed()
     }
 
-    fn swap_private(
+    fn swap_internal_entry(
         &self,
-        what: Private,
+        what: InternalKey,
         expect: u64,
         text: Zeroizing<String>,
     ) -> BoxFuture<'_, Result<u64, StoreError>> {
-        self.ask(move |answer| Job::Swap(Swap { name: what.name(), expect, text, answer })).boxed()
+        self.submit(move |answer| Job::Swap(PendingSwap { name: what.name(), expect, text, reply: answer }))
+            .boxed()
     }
 
     fn heartbeat(&self) -> Option<Arc<Heartbeat>> {
         Some(Arc::clone(&self.heartbeat))
     }
 
-    fn register(&self, registry: &mut Registry) {
-        self.shared.measures.register(registry);
+    fn register_metrics(&self, registry: &mut Registry) {
+        self.file.metrics.register(registry);
     }
 
-    fn watch(&self, after: u64) -> Events {
-        let state = (Arc::clone(&self.recent), self.head.clone(), after);
+    fn watch(&self, after: u64) -> EventStream {
+        let state = (Arc::clone(&self.history), self.head.clone(), after);
         let batches = stream::try_unfold(state, |(recent, mut head, after)| async move {
             loop {
                 // Marked as seen before the look, so that a change between the look and the wait wakes us.
                 head.borrow_and_update();
-                let batch = recent.lock().unwrap_or_else(std::sync::PoisonError::into_inner).after(after)?;
+                let batch =
+                    recent.lock().unwrap_or_else(std::sync::PoisonError::into_inner).events_after(after)?;
                 if let Some(last) = batch.last() {
                     let last = last.revision;
                     let events = batch.into_iter().map(|event| (*event).clone()).collect();
@@ -388,7 +394,7 @@ impl Store for Embedded {
     }
 }
 
-fn load(database: &Database, kind: Option<Kind>) -> Result<Loaded, file::ReadError> {
+fn load(database: &Database, kind: Option<Kind>) -> Result<DocumentList, file::ReadError> {
     let transaction = database.begin_read()?;
     let revision = revision(&transaction)?;
     let table = transaction.open_table(ITEMS)?;
@@ -400,12 +406,12 @@ fn load(database: &Database, kind: Option<Kind>) -> Result<Loaded, file::ReadErr
     let mut items = Vec::new();
     for row in table.range(from.as_str()..to.as_str())? {
         let (name, value) = row?;
-        items.push(file::stored(name.value(), value.value())?);
+        items.push(file::decode_row(name.value(), value.value())?);
     }
-    Ok(Loaded { revision, items })
+    Ok(DocumentList { revision, items })
 }
 
-impl Drop for Embedded {
+impl Drop for EmbeddedStore {
     fn drop(&mut self) {
         drop(self.jobs.take());
         if let Some(writer) = self.writer.take()
@@ -414,7 +420,7 @@ impl Drop for Embedded {
             tracing::error!("the store's thread ended with a panic");
         }
         // A reader may still hold `shared`; the file is released now, not when it is done.
-        drop(self.shared.database.write().unwrap_or_else(std::sync::PoisonError::into_inner).take());
+        drop(self.file.database.write().unwrap_or_else(std::sync::PoisonError::into_inner).take());
     }
 }
 

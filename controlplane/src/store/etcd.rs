@@ -1,15 +1,17 @@
-//! The store in an etcd cluster: the same documents under the same names as an APISIX keeps there (contract 9).
+//! The store in an etcd cluster: the same documents under the same names as an APISIX keeps there
+//! (contract 9).
 //!
-//! `dial` makes one verified connection and names the step at which that fails; `probe` asks each endpoint at start whether it will do;
-//! `link` keeps one endpoint connected and moves to the next; `read`, `write` and `watch` are what the store does over it;
-//! `layout` knows names and values; `memory` remembers, for people who ask while the cluster cannot be reached.
-//! Invariant: what is read is what a majority has, and a write is answered when a majority has it on disk.
+//! `dial` makes one verified connection and names the step at which that fails; `probe` asks each
+//! endpoint at start whether it will do; `link` keeps one endpoint connected and moves to the next;
+//! `read`, `write` and `watch` are what the store does over it; `layout` knows names and values;
+//! `memory` remembers, for people who ask while the cluster cannot be reached. Invariant: what is
+//! read is what a majority has, and a write is answered when a majority has it on disk.
 
-pub mod dial;
+mod cache;
+mod connection;
+pub(crate) mod dial;
 mod layout;
-mod link;
-mod memory;
-pub mod probe;
+pub(crate) mod probe;
 mod read;
 mod reports;
 mod watch;
@@ -19,89 +21,96 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
+use cache::DocumentCache;
+use connection::{ConnectionManager, EtcdConnection};
 use etcd_client::{Compare, CompareOp, Error, KvClient, Txn, TxnOp};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
+use layout::Layout;
 use model::{Key, Kind};
 use telemetry::Heartbeat;
 use tonic::Code;
+use write::Fence;
 use zeroize::Zeroizing;
 
 use super::{
-    Committed, Events, Loaded, Page, Private, PrivateEntry, Remembered, ReportEntries, Store, StoreError,
-    Stored, Stranger, Write,
+    CachedDocuments, CommitResult, DocumentList, EventStream, InternalEntry, InternalKey, Mutation, Page,
+    ReportEntries, Store, StoreError, StoredDocument, UnknownKeys,
 };
-use layout::Layout;
-use link::{Connected, Link};
-use memory::Memory;
-use write::Fence;
 
 /// Before a call that met a passing error is repeated.
-const RETRY: Duration = Duration::from_millis(50);
+const RETRY_DELAY: Duration = Duration::from_millis(50);
 
 /// A store in etcd. Must be made and used within a tokio runtime.
-pub struct Etcd {
+pub(crate) struct EtcdStore {
     identity: String,
     /// The random part of the identity, which lies in the cluster: a cluster that lost everything
     /// has another one, although it calls itself by the same id. `None`: there was none, and we may
     /// not write.
-    own: Option<String>,
+    store_id: Option<String>,
     cluster: Arc<Cluster>,
 }
 
 /// What the calls and the watches share.
 struct Cluster {
     layout: Layout,
-    link: Link,
-    memory: Memory,
+    connections: ConnectionManager,
+    cache: DocumentCache,
     fence: Fence,
-    own_report: reports::Own,
+    own_report: reports::OwnReport,
     watch_timeout: Duration,
     resync_delay: Duration,
 }
 
-impl Etcd {
+impl EtcdStore {
     /// Connects to the first endpoint that answers. Nothing is written.
     ///
     /// # Errors
     /// When the configuration cannot be used, or no endpoint answers: says why for each.
-    pub async fn open(settings: &conf::Settings) -> Result<Self, StoreError> {
+    pub(crate) async fn open(settings: &conf::Settings) -> Result<Self, StoreError> {
         let etcd = &settings.deployment.etcd;
         let unusable = |error: dial::DialError| StoreError::Unavailable { what: error.to_string() };
         let layout = Layout::new(&etcd.prefix);
-        let reached = link::Settings {
-            endpoints: dial::Endpoint::all(etcd).map_err(unusable)?,
-            security: dial::Security::of(settings),
+        let reached = connection::ConnectionSettings {
+            endpoints: dial::Endpoint::from_config(etcd).map_err(unusable)?,
+            security: dial::ClientTls::of(settings),
             user: etcd.user.clone().zip(etcd.password.clone()),
             timeout: etcd.timeout,
-            shunned: etcd.health_check_timeout,
+            cooldown: etcd.health_check_timeout,
         };
-        let link = Link::open(reached, layout.clone()).await?;
+        let link = ConnectionManager::open(reached, layout.clone()).await?;
         let (watch_timeout, resync_delay) = (etcd.watch_timeout, etcd.resync_delay);
-        let (memory, fence) = (Memory::default(), Fence::default());
-        let own_report = reports::Own::default();
-        let cluster =
-            Arc::new(Cluster { layout, link, memory, fence, own_report, watch_timeout, resync_delay });
-        let id = cluster.id().await?;
-        let (own, _) = cluster.own_identity().await?;
+        let (memory, fence) = (DocumentCache::default(), Fence::default());
+        let own_report = reports::OwnReport::default();
+        let cluster = Arc::new(Cluster {
+            layout,
+            connections: link,
+            cache: memory,
+            fence,
+            own_report,
+            watch_timeout,
+            resync_delay,
+        });
+        let id = cluster.cluster_id().await?;
+        let (own, _) = cluster.read_store_id().await?;
         // Revisions count within one cluster, and names within one prefix.
         let identity = format!("etcd-{id:016x}{}", etcd.prefix.trim_end_matches('/'));
-        Ok(Self { identity, own: None, cluster }.known_as(own))
+        Ok(Self { identity, store_id: None, cluster }.with_store_id(own))
     }
 
-    fn known_as(mut self, own: Option<String>) -> Self {
+    fn with_store_id(mut self, own: Option<String>) -> Self {
         if let Some(own) = &own {
             self.identity.push('~');
             self.identity.push_str(own);
         }
-        Self { own, ..self }
+        Self { store_id: own, ..self }
     }
 }
 
-impl Etcd {
+impl EtcdStore {
     /// The certificate files of the connections to the cluster.
-    pub fn files(&self) -> &pem_files::Reloader<dial::Loaded> {
-        self.cluster.link.files()
+    pub(crate) fn files(&self) -> &pem_files::Reloader<dial::LoadedTls> {
+        self.cluster.connections.files()
     }
 
     /// Makes the names that an APISIX expects to find, where they are not there, and the store's
@@ -109,47 +118,47 @@ impl Etcd {
     ///
     /// # Errors
     /// When no endpoint answers.
-    pub async fn lay_out(self) -> Result<Self, StoreError> {
-        let Cluster { layout, link, .. } = &*self.cluster;
+    pub(crate) async fn initialize(self) -> Result<Self, StoreError> {
+        let Cluster { layout, connections: link, .. } = &*self.cluster;
         for directory in layout::DIRECTORIES {
-            let name = layout.directory(directory);
-            let made = self.cluster.ask_raw(|mut kv: KvClient| {
+            let name = layout.directory_key(directory);
+            let made = self.cluster.call_raw(|mut kv: KvClient| {
                 let absent = Compare::version(name.as_str(), CompareOp::Equal, 0);
                 let put = TxnOp::put(name.as_str(), layout::PLACEHOLDER, None);
                 let txn = Txn::new().when([absent]).and_then([put]);
                 async move { kv.txn(txn).await }
             });
             if let Err((connected, error)) = made.await? {
-                let problem = link.told(&connected, &error);
+                let problem = link.describe_error(&connected, &error);
                 tracing::warn!(problem, "etcd does not let us write; what is there is served all the same");
                 return Ok(self);
             }
         }
-        if self.own.is_some() {
+        if self.store_id.is_some() {
             return Ok(self);
         }
-        let (_, version) = self.cluster.own_identity().await?;
+        let (_, version) = self.cluster.read_store_id().await?;
         let new = format!("{:032x}", rand::random::<u128>());
-        if let Err(error) = self.cluster.make_identity(&new, version).await {
+        if let Err(error) = self.cluster.write_store_id(&new, version).await {
             tracing::warn!(%error, "the store's identity cannot be written");
         }
         // Of several control planes that start at once, one has made it.
-        let (own, _) = self.cluster.own_identity().await?;
-        Ok(self.known_as(own))
+        let (own, _) = self.cluster.read_store_id().await?;
+        Ok(self.with_store_id(own))
     }
 
     /// Fails where a store was read that is not the one of the start: the cluster has lost
     /// everything, or another one has taken its place. An identity that somebody removed from a
     /// store that went on is written again.
-    async fn is_still(&self, before: u64, loaded: &Loaded) -> Result<(), StoreError> {
-        let Some(own) = &self.own else { return Ok(()) };
-        let (found, version) = self.cluster.own_identity().await?;
+    async fn verify_identity(&self, before: u64, loaded: &DocumentList) -> Result<(), StoreError> {
+        let Some(own) = &self.store_id else { return Ok(()) };
+        let (found, version) = self.cluster.read_store_id().await?;
         if found.as_ref() == Some(own) {
             return Ok(());
         }
         if found.is_none() && loaded.revision >= before {
             tracing::warn!("the store's identity was removed from etcd; it is written again");
-            return self.cluster.make_identity(own, version).await;
+            return self.cluster.write_store_id(own, version).await;
         }
         Err(StoreError::Unavailable {
             what: format!(
@@ -166,79 +175,84 @@ impl Etcd {
 impl Cluster {
     /// The random part of the identity, and the version of its entry; nothing where there is none,
     /// or what nobody of us wrote.
-    async fn own_identity(&self) -> Result<(Option<String>, u64), StoreError> {
-        let Some(entry) = self.private(Private::Identity).await? else { return Ok((None, 0)) };
+    async fn read_store_id(&self) -> Result<(Option<String>, u64), StoreError> {
+        let Some(entry) = self.internal_entry(InternalKey::Identity).await? else { return Ok((None, 0)) };
         let text = entry.text.trim();
         let is_one = (1..=64).contains(&text.len()) && text.chars().all(|c| c.is_ascii_alphanumeric());
         Ok((is_one.then(|| text.to_owned()), entry.version))
     }
 
     /// Writes it over the entry of that version (0: none), unless somebody else is faster.
-    async fn make_identity(&self, text: &str, version: u64) -> Result<(), StoreError> {
-        match self.swap_private(Private::Identity, version, text).await {
+    async fn write_store_id(&self, text: &str, version: u64) -> Result<(), StoreError> {
+        match self.swap_internal_entry(InternalKey::Identity, version, text).await {
             Ok(_) | Err(StoreError::Conflict) => Ok(()),
             Err(error) => Err(error),
         }
     }
 
-    async fn id(&self) -> Result<u64, StoreError> {
-        let fence = self.layout.fence();
-        let read = self.ask(|mut kv: KvClient| {
+    async fn cluster_id(&self) -> Result<u64, StoreError> {
+        let fence = self.layout.fence_key();
+        let read = self.call(|mut kv: KvClient| {
             let fence = fence.clone();
             async move { kv.get(fence, None).await }
         });
         Ok(read.await?.header().map_or(0, etcd_client::ResponseHeader::cluster_id))
     }
 
-    /// Makes a call that may be repeated, on whichever endpoint answers, until the time for a call is over.
-    async fn ask<T, F, C>(&self, call: C) -> Result<T, StoreError>
+    /// Makes a call that may be repeated, on whichever endpoint answers, until the time for a call
+    /// is over.
+    async fn call<T, F, C>(&self, call: C) -> Result<T, StoreError>
     where
         C: Fn(KvClient) -> F,
         F: Future<Output = Result<T, Error>>,
     {
-        let answered = self.ask_raw(call).await?;
+        let answered = self.call_raw(call).await?;
         answered.map_err(|(connected, error)| self.unavailable(&connected, &error))
     }
 
     /// A call that etcd answered with an error, as the store's.
-    fn unavailable(&self, connected: &Connected, error: &Error) -> StoreError {
-        StoreError::Unavailable { what: self.link.told(connected, error) }
+    fn unavailable(&self, connected: &EtcdConnection, error: &Error) -> StoreError {
+        StoreError::Unavailable { what: self.connections.describe_error(connected, error) }
     }
 
     /// The same, with an error of etcd's own handed out as it is.
-    async fn ask_raw<T, F, C>(&self, call: C) -> Result<Result<T, (Connected, Error)>, StoreError>
+    async fn call_raw<T, F, C>(&self, call: C) -> Result<Result<T, (EtcdConnection, Error)>, StoreError>
     where
         C: Fn(KvClient) -> F,
         F: Future<Output = Result<T, Error>>,
     {
-        let deadline = tokio::time::Instant::now() + self.link.timeout();
+        let deadline = tokio::time::Instant::now() + self.connections.timeout();
         loop {
-            let connected = self.link.connected().await?;
+            let connected = self.connections.current().await?;
             let error = tokio::select! {
                 answer = call(connected.kv()) => match answer {
                     Ok(value) => return Ok(Ok(value)),
-                    Err(error) if !passes(&error) => return Ok(Err((connected, error))),
+                    Err(error) if !is_transient(&error) => return Ok(Err((connected, error))),
                     Err(error) => Some(error),
                 },
-                () = self.link.lost(&connected) => None,
+                () = self.connections.wait_lost(&connected) => None,
                 () = tokio::time::sleep_until(deadline) => None,
             };
             if tokio::time::Instant::now() >= deadline {
-                let what =
-                    error.map_or_else(|| "no answer in time".to_owned(), |e| self.link.told(&connected, &e));
+                let what = error.map_or_else(
+                    || "no answer in time".to_owned(),
+                    |e| self.connections.describe_error(&connected, &e),
+                );
                 return Err(StoreError::Unavailable { what });
             }
-            // One that was lost is waited for by `connected`; one that answers its heartbeat and not this is not asked in a tight loop.
+            // One that was lost is waited for by `connected`; one that answers its heartbeat and not this is
+            // not asked in a tight loop.
             if error.is_some() {
-                tokio::time::sleep(RETRY).await;
+                tokio::time::sleep(RETRY_DELAY).await;
             }
-            self.link.suspect(&connected).await;
+            self.connections.check_health(&connected).await;
         }
     }
 }
 
-/// Whether an error is of the moment, so that the same call may be answered a little later or elsewhere.
-fn passes(error: &Error) -> bool {
+/// Whether an error is of the moment, so that the same call may be answered a little later or
+/// elsewhere.
+fn is_transient(error: &Error) -> bool {
     match error {
         Error::GRpcStatus(status) => matches!(
             status.code(),
@@ -254,39 +268,39 @@ fn passes(error: &Error) -> bool {
     }
 }
 
-impl Store for Etcd {
+impl Store for EtcdStore {
     fn identity(&self) -> &str {
         &self.identity
     }
 
     fn heartbeat(&self) -> Option<Arc<Heartbeat>> {
-        Some(Arc::clone(self.cluster.link.heartbeat()))
+        Some(Arc::clone(self.cluster.connections.heartbeat()))
     }
 
-    fn load(&self) -> BoxFuture<'_, Result<Loaded, StoreError>> {
+    fn load(&self) -> BoxFuture<'_, Result<DocumentList, StoreError>> {
         async {
-            let (mark, before) = (self.cluster.memory.mark(), self.cluster.memory.revision());
-            let loaded = self.cluster.documents(&Kind::ALL).await?;
-            self.is_still(before, &loaded).await?;
-            self.cluster.memory.loaded(&loaded, mark);
+            let (mark, before) = (self.cluster.cache.event_count(), self.cluster.cache.revision());
+            let loaded = self.cluster.load_documents(&Kind::ALL).await?;
+            self.verify_identity(before, &loaded).await?;
+            self.cluster.cache.replace(&loaded, mark);
             Ok(loaded)
         }
         .boxed()
     }
 
-    fn list(&self, kind: Kind) -> BoxFuture<'_, Result<Loaded, StoreError>> {
-        async move { self.cluster.documents(&[kind]).await }.boxed()
+    fn list(&self, kind: Kind) -> BoxFuture<'_, Result<DocumentList, StoreError>> {
+        async move { self.cluster.load_documents(&[kind]).await }.boxed()
     }
 
     fn page(&self, kind: Kind, first: usize, size: usize) -> BoxFuture<'_, Result<Page, StoreError>> {
         self.cluster.page(kind, first, size).boxed()
     }
 
-    fn get<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<Stored>, StoreError>> {
+    fn get<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<StoredDocument>, StoreError>> {
         self.cluster.get(key).boxed()
     }
 
-    fn commit(&self, write: Write) -> BoxFuture<'_, Result<Committed, StoreError>> {
+    fn commit(&self, write: Mutation) -> BoxFuture<'_, Result<CommitResult, StoreError>> {
         self.cluster.commit(write).boxed()
     }
 
@@ -294,24 +308,24 @@ impl Store for Etcd {
         self.cluster.reserve_id().boxed()
     }
 
-    fn private(&self, what: Private) -> BoxFuture<'_, Result<Option<PrivateEntry>, StoreError>> {
-        self.cluster.private(what).boxed()
+    fn internal_entry(&self, what: InternalKey) -> BoxFuture<'_, Result<Option<InternalEntry>, StoreError>> {
+        self.cluster.internal_entry(what).boxed()
     }
 
-    fn swap_private(
+    fn swap_internal_entry(
         &self,
-        what: Private,
+        what: InternalKey,
         expect: u64,
         text: Zeroizing<String>,
     ) -> BoxFuture<'_, Result<u64, StoreError>> {
-        async move { self.cluster.swap_private(what, expect, &text).await }.boxed()
+        async move { self.cluster.swap_internal_entry(what, expect, &text).await }.boxed()
     }
 
     fn reports(&self) -> Option<&dyn ReportEntries> {
         Some(&*self.cluster)
     }
 
-    fn watch(&self, after: u64) -> Events {
+    fn watch(&self, after: u64) -> EventStream {
         watch::events(Arc::downgrade(&self.cluster), after)
     }
 
@@ -319,9 +333,11 @@ impl Store for Etcd {
         self.cluster.resync_delay
     }
 
-    fn returned(&self) -> BoxFuture<'_, ()> {
+    fn wait_available(&self) -> BoxFuture<'_, ()> {
         async {
-            if self.cluster.link.silent().is_none() || self.cluster.link.up().await.is_none() {
+            if self.cluster.connections.unreachable_for().is_none()
+                || self.cluster.connections.wait_connected().await.is_none()
+            {
                 std::future::pending::<()>().await;
             }
         }
@@ -332,17 +348,17 @@ impl Store for Etcd {
         self.cluster.layout.root().trim_end_matches('/')
     }
 
-    fn forgets(&self) -> bool {
+    fn supports_ttl(&self) -> bool {
         true
     }
 
-    fn strangers(&self) -> BoxFuture<'_, Result<Vec<Stranger>, StoreError>> {
-        self.cluster.strangers().boxed()
+    fn unknown_keys(&self) -> BoxFuture<'_, Result<Vec<UnknownKeys>, StoreError>> {
+        self.cluster.unknown_keys().boxed()
     }
 
-    fn remembered(&self, kind: Option<Kind>) -> Option<Remembered> {
-        let age = self.cluster.link.silent()?;
-        Some(Remembered { age, loaded: self.cluster.memory.known(kind)? })
+    fn cached(&self, kind: Option<Kind>) -> Option<CachedDocuments> {
+        let age = self.cluster.connections.unreachable_for()?;
+        Some(CachedDocuments { age, documents: self.cluster.cache.documents(kind)? })
     }
 }
 

@@ -1,6 +1,7 @@
-//! What another program stored and this gateway cannot honour: `explain` says how it ends, `lint` why, and the Admin API is as strict as ever.
+//! What another program stored and this gateway cannot honour: `explain` says how it ends, `lint`
+//! why, and the Admin API is as strict as ever.
 
-use controlplane::store::{Expect, Write};
+use controlplane::testing::store::{Mutation, Precondition};
 use http::Method;
 use model::{Id, Key, Kind};
 use serde_json::{Value, json};
@@ -10,7 +11,11 @@ use crate::world::World;
 /// Another program writes into the store.
 async fn stored(world: &World, kind: Kind, id: &str, document: Value) {
     let key = Key::new(kind, Id::parse(id).unwrap());
-    world.store.commit(Write::Put { key, document, expect: Expect::Anything, ttl: None }).await.unwrap();
+    world
+        .store
+        .commit(Mutation::Put { key, document, precondition: Precondition::Unconditional, ttl: None })
+        .await
+        .unwrap();
 }
 
 /// Any write later: then the snapshot has seen everything.
@@ -103,7 +108,11 @@ async fn explain_tells_what_is_blocked_and_lint_why() {
     // Written again as it can be honoured, nothing is left to be told.
     world.put("/routes/r", json!({"uri": "/r", "upstream": upstream()})).await.ok();
     let gone = Key::new(Kind::GlobalRule, Id::parse("g").unwrap());
-    world.store.commit(Write::Delete { key: gone, expect: Expect::Anything }).await.unwrap();
+    world
+        .store
+        .commit(Mutation::Delete { key: gone, precondition: Precondition::Unconditional })
+        .await
+        .unwrap();
     seen(&world).await;
     assert_eq!(ended("/r", "open.test").await["result"], "forwarded");
     let found = world.get("/lint").await.ok().json().to_string();

@@ -11,23 +11,23 @@ use crate::world::{KEY, VIEWER, World, request};
 
 /// What this thread logs.
 #[derive(Clone, Default)]
-pub struct Log(Arc<Mutex<Vec<u8>>>);
+pub(crate) struct Log(Arc<Mutex<Vec<u8>>>);
 
 impl Log {
     /// Everything so far.
-    pub fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
     }
 
     /// Starts to log here.
-    pub fn capture(&self) -> (tracing::Dispatch, tracing::subscriber::DefaultGuard) {
+    pub(crate) fn capture(&self) -> (tracing::Dispatch, tracing::subscriber::DefaultGuard) {
         let subscriber = tracing_subscriber::fmt()
             .with_max_level(tracing::Level::DEBUG)
             .with_ansi(false)
             .with_writer(self.clone())
             .finish();
-        // With two of them, what each line is interesting to is asked of all; with one, of the thread that comes to the line first,
-        // which may be another test's.
+        // With two of them, what each line is interesting to is asked of all; with one, of the thread that
+        // comes to the line first, which may be another test's.
         (tracing::Dispatch::new(tracing_subscriber::registry()), tracing::subscriber::set_default(subscriber))
     }
 }

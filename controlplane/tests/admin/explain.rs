@@ -1,10 +1,10 @@
-//! `POST explain`: what a data plane would do, and what would fix it. That it agrees with a real data plane is the
-//! end-to-end suites' to show; here are the words.
+//! `POST explain`: what a data plane would do, and what would fix it. That it agrees with a real
+//! data plane is the end-to-end suites' to show; here are the words.
 
 use http::Method;
 use model::Key;
 use pki::UnixTime;
-use pki::mint::{Authority, AuthoritySpec, CrlSpec, LeafSpec, Minted};
+use pki::ca::{Authority, AuthoritySpec, CrlSpec, IssuedCertificate, LeafSpec};
 use serde_json::{Value, json};
 
 use crate::world::{Answer, VIEWER, World, request};
@@ -142,7 +142,7 @@ async fn which_site_answers_and_why() {
 }
 
 /// The whole chain as PEM.
-fn chain(minted: &Minted) -> &str {
+fn chain(minted: &IssuedCertificate) -> &str {
     &minted.chain_pem
 }
 

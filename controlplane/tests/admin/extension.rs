@@ -1,6 +1,7 @@
-//! Extension fields through the Admin API: kept by a PUT that does not mention them, removed by `null`, and told either way.
+//! Extension fields through the Admin API: kept by a PUT that does not mention them, removed by
+//! `null`, and told either way.
 
-use pki::mint::{Authority, AuthoritySpec, CrlSpec};
+use pki::ca::{Authority, AuthoritySpec, CrlSpec};
 use serde_json::{Value, json};
 
 use crate::world::{Answer, World};
@@ -20,7 +21,8 @@ fn warnings(answer: &Answer) -> Vec<&str> {
     answer.headers.get_all(WARNING).iter().map(|value| value.to_str().unwrap()).collect()
 }
 
-/// What a tool that knows only APISIX's schema sends back: what it read, without times and without what it does not know.
+/// What a tool that knows only APISIX's schema sends back: what it read, without times and without
+/// what it does not know.
 async fn saved_by_a_tool(world: &World, path: &str) -> Value {
     let mut document = world.get(path).await.ok().json()["value"].clone();
     let members = document.as_object_mut().unwrap();

@@ -1,6 +1,7 @@
-//! Documents nobody would write: each is refused or stored, nothing breaks, and what is stored is what a data plane accepts.
+//! Documents nobody would write: each is refused or stored, nothing breaks, and what is stored is
+//! what a data plane accepts.
 
-use controlplane::change::{ChangeError, Moment};
+use controlplane::testing::change::{ChangeError, WriteOptions};
 use model::{Id, Key, Kind};
 use proptest::prelude::*;
 use rustls_pki_types::UnixTime;
@@ -65,8 +66,9 @@ fn good(world: &World, kind: Kind) -> Value {
 fn odd_documents_are_refused_or_served() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let world = runtime.block_on(World::start());
-    let changes = controlplane::change::Changes::new(world.store.clone(), world.keyring.clone());
-    let now = Moment { now: UnixTime::now(), ttl: None };
+    let changes =
+        controlplane::testing::change::ChangePipeline::new(world.store.clone(), world.keyring.clone());
+    let now = WriteOptions { now: UnixTime::now(), ttl: None };
     let documents = Kind::ADMIN.map(|kind| good(&world, kind));
     let paths: Vec<Vec<String>> = documents
         .iter()
@@ -80,14 +82,15 @@ fn odd_documents_are_refused_or_served() {
         })
         .collect();
     let runner_config = ProptestConfig { cases: 128, failure_persistence: None, ..ProptestConfig::default() };
-    let judged = |kind: Kind, done: Result<controlplane::change::Done, ChangeError>| match done {
-        Ok(done) => {
-            model::check(kind, &done.key.id, &done.document, &world.keyring)
-                .expect("a data plane accepts it");
-        }
-        Err(ChangeError::Refused(problem)) => assert!(!problem.message.is_empty()),
-        Err(other) => panic!("{other:?}"),
-    };
+    let judged =
+        |kind: Kind, done: Result<controlplane::testing::change::CommittedChange, ChangeError>| match done {
+            Ok(done) => {
+                model::compile(kind, &done.key.id, &done.document, &world.keyring)
+                    .expect("a data plane accepts it");
+            }
+            Err(ChangeError::Invalid(problem)) => assert!(!problem.message.is_empty()),
+            Err(other) => panic!("{other:?}"),
+        };
     proptest!(runner_config, |(kind in prop::sample::select(&Kind::ADMIN[..]), whole in any_json(), part in any_json(), at in any::<prop::sample::Index>())| {
         runtime.block_on(async {
             judged(kind, changes.put(kind, Some("odd"), Some(whole.clone()), now).await);

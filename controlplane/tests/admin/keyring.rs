@@ -1,4 +1,5 @@
-//! Private keys at rest: cases K, L11, M3, C3, C4 and C8 as far as the Admin API and the store show them (contract 4.6).
+//! Private keys at rest: cases K, L11, M3, C3, C4 and C8 as far as the Admin API and the store show
+//! them (contract 4.6).
 
 use pki::Keyring;
 use serde_json::{Value, json};

@@ -76,7 +76,7 @@ const SHORT: Duration = Duration::from_millis(100);
 #[tokio::test]
 async fn a_peer_that_does_not_shake_hands_is_cut() {
     let mut builder = World::builder();
-    builder.limits.handshake = SHORT;
+    builder.limits.handshake_timeout = SHORT;
     let world = builder.start().await;
     assert_eq!(read_all(TcpStream::connect(world.address).await.unwrap()).await, "");
 }
@@ -84,7 +84,7 @@ async fn a_peer_that_does_not_shake_hands_is_cut() {
 #[tokio::test]
 async fn a_peer_that_does_not_finish_its_head_is_cut() {
     let mut builder = World::builder();
-    builder.limits.head = SHORT;
+    builder.limits.header_timeout = SHORT;
     let world = builder.start().await;
     let mut half = world.connect(Some(&world.identity)).await.unwrap();
     half.write_all(b"GET /apisix/admin/routes HTTP/1.1\r\nHos").await.unwrap();
@@ -108,7 +108,7 @@ async fn a_body_that_does_not_come_is_not_waited_for() {
 #[tokio::test]
 async fn connections_beyond_the_limit_wait_their_turn() {
     let mut builder = World::builder();
-    builder.limits.connections = 1;
+    builder.limits.connections_max = 1;
     let world = builder.start().await;
     let first = world.connect(Some(&world.identity)).await.unwrap();
     let waiting = world.get("/routes");
@@ -171,7 +171,7 @@ async fn ask(stream: &mut TlsStream<TcpStream>, path: &str, key: &str) -> String
 #[tokio::test]
 async fn a_peer_that_is_never_authorised_is_cut() {
     let mut builder = World::builder();
-    builder.limits.head = Duration::from_secs(1);
+    builder.limits.header_timeout = Duration::from_secs(1);
     let world = builder.start().await;
     // Its certificate is good; that there is a key somewhere else does not help it.
     let mut stranger = world.connect(Some(&world.identity)).await.unwrap();
@@ -190,7 +190,7 @@ async fn a_peer_that_is_never_authorised_is_cut() {
 async fn a_refused_address_keeps_no_place() {
     let mut builder = World::builder();
     builder.allow = Some(vec!["10.0.0.0/8".parse().unwrap()]);
-    builder.limits.connections = 4;
+    builder.limits.connections_max = 4;
     let world = builder.start().await;
     let mut first = world.connect(Some(&world.identity)).await.unwrap();
     // Beyond a quarter of the places it is not even answered.

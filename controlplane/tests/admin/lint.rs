@@ -1,6 +1,6 @@
 //! `GET lint`: what `model::lint` finds, and what only the control plane knows.
 
-use controlplane::store::{Expect, Write};
+use controlplane::testing::store::{Mutation, Precondition};
 use model::{Id, Key, Kind};
 use serde_json::{Value, json};
 
@@ -48,7 +48,12 @@ async fn a_stored_document_that_cannot_be_served_is_told() {
         let document = json!({"id": id, "nodes": "nobody"});
         world
             .store
-            .commit(Write::Put { key: key(id), document, expect: Expect::Anything, ttl: None })
+            .commit(Mutation::Put {
+                key: key(id),
+                document,
+                precondition: Precondition::Unconditional,
+                ttl: None,
+            })
             .await
             .unwrap();
     }

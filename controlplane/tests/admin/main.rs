@@ -1,4 +1,5 @@
-//! The Admin API as its callers see it: the real server on a port of its own, the real store, and a TLS client.
+//! The Admin API as its callers see it: the real server on a port of its own, the real store, and a
+//! TLS client.
 //!
 //! Names of tests carry the numbers of the cases of APISIX's own tests that they repeat.
 

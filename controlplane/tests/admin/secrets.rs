@@ -1,11 +1,12 @@
-//! Private keys in the wrong places: no answer repeats one, and no line of the log does, whatever was wrong with the body.
+//! Private keys in the wrong places: no answer repeats one, and no line of the log does, whatever
+//! was wrong with the body.
 
 use bytes::Bytes;
 use http::Method;
 use http_body_util::{BodyExt, Full};
 use hyper::client::conn::http1::SendRequest;
 use hyper_util::rt::TokioIo;
-use pki::mint::CrlSpec;
+use pki::ca::CrlSpec;
 use serde_json::{Value, json};
 
 use crate::audit::Log;
@@ -60,7 +61,8 @@ fn documents(world: &World) -> Vec<(&'static str, Value)> {
     ]
 }
 
-/// The document with `text` in each place: as each value, beside it as a member, as the name of a member.
+/// The document with `text` in each place: as each value, beside it as a member, as the name of a
+/// member.
 fn misplaced(document: &Value, text: &str) -> Vec<Value> {
     fn places(value: &Value, here: &str, found: &mut Vec<String>) {
         found.push(here.to_owned());

@@ -111,8 +111,8 @@ async fn acknowledged_writes_are_in_the_store() {
     }
     let copy = world.folder.path().join("copy.redb");
     std::fs::copy(world.folder.path().join("store.redb"), &copy).unwrap();
-    let store = controlplane::store::Embedded::open(&copy).unwrap();
-    let items = controlplane::store::Store::load(&store).await.unwrap().items;
+    let store = controlplane::testing::store::EmbeddedStore::open(&copy).unwrap();
+    let items = controlplane::testing::store::Store::load(&store).await.unwrap().items;
     assert_eq!(items.into_iter().map(|item| item.document).collect::<Vec<_>>(), expected);
 }
 

@@ -1,4 +1,5 @@
-//! Stream routes: the switch, the methods, the references, and what is kept of a key (contract 2.2, 2.6, 2.7, 3.5).
+//! Stream routes: the switch, the methods, the references, and what is kept of a key (contract 2.2,
+//! 2.6, 2.7, 3.5).
 
 use http::Method;
 use serde_json::{Value, json};

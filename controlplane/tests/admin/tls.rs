@@ -1,11 +1,12 @@
 //! The Admin API's TLS: cases R1 and R2, and what the contract says about certificates (2.1).
 
-use controlplane::admin::tls::Tls;
-use http::Method;
-use pki::mint::{Authority, AuthoritySpec, LeafSpec};
-use rustls_pki_types::UnixTime;
 use std::fs;
 use std::time::Duration;
+
+use controlplane::testing::admin::ReloadingTls;
+use http::Method;
+use pki::ca::{Authority, AuthoritySpec, LeafSpec};
+use rustls_pki_types::UnixTime;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -171,18 +172,18 @@ async fn a_ca_file_without_a_certificate_is_refused() {
     let ca = files.ca.clone().unwrap();
     for (content, what) in [("", "empty"), ("hello", "text"), (&*world.clients.key_pem(), "only a key")] {
         fs::write(&ca, content).unwrap();
-        let error = Tls::load(&files, &versions, None).unwrap_err().to_string();
+        let error = ReloadingTls::load(&files, &versions, None).unwrap_err().to_string();
         assert!(error.contains("admin_ssl_ca_cert") && error.contains("ca.crt"), "{what}: {error}");
     }
     fs::remove_file(&ca).unwrap();
-    assert!(Tls::load(&files, &versions, None).unwrap_err().to_string().contains("Check the path"));
+    assert!(ReloadingTls::load(&files, &versions, None).unwrap_err().to_string().contains("Check the path"));
     files.ca = None;
-    Tls::load(&files, &versions, None).unwrap();
+    ReloadingTls::load(&files, &versions, None).unwrap();
     // The key of another certificate.
     fs::write(&files.key, &*world.pair("other.test").key_pem).unwrap();
-    let error = Tls::load(&files, &versions, None).unwrap_err().to_string();
+    let error = ReloadingTls::load(&files, &versions, None).unwrap_err().to_string();
     assert!(error.contains("It must be the key of"), "{error}");
-    assert!(Tls::load(&files, &[conf::TlsVersion::V11], None).is_err());
+    assert!(ReloadingTls::load(&files, &[conf::TlsVersion::V11], None).is_err());
 }
 
 #[tokio::test]

@@ -1,4 +1,5 @@
-//! One test's control plane: an Admin API on port 0 over an embedded store in a temporary folder, and a client for it.
+//! One test's control plane: an Admin API on port 0 over an embedded store in a temporary folder,
+//! and a client for it.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -7,22 +8,22 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use conf::{AdminTls, Role, TlsVersion};
-use controlplane::admin::access::{Access, KeyEntry};
-use controlplane::admin::nodes::Nodes;
-use controlplane::admin::reply::Style;
-use controlplane::admin::tls::Tls;
-use controlplane::admin::{Admin, Limits, Server};
-use controlplane::change::Changes;
-use controlplane::publish;
-use controlplane::served::{Listeners, Served};
-use controlplane::store::{Embedded, Store};
+use conf::{AdminRole, AdminTlsSettings, TlsVersion};
+use controlplane::testing::admin::FleetStatus;
+use controlplane::testing::admin::ReloadingTls;
+use controlplane::testing::admin::ResponseHeaders;
+use controlplane::testing::admin::{Access, ApiKey};
+use controlplane::testing::admin::{AdminApi, AdminServer, Limits};
+use controlplane::testing::change::ChangePipeline;
+use controlplane::testing::current_snapshot::{CurrentSnapshot, ListenerSettings};
+use controlplane::testing::publish;
+use controlplane::testing::store::{EmbeddedStore, Store};
 use futures_util::future::BoxFuture;
 use http::{HeaderMap, Method, Request, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper_util::rt::TokioIo;
 use pki::Keyring;
-use pki::mint::{Authority, AuthoritySpec, LeafSpec, Minted};
+use pki::ca::{Authority, AuthoritySpec, IssuedCertificate, LeafSpec};
 use rustls::RootCertStore;
 use rustls::pki_types::ServerName;
 use serde_json::{Value, json};
@@ -33,13 +34,13 @@ use tokio::sync::watch;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-pub const KEY: &str = "edd1c9f034335f136f87ad84b625c8f1";
-pub const VIEWER: &str = "4054f7cf07e344346cd3f287985e76a2";
+pub(crate) const KEY: &str = "edd1c9f034335f136f87ad84b625c8f1";
+pub(crate) const VIEWER: &str = "4054f7cf07e344346cd3f287985e76a2";
 /// The keyring of a world that says nothing else.
-pub const RING: &str = "qeddd145sfvddff3";
+pub(crate) const RING: &str = "qeddd145sfvddff3";
 
 /// A world, before it runs.
-pub struct Builder {
+pub(crate) struct Builder {
     pub allow: Option<Vec<ipnet::IpNet>>,
     pub real_ip: Option<model::RealIp>,
     pub keys: bool,
@@ -55,7 +56,7 @@ pub struct Builder {
 }
 
 impl Builder {
-    pub async fn start(self) -> World {
+    pub(crate) async fn start(self) -> World {
         let folder = tempfile::tempdir().unwrap();
         let servers = Authority::root(&AuthoritySpec::new("servers")).unwrap();
         let clients = Authority::root(&AuthoritySpec::new("clients")).unwrap();
@@ -65,49 +66,49 @@ impl Builder {
             fs::write(&path, text).unwrap();
             path
         };
-        let files = AdminTls {
+        let files = AdminTlsSettings {
             cert: write("server.crt", &server.chain_pem),
             key: write("server.pem", &server.key_pem),
             ca: self.ca.then(|| write("ca.crt", &clients.certificate_pem())),
         };
-        let tls = self.https.then(|| Tls::load(&files, &self.versions, None).unwrap());
-        let store: Arc<dyn Store> = Arc::new(Embedded::open(&folder.path().join("store.redb")).unwrap());
+        let tls = self.https.then(|| ReloadingTls::load(&files, &self.versions, None).unwrap());
+        let store: Arc<dyn Store> = Arc::new(EmbeddedStore::open(&folder.path().join("store.redb")).unwrap());
         let keyring =
             Arc::new(Keyring::new(self.keyring.iter().map(|key| (*key).to_owned()).collect()).unwrap());
         let keys = [
-            KeyEntry { name: "admin", key: KEY, role: Role::Admin },
-            KeyEntry { name: "viewer", key: VIEWER, role: Role::Viewer },
+            ApiKey { name: "admin", key: KEY, role: AdminRole::Admin },
+            ApiKey { name: "viewer", key: VIEWER, role: AdminRole::Viewer },
         ];
         let (stop, stopped) = watch::channel(false);
         let heartbeat = Heartbeat::new("watch", Readiness::Required);
-        let following = publish::watch::start(
+        let following = publish::store_watcher::start(
             Arc::clone(&store),
             Arc::clone(&keyring),
             false,
             heartbeat,
             stopped.clone(),
         );
-        let publish::watch::Following { latest, findings, .. } = following.await.unwrap();
-        let listeners = Listeners {
+        let publish::store_watcher::WatcherHandle { latest, findings, .. } = following.await.unwrap();
+        let listeners = ListenerSettings {
             versions: vec![model::TlsVersion::V12, model::TlsVersion::V13],
-            plain: self.plain.into_iter().collect(),
-            ..Listeners::default()
+            plain_http: self.plain.into_iter().collect(),
+            ..ListenerSettings::default()
         };
-        let admin = Admin {
-            served: Served::new(latest, findings, listeners),
+        let admin = AdminApi {
+            current: CurrentSnapshot::new(latest, findings, listeners),
             keyring: Arc::clone(&keyring),
-            changes: Changes::new(Arc::clone(&store), Arc::clone(&keyring)),
+            changes: ChangePipeline::new(Arc::clone(&store), Arc::clone(&keyring)),
             store: Arc::clone(&store),
-            access: Access::new(self.allow, self.keys.then_some(&keys[..])).behind(self.real_ip),
-            nodes: Arc::new(Fleet),
+            access: Access::new(self.allow, self.keys.then_some(&keys[..])).with_real_ip(self.real_ip),
+            fleet: Arc::new(Fleet),
             denied: publish::DeniedNodes::load(Arc::clone(&store)).await.unwrap(),
-            accepted: publish::AcceptedStore::follow(Arc::clone(&store), stopped.clone()).await,
-            style: Style { server_tokens: true, cors: true },
+            acceptance: publish::StoreAcceptance::start(Arc::clone(&store), stopped.clone()).await,
+            headers: ResponseHeaders { server_tokens: true, cors: true },
             body_timeout: self.body_timeout,
-            streams: self.streams,
+            stream_routes_enabled: self.streams,
         };
         let any = "127.0.0.1:0".parse().unwrap();
-        let server = Server::bind(any, tls, admin, self.limits, &Heartbeats::default()).await.unwrap();
+        let server = AdminServer::bind(any, tls, admin, self.limits, &Heartbeats::default()).await.unwrap();
         let address = server.address().unwrap();
         let task = tokio::spawn(server.run(stopped));
         let identity = clients.issue(&LeafSpec::client("tester")).unwrap();
@@ -118,13 +119,13 @@ impl Builder {
 /// One data plane, at revision 7.
 struct Fleet;
 
-impl Nodes for Fleet {
+impl FleetStatus for Fleet {
     fn view(&self) -> BoxFuture<'_, Value> {
         let view = json!({"list": [{"name": "node-1", "acknowledged": 7}], "total": 1, "revision": 7});
         Box::pin(std::future::ready(view))
     }
 
-    fn acknowledged(&self, revision: u64, _: Duration) -> BoxFuture<'_, Result<Value, Value>> {
+    fn wait_acknowledged(&self, revision: u64, _: Duration) -> BoxFuture<'_, Result<Value, Value>> {
         Box::pin(async move {
             let view = self.view().await;
             if revision <= 7 { Ok(view) } else { Err(view) }
@@ -132,13 +133,13 @@ impl Nodes for Fleet {
     }
 }
 
-pub struct World {
+pub(crate) struct World {
     pub folder: TempDir,
-    pub files: AdminTls,
+    pub files: AdminTlsSettings,
     pub servers: Authority,
     pub clients: Authority,
     /// A good client certificate.
-    pub identity: Minted,
+    pub identity: IssuedCertificate,
     pub store: Arc<dyn Store>,
     pub keyring: Arc<Keyring>,
     pub address: SocketAddr,
@@ -147,7 +148,7 @@ pub struct World {
 }
 
 impl World {
-    pub fn builder() -> Builder {
+    pub(crate) fn builder() -> Builder {
         Builder {
             allow: Some(vec!["127.0.0.0/24".parse().unwrap()]),
             real_ip: None,
@@ -163,18 +164,21 @@ impl World {
         }
     }
 
-    pub async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         Self::builder().start().await
     }
 
     /// TLS with this certificate, or none.
-    pub async fn connect(&self, identity: Option<&Minted>) -> std::io::Result<TlsStream<TcpStream>> {
+    pub(crate) async fn connect(
+        &self,
+        identity: Option<&IssuedCertificate>,
+    ) -> std::io::Result<TlsStream<TcpStream>> {
         self.connect_by(identity, rustls::ALL_VERSIONS).await
     }
 
-    pub async fn connect_by(
+    pub(crate) async fn connect_by(
         &self,
-        identity: Option<&Minted>,
+        identity: Option<&IssuedCertificate>,
         versions: &[&'static rustls::SupportedProtocolVersion],
     ) -> std::io::Result<TlsStream<TcpStream>> {
         let mut roots = RootCertStore::empty();
@@ -201,43 +205,47 @@ impl World {
     }
 
     /// A request with the given certificate.
-    pub async fn send(&self, identity: Option<&Minted>, request: Request<Full<Bytes>>) -> Answer {
+    pub(crate) async fn send(
+        &self,
+        identity: Option<&IssuedCertificate>,
+        request: Request<Full<Bytes>>,
+    ) -> Answer {
         exchange(self.connect(identity).await.unwrap(), request).await
     }
 
     /// A call with a good certificate and the admin's key.
-    pub async fn call(&self, method: Method, path: &str, body: impl Into<Body>) -> Answer {
+    pub(crate) async fn call(&self, method: Method, path: &str, body: impl Into<Body>) -> Answer {
         self.send(Some(&self.identity), request(method, path, Some(KEY), body.into())).await
     }
 
-    pub async fn get(&self, path: &str) -> Answer {
+    pub(crate) async fn get(&self, path: &str) -> Answer {
         self.call(Method::GET, path, "").await
     }
 
-    pub async fn put(&self, path: &str, body: Value) -> Answer {
+    pub(crate) async fn put(&self, path: &str, body: Value) -> Answer {
         self.call(Method::PUT, path, body).await
     }
 
-    pub async fn post(&self, path: &str, body: Value) -> Answer {
+    pub(crate) async fn post(&self, path: &str, body: Value) -> Answer {
         self.call(Method::POST, path, body).await
     }
 
-    pub async fn patch(&self, path: &str, body: Value) -> Answer {
+    pub(crate) async fn patch(&self, path: &str, body: Value) -> Answer {
         self.call(Method::PATCH, path, body).await
     }
 
-    pub async fn delete(&self, path: &str) -> Answer {
+    pub(crate) async fn delete(&self, path: &str) -> Answer {
         self.call(Method::DELETE, path, "").await
     }
 
     /// A certificate and key for a name, as a document has them.
-    pub fn pair(&self, name: &str) -> Minted {
+    pub(crate) fn pair(&self, name: &str) -> IssuedCertificate {
         self.servers.issue(&LeafSpec::server(name)).unwrap()
     }
 }
 
 /// What goes into a request.
-pub struct Body(String);
+pub(crate) struct Body(String);
 
 impl From<Value> for Body {
     fn from(value: Value) -> Self {
@@ -258,7 +266,7 @@ impl From<String> for Body {
 }
 
 /// A request below `/apisix/admin`, or anywhere when the path starts with two slashes.
-pub fn request(method: Method, path: &str, key: Option<&str>, body: Body) -> Request<Full<Bytes>> {
+pub(crate) fn request(method: Method, path: &str, key: Option<&str>, body: Body) -> Request<Full<Bytes>> {
     let path = path
         .strip_prefix('/')
         .filter(|path| path.starts_with('/'))
@@ -270,7 +278,7 @@ pub fn request(method: Method, path: &str, key: Option<&str>, body: Body) -> Req
     builder.body(Full::new(Bytes::from(body.0))).unwrap()
 }
 
-pub async fn exchange<S>(stream: S, request: Request<Full<Bytes>>) -> Answer
+pub(crate) async fn exchange<S>(stream: S, request: Request<Full<Bytes>>) -> Answer
 where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
 {
@@ -285,28 +293,28 @@ where
 }
 
 #[derive(Debug)]
-pub struct Answer {
+pub(crate) struct Answer {
     pub status: StatusCode,
     pub headers: HeaderMap,
     pub text: String,
 }
 
 impl Answer {
-    pub fn json(&self) -> Value {
+    pub(crate) fn json(&self) -> Value {
         serde_json::from_str(&self.text).unwrap_or_else(|error| panic!("{error}: {self:?}"))
     }
 
-    pub fn header(&self, name: &str) -> Option<&str> {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name).map(|value| value.to_str().unwrap())
     }
 
-    pub fn revision(&self) -> u64 {
+    pub(crate) fn revision(&self) -> u64 {
         self.header("x-countersign-revision").unwrap_or_else(|| panic!("{self:?}")).parse().unwrap()
     }
 
     /// A 400 with exactly this message.
     #[track_caller]
-    pub fn refused(&self, message: &str) {
+    pub(crate) fn refused(&self, message: &str) {
         assert_eq!(
             (self.status.as_u16(), self.json()["error_msg"].as_str()),
             (400, Some(message)),
@@ -315,13 +323,13 @@ impl Answer {
     }
 
     #[track_caller]
-    pub fn ok(self) -> Self {
+    pub(crate) fn ok(self) -> Self {
         assert!(self.status.is_success(), "{self:?}");
         self
     }
 
     #[track_caller]
-    pub fn key_not_found(&self) {
+    pub(crate) fn key_not_found(&self) {
         assert_eq!(
             (self.status.as_u16(), self.json()),
             (404, json!({"message": "Key not found"})),

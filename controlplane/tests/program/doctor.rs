@@ -1,4 +1,5 @@
-//! `controlplane doctor`: with everything in order, beside a running control plane, with things that are wrong, and with etcd.
+//! `controlplane doctor`: with everything in order, beside a running control plane, with things
+//! that are wrong, and with etcd.
 
 use std::fs;
 use std::net::{SocketAddr, TcpListener};

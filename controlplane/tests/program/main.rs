@@ -1,4 +1,5 @@
-//! The `controlplane` program as an operator meets it: start, stop, and what it says about mistakes.
+//! The `controlplane` program as an operator meets it: start, stop, and what it says about
+//! mistakes.
 
 #![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used)]
 
@@ -14,7 +15,6 @@ use std::path::Path;
 
 use nix::sys::signal::Signal;
 use serde_json::json;
-
 use site::{Site, program, run};
 
 /// Starting must fail with 1 and say this; so must `check`.
@@ -192,9 +192,9 @@ fn what_was_acknowledged_survives_kill_9() {
     known.extend(acknowledged.iter());
     drop(running);
 
-    let store = controlplane::store::Embedded::open(&site.path("data/store.redb")).unwrap();
+    let store = controlplane::testing::store::EmbeddedStore::open(&site.path("data/store.redb")).unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-    let items = runtime.block_on(controlplane::store::Store::load(&store)).unwrap().items;
+    let items = runtime.block_on(controlplane::testing::store::Store::load(&store)).unwrap().items;
     assert!(known.len() >= 5 && items.len() >= known.len());
     for n in known {
         let found = items.iter().find(|item| item.key.id.as_str() == n.to_string());

@@ -11,20 +11,20 @@ use nix::unistd::Pid;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-pub fn program() -> Command {
+pub(crate) fn program() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_controlplane"));
     command.env_remove("RUST_LOG");
     command
 }
 
 /// A folder with certificates and a configuration on ports that the kernel picks.
-pub struct Site {
+pub(crate) struct Site {
     folder: TempDir,
     pub settings: Value,
 }
 
 impl Site {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let made = program().args(["pki", "init", "--dir"]).arg(folder.path().join("pki")).output().unwrap();
         assert!(made.status.success(), "{made:?}");
@@ -49,12 +49,12 @@ impl Site {
         Self { folder, settings }
     }
 
-    pub fn path(&self, name: &str) -> std::path::PathBuf {
+    pub(crate) fn path(&self, name: &str) -> std::path::PathBuf {
         self.folder.path().join(name)
     }
 
     /// Writes the configuration with `change` made at a JSON pointer.
-    pub fn with(&self, pointer: &str, value: Value) -> std::path::PathBuf {
+    pub(crate) fn with(&self, pointer: &str, value: Value) -> std::path::PathBuf {
         let mut settings = self.settings.clone();
         if !pointer.is_empty() {
             *settings.pointer_mut(pointer).unwrap() = value;
@@ -66,11 +66,11 @@ impl Site {
         path
     }
 
-    pub fn config(&self) -> std::path::PathBuf {
+    pub(crate) fn config(&self) -> std::path::PathBuf {
         self.with("", Value::Null)
     }
 
-    pub fn start(&self) -> Running {
+    pub(crate) fn start(&self) -> Running {
         let mut child = program()
             .arg("-c")
             .arg(self.config())
@@ -90,24 +90,24 @@ impl Site {
 }
 
 /// Ended when dropped, whatever the test does.
-pub struct Running {
+pub(crate) struct Running {
     pub child: Child,
     pub ready: Value,
 }
 
 impl Running {
-    pub fn signal(&self, signal: Signal) {
+    pub(crate) fn signal(&self, signal: Signal) {
         let _ = kill(Pid::from_raw(self.child.id().try_into().unwrap()), signal);
     }
 
     /// SIGTERM, then the exit code and what it said.
-    pub fn stop(self) -> (Option<i32>, String) {
+    pub(crate) fn stop(self) -> (Option<i32>, String) {
         self.signal(Signal::SIGTERM);
         self.ended()
     }
 
     /// The exit code and what it said, once it has ended.
-    pub fn ended(mut self) -> (Option<i32>, String) {
+    pub(crate) fn ended(mut self) -> (Option<i32>, String) {
         let mut said = String::new();
         self.child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
         (self.child.wait().unwrap().code(), said)
@@ -121,6 +121,6 @@ impl Drop for Running {
     }
 }
 
-pub fn run(arguments: &[&str], config: &Path) -> Output {
+pub(crate) fn run(arguments: &[&str], config: &Path) -> Output {
     program().args(arguments).arg("-c").arg(config).output().unwrap()
 }

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use controlplane::publish::denied::DeniedNode;
-use pki::mint::LeafSpec;
+use controlplane::testing::publish::DeniedNode;
+use pki::ca::LeafSpec;
 
 use crate::world::{Control, World, eventually};
 

@@ -1,17 +1,18 @@
-//! What another program stored and cannot be honoured arrives at a data plane as blocked, and goes again when it can.
+//! What another program stored and cannot be honoured arrives at a data plane as blocked, and goes
+//! again when it can.
 
 use std::sync::Arc;
 
-use model::{Blocked, Kind, Name, Snapshot};
+use model::{Blocked, HostName, Kind, Snapshot};
 use pki::Keyring;
-use pki::mint::{Authority, AuthoritySpec};
+use pki::ca::{Authority, AuthoritySpec};
 use serde_json::{Value, json};
 
 use crate::world::{World, key, ssl, upstream};
 
 fn why(snapshot: &Snapshot, kind: Kind, id: &str) -> Option<String> {
     let held = snapshot.get(&key(kind, id)).expect("it is there");
-    held.resource.blocked().map(Blocked::why).map(str::to_owned)
+    held.resource.blocked().map(Blocked::reason).map(str::to_owned)
 }
 
 fn with(mut document: Value, member: &str, value: Value) -> Value {
@@ -42,13 +43,13 @@ async fn what_cannot_be_honoured_is_blocked_until_it_can_be() {
         assert!(why(&node.snapshot(), *kind, "1").is_some_and(|why| !why.is_empty()), "{kind}");
         assert!(control.publish.findings.all().iter().any(|found| found.field.starts_with(member)), "{kind}");
     }
-    assert!(node.snapshot().forbidding().is_some());
+    assert!(node.snapshot().blocking_global_rule().is_some());
     for (kind, good, ..) in &documents {
         let mended = world.put(*kind, "1", good.clone()).await;
         control.reached(mended).await;
         assert_eq!(why(&node.snapshot(), *kind, "1"), None, "{kind}");
     }
-    assert!(node.snapshot().forbidding().is_none() && control.publish.findings.all().is_empty());
+    assert!(node.snapshot().blocking_global_rule().is_none() && control.publish.findings.all().is_empty());
     // And back: what it was before is not what is wanted any more.
     for (kind, good, member, value) in &documents {
         let broken = world.put(*kind, "1", with(good.clone(), member, value.clone())).await;
@@ -64,7 +65,8 @@ async fn what_cannot_be_honoured_is_blocked_until_it_can_be() {
     control.stop().await;
 }
 
-/// The document is the same one, so its revision is, too: what it is now must reach a node that holds what it was.
+/// The document is the same one, so its revision is, too: what it is now must reach a node that
+/// holds what it was.
 #[tokio::test]
 async fn a_key_that_can_no_longer_be_opened_blocks_its_site_on_nodes_that_have_it() {
     let mut world = World::new();
@@ -78,7 +80,7 @@ async fn a_key_that_can_no_longer_be_opened_blocks_its_site_on_nodes_that_have_i
     let mut readable = ssl(&sites, "two.test");
     readable["key"] = other.seal(readable["key"].as_str().unwrap()).into();
     let revision = world.put(Kind::Ssl, "2", readable).await;
-    let name = Name::from_sni("one.test").unwrap();
+    let name = HostName::from_sni("one.test").unwrap();
     let blocked = |snapshot: &Snapshot| snapshot.site(&name).expect("its name stays taken").blocked.is_some();
     let mut node = None;
     for (keyring, expected) in [(&own, false), (&other, true), (&own, false)] {

@@ -1,4 +1,5 @@
-//! Both ends of the push in one process: the real publisher over the real embedded store, the real agent, real mutual TLS.
+//! Both ends of the push in one process: the real publisher over the real embedded store, the real
+//! agent, real mutual TLS.
 
 // Helpers beside the tests may assert as the tests do.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, missing_docs)]
@@ -18,11 +19,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use controlplane::publish::{self, PublishInput};
-use dataplane::agent::Source;
-use dataplane::stage::Stage;
-use model::{Kind, Name};
-use pki::mint::{Authority, AuthoritySpec, LeafSpec};
+use controlplane::testing::publish::{self, PublishConfig};
+use dataplane::testing::lifecycle::stage::ShutdownStage;
+use dataplane::testing::push_client::SnapshotSource;
+use model::{HostName, Kind};
+use pki::ca::{Authority, AuthoritySpec, LeafSpec};
 use serde_json::json;
 use tokio::sync::watch;
 use world::{Control, PATIENCE, Relay, World, eventually, node, port, ssl, upstream, upstream_port};
@@ -36,16 +37,16 @@ async fn first_sync_then_each_change_then_a_removal() {
     let control = world.control().await;
     let node = world.node(control.address());
     control.reached(revision).await;
-    assert_eq!(node.status.source(), Source::ControlPlane);
-    assert!(node.snapshot().site(&Name::from_sni("one.test").unwrap()).is_some());
+    assert_eq!(node.status.source(), SnapshotSource::ControlPlane);
+    assert!(node.snapshot().site(&HostName::from_sni("one.test").unwrap()).is_some());
     assert_eq!(node.snapshot().revision(), revision);
 
     let revision = world.put(Kind::Ssl, "2", ssl(&sites, "two.test")).await;
     control.reached(revision).await;
-    assert!(node.snapshot().site(&Name::from_sni("two.test").unwrap()).is_some());
+    assert!(node.snapshot().site(&HostName::from_sni("two.test").unwrap()).is_some());
     let revision = world.delete(Kind::Ssl, "1").await;
     control.reached(revision).await;
-    assert!(node.snapshot().site(&Name::from_sni("one.test").unwrap()).is_none());
+    assert!(node.snapshot().site(&HostName::from_sni("one.test").unwrap()).is_none());
 
     let view = control.publish.fleet.view();
     let row = &view.list[0];
@@ -66,7 +67,7 @@ async fn an_empty_store_makes_a_node_ready() {
     let control = world.control().await;
     let node = world.node(control.address());
     control.reached(0).await;
-    assert!(node.status.ready() && node.snapshot().is_empty());
+    assert!(node.status.is_ready() && node.snapshot().is_empty());
     node.stop().await;
     control.stop().await;
 }
@@ -89,11 +90,12 @@ async fn a_reconnect_sends_only_the_difference() {
     assert!(again < 10_000, "{again} bytes for one change after {first} for all");
     assert_eq!(node.snapshot().len(Kind::Upstream), 1500);
 
-    // The same over a restart of the node: the last good file says what is held, and whose revisions these are.
+    // The same over a restart of the node: the last good file says what is held, and whose revisions
+    // these are.
     let before = relay.to_node.load(Ordering::Relaxed);
     node.stop().await;
     let node = world.node(relay.address);
-    assert_eq!((node.status.source(), node.snapshot().revision()), (Source::LastGood, revision));
+    assert_eq!((node.status.source(), node.snapshot().revision()), (SnapshotSource::LastGood, revision));
     let revision = world.put(Kind::Upstream, "8", upstream(80)).await;
     node.eventually("the new revision", || (node.snapshot().revision() == revision).then_some(())).await;
     let again = relay.to_node.load(Ordering::Relaxed) - before;
@@ -118,8 +120,8 @@ async fn a_node_serves_its_last_good_snapshot_without_a_control_plane() {
     let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&file).unwrap().permissions());
     assert_eq!(mode & 0o777, 0o600);
     let node = world.node(address);
-    assert!(node.snapshot().site(&Name::from_sni("one.test").unwrap()).is_some());
-    assert!(node.status.ready());
+    assert!(node.snapshot().site(&HostName::from_sni("one.test").unwrap()).is_some());
+    assert!(node.status.is_ready());
     node.told("nothing listens there").await;
     node.stop().await;
 }
@@ -139,7 +141,7 @@ async fn a_damaged_last_good_file_is_a_warning_and_is_mended() {
     std::fs::write(&file, bytes).unwrap();
 
     let node = world.node("127.0.0.1:1".parse().unwrap());
-    assert!(node.snapshot().is_empty() && !node.status.ready());
+    assert!(node.snapshot().is_empty() && !node.status.is_ready());
     node.stop().await;
     let node = world.node(control.address());
     node.eventually("the first sync", || (node.snapshot().len(Kind::Upstream) == 3).then_some(())).await;
@@ -255,7 +257,7 @@ async fn wrong_certificates_are_refused_and_told() {
         settings.key = world.path(&format!("{credential}.key"));
         let refused = node(settings).unwrap();
         refused.told("it refuses our certificate").await;
-        assert!(!refused.status.connected());
+        assert!(!refused.status.is_connected());
         refused.stop().await;
     }
     assert_eq!(control.publish.fleet.view().total, 0, "none of them got in");
@@ -308,8 +310,8 @@ async fn files_that_do_not_fit_are_told_at_start() {
     let mut settings = world.push_settings();
     settings.ca = world.path("control.key");
     let (_stop, shutdown) = watch::channel(false);
-    let (store, keyring) = (Arc::clone(&world.store), Arc::new(pki::Keyring::none()));
-    let input = PublishInput {
+    let (store, keyring) = (Arc::clone(&world.store), Arc::new(pki::Keyring::empty()));
+    let input = PublishConfig {
         store,
         keyring,
         accept_unreadable_keys: false,
@@ -350,7 +352,7 @@ async fn a_node_says_that_it_drains_and_is_served_on() {
     let mut changes = control.publish.fleet.changes();
     let draining = |control: &Control| control.publish.fleet.view().list[0].draining;
     assert!(!draining(&control));
-    node.stage.send_replace(Stage::Leaving);
+    node.stage.send_replace(ShutdownStage::LameDuck);
     while !draining(&control) {
         tokio::time::timeout(PATIENCE, changes.changed()).await.expect("it drains").unwrap();
     }

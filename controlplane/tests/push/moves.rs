@@ -1,5 +1,5 @@
-//! Several control planes over one store: a node that moves from one to another gets what it lacks and nothing twice, and is never led
-//! back to an older state by one that lags.
+//! Several control planes over one store: a node that moves from one to another gets what it lacks
+//! and nothing twice, and is never led back to an older state by one that lags.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -58,7 +58,8 @@ async fn between_equal_control_planes_nothing_is_sent_again() {
     let world = World::new();
     let three = world.put_upstreams(3).await;
     let early = world.control().await;
-    // A revision without a change: one control plane heard of it with its load, the other one of nothing.
+    // A revision without a change: one control plane heard of it with its load, the other one of
+    // nothing.
     let four = world.store.reserve_id().await.unwrap();
     let late = world.control().await;
     assert_eq!((early.publish.latest.borrow().revision(), three), (three, four - 1));
@@ -136,13 +137,13 @@ async fn nobody_is_led_back_while_the_store_cannot_be_asked() {
     settings.control_planes.push(slow.address().to_string());
     let node = node(settings).unwrap();
     node.eventually("the newest state", || (node.snapshot().revision() == newest).then_some(())).await;
-    let applied = node.status.applied();
+    let applied = node.status.applied_changes();
     fast.stop().await;
     node.told("is behind this node").await;
-    assert_eq!((node.snapshot().revision(), node.status.applied()), (newest, applied));
+    assert_eq!((node.snapshot().revision(), node.status.applied_changes()), (newest, applied));
     slow_store.is_down(false);
     slow.reached(newest).await;
-    assert_eq!((node.snapshot().revision(), node.status.applied()), (newest, applied + 1));
+    assert_eq!((node.snapshot().revision(), node.status.applied_changes()), (newest, applied + 1));
     assert!(node.snapshot().get(&key(Kind::Upstream, "0")).is_none());
     node.stop().await;
     slow.stop().await;
@@ -254,21 +255,21 @@ async fn a_cut_off_control_plane_confirms_nothing() {
     settings.last_good_max_age = Duration::from_secs(2);
     let node = node(settings).unwrap();
     let is = async |what: &str, look: &dyn Fn() -> bool| node.eventually(what, || look().then_some(())).await;
-    is("it is current", &|| node.status.current()).await;
-    assert!(control.publish.unread.borrow().is_none());
+    is("it is current", &|| node.status.is_current()).await;
+    assert!(control.publish.unread_since.borrow().is_none());
 
     store.is_cut_off();
-    is("the open stream tells that it is cut off", &|| !node.status.current()).await;
+    is("the open stream tells that it is cut off", &|| !node.status.is_current()).await;
     node.told("try another control plane").await;
-    is("it comes back", &|| node.status.connected()).await;
-    is("it expires there", &|| node.status.expired() && node.status.connected()).await;
-    assert!(!node.status.current() && !node.status.ready());
+    is("it comes back", &|| node.status.is_connected()).await;
+    is("it expires there", &|| node.status.is_expired() && node.status.is_connected()).await;
+    assert!(!node.status.is_current() && !node.status.is_ready());
     assert_eq!(node.snapshot().revision(), 0, "nothing is served");
     assert!(node.status.age().unwrap() >= Duration::from_secs(2));
-    assert!(control.publish.unread.borrow().is_some());
+    assert!(control.publish.unread_since.borrow().is_some());
 
     store.is_down(false);
-    is("it is current again", &|| node.status.current() && node.status.ready()).await;
+    is("it is current again", &|| node.status.is_current() && node.status.is_ready()).await;
     assert_eq!((node.snapshot().revision(), node.status.age()), (newest, Some(Duration::ZERO)));
     node.stop().await;
     control.stop().await;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use model::Kind;
-use pki::mint::Authority;
+use pki::ca::Authority;
 use proto::push::{Chunk, HeldResource, Hold, Loss, from_node, to_node};
 use serde_json::{Value, json};
 
@@ -25,7 +25,7 @@ async fn left() -> World {
     let control = world.control().await;
     let node = world.node(control.address());
     control.reached(revision).await;
-    node.eventually("a ring", || (node.status.rings() > 0).then_some(())).await;
+    node.eventually("a ring", || (node.status.applied_ticket_rings() > 0).then_some(())).await;
     node.stop().await;
     control.stop().await;
     world
@@ -50,9 +50,9 @@ async fn a_held_node_keeps_everything_until_the_store_is_accepted() {
     let control = other.control().await;
     let node = world.node(control.address());
     let held = node.eventually("the hold", || node.status.held_store()).await;
-    assert_eq!((held.losses.routes.gone, held.offered.as_str()), (2, other.store.identity()));
+    assert_eq!((held.losses.routes.lost, held.offered.as_str()), (2, other.store.identity()));
     let rings = Arc::clone(&node.secrets.load());
-    assert!(!node.status.current() && node.status.ready() && node.status.rings() == 0);
+    assert!(!node.status.is_current() && node.status.is_ready() && node.status.applied_ticket_rings() == 0);
     assert_eq!(node.snapshot().len(Kind::Route), 2);
     let fleet = &control.publish.fleet;
     let shown = eventually("the view", fleet.changes(), || fleet.view().list[0].held.clone()).await;
@@ -61,14 +61,14 @@ async fn a_held_node_keeps_everything_until_the_store_is_accepted() {
 
     // What comes to the store meanwhile does not make it good by half.
     let revision = other.put(Kind::Route, "x", route("/two")).await;
-    let one_left = || node.status.held_store().filter(|held| held.losses.routes.gone == 1);
+    let one_left = || node.status.held_store().filter(|held| held.losses.routes.lost == 1);
     node.eventually("the next hold", one_left).await;
     assert_eq!(node.snapshot().len(Kind::Route), 2);
 
     control.publish.accepted.accept().await.unwrap();
     control.reached(revision).await;
     assert_eq!((node.snapshot().len(Kind::Route), node.snapshot().revision()), (1, revision));
-    assert!(node.status.held_store().is_none() && node.status.current());
+    assert!(node.status.held_store().is_none() && node.status.is_current());
     assert!(!Arc::ptr_eq(&rings, &node.secrets.load()), "the ring of the accepted store came with it");
     node.stop().await;
     control.stop().await;

@@ -3,8 +3,8 @@
 
 use std::time::SystemTime;
 
-use controlplane::publish::fleet::NodeView;
-use pki::mint::{Authority, AuthoritySpec, LeafSpec};
+use controlplane::testing::publish::NodeView;
+use pki::ca::{Authority, AuthoritySpec, LeafSpec};
 
 use crate::world::{Control, World, eventually};
 
@@ -41,8 +41,8 @@ fn renew(world: &World, ca: &Authority, file: &str, spec: &LeafSpec) -> String {
 
 /// The push reads its files, as at a connection or after SIGHUP.
 async fn reload(control: &Control) {
-    control.publish.files.force();
-    control.publish.files.fresh().await.unwrap();
+    control.publish.files.force_next_read();
+    control.publish.files.refresh().await.unwrap();
 }
 
 #[tokio::test]
@@ -120,7 +120,7 @@ async fn a_control_plane_restarted_with_another_ca_is_found() {
     world.write("ca.crt", &next.certificate_pem());
     renew(&world, &next, "control", &LeafSpec::server("controlplane"));
     renew(&world, &next, "node-1", &node_spec("node-1"));
-    let control = world.control_with(conf::Push { listen: address, ..world.push_settings() }).await;
+    let control = world.control_with(conf::PushSettings { listen: address, ..world.push_settings() }).await;
     let revision = world.put_upstreams(2).await;
     control.reached(revision).await;
     node.stop().await;

@@ -6,29 +6,29 @@ use std::pin::Pin;
 use std::sync::Mutex;
 
 use futures_util::Stream;
+use model::{Id, Kind};
 use proto::push::push_client::PushClient;
 use proto::push::push_server::{Push, PushServer};
 use proto::push::{
     Ack, Chunk, FromNode, Held, HeldResource, Hello, Nack, Refusal, ToNode, Upsert, Welcome, from_node,
     to_node,
 };
+use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Identity, Server, ServerTlsConfig};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::world::{Control, PATIENCE, World, eventually, key, upstream};
-use model::{Id, Kind};
-use tokio::net::TcpListener;
 
 /// A node that says what the test wants.
-pub struct ScriptedNode {
+pub(crate) struct ScriptedNode {
     say: mpsc::Sender<FromNode>,
     hear: Streaming<ToNode>,
 }
 
 impl ScriptedNode {
-    pub async fn connect(world: &World, control: &Control) -> Self {
+    pub(crate) async fn connect(world: &World, control: &Control) -> Self {
         let read = |name: &str| std::fs::read_to_string(world.path(name)).unwrap();
         let tls = ClientTlsConfig::new()
             .ca_certificate(Certificate::from_pem(read("ca.crt")))
@@ -41,24 +41,24 @@ impl ScriptedNode {
         Self { say, hear }
     }
 
-    pub async fn say(&self, message: from_node::Message) {
+    pub(crate) async fn say(&self, message: from_node::Message) {
         self.say.send(FromNode { message: Some(message) }).await.unwrap();
     }
 
-    pub async fn introduce(&mut self) {
+    pub(crate) async fn introduce(&mut self) {
         self.introduce_with("", 0, Vec::new()).await;
         self.welcome().await;
     }
 
     /// Says what it holds, and of whose revisions.
-    pub async fn introduce_with(&mut self, store: &str, revision: u64, resources: Vec<HeldResource>) {
+    pub(crate) async fn introduce_with(&mut self, store: &str, revision: u64, resources: Vec<HeldResource>) {
         let (node, instance, store) = ("node-1".into(), "scripted".into(), store.into());
         let hello = Hello { node, instance, store, revision, ..Hello::default() };
         self.say(from_node::Message::Hello(hello)).await;
         self.say(from_node::Message::Held(Held { resources, last: true })).await;
     }
 
-    pub async fn welcome(&mut self) -> Welcome {
+    pub(crate) async fn welcome(&mut self) -> Welcome {
         match self.hear().await {
             Some(to_node::Message::Welcome(welcome)) => welcome,
             other => panic!("no Welcome: {other:?}"),
@@ -66,19 +66,19 @@ impl ScriptedNode {
     }
 
     /// How the control plane ended the stream.
-    pub async fn ended(&mut self) -> Status {
+    pub(crate) async fn ended(&mut self) -> Status {
         self.hear.message().await.unwrap_err()
     }
 
-    pub async fn acknowledge(&self, revision: u64) {
+    pub(crate) async fn acknowledge(&self, revision: u64) {
         self.say(from_node::Message::Ack(Ack { revision })).await;
     }
 
-    pub async fn hear(&mut self) -> Option<to_node::Message> {
+    pub(crate) async fn hear(&mut self) -> Option<to_node::Message> {
         self.hear.message().await.unwrap().unwrap().message
     }
 
-    pub async fn chunk(&mut self) -> Chunk {
+    pub(crate) async fn chunk(&mut self) -> Chunk {
         match self.hear().await {
             Some(to_node::Message::Chunk(chunk)) => chunk,
             other => panic!("not a chunk: {other:?}"),
@@ -170,14 +170,14 @@ struct ScriptedControl {
 }
 
 /// Where it listens, and what it hears. Ends with this.
-pub struct Scripted {
+pub(crate) struct Scripted {
     pub address: std::net::SocketAddr,
     hearing: mpsc::Receiver<from_node::Message>,
     serving: tokio::task::JoinHandle<Result<(), tonic::transport::Error>>,
 }
 
 impl Scripted {
-    pub async fn hears(&mut self) -> from_node::Message {
+    pub(crate) async fn hears(&mut self) -> from_node::Message {
         tokio::time::timeout(PATIENCE, self.hearing.recv()).await.unwrap().unwrap()
     }
 }
@@ -189,7 +189,7 @@ impl Drop for Scripted {
 }
 
 /// Starts one with the certificates of this world.
-pub async fn scripted_control(world: &World, chunks: Vec<Chunk>, hold: bool) -> Scripted {
+pub(crate) async fn scripted_control(world: &World, chunks: Vec<Chunk>, hold: bool) -> Scripted {
     let (heard, hearing) = mpsc::channel(16);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -233,7 +233,7 @@ impl Push for ScriptedControl {
 
 fn good_upsert(nth: usize) -> Upsert {
     let id = Id::parse(&nth.to_string()).unwrap();
-    let resource = model::check(Kind::Upstream, &id, &upstream(nth), &pki::Keyring::none()).unwrap();
+    let resource = model::compile(Kind::Upstream, &id, &upstream(nth), &pki::Keyring::empty()).unwrap();
     Upsert { revision: 5, resource: Some((&resource).into()) }
 }
 
@@ -274,8 +274,8 @@ async fn a_bad_resource_refuses_the_whole_delta_and_the_node_keeps_what_it_had()
     assert_eq!(told.key, Some(model::wire::key_to_wire(&key(Kind::Upstream, "2"))));
     assert!(told.field.contains("nodes"), "{told:?}");
     let snapshot = node.snapshot();
-    let held: Vec<String> = snapshot.held().map(|(key, _)| key.to_string()).collect();
+    let held: Vec<String> = snapshot.versions().map(|(key, _)| key.to_string()).collect();
     assert_eq!(held, ["upstreams/1", "upstreams/4"], "nothing of the refused delta");
-    assert_eq!((node.status.refused(), snapshot.revision()), (1, 7));
+    assert_eq!((node.status.rejected_changes(), snapshot.revision()), (1, 7));
     node.stop().await;
 }

@@ -1,12 +1,13 @@
-//! A store as one control plane sees it: what its watch tells can be held back, it can be unreachable, and it can be set back.
+//! A store as one control plane sees it: what its watch tells can be held back, it can be
+//! unreachable, and it can be set back.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::{Duration, Instant};
 
-use controlplane::store::{
-    Committed, Events, Loaded, Page, Private, PrivateEntry, ReportEntries, ReportEntry, Store, StoreError,
-    Stored, WatchError, Write,
+use controlplane::testing::store::{
+    CommitResult, DocumentList, EventStream, InternalEntry, InternalKey, Mutation, Page, ReportEntries,
+    ReportEntry, Store, StoreError, StoredDocument, WatchError,
 };
 use futures_util::future::BoxFuture;
 use futures_util::{FutureExt, StreamExt, stream};
@@ -14,7 +15,7 @@ use model::{Key, Kind};
 use tokio::sync::watch;
 use zeroize::Zeroizing;
 
-pub struct Seen {
+pub(crate) struct Seen {
     identity: String,
     inner: RwLock<Arc<dyn Store>>,
     /// Whether the watch tells anything.
@@ -28,16 +29,16 @@ pub struct Seen {
 
 /// When a report was written, and what it said.
 #[derive(Default)]
-pub struct Reports(Mutex<Vec<(Instant, String)>>);
+pub(crate) struct Reports(Mutex<Vec<(Instant, String)>>);
 
 impl Reports {
-    pub fn written(&self) -> Vec<(Instant, String)> {
+    pub(crate) fn written(&self) -> Vec<(Instant, String)> {
         self.0.lock().unwrap().clone()
     }
 }
 
 impl ReportEntries for Reports {
-    fn time_to_live(&self) -> Duration {
+    fn ttl(&self) -> Duration {
         Duration::from_secs(30)
     }
 
@@ -61,12 +62,12 @@ impl ReportEntries for Reports {
 }
 
 impl Seen {
-    pub fn new(store: &Arc<dyn Store>) -> Arc<Self> {
+    pub(crate) fn new(store: &Arc<dyn Store>) -> Arc<Self> {
         Arc::new(Self::of(store, None))
     }
 
     /// As a store that several share.
-    pub fn shared(store: &Arc<dyn Store>) -> Arc<Self> {
+    pub(crate) fn shared(store: &Arc<dyn Store>) -> Arc<Self> {
         Arc::new(Self::of(store, Some(Reports::default())))
     }
 
@@ -81,28 +82,28 @@ impl Seen {
         }
     }
 
-    pub fn reports_written(&self) -> Vec<(Instant, String)> {
+    pub(crate) fn reports_written(&self) -> Vec<(Instant, String)> {
         self.reports.as_ref().map(Reports::written).unwrap_or_default()
     }
 
     /// From now on changes are told, or kept back.
-    pub fn tells(&self, whether: bool) {
+    pub(crate) fn tells(&self, whether: bool) {
         self.open.send_replace(whether);
     }
 
     /// From now on it cannot be read, or it can.
-    pub fn is_down(&self, whether: bool) {
+    pub(crate) fn is_down(&self, whether: bool) {
         self.down.store(whether, Ordering::SeqCst);
     }
 
     /// From now on it can neither be read nor watched.
-    pub fn is_cut_off(&self) {
+    pub(crate) fn is_cut_off(&self) {
         self.is_down(true);
         self.breaks.send_modify(|count| *count += 1);
     }
 
     /// Puts another one in its place, as a restore does.
-    pub fn set_back(&self, older: &Arc<dyn Store>) {
+    pub(crate) fn set_back(&self, older: &Arc<dyn Store>) {
         *self.inner.write().unwrap() = Arc::clone(older);
         self.breaks.send_modify(|count| *count += 1);
     }
@@ -121,7 +122,7 @@ impl Store for Seen {
         Duration::from_millis(200)
     }
 
-    fn load(&self) -> BoxFuture<'_, Result<Loaded, StoreError>> {
+    fn load(&self) -> BoxFuture<'_, Result<DocumentList, StoreError>> {
         async {
             if self.down.load(Ordering::SeqCst) {
                 return Err(StoreError::Unavailable { what: "the test says so".to_owned() });
@@ -131,7 +132,7 @@ impl Store for Seen {
         .boxed()
     }
 
-    fn list(&self, kind: Kind) -> BoxFuture<'_, Result<Loaded, StoreError>> {
+    fn list(&self, kind: Kind) -> BoxFuture<'_, Result<DocumentList, StoreError>> {
         async move { self.inner().list(kind).await }.boxed()
     }
 
@@ -139,11 +140,11 @@ impl Store for Seen {
         async move { self.inner().page(kind, first, size).await }.boxed()
     }
 
-    fn get<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<Stored>, StoreError>> {
+    fn get<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<StoredDocument>, StoreError>> {
         async move { self.inner().get(key).await }.boxed()
     }
 
-    fn commit(&self, write: Write) -> BoxFuture<'_, Result<Committed, StoreError>> {
+    fn commit(&self, write: Mutation) -> BoxFuture<'_, Result<CommitResult, StoreError>> {
         async move { self.inner().commit(write).await }.boxed()
     }
 
@@ -151,24 +152,24 @@ impl Store for Seen {
         async move { self.inner().reserve_id().await }.boxed()
     }
 
-    fn private(&self, what: Private) -> BoxFuture<'_, Result<Option<PrivateEntry>, StoreError>> {
-        async move { self.inner().private(what).await }.boxed()
+    fn internal_entry(&self, what: InternalKey) -> BoxFuture<'_, Result<Option<InternalEntry>, StoreError>> {
+        async move { self.inner().internal_entry(what).await }.boxed()
     }
 
-    fn swap_private(
+    fn swap_internal_entry(
         &self,
-        what: Private,
+        what: InternalKey,
         expect: u64,
         text: Zeroizing<String>,
     ) -> BoxFuture<'_, Result<u64, StoreError>> {
-        async move { self.inner().swap_private(what, expect, text).await }.boxed()
+        async move { self.inner().swap_internal_entry(what, expect, text).await }.boxed()
     }
 
     fn reports(&self) -> Option<&dyn ReportEntries> {
         self.reports.as_ref().map(|reports| reports as &dyn ReportEntries)
     }
 
-    fn watch(&self, after: u64) -> Events {
+    fn watch(&self, after: u64) -> EventStream {
         let state = Some((self.inner().watch(after), self.open.subscribe(), self.breaks.subscribe()));
         stream::unfold(state, |state| async {
             let (mut events, mut open, mut breaks) = state?;

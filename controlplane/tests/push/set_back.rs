@@ -1,8 +1,9 @@
-//! A store that was set back to an older backup: its nodes are, too, whether they stay connected, come again or come from elsewhere.
+//! A store that was set back to an older backup: its nodes are, too, whether they stay connected,
+//! come again or come from elsewhere.
 
 use std::sync::Arc;
 
-use controlplane::store::{Embedded, Expect, Store, Write};
+use controlplane::testing::store::{EmbeddedStore, Mutation, Precondition, Store};
 use model::Kind;
 
 use super::seen::Seen;
@@ -14,19 +15,19 @@ async fn backed_up() -> (World, Arc<dyn Store>) {
     world.put_upstreams(2).await;
     let (file, backup) = (world.path("store.redb"), world.path("backup.redb"));
     // The file is copied while nobody has it open.
-    world.store = Arc::new(Embedded::open(&world.path("elsewhere.redb")).unwrap());
+    world.store = Arc::new(EmbeddedStore::open(&world.path("elsewhere.redb")).unwrap());
     std::fs::copy(&file, &backup).unwrap();
-    world.store = Arc::new(Embedded::open(&file).unwrap());
-    let backup: Arc<dyn Store> = Arc::new(Embedded::open(&backup).unwrap());
+    world.store = Arc::new(EmbeddedStore::open(&file).unwrap());
+    let backup: Arc<dyn Store> = Arc::new(EmbeddedStore::open(&backup).unwrap());
     assert_eq!(backup.identity(), world.store.identity());
     (world, backup)
 }
 
 async fn put(store: &Arc<dyn Store>, id: &str, nth: usize) -> u64 {
-    let write = Write::Put {
+    let write = Mutation::Put {
         key: key(Kind::Upstream, id),
         document: upstream(nth),
-        expect: Expect::Anything,
+        precondition: Precondition::Unconditional,
         ttl: None,
     };
     store.commit(write).await.unwrap().revision
@@ -54,7 +55,7 @@ async fn connected_nodes_follow_and_reused_revisions_are_not_mistaken() {
     control.reached(newest).await;
     let now = node.snapshot();
     assert_eq!((port(&now, "0"), port(&now, "1")), (Some(upstream_port(12)), Some(upstream_port(11))));
-    assert_eq!((now.len(Kind::Upstream), node.status.refused()), (2, 0));
+    assert_eq!((now.len(Kind::Upstream), node.status.rejected_changes()), (2, 0));
     node.stop().await;
     control.stop().await;
 }
@@ -70,7 +71,8 @@ async fn a_node_from_before_is_led_back_by_what_differs() {
     node.stop().await;
     control.stop().await;
 
-    // Another control plane, over the restored store, in which a revision was used again; the node holds a newer one.
+    // Another control plane, over the restored store, in which a revision was used again; the node
+    // holds a newer one.
     let seen = Seen::new(&backup);
     let reused = put(&backup, "1", 11).await;
     assert!(reused < newest);

@@ -18,7 +18,7 @@ fn secrets(ring: &TicketRing) -> Vec<[u8; 32]> {
 }
 
 async fn ring(node: &Node, rings: u64) -> Arc<TicketRing> {
-    node.eventually("a ring", || (node.status.rings() >= rings).then_some(())).await;
+    node.eventually("a ring", || (node.status.applied_ticket_rings() >= rings).then_some(())).await;
     Arc::clone(&node.secrets.load())
 }
 
@@ -58,7 +58,7 @@ async fn a_ring_turns_under_open_streams_and_changes_go_on() {
         let revision = world.put(Kind::Upstream, "u", upstream(nth as usize)).await;
         control.reached(revision).await;
     }
-    assert_eq!(node.status.refused(), 0);
+    assert_eq!(node.status.rejected_changes(), 0);
     node.stop().await;
     control.stop().await;
 }

@@ -1,5 +1,5 @@
-//! What the tests of the push and its bench stand on: a folder with a push PKI and a store, the real publisher, real agents, and a
-//! relay between them that counts bytes and cuts connections.
+//! What the tests of the push and its bench stand on: a folder with a push PKI and a store, the
+//! real publisher, real agents, and a relay between them that counts bytes and cuts connections.
 //!
 //! Nothing waits for time to pass: the fleet and the agent's status say when something changed.
 
@@ -8,20 +8,22 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use controlplane::publish::{self, Publish, PublishInput};
-use controlplane::store::{Embedded, Expect, Store, Write};
-use dataplane::agent::{Agent, AgentError, AgentInput, AgentStatus, Cell, Secrets};
-use dataplane::stage::{Stage, Stages};
+use controlplane::testing::publish::{self, PublishConfig, Publisher};
+use controlplane::testing::store::{EmbeddedStore, Mutation, Precondition, Store};
+use dataplane::testing::lifecycle::stage::{ShutdownStage, ShutdownWatch};
+use dataplane::testing::push_client::{
+    PushClientError, PushClientHandle, PushClientOptions, SnapshotHandle, SyncStatus, TicketRingHandle,
+};
 use model::{Id, Key, Kind, Snapshot};
-use pki::mint::{Authority, AuthoritySpec, LeafSpec};
+use pki::ca::{Authority, AuthoritySpec, LeafSpec};
 use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A folder with a push PKI, a store, and what runs on them.
-pub struct World {
+pub(crate) struct World {
     pub folder: tempfile::TempDir,
     pub ca: Authority,
     pub store: Arc<dyn Store>,
@@ -30,27 +32,27 @@ pub struct World {
     pub ticket_lifetime: Option<Duration>,
 }
 
-pub struct Control {
-    pub publish: Publish,
+pub(crate) struct Control {
+    pub publish: Publisher,
     pub stop: watch::Sender<bool>,
 }
 
-pub struct Node {
-    pub agent: Agent,
-    pub cell: Arc<Cell>,
-    pub secrets: Arc<Secrets>,
-    pub status: Arc<AgentStatus>,
+pub(crate) struct Node {
+    pub agent: PushClientHandle,
+    pub cell: Arc<SnapshotHandle>,
+    pub secrets: Arc<TicketRingHandle>,
+    pub status: Arc<SyncStatus>,
     /// How far its stop has come.
-    pub stage: watch::Sender<Stage>,
+    pub stage: watch::Sender<ShutdownStage>,
     reload: watch::Sender<u64>,
 }
 
 impl World {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let store = Arc::new(Embedded::open(&folder.path().join("store.redb")).unwrap());
+        let store = Arc::new(EmbeddedStore::open(&folder.path().join("store.redb")).unwrap());
         let ca = Authority::root(&AuthoritySpec::new("Push CA")).unwrap();
-        let keyring = Arc::new(pki::Keyring::none());
+        let keyring = Arc::new(pki::Keyring::empty());
         let world = Self { folder, ca, store, keyring, ticket_lifetime: None };
         world.write("ca.crt", &world.ca.certificate_pem());
         world.credential("control", &world.ca, &LeafSpec::server("controlplane"));
@@ -58,22 +60,22 @@ impl World {
         world
     }
 
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
-    pub fn write(&self, name: &str, text: &str) {
+    pub(crate) fn write(&self, name: &str, text: &str) {
         std::fs::write(self.path(name), text).unwrap();
     }
 
-    pub fn credential(&self, name: &str, ca: &Authority, spec: &LeafSpec) {
+    pub(crate) fn credential(&self, name: &str, ca: &Authority, spec: &LeafSpec) {
         let minted = ca.issue(spec).unwrap();
         self.write(&format!("{name}.crt"), &minted.chain_pem);
         self.write(&format!("{name}.key"), &minted.key_pem);
     }
 
-    pub fn push_settings(&self) -> conf::Push {
-        conf::Push {
+    pub(crate) fn push_settings(&self) -> conf::PushSettings {
+        conf::PushSettings {
             listen: ([127, 0, 0, 1], 0).into(),
             cert: self.path("control.crt"),
             key: self.path("control.key"),
@@ -82,22 +84,22 @@ impl World {
         }
     }
 
-    pub async fn control(&self) -> Control {
+    pub(crate) async fn control(&self) -> Control {
         self.control_with(self.push_settings()).await
     }
 
-    pub async fn control_with(&self, settings: conf::Push) -> Control {
+    pub(crate) async fn control_with(&self, settings: conf::PushSettings) -> Control {
         self.start(Arc::clone(&self.store), settings).await
     }
 
     /// One more control plane, which sees the store as this one shows it.
-    pub async fn control_over(&self, store: Arc<dyn Store>) -> Control {
+    pub(crate) async fn control_over(&self, store: Arc<dyn Store>) -> Control {
         self.start(store, self.push_settings()).await
     }
 
-    async fn start(&self, store: Arc<dyn Store>, settings: conf::Push) -> Control {
+    async fn start(&self, store: Arc<dyn Store>, settings: conf::PushSettings) -> Control {
         let (stop, shutdown) = watch::channel(false);
-        let input = PublishInput {
+        let input = PublishConfig {
             store,
             keyring: Arc::clone(&self.keyring),
             accept_unreadable_keys: false,
@@ -113,7 +115,7 @@ impl World {
     }
 
     /// A second node beside `node-1`, with a certificate of its own.
-    pub fn second(&self, control: std::net::SocketAddr) -> Node {
+    pub(crate) fn second(&self, control: std::net::SocketAddr) -> Node {
         self.credential("node-2", &self.ca, &LeafSpec::client("node-2").dns("node-2"));
         let mut settings = self.node_settings(control);
         settings.name = "node-2".into();
@@ -123,8 +125,8 @@ impl World {
         node(settings).unwrap()
     }
 
-    pub fn node_settings(&self, control: std::net::SocketAddr) -> conf::Node {
-        conf::Node {
+    pub(crate) fn node_settings(&self, control: std::net::SocketAddr) -> conf::NodeSettings {
+        conf::NodeSettings {
             name: "node-1".into(),
             control_planes: vec![control.to_string()],
             server_name: "controlplane".into(),
@@ -137,21 +139,26 @@ impl World {
         }
     }
 
-    pub fn node(&self, control: std::net::SocketAddr) -> Node {
+    pub(crate) fn node(&self, control: std::net::SocketAddr) -> Node {
         node(self.node_settings(control)).unwrap()
     }
 
-    pub async fn put(&self, kind: Kind, id: &str, document: Value) -> u64 {
-        let write = Write::Put { key: key(kind, id), document, expect: Expect::Anything, ttl: None };
+    pub(crate) async fn put(&self, kind: Kind, id: &str, document: Value) -> u64 {
+        let write = Mutation::Put {
+            key: key(kind, id),
+            document,
+            precondition: Precondition::Unconditional,
+            ttl: None,
+        };
         self.store.commit(write).await.unwrap().revision
     }
 
-    pub async fn delete(&self, kind: Kind, id: &str) -> u64 {
-        let write = Write::Delete { key: key(kind, id), expect: Expect::Anything };
+    pub(crate) async fn delete(&self, kind: Kind, id: &str) -> u64 {
+        let write = Mutation::Delete { key: key(kind, id), precondition: Precondition::Unconditional };
         self.store.commit(write).await.unwrap().revision
     }
 
-    pub async fn put_upstreams(&self, count: usize) -> u64 {
+    pub(crate) async fn put_upstreams(&self, count: usize) -> u64 {
         let mut revision = 0;
         for nth in 0..count {
             revision = self.put(Kind::Upstream, &nth.to_string(), upstream(nth)).await;
@@ -161,35 +168,35 @@ impl World {
 }
 
 impl Control {
-    pub async fn reached(&self, revision: u64) {
+    pub(crate) async fn reached(&self, revision: u64) {
         let waited = self.publish.fleet.wait_acknowledged(revision, PATIENCE).await;
         waited.unwrap_or_else(|view| panic!("revision {revision} was not acknowledged: {view:?}"));
     }
 
     /// Waits until its newest state has this revision.
-    pub async fn knows(&self, revision: u64) {
+    pub(crate) async fn knows(&self, revision: u64) {
         let mut latest = self.publish.latest.clone();
         let known = latest.wait_for(|snapshot| snapshot.revision() == revision);
         tokio::time::timeout(PATIENCE, known).await.expect("the revision was not seen").unwrap();
     }
 
-    pub fn address(&self) -> std::net::SocketAddr {
+    pub(crate) fn address(&self) -> std::net::SocketAddr {
         self.publish.push_addr
     }
 
-    pub async fn stop(self) {
+    pub(crate) async fn stop(self) {
         self.stop.send_replace(true);
         self.publish.done.await.unwrap();
     }
 }
 
-pub fn node(settings: conf::Node) -> Result<Node, AgentError> {
-    let cell = Arc::new(Cell::new(Arc::new(Snapshot::empty())));
-    let status = Arc::new(AgentStatus::default());
-    let secrets = Arc::new(Secrets::default());
-    let (stage, stages) = Stages::new();
+pub(crate) fn node(settings: conf::NodeSettings) -> Result<Node, PushClientError> {
+    let cell = Arc::new(SnapshotHandle::new(Arc::new(Snapshot::empty())));
+    let status = Arc::new(SyncStatus::default());
+    let secrets = Arc::new(TicketRingHandle::default());
+    let (stage, stages) = ShutdownWatch::new();
     let (reload, reloads) = watch::channel(0);
-    let input = AgentInput {
+    let input = PushClientOptions {
         heartbeats: Arc::default(),
         settings,
         accept_new_store: false,
@@ -200,60 +207,60 @@ pub fn node(settings: conf::Node) -> Result<Node, AgentError> {
         stages,
         reload: reloads,
     };
-    Ok(Node { agent: dataplane::agent::start(input)?, cell, secrets, status, stage, reload })
+    Ok(Node { agent: dataplane::testing::push_client::start(input)?, cell, secrets, status, stage, reload })
 }
 
 impl Node {
-    pub fn snapshot(&self) -> Arc<Snapshot> {
+    pub(crate) fn snapshot(&self) -> Arc<Snapshot> {
         Arc::clone(&self.cell.load())
     }
 
-    pub async fn eventually<T>(&self, what: &str, look: impl FnMut() -> Option<T>) -> T {
+    pub(crate) async fn eventually<T>(&self, what: &str, look: impl FnMut() -> Option<T>) -> T {
         eventually(what, self.status.changes(), look).await
     }
 
     /// As SIGHUP.
-    pub fn reload(&self) {
+    pub(crate) fn reload(&self) {
         self.reload.send_modify(|count| *count += 1);
     }
 
     /// Waits until its last problem says `part`.
-    pub async fn told(&self, part: &str) {
+    pub(crate) async fn told(&self, part: &str) {
         let look = || self.status.last_problem().filter(|problem| problem.contains(part));
         self.eventually(&format!("a problem with {part:?}"), look).await;
     }
 
     /// On a thread of its own: stopping waits, and a test's runtime must go on meanwhile.
-    pub async fn stop(self) {
+    pub(crate) async fn stop(self) {
         tokio::task::spawn_blocking(move || self.agent.stop()).await.unwrap();
     }
 }
 
-pub fn key(kind: Kind, id: &str) -> Key {
+pub(crate) fn key(kind: Kind, id: &str) -> Key {
     Key::new(kind, Id::parse(id).unwrap())
 }
 
 /// The port of the one node of [`upstream`].
-pub fn upstream_port(nth: usize) -> u16 {
+pub(crate) fn upstream_port(nth: usize) -> u16 {
     1 + u16::try_from(nth % 60000).unwrap()
 }
 
 /// Which of the [`upstream`]s it is that is served under this id.
-pub fn port(snapshot: &Snapshot, id: &str) -> Option<u16> {
+pub(crate) fn port(snapshot: &Snapshot, id: &str) -> Option<u16> {
     snapshot.upstream(&Id::parse(id).unwrap())?.nodes[0].port
 }
 
-pub fn upstream(nth: usize) -> Value {
+pub(crate) fn upstream(nth: usize) -> Value {
     json!({"type": "roundrobin", "nodes": {format!("10.0.0.1:{}", upstream_port(nth)): 1}, "upstream_host": "a-rather-long-name.example", "pass_host": "rewrite"})
 }
 
-pub fn ssl(ca: &Authority, name: &str) -> Value {
+pub(crate) fn ssl(ca: &Authority, name: &str) -> Value {
     let minted = ca.issue(&LeafSpec::server(name)).unwrap();
     json!({"cert": minted.chain_pem, "key": minted.key_pem.as_str(), "snis": [name]})
 }
 
 /// Looks again whenever `changes` says that something changed.
-pub async fn eventually<T>(
+pub(crate) async fn eventually<T>(
     what: &str,
     mut changes: watch::Receiver<u64>,
     mut look: impl FnMut() -> Option<T>,
@@ -271,14 +278,14 @@ pub async fn eventually<T>(
 }
 
 /// Passes bytes on, counts those towards the node, and can cut every connection.
-pub struct Relay {
+pub(crate) struct Relay {
     pub address: std::net::SocketAddr,
     pub to_node: Arc<AtomicU64>,
     pub cut: watch::Sender<u64>,
 }
 
 impl Relay {
-    pub async fn to(target: std::net::SocketAddr) -> Self {
+    pub(crate) async fn to(target: std::net::SocketAddr) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (to_node, (cut, cutting)) = (Arc::new(AtomicU64::new(0)), watch::channel(0));
@@ -299,7 +306,7 @@ impl Relay {
         Self { address, to_node, cut }
     }
 
-    pub fn cut(&self) {
+    pub(crate) fn cut(&self) {
         self.cut.send_modify(|count| *count += 1);
     }
 }

@@ -1,17 +1,18 @@
 //! The limits of a message's head, and what only its raw bytes show.
 //!
-//! [`Scan`] reads an HTTP/1 request head on its way to hyper, in whatever pieces it comes. hyper keeps only one of
-//! `Content-Length` and `Transfer-Encoding`, cuts a fragment off the target and has no limit on a single line, so these are
-//! found here (RFC 9112 sections 3.2 and 6.3). A head that is parsed already, an HTTP/2 request or an answer, is held to the same
+//! [`Scan`] reads an HTTP/1 request head on its way to hyper, in whatever pieces it comes. hyper
+//! keeps only one of `Content-Length` and `Transfer-Encoding`, cuts a fragment off the target and
+//! has no limit on a single line, so these are found here (RFC 9112 sections 3.2 and 6.3). A head
+//! that is parsed already, an HTTP/2 request or an answer, is held to the same
 //! limits by [`Limits::admit`].
-//! Invariant: the head ends for [`Scan`] exactly where it ends for hyper's parser: at the first empty line, whether lines end in
-//! CR LF or LF, after any empty lines in front of it.
+//! Invariant: the head ends for [`Scan`] exactly where it ends for hyper's parser: at the first
+//! empty line, whether lines end in CR LF or LF, after any empty lines in front of it.
 
 use http::{HeaderMap, Method, Response, Uri};
 use hyper::ext::ReasonPhrase;
 use memchr::{memchr, memchr_iter};
 
-use crate::outcome::Reason;
+use crate::reason::Reason;
 
 /// Name and colon of the two fields that say where a body ends.
 const CONTENT_LENGTH: &[u8] = b"content-length:";
@@ -32,7 +33,7 @@ const STATUS_LINE: usize = 15;
 
 /// How large a head may be: nginx's `large_client_header_buffers`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Limits {
+pub struct HeadLimits {
     /// A request line, or one field. Bytes, without the end of the line.
     pub line: usize,
     /// The whole head, counted as HTTP/1 writes it. Bytes.
@@ -44,16 +45,17 @@ pub struct Limits {
 pub enum HeadError {
     /// nginx answers 414.
     #[error("the first line is longer than {0} bytes (countersign.limits.header_line_bytes)")]
-    Line(usize),
+    LineTooLong(usize),
     /// nginx answers 400, Request Header Or Cookie Too Large.
     #[error("a header field is longer than {0} bytes (countersign.limits.header_line_bytes)")]
-    Field(usize),
+    FieldTooLong(usize),
     /// The same.
     #[error("the head is larger than {0} bytes (countersign.limits.header_bytes)")]
-    Head(usize),
-    /// RFC 9112 sections 6.1 and 6.3: an attempt to be read differently elsewhere. Two equal lengths are refused as in nginx.
+    HeadTooLarge(usize),
+    /// RFC 9112 sections 6.1 and 6.3: an attempt to be read differently elsewhere. Two equal
+    /// lengths are refused as in nginx.
     #[error("Content-Length twice, or beside Transfer-Encoding")]
-    TwoLengths,
+    AmbiguousLength,
     /// A client keeps the fragment to itself (RFC 9110 section 7.1).
     #[error("a fragment in the request target")]
     Fragment,
@@ -63,21 +65,22 @@ impl HeadError {
     /// For the log, the metric and the status.
     pub fn reason(self) -> Reason {
         match self {
-            Self::Line(_) => Reason::UriTooLong,
-            Self::Field(_) | Self::Head(_) => Reason::HeadTooLarge,
-            Self::TwoLengths | Self::Fragment => Reason::BadRequest,
+            Self::LineTooLong(_) => Reason::UriTooLong,
+            Self::FieldTooLong(_) | Self::HeadTooLarge(_) => Reason::HeadTooLarge,
+            Self::AmbiguousLength | Self::Fragment => Reason::BadRequest,
         }
     }
 }
 
-impl Limits {
+impl HeadLimits {
     /// As many fields as a head can hold: for hyper, which wants a number. No limit of its own.
-    pub fn fields(self) -> usize {
+    pub fn max_fields(self) -> usize {
         (self.head / FIELD_MIN).clamp(1, FIELDS_MAX)
     }
 
-    /// hyper's buffer, for bodies too. Bytes. A head within the limits never fills it, since hyper would refuse it then.
-    pub fn buffer(self) -> usize {
+    /// hyper's buffer, for bodies too. Bytes. A head within the limits never fills it, since hyper
+    /// would refuse it then.
+    pub fn buffer_size(self) -> usize {
         self.head.saturating_add(8 * 1024).max(64 * 1024)
     }
 
@@ -85,105 +88,110 @@ impl Limits {
     ///
     /// # Errors
     /// [`HeadError`]; the request is refused.
-    pub fn admit_request(self, method: &Method, uri: &Uri, headers: &HeaderMap) -> Result<(), HeadError> {
+    pub fn check_request(self, method: &Method, uri: &Uri, headers: &HeaderMap) -> Result<(), HeadError> {
         let target = uri.path_and_query().map_or(0, |target| target.as_str().len());
         let authority = uri.authority().map_or(0, |authority| authority.as_str().len());
         let line = method.as_str().len() + target + LINE_OVERHEAD;
         if line > self.line {
-            return Err(HeadError::Line(self.line));
+            return Err(HeadError::LineTooLong(self.line));
         }
-        self.admit(line + authority, headers)
+        self.check_fields(line + authority, headers)
     }
 
     /// Judges the head of an answer.
     ///
     /// # Errors
     /// [`HeadError`]; the answer is not forwarded.
-    pub fn admit_answer<B>(self, answer: &Response<B>) -> Result<(), HeadError> {
+    pub fn check_response<B>(self, answer: &Response<B>) -> Result<(), HeadError> {
         // hyper keeps the phrase only where it is not the usual one.
         let phrase = answer.extensions().get::<ReasonPhrase>();
         let line = STATUS_LINE + phrase.map_or(0, |phrase| phrase.as_bytes().len());
-        if line > self.line { Err(HeadError::Line(self.line)) } else { self.admit(line, answer.headers()) }
+        if line > self.line {
+            Err(HeadError::LineTooLong(self.line))
+        } else {
+            self.check_fields(line, answer.headers())
+        }
     }
 
     /// Judges the fields of a head whose first line takes `first` bytes.
     ///
     /// # Errors
     /// [`HeadError`]; the message is refused.
-    pub fn admit(self, first: usize, headers: &HeaderMap) -> Result<(), HeadError> {
+    pub fn check_fields(self, first: usize, headers: &HeaderMap) -> Result<(), HeadError> {
         let mut total = first;
         for (name, value) in headers {
             let field = name.as_str().len() + value.len() + FIELD_OVERHEAD;
             if field > self.line {
-                return Err(HeadError::Field(self.line));
+                return Err(HeadError::FieldTooLong(self.line));
             }
             total += field;
         }
-        if total > self.head { Err(HeadError::Head(self.head)) } else { Ok(()) }
+        if total > self.head { Err(HeadError::HeadTooLarge(self.head)) } else { Ok(()) }
     }
 }
 
 /// The scan of one HTTP/1 request head.
 #[derive(Debug)]
-pub struct Scan {
-    limits: Limits,
+pub(crate) struct HeadScanner {
+    limits: HeadLimits,
     /// Bytes so far, empty lines in front included.
     total: usize,
     /// Bytes of this line so far.
     line: usize,
     /// The last of them is a CR.
-    cr: bool,
+    ends_in_cr: bool,
     /// The request line has ended.
     in_fields: bool,
     /// The first bytes of this line, as far as they may be one of the two names.
     prefix: [u8; PREFIX],
-    length: bool,
-    coding: bool,
+    has_content_length: bool,
+    has_transfer_encoding: bool,
 }
 
-impl Scan {
+impl HeadScanner {
     /// A scan that has seen nothing.
-    pub fn new(limits: Limits) -> Self {
+    pub(crate) fn new(limits: HeadLimits) -> Self {
         Self {
             limits,
             total: 0,
             line: 0,
-            cr: false,
+            ends_in_cr: false,
             in_fields: false,
             prefix: [0; PREFIX],
-            length: false,
-            coding: false,
+            has_content_length: false,
+            has_transfer_encoding: false,
         }
     }
 
     /// Whether the request line has ended.
-    pub fn is_in_fields(&self) -> bool {
+    pub(crate) fn is_in_fields(&self) -> bool {
         self.in_fields
     }
 
-    /// Reads on. `Some(n)`: the head ends with the first `n` bytes of `data`, and nothing behind them was read.
+    /// Reads on. `Some(n)`: the head ends with the first `n` bytes of `data`, and nothing behind
+    /// them was read.
     ///
     /// # Errors
     /// [`HeadError`], as soon as it is certain; hyper must not see `data` then.
-    pub fn read(&mut self, data: &[u8]) -> Result<Option<usize>, HeadError> {
+    pub(crate) fn read(&mut self, data: &[u8]) -> Result<Option<usize>, HeadError> {
         let mut from = 0;
         for at in memchr_iter(b'\n', data) {
-            self.piece(data.get(from..at).unwrap_or_default())?;
+            self.scan_line(data.get(from..at).unwrap_or_default())?;
             from = at + 1;
             self.total += 1;
             if self.total > self.limits.head {
-                return Err(HeadError::Head(self.limits.head));
+                return Err(HeadError::HeadTooLarge(self.limits.head));
             }
-            if self.ends()? {
+            if self.end_line()? {
                 return Ok(Some(from));
             }
         }
-        self.piece(data.get(from..).unwrap_or_default())?;
+        self.scan_line(data.get(from..).unwrap_or_default())?;
         Ok(None)
     }
 
     /// A piece of one line, without its LF.
-    fn piece(&mut self, piece: &[u8]) -> Result<(), HeadError> {
+    fn scan_line(&mut self, piece: &[u8]) -> Result<(), HeadError> {
         let Some(last) = piece.last() else { return Ok(()) };
         if self.in_fields {
             // Nearly every field is told from the two by its first letter.
@@ -199,21 +207,22 @@ impl Scan {
         } else if memchr(b'#', piece).is_some() {
             return Err(HeadError::Fragment);
         }
-        self.cr = *last == b'\r';
+        self.ends_in_cr = *last == b'\r';
         self.line += piece.len();
         self.total += piece.len();
-        let content = self.line - usize::from(self.cr);
+        let content = self.line - usize::from(self.ends_in_cr);
         if content > self.limits.line {
-            let (line, field) = (HeadError::Line(self.limits.line), HeadError::Field(self.limits.line));
+            let (line, field) =
+                (HeadError::LineTooLong(self.limits.line), HeadError::FieldTooLong(self.limits.line));
             return Err(if self.in_fields { field } else { line });
         }
-        if self.total > self.limits.head { Err(HeadError::Head(self.limits.head)) } else { Ok(()) }
+        if self.total > self.limits.head { Err(HeadError::HeadTooLarge(self.limits.head)) } else { Ok(()) }
     }
 
     /// A line has ended; whether the head has.
-    fn ends(&mut self) -> Result<bool, HeadError> {
-        let empty = self.line == usize::from(self.cr);
-        (self.line, self.cr) = (0, false);
+    fn end_line(&mut self) -> Result<bool, HeadError> {
+        let empty = self.line == usize::from(self.ends_in_cr);
+        (self.line, self.ends_in_cr) = (0, false);
         if empty {
             // Before the request line an empty line is skipped.
             return Ok(self.in_fields);
@@ -223,13 +232,13 @@ impl Scan {
                 self.prefix.get(..name.len()).is_some_and(|start| start.eq_ignore_ascii_case(name))
             };
             let length = named(CONTENT_LENGTH);
-            if length && self.length {
-                return Err(HeadError::TwoLengths);
+            if length && self.has_content_length {
+                return Err(HeadError::AmbiguousLength);
             }
-            self.length |= length;
-            self.coding |= named(TRANSFER_ENCODING);
-            if self.length && self.coding {
-                return Err(HeadError::TwoLengths);
+            self.has_content_length |= length;
+            self.has_transfer_encoding |= named(TRANSFER_ENCODING);
+            if self.has_content_length && self.has_transfer_encoding {
+                return Err(HeadError::AmbiguousLength);
             }
         }
         self.in_fields = true;
@@ -243,10 +252,10 @@ mod tests {
 
     use super::*;
 
-    const LIMITS: Limits = Limits { line: 64, head: 256 };
+    const LIMITS: HeadLimits = HeadLimits { line: 64, head: 256 };
 
     fn read(head: &[u8]) -> Result<Option<usize>, HeadError> {
-        Scan::new(LIMITS).read(head)
+        HeadScanner::new(LIMITS).read(head)
     }
 
     #[test]
@@ -258,7 +267,7 @@ mod tests {
             "POST / HTTP/1.1\r\nContent-Length: 1\r\ncontent-length: 1\r\n\r\n",
             "\r\n\r\nPOST / HTTP/1.1\r\nContent-Length:\r\nTransfer-Encoding:\r\n\r\n",
         ] {
-            assert_eq!(read(head.as_bytes()), Err(HeadError::TwoLengths), "{head:?}");
+            assert_eq!(read(head.as_bytes()), Err(HeadError::AmbiguousLength), "{head:?}");
         }
         for head in [
             "POST /content-length: HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n",
@@ -285,19 +294,19 @@ mod tests {
     fn limits_hold_to_the_byte() {
         let line = |bytes: usize| format!("GET /{} HTTP/1.1\r\n\r\n", "x".repeat(bytes - 14));
         assert_eq!(read(line(64).as_bytes()), Ok(Some(68)));
-        assert_eq!(read(line(65).as_bytes()), Err(HeadError::Line(64)));
+        assert_eq!(read(line(65).as_bytes()), Err(HeadError::LineTooLong(64)));
         let field = |bytes: usize| format!("GET / HTTP/1.1\r\nA: {}\r\n\r\n", "x".repeat(bytes - 3));
         assert_eq!(read(field(64).as_bytes()), Ok(Some(84)));
-        assert_eq!(read(field(65).as_bytes()), Err(HeadError::Field(64)));
+        assert_eq!(read(field(65).as_bytes()), Err(HeadError::FieldTooLong(64)));
         let head = |bytes: usize| {
             let fields = "A: 45678901234567890\r\n".repeat((bytes - 18) / 22);
             let left = bytes - 18 - fields.len();
             format!("GET / HTTP/1.1\r\n{fields}B:{}\r\n\r\n", " ".repeat(left - 4))
         };
         assert_eq!(read(head(256).as_bytes()), Ok(Some(256)));
-        assert_eq!(read(head(257).as_bytes()), Err(HeadError::Head(256)));
-        assert_eq!(read(&[b'\n'; 257]), Err(HeadError::Head(256)));
-        assert_eq!(read("\r\n".repeat(200).as_bytes()), Err(HeadError::Head(256)));
+        assert_eq!(read(head(257).as_bytes()), Err(HeadError::HeadTooLarge(256)));
+        assert_eq!(read(&[b'\n'; 257]), Err(HeadError::HeadTooLarge(256)));
+        assert_eq!(read("\r\n".repeat(200).as_bytes()), Err(HeadError::HeadTooLarge(256)));
     }
 
     #[test]
@@ -312,25 +321,25 @@ mod tests {
         let answer = |phrase: usize| {
             let mut answer = Response::new(());
             answer.extensions_mut().insert(ReasonPhrase::try_from("r".repeat(phrase)).unwrap());
-            LIMITS.admit_answer(&answer)
+            LIMITS.check_response(&answer)
         };
-        assert_eq!((answer(49), answer(50)), (Ok(()), Err(HeadError::Line(64))));
+        assert_eq!((answer(49), answer(50)), (Ok(()), Err(HeadError::LineTooLong(64))));
     }
 
     #[test]
     fn a_parsed_head_meets_the_same_limits() {
         let mut headers = HeaderMap::new();
         let uri: Uri = "https://a.example/".parse().unwrap();
-        assert_eq!(LIMITS.admit_request(&Method::GET, &uri, &headers), Ok(()));
+        assert_eq!(LIMITS.check_request(&Method::GET, &uri, &headers), Ok(()));
         let long: Uri = format!("/{}", "x".repeat(60)).parse().unwrap();
-        assert_eq!(LIMITS.admit_request(&Method::GET, &long, &headers), Err(HeadError::Line(64)));
+        assert_eq!(LIMITS.check_request(&Method::GET, &long, &headers), Err(HeadError::LineTooLong(64)));
         headers.insert("a", "x".repeat(60).parse().unwrap());
-        assert_eq!(LIMITS.admit(0, &headers), Err(HeadError::Field(64)));
+        assert_eq!(LIMITS.check_fields(0, &headers), Err(HeadError::FieldTooLong(64)));
         headers.clear();
         for _ in 0..6 {
             headers.append("a", "x".repeat(40).parse().unwrap());
         }
-        assert_eq!(LIMITS.admit(0, &headers), Err(HeadError::Head(256)));
+        assert_eq!(LIMITS.check_fields(0, &headers), Err(HeadError::HeadTooLarge(256)));
     }
 
     /// What a head is put together from.
@@ -358,7 +367,7 @@ mod tests {
         #[test]
         fn pieces_make_no_difference(head in heads(), cuts in prop::collection::vec(0usize..64, 0..20)) {
             let whole = read(&head);
-            let mut scan = Scan::new(LIMITS);
+            let mut scan = HeadScanner::new(LIMITS);
             let (mut at, mut pieced) = (0, Ok(None));
             for cut in cuts.into_iter().chain([head.len()]) {
                 let to = (at + cut).min(head.len());

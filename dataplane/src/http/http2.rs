@@ -8,37 +8,33 @@
 //! anything ends. `h2` counts a stream among [`STREAMS_MAX`] until its answer has left for the
 //! socket, and this and [`SEND_BUFFER`] bound what waits for a client that does not read.
 
-mod answer;
+mod response;
 
-use std::{
-    cell::Cell,
-    future::{Future, poll_fn},
-    rc::Rc,
-    task::{Context, Poll},
-    time::Duration,
-};
+use std::cell::Cell;
+use std::future::{Future, poll_fn};
+use std::rc::Rc;
+use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
-use h2::{
-    Reason, RecvStream,
-    server::{self, SendResponse},
-};
+use h2::server::{self, SendResponse};
+use h2::{Reason, RecvStream};
 use http::Request;
 use hyper::rt::{Read, Write};
 use hyper_util::rt::TokioIo;
 
-use super::{
-    activity::{Activity, Busy},
-    asked::{Asked, Received, Source},
-    head,
-    observed::Observed,
-};
-use crate::{
-    connection::{self, Connection},
-    drain::Running,
-    net::{alarm::Alarm, flag::Flag, lend::Lend, watchdog::Phase},
-    rt,
-};
+use super::head;
+use super::keep_alive::{InFlightGuard, KeepAliveState};
+use super::tracked_io::TrackedIo;
+use crate::body::asked::{BodySource, Http2Body, IncomingBody};
+use crate::io::chunk_read::ChunkRead;
+use crate::io::coarse_timer::CoarseTimer;
+use crate::io::flag::Flag;
+use crate::io::timeouts::Phase;
+use crate::lifecycle::drain::DrainGuard;
+use crate::proxy::connection;
+use crate::proxy::connection::Connection;
+use crate::runtime;
 
 /// Streams of one connection.
 const STREAMS_MAX: u32 = 128;
@@ -55,34 +51,34 @@ const SEND_BUFFER: usize = 32 * 1024;
 /// On a stop, and when its site is gone, a client has so long to answer the PING behind the GOAWAY,
 /// as `h2` wants it before it takes no more streams, and to ask for what it wanted. Then streams
 /// are refused, and a connection that serves none ends.
-const FINISH: Duration = Duration::from_secs(5);
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 /// RFC 9113 section 6.5.2 counts a header list's fields with 32 bytes each beside their own: so
 /// many times the limit of a head hold every usual one, and a list above that is refused by the
 /// HTTP/2 session itself (431).
-const HEADER_LIST: usize = 4;
+const HEADER_LIST_FACTOR: usize = 4;
 
 /// What the tasks of one connection's streams share.
 struct Streams {
     connection: Rc<Connection>,
-    activity: Rc<Activity>,
+    activity: Rc<KeepAliveState>,
     /// Streams whose client gives no window for what is there.
-    waiting: Cell<usize>,
+    blocked: Cell<usize>,
     /// When a stream was last given some, in ticks of the worker's alarms.
-    taken: Cell<u32>,
+    last_progress: Cell<u32>,
     /// No stream was given any for `send_timeout`: the session ends.
     stalled: Flag,
 }
 
 /// Serves all requests of a connection.
-pub(super) async fn run<I>(
-    io: Observed<I>,
+pub(super) async fn serve_http2<I>(
+    io: TrackedIo<I>,
     connection: &Rc<Connection>,
-    activity: &Rc<Activity>,
-    running: &Running,
+    activity: &Rc<KeepAliveState>,
+    running: &DrainGuard,
 ) where
-    I: Read + Write + Lend + Unpin + 'static,
+    I: Read + Write + ChunkRead + Unpin + 'static,
 {
-    let limits = connection.worker().shared.rules.head;
+    let limits = connection.worker().shared.config.head_limits;
     let mut builder = server::Builder::new();
     builder
         .max_concurrent_streams(STREAMS_MAX)
@@ -91,27 +87,27 @@ pub(super) async fn run<I>(
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_send_buffer_size(SEND_BUFFER)
-        .max_header_list_size(header_list(limits));
+        .max_header_list_size(max_header_list_size(limits));
     // A client that has not said its preface has sent no request: a drain waits for it no longer
     // than `client_header_timeout`.
     let Ok(mut session) = builder.handshake::<_, Bytes>(TokioIo::new(io)).await else { return };
     let streams = Rc::new(Streams {
         connection: Rc::clone(connection),
         activity: Rc::clone(activity),
-        waiting: Cell::new(0),
-        taken: Cell::new(connection.worker().watchdog.alarms().now()),
+        blocked: Cell::new(0),
+        last_progress: Cell::new(connection.worker().watchdog.timers().current_tick()),
         stalled: Flag::default(),
     });
-    let limit = connection.worker().shared.rules.limits.idle;
-    let mut idle = Idle { connection, activity, limit, alarm: None };
-    let mut refusing: Option<Alarm> = None;
+    let limit = connection.worker().shared.config.client_timeouts.idle;
+    let mut idle = KeepAliveTimer { connection, activity, limit, alarm: None };
+    let mut refusing: Option<CoarseTimer> = None;
     let (mut told, mut ending) = (false, false);
     poll_fn(|cx| {
-        if !told && running.poll_begun(cx).is_ready() {
+        if !told && running.poll_draining(cx).is_ready() {
             told = true;
             session.graceful_shutdown();
-            idle.finish();
-            refusing = Some(connection.worker().watchdog.alarms().after(FINISH));
+            idle.start_drain();
+            refusing = Some(connection.worker().watchdog.timers().after(DRAIN_TIMEOUT));
         }
         let refuses = refusing.as_mut().is_some_and(|alarm| alarm.poll(cx).is_ready());
         if !ending && streams.stalled.poll(cx).is_ready() {
@@ -137,22 +133,28 @@ pub(super) async fn run<I>(
 }
 
 /// SETTINGS_MAX_HEADER_LIST_SIZE, in bytes.
-fn header_list(limits: head::Limits) -> u32 {
-    u32::try_from(limits.head.saturating_mul(HEADER_LIST)).unwrap_or(u32::MAX)
+fn max_header_list_size(limits: head::HeadLimits) -> u32 {
+    u32::try_from(limits.head.saturating_mul(HEADER_LIST_FACTOR)).unwrap_or(u32::MAX)
 }
 
 impl Streams {
     /// Serves a request beside the others.
     fn start(self: &Rc<Self>, request: Request<RecvStream>, respond: SendResponse<Bytes>) {
         let (head, body) = request.into_parts();
-        let (body, busy) = self.activity.begin(Source::Http2(Received::new(&head.headers, body)));
-        rt::spawn(Rc::clone(self).serve(Request::from_parts(head, body), respond, busy));
+        let (body, busy) =
+            self.activity.begin_request(BodySource::Http2(Http2Body::new(&head.headers, body)));
+        runtime::spawn(Rc::clone(self).serve(Request::from_parts(head, body), respond, busy));
     }
 
     /// Serves a request until the client has its answer, resets the stream, or takes nothing of it.
-    async fn serve(self: Rc<Self>, request: Request<Asked>, mut respond: SendResponse<Bytes>, busy: Busy) {
+    async fn serve(
+        self: Rc<Self>,
+        request: Request<IncomingBody>,
+        mut respond: SendResponse<Bytes>,
+        busy: InFlightGuard,
+    ) {
         // Boxed: large, and gone when the answer's body begins.
-        let mut answer = Box::pin(connection::answer(&self.connection, request));
+        let mut answer = Box::pin(connection::handle_request(&self.connection, request));
         let answered = poll_fn(|cx| match answer.as_mut().poll(cx) {
             Poll::Ready(answered) => Poll::Ready(Some(answered)),
             Poll::Pending => respond.poll_reset(cx).map(|_reset| None),
@@ -160,23 +162,23 @@ impl Streams {
         let answered = answered.await;
         drop(answer);
         if let Some(answered) = answered {
-            answer::send(answered, respond, &self).await;
+            response::send(answered, respond, &self).await;
         }
         drop(busy);
     }
 
     /// How long a client may take nothing.
     fn send_timeout(&self) -> Duration {
-        self.connection.worker().shared.rules.limits.send
+        self.connection.worker().shared.config.client_timeouts.send
     }
 
     /// One stream has taken nothing for `send_timeout`. The connection ends when the others take
     /// nothing either.
-    fn stalled(&self) {
-        connection::record_stalled(&self.connection);
-        let alarms = self.connection.worker().watchdog.alarms();
-        let all_wait = self.waiting.get() >= self.activity.serving();
-        if all_wait && alarms.have_passed(self.taken.get(), self.send_timeout()) {
+    fn record_stalled(&self) {
+        connection::record_send_timeout(&self.connection);
+        let alarms = self.connection.worker().watchdog.timers();
+        let all_wait = self.blocked.get() >= self.activity.in_flight();
+        if all_wait && alarms.has_elapsed(self.last_progress.get(), self.send_timeout()) {
             self.stalled.raise();
         }
     }
@@ -184,34 +186,34 @@ impl Streams {
 
 /// The pause between two requests, which ends the connection at `keepalive_timeout` with a GOAWAY.
 /// The watchdog hangs up a tick later, should the client not read that.
-struct Idle<'a> {
+struct KeepAliveTimer<'a> {
     connection: &'a Connection,
-    activity: &'a Activity,
+    activity: &'a KeepAliveState,
     limit: Duration,
-    alarm: Option<Alarm>,
+    alarm: Option<CoarseTimer>,
 }
 
-impl Idle<'_> {
+impl KeepAliveTimer<'_> {
     /// The connection is to finish: from now on the pause may last for [`FINISH`] at the most.
-    fn finish(&mut self) {
-        self.limit = self.limit.min(FINISH);
-        self.alarm = Some(self.connection.worker().watchdog.alarms().after(self.limit));
+    fn start_drain(&mut self) {
+        self.limit = self.limit.min(DRAIN_TIMEOUT);
+        self.alarm = Some(self.connection.worker().watchdog.timers().after(self.limit));
     }
 
     /// Whether it has lasted too long; if not, the task is woken when that may be so.
     fn is_over(&mut self, cx: &Context<'_>) -> bool {
         let watched = &self.connection.watched;
-        if self.activity.serving() > 0 || watched.phase() != Phase::Idle {
+        if self.activity.in_flight() > 0 || watched.phase() != Phase::Idle {
             return false;
         }
         let (limit, worker) = (self.limit, self.connection.worker());
-        let alarm = self.alarm.get_or_insert_with(|| worker.watchdog.alarms().after(limit));
+        let alarm = self.alarm.get_or_insert_with(|| worker.watchdog.timers().after(limit));
         loop {
             if alarm.poll(cx).is_pending() {
                 return false;
             }
             // The end of the last answer may still be on its way: `send_timeout` sees to that.
-            if watched.has_lasted(limit) && !watched.is_sending() {
+            if watched.phase_has_lasted(limit) && !watched.is_writing() {
                 return true;
             }
             alarm.reset(limit);

@@ -1,21 +1,26 @@
 //! What a request asks for, taken out of hyper's types: the lines that name the host, and the path.
 //!
-//! Stands right behind the HTTP parser: [`check`] refuses what no gateway may forward, and brings what HTTP/2 splits together.
-//! What host and path mean is [`model::Target`]'s, for every later decision.
+//! Stands right behind the HTTP parser: [`check`] refuses what no gateway may forward, and brings
+//! what HTTP/2 splits together. What host and path mean is [`model::Target`]'s, for every later
+//! decision.
 
-use http::{HeaderMap, HeaderValue, Method, Uri, Version, header, request::Parts, uri::Authority};
-use model::{PathOptions, Target, TargetError};
+use http::request::Parts;
+use http::uri::Authority;
+use http::{HeaderMap, HeaderValue, Method, Uri, Version, header};
+use model::{PathOptions, RequestTarget, RequestTargetError};
 
-use super::head::{HeadError, Limits};
-use crate::outcome::Reason;
+use super::head::{HeadError, HeadLimits};
+use crate::reason::Reason;
 
-/// What an `Upgrade` may offer without meaning that the request makes no sense otherwise: the server may stay with HTTP/1.1
-/// (RFC 9110 section 7.8). curl and Java offer the first by default, Apache's HttpClient the second.
+/// What an `Upgrade` may offer without meaning that the request makes no sense otherwise: the
+/// server may stay with HTTP/1.1 (RFC 9110 section 7.8). curl and Java offer the first by default,
+/// Apache's HttpClient the second.
 const IGNORED_UPGRADES: [&str; 2] = ["h2c", "tls"];
 
-/// The largest length that nginx takes, of requests and answers. Bytes. A larger one is negative to an upstream that reads
-/// 64 bits with a sign, and what follows would be a request that was never judged.
-pub const LENGTH_MAX: u64 = i64::MAX.unsigned_abs();
+/// The largest length that nginx takes, of requests and answers. Bytes. A larger one is negative to
+/// an upstream that reads 64 bits with a sign, and what follows would be a request that was never
+/// judged.
+pub const CONTENT_LENGTH_MAX: u64 = i64::MAX.unsigned_abs();
 
 /// A request that is not forwarded, whoever asks and wherever it leads.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -23,21 +28,22 @@ pub enum RequestError {
     /// Over the limits of a head.
     #[error(transparent)]
     Head(#[from] HeadError),
-    /// RFC 9110 sections 9.3.6 and 9.3.8: the one asks for a tunnel, the other would show what the gateway adds.
+    /// RFC 9110 sections 9.3.6 and 9.3.8: the one asks for a tunnel, the other would show what the
+    /// gateway adds.
     #[error("the method {0} is not forwarded")]
     Method(Method),
     /// `*`, or an authority without a path.
     #[error("the request target {0:?} is not a path")]
-    Form(String),
-    /// Above [`LENGTH_MAX`].
-    #[error("Content-Length is {0}, more than {LENGTH_MAX}")]
-    Length(u64),
+    NotAPath(String),
+    /// Above [`CONTENT_LENGTH_MAX`].
+    #[error("Content-Length is {0}, more than {CONTENT_LENGTH_MAX}")]
+    ContentLengthTooLarge(u64),
     /// RFC 9112 section 6.1: a coding that is not understood is 501.
     #[error("the transfer coding {0:?} is not supported, only chunked")]
-    Coding(HeaderValue),
+    UnsupportedCoding(HeaderValue),
     /// More than one field would be applied one after the other: `chunked` twice.
     #[error("more than one Transfer-Encoding")]
-    Codings,
+    RepeatedTransferEncoding,
     /// It can only go on in that protocol.
     #[error("an upgrade to {0:?} is not enabled")]
     Upgrade(HeaderValue),
@@ -49,33 +55,37 @@ impl RequestError {
         match self {
             Self::Head(error) => error.reason(),
             Self::Method(_) => Reason::MethodRefused,
-            Self::Form(_) | Self::Codings | Self::Length(_) => Reason::BadRequest,
-            Self::Coding(_) => Reason::TransferCoding,
+            Self::NotAPath(_) | Self::RepeatedTransferEncoding | Self::ContentLengthTooLarge(_) => {
+                Reason::BadRequest
+            }
+            Self::UnsupportedCoding(_) => Reason::TransferCoding,
             Self::Upgrade(_) => Reason::UpgradeRefused,
         }
     }
 }
 
-/// Checks what can be said of a request before anything is decided about it. `length` is that of its body, if it is known. The `cookie` fields of HTTP/2 are one afterwards.
+/// Checks what can be said of a request before anything is decided about it. `length` is that of
+/// its body, if it is known. The `cookie` fields of HTTP/2 are one afterwards.
 ///
 /// # Errors
 /// [`RequestError`]; the request is answered with its reason's status.
-pub fn check(parts: &mut Parts, length: Option<u64>, limits: Limits) -> Result<(), RequestError> {
-    if let Some(length) = length.filter(|length| *length > LENGTH_MAX) {
-        return Err(RequestError::Length(length));
+pub fn check(parts: &mut Parts, length: Option<u64>, limits: HeadLimits) -> Result<(), RequestError> {
+    if let Some(length) = length.filter(|length| *length > CONTENT_LENGTH_MAX) {
+        return Err(RequestError::ContentLengthTooLarge(length));
     }
     if matches!(parts.method, Method::CONNECT | Method::TRACE) {
         return Err(RequestError::Method(parts.method.clone()));
     }
     if !parts.uri.path().starts_with('/') {
-        return Err(RequestError::Form(parts.uri.to_string()));
+        return Err(RequestError::NotAPath(parts.uri.to_string()));
     }
     if parts.version == Version::HTTP_2 {
         join_cookies(&mut parts.headers);
-        return Ok(limits.admit_request(&parts.method, &parts.uri, &parts.headers)?);
+        return Ok(limits.check_request(&parts.method, &parts.uri, &parts.headers)?);
     }
     let headers = &parts.headers;
-    // Most requests have neither: looking through the few fields there are costs less than asking for both.
+    // Most requests have neither: looking through the few fields there are costs less than asking for
+    // both.
     let rare = |name: &http::HeaderName| {
         name.as_str().starts_with(['t', 'u'])
             && (name == header::TRANSFER_ENCODING || name == header::UPGRADE)
@@ -85,10 +95,10 @@ pub fn check(parts: &mut Parts, length: Option<u64>, limits: Limits) -> Result<(
     }
     if let Some(coding) = headers.get(header::TRANSFER_ENCODING) {
         if headers.get_all(header::TRANSFER_ENCODING).iter().count() > 1 {
-            return Err(RequestError::Codings);
+            return Err(RequestError::RepeatedTransferEncoding);
         }
         if !coding.as_bytes().eq_ignore_ascii_case(b"chunked") {
-            return Err(RequestError::Coding(coding.clone()));
+            return Err(RequestError::UnsupportedCoding(coding.clone()));
         }
     }
     // HTTP/1.0 knows no upgrade.
@@ -111,7 +121,8 @@ fn is_ignored(upgrade: &HeaderValue) -> bool {
     })
 }
 
-/// Several `cookie` fields become one, in their order (RFC 9113 section 8.2.3: before anything that is not HTTP/2 sees them).
+/// Several `cookie` fields become one, in their order (RFC 9113 section 8.2.3: before anything that
+/// is not HTTP/2 sees them).
 fn join_cookies(headers: &mut HeaderMap) {
     let mut crumbs = headers.get_all(header::COOKIE).iter();
     let Some(first) = crumbs.next() else { return };
@@ -132,41 +143,41 @@ fn join_cookies(headers: &mut HeaderMap) {
 ///
 /// # Errors
 /// [`TargetError`]; the request is answered 400.
-pub fn target(
+pub fn parse_target(
     version: Version,
     uri: &Uri,
     headers: &HeaderMap,
     paths: PathOptions,
-) -> Result<Target, TargetError> {
+) -> Result<RequestTarget, RequestTargetError> {
     let mut hosts = headers.get_all(header::HOST).iter();
     let host = match hosts.next() {
-        Some(value) => Some(value.to_str().map_err(|_| TargetError::Host)?),
+        Some(value) => Some(value.to_str().map_err(|_| RequestTargetError::Host)?),
         None => None,
     };
     if hosts.next().is_some() {
-        return Err(TargetError::Hosts);
+        return Err(RequestTargetError::ConflictingHosts);
     }
     let line = uri.authority().map(Authority::as_str);
     if line.is_none() && host.is_none() && version > Version::HTTP_10 {
-        return Err(TargetError::NoHost);
+        return Err(RequestTargetError::NoHost);
     }
     // The one control character that the `http` crate lets into a query, which is forwarded as it is.
     if uri.query().is_some_and(|query| query.as_bytes().contains(&0x7f)) {
-        return Err(TargetError::Byte);
+        return Err(RequestTargetError::InvalidByte);
     }
-    Target::new(line, host, uri.path(), paths)
+    RequestTarget::new(line, host, uri.path(), paths)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn read(uri: &str, host: &[&str]) -> Result<Target, TargetError> {
+    fn read(uri: &str, host: &[&str]) -> Result<RequestTarget, RequestTargetError> {
         let mut headers = HeaderMap::new();
         for value in host {
             headers.append(header::HOST, value.parse().unwrap());
         }
-        target(Version::HTTP_11, &uri.parse().unwrap(), &headers, PathOptions::default())
+        parse_target(Version::HTTP_11, &uri.parse().unwrap(), &headers, PathOptions::default())
     }
 
     #[test]
@@ -187,9 +198,9 @@ mod tests {
     #[test]
     fn only_http_1_0_may_name_no_host() {
         let (uri, headers) = (Uri::from_static("/"), HeaderMap::new());
-        let read = |version| target(version, &uri, &headers, PathOptions::default());
-        assert_eq!(read(Version::HTTP_11), Err(TargetError::NoHost));
-        assert_eq!(read(Version::HTTP_2), Err(TargetError::NoHost));
+        let read = |version| parse_target(version, &uri, &headers, PathOptions::default());
+        assert_eq!(read(Version::HTTP_11), Err(RequestTargetError::NoHost));
+        assert_eq!(read(Version::HTTP_2), Err(RequestTargetError::NoHost));
         assert_eq!(read(Version::HTTP_10).unwrap().host, None);
     }
 
@@ -199,7 +210,7 @@ mod tests {
             let uri = Uri::from_maybe_shared(bytes::Bytes::copy_from_slice(uri)).ok()?;
             let mut headers = HeaderMap::new();
             headers.insert(header::HOST, "a.com".parse().unwrap());
-            target(Version::HTTP_11, &uri, &headers, PathOptions::default()).ok()
+            parse_target(Version::HTTP_11, &uri, &headers, PathOptions::default()).ok()
         };
         for byte in (0..0x20).chain([0x7f]) {
             assert_eq!(read(&[b"/x?a", &[byte][..], b"b"].concat()), None, "{byte:#x}");
@@ -219,7 +230,7 @@ mod tests {
             request = request.header(*name, *value);
         }
         let mut parts = request.body(()).unwrap().into_parts().0;
-        check(&mut parts, None, Limits { line: 64, head: 256 })?;
+        check(&mut parts, None, HeadLimits { line: 64, head: 256 })?;
         Ok(parts)
     }
 
@@ -231,11 +242,11 @@ mod tests {
     fn a_length_that_is_negative_elsewhere_is_refused() {
         let length = |length| {
             let mut parts = http::Request::post("/").body(()).unwrap().into_parts().0;
-            check(&mut parts, Some(length), Limits { line: 64, head: 256 })
+            check(&mut parts, Some(length), HeadLimits { line: 64, head: 256 })
         };
-        assert_eq!(length(LENGTH_MAX), Ok(()));
-        for above in [LENGTH_MAX + 1, u64::MAX - 2] {
-            assert_eq!(length(above), Err(RequestError::Length(above)));
+        assert_eq!(length(CONTENT_LENGTH_MAX), Ok(()));
+        for above in [CONTENT_LENGTH_MAX + 1, u64::MAX - 2] {
+            assert_eq!(length(above), Err(RequestError::ContentLengthTooLarge(above)));
         }
     }
 
@@ -303,9 +314,9 @@ mod tests {
 
     #[test]
     fn two_hosts_are_refused() {
-        assert_eq!(read("/", &["a.com", "a.com"]), Err(TargetError::Hosts));
-        assert_eq!(read("http://a.com/", &["b.com"]), Err(TargetError::Hosts));
-        assert_eq!(read("/", &["u@a.com"]), Err(TargetError::Host));
-        assert_eq!(read("/", &[""]), Err(TargetError::Host));
+        assert_eq!(read("/", &["a.com", "a.com"]), Err(RequestTargetError::ConflictingHosts));
+        assert_eq!(read("http://a.com/", &["b.com"]), Err(RequestTargetError::ConflictingHosts));
+        assert_eq!(read("/", &["u@a.com"]), Err(RequestTargetError::Host));
+        assert_eq!(read("/", &[""]), Err(RequestTargetError::Host));
     }
 }

@@ -1,8 +1,10 @@
-//! The second engine: BoringSSL, for sites whose `ssl_protocols` ask for TLSv1.1 (cargo feature `engine-boring`).
+//! The second engine: BoringSSL, for sites whose `ssl_protocols` ask for TLSv1.1 (cargo feature
+//! `engine-boring`).
 //!
-//! Stands where rustls stands behind [`super::engine::Engine`]: here the connection without IO, over two buffers in memory;
-//! `boring/site.rs` prepares a site's configuration, `boring/hello.rs` reads what rustls will not. Invariant: everything
-//! about clients is `pki`'s verdict through `tls/verify`, as with rustls; nothing of BoringSSL's own X.509 checks is asked.
+//! Stands where rustls stands behind [`super::engine::Engine`]: here the connection without IO,
+//! over two buffers in memory; `boring/site.rs` prepares a site's configuration, `boring/hello.rs`
+//! reads what rustls will not. Invariant: everything about clients is `pki`'s verdict through
+//! `tls/verify`, as with rustls; nothing of BoringSSL's own X.509 checks is asked.
 
 pub mod hello;
 pub mod site;
@@ -16,7 +18,8 @@ use rustls::pki_types::CertificateDer;
 use self::site::BoringSite;
 use super::engine::Plaintext;
 
-/// Ciphertext held for BoringSSL at most: more than the longest record, so that a starved engine always has room. Bytes.
+/// Ciphertext held for BoringSSL at most: more than the longest record, so that a starved engine
+/// always has room. Bytes.
 const INPUT_MAX: usize = 32 * 1024;
 /// Ciphertext buffers larger than this are given back when they are empty. Bytes.
 const KEEP_MAX: usize = 4 * 1024;
@@ -125,7 +128,8 @@ pub struct Session {
 }
 
 impl Session {
-    /// Starts the handshake under a site's configuration. `received` is what the client has sent so far.
+    /// Starts the handshake under a site's configuration. `received` is what the client has sent so
+    /// far.
     ///
     /// # Errors
     /// Only when there is no memory.

@@ -1,25 +1,20 @@
 //! Drives a TLS handshake to its end over a pump, on either side of the gateway.
 //!
-//! Invariant: when a handshake fails, the alert the engine chose is sent before the socket ends, and the end is a
-//! clean one: data the peer has under way must not turn the alert into a reset.
+//! Invariant: when a handshake fails, the alert the engine chose is sent before the socket ends,
+//! and the end is a clean one: data the peer has under way must not turn the alert into a reset.
 
-use std::{
-    future::poll_fn,
-    io,
-    task::{Context, Poll, ready},
-    time::Duration,
-};
+use std::future::poll_fn;
+use std::io;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use model::TlsVersion;
 
-use super::{
-    engine::{Engine, EngineError},
-    ticket::Resumption,
-};
-use crate::{
-    net::pump::Pump,
-    rt::{self, Reader, Writer},
-};
+use super::ticket::HandshakeState;
+use super::transport::{TlsTransport, TransportError};
+use crate::io::buffered::BufferedSocket;
+use crate::runtime;
+use crate::runtime::{Reader, Writer};
 
 /// How long a refused peer may take to read the alert.
 const LINGER: Duration = Duration::from_millis(500);
@@ -31,86 +26,88 @@ const LINGER_BYTES: usize = 64 * 1024;
 pub enum HandshakeError {
     /// The peer broke the protocol, refused us, or was refused by the verifier.
     #[error(transparent)]
-    Tls(#[from] EngineError),
+    Tls(#[from] TransportError),
     /// The connection failed underneath.
     #[error("the connection failed: {0}")]
     Io(#[from] io::Error),
     /// The peer ended the connection.
     #[error("the peer ended the connection during the handshake")]
-    Ended,
+    UnexpectedEof,
 }
 
-/// Shakes hands. On success what is left to send (in TLS 1.3 a server's tickets, a client's last flight) waits for the first
-/// flush of the stream: it then shares a write with what is said first.
+/// Shakes hands. On success what is left to send (in TLS 1.3 a server's tickets, a client's last
+/// flight) waits for the first flush of the stream: it then shares a write with what is said first.
 ///
 /// # Errors
 /// [`HandshakeError`]; an alert has been put into the pump: call [`part`].
 pub async fn drive<R: Reader, W: Writer>(
-    tls: &mut Engine,
-    pump: &mut Pump<R, W>,
+    tls: &mut TlsTransport,
+    pump: &mut BufferedSocket<R, W>,
 ) -> Result<(), HandshakeError> {
-    drive_with(tls, pump, &mut Resumption::default()).await
+    drive_with(tls, pump, &mut HandshakeState::default()).await
 }
 
-/// As [`drive`], for a server whose handshake may resume a session: `resumption` is what it knows of that so far.
+/// As [`drive`], for a server whose handshake may resume a session: `resumption` is what it knows
+/// of that so far.
 ///
 /// # Errors
 /// As [`drive`].
 pub async fn drive_with<R: Reader, W: Writer>(
-    tls: &mut Engine,
-    pump: &mut Pump<R, W>,
-    resumption: &mut Resumption,
+    tls: &mut TlsTransport,
+    pump: &mut BufferedSocket<R, W>,
+    resumption: &mut HandshakeState,
 ) -> Result<(), HandshakeError> {
     poll_fn(|cx| poll_drive(tls, pump, resumption, cx)).await
 }
 
 fn poll_drive<R: Reader, W: Writer>(
-    tls: &mut Engine,
-    pump: &mut Pump<R, W>,
-    resumption: &mut Resumption,
+    tls: &mut TlsTransport,
+    pump: &mut BufferedSocket<R, W>,
+    resumption: &mut HandshakeState,
     cx: &mut Context<'_>,
 ) -> Poll<Result<(), HandshakeError>> {
     loop {
         if !tls.is_handshaking() {
-            tls.stage(pump.staged())?;
+            tls.write_tls(pump.write_buf())?;
             // Before TLS 1.3 the server's Finished comes last, and the client waits for it.
             if tls.version() != Some(TlsVersion::V13)
-                && let Poll::Ready(result) = pump.poll_send(cx)
+                && let Poll::Ready(result) = pump.poll_start_write(cx)
             {
                 result?;
             }
             return Poll::Ready(Ok(()));
         }
-        tls.stage(pump.staged())?;
+        tls.write_tls(pump.write_buf())?;
         // The flight has to be under way before the peer can answer it; its end need not be waited for.
-        if !pump.is_drained()
-            && let Poll::Ready(result) = pump.poll_send(cx)
+        if !pump.is_flushed()
+            && let Poll::Ready(result) = pump.poll_start_write(cx)
         {
             result?;
         }
-        let data = ready!(pump.poll_fill(cx))?;
+        let data = ready!(pump.poll_fill_buf(cx))?;
         if data.is_empty() {
-            return Poll::Ready(Err(HandshakeError::Ended));
+            return Poll::Ready(Err(HandshakeError::UnexpectedEof));
         }
-        let n = tls.take(data)?;
+        let n = tls.read_tls(data)?;
         pump.consume(n);
-        if let Err(error) = resumption.during(|| tls.advance()) {
-            tls.stage(pump.staged())?;
+        if let Err(error) = resumption.in_scope(|| tls.process_new_packets()) {
+            tls.write_tls(pump.write_buf())?;
             return Poll::Ready(Err(error.into()));
         }
     }
 }
 
-/// Sends what is staged (an alert, an answer), ends our direction and reads the peer out, within bounds.
-pub async fn part<R: Reader, W: Writer>(mut pump: Pump<R, W>) {
+/// Sends what is staged (an alert, an answer), ends our direction and reads the peer out, within
+/// bounds.
+pub async fn lingering_close<R: Reader, W: Writer>(mut pump: BufferedSocket<R, W>) {
     let farewell = async {
-        if poll_fn(|cx| pump.poll_drain(cx)).await.is_err() {
+        if poll_fn(|cx| pump.poll_flush(cx)).await.is_err() {
             return;
         }
-        pump.end_output();
+        pump.shutdown_write();
         let mut left = LINGER_BYTES;
         while left > 0 {
-            let n = match poll_fn(|cx| pump.poll_fill(cx).map_ok(<[u8]>::len)).await {
+            let n = match poll_fn(|cx| pump.poll_fill_buf(cx).map_ok(<[u8]>::len)).await {
                 Ok(n) if n > 0 => n,
                 _ => return,
             };
@@ -118,5 +115,5 @@ pub async fn part<R: Reader, W: Writer>(mut pump: Pump<R, W>) {
             left = left.saturating_sub(n);
         }
     };
-    let _gave_up = rt::timeout(LINGER, farewell).await;
+    let _gave_up = runtime::timeout(LINGER, farewell).await;
 }

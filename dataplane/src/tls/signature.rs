@@ -1,18 +1,17 @@
 //! Handshake signatures: does the peer hold the key of the certificate it shows?
 //!
-//! rustls' own helper parses the certificate with webpki, which refuses X.509 v1 and is stricter than the
-//! question asks; here only the public key is taken from the certificate. Which certificates are acceptable is
-//! `pki`'s to say. RFC 8446 section 4.4.3, RFC 5246 section 4.7. Invariant: every signature is computed; what is remembered (`known`)
-//! is how a key reads that was good for one before.
+//! rustls' own helper parses the certificate with webpki, which refuses X.509 v1 and is stricter
+//! than the question asks; here only the public key is taken from the certificate. Which
+//! certificates are acceptable is `pki`'s to say. RFC 8446 section 4.4.3, RFC 5246 section 4.7.
+//! Invariant: every signature is computed; what is remembered (`known`) is how a key reads that was
+//! good for one before.
 
-use rustls::{
-    CertificateError, DigitallySignedStruct, Error, PeerMisbehaved, SignatureScheme,
-    client::danger::HandshakeSignatureValid,
-    crypto::CryptoProvider,
-    pki_types::{CertificateDer, SignatureVerificationAlgorithm, SubjectPublicKeyInfoDer},
-};
+use rustls::client::danger::HandshakeSignatureValid;
+use rustls::crypto::CryptoProvider;
+use rustls::pki_types::{CertificateDer, SignatureVerificationAlgorithm, SubjectPublicKeyInfoDer};
+use rustls::{CertificateError, DigitallySignedStruct, Error, PeerMisbehaved, SignatureScheme};
 
-mod known;
+mod key_cache;
 
 const NOT_IN_TLS13: [SignatureScheme; 5] = [
     SignatureScheme::RSA_PKCS1_SHA1,
@@ -26,7 +25,7 @@ const NOT_IN_TLS13: [SignatureScheme; 5] = [
 ///
 /// # Errors
 /// `BadSignature`, or `SignedHandshakeWithUnadvertisedSigScheme`.
-pub fn verify_tls12(
+pub(crate) fn verify_tls12(
     provider: &CryptoProvider,
     cert: &CertificateDer<'_>,
     message: &[u8],
@@ -39,7 +38,7 @@ pub fn verify_tls12(
 ///
 /// # Errors
 /// As [`verify_tls12`].
-pub fn verify_tls13(
+pub(crate) fn verify_tls13(
     provider: &CryptoProvider,
     cert: &CertificateDer<'_>,
     message: &[u8],
@@ -47,13 +46,13 @@ pub fn verify_tls13(
 ) -> Result<HandshakeSignatureValid, Error> {
     let algorithms = algorithms_tls13(provider, dss.scheme);
     if algorithms.is_ok()
-        && let Some(good) = known::verify(cert, dss.scheme, message, dss.signature())
+        && let Some(good) = key_cache::verify(cert, dss.scheme, message, dss.signature())
     {
         return if good { Ok(HandshakeSignatureValid::assertion()) } else { Err(bad_signature()) };
     }
     let spki = public_key(cert)?;
     let valid = verify(spki, algorithms, message, dss)?;
-    known::remember(cert, dss.scheme, spki);
+    key_cache::insert(cert, dss.scheme, spki);
     Ok(valid)
 }
 
@@ -75,7 +74,7 @@ fn algorithms_tls13(provider: &CryptoProvider, scheme: SignatureScheme) -> Resul
 }
 
 fn public_key<'a>(cert: &'a CertificateDer<'_>) -> Result<&'a [u8], Error> {
-    pki::public_key_of(cert).map_err(|_| Error::InvalidCertificate(CertificateError::BadEncoding))
+    pki::subject_public_key_info(cert).map_err(|_| Error::InvalidCertificate(CertificateError::BadEncoding))
 }
 
 fn verify(

@@ -1,48 +1,45 @@
 //! One request to an upstream and its answer, over as many nodes as it takes and may take.
 //!
-//! Stands between routing and the answer to the client. Both bodies are streamed. What may be tried again:
-//! everything that failed before the node can have seen the request; after that only idempotent requests without
-//! a body (contract section 8, RFC 9110 section 9.2.2).
+//! Stands between routing and the answer to the client. Both bodies are streamed. What may be tried
+//! again: everything that failed before the node can have seen the request; after that only
+//! idempotent requests without a body (contract section 8, RFC 9110 section 9.2.2).
 
-use std::{
-    future::{Future, poll_fn},
-    net::{IpAddr, SocketAddr},
-    pin::pin,
-    rc::Rc,
-    sync::Arc,
-    task::Poll,
-    time::{Duration, Instant},
-};
+use std::future::{Future, poll_fn};
+use std::net::{IpAddr, SocketAddr};
+use std::pin::pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::{Duration, Instant};
 
-use http::{HeaderValue, Method, Request, Response, Uri, Version, header, request::Parts, uri::PathAndQuery};
-use hyper::{body::Incoming, client::conn::http1};
-use model::resource::{Keepalive, Node, Scheme, Timeouts};
+use http::request::Parts;
+use http::uri::PathAndQuery;
+use http::{HeaderValue, Method, Request, Response, Uri, Version, header};
+use hyper::body::Incoming;
+use hyper::client::conn::http1;
+use model::resource::{KeepalivePool, Node, Scheme, Timeouts};
 
-use super::{
-    answer_body::AnswerBody,
-    dial::{self, DialError},
-    framing::{self, FramingError},
-    naming,
-    pool::{Lease, PoolKey},
-    reach::{ADDRESSES_MAX, Plan, ReachError, Tries, Upstreams},
-    request_body::{Progress, RequestBody, Waiting},
-    status::UpstreamStatus,
-    tls::ClientTls,
-};
-use crate::{
-    net::alarm::{Alarm, Alarms},
-    outcome::Reason,
-};
+use super::client::{ADDRESSES_MAX, NodeAttempts, UpstreamClient, UpstreamError, UpstreamTarget};
+use super::client_tls::ClientTlsConfig;
+use super::connector::{self, ConnectError};
+use super::framing::{self, FramingError};
+use super::host_header;
+use super::pool::{PoolKey, PooledConnection};
+use super::request_body::{RequestBody, SendProgress, WaitState};
+use super::response_body::UpstreamResponseBody;
+use super::status_header::UpstreamStatus;
+use crate::io::coarse_timer::{CoarseTimer, CoarseTimers};
+use crate::reason::Reason;
 
 /// No answer to give to the client.
 #[derive(Debug, thiserror::Error)]
 pub enum ExchangeError {
     /// There was nobody to talk to.
     #[error(transparent)]
-    Reach(#[from] ReachError),
+    Upstream(#[from] UpstreamError),
     /// The exchange failed on a connection.
     #[error("{addr}: {error}")]
-    Broken {
+    Http {
         /// The node.
         addr: SocketAddr,
         /// As hyper said.
@@ -58,13 +55,13 @@ pub enum ExchangeError {
     },
     /// The connection went on without the request's body.
     #[error("{addr}: answered a request whose body was not sent")]
-    BodyUnsent {
+    RequestBodyUnsent {
         /// The node.
         addr: SocketAddr,
     },
     /// The node was too slow.
     #[error("{addr}: {} after {within:?}", .reason.label())]
-    Slow {
+    Timeout {
         /// The node.
         addr: SocketAddr,
         /// Which of the two time-outs.
@@ -74,24 +71,24 @@ pub enum ExchangeError {
     },
     /// The client's body failed; no node is to blame.
     #[error("the client's body: {}", .0.label())]
-    Client(Reason),
+    ClientBody(Reason),
 }
 
 impl ExchangeError {
     /// For the log, the metric and the status.
     pub fn reason(&self) -> Reason {
         match self {
-            Self::Reach(error) => error.reason(),
+            Self::Upstream(error) => error.reason(),
             Self::Framing { .. } => Reason::UpstreamInvalid,
-            Self::Broken { error, .. } if error.is_parse() => Reason::UpstreamInvalid,
-            Self::Broken { .. } | Self::BodyUnsent { .. } => Reason::UpstreamClosed,
-            Self::Slow { reason, .. } | Self::Client(reason) => *reason,
+            Self::Http { error, .. } if error.is_parse() => Reason::UpstreamInvalid,
+            Self::Http { .. } | Self::RequestBodyUnsent { .. } => Reason::UpstreamClosed,
+            Self::Timeout { reason, .. } | Self::ClientBody(reason) => *reason,
         }
     }
 }
 
 /// A failed try, and what may be done about it.
-struct Failure {
+struct FailedAttempt {
     error: ExchangeError,
     /// The request, when the node cannot have seen it.
     unsent: Option<Request<RequestBody>>,
@@ -99,32 +96,33 @@ struct Failure {
     stale: bool,
 }
 
-impl Upstreams {
-    /// Sends the request and returns the answer once its head is there. `status` is told of each try.
+impl UpstreamClient {
+    /// Sends the request and returns the answer once its head is there. `status` is told of each
+    /// try.
     ///
     /// # Errors
     /// [`ExchangeError`] of the last try.
-    pub async fn exchange(
+    pub async fn send_request(
         &self,
-        plan: &Plan<'_>,
+        plan: &UpstreamTarget<'_>,
         request: Request<RequestBody>,
         status: &mut UpstreamStatus,
-    ) -> Result<Response<AnswerBody>, ExchangeError> {
-        let prepared = self.connector.prepared(plan.upstream);
+    ) -> Result<Response<UpstreamResponseBody>, ExchangeError> {
+        let prepared = self.tls_configs.prepared(plan.upstream);
         let client_tls = match plan.upstream.scheme {
             Scheme::Http => None,
             Scheme::Https => {
-                let client = self.connector.client_side(plan.upstream, &prepared, plan.snapshot);
-                Some(client.map_err(ReachError::from)?)
+                let client = self.tls_configs.client_config(plan.upstream, &prepared, plan.snapshot);
+                Some(client.map_err(UpstreamError::from)?)
             }
-            streams => return Err(ReachError::Scheme(streams.as_str()).into()),
+            streams => return Err(UpstreamError::Scheme(streams.as_str()).into()),
         };
-        // Kept for every request that may be sent twice, not only where there are other nodes: the connection from the
-        // pool may be one that its node is just closing.
-        let template = if repeatable(&request) { Some(parts_of(&request)) } else { None };
+        // Kept for every request that may be sent twice, not only where there are other nodes: the
+        // connection from the pool may be one that its node is just closing.
+        let template = if is_retriable(&request) { Some(parts_of(&request)) } else { None };
         let mut next = Some(request);
-        let mut last = ReachError::NoNode.into();
-        let mut tries = Tries::of(plan.upstream, &prepared.balance);
+        let mut last = UpstreamError::NoNode.into();
+        let mut tries = NodeAttempts::new(plan.upstream, &prepared.balancer);
         while let Some(node) = tries.next_node()? {
             let mut request = match (next.take(), &template) {
                 (Some(request), _) => request,
@@ -134,16 +132,16 @@ impl Upstreams {
             // A connection that went stale in the pool is no failed try: the same node gets a fresh one.
             let mut fresh = false;
             loop {
-                let failure = match self.try_node(plan, client_tls.as_ref(), node, request, fresh).await {
+                let failure = match self.attempt(plan, client_tls.as_ref(), node, request, fresh).await {
                     Ok(response) => {
-                        status.answered(response.status());
+                        status.record_response(response.status());
                         return Ok(response);
                     }
                     Err(failure) => failure,
                 };
                 last = failure.error;
-                status.failed(&last);
-                if matches!(last, ExchangeError::Client(_)) {
+                status.record_failure(&last);
+                if matches!(last, ExchangeError::ClientBody(_)) {
                     return Err(last);
                 }
                 next = failure.unsent;
@@ -162,27 +160,30 @@ impl Upstreams {
         Err(last)
     }
 
-    async fn try_node(
+    async fn attempt(
         &self,
-        plan: &Plan<'_>,
-        client_tls: Option<&Arc<ClientTls>>,
+        plan: &UpstreamTarget<'_>,
+        client_tls: Option<&Arc<ClientTlsConfig>>,
         node: &Node,
         mut request: Request<RequestBody>,
         fresh: bool,
-    ) -> Result<Response<AnswerBody>, Failure> {
-        let host = naming::host_of(plan.upstream, plan.authority, node);
+    ) -> Result<Response<UpstreamResponseBody>, FailedAttempt> {
+        let host = host_header::upstream_host(plan.upstream, plan.authority, node);
         // Passed on as the client wrote it, it stands there already.
         let said = request.headers().get(header::HOST).is_some_and(|said| said.as_bytes() == host.as_bytes());
         if let (false, Ok(value)) = (said, HeaderValue::from_str(&host)) {
             request.headers_mut().insert(header::HOST, value);
         }
-        let unsent =
-            |error: ReachError, request| Failure { error: error.into(), unsent: Some(request), stale: false };
-        let Some(port) = node.port.or(plan.upstream.scheme.default_port()) else {
-            return Err(unsent(ReachError::NoPort(node.host.clone()), request));
+        let unsent = |error: UpstreamError, request| FailedAttempt {
+            error: error.into(),
+            unsent: Some(request),
+            stale: false,
         };
-        let addresses = self.names.addresses(&node.host).await;
-        let wanted = Wanted {
+        let Some(port) = node.port.or(plan.upstream.scheme.default_port()) else {
+            return Err(unsent(UpstreamError::NoPort(node.host.clone()), request));
+        };
+        let addresses = self.resolver.resolve(&node.host).await;
+        let wanted = Checkout {
             host: &host,
             port,
             tls: client_tls,
@@ -190,88 +191,105 @@ impl Upstreams {
             within: plan.timeouts.connect,
             fresh,
         };
-        let mut lease = match self.lease(&addresses, &wanted).await {
+        let mut lease = match self.checkout(&addresses, &wanted).await {
             Ok(Some(lease)) => lease,
-            Ok(None) => return Err(unsent(ReachError::Name(node.host.clone()), request)),
+            Ok(None) => return Err(unsent(UpstreamError::Resolve(node.host.clone()), request)),
             Err(error) => return Err(unsent(error.into(), request)),
         };
         let progress = request.body().progress();
         let (reused, addr) = (lease.reused, lease.addr());
         let answer = lease.sender.try_send_request(request);
-        match answered(answer, &progress, &plan.timeouts, &self.alarms).await {
+        match response_in_time(answer, &progress, &plan.timeouts, &self.timers).await {
             Ok(Ok(response)) => {
-                let accepted = self.accept(plan, response, lease, progress);
-                accepted.map_err(|error| Failure { error, unsent: None, stale: false })
+                let accepted = self.wrap_response(plan, response, lease, progress);
+                accepted.map_err(|error| FailedAttempt { error, unsent: None, stale: false })
             }
             Ok(Err(mut refused)) => {
                 let unsent = refused.take_message();
                 if let Some(reason) = progress.failed() {
-                    return Err(Failure { error: ExchangeError::Client(reason), unsent: None, stale: false });
+                    return Err(FailedAttempt {
+                        error: ExchangeError::ClientBody(reason),
+                        unsent: None,
+                        stale: false,
+                    });
                 }
-                let error = ExchangeError::Broken { addr, error: refused.into_error() };
-                Err(Failure { error, unsent, stale: reused })
+                let error = ExchangeError::Http { addr, error: refused.into_error() };
+                Err(FailedAttempt { error, unsent, stale: reused })
             }
             Err((reason, within)) => {
-                let error = ExchangeError::Slow { addr, reason, within };
-                Err(Failure { error, unsent: None, stale: false })
+                let error = ExchangeError::Timeout { addr, reason, within };
+                Err(FailedAttempt { error, unsent: None, stale: false })
             }
         }
     }
 }
 
-impl Upstreams {
+impl UpstreamClient {
     /// Makes an upstream's answer the gateway's, unless it cannot be forwarded.
-    fn accept(
+    fn wrap_response(
         &self,
-        plan: &Plan<'_>,
+        plan: &UpstreamTarget<'_>,
         mut response: Response<Incoming>,
-        mut lease: Lease,
-        progress: Progress,
-    ) -> Result<Response<AnswerBody>, ExchangeError> {
+        mut lease: PooledConnection,
+        progress: SendProgress,
+    ) -> Result<Response<UpstreamResponseBody>, ExchangeError> {
         let addr = lease.addr();
         // A node may answer early and close. On a connection that lives on, hyper has left the body out.
         if progress.was_dropped() && !lease.is_closed() {
-            return Err(ExchangeError::BodyUnsent { addr });
+            return Err(ExchangeError::RequestBodyUnsent { addr });
         }
-        let accepted = framing::accept_answer(&mut response);
+        let accepted = framing::accept_response(&mut response);
         lease.reusable = accepted.map_err(|error| ExchangeError::Framing { addr, error })?;
         let within = plan.timeouts.read;
-        Ok(response.map(|body| AnswerBody::new(body, lease, progress, within, &self.alarms)))
+        Ok(response.map(|body| UpstreamResponseBody::new(body, lease, progress, within, &self.timers)))
     }
 }
 
 /// A connection to a node, as one request needs it.
-struct Wanted<'a> {
+struct Checkout<'a> {
     host: &'a str,
     port: u16,
-    tls: Option<&'a Arc<ClientTls>>,
-    keepalive: Keepalive,
+    tls: Option<&'a Arc<ClientTlsConfig>>,
+    keepalive: KeepalivePool,
     within: Duration,
     /// Not from the pool.
     fresh: bool,
 }
 
-impl Upstreams {
-    /// A connection to the first of a node's addresses that takes one: a name may also stand for addresses where
-    /// nobody listens (`localhost` is often `::1` first). `None`: there is no address.
-    async fn lease(&self, addresses: &[IpAddr], wanted: &Wanted<'_>) -> Result<Option<Lease>, DialError> {
+impl UpstreamClient {
+    /// A connection to the first of a node's addresses that takes one: a name may also stand for
+    /// addresses where nobody listens (`localhost` is often `::1` first). `None`: there is no
+    /// address.
+    async fn checkout(
+        &self,
+        addresses: &[IpAddr],
+        wanted: &Checkout<'_>,
+    ) -> Result<Option<PooledConnection>, ConnectError> {
         let mut failed = None;
         for &ip in addresses.iter().take(ADDRESSES_MAX) {
             let addr = SocketAddr::new(ip, wanted.port);
-            let tls = wanted.tls.map(|tls| (tls, naming::server_name(wanted.host, ip)));
+            let tls = wanted.tls.map(|tls| (tls, host_header::server_name(wanted.host, ip)));
             let key = PoolKey {
                 addr,
                 tls: tls.as_ref().map(|(tls, name)| (Rc::from(&*name.to_str()), tls.generation)),
             };
             if !wanted.fresh
-                && let Some(lease) = self.pool.take(&key, wanted.keepalive)
+                && let Some(lease) = self.pool.checkout(&key, wanted.keepalive)
             {
                 return Ok(Some(lease));
             }
             let tls = tls.map(|(tls, name)| (&tls.config, name));
             // Boxed: rare, and large.
-            match Box::pin(dial::dial_http(addr, tls, wanted.within, &self.places, &self.http1())).await {
-                Ok(made) => return Ok(Some(self.pool.adopt(key, wanted.keepalive, made))),
+            match Box::pin(connector::connect_http(
+                addr,
+                tls,
+                wanted.within,
+                &self.permits,
+                &self.http1_builder(),
+            ))
+            .await
+            {
+                Ok(made) => return Ok(Some(self.pool.checkout_new(key, wanted.keepalive, made))),
                 Err(error) => failed = Some(error),
             }
         }
@@ -279,32 +297,33 @@ impl Upstreams {
     }
 
     /// How a new connection speaks HTTP/1.
-    fn http1(&self) -> http1::Builder {
+    fn http1_builder(&self) -> http1::Builder {
         let mut builder = http1::Builder::new();
-        builder.max_buf_size(self.head.buffer()).max_headers(self.head.fields());
+        builder.max_buf_size(self.head.buffer_size()).max_headers(self.head.max_fields());
         builder.preserve_header_case(self.preserve_header_case).title_case_headers(self.preserve_header_case);
         builder
     }
 }
 
-/// Waits for `answer`, holding the upstream to its time-outs only while it is the one being waited for.
-async fn answered<F: Future>(
+/// Waits for `answer`, holding the upstream to its time-outs only while it is the one being waited
+/// for.
+async fn response_in_time<F: Future>(
     answer: F,
-    progress: &Progress,
+    progress: &SendProgress,
     timeouts: &Timeouts,
-    alarms: &Rc<Alarms>,
+    alarms: &Rc<CoarseTimers>,
 ) -> Result<F::Output, (Reason, Duration)> {
     let mut answer = pin!(answer);
-    let mut alarm: Option<Alarm> = None;
+    let mut alarm: Option<CoarseTimer> = None;
     poll_fn(|cx| {
         if let Poll::Ready(done) = answer.as_mut().poll(cx) {
             return Poll::Ready(Ok(done));
         }
         loop {
             let (since, limit, reason) = match progress.waiting() {
-                Waiting::Client => (Instant::now(), timeouts.send, Reason::UpstreamSendTimeout),
-                Waiting::Send(since) => (since, timeouts.send, Reason::UpstreamSendTimeout),
-                Waiting::Answer(since) => (since, timeouts.read, Reason::UpstreamReadTimeout),
+                WaitState::Client => (Instant::now(), timeouts.send, Reason::UpstreamSendTimeout),
+                WaitState::Send(since) => (since, timeouts.send, Reason::UpstreamSendTimeout),
+                WaitState::Response(since) => (since, timeouts.read, Reason::UpstreamReadTimeout),
             };
             let left = limit.saturating_sub(since.elapsed());
             if left.is_zero() {
@@ -321,7 +340,7 @@ async fn answered<F: Future>(
 }
 
 /// A request that may be sent again after a node has seen it.
-fn repeatable(request: &Request<RequestBody>) -> bool {
+fn is_retriable(request: &Request<RequestBody>) -> bool {
     let idempotent = matches!(
         *request.method(),
         Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE | Method::PUT | Method::DELETE
@@ -329,7 +348,7 @@ fn repeatable(request: &Request<RequestBody>) -> bool {
     idempotent && request.body().is_empty()
 }
 
-struct Template {
+struct RetryTemplate {
     method: Method,
     uri: Uri,
     headers: http::HeaderMap,
@@ -337,8 +356,8 @@ struct Template {
     extensions: http::Extensions,
 }
 
-fn parts_of(request: &Request<RequestBody>) -> Template {
-    Template {
+fn parts_of(request: &Request<RequestBody>) -> RetryTemplate {
+    RetryTemplate {
         method: request.method().clone(),
         uri: request.uri().clone(),
         headers: request.headers().clone(),
@@ -346,7 +365,7 @@ fn parts_of(request: &Request<RequestBody>) -> Template {
     }
 }
 
-fn repeat(template: &Template) -> Request<RequestBody> {
+fn repeat(template: &RetryTemplate) -> Request<RequestBody> {
     let mut request = Request::new(RequestBody::empty());
     *request.method_mut() = template.method.clone();
     *request.uri_mut() = template.uri.clone();
@@ -357,7 +376,7 @@ fn repeat(template: &Template) -> Request<RequestBody> {
 
 /// The request as it goes to the upstream: HTTP/1.1, framed by its body, origin form. The path is
 /// what the caller was given for a judged target, never the request's own.
-pub fn outgoing(mut parts: Parts, path: PathAndQuery, body: RequestBody) -> Request<RequestBody> {
+pub fn upstream_request(mut parts: Parts, path: PathAndQuery, body: RequestBody) -> Request<RequestBody> {
     framing::set_request_framing(&mut parts.headers, &body);
     let mut request = Request::new(body);
     *request.method_mut() = parts.method;
@@ -373,49 +392,53 @@ mod tests {
     use std::net::TcpListener;
 
     use super::*;
-    use crate::{
-        http::head::Limits,
-        rt::{self, Driver},
-        tls::{records::traffic::RecordLayer, site},
-        upstream::{
-            places::Places,
-            pool::Pool,
-            resolve::{Names, Resolver},
-            tls::Connector,
-        },
-    };
+    use crate::http::head::HeadLimits;
+    use crate::runtime;
+    use crate::runtime::Driver;
+    use crate::tls::record::traffic_secrets::RecordLayerKind;
+    use crate::tls::site_config;
+    use crate::upstream::client_tls::ClientTlsConfigs;
+    use crate::upstream::places::ConnectionPermits;
+    use crate::upstream::pool::Pool;
+    use crate::upstream::resolver::{Resolver, ResolverCache};
 
     #[test]
     fn a_name_with_a_dead_address_is_reached_at_the_next_and_a_nameless_node_is_told_apart() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         let [dead, living]: [IpAddr; 2] = ["127.0.0.2".parse().unwrap(), "127.0.0.1".parse().unwrap()];
-        rt::run(&Driver::detect(), || async {
+        runtime::block_on(&Driver::detect(), || async {
             let pool = Pool::start();
-            let upstreams = Upstreams {
+            let upstreams = UpstreamClient {
                 pool: Rc::clone(&pool),
-                places: Places::new(8, pool),
-                alarms: Rc::default(),
-                names: Names::new(Resolver::start().unwrap()),
-                connector: Arc::new(
-                    Connector::new(Arc::new(site::provider()), None, false, RecordLayer::Own).unwrap(),
+                permits: ConnectionPermits::new(8, pool),
+                timers: Rc::default(),
+                resolver: ResolverCache::new(Resolver::start().unwrap()),
+                tls_configs: Arc::new(
+                    ClientTlsConfigs::new(
+                        Arc::new(site_config::crypto_provider()),
+                        None,
+                        false,
+                        RecordLayerKind::Own,
+                    )
+                    .unwrap(),
                 ),
-                keepalive: Keepalive::default(),
-                head: Limits { line: 8192, head: 32768 },
+                keepalive: KeepalivePool::default(),
+                head: HeadLimits { line: 8192, head: 32768 },
                 preserve_header_case: false,
             };
-            let wanted = Wanted {
+            let wanted = Checkout {
                 host: "a.example",
                 port,
                 tls: None,
-                keepalive: Keepalive::default(),
+                keepalive: KeepalivePool::default(),
                 within: Duration::from_secs(5),
                 fresh: false,
             };
-            let lease = upstreams.lease(&[dead, living], &wanted).await.unwrap().unwrap();
+            let lease = upstreams.checkout(&[dead, living], &wanted).await.unwrap().unwrap();
             assert_eq!(lease.addr(), SocketAddr::new(living, port));
-            assert!(matches!(upstreams.lease(&[dead], &wanted).await, Err(DialError::Connect { .. })));
-            assert!(matches!(upstreams.lease(&[], &wanted).await, Ok(None)));
+            assert!(matches!(upstreams.checkout(&[dead], &wanted).await, Err(ConnectError::Tcp { .. })));
+            assert!(matches!(upstreams.checkout(&[], &wanted).await, Ok(None)));
         })
         .unwrap();
     }

@@ -1,12 +1,14 @@
-//! Message framing on an upstream's connection (RFC 9112 section 6; `docs/FRAMING.md` is the table).
+//! Message framing on an upstream's connection (RFC 9112 section 6; `docs/FRAMING.md` is the
+//! table).
 //!
-//! Invariant: the framing fields of a request are ours, made from its body; those of an answer are checked before
-//! anything of it is forwarded, so that its end is where every reader of its head would see it.
+//! Invariant: the framing fields of a request are ours, made from its body; those of an answer are
+//! checked before anything of it is forwarded, so that its end is where every reader of its head
+//! would see it.
 
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, Version, header};
 use hyper::body::Body;
 
-use crate::http::request::LENGTH_MAX;
+use crate::http::request::CONTENT_LENGTH_MAX;
 
 /// The only transfer coding, in both directions.
 const CHUNKED: &str = "chunked";
@@ -17,7 +19,8 @@ pub enum FramingError {
     /// RFC 9112 section 6.3: the sign of an attempt at response splitting.
     #[error("the answer has both Content-Length and Transfer-Encoding")]
     LengthAndTransferEncoding,
-    /// More than one `Transfer-Encoding` field, or another coding than chunked (RFC 9112 section 6.1).
+    /// More than one `Transfer-Encoding` field, or another coding than chunked (RFC 9112 section
+    /// 6.1).
     #[error("the answer's Transfer-Encoding is {0}; only one \"chunked\" is understood")]
     TransferEncoding(String),
     /// More than one `Content-Length` field, or one that is not a number (RFC 9110 section 8.6).
@@ -28,13 +31,14 @@ pub enum FramingError {
     SwitchingProtocols,
 }
 
-/// Sets the framing fields of a request to an upstream, from its body alone: the length where it is known, chunked
-/// where it is not, whatever the method. hyper would send no body of unknown length with GET and HEAD.
-pub fn set_request_framing(headers: &mut HeaderMap, body: &impl Body) {
-    let found = Fields::of(headers);
+/// Sets the framing fields of a request to an upstream, from its body alone: the length where it is
+/// known, chunked where it is not, whatever the method. hyper would send no body of unknown length
+/// with GET and HEAD.
+pub(crate) fn set_request_framing(headers: &mut HeaderMap, body: &impl Body) {
+    let found = FramingFields::of(headers);
     let length = if body.is_end_stream() {
         match found.length {
-            Length::Absent => return,
+            ContentLength::Absent => return,
             // `Content-Length: 0` was a client's choice, and servers may want it of a POST.
             _ => Some(0),
         }
@@ -42,7 +46,7 @@ pub fn set_request_framing(headers: &mut HeaderMap, body: &impl Body) {
         body.size_hint().exact()
     };
     match length {
-        Some(length) if found.length == Length::One(length) => {}
+        Some(length) if found.length == ContentLength::One(length) => {}
         Some(length) => drop(headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length))),
         None => {
             headers.remove(header::CONTENT_LENGTH);
@@ -51,16 +55,17 @@ pub fn set_request_framing(headers: &mut HeaderMap, body: &impl Body) {
     }
 }
 
-/// What the fields of a head say about its framing, read in one pass: each look-up by name would cost as much.
+/// What the fields of a head say about its framing, read in one pass: each look-up by name would
+/// cost as much.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Fields {
-    length: Length,
-    coding: Coding,
+struct FramingFields {
+    length: ContentLength,
+    coding: TransferCoding,
 }
 
 /// `Content-Length`. RFC 9110 section 8.6: one decimal number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Length {
+enum ContentLength {
     Absent,
     One(u64),
     /// Several fields, or no number.
@@ -69,28 +74,28 @@ enum Length {
 
 /// `Transfer-Encoding`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Coding {
+enum TransferCoding {
     Absent,
     Chunked,
     /// Several fields, or another coding.
     Unknown,
 }
 
-impl Fields {
+impl FramingFields {
     fn of(headers: &HeaderMap) -> Self {
-        let mut found = Self { length: Length::Absent, coding: Coding::Absent };
+        let mut found = Self { length: ContentLength::Absent, coding: TransferCoding::Absent };
         for (name, value) in headers {
             if *name == header::CONTENT_LENGTH {
                 found.length = match (found.length, decimal(value)) {
-                    (Length::Absent, Some(number)) => Length::One(number),
-                    _ => Length::Invalid,
+                    (ContentLength::Absent, Some(number)) => ContentLength::One(number),
+                    _ => ContentLength::Invalid,
                 };
             } else if *name == header::TRANSFER_ENCODING {
                 found.coding = match found.coding {
-                    Coding::Absent if value.as_bytes().eq_ignore_ascii_case(CHUNKED.as_bytes()) => {
-                        Coding::Chunked
+                    TransferCoding::Absent if value.as_bytes().eq_ignore_ascii_case(CHUNKED.as_bytes()) => {
+                        TransferCoding::Chunked
                     }
-                    _ => Coding::Unknown,
+                    _ => TransferCoding::Unknown,
                 };
             }
         }
@@ -102,31 +107,34 @@ fn decimal(value: &HeaderValue) -> Option<u64> {
     // A sign is none of the digits, but `parse` would take it.
     let digits = value.as_bytes().iter().all(u8::is_ascii_digit);
     let number: u64 = if digits { value.to_str().ok()?.parse().ok()? } else { return None };
-    (number <= LENGTH_MAX).then_some(number)
+    (number <= CONTENT_LENGTH_MAX).then_some(number)
 }
 
-/// Checks the framing of an answer and makes its head the gateway's own: the version (RFC 9112 section 2.3), and no
-/// length where there is never a body. Says whether the connection may be used again: hyper would speak HTTP/1.0
-/// to an upstream that has done so, in which a body of unknown length cannot be sent.
+/// Checks the framing of an answer and makes its head the gateway's own: the version (RFC 9112
+/// section 2.3), and no length where there is never a body. Says whether the connection may be used
+/// again: hyper would speak HTTP/1.0 to an upstream that has done so, in which a body of unknown
+/// length cannot be sent.
 ///
 /// # Errors
 /// [`FramingError`]: nothing of the answer can be forwarded, nor the connection used again.
-pub fn accept_answer<B>(answer: &mut Response<B>) -> Result<bool, FramingError> {
+pub(crate) fn accept_response<B>(answer: &mut Response<B>) -> Result<bool, FramingError> {
     let status = answer.status();
     if status == StatusCode::SWITCHING_PROTOCOLS {
         return Err(FramingError::SwitchingProtocols);
     }
     let headers = answer.headers_mut();
-    let found = Fields::of(headers);
+    let found = FramingFields::of(headers);
     match (found.length, found.coding) {
-        (Length::Invalid, _) => {
+        (ContentLength::Invalid, _) => {
             return Err(FramingError::ContentLength(quoted(headers, &header::CONTENT_LENGTH)));
         }
-        (_, Coding::Unknown) => {
+        (_, TransferCoding::Unknown) => {
             return Err(FramingError::TransferEncoding(quoted(headers, &header::TRANSFER_ENCODING)));
         }
-        (Length::One(_), Coding::Chunked) => return Err(FramingError::LengthAndTransferEncoding),
-        (Length::One(_), _) if status == StatusCode::NO_CONTENT => {
+        (ContentLength::One(_), TransferCoding::Chunked) => {
+            return Err(FramingError::LengthAndTransferEncoding);
+        }
+        (ContentLength::One(_), _) if status == StatusCode::NO_CONTENT => {
             headers.remove(header::CONTENT_LENGTH);
         }
         _ => {}
@@ -168,7 +176,7 @@ mod tests {
     }
 
     fn checked(fields: &[(&str, &str)]) -> Result<bool, FramingError> {
-        accept_answer(&mut answer(Version::HTTP_11, 200, fields))
+        accept_response(&mut answer(Version::HTTP_11, 200, fields))
     }
 
     #[test]
@@ -206,7 +214,7 @@ mod tests {
     fn the_version_of_an_answer_is_ours_and_decides_about_reuse() {
         for (version, reusable) in [(Version::HTTP_11, true), (Version::HTTP_10, false)] {
             let mut answer = answer(version, 200, &[("content-length", "1")]);
-            assert_eq!(accept_answer(&mut answer), Ok(reusable));
+            assert_eq!(accept_response(&mut answer), Ok(reusable));
             assert_eq!(answer.version(), Version::HTTP_11);
         }
     }
@@ -214,9 +222,9 @@ mod tests {
     #[test]
     fn a_204_has_no_length_and_a_101_is_refused() {
         let mut none = answer(Version::HTTP_11, 204, &[("content-length", "7"), ("x-own", "stays")]);
-        assert_eq!(accept_answer(&mut none), Ok(true));
+        assert_eq!(accept_response(&mut none), Ok(true));
         assert_eq!((none.headers().len(), none.headers().contains_key("x-own")), (1, true));
-        let switching = accept_answer(&mut answer(Version::HTTP_11, 101, &[]));
+        let switching = accept_response(&mut answer(Version::HTTP_11, 101, &[]));
         assert_eq!(switching, Err(FramingError::SwitchingProtocols));
     }
 

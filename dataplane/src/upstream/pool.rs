@@ -1,26 +1,26 @@
 //! Idle connections to upstream nodes, kept for the next request.
 //!
-//! Invariant 7: a connection belongs to one identity. The key holds all that decides who the peers are to each
-//! other: the address, the name asked for, and the generation of the TLS configuration, which is new for every
-//! client certificate, trust and verification setting. One pool a worker; nothing is shared between cores.
+//! Invariant 7: a connection belongs to one identity. The key holds all that decides who the peers
+//! are to each other: the address, the name asked for, and the generation of the TLS configuration,
+//! which is new for every client certificate, trust and verification setting. One pool a worker;
+//! nothing is shared between cores.
 
-use std::{
-    cell::{Cell, RefCell},
-    collections::HashMap,
-    net::SocketAddr,
-    rc::Rc,
-    time::{Duration, Instant},
-};
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
 
 use foldhash::fast::RandomState;
 use hyper::client::conn::http1::SendRequest;
-use model::resource::Keepalive;
+use model::resource::KeepalivePool;
 
 use super::request_body::RequestBody;
-use crate::{net::flag::Flag, rt};
+use crate::io::flag::Flag;
+use crate::runtime;
 
 /// How often idle connections past their time are closed.
-const SWEEP: Duration = Duration::from_secs(5);
+const SWEEP_INTERVAL: Duration = Duration::from_secs(5);
 
 /// What a connection can be used for.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -34,24 +34,25 @@ pub struct PoolKey {
 /// A worker's idle connections.
 #[derive(Default)]
 pub struct Pool {
-    // Every request asks: a hash that is cheap, and seeded at random, since a client may choose the name in a key.
-    idle: RefCell<HashMap<PoolKey, Vec<Idle>, RandomState>>,
-    leased: Cell<usize>,
+    // Every request asks: a hash that is cheap, and seeded at random, since a client may choose the name in
+    // a key.
+    idle: RefCell<HashMap<PoolKey, Vec<IdleConnection>, RandomState>>,
+    in_use: Cell<usize>,
 }
 
 /// A pool with one more lease, until it is dropped.
-struct Lender(Rc<Pool>);
+struct InUseGuard(Rc<Pool>);
 
-impl Lender {
+impl InUseGuard {
     fn new(pool: &Rc<Pool>) -> Self {
-        pool.leased.set(pool.leased.get() + 1);
+        pool.in_use.set(pool.in_use.get() + 1);
         Self(Rc::clone(pool))
     }
 }
 
-impl Drop for Lender {
+impl Drop for InUseGuard {
     fn drop(&mut self) {
-        self.0.leased.set(self.0.leased.get().saturating_sub(1));
+        self.0.in_use.set(self.0.in_use.get().saturating_sub(1));
     }
 }
 
@@ -68,14 +69,14 @@ impl Drop for AbortOnDrop {
 }
 
 /// A connection that was just made.
-pub struct Made {
+pub struct HttpConnection {
     /// Sends requests on it.
     pub sender: SendRequest<RequestBody>,
     /// Ends its task.
     pub abort: Rc<Flag>,
 }
 
-struct Idle {
+struct IdleConnection {
     sender: SendRequest<RequestBody>,
     abort: Rc<Flag>,
     since: Instant,
@@ -85,12 +86,12 @@ struct Idle {
 
 /// A connection in use. Given back with [`Lease::give_back`]; dropped, it is closed at once,
 /// whatever it still had to send.
-pub struct Lease {
+pub struct PooledConnection {
     pub(super) sender: SendRequest<RequestBody>,
     abort: AbortOnDrop,
-    pool: Lender,
+    pool: InUseGuard,
     key: PoolKey,
-    keepalive: Keepalive,
+    keepalive: KeepalivePool,
     served: u32,
     /// Another request may be sent on it afterwards.
     pub(super) reusable: bool,
@@ -103,9 +104,9 @@ impl Pool {
     pub fn start() -> Rc<Self> {
         let pool = Rc::new(Self::default());
         let swept = Rc::downgrade(&pool);
-        rt::spawn(async move {
+        runtime::spawn(async move {
             loop {
-                rt::sleep(SWEEP).await;
+                runtime::sleep(SWEEP_INTERVAL).await;
                 let Some(pool) = swept.upgrade() else { return };
                 pool.sweep();
             }
@@ -114,16 +115,16 @@ impl Pool {
     }
 
     /// A living idle connection for this key.
-    pub fn take(self: &Rc<Self>, key: &PoolKey, keepalive: Keepalive) -> Option<Lease> {
+    pub fn checkout(self: &Rc<Self>, key: &PoolKey, keepalive: KeepalivePool) -> Option<PooledConnection> {
         let mut idle = self.idle.borrow_mut();
         let list = idle.get_mut(key)?;
         // The youngest first: the node is least likely to have given it up.
         while let Some(candidate) = list.pop() {
             if candidate.sender.is_ready() && candidate.since.elapsed() < candidate.keep {
-                return Some(Lease {
+                return Some(PooledConnection {
                     sender: candidate.sender,
                     abort: AbortOnDrop(Some(candidate.abort)),
-                    pool: Lender::new(self),
+                    pool: InUseGuard::new(self),
                     key: key.clone(),
                     keepalive,
                     served: candidate.served,
@@ -136,12 +137,17 @@ impl Pool {
     }
 
     /// A lease on a connection just made.
-    pub fn adopt(self: &Rc<Self>, key: PoolKey, keepalive: Keepalive, made: Made) -> Lease {
-        let Made { sender, abort } = made;
-        Lease {
+    pub fn checkout_new(
+        self: &Rc<Self>,
+        key: PoolKey,
+        keepalive: KeepalivePool,
+        made: HttpConnection,
+    ) -> PooledConnection {
+        let HttpConnection { sender, abort } = made;
+        PooledConnection {
             sender,
             abort: AbortOnDrop(Some(abort)),
-            pool: Lender::new(self),
+            pool: InUseGuard::new(self),
             key,
             keepalive,
             served: 0,
@@ -151,18 +157,18 @@ impl Pool {
     }
 
     /// How many connections are idle.
-    pub fn len(&self) -> usize {
+    pub fn idle_count(&self) -> usize {
         self.idle.borrow().values().map(Vec::len).sum()
     }
 
     /// How many serve a request.
-    pub fn leased(&self) -> usize {
-        self.leased.get()
+    pub fn in_use(&self) -> usize {
+        self.in_use.get()
     }
 
     /// Whether none is.
     pub fn is_empty(&self) -> bool {
-        self.len() == 0
+        self.idle_count() == 0
     }
 
     /// Closes everything idle (at the end of a drain).
@@ -171,7 +177,7 @@ impl Pool {
     }
 
     /// Closes the connection that has been idle for longest, if there is one.
-    pub fn close_oldest(&self) {
+    pub fn evict_oldest(&self) {
         let mut idle = self.idle.borrow_mut();
         // The first of each list: connections are taken and given back at its end.
         let oldest = idle
@@ -196,7 +202,7 @@ impl Pool {
     }
 }
 
-impl Lease {
+impl PooledConnection {
     /// The node's address.
     pub fn addr(&self) -> SocketAddr {
         self.key.addr
@@ -207,8 +213,9 @@ impl Lease {
         self.sender.is_closed()
     }
 
-    /// The exchange is over: keep the connection for the next one, within `keepalive_pool`'s limits.
-    pub fn give_back(mut self) {
+    /// The exchange is over: keep the connection for the next one, within `keepalive_pool`'s
+    /// limits.
+    pub fn release(mut self) {
         // From here on hyper ends the connection, in order.
         let Some(abort) = self.abort.0.take() else { return };
         let served = self.served.saturating_add(1);
@@ -221,7 +228,7 @@ impl Lease {
         if list.len() >= usize::try_from(self.keepalive.size).unwrap_or(usize::MAX) {
             return;
         }
-        let (since, keep) = (Instant::now(), self.keepalive.idle);
-        list.push(Idle { sender: self.sender, abort, since, keep, served });
+        let (since, keep) = (Instant::now(), self.keepalive.idle_timeout);
+        list.push(IdleConnection { sender: self.sender, abort, since, keep, served });
     }
 }

@@ -1,69 +1,67 @@
 //! A request's body on its way from the client to the upstream: streamed, counted and timed.
 //!
-//! Invariant: waiting for the client is never held against the upstream, and the other way round. [`Progress`]
-//! tells the exchange which of the two is being waited for, and since when.
+//! Invariant: waiting for the client is never held against the upstream, and the other way round.
+//! [`Progress`] tells the exchange which of the two is being waited for, and since when.
 
-use std::{
-    cell::Cell,
-    future::poll_fn,
-    pin::Pin,
-    rc::Rc,
-    task::{Context, Poll},
-    time::{Duration, Instant},
-};
+use std::cell::Cell;
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use hyper::body::{Body, Frame, SizeHint};
 
-use crate::{
-    http::asked::Asked,
-    outcome::Reason,
-    rt::{self, Timer},
-};
+use crate::body::asked::IncomingBody;
+use crate::reason::Reason;
+use crate::runtime;
+use crate::runtime::Timer;
 
-/// How much of a body nobody wants is read on, and for how long: nginx's lingering close, bounded in bytes too.
+/// How much of a body nobody wants is read on, and for how long: nginx's lingering close, bounded
+/// in bytes too.
 const DISCARD_BYTES: usize = 16 * 1024 * 1024;
 const DISCARD_TIME: Duration = Duration::from_secs(5);
 
 /// Who is being waited for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Waiting {
+pub enum WaitState {
     /// The client: its next piece of body has not come.
     Client,
     /// The upstream has not taken (all of) the request.
     Send(Instant),
     /// The upstream has the whole request and has not answered.
-    Answer(Instant),
+    Response(Instant),
 }
 
 /// Shared between a body and the exchange that watches it.
 #[derive(Debug, Clone)]
-pub struct Progress(Rc<State>);
+pub struct SendProgress(Rc<ProgressState>);
 
 #[derive(Debug)]
-struct State {
-    waiting: Cell<Waiting>,
+struct ProgressState {
+    waiting: Cell<WaitState>,
     failed: Cell<Option<Reason>>,
     dropped: Cell<bool>,
 }
 
-impl Progress {
+impl SendProgress {
     fn new() -> Self {
-        Self(Rc::new(State {
-            waiting: Cell::new(Waiting::Send(Instant::now())),
+        Self(Rc::new(ProgressState {
+            waiting: Cell::new(WaitState::Send(Instant::now())),
             failed: Cell::new(None),
             dropped: Cell::new(false),
         }))
     }
 
     /// Who is being waited for now.
-    pub fn waiting(&self) -> Waiting {
+    pub fn waiting(&self) -> WaitState {
         self.0.waiting.get()
     }
 
     /// Whether all of the body has been handed to the upstream's connection.
     pub fn is_complete(&self) -> bool {
-        matches!(self.0.waiting.get(), Waiting::Answer(_))
+        matches!(self.0.waiting.get(), WaitState::Response(_))
     }
 
     /// Whether the upstream's connection dropped the body before its end.
@@ -78,9 +76,9 @@ impl Progress {
 }
 
 /// The body of a request to an upstream, read from a client's.
-pub struct RequestBody<B: ClientBody = Asked> {
+pub struct RequestBody<B: ClientBody = IncomingBody> {
     incoming: Option<B>,
-    progress: Progress,
+    progress: SendProgress,
     left: u64,
     client_timeout: Duration,
     timer: Option<Timer>,
@@ -94,16 +92,16 @@ impl<B: Body<Data = Bytes> + Unpin + 'static> ClientBody for B {}
 /// The body cannot be forwarded: the client stopped, sent too much, or went away.
 #[derive(Debug, thiserror::Error)]
 #[error("the client's body ended early: {}", .0.label())]
-pub struct BodyError(pub Reason);
+pub struct RequestBodyError(pub Reason);
 
 impl<B: ClientBody> RequestBody<B> {
-    /// Wraps a client's body. `max`: the most bytes it may have, 0 for no limit. `client_timeout`: the longest
-    /// pause between two pieces.
+    /// Wraps a client's body. `max`: the most bytes it may have, 0 for no limit. `client_timeout`:
+    /// the longest pause between two pieces.
     pub fn new(incoming: B, max: u64, client_timeout: Duration) -> Self {
-        let progress = Progress::new();
+        let progress = SendProgress::new();
         let incoming = if incoming.is_end_stream() { None } else { Some(incoming) };
         if incoming.is_none() {
-            progress.0.waiting.set(Waiting::Answer(Instant::now()));
+            progress.0.waiting.set(WaitState::Response(Instant::now()));
         }
         let left = if max == 0 { u64::MAX } else { max };
         Self { incoming, progress, left, client_timeout, timer: None }
@@ -111,13 +109,13 @@ impl<B: ClientBody> RequestBody<B> {
 
     /// No body: for a request that is tried again.
     pub fn empty() -> Self {
-        let progress = Progress::new();
-        progress.0.waiting.set(Waiting::Answer(Instant::now()));
+        let progress = SendProgress::new();
+        progress.0.waiting.set(WaitState::Response(Instant::now()));
         Self { incoming: None, progress, left: 0, client_timeout: Duration::ZERO, timer: None }
     }
 
     /// The watch on it.
-    pub fn progress(&self) -> Progress {
+    pub fn progress(&self) -> SendProgress {
         self.progress.clone()
     }
 
@@ -126,36 +124,37 @@ impl<B: ClientBody> RequestBody<B> {
         self.incoming.is_none()
     }
 
-    fn fail(&mut self, reason: Reason) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+    fn fail(&mut self, reason: Reason) -> Poll<Option<Result<Frame<Bytes>, RequestBodyError>>> {
         self.progress.0.failed.set(Some(reason));
-        Poll::Ready(Some(Err(BodyError(reason))))
+        Poll::Ready(Some(Err(RequestBodyError(reason))))
     }
 
-    fn end(&mut self) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+    fn end(&mut self) -> Poll<Option<Result<Frame<Bytes>, RequestBodyError>>> {
         self.incoming = None;
-        self.progress.0.waiting.set(Waiting::Answer(Instant::now()));
+        self.progress.0.waiting.set(WaitState::Response(Instant::now()));
         Poll::Ready(None)
     }
 }
 
 impl<B: ClientBody> Drop for RequestBody<B> {
-    /// The upstream answered without reading all of it. The client is still sending: closing on it now would reset
-    /// the connection and lose the answer, so what it sends is read and dropped for a while.
+    /// The upstream answered without reading all of it. The client is still sending: closing on it
+    /// now would reset the connection and lose the answer, so what it sends is read and dropped
+    /// for a while.
     fn drop(&mut self) {
         let Some(incoming) = self.incoming.take() else { return };
-        if is_whole(&incoming) {
-            self.progress.0.waiting.set(Waiting::Answer(Instant::now()));
+        if is_fully_read(&incoming) {
+            self.progress.0.waiting.set(WaitState::Response(Instant::now()));
         } else {
             self.progress.0.dropped.set(true);
         }
         if !incoming.is_end_stream() {
-            rt::spawn(discard(incoming));
+            runtime::spawn(discard(incoming));
         }
     }
 }
 
 /// Whether every byte has been read. The end itself (END_STREAM, trailers) may still be to come.
-fn is_whole(body: &impl Body) -> bool {
+fn is_fully_read(body: &impl Body) -> bool {
     body.is_end_stream() || body.size_hint().exact() == Some(0)
 }
 
@@ -170,37 +169,42 @@ async fn discard(mut incoming: impl ClientBody) {
             }
         }
     };
-    let _patience_ended = rt::timeout(DISCARD_TIME, reading).await;
+    let _patience_ended = runtime::timeout(DISCARD_TIME, reading).await;
 }
 
 impl<B: ClientBody> Body for RequestBody<B> {
     type Data = Bytes;
-    type Error = BodyError;
+    type Error = RequestBodyError;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, RequestBodyError>>> {
         let this = &mut *self;
         let Some(incoming) = &mut this.incoming else { return this.end() };
         match Pin::new(incoming).poll_frame(cx) {
             Poll::Pending => {
-                this.progress.0.waiting.set(Waiting::Client);
+                this.progress.0.waiting.set(WaitState::Client);
                 let timeout = this.client_timeout;
                 let timer = this.timer.get_or_insert_with(|| Timer::after(timeout));
                 if timer.poll(cx).is_ready() { this.fail(Reason::BodyTimeout) } else { Poll::Pending }
             }
             Poll::Ready(None) => this.end(),
             Poll::Ready(Some(Err(_client_went_away))) => this.fail(Reason::BadRequest),
-            // Trailers come from outside too, and no route decides about them: a name that a route sets, or an identity, might
-            // hide in them. RFC 9110 section 6.5.1 lets a gateway drop them. Nothing comes after them.
+            // Trailers come from outside too, and no route decides about them: a name that a route sets, or
+            // an identity, might hide in them. RFC 9110 section 6.5.1 lets a gateway drop them.
+            // Nothing comes after them.
             Poll::Ready(Some(Ok(frame))) if frame.is_trailers() => this.end(),
             Poll::Ready(Some(Ok(frame))) => {
                 this.timer = None;
                 // The last piece may be known as such already; hyper does not ask again then.
                 let now = Instant::now();
-                let last = this.incoming.as_ref().is_none_or(is_whole);
-                this.progress.0.waiting.set(if last { Waiting::Answer(now) } else { Waiting::Send(now) });
+                let last = this.incoming.as_ref().is_none_or(is_fully_read);
+                this.progress.0.waiting.set(if last {
+                    WaitState::Response(now)
+                } else {
+                    WaitState::Send(now)
+                });
                 if let Some(data) = frame.data_ref() {
                     match this.left.checked_sub(data.len() as u64) {
                         Some(left) => this.left = left,
@@ -223,21 +227,18 @@ impl<B: ClientBody> Body for RequestBody<B> {
 
 #[cfg(test)]
 mod tests {
-    use std::{
-        convert::Infallible,
-        io::{Read as _, Write as _},
-        net::TcpListener,
-    };
+    use std::convert::Infallible;
+    use std::io::{Read as _, Write as _};
+    use std::net::TcpListener;
 
     use http::{Request, Response, header};
     use http_body_util::StreamBody;
     use hyper::client::conn::http1;
 
     use super::*;
-    use crate::{
-        net::{plain::PlainStream, pump::Pump},
-        rt::{Driver, Socket},
-    };
+    use crate::io::buffered::BufferedSocket;
+    use crate::io::plain::PlainStream;
+    use crate::runtime::{Driver, Socket};
 
     /// A body of unknown length, all of which is there.
     fn hello() -> RequestBody<impl ClientBody> {
@@ -269,7 +270,7 @@ mod tests {
 
     #[test]
     fn a_body_is_complete_with_its_last_byte() {
-        rt::run(&Driver::detect(), || async {
+        runtime::block_on(&Driver::detect(), || async {
             for (read, complete) in [(0, false), (1, false), (2, true)] {
                 let mut body = RequestBody::new(Sized(2), 0, Duration::from_secs(30));
                 let progress = body.progress();
@@ -309,10 +310,10 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let addr = listener.local_addr().unwrap();
         let upstream = std::thread::spawn(move || upstream_of_http_1_0(&listener));
-        rt::run(&Driver::detect(), || async {
-            let stream = PlainStream::new(Pump::new(Socket::connect(addr).await.unwrap()));
+        runtime::block_on(&Driver::detect(), || async {
+            let stream = PlainStream::new(BufferedSocket::new(Socket::connect(addr).await.unwrap()));
             let (mut sender, connection) = http1::handshake(stream).await.unwrap();
-            rt::spawn(async move { drop(connection.await) });
+            runtime::spawn(async move { drop(connection.await) });
             for dropped in [false, true] {
                 let body = hello();
                 let progress = body.progress();

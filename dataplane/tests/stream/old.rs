@@ -1,12 +1,13 @@
-//! TLS 1.1 clients, over the same scripted transport: what BoringSSL serves, whom it refuses, and who never gets it.
+//! TLS 1.1 clients, over the same scripted transport: what BoringSSL serves, whom it refuses, and
+//! who never gets it.
 
-use boring::{
-    pkey::PKey,
-    ssl::{ErrorCode, Ssl as BoringSsl, SslContext, SslMethod, SslStream, SslVerifyMode, SslVersion},
-    x509::X509,
-};
-use dataplane::tls::{engine::Engine, site::SiteConfig};
-use model::{admission::Client, resource::Ssl as SiteSsl};
+use boring::pkey::PKey;
+use boring::ssl::{ErrorCode, Ssl as BoringSsl, SslContext, SslMethod, SslStream, SslVerifyMode, SslVersion};
+use boring::x509::X509;
+use dataplane::testing::tls::engine::Engine;
+use dataplane::testing::tls::site::SiteConfig;
+use model::admission::Client;
+use model::resource::Ssl as SiteSsl;
 use pki::mint::{CrlSpec, KeyAlgorithm};
 use rustls::pki_types::UnixTime;
 

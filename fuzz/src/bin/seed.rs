@@ -1,13 +1,12 @@
-//! Makes the first inputs of every target in `corpus/`: minted, so that nothing of it is stored, and damaged by the fuzzer only.
+//! Makes the first inputs of every target in `corpus/`: minted, so that nothing of it is stored,
+//! and damaged by the fuzzer only.
 
 // This program is instrumented like its neighbours, and the counters are libFuzzer's.
-use libfuzzer_sys as _;
-
-use std::fs;
-use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::{fs, io};
 
+use libfuzzer_sys as _;
 use pki::mint::{Authority, AuthoritySpec, CrlSpec, KeyAlgorithm, LeafSpec, MintError};
 use rustls::crypto::aws_lc_rs::{default_provider, kx_group};
 use rustls::{ClientConfig, ClientConnection, RootCertStore};
@@ -32,7 +31,8 @@ const DOCUMENTS: [&str; 4] = [
     "\"\u{0}\u{1f}\"\n",
 ];
 
-/// Data, tickets and KeyUpdates around the moment at which ours leaves rustls: suite and side, when, and what happens.
+/// Data, tickets and KeyUpdates around the moment at which ours leaves rustls: suite and side,
+/// when, and what happens.
 const SCRIPTS: [&[u8]; 8] = [
     &[0, 1, 0, 4, 10, 4, 2, 0, 1, 0, 4, 10, 4, 11],
     &[3, 2, 2, 2, 1, 0, 4, 3, 10, 5, 2, 3, 1, 2, 0, 0, 10, 4, 0, 4],

@@ -1,4 +1,5 @@
-//! Records of the peer's, made and read without the code under test (RFC 8446 sections 5.2, 5.3, 7.2 and 7.3).
+//! Records of the peer's, made and read without the code under test (RFC 8446 sections 5.2, 5.3,
+//! 7.2 and 7.3).
 
 use aws_lc_rs::aead::{
     AES_128_GCM, AES_256_GCM, Aad, Algorithm, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey,

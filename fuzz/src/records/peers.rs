@@ -1,14 +1,16 @@
-//! A handshake made by hand, without chance, and its two ends: ours under test and rustls as its judge.
-//! Two connections with the same secrets: one is ours, one the judge's.
+//! A handshake made by hand, without chance, and its two ends: ours under test and rustls as its
+//! judge. Two connections with the same secrets: one is ours, one the judge's.
 
 use std::sync::{Arc, Mutex};
 
 use dataplane::tls::engine::Engine;
-use dataplane::tls::records::{framing::Framing, traffic::RecordLayer};
+use dataplane::tls::records::framing::Framing;
+use dataplane::tls::records::traffic::RecordLayer;
 use dataplane::tls::site;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{ActiveKeyExchange, CryptoProvider, GetRandomFailed, SecureRandom};
-use rustls::crypto::{SharedSecret, SupportedKxGroup};
+use rustls::crypto::{
+    ActiveKeyExchange, CryptoProvider, GetRandomFailed, SecureRandom, SharedSecret, SupportedKxGroup,
+};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::sign::{CertifiedKey, Signer, SigningKey, SingleCertAndKey};
 use rustls::{

@@ -1,7 +1,8 @@
 //! The allow-list: entries that each name a client in one way; one that fits is enough.
 //!
-//! Compiled into sets, so that its length costs a request nothing. Invariant: an entry fits only what it spells out: SPIFFE paths end at
-//! segments, wildcards cover one label, and a name in the subject's CN is never taken for a DNS name.
+//! Compiled into sets, so that its length costs a request nothing. Invariant: an entry fits only
+//! what it spells out: SPIFFE paths end at segments, wildcards cover one label, and a name in the
+//! subject's CN is never taken for a DNS name.
 
 use std::collections::{HashMap, HashSet};
 
@@ -10,7 +11,7 @@ use serde_json::{Map, Value};
 
 use crate::problem::Problem;
 
-const KINDS: [&str; 7] = ["spiffe", "uri", "dns", "email", "subject", "serial", "spki_sha256"];
+const ENTRY_KINDS: [&str; 7] = ["spiffe", "uri", "dns", "email", "subject", "serial", "spki_sha256"];
 const SPIFFE: &str = "spiffe://";
 /// SPIFFE ID, section 2.3.
 const SPIFFE_BYTES_MAX: usize = 2048;
@@ -20,7 +21,7 @@ const SPIFFE_BYTES_MAX: usize = 2048;
 pub struct AllowList {
     spiffe_ids: HashSet<Box<str>>,
     /// What everything below starts with, without the `/`.
-    spiffe_above: HashSet<Box<str>>,
+    spiffe_prefixes: HashSet<Box<str>>,
     uris: HashSet<Box<str>>,
     dns: HashSet<Box<str>>,
     /// `example.org` of `*.example.org`.
@@ -46,17 +47,17 @@ impl AllowList {
         let nothing = Map::new();
         let members = entry.as_object().unwrap_or(&nothing);
         let text = |name: &str| members.get(name).and_then(Value::as_str);
-        let mut kinds = KINDS.iter().filter_map(|kind| Some((*kind, text(kind)?)));
+        let mut kinds = ENTRY_KINDS.iter().filter_map(|kind| Some((*kind, text(kind)?)));
         let (Some((kind, value)), None) = (kinds.next(), kinds.next()) else {
             return Err(Problem::new("", "an entry names a client in exactly one way")
-                .with_hint(format!("expected one of {}", KINDS.join(", "))));
+                .with_hint(format!("expected one of {}", ENTRY_KINDS.join(", "))));
         };
         if members.contains_key("issuer") && kind != "serial" {
             return Err(Problem::new("issuer", "an issuer stands only beside a serial"));
         }
         let added = match kind {
             "spiffe" => self.add_spiffe(value),
-            "uri" => printable(value).map(|()| _ = self.uris.insert(value.into())),
+            "uri" => check_printable(value).map(|()| _ = self.uris.insert(value.into())),
             "dns" => self.add_dns(value),
             "email" => self.add_email(value),
             "subject" => {
@@ -84,7 +85,7 @@ impl AllowList {
                 .with_hint(format!("for everybody of this trust domain write {text}/*")));
         }
         if below {
-            self.spiffe_above.insert(id.into())
+            self.spiffe_prefixes.insert(id.into())
         } else {
             self.spiffe_ids.insert(id.into())
         };
@@ -109,8 +110,8 @@ impl AllowList {
     }
 
     fn add_email(&mut self, text: &str) -> Result<(), Problem> {
-        printable(text)?;
-        let address = folded_email(text).filter(|address| !address.contains(' '));
+        check_printable(text)?;
+        let address = normalized_email(text).filter(|address| !address.contains(' '));
         let address = address.ok_or_else(|| {
             Problem::new("", format!("\"{text}\" is not an email address")).with_hint("like ops@example.org")
         })?;
@@ -133,7 +134,7 @@ impl AllowList {
                 && identity
                     .san_emails()
                     .iter()
-                    .any(|email| folded_email(email).is_some_and(|email| self.emails.contains(&*email)))
+                    .any(|email| normalized_email(email).is_some_and(|email| self.emails.contains(&*email)))
             || self.allows_certificate(identity.certificate())
     }
 
@@ -142,10 +143,10 @@ impl AllowList {
         let below = |id: &str| {
             let ends = id.match_indices('/').skip_while(|(end, _)| *end < SPIFFE.len());
             ends.into_iter()
-                .any(|(end, _)| id.get(..end).is_some_and(|above| self.spiffe_above.contains(above)))
+                .any(|(end, _)| id.get(..end).is_some_and(|above| self.spiffe_prefixes.contains(above)))
         };
         other.spiffe_ids.iter().all(|id| self.spiffe_ids.contains(id) || self.uris.contains(id) || below(id))
-            && other.spiffe_above.iter().all(|above| self.spiffe_above.contains(above) || below(above))
+            && other.spiffe_prefixes.iter().all(|above| self.spiffe_prefixes.contains(above) || below(above))
             && other.uris.is_subset(&self.uris)
             && other.dns.iter().all(|name| {
                 let parent = name.split_once('.').map(|(_, parent)| parent);
@@ -168,7 +169,7 @@ impl AllowList {
         if !self.uris.is_empty() && identity.san_uris().iter().any(|uri| self.uris.contains(&**uri)) {
             return true;
         }
-        if self.spiffe_ids.is_empty() && self.spiffe_above.is_empty() {
+        if self.spiffe_ids.is_empty() && self.spiffe_prefixes.is_empty() {
             return false;
         }
         let Some(id) = identity.spiffe_id().filter(|id| is_spiffe(id)) else { return false };
@@ -178,7 +179,7 @@ impl AllowList {
                 .enumerate()
                 .skip(SPIFFE.len())
                 .filter(|(_, byte)| *byte == b'/')
-                .any(|(end, _)| id.get(..end).is_some_and(|above| self.spiffe_above.contains(above)))
+                .any(|(end, _)| id.get(..end).is_some_and(|above| self.spiffe_prefixes.contains(above)))
     }
 
     fn allows_dns(&self, identity: &Identity) -> bool {
@@ -212,7 +213,8 @@ impl AllowList {
     }
 }
 
-/// A SPIFFE ID by the letter of its specification: nothing is folded, so that no two texts are one client.
+/// A SPIFFE ID by the letter of its specification: nothing is folded, so that no two texts are one
+/// client.
 fn is_spiffe(id: &str) -> bool {
     let Some(rest) = id.strip_prefix(SPIFFE) else { return false };
     let mut segments = rest.split('/');
@@ -230,12 +232,12 @@ fn is_spiffe(id: &str) -> bool {
 }
 
 /// The local part as it is, the domain in lower case (RFC 5280 7.5).
-fn folded_email(address: &str) -> Option<String> {
+fn normalized_email(address: &str) -> Option<String> {
     let (local, domain) = address.rsplit_once('@')?;
     (!local.is_empty() && !domain.is_empty()).then(|| format!("{local}@{}", domain.to_ascii_lowercase()))
 }
 
-fn printable(text: &str) -> Result<(), Problem> {
+fn check_printable(text: &str) -> Result<(), Problem> {
     if text.bytes().all(|byte| (0x20..0x7f).contains(&byte)) {
         return Ok(());
     }
@@ -254,7 +256,7 @@ fn serial(text: &str) -> Result<Box<[u8]>, Problem> {
     };
     let digits: String = text.chars().filter(|character| *character != ':').collect();
     let digits = if digits.len() % 2 == 1 { format!("0{digits}") } else { digits };
-    let bytes = hexadecimal(&digits).filter(|bytes| !bytes.is_empty()).ok_or_else(refuse)?;
+    let bytes = decode_hex(&digits).filter(|bytes| !bytes.is_empty()).ok_or_else(refuse)?;
     let zeros = bytes.iter().take_while(|byte| **byte == 0).count().min(bytes.len() - 1);
     let mut content = bytes.get(zeros..).unwrap_or_default().to_vec();
     // DER: a first byte of 0x80 or more would make it negative.
@@ -266,7 +268,7 @@ fn serial(text: &str) -> Result<Box<[u8]>, Problem> {
 
 fn key_hash(text: &str) -> Result<[u8; 32], Problem> {
     let digits: String = text.chars().filter(|character| *character != ':').collect();
-    hexadecimal(&digits).and_then(|bytes| bytes.try_into().ok()).ok_or_else(|| {
+    decode_hex(&digits).and_then(|bytes| bytes.try_into().ok()).ok_or_else(|| {
         Problem::new("", format!("\"{text}\" is not a SHA-256")).with_hint(
             "64 hexadecimal digits over the SubjectPublicKeyInfo: openssl x509 -pubkey -noout -in client.crt | openssl pkey -pubin \
              -outform DER | sha256sum",
@@ -274,7 +276,7 @@ fn key_hash(text: &str) -> Result<[u8; 32], Problem> {
     })
 }
 
-fn hexadecimal(digits: &str) -> Option<Vec<u8>> {
+fn decode_hex(digits: &str) -> Option<Vec<u8>> {
     let (pairs, []) = digits.as_bytes().as_chunks::<2>() else { return None };
     let digit = |byte: u8| char::from(byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
     pairs.iter().map(|[high, low]| Some(digit(*high)? << 4 | digit(*low)?)).collect()

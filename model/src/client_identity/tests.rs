@@ -1,4 +1,4 @@
-use pki::mint::LeafSpec;
+use pki::ca::LeafSpec;
 use pki::{ClientAuth, ClientAuthInput, Identity, UnixTime, verify_client};
 use serde_json::json;
 

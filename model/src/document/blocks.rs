@@ -1,22 +1,23 @@
-//! The blocks that a route and a service share and that have schemas of their own: `client_identity` and the plugin
-//! `proxy-rewrite`.
+//! The blocks that a route and a service share and that have schemas of their own:
+//! `client_identity` and the plugin `proxy-rewrite`.
 //!
-//! Their schemas also stand in the routes' and services' (so that `GET schema/route` shows them), but are judged here:
-//! the plugin's problems have a text of their own in APISIX, and a data plane judges the blocks alone.
+//! Their schemas also stand in the routes' and services' (so that `GET schema/route` shows them),
+//! but are judged here: the plugin's problems have a text of their own in APISIX, and a data plane
+//! judges the blocks alone.
 
 use std::sync::{Arc, LazyLock};
 
 use serde_json::Value;
 
 use super::schema::Schema;
-use super::{resolve, unsupported};
+use super::{inline_refs, unsupported};
 use crate::client_identity::ClientIdentity;
-use crate::problem::{Fault, Problem};
+use crate::problem::{Problem, ProblemKind};
 use crate::proxy_rewrite::ProxyRewrite;
 
 /// A block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Block {
+pub(crate) enum SchemaBlock {
     ClientIdentity,
     ProxyRewrite,
 }
@@ -24,38 +25,38 @@ pub(crate) enum Block {
 /// The one plugin that is served.
 pub(crate) const PROXY_REWRITE: &str = "proxy-rewrite";
 
-impl Block {
-    pub(super) const ALL: [Block; 2] = [Block::ClientIdentity, Block::ProxyRewrite];
+impl SchemaBlock {
+    pub(super) const ALL: [SchemaBlock; 2] = [SchemaBlock::ClientIdentity, SchemaBlock::ProxyRewrite];
 
     pub(super) fn file_name(self) -> &'static str {
         match self {
-            Block::ClientIdentity => "client_identity.schema.json",
-            Block::ProxyRewrite => "proxy_rewrite.schema.json",
+            SchemaBlock::ClientIdentity => "client_identity.schema.json",
+            SchemaBlock::ProxyRewrite => "proxy_rewrite.schema.json",
         }
     }
 
     pub(super) fn file(self) -> &'static str {
         match self {
-            Block::ClientIdentity => include_str!("client_identity.schema.json"),
-            Block::ProxyRewrite => include_str!("proxy_rewrite.schema.json"),
+            SchemaBlock::ClientIdentity => include_str!("client_identity.schema.json"),
+            SchemaBlock::ProxyRewrite => include_str!("proxy_rewrite.schema.json"),
         }
     }
 }
 
 static SCHEMAS: LazyLock<[Schema; 2]> = LazyLock::new(|| {
-    Block::ALL.map(|block| {
-        let text = serde_json::from_str(block.file()).ok().and_then(|text| resolve(&text).ok());
+    SchemaBlock::ALL.map(|block| {
+        let text = serde_json::from_str(block.file()).ok().and_then(|text| inline_refs(&text).ok());
         // The tests prove that the files are sound; were they not, nothing would be accepted.
-        text.and_then(|text| Schema::compile(&text).ok()).unwrap_or_else(Schema::nothing)
+        text.and_then(|text| Schema::compile(&text).ok()).unwrap_or_else(Schema::never)
     })
 });
 
 /// Judges a block by its schema; fields are named within the block.
-pub(crate) fn judge_block(block: Block, value: &Value) -> Result<(), Problem> {
+pub(crate) fn validate_block(block: SchemaBlock, value: &Value) -> Result<(), Problem> {
     let [identity, rewrite] = &*SCHEMAS;
     match block {
-        Block::ClientIdentity => identity.judge(value),
-        Block::ProxyRewrite => rewrite.judge(value),
+        SchemaBlock::ClientIdentity => identity.judge(value),
+        SchemaBlock::ProxyRewrite => rewrite.judge(value),
     }
 }
 
@@ -69,26 +70,27 @@ pub(super) fn client_identity(document: &Value) -> Result<Option<Arc<ClientIdent
 }
 
 /// Refuses all plugins.
-pub(super) fn refuse_plugins(document: &Value) -> Result<(), Problem> {
+pub(super) fn forbid_plugins(document: &Value) -> Result<(), Problem> {
     let plugins = document.get("plugins").and_then(Value::as_object);
-    plugins.and_then(|plugins| plugins.keys().next()).map_or(Ok(()), |name| Err(foreign(name)))
+    plugins.and_then(|plugins| plugins.keys().next()).map_or(Ok(()), |name| Err(unsupported_plugin(name)))
 }
 
 /// The refusal of a plugin that is not there.
-pub(crate) fn foreign(name: &str) -> Problem {
+pub(crate) fn unsupported_plugin(name: &str) -> Problem {
     unsupported(
         &format!("plugins.{name}"),
         "remove it: served without it, requests would get through that it was to stop; proxy-rewrite is the one plugin there is",
     )
 }
 
-/// Refuses every other plugin by its name: served without it, requests would get through that it was to stop or change.
+/// Refuses every other plugin by its name: served without it, requests would get through that it
+/// was to stop or change.
 pub(super) fn proxy_rewrite(document: &Value) -> Result<Option<Arc<ProxyRewrite>>, Problem> {
     let Some(plugins) = document.get("plugins").and_then(Value::as_object) else { return Ok(None) };
     if let Some(other) = plugins.keys().find(|name| *name != PROXY_REWRITE) {
-        return Err(foreign(other));
+        return Err(unsupported_plugin(other));
     }
     let compiled = plugins.get(PROXY_REWRITE).map(|block| ProxyRewrite::compile(block).map(Arc::new));
     // The plugin of an APISIX does more.
-    compiled.transpose().map_err(|problem| problem.of(Fault::Unsupported))
+    compiled.transpose().map_err(|problem| problem.with_kind(ProblemKind::Unsupported))
 }

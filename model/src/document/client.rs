@@ -1,7 +1,7 @@
 //! `client` of an ssl: from PEM texts, a depth and patterns to the policy that judges clients.
 //!
-//! Invariant: a list that no known certificate has signed is refused where a document gives it, and dropped where it was carried over
-//! to another bundle; it is never used.
+//! Invariant: a list that no known certificate has signed is refused where a document gives it, and
+//! dropped where it was carried over to another bundle; it is never used.
 
 use pki::{
     Certificate, CertificateRevocationListDer, ClientAuth, ClientAuthInput, Crl, PolicyError,
@@ -9,35 +9,35 @@ use pki::{
 };
 use serde_json::{Map, Value};
 
-use super::fields::{text, texts, whole};
+use super::fields::{string, strings, unsigned};
 use super::keypair;
-use crate::problem::{Fault, Problem};
+use crate::problem::{Problem, ProblemKind};
 
 /// Contract 3.1.
 const DEPTH: u32 = 1;
 /// Most certificates put beside revocation lists: each is compared with each.
 const SIGNERS_MAX: usize = 64;
 
-pub(super) fn check(client: &Value) -> Result<ClientAuth, Problem> {
-    let bundle = text(client, "ca").unwrap_or_default();
-    refuse_private_key("client.ca", bundle)?;
+pub(super) fn compile(client: &Value) -> Result<ClientAuth, Problem> {
+    let bundle = string(client, "ca").unwrap_or_default();
+    forbid_private_key("client.ca", bundle)?;
     let anchors = certificates_from_pem(bundle).map_err(|error| {
         Problem::new(
             "client.ca",
             "failed to validate client_cert: failed to parse cert: PEM_read_bio_X509_AUX() failed",
         )
         .with_hint(error.to_string())
-        .of(keypair::fault_of(&error))
+        .with_kind(keypair::problem_kind(&error))
     })?;
-    let depth = whole(client, "depth").map_err(|problem| problem.within("client"))?.unwrap_or(DEPTH);
-    let Lists { crls, origins, beside } = Lists::read(client)?;
+    let depth = unsigned(client, "depth").map_err(|problem| problem.within("client"))?.unwrap_or(DEPTH);
+    let CrlTexts { crls, origins, beside } = CrlTexts::read(client)?;
     let signers = signers(&anchors, beside)?;
     let policy = ClientAuth::new(ClientAuthInput {
         anchors,
         depth,
-        skip_uri_patterns: texts(client, "skip_mtls_uri_regex").into_iter().map(str::to_owned).collect(),
+        skip_uri_patterns: strings(client, "skip_mtls_uri_regex").into_iter().map(str::to_owned).collect(),
         crls,
-        crl_prefer: text(client, "crl_policy") == Some("prefer"),
+        crl_prefer: string(client, "crl_policy") == Some("prefer"),
     })
     .map_err(|error| policy_problem(&error, &origins))?;
     check_signers(&policy, &signers, &origins)?;
@@ -45,7 +45,7 @@ pub(super) fn check(client: &Value) -> Result<ClientAuth, Problem> {
 }
 
 /// A bundle is shown to everybody who may read, and not sealed in the store.
-fn refuse_private_key(field: &str, text: &str) -> Result<(), Problem> {
+fn forbid_private_key(field: &str, text: &str) -> Result<(), Problem> {
     let begins = |line: &str| line.starts_with("-----BEGIN ") && line.contains("PRIVATE KEY-----");
     if !text.lines().any(begins) {
         return Ok(());
@@ -58,7 +58,7 @@ fn refuse_private_key(field: &str, text: &str) -> Result<(), Problem> {
 
 /// What `client.crl` holds.
 #[derive(Default)]
-struct Lists {
+struct CrlTexts {
     crls: Vec<CertificateRevocationListDer<'static>>,
     /// Which text each list came from, counting from 1: one may hold several.
     origins: Vec<usize>,
@@ -66,11 +66,11 @@ struct Lists {
     beside: Vec<(usize, Certificate)>,
 }
 
-impl Lists {
+impl CrlTexts {
     fn read(client: &Value) -> Result<Self, Problem> {
         let mut lists = Self::default();
-        for (index, pem) in (1_usize..).zip(texts(client, "crl")) {
-            refuse_private_key(&format!("client.crl[{index}]"), pem)?;
+        for (index, pem) in (1_usize..).zip(strings(client, "crl")) {
+            forbid_private_key(&format!("client.crl[{index}]"), pem)?;
             let (read, beside) =
                 crls_from_pem(pem).map_err(|error| crl_problem(index, &error.to_string()))?;
             lists.origins.extend(read.iter().map(|_| index));
@@ -85,11 +85,12 @@ impl Lists {
     }
 }
 
-/// Takes the revocation lists that no certificate of the bundle `ca` has signed, nor one beside a list to which the bundle leads, out of
-/// the `client` of an ssl; a text keeps the others. For lists that were carried over to another bundle: `check` refuses those.
-/// Gives what was taken out, in words. What cannot be read stays, for `check` to say so.
-pub fn drop_unsigned_lists(client: &mut Map<String, Value>, ca: &str) -> Vec<String> {
-    let Some((texts, dropped)) = signed_lists(client, ca) else { return Vec::new() };
+/// Takes the revocation lists that no certificate of the bundle `ca` has signed, nor one beside a
+/// list to which the bundle leads, out of the `client` of an ssl; a text keeps the others. For
+/// lists that were carried over to another bundle: `check` refuses those. Gives what was taken out,
+/// in words. What cannot be read stays, for `check` to say so.
+pub fn drop_unsigned_crls(client: &mut Map<String, Value>, ca: &str) -> Vec<String> {
+    let Some((texts, dropped)) = signed_crls(client, ca) else { return Vec::new() };
     if dropped.is_empty() {
         return dropped;
     }
@@ -102,8 +103,9 @@ pub fn drop_unsigned_lists(client: &mut Map<String, Value>, ca: &str) -> Vec<Str
     dropped
 }
 
-/// The texts of `client.crl` without the lists that no known certificate has signed, and what those are; `None` when a text is unreadable.
-fn signed_lists(client: &Map<String, Value>, ca: &str) -> Option<(Vec<Value>, Vec<String>)> {
+/// The texts of `client.crl` without the lists that no known certificate has signed, and what those
+/// are; `None` when a text is unreadable.
+fn signed_crls(client: &Map<String, Value>, ca: &str) -> Option<(Vec<Value>, Vec<String>)> {
     let given = client.get("crl").and_then(Value::as_array)?;
     let anchors = certificates_from_pem(ca).ok()?;
     let mut read = Vec::with_capacity(given.len());
@@ -137,8 +139,8 @@ fn signed_lists(client: &Map<String, Value>, ca: &str) -> Option<(Vec<Value>, Ve
     Some((texts, dropped))
 }
 
-/// Every certificate that may have signed a list: those of the bundle, and those put beside a list to which one of
-/// the bundle leads.
+/// Every certificate that may have signed a list: those of the bundle, and those put beside a list
+/// to which one of the bundle leads.
 fn signers(anchors: &[Certificate], beside: Vec<(usize, Certificate)>) -> Result<Vec<Certificate>, Problem> {
     let (known, strangers) = known_signers(anchors, beside);
     let Some((index, stranger)) = strangers.first() else { return Ok(known) };
@@ -168,7 +170,8 @@ fn known_signers(
     (known, beside)
 }
 
-/// A list that nobody known signed could never be used, which under `prefer` would mean: revokes nobody, silently.
+/// A list that nobody known signed could never be used, which under `prefer` would mean: revokes
+/// nobody, silently.
 fn check_signers(policy: &ClientAuth, signers: &[Certificate], origins: &[usize]) -> Result<(), Problem> {
     for (crl, index) in policy.crls().iter().zip(origins) {
         if !signers.iter().any(|signer| crl.is_signed_by(signer)) {
@@ -191,7 +194,7 @@ fn policy_problem(error: &PolicyError, origins: &[usize]) -> Problem {
             format!("client.skip_mtls_uri_regex[{position}]"),
             format!("failed to validate client.skip_mtls_uri_regex: {error}"),
         )
-        .of(Fault::Unsupported),
+        .with_kind(ProblemKind::Unsupported),
         PolicyError::TooManyPatterns { .. } => Problem::new(
             "client.skip_mtls_uri_regex",
             format!("failed to validate client.skip_mtls_uri_regex: {error}"),

@@ -1,8 +1,10 @@
-//! `$env://NAME` and `$env://NAME/member`: certificates and keys that an ssl leaves to the environment (contract 4.5).
+//! `$env://NAME` and `$env://NAME/member`: certificates and keys that an ssl leaves to the
+//! environment (contract 4.5).
 //!
-//! Stands before `check`, which refuses every reference that is still there. Whose environment it is, the caller decides. Only the
-//! places the contract names take references: `cert`, `key`, `certs[]`, `keys[]` and `client.ca`.
-//! Invariant: no message carries a value or a part of one, and values are wiped when they are no longer needed.
+//! Stands before `check`, which refuses every reference that is still there. Whose environment it
+//! is, the caller decides. Only the places the contract names take references: `cert`, `key`,
+//! `certs[]`, `keys[]` and `client.ca`. Invariant: no message carries a value or a part of one, and
+//! values are wiped when they are no longer needed.
 
 use std::borrow::Cow;
 
@@ -18,56 +20,57 @@ const HINT: &str = "references are looked up in the control plane's environment,
                     starts; data planes need nothing";
 
 /// What follows `$env://`, in any case, or nothing when the text is something else.
-pub(super) fn path_of(text: &str) -> Option<&str> {
+pub(super) fn env_ref_path(text: &str) -> Option<&str> {
     let (start, path) = text.split_at_checked(PREFIX.len())?;
     start.eq_ignore_ascii_case(PREFIX).then_some(path)
 }
 
 /// A document with the values in the places of its references.
-pub struct Resolved<'a> {
+pub struct ResolvedDocument<'a> {
     document: Cow<'a, Value>,
-    drawn: Vec<Drawn>,
+    refs: Vec<ResolvedRef>,
 }
 
 /// A reference and what it stands for.
-struct Drawn {
-    place: Place,
+struct ResolvedRef {
+    location: RefLocation,
     uri: String,
     value: Zeroizing<String>,
 }
 
 /// Where a document may refer.
-struct Place {
+struct RefLocation {
     /// For `Value::pointer`.
     pointer: String,
     /// As people write it.
     field: String,
 }
 
-impl Resolved<'_> {
+impl ResolvedDocument<'_> {
     /// The document to be checked.
     pub fn document(&self) -> &Value {
         &self.document
     }
 
     /// Every reference that was resolved, with its value, in the order of the document's places.
-    pub fn drawn(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.drawn.iter().map(|drawn| (drawn.uri.as_str(), drawn.value.as_str()))
+    pub fn resolved_refs(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.refs.iter().map(|drawn| (drawn.uri.as_str(), drawn.value.as_str()))
     }
 }
 
-impl Drop for Resolved<'_> {
+impl Drop for ResolvedDocument<'_> {
     fn drop(&mut self) {
         let Cow::Owned(document) = &mut self.document else { return };
-        for drawn in &self.drawn {
-            if let Some(Value::String(value)) = document.pointer_mut(&drawn.place.pointer) {
+        for drawn in &self.refs {
+            if let Some(Value::String(value)) = document.pointer_mut(&drawn.location.pointer) {
                 value.zeroize();
             }
         }
     }
 }
 
-/// Puts the environment's values in the places of a document's references. What is written elsewhere stays as it is.
+/// Puts the environment's values in the places of a document's references. What is written
+/// elsewhere stays as it is.
 ///
 /// # Errors
 /// The first reference that cannot be resolved: its field, its variable, and why.
@@ -75,12 +78,12 @@ pub fn resolve_references<'a>(
     kind: Kind,
     document: &'a Value,
     environment: &dyn Fn(&str) -> Option<String>,
-) -> Result<Resolved<'a>, Problem> {
-    let mut resolved = Resolved { document: Cow::Borrowed(document), drawn: Vec::new() };
-    for place in places(kind, document) {
+) -> Result<ResolvedDocument<'a>, Problem> {
+    let mut resolved = ResolvedDocument { document: Cow::Borrowed(document), refs: Vec::new() };
+    for place in ref_locations(kind, document) {
         let Some(uri) = document.pointer(&place.pointer).and_then(Value::as_str) else { continue };
-        let Some(path) = path_of(uri) else { continue };
-        let value = look_up(path, environment).map_err(|why| {
+        let Some(path) = env_ref_path(uri) else { continue };
+        let value = look_up_variable(path, environment).map_err(|why| {
             let field = &place.field;
             let message = format!("failed to resolve secret reference: {uri}, field: {field}, err: {why}");
             Problem::new(field, message).with_hint(HINT)
@@ -88,16 +91,17 @@ pub fn resolve_references<'a>(
         if let Some(Value::String(text)) = resolved.document.to_mut().pointer_mut(&place.pointer) {
             value.as_str().clone_into(text);
         }
-        resolved.drawn.push(Drawn { uri: uri.to_owned(), value, place });
+        resolved.refs.push(ResolvedRef { uri: uri.to_owned(), value, location: place });
     }
     Ok(resolved)
 }
 
-fn places(kind: Kind, document: &Value) -> Vec<Place> {
+fn ref_locations(kind: Kind, document: &Value) -> Vec<RefLocation> {
     if kind != Kind::Ssl {
         return Vec::new();
     }
-    let place = |pointer: &str, field: &str| Place { pointer: pointer.to_owned(), field: field.to_owned() };
+    let place =
+        |pointer: &str, field: &str| RefLocation { pointer: pointer.to_owned(), field: field.to_owned() };
     let mut places = vec![place("/cert", "cert"), place("/key", "key")];
     for list in ["certs", "keys"] {
         let length = document.get(list).and_then(Value::as_array).map_or(0, Vec::len);
@@ -110,7 +114,10 @@ fn places(kind: Kind, document: &Value) -> Vec<Place> {
     places
 }
 
-fn look_up(path: &str, environment: &dyn Fn(&str) -> Option<String>) -> Result<Zeroizing<String>, String> {
+fn look_up_variable(
+    path: &str,
+    environment: &dyn Fn(&str) -> Option<String>,
+) -> Result<Zeroizing<String>, String> {
     let (name, member) = match path.split_once('/') {
         Some((name, member)) => (name, Some(member)),
         None => (path, None),
@@ -166,8 +173,8 @@ mod tests {
             "keys": ["slashed"], "client": {"ca": "the certificate", "depth": 1}, "sni": "$env://CERT"
         });
         assert_eq!(resolved.document(), &expected);
-        assert_eq!(resolved.drawn().count(), 5);
-        assert_eq!(resolved.drawn().nth(1), Some(("$ENV://PAIR/key", "the key")));
+        assert_eq!(resolved.resolved_refs().count(), 5);
+        assert_eq!(resolved.resolved_refs().nth(1), Some(("$ENV://PAIR/key", "the key")));
         assert_eq!(document["key"], "$ENV://PAIR/key");
     }
 
@@ -187,7 +194,7 @@ mod tests {
         ));
         let upstream = json!({"tls": {"client_cert": "$env://CERT"}, "cert": "$env://CERT"});
         let resolved = resolve_references(Kind::Upstream, &upstream, &environment).unwrap();
-        assert_eq!((resolved.document(), resolved.drawn().count()), (&upstream, 0));
+        assert_eq!((resolved.document(), resolved.resolved_refs().count()), (&upstream, 0));
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! Reading the members of a document that passed its schema. What the schema guarantees is not judged
-//! again; what it cannot say (bounds of our types) is.
+//! Reading the members of a document that passed its schema. What the schema guarantees is not
+//! judged again; what it cannot say (bounds of our types) is.
 
 use std::time::Duration;
 
@@ -15,11 +15,11 @@ use crate::resource::Timeouts;
 /// Longest time a document may ask for: a year. Keeps sums of times far from any overflow.
 const SECONDS_MAX: f64 = 31_536_000.0;
 
-pub(crate) fn text<'a>(document: &'a Value, name: &str) -> Option<&'a str> {
+pub(crate) fn string<'a>(document: &'a Value, name: &str) -> Option<&'a str> {
     document.get(name)?.as_str()
 }
 
-pub(crate) fn texts<'a>(document: &'a Value, name: &str) -> Vec<&'a str> {
+pub(crate) fn strings<'a>(document: &'a Value, name: &str) -> Vec<&'a str> {
     let items = document.get(name).and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
     items.iter().filter_map(Value::as_str).collect()
 }
@@ -34,7 +34,7 @@ pub(crate) fn enabled(document: &Value) -> bool {
 }
 
 /// Whether a member is there and says something: an empty object or array says nothing.
-pub(crate) fn says_something(document: &Value, name: &str) -> bool {
+pub(crate) fn is_set(document: &Value, name: &str) -> bool {
     match document.get(name) {
         None => false,
         Some(Value::Object(members)) => !members.is_empty(),
@@ -56,7 +56,7 @@ pub(crate) fn id(document: &Value, name: &str) -> Result<Option<Id>, Problem> {
 }
 
 /// A whole number of at least 0.
-pub(crate) fn whole(document: &Value, name: &str) -> Result<Option<u32>, Problem> {
+pub(crate) fn unsigned(document: &Value, name: &str) -> Result<Option<u32>, Problem> {
     let Some(number) = document.get(name).and_then(Value::as_f64) else { return Ok(None) };
     if (0.0..=f64::from(u32::MAX)).contains(&number) {
         // In range and without fraction, so this is exact.
@@ -74,7 +74,8 @@ pub(crate) fn signed(document: &Value, name: &str) -> Result<Option<i32>, Proble
     Err(Problem::new(name, format!("invalid configuration: {name} is out of range: {number}")))
 }
 
-/// Seconds, with fractions; kept in milliseconds, rounded up, so that "a little" never becomes "none".
+/// Seconds, with fractions; kept in milliseconds, rounded up, so that "a little" never becomes
+/// "none".
 pub(crate) fn seconds(document: &Value, name: &str) -> Result<Option<Duration>, Problem> {
     let Some(seconds) = document.get(name).and_then(Value::as_f64) else { return Ok(None) };
     if (0.0..=SECONDS_MAX).contains(&seconds) {
@@ -107,10 +108,10 @@ pub(crate) fn names(document: &Value, one: &str, many: &str) -> Result<Vec<NameP
         }
         Ok::<_, Problem>(())
     };
-    if let Some(text) = text(document, one) {
+    if let Some(text) = string(document, one) {
         add(text, one.to_owned())?;
     } else {
-        for (index, text) in (1..).zip(texts(document, many)) {
+        for (index, text) in (1..).zip(strings(document, many)) {
             add(text, format!("{many}[{index}]"))?;
         }
     }
@@ -119,10 +120,10 @@ pub(crate) fn names(document: &Value, one: &str, many: &str) -> Result<Vec<NameP
     Ok(found)
 }
 
-/// Values kept elsewhere skip the schema's rules, so wherever one is accepted the rest of this crate would
-/// have to judge it again. What [`super::resolve_references`] left is refused here, in one place. In texts that only
-/// describe, references mean nothing.
-pub(crate) fn refuse_secret_references(document: &Value) -> Result<(), Problem> {
+/// Values kept elsewhere skip the schema's rules, so wherever one is accepted the rest of this
+/// crate would have to judge it again. What [`super::resolve_references`] left is refused here, in
+/// one place. In texts that only describe, references mean nothing.
+pub(crate) fn forbid_secret_references(document: &Value) -> Result<(), Problem> {
     let Some(members) = document.as_object() else { return Ok(()) };
     let judged = members.iter().filter(|(name, _)| !matches!(name.as_str(), "name" | "desc" | "labels"));
     for (name, value) in judged {

@@ -4,14 +4,14 @@ use ipnet::IpNet;
 use pki::Keyring;
 use serde_json::Value;
 
-use super::fields::{enabled, id as id_of, signed, text, texts, timeouts};
-use super::service::{hosts, refuse_unserved, refuse_upgrades};
+use super::fields::{enabled, id as id_of, signed, string, strings, timeouts};
+use super::service::{forbid_unsupported, forbid_websocket, hosts};
 use super::{blocks, upstream};
 use crate::expression::Vars;
 use crate::id::Id;
 use crate::network;
-use crate::problem::{Fault, Problem};
-use crate::resource::{Method, Route, UpstreamRef};
+use crate::problem::{Problem, ProblemKind};
+use crate::resource::{Route, RouteMethod, UpstreamRef};
 use crate::uri::UriPattern;
 
 /// Two rules that the schema has as well, but that have texts of their own (contract 3.3).
@@ -24,16 +24,16 @@ pub(super) fn check_before_schema(document: &Value) -> Result<(), Problem> {
     Ok(())
 }
 
-pub(super) fn check(id: &Id, document: &Value, keyring: &Keyring) -> Result<Route, Problem> {
+pub(super) fn compile(id: &Id, document: &Value, keyring: &Keyring) -> Result<Route, Problem> {
     let route = Route {
         id: id.clone(),
         uris: uris(document)?,
         hosts: hosts(document, "host")?,
-        methods: texts(document, "methods").into_iter().filter_map(Method::parse).collect(),
+        methods: strings(document, "methods").into_iter().filter_map(RouteMethod::parse).collect(),
         remote_addrs: remote_addrs(document)?,
         priority: signed(document, "priority")?.unwrap_or_default(),
         enabled: enabled(document),
-        upstream: upstream::target(document, keyring)?,
+        upstream: upstream::upstream_ref(document, keyring)?,
         service: id_of(document, "service_id")?,
         timeout: timeouts(document)?,
         vars: document.get("vars").map(vars).transpose()?.unwrap_or_default(),
@@ -42,36 +42,36 @@ pub(super) fn check(id: &Id, document: &Value, keyring: &Keyring) -> Result<Rout
         blocked: None,
     };
     let unserved = ["filter_func", "script", "script_id", "plugin_config_id"];
-    refuse_unserved(document, &unserved)?;
-    refuse_upgrades(document)?;
-    refuse_streams(route.upstream.as_ref())?;
+    forbid_unsupported(document, &unserved)?;
+    forbid_websocket(document)?;
+    require_http_scheme(route.upstream.as_ref())?;
     Ok(route)
 }
 
 /// An APISIX knows more variables, operators and patterns.
 fn vars(expression: &Value) -> Result<Vars, Problem> {
-    Vars::compile(expression).map_err(|problem| problem.of(Fault::Unsupported))
+    Vars::compile(expression).map_err(|problem| problem.with_kind(ProblemKind::Unsupported))
 }
 
 /// No HTTP request can be sent to an upstream for streams.
-fn refuse_streams(target: Option<&UpstreamRef>) -> Result<(), Problem> {
+fn require_http_scheme(target: Option<&UpstreamRef>) -> Result<(), Problem> {
     match target {
-        Some(UpstreamRef::Inline(upstream)) if !upstream.scheme.speaks_http() => {
+        Some(UpstreamRef::Inline(upstream)) if !upstream.scheme.is_http() => {
             let scheme = upstream.scheme.as_str();
             let message = format!("invalid configuration: scheme {scheme} takes no HTTP requests");
             Err(Problem::new("upstream.scheme", message)
                 .with_hint("expected http or https; tcp and tls are for stream_routes")
-                .of(Fault::Unsupported))
+                .with_kind(ProblemKind::Unsupported))
         }
         _ => Ok(()),
     }
 }
 
 fn uris(document: &Value) -> Result<Vec<UriPattern>, Problem> {
-    let written = match text(document, "uri") {
+    let written = match string(document, "uri") {
         Some(uri) => vec![("uri".to_owned(), uri)],
         None => {
-            (1..).zip(texts(document, "uris")).map(|(index, uri)| (format!("uris[{index}]"), uri)).collect()
+            (1..).zip(strings(document, "uris")).map(|(index, uri)| (format!("uris[{index}]"), uri)).collect()
         }
     };
     let mut uris = Vec::new();
@@ -79,7 +79,7 @@ fn uris(document: &Value) -> Result<Vec<UriPattern>, Problem> {
         let uri = UriPattern::parse(text).map_err(|problem| {
             let message = format!("invalid configuration: property \"{field}\": {}", problem.message);
             // An APISIX reads such a text as a regular expression.
-            Problem { field, message, ..problem }.of(Fault::Unsupported)
+            Problem { field, message, ..problem }.with_kind(ProblemKind::Unsupported)
         })?;
         if !uris.contains(&uri) {
             uris.push(uri);
@@ -89,10 +89,10 @@ fn uris(document: &Value) -> Result<Vec<UriPattern>, Problem> {
 }
 
 fn remote_addrs(document: &Value) -> Result<Vec<IpNet>, Problem> {
-    let written = match text(document, "remote_addr") {
+    let written = match string(document, "remote_addr") {
         Some(address) => vec![("remote_addr".to_owned(), address)],
         None => {
-            let numbered = (1..).zip(texts(document, "remote_addrs"));
+            let numbered = (1..).zip(strings(document, "remote_addrs"));
             numbered.map(|(index, address)| (format!("remote_addrs[{index}]"), address)).collect()
         }
     };

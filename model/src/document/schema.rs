@@ -1,10 +1,11 @@
 //! A small evaluator of JSON Schema for exactly the keywords the `*.schema.json` files use.
 //!
-//! Why not the `jsonschema` crate: the Admin API's texts, the order in which keywords are judged, the
-//! reference values (`$env://`, `$secret://`) that skip every rule of a string, and the empty array that
-//! passes for an object are those of APISIX's validator, and which error comes first is part of the
-//! contract. Translating another validator's errors would need its order, too, and would break silently
-//! when it changes. The crate is the judge in the tests instead: both must agree on what is valid.
+//! Why not the `jsonschema` crate: the Admin API's texts, the order in which keywords are judged,
+//! the reference values (`$env://`, `$secret://`) that skip every rule of a string, and the empty
+//! array that passes for an object are those of APISIX's validator, and which error comes first is
+//! part of the contract. Translating another validator's errors would need its order, too, and
+//! would break silently when it changes. The crate is the judge in the tests instead: both must
+//! agree on what is valid.
 //!
 //! Files are compiled once; an unknown keyword is an error then, never ignored later.
 
@@ -13,13 +14,12 @@ mod compile;
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
+pub(crate) use compile::SchemaError;
 use regex::Regex;
 use serde_json::{Map, Value};
 
-use super::environment::path_of;
-use crate::problem::{Fault, Problem};
-
-pub(crate) use compile::SchemaError;
+use super::environment::env_ref_path;
+use crate::problem::{Problem, ProblemKind};
 
 /// A compiled schema.
 #[derive(Debug, Default)]
@@ -72,9 +72,10 @@ enum Format {
     Ipv6,
 }
 
-/// Whether a text refers to a value kept elsewhere: the validator leaves such texts alone (contract 3).
+/// Whether a text refers to a value kept elsewhere: the validator leaves such texts alone (contract
+/// 3).
 pub(crate) fn is_reference(text: &str) -> bool {
-    text.starts_with("$secret://") || path_of(text).is_some()
+    text.starts_with("$secret://") || env_ref_path(text).is_some()
 }
 
 impl Format {
@@ -166,15 +167,19 @@ impl Schema {
             Value::Array(items) if self.kind == Some(Type::Object) && items.is_empty() => {
                 self.judge_object(&Map::new(), value)?;
             }
-            Value::Array(items) => self.judge_array(items)?,
-            Value::String(text) => self.judge_string(text)?,
-            Value::Number(number) => self.judge_number(number)?,
+            Value::Array(items) => self.validate_array(items)?,
+            Value::String(text) => self.validate_string(text)?,
+            Value::Number(number) => self.validate_number(number)?,
             Value::Bool(_) | Value::Null => {}
         }
-        if self.choices.as_ref().is_some_and(|choices| !choices.iter().any(|choice| equal(choice, value))) {
+        if self
+            .choices
+            .as_ref()
+            .is_some_and(|choices| !choices.iter().any(|choice| json_equal(choice, value)))
+        {
             return fail("matches none of the enum values");
         }
-        self.judge_combined(value)
+        self.validate_combinators(value)
     }
 
     /// `whole` is the object itself, for the schemas that its members bring along.
@@ -189,7 +194,7 @@ impl Schema {
                 return self.missing(name, members);
             }
             if members.contains_key(name) {
-                self.judge_dependencies(name, whole)?;
+                self.validate_dependencies(name, whole)?;
             }
         }
         for (name, value) in members {
@@ -206,7 +211,7 @@ impl Schema {
             }
             if !known && self.closed {
                 let problem = Problem::new(name, format!("additional properties forbidden, found {name}"))
-                    .of(Fault::Unsupported);
+                    .with_kind(ProblemKind::Unsupported);
                 return Err(match self.closest(name) {
                     Some(meant) => problem.with_hint(format!("did you mean \"{meant}\"?")),
                     None => problem,
@@ -219,7 +224,7 @@ impl Schema {
         }
     }
 
-    fn judge_dependencies(&self, name: &str, whole: &Value) -> Result<(), Problem> {
+    fn validate_dependencies(&self, name: &str, whole: &Value) -> Result<(), Problem> {
         let Some((_, schema)) = self.dependencies.iter().find(|(trigger, _)| trigger == name) else {
             return Ok(());
         };
@@ -238,7 +243,7 @@ impl Schema {
         let problem = Problem::new(name, format!("property \"{name}\" is required"));
         let unknown =
             members.keys().filter(|member| !self.properties.iter().any(|(known, _)| known == *member));
-        Err(match unknown.into_iter().find(|member| resemble(name, member)) {
+        Err(match unknown.into_iter().find(|member| is_similar(name, member)) {
             Some(member) => problem.with_hint(format!("there is \"{member}\": did you mean \"{name}\"?")),
             None => problem,
         })
@@ -248,11 +253,11 @@ impl Schema {
     fn closest(&self, name: &str) -> Option<&str> {
         let known = self.properties.iter().map(|(known, _)| known.as_str());
         known
-            .filter(|known| resemble(known, name))
+            .filter(|known| is_similar(known, name))
             .min_by_key(|known| strsim::damerau_levenshtein(known, name))
     }
 
-    fn judge_array(&self, items: &[Value]) -> Result<(), Problem> {
+    fn validate_array(&self, items: &[Value]) -> Result<(), Problem> {
         if let Some(min) = self.items_min.filter(|min| items.len() < *min) {
             return fail(format!("expect array to have at least {min} items"));
         }
@@ -263,19 +268,19 @@ impl Schema {
             for (index, item) in (1..).zip(items) {
                 schema.judge(item).map_err(|inner| {
                     let message = format!("failed to validate item {index}: {}", inner.message);
-                    Problem { field: element(index, &inner.field), message, ..inner }
+                    Problem { field: element_path(index, &inner.field), message, ..inner }
                 })?;
             }
         }
         if self.items_unique
-            && let Some((first, second)) = repeated(items)
+            && let Some((first, second)) = first_duplicate(items)
         {
             return fail(format!("expected unique items but items {first} and {second} are equal"));
         }
         Ok(())
     }
 
-    fn judge_string(&self, text: &str) -> Result<(), Problem> {
+    fn validate_string(&self, text: &str) -> Result<(), Problem> {
         if self.length_min.is_some() || self.length_max.is_some() {
             let length = text.chars().count();
             if let Some(min) = self.length_min.filter(|min| length < *min) {
@@ -294,7 +299,7 @@ impl Schema {
         }
     }
 
-    fn judge_number(&self, number: &serde_json::Number) -> Result<(), Problem> {
+    fn validate_number(&self, number: &serde_json::Number) -> Result<(), Problem> {
         let value = number.as_f64().unwrap_or(f64::NAN);
         if let Some(min) = self.minimum.filter(|min| value < *min) {
             return fail(format!("expected {number} to be at least {min}"));
@@ -308,7 +313,7 @@ impl Schema {
         Ok(())
     }
 
-    fn judge_combined(&self, value: &Value) -> Result<(), Problem> {
+    fn validate_combinators(&self, value: &Value) -> Result<(), Problem> {
         for (index, schema) in (1..).zip(&self.all_of) {
             schema.judge(value).map_err(|inner| {
                 let message = format!("allOf {index} failed: {}", inner.message);
@@ -317,7 +322,11 @@ impl Schema {
         }
         if !self.any_of.is_empty() && !self.any_of.iter().any(|schema| schema.judge(value).is_ok()) {
             let message = format!("object matches none of the required{}", alternatives(&self.any_of));
-            return Err(explained(message, self.any_of.iter().find(|branch| branch.means(value)), value));
+            return Err(with_branch_hint(
+                message,
+                self.any_of.iter().find(|branch| branch.means(value)),
+                value,
+            ));
         }
         if !self.one_of.is_empty() {
             let mut fitting = (1..).zip(&self.one_of).filter(|(_, schema)| schema.judge(value).is_ok());
@@ -344,7 +353,7 @@ impl Schema {
                 (&condition.otherwise, "else clause did not match")
             };
             if branch.as_ref().is_some_and(|schema| schema.judge(value).is_err()) {
-                return Err(explained(text.to_owned(), branch.as_ref(), value));
+                return Err(with_branch_hint(text.to_owned(), branch.as_ref(), value));
             }
         }
         match &self.not {
@@ -359,7 +368,7 @@ fn fail(message: impl Into<String>) -> Result<(), Problem> {
 }
 
 /// A text that says little, with the branch's own words as the hint.
-fn explained(message: String, branch: Option<&Schema>, value: &Value) -> Problem {
+fn with_branch_hint(message: String, branch: Option<&Schema>, value: &Value) -> Problem {
     match branch.and_then(|branch| branch.judge(value).err()) {
         Some(inner) => Problem { message, hint: Some(inner.to_string()), ..inner },
         None => Problem::new("", message),
@@ -377,12 +386,12 @@ fn alternatives(branches: &[Schema]) -> String {
 }
 
 /// Whether one may be the other misspelt.
-fn resemble(known: &str, written: &str) -> bool {
+fn is_similar(known: &str, written: &str) -> bool {
     strsim::damerau_levenshtein(known, written) <= 1 + known.len() / 4
 }
 
 /// The path of something in an array's item; counted from 1, as in the texts.
-fn element(index: usize, inner: &str) -> String {
+fn element_path(index: usize, inner: &str) -> String {
     match inner {
         "" => format!("[{index}]"),
         _ if inner.starts_with('[') => format!("[{index}]{inner}"),
@@ -390,8 +399,9 @@ fn element(index: usize, inner: &str) -> String {
     }
 }
 
-/// The first two equal items, counted from 1. Compared as canonical text, so that a long array stays cheap.
-fn repeated(items: &[Value]) -> Option<(usize, usize)> {
+/// The first two equal items, counted from 1. Compared as canonical text, so that a long array
+/// stays cheap.
+fn first_duplicate(items: &[Value]) -> Option<(usize, usize)> {
     let mut seen = HashMap::new();
     (1..)
         .zip(items)
@@ -399,7 +409,7 @@ fn repeated(items: &[Value]) -> Option<(usize, usize)> {
 }
 
 /// JSON Schema's equality: 1 is 1.0.
-fn equal(a: &Value, b: &Value) -> bool {
+fn json_equal(a: &Value, b: &Value) -> bool {
     match (a, b) {
         (Value::Number(a), Value::Number(b)) => a.as_f64() == b.as_f64(),
         _ => a == b,

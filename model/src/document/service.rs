@@ -3,24 +3,24 @@
 use pki::Keyring;
 use serde_json::Value;
 
-use super::fields::{flag, names, says_something};
+use super::fields::{flag, is_set, names};
 use super::{blocks, unsupported, upstream};
 use crate::id::Id;
 use crate::pattern::HostPattern;
-use crate::problem::{Fault, Problem};
+use crate::problem::{Problem, ProblemKind};
 use crate::resource::Service;
 
-pub(super) fn check(id: &Id, document: &Value, keyring: &Keyring) -> Result<Service, Problem> {
+pub(super) fn compile(id: &Id, document: &Value, keyring: &Keyring) -> Result<Service, Problem> {
     let service = Service {
         id: id.clone(),
         hosts: hosts(document, "")?,
-        upstream: upstream::target(document, keyring)?,
+        upstream: upstream::upstream_ref(document, keyring)?,
         client_identity: blocks::client_identity(document)?,
         proxy_rewrite: blocks::proxy_rewrite(document)?,
         blocked: None,
     };
-    refuse_unserved(document, &["script"])?;
-    refuse_upgrades(document)?;
+    forbid_unsupported(document, &["script"])?;
+    forbid_websocket(document)?;
     Ok(service)
 }
 
@@ -34,14 +34,14 @@ pub(super) fn hosts(document: &Value, one: &str) -> Result<Vec<HostPattern>, Pro
                 format!("invalid configuration: host \"{text}\" has a port, which is never compared");
             return Err(Problem::new("hosts", message)
                 .with_hint("write the name alone: it fits any port")
-                .of(Fault::Unsupported));
+                .with_kind(ProblemKind::Unsupported));
         }
     }
     Ok(hosts)
 }
 
 /// Upgrades are not forwarded; `false` asks for nothing else.
-pub(super) fn refuse_upgrades(document: &Value) -> Result<(), Problem> {
+pub(super) fn forbid_websocket(document: &Value) -> Result<(), Problem> {
     if flag(document, "enable_websocket") == Some(true) {
         return Err(unsupported(
             "enable_websocket",
@@ -52,8 +52,8 @@ pub(super) fn refuse_upgrades(document: &Value) -> Result<(), Problem> {
 }
 
 /// Refuses members that would change which requests are served and how, if they were served.
-pub(super) fn refuse_unserved(document: &Value, fields: &[&str]) -> Result<(), Problem> {
-    match fields.iter().find(|field| says_something(document, field)) {
+pub(super) fn forbid_unsupported(document: &Value, fields: &[&str]) -> Result<(), Problem> {
+    match fields.iter().find(|field| is_set(document, field)) {
         Some(field) => Err(unsupported(
             field,
             "remove it: served without it, requests would get through that it was to stop",

@@ -5,25 +5,25 @@ use std::sync::Arc;
 use pki::Keyring;
 use serde_json::Value;
 
-use super::fields::{enabled, names, text, texts};
+use super::fields::{enabled, names, string, strings};
 use super::{client, keypair};
 use crate::id::Id;
-use crate::problem::{Fault, Problem};
-use crate::resource::{KeyPair, Slot, Ssl, TlsVersion};
+use crate::problem::{Problem, ProblemKind};
+use crate::resource::{CacheSlot, KeyPair, Ssl, TlsVersion};
 
 /// In the order of contract 4.1.
-pub(super) fn check(id: &Id, document: &Value, keyring: &Keyring) -> Result<Ssl, Problem> {
-    let (cert, key) = (text(document, "cert"), text(document, "key"));
+pub(super) fn compile(id: &Id, document: &Value, keyring: &Keyring) -> Result<Ssl, Problem> {
+    let (cert, key) = (string(document, "cert"), string(document, "key"));
     let first = keypair::read(cert.unwrap_or_default(), key.unwrap_or_default(), ["cert", "key"], keyring)?;
     let mut ssl = Ssl {
         id: id.clone(),
-        client_side: text(document, "type") == Some("client"),
+        client_side: string(document, "type") == Some("client"),
         names: Vec::new(),
         pairs: vec![first],
         client: None,
         versions: None,
         enabled: enabled(document),
-        prepared: Slot::new(),
+        prepared: CacheSlot::new(),
         blocked: None,
     };
     if ssl.client_side {
@@ -32,7 +32,7 @@ pub(super) fn check(id: &Id, document: &Value, keyring: &Keyring) -> Result<Ssl,
     }
     more_pairs(document, keyring, &mut ssl.pairs)?;
     if let Some(client) = document.get("client") {
-        ssl.client = Some(Arc::new(client::check(client)?));
+        ssl.client = Some(Arc::new(client::compile(client)?));
     }
     ssl.versions = versions(document)?;
     ssl.names = names(document, "sni", "snis")?;
@@ -40,7 +40,7 @@ pub(super) fn check(id: &Id, document: &Value, keyring: &Keyring) -> Result<Ssl,
 }
 
 fn more_pairs(document: &Value, keyring: &Keyring, pairs: &mut Vec<KeyPair>) -> Result<(), Problem> {
-    let (certs, keys) = (texts(document, "certs"), texts(document, "keys"));
+    let (certs, keys) = (strings(document, "certs"), strings(document, "keys"));
     if certs.len() != keys.len() {
         let hint = format!("{} certs, {} keys", certs.len(), keys.len());
         return Err(Problem::new("certs", "mismatched number of certs and keys").with_hint(hint));
@@ -61,34 +61,35 @@ fn versions(document: &Value) -> Result<Option<Vec<TlsVersion>>, Problem> {
         return Ok(None);
     }
     let mut versions = Vec::new();
-    for name in texts(document, "ssl_protocols") {
+    for name in strings(document, "ssl_protocols") {
         // The schema names no other.
         let version = match name {
             "TLSv1.2" => TlsVersion::V12,
             "TLSv1.3" => TlsVersion::V13,
             _ => TlsVersion::V11,
         };
-        versions.push(served(version)?);
+        versions.push(require_supported_version(version)?);
     }
     if versions.is_empty() {
-        let problem = refuse("is empty: no client could connect");
+        let problem = invalid_protocols("is empty: no client could connect");
         return Err(problem.with_hint("name a version, or remove it"));
     }
     versions.sort();
     Ok(Some(versions))
 }
 
-/// Refuses a version that needs an engine this build is without: in a document, and again where it comes over the wire.
-pub(crate) fn served(version: TlsVersion) -> Result<TlsVersion, Problem> {
+/// Refuses a version that needs an engine this build is without: in a document, and again where it
+/// comes over the wire.
+pub(crate) fn require_supported_version(version: TlsVersion) -> Result<TlsVersion, Problem> {
     if version.is_served() {
         return Ok(version);
     }
-    let problem = refuse(&format!("has {}, which this build does not serve", version.as_str()));
+    let problem = invalid_protocols(&format!("has {}, which this build does not serve", version.as_str()));
     Err(problem
         .with_hint("both planes must be built with the cargo feature `engine-boring`")
-        .of(Fault::Unsupported))
+        .with_kind(ProblemKind::Unsupported))
 }
 
-fn refuse(why: &str) -> Problem {
+fn invalid_protocols(why: &str) -> Problem {
     Problem::new("ssl_protocols", format!("invalid configuration: ssl_protocols {why}"))
 }

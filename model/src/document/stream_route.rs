@@ -4,8 +4,8 @@ use ipnet::IpNet;
 use pki::Keyring;
 use serde_json::Value;
 
-use super::fields::{id as id_of, text, whole};
-use super::service::refuse_unserved;
+use super::fields::{id as id_of, string, unsigned};
+use super::service::forbid_unsupported;
 use super::{unsupported, upstream};
 use crate::id::Id;
 use crate::network::{self, NetworkError};
@@ -13,21 +13,21 @@ use crate::pattern::SniPattern;
 use crate::problem::Problem;
 use crate::resource::{StreamRoute, UpstreamRef};
 
-/// Its inline upstream is judged like any other, which APISIX leaves to the moment of use: what is accepted here no
-/// data plane refuses.
-pub(super) fn check(id: &Id, document: &Value, keyring: &Keyring) -> Result<StreamRoute, Problem> {
+/// Its inline upstream is judged like any other, which APISIX leaves to the moment of use: what is
+/// accepted here no data plane refuses.
+pub(super) fn compile(id: &Id, document: &Value, keyring: &Keyring) -> Result<StreamRoute, Problem> {
     let route = StreamRoute {
         id: id.clone(),
-        sni: text(document, "sni").map(sni).transpose()?,
+        sni: string(document, "sni").map(sni).transpose()?,
         remote_addr: address(document, "remote_addr")?,
         server_addr: address(document, "server_addr")?,
-        server_port: whole(document, "server_port")?.and_then(|port| u16::try_from(port).ok()),
-        upstream: upstream::target(document, keyring)?,
+        server_port: unsigned(document, "server_port")?.and_then(|port| u16::try_from(port).ok()),
+        upstream: upstream::upstream_ref(document, keyring)?,
         service: id_of(document, "service_id")?,
         blocked: None,
     };
-    refuse_portless(route.upstream.as_ref())?;
-    refuse_unserved(document, &["plugins"])?;
+    require_node_ports(route.upstream.as_ref())?;
+    forbid_unsupported(document, &["plugins"])?;
     if document.get("protocol").is_some() {
         return Err(unsupported("protocol", "remove it: streams are passed on as they are"));
     }
@@ -42,19 +42,19 @@ fn sni(text: &str) -> Result<SniPattern, Problem> {
 }
 
 fn address(document: &Value, field: &str) -> Result<Option<IpNet>, Problem> {
-    let Some(text) = text(document, field) else { return Ok(None) };
+    let Some(text) = string(document, field) else { return Ok(None) };
     network::parse(text).map(Some).map_err(|error| {
         let hint = match error {
-            NetworkError::Form => "like 192.0.2.1, 192.0.2.0/24, 2001:db8::1 or 2001:db8::/32".to_owned(),
-            NetworkError::Mapped => format!("{text} is {error}"),
+            NetworkError::Syntax => "like 192.0.2.1, 192.0.2.0/24, 2001:db8::1 or 2001:db8::/32".to_owned(),
+            NetworkError::MappedPrefix => format!("{text} is {error}"),
         };
         Problem::new(field, format!("invalid {field}: {text}")).with_hint(hint)
     })
 }
 
-/// A stream has no port that could stand in. The schemes of streams say so themselves; here one of HTTP is used for
-/// a stream.
-fn refuse_portless(target: Option<&UpstreamRef>) -> Result<(), Problem> {
+/// A stream has no port that could stand in. The schemes of streams say so themselves; here one of
+/// HTTP is used for a stream.
+fn require_node_ports(target: Option<&UpstreamRef>) -> Result<(), Problem> {
     let Some(UpstreamRef::Inline(upstream)) = target else { return Ok(()) };
-    upstream::refuse_portless(upstream).map_err(|problem| problem.within("upstream"))
+    upstream::require_node_ports(upstream).map_err(|problem| problem.within("upstream"))
 }

@@ -1,5 +1,5 @@
-//! The Admin API's cases by their texts, our own refusals by their fields, and the schema evaluator against
-//! an independent one.
+//! The Admin API's cases by their texts, our own refusals by their fields, and the schema evaluator
+//! against an independent one.
 
 mod checks;
 mod client;
@@ -72,7 +72,7 @@ fn stream_route(changes: Value) -> Value {
 
 /// Every document that these tests get accepted also arrives at a data plane as the same resource.
 fn checked(kind: Kind, document: &Value) -> Result<Resource, Problem> {
-    let resource = check(kind, &id("1"), document, &Keyring::none())?;
+    let resource = compile(kind, &id("1"), document, &Keyring::empty())?;
     let arrived = crate::wire::resource_from_wire(proto::push::Resource::from(&resource));
     assert!(arrived.unwrap() == resource, "{document}");
     Ok(resource)

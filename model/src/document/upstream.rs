@@ -5,29 +5,29 @@
 use pki::Keyring;
 use serde_json::Value;
 
-use super::fields::{flag, id, seconds, signed, text, timeouts, whole};
+use super::fields::{flag, id, seconds, signed, string, timeouts, unsigned};
 use super::{keypair, unsupported};
+use crate::host_name::HostName;
 use crate::id::Id;
-use crate::name::Name;
-use crate::problem::{Fault, Problem};
+use crate::problem::{Problem, ProblemKind};
 use crate::resource::{
-    Keepalive, Node, PassHost, Scheme, Slot, Upstream, UpstreamIdentity, UpstreamRef, UpstreamTls,
+    CacheSlot, KeepalivePool, Node, PassHost, Scheme, Upstream, UpstreamIdentity, UpstreamRef, UpstreamTls,
 };
 
 /// In the order of contract 3.2; then what is not served.
-pub(super) fn check(own: Option<&Id>, document: &Value, keyring: &Keyring) -> Result<Upstream, Problem> {
+pub(super) fn compile(own: Option<&Id>, document: &Value, keyring: &Keyring) -> Result<Upstream, Problem> {
     let nodes = nodes(document)?;
-    let pass_host = match text(document, "pass_host") {
+    let pass_host = match string(document, "pass_host") {
         Some("node") => PassHost::Node,
         Some("rewrite") => PassHost::Rewrite,
         _ => PassHost::Pass,
     };
-    let upstream_host = text(document, "upstream_host").filter(|host| !host.is_empty());
+    let upstream_host = string(document, "upstream_host").filter(|host| !host.is_empty());
     if pass_host == PassHost::Rewrite && upstream_host.is_none() {
         let message = "`upstream_host` can't be empty when `pass_host` is `rewrite`";
         return Err(Problem::new("upstream_host", message));
     }
-    if let Some(host) = upstream_host.filter(|host| Name::from_host(host).is_none()) {
+    if let Some(host) = upstream_host.filter(|host| HostName::from_host(host).is_none()) {
         let message = format!("invalid configuration: upstream_host \"{host}\" is not a host name");
         return Err(
             Problem::new("upstream_host", message).with_hint("expected a name, with a port if needed")
@@ -35,29 +35,29 @@ pub(super) fn check(own: Option<&Id>, document: &Value, keyring: &Keyring) -> Re
     }
     let tls = tls(document, keyring)?;
     check_hash(document)?;
-    refuse_unserved(document)?;
+    forbid_unsupported(document)?;
     let upstream = Upstream {
         id: own.cloned(),
         scheme: scheme(document)?,
         nodes,
-        retries: whole(document, "retries")?,
+        retries: unsigned(document, "retries")?,
         retry_timeout: seconds(document, "retry_timeout")?.filter(|bound| !bound.is_zero()),
         timeout: timeouts(document)?,
         pass_host,
         upstream_host: upstream_host.map(str::to_owned),
         keepalive: keepalive(document)?,
         tls,
-        prepared: Slot::new(),
+        prepared: CacheSlot::new(),
         blocked: None,
     };
-    if !upstream.scheme.speaks_http() {
-        refuse_portless(&upstream)?;
+    if !upstream.scheme.is_http() {
+        require_node_ports(&upstream)?;
     }
     Ok(upstream)
 }
 
 fn scheme(document: &Value) -> Result<Scheme, Problem> {
-    let Some(text) = text(document, "scheme") else { return Ok(Scheme::Http) };
+    let Some(text) = string(document, "scheme") else { return Ok(Scheme::Http) };
     Scheme::parse(text).ok_or_else(|| {
         let hint = format!("found {text}; expected http or https, or tcp or tls for stream_routes");
         unsupported("scheme", &hint)
@@ -65,7 +65,7 @@ fn scheme(document: &Value) -> Result<Scheme, Problem> {
 }
 
 /// What takes streams needs a port at every node.
-pub(super) fn refuse_portless(upstream: &Upstream) -> Result<(), Problem> {
+pub(super) fn require_node_ports(upstream: &Upstream) -> Result<(), Problem> {
     match upstream.nodes.iter().find(|node| node.port.is_none()) {
         None => Ok(()),
         Some(node) => {
@@ -75,10 +75,10 @@ pub(super) fn refuse_portless(upstream: &Upstream) -> Result<(), Problem> {
     }
 }
 
-/// The upstream of a route or service: `upstream_id` goes before `upstream` (contract 7.3), which is still
-/// checked.
-pub(super) fn target(document: &Value, keyring: &Keyring) -> Result<Option<UpstreamRef>, Problem> {
-    let inline = document.get("upstream").map(|upstream| check(None, upstream, keyring)).transpose();
+/// The upstream of a route or service: `upstream_id` goes before `upstream` (contract 7.3), which
+/// is still checked.
+pub(super) fn upstream_ref(document: &Value, keyring: &Keyring) -> Result<Option<UpstreamRef>, Problem> {
+    let inline = document.get("upstream").map(|upstream| compile(None, upstream, keyring)).transpose();
     let inline = inline.map_err(|problem| problem.within("upstream"))?;
     let named = id(document, "upstream_id")?.map(UpstreamRef::Id);
     Ok(named.or_else(|| inline.map(|upstream| UpstreamRef::Inline(upstream.into()))))
@@ -97,18 +97,19 @@ fn nodes(document: &Value) -> Result<Vec<Node>, Problem> {
             .map(|(index, item)| {
                 let field = format!("nodes[{index}]");
                 let inside = |problem: Problem| problem.within(&field);
-                let port = whole(item, "port").map_err(inside)?.and_then(|port| u16::try_from(port).ok());
-                let weight = whole(item, "weight").map_err(inside)?.unwrap_or_default();
+                let port = unsigned(item, "port").map_err(inside)?.and_then(|port| u16::try_from(port).ok());
+                let weight = unsigned(item, "weight").map_err(inside)?.unwrap_or_default();
                 let priority = signed(item, "priority").map_err(inside)?.unwrap_or_default();
-                node(text(item, "host").unwrap_or_default(), port, weight, priority, &field)
+                node(string(item, "host").unwrap_or_default(), port, weight, priority, &field)
             })
             .collect(),
         _ => Ok(Vec::new()),
     }
 }
 
-/// `address` is `host` or `host:port` in both forms of nodes: an APISIX gives a node's host to nginx, whose ngx_parse_url takes a port in it
-/// before the one beside it. What its schema lets through and no request could reach is unusable, not invalid.
+/// `address` is `host` or `host:port` in both forms of nodes: an APISIX gives a node's host to
+/// nginx, whose ngx_parse_url takes a port in it before the one beside it. What its schema lets
+/// through and no request could reach is unusable, not invalid.
 fn node(
     address: &str,
     beside: Option<u16>,
@@ -121,9 +122,9 @@ fn node(
         let message = "invalid configuration: IPv6 address must be enclosed with '[' and ']'";
         return Err(Problem::new(field, message));
     }
-    if Name::from_host(host).is_none() || host.starts_with('[') && !is_ipv6_literal(host) {
+    if HostName::from_host(host).is_none() || host.starts_with('[') && !is_ipv6_literal(host) {
         let message = format!("invalid configuration: node \"{address}\" is not a host name or address");
-        return Err(Problem::new(field, message).of(Fault::Unusable));
+        return Err(Problem::new(field, message).with_kind(ProblemKind::Unusable));
     }
     Ok(Node { host: host.to_owned(), port: inside.or(beside), weight, priority })
 }
@@ -144,7 +145,7 @@ fn address_of<'a>(address: &'a str, field: &str) -> Result<(&'a str, Option<u16>
     let host = address.get(..head.len() + rest.len()).unwrap_or(address);
     match port.parse::<u16>() {
         Ok(number) if number > 0 && port.bytes().all(|b| b.is_ascii_digit()) => Ok((host, Some(number))),
-        _ => Err(Problem::new(field, format!("invalid port {port}")).of(Fault::Unusable)),
+        _ => Err(Problem::new(field, format!("invalid port {port}")).with_kind(ProblemKind::Unusable)),
     }
 }
 
@@ -157,26 +158,26 @@ fn weight_of(weight: &Value, address: &str) -> Result<u32, Problem> {
     Err(Problem::new(format!("nodes.{address}"), message))
 }
 
-fn keepalive(document: &Value) -> Result<Option<Keepalive>, Problem> {
+fn keepalive(document: &Value) -> Result<Option<KeepalivePool>, Problem> {
     let Some(pool) = document.get("keepalive_pool") else { return Ok(None) };
     let inside = |problem: Problem| problem.within("keepalive_pool");
-    let default = Keepalive::default();
-    Ok(Some(Keepalive {
-        size: whole(pool, "size").map_err(inside)?.unwrap_or(default.size),
-        idle: seconds(pool, "idle_timeout").map_err(inside)?.unwrap_or(default.idle),
-        requests: whole(pool, "requests").map_err(inside)?.unwrap_or(default.requests),
+    let default = KeepalivePool::default();
+    Ok(Some(KeepalivePool {
+        size: unsigned(pool, "size").map_err(inside)?.unwrap_or(default.size),
+        idle_timeout: seconds(pool, "idle_timeout").map_err(inside)?.unwrap_or(default.idle_timeout),
+        requests: unsigned(pool, "requests").map_err(inside)?.unwrap_or(default.requests),
     }))
 }
 
 fn tls(document: &Value, keyring: &Keyring) -> Result<UpstreamTls, Problem> {
     let Some(tls) = document.get("tls") else { return Ok(UpstreamTls { identity: None, verify: false }) };
     let inside = |problem: Problem| problem.within("tls");
-    let identity = match (id(tls, "client_cert_id").map_err(inside)?, text(tls, "client_cert")) {
+    let identity = match (id(tls, "client_cert_id").map_err(inside)?, string(tls, "client_cert")) {
         (Some(id), _) => Some(UpstreamIdentity::Ssl(id)),
         (None, Some(cert)) => {
-            let key = text(tls, "client_key").unwrap_or_default();
+            let key = string(tls, "client_key").unwrap_or_default();
             let pair = keypair::read(cert, key, ["tls.client_cert", "tls.client_key"], keyring)
-                .map_err(|problem| problem.of(Fault::Unusable))?;
+                .map_err(|problem| problem.with_kind(ProblemKind::Unusable))?;
             Some(UpstreamIdentity::Inline(pair))
         }
         (None, None) => None,
@@ -186,22 +187,23 @@ fn tls(document: &Value, keyring: &Keyring) -> Result<UpstreamTls, Problem> {
 
 /// The checks of a balancer by hash that come before the refusal of it.
 fn check_hash(document: &Value) -> Result<(), Problem> {
-    if text(document, "type") != Some("chash") {
+    if string(document, "type") != Some("chash") {
         return Ok(());
     }
-    let on = text(document, "hash_on").unwrap_or("vars");
-    if !matches!(on, "consumer" | "vars_combinations") && text(document, "key").is_none() {
+    let on = string(document, "hash_on").unwrap_or("vars");
+    if !matches!(on, "consumer" | "vars_combinations") && string(document, "key").is_none() {
         return Err(Problem::new("key", "missing key"));
     }
     Ok(())
 }
 
-fn refuse_unserved(document: &Value) -> Result<(), Problem> {
-    match text(document, "type") {
+fn forbid_unsupported(document: &Value) -> Result<(), Problem> {
+    match string(document, "type") {
         None | Some("roundrobin") => {}
         Some(_) => return Err(unsupported("type", "the only balancer is roundrobin")),
     }
-    // Arguments without a `discovery_type` are for nothing: an APISIX does not read them, and its dashboard sends empty ones.
+    // Arguments without a `discovery_type` are for nothing: an APISIX does not read them, and its
+    // dashboard sends empty ones.
     for field in ["service_name", "discovery_type"] {
         if document.get(field).is_some() {
             return Err(unsupported(field, "list the servers in nodes"));

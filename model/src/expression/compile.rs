@@ -1,6 +1,7 @@
 //! JSON -> predicate: the grammar and its error texts, which are lua-resty-expr's where it has one.
 //!
-//! Stricter where the original silently makes a test that never (or, negated, always) holds: each such case is refused with what was meant.
+//! Stricter where the original silently makes a test that never (or, negated, always) holds: each
+//! such case is refused with what was meant.
 
 use std::cmp::Ordering;
 
@@ -8,7 +9,7 @@ use ipnet::IpNet;
 use regex::RegexBuilder;
 use serde_json::Value;
 
-use super::{Logic, Node, Operand, Test, Vars};
+use super::{Comparison, Expression, Logic, Operand, Vars};
 use crate::network;
 use crate::problem::Problem;
 use crate::variable::Variable;
@@ -66,7 +67,7 @@ fn logic(word: &str) -> Option<Logic> {
     })
 }
 
-fn node(rules: &[Value], left: &mut usize, depth: usize) -> Result<Node, Problem> {
+fn node(rules: &[Value], left: &mut usize, depth: usize) -> Result<Expression, Problem> {
     if depth > DEPTH_MAX {
         return Err(problem(format!("nested more than {DEPTH_MAX} deep")));
     }
@@ -74,11 +75,11 @@ fn node(rules: &[Value], left: &mut usize, depth: usize) -> Result<Node, Problem
         [] => Err(problem("rule too short")),
         [Value::Array(_), ..] => {
             let and = Logic { any: false, negated: false };
-            Ok(Node::Logic(and, nodes(rules, 1, left, depth)?))
+            Ok(Expression::Logic(and, nodes(rules, 1, left, depth)?))
         }
         [Value::String(word), rest @ ..] if logic(word).is_some() => {
             match (logic(word), rest) {
-                (Some(logic), [_, _, ..]) => Ok(Node::Logic(logic, nodes(rest, 2, left, depth)?)),
+                (Some(logic), [_, _, ..]) => Ok(Expression::Logic(logic, nodes(rest, 2, left, depth)?)),
                 _ => Err(problem("rule too short")
                     .with_hint(format!("after \"{word}\" come two expressions or more"))),
             }
@@ -92,7 +93,7 @@ fn node(rules: &[Value], left: &mut usize, depth: usize) -> Result<Node, Problem
 }
 
 /// `first`: the place of the first one, counted from 1.
-fn nodes(rules: &[Value], first: usize, left: &mut usize, depth: usize) -> Result<Vec<Node>, Problem> {
+fn nodes(rules: &[Value], first: usize, left: &mut usize, depth: usize) -> Result<Vec<Expression>, Problem> {
     (first..)
         .zip(rules)
         .map(|(index, rule)| {
@@ -103,7 +104,7 @@ fn nodes(rules: &[Value], first: usize, left: &mut usize, depth: usize) -> Resul
         .collect()
 }
 
-fn expression(rule: &[Value]) -> Result<Node, Problem> {
+fn expression(rule: &[Value]) -> Result<Expression, Problem> {
     let (name, negated, operator, value) = match rule {
         [name, not, operator, value] if not == "!" => (name, true, operator, value),
         [_, _, _, _] => {
@@ -116,15 +117,15 @@ fn expression(rule: &[Value]) -> Result<Node, Problem> {
     };
     let variable = variable(name)?;
     let test = match operator {
-        Value::Null if rule.len() == 2 => Test::Equal(operand(value)?),
+        Value::Null if rule.len() == 2 => Comparison::Equal(operand(value)?),
         Value::String(operator) => test(&operator.to_ascii_lowercase(), operator, value)?,
         _ => return Err(problem("invalid expression").with_hint("the operator is a text like \"==\"")),
     };
     match (&test, variable.is_list()) {
-        (Test::Has(_), false) => Err(problem("the operator 'has' needs a variable that is a list").with_hint(
+        (Comparison::Has(_), false) => Err(problem("the operator 'has' needs a variable that is a list").with_hint(
             "ssl_client_san_uri, ssl_client_san_dns and ssl_client_san_email are; every other holds one text",
         )),
-        (Test::Has(_), true) | (_, false) => Ok(Node::Test { variable, negated, test }),
+        (Comparison::Has(_), true) | (_, false) => Ok(Expression::Test { variable, negated, test }),
         (_, true) => Err(problem("a variable that is a list can only be asked with 'has'")),
     }
 }
@@ -132,11 +133,11 @@ fn expression(rule: &[Value]) -> Result<Node, Problem> {
 fn variable(name: &Value) -> Result<Variable, Problem> {
     let name =
         name.as_str().ok_or_else(|| problem("invalid expression").with_hint("a variable is a text"))?;
-    Variable::parse(name).ok_or_else(|| unknown(name))
+    Variable::parse(name).ok_or_else(|| unknown_variable(name))
 }
 
 /// The refusal of a name that is no variable.
-pub(crate) fn unknown(name: &str) -> Problem {
+pub(crate) fn unknown_variable(name: &str) -> Problem {
     let hint = match Variable::closest(name) {
         Some(meant) => format!("did you mean \"{meant}\"?"),
         None => "a variable that is never known would leave its test without meaning".to_owned(),
@@ -149,23 +150,23 @@ fn is_operator(text: &str) -> bool {
     OPERATORS.contains(&text.to_ascii_lowercase().as_str())
 }
 
-fn test(operator: &str, written: &str, value: &Value) -> Result<Test, Problem> {
+fn test(operator: &str, written: &str, value: &Value) -> Result<Comparison, Problem> {
     use Ordering::{Equal, Greater, Less};
     Ok(match operator {
-        "==" => Test::Equal(operand(value)?),
-        "~=" => Test::NotEqual(operand(value)?),
-        ">" => Test::Ordered(&[Greater], bound(written, value)?),
-        ">=" => Test::Ordered(&[Greater, Equal], bound(written, value)?),
-        "<" => Test::Ordered(&[Less], bound(written, value)?),
-        "<=" => Test::Ordered(&[Less, Equal], bound(written, value)?),
-        "~~" => Test::Matches(pattern(value, false)?),
-        "~*" => Test::Matches(pattern(value, true)?),
-        "in" => Test::In(list(written, value)?.iter().map(operand).collect::<Result<_, _>>()?),
+        "==" => Comparison::Equal(operand(value)?),
+        "~=" => Comparison::NotEqual(operand(value)?),
+        ">" => Comparison::Ordered(&[Greater], bound(written, value)?),
+        ">=" => Comparison::Ordered(&[Greater, Equal], bound(written, value)?),
+        "<" => Comparison::Ordered(&[Less], bound(written, value)?),
+        "<=" => Comparison::Ordered(&[Less, Equal], bound(written, value)?),
+        "~~" => Comparison::Matches(pattern(value, false)?),
+        "~*" => Comparison::Matches(pattern(value, true)?),
+        "in" => Comparison::In(list(written, value)?.iter().map(operand).collect::<Result<_, _>>()?),
         "has" => match value {
-            Value::String(element) => Test::Has(element.as_str().into()),
+            Value::String(element) => Comparison::Has(element.as_str().into()),
             _ => return Err(problem("the operator 'has' compares with a text")),
         },
-        "ipmatch" => Test::Within(networks(value)?),
+        "ipmatch" => Comparison::Within(networks(value)?),
         _ => return Err(problem(format!("invalid operator '{written}'"))),
     })
 }

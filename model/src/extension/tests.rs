@@ -14,7 +14,8 @@ fn words(text: &str) -> Vec<&str> {
     text.split(' ').collect()
 }
 
-/// What APISIX's schemas have (its `schema_def.lua`, 3.21), and what this gateway's have beside that: the table must name exactly those.
+/// What APISIX's schemas have (its `schema_def.lua`, 3.21), and what this gateway's have beside
+/// that: the table must name exactly those.
 #[test]
 fn the_table_names_every_field_that_apisix_lacks() {
     let meta = ["id", "name", "desc", "labels", "create_time", "update_time"];
@@ -70,7 +71,7 @@ fn the_table_names_every_field_that_apisix_lacks() {
 #[track_caller]
 fn carries(kind: Kind, before: Value, document: Value, expected: Value, kept: &[&str], removed: &[&str]) {
     let mut document = object(document);
-    let carried = carry(kind, Some(&before), &mut document);
+    let carried = carry_over(kind, Some(&before), &mut document);
     assert_eq!(Value::Object(document), expected);
     assert_eq!((carried.kept, carried.removed), (owned(kept), owned(removed)));
 }
@@ -118,7 +119,7 @@ fn what_is_not_mentioned_is_kept() {
     // What APISIX knows is replaced, and a new document has nothing to carry.
     carries(Kind::Upstream, json!({"client_identity": 1, "retries": 2}), json!({}), json!({}), &[], &[]);
     let mut fresh = object(json!({"client_identity": null, "uri": "/a"}));
-    assert_eq!(carry(Kind::Route, None, &mut fresh), Carried::default());
+    assert_eq!(carry_over(Kind::Route, None, &mut fresh), CarriedOver::default());
     assert_eq!(Value::Object(fresh), json!({"uri": "/a"}));
 }
 
@@ -255,7 +256,7 @@ proptest! {
     fn carrying_over_restores(document in some_document()) {
         for kind in Kind::ALL {
             let mut before = object(document.clone());
-            carry(kind, None, &mut before);
+            carry_over(kind, None, &mut before);
             // The schema has no policy without lists.
             if let Some(client) = before.get_mut("client").and_then(Value::as_object_mut)
                 && !client.contains_key("crl")
@@ -265,9 +266,9 @@ proptest! {
             let mut put = before.clone();
             split(kind, &mut put);
             let before = Value::Object(before);
-            carry(kind, Some(&before), &mut put);
+            carry_over(kind, Some(&before), &mut put);
             prop_assert_eq!(&Value::Object(put.clone()), &before);
-            prop_assert_eq!(carry(kind, Some(&before), &mut put), Carried::default());
+            prop_assert_eq!(carry_over(kind, Some(&before), &mut put), CarriedOver::default());
         }
     }
 }

@@ -1,56 +1,57 @@
-//! How routes and patterns fit together with how the settings file has paths read: patterns that no path can fit, and rules that an
-//! encoded slash passes by.
+//! How routes and patterns fit together with how the settings file has paths read: patterns that no
+//! path can fit, and rules that an encoded slash passes by.
 
 mod encoded_slash;
 
-use super::{Finding, Notes, Severity};
+use super::{Finding, Findings, Severity};
 use crate::proxy_rewrite::UriRewrite;
+use crate::request_target::PathOptions;
 use crate::resource::{Resource, Route};
 use crate::snapshot::Snapshot;
-use crate::target::PathOptions;
 
 const SWITCH: &str =
     "set apisix.match_uri_encoded_slash: true in the settings files of both planes, or write a / for it";
 
-/// Findings about routes' uris and patterns and sites' skip patterns, in the order of keys within each sort.
-pub fn paths(snapshot: &Snapshot, options: PathOptions) -> Vec<Finding> {
+/// Findings about routes' uris and patterns and sites' skip patterns, in the order of keys within
+/// each sort.
+pub fn lint_paths(snapshot: &Snapshot, options: PathOptions) -> Vec<Finding> {
     let mut found = Vec::new();
     for held in snapshot.resources().filter(|held| held.resource.blocked().is_none()) {
-        let mut notes = Notes::about(held.resource.key());
+        let mut notes = Findings::for_resource(held.resource.key());
         match &held.resource {
-            Resource::Route(route) => look_at_route(route, options, &mut notes),
+            Resource::Route(route) => check_route(route, options, &mut notes),
             Resource::Ssl(ssl) => {
                 let patterns = ssl.client.as_deref().map(|policy| policy.skip_patterns()).unwrap_or_default();
-                look_at_patterns("client.skip_mtls_uri_regex", patterns.iter(), options, &mut notes);
+                check_patterns("client.skip_mtls_uri_regex", patterns.iter(), options, &mut notes);
             }
             _ => {}
         }
-        found.extend(notes.found);
+        found.extend(notes.findings);
     }
     if options.match_uri_encoded_slash {
-        found.extend(encoded_slash::passed_by(snapshot));
+        found.extend(encoded_slash::lint_encoded_slash(snapshot));
     }
     found
 }
 
-fn look_at_route(route: &Route, options: PathOptions, notes: &mut Notes) {
+fn check_route(route: &Route, options: PathOptions, notes: &mut Findings) {
     for uri in &route.uris {
-        if let Some((what, hint)) = unmatched(uri.as_str(), uri.is_exact(), options) {
+        if let Some((what, hint)) = unmatchable(uri.as_str(), uri.is_exact(), options) {
             notes.add(Severity::Warning, "uri", format!("uri \"{uri}\" {what}"), hint);
         }
     }
     if let Some(UriRewrite::Patterns(patterns)) = route.proxy_rewrite.as_deref().and_then(|block| block.uri())
     {
         let patterns = patterns.iter().map(|(pattern, _)| pattern.as_str());
-        look_at_patterns("plugins.proxy-rewrite.regex_uri", patterns, options, notes);
+        check_patterns("plugins.proxy-rewrite.regex_uri", patterns, options, notes);
     }
 }
 
-fn look_at_patterns(
+fn check_patterns(
     field: &str,
     patterns: impl Iterator<Item = impl AsRef<str>>,
     options: PathOptions,
-    notes: &mut Notes,
+    notes: &mut Findings,
 ) {
     for pattern in patterns {
         let pattern = pattern.as_ref();
@@ -66,14 +67,14 @@ fn has_slash(text: &str) -> bool {
 }
 
 /// Why no path can fit, and what to do.
-fn unmatched(uri: &str, exact: bool, options: PathOptions) -> Option<(&'static str, &'static str)> {
+fn unmatchable(uri: &str, exact: bool, options: PathOptions) -> Option<(&'static str, &'static str)> {
     let dots = uri.split('/').any(|segment| matches!(segment, "." | ".."));
     let PathOptions { match_uri_encoded_slash, normalize_uri_like_servlet, delete_uri_tail_slash } = options;
     if has_slash(uri) && !match_uri_encoded_slash {
         Some(("takes no request: %2F is read as /", SWITCH))
     } else if uri.contains("%2f") {
         Some(("takes no request: an encoded slash is matched as %2F", "write %2F"))
-    } else if escape(&uri.replace("%2F", "")) {
+    } else if has_escape(&uri.replace("%2F", "")) {
         Some(("has an escape, but paths are matched decoded", "write the character itself"))
     } else if dots || uri.contains("//") {
         Some(("takes no request: paths are matched without dot segments and empty ones", "leave them out"))
@@ -86,7 +87,7 @@ fn unmatched(uri: &str, exact: bool, options: PathOptions) -> Option<(&'static s
     }
 }
 
-fn escape(uri: &str) -> bool {
+fn has_escape(uri: &str) -> bool {
     uri.as_bytes().windows(3).any(
         |three| matches!(three, [b'%', high, low] if high.is_ascii_hexdigit() && low.is_ascii_hexdigit()),
     )

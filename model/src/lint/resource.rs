@@ -3,7 +3,7 @@
 use pki::{Certificate, ClientAuth};
 use rustls_pki_types::UnixTime;
 
-use super::{Notes, Severity};
+use super::{Findings, Severity};
 use crate::pattern::SniPattern;
 use crate::resource::{KeyPair, Resource, Ssl, Upstream, UpstreamIdentity, UpstreamRef};
 
@@ -15,22 +15,22 @@ const CRL_SOON: u64 = DAY;
 /// A path nobody has a rule for: whatever frees it frees them all.
 const ANY_PATH: &str = "/6f1c/countersign-lint";
 
-pub(super) fn look(resource: &Resource, now: UnixTime, notes: &mut Notes) {
+pub(super) fn check(resource: &Resource, now: UnixTime, notes: &mut Findings) {
     if resource.blocked().is_some() {
         // There is nothing in it, and that it is blocked is told where it was adopted.
         return;
     }
     match resource {
         Resource::GlobalRule(_) => {}
-        Resource::Ssl(ssl) => look_at_ssl(ssl, now, notes),
-        Resource::Upstream(upstream) => look_at_upstream("", upstream, now, notes),
-        Resource::Service(service) => look_at_target(service.upstream.as_ref(), now, notes),
+        Resource::Ssl(ssl) => check_ssl(ssl, now, notes),
+        Resource::Upstream(upstream) => check_upstream("", upstream, now, notes),
+        Resource::Service(service) => check_upstream_ref(service.upstream.as_ref(), now, notes),
         Resource::Route(route) => {
             for uri in route.uris.iter().filter(|uri| !uri.as_str().starts_with(['/', '*'])) {
                 let what = format!("uri \"{uri}\" does not start with /, so no request can match it");
                 notes.add(Severity::Error, "uri", what, "write /... or *");
             }
-            look_at_target(route.upstream.as_ref(), now, notes);
+            check_upstream_ref(route.upstream.as_ref(), now, notes);
         }
         Resource::StreamRoute(route) => {
             if route.upstream.is_none() && route.service.is_none() {
@@ -43,26 +43,26 @@ pub(super) fn look(resource: &Resource, now: UnixTime, notes: &mut Notes) {
                     "give it an upstream, upstream_id or service_id",
                 );
             }
-            look_at_target(route.upstream.as_ref(), now, notes);
+            check_upstream_ref(route.upstream.as_ref(), now, notes);
         }
     }
 }
 
-fn look_at_ssl(ssl: &Ssl, now: UnixTime, notes: &mut Notes) {
+fn check_ssl(ssl: &Ssl, now: UnixTime, notes: &mut Findings) {
     for (place, pair) in ssl.pairs.iter().enumerate() {
         let field = if place == 0 { "cert".to_owned() } else { format!("certs[{place}]") };
-        look_at_pair(&field, pair, now, notes);
-        look_at_names(&field, pair, &ssl.names, notes);
+        check_key_pair(&field, pair, now, notes);
+        check_certificate_names(&field, pair, &ssl.names, notes);
     }
     if let Some(policy) = &ssl.client {
-        look_at_policy(policy, now, notes);
+        check_policy(policy, now, notes);
     }
 }
 
-fn look_at_policy(policy: &ClientAuth, now: UnixTime, notes: &mut Notes) {
+fn check_policy(policy: &ClientAuth, now: UnixTime, notes: &mut Findings) {
     for (place, anchor) in (1..).zip(policy.anchors().certificates()) {
         let hint = "replace it by its successor: clients below it are refused once it has ended";
-        look_at_dates(&format!("client.ca[{place}]"), "anchor", anchor, now, hint, notes);
+        check_dates(&format!("client.ca[{place}]"), "anchor", anchor, now, hint, notes);
     }
     for (place, pattern) in (1..).zip(policy.skip_patterns()) {
         let field = format!("client.skip_mtls_uri_regex[{place}]");
@@ -72,7 +72,7 @@ fn look_at_policy(policy: &ClientAuth, now: UnixTime, notes: &mut Notes) {
             notes.add(Severity::Warning, field, what, "start it with ^");
         }
     }
-    if let Some(pattern) = policy.skipped_by(ANY_PATH) {
+    if let Some(pattern) = policy.skip_pattern_for(ANY_PATH) {
         let what =
             format!("\"{pattern}\" exempts every path: no client certificate is demanded on this site");
         notes.add(
@@ -101,17 +101,17 @@ fn look_at_policy(policy: &ClientAuth, now: UnixTime, notes: &mut Notes) {
     }
 }
 
-fn look_at_upstream(outer: &str, upstream: &Upstream, now: UnixTime, notes: &mut Notes) {
+fn check_upstream(outer: &str, upstream: &Upstream, now: UnixTime, notes: &mut Findings) {
     let field = |inner: &str| format!("{outer}{inner}");
     if let Some(UpstreamIdentity::Inline(pair)) = &upstream.tls.identity {
-        look_at_pair(&field("tls.client_cert"), pair, now, notes);
+        check_key_pair(&field("tls.client_cert"), pair, now, notes);
     }
     if !upstream.scheme.is_encrypted() && (upstream.tls.identity.is_some() || upstream.tls.verify) {
         let what = format!(
             "tls is configured, but the scheme is {}: nothing is encrypted",
             upstream.scheme.as_str()
         );
-        let meant = if upstream.scheme.speaks_http() { "set scheme to https" } else { "set scheme to tls" };
+        let meant = if upstream.scheme.is_http() { "set scheme to https" } else { "set scheme to tls" };
         notes.add(Severity::Error, field("tls"), what, meant);
     }
     if upstream.nodes.len() != 1 && upstream.nodes.iter().all(|node| node.weight == 0) {
@@ -120,20 +120,20 @@ fn look_at_upstream(outer: &str, upstream: &Upstream, now: UnixTime, notes: &mut
     }
 }
 
-fn look_at_target(target: Option<&UpstreamRef>, now: UnixTime, notes: &mut Notes) {
+fn check_upstream_ref(target: Option<&UpstreamRef>, now: UnixTime, notes: &mut Findings) {
     if let Some(UpstreamRef::Inline(upstream)) = target {
-        look_at_upstream("upstream.", upstream, now, notes);
+        check_upstream("upstream.", upstream, now, notes);
     }
 }
 
-fn look_at_pair(field: &str, pair: &KeyPair, now: UnixTime, notes: &mut Notes) {
+fn check_key_pair(field: &str, pair: &KeyPair, now: UnixTime, notes: &mut Findings) {
     for certificate in &pair.chain {
-        look_at_dates(field, "certificate", certificate, now, "put the renewed certificate there", notes);
+        check_dates(field, "certificate", certificate, now, "put the renewed certificate there", notes);
     }
 }
 
 /// Clients compare the name they asked for with the certificate's own.
-fn look_at_names(field: &str, pair: &KeyPair, names: &[SniPattern], notes: &mut Notes) {
+fn check_certificate_names(field: &str, pair: &KeyPair, names: &[SniPattern], notes: &mut Findings) {
     let Some(leaf) = pair.leaf() else { return };
     let covers = |name: &SniPattern, own: &SniPattern| match (name, own) {
         (SniPattern::Exact(name), SniPattern::Suffix(suffix)) => {
@@ -153,13 +153,13 @@ fn look_at_names(field: &str, pair: &KeyPair, names: &[SniPattern], notes: &mut 
     }
 }
 
-fn look_at_dates(
+fn check_dates(
     field: &str,
     role: &str,
     certificate: &Certificate,
     now: UnixTime,
     hint: &str,
-    notes: &mut Notes,
+    notes: &mut Findings,
 ) {
     let (now, end) = (now.as_secs(), certificate.not_after().as_secs());
     let subject = certificate.subject();

@@ -1,14 +1,14 @@
 use pki::Keyring;
-use pki::mint::{Authority, AuthoritySpec, LeafSpec};
+use pki::ca::{Authority, AuthoritySpec, LeafSpec};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::*;
 use crate::delta::Versioned;
 use crate::id::Kind;
+use crate::request_target::PathOptions;
 use crate::samples::{AUTHORITY, id, some_snapshot};
 use crate::snapshot::Snapshot;
-use crate::target::PathOptions;
 
 const DAY: u64 = 86_400;
 
@@ -32,18 +32,18 @@ fn ssl(names: &[&str], more: Value) -> Value {
 }
 
 fn checked(kind: Kind, own: &str, document: &Value) -> Resource {
-    crate::check(kind, &id(own), document, &Keyring::none()).unwrap()
+    crate::compile(kind, &id(own), document, &Keyring::empty()).unwrap()
 }
 
 /// Every finding about these resources, as one line each.
 fn told(resources: &[(Kind, &str, Value)], plain_http: bool) -> Vec<String> {
     let versioned = resources
         .iter()
-        .map(|(kind, own, document)| Versioned { revision: 1, resource: checked(*kind, own, document) });
-    let found = together(&Snapshot::from_resources(1, versioned), now(), plain_http);
+        .map(|(kind, own, document)| Versioned { version: 1, resource: checked(*kind, own, document) });
+    let found = lint_snapshot(&Snapshot::from_resources(1, versioned), now(), plain_http);
     let line = |finding: &Finding| {
         let key = finding.resource.as_ref().map(ToString::to_string).unwrap_or_default();
-        format!("{} {key} {}: {}", finding.severity.as_str(), finding.field, finding.what)
+        format!("{} {key} {}: {}", finding.severity.as_str(), finding.field, finding.message)
     };
     found.iter().map(line).collect()
 }
@@ -99,7 +99,7 @@ fn certificates_and_anchors_that_end() {
 fn revocation_lists_that_end() {
     let today = now().as_secs();
     let with = |to: u64, policy: &str| {
-        let spec = pki::mint::CrlSpec::new().between(at(today - 9 * DAY), at(to));
+        let spec = pki::ca::CrlSpec::new().between(at(today - 9 * DAY), at(to));
         let crl = AUTHORITY.crl_pem(&spec).unwrap();
         ssl(
             &["a.com"],
@@ -151,8 +151,11 @@ fn uris_and_patterns_that_no_path_can_fit() {
     let servlet = PathOptions { normalize_uri_like_servlet: true, ..plain };
     let tail = PathOptions { delete_uri_tail_slash: true, ..plain };
     let told = |document: &Value, kind, options| -> Vec<String> {
-        let held = Versioned { revision: 1, resource: checked(kind, "1", document) };
-        paths(&Snapshot::from_resources(1, [held]), options).into_iter().map(|finding| finding.what).collect()
+        let held = Versioned { version: 1, resource: checked(kind, "1", document) };
+        lint_paths(&Snapshot::from_resources(1, [held]), options)
+            .into_iter()
+            .map(|finding| finding.message)
+            .collect()
     };
     let of_uri =
         |uri: &str, options| told(&json!({"uri": uri, "upstream": upstream()}), Kind::Route, options);
@@ -206,9 +209,9 @@ fn encoded_slashes_beside_a_broader_route() {
     let told = |documents: &[(Kind, &str, Value)], options| -> Vec<String> {
         let held = documents
             .iter()
-            .map(|(kind, own, document)| Versioned { revision: 1, resource: checked(*kind, own, document) });
-        let found = paths(&Snapshot::from_resources(1, held), options).into_iter();
-        found.map(|finding| format!("{} {}", finding.field, finding.what)).collect()
+            .map(|(kind, own, document)| Versioned { version: 1, resource: checked(*kind, own, document) });
+        let found = lint_paths(&Snapshot::from_resources(1, held), options).into_iter();
+        found.map(|finding| format!("{} {}", finding.field, finding.message)).collect()
     };
     let route = |host: &str, uri: &str, more: Value| {
         let mut document = json!({"host": host, "uri": uri, "upstream": upstream()});
@@ -307,8 +310,8 @@ proptest! {
     #[test]
     fn the_order_depends_on_nothing_but_the_resources(snapshot in some_snapshot()) {
         let again = Snapshot::from_resources(9, snapshot.resources().cloned().collect::<Vec<_>>().into_iter().rev());
-        let found = together(&snapshot, now(), true);
+        let found = lint_snapshot(&snapshot, now(), true);
         prop_assert!(found.is_sorted());
-        prop_assert_eq!(found, together(&again, now(), true));
+        prop_assert_eq!(found, lint_snapshot(&again, now(), true));
     }
 }

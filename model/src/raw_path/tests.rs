@@ -1,15 +1,15 @@
 use std::sync::Arc;
 
 use pki::Keyring;
-use pki::mint::LeafSpec;
+use pki::ca::LeafSpec;
 use serde_json::{Value, json};
 
 use super::*;
 use crate::delta::{Delta, Versioned};
 use crate::destination;
 use crate::id::Kind;
+use crate::request_target::{PathOptions, RequestTarget};
 use crate::samples::{AUTHORITY, id};
-use crate::target::{PathOptions, Target};
 use crate::variable::NoVariables;
 
 fn with(mut document: Value, more: Value) -> Value {
@@ -33,7 +33,7 @@ fn listed() -> Value {
 }
 
 fn listed_sibling() -> Conflict {
-    Conflict::Sibling(id("2"), "client_identity.allow")
+    Conflict::OtherRoute(id("2"), "client_identity.allow")
 }
 
 fn ssl(name: &str, skip: Option<&str>) -> Value {
@@ -47,24 +47,25 @@ fn ssl(name: &str, skip: Option<&str>) -> Value {
 
 fn held(documents: &[(Kind, &str, Value)]) -> Vec<Versioned> {
     let check = |(kind, own, document): &(Kind, &str, Value)| {
-        crate::check(*kind, &id(own), document, &Keyring::none()).unwrap()
+        crate::compile(*kind, &id(own), document, &Keyring::empty()).unwrap()
     };
-    documents.iter().map(|document| Versioned { revision: 1, resource: check(document) }).collect()
+    documents.iter().map(|document| Versioned { version: 1, resource: check(document) }).collect()
 }
 
 fn snapshot(documents: &[(Kind, &str, Value)]) -> Snapshot {
     Snapshot::from_resources(1, held(documents))
 }
 
-/// The verdict about an anonymous request for the raw route on a.test, on a site with the policy of that ssl.
+/// The verdict about an anonymous request for the raw route on a.test, on a site with the policy of
+/// that ssl.
 fn judged(snapshot: &Snapshot) -> Result<(), Conflict> {
-    let target = Target::new(None, Some("a.test"), "/open/x", PathOptions::default()).unwrap();
+    let target = RequestTarget::new(None, Some("a.test"), "/open/x", PathOptions::default()).unwrap();
     let remote = "192.0.2.1".parse().unwrap();
     let found = destination::find(snapshot, &target, "GET", remote, &NoVariables).unwrap();
     assert_eq!(found.route.id, id("raw"));
     let site = snapshot.site(target.host.as_ref().unwrap());
     let policy = site.and_then(|ssl| ssl.client.as_deref());
-    judge(snapshot, &found, policy, &Client::NotAsked)
+    check_request(snapshot, &found, policy, &ClientVerification::NotRequested)
 }
 
 #[test]
@@ -96,7 +97,7 @@ fn a_raw_path_is_forwarded_where_no_rule_judges_paths() {
         let found: Vec<_> = conflicts(&snapshot, snapshot.route(&id("raw")).unwrap()).collect();
         assert_eq!(found.is_empty(), stands.is_none(), "{found:?}");
         let resource = &snapshot.get(&crate::id::Key::new(Kind::Route, id("raw"))).unwrap().resource;
-        assert_eq!(check(&snapshot, resource).is_err(), stands.is_some());
+        assert_eq!(check_resource(&snapshot, resource).is_err(), stands.is_some());
     }
 }
 
@@ -105,8 +106,8 @@ fn a_blocked_sibling_stands_in_the_way_too() {
     let raw_route = held(&[(Kind::Route, "raw", raw("a.test"))]);
     let sibling = held(&[(Kind::Route, "2", route("a.test", "/secret/*", json!({})))]).remove(0);
     let resource = crate::samples::block(sibling.resource);
-    let all = raw_route.into_iter().chain([Versioned { revision: 1, resource }]);
-    assert_eq!(judged(&Snapshot::from_resources(1, all)), Err(Conflict::Sibling(id("2"), "block")));
+    let all = raw_route.into_iter().chain([Versioned { version: 1, resource }]);
+    assert_eq!(judged(&Snapshot::from_resources(1, all)), Err(Conflict::OtherRoute(id("2"), "block")));
 }
 
 #[test]
@@ -147,7 +148,7 @@ fn a_service_asks_for_its_routes() {
     assert!(is_enabled(&snapshot, snapshot.route(&id("1")).unwrap()));
     assert!(!is_enabled(&snapshot, snapshot.route(&id("3")).unwrap()), "its own block takes the place");
     let service = Resource::Service(Arc::clone(snapshot.service(&id("s")).unwrap()));
-    let problem = check(&snapshot, &service).unwrap_err();
+    let problem = check_resource(&snapshot, &service).unwrap_err();
     assert!(problem.field == FIELD && problem.message.contains("route 2"), "{problem:?}");
 }
 
@@ -170,7 +171,7 @@ fn a_sibling_that_takes_less_stands_in_the_way() {
         (json!({"vars": [], "priority": 9}), None),
         (with(vars("host"), json!({"status": 0})), None),
     ] {
-        let stands = member.map(|member| Conflict::Sibling(id("2"), member));
+        let stands = member.map(|member| Conflict::OtherRoute(id("2"), member));
         let sibling = |host| route(host, "/secret/*", more.clone());
         assert_eq!(beside(raw("a.test"), sibling("a.test")), stands, "{more}");
         assert_eq!(beside(raw("*.test"), sibling("a.test")), stands, "{more}");
@@ -194,7 +195,7 @@ fn the_data_plane_refuses_what_a_guarded_sibling_forbids() {
         let documents =
             [(Kind::Route, "raw", raw("a.test")), (Kind::Route, "2", route("a.test", "/boss/*", more))];
         let snapshot = snapshot(&documents);
-        assert!(matches!(judged(&snapshot), Err(Conflict::Sibling(..))), "{documents:?}");
+        assert!(matches!(judged(&snapshot), Err(Conflict::OtherRoute(..))), "{documents:?}");
         assert_eq!(judged(&snapshot), judged(&snapshot), "the second answer is remembered");
     }
 }
@@ -238,7 +239,7 @@ fn a_route_that_leads_a_part_elsewhere_stands_in_the_way() {
     let wide = || with(raw("a.test"), json!({"uri": "/*"}));
     let same = || json!({"upstream": wide()["upstream"]});
     let member = |raw, sibling| match beside(raw, sibling) {
-        Some(Conflict::Sibling(_, member)) => Some(member),
+        Some(Conflict::OtherRoute(_, member)) => Some(member),
         _ => None,
     };
     let inside = |more| route("a.test", "/admin/*", more);

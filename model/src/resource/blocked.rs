@@ -1,8 +1,10 @@
-//! Blocked resources: another program stored what this gateway cannot honour, and nobody may get through because of that.
+//! Blocked resources: another program stored what this gateway cannot honour, and nobody may get
+//! through because of that.
 //!
-//! A blocked resource keeps its place: a route takes the requests that the real one would take, a site answers for its names. Left out, it
-//! would leave them to a broader route or site without its protection. What gets there is refused. Only the matchers of a blocked
-//! resource mean anything; everything else in it is empty, and whoever follows one asks [`Resource::blocked`] first.
+//! A blocked resource keeps its place: a route takes the requests that the real one would take, a
+//! site answers for its names. Left out, it would leave them to a broader route or site without its
+//! protection. What gets there is refused. Only the matchers of a blocked resource mean anything;
+//! everything else in it is empty, and whoever follows one asks [`Resource::blocked`] first.
 
 use std::fmt;
 use std::sync::Arc;
@@ -26,7 +28,7 @@ impl Blocked {
     }
 
     /// The sentence.
-    pub fn why(&self) -> &str {
+    pub fn reason(&self) -> &str {
         &self.0
     }
 }

@@ -5,7 +5,7 @@ use std::fmt;
 /// A method the route schema knows (contract 3.3).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[allow(missing_docs)] // their names say it all
-pub enum Method {
+pub enum RouteMethod {
     Get,
     Post,
     Put,
@@ -18,83 +18,83 @@ pub enum Method {
     Purge,
 }
 
-impl Method {
+impl RouteMethod {
     /// All of them.
-    pub const ALL: [Method; 10] = [
-        Method::Get,
-        Method::Post,
-        Method::Put,
-        Method::Delete,
-        Method::Patch,
-        Method::Head,
-        Method::Options,
-        Method::Connect,
-        Method::Trace,
-        Method::Purge,
+    pub const ALL: [RouteMethod; 10] = [
+        RouteMethod::Get,
+        RouteMethod::Post,
+        RouteMethod::Put,
+        RouteMethod::Delete,
+        RouteMethod::Patch,
+        RouteMethod::Head,
+        RouteMethod::Options,
+        RouteMethod::Connect,
+        RouteMethod::Trace,
+        RouteMethod::Purge,
     ];
 
     /// As on the request line.
     pub fn as_str(self) -> &'static str {
         match self {
-            Method::Get => "GET",
-            Method::Post => "POST",
-            Method::Put => "PUT",
-            Method::Delete => "DELETE",
-            Method::Patch => "PATCH",
-            Method::Head => "HEAD",
-            Method::Options => "OPTIONS",
-            Method::Connect => "CONNECT",
-            Method::Trace => "TRACE",
-            Method::Purge => "PURGE",
+            RouteMethod::Get => "GET",
+            RouteMethod::Post => "POST",
+            RouteMethod::Put => "PUT",
+            RouteMethod::Delete => "DELETE",
+            RouteMethod::Patch => "PATCH",
+            RouteMethod::Head => "HEAD",
+            RouteMethod::Options => "OPTIONS",
+            RouteMethod::Connect => "CONNECT",
+            RouteMethod::Trace => "TRACE",
+            RouteMethod::Purge => "PURGE",
         }
     }
 
     /// The method written like this. Methods are case-sensitive [RFC 9110, 9.1].
-    pub fn parse(text: &str) -> Option<Method> {
-        Method::ALL.into_iter().find(|method| method.as_str() == text)
+    pub fn parse(text: &str) -> Option<RouteMethod> {
+        RouteMethod::ALL.into_iter().find(|method| method.as_str() == text)
     }
 }
 
 /// A set of methods. The empty set of a route means "all": ask [`Methods::allow`].
 #[derive(Clone, Copy, Default, PartialEq, Eq, Hash)]
-pub struct Methods(u16);
+pub struct MethodSet(u16);
 
-impl Methods {
+impl MethodSet {
     /// Whether no method was named.
     pub fn is_empty(self) -> bool {
         self.0 == 0
     }
 
     /// Whether that one was named.
-    pub fn contains(self, method: Method) -> bool {
+    pub fn contains(self, method: RouteMethod) -> bool {
         self.0 & (1 << method as u16) != 0
     }
 
     /// Whether a route with this set takes a request with that method. HEAD is not implied by GET.
-    pub fn allow(self, method: &str) -> bool {
-        self.is_empty() || Method::parse(method).is_some_and(|method| self.contains(method))
+    pub fn allows(self, method: &str) -> bool {
+        self.is_empty() || RouteMethod::parse(method).is_some_and(|method| self.contains(method))
     }
 
     /// Whether a route with this set takes every request that one with the other set takes.
-    pub fn contain(self, other: Methods) -> bool {
+    pub fn is_superset(self, other: MethodSet) -> bool {
         self.is_empty() || (!other.is_empty() && other.0 & !self.0 == 0)
     }
 
     /// The methods that were named.
-    pub fn iter(self) -> impl Iterator<Item = Method> {
-        Method::ALL.into_iter().filter(move |method| self.contains(*method))
+    pub fn iter(self) -> impl Iterator<Item = RouteMethod> {
+        RouteMethod::ALL.into_iter().filter(move |method| self.contains(*method))
     }
 }
 
-impl FromIterator<Method> for Methods {
-    fn from_iter<I: IntoIterator<Item = Method>>(methods: I) -> Methods {
-        Methods(methods.into_iter().fold(0, |set, method| set | 1 << method as u16))
+impl FromIterator<RouteMethod> for MethodSet {
+    fn from_iter<I: IntoIterator<Item = RouteMethod>>(methods: I) -> MethodSet {
+        MethodSet(methods.into_iter().fold(0, |set, method| set | 1 << method as u16))
     }
 }
 
-impl fmt::Debug for Methods {
+impl fmt::Debug for MethodSet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_set().entries(self.iter().map(Method::as_str)).finish()
+        f.debug_set().entries(self.iter().map(RouteMethod::as_str)).finish()
     }
 }
 
@@ -104,19 +104,19 @@ mod tests {
 
     #[test]
     fn no_method_named_means_all() {
-        assert!(Methods::default().allow("GET"));
-        assert!(Methods::default().allow("BREW"));
+        assert!(MethodSet::default().allows("GET"));
+        assert!(MethodSet::default().allows("BREW"));
     }
 
     #[test]
     fn named_methods_are_exact() {
-        let set: Methods = [Method::Get, Method::Purge].into_iter().collect();
-        assert!(set.allow("GET") && set.allow("PURGE"));
+        let set: MethodSet = [RouteMethod::Get, RouteMethod::Purge].into_iter().collect();
+        assert!(set.allows("GET") && set.allows("PURGE"));
         for other in ["HEAD", "get", "BREW", ""] {
-            assert!(!set.allow(other), "{other}");
+            assert!(!set.allows(other), "{other}");
         }
-        for method in Method::ALL {
-            assert_eq!(Method::parse(method.as_str()), Some(method));
+        for method in RouteMethod::ALL {
+            assert_eq!(RouteMethod::parse(method.as_str()), Some(method));
         }
     }
 }

@@ -1,7 +1,8 @@
 //! Which other resources a resource needs, and the Admin API's verdict on them (contract 2.7).
 //!
-//! Checking references takes knowledge of the other resources, so it is not part of `document::check`: the
-//! Admin API asks the store, and a data plane takes a missing one as it comes (contract 6.1, 7.3).
+//! Checking references takes knowledge of the other resources, so it is not part of
+//! `document::check`: the Admin API asks the store, and a data plane takes a missing one as it
+//! comes (contract 6.1, 7.3).
 
 use crate::id::{Id, Key, Kind};
 use crate::problem::Problem;
@@ -15,15 +16,17 @@ pub struct Reference {
     /// What is named.
     pub key: Key,
     /// What is named must take HTTP requests.
-    pub for_http: bool,
+    pub requires_http: bool,
 }
 
 impl Reference {
-    /// What the Admin API says about the resource found under [`Reference::key`], `None` if there is none.
+    /// What the Admin API says about the resource found under [`Reference::key`], `None` if there
+    /// is none.
     ///
     /// # Errors
-    /// The resource is missing, an ssl that is not of `type: client`, or an upstream that only takes streams.
-    pub fn judge(&self, found: Option<&Resource>) -> Result<(), Problem> {
+    /// The resource is missing, an ssl that is not of `type: client`, or an upstream that only
+    /// takes streams.
+    pub fn check(&self, found: Option<&Resource>) -> Result<(), Problem> {
         let noun = self.key.kind.noun();
         let refuse = |why: &str| {
             let id = &self.key.id;
@@ -32,7 +35,7 @@ impl Reference {
         match found {
             None => Err(refuse("response code: 404")),
             Some(Resource::Ssl(ssl)) if !ssl.client_side => Err(refuse("wrong ssl type")),
-            Some(Resource::Upstream(upstream)) if self.for_http && !upstream.scheme.speaks_http() => {
+            Some(Resource::Upstream(upstream)) if self.requires_http && !upstream.scheme.is_http() => {
                 Err(refuse(&format!("scheme {} takes no HTTP requests", upstream.scheme.as_str())))
             }
             Some(_) => Ok(()),
@@ -49,7 +52,9 @@ pub fn references(resource: &Resource) -> Vec<Reference> {
         Resource::Service(service) => target(service.upstream.as_ref(), &mut found),
         Resource::Route(route) => {
             target(route.upstream.as_ref(), &mut found);
-            found.iter_mut().for_each(|reference| reference.for_http = reference.key.kind == Kind::Upstream);
+            found
+                .iter_mut()
+                .for_each(|reference| reference.requires_http = reference.key.kind == Kind::Upstream);
             found.extend(route.service.as_ref().map(|id| named("service_id", Kind::Service, id)));
         }
         Resource::StreamRoute(route) => {
@@ -75,5 +80,5 @@ fn identity(outer: &str, upstream: &super::Upstream, found: &mut Vec<Reference>)
 }
 
 fn named(field: &str, kind: Kind, id: &Id) -> Reference {
-    Reference { field: field.to_owned(), key: Key::new(kind, id.clone()), for_http: false }
+    Reference { field: field.to_owned(), key: Key::new(kind, id.clone()), requires_http: false }
 }

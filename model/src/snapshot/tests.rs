@@ -1,5 +1,5 @@
-//! The lookups against the contract's cases and against a slow, obvious reading of its rules; the law of
-//! deltas over random resources.
+//! The lookups against the contract's cases and against a slow, obvious reading of its rules; the
+//! law of deltas over random resources.
 
 mod streams;
 
@@ -13,12 +13,12 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::pattern::NamePattern;
-use crate::resource::{Method, Slot};
+use crate::resource::{CacheSlot, RouteMethod};
 use crate::samples::{PAIRS, id, patterns, some_snapshot, some_versioned};
 use crate::uri::UriPattern;
 
-fn name(text: &str) -> Name {
-    Name::from_sni(text).unwrap()
+fn name(text: &str) -> HostName {
+    HostName::from_sni(text).unwrap()
 }
 
 fn ssl(own: &str, names: &[&str]) -> Ssl {
@@ -30,7 +30,7 @@ fn ssl(own: &str, names: &[&str]) -> Ssl {
         client: None,
         versions: None,
         enabled: true,
-        prepared: Slot::new(),
+        prepared: CacheSlot::new(),
         blocked: None,
     }
 }
@@ -55,7 +55,7 @@ fn route(own: &str, uris: &[&str], hosts: &[&str]) -> Route {
 }
 
 fn snapshot(resources: Vec<Resource>) -> Snapshot {
-    Snapshot::from_resources(1, resources.into_iter().map(|resource| Versioned { revision: 1, resource }))
+    Snapshot::from_resources(1, resources.into_iter().map(|resource| Versioned { version: 1, resource }))
 }
 
 fn sites(ssls: Vec<Ssl>) -> Snapshot {
@@ -78,7 +78,7 @@ fn found<'a>(snapshot: &'a Snapshot, host: &str, path: &str) -> Option<&'a str> 
 
 #[track_caller]
 fn asked<'a>(snapshot: &'a Snapshot, host: &str, path: &str, method: &str, remote: &str) -> Option<&'a str> {
-    let host = Name::from_host(host);
+    let host = HostName::from_host(host);
     let query = RouteQuery {
         host: host.as_ref(),
         path,
@@ -187,12 +187,13 @@ fn within_a_path_priority_then_longer_pattern_then_key() {
     assert_eq!(found(&all, "x", "/c/1/other"), Some("5"));
 }
 
-/// Each uri one byte longer than the one before, as long as uris get: deep, but no deeper than any stack.
+/// Each uri one byte longer than the one before, as long as uris get: deep, but no deeper than any
+/// stack.
 #[test]
 fn deeply_nested_prefixes_are_walked_like_any_other() {
     let uris: Vec<String> = (1..4096).map(|length| format!("/{}*", "a".repeat(length - 1))).collect();
     let uris: Vec<&str> = uris.iter().map(String::as_str).collect();
-    let get: crate::resource::Methods = [Method::Get].into_iter().collect();
+    let get: crate::resource::MethodSet = [RouteMethod::Get].into_iter().collect();
     let nested = Route { methods: get, ..route("1", &uris, &[]) };
     let all = routed(vec![nested, route("2", &["/aa*"], &[])]);
     let path = format!("/{}", "a".repeat(8000));
@@ -205,7 +206,7 @@ fn deeply_nested_prefixes_are_walked_like_any_other() {
 
 #[test]
 fn a_candidate_that_does_not_take_the_request_passes_it_on() {
-    let get: crate::resource::Methods = [Method::Get].into_iter().collect();
+    let get: crate::resource::MethodSet = [RouteMethod::Get].into_iter().collect();
     let all = routed(vec![
         Route { methods: get, priority: 2, ..route("1", &["/a"], &[]) },
         Route {
@@ -260,7 +261,7 @@ fn a_service_lends_its_hosts_and_takes_them_back() {
     let put = |resource| Delta {
         from: 1,
         to: 2,
-        upserts: vec![Versioned { revision: 2, resource }],
+        upserts: vec![Versioned { version: 2, resource }],
         removals: vec![],
     };
     // The route came before its service.
@@ -293,7 +294,7 @@ const PATHS: [&str; 12] =
     ["/", "/a", "/ab", "/abc", "/abcd", "/a/", "/a/b", "/a/b/c", "/a/b/c/d", "/a/x/c", "/b", "/a/x/y/c"];
 
 /// Contract 4.2 read word by word over all resources.
-fn slow_site(snapshot: &Snapshot, asked: &Name) -> Option<Id> {
+fn slow_site(snapshot: &Snapshot, asked: &HostName) -> Option<Id> {
     let mut best: Option<(Reverse<usize>, Id, bool)> = None;
     for held in snapshot.resources() {
         let Resource::Ssl(ssl) = &held.resource else { continue };
@@ -344,7 +345,7 @@ fn slow_route(snapshot: &Snapshot, query: &RouteQuery<'_>) -> Option<Id> {
             };
             let takes = route.enabled
                 && uri.matches(query.path)
-                && route.methods.allow(query.method)
+                && route.methods.allows(query.method)
                 && (route.remote_addrs.is_empty()
                     || route.remote_addrs.iter().any(|net| net.contains(&query.remote)));
             if takes {
@@ -407,17 +408,17 @@ proptest! {
     fn what_is_held_decides_what_is_sent(a in some_snapshot(), b in some_snapshot()) {
         // One store: a revision of a key is one content.
         let content = |mut held: Versioned, other: &Snapshot| {
-            if let Some(same) = other.get(&held.resource.key()).filter(|same| same.revision == held.revision) {
+            if let Some(same) = other.get(&held.resource.key()).filter(|same| same.version == held.version) {
                 held.resource = same.resource.clone();
             }
             held
         };
         let a = Snapshot::from_resources(a.revision(), a.resources().cloned().map(|held| content(held, &b)));
-        let held: HashMap<Key, u64> = a.held().collect();
-        let delta = b.diff_held(&held, a.revision());
+        let held: HashMap<Key, u64> = a.versions().collect();
+        let delta = b.diff_from_versions(&held, a.revision());
         prop_assert!(a.apply(&delta) == b);
         prop_assert_eq!(delta, a.diff(&b));
-        prop_assert!(Snapshot::empty().apply(&b.diff_held(&HashMap::new(), 0)) == b);
+        prop_assert!(Snapshot::empty().apply(&b.diff_from_versions(&HashMap::new(), 0)) == b);
     }
 
     #[test]
@@ -432,11 +433,11 @@ proptest! {
             now = now.apply(&delta);
         }
         check_lookups(&now)?;
-        let removals = now.held().map(|(key, _)| key).collect();
+        let removals = now.versions().map(|(key, _)| key).collect();
         let nothing = now.apply(&Delta { from: now.revision(), to: 99, upserts: vec![], removals });
         prop_assert!(nothing.is_empty());
-        prop_assert!(nothing.sites.is_empty() && nothing.routing.is_empty() && nothing.followers.is_empty());
-        prop_assert!(nothing.streaming.is_empty());
+        prop_assert!(nothing.sni_index.is_empty() && nothing.route_index.is_empty() && nothing.routes_by_service.is_empty());
+        prop_assert!(nothing.stream_index.is_empty());
         check_lookups(&nothing)?;
     }
 }

@@ -1,33 +1,34 @@
 //! Puts a delta together from its chunks, whole or not at all.
 //!
-//! Chunks must come in order, all of one delta before any of the next, starting from the revision the node
-//! is at. A delta that breaks a rule of the protocol is refused at once and the rest of it passed over; one
-//! with bad resources is refused at its end, so that the control plane learns about all of them.
+//! Chunks must come in order, all of one delta before any of the next, starting from the revision
+//! the node is at. A delta that breaks a rule of the protocol is refused at once and the rest of it
+//! passed over; one with bad resources is refused at its end, so that the control plane learns
+//! about all of them.
 
 use std::collections::HashSet;
 
 use prost::Message;
 use proto::push;
 
-use super::policies::Policies;
+use super::policy_interner::PolicyInterner;
 use super::{key_from_wire, key_to_wire, resource_from_wire};
 use crate::delta::{Delta, Versioned};
 use crate::id::Key;
 use crate::problem::Problem;
 
 /// Most refusals told about one delta.
-const REFUSALS_MAX: usize = 100;
+const ERRORS_MAX: usize = 100;
 
 /// Why a delta is not applied: one resource's problem, or (without a key) the delta's own.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Refusal {
+pub struct ResourceError {
     /// Whose problem it is, where that could be read.
     pub key: Option<Key>,
     /// What is wrong.
     pub problem: Problem,
 }
 
-impl Refusal {
+impl ResourceError {
     /// As a NACK carries it.
     pub fn to_wire(&self) -> push::Refusal {
         push::Refusal {
@@ -38,8 +39,8 @@ impl Refusal {
     }
 
     /// From a NACK. A key that cannot be read is left out: what it says still helps.
-    pub fn from_wire(refusal: &push::Refusal) -> Refusal {
-        Refusal {
+    pub fn from_wire(refusal: &push::Refusal) -> ResourceError {
+        ResourceError {
             key: refusal.key.as_ref().and_then(|key| key_from_wire(key).ok()),
             problem: Problem::new(&refusal.field, &refusal.problem),
         }
@@ -48,17 +49,17 @@ impl Refusal {
 
 /// How much one delta may be before it is refused, whatever it says.
 #[derive(Debug, Clone, Copy)]
-pub struct Limits {
+pub struct DeltaLimits {
     /// All its chunks together, encoded.
     pub bytes: usize,
     /// Upserts and removals together.
     pub resources: usize,
 }
 
-impl Default for Limits {
+impl Default for DeltaLimits {
     /// 8 GiB and four million resources: far above what one node serves, far below no limit.
-    fn default() -> Limits {
-        Limits { bytes: 8 << 30, resources: 4_000_000 }
+    fn default() -> DeltaLimits {
+        DeltaLimits { bytes: 8 << 30, resources: 4_000_000 }
     }
 }
 
@@ -66,15 +67,15 @@ impl Default for Limits {
 #[derive(Debug)]
 pub struct DeltaAssembler {
     at: u64,
-    limits: Limits,
+    limits: DeltaLimits,
     state: State,
-    policies: Policies,
+    policies: PolicyInterner,
 }
 
 #[derive(Debug)]
 enum State {
     Idle,
-    Collecting(Box<Partial>),
+    Collecting(Box<PartialDelta>),
     /// The rest of a delta that was refused.
     PassingOver {
         from: u64,
@@ -83,38 +84,38 @@ enum State {
 }
 
 #[derive(Debug, Default)]
-struct Partial {
+struct PartialDelta {
     delta: Delta,
     next: u32,
     bytes: usize,
     keys: HashSet<Key>,
-    refusals: Vec<Refusal>,
+    errors: Vec<ResourceError>,
 }
 
 impl DeltaAssembler {
     /// For a node that is at that revision; 0: it holds nothing.
     pub fn new(at: u64) -> DeltaAssembler {
-        DeltaAssembler::with_limits(at, Limits::default())
+        DeltaAssembler::with_limits(at, DeltaLimits::default())
     }
 
     /// As [`DeltaAssembler::new`], with other limits.
-    pub fn with_limits(at: u64, limits: Limits) -> DeltaAssembler {
-        DeltaAssembler { at, limits, state: State::Idle, policies: Policies::default() }
+    pub fn with_limits(at: u64, limits: DeltaLimits) -> DeltaAssembler {
+        DeltaAssembler { at, limits, state: State::Idle, policies: PolicyInterner::default() }
     }
 
-    /// Says at which revision the node is now: to be called when a delta was applied. Until then, the next
-    /// delta must start where this one did.
-    pub fn moved_to(&mut self, revision: u64) {
+    /// Says at which revision the node is now: to be called when a delta was applied. Until then,
+    /// the next delta must start where this one did.
+    pub fn set_revision(&mut self, revision: u64) {
         self.at = revision;
     }
 
-    /// Takes the next chunk. `Some` when it was the last of a delta, which is now to be applied to the
-    /// snapshot of revision [`Delta::from`].
+    /// Takes the next chunk. `Some` when it was the last of a delta, which is now to be applied to
+    /// the snapshot of revision [`Delta::from`].
     ///
     /// # Errors
-    /// The delta is refused as a whole, for these reasons (at least one, at most 100); none of it may be
-    /// applied, and the rest of it will be passed over.
-    pub fn push(&mut self, chunk: push::Chunk) -> Result<Option<Delta>, Vec<Refusal>> {
+    /// The delta is refused as a whole, for these reasons (at least one, at most 100); none of it
+    /// may be applied, and the rest of it will be passed over.
+    pub fn push(&mut self, chunk: push::Chunk) -> Result<Option<Delta>, Vec<ResourceError>> {
         let mut partial = match std::mem::replace(&mut self.state, State::Idle) {
             State::PassingOver { from, to } if (chunk.from, chunk.to) == (from, to) => {
                 if !chunk.last {
@@ -122,29 +123,29 @@ impl DeltaAssembler {
                 }
                 return Ok(None);
             }
-            State::Idle | State::PassingOver { .. } => Box::new(Partial {
+            State::Idle | State::PassingOver { .. } => Box::new(PartialDelta {
                 delta: Delta { from: chunk.from, to: chunk.to, ..Delta::default() },
-                ..Partial::default()
+                ..PartialDelta::default()
             }),
             State::Collecting(partial) => partial,
         };
         let (from, to, last) = (chunk.from, chunk.to, chunk.last);
-        let judged = self.judge(&mut partial, &chunk);
-        if let Err(problem) = judged.and_then(|()| partial.take(chunk, &mut self.policies)) {
+        let judged = self.check_chunk(&mut partial, &chunk);
+        if let Err(problem) = judged.and_then(|()| partial.add_chunk(chunk, &mut self.policies)) {
             if !last {
                 self.state = State::PassingOver { from, to };
             }
-            return Err(vec![Refusal { key: None, problem }]);
+            return Err(vec![ResourceError { key: None, problem }]);
         }
         if !last {
             self.state = State::Collecting(partial);
             return Ok(None);
         }
-        if partial.refusals.is_empty() { Ok(Some(partial.delta)) } else { Err(partial.refusals) }
+        if partial.errors.is_empty() { Ok(Some(partial.delta)) } else { Err(partial.errors) }
     }
 
     /// The rules of the protocol, and the limits.
-    fn judge(&self, partial: &mut Partial, chunk: &push::Chunk) -> Result<(), Problem> {
+    fn check_chunk(&self, partial: &mut PartialDelta, chunk: &push::Chunk) -> Result<(), Problem> {
         let refuse = |why: String| Err(Problem::new("", why));
         let Delta { from, to, .. } = partial.delta;
         if (chunk.from, chunk.to) != (from, to) {
@@ -170,8 +171,8 @@ impl DeltaAssembler {
     }
 }
 
-impl Partial {
-    fn take(&mut self, chunk: push::Chunk, policies: &mut Policies) -> Result<(), Problem> {
+impl PartialDelta {
+    fn add_chunk(&mut self, chunk: push::Chunk, policies: &mut PolicyInterner) -> Result<(), Problem> {
         for upsert in chunk.upserts {
             let revision = upsert.revision;
             let read = upsert
@@ -180,26 +181,26 @@ impl Partial {
                 .and_then(resource_from_wire);
             match read {
                 Ok(mut resource) => {
-                    policies.share(&mut resource);
-                    self.claim(resource.key())?;
-                    self.delta.upserts.push(Versioned { revision, resource });
+                    policies.intern(&mut resource);
+                    self.insert_key(resource.key())?;
+                    self.delta.upserts.push(Versioned { version: revision, resource });
                 }
-                Err((key, problem)) if self.refusals.len() < REFUSALS_MAX => {
-                    self.refusals.push(Refusal { key, problem });
+                Err((key, problem)) if self.errors.len() < ERRORS_MAX => {
+                    self.errors.push(ResourceError { key, problem });
                 }
                 Err(_) => {}
             }
         }
         for key in chunk.removals {
             let key = key_from_wire(&key)?;
-            self.claim(key.clone())?;
+            self.insert_key(key.clone())?;
             self.delta.removals.push(key);
         }
         Ok(())
     }
 
     /// A key occurs once: otherwise the result would depend on the order.
-    fn claim(&mut self, key: Key) -> Result<(), Problem> {
+    fn insert_key(&mut self, key: Key) -> Result<(), Problem> {
         let text = key.to_string();
         if self.keys.insert(key) {
             Ok(())

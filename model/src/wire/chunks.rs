@@ -12,9 +12,9 @@ use crate::id::Key;
 /// What a chunk takes besides its upserts and removals, at most.
 const FRAME: usize = 64;
 
-/// Cuts a delta into chunks of at most `max_bytes` encoded; a single resource that is larger gets a chunk
-/// of its own, so the receiver's limit must allow the largest resource. There is always a last chunk, also
-/// of an empty delta.
+/// Cuts a delta into chunks of at most `max_bytes` encoded; a single resource that is larger gets a
+/// chunk of its own, so the receiver's limit must allow the largest resource. There is always a
+/// last chunk, also of an empty delta.
 pub fn chunks(delta: &Delta, max_bytes: usize) -> Chunks<'_> {
     Chunks {
         delta,
@@ -33,38 +33,38 @@ pub struct Chunks<'a> {
     upserts: std::slice::Iter<'a, Versioned>,
     removals: std::slice::Iter<'a, Key>,
     /// Encoded already, but did not fit into the chunk before.
-    waiting: Option<Piece>,
+    waiting: Option<ChunkItem>,
     index: u32,
     done: bool,
     room: usize,
 }
 
-enum Piece {
+enum ChunkItem {
     Upsert(Box<push::Upsert>),
     Removal(push::Key),
 }
 
-impl Piece {
+impl ChunkItem {
     /// Encoded, with its tag and length.
     fn size(&self) -> usize {
         let length = match self {
-            Piece::Upsert(upsert) => upsert.encoded_len(),
-            Piece::Removal(key) => key.encoded_len(),
+            ChunkItem::Upsert(upsert) => upsert.encoded_len(),
+            ChunkItem::Removal(key) => key.encoded_len(),
         };
         1 + prost::length_delimiter_len(length) + length
     }
 }
 
 impl Chunks<'_> {
-    fn next_piece(&mut self) -> Option<Piece> {
+    fn next_item(&mut self) -> Option<ChunkItem> {
         if let Some(piece) = self.waiting.take() {
             return Some(piece);
         }
-        if let Some(Versioned { revision, resource }) = self.upserts.next() {
+        if let Some(Versioned { version: revision, resource }) = self.upserts.next() {
             let upsert = push::Upsert { revision: *revision, resource: Some(resource.into()) };
-            return Some(Piece::Upsert(Box::new(upsert)));
+            return Some(ChunkItem::Upsert(Box::new(upsert)));
         }
-        self.removals.next().map(|key| Piece::Removal(key_to_wire(key)))
+        self.removals.next().map(|key| ChunkItem::Removal(key_to_wire(key)))
     }
 }
 
@@ -79,7 +79,7 @@ impl Iterator for Chunks<'_> {
             push::Chunk { from: self.delta.from, to: self.delta.to, index: self.index, ..Default::default() };
         let mut size = 0;
         loop {
-            let Some(piece) = self.next_piece() else {
+            let Some(piece) = self.next_item() else {
                 chunk.last = true;
                 self.done = true;
                 break;
@@ -91,8 +91,8 @@ impl Iterator for Chunks<'_> {
                 break;
             }
             match piece {
-                Piece::Upsert(upsert) => chunk.upserts.push(*upsert),
-                Piece::Removal(key) => chunk.removals.push(key),
+                ChunkItem::Upsert(upsert) => chunk.upserts.push(*upsert),
+                ChunkItem::Removal(key) => chunk.removals.push(key),
             }
         }
         self.index = self.index.saturating_add(1);

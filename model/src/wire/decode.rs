@@ -1,14 +1,15 @@
 //! Protobuf -> resource: the same invariants as from a document, judged again.
 //!
-//! Nothing is left out silently: an unknown method, version or address would widen what a resource allows,
-//! so each is a problem of its field.
+//! Nothing is left out silently: an unknown method, version or address would widen what a resource
+//! allows, so each is a problem of its field.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use pki::{Certificate, ClientAuth, ClientAuthInput, KeyFormat, PrivateKey};
 use prost::bytes::Bytes;
-use proto::push::{self, blocked::What};
+use proto::push::blocked::What;
+use proto::push::{self};
 use serde_json::Value;
 
 use crate::client_identity::ClientIdentity;
@@ -18,9 +19,9 @@ use crate::pattern::NamePattern;
 use crate::problem::Problem;
 use crate::proxy_rewrite::ProxyRewrite;
 use crate::resource::{
-    Blocked, GlobalRule, Keepalive, KeyPair, Method, Methods, Node, PassHost, Resource, Route, Scheme,
-    Service, Slot, Ssl, StreamRoute, Timeouts, TlsVersion, Upstream, UpstreamIdentity, UpstreamRef,
-    UpstreamTls,
+    Blocked, CacheSlot, GlobalRule, KeepalivePool, KeyPair, MethodSet, Node, PassHost, Resource, Route,
+    RouteMethod, Scheme, Service, Ssl, StreamRoute, Timeouts, TlsVersion, Upstream, UpstreamIdentity,
+    UpstreamRef, UpstreamTls,
 };
 use crate::uri::UriPattern;
 
@@ -30,7 +31,7 @@ use crate::uri::UriPattern;
 /// What is wrong, with the resource's key if it could be read. Fields are named as in documents.
 pub fn resource_from_wire(resource: push::Resource) -> Result<Resource, (Option<Key>, Problem)> {
     let id = Id::parse(&resource.id).map_err(|problem| (None, problem))?;
-    let (what, blocked) = resource.kind.map_or((None, None), place);
+    let (what, blocked) = resource.kind.map_or((None, None), split_blocked);
     let Some(what) = what else {
         let problem = Problem::new("", "a resource of a kind this program does not know");
         return Err((
@@ -64,7 +65,7 @@ pub fn resource_from_wire(resource: push::Resource) -> Result<Resource, (Option<
 }
 
 /// What it is, and whether it is blocked.
-fn place(kind: push::resource::Kind) -> (Option<What>, Option<Blocked>) {
+fn split_blocked(kind: push::resource::Kind) -> (Option<What>, Option<Blocked>) {
     use push::resource::Kind as Wire;
     let what = match kind {
         Wire::Blocked(push::Blocked { why, what }) => return (what, Some(Blocked::new(&why))),
@@ -91,7 +92,7 @@ fn ssl_from_wire(id: Id, ssl: &push::Ssl, blocked: Option<Blocked>) -> Result<Ss
         client: ssl.client.as_ref().map(client_from_wire).transpose()?.map(Arc::new),
         versions: versions(&ssl.versions)?,
         enabled: !ssl.disabled,
-        prepared: Slot::new(),
+        prepared: CacheSlot::new(),
         blocked,
     };
     if made.pairs.is_empty() && made.blocked.is_none() {
@@ -106,7 +107,7 @@ fn ssl_from_wire(id: Id, ssl: &push::Ssl, blocked: Option<Blocked>) -> Result<Ss
 fn versions(versions: &[i32]) -> Result<Option<Vec<TlsVersion>>, Problem> {
     let read = versions.iter().map(|version| match push::TlsVersion::try_from(*version) {
         // From a control plane built with an engine that this program is without.
-        Ok(push::TlsVersion::TlsVersion11) => crate::document::served(TlsVersion::V11),
+        Ok(push::TlsVersion::TlsVersion11) => crate::document::require_supported_version(TlsVersion::V11),
         Ok(push::TlsVersion::TlsVersion12) => Ok(TlsVersion::V12),
         Ok(push::TlsVersion::TlsVersion13) => Ok(TlsVersion::V13),
         // Left out, it would leave the list empty, which means: the listener's own.
@@ -186,13 +187,13 @@ fn upstream_from_wire(id: Option<Id>, upstream: push::Upstream) -> Result<Upstre
         timeout: upstream.timeout.as_ref().map(timeout_from_wire).transpose()?,
         pass_host,
         upstream_host,
-        keepalive: upstream.keepalive_pool.map(|pool| Keepalive {
+        keepalive: upstream.keepalive_pool.map(|pool| KeepalivePool {
             size: pool.size,
-            idle: Duration::from_millis(pool.idle_timeout_ms),
+            idle_timeout: Duration::from_millis(pool.idle_timeout_ms),
             requests: pool.requests,
         }),
         tls: UpstreamTls { identity, verify: tls.verify },
-        prepared: Slot::new(),
+        prepared: CacheSlot::new(),
         blocked: None,
     })
 }
@@ -236,14 +237,14 @@ fn json<T>(
 fn route_from_wire(id: Id, route: push::Route, blocked: Option<Blocked>) -> Result<Route, Problem> {
     // Whatever is left out here would widen what the route takes, so nothing is.
     let uris: Vec<UriPattern> = match blocked {
-        Some(_) => route.uris.iter().map(|text| UriPattern::widened(text)).collect(),
+        Some(_) => route.uris.iter().map(|text| UriPattern::parse_widened(text)).collect(),
         None => listed("uris", &route.uris, UriPattern::parse)?,
     };
     if uris.is_empty() {
         return Err(Problem::new("uris", "a route without a uri"));
     }
-    let methods: Vec<Method> = listed("methods", &route.methods, |text| {
-        Method::parse(text).ok_or_else(|| Problem::new("", format!("method \"{text}\" is unknown")))
+    let methods: Vec<RouteMethod> = listed("methods", &route.methods, |text| {
+        RouteMethod::parse(text).ok_or_else(|| Problem::new("", format!("method \"{text}\" is unknown")))
     })?;
     let remote_addrs = listed("remote_addrs", &route.remote_addrs, |text| {
         text.parse().map_err(|_| Problem::new("", format!("\"{text}\" is not an IP network")))
@@ -253,7 +254,7 @@ fn route_from_wire(id: Id, route: push::Route, blocked: Option<Blocked>) -> Resu
         id,
         uris,
         hosts: names("hosts", &route.hosts)?,
-        methods: methods.into_iter().collect::<Methods>(),
+        methods: methods.into_iter().collect::<MethodSet>(),
         remote_addrs,
         priority: route.priority,
         enabled: !route.disabled,
@@ -332,7 +333,8 @@ fn listed<T>(
     texts: &[String],
     read: impl Fn(&str) -> Result<T, Problem>,
 ) -> Result<Vec<T>, Problem> {
-    // As large as it has to be: collecting would leave room for more, in each of perhaps a million resources.
+    // As large as it has to be: collecting would leave room for more, in each of perhaps a million
+    // resources.
     let mut read_all = Vec::with_capacity(texts.len());
     for (index, text) in (1..).zip(texts) {
         read_all.push(read(text).map_err(|problem| problem.within(&format!("{field}[{index}]")))?);

@@ -1,6 +1,7 @@
 //! Resource -> protobuf. Total: every resource has a form on the wire.
 //!
-//! What is blocked goes within a message of its own, so that a node which does not know that word refuses it.
+//! What is blocked goes within a message of its own, so that a node which does not know that word
+//! refuses it.
 
 use std::time::Duration;
 
@@ -36,7 +37,8 @@ impl From<&Resource> for push::Resource {
 }
 
 fn as_blocked(kind: push::resource::Kind, blocked: &Blocked) -> push::resource::Kind {
-    use push::{blocked::What, resource::Kind};
+    use push::blocked::What;
+    use push::resource::Kind;
     let what = match kind {
         Kind::Ssl(ssl) => What::Ssl(ssl),
         Kind::Upstream(upstream) => What::Upstream(upstream),
@@ -46,7 +48,7 @@ fn as_blocked(kind: push::resource::Kind, blocked: &Blocked) -> push::resource::
         Kind::GlobalRule(rule) => What::GlobalRule(rule),
         blocked @ Kind::Blocked(_) => return blocked,
     };
-    Kind::Blocked(push::Blocked { why: blocked.why().to_owned(), what: Some(what) })
+    Kind::Blocked(push::Blocked { why: blocked.reason().to_owned(), what: Some(what) })
 }
 
 fn ssl_to_wire(ssl: &Ssl) -> push::Ssl {
@@ -124,7 +126,7 @@ fn upstream_to_wire(upstream: &Upstream) -> push::Upstream {
         upstream_host: upstream.upstream_host.clone().unwrap_or_default(),
         keepalive_pool: upstream.keepalive.map(|pool| push::KeepalivePool {
             size: pool.size,
-            idle_timeout_ms: milliseconds(pool.idle),
+            idle_timeout_ms: milliseconds(pool.idle_timeout),
             requests: pool.requests,
         }),
         tls: Some(push::UpstreamTls { identity, identity_ssl_id, verify: upstream.tls.verify }),

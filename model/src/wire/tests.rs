@@ -7,7 +7,7 @@ use prost::Message;
 
 use super::*;
 use crate::delta::{Delta, Versioned};
-use crate::resource::{Resource, Slot, Ssl};
+use crate::resource::{CacheSlot, Resource, Ssl};
 use crate::samples::{AUTHORITY, PAIRS, patterns, some_snapshot, some_versioned};
 use crate::snapshot::Snapshot;
 
@@ -21,7 +21,7 @@ fn route(id: &str) -> Versioned {
         id: id.to_owned(),
         kind: Some(push::resource::Kind::Route(push::Route { uris: vec!["/".into()], ..Default::default() })),
     };
-    Versioned { revision: 1, resource: resource_from_wire(wire).unwrap() }
+    Versioned { version: 1, resource: resource_from_wire(wire).unwrap() }
 }
 
 fn delta(from: u64, to: u64, ids: &[&str]) -> Delta {
@@ -34,7 +34,7 @@ fn cut(delta: &Delta) -> Vec<push::Chunk> {
 }
 
 #[track_caller]
-fn refusal(result: Result<Option<Delta>, Vec<Refusal>>) -> String {
+fn refusal(result: Result<Option<Delta>, Vec<ResourceError>>) -> String {
     match result {
         Err(refusals) => {
             refusals.iter().map(|refusal| refusal.problem.to_string()).collect::<Vec<_>>().join("; ")
@@ -59,10 +59,10 @@ fn policies_that_are_the_same_are_held_once_and_others_are_not() {
             client: Some(Arc::new(pki::ClientAuth::new(input).unwrap())),
             versions: None,
             enabled: true,
-            prepared: Slot::new(),
+            prepared: CacheSlot::new(),
             blocked: None,
         };
-        Versioned { revision: 1, resource: Resource::Ssl(Arc::new(made)) }
+        Versioned { version: 1, resource: Resource::Ssl(Arc::new(made)) }
     };
     let mut assembler = DeltaAssembler::new(0);
     let mut policies = Vec::new();
@@ -70,7 +70,7 @@ fn policies_that_are_the_same_are_held_once_and_others_are_not() {
         let delta = Delta { from: to - 1, to, upserts, removals: Vec::new() };
         let arrived = cut(&delta).into_iter().find_map(|chunk| assembler.push(chunk).unwrap()).unwrap();
         assert_eq!(arrived, delta);
-        assembler.moved_to(to);
+        assembler.set_revision(to);
         policies.extend(arrived.upserts.into_iter().filter_map(|upsert| match upsert.resource {
             Resource::Ssl(ssl) => ssl.client.clone(),
             _ => None,
@@ -141,9 +141,9 @@ fn a_delta_from_another_revision_is_refused() {
     let next = cut(&delta(4, 6, &["1"]));
     assert!(assembler.push(next[0].clone()).unwrap().is_some());
     refusal(assembler.push(cut(&delta(6, 7, &["2"]))[0].clone()));
-    assembler.moved_to(6);
+    assembler.set_revision(6);
     assert!(assembler.push(cut(&delta(6, 7, &["2"]))[0].clone()).unwrap().is_some());
-    assembler.moved_to(7);
+    assembler.set_revision(7);
     // The store was set back.
     assert!(assembler.push(cut(&delta(7, 6, &["2"]))[0].clone()).unwrap().is_some());
 }
@@ -151,7 +151,7 @@ fn a_delta_from_another_revision_is_refused() {
 #[test]
 fn the_first_delta_starts_from_what_is_held_unless_that_would_lead_back() {
     let cases = [(("", 0), 0), (("", 0), 9), (("a", 5), 5), (("a", 5), 6), (("a", 5), 4), (("b", 5), 9)];
-    let starts = cases.map(|(held, newest)| super::first_delta_from(held, ("a", newest)));
+    let starts = cases.map(|(held, newest)| super::first_delta_base(held, ("a", newest)));
     assert_eq!(starts, [0, 0, 5, 5, 0, 0]);
 }
 
@@ -183,12 +183,12 @@ fn chunks_of_two_deltas_do_not_mix() {
 #[test]
 fn too_much_is_refused_before_it_is_collected() {
     let pieces = cut(&delta(0, 2, &["1", "2", "3"]));
-    let mut assembler = DeltaAssembler::with_limits(0, Limits { bytes: 1 << 20, resources: 2 });
+    let mut assembler = DeltaAssembler::with_limits(0, DeltaLimits { bytes: 1 << 20, resources: 2 });
     assembler.push(pieces[0].clone()).unwrap();
     assembler.push(pieces[1].clone()).unwrap();
     assert!(refusal(assembler.push(pieces[2].clone())).contains("limit of 2 resources"));
     let bytes = pieces[0].encoded_len() + 1;
-    let mut assembler = DeltaAssembler::with_limits(0, Limits { bytes, resources: 9 });
+    let mut assembler = DeltaAssembler::with_limits(0, DeltaLimits { bytes, resources: 9 });
     assembler.push(pieces[0].clone()).unwrap();
     assert!(refusal(assembler.push(pieces[1].clone())).contains("bytes"));
 }
@@ -225,7 +225,7 @@ fn every_bad_resource_is_told_and_nothing_applied() {
         .collect();
     assert_eq!(told, [("routes/1".to_owned(), "uris[1]"), ("routes/3".to_owned(), "uris[1]")]);
     let wire = sent(&refusals[0].to_wire());
-    assert_eq!(Refusal::from_wire(&wire).key, refusals[0].key);
+    assert_eq!(ResourceError::from_wire(&wire).key, refusals[0].key);
     assert!(wire.problem.contains("inside a path segment"));
 }
 
@@ -259,7 +259,8 @@ fn what_would_widen_a_resource_is_refused() {
     assert_eq!(refused(Kind::Service(service)), "client_identity");
     assert_eq!(refused(Kind::Route(push::Route { uris: vec![], ..route })), "uris");
     assert_eq!(refused(Kind::Ssl(push::Ssl { versions: vec![9], ..Default::default() })), "ssl_protocols");
-    // TLSv1.1 from a control plane built with the engine for it: refused where that is not built in, not served without it.
+    // TLSv1.1 from a control plane built with the engine for it: refused where that is not built in,
+    // not served without it.
     let old = push::Ssl { versions: vec![push::TlsVersion::TlsVersion11.into()], ..Default::default() };
     let expected = if cfg!(feature = "engine-boring") { "cert" } else { "ssl_protocols" };
     assert_eq!(refused(Kind::Ssl(old)), expected);
@@ -310,7 +311,7 @@ fn no_private_key_is_ever_shown() {
     }));
     let wire = push::Resource::from(&ssl);
     let delta =
-        Delta { from: 0, to: 1, upserts: vec![Versioned { revision: 1, resource: ssl }], removals: vec![] };
+        Delta { from: 0, to: 1, upserts: vec![Versioned { version: 1, resource: ssl }], removals: vec![] };
     let chunk = chunks(&delta, 1 << 20).next().unwrap();
     // As numbers, as escaped bytes, as base64 or hex: eight bytes in the middle of the key.
     let some = &secret[secret.len() / 2..secret.len() / 2 + 8];

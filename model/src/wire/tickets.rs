@@ -1,4 +1,5 @@
-//! The ring of ticket secrets as protobuf, and back: for the push, the last-good file and the store alike.
+//! The ring of ticket secrets as protobuf, and back: for the push, the last-good file and the store
+//! alike.
 
 use prost::bytes::Bytes;
 use proto::push;
@@ -10,7 +11,7 @@ use crate::tickets::{LIFETIME_MAX, SECRET_BYTES, SECRETS_MAX, TicketRing, Ticket
 /// A ring as protobuf.
 pub fn tickets_to_wire(ring: &TicketRing) -> push::TicketRing {
     let secret = |secret: &TicketSecret| push::TicketSecret {
-        from: secret.from(),
+        from: secret.active_from(),
         secret: Bytes::copy_from_slice(secret.expose()),
     };
     push::TicketRing { secrets: ring.secrets.iter().map(secret).collect(), lifetime: ring.lifetime }
@@ -19,7 +20,8 @@ pub fn tickets_to_wire(ring: &TicketRing) -> push::TicketRing {
 /// A ring from protobuf.
 ///
 /// # Errors
-/// More secrets than a ring may have, one of another length, an order that is none, or a lifetime that is none.
+/// More secrets than a ring may have, one of another length, an order that is none, or a lifetime
+/// that is none.
 pub fn tickets_from_wire(ring: &push::TicketRing) -> Result<TicketRing, Problem> {
     let found = ring.secrets.len();
     if found > SECRETS_MAX {
@@ -62,7 +64,7 @@ mod tests {
             let back = tickets_from_wire(&tickets_to_wire(&ring(froms))).unwrap();
             assert_eq!(back.lifetime, 60);
             let secrets = |ring: &TicketRing| -> Vec<_> {
-                ring.secrets.iter().map(|secret| (secret.from(), *secret.expose())).collect()
+                ring.secrets.iter().map(|secret| (secret.active_from(), *secret.expose())).collect()
             };
             assert_eq!(secrets(&back), secrets(&ring(froms)));
         }

@@ -4,7 +4,7 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 
-use pki::mint::{Authority, AuthoritySpec, LeafSpec, Minted};
+use pki::ca::{Authority, AuthoritySpec, IssuedCertificate, LeafSpec};
 use proptest::prelude::*;
 use tempfile::TempDir;
 
@@ -30,7 +30,7 @@ impl World {
         world
     }
 
-    fn issue(&self, name: &str) -> Minted {
+    fn issue(&self, name: &str) -> IssuedCertificate {
         self.ca.issue(&LeafSpec::server(name)).unwrap()
     }
 
@@ -42,17 +42,17 @@ impl World {
         fs::write(self.path(name), text).unwrap();
     }
 
-    fn write_pair(&self, pair: &Minted) {
+    fn write_pair(&self, pair: &IssuedCertificate) {
         self.write("tls.crt", &pair.chain_pem);
         self.write("tls.key", &pair.key_pem);
     }
 
-    fn files(&self) -> Files {
-        let file = |setting, name| File::new(setting, &self.path(name));
-        Files {
+    fn files(&self) -> CredentialFiles {
+        let file = |setting, name| ConfiguredFile::new(setting, &self.path(name));
+        CredentialFiles {
             pair: Some((file("x.cert", "tls.crt"), file("x.key", "tls.key"))),
             ca: Some(file("x.ca", "ca.crt")),
-            name: None,
+            required_dns_name: None,
         }
     }
 
@@ -71,14 +71,14 @@ impl World {
 }
 
 fn subject(reloader: &Reloader<String>) -> String {
-    reloader.current().unwrap().tls.clone()
+    reloader.refresh_blocking().unwrap().tls.clone()
 }
 
 /// The problem of the files as they are, with which nothing changes.
 fn refused(reloader: &Reloader<String>) -> String {
-    let held = reloader.held().unwrap();
+    let held = reloader.in_use().unwrap();
     let problem = reloader.load().err().expect("files that cannot be used").to_string();
-    assert!(Arc::ptr_eq(&held, &reloader.current().unwrap()), "what was held stays: {problem}");
+    assert!(Arc::ptr_eq(&held, &reloader.refresh_blocking().unwrap()), "what was held stays: {problem}");
     assert_eq!(reloader.problem().unwrap().to_string(), problem);
     problem
 }
@@ -122,7 +122,7 @@ fn the_key_may_come_before_its_certificate() {
 #[test]
 fn a_swapped_symlink_to_a_folder_is_followed() {
     let world = World::new();
-    let mount = |version: &str, pair: &Minted| {
+    let mount = |version: &str, pair: &IssuedCertificate| {
         fs::create_dir(world.path(version)).unwrap();
         fs::write(world.path(version).join("tls.crt"), &pair.chain_pem).unwrap();
         fs::write(world.path(version).join("tls.key"), &*pair.key_pem).unwrap();
@@ -229,13 +229,13 @@ fn a_bundle_that_has_ended_does_not_replace_one_that_has_not() {
     assert!(refused(&reloader).contains("x.ca"));
     // Beside one that is valid it is an overlap.
     world.write("ca.crt", &format!("{ended}{}", world.next_ca.certificate_pem()));
-    assert_eq!(reloader.load().unwrap().contents.ca.len(), 2);
+    assert_eq!(reloader.load().unwrap().credentials.ca.len(), 2);
 }
 
 #[test]
 fn a_chain_without_the_name_does_not_replace_one_with_it() {
     let world = World::new();
-    let files = Files { name: Some("First.test".to_owned()), ..world.files() };
+    let files = CredentialFiles { required_dns_name: Some("First.test".to_owned()), ..world.files() };
     let reloader = Reloader::new("test", files, |contents| {
         Ok(contents.leaf().map(|leaf| leaf.subject().to_owned()).unwrap_or_default())
     });
@@ -250,10 +250,10 @@ fn a_chain_without_the_name_does_not_replace_one_with_it() {
 fn the_same_contents_are_no_change() {
     let world = World::new();
     let reloader = world.reloader();
-    let (held, changes) = (reloader.held().unwrap(), reloader.changes());
+    let (held, changes) = (reloader.in_use().unwrap(), reloader.subscribe());
     let again = fs::read_to_string(world.path("tls.crt")).unwrap();
     world.write("tls.crt", &again);
-    reloader.force();
+    reloader.force_next_read();
     assert!(Arc::ptr_eq(&held, &reloader.load().unwrap()));
     assert!(!changes.has_changed().unwrap());
     let with_issuer = again + &world.ca.certificate_pem();
@@ -274,7 +274,7 @@ fn a_file_replaced_within_one_tick_is_seen() {
         let file = fs::File::options().write(true).open(world.path("ca.crt")).unwrap();
         file.set_modified(times).unwrap();
         let held = reloader.load().unwrap();
-        assert_eq!(held.contents.ca[0].subject(), ca.certificate().subject(), "round {round}");
+        assert_eq!(held.credentials.ca[0].subject(), ca.certificate().subject(), "round {round}");
     }
 }
 
@@ -283,7 +283,10 @@ fn files_that_never_fitted_are_an_error_until_they_fit() {
     let world = World::new();
     let reloader = world.unread();
     world.write("tls.crt", "");
-    assert!(reloader.current().is_err() && reloader.held().is_none(), "there is nothing to go on with");
+    assert!(
+        reloader.refresh_blocking().is_err() && reloader.in_use().is_none(),
+        "there is nothing to go on with"
+    );
     world.write_pair(&world.issue("second.test"));
     assert_eq!(subject(&reloader), "CN=second.test");
 }
@@ -291,10 +294,12 @@ fn files_that_never_fitted_are_an_error_until_they_fit() {
 #[test]
 fn what_the_tls_library_refuses_is_not_taken() {
     let world = World::new();
-    let reloader = Reloader::new("test", world.files(), |contents| match contents.leaf() {
-        Some(leaf) if leaf.subject() == "CN=first.test" => Ok(leaf.subject().to_owned()),
-        _ => Err(Named { setting: "x.key", path: Path::new("tls.key") }.wrong("an unknown algorithm")),
-    });
+    let reloader =
+        Reloader::new("test", world.files(), |contents| match contents.leaf() {
+            Some(leaf) if leaf.subject() == "CN=first.test" => Ok(leaf.subject().to_owned()),
+            _ => Err(ConfiguredFileRef { setting: "x.key", path: Path::new("tls.key") }
+                .error("an unknown algorithm")),
+        });
     reloader.load().unwrap();
     world.write_pair(&world.issue("second.test"));
     assert!(refused(&reloader).contains("an unknown algorithm"));
@@ -304,16 +309,16 @@ fn what_the_tls_library_refuses_is_not_taken() {
 fn a_file_system_that_hangs_does_not_stop_connections() {
     let world = World::new();
     let reloader = world.reloader();
-    let held = reloader.held().unwrap();
+    let held = reloader.in_use().unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
     // Whoever reads holds this lock.
-    let hanging = lock(&reloader.0.last);
-    let (one, two) = runtime.block_on(async { tokio::join!(reloader.fresh(), reloader.fresh()) });
+    let hanging = lock(&reloader.0.last_read);
+    let (one, two) = runtime.block_on(async { tokio::join!(reloader.refresh(), reloader.refresh()) });
     assert!(Arc::ptr_eq(&held, &one.unwrap()) && Arc::ptr_eq(&held, &two.unwrap()));
     assert!(reloader.problem().unwrap().to_string().contains("did not answer"));
     drop(hanging);
     world.write_pair(&world.issue("second.test"));
-    assert_eq!(runtime.block_on(reloader.fresh()).unwrap().tls, "CN=second.test");
+    assert_eq!(runtime.block_on(reloader.refresh()).unwrap().tls, "CN=second.test");
     assert!(reloader.problem().is_none());
 }
 
@@ -379,11 +384,11 @@ fn a_ca_counts_though_the_pair_does_not_fit() {
     world.write("ca.crt", &world.next_ca.certificate_pem());
     let problem = reloader.load().err().expect("a pair that does not fit").to_string();
     assert!(problem.contains("x.key"), "{problem}");
-    let held = reloader.held().unwrap();
-    assert_eq!((held.contents.ca.len(), held.contents.ca[0].subject()), (1, "CN=Next CA"));
+    let held = reloader.in_use().unwrap();
+    assert_eq!((held.credentials.ca.len(), held.credentials.ca[0].subject()), (1, "CN=Next CA"));
     assert_eq!(held.tls, "CN=first.test");
     // Nothing is built anew as long as the files stay.
-    reloader.force();
+    reloader.force_next_read();
     refused(&reloader);
 }
 
@@ -395,8 +400,8 @@ fn a_pair_counts_though_the_ca_is_broken() {
     world.write("ca.crt", "hello");
     let problem = reloader.load().err().expect("a broken CA bundle").to_string();
     assert!(problem.contains("x.ca"), "{problem}");
-    let held = reloader.held().unwrap();
-    assert_eq!((held.tls.as_str(), held.contents.ca[0].subject()), ("CN=second.test", "CN=Present CA"));
+    let held = reloader.in_use().unwrap();
+    assert_eq!((held.tls.as_str(), held.credentials.ca[0].subject()), ("CN=second.test", "CN=Present CA"));
 }
 
 #[test]
@@ -405,7 +410,7 @@ fn what_tls_refuses_of_one_does_not_hold_up_the_other() {
     let reloader = Reloader::new("test", world.files(), |contents| {
         let leaf = contents.leaf().map(|leaf| leaf.subject().to_owned()).unwrap_or_default();
         if leaf == "CN=weak.test" {
-            Err(Named { setting: "x.cert", path: Path::new("") }.wrong("weak"))
+            Err(ConfiguredFileRef { setting: "x.cert", path: Path::new("") }.error("weak"))
         } else {
             Ok(leaf)
         }
@@ -414,6 +419,6 @@ fn what_tls_refuses_of_one_does_not_hold_up_the_other() {
     world.write_pair(&world.issue("weak.test"));
     world.write("ca.crt", &world.next_ca.certificate_pem());
     assert!(reloader.load().err().unwrap().to_string().contains("weak"));
-    let held = reloader.held().unwrap();
-    assert_eq!((held.tls.as_str(), held.contents.ca[0].subject()), ("CN=first.test", "CN=Next CA"));
+    let held = reloader.in_use().unwrap();
+    assert_eq!((held.tls.as_str(), held.credentials.ca[0].subject()), ("CN=first.test", "CN=Next CA"));
 }

@@ -1,6 +1,8 @@
-//! A `TRUSTED CERTIFICATE` block: a certificate and behind it OpenSSL's `X509_CERT_AUX` (crypto/x509/x_x509a.c).
+//! A `TRUSTED CERTIFICATE` block: a certificate and behind it OpenSSL's `X509_CERT_AUX`
+//! (crypto/x509/x_x509a.c).
 //!
-//! Invariant: a certificate comes out only when the auxiliary data says nothing about trust, because we would not apply it.
+//! Invariant: a certificate comes out only when the auxiliary data says nothing about trust,
+//! because we would not apply it.
 
 use super::{CertError, Certificate, fields};
 use crate::der::{self, DerError, Reader};
@@ -8,7 +10,8 @@ use crate::der::{self, DerError, Reader};
 /// Reads the certificate.
 ///
 /// # Errors
-/// As [`Certificate::from_der`], and [`CertError::TrustSettings`] when there are any or the data cannot be read.
+/// As [`Certificate::from_der`], and [`CertError::TrustSettings`] when there are any or the data
+/// cannot be read.
 pub(super) fn certificate(bytes: &[u8]) -> Result<Certificate, CertError> {
     let der = fields::first_value(bytes);
     let certificate = Certificate::from_der(der)?;

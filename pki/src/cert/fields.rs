@@ -1,8 +1,9 @@
 //! Where everything lies in a certificate: the result of reading it once (RFC 5280 4.1 and 4.2).
 //!
-//! `chain` reads the certificates a peer sends straight into [`Fields`] without copying them; [`super::Certificate`] keeps its own.
-//! Small answers (dates, flags, usages) are decoded here, long ones (names, keys, constraints) stay spans of the DER.
-//! Invariant: an extension we do not process is remembered when it is critical; nothing critical is ever overlooked.
+//! `chain` reads the certificates a peer sends straight into [`Fields`] without copying them;
+//! [`super::Certificate`] keeps its own. Small answers (dates, flags, usages) are decoded here,
+//! long ones (names, keys, constraints) stay spans of the DER. Invariant: an extension we do not
+//! process is remembered when it is critical; nothing critical is ever overlooked.
 
 use std::fmt::Write as _;
 
@@ -32,12 +33,12 @@ impl KeyUsage {
     }
 
     /// digitalSignature or keyAgreement: what a TLS peer does with its key.
-    pub(crate) fn signs_or_agrees(self) -> bool {
+    pub(crate) fn signs_or_agrees_keys(self) -> bool {
         self.0 & (0x8000 | (0x8000 >> 4)) != 0
     }
 
     /// keyEncipherment: RSA key transport of TLS 1.2.
-    pub(crate) fn enciphers_keys(self) -> bool {
+    pub(crate) fn key_encipherment(self) -> bool {
         self.0 & (0x8000 >> 2) != 0
     }
 
@@ -66,8 +67,8 @@ pub(crate) struct Fields {
     pub(crate) not_before: i64,
     /// Seconds since 1970, inclusive.
     pub(crate) not_after: i64,
-    /// The whole SubjectPublicKeyInfo. Where its parts lie is read again when they are asked for: next to what is done with a key that is
-    /// nothing, and there may be millions of these.
+    /// The whole SubjectPublicKeyInfo. Where its parts lie is read again when they are asked for:
+    /// next to what is done with a key that is nothing, and there may be millions of these.
     pub(crate) spki: Span,
     pub(crate) basic_constraints: Option<BasicConstraints>,
     pub(crate) key_usage: Option<KeyUsage>,
@@ -115,7 +116,8 @@ impl Fields {
     ) -> Result<(), CertError> {
         self.version = read_version(&mut tbs).map_err(CertError::malformed("version"))?;
         let serial = tbs.expect(der::INTEGER).map_err(CertError::malformed("serialNumber"))?;
-        // RFC 5280 4.1.2.2 wants positive numbers of at most 20 bytes; others exist and are only compared, so any is read.
+        // RFC 5280 4.1.2.2 wants positive numbers of at most 20 bytes; others exist and are only compared,
+        // so any is read.
         if serial.content.is_empty() {
             return Err(CertError::malformed("serialNumber")(DerError::Value));
         }
@@ -153,7 +155,7 @@ impl Fields {
     pub(crate) fn key<'a>(&self, der: &'a [u8]) -> PublicKey<'a> {
         // It was read once already, so it always can be.
         let (algorithm, key) = key_parts(der, self.spki).unwrap_or_default();
-        PublicKey { algorithm: algorithm.of(der), key: key.of(der) }
+        PublicKey { algorithm: algorithm.slice(der), key: key.slice(der) }
     }
 
     fn read_extensions(&mut self, der: &[u8], mut wrapped: Reader<'_>) -> Result<(), CertError> {
@@ -167,23 +169,23 @@ impl Fields {
             let extension = Extension::read(&mut extensions).map_err(&malformed)?;
             let slot = slots.next().ok_or(CertError::TooManyExtensions)?;
             *slot = extension.oid.inner;
-            self.take_extension(der, &extension)?;
+            self.read_extension(der, &extension)?;
             count += 1;
         }
-        repeated(der, seen.get(..count).unwrap_or_default())
+        reject_repeated(der, seen.get(..count).unwrap_or_default())
     }
 
-    fn take_extension(&mut self, der: &[u8], extension: &Extension<'_>) -> Result<(), CertError> {
+    fn read_extension(&mut self, der: &[u8], extension: &Extension<'_>) -> Result<(), CertError> {
         // id-ce is 2.5.29
         let [0x55, 0x1d, number] = extension.oid.content else {
-            self.note_unknown(extension);
+            self.record_unknown(extension);
             return Ok(());
         };
         let value = Reader::within(der, extension.value.inner);
         match number {
             14 => {
                 self.subject_key_id = Some(
-                    only(value, der::OCTET_STRING)
+                    single_value(value, der::OCTET_STRING)
                         .map_err(CertError::malformed("subjectKeyIdentifier"))?
                         .inner,
                 )
@@ -194,8 +196,9 @@ impl Fields {
                 let read = read_basic_constraints(value).map_err(CertError::malformed("basicConstraints"))?;
                 self.basic_constraints = Some(read);
             }
-            // cRLDistributionPoints and certificatePolicies change no verdict here: lists come from the operator, and every
-            // policy is acceptable (RFC 5280 6.1.1 c, any-policy). OpenSSL lets both be critical, so we do.
+            // cRLDistributionPoints and certificatePolicies change no verdict here: lists come from the
+            // operator, and every policy is acceptable (RFC 5280 6.1.1 c, any-policy). OpenSSL
+            // lets both be critical, so we do.
             31 | 32 => {}
             30 => self.name_constraints = Some(extension.value.inner),
             // The identifier only helps to find the issuer; a form we cannot read is as good as none.
@@ -204,19 +207,19 @@ impl Fields {
                 let read = read_extended_key_usage(value).map_err(CertError::malformed("extKeyUsage"))?;
                 self.extended_key_usage = Some(read);
             }
-            _ => self.note_unknown(extension),
+            _ => self.record_unknown(extension),
         }
         Ok(())
     }
 
-    fn note_unknown(&mut self, extension: &Extension<'_>) {
+    fn record_unknown(&mut self, extension: &Extension<'_>) {
         if extension.critical && self.unknown_critical.is_none() {
             self.unknown_critical = Some(extension.oid.inner);
         }
     }
 
     pub(crate) fn is_self_issued(&self, der: &[u8]) -> bool {
-        name::same(self.subject.of(der), self.issuer.of(der))
+        name::names_match(self.subject.slice(der), self.issuer.slice(der))
     }
 }
 
@@ -244,10 +247,10 @@ impl<'a> Extension<'a> {
 }
 
 /// Refuses a list of OIDs with a repetition. The lists are short: EXTENSIONS_MAX at most.
-pub(crate) fn repeated(der: &[u8], oids: &[Span]) -> Result<(), CertError> {
+pub(crate) fn reject_repeated(der: &[u8], oids: &[Span]) -> Result<(), CertError> {
     for (index, oid) in oids.iter().enumerate() {
-        let oid = oid.of(der);
-        if oids.iter().skip(index + 1).any(|other| other.of(der) == oid) {
+        let oid = oid.slice(der);
+        if oids.iter().skip(index + 1).any(|other| other.slice(der) == oid) {
             let mut text = String::new();
             name::write_oid(&mut text, oid);
             return Err(CertError::RepeatedExtension { oid: text });
@@ -256,9 +259,10 @@ pub(crate) fn repeated(der: &[u8], oids: &[Span]) -> Result<(), CertError> {
     Ok(())
 }
 
-/// The first value of `bytes` (a TRUSTED CERTIFICATE block has trust settings behind it), or all when there is none.
+/// The first value of `bytes` (a TRUSTED CERTIFICATE block has trust settings behind it), or all
+/// when there is none.
 pub(crate) fn first_value(bytes: &[u8]) -> &[u8] {
-    Reader::new(bytes).next().map_or(bytes, |value| value.outer.of(bytes))
+    Reader::new(bytes).next().map_or(bytes, |value| value.outer.slice(bytes))
 }
 
 /// An INTEGER's content as OpenSSL prints serial numbers.
@@ -338,14 +342,14 @@ fn read_validity(tbs: &mut Reader<'_>) -> Result<(i64, i64), DerError> {
 }
 
 /// The one value in `reader`.
-pub(crate) fn only<'a>(mut reader: Reader<'a>, tag: u8) -> Result<Tlv<'a>, DerError> {
+pub(crate) fn single_value<'a>(mut reader: Reader<'a>, tag: u8) -> Result<Tlv<'a>, DerError> {
     let value = reader.expect(tag)?;
     reader.finish()?;
     Ok(value)
 }
 
 fn read_key_usage(value: Reader<'_>) -> Result<KeyUsage, DerError> {
-    Ok(KeyUsage(der::named_bits(only(value, der::BIT_STRING)?.content)?))
+    Ok(KeyUsage(der::named_bits(single_value(value, der::BIT_STRING)?.content)?))
 }
 
 fn read_basic_constraints(mut value: Reader<'_>) -> Result<BasicConstraints, DerError> {
@@ -365,7 +369,7 @@ fn read_basic_constraints(mut value: Reader<'_>) -> Result<BasicConstraints, Der
 
 /// SEQUENCE SIZE (1..MAX) OF KeyPurposeId.
 fn read_extended_key_usage(value: Reader<'_>) -> Result<Span, DerError> {
-    let list = only(value, der::SEQUENCE)?;
+    let list = single_value(value, der::SEQUENCE)?;
     let mut purposes = Reader::new(list.content);
     if purposes.is_empty() {
         return Err(DerError::Value);

@@ -1,7 +1,8 @@
 //! GeneralNames (RFC 5280 4.2.1.6): the entries of a subject alternative name.
 //!
-//! Read by `identity` (to show), by `chain::names` (to judge) and by server-name checks. Forms that we do not interpret are kept as
-//! [`GeneralName::Other`], because a name constraint of such a form must refuse them. Invariant: a list is read to its end or is an error.
+//! Read by `identity` (to show), by `chain::names` (to judge) and by server-name checks. Forms that
+//! we do not interpret are kept as [`GeneralName::Other`], because a name constraint of such a form
+//! must refuse them. Invariant: a list is read to its end or is an error.
 
 use std::net::IpAddr;
 
@@ -22,7 +23,7 @@ pub(crate) enum GeneralName<'a> {
 
 impl<'a> GeneralName<'a> {
     /// How long it is: what comparing it costs.
-    pub(crate) fn bytes(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         match self {
             Self::Email(bytes)
             | Self::Dns(bytes)
@@ -57,8 +58,9 @@ fn directory(content: &[u8]) -> Result<&[u8], DerError> {
     Ok(name)
 }
 
-/// The entries of a GeneralNames extension value, whose outer SEQUENCE must fill it. Ends after the first error.
-pub(crate) fn list(value: &[u8]) -> impl Iterator<Item = Result<GeneralName<'_>, DerError>> {
+/// The entries of a GeneralNames extension value, whose outer SEQUENCE must fill it. Ends after the
+/// first error.
+pub(crate) fn parse_list(value: &[u8]) -> impl Iterator<Item = Result<GeneralName<'_>, DerError>> {
     let mut file = Reader::new(value);
     let mut opened = Some(file.nested(der::SEQUENCE).and_then(|inside| file.finish().map(|()| inside)));
     std::iter::from_fn(move || match opened.take()? {
@@ -75,7 +77,7 @@ pub(crate) fn list(value: &[u8]) -> impl Iterator<Item = Result<GeneralName<'_>,
 }
 
 /// An iPAddress of a subject alternative name: 4 or 16 bytes.
-pub(crate) fn address(bytes: &[u8]) -> Option<IpAddr> {
+pub(crate) fn ip_address(bytes: &[u8]) -> Option<IpAddr> {
     if let Ok(four) = <[u8; 4]>::try_from(bytes) {
         return Some(IpAddr::from(four));
     }

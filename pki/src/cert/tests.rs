@@ -1,11 +1,14 @@
-use super::*;
-use crate::mint::{Authority, AuthoritySpec, KeyAlgorithm, LeafSpec, Usages};
-use proptest::prelude::*;
 use std::io::Write as _;
 use std::process::{Command, Stdio};
+
+use proptest::prelude::*;
 use x509_parser::prelude::*;
 
-/// Runs the openssl command line on `input`. Fails, not skips, when it is missing: it is the judge of how names are printed.
+use super::*;
+use crate::ca::{Authority, AuthoritySpec, KeyAlgorithm, LeafSpec, Usages};
+
+/// Runs the openssl command line on `input`. Fails, not skips, when it is missing: it is the judge
+/// of how names are printed.
 fn openssl(args: &[&str], input: &str) -> String {
     let mut child = Command::new("openssl")
         .args(args)
@@ -230,13 +233,13 @@ fn compare(der: &[u8]) {
     let fields = ours.fields();
     let (_, theirs) = X509Certificate::from_der(der).unwrap();
     assert_eq!(u32::from(fields.version), theirs.version().0 + 1);
-    assert_eq!(fields.serial.of(der), theirs.raw_serial());
+    assert_eq!(fields.serial.slice(der), theirs.raw_serial());
     assert_eq!(fields.not_before, theirs.validity().not_before.timestamp());
     assert_eq!(fields.not_after, theirs.validity().not_after.timestamp());
-    assert_eq!(fields.spki.of(der), theirs.public_key().raw);
+    assert_eq!(fields.spki.slice(der), theirs.public_key().raw);
     assert_eq!(fields.key(der).key, &*theirs.public_key().subject_public_key.data);
-    assert_eq!(fields.signature.of(der), &*theirs.signature_value.data);
-    assert_eq!(fields.tbs.of(der), theirs.tbs_certificate.as_ref());
+    assert_eq!(fields.signature.slice(der), &*theirs.signature_value.data);
+    assert_eq!(fields.tbs.slice(der), theirs.tbs_certificate.as_ref());
     let constraints = theirs.basic_constraints().unwrap().map(|extension| extension.value.clone());
     assert_eq!(
         fields.basic_constraints.map(|own| (own.ca, own.path_length.map(u32::from))),
@@ -249,7 +252,7 @@ fn compare(der: &[u8]) {
     );
     assert_eq!(fields.key_usage.map(|own| own.crl_sign()), usage.as_ref().map(|own| own.crl_sign()));
     let agrees = usage.as_ref().map(|own| own.digital_signature() || own.key_agreement());
-    assert_eq!(fields.key_usage.map(|own| own.signs_or_agrees()), agrees);
+    assert_eq!(fields.key_usage.map(|own| own.signs_or_agrees_keys()), agrees);
     assert_eq!(ours.is_self_issued(), theirs.subject() == theirs.issuer());
 }
 
@@ -308,5 +311,5 @@ fn who_issued_whom() {
 
 #[test]
 fn what_was_read_of_a_certificate_is_small() {
-    assert!(size_of::<Inner>() <= 176, "{}", size_of::<Inner>());
+    assert!(size_of::<CertificateInner>() <= 176, "{}", size_of::<CertificateInner>());
 }

@@ -1,7 +1,9 @@
-//! Why a peer is refused: a message for the operator, and a closed list of reasons for logs and metrics.
+//! Why a peer is refused: a message for the operator, and a closed list of reasons for logs and
+//! metrics.
 //!
-//! `chain` makes these, `outcome` and the Admin API's explanations read them. None of it is told to the peer.
-//! Invariant: each [`VerifyError`] has exactly one [`VerifyReason`]; subjects are printed escaped (RFC 2253), so a peer cannot forge a line.
+//! `chain` makes these, `outcome` and the Admin API's explanations read them. None of it is told to
+//! the peer. Invariant: each [`VerifyError`] has exactly one [`VerifyReason`]; subjects are printed
+//! escaped (RFC 2253), so a peer cannot forge a line.
 
 use std::fmt;
 
@@ -10,7 +12,7 @@ use thiserror::Error;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use super::{Purpose, View};
+use super::{CertificateRef, Purpose};
 use crate::cert::{fields, to_unix};
 use crate::name;
 
@@ -27,7 +29,7 @@ pub enum VerifyError {
     /// More than [`super::SENT_CERTIFICATES_MAX`] certificates behind the leaf.
     #[error(
         "the peer sent {found} certificates behind its own; at most {} are read",
-        super::SENT_CERTIFICATES_MAX
+        super::INTERMEDIATES_MAX
     )]
     TooManyCertificates {
         /// How many it sent.
@@ -81,13 +83,13 @@ pub enum VerifyError {
     #[error(
         "the chain needs more than {limit} intermediate certificates between the client's and a CA of the bundle: raise `depth` or add the intermediate to the bundle"
     )]
-    TooDeep {
+    DepthExceeded {
         /// The policy's depth.
         limit: u32,
     },
     /// An issuer that must not issue.
     #[error("`{subject}` must not issue certificates: {problem}")]
-    NotAuthority {
+    IssuerNotCa {
         /// The issuing certificate.
         subject: String,
         /// Which rule it breaks.
@@ -97,13 +99,13 @@ pub enum VerifyError {
     #[error(
         "`{subject}` is an X.509 v1 certificate: those are accepted only when a CA of the bundle signed them directly"
     )]
-    OldVersion {
+    UnsupportedCertVersion {
         /// The certificate.
         subject: String,
     },
     /// pathLenConstraint (RFC 5280 4.2.1.9).
     #[error("`{subject}` allows at most {limit} intermediates below it (pathLenConstraint)")]
-    PathLength {
+    PathLengthExceeded {
         /// The issuing certificate.
         subject: String,
         /// Its limit.
@@ -111,7 +113,7 @@ pub enum VerifyError {
     },
     /// keyUsage or extKeyUsage does not allow it.
     #[error("`{subject}` is not for {purpose}: its keyUsage or extKeyUsage does not allow it")]
-    WrongUsage {
+    InvalidPurpose {
         /// The certificate.
         subject: String,
         /// "TLS clients" or "TLS servers".
@@ -119,7 +121,7 @@ pub enum VerifyError {
     },
     /// Name constraints (RFC 5280 4.2.1.10).
     #[error("`{authority}` must not issue `{subject}`: {problem} (name constraints)")]
-    NameConstraint {
+    NameConstraintViolation {
         /// The issuing certificate whose constraints refuse.
         authority: String,
         /// The certificate that has the name.
@@ -129,7 +131,7 @@ pub enum VerifyError {
     },
     /// A critical extension that we do not process (RFC 5280 4.2).
     #[error("`{subject}` has the critical extension {oid}, which is not supported")]
-    CriticalExtension {
+    UnsupportedCriticalExtension {
         /// The certificate.
         subject: String,
         /// In dotted form.
@@ -145,7 +147,7 @@ pub enum VerifyError {
     },
     /// The policy wants a known revocation status, and there is none.
     #[error("whether `{subject}` is revoked is not known: {problem}")]
-    StatusUnknown {
+    UnknownRevocationStatus {
         /// The certificate.
         subject: String,
         /// No list, or only stale ones.
@@ -153,13 +155,13 @@ pub enum VerifyError {
     },
     /// The limit on work was reached before a path was found.
     #[error("gave up after {checks} signature checks: the peer sent a maze of certificates")]
-    TooMuchWork {
+    BudgetExceeded {
         /// Signature checks that were made.
         checks: usize,
     },
     /// The server's certificate is for another name.
     #[error("`{subject}` is not a certificate for `{expected}`: its names are {found}")]
-    WrongName {
+    NotValidForName {
         /// The certificate.
         subject: String,
         /// The name we expected.
@@ -185,27 +187,27 @@ pub enum VerifyReason {
     /// A certificate of the path is not yet valid.
     NotYetValid,
     /// More intermediates than `depth`.
-    Depth,
+    DepthExceeded,
     /// An issuer that is no CA.
-    NotAuthority,
+    IssuerNotCa,
     /// An X.509 v1 leaf below an intermediate.
-    OldVersion,
+    UnsupportedCertVersion,
     /// pathLenConstraint.
-    PathLength,
+    PathLengthExceeded,
     /// keyUsage or extKeyUsage.
-    WrongUsage,
+    InvalidPurpose,
     /// Name constraints.
-    NameConstraint,
+    NameConstraintViolation,
     /// Unknown critical extension.
-    CriticalExtension,
+    UnsupportedCriticalExtension,
     /// Revoked.
     Revoked,
     /// Revocation status unknown or stale.
-    StatusUnknown,
+    UnknownRevocationStatus,
     /// The limit on work was reached.
-    TooMuchWork,
+    BudgetExceeded,
     /// The server's certificate is for another name.
-    WrongName,
+    NotValidForName,
 }
 
 impl VerifyReason {
@@ -217,17 +219,17 @@ impl VerifyReason {
         Self::WeakKey,
         Self::Expired,
         Self::NotYetValid,
-        Self::Depth,
-        Self::NotAuthority,
-        Self::OldVersion,
-        Self::PathLength,
-        Self::WrongUsage,
-        Self::NameConstraint,
-        Self::CriticalExtension,
+        Self::DepthExceeded,
+        Self::IssuerNotCa,
+        Self::UnsupportedCertVersion,
+        Self::PathLengthExceeded,
+        Self::InvalidPurpose,
+        Self::NameConstraintViolation,
+        Self::UnsupportedCriticalExtension,
         Self::Revoked,
-        Self::StatusUnknown,
-        Self::TooMuchWork,
-        Self::WrongName,
+        Self::UnknownRevocationStatus,
+        Self::BudgetExceeded,
+        Self::NotValidForName,
     ];
 
     /// Its place in [`VerifyReason::ALL`]; counters are kept in that order.
@@ -235,23 +237,26 @@ impl VerifyReason {
         self as usize
     }
 
-    /// The TLS alert nearest to it, by its name in RFC 8446 section 6: what the client learns, whichever engine sends it.
+    /// The TLS alert nearest to it, by its name in RFC 8446 section 6: what the client learns,
+    /// whichever engine sends it.
     pub fn alert(self) -> &'static str {
         match self {
-            Self::Malformed | Self::OldVersion | Self::CriticalExtension => "bad_certificate",
+            Self::Malformed | Self::UnsupportedCertVersion | Self::UnsupportedCriticalExtension => {
+                "bad_certificate"
+            }
             Self::Expired | Self::NotYetValid => "certificate_expired",
             Self::Revoked => "certificate_revoked",
             Self::BadSignature => "decrypt_error",
-            Self::WrongUsage => "unsupported_certificate",
-            Self::StatusUnknown
+            Self::InvalidPurpose => "unsupported_certificate",
+            Self::UnknownRevocationStatus
             | Self::UnknownIssuer
             | Self::WeakKey
-            | Self::Depth
-            | Self::NotAuthority
-            | Self::PathLength
-            | Self::NameConstraint
-            | Self::TooMuchWork
-            | Self::WrongName => "unknown_ca",
+            | Self::DepthExceeded
+            | Self::IssuerNotCa
+            | Self::PathLengthExceeded
+            | Self::NameConstraintViolation
+            | Self::BudgetExceeded
+            | Self::NotValidForName => "unknown_ca",
         }
     }
 
@@ -264,17 +269,17 @@ impl VerifyReason {
             Self::WeakKey => "weak_key",
             Self::Expired => "expired",
             Self::NotYetValid => "not_yet_valid",
-            Self::Depth => "depth",
-            Self::NotAuthority => "not_a_ca",
-            Self::OldVersion => "old_version",
-            Self::PathLength => "path_length",
-            Self::WrongUsage => "wrong_usage",
-            Self::NameConstraint => "name_constraint",
-            Self::CriticalExtension => "critical_extension",
+            Self::DepthExceeded => "depth",
+            Self::IssuerNotCa => "not_a_ca",
+            Self::UnsupportedCertVersion => "old_version",
+            Self::PathLengthExceeded => "path_length",
+            Self::InvalidPurpose => "wrong_usage",
+            Self::NameConstraintViolation => "name_constraint",
+            Self::UnsupportedCriticalExtension => "critical_extension",
             Self::Revoked => "revoked",
-            Self::StatusUnknown => "status_unknown",
-            Self::TooMuchWork => "too_much_work",
-            Self::WrongName => "wrong_name",
+            Self::UnknownRevocationStatus => "status_unknown",
+            Self::BudgetExceeded => "too_much_work",
+            Self::NotValidForName => "wrong_name",
         }
     }
 }
@@ -286,27 +291,28 @@ impl fmt::Display for VerifyReason {
 }
 
 impl VerifyError {
-    /// The subject of the certificate that breaks the rule, RFC 2253; `None` where it is about the whole chain.
+    /// The subject of the certificate that breaks the rule, RFC 2253; `None` where it is about the
+    /// whole chain.
     pub fn subject(&self) -> Option<&str> {
         match self {
             Self::Malformed { .. }
             | Self::TooManyCertificates { .. }
-            | Self::TooDeep { .. }
-            | Self::TooMuchWork { .. } => None,
+            | Self::DepthExceeded { .. }
+            | Self::BudgetExceeded { .. } => None,
             Self::UnknownIssuer { subject, .. }
             | Self::BadSignature { subject, .. }
             | Self::WeakKey { subject }
             | Self::Expired { subject, .. }
             | Self::NotYetValid { subject, .. }
-            | Self::NotAuthority { subject, .. }
-            | Self::OldVersion { subject }
-            | Self::PathLength { subject, .. }
-            | Self::WrongUsage { subject, .. }
-            | Self::NameConstraint { subject, .. }
-            | Self::CriticalExtension { subject, .. }
+            | Self::IssuerNotCa { subject, .. }
+            | Self::UnsupportedCertVersion { subject }
+            | Self::PathLengthExceeded { subject, .. }
+            | Self::InvalidPurpose { subject, .. }
+            | Self::NameConstraintViolation { subject, .. }
+            | Self::UnsupportedCriticalExtension { subject, .. }
             | Self::Revoked { subject, .. }
-            | Self::StatusUnknown { subject, .. }
-            | Self::WrongName { subject, .. } => Some(subject),
+            | Self::UnknownRevocationStatus { subject, .. }
+            | Self::NotValidForName { subject, .. } => Some(subject),
         }
     }
 
@@ -319,17 +325,17 @@ impl VerifyError {
             Self::WeakKey { .. } => VerifyReason::WeakKey,
             Self::Expired { .. } => VerifyReason::Expired,
             Self::NotYetValid { .. } => VerifyReason::NotYetValid,
-            Self::TooDeep { .. } => VerifyReason::Depth,
-            Self::NotAuthority { .. } => VerifyReason::NotAuthority,
-            Self::OldVersion { .. } => VerifyReason::OldVersion,
-            Self::PathLength { .. } => VerifyReason::PathLength,
-            Self::WrongUsage { .. } => VerifyReason::WrongUsage,
-            Self::NameConstraint { .. } => VerifyReason::NameConstraint,
-            Self::CriticalExtension { .. } => VerifyReason::CriticalExtension,
+            Self::DepthExceeded { .. } => VerifyReason::DepthExceeded,
+            Self::IssuerNotCa { .. } => VerifyReason::IssuerNotCa,
+            Self::UnsupportedCertVersion { .. } => VerifyReason::UnsupportedCertVersion,
+            Self::PathLengthExceeded { .. } => VerifyReason::PathLengthExceeded,
+            Self::InvalidPurpose { .. } => VerifyReason::InvalidPurpose,
+            Self::NameConstraintViolation { .. } => VerifyReason::NameConstraintViolation,
+            Self::UnsupportedCriticalExtension { .. } => VerifyReason::UnsupportedCriticalExtension,
             Self::Revoked { .. } => VerifyReason::Revoked,
-            Self::StatusUnknown { .. } => VerifyReason::StatusUnknown,
-            Self::TooMuchWork { .. } => VerifyReason::TooMuchWork,
-            Self::WrongName { .. } => VerifyReason::WrongName,
+            Self::UnknownRevocationStatus { .. } => VerifyReason::UnknownRevocationStatus,
+            Self::BudgetExceeded { .. } => VerifyReason::BudgetExceeded,
+            Self::NotValidForName { .. } => VerifyReason::NotValidForName,
         }
     }
 }
@@ -341,47 +347,64 @@ fn date(time: &UnixTime) -> String {
     date.unwrap_or_else(|| format!("{seconds} seconds after 1970"))
 }
 
-/// A broken rule, noted while the search goes on: no text is made until it is known to be the answer.
+/// A broken rule, noted while the search goes on: no text is made until it is known to be the
+/// answer.
 #[derive(Clone, Copy)]
 pub(super) struct Failure<'a> {
     /// The certificate that breaks the rule.
-    pub(super) certificate: View<'a>,
-    pub(super) rule: Rule<'a>,
+    pub(super) certificate: CertificateRef<'a>,
+    pub(super) cause: FailureCause<'a>,
 }
 
-/// In rising order of what they tell: the last is what the operator hears about when several paths fail.
+/// In rising order of what they tell: the last is what the operator hears about when several paths
+/// fail.
 #[derive(Clone, Copy)]
-pub(super) enum Rule<'a> {
-    BadSignature { issuer: View<'a> },
-    TooDeep { limit: u32 },
+pub(super) enum FailureCause<'a> {
+    BadSignature {
+        issuer: CertificateRef<'a>,
+    },
+    DepthExceeded {
+        limit: u32,
+    },
     WeakKey,
-    NotAuthority { problem: &'static str },
-    OldVersion,
-    CriticalExtension,
-    WrongUsage { purpose: Purpose },
-    PathLength { limit: u32 },
+    IssuerNotCa {
+        problem: &'static str,
+    },
+    UnsupportedCertVersion,
+    UnsupportedCriticalExtension,
+    InvalidPurpose {
+        purpose: Purpose,
+    },
+    PathLengthExceeded {
+        limit: u32,
+    },
     NotYetValid,
     Expired,
-    NameConstraint { authority: View<'a>, problem: super::constraints::Problem<'a> },
-    StatusUnknown { problem: &'static str },
+    NameConstraintViolation {
+        authority: CertificateRef<'a>,
+        problem: super::name_constraints::NameConstraintError<'a>,
+    },
+    UnknownRevocationStatus {
+        problem: &'static str,
+    },
     Revoked,
 }
 
-impl Rule<'_> {
+impl FailureCause<'_> {
     fn rank(&self) -> u8 {
         match self {
             Self::BadSignature { .. } => 0,
-            Self::TooDeep { .. } => 1,
+            Self::DepthExceeded { .. } => 1,
             Self::WeakKey => 2,
-            Self::NotAuthority { .. } => 3,
-            Self::OldVersion => 4,
-            Self::CriticalExtension => 5,
-            Self::WrongUsage { .. } => 6,
-            Self::PathLength { .. } => 7,
+            Self::IssuerNotCa { .. } => 3,
+            Self::UnsupportedCertVersion => 4,
+            Self::UnsupportedCriticalExtension => 5,
+            Self::InvalidPurpose { .. } => 6,
+            Self::PathLengthExceeded { .. } => 7,
             Self::NotYetValid => 8,
             Self::Expired => 9,
-            Self::NameConstraint { .. } => 10,
-            Self::StatusUnknown { .. } => 11,
+            Self::NameConstraintViolation { .. } => 10,
+            Self::UnknownRevocationStatus { .. } => 11,
             Self::Revoked => 12,
         }
     }
@@ -389,48 +412,54 @@ impl Rule<'_> {
 
 impl Failure<'_> {
     /// Whether this tells more than `other`. The first of equals stays.
-    pub(super) fn tells_more_than(&self, other: &Self) -> bool {
-        self.rule.rank() > other.rule.rank()
+    pub(super) fn is_more_specific_than(&self, other: &Self) -> bool {
+        self.cause.rank() > other.cause.rank()
     }
 
     pub(super) fn into_error(self) -> VerifyError {
         let view = self.certificate;
         let subject = subject(view);
-        match self.rule {
-            Rule::BadSignature { issuer } => {
+        match self.cause {
+            FailureCause::BadSignature { issuer } => {
                 VerifyError::BadSignature { subject, issuer: self::subject(issuer) }
             }
-            Rule::TooDeep { limit } => VerifyError::TooDeep { limit },
-            Rule::WeakKey => VerifyError::WeakKey { subject },
-            Rule::NotAuthority { problem } => VerifyError::NotAuthority { subject, problem },
-            Rule::OldVersion => VerifyError::OldVersion { subject },
-            Rule::CriticalExtension => {
+            FailureCause::DepthExceeded { limit } => VerifyError::DepthExceeded { limit },
+            FailureCause::WeakKey => VerifyError::WeakKey { subject },
+            FailureCause::IssuerNotCa { problem } => VerifyError::IssuerNotCa { subject, problem },
+            FailureCause::UnsupportedCertVersion => VerifyError::UnsupportedCertVersion { subject },
+            FailureCause::UnsupportedCriticalExtension => {
                 let mut oid = String::new();
-                let found = view.fields.unknown_critical.map(|span| span.of(view.der)).unwrap_or_default();
+                let found = view.fields.unknown_critical.map(|span| span.slice(view.der)).unwrap_or_default();
                 name::write_oid(&mut oid, found);
-                VerifyError::CriticalExtension { subject, oid }
+                VerifyError::UnsupportedCriticalExtension { subject, oid }
             }
-            Rule::WrongUsage { purpose } => {
-                VerifyError::WrongUsage { subject, purpose: purpose_name(purpose) }
+            FailureCause::InvalidPurpose { purpose } => {
+                VerifyError::InvalidPurpose { subject, purpose: purpose_name(purpose) }
             }
-            Rule::PathLength { limit } => VerifyError::PathLength { subject, limit },
-            Rule::NotYetValid => {
+            FailureCause::PathLengthExceeded { limit } => VerifyError::PathLengthExceeded { subject, limit },
+            FailureCause::NotYetValid => {
                 VerifyError::NotYetValid { subject, not_before: to_unix(view.fields.not_before) }
             }
-            Rule::Expired => VerifyError::Expired { subject, not_after: to_unix(view.fields.not_after) },
-            Rule::NameConstraint { authority, problem } => VerifyError::NameConstraint {
-                authority: self::subject(authority),
-                subject,
-                problem: problem.to_string(),
-            },
-            Rule::StatusUnknown { problem } => VerifyError::StatusUnknown { subject, problem },
-            Rule::Revoked => revoked(view),
+            FailureCause::Expired => {
+                VerifyError::Expired { subject, not_after: to_unix(view.fields.not_after) }
+            }
+            FailureCause::NameConstraintViolation { authority, problem } => {
+                VerifyError::NameConstraintViolation {
+                    authority: self::subject(authority),
+                    subject,
+                    problem: problem.to_string(),
+                }
+            }
+            FailureCause::UnknownRevocationStatus { problem } => {
+                VerifyError::UnknownRevocationStatus { subject, problem }
+            }
+            FailureCause::Revoked => revoked(view),
         }
     }
 }
 
-pub(super) fn revoked(view: View<'_>) -> VerifyError {
-    let serial = fields::serial_hex(view.fields.serial.of(view.der));
+pub(super) fn revoked(view: CertificateRef<'_>) -> VerifyError {
+    let serial = fields::serial_hex(view.fields.serial.slice(view.der));
     VerifyError::Revoked { subject: subject(view), serial }
 }
 
@@ -441,6 +470,6 @@ pub(super) fn purpose_name(purpose: Purpose) -> &'static str {
     }
 }
 
-pub(super) fn subject(view: View<'_>) -> String {
+pub(super) fn subject(view: CertificateRef<'_>) -> String {
     name::to_rfc2253(view.subject())
 }

@@ -1,9 +1,11 @@
-use super::*;
-use crate::mint::{Authority, AuthoritySpec, CrlSpec, KeyAlgorithm, LeafSpec, Usages};
-use crate::policy::ClientAuthInput;
-use proptest::prelude::*;
 use std::sync::LazyLock;
 use std::time::Duration;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::ca::{Authority, AuthoritySpec, CrlSpec, KeyAlgorithm, LeafSpec, Usages};
+use crate::policy::ClientAuthInput;
 
 mod bounds;
 
@@ -24,16 +26,16 @@ fn policy(anchors: &[&Certificate], depth: u32) -> ClientAuth {
 }
 
 /// The verdict on a chain, leaf first.
-fn judge(policy: &ClientAuth, chain: &[Certificate]) -> Result<Verified, VerifyError> {
+fn judge(policy: &ClientAuth, chain: &[Certificate]) -> Result<VerifiedClient, VerifyError> {
     judge_at(policy, chain, NOW)
 }
 
-fn judge_at(policy: &ClientAuth, chain: &[Certificate], now: u64) -> Result<Verified, VerifyError> {
+fn judge_at(policy: &ClientAuth, chain: &[Certificate], now: u64) -> Result<VerifiedClient, VerifyError> {
     let sent: Vec<_> = chain[1..].iter().map(|certificate| certificate.der().clone()).collect();
     verify_client(policy, chain[0].der(), &sent, at(now))
 }
 
-fn reason(verdict: Result<Verified, VerifyError>) -> VerifyReason {
+fn reason(verdict: Result<VerifiedClient, VerifyError>) -> VerifyReason {
     verdict.unwrap_err().reason()
 }
 
@@ -104,7 +106,7 @@ fn depth_counts_the_intermediates_between() {
         judge(&policy(&[authorities[0].certificate()], depth), &client.chain).unwrap();
         if let Some(less) = depth.checked_sub(1) {
             let verdict = judge(&policy(&[authorities[0].certificate()], less), &client.chain);
-            assert_eq!(reason(verdict), VerifyReason::Depth);
+            assert_eq!(reason(verdict), VerifyReason::DepthExceeded);
         }
         // a listed intermediate is an anchor: nothing lies between it and the leaf
         judge(&policy(&[authorities[length].certificate()], 0), &client.chain).unwrap();
@@ -163,10 +165,10 @@ fn every_certificate_of_the_path_must_be_valid() {
     let wide = middle.issue(&LeafSpec::client("a")).unwrap();
     let policy = policy(&[root.certificate()], 1);
     let verified = judge(&policy, &client.chain).unwrap();
-    assert_eq!(verified.expires(), at(end - 200));
-    assert!(verified.holds(at(start + 200)) && verified.holds(at(end - 200)));
-    assert!(!verified.holds(at(start + 199)) && !verified.holds(at(end - 199)));
-    assert_eq!(judge(&policy, &wide.chain).unwrap().expires(), at(end - 100));
+    assert_eq!(verified.valid_until(), at(end - 200));
+    assert!(verified.is_valid_at(at(start + 200)) && verified.is_valid_at(at(end - 200)));
+    assert!(!verified.is_valid_at(at(start + 199)) && !verified.is_valid_at(at(end - 199)));
+    assert_eq!(judge(&policy, &wide.chain).unwrap().valid_until(), at(end - 100));
     for (now, expected) in [
         (start - 1, VerifyReason::NotYetValid),
         (start + 99, VerifyReason::NotYetValid),
@@ -199,7 +201,7 @@ fn a_leaf_must_be_for_clients() {
         let verdict = judge(&policy, &leaf.chain);
         assert_eq!(verdict.is_ok(), good, "{usages:?}: {verdict:?}");
         if !good {
-            assert_eq!(reason(verdict), VerifyReason::WrongUsage);
+            assert_eq!(reason(verdict), VerifyReason::InvalidPurpose);
         }
     }
 }
@@ -211,7 +213,10 @@ fn version_1_is_for_leaves_of_anchors_and_for_anchors() {
     let old = root.issue(&LeafSpec::client("old").v1()).unwrap();
     judge(&policy(&[root.certificate()], 0), &old.chain).unwrap();
     let below = middle.issue(&LeafSpec::client("old").v1()).unwrap();
-    assert_eq!(reason(judge(&policy(&[root.certificate()], 1), &below.chain)), VerifyReason::OldVersion);
+    assert_eq!(
+        reason(judge(&policy(&[root.certificate()], 1), &below.chain)),
+        VerifyReason::UnsupportedCertVersion
+    );
     judge(&policy(&[middle.certificate()], 0), &below.chain).unwrap();
 
     // all of APISIX's tutorial is version 1
@@ -225,28 +230,28 @@ fn version_1_is_for_leaves_of_anchors_and_for_anchors() {
     judge(&policy(&[root.certificate()], 1), &[newer.clone(), crossed]).unwrap();
     let other = Authority::root(&AuthoritySpec::new("ROOTCA")).unwrap();
     let chain = [newer, tutorial.certificate().clone()];
-    assert_eq!(reason(judge(&policy(&[other.certificate()], 1), &chain)), VerifyReason::NotAuthority);
+    assert_eq!(reason(judge(&policy(&[other.certificate()], 1), &chain)), VerifyReason::IssuerNotCa);
 }
 
 #[test]
 fn a_leaf_is_no_authority() {
     let root = root();
     let leaf = root.issue(&LeafSpec::client("leaf")).unwrap();
-    let forged = Authority::unchecked(leaf.certificate.clone(), &leaf.key_pem).unwrap();
+    let forged = Authority::from_certificate_unchecked(leaf.certificate.clone(), &leaf.key_pem).unwrap();
     let victim = forged.issue(&LeafSpec::client("victim")).unwrap();
     let chain = [victim.certificate.clone(), leaf.certificate.clone()];
-    assert_eq!(reason(judge(&policy(&[root.certificate()], 9), &chain)), VerifyReason::NotAuthority);
+    assert_eq!(reason(judge(&policy(&[root.certificate()], 9), &chain)), VerifyReason::IssuerNotCa);
     assert_eq!(
         reason(judge(&policy(&[&leaf.certificate], 9), &chain)),
-        VerifyReason::NotAuthority,
+        VerifyReason::IssuerNotCa,
         "pinned, not a CA"
     );
     // the same with a v1 leaf, which cannot say that it is none
     let old = root.issue(&LeafSpec::client("old").v1()).unwrap();
-    let forged = Authority::unchecked(old.certificate.clone(), &old.key_pem).unwrap();
+    let forged = Authority::from_certificate_unchecked(old.certificate.clone(), &old.key_pem).unwrap();
     let victim = forged.issue(&LeafSpec::client("victim")).unwrap();
     let chain = [victim.certificate, old.certificate];
-    assert_eq!(reason(judge(&policy(&[root.certificate()], 9), &chain)), VerifyReason::NotAuthority);
+    assert_eq!(reason(judge(&policy(&[root.certificate()], 9), &chain)), VerifyReason::IssuerNotCa);
 }
 
 #[test]
@@ -271,9 +276,9 @@ fn every_issuer_needs_key_cert_sign() {
     let spec = AuthoritySpec::new("CA").without_cert_sign();
     let middle = root.intermediate(&spec).unwrap();
     let client = middle.issue(&LeafSpec::client("a")).unwrap();
-    assert_eq!(reason(judge(&policy(&[root.certificate()], 1), &client.chain)), VerifyReason::NotAuthority);
+    assert_eq!(reason(judge(&policy(&[root.certificate()], 1), &client.chain)), VerifyReason::IssuerNotCa);
     // listed or not: an anchor is trusted to be who it is, not to do what it must not
-    assert_eq!(reason(judge(&policy(&[middle.certificate()], 0), &client.chain)), VerifyReason::NotAuthority);
+    assert_eq!(reason(judge(&policy(&[middle.certificate()], 0), &client.chain)), VerifyReason::IssuerNotCa);
 }
 
 /// A new root's key, certified by the old root under the name both have: how a CA changes its key.
@@ -287,7 +292,7 @@ fn self_issued_certificates_do_not_count() {
     let below = middle.issue(&LeafSpec::client("a")).unwrap().certificate;
     let below = [below, rollover, middle.certificate().clone()];
     judge(&policy(&[old.certificate()], 1), &below).unwrap();
-    assert_eq!(reason(judge(&policy(&[old.certificate()], 0), &below)), VerifyReason::Depth);
+    assert_eq!(reason(judge(&policy(&[old.certificate()], 0), &below)), VerifyReason::DepthExceeded);
 }
 
 #[test]
@@ -298,7 +303,7 @@ fn path_length_is_obeyed() {
     let policy = policy(&[root.certificate()], 9);
     judge(&policy, &one.issue(&LeafSpec::client("a")).unwrap().chain).unwrap();
     let verdict = judge(&policy, &two.issue(&LeafSpec::client("a")).unwrap().chain);
-    let expected = VerifyError::PathLength { subject: "CN=Root".to_owned(), limit: 1 };
+    let expected = VerifyError::PathLengthExceeded { subject: "CN=Root".to_owned(), limit: 1 };
     assert_eq!(verdict.unwrap_err(), expected);
 }
 
@@ -311,7 +316,7 @@ fn name_constraints_are_obeyed() {
     judge(&policy, &narrow.issue(&LeafSpec::client("a")).unwrap().chain).unwrap();
     for bad in ["a.example.org", "badexample.com", "example.com.", "*.com", ".example.com", ""] {
         let verdict = judge(&policy, &narrow.issue(&LeafSpec::client("a").dns(bad)).unwrap().chain);
-        assert_eq!(reason(verdict), VerifyReason::NameConstraint, "{bad}");
+        assert_eq!(reason(verdict), VerifyReason::NameConstraintViolation, "{bad}");
     }
 }
 
@@ -322,13 +327,14 @@ fn a_pinned_leaf_is_accepted_as_it_is() {
     let policy = policy(&[&pinned, other.certificate()], 0);
     let verified = judge(&policy, std::slice::from_ref(&pinned)).unwrap();
     assert_eq!(verified.anchor(), &pinned);
-    assert_eq!(verified.expires(), pinned.not_after());
+    assert_eq!(verified.valid_until(), pinned.not_after());
     // its siblings are strangers
     let sibling = known.issue(&LeafSpec::client("a")).unwrap().certificate;
     assert_eq!(reason(judge(&policy, &[sibling])), VerifyReason::UnknownIssuer);
-    // a self-signed CA certificate in the role of the leaf cannot sign a handshake by its keyUsage (as in OpenSSL)
+    // a self-signed CA certificate in the role of the leaf cannot sign a handshake by its keyUsage (as
+    // in OpenSSL)
     let verdict = judge(&policy, std::slice::from_ref(other.certificate()));
-    assert_eq!(reason(verdict), VerifyReason::WrongUsage);
+    assert_eq!(reason(verdict), VerifyReason::InvalidPurpose);
     // expiry still counts
     assert_eq!(reason(judge_at(&policy, std::slice::from_ref(&pinned), 0)), VerifyReason::NotYetValid);
 }
@@ -354,12 +360,12 @@ fn revocation_is_asked_along_the_whole_path() {
 
     let both = with(vec![clean_root.clone(), clean_middle.clone()], false);
     assert_eq!(
-        judge(&both, &client.chain).unwrap().expires(),
+        judge(&both, &client.chain).unwrap().valid_until(),
         at(end),
         "no longer than the lists are current"
     );
     let lax = with(vec![clean_root.clone(), clean_middle.clone()], true);
-    assert_eq!(judge(&lax, &client.chain).unwrap().expires(), client.certificate.not_after());
+    assert_eq!(judge(&lax, &client.chain).unwrap().valid_until(), client.certificate.not_after());
 
     type Lists = Vec<rustls_pki_types::CertificateRevocationListDer<'static>>;
     /// What, the lists, when, and the reason for refusing under `require` and under `prefer`.
@@ -379,11 +385,35 @@ fn revocation_is_asked_along_the_whole_path() {
             Some(VerifyReason::Revoked),
             Some(VerifyReason::Revoked),
         ),
-        ("no list for the leaf", vec![clean_root.clone()], NOW, Some(VerifyReason::StatusUnknown), None),
-        ("no list for the CA", vec![clean_middle.clone()], NOW, Some(VerifyReason::StatusUnknown), None),
-        ("a stranger's list", vec![unrelated], NOW, Some(VerifyReason::StatusUnknown), None),
-        ("a forged list", vec![clean_root.clone(), forged], NOW, Some(VerifyReason::StatusUnknown), None),
-        ("stale", vec![clean_root.clone(), clean_middle], end + 1, Some(VerifyReason::StatusUnknown), None),
+        (
+            "no list for the leaf",
+            vec![clean_root.clone()],
+            NOW,
+            Some(VerifyReason::UnknownRevocationStatus),
+            None,
+        ),
+        (
+            "no list for the CA",
+            vec![clean_middle.clone()],
+            NOW,
+            Some(VerifyReason::UnknownRevocationStatus),
+            None,
+        ),
+        ("a stranger's list", vec![unrelated], NOW, Some(VerifyReason::UnknownRevocationStatus), None),
+        (
+            "a forged list",
+            vec![clean_root.clone(), forged],
+            NOW,
+            Some(VerifyReason::UnknownRevocationStatus),
+            None,
+        ),
+        (
+            "stale",
+            vec![clean_root.clone(), clean_middle],
+            end + 1,
+            Some(VerifyReason::UnknownRevocationStatus),
+            None,
+        ),
         (
             "stale, but revoked",
             vec![clean_root, revoked_leaf],
@@ -413,7 +443,7 @@ fn a_list_counts_only_when_its_issuer_may_sign_lists() {
     let crls = vec![root.crl(&CrlSpec::new().revoke(&client.certificate)).unwrap()];
     for (anchor, crl_prefer, expected) in [
         (&mute, true, None),
-        (&mute, false, Some(VerifyReason::StatusUnknown)),
+        (&mute, false, Some(VerifyReason::UnknownRevocationStatus)),
         (root.certificate(), true, Some(VerifyReason::Revoked)),
     ] {
         let anchors = vec![anchor.clone()];
@@ -442,11 +472,11 @@ fn a_path_that_was_good_is_judged_again_without_its_signatures() {
     let client = two.issue(&LeafSpec::client("a")).unwrap();
     let chain = [client.certificate.clone(), two.certificate().clone(), one.certificate().clone()];
     let before = judge(&policy(&[root.certificate()], 2), &chain).unwrap();
-    let again = |policy: &ClientAuth, now| verify_again(policy, &before, at(now));
+    let again = |policy: &ClientAuth, now| reverify(policy, &before, at(now));
 
     let same = again(&policy(&[root.certificate()], 2), NOW).unwrap();
     assert_eq!((same.identity(), same.anchor()), (before.identity(), before.anchor()));
-    assert_eq!(same.expires(), before.expires());
+    assert_eq!(same.valid_until(), before.valid_until());
     let stranger = Authority::root(&AuthoritySpec::new("Stranger")).unwrap();
     assert!(again(&policy(&[stranger.certificate(), root.certificate()], 7), NOW).is_some());
     assert!(again(&policy(&[root.certificate()], 1), NOW).is_none(), "depth");
@@ -471,14 +501,14 @@ fn a_path_that_was_good_is_judged_again_without_its_signatures() {
     assert!(again(&lists(vec![listed(two, CrlSpec::new())], false), NOW).is_none(), "status unknown above");
     assert!(again(&lists(vec![listed(two, CrlSpec::new())], true), NOW).is_some());
     let short = CrlSpec::new().between(at(NOW - 10), at(NOW + 10));
-    assert_eq!(again(&lists(full(short.clone()), false), NOW).unwrap().expires(), at(NOW + 10));
+    assert_eq!(again(&lists(full(short.clone()), false), NOW).unwrap().valid_until(), at(NOW + 10));
     assert!(again(&lists(full(short), false), NOW + 11).is_none(), "stale");
 }
 
 #[test]
 fn a_servers_certificate_is_for_its_name() {
     let authorities = line(1);
-    let anchors = Anchors::new(vec![authorities[0].certificate().clone()]).unwrap();
+    let anchors = TrustAnchors::new(vec![authorities[0].certificate().clone()]).unwrap();
     let spec = LeafSpec::server("*.example.com").ip("10.0.0.1".parse().unwrap());
     let server = authorities[1].issue(&spec).unwrap();
     let sent = [server.chain[1].der().clone()];
@@ -494,16 +524,16 @@ fn a_servers_certificate_is_for_its_name() {
     verify("a.example.com").unwrap();
     verify("10.0.0.1").unwrap();
     for other in ["example.com", "a.b.example.com", "10.0.0.2", "::1"] {
-        assert_eq!(verify(other).unwrap_err().reason(), VerifyReason::WrongName, "{other}");
+        assert_eq!(verify(other).unwrap_err().reason(), VerifyReason::NotValidForName, "{other}");
     }
     let client = authorities[1].issue(&LeafSpec::client("a").dns("a.example.com")).unwrap();
     let name = ServerName::try_from("a.example.com").unwrap();
     let verdict = verify_server(&anchors, &name, client.certificate.der(), &sent, at(NOW));
-    assert_eq!(verdict.unwrap_err().reason(), VerifyReason::WrongUsage);
+    assert_eq!(verdict.unwrap_err().reason(), VerifyReason::InvalidPurpose);
     let common_name_only =
         authorities[1].issue(&LeafSpec::client("a.example.com").usages(Usages::SERVER)).unwrap();
     let verdict = verify_server(&anchors, &name, common_name_only.certificate.der(), &sent, at(NOW));
-    assert_eq!(verdict.unwrap_err().reason(), VerifyReason::WrongName);
+    assert_eq!(verdict.unwrap_err().reason(), VerifyReason::NotValidForName);
 }
 
 #[test]
@@ -511,9 +541,9 @@ fn more_certificates_than_the_limit_are_refused() {
     let root = root();
     let client = root.intermediate(&AuthoritySpec::new("CA")).unwrap().issue(&LeafSpec::client("a")).unwrap();
     let mut chain = client.chain.clone();
-    chain.resize(SENT_CERTIFICATES_MAX + 2, client.chain[1].clone());
+    chain.resize(INTERMEDIATES_MAX + 2, client.chain[1].clone());
     let error = judge(&policy(&[root.certificate()], 9), &chain).unwrap_err();
-    assert_eq!(error, VerifyError::TooManyCertificates { found: SENT_CERTIFICATES_MAX + 1 });
+    assert_eq!(error, VerifyError::TooManyCertificates { found: INTERMEDIATES_MAX + 1 });
     chain.pop();
     judge(&policy(&[root.certificate()], 9), &chain).unwrap();
 }
@@ -590,7 +620,7 @@ proptest! {
         let verdict = judge(&policy(&trusted, depth), &chain);
         prop_assert_eq!(verdict.is_ok(), fewest.is_some_and(|fewest| fewest <= depth), "fewest: {:?}", fewest);
         if let Err(error) = verdict {
-            let expected = if fewest.is_some() { VerifyReason::Depth } else { VerifyReason::UnknownIssuer };
+            let expected = if fewest.is_some() { VerifyReason::DepthExceeded } else { VerifyReason::UnknownIssuer };
             prop_assert_eq!(error.reason(), expected);
         }
     }
@@ -627,7 +657,7 @@ proptest! {
         let policy = ClientAuth::new(ClientAuthInput {
             anchors: trusted(second), depth, crls: crls.collect(), crl_prefer: true, ..Default::default()
         }).unwrap();
-        if let Some(again) = verify_again(&policy, &before, at(NOW)) {
+        if let Some(again) = reverify(&policy, &before, at(NOW)) {
             let anew = judge(&policy, &chain).unwrap();
             prop_assert_eq!(again.identity(), anew.identity());
         }

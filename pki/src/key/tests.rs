@@ -1,8 +1,10 @@
-use super::*;
-use crate::mint::{Authority, AuthoritySpec, KeyAlgorithm, LeafSpec};
 use std::process::Command;
 
-/// Runs the openssl command line. Fails, not skips, when it is missing: these tests are worth nothing without it.
+use super::*;
+use crate::ca::{Authority, AuthoritySpec, KeyAlgorithm, LeafSpec};
+
+/// Runs the openssl command line. Fails, not skips, when it is missing: these tests are worth
+/// nothing without it.
 fn openssl(args: &[&str]) -> String {
     let output = Command::new("openssl")
         .args(args)

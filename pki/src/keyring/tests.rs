@@ -1,8 +1,10 @@
-use super::*;
-use crate::mint::{Authority, AuthoritySpec, LeafSpec};
-use proptest::prelude::*;
 use std::io::Write as _;
 use std::process::{Command, Stdio};
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::ca::{Authority, AuthoritySpec, LeafSpec};
 
 const KEY_16: &str = "qeddd145sfvddff3";
 const OLD_16: &str = "edd1c9f0985e76a2";
@@ -13,7 +15,8 @@ fn ring(entries: &[&str]) -> Keyring {
     Keyring::new(entries.iter().map(|entry| (*entry).to_owned()).collect()).unwrap()
 }
 
-/// Encrypts with the openssl command line: the key, and as IV the first 16 bytes of it. Fails, not skips, when it is missing.
+/// Encrypts with the openssl command line: the key, and as IV the first 16 bytes of it. Fails, not
+/// skips, when it is missing.
 fn openssl_seals(cipher: &str, key: &str, text: &str) -> String {
     let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
     let mut child = Command::new("openssl")
@@ -72,7 +75,8 @@ fn the_first_entry_seals_and_all_open() {
     assert_eq!(ring(&[KEY_16]).open(&sealed_by_old), Err(KeyringError::Decrypt));
 }
 
-/// Among 4,000 texts sealed with another key about 16 pass the padding check: the `---` rule must catch them all.
+/// Among 4,000 texts sealed with another key about 16 pass the padding check: the `---` rule must
+/// catch them all.
 #[test]
 fn a_wrong_key_that_passes_the_padding_check_is_not_believed() {
     let (wrong, right) = (ring(&[KEY_16]), ring(&[OLD_16]));
@@ -107,7 +111,7 @@ fn what_does_not_start_with_dashes_is_left_alone() {
 
 #[test]
 fn without_entries_texts_stay_as_they_are() {
-    let none = Keyring::none();
+    let none = Keyring::empty();
     assert_eq!(none.seal(TEXT), TEXT);
     assert_eq!(none.open("anything").unwrap().as_str(), "anything");
 }

@@ -1,7 +1,9 @@
-//! Text -> distinguished name: RFC 2253 as `openssl x509 -nameopt RFC2253` prints it, for names that people configure.
+//! Text -> distinguished name: RFC 2253 as `openssl x509 -nameopt RFC2253` prints it, for names
+//! that people configure.
 //!
-//! The other direction is `name::to_rfc2253`; what that prints reads back as the same name. Stricter than the RFC where leniency would
-//! hide a mistake: an unknown attribute, an unescaped special character or a stray quotation mark is refused with its place.
+//! The other direction is `name::to_rfc2253`; what that prints reads back as the same name.
+//! Stricter than the RFC where leniency would hide a mistake: an unknown attribute, an unescaped
+//! special character or a stray quotation mark is refused with its place.
 
 use thiserror::Error;
 
@@ -67,10 +69,10 @@ impl DistinguishedName {
             return Err(NameError::SlashForm);
         }
         let mut rdns = Vec::new();
-        for rdn in pieces(text, b',') {
+        for rdn in split_unescaped(text, b',') {
             let mut set = Vec::new();
             // Printed backwards, as the RDNs are.
-            let mut parts: Vec<&str> = pieces(rdn, b'+').collect();
+            let mut parts: Vec<&str> = split_unescaped(rdn, b'+').collect();
             parts.reverse();
             for part in parts {
                 attribute(&mut set, part)?;
@@ -88,7 +90,7 @@ impl DistinguishedName {
 }
 
 /// The pieces between unescaped separators.
-fn pieces(text: &str, separator: u8) -> impl Iterator<Item = &str> {
+fn split_unescaped(text: &str, separator: u8) -> impl Iterator<Item = &str> {
     let mut rest = Some(text);
     std::iter::from_fn(move || {
         let whole = rest?;
@@ -187,7 +189,7 @@ fn hexadecimal(digits: &[u8]) -> Option<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::name::{same, to_rfc2253};
+    use crate::name::{names_match, to_rfc2253};
 
     fn read(text: &str) -> DistinguishedName {
         DistinguishedName::parse(text).unwrap()
@@ -204,9 +206,9 @@ mod tests {
         ] {
             assert_eq!(to_rfc2253(read(text).content()), text);
         }
-        assert!(same(read("cn = Client , o=acme").content(), read("CN=client,O=Acme").content()));
-        assert!(!same(read("O=Acme,CN=client").content(), read("CN=client,O=Acme").content()));
-        assert!(!same(read("CN=client").content(), read("CN=client,O=Acme").content()));
+        assert!(names_match(read("cn = Client , o=acme").content(), read("CN=client,O=Acme").content()));
+        assert!(!names_match(read("O=Acme,CN=client").content(), read("CN=client,O=Acme").content()));
+        assert!(!names_match(read("CN=client").content(), read("CN=client,O=Acme").content()));
     }
 
     #[test]

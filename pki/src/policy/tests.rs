@@ -1,6 +1,7 @@
-use super::*;
-use crate::mint::{Authority, AuthoritySpec, CrlSpec};
 use proptest::prelude::*;
+
+use super::*;
+use crate::ca::{Authority, AuthoritySpec, CrlSpec};
 
 fn root(name: &str) -> Authority {
     Authority::root(&AuthoritySpec::new(name)).unwrap()
@@ -17,13 +18,13 @@ fn with_patterns(patterns: &[&str]) -> Result<ClientAuth, PolicyError> {
 #[test]
 fn without_patterns_it_insists() {
     let policy = with_patterns(&[]).unwrap();
-    assert!(policy.insists() && !policy.skips("/") && !policy.skips(""));
+    assert!(policy.requires_client_cert() && !policy.skips_path("/") && !policy.skips_path(""));
 }
 
 #[test]
 fn patterns_match_anywhere_and_mind_the_case() {
     let policy = with_patterns(&["/open", "^/exact$"]).unwrap();
-    assert!(!policy.insists());
+    assert!(!policy.requires_client_cert());
     for (path, skipped) in [
         ("/open", true),
         ("/a/open/b", true),
@@ -33,7 +34,7 @@ fn patterns_match_anywhere_and_mind_the_case() {
         ("/exact\n", false),
         ("/", false),
     ] {
-        assert_eq!(policy.skips(path), skipped, "{path:?}");
+        assert_eq!(policy.skips_path(path), skipped, "{path:?}");
     }
 }
 
@@ -66,9 +67,12 @@ fn duplicates_are_dropped_and_each_subject_is_offered_once() {
     let anchors = vec![a.certificate().clone(), b.certificate().clone(), a.certificate().clone()];
     let policy = ClientAuth::new(ClientAuthInput { anchors, ..ClientAuthInput::default() }).unwrap();
     assert_eq!(policy.anchors().certificates(), [a.certificate().clone(), b.certificate().clone()]);
-    assert_eq!(format!("{:?}", policy.subjects()), "[CN=Same]");
-    let der = policy.subjects()[0].to_der();
-    assert_eq!(&der[der.len() - policy.subjects()[0].content().len()..], policy.subjects()[0].content());
+    assert_eq!(format!("{:?}", policy.root_hint_subjects()), "[CN=Same]");
+    let der = policy.root_hint_subjects()[0].to_der();
+    assert_eq!(
+        &der[der.len() - policy.root_hint_subjects()[0].content().len()..],
+        policy.root_hint_subjects()[0].content()
+    );
 }
 
 #[test]
@@ -127,7 +131,7 @@ proptest! {
     #[test]
     fn any_pattern_and_path_end_in_an_answer(pattern in "(?s).{0,30}", path in "(?s).{0,50}") {
         if let Ok(policy) = with_patterns(&[&pattern]) {
-            let _ = policy.skips(&path);
+            let _ = policy.skips_path(&path);
         }
     }
 }

@@ -1,8 +1,10 @@
-use super::*;
-use crate::mint::{Authority, AuthoritySpec, CrlSpec, KeyAlgorithm, LeafSpec};
-use crate::pem;
-use proptest::prelude::*;
 use std::sync::LazyLock;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::ca::{Authority, AuthoritySpec, CrlSpec, KeyAlgorithm, LeafSpec};
+use crate::pem;
 
 /// 2025-01-01, in the middle of what is minted by default.
 const NOW: i64 = 1_735_689_600;
@@ -90,7 +92,11 @@ fn a_minted_list_says_what_was_asked_for() {
     let crl = Crl::from_der(&der).unwrap();
     assert_eq!((crl.issuer().as_str(), crl.entries()), ("CN=Root", 2));
     assert!(crl.this_update() < crl.next_update());
-    assert!(crl.lists(client.fields().serial.of(client.der())) && crl.lists(&[1, 2]) && !crl.lists(&[1]));
+    assert!(
+        crl.contains_serial(client.fields().serial.slice(client.der()))
+            && crl.contains_serial(&[1, 2])
+            && !crl.contains_serial(&[1])
+    );
     assert_eq!(format!("{crl:?}"), "Crl(CN=Root, 2 entries)");
     let text = format!("text\n{}", *pem::encode("X509 CRL", &der));
     let issuer = ROOT.certificate();
@@ -192,17 +198,22 @@ fn a_long_list_is_checked_once() {
         let scattered = number.wrapping_mul(2_654_435_761) | 0x0100_0000;
         spec = spec.revoke_serial(scattered.to_be_bytes()[..].to_vec());
     }
-    let crls = Crls(vec![Crl::from_der(&ROOT.crl(&spec).unwrap()).unwrap()]);
+    let crls = CrlSet(vec![Crl::from_der(&ROOT.crl(&spec).unwrap()).unwrap()]);
     let issuer = ROOT.certificate();
     let ask = |serial: &[u8]| {
         let signer = issuer.key();
-        let question =
-            Question { serial, is_ca: false, issuer: issuer.subject_der(), signer, may_sign: true };
+        let question = RevocationQuery {
+            serial,
+            is_ca: false,
+            issuer: issuer.subject_der(),
+            signer,
+            issuer_may_sign_crls: true,
+        };
         crls.status(&question, NOW)
     };
-    assert!(matches!(ask(&[0x55; 16]), Status::Good { .. }));
-    let first = crls.0[0].revoked[0].of(crls.0[0].der()).to_vec();
-    assert_eq!(ask(&first), Status::Revoked);
+    assert!(matches!(ask(&[0x55; 16]), RevocationStatus::Good { .. }));
+    let first = crls.0[0].revoked[0].slice(crls.0[0].der()).to_vec();
+    assert_eq!(ask(&first), RevocationStatus::Revoked);
     let asked = crls.0[0].signers.iter().filter_map(OnceLock::get).count();
     assert_eq!(asked, 1, "the signature is checked once, not with each question");
 }

@@ -5,21 +5,21 @@ use std::os::fd::AsFd;
 use super::*;
 
 /// A queue of a few lines that writes to `out`.
-fn queue(out: impl AsFd + Send + Sync + 'static) -> (Queue, WorkerGuard) {
-    let progress = Arc::<Progress>::default();
-    let writer = Writer::new(out, Arc::clone(&progress));
+fn queue(out: impl AsFd + Send + Sync + 'static) -> (LineQueue, WorkerGuard) {
+    let progress = Arc::<LineCounters>::default();
+    let writer = FdWriter::new(out, Arc::clone(&progress));
     let (lines, guard) = NonBlockingBuilder::default().buffered_lines_limit(8).finish(writer);
-    (Queue::new(lines, progress), guard)
+    (LineQueue::new(lines, progress), guard)
 }
 
-fn line(queue: &Queue, text: &str) {
+fn line(queue: &LineQueue, text: &str) {
     queue.make_writer().write_all(text.as_bytes()).unwrap();
 }
 
 /// Writes until the pipe takes no more and the queue's thread waits for its reader.
-fn fill(queue: &Queue, text: &str) {
+fn fill(queue: &LineQueue, text: &str) {
     line(queue, text);
-    while queue.wait_written(Duration::from_millis(200)) {
+    while queue.wait_drained(Duration::from_millis(200)) {
         line(queue, text);
     }
 }
@@ -40,9 +40,9 @@ fn a_stopped_reader_stops_no_writer_and_loses_lines() {
     let whole = text.trim_end();
     assert_eq!(lines.next().unwrap().unwrap(), whole);
     let reader = std::thread::spawn(move || lines.map(Result::unwrap).collect::<Vec<_>>());
-    assert!(queue.wait_written(LONG));
+    assert!(queue.wait_drained(LONG));
     line(&queue, "the next\n");
-    assert!(queue.wait_written(LONG));
+    assert!(queue.wait_drained(LONG));
     assert_eq!(queue.progress.failed(), 0);
     drop(guard);
     drop(queue);
@@ -58,8 +58,8 @@ fn the_end_does_not_wait_for_a_stopped_reader() {
     let (queue, guard) = queue(write);
     fill(&queue, &"x".repeat(1000));
     (0..1000).for_each(|_| line(&queue, "x"));
-    queue.progress.give_up();
-    assert!(queue.wait_written(LONG));
+    queue.progress.abandon();
+    assert!(queue.wait_drained(LONG));
     assert!(queue.progress.failed() > 0);
     drop(guard);
     drop(queue);
@@ -76,7 +76,7 @@ fn a_full_disk_and_a_closed_pipe_drop_lines_and_end_nothing() {
     for (queue, _guard) in [queue(full), queue(closed)] {
         for count in 1..=20 {
             line(&queue, "line\n");
-            assert!(queue.wait_written(LONG));
+            assert!(queue.wait_drained(LONG));
             assert_eq!(queue.progress.failed(), count);
         }
     }
@@ -85,9 +85,9 @@ fn a_full_disk_and_a_closed_pipe_drop_lines_and_end_nothing() {
 #[test]
 fn a_line_that_was_cut_does_not_run_into_the_next() {
     let (mut read, write) = io::pipe().unwrap();
-    let progress = Arc::<Progress>::default();
-    let mut writer = Writer::new(write.try_clone().unwrap(), Arc::clone(&progress));
-    progress.give_up();
+    let progress = Arc::<LineCounters>::default();
+    let mut writer = FdWriter::new(write.try_clone().unwrap(), Arc::clone(&progress));
+    progress.abandon();
     // More than a pipe holds.
     writer.write_all(&[b'x'; 200_000]).unwrap();
     assert_eq!(progress.failed(), 1);

@@ -17,84 +17,84 @@ use tracing_appender::non_blocking::ErrorCounter;
 
 /// Bytes a write may have so that a pipe which polls as writable takes them without waiting
 /// (pipe(7), PIPE_BUF).
-const PIECE: usize = 4096;
+const WRITE_BYTES_MAX: usize = 4096;
 /// Between two looks whether to give up. Milliseconds.
-const STEP: u16 = 20;
+const POLL_MILLISECONDS: u16 = 20;
 
 /// Between two lines about lines that were dropped.
-const GAP: Duration = Duration::from_secs(1);
+const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What became of the lines.
 #[derive(Debug, Default)]
-pub(super) struct Progress {
+pub(super) struct LineCounters {
     /// Lines written or given up.
-    done: AtomicU64,
+    processed: AtomicU64,
     /// Those that were given up.
     failed: AtomicU64,
-    giving_up: AtomicBool,
+    abandoning: AtomicBool,
     /// Lines that did not get into the queue.
     overflowed: OnceLock<ErrorCounter>,
 }
 
-impl Progress {
-    pub fn done(&self) -> u64 {
-        self.done.load(Ordering::Acquire)
+impl LineCounters {
+    pub(super) fn processed(&self) -> u64 {
+        self.processed.load(Ordering::Acquire)
     }
 
-    pub fn failed(&self) -> u64 {
+    pub(super) fn failed(&self) -> u64 {
         self.failed.load(Ordering::Acquire)
     }
 
     /// Has the lines that do not get into the queue counted, too.
-    pub fn count_overflow(&self, overflowed: ErrorCounter) {
+    pub(super) fn count_overflow(&self, overflowed: ErrorCounter) {
         let _set_once = self.overflowed.set(overflowed);
     }
 
     /// Lines lost so far, for whatever reason.
-    pub fn dropped(&self) -> u64 {
+    pub(super) fn dropped(&self) -> u64 {
         self.failed() + self.overflowed()
     }
 
     /// Those of them that did not get into the queue.
-    pub fn overflowed(&self) -> u64 {
+    pub(super) fn overflowed(&self) -> u64 {
         let lines = self.overflowed.get().map_or(0, ErrorCounter::dropped_lines);
         u64::try_from(lines).unwrap_or(u64::MAX)
     }
 
     /// From now on a line whose reader does not take it at once is dropped.
-    pub fn give_up(&self) {
-        self.giving_up.store(true, Ordering::Release);
+    pub(super) fn abandon(&self) {
+        self.abandoning.store(true, Ordering::Release);
     }
 }
 
 /// The receiving end of the queue.
-pub(super) struct Writer<F> {
+pub(super) struct FdWriter<F> {
     out: F,
-    progress: Arc<Progress>,
+    progress: Arc<LineCounters>,
     /// The last line was written in part.
-    cut: bool,
+    partial_line: bool,
     /// Dropped lines that the log has been told of, and when.
-    told: (u64, Option<Instant>),
+    reported: (u64, Option<Instant>),
 }
 
-impl<F: AsFd> Writer<F> {
-    pub fn new(out: F, progress: Arc<Progress>) -> Self {
-        Self { out, progress, cut: false, told: (0, None) }
+impl<F: AsFd> FdWriter<F> {
+    pub(super) fn new(out: F, progress: Arc<LineCounters>) -> Self {
+        Self { out, progress, partial_line: false, reported: (0, None) }
     }
 
     fn write_line(&mut self, line: &[u8]) -> Result<(), Errno> {
-        if self.cut {
+        if self.partial_line {
             self.write_bytes(b"\n")?;
-            self.cut = false;
+            self.partial_line = false;
         }
         self.write_bytes(line)
     }
 
     /// Says, once a second at most, that lines are missing before the one that was just written.
-    fn tell_of_gap(&mut self) -> Result<(), Errno> {
-        let (told, at) = self.told;
+    fn report_dropped(&mut self) -> Result<(), Errno> {
+        let (told, at) = self.reported;
         let dropped = self.progress.dropped();
-        if dropped == told || at.is_some_and(|at| at.elapsed() < GAP) {
+        if dropped == told || at.is_some_and(|at| at.elapsed() < REPORT_INTERVAL) {
             return Ok(());
         }
         let missing = dropped - told;
@@ -102,14 +102,14 @@ impl<F: AsFd> Writer<F> {
             "{missing} log lines were dropped: the log could not be written, or its reader was too slow\n"
         );
         self.write_bytes(text.as_bytes())?;
-        self.told = (dropped, Some(Instant::now()));
+        self.reported = (dropped, Some(Instant::now()));
         Ok(())
     }
 
     fn write_bytes(&mut self, mut bytes: &[u8]) -> Result<(), Errno> {
         let whole = bytes.len();
         while !bytes.is_empty() {
-            let piece = bytes.get(..PIECE).unwrap_or(bytes);
+            let piece = bytes.get(..WRITE_BYTES_MAX).unwrap_or(bytes);
             let written = self.wait_writable().and_then(|()| nix::unistd::write(&self.out, piece));
             match written {
                 Ok(0) => return self.fail(Errno::EIO, bytes.len() < whole),
@@ -123,7 +123,7 @@ impl<F: AsFd> Writer<F> {
     }
 
     fn fail(&mut self, error: Errno, cut: bool) -> Result<(), Errno> {
-        self.cut |= cut;
+        self.partial_line |= cut;
         Err(error)
     }
 
@@ -132,8 +132,8 @@ impl<F: AsFd> Writer<F> {
     fn wait_writable(&self) -> Result<(), Errno> {
         loop {
             let mut asked = [PollFd::new(self.out.as_fd(), PollFlags::POLLOUT)];
-            match poll(&mut asked, PollTimeout::from(STEP)) {
-                Ok(0) if self.progress.giving_up.load(Ordering::Acquire) => return Err(Errno::ETIMEDOUT),
+            match poll(&mut asked, PollTimeout::from(POLL_MILLISECONDS)) {
+                Ok(0) if self.progress.abandoning.load(Ordering::Acquire) => return Err(Errno::ETIMEDOUT),
                 Ok(0) | Err(Errno::EINTR) => {}
                 Ok(_) => return Ok(()),
                 Err(error) => return Err(error),
@@ -142,14 +142,14 @@ impl<F: AsFd> Writer<F> {
     }
 }
 
-impl<F: AsFd> Write for Writer<F> {
+impl<F: AsFd> Write for FdWriter<F> {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         match self.write_line(line) {
             // What cannot be told now is told later.
-            Ok(()) => drop(self.tell_of_gap().ok()),
+            Ok(()) => drop(self.report_dropped().ok()),
             Err(_) => drop(self.progress.failed.fetch_add(1, Ordering::AcqRel)),
         }
-        self.progress.done.fetch_add(1, Ordering::AcqRel);
+        self.progress.processed.fetch_add(1, Ordering::AcqRel);
         Ok(line.len())
     }
 

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, bail, ensure};
-use pki::mint::{Authority, LeafSpec};
+use pki::ca::{Authority, LeafSpec};
 use rustls::pki_types::UnixTime;
 use serde_json::Value;
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 use e2e::tools::s_client;
 use e2e::world::World;
 use pki::Certificate;
-use pki::mint::LeafSpec;
+use pki::ca::LeafSpec;
 use serde_json::{Value, json};
 
 /// The certificate that a new connection is shown, as openssl prints it.

@@ -12,7 +12,7 @@ use e2e::upstream::Upstream;
 use e2e::world::World;
 use http::Method;
 use pki::UnixTime;
-use pki::mint::{self, AuthoritySpec, CrlSpec, LeafSpec};
+use pki::ca::{self, AuthoritySpec, CrlSpec, LeafSpec};
 use serde_json::{Value, json};
 
 const DAY: u64 = 86_400;
@@ -43,7 +43,7 @@ fn scenario(
     Scenario { what, client, shows, expected, rule }
 }
 
-fn credential(minted: &mint::Minted) -> Credential {
+fn credential(minted: &ca::IssuedCertificate) -> Credential {
     Credential { certificate_pem: minted.chain_pem.clone(), key_pem: minted.key_pem.to_string() }
 }
 
@@ -86,18 +86,18 @@ async fn alert(client: &HttpClient) -> String {
 
 /// Every way in which a handshake is refused for its client.
 fn handshakes() -> Vec<Scenario> {
-    let root = mint::Authority::root(&AuthoritySpec::new("Root")).unwrap();
+    let root = ca::Authority::root(&AuthoritySpec::new("Root")).unwrap();
     let ca = root.certificate_pem();
     let plain = || json!({"ca": ca, "depth": 1});
     let alice = LeafSpec::client("alice");
-    let by = |authority: &mint::Authority, spec: &LeafSpec| Some(credential(&authority.issue(spec).unwrap()));
+    let by = |authority: &ca::Authority, spec: &LeafSpec| Some(credential(&authority.issue(spec).unwrap()));
     let between = root.intermediate(&AuthoritySpec::new("Between")).unwrap();
-    let stranger = mint::Authority::root(&AuthoritySpec::new("Stranger")).unwrap();
-    let namesake = mint::Authority::root(&AuthoritySpec::new("Root")).unwrap();
-    let short = mint::Authority::root(&AuthoritySpec::new("Short").path_length(0)).unwrap();
+    let stranger = ca::Authority::root(&AuthoritySpec::new("Stranger")).unwrap();
+    let namesake = ca::Authority::root(&AuthoritySpec::new("Root")).unwrap();
+    let short = ca::Authority::root(&AuthoritySpec::new("Short").path_length(0)).unwrap();
     let below_short = short.intermediate(&AuthoritySpec::new("Below")).unwrap();
-    let narrow = mint::Authority::root(&AuthoritySpec::new("Narrow").permit_dns("ours.test")).unwrap();
-    let ended = root.intermediate(&AuthoritySpec::new("ExitOutput").valid(day(-30), 10)).unwrap();
+    let narrow = ca::Authority::root(&AuthoritySpec::new("Narrow").permit_dns("ours.test")).unwrap();
+    let ended = root.intermediate(&AuthoritySpec::new("Ended").valid(day(-30), 10)).unwrap();
     let revoked = root.issue(&alice).unwrap();
     let list = |spec: CrlSpec| root.crl_pem(&spec).unwrap();
     let current = list(CrlSpec::new().revoke(&revoked.certificate).between(day(-1), day(9)));

@@ -14,7 +14,7 @@ use e2e::upstream::Upstream;
 use e2e::world::World;
 use http::{HeaderValue, Method, StatusCode};
 use percent_encoding::percent_decode_str;
-use pki::mint::LeafSpec;
+use pki::ca::LeafSpec;
 use serde_json::{Value, json};
 
 mod forged;

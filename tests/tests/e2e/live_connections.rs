@@ -11,7 +11,7 @@ use e2e::documents::{protected, route, site};
 use e2e::upstream::Upstream;
 use e2e::world::World;
 use http::{Method, StatusCode};
-use pki::mint::LeafSpec;
+use pki::ca::LeafSpec;
 use rustls::pki_types::UnixTime;
 use serde_json::{Value, json};
 

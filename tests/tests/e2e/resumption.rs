@@ -15,7 +15,7 @@ use e2e::process::EVENT_TIMEOUT;
 use e2e::upstream::Upstream;
 use e2e::world::World;
 use http::StatusCode;
-use pki::mint::LeafSpec;
+use pki::ca::LeafSpec;
 use rustls::client::{ClientSessionStore, Resumption, Tls12ClientSessionValue, Tls13ClientSessionValue};
 use rustls::pki_types::{ServerName, UnixTime};
 use rustls::time_provider::TimeProvider;

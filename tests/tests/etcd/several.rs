@@ -19,7 +19,7 @@ use super::stage::{entry, numbered, route};
 async fn two() -> (Etcd, World, Arc<Upstream>) {
     let etcd = Etcd::plain().await;
     let builder = World::builder().etcd(&etcd).control_planes(2);
-    let world = builder.node_environment("RUST_LOG", "info,dataplane::agent=debug").start().await;
+    let world = builder.node_environment("RUST_LOG", "info,dataplane::push_client=debug").start().await;
     (etcd, world, Arc::new(Upstream::plain("one").await))
 }
 

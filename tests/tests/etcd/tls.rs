@@ -6,7 +6,7 @@ use e2e::credentials::Authority;
 use e2e::etcd::{Access, Authorities, Etcd, PASSWORD};
 use e2e::world::World;
 use http::{Method, StatusCode};
-use pki::mint::LeafSpec;
+use pki::ca::LeafSpec;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 

@@ -176,7 +176,7 @@ pub(super) mod tests {
     use super::*;
 
     /// Figures of one measure.
-    pub(crate) fn figures(of: &[(Kind, &[f64])]) -> Figures {
+    pub fn figures(of: &[(Kind, &[f64])]) -> Figures {
         let mut figures = Figures::default();
         for (kind, values) in of {
             for (round, value) in (0..).zip(*values) {

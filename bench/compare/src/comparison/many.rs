@@ -33,7 +33,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 ///
 /// # Errors
 /// When the programs of Countersign are gone.
-pub fn run(
+pub(super) fn run(
     options: &Options,
     installed: &[Box<dyn Installed>],
     bench: &mut Workbench,

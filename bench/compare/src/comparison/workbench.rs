@@ -13,7 +13,7 @@ use crate::target::Target;
 use e2e::upstream::FixedUpstream;
 
 /// Dropping it ends and removes all of it.
-pub struct Workbench {
+pub(crate) struct Workbench {
     /// The running peers, in the order of the tables.
     pub peers: Vec<Box<dyn Peer>>,
     pub credentials: Credentials,
@@ -31,7 +31,7 @@ impl Workbench {
     ///
     /// # Errors
     /// When there is no temporary folder.
-    pub fn start(installed: &[Box<dyn Installed>], cores: Cores) -> Result<Self, PeerError> {
+    pub(crate) fn start(installed: &[Box<dyn Installed>], cores: Cores) -> Result<Self, PeerError> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             // It only drains the pipes of servers, off the measured core.
@@ -63,7 +63,7 @@ impl Workbench {
     }
 
     /// The environment of a peer, with a folder of [`Self::folder_for`].
-    pub fn context<'a>(&'a self, folder: &'a Path, more: &'a [String]) -> StartContext<'a> {
+    pub(crate) fn context<'a>(&'a self, folder: &'a Path, more: &'a [String]) -> StartContext<'a> {
         StartContext {
             folder,
             cores: self.cores,
@@ -75,7 +75,7 @@ impl Workbench {
     }
 
     /// The address of the plain upstream.
-    pub fn plain(&self) -> std::net::SocketAddr {
+    pub(crate) fn plain(&self) -> std::net::SocketAddr {
         self.plain.address()
     }
 
@@ -83,7 +83,7 @@ impl Workbench {
     ///
     /// # Errors
     /// When it cannot be made.
-    pub fn folder_for(&self, kind: Kind, purpose: &str) -> Result<PathBuf, PeerError> {
+    pub(super) fn folder_for(&self, kind: Kind, purpose: &str) -> Result<PathBuf, PeerError> {
         let path = self.folder.path().join(format!("{}{purpose}", kind.name()));
         std::fs::create_dir_all(&path).map_err(PeerError::system(format!("making {}", path.display())))?;
         self.credentials.write_site(&path)?;
@@ -91,7 +91,7 @@ impl Workbench {
     }
 
     /// Removes the names of the temporary and the current folder from a text.
-    pub fn without_folder(&self, text: &str) -> String {
+    pub(crate) fn without_folder(&self, text: &str) -> String {
         let text = text.replace(&self.folder.path().display().to_string(), "FOLDER");
         match std::env::current_dir() {
             Ok(here) => text.replace(&format!("{}/", here.display()), ""),
@@ -103,7 +103,7 @@ impl Workbench {
     ///
     /// # Errors
     /// Never for the addresses of peers.
-    pub fn target(
+    pub(crate) fn target(
         address: std::net::SocketAddr,
         host: &str,
         path: &str,
@@ -115,7 +115,7 @@ impl Workbench {
     ///
     /// # Errors
     /// Never for names and certificates of this run.
-    pub fn dialler(&self, address: std::net::SocketAddr, name: &str) -> anyhow::Result<Dialler> {
+    pub(super) fn dialler(&self, address: std::net::SocketAddr, name: &str) -> anyhow::Result<Dialler> {
         use crate::identity::{Group, Version};
         let target = Target::parse(&format!("https://{address}/"), Some(name), false)?;
         let config =

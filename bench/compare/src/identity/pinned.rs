@@ -98,7 +98,7 @@ impl ServerCertVerifier for PinnedVerifier {
 
 #[cfg(test)]
 mod tests {
-    use pki::mint::{Authority, AuthoritySpec, LeafSpec, Minted};
+    use pki::ca::{Authority, AuthoritySpec, IssuedCertificate, LeafSpec};
     use rustls::crypto::aws_lc_rs;
 
     use super::*;

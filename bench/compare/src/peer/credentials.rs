@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use e2e::credentials::{Authority, Credential};
 use e2e::tls::{client_verifier, server_config};
-use pki::mint::{KeyAlgorithm, LeafSpec};
+use pki::ca::{KeyAlgorithm, LeafSpec};
 use rustls::ServerConfig;
 
 use super::{HOST, PeerError, RSA_HOST};

@@ -7,9 +7,9 @@ use http::{Method, StatusCode};
 use serde_json::json;
 
 use super::super::access::Caller;
-use super::super::peer::Peer;
+use super::super::client::AdminClient;
 use super::super::reply::{self, Reply};
-use super::{Admin, Asked, audit_private, failed, not_found};
+use super::{AdminApi, AdminRequest, audit_without_revision, error_reply, not_found};
 use crate::change::ChangeError;
 
 /// How long `?acknowledged=` waits when `timeout` does not say, and at most.
@@ -18,36 +18,41 @@ const ACKNOWLEDGED: (Duration, Duration) = (Duration::from_secs(5), Duration::fr
 /// `POST dataplanes/accept_store`
 pub(super) const ACCEPT_STORE: &str = "accept_store";
 
-impl Admin {
+impl AdminApi {
     /// Data planes that hold this store's state take it over, whatever it takes away.
-    pub(super) async fn accept_store(&self, peer: &Peer, caller: &Caller, asked: Asked) -> Reply {
+    pub(super) async fn accept_store(
+        &self,
+        peer: &AdminClient,
+        caller: &Caller,
+        asked: AdminRequest,
+    ) -> Reply {
         if asked.method != Method::POST || asked.sub_path.is_some() {
             return not_found();
         }
         if let Err(refused) = asked.body {
             return refused.into();
         }
-        let held: Vec<_> = self.nodes.held().into_iter().map(|(name, _)| name).collect();
-        let reply = match self.accepted.accept().await {
+        let held: Vec<_> = self.fleet.held_nodes().into_iter().map(|(name, _)| name).collect();
+        let reply = match self.acceptance.accept().await {
             Ok(until) => {
                 let answer = json!({"store": self.store.identity(), "accepted_until": until, "held": held});
                 reply::json(StatusCode::OK, &answer)
             }
-            Err(error) => failed(ChangeError::Store(error)),
+            Err(error) => error_reply(ChangeError::Store(error)),
         };
-        audit_private(peer, caller, &asked.method, &format!("dataplanes/{ACCEPT_STORE}"), &reply);
+        audit_without_revision(peer, caller, &asked.method, &format!("dataplanes/{ACCEPT_STORE}"), &reply);
         reply
     }
 
     /// What they serve; with `?acknowledged=`, once all of them serve that revision.
-    pub(super) async fn data_planes(&self, asked: &Asked) -> Reply {
+    pub(super) async fn data_planes(&self, asked: &AdminRequest) -> Reply {
         if asked.method != Method::GET || asked.id.is_some() {
             return not_found();
         }
         let Some(revision) = asked.query.get("acknowledged") else {
             // Its `revision` is not older than a write that the caller was answered.
-            drop(self.served.snapshot().await);
-            return reply::json(StatusCode::OK, &self.nodes.view().await);
+            drop(self.current.snapshot().await);
+            return reply::json(StatusCode::OK, &self.fleet.view().await);
         };
         let patience = match asked.query.get("timeout").map(str::parse::<f64>) {
             None => Some(ACKNOWLEDGED.0),
@@ -56,9 +61,9 @@ impl Admin {
         };
         let (Ok(revision), Some(patience)) = (revision.parse(), patience) else {
             let message = "invalid argument acknowledged or timeout: should be a number";
-            return reply::refused(StatusCode::BAD_REQUEST, message, None);
+            return reply::error(StatusCode::BAD_REQUEST, message, None);
         };
-        match self.nodes.acknowledged(revision, patience.min(ACKNOWLEDGED.1)).await {
+        match self.fleet.wait_acknowledged(revision, patience.min(ACKNOWLEDGED.1)).await {
             Ok(view) => reply::json(StatusCode::OK, &view),
             Err(view) => reply::json(StatusCode::GATEWAY_TIMEOUT, &view),
         }

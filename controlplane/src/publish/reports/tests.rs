@@ -8,8 +8,8 @@ fn node(name: &str, acknowledged: impl Into<Option<u64>>) -> ConnectedNode {
     ConnectedNode { name: name.into(), instance: format!("{name}-1"), acknowledged: acknowledged.into() }
 }
 
-fn entry(push: &str, nodes: usize, oldest: &[ConnectedNode]) -> Entry {
-    let report = Report {
+fn entry(push: &str, nodes: usize, oldest: &[ConnectedNode]) -> ControlPlaneEntry {
+    let report = FleetReport {
         host: "h".into(),
         push: push.into(),
         version: "1".into(),
@@ -23,12 +23,12 @@ fn entry(push: &str, nodes: usize, oldest: &[ConnectedNode]) -> Entry {
     let text = serde_json::to_string(&report).unwrap();
     let report = Some(serde_json::from_str(&text).map_err(|error| error.to_string()));
     let names = oldest.iter().map(|node| node.name.clone()).collect();
-    let nodes = Some(Nodes { host: "h".into(), push: push.into(), names, more: false, place: None });
-    Entry { process: push.into(), report, nodes }
+    let nodes = Some(NodeNames { host: "h".into(), push: push.into(), names, more: false, place: None });
+    ControlPlaneEntry { process: push.into(), report, nodes }
 }
 
 /// Control plane and node of those that are behind revision 7.
-fn late(own: &[ConnectedNode], others: Vec<Entry>) -> Vec<(Option<String>, Option<String>)> {
+fn late(own: &[ConnectedNode], others: Vec<ControlPlaneEntry>) -> Vec<(Option<String>, Option<String>)> {
     let behind = behind(7, own, own.len(), &Ok(Arc::new(others)));
     behind.into_iter().map(|view| (view.control_plane, view.node)).collect()
 }
@@ -63,7 +63,8 @@ fn a_node_that_has_moved_is_counted_where_it_is_now() {
 #[test]
 fn nodes_of_a_control_plane_that_went_silent_are_behind() {
     let here = [node("a", 7)];
-    let silent = |nodes: &[ConnectedNode]| Entry { report: None, ..entry("b", nodes.len(), nodes) };
+    let silent =
+        |nodes: &[ConnectedNode]| ControlPlaneEntry { report: None, ..entry("b", nodes.len(), nodes) };
     // It had acknowledged everything there was: nobody can say whether it has what came since.
     let one = silent(&[node("b1", 7)]);
     assert_eq!(late(&here, vec![one.clone()]), [at("b", "b1")]);
@@ -72,7 +73,7 @@ fn nodes_of_a_control_plane_that_went_silent_are_behind() {
     assert!(late(&[node("b1", 7)], vec![one.clone()]).is_empty());
     assert!(late(&here, vec![one.clone(), entry("c", 1, &[node("b1", 8)])]).is_empty());
     assert_eq!(late(&here, vec![one.clone(), entry("c", 1, &[node("b1", 6)])]), [at("c", "b1")]);
-    let also_silent = Entry { process: "c".into(), ..one.clone() };
+    let also_silent = ControlPlaneEntry { process: "c".into(), ..one.clone() };
     assert_eq!(late(&here, vec![one.clone(), also_silent]).len(), 2, "neither knows");
     let mut many = one;
     many.nodes.as_mut().unwrap().more = true;
@@ -82,7 +83,8 @@ fn nodes_of_a_control_plane_that_went_silent_are_behind() {
 #[test]
 fn what_is_not_known_is_behind() {
     let here = [node("a", 7)];
-    let unreadable = Entry { process: "x".into(), report: Some(Err("garbage".into())), nodes: None };
+    let unreadable =
+        ControlPlaneEntry { process: "x".into(), report: Some(Err("garbage".into())), nodes: None };
     assert_eq!(late(&here, vec![unreadable]), [(Some("x".into()), None)]);
     let told = behind(7, &here, 1, &Err("down".into()));
     assert!(told.len() == 1 && told[0].problem.contains("down"), "{told:?}");
@@ -106,9 +108,9 @@ fn what_is_behind_is_named_within_bounds() {
 async fn one_control_plane_alone_answers_as_before() {
     let folder = tempfile::tempdir().unwrap();
     let store: Arc<dyn Store> =
-        Arc::new(crate::store::Embedded::open(&folder.path().join("store.redb")).unwrap());
+        Arc::new(crate::store::EmbeddedStore::open(&folder.path().join("store.redb")).unwrap());
     let (_sender, latest) = watch::channel(Arc::new(Snapshot::empty()));
-    let us = Identity { host: "h".into(), push: "p".into(), version: "1", place: None };
+    let us = ControlPlaneIdentity { host: "h".into(), push: "p".into(), version: "1", place: None };
     let (stop, stopping) = watch::channel(false);
     let reports = Reports::new(Arc::new(Fleet::new(latest)), store, us, stopping);
     let expected = json!({"list": [], "total": 0, "revision": 0});

@@ -1,7 +1,8 @@
 //! How a ring turns with time, and how it lies in the store. No clock and no IO.
 //!
-//! One secret seals at a time; the next one is in the ring before it does, and one stays until no ticket of it can live. The
-//! stored text is PEM around the ring's protobuf, sealed with the keyring exactly as private keys are.
+//! One secret seals at a time; the next one is in the ring before it does, and one stays until no
+//! ticket of it can live. The stored text is PEM around the ring's protobuf, sealed with the
+//! keyring exactly as private keys are.
 
 use std::time::Duration;
 
@@ -21,73 +22,75 @@ const SLACK: u64 = 60;
 
 /// The times of a ring, in seconds.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Period {
+pub(super) struct RotationSchedule {
     lifetime: u32,
     /// How long one secret seals.
-    turn: u64,
+    rotation: u64,
     /// How long before it seals a secret is pushed at least.
-    ahead: u64,
+    lead_time: u64,
 }
 
-impl Period {
+impl RotationSchedule {
     /// For tickets that live so long.
-    pub(super) fn of(lifetime: Duration) -> Self {
+    pub(super) fn new(lifetime: Duration) -> Self {
         let lifetime =
             u32::try_from(lifetime.as_secs()).unwrap_or(u32::MAX).clamp(2, model::tickets::LIFETIME_MAX);
         let turn = u64::from(lifetime / 2);
-        Self { lifetime, turn, ahead: SLACK.min(turn) }
+        Self { lifetime, rotation: turn, lead_time: SLACK.min(turn) }
     }
 
     /// How often to look whether a ring must turn.
-    pub(super) fn look(self) -> Duration {
-        Duration::from_secs(self.turn) / 4
+    pub(super) fn check_interval(self) -> Duration {
+        Duration::from_secs(self.rotation) / 4
     }
 
     /// The ring with our lifetime.
-    pub(super) fn lasting(self, ring: TicketRing) -> TicketRing {
+    pub(super) fn with_lifetime(self, ring: TicketRing) -> TicketRing {
         TicketRing { lifetime: self.lifetime, ..ring }
     }
 
-    /// The ring as it must be now, when that is not how it is: with a secret that seals and one for later, and without
-    /// those that are done.
-    pub(super) fn turned(self, ring: &TicketRing, now: u64) -> Option<TicketRing> {
+    /// The ring as it must be now, when that is not how it is: with a secret that seals and one for
+    /// later, and without those that are done.
+    pub(super) fn rotated(self, ring: &TicketRing, now: u64) -> Option<TicketRing> {
         // One from a future that no turn leads to was made by a clock that was wrong.
-        let credible = |secret: &&TicketSecret| secret.from() <= now.saturating_add(2 * self.turn);
+        let credible = |secret: &&TicketSecret| secret.active_from() <= now.saturating_add(2 * self.rotation);
         let mut secrets: Vec<TicketSecret> = ring.secrets.iter().filter(credible).cloned().collect();
-        let ends: Vec<u64> = secrets.iter().skip(1).map(TicketSecret::from).collect();
+        let ends: Vec<u64> = secrets.iter().skip(1).map(TicketSecret::active_from).collect();
         // A secret ends to seal when the next one begins; the last one never does.
-        let kept = |end: &u64| end.saturating_add(u64::from(self.lifetime) + self.ahead) < now;
+        let kept = |end: &u64| end.saturating_add(u64::from(self.lifetime) + self.lead_time) < now;
         let done = ends.iter().take_while(|end| kept(end)).count();
         secrets.drain(..done);
         if secrets.is_empty() {
-            secrets.push(fresh(now)?);
+            secrets.push(new_secret(now)?);
         }
-        let last = secrets.last().map_or(now, TicketSecret::from);
+        let last = secrets.last().map_or(now, TicketSecret::active_from);
         if last <= now {
-            secrets.push(fresh(last.saturating_add(self.turn).max(now.saturating_add(self.ahead)))?);
+            secrets.push(new_secret(
+                last.saturating_add(self.rotation).max(now.saturating_add(self.lead_time)),
+            )?);
         }
         let turned = TicketRing { lifetime: self.lifetime, secrets };
-        (!same(&turned, ring)).then_some(turned)
+        (!same_secrets(&turned, ring)).then_some(turned)
     }
 }
 
 /// `None` only when the system gives no random bytes.
-fn fresh(from: u64) -> Option<TicketSecret> {
+fn new_secret(from: u64) -> Option<TicketSecret> {
     let mut bytes = Zeroizing::new([0; SECRET_BYTES]);
     aws_lc_rs::rand::fill(&mut *bytes).ok()?;
     Some(TicketSecret::new(from, bytes))
 }
 
 /// Whether two rings hold the same secrets. For rings of our own making: not in constant time.
-pub(super) fn same(one: &TicketRing, other: &TicketRing) -> bool {
+pub(super) fn same_secrets(one: &TicketRing, other: &TicketRing) -> bool {
     let alike = |(one, other): (&TicketSecret, &TicketSecret)| {
-        one.from() == other.from() && one.expose() == other.expose()
+        one.active_from() == other.active_from() && one.expose() == other.expose()
     };
     one.secrets.len() == other.secrets.len() && one.secrets.iter().zip(&other.secrets).all(alike)
 }
 
 /// The text for the store.
-pub(super) fn sealed(ring: &TicketRing, keyring: &Keyring) -> Zeroizing<String> {
+pub(super) fn seal_ring(ring: &TicketRing, keyring: &Keyring) -> Zeroizing<String> {
     let wire = tickets_to_wire(ring);
     let mut bytes = Zeroizing::new(Vec::with_capacity(wire.encoded_len()));
     // Encoding fails only for want of room, and a Vec makes room.
@@ -101,7 +104,7 @@ pub(super) fn sealed(ring: &TicketRing, keyring: &Keyring) -> Zeroizing<String> 
 }
 
 /// The ring in a stored text.
-pub(super) fn opened(stored: &str, keyring: &Keyring) -> Result<TicketRing, String> {
+pub(super) fn open_ring(stored: &str, keyring: &Keyring) -> Result<TicketRing, String> {
     let text = keyring.open(stored).map_err(|error| error.to_string())?;
     let inner = text.strip_prefix(BEGIN).and_then(|text| text.strip_suffix(END));
     let inner = inner.ok_or("it is not a ring of secrets")?;

@@ -1,30 +1,31 @@
-//! The ring turns as time goes, for one control plane and for several, and lies sealed in the store.
+//! The ring turns as time goes, for one control plane and for several, and lies sealed in the
+//! store.
 
-use super::ring::{opened, same, sealed};
+use super::ring::{open_ring, same_secrets, seal_ring};
 use super::*;
-use crate::store::Embedded;
+use crate::store::EmbeddedStore;
 
 const HOUR: u64 = 3600;
 const START: u64 = 1_800_000_000;
 
-fn period() -> Period {
-    Period::of(Duration::from_secs(8 * HOUR))
+fn period() -> RotationSchedule {
+    RotationSchedule::new(Duration::from_secs(8 * HOUR))
 }
 
 fn froms(ring: &TicketRing) -> Vec<u64> {
     ring.secrets
         .iter()
-        .map(|secret| (secret.from().wrapping_sub(START) as i64).div_euclid(60) as u64)
+        .map(|secret| (secret.active_from().wrapping_sub(START) as i64).div_euclid(60) as u64)
         .collect()
 }
 
 #[test]
 fn a_new_ring_seals_now_and_has_one_for_later() {
-    let ring = period().turned(&TicketRing::default(), START).unwrap();
+    let ring = period().rotated(&TicketRing::default(), START).unwrap();
     assert_eq!((ring.lifetime, froms(&ring)), (28_800, vec![0, 240]));
     assert_ne!(ring.secrets[0].expose(), ring.secrets[1].expose());
     assert!(
-        period().turned(&ring, START + 4 * HOUR - 1).is_none(),
+        period().rotated(&ring, START + 4 * HOUR - 1).is_none(),
         "nothing to do before the next one begins"
     );
 }
@@ -33,7 +34,7 @@ fn a_new_ring_seals_now_and_has_one_for_later() {
 fn it_turns_and_lets_go_of_what_no_ticket_can_need() {
     let mut ring = TicketRing::default();
     for now in (START..START + 48 * HOUR).step_by(60) {
-        if let Some(turned) = period().turned(&ring, now) {
+        if let Some(turned) = period().rotated(&ring, now) {
             // What both hold is the same, and only the oldest go.
             let kept = turned
                 .secrets
@@ -42,22 +43,22 @@ fn it_turns_and_lets_go_of_what_no_ticket_can_need() {
             assert!(kept.count() >= ring.secrets.len().saturating_sub(1));
             ring = turned;
         }
-        let begun = ring.secrets.iter().filter(|secret| secret.from() <= now).count();
+        let begun = ring.secrets.iter().filter(|secret| secret.active_from() <= now).count();
         assert_eq!(ring.secrets.len() - begun, 1, "one is ahead");
-        let sealing = ring.secrets[begun - 1].from();
+        let sealing = ring.secrets[begun - 1].active_from();
         assert!(now - sealing < 4 * HOUR, "none seals for longer than its turn");
         // A ticket of the last moment that may still be offered.
         let oldest_alive = now.saturating_sub(8 * HOUR).max(START);
-        assert!(ring.secrets[0].from() <= oldest_alive, "the secret of a living ticket is gone");
+        assert!(ring.secrets[0].active_from() <= oldest_alive, "the secret of a living ticket is gone");
         assert!(ring.secrets.len() <= 5, "{:?}", froms(&ring));
     }
 }
 
 #[test]
 fn after_a_long_absence_the_next_one_comes_soon_but_not_at_once() {
-    let ring = period().turned(&TicketRing::default(), START).unwrap();
+    let ring = period().rotated(&TicketRing::default(), START).unwrap();
     let now = START + 100 * HOUR;
-    let turned = period().turned(&ring, now).unwrap();
+    let turned = period().rotated(&ring, now).unwrap();
     // The data planes have been sealing with the second one all the time.
     assert_eq!(froms(&turned), [240, 6001]);
     assert_eq!(turned.secrets[0].expose(), ring.secrets[1].expose());
@@ -65,45 +66,45 @@ fn after_a_long_absence_the_next_one_comes_soon_but_not_at_once() {
 
 #[test]
 fn a_ring_from_a_wrong_clock_is_replaced() {
-    let ring = period().turned(&TicketRing::default(), START + 1000 * HOUR).unwrap();
-    let turned = period().turned(&ring, START).unwrap();
+    let ring = period().rotated(&TicketRing::default(), START + 1000 * HOUR).unwrap();
+    let turned = period().rotated(&ring, START).unwrap();
     assert_eq!(froms(&turned), [0, 240]);
 }
 
 #[test]
 fn the_shortest_lifetime_turns_too() {
-    let period = Period::of(Duration::from_secs(2));
-    let ring = period.turned(&TicketRing::default(), START).unwrap();
-    let turned = period.turned(&ring, START + 1).unwrap();
+    let period = RotationSchedule::new(Duration::from_secs(2));
+    let ring = period.rotated(&TicketRing::default(), START).unwrap();
+    let turned = period.rotated(&ring, START + 1).unwrap();
     assert_eq!(turned.secrets.len(), 3);
-    assert_eq!(period.look(), Duration::from_millis(250));
+    assert_eq!(period.check_interval(), Duration::from_millis(250));
 }
 
 #[test]
 fn the_stored_text_shows_nothing_and_comes_back() {
-    let ring = period().turned(&TicketRing::default(), START).unwrap();
+    let ring = period().rotated(&TicketRing::default(), START).unwrap();
     let keyring = Keyring::new(vec!["0123456789abcdef".to_owned()]).unwrap();
-    let text = sealed(&ring, &keyring);
+    let text = seal_ring(&ring, &keyring);
     assert!(!text.contains("TICKET"), "it is sealed: {}", *text);
-    assert!(same(&opened(&text, &keyring).unwrap(), &ring));
+    assert!(same_secrets(&open_ring(&text, &keyring).unwrap(), &ring));
     // In front of a new key the old one still opens; alone, the new one does not.
     let other = "another-key-1234".to_owned();
     let both = Keyring::new(vec![other.clone(), "0123456789abcdef".to_owned()]).unwrap();
-    assert!(same(&opened(&text, &both).unwrap(), &ring));
-    assert!(opened(&text, &Keyring::new(vec![other]).unwrap()).is_err());
+    assert!(same_secrets(&open_ring(&text, &both).unwrap(), &ring));
+    assert!(open_ring(&text, &Keyring::new(vec![other]).unwrap()).is_err());
     // Without a keyring it is as readable as private keys are then.
-    let clear = sealed(&ring, &Keyring::none());
+    let clear = seal_ring(&ring, &Keyring::empty());
     assert!(clear.starts_with("-----BEGIN COUNTERSIGN TICKET SECRETS-----"));
-    assert!(same(&opened(&clear, &Keyring::none()).unwrap(), &ring));
+    assert!(same_secrets(&open_ring(&clear, &Keyring::empty()).unwrap(), &ring));
     for damaged in
         [&clear[1..], &clear[..clear.len() - 2], "", "-----BEGIN COUNTERSIGN TICKET SECRETS-----\n!!"]
     {
-        assert!(opened(damaged, &Keyring::none()).is_err());
+        assert!(open_ring(damaged, &Keyring::empty()).is_err());
     }
 }
 
 fn store(folder: &tempfile::TempDir) -> Arc<dyn Store> {
-    Arc::new(Embedded::open(&folder.path().join("store.redb")).unwrap())
+    Arc::new(EmbeddedStore::open(&folder.path().join("store.redb")).unwrap())
 }
 
 async fn ring_of(
@@ -123,10 +124,10 @@ async fn control_planes_over_one_store_and_a_restarted_one_have_one_ring() {
     let (stop, _stopped) = watch::channel(false);
     let first = store(&folder);
     let rings = futures_util::future::join_all((0..8).map(|_| ring_of(&first, &keyring, &stop))).await;
-    assert!(rings.iter().all(|ring| same(ring, &rings[0]) && ring.secrets.len() == 2), "one won");
+    assert!(rings.iter().all(|ring| same_secrets(ring, &rings[0]) && ring.secrets.len() == 2), "one won");
     stop.send_replace(true);
     let held = Arc::clone(&rings[0]);
-    let entry = first.private(Private::TicketSecrets).await.unwrap().unwrap();
+    let entry = first.internal_entry(InternalKey::TicketSecrets).await.unwrap().unwrap();
     assert_eq!(entry.version, 1, "nobody wrote twice");
     // Dropped by the keepers' tasks, too, before the file is free for another life.
     let weak = Arc::downgrade(&first);
@@ -136,7 +137,7 @@ async fn control_planes_over_one_store_and_a_restarted_one_have_one_ring() {
     }
     let (stop, _stopped) = watch::channel(false);
     let again = ring_of(&store(&folder), &keyring, &stop).await;
-    assert!(same(&again, &held));
+    assert!(same_secrets(&again, &held));
 }
 
 #[tokio::test]
@@ -148,7 +149,7 @@ async fn a_ring_that_cannot_be_opened_is_replaced() {
         ring_of(&store, &Arc::new(Keyring::new(vec!["0123456789abcdef".to_owned()]).unwrap()), &stop).await;
     let other =
         ring_of(&store, &Arc::new(Keyring::new(vec!["another-key-1234".to_owned()]).unwrap()), &stop).await;
-    assert!(!same(&one, &other));
+    assert!(!same_secrets(&one, &other));
     assert_eq!(other.secrets.len(), 2);
 }
 
@@ -157,7 +158,7 @@ async fn without_a_lifetime_there_is_no_ring_and_the_store_is_left_alone() {
     let folder = tempfile::tempdir().unwrap();
     let store = store(&folder);
     let (_stop, stopped) = watch::channel(false);
-    let ring = start(&store, &Arc::new(Keyring::none()), None, stopped).await;
+    let ring = start(&store, &Arc::new(Keyring::empty()), None, stopped).await;
     assert!(ring.borrow().as_ref().unwrap().secrets.is_empty());
-    assert!(store.private(Private::TicketSecrets).await.unwrap().is_none());
+    assert!(store.internal_entry(InternalKey::TicketSecrets).await.unwrap().is_none());
 }

@@ -1,7 +1,8 @@
 //! The file: how it is made, opened, checked and read, and what its errors mean to a person.
 //!
-//! A new store is written completely under another name and then linked into place, so a crash while it is made leaves no half
-//! store, and two processes that start at once cannot both believe theirs is the one. An existing file is never replaced.
+//! A new store is written completely under another name and then linked into place, so a crash
+//! while it is made leaves no half store, and two processes that start at once cannot both believe
+//! theirs is the one. An existing file is never replaced.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind, Read, Seek};
@@ -10,12 +11,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use model::{Id, Key, Kind, json};
-use pem_files::bounded;
+use pem_files::bounded_read;
 use redb::{Builder, Database, ReadableDatabase, TableDefinition, TableError};
 use zeroize::Zeroizing;
 
 use super::FORMAT_VERSION;
-use crate::store::{PrivateEntry, StoreError, Stored};
+use crate::store::{InternalEntry, StoreError, StoredDocument};
 
 /// key text -> (created, modified, document as JSON text)
 pub(super) const ITEMS: TableDefinition<'_, &str, (u64, u64, &[u8])> = TableDefinition::new("items");
@@ -24,13 +25,14 @@ pub(super) const COUNTERS: TableDefinition<'_, &str, u64> = TableDefinition::new
 /// Names of texts -> texts.
 pub(super) const TEXTS: TableDefinition<'_, &str, &str> = TableDefinition::new("texts");
 
-/// Names of private entries -> (version, text). Files from before there were any do not have it until the first is written.
-pub(super) const PRIVATE: TableDefinition<'_, &str, (u64, &str)> = TableDefinition::new("private");
+/// Names of private entries -> (version, text). Files from before there were any do not have it
+/// until the first is written.
+pub(super) const INTERNAL_ENTRIES: TableDefinition<'_, &str, (u64, &str)> = TableDefinition::new("private");
 
 /// What every file of redb begins with.
 const MAGIC: &[u8; 9] = b"redb\x1A\x0A\xA9\x0D\x0A";
 /// A file that is made is locked, but for a moment.
-const LEFTOVER_AGE: Duration = Duration::from_secs(60);
+const STALE_TEMP_AGE: Duration = Duration::from_secs(60);
 
 /// The counter that is the store's revision.
 pub(super) const REVISION: &str = "revision";
@@ -63,29 +65,33 @@ impl<E: Into<redb::Error>> From<E> for ReadError {
 
 impl ReadError {
     /// After an input/output error redb wants to be opened again; damage stays damage.
-    pub(super) fn mends_by_opening_again(&self) -> bool {
+    pub(super) fn needs_reopen(&self) -> bool {
         matches!(self, Self::Redb(redb::Error::Io(_) | redb::Error::PreviousIo | redb::Error::DatabaseClosed))
     }
 
-    pub(super) fn told_of(self, path: &Path) -> StoreError {
+    pub(super) fn into_store_error(self, path: &Path) -> StoreError {
         match self {
-            Self::Redb(error) => told(error, path),
-            Self::Row(what) => StoreError::Damaged { path: path.to_path_buf(), what },
+            Self::Redb(error) => store_error(error, path),
+            Self::Row(what) => StoreError::Corrupted { path: path.to_path_buf(), what },
         }
     }
 }
 
 /// Makes the folder and, when there is no file, a new store in it.
-pub(super) fn prepare(path: &Path) -> Result<(), StoreError> {
-    let folder = folder_of(path);
-    DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(|error| told_io(error, folder))?;
+pub(super) fn create_if_missing(path: &Path) -> Result<(), StoreError> {
+    let folder = parent_dir(path);
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(folder)
+        .map_err(|error| store_io_error(error, folder))?;
     match inspect(path)? {
-        Found::Nothing => create(path, folder),
-        Found::File { mode } => {
+        PathStatus::Missing => create(path, folder),
+        PathStatus::File { mode } => {
             if mode & 0o077 != 0 {
                 tracing::warn!(path = %path.display(), "the store file was open to other users; its mode is 0600 now");
                 fs::set_permissions(path, fs::Permissions::from_mode(0o600))
-                    .map_err(|error| told_io(error, path))?;
+                    .map_err(|error| store_io_error(error, path))?;
             }
             Ok(())
         }
@@ -94,7 +100,7 @@ pub(super) fn prepare(path: &Path) -> Result<(), StoreError> {
 
 /// Opens an existing file and verifies every page of it.
 pub(super) fn open(path: &Path) -> Result<Database, StoreError> {
-    builder().open(path).map_err(|error| told(error.into(), path))
+    builder().open(path).map_err(|error| store_error(error.into(), path))
 }
 
 /// How every database of ours is opened.
@@ -105,10 +111,10 @@ pub(super) fn builder() -> Builder {
 }
 
 /// As `open` and `read_meta`, for a file that may not be there yet.
-pub(super) fn probe(path: &Path) -> Result<Option<(Database, String)>, StoreError> {
+pub(super) fn open_if_exists(path: &Path) -> Result<Option<(Database, String)>, StoreError> {
     match inspect(path)? {
-        Found::Nothing => Ok(None),
-        Found::File { .. } => {
+        PathStatus::Missing => Ok(None),
+        PathStatus::File { .. } => {
             let database = open(path)?;
             let identity = read_meta(&database, path)?.identity;
             Ok(Some((database, identity)))
@@ -116,67 +122,68 @@ pub(super) fn probe(path: &Path) -> Result<Option<(Database, String)>, StoreErro
     }
 }
 
-enum Found {
-    Nothing,
+enum PathStatus {
+    Missing,
     File { mode: u32 },
 }
 
-fn inspect(path: &Path) -> Result<Found, StoreError> {
-    let damaged = |what: &str| StoreError::Damaged { path: path.to_path_buf(), what: what.to_owned() };
+fn inspect(path: &Path) -> Result<PathStatus, StoreError> {
+    let damaged = |what: &str| StoreError::Corrupted { path: path.to_path_buf(), what: what.to_owned() };
     match fs::metadata(path) {
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(Found::Nothing),
-        Err(error) => Err(told_io(error, path)),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(PathStatus::Missing),
+        Err(error) => Err(store_io_error(error, path)),
         Ok(found) if !found.is_file() => Err(damaged("it is not a file")),
-        // redb would quietly make a new store of an empty file; every data plane would then be told to forget everything.
+        // redb would quietly make a new store of an empty file; every data plane would then be told to forget
+        // everything.
         Ok(found) if found.len() == 0 => Err(damaged("it is empty")),
-        Ok(found) => Ok(Found::File { mode: found.permissions().mode() }),
+        Ok(found) => Ok(PathStatus::File { mode: found.permissions().mode() }),
     }
 }
 
-pub(super) fn folder_of(path: &Path) -> &Path {
+pub(super) fn parent_dir(path: &Path) -> &Path {
     path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 /// A name beside `path` under which its next content is made.
-pub(super) fn beside(path: &Path) -> PathBuf {
+pub(super) fn temp_path(path: &Path) -> PathBuf {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(format!(".new-{:016x}", rand::random::<u64>()));
-    folder_of(path).join(name)
+    parent_dir(path).join(name)
 }
 
 fn create(path: &Path, folder: &Path) -> Result<(), StoreError> {
-    let new = beside(path);
-    let made = fill(&new).and_then(|()| match fs::hard_link(&new, path) {
+    let new = temp_path(path);
+    let made = initialize(&new).and_then(|()| match fs::hard_link(&new, path) {
         // Another process was faster; its store is as good as ours.
         Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(()),
-        linked => linked.map_err(|error| told_io(error, path)),
+        linked => linked.map_err(|error| store_io_error(error, path)),
     });
     let removed = fs::remove_file(&new);
     made?;
-    removed.map_err(|error| told_io(error, &new))?;
-    sync_folder(folder)
+    removed.map_err(|error| store_io_error(error, &new))?;
+    sync_dir(folder)
 }
 
 /// A store file, opened for reading: a regular file that begins as redb's do. Neither a FIFO nor a
 /// device is waited for.
-pub(super) fn open_store(path: &Path) -> Result<File, StoreError> {
-    let damaged = |what: String| StoreError::Damaged { path: path.to_path_buf(), what };
-    let mut file = bounded::open_regular(path).map_err(|error| match error {
-        bounded::ReadError::System(error) => told_io(error, path),
+pub(super) fn open_checked(path: &Path) -> Result<File, StoreError> {
+    let damaged = |what: String| StoreError::Corrupted { path: path.to_path_buf(), what };
+    let mut file = bounded_read::open_regular(path).map_err(|error| match error {
+        bounded_read::ReadError::Io(error) => store_io_error(error, path),
         other => damaged(other.to_string()),
     })?;
     let mut start = [0; MAGIC.len()];
     match file.read_exact(&mut start).and_then(|()| file.rewind()) {
         Ok(()) if start == *MAGIC => Ok(file),
-        Err(error) if error.kind() != ErrorKind::UnexpectedEof => Err(told_io(error, path)),
+        Err(error) if error.kind() != ErrorKind::UnexpectedEof => Err(store_io_error(error, path)),
         _ => Err(damaged("it does not begin as a store of redb does".to_owned())),
     }
 }
 
 /// Removes what a process that was killed left beside `path` ([`beside`]). What is made now is
 /// locked, or younger than a minute.
-pub(super) fn remove_leftovers(path: &Path) {
-    let (Some(name), Ok(entries)) = (path.file_name(), fs::read_dir(folder_of(path))) else { return };
+pub(super) fn remove_stale_temp_files(path: &Path) {
+    let (Some(name), Ok(entries)) = (path.file_name(), fs::read_dir(parent_dir(path))) else { return };
     let prefix = format!("{}.new-", name.to_string_lossy());
     for entry in entries.flatten() {
         let left = entry.file_name();
@@ -184,10 +191,10 @@ pub(super) fn remove_leftovers(path: &Path) {
         let is_ours = random.is_some_and(|hex| hex.len() == 16 && hex.bytes().all(|b| b.is_ascii_hexdigit()));
         let old = |file: &File| {
             let age = file.metadata().and_then(|found| found.modified()).map(|at| at.elapsed());
-            age.is_ok_and(|age| age.is_ok_and(|age| age > LEFTOVER_AGE))
+            age.is_ok_and(|age| age.is_ok_and(|age| age > STALE_TEMP_AGE))
         };
         if is_ours
-            && let Ok(file) = bounded::open_regular(&entry.path())
+            && let Ok(file) = bounded_read::open_regular(&entry.path())
             && old(&file)
             && file.try_lock().is_ok()
         {
@@ -199,34 +206,34 @@ pub(super) fn remove_leftovers(path: &Path) {
 
 /// Copies a store file that no process has open, durably; the copy is private from its first byte.
 pub(super) fn copy(from: &Path, copy: &Path) -> Result<(), StoreError> {
-    let mut source = open_store(from)?;
+    let mut source = open_checked(from)?;
     DirBuilder::new()
         .recursive(true)
         .mode(0o700)
-        .create(folder_of(copy))
-        .map_err(|error| told_io(error, folder_of(copy)))?;
-    make_private(copy)?;
+        .create(parent_dir(copy))
+        .map_err(|error| store_io_error(error, parent_dir(copy)))?;
+    create_owner_only(copy)?;
     let written = OpenOptions::new().write(true).open(copy).and_then(|mut file| {
         file.lock()?;
         io::copy(&mut source, &mut file)?;
         file.sync_all()
     });
-    written.map_err(|error| told_io(error, copy))
+    written.map_err(|error| store_io_error(error, copy))
 }
 
 /// A name is durable only once its folder is.
-pub(super) fn sync_folder(folder: &Path) -> Result<(), StoreError> {
-    File::open(folder).and_then(|folder| folder.sync_all()).map_err(|error| told_io(error, folder))
+pub(super) fn sync_dir(folder: &Path) -> Result<(), StoreError> {
+    File::open(folder).and_then(|folder| folder.sync_all()).map_err(|error| store_io_error(error, folder))
 }
 
 /// Makes an empty file that is private from the beginning.
-pub(super) fn make_private(new: &Path) -> Result<(), StoreError> {
+pub(super) fn create_owner_only(new: &Path) -> Result<(), StoreError> {
     let made = OpenOptions::new().write(true).create_new(true).mode(0o600).open(new);
-    made.map(drop).map_err(|error| told_io(error, new))
+    made.map(drop).map_err(|error| store_io_error(error, new))
 }
 
-fn fill(new: &Path) -> Result<(), StoreError> {
-    make_private(new)?;
+fn initialize(new: &Path) -> Result<(), StoreError> {
+    create_owner_only(new)?;
     let identity = format!("{:032x}", rand::random::<u128>());
     let written = || -> Result<(), redb::Error> {
         let database = Builder::new().create(new)?;
@@ -242,12 +249,12 @@ fn fill(new: &Path) -> Result<(), StoreError> {
         database.close()?;
         Ok(())
     };
-    written().map_err(|error| told(error, new))
+    written().map_err(|error| store_error(error, new))
 }
 
 /// Checks the format version, then reads identity and revision.
 pub(super) fn read_meta(database: &Database, path: &Path) -> Result<Meta, StoreError> {
-    let damaged = |what: &str| StoreError::Damaged { path: path.to_path_buf(), what: what.to_owned() };
+    let damaged = |what: &str| StoreError::Corrupted { path: path.to_path_buf(), what: what.to_owned() };
     let read = || -> Result<_, ReadError> {
         let transaction = database.begin_read()?;
         let counters = transaction.open_table(COUNTERS)?;
@@ -261,39 +268,49 @@ pub(super) fn read_meta(database: &Database, path: &Path) -> Result<Meta, StoreE
         transaction.open_table(ITEMS)?;
         Ok((format, revision, identity))
     };
-    match read().map_err(|error| error.told_of(path))? {
+    match read().map_err(|error| error.into_store_error(path))? {
         (Some(FORMAT_VERSION), Some(revision), Some(identity)) => Ok(Meta { identity, revision }),
         (Some(FORMAT_VERSION), ..) => Err(damaged("it does not say its revision or identity")),
         (Some(found), ..) => {
-            Err(StoreError::OtherVersion { path: path.to_path_buf(), found, supported: FORMAT_VERSION })
+            Err(StoreError::UnsupportedFormat { path: path.to_path_buf(), found, supported: FORMAT_VERSION })
         }
         (None, ..) => Err(damaged("it does not say its format version")),
     }
 }
 
 /// A private entry.
-pub(super) fn private(database: &Database, name: &str) -> Result<Option<PrivateEntry>, ReadError> {
-    let table = match database.begin_read()?.open_table(PRIVATE) {
+pub(super) fn internal_entry(database: &Database, name: &str) -> Result<Option<InternalEntry>, ReadError> {
+    let table = match database.begin_read()?.open_table(INTERNAL_ENTRIES) {
         Err(TableError::TableDoesNotExist(_)) => return Ok(None),
         table => table?,
     };
     let entry = table.get(name)?.map(|row| {
         let (version, text) = row.value();
-        PrivateEntry { version, text: Zeroizing::new(text.to_owned()) }
+        InternalEntry { version, text: Zeroizing::new(text.to_owned()) }
     });
     Ok(entry)
 }
 
 /// A row of the table of items as a document.
-pub(super) fn stored(name: &str, (created, modified, text): (u64, u64, &[u8])) -> Result<Stored, ReadError> {
-    let key = key(name)?;
+pub(super) fn decode_row(
+    name: &str,
+    (created, modified, text): (u64, u64, &[u8]),
+) -> Result<StoredDocument, ReadError> {
+    let key = parse_key(name)?;
     let document = json::parse(text)
         .map_err(|error| ReadError::Row(format!("the document of {name} is not JSON: {error}")))?;
-    Ok(Stored { key, document, created, modified, carried: false, salvaged: None })
+    Ok(StoredDocument {
+        key,
+        document,
+        create_revision: created,
+        mod_revision: modified,
+        stale_extensions: false,
+        salvaged: None,
+    })
 }
 
 /// The key that a row of the table of items has as its name.
-pub(super) fn key(name: &str) -> Result<Key, ReadError> {
+pub(super) fn parse_key(name: &str) -> Result<Key, ReadError> {
     let parsed = name
         .split_once('/')
         .and_then(|(plural, id)| Some(Key { kind: Kind::from_plural(plural)?, id: Id::parse(id).ok()? }));
@@ -301,10 +318,10 @@ pub(super) fn key(name: &str) -> Result<Key, ReadError> {
 }
 
 /// What redb says, as a person understands it.
-pub(super) fn told(error: redb::Error, path: &Path) -> StoreError {
-    let damaged = |what: String| StoreError::Damaged { path: path.to_path_buf(), what };
+pub(super) fn store_error(error: redb::Error, path: &Path) -> StoreError {
+    let damaged = |what: String| StoreError::Corrupted { path: path.to_path_buf(), what };
     match error {
-        redb::Error::Io(error) => told_io(error, path),
+        redb::Error::Io(error) => store_io_error(error, path),
         redb::Error::DatabaseAlreadyOpen | redb::Error::LockProtocolMismatch => {
             StoreError::Locked { path: path.to_path_buf() }
         }
@@ -318,17 +335,17 @@ pub(super) fn told(error: redb::Error, path: &Path) -> StoreError {
     }
 }
 
-pub(super) fn told_io(error: io::Error, path: &Path) -> StoreError {
+pub(super) fn store_io_error(error: io::Error, path: &Path) -> StoreError {
     let path = path.to_path_buf();
     match error.kind() {
         ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => {
             StoreError::Permission { path, what: error.to_string() }
         }
         ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge => {
-            StoreError::Full { path }
+            StoreError::DiskFull { path }
         }
         ErrorKind::InvalidData | ErrorKind::UnexpectedEof => {
-            StoreError::Damaged { path, what: error.to_string() }
+            StoreError::Corrupted { path, what: error.to_string() }
         }
         _ => StoreError::Unavailable { what: format!("{}: {error}", path.display()) },
     }

@@ -14,22 +14,22 @@ use super::file::{self, COUNTERS, ITEMS, REVISION, ReadError};
 
 /// The documents of one kind: the revision that created each, and its id. A clone shares its
 /// structure.
-pub(super) type Created = OrdSet<(u64, Id)>;
+pub(super) type ByCreation = OrdSet<(u64, Id)>;
 
 /// The documents at one revision.
 #[derive(Default)]
 pub(super) struct Index {
     revision: u64,
-    kinds: BTreeMap<Kind, Created>,
+    kinds: BTreeMap<Kind, ByCreation>,
 }
 
 /// What a commit does to the index.
-pub(super) struct Change {
+pub(super) struct IndexChange {
     pub(super) key: Key,
     /// The revision that created the document.
-    pub(super) created: u64,
+    pub(super) create_revision: u64,
     /// Whether it is there afterwards.
-    pub(super) stays: bool,
+    pub(super) exists: bool,
 }
 
 impl Index {
@@ -40,20 +40,20 @@ impl Index {
         let mut index = Self { revision, kinds: BTreeMap::new() };
         for row in transaction.open_table(ITEMS)?.range::<&str>(..)? {
             let (name, row) = row?;
-            let key = file::key(name.value())?;
-            index.change(Change { key, created: row.value().0, stays: true });
+            let key = file::parse_key(name.value())?;
+            index.apply_one(IndexChange { key, create_revision: row.value().0, exists: true });
         }
         Ok(index)
     }
 
     /// A commit moved the store to `revision`.
-    pub(super) fn moved(&mut self, changes: Vec<Change>, revision: u64) {
-        changes.into_iter().for_each(|change| self.change(change));
+    pub(super) fn apply(&mut self, changes: Vec<IndexChange>, revision: u64) {
+        changes.into_iter().for_each(|change| self.apply_one(change));
         self.revision = revision;
     }
 
-    fn change(&mut self, change: Change) {
-        let Change { key, created, stays } = change;
+    fn apply_one(&mut self, change: IndexChange) {
+        let IndexChange { key, create_revision: created, exists: stays } = change;
         let kind = self.kinds.entry(key.kind).or_default();
         if stays {
             kind.insert((created, key.id));
@@ -63,7 +63,7 @@ impl Index {
     }
 
     /// The documents of one kind, and the revision at which they are these.
-    pub(super) fn of(&self, kind: Kind) -> (u64, Created) {
+    pub(super) fn documents_of(&self, kind: Kind) -> (u64, ByCreation) {
         (self.revision, self.kinds.get(&kind).cloned().unwrap_or_default())
     }
 }

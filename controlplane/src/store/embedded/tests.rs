@@ -1,11 +1,11 @@
-//! The laws of every store, and those of a file: durable, private, locked, checked, honest about a full disk.
+//! The laws of every store, and those of a file: durable, private, locked, checked, honest about a
+//! full disk.
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::{fs, io};
 
 use futures_util::future::join_all;
 use proptest::prelude::*;
@@ -14,8 +14,8 @@ use redb::backends::FileBackend;
 use serde_json::json;
 
 use super::*;
-use crate::store::contract::{self, each, key, put};
-use crate::store::{Event, Expect};
+use crate::store::conformance::{self, flatten, key, put};
+use crate::store::{Event, Precondition};
 
 fn folder() -> tempfile::TempDir {
     tempfile::tempdir().unwrap()
@@ -29,9 +29,9 @@ fn runtime() -> tokio::runtime::Runtime {
 async fn keeps_the_laws_of_a_store() {
     let folder = folder();
     let count = AtomicU64::new(0);
-    contract::all(async || {
+    conformance::run_all(async || {
         let path = folder.path().join(format!("{}.redb", count.fetch_add(1, Ordering::Relaxed)));
-        Arc::new(Embedded::open(&path).unwrap()) as Arc<dyn Store>
+        Arc::new(EmbeddedStore::open(&path).unwrap()) as Arc<dyn Store>
     })
     .await;
 }
@@ -40,7 +40,7 @@ async fn keeps_the_laws_of_a_store() {
 async fn the_file_is_private_and_its_folder_is_made() {
     let folder = folder();
     let path = folder.path().join("a/b/store.redb");
-    let identity = Embedded::open(&path).unwrap().identity().to_owned();
+    let identity = EmbeddedStore::open(&path).unwrap().identity().to_owned();
     assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
     assert_eq!(
         fs::read_dir(path.parent().unwrap()).unwrap().count(),
@@ -49,7 +49,7 @@ async fn the_file_is_private_and_its_folder_is_made() {
     );
     // A file that was opened up is closed again; the identity stays.
     fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
-    assert_eq!(Embedded::open(&path).unwrap().identity(), identity);
+    assert_eq!(EmbeddedStore::open(&path).unwrap().identity(), identity);
     assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
 }
 
@@ -57,23 +57,23 @@ async fn the_file_is_private_and_its_folder_is_made() {
 async fn a_second_owner_is_refused() {
     let folder = folder();
     let path = folder.path().join("store.redb");
-    let first = Embedded::open(&path).unwrap();
-    assert!(matches!(Embedded::open(&path), Err(StoreError::Locked { .. })));
+    let first = EmbeddedStore::open(&path).unwrap();
+    assert!(matches!(EmbeddedStore::open(&path), Err(StoreError::Locked { .. })));
     drop(first);
-    Embedded::open(&path).unwrap();
+    EmbeddedStore::open(&path).unwrap();
 }
 
 #[tokio::test]
 async fn damage_is_named_and_nothing_is_replaced() {
     let folder = folder();
     let path = folder.path().join("store.redb");
-    let store = Embedded::open(&path).unwrap();
+    let store = EmbeddedStore::open(&path).unwrap();
     for n in 0..50 {
         store
             .commit(put(
                 &key(Kind::Ssl, &n.to_string()),
                 json!({"n": n, "pad": "x".repeat(500)}),
-                Expect::Anything,
+                Precondition::Unconditional,
             ))
             .await
             .unwrap();
@@ -87,62 +87,73 @@ async fn damage_is_named_and_nothing_is_replaced() {
         [b"".to_vec(), b"hello, this is not a store".repeat(400), good[..good.len() / 2].to_vec(), flipped]
     {
         fs::write(&path, &bad).unwrap();
-        let error = Embedded::open(&path).err().expect("damage must be refused");
-        assert!(matches!(error, StoreError::Damaged { .. }), "{error:?}");
+        let error = EmbeddedStore::open(&path).err().expect("damage must be refused");
+        assert!(matches!(error, StoreError::Corrupted { .. }), "{error:?}");
         assert!(error.to_string().contains(&path.display().to_string()));
-        assert!(Embedded::probe(&path).is_err());
+        assert!(EmbeddedStore::load_file(&path).is_err());
     }
     fs::write(&path, &good).unwrap();
-    Embedded::probe(&path).unwrap();
-    assert_eq!(Embedded::open(&path).unwrap().load().await.unwrap().items.len(), 50);
+    EmbeddedStore::load_file(&path).unwrap();
+    assert_eq!(EmbeddedStore::open(&path).unwrap().load().await.unwrap().items.len(), 50);
 }
 
 #[tokio::test]
 async fn another_version_and_another_program_are_told_apart() {
     let folder = folder();
     let path = folder.path().join("store.redb");
-    drop(Embedded::open(&path).unwrap());
+    drop(EmbeddedStore::open(&path).unwrap());
     let database = Database::open(&path).unwrap();
     let transaction = database.begin_write().unwrap();
     transaction.open_table(COUNTERS).unwrap().insert("format", 7).unwrap();
     transaction.commit().unwrap();
     drop(database);
-    let error = Embedded::open(&path).err().unwrap();
+    let error = EmbeddedStore::open(&path).err().unwrap();
     assert!(
-        matches!(error, StoreError::OtherVersion { found: 7, supported: FORMAT_VERSION, .. }),
+        matches!(error, StoreError::UnsupportedFormat { found: 7, supported: FORMAT_VERSION, .. }),
         "{error:?}"
     );
 
     let foreign = folder.path().join("foreign.redb");
     drop(Database::create(&foreign).unwrap());
-    assert!(matches!(Embedded::open(&foreign).err().unwrap(), StoreError::Damaged { .. }));
+    assert!(matches!(EmbeddedStore::open(&foreign).err().unwrap(), StoreError::Corrupted { .. }));
 }
 
 #[tokio::test]
 async fn a_folder_instead_of_a_file_is_refused() {
     let folder = folder();
-    assert!(matches!(Embedded::open(folder.path()).err().unwrap(), StoreError::Damaged { .. }));
+    assert!(matches!(EmbeddedStore::open(folder.path()).err().unwrap(), StoreError::Corrupted { .. }));
     let file = folder.path().join("file");
     fs::write(&file, "x").unwrap();
-    assert!(Embedded::open(&file.join("store.redb")).is_err(), "a file where a folder should be");
+    assert!(EmbeddedStore::open(&file.join("store.redb")).is_err(), "a file where a folder should be");
 }
 
 #[tokio::test]
 async fn what_is_no_longer_kept_is_compacted() {
     let folder = folder();
     let path = folder.path().join("store.redb");
-    let store = Embedded::open_with(&path, Box::new(file::open), Kept { events: 3, bytes: 1000 }).unwrap();
+    let store =
+        EmbeddedStore::open_with(&path, Box::new(file::open), HistoryLimits { events: 3, bytes: 1000 })
+            .unwrap();
     for n in 0..5 {
-        store.commit(put(&key(Kind::Ssl, "1"), json!({"n": n}), Expect::Anything)).await.unwrap();
+        store.commit(put(&key(Kind::Ssl, "1"), json!({"n": n}), Precondition::Unconditional)).await.unwrap();
     }
     let revisions = |events: Vec<Result<Event, WatchError>>| -> Vec<_> {
         events.into_iter().map(|event| event.map(|event| event.revision)).collect()
     };
-    assert_eq!(revisions(each(store.watch(2)).take(3).collect().await), [Ok(3), Ok(4), Ok(5)]);
-    assert_eq!(revisions(each(store.watch(1)).collect().await), [Err(WatchError::Compacted { oldest: 2 })]);
+    assert_eq!(revisions(flatten(store.watch(2)).take(3).collect().await), [Ok(3), Ok(4), Ok(5)]);
+    assert_eq!(
+        revisions(flatten(store.watch(1)).collect().await),
+        [Err(WatchError::Compacted { oldest: 2 })]
+    );
     // One big document pushes everything older out, and itself if it is too big to keep.
-    store.commit(put(&key(Kind::Ssl, "1"), json!("x".repeat(2000)), Expect::Anything)).await.unwrap();
-    assert_eq!(revisions(each(store.watch(5)).collect().await), [Err(WatchError::Compacted { oldest: 6 })]);
+    store
+        .commit(put(&key(Kind::Ssl, "1"), json!("x".repeat(2000)), Precondition::Unconditional))
+        .await
+        .unwrap();
+    assert_eq!(
+        revisions(flatten(store.watch(5)).collect().await),
+        [Err(WatchError::Compacted { oldest: 6 })]
+    );
     // A watch ends when the store does.
     let watch = store.watch(6);
     drop(store);
@@ -190,10 +201,10 @@ fn on_disk(full: &Arc<AtomicBool>) -> Opener {
     let full = Arc::clone(full);
     Box::new(move |path| {
         let file = fs::OpenOptions::new().read(true).write(true).open(path).unwrap();
-        let file = FileBackend::new(file).map_err(|error| file::told(error.into(), path))?;
+        let file = FileBackend::new(file).map_err(|error| file::store_error(error.into(), path))?;
         file::builder()
             .create_with_backend(Disk { file, full: Arc::clone(&full) })
-            .map_err(|error| file::told(error.into(), path))
+            .map_err(|error| file::store_error(error.into(), path))
     })
 }
 
@@ -201,16 +212,16 @@ fn on_disk(full: &Arc<AtomicBool>) -> Opener {
 async fn a_page_reads_its_documents_and_no_others() {
     let folder = folder();
     let path = folder.path().join("store.redb");
-    let store = Embedded::open(&path).unwrap();
+    let store = EmbeddedStore::open(&path).unwrap();
     join_all((0..200).map(|n| {
         let key = key(Kind::Ssl, &n.to_string());
-        store.commit(put(&key, json!({"n": n}), Expect::Anything))
+        store.commit(put(&key, json!({"n": n}), Precondition::Unconditional))
     }))
     .await;
     // Also after a start, when the index is made anew.
     drop(store);
-    let store = Embedded::open(&path).unwrap();
-    let read = || store.shared.measures.documents_read.get();
+    let store = EmbeddedStore::open(&path).unwrap();
+    let read = || store.file.metrics.documents_read.get();
     let before = read();
     for first in [0, 100, 195] {
         let page = store.page(Kind::Ssl, first, 10).await.unwrap();
@@ -226,22 +237,23 @@ async fn a_full_disk_loses_nothing_and_heals() {
     let folder = folder();
     let path = folder.path().join("store.redb");
     let full = Arc::new(AtomicBool::new(false));
-    let store = Embedded::open_with(&path, on_disk(&full), Kept::default()).unwrap();
+    let store = EmbeddedStore::open_with(&path, on_disk(&full), HistoryLimits::default()).unwrap();
     let (a, b) = (key(Kind::Ssl, "a"), key(Kind::Ssl, "b"));
-    let made = store.commit(put(&a, json!({"v": 1}), Expect::Anything)).await.unwrap();
+    let made = store.commit(put(&a, json!({"v": 1}), Precondition::Unconditional)).await.unwrap();
     full.store(true, Ordering::SeqCst);
     let writes =
-        join_all([&a, &b].map(|key| store.commit(put(key, json!({"v": 2}), Expect::Anything)))).await;
+        join_all([&a, &b].map(|key| store.commit(put(key, json!({"v": 2}), Precondition::Unconditional))))
+            .await;
     for write in writes {
         let error = write.unwrap_err();
-        assert!(matches!(error, StoreError::Full { .. }), "{error:?}");
+        assert!(matches!(error, StoreError::DiskFull { .. }), "{error:?}");
     }
     full.store(false, Ordering::SeqCst);
     assert_eq!(store.get(&a).await.unwrap().unwrap().document, json!({"v": 1}));
     assert_eq!(store.get(&b).await.unwrap(), None);
-    let healed = store.commit(put(&b, json!({"v": 3}), Expect::Absent)).await.unwrap();
+    let healed = store.commit(put(&b, json!({"v": 3}), Precondition::Absent)).await.unwrap();
     assert_eq!(healed.revision, made.revision + 1);
-    let seen: Vec<_> = each(store.watch(made.revision)).take(1).collect().await;
+    let seen: Vec<_> = flatten(store.watch(made.revision)).take(1).collect().await;
     assert_eq!(seen.first().unwrap().as_ref().unwrap().key, b);
 }
 
@@ -279,37 +291,37 @@ proptest! {
         let folder = folder();
         let path = folder.path().join("store.redb");
         runtime().block_on(async {
-            let mut store = Embedded::open(&path).unwrap();
+            let mut store = EmbeddedStore::open(&path).unwrap();
             let mut expected = BTreeMap::new();
             let mut revision = 0;
             for step in steps {
                 match step {
                     Step::Put(id, value) => {
                         let id = key(Kind::Route, &id.to_string());
-                        let made = store.commit(put(&id, json!({"v": value}), Expect::Anything)).await.unwrap();
+                        let made = store.commit(put(&id, json!({"v": value}), Precondition::Unconditional)).await.unwrap();
                         revision = made.revision;
-                        expected.insert(id.to_string(), (json!({"v": value}), made.created, made.revision));
+                        expected.insert(id.to_string(), (json!({"v": value}), made.create_revision, made.revision));
                     }
                     Step::Delete(id) => {
                         let id = key(Kind::Route, &id.to_string());
-                        let gone = store.commit(Write::Delete { key: id.clone(), expect: Expect::Anything }).await.unwrap();
+                        let gone = store.commit(Mutation::Delete { key: id.clone(), precondition: Precondition::Unconditional }).await.unwrap();
                         assert_eq!(gone.existed, expected.remove(&id.to_string()).is_some());
                         revision = gone.revision;
                     }
                     Step::Reserve => revision = store.reserve_id().await.unwrap(),
                     Step::OpenAgain => {
                         drop(store);
-                        store = Embedded::open(&path).unwrap();
+                        store = EmbeddedStore::open(&path).unwrap();
                     }
                 }
                 let copy = crash_copy(&path);
-                let loaded = Embedded::open(&copy).unwrap().load().await.unwrap();
+                let loaded = EmbeddedStore::open(&copy).unwrap().load().await.unwrap();
                 fs::remove_file(copy).unwrap();
                 assert_eq!(loaded.revision, revision);
                 let found: BTreeMap<_, _> = loaded
                     .items
                     .into_iter()
-                    .map(|item| (item.key.to_string(), (item.document, item.created, item.modified)))
+                    .map(|item| (item.key.to_string(), (item.document, item.create_revision, item.mod_revision)))
                     .collect();
                 assert_eq!(found, expected);
             }

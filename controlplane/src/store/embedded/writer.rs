@@ -1,8 +1,9 @@
 //! The one thread that writes.
 //!
-//! Takes every job that waits, applies them in one transaction in the order they came, commits, tells the watchers, and only then
-//! answers. A write that meets a conflict is answered so and takes nothing else with it; a disk error fails the whole group, because
-//! none of it is known to be durable.
+//! Takes every job that waits, applies them in one transaction in the order they came, commits,
+//! tells the watchers, and only then answers. A write that meets a conflict is answered so and
+//! takes nothing else with it; a disk error fails the whole group, because none of it is known to
+//! be durable.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
@@ -12,54 +13,54 @@ use telemetry::Heartbeat;
 use tokio::sync::{mpsc, oneshot, watch};
 use zeroize::Zeroizing;
 
-use super::Shared;
-use super::file::{self, COUNTERS, ITEMS, PRIVATE, REVISION, ReadError};
+use super::StoreFile;
+use super::file::{self, COUNTERS, INTERNAL_ENTRIES, ITEMS, REVISION, ReadError};
+use super::history::History;
 use super::index::{self, Index};
-use super::recent::Recent;
-use crate::store::{Committed, Event, Expect, StoreError, Stored, Write};
+use crate::store::{CommitResult, Event, Mutation, Precondition, StoreError, StoredDocument};
 
 /// Writes that share one fsync at most: bounds how long the first of them waits.
 const GROUP_MAX: usize = 256;
 
 /// What the writer is asked.
 pub(super) enum Job {
-    Change(Change),
-    Swap(Swap),
+    Write(PendingWrite),
+    Swap(PendingSwap),
     /// Open the file again if it is not in order; the answer is that it is.
-    OpenAgain(oneshot::Sender<Result<(), StoreError>>),
+    Reopen(oneshot::Sender<Result<(), StoreError>>),
 }
 
 /// A write that waits for its answer.
-pub(super) struct Change {
+pub(super) struct PendingWrite {
     /// Nothing: only a revision is taken, as an id.
-    pub(super) write: Option<Write>,
-    pub(super) answer: oneshot::Sender<Result<Committed, StoreError>>,
+    pub(super) mutation: Option<Mutation>,
+    pub(super) reply: oneshot::Sender<Result<CommitResult, StoreError>>,
 }
 
 /// A write of a private entry that waits for its answer. Rare: it gets a transaction of its own.
-pub(super) struct Swap {
+pub(super) struct PendingSwap {
     pub(super) name: &'static str,
     pub(super) expect: u64,
     pub(super) text: Zeroizing<String>,
-    pub(super) answer: oneshot::Sender<Result<u64, StoreError>>,
+    pub(super) reply: oneshot::Sender<Result<u64, StoreError>>,
 }
 
 pub(super) struct Writer {
     /// Ages while a job is worked on: a disk that does not answer shows here.
     pub(super) heartbeat: Arc<Heartbeat>,
-    pub(super) shared: Arc<Shared>,
-    pub(super) recent: Arc<Mutex<Recent>>,
+    pub(super) file: Arc<StoreFile>,
+    pub(super) history: Arc<Mutex<History>>,
     pub(super) head: watch::Sender<u64>,
     pub(super) queue: mpsc::Receiver<Job>,
 }
 
 /// What a transaction did.
 #[derive(Default)]
-struct Group {
+struct CommitGroup {
     /// One for each change, in order.
-    results: Vec<Result<Committed, StoreError>>,
+    results: Vec<Result<CommitResult, StoreError>>,
     events: Vec<(Event, usize)>,
-    indexed: Vec<index::Change>,
+    index_changes: Vec<index::IndexChange>,
     /// The store's revision after it; `None` when nothing changed.
     revision: Option<u64>,
 }
@@ -67,7 +68,7 @@ struct Group {
 impl Writer {
     /// Works until nobody can ask any more; whatever was asked before is still done.
     pub(super) fn run(mut self) {
-        self.heartbeat.idle();
+        self.heartbeat.set_idle();
         while let Some(first) = self.queue.blocking_recv() {
             self.heartbeat.beat();
             let mut jobs = vec![first];
@@ -76,21 +77,21 @@ impl Writer {
             {
                 jobs.push(job);
             }
-            self.serve(jobs);
-            self.heartbeat.idle();
+            self.process(jobs);
+            self.heartbeat.set_idle();
         }
     }
 
-    fn serve(&self, jobs: Vec<Job>) {
+    fn process(&self, jobs: Vec<Job>) {
         let mut changes = Vec::with_capacity(jobs.len());
         for job in jobs {
             match job {
-                Job::OpenAgain(answer) => drop(answer.send(self.open_again())),
+                Job::Reopen(answer) => drop(answer.send(self.reopen())),
                 Job::Swap(swap) => {
                     let result = self.swap(&swap);
-                    drop(swap.answer.send(result));
+                    drop(swap.reply.send(result));
                 }
-                Job::Change(change) => changes.push(change),
+                Job::Write(change) => changes.push(change),
             }
         }
         if changes.is_empty() {
@@ -100,17 +101,17 @@ impl Writer {
         match self.commit(&changes) {
             Ok(results) => {
                 for (change, result) in changes.into_iter().zip(results) {
-                    drop(change.answer.send(result));
+                    drop(change.reply.send(result));
                 }
             }
             Err(error) => {
                 tracing::error!(%error, "the store could not commit");
                 // Whether the commit reached the disk is not known: only the file can tell.
-                if let Err(error) = self.open_again() {
+                if let Err(error) = self.reopen() {
                     tracing::error!(%error, "the store could not be opened again; the next request tries once more");
                 }
                 for change in changes {
-                    drop(change.answer.send(Err(error.clone())));
+                    drop(change.reply.send(Err(error.clone())));
                 }
             }
         }
@@ -118,33 +119,33 @@ impl Writer {
 
     /// Runs one transaction, in a file that was opened again if it had to be.
     fn transact<T>(&self, work: impl FnOnce(&Database) -> Result<T, ReadError>) -> Result<T, StoreError> {
-        if self.shared.with(|_| ()).is_none() {
-            self.open_again()?;
+        if self.file.with_database(|_| ()).is_none() {
+            self.reopen()?;
         }
-        self.shared
-            .with(work)
+        self.file
+            .with_database(work)
             .ok_or_else(|| StoreError::Unavailable { what: "the file is not open".to_owned() })?
-            .map_err(|error| error.told_of(&self.shared.path))
+            .map_err(|error| error.into_store_error(&self.file.path))
     }
 
-    fn swap(&self, swap: &Swap) -> Result<u64, StoreError> {
-        let swapped = self.transact(|database| swap_in(database, swap));
+    fn swap(&self, swap: &PendingSwap) -> Result<u64, StoreError> {
+        let swapped = self.transact(|database| swap_entry(database, swap));
         if let Err(error) = &swapped {
             tracing::error!(%error, "the store could not commit");
-            if let Err(error) = self.open_again() {
+            if let Err(error) = self.reopen() {
                 tracing::error!(%error, "the store could not be opened again; the next request tries once more");
             }
         }
         swapped?.ok_or(StoreError::Conflict)
     }
 
-    fn commit(&self, changes: &[Change]) -> Result<Vec<Result<Committed, StoreError>>, StoreError> {
+    fn commit(&self, changes: &[PendingWrite]) -> Result<Vec<Result<CommitResult, StoreError>>, StoreError> {
         let begun = Instant::now();
-        let group = self.transact(|database| apply(database, changes))?;
-        self.shared.measures.commit.observe(begun.elapsed().as_secs_f64());
+        let group = self.transact(|database| apply_writes(database, changes))?;
+        self.file.metrics.commit_seconds.observe(begun.elapsed().as_secs_f64());
         if let Some(revision) = group.revision {
-            self.shared.index().moved(group.indexed, revision);
-            let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+            self.file.index().apply(group.index_changes, revision);
+            let mut recent = self.history.lock().unwrap_or_else(PoisonError::into_inner);
             for (event, size) in group.events {
                 recent.push(event, size);
             }
@@ -155,18 +156,19 @@ impl Writer {
         Ok(group.results)
     }
 
-    /// Opens the file afresh. Watchers are told to load everything when it stands elsewhere than they know.
-    fn open_again(&self) -> Result<(), StoreError> {
-        let mut database = self.shared.database.write().unwrap_or_else(PoisonError::into_inner);
+    /// Opens the file afresh. Watchers are told to load everything when it stands elsewhere than
+    /// they know.
+    fn reopen(&self) -> Result<(), StoreError> {
+        let mut database = self.file.database.write().unwrap_or_else(PoisonError::into_inner);
         // Released first: the file's lock is ours.
         drop(database.take());
-        let opened = (self.shared.opener)(&self.shared.path)?;
-        let meta = file::read_meta(&opened, &self.shared.path)?;
-        *self.shared.index() = Index::read(&opened).map_err(|error| error.told_of(&self.shared.path))?;
+        let opened = (self.file.opener)(&self.file.path)?;
+        let meta = file::read_meta(&opened, &self.file.path)?;
+        *self.file.index() = Index::read(&opened).map_err(|error| error.into_store_error(&self.file.path))?;
         *database = Some(opened);
         drop(database);
         if meta.revision != *self.head.borrow() {
-            self.recent.lock().unwrap_or_else(PoisonError::into_inner).restart(meta.revision);
+            self.history.lock().unwrap_or_else(PoisonError::into_inner).reset(meta.revision);
             self.head.send_replace(meta.revision);
         }
         Ok(())
@@ -174,10 +176,10 @@ impl Writer {
 }
 
 /// The private entry's new version; `None` when it is not what the writer believes.
-fn swap_in(database: &Database, swap: &Swap) -> Result<Option<u64>, ReadError> {
+fn swap_entry(database: &Database, swap: &PendingSwap) -> Result<Option<u64>, ReadError> {
     let transaction = database.begin_write()?;
     let swapped = {
-        let mut table = transaction.open_table(PRIVATE)?;
+        let mut table = transaction.open_table(INTERNAL_ENTRIES)?;
         let found = table.get(swap.name)?.map_or(0, |row| row.value().0);
         if found == swap.expect {
             table.insert(swap.name, (found + 1, swap.text.as_str()))?;
@@ -194,8 +196,8 @@ fn swap_in(database: &Database, swap: &Swap) -> Result<Option<u64>, ReadError> {
 }
 
 /// Applies the changes in one transaction and makes it durable.
-fn apply(database: &Database, changes: &[Change]) -> Result<Group, ReadError> {
-    let mut group = Group::default();
+fn apply_writes(database: &Database, changes: &[PendingWrite]) -> Result<CommitGroup, ReadError> {
+    let mut group = CommitGroup::default();
     let transaction = database.begin_write()?;
     {
         let mut items = transaction.open_table(ITEMS)?;
@@ -203,12 +205,12 @@ fn apply(database: &Database, changes: &[Change]) -> Result<Group, ReadError> {
         let before = counters.get(REVISION)?.map_or(0, |row| row.value());
         let mut revision = before;
         for change in changes {
-            let result = match &change.write {
+            let result = match &change.mutation {
                 None => {
                     revision += 1;
-                    Ok(Committed { revision, created: revision, existed: false })
+                    Ok(CommitResult { revision, create_revision: revision, existed: false })
                 }
-                Some(write) => step(&mut items, write, &mut revision, &mut group)?,
+                Some(write) => apply_mutation(&mut items, write, &mut revision, &mut group)?,
             };
             group.results.push(result);
         }
@@ -225,29 +227,30 @@ fn apply(database: &Database, changes: &[Change]) -> Result<Group, ReadError> {
     Ok(group)
 }
 
-/// One write inside the transaction. The outer error ends the transaction, the inner one is this write's own answer.
-fn step(
+/// One write inside the transaction. The outer error ends the transaction, the inner one is this
+/// write's own answer.
+fn apply_mutation(
     items: &mut Table<'_, &'static str, (u64, u64, &'static [u8])>,
-    write: &Write,
+    write: &Mutation,
     revision: &mut u64,
-    group: &mut Group,
-) -> Result<Result<Committed, StoreError>, ReadError> {
+    group: &mut CommitGroup,
+) -> Result<Result<CommitResult, StoreError>, ReadError> {
     let name = write.key().to_string();
     let found = items.get(name.as_str())?.map(|row| {
         let (created, modified, _) = row.value();
         (created, modified)
     });
-    let as_expected = match write.expect() {
-        Expect::Anything => true,
-        Expect::Absent => found.is_none(),
-        Expect::Revision(expected) => found.is_some_and(|(_, modified)| modified == expected),
+    let as_expected = match write.precondition() {
+        Precondition::Unconditional => true,
+        Precondition::Absent => found.is_none(),
+        Precondition::ModRevision(expected) => found.is_some_and(|(_, modified)| modified == expected),
     };
     if !as_expected {
         return Ok(Err(StoreError::Conflict));
     }
     let existed = found.is_some();
     match write {
-        Write::Put { key, document, .. } => {
+        Mutation::Put { key, document, .. } => {
             *revision += 1;
             let modified = *revision;
             let created = found.map_or(modified, |(created, _)| created);
@@ -255,22 +258,38 @@ fn step(
                 .map_err(|error| ReadError::Row(format!("{name} cannot be written as JSON: {error}")))?;
             items.insert(name.as_str(), (created, modified, text.as_slice()))?;
             let (key, document) = (key.clone(), document.clone());
-            let now =
-                Stored { key: key.clone(), document, created, modified, carried: false, salvaged: None };
-            group.indexed.push(index::Change { key: key.clone(), created, stays: true });
-            group.events.push((Event { revision: modified, key, now: Some(now) }, text.len()));
-            Ok(Ok(Committed { revision: modified, created, existed }))
+            let now = StoredDocument {
+                key: key.clone(),
+                document,
+                create_revision: created,
+                mod_revision: modified,
+                stale_extensions: false,
+                salvaged: None,
+            };
+            group.index_changes.push(index::IndexChange {
+                key: key.clone(),
+                create_revision: created,
+                exists: true,
+            });
+            group.events.push((Event { revision: modified, key, document: Some(now) }, text.len()));
+            Ok(Ok(CommitResult { revision: modified, create_revision: created, existed }))
         }
-        Write::Delete { key, .. } => {
+        Mutation::Delete { key, .. } => {
             if let Some((created, _)) = found {
                 *revision += 1;
                 items.remove(name.as_str())?;
-                group.indexed.push(index::Change { key: key.clone(), created, stays: false });
-                group.events.push((Event { revision: *revision, key: key.clone(), now: None }, name.len()));
+                group.index_changes.push(index::IndexChange {
+                    key: key.clone(),
+                    create_revision: created,
+                    exists: false,
+                });
+                group
+                    .events
+                    .push((Event { revision: *revision, key: key.clone(), document: None }, name.len()));
             }
-            Ok(Ok(Committed {
+            Ok(Ok(CommitResult {
                 revision: *revision,
-                created: found.map_or(0, |(created, _)| created),
+                create_revision: found.map_or(0, |(created, _)| created),
                 existed,
             }))
         }

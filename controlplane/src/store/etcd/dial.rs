@@ -1,8 +1,8 @@
 //! Endpoint -> verified HTTP/2 connection, and every failure named by its step.
 //!
-//! Before the store and the probe. Addresses are looked up and connected to here, TLS is spoken here (`security`, `verifier`), the first
-//! answer is waited for (`stream`), and only then is there a channel; each time it reconnects it comes here again, with the files as they are
-//! then. Invariant: with `https://` no byte of HTTP/2 leaves before `pki` has accepted the server's certificate under the expected name,
+//! Before the store and the probe. Addresses are looked up and connected to here, TLS is spoken
+//! here (`security`, `verifier`), the first answer is waited for (`stream`), and only then is there
+//! a channel; each time it reconnects it comes here again, with the files as they are then. Invariant: with `https://` no byte of HTTP/2 leaves before `pki` has accepted the server's certificate under the expected name,
 //! unless `tls.verify` is literally false.
 
 use std::error::Error;
@@ -12,9 +12,15 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+pub(crate) use client_tls::{ClientTls, LoadedTls};
+pub(crate) use client_tls::{OPEN, unverified_config};
+pub(crate) use endpoint::Endpoint;
+pub(super) use error::span;
+pub(crate) use error::{DialError, DialFailure, DialStep, TcpFailure};
 use futures_util::future::BoxFuture;
 use http::Uri;
 use hyper_util::rt::TokioIo;
+use observer::{ByteStream, ClientCert, DialContext, Http2Progress, ObservedStream, TlsContext};
 use rustls::ClientConfig;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
@@ -23,80 +29,78 @@ use tokio_rustls::TlsConnector;
 use tonic::codegen::Service;
 use tonic::transport::Channel;
 
-pub use endpoint::Endpoint;
-pub(super) use error::span;
-pub use error::{DialError, Problem, Step, TcpFailure};
-pub use security::{Loaded, Security, Shown, Trusted};
-pub(crate) use security::{OPEN, trusting_anyone};
-
-use stream::{About, AboutTls, Ours, Progress, Watched, Wire};
-
+mod client_tls;
+mod diagnosis;
 mod endpoint;
 mod error;
-mod look;
-mod security;
-mod stream;
+mod observer;
 mod verifier;
 
-/// etcd counts pings that come faster than every 5 seconds, or without a call in progress, and ends the connection at the third.
-/// For the same reason windows are fixed: an adaptive one measures with pings.
+/// etcd counts pings that come faster than every 5 seconds, or without a call in progress, and ends
+/// the connection at the third. For the same reason windows are fixed: an adaptive one measures
+/// with pings.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
-/// HTTP/2 windows: a whole prefix is read at once, up to tens of megabytes, and must neither wait for window updates nor hold up a watch.
+/// HTTP/2 windows: a whole prefix is read at once, up to tens of megabytes, and must neither wait
+/// for window updates nor hold up a watch.
 const STREAM_WINDOW: u32 = 16 << 20;
 const CONNECTION_WINDOW: u32 = 64 << 20;
 
 /// Connects, and waits until the server has shown that it accepts us and speaks HTTP/2.
 ///
-/// All steps together take at most `timeout`. The channel reconnects by itself when it is used after its connection ended.
+/// All steps together take at most `timeout`. The channel reconnects by itself when it is used
+/// after its connection ended.
 ///
 /// # Errors
 /// The step that failed, and why.
-pub async fn connect(
+pub(crate) async fn connect(
     endpoint: &Endpoint,
-    security: &Security,
+    security: &ClientTls,
     timeout: Duration,
 ) -> Result<Channel, DialError> {
     let deadline = Instant::now() + timeout;
-    let (progress, mut newest) = watch::channel(Progress::Waiting);
-    let dialler = Dialler { endpoint: endpoint.clone(), security: security.clone(), timeout, progress };
-    let connected = match http2(endpoint)?.connect_with_connector(dialler).await {
-        Ok(channel) => proven(endpoint, &mut newest, deadline, timeout).await.map(|()| channel),
-        Err(error) => Err(cause(&error, endpoint).unwrap_or_else(|| unexplained(endpoint, &error))),
+    let (progress, mut newest) = watch::channel(Http2Progress::Waiting);
+    let dialler = EtcdConnector { endpoint: endpoint.clone(), security: security.clone(), timeout, progress };
+    let connected = match http2_endpoint(endpoint)?.connect_with_connector(dialler).await {
+        Ok(channel) => wait_http2_ready(endpoint, &mut newest, deadline, timeout).await.map(|()| channel),
+        Err(error) => {
+            Err(find_dial_error(&error, endpoint).unwrap_or_else(|| closed_error(endpoint, &error)))
+        }
     };
     match connected {
         Ok(channel) => Ok(channel),
-        Err(failure) => Err(look::again(failure, endpoint, security, deadline).await),
+        Err(failure) => Err(diagnosis::diagnose(failure, endpoint, security, deadline).await),
     }
 }
 
-/// The step and cause behind an error of a later call: of a `tonic::Status`, an `etcd_client::Error` or what is below them. `None`: the
-/// server answered, and this is its answer.
-pub fn cause(error: &(dyn Error + 'static), endpoint: &Endpoint) -> Option<DialError> {
+/// The step and cause behind an error of a later call: of a `tonic::Status`, an
+/// `etcd_client::Error` or what is below them. `None`: the server answered, and this is its answer.
+pub(crate) fn find_dial_error(error: &(dyn Error + 'static), endpoint: &Endpoint) -> Option<DialError> {
     let mut transport = false;
-    for error in chain(error) {
+    for error in error_chain(error) {
         if let Some(found) = error.downcast_ref::<DialError>() {
             return Some(found.clone());
         }
         if let Some(library) = error.downcast_ref::<hyper::Error>() {
             if library.is_timeout() {
-                return Some(endpoint.wrong(silent()));
+                return Some(endpoint.error(keepalive_timeout()));
             }
             transport = true;
         }
         transport |= error.is::<tonic::transport::Error>();
     }
-    transport.then(|| endpoint.last_failure().unwrap_or_else(|| unexplained(endpoint, error)))
+    transport.then(|| endpoint.last_failure().unwrap_or_else(|| closed_error(endpoint, error)))
 }
 
-/// Whether a call failed because no connection could be made for it: then not one byte of it was sent.
-pub fn unsent(error: &(dyn Error + 'static)) -> bool {
-    let found = chain(error).find_map(|error| error.downcast_ref::<DialError>());
-    found.is_some_and(|failure| failure.problem.step() != Step::Established)
+/// Whether a call failed because no connection could be made for it: then not one byte of it was
+/// sent.
+pub(crate) fn was_not_sent(error: &(dyn Error + 'static)) -> bool {
+    let found = error_chain(error).find_map(|error| error.downcast_ref::<DialError>());
+    found.is_some_and(|failure| failure.problem.step() != DialStep::Established)
 }
 
 /// The error, what is behind it, and so on.
-fn chain<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
+fn error_chain<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
     let behind = |error: &&'a (dyn Error + 'static)| -> Option<&'a (dyn Error + 'static)> {
         let error: &'a (dyn Error + 'static) = *error;
         match error.downcast_ref::<etcd_client::Error>() {
@@ -109,43 +113,44 @@ fn chain<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn 
     std::iter::successors(Some(error), behind)
 }
 
-fn silent() -> Problem {
-    Problem::Timeout { step: Step::Established, after: KEEPALIVE_TIMEOUT }
+fn keepalive_timeout() -> DialFailure {
+    DialFailure::Timeout { step: DialStep::Established, after: KEEPALIVE_TIMEOUT }
 }
 
-fn unexplained(endpoint: &Endpoint, error: &(dyn Error + 'static)) -> DialError {
-    let cause: Vec<_> = chain(error).map(ToString::to_string).collect();
+fn closed_error(endpoint: &Endpoint, error: &(dyn Error + 'static)) -> DialError {
+    let cause: Vec<_> = error_chain(error).map(ToString::to_string).collect();
     let cause = cause.join(": ");
-    endpoint.wrong(Problem::Closed { step: Step::Established, cause })
+    endpoint.error(DialFailure::Closed { step: DialStep::Established, cause })
 }
 
 /// Waits for the server's first frame.
-async fn proven(
+async fn wait_http2_ready(
     endpoint: &Endpoint,
-    newest: &mut watch::Receiver<Progress>,
+    newest: &mut watch::Receiver<Http2Progress>,
     deadline: Instant,
     after: Duration,
 ) -> Result<(), DialError> {
-    let told = timeout_at(deadline, newest.wait_for(|progress| !matches!(progress, Progress::Waiting))).await;
+    let told =
+        timeout_at(deadline, newest.wait_for(|progress| !matches!(progress, Http2Progress::Waiting))).await;
     match told {
         Ok(Ok(progress)) => match &*progress {
-            Progress::Failed(failure) => Err(failure.clone()),
-            Progress::Speaks | Progress::Waiting => Ok(()),
+            Http2Progress::Failed(failure) => Err(failure.clone()),
+            Http2Progress::Ready | Http2Progress::Waiting => Ok(()),
         },
         Ok(Err(_)) => {
             let cause = "it was given up".to_owned();
-            Err(endpoint.wrong(Problem::Closed { step: Step::Http2, cause }))
+            Err(endpoint.error(DialFailure::Closed { step: DialStep::Http2, cause }))
         }
-        Err(_) => Err(endpoint.wrong(Problem::Timeout { step: Step::Http2, after })),
+        Err(_) => Err(endpoint.error(DialFailure::Timeout { step: DialStep::Http2, after })),
     }
 }
 
 /// How HTTP/2 is spoken.
-fn http2(endpoint: &Endpoint) -> Result<tonic::transport::Endpoint, DialError> {
+fn http2_endpoint(endpoint: &Endpoint) -> Result<tonic::transport::Endpoint, DialError> {
     let authority = endpoint.authority();
-    let wrong = |error: String| endpoint.wrong(Problem::Url(error));
-    // `http`: to tonic, `https` would mean that TLS is its business. What requests say is `origin`; etcd looks for the client's
-    // certificate only if that is `https`.
+    let wrong = |error: String| endpoint.error(DialFailure::Url(error));
+    // `http`: to tonic, `https` would mean that TLS is its business. What requests say is `origin`;
+    // etcd looks for the client's certificate only if that is `https`.
     let scheme = if endpoint.https() { "https" } else { "http" };
     let origin: Uri = format!("{scheme}://{authority}").parse().map_err(|error| wrong(format!("{error}")))?;
     let plain = tonic::transport::Endpoint::from_shared(format!("http://{authority}"))
@@ -160,15 +165,15 @@ fn http2(endpoint: &Endpoint) -> Result<tonic::transport::Endpoint, DialError> {
 }
 
 /// Makes the connections of one channel.
-struct Dialler {
+struct EtcdConnector {
     endpoint: Endpoint,
-    security: Security,
+    security: ClientTls,
     timeout: Duration,
-    progress: watch::Sender<Progress>,
+    progress: watch::Sender<Http2Progress>,
 }
 
-impl Service<Uri> for Dialler {
-    type Response = TokioIo<Watched>;
+impl Service<Uri> for EtcdConnector {
+    type Response = TokioIo<ObservedStream>;
     type Error = DialError;
     type Future = BoxFuture<'static, Result<Self::Response, DialError>>;
 
@@ -180,11 +185,11 @@ impl Service<Uri> for Dialler {
         let (endpoint, security) = (self.endpoint.clone(), self.security.clone());
         let (progress, timeout) = (self.progress.clone(), self.timeout);
         Box::pin(async move {
-            match dial(&endpoint, &security, timeout, progress).await {
+            match connect_observed(&endpoint, &security, timeout, progress).await {
                 Ok(watched) => Ok(TokioIo::new(watched)),
                 Err(problem) => {
-                    let failure = endpoint.wrong(problem);
-                    endpoint.remember(Some(failure.clone()));
+                    let failure = endpoint.error(problem);
+                    endpoint.set_last_failure(Some(failure.clone()));
                     Err(failure)
                 }
             }
@@ -192,76 +197,81 @@ impl Service<Uri> for Dialler {
     }
 }
 
-async fn dial(
+async fn connect_observed(
     endpoint: &Endpoint,
-    security: &Security,
+    security: &ClientTls,
     timeout: Duration,
-    progress: watch::Sender<Progress>,
-) -> Result<Watched, Problem> {
+    progress: watch::Sender<Http2Progress>,
+) -> Result<ObservedStream, DialFailure> {
     let (wire, about) = open(endpoint, security, timeout, &[b"h2"]).await?;
-    Ok(Watched::new(wire, about, progress))
+    Ok(ObservedStream::new(wire, about, progress))
 }
 
-/// A connection for HTTP/1.1, which etcd speaks beside gRPC unless it is told not to. Secured like any other.
-pub(super) async fn http1(
+/// A connection for HTTP/1.1, which etcd speaks beside gRPC unless it is told not to. Secured like
+/// any other.
+pub(super) async fn connect_http1(
     endpoint: &Endpoint,
-    security: &Security,
+    security: &ClientTls,
     timeout: Duration,
-) -> Result<Box<dyn Wire>, DialError> {
+) -> Result<Box<dyn ByteStream>, DialError> {
     // etcd offers HTTP/2 only, and speaks HTTP/1.1 to who asks for nothing.
     let opened = open(endpoint, security, timeout, &[]).await;
-    opened.map(|(wire, _)| wire).map_err(|problem| endpoint.wrong(problem))
+    opened.map(|(wire, _)| wire).map_err(|problem| endpoint.error(problem))
 }
 
 /// Files, addresses, TCP, TLS.
 async fn open(
     endpoint: &Endpoint,
-    security: &Security,
+    security: &ClientTls,
     timeout: Duration,
     alpn: &[&[u8]],
-) -> Result<(Box<dyn Wire>, About), Problem> {
+) -> Result<(Box<dyn ByteStream>, DialContext), DialFailure> {
     let deadline = Instant::now() + timeout;
-    let late = |step| move |_| Problem::Timeout { step, after: timeout };
-    let about = timeout_at(deadline, about(endpoint, security)).await.map_err(late(Step::Settings))??;
-    let addresses = timeout_at(deadline, resolve(endpoint)).await.map_err(late(Step::Dns))??;
-    let tcp = tcp(&addresses, deadline).await?;
+    let late = |step| move |_| DialFailure::Timeout { step, after: timeout };
+    let about =
+        timeout_at(deadline, dial_context(endpoint, security)).await.map_err(late(DialStep::Settings))??;
+    let addresses = timeout_at(deadline, resolve(endpoint)).await.map_err(late(DialStep::Dns))??;
+    let tcp = connect_tcp(&addresses, deadline).await?;
     let Some(tls) = &about.tls else { return Ok((Box::new(tcp), about)) };
-    let shaken = timeout_at(deadline, handshake(tls, tcp, alpn)).await.map_err(late(Step::Tls))?;
-    let stream = shaken.map_err(|error| about.problem(Step::Tls, &error))?;
+    let shaken = timeout_at(deadline, tls_handshake(tls, tcp, alpn)).await.map_err(late(DialStep::Tls))?;
+    let stream = shaken.map_err(|error| about.problem(DialStep::Tls, &error))?;
     Ok((Box::new(stream), about))
 }
 
 /// What TLS needs, with the files as they are now.
-async fn about(endpoint: &Endpoint, security: &Security) -> Result<About, Problem> {
+async fn dial_context(endpoint: &Endpoint, security: &ClientTls) -> Result<DialContext, DialFailure> {
     if !endpoint.https() {
-        return Ok(About { endpoint: endpoint.clone(), tls: None });
+        return Ok(DialContext { endpoint: endpoint.clone(), tls: None });
     }
-    let (name, by_sni) = security.expected(endpoint)?;
+    let (name, by_sni) = security.server_name(endpoint)?;
     let loaded = security.current().await?;
-    let ours = Arc::new(Ours::new(&loaded));
-    Ok(About { endpoint: endpoint.clone(), tls: Some(AboutTls { loaded, name, by_sni, ours }) })
+    let ours = Arc::new(ClientCert::new(&loaded));
+    Ok(DialContext {
+        endpoint: endpoint.clone(),
+        tls: Some(TlsContext { loaded, name, by_sni, client_cert: ours }),
+    })
 }
 
-async fn handshake(
-    tls: &AboutTls,
+async fn tls_handshake(
+    tls: &TlsContext,
     tcp: TcpStream,
     alpn: &[&[u8]],
 ) -> io::Result<tokio_rustls::client::TlsStream<TcpStream>> {
     let mut config = ClientConfig::clone(&tls.loaded.config);
-    config.client_auth_cert_resolver = Arc::clone(&tls.ours) as _;
+    config.client_auth_cert_resolver = Arc::clone(&tls.client_cert) as _;
     config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
     TlsConnector::from(Arc::new(config)).connect(tls.name.clone(), tcp).await
 }
 
-async fn resolve(endpoint: &Endpoint) -> Result<Vec<SocketAddr>, Problem> {
-    let none = |cause: String| Problem::Dns { host: endpoint.host().to_owned(), cause };
+async fn resolve(endpoint: &Endpoint) -> Result<Vec<SocketAddr>, DialFailure> {
+    let none = |cause: String| DialFailure::Dns { host: endpoint.host().to_owned(), cause };
     let found = tokio::net::lookup_host((endpoint.host(), endpoint.port())).await;
     let addresses: Vec<_> = found.map_err(|error| none(error.to_string()))?.collect();
     if addresses.is_empty() { Err(none("it has no address".to_owned())) } else { Ok(addresses) }
 }
 
 /// Tries every address; each gets its share of the time that is left.
-async fn tcp(addresses: &[SocketAddr], deadline: Instant) -> Result<TcpStream, Problem> {
+async fn connect_tcp(addresses: &[SocketAddr], deadline: Instant) -> Result<TcpStream, DialFailure> {
     let mut failures = Vec::new();
     let mut left = u32::try_from(addresses.len()).unwrap_or(u32::MAX);
     for address in addresses {
@@ -276,11 +286,11 @@ async fn tcp(addresses: &[SocketAddr], deadline: Instant) -> Result<TcpStream, P
                 return Ok(stream);
             }
             Ok(Err(error)) => TcpFailure::System(error.kind(), error.to_string()),
-            Err(_) => TcpFailure::Silent(share),
+            Err(_) => TcpFailure::TimedOut(share),
         };
         failures.push((*address, failure));
     }
-    Err(Problem::Tcp(failures))
+    Err(DialFailure::Tcp(failures))
 }
 
 #[cfg(test)]

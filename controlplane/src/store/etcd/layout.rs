@@ -1,21 +1,23 @@
-//! Names in etcd, and what their values are: `{prefix}/{kind}/{id}` holds one document as JSON (contract 9.1), and
-//! `{prefix}/countersign/extensions/{kind}/{id}` the fields of it that an APISIX would refuse or not write back.
+//! Names in etcd, and what their values are: `{prefix}/{kind}/{id}` holds one document as JSON
+//! (contract 9.1), and `{prefix}/countersign/extensions/{kind}/{id}` the fields of it that an
+//! APISIX would refuse or not write back.
 //!
-//! Both are written in one transaction. The extension entry belongs to the document while it is not older than that document's
-//! creation: what an APISIX deletes and makes anew starts without. An APISIX reads nothing below `countersign/`.
+//! Both are written in one transaction. The extension entry belongs to the document while it is not
+//! older than that document's creation: what an APISIX deletes and makes anew starts without. An
+//! APISIX reads nothing below `countersign/`.
 //!
-//! The only file that knows the layout. Anybody may write into etcd, so nothing here fails: what is no document of ours is a
-//! placeholder, a stranger, or a document that will not compile.
+//! The only file that knows the layout. Anybody may write into etcd, so nothing here fails: what is
+//! no document of ours is a placeholder, a stranger, or a document that will not compile.
 
 use std::fmt::Write as _;
 
 use aws_lc_rs::digest::{SHA256, digest};
 use etcd_client::KeyValue;
-use model::extension::{extensions, merge, split, unreadable};
-use model::{Id, Key, Kind, Salvaged, json};
+use model::extension::{extensions, mark_unreadable, merge, split};
+use model::{Id, Key, Kind, SalvagedDocument, json};
 use serde_json::Value;
 
-use crate::store::{Private, Stored};
+use crate::store::{InternalKey, StoredDocument};
 
 /// What an APISIX writes under the name of each directory, so that there is something to read.
 pub(super) const PLACEHOLDER: &str = "init_dir";
@@ -38,11 +40,12 @@ pub(super) const DIRECTORIES: [&str; 14] = [
     "graphql_cost_decorations",
 ];
 
-/// A value above this is not read: an Admin API takes 1.5 MiB, and sealing makes a document a little longer.
+/// A value above this is not read: an Admin API takes 1.5 MiB, and sealing makes a document a
+/// little longer.
 const VALUE_MAX: usize = (3 << 19) + (1 << 16);
 
 /// Where we keep what is no resource.
-const OURS: &str = "countersign";
+const OWN_DIRECTORY: &str = "countersign";
 
 /// Below that, the extension fields of documents.
 const EXTENSIONS: &str = "extensions";
@@ -56,7 +59,7 @@ pub(super) struct Layout {
 
 /// What a name stands for.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Place {
+pub(super) enum ParsedKey {
     /// A document.
     Document(Key),
     /// A document under a name that is no id; an APISIX obeys it. The key is its stand-in.
@@ -64,9 +67,9 @@ pub(super) enum Place {
     /// The extension fields of a document.
     Extension(Key),
     /// The name of a directory, or an entry of ours.
-    Nothing,
+    Ignored,
     /// Another program's object: the directory, or the whole name where there is none.
-    Stranger(String),
+    Unknown(String),
 }
 
 impl Layout {
@@ -81,110 +84,116 @@ impl Layout {
     }
 
     /// The prefix of a kind's documents.
-    pub(super) fn kind(&self, kind: Kind) -> String {
-        self.directory(kind.plural())
+    pub(super) fn kind_prefix(&self, kind: Kind) -> String {
+        self.directory_key(kind.plural())
     }
 
     /// The name of a directory's placeholder.
-    pub(super) fn directory(&self, name: &str) -> String {
+    pub(super) fn directory_key(&self, name: &str) -> String {
         format!("{}{name}/", self.root)
     }
 
     /// The name of a document.
-    pub(super) fn document(&self, key: &Key) -> String {
+    pub(super) fn document_key(&self, key: &Key) -> String {
         format!("{}{key}", self.root)
     }
 
     /// The name of a document's extension entry; `None` for kinds that have no such fields.
-    pub(super) fn extension(&self, key: &Key) -> Option<String> {
-        (!extensions(key.kind).is_empty()).then(|| format!("{}{key}", self.extensions()))
+    pub(super) fn extension_key(&self, key: &Key) -> Option<String> {
+        (!extensions(key.kind).is_empty()).then(|| format!("{}{key}", self.extensions_prefix()))
     }
 
     /// The prefix of all extension entries.
-    pub(super) fn extensions(&self) -> String {
-        format!("{}{OURS}/{EXTENSIONS}/", self.root)
+    pub(super) fn extensions_prefix(&self) -> String {
+        format!("{}{OWN_DIRECTORY}/{EXTENSIONS}/", self.root)
     }
 
     /// The name of a private entry.
-    pub(super) fn private(&self, what: Private) -> String {
-        format!("{}{OURS}/{}", self.root, what.name())
+    pub(super) fn internal_key(&self, what: InternalKey) -> String {
+        format!("{}{OWN_DIRECTORY}/{}", self.root, what.name())
     }
 
     /// The prefix of the control planes' reports. An entry's last segment is random: one process's
     /// life.
-    pub(super) fn reports(&self) -> String {
-        format!("{}{OURS}/control_planes/", self.root)
+    pub(super) fn reports_prefix(&self) -> String {
+        format!("{}{OWN_DIRECTORY}/control_planes/", self.root)
     }
 
     /// The prefix of what is known of control planes whose report has ended: the same last
     /// segments.
-    pub(super) fn reported_nodes(&self) -> String {
-        format!("{}{OURS}/control_plane_nodes/", self.root)
+    pub(super) fn reported_nodes_prefix(&self) -> String {
+        format!("{}{OWN_DIRECTORY}/control_plane_nodes/", self.root)
     }
 
-    /// Compared by each write, changed after each write of unknown outcome: so a late one cannot come through.
-    pub(super) fn fence(&self) -> String {
-        format!("{}{OURS}/fence", self.root)
+    /// Compared by each write, changed after each write of unknown outcome: so a late one cannot
+    /// come through.
+    pub(super) fn fence_key(&self) -> String {
+        format!("{}{OWN_DIRECTORY}/fence", self.root)
     }
 
     /// What an APISIX writes to take an id.
-    pub(super) fn sequence(&self) -> String {
+    pub(super) fn sequence_key(&self) -> String {
         format!("{}gen_id", self.root)
     }
 
     /// What a name below the prefix stands for.
-    pub(super) fn place(&self, name: &[u8]) -> Place {
+    pub(super) fn parse(&self, name: &[u8]) -> ParsedKey {
         let text = String::from_utf8_lossy(name);
-        let Some(rest) = text.strip_prefix(&self.root) else { return Place::Nothing };
+        let Some(rest) = text.strip_prefix(&self.root) else { return ParsedKey::Ignored };
         let Some((directory, id)) = rest.split_once('/') else {
             let known = rest == "gen_id" || rest == "plugins";
-            return if known { Place::Nothing } else { Place::Stranger(rest.to_owned()) };
+            return if known { ParsedKey::Ignored } else { ParsedKey::Unknown(rest.to_owned()) };
         };
         if id.is_empty() {
-            return Place::Nothing;
+            return ParsedKey::Ignored;
         }
-        if directory == OURS {
-            let key = id.strip_prefix(EXTENSIONS).and_then(|rest| rest.strip_prefix('/')).and_then(key_of);
-            return key.map_or(Place::Nothing, Place::Extension);
+        if directory == OWN_DIRECTORY {
+            let key = id
+                .strip_prefix(EXTENSIONS)
+                .and_then(|rest| rest.strip_prefix('/'))
+                .and_then(parse_extension_key);
+            return key.map_or(ParsedKey::Ignored, ParsedKey::Extension);
         }
         match Kind::from_plural(directory) {
-            None => Place::Stranger(directory.to_owned()),
+            None => ParsedKey::Unknown(directory.to_owned()),
             Some(kind) => match Id::parse(id) {
-                Ok(id) => Place::Document(Key::new(kind, id)),
-                Err(_) => match stand_in(kind, name) {
-                    Some(key) => Place::Misnamed(key, rest.to_owned()),
-                    None => Place::Stranger(rest.to_owned()),
+                Ok(id) => ParsedKey::Document(Key::new(kind, id)),
+                Err(_) => match substitute_key(kind, name) {
+                    Some(key) => ParsedKey::Misnamed(key, rest.to_owned()),
+                    None => ParsedKey::Unknown(rest.to_owned()),
                 },
             },
         }
     }
 
     /// The document that is written at a place, if there is one.
-    pub(super) fn read(&self, kv: &KeyValue) -> Option<Stored> {
+    pub(super) fn decode(&self, kv: &KeyValue) -> Option<StoredDocument> {
         let (created, modified) = (kv.create_revision(), kv.mod_revision());
-        match self.place(kv.key()) {
-            Place::Document(key) => Some(stored(key, kv.value(), created, modified)),
-            Place::Misnamed(key, name) => Some(misnamed(key, &name, kv.value(), created, modified)),
-            Place::Nothing | Place::Extension(_) | Place::Stranger(_) => None,
+        match self.parse(kv.key()) {
+            ParsedKey::Document(key) => Some(decode_document(key, kv.value(), created, modified)),
+            ParsedKey::Misnamed(key, name) => {
+                Some(decode_misnamed(key, &name, kv.value(), created, modified))
+            }
+            ParsedKey::Ignored | ParsedKey::Extension(_) | ParsedKey::Unknown(_) => None,
         }
     }
 }
 
-/// The key under which a document is blocked whose name is no id: the same on every control plane, and before all others, so that no
-/// other document with the same matchers is served in its place.
-fn stand_in(kind: Kind, name: &[u8]) -> Option<Key> {
+/// The key under which a document is blocked whose name is no id: the same on every control plane,
+/// and before all others, so that no other document with the same matchers is served in its place.
+fn substitute_key(kind: Kind, name: &[u8]) -> Option<Key> {
     let mut id = "-misnamed-".to_owned();
-    for byte in digest(&SHA256, name).as_ref().iter().take(STAND_IN_BYTES) {
+    for byte in digest(&SHA256, name).as_ref().iter().take(SUBSTITUTE_DIGEST_BYTES) {
         let _ = write!(id, "{byte:02x}");
     }
     Some(Key::new(kind, Id::parse(&id).ok()?))
 }
 
 /// Bytes of the digest of a name in its stand-in.
-const STAND_IN_BYTES: usize = 16;
+const SUBSTITUTE_DIGEST_BYTES: usize = 16;
 
 /// `routes/1` -> the key, for kinds that have extension fields.
-fn key_of(text: &str) -> Option<Key> {
+fn parse_extension_key(text: &str) -> Option<Key> {
     let (directory, id) = text.split_once('/')?;
     let kind = Kind::from_plural(directory).filter(|kind| !extensions(*kind).is_empty())?;
     Some(Key::new(kind, Id::parse(id).ok()?))
@@ -192,57 +201,62 @@ fn key_of(text: &str) -> Option<Key> {
 
 /// The extension fields of one document, as etcd has them.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Extension {
+pub(super) struct ExtensionEntry {
     /// The revision that last changed them.
-    pub(super) modified: u64,
+    pub(super) mod_revision: u64,
     /// What `model::extension::split` gave, or why that cannot be read.
     fields: Result<Value, String>,
 }
 
-impl Extension {
+impl ExtensionEntry {
     /// From the entry's value.
-    pub(super) fn read(value: &[u8], modified: i64) -> Self {
+    pub(super) fn decode(value: &[u8], modified: i64) -> Self {
         let fields = if value.len() > VALUE_MAX {
             Err(format!("{} bytes, more than {VALUE_MAX}", value.len()))
         } else {
             json::parse(value).map_err(|error| format!("{} bytes that are not JSON: {error}", value.len()))
         };
-        Self { modified: revision(modified), fields }
+        Self { mod_revision: from_etcd_revision(modified), fields }
     }
 
     /// Whether it is that document's, and not of one that had the name before.
     pub(super) fn belongs_to(&self, created: u64) -> bool {
-        self.modified >= created
+        self.mod_revision >= created
     }
 }
 
-/// A document and the entry beside it as two values: nothing to write beside it where it has no extension fields.
-pub(super) fn values(key: &Key, document: &Value) -> (String, Option<String>) {
+/// A document and the entry beside it as two values: nothing to write beside it where it has no
+/// extension fields.
+pub(super) fn split_document(key: &Key, document: &Value) -> (String, Option<String>) {
     let mut document = document.clone();
     let beside = document.as_object_mut().and_then(|members| split(key.kind, members));
     (document.to_string(), beside.map(|beside| beside.to_string()))
 }
 
 /// A document with the extension fields that lie beside it.
-pub(super) fn joined(mut stored: Stored, extension: Option<&Extension>) -> Stored {
-    let Some(extension) = extension.filter(|extension| extension.belongs_to(stored.created)) else {
+pub(super) fn merge_extension(
+    mut stored: StoredDocument,
+    extension: Option<&ExtensionEntry>,
+) -> StoredDocument {
+    let Some(extension) = extension.filter(|extension| extension.belongs_to(stored.create_revision)) else {
         return stored;
     };
-    let newer = stored.modified > extension.modified;
+    let newer = stored.mod_revision > extension.mod_revision;
     if let Some(members) = stored.document.as_object_mut() {
         match &extension.fields {
             Ok(fields) => merge(stored.key.kind, members, fields.clone(), newer),
-            Err(why) => unreadable(stored.key.kind, members, why),
+            Err(why) => mark_unreadable(stored.key.kind, members, why),
         }
-        stored.carried = newer;
+        stored.stale_extensions = newer;
     }
-    stored.modified = stored.modified.max(extension.modified);
+    stored.mod_revision = stored.mod_revision.max(extension.mod_revision);
     stored
 }
 
-/// A document from its value. What is not JSON becomes a JSON text that says so: it is no object, so it is never served, is
-/// reported like any other document that cannot be, and stays in etcd as it is. What it was to take is blocked as far as it can be read.
-pub(super) fn stored(key: Key, value: &[u8], created: i64, modified: i64) -> Stored {
+/// A document from its value. What is not JSON becomes a JSON text that says so: it is no object,
+/// so it is never served, is reported like any other document that cannot be, and stays in etcd as
+/// it is. What it was to take is blocked as far as it can be read.
+pub(super) fn decode_document(key: Key, value: &[u8], created: i64, modified: i64) -> StoredDocument {
     let parsed = if value.len() > VALUE_MAX {
         Err(format!("<{} bytes: more than {VALUE_MAX}>", value.len()))
     } else {
@@ -251,27 +265,41 @@ pub(super) fn stored(key: Key, value: &[u8], created: i64, modified: i64) -> Sto
     };
     let (document, salvaged) = match parsed {
         Ok(document) => (document, None),
-        Err(why) => (Value::String(why), Salvaged::read(value)),
+        Err(why) => (Value::String(why), SalvagedDocument::read(value)),
     };
-    let (created, modified) = (revision(created), revision(modified));
-    Stored { key, document, created, modified, carried: false, salvaged }
+    let (created, modified) = (from_etcd_revision(created), from_etcd_revision(modified));
+    StoredDocument {
+        key,
+        document,
+        create_revision: created,
+        mod_revision: modified,
+        stale_extensions: false,
+        salvaged,
+    }
 }
 
 /// A document whose name is no id: only what it was to take.
-fn misnamed(key: Key, name: &str, value: &[u8], created: i64, modified: i64) -> Stored {
+fn decode_misnamed(key: Key, name: &str, value: &[u8], created: i64, modified: i64) -> StoredDocument {
     let document =
         Value::String(format!("<the name {name:?} has no id: 1 to 64 of letters, digits, '-', '_' and '.'>"));
-    let (created, modified) = (revision(created), revision(modified));
-    Stored { key, document, created, modified, carried: false, salvaged: Salvaged::read(value) }
+    let (created, modified) = (from_etcd_revision(created), from_etcd_revision(modified));
+    StoredDocument {
+        key,
+        document,
+        create_revision: created,
+        mod_revision: modified,
+        stale_extensions: false,
+        salvaged: SalvagedDocument::read(value),
+    }
 }
 
 /// etcd counts from 1 upwards in a signed number.
-pub(super) fn revision(number: i64) -> u64 {
+pub(super) fn from_etcd_revision(number: i64) -> u64 {
     u64::try_from(number).unwrap_or_default()
 }
 
 /// The number that etcd is asked with.
-pub(super) fn number(revision: u64) -> i64 {
+pub(super) fn to_etcd_revision(revision: u64) -> i64 {
     i64::try_from(revision).unwrap_or(i64::MAX)
 }
 
@@ -289,10 +317,13 @@ mod tests {
             let layout = Layout::new(prefix);
             for kind in Kind::ALL {
                 let key = Key::new(kind, Id::parse("a-1._z").unwrap());
-                assert_eq!(layout.place(layout.document(&key).as_bytes()), Place::Document(key.clone()));
-                assert!(layout.document(&key).starts_with(&layout.kind(kind)));
-                if let Some(beside) = layout.extension(&key) {
-                    assert_eq!(layout.place(beside.as_bytes()), Place::Extension(key));
+                assert_eq!(
+                    layout.parse(layout.document_key(&key).as_bytes()),
+                    ParsedKey::Document(key.clone())
+                );
+                assert!(layout.document_key(&key).starts_with(&layout.kind_prefix(kind)));
+                if let Some(beside) = layout.extension_key(&key) {
+                    assert_eq!(layout.parse(beside.as_bytes()), ParsedKey::Extension(key));
                 }
             }
         }
@@ -301,7 +332,7 @@ mod tests {
     #[test]
     fn what_is_no_document_is_told_apart() {
         let layout = Layout::new("/apisix");
-        let place = |name: &str| layout.place(name.as_bytes());
+        let place = |name: &str| layout.parse(name.as_bytes());
         for nothing in [
             "/apisix/ssls/",
             "/apisix/plugins",
@@ -315,30 +346,30 @@ mod tests {
             "/apisix/countersign/extensions/routes/1/2",
             "/other/ssls/1",
         ] {
-            assert_eq!(place(nothing), Place::Nothing, "{nothing}");
+            assert_eq!(place(nothing), ParsedKey::Ignored, "{nothing}");
         }
-        assert_eq!(place("/apisix/consumers/jack"), Place::Stranger("consumers".into()));
-        assert_eq!(place("/apisix/secrets/vault/1"), Place::Stranger("secrets".into()));
+        assert_eq!(place("/apisix/consumers/jack"), ParsedKey::Unknown("consumers".into()));
+        assert_eq!(place("/apisix/secrets/vault/1"), ParsedKey::Unknown("secrets".into()));
         let long = format!("ssls/{}", "x".repeat(65));
         let mut stand_ins = BTreeSet::new();
         for name in ["ssls/a b", "ssls/1/2", "ssls/team:a", "ssls/\u{fffd}", long.as_str()] {
-            let Place::Misnamed(key, told) = place(&format!("/apisix/{name}")) else { panic!("{name}") };
+            let ParsedKey::Misnamed(key, told) = place(&format!("/apisix/{name}")) else { panic!("{name}") };
             assert_eq!((key.kind, told.as_str()), (Kind::Ssl, name));
             assert!(Id::parse(key.id.as_str()).is_ok(), "{key}");
             stand_ins.insert(key);
         }
-        let Place::Misnamed(key, _) = layout.place(b"/apisix/ssls/\xff") else { panic!("not misnamed") };
+        let ParsedKey::Misnamed(key, _) = layout.parse(b"/apisix/ssls/\xff") else { panic!("not misnamed") };
         stand_ins.insert(key);
         assert_eq!(stand_ins.len(), 6, "each has its own");
         for directory in DIRECTORIES {
-            assert_eq!(place(&layout.directory(directory)), Place::Nothing);
+            assert_eq!(place(&layout.directory_key(directory)), ParsedKey::Ignored);
         }
     }
 
     #[test]
     fn what_is_not_json_is_kept_apart_from_documents() {
         let key = || Key::new(Kind::Ssl, Id::parse("1").unwrap());
-        let read = |value: &[u8]| stored(key(), value, 3, 5);
+        let read = |value: &[u8]| decode_document(key(), value, 3, 5);
         assert_eq!(read(br#"{"z":1,"a":[]}"#).document.to_string(), r#"{"z":1,"a":[]}"#);
         // As an APISIX reads it: texts of several lines as they are, but each member once.
         assert_eq!(read(b"{\"cert\": \"a\nb\"}").document, serde_json::json!({"cert": "a\nb"}));
@@ -346,7 +377,7 @@ mod tests {
         let expected = "<26 bytes that are not JSON: the member \"status\" occurs twice in one object at line 1 column 22>";
         assert_eq!(twice, expected);
         let salvaged = |value: &[u8]| {
-            read(value).salvaged.map(|salvaged| (salvaged.matchers().clone(), salvaged.is_whole()))
+            read(value).salvaged.map(|salvaged| (salvaged.matchers().clone(), salvaged.is_complete()))
         };
         assert_eq!(salvaged(br#"{"sni": "a", "key": "x", "sni": "b"}"#), Some((json!({"sni": "b"}), true)));
         let big = json!({"sni": "b", "desc": "x".repeat(2 << 20)}).to_string();
@@ -356,30 +387,42 @@ mod tests {
         assert!(read(&[0xff, 0xfe]).document.is_string());
         let long = format!("\"{}\"", "x".repeat(2 << 20));
         assert!(read(long.as_bytes()).document.as_str().unwrap().len() < 100);
-        assert_eq!((read(b"{}").created, read(b"{}").modified), (3, 5));
+        assert_eq!((read(b"{}").create_revision, read(b"{}").mod_revision), (3, 5));
     }
 
     #[test]
     fn what_lies_beside_belongs_to_one_document() {
         let key = Key::new(Kind::Route, Id::parse("1").unwrap());
         let document = json!({"uri": "/a", "client_identity": {"allow": [{"dns": "a.b"}]}, "id": "1"});
-        let (value, beside) = values(&key, &document);
+        let (value, beside) = split_document(&key, &document);
         let beside = beside.unwrap();
         assert!(!value.contains("client_identity") && !beside.contains("uri"));
         let joined = |created, modified, beside: i64| {
-            let extension = Extension::read(beside_text(&document).as_bytes(), beside);
-            joined(stored(key.clone(), value.as_bytes(), created, modified), Some(&extension))
+            let extension = ExtensionEntry::decode(beside_text(&document).as_bytes(), beside);
+            merge_extension(
+                decode_document(key.clone(), value.as_bytes(), created, modified),
+                Some(&extension),
+            )
         };
         let together = joined(3, 5, 5);
-        assert_eq!((&together.document, together.modified, together.carried), (&document, 5, false));
+        assert_eq!(
+            (&together.document, together.mod_revision, together.stale_extensions),
+            (&document, 5, false)
+        );
         let rewritten = joined(3, 7, 5);
-        assert_eq!((&rewritten.document, rewritten.modified, rewritten.carried), (&document, 7, true));
+        assert_eq!(
+            (&rewritten.document, rewritten.mod_revision, rewritten.stale_extensions),
+            (&document, 7, true)
+        );
         let edited = joined(3, 5, 9);
-        assert_eq!((&edited.document, edited.modified, edited.carried), (&document, 9, false));
+        assert_eq!((&edited.document, edited.mod_revision, edited.stale_extensions), (&document, 9, false));
         // Of a document that had the name before.
         let anew = joined(7, 7, 5);
-        assert_eq!((anew.document.get("client_identity"), anew.modified, anew.carried), (None, 7, false));
-        assert_eq!(values(&key, &json!({"uri": "/a"})).1, None);
+        assert_eq!(
+            (anew.document.get("client_identity"), anew.mod_revision, anew.stale_extensions),
+            (None, 7, false)
+        );
+        assert_eq!(split_document(&key, &json!({"uri": "/a"})).1, None);
     }
 
     fn beside_text(document: &Value) -> String {
@@ -391,9 +434,9 @@ mod tests {
         let key = Key::new(Kind::Route, Id::parse("1").unwrap());
         let long = format!("\"{}\"", "x".repeat(2 << 20));
         for value in ["", "{", "[]", "7", "\"x\"", long.as_str()] {
-            let extension = Extension::read(value.as_bytes(), 5);
-            let stored = stored(key.clone(), br#"{"uri": "/a", "upstream_id": "1"}"#, 3, 5);
-            let joined = joined(stored, Some(&extension));
+            let extension = ExtensionEntry::decode(value.as_bytes(), 5);
+            let stored = decode_document(key.clone(), br#"{"uri": "/a", "upstream_id": "1"}"#, 3, 5);
+            let joined = merge_extension(stored, Some(&extension));
             assert!(model::validate(Kind::Route, &joined.document).is_err(), "{}", joined.document);
         }
     }

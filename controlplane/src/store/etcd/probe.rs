@@ -1,12 +1,13 @@
 //! Who answers at an endpoint, and will it do? One connection, a few questions, nothing changed.
 //!
-//! `start` asks all endpoints when the control plane starts, and says what the contract wants said (9.2); `doctor` asks the same and then
-//! `rights` and `clock`. What is known of etcd's versions is in `version`.
+//! `start` asks all endpoints when the control plane starts, and says what the contract wants said
+//! (9.2); `doctor` asks the same and then `rights` and `clock`. What is known of etcd's versions is
+//! in `version`.
 
-pub mod clock;
-pub mod rights;
-pub mod start;
-pub mod version;
+pub(crate) mod clock;
+pub(crate) mod permissions;
+pub(crate) mod startup;
+pub(crate) mod version;
 
 use std::time::{Duration, Instant};
 
@@ -14,7 +15,7 @@ use conf::Secret;
 use etcd_client::{Channel, Client, ConnectOptions, GetOptions, StatusResponse};
 use tonic::{Code, Status};
 
-use super::dial::{self, DialError, Endpoint, Security, Step};
+use super::dial::{self, ClientTls, DialError, DialStep, Endpoint};
 
 /// A database this full is warned about: part of the quota, in percent.
 const FULL_PERCENT: u64 = 80;
@@ -23,15 +24,15 @@ const QUOTED: usize = 300;
 /// etcd's quota when nobody sets `--quota-backend-bytes`; versions before 3.6 do not tell theirs.
 const DEFAULT_QUOTA: u64 = 2 << 30;
 
-/// The longest that an endpoint is waited for here, whatever `timeout` says: a member that drops packets must not hold up the
-/// start of a control plane that the others would serve.
+/// The longest that an endpoint is waited for here, whatever `timeout` says: a member that drops
+/// packets must not hold up the start of a control plane that the others would serve.
 const ANSWER_MAX: Duration = Duration::from_secs(5);
 
 /// How to ask.
 #[derive(Debug, Clone, Copy)]
-pub struct Asking<'a> {
+pub(crate) struct ProbeSettings<'a> {
     /// What connections are secured with.
-    pub security: &'a Security,
+    pub security: &'a ClientTls,
     /// User and password; `None`: nobody, or the common name of the client certificate.
     pub login: Option<(&'a str, &'a Secret)>,
     /// Of the keys, `/apisix`.
@@ -40,9 +41,9 @@ pub struct Asking<'a> {
     pub timeout: Duration,
 }
 
-impl<'a> Asking<'a> {
+impl<'a> ProbeSettings<'a> {
     /// As `deployment.etcd` says.
-    pub fn of(etcd: &'a conf::Etcd, security: &'a Security) -> Self {
+    pub(crate) fn of(etcd: &'a conf::EtcdSettings, security: &'a ClientTls) -> Self {
         let login = etcd.user.as_deref().zip(etcd.password.as_ref());
         Self { security, login, prefix: &etcd.prefix, timeout: etcd.timeout.min(ANSWER_MAX) }
     }
@@ -50,7 +51,7 @@ impl<'a> Asking<'a> {
 
 /// What one endpoint said.
 #[derive(Debug, Clone)]
-pub struct Report {
+pub(crate) struct EndpointStatus {
     /// Who was asked.
     pub endpoint: Endpoint,
     /// `3.4.23`
@@ -62,22 +63,22 @@ pub struct Report {
     /// The member that leads; 0: none.
     pub leader: u64,
     /// A member that only listens: it answers no reads that must be current.
-    pub learner: bool,
+    pub is_learner: bool,
     /// The store's revision as this member knows it.
     pub revision: i64,
     /// What it complains about: alarms, no leader.
-    pub complaints: Vec<String>,
+    pub alarms: Vec<String>,
     /// Bytes of its database file.
     pub size: u64,
     /// Most bytes it may have, where known.
     pub quota: Option<u64>,
     /// From the first step to the last answer.
-    pub took: Duration,
+    pub elapsed: Duration,
 }
 
 /// Why an endpoint will not do.
 #[derive(Debug, Clone, thiserror::Error)]
-pub enum ProbeError {
+pub(crate) enum ProbeError {
     /// There is no connection.
     #[error(transparent)]
     Dial(#[from] DialError),
@@ -86,7 +87,7 @@ pub enum ProbeError {
         "etcd cluster version {found} is less than the required version {}, please upgrade your etcd cluster",
         version::REQUIRED
     )]
-    Old {
+    VersionTooOld {
         /// Its version.
         found: String,
     },
@@ -95,7 +96,7 @@ pub enum ProbeError {
         "etcd refuses the login of user {user:?}: {says}. Check deployment.etcd.user and password (`etcdctl user list`, \
          `etcdctl user passwd {user}`)"
     )]
-    Login {
+    LoginFailed {
         /// Whom we said we are.
         user: String,
         /// etcd's words: "invalid user ID or password".
@@ -105,7 +106,7 @@ pub enum ProbeError {
     #[error(
         "deployment.etcd.user is set, but etcd says: {says}. Run `etcdctl auth enable` there, or remove user and password"
     )]
-    NoAuth {
+    AuthDisabled {
         /// "authentication is not enabled".
         says: String,
     },
@@ -114,7 +115,7 @@ pub enum ProbeError {
         "insufficient credentials code: 401: etcd has authentication enabled and wants a user ({says}): set \
          deployment.etcd.user and password, or give a client certificate whose common name is a user"
     )]
-    Anonymous {
+    LoginRequired {
         /// etcd's words.
         says: String,
     },
@@ -137,7 +138,7 @@ pub enum ProbeError {
     #[error(
         "no answer to {what} within {}: etcd is overloaded or stopped, or its cluster has no majority", dial::span(*.after)
     )]
-    Silent {
+    Timeout {
         /// The question.
         what: &'static str,
         /// How long we waited.
@@ -145,7 +146,7 @@ pub enum ProbeError {
     },
     /// Another answer than the questions have.
     #[error("etcd answered {what} with: {says}")]
-    Answer {
+    UnexpectedResponse {
         /// The question.
         what: &'static str,
         /// The answer.
@@ -155,7 +156,7 @@ pub enum ProbeError {
 
 impl ProbeError {
     /// Without the endpoint's URL, for texts that name it already.
-    pub fn without_url(&self) -> String {
+    pub(crate) fn without_url(&self) -> String {
         match self {
             Self::Dial(error) => error.problem.to_string(),
             other => other.to_string(),
@@ -163,10 +164,10 @@ impl ProbeError {
     }
 
     /// Whether trying again cannot help: the configuration and the cluster do not fit.
-    pub fn is_final(&self) -> bool {
+    pub(crate) fn is_permanent(&self) -> bool {
         match self {
-            Self::Dial(error) => error.problem.step() == Step::Settings,
-            Self::Silent { .. } | Self::Answer { .. } => false,
+            Self::Dial(error) => error.problem.step() == DialStep::Settings,
+            Self::Timeout { .. } | Self::UnexpectedResponse { .. } => false,
             _ => true,
         }
     }
@@ -176,23 +177,31 @@ impl ProbeError {
 ///
 /// # Errors
 /// Why it will not do.
-pub async fn probe(endpoint: &Endpoint, asking: Asking<'_>) -> Result<Report, ProbeError> {
+pub(crate) async fn probe(
+    endpoint: &Endpoint,
+    asking: ProbeSettings<'_>,
+) -> Result<EndpointStatus, ProbeError> {
     let began = Instant::now();
-    let (mut client, status) = enter(endpoint, asking).await?;
-    may_read(endpoint, asking, &mut client, Freshness::Local).await?;
-    Ok(report(endpoint, &status, began.elapsed()))
+    let (mut client, status) = connect_and_login(endpoint, asking).await?;
+    count_keys(endpoint, asking, &mut client, Consistency::Serializable).await?;
+    Ok(endpoint_status(endpoint, &status, began.elapsed()))
 }
 
 /// Connects, asks for the version, and logs in.
-async fn enter(endpoint: &Endpoint, asking: Asking<'_>) -> Result<(Client, StatusResponse), ProbeError> {
-    let question = Question { endpoint, asking };
+async fn connect_and_login(
+    endpoint: &Endpoint,
+    asking: ProbeSettings<'_>,
+) -> Result<(Client, StatusResponse), ProbeError> {
+    let question = Prober { endpoint, asking };
     let channel = dial::connect(endpoint, asking.security, asking.timeout).await?;
     let open = |options| Client::from_channel(Channel::Tonic(channel.clone()), options);
-    let mut client = question.answer("a hello", open(None)).await?;
+    let mut client = question.call("a hello", open(None)).await?;
     // Before the login: a version that is too old may not know it.
-    let status = match question.answer("the status", client.status()).await {
-        Ok(status) => Some(too_old(status)?),
-        Err(ProbeError::Anonymous { .. } | ProbeError::Forbidden { .. }) if asking.login.is_some() => None,
+    let status = match question.call("the status", client.status()).await {
+        Ok(status) => Some(check_version(status)?),
+        Err(ProbeError::LoginRequired { .. } | ProbeError::Forbidden { .. }) if asking.login.is_some() => {
+            None
+        }
         Err(error) => return Err(error),
     };
     if let Some((user, password)) = asking.login {
@@ -201,74 +210,74 @@ async fn enter(endpoint: &Endpoint, asking: Asking<'_>) -> Result<(Client, Statu
     }
     let status = match status {
         Some(status) => status,
-        None => too_old(question.answer("the status", client.status()).await?)?,
+        None => check_version(question.call("the status", client.status()).await?)?,
     };
     Ok((client, status))
 }
 
-fn too_old(status: StatusResponse) -> Result<StatusResponse, ProbeError> {
-    if version::is_enough(status.version()) {
+fn check_version(status: StatusResponse) -> Result<StatusResponse, ProbeError> {
+    if version::is_supported(status.version()) {
         Ok(status)
     } else {
-        Err(ProbeError::Old { found: printable(status.version()) })
+        Err(ProbeError::VersionTooOld { found: printable(status.version()) })
     }
 }
 
 /// Whether an answer must be the cluster's, or one member's knowledge will do.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Freshness {
-    Local,
-    Cluster,
+enum Consistency {
+    Serializable,
+    Linearizable,
 }
 
 /// Reads how many keys there are. Needs the right to read all of them.
-async fn may_read(
+async fn count_keys(
     endpoint: &Endpoint,
-    asking: Asking<'_>,
+    asking: ProbeSettings<'_>,
     client: &mut Client,
-    freshness: Freshness,
+    freshness: Consistency,
 ) -> Result<i64, ProbeError> {
     let options = GetOptions::new().with_prefix().with_count_only();
-    let options = if freshness == Freshness::Local { options.with_serializable() } else { options };
+    let options = if freshness == Consistency::Serializable { options.with_serializable() } else { options };
     let keys = format!("{}/", asking.prefix);
-    let question = Question { endpoint, asking };
-    Ok(question.answer("a read", client.get(keys, Some(options))).await?.count())
+    let question = Prober { endpoint, asking };
+    Ok(question.call("a read", client.get(keys, Some(options))).await?.count())
 }
 
-fn report(endpoint: &Endpoint, status: &StatusResponse, took: Duration) -> Report {
+fn endpoint_status(endpoint: &Endpoint, status: &StatusResponse, took: Duration) -> EndpointStatus {
     let header = status.header();
     let size = |bytes: i64| u64::try_from(bytes).unwrap_or_default();
-    Report {
+    EndpointStatus {
         endpoint: endpoint.clone(),
         version: printable(status.version()),
         cluster: header.map_or(0, |header| header.cluster_id()),
         member: header.map_or(0, |header| header.member_id()),
         leader: status.leader(),
-        learner: status.is_learner(),
+        is_learner: status.is_learner(),
         revision: header.map_or(0, |header| header.revision()),
-        complaints: status.errors().iter().map(|text| printable(text.trim())).collect(),
+        alarms: status.errors().iter().map(|text| printable(text.trim())).collect(),
         size: size(status.db_size()),
         quota: Some(size(status.db_size_quota())).filter(|quota| *quota > 0),
-        took,
+        elapsed: took,
     }
 }
 
-impl Report {
+impl EndpointStatus {
     /// What is wrong with a server that answers, each with what to do.
-    pub fn warnings(&self) -> Vec<String> {
-        let mut found: Vec<String> = version::warning(&self.version).into_iter().collect();
+    pub(crate) fn warnings(&self) -> Vec<String> {
+        let mut found: Vec<String> = version::vulnerability(&self.version).into_iter().collect();
         if self.leader == 0 {
             found.push(
                 "its cluster has no leader: nothing can be written; start the missing members".to_owned(),
             );
         }
-        if self.learner {
+        if self.is_learner {
             let text =
                 "it is a learner, which answers no current reads: promote it, or name voting members only";
             found.push(text.to_owned());
         }
-        for complaint in &self.complaints {
-            found.push(complaint_explained(complaint));
+        for complaint in &self.alarms {
+            found.push(alarm_hint(complaint));
         }
         let quota = self.quota.unwrap_or(DEFAULT_QUOTA);
         if self.size > quota / 100 * FULL_PERCENT {
@@ -284,7 +293,7 @@ impl Report {
     }
 }
 
-fn complaint_explained(complaint: &str) -> String {
+fn alarm_hint(complaint: &str) -> String {
     if complaint.contains("NOSPACE") {
         format!(
             "alarm NOSPACE ({complaint}): its database is full and refuses writes: compact, `etcdctl defrag`, then `etcdctl \
@@ -306,20 +315,20 @@ fn printable(text: &str) -> String {
 }
 
 /// Puts what etcd answers into words.
-struct Question<'a> {
+struct Prober<'a> {
     endpoint: &'a Endpoint,
-    asking: Asking<'a>,
+    asking: ProbeSettings<'a>,
 }
 
-impl Question<'_> {
-    async fn answer<T>(
+impl Prober<'_> {
+    async fn call<T>(
         &self,
         what: &'static str,
         call: impl Future<Output = Result<T, etcd_client::Error>>,
     ) -> Result<T, ProbeError> {
-        self.in_time(what, call).await?.map_err(|error| match &error {
-            etcd_client::Error::GRpcStatus(status) => self.explained(what, status, &error),
-            _ => self.other(what, &error),
+        self.with_timeout(what, call).await?.map_err(|error| match &error {
+            etcd_client::Error::GRpcStatus(status) => self.explain_status(what, status, &error),
+            _ => self.explain_other(what, &error),
         })
     }
 
@@ -328,23 +337,27 @@ impl Question<'_> {
         user: &str,
         call: impl Future<Output = Result<T, etcd_client::Error>>,
     ) -> Result<T, ProbeError> {
-        self.in_time("the login", call).await?.map_err(|error| match &error {
+        self.with_timeout("the login", call).await?.map_err(|error| match &error {
             etcd_client::Error::GRpcStatus(status) if status.code() == Code::InvalidArgument => {
-                ProbeError::Login { user: user.to_owned(), says: printable(status.message()) }
+                ProbeError::LoginFailed { user: user.to_owned(), says: printable(status.message()) }
             }
             etcd_client::Error::GRpcStatus(status) if status.code() == Code::FailedPrecondition => {
-                ProbeError::NoAuth { says: printable(status.message()) }
+                ProbeError::AuthDisabled { says: printable(status.message()) }
             }
-            _ => self.other("the login", &error),
+            _ => self.explain_other("the login", &error),
         })
     }
 
-    async fn in_time<T>(&self, what: &'static str, call: impl Future<Output = T>) -> Result<T, ProbeError> {
+    async fn with_timeout<T>(
+        &self,
+        what: &'static str,
+        call: impl Future<Output = T>,
+    ) -> Result<T, ProbeError> {
         let after = self.asking.timeout;
-        tokio::time::timeout(after, call).await.map_err(|_| ProbeError::Silent { what, after })
+        tokio::time::timeout(after, call).await.map_err(|_| ProbeError::Timeout { what, after })
     }
 
-    fn explained(&self, what: &'static str, status: &Status, error: &etcd_client::Error) -> ProbeError {
+    fn explain_status(&self, what: &'static str, status: &Status, error: &etcd_client::Error) -> ProbeError {
         let says = || printable(status.message());
         match status.code() {
             Code::PermissionDenied => ProbeError::Forbidden {
@@ -352,26 +365,26 @@ impl Question<'_> {
                     Some((user, _)) => format!("the user {user:?}"),
                     None => "the user that our client certificate names".to_owned(),
                 },
-                what: if what == rights::WRITE { "write" } else { "read" },
+                what: if what == permissions::WRITE { "write" } else { "read" },
                 prefix: self.asking.prefix.to_owned(),
                 says: says(),
             },
             Code::InvalidArgument if status.message().contains("user name is empty") => {
-                ProbeError::Anonymous { says: says() }
+                ProbeError::LoginRequired { says: says() }
             }
-            Code::Unauthenticated => ProbeError::Anonymous { says: says() },
-            _ => self.other(what, error),
+            Code::Unauthenticated => ProbeError::LoginRequired { says: says() },
+            _ => self.explain_other(what, error),
         }
     }
 
-    fn other(&self, what: &'static str, error: &etcd_client::Error) -> ProbeError {
-        match (dial::cause(error, self.endpoint), error) {
+    fn explain_other(&self, what: &'static str, error: &etcd_client::Error) -> ProbeError {
+        match (dial::find_dial_error(error, self.endpoint), error) {
             (Some(cause), _) => cause.into(),
-            (None, etcd_client::Error::GRpcStatus(status)) => ProbeError::Answer {
+            (None, etcd_client::Error::GRpcStatus(status)) => ProbeError::UnexpectedResponse {
                 what,
                 says: format!("{} ({:?})", printable(status.message()), status.code()),
             },
-            (None, error) => ProbeError::Answer { what, says: printable(&error.to_string()) },
+            (None, error) => ProbeError::UnexpectedResponse { what, says: printable(&error.to_string()) },
         }
     }
 }

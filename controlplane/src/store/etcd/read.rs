@@ -1,7 +1,7 @@
 //! Reading: one document, a kind, everything at one revision, and what lies beside.
 //!
-//! Page by page, all pages at the revision of the first, so that neither a gigabyte of documents comes in one answer nor two
-//! halves of different moments are taken for one state.
+//! Page by page, all pages at the revision of the first, so that neither a gigabyte of documents
+//! comes in one answer nor two halves of different moments are taken for one state.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -13,26 +13,29 @@ use model::extension::extensions;
 use model::{Key, Kind};
 
 use super::Cluster;
-use super::layout::{self, Extension, Place};
-use super::link::Connected;
+use super::connection::EtcdConnection;
+use super::layout::{self, ExtensionEntry, ParsedKey};
 use crate::store::{
-    EXTENSIONS_LEFT, Loaded, Page as Part, Private, PrivateEntry, StoreError, Stored, Stranger,
+    DocumentList, InternalEntry, InternalKey, ORPHANED_EXTENSIONS, Page as Part, StoreError, StoredDocument,
+    UnknownKeys,
 };
 
 /// Documents of one page.
-const PAGE: i64 = 500;
+const PAGE_SIZE: i64 = 500;
 /// Documents that are read by their names in one call: with what lies beside them below etcd's
 /// limit of 128 operations.
-const GETS: usize = 60;
+const GETS_PER_TXN: usize = 60;
 /// Loads that are begun anew because the revision of their first page was compacted away.
-const TRIES: usize = 5;
+const READ_ATTEMPTS: usize = 5;
 
 impl Cluster {
     /// One document, as a majority has it, with what lies beside it at the same revision.
-    pub(super) async fn get(&self, key: &Key) -> Result<Option<Stored>, StoreError> {
-        let names: Vec<String> =
-            [Some(self.layout.document(key)), self.layout.extension(key)].into_iter().flatten().collect();
-        let found = self.ask(|mut kv: KvClient| {
+    pub(super) async fn get(&self, key: &Key) -> Result<Option<StoredDocument>, StoreError> {
+        let names: Vec<String> = [Some(self.layout.document_key(key)), self.layout.extension_key(key)]
+            .into_iter()
+            .flatten()
+            .collect();
+        let found = self.call(|mut kv: KvClient| {
             let gets: Vec<TxnOp> = names.iter().map(|name| TxnOp::get(name.as_str(), None)).collect();
             async move { kv.txn(Txn::new().and_then(gets)).await }
         });
@@ -42,46 +45,48 @@ impl Cluster {
             _ => None,
         });
         let Some(document) = entries.next().flatten() else { return Ok(None) };
-        let extension = entries.next().flatten().map(|kv| Extension::read(kv.value(), kv.mod_revision()));
-        let stored = layout::stored(
+        let extension =
+            entries.next().flatten().map(|kv| ExtensionEntry::decode(kv.value(), kv.mod_revision()));
+        let stored = layout::decode_document(
             key.clone(),
             document.value(),
             document.create_revision(),
             document.mod_revision(),
         );
-        Ok(Some(layout::joined(stored, extension.as_ref())))
+        Ok(Some(layout::merge_extension(stored, extension.as_ref())))
     }
 
-    /// One document as it was at a revision, without what lies beside it; `None` in the outer place when that is compacted away.
+    /// One document as it was at a revision, without what lies beside it; `None` in the outer place
+    /// when that is compacted away.
     pub(super) async fn document_at(
         &self,
         key: &Key,
         revision: u64,
-    ) -> Result<Option<Option<Stored>>, StoreError> {
-        let options = GetOptions::new().with_revision(layout::number(revision));
-        let Some(found) = self.read_at(self.layout.document(key).into_bytes(), options).await? else {
+    ) -> Result<Option<Option<StoredDocument>>, StoreError> {
+        let options = GetOptions::new().with_revision(layout::to_etcd_revision(revision));
+        let Some(found) = self.read_at(self.layout.document_key(key).into_bytes(), options).await? else {
             return Ok(None);
         };
-        Ok(Some(
-            found
-                .kvs()
-                .first()
-                .map(|kv| layout::stored(key.clone(), kv.value(), kv.create_revision(), kv.mod_revision())),
-        ))
+        Ok(Some(found.kvs().first().map(|kv| {
+            layout::decode_document(key.clone(), kv.value(), kv.create_revision(), kv.mod_revision())
+        })))
     }
 
-    /// The extension entries below a prefix at a revision; `None` when that is compacted away, or has not happened here.
+    /// The extension entries below a prefix at a revision; `None` when that is compacted away, or
+    /// has not happened here.
     pub(super) async fn extensions_at(
         &self,
         prefix: &str,
         revision: i64,
-    ) -> Result<Option<HashMap<Key, Extension>>, StoreError> {
+    ) -> Result<Option<HashMap<Key, ExtensionEntry>>, StoreError> {
         let mut extensions = HashMap::new();
-        let mut pages = Pages::below(prefix, Some(revision));
+        let mut pages = Pages::with_prefix(prefix, Some(revision));
         while let Some(page) = pages.next(self).await? {
             let Some(page) = page else { return Ok(None) };
-            extensions.extend(page.kvs().iter().filter_map(|kv| match self.layout.place(kv.key()) {
-                Place::Extension(key) => Some((key, Extension::read(kv.value(), kv.mod_revision()))),
+            extensions.extend(page.kvs().iter().filter_map(|kv| match self.layout.parse(kv.key()) {
+                ParsedKey::Extension(key) => {
+                    Some((key, ExtensionEntry::decode(kv.value(), kv.mod_revision())))
+                }
                 _ => None,
             }));
         }
@@ -89,15 +94,18 @@ impl Cluster {
     }
 
     /// A private entry.
-    pub(super) async fn private(&self, what: Private) -> Result<Option<PrivateEntry>, StoreError> {
-        let name = self.layout.private(what);
-        let found = self.ask(|mut kv: KvClient| {
+    pub(super) async fn internal_entry(
+        &self,
+        what: InternalKey,
+    ) -> Result<Option<InternalEntry>, StoreError> {
+        let name = self.layout.internal_key(what);
+        let found = self.call(|mut kv: KvClient| {
             let name = name.clone();
             async move { kv.get(name, None).await }
         });
         let mut found = found.await?;
-        Ok(found.take_kvs().into_iter().next().map(|kv| PrivateEntry {
-            version: layout::revision(kv.mod_revision()),
+        Ok(found.take_kvs().into_iter().next().map(|kv| InternalEntry {
+            version: layout::from_etcd_revision(kv.mod_revision()),
             text: String::from_utf8_lossy(kv.value()).into_owned().into(),
         }))
     }
@@ -105,22 +113,23 @@ impl Cluster {
     /// A part of a kind: the names of all, in the order of their creation, then the documents of
     /// the part at the same revision.
     pub(super) async fn page(&self, kind: Kind, first: usize, size: usize) -> Result<Part, StoreError> {
-        for _ in 0..TRIES {
+        for _ in 0..READ_ATTEMPTS {
             let options = GetOptions::new()
                 .with_prefix()
                 .with_keys_only()
                 .with_sort(SortTarget::Create, SortOrder::Ascend);
-            let names = self.ask(|mut kv: KvClient| {
-                let (prefix, options) = (self.layout.kind(kind), options.clone());
+            let names = self.call(|mut kv: KvClient| {
+                let (prefix, options) = (self.layout.kind_prefix(kind), options.clone());
                 async move { kv.get(prefix, Some(options)).await }
             });
             let mut names = names.await?;
             let revision = names.header().map_or(0, etcd_client::ResponseHeader::revision);
             let mut documents = names.take_kvs();
-            documents
-                .retain(|kv| matches!(self.layout.place(kv.key()), Place::Document(_) | Place::Misnamed(..)));
+            documents.retain(|kv| {
+                matches!(self.layout.parse(kv.key()), ParsedKey::Document(_) | ParsedKey::Misnamed(..))
+            });
             let part: Vec<&[u8]> = documents.iter().skip(first).take(size).map(KeyValue::key).collect();
-            if let Some(items) = self.documents_named(&part, revision).await? {
+            if let Some(items) = self.documents_by_name(&part, revision).await? {
                 return Ok(Part { items, total: documents.len() });
             }
         }
@@ -129,15 +138,15 @@ impl Cluster {
 
     /// Documents by their names, with what lies beside them; `None` when the revision was compacted
     /// away meanwhile.
-    async fn documents_named(
+    async fn documents_by_name(
         &self,
         names: &[&[u8]],
         revision: i64,
-    ) -> Result<Option<Vec<Stored>>, StoreError> {
+    ) -> Result<Option<Vec<StoredDocument>>, StoreError> {
         let mut items = Vec::new();
-        for names in names.chunks(GETS) {
-            let beside = |name: &[u8]| match self.layout.place(name) {
-                Place::Document(key) => self.layout.extension(&key),
+        for names in names.chunks(GETS_PER_TXN) {
+            let beside = |name: &[u8]| match self.layout.parse(name) {
+                ParsedKey::Document(key) => self.layout.extension_key(&key),
                 _ => None,
             };
             let all = names
@@ -150,24 +159,24 @@ impl Cluster {
             for response in found.op_responses() {
                 let TxnOpResponse::Get(found) = response else { continue };
                 for kv in found.kvs() {
-                    if let Place::Extension(key) = self.layout.place(kv.key()) {
-                        extensions.insert(key, Extension::read(kv.value(), kv.mod_revision()));
+                    if let ParsedKey::Extension(key) = self.layout.parse(kv.key()) {
+                        extensions.insert(key, ExtensionEntry::decode(kv.value(), kv.mod_revision()));
                     }
-                    documents.extend(self.layout.read(kv));
+                    documents.extend(self.layout.decode(kv));
                 }
             }
             items.extend(documents.into_iter().map(|item| {
                 let extension = extensions.get(&item.key);
-                layout::joined(item, extension)
+                layout::merge_extension(item, extension)
             }));
         }
         Ok(Some(items))
     }
 
     /// The documents of these kinds, at one revision.
-    pub(super) async fn documents(&self, kinds: &[Kind]) -> Result<Loaded, StoreError> {
-        for _ in 0..TRIES {
-            if let Some(loaded) = self.documents_at_once(kinds).await? {
+    pub(super) async fn load_documents(&self, kinds: &[Kind]) -> Result<DocumentList, StoreError> {
+        for _ in 0..READ_ATTEMPTS {
+            if let Some(loaded) = self.try_load_documents(kinds).await? {
                 return Ok(loaded);
             }
         }
@@ -175,102 +184,105 @@ impl Cluster {
     }
 
     /// `None` when the revision was compacted away meanwhile.
-    async fn documents_at_once(&self, kinds: &[Kind]) -> Result<Option<Loaded>, StoreError> {
+    async fn try_load_documents(&self, kinds: &[Kind]) -> Result<Option<DocumentList>, StoreError> {
         let mut revision = None;
         let mut items = Vec::new();
         for kind in kinds {
-            let mut pages = Pages::below(&self.layout.kind(*kind), revision);
+            let mut pages = Pages::with_prefix(&self.layout.kind_prefix(*kind), revision);
             while let Some(page) = pages.next(self).await? {
                 let Some(page) = page else { return Ok(None) };
-                items.extend(page.kvs().iter().filter_map(|kv| self.layout.read(kv)));
+                items.extend(page.kvs().iter().filter_map(|kv| self.layout.decode(kv)));
             }
             revision = pages.revision;
         }
         let revision = revision.unwrap_or_default();
-        let beside = self.extensions_beside(kinds, revision).await?;
+        let beside = self.extensions_of_kinds(kinds, revision).await?;
         let Some(beside) = beside else { return Ok(None) };
-        let mut items: Vec<Stored> = items
+        let mut items: Vec<StoredDocument> = items
             .into_iter()
-            .map(|item: Stored| {
+            .map(|item: StoredDocument| {
                 let extension = beside.get(&item.key);
-                layout::joined(item, extension)
+                layout::merge_extension(item, extension)
             })
             .collect();
         items.sort_by_cached_key(|item| item.key.to_string());
-        Ok(Some(Loaded { revision: layout::revision(revision), items }))
+        Ok(Some(DocumentList { revision: layout::from_etcd_revision(revision), items }))
     }
 
     /// The extension entries of these kinds.
-    async fn extensions_beside(
+    async fn extensions_of_kinds(
         &self,
         kinds: &[Kind],
         revision: i64,
-    ) -> Result<Option<HashMap<Key, Extension>>, StoreError> {
+    ) -> Result<Option<HashMap<Key, ExtensionEntry>>, StoreError> {
         match kinds {
             [kind] if extensions(*kind).is_empty() => Ok(Some(HashMap::new())),
             [kind] => {
-                let prefix = format!("{}{}/", self.layout.extensions(), kind.plural());
+                let prefix = format!("{}{}/", self.layout.extensions_prefix(), kind.plural());
                 self.extensions_at(&prefix, revision).await
             }
-            _ => self.extensions_at(&self.layout.extensions(), revision).await,
+            _ => self.extensions_at(&self.layout.extensions_prefix(), revision).await,
         }
     }
 
     /// A read at a revision; `None` when that is compacted away or has not happened here.
     async fn read_at(&self, from: Vec<u8>, options: GetOptions) -> Result<Option<GetResponse>, StoreError> {
-        let read = self.ask_raw(|mut kv: KvClient| {
+        let read = self.call_raw(|mut kv: KvClient| {
             let (from, options) = (from.clone(), options.clone());
             async move { kv.get(from, Some(options)).await }
         });
-        self.kept(read.await?)
+        self.unless_compacted(read.await?)
     }
 
     /// Several reads at a revision, in one call.
     async fn txn_at(&self, gets: Vec<TxnOp>) -> Result<Option<TxnResponse>, StoreError> {
-        let read = self.ask_raw(|mut kv: KvClient| {
+        let read = self.call_raw(|mut kv: KvClient| {
             let gets = gets.clone();
             async move { kv.txn(Txn::new().and_then(gets)).await }
         });
-        self.kept(read.await?)
+        self.unless_compacted(read.await?)
     }
 
     /// The answer to a read at a revision.
-    fn kept<T>(&self, read: Result<T, (Connected, Error)>) -> Result<Option<T>, StoreError> {
+    fn unless_compacted<T>(&self, read: Result<T, (EtcdConnection, Error)>) -> Result<Option<T>, StoreError> {
         match read {
             Ok(page) => Ok(Some(page)),
             Err((_, Error::GRpcStatus(status))) if status.code() == tonic::Code::OutOfRange => Ok(None),
             Err((connected, error)) => {
-                Err(StoreError::Unavailable { what: self.link.told(&connected, &error) })
+                Err(StoreError::Unavailable { what: self.connections.describe_error(&connected, &error) })
             }
         }
     }
 
     /// What lies beside the documents, counted by directory.
-    pub(super) async fn strangers(&self) -> Result<Vec<Stranger>, StoreError> {
+    pub(super) async fn unknown_keys(&self) -> Result<Vec<UnknownKeys>, StoreError> {
         let root = self.layout.root();
         let options = GetOptions::new().with_prefix().with_keys_only();
-        let found = self.ask(|mut kv: KvClient| {
+        let found = self.call(|mut kv: KvClient| {
             let options = options.clone();
             async move { kv.get(root, Some(options)).await }
         });
         let (mut counts, mut created, mut beside) = (BTreeMap::new(), HashMap::new(), Vec::new());
         for kv in found.await?.take_kvs() {
-            match self.layout.place(kv.key()) {
-                Place::Stranger(name) | Place::Misnamed(_, name) => *counts.entry(name).or_insert(0) += 1,
-                Place::Document(key) => drop(created.insert(key, kv.create_revision())),
-                Place::Extension(key) => beside.push((key, kv.mod_revision())),
-                Place::Nothing => {}
+            match self.layout.parse(kv.key()) {
+                ParsedKey::Unknown(name) | ParsedKey::Misnamed(_, name) => {
+                    *counts.entry(name).or_insert(0) += 1
+                }
+                ParsedKey::Document(key) => drop(created.insert(key, kv.create_revision())),
+                ParsedKey::Extension(key) => beside.push((key, kv.mod_revision())),
+                ParsedKey::Ignored => {}
             }
         }
         // Of a document that is gone, or that was made anew.
         beside.retain(|(key, modified)| created.get(key).is_none_or(|created| modified < created));
         let left = beside.len();
-        let left = (left > 0).then(|| Stranger { name: EXTENSIONS_LEFT.to_owned(), count: left });
-        Ok(counts.into_iter().map(|(name, count)| Stranger { name, count }).chain(left).collect())
+        let left = (left > 0).then(|| UnknownKeys { name: ORPHANED_EXTENSIONS.to_owned(), count: left });
+        Ok(counts.into_iter().map(|(name, count)| UnknownKeys { name, count }).chain(left).collect())
     }
 }
 
-/// The entries below a prefix, page by page, all at the revision of the first page or at a given one.
+/// The entries below a prefix, page by page, all at the revision of the first page or at a given
+/// one.
 struct Pages {
     from: Option<Vec<u8>>,
     end: String,
@@ -278,14 +290,14 @@ struct Pages {
 }
 
 impl Pages {
-    fn below(prefix: &str, revision: Option<i64>) -> Self {
-        Self { from: Some(prefix.as_bytes().to_vec()), end: after(prefix), revision }
+    fn with_prefix(prefix: &str, revision: Option<i64>) -> Self {
+        Self { from: Some(prefix.as_bytes().to_vec()), end: range_end(prefix), revision }
     }
 
     /// `None` behind the last page; `None` in the inner place when the revision is compacted away.
     async fn next(&mut self, cluster: &Cluster) -> Result<Option<Option<GetResponse>>, StoreError> {
         let Some(from) = self.from.take() else { return Ok(None) };
-        let options = GetOptions::new().with_range(self.end.as_str()).with_limit(PAGE);
+        let options = GetOptions::new().with_range(self.end.as_str()).with_limit(PAGE_SIZE);
         let options = self.revision.into_iter().fold(options, GetOptions::with_revision);
         let Some(page) = cluster.read_at(from, options).await? else { return Ok(Some(None)) };
         self.revision.get_or_insert(page.header().map_or(0, etcd_client::ResponseHeader::revision));
@@ -295,7 +307,8 @@ impl Pages {
     }
 }
 
-/// The end of the range of names that start with `prefix`, which ends in a slash: '0' is the next character.
-fn after(prefix: &str) -> String {
+/// The end of the range of names that start with `prefix`, which ends in a slash: '0' is the next
+/// character.
+fn range_end(prefix: &str) -> String {
     format!("{}0", prefix.trim_end_matches('/'))
 }

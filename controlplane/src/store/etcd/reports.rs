@@ -21,16 +21,16 @@ use crate::store::{ReportEntries, ReportEntry, StoreError};
 /// A control plane that does not reach the cluster sends its nodes on after two pauses of
 /// `resync_delay` (`publish::watch`), and notices within this time. Its entry stays until then: as
 /// long as it may serve nodes, they are counted.
-const NOTICE: Duration = Duration::from_secs(20);
+const DETECTION_TIME: Duration = Duration::from_secs(20);
 /// Entries that are read: more control planes than any fleet has.
 const ENTRIES_MAX: i64 = 1000;
 
 /// How long the names of the nodes outlive the last write: a control plane that no longer reaches
 /// the cluster may serve them on.
-const NODES_KEPT: Duration = Duration::from_secs(3600);
+const NODES_TTL: Duration = Duration::from_secs(3600);
 
 /// This process's entries.
-pub(super) struct Own {
+pub(super) struct OwnReport {
     process: String,
     leases: Mutex<Leases>,
 }
@@ -44,15 +44,15 @@ struct Leases {
     written: Option<String>,
 }
 
-impl Default for Own {
+impl Default for OwnReport {
     fn default() -> Self {
         Self { process: format!("{:016x}", rand::random::<u64>()), leases: Mutex::default() }
     }
 }
 
 impl ReportEntries for Cluster {
-    fn time_to_live(&self) -> Duration {
-        self.resync_delay * 2 + NOTICE
+    fn ttl(&self) -> Duration {
+        self.resync_delay * 2 + DETECTION_TIME
     }
 
     fn write(&self, text: String, nodes: String) -> BoxFuture<'_, Result<(), StoreError>> {
@@ -63,9 +63,9 @@ impl ReportEntries for Cluster {
         async {
             let Leases { report, nodes, .. } = std::mem::take(&mut *self.own_report.leases.lock().await);
             for lease in [report, nodes].into_iter().flatten() {
-                let connected = self.link.connected().await?;
+                let connected = self.connections.current().await?;
                 let mut leases = connected.client.lease_client();
-                let revoked = self.in_time(leases.revoke(lease)).await?;
+                let revoked = self.with_timeout(leases.revoke(lease)).await?;
                 revoked.map_err(|error| self.unavailable(&connected, &error))?;
             }
             Ok(())
@@ -77,8 +77,8 @@ impl ReportEntries for Cluster {
         async {
             // In this order: one that ends in between counts as heard of, and one that is withdrawn
             // leaves neither.
-            let texts = self.entries(self.layout.reports()).await?;
-            let nodes = self.entries(self.layout.reported_nodes()).await?;
+            let texts = self.entries(self.layout.reports_prefix()).await?;
+            let nodes = self.entries(self.layout.reported_nodes_prefix()).await?;
             let mut found: BTreeMap<String, ReportEntry> = BTreeMap::new();
             let entry = |process: &String| ReportEntry { process: process.clone(), text: None, nodes: None };
             for (process, text) in texts {
@@ -97,7 +97,7 @@ impl ReportEntries for Cluster {
 impl Cluster {
     /// Last segment and value of the entries below `prefix`.
     async fn entries(&self, prefix: String) -> Result<Vec<(String, String)>, StoreError> {
-        let found = self.ask(|mut kv: KvClient| {
+        let found = self.call(|mut kv: KvClient| {
             let options = GetOptions::new().with_prefix().with_limit(ENTRIES_MAX);
             let prefix = prefix.clone();
             async move { kv.get(prefix, Some(options)).await }
@@ -112,15 +112,15 @@ impl Cluster {
 
     async fn write_report(&self, text: String, nodes: String) -> Result<(), StoreError> {
         let mut leases = self.own_report.leases.lock().await;
-        let (id, _) = self.kept_alive(leases.report, self.time_to_live()).await?;
+        let (id, _) = self.keep_alive_or_grant(leases.report, self.ttl()).await?;
         leases.report = Some(id);
-        self.put_under(id, self.layout.reports(), text).await?;
-        let (id, is_new) = self.kept_alive(leases.nodes, NODES_KEPT).await?;
+        self.put_with_lease(id, self.layout.reports_prefix(), text).await?;
+        let (id, is_new) = self.keep_alive_or_grant(leases.nodes, NODES_TTL).await?;
         leases.nodes = Some(id);
         if is_new || leases.written.as_ref() != Some(&nodes) {
             // Not known until it is answered.
             leases.written = None;
-            self.put_under(id, self.layout.reported_nodes(), nodes.clone()).await?;
+            self.put_with_lease(id, self.layout.reported_nodes_prefix(), nodes.clone()).await?;
             leases.written = Some(nodes);
         }
         Ok(())
@@ -128,34 +128,38 @@ impl Cluster {
 
     /// A lease of that length: this one, kept alive, or a new one where it is gone. Says whether it
     /// is new.
-    async fn kept_alive(&self, lease: Option<i64>, length: Duration) -> Result<(i64, bool), StoreError> {
-        let connected = self.link.connected().await?;
+    async fn keep_alive_or_grant(
+        &self,
+        lease: Option<i64>,
+        length: Duration,
+    ) -> Result<(i64, bool), StoreError> {
+        let connected = self.connections.current().await?;
         let mut leases = connected.client.lease_client();
         let kept = match lease {
-            Some(id) => self.in_time(leases.keep_alive(id)).await?.ok().map(|_| id),
+            Some(id) => self.with_timeout(leases.keep_alive(id)).await?.ok().map(|_| id),
             None => None,
         };
         match kept {
             Some(id) => Ok((id, false)),
-            None => Ok((self.lease(&connected, length.as_secs()).await?, true)),
+            None => Ok((self.grant_lease(&connected, length.as_secs()).await?, true)),
         }
     }
 
     /// Writes this process's entry below `prefix`.
-    async fn put_under(&self, lease: i64, prefix: String, text: String) -> Result<(), StoreError> {
+    async fn put_with_lease(&self, lease: i64, prefix: String, text: String) -> Result<(), StoreError> {
         let name = format!("{prefix}{}", self.own_report.process);
-        let written = self.ask_raw(|mut kv: KvClient| {
+        let written = self.call_raw(|mut kv: KvClient| {
             let (name, text) = (name.clone(), text.clone());
             async move { kv.put(name, text, Some(PutOptions::new().with_lease(lease))).await }
         });
         written.await?.map(drop).map_err(|(connected, error)| self.unavailable(&connected, &error))
     }
 
-    async fn in_time<T>(
+    async fn with_timeout<T>(
         &self,
         call: impl Future<Output = Result<T, Error>>,
     ) -> Result<Result<T, Error>, StoreError> {
         let late = |_| StoreError::Unavailable { what: "no answer in time".to_owned() };
-        tokio::time::timeout(self.link.timeout(), call).await.map_err(late)
+        tokio::time::timeout(self.connections.timeout(), call).await.map_err(late)
     }
 }

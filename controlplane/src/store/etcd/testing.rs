@@ -1,4 +1,5 @@
-//! The certificates of one test in files, as the configuration names them, and settings that name them.
+//! The certificates of one test in files, as the configuration names them, and settings that name
+//! them.
 
 use std::fs;
 use std::path::PathBuf;

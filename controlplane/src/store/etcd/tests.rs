@@ -1,5 +1,5 @@
-//! The laws of every store, and those of a cluster that may stop answering in the middle of a write. Against real etcd servers,
-//! through a network that does what a test wants.
+//! The laws of every store, and those of a cluster that may stop answering in the middle of a
+//! write. Against real etcd servers, through a network that does what a test wants.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,8 +13,8 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 
 use super::*;
-use crate::store::contract::{self, each, key, put};
-use crate::store::{Event, Expect, WatchError};
+use crate::store::conformance::{self, flatten, key, put};
+use crate::store::{Event, Precondition, WatchError};
 
 /// For what a healthy cluster does in milliseconds.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -23,8 +23,8 @@ const AT_ONCE: Duration = Duration::from_secs(1);
 
 fn settings(hosts: &[String], prefix: &str) -> conf::Settings {
     let mut settings = conf::Settings::default();
-    settings.deployment.provider = conf::Provider::Etcd;
-    settings.deployment.etcd = conf::Etcd {
+    settings.deployment.provider = conf::ConfigProvider::Etcd;
+    settings.deployment.etcd = conf::EtcdSettings {
         hosts: hosts.to_vec(),
         prefix: prefix.to_owned(),
         timeout: Duration::from_secs(10),
@@ -32,21 +32,22 @@ fn settings(hosts: &[String], prefix: &str) -> conf::Settings {
         startup_retry: 2,
         resync_delay: Duration::from_secs(1),
         health_check_timeout: Duration::from_secs(1),
-        ..conf::Etcd::default()
+        ..conf::EtcdSettings::default()
     };
     settings
 }
 
-pub(super) async fn opened(hosts: &[String]) -> Etcd {
-    Etcd::open(&settings(hosts, "/apisix")).await.unwrap()
+pub(super) async fn opened(hosts: &[String]) -> EtcdStore {
+    EtcdStore::open(&settings(hosts, "/apisix")).await.unwrap()
 }
 
 fn through(proxy: &Proxy) -> String {
     format!("http://{}", proxy.address())
 }
 
-/// A store on an endpoint behind the first proxy; the second one is another way, which is open only afterwards.
-async fn opened_with_another_way(server: &Server) -> (Etcd, Proxy, Proxy) {
+/// A store on an endpoint behind the first proxy; the second one is another way, which is open only
+/// afterwards.
+async fn opened_with_another_way(server: &Server) -> (EtcdStore, Proxy, Proxy) {
     let (used, other) = (Proxy::to(server.address()).await, Proxy::to(server.address()).await);
     other.set(Network::Cut).await;
     let store = opened(&[through(&used), through(&other)]).await;
@@ -63,15 +64,15 @@ async fn within<T>(what: &str, work: impl Future<Output = T>) -> T {
 }
 
 /// Waits until the store knows that no endpoint answers.
-async fn known_to_be_down(store: &Etcd) {
+async fn known_to_be_down(store: &EtcdStore) {
     within("noticing", async {
         while !matches!(store.get(&ssl("x")).await, Err(StoreError::Unavailable { .. })) {}
     })
     .await;
 }
 
-async fn back(store: &Etcd) {
-    within("coming back", store.cluster.link.up()).await.expect("the link lives");
+async fn back(store: &EtcdStore) {
+    within("coming back", store.cluster.connections.wait_connected()).await.expect("the link lives");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -79,9 +80,9 @@ async fn keeps_the_laws_of_a_store() {
     let server = Server::plain().await;
     let hosts = [server.url()];
     let count = AtomicU64::new(0);
-    contract::all(async || {
+    conformance::run_all(async || {
         let prefix = format!("/laws-{}/", count.fetch_add(1, Ordering::Relaxed));
-        Arc::new(Etcd::open(&settings(&hosts, &prefix)).await.unwrap()) as Arc<dyn Store>
+        Arc::new(EtcdStore::open(&settings(&hosts, &prefix)).await.unwrap()) as Arc<dyn Store>
     })
     .await;
 }
@@ -96,7 +97,7 @@ struct Onlooker {
 impl std::io::Write for Onlooker {
     fn write(&mut self, line: &[u8]) -> std::io::Result<usize> {
         if let Some(cluster) = self.cluster.get() {
-            let reached = cluster.link.silent().is_none();
+            let reached = cluster.connections.unreachable_for().is_none();
             drop(self.seen.send((String::from_utf8_lossy(line).into_owned(), reached)));
         }
         Ok(line.len())
@@ -107,7 +108,8 @@ impl std::io::Write for Onlooker {
     }
 }
 
-/// Whoever reads in the log that etcd is back may write at once; it was told there before it was so.
+/// Whoever reads in the log that etcd is back may write at once; it was told there before it was
+/// so.
 #[tokio::test]
 async fn what_the_log_says_of_the_connection_is_so_already() {
     let (seen, mut lines) = unbounded_channel();
@@ -151,15 +153,15 @@ async fn what_others_write_is_read_and_told_as_it_is() {
     let shown: Vec<_> =
         loaded.items.iter().map(|item| (item.key.to_string(), item.document.to_string())).collect();
     assert_eq!(shown, [("ssls/1".to_owned(), r#"{"z":1,"a":[1.0]}"#.to_owned())]);
-    assert_eq!(store.strangers().await.unwrap(), [Stranger { name: "consumers".to_owned(), count: 1 }]);
+    assert_eq!(store.unknown_keys().await.unwrap(), [UnknownKeys { name: "consumers".to_owned(), count: 1 }]);
 
-    let mut watch = each(store.watch(loaded.revision));
+    let mut watch = flatten(store.watch(loaded.revision));
     keys.put("/apisix/consumers/jack", "[]").await;
     keys.put("/apisix/routes/7", "not JSON").await;
     let revision = keys.delete("/apisix/ssls/1").await;
     let told: Vec<Event> = within("the events", watch.by_ref().take(2).map(Result::unwrap).collect()).await;
-    assert!(told[0].now.as_ref().unwrap().document.is_string(), "{told:?}");
-    assert_eq!(told[1], Event { revision, key: ssl("1"), now: None });
+    assert!(told[0].document.as_ref().unwrap().document.is_string(), "{told:?}");
+    assert_eq!(told[1], Event { revision, key: ssl("1"), document: None });
     assert_eq!(keys.get("/apisix/routes/7").await.unwrap().value, b"not JSON", "it is left as it is");
 }
 
@@ -171,7 +173,7 @@ async fn the_directories_of_an_apisix_are_there_after_a_start() {
     keys.put("/apisix/ssls/", "as it was").await;
     let store = opened(&[server.url()]).await;
     assert!(keys.get("/apisix/routes/").await.is_none(), "to open it writes nothing");
-    let store = store.lay_out().await.unwrap();
+    let store = store.initialize().await.unwrap();
     for directory in ["routes", "upstreams", "services", "stream_routes", "plugins", "global_rules"] {
         assert_eq!(
             keys.get(&format!("/apisix/{directory}/")).await.unwrap().value,
@@ -181,7 +183,7 @@ async fn the_directories_of_an_apisix_are_there_after_a_start() {
     }
     assert_eq!(keys.get("/apisix/ssls/").await.unwrap().value, b"as it was");
     let before = keys.revision().await;
-    store.lay_out().await.unwrap();
+    store.initialize().await.unwrap();
     assert_eq!(keys.revision().await, before, "a second start writes nothing");
 }
 
@@ -190,7 +192,7 @@ async fn the_directories_of_an_apisix_are_there_after_a_start() {
 async fn a_store_that_lost_everything_is_another_one() {
     let server = Server::plain().await;
     let mut keys = server.keys().await;
-    let named = || async { opened(&[server.url()]).await.lay_out().await.unwrap() };
+    let named = || async { opened(&[server.url()]).await.initialize().await.unwrap() };
     let store = named().await;
     assert_eq!(store.identity(), named().await.identity(), "made once");
     store.load().await.unwrap();
@@ -212,13 +214,14 @@ async fn a_store_that_lost_everything_is_another_one() {
 async fn a_document_with_a_time_to_live_goes_by_itself() {
     let server = Server::plain().await;
     let store = opened(&[server.url()]).await;
-    assert!(store.forgets());
+    assert!(store.supports_ttl());
     let ttl = std::num::NonZeroU32::new(1);
-    let write = Write::Put { key: ssl("1"), document: json!({"v": 1}), expect: Expect::Absent, ttl };
+    let write =
+        Mutation::Put { key: ssl("1"), document: json!({"v": 1}), precondition: Precondition::Absent, ttl };
     let made = store.commit(write).await.unwrap();
-    let mut watch = each(store.watch(made.revision));
+    let mut watch = flatten(store.watch(made.revision));
     let gone = within("the lease ends", watch.next()).await.unwrap().unwrap();
-    assert_eq!((gone.key, gone.now), (ssl("1"), None));
+    assert_eq!((gone.key, gone.document), (ssl("1"), None));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -239,9 +242,9 @@ async fn several_pages_come_at_one_revision() {
 async fn compaction_and_a_cluster_set_back_end_a_watch_by_name() {
     let mut server = Server::plain().await;
     let store = opened(&[server.url()]).await;
-    let made = store.commit(put(&ssl("1"), json!({}), Expect::Anything)).await.unwrap();
+    let made = store.commit(put(&ssl("1"), json!({}), Precondition::Unconditional)).await.unwrap();
     let save = server.save().await;
-    let later = store.commit(put(&ssl("2"), json!({}), Expect::Anything)).await.unwrap();
+    let later = store.commit(put(&ssl("2"), json!({}), Precondition::Unconditional)).await.unwrap();
     let mut keys = server.keys().await;
     keys.compact(later.revision).await;
     let told = within("the watch", store.watch(made.revision - 1).next()).await;
@@ -251,7 +254,7 @@ async fn compaction_and_a_cluster_set_back_end_a_watch_by_name() {
     );
 
     let mut watch = store.watch(later.revision);
-    store.commit(put(&ssl("3"), json!({}), Expect::Anything)).await.unwrap();
+    store.commit(put(&ssl("3"), json!({}), Precondition::Unconditional)).await.unwrap();
     assert!(matches!(within("the watch", watch.next()).await, Some(Ok(_))), "it is open");
     server.restore(&save).await;
     let told = within("the loss", watch.next()).await;
@@ -269,11 +272,12 @@ async fn a_write_whose_answer_is_lost_is_found_to_have_been_made() {
     let (store, proxy, _other) = opened_with_another_way(&server).await;
     let before = store.load().await.unwrap().revision;
     proxy.set(Network::HoldAnswers).await;
-    let made =
-        within("settling", store.commit(put(&ssl("1"), json!({"v": 1}), Expect::Absent))).await.unwrap();
-    assert!(!made.existed && made.created == made.revision);
+    let made = within("settling", store.commit(put(&ssl("1"), json!({"v": 1}), Precondition::Absent)))
+        .await
+        .unwrap();
+    assert!(!made.existed && made.create_revision == made.revision);
     let found = store.get(&ssl("1")).await.unwrap().unwrap();
-    assert_eq!((found.created, found.modified), (made.revision, made.revision), "made once");
+    assert_eq!((found.create_revision, found.mod_revision), (made.revision, made.revision), "made once");
     let mut keys = server.keys().await;
     assert_eq!(versions(&mut keys, before, "/apisix/ssls/1").await, [json!({"v": 1})]);
 }
@@ -285,45 +289,49 @@ async fn a_write_that_is_held_up_is_made_again_and_comes_to_nothing_when_it_arri
     let (store, proxy, _other) = opened_with_another_way(&server).await;
     let before = store.load().await.unwrap().revision;
     proxy.set(Network::Hold).await;
-    within("settling", store.commit(put(&ssl("1"), json!({"v": 1}), Expect::Absent))).await.unwrap();
-    store.commit(Write::Delete { key: ssl("1"), expect: Expect::Anything }).await.unwrap();
+    within("settling", store.commit(put(&ssl("1"), json!({"v": 1}), Precondition::Absent))).await.unwrap();
+    store
+        .commit(Mutation::Delete { key: ssl("1"), precondition: Precondition::Unconditional })
+        .await
+        .unwrap();
     // Without a fence it would now be made again: what it believed, that there is none, is true.
     proxy.set(Network::Forward).await;
     let direct = opened(&[through(&proxy)]).await;
     for n in 0..50 {
-        direct.commit(put(&ssl("other"), json!({"n": n}), Expect::Anything)).await.unwrap();
+        direct.commit(put(&ssl("other"), json!({"n": n}), Precondition::Unconditional)).await.unwrap();
     }
     let mut keys = server.keys().await;
     assert_eq!(versions(&mut keys, before, "/apisix/ssls/1").await, [json!({"v": 1}), Value::Null]);
 }
 
-/// The only endpoint falls silent: what is on its way is told as unknown, what comes later is refused at once, and people who ask
-/// are told what was last known.
+/// The only endpoint falls silent: what is on its way is told as unknown, what comes later is
+/// refused at once, and people who ask are told what was last known.
 #[tokio::test(flavor = "multi_thread")]
 async fn without_any_endpoint_writes_are_refused_at_once_and_memory_answers() {
     let server = Server::plain().await;
     let proxy = Proxy::to(server.address()).await;
     let store = opened(&[through(&proxy)]).await;
-    store.commit(put(&ssl("1"), json!({"v": 1}), Expect::Absent)).await.unwrap();
+    store.commit(put(&ssl("1"), json!({"v": 1}), Precondition::Absent)).await.unwrap();
     store.load().await.unwrap();
-    assert!(store.remembered(None).is_none(), "it is at hand");
+    assert!(store.cached(None).is_none(), "it is at hand");
     proxy.set(Network::Hold).await;
-    let unknown = within("giving up", store.commit(put(&ssl("2"), json!({"v": 2}), Expect::Absent))).await;
-    assert!(matches!(unknown, Err(StoreError::Unknown { .. })), "{unknown:?}");
+    let unknown =
+        within("giving up", store.commit(put(&ssl("2"), json!({"v": 2}), Precondition::Absent))).await;
+    assert!(matches!(unknown, Err(StoreError::OutcomeUnknown { .. })), "{unknown:?}");
     known_to_be_down(&store).await;
     let began = Instant::now();
-    let refused = store.commit(put(&ssl("3"), json!({"v": 3}), Expect::Absent)).await;
+    let refused = store.commit(put(&ssl("3"), json!({"v": 3}), Precondition::Absent)).await;
     assert!(matches!(refused, Err(StoreError::Unavailable { .. })), "{refused:?}");
     assert!(began.elapsed() < AT_ONCE, "{:?}", began.elapsed());
-    let remembered = store.remembered(Some(Kind::Ssl)).unwrap();
-    assert_eq!(remembered.loaded.items.len(), 1);
-    assert!(store.remembered(Some(Kind::Route)).unwrap().loaded.items.is_empty());
+    let remembered = store.cached(Some(Kind::Ssl)).unwrap();
+    assert_eq!(remembered.documents.items.len(), 1);
+    assert!(store.cached(Some(Kind::Route)).unwrap().documents.items.is_empty());
 
     proxy.set(Network::Forward).await;
     back(&store).await;
-    assert!(store.remembered(None).is_none());
+    assert!(store.cached(None).is_none());
     assert_eq!(store.get(&ssl("3")).await.unwrap(), None, "what was refused is not made");
-    store.commit(put(&ssl("3"), json!({"v": 3}), Expect::Absent)).await.unwrap();
+    store.commit(put(&ssl("3"), json!({"v": 3}), Precondition::Absent)).await.unwrap();
 }
 
 /// Two control planes: one moves the fence, the other's next write notices and is made.
@@ -332,13 +340,13 @@ async fn a_moved_fence_stops_nobody_for_long() {
     let server = Server::plain().await;
     let hosts = [server.url()];
     let (one, other) = (opened(&hosts).await, opened(&hosts).await);
-    one.commit(put(&ssl("1"), json!({"v": 1}), Expect::Absent)).await.unwrap();
-    other.commit(put(&ssl("2"), json!({"v": 1}), Expect::Absent)).await.unwrap();
+    one.commit(put(&ssl("1"), json!({"v": 1}), Precondition::Absent)).await.unwrap();
+    other.commit(put(&ssl("2"), json!({"v": 1}), Precondition::Absent)).await.unwrap();
     server.keys().await.put("/apisix/countersign/fence", "moved").await;
     for store in [&one, &other] {
-        let now = store.get(&ssl("1")).await.unwrap().unwrap().modified;
-        store.commit(put(&ssl("1"), json!({"v": 2}), Expect::Revision(now))).await.unwrap();
-        let stale = store.commit(put(&ssl("1"), json!({"v": 3}), Expect::Revision(now))).await;
+        let now = store.get(&ssl("1")).await.unwrap().unwrap().mod_revision;
+        store.commit(put(&ssl("1"), json!({"v": 2}), Precondition::ModRevision(now))).await.unwrap();
+        let stale = store.commit(put(&ssl("1"), json!({"v": 3}), Precondition::ModRevision(now))).await;
         assert_eq!(stale, Err(StoreError::Conflict));
     }
 }
@@ -348,7 +356,7 @@ async fn what_etcd_refuses_is_told_as_refused() {
     let server = Server::plain().await;
     let store = opened(&[server.url()]).await;
     let long = json!({"text": "x".repeat(2 << 20)});
-    let refused = store.commit(put(&ssl("1"), long, Expect::Absent)).await.unwrap_err();
+    let refused = store.commit(put(&ssl("1"), long, Precondition::Absent)).await.unwrap_err();
     assert!(
         matches!(&refused, StoreError::Rejected { what } if what.contains("--max-request-bytes")),
         "{refused}"
@@ -374,7 +382,7 @@ fn ids_of_etcd_are_ids_of_ours() {
 /// A control plane and another program on one etcd, and a route with an allow-list.
 struct Shared {
     _server: Server,
-    store: Etcd,
+    store: EtcdStore,
     keys: Keys,
 }
 
@@ -397,17 +405,17 @@ impl Shared {
         json!({"uri": "/a", "host": host, "client_identity": {"allow": [{"dns": "a.b"}]}})
     }
 
-    async fn write(&self, document: Value, expect: Expect) -> Result<u64, StoreError> {
+    async fn write(&self, document: Value, expect: Precondition) -> Result<u64, StoreError> {
         self.store.commit(put(&Self::key(), document, expect)).await.map(|made| made.revision)
     }
 
-    async fn held(&self) -> super::Stored {
+    async fn held(&self) -> super::StoredDocument {
         self.store.get(&Self::key()).await.unwrap().unwrap()
     }
 
     /// What a watch from this revision tells first.
     async fn told_after(&self, revision: u64) -> Event {
-        let mut events = each(self.store.watch(revision));
+        let mut events = flatten(self.store.watch(revision));
         within("an event", events.next()).await.unwrap().unwrap()
     }
 }
@@ -415,68 +423,74 @@ impl Shared {
 #[tokio::test(flavor = "multi_thread")]
 async fn another_program_s_write_keeps_what_lies_beside() {
     let mut shared = Shared::start().await;
-    let made = shared.write(Shared::guarded("x"), Expect::Absent).await.unwrap();
+    let made = shared.write(Shared::guarded("x"), Precondition::Absent).await.unwrap();
     let seen = shared.keys.get(ROUTE).await.unwrap().json();
     assert_eq!(seen, json!({"uri": "/a", "host": "x"}), "an APISIX knows every member");
     assert_eq!(shared.keys.get(BESIDE).await.unwrap().modified, made, "in one revision");
     // It reads, changes and writes back what it knows.
     let theirs = shared.keys.put(ROUTE, json!({"uri": "/a", "host": "y"}).to_string()).await;
     let held = shared.held().await;
-    assert_eq!((&held.document, held.modified, held.carried), (&Shared::guarded("y"), theirs, true));
-    assert_eq!(shared.told_after(made).await.now, Some(held.clone()));
+    assert_eq!(
+        (&held.document, held.mod_revision, held.stale_extensions),
+        (&Shared::guarded("y"), theirs, true)
+    );
+    assert_eq!(shared.told_after(made).await.document, Some(held.clone()));
     assert_eq!(shared.store.load().await.unwrap().items, std::slice::from_ref(&held));
     assert_eq!(shared.store.list(Kind::Route).await.unwrap().items, [held]);
     // What we write next is together again, and what we remove is gone with its entry.
-    let ours = shared.write(Shared::guarded("z"), Expect::Revision(theirs)).await.unwrap();
-    assert!(!shared.held().await.carried);
+    let ours = shared.write(Shared::guarded("z"), Precondition::ModRevision(theirs)).await.unwrap();
+    assert!(!shared.held().await.stale_extensions);
     assert_eq!(shared.keys.get(BESIDE).await.unwrap().modified, ours);
-    shared.write(json!({"uri": "/a"}), Expect::Revision(ours)).await.unwrap();
+    shared.write(json!({"uri": "/a"}), Precondition::ModRevision(ours)).await.unwrap();
     assert!(shared.keys.get(BESIDE).await.is_none());
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_another_program_made_anew_starts_clean() {
     let mut shared = Shared::start().await;
-    shared.write(Shared::guarded("x"), Expect::Absent).await.unwrap();
+    shared.write(Shared::guarded("x"), Precondition::Absent).await.unwrap();
     let gone = shared.keys.delete(ROUTE).await;
     assert_eq!(shared.store.get(&Shared::key()).await.unwrap(), None);
-    let left = vec![Stranger { name: super::super::EXTENSIONS_LEFT.to_owned(), count: 1 }];
-    assert_eq!(shared.store.strangers().await.unwrap(), left);
+    let left = vec![UnknownKeys { name: super::super::ORPHANED_EXTENSIONS.to_owned(), count: 1 }];
+    assert_eq!(shared.store.unknown_keys().await.unwrap(), left);
     let anew = shared.keys.put(ROUTE, json!({"uri": "/b"}).to_string()).await;
     let held = shared.held().await;
-    assert_eq!((&held.document, held.modified, held.carried), (&json!({"uri": "/b"}), anew, false));
-    assert_eq!(shared.told_after(gone).await.now, Some(held));
-    assert_eq!(shared.store.strangers().await.unwrap(), left);
+    assert_eq!(
+        (&held.document, held.mod_revision, held.stale_extensions),
+        (&json!({"uri": "/b"}), anew, false)
+    );
+    assert_eq!(shared.told_after(gone).await.document, Some(held));
+    assert_eq!(shared.store.unknown_keys().await.unwrap(), left);
     // The next write of ours leaves nothing behind.
-    shared.write(json!({"uri": "/c"}), Expect::Revision(anew)).await.unwrap();
+    shared.write(json!({"uri": "/c"}), Precondition::ModRevision(anew)).await.unwrap();
     assert!(shared.keys.get(BESIDE).await.is_none());
-    assert_eq!(shared.store.strangers().await.unwrap(), []);
+    assert_eq!(shared.store.unknown_keys().await.unwrap(), []);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_lies_beside_is_told_and_guarded_by_itself() {
     let mut shared = Shared::start().await;
-    let made = shared.write(Shared::guarded("x"), Expect::Absent).await.unwrap();
-    let mut watch = each(shared.store.watch(made));
+    let made = shared.write(Shared::guarded("x"), Precondition::Absent).await.unwrap();
+    let mut watch = flatten(shared.store.watch(made));
     let other = json!({"client_identity": {"allow": [{"dns": "c.d"}]}});
     let edited = shared.keys.put(BESIDE, other.to_string()).await;
     let held = shared.held().await;
-    assert_eq!((&held.document["client_identity"], held.modified), (&other["client_identity"], edited));
+    assert_eq!((&held.document["client_identity"], held.mod_revision), (&other["client_identity"], edited));
     let told = within("an event", watch.next()).await.unwrap().unwrap();
-    assert_eq!((told.revision, told.now), (edited, Some(held)));
+    assert_eq!((told.revision, told.document), (edited, Some(held)));
     // Who has not seen that may not write over it; who has, may.
-    assert_eq!(shared.write(json!({}), Expect::Revision(made)).await, Err(StoreError::Conflict));
-    let ours = shared.write(Shared::guarded("y"), Expect::Revision(edited)).await.unwrap();
+    assert_eq!(shared.write(json!({}), Precondition::ModRevision(made)).await, Err(StoreError::Conflict));
+    let ours = shared.write(Shared::guarded("y"), Precondition::ModRevision(edited)).await.unwrap();
     assert_eq!(within("an event", watch.next()).await.unwrap().unwrap().revision, ours);
     // Its removal is told, too, and one that cannot be read never means none.
     let removed = shared.keys.delete(BESIDE).await;
     let told = within("an event", watch.next()).await.unwrap().unwrap();
     assert_eq!(told.revision, removed);
-    assert_eq!(told.now.unwrap().document.get("client_identity"), None);
+    assert_eq!(told.document.unwrap().document.get("client_identity"), None);
     let broken = shared.keys.put(BESIDE, "{").await;
     let told = within("an event", watch.next()).await.unwrap().unwrap();
     assert_eq!(told.revision, broken);
-    assert!(told.now.unwrap().document["client_identity"].is_string());
+    assert!(told.document.unwrap().document["client_identity"].is_string());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -484,8 +498,8 @@ async fn documents_from_before_are_read_and_moved() {
     let mut shared = Shared::start().await;
     let before = shared.keys.put(ROUTE, Shared::guarded("x").to_string()).await;
     let held = shared.held().await;
-    assert_eq!((&held.document, held.carried), (&Shared::guarded("x"), false));
-    shared.write(Shared::guarded("y"), Expect::Revision(before)).await.unwrap();
+    assert_eq!((&held.document, held.stale_extensions), (&Shared::guarded("x"), false));
+    shared.write(Shared::guarded("y"), Precondition::ModRevision(before)).await.unwrap();
     assert_eq!(shared.keys.get(ROUTE).await.unwrap().json().get("client_identity"), None);
     assert_eq!(shared.held().await.document, Shared::guarded("y"));
     // Written into the document itself by a program that knows the field: the newer one counts.
@@ -499,14 +513,17 @@ async fn documents_from_before_are_read_and_moved() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_watch_begins_with_what_lay_beside_then() {
     let mut shared = Shared::start().await;
-    let made = shared.write(Shared::guarded("x"), Expect::Absent).await.unwrap();
+    let made = shared.write(Shared::guarded("x"), Precondition::Absent).await.unwrap();
     shared.keys.put(ROUTE, json!({"uri": "/a", "host": "y"}).to_string()).await;
-    let opened = shared.write(json!({"uri": "/a", "host": "z"}), Expect::Anything).await.unwrap();
-    let mut watch = each(shared.store.watch(made));
+    let opened = shared.write(json!({"uri": "/a", "host": "z"}), Precondition::Unconditional).await.unwrap();
+    let mut watch = flatten(shared.store.watch(made));
     let first = within("an event", watch.next()).await.unwrap().unwrap();
-    assert_eq!(first.now.unwrap().document, Shared::guarded("y"));
+    assert_eq!(first.document.unwrap().document, Shared::guarded("y"));
     let second = within("an event", watch.next()).await.unwrap().unwrap();
-    assert_eq!((second.revision, second.now.unwrap().document), (opened, json!({"uri": "/a", "host": "z"})));
+    assert_eq!(
+        (second.revision, second.document.unwrap().document),
+        (opened, json!({"uri": "/a", "host": "z"}))
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -514,7 +531,7 @@ async fn a_report_ends_with_its_process() {
     let server = Server::plain().await;
     let (one, other) = (opened(&[server.url()]).await, opened(&[server.url()]).await);
     let (ours, theirs) = (one.reports().unwrap(), other.reports().unwrap());
-    assert!(ours.time_to_live() >= Duration::from_secs(20), "as long as it may serve nodes");
+    assert!(ours.ttl() >= Duration::from_secs(20), "as long as it may serve nodes");
     assert!(ours.others().await.unwrap().is_empty());
     let before = one.load().await.unwrap().items;
     let mut watch = one.watch(one.load().await.unwrap().revision);
@@ -525,7 +542,7 @@ async fn a_report_ends_with_its_process() {
     }
     assert_eq!(one.load().await.unwrap().items, before, "it is no document");
     assert!(watch.next().now_or_never().is_none(), "no watch tells of it");
-    assert!(one.strangers().await.unwrap().is_empty());
+    assert!(one.unknown_keys().await.unwrap().is_empty());
     let entries = async || server.keys().await.below("/apisix/countersign/control_planes/").await;
     let entry = entries().await.pop().unwrap();
     assert_ne!(entry.lease, 0, "a process that dies takes it along");

@@ -1,11 +1,13 @@
 //! Watching: every change below the prefix after a revision, from the member that is in use.
 //!
-//! One task a watch. When the connection is replaced, or nothing came for a while, the watch is opened again from the next
-//! revision, which leaves no gap. When the connection was lost it ends with an error instead: the cluster may have been set back
-//! meanwhile, and only reading everything tells.
+//! One task a watch. When the connection is replaced, or nothing came for a while, the watch is
+//! opened again from the next revision, which leaves no gap. When the connection was lost it ends
+//! with an error instead: the cluster may have been set back meanwhile, and only reading everything
+//! tells.
 //!
-//! A document and its extension entry are told as one: the watch knows the entries as they were when it began, and each change of
-//! one since. Our own writes change both in one revision; another program changes the document alone, and what lies beside it stays.
+//! A document and its extension entry are told as one: the watch knows the entries as they were
+//! when it began, and each change of one since. Our own writes change both in one revision; another
+//! program changes the document alone, and what lies beside it stays.
 
 use std::collections::HashMap;
 use std::sync::Weak;
@@ -18,33 +20,33 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::Cluster;
-use super::layout::{self, Extension, Place};
-use super::link::Connected;
-use crate::store::{Event, Events, WatchError};
+use super::connection::EtcdConnection;
+use super::layout::{self, ExtensionEntry, ParsedKey};
+use crate::store::{Event, EventStream, WatchError};
 
 /// Answers of etcd that wait for the reader.
-const WAITING: usize = 16;
+const QUEUE_MAX: usize = 16;
 
 /// Why one round of a watch ended.
-enum Ended {
+enum RoundEnd {
     /// Open it again from the next revision.
-    Again,
+    Reopen,
     /// Nobody reads any more.
-    Unread,
+    ReaderGone,
     Failed(WatchError),
 }
 
 /// Every change after `after`.
-pub(super) fn events(cluster: Weak<Cluster>, after: u64) -> Events {
-    let (sender, receiver) = mpsc::channel(WAITING);
+pub(super) fn events(cluster: Weak<Cluster>, after: u64) -> EventStream {
+    let (sender, receiver) = mpsc::channel(QUEUE_MAX);
     tokio::spawn(async move {
-        let mut known = Known { seen: after, extensions: None };
+        let mut known = WatchPosition { revision: after, extensions: None };
         loop {
             let Some(cluster) = cluster.upgrade() else { return };
-            match cluster.follow(&mut known, &sender).await {
-                Ended::Again => {}
-                Ended::Unread => return,
-                Ended::Failed(error) => return drop(sender.send(Err(error)).await),
+            match cluster.run_watch_round(&mut known, &sender).await {
+                RoundEnd::Reopen => {}
+                RoundEnd::ReaderGone => return,
+                RoundEnd::Failed(error) => return drop(sender.send(Err(error)).await),
             }
         }
     });
@@ -52,144 +54,158 @@ pub(super) fn events(cluster: Weak<Cluster>, after: u64) -> Events {
 }
 
 /// What a watch has seen.
-struct Known {
+struct WatchPosition {
     /// The newest revision.
-    seen: u64,
+    revision: u64,
     /// The extension entries at that revision, once they were read.
-    extensions: Option<HashMap<Key, Extension>>,
+    extensions: Option<HashMap<Key, ExtensionEntry>>,
 }
 
-type Sender = mpsc::Sender<Result<Vec<Event>, WatchError>>;
+type EventSender = mpsc::Sender<Result<Vec<Event>, WatchError>>;
 
 impl Cluster {
-    async fn follow(&self, known: &mut Known, sender: &Sender) -> Ended {
-        let connected = match self.link.connected().await {
+    async fn run_watch_round(&self, known: &mut WatchPosition, sender: &EventSender) -> RoundEnd {
+        let connected = match self.connections.current().await {
             Ok(connected) => connected,
             Err(error) => return unavailable(error.to_string()),
         };
-        if let Err(ended) = self.know_extensions(known).await {
+        if let Err(ended) = self.load_extensions(known).await {
             return ended;
         }
-        let options = WatchOptions::new().with_prefix().with_start_revision(layout::number(known.seen + 1));
+        let options = WatchOptions::new()
+            .with_prefix()
+            .with_start_revision(layout::to_etcd_revision(known.revision + 1));
         let mut client = connected.watch();
         let opening = client.watch(self.layout.root(), Some(options));
-        let mut stream = match tokio::time::timeout(self.link.timeout(), opening).await {
+        let mut stream = match tokio::time::timeout(self.connections.timeout(), opening).await {
             Ok(Ok(stream)) => stream,
-            Ok(Err(error)) => return self.failed(&connected, &error).await,
+            Ok(Err(error)) => return self.watch_failed(&connected, &error).await,
             Err(_) => return unavailable("the watch was not opened in time".to_owned()),
         };
         loop {
             let message = tokio::select! {
                 message = next(&mut stream, self.watch_timeout) => message,
-                () = self.link.left(&connected) => return self.moved(&connected).await,
-                () = sender.closed() => return Ended::Unread,
+                () = self.connections.wait_replaced(&connected) => return self.connection_replaced(&connected).await,
+                () = sender.closed() => return RoundEnd::ReaderGone,
             };
             let response = match message {
                 Ok(Some(Ok(response))) => response,
-                Ok(Some(Err(error))) => return self.failed(&connected, &error).await,
+                Ok(Some(Err(error))) => return self.watch_failed(&connected, &error).await,
                 Ok(None) => return unavailable("etcd ended the watch".to_owned()),
-                // Nothing came: asking again from the next revision is cheap, and finds a watch that died silently.
-                Err(_) => return Ended::Again,
+                // Nothing came: asking again from the next revision is cheap, and finds a watch that died
+                // silently.
+                Err(_) => return RoundEnd::Reopen,
             };
-            if let Some(ended) = self.take(&response, known, sender).await {
+            if let Some(ended) = self.handle_response(&response, known, sender).await {
                 return ended;
             }
         }
     }
 
-    /// Reads the extension entries as they were at the revision that was seen, unless they are known.
-    async fn know_extensions(&self, known: &mut Known) -> Result<(), Ended> {
+    /// Reads the extension entries as they were at the revision that was seen, unless they are
+    /// known.
+    async fn load_extensions(&self, known: &mut WatchPosition) -> Result<(), RoundEnd> {
         if known.extensions.is_some() {
             return Ok(());
         }
-        let read = match known.seen {
+        let read = match known.revision {
             // Nothing had happened yet; to etcd this number means now.
             0 => Ok(Some(HashMap::new())),
-            seen => self.extensions_at(&self.layout.extensions(), layout::number(seen)).await,
+            seen => {
+                self.extensions_at(&self.layout.extensions_prefix(), layout::to_etcd_revision(seen)).await
+            }
         };
         match read {
             Ok(Some(extensions)) => known.extensions = Some(extensions),
-            Ok(None) => return Err(self.no_longer_kept().await),
+            Ok(None) => return Err(self.compacted_at_head().await),
             Err(error) => return Err(unavailable(error.to_string())),
         }
         Ok(())
     }
 
-    /// A connection that was replaced still has its cluster; one that was lost may come back to another.
-    async fn moved(&self, connected: &Connected) -> Ended {
-        match self.link.connected().await {
-            Ok(now) if now.follows(connected) => Ended::Again,
+    /// A connection that was replaced still has its cluster; one that was lost may come back to
+    /// another.
+    async fn connection_replaced(&self, connected: &EtcdConnection) -> RoundEnd {
+        match self.connections.current().await {
+            Ok(now) if now.same_epoch(connected) => RoundEnd::Reopen,
             Ok(_) => unavailable("the connection to etcd was lost".to_owned()),
             Err(error) => unavailable(error.to_string()),
         }
     }
 
-    async fn failed(&self, connected: &Connected, error: &Error) -> Ended {
-        let what = self.link.told(connected, error);
-        self.link.suspect(connected).await;
+    async fn watch_failed(&self, connected: &EtcdConnection, error: &Error) -> RoundEnd {
+        let what = self.connections.describe_error(connected, error);
+        self.connections.check_health(connected).await;
         unavailable(what)
     }
 
-    async fn take(&self, response: &WatchResponse, known: &mut Known, sender: &Sender) -> Option<Ended> {
-        let head = layout::revision(response.header().map_or(0, etcd_client::ResponseHeader::revision));
+    async fn handle_response(
+        &self,
+        response: &WatchResponse,
+        known: &mut WatchPosition,
+        sender: &EventSender,
+    ) -> Option<RoundEnd> {
+        let head =
+            layout::from_etcd_revision(response.header().map_or(0, etcd_client::ResponseHeader::revision));
         if response.compact_revision() > 0 {
-            return Some(compacted(layout::revision(response.compact_revision())));
+            return Some(compacted(layout::from_etcd_revision(response.compact_revision())));
         }
         if response.canceled() {
             return Some(unavailable(format!("etcd cancelled the watch: {}", response.cancel_reason())));
         }
-        if response.created() && head < known.seen {
+        if response.created() && head < known.revision {
             // What was seen has not happened here: the cluster was set back.
             return Some(compacted(head));
         }
         let mut events = Vec::new();
         // An answer that is not asked to be cut holds whole revisions.
-        for changes in response.events().chunk_by(|one, next| revision(one) == revision(next)) {
-            if let Err(ended) = self.revision(changes, known, &mut events).await {
+        for changes in response.events().chunk_by(|one, next| event_revision(one) == event_revision(next)) {
+            if let Err(ended) = self.apply_revision(changes, known, &mut events).await {
                 return Some(ended);
             }
         }
         if events.is_empty() {
             return None;
         }
-        events.iter().for_each(|event| self.memory.changed(event));
-        sender.send(Ok(events)).await.is_err().then_some(Ended::Unread)
+        events.iter().for_each(|event| self.cache.apply(event));
+        sender.send(Ok(events)).await.is_err().then_some(RoundEnd::ReaderGone)
     }
 
-    /// A read at a revision that is compacted away, or has not happened here: from the present one a watch can start.
-    async fn no_longer_kept(&self) -> Ended {
-        match self.modified(self.layout.fence()).await {
+    /// A read at a revision that is compacted away, or has not happened here: from the present one
+    /// a watch can start.
+    async fn compacted_at_head(&self) -> RoundEnd {
+        match self.mod_revision(self.layout.fence_key()).await {
             Ok((_, present)) => compacted(present),
             Err(error) => unavailable(error.to_string()),
         }
     }
 
     /// All changes of one revision.
-    async fn revision(
+    async fn apply_revision(
         &self,
         changes: &[etcd_client::Event],
-        known: &mut Known,
+        known: &mut WatchPosition,
         events: &mut Vec<Event>,
-    ) -> Result<(), Ended> {
-        let Some(revision) = changes.first().map(revision) else { return Ok(()) };
-        known.seen = known.seen.max(revision);
+    ) -> Result<(), RoundEnd> {
+        let Some(revision) = changes.first().map(event_revision) else { return Ok(()) };
+        known.revision = known.revision.max(revision);
         let extensions = known.extensions.get_or_insert_default();
         let (mut documents, mut beside) = (Vec::new(), Vec::new());
         for (change, kv) in changes.iter().filter_map(|change| Some((change, change.kv()?))) {
             let put = change.event_type() == EventType::Put;
-            match self.layout.place(kv.key()) {
-                Place::Document(key) | Place::Misnamed(key, _) => {
-                    documents.push((key, put.then(|| self.layout.read(kv)).flatten()));
+            match self.layout.parse(kv.key()) {
+                ParsedKey::Document(key) | ParsedKey::Misnamed(key, _) => {
+                    documents.push((key, put.then(|| self.layout.decode(kv)).flatten()));
                 }
-                Place::Extension(key) => {
+                ParsedKey::Extension(key) => {
                     if put {
-                        extensions.insert(key.clone(), Extension::read(kv.value(), kv.mod_revision()));
+                        extensions.insert(key.clone(), ExtensionEntry::decode(kv.value(), kv.mod_revision()));
                     } else {
                         extensions.remove(&key);
                     }
                     beside.push(key);
                 }
-                Place::Nothing | Place::Stranger(_) => {}
+                ParsedKey::Ignored | ParsedKey::Unknown(_) => {}
             }
         }
         beside.retain(|key| !documents.iter().any(|(written, _)| written == key));
@@ -198,25 +214,25 @@ impl Cluster {
             match self.document_at(&key, revision).await {
                 Ok(Some(Some(stored))) => documents.push((key, Some(stored))),
                 Ok(Some(None)) => {}
-                Ok(None) => return Err(self.no_longer_kept().await),
+                Ok(None) => return Err(self.compacted_at_head().await),
                 Err(error) => return Err(unavailable(error.to_string())),
             }
         }
         events.extend(documents.into_iter().map(|(key, stored)| {
-            let now = stored.map(|stored| layout::joined(stored, extensions.get(&key)));
-            Event { revision, key, now }
+            let now = stored.map(|stored| layout::merge_extension(stored, extensions.get(&key)));
+            Event { revision, key, document: now }
         }));
         Ok(())
     }
 }
 
 /// The revision that made a change.
-fn revision(change: &etcd_client::Event) -> u64 {
-    layout::revision(change.kv().map_or(0, etcd_client::KeyValue::mod_revision))
+fn event_revision(change: &etcd_client::Event) -> u64 {
+    layout::from_etcd_revision(change.kv().map_or(0, etcd_client::KeyValue::mod_revision))
 }
 
-fn compacted(oldest: u64) -> Ended {
-    Ended::Failed(WatchError::Compacted { oldest })
+fn compacted(oldest: u64) -> RoundEnd {
+    RoundEnd::Failed(WatchError::Compacted { oldest })
 }
 
 async fn next(
@@ -226,6 +242,6 @@ async fn next(
     tokio::time::timeout(patience, stream.message()).await.map(Result::transpose)
 }
 
-fn unavailable(what: String) -> Ended {
-    Ended::Failed(WatchError::Unavailable { what })
+fn unavailable(what: String) -> RoundEnd {
+    RoundEnd::Failed(WatchError::Unavailable { what })
 }

@@ -1,9 +1,12 @@
-//! Writing: each change is one transaction that compares what its writer believes, and is never repeated blindly.
+//! Writing: each change is one transaction that compares what its writer believes, and is never
+//! repeated blindly.
 //!
-//! A write of which no answer came may have been made, or may still be made: its bytes may lie in the memory of a member that is
-//! paused. So each write also compares the *fence*, a name that nobody writes otherwise. After a write of unknown outcome the
-//! fence is written: what is then still on its way fails, and what is read then is final. Invariant: an outcome that is told is
-//! final; where it cannot be made so because no endpoint answers, [`StoreError::Unknown`] says that.
+//! A write of which no answer came may have been made, or may still be made: its bytes may lie in
+//! the memory of a member that is paused. So each write also compares the *fence*, a name that
+//! nobody writes otherwise. After a write of unknown outcome the fence is written: what is then
+//! still on its way fails, and what is read then is final. Invariant: an outcome that is told is
+//! final; where it cannot be made so because no endpoint answers, [`StoreError::Unknown`] says
+//! that.
 
 use std::num::NonZeroU32;
 use std::sync::Arc;
@@ -16,16 +19,16 @@ use etcd_client::{
 use model::Key;
 use tonic::Code;
 
-use super::Cluster;
-use super::dial;
+use super::connection::EtcdConnection;
 use super::layout::{self, Layout};
-use super::link::Connected;
-use crate::store::{Committed, Expect, Private, StoreError, Write};
+use super::{Cluster, dial};
+use crate::store::{CommitResult, InternalKey, Mutation, Precondition, StoreError};
 
 /// Rounds in which a write that takes whatever is there lost against others, or the fence moved.
-const TRIES: usize = 64;
+const WRITE_ATTEMPTS: usize = 64;
 
-/// The fence as this process last saw it: its modification revision, 0 before it exists; negative: not read yet.
+/// The fence as this process last saw it: its modification revision, 0 before it exists; negative:
+/// not read yet.
 pub(super) struct Fence(AtomicI64);
 
 impl Default for Fence {
@@ -35,25 +38,26 @@ impl Default for Fence {
 }
 
 impl Attempt<'_> {
-    /// What the events of whole revisions say that this write did, if it is among them: it wrote these values upon what the writer
-    /// believed.
-    fn done_by(&self, events: &[Event], layout: &Layout) -> Option<Committed> {
-        let committed = events.iter().find_map(|event| self.document_by(event, layout))?;
-        let Some(name) = layout.extension(self.key).filter(|_| self.value.is_some()) else {
+    /// What the events of whole revisions say that this write did, if it is among them: it wrote
+    /// these values upon what the writer believed.
+    fn find_in(&self, events: &[Event], layout: &Layout) -> Option<CommitResult> {
+        let committed = events.iter().find_map(|event| self.match_event(event, layout))?;
+        let Some(name) = layout.extension_key(self.key).filter(|_| self.value.is_some()) else {
             return Some(committed);
         };
         let beside = events.iter().find(|event| {
             event.kv().is_some_and(|kv| {
-                kv.key() == name.as_bytes() && layout::revision(kv.mod_revision()) == committed.revision
+                kv.key() == name.as_bytes()
+                    && layout::from_etcd_revision(kv.mod_revision()) == committed.revision
             })
         });
         let written = beside.filter(|event| event.event_type() == EventType::Put).and_then(Event::kv);
-        let same = self.beside.map(str::as_bytes) == written.map(etcd_client::KeyValue::value);
+        let same = self.extension.map(str::as_bytes) == written.map(etcd_client::KeyValue::value);
         same.then_some(committed)
     }
 
-    fn document_by(&self, event: &Event, layout: &Layout) -> Option<Committed> {
-        let kv = event.kv().filter(|kv| kv.key() == layout.document(self.key).as_bytes())?;
+    fn match_event(&self, event: &Event, layout: &Layout) -> Option<CommitResult> {
+        let kv = event.kv().filter(|kv| kv.key() == layout.document_key(self.key).as_bytes())?;
         let before = event.prev_kv();
         let same = match event.event_type() {
             EventType::Put => self.value.is_some_and(|value| value.as_bytes() == kv.value()),
@@ -61,17 +65,17 @@ impl Attempt<'_> {
         };
         let upon = before.map_or(0, etcd_client::KeyValue::mod_revision);
         let created = before.map_or(kv.create_revision(), etcd_client::KeyValue::create_revision);
-        (same && upon == self.before).then(|| Committed {
-            revision: layout::revision(kv.mod_revision()),
-            created: layout::revision(created),
+        (same && upon == self.expected_mod_revision).then(|| CommitResult {
+            revision: layout::from_etcd_revision(kv.mod_revision()),
+            create_revision: layout::from_etcd_revision(created),
             existed: before.is_some(),
         })
     }
 }
 
 /// What a transaction that was answered did.
-enum Answer {
-    Made(Committed),
+enum TxnOutcome {
+    Committed(CommitResult),
     /// Somebody moved the fence; nothing was written, and the next try knows.
     Fenced,
     /// The document is not what was believed; nothing was written.
@@ -85,130 +89,146 @@ struct Attempt<'a> {
     /// The new value; nothing for a removal.
     value: Option<&'a str>,
     /// What is to lie beside it; nothing: no extension entry.
-    beside: Option<&'a str>,
+    extension: Option<&'a str>,
     /// The modification revision that is compared; 0: the document does not exist.
-    before: i64,
-    /// The newest modification of the extension entry that the writer has seen; `None`: whatever lies there is replaced.
-    seen_beside: Option<i64>,
+    expected_mod_revision: i64,
+    /// The newest modification of the extension entry that the writer has seen; `None`: whatever
+    /// lies there is replaced.
+    extension_mod_revision: Option<i64>,
     /// A revision that the store had before this was sent.
-    since: i64,
+    start_revision: i64,
     ttl: Option<NonZeroU32>,
 }
 
 impl Cluster {
     /// Makes one change.
-    pub(super) async fn commit(self: &Arc<Self>, write: Write) -> Result<Committed, StoreError> {
+    pub(super) async fn commit(self: &Arc<Self>, write: Mutation) -> Result<CommitResult, StoreError> {
         let (value, beside) = match &write {
-            Write::Put { key, document, .. } => {
-                let (value, beside) = layout::values(key, document);
+            Mutation::Put { key, document, .. } => {
+                let (value, beside) = layout::split_document(key, document);
                 (Some(value), beside)
             }
-            Write::Delete { .. } => (None, None),
+            Mutation::Delete { .. } => (None, None),
         };
-        let ttl = if let Write::Put { ttl, .. } = &write { *ttl } else { None };
+        let ttl = if let Mutation::Put { ttl, .. } = &write { *ttl } else { None };
         let mut edited = None;
-        for _ in 0..TRIES {
-            let before = match write.expect() {
-                Expect::Absent => 0,
-                Expect::Revision(revision) => edited.unwrap_or_else(|| layout::number(revision)),
-                Expect::Anything => match (self.revision_of(write.key()).await?, &value) {
-                    ((0, store), None) => return Ok(nothing_removed(store)),
+        for _ in 0..WRITE_ATTEMPTS {
+            let before = match write.precondition() {
+                Precondition::Absent => 0,
+                Precondition::ModRevision(revision) => {
+                    edited.unwrap_or_else(|| layout::to_etcd_revision(revision))
+                }
+                Precondition::Unconditional => match (self.document_mod_revision(write.key()).await?, &value)
+                {
+                    ((0, store), None) => return Ok(no_op_delete(store)),
                     ((before, _), _) => before,
                 },
             };
-            let since = before.max(self.link.revision());
-            let seen_beside = match write.expect() {
-                Expect::Revision(revision) => Some(layout::number(revision)),
-                Expect::Absent | Expect::Anything => None,
+            let since = before.max(self.connections.revision());
+            let seen_beside = match write.precondition() {
+                Precondition::ModRevision(revision) => Some(layout::to_etcd_revision(revision)),
+                Precondition::Absent | Precondition::Unconditional => None,
             };
             let (value, beside) = (value.as_deref(), beside.as_deref());
-            let attempt = Attempt { key: write.key(), value, beside, before, seen_beside, since, ttl };
-            match (self.attempt(&attempt).await?, write.expect()) {
-                (Answer::Made(committed), _) => return Ok(committed),
-                (Answer::Fenced, _) | (Answer::Conflict, Expect::Anything) => {}
-                (Answer::Conflict, Expect::Revision(revision)) if edited.is_none() => {
-                    edited =
-                        Some(self.edited_beside(write.key(), revision).await?.ok_or(StoreError::Conflict)?);
+            let attempt = Attempt {
+                key: write.key(),
+                value,
+                extension: beside,
+                expected_mod_revision: before,
+                extension_mod_revision: seen_beside,
+                start_revision: since,
+                ttl,
+            };
+            match (self.execute(&attempt).await?, write.precondition()) {
+                (TxnOutcome::Committed(committed), _) => return Ok(committed),
+                (TxnOutcome::Fenced, _) | (TxnOutcome::Conflict, Precondition::Unconditional) => {}
+                (TxnOutcome::Conflict, Precondition::ModRevision(revision)) if edited.is_none() => {
+                    edited = Some(
+                        self.extension_only_change(write.key(), revision)
+                            .await?
+                            .ok_or(StoreError::Conflict)?,
+                    );
                 }
-                (Answer::Conflict, _) => return Err(StoreError::Conflict),
+                (TxnOutcome::Conflict, _) => return Err(StoreError::Conflict),
             }
         }
         Err(StoreError::Conflict)
     }
 
-    /// The revision that last changed a document, where a newer one changed only what lies beside it and the writer has seen that.
-    async fn edited_beside(&self, key: &Key, seen: u64) -> Result<Option<i64>, StoreError> {
-        let Some(name) = self.layout.extension(key) else { return Ok(None) };
-        let (beside, _) = self.modified(name).await?;
-        let (document, _) = self.revision_of(key).await?;
-        let seen = layout::number(seen);
+    /// The revision that last changed a document, where a newer one changed only what lies beside
+    /// it and the writer has seen that.
+    async fn extension_only_change(&self, key: &Key, seen: u64) -> Result<Option<i64>, StoreError> {
+        let Some(name) = self.layout.extension_key(key) else { return Ok(None) };
+        let (beside, _) = self.mod_revision(name).await?;
+        let (document, _) = self.document_mod_revision(key).await?;
+        let seen = layout::to_etcd_revision(seen);
         Ok((beside == seen && (1..seen).contains(&document)).then_some(document))
     }
 
-    async fn attempt(self: &Arc<Self>, attempt: &Attempt<'_>) -> Result<Answer, StoreError> {
-        let fence = self.fence().await?;
-        let connected = self.link.connected().await?;
+    async fn execute(self: &Arc<Self>, attempt: &Attempt<'_>) -> Result<TxnOutcome, StoreError> {
+        let fence = self.fence_revision().await?;
+        let connected = self.connections.current().await?;
         let put = match attempt.ttl {
             None => PutOptions::new().with_prev_key(),
-            Some(ttl) => {
-                PutOptions::new().with_prev_key().with_lease(self.lease(&connected, ttl.get().into()).await?)
-            }
+            Some(ttl) => PutOptions::new()
+                .with_prev_key()
+                .with_lease(self.grant_lease(&connected, ttl.get().into()).await?),
         };
-        let txn = self.transaction(attempt, fence, put);
+        let txn = self.build_txn(attempt, fence, put);
         let mut kv = connected.kv();
         let failed = tokio::select! {
             answer = kv.txn(txn) => match answer {
-                Ok(answer) => return Ok(self.answer(attempt, fence, &answer)),
+                Ok(answer) => return Ok(self.txn_outcome(attempt, fence, &answer)),
                 Err(error) => error,
             },
-            () = self.link.lost(&connected) => Error::Internal("the connection was lost".to_owned()),
-            () = tokio::time::sleep(self.link.timeout()) => Error::Internal("no answer in time".to_owned()),
+            () = self.connections.wait_lost(&connected) => Error::Internal("the connection was lost".to_owned()),
+            () = tokio::time::sleep(self.connections.timeout()) => Error::Internal("no answer in time".to_owned()),
         };
-        let what = self.link.told(&connected, &failed);
-        if let Some(refused) = refusal(&failed, &what) {
+        let what = self.connections.describe_error(&connected, &failed);
+        if let Some(refused) = definite_error(&failed, &what) {
             return Err(refused);
         }
-        if dial::unsent(&failed) {
+        if dial::was_not_sent(&failed) {
             return Err(StoreError::Unavailable { what });
         }
         tracing::warn!(resource = %attempt.key, problem = what, "a write was not answered; finding out whether it was made");
-        self.link.suspect(&connected).await;
-        let settling = self.settle(attempt);
-        match tokio::time::timeout(self.link.timeout(), settling).await {
+        self.connections.check_health(&connected).await;
+        let settling = self.resolve_unknown(attempt);
+        match tokio::time::timeout(self.connections.timeout(), settling).await {
             Ok(Ok(outcome)) => Ok(outcome),
             Ok(Err(_)) | Err(_) => {
-                self.settle_later(attempt);
-                Err(StoreError::Unknown { what })
+                self.resolve_in_background(attempt);
+                Err(StoreError::OutcomeUnknown { what })
             }
         }
     }
 
-    fn transaction(&self, attempt: &Attempt<'_>, fence: i64, put: PutOptions) -> Txn {
-        let name = self.layout.document(attempt.key);
+    fn build_txn(&self, attempt: &Attempt<'_>, fence: i64, put: PutOptions) -> Txn {
+        let name = self.layout.document_key(attempt.key);
         let mut compares = vec![
-            Compare::mod_revision(self.layout.fence(), CompareOp::Equal, fence),
-            Compare::mod_revision(name.as_str(), CompareOp::Equal, attempt.before),
+            Compare::mod_revision(self.layout.fence_key(), CompareOp::Equal, fence),
+            Compare::mod_revision(name.as_str(), CompareOp::Equal, attempt.expected_mod_revision),
         ];
         let mut operations = vec![match attempt.value {
             Some(value) => TxnOp::put(name, value, Some(put)),
             None => TxnOp::delete(name, Some(etcd_client::DeleteOptions::new().with_prev_key())),
         }];
-        if let Some(name) = self.layout.extension(attempt.key) {
-            if let Some(seen) = attempt.seen_beside {
+        if let Some(name) = self.layout.extension_key(attempt.key) {
+            if let Some(seen) = attempt.extension_mod_revision {
                 compares.push(Compare::mod_revision(name.as_str(), CompareOp::Less, seen + 1));
             }
-            operations.push(match attempt.beside {
-                // Without the document's time to live: what outlives it here belongs to nothing, and what ended before it would
-                // leave it without protection.
+            operations.push(match attempt.extension {
+                // Without the document's time to live: what outlives it here belongs to nothing, and what
+                // ended before it would leave it without protection.
                 Some(beside) => TxnOp::put(name, beside, None),
                 None => TxnOp::delete(name, None),
             });
         }
-        let fence = TxnOp::get(self.layout.fence(), Some(GetOptions::new().with_keys_only()));
+        let fence = TxnOp::get(self.layout.fence_key(), Some(GetOptions::new().with_keys_only()));
         Txn::new().when(compares).and_then(operations).or_else([fence])
     }
 
-    fn answer(&self, attempt: &Attempt<'_>, fence: i64, answer: &TxnResponse) -> Answer {
+    fn txn_outcome(&self, attempt: &Attempt<'_>, fence: i64, answer: &TxnResponse) -> TxnOutcome {
         let operations = answer.op_responses();
         if !answer.succeeded() {
             let now = match operations.first() {
@@ -218,9 +238,10 @@ impl Cluster {
                 _ => -1,
             };
             self.fence.0.store(now, Ordering::Release);
-            return if now == fence { Answer::Conflict } else { Answer::Fenced };
+            return if now == fence { TxnOutcome::Conflict } else { TxnOutcome::Fenced };
         }
-        let revision = layout::revision(answer.header().map_or(0, etcd_client::ResponseHeader::revision));
+        let revision =
+            layout::from_etcd_revision(answer.header().map_or(0, etcd_client::ResponseHeader::revision));
         let before = match operations.first() {
             Some(TxnOpResponse::Put(put)) => put.prev_key().map(etcd_client::KeyValue::create_revision),
             Some(TxnOpResponse::Delete(gone)) => {
@@ -229,91 +250,103 @@ impl Cluster {
             _ => None,
         };
         let made_now = if attempt.value.is_some() { revision } else { 0 };
-        Answer::Made(Committed {
+        TxnOutcome::Committed(CommitResult {
             revision,
-            created: before.map_or(made_now, layout::revision),
+            create_revision: before.map_or(made_now, layout::from_etcd_revision),
             existed: before.is_some(),
         })
     }
 
     /// The fence as this process knows it; read when it does not.
-    async fn fence(&self) -> Result<i64, StoreError> {
+    async fn fence_revision(&self) -> Result<i64, StoreError> {
         let known = self.fence.0.load(Ordering::Acquire);
         if known >= 0 {
             return Ok(known);
         }
-        let name = self.layout.fence();
-        let (now, _) = self.modified(name).await?;
+        let name = self.layout.fence_key();
+        let (now, _) = self.mod_revision(name).await?;
         self.fence.0.store(now, Ordering::Release);
         Ok(now)
     }
 
-    async fn revision_of(&self, key: &Key) -> Result<(i64, u64), StoreError> {
-        self.modified(self.layout.document(key)).await
+    async fn document_mod_revision(&self, key: &Key) -> Result<(i64, u64), StoreError> {
+        self.mod_revision(self.layout.document_key(key)).await
     }
 
     /// When a name was last written, 0 when it does not exist; and the store's revision.
-    pub(super) async fn modified(&self, name: String) -> Result<(i64, u64), StoreError> {
+    pub(super) async fn mod_revision(&self, name: String) -> Result<(i64, u64), StoreError> {
         let options = GetOptions::new().with_keys_only();
-        let found = self.ask(|mut kv: KvClient| {
+        let found = self.call(|mut kv: KvClient| {
             let (name, options) = (name.clone(), options.clone());
             async move { kv.get(name, Some(options)).await }
         });
         let found = found.await?;
-        let store = layout::revision(found.header().map_or(0, etcd_client::ResponseHeader::revision));
+        let store =
+            layout::from_etcd_revision(found.header().map_or(0, etcd_client::ResponseHeader::revision));
         Ok((found.kvs().first().map_or(0, etcd_client::KeyValue::mod_revision), store))
     }
 
     /// A lease of so many seconds.
-    pub(super) async fn lease(&self, connected: &Connected, seconds: u64) -> Result<i64, StoreError> {
+    pub(super) async fn grant_lease(
+        &self,
+        connected: &EtcdConnection,
+        seconds: u64,
+    ) -> Result<i64, StoreError> {
         let mut lease = connected.client.lease_client();
-        let granted =
-            tokio::time::timeout(self.link.timeout(), lease.grant(layout::number(seconds), None)).await;
+        let granted = tokio::time::timeout(
+            self.connections.timeout(),
+            lease.grant(layout::to_etcd_revision(seconds), None),
+        )
+        .await;
         let late = |_| StoreError::Unavailable { what: "no lease was granted in time".to_owned() };
         Ok(granted.map_err(late)?.map_err(|error| self.unavailable(connected, &error))?.id())
     }
 
-    /// Moves the fence, so that nothing from before can still come through, and reads what became of the write. An error only
-    /// when no endpoint answers.
-    async fn settle(&self, attempt: &Attempt<'_>) -> Result<Answer, StoreError> {
-        let name = self.layout.fence();
-        let moved = self.ask(|mut kv: KvClient| {
+    /// Moves the fence, so that nothing from before can still come through, and reads what became
+    /// of the write. An error only when no endpoint answers.
+    async fn resolve_unknown(&self, attempt: &Attempt<'_>) -> Result<TxnOutcome, StoreError> {
+        let name = self.layout.fence_key();
+        let moved = self.call(|mut kv: KvClient| {
             let name = name.clone();
             async move { kv.put(name, "1", None).await }
         });
         let moved = moved.await?;
         let revision = moved.header().map_or(-1, etcd_client::ResponseHeader::revision);
         self.fence.0.store(revision, Ordering::Release);
-        let made = self.made(attempt, revision).await?;
+        let made = self.find_committed(attempt, revision).await?;
         tracing::info!(resource = %attempt.key, made = made.is_some(), "found out what became of a write that was not answered");
-        Ok(made.map_or(Answer::Fenced, Answer::Made))
+        Ok(made.map_or(TxnOutcome::Fenced, TxnOutcome::Committed))
     }
 
-    /// Goes through all that happened below the prefix from before the write was sent until the fence was moved; `None`: the
-    /// write was not among it.
-    async fn made(&self, attempt: &Attempt<'_>, moved: i64) -> Result<Option<Committed>, StoreError> {
+    /// Goes through all that happened below the prefix from before the write was sent until the
+    /// fence was moved; `None`: the write was not among it.
+    async fn find_committed(
+        &self,
+        attempt: &Attempt<'_>,
+        moved: i64,
+    ) -> Result<Option<CommitResult>, StoreError> {
         let unavailable = |what: String| StoreError::Unavailable { what };
-        if moved <= attempt.since {
+        if moved <= attempt.start_revision {
             return Err(unavailable("the cluster was set back meanwhile".to_owned()));
         }
-        let connected = self.link.connected().await?;
+        let connected = self.connections.current().await?;
         let options =
-            WatchOptions::new().with_prefix().with_prev_key().with_start_revision(attempt.since + 1);
-        let told = |error: Error| unavailable(self.link.told(&connected, &error));
+            WatchOptions::new().with_prefix().with_prev_key().with_start_revision(attempt.start_revision + 1);
+        let told = |error: Error| unavailable(self.connections.describe_error(&connected, &error));
         let mut client = connected.watch();
         let mut stream = client.watch(self.layout.root(), Some(options)).await.map_err(told)?;
         let mut made = None;
         loop {
             let response = tokio::select! {
                 response = stream.message() => response.map_err(told)?,
-                () = self.link.lost(&connected) => None,
+                () = self.connections.wait_lost(&connected) => None,
             };
             let response = response.filter(|response| !response.canceled());
             let response =
                 response.ok_or_else(|| unavailable("what happened can no longer be read".to_owned()))?;
-            made = made.or_else(|| attempt.done_by(response.events(), &self.layout));
+            made = made.or_else(|| attempt.find_in(response.events(), &self.layout));
             for event in response.events() {
-                let fence = event.kv().filter(|kv| kv.key() == self.layout.fence().as_bytes());
+                let fence = event.kv().filter(|kv| kv.key() == self.layout.fence_key().as_bytes());
                 if fence.is_some_and(|kv| kv.mod_revision() == moved) {
                     return Ok(made);
                 }
@@ -321,68 +354,87 @@ impl Cluster {
         }
     }
 
-    /// A write whose outcome nobody could be told: when an endpoint answers again, nothing of it comes any more.
-    fn settle_later(self: &Arc<Self>, attempt: &Attempt<'_>) {
+    /// A write whose outcome nobody could be told: when an endpoint answers again, nothing of it
+    /// comes any more.
+    fn resolve_in_background(self: &Arc<Self>, attempt: &Attempt<'_>) {
         let cluster = Arc::downgrade(self);
         let (key, value) = (attempt.key.clone(), attempt.value.map(str::to_owned));
-        let beside = attempt.beside.map(str::to_owned);
-        let (before, seen_beside, since, ttl) =
-            (attempt.before, attempt.seen_beside, attempt.since, attempt.ttl);
+        let beside = attempt.extension.map(str::to_owned);
+        let (before, seen_beside, since, ttl) = (
+            attempt.expected_mod_revision,
+            attempt.extension_mod_revision,
+            attempt.start_revision,
+            attempt.ttl,
+        );
         tokio::spawn(async move {
             loop {
                 let Some(cluster) = cluster.upgrade() else { return };
                 let (value, beside) = (value.as_deref(), beside.as_deref());
-                let attempt = Attempt { key: &key, value, beside, before, seen_beside, since, ttl };
-                if cluster.link.up().await.is_none() || cluster.settle(&attempt).await.is_ok() {
+                let attempt = Attempt {
+                    key: &key,
+                    value,
+                    extension: beside,
+                    expected_mod_revision: before,
+                    extension_mod_revision: seen_beside,
+                    start_revision: since,
+                    ttl,
+                };
+                if cluster.connections.wait_connected().await.is_none()
+                    || cluster.resolve_unknown(&attempt).await.is_ok()
+                {
                     return;
                 }
-                tokio::time::sleep(cluster.link.timeout().min(std::time::Duration::from_secs(1))).await;
+                tokio::time::sleep(cluster.connections.timeout().min(std::time::Duration::from_secs(1)))
+                    .await;
             }
         });
     }
 
-    /// Takes a revision as an id, as an APISIX does (contract 2.3). Taking one too many does no harm.
+    /// Takes a revision as an id, as an APISIX does (contract 2.3). Taking one too many does no
+    /// harm.
     pub(super) async fn reserve_id(&self) -> Result<u64, StoreError> {
-        let name = self.layout.sequence();
-        let taken = self.ask(|mut kv: KvClient| {
+        let name = self.layout.sequence_key();
+        let taken = self.call(|mut kv: KvClient| {
             let name = name.clone();
             async move { kv.put(name, "1", None).await }
         });
         let taken = taken.await?;
-        Ok(layout::revision(taken.header().map_or(0, etcd_client::ResponseHeader::revision)))
+        Ok(layout::from_etcd_revision(taken.header().map_or(0, etcd_client::ResponseHeader::revision)))
     }
 
-    /// Replaces a private entry. Not asked again without an answer: its writer reads before it tries once more.
-    pub(super) async fn swap_private(
+    /// Replaces a private entry. Not asked again without an answer: its writer reads before it
+    /// tries once more.
+    pub(super) async fn swap_internal_entry(
         &self,
-        what: Private,
+        what: InternalKey,
         expect: u64,
         text: &str,
     ) -> Result<u64, StoreError> {
-        let connected = self.link.connected().await?;
-        let name = self.layout.private(what);
-        let compare = Compare::mod_revision(name.as_str(), CompareOp::Equal, layout::number(expect));
+        let connected = self.connections.current().await?;
+        let name = self.layout.internal_key(what);
+        let compare =
+            Compare::mod_revision(name.as_str(), CompareOp::Equal, layout::to_etcd_revision(expect));
         let txn = Txn::new().when([compare]).and_then([TxnOp::put(name, text, None)]);
         let mut kv = connected.kv();
-        let unknown = |what: String| StoreError::Unknown { what };
+        let unknown = |what: String| StoreError::OutcomeUnknown { what };
         let answer = tokio::select! {
-            answer = kv.txn(txn) => answer.map_err(|error| unknown(self.link.told(&connected, &error)))?,
-            () = self.link.lost(&connected) => return Err(unknown("the connection was lost".to_owned())),
-            () = tokio::time::sleep(self.link.timeout()) => return Err(unknown("no answer in time".to_owned())),
+            answer = kv.txn(txn) => answer.map_err(|error| unknown(self.connections.describe_error(&connected, &error)))?,
+            () = self.connections.wait_lost(&connected) => return Err(unknown("the connection was lost".to_owned())),
+            () = tokio::time::sleep(self.connections.timeout()) => return Err(unknown("no answer in time".to_owned())),
         };
         if !answer.succeeded() {
             return Err(StoreError::Conflict);
         }
-        Ok(layout::revision(answer.header().map_or(0, etcd_client::ResponseHeader::revision)))
+        Ok(layout::from_etcd_revision(answer.header().map_or(0, etcd_client::ResponseHeader::revision)))
     }
 }
 
-fn nothing_removed(store: u64) -> Committed {
-    Committed { revision: store, created: 0, existed: false }
+fn no_op_delete(store: u64) -> CommitResult {
+    CommitResult { revision: store, create_revision: 0, existed: false }
 }
 
 /// An answer that says for certain that nothing was written.
-fn refusal(error: &Error, what: &str) -> Option<StoreError> {
+fn definite_error(error: &Error, what: &str) -> Option<StoreError> {
     let Error::GRpcStatus(status) = error else { return None };
     match status.code() {
         Code::InvalidArgument | Code::FailedPrecondition | Code::ResourceExhausted | Code::OutOfRange => {
@@ -410,17 +462,25 @@ mod tests {
 
     use super::*;
     use crate::store::Store;
-    use crate::store::contract::{key, put};
+    use crate::store::conformance::{key, put};
     use crate::store::etcd::tests::opened;
 
     fn attempt<'a>(cluster: &Cluster, key: &'a Key, value: Option<&'a str>, before: i64) -> Attempt<'a> {
-        let since = before.max(cluster.link.revision());
-        Attempt { key, value, beside: None, before, seen_beside: None, since, ttl: None }
+        let since = before.max(cluster.connections.revision());
+        Attempt {
+            key,
+            value,
+            extension: None,
+            expected_mod_revision: before,
+            extension_mod_revision: None,
+            start_revision: since,
+            ttl: None,
+        }
     }
 
     /// What a member does that holds a write for a while: nothing, or applies it late.
     async fn sent(cluster: &Cluster, txn: Txn) -> bool {
-        let connected = cluster.link.connected().await.unwrap();
+        let connected = cluster.connections.current().await.unwrap();
         connected.kv().txn(txn).await.unwrap().succeeded()
     }
 
@@ -433,14 +493,14 @@ mod tests {
         let server = Server::plain().await;
         let store = opened(&[server.url()]).await;
         let (cluster, key) = (&store.cluster, key(Kind::Ssl, "1"));
-        let fence = cluster.fence().await.unwrap();
+        let fence = cluster.fence_revision().await.unwrap();
         let late = attempt(cluster, &key, Some("{\"v\":1}"), 0);
-        let txn = cluster.transaction(&late, fence, plain());
-        assert!(matches!(cluster.settle(&late).await, Ok(Answer::Fenced)));
+        let txn = cluster.build_txn(&late, fence, plain());
+        assert!(matches!(cluster.resolve_unknown(&late).await, Ok(TxnOutcome::Fenced)));
         // All that it believed of the document is still true.
         assert!(!sent(cluster, txn).await);
         assert_eq!(store.get(&key).await.unwrap(), None);
-        store.commit(put(&key, json!({"v": 2}), Expect::Absent)).await.unwrap();
+        store.commit(put(&key, json!({"v": 2}), Precondition::Absent)).await.unwrap();
     }
 
     #[tokio::test(flavor = "multi_thread")]
@@ -448,16 +508,25 @@ mod tests {
         let server = Server::plain().await;
         let store = opened(&[server.url()]).await;
         let (cluster, key) = (&store.cluster, key(Kind::Ssl, "1"));
-        let fence = cluster.fence().await.unwrap();
+        let fence = cluster.fence_revision().await.unwrap();
         let made = attempt(cluster, &key, Some("{\"v\":1}"), 0);
-        assert!(sent(cluster, cluster.transaction(&made, fence, plain())).await);
+        assert!(sent(cluster, cluster.build_txn(&made, fence, plain())).await);
         let first = store.get(&key).await.unwrap().unwrap();
         for v in 2..5 {
-            store.commit(put(&key, json!({"v": v}), Expect::Anything)).await.unwrap();
+            store.commit(put(&key, json!({"v": v}), Precondition::Unconditional)).await.unwrap();
         }
-        store.commit(Write::Delete { key: key.clone(), expect: Expect::Anything }).await.unwrap();
-        let expected = Committed { revision: first.modified, created: first.created, existed: false };
-        let Ok(Answer::Made(found)) = cluster.settle(&made).await else { panic!("it was made") };
+        store
+            .commit(Mutation::Delete { key: key.clone(), precondition: Precondition::Unconditional })
+            .await
+            .unwrap();
+        let expected = CommitResult {
+            revision: first.mod_revision,
+            create_revision: first.create_revision,
+            existed: false,
+        };
+        let Ok(TxnOutcome::Committed(found)) = cluster.resolve_unknown(&made).await else {
+            panic!("it was made")
+        };
         assert_eq!(found, expected);
     }
 
@@ -466,32 +535,33 @@ mod tests {
         let server = Server::plain().await;
         let store = opened(&[server.url()]).await;
         let (cluster, key) = (&store.cluster, key(Kind::Ssl, "1"));
-        let made = store.commit(put(&key, json!({}), Expect::Absent)).await.unwrap();
-        let removal = attempt(cluster, &key, None, layout::number(made.revision));
-        assert!(matches!(cluster.settle(&removal).await, Ok(Answer::Fenced)), "it was not sent");
-        let fence = cluster.fence().await.unwrap();
-        assert!(sent(cluster, cluster.transaction(&removal, fence, plain())).await);
-        let settled = cluster.settle(&removal).await;
+        let made = store.commit(put(&key, json!({}), Precondition::Absent)).await.unwrap();
+        let removal = attempt(cluster, &key, None, layout::to_etcd_revision(made.revision));
+        assert!(matches!(cluster.resolve_unknown(&removal).await, Ok(TxnOutcome::Fenced)), "it was not sent");
+        let fence = cluster.fence_revision().await.unwrap();
+        assert!(sent(cluster, cluster.build_txn(&removal, fence, plain())).await);
+        let settled = cluster.resolve_unknown(&removal).await;
         assert!(
-            matches!(settled, Ok(Answer::Made(Committed { existed: true, created, .. })) if created == made.created)
+            matches!(settled, Ok(TxnOutcome::Committed(CommitResult { existed: true, create_revision, .. })) if create_revision == made.create_revision)
         );
     }
 
-    /// Two writers may write the same document in the same second, with other things beside it: only one of them has done so.
+    /// Two writers may write the same document in the same second, with other things beside it:
+    /// only one of them has done so.
     #[tokio::test(flavor = "multi_thread")]
     async fn a_write_is_known_by_what_lies_beside_it() {
         let server = Server::plain().await;
         let store = opened(&[server.url()]).await;
         let (cluster, key) = (&store.cluster, key(Kind::Route, "1"));
-        let fence = cluster.fence().await.unwrap();
+        let fence = cluster.fence_revision().await.unwrap();
         let plainly = attempt(cluster, &key, Some("{\"v\":1}"), 0);
-        let made = Attempt { beside: Some("{\"client_identity\":{}}"), ..plainly };
-        let other = Attempt { beside: Some("{\"client_identity\":{\"allow\":[]}}"), ..made };
-        let none = Attempt { beside: None, ..made };
-        assert!(sent(cluster, cluster.transaction(&made, fence, plain())).await);
+        let made = Attempt { extension: Some("{\"client_identity\":{}}"), ..plainly };
+        let other = Attempt { extension: Some("{\"client_identity\":{\"allow\":[]}}"), ..made };
+        let none = Attempt { extension: None, ..made };
+        assert!(sent(cluster, cluster.build_txn(&made, fence, plain())).await);
         for lost in [&other, &none] {
-            assert!(matches!(cluster.settle(lost).await, Ok(Answer::Fenced)));
+            assert!(matches!(cluster.resolve_unknown(lost).await, Ok(TxnOutcome::Fenced)));
         }
-        assert!(matches!(cluster.settle(&made).await, Ok(Answer::Made(_))));
+        assert!(matches!(cluster.resolve_unknown(&made).await, Ok(TxnOutcome::Committed(_))));
     }
 }

@@ -1,12 +1,11 @@
-//! The name in a ClientHello that rustls cannot read: TLS 1.1 knows no signature_algorithms, which rustls demands.
+//! The name in a ClientHello that rustls cannot read: TLS 1.1 knows no signature_algorithms, which
+//! rustls demands.
 //!
-//! BoringSSL parses it, in a connection that is thrown away: the site, and with it the configuration, is chosen by the
-//! name first. The real handshake gets the same bytes again.
+//! BoringSSL parses it, in a connection that is thrown away: the site, and with it the
+//! configuration, is chosen by the name first. The real handshake gets the same bytes again.
 
-use boring::{
-    error::ErrorStack,
-    ssl::{ErrorCode, NameType, SelectCertError, Ssl, SslContext, SslMethod, SslStream, SslVersion},
-};
+use boring::error::ErrorStack;
+use boring::ssl::{ErrorCode, NameType, SelectCertError, Ssl, SslContext, SslMethod, SslStream, SslVersion};
 
 use super::Duplex;
 
@@ -22,8 +21,8 @@ fn reader() -> Result<SslContext, ErrorStack> {
     Ok(context.build())
 }
 
-/// The name asked for by the ClientHello in `received`, `Some(None)` when it asks for none. `None`: not a ClientHello that
-/// BoringSSL could answer.
+/// The name asked for by the ClientHello in `received`, `Some(None)` when it asks for none. `None`:
+/// not a ClientHello that BoringSSL could answer.
 pub fn server_name(received: &[u8]) -> Option<Option<String>> {
     READER.with(|context| {
         let duplex = Duplex { input: received.to_vec(), ..Duplex::default() };

@@ -1,45 +1,47 @@
 //! A site's configuration for BoringSSL: versions, ciphers, certificates, client policy.
 //!
-//! Made and kept as rustls' is (see `tls/site`). Versions are exactly the site's, every handshake is a full one, and
-//! BoringSSL never renegotiates on the server side. Key exchange is ephemeral throughout: TLS 1.1 is old, not careless.
+//! Made and kept as rustls' is (see `tls/site`). Versions are exactly the site's, every handshake
+//! is a full one, and BoringSSL never renegotiates on the server side. Key exchange is ephemeral
+//! throughout: TLS 1.1 is old, not careless.
 
 use std::sync::Arc;
 
-use boring::{
-    error::ErrorStack,
-    nid::Nid,
-    pkey::{Id, PKey, Private},
-    ssl::{
-        AlpnError, ClientHello, ExtensionType, SelectCertError, SslAlert, SslContext, SslContextBuilder,
-        SslMethod, SslOptions, SslRef, SslSessionCacheMode, SslSignatureAlgorithm, SslVerifyError,
-        SslVerifyMode, SslVersion,
-    },
-    stack::Stack,
-    x509::{X509, X509Name},
+use boring::error::ErrorStack;
+use boring::nid::Nid;
+use boring::pkey::{Id, PKey, Private};
+use boring::ssl::{
+    AlpnError, ClientHello, ExtensionType, SelectCertError, SslAlert, SslContext, SslContextBuilder,
+    SslMethod, SslOptions, SslRef, SslSessionCacheMode, SslSignatureAlgorithm, SslVerifyError, SslVerifyMode,
+    SslVersion,
 };
+use boring::stack::Stack;
+use boring::x509::{X509, X509Name};
 use conf::Ciphers;
-use model::{
-    TlsVersion,
-    resource::{KeyPair, Ssl},
-};
+use model::TlsVersion;
+use model::resource::{KeyPair, Ssl};
 use pki::ClientAuth;
-use rustls::{AlertDescription, pki_types::UnixTime};
+use rustls::AlertDescription;
+use rustls::pki_types::UnixTime;
 
 use super::{BoringError, peer_chain, version_of};
-use crate::tls::{site::Purpose, verify};
+use crate::tls::site::Purpose;
+use crate::tls::verify;
 
-/// Up to TLS 1.2, in our order: ephemeral keys, encrypted-and-authenticated first; the CBC suites are all that TLS 1.1 has.
+/// Up to TLS 1.2, in our order: ephemeral keys, encrypted-and-authenticated first; the CBC suites
+/// are all that TLS 1.1 has.
 const CIPHERS: &str = "ECDHE-ECDSA-AES128-GCM-SHA256:ECDHE-RSA-AES128-GCM-SHA256:\
     ECDHE-ECDSA-AES256-GCM-SHA384:ECDHE-RSA-AES256-GCM-SHA384:\
     ECDHE-ECDSA-CHACHA20-POLY1305:ECDHE-RSA-CHACHA20-POLY1305:\
     ECDHE-ECDSA-AES128-SHA:ECDHE-RSA-AES128-SHA:ECDHE-ECDSA-AES256-SHA:ECDHE-RSA-AES256-SHA";
-/// The suites of [`CIPHERS`] by number: with an ECDSA (or Ed25519) certificate, of them those of TLS 1.1, and the same with RSA.
+/// The suites of [`CIPHERS`] by number: with an ECDSA (or Ed25519) certificate, of them those of
+/// TLS 1.1, and the same with RSA.
 const WITH_ECDSA: [u16; 5] = [0xc02b, 0xc02c, 0xcca9, 0xc009, 0xc00a];
 const WITH_ECDSA_CBC: [u16; 2] = [0xc009, 0xc00a];
 const WITH_RSA: [u16; 5] = [0xc02f, 0xc030, 0xcca8, 0xc013, 0xc014];
 const WITH_RSA_CBC: [u16; 2] = [0xc013, 0xc014];
 const GROUPS: &str = "X25519MLKEM768:X25519:P-256:P-384";
-/// What clients may sign with from TLS 1.2 on: as with rustls, nothing with SHA-1. TLS 1.1 has but one way.
+/// What clients may sign with from TLS 1.2 on: as with rustls, nothing with SHA-1. TLS 1.1 has but
+/// one way.
 const CLIENT_SIGNATURES: [SslSignatureAlgorithm; 10] = [
     SslSignatureAlgorithm::ECDSA_SECP256R1_SHA256,
     SslSignatureAlgorithm::RSA_PSS_RSAE_SHA256,
@@ -59,7 +61,8 @@ pub struct BoringSite {
 }
 
 impl BoringSite {
-    /// `versions`: what it serves, in ascending order. `ciphers`: what of [`CIPHERS`], in which order; `None`: all. `alpn`: what it speaks, the preferred first; empty: none is chosen.
+    /// `versions`: what it serves, in ascending order. `ciphers`: what of [`CIPHERS`], in which
+    /// order; `None`: all. `alpn`: what it speaks, the preferred first; empty: none is chosen.
     ///
     /// # Errors
     /// BoringSSL refuses a certificate or a key.
@@ -108,8 +111,9 @@ fn number(version: TlsVersion) -> SslVersion {
     }
 }
 
-/// BoringSSL knows ranges. A list with a hole (TLSv1.1 and TLSv1.3) is served by pinning what was found in common. Only
-/// then: a pinned TLS 1.1 does not carry the mark by which a client notices that TLS 1.3 was kept from it.
+/// BoringSSL knows ranges. A list with a hole (TLSv1.1 and TLSv1.3) is served by pinning what was
+/// found in common. Only then: a pinned TLS 1.1 does not carry the mark by which a client notices
+/// that TLS 1.3 was kept from it.
 fn pin_version(
     hello: &mut ClientHello<'_>,
     versions: &[TlsVersion],
@@ -124,7 +128,8 @@ fn pin_version(
     hello.ssl_mut().set_max_proto_version(Some(version))
 }
 
-/// As rustls does: our order, and the alert no_application_protocol when there is nothing in common.
+/// As rustls does: our order, and the alert no_application_protocol when there is nothing in
+/// common.
 fn choose_protocol<'a>(ours: &[Vec<u8>], tls: &SslRef, offered: &'a [u8]) -> Result<&'a [u8], AlpnError> {
     // HTTP/2 demands TLS 1.2 (RFC 9113 section 9.2).
     let http2 = version_of(tls) != Some(TlsVersion::V11);
@@ -295,13 +300,15 @@ struct Pairs(Vec<Pair>);
 
 impl Pairs {
     fn new(pairs: &[KeyPair]) -> Result<Self, ErrorStack> {
-        // Two of one kind: the later wins, as with rustls here and with OpenSSL; the sort is stable, so look from the end.
+        // Two of one kind: the later wins, as with rustls here and with OpenSSL; the sort is stable, so
+        // look from the end.
         let mut pairs: Vec<Pair> = pairs.iter().rev().map(Pair::new).collect::<Result<_, _>>()?;
         pairs.sort_by_key(|pair| pair.kind == Kind::Rsa);
         Ok(Self(pairs))
     }
 
-    /// Where none suits the first is taken: BoringSSL then finds out, and says why there is no handshake.
+    /// Where none suits the first is taken: BoringSSL then finds out, and says why there is no
+    /// handshake.
     fn install(&self, tls: &mut SslRef, offer: &Offer) -> Result<(), ErrorStack> {
         let Some(pair) = self.0.iter().find(|pair| pair.kind.suits(offer)).or_else(|| self.0.first()) else {
             return Ok(());

@@ -1,12 +1,10 @@
-use pki::mint::{Authority, AuthoritySpec, KeyAlgorithm, LeafSpec};
-use rustls::{
-    crypto::aws_lc_rs,
-    internal::msgs::codec::{Codec, Reader},
-    sign::SigningKey,
-};
+use pki::ca::{Authority, AuthoritySpec, KeyAlgorithm, LeafSpec};
+use rustls::crypto::aws_lc_rs;
+use rustls::internal::msgs::codec::{Codec, Reader};
+use rustls::sign::SigningKey;
 
 use super::*;
-use crate::tls::site;
+use crate::tls::site_config;
 
 const SCHEMES: [(KeyAlgorithm, SignatureScheme); 5] = [
     (KeyAlgorithm::P256, SignatureScheme::ECDSA_NISTP256_SHA256),
@@ -36,7 +34,7 @@ impl Client {
     }
 
     fn known(&self, scheme: SignatureScheme, message: &[u8]) -> Option<bool> {
-        known::verify(&self.leaf, scheme, message, &self.sign(scheme, message))
+        key_cache::verify(&self.leaf, scheme, message, &self.sign(scheme, message))
     }
 }
 
@@ -53,7 +51,7 @@ fn check(
     message: &[u8],
     signature: &[u8],
 ) -> Result<(), Error> {
-    verify_tls13(&site::provider(), leaf, message, &signed(scheme, signature)).map(|_valid| ())
+    verify_tls13(&site_config::crypto_provider(), leaf, message, &signed(scheme, signature)).map(|_valid| ())
 }
 
 #[test]
@@ -89,7 +87,7 @@ fn a_known_key_is_good_in_its_own_scheme_only() {
         let signature = client.sign(scheme, b"message");
         for round in 0..ROUNDS {
             for (_, other) in SCHEMES.iter().filter(|(_, other)| *other != scheme) {
-                assert_eq!(known::verify(&client.leaf, *other, b"message", &signature), None);
+                assert_eq!(key_cache::verify(&client.leaf, *other, b"message", &signature), None);
                 let refused = check(&client.leaf, *other, b"message", &signature);
                 assert_eq!(refused, Err(bad_signature()), "{scheme:?} as {other:?} {round}");
             }
@@ -109,7 +107,7 @@ fn a_scheme_that_the_provider_does_not_have_is_refused_though_the_key_is_known()
     for _ in 0..ROUNDS {
         assert_eq!(check(&client.leaf, scheme, b"message", &signature), Ok(()));
     }
-    let mut without = site::provider();
+    let mut without = site_config::crypto_provider();
     without.signature_verification_algorithms.mapping = &[];
     let refused = verify_tls13(&without, &client.leaf, b"message", &signed(scheme, &signature));
     assert_eq!(refused.map(|_| ()), Err(PeerMisbehaved::SignedHandshakeWithUnadvertisedSigScheme.into()));
@@ -120,15 +118,15 @@ fn of_two_clients_in_one_slot_neither_is_taken_for_the_other() {
     let scheme = SignatureScheme::ECDSA_NISTP256_SHA256;
     let (first, mut second) = (Client::new(KeyAlgorithm::P256), Client::new(KeyAlgorithm::P256));
     // Only the end says where a certificate falls; what is in front of it is another's.
-    let spki = pki::public_key_of(&second.leaf).unwrap().to_vec();
+    let spki = pki::subject_public_key_info(&second.leaf).unwrap().to_vec();
     let (front, end) = (second.leaf.len() - 2, first.leaf.len() - 2);
     second.leaf = [&second.leaf[..front], &first.leaf[end..]].concat().into();
     for _ in 0..2 {
-        known::remember(&first.leaf, scheme, pki::public_key_of(&first.leaf).unwrap());
+        key_cache::insert(&first.leaf, scheme, pki::subject_public_key_info(&first.leaf).unwrap());
     }
     assert_eq!((first.known(scheme, b"message"), second.known(scheme, b"message")), (Some(true), None));
     for _ in 0..2 {
-        known::remember(&second.leaf, scheme, &spki);
+        key_cache::insert(&second.leaf, scheme, &spki);
     }
     assert_eq!((first.known(scheme, b"message"), second.known(scheme, b"message")), (None, Some(true)));
 }
@@ -136,7 +134,7 @@ fn of_two_clients_in_one_slot_neither_is_taken_for_the_other() {
 #[test]
 fn what_is_no_certificate_has_a_slot_too() {
     for leaf in [&[][..], &[7]] {
-        assert_eq!(known::verify(&leaf.into(), SignatureScheme::ED25519, b"message", b"signature"), None);
+        assert_eq!(key_cache::verify(&leaf.into(), SignatureScheme::ED25519, b"message", b"signature"), None);
     }
 }
 
@@ -145,10 +143,10 @@ fn a_leaf_that_is_too_large_is_not_remembered() {
     let client = Client::new(KeyAlgorithm::P256);
     let scheme = SignatureScheme::ECDSA_NISTP256_SHA256;
     let (spki, signature) = (public_key(&client.leaf).unwrap(), client.sign(scheme, b"message"));
-    for (size, known) in [(known::LEAF_MAX, Some(true)), (known::LEAF_MAX + 1, None)] {
+    for (size, known) in [(key_cache::LEAF_MAX, Some(true)), (key_cache::LEAF_MAX + 1, None)] {
         // What is in it is not read here.
         let leaf = CertificateDer::from(vec![7; size]);
-        (0..ROUNDS).for_each(|_| known::remember(&leaf, scheme, spki));
-        assert_eq!(known::verify(&leaf, scheme, b"message", &signature), known, "{size} bytes");
+        (0..ROUNDS).for_each(|_| key_cache::insert(&leaf, scheme, spki));
+        assert_eq!(key_cache::verify(&leaf, scheme, b"message", &signature), known, "{size} bytes");
     }
 }

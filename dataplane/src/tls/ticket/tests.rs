@@ -1,30 +1,28 @@
 //! A ticket opens for the site, policy, secret and moment it was made for, and for nothing else.
 
-use pki::{
-    Certificate, ClientAuthInput,
-    mint::{Authority, AuthoritySpec},
-};
+use model::{TicketRing, TicketSecret};
+use pki::ca::{Authority, AuthoritySpec};
+use pki::{Certificate, ClientAuthInput};
 use rustls::version::{TLS12, TLS13};
 
-use model::{TicketRing, TicketSecret};
-
-use super::{keys::KeyName, *};
+use super::keys::KeyName;
+use super::*;
 
 const NOW: u64 = 1_800_000_000;
-const WINDOW: Window = Window { from: NOW - 100, until: NOW + 1000 };
+const WINDOW: ValidityPeriod = ValidityPeriod { from: NOW - 100, until: NOW + 1000 };
 const SESSION: &[u8] = b"what rustls wants to remember";
 
 fn secret(from: u64, byte: u8) -> TicketSecret {
     TicketSecret::new(from, Zeroizing::new([byte; 32]))
 }
 
-fn secrets(ring: &[(u64, u8)]) -> Arc<Secrets> {
-    let secrets = Arc::new(Secrets::default());
+fn secrets(ring: &[(u64, u8)]) -> Arc<TicketRingHandle> {
+    let secrets = Arc::new(TicketRingHandle::default());
     store(&secrets, ring);
     secrets
 }
 
-fn store(secrets: &Secrets, ring: &[(u64, u8)]) {
+fn store(secrets: &TicketRingHandle, ring: &[(u64, u8)]) {
     let ring = ring.iter().map(|(from, byte)| secret(*from, *byte)).collect();
     secrets.store(Arc::new(TicketRing { lifetime: 600, secrets: ring }));
 }
@@ -33,8 +31,8 @@ fn id(text: &str) -> Id {
     Id::parse(text).unwrap()
 }
 
-fn tickets(ring: &[(u64, u8)]) -> Tickets {
-    Tickets::new(Binding::new(&id("app"), None, &[&TLS13]), secrets(ring))
+fn tickets(ring: &[(u64, u8)]) -> SiteTicketer {
+    SiteTicketer::new(TicketBinding::new(&id("app"), None, &[&TLS13]), secrets(ring))
 }
 
 fn authority(name: &str) -> Certificate {
@@ -59,7 +57,7 @@ fn the_window_is_kept_to_the_second() {
     {
         let opened = tickets.open(&ticket, now);
         assert_eq!(opened.is_ok(), good, "{now}");
-        assert!(good || opened == Err(TicketRefusal::Expired));
+        assert!(good || opened == Err(TicketRejection::Expired));
         // Nor is one sealed that could not be opened.
         assert_eq!(tickets.seal(SESSION, WINDOW, now).is_some(), good, "{now}");
     }
@@ -71,7 +69,7 @@ fn a_ticket_that_is_cut_or_changed_anywhere_opens_nothing() {
     let ticket = tickets.seal(SESSION, WINDOW, NOW).unwrap();
     for at in 0..ticket.len() {
         let name = at < size_of::<KeyName>();
-        let expected = if name { TicketRefusal::OtherKey } else { TicketRefusal::Malformed };
+        let expected = if name { TicketRejection::OtherKey } else { TicketRejection::Malformed };
         assert_eq!(tickets.open(&ticket[..at], NOW), Err(expected), "cut to {at}");
         for bit in 0..8 {
             let mut changed = ticket.clone();
@@ -80,7 +78,7 @@ fn a_ticket_that_is_cut_or_changed_anywhere_opens_nothing() {
         }
     }
     let longer = [ticket.as_slice(), b"x"].concat();
-    assert_eq!(tickets.open(&longer, NOW), Err(TicketRefusal::Malformed));
+    assert_eq!(tickets.open(&longer, NOW), Err(TicketRejection::Malformed));
 }
 
 #[test]
@@ -98,28 +96,28 @@ fn every_part_of_the_binding_makes_another_key() {
     let other =
         ClientAuth::new(ClientAuthInput { anchors: vec![two], depth: 1, ..Default::default() }).unwrap();
     let bindings = [
-        Binding::new(&id("app"), Some(&plain), &[&TLS12, &TLS13]),
-        Binding::new(&id("app"), Some(&deeper), &[&TLS12, &TLS13]),
-        Binding::new(&id("app"), Some(&skipping), &[&TLS12, &TLS13]),
-        Binding::new(&id("app"), Some(&other), &[&TLS12, &TLS13]),
-        Binding::new(&id("app"), None, &[&TLS12, &TLS13]),
-        Binding::new(&id("app"), Some(&plain), &[&TLS13]),
-        Binding::new(&id("app"), Some(&plain), &[&TLS12]),
-        Binding::new(&id("app2"), Some(&plain), &[&TLS12, &TLS13]),
-        Binding::new(&id("ap"), Some(&plain), &[&TLS12, &TLS13]),
+        TicketBinding::new(&id("app"), Some(&plain), &[&TLS12, &TLS13]),
+        TicketBinding::new(&id("app"), Some(&deeper), &[&TLS12, &TLS13]),
+        TicketBinding::new(&id("app"), Some(&skipping), &[&TLS12, &TLS13]),
+        TicketBinding::new(&id("app"), Some(&other), &[&TLS12, &TLS13]),
+        TicketBinding::new(&id("app"), None, &[&TLS12, &TLS13]),
+        TicketBinding::new(&id("app"), Some(&plain), &[&TLS13]),
+        TicketBinding::new(&id("app"), Some(&plain), &[&TLS12]),
+        TicketBinding::new(&id("app2"), Some(&plain), &[&TLS12, &TLS13]),
+        TicketBinding::new(&id("ap"), Some(&plain), &[&TLS12, &TLS13]),
     ];
     let secrets = secrets(&[(0, 1)]);
-    let all = bindings.map(|binding| Tickets::new(binding, Arc::clone(&secrets)));
+    let all = bindings.map(|binding| SiteTicketer::new(binding, Arc::clone(&secrets)));
     for (at, sealing) in all.iter().enumerate() {
         let ticket = sealing.seal(SESSION, WINDOW, NOW).unwrap();
         for (other, opening) in all.iter().enumerate() {
             let opened = opening.open(&ticket, NOW).map(|(session, _)| session);
-            let expected = if at == other { Ok(SESSION.to_vec()) } else { Err(TicketRefusal::OtherKey) };
+            let expected = if at == other { Ok(SESSION.to_vec()) } else { Err(TicketRejection::OtherKey) };
             assert_eq!(opened, expected, "sealed by {at}, opened by {other}");
         }
     }
     // The order of the versions is nothing.
-    let turned = Tickets::new(Binding::new(&id("app"), Some(&plain), &[&TLS13, &TLS12]), secrets);
+    let turned = SiteTicketer::new(TicketBinding::new(&id("app"), Some(&plain), &[&TLS13, &TLS12]), secrets);
     let ticket = all[0].seal(SESSION, WINDOW, NOW).unwrap();
     assert!(turned.open(&ticket, NOW).is_ok());
 }
@@ -127,7 +125,7 @@ fn every_part_of_the_binding_makes_another_key() {
 #[test]
 fn any_secret_of_the_ring_opens_and_the_newest_begun_seals() {
     let secrets = secrets(&[(NOW - 20, 1), (NOW - 10, 2), (NOW + 10, 3)]);
-    let tickets = Tickets::new(Binding::new(&id("app"), None, &[&TLS13]), Arc::clone(&secrets));
+    let tickets = SiteTicketer::new(TicketBinding::new(&id("app"), None, &[&TLS13]), Arc::clone(&secrets));
     let old = tickets.seal(SESSION, WINDOW, NOW - 15).unwrap();
     let ticket = tickets.seal(SESSION, WINDOW, NOW).unwrap();
     let early = tickets.seal(SESSION, WINDOW, NOW + 15).unwrap();
@@ -140,11 +138,11 @@ fn any_secret_of_the_ring_opens_and_the_newest_begun_seals() {
 
     // The oldest is dropped from the ring: its tickets open nothing any more, the others' still do.
     store(&secrets, &[(NOW - 10, 2), (NOW + 10, 3)]);
-    assert_eq!(tickets.open(&old, NOW), Err(TicketRefusal::OtherKey));
+    assert_eq!(tickets.open(&old, NOW), Err(TicketRejection::OtherKey));
     assert!(tickets.open(&ticket, NOW).is_ok() && tickets.open(&early, NOW).is_ok());
     // All are replaced.
     store(&secrets, &[(NOW - 10, 9)]);
-    assert_eq!(tickets.open(&ticket, NOW), Err(TicketRefusal::OtherKey));
+    assert_eq!(tickets.open(&ticket, NOW), Err(TicketRejection::OtherKey));
 }
 
 /// Far more than a core keeps ready: many share the place where their keys would be kept.
@@ -152,8 +150,8 @@ fn any_secret_of_the_ring_opens_and_the_newest_begun_seals() {
 fn many_sites_in_turn_open_their_own_tickets_and_no_other_site_s() {
     let secrets = secrets(&[(0, 1), (NOW - 10, 2)]);
     let site = |nth: usize| {
-        let binding = Binding::new(&id(&format!("app-{nth}")), None, &[&TLS13]);
-        Tickets::new(binding, Arc::clone(&secrets))
+        let binding = TicketBinding::new(&id(&format!("app-{nth}")), None, &[&TLS13]);
+        SiteTicketer::new(binding, Arc::clone(&secrets))
     };
     let sites: Vec<_> = (0..1000).map(site).collect();
     let sealed: Vec<_> = sites.iter().map(|site| site.seal(SESSION, WINDOW, NOW).unwrap()).collect();
@@ -163,27 +161,27 @@ fn many_sites_in_turn_open_their_own_tickets_and_no_other_site_s() {
         assert_eq!(site.open(&older[nth], NOW), Ok((SESSION.to_vec(), WINDOW)));
         // Its key was used a moment ago, and is no key of this site.
         let neighbour = &sealed[nth.checked_sub(1).unwrap_or(999)];
-        assert_eq!(site.open(neighbour, NOW), Err(TicketRefusal::OtherKey));
+        assert_eq!(site.open(neighbour, NOW), Err(TicketRejection::OtherKey));
         // Named like one of ours, sealed by another.
         let forged = [&sealed[nth][..16], &neighbour[16..]].concat();
-        assert_eq!(site.open(&forged, NOW), Err(TicketRefusal::Malformed));
+        assert_eq!(site.open(&forged, NOW), Err(TicketRejection::Malformed));
     }
     store(&secrets, &[(NOW - 10, 3)]);
     for (site, ticket) in sites.iter().zip(&sealed) {
-        assert_eq!(site.open(ticket, NOW), Err(TicketRefusal::OtherKey), "ready or not, it is no key now");
+        assert_eq!(site.open(ticket, NOW), Err(TicketRejection::OtherKey), "ready or not, it is no key now");
     }
 }
 
 #[test]
 fn without_secrets_there_are_no_tickets() {
     let secrets = secrets(&[(0, 1)]);
-    let tickets = Tickets::new(Binding::new(&id("app"), None, &[&TLS13]), Arc::clone(&secrets));
+    let tickets = SiteTicketer::new(TicketBinding::new(&id("app"), None, &[&TLS13]), Arc::clone(&secrets));
     let ticket = tickets.seal(SESSION, WINDOW, NOW).unwrap();
     assert!(tickets.enabled());
     store(&secrets, &[]);
     assert!(!tickets.enabled());
     assert!(tickets.seal(SESSION, WINDOW, NOW).is_none());
-    assert_eq!(tickets.open(&ticket, NOW), Err(TicketRefusal::OtherKey));
+    assert_eq!(tickets.open(&ticket, NOW), Err(TicketRejection::OtherKey));
 }
 
 #[test]
@@ -194,79 +192,82 @@ fn a_session_with_an_endless_chain_gets_no_ticket() {
 }
 
 /// The window in which a ticket of this handshake would hold.
-fn sealed_in(resumption: &mut Resumption, insists: bool) -> Option<Window> {
-    resumption.during(|| Resumption::sealing(insists, NOW, 600))
+fn sealed_in(resumption: &mut HandshakeState, insists: bool) -> Option<ValidityPeriod> {
+    resumption.in_scope(|| HandshakeState::ticket_validity(insists, NOW, 600))
 }
 
 #[test]
 fn a_ticket_is_bounded_by_what_the_handshake_knows_of_its_client() {
-    let lasting = Window { from: 7, until: NOW + 9000 };
-    let ending = Window { from: 7, until: NOW + 50 };
+    let lasting = ValidityPeriod { from: 7, until: NOW + 9000 };
+    let ending = ValidityPeriod { from: 7, until: NOW + 50 };
     // Asked for no certificate, or showed none where none is insisted on.
-    let mut nobody = Resumption::default();
-    assert_eq!(sealed_in(&mut nobody, false), Some(Window { from: 0, until: NOW + 600 }));
+    let mut nobody = HandshakeState::default();
+    assert_eq!(sealed_in(&mut nobody, false), Some(ValidityPeriod { from: 0, until: NOW + 600 }));
     assert_eq!(sealed_in(&mut nobody, true), None, "there nobody gets that far, and if so gets no ticket");
     // Showed a good one.
     for (window, until) in [(lasting, NOW + 600), (ending, NOW + 50)] {
-        let mut known = Resumption::default();
-        known.during(|| Resumption::client_verified(window));
+        let mut known = HandshakeState::default();
+        known.in_scope(|| HandshakeState::client_verified(window));
         for insists in [true, false] {
-            assert_eq!(sealed_in(&mut known, insists), Some(Window { from: 7, until }));
-            assert_eq!(u64::from(known.during(Resumption::lifetime)), until - NOW);
+            assert_eq!(sealed_in(&mut known, insists), Some(ValidityPeriod { from: 7, until }));
+            assert_eq!(u64::from(known.in_scope(HandshakeState::ticket_lifetime)), until - NOW);
         }
     }
     // Showed one that has no whole second left.
-    let mut last = Resumption::default();
-    last.during(|| Resumption::client_verified(Window { from: 7, until: NOW }));
+    let mut last = HandshakeState::default();
+    last.in_scope(|| HandshakeState::client_verified(ValidityPeriod { from: 7, until: NOW }));
     assert_eq!(sealed_in(&mut last, true), None);
     // Resumed: the new ticket ends with the old one, so that a chain of them ends too.
-    let mut resumed = Resumption::default();
-    assert!(resumed.during(|| Resumption::opened(ending)));
+    let mut resumed = HandshakeState::default();
+    assert!(resumed.in_scope(|| HandshakeState::ticket_accepted(ending)));
     assert_eq!(sealed_in(&mut resumed, true), Some(ending));
     // A ticket opened, but the handshake went on in full.
-    resumed.during(|| Resumption::client_verified(lasting));
-    assert_eq!(sealed_in(&mut resumed, true), Some(Window { from: 7, until: NOW + 600 }));
+    resumed.in_scope(|| HandshakeState::client_verified(lasting));
+    assert_eq!(sealed_in(&mut resumed, true), Some(ValidityPeriod { from: 7, until: NOW + 600 }));
     // Showed a bad one: whatever else it showed.
-    resumed.during(Resumption::client_refused);
+    resumed.in_scope(HandshakeState::client_rejected);
     assert_eq!(sealed_in(&mut resumed, false), None);
 }
 
 #[test]
 fn handshakes_that_take_turns_on_a_core_do_not_mix() {
-    let (mut one, mut other) = (Resumption::default(), Resumption::default());
-    let verified = Window { from: 1, until: NOW + 5 };
-    one.during(|| Resumption::client_verified(verified));
-    other.during(|| Resumption::ticket_refused(TicketRefusal::Expired));
+    let (mut one, mut other) = (HandshakeState::default(), HandshakeState::default());
+    let verified = ValidityPeriod { from: 1, until: NOW + 5 };
+    one.in_scope(|| HandshakeState::client_verified(verified));
+    other.in_scope(|| HandshakeState::ticket_rejected(TicketRejection::Expired));
     assert_eq!(sealed_in(&mut other, true), None);
     assert_eq!(sealed_in(&mut one, true), Some(verified));
-    assert_eq!((one.refused(), other.refused()), (&[][..], &[TicketRefusal::Expired][..]));
+    assert_eq!(
+        (one.ticket_rejections(), other.ticket_rejections()),
+        (&[][..], &[TicketRejection::Expired][..])
+    );
 }
 
 #[test]
 fn outside_of_a_handshake_nothing_is_sealed_or_opened() {
     let tickets = tickets(&[(0, 1)]);
     let now = UnixTime::now().as_secs();
-    let ticket = tickets.seal(SESSION, Window { from: 0, until: now + 60 }, now).unwrap();
+    let ticket = tickets.seal(SESSION, ValidityPeriod { from: 0, until: now + 60 }, now).unwrap();
     assert_eq!(tickets.encrypt(SESSION), None);
     assert_eq!(tickets.decrypt(&ticket), None);
-    let mut handshake = Resumption::default();
-    assert_eq!(handshake.during(|| tickets.decrypt(&ticket)).as_deref(), Some(SESSION));
-    let again = handshake.during(|| tickets.encrypt(SESSION)).unwrap();
+    let mut handshake = HandshakeState::default();
+    assert_eq!(handshake.in_scope(|| tickets.decrypt(&ticket)).as_deref(), Some(SESSION));
+    let again = handshake.in_scope(|| tickets.encrypt(SESSION)).unwrap();
     let (_, window) = tickets.open(&again, now).unwrap();
     assert_eq!(window.until, now + 60, "bounded by the one it came from");
     // What cannot be opened is counted by why, an empty wish is not.
-    let mut handshake = Resumption::default();
+    let mut handshake = HandshakeState::default();
     for offered in [&b""[..], b"x", &[7; 200], &ticket[..50]] {
-        assert_eq!(handshake.during(|| tickets.decrypt(offered)), None);
+        assert_eq!(handshake.in_scope(|| tickets.decrypt(offered)), None);
     }
-    let refused = [TicketRefusal::OtherKey, TicketRefusal::OtherKey, TicketRefusal::Malformed];
-    assert_eq!(handshake.refused(), refused);
+    let refused = [TicketRejection::OtherKey, TicketRejection::OtherKey, TicketRejection::Malformed];
+    assert_eq!(handshake.ticket_rejections(), refused);
 }
 
 #[test]
 fn debug_shows_no_key() {
     assert_eq!(format!("{:?}", tickets(&[(0, 1)])), "Tickets(1 keys, not shown)");
-    for (at, refusal) in TicketRefusal::ALL.into_iter().enumerate() {
+    for (at, refusal) in TicketRejection::ALL.into_iter().enumerate() {
         assert_eq!(refusal.index(), at);
     }
 }

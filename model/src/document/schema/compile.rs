@@ -1,5 +1,5 @@
-//! Schema file -> compiled schema. Strict: what the evaluator would not judge is refused here, so that no rule
-//! in a file is ever silently without effect.
+//! Schema file -> compiled schema. Strict: what the evaluator would not judge is refused here, so
+//! that no rule in a file is ever silently without effect.
 
 use regex::Regex;
 use serde_json::Value;
@@ -68,7 +68,7 @@ impl Schema {
     }
 
     /// The schema nothing fits: what a broken file would mean.
-    pub(crate) fn nothing() -> Schema {
+    pub(crate) fn never() -> Schema {
         Schema { choices: Some(Vec::new()), ..Schema::default() }
     }
 }

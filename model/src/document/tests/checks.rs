@@ -1,7 +1,7 @@
-//! What the Admin API says (contract 4.1, 3.2, 3.3; the cases' numbers are those of the reference cases), and
-//! what we refuse beyond it.
+//! What the Admin API says (contract 4.1, 3.2, 3.3; the cases' numbers are those of the reference
+//! cases), and what we refuse beyond it.
 
-use pki::mint::{Authority, AuthoritySpec, KeyAlgorithm, LeafSpec};
+use pki::ca::{Authority, AuthoritySpec, KeyAlgorithm, LeafSpec};
 use rustls_pki_types::UnixTime;
 
 use super::*;
@@ -39,7 +39,7 @@ fn a_good_ssl_is_all_it_says() {
     assert_eq!(made.versions, Some(vec![TlsVersion::V12, TlsVersion::V13]));
     let policy = made.client.as_ref().unwrap();
     assert_eq!((policy.depth(), policy.anchors().certificates().len()), (2, 1));
-    assert!(policy.skips("/hello1") && !policy.skips("/hello"));
+    assert!(policy.skips_path("/hello1") && !policy.skips_path("/hello"));
     assert_eq!(made.pairs[0].chain, PAIRS[0].chain);
     assert!(references(&Resource::Ssl(made)).is_empty());
 }
@@ -109,8 +109,8 @@ fn keys_open_with_the_keyring_or_not_at_all() {
         |first: String, second: String| ssl(json!({"key": first, "certs": [cert], "keys": [second]}));
     let own = pem(0).1;
     let sealed = with_keys(ours.seal(&own), ours.seal(&key));
-    assert!(check(Kind::Ssl, &id("1"), &sealed, &ours).is_ok());
-    let told = |document: &Value| check(Kind::Ssl, &id("1"), document, &ours).unwrap_err().message;
+    assert!(compile(Kind::Ssl, &id("1"), &sealed, &ours).is_ok());
+    let told = |document: &Value| compile(Kind::Ssl, &id("1"), document, &ours).unwrap_err().message;
     assert_eq!(told(&with_keys(foreign.seal(&own), key.clone())), "failed to decrypt previous encrypted key"); // L11
     assert_eq!(
         told(&with_keys(own.clone(), foreign.seal(&key))),
@@ -164,7 +164,7 @@ fn skip_patterns_that_need_back_tracking_are_refused() {
 #[test]
 fn revocation_lists_must_be_lists_of_a_known_issuer() {
     let crl = |authority: &Authority| {
-        let der = authority.crl(&pki::mint::CrlSpec::default()).unwrap();
+        let der = authority.crl(&pki::ca::CrlSpec::default()).unwrap();
         format!("-----BEGIN X509 CRL-----\n{}-----END X509 CRL-----\n", base64_lines(&der))
     };
     let own = crl(&AUTHORITY);
@@ -189,7 +189,7 @@ fn revocation_lists_must_be_lists_of_a_known_issuer() {
 fn anchors_that_can_verify_nobody_are_refused_when_written() {
     let told = |anchor: String| {
         let resource = checked(Kind::Ssl, &ssl(json!({"client": {"ca": anchor}}))).unwrap();
-        check_time(&resource, now()).map_err(|problem| {
+        check_validity_period(&resource, now()).map_err(|problem| {
             assert_eq!(problem.field, "client.ca");
             problem.message
         })
@@ -204,7 +204,7 @@ fn anchors_that_can_verify_nobody_are_refused_when_written() {
     // A client's own certificate is pinned; a server's is a mistake.
     let leaf = |spec: &LeafSpec| AUTHORITY.issue(spec).unwrap().certificate_pem;
     assert_eq!(told(leaf(&LeafSpec::client("me"))), Ok(()));
-    let server = LeafSpec::server("a.com").usages(pki::mint::Usages { server: true, client: false });
+    let server = LeafSpec::server("a.com").usages(pki::ca::Usages { server: true, client: false });
     assert!(told(leaf(&server)).unwrap_err().contains("is not a CA"));
 }
 
@@ -260,7 +260,7 @@ fn upstream_texts() {
     ); // C2
     let ring = Keyring::new(vec!["qeddd145sfvddff3".to_owned()]).unwrap();
     let sealed = upstream(json!({"tls": {"client_cert": cert, "client_key": "AAA".repeat(128)}}));
-    let problem = check(Kind::Route, &id("1"), &route(json!({"upstream": sealed})), &ring).unwrap_err();
+    let problem = compile(Kind::Route, &id("1"), &route(json!({"upstream": sealed})), &ring).unwrap_err();
     assert_eq!(problem.message, "failed to decrypt previous encrypted key"); // C3
     assert_eq!(problem.field, "upstream.tls.client_key");
     assert_eq!(refused_upstream(json!({"type": "chash"})), "missing key"); // W6
@@ -287,7 +287,7 @@ fn upstream_texts() {
 #[test]
 fn a_port_in_a_node_s_host_goes_before_the_one_beside_it() {
     let node = |changes: Value| {
-        let accepted = check(Kind::Upstream, &id("1"), &upstream(changes), &Keyring::new(vec![]).unwrap());
+        let accepted = compile(Kind::Upstream, &id("1"), &upstream(changes), &Keyring::new(vec![]).unwrap());
         let Ok(Resource::Upstream(accepted)) = accepted else { panic!("{accepted:?}") };
         (accepted.nodes[0].host.clone(), accepted.nodes[0].port)
     };
@@ -337,7 +337,7 @@ fn a_port_in_a_node_s_host_goes_before_the_one_beside_it() {
 fn arguments_of_discovery_without_its_type_are_ignored() {
     for arguments in [json!({}), json!({"namespace_id": "a"})] {
         let document = upstream(json!({"nodes": {"a.com:1": 1}, "discovery_args": arguments}));
-        assert!(check(Kind::Upstream, &id("1"), &document, &Keyring::new(vec![]).unwrap()).is_ok());
+        assert!(compile(Kind::Upstream, &id("1"), &document, &Keyring::new(vec![]).unwrap()).is_ok());
         let with_type =
             upstream(json!({"nodes": {"a.com:1": 1}, "discovery_args": {}, "discovery_type": "dns"}));
         assert_eq!(refused(Kind::Upstream, &with_type).field, "discovery_type");
@@ -384,7 +384,7 @@ fn a_good_route_is_all_it_says() {
         made.remote_addrs.iter().map(ToString::to_string).collect::<Vec<_>>(),
         ["10.0.0.0/8", "::1/128", "127.0.0.0/8"]
     );
-    assert!(made.methods.allow("GET") && !made.methods.allow("POST"));
+    assert!(made.methods.allows("GET") && !made.methods.allows("POST"));
     assert_eq!((made.priority, made.enabled), (-3, false));
     assert_eq!(made.upstream, Some(UpstreamRef::Id(id("7"))), "the id goes before the inline one");
     let named: Vec<_> = references(&Resource::Route(made))
@@ -409,16 +409,16 @@ fn references_are_judged_with_the_contracts_texts() {
     };
     assert_eq!(named.field, "upstream.tls.client_cert_id");
     assert_eq!(
-        named.judge(None).unwrap_err().message,
+        named.check(None).unwrap_err().message,
         "failed to fetch ssl info by ssl id [9], response code: 404"
     ); // W2
     let server = checked(Kind::Ssl, &ssl(json!({}))).unwrap();
     assert_eq!(
-        named.judge(Some(&server)).unwrap_err().message,
+        named.check(Some(&server)).unwrap_err().message,
         "failed to fetch ssl info by ssl id [9], wrong ssl type"
     ); // W3
     let identity = checked(Kind::Ssl, &ssl(json!({"type": "client"}))).unwrap();
-    assert_eq!(named.judge(Some(&identity)), Ok(()));
+    assert_eq!(named.check(Some(&identity)), Ok(()));
 }
 
 #[test]

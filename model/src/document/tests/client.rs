@@ -1,6 +1,6 @@
 //! What bad input gets in `client`: the field, what was found in it, what was expected.
 
-use pki::mint::{Authority, AuthoritySpec, CrlSpec, LeafSpec};
+use pki::ca::{Authority, AuthoritySpec, CrlSpec, LeafSpec};
 use rustls_pki_types::UnixTime;
 
 use super::*;
@@ -21,8 +21,8 @@ fn list(authority: &Authority) -> String {
 /// The refusal of a `client`, now: its field, and everything it says.
 #[track_caller]
 fn told(client: Value) -> (String, String) {
-    let judged = check(Kind::Ssl, &id("1"), &with_client(client), &Keyring::none());
-    let problem = match judged.and_then(|resource| check_time(&resource, UnixTime::now())) {
+    let judged = compile(Kind::Ssl, &id("1"), &with_client(client), &Keyring::empty());
+    let problem = match judged.and_then(|resource| check_validity_period(&resource, UnixTime::now())) {
         Err(problem) => problem,
         Ok(()) => panic!("it was accepted"),
     };
@@ -105,7 +105,11 @@ fn anchors_that_can_verify_nobody() {
     let pinned = AUTHORITY.issue(&LeafSpec::client("alice")).unwrap();
     let document = with_client(with(pinned.certificate_pem));
     let resource = checked(Kind::Ssl, &document).unwrap();
-    assert_eq!(check_time(&resource, UnixTime::now()), Ok(()), "a client's own certificate is pinned");
+    assert_eq!(
+        check_validity_period(&resource, UnixTime::now()),
+        Ok(()),
+        "a client's own certificate is pinned"
+    );
 }
 
 #[test]
@@ -160,11 +164,11 @@ fn lists_of_intermediates_bring_their_signer() {
 /// `client.crl` after lists were carried over to the bundle `ca`, and what was taken out.
 fn carried_over(ca: &str, texts: &[String]) -> (Value, Vec<String>) {
     let mut client = json!({"ca": ca, "crl": texts, "crl_policy": "prefer"});
-    let dropped = drop_unsigned_lists(client.as_object_mut().unwrap(), ca);
+    let dropped = drop_unsigned_crls(client.as_object_mut().unwrap(), ca);
     if client.get("crl").is_none() {
         assert_eq!(client, json!({"ca": ca}), "the policy goes with the last list");
     }
-    check(Kind::Ssl, &id("1"), &with_client(client.clone()), &Keyring::none()).unwrap();
+    compile(Kind::Ssl, &id("1"), &with_client(client.clone()), &Keyring::empty()).unwrap();
     (client.get("crl").cloned().unwrap_or_default(), dropped)
 }
 
@@ -193,6 +197,6 @@ fn lists_that_the_bundle_did_not_sign_are_dropped() {
     // What cannot be read is left for the check to name.
     let mut client = json!({"ca": ca, "crl": ["x", of_two]});
     let before = client.clone();
-    assert!(drop_unsigned_lists(client.as_object_mut().unwrap(), &ca).is_empty());
+    assert!(drop_unsigned_crls(client.as_object_mut().unwrap(), &ca).is_empty());
     assert_eq!(client, before);
 }

@@ -20,7 +20,7 @@ fn an_unknown_keyword_is_an_error_of_the_file() {
     assert!(Schema::compile(&json!({"type": "object", "minProperties": 1})).is_err());
     assert!(Schema::compile(&json!({"pattern": "("})).is_err());
     assert!(Schema::compile(&json!(true)).is_err());
-    assert!(Schema::nothing().judge(&json!({})).is_err());
+    assert!(Schema::never().judge(&json!({})).is_err());
 }
 
 #[track_caller]
@@ -268,7 +268,7 @@ proptest! {
             Kind::Ssl if real => with(document, json!({"cert": cert, "key": key})),
             _ => document,
         };
-        let _ = checked(kind, &document).map(|resource| crate::lint::alone(&resource, pki::UnixTime::since_unix_epoch(Default::default())));
+        let _ = checked(kind, &document).map(|resource| crate::lint::lint_resource(&resource, pki::UnixTime::since_unix_epoch(Default::default())));
     }
 }
 

@@ -72,12 +72,12 @@ fn the_schemes_of_streams_take_no_http_route_and_every_node_has_a_port() {
         // By id: the reference is judged.
         let named = |kind, document| references(&checked(kind, &document).unwrap()).remove(0);
         let by_route = named(Kind::Route, route(json!({"upstream": null, "upstream_id": "1"})));
-        let told = by_route.judge(Some(&made)).unwrap_err().message;
+        let told = by_route.check(Some(&made)).unwrap_err().message;
         let expected =
             format!("failed to fetch upstream info by upstream id [1], scheme {text} takes no HTTP requests");
         assert_eq!(told, expected);
         let by_stream = named(Kind::StreamRoute, json!({"upstream_id": "1"}));
-        assert_eq!(by_stream.judge(Some(&made)), Ok(()));
+        assert_eq!(by_stream.check(Some(&made)), Ok(()));
     }
 }
 
@@ -85,8 +85,8 @@ fn the_schemes_of_streams_take_no_http_route_and_every_node_has_a_port() {
 fn tls_without_an_encrypted_scheme_and_a_route_to_nowhere_are_warned_about() {
     let now = pki::UnixTime::since_unix_epoch(Default::default());
     let told = |kind, document: Value| {
-        let found = crate::lint::alone(&checked(kind, &document).unwrap(), now);
-        found.into_iter().map(|finding| finding.what).collect::<Vec<_>>().join("; ")
+        let found = crate::lint::lint_resource(&checked(kind, &document).unwrap(), now);
+        found.into_iter().map(|finding| finding.message).collect::<Vec<_>>().join("; ")
     };
     let clear = upstream(json!({"scheme": "tcp", "tls": {"verify": true}}));
     assert!(told(Kind::Upstream, clear).contains("the scheme is tcp: nothing is encrypted"));

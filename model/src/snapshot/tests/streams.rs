@@ -23,7 +23,7 @@ fn streamed(routes: Vec<StreamRoute>) -> Snapshot {
 /// The route of a connection from `remote` to `server`; an empty `sni` is none.
 #[track_caller]
 fn streams<'a>(snapshot: &'a Snapshot, sni: &str, remote: &str, server: &str) -> Option<&'a str> {
-    let sni = Name::from_sni(sni);
+    let sni = HostName::from_sni(sni);
     let (remote, server) = (remote.parse().unwrap(), server.parse().unwrap());
     let query = StreamQuery { sni: sni.as_ref(), remote, server };
     snapshot.find_stream_route(&query).map(|route| route.id.as_str())
@@ -101,7 +101,7 @@ fn slow_stream_route(snapshot: &Snapshot, query: &StreamQuery<'_>) -> Option<Id>
     fitting.into_iter().min().map(|(_, id)| id)
 }
 
-pub(super) fn check_streams(snapshot: &Snapshot, sni: Option<&Name>) -> Result<(), TestCaseError> {
+pub(super) fn check_streams(snapshot: &Snapshot, sni: Option<&HostName>) -> Result<(), TestCaseError> {
     for remote in ["192.0.2.1", "127.0.0.1"] {
         for server in ["192.0.2.80:9100", "192.0.2.80:9101", "127.0.0.1:9100", "[::1]:80"] {
             let (remote, server) = (remote.parse().unwrap(), server.parse().unwrap());

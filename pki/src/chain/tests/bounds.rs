@@ -1,17 +1,18 @@
-//! How much a stranger can make us compute before we know who it is: counted in signatures, for a count is the same on every machine.
+//! How much a stranger can make us compute before we know who it is: counted in signatures, for a
+//! count is the same on every machine.
 
 use super::*;
-use crate::signature::COMPUTED;
+use crate::signature::VERIFICATIONS;
 
 /// The verdict on a chain, and how many signatures it took.
-fn counted(policy: &ClientAuth, chain: &[Certificate]) -> (Result<Verified, VerifyError>, usize) {
-    let before = COMPUTED.get();
+fn counted(policy: &ClientAuth, chain: &[Certificate]) -> (Result<VerifiedClient, VerifyError>, usize) {
+    let before = VERIFICATIONS.get();
     let verdict = judge(policy, chain);
-    (verdict, COMPUTED.get() - before)
+    (verdict, VERIFICATIONS.get() - before)
 }
 
-/// A hundred CAs of one name, all signed by each other's name, whose issuer is an anchor's name too: nothing can be left out by names,
-/// so the budget must end it.
+/// A hundred CAs of one name, all signed by each other's name, whose issuer is an anchor's name
+/// too: nothing can be left out by names, so the budget must end it.
 #[test]
 fn a_maze_with_a_painted_exit_ends_soon() {
     let real = root();
@@ -24,11 +25,11 @@ fn a_maze_with_a_painted_exit_ends_soon() {
     }
     let policy = policy(&[real.certificate()], 255);
     let error = judge(&policy, &chain).unwrap_err();
-    assert!(matches!(error, VerifyError::TooMuchWork { checks: 1..=100 }), "{error}");
+    assert!(matches!(error, VerifyError::BudgetExceeded { checks: 1..=100 }), "{error}");
 }
 
-/// Ten CAs that all certified each other, one of them also by the name of an anchor: all signatures are good, and the paths
-/// through them are the permutations of ten.
+/// Ten CAs that all certified each other, one of them also by the name of an anchor: all signatures
+/// are good, and the paths through them are the permutations of ten.
 #[test]
 fn a_maze_of_good_signatures_ends_too() {
     let (real, imposter) = (root(), root());
@@ -47,7 +48,7 @@ fn a_maze_of_good_signatures_ends_too() {
     chain.push(authorities[9].certificate().clone());
     let policy = policy(&[real.certificate()], 255);
     let error = judge(&policy, &chain).unwrap_err();
-    assert!(matches!(error, VerifyError::TooMuchWork { checks: 1..=100 }), "{error}");
+    assert!(matches!(error, VerifyError::BudgetExceeded { checks: 1..=100 }), "{error}");
     // with the way out known, the same certificates are a good chain
     let knows = self::policy(&[imposter.certificate()], 255);
     judge(&knows, &chain).unwrap();
@@ -70,10 +71,11 @@ fn a_good_chain_may_be_as_long_as_depth_allows() {
         chain[1..].reverse();
     }
     let (verdict, computed) = counted(&policy(&[&anchor], 99), &client.chain);
-    assert_eq!((reason(verdict), computed), (VerifyReason::Depth, 0), "the cheap rules come first");
+    assert_eq!((reason(verdict), computed), (VerifyReason::DepthExceeded, 0), "the cheap rules come first");
 }
 
-/// A stranger's own CAs, all of whose signatures are good: the one that would have to be our anchor's is checked first.
+/// A stranger's own CAs, all of whose signatures are good: the one that would have to be our
+/// anchor's is checked first.
 #[test]
 fn a_line_of_ones_own_falls_with_its_first_link() {
     let (real, mut authority) = (root(), root());
@@ -94,11 +96,12 @@ fn a_forged_leaf_among_namesakes_of_its_issuer_costs_little() {
     let mut chain = vec![forged];
     chain.extend((0..100).map(|_| real.intermediate(&spec).unwrap().certificate().clone()));
     let (verdict, computed) = counted(&policy(&[real.certificate()], 1), &chain);
-    assert_eq!(reason(verdict), VerifyReason::TooMuchWork);
+    assert_eq!(reason(verdict), VerifyReason::BudgetExceeded);
     assert!(computed <= 8, "{computed} signatures");
 }
 
-/// After some changes of keys without key identifiers, the right issuer need not be the first that is tried.
+/// After some changes of keys without key identifiers, the right issuer need not be the first that
+/// is tried.
 #[test]
 fn a_handful_of_namesakes_does_not_keep_a_good_client_out() {
     let real = root();

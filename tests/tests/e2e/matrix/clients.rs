@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use e2e::client::ClientCertificate;
-use pki::mint::{Authority, AuthoritySpec, CrlSpec, KeyAlgorithm, LeafSpec, Minted, Usages};
+use pki::ca::{Authority, AuthoritySpec, CrlSpec, IssuedCertificate, KeyAlgorithm, LeafSpec, Usages};
 use pki::{Certificate, CertificateDer, UnixTime};
 
 use super::table::{ROWS, Revocation};
@@ -161,7 +161,7 @@ impl Clients {
     }
 }
 
-fn mint(pki: &Pki, client: Client) -> Option<(Minted, Vec<Certificate>)> {
+fn mint(pki: &Pki, client: Client) -> Option<(IssuedCertificate, Vec<Certificate>)> {
     let spec = LeafSpec::client(format!("{client:?}"));
     let below =
         |authority: &Authority, spec: AuthoritySpec| authority.intermediate(&spec).expect("an intermediate");
@@ -211,7 +211,8 @@ fn mint(pki: &Pki, client: Client) -> Option<(Minted, Vec<Certificate>)> {
         }
         Client::OfLeaf => {
             let leaf = pki.root.issue(&LeafSpec::client("Matrix Leaf")).expect("a leaf");
-            made = Authority::unchecked(leaf.certificate, &leaf.key_pem).expect("an authority that is none");
+            made = Authority::from_certificate_unchecked(leaf.certificate, &leaf.key_pem)
+                .expect("an authority that is none");
             (&made, spec)
         }
     };

@@ -230,7 +230,7 @@ mod tests {
     #[test]
     fn a_failed_change_ends_the_phase_with_an_error() {
         let nowhere = crate::target::Target::parse("https://127.0.0.1:1/", Some("a.test"), false).unwrap();
-        let root = pki::mint::Authority::root(&pki::mint::AuthoritySpec::new("root")).unwrap();
+        let root = pki::ca::Authority::root(&pki::ca::AuthoritySpec::new("root")).unwrap();
         let identity = crate::identity::ClientIdentity::from_pem(root.certificate_pem().as_bytes(), None);
         let plan = Plan {
             target: nowhere,

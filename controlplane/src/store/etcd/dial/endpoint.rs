@@ -5,16 +5,17 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use rustls::pki_types::ServerName;
 
-use super::error::{DialError, Problem};
+use super::error::{DialError, DialFailure};
 
 /// etcd's port for clients.
 const DEFAULT_PORT: u16 = 2379;
 
-/// One entry of `deployment.etcd.host`. Clones are the same endpoint: they remember one last failure.
+/// One entry of `deployment.etcd.host`. Clones are the same endpoint: they remember one last
+/// failure.
 #[derive(Clone)]
-pub struct Endpoint(Arc<Inner>);
+pub(crate) struct Endpoint(Arc<EndpointInner>);
 
-struct Inner {
+struct EndpointInner {
     url: String,
     https: bool,
     host: String,
@@ -28,7 +29,7 @@ impl Endpoint {
     ///
     /// # Errors
     /// The first one that is no URL as the contract wants it.
-    pub fn all(etcd: &conf::Etcd) -> Result<Vec<Self>, DialError> {
+    pub(crate) fn from_config(etcd: &conf::EtcdSettings) -> Result<Vec<Self>, DialError> {
         etcd.hosts.iter().map(|url| Self::parse(url)).collect()
     }
 
@@ -36,9 +37,9 @@ impl Endpoint {
     ///
     /// # Errors
     /// When it is something else.
-    pub fn parse(url: &str) -> Result<Self, DialError> {
-        let wrong = |problem: &str| DialError::new(url, Problem::Url(problem.to_owned()));
-        let (https, host, port) = split(url).ok_or_else(|| {
+    pub(crate) fn parse(url: &str) -> Result<Self, DialError> {
+        let wrong = |problem: &str| DialError::new(url, DialFailure::Url(problem.to_owned()));
+        let (https, host, port) = split_url(url).ok_or_else(|| {
             wrong(
                 "expected http:// or https://, a host name or address of letters, digits, `.` and `-` ([..] around \
                  an IPv6 address), then at most a port: https://etcd.example:2379. No path, no trailing slash",
@@ -56,37 +57,37 @@ impl Endpoint {
             return Err(wrong(&format!("{host:?} is neither a host name nor an IP address")));
         }
         let (url, host) = (url.to_owned(), host.to_owned());
-        Ok(Self(Arc::new(Inner { url, https, host, port, failure: Mutex::default() })))
+        Ok(Self(Arc::new(EndpointInner { url, https, host, port, failure: Mutex::default() })))
     }
 
     /// As configured.
-    pub fn url(&self) -> &str {
+    pub(crate) fn url(&self) -> &str {
         &self.0.url
     }
 
     /// Whether connections are within TLS.
-    pub fn https(&self) -> bool {
+    pub(crate) fn https(&self) -> bool {
         self.0.https
     }
 
     /// Name or address, without brackets.
-    pub fn host(&self) -> &str {
+    pub(crate) fn host(&self) -> &str {
         &self.0.host
     }
 
     /// The port, 2379 when the URL has none.
-    pub fn port(&self) -> u16 {
+    pub(crate) fn port(&self) -> u16 {
         self.0.port
     }
 
     /// Whether it is this very machine.
-    pub fn is_loopback(&self) -> bool {
+    pub(crate) fn is_loopback(&self) -> bool {
         let address = self.host().parse::<std::net::IpAddr>();
         address.map_or(self.host() == "localhost", |address| address.is_loopback())
     }
 
     /// Host and port, as HTTP writes them.
-    pub fn authority(&self) -> String {
+    pub(crate) fn authority(&self) -> String {
         let host = self.host();
         if host.contains(':') {
             format!("[{host}]:{}", self.port())
@@ -95,12 +96,12 @@ impl Endpoint {
         }
     }
 
-    pub(super) fn wrong(&self, problem: Problem) -> DialError {
+    pub(super) fn error(&self, problem: DialFailure) -> DialError {
         DialError::new(self.url(), problem)
     }
 
     /// Remembers why there is no connection, or forgets it when there is one.
-    pub(super) fn remember(&self, failure: Option<DialError>) {
+    pub(super) fn set_last_failure(&self, failure: Option<DialError>) {
         *self.0.failure.lock().unwrap_or_else(PoisonError::into_inner) = failure;
     }
 
@@ -109,8 +110,9 @@ impl Endpoint {
     }
 }
 
-/// `([^\/]+):\/\/([\da-zA-Z.-]+|\[[\da-fA-F:]+\]):?(\d+)?$`, with a scheme that `conf` allows: scheme, host, port.
-fn split(url: &str) -> Option<(bool, &str, &str)> {
+/// `([^\/]+):\/\/([\da-zA-Z.-]+|\[[\da-fA-F:]+\]):?(\d+)?$`, with a scheme that `conf` allows:
+/// scheme, host, port.
+fn split_url(url: &str) -> Option<(bool, &str, &str)> {
     let (https, rest) = match url.strip_prefix("https://") {
         Some(rest) => (true, rest),
         None => (false, url.strip_prefix("http://")?),

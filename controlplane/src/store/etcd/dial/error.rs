@@ -1,44 +1,47 @@
-//! Why there is no connection to an endpoint: the step, what was found and expected, and what to do.
+//! Why there is no connection to an endpoint: the step, what was found and expected, and what to
+//! do.
 //!
-//! Where the contract fixes words (9.2) they stand in the text: `certificate verify failed`, `certificate host mismatch`, `bad certificate`.
+//! Where the contract fixes words (9.2) they stand in the text: `certificate verify failed`,
+//! `certificate host mismatch`, `bad certificate`.
 
-use pem_files::FileError;
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use pem_files::FileError;
 use pki::VerifyError;
 use rustls::AlertDescription;
 
-use super::security::{Shown, Trusted};
+use super::client_tls::{PresentedCert, TrustSummary};
 
 /// Why there is no connection to an endpoint.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{url}: {problem}", url = url.escape_debug())]
-pub struct DialError {
+pub(crate) struct DialError {
     /// The endpoint, as configured.
     pub url: String,
     /// The step and the cause.
-    pub problem: Arc<Problem>,
+    pub problem: Arc<DialFailure>,
 }
 
 impl DialError {
-    pub(super) fn new(url: &str, problem: Problem) -> Self {
+    pub(super) fn new(url: &str, problem: DialFailure) -> Self {
         Self { url: url.to_owned(), problem: Arc::new(problem) }
     }
 }
 
 /// Where on its way a connection is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Step {
+pub(crate) enum DialStep {
     /// The configuration and the files it names.
     Settings,
     /// Looking up the host's addresses.
     Dns,
     /// Connecting to one of them.
     Tcp,
-    /// The TLS handshake, and the first answer, which in TLS 1.3 is where a refused client certificate shows.
+    /// The TLS handshake, and the first answer, which in TLS 1.3 is where a refused client
+    /// certificate shows.
     Tls,
     /// Waiting for the server's HTTP/2 settings.
     Http2,
@@ -46,7 +49,7 @@ pub enum Step {
     Established,
 }
 
-impl fmt::Display for Step {
+impl fmt::Display for DialStep {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Settings => "settings",
@@ -61,7 +64,7 @@ impl fmt::Display for Step {
 
 /// The step and the cause.
 #[derive(Debug, Clone, thiserror::Error)]
-pub enum Problem {
+pub(crate) enum DialFailure {
     /// Not a URL as contract 1.2 wants it.
     #[error("deployment.etcd.host: {0}")]
     Url(String),
@@ -70,7 +73,7 @@ pub enum Problem {
     File(#[from] FileError),
     /// The TLS library cannot use what the files hold.
     #[error("deployment.etcd.tls: {0}")]
-    Library(String),
+    TlsConfig(String),
     /// The host has no address.
     #[error(
         "DNS: the host {host:?} cannot be looked up: {cause}. Check the name, and this machine's resolver"
@@ -85,10 +88,10 @@ pub enum Problem {
     #[error("TCP: cannot connect to {}", tried(.0))]
     Tcp(Vec<(SocketAddr, TcpFailure)>),
     /// No answer in time.
-    #[error("{step}: no answer within {}. {}", span(*.after), patience(*.step))]
+    #[error("{step}: no answer within {}. {}", span(*.after), timeout_hint(*.step))]
     Timeout {
         /// What was waited for.
-        step: Step,
+        step: DialStep,
         /// How long.
         after: Duration,
     },
@@ -101,7 +104,7 @@ pub enum Problem {
         /// Which rule of ours it breaks.
         why: String,
         /// What we verified it with.
-        trusted: Trusted,
+        trusted: TrustSummary,
     },
     /// The server's certificate is trusted, for another name.
     #[error(
@@ -109,7 +112,7 @@ pub enum Problem {
          certificate, or issue one for {expected}",
         if *.by_sni { "deployment.etcd.tls.sni" } else { "the URL's host" }
     )]
-    WrongName {
+    NameMismatch {
         /// The name expected.
         expected: String,
         /// Whether `tls.sni` gives it.
@@ -123,18 +126,18 @@ pub enum Problem {
         if .shown.is_some() { "refuses our client certificate" } else { "asks for a client certificate, and none is configured" },
         alert_name(*.alert)
     )]
-    Refused {
+    ClientCertRejected {
         /// What it answered.
         alert: AlertDescription,
         /// What we showed.
-        shown: Shown,
+        shown: PresentedCert,
     },
     /// The server ended the handshake for another reason.
     #[error("TLS: etcd ended the handshake with the alert {}. {}", alert_name(*.0), alert_hint(*.0))]
     Alert(AlertDescription),
     /// The handshake failed on our side.
     #[error("TLS: the handshake failed: {0}")]
-    Tls(String),
+    Handshake(String),
     /// No TLS is spoken there.
     #[error(
         "TLS: what answers there does not speak TLS{}. {}",
@@ -150,7 +153,7 @@ pub enum Problem {
     #[error(
         "HTTP/2: what answers there speaks TLS, but the URL says http://. Write https:// for this endpoint"
     )]
-    SpeaksTls,
+    UnexpectedTls,
     /// Something else than HTTP/2 is spoken there.
     #[error(
         "HTTP/2: the answer is not HTTP/2, it starts with {found:?}. Check host and port: this must be etcd's gRPC port for \
@@ -164,26 +167,26 @@ pub enum Problem {
     #[error("{step}: the connection was closed: {cause}{}", closed_hint(*.step))]
     Closed {
         /// What was waited for.
-        step: Step,
+        step: DialStep,
         /// What the system or the library said.
         cause: String,
     },
 }
 
-impl Problem {
+impl DialFailure {
     /// Where on its way the connection was.
-    pub fn step(&self) -> Step {
+    pub(crate) fn step(&self) -> DialStep {
         match self {
-            Self::Url(_) | Self::File(_) | Self::Library(_) => Step::Settings,
-            Self::Dns { .. } => Step::Dns,
-            Self::Tcp(_) => Step::Tcp,
+            Self::Url(_) | Self::File(_) | Self::TlsConfig(_) => DialStep::Settings,
+            Self::Dns { .. } => DialStep::Dns,
+            Self::Tcp(_) => DialStep::Tcp,
             Self::Untrusted { .. }
-            | Self::WrongName { .. }
-            | Self::Refused { .. }
+            | Self::NameMismatch { .. }
+            | Self::ClientCertRejected { .. }
             | Self::Alert(_)
-            | Self::Tls(_)
-            | Self::NotTls { .. } => Step::Tls,
-            Self::SpeaksTls | Self::NotHttp2 { .. } => Step::Http2,
+            | Self::Handshake(_)
+            | Self::NotTls { .. } => DialStep::Tls,
+            Self::UnexpectedTls | Self::NotHttp2 { .. } => DialStep::Http2,
             Self::Timeout { step, .. } | Self::Closed { step, .. } => *step,
         }
     }
@@ -191,11 +194,11 @@ impl Problem {
 
 /// Why one address cannot be connected to.
 #[derive(Debug, Clone)]
-pub enum TcpFailure {
+pub(crate) enum TcpFailure {
     /// What the system said.
     System(std::io::ErrorKind, String),
     /// No answer in its share of the time.
-    Silent(Duration),
+    TimedOut(Duration),
 }
 
 fn tried(all: &[(SocketAddr, TcpFailure)]) -> String {
@@ -203,7 +206,7 @@ fn tried(all: &[(SocketAddr, TcpFailure)]) -> String {
         .iter()
         .map(|(address, failure)| match failure {
             TcpFailure::System(_, text) => format!("{address}: {text}"),
-            TcpFailure::Silent(after) => format!("{address}: no answer within {}", span(*after)),
+            TcpFailure::TimedOut(after) => format!("{address}: no answer within {}", span(*after)),
         })
         .collect();
     let refused = |(_, failure): &(_, _)| {
@@ -217,19 +220,21 @@ fn tried(all: &[(SocketAddr, TcpFailure)]) -> String {
     format!("{}. {hint}", said.join("; "))
 }
 
-fn patience(step: Step) -> &'static str {
+fn timeout_hint(step: DialStep) -> &'static str {
     match step {
-        Step::Dns => "Check this machine's resolver",
-        Step::Tls | Step::Http2 => {
+        DialStep::Dns => "Check this machine's resolver",
+        DialStep::Tls | DialStep::Http2 => {
             "Something accepts connections there and says nothing: is it etcd, and is it stopped or overloaded?"
         }
-        Step::Settings | Step::Tcp | Step::Established => "Is the machine, or the disk, overloaded?",
+        DialStep::Settings | DialStep::Tcp | DialStep::Established => {
+            "Is the machine, or the disk, overloaded?"
+        }
     }
 }
 
-fn closed_hint(step: Step) -> &'static str {
+fn closed_hint(step: DialStep) -> &'static str {
     match step {
-        Step::Tls | Step::Http2 => ". Is it etcd's port for clients? Its log says why it closed",
+        DialStep::Tls | DialStep::Http2 => ". Is it etcd's port for clients? Its log says why it closed",
         _ => "",
     }
 }

@@ -5,12 +5,12 @@ use std::net::TcpListener;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use conf::{EtcdTls, Settings};
+use conf::{EtcdTlsSettings, Settings};
 use e2e::credentials::Authority;
 use e2e::etcd::Etcd;
 use e2e::ports::BlackHole;
 use etcd_client::{Client, GetOptions};
-use pki::mint::LeafSpec;
+use pki::ca::LeafSpec;
 use tonic::transport::Channel;
 
 use super::*;
@@ -20,19 +20,24 @@ const TIMEOUT: Duration = Duration::from_secs(20);
 
 type Pair = Option<(PathBuf, PathBuf)>;
 
-fn settings(url: &str, ca: Option<PathBuf>, pair: Pair, change: impl FnOnce(&mut EtcdTls)) -> Settings {
+fn settings(
+    url: &str,
+    ca: Option<PathBuf>,
+    pair: Pair,
+    change: impl FnOnce(&mut EtcdTlsSettings),
+) -> Settings {
     let mut settings = Settings::default();
     settings.deployment.etcd.hosts = vec![url.to_owned()];
     settings.apisix.ssl.trusted_certificate = ca;
     let (cert, key) = pair.unzip();
-    settings.deployment.etcd.tls = EtcdTls { cert, key, verify: true, sni: None };
+    settings.deployment.etcd.tls = EtcdTlsSettings { cert, key, verify: true, sni: None };
     change(&mut settings.deployment.etcd.tls);
     settings
 }
 
 async fn dialled(settings: &Settings) -> Result<(Endpoint, Channel), DialError> {
-    let endpoint = Endpoint::all(&settings.deployment.etcd)?.remove(0);
-    let channel = connect(&endpoint, &Security::of(settings), TIMEOUT).await?;
+    let endpoint = Endpoint::from_config(&settings.deployment.etcd)?.remove(0);
+    let channel = connect(&endpoint, &ClientTls::of(settings), TIMEOUT).await?;
     Ok((endpoint, channel))
 }
 
@@ -46,7 +51,7 @@ async fn works(settings: &Settings) {
 }
 
 /// The text of the failure, which must hold all of `words`.
-async fn fails(settings: &Settings, words: &[&str]) -> Arc<Problem> {
+async fn fails(settings: &Settings, words: &[&str]) -> Arc<DialFailure> {
     let error = dialled(settings).await.expect_err("does not connect");
     let text = error.to_string();
     for word in words.iter().chain([&settings.deployment.etcd.hosts[0].as_str()]) {
@@ -82,12 +87,12 @@ async fn a_server_of_another_ca_is_not_trusted() {
         "ssl_trusted_certificate",
     ];
     let problem = fails(&settings(&etcd.url(), Some(other.clone()), None, |_| {}), &words).await;
-    assert!(matches!(*problem, Problem::Untrusted { .. }), "{problem:?}");
+    assert!(matches!(*problem, DialFailure::Untrusted { .. }), "{problem:?}");
 
     works(&settings(&etcd.url(), Some(other.clone()), None, |tls| tls.verify = false)).await;
     // and no CA at all is not "verify nothing"
     let problem = fails(&settings(&etcd.url(), None, None, |_| {}), &["no CA bundle"]).await;
-    assert_eq!(problem.step(), Step::Settings);
+    assert_eq!(problem.step(), DialStep::Settings);
 }
 
 /// A stranger with a wrong name is a stranger: its names say nothing.
@@ -96,7 +101,7 @@ async fn trust_is_judged_before_the_name() {
     let (pki, others) = (Pki::new(), Pki::new());
     let etcd = Etcd::tls(&pki.authorities).await;
     let url = etcd.url();
-    let wrong = |tls: &mut EtcdTls| tls.sni = Some("elsewhere.test".to_owned());
+    let wrong = |tls: &mut EtcdTlsSettings| tls.sni = Some("elsewhere.test".to_owned());
     fails(&settings(&url, Some(others.ca_file()), None, wrong), &["certificate verify failed"]).await;
 }
 
@@ -108,9 +113,9 @@ async fn a_server_with_another_name_is_a_mismatch() {
     let words = ["TLS: certificate host mismatch", "127.0.0.1", "etcd.test", "the URL's host", "tls.sni"];
     let ca = Some(pki.ca_file());
     let problem = fails(&settings(&etcd.url(), ca.clone(), None, |_| {}), &words).await;
-    assert!(matches!(*problem, Problem::WrongName { by_sni: false, .. }), "{problem:?}");
+    assert!(matches!(*problem, DialFailure::NameMismatch { by_sni: false, .. }), "{problem:?}");
 
-    let sni = |name: &'static str| move |tls: &mut EtcdTls| tls.sni = Some(name.to_owned());
+    let sni = |name: &'static str| move |tls: &mut EtcdTlsSettings| tls.sni = Some(name.to_owned());
     works(&settings(&etcd.url(), ca.clone(), None, sni("etcd.test"))).await;
     let words = ["certificate host mismatch", "other.test", "etcd.test"];
     fails(&settings(&etcd.url(), ca, None, sni("other.test")), &words).await;
@@ -155,12 +160,12 @@ async fn the_two_ways_of_mixing_up_http_and_https() {
     let (plain, tls) = (Etcd::plain().await, Etcd::tls(&pki.authorities).await);
     let to_tls = format!("http://127.0.0.1:{}", tls.address().port());
     let problem = fails(&settings(&to_tls, None, None, |_| {}), &["speaks TLS", "Write https://"]).await;
-    assert!(matches!(*problem, Problem::SpeaksTls), "{problem:?}");
+    assert!(matches!(*problem, DialFailure::UnexpectedTls), "{problem:?}");
 
     let to_plain = format!("https://127.0.0.1:{}", plain.address().port());
     let words = ["TLS: what answers there does not speak TLS, but plain HTTP/2", "Write http://"];
     let problem = fails(&settings(&to_plain, Some(pki.ca_file()), None, |_| {}), &words).await;
-    assert!(matches!(*problem, Problem::NotTls { http2: true }), "{problem:?}");
+    assert!(matches!(*problem, DialFailure::NotTls { http2: true }), "{problem:?}");
 }
 
 /// A server that answers every connection with `answer`, and keeps it open.
@@ -194,12 +199,12 @@ async fn what_is_not_etcd_at_all() {
 async fn names_without_addresses_and_ports_without_listeners() {
     let words = ["DNS: the host \"etcd.invalid\" cannot be looked up"];
     let problem = fails(&settings("http://etcd.invalid:2379", None, None, |_| {}), &words).await;
-    assert_eq!(problem.step(), Step::Dns);
+    assert_eq!(problem.step(), DialStep::Dns);
 
     let free = TcpListener::bind("127.0.0.1:0").expect("bound").local_addr().expect("bound").port();
     let words = ["TCP: cannot connect to 127.0.0.1:", "Nothing listens there"];
     let problem = fails(&settings(&format!("http://127.0.0.1:{free}"), None, None, |_| {}), &words).await;
-    assert_eq!(problem.step(), Step::Tcp);
+    assert_eq!(problem.step(), DialStep::Tcp);
 }
 
 /// The connection is accepted by the system, and nobody answers.
@@ -208,15 +213,18 @@ async fn a_black_hole_is_given_up_in_time() {
     let hole = TcpListener::bind("127.0.0.1:0").expect("bound");
     let port = hole.local_addr().expect("bound").port();
     let pki = Pki::new();
-    for (scheme, step) in [("http", Step::Http2), ("https", Step::Tls)] {
+    for (scheme, step) in [("http", DialStep::Http2), ("https", DialStep::Tls)] {
         let url = format!("{scheme}://127.0.0.1:{port}");
         let settings = settings(&url, Some(pki.ca_file()), None, |_| {});
         let endpoint = Endpoint::parse(&url).expect("a URL");
         let patience = Duration::from_millis(300);
         let began = std::time::Instant::now();
-        let error = connect(&endpoint, &Security::of(&settings), patience).await.expect_err("a hole");
+        let error = connect(&endpoint, &ClientTls::of(&settings), patience).await.expect_err("a hole");
         assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
-        assert!(matches!(*error.problem, Problem::Timeout { step: found, .. } if found == step), "{error}");
+        assert!(
+            matches!(*error.problem, DialFailure::Timeout { step: found, .. } if found == step),
+            "{error}"
+        );
         assert!(error.to_string().contains("no answer within 0.3 s"), "{error}");
     }
     // one that does not even do that
@@ -224,9 +232,9 @@ async fn a_black_hole_is_given_up_in_time() {
     let url = format!("http://{}", hole.address());
     let (settings, endpoint) = (settings(&url, None, None, |_| {}), Endpoint::parse(&url).expect("a URL"));
     let patience = Duration::from_millis(300);
-    let error = connect(&endpoint, &Security::of(&settings), patience).await.expect_err("a hole");
+    let error = connect(&endpoint, &ClientTls::of(&settings), patience).await.expect_err("a hole");
     assert!(
-        matches!(&*error.problem, Problem::Tcp(tried) if matches!(tried[..], [(_, TcpFailure::Silent(_))])),
+        matches!(&*error.problem, DialFailure::Tcp(tried) if matches!(tried[..], [(_, TcpFailure::TimedOut(_))])),
         "{error}"
     );
     assert!(error.to_string().contains("a firewall between"), "{error}");
@@ -241,13 +249,13 @@ async fn a_later_failure_has_its_cause() {
     let mut client =
         Client::from_channel(etcd_client::Channel::Tonic(channel), None).await.expect("a client");
     let refused = client.role_get("nobody").await.expect_err("no such role");
-    assert!(cause(&refused, &endpoint).is_none(), "{refused} is etcd's own answer");
+    assert!(find_dial_error(&refused, &endpoint).is_none(), "{refused} is etcd's own answer");
 
     etcd.kill().await;
     // The first call may still meet the old connection; the second dials.
     let _ = client.get("key", None).await.expect_err("gone");
     let error = client.get("key", None).await.expect_err("gone");
-    let found = cause(&error, &endpoint).expect("a cause").to_string();
+    let found = find_dial_error(&error, &endpoint).expect("a cause").to_string();
     assert!(found.contains("TCP: cannot connect"), "{found}");
 }
 
@@ -255,9 +263,9 @@ async fn a_later_failure_has_its_cause() {
 async fn without_tls_no_file_is_read() {
     let etcd = Etcd::plain().await;
     let settings = settings(&etcd.url(), Some("/nowhere/ca.crt".into()), None, |_| {});
-    let security = Security::of(&settings);
+    let security = ClientTls::of(&settings);
     connect(&Endpoint::parse(&etcd.url()).expect("a URL"), &security, TIMEOUT).await.expect("connects");
-    assert!(security.files().held().is_none() && security.files().problem().is_none());
+    assert!(security.files().in_use().is_none() && security.files().problem().is_none());
 }
 
 /// What the files hold is taken with the next connection; what cannot be used is not.
@@ -267,8 +275,8 @@ async fn files_are_read_again_when_they_change() {
     let etcd = Etcd::mutual(&pki.authorities).await;
     let (cert, key) = pki.client();
     let settings = settings(&etcd.url(), Some(pki.ca_file()), Some((cert.clone(), key.clone())), |_| {});
-    let security = Security::of(&settings);
-    let mut changes = security.files().changes();
+    let security = ClientTls::of(&settings);
+    let mut changes = security.files().subscribe();
     let endpoint = Endpoint::parse(&etcd.url()).expect("a URL");
     connect(&endpoint, &security, TIMEOUT).await.expect("connects");
     changes.mark_unchanged();

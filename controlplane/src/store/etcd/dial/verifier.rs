@@ -1,10 +1,11 @@
 //! Is this server our etcd? `pki`'s verdict, for the TLS library.
 //!
-//! The error keeps its type on its way through the library, so that `stream` can tell a wrong name from a stranger.
+//! The error keeps its type on its way through the library, so that `stream` can tell a wrong name
+//! from a stranger.
 
 use std::sync::Arc;
 
-use pki::Anchors;
+use pki::TrustAnchors;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
@@ -21,7 +22,7 @@ pub(super) enum Trust {
     /// `verify: false`: whoever answers.
     Anyone,
     /// Whom these CAs vouch for.
-    Anchors(Anchors),
+    Anchors(TrustAnchors),
 }
 
 /// Verifies servers.

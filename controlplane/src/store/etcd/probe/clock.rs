@@ -11,21 +11,21 @@ use hyper_util::rt::TokioIo;
 use time::PrimitiveDateTime;
 use time::macros::format_description;
 
-use crate::store::etcd::dial::{self, Endpoint, Security};
+use crate::store::etcd::dial::{self, ClientTls, Endpoint};
 
 /// What was found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Clock {
+pub(crate) struct ClockOffset {
     /// Seconds that etcd's clock is ahead of ours; behind: negative.
-    pub ahead: i64,
+    pub seconds: i64,
     /// How far the truth may be from that: the answer is dated in whole seconds and took a while.
-    pub within: Duration,
+    pub uncertainty: Duration,
 }
 
-impl Clock {
+impl ClockOffset {
     /// Whether the clocks surely differ by more than this.
-    pub fn differs_by_more_than(&self, limit: Duration) -> bool {
-        Duration::from_secs(self.ahead.unsigned_abs()) > limit + self.within
+    pub(crate) fn exceeds(&self, limit: Duration) -> bool {
+        Duration::from_secs(self.seconds.unsigned_abs()) > limit + self.uncertainty
     }
 }
 
@@ -33,10 +33,15 @@ impl Clock {
 ///
 /// # Errors
 /// Why it cannot be told, for a person.
-pub async fn ask(endpoint: &Endpoint, security: &Security, timeout: Duration) -> Result<Clock, String> {
+pub(crate) async fn measure(
+    endpoint: &Endpoint,
+    security: &ClientTls,
+    timeout: Duration,
+) -> Result<ClockOffset, String> {
     let asked = async {
-        let wire =
-            dial::http1(endpoint, security, timeout).await.map_err(|error| error.problem.to_string())?;
+        let wire = dial::connect_http1(endpoint, security, timeout)
+            .await
+            .map_err(|error| error.problem.to_string())?;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(wire))
             .await
             .map_err(|error| error.to_string())?;
@@ -50,7 +55,7 @@ pub async fn ask(endpoint: &Endpoint, security: &Security, timeout: Duration) ->
             let now = SystemTime::now();
             let (status, date) = (response.status(), response.headers().get(DATE).cloned());
             match date.as_ref().and_then(|date| date.to_str().ok()).and_then(parse) {
-                Some(theirs) if status == StatusCode::OK => Ok(difference(theirs, now, began.elapsed())),
+                Some(theirs) if status == StatusCode::OK => Ok(clock_offset(theirs, now, began.elapsed())),
                 _ => Err(format!("it answered GET /version with {status} and no date")),
             }
         };
@@ -64,10 +69,10 @@ pub async fn ask(endpoint: &Endpoint, security: &Security, timeout: Duration) ->
         .map_err(|_| format!("no answer within {}", dial::span(timeout)))?
 }
 
-fn difference(theirs: i64, now: SystemTime, took: Duration) -> Clock {
+fn clock_offset(theirs: i64, now: SystemTime, took: Duration) -> ClockOffset {
     let ours = now.duration_since(UNIX_EPOCH).unwrap_or_default();
     let ours = i64::try_from(ours.as_secs()).unwrap_or(i64::MAX);
-    Clock { ahead: theirs.saturating_sub(ours), within: took + Duration::from_secs(1) }
+    ClockOffset { seconds: theirs.saturating_sub(ours), uncertainty: took + Duration::from_secs(1) }
 }
 
 /// `Wed, 25 Nov 2026 23:09:35 GMT`, in seconds since 1970.
@@ -87,9 +92,9 @@ mod tests {
         assert_eq!(parse("Thu, 01 Jan 1970 00:01:40 GMT"), Some(100));
         assert_eq!(parse("yesterday"), None);
         let at = |seconds| UNIX_EPOCH + Duration::from_secs(seconds);
-        let clock = difference(100, at(130), Duration::from_secs(2));
-        assert_eq!(clock, Clock { ahead: -30, within: Duration::from_secs(3) });
-        assert!(clock.differs_by_more_than(Duration::from_secs(26)));
-        assert!(!clock.differs_by_more_than(Duration::from_secs(27)));
+        let clock = clock_offset(100, at(130), Duration::from_secs(2));
+        assert_eq!(clock, ClockOffset { seconds: -30, uncertainty: Duration::from_secs(3) });
+        assert!(clock.exceeds(Duration::from_secs(26)));
+        assert!(!clock.exceeds(Duration::from_secs(27)));
     }
 }

@@ -9,29 +9,29 @@ use etcd_client::Permission;
 use super::*;
 use crate::store::etcd::testing::Pki;
 
-fn etcd_settings(urls: &[String]) -> conf::Etcd {
-    conf::Etcd {
+fn etcd_settings(urls: &[String]) -> conf::EtcdSettings {
+    conf::EtcdSettings {
         hosts: urls.to_vec(),
         prefix: "/apisix".to_owned(),
         timeout: Duration::from_secs(20),
         startup_retry: 2,
-        ..conf::Etcd::default()
+        ..conf::EtcdSettings::default()
     }
 }
 
-fn security(settings: &conf::Etcd, ca: Option<PathBuf>) -> Security {
+fn security(settings: &conf::EtcdSettings, ca: Option<PathBuf>) -> ClientTls {
     let mut all = conf::Settings::default();
     all.deployment.etcd = settings.clone();
     all.apisix.ssl.trusted_certificate = ca;
-    Security::of(&all)
+    ClientTls::of(&all)
 }
 
-async fn asked(settings: &conf::Etcd) -> Result<Report, ProbeError> {
-    let endpoint = Endpoint::all(settings).expect("URLs").remove(0);
+async fn asked(settings: &conf::EtcdSettings) -> Result<EndpointStatus, ProbeError> {
+    let endpoint = Endpoint::from_config(settings).expect("URLs").remove(0);
     let security = security(settings, None);
-    let asking = Asking::of(settings, &security);
+    let asking = ProbeSettings::of(settings, &security);
     let report = probe(&endpoint, asking).await?;
-    rights::ask(&endpoint, asking).await?;
+    permissions::check(&endpoint, asking).await?;
     Ok(report)
 }
 
@@ -52,8 +52,8 @@ async fn with_users(etcd: &Etcd) {
     client.auth_enable().await.expect("enabled");
 }
 
-fn login(settings: &conf::Etcd, user: &str, password: &str) -> conf::Etcd {
-    conf::Etcd {
+fn login(settings: &conf::EtcdSettings, user: &str, password: &str) -> conf::EtcdSettings {
+    conf::EtcdSettings {
         user: Some(user.to_owned()),
         password: Some(Secret::new(password.to_owned())),
         ..settings.clone()
@@ -69,9 +69,9 @@ async fn a_member_says_who_it_is() {
     let before = client.get("/", None).await.expect("read").header().expect("a header").revision();
 
     let report = asked(&settings).await.expect("fit");
-    assert!(version::is_enough(&report.version), "{report:?}");
+    assert!(version::is_supported(&report.version), "{report:?}");
     assert_eq!((report.leader, report.revision), (report.member, before));
-    assert!(report.cluster != 0 && report.size > 0 && !report.learner && report.complaints.is_empty());
+    assert!(report.cluster != 0 && report.size > 0 && !report.is_learner && report.alarms.is_empty());
 
     // Nothing was changed by asking for the right to write.
     let after = client.get("/apisix", Some(GetOptions::new().with_prefix())).await.expect("read");
@@ -83,7 +83,7 @@ async fn logins_are_explained() {
     let etcd = Etcd::plain().await;
     let settings = etcd_settings(&[etcd.url()]);
     let error = asked(&login(&settings, "root", "secret")).await.expect_err("nobody is asked");
-    assert!(error.to_string().contains("authentication is not enabled") && error.is_final(), "{error}");
+    assert!(error.to_string().contains("authentication is not enabled") && error.is_permanent(), "{error}");
 
     with_users(&etcd).await;
     asked(&login(&settings, "root", "secret")).await.expect("root may all");
@@ -98,10 +98,10 @@ async fn logins_are_explained() {
     ] {
         let error = asked(&settings).await.expect_err("refused");
         let text = error.to_string();
-        assert!(error.is_final() && words.iter().all(|word| text.contains(word)), "{words:?}: {text}");
+        assert!(error.is_permanent() && words.iter().all(|word| text.contains(word)), "{words:?}: {text}");
         assert!(!text.contains("guess") && !text.contains("secret"), "{text}");
     }
-    let elsewhere = conf::Etcd { prefix: "/other".to_owned(), ..login(&settings, "reader", "words") };
+    let elsewhere = conf::EtcdSettings { prefix: "/other".to_owned(), ..login(&settings, "reader", "words") };
     let error = asked(&elsewhere).await.expect_err("refused").to_string();
     assert!(error.contains("may not read below /other/"), "{error}");
 }
@@ -114,8 +114,8 @@ async fn the_clock_is_asked_in_clear_and_within_tls() {
         settings.tls.verify = true;
         let endpoint = Endpoint::parse(&etcd.url()).expect("a URL");
         let security = security(&settings, Some(pki.ca_file()));
-        let clock = clock::ask(&endpoint, &security, settings.timeout).await.expect("a date");
-        assert!(!clock.differs_by_more_than(Duration::ZERO), "it is this machine's: {clock:?}");
+        let clock = clock::measure(&endpoint, &security, settings.timeout).await.expect("a date");
+        assert!(!clock.exceeds(Duration::ZERO), "it is this machine's: {clock:?}");
     }
 }
 
@@ -138,9 +138,11 @@ fn logged() -> (Arc<Mutex<Vec<u8>>>, tracing::subscriber::DefaultGuard) {
     (lines, tracing::subscriber::set_default(subscriber))
 }
 
-async fn started(settings: &conf::Etcd) -> (Result<Vec<Report>, start::StartError>, String) {
+async fn started(
+    settings: &conf::EtcdSettings,
+) -> (Result<Vec<EndpointStatus>, startup::StartError>, String) {
     let (lines, guard) = logged();
-    let found = start::start(settings, &security(settings, None)).await;
+    let found = startup::probe_all(settings, &security(settings, None)).await;
     drop(guard);
     let text = String::from_utf8(lines.lock().expect("sound").clone()).expect("UTF-8");
     (found, text)
@@ -192,7 +194,8 @@ async fn who_waits_hears_what_for() {
     let hole = e2e::ports::BlackHole::open();
     let url = format!("http://{}", hole.address());
     let timeout = Duration::from_secs(4);
-    let settings = conf::Etcd { timeout, startup_retry: 1, ..etcd_settings(std::slice::from_ref(&url)) };
+    let settings =
+        conf::EtcdSettings { timeout, startup_retry: 1, ..etcd_settings(std::slice::from_ref(&url)) };
     let (found, log) = started(&settings).await;
     assert!(found.expect_err("a hole").to_string().contains("no answer within 4 s"));
     assert!(log.contains(&format!("waiting for etcd since 3 s: {url} (up to 4 s a try, 1 tries)")), "{log}");
@@ -214,28 +217,28 @@ async fn two_clusters_are_told_apart_and_end_the_start() {
 
 #[test]
 fn what_an_answering_server_is_warned_about() {
-    let report = Report {
+    let report = EndpointStatus {
         endpoint: Endpoint::parse("http://etcd:2379").expect("a URL"),
         version: "3.5.29".to_owned(),
         cluster: 1,
         member: 1,
         leader: 0,
-        learner: true,
+        is_learner: true,
         revision: 7,
-        complaints: vec!["memberID:1 alarm:NOSPACE".to_owned(), "etcdserver: no leader".to_owned()],
+        alarms: vec!["memberID:1 alarm:NOSPACE".to_owned(), "etcdserver: no leader".to_owned()],
         size: 90 << 20,
         quota: Some(100 << 20),
-        took: Duration::ZERO,
+        elapsed: Duration::ZERO,
     };
     let text = report.warnings().join("\n");
     for word in ["CVE-2026-44283", "3.5.30", "no leader", "learner", "NOSPACE", "defrag", "90 MB of 100 MB"] {
         assert!(text.contains(word), "{word:?}: {text}");
     }
-    let fine = Report {
+    let fine = EndpointStatus {
         version: "3.6.11".to_owned(),
         leader: 1,
-        learner: false,
-        complaints: Vec::new(),
+        is_learner: false,
+        alarms: Vec::new(),
         size: 1,
         quota: None,
         ..report

@@ -1,21 +1,22 @@
 //! What is known of etcd's versions.
 
 /// The oldest that the contract takes (9.1).
-pub const REQUIRED: &str = "3.4.0";
+pub(crate) const REQUIRED: &str = "3.4.0";
 const OLDEST: (u32, u32, u32) = (3, 4, 0);
 
-/// The first release of each line without CVE-2026-44283 (GHSA-x35m-3gp4-4fh5); lines that are not here began with it mended.
-const MENDED: [(u32, u32, u32); 3] = [(3, 4, 44), (3, 5, 30), (3, 6, 11)];
+/// The first release of each line without CVE-2026-44283 (GHSA-x35m-3gp4-4fh5); lines that are not
+/// here began with it mended.
+const FIXED_RELEASES: [(u32, u32, u32); 3] = [(3, 4, 44), (3, 5, 30), (3, 6, 11)];
 
 /// Whether it is at least [`REQUIRED`]. A version nobody can read is not.
-pub fn is_enough(version: &str) -> bool {
+pub(crate) fn is_supported(version: &str) -> bool {
     parse(version).is_some_and(|found| found >= OLDEST)
 }
 
 /// What its users should know about it.
-pub fn warning(version: &str) -> Option<String> {
+pub(crate) fn vulnerability(version: &str) -> Option<String> {
     let (major, minor, patch) = parse(version)?;
-    let (.., mended) = MENDED.into_iter().find(|line| (line.0, line.1) == (major, minor))?;
+    let (.., mended) = FIXED_RELEASES.into_iter().find(|line| (line.0, line.1) == (major, minor))?;
     (patch < mended).then(|| {
         format!(
             "etcd {version} has CVE-2026-44283: a user of it can read values, and attach leases, that its roles do not allow. \
@@ -48,7 +49,7 @@ mod tests {
             ("3.5.1.1", false),
             ("not one", false),
         ] {
-            assert_eq!(is_enough(version), enough, "{version}");
+            assert_eq!(is_supported(version), enough, "{version}");
         }
     }
 
@@ -63,7 +64,7 @@ mod tests {
             ("3.6.11", false),
             ("3.7.0", false),
         ] {
-            assert_eq!(warning(version).is_some(), warned, "{version}");
+            assert_eq!(vulnerability(version).is_some(), warned, "{version}");
         }
     }
 }

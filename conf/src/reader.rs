@@ -1,0 +1,433 @@
+//! Merged tree -> `Settings`: each key read once, with its type, unit and rule.
+//!
+//! Last step of the walk. A wrong value is noted with its line and reading goes on, so that one run
+//! reports everything; what stands in for it never leaves this crate, because problems make the
+//! load fail.
+
+pub(crate) mod countersign;
+mod nginx;
+mod paths;
+mod real_ip;
+mod ssl;
+mod stream;
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Component, Path, PathBuf};
+
+use crate::environment::Lookup;
+use crate::error::ConfProblem;
+use crate::secret::Secret;
+use crate::settings::{
+    AdminKey, AdminRole, AdminSettings, AdminTlsSettings, ApisixSettings, ConfigProvider, DeploymentRole,
+    DeploymentSettings, EtcdSettings, EtcdTlsSettings, HttpLimits,
+};
+use crate::tree::{YamlNode, YamlValue};
+use crate::value::{self, ValueError};
+
+/// Stands in for an address that could not be read.
+pub(crate) const UNSPECIFIED: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
+
+/// APISIX's default keyring: public, so it hides nothing.
+pub(crate) const PUBLIC_KEYRING: [&str; 2] = ["qeddd145sfvddff3", "edd1c9f0985e76a2"];
+
+/// Reads keys out of the merged tree and collects what is wrong with them.
+pub(crate) struct Reader<'a> {
+    /// User over defaults.
+    pub merged: &'a YamlNode,
+    /// The defaults alone: reading goes on with one where the value is wrong.
+    pub defaults: &'a YamlNode,
+    /// What the user wrote, for questions like "is it in the file?".
+    pub user: Option<&'a YamlNode>,
+    /// The folder of the file: our own paths and the Admin API's start here.
+    pub folder: &'a Path,
+    /// The working directory: APISIX's other paths start here.
+    pub working: &'a Path,
+    pub environment: &'a Lookup<'a>,
+    pub problems: Vec<ConfProblem>,
+    /// Line (0: not in the file) and text.
+    pub warnings: Vec<(usize, String)>,
+}
+
+impl Reader<'_> {
+    pub(crate) fn deployment(&mut self) -> DeploymentSettings {
+        let role = self.required("deployment.role", |node| {
+            Ok(match value::text(node)?.as_str() {
+                "traditional" => DeploymentRole::Traditional,
+                "control_plane" => DeploymentRole::ControlPlane,
+                "data_plane" => DeploymentRole::DataPlane,
+                _ => return Err(ValueError::expected("traditional, control_plane or data_plane", node)),
+            })
+        });
+        DeploymentSettings { role, provider: self.provider(role), admin: self.admin(role), etcd: self.etcd() }
+    }
+
+    fn provider(&mut self, role: DeploymentRole) -> ConfigProvider {
+        let path = match role {
+            DeploymentRole::Traditional => "deployment.role_traditional.config_provider",
+            DeploymentRole::ControlPlane => "deployment.role_control_plane.config_provider",
+            DeploymentRole::DataPlane => {
+                let path = "deployment.role_data_plane.config_provider";
+                let provider = self.required(path, value::text);
+                if provider != "push" {
+                    self.warn(
+                        path,
+                        "a data plane is fed by the control plane (countersign.node), this is ignored",
+                    );
+                }
+                return ConfigProvider::Embedded;
+            }
+        };
+        self.required(path, |node| match value::text(node)?.as_str() {
+            "embedded" => Ok(ConfigProvider::Embedded),
+            "etcd" => Ok(ConfigProvider::Etcd),
+            _ => Err(ValueError::expected("embedded (one local file) or etcd", node)),
+        })
+    }
+
+    /// With the role data_plane there is none.
+    fn enable_admin(&mut self, role: DeploymentRole) -> bool {
+        self.flag("apisix.enable_admin") && role != DeploymentRole::DataPlane
+    }
+
+    fn admin(&mut self, role: DeploymentRole) -> AdminSettings {
+        let enabled = self.enable_admin(role);
+        let key_required = self.required("deployment.admin.admin_key_required", value::boolean);
+        let keys = self
+            .optional("deployment.admin.admin_key", |node| value::list(node, admin_key))
+            .unwrap_or_default();
+        if enabled && key_required && keys.is_empty() {
+            let message = "ERROR: missing valid Admin API token. Please modify \"admin_key\": give at least one \
+                           {name, key, role} (an empty key is generated), or set admin_key_required: false";
+            self.problem("deployment.admin.admin_key", message.into());
+        }
+        for (nth, key) in keys.iter().enumerate() {
+            let twin = keys.iter().take(nth).any(|other| other.key == key.key && !key.key.is_empty());
+            if twin {
+                let message = format!("the entry {:?} has the same key as another one", key.name);
+                self.problem("deployment.admin.admin_key", message);
+            }
+        }
+        let https = self.flag("deployment.admin.https_admin");
+        let tls = if enabled { self.admin_tls(https) } else { None };
+        AdminSettings {
+            enabled,
+            key_required,
+            keys,
+            allow: self.optional("deployment.admin.allow_admin", |node| value::list(node, value::network)),
+            listen: self.listen("deployment.admin.admin_listen"),
+            https,
+            tls,
+            cors: self.flag("deployment.admin.enable_admin_cors"),
+            v3: self.optional("deployment.admin.admin_api_version", value::text).as_deref() == Some("v3"),
+        }
+    }
+
+    fn admin_tls(&mut self, https: bool) -> Option<AdminTlsSettings> {
+        let below = |name: &str| format!("deployment.admin.admin_api_mtls.{name}");
+        let cert = self.path(&below("admin_ssl_cert"), self.folder);
+        let key = self.path(&below("admin_ssl_cert_key"), self.folder);
+        let ca = self.path(&below("admin_ssl_ca_cert"), self.folder);
+        match (cert, key) {
+            (Some(cert), Some(key)) => {
+                if !https {
+                    let text = "not used, because https_admin is false: the Admin API speaks plain HTTP";
+                    self.warn("deployment.admin.admin_api_mtls", text);
+                }
+                Some(AdminTlsSettings { cert, key, ca })
+            }
+            _ => {
+                if https {
+                    let message = "missing ssl cert for https admin: https_admin is true, so admin_ssl_cert and \
+                                   admin_ssl_cert_key must name files (`controlplane pki init` makes them)";
+                    self.problem("deployment.admin.admin_api_mtls", message.into());
+                } else if ca.is_some() {
+                    let message = "admin_ssl_ca_cert without https_admin, admin_ssl_cert and admin_ssl_cert_key \
+                                   would check nobody";
+                    self.problem("deployment.admin.admin_api_mtls", message.into());
+                }
+                None
+            }
+        }
+    }
+
+    fn etcd(&mut self) -> EtcdSettings {
+        let overridden = (self.environment)("APISIX_DEPLOYMENT_ETCD_HOST").and_then(|text| {
+            let hosts = serde_json::from_str::<Vec<String>>(&text);
+            if let Err(error) = &hosts {
+                let text =
+                    format!("parse ${{APISIX_DEPLOYMENT_ETCD_HOST}} failed, error:{error}; it is ignored");
+                self.warnings.push((0, text));
+            }
+            hosts.ok().filter(|hosts| !hosts.is_empty())
+        });
+        let hosts = self.required("deployment.etcd.host", |node| {
+            let hosts = value::list(node, |host| {
+                let text = value::text(host)?;
+                let good = text.starts_with("http://") || text.starts_with("https://");
+                if good {
+                    Ok(text)
+                } else {
+                    Err(ValueError::expected("a URL starting http:// or https://", host))
+                }
+            })?;
+            if hosts.is_empty() { Err(ValueError::new("at least one host is needed")) } else { Ok(hosts) }
+        });
+        let tls = EtcdTlsSettings {
+            cert: self.path("deployment.etcd.tls.cert", self.working),
+            key: self.path("deployment.etcd.tls.key", self.working),
+            // Only a literal `false` switches verification off; anything else is reported, not guessed.
+            verify: self.optional("deployment.etcd.tls.verify", value::boolean).unwrap_or(true),
+            sni: self.optional("deployment.etcd.tls.sni", value::text),
+        };
+        if tls.cert.is_some() != tls.key.is_some() {
+            self.problem("deployment.etcd.tls", "cert and key belong together: give both or none".into());
+        }
+        let user = self.optional("deployment.etcd.user", value::text);
+        let password = self.optional("deployment.etcd.password", value::secret);
+        if user.is_some() != password.is_some() {
+            self.problem("deployment.etcd", "user and password belong together: give both or none".into());
+        }
+        EtcdSettings {
+            hosts: overridden.unwrap_or(hosts),
+            prefix: self.required("deployment.etcd.prefix", value::text),
+            timeout: self.required("deployment.etcd.timeout", value::seconds_positive),
+            watch_timeout: self.required("deployment.etcd.watch_timeout", value::seconds_positive),
+            startup_retry: self.required("deployment.etcd.startup_retry", value::non_negative),
+            resync_delay: self.required("deployment.etcd.resync_delay", value::seconds),
+            health_check_timeout: self.required("deployment.etcd.health_check_timeout", value::seconds),
+            user,
+            password,
+            tls,
+        }
+    }
+
+    pub(crate) fn apisix(&mut self) -> ApisixSettings {
+        let enable_ipv6 = self.flag("apisix.enable_ipv6");
+        let node_listen = self.required("apisix.node_listen", |node| match &node.value {
+            YamlValue::List(_) => value::list(node, |entry| value::listener(entry, 9080, enable_ipv6)),
+            _ => value::listener(node, 9080, enable_ipv6).map(|addresses| vec![addresses]),
+        });
+        let status = self.merged.get_path("apisix.status").is_some().then(|| {
+            let ip = self.optional("apisix.status.ip", value::ip).unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
+            SocketAddr::new(ip, self.optional("apisix.status.port", value::port).unwrap_or(7085))
+        });
+        let trusted = self.trusted_addresses();
+        let proxy_mode = self.proxy_mode();
+        ApisixSettings {
+            node_listen: node_listen.concat(),
+            enable_ipv6,
+            proxy_mode,
+            streams: self.streams(proxy_mode),
+            enable_http2: self.flag("apisix.enable_http2"),
+            ssl: self.ssl(enable_ipv6),
+            keyring: self.keyring(),
+            status,
+            server_tokens: self.flag("apisix.enable_server_tokens"),
+            trusted_addresses: trusted,
+            paths: self.paths(),
+            show_upstream_status: self.flag("apisix.show_upstream_status_in_response_header"),
+        }
+    }
+
+    fn keyring(&mut self) -> Vec<Secret> {
+        let field = "apisix.data_encryption.keyring";
+        let keyring = self.optional(field, |node| match &node.value {
+            YamlValue::List(_) => value::list(node, value::secret),
+            _ => value::secret(node).map(|key| vec![key]),
+        });
+        let keyring = keyring.unwrap_or_default();
+        for (nth, key) in keyring.iter().enumerate() {
+            let bytes = key.expose().len();
+            if bytes != 16 && bytes != 32 {
+                let message =
+                    format!("entry {} is {bytes} bytes long; each must be exactly 16 or 32 bytes", nth + 1);
+                self.problem(field, message);
+            }
+        }
+        let file = self.merged.get_path(countersign::KEYRING_FILE).and_then(|node| value::text(node).ok());
+        if file.is_some_and(|file| !file.is_empty()) {
+            // A key of that file seals.
+        } else if keyring.first().is_some_and(|key| PUBLIC_KEYRING.contains(&key.expose())) {
+            let text = "a key of APISIX's public default keyring seals: private keys at rest are as good as in clear; \
+                        put a key of your own first (16 or 32 random bytes) and keep the old ones behind it, or name \
+                        a countersign.keyring_file";
+            self.warn(field, text);
+        } else if keyring.is_empty() {
+            self.warn(field, "empty: private keys are stored in clear");
+        }
+        keyring
+    }
+
+    pub(crate) fn http(&mut self) -> HttpLimits {
+        let (verify, depth) = self.snippets();
+        self.check_user();
+        self.check_plugins();
+        HttpLimits {
+            client_header_timeout: self
+                .required("nginx_config.http.client_header_timeout", value::nginx_time),
+            keepalive_timeout: self.required("nginx_config.http.keepalive_timeout", value::nginx_time),
+            client_body_timeout: self.required("nginx_config.http.client_body_timeout", value::nginx_time),
+            send_timeout: self.required("nginx_config.http.send_timeout", value::nginx_time),
+            client_max_body_size: self.required("nginx_config.http.client_max_body_size", value::nginx_size),
+            upstream_keepalive: self.required("nginx_config.http.upstream.keepalive", value::non_negative),
+            upstream_keepalive_requests: self
+                .required("nginx_config.http.upstream.keepalive_requests", value::non_negative),
+            upstream_keepalive_timeout: self
+                .required("nginx_config.http.upstream.keepalive_timeout", value::nginx_time),
+            worker_shutdown_timeout: self.required("nginx_config.worker_shutdown_timeout", value::nginx_time),
+            proxy_ssl_verify: verify,
+            proxy_ssl_verify_depth: depth,
+        }
+    }
+
+    /// One of our own paths; it has a default.
+    fn file(&mut self, field: &str) -> PathBuf {
+        let text = self.required(field, |node| {
+            let text = value::text(node)?;
+            if text.is_empty() { Err(ValueError::expected("a path", node)) } else { Ok(text) }
+        });
+        without_parent_dirs(&self.folder.join(text))
+    }
+
+    /// A path that may be absent; an empty text counts as absent.
+    fn path(&mut self, field: &str, start: &Path) -> Option<PathBuf> {
+        self.optional(field, value::text).filter(|text| !text.is_empty()).map(|text| start.join(text))
+    }
+
+    /// `{ip, port}` below `field`.
+    fn listen(&mut self, field: &str) -> SocketAddr {
+        let (ip, port) = (format!("{field}.ip"), format!("{field}.port"));
+        self.reject_null(&ip);
+        self.reject_null(&port);
+        let (ip, port) = (self.optional(&ip, value::ip), self.optional(&port, value::port));
+        SocketAddr::new(ip.unwrap_or(UNSPECIFIED.ip()), port.unwrap_or(9180))
+    }
+
+    fn socket(&mut self, field: &str) -> SocketAddr {
+        self.required(field, |node| value::socket_addr(node).map(Some)).unwrap_or(UNSPECIFIED)
+    }
+
+    /// A key that may be absent. A wrong value is noted and counts as absent.
+    fn optional<T>(&mut self, field: &str, parse: impl Fn(&YamlNode) -> Result<T, ValueError>) -> Option<T> {
+        let node = self.merged.get_path(field).filter(|node| !node.is_null())?;
+        match parse(node) {
+            Ok(value) => Some(value),
+            Err(wrong) => {
+                let line = wrong.line.unwrap_or(node.line);
+                let field = format!("{field}{}", wrong.subpath);
+                self.problems.push(ConfProblem { line: Some(line), field, message: wrong.message });
+                None
+            }
+        }
+    }
+
+    /// A key that always has a value. `null` is an error: it deletes the default, and what the
+    /// default did may have been a protection.
+    fn required<T: Default>(&mut self, field: &str, parse: impl Fn(&YamlNode) -> Result<T, ValueError>) -> T {
+        self.reject_null(field);
+        let value = self.optional(field, &parse);
+        value.or_else(|| self.defaults.get_path(field).and_then(|node| parse(node).ok())).unwrap_or_default()
+    }
+
+    /// A boolean. `null` is false, as in APISIX, where it deletes the default.
+    fn flag(&mut self, field: &str) -> bool {
+        let null = self.user.and_then(|user| user.get_path(field)).is_some_and(YamlNode::is_null);
+        !null && self.required(field, value::boolean)
+    }
+
+    /// Notes a `null` that deletes this key's default, at the key or at one above it; once,
+    /// whatever else it deletes.
+    fn reject_null(&mut self, field: &str) {
+        let ends = field.match_indices('.').map(|(at, _)| at).chain([field.len()]);
+        let mut paths = ends.filter_map(|end| field.get(..end));
+        let null =
+            |path: &&str| self.user.and_then(|user| user.get_path(path)).is_some_and(YamlNode::is_null);
+        let Some(path) = paths.find(null) else { return };
+        let message = "null deletes the default: write a value or remove the line".to_owned();
+        let problem = ConfProblem { line: self.line(path), field: path.to_owned(), message };
+        if !self.problems.contains(&problem) {
+            self.problems.push(problem);
+        }
+    }
+
+    fn problem(&mut self, field: &str, message: String) {
+        let line = self.line(field);
+        self.problems.push(ConfProblem { line, field: field.to_owned(), message });
+    }
+
+    fn warn(&mut self, field: &str, text: &str) {
+        let line = self.line(field).unwrap_or(0);
+        self.warnings.push((line, format!("{field}: {text}")));
+    }
+
+    /// The line of a key, or of the nearest key above it, in the user's file.
+    fn line(&self, field: &str) -> Option<usize> {
+        let user = self.user?;
+        let mut path = field;
+        loop {
+            if let Some(node) = user.get_path(path) {
+                return Some(node.line);
+            }
+            path = path.rsplit_once('.')?.0;
+        }
+    }
+}
+
+/// Two listeners on one port are refused before the kernel does it (contract 1.3).
+pub(crate) fn port_conflicts(reader: &mut Reader<'_>, listeners: &[(&str, SocketAddr)]) {
+    for (nth, (what, address)) in listeners.iter().enumerate() {
+        let clash = listeners.iter().take(nth).find(|(_, other)| {
+            let same_port = other.port() == address.port() && address.port() != 0;
+            let same_family = other.is_ipv4() == address.is_ipv4();
+            same_port && same_family && overlap(other.ip(), address.ip())
+        });
+        if let Some((other, _)) = clash {
+            let message = format!("port {} conflicts with {other}; give each its own", address.port());
+            reader.problem(what, message);
+        }
+    }
+}
+
+fn overlap(one: IpAddr, other: IpAddr) -> bool {
+    one == other || one.is_unspecified() || other.is_unspecified()
+}
+
+fn admin_key(node: &YamlNode) -> Result<AdminKey, ValueError> {
+    let YamlValue::Map(_) = &node.value else {
+        // What stands there instead may be a key, so it is not shown.
+        return Err(ValueError::new("expected {name, key, role}, found something else").on_line(node.line));
+    };
+    let part = |name: &'static str| node.get(name).filter(|node| !node.is_null());
+    let name = part("name")
+        .map_or(Ok(String::new()), |node| value::text(node).map_err(|wrong| wrong.below("name")))?;
+    // An absent or null key asks for a generated one, as an empty one does.
+    let key =
+        part("key").map_or(Ok(Secret::default()), |node| value::secret(node).map_err(|w| w.below("key")))?;
+    let role = match part("role") {
+        None => {
+            return Err(
+                ValueError::new("the entry has no role; give role: admin or role: viewer").on_line(node.line)
+            );
+        }
+        Some(role) => match value::text(role).as_deref() {
+            Ok("admin") => AdminRole::Admin,
+            Ok("viewer") => AdminRole::Viewer,
+            _ => return Err(ValueError::expected("admin or viewer", role).below("role")),
+        },
+    };
+    Ok(AdminKey { name, key, role })
+}
+
+/// `/a/conf/../data` as `/a/data`: what messages show and people copy.
+fn without_parent_dirs(path: &Path) -> PathBuf {
+    let mut out = PathBuf::new();
+    for part in path.components() {
+        match part {
+            Component::ParentDir => {
+                out.pop();
+            }
+            part => out.push(part),
+        }
+    }
+    out
+}

@@ -1,0 +1,143 @@
+//! `apisix.proxy_mode` and `apisix.stream_proxy`: which TCP connections are taken, and where
+//! (contract 1.3).
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+use super::Reader;
+use crate::settings::{ProxyMode, StreamListener};
+use crate::tree::{YamlNode, YamlValue};
+use crate::value::{self, ValueError};
+
+/// Each is a socket a worker; a range with a digit too many must not take all descriptors.
+const LISTENERS_MAX: usize = 1024;
+
+impl Reader<'_> {
+    pub(super) fn proxy_mode(&mut self) -> ProxyMode {
+        self.required("apisix.proxy_mode", |node| match value::text(node)?.as_str() {
+            "http" => Ok(ProxyMode::Http),
+            "stream" => Ok(ProxyMode::Stream),
+            "http&stream" => Ok(ProxyMode::Both),
+            _ => Err(ValueError::expected("http, stream or http&stream", node)),
+        })
+    }
+
+    pub(super) fn streams(&mut self, mode: ProxyMode) -> Vec<StreamListener> {
+        let field = "apisix.stream_proxy.tcp";
+        let listed = self.optional(field, |node| value::list(node, entry)).unwrap_or_default().concat();
+        if listed.len() > LISTENERS_MAX {
+            let message = format!("{} ports; at most {LISTENERS_MAX} can be listened on", listed.len());
+            self.problem(field, message);
+        }
+        if !mode.streams() && !listed.is_empty() {
+            self.warn(field, "not listened on, because proxy_mode is http; set it to http&stream");
+        }
+        if mode.streams() && listed.is_empty() {
+            self.warn("apisix.proxy_mode", "streams are proxied, but stream_proxy.tcp names no listener");
+        }
+        listed
+    }
+}
+
+/// A port, an address with a port, a range of ports, or `{addr, tls}`.
+fn entry(node: &YamlNode) -> Result<Vec<StreamListener>, ValueError> {
+    let YamlValue::Map(_) = &node.value else {
+        return Ok(listeners(addresses(node)?, false));
+    };
+    let part = |name: &str| node.get(name).filter(|node| !node.is_null());
+    let tls = part("tls").map(value::boolean).transpose().map_err(|wrong| wrong.below("tls"))?;
+    let Some(addr) = part("addr") else {
+        let text = "invalid stream_proxy.tcp entry: addr is missing; write {addr: 9100, tls: true}";
+        return Err(ValueError::new(text).on_line(node.line));
+    };
+    let addresses = addresses(addr).map_err(|wrong| wrong.below("addr"))?;
+    Ok(listeners(addresses, tls.unwrap_or(false)))
+}
+
+fn listeners(addresses: Vec<SocketAddr>, tls: bool) -> Vec<StreamListener> {
+    addresses.into_iter().map(|addr| StreamListener { addr, tls }).collect()
+}
+
+/// As nginx does it, a port without an address is one of IPv4 alone.
+fn addresses(node: &YamlNode) -> Result<Vec<SocketAddr>, ValueError> {
+    let YamlValue::Scalar(scalar) = &node.value else {
+        return Err(ValueError::expected("a port, address:port or a range of ports", node));
+    };
+    let text = scalar.text.trim();
+    let wrong = |why: &str| {
+        ValueError::new(&format!("invalid stream_proxy.tcp entry: {text}: {why}")).on_line(node.line)
+    };
+    let (ip, ports) = match text.rsplit_once(':') {
+        None => (IpAddr::V4(Ipv4Addr::UNSPECIFIED), text),
+        Some((host, ports)) => {
+            let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+            let ip = bare.unwrap_or(host).parse::<IpAddr>().ok().filter(|ip| ip.is_ipv6() == bare.is_some());
+            (ip.ok_or_else(|| wrong("expected an IP address before the port, IPv6 in brackets"))?, ports)
+        }
+    };
+    let number = |text: &str| {
+        let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+        text.parse::<u16>().ok().filter(|_| digits).ok_or_else(|| wrong("expected a port from 0 to 65535"))
+    };
+    let range = match ports.split_once('-') {
+        None => number(ports)?..=number(ports)?,
+        Some((first, last)) => number(first)?..=number(last)?,
+    };
+    if range.is_empty() || ports.contains('-') && *range.start() == 0 {
+        return Err(wrong("expected a range like 2000-2100"));
+    }
+    Ok(range.map(|port| SocketAddr::new(ip, port)).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Result<Vec<StreamListener>, ValueError> {
+        entry(crate::tree::parse(&format!("v: {text}")).unwrap().unwrap().get_path("v").unwrap())
+    }
+
+    fn shown(text: &str) -> Vec<String> {
+        let tls = |tls: bool| if tls { " tls" } else { "" };
+        let read = read(text).unwrap();
+        read.iter().map(|listener| format!("{}{}", listener.addr, tls(listener.tls))).collect()
+    }
+
+    #[test]
+    fn every_form_of_an_entry_is_read() {
+        assert_eq!(shown("9100"), ["0.0.0.0:9100"]);
+        assert_eq!(shown("'9100'"), ["0.0.0.0:9100"]);
+        assert_eq!(shown("'127.0.0.1:9100'"), ["127.0.0.1:9100"]);
+        assert_eq!(shown("'[::1]:9100'"), ["[::1]:9100"]);
+        assert_eq!(shown("2000-2002"), ["0.0.0.0:2000", "0.0.0.0:2001", "0.0.0.0:2002"]);
+        assert_eq!(shown("'127.0.0.1:2000-2001'"), ["127.0.0.1:2000", "127.0.0.1:2001"]);
+        assert_eq!(shown("{addr: 9100, tls: true}"), ["0.0.0.0:9100 tls"]);
+        assert_eq!(shown("{addr: '127.0.0.1:0', tls: false, proxy_protocol: false}"), ["127.0.0.1:0"]);
+        assert_eq!(shown("65534-65535").len(), 2);
+    }
+
+    #[test]
+    fn what_is_no_entry_is_told_with_its_place() {
+        for bad in [
+            "x",
+            "70000",
+            "'host:9100'",
+            "'::1:9100'",
+            "'[127.0.0.1]:1'",
+            "2100-2000",
+            "0-5",
+            "1-",
+            "-1",
+            "''",
+        ] {
+            let wrong = read(bad).unwrap_err();
+            assert!(
+                wrong.message.starts_with("invalid stream_proxy.tcp entry: "),
+                "{bad}: {}",
+                wrong.message
+            );
+        }
+        assert!(read("{tls: true}").unwrap_err().message.contains("addr is missing"));
+        assert_eq!(read("{addr: 1, tls: 2}").unwrap_err().subpath, ".tls");
+        assert_eq!(read("{addr: x}").unwrap_err().subpath, ".addr");
+    }
+}

@@ -1,0 +1,498 @@
+//! Every key the file may hold, and what we do with it: the check against misspelt keys.
+//!
+//! A key of APISIX that we do not use is accepted only where ignoring it is harmless, and its row
+//! says why; the start ends on a value that closes, limits or redirects something and would not be
+//! obeyed ([`Use::Only`]). Any other key is refused: a misspelt `admin_api_mtls` must never mean
+//! "no mutual TLS". Invariant: no setting that closes something is ignored.
+
+use crate::error::ConfProblem;
+use crate::tree::{YamlKey, YamlNode, YamlValue};
+
+/// What becomes of a known key.
+#[derive(Clone, Copy)]
+enum KeySupport {
+    /// Honoured: read into the settings.
+    Read,
+    /// Accepted and not used: harmless for this reason.
+    Ignored(&'static str),
+    /// As `Ignored`, and a warning gives the reason, because an operator may miss the effect.
+    Warn(&'static str),
+    /// Like `Warn`, but only for another value than this one.
+    WarnUnless(&'static str, &'static str),
+    /// One of these values, which say what is done in any case; another one is an error with this
+    /// reason. `null` deletes APISIX's default, so it is among the values only where that
+    /// closes nothing.
+    Only(&'static [&'static str], &'static str),
+}
+use KeySupport::{Ignored, Only, Read, Warn, WarnUnless};
+
+const NO_PLUGINS: &str =
+    "only proxy-rewrite is supported yet, a route with another plugin is refused; this is ignored";
+const NO_UDP: &str = "UDP is not proxied, this is ignored";
+const LOGS: &str = "logs go to stderr; RUST_LOG sets their level, this is ignored";
+const NO_LUA: &str = "it sizes what Lua code keeps in memory, and there is none";
+const NO_PATH: &str = "Lua code cannot be loaded, this is ignored";
+const NO_PROXY: &str = "the PROXY protocol is not supported; remove it";
+const NO_CONTROL: &str = "there is no control API, so nothing listens for it";
+const LOG_FORM: &str = "it only shapes a log file that is not written";
+const LOADING: &str = "it only says when an APISIX loads what it stored";
+const NEVER: [&str; 2] = ["", "null"];
+const FALSE: [&str; 2] = ["false", "null"];
+
+/// Dotted paths; `[]` stands for each element of a list. A path that is the beginning of another is
+/// a map (or a list of maps); a path without others below may hold anything, its value is judged
+/// where it is read.
+const KEYS: &[(&str, KeySupport)] = &[
+    ("deployment.role", Read),
+    ("deployment.role_traditional.config_provider", Read),
+    ("deployment.role_control_plane.config_provider", Read),
+    ("deployment.role_data_plane.config_provider", Read),
+    ("deployment.role_standalone.config_provider", Ignored("its role is refused")),
+    ("deployment.admin.admin_key_required", Read),
+    ("deployment.admin.admin_key[].name", Read),
+    ("deployment.admin.admin_key[].key", Read),
+    ("deployment.admin.admin_key[].role", Read),
+    ("deployment.admin.allow_admin", Read),
+    ("deployment.admin.admin_listen.ip", Read),
+    ("deployment.admin.admin_listen.port", Read),
+    ("deployment.admin.https_admin", Read),
+    ("deployment.admin.admin_api_mtls.admin_ssl_cert", Read),
+    ("deployment.admin.admin_api_mtls.admin_ssl_cert_key", Read),
+    ("deployment.admin.admin_api_mtls.admin_ssl_ca_cert", Read),
+    ("deployment.admin.admin_api_version", Read),
+    ("deployment.admin.enable_admin_cors", Read),
+    ("deployment.admin.enable_admin_ui", Ignored("there is no dashboard, so none is opened")),
+    ("deployment.etcd.host", Read),
+    ("deployment.etcd.prefix", Read),
+    ("deployment.etcd.timeout", Read),
+    ("deployment.etcd.watch_timeout", Read),
+    ("deployment.etcd.startup_retry", Read),
+    ("deployment.etcd.resync_delay", Read),
+    ("deployment.etcd.health_check_timeout", Read),
+    ("deployment.etcd.user", Read),
+    ("deployment.etcd.password", Read),
+    ("deployment.etcd.tls.cert", Read),
+    ("deployment.etcd.tls.key", Read),
+    ("deployment.etcd.tls.verify", Read),
+    ("deployment.etcd.tls.sni", Read),
+    (
+        "deployment.certs",
+        Warn("APISIX 3.18 has no such key; see countersign.push, countersign.node and deployment.etcd.tls"),
+    ),
+    ("apisix.node_listen", Read),
+    ("apisix.enable_admin", Read),
+    ("apisix.enable_ipv6", Read),
+    ("apisix.enable_http2", Read),
+    ("apisix.enable_reuseport", Ignored("each worker has a listening socket of its own in any case")),
+    ("apisix.enable_server_tokens", Read),
+    ("apisix.enable_dev_mode", Ignored("it only makes an APISIX start one worker")),
+    ("apisix.extra_lua_path", WarnUnless("", NO_PATH)),
+    ("apisix.extra_lua_cpath", WarnUnless("", NO_PATH)),
+    (
+        "apisix.lua_module_hook",
+        Only(&NEVER, "Lua code cannot be loaded, and a hook may be what refuses requests; remove it"),
+    ),
+    ("apisix.show_upstream_status_in_response_header", Read),
+    (
+        "apisix.proxy_cache",
+        Ignored("only the plugin proxy-cache uses it, and a route with that plugin is refused"),
+    ),
+    ("apisix.proxy_protocol", Only(&["null"], NO_PROXY)),
+    ("apisix.proxy_mode", Read),
+    ("apisix.stream_proxy.tcp[].addr", Read),
+    ("apisix.stream_proxy.tcp[].tls", Read),
+    ("apisix.stream_proxy.tcp[].proxy_protocol", Only(&FALSE, NO_PROXY)),
+    ("apisix.stream_proxy.tcp[].proxy_protocol_to_upstream", Only(&FALSE, NO_PROXY)),
+    ("apisix.stream_proxy.udp", Warn(NO_UDP)),
+    (
+        "apisix.router.http",
+        Only(
+            &["radixtree_host_uri"],
+            "only radixtree_host_uri is supported: another router may send a request to another route; check the routes, then write radixtree_host_uri",
+        ),
+    ),
+    ("apisix.router.ssl", Only(&["radixtree_sni", "null"], "only radixtree_sni exists")),
+    ("apisix.delete_uri_tail_slash", Read),
+    ("apisix.normalize_uri_like_servlet", Read),
+    ("apisix.match_uri_encoded_slash", Read),
+    ("apisix.dns_resolver", Warn("names are resolved as the system does it, this is ignored")),
+    ("apisix.dns_resolver_valid", Ignored("the system's resolver says how long an answer holds")),
+    ("apisix.resolver_timeout", Ignored("the system's resolver has its own")),
+    (
+        "apisix.enable_resolv_search_opt",
+        WarnUnless("true", "names are resolved as the system does it, this is ignored"),
+    ),
+    ("apisix.enable_control", Ignored(NO_CONTROL)),
+    ("apisix.control", Ignored(NO_CONTROL)),
+    ("apisix.status.ip", Read),
+    ("apisix.status.port", Read),
+    (
+        "apisix.data_encryption.enable_encrypt_fields",
+        Ignored("it is about fields of plugins, of which none of ours keeps a secret"),
+    ),
+    ("apisix.data_encryption.keyring", Read),
+    ("apisix.data_encryption.enable", Ignored("APISIX 3 does not read it: the keyring decides")),
+    ("apisix.disable_sync_configuration_during_start", Ignored(LOADING)),
+    ("apisix.worker_startup_time_threshold", Ignored(LOADING)),
+    ("apisix.disable_upstream_healthcheck", Ignored("there are no health checks")),
+    ("apisix.events", Ignored("it only names a Lua module")),
+    ("apisix.lru", Ignored("it only sizes a cache of secrets")),
+    ("apisix.tracing", Ignored("nothing is traced")),
+    ("apisix.trusted_addresses", Read),
+    ("apisix.id", Ignored("nothing of ours reads it")),
+    (
+        "apisix.max_post_args_readable_size",
+        Ignored("it bounds what `post_arg` of a route's vars reads, and such a route is refused"),
+    ),
+    ("apisix.ssl.enable", Read),
+    ("apisix.ssl.listen[].ip", Read),
+    ("apisix.ssl.listen[].port", Read),
+    ("apisix.ssl.listen[].enable_http3", WarnUnless("false", "HTTP/3 is not supported yet, this is ignored")),
+    ("apisix.ssl.ssl_protocols", Read),
+    ("apisix.ssl.ssl_ciphers", Read),
+    ("apisix.ssl.ssl_session_tickets", Read),
+    ("apisix.ssl.ssl_session_cache", Ignored("sessions are resumed from tickets only")),
+    ("apisix.ssl.fallback_sni", Read),
+    ("apisix.ssl.ssl_trusted_certificate", Read),
+    (
+        "apisix.ssl.key_encrypt_salt",
+        Warn("removed in APISIX 3; put the key into apisix.data_encryption.keyring"),
+    ),
+    ("nginx_config.user", Read),
+    ("nginx_config.error_log", Warn(LOGS)),
+    ("nginx_config.error_log_level", Warn(LOGS)),
+    ("nginx_config.worker_processes", Read),
+    ("nginx_config.enable_cpu_affinity", Ignored("it only says which core runs a worker")),
+    ("nginx_config.worker_rlimit_nofile", Ignored("the service manager's limit of open files holds")),
+    ("nginx_config.worker_rlimit_core", Ignored("no core files are written: private keys would be in them")),
+    ("nginx_config.max_pending_timers", Ignored(NO_LUA)),
+    ("nginx_config.max_running_timers", Ignored(NO_LUA)),
+    ("nginx_config.worker_shutdown_timeout", Read),
+    ("nginx_config.event.worker_connections", Read),
+    ("nginx_config.meta", Ignored(NO_LUA)),
+    ("nginx_config.envs", Ignored("every environment variable can be read")),
+    ("nginx_config.stream.enable_access_log", WarnUnless("false", LOGS)),
+    ("nginx_config.stream.access_log", Ignored(LOG_FORM)),
+    ("nginx_config.stream.access_log_format", Ignored(LOG_FORM)),
+    ("nginx_config.stream.access_log_format_escape", Ignored(LOG_FORM)),
+    ("nginx_config.stream.lua_shared_dict", Ignored(NO_LUA)),
+    ("nginx_config.stream.metrics_zone_size", Ignored(NO_LUA)),
+    (
+        "nginx_config.stream.real_ip_from",
+        Ignored("it takes effect with the PROXY protocol only, which is refused"),
+    ),
+    ("nginx_config.main_configuration_snippet", Read),
+    ("nginx_config.http_configuration_snippet", Read),
+    ("nginx_config.http_server_configuration_snippet", Read),
+    ("nginx_config.http_server_location_configuration_snippet", Read),
+    ("nginx_config.http_admin_configuration_snippet", Read),
+    ("nginx_config.http_end_configuration_snippet", Read),
+    ("nginx_config.stream_configuration_snippet", Read),
+    ("nginx_config.http.enable_access_log", Ignored("what a log file would hold is not written")),
+    ("nginx_config.http.access_log", Ignored(LOG_FORM)),
+    ("nginx_config.http.access_log_buffer", Ignored(LOG_FORM)),
+    ("nginx_config.http.access_log_format", Ignored(LOG_FORM)),
+    ("nginx_config.http.access_log_format_escape", Ignored(LOG_FORM)),
+    ("nginx_config.http.keepalive_timeout", Read),
+    ("nginx_config.http.client_header_timeout", Read),
+    ("nginx_config.http.client_body_timeout", Read),
+    ("nginx_config.http.send_timeout", Read),
+    ("nginx_config.http.client_max_body_size", Read),
+    (
+        "nginx_config.http.underscores_in_headers",
+        Only(&["on"], "header fields with an underscore are always forwarded; write \"on\""),
+    ),
+    ("nginx_config.http.real_ip_header", Read),
+    ("nginx_config.http.real_ip_recursive", Read),
+    ("nginx_config.http.real_ip_from", Read),
+    ("nginx_config.http.custom_lua_shared_dict", Ignored(NO_LUA)),
+    ("nginx_config.http.lua_shared_dict", Ignored(NO_LUA)),
+    (
+        "nginx_config.http.proxy_ssl_server_name",
+        WarnUnless("true", "upstreams are always told the name that is dialled, this is ignored"),
+    ),
+    ("nginx_config.http.charset", Ignored("answers keep the upstream's Content-Type")),
+    ("nginx_config.http.variables_hash_max_size", Ignored("it only sizes a table of nginx")),
+    ("nginx_config.http.upstream.keepalive", Read),
+    ("nginx_config.http.upstream.keepalive_requests", Read),
+    ("nginx_config.http.upstream.keepalive_timeout", Read),
+    (
+        "discovery",
+        Warn("service discovery is not supported yet, an upstream that needs it is refused; this is ignored"),
+    ),
+    ("graphql", Ignored("it bounds what `graphql_*` of a route's vars reads, and such a route is refused")),
+    ("ext-plugin", Warn(NO_PLUGINS)),
+    ("wasm", Warn(NO_PLUGINS)),
+    ("xrpc", Warn("xRPC protocols are not understood, this is ignored")),
+    ("plugins", Read),
+    ("stream_plugins", Warn(NO_PLUGINS)),
+    ("plugin_attr", Ignored("no plugin of ours has any")),
+    ("countersign.push.listen", Read),
+    ("countersign.push.cert", Read),
+    ("countersign.push.key", Read),
+    ("countersign.push.ca", Read),
+    ("countersign.push.allowed_names", Read),
+    ("countersign.control_plane.status", Read),
+    ("countersign.store.path", Read),
+    ("countersign.node.name", Read),
+    ("countersign.node.control_planes", Read),
+    ("countersign.node.server_name", Read),
+    ("countersign.node.cert", Read),
+    ("countersign.node.key", Read),
+    ("countersign.node.ca", Read),
+    ("countersign.node.last_good", Read),
+    ("countersign.node.last_good_max_age", Read),
+    ("countersign.node.wait_for_control_plane", Read),
+    ("countersign.keyring_file", Read),
+    ("countersign.workers", Read),
+    ("countersign.preserve_header_case", Read),
+    ("countersign.ticket_lifetime", Read),
+    ("countersign.drain_delay", Read),
+    ("countersign.drain_idle_timeout", Read),
+    ("countersign.tls.own_records", Read),
+    ("countersign.limits.handshake_timeout", Read),
+    ("countersign.limits.connections_per_worker", Read),
+    ("countersign.limits.requests_per_client", Read),
+    ("countersign.limits.header_line_bytes", Read),
+    ("countersign.limits.header_bytes", Read),
+    ("countersign.limits.rest_after", Read),
+];
+
+/// The keys of APISIX that are known and not honoured, each with what becomes of it and why: the
+/// table of docs/SETTINGS.md.
+pub fn unsupported_keys() -> impl Iterator<Item = (&'static str, String)> {
+    KEYS.iter().filter_map(|(path, used)| {
+        let what = match used {
+            Read => return None,
+            Ignored(why) => format!("ignored: {why}"),
+            Warn(why) => format!("warning: {why}"),
+            WarnUnless(value, why) => format!("`{}`; else a warning: {why}", displayed(value)),
+            Only(values, why) => {
+                let values: Vec<_> = values.iter().map(|value| format!("`{}`", displayed(value))).collect();
+                format!("{}; else an error: {why}", values.join(" or "))
+            }
+        };
+        Some((*path, what))
+    })
+}
+
+fn displayed(value: &'static str) -> &'static str {
+    if value.is_empty() { "\"\"" } else { value }
+}
+
+/// Checks each key of the user's tree. `warnings` get `LINE: path: text`, without the file's name.
+pub(crate) fn check(root: &YamlNode, problems: &mut Vec<ConfProblem>, warnings: &mut Vec<(usize, String)>) {
+    match &root.value {
+        YamlValue::Map(entries) => check_map(entries, "", problems, warnings),
+        _ => problems.push(ConfProblem {
+            line: Some(root.line),
+            field: String::new(),
+            message: format!("expected keys (`deployment:`, `apisix:`, ...), found {}", root.describe()),
+        }),
+    }
+}
+
+fn check_map(
+    entries: &[(YamlKey, YamlNode)],
+    parent: &str,
+    problems: &mut Vec<ConfProblem>,
+    warnings: &mut Vec<(usize, String)>,
+) {
+    for (key, node) in entries {
+        let path = if parent.is_empty() { key.text.clone() } else { format!("{parent}.{}", key.text) };
+        if let Some((_, used)) = KEYS.iter().find(|(known, _)| *known == path) {
+            match evaluate(*used, node) {
+                Evaluation::Fine => {}
+                Evaluation::Warning(text) => warnings.push((key.line, format!("{path}: {text}"))),
+                Evaluation::Problem(message) => {
+                    problems.push(ConfProblem { line: Some(key.line), field: path, message });
+                }
+            }
+            continue;
+        }
+        let (inside, listed) = (format!("{path}."), format!("{path}[]."));
+        let is_map = KEYS.iter().any(|(known, _)| known.starts_with(&inside));
+        let is_list = KEYS.iter().any(|(known, _)| known.starts_with(&listed));
+        match &node.value {
+            _ if !is_map && !is_list => problems.push(ConfProblem {
+                line: Some(key.line),
+                message: unknown_key(parent, &key.text),
+                field: path,
+            }),
+            _ if node.is_null() => {}
+            YamlValue::Map(entries) if is_map => check_map(entries, &path, problems, warnings),
+            YamlValue::List(items) if is_list => {
+                for item in items {
+                    // What an element must be is judged where it is read; here only its keys.
+                    if let YamlValue::Map(entries) = &item.value {
+                        check_map(entries, &format!("{path}[]"), problems, warnings);
+                    }
+                }
+            }
+            _ => problems.push(ConfProblem {
+                line: Some(node.line),
+                message: format!(
+                    "expected {}, found {}",
+                    if is_map { "keys below it" } else { "a list" },
+                    node.describe()
+                ),
+                field: path,
+            }),
+        }
+    }
+}
+
+enum Evaluation {
+    Fine,
+    Warning(&'static str),
+    Problem(String),
+}
+
+fn evaluate(used: KeySupport, node: &YamlNode) -> Evaluation {
+    let is = |value: &str| match &node.value {
+        _ if node.is_null() => value == "null",
+        YamlValue::Scalar(scalar) => scalar.text.trim() == value,
+        YamlValue::List(_) | YamlValue::Map(_) => false,
+    };
+    match used {
+        Only(values, _) if values.iter().any(|value| is(value)) => Evaluation::Fine,
+        Only(_, why) => Evaluation::Problem(format!("{} cannot be obeyed: {why}", node.describe())),
+        Read | Ignored(_) => Evaluation::Fine,
+        Warn(_) | WarnUnless(..) if node.is_null() => Evaluation::Fine,
+        WarnUnless(value, _) if is(value) => Evaluation::Fine,
+        Warn(text) | WarnUnless(_, text) => Evaluation::Warning(text),
+    }
+}
+
+/// `unknown key`, and the nearest known one: a sibling that looks alike, else the same key
+/// elsewhere.
+fn unknown_key(parent: &str, name: &str) -> String {
+    let prefix = if parent.is_empty() { String::new() } else { format!("{parent}.") };
+    let siblings = KEYS.iter().filter_map(|(known, _)| known.strip_prefix(prefix.as_str()));
+    let nearest = siblings
+        .map(|rest| rest.split(['.', '[']).next().unwrap_or(rest))
+        .map(|sibling| (strsim::damerau_levenshtein(sibling, name), sibling))
+        .min();
+    if let Some((distance, sibling)) = nearest
+        && distance <= 1 + name.len() / 4
+    {
+        return format!("unknown key (did you mean {sibling}?)");
+    }
+    let elsewhere = KEYS.iter().find_map(|(known, _)| {
+        let mut path = Vec::new();
+        for part in known.split('.') {
+            path.push(part.trim_end_matches("[]"));
+            if part.trim_end_matches("[]") == name {
+                return Some(path.join("."));
+            }
+        }
+        None
+    });
+    match elsewhere {
+        Some(path) => format!("unknown key (it belongs at {path}; is the indentation right?)"),
+        None => "unknown key; remove it, or see conf/config.yaml.example for the keys there are".into(),
+    }
+}
+
+/// The keys that reach the settings, for the test that holds the example complete.
+#[cfg(test)]
+pub(crate) fn read_keys() -> impl Iterator<Item = &'static str> {
+    KEYS.iter().filter(|(_, used)| matches!(used, Read)).map(|(path, _)| *path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tree::parse;
+
+    fn checked(text: &str) -> (Vec<String>, Vec<String>) {
+        let (mut problems, mut warnings) = (Vec::new(), Vec::new());
+        check(&parse(text).unwrap().unwrap(), &mut problems, &mut warnings);
+        let problems =
+            problems.into_iter().map(|p| format!("{}: {}: {}", p.line.unwrap_or(0), p.field, p.message));
+        (problems.collect(), warnings.into_iter().map(|(line, text)| format!("{line}: {text}")).collect())
+    }
+
+    #[test]
+    fn a_misspelt_key_gets_a_suggestion() {
+        let (problems, _) = checked("deployment:\n  admin:\n    admin_lisen: {port: 1}\n");
+        assert_eq!(problems, ["3: deployment.admin.admin_lisen: unknown key (did you mean admin_listen?)"]);
+        let (problems, _) = checked("countersing: {}");
+        assert_eq!(problems, ["1: countersing: unknown key (did you mean countersign?)"]);
+    }
+
+    #[test]
+    fn a_key_in_the_wrong_place_is_told_its_place() {
+        let (problems, _) = checked("https_admin: true");
+        assert!(problems[0].contains("belongs at deployment.admin.https_admin"), "{problems:?}");
+    }
+
+    #[test]
+    fn keys_inside_lists_are_checked() {
+        let (problems, _) = checked("deployment: {admin: {admin_key: [{name: a, kee: b}]}}");
+        assert_eq!(problems, ["1: deployment.admin.admin_key[].kee: unknown key (did you mean key?)"]);
+    }
+
+    #[test]
+    fn a_scalar_where_keys_belong_is_refused() {
+        let (problems, _) = checked("deployment: 5");
+        assert_eq!(problems, ["1: deployment: expected keys below it, found the number 5"]);
+    }
+
+    #[test]
+    fn unused_keys_warn_only_where_it_matters() {
+        let (problems, warnings) =
+            checked("apisix:\n  enable_reuseport: false\n  extra_lua_path: \"\"\nstream_plugins: [a]\n");
+        assert!(problems.is_empty());
+        assert_eq!(warnings, [format!("4: stream_plugins: {NO_PLUGINS}")]);
+    }
+
+    #[test]
+    fn a_value_that_would_not_be_obeyed_is_refused() {
+        for (text, told) in [
+            (
+                "apisix:\n  lua_module_hook: my.hook",
+                "2: apisix.lua_module_hook: the text \"my.hook\" cannot be obeyed: Lua",
+            ),
+            (
+                "apisix: {proxy_protocol: {enable_tcp_pp: true}}",
+                "1: apisix.proxy_protocol: a map of keys cannot be obeyed",
+            ),
+            (
+                "apisix: {router: {http: radixtree_uri}}",
+                "1: apisix.router.http: the text \"radixtree_uri\" cannot be obeyed",
+            ),
+            ("apisix: {router: {http: null}}", "1: apisix.router.http: nothing (null) cannot be obeyed"),
+            (
+                "nginx_config: {http: {underscores_in_headers: 'off'}}",
+                "1: nginx_config.http.underscores_in_headers: the text",
+            ),
+            (
+                "nginx_config: {http: {underscores_in_headers: ~}}",
+                "1: nginx_config.http.underscores_in_headers: nothing",
+            ),
+        ] {
+            let (problems, _) = checked(text);
+            assert!(problems.len() == 1 && problems[0].starts_with(told), "{text}: {problems:?}");
+        }
+        let text = "apisix: {lua_module_hook: '', proxy_protocol: null, router: {http: radixtree_host_uri, ssl: ~}}\n\
+                    nginx_config: {http: {underscores_in_headers: on}}\n";
+        assert_eq!(checked(text), (vec![], vec![]));
+    }
+
+    /// Whether a key may be ignored is decided, not left open.
+    #[test]
+    fn every_row_that_is_not_read_has_its_reason() {
+        for (path, used) in KEYS {
+            let (Ignored(why) | Warn(why) | WarnUnless(_, why) | Only(_, why)) = used else { continue };
+            assert!(why.split(' ').count() >= 3, "{path}: {why:?}");
+        }
+    }
+
+    #[test]
+    fn the_table_has_no_doubles() {
+        for (nth, (path, _)) in KEYS.iter().enumerate() {
+            assert!(KEYS[nth + 1..].iter().all(|(other, _)| other != path), "{path}");
+        }
+    }
+}

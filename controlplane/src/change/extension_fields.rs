@@ -1,0 +1,88 @@
+//! Extension fields across a change: what the request does not mention is kept
+//! (`model::extension`).
+//!
+//! A tool that knows only APISIX's schema reads, edits and writes back without them, so their
+//! absence says nothing. Revocation lists that are carried over to another bundle are dropped where
+//! no certificate of it has signed them: the bundle is what was asked for.
+
+use model::{Key, Kind, extension};
+use serde_json::{Map, Value};
+
+use super::ChangeNotes;
+use crate::compile;
+
+const CRL_FIELD: &str = "client.crl";
+
+/// Of a document that takes the place of `before`, or of nothing.
+pub(crate) fn carry_over(
+    key: &Key,
+    before: Option<&Value>,
+    document: &mut Map<String, Value>,
+) -> ChangeNotes {
+    let carried = extension::carry_over(key.kind, before, document);
+    let mut told = ChangeNotes { kept: carried.kept, warnings: removal_warnings(&carried.removed) };
+    if told.kept.iter().any(|field| field == CRL_FIELD) {
+        drop_unsigned_crls(key.kind, document, &mut told);
+    }
+    told
+}
+
+/// Of a document in which a part was changed; at a `place`, the part was replaced as a whole.
+pub(super) fn settle_patched(
+    key: &Key,
+    before: &Value,
+    document: &mut Map<String, Value>,
+    at_place: bool,
+    mentions_lists: bool,
+) -> ChangeNotes {
+    let mut told = ChangeNotes::default();
+    if at_place {
+        told.kept = extension::carry_over(key.kind, Some(before), document).kept;
+    }
+    told.warnings = removal_warnings(&extension::settle(key.kind, before, document));
+    if !mentions_lists {
+        drop_unsigned_crls(key.kind, document, &mut told);
+    }
+    told
+}
+
+/// Whether a PATCH says anything about revocation lists.
+pub(super) fn mentions_crls(sub_path: Option<&str>, body: Option<&Value>) -> bool {
+    let says = |pointer: &str| body.is_some_and(|body| body.pointer(pointer).is_some());
+    match sub_path {
+        None => says("/client/crl"),
+        Some("client") => says("/crl"),
+        Some(path) => path == "client/crl" || path.starts_with("client/crl/"),
+    }
+}
+
+fn removal_warnings(fields: &[String]) -> Vec<String> {
+    fields.iter().map(|field| format!("{field}: removed")).collect()
+}
+
+fn drop_unsigned_crls(kind: Kind, document: &mut Map<String, Value>, told: &mut ChangeNotes) {
+    let mut whole = Value::Object(std::mem::take(document));
+    let dropped = compile::drop_unsigned_crls(kind, &mut whole);
+    if let Value::Object(rest) = whole {
+        *document = rest;
+    }
+    told.warnings.extend(
+        dropped
+            .iter()
+            .map(|what| format!("{CRL_FIELD}: {what} is dropped, no certificate of client.ca has signed it")),
+    );
+    if document.get("client").is_some_and(|client| client.get("crl").is_none()) {
+        told.kept.retain(|field| !field.starts_with(CRL_FIELD));
+    }
+}
+
+/// What a change did, for the log of the control plane that made it.
+pub(super) fn log_notes(key: &Key, revision: u64, told: &ChangeNotes) {
+    if !told.kept.is_empty() {
+        let fields = told.kept.join(", ");
+        tracing::warn!(resource = %key, revision, fields, "kept fields that the request does not mention: null removes them");
+    }
+    for warning in &told.warnings {
+        tracing::warn!(resource = %key, revision, "{warning}");
+    }
+}

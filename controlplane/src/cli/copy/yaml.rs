@@ -1,0 +1,255 @@
+//! An APISIX's rules in a file (`apisix.yaml`): one list for each kind, each entry a document,
+//! `#END` behind them.
+//!
+//! Read with the names an APISIX gives (an entry without an id is `arr_` and its place); written
+//! whole or not at all, for this owner's eyes, and so that every YAML reader and the substitution
+//! of variables find in a text what the document has there. Extension fields (`model::extension`)
+//! stand in a list of their own, which an APISIX passes over: in a route it would refuse them.
+
+use std::collections::HashSet;
+use std::fmt::Write as _;
+use std::fs;
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use model::{Id, Key, Kind, extension, redact};
+use serde_json::Value;
+
+use super::CopyError;
+use super::location::{LocationContent, skipped_note};
+use super::plan::Document;
+use crate::store::StoredDocument;
+
+/// The list of extension fields; each entry names its document and has them as the document would.
+const EXTENSIONS: &str = "countersign_extensions";
+const RESOURCE: &str = "resource";
+
+/// Reads the file.
+pub(super) fn read(path: &Path) -> Result<LocationContent, CopyError> {
+    let rules = conf::read_apisix_yaml(path, &|name| std::env::var(name).ok())?;
+    // What was found may be a private key that slipped into another place.
+    let wrong =
+        |what: String| CopyError::InvalidRules { path: path.to_owned(), what: redact(&what).into_owned() };
+    let Value::Object(sections) = rules else {
+        return Err(wrong("expected lists under routes:, upstreams:, ...".to_owned()));
+    };
+    let (mut items, mut left_out, mut seen) = (Vec::new(), Vec::new(), HashSet::new());
+    let mut extensions = Vec::new();
+    for (name, entries) in sections {
+        let entries = match entries {
+            Value::Array(entries) => entries,
+            Value::Null => Vec::new(),
+            _ => return Err(wrong(format!("{name}: expected a list"))),
+        };
+        if name == EXTENSIONS {
+            extensions = entries;
+            continue;
+        }
+        let Some(kind) = Kind::from_plural(&name) else {
+            left_out.push(skipped_note(&name, entries.len()));
+            continue;
+        };
+        for (document, place) in entries.into_iter().zip(1..) {
+            let item = parse_item(kind, document, place)
+                .map_err(|what| wrong(format!("{name}[{place}].id: {what}")))?;
+            if !seen.insert(item.key.clone()) {
+                return Err(wrong(format!("{name}[{place}].id: {} is there already", item.key)));
+            }
+            items.push(item);
+        }
+    }
+    let mut extended = HashSet::new();
+    for (fields, place) in extensions.into_iter().zip(1..) {
+        merge_extension_entry(&mut items, &mut extended, fields)
+            .map_err(|what| wrong(format!("{EXTENSIONS}[{place}]: {what}")))?;
+    }
+    items.sort_by_cached_key(|item| item.key.to_string());
+    Ok(LocationContent { items, revision: None, skipped: left_out })
+}
+
+/// Puts the extension fields of one document into it. An entry that names no document of the file
+/// would protect nothing, and of two for one document it could not be told which counts.
+fn merge_extension_entry(
+    items: &mut [StoredDocument],
+    extended: &mut HashSet<Key>,
+    mut fields: Value,
+) -> Result<(), String> {
+    let members = fields.as_object_mut().ok_or("expected an object")?;
+    let resource = members.shift_remove(RESOURCE).unwrap_or_default();
+    let name = resource.as_str().ok_or("expected resource: routes/1, or another document of this file")?;
+    let item = items.iter_mut().find(|item| item.key.to_string() == name);
+    let item = item.ok_or_else(|| format!("resource: there is no {name} in this file"))?;
+    if let Some(member) = extension::unknown_member(item.key.kind, members) {
+        return Err(format!("{member}: this is no extension field of {name}; it belongs into the document"));
+    }
+    if !extended.insert(item.key.clone()) {
+        return Err(format!("resource: there is an entry for {name} already; put their fields into one"));
+    }
+    if let Some(document) = item.document.as_object_mut() {
+        extension::merge(item.key.kind, document, fields, false);
+    }
+    Ok(())
+}
+
+fn parse_item(kind: Kind, mut document: Value, place: usize) -> Result<StoredDocument, String> {
+    let id = match document.get("id") {
+        Some(Value::String(id)) => id.clone(),
+        Some(Value::Number(id)) => id.to_string(),
+        Some(other) => return Err(format!("found {other}, expected a text or a number")),
+        None => format!("arr_{place}"),
+    };
+    let key = Key::new(kind, Id::parse(&id).map_err(|problem| format!("found {id:?}: {problem}"))?);
+    if let Some(object) = document.as_object_mut() {
+        object.entry("id").or_insert_with(|| id.into());
+    }
+    Ok(StoredDocument {
+        key,
+        document,
+        create_revision: 0,
+        mod_revision: 0,
+        stale_extensions: false,
+        salvaged: None,
+    })
+}
+
+/// Writes the file anew: a temporary one, then a rename.
+pub(super) fn write(path: &Path, documents: &[Document]) -> Result<(), CopyError> {
+    let written = || {
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let mut name = path.file_name().unwrap_or_default().to_owned();
+        name.push(".tmp");
+        let temporary = folder.join(name);
+        // A killed run's; a link that somebody put there is not followed.
+        if let Err(error) = fs::remove_file(&temporary)
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
+            return Err(error);
+        }
+        // Private keys are in it, sealed or not.
+        let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
+        file.write_all(render(documents).as_bytes())?;
+        file.sync_all()?;
+        fs::rename(&temporary, path)?;
+        fs::File::open(folder)?.sync_all()
+    };
+    written().map_err(|source| CopyError::WriteFailed { path: path.to_owned(), source })
+}
+
+/// The file's text.
+pub(super) fn render(documents: &[Document]) -> String {
+    let mut out = String::new();
+    let mut extensions = Vec::new();
+    for kind in Kind::ALL {
+        let of_kind = documents.iter().filter(|document| document.key.kind == kind);
+        let of_kind = of_kind.map(|Document { key, value }| {
+            let mut value = value.clone();
+            let fields = value.as_object_mut().and_then(|members| extension::split(kind, members));
+            if let Some(Value::Object(mut fields)) = fields {
+                fields.shift_insert(0, RESOURCE.to_owned(), key.to_string().into());
+                extensions.push(Value::Object(fields));
+            }
+            value
+        });
+        list(&mut out, kind.plural(), &of_kind.collect::<Vec<_>>());
+    }
+    list(&mut out, EXTENSIONS, &extensions);
+    out.push_str("#END\n");
+    out
+}
+
+/// One list under its name; nothing when it is empty.
+fn list(out: &mut String, name: &str, entries: &[Value]) {
+    if entries.is_empty() {
+        return;
+    }
+    out.push_str(name);
+    out.push(':');
+    for entry in entries {
+        out.push_str("\n  -");
+        emit(out, entry, 4);
+    }
+    out.push('\n');
+}
+
+/// What follows a `-` or a `key:`, with its blank or line break before it.
+fn emit(out: &mut String, value: &Value, indent: usize) {
+    let line = |out: &mut String| {
+        out.push('\n');
+        out.extend(std::iter::repeat_n(' ', indent));
+    };
+    match value {
+        Value::Object(members) if !members.is_empty() => {
+            for (key, value) in members {
+                line(out);
+                if is_plain_scalar(key) {
+                    out.push_str(key)
+                } else {
+                    quote(out, key)
+                }
+                out.push(':');
+                emit(out, value, indent + 2);
+            }
+        }
+        Value::Array(items) if !items.is_empty() => {
+            for item in items {
+                line(out);
+                out.push('-');
+                emit(out, item, indent + 2);
+            }
+        }
+        Value::String(text) => match block_scalar(text) {
+            Some((style, text)) => {
+                let _ = write!(out, " {style}");
+                for text in text.split('\n') {
+                    if text.is_empty() {
+                        out.push('\n')
+                    } else {
+                        line(out)
+                    }
+                    out.push_str(text);
+                }
+            }
+            None => {
+                out.push(' ');
+                quote(out, text);
+            }
+        },
+        // Empty ones, numbers and words are written in YAML as in JSON.
+        other => {
+            let _ = write!(out, " {other}");
+        }
+    }
+}
+
+/// Whether a key can be mistaken for nothing else, by YAML 1.1 either.
+fn is_plain_scalar(key: &str) -> bool {
+    let word = ["true", "false", "null", "yes", "no", "on", "off", "y", "n"];
+    key.starts_with(|c: char| c.is_ascii_alphabetic())
+        && key.chars().all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '-')
+        && !word.iter().any(|word| word.eq_ignore_ascii_case(key))
+}
+
+/// A text of several lines as a block: its style and what stands in it. Only what looks the same
+/// there: a PEM, a description.
+fn block_scalar(text: &str) -> Option<(&'static str, &str)> {
+    let harmless = text.chars().all(|c| matches!(c, '\n' | ' '..='~')) && !text.contains("${{");
+    let (style, body) = match text.strip_suffix('\n') {
+        Some(body) => ("|", body),
+        None => ("|-", text),
+    };
+    let starts = body.starts_with(|c: char| c.is_ascii_graphic());
+    (harmless && starts && body.contains('\n') && !body.ends_with('\n')).then_some((style, body))
+}
+
+/// In double quotes: JSON's escapes, and more where YAML wants them or a variable would begin.
+fn quote(out: &mut String, text: &str) {
+    let quoted = Value::from(text).to_string().replace("${{", "\\u0024{{");
+    for c in quoted.chars() {
+        if matches!(c, '\u{7f}'..='\u{9f}' | '\u{2028}' | '\u{2029}' | '\u{feff}' | '\u{fffe}' | '\u{ffff}') {
+            let _ = write!(out, "\\u{:04x}", u32::from(c));
+        } else {
+            out.push(c);
+        }
+    }
+}

@@ -1,0 +1,130 @@
+//! The listeners: free, or held by a control plane with our certificate, or by somebody else.
+//!
+//! Who holds a port is asked by a handshake that goes no further than the certificate. Its key is
+//! proven by then, so an equal certificate means a control plane of this configuration.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::time::Duration;
+
+use conf::Settings;
+use pem_files::ConfiguredFileRef;
+use pki::Certificate;
+use rustls::pki_types::ServerName;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+
+use crate::cli::check_report::CheckReport;
+use crate::cli::preflight;
+use crate::server;
+use crate::server::status;
+use crate::store::etcd::dial;
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+const PUSH: &str = "countersign.push.listen";
+
+/// Whether a control plane of this configuration runs.
+pub(super) async fn check(settings: &Settings, found: &mut CheckReport) -> bool {
+    let admin = &settings.deployment.admin;
+    let admin_cert = admin.tls.as_ref().filter(|_| admin.https).map(|tls| tls.cert.as_path());
+    let push_cert = Some(settings.countersign.push.cert.as_path());
+    let mut running = false;
+    for (key, address) in preflight::configured_listeners(settings) {
+        // Plain HTTP, bound by the same process as the others.
+        if key == status::STATUS_KEY && running && is_in_use(address) {
+            found.ok(key, format!("{address} is in use by the control plane that runs"));
+            continue;
+        }
+        let path = if key == PUSH { push_cert } else { admin_cert };
+        let expected = path.and_then(|path| {
+            ConfiguredFileRef { setting: key, path }.read_certificates().ok()?.into_iter().next()
+        });
+        running |= check_listener(key, address, expected.as_ref(), found).await;
+    }
+    running
+}
+
+fn is_in_use(address: SocketAddr) -> bool {
+    TcpListener::bind(address).is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse)
+}
+
+async fn check_listener(
+    key: &'static str,
+    address: SocketAddr,
+    expected: Option<&Certificate>,
+    found: &mut CheckReport,
+) -> bool {
+    let error = match TcpListener::bind(address) {
+        Ok(_) => {
+            found.ok(key, format!("{address} is free"));
+            return false;
+        }
+        Err(error) => error,
+    };
+    let problem = server::describe_listen_error(key, address, &error);
+    if error.kind() != io::ErrorKind::AddrInUse {
+        found.fail(key, problem, "");
+        return false;
+    }
+    let shown = tokio::time::timeout(CONNECT_TIMEOUT, presented_certificate(address)).await.ok().flatten();
+    match (shown, expected) {
+        (Some(shown), Some(expected)) if shown == *expected => {
+            found
+                .ok(key, format!("{address}: a control plane with this configuration's certificate listens"));
+            true
+        }
+        (Some(shown), Some(_)) => {
+            let text = format!(
+                "{address}: somebody listens with another certificate than the file holds now: `{}`, issued by `{}`",
+                shown.subject(),
+                shown.issuer()
+            );
+            found.warn(
+                key,
+                text,
+                "if it is the control plane, its log says why it does not use the file; else stop it",
+            );
+            false
+        }
+        (None, None) => {
+            found.unknown(
+                key,
+                format!(
+                    "{address}: somebody listens, without TLS: whether it is the control plane cannot be told"
+                ),
+            );
+            false
+        }
+        _ => {
+            found.fail(key, problem, "");
+            false
+        }
+    }
+}
+
+/// Where to call a listener: a wildcard is no address.
+pub(super) fn dialable(address: SocketAddr) -> SocketAddr {
+    let ip = match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    SocketAddr::new(ip, address.port())
+}
+
+/// The certificate of who listens there, whose key it has proven to have; `None`: no TLS, no
+/// answer.
+async fn presented_certificate(address: SocketAddr) -> Option<Certificate> {
+    let address = dialable(address);
+    let mut config = dial::unverified_config().ok()?;
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    let stream = TcpStream::connect(address).await.ok()?;
+    // Without a certificate of ours the connection ends later; the handshake on our side is over by
+    // then.
+    let connecting =
+        TlsConnector::from(Arc::new(config)).connect(ServerName::IpAddress(address.ip().into()), stream);
+    let stream = connecting.await.ok()?;
+    let shown = stream.get_ref().1.peer_certificates()?.first()?;
+    Certificate::from_der(shown).ok()
+}

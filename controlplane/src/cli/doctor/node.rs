@@ -1,0 +1,321 @@
+//! The data plane's half of the configuration: its certificate, the way to its control planes, what
+//! it has saved, its listeners, and what it needs of the kernel.
+//!
+//! A control plane is met as a data plane meets it: TLS with the node's own certificate, up to the
+//! first HTTP/2 frame. Nothing is subscribed to, so a data plane that runs does not notice.
+
+use std::net::{SocketAddr, TcpListener};
+use std::os::unix::fs::PermissionsExt;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+use std::{fs, io};
+
+use conf::{DeploymentRole, Settings};
+use nix::sys::resource::{Resource, getrlimit};
+use pem_files::{CertKeyPair, ConfiguredFileRef};
+use pki::{ClientAuth, ClientAuthInput};
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
+use rustls_pki_types::UnixTime;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+
+use super::certificates::{self, CertUsage};
+use crate::cli::check_report::CheckReport;
+use crate::cli::preflight;
+use crate::server;
+
+const CERT: &str = "countersign.node.cert";
+const KEY: &str = "countersign.node.key";
+const CA: &str = "countersign.node.ca";
+const CONTROL_PLANES: &str = "countersign.node.control_planes";
+const LAST_GOOD: &str = "countersign.node.last_good";
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
+/// What HTTP/2 begins with (RFC 9113 section 3.4), and empty SETTINGS.
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+/// Operations of the smallest ring.
+const RING_ENTRIES: u32 = 8;
+/// Descriptors a data plane needs beside its clients' and their upstreams'.
+const FD_HEADROOM: u64 = 64;
+
+pub(super) async fn check(settings: &Settings, now: UnixTime, found: &mut CheckReport) {
+    let node = &settings.countersign.node;
+    let here = [&node.cert, &node.key, &node.ca].into_iter().any(|path| path.exists());
+    if settings.deployment.role == DeploymentRole::ControlPlane || !here {
+        let why =
+            if here { "deployment.role is control_plane" } else { "none of its files is on this machine" };
+        return found.unknown("countersign.node", format!("{why}: the data plane's half is not looked at"));
+    }
+    let pair = check_certificate(settings, now, found);
+    let ca = ConfiguredFileRef { setting: CA, path: &node.ca };
+    preflight::check_ca_bundle(ca, found);
+    certificates::check_authorities(ca, now, found);
+    if let Some(config) = pair.and_then(|pair| client_config(settings, &pair)) {
+        let config = Arc::new(config);
+        let asked = node
+            .control_planes
+            .iter()
+            .map(|address| check_control_plane(settings, address, Arc::clone(&config)));
+        for rows in futures_util::future::join_all(asked).await {
+            found.append(rows);
+        }
+    }
+    check_last_good(settings, found);
+    check_listeners(settings, found).await;
+    check_io_uring(found);
+    check_fd_limit(settings, found);
+}
+
+/// Pair, dates, use, names, and whether the control planes of this machine would accept it.
+fn check_certificate(settings: &Settings, now: UnixTime, found: &mut CheckReport) -> Option<CertKeyPair> {
+    let node = &settings.countersign.node;
+    let (cert, key) = (
+        ConfiguredFileRef { setting: CERT, path: &node.cert },
+        ConfiguredFileRef { setting: KEY, path: &node.key },
+    );
+    let pair = match CertKeyPair::read(cert, key) {
+        Ok(pair) => pair,
+        Err(error) => {
+            found.fail(error.setting, preflight::file_problem(&error), "");
+            return None;
+        }
+    };
+    preflight::check_expiry(cert, &pair.leaf, now, found);
+    certificates::check_pair(cert, key, CertUsage::Client, now, found);
+    let names = pair.leaf.dns_names();
+    if names.iter().any(|name| name.eq_ignore_ascii_case(&node.name)) {
+        found.ok("countersign.node.name", format!("{:?} is among the names of its certificate", node.name));
+    } else {
+        let text =
+            format!("{:?} is not among the names of its certificate ({})", node.name, names.join(", "));
+        found.fail(
+            "countersign.node.name",
+            text,
+            "set the name, or issue a certificate with it: control planes refuse this node",
+        );
+    }
+    let ca = ConfiguredFileRef { setting: "countersign.push.ca", path: &settings.countersign.push.ca }
+        .read_certificates();
+    // A control plane's file, which another machine may have.
+    let policy = ca.ok().and_then(|anchors| {
+        ClientAuth::new(ClientAuthInput { anchors, depth: 6, ..Default::default() }).ok()
+    });
+    if let Some(policy) = policy {
+        let sent: Vec<_> = pair.chain.iter().skip(1).map(|one| one.der().clone()).collect();
+        match pki::verify_client(&policy, pair.leaf.der(), &sent, now) {
+            Ok(_) => found.ok(CERT, "control planes accept it by countersign.push.ca"),
+            Err(error) => found.warn(
+                CERT,
+                format!(
+                    "control planes refuse it by {} (countersign.push.ca): {error}",
+                    settings.countersign.push.ca.display()
+                ),
+                "issue it by that CA, or give control planes the CA that issued it",
+            ),
+        }
+    }
+    Some(pair)
+}
+
+/// The client's side of the push.
+fn client_config(settings: &Settings, pair: &CertKeyPair) -> Option<ClientConfig> {
+    let anchors =
+        ConfiguredFileRef { setting: CA, path: &settings.countersign.node.ca }.read_certificates().ok()?;
+    let mut roots = rustls::RootCertStore::empty();
+    for anchor in anchors {
+        roots.add(anchor.der().clone()).ok()?;
+    }
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let certified = pair.to_certified_key(&provider).ok()?;
+    let mut config = ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .ok()?
+        .with_root_certificates(roots)
+        .with_client_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(certified)));
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    Some(config)
+}
+
+async fn check_control_plane(settings: &Settings, address: &str, config: Arc<ClientConfig>) -> CheckReport {
+    let mut found = CheckReport::default();
+    match tokio::time::timeout(ANSWER_TIMEOUT, http2_handshake(&settings.countersign.node.server_name, address, config)).await {
+        Ok(Ok(())) => found.ok(CONTROL_PLANES, format!("{address}: it is {:?}, and accepts this node", settings.countersign.node.server_name)),
+        Ok(Err(HandshakeError::Unreachable(error))) => found.unknown(
+            CONTROL_PLANES,
+            format!(
+                "{address}: cannot be reached: {error}; start it, or mend the address. Until one answers, data planes serve the last \
+                 good snapshot"
+            ),
+        ),
+        Ok(Err(HandshakeError::Rejected(error))) => found.fail(
+            CONTROL_PLANES,
+            format!("{address}: TLS: {error}"),
+            "countersign.node.cert must come from the control plane's push.ca, its push.cert from countersign.node.ca, for countersign.node.server_name",
+        ),
+        Err(_) => found.warn(CONTROL_PLANES, format!("{address}: no answer within {} s", ANSWER_TIMEOUT.as_secs()), ""),
+    }
+    found
+}
+
+/// How far one gets with a control plane.
+enum HandshakeError {
+    Unreachable(io::Error),
+    Rejected(io::Error),
+}
+
+/// TLS, and the first frame: in TLS 1.3 the server says only then what it thinks of a client's
+/// certificate.
+async fn http2_handshake(name: &str, address: &str, config: Arc<ClientConfig>) -> Result<(), HandshakeError> {
+    let name = ServerName::try_from(name.to_owned())
+        .map_err(|error| HandshakeError::Rejected(io::Error::other(error)))?;
+    let stream = TcpStream::connect(address).await.map_err(HandshakeError::Unreachable)?;
+    let mut stream =
+        TlsConnector::from(config).connect(name, stream).await.map_err(HandshakeError::Rejected)?;
+    stream.write_all(PREFACE).await.map_err(HandshakeError::Rejected)?;
+    match stream.read(&mut [0; 64]).await {
+        Ok(0) => Err(HandshakeError::Rejected(io::Error::new(
+            io::ErrorKind::UnexpectedEof,
+            "it ended the connection",
+        ))),
+        Ok(_) => Ok(()),
+        Err(error) => Err(HandshakeError::Rejected(error)),
+    }
+}
+
+/// The last good snapshot: there, and how old. Only a data plane opens it.
+fn check_last_good(settings: &Settings, found: &mut CheckReport) {
+    let path = &settings.countersign.node.last_good;
+    let shown = path.display();
+    let meta = match fs::metadata(path) {
+        Ok(meta) => meta,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let text =
+                format!("{shown} is not there yet: until a control plane has answered, nothing is served");
+            return found.ok(LAST_GOOD, text);
+        }
+        Err(error) => {
+            return found.fail(
+                LAST_GOOD,
+                format!("{shown}: {error}"),
+                "let the data plane's user read and write it",
+            );
+        }
+    };
+    if !meta.is_file() || meta.len() == 0 {
+        return found.fail(LAST_GOOD, format!("{shown} is no snapshot"), "remove it, or name another file");
+    }
+    let written =
+        meta.modified().ok().and_then(|at| SystemTime::now().duration_since(at).ok()).unwrap_or_default();
+    let text = format!("{shown}: {} bytes, written {} ago", meta.len(), age(written));
+    if meta.permissions().mode() & 0o077 == 0 {
+        found.ok(LAST_GOOD, text);
+    } else {
+        found.warn(LAST_GOOD, format!("{text}; other users can read it"), "chmod go= the file");
+    }
+}
+
+/// In the largest unit that says something.
+fn age(time: Duration) -> String {
+    let seconds = time.as_secs();
+    match seconds {
+        0..120 => format!("{seconds} s"),
+        120..7_200 => format!("{} minutes", seconds / 60),
+        7_200..172_800 => format!("{} hours", seconds / 3_600),
+        _ => format!("{} days", seconds / 86_400),
+    }
+}
+
+/// Each free, or in use by a data plane: one that runs answers on its status listener.
+async fn check_listeners(settings: &Settings, found: &mut CheckReport) {
+    let running = data_plane_answers(settings).await;
+    for (key, address) in configured_listeners(settings) {
+        // The kernel picks a port.
+        if address.port() == 0 {
+            continue;
+        }
+        match TcpListener::bind(address) {
+            Ok(_) => found.ok(key, format!("{address} is free")),
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => match running {
+                Some(true) => {
+                    found.ok(key, format!("{address}: in use, and a data plane answers at apisix.status"))
+                }
+                None => found.unknown(
+                    key,
+                    format!(
+                        "{address}: in use; whether by a data plane cannot be told without apisix.status"
+                    ),
+                ),
+                Some(false) => found.fail(key, server::describe_listen_error(key, address, &error), ""),
+            },
+            // enable_ipv6 gives it; a machine without IPv6 does without.
+            Err(error) if address.is_ipv6() && error.kind() == io::ErrorKind::AddrNotAvailable => {
+                found.ok(key, format!("{address} is left out: {error}"));
+            }
+            Err(error) => found.fail(key, server::describe_listen_error(key, address, &error), ""),
+        }
+    }
+}
+
+/// The data plane's listeners, by the settings that name them.
+fn configured_listeners(settings: &Settings) -> Vec<(&'static str, SocketAddr)> {
+    let apisix = &settings.apisix;
+    let mut all: Vec<_> = apisix.status.map(|address| ("apisix.status", address)).into_iter().collect();
+    if apisix.proxy_mode.http() {
+        all.extend(apisix.node_listen.iter().map(|address| ("apisix.node_listen", *address)));
+        let https = apisix.ssl.listen.iter().filter(|_| apisix.ssl.enable);
+        all.extend(https.map(|address| ("apisix.ssl.listen", *address)));
+    }
+    if apisix.proxy_mode.streams() {
+        all.extend(apisix.streams.iter().map(|listener| ("apisix.stream_proxy.tcp", listener.addr)));
+    }
+    all
+}
+
+/// Whether a data plane answers at `apisix.status`; `None`: the file names no such listener.
+async fn data_plane_answers(settings: &Settings) -> Option<bool> {
+    let address = settings.apisix.status.filter(|address| address.port() != 0)?;
+    let asked = async {
+        let mut stream = TcpStream::connect(super::listeners::dialable(address)).await?;
+        stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").await?;
+        let mut answer = Vec::new();
+        stream.take(1 << 20).read_to_end(&mut answer).await?;
+        io::Result::Ok(String::from_utf8_lossy(&answer).contains("countersign_"))
+    };
+    Some(matches!(tokio::time::timeout(ANSWER_TIMEOUT, asked).await, Ok(Ok(true))))
+}
+
+fn check_io_uring(found: &mut CheckReport) {
+    match io_uring::IoUring::new(RING_ENTRIES) {
+        Ok(_) => found.ok("io_uring", "available"),
+        Err(error) => found.warn(
+            "io_uring",
+            format!("not available here: {error}; a data plane runs on epoll instead, which costs more CPU"),
+            "allow it: sysctl kernel.io_uring_disabled, the seccomp profile of the container",
+        ),
+    }
+}
+
+/// Whether the clients that the settings allow fit into the hard limit, each with an upstream
+/// connection.
+fn check_fd_limit(settings: &Settings, found: &mut CheckReport) {
+    const WHAT: &str = "limit of open files";
+    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else {
+        return found.unknown(WHAT, "the kernel does not tell it");
+    };
+    let workers = match settings.countersign.workers {
+        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        some => some,
+    };
+    let clients = (workers as u64).saturating_mul(settings.countersign.limits.connections_per_worker as u64);
+    let text = format!("{soft}, at most {hard}");
+    if hard >= clients.saturating_mul(2).saturating_add(FD_HEADROOM) {
+        found.ok(WHAT, text);
+    } else {
+        found.warn(
+            WHAT,
+            format!("{text}: {clients} clients, which the settings allow, need about {}", clients.saturating_mul(2)),
+            "raise it for the data plane (LimitNOFILE=, ulimit -Hn), or lower countersign.limits.connections_per_worker",
+        );
+    }
+}

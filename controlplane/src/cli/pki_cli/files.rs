@@ -1,0 +1,93 @@
+//! Writing what was made: all or nothing as far as names go, whole files, keys for the owner only.
+
+use std::ffi::OsString;
+use std::fs::{self, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use pem_files::bounded_read;
+
+use super::PkiCliError;
+
+/// Of a file that is read. Mozilla's whole bundle has 220 KB.
+const BYTES_MAX: u64 = 4 << 20;
+
+/// Files to write together.
+#[derive(Default)]
+pub(super) struct FileBatch<'a> {
+    files: Vec<(PathBuf, &'a str, u32)>,
+}
+
+impl<'a> FileBatch<'a> {
+    /// `PREFIX.crt` for everybody and `PREFIX.key` for the owner.
+    pub(super) fn pair(&mut self, prefix: &Path, certificate: &'a str, key: &'a str) {
+        self.files.push((with_suffix(prefix, "crt"), certificate, 0o644));
+        self.files.push((with_suffix(prefix, "key"), key, 0o600));
+    }
+
+    /// A file for the owner, which stays as it is where it is there already, whatever else is
+    /// replaced. Whether it is new.
+    pub(super) fn secret_if_missing(&mut self, path: &Path, text: &'a str) -> bool {
+        let new = path.symlink_metadata().is_err();
+        if new {
+            self.files.push((path.to_owned(), text, 0o600));
+        }
+        new
+    }
+
+    /// Writes all, or none if one of them is there and `force` is not given.
+    pub(super) fn write(&self, force: bool) -> Result<(), PkiCliError> {
+        if !force {
+            let there =
+                self.files.iter().map(|(path, ..)| path).filter(|path| path.symlink_metadata().is_ok());
+            let there: Vec<String> = there.map(|path| path.display().to_string()).collect();
+            if !there.is_empty() {
+                return Err(PkiCliError::Exists { files: there.join(", ") });
+            }
+        }
+        for (path, text, mode) in &self.files {
+            let unwritable = |path: &Path| {
+                let path = path.to_owned();
+                move |source| PkiCliError::Unwritable { path, source }
+            };
+            if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+                fs::create_dir_all(folder).map_err(unwritable(folder))?;
+            }
+            write_atomically(path, text, *mode).map_err(unwritable(path))?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn paths(&self) -> impl Iterator<Item = &Path> {
+        self.files.iter().map(|(path, ..)| path.as_path())
+    }
+}
+
+/// A reader sees the old file or the new one, and nobody sees a key before its mode is right.
+fn write_atomically(path: &Path, text: &str, mode: u32) -> std::io::Result<()> {
+    let temporary = with_suffix(path, "tmp");
+    // Left over from a run that was killed; `create_new` below refuses to follow what somebody else may
+    // put there.
+    match fs::remove_file(&temporary) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary)?;
+    file.write_all(text.as_bytes())?;
+    file.sync_all()?;
+    fs::rename(&temporary, path)
+}
+
+/// `a/b` and `crt` -> `a/b.crt`; dots in the name are kept.
+pub(super) fn with_suffix(prefix: &Path, ending: &str) -> PathBuf {
+    let mut name = OsString::from(prefix);
+    name.push(".");
+    name.push(ending);
+    PathBuf::from(name)
+}
+
+pub(super) fn read(path: &Path) -> Result<zeroize::Zeroizing<String>, PkiCliError> {
+    let text = bounded_read::read_any(path, BYTES_MAX);
+    text.map_err(|error| PkiCliError::Unreadable { path: path.to_owned(), source: error.into() })
+}

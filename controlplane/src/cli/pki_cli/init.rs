@@ -1,0 +1,150 @@
+//! `pki init`: two small PKIs that trust nothing of each other, one for the Admin API and one for
+//! the push.
+//!
+//! Beside them the keyring of the store, random. Two PKIs, so that who may configure the gateway
+//! cannot pose as a data plane and fetch private keys, nor the other way round.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE;
+use pki::ca::{Authority, AuthoritySpec, LeafSpec, Usages};
+use rustls_pki_types::UnixTime;
+use zeroize::Zeroizing;
+
+use super::files::FileBatch;
+use super::issue::with_names;
+use super::{InitArgs, PkiCliError, valid_from};
+
+pub(super) fn run(
+    config: &Path,
+    args: &InitArgs,
+    now: UnixTime,
+    out: &mut dyn Write,
+) -> Result<(), PkiCliError> {
+    let dir = match &args.dir {
+        Some(dir) => dir.clone(),
+        None => default_dir(config)?,
+    };
+    if !args.force && only_keyring_missing(&dir) {
+        return create_keyring(&dir, out);
+    }
+    let from = valid_from(now);
+    let ca_days = args.days.saturating_mul(10).min(36_500);
+    let ca = |name: &str| {
+        Authority::root(&AuthoritySpec::new(name).organization("Countersign").valid(from, ca_days))
+    };
+
+    let admin_ca = ca("Countersign Admin CA")?;
+    let mut admin_names = args.admin_name.clone();
+    for always in ["localhost", "127.0.0.1", "::1"] {
+        if !admin_names.iter().any(|name| name == always) {
+            admin_names.push(always.to_owned());
+        }
+    }
+    let first = admin_names.first().map_or("localhost", String::as_str);
+    let server =
+        with_names(LeafSpec::client(first).usages(Usages::SERVER), &admin_names).valid(from, args.days);
+    let admin_server = admin_ca.issue(&server)?;
+    let admin_client = admin_ca.issue(&LeafSpec::client("admin").valid(from, args.days))?;
+
+    let push_ca = ca("Countersign Push CA")?;
+    let push_server = push_ca.issue(&LeafSpec::server(args.server_name.as_str()).valid(from, args.days))?;
+    let node_names = if args.node_name.is_empty() { default_node_names() } else { args.node_name.clone() };
+    let first = node_names.first().map_or("dataplane", String::as_str);
+    let node = push_ca.issue(&with_names(LeafSpec::client(first), &node_names).valid(from, args.days))?;
+
+    let (admin_ca_pem, admin_ca_key) = (admin_ca.certificate_pem(), admin_ca.key_pem());
+    let (push_ca_pem, push_ca_key) = (push_ca.certificate_pem(), push_ca.key_pem());
+    let mut batch = FileBatch::default();
+    batch.pair(&dir.join("admin-ca"), &admin_ca_pem, &admin_ca_key);
+    batch.pair(&dir.join("admin-server"), &admin_server.chain_pem, &admin_server.key_pem);
+    batch.pair(&dir.join("admin-client"), &admin_client.chain_pem, &admin_client.key_pem);
+    batch.pair(&dir.join("push-ca"), &push_ca_pem, &push_ca_key);
+    batch.pair(&dir.join("push-server"), &push_server.chain_pem, &push_server.key_pem);
+    batch.pair(&dir.join("node"), &node.chain_pem, &node.key_pem);
+    let keyring = random_keyring()?;
+    let fresh = batch.secret_if_missing(&dir.join(KEYRING), &keyring);
+    batch.write(args.force)?;
+
+    let dir = dir.display();
+    writeln!(out, "Made in {dir} (each .crt has its .key, mode 0600):")?;
+    writeln!(out, "  admin-ca      signs for the Admin API; keep its key safe, or away from this machine")?;
+    writeln!(out, "  admin-server  the Admin API: {}", admin_names.join(", "))?;
+    writeln!(out, "  admin-client  for who calls the Admin API (curl --cert --key)")?;
+    writeln!(out, "  push-ca       signs for the push; keep its key safe, too")?;
+    writeln!(out, "  push-server   the control plane, towards data planes: {}", args.server_name)?;
+    writeln!(out, "  node          a data plane, towards the control plane: {}", node_names.join(", "))?;
+    writeln!(
+        out,
+        "  keyring       seals private keys in the store{}; keep a copy, without it they cannot be opened",
+        if fresh { "" } else { " (was there, and stays)" }
+    )?;
+    writeln!(out, "Valid for {} days, the CAs for {ca_days}. Next:", args.days)?;
+    writeln!(out, "  controlplane -c {}", config.display())?;
+    writeln!(out, "  dataplane -c {}", config.display())?;
+    writeln!(out, "More data planes: controlplane pki issue node NAME --ca {dir}/push-ca --out {dir}/NAME")?;
+    Ok(())
+}
+
+/// Where the settings look for what is made: the folder of the push certificate. Beside the usual
+/// settings it is the usual one.
+fn default_dir(config: &Path) -> Result<PathBuf, PkiCliError> {
+    if config == Path::new(CONFIG) {
+        return Ok(PathBuf::from("conf/pki"));
+    }
+    let settings = conf::load(config)?;
+    Ok(settings.countersign.push.cert.parent().unwrap_or(Path::new(".")).to_owned())
+}
+
+/// Everything else that the programs read is there. The keys of the CAs may have been taken to
+/// another machine.
+fn only_keyring_missing(dir: &Path) -> bool {
+    let is_there = |name: &str| dir.join(name).symlink_metadata().is_ok();
+    let pairs = ["admin-server", "admin-client", "push-server", "node"];
+    let pairs = pairs.iter().all(|name| is_there(&format!("{name}.crt")) && is_there(&format!("{name}.key")));
+    pairs && is_there("admin-ca.crt") && is_there("push-ca.crt") && !is_there(KEYRING)
+}
+
+fn create_keyring(dir: &Path, out: &mut dyn Write) -> Result<(), PkiCliError> {
+    let (keyring, path) = (random_keyring()?, dir.join(KEYRING));
+    let mut batch = FileBatch::default();
+    batch.secret_if_missing(&path, &keyring);
+    batch.write(false)?;
+    writeln!(out, "Made {} (mode 0600); the certificates were there, and stay.", path.display())?;
+    writeln!(
+        out,
+        "It seals private keys in the store; keep a copy, and give it to the other control planes."
+    )?;
+    writeln!(
+        out,
+        "If there was a keyring before and it was lost, put its copy there instead: this one does not open what that one sealed."
+    )?;
+    Ok(())
+}
+
+/// The name of the keyring in the folder.
+const KEYRING: &str = "keyring";
+
+/// The settings that the programs read by themselves.
+const CONFIG: &str = "conf/config.yaml";
+
+/// Bytes of chance in a key of the keyring; 32 characters of text.
+const KEY_BYTES: usize = 24;
+
+/// A new key of the keyring, on a line of its own.
+fn random_keyring() -> Result<Zeroizing<String>, PkiCliError> {
+    let mut bytes = Zeroizing::new([0; KEY_BYTES]);
+    aws_lc_rs::rand::fill(&mut *bytes)
+        .map_err(|_| std::io::Error::other("the system gives no random bytes"))?;
+    Ok(Zeroizing::new(format!("{}\n", URL_SAFE.encode(*bytes))))
+}
+
+/// The name in conf/config.yaml, and the name a data plane takes when its configuration gives none.
+fn default_node_names() -> Vec<String> {
+    let mut names = vec!["dataplane".to_owned()];
+    let usable = |host: &String| host.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '.'));
+    names.extend(conf::host_name().filter(usable).filter(|host| host != "dataplane"));
+    names
+}

@@ -1,0 +1,129 @@
+//! `pki issue`: one certificate, or one CA.
+
+use std::io::Write;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use pki::ca::{Authority, AuthoritySpec, KeyAlgorithm, LeafSpec, Usages};
+use rustls_pki_types::UnixTime;
+
+use super::files::{FileBatch, read, with_suffix};
+use super::{Algorithm, IssueArgs, IssueKind, PkiCliError, valid_from};
+
+const LEAF_DAYS: u32 = 365;
+const CA_DAYS: u32 = 3650;
+const SECONDS_A_DAY: u64 = 86_400;
+
+pub(super) fn run(args: &IssueArgs, now: UnixTime, out: &mut dyn Write) -> Result<(), PkiCliError> {
+    let name = args.names.first().map_or("", String::as_str);
+    let ca = args.ca.as_deref().map(without_suffix);
+    let signer = ca.as_deref().map(|prefix| authority(prefix, now)).transpose()?;
+    let days = args.days.unwrap_or(if args.kind == IssueKind::Ca { CA_DAYS } else { LEAF_DAYS });
+    let (from, to) = validity_period(now, days, signer.as_ref());
+    let algorithm = KeyAlgorithm::from(args.algorithm);
+
+    let (certificate, key) = match (args.kind, &signer) {
+        (IssueKind::Ca, signer) => {
+            let spec = AuthoritySpec::new(name).between(from, to).algorithm(algorithm);
+            let made = match signer {
+                None => Authority::root(&spec)?,
+                Some(signer) => signer.intermediate(&spec)?,
+            };
+            // An intermediate's file carries those above it, so that what it signs comes with its chain.
+            let above = ca.as_deref().map(|prefix| read(&with_suffix(prefix, "crt"))).transpose()?;
+            let own = made.certificate_pem();
+            (above.map_or_else(|| own.clone(), |above| format!("{own}{}", above.as_str())), made.key_pem())
+        }
+        (_, None) => return Err(PkiCliError::NoCa),
+        (kind, Some(signer)) => {
+            let usages = if kind == IssueKind::Server { Usages::SERVER } else { Usages::CLIENT };
+            let spec = with_names(LeafSpec::client(name).usages(usages), &args.names);
+            let made = signer.issue(&spec.between(from, to).algorithm(algorithm))?;
+            (made.chain_pem, made.key_pem)
+        }
+    };
+    let prefix = args.out.clone().unwrap_or_else(|| PathBuf::from(safe_file_name(name)));
+    let mut batch = FileBatch::default();
+    batch.pair(&prefix, &certificate, &key);
+    batch.write(args.force)?;
+
+    let made: Vec<String> = batch.paths().map(|path| path.display().to_string()).collect();
+    let days = to.as_secs().saturating_sub(now.as_secs()) / SECONDS_A_DAY;
+    writeln!(out, "Made {} (mode 0600 for the key), valid for {days} days.", made.join(" and "))?;
+    let next = match args.kind {
+        IssueKind::Node => {
+            format!(
+                "Give both to the data plane (countersign.node.cert, .key) that is called {name} (countersign.node.name)."
+            )
+        }
+        IssueKind::Ca => {
+            format!("Sign with it: controlplane pki issue client NAME --ca {} --out NAME", prefix.display())
+        }
+        IssueKind::Server | IssueKind::Client => {
+            format!("Look at it: controlplane pki show {}", with_suffix(&prefix, "crt").display())
+        }
+    };
+    writeln!(out, "{next}")?;
+    Ok(())
+}
+
+/// Adds each name as what it looks like: an IP address, a URI, or else a DNS name. A client's name
+/// that is none of these (it has blanks, for instance) is the common name only.
+pub(super) fn with_names(spec: LeafSpec, names: &[String]) -> LeafSpec {
+    names.iter().fold(spec, |spec, name| {
+        if let Ok(address) = name.parse::<IpAddr>() {
+            spec.ip(address)
+        } else if name.contains("://") {
+            spec.uri(name.as_str())
+        } else if name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_' | '*')) {
+            spec.dns(name.as_str())
+        } else {
+            spec
+        }
+    })
+}
+
+fn authority(prefix: &Path, now: UnixTime) -> Result<Authority, PkiCliError> {
+    let path = with_suffix(prefix, "crt");
+    let certificate = read(&path)?;
+    let key = read(&with_suffix(prefix, "key"))?;
+    let authority = Authority::from_pem(&certificate, &key)
+        .map_err(|error| PkiCliError::Unusable { path: path.clone(), problem: error.to_string() })?;
+    if authority.certificate().not_after().as_secs() < now.as_secs() {
+        return Err(PkiCliError::CaExpired { path });
+    }
+    Ok(authority)
+}
+
+/// `push-ca.crt` is what a shell completes to; it means `push-ca`.
+fn without_suffix(path: &Path) -> PathBuf {
+    match path.extension().and_then(|ending| ending.to_str()) {
+        Some("crt" | "key") => path.with_extension(""),
+        _ => path.to_owned(),
+    }
+}
+
+/// Never longer than the signer: a certificate that outlives its CA fails at a moment nobody
+/// expects.
+fn validity_period(now: UnixTime, days: u32, signer: Option<&Authority>) -> (UnixTime, UnixTime) {
+    let end = now.as_secs().saturating_add(u64::from(days) * SECONDS_A_DAY);
+    let end = signer.map_or(end, |signer| end.min(signer.certificate().not_after().as_secs()));
+    (valid_from(now), UnixTime::since_unix_epoch(std::time::Duration::from_secs(end)))
+}
+
+/// A name as a file name: what could be a path, or needs quotes, becomes a dash.
+fn safe_file_name(name: &str) -> String {
+    let safe = |c: char| if c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_') { c } else { '-' };
+    name.chars().map(safe).collect::<String>().trim_start_matches('.').to_owned()
+}
+
+impl From<Algorithm> for KeyAlgorithm {
+    fn from(algorithm: Algorithm) -> Self {
+        match algorithm {
+            Algorithm::P256 => Self::P256,
+            Algorithm::P384 => Self::P384,
+            Algorithm::Ed25519 => Self::Ed25519,
+            Algorithm::Rsa2048 => Self::Rsa2048,
+        }
+    }
+}

@@ -1,0 +1,143 @@
+//! What the data planes are served: the newest snapshot, and what the settings file adds to it. For
+//! explanations and lint.
+//!
+//! Invariant: whoever was answered a write and asks afterwards is told about a snapshot that has
+//! that write.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use model::{HostName, PathOptions, Snapshot, TlsVersion};
+use pem_files::CertificateMonitor;
+use tokio::sync::watch;
+
+use crate::publish::Findings;
+
+/// How long a question waits for the snapshot of a write that was just answered.
+const WAIT_MAX: Duration = Duration::from_secs(5);
+
+/// What the settings file says about listeners. Each data plane has a file of its own; this is the
+/// control plane's.
+#[derive(Clone, Debug, Default)]
+pub struct ListenerSettings {
+    /// `apisix.ssl.fallback_sni`
+    pub fallback_sni: Option<HostName>,
+    /// `apisix.ssl.ssl_protocols`
+    pub versions: Vec<TlsVersion>,
+    /// How paths are read.
+    pub paths: PathOptions,
+    /// `apisix.node_listen`: where plain HTTP is spoken.
+    pub plain_http: Vec<std::net::SocketAddr>,
+    /// New private keys are sealed with a key that everybody knows, or not at all.
+    pub keyring_is_public: bool,
+    /// This control plane's own certificates.
+    pub certificates: CertificateMonitor,
+}
+
+impl ListenerSettings {
+    /// Takes them from the settings.
+    pub fn from_settings(settings: &conf::Settings) -> Self {
+        let apisix = &settings.apisix;
+        let versions = apisix.ssl.protocols.iter().map(|version| match version {
+            conf::TlsVersion::V11 => TlsVersion::V11,
+            conf::TlsVersion::V12 => TlsVersion::V12,
+            conf::TlsVersion::V13 => TlsVersion::V13,
+        });
+        Self {
+            fallback_sni: apisix.ssl.fallback_sni.as_deref().and_then(HostName::from_sni),
+            versions: versions.collect(),
+            paths: PathOptions {
+                match_uri_encoded_slash: apisix.paths.match_uri_encoded_slash,
+                normalize_uri_like_servlet: apisix.paths.normalize_uri_like_servlet,
+                delete_uri_tail_slash: apisix.paths.delete_uri_tail_slash,
+            },
+            plain_http: apisix.node_listen.clone(),
+            keyring_is_public: settings.uses_public_keyring(),
+            certificates: CertificateMonitor::default(),
+        }
+    }
+}
+
+/// What the data planes are served.
+pub struct CurrentSnapshot {
+    latest: watch::Receiver<Arc<Snapshot>>,
+    /// The newest write that a caller was told of.
+    last_write: Mutex<LastWrite>,
+    /// What is to be said about the stored documents, up to that snapshot at least.
+    pub findings: Arc<Findings>,
+    /// What the settings file says.
+    pub listeners: ListenerSettings,
+}
+
+/// A revision, and how often the store had been set back by then: afterwards nobody waits for it
+/// any more.
+#[derive(Clone, Copy, Default)]
+struct LastWrite {
+    set_backs: u64,
+    revision: u64,
+}
+
+impl CurrentSnapshot {
+    /// Follows the snapshots that `publish` makes.
+    pub fn new(
+        latest: watch::Receiver<Arc<Snapshot>>,
+        findings: Arc<Findings>,
+        listeners: ListenerSettings,
+    ) -> Self {
+        Self { latest, last_write: Mutex::default(), findings, listeners }
+    }
+
+    /// A caller was told that this revision is written.
+    pub fn note_write(&self, revision: u64) {
+        let set_backs = self.latest.borrow().rollback_epoch();
+        let mut written = self.lock_last_write();
+        let before = if written.set_backs == set_backs { written.revision } else { 0 };
+        *written = LastWrite { set_backs, revision: revision.max(before) };
+    }
+
+    /// The newest snapshot, which has every write that was answered before.
+    pub async fn snapshot(&self) -> Arc<Snapshot> {
+        let LastWrite { set_backs, revision } = *self.lock_last_write();
+        let mut latest = self.latest.clone();
+        let reached = latest
+            .wait_for(|snapshot| snapshot.revision() >= revision || snapshot.rollback_epoch() != set_backs);
+        // A store that cannot be watched must not keep anybody from asking about what is served all the
+        // same.
+        drop(tokio::time::timeout(WAIT_MAX, reached).await);
+        Arc::clone(&self.latest.borrow())
+    }
+
+    /// Two numbers, written together: poison says nothing.
+    fn lock_last_write(&self) -> MutexGuard<'_, LastWrite> {
+        self.last_write.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+    use model::Delta;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_write_is_waited_for_until_the_store_is_set_back() {
+        let at = |revision| Arc::new(Snapshot::from_resources(revision, []));
+        let (sender, latest) = watch::channel(at(5));
+        let served = CurrentSnapshot::new(latest, Arc::default(), ListenerSettings::default());
+        let now =
+            |served: &CurrentSnapshot| served.snapshot().now_or_never().map(|snapshot| snapshot.revision());
+        served.note_write(7);
+        assert_eq!(now(&served), None);
+        sender.send_replace(at(7));
+        assert_eq!(now(&served), Some(7));
+        served.note_write(9);
+        let set_back = Arc::new(at(7).apply(&Delta { from: 7, to: 3, ..Delta::default() }));
+        sender.send_replace(Arc::clone(&set_back));
+        assert_eq!(now(&served), Some(3), "revision 9 may never come");
+        served.note_write(4);
+        assert_eq!(now(&served), None);
+        sender.send_replace(Arc::new(set_back.apply(&Delta { from: 3, to: 4, ..Delta::default() })));
+        assert_eq!(now(&served), Some(4));
+    }
+}

@@ -1,0 +1,316 @@
+//! The push listener: TCP, then mutual TLS 1.3, then tonic.
+//!
+//! Who gets through here is certain to hold a certificate of `countersign.push.ca`; which node it
+//! is, `stream` decides. The certificate files are read again when they change
+//! ([`pem_files::reload`]): a new connection is made with them as they are. Bounded: connections,
+//! handshakes at once, time of a handshake, streams of a connection, silence.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::Stream;
+use pem_files::reload::ConfiguredFile;
+use pem_files::{CredentialFiles, Credentials, FileError, Reloader};
+use pki::{ClientAuth, ClientAuthInput};
+use proto::push::push_server::{Push, PushServer};
+use rustls::server::WebPkiClientVerifier;
+use rustls::{RootCertStore, ServerConfig};
+use socket2::SockRef;
+use telemetry::Heartbeat;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::time::Instant;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use tokio_stream::wrappers::ReceiverStream;
+
+use super::PublishError;
+use super::permit_stream::PermitStream;
+use crate::error_counters::ErrorReason;
+
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// While every place for a handshake is taken: a handshake takes two round trips, and a silent peer
+/// does not keep out data planes.
+const HANDSHAKE_TIMEOUT_FULL: Duration = Duration::from_secs(1);
+/// For a refused peer to read the alert.
+const LINGER_TIMEOUT: Duration = Duration::from_secs(1);
+const LINGER_BYTES_MAX: usize = 64 << 10;
+const HANDSHAKES_MAX: usize = 256;
+/// A node that is silent for so long is sent a PING, and its connection ends when no answer comes
+/// in [`KEEPALIVE_TIMEOUT`]: `?acknowledged=` does not wait for a node that is gone. Longer than a
+/// node's own timeout: a node compiles what it is sent on the thread that answers.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(1);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(3);
+/// Bytes that may wait in the kernel: a PING behind megabytes of a first delta would be late on a
+/// slow network.
+const UNSENT_BYTES: u32 = 128 << 10;
+/// A node opens one; one more lets it replace a stream that hangs.
+const STREAMS_PER_CONNECTION: u32 = 2;
+/// After running out of file descriptors.
+const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
+
+/// The listening socket.
+pub(super) fn bind(address: SocketAddr) -> Result<TcpListener, PublishError> {
+    let open = || {
+        let listener = std::net::TcpListener::bind(address)?;
+        listener.set_nonblocking(true)?;
+        TcpListener::from_std(listener)
+    };
+    open().map_err(|source| PublishError::Listen {
+        address,
+        hint: match source.kind() {
+            std::io::ErrorKind::AddrInUse => {
+                "; another program has this port: stop it or choose another port"
+            }
+            std::io::ErrorKind::PermissionDenied => "; ports below 1024 need root",
+            std::io::ErrorKind::AddrNotAvailable => "; this machine has no such address",
+            _ => "",
+        },
+        source,
+    })
+}
+
+/// Most intermediates between a node's certificate and `push.ca`.
+const DEPTH_MAX: u32 = 6;
+
+/// What the push listener makes of its files.
+pub struct PushTls {
+    config: Arc<ServerConfig>,
+    /// The same demand as `config` makes, as `pki` states it: for the time that a node's
+    /// certificate ends.
+    pub(super) policy: Arc<ClientAuth>,
+}
+
+/// The certificate files of the push, read once. `server_name`: what data planes demand of the
+/// certificate.
+///
+/// An expired certificate is served, because refusing to start would take the Admin API down too;
+/// nodes refuse it.
+pub(super) fn load_files(
+    settings: &conf::PushSettings,
+    server_name: String,
+) -> Result<Reloader<PushTls>, FileError> {
+    let (cert, key) = (
+        ConfiguredFile::new("countersign.push.cert", &settings.cert),
+        ConfiguredFile::new("countersign.push.key", &settings.key),
+    );
+    let ca = ConfiguredFile::new("countersign.push.ca", &settings.ca);
+    let files = CredentialFiles {
+        pair: Some((cert.clone(), key)),
+        ca: Some(ca.clone()),
+        required_dns_name: Some(server_name),
+    };
+    let files = Reloader::new("push", files, move |contents| build_tls(&cert, &ca, contents));
+    files.load()?;
+    Ok(files)
+}
+
+/// TLS 1.3 only, with our certificate, demanding one of `push.ca`. No resumption: a new stream is a
+/// new check.
+fn build_tls(
+    cert: &ConfiguredFile,
+    ca: &ConfiguredFile,
+    contents: &Credentials,
+) -> Result<PushTls, FileError> {
+    let (cert, ca) = (cert.by_ref(), ca.by_ref());
+    let pair = contents.pair.as_ref().ok_or_else(|| cert.error("no certificate"))?;
+    let mut roots = RootCertStore::empty();
+    for anchor in &contents.ca {
+        roots.add(anchor.der().clone()).map_err(|error| ca.error(error))?;
+    }
+    let policy =
+        ClientAuthInput { anchors: contents.ca.clone(), depth: DEPTH_MAX, ..ClientAuthInput::default() };
+    let policy = ClientAuth::new(policy).map_err(|error| ca.error(error))?;
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
+        .build()
+        .map_err(|error| ca.error(error))?;
+    let chain = pair.chain.iter().map(|one| one.der().clone()).collect();
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map(|config| config.with_client_cert_verifier(verifier))
+        .and_then(|config| config.with_single_cert(chain, pair.key.der().clone_key()))
+        .map_err(|error| cert.error(error))?;
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    config.send_tls13_tickets = 0;
+    config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
+    Ok(PushTls { config: Arc::new(config), policy: Arc::new(policy) })
+}
+
+/// Serves until shutdown and until every stream has ended.
+pub(super) async fn serve<S: Push>(
+    listener: TcpListener,
+    files: Reloader<PushTls>,
+    connections_max: usize,
+    service: PushServer<S>,
+    heartbeat: Arc<Heartbeat>,
+    mut shutdown: watch::Receiver<bool>,
+) -> Result<(), tonic::transport::Error> {
+    let incoming = incoming_connections(listener, files, connections_max, heartbeat, shutdown.clone());
+    tonic::transport::Server::builder()
+        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
+        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+        .max_concurrent_streams(STREAMS_PER_CONNECTION)
+        .http2_max_header_list_size(16 * 1024)
+        .add_service(service)
+        .serve_with_incoming_shutdown(incoming, async move {
+            // A closed channel means that the owner is gone: stop as well.
+            let _ = shutdown.wait_for(|stop| *stop).await;
+        })
+        .await
+}
+
+type Incoming = Result<PermitStream<TlsStream<TcpStream>>, std::io::Error>;
+
+/// Accepts and shakes hands beside each other, so that a slow or silent peer keeps nobody waiting.
+fn incoming_connections(
+    listener: TcpListener,
+    files: Reloader<PushTls>,
+    connections_max: usize,
+    heartbeat: Arc<Heartbeat>,
+    mut shutdown: watch::Receiver<bool>,
+) -> impl Stream<Item = Incoming> {
+    let (ready, incoming) = mpsc::channel(16);
+    // Who does not finish its handshake takes no more than half of the places.
+    let places = Arc::new(Semaphore::new(HANDSHAKES_MAX.min(connections_max / 2).max(1)));
+    let connections = Arc::new(Semaphore::new(connections_max));
+    tokio::spawn(async move {
+        loop {
+            let accepted = tokio::select! {
+                accepted = accept(&listener, &places, &connections) => accepted,
+                never = heartbeat.beat_forever() => match never {},
+                _ = shutdown.wait_for(|stop| *stop) => return heartbeat.set_idle(),
+            };
+            let (place, connection, tcp, peer) = match accepted {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    if let Some(earlier) = ErrorReason::PushAccept.record() {
+                        tracing::warn!(%error, earlier, "the push listener cannot accept a connection");
+                    }
+                    tokio::time::sleep(ACCEPT_BACKOFF).await;
+                    continue;
+                }
+            };
+            let (files, ready, places) = (files.clone(), ready.clone(), Arc::clone(&places));
+            tokio::spawn(async move {
+                let _place = place;
+                if let Some(stream) = accept_tls(files, tcp, peer, &places).await {
+                    // Closed only when the server has stopped; the connection is dropped then.
+                    let _ = ready.send(Ok(PermitStream::new(stream, connection))).await;
+                }
+            });
+        }
+    });
+    ReceiverStream::new(incoming)
+}
+
+/// The next connection, once there is room for it and its handshake.
+async fn accept(
+    listener: &TcpListener,
+    places: &Arc<Semaphore>,
+    connections: &Arc<Semaphore>,
+) -> std::io::Result<(OwnedSemaphorePermit, OwnedSemaphorePermit, TcpStream, SocketAddr)> {
+    let connection = Arc::clone(connections).acquire_owned().await.map_err(std::io::Error::other)?;
+    let place = Arc::clone(places).acquire_owned().await.map_err(std::io::Error::other)?;
+    let (tcp, peer) = listener.accept().await?;
+    Ok((place, connection, tcp, peer))
+}
+
+async fn accept_tls(
+    files: Reloader<PushTls>,
+    tcp: TcpStream,
+    peer: SocketAddr,
+    places: &Semaphore,
+) -> Option<TlsStream<TcpStream>> {
+    // Small messages each way must not wait for each other.
+    let _ = tcp.set_nodelay(true);
+    let _ = SockRef::from(&tcp).set_tcp_notsent_lowat(UNSENT_BYTES);
+    // Files that were good at the start stay in use, so there are always some.
+    let acceptor = TlsAcceptor::from(Arc::clone(&files.refresh().await.ok()?.tls.config));
+    let shaken = tokio::select! {
+        shaken = acceptor.accept(tcp).into_fallible() => Some(shaken),
+        () = handshake_timeout(places) => None,
+    };
+    match shaken {
+        Some(Ok(stream)) => Some(stream),
+        Some(Err((error, tcp))) => {
+            if let Some(earlier) = ErrorReason::PushHandshake.record() {
+                let advice = handshake_hint(&error);
+                tracing::warn!(%peer, %error, earlier, "refused a push connection in the TLS handshake{advice}");
+            }
+            let _ = tokio::time::timeout(LINGER_TIMEOUT, linger(tcp)).await;
+            None
+        }
+        None => {
+            if let Some(earlier) = ErrorReason::PushHandshake.record() {
+                tracing::warn!(%peer, earlier, "a push connection did not finish its TLS handshake in time");
+            }
+            None
+        }
+    }
+}
+
+/// Returns when a handshake that begins now has had its time: the short one whenever no place is
+/// left for the next.
+async fn handshake_timeout(places: &Semaphore) {
+    let begun = Instant::now();
+    let mut checks = tokio::time::interval_at(begun + HANDSHAKE_TIMEOUT_FULL, HANDSHAKE_TIMEOUT_FULL);
+    loop {
+        let now = checks.tick().await;
+        if places.available_permits() == 0 || now.duration_since(begun) >= HANDSHAKE_TIMEOUT {
+            return;
+        }
+    }
+}
+
+/// Reads what the peer has sent already: closing over unread bytes makes the kernel reset the
+/// connection, and the peer would lose the alert that tells it why.
+async fn linger(mut tcp: TcpStream) {
+    let _ = tcp.shutdown().await;
+    let mut buffer = [0; 4096];
+    let mut left = LINGER_BYTES_MAX;
+    while let Ok(read @ 1..) = tcp.read(&mut buffer).await {
+        left = left.saturating_sub(read);
+        if left == 0 {
+            return;
+        }
+    }
+}
+
+fn handshake_hint(error: &std::io::Error) -> &'static str {
+    use rustls::{AlertDescription, CertificateError, Error};
+    let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>());
+    match tls {
+        Some(Error::NoCertificatesPresented) => ": the peer showed no certificate (countersign.node.cert)",
+        Some(Error::InvalidCertificate(CertificateError::UnknownIssuer)) => {
+            ": the peer's certificate is not from the CA in countersign.push.ca"
+        }
+        Some(Error::InvalidCertificate(_)) => ": the peer's certificate is not valid",
+        Some(Error::AlertReceived(AlertDescription::UnknownCA)) => {
+            ": the peer does not trust our certificate; its countersign.node.ca must hold the CA of countersign.push.cert"
+        }
+        Some(Error::AlertReceived(
+            AlertDescription::BadCertificate | AlertDescription::CertificateUnknown,
+        )) => {
+            ": the peer refuses our certificate; does countersign.push.cert carry its countersign.node.server_name?"
+        }
+        Some(Error::InvalidMessage(_)) => ": the peer does not speak TLS; this port is for data planes",
+        _ => "",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_silent_handshake_is_cut_early_only_when_full() {
+        let begun = Instant::now();
+        handshake_timeout(&Semaphore::new(0)).await;
+        assert!(begun.elapsed() < HANDSHAKE_TIMEOUT / 2);
+        let room = Semaphore::new(1);
+        assert!(tokio::time::timeout(HANDSHAKE_TIMEOUT_FULL * 2, handshake_timeout(&room)).await.is_err());
+    }
+}

@@ -1,0 +1,155 @@
+//! Until when data planes may take this store's state over although it takes most of what they
+//! serve away.
+//!
+//! A data plane holds what another store has ([`super::stream`]) until an operator accepts the
+//! store. The moment is a private entry of the store: every control plane over it sees it within
+//! [`REFRESH`]. Invariant: accepting one store says nothing about another, and ends by itself, so
+//! that a later mistake is held again.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use tokio::sync::watch;
+use zeroize::Zeroizing;
+
+use crate::store::{InternalKey, Store, StoreError};
+
+/// How long an acceptance lasts: for nodes that come back meanwhile.
+const DURATION: Duration = Duration::from_secs(3600);
+/// The longest time until one that was made through another control plane is seen here.
+const REFRESH_INTERVAL: Duration = Duration::from_secs(1);
+/// Rounds of losing against other writers.
+const CAS_ATTEMPTS: usize = 8;
+
+/// The acceptance, and the way to make one.
+pub struct StoreAcceptance {
+    store: Arc<dyn Store>,
+    /// Seconds since 1970; 0: never accepted.
+    until: watch::Sender<u64>,
+}
+
+impl StoreAcceptance {
+    /// Reads it from the store, again and again until shutdown.
+    pub async fn start(store: Arc<dyn Store>, mut shutdown: watch::Receiver<bool>) -> Arc<Self> {
+        let accepted = Arc::new(Self { store, until: watch::Sender::new(0) });
+        accepted.refresh().await;
+        let following = Arc::clone(&accepted);
+        tokio::spawn(async move {
+            let refreshing = async {
+                loop {
+                    tokio::time::sleep(REFRESH_INTERVAL).await;
+                    following.refresh().await;
+                }
+            };
+            tokio::select! {
+                () = refreshing => {}
+                _ = shutdown.wait_for(|stop| *stop) => {}
+            }
+        });
+        accepted
+    }
+
+    /// Accepts the store from now on, for an hour. The moment at which that ends, in seconds since
+    /// 1970.
+    ///
+    /// # Errors
+    /// When the store cannot be written.
+    pub async fn accept(&self) -> Result<u64, StoreError> {
+        let until = now() + DURATION.as_secs();
+        for _ in 0..CAS_ATTEMPTS {
+            let version =
+                self.store.internal_entry(InternalKey::AcceptedStore).await?.map_or(0, |entry| entry.version);
+            let text = Zeroizing::new(until.to_string());
+            match self.store.swap_internal_entry(InternalKey::AcceptedStore, version, text).await {
+                Ok(_) => {
+                    self.until.send_replace(until);
+                    return Ok(until);
+                }
+                Err(StoreError::Conflict) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Err(StoreError::Conflict)
+    }
+
+    /// For a stream that is held.
+    pub(super) fn subscribe(&self) -> AcceptanceWatcher {
+        AcceptanceWatcher { until: self.until.subscribe(), notified: false }
+    }
+
+    /// What cannot be read changes nothing: nodes are held on, which is told by them.
+    async fn refresh(&self) {
+        let entry = match self.store.internal_entry(InternalKey::AcceptedStore).await {
+            Ok(entry) => entry,
+            Err(error) => return tracing::debug!(%error, "whether the store is accepted cannot be read"),
+        };
+        let until = entry.and_then(|entry| entry.text.trim().parse().ok()).unwrap_or_default();
+        self.until.send_if_modified(|known| std::mem::replace(known, until) != until);
+    }
+}
+
+/// One stream's view.
+pub(super) struct AcceptanceWatcher {
+    until: watch::Receiver<u64>,
+    /// The node of this stream knows.
+    notified: bool,
+}
+
+impl AcceptanceWatcher {
+    /// Ends once when the store is accepted, at once while it is.
+    pub(super) async fn accepted(&mut self) {
+        while self.notified || *self.until.borrow_and_update() <= now() {
+            if self.until.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+        self.notified = true;
+    }
+}
+
+fn now() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+
+    use super::*;
+    use crate::store::EmbeddedStore;
+
+    fn open(folder: &tempfile::TempDir) -> Arc<dyn Store> {
+        Arc::new(EmbeddedStore::open(&folder.path().join("store.redb")).unwrap())
+    }
+
+    #[tokio::test]
+    async fn it_is_seen_by_every_control_plane_of_the_store_and_ends() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = open(&folder);
+        let (_stop, shutdown) = watch::channel(false);
+        let one = StoreAcceptance::start(Arc::clone(&store), shutdown.clone()).await;
+        let other = StoreAcceptance::start(Arc::clone(&store), shutdown.clone()).await;
+        let mut there = other.subscribe();
+        assert!(there.accepted().now_or_never().is_none(), "nobody accepted it");
+        let until = one.accept().await.unwrap();
+        assert!(until > now() && until <= now() + DURATION.as_secs());
+        there.accepted().await;
+        assert!(there.accepted().now_or_never().is_none(), "a node is told once");
+        one.accept().await.unwrap();
+        let restarted = StoreAcceptance::start(Arc::clone(&store), shutdown.clone()).await;
+        restarted.subscribe().accepted().await;
+
+        let version = store.internal_entry(InternalKey::AcceptedStore).await.unwrap().unwrap().version;
+        for over in ["1", "nonsense", ""] {
+            let version = store
+                .internal_entry(InternalKey::AcceptedStore)
+                .await
+                .unwrap()
+                .map_or(version, |entry| entry.version);
+            let text = Zeroizing::new(over.to_owned());
+            store.swap_internal_entry(InternalKey::AcceptedStore, version, text).await.unwrap();
+            restarted.refresh().await;
+            assert!(restarted.subscribe().accepted().now_or_never().is_none(), "{over:?}");
+        }
+    }
+}

@@ -1,0 +1,122 @@
+use model::{Id, Kind, Resource};
+use serde_json::{Value, json};
+
+use super::*;
+
+fn key(id: &str) -> Key {
+    Key::new(Kind::Upstream, Id::parse(id).unwrap())
+}
+
+fn stored(id: &str, modified: u64, document: Value) -> StoredDocument {
+    StoredDocument {
+        key: key(id),
+        document,
+        create_revision: 1,
+        mod_revision: modified,
+        stale_extensions: false,
+        salvaged: None,
+    }
+}
+
+fn upstream(port: u16) -> Value {
+    json!({"nodes": {format!("10.0.0.1:{port}"): 1}})
+}
+
+async fn load(before: &Arc<Snapshot>, revision: u64, items: Vec<StoredDocument>) -> Arc<Snapshot> {
+    let (loaded, keyring) = (DocumentList { revision, items }, Arc::new(pki::Keyring::empty()));
+    apply_load(Arc::clone(before), Arc::new(loaded), &keyring, &Arc::default()).await
+}
+
+fn resource(snapshot: &Snapshot, id: &str) -> Resource {
+    snapshot.get(&key(id)).unwrap().resource.clone()
+}
+
+#[tokio::test]
+async fn a_load_compiles_what_changed_and_nothing_else() {
+    let empty = Arc::new(Snapshot::empty());
+    let items = vec![stored("a", 1, upstream(1)), stored("b", 2, upstream(2)), stored("c", 3, upstream(3))];
+    let first = load(&empty, 3, items.clone()).await;
+    let again = load(&first, 9, items).await;
+    assert_eq!(again.revision(), 9);
+    assert!(first.diff(&again).is_empty());
+    for id in ["a", "b", "c"] {
+        assert!(resource(&first, id).ptr_eq(&resource(&again, id)), "{id} was compiled again");
+    }
+}
+
+#[tokio::test]
+async fn a_store_that_was_set_back_is_followed_and_its_revisions_are_not_taken_for_the_old_ones() {
+    let empty = Arc::new(Snapshot::empty());
+    let before = load(
+        &empty,
+        7,
+        vec![
+            stored("same", 3, upstream(1)),
+            stored("reused", 5, upstream(2)),
+            stored("later", 7, upstream(3)),
+        ],
+    )
+    .await;
+    // Restored to revision 4, then revision 5 was used for something else.
+    let after =
+        load(&before, 5, vec![stored("same", 3, upstream(1)), stored("reused", 5, upstream(9))]).await;
+    assert_eq!(after.revision(), 5);
+    let delta = before.diff(&after);
+    let upserts: Vec<_> = delta.upserts.iter().map(|upsert| upsert.resource.key()).collect();
+    assert_eq!((upserts, delta.removals), (vec![key("reused")], vec![key("later")]));
+    assert_ne!(resource(&before, "reused"), resource(&after, "reused"));
+}
+
+#[tokio::test]
+async fn a_document_that_cannot_be_served_keeps_its_value_over_every_load() {
+    let empty = Arc::new(Snapshot::empty());
+    let good = load(&empty, 1, vec![stored("u", 1, upstream(1))]).await;
+    for revision in 2..4 {
+        let kept = load(&good, revision, vec![stored("u", 2, json!({"nodes": "nobody"}))]).await;
+        assert!(resource(&good, "u").ptr_eq(&resource(&kept, "u")));
+    }
+}
+
+#[tokio::test]
+async fn a_store_that_is_set_back_leaves_nothing_to_be_said_about_what_came_later() {
+    let (keyring, findings) = (Arc::new(pki::Keyring::empty()), Arc::new(Findings::default()));
+    let load = async |before: Snapshot, revision, item| {
+        let loaded = DocumentList { revision, items: vec![item] };
+        let after = apply_load(Arc::new(before), Arc::new(loaded), &keyring, &findings).await;
+        (Snapshot::clone(&after), findings.all().len())
+    };
+    let with_checks = json!({"nodes": {"10.0.0.1:1": 1}, "checks": {"active": {}}});
+    let (good, told) = load(Snapshot::empty(), 5, stored("a", 5, upstream(1))).await;
+    assert_eq!(told, 0);
+    let (kept, told) = load(good.clone(), 7, stored("a", 7, json!({"nodes": "nobody"}))).await;
+    assert!(resource(&kept, "a").ptr_eq(&resource(&good, "a")) && told == 1);
+    let (back, told) = load(kept, 5, stored("a", 5, upstream(1))).await;
+    assert_eq!(told, 0, "it is as it was");
+    // What is served in part is told of as long as it is, however often it is loaded.
+    let (part, told) = load(back, 8, stored("a", 8, with_checks.clone())).await;
+    assert_eq!(told, 1);
+    let (again, told) = load(part.clone(), 9, stored("a", 8, with_checks)).await;
+    assert!(resource(&again, "a").ptr_eq(&resource(&part, "a")) && told == 1);
+}
+
+#[tokio::test]
+async fn a_removal_by_another_program_is_logged() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("log");
+    let log = std::sync::Mutex::new(std::fs::File::create(&path).unwrap());
+    let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(log).finish();
+    // With two of them, what each line is interesting to is asked of all.
+    let _other = tracing::Dispatch::new(tracing_subscriber::registry());
+    let _guard = tracing::subscriber::set_default(subscriber);
+    let key = Key::new(Kind::Route, Id::parse("guarded").unwrap());
+    let document =
+        json!({"uri": "/a", "upstream": upstream(1), "client_identity": {"allow": [{"dns": "a.b"}]}});
+    let items = vec![StoredDocument { key: key.clone(), ..stored("x", 1, document) }];
+    let before = load(&Arc::new(Snapshot::empty()), 1, items).await;
+    let mut delta = Delta { from: 1, to: 1, ..Delta::default() };
+    let event = Event { revision: 2, key: key.clone(), document: None };
+    add_event(&mut delta, event, &before, &pki::Keyring::empty(), &Findings::default());
+    assert_eq!(delta.removals, [key]);
+    let log = std::fs::read_to_string(path).unwrap();
+    assert!(log.contains("a change weakens the protection") && log.contains("routes/guarded"), "{log}");
+}

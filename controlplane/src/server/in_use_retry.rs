@@ -1,0 +1,78 @@
+//! A control plane that stops keeps its ports while `drain_delay` runs, and the lock of its store
+//! until it ends. Its successor waits for them: at most as long as such a stop takes, for all of
+//! them together, so that a second control plane that was started by mistake still ends with the
+//! error.
+
+use std::fmt::Display;
+use std::future::Future;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+
+/// Between two attempts.
+const RETRY_INTERVAL: Duration = Duration::from_millis(25);
+
+/// The time that a process which stops is waited for, from the start on.
+pub(crate) struct InUseRetry {
+    deadline: Instant,
+    logged: bool,
+}
+
+impl InUseRetry {
+    /// Is waited for `patience` from now on.
+    pub(crate) fn new(patience: Duration) -> Self {
+        let now = Instant::now();
+        Self { deadline: now.checked_add(patience).unwrap_or(now), logged: false }
+    }
+
+    /// The attempt's result; one that finds something in use is repeated while the time runs.
+    /// Dropping it ends the wait.
+    pub(crate) async fn run<T, E, F>(
+        &mut self,
+        in_use: impl Fn(&E) -> bool,
+        mut attempt: impl FnMut() -> F,
+    ) -> Result<T, E>
+    where
+        E: Display,
+        F: Future<Output = Result<T, E>>,
+    {
+        loop {
+            match attempt().await {
+                Err(error) if in_use(&error) && Instant::now() < self.deadline => {
+                    if !std::mem::replace(&mut self.logged, true) {
+                        let seconds = self.deadline.saturating_duration_since(Instant::now()).as_secs();
+                        tracing::info!(seconds, "waiting for a control plane that stops: {error}");
+                    }
+                    sleep(RETRY_INTERVAL).await;
+                }
+                other => return other,
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::ready;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_in_use_is_waited_for_within_bounds() {
+        let mut left = 3;
+        let attempt = || {
+            left -= 1;
+            ready(if left == 0 { Ok(()) } else { Err("in use") })
+        };
+        let in_use = |error: &&str| *error == "in use";
+        let mut patient = InUseRetry::new(Duration::from_secs(60));
+        patient.run(in_use, attempt).await.unwrap();
+        // Another error is one at once.
+        assert_eq!(
+            patient.run(in_use, || ready(Err::<(), _>("no such address"))).await,
+            Err("no such address")
+        );
+        let mut impatient = InUseRetry::new(RETRY_INTERVAL);
+        assert_eq!(impatient.run(in_use, || ready(Err::<(), _>("in use"))).await, Err("in use"));
+    }
+}

@@ -1,0 +1,353 @@
+//! What any store must do, as tests. A store is tested by calling [`all`] with something that makes
+//! a fresh, empty one.
+//!
+//! Nothing here knows how a store works: a law that only one of them keeps is tested beside that
+//! one.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::stream::{self, BoxStream};
+use futures_util::{FutureExt, StreamExt};
+use model::{Id, Key, Kind};
+use serde_json::json;
+
+use super::{Event, EventStream, InternalKey, Mutation, Page, Precondition, Store, StoreError, WatchError};
+
+/// Runs every law against fresh stores.
+pub(super) async fn run_all<F: AsyncFn() -> Arc<dyn Store>>(fresh: F) {
+    a_new_store_is_empty(fresh().await).await;
+    what_was_committed_is_read(fresh().await).await;
+    expectations_guard_writes(fresh().await).await;
+    removing_what_is_not_there_changes_nothing(fresh().await).await;
+    reserved_ids_are_unique_revisions(fresh().await).await;
+    a_list_holds_one_kind_in_order(fresh().await).await;
+    a_page_is_a_part_of_the_list(fresh().await).await;
+    a_watch_tells_everything_in_order(fresh().await).await;
+    a_watch_wakes(fresh().await).await;
+    a_watch_from_the_future_is_compacted(fresh().await).await;
+    one_of_many_wins(fresh().await).await;
+    concurrent_writers_get_distinct_revisions(fresh().await).await;
+    extension_fields_are_the_document_s(fresh().await).await;
+    private_entries_are_swapped(fresh().await).await;
+    private_entries_are_no_resources(fresh().await).await;
+    one_of_many_swaps(fresh().await).await;
+    identities_differ(fresh().await, fresh().await);
+}
+
+pub(super) fn key(kind: Kind, id: &str) -> Key {
+    Key::new(kind, Id::parse(id).unwrap())
+}
+
+pub(super) fn put(key: &Key, document: serde_json::Value, expect: Precondition) -> Mutation {
+    Mutation::Put { key: key.clone(), document, precondition: expect, ttl: None }
+}
+
+fn delete(key: &Key, expect: Precondition) -> Mutation {
+    Mutation::Delete { key: key.clone(), precondition: expect }
+}
+
+/// One event after the other.
+pub(super) fn flatten(events: EventStream) -> BoxStream<'static, Result<Event, WatchError>> {
+    let each = |item: Result<Vec<Event>, WatchError>| match item {
+        Ok(events) => stream::iter(events.into_iter().map(Ok).collect::<Vec<_>>()),
+        Err(error) => stream::iter(vec![Err(error)]),
+    };
+    events.flat_map(each).boxed()
+}
+
+/// Reads `count` events, or fails after a time that no healthy store needs.
+async fn events(store: &dyn Store, after: u64, count: usize) -> Vec<Event> {
+    let events = flatten(store.watch(after)).take(count).map(Result::unwrap).collect();
+    tokio::time::timeout(Duration::from_secs(30), events).await.expect("the watch stalled")
+}
+
+async fn a_new_store_is_empty(store: Arc<dyn Store>) {
+    assert!(store.load().await.unwrap().items.is_empty());
+    assert!(!store.identity().is_empty());
+    assert_eq!(store.get(&key(Kind::Ssl, "1")).await.unwrap(), None);
+}
+
+async fn what_was_committed_is_read(store: Arc<dyn Store>) {
+    let key = key(Kind::Upstream, "a");
+    // Order and numbers of a document are the user's: they come back as they went in.
+    let document =
+        json!({"z": 1, "a": [1.5, -3, null, "\u{0}é"], "m": {"k": true}, "big": 18446744073709551615u64});
+    let made = store.commit(put(&key, document.clone(), Precondition::Unconditional)).await.unwrap();
+    assert!(!made.existed);
+    assert_eq!(made.create_revision, made.revision);
+    let found = store.get(&key).await.unwrap().unwrap();
+    assert_eq!((&found.key, found.create_revision, found.mod_revision), (&key, made.revision, made.revision));
+    assert_eq!(found.document.to_string(), document.to_string());
+
+    let changed = store.commit(put(&key, json!({"v": 2}), Precondition::Unconditional)).await.unwrap();
+    assert!(changed.existed && changed.revision > made.revision);
+    assert_eq!(changed.create_revision, made.create_revision);
+    let found = store.get(&key).await.unwrap().unwrap();
+    assert_eq!(
+        (found.document, found.create_revision, found.mod_revision),
+        (json!({"v": 2}), made.create_revision, changed.revision)
+    );
+    let loaded = store.load().await.unwrap();
+    assert_eq!((loaded.revision, loaded.items.len()), (changed.revision, 1));
+
+    let gone = store.commit(delete(&key, Precondition::Unconditional)).await.unwrap();
+    assert!(gone.existed && gone.revision > changed.revision);
+    assert_eq!(store.get(&key).await.unwrap(), None);
+    // Made again it is a new document.
+    let again = store.commit(put(&key, json!({}), Precondition::Absent)).await.unwrap();
+    assert_eq!(again.create_revision, again.revision);
+}
+
+async fn expectations_guard_writes(store: Arc<dyn Store>) {
+    let key = key(Kind::Route, "r");
+    let missing = store.commit(put(&key, json!({}), Precondition::ModRevision(1))).await;
+    assert_eq!(missing, Err(StoreError::Conflict));
+    let first = store.commit(put(&key, json!({"v": 1}), Precondition::Absent)).await.unwrap();
+    assert_eq!(store.commit(put(&key, json!({}), Precondition::Absent)).await, Err(StoreError::Conflict));
+    let second =
+        store.commit(put(&key, json!({"v": 2}), Precondition::ModRevision(first.revision))).await.unwrap();
+    for stale in [
+        put(&key, json!({}), Precondition::ModRevision(first.revision)),
+        delete(&key, Precondition::ModRevision(first.revision)),
+    ] {
+        assert_eq!(store.commit(stale).await, Err(StoreError::Conflict));
+    }
+    assert_eq!(store.load().await.unwrap().revision, second.revision, "a refused write takes no revision");
+    store.commit(delete(&key, Precondition::ModRevision(second.revision))).await.unwrap();
+    assert_eq!(store.get(&key).await.unwrap(), None);
+}
+
+async fn removing_what_is_not_there_changes_nothing(store: Arc<dyn Store>) {
+    let before = store.load().await.unwrap().revision;
+    let gone = store.commit(delete(&key(Kind::Ssl, "x"), Precondition::Unconditional)).await.unwrap();
+    assert_eq!((gone.existed, gone.create_revision, gone.revision), (false, 0, before));
+}
+
+async fn reserved_ids_are_unique_revisions(store: Arc<dyn Store>) {
+    let first = store.reserve_id().await.unwrap();
+    let second = store.reserve_id().await.unwrap();
+    let made = store.commit(put(&key(Kind::Ssl, "1"), json!({}), Precondition::Unconditional)).await.unwrap();
+    assert!(0 < first && first < second && second < made.revision);
+    // An id is no change: the watcher sees the document only, and a watch may start at a reserved
+    // revision.
+    let seen = events(&*store, second, 1).await;
+    assert_eq!(seen.first().unwrap().revision, made.revision);
+}
+
+async fn a_list_holds_one_kind_in_order(store: Arc<dyn Store>) {
+    for (kind, id) in
+        [(Kind::Route, "2"), (Kind::Ssl, "1"), (Kind::Route, "10"), (Kind::Route, "1"), (Kind::Service, "s")]
+    {
+        store.commit(put(&key(kind, id), json!({"id": id}), Precondition::Absent)).await.unwrap();
+    }
+    let ids = |loaded: super::DocumentList| {
+        loaded.items.iter().map(|item| item.key.to_string()).collect::<Vec<_>>()
+    };
+    assert_eq!(ids(store.list(Kind::Route).await.unwrap()), ["routes/1", "routes/10", "routes/2"]);
+    assert_eq!(ids(store.list(Kind::Upstream).await.unwrap()), [""; 0]);
+    let all = store.load().await.unwrap();
+    assert_eq!(ids(all), ["routes/1", "routes/10", "routes/2", "services/s", "ssls/1"]);
+}
+
+async fn a_page_is_a_part_of_the_list(store: Arc<dyn Store>) {
+    let pages = async |kind| {
+        let list = store.list(kind).await.unwrap().items;
+        for (first, size) in [(0, 3), (3, 3), (6, 3), (9, 3), (0, 100), (usize::MAX, 10), (0, 0)] {
+            let page = store.page(kind, first, size).await.unwrap();
+            assert_eq!(page, Page::of(list.clone(), first, size), "{kind:?} from {first}, {size} of them");
+        }
+    };
+    pages(Kind::Route).await;
+    // Created in another order than that of their names, one of another kind in between, with and
+    // without extension fields.
+    for id in ["z", "10", "2", "a", "1", "3", "y"] {
+        let guarded = json!({"uri": "/a", "client_identity": {"allow": [{"dns": id}]}});
+        let document = if id.len() == 1 { guarded } else { json!({"uri": id}) };
+        store.commit(put(&key(Kind::Route, id), document, Precondition::Absent)).await.unwrap();
+        store.commit(put(&key(Kind::Ssl, id), json!({"sni": id}), Precondition::Absent)).await.unwrap();
+        store.reserve_id().await.unwrap();
+    }
+    pages(Kind::Route).await;
+    // A change leaves a document in its place; one that is made anew comes last.
+    for id in ["2", "z"] {
+        store.commit(put(&key(Kind::Route, id), json!({"v": 2}), Precondition::Unconditional)).await.unwrap();
+    }
+    store.commit(delete(&key(Kind::Route, "10"), Precondition::Unconditional)).await.unwrap();
+    store.commit(delete(&key(Kind::Route, "nothing"), Precondition::Unconditional)).await.unwrap();
+    store.commit(delete(&key(Kind::Route, "1"), Precondition::Unconditional)).await.unwrap();
+    store.commit(put(&key(Kind::Route, "1"), json!({}), Precondition::Absent)).await.unwrap();
+    pages(Kind::Route).await;
+    pages(Kind::Ssl).await;
+}
+
+async fn a_watch_tells_everything_in_order(store: Arc<dyn Store>) {
+    let (a, b) = (key(Kind::Ssl, "a"), key(Kind::Route, "b"));
+    let start = store.load().await.unwrap().revision;
+    let mut revisions = Vec::new();
+    for write in [
+        put(&a, json!({"v": 1}), Precondition::Unconditional),
+        put(&b, json!({"v": 2}), Precondition::Unconditional),
+        put(&a, json!({"v": 3}), Precondition::Unconditional),
+        delete(&a, Precondition::Unconditional),
+        put(&a, json!({"v": 5}), Precondition::Unconditional),
+    ] {
+        revisions.push(store.commit(write).await.unwrap().revision);
+    }
+    let seen = events(&*store, start, 5).await;
+    assert_eq!(seen.iter().map(|event| event.revision).collect::<Vec<_>>(), revisions);
+    let told: Vec<_> = seen
+        .iter()
+        .map(|event| {
+            (
+                event.key.to_string(),
+                event.document.as_ref().map(|now| (now.document.clone(), now.mod_revision)),
+            )
+        })
+        .collect();
+    let v = |at: usize, v: u64| Some((json!({"v": v}), revisions[at]));
+    let expected = [
+        ("ssls/a", v(0, 1)),
+        ("routes/b", v(1, 2)),
+        ("ssls/a", v(2, 3)),
+        ("ssls/a", None),
+        ("ssls/a", v(4, 5)),
+    ];
+    assert_eq!(told, expected.map(|(key, now)| (key.to_owned(), now)));
+    // From the middle: exactly the rest.
+    assert_eq!(events(&*store, revisions[2], 2).await, seen[3..]);
+}
+
+async fn a_watch_wakes(store: Arc<dyn Store>) {
+    let start = store.load().await.unwrap().revision;
+    let mut watch = flatten(store.watch(start));
+    assert!(watch.next().now_or_never().is_none(), "nothing happened yet");
+    let made = store.commit(put(&key(Kind::Ssl, "1"), json!({}), Precondition::Unconditional)).await.unwrap();
+    let next = tokio::time::timeout(Duration::from_secs(30), watch.next()).await.expect("the watch slept on");
+    assert_eq!(next.unwrap().unwrap().revision, made.revision);
+}
+
+async fn a_watch_from_the_future_is_compacted(store: Arc<dyn Store>) {
+    let now = store.load().await.unwrap().revision;
+    let mut watch = store.watch(now + 1000);
+    let told = tokio::time::timeout(Duration::from_secs(30), watch.next()).await.expect("the watch stalled");
+    assert!(matches!(told, Some(Err(WatchError::Compacted { .. }))));
+    assert!(watch.next().await.is_none());
+}
+
+async fn one_of_many_wins(store: Arc<dyn Store>) {
+    let key = key(Kind::Service, "s");
+    let tries = (0..16).map(|n| store.commit(put(&key, json!({"n": n}), Precondition::Absent)));
+    let results = futures_util::future::join_all(tries).await;
+    let (won, lost): (Vec<_>, Vec<_>) = results.into_iter().partition(Result::is_ok);
+    assert_eq!(won.len(), 1);
+    assert!(lost.iter().all(|lost| *lost == Err(StoreError::Conflict)));
+}
+
+async fn concurrent_writers_get_distinct_revisions(store: Arc<dyn Store>) {
+    let start = store.load().await.unwrap().revision;
+    let keys: Vec<_> = (0..64).map(|n| key(Kind::Ssl, &format!("k{n}"))).collect();
+    let writes =
+        keys.iter().map(|key| store.commit(put(key, json!({"k": key.to_string()}), Precondition::Absent)));
+    let mut revisions: Vec<_> =
+        futures_util::future::join_all(writes).await.into_iter().map(|made| made.unwrap().revision).collect();
+    revisions.sort_unstable();
+    let seen = events(&*store, start, keys.len()).await;
+    assert_eq!(seen.iter().map(|event| event.revision).collect::<Vec<_>>(), revisions);
+    revisions.dedup();
+    assert_eq!(revisions.len(), keys.len());
+}
+
+/// Wherever a store keeps them: a document is read, listed, loaded and told as it was written.
+async fn extension_fields_are_the_document_s(store: Arc<dyn Store>) {
+    let (route, ssl) = (key(Kind::Route, "1"), key(Kind::Ssl, "1"));
+    let start = store.load().await.unwrap().revision;
+    let guarded = json!({"uri": "/a", "client_identity": {"allow": [{"dns": "a.b"}]}});
+    let revoking = json!({"sni": "a", "client": {"ca": "A", "crl": ["L"], "crl_policy": "prefer"}});
+    let made = store.commit(put(&route, guarded.clone(), Precondition::Absent)).await.unwrap();
+    let also = store.commit(put(&ssl, revoking.clone(), Precondition::Unconditional)).await.unwrap();
+    let held = store.get(&route).await.unwrap().unwrap();
+    assert_eq!(
+        (&held.document, held.create_revision, held.mod_revision),
+        (&guarded, made.revision, made.revision)
+    );
+    assert!(!held.stale_extensions);
+    assert_eq!(store.list(Kind::Ssl).await.unwrap().items[0].document, revoking);
+    let loaded: Vec<_> = store.load().await.unwrap().items.into_iter().map(|item| item.document).collect();
+    assert_eq!(loaded, [guarded.clone(), revoking.clone()]);
+    // A write without them takes them away; one guard covers both.
+    let open = json!({"uri": "/a"});
+    let opened =
+        store.commit(put(&route, open.clone(), Precondition::ModRevision(made.revision))).await.unwrap();
+    let stale = store.commit(put(&route, guarded.clone(), Precondition::ModRevision(made.revision))).await;
+    assert_eq!(stale, Err(StoreError::Conflict));
+    assert_eq!(store.get(&route).await.unwrap().unwrap().document, open);
+    let again =
+        store.commit(put(&route, guarded.clone(), Precondition::ModRevision(opened.revision))).await.unwrap();
+    let gone = store.commit(delete(&route, Precondition::ModRevision(again.revision))).await.unwrap();
+    let anew = store.commit(put(&route, open.clone(), Precondition::Absent)).await.unwrap();
+    assert_eq!(store.get(&route).await.unwrap().unwrap().document, open);
+    let told: Vec<_> = events(&*store, start, 6)
+        .await
+        .into_iter()
+        .map(|event| (event.revision, event.key, event.document.map(|now| now.document)))
+        .collect();
+    let expected = [
+        (made.revision, &route, Some(guarded.clone())),
+        (also.revision, &ssl, Some(revoking)),
+        (opened.revision, &route, Some(open.clone())),
+        (again.revision, &route, Some(guarded)),
+        (gone.revision, &route, None),
+        (anew.revision, &route, Some(open)),
+    ];
+    assert_eq!(told, expected.map(|(revision, key, document)| (revision, key.clone(), document)));
+}
+
+const SECRETS: InternalKey = InternalKey::TicketSecrets;
+
+async fn swap(store: &dyn Store, expect: u64, text: &str) -> Result<u64, StoreError> {
+    store.swap_internal_entry(SECRETS, expect, text.to_owned().into()).await
+}
+
+async fn private_entries_are_swapped(store: Arc<dyn Store>) {
+    assert!(store.internal_entry(SECRETS).await.unwrap().is_none());
+    assert_eq!(swap(&*store, 7, "x").await, Err(StoreError::Conflict), "there is none yet");
+    let first = swap(&*store, 0, "one").await.unwrap();
+    assert_eq!(swap(&*store, 0, "x").await, Err(StoreError::Conflict), "there is one already");
+    let second = swap(&*store, first, "two").await.unwrap();
+    assert!(0 < first && first < second);
+    assert_eq!(swap(&*store, first, "x").await, Err(StoreError::Conflict));
+    let found = store.internal_entry(SECRETS).await.unwrap().unwrap();
+    assert_eq!((found.version, found.text.as_str()), (second, "two"));
+}
+
+async fn private_entries_are_no_resources(store: Arc<dyn Store>) {
+    let before = store.load().await.unwrap().revision;
+    let mut watch = store.watch(before);
+    swap(&*store, 0, "one").await.unwrap();
+    let after = store.load().await.unwrap();
+    assert!(after.items.is_empty(), "it is in no list");
+    for kind in Kind::ALL {
+        assert!(store.list(kind).await.unwrap().items.is_empty(), "{kind:?}");
+    }
+    assert!(watch.next().now_or_never().is_none(), "nobody is told");
+    // A watch goes on over it.
+    let made = store.commit(put(&key(Kind::Ssl, "1"), json!({}), Precondition::Unconditional)).await.unwrap();
+    assert_eq!(events(&*store, before, 1).await[0].revision, made.revision);
+}
+
+async fn one_of_many_swaps(store: Arc<dyn Store>) {
+    for expect in 0..3 {
+        let now = store.internal_entry(SECRETS).await.unwrap().map_or(0, |found| found.version);
+        let texts: Vec<String> = (0..16).map(|n| format!("{expect} {n}")).collect();
+        let results = futures_util::future::join_all(texts.iter().map(|text| swap(&*store, now, text))).await;
+        let won: Vec<usize> = (0..16).filter(|n| results[*n].is_ok()).collect();
+        assert_eq!(won.len(), 1, "{results:?}");
+        let found = store.internal_entry(SECRETS).await.unwrap().unwrap();
+        assert_eq!(*found.text, texts[won[0]]);
+    }
+}
+
+fn identities_differ(one: Arc<dyn Store>, other: Arc<dyn Store>) {
+    assert_ne!(one.identity(), other.identity());
+}

@@ -1,0 +1,246 @@
+//! A whole store as rows, one JSON text a line: what a backup is made from and compared by.
+//!
+//! All rows are of one read transaction, so of one revision; keys stay sealed as they are. The last
+//! line says how many there were: without it something is missing.
+
+use std::io::{self, BufRead, Write};
+use std::path::Path;
+
+use aws_lc_rs::digest::{Context, SHA256};
+use redb::{Builder, Database, ReadableDatabase, TableError};
+use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
+
+use super::file::{self, COUNTERS, FORMAT, IDENTITY, INTERNAL_ENTRIES, ITEMS, REVISION, ReadError, TEXTS};
+use super::{FORMAT_VERSION, revision};
+use crate::store::StoreError;
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum BackupRecord {
+    /// The first one.
+    Store {
+        identity: String,
+        revision: u64,
+    },
+    Document {
+        name: String,
+        created: u64,
+        modified: u64,
+        text: String,
+    },
+    Private {
+        name: String,
+        version: u64,
+        text: Zeroizing<String>,
+    },
+    /// The last one.
+    End {
+        rows: u64,
+    },
+    /// The store could not be read on.
+    Failed {
+        problem: String,
+    },
+}
+
+/// What the rows were.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct BackupSummary {
+    /// The store's.
+    pub identity: String,
+    /// The store's, at which all rows are.
+    pub revision: u64,
+    /// How many documents there are.
+    pub documents: u64,
+    /// SHA-256 over all rows, hexadecimal.
+    pub digest: String,
+}
+
+/// Why rows could not be sent, received or put into a file.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BackupStreamError {
+    /// The store they come from or go to.
+    #[error("{0}")]
+    Store(#[from] StoreError),
+    /// The way between.
+    #[error("the connection to the control plane broke: {0}")]
+    Connection(io::Error),
+    /// What came is not a whole store.
+    #[error("what came is not a whole store: {0}")]
+    Incomplete(String),
+}
+
+/// Counts and digests the lines that pass.
+struct StreamDigest {
+    context: Context,
+    rows: u64,
+    documents: u64,
+    store: Option<(String, u64)>,
+}
+
+impl StreamDigest {
+    fn new() -> Self {
+        Self { context: Context::new(&SHA256), rows: 0, documents: 0, store: None }
+    }
+
+    fn update(&mut self, row: &BackupRecord, line: &[u8]) {
+        self.context.update(line);
+        self.rows += 1;
+        match row {
+            BackupRecord::Store { identity, revision } => self.store = Some((identity.clone(), *revision)),
+            BackupRecord::Document { .. } => self.documents += 1,
+            BackupRecord::Private { .. } | BackupRecord::End { .. } | BackupRecord::Failed { .. } => {}
+        }
+    }
+
+    fn finish(self) -> Result<BackupSummary, BackupStreamError> {
+        let (identity, revision) = self
+            .store
+            .ok_or_else(|| BackupStreamError::Incomplete("it does not say its revision".to_owned()))?;
+        let digest = self.context.finish().as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+        Ok(BackupSummary { identity, revision, documents: self.documents, digest })
+    }
+}
+
+/// Writes all rows of a store. An error of the store is also the last row, so that the other end
+/// knows it.
+///
+/// # Errors
+/// [`RowsError`].
+pub(super) fn write(
+    database: &Database,
+    path: &Path,
+    out: &mut dyn Write,
+) -> Result<BackupSummary, BackupStreamError> {
+    let mut tally = StreamDigest::new();
+    let mut broken = None;
+    let sent = for_each_record(database, &mut |row| {
+        let mut line =
+            Zeroizing::new(serde_json::to_vec(&row).map_err(|error| ReadError::Row(error.to_string()))?);
+        line.push(b'\n');
+        tally.update(&row, &line);
+        out.write_all(&line).map_err(|error| {
+            let what = error.to_string();
+            broken = Some(error);
+            ReadError::Row(what)
+        })
+    });
+    if let Some(error) = broken {
+        return Err(BackupStreamError::Connection(error));
+    }
+    let last = match &sent {
+        Ok(()) => BackupRecord::End { rows: tally.rows },
+        Err(_) => BackupRecord::Failed { problem: "it cannot read its store; its log says more".to_owned() },
+    };
+    let mut line = serde_json::to_vec(&last).unwrap_or_default();
+    line.push(b'\n');
+    out.write_all(&line).and_then(|()| out.flush()).map_err(BackupStreamError::Connection)?;
+    sent.map_err(|error| error.into_store_error(path))?;
+    tally.finish()
+}
+
+/// Gives every row of one moment.
+fn for_each_record(
+    database: &Database,
+    each: &mut dyn FnMut(BackupRecord) -> Result<(), ReadError>,
+) -> Result<(), ReadError> {
+    let transaction = database.begin_read()?;
+    let revision = revision(&transaction)?;
+    let identity = transaction.open_table(TEXTS)?.get(IDENTITY)?.map(|row| row.value().to_owned());
+    each(BackupRecord::Store { identity: identity.unwrap_or_default(), revision })?;
+    for row in transaction.open_table(ITEMS)?.range::<&str>(..)? {
+        let (name, row) = row?;
+        // What could not be served from the copy is found now.
+        file::decode_row(name.value(), row.value())?;
+        let (created, modified, text) = row.value();
+        let text = String::from_utf8_lossy(text).into_owned();
+        each(BackupRecord::Document { name: name.value().to_owned(), created, modified, text })?;
+    }
+    let private = match transaction.open_table(INTERNAL_ENTRIES) {
+        Err(TableError::TableDoesNotExist(_)) => return Ok(()),
+        table => table?,
+    };
+    for row in private.range::<&str>(..)? {
+        let (name, row) = row?;
+        let (version, text) = row.value();
+        each(BackupRecord::Private {
+            name: name.value().to_owned(),
+            version,
+            text: Zeroizing::new(text.to_owned()),
+        })?;
+    }
+    Ok(())
+}
+
+/// Makes a store of the rows that come, in a new file (mode 0600), durably; then reads it back and
+/// compares. A file that is not whole is left for the caller to remove.
+///
+/// # Errors
+/// [`RowsError`].
+pub(super) fn create(input: &mut dyn BufRead, new: &Path) -> Result<BackupSummary, BackupStreamError> {
+    file::create_owner_only(new)?;
+    let told = |error: ReadError| BackupStreamError::Store(error.into_store_error(new));
+    let database = Builder::new().create(new).map_err(|error| told(error.into()))?;
+    let summary = insert_records(&database, input, &told)?;
+    database.close().map_err(|error| told(ReadError::Redb(redb::Error::from(error))))?;
+    let read_back = file::open(new).map_err(BackupStreamError::Store)?;
+    let found = write(&read_back, new, &mut io::sink())?;
+    if found != summary {
+        return Err(BackupStreamError::Incomplete(format!(
+            "{} does not read as it was written",
+            new.display()
+        )));
+    }
+    Ok(summary)
+}
+
+fn insert_records(
+    database: &Database,
+    input: &mut dyn BufRead,
+    told: &dyn Fn(ReadError) -> BackupStreamError,
+) -> Result<BackupSummary, BackupStreamError> {
+    let transaction = database.begin_write().map_err(|error| told(error.into()))?;
+    let mut tally = StreamDigest::new();
+    loop {
+        let mut line = Zeroizing::new(Vec::new());
+        input.read_until(b'\n', &mut line).map_err(BackupStreamError::Connection)?;
+        if line.last() != Some(&b'\n') {
+            return Err(BackupStreamError::Incomplete(format!("it ended after {} rows", tally.rows)));
+        }
+        let row: BackupRecord = serde_json::from_slice(&line)
+            .map_err(|error| BackupStreamError::Incomplete(format!("row {}: {error}", tally.rows + 1)))?;
+        match &row {
+            BackupRecord::End { rows } if *rows == tally.rows => break,
+            BackupRecord::End { rows } => {
+                return Err(BackupStreamError::Incomplete(format!("{} of {rows} rows came", tally.rows)));
+            }
+            BackupRecord::Failed { problem } => return Err(BackupStreamError::Incomplete(problem.clone())),
+            row => insert(&transaction, row).map_err(told)?,
+        }
+        tally.update(&row, &line);
+    }
+    transaction.commit().map_err(|error| told(error.into()))?;
+    tally.finish()
+}
+
+fn insert(transaction: &redb::WriteTransaction, row: &BackupRecord) -> Result<(), ReadError> {
+    match row {
+        BackupRecord::Store { identity, revision } => {
+            transaction.open_table(ITEMS)?;
+            let mut counters = transaction.open_table(COUNTERS)?;
+            counters.insert(FORMAT, FORMAT_VERSION)?;
+            counters.insert(REVISION, revision)?;
+            transaction.open_table(TEXTS)?.insert(IDENTITY, identity.as_str())?;
+        }
+        BackupRecord::Document { name, created, modified, text } => {
+            let value = (*created, *modified, text.as_bytes());
+            transaction.open_table(ITEMS)?.insert(name.as_str(), value)?;
+        }
+        BackupRecord::Private { name, version, text } => {
+            transaction.open_table(INTERNAL_ENTRIES)?.insert(name.as_str(), (*version, text.as_str()))?;
+        }
+        BackupRecord::End { .. } | BackupRecord::Failed { .. } => {}
+    }
+    Ok(())
+}

@@ -1,0 +1,33 @@
+//! What the embedded store measures of itself, for `/metrics`.
+
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::Registry;
+
+/// Cheap to clone: clones count together.
+#[derive(Clone)]
+pub(super) struct Metrics {
+    /// One transaction with its fsync.
+    pub(super) commit_seconds: Histogram,
+    /// Documents that were read and parsed, for whatever question.
+    pub(super) documents_read: Counter,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        // From a millisecond to half a minute.
+        Self {
+            commit_seconds: Histogram::new(exponential_buckets(0.001, 2.0, 16)),
+            documents_read: Counter::default(),
+        }
+    }
+}
+
+impl Metrics {
+    pub(super) fn register(&self, registry: &mut Registry) {
+        let help = "Seconds that a transaction of the embedded store takes until it is on disk";
+        registry.register("store_commit_seconds", help, self.commit_seconds.clone());
+        let help = "Documents that were read from the embedded store and parsed";
+        registry.register("store_documents_read", help, self.documents_read.clone());
+    }
+}

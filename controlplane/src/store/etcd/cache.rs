@@ -1,0 +1,128 @@
+//! What the cluster was last known to hold, for people who ask while it cannot be reached.
+//!
+//! Filled by each load and by each event of a watch. Nothing that is written, and nothing that is
+//! pushed, rests on it.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use imbl::OrdMap;
+use model::{Key, Kind};
+
+use crate::store::{DocumentList, Event, StoredDocument};
+
+/// The documents by key, at one revision.
+#[derive(Default)]
+pub(super) struct DocumentCache(Mutex<CacheState>);
+
+#[derive(Default)]
+struct CacheState {
+    documents: Option<CachedRevision>,
+    /// How many events came in.
+    events: u64,
+}
+
+#[derive(Clone)]
+struct CachedRevision {
+    revision: u64,
+    items: OrdMap<Key, StoredDocument>,
+}
+
+impl DocumentCache {
+    /// Taken before a load, and handed in with it.
+    pub(super) fn event_count(&self) -> u64 {
+        self.lock().events
+    }
+
+    /// Everything was read. An older revision is taken, too, for a cluster may be set back; unless
+    /// an event that came in during the load is newer than it.
+    pub(super) fn replace(&self, loaded: &DocumentList, mark: u64) {
+        let mut inner = self.lock();
+        let overtaken = inner.events != mark
+            && inner.documents.as_ref().is_some_and(|known| known.revision > loaded.revision);
+        if !overtaken {
+            let items = loaded.items.iter().map(|item| (item.key.clone(), item.clone())).collect();
+            inner.documents = Some(CachedRevision { revision: loaded.revision, items });
+        }
+    }
+
+    /// The newest revision that is known; 0 before anything was read.
+    pub(super) fn revision(&self) -> u64 {
+        self.lock().documents.as_ref().map_or(0, |known| known.revision)
+    }
+
+    /// A change was told. One that is older than what is known changes nothing.
+    pub(super) fn apply(&self, event: &Event) {
+        let mut inner = self.lock();
+        inner.events += 1;
+        let Some(known) = inner.documents.as_mut().filter(|known| known.revision <= event.revision) else {
+            return;
+        };
+        known.revision = event.revision;
+        match &event.document {
+            Some(stored) => drop(known.items.insert(event.key.clone(), stored.clone())),
+            None => drop(known.items.remove(&event.key)),
+        }
+    }
+
+    /// One kind, or everything; nothing before the first load.
+    pub(super) fn documents(&self, kind: Option<Kind>) -> Option<DocumentList> {
+        let known = self.lock().documents.clone()?;
+        let wanted = known.items.values().filter(|item| kind.is_none_or(|kind| item.key.kind == kind));
+        Some(DocumentList { revision: known.revision, items: wanted.cloned().collect() })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, CacheState> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use model::Id;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn stored(id: &str, modified: u64, document: Value) -> StoredDocument {
+        StoredDocument {
+            key: Key::new(Kind::Ssl, Id::parse(id).unwrap()),
+            document,
+            create_revision: modified,
+            mod_revision: modified,
+            stale_extensions: false,
+            salvaged: None,
+        }
+    }
+
+    fn event(revision: u64, id: &str, now: Option<StoredDocument>) -> Event {
+        Event { revision, key: Key::new(Kind::Ssl, Id::parse(id).unwrap()), document: now }
+    }
+
+    #[test]
+    fn it_knows_what_was_read_and_told() {
+        let memory = DocumentCache::default();
+        assert!(memory.documents(None).is_none(), "nothing was read");
+        let one = stored("1", 3, json!({"v": 1}));
+        memory.replace(&DocumentList { revision: 5, items: vec![one.clone()] }, memory.event_count());
+        let two = stored("2", 6, json!({"v": 2}));
+        memory.apply(&event(6, "2", Some(two.clone())));
+        memory.apply(&event(4, "1", None));
+        let known = memory.documents(Some(Kind::Ssl)).unwrap();
+        assert_eq!((known.revision, known.items), (6, vec![one, two]), "what is older changes nothing");
+        assert!(memory.documents(Some(Kind::Route)).unwrap().items.is_empty());
+        memory.apply(&event(7, "1", None));
+        assert_eq!(memory.documents(None).unwrap().items.len(), 1);
+    }
+
+    #[test]
+    fn a_load_that_was_overtaken_is_not_taken_and_a_cluster_set_back_is() {
+        let memory = DocumentCache::default();
+        memory.replace(&DocumentList { revision: 5, items: Vec::new() }, memory.event_count());
+        let mark = memory.event_count();
+        memory.apply(&event(6, "1", Some(stored("1", 6, json!({})))));
+        memory.replace(&DocumentList { revision: 5, items: Vec::new() }, mark);
+        assert_eq!(memory.documents(None).unwrap().revision, 6);
+        memory.replace(&DocumentList { revision: 2, items: Vec::new() }, memory.event_count());
+        assert_eq!(memory.documents(None).unwrap().revision, 2);
+    }
+}

@@ -1,0 +1,103 @@
+//! A second look at a server that closed the connection without saying why, so that the message
+//! can.
+//!
+//! Etcd says nothing when it expects TLS and hears HTTP/2, or the other way round; and an alert
+//! about our certificate can be lost when requests were on their way already. Asked once more, in
+//! the other language, or without sending a request, it tells. Invariant: nothing is
+//! sent that carries a password or a document, and a look never makes a failure a success.
+
+use std::io;
+use std::sync::Arc;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout_at};
+
+use super::error::{DialError, DialFailure, DialStep};
+use super::observer::TlsContext;
+use super::{ClientTls, Endpoint, connect_tcp, dial_context, resolve, tls_handshake};
+
+/// The start of every HTTP/2 connection, with empty settings (RFC 9113 3.4).
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+
+/// The failure, or what a second look found behind it.
+pub(super) async fn diagnose(
+    failure: DialError,
+    endpoint: &Endpoint,
+    security: &ClientTls,
+    deadline: Instant,
+) -> DialError {
+    let step = match &*failure.problem {
+        DialFailure::Closed { step: step @ (DialStep::Tls | DialStep::Http2), .. } => *step,
+        DialFailure::NotTls { .. } => DialStep::Tls,
+        _ => return failure,
+    };
+    let found = timeout_at(deadline, retry_and_observe(step, endpoint, security, deadline)).await;
+    match found {
+        Ok(Some(problem)) => {
+            let better = endpoint.error(problem);
+            endpoint.set_last_failure(Some(better.clone()));
+            better
+        }
+        _ => failure,
+    }
+}
+
+async fn retry_and_observe(
+    step: DialStep,
+    endpoint: &Endpoint,
+    security: &ClientTls,
+    deadline: Instant,
+) -> Option<DialFailure> {
+    let stream = connect_tcp(&resolve(endpoint).await.ok()?, deadline).await.ok()?;
+    match (endpoint.https(), step) {
+        (true, DialStep::Tls) => is_http2(stream).await.ok()?.then_some(DialFailure::NotTls { http2: true }),
+        (true, _) => {
+            let about = dial_context(endpoint, security).await.ok()?;
+            let error = read_alert(about.tls.as_ref()?, stream).await?;
+            match about.problem(DialStep::Tls, &error) {
+                DialFailure::Closed { .. } => None,
+                told => Some(told),
+            }
+        }
+        (false, _) => is_tls(stream).await.ok()?.then_some(DialFailure::UnexpectedTls),
+    }
+}
+
+/// Sends the preface and looks for a SETTINGS frame.
+async fn is_http2(mut stream: TcpStream) -> io::Result<bool> {
+    stream.write_all(PREFACE).await?;
+    let mut head = [0; 9];
+    stream.read_exact(&mut head).await?;
+    Ok(matches!(head, [_, _, _, 4, _, 0, 0, 0, 0]))
+}
+
+/// Sends the ClientHello of a TLS client that trusts nobody and has nothing, and looks for a record
+/// that answers it.
+async fn is_tls(mut stream: TcpStream) -> io::Result<bool> {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(io::Error::other)?
+        .with_root_certificates(rustls::RootCertStore::empty())
+        .with_no_client_auth();
+    let nobody = rustls::pki_types::ServerName::IpAddress(std::net::Ipv4Addr::LOCALHOST.into());
+    let mut hello = rustls::ClientConnection::new(Arc::new(config), nobody).map_err(io::Error::other)?;
+    let mut bytes = Vec::new();
+    hello.write_tls(&mut bytes)?;
+    stream.write_all(&bytes).await?;
+    let mut head = [0; 3];
+    stream.read_exact(&mut head).await?;
+    // A handshake record, or an alert, of version 3.x.
+    Ok(matches!(head, [0x15 | 0x16, 3, _]))
+}
+
+/// Shakes hands, sends nothing, and waits for what the server says.
+async fn read_alert(tls: &TlsContext, stream: TcpStream) -> Option<io::Error> {
+    let mut stream = match tls_handshake(tls, stream, &[b"h2"]).await {
+        Ok(stream) => stream,
+        Err(error) => return Some(error),
+    };
+    let mut first = [0; 1];
+    stream.read(&mut first).await.err()
+}

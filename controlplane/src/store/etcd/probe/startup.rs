@@ -1,0 +1,162 @@
+//! Before the store is opened: are enough endpoints there, and is it one cluster? (contract 9.2)
+//!
+//! All endpoints are asked at once, each `startup_retry` times. Invariant: what trying again cannot
+//! mend ends the start at once.
+
+use std::collections::BTreeSet;
+use std::pin::pin;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use futures_util::future::join_all;
+
+use super::{EndpointStatus, ProbeError, ProbeSettings, probe};
+use crate::store::etcd::dial::{ClientTls, DialError, Endpoint, span};
+
+/// Between two tries of one endpoint: enough for an etcd that is just starting.
+const RETRY_DELAY: Duration = Duration::from_secs(1);
+/// A person who waits hears something this often.
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(3);
+
+/// Why the control plane does not start.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StartError {
+    /// Configuration and cluster do not fit.
+    #[error("{0}")]
+    Unusable(#[from] ProbeError),
+    /// An entry of `deployment.etcd.host`, or a file of the configuration.
+    #[error("{0}")]
+    Settings(#[from] DialError),
+    /// Nobody answers.
+    #[error("all etcd nodes are unavailable{}", listed(.0))]
+    Unavailable(Vec<(Endpoint, ProbeError)>),
+    /// Half of them or fewer do.
+    #[error("the etcd cluster needs at least 50% and above healthy nodes: {healthy} of {all} answer{}", listed(.failures))]
+    Minority {
+        /// How many answer.
+        healthy: usize,
+        /// How many the configuration names.
+        all: usize,
+        /// Why the others do not.
+        failures: Vec<(Endpoint, ProbeError)>,
+    },
+    /// What is written to one would not be in the other.
+    #[error("{0}")]
+    MultipleClusters(String),
+}
+
+fn listed(failures: &[(Endpoint, ProbeError)]) -> String {
+    failures.iter().map(|(endpoint, error)| format!("\n  {endpoint}: {}", error.without_url())).collect()
+}
+
+/// Asks every endpoint of the configuration and logs what there is to say.
+///
+/// # Errors
+/// When too few will do.
+pub(crate) async fn probe_all(
+    etcd: &conf::EtcdSettings,
+    security: &ClientTls,
+) -> Result<Vec<EndpointStatus>, StartError> {
+    let (endpoints, asking) = (Endpoint::from_config(etcd)?, ProbeSettings::of(etcd, security));
+    let waiting = Mutex::new(endpoints.iter().map(Endpoint::url).collect::<Vec<_>>());
+    let asked = endpoints.iter().map(|endpoint| async {
+        let found = probe_with_retries(endpoint, asking, etcd.startup_retry).await;
+        let mut waiting = waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        waiting.retain(|url| *url != endpoint.url());
+        found
+    });
+    let mut asked = pin!(join_all(asked));
+    let began = Instant::now();
+    let found = loop {
+        tokio::select! {
+            found = &mut asked => break found,
+            () = tokio::time::sleep(PROGRESS_INTERVAL) => {
+                let still = waiting.lock().unwrap_or_else(PoisonError::into_inner).join(", ");
+                let (seconds, each) = (began.elapsed().as_secs(), asking.timeout);
+                tracing::info!(
+                    "waiting for etcd since {seconds} s: {still} (up to {} a try, {} tries)",
+                    span(each),
+                    etcd.startup_retry.max(1)
+                );
+            }
+        }
+    };
+    evaluate(&endpoints, found)
+}
+
+/// Some tries, each told as APISIX does.
+async fn probe_with_retries(
+    endpoint: &Endpoint,
+    asking: ProbeSettings<'_>,
+    tries: u32,
+) -> Result<EndpointStatus, ProbeError> {
+    let mut nth = 1;
+    loop {
+        let error = match probe(endpoint, asking).await {
+            Ok(report) => return Ok(report),
+            Err(error) => error,
+        };
+        if error.is_permanent() {
+            return Err(error);
+        }
+        let text = error.without_url();
+        tracing::warn!("Warning! Request etcd endpoint '{endpoint}' error, {text}, retry time={nth}");
+        if nth >= tries {
+            tracing::error!("request etcd endpoint '{endpoint}' error, {text}");
+            return Err(error);
+        }
+        nth += 1;
+        tokio::time::sleep(RETRY_DELAY).await;
+    }
+}
+
+fn evaluate(
+    endpoints: &[Endpoint],
+    found: Vec<Result<EndpointStatus, ProbeError>>,
+) -> Result<Vec<EndpointStatus>, StartError> {
+    let (mut reports, mut failures) = (Vec::new(), Vec::new());
+    for (endpoint, found) in endpoints.iter().zip(found) {
+        match found {
+            Ok(report) => reports.push(report),
+            Err(error) if error.is_permanent() => return Err(startup_error(error)),
+            Err(error) => failures.push((endpoint.clone(), error)),
+        }
+    }
+    if reports.is_empty() {
+        return Err(StartError::Unavailable(failures));
+    }
+    if reports.len() * 2 <= endpoints.len() {
+        return Err(StartError::Minority { healthy: reports.len(), all: endpoints.len(), failures });
+    }
+    for report in &reports {
+        for warning in report.warnings() {
+            tracing::warn!("{}: {warning}", report.endpoint);
+        }
+    }
+    if let Some(clusters) = multiple_clusters(&reports) {
+        return Err(StartError::MultipleClusters(clusters));
+    }
+    Ok(reports)
+}
+
+fn startup_error(error: ProbeError) -> StartError {
+    match error {
+        ProbeError::Dial(error) => StartError::Settings(error),
+        other => StartError::Unusable(other),
+    }
+}
+
+/// When the endpoints are not members of one cluster: what is written to one is not in the other.
+pub(crate) fn multiple_clusters(reports: &[EndpointStatus]) -> Option<String> {
+    let clusters: BTreeSet<u64> = reports.iter().map(|report| report.cluster).collect();
+    let told = |report: &EndpointStatus| format!("{} is of cluster {:x}", report.endpoint, report.cluster);
+    (clusters.len() > 1).then(|| {
+        let each: Vec<_> = reports.iter().map(told).collect();
+        format!(
+            "deployment.etcd.host names members of {} different clusters ({}): what is written to one is not in the other. Name \
+             the members of one cluster only",
+            clusters.len(),
+            each.join(", ")
+        )
+    })
+}

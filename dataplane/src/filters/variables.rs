@@ -1,0 +1,230 @@
+//! What the variables of `vars` and `proxy-rewrite` are worth for one request (contract 5.5).
+//!
+//! Nothing is worked out before somebody asks. Reads the headers after claims of identity from
+//! outside were removed. Invariant: what the `ssl_client_*` variables say was verified; of a client
+//! that was not, they are absent (nginx shows what such a client claims).
+
+use std::borrow::Cow;
+use std::net::SocketAddr;
+
+use http::HeaderMap;
+use http::request::Parts;
+use model::admission::ClientVerification;
+use model::{HostName, RequestTarget, Variable, Variables};
+use percent_encoding::percent_decode;
+use pki::{Certificate, Identity, UnixTime, VerifyReason};
+
+use super::identity::text;
+use crate::proxy::connection::ConnectionInfo;
+use crate::proxy::listener::ListenerProtocol;
+use crate::tls::params::NegotiatedParams;
+
+/// One request with its connection.
+#[derive(Debug, Clone, Copy)]
+pub struct RequestContext<'a> {
+    /// Method, uri, version and headers.
+    pub parts: &'a Parts,
+    /// What it asks for, normalised.
+    pub target: &'a RequestTarget,
+    /// Who sent it, and where to: of a [`Remote`](super::remote::Remote), so `peer` is the client's
+    /// address.
+    pub info: &'a ConnectionInfo,
+    /// The other end of the connection, which may be a proxy.
+    pub direct_peer: SocketAddr,
+    /// The name asked for in TLS, and what was agreed on.
+    pub tls: Option<(&'a HostName, &'a NegotiatedParams)>,
+    /// The client, as it stands now.
+    pub client: &'a ClientVerification,
+}
+
+impl RequestContext<'_> {
+    fn identity(&self) -> Option<&Identity> {
+        self.client.identity()
+    }
+
+    fn certificate(&self) -> Option<&Certificate> {
+        self.identity().map(Identity::certificate)
+    }
+
+    fn header(&self, name: &str) -> Option<Cow<'_, str>> {
+        // In HTTP/2 the host is no header.
+        if name == "host" {
+            return self.target.authority.as_deref().map(Cow::Borrowed);
+        }
+        let headers = &self.parts.headers;
+        // As the client sent it: its own address is appended for the upstream.
+        if super::headers::is_same_name(name, super::headers::X_FORWARDED_FOR.as_str()) {
+            return super::headers::client_forwarded_for(headers).map(header_text);
+        }
+        let named = headers.iter().filter(|(given, _)| super::headers::is_same_name(given.as_str(), name));
+        let mut values = named.map(|(_, value)| value.as_bytes());
+        let first = values.next().map(header_text)?;
+        Some(values.fold(first, |joined, value| format!("{joined}, {}", header_text(value)).into()))
+    }
+
+    fn tls_value(&self, variable: &Variable) -> Option<Cow<'_, str>> {
+        let (name, facts) = self.tls?;
+        let text = match variable {
+            Variable::ServerName => name.as_str(),
+            Variable::Protocol => facts.protocol,
+            Variable::Cipher => facts.cipher,
+            Variable::Curve => facts.curve?,
+            Variable::SessionReused => {
+                if facts.resumed {
+                    "r"
+                } else {
+                    "."
+                }
+            }
+            Variable::Alpn => facts.alpn?,
+            // Early data is never accepted.
+            _ => return None,
+        };
+        Some(text.into())
+    }
+
+    fn client_value(&self, variable: &Variable) -> Option<Cow<'_, str>> {
+        if *variable == Variable::ClientVerify {
+            self.tls?;
+            return Some(verify(self.client));
+        }
+        let certificate = self.certificate()?;
+        Some(match variable {
+            Variable::ClientSubject => certificate.subject().into(),
+            Variable::ClientIssuer => certificate.issuer().into(),
+            Variable::ClientSubjectLegacy => certificate.subject_legacy().into(),
+            Variable::ClientIssuerLegacy => certificate.issuer_legacy().into(),
+            Variable::ClientSerial => certificate.serial_hex().into(),
+            Variable::ClientFingerprint => text::hex(&certificate.fingerprint_sha1()).into(),
+            Variable::ClientStart => text::date(certificate.not_before()).into(),
+            Variable::ClientEnd => text::date(certificate.not_after()).into(),
+            Variable::ClientRemain => {
+                let left = certificate.not_after().as_secs().saturating_sub(UnixTime::now().as_secs());
+                (left / 86_400).to_string().into()
+            }
+            Variable::ClientCert => certificate.to_pem().trim_end().replace('\n', "\n\t").into(),
+            Variable::ClientRawCert => certificate.to_pem().into(),
+            Variable::ClientEscapedCert => text::escaped_pem(std::iter::once(certificate.to_pem())).into(),
+            _ => return None,
+        })
+    }
+}
+
+impl Variables for RequestContext<'_> {
+    fn value(&self, variable: &Variable) -> Option<Cow<'_, str>> {
+        let (peer, local) = (self.info.peer, self.info.local);
+        let query = self.parts.uri.query();
+        let https = self.info.protocol == ListenerProtocol::Https;
+        Some(match variable {
+            Variable::Uri => self.target.path.as_str().into(),
+            // As in APISIX: the judged path, so that no predicate reads another one.
+            Variable::RequestUri => match query {
+                Some(query) => format!("{}?{query}", self.target.path).into(),
+                None => self.target.path.as_str().into(),
+            },
+            Variable::Host => self.target.host.as_ref()?.as_str().into(),
+            Variable::Scheme => (if https { "https" } else { "http" }).into(),
+            Variable::Https => (if https { "on" } else { "" }).into(),
+            Variable::Method => self.parts.method.as_str().into(),
+            Variable::ServerProtocol => match self.parts.version {
+                http::Version::HTTP_2 => "HTTP/2.0".into(),
+                http::Version::HTTP_10 => "HTTP/1.0".into(),
+                _ => "HTTP/1.1".into(),
+            },
+            Variable::RemoteAddr => peer.ip().to_canonical().to_string().into(),
+            Variable::RemotePort => port(peer),
+            Variable::RealipRemoteAddr => self.direct_peer.ip().to_canonical().to_string().into(),
+            Variable::RealipRemotePort => port(self.direct_peer),
+            Variable::ServerAddr => local.ip().to_canonical().to_string().into(),
+            Variable::ServerPort => local.port().to_string().into(),
+            Variable::Query => query?.into(),
+            Variable::IsArgs => (if query.is_some() { "?" } else { "" }).into(),
+            Variable::Arg(name) => argument(query?, name)?,
+            Variable::Header(name) => self.header(name)?,
+            Variable::Cookie(name) => cookie(&self.parts.headers, name)?,
+            Variable::ServerName
+            | Variable::Protocol
+            | Variable::Cipher
+            | Variable::Curve
+            | Variable::SessionReused
+            | Variable::Alpn
+            | Variable::EarlyData => self.tls_value(variable)?,
+            _ => self.client_value(variable)?,
+        })
+    }
+
+    fn values(&self, variable: &Variable) -> &[String] {
+        match (self.identity(), variable) {
+            (Some(identity), Variable::ClientUris) => identity.san_uris(),
+            (Some(identity), Variable::ClientDns) => identity.san_dns(),
+            (Some(identity), Variable::ClientEmails) => identity.san_emails(),
+            _ => &[],
+        }
+    }
+}
+
+/// A port; empty where a proxy named the client without one, as in nginx.
+fn port(address: SocketAddr) -> Cow<'static, str> {
+    if address.port() == 0 { "".into() } else { address.port().to_string().into() }
+}
+
+/// `NONE`, `SUCCESS` or `FAILED:` and OpenSSL's words, as far as it has some for the verdict.
+fn verify(client: &ClientVerification) -> Cow<'static, str> {
+    let reason = match client {
+        ClientVerification::NotRequested | ClientVerification::NoCertificate => return "NONE".into(),
+        ClientVerification::Verified(_) => return "SUCCESS".into(),
+        ClientVerification::Rejected(reason) => *reason,
+    };
+    let words = match reason {
+        VerifyReason::UnknownIssuer => "unable to get local issuer certificate",
+        VerifyReason::BadSignature => "certificate signature failure",
+        VerifyReason::WeakKey => "EE certificate key too weak",
+        VerifyReason::Expired => "certificate has expired",
+        VerifyReason::NotYetValid => "certificate is not yet valid",
+        VerifyReason::DepthExceeded => "certificate chain too long",
+        VerifyReason::IssuerNotCa => "invalid CA certificate",
+        VerifyReason::PathLengthExceeded => "path length constraint exceeded",
+        VerifyReason::InvalidPurpose => "unsuitable certificate purpose",
+        VerifyReason::NameConstraintViolation => "permitted subtree violation",
+        VerifyReason::UnsupportedCriticalExtension => "unhandled critical extension",
+        VerifyReason::Revoked => "certificate revoked",
+        VerifyReason::UnknownRevocationStatus => "unable to get certificate CRL",
+        other => other.as_str(),
+    };
+    format!("FAILED:{words}").into()
+}
+
+/// Bytes of a header as text; what is no UTF-8 is read as Latin-1, so that different bytes stay
+/// different.
+fn header_text(bytes: &[u8]) -> Cow<'_, str> {
+    match std::str::from_utf8(bytes) {
+        Ok(text) => text.into(),
+        Err(_) => bytes.iter().map(|byte| char::from(*byte)).collect::<String>().into(),
+    }
+}
+
+/// The first value of an argument, decoded.
+fn argument<'a>(query: &'a str, name: &str) -> Option<Cow<'a, str>> {
+    let decoded = |text: &'a str| -> Cow<'a, str> {
+        if !text.contains(['%', '+']) {
+            return text.into();
+        }
+        let spaced = text.replace('+', " ");
+        percent_decode(spaced.as_bytes()).decode_utf8_lossy().into_owned().into()
+    };
+    query.split('&').find_map(|pair| {
+        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+        (decoded(key) == name).then(|| decoded(value))
+    })
+}
+
+fn cookie<'a>(headers: &'a HeaderMap, name: &str) -> Option<Cow<'a, str>> {
+    let lines = headers.get_all(http::header::COOKIE).iter();
+    lines
+        .flat_map(|line| line.as_bytes().split(|byte| *byte == b';'))
+        .find_map(|pair| pair.trim_ascii().strip_prefix(name.as_bytes())?.strip_prefix(b"="))
+        .map(header_text)
+}
+
+#[cfg(test)]
+mod tests;

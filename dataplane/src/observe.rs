@@ -1,5 +1,0 @@
-//! What the operator sees: counters for Prometheus, and one log line for each refusal.
-
-pub mod log;
-pub mod metrics;
-pub mod throttle;

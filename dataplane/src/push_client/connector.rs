@@ -1,0 +1,263 @@
+//! TCP and mutual TLS 1.3 towards a control plane, with a certificate that is verified again while
+//! the connection lives.
+//!
+//! tonic's own TLS does not show the certificate of the other end, so a stream would outlive it.
+//! Invariant: no byte of HTTP/2 leaves before the control plane's certificate was verified under
+//! `countersign.node.server_name`, and no session lasts more than [`REVERIFY_INTERVAL`] beyond it.
+//!
+//! Each connection is made with the files as they are then. While a control plane does not welcome
+//! this node with a renewed certificate, the one it welcomed before is tried in turn with it.
+
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use http::Uri;
+use hyper_util::rt::TokioIo;
+use pem_files::Reloader;
+use pki::VerifyError;
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use tonic::codegen::Service;
+
+use super::PushClientError;
+use super::files::NodeTls;
+
+/// How often the certificate of the other end is verified again.
+const REVERIFY_INTERVAL: Duration = Duration::from_secs(10);
+
+type Loaded = pem_files::LoadedCredentials<NodeTls>;
+type FileChanges = watch::Receiver<Option<Arc<Loaded>>>;
+
+/// Connects to one control plane. Clones share its state.
+#[derive(Clone)]
+pub(super) struct Connector {
+    /// `host:port`
+    address: Arc<str>,
+    server_name: ServerName<'static>,
+    files: Reloader<NodeTls>,
+    presented: Arc<Mutex<PresentedChain>>,
+    certificates: Arc<Mutex<NodeCertificates>>,
+}
+
+/// What the control plane sent in its Certificate message, leaf first, and when the leaf ends.
+#[derive(Default)]
+struct PresentedChain {
+    chain: Vec<CertificateDer<'static>>,
+    /// Unix seconds.
+    not_after: u64,
+}
+
+/// The node's certificates, by what this control plane made of them.
+#[derive(Default)]
+struct NodeCertificates {
+    /// Of the newest connection whose handshake was done on this side.
+    last_used: Option<Arc<Loaded>>,
+    /// The control plane welcomed the node with it.
+    accepted: Option<Arc<Loaded>>,
+    /// It was tried and led to no welcome.
+    rejected: Option<Arc<Loaded>>,
+    /// The newest connection is made with the former certificate, because the one in the files was
+    /// refused.
+    uses_previous: bool,
+}
+
+impl NodeCertificates {
+    /// With what the next connection is made, where the files hold `newest`.
+    fn select(&mut self, newest: Arc<Loaded>, now: UnixTime) -> Arc<Loaded> {
+        let refused = self.rejected.take().is_some_and(|refused| Arc::ptr_eq(&refused, &newest));
+        let before = self.accepted.as_ref().filter(|pair| {
+            let leaf = pair.credentials.leaf();
+            leaf.is_some_and(|leaf| leaf.not_after() >= now)
+                && !pair.credentials.has_same_chain_as(&newest.credentials)
+        });
+        let before = before.filter(|_| refused).map(Arc::clone);
+        self.uses_previous = before.is_some();
+        before.unwrap_or(newest)
+    }
+
+    fn record_session(&mut self, welcomed: bool) {
+        match self.last_used.take() {
+            Some(tried) if welcomed => self.accepted = Some(tried),
+            Some(tried) => self.rejected = Some(tried),
+            None => {}
+        }
+    }
+}
+
+impl Connector {
+    /// For the control plane at `address`.
+    ///
+    /// # Errors
+    /// [`AgentError`] when the name cannot be used.
+    pub(super) fn new(
+        address: &str,
+        settings: &conf::NodeSettings,
+        files: &Reloader<NodeTls>,
+    ) -> Result<Self, PushClientError> {
+        let server_name = ServerName::try_from(settings.server_name.clone()).map_err(|error| {
+            let problem = format!("{:?}: {error}", settings.server_name);
+            PushClientError::Setting { field: "countersign.node.server_name", problem }
+        })?;
+        Ok(Self {
+            address: address.into(),
+            server_name,
+            files: files.clone(),
+            presented: Arc::default(),
+            certificates: Arc::default(),
+        })
+    }
+
+    async fn connect(self) -> io::Result<TlsStream<TcpStream>> {
+        let newest = self.files.refresh().await.map_err(io::Error::other)?;
+        let files = lock(&self.certificates).select(newest, UnixTime::now());
+        let tcp = TcpStream::connect(&*self.address).await?;
+        tcp.set_nodelay(true)?;
+        let tls = TlsConnector::from(Arc::clone(&files.tls.config));
+        let stream = tls.connect(self.server_name.clone(), tcp).await?;
+        let presented = stream.get_ref().1.peer_certificates().unwrap_or_default();
+        let chain: Vec<_> = presented.iter().map(|one| one.clone().into_owned()).collect();
+        let leaf = chain.first().and_then(|leaf| pki::Certificate::from_der(leaf).ok());
+        let not_after = leaf.map_or(0, |leaf| leaf.not_after().as_secs());
+        *lock(&self.presented) = PresentedChain { chain, not_after };
+        // By the verdict that ends the session later, so that none begins which it would end.
+        self.verify().map_err(io::Error::other)?;
+        lock(&self.certificates).last_used = Some(files);
+        Ok(stream)
+    }
+
+    /// The session with the newest connection is over, or there was none; `welcomed`: whether the
+    /// control plane took this node.
+    pub(super) fn record_session(&self, welcomed: bool) {
+        lock(&self.certificates).record_session(welcomed);
+    }
+
+    /// What is wrong though the node is connected: the newest connection is made with the former
+    /// certificate, which will end.
+    pub(super) fn previous_certificate_warning(&self) -> Option<String> {
+        let pairs = lock(&self.certificates);
+        let leaf = pairs.last_used.as_ref().filter(|_| pairs.uses_previous)?.credentials.leaf()?;
+        let file = self.files.files().certificate();
+        let (setting, path) =
+            file.map_or_else(Default::default, |file| (file.setting, file.path.display().to_string()));
+        Some(format!(
+            "the control plane {} refuses the certificate in {path} ({setting}); the former one, until {}, is in use",
+            self.address,
+            pem_files::format_utc(leaf.not_after())
+        ))
+    }
+
+    /// For [`renewed`](Self::renewed); to be taken before the connection is made.
+    pub(super) fn file_changes(&self) -> FileChanges {
+        self.files.subscribe()
+    }
+
+    /// Ends when the files hold another certificate than the newest connection was made with.
+    pub(super) async fn wait_for_renewal(&self, mut changes: FileChanges) {
+        while changes.changed().await.is_ok() {
+            let newest = changes.borrow_and_update().clone();
+            let pairs = lock(&self.certificates);
+            if let (Some(newest), Some(tried)) = (newest, &pairs.last_used)
+                && !newest.credentials.has_same_chain_as(&tried.credentials)
+            {
+                return;
+            }
+        }
+    }
+
+    /// Ends when the certificate of the newest connection is no longer good by the CAs that the
+    /// file holds, with the reason.
+    pub(super) async fn wait_until_peer_invalid(&self) -> VerifyError {
+        let mut changes = self.files.subscribe();
+        loop {
+            let left = lock(&self.presented).not_after.saturating_sub(UnixTime::now().as_secs());
+            let pause = Duration::from_secs(left + 1).min(REVERIFY_INTERVAL);
+            // Never closed: `files` has the sender.
+            let _changed = tokio::time::timeout(pause, changes.changed()).await;
+            if let Err(error) = self.verify() {
+                return error;
+            }
+        }
+    }
+
+    fn verify(&self) -> Result<(), VerifyError> {
+        let malformed = |cause: &str| VerifyError::Malformed { cause: cause.to_owned() };
+        let files = self.files.in_use().ok_or_else(|| malformed("no CA is loaded"))?;
+        let presented = lock(&self.presented);
+        let (leaf, sent) =
+            presented.chain.split_first().ok_or_else(|| malformed("no certificate was sent"))?;
+        pki::verify_server(&files.tls.anchors, &self.server_name, leaf, sent, UnixTime::now())
+    }
+}
+
+/// Written in one step: a panic while it was locked leaves nothing half done.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Service<Uri> for Connector {
+    type Response = TokioIo<TlsStream<TcpStream>>;
+    type Error = io::Error;
+    type Future = BoxFuture<'static, io::Result<Self::Response>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, _: Uri) -> Self::Future {
+        let connector = self.clone();
+        Box::pin(async move { connector.connect().await.map(TokioIo::new) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use pki::ca::{Authority, AuthoritySpec, LeafSpec};
+
+    use super::*;
+    use crate::push_client::files;
+
+    #[test]
+    fn a_former_certificate_in_use_is_a_problem_while_connected() {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
+        let text = "countersign: {node: {name: n.test, cert: n.crt, key: n.key, ca: ca.crt}}";
+        let settings =
+            conf::load_text(&folder.path().join("c.yaml"), text, Path::new("/"), &|_| None).unwrap();
+        let node = settings.countersign.node;
+        let issue = |ca: &Authority| {
+            let pair = ca.issue(&LeafSpec::client("n.test").dns("n.test")).unwrap();
+            write("n.crt", &pair.chain_pem);
+            write("n.key", &pair.key_pem);
+        };
+        let [ca, other] = ["CA", "Other"].map(|name| Authority::root(&AuthoritySpec::new(name)).unwrap());
+        write("ca.crt", &ca.certificate_pem());
+        issue(&ca);
+        let material = files::load(&node).unwrap();
+        let connector = Connector::new("cp.test:9280", &node, &material.files).unwrap();
+        let connect = |welcomed: bool| {
+            let newest = connector.files.refresh_blocking().unwrap();
+            let used = lock(&connector.certificates).select(newest, UnixTime::now());
+            lock(&connector.certificates).last_used = Some(used);
+            let problem = connector.previous_certificate_warning();
+            connector.record_session(welcomed);
+            problem
+        };
+        assert_eq!(connect(true), None);
+        issue(&other);
+        assert_eq!(connect(false), None, "the failure itself is told");
+        let problem = connect(true).expect("the former certificate is in use");
+        for part in ["cp.test:9280 refuses", "n.crt (countersign.node.cert)", "the former one, until 20"] {
+            assert!(problem.contains(part), "{part} is not in {problem}");
+        }
+        issue(&ca);
+        assert_eq!(connect(true), None, "over with the next certificate");
+    }
+}

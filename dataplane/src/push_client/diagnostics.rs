@@ -1,0 +1,123 @@
+//! A failed session in words: what happened, whose setting is wrong, what to do.
+//!
+//! TLS errors reach us wrapped by three libraries, some of which keep only the text; so the text of
+//! the whole chain is what is judged. Each case here has a test that makes the failure happen.
+
+use std::error::Error;
+use std::path::PathBuf;
+
+use tonic::Code;
+
+use super::session::SessionEnd;
+
+/// The settings that the words name.
+pub(super) struct Diagnostics {
+    cert: PathBuf,
+    ca: PathBuf,
+    server_name: String,
+}
+
+impl Diagnostics {
+    pub(super) fn new(settings: &conf::NodeSettings) -> Self {
+        Self {
+            cert: settings.cert.clone(),
+            ca: settings.ca.clone(),
+            server_name: settings.server_name.clone(),
+        }
+    }
+
+    /// The same failure gives the same text, so that it is told once.
+    pub(super) fn describe(&self, address: &str, ended: &SessionEnd) -> String {
+        if let SessionEnd::Status(status) = ended
+            && ended.is_stale()
+        {
+            return format!("the control plane {address} is behind this node: {}", status.message());
+        }
+        let chain = match ended {
+            SessionEnd::Unreachable(error) => chain(error),
+            SessionEnd::Status(status) => match status.code() {
+                Code::PermissionDenied | Code::Unauthenticated => {
+                    return format!("the control plane {address} refused this node: {}", status.message());
+                }
+                // A Status displays itself as Rust code; its message and what caused it are the words.
+                _ => match status.source().map(chain) {
+                    Some(cause) => format!("{}: {cause}", status.message()),
+                    None => status.message().to_owned(),
+                },
+            },
+            SessionEnd::PeerCertificate(error) => {
+                return format!(
+                    "ended the stream with the control plane {address}: its certificate (countersign.push.cert) is no longer \
+                     good: {error}"
+                );
+            }
+            SessionEnd::Renewed => {
+                return format!("left the control plane {address} to come back with a renewed certificate");
+            }
+            SessionEnd::Closed => return format!("the control plane {address} closed the stream"),
+            SessionEnd::Held => {
+                return format!(
+                    "left the control plane {address}: it has another store, whose state would take most of what is served away"
+                );
+            }
+            SessionEnd::Protocol(problem) => {
+                return format!("the control plane {address} cannot be followed: {problem}");
+            }
+        };
+        match self.advice(&chain) {
+            Some(advice) => format!("no stream with the control plane {address}: {advice} ({chain})"),
+            None => format!("no stream with the control plane {address}: {chain}"),
+        }
+    }
+
+    fn advice(&self, chain: &str) -> Option<String> {
+        let has = |part: &str| chain.contains(part);
+        let (cert, ca, name) = (self.cert.display(), self.ca.display(), &self.server_name);
+        if has("received fatal alert") {
+            // Said by the control plane about us.
+            return Some(format!(
+                "it refuses our certificate {cert} (countersign.node.cert): it must be valid now and come from the CA in \
+                 countersign.push.ca"
+            ));
+        }
+        if has("UnknownIssuer") || has("BadSignature") {
+            return Some(format!("its certificate is not from the CA in {ca} (countersign.node.ca)"));
+        }
+        if has("NotValidForName") || has("not valid for name") {
+            return Some(format!(
+                "its certificate does not carry the name {name:?}: set countersign.node.server_name to a name it carries, or issue \
+                 countersign.push.cert with this name"
+            ));
+        }
+        if has("certificate expired") || has("Expired") || has("not valid yet") || has("NotValidYet") {
+            return Some("its certificate is not valid now; look at it with `controlplane pki show`, and at the clocks".into());
+        }
+        if has("InvalidContentType") || has("corrupt message") {
+            return Some("it does not speak TLS: is this the push port (countersign.push.listen)?".into());
+        }
+        if has("close_notify") || has("Connection reset") || has("Broken pipe") || has("connection closed") {
+            return Some("the connection broke".into());
+        }
+        if has("KeepAlive") || has("keep-alive") || has("operation timed out") {
+            return Some("it fell silent".into());
+        }
+        if has("Connection refused") {
+            return Some("nothing listens there".into());
+        }
+        None
+    }
+}
+
+/// Every message of the chain that says something new.
+fn chain(error: &dyn Error) -> String {
+    let mut texts: Vec<String> = Vec::new();
+    let mut next = Some(error);
+    while let Some(error) = next {
+        let text = error.to_string();
+        if !texts.iter().any(|earlier| earlier.contains(&text)) {
+            texts.push(text);
+        }
+        next = error.source();
+    }
+    texts.join(": ")
+}

@@ -1,0 +1,86 @@
+//! The node's certificate, its key and the CA of control planes: read again when they change
+//! ([`pem_files::reload`]).
+
+use std::sync::Arc;
+
+use pem_files::reload::ConfiguredFile;
+use pem_files::{CredentialFiles, Credentials, FileError, Reloader};
+use pki::{PrivateKey, TrustAnchors};
+use rustls::{ClientConfig, RootCertStore};
+
+use super::PushClientError;
+
+/// What mutual TLS towards control planes needs.
+pub(super) struct TlsFiles {
+    /// The files, and what is made of them.
+    pub files: Reloader<NodeTls>,
+    /// The node's key as it is at the start; last-good files of earlier versions are sealed with
+    /// it.
+    pub key: PrivateKey,
+}
+
+/// What the node makes of its files.
+pub(super) struct NodeTls {
+    pub config: Arc<ClientConfig>,
+    /// The CAs of control planes.
+    pub anchors: TrustAnchors,
+}
+
+pub(super) fn load(settings: &conf::NodeSettings) -> Result<TlsFiles, PushClientError> {
+    let cert = ConfiguredFile::new("countersign.node.cert", &settings.cert);
+    let key = ConfiguredFile::new("countersign.node.key", &settings.key);
+    let ca = ConfiguredFile::new("countersign.node.ca", &settings.ca);
+    let private = key.by_ref();
+    let private = PrivateKey::from_pem(&private.read_text()?).map_err(|error| private.error(error))?;
+    let files = CredentialFiles {
+        pair: Some((cert.clone(), key)),
+        ca: Some(ca.clone()),
+        // Control planes refuse a node that does not carry it.
+        required_dns_name: Some(settings.name.clone()),
+    };
+    let files = Reloader::new("node", files, move |contents| node_tls(&cert, &ca, contents));
+    let loaded = files.load()?;
+    if let Some(leaf) = loaded.credentials.leaf() {
+        warn_if_name_missing(leaf, settings);
+    }
+    Ok(TlsFiles { files, key: private })
+}
+
+fn node_tls(
+    cert: &ConfiguredFile,
+    ca: &ConfiguredFile,
+    contents: &Credentials,
+) -> Result<NodeTls, FileError> {
+    let (cert, ca) = (cert.by_ref(), ca.by_ref());
+    let pair = contents.pair.as_ref().ok_or_else(|| cert.error("no certificate"))?;
+    let mut roots = RootCertStore::empty();
+    for anchor in &contents.ca {
+        roots.add(anchor.der().clone()).map_err(|error| ca.error(error))?;
+    }
+    let anchors = TrustAnchors::new(contents.ca.clone()).map_err(|error| ca.error(error))?;
+    let chain = pair.chain.iter().map(|one| one.der().clone()).collect();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut config = ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map(|config| config.with_root_certificates(roots))
+        .and_then(|config| config.with_client_auth_cert(chain, pair.key.der().clone_key()))
+        .map_err(|error| cert.error(error))?;
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    // Every connection is a new check.
+    config.resumption = rustls::client::Resumption::disabled();
+    Ok(NodeTls { config: Arc::new(config), anchors })
+}
+
+/// What the control plane will refuse is told here, too, where the mistake is. Not an error: the
+/// last good snapshot can be served without any certificate.
+fn warn_if_name_missing(leaf: &pki::Certificate, settings: &conf::NodeSettings) {
+    let (path, names) = (settings.cert.display(), leaf.dns_names());
+    if !names.iter().any(|name| name.eq_ignore_ascii_case(&settings.name)) {
+        tracing::warn!(
+            "countersign.node.name is {:?}, but {path} carries {}: control planes will refuse this node; set the name, or issue \
+             a certificate with it",
+            settings.name,
+            if names.is_empty() { "no DNS name".to_owned() } else { names.join(", ") },
+        );
+    }
+}

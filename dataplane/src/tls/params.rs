@@ -1,0 +1,70 @@
+//! What a finished handshake agreed on, under the names nginx gives it. Read once a connection;
+//! requests only look.
+//!
+//! The one struct by which TLS facts travel from the handshake to the variables of a request,
+//! whatever the engine.
+
+use model::TlsVersion;
+use rustls::NamedGroup;
+
+use super::transport::TlsTransport;
+
+/// What client and gateway agreed on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NegotiatedParams {
+    /// `TLSv1.3`
+    pub protocol: &'static str,
+    /// OpenSSL's name of the suite.
+    pub cipher: &'static str,
+    /// OpenSSL's name of the group.
+    pub curve: Option<&'static str>,
+    /// `h2` or `http/1.1`; `None` without ALPN.
+    pub alpn: Option<&'static str>,
+    /// The handshake continued an earlier session.
+    pub resumed: bool,
+}
+
+impl NegotiatedParams {
+    /// Reads them from an engine whose handshake is done.
+    pub fn of(tls: &TlsTransport) -> Self {
+        Self {
+            protocol: tls.version().map_or("", TlsVersion::as_str),
+            cipher: tls.cipher().map_or("", openssl_cipher),
+            curve: tls.group().and_then(openssl_curve),
+            alpn: match tls.alpn() {
+                Some(b"h2") => Some("h2"),
+                Some(b"http/1.1") => Some("http/1.1"),
+                _ => None,
+            },
+            resumed: tls.is_resumed(),
+        }
+    }
+}
+
+/// From the IANA name of a suite of TLS 1.2 to OpenSSL's; those of TLS 1.3 have one name.
+fn openssl_cipher(iana: &'static str) -> &'static str {
+    match iana {
+        "TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256" => "ECDHE-ECDSA-AES128-GCM-SHA256",
+        "TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384" => "ECDHE-ECDSA-AES256-GCM-SHA384",
+        "TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256" => "ECDHE-ECDSA-CHACHA20-POLY1305",
+        "TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256" => "ECDHE-RSA-AES128-GCM-SHA256",
+        "TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384" => "ECDHE-RSA-AES256-GCM-SHA384",
+        "TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256" => "ECDHE-RSA-CHACHA20-POLY1305",
+        "TLS_ECDHE_ECDSA_WITH_AES_128_CBC_SHA" => "ECDHE-ECDSA-AES128-SHA",
+        "TLS_ECDHE_ECDSA_WITH_AES_256_CBC_SHA" => "ECDHE-ECDSA-AES256-SHA",
+        "TLS_ECDHE_RSA_WITH_AES_128_CBC_SHA" => "ECDHE-RSA-AES128-SHA",
+        "TLS_ECDHE_RSA_WITH_AES_256_CBC_SHA" => "ECDHE-RSA-AES256-SHA",
+        other => other,
+    }
+}
+
+fn openssl_curve(group: NamedGroup) -> Option<&'static str> {
+    Some(match group {
+        NamedGroup::X25519 => "X25519",
+        NamedGroup::secp256r1 => "prime256v1",
+        NamedGroup::secp384r1 => "secp384r1",
+        NamedGroup::secp521r1 => "secp521r1",
+        NamedGroup::X25519MLKEM768 => "X25519MLKEM768",
+        other => return other.as_str(),
+    })
+}

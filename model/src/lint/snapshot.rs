@@ -1,0 +1,140 @@
+//! Findings about how resources fit together: what they name, who wins, who is covered.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+
+use rustls_pki_types::UnixTime;
+
+use super::{Finding, Findings, Severity, lint_resource};
+use crate::host_name::HostName;
+use crate::id::{Id, Kind};
+use crate::pattern::{HostPattern, SniPattern};
+use crate::raw_path;
+use crate::resource::{Resource, Route, Ssl, references};
+use crate::snapshot::Snapshot;
+
+/// Everything to be said about a snapshot, its resources included, in order. `plain_http`: data
+/// planes also listen for plain HTTP, which mutual TLS does not protect.
+pub fn lint_snapshot(snapshot: &Snapshot, now: UnixTime, plain_http: bool) -> Vec<Finding> {
+    let mut found = BTreeSet::new();
+    let claims = claims(snapshot);
+    let guarded: Vec<_> = sites(snapshot).filter(|ssl| ssl.client.is_some()).collect();
+    for held in snapshot.resources() {
+        let resource = &held.resource;
+        found.extend(lint_resource(resource, now));
+        let mut notes = Findings::for_resource(resource.key());
+        for reference in references(resource) {
+            let named = snapshot.get(&reference.key).map(|held| &held.resource);
+            if let Err(problem) = reference.check(named) {
+                notes.add(Severity::Error, &reference.field, problem.message, "create it, or name another");
+            }
+        }
+        match resource {
+            Resource::Ssl(ssl) => check_name_claims(ssl, &claims, &mut notes),
+            Resource::Route(route) if route.enabled && route.blocked.is_none() => {
+                check_route(route, snapshot, &mut notes);
+                if plain_http {
+                    check_plain_http(route, snapshot, &guarded, &mut notes);
+                }
+            }
+            Resource::Route(_)
+            | Resource::StreamRoute(_)
+            | Resource::Service(_)
+            | Resource::Upstream(_)
+            | Resource::GlobalRule(_) => {}
+        }
+        found.extend(notes.findings);
+    }
+    found.into_iter().collect()
+}
+
+/// Every ssl that answers to names.
+fn sites(snapshot: &Snapshot) -> impl Iterator<Item = &Arc<Ssl>> {
+    let enabled = |ssl: &&Arc<Ssl>| ssl.enabled && !ssl.client_side;
+    snapshot.resources_of(Kind::Ssl).keys().filter_map(|id| snapshot.ssl(id)).filter(enabled)
+}
+
+/// Who answers to each configured name: the lowest id, as in the index of sites.
+fn claims(snapshot: &Snapshot) -> HashMap<&SniPattern, &Id> {
+    let mut claims = HashMap::new();
+    for ssl in sites(snapshot) {
+        for name in &ssl.names {
+            claims.entry(name).or_insert(&ssl.id);
+        }
+    }
+    claims
+}
+
+fn check_name_claims(ssl: &Ssl, claims: &HashMap<&SniPattern, &Id>, notes: &mut Findings) {
+    if !ssl.enabled || ssl.client_side {
+        return;
+    }
+    for name in &ssl.names {
+        if let Some(winner) = claims.get(name).filter(|winner| ***winner != ssl.id) {
+            let what =
+                format!("\"{name}\" is claimed by ssl {winner} too, which answers to it: the lowest id wins");
+            notes.add(Severity::Warning, "snis", what, "leave the name to one of them");
+        }
+    }
+}
+
+fn check_route(route: &Route, snapshot: &Snapshot, notes: &mut Findings) {
+    if raw_path::is_enabled(snapshot, route) {
+        for conflict in raw_path::conflicts(snapshot, route) {
+            let what = format!("{}: such requests are refused", raw_path::describe(&conflict));
+            notes.add(Severity::Error, raw_path::FIELD, what, raw_path::HINT);
+        }
+    }
+    let service = route.service.as_ref().and_then(|id| snapshot.service(id));
+    let leads_on = route.upstream.is_some() || service.is_some_and(|service| service.upstream.is_some());
+    // That a service is missing has been said.
+    if !leads_on && (route.service.is_none() || service.is_some()) {
+        let what =
+            "neither the route nor its service names an upstream: requests are answered 503".to_owned();
+        notes.add(Severity::Error, "upstream", what, "add upstream, upstream_id or service_id");
+    }
+    for host in snapshot.hosts(route) {
+        if sample_name(host).is_some_and(|name| snapshot.site(&name).is_none()) {
+            let what = format!("no ssl object covers the host {host}: it is not reachable over TLS");
+            notes.add(Severity::Notice, "hosts", what, "add the name to the snis of an ssl object");
+        }
+    }
+}
+
+/// Mutual TLS protects a site's TLS port only.
+fn check_plain_http(route: &Route, snapshot: &Snapshot, guarded: &[&Arc<Ssl>], notes: &mut Findings) {
+    let hint = "bind apisix.node_listen to 127.0.0.1, or leave it out";
+    let hosts = snapshot.hosts(route);
+    if hosts.is_empty() {
+        if let Some(ssl) = guarded.first() {
+            let what = format!(
+                "the route takes every host, also on the plain HTTP port, where the client certificates that ssl {} demands are not asked for",
+                ssl.id
+            );
+            notes.add(Severity::Warning, "hosts", what, hint);
+        }
+        return;
+    }
+    for host in hosts {
+        let ssl = match host {
+            HostPattern::Exact(name) => snapshot.site(name).filter(|ssl| ssl.client.is_some()),
+            wide => guarded.iter().copied().find(|ssl| ssl.names.iter().any(|name| wide.overlaps(name))),
+        };
+        if let Some(ssl) = ssl {
+            let what = format!(
+                "the host {host} is also served on the plain HTTP port, where the client certificates that ssl {} demands are not asked for",
+                ssl.id
+            );
+            notes.add(Severity::Warning, "hosts", what, hint);
+        }
+    }
+}
+
+/// A name that fits a pattern; none for `*`.
+fn sample_name(pattern: &HostPattern) -> Option<HostName> {
+    match pattern {
+        HostPattern::Exact(name) => Some(name.clone()),
+        HostPattern::Suffix(suffix) => HostName::from_sni(&format!("a{suffix}")),
+        HostPattern::Any => None,
+    }
+}

@@ -1,0 +1,120 @@
+//! The table against a map of std's, over names that meet often; copies that live on; and hashes
+//! that cannot be told apart.
+
+use std::collections::HashMap;
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+
+use super::*;
+
+/// Numbers stand for what hangs at a name.
+impl Bucket for Vec<u32> {
+    fn is_empty(&self) -> bool {
+        Vec::is_empty(self)
+    }
+}
+
+type Model = HashMap<String, Vec<u32>>;
+
+fn name(number: u32) -> HostName {
+    // Some too long to be kept inline.
+    let padding = "x".repeat(if number.is_multiple_of(7) { 40 } else { 0 });
+    HostName::from_sni(&format!("n{number}{padding}.test")).unwrap()
+}
+
+/// Puts a number, or takes all of them.
+fn change(table: &mut NameTable<Vec<u32>>, model: &mut Model, (number, put): (u32, bool)) {
+    let name = name(number);
+    let before = model.contains_key(name.as_str());
+    let told = table.change(&name, |held| if put { held.push(number) } else { held.clear() });
+    if put {
+        model.entry(name.to_string()).or_default().push(number);
+    } else {
+        model.remove(name.as_str());
+    }
+    assert_eq!(told, (before, put));
+}
+
+fn check(table: &NameTable<Vec<u32>>, model: &Model, names: u32) {
+    for number in 0..names {
+        let name = name(number);
+        assert_eq!(table.get(name.as_bytes()), model.get(name.as_str()), "{name}");
+        assert_eq!(table.get_filtered(name.as_bytes()), model.get(name.as_str()), "{name}");
+    }
+    assert_eq!(table.is_empty(), model.is_empty());
+}
+
+#[test]
+fn a_slot_is_a_cache_line_and_a_node_two_words() {
+    type Claims = smallvec::SmallVec<[Arc<crate::resource::Ssl>; 1]>;
+    assert_eq!(size_of::<TableSlot<Claims>>(), 64);
+    assert_eq!(size_of::<TableNode<Claims>>(), 16);
+}
+
+#[test]
+fn many_names_are_found_and_taken_out_again() {
+    const NAMES: u32 = 40_000;
+    let (mut table, mut model) = (NameTable::new(), Model::new());
+    (0..NAMES).for_each(|number| change(&mut table, &mut model, (number, true)));
+    check(&table, &model, NAMES + 1000);
+    let whole = (table.clone(), model.clone());
+    (0..NAMES).for_each(|number| change(&mut table, &mut model, (number, false)));
+    assert!(table.is_empty());
+    check(&table, &model, NAMES);
+    // The copy is not touched by what was done to the other.
+    check(&whole.0, &whole.1, NAMES);
+}
+
+#[test]
+fn names_with_equal_hashes_are_kept_apart_by_their_text() {
+    let entry = |number| (name(number), vec![number]);
+    // Whatever the hash says, they are all to be found: at the last depth there is room for any number.
+    let hasher = RandomState::default();
+    let (TableNode::Bucket(slots), _) = TableNode::of(&hasher, (0..1000).map(entry).collect(), DEPTH_MAX)
+    else {
+        panic!("nothing branches at the last depth");
+    };
+    for number in 0..1000 {
+        let mut hash = NameHash::of(&hasher, name(number).as_bytes());
+        hash.path = 0;
+        assert!(matches!(probe(&slots, hash, &name(number)), Probe::Here(_)), "{number}");
+    }
+    let same = [NameHash { path: 0, place: u32::MAX }; 300];
+    assert!(assign_slots(&same, CAPACITY_MAX + PROBE_MAX, PROBE_MAX).is_none());
+    let seats = assign_slots(&same, CAPACITY_MAX + same.len(), same.len()).unwrap();
+    assert_eq!(seats.iter().flatten().count(), same.len());
+}
+
+proptest! {
+    #[test]
+    fn it_is_a_map_and_copies_are_independent(
+        before in vec((0..300_u32, prop::bool::weighted(0.7)), 0..600),
+        after in vec((0..300_u32, any::<bool>()), 0..300),
+    ) {
+        let (mut table, mut model) = (NameTable::new(), Model::new());
+        before.into_iter().for_each(|step| change(&mut table, &mut model, step));
+        let (old, old_model) = (table.clone(), model.clone());
+        after.into_iter().for_each(|step| change(&mut table, &mut model, step));
+        check(&table, &model, 300);
+        check(&old, &old_model, 300);
+    }
+
+    #[test]
+    fn no_name_stands_far_from_its_place(numbers in vec(0..u32::MAX, 1..200)) {
+        let mut table = NameTable::new();
+        for number in &numbers {
+            table.change(&name(*number), |held| *held = vec![*number]);
+        }
+        let mut waiting = vec![table.root.clone()];
+        while let Some(node) = waiting.pop() {
+            match node {
+                TableNode::Branch(branch) => waiting.extend(branch.iter().flat_map(|branch| branch.nodes.iter().cloned())),
+                TableNode::Bucket(slots) => for (at, (held, _)) in slots.iter().enumerate().filter_map(|(at, slot)| Some((at, slot.0.as_ref()?))) {
+                    let place = NameHash::of(&table.hasher, held.as_bytes()).place(slots.len());
+                    prop_assert!((place..=place + PROBE_MAX).contains(&at));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,332 @@
+//! The matchers of a text that an APISIX may read as a document and [`crate::json::parse`] refuses:
+//! texts that are not UTF-8, a member that occurs twice, lone surrogates, deep nesting, `0x10`, an
+//! end that is missing.
+//!
+//! lua-cjson is the measure: the last of several members counts. Invariant: what is read here only
+//! blocks ([`super::unread`]), it is never served; no other member is copied out of the text,
+//! because it may hold a private key.
+
+use serde_json::{Map, Number, Value};
+
+/// The members that say what a resource takes, of any kind.
+const MATCHERS: [&str; 15] = [
+    "type",
+    "sni",
+    "snis",
+    "uri",
+    "uris",
+    "host",
+    "hosts",
+    "methods",
+    "remote_addr",
+    "remote_addrs",
+    "server_addr",
+    "server_port",
+    "priority",
+    "status",
+    "service_id",
+];
+
+/// Levels of arrays and objects that are read inside a matcher. Deeper ones are passed over: no
+/// matcher has any.
+const LEVELS: usize = 4;
+
+/// What could be read of a text that is no valid document.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SalvagedDocument {
+    /// An object with the matchers alone.
+    matchers: Value,
+    /// Whether the text was one whole object, which an APISIX may obey.
+    whole: bool,
+}
+
+impl SalvagedDocument {
+    /// From the bytes of a stored value; `None` where no object begins.
+    pub fn read(text: &[u8]) -> Option<Self> {
+        let mut reader = Reader { rest: text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text) };
+        reader.eat(b'{').then(|| {
+            let mut members = Map::new();
+            let whole = reader.members(&mut members, LEVELS, &|name| MATCHERS.contains(&name));
+            Self { matchers: Value::Object(members), whole: whole && reader.peek().is_none() }
+        })
+    }
+
+    /// The matchers, as an object.
+    pub fn matchers(&self) -> &Value {
+        &self.matchers
+    }
+
+    /// Whether the text was one whole object.
+    pub fn is_complete(&self) -> bool {
+        self.whole
+    }
+}
+
+/// Reads as much as it can. Each of its functions that gives a `bool` says whether what it was to
+/// read was there as a whole.
+struct Reader<'a> {
+    rest: &'a [u8],
+}
+
+impl<'a> Reader<'a> {
+    /// The next byte that is no blank.
+    fn peek(&mut self) -> Option<u8> {
+        self.rest = self.rest.trim_ascii_start();
+        self.rest.first().copied()
+    }
+
+    fn eat(&mut self, byte: u8) -> bool {
+        let there = self.peek() == Some(byte);
+        if there {
+            self.take(1);
+        }
+        there
+    }
+
+    fn take(&mut self, count: usize) -> &'a [u8] {
+        let (taken, rest) = self.rest.split_at_checked(count).unwrap_or((self.rest, &[]));
+        self.rest = rest;
+        taken
+    }
+
+    /// Behind the `{` of an object: the members that are wanted.
+    fn members(
+        &mut self,
+        into: &mut Map<String, Value>,
+        levels: usize,
+        wanted: &dyn Fn(&str) -> bool,
+    ) -> bool {
+        if self.eat(b'}') {
+            return true;
+        }
+        loop {
+            let Some(name) = self.string() else { return false };
+            let name = text(name);
+            if !self.eat(b':') {
+                return false;
+            }
+            let whole = if wanted(&name) {
+                let (value, whole) = self.value(levels);
+                into.insert(name, value);
+                whole
+            } else {
+                self.skip()
+            };
+            match (whole, self.eat(b',')) {
+                (true, true) => {}
+                (whole, _) => return whole && self.eat(b'}'),
+            }
+        }
+    }
+
+    /// Behind the `[` of an array.
+    fn items(&mut self, into: &mut Vec<Value>, levels: usize) -> bool {
+        if self.eat(b']') {
+            return true;
+        }
+        loop {
+            let (item, whole) = self.value(levels);
+            into.push(item);
+            match (whole, self.eat(b',')) {
+                (true, true) => {}
+                (whole, _) => return whole && self.eat(b']'),
+            }
+        }
+    }
+
+    fn value(&mut self, levels: usize) -> (Value, bool) {
+        match self.peek() {
+            Some(b'{' | b'[') if levels == 0 => (Value::Null, self.skip()),
+            Some(b'{') => {
+                let mut members = Map::new();
+                self.take(1);
+                let whole = self.members(&mut members, levels - 1, &|_| true);
+                (Value::Object(members), whole)
+            }
+            Some(b'[') => {
+                let mut items = Vec::new();
+                self.take(1);
+                let whole = self.items(&mut items, levels - 1);
+                (Value::Array(items), whole)
+            }
+            Some(b'"') => self.string().map_or((Value::Null, false), |found| (text(found).into(), true)),
+            Some(_) => {
+                let word = self.word();
+                (plain(word), !word.is_empty())
+            }
+            None => (Value::Null, false),
+        }
+    }
+
+    /// Passes over a value of any depth.
+    fn skip(&mut self) -> bool {
+        let mut open = 0_usize;
+        loop {
+            match self.peek() {
+                None => return false,
+                Some(b'"') if self.string().is_none() => return false,
+                Some(b'"') => {}
+                Some(b'{' | b'[') => {
+                    self.take(1);
+                    open += 1;
+                }
+                Some(b'}' | b']') if open == 0 => return false,
+                Some(b'}' | b']') => {
+                    self.take(1);
+                    open -= 1;
+                }
+                Some(b',' | b':') if open == 0 => return false,
+                Some(b',' | b':') => drop(self.take(1)),
+                Some(_) => drop(self.word()),
+            }
+            if open == 0 {
+                return true;
+            }
+        }
+    }
+
+    /// What stands between two quotes, as it is written.
+    fn string(&mut self) -> Option<&'a [u8]> {
+        if !self.eat(b'"') {
+            return None;
+        }
+        let mut escaped = false;
+        let end = self.rest.iter().position(|byte| {
+            let ends = *byte == b'"' && !escaped;
+            escaped = *byte == b'\\' && !escaped;
+            ends
+        })?;
+        let body = self.take(end);
+        self.take(1);
+        Some(body)
+    }
+
+    /// A number, `true`, `null`, or anything else up to the next mark.
+    fn word(&mut self) -> &'a [u8] {
+        let ends = |byte: &u8| byte.is_ascii_whitespace() || b",:]}[{\"".contains(byte);
+        let end = self.rest.iter().position(ends).unwrap_or(self.rest.len());
+        self.take(end)
+    }
+}
+
+/// A string with its escapes undone. What is no UTF-8 and what is no character becomes U+FFFD.
+fn text(body: &[u8]) -> String {
+    let body = String::from_utf8_lossy(body);
+    let mut units: Vec<u16> = Vec::with_capacity(body.len());
+    let mut chars = body.chars();
+    while let Some(c) = chars.next() {
+        let escaped = if c == '\\' { chars.next() } else { None };
+        let meant = match escaped.unwrap_or(c) {
+            'u' if escaped.is_some() => {
+                let digits = chars.as_str().get(..4).unwrap_or_default();
+                chars = chars.as_str().get(digits.len()..).unwrap_or_default().chars();
+                // One half of a pair: it is joined with its neighbour below.
+                units.push(u16::from_str_radix(digits, 16).unwrap_or(0xfffd));
+                continue;
+            }
+            'b' if escaped.is_some() => '\u{8}',
+            't' if escaped.is_some() => '\t',
+            'n' if escaped.is_some() => '\n',
+            'f' if escaped.is_some() => '\u{c}',
+            'r' if escaped.is_some() => '\r',
+            itself => itself,
+        };
+        units.extend_from_slice(meant.encode_utf16(&mut [0; 2]));
+    }
+    String::from_utf16_lossy(&units)
+}
+
+/// A word as lua-cjson reads it: its numbers may be hexadecimal or have no bound.
+fn plain(word: &[u8]) -> Value {
+    let word = String::from_utf8_lossy(word);
+    let number = |text: &str| {
+        let (sign, digits) = text.strip_prefix('-').map_or((1.0, text), |digits| (-1.0, digits));
+        let hexadecimal = digits.strip_prefix("0x").or_else(|| digits.strip_prefix("0X"));
+        let size = match hexadecimal {
+            Some(digits) => u64::from_str_radix(digits, 16).ok().map(|number| number as f64),
+            None => digits.parse::<f64>().ok(),
+        };
+        size.map(|size| sign * size)
+    };
+    match &*word {
+        "true" => Value::Bool(true),
+        "false" => Value::Bool(false),
+        "null" => Value::Null,
+        // Whole numbers stay whole: a port and an id are read as such.
+        other => other.parse::<i64>().map(Value::from).unwrap_or_else(|_| {
+            let bounded = number(other).map(|number| number.clamp(f64::MIN, f64::MAX));
+            let whole = bounded.filter(|number| number.fract() == 0.0 && number.abs() < 9e15);
+            let exact = whole.map(|number| Number::from(number as i64));
+            exact.or_else(|| bounded.and_then(Number::from_f64)).map_or(Value::Null, Value::Number)
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+
+    fn read(text: impl AsRef<[u8]>) -> (Value, bool) {
+        let salvaged = SalvagedDocument::read(text.as_ref()).unwrap();
+        (salvaged.matchers, salvaged.whole)
+    }
+
+    #[test]
+    fn matchers_are_read_as_lua_cjson_reads_them() {
+        let deep = format!("{{\"vars\": {}1{}, \"uri\": \"/a\"}}", "[".repeat(100_000), "]".repeat(100_000));
+        for (text, expected) in [
+            (&b"{\"desc\": \"caf\xe9\", \"uri\": \"/a\"}"[..], json!({"uri": "/a"})),
+            (br#"{"uri": "/old", "key": "k", "uri": "/a"}"#, json!({"uri": "/a"})),
+            (br#"{"desc": "\ud800", "uri": "\/\u0061"}"#, json!({"uri": "/a"})),
+            (
+                br#"{"uri": "\ud800a", "u\u0072is": ["\ud83d\ude00\\\"\n"]}"#,
+                json!({"uri": "\u{fffd}a", "uris": ["\u{1f600}\\\"\n"]}),
+            ),
+            (deep.as_bytes(), json!({"uri": "/a"})),
+            (
+                br#"{"priority": 0x10, "server_port": 443, "status": 0x0}"#,
+                json!({"priority": 16, "server_port": 443, "status": 0}),
+            ),
+            (br#"{"priority": 1e999, "x": NaN, "y": -Infinity}"#, json!({"priority": f64::MAX})),
+            (
+                b"\xef\xbb\xbf {\"snis\": [\"a.test\", \"b.test\"], \"hosts\": null}\r\n",
+                json!({"snis": ["a.test", "b.test"], "hosts": null}),
+            ),
+        ] {
+            assert_eq!(read(text), (expected, true), "{}", String::from_utf8_lossy(text));
+        }
+    }
+
+    #[test]
+    fn what_ends_too_soon_gives_what_stands_before() {
+        for (text, expected) in [
+            (r#"{"uri": "/a", "plugins": {"key-a"#, json!({"uri": "/a"})),
+            (r#"{"uri": "/a", "hosts": ["a.test", "b"#, json!({"uri": "/a", "hosts": ["a.test", null]})),
+            (r#"{"uri": "/a"} x"#, json!({"uri": "/a"})),
+            (r#"{"uri": "/a" "host": "b"}"#, json!({"uri": "/a"})),
+            ("{", json!({})),
+        ] {
+            assert_eq!(read(text), (expected, false), "{text}");
+        }
+        for none in ["", "init_dir", "[1]", "\"x\"", "null", "7"] {
+            assert_eq!(SalvagedDocument::read(none.as_bytes()), None, "{none}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_are_too_much_for_it(text in "[{}\\[\\],:\"\\\\u0-9a-e \u{0}é-]{0,60}") {
+            SalvagedDocument::read(format!("{{\"uri\":{text}").as_bytes());
+        }
+
+        /// What the strict parser reads is read alike.
+        #[test]
+        fn proper_json_is_read_alike(uri in any::<String>(), hosts in prop::collection::vec(any::<String>(), 0..3), priority in any::<i32>()) {
+            let document = json!({"uri": uri, "hosts": hosts, "priority": priority});
+            prop_assert_eq!(read(document.to_string()), (document, true));
+        }
+    }
+}

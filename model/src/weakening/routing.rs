@@ -1,0 +1,193 @@
+//! What weakens a route, service or stream route: which clients it lets through, and which requests
+//! it still takes.
+//!
+//! A route with an allow-list also protects by taking requests: those that it no longer takes may
+//! go to a broader route.
+
+use std::collections::HashSet;
+
+use ipnet::IpNet;
+use serde_json::Value;
+
+use super::{Weakenings, inline};
+use crate::client_identity::ClientIdentity;
+use crate::expression::Vars;
+use crate::pattern::HostPattern;
+use crate::proxy_rewrite::ProxyRewrite;
+use crate::resource::{Route, Service, StreamRoute};
+use crate::uri::UriPattern;
+
+const ELSEWHERE: &str = "requests that it took may go to a route without its allow-list";
+
+const OPENS: &str = "opens without an allow-list; before, it could not be honoured and was blocked";
+
+pub(super) fn services(old: &Service, new: &Service, found: &mut Weakenings) {
+    if service_restricts_clients(old) {
+        hosts(&old.hosts, &new.hosts, found);
+    }
+    if new.blocked.is_some() {
+        return;
+    }
+    inline(old.upstream.as_ref(), new.upstream.as_ref(), found);
+    raw_paths(old.proxy_rewrite.as_deref(), new.proxy_rewrite.as_deref(), found);
+    let (before, now) = (old.client_identity.as_deref(), new.client_identity.as_deref());
+    allow_lists(before, now, found);
+    found.add_if(
+        old.blocked.is_some() && !has_allow_list(before) && !has_allow_list(now),
+        "client_identity",
+        OPENS,
+    );
+}
+
+pub(super) fn service_removal(old: &Service, found: &mut Weakenings) {
+    found.add_if(service_restricts_clients(old), "client_identity", ELSEWHERE);
+}
+
+pub(super) fn routes(old: &Route, new: &Route, found: &mut Weakenings) {
+    if route_restricts_clients(old) {
+        compare_matchers(old, new, found);
+    }
+    if new.blocked.is_some() {
+        return;
+    }
+    inline(old.upstream.as_ref(), new.upstream.as_ref(), found);
+    raw_paths(old.proxy_rewrite.as_deref(), new.proxy_rewrite.as_deref(), found);
+    addresses("remote_addrs", &old.remote_addrs, &new.remote_addrs, found);
+    if conditions(&old.vars).iter().any(|condition| !conditions(&new.vars).contains(condition)) {
+        found.add("vars", "requests are taken that did not fulfil the predicate before");
+    }
+    let (before, now) = (old.client_identity.as_deref(), new.client_identity.as_deref());
+    allow_lists(before, now, found);
+    if old.blocked.is_some() && before.is_none() {
+        found.add_if(!has_allow_list(now), "client_identity", OPENS);
+    } else if old.service.is_some() && before.is_none() {
+        let opens = now.is_some_and(|now| !now.has_allow_list());
+        found.add_if(opens, "client_identity", "replaces the service's block, which may have an allow-list");
+        let moves = now.is_none() && new.service != old.service;
+        found.add_if(
+            moves,
+            "service_id",
+            "the allow-list of the service before, if it has one, is not asked any more",
+        );
+    }
+}
+
+pub(super) fn route_removal(old: &Route, found: &mut Weakenings) {
+    found.add_if(route_restricts_clients(old), "uris", ELSEWHERE);
+}
+
+fn has_allow_list(block: Option<&ClientIdentity>) -> bool {
+    block.is_some_and(ClientIdentity::has_allow_list)
+}
+
+/// Whether requests of some clients, or of all, are refused because it takes them.
+fn route_restricts_clients(route: &Route) -> bool {
+    route.enabled && (has_allow_list(route.client_identity.as_deref()) || route.blocked.is_some())
+}
+
+fn service_restricts_clients(service: &Service) -> bool {
+    has_allow_list(service.client_identity.as_deref()) || service.blocked.is_some()
+}
+
+/// What the second lets through that the first, if it has an allow-list, did not.
+fn allow_lists(old: Option<&ClientIdentity>, new: Option<&ClientIdentity>, found: &mut Weakenings) {
+    let Some(old) = old.filter(|old| old.has_allow_list()) else { return };
+    match new.filter(|new| new.has_allow_list()) {
+        None => {
+            found.add("client_identity.allow", "the allow-list is gone: other clients may be let through")
+        }
+        Some(new) => {
+            for index in new.entries_not_covered_by(old) {
+                let field = format!("client_identity.allow[{index}]");
+                found.add(field, "lets clients through that were refused before");
+            }
+        }
+    }
+}
+
+fn compare_matchers(old: &Route, new: &Route, found: &mut Weakenings) {
+    found.add_if(!new.enabled, "status", ELSEWHERE);
+    if !new.enabled {
+        return;
+    }
+    let gone = old.uris.iter().any(|before| !new.uris.iter().any(|now| covers(now, before)));
+    found.add_if(gone, "uris", ELSEWHERE);
+    hosts(&old.hosts, &new.hosts, found);
+    found.add_if(!new.methods.is_superset(old.methods), "methods", ELSEWHERE);
+    found.add_if(!within(&old.remote_addrs, &new.remote_addrs), "remote_addrs", ELSEWHERE);
+    found.add_if(new.priority < old.priority, "priority", ELSEWHERE);
+    let narrower = conditions(&new.vars).iter().any(|condition| !conditions(&old.vars).contains(condition));
+    found.add_if(narrower, "vars", ELSEWHERE);
+}
+
+pub(super) fn stream_route_removal(old: &StreamRoute, found: &mut Weakenings) {
+    let what =
+        "connections that were closed, because it could not be honoured, may be taken by another route";
+    found.add_if(old.blocked.is_some(), "sni", what);
+}
+
+pub(super) fn stream_routes(old: &StreamRoute, new: &StreamRoute, found: &mut Weakenings) {
+    if new.blocked.is_some() {
+        return;
+    }
+    inline(old.upstream.as_ref(), new.upstream.as_ref(), found);
+    let nets = |route: &StreamRoute| route.remote_addr.into_iter().collect::<Vec<_>>();
+    addresses("remote_addr", &nets(old), &nets(new), found);
+    let wider = old.sni.as_ref().is_some_and(|before| match &new.sni {
+        None => true,
+        Some(now) => now != before && covers_host(now, before),
+    });
+    found.add_if(wider, "sni", "takes connections for other names, or without TLS");
+}
+
+/// Whether paths are forwarded now that no rule has judged as they are.
+fn raw_paths(old: Option<&ProxyRewrite>, new: Option<&ProxyRewrite>, found: &mut Weakenings) {
+    let raw = |block: Option<&ProxyRewrite>| block.is_some_and(ProxyRewrite::uses_raw_path);
+    let field = "plugins.proxy-rewrite.use_real_request_uri_unsafe";
+    found.add_if(raw(new) && !raw(old), field, "the upstream gets paths as the client wrote them");
+}
+
+/// None named: every address.
+fn addresses(field: &str, old: &[IpNet], new: &[IpNet], found: &mut Weakenings) {
+    found.add_if(!within(new, old), field, "takes requests from addresses that it did not before");
+}
+
+/// Whether every address of `inner` is one of `outer`; an empty list has them all.
+pub(super) fn within(inner: &[IpNet], outer: &[IpNet]) -> bool {
+    let covered = |net: &IpNet| outer.iter().any(|wide| wide.contains(net));
+    outer.is_empty() || (!inner.is_empty() && inner.iter().all(covered))
+}
+
+fn hosts(old: &[HostPattern], new: &[HostPattern], found: &mut Weakenings) {
+    let every = [HostPattern::Any];
+    let all = |hosts: &[HostPattern]| if hosts.is_empty() { every.to_vec() } else { hosts.to_vec() };
+    let (old, new) = (all(old), all(new));
+    let gone = old.iter().any(|before| !new.iter().any(|now| covers_host(now, before)));
+    found.add_if(gone, "hosts", ELSEWHERE);
+}
+
+/// Whether every name that fits `before` fits `now`: for hosts, a wildcard covers any number of
+/// labels.
+fn covers_host(now: &HostPattern, before: &HostPattern) -> bool {
+    match before {
+        HostPattern::Any => *now == HostPattern::Any,
+        HostPattern::Exact(name) | HostPattern::Suffix(name) => match now {
+            HostPattern::Exact(_) => now == before,
+            wider => wider.matches(name),
+        },
+    }
+}
+
+/// Whether every path that fits `before` surely fits `now`.
+fn covers(now: &UriPattern, before: &UriPattern) -> bool {
+    let is_prefix = now.as_str().strip_suffix('*').is_some_and(|prefix| prefix == now.prefix());
+    now == before || (is_prefix && before.prefix().starts_with(now.prefix()))
+}
+
+/// The conditions that must all hold. A predicate of another shape is one condition.
+fn conditions(vars: &Vars) -> HashSet<String> {
+    match vars.source().as_array() {
+        Some(items) if items.iter().all(Value::is_array) => items.iter().map(ToString::to_string).collect(),
+        _ => HashSet::from([vars.source().to_string()]),
+    }
+}

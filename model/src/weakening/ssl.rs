@@ -1,0 +1,143 @@
+//! What weakens a site: whom it lets in, what it asks them for, which names it answers to.
+
+use pki::{ClientAuth, Crl};
+
+use super::Weakenings;
+use crate::pattern::SniPattern;
+use crate::resource::{Ssl, TlsVersion};
+
+/// Of listeners that say nothing else.
+const OLDEST: TlsVersion = TlsVersion::V12;
+
+pub(super) fn compare(old: &Ssl, new: &Ssl, found: &mut Weakenings) {
+    if old.client_side {
+        return;
+    }
+    if restricts_clients(old) {
+        compare_names(old, new, found);
+    }
+    // An identity answers to no name, and a blocked site to nobody.
+    if new.client_side || new.blocked.is_some() {
+        return;
+    }
+    match (&old.client, &new.client) {
+        (Some(_), None) => found.add("client", "client certificates are not asked for any more"),
+        (Some(old), Some(new)) => compare_policies(old, new, found),
+        (None, None) => found.add_if(
+            old.blocked.is_some(),
+            "client",
+            "opens without asking for client certificates; before, it could not be honoured and was blocked",
+        ),
+        (None, Some(_)) => {}
+    }
+    compare_versions(old, new, found);
+}
+
+pub(super) fn removal(old: &Ssl, found: &mut Weakenings) {
+    found.add_if(restricts_clients(old), "snis", &format!("its names are given up: {ELSEWHERE}"));
+}
+
+/// Whether clients without a good certificate, or all of them, are kept out by its place.
+fn restricts_clients(site: &Ssl) -> bool {
+    !site.client_side && site.enabled && (site.client.is_some() || site.blocked.is_some())
+}
+
+const ELSEWHERE: &str = "another site may answer to them, without asking for client certificates";
+
+/// Names that a site that guards them no longer answers to: a wildcard site without one may.
+fn compare_names(old: &Ssl, new: &Ssl, found: &mut Weakenings) {
+    if new.client_side {
+        found.add("type", format!("its names are given up: {ELSEWHERE}"));
+    } else if !new.enabled {
+        found.add("status", format!("its names are given up: {ELSEWHERE}"));
+    } else {
+        let gone = |name: &&SniPattern| !new.names.iter().any(|now| covers(now, name));
+        let gone: Vec<String> = old.names.iter().filter(gone).map(ToString::to_string).collect();
+        if !gone.is_empty() {
+            found.add("snis", format!("{} given up: {ELSEWHERE}", gone.join(", ")));
+        }
+    }
+}
+
+/// Whether a site that answers to `now` answers to all of `before`. A wildcard of an ssl covers one
+/// label.
+fn covers(now: &SniPattern, before: &SniPattern) -> bool {
+    match (now, before) {
+        (SniPattern::Any, _) => true,
+        (SniPattern::Suffix(suffix), SniPattern::Exact(name)) => {
+            let label = name.as_bytes().strip_suffix(suffix.as_bytes());
+            label.is_some_and(|label| !label.contains(&b'.'))
+        }
+        _ => now == before,
+    }
+}
+
+/// Whether clients whom `old` verified are verified by `new`, which is no weaker: at least one
+/// anchor stays, as in a rotation, and nothing but the anchors weakens.
+pub(super) fn can_replace(old: &ClientAuth, new: &ClientAuth) -> bool {
+    let known = old.anchors().certificates();
+    let mut found = Weakenings::default();
+    compare_verification(old, new, &mut found);
+    found.0.is_empty() && new.anchors().certificates().iter().any(|anchor| known.contains(anchor))
+}
+
+fn compare_policies(old: &ClientAuth, new: &ClientAuth, found: &mut Weakenings) {
+    let known = old.anchors().certificates();
+    let added = new.anchors().certificates().iter().filter(|anchor| !known.contains(anchor));
+    let added: Vec<String> = added.map(|anchor| format!("\"{}\"", anchor.subject())).collect();
+    if !added.is_empty() {
+        found.add("client.ca", format!("trusts certificates that it did not before: {}", added.join(", ")));
+    }
+    compare_verification(old, new, found);
+}
+
+/// Everything but the anchors.
+fn compare_verification(old: &ClientAuth, new: &ClientAuth, found: &mut Weakenings) {
+    if new.depth() > old.depth() {
+        let what = format!("raised from {} to {}: longer chains are accepted", old.depth(), new.depth());
+        found.add("client.depth", what);
+    }
+    let freed = new.skip_patterns().iter().filter(|pattern| !old.skip_patterns().contains(pattern));
+    let freed: Vec<String> = freed.map(|pattern| format!("{pattern:?}")).collect();
+    if !freed.is_empty() {
+        let what = format!("more paths need no client certificate: {}", freed.join(", "));
+        found.add("client.skip_mtls_uri_regex", what);
+    }
+    compare_crls(old, new, found);
+}
+
+fn compare_crls(old: &ClientAuth, new: &ClientAuth, found: &mut Weakenings) {
+    if new.crls().is_empty() {
+        if !old.crls().is_empty() {
+            found.add("client.crl", "the revocation lists are gone: revoked certificates are accepted");
+        }
+        return;
+    }
+    let prefers = new.crl_prefer();
+    if prefers && !old.crl_prefer() && !old.crls().is_empty() {
+        found.add("client.crl_policy", "\"prefer\" accepts certificates whose status is unknown");
+    }
+    for list in old.crls() {
+        let issuer = list.issuer();
+        let lists: Vec<&Crl> = new.crls().iter().filter(|now| now.issuer() == issuer).collect();
+        if lists.is_empty() {
+            // Under "require" a certificate that no list speaks of is refused.
+            let what = format!("the list of \"{issuer}\" is gone: certificates that it revokes are accepted");
+            found.add_if(prefers, "client.crl", &what);
+        } else if !lists.iter().any(|now| now.this_update() > list.this_update())
+            && list.revoked().any(|serial| !lists.iter().any(|now| now.contains_serial(serial)))
+        {
+            let what = format!("the list of \"{issuer}\" revokes fewer certificates, and is no newer one");
+            found.add("client.crl", what);
+        }
+    }
+}
+
+fn compare_versions(old: &Ssl, new: &Ssl, found: &mut Weakenings) {
+    let oldest = |ssl: &Ssl| ssl.versions.iter().flatten().min().copied().unwrap_or(OLDEST);
+    let (before, now) = (oldest(old), oldest(new));
+    if now < before {
+        let what = format!("{} is accepted; before it was {} and newer", now.as_str(), before.as_str());
+        found.add("ssl_protocols", what);
+    }
+}

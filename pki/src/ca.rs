@@ -1,0 +1,672 @@
+//! Makes certificates: authorities, leaves and revocation lists.
+//!
+//! For the command line, the demo, tests and benches: a gateway never issues certificates while it
+//! serves. An [`Authority`] is a root or an intermediate with its key; it issues what a
+//! [`LeafSpec`] asks for. Serial numbers are random (127 bits), usages are what RFC 5280 asks of
+//! each kind, identifiers of subject and issuer are set. The clock is the caller's: without
+//! [`LeafSpec::valid`] a fixed window is used, so that tests mean the same on any day.
+//! Invariant: everything minted is read back by `cert` before it is handed out.
+
+use std::net::IpAddr;
+
+use aws_lc_rs::rand::{SecureRandom, SystemRandom};
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyIdMethod, KeyPair, KeyUsagePurpose, SanType, SerialNumber, SignatureAlgorithm,
+};
+use rustls_pki_types::{CertificateRevocationListDer, PrivateKeyDer, UnixTime};
+use thiserror::Error;
+use time::OffsetDateTime;
+use zeroize::Zeroizing;
+
+use crate::cert::{CertError, Certificate};
+use crate::key::{KeyError, KeyFormat, PrivateKey};
+use crate::pem;
+
+mod crl;
+mod v1;
+
+pub use crl::CrlSpec;
+
+/// 2024-01-01T00:00:00Z, in seconds since 1970: where validity starts unless it is set.
+const DEFAULT_NOT_BEFORE: i64 = 1_704_067_200;
+/// 2049-12-31T23:59:59Z: the last second that certificates express as UTCTime.
+const DEFAULT_NOT_AFTER: i64 = 2_524_607_999;
+const SECONDS_A_DAY: u64 = 86_400;
+
+/// Why nothing was minted.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum IssueError {
+    /// A name is not of the form its place demands.
+    #[error("`{name}` cannot be a {place}: only ASCII is allowed there")]
+    Name {
+        /// As given.
+        name: String,
+        /// "DNS name", "URI" or "email address".
+        place: &'static str,
+    },
+    /// A date beyond what certificates express (years 0 to 9999), or an end before its start.
+    #[error("validity from {from} to {to} (seconds since 1970) is not a period a certificate can express")]
+    InvalidValidity {
+        /// First second.
+        from: i64,
+        /// Last second.
+        to: i64,
+    },
+    /// The certificate of an authority and its key do not belong together, or the key cannot be
+    /// read.
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    /// The certificate of an authority cannot be read.
+    #[error(transparent)]
+    Certificate(#[from] CertError),
+    /// The certificate given as an authority says that it is none.
+    #[error("`{subject}` is not a CA certificate, so it cannot issue anything")]
+    NotAnAuthority {
+        /// Subject, RFC 2253.
+        subject: String,
+    },
+    /// The encoder or the crypto library refused.
+    #[error("cannot make {what}: {cause}")]
+    Library {
+        /// "a key", "a certificate", ...
+        what: &'static str,
+        /// In the library's words.
+        cause: String,
+    },
+}
+
+impl IssueError {
+    fn library(what: &'static str) -> impl Fn(rcgen::Error) -> Self {
+        move |error| Self::Library { what, cause: error.to_string() }
+    }
+}
+
+/// Kinds of keys that can be minted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum KeyAlgorithm {
+    /// ECDSA on P-256, SHA-256.
+    #[default]
+    P256,
+    /// ECDSA on P-384, SHA-384.
+    P384,
+    /// ECDSA on P-521, SHA-512.
+    P521,
+    /// Ed25519.
+    Ed25519,
+    /// RSA of 2048 bits, PKCS#1 v1.5, SHA-256. Making such a key takes a tenth of a second and
+    /// more.
+    Rsa2048,
+}
+
+impl KeyAlgorithm {
+    fn signature(self) -> &'static SignatureAlgorithm {
+        match self {
+            Self::P256 => &rcgen::PKCS_ECDSA_P256_SHA256,
+            Self::P384 => &rcgen::PKCS_ECDSA_P384_SHA384,
+            Self::P521 => &rcgen::PKCS_ECDSA_P521_SHA512,
+            Self::Ed25519 => &rcgen::PKCS_ED25519,
+            Self::Rsa2048 => &rcgen::PKCS_RSA_SHA256,
+        }
+    }
+}
+
+/// First and last second of validity, since 1970; may lie before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Validity {
+    from: i64,
+    to: i64,
+}
+
+impl Default for Validity {
+    fn default() -> Self {
+        Self { from: DEFAULT_NOT_BEFORE, to: DEFAULT_NOT_AFTER }
+    }
+}
+
+impl Validity {
+    fn between(from: UnixTime, to: UnixTime) -> Self {
+        Self { from: seconds(from), to: seconds(to) }
+    }
+
+    fn days(from: UnixTime, days: u32) -> Self {
+        let to = from.as_secs().saturating_add(u64::from(days) * SECONDS_A_DAY);
+        Self { from: seconds(from), to: i64::try_from(to).unwrap_or(i64::MAX) }
+    }
+
+    /// The end may lie before the start: that makes a certificate nobody accepts, which tests need.
+    fn dates(self) -> Result<(OffsetDateTime, OffsetDateTime), IssueError> {
+        let date =
+            |seconds| OffsetDateTime::from_unix_timestamp(seconds).ok().filter(|date| date.year() >= 0);
+        match (date(self.from), date(self.to)) {
+            (Some(from), Some(to)) => Ok((from, to)),
+            _ => Err(IssueError::InvalidValidity { from: self.from, to: self.to }),
+        }
+    }
+}
+
+fn seconds(time: UnixTime) -> i64 {
+    i64::try_from(time.as_secs()).unwrap_or(i64::MAX)
+}
+
+/// What an authority shall be. Default: P-256, valid 2024 to 2049, no path length limit, may sign
+/// CRLs.
+#[derive(Clone, Debug)]
+pub struct AuthoritySpec {
+    common_name: String,
+    organization: Option<String>,
+    validity: Validity,
+    algorithm: KeyAlgorithm,
+    path_length: Option<u8>,
+    permitted_dns: Vec<String>,
+    key_usages: Vec<KeyUsagePurpose>,
+}
+
+impl AuthoritySpec {
+    /// An authority with this common name.
+    pub fn new(common_name: impl Into<String>) -> Self {
+        Self {
+            common_name: common_name.into(),
+            organization: None,
+            validity: Validity::default(),
+            algorithm: KeyAlgorithm::default(),
+            path_length: None,
+            permitted_dns: Vec::new(),
+            key_usages: vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign],
+        }
+    }
+
+    /// Sets the subject's organization.
+    pub fn organization(mut self, organization: impl Into<String>) -> Self {
+        self.organization = Some(organization.into());
+        self
+    }
+
+    /// Valid for `days` days from `from`.
+    pub fn valid(mut self, from: UnixTime, days: u32) -> Self {
+        self.validity = Validity::days(from, days);
+        self
+    }
+
+    /// Valid from `from` to `to`, both inclusive.
+    pub fn between(mut self, from: UnixTime, to: UnixTime) -> Self {
+        self.validity = Validity::between(from, to);
+        self
+    }
+
+    /// Sets the kind of key.
+    pub fn algorithm(mut self, algorithm: KeyAlgorithm) -> Self {
+        self.algorithm = algorithm;
+        self
+    }
+
+    /// Sets pathLenConstraint: how many intermediates may follow.
+    pub fn path_length(mut self, path_length: u8) -> Self {
+        self.path_length = Some(path_length);
+        self
+    }
+
+    /// Adds a DNS subtree to the permitted name constraints.
+    pub fn permit_dns(mut self, subtree: impl Into<String>) -> Self {
+        self.permitted_dns.push(subtree.into());
+        self
+    }
+
+    /// Takes keyCertSign away: an authority that may sign lists only.
+    pub fn without_cert_sign(mut self) -> Self {
+        self.key_usages.retain(|usage| *usage != KeyUsagePurpose::KeyCertSign);
+        self
+    }
+
+    /// Takes cRLSign away: an authority that may sign certificates only.
+    pub fn without_crl_sign(mut self) -> Self {
+        self.key_usages.retain(|usage| *usage != KeyUsagePurpose::CrlSign);
+        self
+    }
+
+    fn params(&self, issued: bool) -> Result<CertificateParams, IssueError> {
+        let mut params = base_params(&self.common_name, self.organization.as_deref(), self.validity)?;
+        params.is_ca = IsCa::Ca(match self.path_length {
+            Some(length) => BasicConstraints::Constrained(length),
+            None => BasicConstraints::Unconstrained,
+        });
+        params.key_usages.clone_from(&self.key_usages);
+        params.use_authority_key_identifier_extension = issued;
+        if !self.permitted_dns.is_empty() {
+            params.name_constraints = Some(rcgen::NameConstraints {
+                permitted_subtrees: self
+                    .permitted_dns
+                    .iter()
+                    .cloned()
+                    .map(rcgen::GeneralSubtree::DnsName)
+                    .collect(),
+                excluded_subtrees: Vec::new(),
+            });
+        }
+        Ok(params)
+    }
+}
+
+/// What a leaf may be used for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Usages {
+    /// serverAuth.
+    pub server: bool,
+    /// clientAuth.
+    pub client: bool,
+}
+
+impl Usages {
+    /// A TLS server's certificate.
+    pub const SERVER: Self = Self { server: true, client: false };
+    /// A TLS client's certificate.
+    pub const CLIENT: Self = Self { server: false, client: true };
+    /// Both.
+    pub const BOTH: Self = Self { server: true, client: true };
+    /// No extKeyUsage at all: any use.
+    pub const ANY: Self = Self { server: false, client: false };
+}
+
+/// What a leaf shall be. Default: a client's, P-256, valid 2024 to 2049, X.509 v3.
+#[derive(Clone, Debug)]
+pub struct LeafSpec {
+    common_name: String,
+    organization: Option<String>,
+    names: SubjectAltNames,
+    usages: Usages,
+    validity: Validity,
+    algorithm: KeyAlgorithm,
+    v1: bool,
+}
+
+#[derive(Clone, Debug, Default)]
+struct SubjectAltNames {
+    dns: Vec<String>,
+    ips: Vec<IpAddr>,
+    uris: Vec<String>,
+    emails: Vec<String>,
+}
+
+impl LeafSpec {
+    /// A client's certificate with this common name.
+    pub fn client(common_name: impl Into<String>) -> Self {
+        Self {
+            common_name: common_name.into(),
+            organization: None,
+            names: SubjectAltNames::default(),
+            usages: Usages::CLIENT,
+            validity: Validity::default(),
+            algorithm: KeyAlgorithm::default(),
+            v1: false,
+        }
+    }
+
+    /// A server's certificate for a DNS name, which is also its common name. More names with
+    /// [`Self::dns`] and [`Self::ip`].
+    pub fn server(dns_name: impl Into<String>) -> Self {
+        let name = dns_name.into();
+        let spec = Self { usages: Usages::SERVER, ..Self::client(name.clone()) };
+        spec.dns(name)
+    }
+
+    /// Sets the subject's organization.
+    pub fn organization(mut self, organization: impl Into<String>) -> Self {
+        self.organization = Some(organization.into());
+        self
+    }
+
+    /// Adds a DNS name, which may start with `*.`.
+    pub fn dns(mut self, name: impl Into<String>) -> Self {
+        self.names.dns.push(name.into());
+        self
+    }
+
+    /// Adds an IP address.
+    pub fn ip(mut self, address: IpAddr) -> Self {
+        self.names.ips.push(address);
+        self
+    }
+
+    /// Adds a URI, such as a SPIFFE ID.
+    pub fn uri(mut self, uri: impl Into<String>) -> Self {
+        self.names.uris.push(uri.into());
+        self
+    }
+
+    /// Adds an email address.
+    pub fn email(mut self, address: impl Into<String>) -> Self {
+        self.names.emails.push(address.into());
+        self
+    }
+
+    /// Sets the extended key usages.
+    pub fn usages(mut self, usages: Usages) -> Self {
+        self.usages = usages;
+        self
+    }
+
+    /// Valid for `days` days from `from`.
+    pub fn valid(mut self, from: UnixTime, days: u32) -> Self {
+        self.validity = Validity::days(from, days);
+        self
+    }
+
+    /// Valid from `from` to `to`, both inclusive.
+    pub fn between(mut self, from: UnixTime, to: UnixTime) -> Self {
+        self.validity = Validity::between(from, to);
+        self
+    }
+
+    /// Sets the kind of key.
+    pub fn algorithm(mut self, algorithm: KeyAlgorithm) -> Self {
+        self.algorithm = algorithm;
+        self
+    }
+
+    /// Makes an X.509 v1 certificate, as `openssl x509 -req` does without an extension file: only
+    /// the common name and organization are in it.
+    pub fn v1(mut self) -> Self {
+        self.v1 = true;
+        self
+    }
+
+    fn params(&self) -> Result<CertificateParams, IssueError> {
+        let mut params = base_params(&self.common_name, self.organization.as_deref(), self.validity)?;
+        params.subject_alt_names = self.names.general_names()?;
+        params.is_ca = IsCa::ExplicitNoCa;
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        if self.algorithm == KeyAlgorithm::Rsa2048 {
+            params.key_usages.push(KeyUsagePurpose::KeyEncipherment); // TLS 1.2 without forward secrecy; others may want it
+        }
+        if self.usages.server {
+            params.extended_key_usages.push(ExtendedKeyUsagePurpose::ServerAuth);
+        }
+        if self.usages.client {
+            params.extended_key_usages.push(ExtendedKeyUsagePurpose::ClientAuth);
+        }
+        params.use_authority_key_identifier_extension = true;
+        Ok(params)
+    }
+}
+
+impl SubjectAltNames {
+    fn general_names(&self) -> Result<Vec<SanType>, IssueError> {
+        let text = |name: &String, place| {
+            name.as_str().try_into().map_err(|_| IssueError::Name { name: name.clone(), place })
+        };
+        let mut names = Vec::new();
+        for name in &self.dns {
+            names.push(SanType::DnsName(text(name, "DNS name")?));
+        }
+        names.extend(self.ips.iter().map(|address| SanType::IpAddress(*address)));
+        for uri in &self.uris {
+            names.push(SanType::URI(text(uri, "URI")?));
+        }
+        for address in &self.emails {
+            names.push(SanType::Rfc822Name(text(address, "email address")?));
+        }
+        Ok(names)
+    }
+}
+
+fn base_params(
+    common_name: &str,
+    organization: Option<&str>,
+    validity: Validity,
+) -> Result<CertificateParams, IssueError> {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    if let Some(organization) = organization {
+        params.distinguished_name.push(DnType::OrganizationName, organization);
+    }
+    params.distinguished_name.push(DnType::CommonName, common_name);
+    (params.not_before, params.not_after) = validity.dates()?;
+    params.serial_number = Some(random_serial()?);
+    // RFC 7093 2 (1): the first 160 bits of the key's SHA-256
+    params.key_identifier_method = KeyIdMethod::Sha256;
+    Ok(params)
+}
+
+/// 127 random bits: positive, and beyond guessing (CA/Browser Forum asks for 64).
+fn random_serial() -> Result<SerialNumber, IssueError> {
+    let mut bytes = [0u8; 16];
+    SystemRandom::new()
+        .fill(&mut bytes)
+        .map_err(|_| IssueError::Library { what: "a serial number", cause: "no randomness".to_owned() })?;
+    if let Some(first) = bytes.first_mut() {
+        *first = (*first & 0x7f) | 0x40; // positive, and always 16 bytes long
+    }
+    Ok(SerialNumber::from_slice(&bytes))
+}
+
+/// A certificate authority with its key.
+pub struct Authority {
+    certificate: Certificate,
+    key: KeyPair,
+    /// This authority and those above it, without the root: what must be sent for its leaves to
+    /// verify.
+    chain: Vec<Certificate>,
+}
+
+impl Authority {
+    /// Makes a self-signed root.
+    ///
+    /// # Errors
+    /// When the names or dates cannot be expressed.
+    pub fn root(spec: &AuthoritySpec) -> Result<Self, IssueError> {
+        let key = new_key(spec.algorithm)?;
+        let made = spec.params(false)?.self_signed(&key).map_err(IssueError::library("a certificate"))?;
+        Ok(Self { certificate: Certificate::from_der(made.der())?, key, chain: Vec::new() })
+    }
+
+    /// Makes a self-signed X.509 v1 root, as `openssl x509 -req -signkey` does without an extension
+    /// file: only names and dates of the specification are in it.
+    ///
+    /// # Errors
+    /// When the names or dates cannot be expressed.
+    pub fn root_v1(spec: &AuthoritySpec) -> Result<Self, IssueError> {
+        let made = Self::root(spec)?;
+        let certificate = v1::to_v1(made.certificate.der(), &made.key)?;
+        Ok(Self { certificate, ..made })
+    }
+
+    /// Makes an authority below this one.
+    ///
+    /// # Errors
+    /// When the names or dates cannot be expressed.
+    pub fn intermediate(&self, spec: &AuthoritySpec) -> Result<Self, IssueError> {
+        let key = new_key(spec.algorithm)?;
+        let made = spec
+            .params(true)?
+            .signed_by(&key, &self.issuer()?)
+            .map_err(IssueError::library("a certificate"))?;
+        let certificate = Certificate::from_der(made.der())?;
+        let mut chain = vec![certificate.clone()];
+        chain.extend(self.chain.iter().cloned());
+        Ok(Self { certificate, key, chain })
+    }
+
+    /// Takes an existing CA. The text may hold the chain of an intermediate: the CA first, then
+    /// those above it.
+    ///
+    /// # Errors
+    /// When the texts cannot be read, do not belong together, or the certificate is not a CA's.
+    pub fn from_pem(certificate: &str, key: &str) -> Result<Self, IssueError> {
+        let certificates = crate::cert::certificates_from_pem(certificate)?;
+        let own = certificates.first().cloned().ok_or(CertError::NoCertificate { found: None })?;
+        if !own.is_ca() {
+            return Err(IssueError::NotAnAuthority { subject: own.subject().to_owned() });
+        }
+        let key = PrivateKey::from_pem(key)?;
+        key.matches(&own)?;
+        let key = KeyPair::try_from(&key.der()).map_err(IssueError::library("a signing key"))?;
+        let chain = certificates.into_iter().filter(|certificate| !certificate.is_self_issued()).collect();
+        Ok(Self { certificate: own, key, chain })
+    }
+
+    /// Certifies another authority's key under the name of `spec`. With the other's own name that
+    /// is a second way up from what the other has issued: how a new root is introduced.
+    ///
+    /// # Errors
+    /// When the names or dates cannot be expressed.
+    pub fn cross_sign(&self, other: &Self, spec: &AuthoritySpec) -> Result<Certificate, IssueError> {
+        let params = spec.params(true)?;
+        let made =
+            params.signed_by(&other.key, &self.issuer()?).map_err(IssueError::library("a certificate"))?;
+        Ok(Certificate::from_der(made.der())?)
+    }
+
+    /// Issues a leaf with a new key.
+    ///
+    /// # Errors
+    /// When the names or dates cannot be expressed.
+    pub fn issue(&self, spec: &LeafSpec) -> Result<IssuedCertificate, IssueError> {
+        let key = new_key(spec.algorithm)?;
+        let made =
+            spec.params()?.signed_by(&key, &self.issuer()?).map_err(IssueError::library("a certificate"))?;
+        let certificate =
+            if spec.v1 { v1::to_v1(made.der(), &self.key)? } else { Certificate::from_der(made.der())? };
+        IssuedCertificate::new(certificate, &self.chain, &key)
+    }
+
+    /// Signs a revocation list.
+    ///
+    /// # Errors
+    /// When a serial number or date cannot be expressed.
+    pub fn crl(&self, spec: &CrlSpec) -> Result<CertificateRevocationListDer<'static>, IssueError> {
+        spec.sign(&self.issuer()?)
+    }
+
+    /// As [`Authority::crl`], as one PEM block: what `client.crl` takes.
+    ///
+    /// # Errors
+    /// As [`Authority::crl`].
+    pub fn crl_pem(&self, spec: &CrlSpec) -> Result<String, IssueError> {
+        Ok(pem::encode("X509 CRL", &self.crl(spec)?).to_string())
+    }
+
+    /// The CA's certificate.
+    pub fn certificate(&self) -> &Certificate {
+        &self.certificate
+    }
+
+    /// The CA's certificate as PEM.
+    pub fn certificate_pem(&self) -> String {
+        self.certificate.to_pem()
+    }
+
+    /// The CA's private key as PEM.
+    pub fn key_pem(&self) -> Zeroizing<String> {
+        key_to_pem(&self.key)
+    }
+
+    /// An authority that is none: what an attacker makes of a leaf, for tests.
+    ///
+    /// # Errors
+    /// When the key cannot be read.
+    pub fn from_certificate_unchecked(certificate: Certificate, key: &str) -> Result<Self, IssueError> {
+        let key = PrivateKey::from_pem(key)?;
+        let key = KeyPair::try_from(&key.der()).map_err(IssueError::library("a signing key"))?;
+        Ok(Self { certificate, key, chain: Vec::new() })
+    }
+
+    fn issuer(&self) -> Result<Issuer<'static, &KeyPair>, IssueError> {
+        Issuer::from_ca_cert_der(self.certificate.der(), &self.key).map_err(IssueError::library("an issuer"))
+    }
+}
+
+impl std::fmt::Debug for Authority {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Authority").field(&self.certificate.subject()).finish()
+    }
+}
+
+/// Makes a certificate that is its own issuer and says CA:TRUE, with the names of `spec`: what
+/// `openssl req -x509` makes of a server's names, and what users put into `client.ca` for a single
+/// client.
+///
+/// # Errors
+/// When the names or dates cannot be expressed.
+pub fn self_signed(spec: &LeafSpec) -> Result<IssuedCertificate, IssueError> {
+    let key = new_key(spec.algorithm)?;
+    let mut params = spec.params()?;
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages.clear();
+    params.use_authority_key_identifier_extension = false;
+    let made = params.self_signed(&key).map_err(IssueError::library("a certificate"))?;
+    IssuedCertificate::new(Certificate::from_der(made.der())?, &[], &key)
+}
+
+/// A leaf, its chain and its key.
+pub struct IssuedCertificate {
+    /// The leaf.
+    pub certificate: Certificate,
+    /// The leaf and the intermediates that lead to its root: what a peer sends.
+    pub chain: Vec<Certificate>,
+    /// The leaf as PEM.
+    pub certificate_pem: String,
+    /// [`Self::chain`] as PEM.
+    pub chain_pem: String,
+    /// The private key, PKCS#8 PEM.
+    pub key_pem: Zeroizing<String>,
+}
+
+impl IssuedCertificate {
+    fn new(certificate: Certificate, above: &[Certificate], key: &KeyPair) -> Result<Self, IssueError> {
+        let mut chain = vec![certificate.clone()];
+        chain.extend(above.iter().cloned());
+        Ok(Self {
+            certificate_pem: certificate.to_pem(),
+            chain_pem: chain.iter().map(Certificate::to_pem).collect(),
+            key_pem: key_to_pem(key),
+            certificate,
+            chain,
+        })
+    }
+
+    /// The private key.
+    ///
+    /// # Errors
+    /// None in practice: the key was made a moment ago.
+    pub fn key(&self) -> Result<PrivateKey, KeyError> {
+        PrivateKey::from_pem(&self.key_pem)
+    }
+}
+
+impl std::fmt::Debug for IssuedCertificate {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Minted").field(&self.certificate.subject()).finish()
+    }
+}
+
+fn new_key(algorithm: KeyAlgorithm) -> Result<KeyPair, IssueError> {
+    KeyPair::generate_for(algorithm.signature()).map_err(IssueError::library("a key"))
+}
+
+/// rcgen keeps RSA keys it made as PKCS#1 or PKCS#8 depending on its backend; the label must say
+/// which.
+fn key_to_pem(key: &KeyPair) -> Zeroizing<String> {
+    let der = Zeroizing::new(key.serialize_der());
+    let label = match PrivateKeyDer::try_from(der.as_slice()) {
+        Ok(PrivateKeyDer::Pkcs1(_)) => "RSA PRIVATE KEY",
+        Ok(PrivateKeyDer::Sec1(_)) => "EC PRIVATE KEY",
+        _ => "PRIVATE KEY",
+    };
+    pem::encode(label, &der)
+}
+
+impl PrivateKey {
+    /// The key as PEM.
+    pub fn to_pem(&self) -> Zeroizing<String> {
+        let label = match self.format() {
+            KeyFormat::Pkcs8 => "PRIVATE KEY",
+            KeyFormat::Pkcs1 => "RSA PRIVATE KEY",
+            KeyFormat::Sec1 => "EC PRIVATE KEY",
+        };
+        pem::encode(label, self.der().secret_der())
+    }
+}
+
+#[cfg(test)]
+mod tests;

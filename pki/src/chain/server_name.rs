@@ -1,0 +1,81 @@
+//! Is a server's certificate for the name we dialled? (RFC 9525)
+//!
+//! Only the subject alternative name counts, never the common name. A wildcard is the whole
+//! leftmost label and covers exactly one. Invariant: a DNS name never matches an IP entry, nor an
+//! address a DNS entry.
+
+use rustls_pki_types::{IpAddr, ServerName};
+
+use super::name_constraints::DisplayGeneralName;
+use super::{CertificateRef, error, subject_alt_names};
+use crate::cert::general_name::GeneralName;
+use crate::chain::VerifyError;
+
+/// Most names quoted in a message.
+const QUOTED_MAX: usize = 8;
+
+pub(super) fn verify_server_name(
+    leaf: CertificateRef<'_>,
+    expected: &ServerName<'_>,
+) -> Result<(), VerifyError> {
+    let fits = |name: GeneralName<'_>| match (expected, name) {
+        (ServerName::DnsName(expected), GeneralName::Dns(name)) => {
+            matches_dns_name(name, expected.as_ref().as_bytes())
+        }
+        (ServerName::IpAddress(IpAddr::V4(expected)), GeneralName::Ip(name)) => name == expected.as_ref(),
+        (ServerName::IpAddress(IpAddr::V6(expected)), GeneralName::Ip(name)) => name == expected.as_ref(),
+        _ => false,
+    };
+    if subject_alt_names(leaf).any(fits) {
+        return Ok(());
+    }
+    let quoted: Vec<String> =
+        subject_alt_names(leaf).take(QUOTED_MAX).map(|name| DisplayGeneralName(&name).to_string()).collect();
+    let found = if quoted.is_empty() {
+        "none (it has no subject alternative name)".to_owned()
+    } else {
+        quoted.join(", ")
+    };
+    Err(VerifyError::NotValidForName {
+        subject: error::subject(leaf),
+        expected: expected.to_str().into_owned(),
+        found,
+    })
+}
+
+/// Whether an entry of the certificate covers a host. One trailing dot of the host is no
+/// difference.
+fn matches_dns_name(entry: &[u8], host: &[u8]) -> bool {
+    let host = host.strip_suffix(b".").unwrap_or(host);
+    match entry.strip_prefix(b"*.") {
+        Some(parent) => {
+            // the wildcard needs two labels behind it: nobody may speak for all of `.com`
+            let rest = host.iter().position(|byte| *byte == b'.').and_then(|dot| host.get(dot + 1..));
+            parent.contains(&b'.') && rest.is_some_and(|rest| rest.eq_ignore_ascii_case(parent))
+        }
+        None => !entry.is_empty() && entry.eq_ignore_ascii_case(host),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::matches_dns_name;
+
+    #[test]
+    fn a_wildcard_covers_one_label() {
+        for (entry, host, expected) in [
+            ("a.example.com", "A.example.COM", true),
+            ("a.example.com", "a.example.com.", true),
+            ("*.example.com", "a.example.com", true),
+            ("*.example.com", "example.com", false),
+            ("*.example.com", "a.b.example.com", false),
+            ("*.com", "example.com", false),
+            ("*", "localhost", false),
+            ("a*.example.com", "ab.example.com", false),
+            ("*.example.com", "*.example.com", true),
+            ("", "", false),
+        ] {
+            assert_eq!(matches_dns_name(entry.as_bytes(), host.as_bytes()), expected, "{entry} {host}");
+        }
+    }
+}

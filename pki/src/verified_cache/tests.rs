@@ -1,0 +1,90 @@
+use std::time::Duration;
+
+use super::*;
+use crate::ca::{Authority, AuthoritySpec, LeafSpec};
+use crate::chain::VerifyReason;
+use crate::policy::ClientAuthInput;
+
+fn at(seconds: u64) -> UnixTime {
+    UnixTime::since_unix_epoch(Duration::from_secs(seconds))
+}
+
+/// 2025-01-01, in the middle of what is minted by default.
+const NOW: u64 = 1_735_689_600;
+
+fn policy(root: &Authority, depth: u32) -> ClientAuth {
+    let anchors = vec![root.certificate().clone()];
+    ClientAuth::new(ClientAuthInput { anchors, depth, ..ClientAuthInput::default() }).unwrap()
+}
+
+#[test]
+fn the_second_time_is_a_hit_with_the_same_answer() {
+    let root = Authority::root(&AuthoritySpec::new("Root")).unwrap();
+    let middle = root.intermediate(&AuthoritySpec::new("Middle")).unwrap();
+    let client = middle.issue(&LeafSpec::client("a")).unwrap();
+    let (leaf, sent) = (client.chain[0].der(), [client.chain[1].der().clone()]);
+    let policy = policy(&root, 1);
+    let cache = VerifiedCache::new(10);
+    let first = cache.verify(&policy, leaf, &sent, at(NOW)).unwrap();
+    let second = cache.verify(&policy, leaf, &sent, at(NOW)).unwrap();
+    assert!(Arc::ptr_eq(&first, &second));
+    assert_eq!((cache.hits(), cache.misses(), cache.len()), (1, 1, 1));
+    // another chain, and the same bytes cut differently, are other questions
+    assert!(cache.verify(&policy, leaf, &[], at(NOW)).is_err());
+    assert_eq!((cache.hits(), cache.misses(), cache.len()), (1, 2, 1));
+}
+
+#[test]
+fn another_policy_is_another_question() {
+    let root = Authority::root(&AuthoritySpec::new("Root")).unwrap();
+    let middle = root.intermediate(&AuthoritySpec::new("Middle")).unwrap();
+    let client = middle.issue(&LeafSpec::client("a")).unwrap();
+    let (leaf, sent) = (client.chain[0].der(), [client.chain[1].der().clone()]);
+    let cache = VerifiedCache::new(10);
+    cache.verify(&policy(&root, 1), leaf, &sent, at(NOW)).unwrap();
+    let error = cache.verify(&policy(&root, 0), leaf, &sent, at(NOW)).unwrap_err();
+    assert_eq!(error.reason(), VerifyReason::DepthExceeded);
+    let revoking = ClientAuth::new(ClientAuthInput {
+        anchors: vec![root.certificate().clone()],
+        depth: 1,
+        crls: vec![middle.crl(&crate::ca::CrlSpec::new().revoke(&client.certificate)).unwrap()],
+        crl_prefer: true,
+        ..ClientAuthInput::default()
+    });
+    let error = cache.verify(&revoking.unwrap(), leaf, &sent, at(NOW)).unwrap_err();
+    assert_eq!(error.reason(), VerifyReason::Revoked);
+    assert_eq!(cache.hits(), 0);
+}
+
+#[test]
+fn an_entry_dies_when_its_chain_expires() {
+    let root = Authority::root(&AuthoritySpec::new("Root")).unwrap();
+    let client = root.issue(&LeafSpec::client("a").between(at(NOW), at(NOW + 100))).unwrap();
+    let (policy, leaf) = (policy(&root, 0), client.certificate.der());
+    let cache = VerifiedCache::new(10);
+    let verified = cache.verify(&policy, leaf, &[], at(NOW)).unwrap();
+    assert_eq!(verified.valid_until(), at(NOW + 100));
+    cache.verify(&policy, leaf, &[], at(NOW + 100)).unwrap();
+    assert_eq!(cache.hits(), 1);
+    for later in [NOW + 101, NOW - 1] {
+        assert!(cache.verify(&policy, leaf, &[], at(later)).is_err(), "expired, or the clock went back");
+    }
+    assert_eq!(cache.hits(), 1);
+}
+
+#[test]
+fn what_is_used_stays_and_the_size_is_bounded() {
+    let root = Authority::root(&AuthoritySpec::new("Root")).unwrap();
+    let policy = policy(&root, 0);
+    let cache = VerifiedCache::new(8);
+    let favourite = root.issue(&LeafSpec::client("favourite")).unwrap().certificate;
+    for number in 0..30 {
+        cache.verify(&policy, favourite.der(), &[], at(NOW)).unwrap();
+        let other = root.issue(&LeafSpec::client(format!("{number}"))).unwrap().certificate;
+        cache.verify(&policy, other.der(), &[], at(NOW)).unwrap();
+        assert!(cache.len() <= 8);
+    }
+    assert_eq!((cache.hits(), cache.misses()), (29, 31));
+    cache.clear();
+    assert!(cache.is_empty());
+}

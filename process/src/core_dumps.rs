@@ -1,0 +1,34 @@
+//! No copy of a process's memory on a disk: it holds private keys, ticket secrets and the keyring.
+//!
+//! Two bounds, because one is not enough: the kernel does not mind RLIMIT_CORE where core files go
+//! to a program (core_pattern with a pipe), and PR_SET_DUMPABLE 0 also keeps other processes of the
+//! same user from reading the memory (ptrace, /proc/PID/mem).
+
+use nix::sys::prctl;
+use nix::sys::resource::{Resource, setrlimit};
+
+/// Forbids core files and reading by other processes from here on. To be called before any secret
+/// is read; exec takes it back.
+///
+/// # Errors
+/// As `setrlimit(2)` and `prctl(2)`: the process would run without it.
+pub fn disable() -> std::io::Result<()> {
+    setrlimit(Resource::RLIMIT_CORE, 0, 0)?;
+    prctl::set_dumpable(false)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::sys::resource::getrlimit;
+
+    use super::*;
+
+    #[test]
+    fn there_are_no_core_files_and_nothing_to_attach_to() {
+        disable().unwrap();
+        assert_eq!(getrlimit(Resource::RLIMIT_CORE).unwrap(), (0, 0));
+        assert!(!prctl::get_dumpable().unwrap());
+        disable().unwrap();
+    }
+}
