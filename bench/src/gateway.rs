@@ -9,12 +9,10 @@ use std::path::Path;
 use std::sync::Arc;
 
 use dataplane::testing::config;
+use dataplane::testing::lifecycle::handles::{SnapshotHandle, TicketRingHandle};
 use dataplane::testing::proxy::worker::SharedState;
-use dataplane::testing::push_client::SnapshotHandle;
-use dataplane::testing::push_client::TicketRingHandle;
 use dataplane::testing::tls::site_config::{self, SiteConfigFactory};
-use dataplane::testing::upstream::client_tls::ClientTlsConfigs;
-use dataplane::testing::upstream::resolver::Resolver;
+use dataplane::testing::upstream::{ClientTlsConfigs, Resolver};
 use model::{Id, Kind, Resource, Snapshot, TicketRing, TicketSecret, TlsVersion, Versioned};
 use pki::TrustAnchors;
 use serde_json::Value;

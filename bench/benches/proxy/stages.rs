@@ -11,10 +11,7 @@ use dataplane::testing::proxy::connection::ConnectionInfo;
 use dataplane::testing::proxy::listener::ListenerProtocol;
 use dataplane::testing::tls::client_verifier;
 use dataplane::testing::tls::params::NegotiatedParams;
-use dataplane::testing::upstream::balancer::Balancer;
-use dataplane::testing::upstream::client::NodeAttempts;
-use dataplane::testing::upstream::request_body::RequestBody;
-use dataplane::testing::upstream::{exchange, host_header};
+use dataplane::testing::upstream::{Balancer, NodeAttempts, RequestBody, upstream_host, upstream_request};
 use http::request::Parts;
 use model::admission::{ClientVerification, ConnectionAuth, admit};
 use model::{HostName, Kind, PathOptions, RequestTarget, Snapshot, destination};
@@ -58,7 +55,7 @@ pub(crate) fn stages(criterion: &mut Criterion, credentials: &Credentials) {
         bencher.iter(|| {
             let node =
                 NodeAttempts::new(upstream, black_box(&balance)).next_node().ok().flatten().expect("a node");
-            host_header::upstream_host(upstream, target.authority.as_deref(), node)
+            upstream_host(upstream, target.authority.as_deref(), node)
         });
     });
     group.bench_function("all", |bencher| {
@@ -69,7 +66,7 @@ pub(crate) fn stages(criterion: &mut Criterion, credentials: &Credentials) {
             let upstream = walk.destination(&parts, &target).upstream;
             let request = outgoing(parts, &target);
             let node = NodeAttempts::new(upstream, &balance).next_node().ok().flatten().expect("a node");
-            black_box(host_header::upstream_host(upstream, target.authority.as_deref(), node));
+            black_box(upstream_host(upstream, target.authority.as_deref(), node));
             request
         };
         bencher.iter_batched(asked, all, batch);
@@ -80,7 +77,7 @@ pub(crate) fn stages(criterion: &mut Criterion, credentials: &Credentials) {
 fn outgoing(mut parts: Parts, target: &RequestTarget) -> http::Request<RequestBody> {
     let own = std::mem::take(&mut parts.uri).into_parts().path_and_query;
     let path = path::forwarded_path(target, own).expect("a path");
-    exchange::upstream_request(parts, path, RequestBody::empty())
+    upstream_request(parts, path, RequestBody::empty())
 }
 
 impl Walk {

@@ -46,7 +46,7 @@ async fn a_stream_ends_with_the_certificate_of_its_node() {
 
     disconnected(&control, "node-1").await;
     assert!(now() >= ends, "not before its time");
-    ending.told("it refuses our certificate").await;
+    ending.told("it rejects our certificate").await;
     assert_eq!(ending.snapshot().revision(), revision, "it serves what it has");
     let view = control.publish.fleet.view();
     let other = view.list.iter().find(|node| node.name == "node-2").unwrap();

@@ -256,7 +256,7 @@ async fn wrong_certificates_are_refused_and_told() {
         settings.cert = world.path(&format!("{credential}.crt"));
         settings.key = world.path(&format!("{credential}.key"));
         let refused = node(settings).unwrap();
-        refused.told("it refuses our certificate").await;
+        refused.told("it rejects our certificate").await;
         assert!(!refused.status.is_connected());
         refused.stop().await;
     }

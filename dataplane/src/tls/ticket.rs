@@ -26,7 +26,7 @@ pub use scope::{HandshakeState, ValidityPeriod};
 use zeroize::Zeroizing;
 
 use self::keys::TicketKeys;
-use crate::push_client::TicketRingHandle;
+use crate::lifecycle::handles::TicketRingHandle;
 
 mod keys;
 mod scope;

@@ -96,7 +96,7 @@ async fn sighup_renews_both_ends_and_every_end_shows() {
     let status = json_of(world.status("/status").await);
     let own = &status["certificates"][0];
     assert_eq!((&own["name"], &own["certificate"]["days_left"]), (&json!("node"), &json!(9)), "{status}");
-    assert_eq!(status["problem"], Value::Null);
+    assert_eq!(status["last_error"], Value::Null);
     let status = json_of(world.control_status("/status").await);
     assert_eq!(status["certificates"][0]["certificate"]["days_left"], json!(19), "{status}");
     let not_after = node["certificate"]["not_after"].as_u64().unwrap();
@@ -125,12 +125,12 @@ async fn a_broken_link_is_named_and_mended_by_files_alone() {
     world.node_log().line_with(&["WARN", "its certificate is not from the CA"]).await;
     let status = json_of(world.status("/status").await);
     assert_eq!(status["control_plane_connected"], json!(false), "{status}");
-    assert!(status["problem"].as_str().unwrap().contains("countersign.node.ca"), "{status}");
+    assert!(status["last_error"].as_str().unwrap().contains("countersign.node.ca"), "{status}");
 
     world.write_credential("push-server", &world.credentials.push_server);
     let revision =
         world.admin().put("upstreams/1", &json!({"type": "roundrobin", "nodes": {"127.0.0.1:1": 1}})).await;
     world.wait_acknowledged(revision).await;
     let status = json_of(world.status("/status").await);
-    assert_eq!((&status["control_plane_connected"], &status["problem"]), (&json!(true), &Value::Null));
+    assert_eq!((&status["control_plane_connected"], &status["last_error"]), (&json!(true), &Value::Null));
 }

@@ -86,7 +86,7 @@ async fn a_worker_that_hangs_is_named_and_not_ready() {
     assert_eq!(status.status, StatusCode::OK, "the program itself answers");
     let ages = &status.json()["heartbeat_age_seconds"];
     assert!(ages["worker-1"].as_f64() > Some(5.0) && ages["worker-0"].as_f64() < Some(5.0), "{ages}");
-    assert!(ages["agent"].is_f64() && ages["saver"].is_f64(), "{ages}");
+    assert!(ages["push-client"].is_f64() && ages["saver"].is_f64(), "{ages}");
     let metrics = world.status("/metrics").await.text();
     let of = "countersign_heartbeat_age_seconds{task=\"worker-1\"} ";
     let age = metrics.lines().find_map(|line| line.strip_prefix(of)).unwrap();

@@ -64,7 +64,7 @@ async fn a_missing_store_file_is_not_taken_over() {
     assert_served(&world).await;
     assert_eq!(world.metric("countersign_store_held").await, 1);
     let status = world.status("/status").await.json();
-    assert_eq!(status["held"]["sites"], json!({"gone": 1, "total": 1}), "{status}");
+    assert_eq!(status["held_store"]["sites"], json!({"gone": 1, "total": 1}), "{status}");
     assert_eq!(world.status("/status/ready").await.status, StatusCode::OK);
 
     let node = world.admin().get("dataplanes").await.body["list"][0].clone();
@@ -88,7 +88,7 @@ async fn a_missing_store_file_is_not_taken_over() {
     world.apply(&[("routes/app", route("app.test", "/*", &[upstream.address()]))]).await;
     assert_eq!(world.verified_client("app.test").get("/").await.unwrap().json()["upstream"], "moved");
     assert_eq!(world.metric("countersign_store_held").await, 0);
-    assert_eq!(world.status("/status").await.json()["held"], Value::Null);
+    assert_eq!(world.status("/status").await.json()["held_store"], Value::Null);
 }
 
 #[tokio::test]
@@ -125,7 +125,7 @@ async fn a_node_can_be_started_to_accept_another_store_once() {
     held(&world).await;
     world.stop_node().await;
     world.start_node_with(&["--accept-new-store"]).await;
-    world.node_log().line_with(&["--accept-new-store", "is taken over"]).await;
+    world.node_log().line_with(&["--accept-new-store", "is applied"]).await;
     world.wait_acknowledged(0).await;
     world.verified_client("app.test").expect_alert().await;
     let previous = world.folder().join("node-1.snapshot.previous");

@@ -246,7 +246,7 @@ async fn a_session_outlives_a_rotation_of_secrets() {
     let (world, _upstream, _) = protected_world(settings, &["node-1"]).await;
     let client = world.verified_client("app.test");
     let config = known(&client).await;
-    let rings = world.metric("countersign_ticket_rings_total").await;
+    let rings = world.metric("countersign_ticket_key_rotations_total").await;
     world.node_log().lines_with(&["new ticket secrets"], rings as usize + 1).await;
     assert_eq!(visit(&client, &config, "/").await.unwrap(), RESUMED);
     // It does not outlive its lifetime, however often it is resumed: the client must prove its key
@@ -436,7 +436,7 @@ async fn tickets_can_be_disabled() {
         assert_eq!(visit(client, config, "/").await.unwrap(), FULL, "an old one is not taken");
         assert_eq!(visit(client, config, "/").await.unwrap(), FULL, "and no new one is given");
     }
-    assert_eq!(world.metric("countersign_ticket_rings_total").await, 0, "no secret was sent");
+    assert_eq!(world.metric("countersign_ticket_key_rotations_total").await, 0, "no secret was sent");
 }
 
 #[tokio::test]

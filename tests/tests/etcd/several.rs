@@ -221,7 +221,7 @@ async fn ticket_secrets_are_shared_and_outlive_a_control_plane() {
     let secrets = kept(keys.with_prefix("/apisix/countersign/").await).expect("the secrets are in etcd");
     assert!(!String::from_utf8_lossy(&secrets.value).contains("secret\":"), "sealed");
     let on = connected_to(&world).await;
-    world.node_log().line_with(&["took over new ticket secrets"]).await;
+    world.node_log().line_with(&["applied new ticket secrets"]).await;
     let mark = world.node_log().mark();
     world.kill_control_at(on).await;
     first_taken(&world, mark, 1 - on).await;
