@@ -1,30 +1,29 @@
-//! What peers without a right to be here are refused: counted exactly, and logged as much as the
-//! disk stands.
+//! Counters of errors at the listeners: every error is counted, log lines are rate-limited.
 //!
-//! Every log line that somebody can cause who holds no certificate and no key goes through
-//! [`Refused::counted`].
+//! Every log line that a client without a certificate or key can cause goes through
+//! [`ErrorReason::record`].
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use process::throttle::LogThrottle;
 
-/// Lines of one kind that are written at once.
+/// Log lines of one reason in a burst.
 const BURST: u32 = 50;
-/// One more each time this passes.
+/// Interval in which one more line is permitted.
 const INTERVAL: Duration = Duration::from_secs(1);
 
 macro_rules! error_reasons {
     ($( $(#[doc = $doc:literal])+ $variant:ident => $label:literal; )+) => {
-        /// What is refused, or fails at a listener. Closed: the metric label.
+        /// Why a connection or request failed at a listener. Closed: it is the metric label.
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
         pub(crate) enum ErrorReason { $( $(#[doc = $doc])+ $variant, )+ }
 
         impl ErrorReason {
-            /// All of them.
+            /// Every reason.
             pub(crate) const ALL: &'static [Self] = &[ $( Self::$variant, )+ ];
 
-            /// The label of `countersign_refused_total`.
+            /// The label of `countersign_errors_total`.
             pub(crate) fn label(self) -> &'static str {
                 match self { $( Self::$variant => $label, )+ }
             }
@@ -37,22 +36,21 @@ macro_rules! error_reasons {
 }
 
 error_reasons! {
-    /// The Admin API's listener could not accept a connection: no descriptor or memory is left, for
-    /// example.
+    /// The Admin API cannot accept a connection, for example for want of descriptors or memory.
     AdminAccept => "admin_accept";
     /// A TLS handshake with the Admin API failed.
     AdminHandshake => "admin_handshake";
-    /// The address is not in `allow_admin`.
+    /// The client's address is not in `allow_admin`.
     AdminAddress => "admin_address";
-    /// No client certificate, or one that is not good.
+    /// The client certificate is missing or rejected.
     AdminCertificate => "admin_certificate";
-    /// No admin key, a wrong one, or a role that may not do this.
+    /// The admin key is missing, wrong, or its role may not do this.
     AdminKey => "admin_key";
-    /// The push listener could not accept a connection.
+    /// The push listener cannot accept a connection.
     PushAccept => "push_accept";
     /// A TLS handshake with the push failed.
     PushHandshake => "push_handshake";
-    /// A data plane whose certificate or name does not let it in.
+    /// A data plane's certificate or name is not permitted.
     PushNode => "push_node";
 }
 
@@ -68,15 +66,15 @@ impl ReasonState {
 }
 
 impl ErrorReason {
-    /// Counts one. `Some` when it is to be logged, with the number of those that were not since the
-    /// last line.
+    /// Counts an error. `Some` when it is to be logged, with the number of unlogged errors since
+    /// the last line.
     pub(crate) fn record(self) -> Option<u64> {
         let state = self.state();
         state.count.fetch_add(1, Ordering::Relaxed);
         state.log_throttle.try_acquire()
     }
 
-    /// How many there were since the start.
+    /// The number of errors since the start.
     pub(crate) fn count(self) -> u64 {
         self.state().count.load(Ordering::Relaxed)
     }

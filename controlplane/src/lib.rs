@@ -1,8 +1,9 @@
 //! The control plane: Admin API, store and push.
 //!
-//! A change walks `admin` (who asks, what) -> `change` (draft, check, commit) -> `store` ->
-//! `publish` -> the data planes. Stages hand values back; only `boot` knows all of them. Beside the
-//! walk, `explain` and `lint` answer questions about what is `served`.
+//! A change passes `admin` (authentication, routing), `change` (draft, check, commit), `store` and
+//! `publish`, which sends it to the data planes. Stages return values; only `server` knows all of
+//! them. `explain` and `lint` answer questions about the current snapshot. A module imports only
+//! modules before it; `docs/ARCHITECTURE.md` has the order.
 
 mod error_counters;
 

@@ -1,9 +1,9 @@
-//! Boot: puts the stages together, says `ready`, and takes them apart again. Wiring only; what a
-//! stage does is in the stage.
+//! Starts and stops the control plane: wires the stages and prints `ready`. What a stage does is in
+//! the stage.
 //!
-//! Order: everything that can be refused is judged before anything listens, so a control plane that
-//! says `ready` has a store, a key and its certificates. On a stop signal the Admin API finishes
-//! what runs, then the push ends, then the store.
+//! Order: everything that can fail is checked before anything listens, so a control plane that
+//! prints `ready` has a store, a key and its certificates. On a stop signal the Admin API finishes
+//! open requests, then the push ends, then the store closes.
 
 mod descriptors;
 mod in_use_retry;
@@ -45,61 +45,49 @@ use crate::store::etcd::dial::ClientTls;
 use crate::store::etcd::probe;
 use crate::store::{EmbeddedStore, EtcdStore, Store, StoreError};
 
-/// The longest a stop may take once it is asked for, whatever `worker_shutdown_timeout` says: Admin
-/// calls are short.
+/// The longest shutdown, whatever `worker_shutdown_timeout` says: Admin API requests are short.
 const STOP_MAX: Duration = Duration::from_secs(10);
 
-/// What `apisix.enable_admin: false` leads to, and the role data_plane.
+/// The effect of `apisix.enable_admin: false` and of the role data_plane.
 pub(crate) const ADMIN_DISABLED: &str = "false, or the role is data_plane: no Admin API is opened";
 
-/// Why the control plane did not start.
+/// Why the control plane does not start.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StartupError {
-    /// The store cannot be used.
     #[error("{0}")]
     Store(#[from] StoreError),
-    /// Too few of etcd's endpoints will do.
+    /// Too few etcd endpoints pass their probes.
     #[error("{0}")]
     Etcd(#[from] probe::startup::StartError),
-    /// There is no usable admin key.
     #[error("{0}")]
     AdminKey(#[from] AdminKeyError),
-    /// The Admin API's certificates cannot be used.
     #[error("{0}")]
     Tls(#[from] TlsError),
-    /// The keyring cannot be used.
     #[error("apisix.data_encryption.keyring: {0}")]
     Keyring(#[from] pki::KeyringError),
-    /// The keyring's file cannot be used.
     #[error("{0}")]
     KeyringFile(#[from] conf::KeyringFileError),
-    /// Files are not there.
     #[error("{0}")]
     Missing(#[from] conf::MissingFiles),
-    /// HTTPS without a certificate.
     #[error(
         "missing ssl cert for https admin: set deployment.admin.admin_api_mtls.admin_ssl_cert and admin_ssl_cert_key, or https_admin: false"
     )]
     NoCertificate,
-    /// The configuration asks for something this program does not do.
+    /// The configuration needs something that this program does not support.
     #[error("{0}")]
     Unsupported(&'static str),
-    /// The push cannot start.
     #[error("{0}")]
     Publish(#[from] PublishError),
-    /// An address cannot be listened on.
     #[error("{0}")]
     Listen(String),
-    /// Another process listens on an address.
     #[error("{0}")]
     AddressInUse(String),
-    /// The operating system refused something else.
     #[error("the control plane cannot start: {0}")]
     System(#[from] io::Error),
 }
 
 impl StartupError {
-    /// Why an address of ours cannot be listened on.
+    /// Wraps an error of `bind`.
     pub(crate) fn listen(key: &str, address: SocketAddr, error: &io::Error) -> Self {
         let problem = describe_listen_error(key, address, error);
         match error.kind() {
@@ -108,7 +96,7 @@ impl StartupError {
         }
     }
 
-    /// Whether another process has the address or the store: one that stops gives it up.
+    /// Whether another process holds the address or the store: one that is stopping releases it.
     fn is_in_use(&self) -> bool {
         match self {
             Self::AddressInUse(_) | Self::Store(StoreError::Locked { .. }) => true,
@@ -118,16 +106,16 @@ impl StartupError {
     }
 }
 
-/// What the command line adds to the settings of one start.
+/// Options of the command line for one start.
 #[derive(Debug, Clone, Copy, clap::Args)]
 pub(crate) struct StartOptions {
-    /// Start although the keyring does not open most of the private keys in the store; data planes
-    /// refuse the sites and upstreams with these keys.
+    /// Start although the keyring does not decrypt most of the private keys in the store; data
+    /// planes reject the sites and upstreams with these keys.
     #[arg(long)]
     accept_unreadable_keys: bool,
 }
 
-/// Runs until a stop signal. One that comes during the start ends the start.
+/// Runs until a stop signal. A signal during the start ends the start.
 ///
 /// # Errors
 /// When it cannot start; nothing listens then.
@@ -148,7 +136,7 @@ pub(crate) async fn run(
         tracing::info!(seconds = delay.as_secs_f64(), "accepting connections until drain_delay has passed");
         tokio::time::sleep(delay).await;
     }
-    // Of the ports the first one that a successor binds.
+    // A successor binds the status port first.
     if let Some(status) = status {
         tokio::task::spawn_blocking(move || status.close()).await.map_err(io::Error::other)?;
     }
@@ -164,20 +152,20 @@ pub(crate) async fn run(
     Ok(())
 }
 
-/// Ends when a stop signal has come.
+/// Ends when a stop signal has arrived.
 async fn wait_for_stop(asked: &mut watch::Receiver<bool>) {
-    // An error: the thread that sends has ended, and with it all signals.
+    // An error means that the sender's thread has ended, and all signals with it.
     let _stopping = asked.wait_for(|stop| *stop).await.is_ok();
 }
 
-/// A control plane that serves.
+/// A running control plane.
 struct RunningServer {
-    /// Stops it.
+    /// Stops the Admin API and the push.
     stop: watch::Sender<bool>,
-    /// The Admin API, where one is served.
+    /// The Admin API, unless it is disabled.
     serving: Option<JoinHandle<()>>,
     publish: publish::Publisher,
-    /// Answers until the listeners close.
+    /// Serves until the other listeners close.
     status: Option<StatusServer>,
 }
 
@@ -251,7 +239,7 @@ async fn start(
     Ok(RunningServer { stop, serving, publish, status })
 }
 
-/// What the Admin API answers from.
+/// Wires the Admin API.
 async fn admin_api(
     settings: &Settings,
     listeners: ListenerSettings,
@@ -278,7 +266,7 @@ async fn admin_api(
     })
 }
 
-/// Where the Admin API listens.
+/// Binds the Admin API's address.
 async fn bind_admin_listener(
     settings: &Settings,
     predecessor: &mut InUseRetry,
@@ -291,8 +279,8 @@ async fn bind_admin_listener(
     predecessor.run(StartupError::is_in_use, bind).await
 }
 
-/// The one line on stdout that says where everything listens; a listener that is switched off is
-/// left out.
+/// Prints the one line on stdout that has every listener's address; disabled listeners are left
+/// out.
 fn print_ready(admin: Option<SocketAddr>, push: SocketAddr, status: Option<SocketAddr>) {
     let listeners = [("admin", admin), ("push", Some(push)), ("status", status)];
     let addresses =
@@ -300,7 +288,7 @@ fn print_ready(admin: Option<SocketAddr>, push: SocketAddr, status: Option<Socke
     telemetry::stdout::write_ready_line(&Value::Object(addresses.collect()));
 }
 
-/// What the configuration asks for in TLS on the Admin API.
+/// The configured TLS of the Admin API.
 pub(crate) fn admin_tls(settings: &Settings) -> Result<Option<ReloadingTls>, StartupError> {
     let admin = &settings.deployment.admin;
     if !admin.enabled {
@@ -324,12 +312,12 @@ pub(crate) fn admin_tls(settings: &Settings) -> Result<Option<ReloadingTls>, Sta
     Ok(Some(ReloadingTls::load(files, &ssl.protocols, ssl.ciphers.as_ref())?))
 }
 
-/// What seals and opens the private keys in the store.
+/// The keyring that encrypts the private keys in the store.
 pub(crate) fn keyring(settings: &Settings) -> Result<Keyring, StartupError> {
     Ok(Keyring::new(settings.keyring()?)?)
 }
 
-/// The store that the configuration names. Adds the certificate files it is reached with.
+/// Opens the configured store and registers its certificate files.
 async fn open_store(
     settings: &Settings,
     certificates: &mut CertificateMonitor,
@@ -357,7 +345,7 @@ async fn open_store(
     }
 }
 
-/// Where the admin keys that were made are kept.
+/// The folder of generated admin keys.
 pub(crate) fn admin_key_folder(settings: &Settings) -> &Path {
     settings.countersign.store.path.parent().unwrap_or(Path::new("."))
 }
@@ -379,7 +367,7 @@ async fn admin_access(settings: &Settings, store: Option<&dyn Store>) -> Result<
         admin_key::resolve_keys(&admin.keys, &settings.path, admin_key_folder(settings), store).await?;
     for ready in &keys {
         if let Some(path) = &ready.created {
-            // For the person who starts it, once, whatever the log's level.
+            // Printed once for the operator, whatever the log level.
             telemetry::log::write_unfiltered(&format_args!(
                 "admin key for {:?}: {}   (made now, kept in {})",
                 ready.name,
@@ -406,7 +394,7 @@ fn admin_limits(settings: &Settings, connections: usize) -> Limits {
     }
 }
 
-/// Why an address cannot be listened on, for a person.
+/// Describes a failed `bind` to an operator.
 pub(crate) fn describe_listen_error(key: &str, address: SocketAddr, error: &io::Error) -> String {
     let hint = match error.kind() {
         io::ErrorKind::AddrInUse => ": another program listens there; stop it, or choose another port",
@@ -417,7 +405,7 @@ pub(crate) fn describe_listen_error(key: &str, address: SocketAddr, error: &io::
     format!("{key}: cannot listen on {address}: {error}{hint}")
 }
 
-/// What the push knows about data planes, as the Admin API shows it.
+/// The push's view of the data planes for the Admin API.
 struct Pushed(Arc<Reports>);
 
 impl FleetStatus for Pushed {

@@ -1,39 +1,36 @@
-//! Who is at the other end of a connection: an address, and what its client certificate is worth.
+//! The client of an Admin API connection: its address and the verification result of its
+//! certificate.
 
 use std::net::SocketAddr;
 
 use pki::Identity;
 use rustls_pki_types::UnixTime;
 
-/// The other end of a connection.
 #[derive(Clone, Debug)]
 pub struct AdminClient {
-    /// Its address, or for a request that of the client that a trusted proxy names.
+    /// The socket's address; for a request, the address that a trusted proxy's header carries.
     pub address: SocketAddr,
-    /// What its certificate is worth.
     pub certificate: ClientCertStatus,
 }
 
-/// The verdict on the client certificate of a connection.
+/// The verification result of a client certificate.
 #[derive(Clone, Debug)]
 pub enum ClientCertStatus {
-    /// This listener asks for none.
+    /// The listener requests none.
     NotRequested,
-    /// It was asked for and none came.
+    /// The client sent none.
     Missing,
-    /// It came and is not good; the reason is for our log only.
+    /// The certificate is rejected; the reason is for the log only.
     Rejected(String),
-    /// It is good.
     Verified {
-        /// Whose it is.
         identity: Identity,
-        /// The moment from which the verdict no longer holds.
+        /// The verification result is void after this time.
         expires: UnixTime,
     },
 }
 
 impl ClientCertStatus {
-    /// The subject of a good certificate, for the log.
+    /// The subject of a verified certificate, for the log.
     pub fn subject(&self) -> Option<&str> {
         match self {
             Self::Verified { identity, .. } => Some(identity.subject()),

@@ -1,7 +1,7 @@
-//! The handler: the one function that knows in which order a request is judged (contract 2.1, 2.2).
+//! The request handler: the order in which a request is checked (contract 2.1, 2.2).
 //!
-//! Address, client certificate, OPTIONS, path, key, then the table. Verbs are the same for every
-//! kind of resource; what differs between kinds lives in `model` and `change`.
+//! Address, client certificate, OPTIONS, path, key, resource. The methods are the same for every
+//! kind of resource; `model` and `change` own what differs between kinds.
 
 mod data_planes;
 
@@ -40,33 +40,25 @@ use crate::{explain, lint};
 /// The longest time to live, in seconds.
 const TTL_MAX: f64 = u32::MAX as f64;
 
-/// The Admin API, behind its listener.
+/// The Admin API without its listener.
 pub struct AdminApi {
-    /// Where documents are read.
     pub store: Arc<dyn Store>,
-    /// Through which they are changed.
     pub changes: ChangePipeline,
-    /// Who may ask.
     pub access: Access,
-    /// The data planes.
     pub fleet: Arc<dyn FleetStatus>,
-    /// Which of them may not connect.
     pub denied: Arc<DeniedNodes>,
-    /// Whether they take this store's state over for another one's.
     pub acceptance: Arc<StoreAcceptance>,
-    /// What they are served.
     pub current: CurrentSnapshot,
-    /// Opens the private keys in stored documents.
+    /// Decrypts the private keys in stored documents.
     pub keyring: Arc<Keyring>,
-    /// Headers of every answer.
     pub headers: ResponseHeaders,
-    /// The longest wait for a piece of a request's body.
+    /// The longest wait between two frames of a request body.
     pub body_timeout: Duration,
-    /// Whether there are stream routes (`apisix.proxy_mode`).
+    /// Whether `apisix.proxy_mode` has stream routes.
     pub stream_routes_enabled: bool,
 }
 
-/// A request whose caller is known.
+/// A request of an authenticated caller.
 struct AdminRequest {
     method: Method,
     query: Query,
@@ -76,8 +68,8 @@ struct AdminRequest {
 }
 
 impl AdminApi {
-    /// Answers a request. Never fails: what goes wrong is an answer. `authorised` is notified once
-    /// the caller is known.
+    /// Handles a request; failures are responses. `authorised` is notified once the caller is
+    /// authenticated.
     pub async fn handle(
         self: &Arc<Self>,
         peer: &Arc<AdminClient>,
@@ -90,7 +82,8 @@ impl AdminApi {
         let named =
             named.map(|address| Arc::new(AdminClient { address, certificate: peer.certificate.clone() }));
         let reply = self.authorize(named.as_ref().unwrap_or(peer), &head, &mut body, authorised).await;
-        // A peer that is refused while it still sends would lose the answer with the connection.
+        // A client that is rejected while it sends would lose the response when the connection
+        // closes.
         if let Some(body) = body
             && !head.headers.contains_key(EXPECT)
         {
@@ -126,7 +119,7 @@ impl AdminApi {
             AdminPath::Unknown(name) => (Err(name), None, None),
         };
         let query = Query::parse(head.uri.query());
-        // A question changes nothing, although it needs a body.
+        // `POST explain` changes nothing, although it has a body.
         let reads = head.method == Method::GET
             || (head.method == Method::POST && matches!(row, Ok(ApiResource::Explain)));
         let caller = match self.access.authenticate(reads, &query, &head.headers) {
@@ -177,8 +170,8 @@ impl AdminApi {
         let writes = matches!(asked.method, Method::PUT | Method::POST | Method::PATCH | Method::DELETE);
         match row {
             ApiResource::Resource(kind) if writes => {
-                // A task of its own: a peer that hangs up must not end a write between its commit and its
-                // audit line.
+                // Runs as its own task: a closed connection must not cancel a write between its
+                // commit and its audit line.
                 let (admin, peer) = (Arc::clone(self), Arc::clone(peer));
                 let task =
                     tokio::spawn(async move { admin.audited_write(&peer, &caller, kind, asked).await });
@@ -200,7 +193,7 @@ impl AdminApi {
         }
     }
 
-    /// Stream routes may be switched off altogether, and are never changed in part (contract 2.2).
+    /// Stream routes can be switched off as a whole, and cannot be patched (contract 2.2).
     fn check_stream_routes(&self, method: &Method) -> Option<Reply> {
         if !self.stream_routes_enabled {
             let message = "stream mode is disabled, can not add stream routes";
@@ -272,7 +265,7 @@ impl AdminApi {
                 Err(refusal) => Ok(refusal),
             };
         };
-        // A text that cannot be an id is the name of nothing.
+        // A string that is no valid id names no document.
         let Ok(id) = Id::parse(id) else { return Ok(reply::key_not_found()) };
         let key = Key::new(kind, id);
         let show = |item: Option<StoredDocument>| {
@@ -321,8 +314,7 @@ impl AdminApi {
         .await
     }
 
-    /// What is remembered of a kind while the store cannot be reached; the answer says so in a
-    /// header.
+    /// The cached documents of a kind while the store is unreachable. A response header says so.
     fn cached(&self, kind: Kind, error: StoreError) -> Result<CachedDocuments, StoreError> {
         match error {
             StoreError::Unavailable { .. } => self.store.cached(Some(kind)).ok_or(error),
@@ -350,7 +342,7 @@ impl AdminApi {
                     let message = format!("missing {} id", kind.noun());
                     return reply::error(StatusCode::BAD_REQUEST, &message, None);
                 };
-                // A text that cannot be an id is the name of nothing.
+                // A string that is no valid id names no document.
                 let Ok(id) = Id::parse(id) else { return reply::key_not_found() };
                 let key = Key::new(kind, id);
                 if method == Method::PATCH {
@@ -366,8 +358,8 @@ impl AdminApi {
         }
     }
 
-    /// `?ttl=`: seconds until the store removes what is written, where it can (contract 2.3). The
-    /// error is why not, and advice.
+    /// `?ttl=`: seconds until the store removes the document, where the store supports it (contract
+    /// 2.3). The error is a message and a hint.
     fn ttl(
         &self,
         method: &Method,
@@ -405,7 +397,7 @@ impl AdminApi {
             Ok(question) => {
                 let snapshot = self.current.snapshot().await;
                 let listeners = self.current.listeners.clone();
-                // A hostile chain costs a second at most, but not on the runtime.
+                // A hostile chain costs up to a second: too long for a runtime thread.
                 let work = tokio::task::spawn_blocking(move || {
                     explain::explain(&question, &snapshot, &listeners, UnixTime::now())
                 });
@@ -428,7 +420,7 @@ impl AdminApi {
     }
 }
 
-/// The 400 page for a connection without a good client certificate; the handshake succeeded, as
+/// The 400 page for a connection without a valid client certificate. The handshake succeeded, as
 /// with nginx (contract 2.1).
 fn check_certificate(peer: &AdminClient, now: UnixTime) -> Option<Reply> {
     let refused = |why: &str| {
@@ -453,8 +445,7 @@ fn check_certificate(peer: &AdminClient, now: UnixTime) -> Option<Reply> {
     }
 }
 
-/// A change that was made, as the contract shows it; a private key in clear is not repeated
-/// (contract 12.5).
+/// The response to a committed change. A private key in clear is not repeated (contract 12.5).
 fn change_reply(method: &Method, prefix: &str, mut done: CommittedChange) -> Reply {
     redact_clear_keys(done.key.kind, &mut done.document);
     let told = done.notes;
@@ -468,7 +459,7 @@ fn change_reply(method: &Method, prefix: &str, mut done: CommittedChange) -> Rep
     reply::with_notes(reply::with_revision(reply, done.revision), &told)
 }
 
-/// A write of a private entry, which has no revision.
+/// Audits a write of an internal store entry, which has no revision.
 fn audit_without_revision(peer: &AdminClient, caller: &Caller, method: &Method, what: &str, reply: &Reply) {
     let status = reply.status();
     audit::write(&audit::AuditEntry { caller, client: peer, method, resource: what, status, revision: None });
@@ -486,8 +477,8 @@ fn not_found() -> Reply {
     reply::error(StatusCode::NOT_FOUND, "not found", None)
 }
 
-/// `GET schema/{kind}`, and `POST schema/validate/{kinds}`: the schema alone, nothing of what
-/// `change::check` adds (contract 2.8).
+/// `GET schema/{kind}` and `POST schema/validate/{kinds}`: the JSON Schema alone, without the
+/// checks of `change::check` (contract 2.8).
 fn handle_schema(asked: AdminRequest) -> Reply {
     let AdminRequest { method, id, sub_path, body, .. } = asked;
     let body = match body {

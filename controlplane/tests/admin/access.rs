@@ -29,7 +29,7 @@ async fn allow_admin_goes_by_the_client_a_proxy_names() {
         (real_ip.clone(), "10.0.0.0/8", "10.1.2.3, 192.0.2.7", 403),
         (real_ip.clone(), "127.0.0.0/24", "192.0.2.7", 403),
         (real_ip, "127.0.0.0/24", "unknown", 200),
-        // A proxy that nobody trusts names nobody.
+        // The header of an untrusted proxy is ignored.
         (None, "10.0.0.0/8", "10.1.2.3", 403),
     ] {
         let mut builder = World::builder();

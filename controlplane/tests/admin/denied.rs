@@ -1,4 +1,4 @@
-//! `denied_nodes`: shapes, statuses and roles.
+//! `denied_nodes`: JSON, statuses and roles.
 
 use http::Method;
 use serde_json::{Value, json};

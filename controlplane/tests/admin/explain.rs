@@ -1,5 +1,5 @@
-//! `POST explain`: what a data plane would do, and what would fix it. That it agrees with a real
-//! data plane is the end-to-end suites' to show; here are the words.
+//! `POST explain`: the JSON and its messages. The end-to-end suites show that it agrees with a data
+//! plane.
 
 use http::Method;
 use model::Key;
@@ -30,7 +30,7 @@ async fn explain(world: &World, question: Value) -> Value {
     world.post("/explain", question).await.ok().json()
 }
 
-/// The verdict about a chain shown to `a.test`.
+/// The explanation of a chain sent to `a.test`.
 async fn judged(world: &World, chain: &str) -> Value {
     explain(world, json!({"sni": "a.test", "client_cert": chain})).await
 }
@@ -141,7 +141,6 @@ async fn which_site_answers_and_why() {
     assert_eq!(shown["client"], json!({"asked": false}));
 }
 
-/// The whole chain as PEM.
 fn chain(minted: &IssuedCertificate) -> &str {
     &minted.chain_pem
 }
@@ -165,10 +164,10 @@ async fn the_advice_about_depth_is_right() {
     assert_eq!(answer["outcome"]["result"], "established");
 }
 
-/// What is shown, the chain, and what is said about it: the rule, where, and part of the remedy.
+/// Description, chain, and the expected reason, position and part of the fix.
 type Refused = (&'static str, String, &'static str, &'static str, &'static str);
 
-/// Chains that a site with these clients, and depth 1, refuses.
+/// Chains that a site with these client CAs and depth 1 rejects.
 fn refused_chains(clients: &Authority) -> Vec<Refused> {
     let stranger = Authority::root(&AuthoritySpec::new("Stranger")).unwrap();
     let namesake = Authority::root(&AuthoritySpec::new("clients")).unwrap();
@@ -256,7 +255,7 @@ async fn revocation_names_the_list() {
     assert!(verdict["fix"].as_str().unwrap().contains("put a new list in place of list 1"), "{verdict}");
 }
 
-/// Two sites that skip `^/free/`, one open one, and a few routes.
+/// Two sites that skip `^/free/`, an open one, and a few routes.
 async fn request_world() -> World {
     let world = World::start().await;
     let client = json!({"ca": world.clients.certificate_pem(), "skip_mtls_uri_regex": ["^/free/"]});

@@ -1,4 +1,4 @@
-//! `GET lint`: what `model::lint` finds, and what only the control plane knows.
+//! `GET lint`: findings of `model::lint` and of the control plane.
 
 use controlplane::testing::store::{Mutation, Precondition};
 use model::{Id, Key, Kind};
@@ -43,7 +43,7 @@ async fn a_stored_document_that_cannot_be_served_is_told() {
     let world = World::start().await;
     let key = |id: &str| Key::new(Kind::Upstream, Id::parse(id).unwrap());
     world.put("/upstreams/old", json!({"nodes": {"127.0.0.1:1": 1}})).await.ok();
-    // Another program writes into the store.
+    // Writes into the store as another program does.
     for id in ["old", "new"] {
         let document = json!({"id": id, "nodes": "nobody"});
         world
@@ -57,7 +57,7 @@ async fn a_stored_document_that_cannot_be_served_is_told() {
             .await
             .unwrap();
     }
-    // Any write later: then the snapshot has seen them.
+    // A write after which the snapshot has those before it.
     world.put("/upstreams/later", json!({"nodes": {"127.0.0.1:1": 1}})).await.ok();
     let found = lint(&world).await;
     let told = |place: usize, text: &str| {

@@ -1,4 +1,4 @@
-//! Upstreams, services and routes, and what refers to what: case W and contract 2.6, 2.7.
+//! References between upstreams, services and routes: case W and contract 2.6, 2.7.
 
 use http::Method;
 use serde_json::{Value, json};
@@ -34,7 +34,7 @@ async fn w1_to_w3_client_certificates_by_id() {
     world.put("/routes/1", json!({"uri": "/", "upstream": by_id(json!(1))})).await.refused(wrong);
     world.put("/ssls/1", json!({"type": "client", "cert": cert, "key": key})).await.ok();
     world.put("/upstreams/1", by_id(json!("1"))).await.ok();
-    // Its removal is allowed (contract 2.3).
+    // The removal is permitted (contract 2.3).
     world.delete("/ssls/1").await.ok();
 }
 

@@ -1,4 +1,4 @@
-//! Statuses and shapes that hold for every kind (contract 2.3, 2.4).
+//! Statuses and JSON of every kind (contract 2.3, 2.4).
 
 use futures_util::future::join_all;
 use http::Method;

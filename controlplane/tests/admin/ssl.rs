@@ -111,7 +111,7 @@ async fn h21_to_h24_several_certificates() {
     world.delete("/ssls/1").await.ok();
 }
 
-/// The answer with what differs from call to call taken out or blanked, as APISIX's tests do.
+/// The response without volatile members, and with secrets blanked, as APISIX's tests do.
 fn bare(mut body: Value) -> Value {
     let value = body["value"].as_object_mut().unwrap();
     for time in ["create_time", "update_time"] {
@@ -214,7 +214,7 @@ async fn j1_to_j3_lists_and_protocols() {
     );
     let made = world.put("/ssls/1", good).await.ok().json();
     assert_eq!(made["value"].get("ssl_protocols"), None);
-    // Nothing is filled in: what is read is what was written.
+    // No defaults are filled in: GET returns what PUT wrote.
     assert_eq!(made["value"].as_object().unwrap().len(), 6);
 }
 

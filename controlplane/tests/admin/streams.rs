@@ -1,5 +1,5 @@
-//! Stream routes: the switch, the methods, the references, and what is kept of a key (contract 2.2,
-//! 2.6, 2.7, 3.5).
+//! Stream routes: the switch, the methods, the references, and the encryption of inline keys
+//! (contract 2.2, 2.6, 2.7, 3.5).
 
 use http::Method;
 use serde_json::{Value, json};
@@ -27,7 +27,7 @@ async fn without_stream_mode_every_method_is_refused() {
     world.post("/stream_routes", json!({"upstream": upstream()})).await.refused(OFF);
     world.call(Method::PATCH, "/stream_routes/1", "{}").await.refused(OFF);
     world.delete("/stream_routes/1").await.refused(OFF);
-    // The schema says nothing about this installation.
+    // The schema does not depend on the configuration.
     assert_eq!(world.get("/schema/stream_route").await.ok().json()["type"], "object");
 }
 

@@ -1,4 +1,4 @@
-//! The Admin API's TLS: cases R1 and R2, and what the contract says about certificates (2.1).
+//! The Admin API's TLS: cases R1 and R2, and the contract's rules for certificates (2.1).
 
 use std::fs;
 use std::time::Duration;
@@ -37,7 +37,7 @@ async fn r2_without_a_certificate_the_handshake_succeeds_and_the_answer_is_400()
         let answer = exchange(stream, request(Method::GET, "/routes", Some(KEY), "".into())).await;
         is_page(&answer, "No required SSL certificate was sent");
     }
-    // A write with the right key is no exception.
+    // A valid key does not replace the certificate.
     let body = serde_json::json!({"nodes": {"127.0.0.1:1980": 1}});
     let answer = world.send(None, request(Method::PUT, "/upstreams/1", Some(KEY), body.into())).await;
     is_page(&answer, "No required SSL certificate was sent");
@@ -48,7 +48,7 @@ async fn r2_without_a_certificate_the_handshake_succeeds_and_the_answer_is_400()
 async fn a_certificate_that_is_not_good_is_answered_400() {
     let world = World::start().await;
     let stranger = Authority::root(&AuthoritySpec::new("strangers")).unwrap();
-    // The same name as the right authority is not the right authority.
+    // Another CA with the same name is another CA.
     let impostor = Authority::root(&AuthoritySpec::new("clients")).unwrap();
     let first = world.clients.intermediate(&AuthoritySpec::new("first")).unwrap();
     let second = first.intermediate(&AuthoritySpec::new("second")).unwrap();
@@ -70,7 +70,7 @@ async fn a_certificate_that_is_not_good_is_answered_400() {
             assert!(answer.text.contains("400 The SSL certificate error"), "{what}: {answer:?}");
             is_page(&answer, "The SSL certificate error");
         }
-        // One intermediate is within nginx's depth; v1 is what the official tutorial makes.
+        // One intermediate is within nginx's depth; APISIX's tutorial creates v1 certificates.
         for good in [first.issue(&client).unwrap(), world.clients.issue(&client.clone().v1()).unwrap()] {
             let stream = world.connect_by(Some(&good), versions).await.unwrap();
             assert_eq!(
@@ -138,7 +138,7 @@ async fn garbage_on_the_tls_port_is_closed_and_harms_nobody() {
         stream.write_all(garbage).await.unwrap();
         stream.shutdown().await.unwrap();
         let mut answer = Vec::new();
-        // A reset is as good as an end.
+        // A reset also ends the connection.
         let _ = stream.read_to_end(&mut answer).await;
         assert!(!answer.starts_with(b"HTTP"), "{garbage:?}");
     }
@@ -199,7 +199,7 @@ async fn a_refused_peer_that_still_sends_reads_why() {
     }
 }
 
-/// One kept connection: each call is a request on it.
+/// One kept connection; each call is a request on it.
 struct Kept {
     sender: hyper::client::conn::http1::SendRequest<http_body_util::Full<bytes::Bytes>>,
 }
@@ -223,7 +223,7 @@ impl Kept {
     }
 }
 
-/// The serial number of the certificate that a new connection is shown.
+/// The serial number of the server certificate of a new connection.
 async fn shown(world: &World) -> String {
     let stream = world.connect(Some(&world.identity)).await.unwrap();
     let chain = stream.get_ref().1.peer_certificates().unwrap();
@@ -237,12 +237,12 @@ async fn a_renewed_certificate_is_shown_without_a_restart() {
     let renewed = world.pair("admin.test");
     let serial = renewed.certificate.serial_hex();
     assert_ne!(first, serial);
-    // The certificate alone does not fit the old key yet.
+    // The new certificate does not match the old key yet.
     fs::write(&world.files.cert, &renewed.chain_pem).unwrap();
     assert_eq!(shown(&world).await, first);
     fs::write(&world.files.key, &*renewed.key_pem).unwrap();
     assert_eq!(shown(&world).await, serial);
-    // What cannot be used is not taken.
+    // An invalid file is not loaded.
     fs::write(&world.files.key, "").unwrap();
     assert_eq!(shown(&world).await, serial);
     fs::remove_file(&world.files.cert).unwrap();
@@ -259,7 +259,7 @@ async fn a_replaced_client_ca_refuses_its_former_clients() {
     let next = Authority::root(&AuthoritySpec::new("next clients")).unwrap();
     let next_client = next.issue(&LeafSpec::client("tester")).unwrap();
 
-    // An overlap lets both in, on kept connections, too.
+    // With both CAs in the file, clients of both are accepted, on kept connections, too.
     let both = format!("{}{}", world.clients.certificate_pem(), next.certificate_pem());
     fs::write(&ca, both).unwrap();
     let get = || request(Method::GET, "/routes", Some(KEY), "".into());

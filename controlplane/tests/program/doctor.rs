@@ -1,5 +1,5 @@
-//! `controlplane doctor`: with everything in order, beside a running control plane, with things
-//! that are wrong, and with etcd.
+//! `controlplane doctor`: a correct configuration, a running control plane, misconfigurations, and
+//! etcd.
 
 use std::fs;
 use std::net::{SocketAddr, TcpListener};
@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::site::{Site, program, run};
 
-/// What it found, after checking that the exit code fits.
+/// The report, after a check of the exit code.
 struct Examined(Value);
 
 impl Examined {
@@ -23,7 +23,7 @@ impl Examined {
         Self(found)
     }
 
-    /// Whether there is such a row, with all of `words`.
+    /// Asserts a row with this state and all of `words`.
     #[track_caller]
     fn has(&self, what: &str, state: &str, words: &[&str]) -> &Self {
         let fits = |row: &&Value| {
@@ -59,7 +59,7 @@ fn everything_in_order() {
     let table = run(&["doctor"], &config);
     let text = String::from_utf8_lossy(&table.stdout).into_owned();
     assert!(table.status.success() && text.contains(": 0 wrong, "), "{text}");
-    // What this machine may not have, and the store that the first start makes.
+    // The machine may lack these, and the first start creates the store.
     let expected = ["limit of open files", "io_uring", "the start makes an empty store"];
     let warned = text.lines().filter(|line| line.starts_with("warn "));
     let others: Vec<_> = warned.filter(|line| !expected.iter().any(|what| line.contains(what))).collect();
@@ -67,8 +67,7 @@ fn everything_in_order() {
     assert!(text.lines().next().unwrap().starts_with("ok      configuration "), "{text}");
 }
 
-/// The data plane's half: on a machine with none, before both programs run, while they do, and with
-/// things that are wrong.
+/// The data plane's checks: before both programs run, while they run, and with misconfigurations.
 #[tokio::test]
 async fn the_data_planes_half() {
     let mut site = Site::new();
@@ -112,7 +111,7 @@ async fn the_data_planes_half() {
     assert_eq!(running.stop().0, Some(0));
 }
 
-/// A node's certificate, name, key and control plane that do not fit.
+/// A node's certificate, name, key and control plane that do not match.
 fn what_is_wrong_is_named(site: &Site, push: &str) {
     let issue = |arguments: &[&str], ca: &str| {
         let (ca, out) = (site.path(ca), site.path("odd"));
@@ -178,7 +177,7 @@ fn a_control_plane_that_runs_is_no_problem_and_another_program_is() {
     examined.has("countersign.control_plane.status", "ok", &["in use by the control plane that runs"]);
     examined.has("countersign.store.path", "ok", &["in use by the control plane that runs"]);
 
-    // its certificate is renewed in the file: it shows the new one at the next connection
+    // Its certificate is renewed in the file; the next connection gets the new one.
     let ca = site.path("pki/push-ca");
     let out = site.path("pki/push-server");
     let renew = ["pki", "issue", "server", "controlplane", "--force", "--ca"];
@@ -225,7 +224,7 @@ fn certificates_that_will_not_do() {
     }
 }
 
-/// The configuration for an etcd, with the files it names beside it.
+/// The configuration for an etcd, with its certificate files.
 fn with_etcd(site: &Site, access: &Access) -> std::path::PathBuf {
     let mut settings = site.settings.clone();
     e2e::settings::merge(&mut settings, access.settings());
@@ -266,7 +265,7 @@ async fn etcd_is_met_as_the_control_plane_would() {
     let examined = Examined::of(&with_etcd(&site, &nobody));
     examined.wrong(2).has(&what, "wrong", &["TLS: bad certificate", "deployment.etcd.tls.cert"]);
     examined.has("deployment.etcd.host", "wrong", &["0 of 1 endpoints answer"]);
-    // and `check`, which asks nobody, finds nothing
+    // `check` makes no connection and finds nothing.
     assert!(run(&["check"], &site.path("config.yaml")).status.success());
 }
 

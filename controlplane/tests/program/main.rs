@@ -1,5 +1,4 @@
-//! The `controlplane` program as an operator meets it: start, stop, and what it says about
-//! mistakes.
+//! The `controlplane` program as an operator uses it: start, stop, and the messages about mistakes.
 
 #![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used)]
 
@@ -17,7 +16,7 @@ use nix::sys::signal::Signal;
 use serde_json::json;
 use site::{Site, program, run};
 
-/// Starting must fail with 1 and say this; so must `check`.
+/// The start and `check` must both fail with 1 and this message.
 #[track_caller]
 fn refused(config: &Path, expected: &[&str]) {
     let started = run(&[], config);
@@ -46,7 +45,7 @@ fn it_starts_says_where_and_stops_in_order() {
     }
     let (code, said) = running.stop();
     assert_eq!(code, Some(0), "{said}");
-    // The key is told once, to whoever starts it, and kept.
+    // The key is printed once, at the start that creates it.
     let key = fs::read_to_string(site.path("data/admin.key")).unwrap();
     assert_eq!(said.matches(key.trim()).count(), 1, "{said}");
     assert_eq!(fs::metadata(site.path("data/admin.key")).unwrap().permissions().mode() & 0o777, 0o600);
@@ -68,7 +67,7 @@ fn a_successor_waits_for_one_that_stops() {
     let mut site = Site::new();
     site.settings["countersign"]["drain_delay"] = json!(1);
     let first = site.start();
-    // The same ports, the same store.
+    // The same ports and the same store.
     let port = |name: &str| -> std::net::SocketAddr { first.ready[name].as_str().unwrap().parse().unwrap() };
     site.settings["deployment"]["admin"]["admin_listen"]["port"] = port("admin").port().into();
     site.settings["countersign"]["push"]["listen"] = port("push").to_string().into();
@@ -137,7 +136,7 @@ fn a_push_certificate_for_another_name_is_a_problem() {
     assert!(told.contains("somewhere.else") && told.contains("countersign.node.server_name"), "{told}");
 }
 
-/// PUTs over one keep-alive connection until it breaks; tells each acknowledged one.
+/// PUTs over one keep-alive connection until it breaks; sends the number of each acknowledged one.
 fn write_until_killed(address: std::net::SocketAddr, acknowledged: &std::sync::mpsc::Sender<u64>) {
     use std::io::Write;
     let mut stream = std::net::TcpStream::connect(address).unwrap();
@@ -185,7 +184,7 @@ fn what_was_acknowledged_survives_kill_9() {
     let address = running.ready["admin"].as_str().unwrap().parse().unwrap();
     let (sender, acknowledged) = std::sync::mpsc::channel();
     let writer = std::thread::spawn(move || write_until_killed(address, &sender));
-    // Killed in the middle of the writes that follow the fifth.
+    // Killed during the writes that follow the fifth.
     let mut known: Vec<u64> = acknowledged.iter().take(5).collect();
     running.child.kill().unwrap();
     writer.join().unwrap();
@@ -201,6 +200,6 @@ fn what_was_acknowledged_survives_kill_9() {
         let found = found.unwrap_or_else(|| panic!("{n} was acknowledged and is lost"));
         assert_eq!(found.document["nodes"], json!({"127.0.0.1:1980": n}));
     }
-    // At most the one write whose answer was on its way.
+    // At most one write more: the one whose response was in flight.
     assert!(items.iter().all(|item| item.document["nodes"].is_object()));
 }

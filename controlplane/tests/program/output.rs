@@ -1,4 +1,4 @@
-//! What a command prints into a pipe whose reader has gone, and onto a full disk.
+//! Output of commands into a closed pipe and onto a full disk.
 
 use std::fs::{self, File};
 use std::path::Path;
@@ -6,7 +6,7 @@ use std::process::{Output, Stdio};
 
 use crate::site::{Site, program};
 
-/// Every command that prints, each with what must have been made afterwards.
+/// Every command that prints.
 fn commands(site: &Site) -> Vec<Vec<String>> {
     let (config, out) = (site.config().display().to_string(), site.path("made").display().to_string());
     let (pki, ca) =
@@ -55,7 +55,7 @@ fn a_reader_that_leaves_changes_neither_work_nor_exit_code() {
     for made in ["made.crt", "made.key", "more-pki/node.key", "copied.yaml"] {
         assert!(exists(&site.path(made)), "{made}");
     }
-    // What is wrong is still in the exit code.
+    // The exit code still reports errors.
     let config = site.with("/deployment/admin/admin_api_mtls/admin_ssl_ca_cert", "nowhere.crt".into());
     let wrong = ["check", "-c", &config.display().to_string()].map(str::to_owned);
     assert_eq!(run_into(&wrong, closed_pipe()), (Some(1), String::new()));

@@ -1,4 +1,4 @@
-//! Who stays connected: until its certificate ends, and while it is not on the deny-list.
+//! How long a node stays connected: until its certificate expires or is denied.
 
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -80,7 +80,7 @@ async fn a_denied_node_is_thrown_out_while_it_runs() {
     let world = World::new();
     let revision = world.put_upstreams(3).await;
     let control = world.control().await;
-    // One more over the same store, to which a change of the list comes by the store.
+    // A second control plane, which reads the change of the list from the store.
     let elsewhere = world.control_over(Arc::clone(&world.store)).await;
     let (one, two) = (world.node(control.address()), world.second(elsewhere.address()));
     control.reached(revision).await;

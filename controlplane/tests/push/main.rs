@@ -1,7 +1,7 @@
 //! Both ends of the push in one process: the real publisher over the real embedded store, the real
-//! agent, real mutual TLS.
+//! push client, real mutual TLS.
 
-// Helpers beside the tests may assert as the tests do.
+// Helpers beside the tests may panic as the tests do.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, missing_docs)]
 
 mod admitted;
@@ -90,8 +90,8 @@ async fn a_reconnect_sends_only_the_difference() {
     assert!(again < 10_000, "{again} bytes for one change after {first} for all");
     assert_eq!(node.snapshot().len(Kind::Upstream), 1500);
 
-    // The same over a restart of the node: the last good file says what is held, and whose revisions
-    // these are.
+    // The same after a restart of the node: the last-good file has the held resources and the store
+    // they are from.
     let before = relay.to_node.load(Ordering::Relaxed);
     node.stop().await;
     let node = world.node(relay.address);

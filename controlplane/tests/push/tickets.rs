@@ -1,4 +1,4 @@
-//! The ring of ticket secrets beside the deltas: who gets it, when, and that it is on disk.
+//! The ring of ticket secrets: which node gets it, when, and that it is on disk.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -39,7 +39,7 @@ async fn every_node_gets_the_same_ring_and_a_restarted_one_has_it_without_a_cont
     one.stop().await;
     other.stop().await;
     control.stop().await;
-    // Nobody listens there now.
+    // No listener is there now.
     let again = world.node(([127, 0, 0, 1], 1).into());
     assert_eq!(secrets(&again.secrets.load()), secrets(&held));
     again.stop().await;
@@ -71,7 +71,7 @@ async fn a_node_that_resumes_nothing_is_told_no_secret() {
     node.introduce().await;
     let empty = node.chunk().await;
     node.say(from_node::Message::Ack(Ack { revision: empty.to })).await;
-    // Another node sees the ring turn; this one hears of the next change only.
+    // Another node gets the rotated ring; this one gets only the next change.
     let other = world.node(control.address());
     ring(&other, 3).await;
     let revision = world.put(Kind::Upstream, "u", upstream(1)).await;

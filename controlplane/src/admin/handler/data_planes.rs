@@ -1,5 +1,5 @@
-//! `/apisix/admin/dataplanes`: what data planes serve, and whether those that hold this store take
-//! it over.
+//! `/apisix/admin/dataplanes`: what the data planes serve, and whether those that hold back take
+//! this store's state over.
 
 use std::time::Duration;
 
@@ -12,14 +12,15 @@ use super::super::reply::{self, Reply};
 use super::{AdminApi, AdminRequest, audit_without_revision, error_reply, not_found};
 use crate::change::ChangeError;
 
-/// How long `?acknowledged=` waits when `timeout` does not say, and at most.
+/// Default and maximum of `?acknowledged=`'s `timeout`.
 const ACKNOWLEDGED: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(60));
 
 /// `POST dataplanes/accept_store`
 pub(super) const ACCEPT_STORE: &str = "accept_store";
 
 impl AdminApi {
-    /// Data planes that hold this store's state take it over, whatever it takes away.
+    /// Has data planes that hold another store's state take this store's state over, whatever it
+    /// removes.
     pub(super) async fn accept_store(
         &self,
         peer: &AdminClient,
@@ -44,13 +45,13 @@ impl AdminApi {
         reply
     }
 
-    /// What they serve; with `?acknowledged=`, once all of them serve that revision.
+    /// What the data planes serve; with `?acknowledged=`, once all of them serve that revision.
     pub(super) async fn data_planes(&self, asked: &AdminRequest) -> Reply {
         if asked.method != Method::GET || asked.id.is_some() {
             return not_found();
         }
         let Some(revision) = asked.query.get("acknowledged") else {
-            // Its `revision` is not older than a write that the caller was answered.
+            // The response's `revision` is at least that of every write answered before.
             drop(self.current.snapshot().await);
             return reply::json(StatusCode::OK, &self.fleet.view().await);
         };

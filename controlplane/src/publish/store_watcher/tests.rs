@@ -57,7 +57,7 @@ async fn a_store_that_was_set_back_is_followed_and_its_revisions_are_not_taken_f
         ],
     )
     .await;
-    // Restored to revision 4, then revision 5 was used for something else.
+    // Restored to revision 4, then revision 5 is used for another document.
     let after =
         load(&before, 5, vec![stored("same", 3, upstream(1)), stored("reused", 5, upstream(9))]).await;
     assert_eq!(after.revision(), 5);
@@ -92,7 +92,7 @@ async fn a_store_that_is_set_back_leaves_nothing_to_be_said_about_what_came_late
     assert!(resource(&kept, "a").ptr_eq(&resource(&good, "a")) && told == 1);
     let (back, told) = load(kept, 5, stored("a", 5, upstream(1))).await;
     assert_eq!(told, 0, "it is as it was");
-    // What is served in part is told of as long as it is, however often it is loaded.
+    // A partly served document has its finding as long as it is, however often it is loaded.
     let (part, told) = load(back, 8, stored("a", 8, with_checks.clone())).await;
     assert_eq!(told, 1);
     let (again, told) = load(part.clone(), 9, stored("a", 8, with_checks)).await;
@@ -105,7 +105,8 @@ async fn a_removal_by_another_program_is_logged() {
     let path = folder.path().join("log");
     let log = std::sync::Mutex::new(std::fs::File::create(&path).unwrap());
     let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(log).finish();
-    // With two of them, what each line is interesting to is asked of all.
+    // With a single dispatcher, tracing caches callsite interest and the lines of parallel tests
+    // get lost.
     let _other = tracing::Dispatch::new(tracing_subscriber::registry());
     let _guard = tracing::subscriber::set_default(subscriber);
     let key = Key::new(Kind::Route, Id::parse("guarded").unwrap());
