@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reference_means_its_value_and_is_part_of_the_version() {
+    fn a_reference_is_its_value_and_changes_the_version() {
         let authority = Authority::root(&AuthoritySpec::new("CA")).unwrap();
         let (one, two) = (pair(&authority), pair(&authority));
         let plain = json!({"cert": one.certificate_pem, "key": &*one.key_pem, "sni": "test.com"});
@@ -262,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn a_value_is_judged_like_a_text_and_never_quoted() {
+    fn a_referenced_value_is_checked_and_never_quoted() {
         let authority = Authority::root(&AuthoritySpec::new("CA")).unwrap();
         let (own, other) = (pair(&authority), pair(&authority));
         for (document, field) in [

@@ -115,7 +115,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_write_is_waited_for_until_the_store_is_set_back() {
+    async fn a_write_is_awaited_until_a_rollback() {
         let at = |revision| Arc::new(Snapshot::from_resources(revision, []));
         let (sender, latest) = watch::channel(at(5));
         let served = CurrentSnapshot::new(latest, Arc::default(), ListenerSettings::default());

@@ -85,7 +85,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_flood_of_one_kind_is_counted_and_hides_no_other() {
+    fn a_flood_of_one_reason_suppresses_no_other() {
         let logged = (0..10_000).filter(|_| ErrorReason::AdminAccept.record().is_some()).count();
         assert!(logged >= BURST as usize && logged < 1000, "{logged}");
         assert!(ErrorReason::AdminAccept.count() >= 10_000);

@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_present_key_counts() {
+    fn the_first_key_of_a_request_counts() {
         let get = Method::GET;
         assert_eq!(ask(get.clone(), "", &[]), Err(AccessError::MissingKey));
         assert_eq!(ask(get.clone(), "api_key=secret", &[]).unwrap(), "root");
@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_are_compared_as_what_they_mean() {
+    fn addresses_are_compared_in_canonical_form() {
         let only = Access::new(Some(vec!["127.0.0.0/24".parse().unwrap()]), None);
         assert!(only.allows("127.0.0.1".parse().unwrap()));
         assert!(only.allows("::ffff:127.0.0.1".parse().unwrap()));

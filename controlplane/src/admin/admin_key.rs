@@ -270,7 +270,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_empty_key_is_made_once_and_kept() {
+    async fn an_empty_key_is_generated_once() {
         let folder = tempfile::tempdir().unwrap();
         let keys = [
             entry("admin", "", AdminRole::Admin),
@@ -291,7 +291,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_folder_is_made_for_its_owner_alone() {
+    async fn the_folder_has_mode_0700() {
         let parent = tempfile::tempdir().unwrap();
         let folder = parent.path().join("a/data");
         complete(&[entry("admin", "", AdminRole::Admin)], &folder).await.unwrap();
@@ -299,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_file_that_ends_the_start_is_told_before_it() {
+    fn key_file_problems_are_found_without_changes() {
         let folder = tempfile::tempdir().unwrap();
         let keys = [
             entry("admin", "", AdminRole::Admin),
@@ -328,7 +328,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_cannot_be_a_key_is_refused() {
+    async fn invalid_names_and_files_are_errors() {
         let folder = tempfile::tempdir().unwrap();
         let refused =
             async |keys: &[AdminKey]| complete(keys, folder.path()).await.err().unwrap().to_string();
@@ -340,7 +340,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_key_file_that_never_ends_is_refused() {
+    async fn a_key_file_that_is_no_regular_file_is_an_error() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("admin.key");
         let keys = [entry("admin", "", AdminRole::Admin)];

@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn filters_are_combined() {
+    fn filters_are_combined_with_and() {
         let documents = [
             json!({"name": "alpha", "uri": "/a", "labels": {"env": "x"}, "upstream_id": 1}),
             json!({"name": "beta", "uris": ["/b", "/ab"], "labels": {"zone": "y"}, "upstream_id": "1", "service_id": "2"}),
@@ -244,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stray_key_is_neither_shown_nor_found() {
+    fn a_stray_key_is_redacted_and_not_searchable() {
         let key = "-----BEGIN PRIVATE KEY-----\nMC4CAQAw\n-----END PRIVATE KEY-----\n";
         let document = json!({"name": key, "uri": key, "uris": [key], "client": {"ca": key}});
         assert!(select(Kind::Ssl, "name=MC4", std::slice::from_ref(&document)).0.is_empty());
@@ -277,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn pages_go_by_creation() {
+    fn pages_are_ordered_by_creation() {
         let documents = vec![json!({}); 25];
         let (first, total) = select(Kind::Ssl, "page=1&page_size=10", &documents);
         assert_eq!((first.len(), first[0].as_str(), total), (10, "24", 25));

@@ -74,7 +74,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn paths_are_taken_apart() {
+    fn paths_are_parsed() {
         let row = |kind, id: Option<&str>, sub: Option<&str>| {
             AdminPath::Resource(ApiResource::Resource(kind), id.map(str::to_owned), sub.map(str::to_owned))
         };

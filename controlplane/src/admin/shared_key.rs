@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn of_several_only_one_makes_a_key() {
+    async fn only_one_control_plane_creates_a_key() {
         let folders: Vec<_> = (0..8).map(|_| tempfile::tempdir().unwrap()).collect();
         let store = store(folders[0].path());
         let started =
@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn key_files_from_before_go_on_working() {
+    async fn older_key_files_stay_valid() {
         let folders: Vec<_> = (0..3).map(|_| tempfile::tempdir().unwrap()).collect();
         let store = store(folders[0].path());
         for (folder, key) in folders.iter().zip(["one", "two"]) {
@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_key_lost_where_it_was_made_is_an_error_in_the_log() {
+    async fn a_lost_key_file_is_a_logged_error() {
         let (folder, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let store = store(folder.path());
         let made = start(folder.path(), &store).await;
@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_damaged_entry_is_an_error_and_makes_no_key() {
+    async fn a_damaged_entry_is_an_error_and_creates_no_key() {
         let folder = tempfile::tempdir().unwrap();
         let store = store(folder.path());
         for text in ["{", r#"{"admin": {"sha256": "12", "host": "h", "file": "f", "made_at": 1}}"#] {

@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn times_are_not_for_the_caller() {
+    fn put_and_post_reject_times() {
         for (document, path) in [
             (json!({"create_time": 1}), "create_time"),
             (json!({"upstream": {"update_time": 1}}), "upstream.update_time"),
@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn patch_places_values_at_a_path() {
+    fn patch_sets_values_at_a_path() {
         let stored = json!({"id": "1", "snis": ["a"], "client": {"depth": 1}});
         let placed = |path: &str, value| {
             patch(&key("1"), stored.clone(), Some(path), Some(value))
@@ -284,7 +284,7 @@ mod tests {
         }
 
         #[test]
-        fn placing_is_reading_back(path in "[a-c]{1,2}(/[a-c]{1,2}){0,3}", value in json_value()) {
+        fn a_value_set_at_a_path_reads_back(path in "[a-c]{1,2}(/[a-c]{1,2}){0,3}", value in json_value()) {
             let mut document = Value::Object(Map::new());
             set_at_path(&mut document, &path, value.clone()).unwrap();
             prop_assert_eq!(document.pointer(&format!("/{path}")), Some(&value));

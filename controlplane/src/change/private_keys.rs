@@ -150,7 +150,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn keys_are_looked_for_where_they_are_sealed() {
+    fn encrypted_members_and_searched_members_are_the_same() {
         let upstream = json!({"tls": {"client_cert": "c", "client_key": "k"}});
         let inline = json!({"key": "no", "upstream": upstream});
         for (kind, document) in [
@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn every_place_of_a_private_key_is_sealed() {
+    fn every_private_key_member_is_encrypted() {
         let keyring = Keyring::new(vec!["qeddd145sfvddff3".to_owned()]).unwrap();
         let upstream = json!({"tls": {"client_cert": CLEAR, "client_key": CLEAR}});
         for (kind, document, places) in [
@@ -208,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_in_clear_is_hidden_and_a_sealed_one_is_not() {
+    fn a_key_in_clear_is_redacted_and_an_encrypted_one_is_not() {
         let hidden = |kind, mut document: Value| {
             redact_clear_keys(kind, &mut document);
             document
@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stray_key_of_another_program_is_not_shown() {
+    fn a_stray_key_of_another_program_is_redacted() {
         let key = "-----BEGIN EC PRIVATE KEY-----\nAASECRET\n-----END EC PRIVATE KEY-----\n";
         let cert = "-----BEGIN CERTIFICATE-----\nAA==\n-----END CERTIFICATE-----\n";
         let behind = format!("{cert}{key}");
@@ -255,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_where_it_would_stay_in_clear_is_named() {
+    fn a_stray_key_is_rejected_with_its_field() {
         let key = "-----BEGIN EC PRIVATE KEY-----\nAA==\n-----END EC PRIVATE KEY-----\n";
         let field =
             |kind, document: Value| reject_stray_keys(kind, &document).err().map(|problem| problem.field);

@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn bad_members_are_named() {
+    fn invalid_members_are_named() {
         for (name, bad) in [
             ("sni", json!("*.a.com")),
             ("sni", json!("a..b")),
@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_is_there_when_anything_of_it_is() {
+    fn any_request_member_makes_a_request() {
         let asker = "192.0.2.1".parse().unwrap();
         assert!(parse(Some(json!({"sni": "a.com"})), asker).unwrap().request.is_none());
         let asked = parse(Some(json!({"uri": "https://b.com/x?y"})), asker).unwrap().request.unwrap();

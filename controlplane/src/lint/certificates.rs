@@ -78,7 +78,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn data_planes_are_warned_about_from_30_days_before_their_end() {
+    fn expiring_node_certificates_are_findings_from_30_days() {
         let day = 86_400;
         let now = UnixTime::since_unix_epoch(Duration::from_secs(100 * day));
         let node = |not_after: u64| json!({"name": "edge-1", "certificate": {"not_after": not_after}});

@@ -350,7 +350,7 @@ mod tests {
     }
 
     #[test]
-    fn entries_that_would_deny_nothing_are_refused() {
+    fn entries_that_match_nothing_are_invalid() {
         let spki = |text: &str| DeniedNode { spki_sha256: Some(text.to_owned()), ..DeniedNode::default() };
         let long = DeniedNode { desc: Some("x".repeat(257)), ..by_serial("1") };
         for entry in [
@@ -369,7 +369,7 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_with_a_private_key_is_refused() {
+    fn an_entry_with_a_private_key_is_invalid() {
         let key = "-----BEGIN PRIVATE KEY-----\nMC4CAQAwBQYDK2VwBCIEIJ1h\n-----END PRIVATE KEY-----\n";
         for desc in [key.to_owned(), key.replace('\n', " "), format!("edge-7 {key}"), key[30..].to_owned()] {
             let entry = DeniedNode { desc: Some(desc.clone()), ..by_serial("0a") };
@@ -380,7 +380,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_list_survives_and_is_shared() {
+    async fn the_list_is_durable_and_shared() {
         let folder = tempfile::tempdir().unwrap();
         let store: Arc<dyn Store> = Arc::new(EmbeddedStore::open(&folder.path().join("store.redb")).unwrap());
         let one = DeniedNodes::load(Arc::clone(&store)).await.unwrap();
@@ -406,7 +406,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_damaged_list_is_an_error_and_denies_on() {
+    async fn a_damaged_list_is_an_error_and_stays_in_force() {
         let folder = tempfile::tempdir().unwrap();
         let store: Arc<dyn Store> = Arc::new(EmbeddedStore::open(&folder.path().join("store.redb")).unwrap());
         let denied = DeniedNodes::load(Arc::clone(&store)).await.unwrap();

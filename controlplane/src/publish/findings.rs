@@ -102,7 +102,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_finding_is_new_once_and_there_as_long_as_it_holds() {
+    fn a_finding_is_new_once_and_listed_while_it_holds() {
         let findings = Findings::default();
         let key = |id: &str| Key::new(Kind::Route, Id::parse(id).unwrap());
         let finding = |field: &str| Finding {

@@ -402,7 +402,7 @@ mod tests {
     }
 
     #[test]
-    fn a_node_that_left_is_remembered_until_it_comes_back() {
+    fn a_disconnected_node_is_kept_until_it_reconnects() {
         let fleet = fleet();
         drop(fleet.register(joining("a", "1")));
         let gone = &fleet.view().list[0];
@@ -413,7 +413,7 @@ mod tests {
     }
 
     #[test]
-    fn a_node_drains_until_it_is_gone() {
+    fn a_node_drains_until_it_disconnects() {
         let fleet = fleet();
         let node = fleet.register(joining("a", "1"));
         assert!(!fleet.view().list[0].draining);
@@ -424,7 +424,7 @@ mod tests {
     }
 
     #[test]
-    fn a_replaced_stream_cannot_write() {
+    fn a_replaced_session_cannot_write() {
         let fleet = fleet();
         let old = fleet.register(joining("a", "1"));
         let new = fleet.register(joining("a", "1"));
@@ -436,7 +436,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn waiting_ends_with_the_last_node() {
+    async fn a_wait_ends_with_the_last_acknowledgement() {
         let fleet = fleet();
         let alone = fleet.wait_acknowledged(1, Duration::ZERO).await;
         assert!(alone.is_err(), "no node at all is not everybody");
@@ -457,7 +457,7 @@ mod tests {
         assert!(view.list.iter().all(|node| node.acknowledged == 2 && node.last_nack.is_none()));
     }
     #[tokio::test]
-    async fn a_revision_from_before_the_store_was_set_back_reaches_nothing() {
+    async fn an_acknowledgement_before_a_rollback_does_not_count() {
         let (sender, latest) = watch::channel(Arc::new(at(9)));
         let fleet = Arc::new(Fleet::new(latest));
         let node = fleet.register(joining("a", "1"));

@@ -304,7 +304,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_silent_handshake_is_cut_early_only_when_full() {
+    async fn a_silent_handshake_times_out_early_only_when_full() {
         let begun = Instant::now();
         handshake_timeout(&Semaphore::new(0)).await;
         assert!(begun.elapsed() < HANDSHAKE_TIMEOUT / 2);

@@ -88,7 +88,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn an_answer_is_about_a_load_that_began_after_the_question() {
+    async fn a_result_is_of_a_load_that_began_after_the_request() {
         let (nudge, mut nudged) = channel();
         let mut first = Box::pin(nudge.refresh());
         assert!(first.as_mut().now_or_never().is_none());
@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn nobody_waits_for_a_follower_that_ended() {
+    async fn a_request_fails_when_the_watcher_has_ended() {
         let (nudge, nudged) = channel();
         drop(nudged);
         assert!(nudge.refresh().await.is_err());

@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn it_is_seen_by_every_control_plane_of_the_store_and_ends() {
+    async fn an_acceptance_reaches_all_control_planes_and_expires() {
         let folder = tempfile::tempdir().unwrap();
         let store = open(&folder);
         let (_stop, shutdown) = watch::channel(false);

@@ -54,7 +54,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_low_limit_leaves_most_to_data_planes_and_a_reserve() {
+    fn a_low_limit_keeps_a_reserve_and_favours_data_planes() {
         assert_eq!(divide(MINIMUM - 1), None);
         assert_eq!(divide(MINIMUM), Some(ConnectionLimits { admin: 2, push: 6 }));
         assert_eq!(divide(256), Some(ConnectionLimits { admin: 40, push: 120 }));

@@ -58,7 +58,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn what_is_in_use_is_waited_for_within_bounds() {
+    async fn retries_end_at_the_deadline() {
         let mut left = 3;
         let attempt = || {
             left -= 1;

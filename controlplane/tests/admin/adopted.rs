@@ -58,7 +58,7 @@ async fn stage() -> World {
 }
 
 #[tokio::test]
-async fn explain_tells_what_is_blocked_and_lint_why() {
+async fn explain_and_lint_report_blocked_resources() {
     let world = stage().await;
     let ended = async |uri: &str, host: &str| {
         outcome(&world, json!({"sni": "open.test", "host": host, "uri": uri})).await
@@ -120,7 +120,7 @@ async fn explain_tells_what_is_blocked_and_lint_why() {
 }
 
 #[tokio::test]
-async fn the_admin_api_is_as_strict_as_ever_and_has_no_global_rules() {
+async fn the_admin_api_rejects_plugins_and_global_rules() {
     let world = World::start().await;
     for plugin in ["prometheus", "jwt-auth"] {
         let document =

@@ -36,7 +36,7 @@ async fn saved_by_a_tool(world: &World, path: &str) -> Value {
 }
 
 #[tokio::test]
-async fn an_allow_list_survives_a_tool() {
+async fn an_allow_list_survives_a_put_without_it() {
     let world = World::start().await;
     let upstream = json!({"nodes": {"127.0.0.1:1": 1}});
     let identity = json!({"allow": [{"dns": "a.b"}], "forward": ["xfcc"]});
@@ -93,7 +93,7 @@ async fn an_allow_list_survives_a_tool() {
 }
 
 #[tokio::test]
-async fn revocation_survives_a_tool() {
+async fn crls_survive_a_put_without_them() {
     let world = World::start().await;
     let (one, two) = (root("One"), root("Two"));
     let pair = world.pair("a.test");
@@ -159,7 +159,7 @@ fn list_of(document: &Value, index: usize) -> Value {
 
 /// A PUT replaces the fields that APISIX knows; a weaker value gives a warning.
 #[tokio::test]
-async fn what_apisix_knows_is_replaced_with_a_warning() {
+async fn apisix_fields_are_replaced_with_a_warning() {
     let world = World::start().await;
     let (one, two) = (root("One"), root("Two"));
     let pair = world.pair("a.test");
@@ -183,7 +183,7 @@ async fn what_apisix_knows_is_replaced_with_a_warning() {
 }
 
 #[tokio::test]
-async fn a_removal_tells_what_it_takes_away() {
+async fn a_removal_warns_about_lost_protection() {
     let world = World::start().await;
     let route = json!({"uri": "/a", "client_identity": {"allow": [{"dns": "a.b"}]}, "upstream": {"nodes": {"127.0.0.1:1": 1}}});
     world.put("/routes/1", route.clone()).await.ok();

@@ -62,7 +62,7 @@ fn good(world: &World, kind: Kind) -> Value {
 }
 
 #[test]
-fn odd_documents_are_refused_or_served() {
+fn random_documents_are_rejected_or_compile() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let world = runtime.block_on(World::start());
     let changes =

@@ -35,7 +35,7 @@ async fn k1_the_store_holds_no_key_in_clear() {
 }
 
 #[tokio::test]
-async fn l11_m3_a_foreign_key_is_refused() {
+async fn l11_m3_a_foreign_key_is_rejected() {
     let world = World::start().await;
     let foreign = Keyring::new(vec![FOREIGN.to_owned()]).unwrap();
     let document = ssl(&world, |key| foreign.seal(key));
@@ -67,7 +67,7 @@ async fn k8_without_a_keyring_keys_are_kept_as_they_are() {
 }
 
 #[tokio::test]
-async fn c3_c4_client_keys_of_upstreams_are_sealed_everywhere() {
+async fn c3_c4_client_keys_of_upstreams_are_encrypted() {
     let world = World::start().await;
     let pair = world.pair("client.test");
     let tls = json!({"client_cert": pair.certificate_pem, "client_key": &*pair.key_pem});

@@ -36,7 +36,7 @@ async fn bodies_are_bounded() {
 }
 
 #[tokio::test]
-async fn what_is_not_json_is_refused() {
+async fn a_body_that_is_not_json_is_rejected() {
     let world = World::start().await;
     for garbage in ["{", "nonsense", "{\"a\":1}}", "\u{0}", "[[[[", "{\"a\":}"] {
         let answer = world.call(Method::PUT, "/services/1", garbage).await;
@@ -54,7 +54,7 @@ async fn what_is_not_json_is_refused() {
 }
 
 #[tokio::test]
-async fn garbage_instead_of_http_is_closed() {
+async fn garbage_instead_of_http_closes_the_connection() {
     let world = World::start().await;
     for garbage in
         ["\r\n\r\nnonsense\r\n\r\n", "GET\r\n\r\n", "GET / HTTP/9.9\r\n\r\n", "GET /\u{1} HTTP/1.1\r\n\r\n"]
@@ -74,7 +74,7 @@ async fn garbage_instead_of_http_is_closed() {
 const SHORT: Duration = Duration::from_millis(100);
 
 #[tokio::test]
-async fn a_peer_that_does_not_shake_hands_is_cut() {
+async fn a_silent_handshake_times_out() {
     let mut builder = World::builder();
     builder.limits.handshake_timeout = SHORT;
     let world = builder.start().await;
@@ -82,7 +82,7 @@ async fn a_peer_that_does_not_shake_hands_is_cut() {
 }
 
 #[tokio::test]
-async fn a_peer_that_does_not_finish_its_head_is_cut() {
+async fn an_unfinished_head_times_out() {
     let mut builder = World::builder();
     builder.limits.header_timeout = SHORT;
     let world = builder.start().await;
@@ -92,7 +92,7 @@ async fn a_peer_that_does_not_finish_its_head_is_cut() {
 }
 
 #[tokio::test]
-async fn a_body_that_does_not_come_is_not_waited_for() {
+async fn a_body_that_does_not_arrive_times_out() {
     let mut builder = World::builder();
     builder.body_timeout = SHORT;
     let world = builder.start().await;
@@ -106,7 +106,7 @@ async fn a_body_that_does_not_come_is_not_waited_for() {
 }
 
 #[tokio::test]
-async fn connections_beyond_the_limit_wait_their_turn() {
+async fn connections_beyond_the_limit_are_queued() {
     let mut builder = World::builder();
     builder.limits.connections_max = 1;
     let world = builder.start().await;
@@ -119,7 +119,7 @@ async fn connections_beyond_the_limit_wait_their_turn() {
 }
 
 #[tokio::test]
-async fn a_stop_lets_the_running_request_finish() {
+async fn a_shutdown_lets_the_open_request_finish() {
     let world = World::start().await;
     let mut stream = world.connect(Some(&world.identity)).await.unwrap();
     let body = json!({"hosts": ["a.test"]}).to_string();
@@ -169,7 +169,7 @@ async fn ask(stream: &mut TlsStream<TcpStream>, path: &str, key: &str) -> String
 }
 
 #[tokio::test]
-async fn a_peer_that_is_never_authorised_is_cut() {
+async fn a_connection_that_is_never_authorized_is_closed() {
     let mut builder = World::builder();
     builder.limits.header_timeout = Duration::from_secs(1);
     let world = builder.start().await;
@@ -187,7 +187,7 @@ async fn a_peer_that_is_never_authorised_is_cut() {
 }
 
 #[tokio::test]
-async fn a_refused_address_keeps_no_place() {
+async fn denied_addresses_have_a_limit_of_their_own() {
     let mut builder = World::builder();
     builder.allow = Some(vec!["10.0.0.0/8".parse().unwrap()]);
     builder.limits.connections_max = 4;

@@ -59,7 +59,7 @@ async fn w4_to_w7_ids_and_nodes() {
 }
 
 #[tokio::test]
-async fn what_is_referred_to_must_exist() {
+async fn references_must_exist() {
     let world = World::start().await;
     world
         .put("/routes/1", json!({"uri": "/", "upstream_id": "x"}))
@@ -77,7 +77,7 @@ async fn what_is_referred_to_must_exist() {
 }
 
 #[tokio::test]
-async fn what_is_referred_to_is_not_removed() {
+async fn referenced_documents_cannot_be_removed() {
     let world = World::start().await;
     world.put("/upstreams/1", upstream()).await.ok();
     world.put("/services/1", json!({"upstream_id": 1})).await.ok();

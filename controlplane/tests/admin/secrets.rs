@@ -121,7 +121,7 @@ impl Kept {
 }
 
 #[tokio::test]
-async fn no_answer_and_no_log_line_repeats_a_key() {
+async fn no_response_and_no_log_line_repeats_a_key() {
     let log = Log::default();
     let _guard = log.capture();
     let mut builder = World::builder();
@@ -191,7 +191,7 @@ async fn no_body_that_is_not_json_is_repeated() {
 }
 
 #[tokio::test]
-async fn a_question_with_a_key_is_refused_and_not_repeated() {
+async fn explain_rejects_a_private_key_without_repeating_it() {
     let world = World::start().await;
     let key = world.pair("secret.test").key_pem.to_string();
     let mut kept = Kept::connect(&world).await;
@@ -230,7 +230,7 @@ async fn without_a_keyring_no_write_repeats_the_key() {
 }
 
 #[tokio::test]
-async fn a_pasted_pem_is_the_pem() {
+async fn line_breaks_in_a_pasted_pem_are_accepted() {
     let world = World::start().await;
     let pair = world.pair("test.com");
     let pasted = format!(
@@ -260,7 +260,7 @@ async fn a_pasted_pem_is_the_pem() {
 }
 
 #[tokio::test]
-async fn a_key_behind_a_certificate_is_refused() {
+async fn a_key_behind_a_certificate_is_rejected() {
     let world = World::start().await;
     let pair = world.pair("test.com");
     let both = format!("{}{}", pair.certificate_pem, &*pair.key_pem);

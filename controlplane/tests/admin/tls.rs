@@ -20,7 +20,7 @@ fn is_page(answer: &Answer, why: &str) {
 }
 
 #[tokio::test]
-async fn r1_a_good_certificate_is_let_in_by_every_version() {
+async fn r1_a_valid_certificate_is_accepted_by_every_version() {
     let world = World::start().await;
     for versions in [&[&rustls::version::TLS13], &[&rustls::version::TLS12]] {
         let stream = world.connect_by(Some(&world.identity), versions).await.unwrap();
@@ -30,7 +30,7 @@ async fn r1_a_good_certificate_is_let_in_by_every_version() {
 }
 
 #[tokio::test]
-async fn r2_without_a_certificate_the_handshake_succeeds_and_the_answer_is_400() {
+async fn r2_without_a_certificate_the_response_is_400() {
     let world = World::start().await;
     for versions in [&[&rustls::version::TLS13], &[&rustls::version::TLS12]] {
         let stream = world.connect_by(None, versions).await.unwrap();
@@ -45,7 +45,7 @@ async fn r2_without_a_certificate_the_handshake_succeeds_and_the_answer_is_400()
 }
 
 #[tokio::test]
-async fn a_certificate_that_is_not_good_is_answered_400() {
+async fn with_an_invalid_certificate_the_response_is_400() {
     let world = World::start().await;
     let stranger = Authority::root(&AuthoritySpec::new("strangers")).unwrap();
     // Another CA with the same name is another CA.
@@ -82,7 +82,7 @@ async fn a_certificate_that_is_not_good_is_answered_400() {
 }
 
 #[tokio::test]
-async fn the_authority_is_named_to_clients() {
+async fn the_server_sends_its_client_ca_names() {
     let world = World::start().await;
     #[derive(Debug)]
     struct Asked(std::sync::Mutex<Vec<Vec<u8>>>);
@@ -118,7 +118,7 @@ async fn the_authority_is_named_to_clients() {
 }
 
 #[tokio::test]
-async fn plain_http_on_the_tls_port_is_told_so() {
+async fn plain_http_on_the_tls_port_gets_an_error_page() {
     let world = World::start().await;
     let mut stream = TcpStream::connect(world.address).await.unwrap();
     stream.write_all(b"GET /apisix/admin/routes HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
@@ -129,7 +129,7 @@ async fn plain_http_on_the_tls_port_is_told_so() {
 }
 
 #[tokio::test]
-async fn garbage_on_the_tls_port_is_closed_and_harms_nobody() {
+async fn garbage_on_the_tls_port_affects_no_other_client() {
     let world = World::start().await;
     for garbage in
         [&b"\x00\x01\x02\x03"[..], b"\x16\x03\x01\xff\xff garbage garbage", b"\x80\x2e\x01", b"\n\n\n"]
@@ -146,7 +146,7 @@ async fn garbage_on_the_tls_port_is_closed_and_harms_nobody() {
 }
 
 #[tokio::test]
-async fn without_https_it_speaks_plain_http() {
+async fn without_https_the_server_speaks_plain_http() {
     let mut builder = World::builder();
     builder.https = false;
     let world = builder.start().await;
@@ -156,7 +156,7 @@ async fn without_https_it_speaks_plain_http() {
 }
 
 #[tokio::test]
-async fn without_a_ca_no_certificate_is_asked_for() {
+async fn without_a_ca_no_certificate_is_requested() {
     let mut builder = World::builder();
     builder.ca = false;
     let world = builder.start().await;
@@ -165,7 +165,7 @@ async fn without_a_ca_no_certificate_is_asked_for() {
 }
 
 #[tokio::test]
-async fn a_ca_file_without_a_certificate_is_refused() {
+async fn a_ca_file_without_a_certificate_is_an_error() {
     let world = World::start().await;
     let versions = [conf::TlsVersion::V13];
     let mut files = world.files.clone();
@@ -187,7 +187,7 @@ async fn a_ca_file_without_a_certificate_is_refused() {
 }
 
 #[tokio::test]
-async fn a_refused_peer_that_still_sends_reads_why() {
+async fn a_rejected_client_that_is_sending_gets_the_response() {
     let world = World::start().await;
     let body = || "x".repeat(1 << 20).into();
     for _ in 0..5 {
@@ -231,7 +231,7 @@ async fn shown(world: &World) -> String {
 }
 
 #[tokio::test]
-async fn a_renewed_certificate_is_shown_without_a_restart() {
+async fn a_renewed_certificate_is_used_without_a_restart() {
     let world = World::start().await;
     let first = shown(&world).await;
     let renewed = world.pair("admin.test");
@@ -251,7 +251,7 @@ async fn a_renewed_certificate_is_shown_without_a_restart() {
 }
 
 #[tokio::test]
-async fn a_replaced_client_ca_refuses_its_former_clients() {
+async fn a_replaced_client_ca_rejects_its_former_clients() {
     let world = World::start().await;
     let mut kept = Kept::open(&world).await;
     assert_eq!(kept.get().await.0, 200);

@@ -43,7 +43,7 @@ impl Examined {
 }
 
 #[test]
-fn everything_in_order() {
+fn a_correct_configuration_passes() {
     let site = Site::new();
     let config = site.config();
     let examined = Examined::of(&config);
@@ -69,7 +69,7 @@ fn everything_in_order() {
 
 /// The data plane's checks: before both programs run, while they run, and with misconfigurations.
 #[tokio::test]
-async fn the_data_planes_half() {
+async fn the_data_plane_is_examined() {
     let mut site = Site::new();
     let push = Reservation::any();
     site.settings["countersign"]["push"]["listen"] = json!(push.address().to_string());
@@ -155,7 +155,7 @@ fn what_is_wrong_is_named(site: &Site, push: &str) {
 }
 
 #[test]
-fn a_configuration_that_cannot_be_read_is_the_only_row() {
+fn an_unreadable_configuration_is_the_only_row() {
     let nowhere = Examined::of(Path::new("/nowhere/config.yaml"));
     nowhere.wrong(1).has("configuration", "wrong", &["/nowhere/config.yaml"]);
     let help = program().args(["doctor", "--help"]).output().unwrap();
@@ -163,7 +163,7 @@ fn a_configuration_that_cannot_be_read_is_the_only_row() {
 }
 
 #[test]
-fn a_control_plane_that_runs_is_no_problem_and_another_program_is() {
+fn a_used_port_is_fine_when_held_by_this_control_plane() {
     let mut site = Site::new();
     let (admin, push, status) = (Reservation::any(), Reservation::any(), Reservation::any());
     site.settings["deployment"]["admin"]["admin_listen"]["port"] = json!(admin.address().port());
@@ -192,7 +192,7 @@ fn a_control_plane_that_runs_is_no_problem_and_another_program_is() {
 }
 
 #[test]
-fn certificates_that_will_not_do() {
+fn unusable_push_certificates_are_found() {
     let site = Site::new();
     let issue = |arguments: &[&str], out: &str| {
         let issued =
@@ -245,7 +245,7 @@ fn with_etcd(site: &Site, access: &Access) -> std::path::PathBuf {
 }
 
 #[tokio::test]
-async fn etcd_is_met_as_the_control_plane_would() {
+async fn etcd_is_probed_with_the_control_planes_settings() {
     let (site, authorities) = (Site::new(), Authorities::mint());
     let etcd = Etcd::mutual(&authorities).await;
     let mut keys = etcd.keys().await;
@@ -270,7 +270,7 @@ async fn etcd_is_met_as_the_control_plane_would() {
 }
 
 #[test]
-fn mistakes_about_etcd_end_the_start_and_the_check() {
+fn etcd_configuration_errors_fail_start_and_check() {
     let mut site = Site::new();
     site.settings["deployment"]["role_traditional"] = json!({"config_provider": "etcd"});
     let pair = |key: &str| json!({"cert": site.path("pki/node.crt"), "key": site.path(key)});
@@ -294,7 +294,7 @@ fn mistakes_about_etcd_end_the_start_and_the_check() {
 }
 
 #[tokio::test]
-async fn a_user_who_may_not_write_is_found() {
+async fn an_etcd_user_without_write_permission_is_found() {
     let site = Site::new();
     let etcd = Etcd::plain().await;
     for command in [

@@ -33,7 +33,7 @@ fn refused(config: &Path, expected: &[&str]) {
 }
 
 #[test]
-fn it_starts_says_where_and_stops_in_order() {
+fn start_prints_the_addresses_and_stop_is_graceful() {
     let site = Site::new();
     let checked = run(&["check"], &site.config());
     assert!(checked.status.success(), "{checked:?}");
@@ -55,7 +55,7 @@ fn it_starts_says_where_and_stops_in_order() {
 }
 
 #[test]
-fn a_second_one_is_refused() {
+fn a_second_control_plane_does_not_start() {
     let site = Site::new();
     let running = site.start();
     refused(&site.config(), &["store.redb", "in use by another process", "countersign.store.path"]);
@@ -63,7 +63,7 @@ fn a_second_one_is_refused() {
 }
 
 #[test]
-fn a_successor_waits_for_one_that_stops() {
+fn a_successor_waits_for_a_stopping_process() {
     let mut site = Site::new();
     site.settings["countersign"]["drain_delay"] = json!(1);
     let first = site.start();
@@ -81,7 +81,7 @@ fn a_successor_waits_for_one_that_stops() {
 }
 
 #[test]
-fn mistakes_in_the_configuration_are_named() {
+fn configuration_errors_name_the_setting() {
     let site = Site::new();
     let tls = "/deployment/admin/admin_api_mtls";
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -114,7 +114,7 @@ fn mistakes_in_the_configuration_are_named() {
 }
 
 #[test]
-fn without_configuration_or_with_a_bad_command_line_it_says_so() {
+fn a_missing_configuration_or_bad_flag_is_an_error() {
     let nowhere = run(&[], Path::new("/nowhere/config.yaml"));
     assert_eq!(nowhere.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&nowhere.stderr).contains("/nowhere/config.yaml"));
@@ -127,7 +127,7 @@ fn without_configuration_or_with_a_bad_command_line_it_says_so() {
 }
 
 #[test]
-fn a_push_certificate_for_another_name_is_a_problem() {
+fn check_finds_a_push_certificate_for_another_name() {
     let mut site = Site::new();
     site.settings["countersign"]["node"] = json!({"server_name": "somewhere.else"});
     let checked = run(&["check"], &site.config());
@@ -175,7 +175,7 @@ fn write_until_killed(address: std::net::SocketAddr, acknowledged: &std::sync::m
 }
 
 #[test]
-fn what_was_acknowledged_survives_kill_9() {
+fn acknowledged_writes_survive_sigkill() {
     let mut site = Site::new();
     let admin = &mut site.settings["deployment"]["admin"];
     admin["https_admin"] = json!(false);

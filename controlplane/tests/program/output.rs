@@ -45,7 +45,7 @@ fn exists(path: &Path) -> bool {
 }
 
 #[test]
-fn a_reader_that_leaves_changes_neither_work_nor_exit_code() {
+fn a_closed_pipe_changes_neither_work_nor_exit_code() {
     let site = Site::new();
     assert_eq!(site.start().stop().0, Some(0), "so that there is a store to copy");
     for arguments in commands(&site) {
@@ -68,7 +68,7 @@ fn a_reader_that_leaves_changes_neither_work_nor_exit_code() {
 }
 
 #[test]
-fn a_full_disk_is_told_after_the_work_is_done() {
+fn a_full_disk_is_reported_after_the_work() {
     let site = Site::new();
     assert_eq!(site.start().stop().0, Some(0), "so that there is a store to copy");
     for arguments in commands(&site) {
@@ -82,7 +82,7 @@ fn a_full_disk_is_told_after_the_work_is_done() {
 }
 
 #[test]
-fn the_ready_line_has_no_reader_and_the_server_runs() {
+fn the_server_runs_without_a_reader_of_its_ready_line() {
     for stdout in [closed_pipe(), full_disk()] {
         let mut site = Site::new();
         let status = e2e::ports::Reservation::any();

@@ -21,7 +21,7 @@ fn with(mut document: Value, member: &str, value: Value) -> Value {
 }
 
 #[tokio::test]
-async fn what_cannot_be_honoured_is_blocked_until_it_can_be() {
+async fn an_unsupported_document_is_blocked_until_replaced() {
     let world = World::new();
     let sites = Authority::root(&AuthoritySpec::new("Sites")).unwrap();
     let auth = json!({"jwt-auth": {}});
@@ -68,7 +68,7 @@ async fn what_cannot_be_honoured_is_blocked_until_it_can_be() {
 /// The document and its revision are unchanged, but its compiled form must reach nodes that have
 /// the former one.
 #[tokio::test]
-async fn a_key_that_can_no_longer_be_opened_blocks_its_site_on_nodes_that_have_it() {
+async fn a_key_that_no_longer_decrypts_blocks_its_site() {
     let mut world = World::new();
     let sites = Authority::root(&AuthoritySpec::new("Sites")).unwrap();
     let ring = |entry: &str| Arc::new(Keyring::new(vec![entry.to_owned()]).unwrap());
@@ -99,7 +99,7 @@ async fn a_key_that_can_no_longer_be_opened_blocks_its_site_on_nodes_that_have_i
 
 /// A removal in the same batch leaves no former value to keep.
 #[tokio::test]
-async fn what_is_not_valid_is_kept_only_where_there_was_something() {
+async fn an_invalid_document_keeps_only_a_former_resource() {
     let world = World::new();
     world.put(Kind::Upstream, "u", upstream(1)).await;
     let control = world.control().await;

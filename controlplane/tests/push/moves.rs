@@ -54,7 +54,7 @@ fn changes(chunk: &Chunk) -> (u64, u64, usize, usize) {
 }
 
 #[tokio::test]
-async fn between_equal_control_planes_nothing_is_sent_again() {
+async fn between_equal_control_planes_nothing_is_resent() {
     let world = World::new();
     let three = world.put_upstreams(3).await;
     let early = world.control().await;
@@ -81,7 +81,7 @@ async fn between_equal_control_planes_nothing_is_sent_again() {
 }
 
 #[tokio::test]
-async fn one_that_lags_catches_up_before_it_answers_and_does_not_look_back() {
+async fn a_lagging_control_plane_reloads_before_its_welcome() {
     let world = World::new();
     world.put_upstreams(2).await;
     let slow_store = Seen::new(&world.store);
@@ -112,7 +112,7 @@ async fn one_that_lags_catches_up_before_it_answers_and_does_not_look_back() {
 }
 
 #[tokio::test]
-async fn nobody_is_led_back_while_the_store_cannot_be_asked() {
+async fn no_node_moves_back_while_the_store_is_unreadable() {
     let world = World::new();
     world.put_upstreams(2).await;
     let slow_store = Seen::new(&world.store);
@@ -149,7 +149,7 @@ async fn nobody_is_led_back_while_the_store_cannot_be_asked() {
 }
 
 #[tokio::test]
-async fn a_node_that_holds_less_is_served_at_once_even_then() {
+async fn an_older_node_is_served_while_the_store_is_unreadable() {
     let world = World::new();
     world.put_upstreams(2).await;
     let store = Seen::new(&world.store);
@@ -164,7 +164,7 @@ async fn a_node_that_holds_less_is_served_at_once_even_then() {
 }
 
 #[tokio::test]
-async fn a_node_moves_stays_and_loads_nothing_twice() {
+async fn a_node_fails_over_and_loads_nothing_twice() {
     let world = World::new();
     let revision = world.put_upstreams(1500).await;
     let (first, second) = (world.control().await, world.control().await);
@@ -194,7 +194,7 @@ async fn a_node_moves_stays_and_loads_nothing_twice() {
 }
 
 #[tokio::test]
-async fn a_whole_fleet_moves_at_once() {
+async fn a_whole_fleet_fails_over_at_once() {
     let world = World::new();
     world.put_upstreams(20).await;
     let slow_store = Seen::new(&world.store);
@@ -213,7 +213,7 @@ async fn a_whole_fleet_moves_at_once() {
 }
 
 #[tokio::test]
-async fn a_control_plane_that_cannot_read_the_store_lets_its_nodes_go_and_keeps_those_that_come_back() {
+async fn a_stale_control_plane_disconnects_its_nodes_once() {
     let world = World::new();
     world.put_upstreams(2).await;
     let lonely_store = Seen::new(&world.store);
@@ -245,7 +245,7 @@ async fn a_control_plane_that_cannot_read_the_store_lets_its_nodes_go_and_keeps_
 }
 
 #[tokio::test]
-async fn a_cut_off_control_plane_confirms_nothing() {
+async fn a_stale_control_plane_confirms_nothing() {
     let world = World::new();
     let newest = world.put_upstreams(2).await;
     let store = Seen::new(&world.store);
@@ -275,7 +275,7 @@ async fn a_cut_off_control_plane_confirms_nothing() {
 }
 
 #[tokio::test]
-async fn an_answer_without_patience_reads_the_reports_once() {
+async fn a_wait_of_zero_reads_the_reports_once() {
     let world = World::new();
     let control = world.control_over(Seen::shared(&world.store)).await;
     let node = world.node(control.address());

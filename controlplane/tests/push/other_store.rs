@@ -74,7 +74,7 @@ async fn a_held_node_keeps_everything_until_the_store_is_accepted() {
 }
 
 #[tokio::test]
-async fn a_store_that_has_everything_in_the_end_passes() {
+async fn a_hold_ends_when_the_store_has_everything() {
     let world = left().await;
     let other = another(&world);
     let control = other.control().await;
@@ -89,7 +89,7 @@ async fn a_store_that_has_everything_in_the_end_passes() {
 }
 
 #[tokio::test]
-async fn half_may_go_and_more_may_not() {
+async fn losing_half_passes_and_losing_more_is_held() {
     for (kept, passes) in [(vec!["/one"], true), (vec![], false)] {
         let world = left().await;
         let other = another(&world);
@@ -111,7 +111,7 @@ async fn half_may_go_and_more_may_not() {
 }
 
 #[tokio::test]
-async fn deleting_most_within_one_store_is_an_operators_right() {
+async fn deleting_most_within_one_store_is_not_held() {
     let world = left().await;
     let control = world.control().await;
     let node = world.node(control.address());
@@ -146,7 +146,7 @@ async fn an_older_control_plane_gets_a_nack() {
 
 /// The node's text is shown without control characters.
 #[tokio::test]
-async fn a_hold_is_followed_by_the_acceptance_and_the_state() {
+async fn an_acceptance_ends_a_hold_with_the_state() {
     let world = World::new();
     let revision = world.put(Kind::Route, "1", route("/one")).await;
     let control = world.control().await;

@@ -108,7 +108,7 @@ async fn a_ca_is_rotated_with_an_overlap() {
 }
 
 #[tokio::test]
-async fn a_control_plane_restarted_with_another_ca_is_found() {
+async fn a_node_reconnects_after_a_ca_change() {
     let world = World::new();
     let control = world.control().await;
     let address = control.address();
@@ -129,7 +129,7 @@ async fn a_control_plane_restarted_with_another_ca_is_found() {
 
 /// A valid pair that the control plane rejects: a wrong file, or a CA that it does not have yet.
 #[tokio::test]
-async fn a_node_with_a_refused_renewal_keeps_its_former_pair() {
+async fn a_node_with_a_rejected_renewal_uses_its_former_pair() {
     let world = World::new();
     let control = world.control().await;
     let node = world.node(control.address());

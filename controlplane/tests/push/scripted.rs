@@ -93,7 +93,7 @@ fn refusal() -> Refusal {
 }
 
 #[tokio::test]
-async fn a_refused_change_is_shown_and_not_sent_again_until_something_changes() {
+async fn a_rejected_change_is_not_resent_until_the_next_change() {
     let world = World::new();
     let first = world.put_upstreams(2).await;
     let control = world.control().await;
@@ -144,7 +144,7 @@ async fn a_slow_node_gets_the_newest_state_in_one_step() {
 }
 
 #[tokio::test]
-async fn what_makes_no_sense_ends_the_stream() {
+async fn a_protocol_violation_ends_the_stream() {
     let world = World::new();
     let control = world.control().await;
 
@@ -239,7 +239,7 @@ fn good_upsert(nth: usize) -> Upsert {
 }
 
 #[tokio::test]
-async fn a_bad_resource_refuses_the_whole_delta_and_the_node_keeps_what_it_had() {
+async fn an_invalid_resource_rejects_the_whole_delta() {
     let world = World::new();
     let mut bad = good_upsert(2);
     if let Some(proto::push::resource::Kind::Upstream(upstream)) =

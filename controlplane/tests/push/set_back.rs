@@ -34,7 +34,7 @@ async fn put(store: &Arc<dyn Store>, id: &str, nth: usize) -> u64 {
 }
 
 #[tokio::test]
-async fn connected_nodes_follow_and_reused_revisions_are_not_mistaken() {
+async fn connected_nodes_follow_a_rollback_with_reused_revisions() {
     let (world, backup) = backed_up().await;
     let seen = Seen::new(&world.store);
     let control = world.control_over(seen.clone()).await;
@@ -61,7 +61,7 @@ async fn connected_nodes_follow_and_reused_revisions_are_not_mistaken() {
 }
 
 #[tokio::test]
-async fn a_node_from_before_is_led_back_by_what_differs() {
+async fn a_reconnecting_node_follows_a_rollback_by_delta() {
     let (world, backup) = backed_up().await;
     let control = world.control().await;
     let node = world.node(control.address());
@@ -88,7 +88,7 @@ async fn a_node_from_before_is_led_back_by_what_differs() {
 }
 
 #[tokio::test]
-async fn a_node_that_holds_a_reused_revision_gets_what_it_stands_for_now() {
+async fn a_node_with_a_reused_revision_gets_its_new_content() {
     let (world, backup) = backed_up().await;
     let control = world.control().await;
     let node = world.node(control.address());

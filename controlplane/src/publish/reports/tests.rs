@@ -50,7 +50,7 @@ fn nodes_of_every_control_plane_count() {
 }
 
 #[test]
-fn a_node_that_has_moved_is_counted_where_it_is_now() {
+fn a_node_counts_where_it_is_connected() {
     let gone = entry("b", 1, &[node("a", 5)]);
     assert_eq!(late(&[], vec![gone.clone()]), [at("b", "a")]);
     assert!(late(&[node("a", 7)], vec![gone.clone()]).is_empty());
@@ -61,7 +61,7 @@ fn a_node_that_has_moved_is_counted_where_it_is_now() {
 }
 
 #[test]
-fn nodes_of_a_control_plane_that_went_silent_are_behind() {
+fn nodes_of_a_silent_control_plane_are_behind() {
     let here = [node("a", 7)];
     let silent =
         |nodes: &[ConnectedNode]| ControlPlaneEntry { report: None, ..entry("b", nodes.len(), nodes) };
@@ -81,7 +81,7 @@ fn nodes_of_a_control_plane_that_went_silent_are_behind() {
 }
 
 #[test]
-fn what_is_not_known_is_behind() {
+fn unreadable_reports_are_behind() {
     let here = [node("a", 7)];
     let unreadable =
         ControlPlaneEntry { process: "x".into(), report: Some(Err("garbage".into())), nodes: None };
@@ -99,13 +99,13 @@ fn what_is_not_known_is_behind() {
 }
 
 #[test]
-fn what_is_behind_is_named_within_bounds() {
+fn the_list_of_lagging_nodes_is_bounded() {
     let many: Vec<_> = (0..1000).map(|n| node(&format!("n{n}"), 1)).collect();
     assert_eq!(late(&many, vec![]).len(), BEHIND_MAX);
 }
 
 #[tokio::test]
-async fn one_control_plane_alone_answers_as_before() {
+async fn a_single_control_plane_has_no_reports() {
     let folder = tempfile::tempdir().unwrap();
     let store: Arc<dyn Store> =
         Arc::new(crate::store::EmbeddedStore::open(&folder.path().join("store.redb")).unwrap());

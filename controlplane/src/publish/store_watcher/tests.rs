@@ -32,7 +32,7 @@ fn resource(snapshot: &Snapshot, id: &str) -> Resource {
 }
 
 #[tokio::test]
-async fn a_load_compiles_what_changed_and_nothing_else() {
+async fn a_load_compiles_only_changed_documents() {
     let empty = Arc::new(Snapshot::empty());
     let items = vec![stored("a", 1, upstream(1)), stored("b", 2, upstream(2)), stored("c", 3, upstream(3))];
     let first = load(&empty, 3, items.clone()).await;
@@ -45,7 +45,7 @@ async fn a_load_compiles_what_changed_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn a_store_that_was_set_back_is_followed_and_its_revisions_are_not_taken_for_the_old_ones() {
+async fn a_rollback_with_reused_revisions_is_followed() {
     let empty = Arc::new(Snapshot::empty());
     let before = load(
         &empty,
@@ -68,7 +68,7 @@ async fn a_store_that_was_set_back_is_followed_and_its_revisions_are_not_taken_f
 }
 
 #[tokio::test]
-async fn a_document_that_cannot_be_served_keeps_its_value_over_every_load() {
+async fn an_invalid_document_keeps_its_resource_over_loads() {
     let empty = Arc::new(Snapshot::empty());
     let good = load(&empty, 1, vec![stored("u", 1, upstream(1))]).await;
     for revision in 2..4 {
@@ -78,7 +78,7 @@ async fn a_document_that_cannot_be_served_keeps_its_value_over_every_load() {
 }
 
 #[tokio::test]
-async fn a_store_that_is_set_back_leaves_nothing_to_be_said_about_what_came_later() {
+async fn a_rollback_removes_later_findings() {
     let (keyring, findings) = (Arc::new(pki::Keyring::empty()), Arc::new(Findings::default()));
     let load = async |before: Snapshot, revision, item| {
         let loaded = DocumentList { revision, items: vec![item] };

@@ -19,7 +19,7 @@ fn froms(ring: &TicketRing) -> Vec<u64> {
 }
 
 #[test]
-fn a_new_ring_seals_now_and_has_one_for_later() {
+fn a_new_ring_has_a_current_and_a_next_secret() {
     let ring = period().rotated(&TicketRing::default(), START).unwrap();
     assert_eq!((ring.lifetime, froms(&ring)), (28_800, vec![0, 240]));
     assert_ne!(ring.secrets[0].expose(), ring.secrets[1].expose());
@@ -30,7 +30,7 @@ fn a_new_ring_seals_now_and_has_one_for_later() {
 }
 
 #[test]
-fn it_turns_and_lets_go_of_what_no_ticket_can_need() {
+fn a_ring_rotates_and_drops_expired_secrets() {
     let mut ring = TicketRing::default();
     for now in (START..START + 48 * HOUR).step_by(60) {
         if let Some(turned) = period().rotated(&ring, now) {
@@ -54,7 +54,7 @@ fn it_turns_and_lets_go_of_what_no_ticket_can_need() {
 }
 
 #[test]
-fn after_a_long_absence_the_next_one_comes_soon_but_not_at_once() {
+fn after_a_long_absence_the_next_secret_has_lead_time() {
     let ring = period().rotated(&TicketRing::default(), START).unwrap();
     let now = START + 100 * HOUR;
     let turned = period().rotated(&ring, now).unwrap();
@@ -71,7 +71,7 @@ fn a_ring_from_a_wrong_clock_is_replaced() {
 }
 
 #[test]
-fn the_shortest_lifetime_turns_too() {
+fn the_shortest_lifetime_rotates() {
     let period = RotationSchedule::new(Duration::from_secs(2));
     let ring = period.rotated(&TicketRing::default(), START).unwrap();
     let turned = period.rotated(&ring, START + 1).unwrap();
@@ -80,7 +80,7 @@ fn the_shortest_lifetime_turns_too() {
 }
 
 #[test]
-fn the_stored_text_shows_nothing_and_comes_back() {
+fn the_stored_ring_is_encrypted_and_round_trips() {
     let ring = period().rotated(&TicketRing::default(), START).unwrap();
     let keyring = Keyring::new(vec!["0123456789abcdef".to_owned()]).unwrap();
     let text = seal_ring(&ring, &keyring);
@@ -117,7 +117,7 @@ async fn ring_of(
 }
 
 #[tokio::test]
-async fn control_planes_over_one_store_and_a_restarted_one_have_one_ring() {
+async fn control_planes_over_one_store_share_one_ring() {
     let folder = tempfile::tempdir().unwrap();
     let keyring = Arc::new(Keyring::new(vec!["0123456789abcdef".to_owned()]).unwrap());
     let (stop, _stopped) = watch::channel(false);
@@ -140,7 +140,7 @@ async fn control_planes_over_one_store_and_a_restarted_one_have_one_ring() {
 }
 
 #[tokio::test]
-async fn a_ring_that_cannot_be_opened_is_replaced() {
+async fn an_unreadable_ring_is_replaced() {
     let folder = tempfile::tempdir().unwrap();
     let store = store(&folder);
     let (stop, _stopped) = watch::channel(false);
@@ -153,7 +153,7 @@ async fn a_ring_that_cannot_be_opened_is_replaced() {
 }
 
 #[tokio::test]
-async fn without_a_lifetime_there_is_no_ring_and_the_store_is_left_alone() {
+async fn without_a_lifetime_the_ring_is_empty_and_not_stored() {
     let folder = tempfile::tempdir().unwrap();
     let store = store(&folder);
     let (_stop, stopped) = watch::channel(false);
