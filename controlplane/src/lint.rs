@@ -13,8 +13,8 @@ use model::lint::{Finding, Severity};
 use rustls_pki_types::UnixTime;
 use serde_json::{Value, json};
 
-use crate::admin::nodes::FleetStatus;
 use crate::current_snapshot::CurrentSnapshot;
+use crate::publish::FleetStatus;
 use crate::store::{ORPHANED_EXTENSIONS, Store, StoreError, UnknownKeys};
 
 mod certificates;

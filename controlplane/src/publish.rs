@@ -33,10 +33,15 @@ use std::time::{Duration, Instant};
 pub use deny_list::DeniedNodes;
 pub(crate) use findings::Findings;
 pub use fleet::Fleet;
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use listener::PUSH_KEY;
 pub use listener::PushTls;
 use model::Snapshot;
 use pem_files::{FileError, Reloader};
+use reports::FleetWideView;
 pub(crate) use reports::Reports;
+use serde_json::Value;
 pub use store_acceptance::StoreAcceptance;
 use store_state::StoreStateWatcher;
 use telemetry::{Heartbeats, Readiness};
@@ -44,6 +49,7 @@ use tokio::sync::watch as channel;
 use tokio::task::JoinHandle;
 
 use crate::inventory;
+use crate::listener_errors::ListenError;
 use crate::store::{Store, StoreError};
 
 /// The input of [`start`].
@@ -102,12 +108,8 @@ pub enum PublishError {
     Missing(FileError),
     #[error("{0}")]
     Unusable(FileError),
-    #[error("countersign.push.listen: cannot listen on {address}: {source}{hint}")]
-    Listen {
-        address: SocketAddr,
-        source: std::io::Error,
-        hint: &'static str,
-    },
+    #[error(transparent)]
+    Listen(#[from] ListenError),
     #[error("cannot load the store: {0}")]
     Store(#[from] StoreError),
     /// The keyring does not decrypt most of the stored keys.
@@ -115,6 +117,49 @@ pub enum PublishError {
     Contents(#[from] inventory::KeyringMismatch),
     #[error("cannot load the deny-list of data planes: {0}")]
     Denied(#[from] deny_list::DenyListError),
+}
+
+/// What the Admin API shows of the data planes.
+pub trait FleetStatus: Send + Sync + 'static {
+    /// `{"list": [...], "total": n, "revision": N}`, and the other control planes where the store
+    /// is shared.
+    fn view(&self) -> BoxFuture<'_, Value>;
+
+    /// Waits until every connected node of all control planes, and at least one, has acknowledged
+    /// `revision`. Returns the view at that moment.
+    ///
+    /// # Errors
+    /// The view, when `timeout` has passed.
+    fn wait_acknowledged(&self, revision: u64, timeout: Duration) -> BoxFuture<'_, Result<Value, Value>>;
+
+    /// Names of nodes that hold another store's state, each with what this store's state would
+    /// remove.
+    fn held_nodes(&self) -> Vec<(String, String)> {
+        Vec::new()
+    }
+}
+
+impl FleetStatus for Reports {
+    fn view(&self) -> BoxFuture<'_, Value> {
+        async { to_json(&self.view().await) }.boxed()
+    }
+
+    fn wait_acknowledged(&self, revision: u64, timeout: Duration) -> BoxFuture<'_, Result<Value, Value>> {
+        async move {
+            let reached = self.wait_acknowledged(revision, timeout).await;
+            reached.map(|view| to_json(&view)).map_err(|view| to_json(&view))
+        }
+        .boxed()
+    }
+
+    fn held_nodes(&self) -> Vec<(String, String)> {
+        let nodes = self.own().list.into_iter();
+        nodes.filter_map(|node| Some((node.name, node.held?.to_string()))).collect()
+    }
+}
+
+fn to_json(view: &FleetWideView) -> Value {
+    serde_json::to_value(view).unwrap_or_default()
 }
 
 /// Loads the store, opens the push listener and serves until shutdown. Returns when the listener is
@@ -137,11 +182,8 @@ pub async fn start(input: PublishConfig) -> Result<Publisher, PublishError> {
     } = input;
     let files = listener::load_files(&settings, server_name)?;
     let listener = listener::bind(settings.listen)?;
-    let push_addr = listener.local_addr().map_err(|source| PublishError::Listen {
-        address: settings.listen,
-        source,
-        hint: "",
-    })?;
+    let push_addr =
+        listener.local_addr().map_err(|error| ListenError::new(PUSH_KEY, settings.listen, error))?;
 
     let cut_off_after = store_watcher::stale_after(&*store);
     let identity = store.identity().to_owned();

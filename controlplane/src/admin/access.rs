@@ -1,4 +1,4 @@
-//! Access control: addresses and API keys (contract 2.1).
+//! Access control: client certificates, addresses and API keys (contract 2.1).
 //!
 //! Keys are kept as SHA-256 digests and compared in constant time, so neither memory nor timing
 //! reveals them. An empty key never matches.
@@ -12,6 +12,8 @@ use http::HeaderMap;
 use http::header::COOKIE;
 use ipnet::IpNet;
 use model::RealIp;
+use pki::Identity;
+use rustls_pki_types::UnixTime;
 
 use super::query::Query;
 
@@ -28,6 +30,40 @@ struct HashedKey {
     name: String,
     digest: KeyDigest,
     role: AdminRole,
+}
+
+/// The client of a connection or request.
+#[derive(Clone, Debug)]
+pub struct AdminClient {
+    /// The socket's address; for a request, the address that a trusted proxy's header carries.
+    pub address: SocketAddr,
+    pub certificate: ClientCertStatus,
+}
+
+/// The verification result of a client certificate.
+#[derive(Clone, Debug)]
+pub enum ClientCertStatus {
+    /// The listener requests none.
+    NotRequested,
+    /// The client sent none.
+    Missing,
+    /// The certificate is rejected; the reason is for the log only.
+    Rejected(String),
+    Verified {
+        identity: Identity,
+        /// The verification result is void after this time.
+        expires: UnixTime,
+    },
+}
+
+impl ClientCertStatus {
+    /// The subject of a verified certificate, for the log.
+    pub fn subject(&self) -> Option<&str> {
+        match self {
+            Self::Verified { identity, .. } => Some(identity.subject()),
+            Self::NotRequested | Self::Missing | Self::Rejected(_) => None,
+        }
+    }
 }
 
 /// SHA-256 of an admin key.

@@ -33,23 +33,16 @@ pub(crate) enum AdminKeyError {
          to have a key made, or set `admin_key_required: false` to do without",
         path = path.display()
     )]
-    NoKeys {
-        path: PathBuf,
-    },
+    NoKeys { path: PathBuf },
     /// The name is no valid file name.
     #[error(
         "deployment.admin.admin_key: no key can be generated for the name {name:?}, because it is kept in a file of that name: use letters, \
          digits, '-' and '_' only, or write a key"
     )]
-    Name {
-        name: String,
-    },
+    Name { name: String },
     /// The key file cannot be read or written.
     #[error("the admin key file {path}: {error}", path = path.display())]
-    File {
-        path: PathBuf,
-        error: io::Error,
-    },
+    File { path: PathBuf, error: io::Error },
     /// The shared keys in the store cannot be read.
     #[error(
         "the admin key {name:?} has none in admin_key, and the one that the control planes share cannot be looked up: {problem}"
@@ -61,9 +54,7 @@ pub(crate) enum AdminKeyError {
     },
     /// The file holds no key.
     #[error("the admin key file {path} does not hold one line with a key: remove it to have a new key made", path = path.display())]
-    Content {
-        path: PathBuf,
-    },
+    Content { path: PathBuf },
 }
 
 /// An admin key with its value or its digest.

@@ -8,8 +8,7 @@ use std::borrow::Cow;
 use http::{Method, StatusCode};
 use model::redact;
 
-use super::access::Caller;
-use super::client::AdminClient;
+use super::access::{AdminClient, Caller};
 
 /// A completed write.
 pub(super) struct AuditEntry<'a> {

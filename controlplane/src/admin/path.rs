@@ -40,7 +40,7 @@ pub(super) const API_RESOURCES: [(&str, ApiResource); 10] = [
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum AdminPath {
     /// Not below `/apisix/admin`.
-    Elsewhere,
+    NotAdmin,
     /// `/apisix/admin` itself.
     Root,
     /// A name without a row.
@@ -58,7 +58,7 @@ impl AdminPath {
             Some(rest) => rest.strip_prefix('/'),
             None => None,
         };
-        let Some(rest) = rest else { return Self::Elsewhere };
+        let Some(rest) = rest else { return Self::NotAdmin };
         let mut segments = rest.splitn(3, '/');
         let mut next = || segments.next().filter(|segment| !segment.is_empty()).map(str::to_owned);
         let (name, id, sub_path) = (next().unwrap_or_default(), next(), next());
@@ -89,7 +89,7 @@ mod tests {
         );
         assert_eq!(AdminPath::parse("/apisix/admin/nothing/1"), AdminPath::Unknown("nothing".to_owned()));
         for elsewhere in ["/", "/apisix", "/apisix/adminx", "/apisix/administrator/ssls", "*", ""] {
-            assert_eq!(AdminPath::parse(elsewhere), AdminPath::Elsewhere, "{elsewhere}");
+            assert_eq!(AdminPath::parse(elsewhere), AdminPath::NotAdmin, "{elsewhere}");
         }
     }
 

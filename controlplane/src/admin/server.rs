@@ -25,10 +25,10 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, TryAcquireError, watc
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
-use super::client::{AdminClient, ClientCertStatus};
+use super::access::{AdminClient, ClientCertStatus};
 use super::handler::AdminApi;
 use super::tls::{ReloadingTls, ServerTls};
-use crate::error_counters::ErrorReason;
+use crate::listener_errors::ErrorReason;
 
 mod patient;
 

@@ -11,7 +11,7 @@
 
 use std::sync::Arc;
 
-use conf::{AdminTlsSettings, Ciphers, TlsVersion};
+use conf::{AdminTlsSettings, Ciphers, Settings, TlsVersion};
 use pem_files::reload::ConfiguredFile;
 use pem_files::{CredentialFiles, Credentials, FileError, LoadedCredentials, Reloader};
 use pki::{ClientAuth, ClientAuthInput};
@@ -25,7 +25,7 @@ use rustls::{
     DigitallySignedStruct, DistinguishedName, ServerConfig, SignatureScheme, SupportedProtocolVersion,
 };
 
-use super::client::ClientCertStatus;
+use super::access::ClientCertStatus;
 use crate::proof;
 
 /// nginx's default, which APISIX does not change: one intermediate.
@@ -37,6 +37,13 @@ pub enum TlsError {
     /// A file is unreadable or has unexpected content.
     #[error("{0}")]
     File(#[from] FileError),
+    #[error(
+        "missing ssl cert for https admin: set deployment.admin.admin_api_mtls.admin_ssl_cert and \
+         admin_ssl_cert_key, or https_admin: false"
+    )]
+    NoCertificate,
+    #[error("deployment.admin.admin_api_version: only v3 is supported: remove the key, or write v3")]
+    ApiVersion,
     /// None of the configured protocol versions is supported.
     #[error("apisix.ssl.ssl_protocols: the Admin API needs TLSv1.2 or TLSv1.3")]
     Versions,
@@ -60,6 +67,31 @@ pub struct ReloadingTls {
 }
 
 impl ReloadingTls {
+    /// The configured TLS; `None` when the Admin API is disabled or plain HTTP.
+    ///
+    /// # Errors
+    /// When the settings or the files are invalid.
+    pub(crate) fn from_settings(settings: &Settings) -> Result<Option<Self>, TlsError> {
+        let admin = &settings.deployment.admin;
+        if !admin.enabled {
+            return Ok(None);
+        }
+        if !admin.v3 {
+            return Err(TlsError::ApiVersion);
+        }
+        if !admin.https {
+            if admin.tls.as_ref().is_some_and(|tls| tls.ca.is_some()) {
+                tracing::warn!(
+                    "admin_api_mtls is set but https_admin is false: the Admin API asks for NO client certificate"
+                );
+            }
+            return Ok(None);
+        }
+        let files = admin.tls.as_ref().ok_or(TlsError::NoCertificate)?;
+        let ssl = &settings.apisix.ssl;
+        Ok(Some(Self::load(files, &ssl.protocols, ssl.ciphers.as_ref())?))
+    }
+
     /// Reads the files. `ciphers`: the permitted suites; `None`: all. A CA file that is configured
     /// but missing, empty or without a certificate is an error, never "no CA".
     ///

@@ -49,10 +49,7 @@ pub struct DeniedNode {
 pub enum DenyListError {
     /// A member of the entry is invalid.
     #[error("{field}: {problem}")]
-    Entry {
-        field: &'static str,
-        problem: String,
-    },
+    Entry { field: &'static str, problem: String },
     #[error("the deny-list has {ENTRIES_MAX} entries already: remove those whose certificates have expired")]
     Full,
     #[error("the stored deny-list of data planes cannot be read: {0}")]

@@ -26,9 +26,8 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_stream::wrappers::ReceiverStream;
 
-use super::PublishError;
 use super::permit_stream::PermitStream;
-use crate::error_counters::ErrorReason;
+use crate::listener_errors::{ErrorReason, ListenError};
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// While all permits for handshakes are taken: a handshake takes two round trips, and silent peers
@@ -50,25 +49,17 @@ const STREAMS_PER_CONNECTION: u32 = 2;
 /// After an accept that fails for want of descriptors.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
 
+/// The setting of the listener's address.
+pub(super) const PUSH_KEY: &str = "countersign.push.listen";
+
 /// Binds the listening socket.
-pub(super) fn bind(address: SocketAddr) -> Result<TcpListener, PublishError> {
+pub(super) fn bind(address: SocketAddr) -> Result<TcpListener, ListenError> {
     let open = || {
         let listener = std::net::TcpListener::bind(address)?;
         listener.set_nonblocking(true)?;
         TcpListener::from_std(listener)
     };
-    open().map_err(|source| PublishError::Listen {
-        address,
-        hint: match source.kind() {
-            std::io::ErrorKind::AddrInUse => {
-                "; another program has this port: stop it or choose another port"
-            }
-            std::io::ErrorKind::PermissionDenied => "; ports below 1024 need root",
-            std::io::ErrorKind::AddrNotAvailable => "; this machine has no such address",
-            _ => "",
-        },
-        source,
-    })
+    open().map_err(|error| ListenError::new(PUSH_KEY, address, error))
 }
 
 /// Intermediates between a node's certificate and `push.ca`.

@@ -28,7 +28,7 @@ use super::refresh::RefreshHandle;
 use super::store_acceptance::{AcceptanceWatcher, StoreAcceptance};
 use super::store_state::StoreStateWatcher;
 use super::{PushTls, tickets};
-use crate::error_counters::ErrorReason;
+use crate::listener_errors::ErrorReason;
 
 /// Bytes of one chunk; a larger resource is a chunk of its own.
 const CHUNK_BYTES: usize = 1 << 20;

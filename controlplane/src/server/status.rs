@@ -21,9 +21,8 @@ use telemetry::{Heartbeats, StatusPage};
 use tokio::sync::watch;
 
 use crate::admin::metrics;
-use crate::error_counters::ErrorReason;
+use crate::listener_errors::{ErrorReason, ListenError};
 use crate::publish::Publisher;
-use crate::server::StartupError;
 
 /// The setting.
 pub(crate) const STATUS_KEY: &str = "countersign.control_plane.status";
@@ -32,10 +31,10 @@ pub(crate) const STATUS_KEY: &str = "countersign.control_plane.status";
 ///
 /// # Errors
 /// When the address cannot be bound.
-pub(crate) fn bind(settings: &Settings) -> Result<Option<StatusListener>, StartupError> {
+pub(crate) fn bind(settings: &Settings) -> Result<Option<StatusListener>, ListenError> {
     let Some(address) = settings.countersign.control_plane.status else { return Ok(None) };
     let bound = status::bind(address);
-    bound.map(Some).map_err(|error| StartupError::listen(STATUS_KEY, address, &error))
+    bound.map(Some).map_err(|error| ListenError::new(STATUS_KEY, address, error))
 }
 
 /// Starts to serve.

@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use conf::{AdminRole, AdminTlsSettings, TlsVersion};
-use controlplane::testing::admin::FleetStatus;
 use controlplane::testing::admin::ReloadingTls;
 use controlplane::testing::admin::ResponseHeaders;
 use controlplane::testing::admin::{Access, ApiKey};
@@ -17,6 +16,7 @@ use controlplane::testing::admin::{AdminApi, AdminServer, Limits};
 use controlplane::testing::change::ChangePipeline;
 use controlplane::testing::current_snapshot::{CurrentSnapshot, ListenerSettings};
 use controlplane::testing::publish;
+use controlplane::testing::publish::FleetStatus;
 use controlplane::testing::store::{EmbeddedStore, Store};
 use futures_util::future::BoxFuture;
 use http::{HeaderMap, Method, Request, StatusCode};

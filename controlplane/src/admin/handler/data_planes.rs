@@ -6,8 +6,7 @@ use std::time::Duration;
 use http::{Method, StatusCode};
 use serde_json::json;
 
-use super::super::access::Caller;
-use super::super::client::AdminClient;
+use super::super::access::{AdminClient, Caller};
 use super::super::reply::{self, Reply};
 use super::{AdminApi, AdminRequest, audit_without_revision, error_reply, not_found};
 use crate::change::ChangeError;
@@ -23,14 +22,14 @@ impl AdminApi {
     /// removes.
     pub(super) async fn accept_store(
         &self,
-        peer: &AdminClient,
+        client: &AdminClient,
         caller: &Caller,
-        asked: AdminRequest,
+        request: AdminRequest,
     ) -> Reply {
-        if asked.method != Method::POST || asked.sub_path.is_some() {
+        if request.method != Method::POST || request.sub_path.is_some() {
             return not_found();
         }
-        if let Err(refused) = asked.body {
+        if let Err(refused) = request.body {
             return refused.into();
         }
         let held: Vec<_> = self.fleet.held_nodes().into_iter().map(|(name, _)| name).collect();
@@ -41,21 +40,27 @@ impl AdminApi {
             }
             Err(error) => error_reply(ChangeError::Store(error)),
         };
-        audit_without_revision(peer, caller, &asked.method, &format!("dataplanes/{ACCEPT_STORE}"), &reply);
+        audit_without_revision(
+            client,
+            caller,
+            &request.method,
+            &format!("dataplanes/{ACCEPT_STORE}"),
+            &reply,
+        );
         reply
     }
 
     /// What the data planes serve; with `?acknowledged=`, once all of them serve that revision.
-    pub(super) async fn data_planes(&self, asked: &AdminRequest) -> Reply {
-        if asked.method != Method::GET || asked.id.is_some() {
+    pub(super) async fn data_planes(&self, request: &AdminRequest) -> Reply {
+        if request.method != Method::GET || request.id.is_some() {
             return not_found();
         }
-        let Some(revision) = asked.query.get("acknowledged") else {
+        let Some(revision) = request.query.get("acknowledged") else {
             // The response's `revision` is at least that of every write answered before.
             drop(self.current.snapshot().await);
             return reply::json(StatusCode::OK, &self.fleet.view().await);
         };
-        let patience = match asked.query.get("timeout").map(str::parse::<f64>) {
+        let patience = match request.query.get("timeout").map(str::parse::<f64>) {
             None => Some(ACKNOWLEDGED.0),
             Some(Ok(seconds)) => Duration::try_from_secs_f64(seconds).ok(),
             Some(Err(_)) => None,

@@ -1,12 +1,45 @@
-//! Counters of errors at the listeners: every error is counted, log lines are rate-limited.
+//! Errors at the listeners: addresses that cannot be bound, and what clients without a certificate
+//! or key cause.
 //!
-//! Every log line that a client without a certificate or key can cause goes through
-//! [`ErrorReason::record`].
+//! Invariant: every log line that such a client can cause goes through [`ErrorReason::record`],
+//! which counts each error and limits the rate of the lines.
 
+use std::io;
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use process::throttle::LogThrottle;
+
+/// An address that cannot be bound, with advice for the operator.
+#[derive(Debug, thiserror::Error)]
+#[error("{setting}: cannot listen on {address}: {source}{advice}", advice = self.advice())]
+pub struct ListenError {
+    setting: &'static str,
+    address: SocketAddr,
+    source: io::Error,
+}
+
+impl ListenError {
+    /// For the address that `setting` names.
+    pub(crate) fn new(setting: &'static str, address: SocketAddr, source: io::Error) -> Self {
+        Self { setting, address, source }
+    }
+
+    /// Whether another process has the address.
+    pub(crate) fn is_in_use(&self) -> bool {
+        self.source.kind() == io::ErrorKind::AddrInUse
+    }
+
+    fn advice(&self) -> &'static str {
+        match self.source.kind() {
+            io::ErrorKind::AddrInUse => ": another program listens there; stop it, or choose another port",
+            io::ErrorKind::PermissionDenied => ": ports below 1024 need root or CAP_NET_BIND_SERVICE",
+            io::ErrorKind::AddrNotAvailable => ": this machine has no such address",
+            _ => "",
+        }
+    }
+}
 
 /// Log lines of one reason in a burst.
 const BURST: u32 = 50;
