@@ -2,6 +2,7 @@
 
 use std::io::{self, BufRead, Read};
 use std::net::TcpListener;
+use std::os::fd::{AsRawFd, RawFd};
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -95,7 +96,7 @@ fn tokio_uring(listener: TcpListener, shared: &Arc<SharedState>) {
         loop {
             let (socket, _) = listener.accept().await.expect("a connection");
             let socket = Rc::new(socket);
-            let hang_up = ShutdownHandle::of(&*socket);
+            let hang_up = ShutdownHandle::of(&socket);
             let pump = BufferedSocket::from_halves(Ring(Rc::clone(&socket)), Ring(socket), Some(hang_up));
             tokio_uring::spawn(connection::serve(Arc::clone(shared), pump));
         }
@@ -110,9 +111,11 @@ fn tokio(listener: TcpListener, shared: &Arc<SharedState>) {
         let listener = tokio::net::TcpListener::from_std(listener).expect("a listener");
         loop {
             let (socket, _) = listener.accept().await.expect("a connection");
-            let hang_up = ShutdownHandle::of(&socket);
+            let fd = Rc::new(socket.as_raw_fd());
+            let shutdown = ShutdownHandle::of(&fd);
             let (reader, writer) = socket.into_split();
-            let pump = BufferedSocket::from_halves(PollReader(reader), PollWriter(writer), Some(hang_up));
+            let reader = PollReader { half: reader, _fd: fd };
+            let pump = BufferedSocket::from_halves(reader, PollWriter(writer), Some(shutdown));
             tokio::task::spawn_local(connection::serve(Arc::clone(shared), pump));
         }
     })
@@ -135,12 +138,16 @@ impl Writer for Ring {
     }
 }
 
-struct PollReader(OwnedReadHalf);
+struct PollReader {
+    half: OwnedReadHalf,
+    /// The socket's descriptor, for its shutdown handle.
+    _fd: Rc<RawFd>,
+}
 struct PollWriter(OwnedWriteHalf);
 
 impl Reader for PollReader {
     async fn read(mut self, mut buf: Vec<u8>) -> (Self, io::Result<usize>, Vec<u8>) {
-        let result = self.0.read_buf(&mut buf).await;
+        let result = self.half.read_buf(&mut buf).await;
         (self, result, buf)
     }
 }

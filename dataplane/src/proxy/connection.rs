@@ -23,6 +23,7 @@ use crate::filters::identity::IdentityHeaderCache;
 use crate::http::server::HttpProtocol;
 use crate::http::{error_page, server};
 use crate::io::buffered::BufferedSocket;
+use crate::io::linger::{LingerLimits, lingering_close};
 use crate::io::plain::PlainStream;
 use crate::io::timeouts::{Phase, TimeoutHandle, TimeoutKind};
 use crate::lifecycle::drain::DrainGuard;
@@ -229,7 +230,8 @@ async fn reject_handshake(
         worker.counters.record_certificate_rejection(rule);
     }
     log::handshake_rejected(arrival, &refused);
-    Box::pin(handshake::lingering_close(pump)).await;
+    let mut socket = PlainStream::new(pump);
+    Box::pin(lingering_close(&mut socket, LingerLimits::CONNECTION)).await;
 }
 
 /// ClientHello -> site -> handshake -> client. Over any pair of halves: the benchmarks shake hands

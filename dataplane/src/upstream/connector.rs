@@ -19,6 +19,7 @@ use super::pool::{ConnectionPermits, HttpConnection};
 use crate::io::buffered::BufferedSocket;
 use crate::io::chunk_read::{Chunk, ChunkRead};
 use crate::io::flag::Flag;
+use crate::io::linger::{LingerLimits, lingering_close};
 use crate::io::plain::PlainStream;
 use crate::reason::Reason;
 use crate::runtime::{self, Socket};
@@ -133,7 +134,10 @@ async fn connect_tcp_and_tls(
                     Ok(UpstreamStream::Tls(TlsStream::new(connection, socket)))
                 }
                 Err(error) => {
-                    runtime::spawn(handshake::lingering_close(socket));
+                    runtime::spawn(async move {
+                        let mut socket = PlainStream::new(socket);
+                        lingering_close(&mut socket, LingerLimits::CONNECTION).await;
+                    });
                     Err(failed(error))
                 }
             }
