@@ -1,4 +1,4 @@
-//! Requests as raw clients frame them: which are served, and which are refused before an upstream sees them.
+//! Framing of requests from raw clients: served, or rejected before an upstream sees them.
 
 use e2e::caller::{Http, bounded, full};
 use e2e::documents::route;
@@ -9,7 +9,7 @@ use http::{HeaderValue, Method};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-/// A gateway with one route, for everything.
+/// A gateway with one route, for every path.
 pub async fn open_world() -> (World, Upstream) {
     let world = World::start().await;
     let upstream = Upstream::plain("plain").await;
@@ -18,24 +18,24 @@ pub async fn open_world() -> (World, Upstream) {
     (world, upstream)
 }
 
-/// All that is answered to these bytes until the gateway closes, over plain HTTP and within TLS.
+/// All responses to these bytes until the gateway closes, over plain HTTP and TLS.
 pub async fn answers(world: &World, bytes: &[u8]) -> [String; 2] {
     let mut plain = raw::send(world.http(), bytes).await;
     let plain = raw::until_closed(&mut plain).await;
     let mut tls = world.caller("app.test").http(Http::One).handshake().await.unwrap();
-    // The gateway may have refused before it took everything.
+    // The gateway may have rejected the request before it read everything.
     let _ = tls.write_all(bytes).await;
     let _ = tls.flush().await;
     let tls = raw::until_closed(&mut tls).await;
     [plain, tls].map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
 }
 
-/// The status lines among what was answered.
+/// The status lines of the responses.
 pub fn statuses(answered: &str) -> Vec<&str> {
     answered.lines().filter_map(|line| line.strip_prefix("HTTP/1.1 ")).map(|rest| &rest[..3]).collect()
 }
 
-/// The first answer on a connection that stays open.
+/// The first response on a connection that stays open.
 async fn answer(stream: &mut TcpStream) -> String {
     let mut heard = Vec::new();
     bounded("an answer", async {
@@ -92,7 +92,7 @@ async fn both_lengths_are_found_on_a_kept_connection() {
         ("chunks", format!("POST /a {host}Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n")),
         ("chunks and trailers", format!("POST /a {host}Transfer-Encoding: chunked\r\n\r\n0\r\nX: y\r\n\r\n")),
     ] {
-        // One after the other, and the second time with half of the head behind the first request already.
+        // First sequentially, then with half of the head sent along with the first request.
         for half in [0, 60] {
             let before = upstream.requests();
             let mut stream = raw::send(world.http(), format!("{first}{}", &both[..half]).as_bytes()).await;
@@ -138,7 +138,8 @@ async fn a_head_in_pieces_is_the_same_head() {
     for (bytes, status) in [(&both[..], "400"), (&good[..], "200")] {
         let mut stream = raw::send(world.http(), &[]).await;
         for byte in bytes {
-            // Sent one by one with TCP_NODELAY; the last ones may meet a connection that has been refused already.
+            // Single bytes with TCP_NODELAY; the last ones may arrive after the request was
+            // rejected.
             let _ = stream.write_all(&[*byte]).await;
             tokio::task::yield_now().await;
         }
@@ -216,7 +217,8 @@ async fn both_lengths_in_one_read_with_chunks_are_chunked_and_the_end() {
     for answered in answers(&world, requests.as_bytes()).await {
         assert_eq!(statuses(&answered)[..1], ["200"], "{answered}");
         assert!(!answered.contains("/smuggled"), "{answered}");
-        // Where the two came in one read the second is served, by its chunks alone; else it was refused.
+        // If both arrived in one read, the second request is served by its chunks alone; otherwise
+        // it is rejected.
         assert!(!answered.contains("\"content-length\""), "{answered}");
     }
     assert!(upstream.requests() <= 4);
@@ -240,10 +242,12 @@ async fn a_body_nobody_wants_does_not_hide_the_next_head() {
             answered = answer(&mut stream).await;
         }
         assert_eq!(statuses(&answered), ["404"], "{answered}");
-        // The connection may end after an answer that did not wait for the body; if it lives, heads are still looked at.
+        // The connection may end after a response that did not wait for the body; if it stays open,
+        // heads are still checked.
         let _ = stream.write_all(both.as_bytes()).await;
         let answered = String::from_utf8_lossy(&raw::until_closed(&mut stream).await).into_owned();
-        // Read together with the end of the chunks, it is served by its own chunks, and is the last.
+        // Read together with the end of the chunks, it is served by its own chunks and ends the
+        // connection.
         let behind_chunks = first.contains("chunked")
             && statuses(&answered) == ["404"]
             && answered.to_ascii_lowercase().contains("\r\nconnection: close");
@@ -275,7 +279,7 @@ async fn a_refused_head_is_answered_after_the_others() {
     let (world, _upstream) = open_world().await;
     let mut requests = "GET /a HTTP/1.1\r\nHost: app.test\r\n\r\n".repeat(3);
     requests.push_str(&format!("GET /{} HTTP/1.1\r\nHost: app.test\r\n\r\n", "x".repeat(9000)));
-    // Much more than the socket holds is still to come: the answer must not be lost with it.
+    // Much more than the socket buffers hold follows: the response must not be lost with it.
     requests.push_str(&"x".repeat(1 << 20));
     for answered in answers(&world, requests.as_bytes()).await {
         assert_eq!(statuses(&answered), ["200", "200", "200", "414"], "{answered}");
