@@ -1,6 +1,6 @@
-//! The Admin API as its users reach it: over mutual TLS, with the key; who is refused, and how.
+//! The Admin API over mutual TLS with an admin key: authorized and denied requests.
 //!
-//! Also what the API must never show or store in clear: private keys.
+//! The API must neither return private keys nor store them in clear.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -154,7 +154,7 @@ async fn private_keys_are_stored_encrypted_and_never_read_back() {
         assert!(values.iter().all(|item| item["value"].get("key").is_none()), "{}", answer.reply.text());
     }
     let secret = world.credentials.site.key_pem.lines().nth(1).expect("a PEM has lines").to_owned();
-    // An acknowledgement says that the node serves the revision; its file follows.
+    // The acknowledgement says that the node serves the revision; its last-good file follows later.
     world.node_log().line_with(&["the last good snapshot is on disk"]).await;
     let logs = [world.control_log().text(), world.node_log().text()].join("\n");
     for (what, bytes) in [

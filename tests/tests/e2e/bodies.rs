@@ -1,4 +1,5 @@
-//! Bodies: large ones arrive whole in both directions, and every byte leaves before the last one came.
+//! Request and response bodies: large ones arrive complete in both directions, and bytes are
+//! forwarded before the last one arrived.
 
 use e2e::client::{Body, Http, HttpConnection, full};
 use e2e::resources::memory_peak;
@@ -59,7 +60,7 @@ async fn an_answer_streams_its_first_bytes_arrive_before_the_last_are_sent() {
         let mut body = session.send(request).await.unwrap().into_body();
         let first = e2e::client::bounded("the first half", body.frame()).await.unwrap().unwrap();
         assert_eq!(first.into_data().unwrap(), FIRST_HALF, "{http:?}");
-        // Only now may the upstream send the rest.
+        // The upstream may send the rest only now.
         upstream.open_gate();
         let rest = body.collect().await.unwrap().to_bytes();
         assert_eq!(rest, SECOND_HALF, "{http:?}");
@@ -157,7 +158,8 @@ async fn a_body_is_not_held_whole_in_memory() {
             read += frame.unwrap().data_ref().map_or(0, bytes::Bytes::len);
         }
         assert_eq!(read, HUNDRED_MEGABYTES);
-        // The kernel sums the peak from counts a thread; it may read a few pages lower than before.
+        // The kernel sums the peak from per-thread counters and may report a few pages less than
+        // before.
         let grown = memory_peak(world.node_id()).saturating_sub(before);
         assert!(grown < 20 * 1024 * 1024, "{http:?}: grew by {grown} bytes");
     }

@@ -1,5 +1,5 @@
-//! Descriptors and places: strangers, however many, take none from those who are known, and a full
-//! worker lets connections wait.
+//! File descriptors and connection limits: unauthenticated clients take no room from known ones,
+//! and connections wait for a full worker.
 
 use e2e::client::{Http, HttpConnection, bounded};
 use e2e::documents::route;
@@ -12,7 +12,7 @@ use http::StatusCode;
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
 
-/// Starts a program as from a shell with few descriptors.
+/// Starts a program with a low limit of descriptors.
 const LOW: &str = "ulimit -n 256; exec \"$@\"";
 const DRIVERS: [&str; 2] = ["io_uring", "epoll"];
 
@@ -22,7 +22,7 @@ async fn world(upstream: &Upstream, driver: &str, settings: Value, script: &str)
     builder.protected(upstream.address()).start().await
 }
 
-/// Asks for a number of the node's metrics until it is this one.
+/// Polls a metric of the node until it has this value.
 async fn metric_is(world: &World, name: &str, wanted: u64) {
     let reached = async { while world.metric(name).await != wanted {} };
     bounded(&format!("{name} is {wanted}"), reached).await;
@@ -50,7 +50,7 @@ async fn strangers_leave_known_clients_and_the_process_alone() {
         }
         metric_is(&world, "countersign_workers_full ", 2).await;
         assert_eq!(world.status("/status/ready").await.status, StatusCode::OK);
-        // Each of these needs a connection to the upstream of its own.
+        // Each of these needs an upstream connection of its own.
         let held = known
             .into_iter()
             .map(|mut session| tokio::spawn(async move { session.get("/hold").await.unwrap().status }));
@@ -90,7 +90,7 @@ async fn a_full_worker_lets_connections_wait() {
                 session.get("/").await.unwrap().status
             }),
         ];
-        // The worker serves those it has, and looks at no other.
+        // The worker serves its connections and accepts no other.
         assert_eq!(first.get("/").await.unwrap().status, StatusCode::OK);
         assert!(waiting.iter().all(|waiting| !waiting.is_finished()));
         assert_eq!(world.metric("countersign_connections_open ").await, 2);
@@ -169,7 +169,7 @@ async fn accepts_that_fail_are_told_once_and_counted() {
             let said = Shell::new(world.folder()).run(&command).await;
             assert_eq!(said.exit, 0, "{said:?}");
         };
-        // Fewer than are open already.
+        // Less than are open already.
         limit(3).await;
         let mut waiting = Vec::new();
         for _ in 0..50 {

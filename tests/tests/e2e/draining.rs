@@ -1,5 +1,5 @@
-//! A stop that a load balancer can follow: not ready at once, accepting for a while, and no
-//! connection lost at the end.
+//! Graceful shutdown behind a load balancer: the node is not ready at once, accepts connections for
+//! a while, and loses none at the end.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -27,7 +27,7 @@ async fn world_with(upstream: &Upstream, driver: &str, settings: Value) -> World
     let builder = World::builder().settings(settings).node_environment("COUNTERSIGN_DRIVER", driver);
     let world = builder.start().await;
     let revision = world.serve(world.protected_site(), upstream).await;
-    // A successor serves what was saved until the control plane tells it more.
+    // A successor serves its last-good file until the control plane sends more.
     world.wait_persisted(revision).await;
     world
 }
@@ -77,7 +77,7 @@ async fn a_node_that_leaves_is_not_ready_and_serves_on() {
     assert_eq!(node.ended().await.code(), Some(130));
 }
 
-/// Connects and asks, again and again, until nobody listens. Whoever has connected must be
+/// Connects and requests in a loop until the port is closed. Every accepted connection must be
 /// answered.
 async fn hammer(address: SocketAddr, served: Arc<AtomicUsize>) {
     while let Ok(mut stream) = TcpStream::connect(address).await {
@@ -187,7 +187,7 @@ async fn a_rolling_restart_behind_a_balancer_fails_nobody() {
     balancer.await.unwrap();
 }
 
-/// As a health check sees it.
+/// A readiness probe like a load balancer's.
 async fn is_ready(status: SocketAddr) -> bool {
     let Ok(mut session) = HttpConnection::plain(status, "status").await else { return false };
     session.get("/status/ready").await.is_ok_and(|reply| reply.status == StatusCode::OK)
@@ -228,7 +228,7 @@ async fn a_successor_of_a_full_worker_starts() {
             held.push(tokio::spawn(async move { session.get("/hold").await.unwrap().status }));
         }
         upstream.arrived(2).await;
-        // The queue of one listener has connections, and that of the other none.
+        // One listener has queued connections, the other none.
         let mut waiting = Vec::new();
         for _ in 0..4 {
             waiting.push(TcpStream::connect(world.https()).await.unwrap());
@@ -265,8 +265,8 @@ async fn an_http_2_client_that_answers_no_ping_is_ended() {
     }
     let mut node = world.take_node();
     node.signal(Signal::SIGTERM);
-    // Another request whenever there is silence: those of the first seconds are served, the others
-    // refused.
+    // Sends a request whenever the connection is quiet: those of the first seconds are answered,
+    // the others are not.
     let asking = asking.drip("the end", |n| get(3 + 2 * n, "app.test", "/"), |heard| heard.over);
     let (_, asked) = tokio::join!(silent.until("the end of the silent one", |heard| heard.over), asking);
     assert!(asked.reset.iter().any(|&(_, code)| code == REFUSED_STREAM), "{:?}", asked.reset);
@@ -354,7 +354,7 @@ async fn an_admin_connection_accepted_last_gets_its_answer() {
     let mut control = world.take_control();
     control.signal(Signal::SIGTERM);
     world.control_log().line_with(&["SIGTERM: stopping gracefully"]).await;
-    // The page for plain HTTP on the TLS port is an answer, too.
+    // The error page for plain HTTP on the TLS port counts as a response.
     unused.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
     let answer = String::from_utf8(raw::until_closed(&mut unused).await).unwrap();
     assert!(answer.starts_with("HTTP/1.1 400 "), "{answer:?}");

@@ -1,6 +1,6 @@
-//! The harness itself: a scripted upstream and the clients are what the suites believe them to be.
+//! Tests of the test harness: the scripted upstream and the clients behave as the suites expect.
 //!
-//! No gateway takes part, so a failure here is the harness's own.
+//! They run without a gateway, so a failure is the harness's own.
 
 use e2e::client::{Http, HttpClient, HttpConnection, Tls};
 use e2e::credentials::{Authority, certificates};
@@ -78,7 +78,7 @@ async fn the_settings_of_a_world_are_valid() {
     let world = World::builder().without_control().nodes(&[]).start().await;
     for name in ["control", "node-1"] {
         let settings = conf::load(&world.write_config(name)).unwrap_or_else(|problem| panic!("{problem}"));
-        // Worlds seal with APISIX's public key, as the ciphertexts in its documents are.
+        // Worlds encrypt with APISIX's public key, like the ciphertexts in its documents.
         let others: Vec<_> =
             settings.warnings.iter().filter(|text| !text.contains("public default")).collect();
         assert_eq!(others, Vec::<&String>::new());

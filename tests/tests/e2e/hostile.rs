@@ -1,4 +1,5 @@
-//! What no honest client sends: the gateway refuses it, bounded in work and memory, and goes on serving the others.
+//! Hostile clients: the gateway rejects them with bounded work and memory and continues to serve
+//! others.
 
 use e2e::client::{Http, HttpClient, Tls, full};
 use e2e::raw::{self, Split};
@@ -36,7 +37,8 @@ async fn garbage_on_the_tls_port_ends_the_connection() {
         ("SSLv2", vec![0x80, 0x2e, 0x01, 0x00, 0x02, 0x00, 0x15, 0x00, 0x00, 0x00, 0x10, 0x01, 0x00, 0x80]),
     ] {
         let mut stream = raw::send(world.https(), &bytes).await;
-        // Some of these are the beginning of something longer: ending our side says that nothing follows.
+        // Some of these are prefixes of valid input: closing the write side tells that nothing
+        // follows.
         let _ = stream.shutdown().await;
         let answered = raw::until_closed(&mut stream).await;
         let alert_or_page =
@@ -57,7 +59,7 @@ async fn plain_http_on_the_tls_port_is_told_so() {
     still_serves(&world).await;
 }
 
-/// A configuration with a short ClientHello, so that there are few places to cut it.
+/// A configuration with a short ClientHello, so that there are few positions to split it at.
 fn short_hello(client: &HttpClient) -> ClientConfig {
     let mut provider = rustls::crypto::aws_lc_rs::default_provider();
     provider.kx_groups = vec![rustls::crypto::aws_lc_rs::kx_group::X25519];
@@ -101,7 +103,8 @@ async fn oversized_heads_are_refused() {
         let mut session = world.client("app.test").http(http).connect().await.unwrap();
         let mut request = session.request(Method::GET, "/", full(""));
         request.headers_mut().insert("x-long", long.parse().unwrap());
-        // A status, or the end of the connection (HTTP/2 may refuse the stream): never the upstream's answer.
+        // A status, or the end of the connection (HTTP/2 may reset the stream), but never the
+        // upstream's response.
         if let Ok(reply) = session.fetch(request).await {
             assert!(reply.status.is_client_error(), "{http:?}: {}", reply.status);
         }
@@ -216,7 +219,7 @@ async fn connections_dropped_at_any_point_of_the_handshake_leave_nothing_behind(
     }
     for _ in 0..20 {
         let mut stream = raw::send(world.https(), &hello).await;
-        // The server's flight is on its way: leave without a word.
+        // Closes without a message while the server's flight is on its way.
         let _ = stream.read(&mut [0; 16]).await;
     }
     still_serves(&world).await;

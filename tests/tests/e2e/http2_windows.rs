@@ -1,6 +1,6 @@
-//! HTTP/2 clients that give no window for what they asked for: what their requests hold of the
-//! upstream is released after `send_timeout`, streams are reset, and connections of which nothing
-//! is read end. Whoever waits for the upstream is left alone.
+//! HTTP/2 clients that open no window: after `send_timeout` their upstream connections are
+//! released, streams are reset, and connections that are not read are closed. Requests that wait
+//! for the upstream are not affected.
 
 use std::time::{Duration, Instant};
 
@@ -15,16 +15,16 @@ use e2e::world::World;
 use nix::sys::signal::Signal;
 use serde_json::json;
 
-/// What comes earlier than this was not `send_timeout`'s.
+/// An earlier end is not caused by `send_timeout`.
 const NOT_BEFORE: Duration = Duration::from_millis(900);
-/// `send_timeout`, two ticks of the watchdog, and a busy machine.
+/// `send_timeout`, two ticks of the timer, and a margin for a busy machine.
 const NOT_AFTER: Duration = Duration::from_secs(15);
 /// `ENHANCE_YOUR_CALM`
 const CALM: u32 = 11;
 /// `CANCEL`
 const CANCEL: u32 = 8;
-/// More than the gateway takes of an answer that its client does not read; and no more than that,
-/// since upstreams write as much as their sockets take.
+/// More than the gateway buffers of a response that its client does not read; not more, because
+/// upstreams write as much as their sockets accept.
 const LARGE: &str = "/sized?bytes=300000";
 /// The largest window (RFC 9113 section 6.9.1).
 const ALL: u32 = (1 << 31) - 1;
@@ -43,8 +43,7 @@ impl Target {
         Self { world, upstream, client }
     }
 
-    /// A client that stalls and does nothing else: as long as it takes to be ended, everybody
-    /// else's clock runs as well.
+    /// A client that only stalls: while it is served, the timers of the others run, too.
     async fn one_stall(&self) {
         let mut wire = FrameConnection::with_window(&self.client, 0).await;
         assert!(wire.send(&get(1, "app.test", LARGE)).await);
@@ -96,7 +95,7 @@ async fn only_the_stream_that_stalls_is_reset() {
     let heard = wire.until("a stream is reset", |heard| heard.resets > 0).await;
     assert_eq!(heard.reset, [(1, CANCEL)]);
     assert_eq!(heard.goaway, None);
-    // The other waits for its upstream, for as long as that may take, and gets the rest.
+    // The other request waits for its upstream without a limit and gets the rest.
     target.one_stall().await;
     target.upstream.open_gate();
     let heard = wire.until("the other answer comes to its end", |heard| heard.whole.contains(&3)).await;
@@ -152,7 +151,7 @@ async fn answers_without_a_body_need_no_window() {
 #[tokio::test]
 async fn who_waits_for_the_upstream_is_not_cut_off() {
     let target = Target::start().await;
-    // Without a window, too: nothing is there that it could take.
+    // Also without a window, because there is no data to send.
     let mut wire = FrameConnection::with_window(&target.client, 0).await;
     assert!(wire.send(&get(1, "app.test", "/hold")).await);
     target.upstream.arrived(1).await;

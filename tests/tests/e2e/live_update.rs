@@ -1,7 +1,7 @@
-//! A change is live for connections that are already open, and soon.
+//! A change applies soon to connections that are already open.
 //!
-//! The bound of 200 ms counts from the Admin API's answer to the first request that sees the change; the median of many
-//! changes is judged, because one measurement on a busy machine says more about the machine.
+//! The bound of 200 ms is from the Admin API's response to the first request that sees the change;
+//! the median of many changes counts, because a single measurement depends on the machine's load.
 
 use serde_json::json;
 use std::time::{Duration, Instant};

@@ -1,4 +1,5 @@
-//! Answers as raw upstreams frame them: which pass, which are refused, and which connections are used again.
+//! Framing of responses from raw upstreams: forwarded or rejected, and whether the connection is
+//! reused.
 
 use e2e::client::{Http, HttpConnection, Reply, full};
 use e2e::documents::route;
@@ -11,7 +12,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// Both protocols of a client.
 const BOTH: [Http; 2] = [Http::One, Http::Two];
-/// An answer in order.
+/// A valid response.
 const WHOLE: &str = "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nwhole";
 
 async fn world_to(upstream: &RawUpstream) -> World {
@@ -19,7 +20,8 @@ async fn world_to(upstream: &RawUpstream) -> World {
     World::builder().settings(settings).open(upstream.address()).start().await
 }
 
-/// An upstream that answers `/<index>` with the answer of that index, and everything else in order.
+/// An upstream that answers `/<index>` with the response of that index, and other paths with a
+/// valid one.
 async fn answering(answers: &[&str]) -> RawUpstream {
     let answers: Vec<String> = answers.iter().map(|answer| (*answer).to_owned()).collect();
     RawUpstream::plain(move |request| {
@@ -39,7 +41,8 @@ async fn ask(session: &mut HttpConnection, method: &str, path: &str) -> Reply {
     session.fetch(request).await.unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
-/// Each answer to each method is 502 over both protocols, and its connection is not used again.
+/// Asserts that each response to each method becomes 502 over both protocols, and that its
+/// connection is not reused.
 async fn refused(methods: &[&str], answers: &[&str]) {
     let mut upstream = answering(answers).await;
     let world = world_to(&upstream).await;
@@ -192,7 +195,7 @@ async fn answers_without_a_body_end_with_their_head() {
             assert!(answer.contains(&format!(" {} ", reply.status.as_u16())), "{http:?} {answer:?}");
             assert!(reply.body.is_empty(), "{http:?} {answer:?}");
             let length = reply.headers.get("content-length").map(|value| value.to_str().unwrap());
-            // RFC 9110 section 8.6: never in a 204. In a 304 it is the length that a 200 would have had.
+            // RFC 9110 section 8.6: not allowed in a 204; in a 304 it is the length of the 200.
             let allowed: &[Option<&str>] = match reply.status.as_u16() {
                 204 => &[None],
                 304 => &[None, Some("5")],
@@ -252,7 +255,7 @@ async fn bytes_after_an_answer_never_answer_another_request() {
     }
 }
 
-/// What a plain HTTP/1 client reads until `end` has come.
+/// What a plain HTTP/1 client reads until `end`.
 async fn read_until(stream: &mut tokio::net::TcpStream, end: &str) -> String {
     let mut read = Vec::new();
     e2e::client::bounded(end, async {
@@ -332,10 +335,10 @@ async fn fields_of_the_upstreams_connection_stay_there() {
     }
 }
 
-/// Framed by itself, so that the connection's end says nothing about it.
+/// The response has framing of its own, so the end of the connection does not matter.
 const LENGTH: &str = "HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf of it";
 
-/// Answers `/cut/...` without a length and ends without close_notify, `/end/...` the same with it.
+/// Answers `/cut/...` without a length and ends without close_notify; `/end/...` with it.
 fn close_delimited(request: &RawRequest) -> RawResponse {
     let answer = RawResponse::keep("HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n\r\nhalf of it");
     match request.target() {
@@ -356,7 +359,7 @@ async fn an_answer_cut_off_within_tls_is_never_whole() {
         let mut route = route("app.test", "/*", &[upstream.address()]);
         route["upstream"]["scheme"] = json!("https");
         world.apply(&[("ssls/app", world.open_site()), ("routes/app", route)]).await;
-        // On a new connection, and on one that has gone on without rustls since.
+        // On a new connection, and on one that has moved to the own record layer.
         for before in [0, 6] {
             for (path, whole) in [("/cut", false), ("/reset", false), ("/end", true), ("/length", true)] {
                 for http in BOTH {
@@ -396,7 +399,7 @@ async fn in_clear_text_fin_ends_an_answer_and_reset_breaks_it() {
         let read = session.fetch(request).await.ok().map(|reply| reply.status.as_u16());
         assert!(matches!(read, None | Some(502)), "{http:?}: {read:?}");
     }
-    // RFC 9112 section 8: an answer with a length or in chunks is cut by FIN, too.
+    // RFC 9112 section 8: FIN truncates a response with a length or chunks, too.
     let request = b"GET /reset HTTP/1.1\r\nHost: app.test\r\nConnection: close\r\n\r\n";
     let mut stream = raw::send(world.http(), request).await;
     let read = String::from_utf8(raw::until_closed(&mut stream).await).unwrap();

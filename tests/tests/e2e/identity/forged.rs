@@ -1,4 +1,5 @@
-//! Forged identities: every name that tells some upstream who the client is, in every spelling, as header and as trailer, over every way in.
+//! Forged identities: every identity header of known upstreams, in every spelling, as header and as
+//! trailer, over every protocol.
 
 use bytes::Bytes;
 use e2e::client::{Body, Http, HttpConnection, full};
@@ -10,7 +11,8 @@ use serde_json::{Value, json};
 
 use super::{any_host, three_sites};
 
-/// Names that tell a client to some upstream, each in the spellings that CGI and its heirs take for one, and what a route here sets.
+/// Identity headers of known upstreams in the spellings that CGI maps to them, and headers that a
+/// route sets.
 fn spellings() -> Vec<HeaderName> {
     let names = [
         "Client-Cert",
@@ -57,7 +59,8 @@ fn with_trailers(names: &[HeaderName]) -> Body {
     BodyExt::boxed(StreamBody::new(stream::iter(frames)))
 }
 
-/// Sends forged headers, listed in `Connection`, and trailers; gives what the upstream saw of the last request.
+/// Sends forged headers, listed in `Connection`, and trailers; returns what the upstream received
+/// with the last request.
 async fn forge(session: &mut HttpConnection, http: Http) -> Value {
     let mut seen = Value::Null;
     for names in spellings().chunks(AT_A_TIME) {
@@ -65,7 +68,7 @@ async fn forge(session: &mut HttpConnection, http: Http) -> Value {
         let fields = request.headers_mut();
         fields.extend(forged(names));
         let list = names.iter().map(HeaderName::as_str).collect::<Vec<_>>().join(", ");
-        // HTTP/2 forbids Connection; the list of trailers is what makes this client send them.
+        // HTTP/2 forbids Connection; the list of trailers makes this client send them.
         if http == Http::One {
             fields.insert("connection", HeaderValue::from_str(&format!("keep-alive, {list}")).unwrap());
         }
