@@ -1,4 +1,4 @@
-//! The four runtimes: how each accepts, reads, writes and spawns. All that differs between them is here.
+//! The four runtimes: how each accepts, reads, writes and spawns.
 
 use std::io::{self, BufRead, Read};
 use std::net::TcpListener;
@@ -21,7 +21,6 @@ use super::connection;
 /// As a worker's ring.
 const RING_ENTRIES: u32 = 4096;
 
-/// What runs the connections.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Host {
     MonoioUring,
@@ -43,7 +42,7 @@ impl Host {
     }
 }
 
-/// Serves the site on standard input until that ends. Says the port on standard output.
+/// Serves the site on standard input until that ends. Prints the port to standard output.
 pub(crate) fn serve(host: Host) {
     let mut site = String::new();
     io::stdin().lock().read_line(&mut site).expect("a site");
@@ -56,7 +55,7 @@ pub(crate) fn serve(host: Host) {
     let snapshot = gateway::snapshot([(Kind::Ssl, "site", document)]);
     let shared = gateway::shared(snapshot, &[TlsVersion::V12, TlsVersion::V13], None);
     let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a port");
-    // As the data plane's: what is accepted inherits it.
+    // As the data plane does: accepted sockets inherit it.
     setsockopt(&listener, sockopt::TcpNoDelay, &true).expect("a socket");
     println!("{}", listener.local_addr().expect("an address").port());
     match host {
@@ -86,7 +85,7 @@ fn monoio(driver: &Driver, listener: TcpListener, shared: &Arc<SharedState>) {
     runtime::block_on(driver, accept_all).expect("a runtime")
 }
 
-/// With the flags and the size of our own ring.
+/// With the flags and the size of the data plane's ring.
 fn tokio_uring(listener: TcpListener, shared: &Arc<SharedState>) {
     let mut ring = tokio_uring::uring_builder();
     if matches!(Driver::detect(), Driver::IoUring { flags: true }) {

@@ -25,7 +25,7 @@ use super::client_verifier::SiteVerifier;
 use super::record::RecordLayerKind;
 use super::ticket::{SiteTicketer, TicketBinding};
 use super::{Subsystem, key_schedule};
-use crate::push_client::TicketRingHandle;
+use crate::lifecycle::handles::TicketRingHandle;
 
 /// The configurations that a site's ssl object caches.
 #[derive(Default)]

@@ -24,7 +24,7 @@ use zeroize::Zeroizing;
 
 use self::keys::TicketKeys;
 use super::handshake_state::{HandshakeState, TicketRejection, ValidityPeriod};
-use crate::push_client::TicketRingHandle;
+use crate::lifecycle::handles::TicketRingHandle;
 
 mod keys;
 
