@@ -73,7 +73,8 @@ pub mod testing {
     }
     pub mod tls {
         pub use crate::tls::{
-            client_hello, client_verifier, handshake, params, record, site_config, stream, ticket, transport,
+            PlaintextState, Subsystem, client_hello, client_verifier, handshake, handshake_state, record,
+            site_config, stream, transport,
         };
     }
     pub mod upstream {

@@ -1,4 +1,4 @@
-//! The stages of one request that need no socket, one by one and then one after the other.
+//! The stages of one request that need no socket, one by one and as a sequence.
 
 use std::hint::black_box;
 
@@ -20,10 +20,10 @@ use serde_json::{Value, json};
 
 use super::{Credentials, HOST, PATH, UPSTREAM};
 
-/// Routes beside the one that is asked for.
+/// Routes beside the matching one.
 const ROUTES: usize = 1000;
 
-/// What every stage reads.
+/// The input of every stage.
 struct Walk {
     snapshot: Snapshot,
     sni: HostName,
@@ -73,7 +73,7 @@ pub(crate) fn stages(criterion: &mut Criterion, credentials: &Credentials) {
     });
 }
 
-/// The request as it goes to the upstream.
+/// The request to the upstream.
 fn outgoing(mut parts: Parts, target: &RequestTarget) -> http::Request<RequestBody> {
     let own = std::mem::take(&mut parts.uri).into_parts().path_and_query;
     let path = path::forwarded_path(target, own).expect("a path");

@@ -15,7 +15,7 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::{Registry, Unit};
 
 use crate::reason::Reason;
-use crate::tls::ticket::TicketRejection;
+use crate::tls::handshake_state::TicketRejection;
 
 /// A number only its own worker writes. The alignment keeps it off its neighbours' cache lines
 /// where it matters: a worker's counters are one allocation of their own.

@@ -19,7 +19,7 @@ use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
 
 use super::balancer::Balancer;
-use crate::tls::record::traffic_secrets::RecordLayerKind;
+use crate::tls::record::RecordLayerKind;
 use crate::tls::{signature, site_config};
 
 /// Derived from an upstream once and cached on it.
