@@ -21,13 +21,13 @@ use crate::http::head::HeadLimits;
 use crate::io::coarse_timer::CoarseTimers;
 use crate::reason::Reason;
 
-/// Of one name, since each may cost a connect time-out.
+/// Of one name, since each may cost a connect timeout.
 const ADDRESSES_MAX: usize = 4;
 
 pub struct UpstreamClient {
     pub pool: Rc<Pool>,
     pub permits: ConnectionPermits,
-    /// For the time-outs of responses.
+    /// For the timeouts of responses.
     pub timers: Rc<CoarseTimers>,
     pub resolver: ResolverCache,
     /// One for the process.

@@ -1,6 +1,6 @@
 //! The body of a request on its way from the client to the upstream: streamed, counted and timed.
 //!
-//! Invariant: a pause of the client never counts against the time-outs of the upstream, nor the
+//! Invariant: a pause of the client never counts against the timeouts of the upstream, nor the
 //! other way round. [`SendProgress`] has which of the two is waited for, and since when.
 
 use std::cell::Cell;
