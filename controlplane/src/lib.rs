@@ -30,8 +30,6 @@ mod server;
 
 mod cli;
 
-mod proof;
-
 pub use cli::main;
 
 /// What integration tests drive: single stages, without a process.

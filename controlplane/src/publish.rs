@@ -34,7 +34,7 @@ pub(crate) use findings::Findings;
 pub use fleet::Fleet;
 pub use listener::PushTls;
 use model::Snapshot;
-use pem_files::{FileError, Reloader};
+use mtls::{FileError, Reloader};
 pub(crate) use reports::Reports;
 pub use store_acceptance::StoreAcceptance;
 use store_state::StoreStateWatcher;

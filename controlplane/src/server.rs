@@ -19,7 +19,7 @@ use conf::{ConfigProvider, Settings};
 use futures_util::future::BoxFuture;
 use futures_util::{FutureExt, TryFutureExt};
 use model::RealIp;
-use pem_files::CertificateMonitor;
+use mtls::CertificateMonitor;
 use pki::Keyring;
 use process::signals::Signals;
 use serde_json::Value;

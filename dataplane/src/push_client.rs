@@ -27,7 +27,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 pub use handles::SnapshotHandle;
-use pem_files::{CertificateMonitor, FileError};
+use mtls::{CertificateMonitor, FileError};
 pub use secrets::TicketRingHandle;
 pub use sync_status::{SnapshotSource, SyncStatus};
 use telemetry::{Heartbeats, Readiness};

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use conf::Settings;
-use pem_files::CertificateMonitor;
+use mtls::CertificateMonitor;
 use telemetry::status::{StatusListener, StatusServer};
 use telemetry::{Heartbeats, StatusPage};
 

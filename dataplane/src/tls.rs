@@ -11,7 +11,6 @@ pub mod handshake;
 mod key_schedule;
 pub mod params;
 pub mod record;
-pub(crate) mod signature;
 pub mod site_config;
 pub mod stream;
 pub mod ticket;

@@ -1,8 +1,7 @@
 //! Who answers to a name, by which entry, and what it would serve.
 
 use model::{Blocked, HostName, Resource, SiteLookup, Snapshot, Ssl, TlsVersion};
-use pem_files::format_utc;
-use pki::{Certificate, ClientAuth};
+use pki::{Certificate, ClientAuth, format_utc};
 use serde_json::{Value, json};
 
 use super::put;

@@ -2,7 +2,7 @@
 //!
 //! Who gets through here is certain to hold a certificate of `countersign.push.ca`; which node it
 //! is, `stream` decides. The certificate files are read again when they change
-//! ([`pem_files::reload`]): a new connection is made with them as they are. Bounded: connections,
+//! ([`mtls::reload`]): a new connection is made with them as they are. Bounded: connections,
 //! handshakes at once, time of a handshake, streams of a connection, silence.
 
 use std::net::SocketAddr;
@@ -10,8 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::Stream;
-use pem_files::reload::ConfiguredFile;
-use pem_files::{CredentialFiles, Credentials, FileError, Reloader};
+use mtls::{ConfiguredFile, CredentialFiles, Credentials, FileError, Reloader};
 use pki::{ClientAuth, ClientAuthInput};
 use proto::push::push_server::{Push, PushServer};
 use rustls::server::WebPkiClientVerifier;

@@ -16,7 +16,7 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use http::Uri;
 use hyper_util::rt::TokioIo;
-use pem_files::Reloader;
+use mtls::Reloader;
 use pki::VerifyError;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use tokio::net::TcpStream;
@@ -31,7 +31,7 @@ use super::files::NodeTls;
 /// How often the certificate of the other end is verified again.
 const REVERIFY_INTERVAL: Duration = Duration::from_secs(10);
 
-type Loaded = pem_files::LoadedCredentials<NodeTls>;
+type Loaded = mtls::LoadedCredentials<NodeTls>;
 type FileChanges = watch::Receiver<Option<Arc<Loaded>>>;
 
 /// Connects to one control plane. Clones share its state.
@@ -148,7 +148,7 @@ impl Connector {
         Some(format!(
             "the control plane {} refuses the certificate in {path} ({setting}); the former one, until {}, is in use",
             self.address,
-            pem_files::format_utc(leaf.not_after())
+            pki::format_utc(leaf.not_after())
         ))
     }
 

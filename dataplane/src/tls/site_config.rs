@@ -24,7 +24,7 @@ use rustls::{KeyLog, ServerConfig, SignatureAlgorithm, SupportedCipherSuite, Sup
 
 #[cfg(feature = "engine-boring")]
 use super::boring::site::BoringSite;
-use super::client_verifier::SiteVerifier;
+use super::client_verifier::site_verifier;
 use super::key_schedule;
 use super::record::traffic_secrets::RecordLayerKind;
 use super::ticket::{SiteTicketer, TicketBinding};
@@ -195,11 +195,10 @@ impl SiteConfigFactory {
             .map_err(|error| SiteError::Config(error.to_string()))?;
         let builder = match &ssl.client {
             None => builder.with_no_client_auth(),
-            Some(policy) => builder.with_client_cert_verifier(Arc::new(SiteVerifier::new(
-                Arc::clone(policy),
-                purpose,
-                Arc::clone(&self.provider),
-            ))),
+            Some(policy) => {
+                let verifier = site_verifier(policy, purpose, Arc::clone(&self.provider));
+                builder.with_client_cert_verifier(Arc::new(verifier))
+            }
         };
         let mut config =
             builder.with_cert_resolver(Arc::new(SiteCertResolver::new(&self.provider, &versions, ssl)?));
@@ -250,15 +249,14 @@ struct CertEntry {
 
 impl CertEntry {
     fn new(provider: &CryptoProvider, pair: &KeyPair) -> Result<Self, SiteError> {
-        let key = provider.key_provider.load_private_key(pair.key.der().clone_key());
+        let key = mtls::signing_key(provider, &pair.key);
         let key = key.map_err(|error| SiteError::Key(error.to_string()))?;
         Ok(Self { chain: pair.chain.as_slice().into(), key })
     }
 
     /// As rustls wants it: with bytes of its own.
     fn to_certified_key(&self) -> Arc<CertifiedKey> {
-        let chain = self.chain.iter().map(|cert| cert.der().clone()).collect();
-        Arc::new(CertifiedKey::new(chain, Arc::clone(&self.key)))
+        Arc::new(mtls::certified_key(&self.chain, Arc::clone(&self.key)))
     }
 }
 

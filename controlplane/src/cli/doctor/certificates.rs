@@ -2,8 +2,8 @@
 //! judge peers.
 
 use conf::{ConfigProvider, Settings};
-use pem_files::expiry::OPERATOR_BUNDLE_MAX;
-use pem_files::{CertKeyPair, CertificateExpiry, ConfiguredFileRef};
+use mtls::expiry::OPERATOR_BUNDLE_MAX;
+use mtls::{CertKeyPair, CertificateExpiry, ConfiguredFileRef};
 use pki::{Certificate, ClientAuth, ClientAuthInput, TrustAnchors, VerifyError};
 use rustls_pki_types::{ServerName, UnixTime};
 

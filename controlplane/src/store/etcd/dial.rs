@@ -34,7 +34,6 @@ mod diagnosis;
 mod endpoint;
 mod error;
 mod observer;
-mod verifier;
 
 /// etcd counts pings that come faster than every 5 seconds, or without a call in progress, and ends
 /// the connection at the third. For the same reason windows are fixed: an adaptive one measures

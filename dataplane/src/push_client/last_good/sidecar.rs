@@ -9,7 +9,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use aws_lc_rs::hmac;
-use pem_files::bounded_read;
+use process::bounded_read;
 
 use super::key::FileKey;
 
