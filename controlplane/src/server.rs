@@ -19,7 +19,7 @@ pub(crate) use admin::admin_key_folder;
 use conf::{ConfigProvider, Settings};
 use futures_util::TryFutureExt;
 use in_use_retry::InUseRetry;
-use pem_files::CertificateMonitor;
+use mtls::CertificateMonitor;
 use pki::Keyring;
 use process::signals::Signals;
 use serde_json::Value;

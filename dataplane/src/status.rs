@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use conf::Settings;
-use pem_files::CertificateMonitor;
+use mtls::CertificateMonitor;
 use serde_json::Value;
 use telemetry::status::{StatusListener, StatusServer};
 use telemetry::{Heartbeats, StatusPage};

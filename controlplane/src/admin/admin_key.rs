@@ -11,7 +11,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use conf::{AdminKey, AdminRole};
-use pem_files::bounded_read;
+use process::bounded_read;
 use zeroize::Zeroizing;
 
 use super::access::KeyDigest;

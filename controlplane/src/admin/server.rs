@@ -15,7 +15,7 @@ use std::time::Duration;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use pem_files::LoadedCredentials;
+use mtls::LoadedCredentials;
 use rustls::pki_types::CertificateDer;
 use rustls_pki_types::UnixTime;
 use telemetry::{Heartbeat, Heartbeats, Readiness};

@@ -1,8 +1,7 @@
 //! The ssl that an SNI or Host selects, by which entry, and what it serves.
 
 use model::{Blocked, HostName, Resource, SiteLookup, Snapshot, Ssl, TlsVersion};
-use pem_files::format_utc;
-use pki::{Certificate, ClientAuth};
+use pki::{Certificate, ClientAuth, format_utc};
 use serde_json::{Value, json};
 
 use super::put;

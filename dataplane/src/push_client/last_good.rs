@@ -24,7 +24,7 @@ use aws_lc_rs::hkdf;
 use bytes::Buf;
 use model::wire::{DeltaAssembler, chunks, tickets_from_wire, tickets_to_wire};
 use model::{Delta, Snapshot, TicketRing};
-use pem_files::bounded_read;
+use process::bounded_read;
 use prost::Message;
 use proto::push::{Chunk, LastGood};
 use zeroize::Zeroizing;
