@@ -55,12 +55,12 @@ pub(crate) fn serve(
         true => Err("this control plane is draining".to_owned()),
         false => Ok(()),
     });
-    let (unread, patience) = (publish.unread_since.clone(), publish.stale_after);
+    let (unread, patience) = (publish.unreadable_since.clone(), publish.stale_after);
     status.add_readiness_check(move || match *unread.borrow() {
-        Some(since) if since.elapsed() >= patience => Err(unread_since(since)),
+        Some(since) if since.elapsed() >= patience => Err(unreadable_since(since)),
         _ => Ok(()),
     });
-    let unread = publish.unread_since.clone();
+    let unread = publish.unreadable_since.clone();
     status.add_field("store_unread_seconds", move || {
         unread.borrow().map(|since| since.elapsed().as_secs()).into()
     });
@@ -74,7 +74,7 @@ pub(crate) fn serve(
     listener.serve(status)
 }
 
-fn unread_since(since: Instant) -> String {
+fn unreadable_since(since: Instant) -> String {
     let seconds = since.elapsed().as_secs();
     format!("the store cannot be read for {seconds} s: data planes are served what was read before")
 }
