@@ -271,7 +271,7 @@ async fn an_invalid_resource_rejects_the_whole_delta() {
         panic!("{answers:?}")
     };
     assert_eq!((first.revision, nack.revision, last.revision), (5, 6, 7));
-    let told = &nack.errors[0];
+    let told = &nack.refusals[0];
     assert_eq!(told.key, Some(model::wire::key_to_wire(&key(Kind::Upstream, "2"))));
     assert!(told.field.contains("nodes"), "{told:?}");
     let snapshot = node.snapshot();

@@ -73,7 +73,7 @@ async fn another_bundle_takes_the_lists_of_the_old_one_along() {
     let reply = stage.world.caller("app.test").identity(&other).get("/open").await.unwrap();
     assert_eq!(reply.status, StatusCode::OK);
     let finding = linted(&stage, "ssls/app").await;
-    assert!(finding["what"].as_str().unwrap().contains("no certificate of it has signed it"), "{finding}");
+    assert!(finding["message"].as_str().unwrap().contains("no certificate of it has signed it"), "{finding}");
     stage.world.control_log().line_with(&["weakens the protection", "client.ca"]).await;
 }
 
