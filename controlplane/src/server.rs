@@ -29,7 +29,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::admin::AdminServer;
-use crate::admin::admin_key::AdminKeyError;
+use crate::admin::key_file::AdminKeyError;
 use crate::admin::tls::{ReloadingTls, TlsError};
 use crate::backup;
 use crate::current_snapshot::ListenerSettings;

@@ -16,24 +16,28 @@ pub(super) fn match_json(snapshot: &Snapshot, name: &HostName) -> Value {
         SiteLookup::TooManyLabels { .. } | SiteLookup::Nothing => ("none", None),
     };
     let ssl = snapshot.site(name).map(|ssl| ssl.id.as_str());
-    json!({"ssl": ssl, "matched": matched, "entry": entry, "why": match_message(snapshot, name)})
+    json!({"ssl": ssl, "matched": matched, "entry": entry, "message": match_message(snapshot, name)})
 }
 
 /// The site of a name with its certificates, versions and policy.
 pub(super) fn site_json(snapshot: &Snapshot, name: &HostName, listeners: &ListenerSettings) -> Value {
-    let mut shown = match_json(snapshot, name);
+    let mut json = match_json(snapshot, name);
     if let Some(ssl) = snapshot.site(name) {
         let versions = ssl.versions.as_ref().unwrap_or(&listeners.versions);
         let leaves = ssl.pairs.iter().filter_map(model::KeyPair::leaf);
         if let Some(blocked) = &ssl.blocked {
-            put(&mut shown, "blocked", blocked.reason());
-            return shown;
+            put(&mut json, "blocked", blocked.reason());
+            return json;
         }
-        put(&mut shown, "certificates", leaves.map(certificate_json).collect::<Value>());
-        put(&mut shown, "ssl_protocols", versions.iter().copied().map(TlsVersion::as_str).collect::<Value>());
-        put(&mut shown, "client", ssl.client.as_deref().map_or_else(|| json!({"asked": false}), policy_json));
+        put(&mut json, "certificates", leaves.map(certificate_json).collect::<Value>());
+        put(&mut json, "ssl_protocols", versions.iter().copied().map(TlsVersion::as_str).collect::<Value>());
+        put(
+            &mut json,
+            "client",
+            ssl.client.as_deref().map_or_else(|| json!({"requested": false}), policy_json),
+        );
     }
-    shown
+    json
 }
 
 /// Why the look-up selects this ssl, or none.
@@ -96,8 +100,8 @@ fn policy_json(policy: &ClientAuth) -> Value {
             "revoked": crl.entries()})
     });
     json!({
-        "asked": true,
-        "insisted_on": policy.requires_client_cert(),
+        "requested": true,
+        "required": policy.requires_client_cert(),
         "ca": policy.anchors().certificates().iter().map(Certificate::subject).collect::<Vec<_>>(),
         "depth": policy.depth(),
         "crl": crls.collect::<Vec<_>>(),

@@ -18,7 +18,8 @@ use rustls::crypto::CryptoProvider;
 use rustls::sign::CertifiedKey;
 
 use super::balancer::Balancer;
-use crate::tls::record::RecordLayerKind;use crate::tls::site_config;
+use crate::tls::record::RecordLayerKind;
+use crate::tls::site_config;
 
 /// Derived from an upstream once and cached on it.
 pub struct PreparedUpstream {

@@ -66,7 +66,7 @@ async fn refused_and_not_answered_by_the_wildcard(world: &World, why: &str) {
     let found = world.admin().get("lint").await.body;
     let of_site = |found: &&Value| found["resource"] == "ssls/secret" && found["severity"] == "error";
     let told: Vec<_> = found["list"].as_array().unwrap().iter().filter(of_site).collect();
-    assert!(told.len() == 1 && told[0]["what"].as_str().unwrap().contains(why), "{found}");
+    assert!(told.len() == 1 && told[0]["message"].as_str().unwrap().contains(why), "{found}");
 }
 
 fn secret(world: &World) -> (Credential, Value) {

@@ -184,9 +184,9 @@ async fn a_refused_handshake_is_explained_as_it_happened() {
         let (client, question) = client(&world, &format!("s{number}.test"), scenario.shows.as_ref());
         let explained = explain(&world, question).await;
         let outcome = &explained["outcome"];
-        assert_eq!(outcome["result"], "refused in the handshake", "{what}: {explained}");
+        assert_eq!(outcome["result"], "handshake_rejected", "{what}: {explained}");
         assert_eq!(
-            (outcome["reason"].as_str(), outcome["rule"].as_str()),
+            (outcome["reason"].as_str(), outcome["verify_reason"].as_str()),
             (Some(*expected), *rule),
             "{what}"
         );
@@ -204,7 +204,7 @@ async fn a_refused_handshake_is_explained_as_it_happened() {
             "peer=127.0.0.1:".into(),
         ];
         words.extend(rule.map(|rule| format!("rule=\"{rule}\"")));
-        if let Some(shown) = explained["client_certificate"].get("shown") {
+        if let Some(shown) = explained["client_certificate"].get("leaf") {
             for field in ["subject", "issuer", "serial", "fingerprint"] {
                 words.push(format!("{field}={}", shown[field]));
             }
@@ -315,13 +315,17 @@ async fn a_request_is_explained_as_it_happened() {
             continue;
         };
         assert_eq!(outcome["status"], reply.status.as_u16(), "{what}: {explained}");
-        assert_eq!((outcome["reason"].as_str(), outcome["rule"].as_str()), (Some(reason), rule), "{what}");
+        assert_eq!(
+            (outcome["reason"].as_str(), outcome["verify_reason"].as_str()),
+            (Some(reason), rule),
+            "{what}"
+        );
         let after = counted(&world, reason, rule).await;
         assert_eq!(after, (before.0 + 1, before.1 + u64::from(rule.is_some())), "{what}");
         let mut words = vec!["request refused".to_owned(), format!("reason=\"{reason}\"")];
         words.extend(rule.map(|rule| format!("rule=\"{rule}\"")));
         if rule.is_some() || reason == "misdirected" && shows.is_some() {
-            words.push(format!("fingerprint={}", explained["client_certificate"]["shown"]["fingerprint"]));
+            words.push(format!("fingerprint={}", explained["client_certificate"]["leaf"]["fingerprint"]));
         }
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
         world.node_log().line_with(&words).await;
