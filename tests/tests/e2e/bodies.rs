@@ -30,7 +30,7 @@ async fn session(world: &World, http: Http) -> Session {
 }
 
 #[tokio::test]
-async fn ten_megabytes_arrive_whole_in_both_directions() {
+async fn ten_megabytes_arrive_complete_in_both_directions() {
     let upstream = Upstream::plain("plain").await;
     let world = world_with(&upstream).await;
     let expected = sha256(&pattern(TEN_MEGABYTES));
@@ -66,7 +66,7 @@ async fn a_body_with_a_known_length_keeps_it() {
 }
 
 #[tokio::test]
-async fn an_answer_streams_its_first_bytes_arrive_before_the_last_are_sent() {
+async fn responses_are_streamed() {
     for http in [Http::One, Http::Two] {
         let upstream = Upstream::plain("plain").await;
         let world = world_with(&upstream).await;
@@ -83,7 +83,7 @@ async fn an_answer_streams_its_first_bytes_arrive_before_the_last_are_sent() {
 }
 
 #[tokio::test]
-async fn a_request_streams_its_first_bytes_reach_the_upstream_before_the_last_are_sent() {
+async fn requests_are_streamed() {
     let upstream = Upstream::plain("plain").await;
     let world = world_with(&upstream).await;
     for http in [Http::One, Http::Two] {
@@ -105,7 +105,7 @@ async fn a_request_streams_its_first_bytes_reach_the_upstream_before_the_last_ar
 }
 
 #[tokio::test]
-async fn curl_uploads_a_file_and_may_ask_first() {
+async fn curl_uploads_a_file_with_and_without_expect() {
     let upstream = Upstream::plain("plain").await;
     let world = world_with(&upstream).await;
     let bytes = pattern(TEN_MEGABYTES);
@@ -141,7 +141,7 @@ async fn curl_uploads_a_file_and_may_ask_first() {
 }
 
 #[tokio::test]
-async fn answers_that_have_no_body_have_none() {
+async fn responses_without_a_body_have_none() {
     let upstream = Upstream::plain("plain").await;
     let world = world_with(&upstream).await;
     for http in [Http::One, Http::Two] {
@@ -162,7 +162,7 @@ async fn answers_that_have_no_body_have_none() {
 }
 
 #[tokio::test]
-async fn a_body_is_not_held_whole_in_memory() {
+async fn a_body_is_not_buffered_completely() {
     const HUNDRED_MEGABYTES: usize = 100 * 1024 * 1024;
     let upstream = Upstream::plain("plain").await;
     let world = world_with(&upstream).await;
@@ -185,7 +185,7 @@ async fn a_body_is_not_held_whole_in_memory() {
 }
 
 #[tokio::test]
-async fn an_answer_that_breaks_off_is_not_passed_on_as_complete() {
+async fn a_truncated_response_is_not_forwarded_as_complete() {
     for http in [Http::One, Http::Two] {
         let upstream = Upstream::plain("plain").await;
         let world = world_with(&upstream).await;
@@ -203,7 +203,7 @@ async fn an_answer_that_breaks_off_is_not_passed_on_as_complete() {
 }
 
 #[tokio::test]
-async fn a_body_over_the_limit_is_refused_with_413() {
+async fn a_body_over_the_limit_is_413() {
     let upstream = Upstream::plain("plain").await;
     let settings = json!({"nginx_config": {"http": {"client_max_body_size": "100k"}}});
     let world = World::builder().settings(settings).start().await;

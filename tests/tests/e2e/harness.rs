@@ -13,7 +13,7 @@ use rustls::{AlertDescription, ProtocolVersion};
 use tokio::net::TcpStream;
 
 #[tokio::test]
-async fn a_plain_upstream_reports_what_it_saw() {
+async fn a_plain_upstream_reports_the_request() {
     let upstream = Upstream::plain("one").await;
     let mut session = Session::plain(upstream.address(), "app.test").await.unwrap();
     let reply = session.get("/some/path?x=1").await.unwrap();
@@ -27,7 +27,7 @@ async fn a_plain_upstream_reports_what_it_saw() {
 }
 
 #[tokio::test]
-async fn a_demanding_upstream_names_its_client_and_refuses_everybody_else() {
+async fn an_mtls_upstream_names_its_client_and_rejects_others() {
     let servers = Authority::root("Servers");
     let clients = Authority::root("Clients");
     let strangers = Authority::root("Strangers");
@@ -91,7 +91,7 @@ async fn the_settings_of_a_world_are_read_without_a_warning() {
 }
 
 #[tokio::test]
-async fn a_kept_port_refuses_and_can_be_taken_by_its_owner() {
+async fn a_reserved_port_refuses_and_its_owner_can_bind_it() {
     let kept = Reservation::any();
     let refused = TcpStream::connect(kept.address()).await.unwrap_err();
     assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
