@@ -120,7 +120,7 @@ impl SiteConfigFactory {
     /// [`SiteError`]; `model` checks the same when it accepts a resource, so this is a defect.
     pub fn config(&self, ssl: &Ssl, subsystem: Subsystem) -> Result<SiteConfig, SiteError> {
         let cached: Arc<CachedConfigs> =
-            ssl.prepared.get_or_try_init(|| Ok::<_, SiteError>(Arc::default()))?;
+            ssl.cache.get_or_try_init(|| Ok::<_, SiteError>(Arc::default()))?;
         let slot = match subsystem {
             Subsystem::Http => &cached.http,
             Subsystem::Stream => &cached.stream,

@@ -102,7 +102,7 @@ impl ClientTlsConfigs {
     }
 
     pub fn prepared(&self, upstream: &Upstream) -> Arc<PreparedUpstream> {
-        get_or_init_cached(&upstream.prepared, || PreparedUpstream {
+        get_or_init_cached(&upstream.cache, || PreparedUpstream {
             balancer: Balancer::new(upstream),
             inline_identity: OnceLock::new(),
         })
@@ -136,7 +136,7 @@ impl ClientTlsConfigs {
                     return Err(ClientTlsError::Blocked(id.clone(), blocked.reason().to_owned()));
                 }
                 let pair = ssl.pairs.first().ok_or_else(|| ClientTlsError::NoSsl(id.clone()))?;
-                let configs: Arc<SslConfigs> = get_or_init_cached(&ssl.prepared, SslConfigs::default);
+                let configs: Arc<SslConfigs> = get_or_init_cached(&ssl.cache, SslConfigs::default);
                 let config = if verify { &configs.verified } else { &configs.unverified };
                 config.get_or_init(|| self.build(pair, verify)).clone()
             }

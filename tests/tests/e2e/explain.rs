@@ -168,7 +168,7 @@ fn client(world: &World, name: &str, shows: Option<&Credential>) -> (HttpClient,
 }
 
 #[tokio::test]
-async fn a_refused_handshake_is_explained_as_it_happened() {
+async fn rejected_handshakes_are_explained() {
     let world = World::start().await;
     let scenarios = handshakes();
     let mut revision = 0;
@@ -215,7 +215,7 @@ async fn a_refused_handshake_is_explained_as_it_happened() {
 }
 
 #[tokio::test]
-async fn a_name_nobody_answers_to_is_explained_as_it_happened() {
+async fn names_without_a_site_are_explained() {
     let world = World::start().await;
     world.apply(&[("ssls/wild", site(&world.credentials.site, "*.test"))]).await;
     for (sni, reason) in [(Some("a.b.test"), "no_site"), (Some("other.example"), "no_site"), (None, "no_sni")]
@@ -270,7 +270,7 @@ async fn request_world() -> (World, Upstream) {
 }
 
 #[tokio::test]
-async fn a_request_is_explained_as_it_happened() {
+async fn denied_requests_are_explained() {
     let (world, _upstream) = request_world().await;
     let good = world.credentials.client.clone();
     let bad = Authority::root("Other").client("mallory");
@@ -338,7 +338,7 @@ async fn a_request_is_explained_as_it_happened() {
 }
 
 #[tokio::test]
-async fn hostile_names_cannot_forge_a_line() {
+async fn hostile_names_cannot_forge_a_log_line() {
     let world = World::start().await;
     world.apply(&[("ssls/app", world.protected_site())]).await;
     let name = "evil\n2026-01-01T00:00:00Z  INFO forged reason=\"none\"\r\u{1b}[31m\u{202e}";
@@ -352,7 +352,7 @@ async fn hostile_names_cannot_forge_a_line() {
 }
 
 #[tokio::test]
-async fn a_flood_of_refusals_writes_few_lines_and_counts_all() {
+async fn a_flood_of_rejections_logs_few_lines_and_counts_all() {
     const FLOOD: u64 = 1500;
     let world = World::start().await;
     world.apply(&[("ssls/app", world.protected_site())]).await;
