@@ -149,7 +149,7 @@ impl World {
             client: Some(Arc::new(policy)),
             versions: None,
             enabled: true,
-            prepared: CacheSlot::new(),
+            cache: CacheSlot::new(),
             blocked: None,
         };
         let sites = SiteConfigFactory::new(

@@ -153,7 +153,7 @@ impl SiteConfigFactory {
     /// it happens.
     pub fn config(&self, ssl: &Ssl, purpose: Subsystem) -> Result<SiteConfig, SiteError> {
         let prepared: Arc<CachedConfigs> =
-            ssl.prepared.get_or_try_init(|| Ok::<_, SiteError>(Arc::default()))?;
+            ssl.cache.get_or_try_init(|| Ok::<_, SiteError>(Arc::default()))?;
         let slot = match purpose {
             Subsystem::Http => &prepared.http,
             Subsystem::Stream => &prepared.stream,

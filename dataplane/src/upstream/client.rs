@@ -209,7 +209,7 @@ mod tests {
             upstream_host: None,
             keepalive: None,
             tls: UpstreamTls { identity: None, verify: false },
-            prepared: CacheSlot::new(),
+            cache: CacheSlot::new(),
             blocked: None,
         }
     }

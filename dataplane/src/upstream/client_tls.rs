@@ -110,7 +110,7 @@ impl ClientTlsConfigs {
 
     /// What hangs on `upstream`.
     pub fn prepared(&self, upstream: &Upstream) -> Arc<PreparedUpstream> {
-        get_or_init_cached(&upstream.prepared, || PreparedUpstream {
+        get_or_init_cached(&upstream.cache, || PreparedUpstream {
             balancer: Balancer::new(upstream),
             inline_identity: std::sync::OnceLock::new(),
         })
@@ -144,7 +144,7 @@ impl ClientTlsConfigs {
                     return Err(ClientTlsError::Blocked(id.clone(), blocked.reason().to_owned()));
                 }
                 let pair = ssl.pairs.first().ok_or_else(|| ClientTlsError::NoSsl(id.clone()))?;
-                let both: Arc<SslConfigs> = get_or_init_cached(&ssl.prepared, SslConfigs::default);
+                let both: Arc<SslConfigs> = get_or_init_cached(&ssl.cache, SslConfigs::default);
                 let slot = if verify { &both.verified } else { &both.unverified };
                 slot.get_or_init(|| self.build(pair, verify)).clone()
             }

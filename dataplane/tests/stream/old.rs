@@ -237,7 +237,7 @@ fn every_version_of_both_engines_has_the_same_verdicts_and_alerts() {
     let [v11, v12, v13] = [SslVersion::TLS1_1, SslVersion::TLS1_2, SslVersion::TLS1_3];
     for (served, versions) in [(ALL, &[v11, v12, v13][..]), (&ALL[1..], &[v12, v13])] {
         world.site.versions = Some(served.to_vec());
-        world.site.prepared = Slot::new();
+        world.site.cache = Slot::new();
         for version in versions {
             for (identity, rule, alert) in cases {
                 let old = Old { versions: [*version; 2], identity, ..Old::TLS11 };
@@ -325,7 +325,7 @@ fn with_pairs(world: &World, kinds: &[KeyAlgorithm]) -> SiteSsl {
         let minted = world.authority.issue(&LeafSpec::server("a.example").algorithm(*kind)).unwrap();
         KeyPair { chain: minted.chain.clone(), key: Arc::new(minted.key().unwrap()) }
     });
-    SiteSsl { pairs: pairs.collect(), client: None, prepared: Slot::new(), ..world.site.clone() }
+    SiteSsl { pairs: pairs.collect(), client: None, cache: Slot::new(), ..world.site.clone() }
 }
 
 #[test]

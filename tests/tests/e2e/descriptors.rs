@@ -1,5 +1,5 @@
-//! Descriptors and places: strangers, however many, take none from those who are known, and a full
-//! worker lets connections wait.
+//! File descriptors and connection limits: unauthenticated clients take no room from known ones,
+//! and connections wait for a full worker.
 
 use e2e::client::{Http, HttpConnection, bounded};
 use e2e::documents::route;
@@ -12,7 +12,7 @@ use http::StatusCode;
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
 
-/// Starts a program as from a shell with few descriptors.
+/// Starts a program with a low limit of descriptors.
 const LOW: &str = "ulimit -n 256; exec \"$@\"";
 const DRIVERS: [&str; 2] = ["io_uring", "epoll"];
 
@@ -22,7 +22,7 @@ async fn world(upstream: &Upstream, driver: &str, settings: Value, script: &str)
     builder.protected(upstream.address()).start().await
 }
 
-/// Asks for a number of the node's metrics until it is this one.
+/// Polls a metric of the node until it has this value.
 async fn metric_is(world: &World, name: &str, wanted: u64) {
     let reached = async { while world.metric(name).await != wanted {} };
     bounded(&format!("{name} is {wanted}"), reached).await;
@@ -33,7 +33,7 @@ fn lines_after(log: &Log, mark: usize) -> usize {
 }
 
 #[tokio::test]
-async fn strangers_leave_known_clients_and_the_process_alone() {
+async fn unknown_clients_do_not_exhaust_descriptors() {
     for driver in DRIVERS {
         let upstream = Upstream::plain("plain").await;
         let patient = json!({"countersign": {"limits": {"handshake_timeout": 600}}});
@@ -50,7 +50,7 @@ async fn strangers_leave_known_clients_and_the_process_alone() {
         }
         metric_is(&world, "countersign_workers_full ", 2).await;
         assert_eq!(world.status("/status/ready").await.status, StatusCode::OK);
-        // Each of these needs a connection to the upstream of its own.
+        // Each of these needs an upstream connection of its own.
         let held = known
             .into_iter()
             .map(|mut session| tokio::spawn(async move { session.get("/hold").await.unwrap().status }));
@@ -90,7 +90,7 @@ async fn a_full_worker_lets_connections_wait() {
                 session.get("/").await.unwrap().status
             }),
         ];
-        // The worker serves those it has, and looks at no other.
+        // The worker serves its connections and accepts no other.
         assert_eq!(first.get("/").await.unwrap().status, StatusCode::OK);
         assert!(waiting.iter().all(|waiting| !waiting.is_finished()));
         assert_eq!(world.metric("countersign_connections_open ").await, 2);
@@ -103,7 +103,7 @@ async fn a_full_worker_lets_connections_wait() {
 }
 
 #[tokio::test]
-async fn a_limit_too_low_to_serve_anybody_ends_the_start() {
+async fn a_descriptor_limit_that_is_too_low_fails_the_start() {
     let mut world = World::start().await;
     world.stop_node().await;
     let tiny = ["bash", "-c", "ulimit -n 64; exec \"$@\"", "bash"];
@@ -115,7 +115,7 @@ async fn a_limit_too_low_to_serve_anybody_ends_the_start() {
 }
 
 #[tokio::test]
-async fn strangers_leave_the_control_plane_s_nodes_alone() {
+async fn unknown_clients_do_not_affect_the_push() {
     let upstream = Upstream::plain("plain").await;
     let world = world(&upstream, "io_uring", json!({}), LOW).await;
     world.control_log().line_with(&["limit on open descriptors is 256", "LimitNOFILE="]).await;
@@ -135,7 +135,7 @@ async fn strangers_leave_the_control_plane_s_nodes_alone() {
 }
 
 #[tokio::test]
-async fn garbage_for_the_push_is_counted_and_hardly_logged() {
+async fn garbage_on_the_push_port_is_counted_and_rarely_logged() {
     let world = World::start().await;
     let mark = world.control_log().mark();
     let flood = (0..500).map(|_| {
@@ -157,7 +157,7 @@ async fn garbage_for_the_push_is_counted_and_hardly_logged() {
 }
 
 #[tokio::test]
-async fn accepts_that_fail_are_told_once_and_counted() {
+async fn failed_accepts_are_logged_once_and_counted() {
     for driver in DRIVERS {
         let upstream = Upstream::plain("plain").await;
         let world = world(&upstream, driver, json!({}), "exec \"$@\"").await;
@@ -169,7 +169,7 @@ async fn accepts_that_fail_are_told_once_and_counted() {
             let said = Shell::new(world.folder()).run(&command).await;
             assert_eq!(said.exit, 0, "{said:?}");
         };
-        // Fewer than are open already.
+        // Less than are open already.
         limit(3).await;
         let mut waiting = Vec::new();
         for _ in 0..50 {

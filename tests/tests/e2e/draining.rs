@@ -1,5 +1,5 @@
-//! A stop that a load balancer can follow: not ready at once, accepting for a while, and no
-//! connection lost at the end.
+//! Graceful shutdown behind a load balancer: the node is not ready at once, accepts connections for
+//! a while, and loses none at the end.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -27,7 +27,7 @@ async fn world_with(upstream: &Upstream, driver: &str, settings: Value) -> World
     let builder = World::builder().settings(settings).node_environment("COUNTERSIGN_DRIVER", driver);
     let world = builder.start().await;
     let revision = world.serve(world.protected_site(), upstream).await;
-    // A successor serves what was saved until the control plane tells it more.
+    // A successor serves its last-good file until the control plane sends more.
     world.wait_persisted(revision).await;
     world
 }
@@ -37,7 +37,7 @@ fn delay(seconds: u32) -> Value {
 }
 
 #[tokio::test]
-async fn a_node_that_leaves_is_not_ready_and_serves_on() {
+async fn a_draining_node_is_not_ready_and_serves() {
     let upstream = Upstream::plain("plain").await;
     let mut world = world_with(&upstream, "io_uring", delay(3600)).await;
     let mut kept = world.verified_client("app.test").http(Http::One).connect().await.unwrap();
@@ -77,7 +77,7 @@ async fn a_node_that_leaves_is_not_ready_and_serves_on() {
     assert_eq!(node.ended().await.code(), Some(130));
 }
 
-/// Connects and asks, again and again, until nobody listens. Whoever has connected must be
+/// Connects and requests in a loop until the port is closed. Every accepted connection must be
 /// answered.
 async fn hammer(address: SocketAddr, served: Arc<AtomicUsize>) {
     while let Ok(mut stream) = TcpStream::connect(address).await {
@@ -111,7 +111,7 @@ async fn no_connection_is_lost_when_listeners_close() {
 }
 
 #[tokio::test]
-async fn a_connection_accepted_last_gets_its_first_answer() {
+async fn the_last_accepted_connection_gets_a_response() {
     let upstream = Upstream::plain("plain").await;
     let mut world = world_with(&upstream, "io_uring", json!({})).await;
     let mut unused = world.verified_client("app.test").http(Http::One).connect().await.unwrap();
@@ -132,7 +132,7 @@ async fn a_connection_accepted_last_gets_its_first_answer() {
 }
 
 #[tokio::test]
-async fn a_silent_connection_does_not_hold_the_stop() {
+async fn an_idle_connection_does_not_delay_the_stop() {
     let upstream = Upstream::plain("plain").await;
     let slow = json!({
         "nginx_config": {"http": {"client_header_timeout": "3600s"}, "worker_shutdown_timeout": "3600s"},
@@ -145,7 +145,7 @@ async fn a_silent_connection_does_not_hold_the_stop() {
 }
 
 #[tokio::test]
-async fn a_rolling_restart_behind_a_balancer_fails_nobody() {
+async fn a_rolling_restart_behind_a_balancer_fails_no_request() {
     let upstream = Upstream::plain("plain").await;
     let builder = World::builder().settings(delay(5)).nodes(&["node-1", "node-2"]);
     let mut world = builder.start().await;
@@ -187,7 +187,7 @@ async fn a_rolling_restart_behind_a_balancer_fails_nobody() {
     balancer.await.unwrap();
 }
 
-/// As a health check sees it.
+/// A readiness probe like a load balancer's.
 async fn is_ready(status: SocketAddr) -> bool {
     let Ok(mut session) = HttpConnection::plain(status, "status").await else { return false };
     session.get("/status/ready").await.is_ok_and(|reply| reply.status == StatusCode::OK)
@@ -228,7 +228,7 @@ async fn a_successor_of_a_full_worker_starts() {
             held.push(tokio::spawn(async move { session.get("/hold").await.unwrap().status }));
         }
         upstream.arrived(2).await;
-        // The queue of one listener has connections, and that of the other none.
+        // One listener has queued connections, the other none.
         let mut waiting = Vec::new();
         for _ in 0..4 {
             waiting.push(TcpStream::connect(world.https()).await.unwrap());
@@ -250,7 +250,7 @@ async fn a_successor_of_a_full_worker_starts() {
 }
 
 #[tokio::test]
-async fn an_http_2_client_that_answers_no_ping_is_ended() {
+async fn an_http_2_client_without_ping_replies_is_closed() {
     let upstream = Upstream::plain("plain").await;
     let patient = json!({
         "nginx_config": {"http": {"keepalive_timeout": "3600s"}, "worker_shutdown_timeout": "3600s"},
@@ -265,8 +265,8 @@ async fn an_http_2_client_that_answers_no_ping_is_ended() {
     }
     let mut node = world.take_node();
     node.signal(Signal::SIGTERM);
-    // Another request whenever there is silence: those of the first seconds are served, the others
-    // refused.
+    // Sends a request whenever the connection is quiet: those of the first seconds are answered,
+    // the others are not.
     let asking = asking.drip("the end", |n| get(3 + 2 * n, "app.test", "/"), |heard| heard.over);
     let (_, asked) = tokio::join!(silent.until("the end of the silent one", |heard| heard.over), asking);
     assert!(asked.reset.iter().any(|&(_, code)| code == REFUSED_STREAM), "{:?}", asked.reset);
@@ -274,7 +274,7 @@ async fn an_http_2_client_that_answers_no_ping_is_ended() {
 }
 
 #[tokio::test]
-async fn a_status_port_in_use_ends_the_start_before_all_else() {
+async fn a_status_port_in_use_fails_the_start_first() {
     let mut world = World::start().await;
     world.stop_node().await;
     let occupied = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -290,7 +290,7 @@ async fn a_status_port_in_use_ends_the_start_before_all_else() {
 }
 
 #[tokio::test]
-async fn an_idle_stream_does_not_hold_the_stop_and_a_busy_one_does() {
+async fn a_busy_stream_delays_the_stop_and_an_idle_one_does_not() {
     let settings = json!({
         "apisix": {"proxy_mode": "http&stream", "stream_proxy": {"tcp": ["127.0.0.1:0"]}},
         "countersign": {"drain_idle_timeout": 1},
@@ -332,7 +332,7 @@ async fn echo(stream: &mut TcpStream) {
 }
 
 #[tokio::test]
-async fn a_control_plane_that_leaves_is_not_ready_and_serves_on() {
+async fn a_draining_control_plane_is_not_ready_and_serves() {
     let settings = delay(3600);
     let mut world = World::builder().settings(settings).start().await;
     assert_eq!(world.control_status("/status/ready").await.status, StatusCode::OK);
@@ -348,13 +348,13 @@ async fn a_control_plane_that_leaves_is_not_ready_and_serves_on() {
 }
 
 #[tokio::test]
-async fn an_admin_connection_accepted_last_gets_its_answer() {
+async fn the_last_accepted_admin_connection_gets_a_response() {
     let mut world = World::start().await;
     let mut unused = TcpStream::connect(world.admin_address()).await.unwrap();
     let mut control = world.take_control();
     control.signal(Signal::SIGTERM);
     world.control_log().line_with(&["SIGTERM: stopping gracefully"]).await;
-    // The page for plain HTTP on the TLS port is an answer, too.
+    // The error page for plain HTTP on the TLS port counts as a response.
     unused.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
     let answer = String::from_utf8(raw::until_closed(&mut unused).await).unwrap();
     assert!(answer.starts_with("HTTP/1.1 400 "), "{answer:?}");

@@ -1,7 +1,8 @@
-//! The explanation of a refusal agrees with the refusal: the same scenario is run for real and explained.
+//! The explain API agrees with the data plane: each scenario is run and explained.
 //!
-//! For each: what the client saw (alert or status), the reason and rule of the data plane's log line, and what its counters
-//! counted, must be what `POST explain` says. And a flood of refusals writes a bounded number of lines.
+//! The client's alert or status, the reason and rule in the data plane's log, and its counters must
+//! match the answer of `POST explain`. A flood of rejected handshakes writes a bounded number of
+//! log lines.
 
 use std::time::Duration;
 
@@ -23,10 +24,10 @@ fn day(from_today: i64) -> UnixTime {
     UnixTime::since_unix_epoch(Duration::from_secs(then.try_into().unwrap()))
 }
 
-/// One thing that a client does.
+/// An action of a client.
 struct Scenario {
     what: &'static str,
-    /// The site's `client`; it answers to a name made for this scenario.
+    /// `client` of the site, which gets a name of its own.
     client: Value,
     shows: Option<Credential>,
     expected: &'static str,
@@ -55,7 +56,7 @@ async fn counter(world: &World, name: &str) -> u64 {
     line.trim().parse().unwrap()
 }
 
-/// Counts of a reason and, for certificates, of a rule.
+/// Counters of a reason and, for certificates, of a rule.
 async fn counted(world: &World, reason: &str, rule: Option<&str>) -> (u64, u64) {
     let by_reason = counter(world, &format!("countersign_refused_total{{reason=\"{reason}\"}}")).await;
     let by_rule = match rule {
@@ -73,7 +74,7 @@ async fn explain(world: &World, question: Value) -> Value {
     answer.body
 }
 
-/// The alert that ends a handshake, as RFC 8446 spells it.
+/// The alert that ends a handshake, in the spelling of RFC 8446.
 async fn alert(client: &HttpClient) -> String {
     let camel =
         format!("{:?}", client.expect_alert().await).replace("recognised", "recognized").replace("CA", "Ca");
@@ -84,7 +85,7 @@ async fn alert(client: &HttpClient) -> String {
     snake.skip(1).collect()
 }
 
-/// Every way in which a handshake is refused for its client.
+/// Every way in which a client's handshake is rejected.
 fn handshakes() -> Vec<Scenario> {
     let root = ca::Authority::root(&AuthoritySpec::new("Root")).unwrap();
     let ca = root.certificate_pem();
@@ -155,7 +156,7 @@ fn handshakes() -> Vec<Scenario> {
     ]
 }
 
-/// The client of a scenario, and what the explanation needs to know about it.
+/// The client of a scenario, and what the explain API needs about it.
 fn client(world: &World, name: &str, shows: Option<&Credential>) -> (HttpClient, Value) {
     let client = world.client(name);
     match shows {
@@ -167,7 +168,7 @@ fn client(world: &World, name: &str, shows: Option<&Credential>) -> (HttpClient,
 }
 
 #[tokio::test]
-async fn a_refused_handshake_is_explained_as_it_happened() {
+async fn rejected_handshakes_are_explained() {
     let world = World::start().await;
     let scenarios = handshakes();
     let mut revision = 0;
@@ -214,7 +215,7 @@ async fn a_refused_handshake_is_explained_as_it_happened() {
 }
 
 #[tokio::test]
-async fn a_name_nobody_answers_to_is_explained_as_it_happened() {
+async fn names_without_a_site_are_explained() {
     let world = World::start().await;
     world.apply(&[("ssls/wild", site(&world.credentials.site, "*.test"))]).await;
     for (sni, reason) in [(Some("a.b.test"), "no_site"), (Some("other.example"), "no_site"), (None, "no_sni")]
@@ -233,7 +234,7 @@ async fn a_name_nobody_answers_to_is_explained_as_it_happened() {
     }
 }
 
-/// Sites and routes for requests: two that skip `^/free`, one open.
+/// Sites and routes for requests: two sites skip `^/free`, one is open.
 async fn request_world() -> (World, Upstream) {
     let world = World::start().await;
     let upstream = Upstream::plain("plain").await;
@@ -269,7 +270,7 @@ async fn request_world() -> (World, Upstream) {
 }
 
 #[tokio::test]
-async fn a_request_is_explained_as_it_happened() {
+async fn denied_requests_are_explained() {
     let (world, _upstream) = request_world().await;
     let good = world.credentials.client.clone();
     let bad = Authority::root("Other").client("mallory");
@@ -333,7 +334,7 @@ async fn a_request_is_explained_as_it_happened() {
 }
 
 #[tokio::test]
-async fn hostile_names_cannot_forge_a_line() {
+async fn hostile_names_cannot_forge_a_log_line() {
     let world = World::start().await;
     world.apply(&[("ssls/app", world.protected_site())]).await;
     let name = "evil\n2026-01-01T00:00:00Z  INFO forged reason=\"none\"\r\u{1b}[31m\u{202e}";
@@ -347,7 +348,7 @@ async fn hostile_names_cannot_forge_a_line() {
 }
 
 #[tokio::test]
-async fn a_flood_of_refusals_writes_few_lines_and_counts_all() {
+async fn a_flood_of_rejections_logs_few_lines_and_counts_all() {
     const FLOOD: u64 = 1500;
     let world = World::start().await;
     world.apply(&[("ssls/app", world.protected_site())]).await;
@@ -356,11 +357,11 @@ async fn a_flood_of_refusals_writes_few_lines_and_counts_all() {
     for _ in 0..FLOOD {
         client.expect_alert().await;
     }
-    // Another reason is not hidden by it.
+    // It does not hide another reason.
     other.expect_alert().await;
     world.node_log().line_with(&["reason=\"no_site\""]).await;
     assert_eq!(counted(&world, "no_certificate", None).await.0, FLOOD);
-    // Each is a line of its own, or in the number of those left out.
+    // Each has a line of its own, or counts as a suppressed one.
     let (written, left_out) = world
         .node_log()
         .find("the whole flood", |text| {
@@ -371,7 +372,8 @@ async fn a_flood_of_refusals_writes_few_lines_and_counts_all() {
             (lines.len() as u64 + left_out == FLOOD).then_some((lines.len() as u64, left_out))
         })
         .await;
-    // For each of two workers 200 at once, and ten a second; the workers' seconds began at the earliest with ours.
+    // For each of two workers 200 at once, and ten a second; the workers' seconds began at the
+    // earliest with the test's.
     let most = 2 * (200 + 10 * (started.elapsed().as_secs() + 1));
     assert!(written <= most && left_out > 0, "{written} lines, at most {most}, {left_out} left out");
 }

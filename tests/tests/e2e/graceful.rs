@@ -1,4 +1,5 @@
-//! SIGTERM: what runs is finished, nothing new is taken, and the end comes within the deadline either way.
+//! SIGTERM: requests in progress finish, no connection is accepted, and the program exits within
+//! the deadline in any case.
 
 use std::time::{Duration, Instant};
 
@@ -31,7 +32,8 @@ async fn a_request_in_progress_is_finished() {
 
         let mut node = world.take_node();
         node.signal(Signal::SIGTERM);
-        // The idle connection ends first: the stop has begun, and the held request still runs.
+        // The idle connection ends first, which shows that the stop has begun while the held
+        // request runs.
         raw::until_closed(&mut idle).await;
         assert!(!held.is_finished());
         upstream.open_gate();

@@ -1,6 +1,6 @@
-//! The harness itself: a scripted upstream and the clients are what the suites believe them to be.
+//! Tests of the test harness: the scripted upstream and the clients behave as the suites expect.
 //!
-//! No gateway takes part, so a failure here is the harness's own.
+//! They run without a gateway, so a failure is the harness's own.
 
 use e2e::client::{Http, HttpClient, HttpConnection, Tls};
 use e2e::credentials::{Authority, certificates};
@@ -13,7 +13,7 @@ use rustls::{AlertDescription, ProtocolVersion};
 use tokio::net::TcpStream;
 
 #[tokio::test]
-async fn a_plain_upstream_reports_what_it_saw() {
+async fn a_plain_upstream_reports_the_request() {
     let upstream = Upstream::plain("one").await;
     let mut session = HttpConnection::plain(upstream.address(), "app.test").await.unwrap();
     let reply = session.get("/some/path?x=1").await.unwrap();
@@ -78,7 +78,7 @@ async fn the_settings_of_a_world_are_valid() {
     let world = World::builder().without_control().nodes(&[]).start().await;
     for name in ["control", "node-1"] {
         let settings = conf::load(&world.write_config(name)).unwrap_or_else(|problem| panic!("{problem}"));
-        // Worlds seal with APISIX's public key, as the ciphertexts in its documents are.
+        // Worlds encrypt with APISIX's public key, like the ciphertexts in its documents.
         let others: Vec<_> =
             settings.warnings.iter().filter(|text| !text.contains("public default")).collect();
         assert_eq!(others, Vec::<&String>::new());
@@ -91,7 +91,7 @@ async fn the_settings_of_a_world_are_valid() {
 }
 
 #[tokio::test]
-async fn a_reserved_port_refuses_until_its_owner_listens() {
+async fn a_reserved_port_refuses_and_its_owner_can_bind_it() {
     let kept = Reservation::any();
     let refused = TcpStream::connect(kept.address()).await.unwrap_err();
     assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);

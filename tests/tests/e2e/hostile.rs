@@ -1,4 +1,5 @@
-//! What no honest client sends: the gateway refuses it, bounded in work and memory, and goes on serving the others.
+//! Hostile clients: the gateway rejects them with bounded work and memory and continues to serve
+//! others.
 
 use e2e::client::{Http, HttpClient, Tls, full};
 use e2e::raw::{self, Split};
@@ -36,7 +37,8 @@ async fn garbage_on_the_tls_port_ends_the_connection() {
         ("SSLv2", vec![0x80, 0x2e, 0x01, 0x00, 0x02, 0x00, 0x15, 0x00, 0x00, 0x00, 0x10, 0x01, 0x00, 0x80]),
     ] {
         let mut stream = raw::send(world.https(), &bytes).await;
-        // Some of these are the beginning of something longer: ending our side says that nothing follows.
+        // Some of these are prefixes of valid input: closing the write side tells that nothing
+        // follows.
         let _ = stream.shutdown().await;
         let answered = raw::until_closed(&mut stream).await;
         let alert_or_page =
@@ -47,7 +49,7 @@ async fn garbage_on_the_tls_port_ends_the_connection() {
 }
 
 #[tokio::test]
-async fn plain_http_on_the_tls_port_is_told_so() {
+async fn plain_http_on_the_tls_port_gets_a_400() {
     let (world, upstream) = World::open(json!({})).await;
     let mut stream = raw::send(world.https(), b"GET / HTTP/1.1\r\nHost: app.test\r\n\r\n").await;
     let answered = String::from_utf8_lossy(&raw::until_closed(&mut stream).await).into_owned();
@@ -57,7 +59,7 @@ async fn plain_http_on_the_tls_port_is_told_so() {
     still_serves(&world).await;
 }
 
-/// A configuration with a short ClientHello, so that there are few places to cut it.
+/// A configuration with a short ClientHello, so that there are few positions to split it at.
 fn short_hello(client: &HttpClient) -> ClientConfig {
     let mut provider = rustls::crypto::aws_lc_rs::default_provider();
     provider.kx_groups = vec![rustls::crypto::aws_lc_rs::kx_group::X25519];
@@ -77,7 +79,7 @@ async fn request_over(stream: Split<TcpStream>, client: &HttpClient, config: Arc
 }
 
 #[tokio::test]
-async fn a_client_hello_split_at_every_byte_is_understood() {
+async fn a_client_hello_split_at_every_byte_is_parsed() {
     let (world, _upstream) = World::open(json!({})).await;
     let client = world.client("app.test");
     let config = short_hello(&client);
@@ -94,14 +96,15 @@ async fn a_client_hello_split_at_every_byte_is_understood() {
 }
 
 #[tokio::test]
-async fn oversized_heads_are_refused() {
+async fn oversized_heads_are_rejected() {
     let (world, upstream) = World::open(json!({})).await;
     let long = "x".repeat(300 * 1024);
     for http in [Http::One, Http::Two] {
         let mut session = world.client("app.test").http(http).connect().await.unwrap();
         let mut request = session.request(Method::GET, "/", full(""));
         request.headers_mut().insert("x-long", long.parse().unwrap());
-        // A status, or the end of the connection (HTTP/2 may refuse the stream): never the upstream's answer.
+        // A status, or the end of the connection (HTTP/2 may reset the stream), but never the
+        // upstream's response.
         if let Ok(reply) = session.fetch(request).await {
             assert!(reply.status.is_client_error(), "{http:?}: {}", reply.status);
         }
@@ -171,7 +174,7 @@ async fn malformed_requests_get_400() {
 }
 
 #[tokio::test]
-async fn a_head_that_no_parser_reads_is_logged_and_counted() {
+async fn an_unparsable_head_is_logged_and_counted() {
     let (world, upstream) = World::open(json!({})).await;
     let heads: [&[u8]; 6] = [
         b"GET /?a=\"b\" HTTP/1.1\r\nHost: app.test\r\n\r\n",
@@ -193,7 +196,7 @@ async fn a_head_that_no_parser_reads_is_logged_and_counted() {
 }
 
 #[tokio::test]
-async fn a_tls_record_damaged_on_the_way_ends_the_connection() {
+async fn a_damaged_tls_record_ends_the_connection() {
     let (world, upstream) = World::open(json!({})).await;
     for tls in [Tls::V12, Tls::V13] {
         let stream = world.client("app.test").tls(tls).handshake().await.unwrap();
@@ -207,7 +210,7 @@ async fn a_tls_record_damaged_on_the_way_ends_the_connection() {
 }
 
 #[tokio::test]
-async fn connections_dropped_at_any_point_of_the_handshake_leave_nothing_behind() {
+async fn aborted_handshakes_leak_nothing() {
     let (world, _upstream) = World::open(json!({})).await;
     let client = world.client("app.test");
     let hello = raw::client_hello(client.config(), client.server_name());
@@ -216,7 +219,7 @@ async fn connections_dropped_at_any_point_of_the_handshake_leave_nothing_behind(
     }
     for _ in 0..20 {
         let mut stream = raw::send(world.https(), &hello).await;
-        // The server's flight is on its way: leave without a word.
+        // Closes without a message while the server's flight is on its way.
         let _ = stream.read(&mut [0; 16]).await;
     }
     still_serves(&world).await;

@@ -1,6 +1,6 @@
-//! HTTP/2 clients that give no window for what they asked for: what their requests hold of the
-//! upstream is released after `send_timeout`, streams are reset, and connections of which nothing
-//! is read end. Whoever waits for the upstream is left alone.
+//! HTTP/2 clients that open no window: after `send_timeout` their upstream connections are
+//! released, streams are reset, and connections that are not read are closed. Requests that wait
+//! for the upstream are not affected.
 
 use std::time::{Duration, Instant};
 
@@ -15,16 +15,16 @@ use e2e::world::World;
 use nix::sys::signal::Signal;
 use serde_json::json;
 
-/// What comes earlier than this was not `send_timeout`'s.
+/// An earlier end is not caused by `send_timeout`.
 const NOT_BEFORE: Duration = Duration::from_millis(900);
-/// `send_timeout`, two ticks of the watchdog, and a busy machine.
+/// `send_timeout`, two ticks of the timer, and a margin for a busy machine.
 const NOT_AFTER: Duration = Duration::from_secs(15);
 /// `ENHANCE_YOUR_CALM`
 const CALM: u32 = 11;
 /// `CANCEL`
 const CANCEL: u32 = 8;
-/// More than the gateway takes of an answer that its client does not read; and no more than that,
-/// since upstreams write as much as their sockets take.
+/// More than the gateway buffers of a response that its client does not read; not more, because
+/// upstreams write as much as their sockets accept.
 const LARGE: &str = "/sized?bytes=300000";
 /// The largest window (RFC 9113 section 6.9.1).
 const ALL: u32 = (1 << 31) - 1;
@@ -43,8 +43,7 @@ impl Target {
         Self { world, upstream, client }
     }
 
-    /// A client that stalls and does nothing else: as long as it takes to be ended, everybody
-    /// else's clock runs as well.
+    /// A client that only stalls: while it is served, the timers of the others run, too.
     async fn one_stall(&self) {
         let mut wire = FrameConnection::with_window(&self.client, 0).await;
         assert!(wire.send(&get(1, "app.test", LARGE)).await);
@@ -63,7 +62,7 @@ fn requests(path: &str, streams: u32) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn clients_without_a_window_release_the_upstream() {
+async fn stalled_clients_release_the_upstream() {
     const STREAMS: u32 = 60;
     let target = Target::start().await;
     let started = Instant::now();
@@ -88,7 +87,7 @@ async fn clients_without_a_window_release_the_upstream() {
 }
 
 #[tokio::test]
-async fn only_the_stream_that_stalls_is_reset() {
+async fn only_the_stalled_stream_is_reset() {
     let target = Target::start().await;
     let mut wire = FrameConnection::with_window(&target.client, 0).await;
     assert!(wire.send(&get(1, "app.test", LARGE)).await);
@@ -96,7 +95,7 @@ async fn only_the_stream_that_stalls_is_reset() {
     let heard = wire.until("a stream is reset", |heard| heard.resets > 0).await;
     assert_eq!(heard.reset, [(1, CANCEL)]);
     assert_eq!(heard.goaway, None);
-    // The other waits for its upstream, for as long as that may take, and gets the rest.
+    // The other request waits for its upstream without a limit and gets the rest.
     target.one_stall().await;
     target.upstream.open_gate();
     let heard = wire.until("the other answer comes to its end", |heard| heard.whole.contains(&3)).await;
@@ -104,7 +103,7 @@ async fn only_the_stream_that_stalls_is_reset() {
 }
 
 #[tokio::test]
-async fn a_window_of_a_byte_now_and_then_is_none() {
+async fn a_byte_of_window_now_and_then_is_a_stall() {
     let target = Target::start().await;
     let mut wire = FrameConnection::with_window(&target.client, 0).await;
     assert!(wire.send(&[get(1, "app.test", LARGE), window_settings(1)].concat()).await);
@@ -117,7 +116,7 @@ async fn a_window_of_a_byte_now_and_then_is_none() {
 }
 
 #[tokio::test]
-async fn the_connections_window_counts_as_well() {
+async fn the_connection_window_counts_too() {
     let target = Target::start().await;
     let mut wire = FrameConnection::with_window(&target.client, ALL).await;
     assert!(wire.send(&requests(LARGE, 3)).await);
@@ -127,7 +126,7 @@ async fn the_connections_window_counts_as_well() {
 }
 
 #[tokio::test]
-async fn slow_windows_that_move_carry_a_whole_answer() {
+async fn a_slow_window_carries_a_complete_response() {
     let target = Target::start().await;
     let mut wire = FrameConnection::with_window(&target.client, 0).await;
     assert!(wire.send(&requests("/sized?bytes=20000", 2)).await);
@@ -137,7 +136,7 @@ async fn slow_windows_that_move_carry_a_whole_answer() {
 }
 
 #[tokio::test]
-async fn answers_without_a_body_need_no_window() {
+async fn responses_without_a_body_need_no_window() {
     let target = Target::start().await;
     let mut wire = FrameConnection::with_window(&target.client, 0).await;
     let head = frames::request_block("GET", "app.test", "/status?code=204");
@@ -150,9 +149,9 @@ async fn answers_without_a_body_need_no_window() {
 }
 
 #[tokio::test]
-async fn who_waits_for_the_upstream_is_not_cut_off() {
+async fn a_request_waiting_for_the_upstream_is_not_ended() {
     let target = Target::start().await;
-    // Without a window, too: nothing is there that it could take.
+    // Also without a window, because there is no data to send.
     let mut wire = FrameConnection::with_window(&target.client, 0).await;
     assert!(wire.send(&get(1, "app.test", "/hold")).await);
     target.upstream.arrived(1).await;
@@ -165,7 +164,7 @@ async fn who_waits_for_the_upstream_is_not_cut_off() {
 }
 
 #[tokio::test]
-async fn a_drain_does_not_wait_for_streams_that_stall() {
+async fn a_drain_does_not_wait_for_stalled_streams() {
     let mut target = Target::start().await;
     let mut wire = FrameConnection::with_window(&target.client, 0).await;
     assert!(wire.send(&requests(LARGE, 5)).await);
@@ -179,7 +178,7 @@ async fn a_drain_does_not_wait_for_streams_that_stall() {
 
 /// hyper reads `CANCEL` and `NO_ERROR` as the end of a body.
 #[tokio::test]
-async fn a_body_that_its_client_cancels_is_never_whole() {
+async fn a_cancelled_request_body_is_incomplete() {
     let mut upstream =
         RawUpstream::plain(|_| RawResponse::keep("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")).await;
     let world = World::builder().open(upstream.address()).start().await;

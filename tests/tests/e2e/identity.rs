@@ -1,5 +1,6 @@
-//! The verified client, told to the upstream and matched by routes: every form through a parser of its own, every kind of allow-list entry
-//! with its near misses, `vars` and `proxy-rewrite`.
+//! Verified identities in headers and routing: each header format is parsed independently, each
+//! kind of allow-list entry is tested with near misses, and `vars` and `proxy-rewrite` use the
+//! identity.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -19,7 +20,8 @@ use serde_json::{Value, json};
 
 mod forged;
 
-/// A world with three sites: `mtls.test` insists, `skip.test` insists but for `/free`, `open.test` asks for nothing.
+/// A world with three sites: `mtls.test` requires a certificate, `skip.test` exempts `/free`,
+/// `open.test` has no client policy.
 async fn three_sites() -> (World, Upstream) {
     let (world, upstream) = (World::start().await, Upstream::plain("echo").await);
     let clients = &world.credentials.clients;
@@ -71,8 +73,8 @@ fn openssl(credential: &Credential, question: &[&str]) -> String {
     text.trim().split_once('=').unwrap_or_else(|| panic!("{text}")).1.trim().to_owned()
 }
 
-/// The element of an XFCC header, read by the rules of Envoy's documentation: `;` between pairs, values may be quoted, `\"` is a
-/// quotation mark within. Several values of a key stay in their order.
+/// Parses an element of an XFCC header by Envoy's documentation: `;` separates pairs, values may be
+/// quoted, `\"` is a quote inside. Several values of a key keep their order.
 fn xfcc(text: &str) -> BTreeMap<String, Vec<String>> {
     let mut found: BTreeMap<String, Vec<String>> = BTreeMap::new();
     let mut rest = text.chars().peekable();
@@ -107,7 +109,7 @@ fn unescaped(text: &Value) -> String {
 }
 
 #[tokio::test]
-async fn each_form_says_what_its_standard_says() {
+async fn each_header_format_follows_its_standard() {
     let (world, upstream) = three_sites().await;
     let middle = world.credentials.clients.intermediate("Middle CA");
     let spec = LeafSpec::client("a\";URI=spiffe://evil\\")
@@ -152,7 +154,7 @@ async fn each_form_says_what_its_standard_says() {
         assert_eq!(text("x-ssl-client-v-end"), openssl(&client, &["-enddate"]));
         assert_eq!(e2e::credentials::certificates(&unescaped(&headers["x-ssl-client-cert"])), chain[..1]);
     }
-    // Nobody was verified: on a site that asks nobody, on a skipped path, on plain HTTP.
+    // No verified client: a site without a policy, a skipped path, plain HTTP.
     let told = |reply: &Value| {
         let headers = reply["headers"].as_object().unwrap();
         let about = |name: &str| name.contains("client") || name.contains("ssl");
@@ -167,7 +169,7 @@ async fn each_form_says_what_its_standard_says() {
 }
 
 #[tokio::test]
-async fn only_clients_on_the_list_pass() {
+async fn only_listed_clients_are_allowed() {
     let (world, upstream) = three_sites().await;
     let spec = LeafSpec::client("alice")
         .organization("Acme")
@@ -220,7 +222,7 @@ async fn only_clients_on_the_list_pass() {
     }
     let line = world.node_log().line_with(&["not_allowed", "CN=alice,O=Acme", &serial]).await;
     assert!(line.contains("spiffe://a.example/ns/ab/sa/x"), "{line}");
-    // The same client where nobody verified it, and nobody at all: the list holds.
+    // The same client where it is not verified, and no client at all: the list denies both.
     assert_eq!(status(&world.client("open.test").identity(&client), "/free/0").await, 403);
     assert_eq!(status(&world.client("skip.test"), "/free/0").await, 403);
     assert_eq!(status(&world.client("skip.test").identity(&client).http(Http::Two), "/free/0").await, 200);
@@ -262,7 +264,7 @@ async fn a_routes_block_replaces_its_services() {
 }
 
 #[tokio::test]
-async fn the_tutorials_headers_arrive() {
+async fn the_headers_of_the_tutorial_arrive() {
     let (world, upstream) = three_sites().await;
     let plugin = json!({"plugins": {"proxy-rewrite": {"headers": {
         "X-Ssl-Client-Fingerprint": "$ssl_client_fingerprint",
@@ -302,7 +304,7 @@ async fn the_tutorials_headers_arrive() {
 }
 
 #[tokio::test]
-async fn vars_choose_the_route() {
+async fn vars_select_the_route() {
     let (world, upstream) = three_sites().await;
     let to = |name: &str, vars: Value| {
         let plugins = json!({"proxy-rewrite": {"headers": {"X-Route": name}}});
@@ -344,14 +346,14 @@ async fn vars_choose_the_route() {
     ] {
         assert_eq!(seen(&client, path).await["headers"]["x-route"], expected, "{path}");
     }
-    // A claim from outside chooses nothing.
+    // A claim of the client does not select a route.
     let mut session = world.client("open.test").connect().await.unwrap();
     let mut request = session.request(Method::GET, "/free", full(""));
     for name in ["x-ssl-client-verify", "x_ssl_client_verify", "client-cert"] {
         request.headers_mut().append(name, HeaderValue::from_static("SUCCESS"));
     }
     assert_eq!(session.fetch(request).await.unwrap().json()["headers"]["x-route"], "rest");
-    // A predicate that would say nothing is no predicate: refused, and the route stays as it was.
+    // A predicate without meaning is invalid, and the route stays as it was.
     let bad = to("rest", json!([["ssl_client_sdn", "==", "CN=good-client"]]));
     let answer = world.admin().call(Method::PUT, "routes/1-known", Some(&bad)).await.unwrap();
     assert_eq!(answer.status, StatusCode::BAD_REQUEST);
@@ -364,7 +366,7 @@ async fn vars_choose_the_route() {
 }
 
 #[tokio::test]
-async fn rewritten_uris_stay_one_request() {
+async fn rewritten_uris_keep_the_request_intact() {
     let (world, upstream) = three_sites().await;
     let plugin = |block: Value| json!({"plugins": {"proxy-rewrite": block}});
     world
@@ -396,9 +398,9 @@ async fn rewritten_uris_stay_one_request() {
     assert_eq!(upstream.requests(), before, "nothing of it left");
 }
 
-/// A CA that one site trusts names nobody on another site, where whoever made the routes never heard of it.
+/// The CA of one site names no client on another site, whose routes do not know that CA.
 #[tokio::test]
-async fn an_identity_does_not_travel_to_another_sites_host() {
+async fn an_identity_is_not_valid_for_another_sites_host() {
     let (world, upstream) = three_sites().await;
     let client = world.credentials.clients.client("alice");
     let allow = json!([{"subject": "CN=alice"}]);

@@ -1,7 +1,8 @@
-//! A change of a site's policy ends the live connections that it refuses, within a second, and no other.
+//! A changed client policy closes the open connections that it rejects, within a second, and no
+//! others.
 //!
-//! Every case has bystanders: connections of the same site that the new policy lets in, and of another site. They must still answer
-//! afterwards on the very same connection.
+//! Each case has bystanders, clients of the same site that the new policy accepts and clients of
+//! another site, whose connections must still work afterwards.
 
 use std::time::{Duration, Instant};
 
@@ -15,7 +16,7 @@ use pki::ca::LeafSpec;
 use rustls::pki_types::UnixTime;
 use serde_json::{Value, json};
 
-/// From the Admin API's answer to the end of a connection.
+/// From the Admin API's response to the end of a connection.
 const BOUND: Duration = Duration::from_secs(1);
 
 struct Stage {
@@ -26,7 +27,7 @@ struct Stage {
     bob: Credential,
 }
 
-/// A connection of each protocol; all have made a request and ask for nothing more.
+/// One connection of each protocol, idle after a request.
 struct Open(Vec<HttpConnection>);
 
 impl Stage {
@@ -74,7 +75,7 @@ impl Stage {
         Open(open)
     }
 
-    /// Applies a document and waits for the end of these connections; the bound is the issue's own.
+    /// Applies a document and waits for the end of these connections, within the required bound.
     async fn ends(&self, documents: &[(&str, Value)], refused: Vec<Open>, bystanders: Vec<Open>) {
         self.world.apply(documents).await;
         let applied = Instant::now();
@@ -90,7 +91,7 @@ impl Stage {
 }
 
 #[tokio::test]
-async fn revoking_a_client_ends_its_connections_and_no_other() {
+async fn revoking_a_client_closes_its_connections_only() {
     let stage = Stage::new().await;
     let refused = vec![stage.open("app.test", Some(&stage.alice)).await];
     let bystanders = vec![
@@ -98,17 +99,20 @@ async fn revoking_a_client_ends_its_connections_and_no_other() {
         stage.open("other.test", Some(&stage.alice)).await,
     ];
     stage.ends(&[("ssls/app", stage.revoking(&[&stage.alice]))], refused, bystanders).await;
-    let line =
-        stage.world.node_log().line_with(&["connection ended", "policy_moved", "revoked", "app.test"]).await;
+    let line = stage
+        .world
+        .node_log()
+        .line_with(&["connection ended", "policy_changed", "revoked", "app.test"])
+        .await;
     assert!(line.contains("127.0.0.1:"), "{line}");
-    // Once more, with a list that takes the second client away too, and the first back.
+    // Again, with a list that revokes the second client, too, and the first no longer.
     let refused = vec![stage.open("app.test", Some(&stage.bob)).await];
     stage.ends(&[("ssls/app", stage.revoking(&[&stage.bob]))], refused, vec![]).await;
     stage.open("app.test", Some(&stage.alice)).await;
 }
 
 #[tokio::test]
-async fn a_request_under_way_ends_too() {
+async fn a_request_in_progress_is_ended_too() {
     let stage = Stage::new().await;
     let mut waiting = Vec::new();
     for http in [Http::One, Http::Two] {
@@ -135,7 +139,7 @@ async fn a_request_under_way_ends_too() {
 }
 
 #[tokio::test]
-async fn another_ca_another_depth_and_a_site_taken_away_end_connections() {
+async fn ca_depth_and_site_changes_close_connections() {
     let stage = Stage::new().await;
     let credentials = &stage.world.credentials;
     let deep = credentials.clients.intermediate("Department").client("carol");
@@ -171,14 +175,14 @@ async fn another_ca_another_depth_and_a_site_taken_away_end_connections() {
 }
 
 #[tokio::test]
-async fn a_site_that_begins_to_insist_ends_who_showed_nothing() {
+async fn requiring_certificates_closes_anonymous_connections() {
     let stage = Stage::new().await;
     stage.world.apply(&[("ssls/app", stage.world.open_site())]).await;
     let anonymous = stage.open("app.test", None).await;
     let other = stage.open("other.test", Some(&stage.bob)).await;
     stage.ends(&[("ssls/app", stage.world.protected_site())], vec![anonymous], vec![other]).await;
 
-    // With skip rules nobody who never was anybody has to go: each request is judged.
+    // With skip rules, connections without an identity stay: each request is checked.
     let mut skipping = stage.world.protected_site();
     skipping["client"]["skip_mtls_uri_regex"] = json!(["^/(before|after)$"]);
     stage.world.apply(&[("ssls/app", skipping.clone())]).await;
@@ -189,11 +193,11 @@ async fn a_site_that_begins_to_insist_ends_who_showed_nothing() {
 }
 
 #[tokio::test]
-async fn a_certificate_that_expires_ends_its_connections() {
+async fn an_expired_certificate_closes_its_connections() {
     let stage = Stage::new().await;
     let now = UnixTime::now().as_secs();
     let at = |seconds| UnixTime::since_unix_epoch(Duration::from_secs(seconds));
-    // Two seconds are enough to connect even on a busy machine; were they not, `open` would say so.
+    // Two seconds are enough to connect even on a busy machine; otherwise `open` would fail.
     let spec = LeafSpec::client("dave").between(at(now - 60), at(now + 4));
     let dave = stage.world.credentials.clients.issue(&spec);
     let (dave, alice) =
@@ -207,16 +211,16 @@ async fn a_certificate_that_expires_ends_its_connections() {
 }
 
 #[tokio::test]
-async fn a_change_of_routes_looks_through_nothing_and_ends_nothing() {
+async fn a_change_of_routes_revalidates_no_connection() {
     let stage = Stage::new().await;
     let alice = stage.open("app.test", Some(&stage.alice)).await;
     let document = route("app.test", "/*", &[stage.upstream.address()]);
     stage.ends(&[("routes/app", document)], vec![], vec![alice]).await;
 }
 
-/// The verdict does not depend on the moment: a policy that moves while a client shakes hands refuses it as well.
+/// Timing does not matter: a policy that changes during a client's handshake rejects it as well.
 #[tokio::test]
-async fn a_policy_that_moves_during_handshakes_lets_nobody_through() {
+async fn a_policy_change_during_handshakes_is_enforced() {
     let stage = Stage::new().await;
     let client: HttpClient = stage.world.client("app.test").identity(&stage.alice);
     for _ in 0..10 {

@@ -1,7 +1,7 @@
-//! A change is live for connections that are already open, and soon.
+//! A change applies soon to connections that are already open.
 //!
-//! The bound of 200 ms counts from the Admin API's answer to the first request that sees the change; the median of many
-//! changes is judged, because one measurement on a busy machine says more about the machine.
+//! The bound of 200 ms is from the Admin API's response to the first request that sees the change;
+//! the median of many changes counts, because a single measurement depends on the machine's load.
 
 use serde_json::json;
 use std::time::{Duration, Instant};
@@ -37,7 +37,7 @@ async fn median_delay(world: &World, session: &mut HttpConnection, upstreams: &[
 }
 
 #[tokio::test]
-async fn a_change_is_live_on_the_next_request_of_an_open_connection() {
+async fn a_change_applies_to_the_next_request() {
     let world = World::start().await;
     let upstreams = [Upstream::plain("even").await, Upstream::plain("odd").await];
     world
@@ -56,7 +56,7 @@ async fn a_change_is_live_on_the_next_request_of_an_open_connection() {
 }
 
 #[tokio::test]
-async fn a_client_that_is_no_longer_trusted_loses_its_open_connection() {
+async fn an_untrusted_client_loses_its_open_connection() {
     let (world, upstream) = World::protected(json!({})).await;
     for http in [Http::One, Http::Two] {
         world.apply(&[("ssls/app", world.protected_site())]).await;
@@ -82,7 +82,7 @@ async fn an_unrelated_change_leaves_open_connections_alone() {
 }
 
 #[tokio::test]
-async fn removing_a_route_or_a_site_is_live_too() {
+async fn removing_a_route_or_site_applies_at_once() {
     let (world, _upstream) = World::open(json!({})).await;
     let mut session = world.client("app.test").connect().await.unwrap();
     assert_eq!(session.get("/").await.unwrap().status, StatusCode::OK);

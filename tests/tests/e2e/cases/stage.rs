@@ -1,6 +1,7 @@
-//! What the cases share: a world with one upstream and the fixtures as files, curl as the originals call it, and `openssl s_client`.
+//! Shared set-up of the cases: a world with one upstream and the fixtures as files, curl like in
+//! the originals, and `openssl s_client`.
 //!
-//! Nothing is waited for but answers and acknowledged revisions.
+//! Helpers wait only for responses and acknowledged revisions.
 
 use e2e::client::bounded;
 use e2e::credentials::Credential;
@@ -13,7 +14,7 @@ use http::Method;
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
 
-/// A running installation with everything a case needs.
+/// A running installation with the files of a case.
 pub(super) struct Stage {
     pub world: World,
     pub upstream: Upstream,
@@ -24,7 +25,7 @@ impl Stage {
         Self::of(World::builder()).await
     }
 
-    /// With a route for everything, on every host, to the upstream.
+    /// With a route for every path and host to the upstream.
     pub(super) async fn of(builder: WorldBuilder) -> Self {
         let stage = Self { world: builder.start().await, upstream: Upstream::plain("1980").await };
         let fixtures = &*FIXTURES;
@@ -43,24 +44,25 @@ impl Stage {
         stage
     }
 
-    /// PUT, and the data plane serves it.
+    /// PUT, then waits until the data plane serves it.
     pub(super) async fn put(&self, path: &str, document: Value) {
         self.world.apply(&[(path, document)]).await;
     }
 
-    /// PATCH, and the data plane serves it.
+    /// PATCH, then waits until the data plane serves it.
     pub(super) async fn patch(&self, path: &str, change: Value) {
         let revision = self.world.admin().write(Method::PATCH, path, Some(&change)).await;
         self.world.wait_acknowledged(revision).await;
     }
 
-    /// DELETE, and the data plane knows.
+    /// DELETE, then waits until the data plane has applied it.
     pub(super) async fn delete(&self, path: &str) {
         let revision = self.world.admin().delete(path).await;
         self.world.wait_acknowledged(revision).await;
     }
 
-    /// The control plane again, with the settings and environment it has now; the data plane has what it says.
+    /// Restarts the control plane with the current settings and environment and waits for the data
+    /// plane.
     pub(super) async fn restart_control(&mut self) {
         self.world.stop_control().await;
         self.world.start_control().await;
@@ -70,7 +72,7 @@ impl Stage {
             .await;
     }
 
-    /// A PUT that must be refused with 400; gives its `error_msg`.
+    /// A PUT that must be answered 400; returns its `error_msg`.
     pub(super) async fn refused(&self, path: &str, document: Value) -> String {
         let answer = self.world.admin().call(Method::PUT, path, Some(&document)).await;
         let answer = answer.unwrap_or_else(|error| panic!("PUT {path}: {error}"));
@@ -93,13 +95,14 @@ impl Stage {
         curl(self.world.folder(), &["--resolve", &resolve, &url]).await
     }
 
-    /// A handshake by `openssl s_client`, and one request when `request` says something. Gives all it printed.
+    /// A handshake by `openssl s_client`, with one request unless `request` is empty. Returns its
+    /// output.
     pub(super) async fn s_client(&self, arguments: &[&str], request: &str) -> String {
         let waiting: &[&str] = if request.is_empty() { &[] } else { &["-ign_eof"] };
         let mut child =
             tools::s_client(self.world.https(), self.world.folder(), &[arguments, waiting].concat());
         let mut stdin = child.stdin.take().expect("a pipe");
-        // A refused handshake may have ended it already.
+        // A rejected handshake may have ended the process already.
         let _ = stdin.write_all(request.as_bytes()).await;
         drop(stdin);
         let output =
@@ -107,10 +110,10 @@ impl Stage {
         String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned()
     }
 
-    /// Whether `s_client` got through its handshake, and what it printed.
+    /// Whether the handshake of `s_client` succeeded, and its output.
     pub(super) async fn shakes(&self, arguments: &[&str]) -> (bool, String) {
         let said = self.s_client(arguments, "").await;
-        // It tells of a cipher as soon as the server chose one, whatever came afterwards.
+        // s_client prints the cipher that the server chose even if the handshake fails later.
         let agreed = said.contains("\nNew, TLSv1") && !said.contains("Cipher is (NONE)");
         (agreed && !said.contains("SSL alert number"), said)
     }
@@ -134,21 +137,21 @@ pub(super) fn with(mut document: Value, more: Value) -> Value {
     document
 }
 
-/// An answer of the upstream to this path.
+/// Asserts that the upstream answered this path.
 #[track_caller]
 pub(super) fn served(answered: &CurlOutput, path: &str) {
     assert_eq!((answered.exit, answered.status), (0, 200), "{answered:?}");
     assert!(answered.body.contains(&format!("\"uri\":\"{path}\"")), "{answered:?}");
 }
 
-/// An answer of the gateway itself: its page, and nothing of the reason.
+/// Asserts that the gateway answered with its error page, without the reason.
 #[track_caller]
 pub(super) fn page(answered: &CurlOutput, status: u16) {
     assert_eq!((answered.exit, answered.status), (0, status), "{answered:?}");
     assert!(answered.body.contains(&format!("<h1>{status} ")), "{answered:?}");
 }
 
-/// A handshake that was refused: no HTTP at all.
+/// Asserts that the handshake was rejected, without any HTTP.
 #[track_caller]
 pub(super) fn no_handshake(answered: &CurlOutput) {
     assert!(answered.exit != 0 && answered.status == 0, "{answered:?}");

@@ -1,4 +1,4 @@
-//! The limits of heads: nginx's, the same for both protocols, and no limit on the number of fields.
+//! Limits of request heads: nginx's, for both protocols, without a limit on the number of fields.
 
 use e2e::client::{Http, full};
 use e2e::raw;
@@ -10,13 +10,13 @@ use super::client::{answers, statuses};
 
 const KIB: usize = 1024;
 
-/// A request whose line takes `line` bytes, with these fields.
+/// A request whose line has `line` bytes, with these fields.
 fn head(line: usize, fields: &str) -> String {
     let path = "x".repeat(line - "GET / HTTP/1.1".len());
     format!("GET /{path} HTTP/1.1\r\nHost: app.test\r\nConnection: close\r\n{fields}\r\n")
 }
 
-/// Fields of some 8,000 bytes each, and `rest` bytes in a last one.
+/// Fields of about 8,000 bytes each, and `rest` bytes in a last one.
 fn large(count: usize, rest: usize) -> String {
     let mut fields: String = (0..count).map(|n| format!("X-{n}: {}\r\n", "y".repeat(8000))).collect();
     fields.push_str(&format!("X-R: {}\r\n", "y".repeat(rest)));
@@ -84,7 +84,7 @@ async fn the_number_of_fields_is_not_limited() {
         let fields: String = (0..count).map(|n| format!("x{n}: y\r\n")).collect();
         let one = format!("GET /a HTTP/1.1\r\nHost: app.test\r\n{fields}\r\n");
         let last = head(20, &fields);
-        // The first of a connection, behind others, and behind a body in chunks.
+        // The first request of a connection, a later one, and one after a chunked body.
         let chunks = "POST /c HTTP/1.1\r\nHost: app.test\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n";
         for answered in answers(&world, format!("{one}{chunks}{last}").as_bytes()).await {
             assert_eq!(statuses(&answered), ["200"; 3], "{count}");
@@ -95,7 +95,7 @@ async fn the_number_of_fields_is_not_limited() {
 }
 
 #[tokio::test]
-async fn the_settings_move_the_limits() {
+async fn the_settings_change_the_limits() {
     let limits = json!({"countersign": {"limits": {"header_line_bytes": 300, "header_bytes": 1000}}});
     let world = World::builder().settings(limits).start().await;
     for (request, status) in [
@@ -112,7 +112,7 @@ async fn the_settings_move_the_limits() {
 }
 
 #[tokio::test]
-async fn an_answer_may_have_as_large_a_head() {
+async fn a_response_head_has_the_same_limit() {
     let (world, upstream) = World::open(json!({})).await;
     for http in [Http::One, Http::Two] {
         let mut session = world.client("app.test").http(http).connect().await.unwrap();

@@ -1,4 +1,5 @@
-//! Requests that no gateway forwards: tunnels, traces, targets that are no path, and upgrades that are not enabled.
+//! Requests that no gateway forwards: tunnels, traces, targets that are no path, and unsupported
+//! upgrades.
 
 use e2e::client::{Http, full};
 use e2e::frames::{self, DATA, END_HEADERS, END_STREAM, FrameConnection, HEADERS, frame};
@@ -22,7 +23,7 @@ async fn tunnels_and_traces_are_405() {
         "TRACE *",
     ] {
         for version in ["1.1", "1.0"] {
-            // What is sent as if the tunnel stood is not a request.
+            // Data that is sent through the denied tunnel is not a request.
             let request = format!(
                 "{line} HTTP/{version}\r\nHost: app.test\r\n\r\nGET / HTTP/1.1\r\nHost: app.test\r\n\r\n"
             );
@@ -77,7 +78,8 @@ async fn a_target_that_is_no_path_is_400() {
     }
 }
 
-/// The header blocks of all answers to this header block, until the gateway ends the connection for a broken frame.
+/// The header blocks of all responses to this header block, until the gateway closes the connection
+/// for a broken frame.
 async fn blocks(world: &e2e::world::World, block: Vec<u8>) -> Vec<Vec<u8>> {
     let mut wire = FrameConnection::connect(&world.client("app.test")).await;
     let mut bytes = frame(HEADERS, END_HEADERS | END_STREAM, 1, &block);
@@ -94,7 +96,7 @@ async fn http_2_forwards_no_other_target_either() {
         // Status 400 is entry 12 of the static table; a stream may be reset instead.
         assert!(blocks.iter().all(|block| block[0] == 0x8c), "{path}: {blocks:?}");
     }
-    // Extended CONNECT (RFC 8441), which is not enabled.
+    // Extended CONNECT (RFC 8441), which is disabled.
     let mut websocket = frames::request_block("GET", "app.test", "/");
     websocket.extend([0x00, 9]);
     websocket.extend(b":protocol");
@@ -105,7 +107,7 @@ async fn http_2_forwards_no_other_target_either() {
 }
 
 #[tokio::test]
-async fn an_upgrade_that_is_not_enabled_is_426() {
+async fn an_unsupported_upgrade_is_426() {
     let (world, upstream) = World::open(json!({})).await;
     for fields in [
         "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZQ==",
@@ -128,7 +130,7 @@ async fn an_upgrade_that_is_not_enabled_is_426() {
 }
 
 #[tokio::test]
-async fn an_upgrade_that_may_be_left_aside_is() {
+async fn an_optional_upgrade_is_ignored() {
     let (world, upstream) = World::open(json!({})).await;
     let url = format!("http://{}/", world.http());
     let reply = curl(world.folder(), &["--http2", "-H", "Host: app.test", &url]).await;

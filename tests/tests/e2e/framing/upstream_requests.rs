@@ -1,4 +1,5 @@
-//! Requests as they reach a raw upstream: framed by the gateway, whatever the method and the client's protocol.
+//! Requests as a raw upstream receives them: framed by the gateway, for every method and both
+//! client protocols.
 
 use bytes::Bytes;
 use e2e::client::{Body, Http, HttpConnection, bounded, full};
@@ -17,7 +18,7 @@ use tokio::sync::mpsc;
 const METHODS: [&str; 7] = ["GET", "HEAD", "DELETE", "OPTIONS", "POST", "PUT", "PROPFIND"];
 const HELLO_IN_CHUNKS: &str = "5\r\nhello\r\n0\r\n\r\n";
 
-/// An answer to `method` that is in order.
+/// A valid response to `method`.
 fn ok(request: &RawRequest) -> RawResponse {
     let body = if request.method() == "HEAD" { "" } else { "ok" };
     RawResponse::keep(format!("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{body}"))
@@ -28,7 +29,7 @@ async fn world_to(upstream: &RawUpstream) -> World {
     World::builder().settings(settings).open(upstream.address()).start().await
 }
 
-/// Sends these bytes in clear text, and gives the whole answer.
+/// Sends these bytes in clear text and returns the whole response.
 async fn exchange(world: &World, bytes: &str) -> String {
     let mut stream = raw::send(world.http(), bytes.as_bytes()).await;
     String::from_utf8_lossy(&raw::until_closed(&mut stream).await).into_owned()
@@ -39,7 +40,7 @@ fn framing(request: &RawRequest) -> (Vec<&str>, Vec<&str>) {
     (request.values("transfer-encoding"), request.values("content-length"))
 }
 
-/// A body of these frames whose length nobody knows before its end.
+/// A body of these frames without a known length.
 fn streamed(frames: Vec<Frame<Bytes>>) -> Body {
     BodyExt::boxed(StreamBody::new(stream::iter(frames.into_iter().map(Ok))))
 }
@@ -132,13 +133,14 @@ async fn an_empty_body_of_http_2_that_ends_late_is_a_body() {
     assert!(wire.send(&frame(DATA, END_STREAM, 1, b"")).await);
     let seen = upstream.request().await;
     let framed = framing(&seen);
-    // Depends on whether the end had come when the request was sent on; both are the same request.
+    // Depends on whether the body had ended when the request was forwarded; both forms are the same
+    // request.
     assert!(framed == (vec![], vec![]) || framed == (vec!["chunked"], vec![]), "{seen:?}");
     assert!(["", "0\r\n\r\n"].contains(&seen.body.as_str()), "{seen:?}");
 }
 
 #[tokio::test]
-async fn fields_of_the_clients_connection_stay_there() {
+async fn hop_by_hop_request_fields_are_not_forwarded() {
     let mut upstream = RawUpstream::plain(ok).await;
     let world = world_to(&upstream).await;
     let head = "POST /x HTTP/1.1\r\nHost: app.test\r\nConnection: close, X-Private\r\nX-Private: 1\r\n\
@@ -168,7 +170,7 @@ async fn fields_of_the_clients_connection_stay_there() {
 }
 
 #[tokio::test]
-async fn a_connection_that_answered_in_http_1_0_is_not_used_again() {
+async fn an_http_1_0_connection_is_not_reused() {
     let mut upstream = RawUpstream::plain(|request| match request.target() {
         "/1.0" => {
             RawResponse::keep("HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nContent-Length: 2\r\n\r\nok")
@@ -193,7 +195,7 @@ async fn a_connection_that_answered_in_http_1_0_is_not_used_again() {
     }
 }
 
-/// Sends `first`, and more of the body only when this is used.
+/// Sends `first`, and more of the body only on demand.
 async fn half_sent(
     session: &mut HttpConnection,
     first: &'static str,
@@ -208,7 +210,7 @@ async fn half_sent(
 }
 
 #[tokio::test]
-async fn a_connection_answered_early_is_not_used_again() {
+async fn a_connection_with_an_early_response_is_not_reused() {
     for then in [AfterResponse::Keep, AfterResponse::Fin, AfterResponse::Reset] {
         let mut upstream = RawUpstream::plain(move |request| match request.target() {
             "/early" => {
@@ -222,7 +224,7 @@ async fn a_connection_answered_early_is_not_used_again() {
             let mut session = world.client("app.test").http(http).connect().await.unwrap();
             let (pieces, answer) = half_sent(&mut session, "half of it").await;
             let status = answer.status();
-            // RST may overtake the answer.
+            // RST may overtake the response.
             assert!(
                 status == StatusCode::FORBIDDEN || then == AfterResponse::Reset,
                 "{http:?} {then:?}: {status}"
@@ -240,7 +242,7 @@ async fn a_connection_answered_early_is_not_used_again() {
 }
 
 #[tokio::test]
-async fn a_request_whose_body_was_sent_is_never_repeated() {
+async fn a_request_with_a_sent_body_is_never_retried() {
     let broken = |request: &RawRequest| match request.target() {
         "/fin" => RawResponse::keep("").then(AfterResponse::Fin),
         "/reset" => RawResponse::keep("").then(AfterResponse::Reset),
@@ -257,7 +259,7 @@ async fn a_request_whose_body_was_sent_is_never_repeated() {
     world.apply(&[("routes/all", json!({"uri": "/*", "upstream": upstream}))]).await;
     for method in ["GET", "PUT", "POST"] {
         for path in ["/fin", "/reset", "/early/fin", "/early/reset", "/garbage"] {
-            // On a new connection, and on one that was kept.
+            // On a new connection and on a reused one.
             for warm in [false, true] {
                 let mut session = world.plain("app.test").await;
                 if warm {

@@ -1,4 +1,5 @@
-//! Forged identities: every name that tells some upstream who the client is, in every spelling, as header and as trailer, over every way in.
+//! Forged identities: every identity header of known upstreams, in every spelling, as header and as
+//! trailer, over every protocol.
 
 use bytes::Bytes;
 use e2e::client::{Body, Http, HttpConnection, full};
@@ -10,7 +11,8 @@ use serde_json::{Value, json};
 
 use super::{any_host, three_sites};
 
-/// Names that tell a client to some upstream, each in the spellings that CGI and its heirs take for one, and what a route here sets.
+/// Identity headers of known upstreams in the spellings that CGI maps to them, and headers that a
+/// route sets.
 fn spellings() -> Vec<HeaderName> {
     let names = [
         "Client-Cert",
@@ -57,7 +59,8 @@ fn with_trailers(names: &[HeaderName]) -> Body {
     BodyExt::boxed(StreamBody::new(stream::iter(frames)))
 }
 
-/// Sends forged headers, listed in `Connection`, and trailers; gives what the upstream saw of the last request.
+/// Sends forged headers, listed in `Connection`, and trailers; returns what the upstream received
+/// with the last request.
 async fn forge(session: &mut HttpConnection, http: Http) -> Value {
     let mut seen = Value::Null;
     for names in spellings().chunks(AT_A_TIME) {
@@ -65,7 +68,7 @@ async fn forge(session: &mut HttpConnection, http: Http) -> Value {
         let fields = request.headers_mut();
         fields.extend(forged(names));
         let list = names.iter().map(HeaderName::as_str).collect::<Vec<_>>().join(", ");
-        // HTTP/2 forbids Connection; the list of trailers is what makes this client send them.
+        // HTTP/2 forbids Connection; the list of trailers makes this client send them.
         if http == Http::One {
             fields.insert("connection", HeaderValue::from_str(&format!("keep-alive, {list}")).unwrap());
         }
@@ -80,7 +83,7 @@ async fn forge(session: &mut HttpConnection, http: Http) -> Value {
 }
 
 #[tokio::test]
-async fn no_spelling_of_a_forged_identity_passes() {
+async fn no_spelling_of_a_forged_identity_is_forwarded() {
     let (world, upstream) = three_sites().await;
     let telling = json!({
         "client_identity": {"forward": ["client_cert", "client_cert_chain", "xfcc", "x_ssl_client"]},
@@ -114,7 +117,7 @@ async fn no_spelling_of_a_forged_identity_passes() {
 }
 
 #[tokio::test]
-async fn a_route_that_tells_nothing_lets_no_claim_pass_either() {
+async fn a_route_without_forwarding_also_strips_claims() {
     let (world, upstream) = three_sites().await;
     world.apply(&[("routes/1", any_host(&upstream, "/*", json!({})))]).await;
     for (client, http) in [
