@@ -1,6 +1,7 @@
-//! Rules about the source itself, checked like any other behaviour so that no review has to repeat them.
+//! Rules about the source, checked like any other behaviour, so no review has to repeat them.
 //!
-//! Each rule says what to do instead. An exception is named here with its reason, and goes when it is no longer needed.
+//! Each rule says what to do instead. An exception is named here with its reason, and goes once
+//! nothing needs it.
 
 #[path = "tidy/cases.rs"]
 mod cases;
@@ -12,9 +13,9 @@ mod words;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Files up to this many lines say what they own in one `//!` line or more, longer ones in two or more.
+/// Files up to this many lines have a `//!` comment of one line or more, longer ones two or more.
 const SMALL_FILE_LINES: usize = 200;
-/// Lines of a file, without its tests. About 400 is the aim; this is where it stops being a matter of taste.
+/// Most lines of a file, without its tests. About 400 is the aim.
 const FILE_LINES: usize = 500;
 /// Lines of a function, from its signature to its closing brace.
 const FUNCTION_LINES: usize = 70;
@@ -152,7 +153,8 @@ fn functions_are_short() {
     assert_none("split a long function, or name it in LONG_FUNCTIONS with the reason", &broken);
 }
 
-/// Name and length of every function. Relies on rustfmt: a body ends with a brace at the signature's indentation.
+/// Name and length of every function. Relies on rustfmt: a body ends with a brace at the
+/// signature's indentation.
 fn functions(text: &str) -> Vec<(String, usize)> {
     let lines: Vec<&str> = text.lines().collect();
     let mut found = Vec::new();
@@ -273,7 +275,8 @@ fn files_named(extension: &str) -> Vec<String> {
         .args(["ls-files", &format!("*.{extension}")])
         .current_dir(workspace())
         .output();
-    // Outside a checkout (an unpacked archive) there is no list of what is checked in, and nothing to judge.
+    // Outside a checkout (an unpacked archive) there is no list of tracked files, and nothing to
+    // judge.
     let Ok(output) = output else { return Vec::new() };
     String::from_utf8_lossy(&output.stdout).lines().map(str::to_owned).collect()
 }

@@ -11,7 +11,10 @@
 
 use std::sync::Arc;
 
-use conf::{AdminTlsSettings,Ciphers,Settings,TlsVersion};use mtls::{ClientVerifier,ConfiguredFile,CredentialFiles,Credentials,FileError,LoadedCredentials,Reloader,VerifyClient,
+use conf::{AdminTlsSettings, Ciphers, Settings, TlsVersion};
+use mtls::{
+    ClientVerifier, ConfiguredFile, CredentialFiles, Credentials, FileError, LoadedCredentials, Reloader,
+    VerifyClient,
 };
 use pki::{ClientAuth, ClientAuthInput};
 use rustls::crypto::CryptoProvider;

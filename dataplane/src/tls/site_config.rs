@@ -119,8 +119,7 @@ impl SiteConfigFactory {
     /// # Errors
     /// [`SiteError`]; `model` checks the same when it accepts a resource, so this is a defect.
     pub fn config(&self, ssl: &Ssl, subsystem: Subsystem) -> Result<SiteConfig, SiteError> {
-        let cached: Arc<CachedConfigs> =
-            ssl.cache.get_or_try_init(|| Ok::<_, SiteError>(Arc::default()))?;
+        let cached: Arc<CachedConfigs> = ssl.cache.get_or_try_init(|| Ok::<_, SiteError>(Arc::default()))?;
         let slot = match subsystem {
             Subsystem::Http => &cached.http,
             Subsystem::Stream => &cached.stream,
