@@ -65,8 +65,8 @@ fn compile_stored_with(
     environment: &dyn Fn(&str) -> Option<String>,
 ) -> (Option<Versioned>, Vec<Finding>) {
     let StoredDocument { key, document, .. } = stored;
-    let (settled, dropped) = without_unsigned_crls(stored, environment);
-    let document = settled.as_ref().unwrap_or(document);
+    let (reduced, dropped) = without_unsigned_crls(stored, environment);
+    let document = reduced.as_ref().unwrap_or(document);
     let resolved = resolve_references(key.kind, document, environment);
     let drawn = || resolved.iter().flat_map(ResolvedDocument::resolved_refs);
     log_env_refs(drawn());

@@ -287,16 +287,16 @@ impl Fleet {
     }
 
     /// Registers a node whose session is authorized.
-    pub(super) fn register(self: &Arc<Self>, joining: NodeInfo) -> NodeRegistration {
-        let key = NodeKey { name: joining.name, instance: joining.instance };
+    pub(super) fn register(self: &Arc<Self>, node: NodeInfo) -> NodeRegistration {
+        let key = NodeKey { name: node.name, instance: node.instance };
         let mut nodes = self.lock();
         evict(&mut nodes, &key);
         let session = nodes.get(&key).map_or(0, |entry| entry.session + 1);
         let entry = NodeEntry {
             session,
-            address: joining.address,
-            version: joining.version,
-            certificate: joining.certificate,
+            address: node.address,
+            version: node.version,
+            certificate: node.certificate,
             disconnected_at: None,
             draining: false,
             acknowledged: 0,

@@ -77,7 +77,7 @@ fn a_successor_waits_for_a_stopping_process() {
     assert_eq!(first.ended().0, Some(0));
     let (code, said) = second.stop();
     assert_eq!(code, Some(0), "{said}");
-    assert_eq!(said.matches("waiting for a control plane that stops").count(), 1, "{said}");
+    assert_eq!(said.matches("waiting for a stopping control plane").count(), 1, "{said}");
 }
 
 #[test]
