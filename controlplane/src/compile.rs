@@ -186,10 +186,10 @@ mod tests {
     }
 
     /// The compiled resource; the findings when it is blocked or invalid.
-    fn compiled(document: &Value, minted: &IssuedCertificate) -> Result<Versioned, Vec<Finding>> {
+    fn compiled(document: &Value, pair: &IssuedCertificate) -> Result<Versioned, Vec<Finding>> {
         let environment = |name: &str| match name {
-            "CERT" => Some(minted.certificate_pem.clone()),
-            "KEY" => Some(minted.key_pem.to_string()),
+            "CERT" => Some(pair.certificate_pem.clone()),
+            "KEY" => Some(pair.key_pem.to_string()),
             "AGAIN" => Some("$env://CERT".to_owned()),
             _ => None,
         };

@@ -200,7 +200,7 @@ mod tests {
         let keys = [
             ApiKey { name: "root", key: "secret", role: AdminRole::Admin },
             ApiKey { name: "eye", key: "look", role: AdminRole::Viewer },
-            ApiKey { name: "nobody", key: "", role: AdminRole::Admin },
+            ApiKey { name: "empty", key: "", role: AdminRole::Admin },
         ];
         Access::new(None, Some(&keys))
     }
@@ -231,7 +231,7 @@ mod tests {
             ask(get.clone(), "", &[("X-API-KEY", "bad"), ("cookie", "x_api_key=secret")]),
             Err(AccessError::WrongKey)
         );
-        // An empty key in the configuration authenticates nobody.
+        // An empty key in the configuration authenticates no request.
         assert_eq!(ask(get.clone(), "api_key=", &[]), Err(AccessError::WrongKey));
         assert_eq!(ask(get, "", &[("X-API-KEY", "")]), Err(AccessError::WrongKey));
     }

@@ -1,4 +1,4 @@
-//! The deny-list of data planes: certificates that must not connect or stay connected, whoever
+//! The deny-list of data planes: certificates that must not connect or stay connected, whatever CA
 //! signed them.
 //!
 //! Owns the list, its store entry and how an entry matches. The list is an internal entry of the
@@ -323,8 +323,8 @@ mod tests {
 
     fn certificate() -> pki::Certificate {
         let ca = Authority::root(&AuthoritySpec::new("Push CA")).unwrap();
-        let minted = ca.issue(&LeafSpec::client("node-1").dns("node-1")).unwrap();
-        pki::certificates_from_pem(&minted.chain_pem).unwrap().remove(0)
+        let leaf = ca.issue(&LeafSpec::client("node-1").dns("node-1")).unwrap();
+        pki::certificates_from_pem(&leaf.chain_pem).unwrap().remove(0)
     }
 
     fn by_serial(text: &str) -> DeniedNode {
@@ -412,6 +412,6 @@ mod tests {
         store.swap_internal_entry(InternalKey::DeniedNodes, version, "{".to_owned().into()).await.unwrap();
         assert!(matches!(denied.refresh().await, Err(DenyListError::Damaged(_))));
         assert!(denied.list().borrow().get("x").is_some());
-        assert!(DeniedNodes::load(store).await.is_err(), "without the list nobody may connect");
+        assert!(DeniedNodes::load(store).await.is_err(), "without the list no node may connect");
     }
 }

@@ -477,7 +477,7 @@ mod tests {
         assert!(alone.is_err(), "no node at all is not everybody");
         let timeout = Duration::from_secs(20);
         let (a, b) = (fleet.register(joining("a", "1")), fleet.register(joining("b", "1")));
-        assert!(fleet.wait_acknowledged(0, Duration::ZERO).await.is_err(), "nobody has said anything yet");
+        assert!(fleet.wait_acknowledged(0, Duration::ZERO).await.is_err(), "no node has acknowledged yet");
         a.record_ack(&at(2));
         let waiting = tokio::spawn({
             let fleet = Arc::clone(&fleet);

@@ -72,7 +72,7 @@ async fn an_invalid_document_keeps_its_resource_over_loads() {
     let empty = Arc::new(Snapshot::empty());
     let good = load(&empty, 1, vec![stored("u", 1, upstream(1))]).await;
     for revision in 2..4 {
-        let kept = load(&good, revision, vec![stored("u", 2, json!({"nodes": "nobody"}))]).await;
+        let kept = load(&good, revision, vec![stored("u", 2, json!({"nodes": "invalid"}))]).await;
         assert!(resource(&good, "u").ptr_eq(&resource(&kept, "u")));
     }
 }
@@ -88,7 +88,7 @@ async fn a_rollback_removes_later_findings() {
     let with_checks = json!({"nodes": {"10.0.0.1:1": 1}, "checks": {"active": {}}});
     let (good, findings_count) = load(Snapshot::empty(), 5, stored("a", 5, upstream(1))).await;
     assert_eq!(findings_count, 0);
-    let (kept, findings_count) = load(good.clone(), 7, stored("a", 7, json!({"nodes": "nobody"}))).await;
+    let (kept, findings_count) = load(good.clone(), 7, stored("a", 7, json!({"nodes": "invalid"}))).await;
     assert!(resource(&kept, "a").ptr_eq(&resource(&good, "a")) && findings_count == 1);
     let (back, findings_count) = load(kept, 5, stored("a", 5, upstream(1))).await;
     assert_eq!(findings_count, 0, "it is as it was");

@@ -127,7 +127,7 @@ async fn control_planes_over_one_store_share_one_ring() {
     stop.send_replace(true);
     let held = Arc::clone(&rings[0]);
     let entry = first.internal_entry(InternalKey::TicketSecrets).await.unwrap().unwrap();
-    assert_eq!(entry.version, 1, "nobody wrote twice");
+    assert_eq!(entry.version, 1, "it is written once");
     // The rotators' tasks drop the store, too, before the file is free.
     let weak = Arc::downgrade(&first);
     drop((first, rings));
