@@ -35,7 +35,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     (
         "controlplane",
         &[
-            "error_counters",
+            "listener_errors",
             "store",
             "compile",
             "change",
