@@ -10,7 +10,7 @@ pub(crate) mod failure;
 pub mod handshake;
 pub mod handshake_state;
 mod key_schedule;
-pub(crate) mod params;
+pub mod params;
 pub mod record;
 pub(crate) mod signature;
 pub mod site_config;

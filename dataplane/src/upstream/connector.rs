@@ -122,8 +122,8 @@ async fn connect_tcp_and_tls(
         None => Ok(UpstreamStream::Plain(PlainStream::new(socket))),
         Some((config, name)) => {
             let failed = |error: HandshakeError| ConnectError::Tls { addr, error };
-            let connection = ClientConnection::new(Arc::clone(config), name)
-                .map_err(|error| failed(error.into()))?;
+            let connection =
+                ClientConnection::new(Arc::clone(config), name).map_err(|error| failed(error.into()))?;
             let mut tls = TlsHandshake::from(connection);
             // A node that rejects this side sends an alert, and may close before it has read all.
             socket.ignore_write_errors(true);
