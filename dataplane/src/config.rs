@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use conf::Settings;
 use model::{HostName, KeepalivePool, PathOptions, RealIp, TlsVersion};
-use pem_files::bounded_read;
 use pki::TrustAnchors;
+use process::bounded_read;
 
 use crate::http::head::HeadLimits;
 use crate::io::timeouts::ClientTimeouts;

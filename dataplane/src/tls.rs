@@ -12,7 +12,6 @@ pub mod handshake_state;
 mod key_schedule;
 pub mod params;
 pub mod record;
-pub(crate) mod signature;
 pub mod site_config;
 pub mod stream;
 pub(crate) mod ticket;

@@ -146,7 +146,7 @@ impl World {
             client: Some(Arc::new(policy)),
             versions: None,
             enabled: true,
-            prepared: CacheSlot::new(),
+            cache: CacheSlot::new(),
             blocked: None,
         };
         let provider = Arc::new(site_config::crypto_provider());

@@ -225,7 +225,7 @@ impl ClientAuthState {
         match standing.client {
             ClientVerification::Verified(_) => None,
             _ if self.purpose.requires_client_cert(policy) || standing.was_verified => {
-                Some(CloseMode::Immediate(Reason::PolicyMoved))
+                Some(CloseMode::Immediate(Reason::PolicyChanged))
             }
             _ => None,
         }

@@ -6,15 +6,14 @@
 use std::sync::Arc;
 
 use model::admission::ClientVerification;
+use mtls::{ClientVerifier, VerifyClient};
 use pki::{ClientAuth, VerifiedCache, VerifiedClient, VerifyError, VerifyReason};
-use rustls::client::danger::HandshakeSignatureValid;
+use rustls::CertificateError;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{CertificateDer, UnixTime};
-use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Error, SignatureScheme};
 
+use super::Subsystem;
 use super::handshake_state::{HandshakeState, RejectedCertificate, ValidityPeriod};
-use super::{Subsystem, signature};
 
 /// Verified chains that a worker caches.
 const CACHE_ENTRIES: usize = 16 * 1024;
@@ -109,67 +108,38 @@ pub fn verify_in_handshake(
     }
 }
 
-/// One site's client check, for rustls.
+/// The rules of one site about client certificates.
+///
+/// A site with skip patterns checks each request instead; TCP connections have no requests, so they
+/// always require a certificate.
 #[derive(Debug)]
-pub struct SiteVerifier {
+pub(crate) struct SiteClientRules {
     policy: Arc<ClientAuth>,
-    /// What the handshake leads to: with the policy it decides whether anybody gets through without
-    /// a good certificate.
+    purpose: Subsystem,
+}
+
+/// The verifier of a site, for rustls.
+pub(crate) fn site_verifier(
+    policy: &Arc<ClientAuth>,
     purpose: Subsystem,
     provider: Arc<CryptoProvider>,
-    hints: Box<[DistinguishedName]>,
+) -> ClientVerifier<SiteClientRules> {
+    let rules = SiteClientRules { policy: Arc::clone(policy), purpose };
+    ClientVerifier::new(rules, policy, provider)
 }
 
-impl SiteVerifier {
-    /// The check of a site with this policy. What has skip rules leaves it to each request; streams
-    /// have none to judge.
-    pub fn new(policy: Arc<ClientAuth>, purpose: Subsystem, provider: Arc<CryptoProvider>) -> Self {
-        let hints =
-            policy.root_hint_subjects().iter().map(|der| DistinguishedName::from(der.to_der())).collect();
-        Self { policy, purpose, provider, hints }
-    }
-}
-
-impl ClientCertVerifier for SiteVerifier {
-    fn client_auth_mandatory(&self) -> bool {
+impl VerifyClient for SiteClientRules {
+    fn is_mandatory(&self) -> bool {
         self.purpose.requires_client_cert(&self.policy)
     }
 
-    fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        &self.hints
-    }
-
-    fn verify_client_cert(
+    fn verify(
         &self,
         leaf: &CertificateDer<'_>,
-        sent: &[CertificateDer<'_>],
+        intermediates: &[CertificateDer<'_>],
         now: UnixTime,
-    ) -> Result<ClientCertVerified, Error> {
-        verify_in_handshake(&self.policy, self.purpose, leaf, sent, now)
-            .map(|()| ClientCertVerified::assertion())
-            .map_err(Error::InvalidCertificate)
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        signature::verify_tls12(&self.provider, cert, message, dss)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        signature::verify_tls13(&self.provider, cert, message, dss)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
+    ) -> Result<(), CertificateError> {
+        verify_in_handshake(&self.policy, self.purpose, leaf, intermediates, now)
     }
 }
 

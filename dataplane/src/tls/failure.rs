@@ -114,9 +114,9 @@ fn reason_of(error: &Error) -> Reason {
             | PeerIncompatible::Tls13RequiredForQuic
             | PeerIncompatible::SupportedVersionsExtensionRequired,
         )
-        | Error::AlertReceived(AlertDescription::ProtocolVersion) => Reason::Version,
+        | Error::AlertReceived(AlertDescription::ProtocolVersion) => Reason::NoCommonVersion,
         Error::PeerIncompatible(_) | Error::NoApplicationProtocol => Reason::NoCommonParameters,
-        Error::AlertReceived(_) => Reason::RefusedByPeer,
+        Error::AlertReceived(_) => Reason::RejectedByPeer,
         _ => Reason::BadHandshake,
     }
 }
@@ -129,11 +129,11 @@ fn reason_of_boring(error: &super::boring::BoringError) -> Reason {
     } else if any(&["CERTIFICATE_VERIFY_FAILED", "KEY_USAGE_BIT_INCORRECT"]) {
         Reason::BadCertificate
     } else if any(&["UNSUPPORTED_PROTOCOL", "INAPPROPRIATE_FALLBACK", "TLSV1_ALERT_PROTOCOL_VERSION"]) {
-        Reason::Version
+        Reason::NoCommonVersion
     } else if any(&["NO_SHARED_CIPHER", "NO_SHARED_GROUP", "NO_COMMON_SIGNATURE_ALGORITHMS"]) {
         Reason::NoCommonParameters
     } else if error.is_alert() {
-        Reason::RefusedByPeer
+        Reason::RejectedByPeer
     } else {
         Reason::BadHandshake
     }

@@ -21,7 +21,7 @@ use rustls::{KeyLog, ServerConfig, SignatureAlgorithm, SupportedCipherSuite, Sup
 
 #[cfg(feature = "engine-boring")]
 use super::boring::site_config::BoringSiteConfig;
-use super::client_verifier::SiteVerifier;
+use super::client_verifier::site_verifier;
 use super::record::RecordLayerKind;
 use super::ticket::{SiteTicketer, TicketBinding};
 use super::{Subsystem, key_schedule};
@@ -119,8 +119,7 @@ impl SiteConfigFactory {
     /// # Errors
     /// [`SiteError`]; `model` checks the same when it accepts a resource, so this is a defect.
     pub fn config(&self, ssl: &Ssl, subsystem: Subsystem) -> Result<SiteConfig, SiteError> {
-        let cached: Arc<CachedConfigs> =
-            ssl.prepared.get_or_try_init(|| Ok::<_, SiteError>(Arc::default()))?;
+        let cached: Arc<CachedConfigs> = ssl.cache.get_or_try_init(|| Ok::<_, SiteError>(Arc::default()))?;
         let slot = match subsystem {
             Subsystem::Http => &cached.http,
             Subsystem::Stream => &cached.stream,
@@ -162,11 +161,10 @@ impl SiteConfigFactory {
             .map_err(|error| SiteError::Config(error.to_string()))?;
         let builder = match &ssl.client {
             None => builder.with_no_client_auth(),
-            Some(policy) => builder.with_client_cert_verifier(Arc::new(SiteVerifier::new(
-                Arc::clone(policy),
-                subsystem,
-                Arc::clone(&self.provider),
-            ))),
+            Some(policy) => {
+                let verifier = site_verifier(policy, subsystem, Arc::clone(&self.provider));
+                builder.with_client_cert_verifier(Arc::new(verifier))
+            }
         };
         let resolver = SiteCertResolver::new(&self.provider, &versions, ssl)?;
         let mut config = builder.with_cert_resolver(Arc::new(resolver));
@@ -216,15 +214,14 @@ struct CertEntry {
 
 impl CertEntry {
     fn new(provider: &CryptoProvider, pair: &KeyPair) -> Result<Self, SiteError> {
-        let key = provider.key_provider.load_private_key(pair.key.der().clone_key());
+        let key = mtls::signing_key(provider, &pair.key);
         let key = key.map_err(|error| SiteError::Key(error.to_string()))?;
         Ok(Self { chain: pair.chain.as_slice().into(), key })
     }
 
     /// Copies the chain, since rustls owns its bytes.
     fn to_certified_key(&self) -> Arc<CertifiedKey> {
-        let chain = self.chain.iter().map(|cert| cert.der().clone()).collect();
-        Arc::new(CertifiedKey::new(chain, Arc::clone(&self.key)))
+        Arc::new(mtls::certified_key(&self.chain, Arc::clone(&self.key)))
     }
 }
 

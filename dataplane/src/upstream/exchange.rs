@@ -44,7 +44,7 @@ pub enum ExchangeError {
     /// The response came while the body was incomplete, and the connection stays open without it.
     #[error("{addr}: answered a request whose body was not sent")]
     RequestBodyUnsent { addr: SocketAddr },
-    /// One of the two time-outs, of sending and of reading, passed.
+    /// One of the two timeouts, of sending and of reading, passed.
     #[error("{addr}: {} after {within:?}", .reason.label())]
     Timeout { addr: SocketAddr, reason: Reason, within: Duration },
     /// The client's body failed, which is no fault of a node.
@@ -253,7 +253,7 @@ impl UpstreamClient {
     }
 }
 
-/// What a request needs of a connection.
+/// The connection that a request needs.
 struct Checkout<'a> {
     host: &'a str,
     tls_config: Option<&'a Arc<ClientTlsConfig>>,
@@ -263,7 +263,7 @@ struct Checkout<'a> {
     fresh: bool,
 }
 
-/// Waits for the response. The upstream's time-outs run only while it is the upstream that is
+/// Waits for the response. The upstream's timeouts run only while it is the upstream that is
 /// waited for, not the client.
 async fn response_in_time<F: Future>(
     response: F,

@@ -237,7 +237,7 @@ fn all_versions_and_engines_have_the_same_alerts() {
     let [v11, v12, v13] = [SslVersion::TLS1_1, SslVersion::TLS1_2, SslVersion::TLS1_3];
     for (served, versions) in [(ALL, &[v11, v12, v13][..]), (&ALL[1..], &[v12, v13])] {
         world.site.versions = Some(served.to_vec());
-        world.site.prepared = CacheSlot::new();
+        world.site.cache = CacheSlot::new();
         for version in versions {
             for (identity, reason, alert) in cases {
                 let spec = ClientSpec { versions: [*version; 2], identity, ..ClientSpec::TLS11 };
@@ -328,7 +328,7 @@ fn with_pairs(world: &World, kinds: &[KeyAlgorithm]) -> SiteSsl {
         let minted = world.authority.issue(&LeafSpec::server("a.example").algorithm(*kind)).unwrap();
         KeyPair { chain: minted.chain.clone(), key: Arc::new(minted.key().unwrap()) }
     });
-    SiteSsl { pairs: pairs.collect(), client: None, prepared: CacheSlot::new(), ..world.site.clone() }
+    SiteSsl { pairs: pairs.collect(), client: None, cache: CacheSlot::new(), ..world.site.clone() }
 }
 
 #[test]

@@ -1,71 +1,49 @@
-//! Certificate, key and CA files that are read again when they change.
+//! Certificate, key and CA files that are reloaded when they change.
 //!
-//! The files are looked at when a connection is made, every ten seconds and on SIGHUP
-//! ([`OwnCertificates`](crate::OwnCertificates)); they are read when their identity (device, inode,
-//! size, mtime, ctime; of the target of a symlink) is another one. The pair and the CA bundle are
-//! judged apart: a CA that was taken out is no longer trusted though the new pair cannot be used,
-//! and the other way round. Invariant: files that cannot be used never replace those that can:
-//! neither an unreadable or half-written pair, nor one that is not valid now while the held one is,
-//! nor one without the name that peers look for, nor a CA bundle without a valid certificate.
+//! The files are checked when a connection is made, every ten seconds and on SIGHUP
+//! ([`CertificateMonitor`](crate::CertificateMonitor)); they are read when their identity (device,
+//! inode, size, mtime, ctime; of the target of a symlink) has changed. The certificate with its key
+//! and the CA bundle are replaced independently: a removed CA is no longer trusted though the new
+//! certificate is unusable, and the other way round. Invariant: usable files are never replaced by
+//! unusable ones: neither by an unreadable or half-written pair, nor by a certificate that is not
+//! valid now while the one in use is, nor by one without the name that peers require, nor by a CA
+//! bundle without a valid certificate.
 
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use std::{fmt, fs};
 
-use pki::{Certificate, UnixTime};
+use pki::{Certificate, UnixTime, format_utc};
 use tokio::sync::watch;
 
-use crate::date::format_utc;
-use crate::file::{ConfiguredFileRef, FileError};
-use crate::pair::CertKeyPair;
+use crate::credentials::{CertKeyPair, ConfiguredFile, ConfiguredFileRef, FileError};
 
-/// How long a connection waits for the file system before it is made with what is held.
+/// How long a connection waits for the file system before it uses the credentials in use.
 const READ_TIMEOUT: Duration = Duration::from_secs(1);
-/// Files that cannot be used are read again after this time though they did not change: a
-/// certificate becomes valid, a file system comes back.
+/// Unusable files are read again after this time even when they did not change: a certificate
+/// becomes valid, a file system recovers.
 const RETRY_INTERVAL: Duration = Duration::from_secs(10);
-/// Two writes within one tick of the kernel's clock leave the same times. A file this young is read
-/// once more at the next look.
+/// Two writes within one tick of the kernel's clock have the same timestamps. A file this young is
+/// read again at the next check.
 const TIMESTAMP_GRANULARITY: Duration = Duration::from_millis(50);
 
-/// A setting and the file it names.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ConfiguredFile {
-    /// The setting.
-    pub setting: &'static str,
-    /// The file.
-    pub path: PathBuf,
-}
-
-impl ConfiguredFile {
-    /// A setting and the file it names.
-    pub fn new(setting: &'static str, path: &Path) -> Self {
-        Self { setting, path: path.to_path_buf() }
-    }
-
-    /// For reading.
-    pub fn by_ref(&self) -> ConfiguredFileRef<'_> {
-        ConfiguredFileRef { setting: self.setting, path: &self.path }
-    }
-}
-
-/// The files of one TLS endpoint.
+/// The certificate files of one TLS endpoint.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct CredentialFiles {
     /// The certificate chain and the key of its leaf.
     pub pair: Option<(ConfiguredFile, ConfiguredFile)>,
-    /// The CAs of the other side.
+    /// The CAs of the peer.
     pub ca: Option<ConfiguredFile>,
-    /// A DNS name that peers demand of the certificate. A chain without it does not replace one
-    /// with it.
+    /// A DNS name that peers require of the certificate. A certificate without it does not replace
+    /// one with it.
     pub required_dns_name: Option<String>,
 }
 
 impl CredentialFiles {
-    /// The setting and file to name in an error about the certificate as a whole.
+    /// The certificate's file, for errors about the certificate as a whole.
     pub fn certificate(&self) -> Option<ConfiguredFileRef<'_>> {
         self.pair.as_ref().map(|(cert, _)| cert.by_ref())
     }
@@ -87,21 +65,21 @@ impl CredentialFiles {
         self.ca.as_ref().map_or_else(|| Ok(Vec::new()), |file| file.by_ref().read_certificates())
     }
 
-    /// Both as the files have them, where none is held.
+    /// Reads all files unconditionally, when no credentials are in use.
     fn read(&self) -> Result<Credentials, FileError> {
         Ok(Credentials { pair: self.read_cert_key_pair()?, ca: self.read_ca()? })
     }
 
-    /// The pair, if it may take the place of the held one.
+    /// Reads the certificate and key; an error when they must not replace those in use.
     fn replacement_pair(
         &self,
-        held: &Credentials,
+        current: &Credentials,
         now: UnixTime,
     ) -> Result<Option<Arc<CertKeyPair>>, FileError> {
         let new = self.read_cert_key_pair()?;
         let leaf = new.as_ref().map(|pair| &pair.leaf);
-        if let (Some((cert, _)), Some(new), Some(held)) = (&self.pair, leaf, held.leaf()) {
-            if !is_valid(new, now) && is_valid(held, now) {
+        if let (Some((cert, _)), Some(new), Some(current)) = (&self.pair, leaf, current.leaf()) {
+            if !is_valid(new, now) && is_valid(current, now) {
                 let (from, until) = (format_utc(new.not_before()), format_utc(new.not_after()));
                 return Err(cert.by_ref().error(format!(
                     "the certificate {:?} is not valid now (from {from} to {until}), and the one in use is. Check \
@@ -110,7 +88,7 @@ impl CredentialFiles {
                 )));
             }
             if let Some(name) = &self.required_dns_name
-                && has_dns_name(held, name)
+                && has_dns_name(current, name)
                 && !has_dns_name(new, name)
             {
                 return Err(cert.by_ref().error(format!(
@@ -123,12 +101,12 @@ impl CredentialFiles {
         Ok(new)
     }
 
-    /// The CA bundle, if it may take the place of the held one.
-    fn replacement_ca(&self, held: &Credentials, now: UnixTime) -> Result<Vec<Certificate>, FileError> {
+    /// Reads the CA bundle; an error when it must not replace the one in use.
+    fn replacement_ca(&self, current: &Credentials, now: UnixTime) -> Result<Vec<Certificate>, FileError> {
         let new = self.read_ca()?;
         let usable = |ca: &[Certificate]| ca.iter().any(|one| is_valid(one, now));
         match &self.ca {
-            Some(file) if !usable(&new) && usable(&held.ca) => Err(file.by_ref().error(
+            Some(file) if !usable(&new) && usable(&current.ca) => Err(file.by_ref().error(
                 "none of its certificates is valid now, and one of those in use is. Check this machine's clock, or \
                  put the CA's present certificate there",
             )),
@@ -145,24 +123,24 @@ fn has_dns_name(certificate: &Certificate, name: &str) -> bool {
     certificate.dns_names().iter().any(|dns| dns.eq_ignore_ascii_case(name))
 }
 
-/// What the files hold.
+/// The content of the files of one endpoint.
 #[derive(Clone)]
 pub struct Credentials {
-    /// Certificate and key, if the endpoint has any.
+    /// The certificate chain and its key, if the endpoint has any.
     pub pair: Option<Arc<CertKeyPair>>,
-    /// The CAs of the other side.
+    /// The CAs of the peer.
     pub ca: Vec<Certificate>,
 }
 
 impl Credentials {
-    /// Our own certificate.
+    /// The own certificate.
     pub fn leaf(&self) -> Option<&Certificate> {
         self.pair.as_ref().map(|pair| &pair.leaf)
     }
 
-    /// Whether both hold the same certificate chain.
+    /// Whether both have the same certificate chain.
     pub fn has_same_chain_as(&self, other: &Self) -> bool {
-        let chain = |contents: &Self| contents.pair.as_ref().map(|pair| pair.chain.clone());
+        let chain = |credentials: &Self| credentials.pair.as_ref().map(|pair| pair.chain.clone());
         let (ours, theirs) = (chain(self).unwrap_or_default(), chain(other).unwrap_or_default());
         same_certificates(&ours, &theirs)
     }
@@ -176,9 +154,9 @@ fn same_certificates(some: &[Certificate], others: &[Certificate]) -> bool {
     some.iter().map(Certificate::der).eq(others.iter().map(Certificate::der))
 }
 
-/// Files that were read together, and what was made of them.
+/// Credentials that were read together, and the TLS configuration built from them.
 pub struct LoadedCredentials<T> {
-    /// What the files held.
+    /// The credentials.
     pub credentials: Credentials,
     /// The TLS configuration.
     pub tls: T,
@@ -186,7 +164,7 @@ pub struct LoadedCredentials<T> {
 
 type Build<T> = Box<dyn Fn(&Credentials) -> Result<T, FileError> + Send + Sync>;
 
-/// The newest usable files of one endpoint. Clones share them.
+/// The newest usable credentials of one endpoint. Clones share them.
 pub struct Reloader<T>(Arc<Shared<T>>);
 
 struct Shared<T> {
@@ -196,25 +174,24 @@ struct Shared<T> {
     in_use: watch::Sender<Option<Arc<LoadedCredentials<T>>>>,
     /// Locked while files are read: by one thread at a time, never by an asynchronous task.
     last_read: Mutex<Option<LastRead>>,
-    /// Read the files whether they changed or not.
+    /// The next check reads the files even when they did not change.
     forced: AtomicBool,
-    /// Why the files cannot be used; the log has it.
+    /// Why the files are unusable, as logged.
     problem: Mutex<Option<FileError>>,
-    /// One blocking thread at a time: a file system that hangs must not take the whole pool.
+    /// One blocking thread at a time: a hanging file system must not use up the thread pool.
     read_permit: Arc<tokio::sync::Mutex<()>>,
 }
 
-/// The last time the files were read.
+/// The last read of the files.
 struct LastRead {
     identities: Vec<FileIdentity>,
-    /// The files were old enough for their stamps to tell the next change.
+    /// The files were old enough for their identity to reveal the next change.
     stable: bool,
     at: Instant,
     failure: Option<FileError>,
 }
 
-/// Identity of a file: another one after every way to replace its content. `None`: it cannot be
-/// looked at.
+/// Identity of a file: changes with every way to replace its content. `None`: no metadata.
 type FileIdentity = Option<(u64, u64, u64, i64, i64, i64, i64)>;
 
 impl<T> Clone for Reloader<T> {
@@ -231,7 +208,7 @@ impl<T> fmt::Debug for Reloader<T> {
 
 impl<T: Send + Sync + 'static> Reloader<T> {
     /// Reads nothing yet. `name`: `admin`, `push`, `node` or `etcd`, for metrics and the log.
-    /// `build` makes the TLS configuration, or says which file it cannot use.
+    /// `build` makes the TLS configuration, or reports the unusable file.
     pub fn new(
         name: &'static str,
         files: CredentialFiles,
@@ -249,10 +226,10 @@ impl<T: Send + Sync + 'static> Reloader<T> {
         }))
     }
 
-    /// The files as they are now; read only if they changed. Blocks.
+    /// Loads the current files; reads them only if they changed. Blocks.
     ///
     /// # Errors
-    /// [`FileError`] when they cannot be used.
+    /// [`FileError`] when they are unusable.
     pub fn load(&self) -> Result<Arc<LoadedCredentials<T>>, FileError> {
         let mut last = lock(&self.0.last_read);
         let forced = self.0.forced.swap(false, Ordering::AcqRel);
@@ -263,7 +240,7 @@ impl<T: Send + Sync + 'static> Reloader<T> {
             && attempt.identities == stamps
         {
             match (&attempt.failure, self.in_use()) {
-                (None, Some(held)) => return Ok(held),
+                (None, Some(current)) => return Ok(current),
                 (Some(failure), _) if attempt.at.elapsed() < RETRY_INTERVAL => return Err(failure.clone()),
                 _ => {}
             }
@@ -281,59 +258,59 @@ impl<T: Send + Sync + 'static> Reloader<T> {
         loaded
     }
 
-    /// For a connection that is made now: the files as they are now or, while they cannot be used,
-    /// what they held before. Blocks.
+    /// The credentials for a new connection: the current files, or, while they are unusable, the
+    /// credentials in use. Blocks.
     ///
     /// # Errors
-    /// [`FileError`] when they could never be used.
+    /// [`FileError`] when the files were never usable.
     pub fn refresh_blocking(&self) -> Result<Arc<LoadedCredentials<T>>, FileError> {
         self.load().or_else(|error| self.in_use().ok_or(error))
     }
 
-    /// As [`current`](Self::current), on a thread that may block, and for at most a second: then
-    /// with what is held.
+    /// Like [`refresh_blocking`](Self::refresh_blocking), on a blocking thread and within a second;
+    /// after that, returns the credentials in use.
     ///
     /// # Errors
-    /// [`FileError`] when the files could never be used.
+    /// [`FileError`] when the files were never usable.
     pub async fn refresh(&self) -> Result<Arc<LoadedCredentials<T>>, FileError> {
-        let look = async {
-            let turn = Arc::clone(&self.0.read_permit).lock_owned().await;
+        let check = async {
+            let permit = Arc::clone(&self.0.read_permit).lock_owned().await;
             let this = self.clone();
-            let looked = tokio::task::spawn_blocking(move || {
-                let _turn = turn;
+            let task = tokio::task::spawn_blocking(move || {
+                let _permit = permit;
                 this.refresh_blocking()
             });
-            looked.await
+            task.await
         };
-        match tokio::time::timeout(READ_TIMEOUT, look).await {
+        match tokio::time::timeout(READ_TIMEOUT, check).await {
             Ok(Ok(current)) => current,
-            // Only a runtime that ends loses the work.
+            // The task is lost only when the runtime shuts down.
             Ok(Err(_)) => self.in_use().ok_or_else(|| self.timeout_error()),
             Err(_) => {
                 let unanswered = self.timeout_error();
-                let held = self.in_use().ok_or_else(|| unanswered.clone());
+                let current = self.in_use().ok_or_else(|| unanswered.clone());
                 self.log_transition(Some(unanswered));
-                held
+                current
             }
         }
     }
 
-    /// What is in use; looks at no file.
+    /// The credentials in use. Reads no file.
     pub fn in_use(&self) -> Option<Arc<LoadedCredentials<T>>> {
         self.0.in_use.borrow().clone()
     }
 
-    /// Tells when other files are in use.
+    /// Notifies when the credentials in use change.
     pub fn subscribe(&self) -> watch::Receiver<Option<Arc<LoadedCredentials<T>>>> {
         self.0.in_use.subscribe()
     }
 
-    /// Has the next look read the files whether they changed or not.
+    /// Makes the next check read the files even when they did not change.
     pub fn force_next_read(&self) {
         self.0.forced.store(true, Ordering::Release);
     }
 
-    /// Why the files as they are cannot be used.
+    /// Why the current files are unusable.
     pub fn problem(&self) -> Option<FileError> {
         lock(&self.0.problem).clone()
     }
@@ -349,35 +326,37 @@ impl<T: Send + Sync + 'static> Reloader<T> {
     }
 
     fn read(&self) -> Result<Arc<LoadedCredentials<T>>, FileError> {
-        let Some(held) = self.in_use() else {
-            let contents = self.0.files.read()?;
-            let tls = (self.0.build)(&contents)?;
-            return Ok(self.replace(contents, tls));
+        let Some(current) = self.in_use() else {
+            let credentials = self.0.files.read()?;
+            let tls = (self.0.build)(&credentials)?;
+            return Ok(self.replace(credentials, tls));
         };
         let (files, now) = (&self.0.files, UnixTime::now());
         let mut problem = None;
-        let pair = files.replacement_pair(&held.credentials, now).unwrap_or_else(|error| {
+        let pair = files.replacement_pair(&current.credentials, now).unwrap_or_else(|error| {
             problem = Some(error);
-            held.credentials.pair.clone()
+            current.credentials.pair.clone()
         });
-        let ca = files.replacement_ca(&held.credentials, now).unwrap_or_else(|error| {
+        let ca = files.replacement_ca(&current.credentials, now).unwrap_or_else(|error| {
             problem.get_or_insert(error);
-            held.credentials.ca.clone()
+            current.credentials.ca.clone()
         });
-        // Where the TLS library refuses one part, the other one counts all the same.
-        let (former_pair, former_ca) = (held.credentials.pair.clone(), held.credentials.ca.clone());
-        let newest = Credentials { pair, ca };
-        let ca_only = Credentials { pair: former_pair, ca: newest.ca.clone() };
-        let pair_only = Credentials { pair: newest.pair.clone(), ca: former_ca };
-        let mut used = Arc::clone(&held);
-        for contents in [newest, ca_only, pair_only] {
-            if contents.has_same_chain_as(&held.credentials) && contents.has_same_ca_as(&held.credentials) {
+        // When the TLS library rejects one part, the other one is still replaced.
+        let (old_pair, old_ca) = (current.credentials.pair.clone(), current.credentials.ca.clone());
+        let new = Credentials { pair, ca };
+        let ca_only = Credentials { pair: old_pair, ca: new.ca.clone() };
+        let pair_only = Credentials { pair: new.pair.clone(), ca: old_ca };
+        let mut used = Arc::clone(&current);
+        for credentials in [new, ca_only, pair_only] {
+            if credentials.has_same_chain_as(&current.credentials)
+                && credentials.has_same_ca_as(&current.credentials)
+            {
                 continue;
             }
-            match (self.0.build)(&contents) {
+            match (self.0.build)(&credentials) {
                 Ok(tls) => {
-                    used = self.replace(contents, tls);
-                    self.log_replaced(&held.credentials, &used.credentials);
+                    used = self.replace(credentials, tls);
+                    self.log_replaced(&current.credentials, &used.credentials);
                     break;
                 }
                 Err(error) => {
@@ -388,8 +367,8 @@ impl<T: Send + Sync + 'static> Reloader<T> {
         problem.map_or(Ok(used), Err)
     }
 
-    fn replace(&self, contents: Credentials, tls: T) -> Arc<LoadedCredentials<T>> {
-        let loaded = Arc::new(LoadedCredentials { credentials: contents, tls });
+    fn replace(&self, credentials: Credentials, tls: T) -> Arc<LoadedCredentials<T>> {
+        let loaded = Arc::new(LoadedCredentials { credentials, tls });
         self.0.in_use.send_replace(Some(Arc::clone(&loaded)));
         loaded
     }
@@ -408,21 +387,21 @@ impl<T: Send + Sync + 'static> Reloader<T> {
         }
     }
 
-    /// Logs a failure once, and its end.
+    /// Logs a failure once, and the recovery.
     fn log_transition(&self, failure: Option<FileError>) {
         let mut known = lock(&self.0.problem);
         if *known == failure {
             return;
         }
         let certificate = self.0.name;
-        // At the start, whoever loads the files first reports what is wrong with them.
-        let held = self.0.in_use.borrow().is_some();
+        // At startup the caller reports the error.
+        let is_loaded = self.0.in_use.borrow().is_some();
         match &failure {
-            Some(problem) if held => tracing::warn!(
+            Some(problem) if is_loaded => tracing::warn!(
                 certificate,
                 "{problem}; what the files held before stays in use until they can be used"
             ),
-            None if held => tracing::info!(certificate, "the certificate files can be used again"),
+            None if is_loaded => tracing::info!(certificate, "the certificate files can be used again"),
             _ => {}
         }
         *known = failure;
@@ -435,12 +414,12 @@ impl<T: Send + Sync + 'static> Reloader<T> {
     }
 }
 
-/// A panic while the lock was held leaves nothing half written: each value is replaced as a whole.
+/// Each value is replaced as a whole, so a panic under the lock leaves it consistent.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Of every file, and whether all are old enough for the next change to show.
+/// The identities of all files, and whether all are old enough to reveal the next change.
 fn file_identities(files: &CredentialFiles) -> (Vec<FileIdentity>, bool) {
     let stamps: Vec<FileIdentity> = files.paths().map(file_identity).collect();
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();

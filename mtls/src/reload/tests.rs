@@ -1,8 +1,9 @@
-//! Every way to replace or break the files, by the system calls that editors, `cp`, `mv`,
-//! cert-manager and Kubernetes make.
+//! Replacing and breaking the files, by the system calls of editors, `cp`, `mv`, cert-manager and
+//! Kubernetes.
 
 use std::fs;
 use std::os::unix::fs::symlink;
+use std::path::PathBuf;
 
 use pki::ca::{Authority, AuthoritySpec, IssuedCertificate, LeafSpec};
 use proptest::prelude::*;
@@ -64,8 +65,8 @@ impl World {
 
     /// `tls` is the subject of the certificate.
     fn unread(&self) -> Reloader<String> {
-        Reloader::new("test", self.files(), |contents| {
-            Ok(contents.leaf().map(|leaf| leaf.subject().to_owned()).unwrap_or_default())
+        Reloader::new("test", self.files(), |credentials| {
+            Ok(credentials.leaf().map(|leaf| leaf.subject().to_owned()).unwrap_or_default())
         })
     }
 }
@@ -74,17 +75,17 @@ fn subject(reloader: &Reloader<String>) -> String {
     reloader.refresh_blocking().unwrap().tls.clone()
 }
 
-/// The problem of the files as they are, with which nothing changes.
+/// The error of the current files, which must not change the credentials in use.
 fn refused(reloader: &Reloader<String>) -> String {
-    let held = reloader.in_use().unwrap();
+    let current = reloader.in_use().unwrap();
     let problem = reloader.load().err().expect("files that cannot be used").to_string();
-    assert!(Arc::ptr_eq(&held, &reloader.refresh_blocking().unwrap()), "what was held stays: {problem}");
+    assert!(Arc::ptr_eq(&current, &reloader.refresh_blocking().unwrap()), "what was held stays: {problem}");
     assert_eq!(reloader.problem().unwrap().to_string(), problem);
     problem
 }
 
 #[test]
-fn a_pair_written_in_place_is_taken() {
+fn a_pair_written_in_place_is_loaded() {
     let world = World::new();
     let reloader = world.reloader();
     world.write_pair(&world.issue("second.test"));
@@ -93,7 +94,7 @@ fn a_pair_written_in_place_is_taken() {
 }
 
 #[test]
-fn a_pair_renamed_into_place_is_taken() {
+fn a_pair_renamed_into_place_is_loaded() {
     let world = World::new();
     let reloader = world.reloader();
     let second = world.issue("second.test");
@@ -108,7 +109,7 @@ fn a_pair_renamed_into_place_is_taken() {
 }
 
 #[test]
-fn the_key_may_come_before_its_certificate() {
+fn the_key_may_be_written_before_the_certificate() {
     let world = World::new();
     let reloader = world.reloader();
     let second = world.issue("second.test");
@@ -138,13 +139,13 @@ fn a_swapped_symlink_to_a_folder_is_followed() {
     mount("..v2", &world.issue("second.test"));
     fs::remove_dir_all(world.path("..v1")).unwrap();
     assert_eq!(subject(&reloader), "CN=second.test");
-    // A dangling link is no reason to stop.
+    // A dangling link leaves the credentials in use.
     fs::remove_dir_all(world.path("..v2")).unwrap();
     assert!(refused(&reloader).contains("No such file"));
 }
 
 #[test]
-fn every_broken_file_leaves_what_was_held_in_use() {
+fn every_broken_file_keeps_the_credentials_in_use() {
     let world = World::new();
     let reloader = world.reloader();
     let good = |name: &str| fs::read_to_string(world.path(name)).unwrap();
@@ -178,7 +179,7 @@ fn every_broken_file_leaves_what_was_held_in_use() {
 }
 
 #[test]
-fn a_file_without_permission_leaves_what_was_held_in_use() {
+fn an_unreadable_file_keeps_the_credentials_in_use() {
     use std::os::unix::fs::PermissionsExt;
     let world = World::new();
     let reloader = world.reloader();
@@ -198,7 +199,7 @@ fn at(days: i64) -> UnixTime {
 }
 
 #[test]
-fn a_pair_not_valid_now_does_not_replace_one_that_is() {
+fn an_invalid_pair_does_not_replace_a_valid_one() {
     let world = World::new();
     let reloader = world.reloader();
     for (from, until) in [(-20, -1), (1, 20)] {
@@ -220,24 +221,24 @@ fn an_expired_pair_is_replaced_by_any_other() {
 }
 
 #[test]
-fn a_bundle_that_has_ended_does_not_replace_one_that_has_not() {
+fn an_expired_ca_bundle_does_not_replace_a_valid_one() {
     let world = World::new();
     let reloader = world.reloader();
     let ended = AuthoritySpec::new("Ended CA").between(at(-20), at(-1));
     let ended = Authority::root(&ended).unwrap().certificate_pem();
     world.write("ca.crt", &ended);
     assert!(refused(&reloader).contains("x.ca"));
-    // Beside one that is valid it is an overlap.
+    // Together with a valid one it is accepted.
     world.write("ca.crt", &format!("{ended}{}", world.next_ca.certificate_pem()));
     assert_eq!(reloader.load().unwrap().credentials.ca.len(), 2);
 }
 
 #[test]
-fn a_chain_without_the_name_does_not_replace_one_with_it() {
+fn a_chain_without_the_required_name_is_not_loaded() {
     let world = World::new();
     let files = CredentialFiles { required_dns_name: Some("First.test".to_owned()), ..world.files() };
-    let reloader = Reloader::new("test", files, |contents| {
-        Ok(contents.leaf().map(|leaf| leaf.subject().to_owned()).unwrap_or_default())
+    let reloader = Reloader::new("test", files, |credentials| {
+        Ok(credentials.leaf().map(|leaf| leaf.subject().to_owned()).unwrap_or_default())
     });
     reloader.load().unwrap();
     world.write_pair(&world.issue("elsewhere.test"));
@@ -247,24 +248,24 @@ fn a_chain_without_the_name_does_not_replace_one_with_it() {
 }
 
 #[test]
-fn the_same_contents_are_no_change() {
+fn unchanged_contents_are_no_change() {
     let world = World::new();
     let reloader = world.reloader();
-    let (held, changes) = (reloader.in_use().unwrap(), reloader.subscribe());
+    let (current, changes) = (reloader.in_use().unwrap(), reloader.subscribe());
     let again = fs::read_to_string(world.path("tls.crt")).unwrap();
     world.write("tls.crt", &again);
     reloader.force_next_read();
-    assert!(Arc::ptr_eq(&held, &reloader.load().unwrap()));
+    assert!(Arc::ptr_eq(&current, &reloader.load().unwrap()));
     assert!(!changes.has_changed().unwrap());
     let with_issuer = again + &world.ca.certificate_pem();
     world.write("tls.crt", &with_issuer);
-    assert!(!Arc::ptr_eq(&held, &reloader.load().unwrap()), "another intermediate is a change");
+    assert!(!Arc::ptr_eq(&current, &reloader.load().unwrap()), "another intermediate is a change");
     assert!(changes.has_changed().unwrap());
 }
 
-/// Two writes of the same size within a tick of the clock: only the content tells.
+/// Two writes of the same size within a tick of the clock differ only in their content.
 #[test]
-fn a_file_replaced_within_one_tick_is_seen() {
+fn a_file_replaced_within_one_tick_is_detected() {
     let world = World::new();
     let reloader = world.reloader();
     let times = fs::metadata(world.path("ca.crt")).unwrap().modified().unwrap();
@@ -273,13 +274,13 @@ fn a_file_replaced_within_one_tick_is_seen() {
         world.write("ca.crt", &ca.certificate_pem());
         let file = fs::File::options().write(true).open(world.path("ca.crt")).unwrap();
         file.set_modified(times).unwrap();
-        let held = reloader.load().unwrap();
-        assert_eq!(held.credentials.ca[0].subject(), ca.certificate().subject(), "round {round}");
+        let current = reloader.load().unwrap();
+        assert_eq!(current.credentials.ca[0].subject(), ca.certificate().subject(), "round {round}");
     }
 }
 
 #[test]
-fn files_that_never_fitted_are_an_error_until_they_fit() {
+fn files_that_never_matched_are_an_error() {
     let world = World::new();
     let reloader = world.unread();
     world.write("tls.crt", "");
@@ -292,10 +293,10 @@ fn files_that_never_fitted_are_an_error_until_they_fit() {
 }
 
 #[test]
-fn what_the_tls_library_refuses_is_not_taken() {
+fn credentials_rejected_by_tls_are_not_used() {
     let world = World::new();
     let reloader =
-        Reloader::new("test", world.files(), |contents| match contents.leaf() {
+        Reloader::new("test", world.files(), |credentials| match credentials.leaf() {
             Some(leaf) if leaf.subject() == "CN=first.test" => Ok(leaf.subject().to_owned()),
             _ => Err(ConfiguredFileRef { setting: "x.key", path: Path::new("tls.key") }
                 .error("an unknown algorithm")),
@@ -306,15 +307,15 @@ fn what_the_tls_library_refuses_is_not_taken() {
 }
 
 #[test]
-fn a_file_system_that_hangs_does_not_stop_connections() {
+fn a_hanging_file_system_does_not_stop_connections() {
     let world = World::new();
     let reloader = world.reloader();
-    let held = reloader.in_use().unwrap();
+    let current = reloader.in_use().unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
-    // Whoever reads holds this lock.
+    // Reading the files takes this lock.
     let hanging = lock(&reloader.0.last_read);
     let (one, two) = runtime.block_on(async { tokio::join!(reloader.refresh(), reloader.refresh()) });
-    assert!(Arc::ptr_eq(&held, &one.unwrap()) && Arc::ptr_eq(&held, &two.unwrap()));
+    assert!(Arc::ptr_eq(&current, &one.unwrap()) && Arc::ptr_eq(&current, &two.unwrap()));
     assert!(reloader.problem().unwrap().to_string().contains("did not answer"));
     drop(hanging);
     world.write_pair(&world.issue("second.test"));
@@ -322,7 +323,7 @@ fn a_file_system_that_hangs_does_not_stop_connections() {
     assert!(reloader.problem().is_none());
 }
 
-/// What a file may hold in the law below.
+/// The content of a file in the property below.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Content {
     Pair(usize),
@@ -341,9 +342,9 @@ fn content() -> impl Strategy<Value = Content> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
-    /// In any order of writes: what is in use is the newest pair that fitted at a look.
+    /// In any order of writes, the newest pair that matched at a check is in use.
     #[test]
-    fn the_newest_pair_that_fitted_is_in_use(
+    fn the_newest_matching_pair_is_in_use(
         writes in prop::collection::vec((any::<bool>(), content(), any::<bool>()), 1..24)
     ) {
         let world = World::new();
@@ -377,38 +378,41 @@ proptest! {
 }
 
 #[test]
-fn a_ca_counts_though_the_pair_does_not_fit() {
+fn a_ca_is_replaced_despite_a_mismatched_pair() {
     let world = World::new();
     let reloader = world.reloader();
     world.write("tls.crt", &world.issue("second.test").chain_pem);
     world.write("ca.crt", &world.next_ca.certificate_pem());
     let problem = reloader.load().err().expect("a pair that does not fit").to_string();
     assert!(problem.contains("x.key"), "{problem}");
-    let held = reloader.in_use().unwrap();
-    assert_eq!((held.credentials.ca.len(), held.credentials.ca[0].subject()), (1, "CN=Next CA"));
-    assert_eq!(held.tls, "CN=first.test");
-    // Nothing is built anew as long as the files stay.
+    let current = reloader.in_use().unwrap();
+    assert_eq!((current.credentials.ca.len(), current.credentials.ca[0].subject()), (1, "CN=Next CA"));
+    assert_eq!(current.tls, "CN=first.test");
+    // Unchanged files are not built again.
     reloader.force_next_read();
     refused(&reloader);
 }
 
 #[test]
-fn a_pair_counts_though_the_ca_is_broken() {
+fn a_pair_is_replaced_despite_a_broken_ca() {
     let world = World::new();
     let reloader = world.reloader();
     world.write_pair(&world.issue("second.test"));
     world.write("ca.crt", "hello");
     let problem = reloader.load().err().expect("a broken CA bundle").to_string();
     assert!(problem.contains("x.ca"), "{problem}");
-    let held = reloader.in_use().unwrap();
-    assert_eq!((held.tls.as_str(), held.credentials.ca[0].subject()), ("CN=second.test", "CN=Present CA"));
+    let current = reloader.in_use().unwrap();
+    assert_eq!(
+        (current.tls.as_str(), current.credentials.ca[0].subject()),
+        ("CN=second.test", "CN=Present CA")
+    );
 }
 
 #[test]
-fn what_tls_refuses_of_one_does_not_hold_up_the_other() {
+fn a_rejected_pair_does_not_block_the_ca() {
     let world = World::new();
-    let reloader = Reloader::new("test", world.files(), |contents| {
-        let leaf = contents.leaf().map(|leaf| leaf.subject().to_owned()).unwrap_or_default();
+    let reloader = Reloader::new("test", world.files(), |credentials| {
+        let leaf = credentials.leaf().map(|leaf| leaf.subject().to_owned()).unwrap_or_default();
         if leaf == "CN=weak.test" {
             Err(ConfiguredFileRef { setting: "x.cert", path: Path::new("") }.error("weak"))
         } else {
@@ -419,6 +423,6 @@ fn what_tls_refuses_of_one_does_not_hold_up_the_other() {
     world.write_pair(&world.issue("weak.test"));
     world.write("ca.crt", &world.next_ca.certificate_pem());
     assert!(reloader.load().err().unwrap().to_string().contains("weak"));
-    let held = reloader.in_use().unwrap();
-    assert_eq!((held.tls.as_str(), held.credentials.ca[0].subject()), ("CN=first.test", "CN=Next CA"));
+    let current = reloader.in_use().unwrap();
+    assert_eq!((current.tls.as_str(), current.credentials.ca[0].subject()), ("CN=first.test", "CN=Next CA"));
 }

@@ -4,7 +4,6 @@ use rustls::internal::msgs::codec::{Codec, Reader};
 use rustls::sign::SigningKey;
 
 use super::*;
-use crate::tls::site_config;
 
 const SCHEMES: [(KeyAlgorithm, SignatureScheme); 5] = [
     (KeyAlgorithm::P256, SignatureScheme::ECDSA_NISTP256_SHA256),
@@ -13,7 +12,7 @@ const SCHEMES: [(KeyAlgorithm, SignatureScheme); 5] = [
     (KeyAlgorithm::Ed25519, SignatureScheme::ED25519),
     (KeyAlgorithm::Rsa2048, SignatureScheme::RSA_PSS_SHA256),
 ];
-/// Unknown, remembered, read: from the fourth on nothing changes.
+/// Unknown, cached, parsed; after the fourth round nothing changes.
 const ROUNDS: usize = 4;
 
 struct Client {
@@ -51,11 +50,11 @@ fn check(
     message: &[u8],
     signature: &[u8],
 ) -> Result<(), Error> {
-    verify_tls13(&site_config::crypto_provider(), leaf, message, &signed(scheme, signature)).map(|_valid| ())
+    verify_tls13(&aws_lc_rs::default_provider(), leaf, message, &signed(scheme, signature)).map(|_valid| ())
 }
 
 #[test]
-fn a_key_that_is_known_accepts_and_refuses_what_an_unknown_one_does() {
+fn a_cached_key_gives_the_same_results() {
     for (algorithm, scheme) in SCHEMES {
         let (client, other) = (Client::new(algorithm), Client::new(algorithm));
         for round in 0..ROUNDS {
@@ -80,7 +79,7 @@ fn a_key_that_is_known_accepts_and_refuses_what_an_unknown_one_does() {
 }
 
 #[test]
-fn a_known_key_is_good_in_its_own_scheme_only() {
+fn a_cached_key_applies_to_its_own_scheme() {
     let unadvertised = Err(PeerMisbehaved::SignedHandshakeWithUnadvertisedSigScheme.into());
     for (algorithm, scheme) in SCHEMES {
         let client = Client::new(algorithm);
@@ -100,24 +99,24 @@ fn a_known_key_is_good_in_its_own_scheme_only() {
 }
 
 #[test]
-fn a_scheme_that_the_provider_does_not_have_is_refused_though_the_key_is_known() {
+fn a_scheme_the_provider_lacks_is_rejected_despite_the_cache() {
     let client = Client::new(KeyAlgorithm::P256);
     let scheme = SignatureScheme::ECDSA_NISTP256_SHA256;
     let signature = client.sign(scheme, b"message");
     for _ in 0..ROUNDS {
         assert_eq!(check(&client.leaf, scheme, b"message", &signature), Ok(()));
     }
-    let mut without = site_config::crypto_provider();
+    let mut without = aws_lc_rs::default_provider();
     without.signature_verification_algorithms.mapping = &[];
     let refused = verify_tls13(&without, &client.leaf, b"message", &signed(scheme, &signature));
     assert_eq!(refused.map(|_| ()), Err(PeerMisbehaved::SignedHandshakeWithUnadvertisedSigScheme.into()));
 }
 
 #[test]
-fn of_two_clients_in_one_slot_neither_is_taken_for_the_other() {
+fn clients_in_one_slot_are_not_confused() {
     let scheme = SignatureScheme::ECDSA_NISTP256_SHA256;
     let (first, mut second) = (Client::new(KeyAlgorithm::P256), Client::new(KeyAlgorithm::P256));
-    // Only the end says where a certificate falls; what is in front of it is another's.
+    // Only the end determines the slot; the bytes before it are the other certificate's.
     let spki = pki::subject_public_key_info(&second.leaf).unwrap().to_vec();
     let (front, end) = (second.leaf.len() - 2, first.leaf.len() - 2);
     second.leaf = [&second.leaf[..front], &first.leaf[end..]].concat().into();
@@ -132,19 +131,19 @@ fn of_two_clients_in_one_slot_neither_is_taken_for_the_other() {
 }
 
 #[test]
-fn what_is_no_certificate_has_a_slot_too() {
+fn a_malformed_certificate_has_a_slot() {
     for leaf in [&[][..], &[7]] {
         assert_eq!(key_cache::verify(&leaf.into(), SignatureScheme::ED25519, b"message", b"signature"), None);
     }
 }
 
 #[test]
-fn a_leaf_that_is_too_large_is_not_remembered() {
+fn an_oversized_leaf_is_not_cached() {
     let client = Client::new(KeyAlgorithm::P256);
     let scheme = SignatureScheme::ECDSA_NISTP256_SHA256;
     let (spki, signature) = (public_key(&client.leaf).unwrap(), client.sign(scheme, b"message"));
     for (size, known) in [(key_cache::LEAF_MAX, Some(true)), (key_cache::LEAF_MAX + 1, None)] {
-        // What is in it is not read here.
+        // The cache does not parse it.
         let leaf = CertificateDer::from(vec![7; size]);
         (0..ROUNDS).for_each(|_| key_cache::insert(&leaf, scheme, spki));
         assert_eq!(key_cache::verify(&leaf, scheme, b"message", &signature), known, "{size} bytes");

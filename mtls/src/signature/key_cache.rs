@@ -1,10 +1,9 @@
-//! The keys of clients that come back, ready for use: reading one costs a tenth of the check it is
-//! needed for.
+//! A cache of parsed client keys: parsing a key costs a tenth of a verification.
 //!
-//! Only what `signature` has read and used before comes here, with the scheme it was used in;
-//! whether a signature is good is computed each time. Bounded: a fixed number of slots, each held
-//! by the last client that fell into it, and no leaf larger than [`LEAF_MAX`]: where a site lets
-//! everybody shake hands, strangers come here too.
+//! `signature` adds a key with the scheme in which it verified a signature; each signature is still
+//! computed. Bounded: a fixed number of slots, each with the last client that hashed to it, and no
+//! leaf above [`LEAF_MAX`], because unknown clients get here too where a site requires no
+//! certificate.
 
 use std::cell::RefCell;
 
@@ -12,10 +11,9 @@ use aws_lc_rs::signature::{self as algorithms, ParsedPublicKey, VerificationAlgo
 use rustls::SignatureScheme;
 use rustls::pki_types::CertificateDer;
 
-/// Clients a worker knows; one takes about 1 KiB.
+/// Cached keys per thread; one takes about 1 KiB.
 const SLOTS: usize = 1024;
-/// The largest leaf that is remembered, in bytes; usual ones have 500 to 2000. A message may hold
-/// 64 KiB of it.
+/// The largest cached leaf, in bytes; usual ones have 500 to 2000. A message may hold 64 KiB.
 pub(super) const LEAF_MAX: usize = 4 * 1024;
 
 thread_local! {
@@ -25,11 +23,11 @@ thread_local! {
 struct CachedKey {
     leaf: CertificateDer<'static>,
     scheme: SignatureScheme,
-    /// Read when it comes for the second time: most of a crowd come once.
+    /// Parsed on the client's second connection, because most clients connect once.
     key: Option<ParsedPublicKey>,
 }
 
-/// Whether the signature is good; `None` where the key is not known for that scheme.
+/// Whether the signature is valid; `None` when the key is not cached for this scheme.
 pub(super) fn verify(
     leaf: &CertificateDer<'_>,
     scheme: SignatureScheme,
@@ -43,7 +41,7 @@ pub(super) fn verify(
     })
 }
 
-/// Remembers a client whose signature in this scheme was good, and whose key is in `spki`.
+/// Adds the client whose signature in this scheme was valid; `spki` has its key.
 pub(super) fn insert(leaf: &CertificateDer<'_>, scheme: SignatureScheme, spki: &[u8]) {
     let (Some(algorithm), ..=LEAF_MAX) = (algorithm(scheme), leaf.len()) else { return };
     CACHE.with_borrow_mut(|slots| {
@@ -66,12 +64,12 @@ impl CachedKey {
     }
 }
 
-/// By the last bytes, which are its issuer's signature.
+/// Hashes by the last bytes, which belong to the issuer's signature.
 fn slot_index(leaf: &[u8]) -> usize {
     leaf.last_chunk().map_or(0, |last| usize::from(u16::from_be_bytes(*last)) % SLOTS)
 }
 
-/// The one algorithm that TLS 1.3 means by a scheme (RFC 8446 section 4.2.3).
+/// The algorithm of a TLS 1.3 scheme (RFC 8446 section 4.2.3).
 fn algorithm(scheme: SignatureScheme) -> Option<&'static dyn VerificationAlgorithm> {
     Some(match scheme {
         SignatureScheme::ECDSA_NISTP256_SHA256 => &algorithms::ECDSA_P256_SHA256_ASN1,

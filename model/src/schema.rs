@@ -9,16 +9,21 @@
 //! Schemas are compiled once; an unknown keyword is a compile error.
 
 mod compile;
+mod files;
 
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-pub(crate) use compile::SchemaError;
+use compile::SchemaError;
+pub(crate) use files::{SchemaBlock, validate_block};
+pub use files::{json_schema, validate};
 use regex::Regex;
 use serde_json::{Map, Value};
 
-use super::environment::env_ref_path;
 use crate::problem::{Problem, ProblemKind};
+
+/// The prefix of references to the environment.
+const ENV_PREFIX: &str = "$env://";
 
 /// A compiled schema.
 #[derive(Debug, Default)]
@@ -75,6 +80,12 @@ enum Format {
 /// (contract 3).
 pub(crate) fn is_reference(text: &str) -> bool {
     text.starts_with("$secret://") || env_ref_path(text).is_some()
+}
+
+/// The text after `$env://`, matched case-insensitively.
+pub(crate) fn env_ref_path(text: &str) -> Option<&str> {
+    let (start, path) = text.split_at_checked(ENV_PREFIX.len())?;
+    start.eq_ignore_ascii_case(ENV_PREFIX).then_some(path)
 }
 
 impl Format {
@@ -151,7 +162,7 @@ fn lua_type(value: &Value) -> &'static str {
 
 impl Schema {
     /// Validates a value and returns the first problem, in the order of contract section 3.
-    pub(crate) fn judge(&self, value: &Value) -> Result<(), Problem> {
+    pub(crate) fn validate(&self, value: &Value) -> Result<(), Problem> {
         if let Some(kind) = self.kind {
             if !kind.fits(value) {
                 let (expected, got) = (kind.name(), lua_type(value));
@@ -185,7 +196,7 @@ impl Schema {
     fn judge_object(&self, members: &Map<String, Value>, whole: &Value) -> Result<(), Problem> {
         for (name, schema) in &self.properties {
             if let Some(value) = members.get(name) {
-                schema.judge(value).map_err(|inner| {
+                schema.validate(value).map_err(|inner| {
                     let message = format!("property \"{name}\" validation failed: {}", inner.message);
                     Problem { message, ..inner }.within(name)
                 })?;
@@ -201,7 +212,7 @@ impl Schema {
             for (pattern, schema) in &self.pattern_properties {
                 if pattern.is_match(name) {
                     known = true;
-                    schema.judge(value).map_err(|inner| {
+                    schema.validate(value).map_err(|inner| {
                         let text = &inner.message;
                         let message = format!("failed to validate {name} (matching \"{pattern}\"): {text}");
                         Problem { message, ..inner }.within(name)
@@ -227,7 +238,7 @@ impl Schema {
         let Some((_, schema)) = self.dependencies.iter().find(|(trigger, _)| trigger == name) else {
             return Ok(());
         };
-        schema.judge(whole).map_err(|inner| {
+        schema.validate(whole).map_err(|inner| {
             let message = format!("failed to validate dependent schema for \"{name}\": {}", inner.message);
             Problem { message, ..inner }
         })
@@ -265,7 +276,7 @@ impl Schema {
         }
         if let Some(schema) = &self.items {
             for (index, item) in (1..).zip(items) {
-                schema.judge(item).map_err(|inner| {
+                schema.validate(item).map_err(|inner| {
                     let message = format!("failed to validate item {index}: {}", inner.message);
                     Problem { field: element_path(index, &inner.field), message, ..inner }
                 })?;
@@ -314,12 +325,12 @@ impl Schema {
 
     fn validate_combinators(&self, value: &Value) -> Result<(), Problem> {
         for (index, schema) in (1..).zip(&self.all_of) {
-            schema.judge(value).map_err(|inner| {
+            schema.validate(value).map_err(|inner| {
                 let message = format!("allOf {index} failed: {}", inner.message);
                 Problem { message, ..inner }
             })?;
         }
-        if !self.any_of.is_empty() && !self.any_of.iter().any(|schema| schema.judge(value).is_ok()) {
+        if !self.any_of.is_empty() && !self.any_of.iter().any(|schema| schema.validate(value).is_ok()) {
             let message = format!("object matches none of the required{}", alternatives(&self.any_of));
             return Err(with_branch_hint(
                 message,
@@ -328,7 +339,7 @@ impl Schema {
             ));
         }
         if !self.one_of.is_empty() {
-            let mut fitting = (1..).zip(&self.one_of).filter(|(_, schema)| schema.judge(value).is_ok());
+            let mut fitting = (1..).zip(&self.one_of).filter(|(_, schema)| schema.validate(value).is_ok());
             match (fitting.next(), fitting.next()) {
                 (None, _) => {
                     let problem = Problem::new("", "value should match only one schema, but matches none");
@@ -346,17 +357,17 @@ impl Schema {
             }
         }
         if let Some(condition) = &self.condition {
-            let (branch, text) = if condition.when.judge(value).is_ok() {
+            let (branch, text) = if condition.when.validate(value).is_ok() {
                 (&condition.then, "then clause did not match")
             } else {
                 (&condition.otherwise, "else clause did not match")
             };
-            if branch.as_ref().is_some_and(|schema| schema.judge(value).is_err()) {
+            if branch.as_ref().is_some_and(|schema| schema.validate(value).is_err()) {
                 return Err(with_branch_hint(text.to_owned(), branch.as_ref(), value));
             }
         }
         match &self.not {
-            Some(schema) if schema.judge(value).is_ok() => fail("value wasn't supposed to match schema"),
+            Some(schema) if schema.validate(value).is_ok() => fail("value wasn't supposed to match schema"),
             _ => Ok(()),
         }
     }
@@ -368,7 +379,7 @@ fn fail(message: impl Into<String>) -> Result<(), Problem> {
 
 /// Adds the message of the branch as a hint to a generic message.
 fn with_branch_hint(message: String, branch: Option<&Schema>, value: &Value) -> Problem {
-    match branch.and_then(|branch| branch.judge(value).err()) {
+    match branch.and_then(|branch| branch.validate(value).err()) {
         Some(inner) => Problem { message, hint: Some(inner.to_string()), ..inner },
         None => Problem::new("", message),
     }

@@ -1,6 +1,7 @@
-//! When our own certificates and CA bundles end: for `/status`, metrics, lint and the log.
+//! Expiry of the process's own certificates and CA bundles: for `/status`, metrics, lint and the
+//! log.
 //!
-//! [`OwnCertificates`] is the list of one process, and the loop that looks at their files.
+//! [`CertificateMonitor`] lists the certificates of one process and refreshes their files.
 
 use std::fmt;
 use std::future::Future;
@@ -8,7 +9,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use pki::{Certificate, UnixTime};
+use pki::{Certificate, UnixTime, format_utc};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::MetricType;
@@ -17,21 +18,20 @@ use serde::Serialize;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::date::format_utc;
-use crate::file::ConfiguredFileRef;
+use crate::credentials::ConfiguredFileRef;
 use crate::reload::Reloader;
 
-/// Days before its end from which a certificate is warned about.
+/// A certificate with fewer days left gets a warning.
 pub const EXPIRY_WARNING_DAYS: i64 = 30;
-/// Bundles up to this size are the operator's, and each certificate counts; the machine's bundle
-/// always has some that ended.
+/// Each certificate of a bundle up to this size is monitored. The system's bundle is larger, and
+/// always has expired certificates.
 pub const OPERATOR_BUNDLE_MAX: usize = 16;
 
 const DAY: Duration = Duration::from_secs(86_400);
-/// How often files are looked at when no connection is made.
+/// How often files are checked when no connection is made.
 const CHECK_INTERVAL: Duration = Duration::from_secs(10);
 
-/// One of our certificates, or the certificate of a CA bundle that ends first.
+/// The expiry of an own certificate, or of the first certificate of a CA bundle to expire.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct CertificateExpiry {
     /// The setting that names the file.
@@ -40,18 +40,18 @@ pub struct CertificateExpiry {
     pub path: String,
     /// The certificate's subject.
     pub subject: String,
-    /// Its serial number, upper-case hexadecimal.
+    /// The serial number, upper-case hexadecimal.
     pub serial: String,
-    /// Unix seconds of its notBefore.
+    /// notBefore in Unix seconds.
     pub not_before: u64,
-    /// Unix seconds of its notAfter.
+    /// notAfter in Unix seconds.
     pub not_after: u64,
-    /// Whole days until then; negative once it has ended.
+    /// Whole days until notAfter; negative after it.
     pub days_left: i64,
 }
 
 impl CertificateExpiry {
-    /// Of a certificate in `file`.
+    /// The expiry of a certificate in `file`.
     pub fn new(file: ConfiguredFileRef<'_>, certificate: &Certificate, now: UnixTime) -> Self {
         let not_after = certificate.not_after().as_secs();
         Self {
@@ -65,18 +65,18 @@ impl CertificateExpiry {
         }
     }
 
-    /// Whether it has ended.
+    /// Whether the certificate has expired.
     pub fn is_expired(&self) -> bool {
         self.days_left < 0
     }
 
-    /// Whether it has ended or ends within [`WARNING_DAYS`].
+    /// Whether the certificate has expired or expires within [`EXPIRY_WARNING_DAYS`].
     pub fn expires_soon(&self) -> bool {
         self.days_left < EXPIRY_WARNING_DAYS
     }
 
-    /// What is wrong with its dates, for people: `None` when it is valid and more than 30 days are
-    /// left.
+    /// A warning about the dates for operators; `None` when the certificate is valid for 30 more
+    /// days.
     pub fn warning(&self) -> Option<String> {
         let at = |seconds| format_utc(UnixTime::since_unix_epoch(Duration::from_secs(seconds)));
         let (path, subject, until) = (&self.path, &self.subject, at(self.not_after));
@@ -94,27 +94,27 @@ impl CertificateExpiry {
     }
 }
 
-/// Whole days from `now` to a moment in Unix seconds, rounded down: negative once it has passed.
+/// Whole days from `now` to `not_after` (Unix seconds), rounded down: negative after it.
 pub fn days_left(not_after: u64, now: UnixTime) -> i64 {
     let seconds = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
     seconds(not_after).saturating_sub(seconds(now.as_secs())).div_euclid(86_400)
 }
 
-/// The state of one endpoint's files.
+/// The state of one endpoint's certificate files.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct EndpointCertificates {
     /// `admin`, `push`, `node` or `etcd`.
     pub name: &'static str,
-    /// Our certificate, as it is in use.
+    /// The own certificate in use.
     pub certificate: Option<CertificateExpiry>,
-    /// Of the CA bundle in use, the certificate that ends first. `None` without a bundle, and for
-    /// one of more than 16 certificates.
+    /// The first certificate of the CA bundle in use to expire. `None` without a bundle, and for a
+    /// bundle of more than 16 certificates.
     pub ca: Option<CertificateExpiry>,
-    /// Why the files as they are now cannot be used.
+    /// Why the current files are unusable.
     pub problem: Option<String>,
 }
 
-/// One endpoint's files, whatever its TLS configuration is.
+/// The certificate files of one endpoint, independent of its type of TLS configuration.
 trait CertificateSource: Send + Sync {
     fn endpoint(&self, now: UnixTime) -> Option<EndpointCertificates>;
     fn refresh(&self, force: bool) -> Pin<Box<dyn Future<Output = ()> + Send + '_>>;
@@ -122,12 +122,14 @@ trait CertificateSource: Send + Sync {
 
 impl<T: Send + Sync + 'static> CertificateSource for Reloader<T> {
     fn endpoint(&self, now: UnixTime) -> Option<EndpointCertificates> {
-        let held = self.in_use()?;
+        let current = self.in_use()?;
         let files = self.files();
-        let leaf = files.pair.as_ref().zip(held.credentials.leaf());
-        let bundle = &held.credentials.ca;
-        let earliest =
-            bundle.iter().min_by_key(|one| one.not_after()).filter(|_| bundle.len() <= OPERATOR_BUNDLE_MAX);
+        let leaf = files.pair.as_ref().zip(current.credentials.leaf());
+        let bundle = &current.credentials.ca;
+        let earliest = bundle
+            .iter()
+            .min_by_key(|certificate| certificate.not_after())
+            .filter(|_| bundle.len() <= OPERATOR_BUNDLE_MAX);
         Some(EndpointCertificates {
             name: self.name(),
             certificate: leaf.map(|((cert, _), leaf)| CertificateExpiry::new(cert.by_ref(), leaf, now)),
@@ -135,27 +137,27 @@ impl<T: Send + Sync + 'static> CertificateSource for Reloader<T> {
                 .ca
                 .as_ref()
                 .zip(earliest)
-                .map(|(file, one)| CertificateExpiry::new(file.by_ref(), one, now)),
+                .map(|(file, certificate)| CertificateExpiry::new(file.by_ref(), certificate, now)),
             problem: self.problem().map(|problem| problem.to_string()),
         })
     }
 
     fn refresh(&self, force: bool) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
         Box::pin(async move {
-            // What no connection has needed yet (etcd in clear) is not read.
+            // Files that no connection has needed yet (etcd in clear) are not read.
             if self.in_use().is_none() {
                 return;
             }
             if force {
                 self.force_next_read();
             }
-            // The reloader logs what is wrong.
+            // The reloader logs the error.
             let _ = self.refresh().await;
         })
     }
 }
 
-/// All certificates of this process. Clones share them.
+/// The certificates of this process. Clones share them.
 #[derive(Clone, Default)]
 pub struct CertificateMonitor(Vec<Arc<dyn CertificateSource>>);
 
@@ -208,14 +210,14 @@ impl CertificateMonitor {
         self.0.push(Arc::new(reloader.clone()));
     }
 
-    /// Each endpoint whose files are in use. Looks at no file.
+    /// Each endpoint whose files are in use. Reads no file.
     pub fn endpoints(&self) -> Vec<EndpointCertificates> {
         let now = UnixTime::now();
         self.0.iter().filter_map(|source| source.endpoint(now)).collect()
     }
 
-    /// Looks at the files every ten seconds, reads them whenever `reload` changes, and logs at once
-    /// and then once a day what ends within 30 days. Never ends.
+    /// Checks the files every ten seconds, reads them whenever `reload` changes, and logs
+    /// certificates that expire within 30 days, at once and then daily. Never returns.
     pub async fn run(self, mut reload: watch::Receiver<u64>) {
         let mut warned = Instant::now();
         self.log_expiry();
@@ -253,7 +255,7 @@ impl CertificateMonitor {
     }
 }
 
-/// Ends at the next change; never when none can come.
+/// Returns at the next change; never, when the sender is gone.
 async fn next_reload(reload: &mut watch::Receiver<u64>) {
     if reload.changed().await.is_err() {
         std::future::pending::<()>().await;
@@ -265,7 +267,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn days_are_rounded_down_and_negative_after_the_end() {
+    fn days_left_are_rounded_down_and_may_be_negative() {
         let now = |seconds| UnixTime::since_unix_epoch(Duration::from_secs(seconds));
         let day = 86_400;
         for (not_after, at, days) in [

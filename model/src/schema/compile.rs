@@ -23,7 +23,7 @@ impl Schema {
     /// Compiles a schema without `$ref`s.
     pub(crate) fn compile(schema: &Value) -> Result<Schema, SchemaError> {
         let keywords = schema.as_object().ok_or(SchemaError::NotAnObject)?;
-        let mut made = Schema::default();
+        let mut compiled = Schema::default();
         let mut condition = (None, None, None);
         for (keyword, value) in keywords {
             let wrong = || SchemaError::Keyword(keyword.clone());
@@ -32,39 +32,39 @@ impl Schema {
                 "if" => condition.0 = Some(Schema::compile(value)?),
                 "then" => condition.1 = Some(Schema::compile(value)?),
                 "else" => condition.2 = Some(Schema::compile(value)?),
-                "type" => made.kind = Some(value.as_str().and_then(Type::parse).ok_or_else(wrong)?),
-                "properties" => made.properties = named(value).ok_or_else(wrong)??,
-                "dependencies" => made.dependencies = named(value).ok_or_else(wrong)??,
+                "type" => compiled.kind = Some(value.as_str().and_then(Type::parse).ok_or_else(wrong)?),
+                "properties" => compiled.properties = named(value).ok_or_else(wrong)??,
+                "dependencies" => compiled.dependencies = named(value).ok_or_else(wrong)??,
                 "patternProperties" => {
                     for (pattern, schema) in named(value).ok_or_else(wrong)?? {
-                        made.pattern_properties.push((Regex::new(&pattern)?, schema));
+                        compiled.pattern_properties.push((Regex::new(&pattern)?, schema));
                     }
                 }
-                "required" => made.required = texts(value).ok_or_else(wrong)?,
-                "additionalProperties" => made.closed = !value.as_bool().ok_or_else(wrong)?,
-                "items" => made.items = Some(Box::new(Schema::compile(value)?)),
-                "minItems" => made.items_min = Some(size(value).ok_or_else(wrong)?),
-                "maxItems" => made.items_max = Some(size(value).ok_or_else(wrong)?),
-                "uniqueItems" => made.items_unique = value.as_bool().ok_or_else(wrong)?,
-                "minLength" => made.length_min = Some(size(value).ok_or_else(wrong)?),
-                "maxLength" => made.length_max = Some(size(value).ok_or_else(wrong)?),
-                "pattern" => made.pattern = Some(Regex::new(value.as_str().ok_or_else(wrong)?)?),
-                "format" => made.format = Some(value.as_str().and_then(Format::parse).ok_or_else(wrong)?),
-                "minimum" => made.minimum = Some(value.as_f64().ok_or_else(wrong)?),
-                "maximum" => made.maximum = Some(value.as_f64().ok_or_else(wrong)?),
-                "exclusiveMinimum" => made.above = Some(value.as_f64().ok_or_else(wrong)?),
-                "enum" => made.choices = Some(value.as_array().ok_or_else(wrong)?.clone()),
-                "allOf" => made.all_of = several(value).ok_or_else(wrong)??,
-                "anyOf" => made.any_of = several(value).ok_or_else(wrong)??,
-                "oneOf" => made.one_of = several(value).ok_or_else(wrong)??,
-                "not" => made.not = Some(Box::new(Schema::compile(value)?)),
+                "required" => compiled.required = texts(value).ok_or_else(wrong)?,
+                "additionalProperties" => compiled.closed = !value.as_bool().ok_or_else(wrong)?,
+                "items" => compiled.items = Some(Box::new(Schema::compile(value)?)),
+                "minItems" => compiled.items_min = Some(size(value).ok_or_else(wrong)?),
+                "maxItems" => compiled.items_max = Some(size(value).ok_or_else(wrong)?),
+                "uniqueItems" => compiled.items_unique = value.as_bool().ok_or_else(wrong)?,
+                "minLength" => compiled.length_min = Some(size(value).ok_or_else(wrong)?),
+                "maxLength" => compiled.length_max = Some(size(value).ok_or_else(wrong)?),
+                "pattern" => compiled.pattern = Some(Regex::new(value.as_str().ok_or_else(wrong)?)?),
+                "format" => compiled.format = Some(value.as_str().and_then(Format::parse).ok_or_else(wrong)?),
+                "minimum" => compiled.minimum = Some(value.as_f64().ok_or_else(wrong)?),
+                "maximum" => compiled.maximum = Some(value.as_f64().ok_or_else(wrong)?),
+                "exclusiveMinimum" => compiled.above = Some(value.as_f64().ok_or_else(wrong)?),
+                "enum" => compiled.choices = Some(value.as_array().ok_or_else(wrong)?.clone()),
+                "allOf" => compiled.all_of = several(value).ok_or_else(wrong)??,
+                "anyOf" => compiled.any_of = several(value).ok_or_else(wrong)??,
+                "oneOf" => compiled.one_of = several(value).ok_or_else(wrong)??,
+                "not" => compiled.not = Some(Box::new(Schema::compile(value)?)),
                 _ => return Err(SchemaError::UnknownKeyword(keyword.clone())),
             }
         }
         if let (Some(when), then, otherwise) = condition {
-            made.condition = Some(Box::new(Condition { when, then, otherwise }));
+            compiled.condition = Some(Box::new(Condition { when, then, otherwise }));
         }
-        Ok(made)
+        Ok(compiled)
     }
 
     /// A schema that accepts nothing, for a broken file.

@@ -1,6 +1,7 @@
-//! One text file, read whole without waiting for ever and without taking all memory.
+//! Reads a whole text file, bounded in time and size.
 //!
-//! Invariant: an open never waits for the other end of a FIFO, and no more is read than the bound.
+//! Invariant: opening never waits for the writer of a FIFO, and at most the given number of bytes
+//! is read.
 
 use std::fs::{File, FileType, OpenOptions};
 use std::io::{self, Read};
@@ -13,25 +14,25 @@ use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use zeroize::Zeroizing;
 
-/// For the next bytes of a pipe.
+/// How long to wait for the next bytes of a pipe.
 const PIPE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Why a file cannot be read whole.
+/// Why a file cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
-    /// The system refuses.
+    /// The system call failed.
     #[error("{0}")]
     Io(#[from] io::Error),
-    /// It is a FIFO, a device or a directory.
+    /// The file is a FIFO, a device or a directory.
     #[error("it is {0}. It must be a regular file")]
     NotRegular(&'static str),
-    /// It has more bytes than this.
+    /// The file is larger than this limit.
     #[error("it has more than {0} bytes")]
     TooLarge(u64),
-    /// Nothing came from a pipe or a terminal for this time.
+    /// A pipe or terminal delivered no bytes for this time.
     #[error("nothing came from it for {} s: does a program write into this pipe?", .0.as_secs())]
     TimedOut(Duration),
-    /// It is not UTF-8.
+    /// The content is not UTF-8.
     #[error("stream did not contain valid UTF-8")]
     NotUtf8,
 }
@@ -52,7 +53,7 @@ impl From<ReadError> for io::Error {
     }
 }
 
-/// Opens a regular file for reading; anything else is refused without waiting for it.
+/// Opens a regular file for reading; other kinds of file are an error, without waiting.
 ///
 /// # Errors
 /// [`ReadError`].
@@ -62,7 +63,7 @@ pub fn open_regular(path: &Path) -> Result<File, ReadError> {
     if kind.is_file() { Ok(file) } else { Err(ReadError::NotRegular(kind_name(kind))) }
 }
 
-/// The whole text of a regular file of at most `bytes_max` bytes.
+/// Reads a regular file of at most `bytes_max` bytes.
 ///
 /// # Errors
 /// [`ReadError`].
@@ -70,8 +71,8 @@ pub fn read_regular(path: &Path, bytes_max: u64) -> Result<Zeroizing<String>, Re
     read_to_string(open_regular(path)?, bytes_max, PIPE_TIMEOUT)
 }
 
-/// As [`regular`], also of a pipe (`<(command)`, `/dev/stdin`) as long as its writer does not pause
-/// for ten seconds.
+/// Like [`read_regular`], but also reads a pipe (`<(command)`, `/dev/stdin`) whose writer does not
+/// pause for ten seconds.
 ///
 /// # Errors
 /// [`ReadError`].
@@ -88,7 +89,7 @@ fn read_to_string(mut file: File, bytes_max: u64, timeout: Duration) -> Result<Z
     if metadata.len() > bytes_max {
         return Err(ReadError::TooLarge(bytes_max));
     }
-    // With room for all of it: a vector that grows would leave copies of a key behind.
+    // Allocated once: a growing vector would leave copies of a key in memory.
     let room = if metadata.is_file() { metadata.len() } else { bytes_max };
     let mut bytes = Zeroizing::new(Vec::with_capacity(usize::try_from(room).unwrap_or_default() + 1));
     let may_wait = !metadata.is_file() && !metadata.is_dir();
@@ -113,7 +114,7 @@ fn read_to_string(mut file: File, bytes_max: u64, timeout: Duration) -> Result<Z
     }
 }
 
-/// Until the file has bytes, or its writer has closed it.
+/// Waits until the file has bytes or its writer has closed it.
 fn wait_readable(file: &File, timeout: Duration) -> Result<(), ReadError> {
     let mut files = [PollFd::new(file.as_fd(), PollFlags::POLLIN)];
     let limit = PollTimeout::try_from(timeout).unwrap_or(PollTimeout::MAX);
@@ -127,7 +128,7 @@ fn wait_readable(file: &File, timeout: Duration) -> Result<(), ReadError> {
     }
 }
 
-/// Without waiting for a FIFO's writer or a terminal.
+/// Does not wait for the writer of a FIFO or for a terminal.
 fn open(path: &Path) -> io::Result<File> {
     let flags = OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
     OpenOptions::new().read(true).custom_flags(flags.bits()).open(path)
@@ -159,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_never_ends_is_refused_by_the_bound() {
+    fn an_endless_file_hits_the_size_limit() {
         let path = Path::new("/dev/zero");
         assert!(matches!(read_any(path, 1 << 20), Err(ReadError::TooLarge(bytes)) if bytes == 1 << 20));
         assert!(matches!(read_regular(path, 1 << 20), Err(ReadError::NotRegular("a device"))));
@@ -168,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fifo_without_a_writer_is_not_waited_for_for_ever() {
+    fn a_fifo_without_a_writer_times_out() {
         let folder = tempfile::tempdir().unwrap();
         let path = fifo(folder.path());
         assert!(matches!(read_regular(&path, 10), Err(ReadError::NotRegular("a FIFO"))));
@@ -177,11 +178,11 @@ mod tests {
     }
 
     #[test]
-    fn a_pipe_is_read_to_its_end_and_no_further_than_the_bound() {
+    fn a_pipe_is_read_up_to_the_size_limit() {
         for (size, fits) in [(0, true), (100_000, true), (200_000, false)] {
             let (reader, mut writer) = io::pipe().unwrap();
             let writing = std::thread::spawn(move || {
-                // In parts, as a command writes; the reader may have left.
+                // In two writes, as a command would; the reader may be gone.
                 let _written = [size / 2, size - size / 2].map(|part| writer.write_all(&vec![b'a'; part]));
             });
             let path = PathBuf::from(format!("/proc/self/fd/{}", reader.as_raw_fd()));

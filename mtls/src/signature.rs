@@ -1,10 +1,9 @@
-//! Handshake signatures: does the peer hold the key of the certificate it shows?
+//! Verification of handshake signatures: whether a peer holds the private key of its certificate.
 //!
-//! rustls' own helper parses the certificate with webpki, which refuses X.509 v1 and is stricter
-//! than the question asks; here only the public key is taken from the certificate. Which
-//! certificates are acceptable is `pki`'s to say. RFC 8446 section 4.4.3, RFC 5246 section 4.7.
-//! Invariant: every signature is computed; what is remembered (`known`) is how a key reads that was
-//! good for one before.
+//! rustls' own helper parses the certificate with webpki, which rejects X.509 v1 and checks more
+//! than this needs; here only the public key is taken from the certificate, which `pki` verifies.
+//! RFC 8446 section 4.4.3, RFC 5246 section 4.7. Invariant: every signature is computed;
+//! `key_cache` holds only parsed keys that verified a signature before.
 
 use rustls::client::danger::HandshakeSignatureValid;
 use rustls::crypto::CryptoProvider;
@@ -21,11 +20,11 @@ const NOT_IN_TLS13: [SignatureScheme; 5] = [
     SignatureScheme::RSA_PKCS1_SHA512,
 ];
 
-/// Checks a TLS 1.2 signature: the scheme names the hash, the key decides the rest.
+/// Verifies a TLS 1.2 signature: the scheme determines the hash, the key the rest.
 ///
 /// # Errors
 /// `BadSignature`, or `SignedHandshakeWithUnadvertisedSigScheme`.
-pub(crate) fn verify_tls12(
+pub fn verify_tls12(
     provider: &CryptoProvider,
     cert: &CertificateDer<'_>,
     message: &[u8],
@@ -34,11 +33,11 @@ pub(crate) fn verify_tls12(
     verify(public_key(cert)?, algorithms(provider, dss.scheme), message, dss)
 }
 
-/// Checks a TLS 1.3 signature: the scheme fixes everything.
+/// Verifies a TLS 1.3 signature: the scheme determines hash, padding and curve.
 ///
 /// # Errors
-/// As [`verify_tls12`].
-pub(crate) fn verify_tls13(
+/// Those of [`verify_tls12`].
+pub fn verify_tls13(
     provider: &CryptoProvider,
     cert: &CertificateDer<'_>,
     message: &[u8],
@@ -64,9 +63,9 @@ fn algorithms(provider: &CryptoProvider, scheme: SignatureScheme) -> Result<Algo
     found.ok_or(PeerMisbehaved::SignedHandshakeWithUnadvertisedSigScheme.into())
 }
 
-/// TLS 1.3 ties the scheme to one curve; TLS 1.2 leaves the curve to the key.
+/// A scheme of TLS 1.3 implies one curve; in TLS 1.2 the key determines it.
 fn algorithms_tls13(provider: &CryptoProvider, scheme: SignatureScheme) -> Result<Algorithms, Error> {
-    // RFC 8446 section 4.2.3: these are for certificates only.
+    // RFC 8446 section 4.2.3: these schemes are for certificates only.
     if NOT_IN_TLS13.contains(&scheme) {
         return Err(PeerMisbehaved::SignedHandshakeWithUnadvertisedSigScheme.into());
     }
