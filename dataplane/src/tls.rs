@@ -3,7 +3,7 @@
 //! encrypts what follows.
 
 #[cfg(feature = "engine-boring")]
-pub mod boring;
+pub(crate) mod boring;
 pub mod client_hello;
 pub mod client_verifier;
 pub(crate) mod failure;
