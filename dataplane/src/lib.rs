@@ -73,8 +73,8 @@ pub mod testing {
     }
     pub mod tls {
         pub use crate::tls::{
-            PlaintextState, Subsystem, client_hello, client_verifier, handshake, handshake_state, record,
-            site_config, stream, transport,
+            PlaintextState, Subsystem, client_hello, client_verifier, handshake, handshake_state, params,
+            record, site_config, stream, transport,
         };
     }
     pub mod upstream {
