@@ -67,6 +67,6 @@ async fn a_stored_document_that_cannot_be_served_is_told() {
         finding["resource"].as_str().unwrap().to_owned()
     };
     assert_eq!(told(0, "requests that lead to it are answered 503"), "upstreams/new");
-    assert_eq!(told(1, "the data planes keep what it was before"), "upstreams/old");
+    assert_eq!(told(1, "the data planes keep its predecessor"), "upstreams/old");
     assert_eq!(found["total"], 2);
 }
