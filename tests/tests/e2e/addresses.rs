@@ -3,8 +3,7 @@
 
 use std::net::SocketAddr;
 
-use e2e::caller::{Http, bounded, full};
-use e2e::documents::route;
+use e2e::client::{Http, bounded, full};
 use e2e::ports::Reservation;
 use e2e::process::run_to_end;
 use e2e::raw;
@@ -142,14 +141,9 @@ async fn the_real_ip_is_used_over_tls_and_h2() {
     let mut settings = real_ip("CF-Connecting-IP", "off");
     settings["nginx_config"]["http"]["real_ip_from"] = json!(["127.0.0.0/8"]);
     let (world, upstream) = world_with(settings).await;
-    world
-        .apply(&[
-            ("ssls/app", world.open_site()),
-            ("routes/app", route("app.test", "/*", &[upstream.address()])),
-        ])
-        .await;
+    world.serve(world.open_site(), &upstream).await;
     for http in [Http::One, Http::Two] {
-        let mut session = world.caller("app.test").http(http).connect().await.unwrap();
+        let mut session = world.client("app.test").http(http).connect().await.unwrap();
         let mut request = session.request(Method::GET, "/", full(""));
         request.headers_mut().insert("cf-connecting-ip", "192.0.2.7".parse().unwrap());
         let headers = session.fetch(request).await.unwrap().json()["headers"].take();

@@ -5,11 +5,11 @@
 
 use std::time::{Duration, Instant};
 
-use e2e::caller::{Session, bounded};
+use e2e::client::{HttpConnection, bounded};
 use e2e::credentials::Credential;
 use e2e::documents::{protected, route, site, weighted};
-use e2e::stream::{Script, StreamUpstream};
 use e2e::upstream::Upstream;
+use e2e::upstream::tcp::{Script, TcpUpstream};
 use e2e::world::World;
 use http::StatusCode;
 use rustls::AlertDescription;
@@ -30,7 +30,7 @@ async fn restarted(world: &mut World) {
     world.stop_control().await;
     world.start_control().await;
     let fleet = world.admin().get("dataplanes").await;
-    world.settled(fleet.body["revision"].as_u64().expect("the store has a revision")).await;
+    world.wait_acknowledged(fleet.body["revision"].as_u64().expect("the store has a revision")).await;
 }
 
 async fn restarted_with(world: &mut World, entries: &[&str]) {
@@ -45,19 +45,19 @@ async fn everything_else(world: &World, upstream: &Upstream) {
     world.apply(&[("ssls/wildcard", wildcard), ("routes/all", all)]).await;
 }
 
-async fn status(session: &mut Session, host: &str, path: &str) -> StatusCode {
-    let mut request = session.request(http::Method::GET, path, e2e::caller::full(""));
+async fn status(session: &mut HttpConnection, host: &str, path: &str) -> StatusCode {
+    let mut request = session.request(http::Method::GET, path, e2e::client::full(""));
     request.headers_mut().insert("host", host.parse().unwrap());
-    session.fetch(request).await.unwrap_or_else(|refused| panic!("{host}{path}: {refused}")).status
+    session.fetch(request).await.unwrap_or_else(|error| panic!("{host}{path}: {error}")).status
 }
 
 /// The wildcard site is served, and its certificate covers the other name, but that name is
 /// rejected.
 async fn refused_and_not_answered_by_the_wildcard(world: &World, why: &str) {
-    for caller in [world.caller("secret.app.test"), world.good_caller("secret.app.test")] {
-        assert_eq!(caller.refusal().await, AlertDescription::UnrecognisedName);
+    for client in [world.client("secret.app.test"), world.verified_client("secret.app.test")] {
+        assert_eq!(client.expect_alert().await, AlertDescription::UnrecognisedName);
     }
-    let mut other = world.caller("other.app.test").connect().await.unwrap();
+    let mut other = world.client("other.app.test").connect().await.unwrap();
     assert_eq!(status(&mut other, "other.app.test", "/").await, StatusCode::OK);
     assert_eq!(status(&mut other, "secret.app.test", "/").await, StatusCode::SERVICE_UNAVAILABLE);
     assert!(world.metric("countersign_refused_total{reason=\"blocked_site\"}").await >= 3);
@@ -66,7 +66,7 @@ async fn refused_and_not_answered_by_the_wildcard(world: &World, why: &str) {
     let found = world.admin().get("lint").await.body;
     let of_site = |found: &&Value| found["resource"] == "ssls/secret" && found["severity"] == "error";
     let told: Vec<_> = found["list"].as_array().unwrap().iter().filter(of_site).collect();
-    assert!(told.len() == 1 && told[0]["what"].as_str().unwrap().contains(why), "{found}");
+    assert!(told.len() == 1 && told[0]["message"].as_str().unwrap().contains(why), "{found}");
 }
 
 fn secret(world: &World) -> (Credential, Value) {
@@ -82,7 +82,7 @@ async fn a_site_with_an_undecryptable_key_shadows_the_wildcard() {
     world.apply(&[("ssls/secret", secret(&world).1)]).await;
     restarted_with(&mut world, &[NEW, OLD]).await;
     everything_else(&world, &upstream).await;
-    let mut live = world.good_caller("secret.app.test").connect().await.unwrap();
+    let mut live = world.verified_client("secret.app.test").connect().await.unwrap();
     assert_eq!(live.get("/").await.unwrap().status, StatusCode::OK);
 
     restarted_with(&mut world, &[NEW]).await;
@@ -94,19 +94,22 @@ async fn a_site_with_an_undecryptable_key_shadows_the_wildcard() {
     // A node that starts from its last-good file is tested, too. The file has the revision, so a
     // new one is needed.
     let revision = world.apply(&[("upstreams/u", json!({"nodes": weighted(&[upstream.address()])}))]).await;
-    world.saved(revision).await;
+    world.wait_persisted(revision).await;
     world.kill_control().await;
     world.kill_node().await;
     world.start_node().await;
-    assert_eq!(world.good_caller("secret.app.test").refusal().await, AlertDescription::UnrecognisedName);
-    assert_eq!(world.caller("other.app.test").get("/").await.unwrap().status, StatusCode::OK);
+    assert_eq!(
+        world.verified_client("secret.app.test").expect_alert().await,
+        AlertDescription::UnrecognisedName
+    );
+    assert_eq!(world.client("other.app.test").get("/").await.unwrap().status, StatusCode::OK);
 
     world.change_settings(keyring(&[NEW, OLD]));
     world.start_control().await;
     let fleet = world.admin().get("dataplanes").await;
-    world.settled(fleet.body["revision"].as_u64().unwrap()).await;
-    assert_eq!(world.good_caller("secret.app.test").get("/").await.unwrap().status, StatusCode::OK);
-    world.caller("secret.app.test").refusal().await;
+    world.wait_acknowledged(fleet.body["revision"].as_u64().unwrap()).await;
+    assert_eq!(world.verified_client("secret.app.test").get("/").await.unwrap().status, StatusCode::OK);
+    world.client("secret.app.test").expect_alert().await;
 }
 
 #[tokio::test]
@@ -124,7 +127,7 @@ async fn a_site_with_an_unset_variable_shadows_the_wildcard() {
     document["cert"] = json!("$env://SECRET_CERT");
     document["key"] = json!("$env://SECRET_KEY");
     world.apply(&[("ssls/secret", document)]).await;
-    assert_eq!(world.caller("other.app.test").get("/").await.unwrap().status, StatusCode::OK);
+    assert_eq!(world.client("other.app.test").get("/").await.unwrap().status, StatusCode::OK);
     world.change_control_environment("SECRET_KEY", None);
     restarted(&mut world).await;
     refused_and_not_answered_by_the_wildcard(&world, "variable SECRET_KEY is not set").await;
@@ -137,7 +140,7 @@ async fn an_undecryptable_upstream_key_blocks_and_shadows() {
     e2e::settings::merge(&mut settings, keyring(&[OLD]));
     let mut world = World::builder().settings(settings).start().await;
     let upstream = Upstream::plain("plain").await;
-    let streams = StreamUpstream::plain("broader", Script::Greet).await;
+    let streams = TcpUpstream::plain("broader", Script::Greet).await;
     let identity = world.credentials.clients.client("gateway");
     let secured = |nodes: Value| {
         let tls = json!({"client_cert": identity.certificate_pem, "client_key": identity.key_pem});

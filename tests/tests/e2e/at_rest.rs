@@ -3,8 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use e2e::caller::bounded;
-use e2e::documents::route;
+use e2e::client::bounded;
 use e2e::upstream::Upstream;
 use e2e::world::World;
 use serde_json::json;
@@ -14,14 +13,8 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 /// hibernate after `rest_after` seconds.
 pub(super) async fn world_with(upstream: &Upstream, rest_after: f64) -> World {
     let settings = json!({"countersign": {"limits": {"rest_after": rest_after}}});
-    let world = World::builder().settings(settings).start().await;
-    world
-        .apply(&[
-            ("ssls/app", world.protected_site()),
-            ("routes/app", route("app.test", "/app/*", &[upstream.address()])),
-        ])
-        .await;
-    world
+    let builder = World::builder().settings(settings).protected(upstream.address());
+    builder.path("/app/*").start().await
 }
 
 /// A client that keeps bytes after a response for the next one.
@@ -131,14 +124,14 @@ async fn walk(mut client: Client<impl AsyncRead + AsyncWrite + Unpin>) {
 async fn requests_survive_a_pause_at_any_byte() {
     let upstream = Upstream::plain("plain").await;
     let world = world_with(&upstream, 0.0).await;
-    walk(Client::new(world.good_caller("app.test").handshake().await.unwrap())).await;
+    walk(Client::new(world.verified_client("app.test").handshake().await.unwrap())).await;
 }
 
 #[tokio::test]
 async fn pauses_shorter_than_the_timeout_do_not_hibernate() {
     let upstream = Upstream::plain("plain").await;
     let world = world_with(&upstream, 3600.0).await;
-    walk(Client::new(world.good_caller("app.test").handshake().await.unwrap())).await;
+    walk(Client::new(world.verified_client("app.test").handshake().await.unwrap())).await;
 }
 
 /// Sends requests around the moment of hibernation, some just before and some just after. Requests
@@ -149,9 +142,9 @@ async fn a_request_may_arrive_during_hibernation() {
     let world = world_with(&upstream, 0.1).await;
     let mut clients = Vec::new();
     for _ in 0..8 {
-        clients.push(Client::new(world.good_caller("app.test").handshake().await.unwrap()));
+        clients.push(Client::new(world.verified_client("app.test").handshake().await.unwrap()));
     }
-    let mut busy = Client::new(world.good_caller("app.test").handshake().await.unwrap());
+    let mut busy = Client::new(world.verified_client("app.test").handshake().await.unwrap());
     for pause in (180..420).step_by(20).map(Duration::from_millis) {
         for client in &mut clients {
             // Two requests, so that the connection hibernates after the pause and not at once.
@@ -184,7 +177,7 @@ async fn an_unread_body_is_never_parsed_as_a_request() {
     let mut asked = 0;
     for (head, body) in &heads {
         for cut in [0, 1, body.len() / 2, body.len() - 1, body.len()] {
-            let mut client = Client::new(world.good_caller("app.test").handshake().await.unwrap());
+            let mut client = Client::new(world.verified_client("app.test").handshake().await.unwrap());
             // The response comes before (a part of) the body; the rest must still be body.
             client.say(&format!("{head}{}", &body[..cut])).await;
             assert_eq!(client.answer().await.0, 404, "cut after {cut}");
@@ -201,13 +194,13 @@ async fn an_unread_body_is_never_parsed_as_a_request() {
 async fn either_side_may_close_a_hibernated_connection() {
     let upstream = Upstream::plain("plain").await;
     let world = world_with(&upstream, 0.0).await;
-    let mut client = Client::new(world.good_caller("app.test").handshake().await.unwrap());
+    let mut client = Client::new(world.verified_client("app.test").handshake().await.unwrap());
     client.ask(&get("/app/first"), "/app/first").await;
     client.io.shutdown().await.unwrap();
     assert_eq!(bounded("the answer to a goodbye", client.io.read(&mut [0; 16])).await.unwrap(), 0);
 
     // An end without close_notify would be an error here.
-    let mut left = Client::new(world.good_caller("app.test").handshake().await.unwrap());
+    let mut left = Client::new(world.verified_client("app.test").handshake().await.unwrap());
     let leaving = get("/app/last").replace("\r\n\r\n", "\r\nConnection: close\r\n\r\n");
     left.ask(&leaving, "/app/last").await;
     assert_eq!(bounded("our goodbye", left.io.read(&mut [0; 16])).await.unwrap(), 0);

@@ -56,7 +56,7 @@ async fn the_fleet_follows_a_restored_backup() {
     assert_eq!(restored["total"], 2);
     let revision = world.admin().get("dataplanes").await.body["revision"].as_u64().unwrap();
     assert!(revision < newest);
-    world.settled(revision).await;
+    world.wait_acknowledged(revision).await;
     for (path, status) in [("/a", StatusCode::OK), ("/b", StatusCode::OK), ("/c", StatusCode::NOT_FOUND)] {
         assert_eq!(status_of(&world, path).await, status, "{path}");
     }

@@ -10,7 +10,7 @@ use std::net::TcpListener;
 
 use e2e::credentials::Credential;
 use e2e::documents::{route, site};
-use e2e::process::{Ended, Launch, run_to_end};
+use e2e::process::{ExitOutput, Launch, run_to_end};
 use e2e::upstream::Upstream;
 use e2e::world::World;
 use http::{Method, StatusCode};
@@ -23,7 +23,7 @@ async fn files_only() -> World {
     world
 }
 
-async fn start(world: &World, program: &str, more: Value) -> Ended {
+async fn start(world: &World, program: &str, more: Value) -> ExitOutput {
     let mut changed = serde_json::from_str::<Value>(
         &fs::read_to_string(world.write_config(if program == "dataplane" { "node-1" } else { "control" }))
             .unwrap(),
@@ -35,7 +35,7 @@ async fn start(world: &World, program: &str, more: Value) -> Ended {
 }
 
 /// Asserts exit code 1, no ready line, and one message with every word.
-fn assert_explained(what: &str, ended: &Ended, words: &[&str]) {
+fn assert_explained(what: &str, ended: &ExitOutput, words: &[&str]) {
     assert_eq!(ended.status.code(), Some(1), "{what}: {ended:?}");
     assert!(!ended.stdout.contains("ready "), "{what}: {ended:?}");
     let said = ended.stderr.to_lowercase();
@@ -322,7 +322,7 @@ async fn an_expired_server_certificate_is_served_and_warned_about() {
         ])
         .await;
     let port = world.https().port();
-    let answered = e2e::curl::curl(
+    let answered = e2e::tools::curl(
         world.folder(),
         &["-k", "--resolve", &format!("old.test:{port}:127.0.0.1"), &format!("https://old.test:{port}/")],
     )

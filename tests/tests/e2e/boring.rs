@@ -8,12 +8,12 @@
 use std::io::Write as _;
 use std::process::Stdio;
 
-use e2e::caller::{Caller, Http, Tls, full};
+use e2e::client::{Http, HttpClient, Tls, full};
 use e2e::credentials::Credential;
 use e2e::documents::{protected, site};
-use e2e::process::PATIENCE;
+use e2e::process::EVENT_TIMEOUT;
 use e2e::raw;
-use e2e::stream::{Script, StreamUpstream};
+use e2e::upstream::tcp::{Script, TcpUpstream};
 use e2e::upstream::{Upstream, pattern, sha256};
 use e2e::world::{World, WorldBuilder};
 use http::{Method, StatusCode};
@@ -73,7 +73,7 @@ async fn old(world: &World, version: &str, sni: &str, identity: Option<&Credenti
         let _gone = stdin.write_all(request.as_bytes()).await;
         stdin
     });
-    let output = tokio::time::timeout(PATIENCE, child.wait_with_output()).await;
+    let output = tokio::time::timeout(EVENT_TIMEOUT, child.wait_with_output()).await;
     let output = output.expect("openssl ends").expect("openssl can be waited for");
     drop(writing.await);
     let text = [output.stdout, output.stderr].concat();
@@ -99,8 +99,8 @@ async fn serves_old(world: &World, sni: &str) {
     assert!(said.text.contains("Protocol  : TLSv1.1"), "{}", said.text);
 }
 
-async fn serves(caller: Caller, tls: Tls) {
-    let reply = caller.tls(tls).get("/hello").await.unwrap();
+async fn serves(client: HttpClient, tls: Tls) {
+    let reply = client.tls(tls).get("/hello").await.unwrap();
     assert_eq!(reply.status, StatusCode::OK);
 }
 
@@ -124,27 +124,27 @@ async fn sites_use_their_tls_versions_or_the_settings() {
     .await;
     // Q1
     serves_old(&world, "any.test").await;
-    serves(world.caller("any.test"), Tls::V12).await;
-    serves(world.caller("any.test"), Tls::V13).await;
+    serves(world.client("any.test"), Tls::V12).await;
+    serves(world.client("any.test"), Tls::V13).await;
     // Q2
-    serves(world.caller("new.test"), Tls::V12).await;
-    serves(world.caller("new.test"), Tls::V13).await;
+    serves(world.client("new.test"), Tls::V12).await;
+    serves(world.client("new.test"), Tls::V13).await;
     let refused = old(&world, "-tls1_1", "new.test", None, "").await;
     assert!(!refused.shaken && refused.text.contains("alert"), "{}", refused.text);
     // Q3
-    serves(world.caller("newest.test"), Tls::V13).await;
-    let alert = world.caller("newest.test").tls(Tls::V12).refusal().await;
+    serves(world.client("newest.test"), Tls::V13).await;
+    let alert = world.client("newest.test").tls(Tls::V12).expect_alert().await;
     assert_eq!(alert, AlertDescription::ProtocolVersion);
     // Q4
     serves_old(&world, "oldest.test").await;
     for tls in [Tls::V12, Tls::V13] {
-        let alert = world.caller("oldest.test").tls(tls).refusal().await;
+        let alert = world.client("oldest.test").tls(tls).expect_alert().await;
         assert_eq!(alert, AlertDescription::ProtocolVersion);
     }
     world.node_log().lines_with(&["reason=\"no_common_version\"", "sni=\"oldest.test\""], 2).await;
     serves_old(&world, "gap.test").await;
-    serves(world.caller("gap.test"), Tls::V13).await;
-    let alert = world.caller("gap.test").tls(Tls::V12).refusal().await;
+    serves(world.client("gap.test"), Tls::V13).await;
+    let alert = world.client("gap.test").tls(Tls::V12).expect_alert().await;
     assert_eq!(alert, AlertDescription::ProtocolVersion);
     // The handshake without a site fails for old clients, too.
     let refused = old(&world, "-tls1_1", "nobody.test", None, "").await;
@@ -221,15 +221,15 @@ async fn skip_rules_and_identity_headers_match_the_other_engine() {
 async fn a_stream_requires_a_certificate_despite_skip_rules() {
     let builder = World::builder().settings(streaming());
     let Some(world) = world("streams", builder).await else { return };
-    let upstream = StreamUpstream::plain("one", Script::Greet).await;
+    let upstream = TcpUpstream::plain("one", Script::Greet).await;
     let mut document = speaking(world.protected_site(), &ALL);
     document["client"]["skip_mtls_uri_regex"] = json!(["^/"]);
     let route = json!({"upstream": to(&[upstream.address()])});
     world.apply(&[("ssls/1", document), ("stream_routes/1", route)]).await;
     let stranger = world.credentials.strangers.client("stranger");
     for tls in [Tls::V12, Tls::V13] {
-        let caller = world.stream_caller("app.test").tls(tls);
-        for refused in [caller.clone(), caller.clone().identity(&stranger)] {
+        let client = world.tcp_client("app.test").tls(tls);
+        for refused in [client.clone(), client.clone().identity(&stranger)] {
             // TLS 1.3 rejects the client after its side of the handshake.
             if let Ok(mut stream) = refused.handshake().await {
                 assert_eq!(said(&mut stream).await, "");
@@ -238,8 +238,8 @@ async fn a_stream_requires_a_certificate_despite_skip_rules() {
         assert_eq!(upstream.connections(), 0, "{tls:?}");
     }
     for (served, tls) in (1..).zip([Tls::V12, Tls::V13]) {
-        let caller = world.stream_caller("app.test").tls(tls).identity(&world.credentials.client);
-        assert_eq!(said(&mut caller.handshake().await.unwrap()).await, hello("one"), "{tls:?}");
+        let client = world.tcp_client("app.test").tls(tls).identity(&world.credentials.client);
+        assert_eq!(said(&mut client.handshake().await.unwrap()).await, hello("one"), "{tls:?}");
         assert_eq!(upstream.connections(), served);
     }
 }
@@ -252,7 +252,7 @@ async fn large_bodies_arrive_both_ways_over_both_protocols() {
     let body = pattern(2_000_000);
     for http in [Http::One, Http::Two] {
         for (tls, version) in [(Tls::V12, ProtocolVersion::TLSv1_2), (Tls::V13, ProtocolVersion::TLSv1_3)] {
-            let mut session = world.good_caller("app.test").http(http).tls(tls).connect().await.unwrap();
+            let mut session = world.verified_client("app.test").http(http).tls(tls).connect().await.unwrap();
             assert_eq!(session.protocol(), Some(version));
             let echo = session.request(Method::POST, "/echo", full(body.clone()));
             let reply = session.fetch(echo).await.unwrap();
@@ -275,7 +275,7 @@ async fn a_changed_policy_applies_at_once_without_resumption() {
     let Some(world) = world("a_changed_policy", World::builder()).await else { return };
     let _upstream = everything(&world, &[("ssls/1", speaking(world.protected_site(), &ALL))]).await;
     let good = Some(&world.credentials.client);
-    let mut session = world.good_caller("app.test").connect().await.unwrap();
+    let mut session = world.verified_client("app.test").connect().await.unwrap();
     assert_eq!(session.get("/").await.unwrap().status, StatusCode::OK);
     let stricter = protected(world.open_site(), &world.credentials.strangers);
     world.apply(&[("ssls/1", speaking(stricter, &ALL))]).await;
@@ -350,5 +350,5 @@ async fn hostile_bytes_end_only_their_connection() {
         assert!(records, "{what}: {answered:?}");
     }
     serves_old(&world, "app.test").await;
-    serves(world.caller("app.test"), Tls::V13).await;
+    serves(world.client("app.test"), Tls::V13).await;
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use e2e::openssl::s_client;
+use e2e::tools::s_client;
 use e2e::world::World;
 use pki::Certificate;
 use pki::ca::LeafSpec;
@@ -45,7 +45,7 @@ fn write_ending(
     world.write_credential(name, &authority.issue(&spec));
 }
 
-fn json_of(reply: e2e::caller::Reply) -> Value {
+fn json_of(reply: e2e::client::Reply) -> Value {
     serde_json::from_str(&reply.text()).unwrap()
 }
 
@@ -78,7 +78,7 @@ async fn renewed_certificates_are_used_without_a_restart() {
 #[tokio::test]
 async fn sighup_reloads_both_programs_and_expiry_is_reported() {
     let world = World::start().await;
-    world.settled(0).await;
+    world.wait_acknowledged(0).await;
     let before = world.admin().get("dataplanes").await.body["list"][0]["certificate"]["serial"].clone();
     let credentials = &world.credentials;
     write_ending(&world, "node-1", &credentials.push, LeafSpec::client("node-1").dns("node-1"), 10);
@@ -96,7 +96,7 @@ async fn sighup_reloads_both_programs_and_expiry_is_reported() {
     let status = json_of(world.status("/status").await);
     let own = &status["certificates"][0];
     assert_eq!((&own["name"], &own["certificate"]["days_left"]), (&json!("node"), &json!(9)), "{status}");
-    assert_eq!(status["problem"], Value::Null);
+    assert_eq!(status["last_error"], Value::Null);
     let status = json_of(world.control_status("/status").await);
     assert_eq!(status["certificates"][0]["certificate"]["days_left"], json!(19), "{status}");
     let not_after = node["certificate"]["not_after"].as_u64().unwrap();
@@ -125,12 +125,12 @@ async fn a_broken_push_connection_is_repaired_by_files_alone() {
     world.node_log().line_with(&["WARN", "its certificate is not from the CA"]).await;
     let status = json_of(world.status("/status").await);
     assert_eq!(status["control_plane_connected"], json!(false), "{status}");
-    assert!(status["problem"].as_str().unwrap().contains("countersign.node.ca"), "{status}");
+    assert!(status["last_error"].as_str().unwrap().contains("countersign.node.ca"), "{status}");
 
     world.write_credential("push-server", &world.credentials.push_server);
     let revision =
         world.admin().put("upstreams/1", &json!({"type": "roundrobin", "nodes": {"127.0.0.1:1": 1}})).await;
-    world.settled(revision).await;
+    world.wait_acknowledged(revision).await;
     let status = json_of(world.status("/status").await);
-    assert_eq!((&status["control_plane_connected"], &status["problem"]), (&json!(true), &Value::Null));
+    assert_eq!((&status["control_plane_connected"], &status["last_error"]), (&json!(true), &Value::Null));
 }

@@ -6,10 +6,12 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use e2e::caller::{Http, bounded};
+use e2e::client::{Http, bounded};
 use e2e::documents::route;
-use e2e::frames::{self, END_HEADERS, END_STREAM, HEADERS, PING, PREFACE, Wire, frame, get, window_settings};
-use e2e::process::memory_peak;
+use e2e::frames::{
+    self, END_HEADERS, END_STREAM, FrameConnection, HEADERS, PING, PREFACE, frame, get, window_settings,
+};
+use e2e::resources::memory_peak;
 use e2e::world::World;
 use e2e::{raw, world};
 use serde_json::{Value, json};
@@ -43,8 +45,8 @@ async fn a_client_that_does_not_read_is_disconnected() {
         ("HTTP/2", Http::Two, two, 2),
     ] {
         let asked = upstream.requests();
-        let caller = world.caller("app.test").http(http);
-        let mut tls = caller.handshake_with(Arc::new(caller.config())).await.unwrap();
+        let client = world.client("app.test").http(http);
+        let mut tls = client.handshake_with(Arc::new(client.config())).await.unwrap();
         tls.write_all(&bytes).await.unwrap();
         tls.flush().await.unwrap();
         upstream.arrived(asked + requests).await;
@@ -63,8 +65,8 @@ async fn a_slow_reader_is_served() {
     // Each pause is shorter than the limit, their sum longer.
     let settings = json!({"nginx_config": {"http": {"send_timeout": "4s"}}});
     let (world, upstream) = World::open(settings).await;
-    let caller = world.caller("app.test").http(Http::One);
-    let mut tls = caller.handshake().await.unwrap();
+    let client = world.client("app.test").http(Http::One);
+    let mut tls = client.handshake().await.unwrap();
     let request = "GET /sized?bytes=30000000 HTTP/1.1\r\nHost: app.test\r\nConnection: close\r\n\r\n";
     tls.write_all(request.as_bytes()).await.unwrap();
     let (mut read, mut buffer) = (0, vec![0; 1 << 20]);
@@ -100,8 +102,8 @@ async fn frames_of_a_client_that_does_not_read_use_no_memory() {
     let floods: [(&str, Flood<'_>); 3] =
         [("requests", &requests), ("PINGs", &pings), ("SETTINGS", &settings)];
     for (what, flood) in floods {
-        let caller = world.caller("app.test").http(Http::Two);
-        let mut tls = caller.handshake_with(Arc::new(caller.config())).await.unwrap();
+        let client = world.client("app.test").http(Http::Two);
+        let mut tls = client.handshake_with(Arc::new(client.config())).await.unwrap();
         tls.write_all(&[PREFACE, &windows, &get(1, "app.test", LARGE)].concat()).await.unwrap();
         let started = Instant::now();
         // Never read. The end is a write error, or a byte that is not accepted before the gateway
@@ -121,7 +123,7 @@ async fn frames_of_a_client_that_does_not_read_use_no_memory() {
         let grown = memory_peak(world.node_id()).saturating_sub(before);
         assert!(grown < MEMORY, "{what}: {grown} bytes more than before");
     }
-    assert_eq!(world.caller("app.test").get("/after").await.unwrap().status, 200);
+    assert_eq!(world.client("app.test").get("/after").await.unwrap().status, 200);
 }
 
 const LIMIT: u64 = 5;
@@ -182,7 +184,7 @@ async fn concurrent_requests_of_a_client_are_limited() {
 #[tokio::test]
 async fn each_http2_stream_counts_as_a_request() {
     let (world, upstream) = World::open(limited()).await;
-    let mut wire = Wire::connect(&world.caller("app.test")).await;
+    let mut wire = FrameConnection::connect(&world.client("app.test")).await;
     let block = frames::request_block("GET", "app.test", "/hold");
     let hold = |number: u32| frame(HEADERS, END_HEADERS | END_STREAM, 1 + 2 * number, &block);
     assert!(wire.send(&(0..20).flat_map(hold).collect::<Vec<_>>()).await);
@@ -247,7 +249,7 @@ async fn an_early_response_ends_the_upstream_connection() {
         "HTTP/1.1 413 Content Too Large\r\nContent-Length: 2\r\n\r\nno",
     ] {
         // Neither client sends a byte of its body, and both connections stay open.
-        let mut wire = Wire::connect(&world.caller("app.test")).await;
+        let mut wire = FrameConnection::connect(&world.client("app.test")).await;
         assert!(wire.send(&frames::post(1, "app.test", "/")).await);
         let ended = answers_early(&listener, answer.as_bytes());
         bounded("the connection for HTTP/2 ends", ended).await;

@@ -8,7 +8,7 @@
 use std::sync::Arc;
 
 use e2e::admin::Admin;
-use e2e::caller::Session;
+use e2e::client::HttpConnection;
 use e2e::upstream::Upstream;
 use e2e::world::World;
 use http::{Method, StatusCode};
@@ -54,7 +54,7 @@ impl Writer {
 
     async fn reached(&mut self, pair: u64) {
         let reached = self.acknowledged.wait_for(|done| *done >= pair);
-        e2e::caller::bounded("the writer's progress", reached).await.expect("the writer runs");
+        e2e::client::bounded("the writer's progress", reached).await.expect("the writer runs");
     }
 
     /// After the end: the last acknowledged pair and its revision.
@@ -94,10 +94,10 @@ async fn assert_all_stored(world: &World, last: u64) {
 }
 
 /// The highest pair served; panics if no write could have left that state.
-async fn highest_served(session: &mut Session, at_most: u64) -> u64 {
+async fn highest_served(session: &mut HttpConnection, at_most: u64) -> u64 {
     let mut highest = 0;
     for pair in (1..=at_most).rev() {
-        let reply = session.get(&format!("/{pair}")).await.unwrap_or_else(|refused| panic!("{refused}"));
+        let reply = session.get(&format!("/{pair}")).await.unwrap_or_else(|error| panic!("{error}"));
         match reply.status {
             StatusCode::OK => highest = highest.max(pair),
             StatusCode::NOT_FOUND => assert!(pair > highest, "{pair} is not served, but {highest} is"),
@@ -124,7 +124,7 @@ async fn a_killed_control_plane_loses_no_acknowledged_write() {
         let stored = world.admin().get("dataplanes").await.body["revision"].as_u64().unwrap();
         assert!(stored >= revision, "the store went back from {revision} to {stored}");
     }
-    world.settled(revision).await;
+    world.wait_acknowledged(revision).await;
     let mut session = world.plain("app.test").await;
     assert!(highest_served(&mut session, last).await == last);
 }
@@ -141,7 +141,7 @@ async fn the_gateway_serves_without_its_control_plane() {
     let before = highest_served(&mut session, last + 1).await;
     assert!(before <= last + 1);
     world.start_control().await;
-    world.settled(revision).await;
+    world.wait_acknowledged(revision).await;
     assert!(
         highest_served(&mut session, last + 1).await >= last,
         "on the connection that was open all along"
@@ -164,7 +164,7 @@ async fn a_killed_data_plane_restarts_with_a_complete_state() {
         highest_served(&mut session, so_far + 2).await;
     }
     let (last, revision) = writer.finished().await;
-    world.settled(revision).await;
+    world.wait_acknowledged(revision).await;
     let mut session = world.plain("app.test").await;
     assert_eq!(highest_served(&mut session, last).await, last);
 }
@@ -199,7 +199,7 @@ async fn both_planes_killed_lose_no_acknowledged_write() {
     let mut session = world.plain("app.test").await;
     highest_served(&mut session, last + 1).await;
     world.start_control().await;
-    world.settled(revision).await;
+    world.wait_acknowledged(revision).await;
     assert_all_stored(&world, last).await;
     assert!(highest_served(&mut session, last).await == last);
 }

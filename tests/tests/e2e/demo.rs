@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::Stdio;
 
 use e2e::ports::Reservation;
-use e2e::process::{PATIENCE, program};
+use e2e::process::{EVENT_TIMEOUT, program};
 use tokio::process::Command;
 use tokio::time::timeout;
 
@@ -24,7 +24,7 @@ async fn check(path: Option<&Path>) -> (bool, String) {
         command.arg(option).arg(kept.address().port().to_string());
     }
     path.map(|path| command.env("PATH", path));
-    let output = timeout(PATIENCE, command.output()).await.expect("the demo ends").unwrap();
+    let output = timeout(EVENT_TIMEOUT, command.output()).await.expect("the demo ends").unwrap();
     let logs = ["controlplane.log", "dataplane.log"]
         .map(|log| std::fs::read_to_string(dir.join(log)).unwrap_or_default())
         .join("\n----\n");

@@ -1,7 +1,7 @@
 //! File descriptors and connection limits: unauthenticated clients take no room from known ones,
 //! and connections wait for a full worker.
 
-use e2e::caller::{Http, Session, bounded};
+use e2e::client::{Http, HttpConnection, bounded};
 use e2e::documents::route;
 use e2e::process::Log;
 use e2e::raw;
@@ -18,10 +18,8 @@ const DRIVERS: [&str; 2] = ["io_uring", "epoll"];
 
 async fn world(upstream: &Upstream, driver: &str, settings: Value, script: &str) -> World {
     let builder = World::builder().settings(settings).script(script);
-    let world = builder.node_environment("COUNTERSIGN_DRIVER", driver).start().await;
-    let route = route("app.test", "/*", &[upstream.address()]);
-    world.apply(&[("ssls/app", world.protected_site()), ("routes/app", route)]).await;
-    world
+    let builder = builder.node_environment("COUNTERSIGN_DRIVER", driver);
+    builder.protected(upstream.address()).start().await
 }
 
 /// Polls a metric of the node until it has this value.
@@ -43,7 +41,7 @@ async fn unknown_clients_do_not_exhaust_descriptors() {
         world.node_log().line_with(&["limit on open descriptors is 256", "LimitNOFILE="]).await;
         let mut known = Vec::new();
         for _ in 0..8 {
-            known.push(world.good_caller("app.test").http(Http::One).connect().await.unwrap());
+            known.push(world.verified_client("app.test").http(Http::One).connect().await.unwrap());
         }
         let mark = world.node_log().mark();
         let mut strangers = Vec::new();
@@ -64,12 +62,12 @@ async fn unknown_clients_do_not_exhaust_descriptors() {
         }
         let other = route("other.test", "/*", &[upstream.address()]);
         let revision = world.apply(&[("routes/other", other)]).await;
-        world.saved(revision).await;
+        world.wait_persisted(revision).await;
         let lines = lines_after(world.node_log(), mark);
         assert!(lines < 20, "{lines} lines: {}", &world.node_log().text()[mark..]);
         drop(strangers);
         metric_is(&world, "countersign_workers_full ", 0).await;
-        assert_eq!(world.good_caller("app.test").get("/").await.unwrap().status, StatusCode::OK);
+        assert_eq!(world.verified_client("app.test").get("/").await.unwrap().status, StatusCode::OK);
     }
 }
 
@@ -79,16 +77,16 @@ async fn a_full_worker_lets_connections_wait() {
         let upstream = Upstream::plain("plain").await;
         let two = json!({"countersign": {"workers": 1, "limits": {"connections_per_worker": 2}}});
         let world = world(&upstream, driver, two, "exec \"$@\"").await;
-        let mut first = world.good_caller("app.test").connect().await.unwrap();
+        let mut first = world.verified_client("app.test").connect().await.unwrap();
         assert_eq!(first.get("/").await.unwrap().status, StatusCode::OK);
         let second = TcpStream::connect(world.http()).await.unwrap();
         metric_is(&world, "countersign_workers_full ", 1).await;
         world.node_log().line_with(&["a worker is full", "connections=2"]).await;
-        let (http, caller) = (world.http(), world.good_caller("app.test"));
+        let (http, client) = (world.http(), world.verified_client("app.test"));
         let waiting = [
-            tokio::spawn(async move { caller.get("/").await.unwrap().status }),
+            tokio::spawn(async move { client.get("/").await.unwrap().status }),
             tokio::spawn(async move {
-                let mut session = Session::plain(http, "app.test").await.unwrap();
+                let mut session = HttpConnection::plain(http, "app.test").await.unwrap();
                 session.get("/").await.unwrap().status
             }),
         ];
@@ -163,7 +161,7 @@ async fn failed_accepts_are_logged_once_and_counted() {
     for driver in DRIVERS {
         let upstream = Upstream::plain("plain").await;
         let world = world(&upstream, driver, json!({}), "exec \"$@\"").await;
-        let mut known = world.good_caller("app.test").http(Http::One).connect().await.unwrap();
+        let mut known = world.verified_client("app.test").http(Http::One).connect().await.unwrap();
         assert_eq!(known.get("/").await.unwrap().status, StatusCode::OK);
         let mark = world.node_log().mark();
         let limit = async |count: usize| {
@@ -180,7 +178,7 @@ async fn failed_accepts_are_logged_once_and_counted() {
         world.node_log().line_after(mark, &["cannot accept; trying again", "no descriptor"]).await;
         assert_eq!(known.get("/").await.unwrap().status, StatusCode::OK);
         limit(20_000).await;
-        assert_eq!(world.good_caller("app.test").get("/").await.unwrap().status, StatusCode::OK);
+        assert_eq!(world.verified_client("app.test").get("/").await.unwrap().status, StatusCode::OK);
         assert!(world.metric("countersign_accept_errors_total ").await >= 1);
         let lines = lines_after(world.node_log(), mark);
         assert!(lines < 20, "{lines} lines: {}", &world.node_log().text()[mark..]);

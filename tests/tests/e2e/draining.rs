@@ -5,13 +5,13 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use e2e::caller::{Http, Session, bounded};
+use e2e::client::{Http, HttpConnection, bounded};
 use e2e::documents::{route, weighted};
-use e2e::frames::{Wire, get};
+use e2e::frames::{FrameConnection, get};
 use e2e::process::{Launch, Log};
 use e2e::raw;
-use e2e::stream::{Script, StreamUpstream};
 use e2e::upstream::Upstream;
+use e2e::upstream::tcp::{Script, TcpUpstream};
 use e2e::world::World;
 use http::StatusCode;
 use nix::sys::signal::Signal;
@@ -26,10 +26,9 @@ const DRIVERS: [&str; 2] = ["io_uring", "epoll"];
 async fn world_with(upstream: &Upstream, driver: &str, settings: Value) -> World {
     let builder = World::builder().settings(settings).node_environment("COUNTERSIGN_DRIVER", driver);
     let world = builder.start().await;
-    let route = route("app.test", "/*", &[upstream.address()]);
-    let revision = world.apply(&[("ssls/app", world.protected_site()), ("routes/app", route)]).await;
+    let revision = world.serve(world.protected_site(), upstream).await;
     // A successor serves its last-good file until the control plane sends more.
-    world.saved(revision).await;
+    world.wait_persisted(revision).await;
     world
 }
 
@@ -41,8 +40,8 @@ fn delay(seconds: u32) -> Value {
 async fn a_draining_node_is_not_ready_and_serves() {
     let upstream = Upstream::plain("plain").await;
     let mut world = world_with(&upstream, "io_uring", delay(3600)).await;
-    let mut kept = world.good_caller("app.test").http(Http::One).connect().await.unwrap();
-    let mut kept_h2 = world.good_caller("app.test").http(Http::Two).connect().await.unwrap();
+    let mut kept = world.verified_client("app.test").http(Http::One).connect().await.unwrap();
+    let mut kept_h2 = world.verified_client("app.test").http(Http::Two).connect().await.unwrap();
     assert_eq!(kept.get("/").await.unwrap().status, StatusCode::OK);
     let nodes = |world: &World| {
         let admin = world.admin();
@@ -64,7 +63,7 @@ async fn a_draining_node_is_not_ready_and_serves() {
         assert_eq!((reply.status, reply.headers.get("connection")), (StatusCode::OK, None));
         for http in [Http::One, Http::Two] {
             assert_eq!(
-                world.good_caller("app.test").http(http).get("/").await.unwrap().status,
+                world.verified_client("app.test").http(http).get("/").await.unwrap().status,
                 StatusCode::OK
             );
         }
@@ -115,9 +114,9 @@ async fn no_connection_is_lost_when_listeners_close() {
 async fn the_last_accepted_connection_gets_a_response() {
     let upstream = Upstream::plain("plain").await;
     let mut world = world_with(&upstream, "io_uring", json!({})).await;
-    let mut unused = world.good_caller("app.test").http(Http::One).connect().await.unwrap();
+    let mut unused = world.verified_client("app.test").http(Http::One).connect().await.unwrap();
     let mut plain = TcpStream::connect(world.http()).await.unwrap();
-    let mut half = world.good_caller("app.test").handshake().await.unwrap();
+    let mut half = world.verified_client("app.test").handshake().await.unwrap();
     half.write_all(b"GET / HTTP/1.1\r\nHost: app").await.unwrap();
     let mut node = world.take_node();
     node.signal(Signal::SIGTERM);
@@ -161,7 +160,7 @@ async fn a_rolling_restart_behind_a_balancer_fails_no_request() {
             while !over.load(Ordering::Relaxed) {
                 for ((status, http), asked) in nodes.into_iter().zip(asked.iter()) {
                     if is_ready(status).await {
-                        let mut session = Session::plain(http, "app.test").await.unwrap();
+                        let mut session = HttpConnection::plain(http, "app.test").await.unwrap();
                         assert_eq!(session.get("/").await.unwrap().status, StatusCode::OK);
                         asked.fetch_add(1, Ordering::Relaxed);
                     }
@@ -190,7 +189,7 @@ async fn a_rolling_restart_behind_a_balancer_fails_no_request() {
 
 /// A readiness probe like a load balancer's.
 async fn is_ready(status: SocketAddr) -> bool {
-    let Ok(mut session) = Session::plain(status, "status").await else { return false };
+    let Ok(mut session) = HttpConnection::plain(status, "status").await else { return false };
     session.get("/status/ready").await.is_ok_and(|reply| reply.status == StatusCode::OK)
 }
 
@@ -198,7 +197,7 @@ async fn is_ready(status: SocketAddr) -> bool {
 async fn a_successor_starts_while_its_predecessor_drains() {
     let upstream = Upstream::plain("plain").await;
     let mut world = world_with(&upstream, "io_uring", delay(1)).await;
-    let mut session = world.good_caller("app.test").connect().await.unwrap();
+    let mut session = world.verified_client("app.test").connect().await.unwrap();
     let held = tokio::spawn(async move { session.get("/hold").await });
     upstream.arrived(1).await;
     let mut old = world.take_node();
@@ -207,7 +206,7 @@ async fn a_successor_starts_while_its_predecessor_drains() {
     // Waits for all three ports, of which the status port is the first.
     world.start_node().await;
     assert_eq!(world.status("/status/ready").await.status, StatusCode::OK);
-    assert_eq!(world.good_caller("app.test").get("/").await.unwrap().status, StatusCode::OK);
+    assert_eq!(world.verified_client("app.test").get("/").await.unwrap().status, StatusCode::OK);
     assert!(!held.is_finished());
     upstream.open_gate();
     assert_eq!(held.await.unwrap().unwrap().status, StatusCode::OK);
@@ -225,7 +224,7 @@ async fn a_successor_of_a_full_worker_starts() {
         let mut world = world_with(&upstream, driver, two).await;
         let mut held = Vec::new();
         for _ in 0..2 {
-            let mut session = world.good_caller("app.test").connect().await.unwrap();
+            let mut session = world.verified_client("app.test").connect().await.unwrap();
             held.push(tokio::spawn(async move { session.get("/hold").await.unwrap().status }));
         }
         upstream.arrived(2).await;
@@ -239,7 +238,7 @@ async fn a_successor_of_a_full_worker_starts() {
         world.node_log().line_with(&["the listeners close"]).await;
         world.start_node().await;
         assert_eq!(world.status("/status/ready").await.status, StatusCode::OK);
-        assert_eq!(world.good_caller("app.test").get("/").await.unwrap().status, StatusCode::OK);
+        assert_eq!(world.verified_client("app.test").get("/").await.unwrap().status, StatusCode::OK);
         assert!(held.iter().all(|held| !held.is_finished()));
         upstream.open_gate();
         for held in held {
@@ -257,8 +256,9 @@ async fn an_http_2_client_without_ping_replies_is_closed() {
         "nginx_config": {"http": {"keepalive_timeout": "3600s"}, "worker_shutdown_timeout": "3600s"},
     });
     let mut world = world_with(&upstream, "io_uring", patient).await;
-    let caller = world.good_caller("app.test");
-    let (mut silent, mut asking) = (Wire::connect(&caller).await, Wire::connect(&caller).await);
+    let client = world.verified_client("app.test");
+    let (mut silent, mut asking) =
+        (FrameConnection::connect(&client).await, FrameConnection::connect(&client).await);
     for wire in [&mut silent, &mut asking] {
         assert!(wire.send(&get(1, "app.test", "/")).await);
         wire.until("the first answer", |heard| heard.whole == [1]).await;
@@ -297,7 +297,7 @@ async fn a_busy_stream_delays_the_stop_and_an_idle_one_does_not() {
         "nginx_config": {"worker_shutdown_timeout": "3600s"},
     });
     let mut world = World::builder().settings(settings).start().await;
-    let upstream = StreamUpstream::plain("one", Script::Echo).await;
+    let upstream = TcpUpstream::plain("one", Script::Echo).await;
     let route = json!({"upstream": {"nodes": weighted(&[upstream.address()])}});
     world.apply(&[("stream_routes/1", route)]).await;
     let mut idle = TcpStream::connect(world.stream(0)).await.unwrap();

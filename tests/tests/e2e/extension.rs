@@ -51,7 +51,7 @@ async fn saved_by_a_tool(world: &World, path: &str, key: Option<&str>) -> String
     let (head, _) = admin_curl(world, &format!("{path} -X PUT -d @saved.json"));
     assert!(head.starts_with("http/1.1 200"), "{head}");
     let revision = head.lines().find_map(|line| line.strip_prefix("x-countersign-revision: ")).unwrap();
-    world.settled(revision.trim().parse().unwrap()).await;
+    world.wait_acknowledged(revision.trim().parse().unwrap()).await;
     head
 }
 
@@ -63,24 +63,24 @@ async fn a_revoked_client_stays_rejected_after_a_tool_saves() {
     site["client"]["crl"] = json!([credentials.clients.crl(&[&credentials.client])]);
     let app = route("app.test", "/*", &[upstream.address()]);
     world.apply(&[("ssls/app", site), ("routes/app", app)]).await;
-    world.good_caller("app.test").refusal().await;
+    world.verified_client("app.test").expect_alert().await;
     for _ in 0..2 {
         let head = saved_by_a_tool(&world, "ssls/app", Some(&credentials.site.key_pem)).await;
         assert!(head.contains("x-countersign-kept: client.crl"), "{head}");
-        world.good_caller("app.test").refusal().await;
+        world.verified_client("app.test").expect_alert().await;
     }
     world.control_log().line_with(&["kept fields", "client.crl", "ssls/app"]).await;
     assert_eq!(upstream.requests(), 0);
     // Other clients gain access, and this one when the list is removed explicitly.
     let other = credentials.clients.client("other");
-    let reply = world.caller("app.test").identity(&other).get("/").await.unwrap();
+    let reply = world.client("app.test").identity(&other).get("/").await.unwrap();
     assert_eq!(reply.status, StatusCode::OK);
     let (head, _) = admin_curl(&world, "ssls/app -X PATCH -d '{\"client\": {\"crl\": null}}'");
     assert!(head.contains("x-countersign-warning: client.crl: removed"), "{head}");
     world.control_log().line_with(&["weakens the protection", "client.crl", "ssls/app"]).await;
     let revision = head.lines().find_map(|line| line.strip_prefix("x-countersign-revision: ")).unwrap();
-    world.settled(revision.trim().parse().unwrap()).await;
-    assert_eq!(world.good_caller("app.test").get("/").await.unwrap().status, StatusCode::OK);
+    world.wait_acknowledged(revision.trim().parse().unwrap()).await;
+    assert_eq!(world.verified_client("app.test").get("/").await.unwrap().status, StatusCode::OK);
 }
 
 #[tokio::test]
@@ -98,7 +98,7 @@ async fn an_allow_list_stays_after_a_tool_saves() {
             ("routes/of-service", json!({"uri": "/of-service", "host": "app.test", "service_id": "s"})),
         ])
         .await;
-    let caller = world.good_caller("app.test");
+    let client = world.verified_client("app.test");
     for path in ["routes/own", "services/s", "routes/of-service"] {
         let head = saved_by_a_tool(&world, path, None).await;
         assert_eq!(
@@ -108,7 +108,7 @@ async fn an_allow_list_stays_after_a_tool_saves() {
         );
     }
     for path in ["/own", "/of-service"] {
-        assert_eq!(caller.get(path).await.unwrap().status, StatusCode::FORBIDDEN, "{path}");
+        assert_eq!(client.get(path).await.unwrap().status, StatusCode::FORBIDDEN, "{path}");
     }
     assert_eq!(upstream.requests(), 0);
     let revision = world
@@ -121,6 +121,6 @@ async fn an_allow_list_stays_after_a_tool_saves() {
             }),
         )
         .await;
-    world.settled(revision).await;
-    assert_eq!(caller.get("/own").await.unwrap().status, StatusCode::OK);
+    world.wait_acknowledged(revision).await;
+    assert_eq!(client.get("/own").await.unwrap().status, StatusCode::OK);
 }

@@ -4,7 +4,7 @@
 use std::io::Write;
 use std::sync::mpsc;
 
-use e2e::process::PATIENCE;
+use e2e::process::EVENT_TIMEOUT;
 use e2e::world::World;
 use http::StatusCode;
 use nix::sys::ptrace::{self, Options};
@@ -70,7 +70,9 @@ async fn until(world: &World, control: bool, status: StatusCode, words: &[&str])
             }
         }
     };
-    timeout(PATIENCE, asking).await.unwrap_or_else(|_| panic!("it never answers {status} with {words:?}"))
+    timeout(EVENT_TIMEOUT, asking)
+        .await
+        .unwrap_or_else(|_| panic!("it never answers {status} with {words:?}"))
 }
 
 #[tokio::test]
@@ -84,7 +86,7 @@ async fn a_hanging_worker_is_named_and_not_ready() {
     assert_eq!(status.status, StatusCode::OK, "the program itself answers");
     let ages = &status.json()["heartbeat_age_seconds"];
     assert!(ages["worker-1"].as_f64() > Some(5.0) && ages["worker-0"].as_f64() < Some(5.0), "{ages}");
-    assert!(ages["agent"].is_f64() && ages["saver"].is_f64(), "{ages}");
+    assert!(ages["push-client"].is_f64() && ages["saver"].is_f64(), "{ages}");
     let metrics = world.status("/metrics").await.text();
     let of = "countersign_heartbeat_age_seconds{task=\"worker-1\"} ";
     let age = metrics.lines().find_map(|line| line.strip_prefix(of)).unwrap();

@@ -4,9 +4,10 @@
 
 use std::time::{Duration, Instant};
 
-use e2e::caller::Caller;
+use e2e::client::HttpClient;
 use e2e::frames::{
-    self, CONTINUATION, DATA, END_STREAM, HEADERS, PING, PREFACE, SETTINGS, Wire, frame, get, window_update,
+    self, CONTINUATION, DATA, END_STREAM, FrameConnection, HEADERS, PING, PREFACE, SETTINGS, frame, get,
+    window_update,
 };
 use e2e::upstream::Upstream;
 use e2e::world::World;
@@ -20,7 +21,7 @@ const NOT_AFTER: Duration = Duration::from_secs(15);
 struct Target {
     world: World,
     upstream: Upstream,
-    caller: Caller,
+    client: HttpClient,
 }
 
 /// One limit of a second, the others of an hour.
@@ -33,8 +34,8 @@ async fn target(limit: &str) -> Target {
     });
     limits[limit] = Value::from("1s");
     let (world, upstream) = World::open(json!({"nginx_config": {"http": limits}})).await;
-    let caller = world.caller("app.test");
-    Target { world, upstream, caller }
+    let client = world.client("app.test");
+    Target { world, upstream, client }
 }
 
 fn in_time(started: Instant, what: &str) {
@@ -65,7 +66,7 @@ async fn a_slow_head_is_ended_beside_a_served_request() {
     ];
     for (what, drip) in drips {
         for busy in [false, true] {
-            let mut wire = Wire::connect(&target.caller).await;
+            let mut wire = FrameConnection::connect(&target.client).await;
             if busy {
                 let asked = target.upstream.requests();
                 assert!(wire.send(&get(1, "app.test", "/hold")).await);
@@ -84,7 +85,7 @@ async fn a_slow_head_is_ended_beside_a_served_request() {
 #[tokio::test]
 async fn heads_in_pieces_are_accepted_in_time() {
     let target = target("client_header_timeout").await;
-    let mut wire = Wire::connect(&target.caller).await;
+    let mut wire = FrameConnection::connect(&target.client).await;
     // At each moment some head is incomplete, and none for long.
     let piece = |round: u32| {
         let block = frames::request_block("GET", "app.test", "/piece");
@@ -105,7 +106,7 @@ async fn a_slow_or_lone_preface_is_ended() {
         ("a preface without SETTINGS", PREFACE, false),
     ] {
         let started = Instant::now();
-        let mut wire = Wire::begin(&target.caller, first).await;
+        let mut wire = FrameConnection::begin(&target.client, first).await;
         let byte = |round: u32| {
             let next = PREFACE.get(1 + round as usize..).and_then(|rest| rest.first());
             next.filter(|_| drip).map(|byte| vec![*byte]).unwrap_or_default()
@@ -118,7 +119,7 @@ async fn a_slow_or_lone_preface_is_ended() {
 #[tokio::test]
 async fn only_a_request_extends_an_idle_connection() {
     let target = target("keepalive_timeout").await;
-    let mut wire = Wire::connect(&target.caller).await;
+    let mut wire = FrameConnection::connect(&target.client).await;
     assert!(wire.send(&get(1, "app.test", "/")).await);
     wire.until("an answer", |heard| heard.whole == [1]).await;
     let started = Instant::now();
@@ -128,10 +129,10 @@ async fn only_a_request_extends_an_idle_connection() {
     // A connection without any request ends, too, and so does one with occasional requests, but not
     // earlier.
     let started = Instant::now();
-    let mut wire = Wire::connect(&target.caller).await;
+    let mut wire = FrameConnection::connect(&target.client).await;
     wire.drip("the idle connection ends", chatter, |heard| heard.over).await;
     in_time(started, "chatter from the start");
-    let mut wire = Wire::connect(&target.caller).await;
+    let mut wire = FrameConnection::connect(&target.client).await;
     let request = |round| get(1 + 2 * round, "app.test", "/");
     let heard = wire.drip("answers", request, |heard| heard.over || heard.whole.len() >= 20).await;
     assert!(!heard.over, "{heard:?}");
@@ -152,7 +153,7 @@ async fn a_missing_body_is_not_extended() {
         ("DATA that is all padding", &padded),
     ];
     for (what, drip) in drips {
-        let mut wire = Wire::connect(&target.caller).await;
+        let mut wire = FrameConnection::connect(&target.client).await;
         let begun = [frames::post(1, "app.test", "/sink"), frame(DATA, 0, 1, b"begun")].concat();
         let started = Instant::now();
         assert!(wire.send(&begun).await);

@@ -5,11 +5,12 @@
 use serde_json::json;
 use std::time::Duration;
 
-use e2e::caller::{Caller, Http};
+use e2e::client::{Http, HttpClient};
 use e2e::frames::{
-    self, CONTINUATION, DATA, END_HEADERS, END_STREAM, HEADERS, Heard, RST_STREAM, WINDOW_UPDATE, Wire, frame,
+    self, CONTINUATION, DATA, END_HEADERS, END_STREAM, FrameConnection, HEADERS, RST_STREAM, ReceivedFrames,
+    WINDOW_UPDATE, frame,
 };
-use e2e::process::{cpu_time, memory_peak};
+use e2e::resources::{cpu_time, memory_peak};
 use e2e::upstream::Upstream;
 use e2e::world::World;
 use http::StatusCode;
@@ -26,7 +27,7 @@ const CALM: u32 = 11;
 struct Target {
     world: World,
     upstream: Upstream,
-    caller: Caller,
+    client: HttpClient,
     memory: u64,
     cpu: Duration,
 }
@@ -34,16 +35,16 @@ struct Target {
 impl Target {
     async fn start() -> Self {
         let (world, upstream) = World::open(json!({})).await;
-        let caller = world.caller("app.test").http(Http::Two);
-        assert_eq!(caller.get("/before").await.unwrap().status, StatusCode::OK);
+        let client = world.client("app.test").http(Http::Two);
+        assert_eq!(client.get("/before").await.unwrap().status, StatusCode::OK);
         let (memory, cpu) = (memory_peak(world.node_id()), cpu_time(world.node_id()));
-        Self { world, upstream, caller, memory, cpu }
+        Self { world, upstream, client, memory, cpu }
     }
 
     /// Sends rounds of frames until the server closes; returns their number and the server's last
     /// words.
-    async fn attack(&self, round: impl Fn(u32) -> Vec<u8>) -> (u32, Heard) {
-        let mut wire = Wire::connect(&self.caller).await;
+    async fn attack(&self, round: impl Fn(u32) -> Vec<u8>) -> (u32, ReceivedFrames) {
+        let mut wire = FrameConnection::connect(&self.client).await;
         let mut sent = 0;
         while sent < ROUNDS && wire.send(&round(sent)).await {
             sent += 1;
@@ -56,7 +57,7 @@ impl Target {
     async fn is_well(&self, what: &str, requests: u64) {
         let asked = self.upstream.requests();
         assert!(asked <= requests, "{what}: {asked} requests reached the upstream");
-        let reply = self.caller.get("/after").await.unwrap();
+        let reply = self.client.get("/after").await.unwrap();
         assert_eq!(reply.status, StatusCode::OK, "{what}");
         let grown = memory_peak(self.world.node_id()).saturating_sub(self.memory);
         assert!(grown < MEMORY, "{what}: {grown} bytes more than before");
@@ -101,7 +102,7 @@ async fn endless_continuations_end_the_connection() {
     let header: Vec<u8> = [&[0x00, 100][..], &[b'n'; 100], &[100], &[b'v'; 100]].concat();
     let full = header.repeat(80);
     for (what, payload) in [("full frames", full), ("small frames", header), ("empty frames", Vec::new())] {
-        let mut wire = Wire::connect(&target.caller).await;
+        let mut wire = FrameConnection::connect(&target.client).await;
         let start = frames::request_block("GET", "app.test", "/flood");
         assert!(wire.send(&frame(HEADERS, END_STREAM, 1, &start)).await);
         let piece = frame(CONTINUATION, 0, 1, &payload).repeat(if payload.len() < 1000 { 50 } else { 1 });

@@ -4,13 +4,12 @@
 
 use std::time::{Duration, Instant};
 
-use e2e::caller::Caller;
-use e2e::documents::route;
+use e2e::client::HttpClient;
 use e2e::frames::{
-    self, DATA, END_HEADERS, END_STREAM, HEADERS, RST_STREAM, Wire, frame, get, window_settings,
+    self, DATA, END_HEADERS, END_STREAM, FrameConnection, HEADERS, RST_STREAM, frame, get, window_settings,
     window_update,
 };
-use e2e::upstream::raw::{Answer, RawUpstream};
+use e2e::upstream::raw::{RawResponse, RawUpstream};
 use e2e::upstream::{SECOND_HALF, Upstream};
 use e2e::world::World;
 use nix::sys::signal::Signal;
@@ -33,20 +32,20 @@ const ALL: u32 = (1 << 31) - 1;
 struct Target {
     world: World,
     upstream: Upstream,
-    caller: Caller,
+    client: HttpClient,
 }
 
 impl Target {
     async fn start() -> Self {
         let settings = json!({"nginx_config": {"http": {"send_timeout": "1s"}}});
         let (world, upstream) = World::open(settings).await;
-        let caller = world.caller("app.test");
-        Self { world, upstream, caller }
+        let client = world.client("app.test");
+        Self { world, upstream, client }
     }
 
     /// A client that only stalls: while it is served, the timers of the others run, too.
     async fn one_stall(&self) {
-        let mut wire = Wire::with_window(&self.caller, 0).await;
+        let mut wire = FrameConnection::with_window(&self.client, 0).await;
         assert!(wire.send(&get(1, "app.test", LARGE)).await);
         wire.until("the connection that stalls ends", |heard| heard.over).await;
     }
@@ -69,7 +68,7 @@ async fn stalled_clients_release_the_upstream() {
     let started = Instant::now();
     let mut wires = Vec::new();
     for _ in 0..3 {
-        let mut wire = Wire::with_window(&target.caller, 0).await;
+        let mut wire = FrameConnection::with_window(&target.client, 0).await;
         assert!(wire.send(&requests(LARGE, STREAMS)).await);
         wires.push(wire);
     }
@@ -90,7 +89,7 @@ async fn stalled_clients_release_the_upstream() {
 #[tokio::test]
 async fn only_the_stalled_stream_is_reset() {
     let target = Target::start().await;
-    let mut wire = Wire::with_window(&target.caller, 0).await;
+    let mut wire = FrameConnection::with_window(&target.client, 0).await;
     assert!(wire.send(&get(1, "app.test", LARGE)).await);
     assert!(wire.send(&[get(3, "app.test", "/halves"), window_update(3, 1000)].concat()).await);
     let heard = wire.until("a stream is reset", |heard| heard.resets > 0).await;
@@ -106,7 +105,7 @@ async fn only_the_stalled_stream_is_reset() {
 #[tokio::test]
 async fn a_byte_of_window_now_and_then_is_a_stall() {
     let target = Target::start().await;
-    let mut wire = Wire::with_window(&target.caller, 0).await;
+    let mut wire = FrameConnection::with_window(&target.client, 0).await;
     assert!(wire.send(&[get(1, "app.test", LARGE), window_settings(1)].concat()).await);
     let started = Instant::now();
     let byte = |_| [window_update(1, 1), window_update(0, 1)].concat();
@@ -119,7 +118,7 @@ async fn a_byte_of_window_now_and_then_is_a_stall() {
 #[tokio::test]
 async fn the_connection_window_counts_too() {
     let target = Target::start().await;
-    let mut wire = Wire::with_window(&target.caller, ALL).await;
+    let mut wire = FrameConnection::with_window(&target.client, ALL).await;
     assert!(wire.send(&requests(LARGE, 3)).await);
     let heard = wire.until("the connection ends", |heard| heard.over).await;
     assert_eq!((heard.data, heard.goaway), (65_535, Some(CALM)), "{heard:?}");
@@ -129,7 +128,7 @@ async fn the_connection_window_counts_too() {
 #[tokio::test]
 async fn a_slow_window_carries_a_complete_response() {
     let target = Target::start().await;
-    let mut wire = Wire::with_window(&target.caller, 0).await;
+    let mut wire = FrameConnection::with_window(&target.client, 0).await;
     assert!(wire.send(&requests("/sized?bytes=20000", 2)).await);
     let more = |_| [window_update(1, 1024), window_update(3, 1024)].concat();
     let heard = wire.drip("both answers come", more, |heard| heard.whole.len() == 2 || heard.over).await;
@@ -139,7 +138,7 @@ async fn a_slow_window_carries_a_complete_response() {
 #[tokio::test]
 async fn responses_without_a_body_need_no_window() {
     let target = Target::start().await;
-    let mut wire = Wire::with_window(&target.caller, 0).await;
+    let mut wire = FrameConnection::with_window(&target.client, 0).await;
     let head = frames::request_block("GET", "app.test", "/status?code=204");
     assert!(wire.send(&frame(HEADERS, END_HEADERS | END_STREAM, 1, &head)).await);
     wire.until("204 needs no window", |heard| heard.whole == [1]).await;
@@ -153,7 +152,7 @@ async fn responses_without_a_body_need_no_window() {
 async fn a_request_waiting_for_the_upstream_is_not_ended() {
     let target = Target::start().await;
     // Also without a window, because there is no data to send.
-    let mut wire = Wire::with_window(&target.caller, 0).await;
+    let mut wire = FrameConnection::with_window(&target.client, 0).await;
     assert!(wire.send(&get(1, "app.test", "/hold")).await);
     target.upstream.arrived(1).await;
     target.one_stall().await;
@@ -167,7 +166,7 @@ async fn a_request_waiting_for_the_upstream_is_not_ended() {
 #[tokio::test]
 async fn a_drain_does_not_wait_for_stalled_streams() {
     let mut target = Target::start().await;
-    let mut wire = Wire::with_window(&target.caller, 0).await;
+    let mut wire = FrameConnection::with_window(&target.client, 0).await;
     assert!(wire.send(&requests(LARGE, 5)).await);
     target.upstream.arrived(5).await;
     let started = Instant::now();
@@ -180,16 +179,10 @@ async fn a_drain_does_not_wait_for_stalled_streams() {
 /// hyper reads `CANCEL` and `NO_ERROR` as the end of a body.
 #[tokio::test]
 async fn a_cancelled_request_body_is_incomplete() {
-    let world = World::start().await;
     let mut upstream =
-        RawUpstream::plain(|_| Answer::keep("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")).await;
-    world
-        .apply(&[
-            ("ssls/app", world.open_site()),
-            ("routes/app", route("app.test", "/*", &[upstream.address()])),
-        ])
-        .await;
-    let mut wire = Wire::connect(&world.caller("app.test")).await;
+        RawUpstream::plain(|_| RawResponse::keep("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")).await;
+    let world = World::builder().open(upstream.address()).start().await;
+    let mut wire = FrameConnection::connect(&world.client("app.test")).await;
     for (round, code) in [0_u32, CANCEL, 2].into_iter().enumerate() {
         let stream = 1 + 4 * u32::try_from(round).unwrap();
         let half = [frames::post(stream, "app.test", "/half"), frame(DATA, 0, stream, b"half")].concat();

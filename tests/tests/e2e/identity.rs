@@ -7,10 +7,10 @@ use std::io::Write;
 use std::process::{Command, Stdio};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
-use e2e::caller::{Caller, Http, full};
+use e2e::client::{Http, HttpClient, full};
 use e2e::credentials::Credential;
-use e2e::curl::curl;
 use e2e::documents::{protected, route, site};
+use e2e::tools::curl;
 use e2e::upstream::Upstream;
 use e2e::world::World;
 use http::{HeaderValue, Method, StatusCode};
@@ -49,12 +49,12 @@ fn any_host(upstream: &Upstream, uri: &str, more: Value) -> Value {
     document
 }
 
-async fn status(caller: &Caller, path: &str) -> u16 {
-    caller.get(path).await.unwrap_or_else(|refused| panic!("{path}: {refused}")).status.as_u16()
+async fn status(client: &HttpClient, path: &str) -> u16 {
+    client.get(path).await.unwrap_or_else(|error| panic!("{path}: {error}")).status.as_u16()
 }
 
-async fn seen(caller: &Caller, path: &str) -> Value {
-    let reply = caller.get(path).await.unwrap_or_else(|refused| panic!("{path}: {refused}"));
+async fn seen(client: &HttpClient, path: &str) -> Value {
+    let reply = client.get(path).await.unwrap_or_else(|error| panic!("{path}: {error}"));
     assert_eq!(reply.status, StatusCode::OK, "{path}");
     reply.json()
 }
@@ -125,8 +125,8 @@ async fn each_header_format_follows_its_standard() {
     world.apply(&[("routes/all", any_host(&upstream, "/*", block))]).await;
     let chain = client.chain();
     for http in [Http::One, Http::Two] {
-        let caller = world.caller("mtls.test").identity(&client).http(http);
-        let headers = seen(&caller, "/").await["headers"].clone();
+        let https = world.client("mtls.test").identity(&client).http(http);
+        let headers = seen(&https, "/").await["headers"].clone();
         let text = |name: &str| headers[name].as_str().unwrap_or_else(|| panic!("{name}: {headers}"));
 
         assert_eq!(byte_sequence(text("client-cert")), *chain[0]);
@@ -161,10 +161,10 @@ async fn each_header_format_follows_its_standard() {
         headers.iter().filter(|(name, _)| about(name)).map(|(n, v)| format!("{n}: {v}")).collect::<Vec<_>>()
     };
     let none = ["x-ssl-client-verify: \"NONE\""];
-    assert_eq!(told(&seen(&world.good_caller("open.test"), "/").await), none);
-    assert_eq!(told(&seen(&world.caller("skip.test"), "/free").await), none);
+    assert_eq!(told(&seen(&world.verified_client("open.test"), "/").await), none);
+    assert_eq!(told(&seen(&world.client("skip.test"), "/free").await), none);
     let stranger = world.credentials.strangers.client("stranger");
-    assert_eq!(told(&seen(&world.caller("skip.test").identity(&stranger), "/free").await), none);
+    assert_eq!(told(&seen(&world.client("skip.test").identity(&stranger), "/free").await), none);
     assert_eq!(told(&world.plain("mtls.test").await.get("/").await.unwrap().json()), none);
 }
 
@@ -214,7 +214,7 @@ async fn only_listed_clients_are_allowed() {
     let borrowed: Vec<(&str, Value)> =
         documents.iter().map(|(path, document)| (path.as_str(), document.clone())).collect();
     world.apply(&borrowed).await;
-    let mut session = world.caller("mtls.test").identity(&client).connect().await.unwrap();
+    let mut session = world.client("mtls.test").identity(&client).connect().await.unwrap();
     for (index, (entry, allowed)) in (0..).zip(&cases) {
         let status = session.get(&format!("/free/{index}")).await.unwrap().status;
         let expected = if *allowed { StatusCode::OK } else { StatusCode::FORBIDDEN };
@@ -223,11 +223,11 @@ async fn only_listed_clients_are_allowed() {
     let line = world.node_log().line_with(&["not_allowed", "CN=alice,O=Acme", &serial]).await;
     assert!(line.contains("spiffe://a.example/ns/ab/sa/x"), "{line}");
     // The same client where it is not verified, and no client at all: the list denies both.
-    assert_eq!(status(&world.caller("open.test").identity(&client), "/free/0").await, 403);
-    assert_eq!(status(&world.caller("skip.test"), "/free/0").await, 403);
-    assert_eq!(status(&world.caller("skip.test").identity(&client).http(Http::Two), "/free/0").await, 200);
+    assert_eq!(status(&world.client("open.test").identity(&client), "/free/0").await, 403);
+    assert_eq!(status(&world.client("skip.test"), "/free/0").await, 403);
+    assert_eq!(status(&world.client("skip.test").identity(&client).http(Http::Two), "/free/0").await, 200);
     let stranger = world.credentials.strangers.issue(&spec);
-    assert_eq!(status(&world.caller("skip.test").identity(&stranger), "/free/0").await, 403);
+    assert_eq!(status(&world.client("skip.test").identity(&stranger), "/free/0").await, 403);
     let plain = world.plain("mtls.test").await.get("/free/0").await.unwrap();
     assert_eq!(plain.status, StatusCode::FORBIDDEN);
     assert!(plain.text().contains("403 Forbidden") && !plain.text().contains("not_allowed"));
@@ -258,9 +258,9 @@ async fn a_routes_block_replaces_its_services() {
             ("routes/2", of("/own", mine)),
         ])
         .await;
-    let caller = world.good_caller("mtls.test");
-    assert_eq!(status(&caller, "/inherits").await, 403);
-    assert_eq!(seen(&caller, "/own").await["headers"]["x-from"], "route");
+    let client = world.verified_client("mtls.test");
+    assert_eq!(status(&client, "/inherits").await, 403);
+    assert_eq!(seen(&client, "/own").await["headers"]["x-from"], "route");
 }
 
 #[tokio::test]
@@ -333,21 +333,21 @@ async fn vars_select_the_route() {
         ])
         .await;
     let stranger = world.credentials.strangers.client("good-client");
-    let free = world.caller("skip.test");
-    for (caller, path, expected) in [
-        (world.good_caller("mtls.test"), "/free", "known"),
-        (world.good_caller("skip.test"), "/free?v=1", "known"),
+    let free = world.client("skip.test");
+    for (client, path, expected) in [
+        (world.verified_client("mtls.test"), "/free", "known"),
+        (world.verified_client("skip.test"), "/free?v=1", "known"),
         (free.clone(), "/free", "rest"),
         (free.clone(), "/free?v=%31", "arg"),
         (free.clone(), "/free?v=3", "rest"),
         (free.clone().http(Http::Two), "/free", "h2"),
         (free.identity(&stranger), "/free", "refused"),
-        (world.good_caller("open.test"), "/free", "rest"),
+        (world.verified_client("open.test"), "/free", "rest"),
     ] {
-        assert_eq!(seen(&caller, path).await["headers"]["x-route"], expected, "{path}");
+        assert_eq!(seen(&client, path).await["headers"]["x-route"], expected, "{path}");
     }
     // A claim of the client does not select a route.
-    let mut session = world.caller("open.test").connect().await.unwrap();
+    let mut session = world.client("open.test").connect().await.unwrap();
     let mut request = session.request(Method::GET, "/free", full(""));
     for name in ["x-ssl-client-verify", "x_ssl_client_verify", "client-cert"] {
         request.headers_mut().append(name, HeaderValue::from_static("SUCCESS"));
@@ -362,7 +362,7 @@ async fn vars_select_the_route() {
         said.starts_with("failed to validate the 'vars' expression: unknown variable 'ssl_client_sdn'"),
         "{said}"
     );
-    assert_eq!(seen(&world.good_caller("mtls.test"), "/free").await["headers"]["x-route"], "known");
+    assert_eq!(seen(&world.verified_client("mtls.test"), "/free").await["headers"]["x-route"], "known");
 }
 
 #[tokio::test]
@@ -418,10 +418,10 @@ async fn an_identity_is_not_valid_for_another_sites_host() {
         ])
         .await;
     for http in [Http::One, Http::Two] {
-        let own = world.caller("mtls.test").identity(&client).http(http);
+        let own = world.client("mtls.test").identity(&client).http(http);
         assert_eq!(status(&own, "/free/named").await, 200, "{http:?}");
         assert_eq!(seen(&own, "/free/told").await["headers"]["x-ssl-client-verify"], "SUCCESS");
-        let other = world.caller("open.test").sni("mtls.test").identity(&client).http(http);
+        let other = world.client("open.test").sni("mtls.test").identity(&client).http(http);
         assert_eq!(status(&other, "/free/named").await, 403, "{http:?}");
         let headers = &seen(&other, "/free/told").await["headers"];
         assert_eq!(headers["x-ssl-client-verify"], "NONE");

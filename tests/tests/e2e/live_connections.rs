@@ -6,7 +6,7 @@
 
 use std::time::{Duration, Instant};
 
-use e2e::caller::{Caller, Http, Session, full};
+use e2e::client::{Http, HttpClient, HttpConnection, full};
 use e2e::credentials::Credential;
 use e2e::documents::{protected, route, site};
 use e2e::upstream::Upstream;
@@ -28,7 +28,7 @@ struct Stage {
 }
 
 /// One connection of each protocol, idle after a request.
-struct Open(Vec<Session>);
+struct Open(Vec<HttpConnection>);
 
 impl Stage {
     async fn new() -> Self {
@@ -66,9 +66,9 @@ impl Stage {
     async fn open(&self, host: &str, who: Option<&Credential>) -> Open {
         let mut open = Vec::new();
         for http in [Http::One, Http::Two] {
-            let caller = self.world.caller(host).http(http);
-            let caller = who.map_or(caller.clone(), |who| caller.identity(who));
-            let mut session = caller.connect().await.expect("let in before");
+            let client = self.world.client(host).http(http);
+            let client = who.map_or(client.clone(), |who| client.identity(who));
+            let mut session = client.connect().await.expect("let in before");
             assert_eq!(session.get("/before").await.expect("served before").status, StatusCode::OK);
             open.push(session);
         }
@@ -118,7 +118,7 @@ async fn a_request_in_progress_is_ended_too() {
     for http in [Http::One, Http::Two] {
         for path in ["/hold", "/halves"] {
             let mut session =
-                stage.world.caller("app.test").identity(&stage.alice).http(http).connect().await.unwrap();
+                stage.world.client("app.test").identity(&stage.alice).http(http).connect().await.unwrap();
             let before = stage.upstream.requests();
             let task = tokio::spawn(async move {
                 let request = session.request(Method::GET, path, full(""));
@@ -131,7 +131,7 @@ async fn a_request_in_progress_is_ended_too() {
     stage.world.apply(&[("ssls/app", stage.revoking(&[&stage.alice]))]).await;
     let applied = Instant::now();
     for task in waiting {
-        let answer = e2e::caller::bounded("the end of a request under way", task).await.unwrap();
+        let answer = e2e::client::bounded("the end of a request under way", task).await.unwrap();
         assert!(answer.is_err(), "{answer:?}");
     }
     assert!(applied.elapsed() < BOUND, "it took {:?}", applied.elapsed());
@@ -168,7 +168,7 @@ async fn ca_depth_and_site_changes_close_connections() {
             stage.ends(&[("ssls/app", disabled)], vec![alice], vec![other]).await;
         } else {
             let revision = stage.world.admin().delete("ssls/app").await;
-            stage.world.settled(revision).await;
+            stage.world.wait_acknowledged(revision).await;
             stage.ends(&[], vec![alice], vec![other]).await;
         }
     }
@@ -222,13 +222,13 @@ async fn a_change_of_routes_revalidates_no_connection() {
 #[tokio::test]
 async fn a_policy_change_during_handshakes_is_enforced() {
     let stage = Stage::new().await;
-    let caller: Caller = stage.world.caller("app.test").identity(&stage.alice);
+    let client: HttpClient = stage.world.client("app.test").identity(&stage.alice);
     for _ in 0..10 {
         stage.world.apply(&[("ssls/app", stage.world.protected_site())]).await;
         let mut opening = tokio::task::JoinSet::new();
         for _ in 0..20 {
-            let caller = caller.clone();
-            opening.spawn(async move { caller.connect().await });
+            let client = client.clone();
+            opening.spawn(async move { client.connect().await });
         }
         stage.world.apply(&[("ssls/app", stage.revoking(&[&stage.alice]))]).await;
         while let Some(opened) = opening.join_next().await {
@@ -236,6 +236,6 @@ async fn a_policy_change_during_handshakes_is_enforced() {
                 session.ended().await;
             }
         }
-        stage.world.caller("app.test").identity(&stage.alice).refusal().await;
+        stage.world.client("app.test").identity(&stage.alice).expect_alert().await;
     }
 }

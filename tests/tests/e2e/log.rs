@@ -7,9 +7,9 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::process::Stdio;
 
-use e2e::caller::Session;
+use e2e::client::HttpConnection;
 use e2e::ports::Reservation;
-use e2e::process::{PATIENCE, program};
+use e2e::process::{EVENT_TIMEOUT, program};
 use e2e::settings::merge;
 use e2e::world::World;
 use http::StatusCode;
@@ -58,14 +58,14 @@ async fn until_lines_are_dropped(world: &World) {
             }
         }
     };
-    timeout(PATIENCE, flood).await.expect("no line was dropped, or a program hangs");
+    timeout(EVENT_TIMEOUT, flood).await.expect("no line was dropped, or a program hangs");
 }
 
 /// Both workers of the data plane, and the control plane from a PUT to the node's acknowledgement.
 async fn everything_is_served(world: &World) {
     // The kernel spreads connections over the workers.
     for _ in 0..24 {
-        let reply = world.caller("app.test").get("/").await.unwrap();
+        let reply = world.client("app.test").get("/").await.unwrap();
         assert_eq!(reply.status, StatusCode::BAD_GATEWAY, "{reply:?}");
     }
     for number in 0..5 {
@@ -125,16 +125,16 @@ async fn a_stopped_log_reader_stops_nothing() {
     let mut reading = tokio::task::spawn_blocking(move || {
         BufReader::new(pipe).split(b'\n').map_while(Result::ok).any(|line| contains(&line, "later.test"))
     });
-    let caller = world.caller("later.test");
+    let client = world.client("later.test");
     let later = async {
         loop {
             tokio::select! {
                 read = &mut reading => return read.unwrap(),
-                _ = caller.handshake() => {}
+                _ = client.handshake() => {}
             }
         }
     };
-    assert!(timeout(PATIENCE, later).await.expect("nothing is logged any more"));
+    assert!(timeout(EVENT_TIMEOUT, later).await.expect("nothing is logged any more"));
     let stopped = (world.stop_node().await, world.stop_control().await);
     assert!(stopped.0.success() && stopped.1.success(), "{stopped:?}");
 }
@@ -172,7 +172,7 @@ async fn the_log_continues_when_its_disk_has_room_again() {
                 strangers(&world).await;
             }
         };
-        timeout(PATIENCE, later).await.expect("nothing is logged any more");
+        timeout(EVENT_TIMEOUT, later).await.expect("nothing is logged any more");
     }
 }
 
@@ -210,17 +210,17 @@ async fn an_unread_ready_line_delays_nothing() {
         let mut child = command.spawn().unwrap();
         let answers = async {
             loop {
-                if let Ok(mut session) = Session::plain(status.address(), "status").await
+                if let Ok(mut session) = HttpConnection::plain(status.address(), "status").await
                     && session.get("/status").await.is_ok()
                 {
                     return;
                 }
             }
         };
-        timeout(PATIENCE, answers).await.unwrap_or_else(|_| panic!("{name} does not serve"));
+        timeout(EVENT_TIMEOUT, answers).await.unwrap_or_else(|_| panic!("{name} does not serve"));
         let id = Pid::from_raw(child.id().unwrap().try_into().unwrap());
         kill(id, Signal::SIGTERM).unwrap();
-        let ended = timeout(PATIENCE, child.wait()).await;
+        let ended = timeout(EVENT_TIMEOUT, child.wait()).await;
         assert!(ended.unwrap_or_else(|_| panic!("{name} does not stop")).unwrap().success(), "{name}");
     }
 }
@@ -234,7 +234,7 @@ async fn a_failed_start_exits_though_its_output_is_unread() {
         let mut command = Command::new("bash");
         command.args(["-c", script, name]).arg(program(name)).args(["-c", "nowhere.yaml"]);
         command.current_dir(folder.path()).stdin(Stdio::null()).kill_on_drop(true);
-        let ended = timeout(PATIENCE, command.status()).await;
+        let ended = timeout(EVENT_TIMEOUT, command.status()).await;
         assert_eq!(ended.unwrap_or_else(|_| panic!("{name} hangs")).unwrap().code(), Some(1), "{name}");
     }
 }

@@ -40,7 +40,7 @@ async fn case_l01_l06_exact_and_wildcard_names() {
     let resolve = format!("www.test.com:{port}:127.0.0.1");
     let url = format!("https://www.test.com:{port}/hello");
     let arguments = ["--http1.0", "--cacert", "apisix.crt", "--resolve", &resolve, &url];
-    let answered = e2e::curl::curl(stage.world.folder(), &arguments).await;
+    let answered = e2e::tools::curl(stage.world.folder(), &arguments).await;
     served(&answered, "/hello");
     // L2
     not_served(&stage, "no-cert.com").await;
@@ -111,7 +111,7 @@ async fn case_n01_n03_a_trailing_dot_changes_nothing() {
     let admin = stage.world.admin();
     let put = admin.call(http::Method::PUT, "ssls/1", Some(&ssl(&made.apisix, "*.test.com"))).await.unwrap();
     assert_eq!(put.status, 201);
-    stage.world.settled(put.revision.unwrap()).await;
+    stage.world.wait_acknowledged(put.revision.unwrap()).await;
     shown(&stage, "a.test.com.", "test.com").await;
     stage.put("ssls/2", ssls(&made.test2, &["test2.com", "a.com"])).await;
     shown(&stage, "test2.com.", "test2.com").await;

@@ -27,7 +27,7 @@ fn to(node: &Upstream, tls: Value) -> Value {
 
 /// Asserts that the node answered and verified this client.
 #[track_caller]
-fn seen_as(answered: &e2e::curl::Curled, path: &str, name: &str) {
+fn seen_as(answered: &e2e::tools::CurlOutput, path: &str, name: &str) {
     served(answered, path);
     assert!(answered.body.contains(&format!("\"client_subject\":\"CN={name}\"")), "{answered:?}");
 }

@@ -1,28 +1,19 @@
 //! Framing of requests from raw clients: served, or rejected before an upstream sees them.
 
-use e2e::caller::{Http, bounded, full};
+use e2e::client::{Http, bounded, full};
 use e2e::documents::route;
 use e2e::raw;
-use e2e::upstream::Upstream;
 use e2e::world::World;
 use http::{HeaderValue, Method};
+use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-/// A gateway with one route, for every path.
-pub async fn open_world() -> (World, Upstream) {
-    let world = World::start().await;
-    let upstream = Upstream::plain("plain").await;
-    let route = route("app.test", "/*", &[upstream.address()]);
-    world.apply(&[("ssls/app", world.open_site()), ("routes/app", route)]).await;
-    (world, upstream)
-}
-
-/// All responses to these bytes until the gateway closes, over plain HTTP and TLS.
-pub async fn answers(world: &World, bytes: &[u8]) -> [String; 2] {
+/// All that is answered to these bytes until the gateway closes, over plain HTTP and within TLS.
+pub(super) async fn answers(world: &World, bytes: &[u8]) -> [String; 2] {
     let mut plain = raw::send(world.http(), bytes).await;
     let plain = raw::until_closed(&mut plain).await;
-    let mut tls = world.caller("app.test").http(Http::One).handshake().await.unwrap();
+    let mut tls = world.client("app.test").http(Http::One).handshake().await.unwrap();
     // The gateway may have rejected the request before it read everything.
     let _ = tls.write_all(bytes).await;
     let _ = tls.flush().await;
@@ -31,7 +22,7 @@ pub async fn answers(world: &World, bytes: &[u8]) -> [String; 2] {
 }
 
 /// The status lines of the responses.
-pub fn statuses(answered: &str) -> Vec<&str> {
+pub(super) fn statuses(answered: &str) -> Vec<&str> {
     answered.lines().filter_map(|line| line.strip_prefix("HTTP/1.1 ")).map(|rest| &rest[..3]).collect()
 }
 
@@ -60,7 +51,7 @@ async fn answer(stream: &mut TcpStream) -> String {
 
 #[tokio::test]
 async fn both_lengths_are_400_and_the_end() {
-    let (world, upstream) = open_world().await;
+    let (world, upstream) = World::open(json!({})).await;
     let smuggled = "GET /smuggled HTTP/1.1\r\nHost: app.test\r\n\r\n";
     for fields in [
         "Content-Length: 6\r\nTransfer-Encoding: chunked\r\n",
@@ -83,7 +74,7 @@ async fn both_lengths_are_400_and_the_end() {
 
 #[tokio::test]
 async fn both_lengths_are_found_on_a_kept_connection() {
-    let (world, upstream) = open_world().await;
+    let (world, upstream) = World::open(json!({})).await;
     let both = "POST /b HTTP/1.1\r\nHost: app.test\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n";
     let host = "HTTP/1.1\r\nHost: app.test\r\n";
     for (what, first) in [
@@ -117,7 +108,7 @@ async fn both_lengths_are_found_on_a_kept_connection() {
 
 #[tokio::test]
 async fn both_lengths_are_found_behind_a_request_in_progress() {
-    let (world, upstream) = open_world().await;
+    let (world, upstream) = World::open(json!({})).await;
     let both = "POST /b HTTP/1.1\r\nHost: app.test\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n";
     let host = "HTTP/1.1\r\nHost: app.test\r\n";
     for first in [format!("GET /a {host}\r\n"), format!("POST /a {host}Content-Length: 3\r\n\r\nabc")] {
@@ -131,7 +122,7 @@ async fn both_lengths_are_found_behind_a_request_in_progress() {
 
 #[tokio::test]
 async fn a_head_in_pieces_is_the_same_head() {
-    let (world, upstream) = open_world().await;
+    let (world, upstream) = World::open(json!({})).await;
     let both = b"POST / HTTP/1.1\r\nHost: app.test\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n";
     let good =
         b"\r\n\r\nPOST / HTTP/1.1\nHost: app.test\r\nContent-Length: 3\r\nConnection: close\r\n\r\nabc";
@@ -151,7 +142,7 @@ async fn a_head_in_pieces_is_the_same_head() {
 
 #[tokio::test]
 async fn only_the_chunked_coding_is_supported() {
-    let (world, upstream) = open_world().await;
+    let (world, upstream) = World::open(json!({})).await;
     for (fields, status) in [
         ("Transfer-Encoding: gzip, chunked", "501"),
         ("Transfer-Encoding: cow, chunked", "501"),
@@ -187,7 +178,7 @@ async fn only_the_chunked_coding_is_supported() {
 
 #[tokio::test]
 async fn a_length_is_one_number() {
-    let (world, upstream) = open_world().await;
+    let (world, upstream) = World::open(json!({})).await;
     for value in [
         "5, 5",
         "+5",
@@ -209,7 +200,7 @@ async fn a_length_is_one_number() {
 
 #[tokio::test]
 async fn both_lengths_in_one_read_are_chunked_and_the_end() {
-    let (world, upstream) = open_world().await;
+    let (world, upstream) = World::open(json!({})).await;
     let host = "HTTP/1.1\r\nHost: app.test\r\n";
     let chunks = "Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n";
     let smuggled = format!("GET /smuggled {host}\r\n");
@@ -226,7 +217,7 @@ async fn both_lengths_in_one_read_are_chunked_and_the_end() {
 
 #[tokio::test]
 async fn an_unread_body_does_not_hide_the_next_head() {
-    let (world, upstream) = open_world().await;
+    let (world, upstream) = World::open(json!({})).await;
     let other = "HTTP/1.1\r\nHost: app.test:99\r\n";
     world.apply(&[("routes/app", route("app.test", "/wanted", &[upstream.address()]))]).await;
     let both = "POST /b HTTP/1.1\r\nHost: app.test\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n";
@@ -258,7 +249,7 @@ async fn an_unread_body_does_not_hide_the_next_head() {
 
 #[tokio::test]
 async fn pipelined_requests_are_all_answered() {
-    let (world, upstream) = open_world().await;
+    let (world, upstream) = World::open(json!({})).await;
     let host = "HTTP/1.1\r\nHost: app.test\r\n";
     let kinds = [
         format!("GET /a {host}\r\n"),
@@ -276,7 +267,7 @@ async fn pipelined_requests_are_all_answered() {
 
 #[tokio::test]
 async fn a_rejected_head_is_answered_after_earlier_requests() {
-    let (world, _upstream) = open_world().await;
+    let (world, _upstream) = World::open(json!({})).await;
     let mut requests = "GET /a HTTP/1.1\r\nHost: app.test\r\n\r\n".repeat(3);
     requests.push_str(&format!("GET /{} HTTP/1.1\r\nHost: app.test\r\n\r\n", "x".repeat(9000)));
     // Much more than the socket buffers hold follows: the response must not be lost with it.
@@ -289,8 +280,8 @@ async fn a_rejected_head_is_answered_after_earlier_requests() {
 
 #[tokio::test]
 async fn cookies_of_http_2_arrive_as_one() {
-    let (world, _upstream) = open_world().await;
-    let mut session = world.caller("app.test").http(Http::Two).connect().await.unwrap();
+    let (world, _upstream) = World::open(json!({})).await;
+    let mut session = world.client("app.test").http(Http::Two).connect().await.unwrap();
     let mut request = session.request(Method::GET, "/", full(""));
     for crumb in ["a=1", "b=2; c=3", "d=4"] {
         request.headers_mut().append("cookie", HeaderValue::from_static(crumb));
@@ -301,12 +292,12 @@ async fn cookies_of_http_2_arrive_as_one() {
 
 #[tokio::test]
 async fn a_route_sees_each_cookie_of_http_2() {
-    let (world, upstream) = open_world().await;
+    let (world, upstream) = World::open(json!({})).await;
     let mut chosen = route("app.test", "/chosen", &[upstream.address()]);
     chosen["vars"] = serde_json::json!([["cookie_d", "==", "4"], ["http_cookie", "==", "a=1; d=4"]]);
     let fallback = route("app.test", "/*", &["127.0.0.1:1".parse().unwrap()]);
     world.apply(&[("routes/chosen", chosen), ("routes/app", fallback)]).await;
-    let mut session = world.caller("app.test").http(Http::Two).connect().await.unwrap();
+    let mut session = world.client("app.test").http(Http::Two).connect().await.unwrap();
     let mut request = session.request(Method::GET, "/chosen", full(""));
     request.headers_mut().append("cookie", HeaderValue::from_static("a=1"));
     request.headers_mut().append("cookie", HeaderValue::from_static("d=4"));

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use e2e::caller::{Http, bounded};
+use e2e::client::{Http, bounded};
 use e2e::documents::route;
 use e2e::raw;
 use e2e::world::World;
@@ -50,10 +50,7 @@ async fn head(stream: &mut TcpStream) -> Option<String> {
 
 async fn world_to(upstream: SocketAddr, preserve: bool) -> World {
     let settings = json!({"countersign": {"preserve_header_case": preserve, "workers": 1}});
-    let world = World::builder().settings(settings).start().await;
-    let route = route("app.test", "/*", &[upstream]);
-    world.apply(&[("ssls/app", world.open_site()), ("routes/app", route)]).await;
-    world
+    World::builder().settings(settings).open(upstream).start().await
 }
 
 /// The names of a head's fields.
@@ -137,7 +134,7 @@ async fn a_request_that_is_sent_again_keeps_its_case() {
 async fn http_2_names_are_capitalized_for_http_1() {
     let (address, mut seen) = upstream(0).await;
     let world = world_to(address, true).await;
-    let reply = world.caller("app.test").http(Http::Two).get("/").await.unwrap();
+    let reply = world.client("app.test").http(Http::Two).get("/").await.unwrap();
     assert_eq!(reply.headers["x-weird"], "a");
     let head = bounded("a request", seen.recv()).await.unwrap();
     for name in ["Host", "X-Forwarded-For", "X-Real-Ip"] {

@@ -1,10 +1,10 @@
 //! Framing of responses from raw upstreams: forwarded or rejected, and whether the connection is
 //! reused.
 
-use e2e::caller::{Http, Reply, Session, full};
+use e2e::client::{Http, HttpConnection, Reply, full};
 use e2e::documents::route;
 use e2e::raw;
-use e2e::upstream::raw::{Answer, RawRequest, RawUpstream, Then};
+use e2e::upstream::raw::{AfterResponse, RawRequest, RawResponse, RawUpstream};
 use e2e::world::World;
 use http::{Method, StatusCode};
 use serde_json::json;
@@ -16,10 +16,8 @@ const BOTH: [Http; 2] = [Http::One, Http::Two];
 const WHOLE: &str = "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nwhole";
 
 async fn world_to(upstream: &RawUpstream) -> World {
-    let world = World::builder().settings(json!({"countersign": {"workers": 1}})).start().await;
-    let route = route("app.test", "/*", &[upstream.address()]);
-    world.apply(&[("ssls/app", world.open_site()), ("routes/app", route)]).await;
-    world
+    let settings = json!({"countersign": {"workers": 1}});
+    World::builder().settings(settings).open(upstream.address()).start().await
 }
 
 /// An upstream that answers `/<index>` with the response of that index, and other paths with a
@@ -28,19 +26,19 @@ async fn answering(answers: &[&str]) -> RawUpstream {
     let answers: Vec<String> = answers.iter().map(|answer| (*answer).to_owned()).collect();
     RawUpstream::plain(move |request| {
         let index: Option<usize> = request.target().trim_start_matches('/').parse().ok();
-        Answer::keep(index.map_or(WHOLE, |index| answers[index].as_str()))
+        RawResponse::keep(index.map_or(WHOLE, |index| answers[index].as_str()))
     })
     .await
 }
 
-async fn session(world: &World, http: Http) -> Session {
-    world.caller("app.test").http(http).connect().await.unwrap()
+async fn session(world: &World, http: Http) -> HttpConnection {
+    world.client("app.test").http(http).connect().await.unwrap()
 }
 
-async fn ask(session: &mut Session, method: &str, path: &str) -> Reply {
+async fn ask(session: &mut HttpConnection, method: &str, path: &str) -> Reply {
     let method = Method::from_bytes(method.as_bytes()).unwrap();
     let request = session.request(method, path, full(""));
-    session.fetch(request).await.unwrap_or_else(|refused| panic!("{path}: {refused}"))
+    session.fetch(request).await.unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
 /// Asserts that each response to each method becomes 502 over both protocols, and that its
@@ -260,7 +258,7 @@ async fn bytes_after_a_response_never_answer_another_request() {
 /// What a plain HTTP/1 client reads until `end`.
 async fn read_until(stream: &mut tokio::net::TcpStream, end: &str) -> String {
     let mut read = Vec::new();
-    e2e::caller::bounded(end, async {
+    e2e::client::bounded(end, async {
         while !String::from_utf8_lossy(&read).contains(end) {
             assert!(stream.read_buf(&mut read).await.unwrap() > 0, "{}", String::from_utf8_lossy(&read));
         }
@@ -276,9 +274,9 @@ async fn an_http_1_0_upstream_keeps_the_client_connection() {
         "HTTP/1.0 200 OK\r\nContent-Length: 5\r\n\r\nwhole",
     ];
     let upstream = RawUpstream::plain(move |request| match request.target() {
-        "/1.0/kept" => Answer::keep(answers[0]),
-        "/1.0/length" => Answer::keep(answers[1]),
-        _ => Answer::keep("HTTP/1.0 200 OK\r\n\r\nwhole").then(Then::Fin),
+        "/1.0/kept" => RawResponse::keep(answers[0]),
+        "/1.0/length" => RawResponse::keep(answers[1]),
+        _ => RawResponse::keep("HTTP/1.0 200 OK\r\n\r\nwhole").then(AfterResponse::Fin),
     });
     let upstream = upstream.await;
     let world = world_to(&upstream).await;
@@ -341,14 +339,14 @@ async fn hop_by_hop_response_fields_are_not_forwarded() {
 const LENGTH: &str = "HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf of it";
 
 /// Answers `/cut/...` without a length and ends without close_notify; `/end/...` with it.
-fn close_delimited(request: &RawRequest) -> Answer {
-    let answer = Answer::keep("HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n\r\nhalf of it");
+fn close_delimited(request: &RawRequest) -> RawResponse {
+    let answer = RawResponse::keep("HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n\r\nhalf of it");
     match request.target() {
-        target if target.starts_with("/cut") => answer.then(Then::Fin),
-        target if target.starts_with("/reset") => answer.then(Then::Reset),
-        target if target.starts_with("/end") => answer.then(Then::CloseNotify),
-        target if target.starts_with("/length") => Answer::keep(LENGTH).then(Then::Fin),
-        _ => Answer::keep(WHOLE),
+        target if target.starts_with("/cut") => answer.then(AfterResponse::Fin),
+        target if target.starts_with("/reset") => answer.then(AfterResponse::Reset),
+        target if target.starts_with("/end") => answer.then(AfterResponse::CloseNotify),
+        target if target.starts_with("/length") => RawResponse::keep(LENGTH).then(AfterResponse::Fin),
+        _ => RawResponse::keep(WHOLE),
     }
 }
 
@@ -379,10 +377,10 @@ async fn a_response_truncated_in_tls_is_incomplete() {
                     }
                 }
                 let request = format!("GET {path} HTTP/1.0\r\nHost: app.test\r\n\r\n");
-                let mut tls = world.caller("app.test").handshake().await.unwrap();
+                let mut tls = world.client("app.test").handshake().await.unwrap();
                 tls.write_all(request.as_bytes()).await.unwrap();
                 let mut read = Vec::new();
-                let ended = e2e::caller::bounded("the answer's end", tls.read_to_end(&mut read)).await;
+                let ended = e2e::client::bounded("the answer's end", tls.read_to_end(&mut read)).await;
                 let refused = read.starts_with(b"HTTP/1.0 502");
                 assert!(refused || ended.is_ok() == whole, "{version:?} HTTP/1.0 {path}: {ended:?}");
             }
@@ -424,7 +422,7 @@ async fn a_response_shorter_than_its_framing_is_incomplete() {
     ];
     let upstream = RawUpstream::plain(move |request| {
         let index: usize = request.target().trim_start_matches('/').parse().unwrap();
-        Answer::keep(answers[index]).then(Then::Fin)
+        RawResponse::keep(answers[index]).then(AfterResponse::Fin)
     });
     let upstream = upstream.await;
     let world = world_to(&upstream).await;

@@ -2,7 +2,7 @@
 //! trailer, over every protocol.
 
 use bytes::Bytes;
-use e2e::caller::{Body, Http, Session, full};
+use e2e::client::{Body, Http, HttpConnection, full};
 use futures_util::stream;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use http_body_util::{BodyExt, StreamBody};
@@ -61,7 +61,7 @@ fn with_trailers(names: &[HeaderName]) -> Body {
 
 /// Sends forged headers, listed in `Connection`, and trailers; returns what the upstream received
 /// with the last request.
-async fn forge(session: &mut Session, http: Http) -> Value {
+async fn forge(session: &mut HttpConnection, http: Http) -> Value {
     let mut seen = Value::Null;
     for names in spellings().chunks(AT_A_TIME) {
         let mut request = session.request(Method::POST, "/free/x", with_trailers(names));
@@ -73,7 +73,7 @@ async fn forge(session: &mut Session, http: Http) -> Value {
             fields.insert("connection", HeaderValue::from_str(&format!("keep-alive, {list}")).unwrap());
         }
         fields.insert("trailer", HeaderValue::from_str(&list).unwrap());
-        let reply = session.fetch(request).await.unwrap_or_else(|refused| panic!("{refused}"));
+        let reply = session.fetch(request).await.unwrap_or_else(|error| panic!("{error}"));
         assert_eq!(reply.status, StatusCode::OK, "{}", reply.text());
         seen = reply.json();
         assert!(!seen.to_string().contains("forged"), "{seen:#}");
@@ -94,13 +94,13 @@ async fn no_spelling_of_a_forged_identity_is_forwarded() {
     for (number, more) in (0..).zip([telling, adding]) {
         world.apply(&[("routes/1", any_host(&upstream, "/*", more))]).await;
         for http in [Http::One, Http::Two] {
-            for (caller, known) in [
-                (world.good_caller("mtls.test"), true),
-                (world.good_caller("skip.test"), true),
-                (world.caller("skip.test"), false),
-                (world.good_caller("open.test"), false),
+            for (client, known) in [
+                (world.verified_client("mtls.test"), true),
+                (world.verified_client("skip.test"), true),
+                (world.client("skip.test"), false),
+                (world.verified_client("open.test"), false),
             ] {
-                let mut session = caller.http(http).connect().await.unwrap();
+                let mut session = client.http(http).connect().await.unwrap();
                 let headers = forge(&mut session, http).await["headers"].clone();
                 let dn = headers["x-user-dn"].as_str();
                 assert_eq!(dn, known.then_some("CN=good-client"), "{headers:#}");
@@ -120,13 +120,13 @@ async fn no_spelling_of_a_forged_identity_is_forwarded() {
 async fn a_route_without_forwarding_also_strips_claims() {
     let (world, upstream) = three_sites().await;
     world.apply(&[("routes/1", any_host(&upstream, "/*", json!({})))]).await;
-    for (caller, http) in [
-        (world.good_caller("mtls.test"), Http::One),
-        (world.good_caller("mtls.test"), Http::Two),
-        (world.caller("skip.test"), Http::One),
-        (world.caller("open.test"), Http::Two),
+    for (client, http) in [
+        (world.verified_client("mtls.test"), Http::One),
+        (world.verified_client("mtls.test"), Http::Two),
+        (world.client("skip.test"), Http::One),
+        (world.client("open.test"), Http::Two),
     ] {
-        let mut session = caller.http(http).connect().await.unwrap();
+        let mut session = client.http(http).connect().await.unwrap();
         // A name that only other routes set is an ordinary header here.
         let mut names = spellings();
         names.retain(|name| !name.as_str().replace(['_', '.'], "-").starts_with("x-user"));
