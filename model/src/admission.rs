@@ -209,8 +209,8 @@ mod tests {
     #[test]
     fn a_newer_policy_and_a_deleted_site_deny_requests() {
         let ca = Authority::root(&AuthoritySpec::new("CA")).unwrap();
-        let insists = snapshot(&[site("1", "a.example", Some(policy(ca.certificate(), &[])))]);
-        assert_eq!(anonymous(&insists, "a.example", "a.example", "/"), Err(Reason::PolicyChanged));
+        let strict = snapshot(&[site("1", "a.example", Some(policy(ca.certificate(), &[])))]);
+        assert_eq!(anonymous(&strict, "a.example", "a.example", "/"), Err(Reason::PolicyChanged));
         assert_eq!(anonymous(&Snapshot::empty(), "a.example", "a.example", "/"), Err(Reason::Misdirected));
     }
     #[test]
@@ -233,6 +233,6 @@ mod tests {
                 && has_identity("b.wild.example")
                 && has_identity("no-site.example")
         );
-        assert!(!has_identity("open.example"), "whoever that site's routes name, this CA does not say");
+        assert!(!has_identity("open.example"), "this CA names no client of that site");
     }
 }

@@ -7,7 +7,6 @@
 //! first. `resource::references` checks what depends on other resources, [`check_validity_period`]
 //! what depends on the time.
 
-mod blocks;
 mod client;
 mod environment;
 pub(crate) mod fields;
@@ -19,11 +18,11 @@ mod upstream;
 
 use std::sync::Arc;
 
-pub(crate) use blocks::{PROXY_REWRITE, unsupported_plugin};
 pub use client::{check_validity_period, drop_unsigned_crls};
 pub use environment::{ResolvedDocument, resolve_references};
 use pki::Keyring;
 use serde_json::Value;
+pub(crate) use service::{PROXY_REWRITE, unsupported_plugin};
 pub(crate) use ssl::require_supported_version;
 
 use crate::id::{Id, Kind};
@@ -42,7 +41,7 @@ pub fn compile(kind: Kind, id: &Id, document: &Value, keyring: &Keyring) -> Resu
         route::check_before_schema(document)?;
     }
     if matches!(kind, Kind::Route | Kind::Service) {
-        blocks::check_before_schema(document)?;
+        service::check_plugins_before_schema(document)?;
     }
     validate(kind, document).map_err(invalid_configuration)?;
     fields::forbid_secret_references(document)?;
@@ -53,7 +52,7 @@ pub fn compile(kind: Kind, id: &Id, document: &Value, keyring: &Keyring) -> Resu
         Kind::Route => Resource::Route(Arc::new(route::compile(id, document, keyring)?)),
         Kind::StreamRoute => Resource::StreamRoute(Arc::new(stream_route::compile(id, document, keyring)?)),
         Kind::GlobalRule => {
-            blocks::forbid_plugins(document)?;
+            service::forbid_plugins(document)?;
             Resource::GlobalRule(Arc::new(GlobalRule { id: id.clone(), blocked: None }))
         }
     })

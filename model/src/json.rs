@@ -179,7 +179,7 @@ mod tests {
 
     use super::*;
 
-    fn told(text: &str) -> String {
+    fn message_of(text: &str) -> String {
         parse(text.as_bytes()).unwrap_err().to_string()
     }
 
@@ -198,7 +198,11 @@ mod tests {
             let raw = [b"[\"a", [byte].as_slice(), b"b\"]"].concat();
             assert_eq!(parse(&raw).unwrap(), json!([format!("a{}b", char::from(byte))]), "{byte:#x}");
         }
-        assert!(told("[\"a\u{0}b\"]").starts_with("control character"), "{}", told("[\"a\u{0}b\"]"));
+        assert!(
+            message_of("[\"a\u{0}b\"]").starts_with("control character"),
+            "{}",
+            message_of("[\"a\u{0}b\"]")
+        );
         assert_eq!(parse(b"[\"\\u0000\\u007f\x7f\"]").unwrap(), json!(["\u{0}\u{7f}\u{7f}"]));
     }
 
@@ -208,7 +212,7 @@ mod tests {
             parse(b"[\"\\\\\n\", \"\\\"\n\\\\\\\"\", \"\n\"]").unwrap(),
             json!(["\\\n", "\"\n\\\"", "\n"])
         );
-        assert_eq!(told("[\"a\\\nb\"]"), "invalid escape at line 2 column 1");
+        assert_eq!(message_of("[\"a\\\nb\"]"), "invalid escape at line 2 column 1");
         for outside in ["[1,\u{1}2]", "[\"a\"\u{b},1]", "\u{c}[]", "[]\u{1f}"] {
             assert!(parse(outside.as_bytes()).is_err(), "{outside:?}");
         }
@@ -217,19 +221,19 @@ mod tests {
     #[test]
     fn a_duplicate_member_is_an_error_at_its_position() {
         assert_eq!(
-            told("{\"a\": 1,\n \"b\": {\"c\": \"x\ny\", \"c\": 2}}"),
+            message_of("{\"a\": 1,\n \"b\": {\"c\": \"x\ny\", \"c\": 2}}"),
             "the member \"c\" occurs twice in one object at line 3 column 7"
         );
-        assert!(told(r#"{"key": 1, "\u006bey": 2}"#).contains("the member \"key\" occurs twice"));
+        assert!(message_of(r#"{"key": 1, "\u006bey": 2}"#).contains("the member \"key\" occurs twice"));
         assert!(parse(br#"[{"a": 1}, {"a": {"a": 2}}]"#).is_ok());
     }
 
     #[test]
     fn positions_refer_to_the_original_text() {
-        assert_eq!(told("{\"a\": \"\n\n\n\", \"b\": nope}"), "expected ident at line 4 column 10");
-        assert_eq!(told("{\"a\": nope}"), "expected ident at line 1 column 8");
-        assert_eq!(told("{\"a\": \"\n"), "EOF while parsing a string at line 2 column 1");
-        assert_eq!(told(""), "EOF while parsing a value at line 1 column 1");
+        assert_eq!(message_of("{\"a\": \"\n\n\n\", \"b\": nope}"), "expected ident at line 4 column 10");
+        assert_eq!(message_of("{\"a\": nope}"), "expected ident at line 1 column 8");
+        assert_eq!(message_of("{\"a\": \"\n"), "EOF while parsing a string at line 2 column 1");
+        assert_eq!(message_of(""), "EOF while parsing a value at line 1 column 1");
     }
 
     #[test]
@@ -244,14 +248,14 @@ mod tests {
             format!("{{\"key\": \"{key}\0\"}}"),
             key.to_owned(),
         ] {
-            let error = told(&text);
+            let error = message_of(&text);
             assert!(!error.contains("MC4C") && !error.contains("ZGVm"), "{error}");
         }
     }
 
     #[test]
     fn deep_nesting_is_an_error_and_private_names_are_plain() {
-        assert!(told(&"[".repeat(100_000)).contains("recursion limit"));
+        assert!(message_of(&"[".repeat(100_000)).contains("recursion limit"));
         let text = r#"{"$serde_json::private::RawValue": "{\"a\": 1}"}"#;
         assert_eq!(parse(text.as_bytes()).unwrap()["$serde_json::private::RawValue"], "{\"a\": 1}");
         assert_eq!(parse(b"[1e400]").unwrap_err().to_string(), "number out of range at line 1 column 6");

@@ -5,12 +5,12 @@
 //! [`stored_document::compile_stored`] if another program wrote them to the store. A [`Snapshot`]
 //! holds all resources of one revision with the lookups of the hot path, a [`Delta`] leads from one
 //! snapshot to the next, and [`wire`] converts both to protobuf. Decisions about requests are made
-//! here, too, so that the explain API gives the data plane's answer: [`RequestTarget`] normalizes host
-//! and path, [`admission::admit`] authorizes them, [`destination::find`] selects route and upstream,
-//! and a [`Reason`] tells why one of them failed.
+//! here, too, so that the explain API gives the data plane's answer: [`RequestTarget`] normalizes
+//! host and path, [`admission::admit`] authorizes them, [`destination::find`] selects route and
+//! upstream, and a [`Reason`] tells why one of them failed.
 //!
-//! The modules below are in the order of their imports: a module uses only those before it. There is
-//! no IO and no clock: time is a parameter.
+//! The modules below are in the order of their imports: a module uses only those before it. There
+//! is no IO and no clock: time is a parameter.
 
 #![warn(missing_docs)]
 
@@ -39,8 +39,6 @@ pub mod proxy_rewrite;
 
 pub mod resource;
 pub mod tickets;
-
-pub mod delta;
 
 mod name_table;
 
@@ -72,7 +70,6 @@ pub mod wire;
 mod samples;
 
 pub use client_identity::{ClientIdentity, ForwardedHeaders};
-pub use delta::{Delta, Versioned};
 pub use document::{ResolvedDocument, check_validity_period, compile, resolve_references};
 pub use expression::Vars;
 pub use host_name::HostName;
@@ -93,7 +90,7 @@ pub use resource::{
 };
 pub use route_index::RouteQuery;
 pub use schema::{json_schema, validate};
-pub use snapshot::Snapshot;
+pub use snapshot::{Delta, Snapshot, Versioned};
 pub use sni_index::SiteLookup;
 pub use stored_document::{
     CompileOutcome, SalvagedDocument, compile_salvaged, compile_stored, stored_with_problem,

@@ -222,8 +222,8 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::delta::Versioned;
     use crate::samples::{AUTHORITY, id};
+    use crate::snapshot::Versioned;
 
     fn loss(gone: usize, total: usize) -> Loss {
         Loss { lost: gone, total }

@@ -192,8 +192,8 @@ mod tests {
     fn only_a_trusted_peers_header_counts() {
         for recursive in [false, true] {
             let real_ip = real_ip("X-Forwarded-For", recursive);
-            for stranger in ["11.0.0.1", "::ffff:11.0.0.1", "2001:db8::1", "127.0.0.1"] {
-                assert_eq!(found(&real_ip, stranger, &["192.0.2.7"]), "-", "{stranger}");
+            for peer in ["11.0.0.1", "::ffff:11.0.0.1", "2001:db8::1", "127.0.0.1"] {
+                assert_eq!(found(&real_ip, peer, &["192.0.2.7"]), "-", "{peer}");
             }
             for listed in ["10.9.9.9", "::ffff:10.9.9.9", "fd00::1"] {
                 assert_eq!(found(&real_ip, listed, &["192.0.2.7"]), "192.0.2.7:0", "{listed}");

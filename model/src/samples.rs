@@ -11,7 +11,6 @@ use proptest::sample::{select, subsequence};
 use serde_json::json;
 
 use crate::client_identity::ClientIdentity;
-use crate::delta::Versioned;
 use crate::expression::Vars;
 use crate::id::Id;
 use crate::pattern::NamePattern;
@@ -22,6 +21,7 @@ use crate::resource::{
     UpstreamTls,
 };
 use crate::snapshot::Snapshot;
+use crate::snapshot::Versioned;
 use crate::uri::UriPattern;
 
 fn served_versions() -> Vec<TlsVersion> {
@@ -45,8 +45,8 @@ pub(crate) fn patterns(texts: &[&str]) -> Vec<NamePattern> {
 /// Created once: the indexes only need different pairs.
 pub(crate) static PAIRS: LazyLock<[KeyPair; 2]> = LazyLock::new(|| {
     ["a.com", "b.com"].map(|name| {
-        let minted = AUTHORITY.issue(&pki::ca::LeafSpec::server(name)).unwrap();
-        KeyPair { key: Arc::new(minted.key().unwrap()), chain: minted.chain }
+        let issued = AUTHORITY.issue(&pki::ca::LeafSpec::server(name)).unwrap();
+        KeyPair { key: Arc::new(issued.key().unwrap()), chain: issued.chain }
     })
 });
 

@@ -5,14 +5,14 @@
 //! touches, so a change costs its size. Invariant: the indexes are a function of the resources
 //! alone, whatever deltas led to them. Lookups do not allocate.
 
-mod diff;
+mod delta;
 
 use std::sync::Arc;
 
+pub use delta::{Delta, Versioned};
 use imbl::{OrdMap, OrdSet};
 
 use crate::client_identity::ClientIdentity;
-use crate::delta::{Delta, Versioned};
 use crate::host_name::HostName;
 use crate::id::{Id, Key, Kind};
 use crate::pattern::HostPattern;

@@ -146,11 +146,11 @@ impl CompileOutcome {
         let (resource, what) = match self.verdict {
             Verdict::Served(resource) => return (Some(resource), self.left_out),
             Verdict::Blocked(resource) => (Some(resource), self.key.kind.blocked_effect()),
-            Verdict::Invalid(_) if keeps_predecessor => (None, "the data planes keep what it was before"),
+            Verdict::Invalid(_) if keeps_predecessor => (None, "the data planes keep its predecessor"),
             Verdict::Invalid(Some(resource)) => (Some(resource), self.key.kind.blocked_effect()),
-            Verdict::Invalid(None) if before.is_some() => (None, "it stays blocked as it was before"),
+            Verdict::Invalid(None) if before.is_some() => (None, "it stays blocked"),
             Verdict::Invalid(None) => {
-                (None, "the data planes have none, and it cannot be told what it was to take")
+                (None, "the data planes have none, because its matchers are unreadable")
             }
         };
         let findings = self.problems.into_iter().map(|problem| {
@@ -159,7 +159,7 @@ impl CompileOutcome {
                 severity: Severity::Error,
                 resource: Some(self.key.clone()),
                 message: format!(
-                    "the stored {} cannot be honoured: {}; {what}",
+                    "the stored {} is invalid or unsupported: {}; {what}",
                     self.key.kind.noun(),
                     truncated(&message)
                 ),
@@ -175,11 +175,11 @@ impl Kind {
     /// The effect on clients when a resource of this kind is blocked.
     fn blocked_effect(self) -> &'static str {
         match self {
-            Kind::Ssl => "its names are answered to nobody, and as an identity it is not shown",
-            Kind::Upstream => "requests that lead to it are answered 503",
+            Kind::Ssl => "its names are not served, and it is not used as a client certificate",
+            Kind::Upstream => "requests to it are answered 503",
             Kind::Service => "requests to its routes are answered 503",
-            Kind::Route => "the requests that it takes are answered 503",
-            Kind::StreamRoute => "the connections that it takes are closed",
+            Kind::Route => "the requests that it matches are answered 503",
+            Kind::StreamRoute => "the connections that it matches are closed",
             Kind::GlobalRule => "every HTTP request is answered 503",
         }
     }

@@ -76,7 +76,7 @@ pub(crate) fn addresses_within(inner: &[ipnet::IpNet], outer: &[ipnet::IpNet]) -
     routing::within(inner, outer)
 }
 
-const RULE_GONE: &str = "requests are served that were refused, because the rule could not be honoured";
+const RULE_GONE: &str = "requests are served that were denied, because the rule was unsupported";
 
 /// Collects weakenings.
 #[derive(Default)]

@@ -242,7 +242,10 @@ fn check_printable(text: &str) -> Result<(), Problem> {
     if text.bytes().all(|byte| (0x20..0x7f).contains(&byte)) {
         return Ok(());
     }
-    Err(Problem::new("", format!("{text:?} has characters no certificate's name has: it could fit nobody")))
+    Err(Problem::new(
+        "",
+        format!("{text:?} has characters no certificate's name has: it would match no client"),
+    ))
 }
 
 fn name(text: &str) -> Result<DistinguishedName, Problem> {

@@ -121,13 +121,13 @@ fn signed_crls(client: &Map<String, Value>, ca: &str) -> Option<(Vec<Value>, Vec
     if beside.len() > SIGNERS_MAX {
         return None;
     }
-    let (signers, strangers) = known_signers(&anchors, beside);
+    let (signers, unknown) = known_signers(&anchors, beside);
     let (mut texts, mut dropped) = (Vec::new(), Vec::new());
     for (text, lists, beside) in read {
         let (signed, unsigned): (Vec<_>, Vec<_>) =
             lists.into_iter().partition(|list| signers.iter().any(|signer| list.is_signed_by(signer)));
         let (foreign, beside): (Vec<_>, Vec<_>) =
-            beside.into_iter().partition(|one| strangers.iter().any(|(_, stranger)| stranger == one));
+            beside.into_iter().partition(|one| unknown.iter().any(|(_, certificate)| certificate == one));
         dropped.extend(unsigned.iter().map(|list| format!("the list of \"{}\"", list.issuer())));
         dropped.extend(foreign.iter().map(|one| format!("the certificate \"{}\"", one.subject())));
         if unsigned.is_empty() && foreign.is_empty() {
@@ -143,9 +143,9 @@ fn signed_crls(client: &Map<String, Value>, ca: &str) -> Option<(Vec<Value>, Vec
 /// The certificates that may sign a CRL: those of the bundle, and those beside a list that chain to
 /// the bundle.
 fn signers(anchors: &[Certificate], beside: Vec<(usize, Certificate)>) -> Result<Vec<Certificate>, Problem> {
-    let (known, strangers) = known_signers(anchors, beside);
-    let Some((index, stranger)) = strangers.first() else { return Ok(known) };
-    let subject = stranger.subject();
+    let (known, unknown) = known_signers(anchors, beside);
+    let Some((index, certificate)) = unknown.first() else { return Ok(known) };
+    let subject = certificate.subject();
     let why = format!("no certificate of client.ca issued \"{subject}\", which is put beside the list");
     Err(crl_problem(*index, &why)
         .with_hint("a list may have its signer beside it when a certificate of client.ca leads to that"))
@@ -215,8 +215,8 @@ fn policy_problem(error: &PolicyError, origins: &[usize]) -> Problem {
 }
 
 /// Checks that each anchor can verify a client now: it is within its validity period, and a CA or a
-/// client's own certificate. Only writes are checked so; `compile` has no clock, because an anchor in
-/// the store that has expired since rejects clients but must not remove the site.
+/// client's own certificate. Only writes are checked so; `compile` has no clock, because an anchor
+/// in the store that has expired since rejects clients but must not remove the site.
 ///
 /// # Errors
 ///

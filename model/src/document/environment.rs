@@ -16,7 +16,7 @@ use crate::problem::Problem;
 use crate::schema::env_ref_path;
 
 const HINT: &str = "references are looked up in the control plane's environment, when a document is written and when the control plane \
-                    starts; data planes need nothing";
+                    starts; data planes need no variables";
 
 /// A document whose references are replaced by their values.
 pub struct ResolvedDocument<'a> {

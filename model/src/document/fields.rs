@@ -158,8 +158,8 @@ fn reference_within(value: &Value) -> Option<String> {
 }
 
 /// A PEM chain and its private key, which is plain or encrypted, from the two members named by
-/// `fields`. Messages are those of the Admin API (contract 4.1, step 2). The decrypted key stays inside
-/// this function, in memory that is wiped.
+/// `fields`. Messages are those of the Admin API (contract 4.1, step 2). The decrypted key stays
+/// inside this function, in memory that is wiped.
 pub(crate) fn key_pair(
     cert: &str,
     key: &str,

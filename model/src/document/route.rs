@@ -5,8 +5,8 @@ use pki::Keyring;
 use serde_json::Value;
 
 use super::fields::{enabled, id as id_of, signed, string, strings, timeouts};
-use super::service::{forbid_unsupported, forbid_websocket, hosts};
-use super::{blocks, upstream};
+use super::service::{client_identity, forbid_unsupported, forbid_websocket, hosts, proxy_rewrite};
+use super::upstream;
 use crate::expression::Vars;
 use crate::id::Id;
 use crate::network;
@@ -37,8 +37,8 @@ pub(super) fn compile(id: &Id, document: &Value, keyring: &Keyring) -> Result<Ro
         service: id_of(document, "service_id")?,
         timeout: timeouts(document)?,
         vars: document.get("vars").map(vars).transpose()?.unwrap_or_default(),
-        client_identity: blocks::client_identity(document)?,
-        proxy_rewrite: blocks::proxy_rewrite(document)?,
+        client_identity: client_identity(document)?,
+        proxy_rewrite: proxy_rewrite(document)?,
         blocked: None,
     };
     let unserved = ["filter_func", "script", "script_id", "plugin_config_id"];

@@ -1,7 +1,7 @@
 //! Compiles the upstream document (contract 3.2), alone or inside a route, service or stream route.
 //!
-//! The scheme decides whether an upstream takes HTTP requests or TCP; whoever refers to it checks
-//! the scheme.
+//! The scheme decides whether an upstream takes HTTP requests or TCP; a reference to
+//! it is checked for that.
 
 use pki::Keyring;
 use serde_json::Value;

@@ -5,11 +5,11 @@ use pki::ca::LeafSpec;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::delta::{Delta, Versioned};
 use crate::destination;
 use crate::id::Kind;
 use crate::request_target::{PathOptions, RequestTarget};
 use crate::samples::{AUTHORITY, id};
+use crate::snapshot::{Delta, Versioned};
 use crate::variable::NoVariables;
 
 fn with(mut document: Value, more: Value) -> Value {
@@ -29,7 +29,7 @@ fn raw(host: &str) -> Value {
 }
 
 fn listed() -> Value {
-    json!({"client_identity": {"allow": [{"dns": "somebody.test"}]}})
+    json!({"client_identity": {"allow": [{"dns": "client.test"}]}})
 }
 
 fn listed_sibling() -> Conflict {
@@ -37,12 +37,12 @@ fn listed_sibling() -> Conflict {
 }
 
 fn ssl(name: &str, skip: Option<&str>) -> Value {
-    let minted = AUTHORITY.issue(&LeafSpec::server(name)).unwrap();
+    let issued = AUTHORITY.issue(&LeafSpec::server(name)).unwrap();
     let mut client = json!({"ca": AUTHORITY.certificate_pem()});
     if let Some(skip) = skip {
         client["skip_mtls_uri_regex"] = json!([skip]);
     }
-    json!({"cert": minted.certificate_pem, "key": *minted.key_pem, "sni": name, "client": client})
+    json!({"cert": issued.certificate_pem, "key": *issued.key_pem, "sni": name, "client": client})
 }
 
 fn held(documents: &[(Kind, &str, Value)]) -> Vec<Versioned> {
@@ -58,7 +58,7 @@ fn snapshot(documents: &[(Kind, &str, Value)]) -> Snapshot {
 
 /// Checks an anonymous request for the raw route on a.test, over a connection to the site of that
 /// ssl.
-fn judged(snapshot: &Snapshot) -> Result<(), Conflict> {
+fn check(snapshot: &Snapshot) -> Result<(), Conflict> {
     let target = RequestTarget::new(None, Some("a.test"), "/open/x", PathOptions::default()).unwrap();
     let remote = "192.0.2.1".parse().unwrap();
     let found = destination::find(snapshot, &target, "GET", remote, &NoVariables).unwrap();
@@ -93,7 +93,7 @@ fn a_raw_path_is_allowed_without_rules_on_paths() {
         let mut documents = vec![(Kind::Route, "raw", raw("a.test"))];
         documents.extend(more);
         let snapshot = snapshot(&documents);
-        assert_eq!(judged(&snapshot).err(), stands, "{documents:?}");
+        assert_eq!(check(&snapshot).err(), stands, "{documents:?}");
         let found: Vec<_> = conflicts(&snapshot, snapshot.route(&id("raw")).unwrap()).collect();
         assert_eq!(found.is_empty(), stands.is_none(), "{found:?}");
         let resource = &snapshot.get(&crate::id::Key::new(Kind::Route, id("raw"))).unwrap().resource;
@@ -107,7 +107,7 @@ fn a_blocked_route_is_a_conflict() {
     let sibling = held(&[(Kind::Route, "2", route("a.test", "/secret/*", json!({})))]).remove(0);
     let resource = crate::samples::block(sibling.resource);
     let all = raw_route.into_iter().chain([Versioned { version: 1, resource }]);
-    assert_eq!(judged(&Snapshot::from_resources(1, all)), Err(Conflict::OtherRoute(id("2"), "block")));
+    assert_eq!(check(&Snapshot::from_resources(1, all)), Err(Conflict::OtherRoute(id("2"), "block")));
 }
 
 #[test]
@@ -124,7 +124,7 @@ fn a_changed_service_changes_the_conflicts_of_its_routes() {
         (vec![], vec![crate::id::Key::new(Kind::Service, id("s"))], true),
     ] {
         now = now.apply(&Delta { from: now.revision(), to: now.revision() + 1, upserts, removals });
-        assert_eq!(judged(&now).is_ok(), free);
+        assert_eq!(check(&now).is_ok(), free);
     }
 }
 
@@ -195,8 +195,8 @@ fn requests_are_checked_against_restricted_routes() {
         let documents =
             [(Kind::Route, "raw", raw("a.test")), (Kind::Route, "2", route("a.test", "/boss/*", more))];
         let snapshot = snapshot(&documents);
-        assert!(matches!(judged(&snapshot), Err(Conflict::OtherRoute(..))), "{documents:?}");
-        assert_eq!(judged(&snapshot), judged(&snapshot), "the second answer is remembered");
+        assert!(matches!(check(&snapshot), Err(Conflict::OtherRoute(..))), "{documents:?}");
+        assert_eq!(check(&snapshot), check(&snapshot), "the second result is cached");
     }
 }
 

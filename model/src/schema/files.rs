@@ -1,9 +1,9 @@
-//! The schema files of this crate: one for each kind of document, and one for each block that routes
-//! and services share.
+//! The schema files of this crate: one for each kind of document, and one for each block that
+//! routes and services share.
 //!
 //! The schemas of routes and services include the blocks' (so that `GET schema/route` shows them),
-//! but [`validate_block`] validates them separately: APISIX words the plugin's problems differently,
-//! and a data plane receives blocks alone.
+//! but [`validate_block`] validates them separately: APISIX words the plugin's problems
+//! differently, and a data plane receives blocks alone.
 
 use std::sync::LazyLock;
 

@@ -106,7 +106,7 @@ fn strip_ssl(members: &mut Map<String, Value>, notes: &mut Findings) {
     if let Some(stapling) = members.remove("ocsp_stapling")
         && flag(&stapling, "enabled") == Some(true)
     {
-        let hint = "clients that insist on one will refuse the certificate";
+        let hint = "clients that require one will reject the certificate";
         note_ignored(notes, "ocsp_stapling", "no OCSP answer is stapled", hint);
     }
 }

@@ -21,8 +21,8 @@ use crate::{Delta, RouteQuery, Snapshot, StreamQuery, Versioned, destination};
 const SEALED: &str = "qeddd145sfvddff3";
 
 fn ssl() -> Value {
-    let minted = AUTHORITY.issue(&pki::ca::LeafSpec::server("a.com")).unwrap();
-    json!({"id": "1", "cert": minted.certificate_pem, "key": *minted.key_pem, "sni": "a.com"})
+    let issued = AUTHORITY.issue(&pki::ca::LeafSpec::server("a.com")).unwrap();
+    json!({"id": "1", "cert": issued.certificate_pem, "key": *issued.key_pem, "sni": "a.com"})
 }
 
 fn upstream() -> Value {
@@ -96,8 +96,7 @@ fn kept(kind: Kind, document: &Value, field: &str) {
     let (resource, findings) = settled(kind, document, Some(&before));
     assert!(resource.is_none() && findings.len() == 1, "{findings:?}");
     assert!(
-        findings[0].starts_with(&format!("error {field}: "))
-            && findings[0].contains("keep what it was before"),
+        findings[0].starts_with(&format!("error {field}: ")) && findings[0].contains("keep its predecessor"),
         "{findings:?}"
     );
     let (resource, findings) = settled(kind, document, None);
@@ -293,7 +292,7 @@ fn an_invalid_document_keeps_its_predecessor() {
     kept(Kind::Route, &with(route(), json!({"timeout": {"connect": 1}})), "timeout.send");
     kept(Kind::Route, &with(route(), json!({"methods": ["BREW"]})), "methods[1]");
     kept(Kind::Upstream, &json!("{"), "");
-    kept(Kind::Upstream, &json!({"nodes": "nobody"}), "nodes");
+    kept(Kind::Upstream, &json!({"nodes": "none"}), "nodes");
     kept(Kind::Service, &json!(null), "");
     kept(Kind::GlobalRule, &json!(["x"]), "");
     kept(Kind::GlobalRule, &json!({"id": "1"}), "plugins");

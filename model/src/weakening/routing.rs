@@ -17,9 +17,9 @@ use crate::proxy_rewrite::ProxyRewrite;
 use crate::resource::{Route, Service, StreamRoute};
 use crate::uri::UriPattern;
 
-const ELSEWHERE: &str = "requests that it took may go to a route without its allow-list";
+const ELSEWHERE: &str = "requests that it matched may go to a route without its allow-list";
 
-const OPENS: &str = "opens without an allow-list; before, it could not be honoured and was blocked";
+const OPENS: &str = "opens without an allow-list; before, it was unsupported and blocked";
 
 pub(super) fn services(old: &Service, new: &Service, found: &mut Weakenings) {
     if service_restricts_clients(old) {
@@ -67,7 +67,7 @@ pub(super) fn routes(old: &Route, new: &Route, found: &mut Weakenings) {
         found.add_if(
             moves,
             "service_id",
-            "the allow-list of the service before, if it has one, is not asked any more",
+            "the allow-list of the previous service, if it has one, does not apply any more",
         );
     }
 }
@@ -93,13 +93,11 @@ fn service_restricts_clients(service: &Service) -> bool {
 fn allow_lists(old: Option<&ClientIdentity>, new: Option<&ClientIdentity>, found: &mut Weakenings) {
     let Some(old) = old.filter(|old| old.has_allow_list()) else { return };
     match new.filter(|new| new.has_allow_list()) {
-        None => {
-            found.add("client_identity.allow", "the allow-list is gone: other clients may be let through")
-        }
+        None => found.add("client_identity.allow", "the allow-list is gone: other clients may be allowed"),
         Some(new) => {
             for index in new.entries_not_covered_by(old) {
                 let field = format!("client_identity.allow[{index}]");
-                found.add(field, "lets clients through that were refused before");
+                found.add(field, "allows clients that were denied before");
             }
         }
     }
@@ -121,8 +119,7 @@ fn compare_matchers(old: &Route, new: &Route, found: &mut Weakenings) {
 }
 
 pub(super) fn stream_route_removal(old: &StreamRoute, found: &mut Weakenings) {
-    let what =
-        "connections that were closed, because it could not be honoured, may be taken by another route";
+    let what = "connections that were closed, because it was unsupported, may match another route";
     found.add_if(old.blocked.is_some(), "sni", what);
 }
 

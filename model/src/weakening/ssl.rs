@@ -21,12 +21,12 @@ pub(super) fn compare(old: &Ssl, new: &Ssl, found: &mut Weakenings) {
         return;
     }
     match (&old.client, &new.client) {
-        (Some(_), None) => found.add("client", "client certificates are not asked for any more"),
+        (Some(_), None) => found.add("client", "client certificates are not requested any more"),
         (Some(old), Some(new)) => compare_policies(old, new, found),
         (None, None) => found.add_if(
             old.blocked.is_some(),
             "client",
-            "opens without asking for client certificates; before, it could not be honoured and was blocked",
+            "opens without requesting client certificates; before, it was unsupported and blocked",
         ),
         (None, Some(_)) => {}
     }
@@ -42,7 +42,7 @@ fn restricts_clients(site: &Ssl) -> bool {
     !site.client_side && site.enabled && (site.client.is_some() || site.blocked.is_some())
 }
 
-const ELSEWHERE: &str = "another site may answer to them, without asking for client certificates";
+const ELSEWHERE: &str = "another site may serve them, without requesting client certificates";
 
 /// Names that the site gives up, which a wildcard site without a client policy may have.
 fn compare_names(old: &Ssl, new: &Ssl, found: &mut Weakenings) {

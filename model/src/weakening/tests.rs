@@ -46,9 +46,9 @@ struct Site {
 
 impl Site {
     fn new() -> Site {
-        let minted = AUTHORITY.issue(&LeafSpec::server("a.test").dns("b.test")).unwrap();
+        let issued = AUTHORITY.issue(&LeafSpec::server("a.test").dns("b.test")).unwrap();
         let base =
-            json!({"cert": minted.certificate_pem, "key": *minted.key_pem, "snis": ["a.test", "b.test"]});
+            json!({"cert": issued.certificate_pem, "key": *issued.key_pem, "snis": ["a.test", "b.test"]});
         let root = |name: &str| Authority::root(&AuthoritySpec::new(name)).unwrap();
         Site { base, one: root("One"), two: root("Two") }
     }

@@ -12,10 +12,10 @@ use prost::Message;
 use proto::push;
 
 use super::{key_from_wire, key_to_wire, resource_from_wire};
-use crate::delta::{Delta, Versioned};
 use crate::id::Key;
 use crate::problem::Problem;
 use crate::resource::Resource;
+use crate::snapshot::{Delta, Versioned};
 
 /// Bounds the reported errors of a delta.
 const ERRORS_MAX: usize = 100;

@@ -6,8 +6,8 @@ use prost::Message;
 use proto::push;
 
 use super::key_to_wire;
-use crate::delta::{Delta, Versioned};
 use crate::id::Key;
+use crate::snapshot::{Delta, Versioned};
 
 /// The largest overhead of a chunk besides its items.
 const FRAME: usize = 64;

@@ -6,10 +6,10 @@ use proptest::prelude::*;
 use prost::Message;
 
 use super::*;
-use crate::delta::{Delta, Versioned};
 use crate::resource::{CacheSlot, Resource, Ssl};
 use crate::samples::{AUTHORITY, PAIRS, patterns, some_snapshot, some_versioned};
 use crate::snapshot::Snapshot;
+use crate::snapshot::{Delta, Versioned};
 
 /// Encodes to bytes and decodes them.
 fn sent<M: Message + Default>(message: &M) -> M {
@@ -37,7 +37,7 @@ fn cut(delta: &Delta) -> Vec<push::Chunk> {
 fn error_text(result: Result<Option<Delta>, Vec<ResourceError>>) -> String {
     match result {
         Err(errors) => errors.iter().map(|error| error.problem.to_string()).collect::<Vec<_>>().join("; "),
-        Ok(_) => panic!("was not refused"),
+        Ok(_) => panic!("was not rejected"),
     }
 }
 

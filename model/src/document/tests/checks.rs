@@ -180,10 +180,10 @@ fn crls_need_a_known_issuer() {
     let Resource::Ssl(resource) = checked(Kind::Ssl, &good).unwrap() else { panic!("not an ssl") };
     let policy = resource.client.as_ref().unwrap();
     assert!(policy.crl_prefer() && policy.crls().len() == 1);
-    let stranger = Authority::root(&AuthoritySpec::new("Stranger")).unwrap();
-    let problem = problem_of(Kind::Ssl, &ssl(client(json!({"crl": [own, crl(&stranger)]}))));
+    let other = Authority::root(&AuthoritySpec::new("Other")).unwrap();
+    let problem = problem_of(Kind::Ssl, &ssl(client(json!({"crl": [own, crl(&other)]}))));
     assert_eq!(problem.field, "client.crl[2]");
-    assert!(problem.message.contains("Stranger"), "{problem}");
+    assert!(problem.message.contains("Other"), "{problem}");
     assert_eq!(problem_of(Kind::Ssl, &ssl(client(json!({"crl": ["junk"]})))).field, "client.crl[1]");
     let message = refused_ssl(client(json!({"crl_policy": "prefer"})));
     assert!(
@@ -219,8 +219,8 @@ fn unusable_anchors_are_rejected_on_write() {
 #[test]
 fn every_key_type_is_accepted() {
     for algorithm in [KeyAlgorithm::P256, KeyAlgorithm::P384, KeyAlgorithm::Ed25519] {
-        let minted = AUTHORITY.issue(&LeafSpec::server("a.com").algorithm(algorithm)).unwrap();
-        let document = ssl(json!({"cert": minted.chain_pem, "key": *minted.key_pem}));
+        let issued = AUTHORITY.issue(&LeafSpec::server("a.com").algorithm(algorithm)).unwrap();
+        let document = ssl(json!({"cert": issued.chain_pem, "key": *issued.key_pem}));
         assert!(checked(Kind::Ssl, &document).is_ok());
     }
 }

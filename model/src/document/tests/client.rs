@@ -20,7 +20,7 @@ fn list(authority: &Authority) -> String {
 
 /// The problem of a `client`: its field and its full text.
 #[track_caller]
-fn told(client: Value) -> (String, String) {
+fn problem_text(client: Value) -> (String, String) {
     let compiled = compile(Kind::Ssl, &id("1"), &with_client(client), &Keyring::empty());
     let problem = match compiled.and_then(|resource| check_validity_period(&resource, UnixTime::now())) {
         Err(problem) => problem,
@@ -31,7 +31,7 @@ fn told(client: Value) -> (String, String) {
 
 #[track_caller]
 fn tells(client: Value, field: &str, parts: &[&str]) {
-    let (found, text) = told(client);
+    let (found, text) = problem_text(client);
     assert_eq!(found, field, "{text}");
     for part in parts {
         assert!(text.contains(part), "no {part:?} in: {text}");
@@ -72,7 +72,7 @@ fn a_private_key_in_the_bundle_is_invalid() {
             "client.crl[1]",
         ),
     ] {
-        let (found, text) = told(client);
+        let (found, text) = problem_text(client);
         assert_eq!(found, field);
         assert!(text.contains("holds a private key") && text.contains("expected"), "{text}");
         assert!(!text.contains(key.lines().nth(1).unwrap()), "a key is never quoted");
@@ -146,9 +146,9 @@ fn crls_of_intermediates_carry_their_signer() {
     let policy = made.client.as_ref().unwrap();
     assert_eq!((policy.crls().len(), policy.anchors().certificates().len()), (2, 1), "a signer is no anchor");
 
-    let (stranger, namesake) = (root("Stranger"), root("Root"));
+    let (other, namesake) = (root("Other"), root("Root"));
     let forged = namesake.intermediate(&AuthoritySpec::new("Between")).unwrap();
-    for unknown in [&stranger, &forged] {
+    for unknown in [&other, &forged] {
         let subject = unknown.certificate().subject().to_owned();
         tells(
             with(json!([list(&authority), beside(list(unknown), &[unknown])])),
