@@ -1,4 +1,7 @@
 //! The TCP sockets of a worker: listeners, connections as owned halves, and their shutdown.
+//!
+//! Invariants: an accept or a read in flight completes before its socket closes, and a shutdown
+//! handle never acts on another socket with the same descriptor.
 
 use std::any::Any;
 use std::cell::RefCell;

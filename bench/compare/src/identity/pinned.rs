@@ -111,7 +111,12 @@ mod tests {
         PinnedVerifier::new(full.build().unwrap())
     }
 
-    fn verify(verifier: &PinnedVerifier, shown: &IssuedCertificate, name: &str, now: UnixTime) -> Result<(), Error> {
+    fn verify(
+        verifier: &PinnedVerifier,
+        shown: &IssuedCertificate,
+        name: &str,
+        now: UnixTime,
+    ) -> Result<(), Error> {
         let chain: Vec<_> = shown.chain.iter().map(|certificate| certificate.der().clone()).collect();
         let name = ServerName::try_from(name.to_owned()).unwrap();
         verifier.verify_server_cert(&chain[0], &chain[1..], &name, &[], now).map(drop)
