@@ -17,8 +17,6 @@ mod tls;
 
 mod http;
 
-mod body;
-
 mod upstream;
 
 mod filters;
@@ -35,10 +33,9 @@ mod status;
 
 mod server;
 
-pub use server::main;
-
 /// Why things end badly: the closed list of `model`, which the control plane explains by.
 use model::reason;
+pub use server::main;
 
 /// What benches, fuzz targets and integration tests drive: single stages, without a process.
 pub mod testing {
@@ -56,16 +53,16 @@ pub mod testing {
         pub use crate::http::request;
     }
     pub mod io {
-        pub use crate::io::buffered;
+        pub use crate::io::{buffered, connection_info};
     }
     pub mod lifecycle {
-        pub use crate::lifecycle::stage;
+        pub use crate::lifecycle::shutdown;
     }
     pub mod observability {
         pub use crate::observability::metrics;
     }
     pub mod proxy {
-        pub use crate::proxy::{connection, listener, worker};
+        pub use crate::proxy::{connection, listener, worker, worker_thread};
     }
     pub mod push_client {
         pub use crate::push_client::{

@@ -1,5 +1,7 @@
-//! What the operator sees: counters for Prometheus, and one log line for each refusal.
+//! Metrics for Prometheus, and one log line for each connection or request that is rejected, denied or
+//! fails.
 
 pub(crate) mod log;
-pub(crate) mod log_limiter;
+mod log_limiter;
 pub mod metrics;
+pub(crate) mod reason;

@@ -33,7 +33,7 @@ pub use sync_status::{SnapshotSource, SyncStatus};
 use telemetry::{Heartbeats, Readiness};
 use tokio::sync::watch;
 
-use crate::lifecycle::stage::ShutdownWatch;
+use crate::lifecycle::shutdown::ShutdownWatch;
 
 /// What `start` needs.
 pub struct PushClientOptions {

@@ -20,11 +20,13 @@ use telemetry::status::StatusServer;
 use telemetry::{Heartbeats, Readiness};
 use tokio::sync::watch;
 
-use crate::lifecycle::stage::{ShutdownStage, ShutdownWatch};
+use crate::io::connection_info::ListenerProtocol;
+use crate::lifecycle::shutdown::{ShutdownStage, ShutdownWatch};
 use crate::observability::metrics::{Counters, Metrics};
-use crate::proxy::listener::{BindError, BindRetry, BoundSocket, ListenerProtocol};
-use crate::proxy::worker::{SharedState, WorkerConfig, WorkerInit};
-use crate::proxy::{listener, worker};
+use crate::proxy::listener;
+use crate::proxy::listener::{BindError, BindRetry, BoundSocket};
+use crate::proxy::worker::{SharedState, WorkerConfig};
+use crate::proxy::worker_thread::{self, WorkerInit};
 use crate::push_client::handles::SnapshotHandle;
 use crate::push_client::{PushClientOptions, SyncStatus, TicketRingHandle};
 use crate::runtime::descriptors::ConnectionLimits;
@@ -144,7 +146,7 @@ fn serve(settings: &Settings, accept_new_store: bool, signals: &Signals) -> anyh
         )?);
     }
     let counters = running.iter().map(|worker| Arc::clone(&worker.counters)).collect();
-    let metrics = Arc::new(Metrics::new(counters, Arc::clone(&agent_status)));
+    let metrics = Arc::new(Metrics::new(counters));
     let certificates = &agent.certificates;
     let status = status
         .map(|listener| status::serve(listener, heartbeats, agent_status, metrics, certificates, stages))
@@ -266,13 +268,7 @@ impl BoundListeners {
         }
         if apisix.proxy_mode.streams() {
             for &conf::StreamListener { addr, tls } in &apisix.streams {
-                all.add(
-                    "apisix.stream_proxy.tcp",
-                    addr,
-                    ListenerProtocol::Stream { tls },
-                    workers,
-                    patience,
-                )?;
+                all.add("apisix.stream_proxy.tcp", addr, ListenerProtocol::Tcp { tls }, workers, patience)?;
             }
         }
         Ok(all)
@@ -299,7 +295,7 @@ impl BoundListeners {
         match speaks {
             ListenerProtocol::Http => self.http.push(at),
             ListenerProtocol::Https => self.https.push(at),
-            ListenerProtocol::Stream { .. } => self.stream.push(at),
+            ListenerProtocol::Tcp { .. } => self.stream.push(at),
         }
         self.sockets.push(bound);
         Ok(())
@@ -349,12 +345,12 @@ impl WorkerThread {
             driver: driver.clone(),
             // Fewer workers than cores: the kernel places them better than we could.
             cpu: (workers == cores && workers > 1).then_some(index),
-            stages,
+            shutdown: stages,
         };
         let thread = thread::Builder::new()
             .name(format!("worker-{index}"))
             .spawn(move || {
-                if let Err(error) = worker::run(start) {
+                if let Err(error) = worker_thread::run(start) {
                     tracing::error!(%error, "a worker cannot run; stopping the process");
                     telemetry::exit(1);
                 }

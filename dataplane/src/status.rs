@@ -11,7 +11,7 @@ use pem_files::CertificateMonitor;
 use telemetry::status::{StatusListener, StatusServer};
 use telemetry::{Heartbeats, StatusPage};
 
-use crate::lifecycle::stage::{ShutdownStage, ShutdownWatch};
+use crate::lifecycle::shutdown::{ShutdownStage, ShutdownWatch};
 use crate::observability::metrics::Metrics;
 use crate::proxy::listener;
 use crate::proxy::listener::{BindError, BindRetry};

@@ -1,34 +1,31 @@
-//! Streams: TCP connections that are passed on as they are, once TLS (if any) has said who is
-//! there.
-//!
-//! Stands where HTTP has its session: `find` says where a connection goes, `upstream/client.rs` gets
-//! a connection there, `relay` carries the bytes. `connection.rs` knows the order.
+//! TCP connections that are relayed as they are, APISIX's `stream_proxy`: [`route`] finds the
+//! upstream, [`relay`] copies the bytes.
 
 pub(crate) mod relay;
 pub(crate) mod route;
 
 use model::Id;
-use relay::RelayError;
 
+use self::relay::RelayError;
+use crate::observability::reason::HasReason;
 use crate::reason::Reason;
 use crate::upstream::client::UpstreamError;
 
-/// A stream that was not carried to its end.
+/// A TCP connection that was denied, or that failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum TcpProxyError {
-    /// It goes nowhere, or its client may not.
+    /// It has no route, or its client may not connect.
     #[error("{}", .0.label())]
     Denied(Reason),
-    /// No node takes it.
+    /// No upstream node accepts it.
     #[error(transparent)]
     Connect(#[from] UpstreamError),
-    /// It broke off.
     #[error(transparent)]
     Relay(#[from] RelayError),
 }
 
 impl TcpProxyError {
-    /// For the log and the metric; `None`: the client left, which is its right.
+    /// The reason, or `None` where the client closed: that is no error.
     pub(crate) fn reason(&self) -> Option<Reason> {
         match self {
             Self::Denied(reason) => Some(*reason),
@@ -38,11 +35,10 @@ impl TcpProxyError {
     }
 }
 
-/// A stream that ended otherwise than both sides said, for the log.
+/// A [`TcpProxyError`] with its route.
 #[derive(Debug)]
 pub(crate) struct TcpFailure {
-    /// The route, if one took it.
-    pub route: Option<Id>,
-    /// Why.
-    pub error: TcpProxyError,
+    /// The route that matched.
+    pub(crate) route: Option<Id>,
+    pub(crate) error: TcpProxyError,
 }

@@ -116,13 +116,13 @@ fn run(desk: &Desk, config: &Arc<ClientConfig>, door: Door) -> (Duration, bool) 
     let mut server = Box::pin(accept_tls(&desk.worker, &mut pump, PEER, Subsystem::Http));
     let mut context = Context::from_waker(Waker::noop());
     let mut took = Duration::ZERO;
-    let (tls, _established) = loop {
+    let accepted = loop {
         let started = Instant::now();
         let mut polled = Poll::Pending;
         door(&mut || polled = server.as_mut().poll(&mut context));
         took += started.elapsed();
         match polled {
-            Poll::Ready(established) => break established.expect("the client is accepted"),
+            Poll::Ready(accepted) => break accepted.expect("the client is accepted"),
             Poll::Pending => exchange(&mut client, &half),
         }
     };
@@ -133,7 +133,7 @@ fn run(desk: &Desk, config: &Arc<ClientConfig>, door: Door) -> (Duration, bool) 
     assert!(matches!(flushed, Poll::Ready(Ok(()))), "a write to memory does not wait");
     exchange(&mut client, &half);
     assert!(!client.is_handshaking(), "both sides are done");
-    (took, tls.is_resumed())
+    (took, accepted.params.resumed)
 }
 
 /// The client reads what is there and answers.

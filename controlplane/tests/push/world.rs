@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use controlplane::testing::publish::{self, PublishConfig, Publisher};
 use controlplane::testing::store::{EmbeddedStore, Mutation, Precondition, Store};
-use dataplane::testing::lifecycle::stage::{ShutdownStage, ShutdownWatch};
+use dataplane::testing::lifecycle::shutdown::{ShutdownStage, ShutdownWatch};
 use dataplane::testing::push_client::{
     PushClientError, PushClientHandle, PushClientOptions, SnapshotHandle, SyncStatus, TicketRingHandle,
 };

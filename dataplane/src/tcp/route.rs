@@ -1,5 +1,4 @@
-//! Which stream route takes a connection, and where it goes from there. Contract sections 7.3 and
-//! 7.4.
+//! The stream route of a TCP connection, and its upstream. Contract sections 7.3 and 7.4.
 
 use std::time::Duration;
 
@@ -8,33 +7,31 @@ use model::{Snapshot, StreamQuery, destination};
 
 use crate::reason::Reason;
 
-/// nginx's for streams: what holds where the upstream says nothing.
+/// nginx's defaults for streams, where the upstream has none of its own.
 const DEFAULT_TIMEOUTS: Timeouts = Timeouts {
     connect: Duration::from_secs(60),
     send: Duration::from_secs(600),
     read: Duration::from_secs(600),
 };
 
-/// Asked for in TLS by an upstream's side when the client's had no name (contract 6.5).
+/// The server name towards the upstream when the client sent none (contract 6.5).
 const DEFAULT_SERVER_NAME: &str = "apisix_backend";
 
-/// Where a stream goes. Borrows from the snapshot it was decided by.
+/// The upstream of a TCP connection. Borrows from the snapshot.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct TcpDestination<'a> {
-    /// The route that matched.
-    pub route: &'a StreamRoute,
-    /// Its upstream, or its service's.
-    pub upstream: &'a Upstream,
-    /// The upstream's, else those of nginx.
-    pub timeouts: Timeouts,
-    /// The name the upstream's side of TLS asks for, unless the upstream says another.
-    pub authority: &'a str,
+    /// The route's upstream, or its service's.
+    pub(crate) upstream: &'a Upstream,
+    /// The upstream's, else nginx's defaults.
+    pub(crate) timeouts: Timeouts,
+    /// The server name towards the upstream, unless the upstream has one of its own.
+    pub(crate) authority: &'a str,
 }
 
-/// Finds the route.
+/// Finds the stream route of a connection.
 ///
 /// # Errors
-/// `NoStreamRoute`, or that the route is blocked.
+/// `NoStreamRoute`, or `BlockedStreamRoute`.
 pub(crate) fn find_route<'a>(
     snapshot: &'a Snapshot,
     query: &StreamQuery<'_>,
@@ -43,10 +40,10 @@ pub(crate) fn find_route<'a>(
     if route.blocked.is_some() { Err(Reason::BlockedStreamRoute) } else { Ok(route) }
 }
 
-/// Finds where a route's connections go.
+/// Finds the upstream of a route.
 ///
 /// # Errors
-/// What is missing or blocked behind the route.
+/// The service or upstream is missing or blocked.
 pub(crate) fn find_destination<'a>(
     snapshot: &'a Snapshot,
     route: &'a StreamRoute,
@@ -55,5 +52,5 @@ pub(crate) fn find_destination<'a>(
     let upstream = destination::resolve_upstream(snapshot, route.upstream.as_ref(), route.service.as_ref())?;
     let timeouts = upstream.timeout.unwrap_or(DEFAULT_TIMEOUTS);
     let authority = query.sni.map_or(DEFAULT_SERVER_NAME, |sni| sni.as_str());
-    Ok(TcpDestination { route, upstream, timeouts, authority })
+    Ok(TcpDestination { upstream, timeouts, authority })
 }

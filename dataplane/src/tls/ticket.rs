@@ -26,6 +26,7 @@ pub use scope::{HandshakeState, ValidityPeriod};
 use zeroize::Zeroizing;
 
 use self::keys::TicketKeys;
+use crate::observability::reason::TicketRejection;
 use crate::push_client::TicketRingHandle;
 
 mod keys;
@@ -37,37 +38,6 @@ const TAG_BYTES: usize = 16;
 /// The largest session that gets a ticket, in bytes: clients send tickets back in their
 /// ClientHello, and a session holds whatever chain its client chose to send.
 const SESSION_BYTES_MAX: usize = 16 * 1024;
-
-/// Why a ticket does not resume a session.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum TicketRejection {
-    /// It was sealed by another site, under another policy, with a secret that is not kept, or by
-    /// somebody else.
-    OtherKey,
-    /// The verdict about its client does not hold now, or it is too old.
-    Expired,
-    /// It names one of our keys and was not sealed with it: cut short or changed.
-    Malformed,
-}
-
-impl TicketRejection {
-    /// All of them, in the order of [`Self::index`].
-    pub const ALL: [Self; 3] = [Self::OtherKey, Self::Expired, Self::Malformed];
-
-    /// Its place in [`Self::ALL`].
-    pub fn index(self) -> usize {
-        self as usize
-    }
-
-    /// For metrics.
-    pub fn label(self) -> &'static str {
-        match self {
-            Self::OtherKey => "other_key",
-            Self::Expired => "expired",
-            Self::Malformed => "malformed",
-        }
-    }
-}
 
 /// What a site's tickets are bound to.
 pub struct TicketBinding {
@@ -153,9 +123,9 @@ impl SiteTicketer {
 
     /// The session in a ticket, and the window in which its verdict holds.
     fn open(&self, ticket: &[u8], now: u64) -> Result<(Vec<u8>, ValidityPeriod), TicketRejection> {
-        let (name, rest) = ticket.split_first_chunk::<16>().ok_or(TicketRejection::OtherKey)?;
+        let (name, rest) = ticket.split_first_chunk::<16>().ok_or(TicketRejection::UnknownKey)?;
         let keys = self.keys();
-        let key = keys.by_name(name).ok_or(TicketRejection::OtherKey)?;
+        let key = keys.by_name(name).ok_or(TicketRejection::UnknownKey)?;
         let (nonce, sealed) = rest.split_first_chunk::<NONCE_LEN>().ok_or(TicketRejection::Malformed)?;
         // Wiped when it goes no further.
         let mut plain = Zeroizing::new(sealed.to_vec());

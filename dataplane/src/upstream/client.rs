@@ -22,6 +22,7 @@ use super::pool::Pool;
 use super::resolver::ResolverCache;
 use crate::http::head::HeadLimits;
 use crate::io::coarse_timer::CoarseTimers;
+use crate::observability::reason::HasReason;
 use crate::reason::Reason;
 
 /// Of one name; each may cost a connect time-out.
@@ -85,9 +86,8 @@ pub enum UpstreamError {
     RetryTimeout(usize),
 }
 
-impl UpstreamError {
-    /// For the log, the metric and the status.
-    pub fn reason(&self) -> Reason {
+impl HasReason for UpstreamError {
+    fn reason(&self) -> Reason {
         match self {
             Self::Identity(_) => Reason::UpstreamIdentity,
             Self::Scheme(_) => Reason::UpstreamScheme,

@@ -20,6 +20,7 @@ use super::pool::HttpConnection;
 use crate::io::buffered::BufferedSocket;
 use crate::io::flag::Flag;
 use crate::io::plain::PlainStream;
+use crate::observability::reason::HasReason;
 use crate::reason::Reason;
 use crate::runtime;
 use crate::runtime::Socket;
@@ -76,9 +77,8 @@ pub enum ConnectError {
     },
 }
 
-impl ConnectError {
-    /// For the log, the metric and the status.
-    pub fn reason(&self) -> Reason {
+impl HasReason for ConnectError {
+    fn reason(&self) -> Reason {
         match self {
             Self::ConnectionLimit { .. } => Reason::UpstreamLimit,
             Self::Tcp { .. } => Reason::UpstreamConnect,

@@ -29,6 +29,7 @@ use super::request_body::{RequestBody, SendProgress, WaitState};
 use super::response_body::UpstreamResponseBody;
 use super::status_header::UpstreamStatus;
 use crate::io::coarse_timer::{CoarseTimer, CoarseTimers};
+use crate::observability::reason::HasReason;
 use crate::reason::Reason;
 
 /// No answer to give to the client.
@@ -74,9 +75,8 @@ pub enum ExchangeError {
     ClientBody(Reason),
 }
 
-impl ExchangeError {
-    /// For the log, the metric and the status.
-    pub fn reason(&self) -> Reason {
+impl HasReason for ExchangeError {
+    fn reason(&self) -> Reason {
         match self {
             Self::Upstream(error) => error.reason(),
             Self::Framing { .. } => Reason::UpstreamInvalid,

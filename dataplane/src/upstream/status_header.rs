@@ -5,6 +5,7 @@ use http::{HeaderName, HeaderValue, StatusCode};
 
 use super::client::UpstreamError;
 use super::exchange::ExchangeError;
+use crate::observability::reason::HasReason;
 
 /// Contract 10.4.
 pub(crate) const X_APISIX_UPSTREAM_STATUS: HeaderName = HeaderName::from_static("x-apisix-upstream-status");

@@ -167,7 +167,7 @@ async fn a_client_has_so_many_requests_under_way_and_no_more() {
     upstream.arrived(LIMIT + 1).await;
     world.node_log().line_with(&["too_many_requests", "countersign.limits.requests_per_client"]).await;
     let metrics = world.status("/metrics").await.text();
-    assert!(metrics.contains("countersign_refused_total{reason=\"too_many_requests\"} 2"), "{metrics}");
+    assert!(metrics.contains("countersign_errors_total{reason=\"too_many_requests\"} 2"), "{metrics}");
     // One that leaves makes room.
     drop(held.pop());
     upstream.open_at_most(LIMIT).await;
@@ -260,5 +260,5 @@ async fn an_early_answer_ends_the_upstream_s_connection() {
         one.read_exact(&mut status).await.unwrap();
         assert_eq!(status, answer.as_bytes()[..12]);
     }
-    assert_eq!(world.metric("countersign_upstream_active ").await, 0);
+    assert_eq!(world.metric("countersign_upstream_connections_active ").await, 0);
 }

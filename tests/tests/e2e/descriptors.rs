@@ -95,7 +95,7 @@ async fn a_full_worker_lets_connections_wait() {
         // The worker serves those it has, and looks at no other.
         assert_eq!(first.get("/").await.unwrap().status, StatusCode::OK);
         assert!(waiting.iter().all(|waiting| !waiting.is_finished()));
-        assert_eq!(world.metric("countersign_connections_open ").await, 2);
+        assert_eq!(world.metric("countersign_client_connections_active ").await, 2);
         drop(second);
         for waiting in waiting {
             assert_eq!(bounded("a waiting connection is served", waiting).await.unwrap(), StatusCode::OK);

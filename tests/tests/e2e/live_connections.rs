@@ -99,7 +99,7 @@ async fn revoking_a_client_ends_its_connections_and_no_other() {
     ];
     stage.ends(&[("ssls/app", stage.revoking(&[&stage.alice]))], refused, bystanders).await;
     let line =
-        stage.world.node_log().line_with(&["connection ended", "policy_moved", "revoked", "app.test"]).await;
+        stage.world.node_log().line_with(&["connection closed", "policy_moved", "revoked", "app.test"]).await;
     assert!(line.contains("127.0.0.1:"), "{line}");
     // Once more, with a list that takes the second client away too, and the first back.
     let refused = vec![stage.open("app.test", Some(&stage.bob)).await];

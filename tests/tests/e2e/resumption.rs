@@ -103,16 +103,16 @@ async fn usual() -> (World, Upstream, u64) {
 }
 
 async fn refused_tickets(world: &World, why: &str) -> u64 {
-    world.metric(&format!("countersign_tickets_refused_total{{why=\"{why}\"}}")).await
+    world.metric(&format!("countersign_tls_tickets_rejected_total{{reason=\"{why}\"}}")).await
 }
 
 /// Offers the ticket in `config`, which must be seen, must not be resumed, and must not be in the way.
 async fn full(world: &World, caller: &Caller, config: &Arc<ClientConfig>) -> Result<StatusCode, Refused> {
-    let resumed = world.metric("countersign_handshakes_resumed_total").await;
-    let other_key = refused_tickets(world, "other_key").await;
+    let resumed = world.metric("countersign_tls_handshakes_total{resumed=\"true\"}").await;
+    let other_key = refused_tickets(world, "unknown_key").await;
     let visited = visit(caller, config, "/").await;
-    assert_eq!(world.metric("countersign_handshakes_resumed_total").await, resumed);
-    assert_eq!(refused_tickets(world, "other_key").await, other_key + 1, "the ticket was offered");
+    assert_eq!(world.metric("countersign_tls_handshakes_total{resumed=\"true\"}").await, resumed);
+    assert_eq!(refused_tickets(world, "unknown_key").await, other_key + 1, "the ticket was offered");
     visited.map(|(resumed, status)| {
         assert!(!resumed);
         status
@@ -132,8 +132,8 @@ async fn a_session_resumes_in_both_versions_of_tls_and_http_on_every_core() {
             }
         }
     }
-    assert_eq!(world.metric("countersign_handshakes_resumed_total").await, 4 * 17);
-    assert_eq!(world.metric("countersign_handshakes_total").await, 4 * 18);
+    assert_eq!(world.metric("countersign_tls_handshakes_total{resumed=\"true\"}").await, 4 * 17);
+    assert_eq!(world.metric("countersign_tls_handshakes_total{resumed=\"false\"}").await, 4);
     assert_eq!(upstream.requests(), 4 * 18);
 }
 

@@ -20,7 +20,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::stream::{streaming, to};
 
-const TOLD: &str = "they finish what is under way";
+const TOLD: &str = "they finish their requests in flight";
 /// What a long download has; its client reads none of it before the site is gone.
 const DOWNLOAD: usize = 50_000_000;
 
@@ -218,7 +218,7 @@ async fn what_never_ends_is_cut_at_worker_shutdown_timeout() {
         let answer = bounded("the end of what never ends", waiting).await.unwrap();
         assert!(answer.is_err(), "{answer:?}");
         assert!(begun.elapsed() >= Duration::from_millis(900), "{:?}", begun.elapsed());
-        stage.world.node_log().line_after(mark, &["connection ended", "no_site", "app.test"]).await;
+        stage.world.node_log().line_after(mark, &["connection closed", "no_site", "app.test"]).await;
     }
 }
 
@@ -231,7 +231,7 @@ async fn a_policy_that_comes_back_with_the_name_ends_what_finishes() {
     stage.take_away_and_tell("delete").await;
     let mark = stage.world.node_log().mark();
     stage.world.apply(&[("ssls/other", stage.world.protected_site())]).await;
-    stage.world.node_log().line_after(mark, &["connection ended", "policy_moved", "app.test"]).await;
+    stage.world.node_log().line_after(mark, &["connection closed", "policy_moved", "app.test"]).await;
     assert!(bounded("its end", waiting).await.unwrap().is_err());
 }
 
@@ -246,7 +246,7 @@ async fn a_policy_that_was_involved_once_ends_the_connection() {
     stage.world.apply(&[("ssls/app", stage.world.open_site())]).await;
     let mark = stage.world.node_log().mark();
     stage.take_away("delete").await;
-    stage.world.node_log().line_after(mark, &["connection ended", "no_site", "app.test"]).await;
+    stage.world.node_log().line_after(mark, &["connection closed", "no_site", "app.test"]).await;
     assert!(bounded("its end", waiting).await.unwrap().is_err());
 }
 
@@ -313,7 +313,7 @@ async fn a_stream_goes_on_within_the_same_bound() {
         stage.take_away_and_tell("delete").await;
         assert_eq!(caller.refusal().await, AlertDescription::UnrecognisedName);
         if cut {
-            stage.world.node_log().line_after(mark, &["connection ended", "no_site", "app.test"]).await;
+            stage.world.node_log().line_after(mark, &["connection closed", "no_site", "app.test"]).await;
             e2e::raw::until_closed(&mut stream).await;
         } else {
             stream.write_all(b"after.").await.unwrap();

@@ -10,7 +10,7 @@ use std::cell::RefCell;
 
 use pki::VerifiedClient;
 
-use super::TicketRejection;
+use crate::observability::reason::TicketRejection;
 
 thread_local! {
     static CURRENT: RefCell<Option<HandshakeState>> = const { RefCell::new(None) };

@@ -69,7 +69,7 @@ fn a_ticket_that_is_cut_or_changed_anywhere_opens_nothing() {
     let ticket = tickets.seal(SESSION, WINDOW, NOW).unwrap();
     for at in 0..ticket.len() {
         let name = at < size_of::<KeyName>();
-        let expected = if name { TicketRejection::OtherKey } else { TicketRejection::Malformed };
+        let expected = if name { TicketRejection::UnknownKey } else { TicketRejection::Malformed };
         assert_eq!(tickets.open(&ticket[..at], NOW), Err(expected), "cut to {at}");
         for bit in 0..8 {
             let mut changed = ticket.clone();
@@ -112,7 +112,7 @@ fn every_part_of_the_binding_makes_another_key() {
         let ticket = sealing.seal(SESSION, WINDOW, NOW).unwrap();
         for (other, opening) in all.iter().enumerate() {
             let opened = opening.open(&ticket, NOW).map(|(session, _)| session);
-            let expected = if at == other { Ok(SESSION.to_vec()) } else { Err(TicketRejection::OtherKey) };
+            let expected = if at == other { Ok(SESSION.to_vec()) } else { Err(TicketRejection::UnknownKey) };
             assert_eq!(opened, expected, "sealed by {at}, opened by {other}");
         }
     }
@@ -138,11 +138,11 @@ fn any_secret_of_the_ring_opens_and_the_newest_begun_seals() {
 
     // The oldest is dropped from the ring: its tickets open nothing any more, the others' still do.
     store(&secrets, &[(NOW - 10, 2), (NOW + 10, 3)]);
-    assert_eq!(tickets.open(&old, NOW), Err(TicketRejection::OtherKey));
+    assert_eq!(tickets.open(&old, NOW), Err(TicketRejection::UnknownKey));
     assert!(tickets.open(&ticket, NOW).is_ok() && tickets.open(&early, NOW).is_ok());
     // All are replaced.
     store(&secrets, &[(NOW - 10, 9)]);
-    assert_eq!(tickets.open(&ticket, NOW), Err(TicketRejection::OtherKey));
+    assert_eq!(tickets.open(&ticket, NOW), Err(TicketRejection::UnknownKey));
 }
 
 /// Far more than a core keeps ready: many share the place where their keys would be kept.
@@ -161,14 +161,18 @@ fn many_sites_in_turn_open_their_own_tickets_and_no_other_site_s() {
         assert_eq!(site.open(&older[nth], NOW), Ok((SESSION.to_vec(), WINDOW)));
         // Its key was used a moment ago, and is no key of this site.
         let neighbour = &sealed[nth.checked_sub(1).unwrap_or(999)];
-        assert_eq!(site.open(neighbour, NOW), Err(TicketRejection::OtherKey));
+        assert_eq!(site.open(neighbour, NOW), Err(TicketRejection::UnknownKey));
         // Named like one of ours, sealed by another.
         let forged = [&sealed[nth][..16], &neighbour[16..]].concat();
         assert_eq!(site.open(&forged, NOW), Err(TicketRejection::Malformed));
     }
     store(&secrets, &[(NOW - 10, 3)]);
     for (site, ticket) in sites.iter().zip(&sealed) {
-        assert_eq!(site.open(ticket, NOW), Err(TicketRejection::OtherKey), "ready or not, it is no key now");
+        assert_eq!(
+            site.open(ticket, NOW),
+            Err(TicketRejection::UnknownKey),
+            "ready or not, it is no key now"
+        );
     }
 }
 
@@ -181,7 +185,7 @@ fn without_secrets_there_are_no_tickets() {
     store(&secrets, &[]);
     assert!(!tickets.enabled());
     assert!(tickets.seal(SESSION, WINDOW, NOW).is_none());
-    assert_eq!(tickets.open(&ticket, NOW), Err(TicketRejection::OtherKey));
+    assert_eq!(tickets.open(&ticket, NOW), Err(TicketRejection::UnknownKey));
 }
 
 #[test]
@@ -260,7 +264,7 @@ fn outside_of_a_handshake_nothing_is_sealed_or_opened() {
     for offered in [&b""[..], b"x", &[7; 200], &ticket[..50]] {
         assert_eq!(handshake.in_scope(|| tickets.decrypt(offered)), None);
     }
-    let refused = [TicketRejection::OtherKey, TicketRejection::OtherKey, TicketRejection::Malformed];
+    let refused = [TicketRejection::UnknownKey, TicketRejection::UnknownKey, TicketRejection::Malformed];
     assert_eq!(handshake.ticket_rejections(), refused);
 }
 

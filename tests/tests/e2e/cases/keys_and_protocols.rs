@@ -32,7 +32,7 @@ async fn case_h11_m01_the_client_chooses_between_rsa_and_ecdsa() {
     assert!(stage.shakes(&cbc).await.0);
     let (shook, said) = stage.shakes(&[&cbc[..], &["-tls1_2"]].concat()).await;
     assert!(!shook && said.contains("alert handshake failure"), "{said}");
-    let words = ["handshake refused", "reason=\"no_common_parameters\"", "test.com"];
+    let words = ["handshake rejected", "reason=\"no_common_parameters\"", "test.com"];
     stage.world.node_log().lines_with(&words, 1).await;
     // So is a client that speaks another protocol inside.
     let (shook, said) = stage.shakes(&["-servername", "test.com", "-alpn", "gopher"]).await;
@@ -94,7 +94,7 @@ async fn case_q01_q03_versions_of_a_site() {
     ] {
         assert_eq!(version(&stage, name, option).await, used, "{name} {option}");
     }
-    stage.world.node_log().line_with(&["handshake refused", "reason=\"version\"", "test2.com"]).await;
+    stage.world.node_log().line_with(&["handshake rejected", "reason=\"version\"", "test2.com"]).await;
     // The other way round, and the newest version is the one that is refused.
     stage.put("ssls/2", with(ssl(&made.test2, "test2.com"), json!({"ssl_protocols": ["TLSv1.2"]}))).await;
     assert_eq!(version(&stage, "test2.com", "-tls1_2").await, "TLSv1.2");
