@@ -1,10 +1,11 @@
-//! `controlplane backup` and `controlplane restore`: the embedded store to a file and back.
+//! `controlplane backup` and `controlplane restore`: copy the embedded store to a file and back.
 //!
-//! A backup is a store file: everything at one revision, with the store's identity, its ticket
-//! secrets and its deny-list; keys stay sealed. It is taken from the running control plane
-//! ([`socket`]), or from the file when none runs. Invariants: a file that is named is whole, on
-//! disk and was read back; a store that is replaced is kept beside; no data plane that is denied
-//! now is let in by an older list.
+//! A backup is a store file: all documents at one revision, the store's identity, ticket secrets
+//! and deny-list; private keys stay sealed. It comes from the running control plane
+//! (`store::backup_socket`), or from the file of a stopped one.
+//!
+//! Invariants: a written backup is complete, durable and was read back; a replaced store is kept; a
+//! restore never admits a node that the deny-list of the replaced store denies.
 
 pub(crate) mod socket;
 
@@ -36,12 +37,12 @@ pub(crate) struct BackupArgs {
     /// The file to make (mode 0600)
     #[arg(long, value_name = "PATH")]
     to: PathBuf,
-    /// Replace a file that is there
+    /// Replace an existing backup
     #[arg(long)]
     overwrite: bool,
 }
 
-/// Put a backup in the place of the embedded store. The control plane must be stopped.
+/// Restore a backup as the embedded store. The control plane must be stopped.
 #[derive(Debug, Args)]
 #[command(after_help = BACKUP_EXAMPLES)]
 pub(crate) struct RestoreArgs {
@@ -50,95 +51,58 @@ pub(crate) struct RestoreArgs {
     from: PathBuf,
 }
 
-/// Why a backup was not made, or not restored. Nothing was changed.
+/// A failed backup or restore. Nothing was changed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum BackupError {
-    /// The configuration cannot be read.
     #[error("{0}")]
     Configuration(#[from] conf::ConfError),
-    /// The store is a cluster.
     #[error(
         "the store is an etcd cluster (deployment.role_traditional.config_provider): use `etcdctl snapshot save` and `restore`, or \
          `controlplane copy --from etcd --to yaml:PATH`"
     )]
     Etcd,
-    /// There is no store to copy.
     #[error("there is no store {path} (countersign.store.path): is this the right configuration?", path = .0.display())]
     NoStore(PathBuf),
-    /// There is no backup to restore.
     #[error("--from: there is no file {path}", path = .0.display())]
     NoBackup(PathBuf),
-    /// The file is there already.
     #[error("--to: {path} exists; --overwrite replaces it", path = .0.display())]
     Exists(PathBuf),
-    /// The file that is there is no backup.
     #[error(
         "--to: {path} is not replaced: {problem}. --overwrite replaces nothing but backups; give another name, or remove it yourself",
         path = .path.display()
     )]
-    NotReplaced {
-        /// The file.
-        path: PathBuf,
-        /// What it is.
-        problem: String,
-    },
-    /// The name is needed by the control plane.
+    NotReplaced { path: PathBuf, problem: String },
+    /// The control plane binds a socket at this path.
     #[error("--to: {path} is the socket of the control plane beside its store: give another name", path = .0.display())]
     SocketPath(PathBuf),
-    /// The file that is to be restored is no store.
     #[error("--from: {path}: {problem}; it must be a file that `controlplane backup` made", path = .path.display())]
-    NotBackup {
-        /// The file.
-        path: PathBuf,
-        /// What it is.
-        problem: String,
-    },
-    /// The running control plane hangs.
+    NotBackup { path: PathBuf, problem: String },
+    /// The running control plane does not answer.
     #[error(
         "the running control plane at {socket} sent nothing for {seconds} s: it hangs or is stopped, or it gives another backup now. \
          Nothing was changed",
         socket = .socket.display()
     )]
-    Timeout {
-        /// Where it listens.
-        socket: PathBuf,
-        /// How long it was waited for.
-        seconds: u64,
-    },
+    Timeout { socket: PathBuf, seconds: u64 },
     /// The backup and the store are one file.
     #[error("{path} is the store itself", path = .0.display())]
     SameFile(PathBuf),
-    /// The running control plane cannot be asked.
     #[error("cannot ask the running control plane at {socket}: {error}; run this as its user or as root", socket = socket.display())]
-    Socket {
-        /// Where it listens.
-        socket: PathBuf,
-        /// What the system said.
-        error: io::Error,
-    },
-    /// The store or the backup cannot be read or written.
+    Socket { socket: PathBuf, error: io::Error },
     #[error("{0}")]
     Store(#[from] StoreError),
-    /// The backup did not come whole, or cannot be written.
+    /// The backup stream is incomplete or cannot be written.
     #[error("{0}; nothing was changed")]
     Rows(#[from] BackupStreamError),
-    /// The deny-list cannot be carried over.
     #[error("the deny-list of data planes cannot be carried over: {0}")]
     Denied(#[from] DenyListError),
-    /// A file cannot be moved or copied.
     #[error("{path}: {error}", path = path.display())]
-    File {
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        error: io::Error,
-    },
-    /// The report cannot be written.
+    File { path: PathBuf, error: io::Error },
     #[error("cannot write the report: {0}")]
     Report(#[from] io::Error),
 }
 
-/// Makes a backup, and tells about it on `out`.
+/// Makes a backup and prints a summary to `out`.
 ///
 /// # Errors
 /// [`BackupError`].
@@ -163,8 +127,8 @@ pub(crate) fn backup(config: &Path, args: &BackupArgs, out: &mut dyn io::Write) 
     Ok(())
 }
 
-/// Whether a backup may be put there. What is there may be a device, a link, or a file that
-/// somebody needs: only a backup is replaced.
+/// Checks the target. An existing device, symbolic link or foreign file is never replaced, only a
+/// backup.
 fn check_target(to: &Path, store: &Path, overwrite: bool) -> Result<(), BackupError> {
     let socket = socket::socket_path(store);
     let folder = |path: &Path| EmbeddedStore::parent_dir(path).canonicalize().ok();
@@ -181,7 +145,7 @@ fn check_target(to: &Path, store: &Path, overwrite: bool) -> Result<(), BackupEr
     }
 }
 
-/// Without the advice that is meant for the store itself.
+/// The cause without advice that applies to the configured store only.
 fn short_cause(error: StoreError) -> String {
     match error {
         StoreError::Corrupted { what, .. } => what,
@@ -189,7 +153,7 @@ fn short_cause(error: StoreError) -> String {
     }
 }
 
-/// A control plane that hangs is not a connection that broke.
+/// Tells a control plane that hangs from a broken connection.
 fn map_timeout(error: BackupError, store: &Path) -> BackupError {
     match error {
         BackupError::Rows(BackupStreamError::Connection(error))
@@ -206,7 +170,7 @@ fn receive(from: UnixStream, args: &BackupArgs) -> Result<BackupSummary, BackupE
     Ok(EmbeddedStore::create_from_backup(&mut BufReader::new(from), &args.to, args.overwrite)?)
 }
 
-/// The store of a control plane that does not run, by the same rows.
+/// The store of a stopped control plane, by the same stream.
 fn backup_closed_store(path: &Path, args: &BackupArgs) -> Result<BackupSummary, BackupError> {
     let store = EmbeddedStore::open(path)?;
     let (ours, theirs) = UnixStream::pair()?;
@@ -214,14 +178,14 @@ fn backup_closed_store(path: &Path, args: &BackupArgs) -> Result<BackupSummary, 
         let sending = scope.spawn(|| store.write_backup(&mut BufWriter::new(ours)).map(drop));
         let made = receive(theirs, args);
         match sending.join() {
-            // What the store says is nearer to the cause than what did not come.
+            // The store's error is closer to the cause than the truncated stream.
             Ok(Err(BackupStreamError::Store(error))) => Err(error.into()),
             _ => made,
         }
     })
 }
 
-/// Restores a backup, and tells about it on `out`.
+/// Restores a backup and prints a summary to `out`.
 ///
 /// # Errors
 /// [`BackupError`].
@@ -240,7 +204,7 @@ pub(crate) async fn restore(
     EmbeddedStore::check_header(from)
         .map_err(|error| BackupError::NotBackup { path: from.clone(), problem: short_cause(error) })?;
     EmbeddedStore::remove_stale_temp_files(path);
-    // Opened as long as this lasts: no control plane starts meanwhile.
+    // Held open during the restore, so that no control plane starts meanwhile.
     let before = match path.exists().then(|| EmbeddedStore::open(path)) {
         None => None,
         Some(Ok(store)) => Some(Arc::new(store)),
@@ -260,7 +224,7 @@ pub(crate) async fn restore(
         Ok((summary, denied)) => install(&new, path).map(|kept| (summary, denied, kept)),
         Err(error) => Err(error),
     };
-    // There is none where it was put into its place.
+    // Absent after the rename.
     let _gone = fs::remove_file(&new);
     let (summary, denied, kept) = placed?;
     let BackupSummary { identity, revision, documents, .. } = summary;
@@ -276,7 +240,7 @@ pub(crate) async fn restore(
     Ok(())
 }
 
-/// A verified copy of the backup beside the store, in which nobody is admitted again.
+/// Prepares a verified copy of the backup beside the store, with the deny-list entries of both.
 async fn prepare(
     from: &Path,
     new: &Path,
@@ -293,7 +257,7 @@ async fn prepare(
     Ok((summary, added))
 }
 
-/// Puts the new file in the store's place; where the store before is kept.
+/// Installs the new file as the store. Returns where the old store is kept.
 fn install(new: &Path, path: &Path) -> Result<Option<PathBuf>, BackupError> {
     let failed = |path: &Path| {
         let path = path.to_owned();
@@ -305,7 +269,7 @@ fn install(new: &Path, path: &Path) -> Result<Option<PathBuf>, BackupError> {
         let mut name = path.file_name().unwrap_or_default().to_owned();
         name.push(format!(".replaced-{seconds}"));
         let aside = path.with_file_name(name);
-        // A second name first: at every moment the store's own name has one of both.
+        // The link comes first, so that the store's path always names one of both.
         fs::hard_link(path, &aside).map_err(failed(&aside))?;
         kept = Some(aside);
     }

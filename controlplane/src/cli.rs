@@ -1,8 +1,7 @@
-//! The command line: read the configuration, then run, or check and say what is wrong.
+//! The command line of the control plane.
 //!
-//! Exit codes: 0 done or stopped when asked to, 1 something is wrong (said on stderr), 2 a bad
-//! command line. A reader of standard output that leaves early (`| head`) changes neither what is
-//! done nor the code.
+//! Exit codes: 0 success, 1 failure (with a message on stderr), 2 an invalid command line. A reader
+//! of standard output that leaves early (`| head`) changes neither the work nor the exit code.
 
 pub(crate) mod check_report;
 pub(crate) mod copy;
@@ -67,11 +66,11 @@ enum Command {
     Doctor(DoctorArgs),
     /// Make certificates and look at them.
     Pki(PkiArgs),
-    /// Put a backup in the place of the embedded store. The control plane must be stopped.
+    /// Restore a backup as the embedded store. The control plane must be stopped.
     Restore(RestoreArgs),
 }
 
-/// Does what the command line says, and exits.
+/// Runs the command and exits.
 pub fn main() -> ! {
     let cli = Cli::parse();
     telemetry::log::init();
@@ -138,7 +137,7 @@ fn check(config: &Path, out: &mut CommandOutput) -> u8 {
     }
 }
 
-/// Whether nothing is wrong.
+/// Prints the report of `check`. Returns whether no check failed.
 fn print_report(
     config: &Path,
     warnings: &[String],
@@ -190,7 +189,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_command_line_is_sound() {
+    fn the_command_line_parses() {
         Cli::command().debug_assert();
         let cli = Cli::parse_from(["controlplane", "check", "-c", "x.yaml"]);
         assert_eq!(cli.config, Path::new("x.yaml"));

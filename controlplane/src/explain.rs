@@ -1,11 +1,10 @@
-//! Why was I refused? What a data plane would do with a connection and a request, and what would
-//! fix it.
+//! Explains what a data plane does with a connection and a request, and how to fix a failure.
 //!
-//! `question` reads what is asked; `site` says who answers to the name, `client` how the
-//! certificate fares, `request` where the request ends. Nothing is decided here: each step asks the
-//! function the data plane decides by (`model::Snapshot::lookup`, `pki::verify_client`,
-//! `model::admission::admit`, `model::destination::find`) and puts the answer into words.
-//! Invariant: nothing is changed by a question.
+//! `query` parses the question; `site` shows which ssl an SNI selects, `client` how the certificate
+//! is verified, `request` where the request ends. Nothing is decided here: each step calls the
+//! function that the data plane decides by (`model::Snapshot::lookup`, `pki::verify_client`,
+//! `model::admission::admit`, `model::destination::find`) and describes the result. Invariant:
+//! explaining changes nothing.
 
 mod client;
 mod query;
@@ -20,21 +19,20 @@ use serde_json::{Value, json};
 
 use crate::current_snapshot::ListenerSettings;
 
-/// How it ends.
+/// The result of a connection or request.
 enum Outcome {
-    /// Nothing refuses; without a request there is nothing more to say.
+    /// The handshake succeeds, and the question has no request.
     Established,
-    /// An upstream is asked.
+    /// The request is forwarded to an upstream.
     Forwarded(Value),
-    /// It is refused.
     Failed(FailureExplanation),
 }
 
-/// A refusal in the words of the data plane's log.
+/// A failure, with the reason from the data plane's log.
 struct FailureExplanation {
     reason: Reason,
     verify_reason: Option<VerifyReason>,
-    /// The alert, when it happens in the handshake.
+    /// The TLS alert, when the handshake fails.
     alert: Option<&'static str>,
     message: String,
     fix: Option<String>,
@@ -85,18 +83,17 @@ impl Outcome {
     }
 }
 
-/// What helps against everything that is blocked.
+/// The fix for every blocked resource.
 const BLOCKED: &str =
     "`lint` lists what the stored document asks for and cannot get; write it again without that";
 
-/// Adds a member to an object.
 fn put(object: &mut Value, name: &str, value: impl Into<Value>) {
     if let Value::Object(members) = object {
         members.insert(name.to_owned(), value.into());
     }
 }
 
-/// Answers a question from one snapshot.
+/// Explains a question by one snapshot.
 pub(crate) fn explain(
     question: &ExplainQuery,
     snapshot: &Snapshot,
@@ -109,7 +106,7 @@ pub(crate) fn explain(
     answer
 }
 
-/// The walk of `docs/WALKS.md`, as far as it goes.
+/// The steps of `docs/WALKS.md`, up to the first failure.
 fn walk(
     question: &ExplainQuery,
     snapshot: &Snapshot,

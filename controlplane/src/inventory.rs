@@ -1,9 +1,8 @@
-//! What a store holds, counted: documents by kind, and how many of their private keys the keyring
-//! opens.
+//! Counts the documents of a store by kind, and how many of their private keys the keyring opens.
 //!
-//! For `check` and `doctor`, which say it, and for the start, which a keyring that opens less than
-//! half of the stored keys, or the keys of less than half of the sites, ends: the data planes would
-//! refuse most sites. Invariant: nothing is written, and no key is kept or shown.
+//! `check` and `doctor` report the counts. The start fails when the keyring opens less than half of
+//! the sealed keys, or the keys of less than half of the sites, because the data planes would
+//! reject these sites. Invariant: no key is kept or shown.
 
 use std::fmt;
 
@@ -16,8 +15,8 @@ use crate::cli::check_report::CheckReport;
 use crate::store::{DocumentList, EmbeddedStore, EtcdStore, Store, StoreError, StoredDocument};
 use crate::{compile, server};
 
-/// More than half of the stored keys, or the keys of more than half of the sites, cannot be opened
-/// with the keyring.
+/// The keyring does not open more than half of the sealed keys, or the keys of more than half of
+/// the sites.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error(
     "apisix.data_encryption.keyring: {keys} private keys in the store, those of {sites} sites, cannot be opened with it ({resource} is \
@@ -26,30 +25,30 @@ use crate::{compile, server};
      with --accept-unreadable-keys, then delete the documents or PUT them with new keys"
 )]
 pub struct KeyringMismatch {
-    /// Sealed keys that cannot be opened, of all sealed ones.
+    /// Sealed keys that do not open, of all sealed keys.
     pub keys: Loss,
-    /// Enabled sites with such a key, of all enabled ones.
+    /// Enabled sites with such a key, of all enabled sites.
     pub sites: Loss,
-    /// A document with such a key.
+    /// The first document with such a key.
     pub resource: Key,
 }
 
-/// What was counted.
+/// The counts of one store.
 #[derive(Debug, Default)]
 pub(crate) struct Inventory {
     kinds: [usize; Kind::ALL.len()],
     sealed: UsableCount<()>,
-    /// Enabled ssls of `type: server`; usable: every sealed key opens.
+    /// Enabled ssls of `type: server`; a site is usable if every sealed key opens.
     sites: Loss,
     references: UsableCount<String>,
 }
 
-/// Of some things, how many can be used.
+/// How many of a number of things are usable.
 #[derive(Debug)]
 struct UsableCount<T> {
     total: usize,
     usable: usize,
-    /// One that cannot be, and why.
+    /// The first unusable one, and its cause.
     first: Option<(Key, T)>,
 }
 
@@ -75,7 +74,7 @@ impl<T> UsableCount<T> {
 }
 
 impl Inventory {
-    /// Counts. Decrypts every stored key: not for the runtime's threads.
+    /// Counts the documents. Decrypts every sealed key, so do not call it on a runtime thread.
     pub(crate) fn count(items: &[StoredDocument], keyring: &Keyring) -> Self {
         let mut counted = Self::default();
         for item in items {
@@ -99,9 +98,11 @@ impl Inventory {
         counted
     }
 
+    /// Checks the keyring.
+    ///
     /// # Errors
-    /// When more than half of the sealed keys, or the keys of more than half of the sites, cannot
-    /// be opened.
+    /// When more than half of the sealed keys, or the keys of more than half of the sites, do not
+    /// open.
     pub(crate) fn check_keyring(&self) -> Result<(), KeyringMismatch> {
         let keys = Loss { lost: self.sealed.broken(), total: self.sealed.total };
         match &self.sealed.first {
@@ -112,7 +113,7 @@ impl Inventory {
         }
     }
 
-    /// What keeps a part from being used.
+    /// The problems with a part of the documents.
     pub(crate) fn warnings(&self) -> Vec<String> {
         let mut warnings = Vec::new();
         if let Some((resource, ())) = self.sealed.first.as_ref().filter(|_| self.check_keyring().is_ok()) {
@@ -134,7 +135,6 @@ impl Inventory {
         warnings
     }
 
-    /// Whether there is no document.
     pub(crate) fn is_empty(&self) -> bool {
         self.kinds.iter().all(|count| *count == 0)
     }
@@ -148,7 +148,7 @@ impl fmt::Display for Inventory {
     }
 }
 
-/// Whether clients can ask for it: an enabled ssl of `type: server`.
+/// An enabled ssl of `type: server`.
 fn is_site(item: &StoredDocument) -> bool {
     let member = |name: &str| item.document.get(name);
     item.key.kind == Kind::Ssl
@@ -156,11 +156,11 @@ fn is_site(item: &StoredDocument) -> bool {
         && member("status").is_none_or(|status| status != 0)
 }
 
-/// What a private key in clear begins with.
+/// The start of a private key in clear.
 const PEM_PREFIX: &str = "---";
 
-/// Whether a text in the place of a private key can be one that was sealed: whole blocks of a
-/// cipher in base64. What else stands there is no matter of the keyring.
+/// Whether a private-key field can hold a sealed key: base64 of whole cipher blocks. Other texts do
+/// not concern the keyring.
 fn is_sealed(text: &str) -> bool {
     use base64::Engine as _;
     let sealed = base64::engine::general_purpose::STANDARD.decode(text);
@@ -170,8 +170,8 @@ fn is_sealed(text: &str) -> bool {
 /// Bytes.
 const CIPHER_BLOCK: usize = 16;
 
-/// Counts what the configured store holds, and says so. `running`: a control plane with our
-/// certificate listens.
+/// Counts the documents of the configured store and reports them. `running`: a control plane with
+/// this configuration's certificate listens.
 pub(crate) async fn check(settings: &Settings, running: bool, found: &mut CheckReport) {
     let Ok(keyring) = server::keyring(settings) else { return };
     let (what, read) = match settings.deployment.provider {
@@ -293,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn a_keyring_that_opens_nothing_is_an_error_and_one_that_opens_some_a_warning() {
+    fn keyring_mismatch_is_an_error_partial_match_a_warning() {
         let (own, other) = (ring("0123456789abcdef"), ring("fedcba9876543210"));
         let upstream = json!({"nodes": {}, "tls": {"client_cert": "c", "client_key": own.seal(KEY)}});
         let items = [
@@ -314,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn a_keyring_that_opens_less_than_half_is_an_error() {
+    fn a_keyring_that_opens_a_minority_is_an_error() {
         let (lost, kept) = (ring("0123456789abcdef"), ring("fedcba9876543210"));
         let [a, b, c, d] = ["a", "b", "c", "d"].map(|id| ssl(id, &lost.seal(KEY)));
         let mut items = vec![ssl("kept", &kept.seal(KEY)), b, c, d];
@@ -323,7 +323,7 @@ mod tests {
             assert!(text.contains(part), "{text}");
         }
         assert!(Inventory::count(&items, &lost).check_keyring().is_ok(), "1 of 4 is a warning");
-        // Many keys of upstreams that open do not make up for the sites.
+        // Usable keys of upstreams do not compensate for the sites.
         let upstream = |id: &str| {
             let tls = json!({"client_cert": "c", "client_key": kept.seal(KEY)});
             stored(Kind::Upstream, id, json!({"nodes": {}, "tls": tls}))
@@ -331,7 +331,7 @@ mod tests {
         items.extend(["1", "2", "3", "4"].map(upstream));
         let text = Inventory::count(&items, &kept).check_keyring().unwrap_err().to_string();
         assert!(text.contains("3 of 8 private keys") && text.contains("3 of 4 sites"), "{text}");
-        // A site that is switched off, and an identity, are no sites that clients lose.
+        // A disabled site and a client identity do not count as sites.
         let off = |id: &str, name: &str, value: Value| {
             let mut item = ssl(id, &lost.seal(KEY));
             item.document[name] = value;
@@ -344,7 +344,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_sealed_key_is_no_matter_of_the_keyring() {
+    fn texts_that_are_not_sealed_keys_are_not_counted() {
         let items = ["", "no key at all", "$env://KEY/member", "QUJD"].map(|text| ssl("1", text));
         for item in items {
             let contents = Inventory::count(std::slice::from_ref(&item), &ring("0123456789abcdef"));
@@ -353,7 +353,7 @@ mod tests {
     }
 
     #[test]
-    fn references_that_cannot_be_resolved_are_counted() {
+    fn unresolved_references_are_counted() {
         let gone = |id: &str| ssl(id, "$env://COUNTERSIGN_TEST_NOT_SET");
         let none = Inventory::count(&[gone("1"), gone("2")], &Keyring::empty());
         assert!(none.check_keyring().is_ok() && none.warnings()[0].contains("2 of 2 documents"));

@@ -1,10 +1,10 @@
-//! `GET /apisix/admin/lint`: everything that is served but probably not as intended.
+//! `GET /apisix/admin/lint`: likely misconfigurations.
 //!
-//! What can be said about resources is `model::lint`'s; here come what only the control plane
-//! knows: documents that the store holds and that cannot be served as they are
-//! (`publish::Findings`), what else lies beside them, the settings file, and when our own
-//! certificates and those of data planes end (`certificates`). Sorted by severity, then resource;
-//! equal states give equal answers.
+//! `model::lint` finds those in resources. This file adds what only the control plane knows: stored
+//! documents that cannot be served as they are (`publish::Findings`), unknown keys in the store,
+//! the settings file, and the expiry of our own certificates and those of data planes
+//! (`certificates`). Findings are sorted by severity, then resource; equal states give equal
+//! reports.
 
 use std::sync::Arc;
 
@@ -13,20 +13,20 @@ use model::lint::{Finding, Severity};
 use rustls_pki_types::UnixTime;
 use serde_json::{Value, json};
 
-use crate::admin::nodes::FleetStatus;
 use crate::current_snapshot::CurrentSnapshot;
+use crate::publish::FleetStatus;
 use crate::store::{ORPHANED_EXTENSIONS, Store, StoreError, UnknownKeys};
 
 mod certificates;
 
-/// What was found, at which revision.
+/// The findings at one revision.
 pub(crate) struct LintReport {
     findings: Vec<Finding>,
     revision: u64,
 }
 
 impl LintReport {
-    /// The answer. Takes a moment where ten thousand resources are found wanting.
+    /// The response body. Slow for ten thousand resources with findings.
     pub(crate) fn to_json(mut self) -> Value {
         self.findings.sort();
         self.findings.dedup();
@@ -36,10 +36,10 @@ impl LintReport {
     }
 }
 
-/// Everything that is found now.
+/// Collects all findings.
 ///
 /// # Errors
-/// When the work is lost with the runtime.
+/// When the runtime shuts down.
 pub(crate) async fn collect(
     store: &dyn Store,
     served: &CurrentSnapshot,
@@ -49,7 +49,7 @@ pub(crate) async fn collect(
     let snapshot = served.snapshot().await;
     let plain = served.listeners.plain_http.iter().any(|listener| !listener.ip().is_loopback());
     let at = Arc::clone(&snapshot);
-    // Ten thousand resources take a moment, so it is done beside the runtime.
+    // Slow for ten thousand resources, so it runs off the runtime.
     let paths = served.listeners.paths;
     let work = tokio::task::spawn_blocking(move || {
         let mut found = model::lint::lint_snapshot(&at, now, plain);
@@ -94,7 +94,7 @@ pub(crate) async fn collect(
     Ok(LintReport { findings: found, revision: snapshot.revision() })
 }
 
-/// What another program keeps beside our documents, or has given a name that no document can have.
+/// A key of another program, or one of ours with an invalid id.
 fn unknown_key(stranger: &UnknownKeys) -> Finding {
     let UnknownKeys { name, count } = stranger;
     if name == ORPHANED_EXTENSIONS {

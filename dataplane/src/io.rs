@@ -1,4 +1,5 @@
-//! Sockets: accepting connections, and moving bytes without knowing what they mean.
+//! Bytes in and out of a connection, whatever they mean: buffers, reads without a copy, time-outs,
+//! and the lingering close.
 
 pub mod buffered;
 pub(crate) mod chunk_read;

@@ -1,10 +1,9 @@
-//! Whether this client may ask for this host and path: the decisions that a handshake alone cannot
-//! make.
+//! Authorization of a request's host and path, which a TLS handshake alone cannot decide.
 //!
-//! The data plane decides by [`admit`], and the control plane explains by it. The Host's site is
-//! looked up by the same function as the SNI's (invariant 1), so there is no way round the client
-//! check by naming one site in TLS and another in HTTP. Contract section 5.2, with 421 instead of
-//! 400.
+//! The data plane enforces [`admit`] and the explain API reports it. The site of the Host is found
+//! by the same lookup as the site of the SNI (invariant 1), so a client cannot bypass client
+//! verification by sending one site's name in TLS and another in HTTP. Contract section 5.2, with
+//! 421 instead of 400.
 
 use std::sync::Arc;
 
@@ -16,21 +15,22 @@ use crate::request_target::RequestTarget;
 use crate::resource::Ssl;
 use crate::snapshot::Snapshot;
 
-/// What the handshake or a later look found out about the client.
+/// The client verification result of a TLS connection: of its handshake, or of a later
+/// revalidation.
 #[derive(Debug, Clone)]
 pub enum ClientVerification {
-    /// The site asks for no certificate.
+    /// The site does not request a client certificate.
     NotRequested,
-    /// It was asked and showed none.
+    /// The site requested a certificate and the client sent none.
     NoCertificate,
-    /// It showed one, and this is who it is.
+    /// The client's certificate chain was verified.
     Verified(Arc<VerifiedClient>),
-    /// It showed one that is not good enough; only where the site does not insist.
+    /// The client's certificate was rejected, on a site that does not require one for every path.
     Rejected(VerifyReason),
 }
 
 impl ClientVerification {
-    /// Who it is, when that was verified.
+    /// The verified identity, if there is one.
     pub fn identity(&self) -> Option<&Identity> {
         match self {
             ClientVerification::Verified(verified) => Some(verified.identity()),
@@ -40,7 +40,7 @@ impl ClientVerification {
         }
     }
 
-    /// Which rule the client's certificate breaks, when a request is refused for that.
+    /// The certificate rule that a denied request failed, for logs and metrics.
     pub fn rejection_for(&self, reason: Reason) -> Option<VerifyReason> {
         match (self, reason) {
             (ClientVerification::Rejected(rule), Reason::BadCertificate | Reason::PolicyMoved) => Some(*rule),
@@ -49,40 +49,40 @@ impl ClientVerification {
     }
 }
 
-/// What a connection established by TLS is, for every request on it.
+/// The authentication state of a TLS connection, shared by all its requests.
 #[derive(Debug)]
 pub struct ConnectionAuth<'a> {
-    /// The name the site was chosen by.
+    /// The SNI that selected the site.
     pub sni: &'a HostName,
-    /// The site as the newest snapshot has it; `None` when it is gone.
+    /// The site in the newest snapshot; `None` once it is deleted.
     pub ssl: Option<&'a Ssl>,
-    /// The client under the newest policy.
+    /// The client, verified under the newest policy.
     pub client: &'a ClientVerification,
 }
 
-/// Judges one request on a TLS connection, and says who its client is for this request. Plain
-/// connections are not judged (contract 5.2).
+/// Authorizes one request on a TLS connection and returns the client that counts for it. Requests
+/// on plain connections are not checked (contract 5.2).
 ///
-/// An identity counts where it was verified: a request for another site's Host, which that site's
-/// policy allows to anybody, comes from nobody in particular. Otherwise a CA that one site trusts
-/// could name the clients of another. A Host that no site answers to stands on the connection's own
-/// site.
+/// An identity counts only on the site that verified it: a request for the Host of another site
+/// without a client policy is anonymous, because otherwise a CA trusted by one site could name the
+/// clients of another. A Host without a site falls under the site of the connection.
 ///
 /// # Errors
-/// The reason; its status is the answer.
+///
+/// The reason, whose status is sent to the client.
 pub fn admit<'a>(
     site: &ConnectionAuth<'a>,
     snapshot: &Snapshot,
     target: &RequestTarget,
 ) -> Result<&'a ClientVerification, Reason> {
-    // A site that was taken away serves nobody, whoever was let in before.
+    // A deleted site denies even the connections that it accepted before.
     let own = site.ssl.ok_or(Reason::Misdirected)?;
     if own.blocked.is_some() {
         return Err(Reason::BlockedSite);
     }
     check_own_policy(own.client.as_deref(), site.client, &target.path)?;
     match target.host.as_ref().filter(|host| *host != site.sni).and_then(|host| snapshot.site(host)) {
-        // Whom it was to let in, nobody can say.
+        // The policy of a blocked site is unknown.
         Some(asked) if asked.blocked.is_some() => Err(Reason::BlockedSite),
         Some(asked) if !may_reuse_connection(site.ssl, asked) => Err(Reason::Misdirected),
         Some(asked) if asked.id != own.id => Ok(&ANONYMOUS),
@@ -90,10 +90,10 @@ pub fn admit<'a>(
     }
 }
 
-/// The client of a request to a site that asks for no certificate.
+/// The client of a request to a site without a client policy.
 static ANONYMOUS: ClientVerification = ClientVerification::NotRequested;
 
-/// The connection's own policy.
+/// Applies the policy of the connection's own site.
 fn check_own_policy(
     policy: Option<&ClientAuth>,
     client: &ClientVerification,
@@ -102,7 +102,8 @@ fn check_own_policy(
     let Some(policy) = policy else { return Ok(()) };
     match client {
         ClientVerification::Verified(_) => Ok(()),
-        // A site that insists let nobody else through its handshake: the policy is another one now.
+        // The handshake of a site that requires a certificate rejects everybody else, so the policy
+        // has changed since.
         _ if policy.requires_client_cert() => Err(Reason::PolicyMoved),
         _ if policy.skips_path(path) => Ok(()),
         ClientVerification::Rejected(_) => Err(Reason::BadCertificate),
@@ -110,8 +111,8 @@ fn check_own_policy(
     }
 }
 
-/// Whether a connection made for `own` may be asked for `asked`: a Host whose site wants client
-/// certificates needs the connection to be that very site's.
+/// Whether a connection to the site `own` may carry requests for the site `asked`. A site with a
+/// client policy accepts only its own connections.
 pub fn may_reuse_connection(own: Option<&Ssl>, asked: &Ssl) -> bool {
     let Some(wanted) = asked.client.as_deref() else { return true };
     own.is_some_and(|own| {
@@ -164,7 +165,7 @@ mod tests {
         RequestTarget::new(None, Some(host), path, PathOptions::default()).unwrap()
     }
 
-    /// The verdict for a connection made as `sni` whose client showed nothing.
+    /// Authorizes a request of a client without a certificate.
     fn anonymous(snapshot: &Snapshot, sni: &str, host: &str, path: &str) -> Result<(), Reason> {
         let sni = HostName::from_sni(sni).unwrap();
         let ssl = snapshot.site(&sni).map(Arc::as_ref);
@@ -189,7 +190,7 @@ mod tests {
         for host in ["shut.example", "SHUT.example.", "shut.example:9443", "a.wild.example"] {
             assert_eq!(anonymous(&sites, "open.example", host, "/"), Err(Reason::Misdirected), "{host}");
         }
-        // One wildcard site, two of its names: one policy, so one handshake is as good as the other.
+        // Two names of one wildcard site share one policy.
         assert_eq!(anonymous(&sites, "a.wild.example", "b.wild.example", "/free"), Ok(()));
         assert_eq!(anonymous(&sites, "a.wild.example", "shut.example", "/free"), Err(Reason::Misdirected));
     }

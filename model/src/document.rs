@@ -1,11 +1,11 @@
-//! Documents: what users write (Admin JSON), judged and turned into resources.
+//! Documents, the JSON of the Admin API, validated and compiled to resources.
 //!
-//! [`validate`] is the JSON Schema alone; [`check`] is the schema, the Admin API's own checks in
-//! their order, and our refusals: whatever this gateway would have to ignore (a plugin, a
-//! predicate, a reference to a secret) is refused by name, because a route that loses a predicate
-//! is an unprotected route. References to the environment are resolved before
-//! ([`resolve_references`]). What needs other resources is `resource::references`; what needs the
-//! time is [`check_time`].
+//! [`validate`] applies the JSON Schema alone. [`compile`] applies the schema, then the Admin API's
+//! checks in their order, then this gateway's limits: a feature that it would have to ignore (a
+//! plugin, a predicate, a reference to a secret) is rejected by name, because a route that loses a
+//! predicate is an unprotected route. [`resolve_references`] resolves references to the environment
+//! first. `resource::references` checks what depends on other resources, [`check_validity_period`]
+//! what depends on the time.
 
 mod blocks;
 mod client;
@@ -35,24 +35,26 @@ use crate::id::{Id, Kind};
 use crate::problem::{Problem, ProblemKind};
 use crate::resource::{GlobalRule, Resource};
 
-/// The JSON Schema of a kind, complete (without references to other files).
+/// The JSON Schema of a kind with all `$ref`s inlined.
 pub fn schema(kind: Kind) -> &'static Value {
     &kind_schema(kind).text
 }
 
-/// Judges a document by its kind's schema alone. The texts are those of contract section 3, without
-/// the `invalid configuration: ` that [`check`] puts in front.
+/// Validates a document by the schema of its kind. Messages are those of contract section 3,
+/// without the `invalid configuration: ` that [`compile`] puts in front.
 ///
 /// # Errors
+///
 /// The first problem.
 pub fn validate(kind: Kind, document: &Value) -> Result<(), Problem> {
     kind_schema(kind).schema.judge(document)
 }
 
-/// Turns a document into a resource, or says why it is none. Private keys may be plain PEM or
-/// sealed with the keyring; `id` is the one from the URL or the store.
+/// Compiles a document to a resource. Private keys may be PEM or encrypted with the keyring; `id`
+/// comes from the URL or the store.
 ///
 /// # Errors
+///
 /// The first problem, in the order of contract 4.1.
 pub fn compile(kind: Kind, id: &Id, document: &Value, keyring: &Keyring) -> Result<Resource, Problem> {
     if kind == Kind::Route {
@@ -76,12 +78,12 @@ pub fn compile(kind: Kind, id: &Id, document: &Value, keyring: &Keyring) -> Resu
     })
 }
 
-/// Puts the Admin API's words in front of a problem of the schema or of its kind.
+/// Prefixes a problem with the Admin API's words.
 fn invalid_configuration(problem: Problem) -> Problem {
     Problem { message: format!("invalid configuration: {}", problem.message), ..problem }
 }
 
-/// The refusal of a feature that is configured but not served.
+/// The problem of a field that the gateway does not support.
 fn unsupported(field: &str, hint: &str) -> Problem {
     Problem::new(field, format!("invalid configuration: \"{field}\" is not supported by this gateway"))
         .with_hint(hint)
@@ -95,7 +97,7 @@ struct KindSchema {
 
 static KIND_SCHEMAS: LazyLock<[KindSchema; 6]> = LazyLock::new(|| {
     Kind::ALL.map(|kind| {
-        // The tests prove that the files are sound; were they not, nothing would be accepted.
+        // Tests prove that the schema files compile; a broken one would accept nothing.
         load(kind).unwrap_or_else(|_| KindSchema { text: Value::Bool(false), schema: Schema::never() })
     })
 });
@@ -139,7 +141,7 @@ fn schema_text(kind: Kind) -> &'static str {
     }
 }
 
-/// Puts what a `$ref` names in its place. The files refer to each other by file name; `#/x` names a
+/// Replaces each `$ref` by its schema. Files refer to each other by file name, and `#/x` names a
 /// member of `common.schema.json`.
 fn inline_refs(schema: &Value) -> Result<Value, LoadError> {
     match schema {

@@ -1,7 +1,8 @@
-//! A connection as the data plane walks it, over any runtime's halves: ClientHello, site, handshake, client, HTTP session.
+//! A connection of the data plane over any runtime's halves: ClientHello, site, handshake, client,
+//! HTTP session.
 //!
-//! The stages are the data plane's. What is left out is what would name a runtime (watchdog, pools, the walk to an upstream):
-//! every request gets one fixed answer.
+//! The stages are the data plane's, without those that name a runtime (timeouts, pools, upstreams):
+//! every request gets one fixed response.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -20,7 +21,7 @@ use hyper::service::service_fn;
 use model::admission::ClientVerification;
 use pki::UnixTime;
 
-/// From accept to end. Whoever is refused gets no alert here: nobody in this benchmark is.
+/// From accept to end. A rejected client gets no alert; the benchmark has none.
 pub(crate) async fn serve<R, W>(shared: Arc<SharedState>, mut pump: BufferedSocket<R, W>)
 where
     R: Reader + Unpin,

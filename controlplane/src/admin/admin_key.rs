@@ -1,10 +1,9 @@
-//! Admin keys that nobody chose: made at the first start, shown once, kept in a file (contract
-//! 1.2).
+//! Generated admin keys: created at the first start, printed once, kept in a file (contract 1.2).
 //!
-//! APISIX writes a generated key back into `config.yaml`; that file is the operator's, so the key
-//! is kept beside the store instead, one file a name, mode 0600. Control planes that share a store
-//! share the key, too: only one of them makes it (`shared_key`). There is no default key: an Admin
-//! API without a key must be asked for with `admin_key_required: false`.
+//! APISIX writes a generated key back into `config.yaml`. That file belongs to the operator, so the
+//! key is kept beside the store instead: one file for each name, mode 0600. Control planes that
+//! share a store share the key, and only one of them creates it (`shared_key`). There is no default
+//! key: an Admin API without a key needs `admin_key_required: false`.
 
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{self, ErrorKind, Write};
@@ -22,82 +21,64 @@ use crate::store::Store;
 /// Letters of a generated key: 182 bits.
 const LETTERS: usize = 32;
 
-/// Of a file with a key.
+/// Bytes of a key file.
 const FILE_BYTES_MAX: u64 = 64 << 10;
 
 /// Why there is no usable admin key.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum AdminKeyError {
-    /// The list is empty.
+    /// `admin_key` has no entry.
     #[error(
         "ERROR: missing valid Admin API token. Please modify \"admin_key\" in {path} . Add an entry `{{name: admin, key: \"\", role: admin}}` \
          to have a key made, or set `admin_key_required: false` to do without",
         path = path.display()
     )]
-    NoKeys {
-        /// The configuration file.
-        path: PathBuf,
-    },
-    /// The name cannot be a file's.
+    NoKeys { path: PathBuf },
+    /// The name is no valid file name.
     #[error(
         "deployment.admin.admin_key: no key can be generated for the name {name:?}, because it is kept in a file of that name: use letters, \
          digits, '-' and '_' only, or write a key"
     )]
-    Name {
-        /// The entry's name.
-        name: String,
-    },
-    /// The key's file cannot be used.
+    Name { name: String },
+    /// The key file cannot be read or written.
     #[error("the admin key file {path}: {error}", path = path.display())]
-    File {
-        /// The file.
-        path: PathBuf,
-        /// What the operating system said.
-        error: io::Error,
-    },
-    /// What the store says of the keys that other control planes made cannot be used.
+    File { path: PathBuf, error: io::Error },
+    /// The shared keys in the store cannot be read.
     #[error(
         "the admin key {name:?} has none in admin_key, and the one that the control planes share cannot be looked up: {problem}"
     )]
     Shared {
-        /// The entry's name.
         name: String,
-        /// What is the matter, and what to do.
+        /// The problem, and what to do.
         problem: String,
     },
-    /// The file is there but holds no key.
+    /// The file holds no key.
     #[error("the admin key file {path} does not hold one line with a key: remove it to have a new key made", path = path.display())]
-    Content {
-        /// The file.
-        path: PathBuf,
-    },
+    Content { path: PathBuf },
 }
 
-/// An admin key, ready to be compared.
+/// An admin key with its value or its digest.
 pub(crate) struct ResolvedKey {
-    /// For the log.
     pub name: String,
-    /// In clear.
     pub key: Zeroizing<String>,
-    /// What its bearer may do.
     pub role: AdminRole,
-    /// Where it was written just now, if it was made just now.
+    /// The file that was created for a new key.
     pub created: Option<PathBuf>,
-    /// The digest of the key that another control plane over the same store made.
+    /// The digest of the key that another control plane over the same store created.
     pub shared_digest: Option<KeyDigest>,
 }
 
-/// Where the generated key of that name is kept: beside the store.
+/// The file of the generated key of that name.
 pub(crate) fn key_path(folder: &Path, name: &str) -> PathBuf {
     folder.join(format!("{name}.key"))
 }
 
-/// Fills in what was left empty: admin entries get the key from their file, or that of the control
-/// planes which share `store`, or a new one. Viewer entries without a key stay unusable. `store`:
-/// `None` where no other control plane can open it.
+/// Resolves empty keys: an admin entry gets the key from its file, or that of the control planes
+/// that share `store`, or a new one. A viewer entry without a key stays unusable. `store`: `None`
+/// where no other control plane can open it.
 ///
 /// # Errors
-/// When there is no entry at all, or a key can be neither read nor kept.
+/// When there is no entry, or a key can be neither read nor written.
 pub(crate) async fn resolve_keys(
     keys: &[AdminKey],
     config: &Path,
@@ -114,8 +95,8 @@ pub(crate) async fn resolve_keys(
     Ok(complete)
 }
 
-/// What would keep [`complete`] from a key for these entries: files that are there and hold none,
-/// names that no file can have. Changes nothing.
+/// The errors that [`resolve_keys`] would return for these entries: key files without a key, names
+/// that are no file names. Changes nothing.
 pub(crate) fn key_file_problems(keys: &[AdminKey], folder: &Path) -> Vec<AdminKeyError> {
     let kept = keys.iter().filter(|entry| entry.key.is_empty() && entry.role != AdminRole::Viewer);
     kept.filter_map(|entry| KeyFile::new(&entry.name, folder).and_then(|file| file.read_text()).err())
@@ -180,7 +161,7 @@ impl KeyFile {
         AdminKeyError::File { path: self.path.clone(), error }
     }
 
-    /// The key, and whether it was made now.
+    /// The key, and whether it is new.
     pub(super) fn read_or_create(&self) -> Result<(Zeroizing<String>, bool), AdminKeyError> {
         match self.read()? {
             Some(key) => Ok((key, false)),
@@ -200,7 +181,7 @@ impl KeyFile {
         Ok(Some(key))
     }
 
-    /// What the file says, as it is; `None` when there is no file.
+    /// The file's content without any change to the file; `None` when there is no file.
     fn read_text(&self) -> Result<Option<Zeroizing<String>>, AdminKeyError> {
         let text = match bounded_read::read_regular(&self.path, FILE_BYTES_MAX).map_err(io::Error::from) {
             Ok(text) => text,
@@ -214,10 +195,10 @@ impl KeyFile {
         Ok(Some(Zeroizing::new(key.to_owned())))
     }
 
-    /// Makes a key. When another process has made the file meanwhile, its key is taken.
+    /// Creates a key. When another process creates the file at the same time, that key is used.
     pub(super) fn create(&self) -> Result<(Zeroizing<String>, bool), AdminKeyError> {
         let key = generate();
-        // With etcd as the store nobody else has made it.
+        // With etcd as the store, no other code creates the folder.
         let made = DirBuilder::new().recursive(true).mode(0o700).create(&self.folder);
         made.and_then(|()| write(&self.path, &key)).map_err(|error| self.failed(error))?;
         let kept = self.read()?.unwrap_or_default();
@@ -225,7 +206,7 @@ impl KeyFile {
         Ok((kept, ours))
     }
 
-    /// Takes back a key that was made for nothing.
+    /// Removes a new key that is not used.
     pub(super) fn remove(&self) -> Result<(), AdminKeyError> {
         fs::remove_file(&self.path).map_err(|error| self.failed(error))
     }
@@ -247,8 +228,8 @@ fn generate() -> Zeroizing<String> {
     key
 }
 
-/// Whole or not at all, and private from its first byte: written under another name, then linked. A
-/// file that is there stays.
+/// Writes atomically, with mode 0600 from the first byte: to a temporary name, then by hard link.
+/// An existing file is kept.
 fn write(path: &Path, key: &str) -> io::Result<()> {
     let new = path.with_extension(format!("key.new-{:016x}", rand::random::<u64>()));
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
@@ -280,7 +261,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_empty_key_is_made_once_and_kept() {
+    async fn an_empty_key_is_generated_once() {
         let folder = tempfile::tempdir().unwrap();
         let keys = [
             entry("admin", "", AdminRole::Admin),
@@ -301,7 +282,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_folder_is_made_for_its_owner_alone() {
+    async fn the_folder_has_mode_0700() {
         let parent = tempfile::tempdir().unwrap();
         let folder = parent.path().join("a/data");
         complete(&[entry("admin", "", AdminRole::Admin)], &folder).await.unwrap();
@@ -309,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_file_that_ends_the_start_is_told_before_it() {
+    fn key_file_problems_are_found_without_changes() {
         let folder = tempfile::tempdir().unwrap();
         let keys = [
             entry("admin", "", AdminRole::Admin),
@@ -338,7 +319,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_cannot_be_a_key_is_refused() {
+    async fn invalid_names_and_files_are_errors() {
         let folder = tempfile::tempdir().unwrap();
         let refused =
             async |keys: &[AdminKey]| complete(keys, folder.path()).await.err().unwrap().to_string();
@@ -350,7 +331,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_key_file_that_never_ends_is_refused() {
+    async fn a_key_file_that_is_no_regular_file_is_an_error() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("admin.key");
         let keys = [entry("admin", "", AdminRole::Admin)];

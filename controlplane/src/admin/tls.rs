@@ -1,16 +1,17 @@
-//! TLS of the Admin API (contract 2.1): the server's certificate, and what is made of the client's.
+//! TLS of the Admin API (contract 2.1): the server's certificate, and the verification of the
+//! client's.
 //!
-//! With a CA, every client is asked for a certificate, and the handshake succeeds whatever it
-//! sends, so that a person sees a page that says what is missing instead of a closed connection.
-//! The verdict is `pki`'s and stands before the first request is read. Proof that the client holds
-//! the key is not optional: a certificate without it ends the handshake. Sessions are never
-//! resumed, so no verdict outlives its connection. The files are read again when they change
-//! ([`pem_files::reload`]): a new connection is made with them as they are, and a kept one is
-//! judged by the CA as it is.
+//! With a CA, the server requests a certificate from every client and completes the handshake
+//! whatever the client sends, so that a browser shows a page with the reason instead of a
+//! connection error. `pki` verifies the chain before the first request is read. Proof of possession
+//! of the key is not optional: without it the handshake fails. Sessions are never resumed, so no
+//! verification result outlives its connection. The files are read again when they change
+//! ([`pem_files::reload`]): a new connection uses the current ones, and a kept connection is
+//! verified against the current CA.
 
 use std::sync::Arc;
 
-use conf::{AdminTlsSettings, Ciphers, TlsVersion};
+use conf::{AdminTlsSettings, Ciphers, Settings, TlsVersion};
 use pem_files::reload::ConfiguredFile;
 use pem_files::{CredentialFiles, Credentials, FileError, LoadedCredentials, Reloader};
 use pki::{ClientAuth, ClientAuthInput};
@@ -24,47 +25,78 @@ use rustls::{
     DigitallySignedStruct, DistinguishedName, ServerConfig, SignatureScheme, SupportedProtocolVersion,
 };
 
-use super::client::ClientCertStatus;
+use super::access::ClientCertStatus;
 use crate::proof;
 
 /// nginx's default, which APISIX does not change: one intermediate.
 const DEPTH: u32 = 1;
 
-/// Why the Admin API's TLS could not be set up.
+/// Why the TLS of the Admin API cannot be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
-    /// A file cannot be read, or does not hold what it should.
+    /// A file is unreadable or has unexpected content.
     #[error("{0}")]
     File(#[from] FileError),
-    /// None of the configured protocol versions can be used.
+    #[error(
+        "missing ssl cert for https admin: set deployment.admin.admin_api_mtls.admin_ssl_cert and \
+         admin_ssl_cert_key, or https_admin: false"
+    )]
+    NoCertificate,
+    #[error("deployment.admin.admin_api_version: only v3 is supported: remove the key, or write v3")]
+    ApiVersion,
+    /// None of the configured protocol versions is supported.
     #[error("apisix.ssl.ssl_protocols: the Admin API needs TLSv1.2 or TLSv1.3")]
     Versions,
-    /// The TLS library refused.
+    /// rustls returned an error.
     #[error("the Admin API's TLS cannot be set up: {0}")]
     Library(#[from] rustls::Error),
 }
 
-/// What a handshake needs, as the files were when it began.
+/// The TLS configuration of a handshake, from the files as they were when it began.
 pub struct ServerTls {
-    /// For the TLS library.
     pub config: Arc<ServerConfig>,
-    /// `None`: no client certificate is asked for.
+    /// `None`: the server requests no client certificate.
     policy: Option<Arc<ClientAuth>>,
 }
 
-/// The TLS of the Admin API.
+/// TLS whose certificate files are read again when they change.
 #[derive(Clone, Debug)]
 pub struct ReloadingTls {
-    /// The files, and what is made of them.
+    /// The files and the configuration built from them.
     pub files: Reloader<ServerTls>,
 }
 
 impl ReloadingTls {
-    /// Reads the files. `ciphers`: the suites that may be used; `None`: all there are. A CA file
-    /// that is named but missing, empty or without a certificate is an error, never "no CA".
+    /// The configured TLS; `None` when the Admin API is disabled or plain HTTP.
     ///
     /// # Errors
-    /// Says which file is wrong, and how.
+    /// When the settings or the files are invalid.
+    pub(crate) fn from_settings(settings: &Settings) -> Result<Option<Self>, TlsError> {
+        let admin = &settings.deployment.admin;
+        if !admin.enabled {
+            return Ok(None);
+        }
+        if !admin.v3 {
+            return Err(TlsError::ApiVersion);
+        }
+        if !admin.https {
+            if admin.tls.as_ref().is_some_and(|tls| tls.ca.is_some()) {
+                tracing::warn!(
+                    "admin_api_mtls is set but https_admin is false: the Admin API asks for NO client certificate"
+                );
+            }
+            return Ok(None);
+        }
+        let files = admin.tls.as_ref().ok_or(TlsError::NoCertificate)?;
+        let ssl = &settings.apisix.ssl;
+        Ok(Some(Self::load(files, &ssl.protocols, ssl.ciphers.as_ref())?))
+    }
+
+    /// Reads the files. `ciphers`: the permitted suites; `None`: all. A CA file that is configured
+    /// but missing, empty or without a certificate is an error, never "no CA".
+    ///
+    /// # Errors
+    /// Names the file and the problem.
     pub fn load(
         files: &AdminTlsSettings,
         versions: &[TlsVersion],
@@ -105,17 +137,17 @@ impl ReloadingTls {
         Ok(Self { files })
     }
 
-    /// With the files as they are now, for a new connection.
+    /// The configuration from the current files, for a new connection.
     ///
     /// # Errors
-    /// When the files could never be used.
+    /// When the files have never been valid.
     pub async fn current(&self) -> Result<Arc<LoadedCredentials<ServerTls>>, FileError> {
         self.files.refresh().await
     }
 }
 
 impl ServerTls {
-    /// Judges what a client sent.
+    /// Verifies a client's chain.
     pub fn verify_client(&self, sent: &[CertificateDer<'_>], now: UnixTime) -> ClientCertStatus {
         let Some(policy) = &self.policy else { return ClientCertStatus::NotRequested };
         let Some((leaf, rest)) = sent.split_first() else { return ClientCertStatus::Missing };

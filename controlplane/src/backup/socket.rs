@@ -1,9 +1,9 @@
-//! How a running control plane gives its embedded store to `controlplane backup`: a socket beside
-//! the store file, on which whoever connects is sent all rows.
+//! The socket beside the store file from which `controlplane backup` reads the backup stream of a
+//! running control plane.
 //!
-//! The store file is locked by the process that has it open, so only that process can read it. The
-//! socket can be used by the same user and by root: its mode says so, and the kernel's word about
-//! the other end. One backup at a time.
+//! Only the process that has the store open can read it, because it holds the file's lock. The
+//! socket accepts the same user and root: by its mode, and by the peer credentials from the kernel.
+//! It serves one backup at a time.
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter};
@@ -19,14 +19,12 @@ use tokio::sync::Semaphore;
 
 use crate::store::EmbeddedStore;
 
-/// For the other end to take some bytes: a backup that is not read must not hold the pages of an
-/// old revision for ever.
+/// A stalled reader must not pin the pages of an old revision.
 const SEND_TIMEOUT: Duration = Duration::from_secs(60);
-/// For the control plane to send some bytes: one that hangs or is stopped is left.
+/// For a control plane that hangs or is stopped.
 pub(super) const RECEIVE_TIMEOUT: Duration = Duration::from_secs(10);
-/// How often the socket is looked for: a folder that is tidied up by hand takes it away.
+/// How often the socket is checked: a cleanup of the directory may remove it.
 const CHECK_INTERVAL: Duration = Duration::from_secs(5);
-/// After an accept that failed.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
 
 /// The socket of the store at `path`.
@@ -36,8 +34,7 @@ pub(super) fn socket_path(path: &Path) -> PathBuf {
     path.with_file_name(name)
 }
 
-/// A name of the socket that is short enough for one (108 bytes), however long its path is: by way
-/// of its open folder.
+/// A path of the socket through its open directory, which is shorter than the limit of 108 bytes.
 struct ShortPath {
     _folder: File,
     path: PathBuf,
@@ -53,23 +50,23 @@ impl ShortPath {
     }
 }
 
-/// Removes the socket with the task that listens on it.
+/// A listener that removes its socket when dropped.
 struct BackupListener {
     listener: UnixListener,
     socket: PathBuf,
     /// Device and inode of the socket.
     file: (u64, u64),
-    /// The user that the process runs as.
+    /// The user id of this process.
     user: u32,
 }
 
 impl BackupListener {
-    /// The name leads to this socket.
+    /// Whether the path still names this socket.
     fn is_bound(&self) -> bool {
         file_id(&self.socket).is_ok_and(|file| file == self.file)
     }
 
-    /// Makes the socket anew where its name is gone.
+    /// Binds again if the socket's path is gone.
     fn rebind_if_missing(&mut self, store: &Path) {
         if self.is_bound() {
             return;
@@ -86,7 +83,7 @@ impl BackupListener {
 
 impl Drop for BackupListener {
     fn drop(&mut self) {
-        // Another file may have its name by now.
+        // Another file may have the path by now.
         if self.is_bound() {
             let _gone = fs::remove_file(&self.socket);
         }
@@ -97,8 +94,8 @@ fn file_id(path: &Path) -> io::Result<(u64, u64)> {
     fs::symlink_metadata(path).map(|found| (found.dev(), found.ino()))
 }
 
-/// Gives backups for as long as the store is used. Where that cannot be, the control plane runs
-/// without: the log says so.
+/// Serves backups while the store is in use. If the socket cannot be bound, logs a warning and
+/// returns.
 pub(crate) fn serve(store: &Arc<EmbeddedStore>, path: &Path) {
     match bind(path) {
         Ok(listening) => {
@@ -121,7 +118,8 @@ fn bind(path: &Path) -> io::Result<BackupListener> {
     let socket = socket_path(path);
     let short = ShortPath::of(&socket)?;
     match fs::symlink_metadata(&short.path) {
-        // The file is locked by us, so a socket that is there is of a process that has died.
+        // This process holds the lock of the store, so an existing socket belongs to a dead
+        // process.
         Ok(found) if found.file_type().is_socket() => fs::remove_file(&short.path)?,
         Ok(_) => {
             return Err(io::Error::other("there is a file of its name, which is no socket: move it away"));
@@ -145,9 +143,10 @@ async fn accept_loop(
     let one = Arc::new(Semaphore::new(1));
     loop {
         let stream = match tokio::time::timeout(look_interval, listening.listener.accept()).await {
-            // Looked at while nobody asks: a connection shows that the name was there.
+            // Checked only when idle: a connection proves that the path exists.
             Err(_) => {
-                // Held meanwhile: after it is closed the name may be another process's.
+                // Held during the check: once the store is closed, the path may belong to another
+                // process.
                 let Some(_store) = store.upgrade() else { return };
                 listening.rebind_if_missing(&path);
                 continue;
@@ -167,7 +166,7 @@ async fn accept_loop(
         let (Ok(stream), Some(store)) = (stream.into_std(), store.upgrade()) else { continue };
         let one = Arc::clone(&one);
         tokio::spawn(async move {
-            // Never closed.
+            // The semaphore is never closed.
             let place = one.acquire_owned().await;
             let sent = tokio::task::spawn_blocking(move || send(&store, stream)).await;
             drop(place);
@@ -186,10 +185,10 @@ fn send(store: &EmbeddedStore, stream: UnixStream) -> Result<(), crate::store::B
     Ok(())
 }
 
-/// Connects to the control plane that has the store open; `None` when none listens.
+/// Connects to the control plane that has the store open; `None` if none listens.
 ///
 /// # Errors
-/// When one may listen and cannot be reached.
+/// When a control plane may listen and is unreachable.
 pub(super) fn connect(path: &Path) -> io::Result<Option<UnixStream>> {
     let connected = ShortPath::of(&socket_path(path)).and_then(|short| UnixStream::connect(&short.path));
     match connected {
@@ -209,7 +208,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_socket_that_is_gone_is_made_anew() {
+    async fn a_removed_socket_is_bound_again() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("store.redb");
         let store = Arc::new(EmbeddedStore::open(&path).unwrap());
@@ -222,7 +221,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_file_in_the_place_of_the_socket_stays() {
+    async fn a_file_with_the_path_of_the_socket_stays() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("store.redb");
         let mut listening = bind(&path).unwrap();

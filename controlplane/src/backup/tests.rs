@@ -27,7 +27,7 @@ impl Place {
         Arc::new(EmbeddedStore::open(&self.path("store.redb")).unwrap())
     }
 
-    /// What it tells.
+    /// The printed summary.
     fn backup(&self, to: &str, overwrite: bool) -> Result<String, String> {
         let mut out = Vec::new();
         let args = BackupArgs { to: self.path(to), overwrite };
@@ -57,19 +57,19 @@ async fn put(store: &EmbeddedStore, id: &str, document: Value) -> u64 {
     store.commit(write).await.unwrap().revision
 }
 
-/// Asks on a thread of its own, as another program does.
+/// On a thread of its own, like another process.
 async fn backup_beside(place: &Arc<Place>, to: &'static str) -> Result<String, String> {
     let place = Arc::clone(place);
     tokio::task::spawn_blocking(move || place.backup(to, false)).await.unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_backup_of_a_store_in_use_is_all_of_one_revision() {
+async fn a_backup_of_a_store_in_use_has_one_revision() {
     let place = Arc::new(Place::new());
     let store = place.store();
     socket::serve(&store, &place.path("store.redb"));
     store.swap_internal_entry(InternalKey::TicketSecrets, 0, "sealed".to_owned().into()).await.unwrap();
-    // Each revision has one document with its number, and so has each backup all up to its own.
+    // Each revision adds one document, so a consistent backup at revision n has n documents.
     let writing = tokio::spawn({
         let store = Arc::clone(&store);
         async move {
@@ -92,7 +92,7 @@ async fn a_backup_of_a_store_in_use_is_all_of_one_revision() {
         );
     }
     writing.await.unwrap();
-    // What was not acknowledged by a reader holds nobody up, and ends with it.
+    // An idle reader blocks nobody, and is dropped with its connection.
     drop(socket::connect(&place.path("store.redb")).unwrap());
     assert!(backup_beside(&place, "four.redb").await.is_ok());
     assert!(backup_beside(&place, "four.redb").await.unwrap_err().contains("exists"));
@@ -102,11 +102,11 @@ async fn a_backup_of_a_store_in_use_is_all_of_one_revision() {
 }
 
 #[tokio::test]
-async fn without_a_control_plane_the_file_is_read() {
+async fn a_stopped_control_planes_file_is_read() {
     let place = Place::new();
     assert!(place.backup("b.redb", false).unwrap_err().contains("there is no store"));
     put(&place.store(), "1", json!({"v": 1})).await;
-    // What a process that was killed leaves behind.
+    // The leftover socket of a killed process.
     drop(std::os::unix::net::UnixListener::bind(place.path("store.redb.sock")).unwrap());
     let told = place.backup("b.redb", false).unwrap();
     assert!(told.contains("1 documents at revision 1"), "{told}");
@@ -122,7 +122,7 @@ async fn without_a_control_plane_the_file_is_read() {
 }
 
 #[tokio::test]
-async fn a_restored_store_is_as_it_was_and_the_other_is_kept() {
+async fn a_restore_keeps_the_replaced_store() {
     let place = Place::new();
     let store = place.store();
     let identity = store.identity().to_owned();
@@ -153,7 +153,7 @@ async fn a_restored_store_is_as_it_was_and_the_other_is_kept() {
 }
 
 #[tokio::test]
-async fn a_damaged_backup_changes_nothing_and_a_damaged_store_is_replaced() {
+async fn a_corrupted_store_is_replaced_by_a_valid_backup_only() {
     let place = Place::new();
     put(&place.store(), "1", json!({"v": 1})).await;
     place.backup("b.redb", false).unwrap();
@@ -178,7 +178,7 @@ async fn a_damaged_backup_changes_nothing_and_a_damaged_store_is_replaced() {
 }
 
 #[test]
-fn a_cluster_is_not_ours_to_copy() {
+fn an_etcd_cluster_is_not_backed_up() {
     let place = Place::new();
     let etcd = json!({"deployment": {"role_traditional": {"config_provider": "etcd"},
         "etcd": {"host": ["http://127.0.0.1:1"]}}});
@@ -187,7 +187,7 @@ fn a_cluster_is_not_ours_to_copy() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn overwrite_replaces_nothing_but_a_backup() {
+async fn overwrite_replaces_backups_only() {
     let place = Arc::new(Place::new());
     let store = place.store();
     socket::serve(&store, &place.path("store.redb"));
@@ -219,7 +219,7 @@ async fn overwrite_replaces_nothing_but_a_backup() {
         move || place.backup("b.redb", true)
     });
     assert!(again.await.unwrap().is_ok(), "a backup is replaced");
-    // A name that the socket needs, and no control plane that has it.
+    // The path of the socket is reserved even when no control plane runs.
     drop(store);
     let (place, to) = (Arc::clone(&place), "store.redb.sock");
     let told = tokio::task::spawn_blocking(move || place.backup(to, false)).await.unwrap().unwrap_err();
@@ -227,9 +227,9 @@ async fn overwrite_replaces_nothing_but_a_backup() {
 }
 
 #[test]
-fn a_control_plane_that_hangs_is_left_and_named() {
+fn a_hanging_control_plane_times_out() {
     let place = Place::new();
-    // Accepts by its backlog, as a stopped process does, and never answers.
+    // The backlog accepts the connection, as for a stopped process, and nothing answers.
     let _stopped = std::os::unix::net::UnixListener::bind(place.path("store.redb.sock")).unwrap();
     let store = place.path("store.redb");
     let stream = socket::connect(&store).unwrap().unwrap();
@@ -242,7 +242,7 @@ fn a_control_plane_that_hangs_is_left_and_named() {
 }
 
 #[tokio::test]
-async fn restore_reads_no_device_and_no_fifo() {
+async fn restore_rejects_devices_and_fifos() {
     let place = Place::new();
     put(&place.store(), "1", json!({"v": 1})).await;
     nix::unistd::mkfifo(&place.path("fifo"), nix::sys::stat::Mode::S_IRWXU).unwrap();
@@ -256,7 +256,7 @@ async fn restore_reads_no_device_and_no_fifo() {
 }
 
 #[tokio::test]
-async fn what_a_killed_backup_left_is_removed() {
+async fn stale_temp_files_are_removed() {
     let place = Place::new();
     put(&place.store(), "1", json!({"v": 1})).await;
     let long_ago = SystemTime::now() - std::time::Duration::from_secs(3600);

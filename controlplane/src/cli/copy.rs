@@ -1,13 +1,14 @@
-//! `controlplane copy`: moves the documents of one store to another, or to and from an APISIX's
-//! rules in a file.
+//! `controlplane copy`: copies all documents of one store to another, or from and to the rules of
+//! an APISIX in a file.
 //!
-//! In walk order: `place` (what the command line names, opened and read) -> `plan` (what differs)
-//! -> written, in the order of dependency, each against what the plan saw -> read again and
-//! compared. Run again, it writes only what is missing. Invariants: nothing is written
-//! before everything is read and nothing is in the way; what is only in the target stays; no
-//! document is changed on its way, except that a private key in clear is sealed where a store would
-//! keep it, and that extension fields (`model::extension`) which only the target's document has are
-//! kept there: the source may be of a program that does not know them.
+//! `location` opens and reads both sides; `plan` computes the differences; the documents are
+//! written in the order of their dependencies, each with the planned precondition; then both sides
+//! are read again and compared. A second run writes only what is missing.
+//!
+//! Invariants: nothing is written before everything was read without a conflict; documents that
+//! only the target has stay. A document changes in two ways only: a private key in clear is sealed
+//! for a store, and extension fields (`model::extension`) that only the target has are kept,
+//! because the source may not know them.
 
 mod location;
 mod plan;
@@ -30,11 +31,10 @@ use crate::publish::DeniedNodes;
 use crate::publish::deny_list::DenyListError;
 use crate::store::{Mutation, Precondition, Store, StoreError};
 
-/// Writes that are on their way at once: an embedded store makes them durable together.
+/// The embedded store commits concurrent writes with one fsync.
 const CONCURRENT_WRITES: usize = 64;
-/// Lines about one kind of thing; the rest is counted.
+/// Lines per kind of message; the rest is counted.
 const LINES_MAX: usize = 20;
-/// Between two lines about how far it is.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
 
 const EXAMPLES: &str = "Places:
@@ -67,117 +67,67 @@ pub(crate) struct CopyArgs {
     /// Replace documents of the target that differ; a file is replaced as a whole
     #[arg(long)]
     overwrite: bool,
-    /// Say what would be done, and write no document
+    /// Print what would be done, and write no document
     #[arg(long)]
     dry_run: bool,
 }
 
-/// Why documents were not copied, or not all of them.
+/// Why the documents were not copied, or only a part of them.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CopyError {
-    /// The configuration cannot be read.
     #[error("{0}")]
     Configuration(#[from] conf::ConfError),
-    /// The keyring cannot be used.
     #[error("apisix.data_encryption.keyring: {0}")]
     Keyring(#[from] pki::KeyringError),
-    /// The keyring's file cannot be used.
     #[error("{0}")]
     KeyringFile(#[from] conf::KeyringFileError),
-    /// The source does not exist.
     #[error("--from {place}: there is no file {path}", path = path.display())]
-    SourceMissing {
-        /// As on the command line.
-        place: Location,
-        /// Where it was looked for.
-        path: PathBuf,
-    },
-    /// Source and target are one.
+    SourceMissing { place: Location, path: PathBuf },
     #[error("--from {0} and --to {1} are the same place")]
     SameLocation(Location, Location),
-    /// A side cannot be opened, read or written.
     #[error("{place}: {source}")]
-    Store {
-        /// As on the command line.
-        place: Location,
-        /// What the store says.
-        source: StoreError,
-    },
-    /// The file's entries are not what an APISIX would read.
+    Store { place: Location, source: StoreError },
+    /// An entry that an APISIX would not read.
     #[error("{path}: {what}; nothing was copied", path = path.display())]
     InvalidRules {
-        /// The file.
         path: PathBuf,
-        /// Entry, what was found, what was expected.
+        /// The entry, the found value and the expected one.
         what: String,
     },
-    /// A file cannot be written.
     #[error("cannot write {path}: {source}", path = path.display())]
-    WriteFailed {
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
+    WriteFailed { path: PathBuf, source: io::Error },
     /// The source has documents that cannot be read.
     #[error(
         "{count} document(s) in {place} cannot be read and may be obeyed by another program (listed above); nothing was written. \
          Write them again as plain JSON under a valid id, or delete them"
     )]
-    Unreadable {
-        /// The source.
-        place: Location,
-        /// How many.
-        count: usize,
-    },
+    Unreadable { place: Location, count: usize },
     /// Documents of the target differ.
     #[error(
         "{count} document(s) in {place} are in the way (listed above); nothing was written. --overwrite puts the source's in their place"
     )]
-    Conflicts {
-        /// The target.
-        place: Location,
-        /// How many.
-        count: usize,
-    },
-    /// Somebody else wrote the same document.
+    Conflicts { place: Location, count: usize },
+    /// Another program wrote the document meanwhile.
     #[error("{key} in {place} was changed by somebody else meanwhile: run this again")]
-    ConcurrentChange {
-        /// The target.
-        place: Location,
-        /// The document.
-        key: Key,
-    },
-    /// The source is in use.
+    ConcurrentChange { place: Location, key: Key },
+    /// The source changed during the copy.
     #[error("{0} was changed while it was copied: run this again, it writes only what is missing")]
     SourceChanged(Location),
-    /// What was read back is not what was written.
+    /// The read-back differs.
     #[error(
         "{place} does not hold what was copied: {key} differs. Is somebody else writing to it? Run this again"
     )]
-    VerifyFailed {
-        /// The target.
-        place: Location,
-        /// The first document that differs.
-        key: Key,
-    },
-    /// The deny-list of data planes cannot be read or written.
+    VerifyFailed { place: Location, key: Key },
     #[error("{place}: {source}")]
-    Denied {
-        /// As on the command line.
-        place: Location,
-        /// What is wrong.
-        source: DenyListError,
-    },
-    /// The report cannot be written.
+    Denied { place: Location, source: DenyListError },
     #[error("cannot write the report: {0}")]
     Report(#[from] io::Error),
 }
 
-/// Copies, and tells about it on `out`.
+/// Copies the documents and prints a summary to `out`.
 ///
 /// # Errors
-/// Why not, with what to do; the target then has a part of the documents, or none.
+/// The cause and its fix; the target then has some of the documents, or none.
 pub(crate) async fn run(config: &Path, args: &CopyArgs, out: &mut dyn io::Write) -> Result<(), CopyError> {
     let settings = conf::load(config)?;
     let keyring = Keyring::new(settings.keyring()?)?;
@@ -220,8 +170,7 @@ pub(crate) async fn run(config: &Path, args: &CopyArgs, out: &mut dyn io::Write)
     Ok(())
 }
 
-/// The deny-list of data planes: a node that is thrown out stays out in the other store. A file of
-/// rules has no place for it.
+/// Merges the deny-list, so that a denied node stays denied in the target. A file cannot hold it.
 async fn copy_denied_nodes(
     source: &OpenLocation,
     target: &OpenLocation,
@@ -250,8 +199,7 @@ fn at_revision(content: &LocationContent) -> String {
     content.revision.map_or_else(String::new, |revision| format!(" at revision {revision}"))
 }
 
-/// What a data plane would not serve. It is copied all the same: nothing is lost, and the control
-/// plane that reads it says so again.
+/// Warnings about documents that a data plane would not serve. They are copied all the same.
 fn compile_warnings(documents: &[Document], keyring: &Keyring) -> Vec<String> {
     let problem = |document: &Document| {
         let Key { kind, id } = &document.key;
@@ -280,12 +228,12 @@ async fn write(target: &OpenLocation, documents: &[Document], plan: &Plan) -> Re
         OpenLocation::Store { place, store } => write_documents(place, &**store, plan).await,
         OpenLocation::File { path, .. } if plan.is_done() && path.exists() => Ok(()),
         OpenLocation::File { path, .. } => yaml::write(path, documents),
-        // Only a dry run has such a target.
+        // Only a dry run has an absent target.
         OpenLocation::Absent { .. } => Ok(()),
     }
 }
 
-/// Kind after kind, so that a control plane that watches meets what is referred to first.
+/// Kind by kind, so that a watching control plane sees a referenced document before the reference.
 async fn write_documents(place: &Location, store: &dyn Store, plan: &Plan) -> Result<(), CopyError> {
     let mut progress = ProgressLog::new(plan.writes.len());
     for kind in Kind::ALL {
@@ -309,7 +257,7 @@ async fn write_documents(place: &Location, store: &dyn Store, plan: &Plan) -> Re
     Ok(())
 }
 
-/// Reads both sides again.
+/// Reads both sides again and compares.
 async fn verify(
     source: &OpenLocation,
     target: &OpenLocation,
@@ -334,7 +282,7 @@ async fn verify(
     }
 }
 
-/// A line on stderr now and then, for whoever waits.
+/// Prints the progress to stderr, at most once per interval.
 struct ProgressLog {
     total: usize,
     done: usize,

@@ -1,10 +1,8 @@
-//! `controlplane doctor`: everything around a control plane, looked at from where it runs, in one
-//! table.
+//! `controlplane doctor`: checks everything around a control plane from its machine, in one table.
 //!
-//! First what `check` judges (`preflight`), then what takes more: `certificates` (chains, usages),
-//! `cluster` (each etcd endpoint as the control plane would meet it), `listeners` (free, or who is
-//! there), `node` (the data plane's half). Invariant: nothing is changed, and a control plane or
-//! data plane that runs is not a problem.
+//! First the checks of `preflight`, then `certificates` (chains and usages), `cluster` (each etcd
+//! endpoint), `listeners` (free, or their owner) and `node` (the data plane's half). Invariant:
+//! nothing is changed, and a running control plane or data plane is not a problem.
 
 mod certificates;
 mod cluster;
@@ -38,10 +36,10 @@ pub(crate) struct DoctorArgs {
     json: bool,
 }
 
-/// Examines and prints; whether nothing is wrong.
+/// Runs all checks and prints the report. Returns whether no check failed.
 ///
 /// # Errors
-/// When nothing can be printed.
+/// When the report cannot be printed.
 pub(crate) async fn run(config: &Path, args: &DoctorArgs, out: &mut dyn Write) -> io::Result<bool> {
     let found = run_checks(config).await;
     let count = |state| found.with_status(state).count();
@@ -58,7 +56,7 @@ pub(crate) async fn run(config: &Path, args: &DoctorArgs, out: &mut dyn Write) -
     Ok(wrong == 0)
 }
 
-/// One row a line; what to do stands below, indented.
+/// One line per check; its fix is indented below.
 fn print_table(found: &CheckReport, out: &mut dyn Write) -> io::Result<()> {
     let width = found.checks().iter().map(|row| row.subject.chars().count()).max().unwrap_or_default();
     for row in found.checks() {

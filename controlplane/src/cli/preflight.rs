@@ -1,8 +1,8 @@
-//! What can be judged without starting: all of `controlplane check`, and the first part of
-//! `doctor`.
+//! The checks that need no running control plane: all of `controlplane check`, and the first part
+//! of `doctor`.
 //!
-//! Reads what the configuration names and tries what start-up would try, changes nothing, and
-//! reports everything at once, each with what to do about it.
+//! Reads the configured files and tries what start-up would do, changes nothing, and reports all
+//! problems at once, each with its fix.
 
 use std::net::{SocketAddr, TcpListener};
 
@@ -14,11 +14,11 @@ use rustls_pki_types::UnixTime;
 use crate::admin::admin_key;
 use crate::cli::check_report::CheckReport;
 use crate::server::status;
-use crate::store::etcd::dial::{ClientTls, Endpoint, OPEN};
+use crate::store::etcd::dial::{ClientTls, Endpoint, VERIFY_OFF};
 use crate::{inventory, server};
 
-/// Judges everything. What is wrong would keep the control plane from starting, or everybody from
-/// talking to it.
+/// Runs all checks. A failed check would keep the control plane from starting, or all clients from
+/// connecting.
 pub(crate) async fn run(settings: &Settings) -> CheckReport {
     let mut found = CheckReport::default();
     check_settings(settings, &mut found);
@@ -31,7 +31,7 @@ pub(crate) async fn run(settings: &Settings) -> CheckReport {
     found
 }
 
-/// The listeners, by the settings that name them.
+/// The listeners by their settings.
 pub(crate) fn configured_listeners(settings: &Settings) -> Vec<(&'static str, SocketAddr)> {
     let (admin, push) = (&settings.deployment.admin, &settings.countersign.push);
     let admin = admin.enabled.then_some(("deployment.admin.admin_listen", admin.listen));
@@ -39,7 +39,7 @@ pub(crate) fn configured_listeners(settings: &Settings) -> Vec<(&'static str, So
     admin.into_iter().chain([("countersign.push.listen", push.listen)]).chain(status).collect()
 }
 
-/// What is the same whether a control plane runs or not.
+/// The checks whose result does not depend on a running control plane.
 pub(crate) fn check_settings(settings: &Settings, found: &mut CheckReport) {
     let now = UnixTime::now();
     match server::admin_tls(settings) {
@@ -82,8 +82,7 @@ pub(crate) fn check_settings(settings: &Settings, found: &mut CheckReport) {
     }
 }
 
-/// The control plane's end of the push: a pair that fits, the name data planes expect, a CA for the
-/// nodes.
+/// Checks the push server's pair, its name that data planes expect, and the CA of the nodes.
 fn check_push(push: &PushSettings, expected: &str, now: UnixTime, found: &mut CheckReport) {
     const CERT: &str = "countersign.push.cert";
     const CA: &str = "countersign.push.ca";
@@ -108,7 +107,7 @@ fn check_push(push: &PushSettings, expected: &str, now: UnixTime, found: &mut Ch
     check_ca_bundle(ConfiguredFileRef { setting: CA, path: &push.ca }, found);
 }
 
-/// A bundle: that it can be read, and how many are in it.
+/// Checks that a CA bundle can be read, and counts its certificates.
 pub(crate) fn check_ca_bundle(file: ConfiguredFileRef<'_>, found: &mut CheckReport) {
     match file.read_certificates() {
         Ok(bundle) => {
@@ -118,7 +117,7 @@ pub(crate) fn check_ca_bundle(file: ConfiguredFileRef<'_>, found: &mut CheckRepo
     }
 }
 
-/// URLs and files of `deployment.etcd`.
+/// Checks URLs and files of `deployment.etcd`.
 fn check_etcd(settings: &Settings, now: UnixTime, found: &mut CheckReport) {
     let etcd = &settings.deployment.etcd;
     let endpoints = match Endpoint::from_config(etcd) {
@@ -147,18 +146,18 @@ fn check_etcd(settings: &Settings, now: UnixTime, found: &mut CheckReport) {
             if etcd.tls.verify {
                 found.ok("apisix.ssl.ssl_trusted_certificate", &loaded.trusted);
             } else {
-                found.warn("deployment.etcd.tls.verify", OPEN, "");
+                found.warn("deployment.etcd.tls.verify", VERIFY_OFF, "");
             }
         }
     }
 }
 
-/// Without the setting, which the row names.
+/// The error without the setting, which is the subject of the check.
 pub(crate) fn file_problem(error: &pem_files::FileError) -> String {
     format!("{}: {}", error.path.display(), error.problem)
 }
 
-/// A certificate of ours: whose, and until when.
+/// Reports subject and expiry of a certificate.
 pub(crate) fn check_expiry(
     file: ConfiguredFileRef<'_>,
     leaf: &Certificate,

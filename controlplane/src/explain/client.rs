@@ -1,5 +1,5 @@
-//! How a client's chain fares under a site's policy, which certificate breaks which rule, and what
-//! would fix it.
+//! Verification of a client's chain under a site's policy: the reason, the failing certificate, and
+//! the fix.
 
 use std::sync::Arc;
 
@@ -13,17 +13,17 @@ use serde_json::{Value, json};
 use super::site::certificate_json;
 use super::{FailureExplanation, put};
 
-/// A client, judged.
+/// A client's verified or rejected chain.
 pub(super) struct ClientEvaluation {
-    /// As the data plane would see it.
+    /// As the data plane sees it.
     pub client: ClientVerification,
-    /// The verdict, as JSON.
+    /// The result as JSON.
     pub json: Value,
-    /// When it was refused: what is wrong, and what would help.
+    /// Message and fix of a rejected chain.
     rejection: Option<(String, String)>,
 }
 
-/// Judges a chain as a handshake at this moment would.
+/// Verifies a chain as a handshake at this moment does.
 pub(super) fn evaluate(
     policy: Option<&ClientAuth>,
     chain: Option<&[Certificate]>,
@@ -75,7 +75,7 @@ pub(super) fn evaluate(
 }
 
 impl ClientEvaluation {
-    /// The refusal of the handshake, where the site insists.
+    /// The failure of the handshake, where the site requires a certificate.
     pub(super) fn handshake_failure(&self, ssl: &Ssl) -> Option<FailureExplanation> {
         ssl.client.as_deref().filter(|policy| policy.requires_client_cert())?;
         match &self.client {
@@ -89,7 +89,7 @@ impl ClientEvaluation {
         }
     }
 
-    /// A refusal for the client's certificate, or for the lack of one.
+    /// A failure for a rejected or missing certificate.
     pub(super) fn failure(&self, reason: Reason, ssl: &Ssl) -> FailureExplanation {
         let rule = self.client.rejection_for(reason);
         let refusal = match &self.rejection {
@@ -106,7 +106,7 @@ impl ClientEvaluation {
     }
 }
 
-/// The certificate that breaks the rule, and where it stands.
+/// The failing certificate and its position.
 fn failing_certificate(place: ChainPosition, found: Option<&Certificate>) -> Value {
     let mut failed = found.map_or_else(|| json!({}), certificate_json);
     put(&mut failed, "at", position(place));
@@ -121,7 +121,7 @@ fn position(place: ChainPosition) -> String {
     }
 }
 
-/// What somebody can do about it: one sentence, as concrete as the refusal allows.
+/// One sentence that says how to fix the error.
 fn suggest_fix(
     error: &VerifyError,
     policy: &ClientAuth,
@@ -161,7 +161,7 @@ fn suggest_fix(
     }
 }
 
-/// Which list is missing or too old.
+/// Names the CRL that is missing or too old.
 fn fix_unknown_status(policy: &ClientAuth, found: Option<&Certificate>) -> String {
     let issuer = found.map(Certificate::issuer).unwrap_or_default();
     let list = (1..).zip(policy.crls()).find(|(_, crl)| crl.issuer() == issuer);
@@ -175,7 +175,7 @@ fn fix_unknown_status(policy: &ClientAuth, found: Option<&Certificate>) -> Strin
     }
 }
 
-/// For rules about which there is nothing more to say than where.
+/// Fixes that depend only on the reason and the position.
 fn fix_by_reason(rule: VerifyReason, place: Option<ChainPosition>) -> &'static str {
     match (rule, place) {
         (VerifyReason::Expired, Some(ChainPosition::Leaf)) => "renew the client's certificate",

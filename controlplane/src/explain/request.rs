@@ -1,5 +1,5 @@
-//! Where a request ends: its target as every decision reads it, whether the client may ask for it,
-//! who takes it, and whether that route names this client.
+//! Where a request ends: the normalized target, admission, the route, and whether the route permits
+//! this client.
 
 use std::sync::Arc;
 
@@ -16,17 +16,17 @@ use super::client::ClientEvaluation;
 use super::query::RequestSpec;
 use super::{BLOCKED, FailureExplanation, Outcome, put, site};
 
-/// Most routes that almost took the request.
+/// Maximum of routes in `near_misses`.
 const NEAR_MISSES_MAX: usize = 5;
 
-/// The connection a request comes on.
+/// The connection of a request.
 pub(super) struct ExplainedConnection<'a> {
     pub sni: &'a HostName,
     pub ssl: &'a Ssl,
     pub client: &'a ClientEvaluation,
 }
 
-/// Walks a request; what was found out on the way, and how it ends.
+/// Explains a request: the intermediate results, and how it ends.
 pub(super) fn explain_request(
     asked: &RequestSpec,
     connection: &ExplainedConnection<'_>,
@@ -34,7 +34,7 @@ pub(super) fn explain_request(
     paths: PathOptions,
 ) -> (Value, Outcome) {
     let line = asked.uri.authority().map(Authority::as_str);
-    // Who names no other host asks for the name of the handshake, as browsers do.
+    // Without a host the request is for the SNI, as in browsers.
     let host = asked.host.as_deref().or_else(|| line.is_none().then(|| connection.sni.as_str()));
     let mut shown = json!({"method": asked.method, "remote_addr": asked.remote.to_string()});
     let target = match RequestTarget::new(line, host, asked.uri.path(), paths) {
@@ -72,7 +72,8 @@ pub(super) fn explain_request(
             return (shown, Outcome::Failed(explain_denied(reason, connection, snapshot, &target)));
         }
     };
-    // A question has no headers and no query: of `vars`, only that there are some can be told (`but`).
+    // A question has no headers and no query, so of `vars` only their presence is reported
+    // ([`mismatch`]).
     let outcome = match destination::find(snapshot, &target, &asked.method, asked.remote, &NoVariables) {
         Ok(found) => {
             put(&mut shown, "route", found.route.id.as_str());
@@ -92,7 +93,7 @@ pub(super) fn explain_request(
     (shown, outcome)
 }
 
-/// The client may not ask for this.
+/// The request is denied by the site's policy.
 fn explain_denied(
     reason: Reason,
     connection: &ExplainedConnection<'_>,
@@ -126,7 +127,7 @@ fn explain_denied(
     refusal
 }
 
-/// The refusal of a client that the route (or its service) does not name.
+/// The route or its service does not permit this client.
 fn explain_identity(
     found: &destination::Destination<'_>,
     client: &ClientVerification,
@@ -146,8 +147,7 @@ fn explain_identity(
     )
 }
 
-/// The refusal of a path that the route wants forwarded as it is, and that a rule could be walked
-/// round by.
+/// The route forwards raw paths, and this path bypasses a rule.
 fn explain_raw_path(
     asked: &RequestSpec,
     connection: &ExplainedConnection<'_>,
@@ -173,8 +173,8 @@ fn explain_raw_path(
     )
 }
 
-/// The upstream of a route, or why it cannot be asked. What only the network can tell (names,
-/// connections) is not asked.
+/// The upstream of a route, or why it is unusable. Nothing that needs the network (DNS,
+/// connections) is checked.
 fn explain_upstream(found: &destination::Destination<'_>, snapshot: &Snapshot) -> Outcome {
     let destination::Destination { route, upstream, .. } = found;
     if !upstream.scheme.is_http() {
@@ -218,7 +218,7 @@ fn node_address(node: &Node) -> String {
     node.port.map_or_else(|| node.host.clone(), |port| format!("{}:{port}", node.host))
 }
 
-/// Nobody takes the request, or something is missing behind the route.
+/// No route matches, or a resource behind the route is missing or blocked.
 fn explain_no_destination(
     reason: Reason,
     asked: &RequestSpec,
@@ -279,13 +279,13 @@ fn explain_no_destination(
     }
 }
 
-/// What the route leads to: its own upstream, else its service's.
+/// The route's own upstream, else its service's.
 fn upstream_ref<'a>(route: &'a Route, snapshot: &'a Snapshot) -> Option<&'a UpstreamRef> {
     let service = route.service.as_ref().and_then(|service| snapshot.service(service));
     route.upstream.as_ref().or_else(|| service.and_then(|service| service.upstream.as_ref()))
 }
 
-/// The request meets something blocked.
+/// The request reaches a blocked resource.
 fn explain_blocked(reason: Reason, snapshot: &Snapshot, kind: Kind, id: &Id) -> FailureExplanation {
     let held = snapshot.get(&Key::new(kind, id.clone()));
     let why = held.and_then(|held| held.resource.blocked()).map_or("", Blocked::reason);
@@ -294,7 +294,7 @@ fn explain_blocked(reason: Reason, snapshot: &Snapshot, kind: Kind, id: &Id) -> 
     FailureExplanation::new(reason, why).with_fix(BLOCKED)
 }
 
-/// Routes whose uri fits, and what keeps them from taking the request.
+/// Routes whose uri matches, and why they do not take the request.
 fn near_misses(snapshot: &Snapshot, asked: &RequestSpec, target: &RequestTarget) -> Value {
     let routes = snapshot.resources().filter_map(|held| match &held.resource {
         Resource::Route(route) if route.uris.iter().any(|uri| uri.matches(&target.path)) => Some(route),

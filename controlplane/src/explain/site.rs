@@ -1,4 +1,4 @@
-//! Who answers to a name, by which entry, and what it would serve.
+//! The ssl that an SNI or Host selects, by which entry, and what it serves.
 
 use model::{Blocked, HostName, Resource, SiteLookup, Snapshot, Ssl, TlsVersion};
 use pem_files::format_utc;
@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::put;
 use crate::current_snapshot::ListenerSettings;
 
-/// Which site answers to a name.
+/// The site of a name.
 pub(super) fn match_json(snapshot: &Snapshot, name: &HostName) -> Value {
     let (matched, entry) = match snapshot.lookup_site(name) {
         SiteLookup::Exact(_) => ("exact", Some(name.to_string())),
@@ -20,7 +20,7 @@ pub(super) fn match_json(snapshot: &Snapshot, name: &HostName) -> Value {
     json!({"ssl": ssl, "matched": matched, "entry": entry, "why": match_message(snapshot, name)})
 }
 
-/// The same, with what is served there.
+/// The site of a name with its certificates, versions and policy.
 pub(super) fn site_json(snapshot: &Snapshot, name: &HostName, listeners: &ListenerSettings) -> Value {
     let mut shown = match_json(snapshot, name);
     if let Some(ssl) = snapshot.site(name) {
@@ -37,7 +37,7 @@ pub(super) fn site_json(snapshot: &Snapshot, name: &HostName, listeners: &Listen
     shown
 }
 
-/// Why this one, or why none.
+/// Why the look-up selects this ssl, or none.
 pub(super) fn match_message(snapshot: &Snapshot, name: &HostName) -> String {
     match snapshot.lookup_site(name) {
         SiteLookup::Exact(ssl) => format!("{name} is an entry of ssl {}", ssl.id),
@@ -73,12 +73,12 @@ pub(super) fn match_message(snapshot: &Snapshot, name: &HostName) -> String {
     }
 }
 
-/// Why a site answers to its names and lets nobody in.
+/// Why a blocked site accepts no connection.
 pub(super) fn blocked_message(ssl: &Ssl, blocked: &Blocked) -> String {
     format!("ssl {} is blocked: another program stored what cannot be honoured: {}", ssl.id, blocked.reason())
 }
 
-/// An ssl object that claims the name and answers nobody.
+/// An ssl with a matching name that serves no connection.
 fn inactive_ssl<'a>(snapshot: &'a Snapshot, name: &HostName) -> Option<&'a Ssl> {
     snapshot.resources().find_map(|held| match &held.resource {
         Resource::Ssl(ssl) if ssl.names.iter().any(|entry| entry.matches(name)) => Some(&**ssl),
@@ -90,7 +90,7 @@ fn wildcard_entry(name: &HostName, star: usize) -> String {
     format!("*{}", name.as_str().get(star..).unwrap_or_default())
 }
 
-/// What a site demands of its clients.
+/// The client policy of a site.
 fn policy_json(policy: &ClientAuth) -> Value {
     let crls = policy.crls().iter().map(|crl| {
         json!({"issuer": crl.issuer(), "this_update": format_utc(crl.this_update()), "next_update": format_utc(crl.next_update()),
@@ -107,7 +107,7 @@ fn policy_json(policy: &ClientAuth) -> Value {
     })
 }
 
-/// A certificate, as far as one needs it to find the file it came from.
+/// The fields by which an operator finds a certificate's file.
 pub(super) fn certificate_json(certificate: &Certificate) -> Value {
     let fingerprint: String =
         certificate.fingerprint_sha256().iter().map(|byte| format!("{byte:02x}")).collect();

@@ -1,5 +1,5 @@
-//! Own certificates, CA bundles and certificates of data planes that have ended or end within 30
-//! days, and files that cannot be used.
+//! Findings about certificates and CA bundles that have expired or expire within 30 days, and about
+//! invalid certificate files.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use pem_files::{CertificateMonitor, format_utc};
 use rustls_pki_types::UnixTime;
 use serde_json::Value;
 
-/// Of this control plane.
+/// Findings about the certificates of this control plane.
 pub(super) fn own_certificates(certificates: &CertificateMonitor) -> Vec<Finding> {
     let mut found = Vec::new();
     for endpoint in certificates.endpoints() {
@@ -44,7 +44,7 @@ fn expiry_finding(expiry: &CertificateExpiry, hint: &str) -> Option<Finding> {
     })
 }
 
-/// Of the data planes in an answer of `GET dataplanes`.
+/// Findings about the data planes in a response of `GET dataplanes`.
 pub(super) fn node_certificates(view: &Value, now: UnixTime) -> Vec<Finding> {
     let nodes = view.get("list").and_then(Value::as_array).into_iter().flatten();
     nodes.filter_map(|node| node_certificate(node, now)).collect()
@@ -78,7 +78,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn data_planes_are_warned_about_from_30_days_before_their_end() {
+    fn expiring_node_certificates_are_findings_from_30_days() {
         let day = 86_400;
         let now = UnixTime::since_unix_epoch(Duration::from_secs(100 * day));
         let node = |not_after: u64| json!({"name": "edge-1", "certificate": {"not_after": not_after}});

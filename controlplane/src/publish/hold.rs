@@ -1,5 +1,5 @@
-//! What a node answers when it does not take a change over: it refuses the change, or holds another
-//! store's state. In the log and in the node's entry of `fleet`.
+//! A node's refusal to apply a change, in the log and in the node's entry of `fleet`: it rejects
+//! the change, or holds another store's state.
 
 use std::fmt;
 
@@ -8,30 +8,25 @@ use serde::Serialize;
 
 use super::fleet::{NodeRegistration, ResourceErrorView};
 
-/// Of a store's identity.
+/// Characters of a store's identity.
 const STORE_CHARS: usize = 300;
 
-/// What a node serves instead of our store's state, and what that would take away.
+/// The state that a node holds, and what this store's state would remove.
 #[derive(Debug, Clone, Serialize)]
 pub struct HoldView {
     /// The store whose state the node serves.
     pub serves: String,
-    /// The revision of that state.
     pub revision: u64,
-    /// Sites of that state that ours does not serve.
+    /// Sites that this store lacks.
     pub sites: LossView,
-    /// Routes.
     pub routes: LossView,
-    /// Stream routes.
     pub stream_routes: LossView,
 }
 
-/// How many of one kind.
+/// The loss of one kind of resource.
 #[derive(Debug, Clone, Copy, Default, Serialize)]
 pub struct LossView {
-    /// Would no longer be served.
     pub gone: u64,
-    /// Are served.
     pub total: u64,
 }
 
@@ -53,13 +48,11 @@ impl fmt::Display for HoldView {
 }
 
 impl HoldView {
-    /// As the node says.
     pub(super) fn new(hold: &Hold) -> Self {
         let loss = |loss: Option<Loss>| {
             loss.map_or_else(LossView::default, |Loss { gone, total }| LossView { gone, total })
         };
-        // Printed by people's terminals; a node is trusted to say what it serves, not to be free of
-        // faults.
+        // Operators' terminals print this text, so control characters are dropped.
         let serves = hold.store.chars().filter(|c| !c.is_control()).take(STORE_CHARS).collect();
         Self {
             serves,
@@ -71,7 +64,7 @@ impl HoldView {
     }
 }
 
-/// The node refused a change.
+/// Records and logs that a node rejected a change.
 pub(super) fn record_nack(member: &NodeRegistration, node: &str, nack: Nack) {
     let refusals: Vec<ResourceErrorView> = nack
         .refusals
@@ -95,7 +88,7 @@ pub(super) fn record_nack(member: &NodeRegistration, node: &str, nack: Nack) {
     member.record_nack(nack.revision, refusals);
 }
 
-/// The node holds the state of our store, `ours`.
+/// Records and logs that a node holds another store's state; `ours` is this store.
 pub(super) fn record_hold(member: &NodeRegistration, node: &str, ours: &str, hold: &Hold) {
     let hold = HoldView::new(hold);
     tracing::error!(

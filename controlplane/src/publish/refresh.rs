@@ -1,37 +1,36 @@
-//! How a stream asks the follower of the store to read it anew, because a node has come that knows
-//! of a newer state.
+//! Coalesced requests to reload the store, for a session whose node knows a newer revision.
 //!
-//! Invariant: an answer is about a load that began after the question. Questions that come while
-//! one is running share the next one, so a whole fleet that moves at once costs two loads.
+//! Invariant: the result of a request is that of a load that began after it. Requests during a load
+//! share the next one, so a whole fleet that reconnects at once costs two loads.
 
 use tokio::sync::watch;
 
-/// The asking end.
+/// The requesting side.
 #[derive(Clone)]
 pub struct RefreshHandle {
-    /// How many questions there were.
+    /// The number of requests.
     requests: watch::Sender<u64>,
     results: watch::Receiver<RefreshResult>,
 }
 
-/// The follower's end.
+/// The store watcher's side.
 pub(super) struct RefreshRequests {
     requests: watch::Receiver<u64>,
-    /// The last question that a load was begun for.
+    /// The last request that a load covers.
     begun: u64,
     results: watch::Sender<RefreshResult>,
 }
 
-/// The outcome of a load.
+/// The result of a load.
 #[derive(Default)]
 struct RefreshResult {
-    /// Questions up to this one are answered by it.
+    /// The last request that the load answers.
     until: u64,
-    /// Why the store could not be read.
+    /// The store's error, if it was unreadable.
     problem: Option<String>,
 }
 
-/// Both ends.
+/// Both sides.
 pub(super) fn channel() -> (RefreshHandle, RefreshRequests) {
     let (asked, asking) = watch::channel(0);
     let (answers, answered) = watch::channel(RefreshResult::default());
@@ -42,11 +41,10 @@ pub(super) fn channel() -> (RefreshHandle, RefreshRequests) {
 }
 
 impl RefreshHandle {
-    /// Waits until everything that the store held at the time of the call is in the newest
-    /// snapshot.
+    /// Waits until the current snapshot has everything that the store held at the time of the call.
     ///
     /// # Errors
-    /// Why the store cannot be read.
+    /// The store's error.
     pub async fn refresh(&self) -> Result<(), String> {
         let mut answered = self.results.clone();
         let mut ours = 0;
@@ -62,22 +60,22 @@ impl RefreshHandle {
 }
 
 impl RefreshRequests {
-    /// Waits until there is a question that no load was begun for.
+    /// Waits for a request that no load covers.
     pub(super) async fn requested(&mut self) {
         let begun = self.begun;
         if self.requests.wait_for(|asked| *asked > begun).await.is_err() {
-            // Nobody is left who could ask.
+            // All handles are dropped: no request will come.
             std::future::pending().await
         }
     }
 
-    /// A load begins: it will answer the questions up to this number.
+    /// Begins a load; returns the last request that it answers.
     pub(super) fn begin(&mut self) -> u64 {
         self.begun = *self.requests.borrow();
         self.begun
     }
 
-    /// It is over, and its state published.
+    /// Completes a load whose state is published.
     pub(super) fn complete(&self, until: u64, problem: Option<String>) {
         self.results.send_replace(RefreshResult { until, problem });
     }
@@ -90,12 +88,12 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn an_answer_is_about_a_load_that_began_after_the_question() {
+    async fn a_result_is_of_a_load_that_began_after_the_request() {
         let (nudge, mut nudged) = channel();
         let mut first = Box::pin(nudge.refresh());
         assert!(first.as_mut().now_or_never().is_none());
         nudged.requested().await;
-        // Noticed, but not dealt with yet: it is not forgotten.
+        // A request stays open until a load begins.
         nudged.requested().await;
         let running = nudged.begin();
         let mut second = Box::pin(nudge.refresh());
@@ -113,7 +111,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn nobody_waits_for_a_follower_that_ended() {
+    async fn a_request_fails_when_the_watcher_has_ended() {
         let (nudge, nudged) = channel();
         drop(nudged);
         assert!(nudge.refresh().await.is_err());

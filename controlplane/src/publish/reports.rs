@@ -1,9 +1,9 @@
-//! Who serves what in the whole fleet, where several control planes share a store.
+//! The revisions that the whole fleet serves, where several control planes share a store.
 //!
-//! Each control plane keeps one entry in the store that says which of its nodes lag most
-//! (`store::ReportEntries`), written when that changes, at most five times a second. A question
-//! about the fleet reads the others' entries. Invariant: an answer that all have acknowledged rests
-//! on what every control plane said; one that cannot be read or understood is taken to be behind.
+//! Each control plane keeps one entry in the store with those of its nodes that lag most
+//! (`store::ReportEntries`), written when it changes, at most five times a second. A query for the
+//! fleet reads the others' entries. Invariant: "all have acknowledged" requires the entry of every
+//! control plane; one that is unreadable counts as behind.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -17,46 +17,40 @@ use tokio::sync::{Mutex, watch};
 use super::fleet::{ConnectedNode, Fleet, FleetView};
 use crate::store::{ReportEntries, ReportEntry, Store};
 
-/// Between two writes of our entry.
 const WRITE_INTERVAL: Duration = Duration::from_millis(200);
-/// After one that failed.
 const RETRY: Duration = Duration::from_secs(1);
-/// Nodes that an entry names: those that serve the oldest revisions.
+/// Nodes in an entry: those with the oldest revisions.
 const NODES_MAX: usize = 50;
-/// Nodes whose names are kept; a value of etcd's may be 1.5 MB.
+/// Names in an entry; an etcd value has at most 1.5 MB.
 const NAMES_MAX: usize = 5000;
-/// For the first read of an answer, whatever its time-out.
+/// Time-out of the first read, whatever the caller's.
 const FIRST_READ: Duration = Duration::from_secs(1);
-/// Between two reads of the others' entries while somebody waits; all who wait share them.
+/// Between two reads of the others' entries; concurrent waiters share them.
 const READ_INTERVAL: Duration = Duration::from_millis(100);
-/// What an answer names of those that are behind.
+/// Entries of `behind` in a response.
 const BEHIND_MAX: usize = 50;
 
-/// What a control plane says of itself.
+/// A control plane's stored report.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct FleetReport {
-    /// The machine's name.
     host: String,
-    /// Where it listens for data planes.
+    /// The push listener's address.
     push: String,
     version: String,
-    /// The newest revision it knows.
+    /// The newest revision that it knows.
     revision: u64,
-    /// Connected nodes.
     nodes: usize,
-    /// At most [`NODES_MAX`] of them, those that serve the oldest revisions first.
+    /// At most [`NODES_MAX`] nodes, the oldest revisions first.
     oldest: Vec<ConnectedNode>,
-    /// Unix seconds.
     written_at: u64,
-    /// As [`Identity::place`].
+    /// As [`ControlPlaneIdentity::place`].
     #[serde(default)]
     place: Option<String>,
 }
 
-/// The nodes of a control plane, by name: kept longer than its report.
+/// The names of a control plane's nodes, kept longer than its report.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct NodeNames {
-    /// As in its report.
     host: String,
     push: String,
     names: BTreeSet<String>,
@@ -71,7 +65,7 @@ struct NodeNames {
 struct ControlPlaneEntry {
     /// The entry's name: one process's life.
     process: String,
-    /// `None`: its report has ended without having been withdrawn.
+    /// `None`: its lease expired without a withdrawal.
     report: Option<Result<FleetReport, String>>,
     nodes: Option<NodeNames>,
 }
@@ -85,22 +79,19 @@ impl ControlPlaneEntry {
 
 type Entries = Result<Arc<Vec<ControlPlaneEntry>>, String>;
 
-/// Who this control plane is.
+/// The identity of this control plane.
 #[derive(Debug, Clone)]
 pub(super) struct ControlPlaneIdentity {
-    /// The machine's name.
     pub host: String,
     /// Where it listens for data planes.
     pub push: String,
-    /// The program's.
     pub version: &'static str,
     /// What only one process at a time can have: the push address within a running kernel's network
-    /// namespace. An entry with ours is of a process that has ended.
+    /// namespace. An entry with ours belongs to a dead process.
     pub place: Option<String>,
 }
 
 impl ControlPlaneIdentity {
-    /// Of the process that listens for data planes there.
     pub(super) fn of(push: SocketAddr, version: &'static str) -> Self {
         let place = || {
             let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
@@ -111,8 +102,7 @@ impl ControlPlaneIdentity {
     }
 }
 
-/// Our entry and the others'. Without [`ReportEntries`] the fleet is what this control plane
-/// serves.
+/// Our report and the others'. Without [`ReportEntries`] the fleet is that of this control plane.
 pub struct Reports {
     fleet: Arc<Fleet>,
     store: Arc<dyn Store>,
@@ -122,32 +112,30 @@ pub struct Reports {
     read: Mutex<Option<(Instant, Entries)>>,
 }
 
-/// The answer of `GET /apisix/admin/dataplanes`.
+/// The response of `GET /apisix/admin/dataplanes`.
 #[derive(Debug, Clone, Serialize)]
 pub struct FleetWideView {
-    /// What this control plane serves.
     #[serde(flatten)]
     pub own: FleetView,
     /// The other control planes over the same store.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub control_planes: Option<Vec<ControlPlaneView>>,
-    /// Why nothing is known of the other control planes.
+    /// Why the other control planes are unknown.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub control_planes_problem: Option<String>,
-    /// Who has not acknowledged the revision that was asked for.
+    /// Nodes that have not acknowledged the requested revision.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub behind: Option<Vec<BehindView>>,
 }
 
-/// Another control plane.
 #[derive(Debug, Clone, Serialize)]
 pub struct ControlPlaneView {
     /// One process's life.
     pub process: String,
-    /// What it said last.
+    /// Its last report.
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     said: Option<ReportView>,
-    /// Why that cannot be read.
+    /// Why the report is unreadable.
     #[serde(skip_serializing_if = "Option::is_none")]
     problem: Option<String>,
 }
@@ -159,27 +147,25 @@ struct ReportView {
     version: String,
     revision: u64,
     nodes: usize,
-    /// The oldest revision that one of its nodes serves; `None`: one has acknowledged nothing yet,
-    /// or there is none.
+    /// The oldest revision that one of its nodes serves; `null`: a node has acknowledged nothing
+    /// yet, or there is no node.
     acknowledged: Option<u64>,
     written_at: u64,
 }
 
-/// Something that keeps a revision from being acknowledged by all.
+/// A node or control plane that has not acknowledged a revision.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct BehindView {
-    /// The other control plane that it is about; left out: this one.
+    /// The other control plane; left out: this one.
     #[serde(skip_serializing_if = "Option::is_none")]
     control_plane: Option<String>,
-    /// The node; left out when it is not known which.
+    /// The node; left out when unknown.
     #[serde(skip_serializing_if = "Option::is_none")]
     node: Option<String>,
-    /// The node's process.
     #[serde(skip_serializing_if = "Option::is_none")]
     instance: Option<String>,
-    /// The revision it serves; `None`: none that counts.
+    /// The acknowledged revision, if any counts.
     acknowledged: Option<u64>,
-    /// What is the matter.
     problem: String,
 }
 
@@ -198,12 +184,12 @@ impl Reports {
         self.fleet.view()
     }
 
-    /// Puts what the store measures of itself into `/metrics`.
+    /// Registers the store's metrics.
     pub fn register(&self, registry: &mut Registry) {
         self.store.register_metrics(registry);
     }
 
-    /// Writes our entry whenever it changes, until shutdown; then removes it.
+    /// Writes our report whenever it changes, until shutdown.
     pub(super) async fn run(self: Arc<Self>, mut shutdown: watch::Receiver<bool>) {
         let Some(entries) = self.store.reports() else { return };
         tokio::select! {
@@ -212,7 +198,7 @@ impl Reports {
         }
     }
 
-    /// Removes our entry: nobody waits for our nodes any more.
+    /// Removes our report, so that no caller waits for our nodes.
     pub(super) async fn withdraw(&self) {
         if let Some(entries) = self.store.reports()
             && let Ok(Err(error)) = tokio::time::timeout(RETRY, entries.withdraw()).await
@@ -221,7 +207,7 @@ impl Reports {
         }
     }
 
-    /// Never ends.
+    /// Never returns.
     async fn write_loop(&self, entries: &dyn ReportEntries) {
         let renewal = entries.ttl() / 3;
         let mut changes = self.fleet.changes();
@@ -250,7 +236,7 @@ impl Reports {
                 }
                 tokio::time::sleep(WRITE_INTERVAL).await;
             }
-            // An error: the fleet is gone, and so is the process soon.
+            // An error means that the fleet is dropped and the process ends.
             drop(tokio::time::timeout(renewal, changes.changed()).await);
         }
     }
@@ -269,7 +255,6 @@ impl Reports {
         NodeNames { host, push, names, more, place }
     }
 
-    /// Everything known now.
     pub async fn view(&self) -> FleetWideView {
         let entries = match self.store.reports() {
             Some(entries) => Some(self.others(entries).await),
@@ -282,8 +267,7 @@ impl Reports {
     /// `revision`.
     ///
     /// # Errors
-    /// The view as it is when `timeout` has passed, or this control plane stops, with who is
-    /// behind.
+    /// The view with `behind`, when `timeout` has passed or this control plane stops.
     pub async fn wait_acknowledged(
         &self,
         revision: u64,
@@ -293,7 +277,7 @@ impl Reports {
         tokio::select! {
             biased;
             reached = self.wait_reached(revision, timeout) => return reached,
-            // An error: the process ends, too.
+            // An error means that the process ends, too.
             _ = stopping.wait_for(|stop| *stop) => {}
         }
         self.wait_reached(revision, Duration::ZERO).await
@@ -309,7 +293,7 @@ impl Reports {
         let mut changes = self.fleet.changes();
         loop {
             changes.borrow_and_update();
-            // Also bounded: a store that does not answer is not waited for beyond the deadline.
+            // Bounded as well: a store that hangs does not extend the deadline.
             let late = || Err("the store did not answer in time".to_owned());
             let others = tokio::time::timeout_at(reading, self.others(entries)).await;
             reading = deadline;
@@ -330,7 +314,7 @@ impl Reports {
         }
     }
 
-    /// The others' entries, read at most [`READ_INTERVAL`] ago.
+    /// The others' entries, at most [`READ_INTERVAL`] old.
     async fn others(&self, entries: &dyn ReportEntries) -> Entries {
         let mut read = self.read.lock().await;
         if let Some((at, entries)) = &*read
@@ -342,7 +326,7 @@ impl Reports {
             let report = |text: String| {
                 serde_json::from_str(&text).map_err(|_| "its report cannot be read".to_owned())
             };
-            // What cannot be read names no node and says that there are some.
+            // An unreadable entry has no names and counts as more nodes.
             let nodes = |text: String| {
                 serde_json::from_str(&text)
                     .unwrap_or_else(|_| NodeNames { more: true, ..NodeNames::default() })
@@ -400,7 +384,7 @@ impl FleetReport {
     }
 }
 
-/// Who keeps `revision` from being acknowledged by all; `own` are all nodes that are connected
+/// Nodes and control planes that have not acknowledged `revision`; `own` are all nodes connected
 /// here.
 fn behind(revision: u64, own: &[ConnectedNode], nodes: usize, others: &Entries) -> Vec<BehindView> {
     let reached = |node: &ConnectedNode| node.acknowledged.is_some_and(|reached| reached >= revision);
@@ -427,7 +411,7 @@ fn behind(revision: u64, own: &[ConnectedNode], nodes: usize, others: &Entries) 
                     }
                 };
                 nodes += report.nodes;
-                // A control plane that died names nodes that have gone elsewhere since.
+                // A dead control plane lists nodes that have reconnected elsewhere.
                 let is_elsewhere = |node: &ConnectedNode| {
                     let same = |other: &ConnectedNode| {
                         (&other.name, &other.instance) == (&node.name, &node.instance) && reached(other)
@@ -455,8 +439,8 @@ fn live_reports(others: &[ControlPlaneEntry]) -> impl Iterator<Item = &FleetRepo
     others.iter().filter_map(|entry| entry.report.as_ref()?.as_ref().ok())
 }
 
-/// The nodes of a control plane that is not heard of any more, and that may serve them on, cut off
-/// from the store. One that is connected to another control plane counts there.
+/// The nodes of a silent control plane, which may serve them still, cut off from the store. A node
+/// that is connected to another control plane counts there.
 fn behind_silent(
     entry: &ControlPlaneEntry,
     own: &[ConnectedNode],

@@ -1,11 +1,10 @@
-//! One task a data plane: who is it, what does it hold, what does it lack; then each change as it
-//! commits.
+//! One task for each data plane: authenticates it, reads what it holds, sends what it lacks, then
+//! each change as it commits.
 //!
-//! Invariants: nothing is sent before the node's name is proved by its certificate; one delta is on
-//! its way at a time and the next one starts from what the node acknowledged, so a slow node gets
-//! the newest state in one step and not a queue; a refused delta is not sent again until something
-//! changed; nobody is led back to an older state unless the store itself, asked at that moment,
-//! says that it was set back.
+//! Invariants: nothing is sent before the node's certificate proves its name; one delta is in
+//! flight at a time and the next one starts from what the node acknowledged, so a slow node gets
+//! the newest state in one step and not a queue; a rejected delta is not sent again until the state
+//! changes; a node moves to an older state only when the store, read at that moment, was set back.
 
 use std::collections::HashMap;
 use std::pin::Pin;
@@ -29,32 +28,33 @@ use super::refresh::RefreshHandle;
 use super::store_acceptance::{AcceptanceWatcher, StoreAcceptance};
 use super::store_state::StoreStateWatcher;
 use super::{PushTls, tickets};
-use crate::error_counters::ErrorReason;
+use crate::listener_errors::ErrorReason;
 
-/// Bytes of one chunk; a single larger resource still travels, alone.
+/// Bytes of one chunk; a larger resource is a chunk of its own.
 const CHUNK_BYTES: usize = 1 << 20;
-/// Bytes of one message from a node. `Held` is cut by the node to stay below.
+/// Bytes of one message from a node. Nodes split `Held` to stay below.
 const MESSAGE_BYTES: usize = 2 << 20;
-/// Resources a node may say it holds.
+/// Resources in a node's `Held`.
 const HELD_MAX: usize = 2_000_000;
 const NAME_BYTES: usize = 253;
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 const HELD_TIMEOUT: Duration = Duration::from_secs(30);
-/// For one message to leave; a node that reads nothing for so long is gone.
+/// For one message to be sent; a node that does not read for so long is dead.
 const SEND_TIMEOUT: Duration = Duration::from_secs(30);
-/// For the store to be read anew because a node knows more than we do. Shorter than the time a node
-/// waits for its Welcome.
+/// For a reload of the store because the node knows a newer revision. Shorter than a node's wait
+/// for its Welcome.
 const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(10);
-/// From the last chunk to the answer.
+/// From the last chunk to the node's response.
 const ACK_TIMEOUT: Duration = Duration::from_secs(120);
-/// Before the newest state is sent to a node that held the one before: it is everything, each time.
+/// Before the newest state is sent to a node that held the one before: each time it is a full
+/// state.
 const HELD_PAUSE: Duration = Duration::from_secs(1);
 
-/// What every stream needs; one per process.
+/// The state that all sessions share.
 pub(super) struct PushState {
     pub store: String,
     pub version: &'static str,
-    /// What a node's certificate is verified by.
+    /// Verifies a node's certificate.
     pub files: Reloader<PushTls>,
     pub allowed_names: Vec<String>,
     pub denied: watch::Receiver<Arc<DenyList>>,
@@ -67,7 +67,6 @@ pub(super) struct PushState {
     pub shutdown: watch::Receiver<bool>,
 }
 
-/// The gRPC service.
 pub(super) fn service(desk: PushState) -> PushServer<PushService> {
     PushServer::new(PushService { desk: Arc::new(desk) }).max_decoding_message_size(MESSAGE_BYTES)
 }
@@ -84,7 +83,8 @@ impl Push for PushService {
         &self,
         request: Request<Streaming<FromNode>>,
     ) -> Result<Response<Self::SyncStream>, Status> {
-        // From before the verdict: a change of the CAs right after it is not missed.
+        // Subscribed before the verification, so that a change of the CAs right after it is not
+        // missed.
         let ca_changes = self.desk.files.subscribe();
         let peer = authenticate(&request, &self.desk.files)?;
         let address = peer.address;
@@ -96,7 +96,7 @@ impl Push for PushService {
             }
             return Err(status);
         }
-        // Two: one that is being sent, one that is ready.
+        // Two messages: one in transmission, one ready.
         let (sender, receiver) = mpsc::channel(2);
         let session = NodeSession {
             desk: Arc::clone(&self.desk),
@@ -131,14 +131,14 @@ struct NodeSession {
     outbound: mpsc::Sender<Result<ToNode, Status>>,
 }
 
-/// What the next delta starts from: what the node said it holds, then what it acknowledged.
+/// The base of the next delta: what the node reported, then what it acknowledged.
 enum DeltaBase {
     Reported { held: HashMap<Key, u64>, revision: u64 },
     Acknowledged(Arc<Snapshot>),
 }
 
 impl NodeSession {
-    /// Ends with the stream: `Ok` when the node closed it.
+    /// Runs until the stream ends; `Ok` when the node closed it.
     async fn run(mut self) -> Result<(), Status> {
         let hello = self.read_hello().await?;
         let address = self.peer.address;
@@ -201,8 +201,8 @@ impl NodeSession {
         }
     }
 
-    /// Says who we are, and sends the ticket secrets to a node that wants them, which gets each
-    /// later ring by what this gives.
+    /// Sends Welcome, and the ticket secrets to a node that wants them. Returns a receiver of later
+    /// rings for such a node.
     async fn send_welcome(
         &self,
         hello: &Hello,
@@ -264,10 +264,10 @@ impl NodeSession {
         Ok(held)
     }
 
-    /// A node that comes from another control plane over the same store may know more than we do:
-    /// then we have not heard of the newest changes yet, or the store was set back. Only the
-    /// store can tell which. Where it cannot be asked the node is sent on, and serves what it
-    /// has: what was revoked must stay revoked.
+    /// A node that comes from another control plane over the same store may know a newer revision:
+    /// either this control plane lags, or the store was set back. Only the store can tell which.
+    /// When it is unreadable the node must try another control plane, and serves what it has: what
+    /// was revoked must stay revoked.
     async fn catch_up(&self, hello: &Hello) -> Result<(), Status> {
         let ours = self.desk.latest.borrow().revision();
         if hello.store != self.desk.store || hello.revision <= ours {
@@ -285,7 +285,7 @@ impl NodeSession {
         )))
     }
 
-    /// Chunk by chunk as the node reads: a first delta may be gigabytes, of which two chunks are in
+    /// Sends chunks as the node reads: a first delta may have gigabytes, of which two chunks are in
     /// memory.
     async fn send_delta(&self, delta: Delta) -> Result<(), Status> {
         for chunk in model::wire::chunks(&delta, CHUNK_BYTES) {
@@ -303,7 +303,7 @@ impl NodeSession {
         }
     }
 
-    /// The node's answer to the delta that leads to `revision`; `None` when it closed the stream.
+    /// The node's response to the delta that leads to `revision`; `None` when it closed the stream.
     async fn read_response(
         &mut self,
         revision: u64,
@@ -330,8 +330,8 @@ impl NodeSession {
         }
     }
 
-    /// The next state; `None` when the node closed the stream or the process stops. New ticket
-    /// secrets go out meanwhile: nothing is waiting for an answer here.
+    /// The next state; `None` when the node closed the stream or the process stops. Sends new
+    /// ticket secrets meanwhile: no response is outstanding here.
     async fn next_change(
         &mut self,
         member: &NodeRegistration,
@@ -356,7 +356,7 @@ impl NodeSession {
                 ring = tickets::next(tickets.as_deref_mut()) => ring,
                 changed = reading.changed() => {
                     changed?;
-                    // What was read goes first.
+                    // The state that was read is sent first.
                     if latest.has_changed().is_ok_and(|changed| changed) {
                         reading.mark_changed();
                         return Ok(Some(Arc::clone(&latest.borrow_and_update())));
@@ -369,9 +369,8 @@ impl NodeSession {
         }
     }
 
-    /// The state to send to a node that held the last one: when an operator accepted the store,
-    /// which the node is told, or when the state is another one. `None` when the node closed the
-    /// stream.
+    /// The state to send to a node that held the last one: when an operator accepts the store,
+    /// which the node is told, or when the state changes. `None` when the node closed the stream.
     async fn wait_while_held(
         &mut self,
         member: &NodeRegistration,
@@ -411,7 +410,7 @@ impl NodeSession {
     }
 }
 
-/// The transport's words say which frame could not be read; ours say what it means.
+/// Adds context to the transport's error, which only names a frame.
 fn connection_error(status: Status) -> Status {
     Status::new(status.code(), format!("the connection to the node broke ({})", status.message()))
 }
@@ -422,8 +421,8 @@ enum NodeResponse {
     Hold(Hold),
 }
 
-/// A node's own name must be in its certificate, so none speaks for another; `allowed` narrows
-/// further.
+/// A node's certificate must carry its name, so that no node speaks for another; `allowed`
+/// restricts further.
 fn authorize(hello: &Hello, names: &[String], allowed: &[String]) -> Result<(), Status> {
     let printable = |text: &str| {
         !text.is_empty() && text.len() <= NAME_BYTES && text.chars().all(|c| c.is_ascii_graphic())

@@ -1,9 +1,8 @@
-//! From the store's changes to `Latest`: documents are checked, resources enter an immutable
-//! snapshot.
+//! Follows the store: compiles changed documents and publishes immutable snapshots.
 //!
 //! Invariant: the first load, each change and the recovery after a lost watch are one function
-//! (`Delta` applied to the snapshot before). What becomes of a document that another program may
-//! have written is `adopted`'s.
+//! (`Delta` applied to the snapshot before). `findings` compiles documents that another program may
+//! have written.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -22,21 +21,20 @@ use crate::compile::expected_version;
 use crate::inventory::Inventory;
 use crate::store::{DocumentList, Event, Store, StoreError, StoredDocument, WatchError};
 
-/// Changes taken together when they come faster than they can be applied.
+/// Changes applied in one batch when they arrive faster than they can be applied.
 const BATCH_MAX: usize = 256;
 const PAUSE_MIN: Duration = Duration::from_millis(100);
 
-/// What is followed, and how to have the store read anew.
+/// The results of a running watcher.
 pub struct WatcherHandle {
-    /// The newest state; changes with every commit.
+    /// The current snapshot; changes with every commit.
     pub latest: watch::Receiver<Arc<Snapshot>>,
-    /// What is to be said about the stored documents.
     pub findings: Arc<Findings>,
-    /// For who knows of a newer one.
+    /// Reloads the store.
     pub refresh_handle: RefreshHandle,
-    /// Whether the store could not be read for so long that others are better served elsewhere.
+    /// Whether the store is unreadable for so long that other control planes serve nodes better.
     pub store_stale: watch::Receiver<bool>,
-    /// Since when the store cannot be read; `None`: it can.
+    /// Since when the store is unreadable; `None`: it is readable.
     pub unread_since: watch::Receiver<Option<Instant>>,
     /// Ends at shutdown, or when the store is closed.
     pub task: JoinHandle<()>,
@@ -45,7 +43,7 @@ pub struct WatcherHandle {
 /// Loads the present state, then follows the store until shutdown.
 ///
 /// # Errors
-/// When the store cannot be read; unless `accept_unreadable_keys`, when the keyring does not open
+/// When the store is unreadable; unless `accept_unreadable_keys`, when the keyring does not decrypt
 /// most of its keys.
 pub async fn start(
     store: Arc<dyn Store>,
@@ -94,7 +92,7 @@ pub async fn start(
     })
 }
 
-/// How long the store cannot be read before nodes are let go.
+/// How long the store may be unreadable before nodes are disconnected.
 pub(super) fn stale_after(store: &dyn Store) -> Duration {
     store.resync_delay() * 2
 }
@@ -107,24 +105,22 @@ struct StoreWatcher {
     refresh_requests: RefreshRequests,
     /// When the watch failed; `None` after a load.
     watch_lost: Option<Instant>,
-    /// Since when the store cannot be read.
+    /// Set while the store is unreadable.
     load_failure: Option<LoadFailure>,
     store_stale: watch::Sender<bool>,
     unread_since: watch::Sender<Option<Instant>>,
 }
 
-/// The store cannot be read.
+/// An unreadable store.
 struct LoadFailure {
     since: Instant,
-    /// What the log knows of.
+    /// The last logged error.
     logged: StoreError,
 }
 
-/// Why a watch ended.
 enum WatchEnd {
-    /// The store is closed.
     Closed,
-    /// Somebody knows of a newer state.
+    /// A session needs a newer state.
     Nudged,
     Failed(WatchError),
 }
@@ -139,13 +135,13 @@ impl StoreWatcher {
         heartbeat.set_idle();
     }
 
-    /// Ends when the store is closed.
+    /// Returns when the store is closed.
     async fn watch_loop(&mut self) {
         let mut pause = PAUSE_MIN;
         loop {
             let after = self.latest.borrow().revision();
-            // A watch is never gone on with after a load: it would tell of changes that are older than what
-            // was loaded.
+            // A watch is not continued after a load: it would deliver changes that are older than
+            // the loaded state.
             match self.watch(after, &mut pause).await {
                 WatchEnd::Closed => return,
                 WatchEnd::Nudged => {
@@ -188,8 +184,8 @@ impl StoreWatcher {
         }
     }
 
-    /// Somebody who asks ends a long pause, and so does a store that can be reached again; but not
-    /// a short one: a store that is down is not asked by every node that comes.
+    /// A refresh request ends a long backoff, and so does a store that is reachable again; but not
+    /// a short one: each connecting node would otherwise load a store that is down.
     async fn back_off(&mut self, pause: Duration) {
         tokio::time::sleep(PAUSE_MIN).await;
         tokio::select! {
@@ -199,8 +195,8 @@ impl StoreWatcher {
         }
     }
 
-    /// Whether the store could be read. The state may be an older one than before: a store that was
-    /// set back is followed.
+    /// Loads the store; returns whether it was readable. The state may be older than the present
+    /// one: a store that was set back is followed.
     async fn reload(&mut self) -> bool {
         let until = self.refresh_requests.begin();
         let loaded = match self.store.load().await {
@@ -220,7 +216,7 @@ impl StoreWatcher {
             );
         }
         let now = apply_load(Arc::clone(&before), Arc::new(loaded), &self.keyring, &self.findings).await;
-        // A fleet that moves has the store read, which must not send everybody a change of nothing.
+        // A fleet that reconnects triggers loads, which must not send empty changes.
         if now.revision() != before.revision() || !before.diff(&now).is_empty() {
             self.latest.send_replace(now);
         }
@@ -231,8 +227,8 @@ impl StoreWatcher {
         true
     }
 
-    /// The store could not be read, once more. Nodes are let go when that has lasted for two
-    /// pauses: another control plane may know of changes that do not come here any more.
+    /// Records that the store is unreadable. After two resync delays the nodes are disconnected:
+    /// another control plane may know changes that do not arrive here.
     fn record_load_failure(&mut self, error: StoreError) {
         let since = self.load_failure.as_ref().map(|failing| failing.since);
         let since = since.or(self.watch_lost).unwrap_or_else(Instant::now);
@@ -264,7 +260,7 @@ impl StoreWatcher {
     }
 }
 
-/// One change into the delta; a later change of the same resource replaces an earlier one.
+/// Adds one change to the delta; a later change of the same resource replaces an earlier one.
 fn add_event(
     delta: &mut Delta,
     event: Event,
@@ -293,15 +289,15 @@ fn add_event(
     }
 }
 
-/// What a resource is after the changes so far.
+/// The resource after the changes so far.
 fn current_resource<'a>(delta: &'a Delta, before: &'a Snapshot, key: &Key) -> Option<&'a Resource> {
     let changed = delta.upserts.iter().find(|upsert| upsert.resource.key() == *key);
     let unchanged = || before.get(key).filter(|_| !delta.removals.contains(key));
     changed.or_else(unchanged).map(|held| &held.resource)
 }
 
-/// Everything that is in the store, as a difference to what we have. Checking ten thousand
-/// certificates takes a moment, so it is done beside the runtime.
+/// Applies the store's whole content as a difference to the present snapshot. Slow for ten thousand
+/// certificates, so it runs off the runtime.
 async fn apply_load(
     before: Arc<Snapshot>,
     loaded: Arc<DocumentList>,
@@ -316,8 +312,8 @@ async fn apply_load(
             before.versions().map(|(key, _)| key).filter(|key| !stored.contains(key)).collect();
         let held = |key| before.get(key).map(|held| &held.resource);
         removals.iter().for_each(|key| log_removal(key, loaded.revision, held(key)));
-        // What cannot be resolved has no version, and what is blocked has another one: both are looked at
-        // again.
+        // An unresolved document has no version and a blocked one another version: both are
+        // compiled again.
         let same = |item: &StoredDocument| {
             expected_version(item).is_some_and(|now| before.version(&item.key) == Some(now))
                 && !findings.are_outdated(item)

@@ -1,8 +1,8 @@
-//! The control plane's status listener (`countersign.control_plane.status`): what it shows beside
-//! heartbeats and the log.
+//! The status listener of the control plane (`countersign.control_plane.status`): what it shows
+//! beside heartbeats and the log.
 //!
-//! It runs on a thread of its own (`telemetry::status`), so that it answers while every thread of
-//! the runtime hangs.
+//! It runs on a thread of its own (`telemetry::status`), so it responds while every runtime thread
+//! hangs.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -21,27 +21,26 @@ use telemetry::{Heartbeats, StatusPage};
 use tokio::sync::watch;
 
 use crate::admin::metrics;
-use crate::error_counters::ErrorReason;
+use crate::listener_errors::{ErrorReason, ListenError};
 use crate::publish::Publisher;
-use crate::server::StartupError;
 
 /// The setting.
 pub(crate) const STATUS_KEY: &str = "countersign.control_plane.status";
 
-/// Listens where the settings say, if they do.
+/// Binds the configured address, if there is one.
 ///
 /// # Errors
-/// When the address cannot be listened on.
-pub(crate) fn bind(settings: &Settings) -> Result<Option<StatusListener>, StartupError> {
+/// When the address cannot be bound.
+pub(crate) fn bind(settings: &Settings) -> Result<Option<StatusListener>, ListenError> {
     let Some(address) = settings.countersign.control_plane.status else { return Ok(None) };
     let bound = status::bind(address);
-    bound.map(Some).map_err(|error| StartupError::listen(STATUS_KEY, address, &error))
+    bound.map(Some).map_err(|error| ListenError::new(STATUS_KEY, address, error))
 }
 
-/// Answers from now on.
+/// Starts to serve.
 ///
 /// # Errors
-/// When the system gives no thread.
+/// When the system cannot start a thread.
 pub(crate) fn serve(
     listener: StatusListener,
     heartbeats: &Arc<Heartbeats>,
@@ -80,7 +79,7 @@ fn unread_since(since: Instant) -> String {
     format!("the store cannot be read for {seconds} s: data planes are served what was read before")
 }
 
-/// What was refused.
+/// `countersign_errors_total`.
 #[derive(Debug)]
 struct ErrorCounters;
 
@@ -96,7 +95,7 @@ impl Collector for ErrorCounters {
     }
 }
 
-/// What is published.
+/// `countersign_snapshot_revision`.
 #[derive(Debug)]
 struct SnapshotRevision(watch::Receiver<Arc<Snapshot>>);
 

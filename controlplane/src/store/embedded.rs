@@ -1,13 +1,11 @@
-//! The embedded store: one redb file on this machine, owned by one process.
+//! The embedded store: one redb file on this machine, opened by one process.
 //!
-//! One thread writes. It takes whatever writes wait, applies them in one transaction, and answers
-//! them after the one fsync that made them durable, so that concurrent writers share its cost.
-//! Reads run on blocking threads from the last commit. After an input/output error the file is
-//! opened afresh before anything else is read or written: what memory says is not to be trusted
-//! then.
+//! One thread writes. It commits all waiting jobs in one transaction and answers them after its
+//! fsync, so that concurrent writers share the cost. Reads run on blocking threads from the last
+//! commit. After an I/O error the file is reopened before anything else is read or written, because
+//! redb's memory may differ from the disk.
 //!
-//! Invariant: an answered write is in the file, and was told to the watchers before it was
-//! answered.
+//! Invariant: an acknowledged write is in the file, and was sent to the watches before.
 
 mod backup_stream;
 mod file;
@@ -41,22 +39,20 @@ use super::{
     StoredDocument, WatchError,
 };
 
-/// The layout of tables in the file. A file of another version is refused, never guessed at.
+/// The version of the tables in the file. A file of another version is rejected.
 pub(crate) const FORMAT_VERSION: u64 = 1;
 
-/// Writes that may wait before callers are held back.
+/// Jobs in the queue before callers wait.
 const QUEUE_MAX: usize = 1024;
 
-/// Looks at the index and the file until both are of one revision; a commit in between makes them
-/// differ for a moment.
+/// Attempts to read the index and the file at one revision; they differ for a moment during a
+/// commit.
 const PAGE_ATTEMPTS: usize = 4;
 
-/// How much of the recent past watchers can still read.
+/// How much history watches can read.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct HistoryLimits {
-    /// Changes.
     pub events: usize,
-    /// Bytes of documents in them.
     pub bytes: usize,
 }
 
@@ -66,40 +62,41 @@ impl Default for HistoryLimits {
     }
 }
 
-/// A store in one file. Dropping it finishes the writes that were accepted and releases the file.
+/// A store in one file. Dropping it completes the accepted writes and releases the file.
 pub struct EmbeddedStore {
     identity: String,
     file: Arc<StoreFile>,
     history: Arc<Mutex<History>>,
     head: watch::Receiver<u64>,
-    /// Taken only by `drop`.
+    /// `None` only during `drop`.
     jobs: Option<mpsc::Sender<Job>>,
     heartbeat: Arc<Heartbeat>,
     writer: Option<JoinHandle<()>>,
 }
 
-/// What the writer and the readers share.
+/// The open file, shared by the writer and the readers.
 struct StoreFile {
     path: PathBuf,
     opener: Opener,
-    /// Empty after a failure, until the writer has opened the file again.
+    /// `None` after a failure, until the writer has reopened the file.
     database: RwLock<Option<Database>>,
     index: Mutex<Index>,
     metrics: Metrics,
 }
 
 impl EmbeddedStore {
-    /// Opens the store at `path`; makes the file (mode 0600) and its folder when there is none.
-    /// Blocks: reads the whole file to check it.
+    /// Opens the store at `path`; creates the file (mode 0600) and its directory if it does not
+    /// exist. Blocks: reads the whole file to check it.
     ///
     /// # Errors
-    /// Says what is wrong with the file and what to do; a file that is there is never replaced.
+    /// The message says what is wrong with the file and what to do. An existing file is never
+    /// replaced.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
         Self::open_with(path, Box::new(file::open), HistoryLimits::default())
     }
 
-    /// Reads and checks the file without keeping it: its identity, and everything in it. `None`:
-    /// there is no file, and none is made.
+    /// Reads and checks a file without keeping it open: its identity and all documents. `None`: the
+    /// file does not exist, and is not created.
     ///
     /// # Errors
     /// As [`Self::open`].
@@ -143,11 +140,11 @@ impl EmbeddedStore {
         })
     }
 
-    /// Writes the whole store at one revision, in rows, for [`Self::make_of_rows`]. Blocks; others
-    /// read and write meanwhile.
+    /// Writes all records of the store at one revision, for [`Self::create_from_backup`]. Blocks;
+    /// others read and write meanwhile.
     ///
     /// # Errors
-    /// [`RowsError`].
+    /// [`BackupStreamError`].
     pub(crate) fn write_backup(&self, out: &mut dyn io::Write) -> Result<BackupSummary, BackupStreamError> {
         let sent = self.file.with_database(|database| backup_stream::write(database, &self.file.path, out));
         sent.unwrap_or_else(
@@ -155,11 +152,11 @@ impl EmbeddedStore {
         )
     }
 
-    /// Makes a store of rows at `path`: completely, durably and verified under another name first.
-    /// `replace`: in the place of a file that is there. Blocks.
+    /// Creates a store file at `path` from a backup stream: complete, durable and verified under a
+    /// temporary name first. `replace` allows an existing file. Blocks.
     ///
     /// # Errors
-    /// [`RowsError`]; nothing was changed then.
+    /// [`BackupStreamError`]; nothing was changed then.
     pub(crate) fn create_from_backup(
         rows: &mut dyn io::BufRead,
         path: &Path,
@@ -173,27 +170,25 @@ impl EmbeddedStore {
             file::sync_dir(file::parent_dir(path))?;
             Ok(summary)
         });
-        // There is none where it was renamed, or could not be made.
+        // Absent after the rename, or if it was never created.
         let _gone = fs::remove_file(&new);
         made
     }
 
-    /// Whether `path` is a regular file that begins as a store or a backup does; only its first
-    /// bytes are read.
+    /// Checks that `path` is a regular file that starts with redb's magic bytes.
     ///
     /// # Errors
-    /// Why it is none.
+    /// When it is not a store file.
     pub(crate) fn check_header(path: &Path) -> Result<(), StoreError> {
         file::open_checked(path).map(drop)
     }
 
-    /// Removes what a backup or a restore that was killed left beside `path`.
+    /// Removes the temporary files of a killed backup or restore of `path`.
     pub(crate) fn remove_stale_temp_files(path: &Path) {
         file::remove_stale_temp_files(path);
     }
 
-    /// Opens a copy of the store file `from`, made at `copy`: nothing of `from` is changed. The
-    /// copy is durable.
+    /// Copies the store file `from` to `copy`, durably, and opens the copy. `from` is not changed.
     ///
     /// # Errors
     /// As [`Self::open`].
@@ -202,25 +197,25 @@ impl EmbeddedStore {
         Self::open(copy)
     }
 
-    /// A name beside `path` under which what is to take its place can be made.
+    /// A temporary name in the directory of `path`.
     pub(crate) fn temp_path(path: &Path) -> PathBuf {
         file::temp_path(path)
     }
 
-    /// The folder of a file; `.` where its path names none.
+    /// The directory of a file; `.` for a bare name.
     pub(crate) fn parent_dir(path: &Path) -> &Path {
         file::parent_dir(path)
     }
 
-    /// Makes the names in the folder of `path` durable.
+    /// Makes renames in the directory of `path` durable.
     ///
     /// # Errors
-    /// What the system says.
+    /// When the directory cannot be synced.
     pub(crate) fn sync_parent_dir(path: &Path) -> Result<(), StoreError> {
         file::sync_dir(file::parent_dir(path))
     }
 
-    /// The store's revision: that of the last change.
+    /// The revision of the last commit.
     pub(crate) fn revision(&self) -> u64 {
         *self.head.borrow()
     }
@@ -242,8 +237,8 @@ impl EmbeddedStore {
         Ok(loaded)
     }
 
-    /// Runs `read` on a blocking thread; when the file has to be opened again first, does that and
-    /// tries once more.
+    /// Runs `read` on a blocking thread. If the file must be reopened first, reopens it and retries
+    /// once.
     async fn read_or_reopen<T: Send + 'static>(
         &self,
         read: impl Fn(&Database) -> Result<T, file::ReadError> + Send + Sync + 'static,
@@ -267,19 +262,19 @@ impl EmbeddedStore {
 }
 
 impl StoreFile {
-    /// `None` when the database is not open.
+    /// `None` while the database is not open.
     fn with_database<T>(&self, f: impl FnOnce(&Database) -> T) -> Option<T> {
         let database = self.database.read().unwrap_or_else(std::sync::PoisonError::into_inner);
         database.as_ref().map(f)
     }
 
-    /// Moved on in one step: a panic while it was locked leaves nothing half done.
+    /// The index moves in one step, so a poisoned lock still guards a consistent index.
     fn index(&self) -> MutexGuard<'_, Index> {
         self.index.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A part of a kind. A document that is removed between the look at the index and the read is
-    /// left out.
+    /// One page of a kind. A document that is removed between the lookup in the index and the read
+    /// is skipped.
     fn page(
         &self,
         database: &Database,
@@ -376,7 +371,7 @@ impl Store for EmbeddedStore {
         let state = (Arc::clone(&self.history), self.head.clone(), after);
         let batches = stream::try_unfold(state, |(recent, mut head, after)| async move {
             loop {
-                // Marked as seen before the look, so that a change between the look and the wait wakes us.
+                // Marked as seen before reading, so that a change in between wakes this watch.
                 head.borrow_and_update();
                 let batch =
                     recent.lock().unwrap_or_else(std::sync::PoisonError::into_inner).events_after(after)?;
@@ -398,7 +393,7 @@ fn load(database: &Database, kind: Option<Kind>) -> Result<DocumentList, file::R
     let transaction = database.begin_read()?;
     let revision = revision(&transaction)?;
     let table = transaction.open_table(ITEMS)?;
-    // '0' is the character after '/', so this range holds exactly the names that start with "plural/".
+    // '0' follows '/', so this range holds exactly the names that start with "plural/".
     let (from, to) = match kind {
         Some(kind) => (format!("{}/", kind.plural()), format!("{}0", kind.plural())),
         None => (String::new(), "\u{10ffff}".to_owned()),
@@ -419,7 +414,7 @@ impl Drop for EmbeddedStore {
         {
             tracing::error!("the store's thread ended with a panic");
         }
-        // A reader may still hold `shared`; the file is released now, not when it is done.
+        // A reader may still hold the file: release the lock now, not when the reader is done.
         drop(self.file.database.write().unwrap_or_else(std::sync::PoisonError::into_inner).take());
     }
 }

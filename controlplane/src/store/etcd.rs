@@ -1,11 +1,11 @@
-//! The store in an etcd cluster: the same documents under the same names as an APISIX keeps there
-//! (contract 9).
+//! The store in an etcd cluster: the documents and keys that an APISIX has there (contract 9).
 //!
-//! `dial` makes one verified connection and names the step at which that fails; `probe` asks each
-//! endpoint at start whether it will do; `link` keeps one endpoint connected and moves to the next;
-//! `read`, `write` and `watch` are what the store does over it; `layout` knows names and values;
-//! `memory` remembers, for people who ask while the cluster cannot be reached. Invariant: what is
-//! read is what a majority has, and a write is answered when a majority has it on disk.
+//! `dial` makes one verified connection and names the step that fails. `probe` checks each endpoint
+//! at start. `connection` keeps one endpoint connected and fails over to the next. `read`, `write`
+//! and `watch` implement the store; `layout` encodes keys and values; `cache` answers read requests
+//! while the cluster is unreachable.
+//!
+//! Invariant: reads are linearizable, and a write is acknowledged when a majority has it on disk.
 
 mod cache;
 mod connection;
@@ -38,20 +38,20 @@ use super::{
     ReportEntries, Store, StoreError, StoredDocument, UnknownKeys,
 };
 
-/// Before a call that met a passing error is repeated.
+/// The delay before a call with a transient error is repeated.
 const RETRY_DELAY: Duration = Duration::from_millis(50);
 
-/// A store in etcd. Must be made and used within a tokio runtime.
+/// A store in etcd. Needs a tokio runtime.
 pub(crate) struct EtcdStore {
     identity: String,
-    /// The random part of the identity, which lies in the cluster: a cluster that lost everything
-    /// has another one, although it calls itself by the same id. `None`: there was none, and we may
-    /// not write.
+    /// The random part of the identity, stored in the cluster: a cluster that lost its data has
+    /// another one, although its cluster id is the same. `None`: absent, and this user may not
+    /// write.
     store_id: Option<String>,
     cluster: Arc<Cluster>,
 }
 
-/// What the calls and the watches share.
+/// State shared by calls and watches.
 struct Cluster {
     layout: Layout,
     connections: ConnectionManager,
@@ -63,10 +63,11 @@ struct Cluster {
 }
 
 impl EtcdStore {
-    /// Connects to the first endpoint that answers. Nothing is written.
+    /// Connects to the first endpoint that answers. Writes nothing.
     ///
     /// # Errors
-    /// When the configuration cannot be used, or no endpoint answers: says why for each.
+    /// When the configuration is invalid, or no endpoint answers; the message has the cause per
+    /// endpoint.
     pub(crate) async fn open(settings: &conf::Settings) -> Result<Self, StoreError> {
         let etcd = &settings.deployment.etcd;
         let unusable = |error: dial::DialError| StoreError::Unavailable { what: error.to_string() };
@@ -93,7 +94,7 @@ impl EtcdStore {
         });
         let id = cluster.cluster_id().await?;
         let (own, _) = cluster.read_store_id().await?;
-        // Revisions count within one cluster, and names within one prefix.
+        // Revisions count within one cluster, and keys within one prefix.
         let identity = format!("etcd-{id:016x}{}", etcd.prefix.trim_end_matches('/'));
         Ok(Self { identity, store_id: None, cluster }.with_store_id(own))
     }
@@ -108,13 +109,12 @@ impl EtcdStore {
 }
 
 impl EtcdStore {
-    /// The certificate files of the connections to the cluster.
     pub(crate) fn files(&self) -> &pem_files::Reloader<dial::LoadedTls> {
         self.cluster.connections.files()
     }
 
-    /// Makes the names that an APISIX expects to find, where they are not there, and the store's
-    /// identity. A user who may not write may still read: that is told, and no error.
+    /// Creates the directories that an APISIX expects, and the store's identity, if they are
+    /// absent. A user without write permission gets a warning only: reads still work.
     ///
     /// # Errors
     /// When no endpoint answers.
@@ -142,14 +142,13 @@ impl EtcdStore {
         if let Err(error) = self.cluster.write_store_id(&new, version).await {
             tracing::warn!(%error, "the store's identity cannot be written");
         }
-        // Of several control planes that start at once, one has made it.
+        // Of several control planes that start together, one has written it.
         let (own, _) = self.cluster.read_store_id().await?;
         Ok(self.with_store_id(own))
     }
 
-    /// Fails where a store was read that is not the one of the start: the cluster has lost
-    /// everything, or another one has taken its place. An identity that somebody removed from a
-    /// store that went on is written again.
+    /// Fails when the loaded store is not the store of the start: the cluster lost its data, or was
+    /// replaced. Writes the identity again if it was removed from a store whose revision went on.
     async fn verify_identity(&self, before: u64, loaded: &DocumentList) -> Result<(), StoreError> {
         let Some(own) = &self.store_id else { return Ok(()) };
         let (found, version) = self.cluster.read_store_id().await?;
@@ -173,8 +172,8 @@ impl EtcdStore {
 }
 
 impl Cluster {
-    /// The random part of the identity, and the version of its entry; nothing where there is none,
-    /// or what nobody of us wrote.
+    /// The random part of the identity and the version of its entry; `None` for an absent or
+    /// invalid entry.
     async fn read_store_id(&self) -> Result<(Option<String>, u64), StoreError> {
         let Some(entry) = self.internal_entry(InternalKey::Identity).await? else { return Ok((None, 0)) };
         let text = entry.text.trim();
@@ -182,7 +181,8 @@ impl Cluster {
         Ok((is_one.then(|| text.to_owned()), entry.version))
     }
 
-    /// Writes it over the entry of that version (0: none), unless somebody else is faster.
+    /// Writes the entry if it still has this version (0: absent); another control plane may be
+    /// faster.
     async fn write_store_id(&self, text: &str, version: u64) -> Result<(), StoreError> {
         match self.swap_internal_entry(InternalKey::Identity, version, text).await {
             Ok(_) | Err(StoreError::Conflict) => Ok(()),
@@ -199,8 +199,7 @@ impl Cluster {
         Ok(read.await?.header().map_or(0, etcd_client::ResponseHeader::cluster_id))
     }
 
-    /// Makes a call that may be repeated, on whichever endpoint answers, until the time for a call
-    /// is over.
+    /// Makes an idempotent call, repeated on any endpoint until the time-out of a call.
     async fn call<T, F, C>(&self, call: C) -> Result<T, StoreError>
     where
         C: Fn(KvClient) -> F,
@@ -210,12 +209,12 @@ impl Cluster {
         answered.map_err(|(connected, error)| self.unavailable(&connected, &error))
     }
 
-    /// A call that etcd answered with an error, as the store's.
+    /// Maps an error response of etcd to the store's error.
     fn unavailable(&self, connected: &EtcdConnection, error: &Error) -> StoreError {
         StoreError::Unavailable { what: self.connections.describe_error(connected, error) }
     }
 
-    /// The same, with an error of etcd's own handed out as it is.
+    /// As [`Self::call`], with etcd's own error response.
     async fn call_raw<T, F, C>(&self, call: C) -> Result<Result<T, (EtcdConnection, Error)>, StoreError>
     where
         C: Fn(KvClient) -> F,
@@ -240,8 +239,8 @@ impl Cluster {
                 );
                 return Err(StoreError::Unavailable { what });
             }
-            // One that was lost is waited for by `connected`; one that answers its heartbeat and not this is
-            // not asked in a tight loop.
+            // `current` waits after a lost connection. An endpoint that answers health checks but
+            // not this call must not be called in a tight loop.
             if error.is_some() {
                 tokio::time::sleep(RETRY_DELAY).await;
             }
@@ -250,8 +249,7 @@ impl Cluster {
     }
 }
 
-/// Whether an error is of the moment, so that the same call may be answered a little later or
-/// elsewhere.
+/// Whether a retry, now or on another endpoint, may succeed.
 fn is_transient(error: &Error) -> bool {
     match error {
         Error::GRpcStatus(status) => matches!(

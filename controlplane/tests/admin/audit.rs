@@ -1,4 +1,4 @@
-//! The audit line: one a write, and nothing secret anywhere in the log.
+//! The audit log: one line for every write, and no secret anywhere in the log.
 
 use std::io::Write;
 use std::sync::{Arc, Mutex};
@@ -9,25 +9,25 @@ use tracing_subscriber::fmt::MakeWriter;
 
 use crate::world::{KEY, VIEWER, World, request};
 
-/// What this thread logs.
+/// Captures the log of this thread.
 #[derive(Clone, Default)]
 pub(crate) struct Log(Arc<Mutex<Vec<u8>>>);
 
 impl Log {
-    /// Everything so far.
     pub(crate) fn text(&self) -> String {
         String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
     }
 
-    /// Starts to log here.
+    /// Installs the capture for this thread.
     pub(crate) fn capture(&self) -> (tracing::Dispatch, tracing::subscriber::DefaultGuard) {
         let subscriber = tracing_subscriber::fmt()
             .with_max_level(tracing::Level::DEBUG)
             .with_ansi(false)
             .with_writer(self.clone())
             .finish();
-        // With two of them, what each line is interesting to is asked of all; with one, of the thread that
-        // comes to the line first, which may be another test's.
+        // With two dispatchers, tracing evaluates a callsite's interest for each line; with one, it
+        // caches the interest of the thread that reaches the line first, which may run another
+        // test.
         (tracing::Dispatch::new(tracing_subscriber::registry()), tracing::subscriber::set_default(subscriber))
     }
 }
@@ -68,7 +68,7 @@ async fn every_write_leaves_one_line_and_no_secret() {
     world.get(&format!("/ssls/1?api_key={KEY}")).await.ok();
     world.delete(&format!("/ssls/1?api_key={KEY}")).await.ok();
     world.delete("/ssls/1\u{25}0aforged").await;
-    // Who may not write leaves a warning, not an audit line.
+    // An unauthorized write leaves a warning and no audit line.
     world.send(Some(&world.identity), request(Method::DELETE, "/ssls/1", Some(VIEWER), "".into())).await;
 
     let log = log.text();

@@ -1,5 +1,5 @@
-//! `POST explain`: what a data plane would do, and what would fix it. That it agrees with a real
-//! data plane is the end-to-end suites' to show; here are the words.
+//! `POST explain`: the JSON and its messages. The end-to-end suites show that it agrees with a data
+//! plane.
 
 use http::Method;
 use model::Key;
@@ -30,13 +30,13 @@ async fn explain(world: &World, question: Value) -> Value {
     world.post("/explain", question).await.ok().json()
 }
 
-/// The verdict about a chain shown to `a.test`.
+/// The explanation of a chain sent to `a.test`.
 async fn judged(world: &World, chain: &str) -> Value {
     explain(world, json!({"sni": "a.test", "client_cert": chain})).await
 }
 
 #[tokio::test]
-async fn bad_questions_name_their_field() {
+async fn an_invalid_query_names_its_field() {
     let world = World::start().await;
     for (body, field) in [
         (json!({"sni": "*.a.com"}), "sni"),
@@ -58,7 +58,7 @@ async fn bad_questions_name_their_field() {
 }
 
 #[tokio::test]
-async fn a_viewer_may_ask_and_still_change_nothing() {
+async fn a_viewer_may_explain_and_lint_only() {
     let world = World::start().await;
     let ask = |method, path, key| {
         world.send(Some(&world.identity), request(method, path, key, json!({"sni": "a.test"}).into()))
@@ -79,7 +79,7 @@ async fn a_viewer_may_ask_and_still_change_nothing() {
 }
 
 #[tokio::test]
-async fn a_question_sees_the_write_before_it_and_writes_nothing() {
+async fn explain_sees_the_last_write_and_writes_nothing() {
     let world = World::start().await;
     for turn in 0..20 {
         let name = format!("n{turn}.test");
@@ -96,7 +96,7 @@ async fn a_question_sees_the_write_before_it_and_writes_nothing() {
 }
 
 #[tokio::test]
-async fn which_site_answers_and_why() {
+async fn explain_reports_the_selected_site() {
     let world = World::start().await;
     site(&world, "exact", "a.test", Value::Null).await;
     site(&world, "wild", "*.test", Value::Null).await;
@@ -141,13 +141,12 @@ async fn which_site_answers_and_why() {
     assert_eq!(shown["client"], json!({"asked": false}));
 }
 
-/// The whole chain as PEM.
 fn chain(minted: &IssuedCertificate) -> &str {
     &minted.chain_pem
 }
 
 #[tokio::test]
-async fn the_advice_about_depth_is_right() {
+async fn the_fix_for_depth_works() {
     let world = World::start().await;
     let between = world.clients.intermediate(&AuthoritySpec::new("Between")).unwrap();
     let lower = between.intermediate(&AuthoritySpec::new("Lower")).unwrap();
@@ -165,10 +164,10 @@ async fn the_advice_about_depth_is_right() {
     assert_eq!(answer["outcome"]["result"], "established");
 }
 
-/// What is shown, the chain, and what is said about it: the rule, where, and part of the remedy.
+/// Description, chain, and the expected reason, position and part of the fix.
 type Refused = (&'static str, String, &'static str, &'static str, &'static str);
 
-/// Chains that a site with these clients, and depth 1, refuses.
+/// Chains that a site with these client CAs and depth 1 rejects.
 fn refused_chains(clients: &Authority) -> Vec<Refused> {
     let stranger = Authority::root(&AuthoritySpec::new("Stranger")).unwrap();
     let namesake = Authority::root(&AuthoritySpec::new("clients")).unwrap();
@@ -202,7 +201,7 @@ fn refused_chains(clients: &Authority) -> Vec<Refused> {
 }
 
 #[tokio::test]
-async fn every_refusal_says_where_and_what_helps() {
+async fn every_rejection_has_position_and_fix() {
     let world = World::start().await;
     let clients = &world.clients;
     site(&world, "1", "a.test", json!({"ca": clients.certificate_pem(), "depth": 1})).await;
@@ -226,7 +225,7 @@ async fn every_refusal_says_where_and_what_helps() {
 }
 
 #[tokio::test]
-async fn revocation_names_the_list() {
+async fn a_revocation_names_its_crl() {
     let world = World::start().await;
     let clients = &world.clients;
     let (bad, good) =
@@ -256,7 +255,7 @@ async fn revocation_names_the_list() {
     assert!(verdict["fix"].as_str().unwrap().contains("put a new list in place of list 1"), "{verdict}");
 }
 
-/// Two sites that skip `^/free/`, one open one, and a few routes.
+/// Two sites that skip `^/free/`, an open one, and a few routes.
 async fn request_world() -> World {
     let world = World::start().await;
     let client = json!({"ca": world.clients.certificate_pem(), "skip_mtls_uri_regex": ["^/free/"]});
@@ -278,7 +277,7 @@ async fn request_world() -> World {
 }
 
 #[tokio::test]
-async fn where_a_request_ends() {
+async fn requests_are_explained_up_to_the_upstream() {
     let world = request_world().await;
     let ask = |sni: &str, more: Value| {
         let mut question = more;

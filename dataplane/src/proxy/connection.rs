@@ -187,7 +187,8 @@ async fn reject_handshake(
         let page = error_page::raw_error_response(reason, &error_page::SERVER);
         socket.write_buf().extend_from_slice(&page);
     }
-    Box::pin(handshake::lingering_close(socket)).await;
+    let mut stream = PlainStream::new(socket);
+    Box::pin(lingering_close(&mut stream, LingerLimits::CONNECTION)).await;
 }
 
 /// A TLS connection after its handshake.

@@ -17,14 +17,13 @@ use crate::http::head::HeadLimits;
 use crate::http::server::HttpServer;
 use crate::io::timeouts::{ClientTimeouts, ConnectionTimeouts};
 use crate::lifecycle::drain::Drain;
+use crate::lifecycle::handles::SnapshotHandle;
 use crate::observability::metrics::Counters;
-use crate::push_client::SnapshotHandle;
 use crate::runtime::descriptors::ConnectionLimits;
 use crate::tls::site_config::SiteConfigFactory;
 use crate::upstream::client::UpstreamClient;
 use crate::upstream::client_tls::ClientTlsConfigs;
-use crate::upstream::places::ConnectionPermits;
-use crate::upstream::pool::Pool;
+use crate::upstream::pool::{ConnectionPermits, Pool};
 use crate::upstream::resolver::{Resolver, ResolverCache};
 
 /// A core's own reference to a snapshot: cloning it for each request writes no counter that cores

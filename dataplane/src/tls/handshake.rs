@@ -6,20 +6,13 @@
 use std::future::poll_fn;
 use std::io;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 
 use model::TlsVersion;
 
 use super::ticket::HandshakeState;
 use super::transport::{TlsTransport, TransportError};
 use crate::io::buffered::BufferedSocket;
-use crate::runtime;
 use crate::runtime::{Reader, Writer};
-
-/// How long a refused peer may take to read the alert.
-const LINGER: Duration = Duration::from_millis(500);
-/// How much a refused peer may still send meanwhile. Bytes.
-const LINGER_BYTES: usize = 64 * 1024;
 
 /// Why a handshake did not come to its end.
 #[derive(Debug, thiserror::Error)]
@@ -95,25 +88,4 @@ fn poll_drive<R: Reader, W: Writer>(
             return Poll::Ready(Err(error.into()));
         }
     }
-}
-
-/// Sends what is staged (an alert, an answer), ends our direction and reads the peer out, within
-/// bounds.
-pub async fn lingering_close<R: Reader, W: Writer>(mut pump: BufferedSocket<R, W>) {
-    let farewell = async {
-        if poll_fn(|cx| pump.poll_flush(cx)).await.is_err() {
-            return;
-        }
-        pump.shutdown_write();
-        let mut left = LINGER_BYTES;
-        while left > 0 {
-            let n = match poll_fn(|cx| pump.poll_fill_buf(cx).map_ok(<[u8]>::len)).await {
-                Ok(n) if n > 0 => n,
-                _ => return,
-            };
-            pump.consume(n);
-            left = left.saturating_sub(n);
-        }
-    };
-    let _gave_up = runtime::timeout(LINGER, farewell).await;
 }

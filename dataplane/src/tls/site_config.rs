@@ -28,7 +28,7 @@ use super::client_verifier::SiteVerifier;
 use super::key_schedule;
 use super::record::traffic_secrets::RecordLayerKind;
 use super::ticket::{SiteTicketer, TicketBinding};
-use crate::push_client::TicketRingHandle;
+use crate::lifecycle::handles::TicketRingHandle;
 
 /// What a handshake leads to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -26,8 +26,8 @@ pub use scope::{HandshakeState, ValidityPeriod};
 use zeroize::Zeroizing;
 
 use self::keys::TicketKeys;
+use crate::lifecycle::handles::TicketRingHandle;
 use crate::observability::reason::TicketRejection;
-use crate::push_client::TicketRingHandle;
 
 mod keys;
 mod scope;

@@ -56,7 +56,7 @@ fn spiffe_ends_at_segments() {
     ] {
         assert!(!fits(allowed.clone(), &identity(LeafSpec::client("x").uri(other))), "{other}");
     }
-    // Two URIs: no SPIFFE identity at all, though each may fit as a URI.
+    // A certificate with two URIs has no SPIFFE id, but each URI may match as a URI.
     let two = identity(LeafSpec::client("x").uri("spiffe://a.example/x").uri("https://b.example"));
     assert!(!fits(allowed, &two));
     assert!(fits(json!({"uri": "https://b.example"}), &two));

@@ -1,7 +1,7 @@
-//! A certificate chain with its private key, as documents carry them: PEM, the key plain or sealed.
+//! Reads a PEM certificate chain and its private key, which is plain or encrypted.
 //!
-//! The texts are the Admin API's (contract 4.1, step 2). The opened key lives only inside this
-//! function, in memory that is wiped.
+//! Messages are those of the Admin API (contract 4.1, step 2). The decrypted key stays inside
+//! [`read`], in memory that is wiped.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use pki::{CertError, KeyError, Keyring, PrivateKey, certificates_from_pem};
 use crate::problem::{Problem, ProblemKind};
 use crate::resource::KeyPair;
 
-/// Reads a pair. `fields` are the names of the certificate's and the key's member.
+/// Reads a chain and its key from the two members named by `fields`.
 pub(super) fn read(cert: &str, key: &str, fields: [&str; 2], keyring: &Keyring) -> Result<KeyPair, Problem> {
     let [cert_field, key_field] = fields;
     let chain = certificates_from_pem(cert).map_err(|error| {
@@ -32,7 +32,7 @@ pub(super) fn read(cert: &str, key: &str, fields: [&str; 2], keyring: &Keyring) 
                 ProblemKind::Invalid
             })
     })?;
-    // APISIX finds this out in the first handshake; by then the site is down.
+    // APISIX detects the mismatch in the first handshake, when the site is down already.
     if let Some(leaf) = chain.first() {
         key.matches(leaf).map_err(|error| {
             Problem::new(key_field, format!("{key_field} does not belong to {cert_field}: {error}"))
@@ -45,7 +45,8 @@ pub(super) fn read(cert: &str, key: &str, fields: [&str; 2], keyring: &Keyring) 
     Ok(KeyPair { chain, key: Arc::new(key) })
 }
 
-/// An APISIX reads some certificates that we do not, and then means what it read.
+/// APISIX parses some certificates that this gateway does not, so its document is valid but
+/// unsupported.
 pub(super) fn problem_kind(error: &CertError) -> ProblemKind {
     match error {
         CertError::NoCertificate { .. } | CertError::Pem(_) => ProblemKind::Invalid,

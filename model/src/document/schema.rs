@@ -1,13 +1,12 @@
-//! A small evaluator of JSON Schema for exactly the keywords the `*.schema.json` files use.
+//! A JSON Schema evaluator for exactly the keywords that the `*.schema.json` files use.
 //!
-//! Why not the `jsonschema` crate: the Admin API's texts, the order in which keywords are judged,
-//! the reference values (`$env://`, `$secret://`) that skip every rule of a string, and the empty
-//! array that passes for an object are those of APISIX's validator, and which error comes first is
-//! part of the contract. Translating another validator's errors would need its order, too, and
-//! would break silently when it changes. The crate is the judge in the tests instead: both must
-//! agree on what is valid.
+//! The `jsonschema` crate does not fit: the messages of APISIX's validator, the order in which it
+//! evaluates keywords, its reference values (`$env://`, `$secret://`) that skip all string rules,
+//! and its empty array that passes for an object are part of the contract. Translating the errors
+//! of another validator would break silently when it changes its order. The tests compare both:
+//! they must agree on which documents are valid.
 //!
-//! Files are compiled once; an unknown keyword is an error then, never ignored later.
+//! Schemas are compiled once; an unknown keyword is a compile error.
 
 mod compile;
 
@@ -72,8 +71,8 @@ enum Format {
     Ipv6,
 }
 
-/// Whether a text refers to a value kept elsewhere: the validator leaves such texts alone (contract
-/// 3).
+/// Whether a string refers to a value kept elsewhere, to which the validator applies no rules
+/// (contract 3).
 pub(crate) fn is_reference(text: &str) -> bool {
     text.starts_with("$secret://") || env_ref_path(text).is_some()
 }
@@ -128,7 +127,7 @@ impl Type {
 
     fn fits(self, value: &Value) -> bool {
         match self {
-            // Lua cannot tell {} from [], so clients send either.
+            // Lua cannot distinguish {} from [], so clients send either.
             Type::Object => value.is_object() || value.as_array().is_some_and(Vec::is_empty),
             Type::Array => value.is_array(),
             Type::String => value.is_string(),
@@ -139,7 +138,7 @@ impl Type {
     }
 }
 
-/// The type's name in the texts, which are those of a Lua program.
+/// Lua's name of the type, for messages.
 fn lua_type(value: &Value) -> &'static str {
     match value {
         Value::Null => "userdata",
@@ -151,7 +150,7 @@ fn lua_type(value: &Value) -> &'static str {
 }
 
 impl Schema {
-    /// The first problem of a value, in the order of contract section 3.
+    /// Validates a value and returns the first problem, in the order of contract section 3.
     pub(crate) fn judge(&self, value: &Value) -> Result<(), Problem> {
         if let Some(kind) = self.kind {
             if !kind.fits(value) {
@@ -182,7 +181,7 @@ impl Schema {
         self.validate_combinators(value)
     }
 
-    /// `whole` is the object itself, for the schemas that its members bring along.
+    /// `whole` is the object itself, which dependent schemas validate.
     fn judge_object(&self, members: &Map<String, Value>, whole: &Value) -> Result<(), Problem> {
         for (name, schema) in &self.properties {
             if let Some(value) = members.get(name) {
@@ -234,7 +233,7 @@ impl Schema {
         })
     }
 
-    /// Whether this branch is about such values at all, so that its words help.
+    /// Whether the branch expects values of this type, so that its message is helpful.
     fn means(&self, value: &Value) -> bool {
         self.kind.is_some_and(|kind| kind.fits(value))
     }
@@ -249,7 +248,7 @@ impl Schema {
         })
     }
 
-    /// The known property that was probably meant.
+    /// The known property with the most similar name.
     fn closest(&self, name: &str) -> Option<&str> {
         let known = self.properties.iter().map(|(known, _)| known.as_str());
         known
@@ -367,7 +366,7 @@ fn fail(message: impl Into<String>) -> Result<(), Problem> {
     Err(Problem::new("", message))
 }
 
-/// A text that says little, with the branch's own words as the hint.
+/// Adds the message of the branch as a hint to a generic message.
 fn with_branch_hint(message: String, branch: Option<&Schema>, value: &Value) -> Problem {
     match branch.and_then(|branch| branch.judge(value).err()) {
         Some(inner) => Problem { message, hint: Some(inner.to_string()), ..inner },
@@ -375,7 +374,7 @@ fn with_branch_hint(message: String, branch: Option<&Schema>, value: &Value) -> 
     }
 }
 
-/// `: ["a"] or ["b","c"]` when the branches say what they require.
+/// Formats what the branches require, like `: ["a"] or ["b","c"]`.
 fn alternatives(branches: &[Schema]) -> String {
     let listed: Vec<String> = branches
         .iter()
@@ -385,12 +384,12 @@ fn alternatives(branches: &[Schema]) -> String {
     if listed.is_empty() { String::new() } else { format!(": {}", listed.join(" or ")) }
 }
 
-/// Whether one may be the other misspelt.
+/// Whether one name may be a misspelling of the other.
 fn is_similar(known: &str, written: &str) -> bool {
     strsim::damerau_levenshtein(known, written) <= 1 + known.len() / 4
 }
 
-/// The path of something in an array's item; counted from 1, as in the texts.
+/// The path of an array item, 1-based like in the messages.
 fn element_path(index: usize, inner: &str) -> String {
     match inner {
         "" => format!("[{index}]"),
@@ -399,8 +398,8 @@ fn element_path(index: usize, inner: &str) -> String {
     }
 }
 
-/// The first two equal items, counted from 1. Compared as canonical text, so that a long array
-/// stays cheap.
+/// The 1-based positions of the first two equal items. Canonical texts are compared, so that long
+/// arrays stay cheap.
 fn first_duplicate(items: &[Value]) -> Option<(usize, usize)> {
     let mut seen = HashMap::new();
     (1..)
@@ -408,7 +407,7 @@ fn first_duplicate(items: &[Value]) -> Option<(usize, usize)> {
         .find_map(|(index, item)| seen.insert(item.to_string(), index).map(|first| (first, index)))
 }
 
-/// JSON Schema's equality: 1 is 1.0.
+/// Equality of JSON Schema, where 1 equals 1.0.
 fn json_equal(a: &Value, b: &Value) -> bool {
     match (a, b) {
         (Value::Number(a), Value::Number(b)) => a.as_f64() == b.as_f64(),

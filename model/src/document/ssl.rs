@@ -1,4 +1,5 @@
-//! The ssl document (contract 3.1, 4.1): certificates for names, or an identity for upstreams.
+//! Compiles the ssl document (contract 3.1, 4.1): certificates for names, or a client certificate
+//! for upstreams.
 
 use std::sync::Arc;
 
@@ -11,7 +12,7 @@ use crate::id::Id;
 use crate::problem::{Problem, ProblemKind};
 use crate::resource::{CacheSlot, KeyPair, Ssl, TlsVersion};
 
-/// In the order of contract 4.1.
+/// Checks follow the order of contract 4.1.
 pub(super) fn compile(id: &Id, document: &Value, keyring: &Keyring) -> Result<Ssl, Problem> {
     let (cert, key) = (string(document, "cert"), string(document, "key"));
     let first = keypair::read(cert.unwrap_or_default(), key.unwrap_or_default(), ["cert", "key"], keyring)?;
@@ -27,7 +28,7 @@ pub(super) fn compile(id: &Id, document: &Value, keyring: &Keyring) -> Result<Ss
         blocked: None,
     };
     if ssl.client_side {
-        // Names, further pairs, `client` and versions mean nothing to an identity for upstreams.
+        // A client certificate has no names, further pairs, client policy or versions.
         return Ok(ssl);
     }
     more_pairs(document, keyring, &mut ssl.pairs)?;
@@ -62,7 +63,7 @@ fn versions(document: &Value) -> Result<Option<Vec<TlsVersion>>, Problem> {
     }
     let mut versions = Vec::new();
     for name in strings(document, "ssl_protocols") {
-        // The schema names no other.
+        // The schema allows no other.
         let version = match name {
             "TLSv1.2" => TlsVersion::V12,
             "TLSv1.3" => TlsVersion::V13,
@@ -78,8 +79,7 @@ fn versions(document: &Value) -> Result<Option<Vec<TlsVersion>>, Problem> {
     Ok(Some(versions))
 }
 
-/// Refuses a version that needs an engine this build is without: in a document, and again where it
-/// comes over the wire.
+/// Rejects a TLS version that this build lacks an engine for, in documents and on the wire.
 pub(crate) fn require_supported_version(version: TlsVersion) -> Result<TlsVersion, Problem> {
     if version.is_served() {
         return Ok(version);

@@ -1,4 +1,4 @@
-//! The Admin API's cases by their texts, our own refusals by their fields, and the schema evaluator
+//! Cases of the Admin API by message, this gateway's own limits by field, and the schema evaluator
 //! against an independent one.
 
 mod checks;
@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::samples::{PAIRS, id};
 
-/// PEM text of the n-th pair: certificate, key.
+/// Certificate and key of the n-th pair, as PEM.
 fn pem(index: usize) -> (String, String) {
     let pair = &PAIRS[index];
     let certificate: String = pair.chain.iter().map(pki::Certificate::to_pem).collect();
@@ -41,7 +41,7 @@ fn base64_lines(bytes: &[u8]) -> String {
     text.trim_end().to_owned() + "\n"
 }
 
-/// A good document with some members replaced; `null` removes one.
+/// A valid document with replaced members; `null` removes one.
 fn with(mut document: Value, changes: Value) -> Value {
     for (name, value) in changes.as_object().unwrap() {
         let members = document.as_object_mut().unwrap();
@@ -70,7 +70,8 @@ fn stream_route(changes: Value) -> Value {
     with(json!({"upstream": upstream(json!({}))}), changes)
 }
 
-/// Every document that these tests get accepted also arrives at a data plane as the same resource.
+/// Each document that these tests compile is also sent over the wire and must decode to the same
+/// resource.
 fn checked(kind: Kind, document: &Value) -> Result<Resource, Problem> {
     let resource = compile(kind, &id("1"), document, &Keyring::empty())?;
     let arrived = crate::wire::resource_from_wire(proto::push::Resource::from(&resource));

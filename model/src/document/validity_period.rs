@@ -1,8 +1,8 @@
-//! What about a resource depends on the time: refusals when it is written. What is served all the
-//! same is `lint`'s.
+//! Checks of a resource that depend on the current time, for writes only; `lint` reports what is
+//! served in spite of its dates.
 //!
-//! Not part of `check`, because that also reads what was stored long ago: an anchor that expired
-//! since then refuses clients, but must not take the resource away.
+//! `compile` has no clock, because it also reads old documents from the store: an anchor that has
+//! expired since rejects clients, but must not remove the site.
 
 use pki::{Certificate, ClientAuth, ClientAuthInput, verify_client};
 use rustls_pki_types::UnixTime;
@@ -10,10 +10,11 @@ use rustls_pki_types::UnixTime;
 use crate::problem::Problem;
 use crate::resource::Resource;
 
-/// What the Admin API refuses now: anchors that can verify nobody, because they are expired or not
-/// yet valid, or because they are neither a CA nor a client's own certificate.
+/// Checks that each anchor can verify a client now: it is within its validity period, and a CA or a
+/// client's own certificate.
 ///
 /// # Errors
+///
 /// The first such anchor, by its subject.
 pub fn check_validity_period(resource: &Resource, now: UnixTime) -> Result<(), Problem> {
     let Resource::Ssl(ssl) = resource else { return Ok(()) };
@@ -38,7 +39,7 @@ fn check_anchor(place: usize, anchor: &Certificate, now: UnixTime) -> Result<(),
     if anchor.is_ca() {
         return Ok(());
     }
-    // Not a CA: then it can only be a client's own certificate, pinned. The verifier itself says so.
+    // A pinned client certificate must pass the verifier itself.
     let pinned = ClientAuth::new(ClientAuthInput { anchors: vec![anchor.clone()], ..Default::default() })
         .map_err(|error| error.to_string())
         .and_then(|policy| verify_client(&policy, anchor.der(), &[], now).map_err(|error| error.to_string()));

@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::*;
 
-/// Arguments of a query, and the client's URIs.
+/// Query arguments, and URIs of the client certificate.
 #[derive(Debug, Default)]
 struct Known(HashMap<String, String>, Vec<String>);
 
@@ -157,7 +157,7 @@ fn texts_of_refusals() {
 
 const TESTS_OVER: usize = 513;
 
-/// Leaves over two arguments, and what they mean, written independently.
+/// Leaf expressions over two arguments, with an independent definition.
 fn some_expression() -> impl Strategy<Value = (Value, fn(&str, &str) -> bool)> {
     prop_oneof![
         Just((json!(["arg_a", "==", "1"]), (|a, _| a == "1") as fn(&str, &str) -> bool)),
@@ -182,7 +182,7 @@ proptest! {
         prop_assert_eq!(holds(Value::Array(rule), &[("a", &a), ("b", &b)]), expected);
     }
 
-    /// Any JSON: an answer, never a panic.
+    /// No JSON value causes a panic.
     #[test]
     fn any_json_is_answered(depth in 0..6_usize, words in prop::collection::vec("[a-z_!=~<>]{0,6}", 0..5)) {
         let mut value = json!(words);

@@ -14,8 +14,8 @@ fn words(text: &str) -> Vec<&str> {
     text.split(' ').collect()
 }
 
-/// What APISIX's schemas have (its `schema_def.lua`, 3.21), and what this gateway's have beside
-/// that: the table must name exactly those.
+/// The members of APISIX's schemas (`schema_def.lua`, 3.21) and of this gateway's: the table must
+/// list exactly the difference.
 #[test]
 fn the_table_names_every_field_that_apisix_lacks() {
     let meta = ["id", "name", "desc", "labels", "create_time", "update_time"];
@@ -104,7 +104,7 @@ fn what_is_not_mentioned_is_kept() {
     ] {
         carries(Kind::Ssl, ssl.clone(), client(given), client(expected), kept, removed);
     }
-    // The object that held them is gone, or is none.
+    // The object around them is missing, or is no object.
     carries(Kind::Ssl, ssl.clone(), json!({}), json!({}), &[], &both);
     carries(Kind::Ssl, ssl, json!({"client": "x"}), json!({"client": "x"}), &[], &both);
     let identity = json!({"client_identity": {"allow": [{"dns": "a"}]}, "uri": "/a"});
@@ -116,7 +116,7 @@ fn what_is_not_mentioned_is_kept() {
         let other = json!({"client_identity": {"forward": ["xfcc"]}});
         carries(kind, identity.clone(), other.clone(), other, &[], &[]);
     }
-    // What APISIX knows is replaced, and a new document has nothing to carry.
+    // Members that APISIX knows are replaced, and a new document has no predecessor.
     carries(Kind::Upstream, json!({"client_identity": 1, "retries": 2}), json!({}), json!({}), &[], &[]);
     let mut fresh = object(json!({"client_identity": null, "uri": "/a"}));
     assert_eq!(carry_over(Kind::Route, None, &mut fresh), CarriedOver::default());
@@ -170,16 +170,17 @@ fn what_lies_beside_is_put_in_its_place() {
     for newer in [false, true] {
         let expected = json!({"client": {"ca": "A", "crl": ["L"]}});
         assert_eq!(merged(Kind::Ssl, json!({"client": {"ca": "A"}}), list.clone(), newer), expected);
-        // What another program removed took its fields with it.
+        // Another program removed the object and its fields.
         assert_eq!(merged(Kind::Ssl, json!({"sni": "a"}), list.clone(), newer), json!({"sni": "a"}));
     }
-    // A field in the document itself, from before fields lay beside it: the newer one counts.
+    // The document itself has the field, from before fields were stored beside it; the newer value
+    // wins.
     let inline = json!({"client": {"ca": "A", "crl": ["M"]}});
     assert_eq!(merged(Kind::Ssl, inline.clone(), list.clone(), true), inline);
     assert_eq!(merged(Kind::Ssl, inline, list, false), json!({"client": {"ca": "A", "crl": ["L"]}}));
 }
 
-/// Nothing that lies beside a document is passed over: the schema refuses the document instead.
+/// The schema rejects the document if the entry beside it is unreadable.
 #[test]
 fn what_cannot_be_read_closes_the_document() {
     let route = json!({"uri": "/a", "upstream_id": "1"});
@@ -199,7 +200,7 @@ fn what_cannot_be_read_closes_the_document() {
     }
 }
 
-/// An entry beside a document protects; it replaces nothing that the document says about itself.
+/// An entry beside a document adds protection and replaces no member.
 #[test]
 fn what_lies_beside_replaces_no_field_of_the_document() {
     let route = json!({"uri": "/a", "upstream_id": "1", "plugins": {"key-auth": {}}});
@@ -251,13 +252,13 @@ proptest! {
         }
     }
 
-    /// A document that is put again without its extension fields is as it was; twice is once.
+    /// Writing a document without its extension fields changes nothing, also when repeated.
     #[test]
     fn carrying_over_restores(document in some_document()) {
         for kind in Kind::ALL {
             let mut before = object(document.clone());
             carry_over(kind, None, &mut before);
-            // The schema has no policy without lists.
+            // The schema requires lists for a policy.
             if let Some(client) = before.get_mut("client").and_then(Value::as_object_mut)
                 && !client.contains_key("crl")
             {

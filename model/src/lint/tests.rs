@@ -20,7 +20,7 @@ fn now() -> UnixTime {
     UnixTime::now()
 }
 
-/// An ssl document with a fresh certificate for its first name.
+/// An ssl document with a new certificate for its first name.
 fn ssl(names: &[&str], more: Value) -> Value {
     let spec = names[1..].iter().fold(LeafSpec::server(names[0]), |spec, name| spec.dns(*name));
     let minted = AUTHORITY.issue(&spec).unwrap();
@@ -35,7 +35,7 @@ fn checked(kind: Kind, own: &str, document: &Value) -> Resource {
     crate::compile(kind, &id(own), document, &Keyring::empty()).unwrap()
 }
 
-/// Every finding about these resources, as one line each.
+/// The findings about these resources, one line each.
 fn told(resources: &[(Kind, &str, Value)], plain_http: bool) -> Vec<String> {
     let versioned = resources
         .iter()

@@ -1,5 +1,4 @@
-//! The table against a map of std's, over names that meet often; copies that live on; and hashes
-//! that cannot be told apart.
+//! The table against a standard map, with names that collide often; copies; and equal hashes.
 
 use std::collections::HashMap;
 
@@ -8,7 +7,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// Numbers stand for what hangs at a name.
+/// A value of numbers.
 impl Bucket for Vec<u32> {
     fn is_empty(&self) -> bool {
         Vec::is_empty(self)
@@ -18,12 +17,12 @@ impl Bucket for Vec<u32> {
 type Model = HashMap<String, Vec<u32>>;
 
 fn name(number: u32) -> HostName {
-    // Some too long to be kept inline.
+    // Some names are too long to be inline.
     let padding = "x".repeat(if number.is_multiple_of(7) { 40 } else { 0 });
     HostName::from_sni(&format!("n{number}{padding}.test")).unwrap()
 }
 
-/// Puts a number, or takes all of them.
+/// Adds a number, or removes all.
 fn change(table: &mut NameTable<Vec<u32>>, model: &mut Model, (number, put): (u32, bool)) {
     let name = name(number);
     let before = model.contains_key(name.as_str());
@@ -62,14 +61,14 @@ fn many_names_are_found_and_taken_out_again() {
     (0..NAMES).for_each(|number| change(&mut table, &mut model, (number, false)));
     assert!(table.is_empty());
     check(&table, &model, NAMES);
-    // The copy is not touched by what was done to the other.
+    // A change of one copy leaves the other alone.
     check(&whole.0, &whole.1, NAMES);
 }
 
 #[test]
 fn names_with_equal_hashes_are_kept_apart_by_their_text() {
     let entry = |number| (name(number), vec![number]);
-    // Whatever the hash says, they are all to be found: at the last depth there is room for any number.
+    // The last depth takes any number of equal hashes.
     let hasher = RandomState::default();
     let (TableNode::Bucket(slots), _) = TableNode::of(&hasher, (0..1000).map(entry).collect(), DEPTH_MAX)
     else {

@@ -17,7 +17,7 @@ fn with(mut document: Value, more: Value) -> Value {
     document
 }
 
-/// A route to a node of its own.
+/// A route with a node of its own.
 fn route(host: &str, uri: &str, more: Value) -> Value {
     let nodes = json!({format!("192.0.2.{}:80", uri.len()): 1});
     with(json!({"host": host, "uri": uri, "upstream": {"type": "roundrobin", "nodes": nodes}}), more)
@@ -56,8 +56,8 @@ fn snapshot(documents: &[(Kind, &str, Value)]) -> Snapshot {
     Snapshot::from_resources(1, held(documents))
 }
 
-/// The verdict about an anonymous request for the raw route on a.test, on a site with the policy of
-/// that ssl.
+/// Checks an anonymous request for the raw route on a.test, over a connection to the site of that
+/// ssl.
 fn judged(snapshot: &Snapshot) -> Result<(), Conflict> {
     let target = RequestTarget::new(None, Some("a.test"), "/open/x", PathOptions::default()).unwrap();
     let remote = "192.0.2.1".parse().unwrap();
@@ -79,7 +79,7 @@ fn a_raw_path_is_forwarded_where_no_rule_judges_paths() {
         (vec![(Kind::Route, "2", route("a.test", "/secret/*", listed()))], Some(listed_sibling())),
         (vec![(Kind::Route, "2", route("*.test", "/secret/*", listed()))], Some(listed_sibling())),
         (vec![(Kind::Route, "2", route("b.test", "/secret/*", listed()))], None),
-        // The same node behind another host.
+        // The same node under another host.
         (vec![(Kind::Route, "2", route("b.test", "/hidden", listed()))], Some(listed_sibling())),
         (vec![(Kind::Route, "2", route("a.test", "/secret/*", with(listed(), json!({"status": 0}))))], None),
         (
@@ -152,7 +152,7 @@ fn a_service_asks_for_its_routes() {
     assert!(problem.field == FIELD && problem.message.contains("route 2"), "{problem:?}");
 }
 
-/// What stands in the way of the first route because of the second.
+/// The conflict of the first route with the second.
 fn beside(raw: Value, sibling: Value) -> Option<Conflict> {
     let snapshot = snapshot(&[(Kind::Route, "raw", raw), (Kind::Route, "2", sibling)]);
     conflicts(&snapshot, snapshot.route(&id("raw")).unwrap()).next()

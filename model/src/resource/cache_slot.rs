@@ -1,35 +1,36 @@
-//! A place in a resource where the data plane hangs what it made of it: a prepared TLS
+//! A cache on a resource for values that the data plane derives from it, such as a TLS
 //! configuration.
 //!
-//! The snapshot keeps unchanged resources as they are, so what hangs here lives exactly as long as
-//! its inputs are unchanged, without any cache to invalidate. Reading takes no lock.
+//! Snapshots share unchanged resources, so a cached value lives exactly as long as its inputs are
+//! unchanged, and nothing needs to be invalidated. Reading takes no lock.
 
 use std::any::Any;
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 
-/// Holds one value of any one type. Not part of the resource: equal to every other slot, and empty
-/// in a clone.
+/// Caches one value of any type. The cache is no part of the resource: all caches are equal, and a
+/// clone is empty.
 #[derive(Default)]
 pub struct CacheSlot(OnceLock<Arc<dyn Any + Send + Sync>>);
 
 impl CacheSlot {
-    /// An empty one.
+    /// An empty cache.
     pub fn new() -> CacheSlot {
         CacheSlot::default()
     }
 
-    /// What hangs here, if it is a `T`.
+    /// The cached value, if it is a `T`.
     pub fn get<T: Send + Sync + 'static>(&self) -> Option<Arc<T>> {
         self.0.get().and_then(|held| Arc::clone(held).downcast().ok())
     }
 
-    /// What hangs here, made now if nothing does. Two cores that come at the same time may both
-    /// make one; both get the one that was hung first. Use one type for one slot: another type
-    /// is made anew each time.
+    /// Returns the cached value, or computes and caches it. Two threads may both compute it, and
+    /// both get the value that was stored first. Each cache should have one type: a value of
+    /// another type is computed each time.
     ///
     /// # Errors
-    /// What `make` returns; then nothing hangs here and the next caller tries again.
+    ///
+    /// The error of `make`; nothing is cached then.
     pub fn get_or_try_init<T: Send + Sync + 'static, E>(
         &self,
         make: impl FnOnce() -> Result<Arc<T>, E>,

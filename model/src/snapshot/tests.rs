@@ -1,5 +1,5 @@
-//! The lookups against the contract's cases and against a slow, obvious reading of its rules; the
-//! law of deltas over random resources.
+//! The lookups against the contract's cases and against a slow, direct implementation of its rules;
+//! the law of deltas over random resources.
 
 mod streams;
 
@@ -107,7 +107,7 @@ fn a_wildcard_covers_one_label_and_nothing_catches_what_it_leaves() {
     assert_eq!(site(&all, "aa.test2.com"), Some("1"));
     assert_eq!(site(&all, "aa.bb.test2.com"), None);
     assert_eq!(site(&all, "test2.com"), Some("2"));
-    // The longer entry of the same object does not lend its length to the shorter.
+    // The shorter entry does not inherit the length of the longer one.
     let listed = sites(vec![ssl("1", &["*.test2.com", "a.very.long.name.test2.com"])]);
     assert_eq!(site(&listed, "aa.bb.test2.com"), None);
 }
@@ -187,8 +187,8 @@ fn within_a_path_priority_then_longer_pattern_then_key() {
     assert_eq!(found(&all, "x", "/c/1/other"), Some("5"));
 }
 
-/// Each uri one byte longer than the one before, as long as uris get: deep, but no deeper than any
-/// stack.
+/// Each uri is one byte longer than the one before, up to the longest: deeper than a recursive drop
+/// could go.
 #[test]
 fn deeply_nested_prefixes_are_walked_like_any_other() {
     let uris: Vec<String> = (1..4096).map(|length| format!("/{}*", "a".repeat(length - 1))).collect();
@@ -264,7 +264,7 @@ fn a_service_lends_its_hosts_and_takes_them_back() {
         upserts: vec![Versioned { version: 2, resource }],
         removals: vec![],
     };
-    // The route came before its service.
+    // The route is older than its service.
     let alone = routed(vec![Route { service: Some(id("s")), ..route("1", &["/"], &[]) }]);
     assert_eq!(found(&alone, "b.com", "/"), Some("1"));
     let with = alone.apply(&put(service(&["a.com"])));
@@ -293,7 +293,7 @@ const NAMES: [&str; 9] =
 const PATHS: [&str; 12] =
     ["/", "/a", "/ab", "/abc", "/abcd", "/a/", "/a/b", "/a/b/c", "/a/b/c/d", "/a/x/c", "/b", "/a/x/y/c"];
 
-/// Contract 4.2 read word by word over all resources.
+/// Implements contract 4.2 directly, over all resources.
 fn slow_site(snapshot: &Snapshot, asked: &HostName) -> Option<Id> {
     let mut best: Option<(Reverse<usize>, Id, bool)> = None;
     for held in snapshot.resources() {
@@ -320,7 +320,7 @@ fn slow_site(snapshot: &Snapshot, asked: &HostName) -> Option<Id> {
     best.filter(|(_, _, good)| *good).map(|(_, id, _)| id)
 }
 
-/// Contract 7.1 read word by word over all resources.
+/// Implements contract 7.1 directly, over all resources.
 fn slow_route(snapshot: &Snapshot, query: &RouteQuery<'_>) -> Option<Id> {
     let mut fitting = Vec::new();
     for held in snapshot.resources() {
@@ -399,14 +399,14 @@ proptest! {
         let applied = a.apply(&delta);
         prop_assert!(applied == b);
         check_lookups(&applied)?;
-        // Way back, over structure that is shared now.
+        // The way back starts from shared structure.
         prop_assert!(applied.apply(&b.diff(&a)) == a);
         prop_assert!(b.diff(&b).is_empty());
     }
 
     #[test]
     fn what_is_held_decides_what_is_sent(a in some_snapshot(), b in some_snapshot()) {
-        // One store: a revision of a key is one content.
+        // Within one store, a version of a key has one content.
         let content = |mut held: Versioned, other: &Snapshot| {
             if let Some(same) = other.get(&held.resource.key()).filter(|same| same.version == held.version) {
                 held.resource = same.resource.clone();

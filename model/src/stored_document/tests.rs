@@ -1,6 +1,6 @@
-//! What becomes of stored documents: what an APISIX writes for ordinary objects is served without a
-//! word, what it writes for more is served without that or blocked, and what is blocked takes at
-//! least what the real one would.
+//! Outcomes for stored documents: documents as APISIX writes them for ordinary objects are served
+//! without findings, unsupported ones are served with findings or blocked, and a blocked resource
+//! takes at least the traffic of the real one.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -60,7 +60,7 @@ fn settled(kind: Kind, document: &Value, before: Option<&Resource>) -> (Option<R
     (resource, told.collect())
 }
 
-/// Served, and these are the fields that are told.
+/// Asserts that the document is served, with findings about these fields.
 #[track_caller]
 fn served(kind: Kind, document: &Value, fields: &[&str]) -> Resource {
     let (resource, told) = settled(kind, document, None);
@@ -73,7 +73,7 @@ fn served(kind: Kind, document: &Value, fields: &[&str]) -> Resource {
     resource
 }
 
-/// Blocked, whatever it was before, and these are the fields that are told.
+/// Asserts that the document is blocked whatever its predecessor, with findings about these fields.
 #[track_caller]
 fn blocked(kind: Kind, document: &Value, fields: &[&str]) -> Resource {
     let before = adopted(kind, &good(kind)).resolve(None).0.unwrap();
@@ -89,7 +89,7 @@ fn blocked(kind: Kind, document: &Value, fields: &[&str]) -> Resource {
     resource
 }
 
-/// Not valid: kept as it was before; without that, blocked.
+/// Asserts that the document is invalid: its predecessor stays, or else it is blocked.
 #[track_caller]
 fn kept(kind: Kind, document: &Value, field: &str) {
     let before = adopted(kind, &good(kind)).resolve(None).0.unwrap();
@@ -148,7 +148,7 @@ fn keys_sealed_with_either_entry_of_the_default_keyring_are_opened() {
         document["key"] = keyring(entry).seal(&key).into();
         let (resource, found) = compile_stored(Kind::Ssl, &id("1"), &document, &both).resolve(None);
         assert!(resource.unwrap().blocked().is_none() && found.is_empty(), "{found:?}");
-        // Without that entry the names stay taken.
+        // Without that entry the names stay claimed.
         let (resource, found) =
             compile_stored(Kind::Ssl, &id("1"), &document, &keyring("0123456789abcdef")).resolve(None);
         assert!(resource.unwrap().blocked().is_some());
@@ -197,7 +197,7 @@ fn what_protects_or_leads_and_is_not_there_blocks_whatever_it_was_before() {
             json!({"plugins": {"proxy-rewrite": {"uri": "/x", "_meta": {"filter": [["arg_a", "==", "1"]]}}}}),
             &["plugins.proxy-rewrite._meta"],
         ),
-        // It switches the service's off, too.
+        // This disables the service's plugin, too.
         (
             json!({"plugins": {"proxy-rewrite": {"_meta": {"disable": true}}}, "service_id": "1"}),
             &["plugins.proxy-rewrite._meta"],
@@ -210,7 +210,7 @@ fn what_protects_or_leads_and_is_not_there_blocks_whatever_it_was_before() {
         (json!({"script": "local _M = {} return _M"}), &["script"]),
         (json!({"vars": [["graphql_name", "==", "x"]]}), &["vars[1]"]),
         (json!({"vars": [["arg_a", "~~", "(?=x)"]]}), &["vars[1]"]),
-        // A slip beside it hides nothing.
+        // A mistake in another field does not hide it.
         (
             json!({"timeout": {"connect": 1}, "filter_func": "function() return true end"}),
             &["timeout.send", "filter_func"],
@@ -264,7 +264,7 @@ fn what_blocks_a_route_blocks_the_others_too() {
     blocked(Kind::Ssl, &with(ssl(), pattern), &["client.skip_mtls_uri_regex[1]"]);
 }
 
-/// Cases C16 and C17: an APISIX finds out with each request, whatever the route was before.
+/// Cases C16 and C17: APISIX fails each request, whatever the route was before.
 #[test]
 fn case_c16_c17_a_client_certificate_or_key_that_is_none_blocks_its_route() {
     let pair = AUTHORITY.issue(&pki::ca::LeafSpec::client("c")).unwrap();
@@ -296,7 +296,7 @@ fn what_is_not_valid_keeps_what_it_was_before() {
     kept(Kind::Service, &json!(null), "");
     kept(Kind::GlobalRule, &json!(["x"]), "");
     kept(Kind::GlobalRule, &json!({"id": "1"}), "plugins");
-    // What a store could not read it describes.
+    // The store describes what it could not read.
     let (_, told) = settled(Kind::Route, &json!("<9 bytes that are not JSON>"), None);
     assert!(told[0].contains("it should be an object: <9 bytes that are not JSON>"), "{told:?}");
     kept(Kind::Ssl, &with(ssl(), json!({"key": "!".repeat(100)})), "key");
@@ -319,7 +319,7 @@ fn what_takes_nobody_knows_what_is_left_out_and_told() {
         let (resource, told) = settled(kind, &document, None);
         assert!(resource.is_none(), "{document}");
         assert!(told[0].contains("the data planes have none"), "{told:?}");
-        // Blocked, it stays so.
+        // A blocked predecessor stays blocked.
         let before = crate::samples::block(adopted(kind, &good(kind)).resolve(None).0.unwrap());
         let (resource, told) = settled(kind, &document, Some(&before));
         assert!(resource.is_none() && told[0].contains("stays blocked"), "{told:?}");
@@ -379,7 +379,7 @@ fn nothing_broader_serves_what_a_blocked_one_takes() {
     let off = snapshot([other_route(), route_of(with(auth.clone(), json!({"status": 0})))]);
     assert_eq!(found(&off, "a.com", "/a/b").as_deref(), Ok("other"), "it is switched off");
 
-    // Also a route with an upstream of its own needs what its service was to do.
+    // The service of a route with its own upstream counts, too.
     let service = by(Kind::Service, with(json!({"hosts": ["s.com"]}), auth.clone()));
     let own = json!({"uri": "/*", "service_id": "1", "upstream": upstream()});
     let of_service = snapshot([other_route(), service, by(Kind::Route, own)]);
@@ -431,7 +431,7 @@ fn a_blocked_site_is_answered_to_by_no_wildcard_and_reached_through_no_other_han
     };
     assert_eq!(ask("b.com", &wild, "b.com"), Ok(()));
     assert_eq!(ask("b.com", &wild, "a.com"), Err(Reason::BlockedSite));
-    // A connection made before it was blocked.
+    // The connection is older than the block.
     assert_eq!(ask("a.com", sites.site(&name("a.com")).unwrap(), "a.com"), Err(Reason::BlockedSite));
 }
 
@@ -486,7 +486,7 @@ fn some_obstacle() -> impl Strategy<Value = Value> {
 }
 
 proptest! {
-    /// Among any other routes: what the real one would take, the blocked one takes.
+    /// A blocked route takes the requests of the real one, among any other routes.
     #[test]
     fn a_blocked_route_takes_at_least_what_the_real_one_would(
         routes in prop::collection::vec(some_route_document(), 1..6), obstacle in some_obstacle(), rivals in any::<bool>(),
@@ -497,7 +497,7 @@ proptest! {
         let compiled = |at: usize, document: &Value| compile(Kind::Route, &id(&at.to_string()), document, &Keyring::empty()).unwrap();
         let place = |member: &str| routes[0].get(member).map(|value| (member.to_owned(), value.clone()));
         let place: Value = ["uri", "hosts"].into_iter().filter_map(place).collect::<serde_json::Map<_, _>>().into();
-        // Among rivals for one place priority and order decide.
+        // Priority and order decide among routes with the same path.
         let routes: Vec<Value> =
             routes.iter().map(|route| if rivals { with(route.clone(), place.clone()) } else { route.clone() }).collect();
         let real: Vec<Resource> = routes.iter().enumerate().map(|(at, document)| compiled(at, document)).collect();
@@ -515,7 +515,8 @@ proptest! {
         }
     }
 
-    /// Whatever another program stores: an answer, never a panic, and what is served or blocked arrives at a data plane.
+    /// Any stored document compiles without a panic, and a served or blocked resource decodes on a
+    /// data plane.
     #[test]
     fn any_stored_document_is_answered(
         kind in proptest::sample::select(Kind::ALL.to_vec()),
@@ -603,7 +604,7 @@ fn nodes_of_every_form_that_an_apisix_stores_are_served() {
         let (resource, told) = settled(Kind::Route, &inline, None);
         assert!(resource.unwrap().blocked().is_none() && told.is_empty(), "{told:?}");
     }
-    // What no request could reach: an APISIX takes the document and answers 503.
+    // APISIX accepts such a document and answers 503.
     for host in ["foo.com:", "foo.com:0", "foo.com:65536", "*"] {
         blocked(
             Kind::Upstream,
@@ -613,7 +614,7 @@ fn nodes_of_every_form_that_an_apisix_stores_are_served() {
     }
 }
 
-/// What an APISIX obeys and the strict parser does not read is blocked, whatever was there before.
+/// A text that APISIX obeys and the strict parser rejects is blocked, whatever its predecessor.
 #[test]
 fn what_only_an_apisix_reads_is_blocked_in_its_place() {
     let key = crate::Key::new(Kind::Route, id("1"));
@@ -640,8 +641,7 @@ fn what_only_an_apisix_reads_is_blocked_in_its_place() {
             );
         }
     }
-    // No gateway obeys what is not whole: what was before goes on, and where there was nothing it is
-    // blocked.
+    // No gateway obeys a truncated text: the predecessor stays, or else it is blocked.
     let cut = br#"{"uri": "/a/*", "plugins": {"key-auth"#;
     assert!(unread(cut, None).0.unwrap().blocked().is_some());
     assert_eq!(unread(cut, Some(&before)).0, None);

@@ -1,8 +1,8 @@
-//! One copy of each policy that arrives: most sites of a fleet let in the clients of the same few
+//! Deduplicates the client policies of received resources: most sites of a fleet trust the same few
 //! authorities.
 //!
-//! What is the same policy is what tickets and the verified cache take for the same, its digest.
-//! Invariant: nothing is kept alive here.
+//! Policies are equal if their digests are, as for tickets and the verification cache. Invariant:
+//! the interner keeps no policy alive.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
@@ -11,18 +11,18 @@ use pki::ClientAuth;
 
 use crate::resource::Resource;
 
-/// Those seen so far.
+/// The known policies.
 #[derive(Debug, Default)]
 pub(super) struct PolicyInterner {
-    /// By the first bytes of their digests. Of two policies that agree in these, which nobody makes
-    /// by chance, only the later is shared: what is the same is asked of the whole digest.
+    /// Keyed by the first bytes of the digest. Of two policies with the same prefix, only the later
+    /// is shared; equality compares the whole digest.
     seen: HashMap<[u8; 8], Weak<ClientAuth>>,
-    /// When there are so many, those that nobody holds any more are forgotten.
+    /// The number of entries at which dropped policies are removed.
     enough: usize,
 }
 
 impl PolicyInterner {
-    /// Has a resource that nobody else holds yet share its policy with earlier ones.
+    /// Replaces the policy of an unshared resource by an equal known one.
     pub(super) fn intern(&mut self, resource: &mut Resource) {
         let Resource::Ssl(ssl) = resource else { return };
         let Some(policy) = Arc::get_mut(ssl).and_then(|ssl| ssl.client.as_mut()) else { return };

@@ -1,4 +1,4 @@
-//! There and back; cut and put together; and what an assembler refuses.
+//! Encoding and decoding, splitting and reassembly, and the errors of an assembler.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use crate::resource::{CacheSlot, Resource, Ssl};
 use crate::samples::{AUTHORITY, PAIRS, patterns, some_snapshot, some_versioned};
 use crate::snapshot::Snapshot;
 
-/// Through bytes, as over the network.
+/// Encodes to bytes and decodes them.
 fn sent<M: Message + Default>(message: &M) -> M {
     M::decode(message.encode_to_vec().as_slice()).unwrap()
 }
@@ -28,7 +28,7 @@ fn delta(from: u64, to: u64, ids: &[&str]) -> Delta {
     Delta { from, to, upserts: ids.iter().map(|id| route(id)).collect(), removals: vec![] }
 }
 
-/// One chunk for each resource.
+/// One chunk per resource.
 fn cut(delta: &Delta) -> Vec<push::Chunk> {
     chunks(delta, 1).map(|chunk| sent(&chunk)).collect()
 }
@@ -79,7 +79,7 @@ fn policies_that_are_the_same_are_held_once_and_others_are_not() {
     let same = |a: usize, b: usize| Arc::ptr_eq(&policies[a], &policies[b]);
     assert!(same(0, 1) && same(0, 3), "within a delta, and with one that came before");
     assert!(!same(0, 2));
-    // Those that nobody else holds are not kept.
+    // Dropped policies are not kept.
     assert_eq!(Arc::strong_count(&policies[2]), 1);
 }
 
@@ -137,14 +137,14 @@ fn a_delta_from_another_revision_is_refused() {
     let mut assembler = DeltaAssembler::new(4);
     let text = refusal(assembler.push(cut(&delta(0, 5, &["1"]))[0].clone()));
     assert!(text.contains("starts from revision 0") && text.contains("at 4"), "{text}");
-    // One that was built on a delta that was refused, too.
+    // A delta that follows a rejected one is rejected, too.
     let next = cut(&delta(4, 6, &["1"]));
     assert!(assembler.push(next[0].clone()).unwrap().is_some());
     refusal(assembler.push(cut(&delta(6, 7, &["2"]))[0].clone()));
     assembler.set_revision(6);
     assert!(assembler.push(cut(&delta(6, 7, &["2"]))[0].clone()).unwrap().is_some());
     assembler.set_revision(7);
-    // The store was set back.
+    // The store was restored from a backup.
     assert!(assembler.push(cut(&delta(7, 6, &["2"]))[0].clone()).unwrap().is_some());
 }
 
@@ -163,10 +163,10 @@ fn a_gap_is_refused_and_the_rest_passed_over() {
     assert_eq!(assembler.push(pieces[0].clone()).unwrap(), None);
     assert!(refusal(assembler.push(pieces[2].clone())).contains("chunk 2 came where chunk 1 was due"));
     assert_eq!(assembler.push(pieces[3].clone()).unwrap(), None, "the rest says nothing");
-    // The next one counts again.
+    // The next delta is accepted again.
     let again = cut(&delta(0, 3, &["1"]));
     assert!(assembler.push(again[0].clone()).unwrap().is_some());
-    // A delta without its beginning.
+    // A delta without its first chunk.
     assert!(refusal(assembler.push(pieces[1].clone())).contains("chunk 1 came where chunk 0 was due"));
 }
 
@@ -259,8 +259,7 @@ fn what_would_widen_a_resource_is_refused() {
     assert_eq!(refused(Kind::Service(service)), "client_identity");
     assert_eq!(refused(Kind::Route(push::Route { uris: vec![], ..route })), "uris");
     assert_eq!(refused(Kind::Ssl(push::Ssl { versions: vec![9], ..Default::default() })), "ssl_protocols");
-    // TLSv1.1 from a control plane built with the engine for it: refused where that is not built in,
-    // not served without it.
+    // A build without the engine for TLSv1.1 rejects it.
     let old = push::Ssl { versions: vec![push::TlsVersion::TlsVersion11.into()], ..Default::default() };
     let expected = if cfg!(feature = "engine-boring") { "cert" } else { "ssl_protocols" };
     assert_eq!(refused(Kind::Ssl(old)), expected);
@@ -313,7 +312,7 @@ fn no_private_key_is_ever_shown() {
     let delta =
         Delta { from: 0, to: 1, upserts: vec![Versioned { version: 1, resource: ssl }], removals: vec![] };
     let chunk = chunks(&delta, 1 << 20).next().unwrap();
-    // As numbers, as escaped bytes, as base64 or hex: eight bytes in the middle of the key.
+    // Numbers, escaped bytes, base64 and hex of eight bytes from the middle of the key.
     let some = &secret[secret.len() / 2..secret.len() / 2 + 8];
     let spellings = [
         some.iter().map(u8::to_string).collect::<Vec<_>>().join(", "),

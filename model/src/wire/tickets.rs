@@ -1,5 +1,4 @@
-//! The ring of ticket secrets as protobuf, and back: for the push, the last-good file and the store
-//! alike.
+//! Encodes the ring of ticket secrets for the push, the last-good file and the store.
 
 use prost::bytes::Bytes;
 use proto::push;
@@ -8,7 +7,7 @@ use zeroize::Zeroizing;
 use crate::problem::Problem;
 use crate::tickets::{LIFETIME_MAX, SECRET_BYTES, SECRETS_MAX, TicketRing, TicketSecret};
 
-/// A ring as protobuf.
+/// Encodes a ring.
 pub fn tickets_to_wire(ring: &TicketRing) -> push::TicketRing {
     let secret = |secret: &TicketSecret| push::TicketSecret {
         from: secret.active_from(),
@@ -17,11 +16,11 @@ pub fn tickets_to_wire(ring: &TicketRing) -> push::TicketRing {
     push::TicketRing { secrets: ring.secrets.iter().map(secret).collect(), lifetime: ring.lifetime }
 }
 
-/// A ring from protobuf.
+/// Decodes a ring.
 ///
 /// # Errors
-/// More secrets than a ring may have, one of another length, an order that is none, or a lifetime
-/// that is none.
+///
+/// Too many secrets, one of a wrong length, a wrong order, or an invalid lifetime.
 pub fn tickets_from_wire(ring: &push::TicketRing) -> Result<TicketRing, Problem> {
     let found = ring.secrets.len();
     if found > SECRETS_MAX {

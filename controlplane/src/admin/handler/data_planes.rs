@@ -1,35 +1,35 @@
-//! `/apisix/admin/dataplanes`: what data planes serve, and whether those that hold this store take
-//! it over.
+//! `/apisix/admin/dataplanes`: what the data planes serve, and whether those that hold back take
+//! this store's state over.
 
 use std::time::Duration;
 
 use http::{Method, StatusCode};
 use serde_json::json;
 
-use super::super::access::Caller;
-use super::super::client::AdminClient;
+use super::super::access::{AdminClient, Caller};
 use super::super::reply::{self, Reply};
 use super::{AdminApi, AdminRequest, audit_without_revision, error_reply, not_found};
 use crate::change::ChangeError;
 
-/// How long `?acknowledged=` waits when `timeout` does not say, and at most.
+/// Default and maximum of `?acknowledged=`'s `timeout`.
 const ACKNOWLEDGED: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(60));
 
 /// `POST dataplanes/accept_store`
 pub(super) const ACCEPT_STORE: &str = "accept_store";
 
 impl AdminApi {
-    /// Data planes that hold this store's state take it over, whatever it takes away.
+    /// Has data planes that hold another store's state take this store's state over, whatever it
+    /// removes.
     pub(super) async fn accept_store(
         &self,
-        peer: &AdminClient,
+        client: &AdminClient,
         caller: &Caller,
-        asked: AdminRequest,
+        request: AdminRequest,
     ) -> Reply {
-        if asked.method != Method::POST || asked.sub_path.is_some() {
+        if request.method != Method::POST || request.sub_path.is_some() {
             return not_found();
         }
-        if let Err(refused) = asked.body {
+        if let Err(refused) = request.body {
             return refused.into();
         }
         let held: Vec<_> = self.fleet.held_nodes().into_iter().map(|(name, _)| name).collect();
@@ -40,21 +40,27 @@ impl AdminApi {
             }
             Err(error) => error_reply(ChangeError::Store(error)),
         };
-        audit_without_revision(peer, caller, &asked.method, &format!("dataplanes/{ACCEPT_STORE}"), &reply);
+        audit_without_revision(
+            client,
+            caller,
+            &request.method,
+            &format!("dataplanes/{ACCEPT_STORE}"),
+            &reply,
+        );
         reply
     }
 
-    /// What they serve; with `?acknowledged=`, once all of them serve that revision.
-    pub(super) async fn data_planes(&self, asked: &AdminRequest) -> Reply {
-        if asked.method != Method::GET || asked.id.is_some() {
+    /// What the data planes serve; with `?acknowledged=`, once all of them serve that revision.
+    pub(super) async fn data_planes(&self, request: &AdminRequest) -> Reply {
+        if request.method != Method::GET || request.id.is_some() {
             return not_found();
         }
-        let Some(revision) = asked.query.get("acknowledged") else {
-            // Its `revision` is not older than a write that the caller was answered.
+        let Some(revision) = request.query.get("acknowledged") else {
+            // The response's `revision` is at least that of every write answered before.
             drop(self.current.snapshot().await);
             return reply::json(StatusCode::OK, &self.fleet.view().await);
         };
-        let patience = match asked.query.get("timeout").map(str::parse::<f64>) {
+        let patience = match request.query.get("timeout").map(str::parse::<f64>) {
             None => Some(ACKNOWLEDGED.0),
             Some(Ok(seconds)) => Duration::try_from_secs_f64(seconds).ok(),
             Some(Err(_)) => None,

@@ -1,7 +1,7 @@
-//! The two sides of a copy: what the command line names, opened and read.
+//! The locations of a copy: parsed from the command line, opened and read.
 //!
-//! Invariants: a source is never made, and a dry run makes no file; neither is read before both are
-//! known to be different places.
+//! Invariants: a source is never created, a dry run creates no file, and nothing is read before
+//! source and target are known to differ.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -15,14 +15,14 @@ use crate::store::{
     EmbeddedStore, EtcdStore, ORPHANED_EXTENSIONS, Store, StoreError, StoredDocument, UnknownKeys,
 };
 
-/// A place as the command line names it.
+/// A source or target on the command line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Location {
-    /// An embedded store: the configured one, or that in this file.
+    /// An embedded store: the configured one, or the one in this file.
     Embedded(Option<PathBuf>),
-    /// A cluster: the configured one, or that of another configuration file.
+    /// A cluster: the configured one, or the one of another configuration file.
     Etcd(Option<PathBuf>),
-    /// An APISIX's rules in a file.
+    /// The rules of an APISIX in a file.
     Yaml(PathBuf),
 }
 
@@ -59,17 +59,17 @@ impl fmt::Display for Location {
     }
 }
 
-/// What a side holds.
+/// The documents of a location.
 pub(super) struct LocationContent {
-    /// The documents, in the order of their keys' text.
+    /// Ordered by the text of their keys.
     pub items: Vec<StoredDocument>,
-    /// Of a store.
+    /// `None` for a file.
     pub revision: Option<u64>,
-    /// What cannot be copied, in words.
+    /// Messages about entries that cannot be copied.
     pub skipped: Vec<String>,
 }
 
-/// A side, opened.
+/// An opened location.
 pub(super) enum OpenLocation {
     Store {
         place: Location,
@@ -79,18 +79,20 @@ pub(super) enum OpenLocation {
         place: Location,
         path: PathBuf,
     },
-    /// The target of a dry run, which is not there yet.
+    /// The target of a dry run that does not exist.
     Absent {
         place: Location,
     },
 }
 
-/// Opens places by the configuration.
+/// Opens locations with the settings of the configuration.
 pub(super) struct LocationOpener<'a> {
     pub settings: &'a Settings,
 }
 
 impl LocationOpener<'_> {
+    /// Checks that the locations differ.
+    ///
     /// # Errors
     /// When both are the same file.
     pub(super) fn check_distinct(&self, from: &Location, to: &Location) -> Result<(), CopyError> {
@@ -103,6 +105,8 @@ impl LocationOpener<'_> {
         }
     }
 
+    /// Opens the source.
+    ///
     /// # Errors
     /// When it does not exist or cannot be opened.
     pub(super) async fn source(&self, place: &Location) -> Result<OpenLocation, CopyError> {
@@ -112,8 +116,10 @@ impl LocationOpener<'_> {
         self.open(place).await
     }
 
+    /// Opens the target.
+    ///
     /// # Errors
-    /// When it cannot be opened or made.
+    /// When it cannot be opened or created.
     pub(super) async fn target(&self, place: &Location, dry_run: bool) -> Result<OpenLocation, CopyError> {
         if dry_run && self.file(place).is_some_and(|path| !path.exists()) {
             return Ok(OpenLocation::Absent { place: place.clone() });
@@ -121,7 +127,7 @@ impl LocationOpener<'_> {
         self.open(place).await
     }
 
-    /// The file of a place that is one.
+    /// The file of a location; `None` for a cluster.
     fn file(&self, place: &Location) -> Option<PathBuf> {
         match place {
             Location::Embedded(path) => {
@@ -163,7 +169,7 @@ impl OpenLocation {
         }
     }
 
-    /// Two names of one cluster and prefix.
+    /// Whether both are the same cluster and prefix.
     pub(super) fn is_same(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Store { store: one, .. }, Self::Store { store: other, .. }) => {
@@ -173,10 +179,10 @@ impl OpenLocation {
         }
     }
 
-    /// Everything in it.
+    /// Reads all documents.
     ///
     /// # Errors
-    /// When it cannot be read.
+    /// When the location cannot be read.
     pub(super) async fn read(&self) -> Result<LocationContent, CopyError> {
         let (place, store) = match self {
             Self::Absent { .. } => return Ok(LocationContent::empty()),
@@ -201,12 +207,12 @@ impl LocationContent {
     }
 }
 
-/// A file that is not there yet holds nothing; a source's is.
+/// A missing target is empty; a missing source was rejected before.
 fn read_file(path: &Path) -> Result<LocationContent, CopyError> {
     if path.exists() { yaml::read(path) } else { Ok(LocationContent::empty()) }
 }
 
-/// What is there and is none of ours.
+/// The message about entries of unknown kinds.
 pub(super) fn skipped_note(name: &str, count: usize) -> String {
     format!(
         "{name} ({count} of them) cannot be copied: countersign knows ssls, upstreams, services, routes and stream_routes"

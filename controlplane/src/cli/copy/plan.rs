@@ -1,4 +1,5 @@
-//! What a copy has to do: the documents as the target is to hold them, beside what it holds. No IO.
+//! Plans a copy: the desired documents of the target, and their differences to its current ones. No
+//! I/O.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
@@ -13,27 +14,26 @@ use crate::change::extension_fields;
 use crate::change::private_keys::seal_private_keys;
 use crate::store::StoredDocument;
 
-/// A document as the target is to hold it.
+/// A desired document of the target.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Document {
     pub key: Key,
     pub value: Value,
 }
 
-/// What is to be in the target afterwards.
+/// The desired state of the target.
 pub(super) struct DesiredState {
     pub documents: Vec<Document>,
-    /// What cannot be, and what else is to be said, in words.
+    /// Notes about skipped and adapted documents.
     pub notes: Vec<String>,
-    /// Documents that cannot be read here and that another program may obey: a copy without them
+    /// Documents that cannot be read here but that another program may serve: a copy without them
     /// would protect less.
     pub unreadable: Vec<String>,
 }
 
-/// One document to write.
 pub(super) struct PlannedWrite {
     pub document: Document,
-    /// The revision of the one that is there.
+    /// The mod revision of the replaced document.
     pub replaces: Option<u64>,
 }
 
@@ -42,13 +42,13 @@ pub(super) struct Plan {
     unchanged: usize,
     /// Keys that only the target has.
     only_in_target: Vec<String>,
-    /// Whether writing means to write the whole file anew, which would lose what is only there.
+    /// The target is an existing file, which a write replaces as a whole, with everything that only
+    /// the target has.
     rewrites_file: bool,
 }
 
-/// A source's documents for this target: private keys in clear are sealed for a store; in a file
-/// each document says its own id. Extension fields that only the target's document has are kept in
-/// either.
+/// The source's documents, adapted to the target: private keys in clear are sealed for a store, and
+/// a document in a file has its id as a member. Extension fields that only the target has are kept.
 pub(super) fn desired_state(
     found: LocationContent,
     target: &OpenLocation,
@@ -90,7 +90,7 @@ pub(super) fn desired_state(
     wanted
 }
 
-/// In a file, a document has no other name than the one it says.
+/// In a file, a document has no other name than its `id`.
 fn set_id(key: &Key, document: &mut Map<String, Value>) {
     let id = key.id.as_str();
     let says = match document.get("id") {
@@ -103,8 +103,8 @@ fn set_id(key: &Key, document: &mut Map<String, Value>) {
     }
 }
 
-/// What a store says of a value that it could not read, in angle brackets; of anything else only
-/// what it is: it may hold a key.
+/// The text of a value that a store could not read (in angle brackets); otherwise only the type,
+/// because the value may be a private key.
 fn json_type(document: &Value) -> &str {
     match document {
         Value::String(text) if text.starts_with('<') => text,
@@ -143,12 +143,11 @@ impl Plan {
         Self { writes, unchanged: same, only_in_target: only_there, rewrites_file: whole }
     }
 
-    /// Whether there is nothing to write.
     pub(super) fn is_done(&self) -> bool {
         self.writes.is_empty() && (!self.rewrites_file || self.only_in_target.is_empty())
     }
 
-    /// What `--overwrite` would have to replace.
+    /// The documents that `--overwrite` would replace.
     pub(super) fn conflicts(&self) -> Vec<String> {
         let replaced = self.writes.iter().filter(|write| write.replaces.is_some());
         let mut found: Vec<String> =
@@ -174,7 +173,7 @@ impl Plan {
     }
 }
 
-/// Over keys and documents, whatever the order of members.
+/// Over keys and documents; independent of the order of members.
 pub(super) fn digest(documents: &[Document]) -> String {
     let mut context = Context::new(&SHA256);
     for Document { key, value } in documents {

@@ -1,4 +1,4 @@
-//! A copy from and to every place that needs no server, as the command line asks for it.
+//! Copies between all locations that need no server, as on the command line.
 
 use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
@@ -21,7 +21,7 @@ struct Line {
     args: CopyArgs,
 }
 
-/// A folder with a configuration; places are below it.
+/// A directory with a configuration and the locations.
 struct World {
     folder: tempfile::TempDir,
 }
@@ -41,7 +41,7 @@ impl World {
         self.folder.path().join(name)
     }
 
-    /// `from` and `to` as on the command line, with `@` for the folder.
+    /// `from` and `to` as on the command line, with `@` for the directory.
     async fn copy(&self, line: &str) -> Result<String, CopyError> {
         let line = line.replace('@', &format!("{}/", self.folder.path().display()));
         let Line { args } =
@@ -98,7 +98,7 @@ fn keyring() -> Keyring {
 }
 
 #[tokio::test]
-async fn there_and_back_nothing_is_lost_or_changed() {
+async fn a_round_trip_changes_nothing() {
     let world = World::new();
     let route =
         json!({"id": "r", "uri": "/*", "upstream_id": "u", "desc": "two\nlines", "labels": {"on": "yes"}});
@@ -125,13 +125,13 @@ async fn there_and_back_nothing_is_lost_or_changed() {
     assert!(told.contains("verified: 4 documents, SHA-256 "), "{told}");
     let (_, there) = world.load("b.redb").await;
     assert_eq!(there, world.load("a.redb").await.1);
-    // The configured store, by its short name; and every copy has the same digest.
+    // `embedded` names the configured store, and every copy has the same digest.
     let again = world.copy("--from embedded:@b.redb --to embedded").await.unwrap();
     assert_eq!(again.lines().last(), told.lines().last());
 }
 
 #[tokio::test]
-async fn it_goes_on_where_it_was_and_writes_nothing_twice() {
+async fn a_second_run_writes_only_the_rest() {
     let world = World::new();
     let all: Vec<(String, Value)> = (0..300).map(|nth| (format!("upstreams/{nth}"), upstream(nth))).collect();
     let all: Vec<(&str, Value)> =
@@ -148,7 +148,7 @@ async fn it_goes_on_where_it_was_and_writes_nothing_twice() {
 }
 
 #[tokio::test]
-async fn what_differs_is_in_the_way_until_it_may_be_replaced() {
+async fn differences_are_conflicts_without_overwrite() {
     let world = World::new();
     world.put("a.redb", &[("upstreams/u", upstream(1)), ("upstreams/new", upstream(2))]).await;
     let before =
@@ -175,7 +175,7 @@ async fn what_differs_is_in_the_way_until_it_may_be_replaced() {
 }
 
 #[tokio::test]
-async fn a_file_is_written_as_a_whole_or_not_at_all() {
+async fn a_file_is_written_atomically() {
     let world = World::new();
     world.put("a.redb", &[("upstreams/u", upstream(1))]).await;
     let line = "--from embedded:@a.redb --to yaml:@rules.yaml";
@@ -187,19 +187,19 @@ async fn a_file_is_written_as_a_whole_or_not_at_all() {
     assert!(told.contains("1 are only in the target and would go"), "{told}");
     let text = world.text("rules.yaml");
     assert!(!text.contains("jack") && text.contains("upstreams:\n  -\n    id: \"u\"\n"), "{text}");
-    // What only the file has is in the way, too, and goes.
+    // An entry that only the file has is a conflict, and is lost.
     std::fs::write(world.path("rules.yaml"), text.replace("#END", "routes: [{id: 1}]\n#END")).unwrap();
     assert!(matches!(world.copy(line).await, Err(CopyError::Conflicts { count: 1, .. })));
     world.copy(&format!("{line} --overwrite")).await.unwrap();
     assert_eq!(world.text("rules.yaml"), text);
-    // Nothing to do: not even the file's time moves.
+    // Nothing to do: not even the modification time changes.
     let before = std::fs::metadata(world.path("rules.yaml")).unwrap().modified().unwrap();
     world.copy(line).await.unwrap();
     assert_eq!(std::fs::metadata(world.path("rules.yaml")).unwrap().modified().unwrap(), before);
 }
 
 #[tokio::test]
-async fn an_apisix_s_rules_are_read_as_it_names_them() {
+async fn rules_get_the_ids_of_an_apisix() {
     let world = World::new();
     let rules = "routes:\n  -\n    uri: /hello\n    upstream:\n      nodes:\n        \"127.0.0.1:1980\": 1\n      type: roundrobin\n\
                  upstreams:\n  - {id: 7, nodes: {\"127.0.0.1:1\": 1}}\nservices:\nconsumers:\n  - username: jack\n#END\n";
@@ -230,7 +230,7 @@ async fn an_apisix_s_rules_are_read_as_it_names_them() {
 }
 
 #[tokio::test]
-async fn a_store_gets_no_private_key_in_clear_and_a_foreign_one_is_told() {
+async fn keys_are_sealed_and_foreign_ones_reported() {
     let world = World::new();
     let clear = site(&Keyring::empty());
     let foreign = site(&Keyring::new(vec!["1234567890123456".to_owned()]).unwrap());
@@ -239,7 +239,7 @@ async fn a_store_gets_no_private_key_in_clear_and_a_foreign_one_is_told() {
     let (_, there) = world.load("a.redb").await;
     let plain = clear["key"].as_str().unwrap();
     assert_eq!(there[0].1["key"], keyring().seal(plain));
-    // Sealing is no difference: run again, nothing is written.
+    // Sealing is no difference: a second run writes nothing.
     let told = world.copy("--from yaml:@rules.yaml --to embedded:@a.redb").await.unwrap();
     assert!(told.contains("0 are new, 0 differ, 1 are the same"), "{told}");
 
@@ -253,7 +253,7 @@ async fn a_store_gets_no_private_key_in_clear_and_a_foreign_one_is_told() {
 }
 
 #[tokio::test]
-async fn what_is_no_document_is_told_and_left() {
+async fn entries_that_are_not_documents_are_reported_and_stay() {
     let world = World::new();
     world
         .put(
@@ -272,7 +272,7 @@ async fn what_is_no_document_is_told_and_left() {
 }
 
 #[tokio::test]
-async fn mistakes_are_told_and_make_no_file() {
+async fn invalid_arguments_create_no_file() {
     let world = World::new();
     world.put("a.redb", &[("upstreams/u", upstream(1))]).await;
     let open = EmbeddedStore::open(&world.path("open.redb")).unwrap();
@@ -306,7 +306,7 @@ fn guarded() -> Value {
 }
 
 #[tokio::test]
-async fn extension_fields_travel_to_a_file_and_back() {
+async fn extension_fields_survive_a_round_trip() {
     let world = World::new();
     world.put("a.redb", &[("upstreams/u", upstream(1)), ("routes/1", guarded())]).await;
     world.copy("--from embedded:@a.redb --to yaml:@rules.yaml").await.unwrap();
@@ -317,7 +317,7 @@ async fn extension_fields_travel_to_a_file_and_back() {
     world.copy("--from yaml:@rules.yaml --to embedded:@b.redb").await.unwrap();
     let told = world.copy("--from embedded:@a.redb --to embedded:@b.redb --dry-run").await.unwrap();
     assert!(told.contains("2 are the same"), "{told}");
-    // What belongs to nothing would protect nothing.
+    // An extension entry without its document would protect nothing.
     std::fs::write(world.path("lost.yaml"), text.replace("resource: \"routes/1\"", "resource: \"routes/9\""))
         .unwrap();
     let lost = world.copy("--from yaml:@lost.yaml --to embedded:@c.redb").await.unwrap_err().to_string();
@@ -325,7 +325,7 @@ async fn extension_fields_travel_to_a_file_and_back() {
 }
 
 #[tokio::test]
-async fn a_denied_node_stays_denied_in_the_other_store() {
+async fn a_denied_node_stays_denied_in_the_target() {
     let world = World::new();
     world.put("a.redb", &[("upstreams/u", upstream(1))]).await;
     let denied = |name: &'static str| {
@@ -342,7 +342,7 @@ async fn a_denied_node_stays_denied_in_the_other_store() {
 }
 
 #[tokio::test]
-async fn rules_that_lack_extension_fields_take_none_away() {
+async fn rules_without_extension_fields_remove_none() {
     let world = World::new();
     world.put("a.redb", &[("upstreams/u", upstream(1)), ("routes/1", guarded())]).await;
     let rules = json!({
@@ -357,9 +357,9 @@ async fn rules_that_lack_extension_fields_take_none_away() {
     assert_eq!((&route["uri"], &route["client_identity"]), (&json!("/b"), &guarded()["client_identity"]));
 }
 
-/// A file is a target like a store: what only its documents have is kept there, and told.
+/// A replaced file keeps the extension fields that only its documents have.
 #[tokio::test]
-async fn a_file_that_is_replaced_keeps_its_extension_fields() {
+async fn a_replaced_file_keeps_its_extension_fields() {
     let world = World::new();
     let site = |client: Value| {
         let mut site = site(&keyring());
@@ -392,7 +392,7 @@ async fn a_file_that_is_replaced_keeps_its_extension_fields() {
 }
 
 #[tokio::test]
-async fn an_extension_entry_says_one_thing_about_one_document() {
+async fn an_extension_entry_has_one_document_and_known_fields() {
     let world = World::new();
     for (entries, expected) in [
         (
@@ -422,9 +422,9 @@ async fn an_extension_entry_says_one_thing_about_one_document() {
     }
 }
 
-/// Left out, what it protects would be left to something broader.
+/// A copy without it would serve a broader document instead.
 #[test]
-fn what_another_program_may_obey_is_never_left_out() {
+fn unreadable_documents_are_never_skipped() {
     let target = OpenLocation::Absent { place: "embedded".parse().unwrap() };
     let stored = |text: &[u8]| StoredDocument {
         key: key("routes/1"),
@@ -450,7 +450,7 @@ fn with_id(id: &str, mut document: Value) -> Value {
 }
 
 #[tokio::test]
-async fn somebody_else_s_write_is_never_overwritten() {
+async fn a_concurrent_write_is_never_overwritten() {
     let world = World::new();
     let store: Arc<dyn Store> = Arc::new(EmbeddedStore::open(&world.path("a.redb")).unwrap());
     let place: Location = "embedded".parse().unwrap();
@@ -472,7 +472,7 @@ async fn somebody_else_s_write_is_never_overwritten() {
     assert!(matches!(told, CopyError::SourceChanged(_)), "{told}");
 }
 
-/// Any JSON, with the texts that YAML stumbles over.
+/// Any JSON, with texts that are special in YAML.
 fn any_json() -> impl Strategy<Value = Value> {
     let text = prop_oneof![
         any::<String>(),
@@ -498,7 +498,7 @@ fn any_json() -> impl Strategy<Value = Value> {
 
 proptest! {
     #[test]
-    fn whatever_a_document_holds_comes_back_from_the_file(values in prop::collection::vec(any_json(), 1..4)) {
+    fn any_document_survives_the_file(values in prop::collection::vec(any_json(), 1..4)) {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("rules.yaml");
         let documents: Vec<_> = (0..).zip(values).map(|(nth, value)| {

@@ -1,5 +1,4 @@
-//! Chains and usages of the certificates that the configuration names, judged by the functions that
-//! judge peers.
+//! Checks chains and usages of the configured certificates, with the functions that verify peers.
 
 use conf::{ConfigProvider, Settings};
 use pem_files::expiry::OPERATOR_BUNDLE_MAX;
@@ -49,14 +48,14 @@ pub(super) fn check(settings: &Settings, now: UnixTime, found: &mut CheckReport)
     }
 }
 
-/// What a certificate is for.
+/// The usage of a certificate.
 pub(super) enum CertUsage<'a> {
-    /// A server, called by this name, or by its own first one.
+    /// A server with this name, or with its own first name.
     Server(Option<&'a str>),
     Client,
 }
 
-/// A pair of ours. Files that cannot be read have their row already.
+/// Checks a certificate with its key and chain. Unreadable files were reported before.
 pub(super) fn check_pair(
     cert: ConfiguredFileRef<'_>,
     key: ConfiguredFileRef<'_>,
@@ -70,7 +69,7 @@ pub(super) fn check_pair(
         CertUsage::Client => verify_as_client(&leaf, now),
     };
     match verdict {
-        // Dates and names have rows of their own.
+        // Dates and names have checks of their own.
         Ok(())
         | Err(
             VerifyError::Expired { .. }
@@ -93,7 +92,8 @@ pub(super) fn check_pair(
     }
 }
 
-/// Judged as by a peer that trusts this very certificate: usages, key, dates, and names.
+/// Verifies the certificate like a peer that trusts exactly this certificate: usages, key, dates
+/// and names.
 fn verify_as_server(leaf: &Certificate, name: Option<&str>, now: UnixTime) -> Result<(), VerifyError> {
     let own = pki_cli::subject_alt_names(leaf);
     let names = name.map(str::to_owned).into_iter().chain(own);
@@ -102,8 +102,8 @@ fn verify_as_server(leaf: &Certificate, name: Option<&str>, now: UnixTime) -> Re
     pki::verify_server(&anchors, &name, leaf.der(), &[], now)
 }
 
-/// The push's server as a data plane with this very configuration meets it. Elsewhere than on one
-/// machine its CA file may not be there.
+/// Verifies the push server's certificate like a data plane with this configuration. The node's CA
+/// file exists only if both planes share a machine.
 fn verify_push_as_node(settings: &Settings, now: UnixTime, found: &mut CheckReport) {
     const CERT: &str = "countersign.push.cert";
     let (push, node) = (&settings.countersign.push, &settings.countersign.node);
@@ -132,7 +132,7 @@ fn verify_as_client(leaf: &Certificate, now: UnixTime) -> Result<(), VerifyError
     pki::verify_client(&policy, leaf.der(), &[], now).map(|_| ())
 }
 
-/// The first certificate that the one after it did not issue.
+/// The first certificate that its successor did not issue.
 fn broken_link(chain: &[Certificate]) -> Option<String> {
     let pairs = chain.iter().zip(chain.iter().skip(1)).enumerate();
     let broken = pairs.into_iter().find(|(_, (one, issuer))| !one.is_issued_by(issuer));
@@ -159,7 +159,7 @@ fn describe_chain(leaf: &Certificate, chain: &[Certificate]) -> String {
     format!("key and chain fit; its names are {names}; {sent}, so peers must trust `{}`", top.issuer())
 }
 
-/// CAs of ours: each must be one, and be valid.
+/// Checks that CA certificates are CAs and valid.
 pub(super) fn check_authorities(file: ConfiguredFileRef<'_>, now: UnixTime, found: &mut CheckReport) {
     let Ok(bundle) = file.read_certificates() else { return };
     if bundle.len() > OPERATOR_BUNDLE_MAX {

@@ -1,5 +1,5 @@
-//! Each etcd endpoint, as the control plane would meet it: reached, verified, logged in, allowed,
-//! in time.
+//! Checks each etcd endpoint like the control plane: connection, verification, login, permissions
+//! and clock.
 
 use std::time::Duration;
 
@@ -9,14 +9,14 @@ use crate::cli::check_report::CheckReport;
 use crate::store::etcd::dial::{ClientTls, Endpoint};
 use crate::store::etcd::probe::{self, EndpointStatus, ProbeSettings, clock, permissions, startup};
 
-/// Clocks further apart than this are worth a word; tickets and leases live by them.
+/// Leases and tickets depend on the clock.
 const CLOCK_WARN: Duration = Duration::from_secs(5);
-/// And than this, certificates that are new or about to end are judged differently at the two ends.
+/// Certificates that are new or about to expire verify differently at the two ends.
 const CLOCK_FAIL: Duration = Duration::from_secs(300);
 
 pub(super) async fn check(settings: &Settings, found: &mut CheckReport) {
     let etcd = &settings.deployment.etcd;
-    // Its failures have their rows already.
+    // Invalid URLs were reported before.
     let Ok(endpoints) = Endpoint::from_config(etcd) else { return };
     let security = ClientTls::of(settings);
     let asking = ProbeSettings::of(etcd, &security);

@@ -1,7 +1,9 @@
-//! The listeners: free, or held by a control plane with our certificate, or by somebody else.
+//! Checks the listeners: free, or used by a control plane with the configured certificate, or by
+//! another process.
 //!
-//! Who holds a port is asked by a handshake that goes no further than the certificate. Its key is
-//! proven by then, so an equal certificate means a control plane of this configuration.
+//! A handshake up to the server's certificate identifies the owner of a port. The server has proved
+//! possession of the key by then, so an equal certificate means a control plane of this
+//! configuration.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
@@ -24,7 +26,7 @@ use crate::store::etcd::dial;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 const PUSH: &str = "countersign.push.listen";
 
-/// Whether a control plane of this configuration runs.
+/// Returns whether a control plane of this configuration runs.
 pub(super) async fn check(settings: &Settings, found: &mut CheckReport) -> bool {
     let admin = &settings.deployment.admin;
     let admin_cert = admin.tls.as_ref().filter(|_| admin.https).map(|tls| tls.cert.as_path());
@@ -103,7 +105,7 @@ async fn check_listener(
     }
 }
 
-/// Where to call a listener: a wildcard is no address.
+/// The address to connect to; a wildcard becomes the loopback.
 pub(super) fn dialable(address: SocketAddr) -> SocketAddr {
     let ip = match address.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
@@ -113,15 +115,15 @@ pub(super) fn dialable(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(ip, address.port())
 }
 
-/// The certificate of who listens there, whose key it has proven to have; `None`: no TLS, no
-/// answer.
+/// The certificate of the process that listens at the address, with proof of its key; `None`
+/// without TLS or an answer.
 async fn presented_certificate(address: SocketAddr) -> Option<Certificate> {
     let address = dialable(address);
     let mut config = dial::unverified_config().ok()?;
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     let stream = TcpStream::connect(address).await.ok()?;
-    // Without a certificate of ours the connection ends later; the handshake on our side is over by
-    // then.
+    // A server that requires a client certificate closes the connection after this side of the
+    // handshake is complete.
     let connecting =
         TlsConnector::from(Arc::new(config)).connect(ServerName::IpAddress(address.ip().into()), stream);
     let stream = connecting.await.ok()?;

@@ -1,8 +1,8 @@
-//! The data plane's half of the configuration: its certificate, the way to its control planes, what
-//! it has saved, its listeners, and what it needs of the kernel.
+//! Checks the data plane's half of the configuration: its certificate, its control planes, its
+//! saved snapshot, its listeners, and the kernel's features.
 //!
-//! A control plane is met as a data plane meets it: TLS with the node's own certificate, up to the
-//! first HTTP/2 frame. Nothing is subscribed to, so a data plane that runs does not notice.
+//! Connects to a control plane like a data plane: TLS with the node's certificate, up to the first
+//! HTTP/2 frame. It subscribes to nothing, so a running data plane is not disturbed.
 
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::PermissionsExt;
@@ -32,11 +32,11 @@ const CA: &str = "countersign.node.ca";
 const CONTROL_PLANES: &str = "countersign.node.control_planes";
 const LAST_GOOD: &str = "countersign.node.last_good";
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
-/// What HTTP/2 begins with (RFC 9113 section 3.4), and empty SETTINGS.
+/// The HTTP/2 connection preface (RFC 9113 section 3.4) with empty SETTINGS.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
-/// Operations of the smallest ring.
+/// The smallest ring.
 const RING_ENTRIES: u32 = 8;
-/// Descriptors a data plane needs beside its clients' and their upstreams'.
+/// Descriptors of a data plane beside those of clients and upstreams.
 const FD_HEADROOM: u64 = 64;
 
 pub(super) async fn check(settings: &Settings, now: UnixTime, found: &mut CheckReport) {
@@ -67,7 +67,8 @@ pub(super) async fn check(settings: &Settings, now: UnixTime, found: &mut CheckR
     check_fd_limit(settings, found);
 }
 
-/// Pair, dates, use, names, and whether the control planes of this machine would accept it.
+/// Checks pair, dates, usage and names, and verifies the certificate like the control planes of
+/// this machine.
 fn check_certificate(settings: &Settings, now: UnixTime, found: &mut CheckReport) -> Option<CertKeyPair> {
     let node = &settings.countersign.node;
     let (cert, key) = (
@@ -97,7 +98,7 @@ fn check_certificate(settings: &Settings, now: UnixTime, found: &mut CheckReport
     }
     let ca = ConfiguredFileRef { setting: "countersign.push.ca", path: &settings.countersign.push.ca }
         .read_certificates();
-    // A control plane's file, which another machine may have.
+    // Another machine may have the control plane's file.
     let policy = ca.ok().and_then(|anchors| {
         ClientAuth::new(ClientAuthInput { anchors, depth: 6, ..Default::default() }).ok()
     });
@@ -118,7 +119,7 @@ fn check_certificate(settings: &Settings, now: UnixTime, found: &mut CheckReport
     Some(pair)
 }
 
-/// The client's side of the push.
+/// The TLS configuration of the push client.
 fn client_config(settings: &Settings, pair: &CertKeyPair) -> Option<ClientConfig> {
     let anchors =
         ConfiguredFileRef { setting: CA, path: &settings.countersign.node.ca }.read_certificates().ok()?;
@@ -158,14 +159,12 @@ async fn check_control_plane(settings: &Settings, address: &str, config: Arc<Cli
     found
 }
 
-/// How far one gets with a control plane.
 enum HandshakeError {
     Unreachable(io::Error),
     Rejected(io::Error),
 }
 
-/// TLS, and the first frame: in TLS 1.3 the server says only then what it thinks of a client's
-/// certificate.
+/// TLS and the first frame: TLS 1.3 reports a rejected client certificate only on the first read.
 async fn http2_handshake(name: &str, address: &str, config: Arc<ClientConfig>) -> Result<(), HandshakeError> {
     let name = ServerName::try_from(name.to_owned())
         .map_err(|error| HandshakeError::Rejected(io::Error::other(error)))?;
@@ -183,7 +182,7 @@ async fn http2_handshake(name: &str, address: &str, config: Arc<ClientConfig>) -
     }
 }
 
-/// The last good snapshot: there, and how old. Only a data plane opens it.
+/// Checks that the last good snapshot exists, and reports its age. Only a data plane reads it.
 fn check_last_good(settings: &Settings, found: &mut CheckReport) {
     let path = &settings.countersign.node.last_good;
     let shown = path.display();
@@ -215,7 +214,7 @@ fn check_last_good(settings: &Settings, found: &mut CheckReport) {
     }
 }
 
-/// In the largest unit that says something.
+/// In the largest fitting unit.
 fn age(time: Duration) -> String {
     let seconds = time.as_secs();
     match seconds {
@@ -226,7 +225,7 @@ fn age(time: Duration) -> String {
     }
 }
 
-/// Each free, or in use by a data plane: one that runs answers on its status listener.
+/// Checks each listener: free, or used by a data plane that answers on its status listener.
 async fn check_listeners(settings: &Settings, found: &mut CheckReport) {
     let running = data_plane_answers(settings).await;
     for (key, address) in configured_listeners(settings) {
@@ -248,7 +247,7 @@ async fn check_listeners(settings: &Settings, found: &mut CheckReport) {
                 ),
                 Some(false) => found.fail(key, server::describe_listen_error(key, address, &error), ""),
             },
-            // enable_ipv6 gives it; a machine without IPv6 does without.
+            // `enable_ipv6` adds this address; a machine without IPv6 runs without it.
             Err(error) if address.is_ipv6() && error.kind() == io::ErrorKind::AddrNotAvailable => {
                 found.ok(key, format!("{address} is left out: {error}"));
             }
@@ -257,7 +256,7 @@ async fn check_listeners(settings: &Settings, found: &mut CheckReport) {
     }
 }
 
-/// The data plane's listeners, by the settings that name them.
+/// The data plane's listeners by their settings.
 fn configured_listeners(settings: &Settings) -> Vec<(&'static str, SocketAddr)> {
     let apisix = &settings.apisix;
     let mut all: Vec<_> = apisix.status.map(|address| ("apisix.status", address)).into_iter().collect();
@@ -272,7 +271,7 @@ fn configured_listeners(settings: &Settings) -> Vec<(&'static str, SocketAddr)> 
     all
 }
 
-/// Whether a data plane answers at `apisix.status`; `None`: the file names no such listener.
+/// Whether a data plane answers at `apisix.status`; `None` if that is not configured.
 async fn data_plane_answers(settings: &Settings) -> Option<bool> {
     let address = settings.apisix.status.filter(|address| address.port() != 0)?;
     let asked = async {
@@ -296,8 +295,7 @@ fn check_io_uring(found: &mut CheckReport) {
     }
 }
 
-/// Whether the clients that the settings allow fit into the hard limit, each with an upstream
-/// connection.
+/// Checks that the allowed clients, each with an upstream connection, fit into the hard limit.
 fn check_fd_limit(settings: &Settings, found: &mut CheckReport) {
     const WHAT: &str = "limit of open files";
     let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else {

@@ -1,8 +1,8 @@
-//! `pki init`: two small PKIs that trust nothing of each other, one for the Admin API and one for
-//! the push.
+//! `pki init`: two separate small PKIs, one for the Admin API and one for the push, and the keyring
+//! of the store.
 //!
-//! Beside them the keyring of the store, random. Two PKIs, so that who may configure the gateway
-//! cannot pose as a data plane and fetch private keys, nor the other way round.
+//! They are separate so that an administrator of the gateway cannot pose as a data plane and fetch
+//! private keys, nor the other way round.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -88,8 +88,8 @@ pub(super) fn run(
     Ok(())
 }
 
-/// Where the settings look for what is made: the folder of the push certificate. Beside the usual
-/// settings it is the usual one.
+/// The directory of the push certificate in the settings; for the default settings the default
+/// directory.
 fn default_dir(config: &Path) -> Result<PathBuf, PkiCliError> {
     if config == Path::new(CONFIG) {
         return Ok(PathBuf::from("conf/pki"));
@@ -98,8 +98,8 @@ fn default_dir(config: &Path) -> Result<PathBuf, PkiCliError> {
     Ok(settings.countersign.push.cert.parent().unwrap_or(Path::new(".")).to_owned())
 }
 
-/// Everything else that the programs read is there. The keys of the CAs may have been taken to
-/// another machine.
+/// Whether everything else that the programs read exists. The keys of the CAs may be on another
+/// machine.
 fn only_keyring_missing(dir: &Path) -> bool {
     let is_there = |name: &str| dir.join(name).symlink_metadata().is_ok();
     let pairs = ["admin-server", "admin-client", "push-server", "node"];
@@ -124,16 +124,16 @@ fn create_keyring(dir: &Path, out: &mut dyn Write) -> Result<(), PkiCliError> {
     Ok(())
 }
 
-/// The name of the keyring in the folder.
+/// The file name of the keyring.
 const KEYRING: &str = "keyring";
 
-/// The settings that the programs read by themselves.
+/// The settings that the programs read by default.
 const CONFIG: &str = "conf/config.yaml";
 
-/// Bytes of chance in a key of the keyring; 32 characters of text.
+/// Random bytes of a key; 32 characters of text.
 const KEY_BYTES: usize = 24;
 
-/// A new key of the keyring, on a line of its own.
+/// A new key with its line end.
 fn random_keyring() -> Result<Zeroizing<String>, PkiCliError> {
     let mut bytes = Zeroizing::new([0; KEY_BYTES]);
     aws_lc_rs::rand::fill(&mut *bytes)
@@ -141,7 +141,7 @@ fn random_keyring() -> Result<Zeroizing<String>, PkiCliError> {
     Ok(Zeroizing::new(format!("{}\n", URL_SAFE.encode(*bytes))))
 }
 
-/// The name in conf/config.yaml, and the name a data plane takes when its configuration gives none.
+/// The name in conf/config.yaml, and the default name of a data plane on this machine.
 fn default_node_names() -> Vec<String> {
     let mut names = vec!["dataplane".to_owned()];
     let usable = |host: &String| host.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '.'));

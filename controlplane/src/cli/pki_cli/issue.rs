@@ -1,4 +1,4 @@
-//! `pki issue`: one certificate, or one CA.
+//! `pki issue`: makes one certificate, or one CA.
 
 use std::io::Write;
 use std::net::IpAddr;
@@ -29,7 +29,8 @@ pub(super) fn run(args: &IssueArgs, now: UnixTime, out: &mut dyn Write) -> Resul
                 None => Authority::root(&spec)?,
                 Some(signer) => signer.intermediate(&spec)?,
             };
-            // An intermediate's file carries those above it, so that what it signs comes with its chain.
+            // The file of an intermediate CA contains the CAs above it, so that certificates it
+            // signs come with their chain.
             let above = ca.as_deref().map(|prefix| read(&with_suffix(prefix, "crt"))).transpose()?;
             let own = made.certificate_pem();
             (above.map_or_else(|| own.clone(), |above| format!("{own}{}", above.as_str())), made.key_pem())
@@ -67,8 +68,8 @@ pub(super) fn run(args: &IssueArgs, now: UnixTime, out: &mut dyn Write) -> Resul
     Ok(())
 }
 
-/// Adds each name as what it looks like: an IP address, a URI, or else a DNS name. A client's name
-/// that is none of these (it has blanks, for instance) is the common name only.
+/// Adds each name by its form: an IP address, a URI, or else a DNS name. Any other name of a
+/// client, for instance with blanks, is the common name only.
 pub(super) fn with_names(spec: LeafSpec, names: &[String]) -> LeafSpec {
     names.iter().fold(spec, |spec, name| {
         if let Ok(address) = name.parse::<IpAddr>() {
@@ -95,7 +96,7 @@ fn authority(prefix: &Path, now: UnixTime) -> Result<Authority, PkiCliError> {
     Ok(authority)
 }
 
-/// `push-ca.crt` is what a shell completes to; it means `push-ca`.
+/// Shell completion gives `push-ca.crt` for `push-ca`.
 fn without_suffix(path: &Path) -> PathBuf {
     match path.extension().and_then(|ending| ending.to_str()) {
         Some("crt" | "key") => path.with_extension(""),
@@ -103,15 +104,14 @@ fn without_suffix(path: &Path) -> PathBuf {
     }
 }
 
-/// Never longer than the signer: a certificate that outlives its CA fails at a moment nobody
-/// expects.
+/// Bounded by the signer: a certificate that outlives its CA fails unexpectedly.
 fn validity_period(now: UnixTime, days: u32, signer: Option<&Authority>) -> (UnixTime, UnixTime) {
     let end = now.as_secs().saturating_add(u64::from(days) * SECONDS_A_DAY);
     let end = signer.map_or(end, |signer| end.min(signer.certificate().not_after().as_secs()));
     (valid_from(now), UnixTime::since_unix_epoch(std::time::Duration::from_secs(end)))
 }
 
-/// A name as a file name: what could be a path, or needs quotes, becomes a dash.
+/// A name as a file name; separators and characters that need quotes become dashes.
 fn safe_file_name(name: &str) -> String {
     let safe = |c: char| if c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_') { c } else { '-' };
     name.chars().map(safe).collect::<String>().trim_start_matches('.').to_owned()

@@ -1,7 +1,7 @@
-//! `pki show`: what is in the files, in words, and whether they fit together: keys with
-//! certificates, chains with roots.
+//! `pki show`: prints certificates and keys, and whether keys match certificates and chains lead to
+//! CAs.
 //!
-//! Chains are judged by the same functions as peers are when the gateway serves.
+//! Verifies chains with the functions that verify peers.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -15,7 +15,7 @@ use super::files::read;
 use super::{PkiCliError, ShowArgs};
 
 const SECONDS_A_DAY: u64 = 86_400;
-/// Intermediates a chain may have.
+/// The maximum number of intermediates.
 const DEPTH_MAX: u32 = 10;
 
 struct Bundle {
@@ -94,7 +94,7 @@ fn print_certificate(
     Ok(())
 }
 
-/// One line a key; false when certificates were given and a key belongs to none.
+/// One line per key; false if a key matches none of the given certificates.
 fn print_keys(
     bundles: &[Bundle],
     keys: &[(PathBuf, PrivateKey)],
@@ -120,7 +120,7 @@ fn print_keys(
     Ok(fits)
 }
 
-/// One line a leaf, when root CAs were given; false when one does not verify up to any of them.
+/// One line per leaf, if CA certificates are given; false if a chain does not verify.
 fn print_chains(bundles: &[Bundle], now: UnixTime, out: &mut dyn Write) -> Result<bool, PkiCliError> {
     let all = bundles.iter().flat_map(|bundle| &bundle.certificates);
     let roots: Vec<Certificate> = all.filter(|one| one.is_ca() && one.is_self_issued()).cloned().collect();
@@ -142,7 +142,7 @@ fn print_chains(bundles: &[Bundle], now: UnixTime, out: &mut dyn Write) -> Resul
     Ok(fits)
 }
 
-/// As a client's certificate, or, when it is not for clients, as a server's under its own first
+/// As a client's certificate or, if its usage is another one, as a server's with its own first
 /// name.
 fn verify(
     roots: &[Certificate],
@@ -171,12 +171,12 @@ struct NamesAndUsages {
     usages: String,
 }
 
-/// The names in the subject alternative name, in words.
+/// The names of the subject alternative name extension.
 pub(crate) fn subject_alt_names(certificate: &Certificate) -> Vec<String> {
     names_and_usages(certificate).names
 }
 
-/// What `pki` has no words for: names and usages as extensions list them.
+/// Names and usages, as the extensions list them.
 fn names_and_usages(certificate: &Certificate) -> NamesAndUsages {
     let mut names = Vec::new();
     let mut usages = Vec::new();

@@ -1,4 +1,4 @@
-//! The commands as a user types them, in a temporary folder.
+//! The commands as on the command line, in a temporary directory.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -38,7 +38,7 @@ fn text(path: &Path) -> &str {
 }
 
 #[test]
-fn init_makes_what_the_configuration_refers_to() {
+fn init_makes_the_files_of_the_configuration() {
     let folder = tempfile::tempdir().unwrap();
     let dir = folder.path().join("pki");
     pki(&["init", "--dir", text(&dir), "--admin-name", "gate.test"]).unwrap();
@@ -67,7 +67,7 @@ fn init_makes_what_the_configuration_refers_to() {
 }
 
 #[test]
-fn nothing_is_overwritten_without_force() {
+fn files_are_replaced_with_force_only() {
     let folder = tempfile::tempdir().unwrap();
     let dir = folder.path().join("pki");
     pki(&["init", "--dir", text(&dir)]).unwrap();
@@ -83,7 +83,7 @@ fn nothing_is_overwritten_without_force() {
 }
 
 #[test]
-fn issue_signs_with_a_ca_and_never_outlives_it() {
+fn issue_never_outlives_the_ca() {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
     pki(&["issue", "ca", "Test Root", "--out", &at("root"), "--days", "30"]).unwrap();
@@ -109,7 +109,7 @@ fn issue_signs_with_a_ca_and_never_outlives_it() {
 }
 
 #[test]
-fn mistakes_are_told_in_words() {
+fn invalid_arguments_have_messages() {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
     assert!(pki(&["issue", "server", "a.test", "--out", &at("a")]).unwrap_err().contains("--ca is missing"));
@@ -122,7 +122,7 @@ fn mistakes_are_told_in_words() {
 }
 
 #[test]
-fn init_makes_the_files_where_the_settings_look_for_them() {
+fn init_writes_where_the_settings_point() {
     let folder = tempfile::tempdir().unwrap();
     let config = folder.path().join("gate.yaml");
     assert!(pki_for(&config, &["init"]).unwrap_err().contains("gate.yaml"), "there are no settings");
@@ -133,14 +133,14 @@ fn init_makes_the_files_where_the_settings_look_for_them() {
 }
 
 #[test]
-fn init_makes_a_keyring_that_is_missing_alone() {
+fn init_creates_a_missing_keyring() {
     let folder = tempfile::tempdir().unwrap();
     let dir = folder.path().join("pki");
     pki(&["init", "--dir", text(&dir)]).unwrap();
     let read = |name: &str| std::fs::read_to_string(dir.join(name)).unwrap();
     let (node, keyring) = (read("node.key"), read("keyring"));
     std::fs::remove_file(dir.join("keyring")).unwrap();
-    // As they are advised to be kept.
+    // As recommended: the CA keys are kept elsewhere.
     std::fs::remove_file(dir.join("push-ca.key")).unwrap();
     let told = pki(&["init", "--dir", text(&dir)]).unwrap();
     assert!(told.contains("was lost, put its copy there"), "{told}");
@@ -149,7 +149,7 @@ fn init_makes_a_keyring_that_is_missing_alone() {
     let keyring = read("keyring");
     assert!(pki(&["init", "--dir", text(&dir)]).unwrap_err().contains("there already"));
     assert_eq!(read("keyring"), keyring, "it is never replaced");
-    // Where something else is missing, too, nothing is made: what is there would not fit.
+    // If another file is missing, too, nothing is made: the existing files would not match.
     std::fs::remove_file(dir.join("keyring")).unwrap();
     std::fs::remove_file(dir.join("node.crt")).unwrap();
     assert!(pki(&["init", "--dir", text(&dir)]).is_err());

@@ -1,7 +1,7 @@
-//! A whole store as rows, one JSON text a line: what a backup is made from and compared by.
+//! The backup stream: all records of a store, one JSON text per line.
 //!
-//! All rows are of one read transaction, so of one revision; keys stay sealed as they are. The last
-//! line says how many there were: without it something is missing.
+//! All records come from one read transaction, so from one revision; private keys stay sealed. The
+//! last record holds the number of records, which reveals a truncated stream.
 
 use std::io::{self, BufRead, Write};
 use std::path::Path;
@@ -18,7 +18,7 @@ use crate::store::StoreError;
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum BackupRecord {
-    /// The first one.
+    /// The first record.
     Store {
         identity: String,
         revision: u64,
@@ -34,44 +34,39 @@ enum BackupRecord {
         version: u64,
         text: Zeroizing<String>,
     },
-    /// The last one.
+    /// The last record.
     End {
         rows: u64,
     },
-    /// The store could not be read on.
+    /// The store could not be read to its end.
     Failed {
         problem: String,
     },
 }
 
-/// What the rows were.
+/// The summary of a backup stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct BackupSummary {
-    /// The store's.
     pub identity: String,
-    /// The store's, at which all rows are.
+    /// The revision of all records.
     pub revision: u64,
-    /// How many documents there are.
     pub documents: u64,
-    /// SHA-256 over all rows, hexadecimal.
+    /// SHA-256 over all records, hexadecimal.
     pub digest: String,
 }
 
-/// Why rows could not be sent, received or put into a file.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum BackupStreamError {
-    /// The store they come from or go to.
+    /// The store that is read or written.
     #[error("{0}")]
     Store(#[from] StoreError),
-    /// The way between.
     #[error("the connection to the control plane broke: {0}")]
     Connection(io::Error),
-    /// What came is not a whole store.
     #[error("what came is not a whole store: {0}")]
     Incomplete(String),
 }
 
-/// Counts and digests the lines that pass.
+/// Counts and digests the records of a stream.
 struct StreamDigest {
     context: Context,
     rows: u64,
@@ -103,11 +98,11 @@ impl StreamDigest {
     }
 }
 
-/// Writes all rows of a store. An error of the store is also the last row, so that the other end
-/// knows it.
+/// Writes all records. On an error of the store the last record is [`BackupRecord::Failed`], so
+/// that the reader knows.
 ///
 /// # Errors
-/// [`RowsError`].
+/// [`BackupStreamError`].
 pub(super) fn write(
     database: &Database,
     path: &Path,
@@ -140,7 +135,7 @@ pub(super) fn write(
     tally.finish()
 }
 
-/// Gives every row of one moment.
+/// Calls `each` with every record of one read transaction.
 fn for_each_record(
     database: &Database,
     each: &mut dyn FnMut(BackupRecord) -> Result<(), ReadError>,
@@ -151,7 +146,7 @@ fn for_each_record(
     each(BackupRecord::Store { identity: identity.unwrap_or_default(), revision })?;
     for row in transaction.open_table(ITEMS)?.range::<&str>(..)? {
         let (name, row) = row?;
-        // What could not be served from the copy is found now.
+        // Detects now a document that the copy could not serve.
         file::decode_row(name.value(), row.value())?;
         let (created, modified, text) = row.value();
         let text = String::from_utf8_lossy(text).into_owned();
@@ -173,11 +168,11 @@ fn for_each_record(
     Ok(())
 }
 
-/// Makes a store of the rows that come, in a new file (mode 0600), durably; then reads it back and
-/// compares. A file that is not whole is left for the caller to remove.
+/// Creates a store from a stream in a new file (mode 0600), durably, reads it back and compares.
+/// The caller removes an incomplete file.
 ///
 /// # Errors
-/// [`RowsError`].
+/// [`BackupStreamError`].
 pub(super) fn create(input: &mut dyn BufRead, new: &Path) -> Result<BackupSummary, BackupStreamError> {
     file::create_owner_only(new)?;
     let told = |error: ReadError| BackupStreamError::Store(error.into_store_error(new));

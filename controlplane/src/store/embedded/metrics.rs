@@ -1,15 +1,14 @@
-//! What the embedded store measures of itself, for `/metrics`.
+//! Metrics of the embedded store, for `/metrics`.
 
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
-/// Cheap to clone: clones count together.
+/// Clones share their counters.
 #[derive(Clone)]
 pub(super) struct Metrics {
     /// One transaction with its fsync.
     pub(super) commit_seconds: Histogram,
-    /// Documents that were read and parsed, for whatever question.
     pub(super) documents_read: Counter,
 }
 

@@ -1,5 +1,5 @@
-//! The laws of every store, and those of a file: durable, private, locked, checked, honest about a
-//! full disk.
+//! The conformance tests, and the guarantees of the file: durable, private, locked, checked, safe
+//! on a full disk.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
@@ -26,7 +26,7 @@ fn runtime() -> tokio::runtime::Runtime {
 }
 
 #[tokio::test]
-async fn keeps_the_laws_of_a_store() {
+async fn conforms_to_the_store_tests() {
     let folder = folder();
     let count = AtomicU64::new(0);
     conformance::run_all(async || {
@@ -37,7 +37,7 @@ async fn keeps_the_laws_of_a_store() {
 }
 
 #[tokio::test]
-async fn the_file_is_private_and_its_folder_is_made() {
+async fn file_has_mode_0600_and_directory_is_created() {
     let folder = folder();
     let path = folder.path().join("a/b/store.redb");
     let identity = EmbeddedStore::open(&path).unwrap().identity().to_owned();
@@ -47,14 +47,14 @@ async fn the_file_is_private_and_its_folder_is_made() {
         1,
         "nothing else is left in the folder"
     );
-    // A file that was opened up is closed again; the identity stays.
+    // A file with a wider mode is narrowed; the identity stays.
     fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
     assert_eq!(EmbeddedStore::open(&path).unwrap().identity(), identity);
     assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
 }
 
 #[tokio::test]
-async fn a_second_owner_is_refused() {
+async fn a_locked_file_cannot_be_opened_again() {
     let folder = folder();
     let path = folder.path().join("store.redb");
     let first = EmbeddedStore::open(&path).unwrap();
@@ -64,7 +64,7 @@ async fn a_second_owner_is_refused() {
 }
 
 #[tokio::test]
-async fn damage_is_named_and_nothing_is_replaced() {
+async fn a_corrupted_file_is_reported_and_not_replaced() {
     let folder = folder();
     let path = folder.path().join("store.redb");
     let store = EmbeddedStore::open(&path).unwrap();
@@ -98,7 +98,7 @@ async fn damage_is_named_and_nothing_is_replaced() {
 }
 
 #[tokio::test]
-async fn another_version_and_another_program_are_told_apart() {
+async fn another_format_and_a_foreign_file_are_reported() {
     let folder = folder();
     let path = folder.path().join("store.redb");
     drop(EmbeddedStore::open(&path).unwrap());
@@ -119,7 +119,7 @@ async fn another_version_and_another_program_are_told_apart() {
 }
 
 #[tokio::test]
-async fn a_folder_instead_of_a_file_is_refused() {
+async fn a_directory_is_not_a_store() {
     let folder = folder();
     assert!(matches!(EmbeddedStore::open(folder.path()).err().unwrap(), StoreError::Corrupted { .. }));
     let file = folder.path().join("file");
@@ -128,7 +128,7 @@ async fn a_folder_instead_of_a_file_is_refused() {
 }
 
 #[tokio::test]
-async fn what_is_no_longer_kept_is_compacted() {
+async fn a_watch_before_the_history_is_compacted() {
     let folder = folder();
     let path = folder.path().join("store.redb");
     let store =
@@ -145,7 +145,7 @@ async fn what_is_no_longer_kept_is_compacted() {
         revisions(flatten(store.watch(1)).collect().await),
         [Err(WatchError::Compacted { oldest: 2 })]
     );
-    // One big document pushes everything older out, and itself if it is too big to keep.
+    // One big document evicts everything older, and itself if it exceeds the limit.
     store
         .commit(put(&key(Kind::Ssl, "1"), json!("x".repeat(2000)), Precondition::Unconditional))
         .await
@@ -154,13 +154,13 @@ async fn what_is_no_longer_kept_is_compacted() {
         revisions(flatten(store.watch(5)).collect().await),
         [Err(WatchError::Compacted { oldest: 6 })]
     );
-    // A watch ends when the store does.
+    // A watch ends with its store.
     let watch = store.watch(6);
     drop(store);
     assert!(watch.collect::<Vec<_>>().await.is_empty());
 }
 
-/// A disk that can be told to be full.
+/// A disk that can be set to full.
 #[derive(Debug)]
 struct Disk {
     file: FileBackend,
@@ -209,7 +209,7 @@ fn on_disk(full: &Arc<AtomicBool>) -> Opener {
 }
 
 #[tokio::test]
-async fn a_page_reads_its_documents_and_no_others() {
+async fn a_page_reads_only_its_documents() {
     let folder = folder();
     let path = folder.path().join("store.redb");
     let store = EmbeddedStore::open(&path).unwrap();
@@ -218,7 +218,7 @@ async fn a_page_reads_its_documents_and_no_others() {
         store.commit(put(&key, json!({"n": n}), Precondition::Unconditional))
     }))
     .await;
-    // Also after a start, when the index is made anew.
+    // Also after a restart, when the index is rebuilt.
     drop(store);
     let store = EmbeddedStore::open(&path).unwrap();
     let read = || store.file.metrics.documents_read.get();
@@ -233,7 +233,7 @@ async fn a_page_reads_its_documents_and_no_others() {
 }
 
 #[tokio::test]
-async fn a_full_disk_loses_nothing_and_heals() {
+async fn a_full_disk_loses_no_acknowledged_write() {
     let folder = folder();
     let path = folder.path().join("store.redb");
     let full = Arc::new(AtomicBool::new(false));
@@ -257,7 +257,7 @@ async fn a_full_disk_loses_nothing_and_heals() {
     assert_eq!(seen.first().unwrap().as_ref().unwrap().key, b);
 }
 
-/// One step of a random history.
+/// One operation of a random history.
 #[derive(Clone, Debug)]
 enum Step {
     Put(u8, u16),
@@ -276,7 +276,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     prop::collection::vec(step, 1..40)
 }
 
-/// Copies the file as a crash would leave it: while the store is open, without any goodbye.
+/// Copies the file of an open store, as a crash would leave it.
 fn crash_copy(path: &Path) -> PathBuf {
     let copy = path.with_extension("crashed");
     fs::copy(path, &copy).unwrap();
@@ -287,7 +287,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn everything_acknowledged_is_there_after_a_crash(steps in steps()) {
+    fn acknowledged_writes_survive_a_crash(steps in steps()) {
         let folder = folder();
         let path = folder.path().join("store.redb");
         runtime().block_on(async {

@@ -1,9 +1,8 @@
-//! The one thread that writes.
+//! The thread that writes.
 //!
-//! Takes every job that waits, applies them in one transaction in the order they came, commits,
-//! tells the watchers, and only then answers. A write that meets a conflict is answered so and
-//! takes nothing else with it; a disk error fails the whole group, because none of it is known to
-//! be durable.
+//! It takes all waiting jobs, applies them in one transaction in their order, commits, notifies the
+//! watches, and then answers. A conflict fails one write only; a disk error fails the whole group,
+//! because none of it is known to be durable.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
@@ -19,25 +18,25 @@ use super::history::History;
 use super::index::{self, Index};
 use crate::store::{CommitResult, Event, Mutation, Precondition, StoreError, StoredDocument};
 
-/// Writes that share one fsync at most: bounds how long the first of them waits.
+/// Writes per fsync; bounds how long the first of them waits.
 const GROUP_MAX: usize = 256;
 
-/// What the writer is asked.
+/// A request to the writer.
 pub(super) enum Job {
     Write(PendingWrite),
     Swap(PendingSwap),
-    /// Open the file again if it is not in order; the answer is that it is.
+    /// Reopens the file if it is not usable.
     Reopen(oneshot::Sender<Result<(), StoreError>>),
 }
 
-/// A write that waits for its answer.
+/// A mutation that waits for its result.
 pub(super) struct PendingWrite {
-    /// Nothing: only a revision is taken, as an id.
+    /// `None` takes a revision only, as an id.
     pub(super) mutation: Option<Mutation>,
     pub(super) reply: oneshot::Sender<Result<CommitResult, StoreError>>,
 }
 
-/// A write of a private entry that waits for its answer. Rare: it gets a transaction of its own.
+/// A swap of an internal entry that waits for its result. Rare, so it has its own transaction.
 pub(super) struct PendingSwap {
     pub(super) name: &'static str,
     pub(super) expect: u64,
@@ -46,7 +45,7 @@ pub(super) struct PendingSwap {
 }
 
 pub(super) struct Writer {
-    /// Ages while a job is worked on: a disk that does not answer shows here.
+    /// Ages while a job runs, which reveals a hanging disk.
     pub(super) heartbeat: Arc<Heartbeat>,
     pub(super) file: Arc<StoreFile>,
     pub(super) history: Arc<Mutex<History>>,
@@ -54,19 +53,19 @@ pub(super) struct Writer {
     pub(super) queue: mpsc::Receiver<Job>,
 }
 
-/// What a transaction did.
+/// The effect of one transaction.
 #[derive(Default)]
 struct CommitGroup {
-    /// One for each change, in order.
+    /// One per write, in order.
     results: Vec<Result<CommitResult, StoreError>>,
     events: Vec<(Event, usize)>,
     index_changes: Vec<index::IndexChange>,
-    /// The store's revision after it; `None` when nothing changed.
+    /// The store's revision afterwards; `None` when nothing changed.
     revision: Option<u64>,
 }
 
 impl Writer {
-    /// Works until nobody can ask any more; whatever was asked before is still done.
+    /// Runs until the last sender is gone and the queue is empty.
     pub(super) fn run(mut self) {
         self.heartbeat.set_idle();
         while let Some(first) = self.queue.blocking_recv() {
@@ -97,7 +96,7 @@ impl Writer {
         if changes.is_empty() {
             return;
         }
-        // Whoever asked may have gone away meanwhile; the write stays.
+        // A caller may have gone away; its write stays.
         match self.commit(&changes) {
             Ok(results) => {
                 for (change, result) in changes.into_iter().zip(results) {
@@ -106,7 +105,7 @@ impl Writer {
             }
             Err(error) => {
                 tracing::error!(%error, "the store could not commit");
-                // Whether the commit reached the disk is not known: only the file can tell.
+                // Only the file can tell whether the commit reached the disk.
                 if let Err(error) = self.reopen() {
                     tracing::error!(%error, "the store could not be opened again; the next request tries once more");
                 }
@@ -117,7 +116,7 @@ impl Writer {
         }
     }
 
-    /// Runs one transaction, in a file that was opened again if it had to be.
+    /// Runs one transaction; reopens the file first if it is closed.
     fn transact<T>(&self, work: impl FnOnce(&Database) -> Result<T, ReadError>) -> Result<T, StoreError> {
         if self.file.with_database(|_| ()).is_none() {
             self.reopen()?;
@@ -156,11 +155,11 @@ impl Writer {
         Ok(group.results)
     }
 
-    /// Opens the file afresh. Watchers are told to load everything when it stands elsewhere than
-    /// they know.
+    /// Reopens the file. Resets the history when the file's revision differs from memory, so that
+    /// watches end with `Compacted`.
     fn reopen(&self) -> Result<(), StoreError> {
         let mut database = self.file.database.write().unwrap_or_else(PoisonError::into_inner);
-        // Released first: the file's lock is ours.
+        // Released first: this process holds the lock of the file.
         drop(database.take());
         let opened = (self.file.opener)(&self.file.path)?;
         let meta = file::read_meta(&opened, &self.file.path)?;
@@ -175,7 +174,7 @@ impl Writer {
     }
 }
 
-/// The private entry's new version; `None` when it is not what the writer believes.
+/// The new version of the entry; `None` when the expected version does not match.
 fn swap_entry(database: &Database, swap: &PendingSwap) -> Result<Option<u64>, ReadError> {
     let transaction = database.begin_write()?;
     let swapped = {
@@ -195,7 +194,7 @@ fn swap_entry(database: &Database, swap: &PendingSwap) -> Result<Option<u64>, Re
     Ok(swapped)
 }
 
-/// Applies the changes in one transaction and makes it durable.
+/// Applies the writes in one transaction and commits it durably.
 fn apply_writes(database: &Database, changes: &[PendingWrite]) -> Result<CommitGroup, ReadError> {
     let mut group = CommitGroup::default();
     let transaction = database.begin_write()?;
@@ -227,8 +226,8 @@ fn apply_writes(database: &Database, changes: &[PendingWrite]) -> Result<CommitG
     Ok(group)
 }
 
-/// One write inside the transaction. The outer error ends the transaction, the inner one is this
-/// write's own answer.
+/// One mutation inside the transaction. The outer error aborts the transaction; the inner one is
+/// the result of this mutation.
 fn apply_mutation(
     items: &mut Table<'_, &'static str, (u64, u64, &'static [u8])>,
     write: &Mutation,

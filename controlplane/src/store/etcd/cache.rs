@@ -1,7 +1,6 @@
-//! What the cluster was last known to hold, for people who ask while it cannot be reached.
+//! A cache of the last known documents, for read requests while the cluster is unreachable.
 //!
-//! Filled by each load and by each event of a watch. Nothing that is written, and nothing that is
-//! pushed, rests on it.
+//! Each load and each watch event updates it. No write and no push depends on it.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -17,7 +16,7 @@ pub(super) struct DocumentCache(Mutex<CacheState>);
 #[derive(Default)]
 struct CacheState {
     documents: Option<CachedRevision>,
-    /// How many events came in.
+    /// The number of received events.
     events: u64,
 }
 
@@ -28,13 +27,13 @@ struct CachedRevision {
 }
 
 impl DocumentCache {
-    /// Taken before a load, and handed in with it.
+    /// Read before a load, and passed to [`Self::replace`].
     pub(super) fn event_count(&self) -> u64 {
         self.lock().events
     }
 
-    /// Everything was read. An older revision is taken, too, for a cluster may be set back; unless
-    /// an event that came in during the load is newer than it.
+    /// Replaces all documents after a load. Accepts an older revision, because a cluster may be
+    /// restored from a backup, unless an event of a newer revision arrived during the load.
     pub(super) fn replace(&self, loaded: &DocumentList, mark: u64) {
         let mut inner = self.lock();
         let overtaken = inner.events != mark
@@ -45,12 +44,12 @@ impl DocumentCache {
         }
     }
 
-    /// The newest revision that is known; 0 before anything was read.
+    /// The newest known revision; 0 before the first load.
     pub(super) fn revision(&self) -> u64 {
         self.lock().documents.as_ref().map_or(0, |known| known.revision)
     }
 
-    /// A change was told. One that is older than what is known changes nothing.
+    /// Applies a change; ignores one that is older than the cache.
     pub(super) fn apply(&self, event: &Event) {
         let mut inner = self.lock();
         inner.events += 1;
@@ -64,7 +63,7 @@ impl DocumentCache {
         }
     }
 
-    /// One kind, or everything; nothing before the first load.
+    /// The documents of one kind, or all; `None` before the first load.
     pub(super) fn documents(&self, kind: Option<Kind>) -> Option<DocumentList> {
         let known = self.lock().documents.clone()?;
         let wanted = known.items.values().filter(|item| kind.is_none_or(|kind| item.key.kind == kind));
@@ -99,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn it_knows_what_was_read_and_told() {
+    fn loads_and_events_update_the_cache() {
         let memory = DocumentCache::default();
         assert!(memory.documents(None).is_none(), "nothing was read");
         let one = stored("1", 3, json!({"v": 1}));
@@ -115,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn a_load_that_was_overtaken_is_not_taken_and_a_cluster_set_back_is() {
+    fn an_outdated_load_is_ignored_and_a_restored_cluster_accepted() {
         let memory = DocumentCache::default();
         memory.replace(&DocumentList { revision: 5, items: Vec::new() }, memory.event_count());
         let mark = memory.event_count();

@@ -1,13 +1,13 @@
-//! The connection to the cluster: which endpoint is used now, whether it answers, and what is done
-//! when it does not.
+//! The connection to the cluster: health checks and failover.
 //!
-//! One task keeps one endpoint connected. It asks a question every second that only a member with a
-//! leader and a majority can answer; an endpoint that fails to is left, and the others are tried at
-//! once. Everything else asks [`Link::connected`], which waits while another endpoint is being
-//! tried, and says no at once when none answers. Invariants: a connection has a number; whoever
-//! meets trouble on one says so with its number, and moves on with the next. What the log says is
-//! so already: a state is set before its line is written, because whoever reads the line acts on
-//! it.
+//! One task keeps one endpoint connected. Every second it makes a call that only a member with a
+//! leader and a majority can answer. When that fails, it tries the other endpoints at once.
+//! [`ConnectionManager::current`] waits during a failover, and fails at once while no endpoint
+//! answers.
+//!
+//! Invariants: each connection has an id, and a caller reports trouble with the id of its
+//! connection. The state changes before the log line about it, because a reader of the log may act
+//! on it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -24,59 +24,52 @@ use super::dial::{self, ClientTls, Endpoint};
 use super::layout::Layout;
 use crate::store::StoreError;
 
-/// Between two questions whether the endpoint still answers.
 const HEALTH_CHECK_INTERVAL: Duration = Duration::from_secs(1);
-/// For an answer to it; a healthy member takes milliseconds, one in the middle of an election a
-/// second or two.
+/// A healthy member answers in milliseconds; during an election it takes a second or two.
 const HEALTH_CHECK_TIMEOUT: Duration = Duration::from_secs(3);
-/// For a connection to one endpoint.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
-/// Beyond it, for the first answers on the connection.
+/// Time beyond the connection time-out for the first responses.
 const FIRST_RESPONSE_GRACE: Duration = Duration::from_secs(1);
-/// Between two rounds over all endpoints while none answers.
+/// The backoff between attempts while no endpoint answers.
 const BACKOFF_MIN: Duration = Duration::from_millis(100);
 const BACKOFF_MAX: Duration = Duration::from_secs(2);
-/// Bytes of one answer: a page of documents, or the changes that came together.
+/// A response holds a page of documents, or many changes at once.
 const MESSAGE_BYTES_MAX: usize = 1 << 30;
 
-/// How the cluster is reached.
 pub(super) struct ConnectionSettings {
     pub(super) endpoints: Vec<Endpoint>,
     pub(super) security: ClientTls,
     /// User and password.
     pub(super) user: Option<(String, conf::Secret)>,
-    /// `deployment.etcd.timeout`: the longest that one call may take.
+    /// `deployment.etcd.timeout`: the time-out of one call.
     pub(super) timeout: Duration,
-    /// `deployment.etcd.health_check_timeout`: how long an endpoint that failed is tried last.
+    /// `deployment.etcd.health_check_timeout`: a failed endpoint is tried last for this long.
     pub(super) cooldown: Duration,
 }
 
-/// A connection that answered when it was last asked.
+/// A connection that has answered a health check.
 #[derive(Clone)]
 pub(super) struct EtcdConnection {
-    /// Which connection; grows. A new one may come while the one before still works: the
-    /// certificate files changed.
+    /// Grows with each connection. A working connection is replaced, too, when the certificate
+    /// files change.
     pub(super) id: u64,
-    /// Which connection the endpoint was found with; grows when one was lost.
+    /// The id of the connection that the last failover made.
     epoch: u64,
-    /// The client that uses it.
     pub(super) client: Arc<Client>,
-    /// The entry of `Settings::endpoints`.
+    /// An index into `ConnectionSettings::endpoints`.
     endpoint: usize,
 }
 
 impl EtcdConnection {
-    /// For reading and writing.
     pub(super) fn kv(&self) -> etcd_client::KvClient {
         self.client.kv_client().max_decoding_message_size(MESSAGE_BYTES_MAX)
     }
 
-    /// Whether this one came in the place of another that still worked.
+    /// Whether both connections are of one epoch: the older one was replaced while it worked.
     pub(super) fn same_epoch(&self, before: &EtcdConnection) -> bool {
         self.epoch == before.epoch
     }
 
-    /// For watching.
     pub(super) fn watch(&self) -> etcd_client::WatchClient {
         self.client.watch_client().max_decoding_message_size(MESSAGE_BYTES_MAX)
     }
@@ -84,15 +77,14 @@ impl EtcdConnection {
 
 #[derive(Clone)]
 enum ConnectionState {
-    /// An endpoint answers.
     Connected(EtcdConnection),
-    /// The one that was used does not answer, others are being tried.
+    /// The last endpoint failed, and the others are being tried.
     FailingOver,
-    /// None answers.
+    /// No endpoint answers.
     Unreachable(Arc<str>),
 }
 
-/// The connection. Dropping it ends its task.
+/// Owns the connection and its task; dropping it aborts the task.
 pub(super) struct ConnectionManager {
     shared: Arc<ManagerState>,
     task: JoinHandle<()>,
@@ -103,19 +95,19 @@ struct ManagerState {
     settings: ConnectionSettings,
     layout: Layout,
     state: watch::Sender<ConnectionState>,
-    /// When an endpoint last answered.
+    /// The time of the last response to a health check.
     last_seen: watch::Sender<Instant>,
-    /// The store's revision when it last answered.
+    /// The store's revision in that response.
     revision: AtomicI64,
-    /// Somebody met trouble on the connection in use.
+    /// Requests a health check at once.
     health_check: Notify,
 }
 
 impl ConnectionManager {
-    /// Connects; when no endpoint answers, says why for each.
+    /// Connects to the first endpoint that answers.
     ///
     /// # Errors
-    /// When no endpoint answers.
+    /// When no endpoint answers; the message has the cause per endpoint.
     pub(super) async fn open(settings: ConnectionSettings, layout: Layout) -> Result<Self, StoreError> {
         let shared = Arc::new(ManagerState {
             settings,
@@ -139,21 +131,18 @@ impl ConnectionManager {
         Ok(Self { shared, task, heartbeat })
     }
 
-    /// The heartbeat of the task that keeps the connection.
     pub(super) fn heartbeat(&self) -> &Arc<Heartbeat> {
         &self.heartbeat
     }
 
-    /// The certificate files.
     pub(super) fn files(&self) -> &pem_files::Reloader<dial::LoadedTls> {
         self.shared.settings.security.files()
     }
 
-    /// The connection in use. While another endpoint is being tried it waits, at most as long as a
-    /// call may take.
+    /// The current connection. Waits during a failover, for at most the time-out of a call.
     ///
     /// # Errors
-    /// At once when no endpoint answers.
+    /// At once while no endpoint answers.
     pub(super) async fn current(&self) -> Result<EtcdConnection, StoreError> {
         let mut state = self.shared.state.subscribe();
         let settled = state.wait_for(|state| !matches!(state, ConnectionState::FailingOver));
@@ -169,8 +158,8 @@ impl ConnectionManager {
         Err(StoreError::Unavailable { what })
     }
 
-    /// Ends when this connection is lost. One that was replaced because the certificate files
-    /// changed is not.
+    /// Resolves when the connection is lost; a replacement after a change of the certificate files
+    /// is no loss.
     pub(super) async fn wait_lost(&self, connected: &EtcdConnection) {
         let session = connected.epoch;
         let mut state = self.shared.state.subscribe();
@@ -178,7 +167,7 @@ impl ConnectionManager {
         drop(state.wait_for(other).await);
     }
 
-    /// Ends when this connection is lost or replaced.
+    /// Resolves when the connection is lost or replaced.
     pub(super) async fn wait_replaced(&self, connected: &EtcdConnection) {
         let number = connected.id;
         let mut state = self.shared.state.subscribe();
@@ -187,15 +176,14 @@ impl ConnectionManager {
         drop(state.wait_for(other).await);
     }
 
-    /// Waits until an endpoint answers, however long that takes; `None` when the store is being
-    /// closed.
+    /// Waits for a connection without a time-out; `None` when the store is being closed.
     pub(super) async fn wait_connected(&self) -> Option<EtcdConnection> {
         let mut state = self.shared.state.subscribe();
         let state = state.wait_for(|state| matches!(state, ConnectionState::Connected(_))).await.ok()?;
         if let ConnectionState::Connected(connected) = &*state { Some(connected.clone()) } else { None }
     }
 
-    /// A call failed on this connection: has the endpoint asked, and ends when it has answered or
+    /// Requests a health check after a failed call, and waits until it succeeds or the connection
     /// is lost.
     pub(super) async fn check_health(&self, connected: &EtcdConnection) {
         let mut heard = self.shared.last_seen.subscribe();
@@ -206,23 +194,23 @@ impl ConnectionManager {
         }
     }
 
-    /// A revision that the store had a heartbeat ago.
+    /// The store's revision at the last health check.
     pub(super) fn revision(&self) -> i64 {
         self.shared.revision.load(Ordering::Acquire)
     }
 
-    /// How long ago the cluster was last heard of, while it cannot be reached.
+    /// The time since the last response, while no endpoint answers.
     pub(super) fn unreachable_for(&self) -> Option<Duration> {
         let up = matches!(&*self.shared.state.borrow(), ConnectionState::Connected(_));
         (!up).then(|| self.shared.last_seen.borrow().elapsed())
     }
 
-    /// The longest that one call may take.
+    /// The time-out of one call.
     pub(super) fn timeout(&self) -> Duration {
         self.shared.settings.timeout
     }
 
-    /// What happened to a call, with the step of the connection where it was that.
+    /// The message of a failed call, with the failing step of its connection.
     pub(super) fn describe_error(&self, connected: &EtcdConnection, error: &etcd_client::Error) -> String {
         error_text(error, self.shared.settings.endpoints.get(connected.endpoint))
     }
@@ -253,7 +241,6 @@ fn error_text(error: &etcd_client::Error, endpoint: Option<&Endpoint>) -> String
     }
 }
 
-/// An endpoint that has answered.
 struct ReachedEndpoint {
     endpoint: usize,
     client: Arc<Client>,
@@ -263,17 +250,16 @@ struct ReachedEndpoint {
 
 type CertificateChanges = watch::Receiver<Option<Arc<pem_files::LoadedCredentials<dial::LoadedTls>>>>;
 
-/// The task.
+/// The task that keeps one endpoint connected.
 struct FailoverTask {
     shared: Arc<ManagerState>,
-    /// When each endpoint last failed; nothing for one that answered since.
+    /// The time of each endpoint's last failure; `None` once it has answered.
     failed: Vec<Option<Instant>>,
     number: u64,
-    /// Which cluster was used last.
+    /// The id of the cluster that was used last.
     cluster: Option<u64>,
-    /// What the log knows of.
     last_logged_error: Option<String>,
-    /// Tells when the certificate files are others than at the last round of dials.
+    /// Changes of the certificate files since the last dial.
     files: CertificateChanges,
 }
 
@@ -284,11 +270,11 @@ impl FailoverTask {
         Self { shared, failed, number: 0, cluster: None, last_logged_error: None, files }
     }
 
-    /// Has the certificate files read if they changed, and if any endpoint needs them.
+    /// Reloads changed certificate files, if an endpoint needs them.
     async fn refresh_files(&self) {
         let settings = &self.shared.settings;
         if settings.endpoints.iter().any(Endpoint::https) {
-            // A dial says what is wrong with files that were never good; of others the log has it.
+            // An error appears in the log, or in the error of the next dial.
             let _ = settings.security.files().refresh().await;
         }
     }
@@ -305,7 +291,7 @@ impl FailoverTask {
         }
     }
 
-    /// Ends when the endpoint does not answer, with the reason.
+    /// Runs health checks until one fails, and returns the cause.
     async fn monitor(&mut self, connected: &mut EtcdConnection) -> String {
         loop {
             tokio::select! {
@@ -321,7 +307,7 @@ impl FailoverTask {
                 continue;
             }
             self.files.mark_unchanged();
-            // The old connection stays until its last user is done with it.
+            // Calls in progress keep the old connection alive.
             match self.connect(connected.endpoint).await {
                 Ok(ReachedEndpoint { client, .. }) => {
                     self.number += 1;
@@ -337,7 +323,7 @@ impl FailoverTask {
         }
     }
 
-    /// Tries until an endpoint answers.
+    /// Retries with backoff until an endpoint answers.
     async fn fail_over(&mut self) -> EtcdConnection {
         let mut pause = BACKOFF_MIN;
         loop {
@@ -362,9 +348,9 @@ impl FailoverTask {
         }
     }
 
-    /// Tries all endpoints at once, those that failed lately only when no other answers; the first
-    /// to answer is taken, and one of another cluster than before only when none of this one
-    /// does: it may have been set up anew under another name.
+    /// Tries all endpoints at once; those in cooldown only if no other answers. The first to answer
+    /// is used. An endpoint of another cluster than before is used only if no member of the old
+    /// cluster answers: the cluster may have been recreated.
     async fn try_all(&mut self) -> Result<EtcdConnection, String> {
         self.refresh_files().await;
         self.files.mark_unchanged();
@@ -402,7 +388,7 @@ impl FailoverTask {
         EtcdConnection { id: self.number, epoch: self.number, client, endpoint }
     }
 
-    /// The first endpoint of our cluster to answer, and those that failed before it did.
+    /// The first endpoint of this cluster to answer, and the failures before it.
     async fn first_to_answer(
         &self,
         endpoints: Vec<usize>,
@@ -434,7 +420,7 @@ impl FailoverTask {
         }
     }
 
-    /// A client of one endpoint that has answered.
+    /// Connects to one endpoint and makes a health check.
     async fn connect(&self, nth: usize) -> Result<ReachedEndpoint, String> {
         let settings = &self.shared.settings;
         let endpoint = settings.endpoints.get(nth).ok_or("deployment.etcd.host: no endpoint")?;
@@ -456,8 +442,8 @@ impl FailoverTask {
             .unwrap_or_else(|_| Err(format!("{}: no answer within {} s", endpoint.url(), patience.as_secs())))
     }
 
-    /// Reads a name that does not exist, as a member does that has a leader and a majority; gives
-    /// the cluster's id.
+    /// Reads an absent key with linearizable consistency, which needs a leader and a majority.
+    /// Returns the cluster's id.
     async fn ping(&self, client: &Client, nth: usize) -> Result<u64, String> {
         let endpoint = self.shared.settings.endpoints.get(nth);
         let patience = HEALTH_CHECK_TIMEOUT.min(self.shared.settings.timeout);

@@ -1,9 +1,10 @@
-//! Endpoint -> verified HTTP/2 connection, and every failure named by its step.
+//! Dials an endpoint: a verified HTTP/2 connection, or an error that names the failing step.
 //!
-//! Before the store and the probe. Addresses are looked up and connected to here, TLS is spoken
-//! here (`security`, `verifier`), the first answer is waited for (`stream`), and only then is there
-//! a channel; each time it reconnects it comes here again, with the files as they are then. Invariant: with `https://` no byte of HTTP/2 leaves before `pki` has accepted the server's certificate under the expected name,
-//! unless `tls.verify` is literally false.
+//! The steps are resolve, TCP, TLS (`client_tls`, `verifier`) and the first frame (`observer`). A
+//! channel that reconnects repeats them with the current files.
+//!
+//! Invariant: with `https://` no byte of HTTP/2 is sent before `pki` has accepted the server's
+//! certificate for the expected name, unless `tls.verify` is false.
 
 use std::error::Error;
 use std::io;
@@ -13,9 +14,9 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 pub(crate) use client_tls::{ClientTls, LoadedTls};
-pub(crate) use client_tls::{OPEN, unverified_config};
+pub(crate) use client_tls::{VERIFY_OFF, unverified_config};
 pub(crate) use endpoint::Endpoint;
-pub(super) use error::span;
+pub(super) use error::format_duration;
 pub(crate) use error::{DialError, DialFailure, DialStep, TcpFailure};
 use futures_util::future::BoxFuture;
 use http::Uri;
@@ -36,23 +37,23 @@ mod error;
 mod observer;
 mod verifier;
 
-/// etcd counts pings that come faster than every 5 seconds, or without a call in progress, and ends
-/// the connection at the third. For the same reason windows are fixed: an adaptive one measures
-/// with pings.
+/// etcd ends a connection at the third ping that comes within 5 seconds or without a call in
+/// progress. Windows are fixed for the same reason: an adaptive window measures with pings.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
-/// HTTP/2 windows: a whole prefix is read at once, up to tens of megabytes, and must neither wait
-/// for window updates nor hold up a watch.
+/// A load reads a whole prefix, up to tens of megabytes, which must neither wait for window updates
+/// nor block a watch.
 const STREAM_WINDOW: u32 = 16 << 20;
 const CONNECTION_WINDOW: u32 = 64 << 20;
 
-/// Connects, and waits until the server has shown that it accepts us and speaks HTTP/2.
+/// Connects, and waits for the server's HTTP/2 settings, which prove that it accepts the client
+/// certificate.
 ///
-/// All steps together take at most `timeout`. The channel reconnects by itself when it is used
-/// after its connection ended.
+/// All steps together take at most `timeout`. The channel reconnects when it is used after its
+/// connection ended.
 ///
 /// # Errors
-/// The step that failed, and why.
+/// The failing step and its cause.
 pub(crate) async fn connect(
     endpoint: &Endpoint,
     security: &ClientTls,
@@ -73,8 +74,8 @@ pub(crate) async fn connect(
     }
 }
 
-/// The step and cause behind an error of a later call: of a `tonic::Status`, an
-/// `etcd_client::Error` or what is below them. `None`: the server answered, and this is its answer.
+/// The dial error behind an error of a call: a `tonic::Status`, an `etcd_client::Error` or one of
+/// their sources. `None`: the server answered with this error.
 pub(crate) fn find_dial_error(error: &(dyn Error + 'static), endpoint: &Endpoint) -> Option<DialError> {
     let mut transport = false;
     for error in error_chain(error) {
@@ -92,19 +93,18 @@ pub(crate) fn find_dial_error(error: &(dyn Error + 'static), endpoint: &Endpoint
     transport.then(|| endpoint.last_failure().unwrap_or_else(|| closed_error(endpoint, error)))
 }
 
-/// Whether a call failed because no connection could be made for it: then not one byte of it was
-/// sent.
+/// Whether a call failed before a connection was made: then no byte of it was sent.
 pub(crate) fn was_not_sent(error: &(dyn Error + 'static)) -> bool {
     let found = error_chain(error).find_map(|error| error.downcast_ref::<DialError>());
     found.is_some_and(|failure| failure.problem.step() != DialStep::Established)
 }
 
-/// The error, what is behind it, and so on.
+/// The error and its sources.
 fn error_chain<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
     let behind = |error: &&'a (dyn Error + 'static)| -> Option<&'a (dyn Error + 'static)> {
         let error: &'a (dyn Error + 'static) = *error;
         match error.downcast_ref::<etcd_client::Error>() {
-            // Its `Error` implementation does not tell its source.
+            // `etcd_client::Error` does not implement `source`.
             Some(etcd_client::Error::GRpcStatus(status)) => Some(status),
             Some(etcd_client::Error::TransportError(error)) => Some(error),
             _ => error.source(),
@@ -145,12 +145,12 @@ async fn wait_http2_ready(
     }
 }
 
-/// How HTTP/2 is spoken.
+/// The tonic endpoint: origin, keep-alive and windows.
 fn http2_endpoint(endpoint: &Endpoint) -> Result<tonic::transport::Endpoint, DialError> {
     let authority = endpoint.authority();
     let wrong = |error: String| endpoint.error(DialFailure::Url(error));
-    // `http`: to tonic, `https` would mean that TLS is its business. What requests say is `origin`;
-    // etcd looks for the client's certificate only if that is `https`.
+    // For tonic, an `https` URI would mean TLS of its own. Requests carry `origin`; etcd looks at
+    // the client certificate only if that is `https`.
     let scheme = if endpoint.https() { "https" } else { "http" };
     let origin: Uri = format!("{scheme}://{authority}").parse().map_err(|error| wrong(format!("{error}")))?;
     let plain = tonic::transport::Endpoint::from_shared(format!("http://{authority}"))
@@ -207,19 +207,19 @@ async fn connect_observed(
     Ok(ObservedStream::new(wire, about, progress))
 }
 
-/// A connection for HTTP/1.1, which etcd speaks beside gRPC unless it is told not to. Secured like
-/// any other.
+/// Connects for HTTP/1.1, which etcd serves beside gRPC by default. Verified like any other
+/// connection.
 pub(super) async fn connect_http1(
     endpoint: &Endpoint,
     security: &ClientTls,
     timeout: Duration,
 ) -> Result<Box<dyn ByteStream>, DialError> {
-    // etcd offers HTTP/2 only, and speaks HTTP/1.1 to who asks for nothing.
+    // etcd's ALPN offers HTTP/2 only; a client without ALPN gets HTTP/1.1.
     let opened = open(endpoint, security, timeout, &[]).await;
     opened.map(|(wire, _)| wire).map_err(|problem| endpoint.error(problem))
 }
 
-/// Files, addresses, TCP, TLS.
+/// Reads the files, resolves, connects, and shakes hands.
 async fn open(
     endpoint: &Endpoint,
     security: &ClientTls,
@@ -238,7 +238,7 @@ async fn open(
     Ok((Box::new(stream), about))
 }
 
-/// What TLS needs, with the files as they are now.
+/// The context of a connection, with the current files.
 async fn dial_context(endpoint: &Endpoint, security: &ClientTls) -> Result<DialContext, DialFailure> {
     if !endpoint.https() {
         return Ok(DialContext { endpoint: endpoint.clone(), tls: None });
@@ -270,7 +270,7 @@ async fn resolve(endpoint: &Endpoint) -> Result<Vec<SocketAddr>, DialFailure> {
     if addresses.is_empty() { Err(none("it has no address".to_owned())) } else { Ok(addresses) }
 }
 
-/// Tries every address; each gets its share of the time that is left.
+/// Tries all addresses; each gets an equal share of the remaining time.
 async fn connect_tcp(addresses: &[SocketAddr], deadline: Instant) -> Result<TcpStream, DialFailure> {
     let mut failures = Vec::new();
     let mut left = u32::try_from(addresses.len()).unwrap_or(u32::MAX);
@@ -279,7 +279,7 @@ async fn connect_tcp(addresses: &[SocketAddr], deadline: Instant) -> Result<TcpS
         left = left.saturating_sub(1);
         let failure = match tokio::time::timeout(share, TcpStream::connect(address)).await {
             Ok(Ok(stream)) => {
-                // Small requests must not wait for the answer to the one before.
+                // Small requests must not wait for earlier acknowledgements.
                 if let Err(error) = stream.set_nodelay(true) {
                     tracing::debug!(%address, %error, "TCP_NODELAY cannot be set");
                 }

@@ -1,8 +1,7 @@
-//! Who answers at an endpoint, and will it do? One connection, a few questions, nothing changed.
+//! Probes an endpoint: identity, version, login and permissions. Changes nothing.
 //!
-//! `start` asks all endpoints when the control plane starts, and says what the contract wants said
-//! (9.2); `doctor` asks the same and then `rights` and `clock`. What is known of etcd's versions is
-//! in `version`.
+//! `startup` probes all endpoints when the control plane starts, with the messages of the contract
+//! (9.2). `doctor` adds `permissions` and `clock`. `version` knows etcd's versions.
 
 pub(crate) mod clock;
 pub(crate) mod permissions;
@@ -17,145 +16,115 @@ use tonic::{Code, Status};
 
 use super::dial::{self, ClientTls, DialError, DialStep, Endpoint};
 
-/// A database this full is warned about: part of the quota, in percent.
+/// The part of the quota, in percent, from which a database is warned about.
 const FULL_PERCENT: u64 = 80;
-/// Letters of a server's words that are passed on.
+/// The length at which a server's message is cut.
 const QUOTED: usize = 300;
-/// etcd's quota when nobody sets `--quota-backend-bytes`; versions before 3.6 do not tell theirs.
+/// etcd's quota without `--quota-backend-bytes`; versions before 3.6 do not report it.
 const DEFAULT_QUOTA: u64 = 2 << 30;
 
-/// The longest that an endpoint is waited for here, whatever `timeout` says: a member that drops
-/// packets must not hold up the start of a control plane that the others would serve.
+/// The upper bound of the time-out: a member that drops packets must not delay a start that the
+/// other members allow.
 const ANSWER_MAX: Duration = Duration::from_secs(5);
 
-/// How to ask.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ProbeSettings<'a> {
-    /// What connections are secured with.
     pub security: &'a ClientTls,
-    /// User and password; `None`: nobody, or the common name of the client certificate.
+    /// User and password; `None`: anonymous, or the common name of the client certificate.
     pub login: Option<(&'a str, &'a Secret)>,
-    /// Of the keys, `/apisix`.
+    /// The prefix of all keys, such as `/apisix`.
     pub prefix: &'a str,
-    /// For connecting, and again for the answers.
+    /// Applies to the connection, and again to the responses.
     pub timeout: Duration,
 }
 
 impl<'a> ProbeSettings<'a> {
-    /// As `deployment.etcd` says.
+    /// From `deployment.etcd`.
     pub(crate) fn of(etcd: &'a conf::EtcdSettings, security: &'a ClientTls) -> Self {
         let login = etcd.user.as_deref().zip(etcd.password.as_ref());
         Self { security, login, prefix: &etcd.prefix, timeout: etcd.timeout.min(ANSWER_MAX) }
     }
 }
 
-/// What one endpoint said.
+/// The status of one endpoint.
 #[derive(Debug, Clone)]
 pub(crate) struct EndpointStatus {
-    /// Who was asked.
     pub endpoint: Endpoint,
     /// `3.4.23`
     pub version: String,
     /// Equal for the members of one cluster.
     pub cluster: u64,
-    /// Of this member.
     pub member: u64,
-    /// The member that leads; 0: none.
+    /// The leader's member id; 0: none.
     pub leader: u64,
-    /// A member that only listens: it answers no reads that must be current.
+    /// A learner answers no linearizable reads.
     pub is_learner: bool,
-    /// The store's revision as this member knows it.
     pub revision: i64,
-    /// What it complains about: alarms, no leader.
+    /// Alarms and other errors in the status of the member.
     pub alarms: Vec<String>,
-    /// Bytes of its database file.
+    /// The size of its database in bytes.
     pub size: u64,
-    /// Most bytes it may have, where known.
+    /// `None`: not reported.
     pub quota: Option<u64>,
-    /// From the first step to the last answer.
+    /// The time from the first step to the last response.
     pub elapsed: Duration,
 }
 
-/// Why an endpoint will not do.
 #[derive(Debug, Clone, thiserror::Error)]
 pub(crate) enum ProbeError {
-    /// There is no connection.
     #[error(transparent)]
     Dial(#[from] DialError),
-    /// Too old.
     #[error(
         "etcd cluster version {found} is less than the required version {}, please upgrade your etcd cluster",
-        version::REQUIRED
+        version::MINIMUM
     )]
-    VersionTooOld {
-        /// Its version.
-        found: String,
-    },
-    /// `deployment.etcd.user` is not let in.
+    VersionTooOld { found: String },
     #[error(
         "etcd refuses the login of user {user:?}: {says}. Check deployment.etcd.user and password (`etcdctl user list`, \
          `etcdctl user passwd {user}`)"
     )]
     LoginFailed {
-        /// Whom we said we are.
         user: String,
-        /// etcd's words: "invalid user ID or password".
+        /// etcd's message: "invalid user ID or password".
         says: String,
     },
-    /// There is a login, and nobody is asked for one.
+    /// A login is configured, and etcd has authentication disabled.
     #[error(
         "deployment.etcd.user is set, but etcd says: {says}. Run `etcdctl auth enable` there, or remove user and password"
     )]
     AuthDisabled {
-        /// "authentication is not enabled".
+        /// etcd's message: "authentication is not enabled".
         says: String,
     },
-    /// There is no login, and one is needed.
+    /// No login is configured, and etcd requires one.
     #[error(
         "insufficient credentials code: 401: etcd has authentication enabled and wants a user ({says}): set \
          deployment.etcd.user and password, or give a client certificate whose common name is a user"
     )]
-    LoginRequired {
-        /// etcd's words.
-        says: String,
-    },
-    /// The user may not.
+    LoginRequired { says: String },
+    /// The user lacks a permission.
     #[error(
         "etcd forbidden code: 403: {who} may not {what} below {prefix}/ ({says}): grant it: `etcdctl role \
          grant-permission ROLE --prefix=true readwrite {prefix}/`"
     )]
     Forbidden {
-        /// The user.
         who: String,
         /// "read" or "write".
         what: &'static str,
-        /// The keys.
         prefix: String,
-        /// etcd's words.
         says: String,
     },
-    /// Connected, and then no answer.
+    /// The endpoint accepted the connection and does not answer.
     #[error(
-        "no answer to {what} within {}: etcd is overloaded or stopped, or its cluster has no majority", dial::span(*.after)
+        "no answer to {what} within {}: etcd is overloaded or stopped, or its cluster has no majority", dial::format_duration(*.after)
     )]
-    Timeout {
-        /// The question.
-        what: &'static str,
-        /// How long we waited.
-        after: Duration,
-    },
-    /// Another answer than the questions have.
+    Timeout { what: &'static str, after: Duration },
     #[error("etcd answered {what} with: {says}")]
-    UnexpectedResponse {
-        /// The question.
-        what: &'static str,
-        /// The answer.
-        says: String,
-    },
+    UnexpectedResponse { what: &'static str, says: String },
 }
 
 impl ProbeError {
-    /// Without the endpoint's URL, for texts that name it already.
+    /// The message without the endpoint's URL, for texts that name it.
     pub(crate) fn without_url(&self) -> String {
         match self {
             Self::Dial(error) => error.problem.to_string(),
@@ -163,7 +132,7 @@ impl ProbeError {
         }
     }
 
-    /// Whether trying again cannot help: the configuration and the cluster do not fit.
+    /// Whether a retry cannot help, because the configuration does not match the cluster.
     pub(crate) fn is_permanent(&self) -> bool {
         match self {
             Self::Dial(error) => error.problem.step() == DialStep::Settings,
@@ -173,10 +142,10 @@ impl ProbeError {
     }
 }
 
-/// Asks one endpoint.
+/// Probes one endpoint.
 ///
 /// # Errors
-/// Why it will not do.
+/// The first failing check.
 pub(crate) async fn probe(
     endpoint: &Endpoint,
     asking: ProbeSettings<'_>,
@@ -187,7 +156,7 @@ pub(crate) async fn probe(
     Ok(endpoint_status(endpoint, &status, began.elapsed()))
 }
 
-/// Connects, asks for the version, and logs in.
+/// Connects, checks the version, and logs in.
 async fn connect_and_login(
     endpoint: &Endpoint,
     asking: ProbeSettings<'_>,
@@ -196,7 +165,7 @@ async fn connect_and_login(
     let channel = dial::connect(endpoint, asking.security, asking.timeout).await?;
     let open = |options| Client::from_channel(Channel::Tonic(channel.clone()), options);
     let mut client = question.call("a hello", open(None)).await?;
-    // Before the login: a version that is too old may not know it.
+    // Before the login, which an old version may not support.
     let status = match question.call("the status", client.status()).await {
         Ok(status) => Some(check_version(status)?),
         Err(ProbeError::LoginRequired { .. } | ProbeError::Forbidden { .. }) if asking.login.is_some() => {
@@ -223,14 +192,14 @@ fn check_version(status: StatusResponse) -> Result<StatusResponse, ProbeError> {
     }
 }
 
-/// Whether an answer must be the cluster's, or one member's knowledge will do.
+/// The consistency of a read, in etcd's terms.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Consistency {
     Serializable,
     Linearizable,
 }
 
-/// Reads how many keys there are. Needs the right to read all of them.
+/// Counts the keys below the prefix, which needs read permission on all of them.
 async fn count_keys(
     endpoint: &Endpoint,
     asking: ProbeSettings<'_>,
@@ -263,7 +232,7 @@ fn endpoint_status(endpoint: &Endpoint, status: &StatusResponse, took: Duration)
 }
 
 impl EndpointStatus {
-    /// What is wrong with a server that answers, each with what to do.
+    /// The problems of an endpoint that answers, each with its fix.
     pub(crate) fn warnings(&self) -> Vec<String> {
         let mut found: Vec<String> = version::vulnerability(&self.version).into_iter().collect();
         if self.leader == 0 {
@@ -308,13 +277,13 @@ fn alarm_hint(complaint: &str) -> String {
     }
 }
 
-/// What a server says, fit for one line of a log.
+/// The message without control characters, and cut.
 fn printable(text: &str) -> String {
     let shown = |letter: char| if letter.is_control() { char::REPLACEMENT_CHARACTER } else { letter };
     text.chars().take(QUOTED).map(shown).collect()
 }
 
-/// Puts what etcd answers into words.
+/// Makes calls and maps etcd's errors to messages.
 struct Prober<'a> {
     endpoint: &'a Endpoint,
     asking: ProbeSettings<'a>,

@@ -1,7 +1,7 @@
-//! Reading: one document, a kind, everything at one revision, and what lies beside.
+//! Reads: one document, a page, a kind, or everything at one revision, with extension fields.
 //!
-//! Page by page, all pages at the revision of the first, so that neither a gigabyte of documents
-//! comes in one answer nor two halves of different moments are taken for one state.
+//! Reads are paged, and all pages have the revision of the first: a response stays small, and the
+//! result is one consistent state.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -20,16 +20,16 @@ use crate::store::{
     UnknownKeys,
 };
 
-/// Documents of one page.
+/// Documents per response.
 const PAGE_SIZE: i64 = 500;
-/// Documents that are read by their names in one call: with what lies beside them below etcd's
-/// limit of 128 operations.
+/// Documents per transaction: with their extension entries they stay below etcd's limit of 128
+/// operations.
 const GETS_PER_TXN: usize = 60;
-/// Loads that are begun anew because the revision of their first page was compacted away.
+/// Attempts, when the revision of the first page is compacted during a read.
 const READ_ATTEMPTS: usize = 5;
 
 impl Cluster {
-    /// One document, as a majority has it, with what lies beside it at the same revision.
+    /// One document with its extension fields, by a linearizable read.
     pub(super) async fn get(&self, key: &Key) -> Result<Option<StoredDocument>, StoreError> {
         let names: Vec<String> = [Some(self.layout.document_key(key)), self.layout.extension_key(key)]
             .into_iter()
@@ -56,8 +56,8 @@ impl Cluster {
         Ok(Some(layout::merge_extension(stored, extension.as_ref())))
     }
 
-    /// One document as it was at a revision, without what lies beside it; `None` in the outer place
-    /// when that is compacted away.
+    /// One document at a revision, without extension fields; the outer `None`: the revision is
+    /// compacted.
     pub(super) async fn document_at(
         &self,
         key: &Key,
@@ -72,8 +72,8 @@ impl Cluster {
         })))
     }
 
-    /// The extension entries below a prefix at a revision; `None` when that is compacted away, or
-    /// has not happened here.
+    /// The extension entries below a prefix at a revision; `None` if it is compacted or in the
+    /// future.
     pub(super) async fn extensions_at(
         &self,
         prefix: &str,
@@ -93,7 +93,6 @@ impl Cluster {
         Ok(Some(extensions))
     }
 
-    /// A private entry.
     pub(super) async fn internal_entry(
         &self,
         what: InternalKey,
@@ -110,8 +109,8 @@ impl Cluster {
         }))
     }
 
-    /// A part of a kind: the names of all, in the order of their creation, then the documents of
-    /// the part at the same revision.
+    /// One page of a kind: the keys of all documents in the order of their creation, then the
+    /// documents of the page at the same revision.
     pub(super) async fn page(&self, kind: Kind, first: usize, size: usize) -> Result<Part, StoreError> {
         for _ in 0..READ_ATTEMPTS {
             let options = GetOptions::new()
@@ -136,8 +135,7 @@ impl Cluster {
         Err(StoreError::Unavailable { what: "etcd compacts faster than it can be read".to_owned() })
     }
 
-    /// Documents by their names, with what lies beside them; `None` when the revision was compacted
-    /// away meanwhile.
+    /// Documents with their extension fields; `None` if the revision is compacted.
     async fn documents_by_name(
         &self,
         names: &[&[u8]],
@@ -183,7 +181,7 @@ impl Cluster {
         Err(StoreError::Unavailable { what: "etcd compacts faster than it can be read".to_owned() })
     }
 
-    /// `None` when the revision was compacted away meanwhile.
+    /// `None` if the revision is compacted during the read.
     async fn try_load_documents(&self, kinds: &[Kind]) -> Result<Option<DocumentList>, StoreError> {
         let mut revision = None;
         let mut items = Vec::new();
@@ -209,7 +207,6 @@ impl Cluster {
         Ok(Some(DocumentList { revision: layout::from_etcd_revision(revision), items }))
     }
 
-    /// The extension entries of these kinds.
     async fn extensions_of_kinds(
         &self,
         kinds: &[Kind],
@@ -225,7 +222,7 @@ impl Cluster {
         }
     }
 
-    /// A read at a revision; `None` when that is compacted away or has not happened here.
+    /// A read at a revision; `None` if it is compacted or in the future.
     async fn read_at(&self, from: Vec<u8>, options: GetOptions) -> Result<Option<GetResponse>, StoreError> {
         let read = self.call_raw(|mut kv: KvClient| {
             let (from, options) = (from.clone(), options.clone());
@@ -234,7 +231,7 @@ impl Cluster {
         self.unless_compacted(read.await?)
     }
 
-    /// Several reads at a revision, in one call.
+    /// Several reads at a revision, in one transaction.
     async fn txn_at(&self, gets: Vec<TxnOp>) -> Result<Option<TxnResponse>, StoreError> {
         let read = self.call_raw(|mut kv: KvClient| {
             let gets = gets.clone();
@@ -243,7 +240,7 @@ impl Cluster {
         self.unless_compacted(read.await?)
     }
 
-    /// The answer to a read at a revision.
+    /// Maps etcd's "out of range", for a compacted revision, to `None`.
     fn unless_compacted<T>(&self, read: Result<T, (EtcdConnection, Error)>) -> Result<Option<T>, StoreError> {
         match read {
             Ok(page) => Ok(Some(page)),
@@ -254,7 +251,7 @@ impl Cluster {
         }
     }
 
-    /// What lies beside the documents, counted by directory.
+    /// The keys that are not documents, counted by directory.
     pub(super) async fn unknown_keys(&self) -> Result<Vec<UnknownKeys>, StoreError> {
         let root = self.layout.root();
         let options = GetOptions::new().with_prefix().with_keys_only();
@@ -273,7 +270,7 @@ impl Cluster {
                 ParsedKey::Ignored => {}
             }
         }
-        // Of a document that is gone, or that was made anew.
+        // The entry's document is gone, or was recreated.
         beside.retain(|(key, modified)| created.get(key).is_none_or(|created| modified < created));
         let left = beside.len();
         let left = (left > 0).then(|| UnknownKeys { name: ORPHANED_EXTENSIONS.to_owned(), count: left });
@@ -294,7 +291,7 @@ impl Pages {
         Self { from: Some(prefix.as_bytes().to_vec()), end: range_end(prefix), revision }
     }
 
-    /// `None` behind the last page; `None` in the inner place when the revision is compacted away.
+    /// The outer `None`: no more pages; the inner one: the revision is compacted.
     async fn next(&mut self, cluster: &Cluster) -> Result<Option<Option<GetResponse>>, StoreError> {
         let Some(from) = self.from.take() else { return Ok(None) };
         let options = GetOptions::new().with_range(self.end.as_str()).with_limit(PAGE_SIZE);
@@ -307,8 +304,7 @@ impl Pages {
     }
 }
 
-/// The end of the range of names that start with `prefix`, which ends in a slash: '0' is the next
-/// character.
+/// The end of the range of keys that start with `prefix/`: '0' follows '/'.
 fn range_end(prefix: &str) -> String {
     format!("{}0", prefix.trim_end_matches('/'))
 }

@@ -1,5 +1,4 @@
-//! The certificates of one test in files, as the configuration names them, and settings that name
-//! them.
+//! The certificates of one test, in files.
 
 use std::fs;
 use std::path::PathBuf;
@@ -8,7 +7,7 @@ use e2e::credentials::Credential;
 use e2e::etcd::Authorities;
 use tempfile::TempDir;
 
-/// Fresh authorities, and a folder with the CA of the servers in it.
+/// Fresh CAs, and a directory with the CA certificate of the servers.
 pub(crate) struct Pki {
     folder: TempDir,
     pub(crate) authorities: Authorities,
@@ -31,7 +30,7 @@ impl Pki {
         self.path(name)
     }
 
-    /// Who signs for servers.
+    /// The CA certificate of the servers.
     pub(crate) fn ca_file(&self) -> PathBuf {
         self.path("ca.crt")
     }
@@ -42,12 +41,12 @@ impl Pki {
         (cert, self.write(&format!("{name}.key"), &credential.key_pem))
     }
 
-    /// A client that an etcd of these authorities lets in.
+    /// A client certificate that an etcd with these CAs accepts.
     pub(crate) fn client(&self) -> (PathBuf, PathBuf) {
         self.pair("client", &self.authorities.clients.client("controlplane"))
     }
 
-    /// One whose certificate ended yesterday.
+    /// A client certificate that expired yesterday.
     pub(crate) fn expired_client(&self) -> (PathBuf, PathBuf) {
         self.pair("expired", &self.authorities.clients.expired_client("controlplane"))
     }

@@ -1,5 +1,5 @@
-//! The laws of every store, and those of a cluster that may stop answering in the middle of a
-//! write. Against real etcd servers, through a network that does what a test wants.
+//! The conformance tests against real etcd servers, and tests of clusters that stop answering
+//! during a write, through a proxy that delays or cuts the network.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,9 +16,9 @@ use super::*;
 use crate::store::conformance::{self, flatten, key, put};
 use crate::store::{Event, Precondition, WatchError};
 
-/// For what a healthy cluster does in milliseconds.
+/// For operations that a healthy cluster completes in milliseconds.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// A refusal that waits for nothing. Generous: the machine may be busy.
+/// An error that waits for nothing; generous for a busy machine.
 const AT_ONCE: Duration = Duration::from_secs(1);
 
 fn settings(hosts: &[String], prefix: &str) -> conf::Settings {
@@ -45,7 +45,7 @@ fn through(proxy: &Proxy) -> String {
     format!("http://{}", proxy.address())
 }
 
-/// A store on an endpoint behind the first proxy; the second one is another way, which is open only
+/// A store with two ways to one server. Only the first is open at the start; the second opens
 /// afterwards.
 async fn opened_with_another_way(server: &Server) -> (EtcdStore, Proxy, Proxy) {
     let (used, other) = (Proxy::to(server.address()).await, Proxy::to(server.address()).await);
@@ -76,7 +76,7 @@ async fn back(store: &EtcdStore) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn keeps_the_laws_of_a_store() {
+async fn conforms_to_the_store_tests() {
     let server = Server::plain().await;
     let hosts = [server.url()];
     let count = AtomicU64::new(0);
@@ -87,7 +87,7 @@ async fn keeps_the_laws_of_a_store() {
     .await;
 }
 
-/// Reads the log as it is written, and looks whether the store is reached in that very moment.
+/// Reads the log as it is written, and the state of the connection at that moment.
 #[derive(Clone)]
 struct Onlooker {
     cluster: Arc<OnceLock<Arc<Cluster>>>,
@@ -108,10 +108,9 @@ impl std::io::Write for Onlooker {
     }
 }
 
-/// Whoever reads in the log that etcd is back may write at once; it was told there before it was
-/// so.
+/// A reader of the log may write to the store at once.
 #[tokio::test]
-async fn what_the_log_says_of_the_connection_is_so_already() {
+async fn the_connection_state_changes_before_its_log_line() {
     let (seen, mut lines) = unbounded_channel();
     let onlooker = Onlooker { cluster: Arc::default(), seen };
     let cluster = Arc::clone(&onlooker.cluster);
@@ -141,7 +140,7 @@ async fn what_the_log_says_of_the_connection_is_so_already() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_others_write_is_read_and_told_as_it_is() {
+async fn writes_of_other_programs_are_read_and_watched() {
     let server = Server::plain().await;
     let mut keys = server.keys().await;
     keys.put("/apisix/ssls/", "init_dir").await;
@@ -165,9 +164,9 @@ async fn what_others_write_is_read_and_told_as_it_is() {
     assert_eq!(keys.get("/apisix/routes/7").await.unwrap().value, b"not JSON", "it is left as it is");
 }
 
-/// What an APISIX data plane, which never writes, waits for.
+/// An APISIX data plane, which never writes, waits for the directories.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_directories_of_an_apisix_are_there_after_a_start() {
+async fn a_start_creates_the_directories_of_an_apisix() {
     let server = Server::plain().await;
     let mut keys = server.keys().await;
     keys.put("/apisix/ssls/", "as it was").await;
@@ -187,9 +186,9 @@ async fn the_directories_of_an_apisix_are_there_after_a_start() {
     assert_eq!(keys.revision().await, before, "a second start writes nothing");
 }
 
-/// A cluster that lost its data has the same id when its members are configured as before.
+/// A cluster that lost its data keeps its cluster id if its members are configured as before.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_store_that_lost_everything_is_another_one() {
+async fn a_cluster_that_lost_its_data_has_another_identity() {
     let server = Server::plain().await;
     let mut keys = server.keys().await;
     let named = || async { opened(&[server.url()]).await.initialize().await.unwrap() };
@@ -211,7 +210,7 @@ async fn a_store_that_lost_everything_is_another_one() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_document_with_a_time_to_live_goes_by_itself() {
+async fn a_document_with_a_ttl_expires() {
     let server = Server::plain().await;
     let store = opened(&[server.url()]).await;
     assert!(store.supports_ttl());
@@ -225,7 +224,7 @@ async fn a_document_with_a_time_to_live_goes_by_itself() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn several_pages_come_at_one_revision() {
+async fn all_pages_have_one_revision() {
     let server = Server::plain().await;
     let mut keys = server.keys().await;
     for n in 0..1_100 {
@@ -239,7 +238,7 @@ async fn several_pages_come_at_one_revision() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn compaction_and_a_cluster_set_back_end_a_watch_by_name() {
+async fn compaction_and_a_restored_cluster_end_a_watch() {
     let mut server = Server::plain().await;
     let store = opened(&[server.url()]).await;
     let made = store.commit(put(&ssl("1"), json!({}), Precondition::Unconditional)).await.unwrap();
@@ -265,9 +264,9 @@ async fn compaction_and_a_cluster_set_back_end_a_watch_by_name() {
     assert_eq!(store.load().await.unwrap().items.len(), 1, "it is as it was");
 }
 
-/// A write that arrived and was never answered; another member answers.
+/// The write arrived, and its response is lost; the other way answers.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_write_whose_answer_is_lost_is_found_to_have_been_made() {
+async fn a_write_with_a_lost_response_is_found_committed() {
     let server = Server::plain().await;
     let (store, proxy, _other) = opened_with_another_way(&server).await;
     let before = store.load().await.unwrap().revision;
@@ -282,9 +281,9 @@ async fn a_write_whose_answer_is_lost_is_found_to_have_been_made() {
     assert_eq!(versions(&mut keys, before, "/apisix/ssls/1").await, [json!({"v": 1})]);
 }
 
-/// A write that never arrived, and comes in after it was done over by another way.
+/// The write is delayed, and arrives after it was repeated on the other way.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_write_that_is_held_up_is_made_again_and_comes_to_nothing_when_it_arrives() {
+async fn a_delayed_write_is_repeated_and_fails_on_arrival() {
     let server = Server::plain().await;
     let (store, proxy, _other) = opened_with_another_way(&server).await;
     let before = store.load().await.unwrap().revision;
@@ -294,7 +293,7 @@ async fn a_write_that_is_held_up_is_made_again_and_comes_to_nothing_when_it_arri
         .commit(Mutation::Delete { key: ssl("1"), precondition: Precondition::Unconditional })
         .await
         .unwrap();
-    // Without a fence it would now be made again: what it believed, that there is none, is true.
+    // Without the fence it would be applied now: its precondition, an absent document, holds.
     proxy.set(Network::Forward).await;
     let direct = opened(&[through(&proxy)]).await;
     for n in 0..50 {
@@ -304,10 +303,10 @@ async fn a_write_that_is_held_up_is_made_again_and_comes_to_nothing_when_it_arri
     assert_eq!(versions(&mut keys, before, "/apisix/ssls/1").await, [json!({"v": 1}), Value::Null]);
 }
 
-/// The only endpoint falls silent: what is on its way is told as unknown, what comes later is
-/// refused at once, and people who ask are told what was last known.
+/// The only endpoint stops answering: a write in flight has an unknown outcome, later writes fail
+/// at once, and the cache answers reads.
 #[tokio::test(flavor = "multi_thread")]
-async fn without_any_endpoint_writes_are_refused_at_once_and_memory_answers() {
+async fn without_an_endpoint_writes_fail_and_the_cache_answers() {
     let server = Server::plain().await;
     let proxy = Proxy::to(server.address()).await;
     let store = opened(&[through(&proxy)]).await;
@@ -334,9 +333,10 @@ async fn without_any_endpoint_writes_are_refused_at_once_and_memory_answers() {
     store.commit(put(&ssl("3"), json!({"v": 3}), Precondition::Absent)).await.unwrap();
 }
 
-/// Two control planes: one moves the fence, the other's next write notices and is made.
+/// Two control planes: the fence moves for one, and the next write of the other one notices and
+/// succeeds.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_moved_fence_stops_nobody_for_long() {
+async fn a_moved_fence_fails_no_write() {
     let server = Server::plain().await;
     let hosts = [server.url()];
     let (one, other) = (opened(&hosts).await, opened(&hosts).await);
@@ -352,7 +352,7 @@ async fn a_moved_fence_stops_nobody_for_long() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_etcd_refuses_is_told_as_refused() {
+async fn a_write_that_etcd_rejects_is_rejected() {
     let server = Server::plain().await;
     let store = opened(&[server.url()]).await;
     let long = json!({"text": "x".repeat(2 << 20)});
@@ -364,7 +364,7 @@ async fn what_etcd_refuses_is_told_as_refused() {
     assert_eq!(store.get(&ssl("1")).await.unwrap(), None);
 }
 
-/// Every version a name had after a revision; `Null` for its removal.
+/// All versions of a key after a revision; `Null` for a deletion.
 async fn versions(keys: &mut Keys, after: u64, name: &str) -> Vec<Value> {
     let now = keys.revision().await;
     let changes = keys.history("/apisix/", after + 1, now).await;
@@ -374,8 +374,8 @@ async fn versions(keys: &mut Keys, after: u64, name: &str) -> Vec<Value> {
 }
 
 #[test]
-fn ids_of_etcd_are_ids_of_ours() {
-    // 20 digits, as an APISIX takes them from a revision.
+fn revisions_of_etcd_are_valid_ids() {
+    // An APISIX pads a revision to 20 digits.
     assert!(Id::parse(&format!("{:020}", i64::MAX)).is_ok());
 }
 
@@ -413,7 +413,7 @@ impl Shared {
         self.store.get(&Self::key()).await.unwrap().unwrap()
     }
 
-    /// What a watch from this revision tells first.
+    /// The first event of a watch from this revision.
     async fn told_after(&self, revision: u64) -> Event {
         let mut events = flatten(self.store.watch(revision));
         within("an event", events.next()).await.unwrap().unwrap()
@@ -421,13 +421,13 @@ impl Shared {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn another_program_s_write_keeps_what_lies_beside() {
+async fn another_programs_write_keeps_extension_fields() {
     let mut shared = Shared::start().await;
     let made = shared.write(Shared::guarded("x"), Precondition::Absent).await.unwrap();
     let seen = shared.keys.get(ROUTE).await.unwrap().json();
     assert_eq!(seen, json!({"uri": "/a", "host": "x"}), "an APISIX knows every member");
     assert_eq!(shared.keys.get(BESIDE).await.unwrap().modified, made, "in one revision");
-    // It reads, changes and writes back what it knows.
+    // An APISIX reads, changes and writes back the fields it knows.
     let theirs = shared.keys.put(ROUTE, json!({"uri": "/a", "host": "y"}).to_string()).await;
     let held = shared.held().await;
     assert_eq!(
@@ -437,7 +437,8 @@ async fn another_program_s_write_keeps_what_lies_beside() {
     assert_eq!(shared.told_after(made).await.document, Some(held.clone()));
     assert_eq!(shared.store.load().await.unwrap().items, std::slice::from_ref(&held));
     assert_eq!(shared.store.list(Kind::Route).await.unwrap().items, [held]);
-    // What we write next is together again, and what we remove is gone with its entry.
+    // The next write of the control plane writes both keys again, and a write without extension
+    // fields deletes their entry.
     let ours = shared.write(Shared::guarded("z"), Precondition::ModRevision(theirs)).await.unwrap();
     assert!(!shared.held().await.stale_extensions);
     assert_eq!(shared.keys.get(BESIDE).await.unwrap().modified, ours);
@@ -446,7 +447,7 @@ async fn another_program_s_write_keeps_what_lies_beside() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_another_program_made_anew_starts_clean() {
+async fn a_recreated_document_has_no_extension_fields() {
     let mut shared = Shared::start().await;
     shared.write(Shared::guarded("x"), Precondition::Absent).await.unwrap();
     let gone = shared.keys.delete(ROUTE).await;
@@ -461,14 +462,14 @@ async fn what_another_program_made_anew_starts_clean() {
     );
     assert_eq!(shared.told_after(gone).await.document, Some(held));
     assert_eq!(shared.store.unknown_keys().await.unwrap(), left);
-    // The next write of ours leaves nothing behind.
+    // The next write deletes the orphaned entry.
     shared.write(json!({"uri": "/c"}), Precondition::ModRevision(anew)).await.unwrap();
     assert!(shared.keys.get(BESIDE).await.is_none());
     assert_eq!(shared.store.unknown_keys().await.unwrap(), []);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_lies_beside_is_told_and_guarded_by_itself() {
+async fn extension_entries_are_watched_and_compared() {
     let mut shared = Shared::start().await;
     let made = shared.write(Shared::guarded("x"), Precondition::Absent).await.unwrap();
     let mut watch = flatten(shared.store.watch(made));
@@ -478,11 +479,11 @@ async fn what_lies_beside_is_told_and_guarded_by_itself() {
     assert_eq!((&held.document["client_identity"], held.mod_revision), (&other["client_identity"], edited));
     let told = within("an event", watch.next()).await.unwrap().unwrap();
     assert_eq!((told.revision, told.document), (edited, Some(held)));
-    // Who has not seen that may not write over it; who has, may.
+    // A writer that has not seen the new entry gets a conflict.
     assert_eq!(shared.write(json!({}), Precondition::ModRevision(made)).await, Err(StoreError::Conflict));
     let ours = shared.write(Shared::guarded("y"), Precondition::ModRevision(edited)).await.unwrap();
     assert_eq!(within("an event", watch.next()).await.unwrap().unwrap().revision, ours);
-    // Its removal is told, too, and one that cannot be read never means none.
+    // Deleting the entry is an event, too. An unreadable entry never means "no extension fields".
     let removed = shared.keys.delete(BESIDE).await;
     let told = within("an event", watch.next()).await.unwrap().unwrap();
     assert_eq!(told.revision, removed);
@@ -494,7 +495,7 @@ async fn what_lies_beside_is_told_and_guarded_by_itself() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn documents_from_before_are_read_and_moved() {
+async fn inline_extension_fields_are_read_and_split() {
     let mut shared = Shared::start().await;
     let before = shared.keys.put(ROUTE, Shared::guarded("x").to_string()).await;
     let held = shared.held().await;
@@ -502,16 +503,16 @@ async fn documents_from_before_are_read_and_moved() {
     shared.write(Shared::guarded("y"), Precondition::ModRevision(before)).await.unwrap();
     assert_eq!(shared.keys.get(ROUTE).await.unwrap().json().get("client_identity"), None);
     assert_eq!(shared.held().await.document, Shared::guarded("y"));
-    // Written into the document itself by a program that knows the field: the newer one counts.
+    // A program that knows the field wrote it into the document itself: the newer value wins.
     let mut inline = Shared::guarded("y");
     inline["client_identity"] = json!({"allow": [{"dns": "c.d"}]});
     shared.keys.put(ROUTE, inline.to_string()).await;
     assert_eq!(shared.held().await.document, inline);
 }
 
-/// The watch and a load that is older than several changes agree, at each revision.
+/// A watch from an older revision yields the extension fields of that time.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_watch_begins_with_what_lay_beside_then() {
+async fn a_watch_starts_with_its_revisions_extension_fields() {
     let mut shared = Shared::start().await;
     let made = shared.write(Shared::guarded("x"), Precondition::Absent).await.unwrap();
     shared.keys.put(ROUTE, json!({"uri": "/a", "host": "y"}).to_string()).await;
@@ -527,7 +528,7 @@ async fn a_watch_begins_with_what_lay_beside_then() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_report_ends_with_its_process() {
+async fn a_report_expires_with_its_process() {
     let server = Server::plain().await;
     let (one, other) = (opened(&[server.url()]).await, opened(&[server.url()]).await);
     let (ours, theirs) = (one.reports().unwrap(), other.reports().unwrap());
@@ -546,7 +547,7 @@ async fn a_report_ends_with_its_process() {
     let entries = async || server.keys().await.below("/apisix/countersign/control_planes/").await;
     let entry = entries().await.pop().unwrap();
     assert_ne!(entry.lease, 0, "a process that dies takes it along");
-    // The lease is lost, as after a long time without the cluster: the next write has another one.
+    // The lease is lost, as after a long partition: the next write gets a new one.
     server.ctl(&["lease", "revoke", &format!("{:x}", entry.lease)]).await;
     assert!(entries().await.is_empty());
     let silent = ours.others().await.unwrap().pop().unwrap();

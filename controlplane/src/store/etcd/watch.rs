@@ -1,13 +1,12 @@
-//! Watching: every change below the prefix after a revision, from the member that is in use.
+//! Watches: every change below the prefix after a revision, from the current connection.
 //!
-//! One task a watch. When the connection is replaced, or nothing came for a while, the watch is
-//! opened again from the next revision, which leaves no gap. When the connection was lost it ends
-//! with an error instead: the cluster may have been set back meanwhile, and only reading everything
-//! tells.
+//! One task per watch. When the connection is replaced, or after a quiet period, the watch reopens
+//! at the next revision, without a gap. When the connection is lost the watch ends with an error:
+//! the cluster may have been restored from a backup meanwhile, which only a load detects.
 //!
-//! A document and its extension entry are told as one: the watch knows the entries as they were
-//! when it began, and each change of one since. Our own writes change both in one revision; another
-//! program changes the document alone, and what lies beside it stays.
+//! A document and its extension entry yield one event. The watch loads the entries as of its start
+//! revision and tracks their changes. The control plane writes both keys in one revision; another
+//! program writes the document only, and the extension fields stay.
 
 use std::collections::HashMap;
 use std::sync::Weak;
@@ -24,19 +23,19 @@ use super::connection::EtcdConnection;
 use super::layout::{self, ExtensionEntry, ParsedKey};
 use crate::store::{Event, EventStream, WatchError};
 
-/// Answers of etcd that wait for the reader.
+/// Responses that wait for the reader.
 const QUEUE_MAX: usize = 16;
 
 /// Why one round of a watch ended.
 enum RoundEnd {
-    /// Open it again from the next revision.
+    /// Reopen the watch at the next revision.
     Reopen,
-    /// Nobody reads any more.
+    /// The reader dropped the stream.
     ReaderGone,
     Failed(WatchError),
 }
 
-/// Every change after `after`.
+/// All changes after a revision.
 pub(super) fn events(cluster: Weak<Cluster>, after: u64) -> EventStream {
     let (sender, receiver) = mpsc::channel(QUEUE_MAX);
     tokio::spawn(async move {
@@ -53,11 +52,11 @@ pub(super) fn events(cluster: Weak<Cluster>, after: u64) -> EventStream {
     ReceiverStream::new(receiver).boxed()
 }
 
-/// What a watch has seen.
+/// The position of a watch.
 struct WatchPosition {
-    /// The newest revision.
+    /// The newest seen revision.
     revision: u64,
-    /// The extension entries at that revision, once they were read.
+    /// The extension entries at that revision; `None` before they were loaded.
     extensions: Option<HashMap<Key, ExtensionEntry>>,
 }
 
@@ -92,8 +91,7 @@ impl Cluster {
                 Ok(Some(Ok(response))) => response,
                 Ok(Some(Err(error))) => return self.watch_failed(&connected, &error).await,
                 Ok(None) => return unavailable("etcd ended the watch".to_owned()),
-                // Nothing came: asking again from the next revision is cheap, and finds a watch that died
-                // silently.
+                // After a quiet period the watch reopens, which is cheap and detects a dead one.
                 Err(_) => return RoundEnd::Reopen,
             };
             if let Some(ended) = self.handle_response(&response, known, sender).await {
@@ -102,14 +100,13 @@ impl Cluster {
         }
     }
 
-    /// Reads the extension entries as they were at the revision that was seen, unless they are
-    /// known.
+    /// Loads the extension entries at the seen revision, unless they are known.
     async fn load_extensions(&self, known: &mut WatchPosition) -> Result<(), RoundEnd> {
         if known.extensions.is_some() {
             return Ok(());
         }
         let read = match known.revision {
-            // Nothing had happened yet; to etcd this number means now.
+            // The empty store; etcd reads revision 0 as the current one.
             0 => Ok(Some(HashMap::new())),
             seen => {
                 self.extensions_at(&self.layout.extensions_prefix(), layout::to_etcd_revision(seen)).await
@@ -123,8 +120,7 @@ impl Cluster {
         Ok(())
     }
 
-    /// A connection that was replaced still has its cluster; one that was lost may come back to
-    /// another.
+    /// A replaced connection still has its cluster; a lost one may return with another state.
     async fn connection_replaced(&self, connected: &EtcdConnection) -> RoundEnd {
         match self.connections.current().await {
             Ok(now) if now.same_epoch(connected) => RoundEnd::Reopen,
@@ -154,11 +150,11 @@ impl Cluster {
             return Some(unavailable(format!("etcd cancelled the watch: {}", response.cancel_reason())));
         }
         if response.created() && head < known.revision {
-            // What was seen has not happened here: the cluster was set back.
+            // The seen revision is in this cluster's future: it was restored from a backup.
             return Some(compacted(head));
         }
         let mut events = Vec::new();
-        // An answer that is not asked to be cut holds whole revisions.
+        // Without the fragment option a response holds whole revisions.
         for changes in response.events().chunk_by(|one, next| event_revision(one) == event_revision(next)) {
             if let Err(ended) = self.apply_revision(changes, known, &mut events).await {
                 return Some(ended);
@@ -171,8 +167,7 @@ impl Cluster {
         sender.send(Ok(events)).await.is_err().then_some(RoundEnd::ReaderGone)
     }
 
-    /// A read at a revision that is compacted away, or has not happened here: from the present one
-    /// a watch can start.
+    /// The revision is compacted or in the future: a watch can start at the current one.
     async fn compacted_at_head(&self) -> RoundEnd {
         match self.mod_revision(self.layout.fence_key()).await {
             Ok((_, present)) => compacted(present),
@@ -180,7 +175,7 @@ impl Cluster {
         }
     }
 
-    /// All changes of one revision.
+    /// Applies all changes of one revision.
     async fn apply_revision(
         &self,
         changes: &[etcd_client::Event],
@@ -209,7 +204,7 @@ impl Cluster {
             }
         }
         beside.retain(|key| !documents.iter().any(|(written, _)| written == key));
-        // Somebody changed what lies beside a document and not the document.
+        // Only the extension entry of these documents changed.
         for key in beside {
             match self.document_at(&key, revision).await {
                 Ok(Some(Some(stored))) => documents.push((key, Some(stored))),
@@ -226,7 +221,6 @@ impl Cluster {
     }
 }
 
-/// The revision that made a change.
 fn event_revision(change: &etcd_client::Event) -> u64 {
     layout::from_etcd_revision(change.kv().map_or(0, etcd_client::KeyValue::mod_revision))
 }

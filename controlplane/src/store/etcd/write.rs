@@ -1,12 +1,12 @@
-//! Writing: each change is one transaction that compares what its writer believes, and is never
-//! repeated blindly.
+//! Writes: each mutation is one transaction with compares, and is never repeated blindly.
 //!
-//! A write of which no answer came may have been made, or may still be made: its bytes may lie in
-//! the memory of a member that is paused. So each write also compares the *fence*, a name that
-//! nobody writes otherwise. After a write of unknown outcome the fence is written: what is then
-//! still on its way fails, and what is read then is final. Invariant: an outcome that is told is
-//! final; where it cannot be made so because no endpoint answers, [`StoreError::Unknown`] says
-//! that.
+//! A write without a response may have been applied, or may be applied later: a paused member may
+//! still hold it. So each write also compares the *fence*, a key that is written for this purpose
+//! only. After a write of unknown outcome the fence is written: a late write then fails its
+//! compare, and a read of the history is final.
+//!
+//! Invariant: a reported outcome is final. [`StoreError::OutcomeUnknown`] is reported when no
+//! endpoint answers.
 
 use std::num::NonZeroU32;
 use std::sync::Arc;
@@ -24,11 +24,10 @@ use super::layout::{self, Layout};
 use super::{Cluster, dial};
 use crate::store::{CommitResult, InternalKey, Mutation, Precondition, StoreError};
 
-/// Rounds in which a write that takes whatever is there lost against others, or the fence moved.
+/// Attempts of an unconditional write that loses against others or against a moved fence.
 const WRITE_ATTEMPTS: usize = 64;
 
-/// The fence as this process last saw it: its modification revision, 0 before it exists; negative:
-/// not read yet.
+/// The fence's mod revision as last seen by this process: 0 if absent, negative if not read yet.
 pub(super) struct Fence(AtomicI64);
 
 impl Default for Fence {
@@ -38,8 +37,8 @@ impl Default for Fence {
 }
 
 impl Attempt<'_> {
-    /// What the events of whole revisions say that this write did, if it is among them: it wrote
-    /// these values upon what the writer believed.
+    /// The result of this write if the events contain it: events of whole revisions, with the same
+    /// values, on the expected mod revision.
     fn find_in(&self, events: &[Event], layout: &Layout) -> Option<CommitResult> {
         let committed = events.iter().find_map(|event| self.match_event(event, layout))?;
         let Some(name) = layout.extension_key(self.key).filter(|_| self.value.is_some()) else {
@@ -73,35 +72,32 @@ impl Attempt<'_> {
     }
 }
 
-/// What a transaction that was answered did.
 enum TxnOutcome {
     Committed(CommitResult),
-    /// Somebody moved the fence; nothing was written, and the next try knows.
+    /// The fence has moved; nothing was written, and the next attempt uses the new one.
     Fenced,
-    /// The document is not what was believed; nothing was written.
+    /// The precondition does not hold; nothing was written.
     Conflict,
 }
 
-/// One try of a write, laid down.
+/// One attempt of a write.
 #[derive(Clone, Copy)]
 struct Attempt<'a> {
     key: &'a Key,
-    /// The new value; nothing for a removal.
+    /// `None` for a deletion.
     value: Option<&'a str>,
-    /// What is to lie beside it; nothing: no extension entry.
+    /// The extension entry; `None` deletes it.
     extension: Option<&'a str>,
-    /// The modification revision that is compared; 0: the document does not exist.
+    /// The mod revision to compare; 0: the document must be absent.
     expected_mod_revision: i64,
-    /// The newest modification of the extension entry that the writer has seen; `None`: whatever
-    /// lies there is replaced.
+    /// The newest mod revision of the extension entry that the writer may overwrite; `None`: any.
     extension_mod_revision: Option<i64>,
-    /// A revision that the store had before this was sent.
+    /// A revision of the store before the write was sent.
     start_revision: i64,
     ttl: Option<NonZeroU32>,
 }
 
 impl Cluster {
-    /// Makes one change.
     pub(super) async fn commit(self: &Arc<Self>, write: Mutation) -> Result<CommitResult, StoreError> {
         let (value, beside) = match &write {
             Mutation::Put { key, document, .. } => {
@@ -155,8 +151,8 @@ impl Cluster {
         Err(StoreError::Conflict)
     }
 
-    /// The revision that last changed a document, where a newer one changed only what lies beside
-    /// it and the writer has seen that.
+    /// The mod revision of a document whose newer revision changed the extension entry only, if the
+    /// writer has seen that change.
     async fn extension_only_change(&self, key: &Key, seen: u64) -> Result<Option<i64>, StoreError> {
         let Some(name) = self.layout.extension_key(key) else { return Ok(None) };
         let (beside, _) = self.mod_revision(name).await?;
@@ -218,8 +214,8 @@ impl Cluster {
                 compares.push(Compare::mod_revision(name.as_str(), CompareOp::Less, seen + 1));
             }
             operations.push(match attempt.extension {
-                // Without the document's time to live: what outlives it here belongs to nothing, and what
-                // ended before it would leave it without protection.
+                // Without the document's lease: an entry that outlives the document is ignored, and
+                // one that expired first would leave the document unprotected.
                 Some(beside) => TxnOp::put(name, beside, None),
                 None => TxnOp::delete(name, None),
             });
@@ -257,7 +253,7 @@ impl Cluster {
         })
     }
 
-    /// The fence as this process knows it; read when it does not.
+    /// The cached mod revision of the fence; read once.
     async fn fence_revision(&self) -> Result<i64, StoreError> {
         let known = self.fence.0.load(Ordering::Acquire);
         if known >= 0 {
@@ -273,7 +269,7 @@ impl Cluster {
         self.mod_revision(self.layout.document_key(key)).await
     }
 
-    /// When a name was last written, 0 when it does not exist; and the store's revision.
+    /// The mod revision of a key, 0 if absent, and the store's revision.
     pub(super) async fn mod_revision(&self, name: String) -> Result<(i64, u64), StoreError> {
         let options = GetOptions::new().with_keys_only();
         let found = self.call(|mut kv: KvClient| {
@@ -286,7 +282,6 @@ impl Cluster {
         Ok((found.kvs().first().map_or(0, etcd_client::KeyValue::mod_revision), store))
     }
 
-    /// A lease of so many seconds.
     pub(super) async fn grant_lease(
         &self,
         connected: &EtcdConnection,
@@ -302,8 +297,8 @@ impl Cluster {
         Ok(granted.map_err(late)?.map_err(|error| self.unavailable(connected, &error))?.id())
     }
 
-    /// Moves the fence, so that nothing from before can still come through, and reads what became
-    /// of the write. An error only when no endpoint answers.
+    /// Moves the fence, so that an earlier write can no longer be applied, and finds the outcome.
+    /// Fails only when no endpoint answers.
     async fn resolve_unknown(&self, attempt: &Attempt<'_>) -> Result<TxnOutcome, StoreError> {
         let name = self.layout.fence_key();
         let moved = self.call(|mut kv: KvClient| {
@@ -318,8 +313,8 @@ impl Cluster {
         Ok(made.map_or(TxnOutcome::Fenced, TxnOutcome::Committed))
     }
 
-    /// Goes through all that happened below the prefix from before the write was sent until the
-    /// fence was moved; `None`: the write was not among it.
+    /// Reads all events from before the write was sent until the fence moved; `None`: the write is
+    /// not among them.
     async fn find_committed(
         &self,
         attempt: &Attempt<'_>,
@@ -354,8 +349,8 @@ impl Cluster {
         }
     }
 
-    /// A write whose outcome nobody could be told: when an endpoint answers again, nothing of it
-    /// comes any more.
+    /// Resolves a write with an unreported outcome once an endpoint answers again, so that it is
+    /// not applied later.
     fn resolve_in_background(self: &Arc<Self>, attempt: &Attempt<'_>) {
         let cluster = Arc::downgrade(self);
         let (key, value) = (attempt.key.clone(), attempt.value.map(str::to_owned));
@@ -390,8 +385,8 @@ impl Cluster {
         });
     }
 
-    /// Takes a revision as an id, as an APISIX does (contract 2.3). Taking one too many does no
-    /// harm.
+    /// Takes a revision as an id, as an APISIX does (contract 2.3). A repeated call wastes a
+    /// revision only.
     pub(super) async fn reserve_id(&self) -> Result<u64, StoreError> {
         let name = self.layout.sequence_key();
         let taken = self.call(|mut kv: KvClient| {
@@ -402,8 +397,8 @@ impl Cluster {
         Ok(layout::from_etcd_revision(taken.header().map_or(0, etcd_client::ResponseHeader::revision)))
     }
 
-    /// Replaces a private entry. Not asked again without an answer: its writer reads before it
-    /// tries once more.
+    /// Replaces an internal entry. Never repeated without a response: the caller reads the entry
+    /// before it retries.
     pub(super) async fn swap_internal_entry(
         &self,
         what: InternalKey,
@@ -433,7 +428,7 @@ fn no_op_delete(store: u64) -> CommitResult {
     CommitResult { revision: store, create_revision: 0, existed: false }
 }
 
-/// An answer that says for certain that nothing was written.
+/// The error for a response that proves that nothing was written.
 fn definite_error(error: &Error, what: &str) -> Option<StoreError> {
     let Error::GRpcStatus(status) = error else { return None };
     match status.code() {
@@ -478,7 +473,7 @@ mod tests {
         }
     }
 
-    /// What a member does that holds a write for a while: nothing, or applies it late.
+    /// Applies a delayed transaction, as a paused member does.
     async fn sent(cluster: &Cluster, txn: Txn) -> bool {
         let connected = cluster.connections.current().await.unwrap();
         connected.kv().txn(txn).await.unwrap().succeeded()
@@ -489,7 +484,7 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn what_was_not_made_when_it_was_settled_is_never_made() {
+    async fn a_write_resolved_as_lost_is_never_applied() {
         let server = Server::plain().await;
         let store = opened(&[server.url()]).await;
         let (cluster, key) = (&store.cluster, key(Kind::Ssl, "1"));
@@ -497,14 +492,14 @@ mod tests {
         let late = attempt(cluster, &key, Some("{\"v\":1}"), 0);
         let txn = cluster.build_txn(&late, fence, plain());
         assert!(matches!(cluster.resolve_unknown(&late).await, Ok(TxnOutcome::Fenced)));
-        // All that it believed of the document is still true.
+        // Its precondition on the document still holds.
         assert!(!sent(cluster, txn).await);
         assert_eq!(store.get(&key).await.unwrap(), None);
         store.commit(put(&key, json!({"v": 2}), Precondition::Absent)).await.unwrap();
     }
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn what_was_made_is_found_even_behind_later_versions() {
+    async fn a_committed_write_is_found_behind_later_versions() {
         let server = Server::plain().await;
         let store = opened(&[server.url()]).await;
         let (cluster, key) = (&store.cluster, key(Kind::Ssl, "1"));
@@ -531,7 +526,7 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn a_removal_is_settled_too() {
+    async fn a_deletion_is_resolved() {
         let server = Server::plain().await;
         let store = opened(&[server.url()]).await;
         let (cluster, key) = (&store.cluster, key(Kind::Ssl, "1"));
@@ -546,10 +541,10 @@ mod tests {
         );
     }
 
-    /// Two writers may write the same document in the same second, with other things beside it:
-    /// only one of them has done so.
+    /// Two writers may write the same document at once with different extension fields; only one of
+    /// them succeeded.
     #[tokio::test(flavor = "multi_thread")]
-    async fn a_write_is_known_by_what_lies_beside_it() {
+    async fn a_write_is_identified_by_its_extension_fields() {
         let server = Server::plain().await;
         let store = opened(&[server.url()]).await;
         let (cluster, key) = (&store.cluster, key(Kind::Route, "1"));

@@ -1,12 +1,12 @@
-//! Schema file -> compiled schema. Strict: what the evaluator would not judge is refused here, so
-//! that no rule in a file is ever silently without effect.
+//! Compiles a schema file. A keyword that the evaluator does not implement is an error, so that no
+//! rule of a file is ignored.
 
 use regex::Regex;
 use serde_json::Value;
 
 use super::{Condition, Format, Schema, Type};
 
-/// Why a schema file cannot be used. Only a mistake in our own files can cause it.
+/// A mistake in a schema file of this crate.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SchemaError {
     #[error("a schema is an object")]
@@ -67,7 +67,7 @@ impl Schema {
         Ok(made)
     }
 
-    /// The schema nothing fits: what a broken file would mean.
+    /// A schema that accepts nothing, for a broken file.
     pub(crate) fn never() -> Schema {
         Schema { choices: Some(Vec::new()), ..Schema::default() }
     }

@@ -1,5 +1,5 @@
-//! What the Admin API says (contract 4.1, 3.2, 3.3; the cases' numbers are those of the reference
-//! cases), and what we refuse beyond it.
+//! Messages of the Admin API (contract 4.1, 3.2, 3.3; numbers are those of the reference cases),
+//! and the gateway's own limits.
 
 use pki::ca::{Authority, AuthoritySpec, KeyAlgorithm, LeafSpec};
 use rustls_pki_types::UnixTime;
@@ -12,7 +12,7 @@ use crate::samples::AUTHORITY;
 const BAD_CERT: &str = "failed to parse cert: PEM_read_bio_X509_AUX() failed";
 const BAD_KEY: &str = "failed to parse key: PEM_read_bio_PrivateKey() failed";
 
-/// 2026, when everything minted by default is valid.
+/// A time in 2026, when default test certificates are valid.
 fn now() -> UnixTime {
     UnixTime::since_unix_epoch(std::time::Duration::from_secs(1_780_000_000))
 }
@@ -94,7 +94,7 @@ fn ssl_pem_texts_in_their_order() {
     let bad_ca = "failed to validate client_cert: failed to parse cert: PEM_read_bio_X509_AUX() failed";
     assert_eq!(refused_ssl(json!({"client": {"ca": junk}})), bad_ca); // A3
     assert_eq!(refused_ssl(json!({"client": {"ca": junk}, "certs": [junk], "keys": [key]})), pair(BAD_CERT));
-    // A client ssl stops after its first pair (contract 4.1, step 3).
+    // An ssl of type client stops after its first pair (contract 4.1, step 3).
     let identity = ssl(json!({"type": "client", "sni": null, "certs": [junk], "client": {"ca": junk}}));
     let Resource::Ssl(made) = checked(Kind::Ssl, &identity).unwrap() else { panic!("not an ssl") };
     assert!(made.client_side && made.client.is_none() && made.names.is_empty() && made.pairs.len() == 1);
@@ -201,7 +201,7 @@ fn anchors_that_can_verify_nobody_are_refused_when_written() {
     assert!(told(ca() + &expired).unwrap_err().contains("Old\" is expired"));
     let early = authority(AuthoritySpec::new("Young").between(at(1_790_000_000), at(1_800_000_000)));
     assert!(told(early).unwrap_err().contains("not valid yet"));
-    // A client's own certificate is pinned; a server's is a mistake.
+    // A client's own certificate is pinned; a server's certificate is a mistake.
     let leaf = |spec: &LeafSpec| AUTHORITY.issue(spec).unwrap().certificate_pem;
     assert_eq!(told(leaf(&LeafSpec::client("me"))), Ok(()));
     let server = LeafSpec::server("a.com").usages(pki::ca::Usages { server: true, client: false });
@@ -283,7 +283,7 @@ fn upstream_texts() {
     );
 }
 
-/// As ngx_parse_url reads the host that an APISIX hands to nginx.
+/// Follows ngx_parse_url, which parses the host that APISIX passes to nginx.
 #[test]
 fn a_port_in_a_node_s_host_goes_before_the_one_beside_it() {
     let node = |changes: Value| {

@@ -1,4 +1,4 @@
-//! What bad input gets in `client`: the field, what was found in it, what was expected.
+//! Messages for invalid `client` members: field, value found, value expected.
 
 use pki::ca::{Authority, AuthoritySpec, CrlSpec, LeafSpec};
 use rustls_pki_types::UnixTime;
@@ -18,7 +18,7 @@ fn list(authority: &Authority) -> String {
     authority.crl_pem(&CrlSpec::default()).unwrap()
 }
 
-/// The refusal of a `client`, now: its field, and everything it says.
+/// The problem of a `client`: its field and its full text.
 #[track_caller]
 fn told(client: Value) -> (String, String) {
     let judged = compile(Kind::Ssl, &id("1"), &with_client(client), &Keyring::empty());
@@ -138,7 +138,7 @@ fn lists_of_intermediates_bring_their_signer() {
     let beside = |list: String, signers: &[&Authority]| {
         signers.iter().fold(list, |text, signer| text + &signer.certificate_pem())
     };
-    // In any order, and one list may bring the signer of another.
+    // In any order, and one list may carry the signer of another.
     let known = json!([beside(list(&below), &[&below]), beside(list(&between), &[&between])]);
     let Resource::Ssl(made) = checked(Kind::Ssl, &with_client(with(known))).unwrap() else {
         panic!("not an ssl")
@@ -161,7 +161,7 @@ fn lists_of_intermediates_bring_their_signer() {
     tells(with(json!([list(&authority) + &many])), "client.crl[1]", &["more than 64 certificates"]);
 }
 
-/// `client.crl` after lists were carried over to the bundle `ca`, and what was taken out.
+/// `client.crl` after its lists were carried over to the bundle `ca`, and the dropped entries.
 fn carried_over(ca: &str, texts: &[String]) -> (Value, Vec<String>) {
     let mut client = json!({"ca": ca, "crl": texts, "crl_policy": "prefer"});
     let dropped = drop_unsigned_crls(client.as_object_mut().unwrap(), ca);
@@ -185,16 +185,16 @@ fn lists_that_the_bundle_did_not_sign_are_dropped() {
     assert_eq!(carried_over(&both, &[of_one.clone(), of_two.clone()]), (kept(&[&of_one, &of_two]), vec![]));
     assert_eq!(carried_over(&ca, &[of_one.clone(), of_two.clone()]), (kept(&[&of_one]), told_two.clone()));
     assert_eq!(carried_over(&ca, std::slice::from_ref(&of_two)), (Value::Null, told_two.clone()));
-    // Of two lists in one text the signed one stays, with the certificate that it needs.
+    // The signed list of a text stays, with the certificate that it needs.
     let mixed = format!("# lists\n{of_two}{beside}");
     assert_eq!(carried_over(&ca, &[mixed]), (kept(&[&beside]), told_two));
     let (left, dropped) = carried_over(&two.certificate_pem(), &[format!("{of_two}{beside}")]);
     assert_eq!(left, kept(&[&of_two]));
     assert_eq!(dropped, ["the list of \"CN=Under one\"", "the certificate \"CN=Under one\""]);
-    // The intermediate is an anchor of the new bundle itself.
+    // The intermediate is an anchor of the new bundle.
     let (left, dropped) = carried_over(&under_one.certificate_pem(), &[of_one, list(&under_one)]);
     assert_eq!((left.as_array().map(Vec::len), dropped.len()), (Some(1), 1));
-    // What cannot be read is left for the check to name.
+    // Unreadable texts stay for `compile` to report.
     let mut client = json!({"ca": ca, "crl": ["x", of_two]});
     let before = client.clone();
     assert!(drop_unsigned_crls(client.as_object_mut().unwrap(), &ca).is_empty());

@@ -1,4 +1,5 @@
-//! Schema texts (contract section 3), and agreement with another validator about what is valid.
+//! Messages of schemas (contract section 3), and agreement with another validator about valid
+//! documents.
 
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -165,7 +166,7 @@ fn problems_name_their_field_and_guess_what_was_meant() {
 
 // === another validator ===
 
-/// Values for any member: some fit somewhere, most do not.
+/// Values for any member; some are valid in some places.
 fn some_value() -> impl Strategy<Value = Value> {
     let long = "x".repeat(128);
     let values = vec![
@@ -257,7 +258,7 @@ proptest! {
 }
 
 proptest! {
-    /// Whatever is sent: an answer, never a panic; and what is accepted here no data plane refuses.
+    /// No document causes a panic, and each accepted one decodes on a data plane.
     #[test]
     fn any_document_is_answered(
         (kind, document) in select(Kind::ALL.to_vec()).prop_flat_map(|kind| (Just(kind), some_document(kind))),

@@ -1,4 +1,4 @@
-//! Stream routes (contract 3.5), the schemes for streams, and who may use which.
+//! Stream routes (contract 3.5), the TCP schemes, and who may refer to them.
 
 use super::*;
 use crate::resource::{Scheme, UpstreamRef, references};
@@ -69,7 +69,7 @@ fn the_schemes_of_streams_take_no_http_route_and_every_node_has_a_port() {
         let portless = json!({"scheme": text, "nodes": [{"host": "a.com", "weight": 1}]});
         assert_eq!(refused(Kind::Upstream, &portless).field, "nodes");
 
-        // By id: the reference is judged.
+        // An upstream by id is checked as a reference.
         let named = |kind, document| references(&checked(kind, &document).unwrap()).remove(0);
         let by_route = named(Kind::Route, route(json!({"upstream": null, "upstream_id": "1"})));
         let told = by_route.check(Some(&made)).unwrap_err().message;

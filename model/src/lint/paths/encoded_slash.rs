@@ -1,4 +1,4 @@
-//! Rules that a `%2F` passes by while `match_uri_encoded_slash` is on: `/admin%2Fx` is no path of
+//! Rules that `%2F` bypasses under `match_uri_encoded_slash`: `/admin%2Fx` does not match
 //! `/admin/*`, so a broader route takes it, and an upstream that decodes it serves `/admin/x`.
 
 use std::collections::HashMap;
@@ -15,16 +15,17 @@ use crate::uri::UriPattern;
 const HINT: &str =
     "switch apisix.match_uri_encoded_slash off, or make sure that the upstream does not read %2F as /";
 
-/// Enabled routes with a wildcard in a uri, by their hosts.
+/// Enabled routes with a wildcard uri, by host.
 #[derive(Default)]
 struct BroaderRoutes<'a> {
     all: Vec<&'a Arc<Route>>,
     exact: HashMap<&'a HostName, Vec<&'a Arc<Route>>>,
-    /// Those with other hosts than exact ones.
+    /// Routes that also have hosts other than exact ones.
     wide: Vec<&'a Arc<Route>>,
 }
 
-/// Findings about guarded routes beside broader ones, then about sites with skip rules.
+/// Findings about restricted routes with broader ones beside them, then about sites with skip
+/// rules.
 pub(super) fn lint_encoded_slash(snapshot: &Snapshot) -> Vec<Finding> {
     let broader = BroaderRoutes::of(snapshot);
     let mut found = Vec::new();
@@ -74,8 +75,8 @@ impl<'a> BroaderRoutes<'a> {
         made
     }
 
-    /// A route of the same hosts that takes such paths and does not refuse everybody whom this one
-    /// refuses; with the member that does.
+    /// A route of the same hosts that takes such paths and lacks a restriction of this one, with
+    /// the member of the restriction.
     fn find_for(&self, snapshot: &Snapshot, route: &Route) -> Option<(&'static str, &'a Route)> {
         let hosts = snapshot.hosts(route);
         let differs = |other: &'a Arc<Route>| {
@@ -112,8 +113,8 @@ fn all_exact(hosts: &[HostPattern]) -> bool {
     !hosts.is_empty() && names(hosts).count() == hosts.len()
 }
 
-/// Whether a path of `route` with `%2F` for one of its slashes may fit `broader`, which begins
-/// before that slash.
+/// Whether a path of `route` with `%2F` for one of its slashes may match `broader`, whose prefix
+/// ends before that slash.
 fn matches_encoded(broader: &Route, route: &Route) -> bool {
     broader.uris.iter().filter(|uri| !uri.is_exact()).any(|wide| {
         let rest = |uri: &UriPattern| uri.as_str().strip_prefix(wide.prefix()).map(|rest| rest.contains('/'));

@@ -12,7 +12,7 @@ const SLASH: PathOptions = PathOptions { match_uri_encoded_slash: true, ..PLAIN 
 const SERVLET: PathOptions = PathOptions { normalize_uri_like_servlet: true, ..PLAIN };
 const TAIL: PathOptions = PathOptions { delete_uri_tail_slash: true, ..PLAIN };
 
-/// The judged path and the forwarded one.
+/// The normalized path and the forwarded one.
 fn both(raw: &str, options: PathOptions) -> Result<(String, String), RequestTargetError> {
     let NormalizedPath { path, forwarded } = normalize(raw, options)?;
     let forwarded = forwarded.map_or_else(|| path.clone(), String::from);
@@ -121,7 +121,7 @@ fn an_encoded_slash_is_kept_where_nothing_else_is_to_be_done() {
     is(SLASH, "/a%2fb/c", "/a%2Fb/c", "/a%2Fb/c");
     is(SLASH, "/a%2F%20b", "/a%2F b", "/a%2F%20b");
     is(SLASH, "/a%2F", "/a%2F", "/a%2F");
-    // As APISIX: what needs normalisation once it is decoded is read without the switch.
+    // As in APISIX, the option does not apply to a path that needs normalization after decoding.
     is(SLASH, "/public%2F..%2Fsecret", "/secret", "/secret");
     is(SLASH, "/public/..%2fsecret", "/secret", "/secret");
     is(SLASH, "/a%2F/b", "/a/b", "/a/b");
@@ -190,7 +190,7 @@ fn a_piece_is_encoded_as_the_whole_is() {
     }
 }
 
-/// Whether a decoder that takes `\` for `/` and cuts parameters off would find a dot segment.
+/// Whether a decoder that treats `\` as `/` and cuts parameters off finds a dot segment.
 fn climbs(decoded: &[u8]) -> bool {
     decoded
         .split(|byte| b"/\\".contains(byte))
@@ -210,7 +210,7 @@ fn raw_path() -> impl Strategy<Value = String> {
     prop::collection::vec(piece, 0..12).prop_map(|pieces| format!("/{}", pieces.concat()))
 }
 
-/// So short that two of them often read alike.
+/// Short, so that two of them often have the same meaning.
 fn short_path() -> impl Strategy<Value = String> {
     let pieces = prop::sample::select(vec![
         "%2F",
@@ -238,7 +238,7 @@ fn options() -> impl Strategy<Value = PathOptions> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(4000))]
 
-    /// What the upstream reads is what was judged, and the gateway would forward it as it is.
+    /// The upstream decodes the normalized path, and the gateway would forward it unchanged.
     #[test]
     fn the_forwarded_path_reads_as_the_judged_one(raw in raw_path(), options in options()) {
         let Ok((judged, forwarded)) = both(&raw, options) else { return Ok(()) };
@@ -256,7 +256,7 @@ proptest! {
         prop_assert_eq!(check_generated(&forwarded), Ok(()));
     }
 
-    /// The short way round gives what the long way would.
+    /// The fast path gives the result of the slow one.
     #[test]
     fn a_canonical_path_stays_as_it_is(raw in raw_path(), options in options()) {
         if is_canonical(&raw, options) {
@@ -267,7 +267,7 @@ proptest! {
         }
     }
 
-    /// Two judged texts that are equal were forwarded as equal paths, parameters aside.
+    /// Equal normalized paths were forwarded as equal paths, apart from parameters.
     #[test]
     fn one_judged_path_is_one_forwarded_path(a in short_path(), b in short_path(), slash in any::<bool>()) {
         let options = PathOptions { match_uri_encoded_slash: slash, ..PLAIN };

@@ -1,4 +1,4 @@
-//! Stream routes: the contract's cases, and its rules read word by word for the laws.
+//! Stream routes: the contract's cases, and a direct implementation of its rules for the laws.
 
 use super::*;
 use crate::resource::StreamRoute;
@@ -77,7 +77,7 @@ fn stream_routes_are_asked_in_the_order_of_keys_and_leave_no_trace() {
     }
 }
 
-/// Contract 7.4 read word by word over all resources.
+/// Implements contract 7.4 directly, over all resources.
 fn slow_stream_route(snapshot: &Snapshot, query: &StreamQuery<'_>) -> Option<Id> {
     let mut fitting = Vec::new();
     for held in snapshot.resources() {

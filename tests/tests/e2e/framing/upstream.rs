@@ -1,9 +1,10 @@
-//! Answers as raw upstreams frame them: which pass, which are refused, and which connections are used again.
+//! Framing of responses from raw upstreams: forwarded or rejected, and whether the connection is
+//! reused.
 
-use e2e::caller::{Http, Reply, Session, full};
+use e2e::client::{Http, HttpConnection, Reply, full};
 use e2e::documents::route;
 use e2e::raw;
-use e2e::upstream::raw::{Answer, RawRequest, RawUpstream, Then};
+use e2e::upstream::raw::{AfterResponse, RawRequest, RawResponse, RawUpstream};
 use e2e::world::World;
 use http::{Method, StatusCode};
 use serde_json::json;
@@ -11,37 +12,37 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// Both protocols of a client.
 const BOTH: [Http; 2] = [Http::One, Http::Two];
-/// An answer in order.
+/// A valid response.
 const WHOLE: &str = "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nwhole";
 
 async fn world_to(upstream: &RawUpstream) -> World {
-    let world = World::builder().settings(json!({"countersign": {"workers": 1}})).start().await;
-    let route = route("app.test", "/*", &[upstream.address()]);
-    world.apply(&[("ssls/app", world.open_site()), ("routes/app", route)]).await;
-    world
+    let settings = json!({"countersign": {"workers": 1}});
+    World::builder().settings(settings).open(upstream.address()).start().await
 }
 
-/// An upstream that answers `/<index>` with the answer of that index, and everything else in order.
+/// An upstream that answers `/<index>` with the response of that index, and other paths with a
+/// valid one.
 async fn answering(answers: &[&str]) -> RawUpstream {
     let answers: Vec<String> = answers.iter().map(|answer| (*answer).to_owned()).collect();
     RawUpstream::plain(move |request| {
         let index: Option<usize> = request.target().trim_start_matches('/').parse().ok();
-        Answer::keep(index.map_or(WHOLE, |index| answers[index].as_str()))
+        RawResponse::keep(index.map_or(WHOLE, |index| answers[index].as_str()))
     })
     .await
 }
 
-async fn session(world: &World, http: Http) -> Session {
-    world.caller("app.test").http(http).connect().await.unwrap()
+async fn session(world: &World, http: Http) -> HttpConnection {
+    world.client("app.test").http(http).connect().await.unwrap()
 }
 
-async fn ask(session: &mut Session, method: &str, path: &str) -> Reply {
+async fn ask(session: &mut HttpConnection, method: &str, path: &str) -> Reply {
     let method = Method::from_bytes(method.as_bytes()).unwrap();
     let request = session.request(method, path, full(""));
-    session.fetch(request).await.unwrap_or_else(|refused| panic!("{path}: {refused}"))
+    session.fetch(request).await.unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
-/// Each answer to each method is 502 over both protocols, and its connection is not used again.
+/// Asserts that each response to each method becomes 502 over both protocols, and that its
+/// connection is not reused.
 async fn refused(methods: &[&str], answers: &[&str]) {
     let mut upstream = answering(answers).await;
     let world = world_to(&upstream).await;
@@ -194,7 +195,7 @@ async fn answers_without_a_body_end_with_their_head() {
             assert!(answer.contains(&format!(" {} ", reply.status.as_u16())), "{http:?} {answer:?}");
             assert!(reply.body.is_empty(), "{http:?} {answer:?}");
             let length = reply.headers.get("content-length").map(|value| value.to_str().unwrap());
-            // RFC 9110 section 8.6: never in a 204. In a 304 it is the length that a 200 would have had.
+            // RFC 9110 section 8.6: not allowed in a 204; in a 304 it is the length of the 200.
             let allowed: &[Option<&str>] = match reply.status.as_u16() {
                 204 => &[None],
                 304 => &[None, Some("5")],
@@ -254,10 +255,10 @@ async fn bytes_after_an_answer_never_answer_another_request() {
     }
 }
 
-/// What a plain HTTP/1 client reads until `end` has come.
+/// What a plain HTTP/1 client reads until `end`.
 async fn read_until(stream: &mut tokio::net::TcpStream, end: &str) -> String {
     let mut read = Vec::new();
-    e2e::caller::bounded(end, async {
+    e2e::client::bounded(end, async {
         while !String::from_utf8_lossy(&read).contains(end) {
             assert!(stream.read_buf(&mut read).await.unwrap() > 0, "{}", String::from_utf8_lossy(&read));
         }
@@ -273,9 +274,9 @@ async fn an_upstream_of_http_1_0_costs_no_client_its_keep_alive() {
         "HTTP/1.0 200 OK\r\nContent-Length: 5\r\n\r\nwhole",
     ];
     let upstream = RawUpstream::plain(move |request| match request.target() {
-        "/1.0/kept" => Answer::keep(answers[0]),
-        "/1.0/length" => Answer::keep(answers[1]),
-        _ => Answer::keep("HTTP/1.0 200 OK\r\n\r\nwhole").then(Then::Fin),
+        "/1.0/kept" => RawResponse::keep(answers[0]),
+        "/1.0/length" => RawResponse::keep(answers[1]),
+        _ => RawResponse::keep("HTTP/1.0 200 OK\r\n\r\nwhole").then(AfterResponse::Fin),
     });
     let upstream = upstream.await;
     let world = world_to(&upstream).await;
@@ -334,18 +335,18 @@ async fn fields_of_the_upstreams_connection_stay_there() {
     }
 }
 
-/// Framed by itself, so that the connection's end says nothing about it.
+/// The response has framing of its own, so the end of the connection does not matter.
 const LENGTH: &str = "HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf of it";
 
-/// Answers `/cut/...` without a length and ends without close_notify, `/end/...` the same with it.
-fn close_delimited(request: &RawRequest) -> Answer {
-    let answer = Answer::keep("HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n\r\nhalf of it");
+/// Answers `/cut/...` without a length and ends without close_notify; `/end/...` with it.
+fn close_delimited(request: &RawRequest) -> RawResponse {
+    let answer = RawResponse::keep("HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n\r\nhalf of it");
     match request.target() {
-        target if target.starts_with("/cut") => answer.then(Then::Fin),
-        target if target.starts_with("/reset") => answer.then(Then::Reset),
-        target if target.starts_with("/end") => answer.then(Then::CloseNotify),
-        target if target.starts_with("/length") => Answer::keep(LENGTH).then(Then::Fin),
-        _ => Answer::keep(WHOLE),
+        target if target.starts_with("/cut") => answer.then(AfterResponse::Fin),
+        target if target.starts_with("/reset") => answer.then(AfterResponse::Reset),
+        target if target.starts_with("/end") => answer.then(AfterResponse::CloseNotify),
+        target if target.starts_with("/length") => RawResponse::keep(LENGTH).then(AfterResponse::Fin),
+        _ => RawResponse::keep(WHOLE),
     }
 }
 
@@ -358,7 +359,7 @@ async fn an_answer_cut_off_within_tls_is_never_whole() {
         let mut route = route("app.test", "/*", &[upstream.address()]);
         route["upstream"]["scheme"] = json!("https");
         world.apply(&[("ssls/app", world.open_site()), ("routes/app", route)]).await;
-        // On a new connection, and on one that has gone on without rustls since.
+        // On a new connection, and on one that has moved to the own record layer.
         for before in [0, 6] {
             for (path, whole) in [("/cut", false), ("/reset", false), ("/end", true), ("/length", true)] {
                 for http in BOTH {
@@ -376,10 +377,10 @@ async fn an_answer_cut_off_within_tls_is_never_whole() {
                     }
                 }
                 let request = format!("GET {path} HTTP/1.0\r\nHost: app.test\r\n\r\n");
-                let mut tls = world.caller("app.test").handshake().await.unwrap();
+                let mut tls = world.client("app.test").handshake().await.unwrap();
                 tls.write_all(request.as_bytes()).await.unwrap();
                 let mut read = Vec::new();
-                let ended = e2e::caller::bounded("the answer's end", tls.read_to_end(&mut read)).await;
+                let ended = e2e::client::bounded("the answer's end", tls.read_to_end(&mut read)).await;
                 let refused = read.starts_with(b"HTTP/1.0 502");
                 assert!(refused || ended.is_ok() == whole, "{version:?} HTTP/1.0 {path}: {ended:?}");
             }
@@ -398,7 +399,7 @@ async fn in_clear_text_fin_ends_an_answer_and_reset_breaks_it() {
         let read = session.fetch(request).await.ok().map(|reply| reply.status.as_u16());
         assert!(matches!(read, None | Some(502)), "{http:?}: {read:?}");
     }
-    // RFC 9112 section 8: an answer with a length or in chunks is cut by FIN, too.
+    // RFC 9112 section 8: FIN truncates a response with a length or chunks, too.
     let request = b"GET /reset HTTP/1.1\r\nHost: app.test\r\nConnection: close\r\n\r\n";
     let mut stream = raw::send(world.http(), request).await;
     let read = String::from_utf8(raw::until_closed(&mut stream).await).unwrap();
@@ -421,7 +422,7 @@ async fn an_answer_shorter_than_its_framing_is_never_whole() {
     ];
     let upstream = RawUpstream::plain(move |request| {
         let index: usize = request.target().trim_start_matches('/').parse().unwrap();
-        Answer::keep(answers[index]).then(Then::Fin)
+        RawResponse::keep(answers[index]).then(AfterResponse::Fin)
     });
     let upstream = upstream.await;
     let world = world_to(&upstream).await;

@@ -1,7 +1,7 @@
-//! What connections to the cluster are secured with: our certificate and its key, the CAs, and the
-//! name we expect.
+//! The TLS side of connections to etcd: the client certificate with its key, the CAs, and the
+//! expected name.
 //!
-//! The files are read again when they change ([`pem_files::reload`]), and not at all while no
+//! The files are reloaded when they change ([`pem_files::reload`]); they are not read while no
 //! endpoint is `https://`.
 
 use std::fmt;
@@ -26,54 +26,49 @@ const CERT: &str = "deployment.etcd.tls.cert";
 const KEY: &str = "deployment.etcd.tls.key";
 const CA: &str = "apisix.ssl.ssl_trusted_certificate";
 
-/// Said of `verify: false`.
-pub(crate) const OPEN: &str = "deployment.etcd.tls.verify is false: whoever answers at an endpoint is taken for etcd, and gets the password and \
+/// The warning about `verify: false`.
+pub(crate) const VERIFY_OFF: &str = "deployment.etcd.tls.verify is false: any server that answers at an endpoint is accepted as etcd, and gets the password and \
      every document; set it to true and name the CA in apisix.ssl.ssl_trusted_certificate";
 
-/// Issuers that are quoted when a server refuses our certificate.
+/// The number of quoted issuers when a server rejects the client certificate.
 const ISSUERS_MAX: usize = 4;
 const ISSUER_BYTES_MAX: usize = 512;
 
-/// What connections to the cluster are secured with. Clones share what was read.
+/// The TLS settings of connections to etcd. Clones share the loaded files.
 #[derive(Clone)]
 pub(crate) struct ClientTls(Arc<ClientTlsInner>);
 
 struct ClientTlsInner {
     tls: conf::EtcdTlsSettings,
-    /// The URL that errors about the files are told with.
+    /// The URL in errors about the files.
     about: String,
     files: Reloader<LoadedTls>,
     warned_unverified: AtomicBool,
 }
 
-/// Files that were read and fit together.
+/// Files that were read and match each other.
 #[derive(Clone)]
 pub(crate) struct LoadedTls {
     pub(super) config: Arc<ClientConfig>,
     pub(super) identity: Option<Arc<CertifiedKey>>,
-    /// Our certificate, if we have one.
     pub certificate: Option<PresentedCert>,
-    /// What servers are verified with.
     pub trusted: TrustSummary,
 }
 
-/// What servers are verified with, for people.
+/// The trust anchors in words.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum TrustSummary {
     /// `verify: false`.
     Unverified,
-    /// A bundle.
     Bundle {
-        /// The file.
         path: PathBuf,
-        /// Its certificates.
         count: usize,
-        /// The first one's subject.
+        /// The subject of the first certificate.
         first: String,
     },
 }
 
-/// What we show to servers that ask, for people.
+/// The client certificate in words, with the issuers that the server requested.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct PresentedCert(Option<Arc<CertFile>>, Arc<[String]>);
 
@@ -84,7 +79,7 @@ struct CertFile {
 }
 
 impl ClientTls {
-    /// Of `deployment.etcd.tls` and `apisix.ssl.ssl_trusted_certificate`. Reads nothing yet.
+    /// From `deployment.etcd.tls` and `apisix.ssl.ssl_trusted_certificate`. Reads no file yet.
     pub(crate) fn of(settings: &conf::Settings) -> Self {
         let etcd = &settings.deployment.etcd;
         let tls = etcd.tls.clone();
@@ -104,7 +99,6 @@ impl ClientTls {
         }))
     }
 
-    /// The files, for those who show when they end.
     pub(crate) fn files(&self) -> &Reloader<LoadedTls> {
         &self.0.files
     }
@@ -112,25 +106,24 @@ impl ClientTls {
     /// Reads and checks the files.
     ///
     /// # Errors
-    /// Says which file is wrong, and what to do.
+    /// Names the file and says what to do.
     pub(crate) fn load(&self) -> Result<LoadedTls, DialError> {
         let loaded = self.0.files.load();
         loaded.map(|loaded| loaded.tls.clone()).map_err(|error| DialError::new(&self.0.about, error.into()))
     }
 
-    /// For a connection that is made now: the files, or, while they cannot be used, what they held
-    /// before.
+    /// The current files for a new connection; while they are invalid, the last valid contents.
     pub(super) async fn current(&self) -> Result<LoadedTls, DialFailure> {
         let loaded = self.0.files.refresh().await?.tls.clone();
         if loaded.trusted == TrustSummary::Unverified
             && !self.0.warned_unverified.swap(true, Ordering::Relaxed)
         {
-            tracing::warn!("{OPEN}");
+            tracing::warn!("{VERIFY_OFF}");
         }
         Ok(loaded)
     }
 
-    /// The name a server must have, and whether `tls.sni` gives it.
+    /// The expected server name, and whether `tls.sni` gives it.
     pub(super) fn server_name(
         &self,
         endpoint: &Endpoint,
@@ -160,20 +153,21 @@ fn load_tls(verify: bool, files: &CredentialFiles, contents: &Credentials) -> Re
     Ok(LoadedTls { config: Arc::new(config), identity, certificate, trusted })
 }
 
-/// Without a client certificate and a protocol: each connection gets its own, the former to learn
-/// whether it was asked for.
+/// Without client certificate and ALPN, which each connection adds: the certificate resolver
+/// records the request of the server.
 fn client_config(provider: &Arc<CryptoProvider>, trust: Trust) -> Result<ClientConfig, rustls::Error> {
     let mut config = ClientConfig::builder_with_provider(Arc::clone(provider))
         .with_safe_default_protocol_versions()?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(Servers::new(trust, provider)))
         .with_no_client_auth();
-    // A resumed session would outlive the verdict on the certificates it began with.
+    // A resumed session would outlive the verdict on its certificates.
     config.resumption = Resumption::disabled();
     Ok(config)
 }
 
-/// For a connection on which nothing is said: to see who is there.
+/// A configuration that verifies nothing, for connections that carry no data and only look at the
+/// server's certificate.
 pub(crate) fn unverified_config() -> Result<ClientConfig, rustls::Error> {
     client_config(&Arc::new(rustls::crypto::aws_lc_rs::default_provider()), Trust::Anyone)
 }
@@ -216,20 +210,18 @@ impl PresentedCert {
         Self(Some(Arc::new(CertFile { leaf, path: path.to_path_buf() })), Arc::default())
     }
 
-    /// With the issuers the server named when it asked.
+    /// With the issuers of the server's CertificateRequest.
     pub(super) fn with_requested_issuers(&self, hints: &[&[u8]]) -> Self {
-        // What a stranger sends is quoted in measure.
+        // Bounded: the server is not verified yet.
         let short = hints.iter().filter(|hint| hint.len() <= ISSUER_BYTES_MAX);
         let told = short.filter_map(|hint| pki::DistinguishedName::from_der(hint));
         Self(self.0.clone(), told.take(ISSUERS_MAX).map(|name| name.to_text()).collect())
     }
 
-    /// Whether there is one.
     pub(crate) fn is_some(&self) -> bool {
         self.0.is_some()
     }
 
-    /// The certificate.
     pub(crate) fn certificate(&self) -> Option<&Certificate> {
         self.0.as_ref().map(|shown| &shown.leaf)
     }

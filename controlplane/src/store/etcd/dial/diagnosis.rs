@@ -1,10 +1,11 @@
-//! A second look at a server that closed the connection without saying why, so that the message
-//! can.
+//! Diagnoses a connection that the server closed without a reason.
 //!
-//! Etcd says nothing when it expects TLS and hears HTTP/2, or the other way round; and an alert
-//! about our certificate can be lost when requests were on their way already. Asked once more, in
-//! the other language, or without sending a request, it tells. Invariant: nothing is
-//! sent that carries a password or a document, and a look never makes a failure a success.
+//! etcd sends nothing when it expects TLS and receives HTTP/2, or the other way round, and an alert
+//! about the client certificate can be lost behind requests. A second connection, with the other
+//! protocol or without a request, reveals the cause.
+//!
+//! Invariant: the second connection carries neither a password nor a document, and never turns a
+//! failure into a success.
 
 use std::io;
 use std::sync::Arc;
@@ -17,10 +18,10 @@ use super::error::{DialError, DialFailure, DialStep};
 use super::observer::TlsContext;
 use super::{ClientTls, Endpoint, connect_tcp, dial_context, resolve, tls_handshake};
 
-/// The start of every HTTP/2 connection, with empty settings (RFC 9113 3.4).
+/// The HTTP/2 connection preface with empty SETTINGS (RFC 9113 section 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 
-/// The failure, or what a second look found behind it.
+/// The failure, or the cause that a second connection reveals.
 pub(super) async fn diagnose(
     failure: DialError,
     endpoint: &Endpoint,
@@ -64,7 +65,7 @@ async fn retry_and_observe(
     }
 }
 
-/// Sends the preface and looks for a SETTINGS frame.
+/// Sends the preface and expects a SETTINGS frame.
 async fn is_http2(mut stream: TcpStream) -> io::Result<bool> {
     stream.write_all(PREFACE).await?;
     let mut head = [0; 9];
@@ -72,8 +73,7 @@ async fn is_http2(mut stream: TcpStream) -> io::Result<bool> {
     Ok(matches!(head, [_, _, _, 4, _, 0, 0, 0, 0]))
 }
 
-/// Sends the ClientHello of a TLS client that trusts nobody and has nothing, and looks for a record
-/// that answers it.
+/// Sends a ClientHello and expects a TLS record.
 async fn is_tls(mut stream: TcpStream) -> io::Result<bool> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let config = rustls::ClientConfig::builder_with_provider(provider)
@@ -92,7 +92,7 @@ async fn is_tls(mut stream: TcpStream) -> io::Result<bool> {
     Ok(matches!(head, [0x15 | 0x16, 3, _]))
 }
 
-/// Shakes hands, sends nothing, and waits for what the server says.
+/// Shakes hands, sends nothing, and reads the server's alert.
 async fn read_alert(tls: &TlsContext, stream: TcpStream) -> Option<io::Error> {
     let mut stream = match tls_handshake(tls, stream, &[b"h2"]).await {
         Ok(stream) => stream,

@@ -1,4 +1,4 @@
-//! Every way of not reaching etcd, with a real one, and what is said about it.
+//! Every failure of a connection to a real etcd, and its message.
 
 use std::io::{Read, Write};
 use std::net::TcpListener;
@@ -50,7 +50,7 @@ async fn works(settings: &Settings) {
     assert_eq!(read.count(), 1);
 }
 
-/// The text of the failure, which must hold all of `words`.
+/// The cause of the failure, whose message must contain all of `words`.
 async fn fails(settings: &Settings, words: &[&str]) -> Arc<DialFailure> {
     let error = dialled(settings).await.expect_err("does not connect");
     let text = error.to_string();
@@ -61,7 +61,7 @@ async fn fails(settings: &Settings, words: &[&str]) -> Arc<DialFailure> {
 }
 
 #[tokio::test]
-async fn in_clear_within_tls_and_with_our_certificate() {
+async fn connects_in_clear_with_tls_and_with_mutual_tls() {
     let pki = Pki::new();
     works(&settings(&Etcd::plain().await.url(), None, None, |_| {})).await;
     works(&settings(&Etcd::tls(&pki.authorities).await.url(), Some(pki.ca_file()), None, |_| {})).await;
@@ -75,7 +75,7 @@ async fn in_clear_within_tls_and_with_our_certificate() {
 }
 
 #[tokio::test]
-async fn a_server_of_another_ca_is_not_trusted() {
+async fn a_server_of_another_ca_is_rejected() {
     let pki = Pki::new();
     let etcd = Etcd::tls(&pki.authorities).await;
     let other = pki.write("other.crt", Authority::root("Another CA").certificate_pem());
@@ -90,14 +90,14 @@ async fn a_server_of_another_ca_is_not_trusted() {
     assert!(matches!(*problem, DialFailure::Untrusted { .. }), "{problem:?}");
 
     works(&settings(&etcd.url(), Some(other.clone()), None, |tls| tls.verify = false)).await;
-    // and no CA at all is not "verify nothing"
+    // A missing CA does not mean `verify: false`.
     let problem = fails(&settings(&etcd.url(), None, None, |_| {}), &["no CA bundle"]).await;
     assert_eq!(problem.step(), DialStep::Settings);
 }
 
-/// A stranger with a wrong name is a stranger: its names say nothing.
+/// The names of an untrusted server are not checked.
 #[tokio::test]
-async fn trust_is_judged_before_the_name() {
+async fn the_chain_is_verified_before_the_name() {
     let (pki, others) = (Pki::new(), Pki::new());
     let etcd = Etcd::tls(&pki.authorities).await;
     let url = etcd.url();
@@ -106,7 +106,7 @@ async fn trust_is_judged_before_the_name() {
 }
 
 #[tokio::test]
-async fn a_server_with_another_name_is_a_mismatch() {
+async fn another_server_name_is_a_mismatch() {
     let pki = Pki::new();
     let named = pki.authorities.servers.issue(&LeafSpec::server("etcd.test"));
     let etcd = Etcd::builder().certificate(&named).start().await;
@@ -122,7 +122,7 @@ async fn a_server_with_another_name_is_a_mismatch() {
 }
 
 #[tokio::test]
-async fn an_expired_server_is_refused() {
+async fn an_expired_server_certificate_is_rejected() {
     let pki = Pki::new();
     let old = pki.authorities.servers.expired_server(&["localhost"]);
     let etcd = Etcd::builder().certificate(&old).start().await;
@@ -131,7 +131,7 @@ async fn an_expired_server_is_refused() {
 }
 
 #[tokio::test]
-async fn mutual_tls_says_which_certificate_was_shown() {
+async fn a_rejected_client_certificate_is_described() {
     let (pki, others) = (Pki::new(), Pki::new());
     let etcd = Etcd::mutual(&pki.authorities).await;
     let with = |pair: Pair| settings(&etcd.url(), Some(pki.ca_file()), pair, |_| {});
@@ -149,13 +149,13 @@ async fn mutual_tls_says_which_certificate_was_shown() {
     fails(&with(Some(pki.expired_client())), &words).await;
     let words = ["TLS: bad certificate", "refuses our client certificate", "client.crt", "--trusted-ca-file"];
     fails(&with(Some(others.client())), &words).await;
-    // `verify: false` is about the server, not about us (case U2)
+    // `verify: false` is about the server, not about the client (case U2).
     let open = settings(&etcd.url(), None, None, |tls| tls.verify = false);
     fails(&open, &["bad certificate"]).await;
 }
 
 #[tokio::test]
-async fn the_two_ways_of_mixing_up_http_and_https() {
+async fn http_and_https_mixed_up_are_diagnosed() {
     let pki = Pki::new();
     let (plain, tls) = (Etcd::plain().await, Etcd::tls(&pki.authorities).await);
     let to_tls = format!("http://127.0.0.1:{}", tls.address().port());
@@ -168,14 +168,14 @@ async fn the_two_ways_of_mixing_up_http_and_https() {
     assert!(matches!(*problem, DialFailure::NotTls { http2: true }), "{problem:?}");
 }
 
-/// A server that answers every connection with `answer`, and keeps it open.
+/// A server that answers every connection with `answer` and keeps it open.
 fn server_that_says(answer: &'static [u8]) -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").expect("bound");
     let port = listener.local_addr().expect("bound").port();
     std::thread::spawn(move || {
         let mut kept = Vec::new();
         for mut stream in listener.incoming().map_while(Result::ok) {
-            // only after the client said something, as a web server does
+            // After the first bytes of the client, as a web server does.
             let mut hello = [0; 16];
             let _ = stream.read(&mut hello);
             let _ = stream.write_all(answer);
@@ -186,7 +186,7 @@ fn server_that_says(answer: &'static [u8]) -> u16 {
 }
 
 #[tokio::test]
-async fn what_is_not_etcd_at_all() {
+async fn other_protocols_are_diagnosed() {
     let port = server_that_says(b"HTTP/1.1 400 Bad Request\r\n\r\n");
     let words = ["HTTP/2: the answer is not HTTP/2", "HTTP/1.1"];
     fails(&settings(&format!("http://127.0.0.1:{port}"), None, None, |_| {}), &words).await;
@@ -196,7 +196,7 @@ async fn what_is_not_etcd_at_all() {
 }
 
 #[tokio::test]
-async fn names_without_addresses_and_ports_without_listeners() {
+async fn dns_and_tcp_failures_are_reported() {
     let words = ["DNS: the host \"etcd.invalid\" cannot be looked up"];
     let problem = fails(&settings("http://etcd.invalid:2379", None, None, |_| {}), &words).await;
     assert_eq!(problem.step(), DialStep::Dns);
@@ -207,9 +207,9 @@ async fn names_without_addresses_and_ports_without_listeners() {
     assert_eq!(problem.step(), DialStep::Tcp);
 }
 
-/// The connection is accepted by the system, and nobody answers.
+/// The kernel accepts the connection, and no process reads it.
 #[tokio::test]
-async fn a_black_hole_is_given_up_in_time() {
+async fn a_silent_endpoint_times_out() {
     let hole = TcpListener::bind("127.0.0.1:0").expect("bound");
     let port = hole.local_addr().expect("bound").port();
     let pki = Pki::new();
@@ -227,7 +227,7 @@ async fn a_black_hole_is_given_up_in_time() {
         );
         assert!(error.to_string().contains("no answer within 0.3 s"), "{error}");
     }
-    // one that does not even do that
+    // The kernel does not even accept.
     let hole = BlackHole::open();
     let url = format!("http://{}", hole.address());
     let (settings, endpoint) = (settings(&url, None, None, |_| {}), Endpoint::parse(&url).expect("a URL"));
@@ -241,7 +241,7 @@ async fn a_black_hole_is_given_up_in_time() {
 }
 
 #[tokio::test]
-async fn a_later_failure_has_its_cause() {
+async fn an_error_of_a_call_has_the_dial_error() {
     let pki = Pki::new();
     let mut etcd = Etcd::mutual(&pki.authorities).await;
     let settings = settings(&etcd.url(), Some(pki.ca_file()), Some(pki.client()), |_| {});
@@ -252,7 +252,7 @@ async fn a_later_failure_has_its_cause() {
     assert!(find_dial_error(&refused, &endpoint).is_none(), "{refused} is etcd's own answer");
 
     etcd.kill().await;
-    // The first call may still meet the old connection; the second dials.
+    // The first call may still use the old connection; the second one dials.
     let _ = client.get("key", None).await.expect_err("gone");
     let error = client.get("key", None).await.expect_err("gone");
     let found = find_dial_error(&error, &endpoint).expect("a cause").to_string();
@@ -260,7 +260,7 @@ async fn a_later_failure_has_its_cause() {
 }
 
 #[tokio::test]
-async fn without_tls_no_file_is_read() {
+async fn http_endpoints_read_no_files() {
     let etcd = Etcd::plain().await;
     let settings = settings(&etcd.url(), Some("/nowhere/ca.crt".into()), None, |_| {});
     let security = ClientTls::of(&settings);
@@ -268,9 +268,9 @@ async fn without_tls_no_file_is_read() {
     assert!(security.files().in_use().is_none() && security.files().problem().is_none());
 }
 
-/// What the files hold is taken with the next connection; what cannot be used is not.
+/// The next connection uses changed files; invalid files are not used.
 #[tokio::test]
-async fn files_are_read_again_when_they_change() {
+async fn changed_files_are_reloaded() {
     let pki = Pki::new();
     let etcd = Etcd::mutual(&pki.authorities).await;
     let (cert, key) = pki.client();
@@ -281,7 +281,7 @@ async fn files_are_read_again_when_they_change() {
     connect(&endpoint, &security, TIMEOUT).await.expect("connects");
     changes.mark_unchanged();
 
-    // half written: the certificate of the new pair, the key of the old one
+    // Half written: the certificate of the new pair, the key of the old one.
     let renewed = pki.authorities.clients.issue(&LeafSpec::client("renewed"));
     std::fs::write(&cert, &renewed.certificate_pem).expect("written");
     connect(&endpoint, &security, TIMEOUT).await.expect("with what the files held before");

@@ -1,6 +1,6 @@
-//! How far is etcd's clock from ours? It dates its HTTP answers, so one is asked for, beside gRPC.
+//! Measures the offset of etcd's clock by the Date header of an HTTP response.
 //!
-//! Both ends judge certificates by their clocks, and leases (`ttl`) run by etcd's.
+//! Both ends check certificates by their own clocks, and leases (`ttl`) run by etcd's.
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -13,26 +13,26 @@ use time::macros::format_description;
 
 use crate::store::etcd::dial::{self, ClientTls, Endpoint};
 
-/// What was found.
+/// The offset of etcd's clock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct ClockOffset {
-    /// Seconds that etcd's clock is ahead of ours; behind: negative.
+    /// Positive when etcd's clock is ahead.
     pub seconds: i64,
-    /// How far the truth may be from that: the answer is dated in whole seconds and took a while.
+    /// The Date header has a resolution of one second, and the response takes a while.
     pub uncertainty: Duration,
 }
 
 impl ClockOffset {
-    /// Whether the clocks surely differ by more than this.
+    /// Whether the offset certainly exceeds `limit`.
     pub(crate) fn exceeds(&self, limit: Duration) -> bool {
         Duration::from_secs(self.seconds.unsigned_abs()) > limit + self.uncertainty
     }
 }
 
-/// Asks for `/version` by HTTP/1.1.
+/// Requests `/version` by HTTP/1.1.
 ///
 /// # Errors
-/// Why it cannot be told, for a person.
+/// Why the clock cannot be measured.
 pub(crate) async fn measure(
     endpoint: &Endpoint,
     security: &ClientTls,
@@ -66,7 +66,7 @@ pub(crate) async fn measure(
     };
     tokio::time::timeout(timeout, asked)
         .await
-        .map_err(|_| format!("no answer within {}", dial::span(timeout)))?
+        .map_err(|_| format!("no answer within {}", dial::format_duration(timeout)))?
 }
 
 fn clock_offset(theirs: i64, now: SystemTime, took: Duration) -> ClockOffset {
@@ -88,7 +88,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reads_the_date_and_allows_for_the_way() {
+    fn the_offset_includes_its_uncertainty() {
         assert_eq!(parse("Thu, 01 Jan 1970 00:01:40 GMT"), Some(100));
         assert_eq!(parse("yesterday"), None);
         let at = |seconds| UNIX_EPOCH + Duration::from_secs(seconds);

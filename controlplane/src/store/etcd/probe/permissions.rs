@@ -1,32 +1,31 @@
-//! May we read and write below the prefix? Found out without changing anything.
+//! Checks the permissions below the prefix without changing anything.
 //!
-//! A transaction is judged whole before it runs, both of its branches. So one whose condition
-//! cannot hold asks for the right to write every kind, and writes nothing: the revision stays what
-//! it was.
+//! etcd checks the permissions of a transaction before it runs, for both of its branches. A
+//! transaction whose condition cannot hold therefore checks write permission for every kind, and
+//! writes nothing.
 
 use etcd_client::{Compare, CompareOp, Txn, TxnOp};
 
 use super::{Consistency, ProbeError, ProbeSettings, Prober, connect_and_login, count_keys};
 use crate::store::etcd::dial::Endpoint;
 
-/// The question, in errors.
+/// The name of the call, in errors.
 pub(super) const WRITE: &str = "a write";
-/// An id that is asked about and never written.
+/// An id that is never written.
 const PROBE_ID: &str = "countersign-doctor";
-/// The directory of what only control planes read.
+/// The directory of internal entries and extension fields.
 const OWN_DIRECTORY: &str = "countersign";
 
-/// What was found.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Permissions {
-    /// Keys below the prefix.
+    /// The number of keys below the prefix.
     pub keys: i64,
 }
 
-/// Reads as the cluster (so that a majority must answer), and asks for the right to write.
+/// Makes a linearizable read, which needs a majority, and checks write permission.
 ///
 /// # Errors
-/// What we may not do, or why nobody answers.
+/// The missing permission, or the failure of the call.
 pub(crate) async fn check(endpoint: &Endpoint, asking: ProbeSettings<'_>) -> Result<Permissions, ProbeError> {
     let (mut client, _) = connect_and_login(endpoint, asking).await?;
     let keys = count_keys(endpoint, asking, &mut client, Consistency::Linearizable).await?;

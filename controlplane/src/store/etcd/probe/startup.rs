@@ -1,7 +1,8 @@
-//! Before the store is opened: are enough endpoints there, and is it one cluster? (contract 9.2)
+//! Checks at start that enough endpoints answer, and that they are members of one cluster (contract
+//! 9.2).
 //!
-//! All endpoints are asked at once, each `startup_retry` times. Invariant: what trying again cannot
-//! mend ends the start at once.
+//! Probes all endpoints at once, each up to `startup_retry` times. Invariant: a permanent error
+//! ends the start at once.
 
 use std::collections::BTreeSet;
 use std::pin::pin;
@@ -11,36 +12,29 @@ use std::time::{Duration, Instant};
 use futures_util::future::join_all;
 
 use super::{EndpointStatus, ProbeError, ProbeSettings, probe};
-use crate::store::etcd::dial::{ClientTls, DialError, Endpoint, span};
+use crate::store::etcd::dial::{ClientTls, DialError, Endpoint, format_duration};
 
-/// Between two tries of one endpoint: enough for an etcd that is just starting.
+/// Enough for an etcd that is just starting.
 const RETRY_DELAY: Duration = Duration::from_secs(1);
-/// A person who waits hears something this often.
+/// The interval of log lines while the start waits.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(3);
 
 /// Why the control plane does not start.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StartError {
-    /// Configuration and cluster do not fit.
+    /// The configuration does not match the cluster.
     #[error("{0}")]
     Unusable(#[from] ProbeError),
     /// An entry of `deployment.etcd.host`, or a file of the configuration.
     #[error("{0}")]
     Settings(#[from] DialError),
-    /// Nobody answers.
+    /// No endpoint answers.
     #[error("all etcd nodes are unavailable{}", listed(.0))]
     Unavailable(Vec<(Endpoint, ProbeError)>),
-    /// Half of them or fewer do.
+    /// Half of the endpoints or fewer answer.
     #[error("the etcd cluster needs at least 50% and above healthy nodes: {healthy} of {all} answer{}", listed(.failures))]
-    Minority {
-        /// How many answer.
-        healthy: usize,
-        /// How many the configuration names.
-        all: usize,
-        /// Why the others do not.
-        failures: Vec<(Endpoint, ProbeError)>,
-    },
-    /// What is written to one would not be in the other.
+    Minority { healthy: usize, all: usize, failures: Vec<(Endpoint, ProbeError)> },
+    /// The endpoints are members of different clusters.
     #[error("{0}")]
     MultipleClusters(String),
 }
@@ -49,10 +43,10 @@ fn listed(failures: &[(Endpoint, ProbeError)]) -> String {
     failures.iter().map(|(endpoint, error)| format!("\n  {endpoint}: {}", error.without_url())).collect()
 }
 
-/// Asks every endpoint of the configuration and logs what there is to say.
+/// Probes all endpoints of the configuration and logs their warnings.
 ///
 /// # Errors
-/// When too few will do.
+/// When too few endpoints pass.
 pub(crate) async fn probe_all(
     etcd: &conf::EtcdSettings,
     security: &ClientTls,
@@ -75,7 +69,7 @@ pub(crate) async fn probe_all(
                 let (seconds, each) = (began.elapsed().as_secs(), asking.timeout);
                 tracing::info!(
                     "waiting for etcd since {seconds} s: {still} (up to {} a try, {} tries)",
-                    span(each),
+                    format_duration(each),
                     etcd.startup_retry.max(1)
                 );
             }
@@ -84,7 +78,7 @@ pub(crate) async fn probe_all(
     evaluate(&endpoints, found)
 }
 
-/// Some tries, each told as APISIX does.
+/// Retries with APISIX's log messages.
 async fn probe_with_retries(
     endpoint: &Endpoint,
     asking: ProbeSettings<'_>,
@@ -146,7 +140,7 @@ fn startup_error(error: ProbeError) -> StartError {
     }
 }
 
-/// When the endpoints are not members of one cluster: what is written to one is not in the other.
+/// A message when the endpoints are members of different clusters.
 pub(crate) fn multiple_clusters(reports: &[EndpointStatus]) -> Option<String> {
     let clusters: BTreeSet<u64> = reports.iter().map(|report| report.cluster).collect();
     let told = |report: &EndpointStatus| format!("{} is of cluster {:x}", report.endpoint, report.cluster);

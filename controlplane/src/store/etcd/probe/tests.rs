@@ -1,4 +1,4 @@
-//! What a real etcd answers, and what is made of it.
+//! Probes of real etcd servers.
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
@@ -61,7 +61,7 @@ fn login(settings: &conf::EtcdSettings, user: &str, password: &str) -> conf::Etc
 }
 
 #[tokio::test]
-async fn a_member_says_who_it_is() {
+async fn a_probe_reports_the_member() {
     let etcd = Etcd::plain().await;
     let settings = etcd_settings(&[etcd.url()]);
     let mut client = root(&etcd).await;
@@ -73,13 +73,13 @@ async fn a_member_says_who_it_is() {
     assert_eq!((report.leader, report.revision), (report.member, before));
     assert!(report.cluster != 0 && report.size > 0 && !report.is_learner && report.alarms.is_empty());
 
-    // Nothing was changed by asking for the right to write.
+    // The check of write permission changed nothing.
     let after = client.get("/apisix", Some(GetOptions::new().with_prefix())).await.expect("read");
     assert_eq!((after.count(), after.header().expect("a header").revision()), (1, before));
 }
 
 #[tokio::test]
-async fn logins_are_explained() {
+async fn failed_logins_have_messages() {
     let etcd = Etcd::plain().await;
     let settings = etcd_settings(&[etcd.url()]);
     let error = asked(&login(&settings, "root", "secret")).await.expect_err("nobody is asked");
@@ -107,7 +107,7 @@ async fn logins_are_explained() {
 }
 
 #[tokio::test]
-async fn the_clock_is_asked_in_clear_and_within_tls() {
+async fn the_clock_is_measured_in_clear_and_with_tls() {
     let pki = Pki::new();
     for etcd in [Etcd::plain().await, Etcd::tls(&pki.authorities).await] {
         let mut settings = etcd_settings(&[etcd.url()]);
@@ -119,7 +119,7 @@ async fn the_clock_is_asked_in_clear_and_within_tls() {
     }
 }
 
-/// Lines of the log of what runs in it, on this thread.
+/// Captures the log of this thread.
 fn logged() -> (Arc<Mutex<Vec<u8>>>, tracing::subscriber::DefaultGuard) {
     #[derive(Clone)]
     struct Kept(Arc<Mutex<Vec<u8>>>);
@@ -154,7 +154,7 @@ fn nobodys_url() -> String {
 }
 
 #[tokio::test]
-async fn a_start_needs_more_than_half_of_the_endpoints() {
+async fn a_start_needs_a_majority_of_the_endpoints() {
     let (etcd, nobody) = (Etcd::plain().await, nobodys_url());
     let (found, _) = started(&etcd_settings(&[etcd.url()])).await;
     assert_eq!(found.expect("one of one").len(), 1);
@@ -181,7 +181,7 @@ async fn a_start_needs_more_than_half_of_the_endpoints() {
 }
 
 #[tokio::test]
-async fn a_start_does_not_try_again_what_cannot_be_mended_by_it() {
+async fn permanent_errors_are_not_retried() {
     let etcd = Etcd::plain().await;
     let settings = login(&etcd_settings(&[etcd.url()]), "root", "secret");
     let (found, log) = started(&settings).await;
@@ -190,7 +190,7 @@ async fn a_start_does_not_try_again_what_cannot_be_mended_by_it() {
 }
 
 #[tokio::test]
-async fn who_waits_hears_what_for() {
+async fn a_waiting_start_logs_its_endpoints() {
     let hole = e2e::ports::BlackHole::open();
     let url = format!("http://{}", hole.address());
     let timeout = Duration::from_secs(4);
@@ -202,13 +202,13 @@ async fn who_waits_hears_what_for() {
 }
 
 #[test]
-fn what_a_server_says_cannot_break_a_line() {
+fn server_messages_are_sanitized() {
     assert_eq!(printable("a\nWARN b\u{1b}[31m"), "a\u{fffd}WARN b\u{fffd}[31m");
     assert_eq!(printable(&"x".repeat(1000)).len(), QUOTED);
 }
 
 #[tokio::test]
-async fn two_clusters_are_told_apart_and_end_the_start() {
+async fn endpoints_of_two_clusters_end_the_start() {
     let (one, other) = (Etcd::plain().await, Etcd::plain().await);
     let (found, _) = started(&etcd_settings(&[one.url(), other.url()])).await;
     let error = found.expect_err("two clusters").to_string();
@@ -216,7 +216,7 @@ async fn two_clusters_are_told_apart_and_end_the_start() {
 }
 
 #[test]
-fn what_an_answering_server_is_warned_about() {
+fn an_endpoint_status_has_its_warnings() {
     let report = EndpointStatus {
         endpoint: Endpoint::parse("http://etcd:2379").expect("a URL"),
         version: "3.5.29".to_owned(),
