@@ -19,7 +19,7 @@ use bench::memory;
 use bench::names::{Samples, asked};
 use compare::comparison::many::spread_out;
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput};
-use dataplane::testing::tls::site_config::Subsystem;
+use dataplane::testing::tls::Subsystem;
 use model::{HostName, Kind, RouteQuery, Snapshot, Ssl, TlsVersion};
 use pki::ca::KeyAlgorithm;
 

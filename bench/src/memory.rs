@@ -7,7 +7,7 @@
 //! pushed it, so objects share only what the code itself shares.
 #![allow(clippy::expect_used, reason = "a measurement that cannot be set up stops, like a test")]
 
-use dataplane::testing::tls::site_config::Subsystem;
+use dataplane::testing::tls::Subsystem;
 use model::wire::{DeltaAssembler, chunks};
 use model::{Delta, Id, Kind, Snapshot, TlsVersion, Versioned};
 use pki::ca::{Authority, AuthoritySpec, LeafSpec};

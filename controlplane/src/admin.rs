@@ -11,6 +11,7 @@ mod audit;
 mod body;
 mod denied_nodes;
 pub(crate) mod handler;
+pub(crate) mod key_file;
 mod list;
 pub(crate) mod metrics;
 mod path;

@@ -39,8 +39,8 @@ struct FailureExplanation {
 }
 
 impl FailureExplanation {
-    fn new(reason: Reason, why: impl Into<String>) -> Self {
-        Self { reason, verify_reason: None, alert: None, message: why.into(), fix: None }
+    fn new(reason: Reason, message: impl Into<String>) -> Self {
+        Self { reason, verify_reason: None, alert: None, message: message.into(), fix: None }
     }
 
     fn with_alert(mut self, alert: &'static str) -> Self {
@@ -59,25 +59,25 @@ impl Outcome {
         match self {
             Self::Established => json!({"result": "established"}),
             Self::Forwarded(to) => json!({"result": "forwarded", "to": to}),
-            Self::Failed(refusal) => {
-                let mut shown = json!({
-                    "result": if refusal.alert.is_some() { "refused in the handshake" } else { "refused" },
-                    "reason": refusal.reason.label(),
-                    "why": refusal.message,
+            Self::Failed(failure) => {
+                let mut json = json!({
+                    "result": if failure.alert.is_some() { "handshake_rejected" } else { "not_forwarded" },
+                    "reason": failure.reason.label(),
+                    "message": failure.message,
                 });
-                let status = refusal.reason.status().filter(|_| refusal.alert.is_none());
+                let status = failure.reason.status().filter(|_| failure.alert.is_none());
                 let more = [
-                    ("alert", refusal.alert.map(Value::from)),
+                    ("alert", failure.alert.map(Value::from)),
                     ("status", status.map(|status| status.as_u16().into())),
-                    ("rule", refusal.verify_reason.map(|rule| rule.as_str().into())),
-                    ("fix", refusal.fix.map(Value::from)),
+                    ("verify_reason", failure.verify_reason.map(|reason| reason.as_str().into())),
+                    ("fix", failure.fix.map(Value::from)),
                 ];
                 for (name, value) in more {
                     if let Some(value) = value {
-                        put(&mut shown, name, value);
+                        put(&mut json, name, value);
                     }
                 }
-                shown
+                json
             }
         }
     }
@@ -95,40 +95,40 @@ fn put(object: &mut Value, name: &str, value: impl Into<Value>) {
 
 /// Explains a question by one snapshot.
 pub(crate) fn explain(
-    question: &ExplainQuery,
+    query: &ExplainQuery,
     snapshot: &Snapshot,
     listeners: &ListenerSettings,
     now: UnixTime,
 ) -> Value {
-    let mut answer = json!({"revision": snapshot.revision()});
-    let outcome = walk(question, snapshot, listeners, now, &mut answer);
-    put(&mut answer, "outcome", outcome.to_json());
-    answer
+    let mut explanation = json!({"revision": snapshot.revision()});
+    let outcome = walk(query, snapshot, listeners, now, &mut explanation);
+    put(&mut explanation, "outcome", outcome.to_json());
+    explanation
 }
 
 /// The steps of `docs/WALKS.md`, up to the first failure.
 fn walk(
-    question: &ExplainQuery,
+    query: &ExplainQuery,
     snapshot: &Snapshot,
     listeners: &ListenerSettings,
     now: UnixTime,
-    answer: &mut Value,
+    explanation: &mut Value,
 ) -> Outcome {
-    let Some(sni) = question.sni.as_ref().or(listeners.fallback_sni.as_ref()) else {
-        let why = "no sni was given, and apisix.ssl.fallback_sni is not set: there is no default site";
+    let Some(sni) = query.sni.as_ref().or(listeners.fallback_sni.as_ref()) else {
+        let message = "no sni was given, and apisix.ssl.fallback_sni is not set: there is no default site";
         return Outcome::Failed(
-            FailureExplanation::new(Reason::NoSni, why)
+            FailureExplanation::new(Reason::NoSni, message)
                 .with_alert("unrecognized_name")
                 .with_fix("have the client send a name (SNI)"),
         );
     };
-    put(answer, "sni", sni.as_str());
-    put(answer, "site", site::site_json(snapshot, sni, listeners));
+    put(explanation, "sni", sni.as_str());
+    put(explanation, "site", site::site_json(snapshot, sni, listeners));
     let Some(ssl) = snapshot.lookup_site(sni).ssl() else {
-        let why = site::match_message(snapshot, sni);
+        let message = site::match_message(snapshot, sni);
         let fix = format!("add {sni}, or a wildcard one label above it, to the snis of an ssl object");
         return Outcome::Failed(
-            FailureExplanation::new(Reason::NoSite, why).with_alert("unrecognized_name").with_fix(fix),
+            FailureExplanation::new(Reason::NoSite, message).with_alert("unrecognized_name").with_fix(fix),
         );
     };
     if let Some(blocked) = &ssl.blocked {
@@ -138,17 +138,17 @@ fn walk(
                 .with_fix(BLOCKED),
         );
     }
-    let judged = client::evaluate(ssl.client.as_deref(), question.chain.as_deref(), now);
-    put(answer, "client_certificate", judged.json.clone());
-    if let Some(refusal) = judged.handshake_failure(ssl) {
-        return Outcome::Failed(refusal);
+    let client = client::evaluate(ssl.client.as_deref(), query.chain.as_deref(), now);
+    put(explanation, "client_certificate", client.json.clone());
+    if let Some(failure) = client.handshake_failure(ssl) {
+        return Outcome::Failed(failure);
     }
-    match &question.request {
+    match &query.request {
         None => Outcome::Established,
-        Some(asked) => {
-            let connection = request::ExplainedConnection { sni, ssl, client: &judged };
-            let (shown, outcome) = request::explain_request(asked, &connection, snapshot, listeners.paths);
-            put(answer, "request", shown);
+        Some(request) => {
+            let connection = request::ExplainedConnection { sni, ssl, client: &client };
+            let (json, outcome) = request::explain_request(request, &connection, snapshot, listeners.paths);
+            put(explanation, "request", json);
             outcome
         }
     }

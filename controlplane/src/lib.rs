@@ -31,8 +31,6 @@ mod server;
 
 mod cli;
 
-mod proof;
-
 pub use cli::main;
 
 /// What integration tests drive: single stages, without a process.

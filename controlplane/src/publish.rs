@@ -14,11 +14,11 @@
 pub(crate) mod deny_list;
 mod findings;
 pub(crate) mod fleet;
-mod hold;
 mod listener;
 mod peer;
 mod permit_stream;
 pub(crate) mod refresh;
+mod rejection;
 pub(crate) mod reports;
 mod session;
 pub(crate) mod store_acceptance;
@@ -38,7 +38,7 @@ use futures_util::future::BoxFuture;
 use listener::PUSH_KEY;
 pub use listener::PushTls;
 use model::Snapshot;
-use pem_files::{FileError, Reloader};
+use mtls::{FileError, Reloader};
 use reports::FleetWideView;
 pub(crate) use reports::Reports;
 use serde_json::Value;
@@ -89,7 +89,7 @@ pub struct Publisher {
     /// The current snapshot; changes with every commit.
     pub latest: channel::Receiver<Arc<Snapshot>>,
     /// Since when the store is unreadable; `None`: it is readable.
-    pub unread_since: channel::Receiver<Option<Instant>>,
+    pub unreadable_since: channel::Receiver<Option<Instant>>,
     /// Nodes are disconnected when the store is unreadable for so long.
     pub stale_after: Duration,
     pub findings: Arc<Findings>,
@@ -167,7 +167,7 @@ fn to_json(view: &FleetWideView) -> Value {
 ///
 /// # Errors
 /// [`PublishError`]; nothing is left running then.
-pub async fn start(input: PublishConfig) -> Result<Publisher, PublishError> {
+pub async fn start(config: PublishConfig) -> Result<Publisher, PublishError> {
     let PublishConfig {
         store,
         keyring,
@@ -179,35 +179,41 @@ pub async fn start(input: PublishConfig) -> Result<Publisher, PublishError> {
         version,
         heartbeats,
         shutdown,
-    } = input;
+    } = config;
     let files = listener::load_files(&settings, server_name)?;
     let listener = listener::bind(settings.listen)?;
     let push_addr =
         listener.local_addr().map_err(|error| ListenError::new(PUSH_KEY, settings.listen, error))?;
 
-    let cut_off_after = store_watcher::stale_after(&*store);
+    let stale_after = store_watcher::stale_after(&*store);
     let identity = store.identity().to_owned();
     let denied = DeniedNodes::load(Arc::clone(&store)).await?;
     denied.spawn_refresh(shutdown.clone());
     let accepted = StoreAcceptance::start(Arc::clone(&store), shutdown.clone()).await;
     let heartbeat = heartbeats.add("watch", Readiness::Required);
-    let (watched, opening) = (Arc::clone(&store), Arc::clone(&keyring));
     let store_watcher::WatcherHandle {
         latest,
         findings,
-        refresh_handle: nudge,
-        store_stale: cut_off,
-        unread_since: unread,
-        task: watching,
-    } = store_watcher::start(watched, opening, accept_unreadable_keys, heartbeat, shutdown.clone()).await?;
+        refresh_handle,
+        store_stale,
+        unreadable_since,
+        task: watcher_task,
+    } = store_watcher::start(
+        Arc::clone(&store),
+        Arc::clone(&keyring),
+        accept_unreadable_keys,
+        heartbeat,
+        shutdown.clone(),
+    )
+    .await?;
     // After the check of the stored keys: ring secrets that this keyring does not decrypt are
     // replaced.
     let tickets = tickets::start(&store, &keyring, ticket_lifetime, shutdown.clone()).await;
     let fleet = Arc::new(Fleet::new(latest.clone()));
-    let us = reports::ControlPlaneIdentity::of(push_addr, version);
-    let reports = Arc::new(Reports::new(Arc::clone(&fleet), store, us, shutdown.clone()));
+    let control_plane = reports::ControlPlaneIdentity::of(push_addr, version);
+    let reports = Arc::new(Reports::new(Arc::clone(&fleet), store, control_plane, shutdown.clone()));
     tokio::spawn(Arc::clone(&reports).run(shutdown.clone()));
-    let desk = session::PushState {
+    let state = session::PushState {
         store: identity,
         version,
         files: files.clone(),
@@ -215,8 +221,8 @@ pub async fn start(input: PublishConfig) -> Result<Publisher, PublishError> {
         denied: denied.list(),
         accepted: Arc::clone(&accepted),
         latest: latest.clone(),
-        refresh_handle: nudge,
-        reading: StoreStateWatcher::new(cut_off, unread.clone()),
+        refresh_handle,
+        store_state: StoreStateWatcher::new(store_stale, unreadable_since.clone()),
         tickets,
         fleet: Arc::clone(&fleet),
         shutdown: shutdown.clone(),
@@ -226,17 +232,17 @@ pub async fn start(input: PublishConfig) -> Result<Publisher, PublishError> {
         listener,
         files.clone(),
         connections_max,
-        session::service(desk),
+        session::service(state),
         heartbeat,
         shutdown,
     );
-    let done = tokio::spawn(serve_until_stopped(serving, Arc::clone(&reports), watching));
+    let done = tokio::spawn(serve_until_stopped(serving, Arc::clone(&reports), watcher_task));
     Ok(Publisher {
         fleet,
         reports,
         latest,
-        unread_since: unread,
-        stale_after: cut_off_after,
+        unreadable_since,
+        stale_after,
         findings,
         denied,
         accepted,
@@ -250,13 +256,13 @@ pub async fn start(input: PublishConfig) -> Result<Publisher, PublishError> {
 async fn serve_until_stopped(
     serving: impl Future<Output = Result<(), tonic::transport::Error>>,
     reports: Arc<Reports>,
-    watching: JoinHandle<()>,
+    watcher_task: JoinHandle<()>,
 ) {
     if let Err(error) = serving.await {
         tracing::error!(%error, "the push listener ended");
     }
     reports.withdraw().await;
-    watching.abort();
+    watcher_task.abort();
 }
 
 /// The machine's name, by which operators tell control planes apart.

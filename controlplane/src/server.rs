@@ -19,7 +19,7 @@ pub(crate) use admin::admin_key_folder;
 use conf::{ConfigProvider, Settings};
 use futures_util::TryFutureExt;
 use in_use_retry::InUseRetry;
-use pem_files::CertificateMonitor;
+use mtls::CertificateMonitor;
 use pki::Keyring;
 use process::signals::Signals;
 use serde_json::Value;
@@ -29,7 +29,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::admin::AdminServer;
-use crate::admin::admin_key::AdminKeyError;
+use crate::admin::key_file::AdminKeyError;
 use crate::admin::tls::{ReloadingTls, TlsError};
 use crate::backup;
 use crate::current_snapshot::ListenerSettings;

@@ -7,14 +7,14 @@ use std::time::Duration;
 
 use conf::Settings;
 use model::{HostName, KeepalivePool, PathOptions, RealIp, TlsVersion};
-use pem_files::bounded_read;
 use pki::TrustAnchors;
+use process::bounded_read;
 
 use crate::http::head::HeadLimits;
 use crate::io::timeouts::ClientTimeouts;
 use crate::proxy::worker::WorkerConfig;
 use crate::runtime::descriptors::ConnectionLimits;
-use crate::tls::record::traffic_secrets::RecordLayerKind;
+use crate::tls::record::RecordLayerKind;
 
 /// A setting is invalid for this data plane.
 #[derive(Debug, thiserror::Error)]

@@ -6,7 +6,6 @@
 //! flight and closes.
 
 pub(crate) mod error_page;
-pub(crate) mod handler;
 pub(crate) mod head;
 mod header_case;
 mod http1;
@@ -17,17 +16,43 @@ pub mod request;
 pub(crate) mod server;
 mod tracked_io;
 
+use std::future::Future;
 use std::rc::Rc;
 
-use handler::RequestHandler;
+use bytes::Bytes;
+use http::{Request, Response};
+use hyper::body::Body;
 use hyper::rt::{Read, Write};
-use keep_alive::KeepAliveState;
-use server::{HttpProtocol, HttpServer};
-use tracked_io::TrackedIo;
 
+use self::head::HeadError;
+use self::incoming_body::IncomingBody;
+use self::keep_alive::KeepAliveState;
+use self::server::{HttpProtocol, HttpServer};
+use self::tracked_io::TrackedIo;
 use crate::io::chunk_read::ChunkRead;
 use crate::io::timeouts::TimeoutHandle;
 use crate::lifecycle::drain::DrainGuard;
+
+/// Handles the requests of one connection, and what the server rejects before it is a request.
+pub(crate) trait RequestHandler: 'static {
+    /// The body of a response.
+    type Body: Body<Data = Bytes, Error = Self::BodyError> + Unpin + 'static;
+    /// A response that is aborted.
+    type BodyError: std::error::Error + Send + Sync + 'static;
+
+    /// Responds to a request.
+    fn handle(&self, request: Request<IncomingBody>) -> impl Future<Output = Response<Self::Body>>;
+
+    /// Records a head that [`HeadScanner`](head::HeadScanner) rejects. Returns the response
+    /// as it goes over the wire; the connection closes after it.
+    fn reject_head(&self, error: HeadError) -> Vec<u8>;
+
+    /// Records a head that hyper cannot parse, and to which hyper has responded.
+    fn record_parse_error(&self, error: &hyper::Error);
+
+    /// Records an HTTP/2 stream whose client reads nothing for `send_timeout`.
+    fn record_send_timeout(&self);
+}
 
 /// Serves all requests of a connection.
 pub(crate) async fn serve_connection<I, H>(

@@ -1,4 +1,4 @@
-//! Bytes in and out of a connection, whatever they mean: buffers, reads without a copy, time-outs,
+//! Bytes in and out of a connection, whatever they mean: buffers, reads without a copy, timeouts,
 //! and the lingering close.
 
 pub mod buffered;

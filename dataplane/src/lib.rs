@@ -57,7 +57,7 @@ pub mod testing {
         pub use crate::io::{buffered, connection_info};
     }
     pub mod lifecycle {
-        pub use crate::lifecycle::{handles, shutdown};
+        pub use crate::lifecycle::{ShutdownStage, ShutdownWatch, handles};
     }
     pub mod observability {
         pub use crate::observability::metrics;
@@ -72,7 +72,8 @@ pub mod testing {
     }
     pub mod tls {
         pub use crate::tls::{
-            client_hello, client_verifier, handshake, params, record, site_config, stream, ticket, transport,
+            PlaintextState, Subsystem, client_hello, client_verifier, handshake, handshake_state, record,
+            site_config, stream, transport,
         };
     }
     pub mod upstream {

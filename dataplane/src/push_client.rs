@@ -26,14 +26,14 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use last_good::{LastGoodFile, LoadedState};
-use pem_files::{CertificateMonitor, FileError};
+use mtls::{CertificateMonitor, FileError};
 pub(crate) use sync_status::SyncMetrics;
 pub use sync_status::{SnapshotSource, SyncStatus};
 use telemetry::{Heartbeats, Readiness};
 use tokio::sync::watch;
 
+use crate::lifecycle::ShutdownWatch;
 use crate::lifecycle::handles::{SnapshotHandle, TicketRingHandle};
-use crate::lifecycle::shutdown::ShutdownWatch;
 
 pub struct PushClientOptions {
     /// `countersign.node`

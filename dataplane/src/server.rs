@@ -22,7 +22,7 @@ use tokio::sync::watch;
 
 use crate::io::connection_info::ListenerProtocol;
 use crate::lifecycle::handles::{SnapshotHandle, TicketRingHandle};
-use crate::lifecycle::shutdown::{ShutdownStage, ShutdownWatch};
+use crate::lifecycle::{ShutdownStage, ShutdownWatch};
 use crate::observability::metrics::{Counters, Metrics};
 use crate::proxy::listener::{self, BindError, BindRetry, BoundSocket};
 use crate::proxy::worker::{SharedState, WorkerConfig};

@@ -1,5 +1,5 @@
-//! The status listener (`apisix.status`): what the data plane shows beside heartbeats and the log,
-//! and when it is ready. Contract section 10.1.
+//! The status listener (`apisix.status`): the fields that the data plane adds to `/status`, and
+//! when it is ready. Contract section 10.1.
 //!
 //! Its port is bound before all others and released when they are, so that a successor can start
 //! while this process drains.
@@ -7,12 +7,12 @@
 use std::sync::Arc;
 
 use conf::Settings;
-use pem_files::CertificateMonitor;
+use mtls::CertificateMonitor;
 use serde_json::Value;
 use telemetry::status::{StatusListener, StatusServer};
 use telemetry::{Heartbeats, StatusPage};
 
-use crate::lifecycle::shutdown::{ShutdownStage, ShutdownWatch};
+use crate::lifecycle::{ShutdownStage, ShutdownWatch};
 use crate::observability::metrics::Metrics;
 use crate::proxy::listener::{self, BindError, BindRetry};
 use crate::push_client::{SyncMetrics, SyncStatus};

@@ -43,7 +43,9 @@ impl ClientVerification {
     /// The certificate rule that a denied request failed, for logs and metrics.
     pub fn rejection_for(&self, reason: Reason) -> Option<VerifyReason> {
         match (self, reason) {
-            (ClientVerification::Rejected(rule), Reason::BadCertificate | Reason::PolicyMoved) => Some(*rule),
+            (ClientVerification::Rejected(rule), Reason::BadCertificate | Reason::PolicyChanged) => {
+                Some(*rule)
+            }
             _ => None,
         }
     }
@@ -83,9 +85,9 @@ pub fn admit<'a>(
     check_own_policy(own.client.as_deref(), site.client, &target.path)?;
     match target.host.as_ref().filter(|host| *host != site.sni).and_then(|host| snapshot.site(host)) {
         // The policy of a blocked site is unknown.
-        Some(asked) if asked.blocked.is_some() => Err(Reason::BlockedSite),
-        Some(asked) if !may_reuse_connection(site.ssl, asked) => Err(Reason::Misdirected),
-        Some(asked) if asked.id != own.id => Ok(&ANONYMOUS),
+        Some(requested) if requested.blocked.is_some() => Err(Reason::BlockedSite),
+        Some(requested) if !may_reuse_connection(site.ssl, requested) => Err(Reason::Misdirected),
+        Some(requested) if requested.id != own.id => Ok(&ANONYMOUS),
         Some(_) | None => Ok(site.client),
     }
 }
@@ -104,7 +106,7 @@ fn check_own_policy(
         ClientVerification::Verified(_) => Ok(()),
         // The handshake of a site that requires a certificate rejects everybody else, so the policy
         // has changed since.
-        _ if policy.requires_client_cert() => Err(Reason::PolicyMoved),
+        _ if policy.requires_client_cert() => Err(Reason::PolicyChanged),
         _ if policy.skips_path(path) => Ok(()),
         ClientVerification::Rejected(_) => Err(Reason::BadCertificate),
         ClientVerification::NoCertificate | ClientVerification::NotRequested => Err(Reason::NoCertificate),
@@ -113,10 +115,11 @@ fn check_own_policy(
 
 /// Whether a connection to the site `own` may carry requests for the site `asked`. A site with a
 /// client policy accepts only its own connections.
-pub fn may_reuse_connection(own: Option<&Ssl>, asked: &Ssl) -> bool {
-    let Some(wanted) = asked.client.as_deref() else { return true };
+pub fn may_reuse_connection(own: Option<&Ssl>, requested: &Ssl) -> bool {
+    let Some(wanted) = requested.client.as_deref() else { return true };
     own.is_some_and(|own| {
-        own.id == asked.id && own.client.as_deref().is_some_and(|policy| policy.digest() == wanted.digest())
+        own.id == requested.id
+            && own.client.as_deref().is_some_and(|policy| policy.digest() == wanted.digest())
     })
 }
 
@@ -137,7 +140,7 @@ mod tests {
             client: client.map(Arc::new),
             versions: None,
             enabled: true,
-            prepared: crate::CacheSlot::new(),
+            cache: crate::CacheSlot::new(),
             blocked: None,
         })
     }
@@ -178,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn a_host_that_demands_certificates_cannot_be_reached_through_another_sites_handshake() {
+    fn a_host_with_a_client_policy_needs_its_own_handshake() {
         let ca = Authority::root(&AuthoritySpec::new("CA")).unwrap();
         let sites = snapshot(&[
             site("open", "open.example", None),
@@ -196,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn skip_rules_free_their_paths_only() {
+    fn skip_rules_exempt_their_paths_only() {
         let ca = Authority::root(&AuthoritySpec::new("CA")).unwrap();
         let sites = snapshot(&[site("1", "a.example", Some(policy(ca.certificate(), &["^/free/"])))]);
         assert_eq!(anonymous(&sites, "a.example", "a.example", "/free/x"), Ok(()));
@@ -204,14 +207,14 @@ mod tests {
     }
 
     #[test]
-    fn a_policy_that_came_later_and_a_site_that_went_both_refuse() {
+    fn a_newer_policy_and_a_deleted_site_deny_requests() {
         let ca = Authority::root(&AuthoritySpec::new("CA")).unwrap();
         let insists = snapshot(&[site("1", "a.example", Some(policy(ca.certificate(), &[])))]);
-        assert_eq!(anonymous(&insists, "a.example", "a.example", "/"), Err(Reason::PolicyMoved));
+        assert_eq!(anonymous(&insists, "a.example", "a.example", "/"), Err(Reason::PolicyChanged));
         assert_eq!(anonymous(&Snapshot::empty(), "a.example", "a.example", "/"), Err(Reason::Misdirected));
     }
     #[test]
-    fn an_identity_counts_where_it_was_verified() {
+    fn an_identity_counts_only_on_the_site_that_verified_it() {
         let ca = Authority::root(&AuthoritySpec::new("CA")).unwrap();
         let client = ca.issue(&LeafSpec::client("a")).unwrap().certificate;
         let own = policy(ca.certificate(), &[]);
@@ -221,11 +224,15 @@ mod tests {
         let sni = HostName::from_sni("a.wild.example").unwrap();
         let (ssl, client) =
             (sites.site(&sni).map(Arc::as_ref), ClientVerification::Verified(Arc::new(verified)));
-        let known = |host| {
+        let has_identity = |host| {
             let connection = ConnectionAuth { sni: &sni, ssl, client: &client };
             admit(&connection, &sites, &target(host, "/")).unwrap().identity().is_some()
         };
-        assert!(known("a.wild.example") && known("b.wild.example") && known("no-site.example"));
-        assert!(!known("open.example"), "whoever that site's routes name, this CA does not say");
+        assert!(
+            has_identity("a.wild.example")
+                && has_identity("b.wild.example")
+                && has_identity("no-site.example")
+        );
+        assert!(!has_identity("open.example"), "whoever that site's routes name, this CA does not say");
     }
 }

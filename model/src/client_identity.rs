@@ -12,8 +12,8 @@ use std::fmt;
 pub use allow::AllowList;
 use serde_json::Value;
 
-use crate::document::{SchemaBlock, validate_block};
 use crate::problem::Problem;
+use crate::schema::{SchemaBlock, validate_block};
 
 /// A compiled `client_identity` block.
 #[derive(Clone)]

@@ -51,7 +51,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn they_are_found_and_counted_as_one_by_one(name in prop::collection::vec(prop_oneof![Just(b'.'), 0..0x80_u8], 0..=253)) {
+        fn dots_are_found_and_counted_like_byte_by_byte(name in prop::collection::vec(prop_oneof![Just(b'.'), 0..0x80_u8], 0..=253)) {
             let is_dot = |byte: &u8| *byte == b'.';
             prop_assert_eq!(count(&name), name.iter().filter(|byte| is_dot(byte)).count());
             prop_assert_eq!(first(&name), name.iter().position(is_dot));
@@ -59,7 +59,7 @@ mod tests {
     }
 
     #[test]
-    fn every_byte_of_the_longest_name_may_be_one() {
+    fn every_byte_of_the_longest_name_may_be_a_dot() {
         for length in 0..=253 {
             assert_eq!(count(&vec![b'.'; length]), length);
             let mut name = vec![b'/'; length];

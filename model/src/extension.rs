@@ -121,25 +121,25 @@ pub fn settle(kind: Kind, before: &Value, document: &mut Map<String, Value>) -> 
 /// Moves the extension fields out of a document, into an object of the same shape; `None` if there
 /// are none.
 pub fn split(kind: Kind, document: &mut Map<String, Value>) -> Option<Value> {
-    let mut taken = Map::new();
+    let mut fields = Map::new();
     for extension in extensions(kind) {
         let Some(value) =
             extension.parent_of(document).and_then(|parent| parent.shift_remove(extension.name))
         else {
             continue;
         };
-        let place = match extension.parent {
+        let object = match extension.parent {
             Some(parent) => {
-                let place = taken.entry(parent).or_insert_with(|| Value::Object(Map::new()));
-                place.as_object_mut()
+                let object = fields.entry(parent).or_insert_with(|| Value::Object(Map::new()));
+                object.as_object_mut()
             }
-            None => Some(&mut taken),
+            None => Some(&mut fields),
         };
-        if let Some(place) = place {
-            place.insert(extension.name.to_owned(), value);
+        if let Some(object) = object {
+            object.insert(extension.name.to_owned(), value);
         }
     }
-    (!taken.is_empty()).then_some(Value::Object(taken))
+    (!fields.is_empty()).then_some(Value::Object(fields))
 }
 
 /// Merges the fields of [`split`] back. If the document is the newer of the two, its own value of a
@@ -147,20 +147,20 @@ pub fn split(kind: Kind, document: &mut Map<String, Value>) -> Option<Value> {
 /// has are dropped. An `extension` with any other member is unreadable as a whole: it must not
 /// replace members of the document.
 pub fn merge(kind: Kind, document: &mut Map<String, Value>, extension: Value, document_is_newer: bool) {
-    let taken = match extension {
-        Value::Object(taken) if unknown_member(kind, &taken).is_none() => taken,
+    let fields = match extension {
+        Value::Object(fields) if unknown_member(kind, &fields).is_none() => fields,
         _ => return mark_unreadable(kind, document, "it is not an object of extension fields alone"),
     };
-    let put = |place: &mut Map<String, Value>, name: String, value: Value| {
-        if !(document_is_newer && place.contains_key(&name)) {
-            place.insert(name, value);
+    let put = |object: &mut Map<String, Value>, name: String, value: Value| {
+        if !(document_is_newer && object.contains_key(&name)) {
+            object.insert(name, value);
         }
     };
-    for (name, value) in taken {
+    for (name, value) in fields {
         match value {
             Value::Object(members) if is_parent(kind, &name) => {
-                let Some(place) = document.get_mut(&name).and_then(Value::as_object_mut) else { continue };
-                members.into_iter().for_each(|(member, value)| put(place, member, value));
+                let Some(object) = document.get_mut(&name).and_then(Value::as_object_mut) else { continue };
+                members.into_iter().for_each(|(member, value)| put(object, member, value));
             }
             value => put(document, name, value),
         }
@@ -183,11 +183,11 @@ pub fn mark_unreadable(kind: Kind, document: &mut Map<String, Value>, why: &str)
 }
 
 /// The first member that is no extension field of the kind.
-pub fn unknown_member(kind: Kind, taken: &Map<String, Value>) -> Option<String> {
+pub fn unknown_member(kind: Kind, fields: &Map<String, Value>) -> Option<String> {
     let is_field = |parent: Option<&str>, name: &str| {
         extensions(kind).iter().any(|extension| extension.parent == parent && extension.name == name)
     };
-    taken.iter().find_map(|(name, value)| match value {
+    fields.iter().find_map(|(name, value)| match value {
         Value::Object(members) if is_parent(kind, name) => {
             let member = members.keys().find(|member| !is_field(Some(name), member))?;
             Some(format!("{name}.{member}"))

@@ -94,10 +94,10 @@ impl<B: Bucket> HostIndex<B> {
         match pattern {
             NamePattern::Any => change(&mut self.any),
             NamePattern::Exact(name) => {
-                self.exact.change(name, change);
+                self.exact.update(name, change);
             }
             NamePattern::Suffix(suffix) => {
-                let (before, after) = self.suffixes.change(suffix, change);
+                let (before, after) = self.suffixes.update(suffix, change);
                 if before == after {
                     return;
                 }

@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn hosts_lose_their_port() {
+    fn host_ports_are_removed() {
         assert_eq!(host("A.com:8443").as_deref(), Some("a.com"));
         assert_eq!(host("a.com.:443").as_deref(), Some("a.com"));
         assert_eq!(host("a.com:").as_deref(), Some("a.com"));
@@ -203,7 +203,7 @@ mod tests {
         }
 
         #[test]
-        fn no_text_is_normalised_twice_differently(text in "\\PC{0,40}") {
+        fn normalization_is_idempotent(text in "\\PC{0,40}") {
             if let Some(name) = HostName::from_host(&text) {
                 prop_assert_eq!(HostName::from_host(name.as_str()), Some(name.clone()));
                 prop_assert_eq!(HostName::from_sni(name.as_str()), Some(name));

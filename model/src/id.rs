@@ -176,7 +176,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ids_are_one_harmless_segment() {
+    fn ids_are_one_safe_path_segment() {
         for good in ["1", "a-b-c-ABC_0123", "00000000000000000123", "x.y", &"a".repeat(64)] {
             assert_eq!(Id::parse(good).unwrap().as_str(), good);
         }

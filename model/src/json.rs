@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pasted_pem_is_its_lines() {
+    fn a_pasted_pem_keeps_its_lines() {
         let text = "{\"cert\": \"-----BEGIN X-----\r\n\tAA==\n-----END X-----\n\",\n \"snis\": [\"a\"]}";
         let expected = json!({"cert": "-----BEGIN X-----\r\n\tAA==\n-----END X-----\n", "snis": ["a"]});
         assert_eq!(parse(text.as_bytes()).unwrap(), expected);
@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn every_control_but_nul_means_its_escape() {
+    fn raw_control_characters_but_nul_are_accepted() {
         for byte in 0x01..=0x1f_u8 {
             let raw = [b"[\"a", [byte].as_slice(), b"b\"]"].concat();
             assert_eq!(parse(&raw).unwrap(), json!([format!("a{}b", char::from(byte))]), "{byte:#x}");
@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn backslashes_and_quotes_end_strings_where_they_do() {
+    fn backslashes_and_quotes_delimit_strings() {
         assert_eq!(
             parse(b"[\"\\\\\n\", \"\\\"\n\\\\\\\"\", \"\n\"]").unwrap(),
             json!(["\\\n", "\"\n\\\"", "\n"])
@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn a_member_that_occurs_twice_is_refused_where_it_stands() {
+    fn a_duplicate_member_is_an_error_at_its_position() {
         assert_eq!(
             told("{\"a\": 1,\n \"b\": {\"c\": \"x\ny\", \"c\": 2}}"),
             "the member \"c\" occurs twice in one object at line 3 column 7"
@@ -225,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn places_are_those_of_the_text_as_written() {
+    fn positions_refer_to_the_original_text() {
         assert_eq!(told("{\"a\": \"\n\n\n\", \"b\": nope}"), "expected ident at line 4 column 10");
         assert_eq!(told("{\"a\": nope}"), "expected ident at line 1 column 8");
         assert_eq!(told("{\"a\": \"\n"), "EOF while parsing a string at line 2 column 1");
@@ -250,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn deep_nesting_and_private_names_are_ordinary() {
+    fn deep_nesting_is_an_error_and_private_names_are_plain() {
         assert!(told(&"[".repeat(100_000)).contains("recursion limit"));
         let text = r#"{"$serde_json::private::RawValue": "{\"a\": 1}"}"#;
         assert_eq!(parse(text.as_bytes()).unwrap()["$serde_json::private::RawValue"], "{\"a\": 1}");
@@ -292,7 +292,7 @@ mod tests {
     proptest! {
         /// JSON without raw control characters is parsed unchanged, as serde_json does.
         #[test]
-        fn proper_json_is_left_alone(value in json_value()) {
+        fn valid_json_is_not_escaped(value in json_value()) {
             for text in [value.to_string(), format!("{value:#}")] {
                 prop_assert_eq!(count_raw_controls(text.as_bytes()), 0);
                 prop_assert_eq!(&parse(text.as_bytes()).unwrap(), &value);
@@ -300,14 +300,14 @@ mod tests {
         }
 
         #[test]
-        fn pasted_texts_are_their_escapes(value in json_value()) {
+        fn raw_control_characters_parse_like_escapes(value in json_value()) {
             prop_assert_eq!(parse(pasted(&value).as_bytes()).unwrap(), value);
         }
 
         /// For any bytes: one allocation, no raw control character left, and accepted only if the
         /// escaped text is JSON.
         #[test]
-        fn any_bytes_are_escaped_or_refused(text in "[\u{0}-\u{1f}\\\\\"a{}\\[\\],: 1]{0,40}") {
+        fn any_bytes_are_escaped_or_rejected(text in "[\u{0}-\u{1f}\\\\\"a{}\\[\\],: 1]{0,40}") {
             let count = count_raw_controls(text.as_bytes());
             let escaped = escape(text.as_bytes(), count);
             prop_assert_eq!(escaped.len(), text.len() + count * (ESCAPE - 1));

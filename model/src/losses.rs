@@ -99,13 +99,14 @@ fn loss<T: Copy, P: Hash + Eq>(
     places: impl Fn(T) -> Vec<P>,
     stays: impl Fn(T, T) -> bool,
 ) -> Loss {
-    let mut found: HashMap<P, Vec<T>> = HashMap::new();
+    let mut next_by_key: HashMap<P, Vec<T>> = HashMap::new();
     for item in next {
-        places(item).into_iter().for_each(|place| found.entry(place).or_default().push(item));
+        places(item).into_iter().for_each(|key| next_by_key.entry(key).or_default().push(item));
     }
     let mut loss = Loss::default();
     for item in now {
-        let stays = |place| found.get(&place).is_some_and(|next| next.iter().any(|next| stays(item, *next)));
+        let stays =
+            |key| next_by_key.get(&key).is_some_and(|next| next.iter().any(|next| stays(item, *next)));
         loss.total += 1;
         loss.lost += usize::from(!places(item).into_iter().all(stays));
     }
@@ -122,7 +123,7 @@ fn site_is_covered_by(now: &Ssl, next: &Ssl) -> bool {
 }
 
 fn sites(snapshot: &Snapshot) -> impl Iterator<Item = &Ssl> {
-    snapshot.resources_of(Kind::Ssl).values().filter_map(|held| match &held.resource {
+    snapshot.resources_of(Kind::Ssl).values().filter_map(|versioned| match &versioned.resource {
         Resource::Ssl(ssl) if !ssl.client_side && ssl.enabled && ssl.blocked.is_none() => Some(&**ssl),
         _ => None,
     })
@@ -171,8 +172,8 @@ fn routes(snapshot: &Snapshot) -> impl Iterator<Item = ServedRoute<'_>> {
     // A blocked global rule denies every request.
     let any = snapshot.blocking_global_rule().is_none();
     let served = move |route: &Route| {
-        let leads = || has_usable_upstream(snapshot, route.upstream.as_ref(), route.service.as_ref());
-        any && route.enabled && !snapshot.is_blocked(route) && leads()
+        let is_usable = || has_usable_upstream(snapshot, route.upstream.as_ref(), route.service.as_ref());
+        any && route.enabled && !snapshot.is_blocked(route) && is_usable()
     };
     snapshot.routes().filter(move |route| served(route)).map(|route| ServedRoute {
         route,
@@ -193,12 +194,12 @@ fn has_usable_upstream(snapshot: &Snapshot, own: Option<&UpstreamRef>, service: 
 
 /// A single node is used whatever its weight (contract 8).
 fn has_usable_node(upstream: &Upstream) -> bool {
-    let asked = || upstream.nodes.len() == 1 || upstream.nodes.iter().any(|node| node.weight > 0);
-    upstream.blocked.is_none() && asked()
+    let has_node = || upstream.nodes.len() == 1 || upstream.nodes.iter().any(|node| node.weight > 0);
+    upstream.blocked.is_none() && has_node()
 }
 
 fn stream_routes(snapshot: &Snapshot) -> impl Iterator<Item = &StreamRoute> {
-    snapshot.resources_of(Kind::StreamRoute).values().filter_map(|held| match &held.resource {
+    snapshot.resources_of(Kind::StreamRoute).values().filter_map(|versioned| match &versioned.resource {
         Resource::StreamRoute(route)
             if route.blocked.is_none()
                 && has_usable_upstream(snapshot, route.upstream.as_ref(), route.service.as_ref()) =>
@@ -256,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn more_than_half_is_most() {
+    fn more_than_half_is_a_majority() {
         for (gone, total, most) in [(0, 0, false), (1, 1, true), (1, 2, false), (2, 3, true), (5, 10, false)]
         {
             assert_eq!(loss(gone, total).is_majority(), most, "{gone} of {total}");
@@ -264,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn what_clients_ask_for_counts_and_not_ids() {
+    fn losses_compare_matchers_and_not_ids() {
         let now = snapshot(vec![
             site("1", "a.test", 1),
             site("2", "b.test", 1),
@@ -290,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_disabled_or_leads_nowhere_is_gone() {
+    fn disabled_and_dangling_resources_are_lost() {
         let by_id =
             |name: &str, uri: &str| resource(Kind::Route, name, &json!({"uri": uri, "upstream_id": "u"}));
         let upstream = resource(Kind::Upstream, "u", &json!({"nodes": {"10.0.0.1:80": 1}}));
@@ -305,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn a_site_that_no_longer_verifies_clients_is_gone() {
+    fn a_site_that_no_longer_verifies_clients_is_lost() {
         let pair = AUTHORITY.issue(&pki::ca::LeafSpec::server("a.test")).unwrap();
         let open = json!({"cert": pair.certificate_pem, "key": &*pair.key_pem, "snis": ["a.test"]});
         let mut verifying = open.clone();
@@ -329,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn a_site_that_verifies_others_or_less_is_gone() {
+    fn a_site_that_verifies_other_clients_is_lost() {
         use pki::ca::{Authority, AuthoritySpec};
         let other = Authority::root(&AuthoritySpec::new("another authority")).unwrap();
         let none = json!({});
@@ -345,7 +346,7 @@ mod tests {
     }
 
     #[test]
-    fn a_route_that_is_narrowed_is_gone() {
+    fn a_narrowed_route_is_lost() {
         let with = |members: &[(&str, serde_json::Value)]| {
             let mut document = json!({"uri": "/a", "upstream": {"nodes": {"10.0.0.1:80": 1}}});
             members.iter().for_each(|(name, value)| document[*name] = value.clone());
@@ -379,7 +380,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn nothing_is_lost_towards_itself_and_all_towards_nothing(
+        fn a_state_loses_nothing_to_itself_and_all_to_empty(
             sites in prop::collection::vec(0_u8..6, 0..4),
             uris in prop::collection::vec(0_u8..6, 0..4),
         ) {

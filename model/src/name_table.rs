@@ -156,7 +156,7 @@ impl<V: Bucket> NameTable<V> {
     fn find(&self, name: &[u8], may_have: impl Fn(BloomBits, NameHash) -> bool) -> Option<&V> {
         let run = self.run(NameHash::of(&self.hasher, name), may_have)?;
         let mut full = run.iter().map_while(|slot| slot.0.as_ref());
-        full.find(|(held, _)| held.as_bytes() == name).map(|(_, value)| value)
+        full.find(|(stored, _)| stored.as_bytes() == name).map(|(_, value)| value)
     }
 
     /// The slots from the place of the hash on.
@@ -183,14 +183,14 @@ impl<V: Bucket> NameTable<V> {
     }
 
     /// Updates the value of a name. Returns whether there was one before and is one now.
-    pub(crate) fn change(&mut self, name: &HostName, change: impl FnOnce(&mut V)) -> (bool, bool) {
+    pub(crate) fn update(&mut self, name: &HostName, change: impl FnOnce(&mut V)) -> (bool, bool) {
         let hash = NameHash::of(&self.hasher, name.as_bytes());
-        self.root.change(&mut self.marks, &self.hasher, name, (hash, 0), change)
+        self.root.update(&mut self.marks, &self.hasher, name, (hash, 0), change)
     }
 }
 
 impl<V: Bucket> TableNode<V> {
-    fn change(
+    fn update(
         &mut self,
         marks: &mut BloomBits,
         hasher: &RandomState,
@@ -204,15 +204,15 @@ impl<V: Bucket> TableNode<V> {
                 let way =
                     (branch.nodes.get_mut(hash.branch_index()), branch.marks.get_mut(hash.branch_index()));
                 let (Some(next), Some(of_next)) = way else { return (false, false) };
-                let told = next.change(of_next, hasher, name, (hash.descend(), depth + 1), change);
-                if told == (true, false) && branch.nodes.iter().all(TableNode::is_empty) {
+                let presence = next.update(of_next, hasher, name, (hash.descend(), depth + 1), change);
+                if presence == (true, false) && branch.nodes.iter().all(TableNode::is_empty) {
                     (*self, *marks) = (TableNode::Branch(None), BloomBits::NONE);
                 }
-                told
+                presence
             }
             TableNode::Bucket(slots) => match probe(slots, hash, name) {
                 Probe::Here(at) => {
-                    let after = Arc::make_mut(slots).get_mut(at).is_some_and(|slot| slot.change(change));
+                    let after = Arc::make_mut(slots).get_mut(at).is_some_and(|slot| slot.update(change));
                     if !after {
                         (*self, *marks) = TableNode::of(hasher, take_entries(slots), depth);
                     }
@@ -304,7 +304,7 @@ fn probe<V>(slots: &[TableSlot<V>], hash: NameHash, name: &HostName) -> Probe {
     let start = hash.place(slots.len());
     for (at, slot) in slots.iter().enumerate().skip(start) {
         match &slot.0 {
-            Some((held, _)) if held == name => return Probe::Here(at),
+            Some((stored, _)) if stored == name => return Probe::Here(at),
             Some(_) => {}
             None if at <= start + PROBE_MAX => return Probe::Free(at),
             None => return Probe::Nowhere,
@@ -340,7 +340,7 @@ fn new_entry<V: Bucket>(name: &HostName, change: impl FnOnce(&mut V)) -> Option<
 
 impl<V: Bucket> TableSlot<V> {
     /// Updates the value and returns whether there is still one.
-    fn change(&mut self, change: impl FnOnce(&mut V)) -> bool {
+    fn update(&mut self, change: impl FnOnce(&mut V)) -> bool {
         let left = self.0.as_mut().is_some_and(|(_, value)| {
             change(value);
             !value.is_empty()

@@ -75,7 +75,7 @@ impl PathTree {
             }
         };
         let candidates = exact.into_iter().chain(passed.into_iter().rev()).flatten();
-        candidates.into_iter().find(|candidate| takes(candidate)).map(|found| &found.route)
+        candidates.into_iter().find(|candidate| takes(candidate)).map(|candidate| &candidate.route)
     }
 
     pub(crate) fn insert(&mut self, route: &Arc<Route>) {
@@ -83,8 +83,8 @@ impl PathTree {
             let candidate = Candidate { route: Arc::clone(route), uri: uri.clone() };
             self.root.update_or_insert(uri.prefix().as_bytes(), |node| {
                 let candidates = node.candidates(uri);
-                let place = candidates.partition_point(|other| other.rank() < candidate.rank());
-                candidates.insert(place, candidate);
+                let position = candidates.partition_point(|other| other.rank() < candidate.rank());
+                candidates.insert(position, candidate);
             });
         }
     }
@@ -125,11 +125,11 @@ impl TreeNode {
     fn update_or_insert(&mut self, key: &[u8], change: impl FnOnce(&mut TreeNode)) {
         let (mut node, mut rest) = (self, key);
         while let Some(first) = rest.first() {
-            let place = node.child_position(*first).unwrap_or_else(|place| {
-                node.children.insert(place, (*first, Arc::new(TreeNode::new(rest))));
-                place
+            let position = node.child_position(*first).unwrap_or_else(|position| {
+                node.children.insert(position, (*first, Arc::new(TreeNode::new(rest))));
+                position
             });
-            let Some((_, child)) = node.children.get_mut(place) else { return };
+            let Some((_, child)) = node.children.get_mut(position) else { return };
             node = Arc::make_mut(child);
             let common = node.label.iter().zip(rest).take_while(|(a, b)| a == b).count();
             node.split(common);
@@ -144,12 +144,12 @@ impl TreeNode {
         let Some(first) = key.first() else { return change(self) };
         let (mut parent, mut first, mut rest) = (self, *first, key);
         loop {
-            let Ok(place) = parent.child_position(first) else { return };
-            let Some((_, child)) = parent.children.get_mut(place) else { return };
+            let Ok(position) = parent.child_position(first) else { return };
+            let Some((_, child)) = parent.children.get_mut(position) else { return };
             let Some(below) = rest.strip_prefix(&*child.label) else { return };
             if let Some(next) = below.first() {
                 (first, rest) = (*next, below);
-                let Some((_, child)) = parent.children.get_mut(place) else { return };
+                let Some((_, child)) = parent.children.get_mut(position) else { return };
                 parent = Arc::make_mut(child);
                 continue;
             }
@@ -157,7 +157,7 @@ impl TreeNode {
             change(node);
             node.join();
             if !node.has_candidates() && node.children.is_empty() {
-                parent.children.remove(place);
+                parent.children.remove(position);
                 parent.join();
             }
             return;

@@ -34,13 +34,13 @@ impl NamePattern {
         if text == "*" {
             return Ok(NamePattern::Any);
         }
-        let refuse = |hint: &str| {
+        let invalid = |hint: &str| {
             Problem::new("", format!("\"{text}\" is not a name or a wildcard that could match one"))
                 .with_hint(hint)
         };
         let Some(suffix) = text.strip_prefix('*') else {
             return HostName::from_sni(text).map(NamePattern::Exact).ok_or_else(|| {
-                refuse("expected a name like www.example.com, a wildcard like *.example.com, or *")
+                invalid("expected a name like www.example.com, a wildcard like *.example.com, or *")
             });
         };
         // The suffix without its leading dot must be a name.
@@ -49,7 +49,7 @@ impl NamePattern {
             Some(_) if !trimmed.ends_with('.') => {
                 Ok(NamePattern::Suffix(HostName::from_bytes(trimmed.as_bytes())))
             }
-            _ => Err(refuse("after the * comes the rest of a name, like *.example.com")),
+            _ => Err(invalid("after the * comes the rest of a name, like *.example.com")),
         }
     }
 
@@ -91,16 +91,16 @@ impl fmt::Display for NamePattern {
 mod tests {
     use super::*;
 
-    fn shown(text: &str) -> String {
+    fn displayed(text: &str) -> String {
         NamePattern::parse(text).unwrap().to_string()
     }
 
     #[test]
-    fn patterns_are_normalised_and_shown_as_written() {
-        assert_eq!(shown("WWW.test.com."), "www.test.com");
-        assert_eq!(shown("*.TesT2.com."), "*.test2.com");
-        assert_eq!(shown("*x.com"), "*x.com");
-        assert_eq!(shown("*"), "*");
+    fn patterns_are_normalized_and_displayed_as_written() {
+        assert_eq!(displayed("WWW.test.com."), "www.test.com");
+        assert_eq!(displayed("*.TesT2.com."), "*.test2.com");
+        assert_eq!(displayed("*x.com"), "*x.com");
+        assert_eq!(displayed("*"), "*");
         for bad in ["", ".", "*.", "*..", "*..a", "a.*", "**", "*.a..", "a*.com"] {
             assert!(NamePattern::parse(bad).is_err(), "{bad}");
         }

@@ -92,7 +92,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn fields_nest_and_hints_show() {
+    fn fields_nest_and_hints_are_displayed() {
         let problem = Problem::new("tls", "no").within("upstream").with_hint("say yes");
         assert_eq!(problem.field, "upstream.tls");
         assert_eq!(problem.to_string(), "no (say yes)");
@@ -101,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn what_may_be_a_key_is_not_shown() {
+    fn possible_keys_are_redacted() {
         let key = "-----BEGIN PRIVATE KEY-----\nMC4CAQAw\n-----END PRIVATE KEY-----";
         let problem = Problem::new(key, format!("found \"{key}\"")).with_hint(format!("did you mean {key}?"));
         let (field, message, hint) = problem.redacted();

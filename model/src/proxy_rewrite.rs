@@ -11,10 +11,10 @@ use http::Method;
 use regex::{Regex, RegexBuilder};
 use serde_json::{Map, Value};
 
-use crate::document::{SchemaBlock, validate_block};
 use crate::host_name::HostName;
 use crate::problem::Problem;
 use crate::request_target;
+use crate::schema::{SchemaBlock, validate_block};
 use crate::template::{AllowedRefs, Template};
 use crate::variable::Variable;
 
@@ -359,7 +359,7 @@ mod tests {
     }
 
     #[test]
-    fn what_breaks_a_request_or_does_nothing_is_refused() {
+    fn settings_that_break_a_request_or_do_nothing_are_invalid() {
         for (source, field) in [
             (json!({}), ""),
             (json!({"headers": {}}), ""),

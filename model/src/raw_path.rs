@@ -7,6 +7,7 @@
 //! path differs from the normalized one. Decision 29.
 
 use std::collections::HashMap;
+use std::convert::Infallible;
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -51,18 +52,18 @@ impl std::error::Error for Conflict {}
 
 /// Caches the first conflict of each raw route for the life of a snapshot: finding it visits all
 /// routes, and clients choose how often it is needed.
-#[derive(Clone, Default)]
-pub(crate) struct ConflictCache(Arc<Mutex<HashMap<Id, Option<Conflict>>>>);
+#[derive(Default)]
+struct ConflictCache(Mutex<HashMap<Id, Option<Conflict>>>);
 
 impl ConflictCache {
-    fn of(&self, snapshot: &Snapshot, route: &Route) -> Option<Conflict> {
-        let known = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(verdict) = known().get(&route.id) {
-            return verdict.clone();
+    fn first_conflict(&self, snapshot: &Snapshot, route: &Route) -> Option<Conflict> {
+        let cached = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(conflict) = cached().get(&route.id) {
+            return conflict.clone();
         }
-        let verdict = conflicts(snapshot, route).next();
-        known().insert(route.id.clone(), verdict.clone());
-        verdict
+        let conflict = conflicts(snapshot, route).next();
+        cached().insert(route.id.clone(), conflict.clone());
+        conflict
     }
 }
 
@@ -75,14 +76,16 @@ impl ConflictCache {
 /// The rule that the path might bypass.
 pub fn check_request(
     snapshot: &Snapshot,
-    found: &Destination<'_>,
+    destination: &Destination<'_>,
     policy: Option<&ClientAuth>,
     client: &ClientVerification,
 ) -> Result<(), Conflict> {
     if client.identity().is_none() && policy.is_some_and(|policy| !policy.requires_client_cert()) {
         return Err(Conflict::SkipRules(None));
     }
-    snapshot.raw_path_conflicts().of(snapshot, found.route).map_or(Ok(()), Err)
+    let Ok(cache) =
+        snapshot.cache().get_or_try_init::<_, Infallible>(|| Ok(Arc::new(ConflictCache::default())));
+    cache.first_conflict(snapshot, destination.route).map_or(Ok(()), Err)
 }
 
 /// Whether the route, or else its service, asks for raw paths.
@@ -100,7 +103,7 @@ pub fn check_resource(snapshot: &Snapshot, resource: &Resource) -> Result<(), Pr
     let routes: Vec<&Route> = match resource {
         Resource::Route(route) => vec![route],
         Resource::Service(service) => {
-            let all = snapshot.resources().filter_map(|held| match &held.resource {
+            let all = snapshot.resources().filter_map(|versioned| match &versioned.resource {
                 Resource::Route(route) if route.service.as_ref() == Some(&service.id) => Some(&**route),
                 _ => None,
             });
@@ -109,8 +112,8 @@ pub fn check_resource(snapshot: &Snapshot, resource: &Resource) -> Result<(), Pr
         _ => Vec::new(),
     };
     let conflict = |route: &&Route| {
-        let asked = is_enabled(snapshot, route);
-        asked.then(|| conflicts(snapshot, route)).and_then(|mut found| found.next())
+        let enabled = is_enabled(snapshot, route);
+        enabled.then(|| conflicts(snapshot, route)).and_then(|mut conflicts| conflicts.next())
     };
     match routes.iter().find_map(conflict) {
         Some(conflict) => Err(Problem::new(FIELD, describe(&conflict)).with_hint(HINT)),
@@ -133,7 +136,7 @@ pub(crate) fn describe(conflict: &Conflict) -> String {
 /// differently.
 pub fn conflicts<'a>(snapshot: &'a Snapshot, route: &'a Route) -> impl Iterator<Item = Conflict> + 'a {
     let hosts = snapshot.hosts(route);
-    let sites = snapshot.resources_of(Kind::Ssl).values().filter_map(|held| match &held.resource {
+    let sites = snapshot.resources_of(Kind::Ssl).values().filter_map(|versioned| match &versioned.resource {
         Resource::Ssl(ssl) if ssl.enabled && !ssl.client_side => Some(ssl),
         _ => None,
     });

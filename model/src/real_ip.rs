@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn one_address_is_read_in_every_form() {
+    fn every_form_of_an_address_is_parsed() {
         let one = real_ip("X-Real-IP", false);
         for (value, wanted) in [
             ("192.0.2.7", "192.0.2.7:0"),
@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_address_changes_nothing() {
+    fn an_invalid_address_is_ignored() {
         for recursive in [false, true] {
             for header in ["X-Real-IP", "X-Forwarded-For", "CF-Connecting-IP"] {
                 let real_ip = real_ip(header, recursive);
@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_listed_peer_is_believed() {
+    fn only_a_trusted_peers_header_counts() {
         for recursive in [false, true] {
             let real_ip = real_ip("X-Forwarded-For", recursive);
             for stranger in ["11.0.0.1", "::ffff:11.0.0.1", "2001:db8::1", "127.0.0.1"] {
@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn recursive_stops_at_the_first_stranger() {
+    fn recursive_stops_at_the_first_untrusted_hop() {
         let (last, all) = (real_ip("X-Forwarded-For", false), real_ip("x-forwarded-for", true));
         for (lines, not_recursive, recursive) in [
             (&["6.6.6.6, 192.0.2.7, 10.0.0.2"][..], "10.0.0.2:0", "192.0.2.7:0"),

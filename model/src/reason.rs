@@ -39,7 +39,7 @@ reasons! {
     /// The peer closed the connection during the handshake.
     HandshakeAbandoned => "handshake_abandoned", None;
     /// The peer rejected the handshake with an alert.
-    RefusedByPeer => "refused_by_peer", None;
+    RejectedByPeer => "rejected_by_peer", None;
     /// The handshake exceeded `limits.handshake_timeout`.
     HandshakeTimeout => "handshake_timeout", None;
     /// The ClientHello has no SNI, and `apisix.ssl.fallback_sni` is not set.
@@ -51,7 +51,7 @@ reasons! {
     /// The site is blocked, because another program stored an unsupported document.
     BlockedSite => "blocked_site", Some(StatusCode::SERVICE_UNAVAILABLE);
     /// The client and the site have no TLS version in common.
-    Version => "version", None;
+    NoCommonVersion => "no_common_version", None;
     /// The client and the site have no cipher suite, group, signature scheme or application
     /// protocol in common.
     NoCommonParameters => "no_common_parameters", None;
@@ -61,7 +61,7 @@ reasons! {
     BadCertificate => "bad_certificate", Some(StatusCode::BAD_REQUEST);
     /// The client policy of the site changed and rejects the client of an open connection, or the
     /// client's certificate expired.
-    PolicyMoved => "policy_moved", Some(StatusCode::BAD_REQUEST);
+    PolicyChanged => "policy_changed", Some(StatusCode::BAD_REQUEST);
 
     /// No stream route matches the connection.
     NoStreamRoute => "no_stream_route", None;
@@ -82,11 +82,11 @@ reasons! {
     /// `limits.header_bytes`.
     HeadTooLarge => "head_too_large", Some(StatusCode::BAD_REQUEST);
     /// The method is CONNECT or TRACE, which the gateway does not forward.
-    MethodRefused => "method_refused", Some(StatusCode::METHOD_NOT_ALLOWED);
+    MethodNotAllowed => "method_not_allowed", Some(StatusCode::METHOD_NOT_ALLOWED);
     /// The request body has a transfer coding other than `chunked`.
     TransferCoding => "transfer_coding", Some(StatusCode::NOT_IMPLEMENTED);
     /// The request asks for a protocol upgrade, which the gateway does not support.
-    UpgradeRefused => "upgrade_refused", Some(StatusCode::UPGRADE_REQUIRED);
+    UpgradeNotSupported => "upgrade_not_supported", Some(StatusCode::UPGRADE_REQUIRED);
     /// The Host belongs to a site with another client policy than the connection's.
     Misdirected => "misdirected", Some(StatusCode::MISDIRECTED_REQUEST);
     /// The allow-list of the route or its service does not include the client, or the client is not
@@ -167,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn every_rule_is_documented_with_its_alert() {
+    fn every_verify_reason_is_documented_with_its_alert() {
         let page = include_str!("../../docs/REASONS.md");
         for rule in pki::VerifyReason::ALL {
             let row = format!("| `{rule}` | `{}` |", rule.alert());

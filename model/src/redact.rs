@@ -107,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn no_piece_of_a_key_is_repeated() {
+    fn no_part_of_a_key_is_quoted() {
         for piece in pieces() {
             // A single line below the limit reveals too little.
             let long = piece.len() > BASE64_RUN_MIN;
@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn ordinary_texts_are_repeated_whole() {
+    fn ordinary_texts_are_unchanged() {
         for text in [
             "invalid configuration: property \"snis\" validation failed: failed to match pattern \"^\\*?[0-9a-zA-Z-._\\[\\]:]+$\" with \"a b\"",
             "failed to parse key: PEM_read_bio_PrivateKey() failed",

@@ -39,7 +39,7 @@ pub enum RequestTargetError {
     ConflictingHosts,
     /// The host is not a host name or address.
     #[error("the request's host is not a host name or an address")]
-    Host,
+    InvalidHost,
     /// The path is `*`, empty, or without its first `/`.
     #[error("the request's path does not start with /")]
     InvalidPath,
@@ -75,7 +75,7 @@ impl RequestTarget {
     ) -> Result<Self, RequestTargetError> {
         let authority = authority(line, header)?;
         let host = match authority {
-            Some(text) => Some(HostName::from_host(text).ok_or(RequestTargetError::Host)?),
+            Some(text) => Some(HostName::from_host(text).ok_or(RequestTargetError::InvalidHost)?),
             None => None,
         };
         let path::NormalizedPath { path, forwarded } = path::normalize(path, options)?;
@@ -111,7 +111,7 @@ fn authority<'a>(
         }
         // user@host is no host.
         (Some(one), _) | (None, Some(one)) if one.is_empty() || one.contains('@') => {
-            Err(RequestTargetError::Host)
+            Err(RequestTargetError::InvalidHost)
         }
         (one, other) => Ok(one.or(other)),
     }
@@ -122,14 +122,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn two_hosts_and_no_hosts_are_told_apart() {
+    fn two_hosts_are_rejected_and_none_is_allowed() {
         let target = |line, header| {
             RequestTarget::new(line, header, "/", PathOptions::default()).map(|target| target.host)
         };
         assert_eq!(target(Some("A.com"), Some("a.com")), Ok(HostName::from_host("a.com")));
         assert_eq!(target(Some("a.com"), Some("b.com")), Err(RequestTargetError::ConflictingHosts));
-        assert_eq!(target(None, Some("u@a.com")), Err(RequestTargetError::Host));
-        assert_eq!(target(Some(""), None), Err(RequestTargetError::Host));
+        assert_eq!(target(None, Some("u@a.com")), Err(RequestTargetError::InvalidHost));
+        assert_eq!(target(Some(""), None), Err(RequestTargetError::InvalidHost));
         assert_eq!(target(None, None), Ok(None));
     }
 }

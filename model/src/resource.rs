@@ -110,7 +110,7 @@ pub struct Ssl {
     /// (contract 6.1).
     pub enabled: bool,
     /// Cached by the data plane.
-    pub prepared: CacheSlot,
+    pub cache: CacheSlot,
     /// Set if the resource is blocked ([`Resource::blocked`]).
     pub blocked: Option<Blocked>,
 }
@@ -197,7 +197,7 @@ pub struct Upstream {
     /// TLS settings, for the encrypted schemes.
     pub tls: UpstreamTls,
     /// Cached by the data plane.
-    pub prepared: CacheSlot,
+    pub cache: CacheSlot,
     /// Set if the resource is blocked ([`Resource::blocked`]).
     pub blocked: Option<Blocked>,
 }

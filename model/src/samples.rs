@@ -91,9 +91,9 @@ prop_compose! {
         versions in option::of(subsequence(served_versions(), 1..=2)),
     ) -> Resource {
         let pairs = pairs.into_iter().map(|pair: usize| PAIRS[pair].clone()).collect();
-        let prepared = CacheSlot::new();
+        let cache = CacheSlot::new();
         let blocked = None;
-        Resource::Ssl(Arc::new(Ssl { id: own, client_side, names, pairs, client, versions, enabled, prepared, blocked }))
+        Resource::Ssl(Arc::new(Ssl { id: own, client_side, names, pairs, client, versions, enabled, cache, blocked }))
     }
 }
 
@@ -123,17 +123,19 @@ prop_compose! {
             pass_host: if rewrite { PassHost::Rewrite } else { PassHost::Node },
             upstream_host: rewrite.then(|| "up.a.com:8443".to_owned()),
             keepalive: idle.map(|idle| KeepalivePool { idle_timeout: idle, ..KeepalivePool::default() }),
-            tls: UpstreamTls { identity, verify }, prepared: CacheSlot::new(), blocked: None,
+            tls: UpstreamTls { identity, verify }, cache: CacheSlot::new(), blocked: None,
         }
     }
 }
 
 fn some_upstream() -> impl Strategy<Value = Resource> {
-    some_id().prop_flat_map(|id| upstream_with(Some(id))).prop_map(|made| Resource::Upstream(Arc::new(made)))
+    some_id()
+        .prop_flat_map(|id| upstream_with(Some(id)))
+        .prop_map(|upstream| Resource::Upstream(Arc::new(upstream)))
 }
 
 fn some_target() -> impl Strategy<Value = Option<UpstreamRef>> {
-    let inline = upstream_with(None).prop_map(|made| UpstreamRef::Inline(Arc::new(made)));
+    let inline = upstream_with(None).prop_map(|upstream| UpstreamRef::Inline(Arc::new(upstream)));
     option::of(prop_oneof![some_id().prop_map(UpstreamRef::Id), inline])
 }
 

@@ -5,6 +5,8 @@
 //! touches, so a change costs its size. Invariant: the indexes are a function of the resources
 //! alone, whatever deltas led to them. Lookups do not allocate.
 
+mod diff;
+
 use std::sync::Arc;
 
 use imbl::{OrdMap, OrdSet};
@@ -14,8 +16,7 @@ use crate::delta::{Delta, Versioned};
 use crate::host_name::HostName;
 use crate::id::{Id, Key, Kind};
 use crate::pattern::HostPattern;
-use crate::raw_path::ConflictCache;
-use crate::resource::{Resource, Route, Service, Ssl, StreamRoute, Upstream};
+use crate::resource::{CacheSlot, Resource, Route, Service, Ssl, StreamRoute, Upstream};
 use crate::route_index::{RouteIndex, RouteQuery};
 use crate::sni_index::{SiteLookup, SniIndex};
 use crate::stream_index::{StreamIndex, StreamQuery};
@@ -40,7 +41,7 @@ pub struct Snapshot {
     route_index: RouteIndex,
     stream_index: StreamIndex,
     /// Valid for this revision only.
-    raw_path_conflicts: ConflictCache,
+    cache: CacheSlot,
     /// The routes that refer to a service, whether it exists or not: they may use its hosts.
     routes_by_service: OrdMap<Id, OrdSet<Id>>,
 }
@@ -62,16 +63,16 @@ impl Snapshot {
             site_generation: 0,
             route_index: RouteIndex::new(),
             stream_index: StreamIndex::new(),
-            raw_path_conflicts: ConflictCache::default(),
+            cache: CacheSlot::new(),
             routes_by_service: OrdMap::new(),
         }
     }
 
     /// Builds a snapshot. The last of several resources with the same key counts.
     pub fn from_resources(revision: u64, resources: impl IntoIterator<Item = Versioned>) -> Snapshot {
-        let mut made = Snapshot { revision, ..Snapshot::empty() };
-        resources.into_iter().for_each(|resource| made.insert(resource));
-        made
+        let mut snapshot = Snapshot { revision, ..Snapshot::empty() };
+        resources.into_iter().for_each(|resource| snapshot.insert(resource));
+        snapshot
     }
 
     /// The store's revision; 0 is none.
@@ -119,7 +120,7 @@ impl Snapshot {
 
     /// The ssl with this id, enabled or not, of either type.
     pub fn ssl(&self, id: &Id) -> Option<&Arc<Ssl>> {
-        match self.ssls.get(id).map(|held| &held.resource) {
+        match self.ssls.get(id).map(|versioned| &versioned.resource) {
             Some(Resource::Ssl(ssl)) => Some(ssl),
             _ => None,
         }
@@ -127,7 +128,7 @@ impl Snapshot {
 
     /// The upstream with this id.
     pub fn upstream(&self, id: &Id) -> Option<&Arc<Upstream>> {
-        match self.upstreams.get(id).map(|held| &held.resource) {
+        match self.upstreams.get(id).map(|versioned| &versioned.resource) {
             Some(Resource::Upstream(upstream)) => Some(upstream),
             _ => None,
         }
@@ -135,7 +136,7 @@ impl Snapshot {
 
     /// The service with this id.
     pub fn service(&self, id: &Id) -> Option<&Arc<Service>> {
-        match self.services.get(id).map(|held| &held.resource) {
+        match self.services.get(id).map(|versioned| &versioned.resource) {
             Some(Resource::Service(service)) => Some(service),
             _ => None,
         }
@@ -143,7 +144,7 @@ impl Snapshot {
 
     /// The route with this id, enabled or not.
     pub fn route(&self, id: &Id) -> Option<&Arc<Route>> {
-        match self.routes.get(id).map(|held| &held.resource) {
+        match self.routes.get(id).map(|versioned| &versioned.resource) {
             Some(Resource::Route(route)) => Some(route),
             _ => None,
         }
@@ -171,14 +172,15 @@ impl Snapshot {
 
     /// Every route, enabled or not.
     pub(crate) fn routes(&self) -> impl Iterator<Item = &Arc<Route>> {
-        self.routes.values().filter_map(|held| match &held.resource {
+        self.routes.values().filter_map(|versioned| match &versioned.resource {
             Resource::Route(route) => Some(route),
             _ => None,
         })
     }
 
-    pub(crate) fn raw_path_conflicts(&self) -> &ConflictCache {
-        &self.raw_path_conflicts
+    /// A value that is derived from this snapshot.
+    pub(crate) fn cache(&self) -> &CacheSlot {
+        &self.cache
     }
 
     /// The resource with this key.
@@ -188,12 +190,12 @@ impl Snapshot {
 
     /// The version of the resource with this key ([`Versioned::version`]).
     pub fn version(&self, key: &Key) -> Option<u64> {
-        self.get(key).map(|held| held.version)
+        self.get(key).map(|versioned| versioned.version)
     }
 
     /// The keys and versions of all resources, in the order of keys.
     pub fn versions(&self) -> impl Iterator<Item = (Key, u64)> {
-        self.resources().map(|held| (held.resource.key(), held.version))
+        self.resources().map(|versioned| (versioned.resource.key(), versioned.version))
     }
 
     /// Every resource, in the order of keys.
@@ -215,8 +217,7 @@ impl Snapshot {
     /// caller checks). The cost is the size of the delta.
     #[must_use]
     pub fn apply(&self, delta: &Delta) -> Snapshot {
-        let mut next =
-            Snapshot { revision: delta.to, raw_path_conflicts: ConflictCache::default(), ..self.clone() };
+        let mut next = Snapshot { revision: delta.to, cache: CacheSlot::new(), ..self.clone() };
         next.rollback_epoch += u64::from(delta.to < self.revision);
         delta.removals.iter().for_each(|key| next.remove(key));
         delta.upserts.iter().for_each(|resource| next.insert(resource.clone()));
@@ -323,7 +324,7 @@ fn effective_hosts<'a>(route: &'a Route, services: &'a OrdMap<Id, Versioned>) ->
     if !route.hosts.is_empty() {
         return &route.hosts;
     }
-    hosts_of(route.service.as_ref().and_then(|id| services.get(id)).map(|held| &held.resource))
+    hosts_of(route.service.as_ref().and_then(|id| services.get(id)).map(|versioned| &versioned.resource))
 }
 
 fn hosts_of(service: Option<&Resource>) -> &[HostPattern] {
@@ -349,12 +350,12 @@ impl Default for Snapshot {
 
 impl std::fmt::Debug for Snapshot {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let mut shown = f.debug_struct("Snapshot");
-        shown.field("revision", &self.revision);
+        let mut debug = f.debug_struct("Snapshot");
+        debug.field("revision", &self.revision);
         for kind in Kind::ALL {
-            shown.field(kind.plural(), &self.len(kind));
+            debug.field(kind.plural(), &self.len(kind));
         }
-        shown.finish()
+        debug.finish()
     }
 }
 

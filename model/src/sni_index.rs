@@ -46,7 +46,7 @@ pub enum SiteLookup<'a> {
     /// The entry `*` matches.
     Any(&'a Arc<Ssl>),
     /// No entry matches.
-    Nothing,
+    NotFound,
 }
 
 impl<'a> SiteLookup<'a> {
@@ -54,7 +54,7 @@ impl<'a> SiteLookup<'a> {
     pub fn ssl(self) -> Option<&'a Arc<Ssl>> {
         match self {
             SiteLookup::Exact(ssl) | SiteLookup::Wildcard { ssl, .. } | SiteLookup::Any(ssl) => Some(ssl),
-            SiteLookup::TooManyLabels { .. } | SiteLookup::Nothing => None,
+            SiteLookup::TooManyLabels { .. } | SiteLookup::NotFound => None,
         }
     }
 }
@@ -77,7 +77,7 @@ impl SniIndex {
         match wildcard.and_then(|(star, claims)| Some((star, claims.first()?))) {
             Some((star, ssl)) if star.contains(&b'.') => SiteLookup::TooManyLabels { ssl, star: star.len() },
             Some((star, ssl)) => SiteLookup::Wildcard { ssl, star: star.len() },
-            None => self.0.any().first().map_or(SiteLookup::Nothing, SiteLookup::Any),
+            None => self.0.any().first().map_or(SiteLookup::NotFound, SiteLookup::Any),
         }
     }
 
@@ -88,8 +88,8 @@ impl SniIndex {
 
     pub(crate) fn insert(&mut self, ssl: &Arc<Ssl>) {
         self.update(ssl, |claims| {
-            let place = claims.partition_point(|other| other.id < ssl.id);
-            claims.insert(place, Arc::clone(ssl));
+            let position = claims.partition_point(|other| other.id < ssl.id);
+            claims.insert(position, Arc::clone(ssl));
         });
     }
 

@@ -67,12 +67,13 @@ pub fn compile_stored(kind: Kind, id: &Id, document: &Value, keyring: &Keyring) 
         let problem = not_an_object(&key, document.as_str());
         return block_or_keep(key, document, vec![problem], Vec::new());
     }
-    let mut rest = ignored_fields::strip_ignored(kind, document.clone(), Findings::for_resource(key.clone()));
+    let mut stripped =
+        ignored_fields::strip_ignored(kind, document.clone(), Findings::for_resource(key.clone()));
     let mut problems: Vec<Problem> =
-        rest.unsupported_plugins.iter().map(|name| unsupported_plugin(name)).collect();
+        stripped.unsupported_plugins.iter().map(|name| unsupported_plugin(name)).collect();
     while problems.len() < PROBLEMS_MAX {
-        match compile(kind, id, &rest.document, keyring) {
-            Ok(resource) if problems.is_empty() => return served(resource, rest.ignored),
+        match compile(kind, id, &stripped.document, keyring) {
+            Ok(resource) if problems.is_empty() => return served(resource, stripped.ignored),
             Ok(_) => break,
             Err(problem) => {
                 let (fault, member) = (problem.kind, top_level_member(&problem.field).to_owned());
@@ -82,13 +83,13 @@ pub fn compile_stored(kind: Kind, id: &Id, document: &Value, keyring: &Keyring) 
                 }
                 // The search continues without the member, because an unsupported protection may
                 // follow a plain mistake. The stripped document is never served.
-                if rest.document.as_object_mut().and_then(|members| members.remove(&member)).is_none() {
+                if stripped.document.as_object_mut().and_then(|members| members.remove(&member)).is_none() {
                     break;
                 }
             }
         }
     }
-    block_or_keep(key, document, problems, rest.ignored)
+    block_or_keep(key, document, problems, stripped.ignored)
 }
 
 /// The outcome for a stored document that could not be prepared for compilation, for example
@@ -121,11 +122,11 @@ fn block_or_keep(
     left_out: Vec<Finding>,
 ) -> CompileOutcome {
     let why = Blocked::new(&problems.first().map(ToString::to_string).unwrap_or_default());
-    let place = matchers::blocked_resource(&key, document, why);
+    let resource = matchers::blocked_resource(&key, document, why);
     let valid = problems.iter().any(|problem| problem.kind != ProblemKind::Invalid);
-    let verdict = match place {
-        Some(place) if valid => Verdict::Blocked(place),
-        place => Verdict::Invalid(place),
+    let verdict = match resource {
+        Some(resource) if valid => Verdict::Blocked(resource),
+        resource => Verdict::Invalid(resource),
     };
     CompileOutcome { key, verdict, problems, left_out }
 }
@@ -141,18 +142,18 @@ impl CompileOutcome {
     pub fn resolve(self, before: Option<&Resource>) -> (Option<Resource>, Vec<Finding>) {
         // A blocked predecessor serves no traffic, so the newer document decides what is blocked
         // now.
-        let kept = before.is_some_and(|before| before.blocked().is_none());
+        let keeps_predecessor = before.is_some_and(|before| before.blocked().is_none());
         let (resource, what) = match self.verdict {
             Verdict::Served(resource) => return (Some(resource), self.left_out),
             Verdict::Blocked(resource) => (Some(resource), self.key.kind.blocked_effect()),
-            Verdict::Invalid(_) if kept => (None, "the data planes keep what it was before"),
-            Verdict::Invalid(Some(place)) => (Some(place), self.key.kind.blocked_effect()),
+            Verdict::Invalid(_) if keeps_predecessor => (None, "the data planes keep what it was before"),
+            Verdict::Invalid(Some(resource)) => (Some(resource), self.key.kind.blocked_effect()),
             Verdict::Invalid(None) if before.is_some() => (None, "it stays blocked as it was before"),
             Verdict::Invalid(None) => {
                 (None, "the data planes have none, and it cannot be told what it was to take")
             }
         };
-        let told = self.problems.into_iter().map(|problem| {
+        let findings = self.problems.into_iter().map(|problem| {
             let (field, message, hint) = problem.redacted();
             Finding {
                 severity: Severity::Error,
@@ -166,7 +167,7 @@ impl CompileOutcome {
                 hint: hint.map_or_else(|| "write it again through the Admin API".to_owned(), Cow::into_owned),
             }
         });
-        (resource, told.chain(self.left_out).collect())
+        (resource, findings.chain(self.left_out).collect())
     }
 }
 

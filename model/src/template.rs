@@ -231,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn every_form() {
+    fn every_reference_form_is_rendered() {
         for (text, expected) in [
             ("plain", "plain"),
             ("$host", "<a.example>"),
@@ -254,14 +254,14 @@ mod tests {
     }
 
     #[test]
-    fn a_default_holds_no_separator() {
+    fn a_separator_in_a_default_does_not_count() {
         for (text, path, query) in [
             ("/a?b=$host", "/a", Some("b=<a.example>")),
             ("/${arg_y ?? n}?", "/<n>", Some("")),
             ("/${arg_y ?? n}", "/<n>", None),
             ("?$host?x", "", Some("<a.example>?x")),
         ] {
-            let shown = |template: Template| {
+            let rendered_text = |template: Template| {
                 let mut out = String::new();
                 template.render(&Fixed, &[], |part| match part {
                     RenderedPart::Literal(text) => out.push_str(text),
@@ -272,12 +272,16 @@ mod tests {
                 out
             };
             let (before, after) = Template::parse(text, ALL).unwrap().split_at_literal('?');
-            assert_eq!((shown(before), after.map(shown).as_deref()), (path.to_owned(), query), "{text}");
+            assert_eq!(
+                (rendered_text(before), after.map(rendered_text).as_deref()),
+                (path.to_owned(), query),
+                "{text}"
+            );
         }
     }
 
     #[test]
-    fn what_cannot_be_is_refused() {
+    fn invalid_references_are_problems() {
         for text in ["$nope", "${ssl_client_dn}", "$2", "$ssl_client_san_uri", "$host."] {
             assert!(Template::parse(text, ALL).is_err(), "{text}");
         }

@@ -17,19 +17,19 @@ pub const LIFETIME_MAX: u32 = 7 * 24 * 60 * 60;
 /// A secret of the ring.
 #[derive(Clone)]
 pub struct TicketSecret {
-    from: u64,
+    active_from: u64,
     bytes: Zeroizing<[u8; SECRET_BYTES]>,
 }
 
 impl TicketSecret {
     /// Creates a secret that is active from a time (seconds since 1970). The bytes must be random.
-    pub fn new(from: u64, bytes: Zeroizing<[u8; SECRET_BYTES]>) -> Self {
-        Self { from, bytes }
+    pub fn new(active_from: u64, bytes: Zeroizing<[u8; SECRET_BYTES]>) -> Self {
+        Self { active_from, bytes }
     }
 
     /// When the secret becomes active, in seconds since 1970.
     pub fn active_from(&self) -> u64 {
-        self.from
+        self.active_from
     }
 
     /// The secret bytes, for key derivation.

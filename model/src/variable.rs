@@ -180,7 +180,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_read_once_and_unknown_ones_are_none() {
+    fn names_are_parsed_and_unknown_ones_are_none() {
         assert_eq!(Variable::parse("args"), Variable::parse("query_string"));
         assert_eq!(Variable::parse("http_X-Request_Id"), Some(Variable::Header("x-request-id".into())));
         assert_eq!(Variable::parse("cookie_a.b"), Some(Variable::Cookie("a.b".into())));
@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn identity_is_what_speaks_of_the_client_certificate() {
+    fn identity_variables_are_those_of_the_client_certificate() {
         for (name, variable) in NAMES {
             assert_eq!(variable.is_identity(), name.starts_with("ssl_client_"), "{name}");
         }

@@ -9,7 +9,6 @@ mod assembler;
 mod chunks;
 mod decode;
 mod encode;
-mod policy_interner;
 mod tickets;
 
 pub use assembler::{DeltaAssembler, DeltaLimits, ResourceError};

@@ -18,7 +18,7 @@ use clap::Args;
 use environment::Environment;
 
 #[derive(Args, Clone, Debug)]
-pub struct Ports {
+pub struct DemoPorts {
     /// The gateway's plain HTTP.
     #[arg(long = "http", default_value_t = 9080)]
     pub http: u16,
@@ -45,7 +45,7 @@ pub struct Ports {
     pub etcd: u16,
 }
 
-impl Ports {
+impl DemoPorts {
     /// Each port with its make variable.
     fn named(&self) -> [(u16, &'static str); 8] {
         [
@@ -69,7 +69,7 @@ impl Demo {
     ///
     /// # Errors
     /// A port in use, a program that is not built, or a folder that is not the demo's.
-    pub async fn run(dir: &Path, ports: Ports, check: bool) -> anyhow::Result<usize> {
+    pub async fn run(dir: &Path, ports: DemoPorts, check: bool) -> anyhow::Result<usize> {
         println!(
             "Countersign: a mutual-TLS gateway, on this machine. Certificates, store and logs are in {}/",
             dir.display()

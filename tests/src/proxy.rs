@@ -52,7 +52,7 @@ impl Proxy {
         let network = Arc::new(watch::Sender::new(Network::Forward));
         let (done, taken) = watch::channel(Network::Cut);
         let (connections, trap) = (Arc::new(AtomicU64::new(0)), Trap::default());
-        let script = Script {
+        let script = ProxyTask {
             port,
             target,
             watched: network.subscribe(),
@@ -102,7 +102,7 @@ impl Drop for Proxy {
     }
 }
 
-struct Script {
+struct ProxyTask {
     port: Reservation,
     target: SocketAddr,
     watched: watch::Receiver<Network>,
@@ -128,7 +128,7 @@ impl Spring {
     }
 }
 
-impl Script {
+impl ProxyTask {
     async fn run(mut self) {
         let address = self.port.address();
         loop {

@@ -29,8 +29,8 @@ const KEY_UPDATE: u8 = 24;
 
 pub struct RawTls {
     tcp: TcpStream,
-    read: Keys,
-    write: Keys,
+    read: TrafficKeys,
+    write: TrafficKeys,
     /// KeyUpdates that the gateway has sent.
     pub updates: usize,
 }
@@ -91,8 +91,8 @@ impl RawTls {
         let suite = connection.negotiated_cipher_suite().map(|suite| suite.suite());
         assert_eq!(suite, Some(CipherSuite::TLS13_AES_128_GCM_SHA256), "the one that is known here");
         let is_client = matches!(connection, Connection::Client(_));
-        let [client, server] =
-            ["CLIENT_TRAFFIC_SECRET_0", "SERVER_TRAFFIC_SECRET_0"].map(|label| Keys::of(secrets.take(label)));
+        let [client, server] = ["CLIENT_TRAFFIC_SECRET_0", "SERVER_TRAFFIC_SECRET_0"]
+            .map(|label| TrafficKeys::of(secrets.take(label)));
         let (read, write) = if is_client { (server, client) } else { (client, server) };
         Self { tcp, read, write, updates: 0 }
     }
@@ -142,14 +142,14 @@ impl RawTls {
 }
 
 /// One direction (RFC 8446 sections 5.2, 5.3, 7.2 and 7.3).
-struct Keys {
+struct TrafficKeys {
     secret: Vec<u8>,
     key: LessSafeKey,
     iv: [u8; 12],
     sequence: u64,
 }
 
-impl Keys {
+impl TrafficKeys {
     fn of(secret: Vec<u8>) -> Self {
         let key = UnboundKey::new(&AES_128_GCM, &expand(&secret, "key", 16)).expect("sixteen bytes");
         let iv = expand(&secret, "iv", 12).try_into().expect("twelve bytes");

@@ -1,8 +1,8 @@
 //! CPU time, resident memory and core affinity of processes, from `/proc`.
 //!
-//! CPU time comes from each thread's `schedstat`, in nanoseconds, which ends with the thread. When a
-//! thread ended between two readings, the difference falls back to `/proc/PID/stat`, which keeps
-//! dead threads but counts clock ticks; [`CpuUsed::exact`] says which one it was.
+//! CPU time comes from each thread's `schedstat`, in nanoseconds, which ends with the thread. When
+//! a thread ended between two readings, the difference falls back to `/proc/PID/stat`, which keeps
+//! dead threads but counts clock ticks; [`CpuUsed::exact`] tells which one it was.
 
 use std::collections::BTreeMap;
 use std::fs;

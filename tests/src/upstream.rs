@@ -46,11 +46,11 @@ const HEADERS_MAX: usize = 10_000;
 /// A running upstream; dropping it ends it.
 pub struct Upstream {
     address: SocketAddr,
-    state: Arc<State>,
+    state: Arc<UpstreamState>,
     task: JoinHandle<()>,
 }
 
-struct State {
+struct UpstreamState {
     name: String,
     /// Verifies client certificates at each request, in a strict upstream.
     judge: Option<Arc<dyn ClientCertVerifier>>,
@@ -117,7 +117,7 @@ impl Upstream {
             .await
             .unwrap_or_else(|problem| panic!("upstream {name} cannot listen at {address}: {problem}"));
         let address = listener.local_addr().expect("a listener has an address");
-        let state = Arc::new(State {
+        let state = Arc::new(UpstreamState {
             name: name.to_owned(),
             judge,
             connections: AtomicU64::new(0),
@@ -187,7 +187,7 @@ fn any_port() -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], 0))
 }
 
-async fn accept(listener: TcpListener, acceptor: Option<TlsAcceptor>, state: Arc<State>) {
+async fn accept(listener: TcpListener, acceptor: Option<TlsAcceptor>, state: Arc<UpstreamState>) {
     // Dropping the set with this task ends every connection.
     let mut connections = tokio::task::JoinSet::new();
     loop {
@@ -196,15 +196,15 @@ async fn accept(listener: TcpListener, acceptor: Option<TlsAcceptor>, state: Arc
         let state = Arc::clone(&state);
         let acceptor = acceptor.clone();
         connections.spawn(async move {
-            let Some(acceptor) = acceptor else { return serve(tcp, Seen::default(), state).await };
+            let Some(acceptor) = acceptor else { return serve(tcp, ConnectionInfo::default(), state).await };
             let Ok(tls) = acceptor.accept(tcp).await else { return };
             let (_, session) = tls.get_ref();
             let accepted = |judge| strict::accepts(judge, session.peer_certificates());
-            let seen = Seen {
+            let seen = ConnectionInfo {
                 refused: !state.judge.as_ref().is_none_or(accepted),
                 subject: session.peer_certificates().and_then(|chain| chain.first()).map(subject),
                 sni: session.server_name().map(str::to_owned),
-                ..Seen::default()
+                ..ConnectionInfo::default()
             };
             serve(tls, seen, state).await;
         });
@@ -213,7 +213,7 @@ async fn accept(listener: TcpListener, acceptor: Option<TlsAcceptor>, state: Arc
 
 /// What is known of one connection.
 #[derive(Clone, Default)]
-struct Seen {
+struct ConnectionInfo {
     connection: u64,
     /// A strict upstream rejects its certificate.
     refused: bool,
@@ -221,7 +221,7 @@ struct Seen {
     sni: Option<String>,
 }
 
-async fn serve<S>(io: S, mut seen: Seen, state: Arc<State>)
+async fn serve<S>(io: S, mut seen: ConnectionInfo, state: Arc<UpstreamState>)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -244,7 +244,11 @@ where
 /// the rest when the gate opens; `cut` ends the connection there instead; `status?code=N` has that
 /// status; `fields?fields=N&bytes=M` has N fields of M bytes. Any other is 200 with a report of the
 /// request.
-async fn answer(state: &Arc<State>, seen: &Seen, request: Request<Incoming>) -> Response<Body> {
+async fn answer(
+    state: &Arc<UpstreamState>,
+    seen: &ConnectionInfo,
+    request: Request<Incoming>,
+) -> Response<Body> {
     state.arrived.send_modify(|count| *count += 1);
     if seen.refused {
         let mut response = Response::new(full("the node refuses this certificate\n"));
@@ -286,7 +290,7 @@ async fn answer(state: &Arc<State>, seen: &Seen, request: Request<Incoming>) -> 
     }
 }
 
-async fn opened(state: &State) {
+async fn opened(state: &UpstreamState) {
     // The state holds the sender: an error is impossible.
     let _ = state.gate.subscribe().wait_for(|open| *open).await;
 }
@@ -301,7 +305,7 @@ fn argument(request: &Request<Incoming>, name: &str) -> usize {
         .unwrap_or_default()
 }
 
-fn report(state: &State, seen: &Seen, request: &Request<Incoming>) -> Value {
+fn report(state: &UpstreamState, seen: &ConnectionInfo, request: &Request<Incoming>) -> Value {
     json!({
         "upstream": state.name,
         "client_subject": seen.subject,
@@ -384,7 +388,7 @@ pub const FIRST_HALF: &str = "the first half, ";
 /// Sent by `halves` afterwards.
 pub const SECOND_HALF: &str = "the second half";
 
-fn halves(state: Arc<State>) -> Body {
+fn halves(state: Arc<UpstreamState>) -> Body {
     let first = stream::iter([Ok(Frame::data(Bytes::from_static(FIRST_HALF.as_bytes())))]);
     let second = stream::once(async move {
         opened(&state).await;
@@ -393,7 +397,7 @@ fn halves(state: Arc<State>) -> Body {
     streamed(first.chain(SyncStream::new(second)))
 }
 
-fn cut(state: Arc<State>) -> Body {
+fn cut(state: Arc<UpstreamState>) -> Body {
     let first = stream::iter([Ok(Frame::data(Bytes::from_static(FIRST_HALF.as_bytes())))]);
     let end = stream::once(async move {
         opened(&state).await;

@@ -11,9 +11,9 @@ use bytes::Bytes;
 use dataplane::testing::io::buffered::BufferedSocket;
 use dataplane::testing::proxy::worker::SharedState;
 use dataplane::testing::runtime::{Reader, Writer};
-use dataplane::testing::tls::site_config::Subsystem;
+use dataplane::testing::tls::Subsystem;
 use dataplane::testing::tls::stream::TlsStream;
-use dataplane::testing::tls::ticket::HandshakeState;
+use dataplane::testing::tls::transport::TlsTransport;
 use dataplane::testing::tls::{client_hello, client_verifier, handshake};
 use http_body_util::Full;
 use hyper::server::conn::http1;
@@ -38,15 +38,14 @@ where
 async fn establish<R: Reader, W: Writer>(
     shared: &SharedState,
     pump: &mut BufferedSocket<R, W>,
-) -> Option<dataplane::testing::tls::transport::TlsTransport> {
+) -> Option<TlsTransport> {
     let hello = client_hello::read(pump).await.ok()?;
     let name = hello.server_name(None)?;
     let ssl = shared.snapshot.load().site(&name).map(Arc::clone)?;
     let config = shared.sites.config(&ssl, Subsystem::Http).ok()?;
-    let mut resumption = HandshakeState::default();
-    let mut tls = resumption.in_scope(|| hello.start_handshake(config, pump.write_buf())).ok()?;
-    handshake::drive_with(&mut tls, pump, &mut resumption).await.ok()?;
+    let mut tls = hello.start_handshake(config, pump.write_buf()).ok()?;
+    handshake::drive(&mut tls, pump).await.ok()?;
     let client =
         client_verifier::evaluate_client(ssl.client.as_deref(), Some(&tls.peer_chain()), UnixTime::now());
-    matches!(client, ClientVerification::Verified(_)).then_some(tls)
+    matches!(client, ClientVerification::Verified(_)).then(|| tls.into_transport())
 }

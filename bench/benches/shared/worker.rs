@@ -5,7 +5,7 @@ use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use dataplane::testing::io::connection_info::ListenerProtocol;
-use dataplane::testing::lifecycle::shutdown::{ShutdownStage, ShutdownWatch};
+use dataplane::testing::lifecycle::{ShutdownStage, ShutdownWatch};
 use dataplane::testing::proxy::listener::BindRetry;
 use dataplane::testing::proxy::worker::SharedState;
 use dataplane::testing::proxy::worker_thread::WorkerInit;

@@ -73,7 +73,7 @@ fn snapshot(client: Option<Arc<ClientAuth>>) -> Snapshot {
             client,
             versions: None,
             enabled: true,
-            prepared: CacheSlot::new(),
+            cache: CacheSlot::new(),
             blocked: None,
         };
         Versioned { version: 1, resource: Resource::Ssl(Arc::new(ssl)) }

@@ -35,7 +35,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
     version,
     after_long_help = "Example:\n  target/release/etcd_store --changes 1000 --ssls 10000"
 )]
-pub struct Options {
+pub struct EtcdStoreOptions {
     /// Changes, one after the other.
     #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     changes: u32,
@@ -47,11 +47,11 @@ pub struct Options {
     json: bool,
 }
 
-pub fn run(options: &Options) -> ExitCode {
+pub fn run(options: &EtcdStoreOptions) -> ExitCode {
     crate::exit_code("etcd_store", measure(options))
 }
 
-fn measure(options: &Options) -> anyhow::Result<()> {
+fn measure(options: &EtcdStoreOptions) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     runtime.block_on(async {
         let visible = changes(options.changes).await?;

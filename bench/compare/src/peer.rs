@@ -38,10 +38,10 @@ pub fn find(kind: Kind, beside: Option<&Path>) -> Result<Box<dyn Installed>, Pee
     };
     Ok(match kind {
         Kind::Countersign => Box::new(countersign::Programs::find(Some(&beside))?),
-        Kind::Nginx => Box::new(nginx::Installation::find()?),
-        Kind::Haproxy => Box::new(haproxy::Installation::find()?),
-        Kind::Envoy => Box::new(envoy::Installation::find(&beside)?),
-        Kind::Caddy => Box::new(caddy::Installation::find(&beside)?),
-        Kind::Pingora => Box::new(pingora::Installation::find(&beside)?),
+        Kind::Nginx => Box::new(nginx::NginxProgram::find()?),
+        Kind::Haproxy => Box::new(haproxy::HaproxyProgram::find()?),
+        Kind::Envoy => Box::new(envoy::EnvoyProgram::find(&beside)?),
+        Kind::Caddy => Box::new(caddy::CaddyProgram::find(&beside)?),
+        Kind::Pingora => Box::new(pingora::PingoraProgram::find(&beside)?),
     })
 }

@@ -46,7 +46,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
     version,
     after_long_help = "Example:\n  revocation --connections 10000 --rounds 7"
 )]
-pub struct Options {
+pub struct RevocationOptions {
     /// Live connections, each of another client.
     #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=15_000))]
     connections: u32,
@@ -60,7 +60,7 @@ pub struct Options {
     bin_dir: Option<std::path::PathBuf>,
 }
 
-pub fn run(options: &Options) -> ExitCode {
+pub fn run(options: &RevocationOptions) -> ExitCode {
     crate::exit_code("revocation", measure(options))
 }
 
@@ -77,7 +77,7 @@ struct Round {
     ended: Duration,
 }
 
-fn measure(options: &Options) -> anyhow::Result<()> {
+fn measure(options: &RevocationOptions) -> anyhow::Result<()> {
     ensure!(
         options.rounds < options.connections,
         "--rounds must be below --connections: each takes one away"
@@ -104,7 +104,7 @@ struct Setup {
 }
 
 impl Setup {
-    async fn rounds(&self, options: &Options) -> anyhow::Result<()> {
+    async fn rounds(&self, options: &RevocationOptions) -> anyhow::Result<()> {
         let mut open = self.open(options.connections).await?;
         let mut prober = Prober::connect(self).await?;
         let mut rounds = Vec::new();

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use dataplane::testing::io::connection_info::ListenerProtocol;
-use dataplane::testing::lifecycle::shutdown::{ShutdownStage, ShutdownWatch};
+use dataplane::testing::lifecycle::{ShutdownStage, ShutdownWatch};
 use dataplane::testing::observability::metrics::Counters;
 use dataplane::testing::proxy::listener::BindRetry;
 use dataplane::testing::proxy::worker_thread::WorkerInit;

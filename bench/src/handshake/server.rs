@@ -13,7 +13,7 @@ use dataplane::testing::io::buffered::BufferedSocket;
 use dataplane::testing::proxy::connection::accept_tls;
 use dataplane::testing::proxy::worker::Worker;
 use dataplane::testing::runtime::{Reader, Writer};
-use dataplane::testing::tls::site_config::Subsystem;
+use dataplane::testing::tls::Subsystem;
 use model::{Kind, Resource, Snapshot, Ssl, TlsVersion, Versioned};
 use rustls::{ClientConfig, ClientConnection};
 use rustls_pki_types::ServerName;

@@ -27,9 +27,9 @@ pub(super) fn write(entry: &AuditEntry<'_>) {
         target: "audit",
         key = entry.caller.name,
         certificate = entry.client.certificate.subject(),
-        from = %entry.client.address,
+        peer = %entry.client.address,
         method = %entry.method,
-        what = redact_path(entry.resource).as_ref(),
+        resource = redact_path(entry.resource).as_ref(),
         status = entry.status.as_u16(),
         revision = entry.revision,
         "admin write"
@@ -37,9 +37,9 @@ pub(super) fn write(entry: &AuditEntry<'_>) {
 }
 
 /// Control characters are left for the log to escape; a private key is redacted.
-fn redact_path(what: &str) -> Cow<'_, str> {
-    match redact(&what.replace(char::is_control, " ")) {
-        Cow::Borrowed(_) => Cow::Borrowed(what),
+fn redact_path(path: &str) -> Cow<'_, str> {
+    match redact(&path.replace(char::is_control, " ")) {
+        Cow::Borrowed(_) => Cow::Borrowed(path),
         Cow::Owned(redacted) => Cow::Owned(redacted),
     }
 }

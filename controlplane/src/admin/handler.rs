@@ -134,7 +134,7 @@ impl AdminApi {
                 return reply::error(StatusCode::NOT_FOUND, &message, None);
             }
         };
-        if resource == ApiResource::Resource(Kind::StreamRoute)
+        if resource == ApiResource::Documents(Kind::StreamRoute)
             && let Some(error) = self.check_stream_routes(&head.method)
         {
             return error;
@@ -163,7 +163,7 @@ impl AdminApi {
     ) -> Reply {
         let writes = matches!(request.method, Method::PUT | Method::POST | Method::PATCH | Method::DELETE);
         match resource {
-            ApiResource::Resource(kind) if writes => {
+            ApiResource::Documents(kind) if writes => {
                 // Runs as its own task: a closed connection must not cancel a write between its
                 // commit and its audit line.
                 let (api, client) = (Arc::clone(self), Arc::clone(client));
@@ -171,11 +171,11 @@ impl AdminApi {
                     tokio::spawn(async move { api.audited_write(&client, &caller, kind, request).await });
                 task.await.unwrap_or_else(|_| reply::empty(StatusCode::INTERNAL_SERVER_ERROR))
             }
-            ApiResource::Resource(kind) if request.method == Method::GET => {
+            ApiResource::Documents(kind) if request.method == Method::GET => {
                 let read = self.read(kind, &request).await;
                 reply::with_api_version(read.unwrap_or_else(|error| error_reply(ChangeError::Store(error))))
             }
-            ApiResource::Resource(_) => reply::with_api_version(not_found()),
+            ApiResource::Documents(_) => reply::with_api_version(not_found()),
             ApiResource::Schema => reply::with_api_version(handle_schema(request)),
             ApiResource::DataPlanes if request.id.as_deref() == Some(data_planes::ACCEPT_STORE) => {
                 self.accept_store(client, &caller, request).await
@@ -318,7 +318,7 @@ fn handle_schema(request: AdminRequest) -> Reply {
     match (method, id.as_deref(), sub_path.as_deref()) {
         (Method::GET, Some(name), None) => match Kind::ADMIN.into_iter().find(|kind| kind.singular() == name)
         {
-            Some(kind) => reply::json(StatusCode::OK, model::schema(kind)),
+            Some(kind) => reply::json(StatusCode::OK, model::json_schema(kind)),
             None => reply::error(StatusCode::BAD_REQUEST, &format!("not found schema: {name}"), None),
         },
         (Method::POST, Some("validate"), Some(plural)) => {

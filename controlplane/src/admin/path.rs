@@ -9,7 +9,7 @@ use percent_encoding::percent_decode_str;
 /// What a name addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ApiResource {
-    Resource(Kind),
+    Documents(Kind),
     /// JSON Schemas, and validation against them.
     Schema,
     /// The data planes and the revisions they serve.
@@ -24,11 +24,11 @@ pub(super) enum ApiResource {
 
 /// Every name and its resource.
 pub(super) const API_RESOURCES: [(&str, ApiResource); 10] = [
-    ("ssls", ApiResource::Resource(Kind::Ssl)),
-    ("upstreams", ApiResource::Resource(Kind::Upstream)),
-    ("services", ApiResource::Resource(Kind::Service)),
-    ("routes", ApiResource::Resource(Kind::Route)),
-    ("stream_routes", ApiResource::Resource(Kind::StreamRoute)),
+    ("ssls", ApiResource::Documents(Kind::Ssl)),
+    ("upstreams", ApiResource::Documents(Kind::Upstream)),
+    ("services", ApiResource::Documents(Kind::Service)),
+    ("routes", ApiResource::Documents(Kind::Route)),
+    ("stream_routes", ApiResource::Documents(Kind::StreamRoute)),
     ("schema", ApiResource::Schema),
     ("dataplanes", ApiResource::DataPlanes),
     ("denied_nodes", ApiResource::DeniedNodes),
@@ -76,7 +76,7 @@ mod tests {
     #[test]
     fn paths_are_parsed() {
         let row = |kind, id: Option<&str>, sub: Option<&str>| {
-            AdminPath::Resource(ApiResource::Resource(kind), id.map(str::to_owned), sub.map(str::to_owned))
+            AdminPath::Resource(ApiResource::Documents(kind), id.map(str::to_owned), sub.map(str::to_owned))
         };
         assert_eq!(AdminPath::parse("/apisix/admin"), AdminPath::Root);
         assert_eq!(AdminPath::parse("/apisix/admin/"), AdminPath::Root);
@@ -96,7 +96,7 @@ mod tests {
     #[test]
     fn every_kind_has_a_row() {
         for kind in Kind::ADMIN {
-            assert!(API_RESOURCES.contains(&(kind.plural(), ApiResource::Resource(kind))));
+            assert!(API_RESOURCES.contains(&(kind.plural(), ApiResource::Documents(kind))));
         }
         assert_eq!(
             AdminPath::parse("/apisix/admin/global_rules/1"),

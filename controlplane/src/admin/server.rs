@@ -15,7 +15,7 @@ use std::time::Duration;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use pem_files::LoadedCredentials;
+use mtls::LoadedCredentials;
 use rustls::pki_types::CertificateDer;
 use rustls_pki_types::UnixTime;
 use telemetry::{Heartbeat, Heartbeats, Readiness};
@@ -152,8 +152,8 @@ impl AdminServer {
                     serve(&mut running, stream, address, permit, stop.clone());
                 }
                 Err(error) => {
-                    if let Some(earlier) = ErrorReason::AdminAccept.record() {
-                        tracing::warn!(%error, earlier, "the Admin API cannot accept a connection");
+                    if let Some(suppressed) = ErrorReason::AdminAccept.record() {
+                        tracing::warn!(%error, suppressed, "the Admin API cannot accept a connection");
                     }
                     tokio::time::sleep(back_off).await;
                     back_off = (back_off * 2).min(ACCEPT_BACKOFF_MAX);
@@ -204,9 +204,9 @@ impl ServerState {
         }
         let place = Arc::clone(&self.denied_slots).try_acquire_owned();
         if place.is_err()
-            && let Some(earlier) = ErrorReason::AdminAddress.record()
+            && let Some(suppressed) = ErrorReason::AdminAddress.record()
         {
-            tracing::warn!(from = %address, earlier, "refused by allow_admin, without an answer: too many at a time");
+            tracing::warn!(peer = %address, suppressed, "denied by allow_admin, without a response: too many at a time");
         }
         place.map(Some)
     }
@@ -230,11 +230,11 @@ impl ServerState {
         match handshake {
             Err(_) => {
                 ErrorReason::AdminHandshake.record();
-                tracing::debug!(from = %address, "the handshake took too long");
+                tracing::debug!(peer = %address, "the handshake took too long");
             }
             Ok(Err(error)) => {
                 ErrorReason::AdminHandshake.record();
-                tracing::debug!(from = %address, %error, "no handshake");
+                tracing::debug!(peer = %address, %error, "no handshake");
             }
             Ok(Ok((stream, client))) => {
                 let stream = bound_writes(stream, self.limits.send_timeout);
@@ -284,7 +284,7 @@ impl ServerState {
         let ended = tokio::select! {
             ended = &mut connection => ended,
             () = never_authorised => {
-                return tracing::debug!(from = %peer.address, "no request was authorised in time");
+                return tracing::debug!(peer = %peer.address, "no request was authorised in time");
             }
             () = finish => {
                 connection.as_mut().graceful_shutdown();
@@ -292,7 +292,7 @@ impl ServerState {
             }
         };
         if let Err(error) = ended {
-            tracing::debug!(from = %peer.address, %error, "the connection ended early");
+            tracing::debug!(peer = %peer.address, %error, "the connection ended early");
         }
     }
 }

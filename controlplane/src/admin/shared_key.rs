@@ -10,10 +10,9 @@ use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
-use zeroize::Zeroizing;
 
 use super::access::{KeyDigest, key_digest};
-use super::admin_key::{AdminKeyError, KeyFile};
+use super::key_file::{AdminKeyError, KeyFile, LocalKey};
 use crate::publish;
 use crate::store::{InternalKey, Store, StoreError};
 
@@ -32,35 +31,34 @@ struct SharedKey {
 /// By the name of the entry in `admin_key`.
 type Keys = BTreeMap<String, SharedKey>;
 
-/// The key of our own file and whether it is new, and the digest of a shared key that is valid
-/// here, too.
-pub(super) type LocalAndShared = (Option<(Zeroizing<String>, bool)>, Option<KeyDigest>);
+/// The key of our own file, and the digest of a shared key that is valid here, too.
+pub(super) type LocalAndShared = (Option<LocalKey>, Option<KeyDigest>);
 
 /// Resolves the key that the control planes share; creates it when there is none.
 ///
 /// # Errors
 /// [`AdminKeyError`] when neither the store nor the file can be read.
 pub(super) async fn resolve(file: &KeyFile, store: &dyn Store) -> Result<LocalAndShared, AdminKeyError> {
-    let mut ours = file.read()?.map(|key| (key, false));
+    let mut local = file.read()?;
     for _ in 0..CAS_ATTEMPTS {
         let (version, mut keys) = read(file, store).await?;
-        if let Some(made) = keys.get(&file.name) {
-            return use_shared(file, made, ours);
+        if let Some(shared) = keys.get(&file.name) {
+            return use_shared(file, shared, local);
         }
-        let (key, now) = match ours.take() {
+        let key = match local.take() {
             Some(key) => key,
             None => file.create()?,
         };
-        keys.insert(file.name.clone(), SharedKey::new(&key, file));
-        ours = Some((key, now));
+        keys.insert(file.name.clone(), SharedKey::new(&key.key, file));
+        local = Some(key);
         let text = serde_json::to_string(&keys).unwrap_or_default();
         match store.swap_internal_entry(InternalKey::AdminKeys, version, text.into()).await {
-            Ok(_) => return Ok((ours, None)),
+            Ok(_) => return Ok((local, None)),
             // Another control plane was faster, or the outcome is unknown: the next read decides.
             Err(StoreError::Conflict | StoreError::OutcomeUnknown { .. }) => {}
             Err(error) => {
                 tracing::warn!(%error, name = file.name, "the admin key is not shared: each control plane has its own");
-                return Ok((ours, None));
+                return Ok((local, None));
             }
         }
     }
@@ -70,41 +68,41 @@ pub(super) async fn resolve(file: &KeyFile, store: &dyn Store) -> Result<LocalAn
 /// Reconciles our file with the shared key.
 fn use_shared(
     file: &KeyFile,
-    made: &SharedKey,
-    ours: Option<(Zeroizing<String>, bool)>,
+    shared: &SharedKey,
+    local: Option<LocalKey>,
 ) -> Result<LocalAndShared, AdminKeyError> {
-    let Some(digest) = made.digest() else {
+    let Some(digest) = shared.digest() else {
         return Err(shared_error(
             file,
             "its digest in the store is damaged: remove admin_keys below countersign/".to_owned(),
         ));
     };
-    let SharedKey { host, file: place, .. } = made;
-    if ours.is_none() && made.was_made_in(file) {
+    let SharedKey { host, file: path, .. } = shared;
+    if local.is_none() && shared.was_created_in(file) {
         tracing::error!(
             name = file.name,
-            "{place}, which holds the one admin key of all control planes over this etcd, is gone, and it was made here: put its copy \
+            "{path}, which holds the one admin key of all control planes over this etcd, is gone, and it was made here: put its copy \
              back or, where there is none, have a new key made: `etcdctl del PREFIX/countersign/admin_keys` with the value of \
              deployment.etcd.prefix as PREFIX, then restart the control planes. Until then the old key alone is taken"
         );
         return Ok((None, Some(digest)));
     }
-    match ours {
-        Some((key, now)) if key_digest(key.as_bytes()) == digest => return Ok((Some((key, now)), None)),
+    match local {
+        Some(local) if key_digest(local.key.as_bytes()) == digest => return Ok((Some(local), None)),
         // Another control plane was faster.
-        Some((_, true)) => file.remove()?,
-        Some((key, false)) => {
+        Some(LocalKey { is_new: true, .. }) => file.remove()?,
+        Some(local) => {
             tracing::warn!(
                 name = file.name,
-                "{} holds another admin key than {place} on {host}, which all control planes over this etcd take; both are good \
+                "{} holds another admin key than {path} on {host}, which all control planes over this etcd take; both are good \
                  here. Remove the file to have one key only",
                 file.path.display()
             );
-            return Ok((Some((key, false)), Some(digest)));
+            return Ok((Some(local), Some(digest)));
         }
         None => {}
     }
-    tracing::info!(name = file.name, "the admin key is the one in {place} on {host}, where it was made");
+    tracing::info!(name = file.name, "the admin key is the one in {path} on {host}, where it was made");
     Ok((None, Some(digest)))
 }
 
@@ -130,15 +128,15 @@ fn shared_error(file: &KeyFile, problem: String) -> AdminKeyError {
 impl SharedKey {
     fn new(key: &str, file: &KeyFile) -> Self {
         let sha256 = key_digest(key.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect();
-        let place = std::path::absolute(&file.path).unwrap_or_else(|_| file.path.clone());
+        let path = std::path::absolute(&file.path).unwrap_or_else(|_| file.path.clone());
         let made_at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        Self { sha256, host: publish::machine_name(), file: place.display().to_string(), made_at }
+        Self { sha256, host: publish::machine_name(), file: path.display().to_string(), made_at }
     }
 
     /// Whether the key was created on this machine, in this file.
-    fn was_made_in(&self, file: &KeyFile) -> bool {
-        let place = std::path::absolute(&file.path).unwrap_or_else(|_| file.path.clone());
-        self.host == publish::machine_name() && Path::new(&self.file) == place
+    fn was_created_in(&self, file: &KeyFile) -> bool {
+        let path = std::path::absolute(&file.path).unwrap_or_else(|_| file.path.clone());
+        self.host == publish::machine_name() && Path::new(&self.file) == path
     }
 
     fn digest(&self) -> Option<KeyDigest> {
@@ -242,14 +240,14 @@ mod tests {
         let log = Log::default();
         let writer = log.clone();
         let subscriber = tracing_subscriber::fmt().with_writer(move || writer.clone()).finish();
-        let _logged = tracing::subscriber::set_default(subscriber);
-        let told = || String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+        let _guard = tracing::subscriber::set_default(subscriber);
+        let logged = || String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
         start(other.path(), &store).await;
-        assert!(!told().contains("ERROR"), "it was not made there: {}", told());
+        assert!(!logged().contains("ERROR"), "it was not made there: {}", logged());
         std::fs::remove_file(folder.path().join("admin.key")).unwrap();
         let again = start(folder.path(), &store).await;
         assert_eq!(again.shared_digest, Some(key_digest(made.key.as_bytes())));
-        assert!(told().contains("ERROR") && told().contains("etcdctl del"), "{}", told());
+        assert!(logged().contains("ERROR") && logged().contains("etcdctl del"), "{}", logged());
     }
 
     #[tokio::test]

@@ -7,8 +7,8 @@
 use std::net::{SocketAddr, TcpListener};
 
 use conf::{ConfigProvider, PushSettings, Settings};
-use pem_files::{CertKeyPair, CertificateExpiry, ConfiguredFileRef, format_utc};
-use pki::Certificate;
+use mtls::{CertKeyPair, CertificateExpiry, ConfiguredFileRef};
+use pki::{Certificate, format_utc};
 use rustls_pki_types::UnixTime;
 
 use crate::admin::admin_key;
@@ -153,7 +153,7 @@ fn check_etcd(settings: &Settings, now: UnixTime, found: &mut CheckReport) {
 }
 
 /// The error without the setting, which is the subject of the check.
-pub(crate) fn file_problem(error: &pem_files::FileError) -> String {
+pub(crate) fn file_problem(error: &mtls::FileError) -> String {
     format!("{}: {}", error.path.display(), error.problem)
 }
 

@@ -4,26 +4,27 @@
 use std::time::Duration;
 
 use model::lint::{Finding, Severity};
-use pem_files::expiry::{self, CertificateExpiry, EXPIRY_WARNING_DAYS};
-use pem_files::{CertificateMonitor, format_utc};
+use mtls::CertificateMonitor;
+use mtls::expiry::{self, CertificateExpiry, EXPIRY_WARNING_DAYS};
+use pki::format_utc;
 use rustls_pki_types::UnixTime;
 use serde_json::Value;
 
 /// Findings about the certificates of this control plane.
 pub(super) fn own_certificates(certificates: &CertificateMonitor) -> Vec<Finding> {
-    let mut found = Vec::new();
+    let mut findings = Vec::new();
     for endpoint in certificates.endpoints() {
-        found.extend(endpoint.certificate.as_ref().and_then(|expiry| {
+        findings.extend(endpoint.certificate.as_ref().and_then(|expiry| {
             let hint =
                 "put a new certificate and its key into the files: they are read again, without a restart";
             expiry_finding(expiry, hint)
         }));
-        found.extend(endpoint.ca.as_ref().and_then(|expiry| {
+        findings.extend(endpoint.ca.as_ref().and_then(|expiry| {
             let hint =
                 "add the CA's present certificate to the file, and take this one out once nothing uses it";
             expiry_finding(expiry, hint)
         }));
-        found.extend(endpoint.problem.map(|problem| Finding {
+        findings.extend(endpoint.problem.map(|problem| Finding {
             severity: Severity::Error,
             resource: None,
             field: endpoint.name.to_owned(),
@@ -31,7 +32,7 @@ pub(super) fn own_certificates(certificates: &CertificateMonitor) -> Vec<Finding
             hint: "correct the files: they are read again, without a restart".to_owned(),
         }));
     }
-    found
+    findings
 }
 
 fn expiry_finding(expiry: &CertificateExpiry, hint: &str) -> Option<Finding> {
@@ -56,8 +57,10 @@ fn node_certificate(node: &Value, now: UnixTime) -> Option<Finding> {
     let (name, until) =
         (node.get("name")?.as_str()?, format_utc(UnixTime::since_unix_epoch(Duration::from_secs(not_after))));
     let (severity, state) = match days {
-        ..0 => (Severity::Error, format!("ended at {until}")),
-        days if days < EXPIRY_WARNING_DAYS => (Severity::Warning, format!("ends in {days} days, at {until}")),
+        ..0 => (Severity::Error, format!("expired at {until}")),
+        days if days < EXPIRY_WARNING_DAYS => {
+            (Severity::Warning, format!("expires in {days} days, at {until}"))
+        }
         _ => return None,
     };
     Some(Finding {

@@ -5,17 +5,16 @@
 //! node that disconnects is kept for an hour, and at most a thousand of them.
 
 use std::collections::{BTreeSet, HashMap};
+use std::fmt;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use model::Snapshot;
-use pem_files::expiry::days_left;
+use mtls::expiry::days_left;
 use rustls_pki_types::UnixTime;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
-
-use super::hold::HoldView;
 
 const DISCONNECTED_TTL: Duration = Duration::from_secs(3600);
 const DISCONNECTED_MAX: usize = 1000;
@@ -132,7 +131,7 @@ pub struct NackView {
     /// The revision that the change leads to.
     pub revision: u64,
     /// The first twenty errors.
-    pub refusals: Vec<ResourceErrorView>,
+    pub errors: Vec<ResourceErrorView>,
 }
 
 /// An invalid resource of a rejected change.
@@ -143,6 +142,42 @@ pub struct ResourceErrorView {
     /// Dotted path inside it; empty for the whole.
     pub field: String,
     pub problem: String,
+}
+
+/// The state that a node holds, and what this store's state would remove.
+#[derive(Debug, Clone, Serialize)]
+pub struct HoldView {
+    /// The store whose state the node serves.
+    pub store: String,
+    pub revision: u64,
+    /// Sites that this store lacks.
+    pub sites: LossView,
+    pub routes: LossView,
+    pub stream_routes: LossView,
+}
+
+/// The loss of one kind of resource.
+#[derive(Debug, Clone, Copy, Default, Serialize)]
+pub struct LossView {
+    pub gone: u64,
+    pub total: u64,
+}
+
+impl fmt::Display for LossView {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} of {}", self.gone, self.total)
+    }
+}
+
+impl fmt::Display for HoldView {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { store, revision, sites, routes, stream_routes } = self;
+        write!(
+            f,
+            "it serves revision {revision} of the store {store}, of which this store lacks {sites} sites, {routes} routes and \
+             {stream_routes} stream routes"
+        )
+    }
 }
 
 /// The node of a new session.
@@ -300,9 +335,9 @@ impl NodeRegistration {
     }
 
     /// The node rejected the change to `revision`.
-    pub(super) fn record_nack(&self, revision: u64, mut refusals: Vec<ResourceErrorView>) {
-        refusals.truncate(ERRORS_MAX);
-        self.update(|entry| entry.last_nack = Some(NackView { revision, refusals }));
+    pub(super) fn record_nack(&self, revision: u64, mut errors: Vec<ResourceErrorView>) {
+        errors.truncate(ERRORS_MAX);
+        self.update(|entry| entry.last_nack = Some(NackView { revision, errors }));
     }
 
     pub(super) fn record_draining(&self) {

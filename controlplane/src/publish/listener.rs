@@ -1,7 +1,7 @@
 //! The push listener: TCP, then mutual TLS 1.3, then tonic.
 //!
 //! Every accepted peer holds a certificate of `countersign.push.ca`; `session` checks which node it
-//! is. The certificate files are read again when they change ([`pem_files::reload`]), and a new
+//! is. The certificate files are read again when they change ([`mtls::reload`]), and a new
 //! connection uses the current ones. Bounded: connections, concurrent handshakes, the time of a
 //! handshake, streams of a connection, silence.
 
@@ -10,8 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::Stream;
-use pem_files::reload::ConfiguredFile;
-use pem_files::{CredentialFiles, Credentials, FileError, Reloader};
+use mtls::{ConfiguredFile, CredentialFiles, Credentials, FileError, Reloader};
 use pki::{ClientAuth, ClientAuthInput};
 use proto::push::push_server::{Push, PushServer};
 use rustls::server::WebPkiClientVerifier;
@@ -175,8 +174,8 @@ fn incoming_connections(
             let (place, connection, tcp, peer) = match accepted {
                 Ok(accepted) => accepted,
                 Err(error) => {
-                    if let Some(earlier) = ErrorReason::PushAccept.record() {
-                        tracing::warn!(%error, earlier, "the push listener cannot accept a connection");
+                    if let Some(suppressed) = ErrorReason::PushAccept.record() {
+                        tracing::warn!(%error, suppressed, "the push listener cannot accept a connection");
                     }
                     tokio::time::sleep(ACCEPT_BACKOFF).await;
                     continue;
@@ -225,16 +224,16 @@ async fn accept_tls(
     match shaken {
         Some(Ok(stream)) => Some(stream),
         Some(Err((error, tcp))) => {
-            if let Some(earlier) = ErrorReason::PushHandshake.record() {
-                let advice = handshake_hint(&error);
-                tracing::warn!(%peer, %error, earlier, "refused a push connection in the TLS handshake{advice}");
+            if let Some(suppressed) = ErrorReason::PushHandshake.record() {
+                let hint = handshake_hint(&error);
+                tracing::warn!(%peer, %error, suppressed, "rejected a push connection in the TLS handshake{hint}");
             }
             let _ = tokio::time::timeout(LINGER_TIMEOUT, linger(tcp)).await;
             None
         }
         None => {
-            if let Some(earlier) = ErrorReason::PushHandshake.record() {
-                tracing::warn!(%peer, earlier, "a push connection did not finish its TLS handshake in time");
+            if let Some(suppressed) = ErrorReason::PushHandshake.record() {
+                tracing::warn!(%peer, suppressed, "a push connection did not finish its TLS handshake in time");
             }
             None
         }
@@ -272,7 +271,7 @@ fn handshake_hint(error: &std::io::Error) -> &'static str {
     use rustls::{AlertDescription, CertificateError, Error};
     let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>());
     match tls {
-        Some(Error::NoCertificatesPresented) => ": the peer showed no certificate (countersign.node.cert)",
+        Some(Error::NoCertificatesPresented) => ": the peer sent no certificate (countersign.node.cert)",
         Some(Error::InvalidCertificate(CertificateError::UnknownIssuer)) => {
             ": the peer's certificate is not from the CA in countersign.push.ca"
         }
@@ -283,7 +282,7 @@ fn handshake_hint(error: &std::io::Error) -> &'static str {
         Some(Error::AlertReceived(
             AlertDescription::BadCertificate | AlertDescription::CertificateUnknown,
         )) => {
-            ": the peer refuses our certificate; does countersign.push.cert carry its countersign.node.server_name?"
+            ": the peer rejects our certificate; does countersign.push.cert carry its countersign.node.server_name?"
         }
         Some(Error::InvalidMessage(_)) => ": the peer does not speak TLS; this port is for data planes",
         _ => "",

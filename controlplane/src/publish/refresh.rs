@@ -17,7 +17,7 @@ pub struct RefreshHandle {
 pub(super) struct RefreshRequests {
     requests: watch::Receiver<u64>,
     /// The last request that a load covers.
-    begun: u64,
+    covered: u64,
     results: watch::Sender<RefreshResult>,
 }
 
@@ -25,18 +25,18 @@ pub(super) struct RefreshRequests {
 #[derive(Default)]
 struct RefreshResult {
     /// The last request that the load answers.
-    until: u64,
+    request: u64,
     /// The store's error, if it was unreadable.
-    problem: Option<String>,
+    error: Option<String>,
 }
 
 /// Both sides.
 pub(super) fn channel() -> (RefreshHandle, RefreshRequests) {
-    let (asked, asking) = watch::channel(0);
-    let (answers, answered) = watch::channel(RefreshResult::default());
+    let (request_sender, requests) = watch::channel(0);
+    let (result_sender, results) = watch::channel(RefreshResult::default());
     (
-        RefreshHandle { requests: asked, results: answered },
-        RefreshRequests { requests: asking, begun: 0, results: answers },
+        RefreshHandle { requests: request_sender, results },
+        RefreshRequests { requests, covered: 0, results: result_sender },
     )
 }
 
@@ -46,14 +46,14 @@ impl RefreshHandle {
     /// # Errors
     /// The store's error.
     pub async fn refresh(&self) -> Result<(), String> {
-        let mut answered = self.results.clone();
-        let mut ours = 0;
-        self.requests.send_modify(|asked| {
-            *asked += 1;
-            ours = *asked;
+        let mut results = self.results.clone();
+        let mut request = 0;
+        self.requests.send_modify(|requests| {
+            *requests += 1;
+            request = *requests;
         });
-        match answered.wait_for(|answer| answer.until >= ours).await {
-            Ok(answer) => answer.problem.clone().map_or(Ok(()), Err),
+        match results.wait_for(|result| result.request >= request).await {
+            Ok(result) => result.error.clone().map_or(Ok(()), Err),
             Err(_) => Err("the store is not followed any more".to_owned()),
         }
     }
@@ -62,8 +62,8 @@ impl RefreshHandle {
 impl RefreshRequests {
     /// Waits for a request that no load covers.
     pub(super) async fn requested(&mut self) {
-        let begun = self.begun;
-        if self.requests.wait_for(|asked| *asked > begun).await.is_err() {
+        let covered = self.covered;
+        if self.requests.wait_for(|requests| *requests > covered).await.is_err() {
             // All handles are dropped: no request will come.
             std::future::pending().await
         }
@@ -71,13 +71,13 @@ impl RefreshRequests {
 
     /// Begins a load; returns the last request that it answers.
     pub(super) fn begin(&mut self) -> u64 {
-        self.begun = *self.requests.borrow();
-        self.begun
+        self.covered = *self.requests.borrow();
+        self.covered
     }
 
     /// Completes a load whose state is published.
-    pub(super) fn complete(&self, until: u64, problem: Option<String>) {
-        self.results.send_replace(RefreshResult { until, problem });
+    pub(super) fn complete(&self, request: u64, error: Option<String>) {
+        self.results.send_replace(RefreshResult { request, error });
     }
 }
 
@@ -89,31 +89,31 @@ mod tests {
 
     #[tokio::test]
     async fn a_result_is_of_a_load_that_began_after_the_request() {
-        let (nudge, mut nudged) = channel();
-        let mut first = Box::pin(nudge.refresh());
+        let (handle, mut requests) = channel();
+        let mut first = Box::pin(handle.refresh());
         assert!(first.as_mut().now_or_never().is_none());
-        nudged.requested().await;
+        requests.requested().await;
         // A request stays open until a load begins.
-        nudged.requested().await;
-        let running = nudged.begin();
-        let mut second = Box::pin(nudge.refresh());
+        requests.requested().await;
+        let running = requests.begin();
+        let mut second = Box::pin(handle.refresh());
         assert!(second.as_mut().now_or_never().is_none());
-        nudged.complete(running, None);
+        requests.complete(running, None);
         assert_eq!(first.await, Ok(()));
         assert!(second.as_mut().now_or_never().is_none(), "that load began before the question");
-        let mut third = Box::pin(nudge.refresh());
+        let mut third = Box::pin(handle.refresh());
         assert!(third.as_mut().now_or_never().is_none());
-        nudged.requested().await;
-        let until = nudged.begin();
-        nudged.complete(until, Some("gone".to_owned()));
+        requests.requested().await;
+        let request = requests.begin();
+        requests.complete(request, Some("gone".to_owned()));
         assert_eq!((second.await, third.await), (Err("gone".to_owned()), Err("gone".to_owned())));
-        assert!(nudged.requested().now_or_never().is_none(), "nothing is left to answer");
+        assert!(requests.requested().now_or_never().is_none(), "nothing is left to answer");
     }
 
     #[tokio::test]
     async fn a_request_fails_when_the_watcher_has_ended() {
-        let (nudge, nudged) = channel();
-        drop(nudged);
-        assert!(nudge.refresh().await.is_err());
+        let (handle, requests) = channel();
+        drop(requests);
+        assert!(handle.refresh().await.is_err());
     }
 }

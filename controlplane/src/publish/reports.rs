@@ -5,17 +5,22 @@
 //! fleet reads the others' entries. Invariant: "all have acknowledged" requires the entry of every
 //! control plane; one that is unreadable counts as behind.
 
-use std::collections::BTreeSet;
+mod entry;
+mod lag;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use entry::{ControlPlaneEntry, Entries, FleetReport, NodeNames};
+use lag::BehindView;
+use lag::behind;
 use prometheus_client::registry::Registry;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use tokio::sync::{Mutex, watch};
 
-use super::fleet::{ConnectedNode, Fleet, FleetView};
-use crate::store::{ReportEntries, ReportEntry, Store};
+use super::fleet::{Fleet, FleetView};
+use crate::store::{ReportEntries, Store};
 
 const WRITE_INTERVAL: Duration = Duration::from_millis(200);
 const RETRY: Duration = Duration::from_secs(1);
@@ -27,57 +32,6 @@ const NAMES_MAX: usize = 5000;
 const FIRST_READ: Duration = Duration::from_secs(1);
 /// Between two reads of the others' entries; concurrent waiters share them.
 const READ_INTERVAL: Duration = Duration::from_millis(100);
-/// Entries of `behind` in a response.
-const BEHIND_MAX: usize = 50;
-
-/// A control plane's stored report.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct FleetReport {
-    host: String,
-    /// The push listener's address.
-    push: String,
-    version: String,
-    /// The newest revision that it knows.
-    revision: u64,
-    nodes: usize,
-    /// At most [`NODES_MAX`] nodes, the oldest revisions first.
-    oldest: Vec<ConnectedNode>,
-    written_at: u64,
-    /// As [`ControlPlaneIdentity::place`].
-    #[serde(default)]
-    place: Option<String>,
-}
-
-/// The names of a control plane's nodes, kept longer than its report.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-struct NodeNames {
-    host: String,
-    push: String,
-    names: BTreeSet<String>,
-    /// There are more than [`NAMES_MAX`].
-    more: bool,
-    #[serde(default)]
-    place: Option<String>,
-}
-
-/// Another control plane's entry.
-#[derive(Debug, Clone)]
-struct ControlPlaneEntry {
-    /// The entry's name: one process's life.
-    process: String,
-    /// `None`: its lease expired without a withdrawal.
-    report: Option<Result<FleetReport, String>>,
-    nodes: Option<NodeNames>,
-}
-
-impl ControlPlaneEntry {
-    fn place(&self) -> Option<&String> {
-        let reported = self.report.as_ref().and_then(|report| report.as_ref().ok()?.place.as_ref());
-        reported.or_else(|| self.nodes.as_ref()?.place.as_ref())
-    }
-}
-
-type Entries = Result<Arc<Vec<ControlPlaneEntry>>, String>;
 
 /// The identity of this control plane.
 #[derive(Debug, Clone)]
@@ -106,7 +60,7 @@ impl ControlPlaneIdentity {
 pub struct Reports {
     fleet: Arc<Fleet>,
     store: Arc<dyn Store>,
-    us: ControlPlaneIdentity,
+    identity: ControlPlaneIdentity,
     /// True once the process stops.
     stopping: watch::Receiver<bool>,
     read: Mutex<Option<(Instant, Entries)>>,
@@ -134,7 +88,7 @@ pub struct ControlPlaneView {
     pub process: String,
     /// Its last report.
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
-    said: Option<ReportView>,
+    report: Option<ReportView>,
     /// Why the report is unreadable.
     #[serde(skip_serializing_if = "Option::is_none")]
     problem: Option<String>,
@@ -153,30 +107,14 @@ struct ReportView {
     written_at: u64,
 }
 
-/// A node or control plane that has not acknowledged a revision.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct BehindView {
-    /// The other control plane; left out: this one.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    control_plane: Option<String>,
-    /// The node; left out when unknown.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    node: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    instance: Option<String>,
-    /// The acknowledged revision, if any counts.
-    acknowledged: Option<u64>,
-    problem: String,
-}
-
 impl Reports {
     pub(super) fn new(
         fleet: Arc<Fleet>,
         store: Arc<dyn Store>,
-        us: ControlPlaneIdentity,
+        identity: ControlPlaneIdentity,
         stopping: watch::Receiver<bool>,
     ) -> Self {
-        Self { fleet, store, us, stopping, read: Mutex::default() }
+        Self { fleet, store, identity, stopping, read: Mutex::default() }
     }
 
     /// What this control plane serves.
@@ -215,19 +153,20 @@ impl Reports {
         let mut failing = false;
         loop {
             changes.borrow_and_update();
-            let (report, nodes) = (self.report(), self.nodes());
-            let is_due = |(before, named, at): &(FleetReport, NodeNames, Instant)| {
-                let same = (before.nodes, &before.oldest, named) == (report.nodes, &report.oldest, &nodes);
+            let (report, names) = (self.report(), self.node_names());
+            let is_due = |(last_report, last_names, at): &(FleetReport, NodeNames, Instant)| {
+                let same = (last_report.nodes, &last_report.oldest, last_names)
+                    == (report.nodes, &report.oldest, &names);
                 !same || at.elapsed() >= renewal
             };
             if written.as_ref().is_none_or(is_due) {
                 let text = serde_json::to_string(&report).unwrap_or_default();
-                let names = serde_json::to_string(&nodes).unwrap_or_default();
-                match entries.write(text, names).await {
-                    Ok(()) => (written, failing) = (Some((report, nodes, Instant::now())), false),
+                let names_text = serde_json::to_string(&names).unwrap_or_default();
+                match entries.write(text, names_text).await {
+                    Ok(()) => (written, failing) = (Some((report, names, Instant::now())), false),
                     Err(error) => {
                         if !std::mem::replace(&mut failing, true) {
-                            tracing::warn!(%error, "the other control planes cannot be told what the data planes here serve");
+                            tracing::warn!(%error, "the report of the data planes here cannot be written: the other control planes count them as behind");
                         }
                         written = None;
                         tokio::time::sleep(RETRY).await;
@@ -243,15 +182,15 @@ impl Reports {
 
     fn report(&self) -> FleetReport {
         let (oldest, nodes) = self.fleet.connected(NODES_MAX);
-        let ControlPlaneIdentity { host, push, version, place } = self.us.clone();
+        let ControlPlaneIdentity { host, push, version, place } = self.identity.clone();
         let written_at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let revision = self.fleet.revision();
         FleetReport { host, push, version: version.to_owned(), revision, nodes, oldest, written_at, place }
     }
 
-    fn nodes(&self) -> NodeNames {
+    fn node_names(&self) -> NodeNames {
         let (names, more) = self.fleet.connected_names(NAMES_MAX);
-        let ControlPlaneIdentity { host, push, place, .. } = self.us.clone();
+        let ControlPlaneIdentity { host, push, place, .. } = self.identity.clone();
         NodeNames { host, push, names, more, place }
     }
 
@@ -289,15 +228,15 @@ impl Reports {
             return waited.map(FleetWideView::local).map_err(FleetWideView::local);
         };
         let deadline = tokio::time::Instant::now() + timeout;
-        let mut reading = deadline.max(tokio::time::Instant::now() + FIRST_READ);
+        let mut read_deadline = deadline.max(tokio::time::Instant::now() + FIRST_READ);
         let mut changes = self.fleet.changes();
         loop {
             changes.borrow_and_update();
             // Bounded as well: a store that hangs does not extend the deadline.
-            let late = || Err("the store did not answer in time".to_owned());
-            let others = tokio::time::timeout_at(reading, self.others(entries)).await;
-            reading = deadline;
-            let others = others.unwrap_or_else(|_| late());
+            let timed_out = || Err("the store did not answer in time".to_owned());
+            let others = tokio::time::timeout_at(read_deadline, self.others(entries)).await;
+            read_deadline = deadline;
+            let others = others.unwrap_or_else(|_| timed_out());
             let (connected, nodes) = self.fleet.connected(usize::MAX);
             let behind = behind(revision, &connected, nodes, &others);
             if behind.is_empty() {
@@ -306,9 +245,10 @@ impl Reports {
             if tokio::time::Instant::now() >= deadline {
                 return Err(self.to_view(Some(&others), Some(behind)));
             }
-            let again = tokio::time::sleep_until(deadline.min(tokio::time::Instant::now() + READ_INTERVAL));
+            let next_read =
+                tokio::time::sleep_until(deadline.min(tokio::time::Instant::now() + READ_INTERVAL));
             tokio::select! {
-                () = again => {}
+                () = next_read => {}
                 _ = changes.changed() => {}
             }
         }
@@ -322,27 +262,15 @@ impl Reports {
         {
             return entries.clone();
         }
-        let understood = |entry: ReportEntry| {
-            let report = |text: String| {
-                serde_json::from_str(&text).map_err(|_| "its report cannot be read".to_owned())
-            };
-            // An unreadable entry has no names and counts as more nodes.
-            let nodes = |text: String| {
-                serde_json::from_str(&text)
-                    .unwrap_or_else(|_| NodeNames { more: true, ..NodeNames::default() })
-            };
-            ControlPlaneEntry {
-                process: entry.process,
-                report: entry.text.map(report),
-                nodes: entry.nodes.map(nodes),
-            }
-        };
-        let found = entries.others().await.map_err(|error| error.to_string());
-        let place = self.us.place.as_ref();
+        let stored = entries.others().await.map_err(|error| error.to_string());
+        let place = self.identity.place.as_ref();
         let is_alive = |entry: &ControlPlaneEntry| place.is_none() || entry.place() != place;
-        let found = found.map(|found| Arc::new(found.into_iter().map(understood).filter(is_alive).collect()));
-        *read = Some((Instant::now(), found.clone()));
-        found
+        let others = stored.map(|stored| {
+            let entries = stored.into_iter().map(ControlPlaneEntry::from);
+            Arc::new(entries.filter(is_alive).collect())
+        });
+        *read = Some((Instant::now(), others.clone()));
+        others
     }
 
     fn to_view(&self, others: Option<&Entries>, behind: Option<Vec<BehindView>>) -> FleetWideView {
@@ -351,7 +279,7 @@ impl Reports {
             let problem = report.as_ref().err().cloned();
             Some(ControlPlaneView {
                 process: entry.process.clone(),
-                said: report.ok().map(ReportView::from),
+                report: report.ok().map(ReportView::from),
                 problem,
             })
         };
@@ -375,115 +303,6 @@ impl From<FleetReport> for ReportView {
         let acknowledged = report.oldest.first().and_then(|node| node.acknowledged);
         let FleetReport { host, push, version, revision, nodes, written_at, .. } = report;
         Self { host, push, version, revision, nodes, acknowledged, written_at }
-    }
-}
-
-impl FleetReport {
-    fn name(&self) -> String {
-        format!("{} ({})", self.host, self.push)
-    }
-}
-
-/// Nodes and control planes that have not acknowledged `revision`; `own` are all nodes connected
-/// here.
-fn behind(revision: u64, own: &[ConnectedNode], nodes: usize, others: &Entries) -> Vec<BehindView> {
-    let reached = |node: &ConnectedNode| node.acknowledged.is_some_and(|reached| reached >= revision);
-    let mut behind: Vec<BehindView> =
-        own.iter().filter(|node| !reached(node)).map(|node| BehindView::node(None, node)).collect();
-    let mut nodes = nodes;
-    match others {
-        Err(problem) => behind.push(BehindView::unknown(
-            None,
-            format!("what the other control planes serve is not known: {problem}"),
-        )),
-        Ok(others) => {
-            for entry in others.iter() {
-                let (name, report) = match &entry.report {
-                    None => {
-                        behind.extend(behind_silent(entry, own, others));
-                        continue;
-                    }
-                    Some(Ok(report)) => (report.name(), report),
-                    Some(Err(problem)) => {
-                        let name = entry.process.clone();
-                        behind.push(BehindView::unknown(Some(name), problem.clone()));
-                        continue;
-                    }
-                };
-                nodes += report.nodes;
-                // A dead control plane lists nodes that have reconnected elsewhere.
-                let is_elsewhere = |node: &ConnectedNode| {
-                    let same = |other: &ConnectedNode| {
-                        (&other.name, &other.instance) == (&node.name, &node.instance) && reached(other)
-                    };
-                    own.iter().any(same) || live_reports(others).any(|report| report.oldest.iter().any(same))
-                };
-                let late = report.oldest.iter().filter(|node| !reached(node) && !is_elsewhere(node));
-                behind.extend(late.map(|node| BehindView::node(Some(name.clone()), node)));
-                let unnamed = report.nodes.saturating_sub(report.oldest.len());
-                if unnamed > 0 && report.oldest.last().is_none_or(|last| !reached(last)) {
-                    let problem = format!("more nodes may be behind: {unnamed} are not in its report");
-                    behind.push(BehindView::unknown(Some(name), problem));
-                }
-            }
-        }
-    }
-    if nodes == 0 {
-        behind.push(BehindView::unknown(None, "no data plane is connected".to_owned()));
-    }
-    behind.truncate(BEHIND_MAX);
-    behind
-}
-
-fn live_reports(others: &[ControlPlaneEntry]) -> impl Iterator<Item = &FleetReport> {
-    others.iter().filter_map(|entry| entry.report.as_ref()?.as_ref().ok())
-}
-
-/// The nodes of a silent control plane, which may serve them still, cut off from the store. A node
-/// that is connected to another control plane counts there.
-fn behind_silent(
-    entry: &ControlPlaneEntry,
-    own: &[ConnectedNode],
-    others: &[ControlPlaneEntry],
-) -> Vec<BehindView> {
-    let Some(nodes) = &entry.nodes else { return Vec::new() };
-    let control_plane = format!("{} ({})", nodes.host, nodes.push);
-    let is_named = |entry: &ControlPlaneEntry, name: &String| {
-        let named = entry.nodes.as_ref().is_some_and(|nodes| nodes.names.contains(name));
-        entry.report.is_some() && named
-    };
-    let is_elsewhere = |name: &String| {
-        own.iter().any(|node| node.name == *name)
-            || others.iter().any(|entry| is_named(entry, name))
-            || live_reports(others).any(|report| report.oldest.iter().any(|node| node.name == *name))
-    };
-    let lost = nodes.names.iter().filter(|name| !is_elsewhere(name)).take(BEHIND_MAX);
-    let problem = "its control plane no longer reports: it may serve on, cut off from the store";
-    let view = |name: &String| BehindView {
-        node: Some(name.clone()),
-        ..BehindView::unknown(Some(control_plane.clone()), problem.to_owned())
-    };
-    let mut behind: Vec<BehindView> = lost.map(view).collect();
-    if nodes.more {
-        let problem = "it no longer reports, and more nodes than it names may be there".to_owned();
-        behind.push(BehindView::unknown(Some(control_plane), problem));
-    }
-    behind
-}
-
-impl BehindView {
-    fn node(control_plane: Option<String>, node: &ConnectedNode) -> Self {
-        Self {
-            control_plane,
-            node: Some(node.name.clone()),
-            instance: Some(node.instance.clone()),
-            acknowledged: node.acknowledged,
-            problem: "it has not acknowledged the revision".to_owned(),
-        }
-    }
-
-    fn unknown(control_plane: Option<String>, problem: String) -> Self {
-        Self { control_plane, node: None, instance: None, acknowledged: None, problem }
     }
 }
 

@@ -13,29 +13,32 @@ use tonic::Status;
 #[derive(Clone)]
 pub(super) struct StoreStateWatcher {
     /// The store is unreadable for so long that other control planes serve nodes better.
-    cut_off: watch::Receiver<bool>,
+    store_stale: watch::Receiver<bool>,
     /// Since when the store is unreadable.
-    unread_since: watch::Receiver<Option<Instant>>,
+    unreadable_since: watch::Receiver<Option<Instant>>,
     /// The node supports `StoreState`.
     node_supports: bool,
 }
 
 impl StoreStateWatcher {
-    pub(super) fn new(cut_off: watch::Receiver<bool>, unread: watch::Receiver<Option<Instant>>) -> Self {
-        Self { cut_off, unread_since: unread, node_supports: false }
+    pub(super) fn new(
+        store_stale: watch::Receiver<bool>,
+        unreadable_since: watch::Receiver<Option<Instant>>,
+    ) -> Self {
+        Self { store_stale, unreadable_since, node_supports: false }
     }
 
     /// For a session that begins now. A node that connects while the store is stale stays, because
     /// it found no better control plane.
-    pub(super) fn for_session(&self, understood: bool) -> Self {
-        let mut reading = Self { node_supports: understood, ..self.clone() };
-        reading.cut_off.mark_unchanged();
-        reading
+    pub(super) fn for_session(&self, node_supports: bool) -> Self {
+        let mut watcher = Self { node_supports, ..self.clone() };
+        watcher.store_stale.mark_unchanged();
+        watcher
     }
 
     pub(super) fn state(&mut self) -> StoreState {
-        let unread = *self.unread_since.borrow_and_update();
-        StoreState { unread_seconds: unread.map(|since| whole_seconds(since.elapsed())) }
+        let since = *self.unreadable_since.borrow_and_update();
+        StoreState { unread_seconds: since.map(|since| whole_seconds(since.elapsed())) }
     }
 
     /// Waits for a change.
@@ -43,18 +46,18 @@ impl StoreStateWatcher {
     /// # Errors
     /// When the node must try another control plane.
     pub(super) async fn changed(&mut self) -> Result<(), Status> {
-        let Self { cut_off, unread_since: unread, node_supports: understood } = self;
+        let Self { store_stale, unreadable_since, node_supports } = self;
         tokio::select! {
-            () = wait_until_true(cut_off) => {
+            () = wait_until_true(store_stale) => {
                 Err(Status::unavailable("the store cannot be read from here: try another control plane"))
             }
-            Ok(()) = unread.changed(), if *understood => Ok(()),
+            Ok(()) = unreadable_since.changed(), if *node_supports => Ok(()),
         }
     }
 
     /// Makes [`Self::changed`] return once more for this state.
     pub(super) fn mark_changed(&mut self) {
-        self.unread_since.mark_changed();
+        self.unreadable_since.mark_changed();
     }
 }
 
@@ -64,9 +67,9 @@ fn whole_seconds(age: Duration) -> u64 {
 }
 
 /// Returns when the value turns true; a value that is true already must turn false before.
-async fn wait_until_true(cut_off: &mut watch::Receiver<bool>) {
-    while cut_off.changed().await.is_ok() {
-        if *cut_off.borrow_and_update() {
+async fn wait_until_true(store_stale: &mut watch::Receiver<bool>) {
+    while store_stale.changed().await.is_ok() {
+        if *store_stale.borrow_and_update() {
             return;
         }
     }

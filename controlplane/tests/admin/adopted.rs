@@ -71,7 +71,7 @@ async fn explain_and_lint_report_blocked_resources() {
     ] {
         let told = ended(uri, "open.test").await;
         assert_eq!((&told["reason"], &told["status"]), (&json!(reason), &json!(503)), "{told}");
-        assert!(told["why"].as_str().unwrap().starts_with(named) && told["fix"].is_string(), "{told}");
+        assert!(told["message"].as_str().unwrap().starts_with(named) && told["fix"].is_string(), "{told}");
     }
     let told = ended("/", "shut.test").await;
     assert_eq!((&told["reason"], &told["status"]), (&json!("blocked_site"), &json!(503)), "{told}");
@@ -81,7 +81,7 @@ async fn explain_and_lint_report_blocked_resources() {
         (&json!("blocked_site"), &json!("unrecognized_name")),
         "{told}"
     );
-    assert!(told["why"].as_str().unwrap().contains("failed to decrypt previous encrypted key"), "{told}");
+    assert!(told["message"].as_str().unwrap().contains("failed to decrypt previous encrypted key"), "{told}");
 
     stored(&world, Kind::GlobalRule, "g", json!({"plugins": {"prometheus": {}, "ip-restriction": {}}})).await;
     seen(&world).await;

@@ -119,7 +119,7 @@ async fn explain_reports_the_selected_site() {
             (&ssl, &json!(matched), &entry),
             "{site}"
         );
-        assert!(site["why"].as_str().unwrap().contains(part), "{site}");
+        assert!(site["message"].as_str().unwrap().contains(part), "{site}");
         let refused = ssl.is_null().then_some("no_site");
         assert_eq!(answer["outcome"]["reason"].as_str(), refused);
     }
@@ -127,7 +127,10 @@ async fn explain_reports_the_selected_site() {
     assert_eq!(explain(&world, json!({"sni": "other"})).await["site"]["matched"], "any");
     world.patch("/ssls/all", json!({"status": 0})).await.ok();
     let answer = explain(&world, json!({"sni": "other"})).await;
-    assert!(answer["site"]["why"].as_str().unwrap().contains("ssl all, which is switched off"), "{answer}");
+    assert!(
+        answer["site"]["message"].as_str().unwrap().contains("ssl all, which is switched off"),
+        "{answer}"
+    );
     let answer = explain(&world, json!({})).await;
     assert_eq!(
         (&answer["outcome"]["reason"], &answer["outcome"]["alert"]),
@@ -138,7 +141,7 @@ async fn explain_reports_the_selected_site() {
     let shown = &answer["site"];
     assert_eq!(shown["certificates"][0]["subject"], "CN=a.test");
     assert_eq!(shown["ssl_protocols"], json!(["TLSv1.2", "TLSv1.3"]));
-    assert_eq!(shown["client"], json!({"asked": false}));
+    assert_eq!(shown["client"], json!({"requested": false}));
 }
 
 fn chain(minted: &IssuedCertificate) -> &str {
@@ -154,13 +157,17 @@ async fn the_fix_for_depth_works() {
     site(&world, "1", "a.test", json!({"ca": world.clients.certificate_pem(), "depth": 1})).await;
     let answer = judged(&world, chain(&alice)).await;
     let verdict = &answer["client_certificate"];
-    assert_eq!((&verdict["accepted"], &verdict["rule"]), (&json!(false), &json!("depth")), "{answer}");
+    assert_eq!(
+        (&verdict["verified"], &verdict["verify_reason"]),
+        (&json!(false), &json!("depth")),
+        "{answer}"
+    );
     assert!(verdict["fix"].as_str().unwrap().starts_with("set client.depth to 2"), "{verdict}");
     assert_eq!(answer["outcome"]["alert"], "unknown_ca");
     site(&world, "1", "a.test", json!({"ca": world.clients.certificate_pem(), "depth": 2})).await;
     let answer = judged(&world, chain(&alice)).await;
-    assert_eq!(answer["client_certificate"]["accepted"], true, "{answer}");
-    assert_eq!(answer["client_certificate"]["trusted_by"], "CN=clients");
+    assert_eq!(answer["client_certificate"]["verified"], true, "{answer}");
+    assert_eq!(answer["client_certificate"]["anchor"], "CN=clients");
     assert_eq!(answer["outcome"]["result"], "established");
 }
 
@@ -209,14 +216,14 @@ async fn every_rejection_has_position_and_fix() {
         let answer = judged(&world, &chain).await;
         let verdict = &answer["client_certificate"];
         assert_eq!(
-            (&verdict["rule"], &verdict["failed"]["at"]),
+            (&verdict["verify_reason"], &verdict["failing_certificate"]["position"]),
             (&json!(rule), &json!(at)),
             "{what}: {answer}"
         );
         assert!(verdict["fix"].as_str().unwrap().contains(fix), "{what}: {verdict}");
         let outcome = &answer["outcome"];
         assert_eq!(
-            (&outcome["reason"], &outcome["rule"]),
+            (&outcome["reason"], &outcome["verify_reason"]),
             (&json!("bad_certificate"), &json!(rule)),
             "{what}"
         );
@@ -237,17 +244,17 @@ async fn a_revocation_names_its_crl() {
     site(&world, "1", "a.test", json!({"ca": bundle, "crl": [current]})).await;
     let verdict = judged(&world, chain(&bad)).await["client_certificate"].clone();
     assert_eq!(
-        (&verdict["rule"], &verdict["failed"]["serial"]),
+        (&verdict["verify_reason"], &verdict["failing_certificate"]["serial"]),
         (&json!("revoked"), &json!(bad.certificate.serial_hex()))
     );
     assert!(
         verdict["fix"].as_str().unwrap().contains("list 1 of client.crl (issuer CN=clients"),
         "{verdict}"
     );
-    assert_eq!(judged(&world, chain(&good)).await["client_certificate"]["accepted"], true);
+    assert_eq!(judged(&world, chain(&good)).await["client_certificate"]["verified"], true);
     let elsewhere = other.issue(&LeafSpec::client("unlisted")).unwrap();
     let verdict = judged(&world, chain(&elsewhere)).await["client_certificate"].clone();
-    assert_eq!(verdict["rule"], "status_unknown");
+    assert_eq!(verdict["verify_reason"], "status_unknown");
     assert!(verdict["fix"].as_str().unwrap().contains("add a CRL signed by CN=Other"), "{verdict}");
     let stale = list(CrlSpec::new().between(day(-9), day(-1)));
     site(&world, "1", "a.test", json!({"ca": bundle, "crl": [stale]})).await;
@@ -286,7 +293,7 @@ async fn requests_are_explained_up_to_the_upstream() {
     };
     let answer = ask("a.test", json!({"uri": "//x/../free/./y?z"})).await;
     assert_eq!(answer["request"]["path"], "/free/y");
-    assert_eq!(answer["request"]["skipped_by"], "^/free/");
+    assert_eq!(answer["request"]["skip_pattern"], "^/free/");
     assert_eq!(answer["outcome"]["to"]["route"], "free", "{answer}");
     for (sni, more, status, reason, part) in [
         ("a.test", json!({"uri": "/x"}), 400, "no_certificate", "no skip pattern matches the path /x"),
@@ -322,7 +329,10 @@ async fn requests_are_explained_up_to_the_upstream() {
         assert_eq!(outcome.get("alert"), None);
     }
     let answer = ask("open.test", json!({"uri": "/near"})).await;
-    assert_eq!(answer["request"]["routes_near"][0]["but"], "it does not take this address (remote_addrs)");
+    assert_eq!(
+        answer["request"]["near_misses"][0]["mismatch"],
+        "it does not take this address (remote_addrs)"
+    );
     let answer = ask("open.test", json!({"uri": "/near", "remote_addr": "10.1.2.3"})).await;
     assert_eq!(answer["outcome"]["result"], "forwarded", "{answer}");
     assert!(

@@ -28,7 +28,7 @@ async fn findings_have_resource_field_and_hint() {
         .unwrap()
         .iter()
         .map(|finding| {
-            assert!(finding["what"].is_string() && finding["hint"].is_string(), "{finding}");
+            assert!(finding["message"].is_string() && finding["hint"].is_string(), "{finding}");
             [&finding["severity"], &finding["resource"], &finding["field"]]
                 .map(|text| text.as_str().unwrap().to_owned())
         })
@@ -63,7 +63,7 @@ async fn an_invalid_stored_document_is_a_finding() {
     let told = |place: usize, text: &str| {
         let finding = &found["list"][place];
         assert_eq!(finding["severity"], "error");
-        assert!(finding["what"].as_str().unwrap().contains(text), "{found}");
+        assert!(finding["message"].as_str().unwrap().contains(text), "{found}");
         finding["resource"].as_str().unwrap().to_owned()
     };
     assert_eq!(told(0, "requests that lead to it are answered 503"), "upstreams/new");

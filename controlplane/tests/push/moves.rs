@@ -255,7 +255,7 @@ async fn a_stale_control_plane_confirms_nothing() {
     let node = node(settings).unwrap();
     let is = async |what: &str, look: &dyn Fn() -> bool| node.eventually(what, || look().then_some(())).await;
     is("it is current", &|| node.status.is_current()).await;
-    assert!(control.publish.unread_since.borrow().is_none());
+    assert!(control.publish.unreadable_since.borrow().is_none());
 
     store.is_cut_off();
     is("the open stream tells that it is cut off", &|| !node.status.is_current()).await;
@@ -265,7 +265,7 @@ async fn a_stale_control_plane_confirms_nothing() {
     assert!(!node.status.is_current() && !node.status.is_ready());
     assert_eq!(node.snapshot().revision(), 0, "nothing is served");
     assert!(node.status.age().unwrap() >= Duration::from_secs(2));
-    assert!(control.publish.unread_since.borrow().is_some());
+    assert!(control.publish.unreadable_since.borrow().is_some());
 
     store.is_down(false);
     is("it is current again", &|| node.status.is_current() && node.status.is_ready()).await;

@@ -55,7 +55,7 @@ async fn a_held_node_keeps_everything_until_the_store_is_accepted() {
     assert_eq!(node.snapshot().len(Kind::Route), 2);
     let fleet = &control.publish.fleet;
     let shown = eventually("the view", fleet.changes(), || fleet.view().list[0].held.clone()).await;
-    assert_eq!((shown.routes.gone, shown.serves.as_str()), (2, world.store.identity()));
+    assert_eq!((shown.routes.gone, shown.store.as_str()), (2, world.store.identity()));
     assert!(std::fs::read(&file).unwrap() == before);
 
     // A single new route does not end the hold.
@@ -161,7 +161,7 @@ async fn an_acceptance_ends_a_hold_with_the_state() {
     node.say(from_node::Message::Hold(hold)).await;
     let fleet = &control.publish.fleet;
     let held = eventually("the hold", fleet.changes(), || fleet.view().list[0].held.clone()).await;
-    assert_eq!((held.serves.as_str(), held.revision, held.routes.gone), ("else[2Jwhere", 5, 1));
+    assert_eq!((held.store.as_str(), held.revision, held.routes.gone), ("else[2Jwhere", 5, 1));
     control.publish.accepted.accept().await.unwrap();
     assert!(matches!(node.hear().await, Some(to_node::Message::AcceptStore(_))));
     let again = node.chunk().await;

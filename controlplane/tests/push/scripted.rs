@@ -107,7 +107,7 @@ async fn a_rejected_change_is_not_resent_until_the_next_change() {
         eventually("the refusal", fleet.changes(), || control.publish.fleet.view().list[0].last_nack.clone())
             .await;
     assert_eq!(nack.revision, first);
-    let told = &nack.refusals[0];
+    let told = &nack.errors[0];
     assert_eq!(
         (told.resource.as_str(), told.field.as_str(), told.problem.as_str()),
         ("upstreams/0", "nodes", "not liked")

@@ -19,7 +19,7 @@ use percent_encoding::{AsciiSet, CONTROLS, NON_ALPHANUMERIC, percent_encode, utf
 use super::headers::{self, X_FORWARDED_FOR, X_REAL_IP};
 use super::path;
 use super::variables::RequestContext;
-use crate::observability::reason::HasReason;
+use crate::observability::HasReason;
 use crate::reason::Reason;
 
 /// Characters that are invalid in a query, except for `%`, which a configured query may contain.

@@ -143,7 +143,7 @@ mod tests {
 
     #[test]
     fn a_rejected_upgrade_names_the_protocol_that_is_served() {
-        let response = error_response(Reason::UpgradeRefused);
+        let response = error_response(Reason::UpgradeNotSupported);
         assert_eq!(response.headers()[header::UPGRADE], "HTTP/1.1");
         assert_eq!(response.headers()[header::CONNECTION], "upgrade");
         assert!(!closes_connection(&response));

@@ -13,7 +13,7 @@ use http::{HeaderMap, Method, Response, Uri};
 use hyper::ext::ReasonPhrase;
 use memchr::{memchr, memchr_iter};
 
-use crate::observability::reason::HasReason;
+use crate::observability::HasReason;
 use crate::reason::Reason;
 
 /// Name and colon of the two fields that frame a body.

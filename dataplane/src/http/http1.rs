@@ -17,7 +17,7 @@ use hyper::rt::{Read, Write};
 use hyper::server::conn::http1::{Builder, Connection};
 use hyper::service::{HttpService, service_fn};
 
-use super::handler::RequestHandler;
+use super::RequestHandler;
 use super::incoming_body::{BodySource, IncomingBody};
 use super::keep_alive::{HibernateTimer, KeepAliveState, TrackedResponseBody};
 use super::tracked_io::TrackedIo;

@@ -24,7 +24,7 @@ use http::Request;
 use hyper::rt::{Read, Write};
 use hyper_util::rt::TokioIo;
 
-use super::handler::RequestHandler;
+use super::RequestHandler;
 use super::head::HeadLimits;
 use super::incoming_body::{BodySource, Http2Body, IncomingBody};
 use super::keep_alive::{InFlightGuard, KeepAliveState};

@@ -107,7 +107,7 @@ impl<R: Reader, W: Writer> BufferedSocket<R, W> {
         self.shutdown.clone()
     }
 
-    /// Registers the connection's writes with its time-outs, until the socket is dropped.
+    /// Registers the connection's writes with its timeouts, until the socket is dropped.
     pub fn set_timeouts(&mut self, timeouts: TimeoutHandle) {
         self.write.timeouts = Some(timeouts);
     }
@@ -324,7 +324,7 @@ impl<W: Writer> WriteSide<W> {
             Ok(n) if n < buf.len() => {
                 buf.drain(..n);
                 self.state = WriteState::InFlight(Box::pin(half.write(buf)));
-                // The send time-out starts again with each partial write, as nginx's `send_timeout`
+                // The send timeout starts again with each partial write, as nginx's `send_timeout`
                 // does.
                 if let Some(timeouts) = &self.timeouts {
                     timeouts.write_started();

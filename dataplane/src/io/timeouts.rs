@@ -1,11 +1,11 @@
-//! The time-outs of a worker's client connections: handshake, request head, keep-alive, send.
+//! The timeouts of a worker's client connections: handshake, request head, keep-alive, send.
 //!
 //! A connection notes its phase in a few cells. Once a tick [`ConnectionTimeouts`] checks all
 //! connections of the worker, and shuts down those that are over a limit. So the hot path sets no
 //! timer, and no read in flight is dropped: the shutdown completes it. The tick also drives the
 //! worker's [`CoarseTimers`].
 //!
-//! A time-out fires up to two ticks late, never early.
+//! A timeout fires up to two ticks late, never early.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -26,9 +26,9 @@ pub enum Phase {
     Head,
     /// The next request.
     Idle,
-    /// The response to a request, which has time-outs of its own.
+    /// The response to a request, which has timeouts of its own.
     Busy,
-    /// The end of a TCP connection, whose relay keeps the time-outs of its upstream.
+    /// The end of a TCP connection, whose relay keeps the timeouts of its upstream.
     Relay,
 }
 
@@ -54,8 +54,8 @@ pub enum TimeoutKind {
     Send,
 }
 
-/// The time-outs of all client connections of a worker.
-pub struct ConnectionTimeouts {
+/// The timeouts of all client connections of a worker.
+pub(crate) struct ConnectionTimeouts {
     connections: RefCell<Slab<Rc<TimeoutState>>>,
     timers: Rc<CoarseTimers>,
     /// Of handshake, head, idle and send. Ticks.
@@ -89,7 +89,7 @@ pub struct TimeoutHandle {
 
 impl ConnectionTimeouts {
     /// Starts to check the connections, as long as the worker runs.
-    pub fn start(limits: &ClientTimeouts) -> Rc<Self> {
+    pub(crate) fn start(limits: &ClientTimeouts) -> Rc<Self> {
         let timeouts = Rc::new(Self::new(limits));
         let weak = Rc::downgrade(&timeouts);
         let start = Instant::now();
@@ -112,7 +112,7 @@ impl ConnectionTimeouts {
     }
 
     /// Registers a connection, which starts in `phase`.
-    pub fn register(self: &Rc<Self>, shutdown: ShutdownHandle, phase: Phase) -> TimeoutHandle {
+    pub(crate) fn register(self: &Rc<Self>, shutdown: ShutdownHandle, phase: Phase) -> TimeoutHandle {
         let state = Rc::new(TimeoutState {
             shutdown,
             phase: Cell::new(phase),
@@ -127,13 +127,13 @@ impl ConnectionTimeouts {
     }
 
     /// Shortens the limit of a request's head, because the worker drains.
-    pub fn start_drain(&self) {
+    pub(crate) fn start_drain(&self) {
         let [handshake, head, idle, send] = self.limits.get();
         self.limits.set([handshake, head.min(to_ticks(HEAD_WHILE_DRAINING)), idle, send]);
     }
 
     /// The timers that the tick drives.
-    pub fn timers(&self) -> &Rc<CoarseTimers> {
+    pub(crate) fn timers(&self) -> &Rc<CoarseTimers> {
         &self.timers
     }
 
@@ -199,7 +199,7 @@ impl TimeoutHandle {
         }
     }
 
-    /// Starts the send time-out: a write is in flight, or was taken in part.
+    /// Starts the send timeout: a write is in flight, or was taken in part.
     pub fn write_started(&self) {
         self.state.write_since.set(Some(self.timeouts.timers.current_tick()));
     }
@@ -209,7 +209,7 @@ impl TimeoutHandle {
         self.state.write_since.get().is_some()
     }
 
-    /// Stops the send time-out.
+    /// Stops the send timeout.
     pub fn write_finished(&self) {
         self.state.write_since.set(None);
     }
@@ -220,7 +220,7 @@ impl TimeoutHandle {
         self.state.shutdown.shutdown_both();
     }
 
-    /// Whether a time-out has shut the connection down.
+    /// Whether a timeout has shut the connection down.
     pub fn is_expired(&self) -> bool {
         self.expired().is_some()
     }
@@ -245,7 +245,7 @@ mod tests {
 
     use super::*;
 
-    /// A worker's time-outs, with one connection.
+    /// A worker's timeouts, with one connection.
     struct World {
         timeouts: Rc<ConnectionTimeouts>,
         handle: TimeoutHandle,

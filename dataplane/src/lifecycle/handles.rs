@@ -1,4 +1,5 @@
-//! What the push client replaces while every worker reads it: the snapshot and the ticket ring.
+//! Handles on the snapshot and the ticket ring, which the push client replaces while every worker
+//! reads them.
 //!
 //! Invariant: a load takes no lock and never waits for the push client. There is one handle of each
 //! kind a process.

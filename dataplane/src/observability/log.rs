@@ -13,8 +13,8 @@ use std::time::Instant;
 use model::{HostName, Id};
 use pki::{CertificateDer, VerifyReason};
 
+use super::HasReason;
 use super::log_limiter::LogLimiter;
-use super::reason::HasReason;
 use crate::reason::Reason;
 
 /// The longest text of a peer in a line, in bytes: a certificate may carry names of 16 KiB.

@@ -14,7 +14,7 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::{Registry, Unit};
 
-use super::reason::TicketRejection;
+use super::TicketRejection;
 use crate::reason::Reason;
 
 /// A monotonic counter of one worker.

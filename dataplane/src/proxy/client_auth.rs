@@ -18,8 +18,8 @@ use rustls::pki_types::{CertificateDer, UnixTime};
 use crate::observability::log::{self, ClientDenial};
 use crate::observability::metrics::Counters;
 use crate::reason::Reason;
+use crate::tls::Subsystem;
 use crate::tls::client_verifier;
-use crate::tls::site_config::Subsystem;
 
 /// The client of one TLS connection, as the handshake authenticated it.
 pub struct ClientAuthState {
@@ -211,7 +211,7 @@ impl ClientAuthState {
         match verdict.verification {
             ClientVerification::Verified(_) => None,
             _ if self.subsystem.requires_client_cert(policy) || verdict.lost_verification => {
-                Some(CloseMode::Immediate(Reason::PolicyMoved))
+                Some(CloseMode::Immediate(Reason::PolicyChanged))
             }
             _ => None,
         }

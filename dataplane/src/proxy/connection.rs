@@ -34,11 +34,9 @@ use crate::tcp::relay::{self, ByteCounters, DrainLimit, RelayIo};
 use crate::tcp::{self, TcpFailure, TcpProxyError};
 use crate::tls::failure::HandshakeFailure;
 use crate::tls::params::NegotiatedParams;
-use crate::tls::site_config::Subsystem;
 use crate::tls::stream::TlsStream;
-use crate::tls::ticket::HandshakeState;
 use crate::tls::transport::TlsTransport;
-use crate::tls::{client_hello, handshake};
+use crate::tls::{Subsystem, client_hello, handshake};
 use crate::upstream::client::UpstreamTarget;
 use crate::upstream::connector::UpstreamStream;
 
@@ -231,23 +229,24 @@ pub async fn accept_tls<R: Reader, W: Writer>(
             return Err(failure.with_detail(format!("the site of ssl {} cannot be served: {error}", ssl.id)));
         }
     };
-    let mut state = HandshakeState::default();
-    let mut transport = state
-        .in_scope(|| hello.start_handshake(site_config, socket.write_buf()))
-        .map_err(|error| HandshakeFailure::from_handshake(sni.clone(), error.into()))?;
-    let driven = handshake::drive_with(&mut transport, socket, &mut state).await;
-    worker.counters.record_rejected_tickets(state.ticket_rejections());
-    driven.map_err(|error| HandshakeFailure::from_handshake(sni.clone(), error))?;
-    let client_auth =
-        ClientAuthState::new(sni, peer, transport.peer_chain(), &ssl, site_generation, subsystem);
-    // Defence in depth: the verifier, or the ticket, has rejected every other client already.
+    let mut handshake = hello
+        .start_handshake(site_config, socket.write_buf())
+        .map_err(|error| HandshakeFailure::from_error(sni.clone(), error))?;
+    let result = handshake::drive(&mut handshake, socket).await;
+    worker.counters.record_rejected_tickets(handshake.ticket_rejections());
+    if let Err(error) = result {
+        return Err(HandshakeFailure::from_handshake(sni, &mut handshake, error));
+    }
+    let chain = handshake.peer_chain();
+    let client_auth = ClientAuthState::new(sni, peer, chain, &ssl, site_generation, subsystem);
+    // Defence in depth: the verifier and the ticketer accept only such a client.
     if !client_auth.satisfies(&ssl) {
-        transport.send_close_notify();
-        let _never_fails = transport.write_tls(socket.write_buf());
+        handshake.send_close_notify();
+        handshake.write_tls(socket.write_buf());
         return Err(HandshakeFailure::client_not_verified(client_auth.sni));
     }
-    let params = NegotiatedParams::of(&transport);
-    Ok(AcceptedTls { transport, params, client_auth })
+    let params = NegotiatedParams::of(&handshake);
+    Ok(AcceptedTls { transport: handshake.into_transport(), params, client_auth })
 }
 
 /// Serves a TCP connection: relays it to its upstream, or closes it.
@@ -287,9 +286,9 @@ async fn proxy_tcp(
     }
     let sni = client_auth.map(|client_auth| &client_auth.sni);
     let query = StreamQuery { sni, remote: info.peer.ip(), server: info.local };
-    let route = tcp::route::find_route(&snapshot, &query).map_err(denied)?;
+    let route = tcp::find_route(&snapshot, &query).map_err(denied)?;
     let failed = |error| TcpFailure { route: Some(route.id.clone()), error };
-    let destination = tcp::route::find_destination(&snapshot, route, &query)
+    let destination = tcp::find_destination(&snapshot, route, &query)
         .map_err(|reason| failed(TcpProxyError::Denied(reason)))?;
     let (upstream, timeouts) = (destination.upstream, destination.timeouts);
     let authority = Some(destination.authority);

@@ -13,7 +13,7 @@ use std::rc::{Rc, Weak};
 
 use foldhash::fast::RandomState;
 
-use crate::observability::reason::HasReason;
+use crate::observability::HasReason;
 use crate::reason::Reason;
 
 /// The network part of an IPv6 address.

@@ -8,7 +8,7 @@ use telemetry::{Heartbeat, heartbeat};
 use super::listener::{Acceptor, BoundSocket};
 use super::worker::{SharedState, Worker};
 use super::{connection, registry};
-use crate::lifecycle::shutdown::{ShutdownStage, ShutdownWatch};
+use crate::lifecycle::{ShutdownStage, ShutdownWatch};
 use crate::observability::log;
 use crate::observability::metrics::Counters;
 use crate::runtime::{self, Driver};

@@ -22,7 +22,7 @@ use crate::lifecycle::handles::{SnapshotHandle, TicketRingHandle};
 /// The state of this node, and where its changes go.
 pub(super) struct NodeState {
     pub snapshot_handle: Arc<SnapshotHandle>,
-    /// What the workers have, unless it is too old to be served.
+    /// The workers have the same one, unless it is too old to be served.
     pub snapshot: Arc<Snapshot>,
     /// `None`: this node does not resume sessions.
     pub ring_handle: Option<Arc<TicketRingHandle>>,
@@ -42,7 +42,7 @@ pub(super) struct NodeState {
 }
 
 impl NodeState {
-    /// Takes over what the last-good file holds. Without `served` the workers do not get the
+    /// Starts from the content of the last-good file. Without `served` the workers do not get the
     /// snapshot, but a session resumes from it.
     pub(crate) fn restore(&mut self, saved: &SavedState, served: bool) {
         if served {
@@ -260,8 +260,8 @@ impl Applier {
         self.node.store.as_ref().is_some_and(|store| *store != self.inbound.store)
     }
 
-    /// What another store's state would remove, if that is too much to apply it. A store that was
-    /// held before must remove nothing: it may be one that is being filled.
+    /// The losses that keep another store's state from being applied. The state of a store that was
+    /// held before must cause none, since the store may still be filling up.
     fn excessive_losses(&mut self, next: &Snapshot) -> Option<Losses> {
         if !self.is_other_store() || self.inbound.store_accepted {
             return None;

@@ -16,7 +16,7 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use http::Uri;
 use hyper_util::rt::TokioIo;
-use pem_files::Reloader;
+use mtls::Reloader;
 use pki::VerifyError;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use tokio::net::TcpStream;
@@ -30,7 +30,7 @@ use super::files::NodeTls;
 
 const REVERIFY_INTERVAL: Duration = Duration::from_secs(10);
 
-type Loaded = pem_files::LoadedCredentials<NodeTls>;
+type Loaded = mtls::LoadedCredentials<NodeTls>;
 type FileChanges = watch::Receiver<Option<Arc<Loaded>>>;
 
 /// Connects to one control plane. Clones share its state.
@@ -144,7 +144,7 @@ impl Connector {
         Some(format!(
             "the control plane {} rejects the certificate in {path} ({setting}); the previous one, until {}, is in use",
             self.address,
-            pem_files::format_utc(leaf.not_after())
+            pki::format_utc(leaf.not_after())
         ))
     }
 

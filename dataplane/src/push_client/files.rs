@@ -1,10 +1,9 @@
-//! The node's certificate, its key and the CA of control planes, read again when they change, and
-//! the TLS configuration made of them.
+//! The node's certificate, its key and the CA of control planes: read again when they change
+//! ([`mtls::reload`]).
 
 use std::sync::Arc;
 
-use pem_files::reload::ConfiguredFile;
-use pem_files::{CredentialFiles, Credentials, FileError, Reloader};
+use mtls::{ConfiguredFile, CredentialFiles, Credentials, FileError, Reloader};
 use pki::{PrivateKey, TrustAnchors};
 use rustls::{ClientConfig, RootCertStore};
 

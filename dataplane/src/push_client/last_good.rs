@@ -1,4 +1,4 @@
-//! The last good snapshot as a file: what a data plane serves after a restart without a control
+//! The file of the last good snapshot, which a data plane serves after a restart without a control
 //! plane.
 //!
 //! Layout: magic, format version (u16, little endian), salt, nonce; then AES-256-GCM over
@@ -24,7 +24,7 @@ use aws_lc_rs::hkdf;
 use bytes::Buf;
 use model::wire::{DeltaAssembler, chunks, tickets_from_wire, tickets_to_wire};
 use model::{Delta, Snapshot, TicketRing};
-use pem_files::bounded_read;
+use process::bounded_read;
 use prost::Message;
 use proto::push::{Chunk, LastGood};
 use zeroize::Zeroizing;
@@ -347,7 +347,7 @@ fn encode(SavedState { store, snapshot, tickets, confirmed_at }: &SavedState) ->
     let delta_length: usize = chunks(&delta, CHUNK_BYTES).map(|chunk| framed(chunk.encoded_len())).sum();
     let capacity = framed(head.encoded_len()) + delta_length + AES_256_GCM.tag_len();
     let mut body = Zeroizing::new(Vec::with_capacity(capacity));
-    // Encoding fails only for want of capacity, and a Vec grows.
+    // Encoding fails only for lack of capacity, and a Vec grows.
     let _ = head.encode_length_delimited(&mut *body);
     for chunk in chunks(&delta, CHUNK_BYTES) {
         let _ = chunk.encode_length_delimited(&mut *body);

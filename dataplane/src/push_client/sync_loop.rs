@@ -5,7 +5,7 @@
 
 use std::time::{Duration, Instant};
 
-use pem_files::CertificateMonitor;
+use mtls::CertificateMonitor;
 use tokio::sync::watch;
 use tonic::transport::Endpoint;
 

@@ -1,5 +1,5 @@
-//! What `/status`, `/metrics` and the log show of the push client: the snapshot and its age, the
-//! control plane, a held store. Written by the push client; reading takes no lock.
+//! The status of the push client for `/status`, `/metrics` and the log: the snapshot and its age,
+//! the control plane, a held store. The push client writes it; reading takes no lock.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
@@ -34,14 +34,14 @@ impl SnapshotSource {
     }
 }
 
-/// Another store whose state is not applied, since it would remove most of what is served.
+/// Another store whose state is not applied, since it would remove most of the snapshot.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HeldStore {
     /// The store whose state is served.
     pub current: String,
     /// The store of the control plane.
     pub offered: String,
-    /// What the offered state would remove.
+    /// Of the offered state.
     pub losses: Losses,
 }
 

@@ -69,8 +69,8 @@ fn run_on_this_thread<F: Future<Output = ()>>(
     }
 }
 
-/// This thread, and every thread that it or the kernel makes for it, runs only while nothing else
-/// on its core wants to (sched(7)). There is no way back without privileges.
+/// This thread, and every thread that it or the kernel makes for it, runs only while no other
+/// thread is ready on its core (sched(7)). Undoing it needs privileges.
 fn set_idle_priority() {
     let idle = ThreadSchedulePolicy::Normal(NormalThreadSchedulePolicy::Idle);
     // Without the permission, a change disturbs the workers a little more.

@@ -19,16 +19,16 @@ use super::pool::{ConnectionPermits, Pool};
 use super::resolver::ResolverCache;
 use crate::http::head::HeadLimits;
 use crate::io::coarse_timer::CoarseTimers;
-use crate::observability::reason::HasReason;
+use crate::observability::HasReason;
 use crate::reason::Reason;
 
-/// Of one name, since each may cost a connect time-out.
+/// Of one name, since each may cost a connect timeout.
 const ADDRESSES_MAX: usize = 4;
 
-pub struct UpstreamClient {
+pub(crate) struct UpstreamClient {
     pub pool: Rc<Pool>,
     pub permits: ConnectionPermits,
-    /// For the time-outs of responses.
+    /// For the timeouts of responses.
     pub timers: Rc<CoarseTimers>,
     pub resolver: ResolverCache,
     /// One for the process.
@@ -42,7 +42,7 @@ pub struct UpstreamClient {
 }
 
 /// Where a request or TCP connection goes.
-pub struct UpstreamTarget<'a> {
+pub(crate) struct UpstreamTarget<'a> {
     /// Has the resources that the upstream refers to.
     pub snapshot: &'a Snapshot,
     pub upstream: &'a Upstream,
@@ -137,7 +137,7 @@ impl UpstreamClient {
     ///
     /// # Errors
     /// [`UpstreamError`] of the last attempt.
-    pub async fn connect(&self, target: &UpstreamTarget<'_>) -> Result<UpstreamStream, UpstreamError> {
+    pub(crate) async fn connect(&self, target: &UpstreamTarget<'_>) -> Result<UpstreamStream, UpstreamError> {
         let prepared = self.tls_configs.prepared(target.upstream);
         let config = if target.upstream.scheme.is_encrypted() {
             let config = self.tls_configs.client_config(target.upstream, &prepared, target.snapshot)?;
@@ -179,8 +179,8 @@ impl UpstreamClient {
     }
 }
 
-/// Tries the addresses in turn, since a name may also stand for addresses where nothing listens
-/// (`localhost` is often `::1` first). `None`: there is no address.
+/// Tries the addresses in turn, since nothing may listen at some of a name's addresses (`localhost`
+/// is often `::1` first). `None`: there is no address.
 async fn connect_first<T>(
     addresses: &[IpAddr],
     port: u16,
@@ -221,7 +221,7 @@ mod tests {
             upstream_host: None,
             keepalive: None,
             tls: UpstreamTls { identity: None, verify: false },
-            prepared: CacheSlot::new(),
+            cache: CacheSlot::new(),
             blocked: None,
         }
     }

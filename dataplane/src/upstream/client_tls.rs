@@ -10,19 +10,18 @@ use std::sync::{Arc, OnceLock};
 
 use model::Snapshot;
 use model::resource::{CacheSlot, KeyPair, Upstream, UpstreamIdentity};
-use pki::TrustAnchors;
+use mtls::{ServerTrust, ServerVerifier};
+use pki::{TrustAnchors, VerifyError};
+use rustls::ClientConfig;
 use rustls::client::Resumption;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::CryptoProvider;
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::sign::CertifiedKey;
-use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
 
 use super::balancer::Balancer;
-use crate::tls::record::traffic_secrets::RecordLayerKind;
-use crate::tls::{signature, site_config};
+use crate::tls::record::RecordLayerKind;
+use crate::tls::site_config;
 
-/// What is made of an upstream once and cached on it.
+/// Derived from an upstream once and cached on it.
 pub struct PreparedUpstream {
     pub balancer: Balancer,
     /// Of an upstream with an inline client certificate.
@@ -75,7 +74,7 @@ pub enum ClientTlsError {
 pub struct ClientTlsConfigs {
     provider: Arc<CryptoProvider>,
     anchors: Option<Arc<TrustAnchors>>,
-    /// Without a client certificate: one that does not verify servers, one that does.
+    /// Without a client certificate: the first does not verify servers, the second does.
     anonymous: [Arc<ClientTlsConfig>; 2],
     verify_always: bool,
     records: RecordLayerKind,
@@ -103,7 +102,7 @@ impl ClientTlsConfigs {
     }
 
     pub fn prepared(&self, upstream: &Upstream) -> Arc<PreparedUpstream> {
-        get_or_init_cached(&upstream.prepared, || PreparedUpstream {
+        get_or_init_cached(&upstream.cache, || PreparedUpstream {
             balancer: Balancer::new(upstream),
             inline_identity: OnceLock::new(),
         })
@@ -137,7 +136,7 @@ impl ClientTlsConfigs {
                     return Err(ClientTlsError::Blocked(id.clone(), blocked.reason().to_owned()));
                 }
                 let pair = ssl.pairs.first().ok_or_else(|| ClientTlsError::NoSsl(id.clone()))?;
-                let configs: Arc<SslConfigs> = get_or_init_cached(&ssl.prepared, SslConfigs::default);
+                let configs: Arc<SslConfigs> = get_or_init_cached(&ssl.cache, SslConfigs::default);
                 let config = if verify { &configs.verified } else { &configs.unverified };
                 config.get_or_init(|| self.build(pair, verify)).clone()
             }
@@ -161,15 +160,16 @@ fn build(
     records: RecordLayerKind,
 ) -> Result<Arc<ClientTlsConfig>, ClientTlsError> {
     let unusable = |error: rustls::Error| ClientTlsError::Unusable(error.to_string());
-    let verifier = Arc::new(UpstreamCertVerifier {
-        trust: match (verify, anchors) {
-            (false, _) => ServerTrust::Unverified,
-            (true, Some(anchors)) => ServerTrust::Anchors(Arc::clone(anchors)),
-            (true, None) => ServerTrust::NoAnchors,
-        },
-        schemes: provider.signature_verification_algorithms.supported_schemes(),
-        provider: Arc::clone(provider),
-    });
+    let trust = match (verify, anchors) {
+        // APISIX's default (contract 6.1).
+        (false, _) => ServerTrust::Unverified,
+        (true, Some(anchors)) => ServerTrust::Anchors { anchors: Arc::clone(anchors), depth: None },
+        (true, None) => ServerTrust::NoAnchors(
+            "upstreams are to be verified, but apisix.ssl.ssl_trusted_certificate names no CA bundle",
+        ),
+    };
+    let to_rustls_error = |error: VerifyError| rustls::Error::General(error.to_string());
+    let verifier = Arc::new(ServerVerifier::new(trust, Arc::clone(provider), to_rustls_error));
     let builder = ClientConfig::builder_with_provider(Arc::clone(provider))
         .with_safe_default_protocol_versions()
         .map_err(unusable)?
@@ -192,68 +192,4 @@ fn build(
         generation,
         config_without_alpn: std::sync::OnceLock::new(),
     }))
-}
-
-/// Verifies upstream servers, or, as APISIX does by default, takes them as they are (contract 6.1).
-#[derive(Debug)]
-struct UpstreamCertVerifier {
-    trust: ServerTrust,
-    schemes: Vec<SignatureScheme>,
-    provider: Arc<CryptoProvider>,
-}
-
-#[derive(Debug)]
-enum ServerTrust {
-    /// Not verified.
-    Unverified,
-    /// Verified up to these.
-    Anchors(Arc<TrustAnchors>),
-    /// To be verified, and no anchors to do it with: fail closed.
-    NoAnchors,
-}
-
-impl ServerCertVerifier for UpstreamCertVerifier {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        server_name: &ServerName<'_>,
-        _ocsp_response: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        match &self.trust {
-            ServerTrust::Unverified => Ok(()),
-            ServerTrust::Anchors(anchors) => {
-                pki::verify_server(anchors, server_name, end_entity, intermediates, now)
-                    .map_err(|error| rustls::Error::General(error.to_string()))
-            }
-            ServerTrust::NoAnchors => Err(rustls::Error::General(
-                "upstreams are to be verified, but apisix.ssl.ssl_trusted_certificate names no CA bundle"
-                    .to_owned(),
-            )),
-        }?;
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        signature::verify_tls12(&self.provider, cert, message, dss)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        signature::verify_tls13(&self.provider, cert, message, dss)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.schemes.clone()
-    }
 }

@@ -21,12 +21,11 @@ use crate::io::chunk_read::{Chunk, ChunkRead};
 use crate::io::flag::Flag;
 use crate::io::linger::{LingerLimits, lingering_close};
 use crate::io::plain::PlainStream;
-use crate::observability::reason::HasReason;
+use crate::observability::HasReason;
 use crate::reason::Reason;
 use crate::runtime::{self, Socket};
-use crate::tls::handshake::{self, HandshakeError};
+use crate::tls::handshake::{self, HandshakeError, TlsHandshake};
 use crate::tls::stream::TlsStream;
-use crate::tls::transport::{TlsTransport, TransportError};
 
 /// No connection to the node.
 #[derive(Debug, thiserror::Error)]
@@ -62,7 +61,7 @@ impl HasReason for ConnectError {
 }
 
 /// A new connection to a node, in clear or within TLS.
-pub enum UpstreamStream {
+pub(crate) enum UpstreamStream {
     Plain(PlainStream),
     Tls(TlsStream),
 }
@@ -123,15 +122,15 @@ async fn connect_tcp_and_tls(
         None => Ok(UpstreamStream::Plain(PlainStream::new(socket))),
         Some((config, name)) => {
             let failed = |error: HandshakeError| ConnectError::Tls { addr, error };
-            let connection = ClientConnection::new(Arc::clone(config), name)
-                .map_err(|error| failed(TransportError::from(error).into()))?;
-            let mut connection = TlsTransport::from(connection);
+            let connection =
+                ClientConnection::new(Arc::clone(config), name).map_err(|error| failed(error.into()))?;
+            let mut tls = TlsHandshake::from(connection);
             // A node that rejects this side sends an alert, and may close before it has read all.
             socket.ignore_write_errors(true);
-            match handshake::drive(&mut connection, &mut socket).await {
+            match handshake::drive(&mut tls, &mut socket).await {
                 Ok(()) => {
                     socket.ignore_write_errors(false);
-                    Ok(UpstreamStream::Tls(TlsStream::new(connection, socket)))
+                    Ok(UpstreamStream::Tls(TlsStream::new(tls.into_transport(), socket)))
                 }
                 Err(error) => {
                     runtime::spawn(async move {

@@ -28,12 +28,12 @@ use super::request_body::{RequestBody, SendProgress, WaitState};
 use super::response_body::UpstreamResponseBody;
 use super::status_header::UpstreamStatus;
 use crate::io::coarse_timer::{CoarseTimer, CoarseTimers};
-use crate::observability::reason::HasReason;
+use crate::observability::HasReason;
 use crate::reason::Reason;
 
 /// There is no response for the client.
 #[derive(Debug, thiserror::Error)]
-pub enum ExchangeError {
+pub(crate) enum ExchangeError {
     #[error(transparent)]
     Upstream(#[from] UpstreamError),
     /// The exchange failed on a connection.
@@ -45,7 +45,7 @@ pub enum ExchangeError {
     /// The response came while the body was incomplete, and the connection stays open without it.
     #[error("{addr}: answered a request whose body was not sent")]
     RequestBodyUnsent { addr: SocketAddr },
-    /// One of the two time-outs, of sending and of reading, passed.
+    /// One of the two timeouts, of sending and of reading, passed.
     #[error("{addr}: {} after {within:?}", .reason.label())]
     Timeout { addr: SocketAddr, reason: Reason, within: Duration },
     /// The client's body failed, which is no fault of a node.
@@ -102,7 +102,7 @@ impl UpstreamClient {
     ///
     /// # Errors
     /// [`ExchangeError`] of the last attempt.
-    pub async fn send_request(
+    pub(crate) async fn send_request(
         &self,
         target: &UpstreamTarget<'_>,
         request: Request<RequestBody>,
@@ -255,7 +255,7 @@ impl UpstreamClient {
     }
 }
 
-/// What a request needs of a connection.
+/// The connection that a request needs.
 struct Checkout<'a> {
     host: &'a str,
     tls_config: Option<&'a Arc<ClientTlsConfig>>,
@@ -265,7 +265,7 @@ struct Checkout<'a> {
     fresh: bool,
 }
 
-/// Waits for the response. The upstream's time-outs run only while it is the upstream that is
+/// Waits for the response. The upstream's timeouts run only while it is the upstream that is
 /// waited for, not the client.
 async fn response_in_time<F: Future>(
     response: F,

@@ -56,7 +56,7 @@ mod tests {
             upstream_host: Some("up.example:8443".into()),
             keepalive: None,
             tls: UpstreamTls { identity: None, verify: false },
-            prepared: CacheSlot::new(),
+            cache: CacheSlot::new(),
             blocked: None,
         };
         upstream_host(&upstream, authority, &upstream.nodes[0]).into_owned()

@@ -1,6 +1,6 @@
 //! The body of a request on its way from the client to the upstream: streamed, counted and timed.
 //!
-//! Invariant: a pause of the client never counts against the time-outs of the upstream, nor the
+//! Invariant: a pause of the client never counts against the timeouts of the upstream, nor the
 //! other way round. [`SendProgress`] has which of the two is waited for, and since when.
 
 use std::cell::Cell;
@@ -14,15 +14,11 @@ use bytes::Bytes;
 use hyper::body::{Body, Frame, SizeHint};
 
 use crate::http::incoming_body::IncomingBody;
+use crate::io::linger::LingerLimits;
 use crate::reason::Reason;
 use crate::runtime::{self, Timer};
 
-/// How much of a body without a reader is discarded, and for how long: nginx's lingering close,
-/// with a limit on bytes, too.
-const DISCARD_BYTES: usize = 16 * 1024 * 1024;
-const DISCARD_TIME: Duration = Duration::from_secs(5);
-
-/// What an exchange waits for, and since when.
+/// The side that an exchange waits for, and since when.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum WaitState {
     /// The client's next data frame.
@@ -156,9 +152,10 @@ fn is_fully_read(body: &impl Body) -> bool {
     body.is_end_stream() || body.size_hint().exact() == Some(0)
 }
 
+/// nginx's lingering close, for a body: reads and discards within limits.
 async fn discard(mut incoming: impl ClientBody) {
     let reading = async {
-        let mut left = DISCARD_BYTES;
+        let mut left = LingerLimits::REQUEST.bytes;
         while let Some(Ok(frame)) = poll_fn(|cx| Pin::new(&mut incoming).poll_frame(cx)).await {
             let length = frame.data_ref().map_or(0, Bytes::len);
             match left.checked_sub(length) {
@@ -167,7 +164,7 @@ async fn discard(mut incoming: impl ClientBody) {
             }
         }
     };
-    let _timed_out = runtime::timeout(DISCARD_TIME, reading).await;
+    let _timed_out = runtime::timeout(LingerLimits::REQUEST.time, reading).await;
 }
 
 impl<B: ClientBody> Body for RequestBody<B> {

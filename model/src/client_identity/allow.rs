@@ -252,13 +252,13 @@ fn name(text: &str) -> Result<DistinguishedName, Problem> {
 /// Parses hexadecimal as OpenSSL prints it, with or without colons, into the content of a DER
 /// INTEGER.
 fn serial(text: &str) -> Result<Box<[u8]>, Problem> {
-    let refuse = || {
+    let invalid = || {
         Problem::new("", format!("\"{text}\" is not a serial number"))
             .with_hint("hexadecimal digits, as `openssl x509 -noout -serial` prints them: 0A1B2C or 0A:1B:2C")
     };
     let digits: String = text.chars().filter(|character| *character != ':').collect();
     let digits = if digits.len() % 2 == 1 { format!("0{digits}") } else { digits };
-    let bytes = decode_hex(&digits).filter(|bytes| !bytes.is_empty()).ok_or_else(refuse)?;
+    let bytes = decode_hex(&digits).filter(|bytes| !bytes.is_empty()).ok_or_else(invalid)?;
     let zeros = bytes.iter().take_while(|byte| **byte == 0).count().min(bytes.len() - 1);
     let mut content = bytes.get(zeros..).unwrap_or_default().to_vec();
     // A DER INTEGER whose first byte is 0x80 or more is negative.

@@ -1,64 +1,17 @@
-//! Blocks that routes and services share and that have schemas of their own: `client_identity` and
-//! the plugin `proxy-rewrite`.
-//!
-//! The schemas of routes and services include them (so that `GET schema/route` shows them), but
-//! they are validated separately: APISIX words the plugin's problems differently, and a data plane
-//! validates the blocks alone.
+//! Compiles the blocks that routes and services share: `client_identity` and the plugins, of which
+//! `proxy-rewrite` is supported.
 
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 
 use serde_json::Value;
 
-use super::schema::Schema;
-use super::{inline_refs, unsupported};
+use super::unsupported;
 use crate::client_identity::ClientIdentity;
 use crate::problem::{Problem, ProblemKind};
 use crate::proxy_rewrite::ProxyRewrite;
 
-/// A block with a schema of its own.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum SchemaBlock {
-    ClientIdentity,
-    ProxyRewrite,
-}
-
 /// The only supported plugin.
 pub(crate) const PROXY_REWRITE: &str = "proxy-rewrite";
-
-impl SchemaBlock {
-    pub(super) const ALL: [SchemaBlock; 2] = [SchemaBlock::ClientIdentity, SchemaBlock::ProxyRewrite];
-
-    pub(super) fn file_name(self) -> &'static str {
-        match self {
-            SchemaBlock::ClientIdentity => "client_identity.schema.json",
-            SchemaBlock::ProxyRewrite => "proxy_rewrite.schema.json",
-        }
-    }
-
-    pub(super) fn file(self) -> &'static str {
-        match self {
-            SchemaBlock::ClientIdentity => include_str!("client_identity.schema.json"),
-            SchemaBlock::ProxyRewrite => include_str!("proxy_rewrite.schema.json"),
-        }
-    }
-}
-
-static SCHEMAS: LazyLock<[Schema; 2]> = LazyLock::new(|| {
-    SchemaBlock::ALL.map(|block| {
-        let text = serde_json::from_str(block.file()).ok().and_then(|text| inline_refs(&text).ok());
-        // Tests prove that the schema files compile; a broken one would accept nothing.
-        text.and_then(|text| Schema::compile(&text).ok()).unwrap_or_else(Schema::never)
-    })
-});
-
-/// Validates a block by its schema; fields are relative to the block.
-pub(crate) fn validate_block(block: SchemaBlock, value: &Value) -> Result<(), Problem> {
-    let [identity, rewrite] = &*SCHEMAS;
-    match block {
-        SchemaBlock::ClientIdentity => identity.judge(value),
-        SchemaBlock::ProxyRewrite => rewrite.judge(value),
-    }
-}
 
 /// Compiles the plugins before the schema is applied, so that their problems have APISIX's words.
 pub(super) fn check_before_schema(document: &Value) -> Result<(), Problem> {

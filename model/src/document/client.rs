@@ -5,13 +5,14 @@
 
 use pki::{
     Certificate, CertificateRevocationListDer, ClientAuth, ClientAuthInput, Crl, PolicyError,
-    certificates_from_pem, crls_from_pem,
+    certificates_from_pem, crls_from_pem, verify_client,
 };
+use rustls_pki_types::UnixTime;
 use serde_json::{Map, Value};
 
-use super::fields::{string, strings, unsigned};
-use super::keypair;
+use super::fields::{cert_problem_kind, string, strings, unsigned};
 use crate::problem::{Problem, ProblemKind};
+use crate::resource::Resource;
 
 /// The default depth (contract 3.1).
 const DEPTH: u32 = 1;
@@ -27,7 +28,7 @@ pub(super) fn compile(client: &Value) -> Result<ClientAuth, Problem> {
             "failed to validate client_cert: failed to parse cert: PEM_read_bio_X509_AUX() failed",
         )
         .with_hint(error.to_string())
-        .with_kind(keypair::problem_kind(&error))
+        .with_kind(cert_problem_kind(&error))
     })?;
     let depth = unsigned(client, "depth").map_err(|problem| problem.within("client"))?.unwrap_or(DEPTH);
     let CrlTexts { crls, origins, beside } = CrlTexts::read(client)?;
@@ -210,5 +211,48 @@ fn policy_problem(error: &PolicyError, origins: &[usize]) -> Problem {
             Problem::new("client.ca", format!("failed to validate client_cert: {error}"))
         }
         other => Problem::new("client", format!("failed to validate client: {other}")),
+    }
+}
+
+/// Checks that each anchor can verify a client now: it is within its validity period, and a CA or a
+/// client's own certificate. Only writes are checked so; `compile` has no clock, because an anchor in
+/// the store that has expired since rejects clients but must not remove the site.
+///
+/// # Errors
+///
+/// The first such anchor, by its subject.
+pub fn check_validity_period(resource: &Resource, now: UnixTime) -> Result<(), Problem> {
+    let Resource::Ssl(ssl) = resource else { return Ok(()) };
+    let Some(policy) = &ssl.client else { return Ok(()) };
+    (1..)
+        .zip(policy.anchors().certificates())
+        .try_for_each(|(position, anchor)| check_anchor(position, anchor, now))
+}
+
+fn check_anchor(position: usize, anchor: &Certificate, now: UnixTime) -> Result<(), Problem> {
+    let invalid = |why: String, hint: &str| {
+        let message =
+            format!("failed to validate client_cert: certificate {position} \"{}\" {why}", anchor.subject());
+        Err(Problem::new("client.ca", message).with_hint(hint))
+    };
+    if now > anchor.not_after() {
+        return invalid("is expired".to_owned(), "replace it by its successor, or remove it");
+    }
+    if now < anchor.not_before() {
+        return invalid("is not valid yet".to_owned(), "check the clock, or add it later");
+    }
+    if anchor.is_ca() {
+        return Ok(());
+    }
+    // A pinned client certificate must pass the verifier itself.
+    let pinned = ClientAuth::new(ClientAuthInput { anchors: vec![anchor.clone()], ..Default::default() })
+        .map_err(|error| error.to_string())
+        .and_then(|policy| verify_client(&policy, anchor.der(), &[], now).map_err(|error| error.to_string()));
+    match pinned {
+        Ok(_) => Ok(()),
+        Err(why) => invalid(
+            format!("is not a CA, and as a client's own certificate it fails: {why}"),
+            "client.ca takes the CA certificates that sign clients, or clients' own certificates",
+        ),
     }
 }

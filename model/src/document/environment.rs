@@ -13,16 +13,10 @@ use zeroize::{Zeroize, Zeroizing};
 use crate::id::Kind;
 use crate::json;
 use crate::problem::Problem;
+use crate::schema::env_ref_path;
 
-const PREFIX: &str = "$env://";
 const HINT: &str = "references are looked up in the control plane's environment, when a document is written and when the control plane \
                     starts; data planes need nothing";
-
-/// The text after `$env://`, matched case-insensitively.
-pub(super) fn env_ref_path(text: &str) -> Option<&str> {
-    let (start, path) = text.split_at_checked(PREFIX.len())?;
-    start.eq_ignore_ascii_case(PREFIX).then_some(path)
-}
 
 /// A document whose references are replaced by their values.
 pub struct ResolvedDocument<'a> {
@@ -153,7 +147,7 @@ mod tests {
         }
     }
 
-    fn told(document: &Value) -> Problem {
+    fn problem_of(document: &Value) -> Problem {
         match resolve_references(Kind::Ssl, document, &environment) {
             Ok(resolved) => panic!("resolved: {}", resolved.document()),
             Err(problem) => problem,
@@ -161,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn every_place_takes_a_reference_and_the_original_keeps_it() {
+    fn every_field_resolves_and_the_original_is_unchanged() {
         let document = json!({
             "cert": "$env://CERT", "key": "$ENV://PAIR/key", "certs": ["as it is", "$eNv://CERT"],
             "keys": ["$env://PAIR/a/b"], "client": {"ca": "$env://CERT", "depth": 1}, "sni": "$env://CERT"
@@ -185,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_copied_where_nothing_refers() {
+    fn a_document_without_references_is_borrowed() {
         let document = json!({"cert": "x", "key": "$secret://vault/1/key", "keys": 7, "client": []});
         assert!(matches!(
             resolve_references(Kind::Ssl, &document, &environment).unwrap().document,
@@ -197,8 +191,8 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_resolved_names_field_and_variable_but_no_value() {
-        for (document, field, said) in [
+    fn resolution_errors_name_field_and_variable_but_no_value() {
+        for (document, field, expected) in [
             (json!({"key": "$env://GONE"}), "key", "variable GONE is not set"),
             (json!({"certs": ["x", "$env://cert"]}), "certs[2]", "variable cert is not set"),
             (json!({"client": {"ca": "$env://PAIR/none"}}), "client.ca", "PAIR has no text under none"),
@@ -213,9 +207,9 @@ mod tests {
             (json!({"cert": "$env:///x"}), "cert", "names no environment variable"),
             (json!({"cert": "$env://A\nB"}), "cert", "names no environment variable"),
         ] {
-            let problem = told(&document);
+            let problem = problem_of(&document);
             assert_eq!(problem.field, field);
-            assert!(problem.message.contains(said) && problem.message.contains("field: "), "{problem}");
+            assert!(problem.message.contains(expected) && problem.message.contains("field: "), "{problem}");
             assert!(!problem.to_string().contains("the certificate"), "{problem}");
         }
     }

@@ -1,16 +1,18 @@
 //! Typed access to the members of a document that passed its schema. The bounds of Rust types are
 //! checked here, since a schema cannot express them.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use pki::{CertError, KeyError, Keyring, PrivateKey, certificates_from_pem};
 use serde_json::Value;
 
-use super::schema::is_reference;
 use super::unsupported;
 use crate::id::Id;
 use crate::pattern::NamePattern;
-use crate::problem::Problem;
-use crate::resource::Timeouts;
+use crate::problem::{Problem, ProblemKind};
+use crate::resource::{KeyPair, Timeouts};
+use crate::schema::is_reference;
 
 /// The longest duration of a document, one year, so that sums cannot overflow.
 const SECONDS_MAX: f64 = 31_536_000.0;
@@ -125,8 +127,8 @@ pub(crate) fn names(document: &Value, one: &str, many: &str) -> Result<Vec<NameP
 /// rejects the rest. References in purely descriptive fields have no meaning.
 pub(crate) fn forbid_secret_references(document: &Value) -> Result<(), Problem> {
     let Some(members) = document.as_object() else { return Ok(()) };
-    let judged = members.iter().filter(|(name, _)| !matches!(name.as_str(), "name" | "desc" | "labels"));
-    for (name, value) in judged {
+    let checked = members.iter().filter(|(name, _)| !matches!(name.as_str(), "name" | "desc" | "labels"));
+    for (name, value) in checked {
         if let Some(inner) = reference_within(value) {
             let field = Problem::new(inner, "").within(name).field;
             return Err(unsupported(
@@ -152,5 +154,57 @@ fn reference_within(value: &Value) -> Option<String> {
             Some(Problem::new(inner, "").within(name).field)
         }),
         _ => None,
+    }
+}
+
+/// A PEM chain and its private key, which is plain or encrypted, from the two members named by
+/// `fields`. Messages are those of the Admin API (contract 4.1, step 2). The decrypted key stays inside
+/// this function, in memory that is wiped.
+pub(crate) fn key_pair(
+    cert: &str,
+    key: &str,
+    fields: [&str; 2],
+    keyring: &Keyring,
+) -> Result<KeyPair, Problem> {
+    let [cert_field, key_field] = fields;
+    let chain = certificates_from_pem(cert).map_err(|error| {
+        Problem::new(cert_field, "failed to parse cert: PEM_read_bio_X509_AUX() failed")
+            .with_hint(error.to_string())
+            .with_kind(cert_problem_kind(&error))
+    })?;
+    let opened = keyring.open(key).map_err(|error| {
+        Problem::new(key_field, "failed to decrypt previous encrypted key").with_hint(format!(
+            "{error}: a key is PEM text, or was encrypted with a key of data_encryption.keyring"
+        ))
+    })?;
+    let key = PrivateKey::from_pem(&opened).map_err(|error| {
+        Problem::new(key_field, "failed to parse key: PEM_read_bio_PrivateKey() failed")
+            .with_hint(error.to_string())
+            .with_kind(if matches!(error, KeyError::Unsupported) {
+                ProblemKind::Unsupported
+            } else {
+                ProblemKind::Invalid
+            })
+    })?;
+    // APISIX detects the mismatch in the first handshake, when the site is down already.
+    if let Some(leaf) = chain.first() {
+        key.matches(leaf).map_err(|error| {
+            Problem::new(key_field, format!("{key_field} does not belong to {cert_field}: {error}"))
+                .with_hint(
+                    "the first certificate of the text must be the key's own, its issuers come after it",
+                )
+                .with_kind(ProblemKind::Unusable)
+        })?;
+    }
+    Ok(KeyPair { chain, key: Arc::new(key) })
+}
+
+/// APISIX parses some certificates that this gateway does not, so its document is valid but
+/// unsupported.
+pub(crate) fn cert_problem_kind(error: &CertError) -> ProblemKind {
+    match error {
+        CertError::NoCertificate { .. } | CertError::Pem(_) => ProblemKind::Invalid,
+        CertError::InBundle { error, .. } => cert_problem_kind(error),
+        _ => ProblemKind::Unsupported,
     }
 }

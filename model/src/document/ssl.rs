@@ -6,8 +6,8 @@ use std::sync::Arc;
 use pki::Keyring;
 use serde_json::Value;
 
-use super::fields::{enabled, names, string, strings};
-use super::{client, keypair};
+use super::client;
+use super::fields::{enabled, key_pair, names, string, strings};
 use crate::id::Id;
 use crate::problem::{Problem, ProblemKind};
 use crate::resource::{CacheSlot, KeyPair, Ssl, TlsVersion};
@@ -15,7 +15,7 @@ use crate::resource::{CacheSlot, KeyPair, Ssl, TlsVersion};
 /// Checks follow the order of contract 4.1.
 pub(super) fn compile(id: &Id, document: &Value, keyring: &Keyring) -> Result<Ssl, Problem> {
     let (cert, key) = (string(document, "cert"), string(document, "key"));
-    let first = keypair::read(cert.unwrap_or_default(), key.unwrap_or_default(), ["cert", "key"], keyring)?;
+    let first = key_pair(cert.unwrap_or_default(), key.unwrap_or_default(), ["cert", "key"], keyring)?;
     let mut ssl = Ssl {
         id: id.clone(),
         client_side: string(document, "type") == Some("client"),
@@ -24,7 +24,7 @@ pub(super) fn compile(id: &Id, document: &Value, keyring: &Keyring) -> Result<Ss
         client: None,
         versions: None,
         enabled: enabled(document),
-        prepared: CacheSlot::new(),
+        cache: CacheSlot::new(),
         blocked: None,
     };
     if ssl.client_side {
@@ -48,7 +48,7 @@ fn more_pairs(document: &Value, keyring: &Keyring, pairs: &mut Vec<KeyPair>) -> 
     }
     for (index, (cert, key)) in (1..).zip(certs.into_iter().zip(keys)) {
         let fields = [format!("certs[{index}]"), format!("keys[{index}]")];
-        let pair = keypair::read(cert, key, [&fields[0], &fields[1]], keyring).map_err(|problem| {
+        let pair = key_pair(cert, key, [&fields[0], &fields[1]], keyring).map_err(|problem| {
             let message = format!("failed to handle cert-key pair[{index}]: {}", problem.message);
             Problem { message, ..problem }
         })?;

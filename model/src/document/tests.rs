@@ -30,9 +30,9 @@ fn base64_lines(bytes: &[u8]) -> String {
     for chunk in bytes.chunks(3) {
         let word =
             chunk.iter().fold(0_u32, |word, byte| word << 8 | u32::from(*byte)) << (8 * (3 - chunk.len()));
-        for place in 0..4 {
-            let letter = ALPHABET[(word >> (18 - 6 * place)) as usize & 63] as char;
-            text.push(if place <= chunk.len() { letter } else { '=' });
+        for position in 0..4 {
+            let letter = ALPHABET[(word >> (18 - 6 * position)) as usize & 63] as char;
+            text.push(if position <= chunk.len() { letter } else { '=' });
         }
         if text.rsplit('\n').next().is_some_and(|line| line.len() >= 64) {
             text.push('\n');
@@ -80,26 +80,26 @@ fn checked(kind: Kind, document: &Value) -> Result<Resource, Problem> {
 }
 
 #[track_caller]
-fn refused(kind: Kind, document: &Value) -> Problem {
+fn problem_of(kind: Kind, document: &Value) -> Problem {
     let problem = checked(kind, document).expect_err("should be refused");
-    let shown = format!("{problem:?}");
+    let debug = format!("{problem:?}");
     for key in [pem(0).1, pem(1).1] {
-        assert!(!key.lines().any(|line| !line.starts_with('-') && shown.contains(line)), "{shown}");
+        assert!(!key.lines().any(|line| !line.starts_with('-') && debug.contains(line)), "{debug}");
     }
     problem
 }
 
 #[track_caller]
 fn refused_ssl(changes: Value) -> String {
-    refused(Kind::Ssl, &ssl(changes)).message
+    problem_of(Kind::Ssl, &ssl(changes)).message
 }
 
 #[track_caller]
 fn refused_upstream(changes: Value) -> String {
-    refused(Kind::Upstream, &upstream(changes)).message
+    problem_of(Kind::Upstream, &upstream(changes)).message
 }
 
 #[track_caller]
 fn refused_route(changes: Value) -> String {
-    refused(Kind::Route, &route(changes)).message
+    problem_of(Kind::Route, &route(changes)).message
 }

@@ -6,8 +6,8 @@
 use pki::Keyring;
 use serde_json::Value;
 
-use super::fields::{flag, id, seconds, signed, string, timeouts, unsigned};
-use super::{keypair, unsupported};
+use super::fields::{flag, id, key_pair, seconds, signed, string, timeouts, unsigned};
+use super::unsupported;
 use crate::host_name::HostName;
 use crate::id::Id;
 use crate::problem::{Problem, ProblemKind};
@@ -48,7 +48,7 @@ pub(super) fn compile(own: Option<&Id>, document: &Value, keyring: &Keyring) -> 
         upstream_host: upstream_host.map(str::to_owned),
         keepalive: keepalive(document)?,
         tls,
-        prepared: CacheSlot::new(),
+        cache: CacheSlot::new(),
         blocked: None,
     };
     if !upstream.scheme.is_http() {
@@ -177,7 +177,7 @@ fn tls(document: &Value, keyring: &Keyring) -> Result<UpstreamTls, Problem> {
         (Some(id), _) => Some(UpstreamIdentity::Ssl(id)),
         (None, Some(cert)) => {
             let key = string(tls, "client_key").unwrap_or_default();
-            let pair = keypair::read(cert, key, ["tls.client_cert", "tls.client_key"], keyring)
+            let pair = key_pair(cert, key, ["tls.client_cert", "tls.client_key"], keyring)
                 .map_err(|problem| problem.with_kind(ProblemKind::Unusable))?;
             Some(UpstreamIdentity::Inline(pair))
         }

@@ -99,8 +99,8 @@ fn nodes(rules: &[Value], first: usize, left: &mut usize, depth: usize) -> Resul
         .zip(rules)
         .map(|(index, rule)| {
             let inner = rule.as_array().ok_or_else(|| problem("invalid expression"));
-            let made = inner.and_then(|rule| node(rule, left, depth + 1));
-            made.map_err(|problem| problem.within(&format!("[{index}]")))
+            let compiled = inner.and_then(|rule| node(rule, left, depth + 1));
+            compiled.map_err(|problem| problem.within(&format!("[{index}]")))
         })
         .collect()
 }

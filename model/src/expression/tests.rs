@@ -85,7 +85,7 @@ fn every_operator() {
 }
 
 #[test]
-fn absent_is_null_and_nothing_else() {
+fn an_absent_variable_equals_null_only() {
     assert!(holds(json!([["arg_x", "==", null]]), &[]));
     assert!(!holds(json!([["arg_x", "==", null]]), &[("x", "")]));
     assert!(holds(json!([["arg_x", "~=", null]]), &[("x", "")]));
@@ -116,7 +116,7 @@ fn logic_words_nest() {
 }
 
 #[test]
-fn texts_of_refusals() {
+fn error_messages() {
     for (expression, text, field) in [
         (json!(["arg_x", "==", "1"]), "rule should be wrapped inside brackets", "vars"),
         (json!({}), "rule should be wrapped inside brackets", "vars"),
@@ -172,7 +172,7 @@ fn some_expression() -> impl Strategy<Value = (Value, fn(&str, &str) -> bool)> {
 
 proptest! {
     #[test]
-    fn logic_words_mean_what_they_say(
+    fn logic_words_have_their_boolean_meaning(
         leaves in prop::collection::vec(some_expression(), 2..5), a in "[123]", b in "[123]", word in 0..4_usize,
     ) {
         let mut rule = vec![json!(["AND", "OR", "!AND", "!OR"][word])];
@@ -184,7 +184,7 @@ proptest! {
 
     /// No JSON value causes a panic.
     #[test]
-    fn any_json_is_answered(depth in 0..6_usize, words in prop::collection::vec("[a-z_!=~<>]{0,6}", 0..5)) {
+    fn any_json_compiles_without_panic(depth in 0..6_usize, words in prop::collection::vec("[a-z_!=~<>]{0,6}", 0..5)) {
         let mut value = json!(words);
         for _ in 0..depth { value = json!([value, words.clone()]); }
         let _ = Vars::compile(&value).map(|vars| vars.matches(&known(&[("x", "1")])));

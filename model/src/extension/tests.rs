@@ -47,12 +47,12 @@ fn the_table_names_every_field_that_apisix_lacks() {
         (Kind::Upstream, "/tls", upstream_tls),
         (Kind::StreamRoute, "", stream_route),
     ] {
-        let place = if parent.is_empty() {
+        let pointer = if parent.is_empty() {
             "/properties".to_owned()
         } else {
             format!("/properties{parent}/properties")
         };
-        let ours = crate::schema(kind).pointer(&place).and_then(Value::as_object).unwrap();
+        let ours = crate::json_schema(kind).pointer(&pointer).and_then(Value::as_object).unwrap();
         let lacks: BTreeSet<String> = ours
             .keys()
             .filter(|name| !known.contains(&name.as_str()) && !meta.contains(&name.as_str()))
@@ -81,7 +81,7 @@ fn owned(names: &[&str]) -> Vec<String> {
 }
 
 #[test]
-fn what_is_not_mentioned_is_kept() {
+fn unmentioned_extension_fields_are_kept() {
     let ssl = json!({"client": {"ca": "A", "crl": ["L"], "crl_policy": "prefer"}});
     let (both, policy) = (["client.crl", "client.crl_policy"], ["client.crl_policy"]);
     let client = |client: Value| json!({"client": client});
@@ -124,7 +124,7 @@ fn what_is_not_mentioned_is_kept() {
 }
 
 #[test]
-fn a_part_that_is_changed_removes_by_null() {
+fn a_patch_removes_fields_by_null() {
     let before = json!({"client": {"ca": "A", "crl": ["L"], "crl_policy": "prefer"}});
     for (client, expected, removed) in [
         (
@@ -160,7 +160,7 @@ fn a_part_that_is_changed_removes_by_null() {
 }
 
 #[test]
-fn what_lies_beside_is_put_in_its_place() {
+fn merge_restores_the_fields() {
     let merged = |kind, document: Value, extension: Value, newer| {
         let mut document = object(document);
         merge(kind, &mut document, extension, newer);
@@ -182,7 +182,7 @@ fn what_lies_beside_is_put_in_its_place() {
 
 /// The schema rejects the document if the entry beside it is unreadable.
 #[test]
-fn what_cannot_be_read_closes_the_document() {
+fn unreadable_extension_fields_invalidate_the_document() {
     let route = json!({"uri": "/a", "upstream_id": "1"});
     for beside in
         [json!("x"), json!([]), json!(null), json!({"allow_only": 1}), json!({"client_identity": 7})]
@@ -202,7 +202,7 @@ fn what_cannot_be_read_closes_the_document() {
 
 /// An entry beside a document adds protection and replaces no member.
 #[test]
-fn what_lies_beside_replaces_no_field_of_the_document() {
+fn merge_replaces_no_other_member() {
     let route = json!({"uri": "/a", "upstream_id": "1", "plugins": {"key-auth": {}}});
     let ssl = json!({"cert": "C", "sni": "a", "client": {"ca": "A"}});
     for (kind, document, beside) in [
@@ -216,9 +216,9 @@ fn what_lies_beside_replaces_no_field_of_the_document() {
         for newer in [false, true] {
             let mut merged = object(document.clone());
             merge(kind, &mut merged, beside.clone(), newer);
-            let told = Value::Object(merged.clone()).to_string();
-            assert!(told.contains("cannot be read") && !told.contains("mine"), "{told}");
-            assert!(crate::validate(kind, &Value::Object(merged.clone())).is_err(), "{told}");
+            let text = Value::Object(merged.clone()).to_string();
+            assert!(text.contains("cannot be read") && !text.contains("mine"), "{text}");
+            assert!(crate::validate(kind, &Value::Object(merged.clone())).is_err(), "{text}");
             for (name, value) in document.as_object().unwrap().iter().filter(|(name, _)| *name != "client") {
                 assert_eq!(merged.get(name), Some(value), "{beside}");
             }
@@ -240,7 +240,7 @@ fn some_document() -> impl Strategy<Value = Value> {
 
 proptest! {
     #[test]
-    fn merging_undoes_splitting(document in some_document(), newer in any::<bool>()) {
+    fn merge_is_the_inverse_of_split(document in some_document(), newer in any::<bool>()) {
         for kind in Kind::ALL {
             let mut rest = object(document.clone());
             let taken = split(kind, &mut rest);
@@ -254,7 +254,7 @@ proptest! {
 
     /// Writing a document without its extension fields changes nothing, also when repeated.
     #[test]
-    fn carrying_over_restores(document in some_document()) {
+    fn carry_over_restores_dropped_fields(document in some_document()) {
         for kind in Kind::ALL {
             let mut before = object(document.clone());
             carry_over(kind, None, &mut before);

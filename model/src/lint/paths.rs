@@ -16,9 +16,9 @@ const SWITCH: &str =
 /// of keys.
 pub fn lint_paths(snapshot: &Snapshot, options: PathOptions) -> Vec<Finding> {
     let mut found = Vec::new();
-    for held in snapshot.resources().filter(|held| held.resource.blocked().is_none()) {
-        let mut notes = Findings::for_resource(held.resource.key());
-        match &held.resource {
+    for versioned in snapshot.resources().filter(|versioned| versioned.resource.blocked().is_none()) {
+        let mut notes = Findings::for_resource(versioned.resource.key());
+        match &versioned.resource {
             Resource::Route(route) => check_route(route, options, &mut notes),
             Resource::Ssl(ssl) => {
                 let patterns = ssl.client.as_deref().map(|policy| policy.skip_patterns()).unwrap_or_default();

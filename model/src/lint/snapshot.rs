@@ -19,12 +19,12 @@ pub fn lint_snapshot(snapshot: &Snapshot, now: UnixTime, plain_http: bool) -> Ve
     let mut found = BTreeSet::new();
     let claims = claims(snapshot);
     let guarded: Vec<_> = sites(snapshot).filter(|ssl| ssl.client.is_some()).collect();
-    for held in snapshot.resources() {
-        let resource = &held.resource;
+    for versioned in snapshot.resources() {
+        let resource = &versioned.resource;
         found.extend(lint_resource(resource, now));
         let mut notes = Findings::for_resource(resource.key());
         for reference in references(resource) {
-            let named = snapshot.get(&reference.key).map(|held| &held.resource);
+            let named = snapshot.get(&reference.key).map(|versioned| &versioned.resource);
             if let Err(problem) = reference.check(named) {
                 notes.add(Severity::Error, &reference.field, problem.message, "create it, or name another");
             }

@@ -60,12 +60,12 @@ pub(super) fn normalize(raw: &str, options: PathOptions) -> Result<NormalizedPat
     let decoded = decode(raw, options.match_uri_encoded_slash)?;
     let decoded = if decoded.contains(&KEPT_SLASH) { keep_slashes(decoded, options)? } else { decoded };
     let mut full = remove_dot_segments(&decoded, options)?;
-    let mut judged = if options.normalize_uri_like_servlet { without_parameters(&full) } else { None };
+    let mut normalized = if options.normalize_uri_like_servlet { without_parameters(&full) } else { None };
     if options.delete_uri_tail_slash {
         strip_tail_slash(&mut full);
-        judged.as_mut().map(strip_tail_slash);
+        normalized.as_mut().map(strip_tail_slash);
     }
-    let path = text(judged.as_deref().unwrap_or(&full), options);
+    let path = text(normalized.as_deref().unwrap_or(&full), options);
     let forwarded = encode_bytes(&full, options.match_uri_encoded_slash);
     let forwarded = (forwarded != path).then(|| forwarded.into_boxed_str());
     Ok(NormalizedPath { path, forwarded })
@@ -323,8 +323,8 @@ pub fn encode_literal(text: &str) -> String {
 /// # Errors
 ///
 /// The defect.
-pub fn check_generated(made: &str) -> Result<(), RequestTargetError> {
-    if has_dot_segment(&decode(made, false)?) { Err(RequestTargetError::AmbiguousDotSegment) } else { Ok(()) }
+pub fn check_generated(path: &str) -> Result<(), RequestTargetError> {
+    if has_dot_segment(&decode(path, false)?) { Err(RequestTargetError::AmbiguousDotSegment) } else { Ok(()) }
 }
 
 #[cfg(test)]

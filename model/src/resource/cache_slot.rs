@@ -21,7 +21,7 @@ impl CacheSlot {
 
     /// The cached value, if it is a `T`.
     pub fn get<T: Send + Sync + 'static>(&self) -> Option<Arc<T>> {
-        self.0.get().and_then(|held| Arc::clone(held).downcast().ok())
+        self.0.get().and_then(|cached| Arc::clone(cached).downcast().ok())
     }
 
     /// Returns the cached value, or computes and caches it. Two threads may both compute it, and
@@ -35,12 +35,12 @@ impl CacheSlot {
         &self,
         make: impl FnOnce() -> Result<Arc<T>, E>,
     ) -> Result<Arc<T>, E> {
-        if let Some(held) = self.get() {
-            return Ok(held);
+        if let Some(cached) = self.get() {
+            return Ok(cached);
         }
-        let made = make()?;
-        let hung = self.0.get_or_init(|| Arc::clone(&made) as Arc<dyn Any + Send + Sync>);
-        Ok(Arc::clone(hung).downcast().unwrap_or(made))
+        let value = make()?;
+        let stored = self.0.get_or_init(|| Arc::clone(&value) as Arc<dyn Any + Send + Sync>);
+        Ok(Arc::clone(stored).downcast().unwrap_or(value))
     }
 }
 
@@ -67,7 +67,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn made_once_and_not_after_a_failure() {
+    fn a_value_is_cached_once_and_a_failure_is_not() {
         let slot = CacheSlot::new();
         assert_eq!(slot.get_or_try_init::<u32, _>(|| Err("no")), Err("no"));
         assert_eq!(slot.get_or_try_init::<_, ()>(|| Ok(Arc::new(1_u32))), Ok(Arc::new(1)));

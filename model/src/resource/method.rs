@@ -103,13 +103,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_method_named_means_all() {
+    fn an_empty_set_allows_every_method() {
         assert!(MethodSet::default().allows("GET"));
         assert!(MethodSet::default().allows("BREW"));
     }
 
     #[test]
-    fn named_methods_are_exact() {
+    fn listed_methods_match_exactly() {
         let set: MethodSet = [RouteMethod::Get, RouteMethod::Purge].into_iter().collect();
         assert!(set.allows("GET") && set.allows("PURGE"));
         for other in ["HEAD", "get", "BREW", ""] {

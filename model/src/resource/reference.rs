@@ -26,15 +26,15 @@ impl Reference {
     /// The resource is missing, an ssl that is not of `type: client`, or an upstream for TCP only.
     pub fn check(&self, found: Option<&Resource>) -> Result<(), Problem> {
         let noun = self.key.kind.noun();
-        let refuse = |why: &str| {
+        let problem = |why: &str| {
             let id = &self.key.id;
             Problem::new(&self.field, format!("failed to fetch {noun} info by {noun} id [{id}], {why}"))
         };
         match found {
-            None => Err(refuse("response code: 404")),
-            Some(Resource::Ssl(ssl)) if !ssl.client_side => Err(refuse("wrong ssl type")),
+            None => Err(problem("response code: 404")),
+            Some(Resource::Ssl(ssl)) if !ssl.client_side => Err(problem("wrong ssl type")),
             Some(Resource::Upstream(upstream)) if self.requires_http && !upstream.scheme.is_http() => {
-                Err(refuse(&format!("scheme {} takes no HTTP requests", upstream.scheme.as_str())))
+                Err(problem(&format!("scheme {} takes no HTTP requests", upstream.scheme.as_str())))
             }
             Some(_) => Ok(()),
         }

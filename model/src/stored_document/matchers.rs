@@ -30,8 +30,8 @@ pub(super) fn blocked_resource(key: &Key, document: &Value, why: Blocked) -> Opt
             // A blocked service also blocks its routes, which match by their own hosts.
             let hosts = names(document, "", "hosts").unwrap_or_default();
             let (upstream, client_identity, proxy_rewrite) = Default::default();
-            let made = Service { id, hosts, upstream, client_identity, proxy_rewrite, blocked };
-            Resource::Service(Arc::new(made))
+            let service = Service { id, hosts, upstream, client_identity, proxy_rewrite, blocked };
+            Resource::Service(Arc::new(service))
         }
         Kind::Route => Resource::Route(Arc::new(route(id, document, blocked)?)),
         Kind::StreamRoute => Resource::StreamRoute(Arc::new(stream_route(id, document, blocked)?)),
@@ -46,8 +46,8 @@ fn ssl(id: Id, document: &Value, blocked: Option<Blocked>) -> Option<Ssl> {
         return None;
     }
     let (pairs, client, versions) = Default::default();
-    let (enabled, prepared) = (enabled(document), CacheSlot::new());
-    Some(Ssl { id, client_side, names, pairs, client, versions, enabled, prepared, blocked })
+    let (enabled, cache) = (enabled(document), CacheSlot::new());
+    Some(Ssl { id, client_side, names, pairs, client, versions, enabled, cache, blocked })
 }
 
 fn upstream(id: Id, blocked: Option<Blocked>) -> Upstream {
@@ -63,7 +63,7 @@ fn upstream(id: Id, blocked: Option<Blocked>) -> Upstream {
         upstream_host,
         keepalive,
         tls: UpstreamTls { identity: None, verify: false },
-        prepared: CacheSlot::new(),
+        cache: CacheSlot::new(),
         blocked,
     }
 }

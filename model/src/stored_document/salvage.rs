@@ -73,11 +73,11 @@ impl<'a> Reader<'a> {
     }
 
     fn eat(&mut self, byte: u8) -> bool {
-        let there = self.peek() == Some(byte);
-        if there {
+        let matches = self.peek() == Some(byte);
+        if matches {
             self.take(1);
         }
-        there
+        matches
     }
 
     fn take(&mut self, count: usize) -> &'a [u8] {
@@ -298,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn what_ends_too_soon_gives_what_stands_before() {
+    fn truncated_text_gives_the_matchers_before_its_end() {
         for (text, expected) in [
             (r#"{"uri": "/a", "plugins": {"key-a"#, json!({"uri": "/a"})),
             (r#"{"uri": "/a", "hosts": ["a.test", "b"#, json!({"uri": "/a", "hosts": ["a.test", null]})),
@@ -315,13 +315,13 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_bytes_are_too_much_for_it(text in "[{}\\[\\],:\"\\\\u0-9a-e \u{0}é-]{0,60}") {
+        fn arbitrary_bytes_do_not_panic(text in "[{}\\[\\],:\"\\\\u0-9a-e \u{0}é-]{0,60}") {
             SalvagedDocument::read(format!("{{\"uri\":{text}").as_bytes());
         }
 
         /// The lenient reader agrees with the strict parser on valid JSON.
         #[test]
-        fn proper_json_is_read_alike(uri in any::<String>(), hosts in prop::collection::vec(any::<String>(), 0..3), priority in any::<i32>()) {
+        fn valid_json_is_read_like_by_the_strict_parser(uri in any::<String>(), hosts in prop::collection::vec(any::<String>(), 0..3), priority in any::<i32>()) {
             let document = json!({"uri": uri, "hosts": hosts, "priority": priority});
             prop_assert_eq!(read(document.to_string()), (document, true));
         }

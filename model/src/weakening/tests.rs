@@ -63,7 +63,7 @@ impl Site {
 }
 
 #[test]
-fn what_weakens_a_site() {
+fn weakenings_of_a_site() {
     let site = Site::new();
     let plain = site.client(json!({}));
     let both = format!("{}{}", site.one.certificate_pem(), site.two.certificate_pem());
@@ -101,7 +101,7 @@ fn what_weakens_a_site() {
 }
 
 #[test]
-fn what_weakens_revocation() {
+fn weakenings_of_revocation() {
     let site = Site::new();
     let both = format!("{}{}", site.one.certificate_pem(), site.two.certificate_pem());
     let at = |seconds: u64| pki::UnixTime::since_unix_epoch(std::time::Duration::from_secs(seconds));
@@ -141,7 +141,7 @@ fn allow(entries: Value) -> Value {
 }
 
 #[test]
-fn what_weakens_an_allow_list() {
+fn weakenings_of_an_allow_list() {
     for kind in [Kind::Route, Kind::Service] {
         let base = || match kind {
             Kind::Route => route(json!({})),
@@ -189,7 +189,7 @@ fn what_weakens_an_allow_list() {
 }
 
 #[test]
-fn what_weakens_a_route() {
+fn weakenings_of_a_route() {
     let weaker =
         |strong: Value, weak: Value, field: &str| weaker(Kind::Route, route(strong), route(weak), field);
     // Clients that may connect.
@@ -236,7 +236,7 @@ fn what_weakens_a_route() {
 }
 
 #[test]
-fn what_a_route_takes_from_its_service() {
+fn weakenings_by_a_routes_service() {
     let of_service = |more: Value| with(json!({"uri": "/a", "service_id": "s"}), more);
     let opens = of_service(json!({"client_identity": {"forward": ["xfcc"]}}));
     weaker(Kind::Route, of_service(json!({})), opens, "client_identity");
@@ -252,7 +252,7 @@ fn what_a_route_takes_from_its_service() {
 }
 
 #[test]
-fn what_weakens_the_way_to_an_upstream() {
+fn weakenings_of_an_upstream() {
     let upstream = |more: Value| with(json!({"nodes": {"127.0.0.1:443": 1}}), more);
     let verified = || upstream(json!({"scheme": "https", "tls": {"verify": true}}));
     let unverified = || upstream(json!({"scheme": "https"}));
@@ -290,7 +290,7 @@ proptest! {
     /// A blocked resource denies everything; served again, it weakens unless it has a policy of its
     /// own.
     #[test]
-    fn what_is_blocked_weakens_when_it_opens_only(versioned in some_versioned()) {
+    fn a_blocked_resource_weakens_only_when_it_is_served(versioned in some_versioned()) {
         let blocked = crate::samples::block(versioned.resource.clone());
         prop_assert_eq!(weakenings(&versioned.resource, &blocked), vec![]);
         let opens = weakenings(&blocked, &versioned.resource);
@@ -343,7 +343,7 @@ fn a_policy_that_shrinks_while_disabled_weakens() {
 }
 
 #[test]
-fn what_was_blocked_opens_with_a_warning() {
+fn serving_a_blocked_resource_weakens() {
     let site = Site::new();
     let unknown = json!({"client": {"ca": "$secret://vault/1/ca"}});
     let old = blocked(Kind::Ssl, &with(site.base.clone(), unknown));
@@ -377,7 +377,7 @@ fn what_was_blocked_opens_with_a_warning() {
 }
 
 #[test]
-fn a_removal_weakens_as_status_0_does() {
+fn a_removal_weakens_like_status_0() {
     let site = Site::new();
     let gone = |kind, document: &Value| named(removal_weakenings(&checked(kind, document)));
     let guarded = site.client(json!({}));
@@ -401,7 +401,7 @@ fn a_removal_weakens_as_status_0_does() {
 }
 
 #[test]
-fn a_secured_hop_in_place_may_be_more_than_a_named_one() {
+fn replacing_a_secured_inline_upstream_may_weaken() {
     let nodes = json!({"127.0.0.1:1": 1});
     let inline = |scheme: &str| json!({"uri": "/a", "upstream": {"scheme": scheme, "nodes": nodes}});
     let other = json!({"uri": "/a", "upstream_id": "1"});

@@ -4,16 +4,18 @@
 //! revision. A protocol violation rejects the delta at once and the rest of it is skipped; invalid
 //! resources reject it at its end, so that the control plane learns about all of them.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Weak};
 
+use pki::ClientAuth;
 use prost::Message;
 use proto::push;
 
-use super::policy_interner::PolicyInterner;
 use super::{key_from_wire, key_to_wire, resource_from_wire};
 use crate::delta::{Delta, Versioned};
 use crate::id::Key;
 use crate::problem::Problem;
+use crate::resource::Resource;
 
 /// Bounds the reported errors of a delta.
 const ERRORS_MAX: usize = 100;
@@ -76,7 +78,7 @@ enum State {
     Idle,
     Collecting(Box<PartialDelta>),
     /// Skips the rest of a rejected delta.
-    PassingOver {
+    Skipping {
         from: u64,
         to: u64,
     },
@@ -116,23 +118,23 @@ impl DeltaAssembler {
     /// The delta is rejected as a whole, for one to 100 errors; the rest of it will be skipped.
     pub fn push(&mut self, chunk: push::Chunk) -> Result<Option<Delta>, Vec<ResourceError>> {
         let mut partial = match std::mem::replace(&mut self.state, State::Idle) {
-            State::PassingOver { from, to } if (chunk.from, chunk.to) == (from, to) => {
+            State::Skipping { from, to } if (chunk.from, chunk.to) == (from, to) => {
                 if !chunk.last {
-                    self.state = State::PassingOver { from, to };
+                    self.state = State::Skipping { from, to };
                 }
                 return Ok(None);
             }
-            State::Idle | State::PassingOver { .. } => Box::new(PartialDelta {
+            State::Idle | State::Skipping { .. } => Box::new(PartialDelta {
                 delta: Delta { from: chunk.from, to: chunk.to, ..Delta::default() },
                 ..PartialDelta::default()
             }),
             State::Collecting(partial) => partial,
         };
         let (from, to, last) = (chunk.from, chunk.to, chunk.last);
-        let judged = self.check_chunk(&mut partial, &chunk);
-        if let Err(problem) = judged.and_then(|()| partial.add_chunk(chunk, &mut self.policies)) {
+        let checked = self.check_chunk(&mut partial, &chunk);
+        if let Err(problem) = checked.and_then(|()| partial.add_chunk(chunk, &mut self.policies)) {
             if !last {
-                self.state = State::PassingOver { from, to };
+                self.state = State::Skipping { from, to };
             }
             return Err(vec![ResourceError { key: None, problem }]);
         }
@@ -145,26 +147,26 @@ impl DeltaAssembler {
 
     /// Checks the order of chunks and the limits.
     fn check_chunk(&self, partial: &mut PartialDelta, chunk: &push::Chunk) -> Result<(), Problem> {
-        let refuse = |why: String| Err(Problem::new("", why));
+        let reject = |why: String| Err(Problem::new("", why));
         let Delta { from, to, .. } = partial.delta;
         if (chunk.from, chunk.to) != (from, to) {
             let other = (chunk.from, chunk.to);
-            return refuse(format!("a chunk of delta {other:?} within delta {:?}", (from, to)));
+            return reject(format!("a chunk of delta {other:?} within delta {:?}", (from, to)));
         }
         if from != self.at {
-            return refuse(format!("the delta starts from revision {from}, but this node is at {}", self.at));
+            return reject(format!("the delta starts from revision {from}, but this node is at {}", self.at));
         }
         if chunk.index != partial.next {
-            return refuse(format!("chunk {} came where chunk {} was due", chunk.index, partial.next));
+            return reject(format!("chunk {} came where chunk {} was due", chunk.index, partial.next));
         }
         partial.next = partial.next.saturating_add(1);
         partial.bytes = partial.bytes.saturating_add(chunk.encoded_len());
         if partial.bytes > self.limits.bytes {
-            return refuse(format!("the delta is over the limit of {} bytes", self.limits.bytes));
+            return reject(format!("the delta is over the limit of {} bytes", self.limits.bytes));
         }
         let resources = partial.keys.len() + chunk.upserts.len() + chunk.removals.len();
         if resources > self.limits.resources {
-            return refuse(format!("the delta is over the limit of {} resources", self.limits.resources));
+            return reject(format!("the delta is over the limit of {} resources", self.limits.resources));
         }
         Ok(())
     }
@@ -205,6 +207,38 @@ impl PartialDelta {
             Ok(())
         } else {
             Err(Problem::new("", format!("{text} occurs twice in the delta")))
+        }
+    }
+}
+
+/// Deduplicates the client policies of received resources: most sites of a fleet trust the same few
+/// authorities. Policies are equal if their digests are, as for tickets and the verification cache.
+/// The interner keeps no policy alive.
+#[derive(Debug, Default)]
+struct PolicyInterner {
+    /// Keyed by the first bytes of the digest. Of two policies with the same prefix, only the later
+    /// is shared; equality compares the whole digest.
+    seen: HashMap<[u8; 8], Weak<ClientAuth>>,
+    /// The number of entries at which dropped policies are removed.
+    enough: usize,
+}
+
+impl PolicyInterner {
+    /// Replaces the policy of an unshared resource by an equal known one.
+    fn intern(&mut self, resource: &mut Resource) {
+        let Resource::Ssl(ssl) = resource else { return };
+        let Some(policy) = Arc::get_mut(ssl).and_then(|ssl| ssl.client.as_mut()) else { return };
+        let [a, b, c, d, e, f, g, h, ..] = *policy.digest();
+        let short = [a, b, c, d, e, f, g, h];
+        match self.seen.get(&short).and_then(Weak::upgrade) {
+            Some(earlier) if earlier == *policy => *policy = earlier,
+            _ => {
+                if self.seen.len() >= self.enough {
+                    self.seen.retain(|_, policy| policy.strong_count() > 0);
+                    self.enough = (self.seen.len() * 2).max(1024);
+                }
+                self.seen.insert(short, Arc::downgrade(policy));
+            }
         }
     }
 }

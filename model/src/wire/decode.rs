@@ -85,7 +85,7 @@ fn ssl_from_wire(id: Id, ssl: &push::Ssl, blocked: Option<Blocked>) -> Result<Ss
     for (index, pair) in (1..).zip(&ssl.pairs) {
         pairs.push(pair_from_wire(pair).map_err(|problem| problem.within(&format!("pairs[{index}]")))?);
     }
-    let made = Ssl {
+    let decoded = Ssl {
         id,
         client_side: ssl.client_side,
         names: names("snis", &ssl.names)?,
@@ -93,16 +93,16 @@ fn ssl_from_wire(id: Id, ssl: &push::Ssl, blocked: Option<Blocked>) -> Result<Ss
         client: ssl.client.as_ref().map(client_from_wire).transpose()?.map(Arc::new),
         versions: versions(&ssl.versions)?,
         enabled: !ssl.disabled,
-        prepared: CacheSlot::new(),
+        cache: CacheSlot::new(),
         blocked,
     };
-    if made.pairs.is_empty() && made.blocked.is_none() {
+    if decoded.pairs.is_empty() && decoded.blocked.is_none() {
         return Err(Problem::new("cert", "an ssl without a certificate"));
     }
-    if made.names.is_empty() && !made.client_side {
+    if decoded.names.is_empty() && !decoded.client_side {
         return Err(Problem::new("snis", "an ssl of type server without a name"));
     }
-    Ok(made)
+    Ok(decoded)
 }
 
 fn versions(versions: &[i32]) -> Result<Option<Vec<TlsVersion>>, Problem> {
@@ -194,7 +194,7 @@ fn upstream_from_wire(id: Option<Id>, upstream: push::Upstream) -> Result<Upstre
             requests: pool.requests,
         }),
         tls: UpstreamTls { identity, verify: tls.verify },
-        prepared: CacheSlot::new(),
+        cache: CacheSlot::new(),
         blocked: None,
     })
 }

@@ -44,14 +44,14 @@ fn refusal(result: Result<Option<Delta>, Vec<ResourceError>>) -> String {
 }
 
 #[test]
-fn policies_that_are_the_same_are_held_once_and_others_are_not() {
+fn equal_policies_are_shared() {
     let ssl = |id: &str, depth: u32| {
         let input = pki::ClientAuthInput {
             anchors: vec![AUTHORITY.certificate().clone()],
             depth,
             ..pki::ClientAuthInput::default()
         };
-        let made = Ssl {
+        let ssl = Ssl {
             id: Id::parse(id).unwrap(),
             client_side: false,
             names: patterns(&["a.com"]),
@@ -59,10 +59,10 @@ fn policies_that_are_the_same_are_held_once_and_others_are_not() {
             client: Some(Arc::new(pki::ClientAuth::new(input).unwrap())),
             versions: None,
             enabled: true,
-            prepared: CacheSlot::new(),
+            cache: CacheSlot::new(),
             blocked: None,
         };
-        Versioned { version: 1, resource: Resource::Ssl(Arc::new(made)) }
+        Versioned { version: 1, resource: Resource::Ssl(Arc::new(ssl)) }
     };
     let mut assembler = DeltaAssembler::new(0);
     let mut policies = Vec::new();
@@ -87,7 +87,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
 
     #[test]
-    fn there_and_back_changes_nothing(versioned in some_versioned()) {
+    fn encoding_and_decoding_is_the_identity(versioned in some_versioned()) {
         let wire = sent(&push::Resource::from(&versioned.resource));
         let back = resource_from_wire(wire);
         prop_assert!(back.is_ok(), "{:?}", back);
@@ -97,7 +97,7 @@ proptest! {
     }
 
     #[test]
-    fn cut_and_put_together_changes_nothing(a in some_snapshot(), b in some_snapshot(), size in 1..6000_usize) {
+    fn splitting_and_reassembly_is_the_identity(a in some_snapshot(), b in some_snapshot(), size in 1..6000_usize) {
         let b = Snapshot::from_resources(a.revision() + b.revision(), b.resources().cloned());
         let delta = a.diff(&b);
         let mut assembler = DeltaAssembler::new(a.revision());
@@ -123,7 +123,7 @@ fn an_empty_delta_is_one_chunk() {
 }
 
 #[test]
-fn nothing_is_handed_out_before_the_last_chunk() {
+fn a_delta_is_complete_after_its_last_chunk() {
     let delta = delta(0, 2, &["1", "2", "3"]);
     let cut = cut(&delta);
     let mut assembler = DeltaAssembler::new(0);
@@ -133,7 +133,7 @@ fn nothing_is_handed_out_before_the_last_chunk() {
 }
 
 #[test]
-fn a_delta_from_another_revision_is_refused() {
+fn a_delta_from_another_revision_is_rejected() {
     let mut assembler = DeltaAssembler::new(4);
     let text = refusal(assembler.push(cut(&delta(0, 5, &["1"]))[0].clone()));
     assert!(text.contains("starts from revision 0") && text.contains("at 4"), "{text}");
@@ -149,14 +149,14 @@ fn a_delta_from_another_revision_is_refused() {
 }
 
 #[test]
-fn the_first_delta_starts_from_what_is_held_unless_that_would_lead_back() {
+fn the_first_delta_never_starts_after_the_newest_revision() {
     let cases = [(("", 0), 0), (("", 0), 9), (("a", 5), 5), (("a", 5), 6), (("a", 5), 4), (("b", 5), 9)];
     let starts = cases.map(|(held, newest)| super::first_delta_base(held, ("a", newest)));
     assert_eq!(starts, [0, 0, 5, 5, 0, 0]);
 }
 
 #[test]
-fn a_gap_is_refused_and_the_rest_passed_over() {
+fn a_missing_chunk_rejects_the_delta() {
     let first = delta(0, 2, &["1", "2", "3", "4"]);
     let pieces = cut(&first);
     let mut assembler = DeltaAssembler::new(0);
@@ -181,7 +181,7 @@ fn chunks_of_two_deltas_do_not_mix() {
 }
 
 #[test]
-fn too_much_is_refused_before_it_is_collected() {
+fn limits_reject_a_delta_before_it_is_collected() {
     let pieces = cut(&delta(0, 2, &["1", "2", "3"]));
     let mut assembler = DeltaAssembler::with_limits(0, DeltaLimits { bytes: 1 << 20, resources: 2 });
     assembler.push(pieces[0].clone()).unwrap();
@@ -194,7 +194,7 @@ fn too_much_is_refused_before_it_is_collected() {
 }
 
 #[test]
-fn a_key_twice_is_refused() {
+fn a_duplicate_key_is_rejected() {
     let mut twice = delta(0, 2, &["1", "2"]);
     twice.removals.push(twice.upserts[0].resource.key());
     let mut assembler = DeltaAssembler::new(0);
@@ -205,7 +205,7 @@ fn a_key_twice_is_refused() {
 }
 
 #[test]
-fn every_bad_resource_is_told_and_nothing_applied() {
+fn every_invalid_resource_is_reported_and_none_applied() {
     let mut pieces = cut(&delta(0, 2, &["1", "2", "3"]));
     for (at, uri) in [(0, "/a*b/c"), (2, "/x*y/z")] {
         let Some(push::resource::Kind::Route(route)) =
@@ -219,19 +219,19 @@ fn every_bad_resource_is_told_and_nothing_applied() {
     assembler.push(pieces[0].clone()).unwrap();
     assembler.push(pieces[1].clone()).unwrap();
     let refusals = assembler.push(pieces[2].clone()).unwrap_err();
-    let told: Vec<_> = refusals
+    let errors: Vec<_> = refusals
         .iter()
         .map(|refusal| (refusal.key.as_ref().unwrap().to_string(), &*refusal.problem.field))
         .collect();
-    assert_eq!(told, [("routes/1".to_owned(), "uris[1]"), ("routes/3".to_owned(), "uris[1]")]);
+    assert_eq!(errors, [("routes/1".to_owned(), "uris[1]"), ("routes/3".to_owned(), "uris[1]")]);
     let wire = sent(&refusals[0].to_wire());
     assert_eq!(ResourceError::from_wire(&wire).key, refusals[0].key);
     assert!(wire.problem.contains("inside a path segment"));
 }
 
 #[test]
-fn what_would_widen_a_resource_is_refused() {
-    let refused = |kind| {
+fn values_that_would_widen_a_resource_are_rejected() {
+    let field_of = |kind| {
         let (key, problem) =
             resource_from_wire(push::Resource { id: "1".into(), kind: Some(kind) }).unwrap_err();
         assert!(key.is_some());
@@ -240,39 +240,39 @@ fn what_would_widen_a_resource_is_refused() {
     use push::resource::Kind;
     let route = push::Route { uris: vec!["/".into()], ..Default::default() };
     assert_eq!(
-        refused(Kind::Route(push::Route { methods: vec!["BREW".into()], ..route.clone() })),
+        field_of(Kind::Route(push::Route { methods: vec!["BREW".into()], ..route.clone() })),
         "methods[1]"
     );
     assert_eq!(
-        refused(Kind::Route(push::Route { remote_addrs: vec!["x".into()], ..route.clone() })),
+        field_of(Kind::Route(push::Route { remote_addrs: vec!["x".into()], ..route.clone() })),
         "remote_addrs[1]"
     );
-    assert_eq!(refused(Kind::Route(push::Route { hosts: vec!["".into()], ..route.clone() })), "hosts[1]");
+    assert_eq!(field_of(Kind::Route(push::Route { hosts: vec!["".into()], ..route.clone() })), "hosts[1]");
     for (vars, field) in [("[", "vars"), ("{}", "vars"), ("[[\"nope\",\"1\"]]", "vars[1]")] {
-        assert_eq!(refused(Kind::Route(push::Route { vars: vars.into(), ..route.clone() })), field);
+        assert_eq!(field_of(Kind::Route(push::Route { vars: vars.into(), ..route.clone() })), field);
     }
     let blocks = push::Route { client_identity: "{\"allow\":[]}".into(), ..route.clone() };
-    assert_eq!(refused(Kind::Route(blocks)), "client_identity.allow");
+    assert_eq!(field_of(Kind::Route(blocks)), "client_identity.allow");
     let blocks = push::Route { proxy_rewrite: "{\"headers\":{\"x\":\"$nope\"}}".into(), ..route.clone() };
-    assert_eq!(refused(Kind::Route(blocks)), "plugins.proxy-rewrite.headers.x");
+    assert_eq!(field_of(Kind::Route(blocks)), "plugins.proxy-rewrite.headers.x");
     let service = push::Service { client_identity: "x".into(), ..push::Service::default() };
-    assert_eq!(refused(Kind::Service(service)), "client_identity");
-    assert_eq!(refused(Kind::Route(push::Route { uris: vec![], ..route })), "uris");
-    assert_eq!(refused(Kind::Ssl(push::Ssl { versions: vec![9], ..Default::default() })), "ssl_protocols");
+    assert_eq!(field_of(Kind::Service(service)), "client_identity");
+    assert_eq!(field_of(Kind::Route(push::Route { uris: vec![], ..route })), "uris");
+    assert_eq!(field_of(Kind::Ssl(push::Ssl { versions: vec![9], ..Default::default() })), "ssl_protocols");
     // A build without the engine for TLSv1.1 rejects it.
     let old = push::Ssl { versions: vec![push::TlsVersion::TlsVersion11.into()], ..Default::default() };
     let expected = if cfg!(feature = "engine-boring") { "cert" } else { "ssl_protocols" };
-    assert_eq!(refused(Kind::Ssl(old)), expected);
-    assert_eq!(refused(Kind::Ssl(push::Ssl::default())), "cert");
+    assert_eq!(field_of(Kind::Ssl(old)), expected);
+    assert_eq!(field_of(Kind::Ssl(push::Ssl::default())), "cert");
     assert_eq!(
-        refused(Kind::Ssl(push::Ssl { client: Some(push::ClientAuth::default()), ..Default::default() })),
+        field_of(Kind::Ssl(push::Ssl { client: Some(push::ClientAuth::default()), ..Default::default() })),
         "client"
     );
     assert!(resource_from_wire(push::Resource { id: "1".into(), kind: None }).unwrap_err().0.is_none());
 }
 
 #[test]
-fn a_key_that_is_not_the_certificates_is_refused() {
+fn a_key_of_another_certificate_is_rejected() {
     let [one, other] = &*crate::samples::PAIRS;
     let ssl = |pair: &crate::resource::KeyPair| {
         let upstream = crate::resource::Ssl {
@@ -283,7 +283,7 @@ fn a_key_that_is_not_the_certificates_is_refused() {
             client: None,
             versions: None,
             enabled: true,
-            prepared: Default::default(),
+            cache: Default::default(),
             blocked: None,
         };
         push::Resource::from(&Resource::Ssl(std::sync::Arc::new(upstream)))
@@ -305,7 +305,7 @@ fn no_private_key_is_ever_shown() {
         client: None,
         versions: None,
         enabled: true,
-        prepared: Default::default(),
+        cache: Default::default(),
         blocked: None,
     }));
     let wire = push::Resource::from(&ssl);

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use e2e::demo::{Demo, Ports};
+use e2e::demo::{Demo, DemoPorts};
 
 /// Starts a control plane, a data plane and two upstreams, runs the scenarios with curl, and stays
 /// until Ctrl-C.
@@ -13,7 +13,7 @@ struct Arguments {
     #[arg(long, default_value = "demo-run")]
     dir: std::path::PathBuf,
     #[command(flatten)]
-    ports: Ports,
+    ports: DemoPorts,
     /// Stop after the scenarios; the exit status is 0 only if all passed.
     #[arg(long)]
     check: bool,

@@ -12,7 +12,7 @@ use pki::ca::{Authority, LeafSpec};
 use rustls::pki_types::UnixTime;
 use serde_json::Value;
 
-use super::Ports;
+use super::DemoPorts;
 use super::scenarios::Tally;
 use super::shell;
 use crate::credentials::Credential;
@@ -25,7 +25,7 @@ const MARK: &str = ".countersign-demo";
 pub(super) struct Environment {
     dir: PathBuf,
     config: PathBuf,
-    ports: Ports,
+    ports: DemoPorts,
     admin_key: String,
     environment: Vec<(String, String)>,
     control: Option<Process>,
@@ -37,7 +37,7 @@ pub(super) struct Environment {
 
 impl Environment {
     /// Makes the certificates and starts everything.
-    pub(super) async fn start(dir: &Path, ports: Ports) -> anyhow::Result<Self> {
+    pub(super) async fn start(dir: &Path, ports: DemoPorts) -> anyhow::Result<Self> {
         for (port, variable) in ports.named() {
             TcpListener::bind(("127.0.0.1", port)).with_context(|| {
                 format!(
@@ -347,7 +347,7 @@ fn random_key() -> anyhow::Result<String> {
 }
 
 /// The variables in conf/config.yaml.
-fn environment(dir: &Path, ports: &Ports, admin_key: &str) -> Vec<(String, String)> {
+fn environment(dir: &Path, ports: &DemoPorts, admin_key: &str) -> Vec<(String, String)> {
     let folder = |name: &str| dir.join(name).display().to_string();
     [
         ("COUNTERSIGN_PKI", folder("pki")),

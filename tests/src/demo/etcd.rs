@@ -23,12 +23,12 @@ pub(super) fn lacking() -> Option<&'static str> {
     PROGRAMS.into_iter().find(|name| !there(name))
 }
 
-pub(super) struct Etcd {
+pub(super) struct DemoEtcd {
     url: String,
     _process: Process,
 }
 
-impl Etcd {
+impl DemoEtcd {
     /// Starts it, and waits until it serves.
     pub(super) async fn start(demo: &Environment) -> anyhow::Result<Self> {
         let url = format!("https://127.0.0.1:{}", demo.etcd_port());

@@ -12,7 +12,7 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Command;
 
 use super::environment::{Environment, program_path};
-use super::etcd::{self, Etcd};
+use super::etcd::{self, DemoEtcd};
 use super::shell::{Expect, expect_failure, expect_output, mark, print_command, run, step};
 
 /// Writes acknowledged before the control plane is killed.
@@ -82,7 +82,7 @@ fn title(number: usize, text: &str) {
 }
 
 async fn etcd_store(demo: &Environment) -> anyhow::Result<bool> {
-    let etcd = Etcd::start(demo).await?;
+    let etcd = DemoEtcd::start(demo).await?;
     println!("   An etcd that demands a client certificate of its own CA is running:");
     print_command(&etcd.command(demo));
     let mut good = step(

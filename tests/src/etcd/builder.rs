@@ -77,7 +77,7 @@ impl EtcdBuilder {
 
     /// Starts it, and waits until it serves.
     pub async fn start(self) -> Etcd {
-        let ports = Ports::any();
+        let ports = MemberPorts::any();
         let members = ports.member("alone");
         let mut etcd = self.make("alone", ports, members);
         etcd.start().await;
@@ -85,7 +85,7 @@ impl EtcdBuilder {
     }
 
     /// A member that does not run yet.
-    pub(super) fn make(&self, name: &str, ports: Ports, members: String) -> Etcd {
+    pub(super) fn make(&self, name: &str, ports: MemberPorts, members: String) -> Etcd {
         let folder = data_folder();
         let mut arguments = self.arguments.clone();
         if let Some(credential) = &self.certificate {
@@ -118,13 +118,13 @@ impl EtcdBuilder {
     }
 }
 
-pub(super) struct Ports {
+pub(super) struct MemberPorts {
     client: Reservation,
     peer: Reservation,
     test_port: Reservation,
 }
 
-impl Ports {
+impl MemberPorts {
     pub(super) fn any() -> Self {
         Self { client: Reservation::any(), peer: Reservation::any(), test_port: Reservation::any() }
     }

@@ -1,6 +1,6 @@
 //! Three members that elect a leader.
 
-use super::builder::Ports;
+use super::builder::MemberPorts;
 use super::{Access, Etcd, EtcdBuilder, Keys};
 use crate::client::bounded;
 
@@ -14,10 +14,10 @@ const NAMES: [&str; 3] = ["one", "two", "three"];
 
 impl Cluster {
     pub async fn of_three(builder: EtcdBuilder) -> Self {
-        let ports: Vec<Ports> = NAMES.iter().map(|_| Ports::any()).collect();
+        let ports: Vec<MemberPorts> = NAMES.iter().map(|_| MemberPorts::any()).collect();
         let all: Vec<String> = NAMES.iter().zip(&ports).map(|(name, ports)| ports.member(name)).collect();
         let all = all.join(",");
-        let make = |(name, ports): (&&str, Ports)| builder.make(name, ports, all.clone());
+        let make = |(name, ports): (&&str, MemberPorts)| builder.make(name, ports, all.clone());
         let members = NAMES.iter().zip(ports).map(make).collect();
         let mut cluster = Self { members, ids: Vec::new() };
         cluster.members.iter_mut().for_each(Etcd::spawn);

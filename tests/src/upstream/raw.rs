@@ -92,7 +92,7 @@ impl RawResponse {
 }
 
 /// Chooses a response when the head of a request has arrived; its body is still empty then.
-type Script = dyn Fn(&RawRequest) -> RawResponse + Send + Sync;
+type Respond = dyn Fn(&RawRequest) -> RawResponse + Send + Sync;
 
 /// A running upstream; dropping it ends it.
 pub struct RawUpstream {
@@ -117,7 +117,7 @@ impl RawUpstream {
         Self::start(Some(TlsAcceptor::from(Arc::new(config))), Arc::new(script)).await
     }
 
-    async fn start(acceptor: Option<TlsAcceptor>, script: Arc<Script>) -> Self {
+    async fn start(acceptor: Option<TlsAcceptor>, script: Arc<Respond>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("a listener has an address");
         let (seen, requests) = unbounded_channel();
@@ -149,7 +149,7 @@ impl Drop for RawUpstream {
 async fn accept(
     listener: TcpListener,
     acceptor: Option<TlsAcceptor>,
-    script: Arc<Script>,
+    script: Arc<Respond>,
     seen: UnboundedSender<RawRequest>,
 ) {
     let mut connections = JoinSet::new();
@@ -174,7 +174,7 @@ async fn accept(
 async fn serve(
     mut wire: Wire,
     connection: usize,
-    script: &Script,
+    script: &Respond,
     seen: &UnboundedSender<RawRequest>,
 ) -> io::Result<()> {
     let mut read = Vec::new();

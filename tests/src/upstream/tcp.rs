@@ -36,7 +36,7 @@ pub enum Script {
 
 /// The record of one connection.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Seen {
+pub struct ConnectionRecord {
     /// The name in TLS.
     pub sni: Option<String>,
     pub client_subject: Option<String>,
@@ -61,7 +61,7 @@ struct State {
     /// Accepted TCP connections.
     accepted: watch::Sender<usize>,
     /// Connections after their handshake, in order.
-    seen: watch::Sender<Vec<Seen>>,
+    seen: watch::Sender<Vec<ConnectionRecord>>,
 }
 
 trait Both: AsyncRead + AsyncWrite + Unpin + Send {}
@@ -112,7 +112,7 @@ impl TcpUpstream {
     }
 
     /// The record of the n-th connection (from 0), once `fits` is true of it.
-    pub async fn saw(&self, nth: usize, fits: impl Fn(&Seen) -> bool) -> Seen {
+    pub async fn saw(&self, nth: usize, fits: impl Fn(&ConnectionRecord) -> bool) -> ConnectionRecord {
         let mut seen = self.state.seen.subscribe();
         let fitting = seen.wait_for(|seen| seen.get(nth).is_some_and(&fits));
         let seen = bounded("an upstream's connection", fitting).await.expect("the upstream lives");
@@ -120,7 +120,7 @@ impl TcpUpstream {
     }
 
     /// The record of the n-th connection, once that has ended.
-    pub async fn ended(&self, nth: usize) -> Seen {
+    pub async fn ended(&self, nth: usize) -> ConnectionRecord {
         self.saw(nth, |seen| seen.ended.is_some()).await
     }
 }
@@ -140,7 +140,7 @@ async fn accept_all(listener: TcpListener, acceptor: Option<TlsAcceptor>, state:
 
 async fn serve(socket: TcpStream, acceptor: Option<TlsAcceptor>, state: Arc<State>) {
     let _ = socket.set_nodelay(true);
-    let mut first = Seen::default();
+    let mut first = ConnectionRecord::default();
     let stream: Box<dyn Both> = match acceptor {
         None => Box::new(socket),
         Some(acceptor) => {
@@ -233,7 +233,7 @@ impl Scripted {
         self.digest.clone().finish().as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
-    fn note(&self, change: impl FnOnce(&mut Seen)) {
+    fn note(&self, change: impl FnOnce(&mut ConnectionRecord)) {
         self.state.seen.send_modify(|seen| change(&mut seen[self.nth]));
     }
 }

@@ -65,7 +65,7 @@ fn real_ip(header: &str, recursive: &str) -> Value {
 }
 
 #[tokio::test]
-async fn routes_variables_headers_and_logs_use_the_named_client() {
+async fn routes_variables_headers_and_logs_use_the_real_ip() {
     let (world, upstream) = world_with(real_ip("X-Forwarded-For", "on")).await;
     let to = |more: Value| {
         let mut document = json!({"upstream": {"nodes": {upstream.address().to_string(): 1}}});
@@ -121,7 +121,7 @@ async fn routes_variables_headers_and_logs_use_the_named_client() {
 }
 
 #[tokio::test]
-async fn each_request_of_a_connection_has_its_own_client() {
+async fn each_request_of_a_connection_has_its_own_real_ip() {
     let (world, _upstream) = world_with(real_ip("X-Real-IP", "off")).await;
     let mut stream = connect(&world, PROXY).await;
     let head = |line: &str| format!("GET / HTTP/1.1\r\nHost: a\r\n{line}\r\n");
@@ -137,7 +137,7 @@ async fn each_request_of_a_connection_has_its_own_client() {
 }
 
 #[tokio::test]
-async fn over_tls_and_h2_the_client_is_named_too() {
+async fn the_real_ip_is_used_over_tls_and_h2() {
     let mut settings = real_ip("CF-Connecting-IP", "off");
     settings["nginx_config"]["http"]["real_ip_from"] = json!(["127.0.0.0/8"]);
     let (world, upstream) = world_with(settings).await;
@@ -156,7 +156,7 @@ async fn over_tls_and_h2_the_client_is_named_too() {
 }
 
 #[tokio::test]
-async fn by_default_nobody_names_the_client() {
+async fn by_default_no_peer_sets_the_real_ip() {
     let (world, _upstream) = world_with(json!({})).await;
     let headers = seen(&world, STRANGER, "X-Real-IP: 192.0.2.7\r\nX-Forwarded-For: 192.0.2.8\r\n").await;
     assert_eq!(headers["x-real-ip"], STRANGER);
@@ -164,7 +164,7 @@ async fn by_default_nobody_names_the_client() {
 }
 
 #[tokio::test]
-async fn settings_that_name_no_proxy_end_the_start() {
+async fn invalid_real_ip_settings_fail_the_start() {
     let (world, _upstream) = world_with(json!({})).await;
     for (http, told) in [
         (json!({"real_ip_header": "proxy_protocol"}), "the PROXY protocol is not supported"),
@@ -197,7 +197,7 @@ const SPELT: &str = "X_Forwarded_For: forged\r\nX-Forwarded_For: forged\r\nX-Rea
     Transfer_Encoding: forged\r\n";
 
 #[tokio::test]
-async fn claims_from_outside_reach_no_upstream() {
+async fn client_claims_reach_no_upstream() {
     let (world, upstream) = world_with(json!({"apisix": {"trusted_addresses": [TRUSTED]}})).await;
     for lines in [FORGED, ADDRESSES, SPELT] {
         let headers = seen(&world, STRANGER, lines).await;
@@ -242,7 +242,7 @@ async fn ordinary_headers_reach_the_upstream() {
 }
 
 #[tokio::test]
-async fn a_trusted_peer_sends_what_it_knows_and_we_the_rest() {
+async fn a_trusted_peer_sends_its_headers_and_we_the_rest() {
     let (world, _upstream) = world_with(json!({"apisix": {"trusted_addresses": [TRUSTED]}})).await;
     let port = world.http().port().to_string();
     let theirs =
@@ -287,7 +287,7 @@ async fn a_trusted_peer_sends_what_it_knows_and_we_the_rest() {
 }
 
 #[tokio::test]
-async fn trust_goes_by_the_connection_not_by_the_named_client() {
+async fn trust_depends_on_the_peer_not_on_the_real_ip() {
     let mut settings = real_ip("X-Forwarded-For", "off");
     settings["apisix"] = json!({"trusted_addresses": ["192.0.2.7"]});
     let (world, _upstream) = world_with(settings).await;
@@ -304,7 +304,7 @@ async fn upstream_status(world: &World, path: &str) -> (u16, Option<String>) {
 }
 
 #[tokio::test]
-async fn the_statuses_of_all_tries_are_shown() {
+async fn the_statuses_of_all_attempts_are_reported() {
     for always in [false, true] {
         let (world, upstream) =
             world_with(json!({"apisix": {"show_upstream_status_in_response_header": always}})).await;

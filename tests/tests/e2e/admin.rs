@@ -20,7 +20,7 @@ async fn control_only() -> World {
 }
 
 #[tokio::test]
-async fn curl_with_certificate_and_key_is_answered_and_everything_less_is_refused() {
+async fn the_admin_api_needs_certificate_and_key() {
     let world = control_only().await;
     world.write_credential("stranger", &world.credentials.strangers.client("administrator"));
     let port = world.admin_address().port();
@@ -72,7 +72,7 @@ async fn an_expired_administrator_and_a_plain_request_get_400() {
 }
 
 #[tokio::test]
-async fn a_viewer_reads_and_does_not_write() {
+async fn a_viewer_may_read_and_not_write() {
     let world = control_only().await;
     let viewer = world.admin().key(Some(VIEWER_KEY));
     assert_eq!(viewer.get("routes").await.status, StatusCode::OK);
@@ -84,7 +84,7 @@ async fn a_viewer_reads_and_does_not_write() {
 }
 
 #[tokio::test]
-async fn a_resource_lives_through_every_method() {
+async fn a_resource_supports_every_method() {
     let world = control_only().await;
     let admin = world.admin();
     let call = |method: Method, path: &'static str, body: Value| {
@@ -174,7 +174,7 @@ async fn private_keys_are_stored_encrypted_and_never_read_back() {
 }
 
 #[tokio::test]
-async fn the_fleet_says_who_acknowledged_what() {
+async fn the_fleet_lists_acknowledged_revisions() {
     let world = World::builder().nodes(&["paris", "oslo"]).start().await;
     let upstream = Upstream::plain("plain").await;
     let revision = world.apply(&[("routes/app", route("app.test", "/*", &[upstream.address()]))]).await;

@@ -66,7 +66,7 @@ async fn refused_and_not_answered_by_the_wildcard(world: &World, why: &str) {
     let found = world.admin().get("lint").await.body;
     let of_site = |found: &&Value| found["resource"] == "ssls/secret" && found["severity"] == "error";
     let told: Vec<_> = found["list"].as_array().unwrap().iter().filter(of_site).collect();
-    assert!(told.len() == 1 && told[0]["what"].as_str().unwrap().contains(why), "{found}");
+    assert!(told.len() == 1 && told[0]["message"].as_str().unwrap().contains(why), "{found}");
 }
 
 fn secret(world: &World) -> (Credential, Value) {
@@ -76,7 +76,7 @@ fn secret(world: &World) -> (Credential, Value) {
 }
 
 #[tokio::test]
-async fn a_site_whose_key_cannot_be_opened_is_refused_and_no_wildcard_answers_for_it() {
+async fn a_site_with_an_undecryptable_key_shadows_the_wildcard() {
     let mut world = World::builder().settings(keyring(&[OLD])).start().await;
     let upstream = Upstream::plain("plain").await;
     world.apply(&[("ssls/secret", secret(&world).1)]).await;
@@ -113,7 +113,7 @@ async fn a_site_whose_key_cannot_be_opened_is_refused_and_no_wildcard_answers_fo
 }
 
 #[tokio::test]
-async fn a_site_whose_variable_is_gone_is_refused_and_no_wildcard_answers_for_it() {
+async fn a_site_with_an_unset_variable_shadows_the_wildcard() {
     let builder = World::builder();
     let pair = e2e::credentials::Authority::root("Elsewhere").server(&["secret.app.test"]);
     let mut world = builder
@@ -135,8 +135,7 @@ async fn a_site_whose_variable_is_gone_is_refused_and_no_wildcard_answers_for_it
 
 /// The client certificate key of an upstream cannot be decrypted, in each kind of document.
 #[tokio::test]
-async fn what_leads_to_an_upstream_with_a_key_that_cannot_be_opened_is_refused_and_nothing_broader_serves_it()
-{
+async fn an_undecryptable_upstream_key_blocks_and_shadows() {
     let mut settings = streaming();
     e2e::settings::merge(&mut settings, keyring(&[OLD]));
     let mut world = World::builder().settings(settings).start().await;

@@ -121,14 +121,14 @@ async fn walk(mut client: Client<impl AsyncRead + AsyncWrite + Unpin>) {
 }
 
 #[tokio::test]
-async fn a_pause_may_fall_anywhere() {
+async fn requests_survive_a_pause_at_any_byte() {
     let upstream = Upstream::plain("plain").await;
     let world = world_with(&upstream, 0.0).await;
     walk(Client::new(world.verified_client("app.test").handshake().await.unwrap())).await;
 }
 
 #[tokio::test]
-async fn a_pause_may_be_too_short_for_a_rest() {
+async fn pauses_shorter_than_the_timeout_do_not_hibernate() {
     let upstream = Upstream::plain("plain").await;
     let world = world_with(&upstream, 3600.0).await;
     walk(Client::new(world.verified_client("app.test").handshake().await.unwrap())).await;
@@ -137,7 +137,7 @@ async fn a_pause_may_be_too_short_for_a_rest() {
 /// Sends requests around the moment of hibernation, some just before and some just after. Requests
 /// on another connection serve as the clock.
 #[tokio::test]
-async fn a_request_may_come_as_the_rest_begins() {
+async fn a_request_may_arrive_during_hibernation() {
     let upstream = Upstream::plain("plain").await;
     let world = world_with(&upstream, 0.1).await;
     let mut clients = Vec::new();
@@ -159,7 +159,7 @@ async fn a_request_may_come_as_the_rest_begins() {
 }
 
 #[tokio::test]
-async fn a_body_that_nobody_reads_is_never_taken_for_a_request() {
+async fn an_unread_body_is_never_parsed_as_a_request() {
     let upstream = Upstream::plain("plain").await;
     let world = world_with(&upstream, 0.0).await;
     let hidden = get("/app/hidden").repeat(400);
@@ -191,7 +191,7 @@ async fn a_body_that_nobody_reads_is_never_taken_for_a_request() {
 }
 
 #[tokio::test]
-async fn either_side_may_leave() {
+async fn either_side_may_close_a_hibernated_connection() {
     let upstream = Upstream::plain("plain").await;
     let world = world_with(&upstream, 0.0).await;
     let mut client = Client::new(world.verified_client("app.test").handshake().await.unwrap());

@@ -32,7 +32,7 @@ async fn controlplane(world: &World, arguments: &[&str]) -> (bool, String) {
 }
 
 #[tokio::test]
-async fn a_running_store_is_saved_and_the_fleet_follows_it_back() {
+async fn the_fleet_follows_a_restored_backup() {
     let mut world = World::start().await;
     let upstream = Upstream::plain("one").await;
     let admin = world.admin();

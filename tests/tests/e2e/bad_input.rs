@@ -46,7 +46,7 @@ fn assert_explained(what: &str, ended: &ExitOutput, words: &[&str]) {
 }
 
 #[tokio::test]
-async fn files_of_the_control_plane_that_cannot_be_used() {
+async fn unusable_control_plane_files_fail_the_start() {
     let world = files_only().await;
     let other = world.credentials.servers.server(&["admin.test"]);
     let encrypted = "-----BEGIN ENCRYPTED PRIVATE KEY-----\nMIIBpjBABgkqhkiG9w0BBQ0wMzAbBgkq\n-----END ENCRYPTED PRIVATE KEY-----\n";
@@ -80,7 +80,7 @@ async fn files_of_the_control_plane_that_cannot_be_used() {
 }
 
 #[tokio::test]
-async fn files_of_the_data_plane_that_cannot_be_used() {
+async fn unusable_data_plane_files_fail_the_start() {
     let world = files_only().await;
     let other = world.credentials.node("node-1");
     for (file, text, words) in [
@@ -124,7 +124,7 @@ async fn a_port_in_use_is_named() {
 }
 
 #[tokio::test]
-async fn a_second_data_plane_at_the_same_ports_is_refused() {
+async fn a_second_data_plane_on_the_same_ports_fails() {
     let world = World::start().await;
     let config = world.write_config("node-1");
     let ended = run_to_end("dataplane", &["-c", config.to_str().unwrap()], world.folder()).await;
@@ -133,7 +133,7 @@ async fn a_second_data_plane_at_the_same_ports_is_refused() {
 }
 
 #[tokio::test]
-async fn settings_that_cannot_be_used() {
+async fn invalid_settings_fail_the_start() {
     let world = files_only().await;
     for (what, text, words) in [
         (
@@ -180,7 +180,7 @@ async fn a_bad_command_line_is_2_and_a_missing_file_is_1() {
 }
 
 #[tokio::test]
-async fn check_says_what_is_wrong_and_starts_nothing() {
+async fn check_reports_problems_and_starts_nothing() {
     let world = files_only().await;
     let good = world.write_config("control");
     let checked = run_to_end("controlplane", &["check", "-c", good.to_str().unwrap()], world.folder()).await;
@@ -192,7 +192,7 @@ async fn check_says_what_is_wrong_and_starts_nothing() {
 }
 
 #[tokio::test]
-async fn a_damaged_store_is_refused_and_left_as_it_is() {
+async fn a_damaged_store_fails_the_start_and_is_unchanged() {
     let mut world = World::builder().nodes(&[]).start().await;
     world.admin().put("upstreams/u", &json!({"nodes": {"127.0.0.1:1": 1}})).await;
     world.stop_control().await;
@@ -224,7 +224,7 @@ async fn a_store_in_use_is_not_opened_twice() {
 }
 
 #[tokio::test]
-async fn documents_that_cannot_be_used_are_refused_and_change_nothing() {
+async fn invalid_documents_change_nothing() {
     let world = World::builder().nodes(&[]).start().await;
     let admin = world.admin();
     let other = world.credentials.servers.server(&["app.test"]);
@@ -272,7 +272,7 @@ async fn documents_that_cannot_be_used_are_refused_and_change_nothing() {
 }
 
 #[tokio::test]
-async fn requests_that_are_no_documents_get_the_contracts_texts() {
+async fn malformed_admin_requests_get_the_contracts_messages() {
     let world = World::builder().nodes(&[]).start().await;
     let admin = world.admin();
     let send = |method: Method, path: &'static str, body: Option<Value>| {
@@ -332,14 +332,14 @@ async fn an_expired_server_certificate_is_served_and_warned_about() {
 }
 
 #[tokio::test]
-async fn a_control_plane_with_the_wrong_name_is_not_believed() {
+async fn a_control_plane_with_the_wrong_name_is_rejected() {
     let world = World::builder().without_control().start().await;
     let wrong = world.credentials.push.server(&["someone-else"]);
     start_with_push(world, &wrong, &["WARN", "controlplane"]).await;
 }
 
 #[tokio::test]
-async fn a_control_plane_of_another_authority_is_not_believed() {
+async fn a_control_plane_of_another_authority_is_rejected() {
     let world = World::builder().without_control().start().await;
     let wrong = world.credentials.strangers.server(&["controlplane"]);
     start_with_push(world, &wrong, &["WARN"]).await;
@@ -356,7 +356,7 @@ async fn start_with_push(mut world: World, push: &Credential, words: &[&str]) {
 }
 
 #[tokio::test]
-async fn a_node_of_another_authority_or_with_anothers_name_gets_nothing() {
+async fn a_node_with_a_wrong_authority_or_name_is_rejected() {
     for (what, credential_of) in [("another authority", true), ("another node's certificate", false)] {
         let mut world = World::builder().nodes(&[]).start().await;
         let revision = world.admin().put("upstreams/u", &json!({"nodes": {"127.0.0.1:1": 1}})).await;
@@ -374,7 +374,7 @@ async fn a_node_of_another_authority_or_with_anothers_name_gets_nothing() {
 }
 
 #[tokio::test]
-async fn a_full_disk_refuses_writes_and_loses_none() {
+async fn a_full_disk_fails_writes_and_loses_none() {
     // A file system of four megabytes in a mount namespace that ends with the process.
     let world = files_only().await;
     let small = world.folder().join("small");

@@ -18,7 +18,7 @@ async fn session(world: &World, http: Http) -> HttpConnection {
 }
 
 #[tokio::test]
-async fn ten_megabytes_arrive_whole_in_both_directions() {
+async fn ten_megabytes_arrive_complete_in_both_directions() {
     let (world, _upstream) = World::protected(json!({})).await;
     let expected = sha256(&pattern(TEN_MEGABYTES));
     for http in [Http::One, Http::Two] {
@@ -52,7 +52,7 @@ async fn a_body_with_a_known_length_keeps_it() {
 }
 
 #[tokio::test]
-async fn an_answer_streams_its_first_bytes_arrive_before_the_last_are_sent() {
+async fn responses_are_streamed() {
     for http in [Http::One, Http::Two] {
         let (world, upstream) = World::protected(json!({})).await;
         let mut session = session(&world, http).await;
@@ -68,7 +68,7 @@ async fn an_answer_streams_its_first_bytes_arrive_before_the_last_are_sent() {
 }
 
 #[tokio::test]
-async fn a_request_streams_its_first_bytes_reach_the_upstream_before_the_last_are_sent() {
+async fn requests_are_streamed() {
     let (world, _upstream) = World::protected(json!({})).await;
     for http in [Http::One, Http::Two] {
         let mut session = session(&world, http).await;
@@ -89,7 +89,7 @@ async fn a_request_streams_its_first_bytes_reach_the_upstream_before_the_last_ar
 }
 
 #[tokio::test]
-async fn curl_uploads_a_file_and_may_ask_first() {
+async fn curl_uploads_a_file_with_and_without_expect() {
     let (world, _upstream) = World::protected(json!({})).await;
     let bytes = pattern(TEN_MEGABYTES);
     std::fs::write(world.folder().join("upload"), &bytes).unwrap();
@@ -124,7 +124,7 @@ async fn curl_uploads_a_file_and_may_ask_first() {
 }
 
 #[tokio::test]
-async fn answers_that_have_no_body_have_none() {
+async fn responses_without_a_body_have_none() {
     let (world, _upstream) = World::protected(json!({})).await;
     for http in [Http::One, Http::Two] {
         let mut session = session(&world, http).await;
@@ -144,7 +144,7 @@ async fn answers_that_have_no_body_have_none() {
 }
 
 #[tokio::test]
-async fn a_body_is_not_held_whole_in_memory() {
+async fn a_body_is_not_buffered_completely() {
     const HUNDRED_MEGABYTES: usize = 100 * 1024 * 1024;
     let (world, _upstream) = World::protected(json!({})).await;
     for http in [Http::One, Http::Two] {
@@ -166,7 +166,7 @@ async fn a_body_is_not_held_whole_in_memory() {
 }
 
 #[tokio::test]
-async fn an_answer_that_breaks_off_is_not_passed_on_as_complete() {
+async fn a_truncated_response_is_not_forwarded_as_complete() {
     for http in [Http::One, Http::Two] {
         let (world, upstream) = World::protected(json!({})).await;
         let mut session = session(&world, http).await;
@@ -183,7 +183,7 @@ async fn an_answer_that_breaks_off_is_not_passed_on_as_complete() {
 }
 
 #[tokio::test]
-async fn a_body_over_the_limit_is_refused_with_413() {
+async fn a_body_over_the_limit_is_413() {
     let settings = json!({"nginx_config": {"http": {"client_max_body_size": "100k"}}});
     let (world, _upstream) = World::open(settings).await;
     for http in [Http::One, Http::Two] {

@@ -105,7 +105,7 @@ async fn serves(client: HttpClient, tls: Tls) {
 }
 
 #[tokio::test]
-async fn each_site_speaks_the_versions_it_names_and_else_the_settings() {
+async fn sites_use_their_tls_versions_or_the_settings() {
     let settings = json!({"apisix": {"ssl": {"ssl_protocols": "TLSv1.1 TLSv1.2 TLSv1.3"}}});
     let Some(world) = world("each_site_speaks", World::builder().settings(settings)).await else { return };
     let names = ["any.test", "new.test", "newest.test", "oldest.test", "gap.test"];
@@ -141,7 +141,7 @@ async fn each_site_speaks_the_versions_it_names_and_else_the_settings() {
         let alert = world.client("oldest.test").tls(tls).expect_alert().await;
         assert_eq!(alert, AlertDescription::ProtocolVersion);
     }
-    world.node_log().lines_with(&["reason=\"version\"", "sni=\"oldest.test\""], 2).await;
+    world.node_log().lines_with(&["reason=\"no_common_version\"", "sni=\"oldest.test\""], 2).await;
     serves_old(&world, "gap.test").await;
     serves(world.client("gap.test"), Tls::V13).await;
     let alert = world.client("gap.test").tls(Tls::V12).expect_alert().await;
@@ -153,7 +153,7 @@ async fn each_site_speaks_the_versions_it_names_and_else_the_settings() {
 }
 
 #[tokio::test]
-async fn clients_are_verified_alike_in_every_version_and_by_both_engines() {
+async fn both_engines_verify_clients_in_every_version() {
     let Some(world) = world("clients_are_verified_alike", World::builder()).await else { return };
     let clients = &world.credentials.clients;
     let certificate = world.credentials.servers.server(&["old.test", "new.test"]);
@@ -192,7 +192,7 @@ async fn clients_are_verified_alike_in_every_version_and_by_both_engines() {
 }
 
 #[tokio::test]
-async fn skip_rules_and_the_upstreams_identity_are_as_with_the_other_engine() {
+async fn skip_rules_and_identity_headers_match_the_other_engine() {
     let Some(world) = world("skip_rules", World::builder()).await else { return };
     let authority = &world.credentials.upstreams;
     let strict = Upstream::demanding("strict", &authority.server(&["up.test"]), authority).await;
@@ -218,7 +218,7 @@ async fn skip_rules_and_the_upstreams_identity_are_as_with_the_other_engine() {
 }
 
 #[tokio::test]
-async fn a_stream_insists_whatever_the_sites_skip_rules_say() {
+async fn a_stream_requires_a_certificate_despite_skip_rules() {
     let builder = World::builder().settings(streaming());
     let Some(world) = world("streams", builder).await else { return };
     let upstream = TcpUpstream::plain("one", Script::Greet).await;
@@ -245,7 +245,7 @@ async fn a_stream_insists_whatever_the_sites_skip_rules_say() {
 }
 
 #[tokio::test]
-async fn large_bodies_pass_both_ways_over_both_http_versions() {
+async fn large_bodies_arrive_both_ways_over_both_protocols() {
     let Some(world) = world("large_bodies", World::builder()).await else { return };
     let site = speaking(world.protected_site(), &ALL);
     let _upstream = everything(&world, &[("ssls/1", site)]).await;
@@ -271,7 +271,7 @@ async fn large_bodies_pass_both_ways_over_both_http_versions() {
 }
 
 #[tokio::test]
-async fn a_changed_policy_is_in_force_at_once_and_no_session_is_resumed() {
+async fn a_changed_policy_applies_at_once_without_resumption() {
     let Some(world) = world("a_changed_policy", World::builder()).await else { return };
     let _upstream = everything(&world, &[("ssls/1", speaking(world.protected_site(), &ALL))]).await;
     let good = Some(&world.credentials.client);
@@ -315,7 +315,7 @@ fn old_hello(name: &str) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn hostile_bytes_end_the_connection_and_nothing_else() {
+async fn hostile_bytes_end_only_their_connection() {
     let Some(world) = world("hostile_bytes", World::builder()).await else { return };
     let _upstream = everything(&world, &[("ssls/1", speaking(world.open_site(), &ALL))]).await;
     let hello = old_hello("app.test");

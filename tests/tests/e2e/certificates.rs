@@ -50,7 +50,7 @@ fn json_of(reply: e2e::client::Reply) -> Value {
 }
 
 #[tokio::test]
-async fn renewed_files_are_shown_without_a_restart() {
+async fn renewed_certificates_are_used_without_a_restart() {
     let world = World::start().await;
     let (admin, push, folder) = (world.admin_address(), world.push_address(), world.folder());
     let before = (shown(admin, folder).await, shown(push, folder).await);
@@ -76,7 +76,7 @@ async fn renewed_files_are_shown_without_a_restart() {
 }
 
 #[tokio::test]
-async fn sighup_renews_both_ends_and_every_end_shows() {
+async fn sighup_reloads_both_programs_and_expiry_is_reported() {
     let world = World::start().await;
     world.wait_acknowledged(0).await;
     let before = world.admin().get("dataplanes").await.body["list"][0]["certificate"]["serial"].clone();
@@ -116,7 +116,7 @@ async fn sighup_renews_both_ends_and_every_end_shows() {
 }
 
 #[tokio::test]
-async fn a_broken_link_is_named_and_mended_by_files_alone() {
+async fn a_broken_push_connection_is_repaired_by_files_alone() {
     let mut world = World::start().await;
     world.stop_control().await;
     let stranger = world.credentials.strangers.server(&["controlplane"]);

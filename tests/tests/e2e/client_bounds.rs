@@ -34,7 +34,7 @@ fn impatient() -> Value {
 }
 
 #[tokio::test]
-async fn a_client_that_does_not_read_its_socket_is_cut_off() {
+async fn a_client_that_does_not_read_is_disconnected() {
     let (world, upstream) = World::open(impatient()).await;
     let one = format!("GET {LARGE} HTTP/1.1\r\nHost: app.test\r\n\r\n").into_bytes();
     let two = [PREFACE, &window_settings((1 << 31) - 1), &frames::window_update(0, 1 << 30)].concat();
@@ -61,7 +61,7 @@ async fn a_client_that_does_not_read_its_socket_is_cut_off() {
 }
 
 #[tokio::test]
-async fn a_client_that_reads_a_little_now_and_then_goes_on() {
+async fn a_slow_reader_is_served() {
     // Each pause is shorter than the limit, their sum longer.
     let settings = json!({"nginx_config": {"http": {"send_timeout": "4s"}}});
     let (world, upstream) = World::open(settings).await;
@@ -86,7 +86,7 @@ async fn a_client_that_reads_a_little_now_and_then_goes_on() {
 }
 
 #[tokio::test]
-async fn frames_of_a_client_that_does_not_read_cost_no_memory() {
+async fn frames_of_a_client_that_does_not_read_use_no_memory() {
     let settings = json!({"nginx_config": {"http": {"send_timeout": "3s"}}});
     let (world, upstream) = World::open(settings).await;
     let before = memory_peak(world.node_id());
@@ -152,7 +152,7 @@ async fn answer(mut stream: TcpStream) -> String {
 }
 
 #[tokio::test]
-async fn a_client_has_so_many_requests_under_way_and_no_more() {
+async fn concurrent_requests_of_a_client_are_limited() {
     let (world, upstream) = World::open(limited()).await;
     let mut held = Vec::new();
     for count in 1..=LIMIT {
@@ -182,7 +182,7 @@ async fn a_client_has_so_many_requests_under_way_and_no_more() {
 }
 
 #[tokio::test]
-async fn the_streams_of_a_connection_count_one_by_one() {
+async fn each_http2_stream_counts_as_a_request() {
     let (world, upstream) = World::open(limited()).await;
     let mut wire = FrameConnection::connect(&world.client("app.test")).await;
     let block = frames::request_block("GET", "app.test", "/hold");
@@ -196,7 +196,7 @@ async fn the_streams_of_a_connection_count_one_by_one() {
 }
 
 #[tokio::test]
-async fn a_proxy_is_limited_for_each_client_that_it_names() {
+async fn a_proxys_clients_are_limited_separately() {
     let mut settings = limited();
     settings["nginx_config"] = json!({"http": {"real_ip_from": ["127.0.0.1"]}});
     settings["apisix"] = json!({"trusted_addresses": ["127.0.0.3"]});
@@ -237,7 +237,7 @@ async fn answers_early(listener: &TcpListener, answer: &[u8]) {
 }
 
 #[tokio::test]
-async fn an_early_answer_ends_the_upstream_s_connection() {
+async fn an_early_response_ends_the_upstream_connection() {
     let world = World::builder().settings(limited()).start().await;
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();

@@ -108,7 +108,7 @@ async fn highest_served(session: &mut HttpConnection, at_most: u64) -> u64 {
 }
 
 #[tokio::test]
-async fn the_control_plane_killed_while_it_writes_keeps_every_acknowledged_write() {
+async fn a_killed_control_plane_loses_no_acknowledged_write() {
     let mut world = World::start().await;
     let upstream = Upstream::plain("plain").await;
     let (mut last, mut revision) = (0, 0);
@@ -130,7 +130,7 @@ async fn the_control_plane_killed_while_it_writes_keeps_every_acknowledged_write
 }
 
 #[tokio::test]
-async fn the_gateway_serves_on_while_its_control_plane_is_killed() {
+async fn the_gateway_serves_without_its_control_plane() {
     let mut world = World::start().await;
     let upstream = Upstream::plain("plain").await;
     let mut writer = Writer::start(world.admin(), 1, &upstream);
@@ -149,7 +149,7 @@ async fn the_gateway_serves_on_while_its_control_plane_is_killed() {
 }
 
 #[tokio::test]
-async fn the_data_plane_killed_while_changes_stream_in_serves_a_whole_state_again() {
+async fn a_killed_data_plane_restarts_with_a_complete_state() {
     let mut world = World::start().await;
     let upstream = Upstream::plain("plain").await;
     let mut writer = Writer::start(world.admin(), 1, &upstream);
@@ -170,7 +170,7 @@ async fn the_data_plane_killed_while_changes_stream_in_serves_a_whole_state_agai
 }
 
 #[tokio::test]
-async fn a_reader_never_sees_a_half_applied_snapshot() {
+async fn a_snapshot_is_never_served_partly() {
     let world = Arc::new(World::start().await);
     let upstream = Upstream::plain("plain").await;
     let mut writer = Writer::start(world.admin(), 1, &upstream);
@@ -186,7 +186,7 @@ async fn a_reader_never_sees_a_half_applied_snapshot() {
 }
 
 #[tokio::test]
-async fn both_killed_at_once_come_back_with_everything() {
+async fn both_planes_killed_lose_no_acknowledged_write() {
     let mut world = World::start().await;
     let upstream = Upstream::plain("plain").await;
     let mut writer = Writer::start(world.admin(), 1, &upstream);

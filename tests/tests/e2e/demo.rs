@@ -40,7 +40,7 @@ async fn every_scenario_of_the_demo_passes() {
 }
 
 #[tokio::test]
-async fn without_etcd_it_says_so_goes_on_and_is_not_content() {
+async fn without_etcd_the_demo_continues_and_fails() {
     let programs = tempfile::tempdir().unwrap();
     let path = std::env::var_os("PATH").unwrap();
     for name in ["sh", "curl", "cat", "seq"] {

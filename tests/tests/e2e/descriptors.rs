@@ -33,7 +33,7 @@ fn lines_after(log: &Log, mark: usize) -> usize {
 }
 
 #[tokio::test]
-async fn strangers_leave_known_clients_and_the_process_alone() {
+async fn unknown_clients_do_not_exhaust_descriptors() {
     for driver in DRIVERS {
         let upstream = Upstream::plain("plain").await;
         let patient = json!({"countersign": {"limits": {"handshake_timeout": 600}}});
@@ -103,7 +103,7 @@ async fn a_full_worker_lets_connections_wait() {
 }
 
 #[tokio::test]
-async fn a_limit_too_low_to_serve_anybody_ends_the_start() {
+async fn a_descriptor_limit_that_is_too_low_fails_the_start() {
     let mut world = World::start().await;
     world.stop_node().await;
     let tiny = ["bash", "-c", "ulimit -n 64; exec \"$@\"", "bash"];
@@ -115,7 +115,7 @@ async fn a_limit_too_low_to_serve_anybody_ends_the_start() {
 }
 
 #[tokio::test]
-async fn strangers_leave_the_control_plane_s_nodes_alone() {
+async fn unknown_clients_do_not_affect_the_push() {
     let upstream = Upstream::plain("plain").await;
     let world = world(&upstream, "io_uring", json!({}), LOW).await;
     world.control_log().line_with(&["limit on open descriptors is 256", "LimitNOFILE="]).await;
@@ -135,7 +135,7 @@ async fn strangers_leave_the_control_plane_s_nodes_alone() {
 }
 
 #[tokio::test]
-async fn garbage_for_the_push_is_counted_and_hardly_logged() {
+async fn garbage_on_the_push_port_is_counted_and_rarely_logged() {
     let world = World::start().await;
     let mark = world.control_log().mark();
     let flood = (0..500).map(|_| {
@@ -157,7 +157,7 @@ async fn garbage_for_the_push_is_counted_and_hardly_logged() {
 }
 
 #[tokio::test]
-async fn accepts_that_fail_are_told_once_and_counted() {
+async fn failed_accepts_are_logged_once_and_counted() {
     for driver in DRIVERS {
         let upstream = Upstream::plain("plain").await;
         let world = world(&upstream, driver, json!({}), "exec \"$@\"").await;

@@ -37,7 +37,7 @@ fn delay(seconds: u32) -> Value {
 }
 
 #[tokio::test]
-async fn a_node_that_leaves_is_not_ready_and_serves_on() {
+async fn a_draining_node_is_not_ready_and_serves() {
     let upstream = Upstream::plain("plain").await;
     let mut world = world_with(&upstream, "io_uring", delay(3600)).await;
     let mut kept = world.verified_client("app.test").http(Http::One).connect().await.unwrap();
@@ -111,7 +111,7 @@ async fn no_connection_is_lost_when_listeners_close() {
 }
 
 #[tokio::test]
-async fn a_connection_accepted_last_gets_its_first_answer() {
+async fn the_last_accepted_connection_gets_a_response() {
     let upstream = Upstream::plain("plain").await;
     let mut world = world_with(&upstream, "io_uring", json!({})).await;
     let mut unused = world.verified_client("app.test").http(Http::One).connect().await.unwrap();
@@ -132,7 +132,7 @@ async fn a_connection_accepted_last_gets_its_first_answer() {
 }
 
 #[tokio::test]
-async fn a_silent_connection_does_not_hold_the_stop() {
+async fn an_idle_connection_does_not_delay_the_stop() {
     let upstream = Upstream::plain("plain").await;
     let slow = json!({
         "nginx_config": {"http": {"client_header_timeout": "3600s"}, "worker_shutdown_timeout": "3600s"},
@@ -145,7 +145,7 @@ async fn a_silent_connection_does_not_hold_the_stop() {
 }
 
 #[tokio::test]
-async fn a_rolling_restart_behind_a_balancer_fails_nobody() {
+async fn a_rolling_restart_behind_a_balancer_fails_no_request() {
     let upstream = Upstream::plain("plain").await;
     let builder = World::builder().settings(delay(5)).nodes(&["node-1", "node-2"]);
     let mut world = builder.start().await;
@@ -250,7 +250,7 @@ async fn a_successor_of_a_full_worker_starts() {
 }
 
 #[tokio::test]
-async fn an_http_2_client_that_answers_no_ping_is_ended() {
+async fn an_http_2_client_without_ping_replies_is_closed() {
     let upstream = Upstream::plain("plain").await;
     let patient = json!({
         "nginx_config": {"http": {"keepalive_timeout": "3600s"}, "worker_shutdown_timeout": "3600s"},
@@ -274,7 +274,7 @@ async fn an_http_2_client_that_answers_no_ping_is_ended() {
 }
 
 #[tokio::test]
-async fn a_status_port_in_use_ends_the_start_before_all_else() {
+async fn a_status_port_in_use_fails_the_start_first() {
     let mut world = World::start().await;
     world.stop_node().await;
     let occupied = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -290,7 +290,7 @@ async fn a_status_port_in_use_ends_the_start_before_all_else() {
 }
 
 #[tokio::test]
-async fn an_idle_stream_does_not_hold_the_stop_and_a_busy_one_does() {
+async fn a_busy_stream_delays_the_stop_and_an_idle_one_does_not() {
     let settings = json!({
         "apisix": {"proxy_mode": "http&stream", "stream_proxy": {"tcp": ["127.0.0.1:0"]}},
         "countersign": {"drain_idle_timeout": 1},
@@ -332,7 +332,7 @@ async fn echo(stream: &mut TcpStream) {
 }
 
 #[tokio::test]
-async fn a_control_plane_that_leaves_is_not_ready_and_serves_on() {
+async fn a_draining_control_plane_is_not_ready_and_serves() {
     let settings = delay(3600);
     let mut world = World::builder().settings(settings).start().await;
     assert_eq!(world.control_status("/status/ready").await.status, StatusCode::OK);
@@ -348,7 +348,7 @@ async fn a_control_plane_that_leaves_is_not_ready_and_serves_on() {
 }
 
 #[tokio::test]
-async fn an_admin_connection_accepted_last_gets_its_answer() {
+async fn the_last_accepted_admin_connection_gets_a_response() {
     let mut world = World::start().await;
     let mut unused = TcpStream::connect(world.admin_address()).await.unwrap();
     let mut control = world.take_control();

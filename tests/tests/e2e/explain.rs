@@ -169,7 +169,7 @@ fn client(world: &World, name: &str, shows: Option<&Credential>) -> (HttpClient,
 }
 
 #[tokio::test]
-async fn a_refused_handshake_is_explained_as_it_happened() {
+async fn rejected_handshakes_are_explained() {
     let world = World::start().await;
     let scenarios = handshakes();
     let mut revision = 0;
@@ -185,9 +185,9 @@ async fn a_refused_handshake_is_explained_as_it_happened() {
         let (client, question) = client(&world, &format!("s{number}.test"), scenario.shows.as_ref());
         let explained = explain(&world, question).await;
         let outcome = &explained["outcome"];
-        assert_eq!(outcome["result"], "refused in the handshake", "{what}: {explained}");
+        assert_eq!(outcome["result"], "handshake_rejected", "{what}: {explained}");
         assert_eq!(
-            (outcome["reason"].as_str(), outcome["rule"].as_str()),
+            (outcome["reason"].as_str(), outcome["verify_reason"].as_str()),
             (Some(*expected), *rule),
             "{what}"
         );
@@ -205,7 +205,7 @@ async fn a_refused_handshake_is_explained_as_it_happened() {
             "peer=127.0.0.1:".into(),
         ];
         words.extend(rule.map(|rule| format!("verify_reason=\"{rule}\"")));
-        if let Some(shown) = explained["client_certificate"].get("shown") {
+        if let Some(shown) = explained["client_certificate"].get("leaf") {
             for field in ["subject", "issuer", "serial", "fingerprint"] {
                 words.push(format!("{field}={}", shown[field]));
             }
@@ -216,7 +216,7 @@ async fn a_refused_handshake_is_explained_as_it_happened() {
 }
 
 #[tokio::test]
-async fn a_name_nobody_answers_to_is_explained_as_it_happened() {
+async fn names_without_a_site_are_explained() {
     let world = World::start().await;
     world.apply(&[("ssls/wild", site(&world.credentials.site, "*.test"))]).await;
     for (sni, reason) in [(Some("a.b.test"), "no_site"), (Some("other.example"), "no_site"), (None, "no_sni")]
@@ -271,7 +271,7 @@ async fn request_world() -> (World, Upstream) {
 }
 
 #[tokio::test]
-async fn a_request_is_explained_as_it_happened() {
+async fn denied_requests_are_explained() {
     let (world, _upstream) = request_world().await;
     let good = world.credentials.client.clone();
     let bad = Authority::root("Other").client("mallory");
@@ -316,13 +316,17 @@ async fn a_request_is_explained_as_it_happened() {
             continue;
         };
         assert_eq!(outcome["status"], reply.status.as_u16(), "{what}: {explained}");
-        assert_eq!((outcome["reason"].as_str(), outcome["rule"].as_str()), (Some(reason), rule), "{what}");
+        assert_eq!(
+            (outcome["reason"].as_str(), outcome["verify_reason"].as_str()),
+            (Some(reason), rule),
+            "{what}"
+        );
         let after = counted(&world, reason, rule).await;
         assert_eq!(after, (before.0 + 1, before.1 + u64::from(rule.is_some())), "{what}");
         let mut words = vec!["request denied".to_owned(), format!("reason=\"{reason}\"")];
         words.extend(rule.map(|rule| format!("verify_reason=\"{rule}\"")));
         if rule.is_some() || reason == "misdirected" && shows.is_some() {
-            words.push(format!("fingerprint={}", explained["client_certificate"]["shown"]["fingerprint"]));
+            words.push(format!("fingerprint={}", explained["client_certificate"]["leaf"]["fingerprint"]));
         }
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
         world.node_log().line_with(&words).await;
@@ -335,7 +339,7 @@ async fn a_request_is_explained_as_it_happened() {
 }
 
 #[tokio::test]
-async fn hostile_names_cannot_forge_a_line() {
+async fn hostile_names_cannot_forge_a_log_line() {
     let world = World::start().await;
     world.apply(&[("ssls/app", world.protected_site())]).await;
     let name = "evil\n2026-01-01T00:00:00Z  INFO forged reason=\"none\"\r\u{1b}[31m\u{202e}";
@@ -349,7 +353,7 @@ async fn hostile_names_cannot_forge_a_line() {
 }
 
 #[tokio::test]
-async fn a_flood_of_refusals_writes_few_lines_and_counts_all() {
+async fn a_flood_of_rejections_logs_few_lines_and_counts_all() {
     const FLOOD: u64 = 1500;
     let world = World::start().await;
     world.apply(&[("ssls/app", world.protected_site())]).await;

@@ -56,7 +56,7 @@ async fn saved_by_a_tool(world: &World, path: &str, key: Option<&str>) -> String
 }
 
 #[tokio::test]
-async fn a_revoked_client_stays_out_when_a_tool_saves() {
+async fn a_revoked_client_stays_rejected_after_a_tool_saves() {
     let (world, upstream) = (World::start().await, Upstream::plain("plain").await);
     let credentials = &world.credentials;
     let mut site = world.protected_site();
@@ -84,7 +84,7 @@ async fn a_revoked_client_stays_out_when_a_tool_saves() {
 }
 
 #[tokio::test]
-async fn an_allow_list_stays_when_a_tool_saves() {
+async fn an_allow_list_stays_after_a_tool_saves() {
     let (world, upstream) = (World::start().await, Upstream::plain("plain").await);
     let identity = json!({"allow": [{"dns": "allowed.test"}]});
     let mut own = route("app.test", "/own", &[upstream.address()]);

@@ -55,7 +55,7 @@ impl Home {
 }
 
 #[tokio::test]
-async fn started_before_pki_init_both_name_files_and_command() {
+async fn without_certificates_both_programs_name_the_command() {
     let home = Home::new();
     let control = [
         "admin-server.crt",
@@ -82,7 +82,7 @@ async fn started_before_pki_init_both_name_files_and_command() {
 }
 
 #[tokio::test]
-async fn from_another_folder_the_command_names_the_settings() {
+async fn in_another_folder_the_command_names_the_settings() {
     let home = Home::new();
     let config = home.path("conf/config.yaml");
     let ended = run_to_end("dataplane", &["-c", config.to_str().unwrap()], Path::new("/")).await;
@@ -94,7 +94,7 @@ async fn from_another_folder_the_command_names_the_settings() {
 }
 
 #[tokio::test]
-async fn one_file_that_is_missing_is_the_only_one_named() {
+async fn a_single_missing_file_is_named() {
     let home = Home::new();
     home.init(&[]).await;
     for (name, file) in
@@ -143,7 +143,7 @@ async fn the_keyring_is_random_and_never_replaced() {
 }
 
 #[tokio::test]
-async fn files_with_secrets_that_others_can_read_are_warned_about() {
+async fn readable_secret_files_cause_warnings() {
     let home = Home::new();
     home.init(&[]).await;
     let clean = home.check().await;
@@ -207,7 +207,7 @@ async fn a_settings_file_is_secret_only_when_it_holds_secrets() {
 }
 
 #[tokio::test]
-async fn both_say_who_they_are() {
+async fn both_programs_report_version_and_help() {
     let repository = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
     let head = Command::new("git").args(["rev-parse", "--short=12", "HEAD"]).current_dir(repository).output();
     let head = head.ok().filter(|output| output.status.success());
@@ -231,7 +231,7 @@ async fn both_say_who_they_are() {
 /// Run by a process of another user, because root can read everything. The program blocks on
 /// reading its settings, after the steps under test.
 #[test]
-fn no_core_files_and_nobody_reads_their_memory() {
+fn no_core_dumps_and_no_readable_memory() {
     for name in PLANES {
         let folder = tempfile::tempdir().unwrap();
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();

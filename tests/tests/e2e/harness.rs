@@ -13,7 +13,7 @@ use rustls::{AlertDescription, ProtocolVersion};
 use tokio::net::TcpStream;
 
 #[tokio::test]
-async fn a_plain_upstream_reports_what_it_saw() {
+async fn a_plain_upstream_reports_the_request() {
     let upstream = Upstream::plain("one").await;
     let mut session = HttpConnection::plain(upstream.address(), "app.test").await.unwrap();
     let reply = session.get("/some/path?x=1").await.unwrap();

@@ -76,7 +76,7 @@ async fn until(world: &World, control: bool, status: StatusCode, words: &[&str])
 }
 
 #[tokio::test]
-async fn a_worker_that_hangs_is_named_and_not_ready() {
+async fn a_hanging_worker_is_named_and_not_ready() {
     let world = World::start().await;
     until(&world, false, StatusCode::OK, &[]).await;
     let Some(stopped) = Stopped::threads(world.node_id(), "worker-1").await else { return };
@@ -96,7 +96,7 @@ async fn a_worker_that_hangs_is_named_and_not_ready() {
 }
 
 #[tokio::test]
-async fn a_control_plane_whose_threads_hang_still_says_so() {
+async fn a_hanging_control_plane_still_reports_it() {
     let world = World::builder().nodes(&[]).start().await;
     until(&world, true, StatusCode::OK, &[]).await;
     let Some(stopped) = Stopped::threads(world.control_process(0).id(), "tokio-r").await else { return };

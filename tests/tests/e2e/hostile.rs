@@ -49,7 +49,7 @@ async fn garbage_on_the_tls_port_ends_the_connection() {
 }
 
 #[tokio::test]
-async fn plain_http_on_the_tls_port_is_told_so() {
+async fn plain_http_on_the_tls_port_gets_a_400() {
     let (world, upstream) = World::open(json!({})).await;
     let mut stream = raw::send(world.https(), b"GET / HTTP/1.1\r\nHost: app.test\r\n\r\n").await;
     let answered = String::from_utf8_lossy(&raw::until_closed(&mut stream).await).into_owned();
@@ -79,7 +79,7 @@ async fn request_over(stream: Split<TcpStream>, client: &HttpClient, config: Arc
 }
 
 #[tokio::test]
-async fn a_client_hello_split_at_every_byte_is_understood() {
+async fn a_client_hello_split_at_every_byte_is_parsed() {
     let (world, _upstream) = World::open(json!({})).await;
     let client = world.client("app.test");
     let config = short_hello(&client);
@@ -96,7 +96,7 @@ async fn a_client_hello_split_at_every_byte_is_understood() {
 }
 
 #[tokio::test]
-async fn oversized_heads_are_refused() {
+async fn oversized_heads_are_rejected() {
     let (world, upstream) = World::open(json!({})).await;
     let long = "x".repeat(300 * 1024);
     for http in [Http::One, Http::Two] {
@@ -174,7 +174,7 @@ async fn malformed_requests_get_400() {
 }
 
 #[tokio::test]
-async fn a_head_that_no_parser_reads_is_logged_and_counted() {
+async fn an_unparsable_head_is_logged_and_counted() {
     let (world, upstream) = World::open(json!({})).await;
     let heads: [&[u8]; 6] = [
         b"GET /?a=\"b\" HTTP/1.1\r\nHost: app.test\r\n\r\n",
@@ -196,7 +196,7 @@ async fn a_head_that_no_parser_reads_is_logged_and_counted() {
 }
 
 #[tokio::test]
-async fn a_tls_record_damaged_on_the_way_ends_the_connection() {
+async fn a_damaged_tls_record_ends_the_connection() {
     let (world, upstream) = World::open(json!({})).await;
     for tls in [Tls::V12, Tls::V13] {
         let stream = world.client("app.test").tls(tls).handshake().await.unwrap();
@@ -210,7 +210,7 @@ async fn a_tls_record_damaged_on_the_way_ends_the_connection() {
 }
 
 #[tokio::test]
-async fn connections_dropped_at_any_point_of_the_handshake_leave_nothing_behind() {
+async fn aborted_handshakes_leak_nothing() {
     let (world, _upstream) = World::open(json!({})).await;
     let client = world.client("app.test");
     let hello = raw::client_hello(client.config(), client.server_name());

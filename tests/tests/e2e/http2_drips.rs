@@ -55,7 +55,7 @@ fn chatter(round: u32) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn a_head_that_drips_is_cut_off_beside_a_served_request() {
+async fn a_slow_head_is_ended_beside_a_served_request() {
     let target = target("client_header_timeout").await;
     let block = frames::request_block("GET", "app.test", "/never");
     let first = frame(HEADERS, END_STREAM, 3, &block[..4]);
@@ -83,7 +83,7 @@ async fn a_head_that_drips_is_cut_off_beside_a_served_request() {
 }
 
 #[tokio::test]
-async fn requests_whose_heads_come_in_pieces_are_no_drip() {
+async fn heads_in_pieces_are_accepted_in_time() {
     let target = target("client_header_timeout").await;
     let mut wire = FrameConnection::connect(&target.client).await;
     // At each moment some head is incomplete, and none for long.
@@ -98,7 +98,7 @@ async fn requests_whose_heads_come_in_pieces_are_no_drip() {
 }
 
 #[tokio::test]
-async fn a_preface_that_drips_or_is_all_that_comes_is_cut_off() {
+async fn a_slow_or_lone_preface_is_ended() {
     let target = target("client_header_timeout").await;
     for (what, first, drip) in [
         ("a preface byte by byte", &PREFACE[..1], true),
@@ -117,7 +117,7 @@ async fn a_preface_that_drips_or_is_all_that_comes_is_cut_off() {
 }
 
 #[tokio::test]
-async fn no_frame_but_a_request_prolongs_an_idle_connection() {
+async fn only_a_request_extends_an_idle_connection() {
     let target = target("keepalive_timeout").await;
     let mut wire = FrameConnection::connect(&target.client).await;
     assert!(wire.send(&get(1, "app.test", "/")).await);
@@ -139,7 +139,7 @@ async fn no_frame_but_a_request_prolongs_an_idle_connection() {
 }
 
 #[tokio::test]
-async fn a_body_that_does_not_come_is_not_prolonged() {
+async fn a_missing_body_is_not_extended() {
     let target = target("client_body_timeout").await;
     let empty = |_| frame(DATA, 0, 1, &[]);
     let padded = |_| frame(DATA, 8, 1, &[3, 0, 0, 0]);

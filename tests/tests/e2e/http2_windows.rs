@@ -62,7 +62,7 @@ fn requests(path: &str, streams: u32) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn clients_without_a_window_release_the_upstream() {
+async fn stalled_clients_release_the_upstream() {
     const STREAMS: u32 = 60;
     let target = Target::start().await;
     let started = Instant::now();
@@ -87,7 +87,7 @@ async fn clients_without_a_window_release_the_upstream() {
 }
 
 #[tokio::test]
-async fn only_the_stream_that_stalls_is_reset() {
+async fn only_the_stalled_stream_is_reset() {
     let target = Target::start().await;
     let mut wire = FrameConnection::with_window(&target.client, 0).await;
     assert!(wire.send(&get(1, "app.test", LARGE)).await);
@@ -103,7 +103,7 @@ async fn only_the_stream_that_stalls_is_reset() {
 }
 
 #[tokio::test]
-async fn a_window_of_a_byte_now_and_then_is_none() {
+async fn a_byte_of_window_now_and_then_is_a_stall() {
     let target = Target::start().await;
     let mut wire = FrameConnection::with_window(&target.client, 0).await;
     assert!(wire.send(&[get(1, "app.test", LARGE), window_settings(1)].concat()).await);
@@ -116,7 +116,7 @@ async fn a_window_of_a_byte_now_and_then_is_none() {
 }
 
 #[tokio::test]
-async fn the_connections_window_counts_as_well() {
+async fn the_connection_window_counts_too() {
     let target = Target::start().await;
     let mut wire = FrameConnection::with_window(&target.client, ALL).await;
     assert!(wire.send(&requests(LARGE, 3)).await);
@@ -126,7 +126,7 @@ async fn the_connections_window_counts_as_well() {
 }
 
 #[tokio::test]
-async fn slow_windows_that_move_carry_a_whole_answer() {
+async fn a_slow_window_carries_a_complete_response() {
     let target = Target::start().await;
     let mut wire = FrameConnection::with_window(&target.client, 0).await;
     assert!(wire.send(&requests("/sized?bytes=20000", 2)).await);
@@ -136,7 +136,7 @@ async fn slow_windows_that_move_carry_a_whole_answer() {
 }
 
 #[tokio::test]
-async fn answers_without_a_body_need_no_window() {
+async fn responses_without_a_body_need_no_window() {
     let target = Target::start().await;
     let mut wire = FrameConnection::with_window(&target.client, 0).await;
     let head = frames::request_block("GET", "app.test", "/status?code=204");
@@ -149,7 +149,7 @@ async fn answers_without_a_body_need_no_window() {
 }
 
 #[tokio::test]
-async fn who_waits_for_the_upstream_is_not_cut_off() {
+async fn a_request_waiting_for_the_upstream_is_not_ended() {
     let target = Target::start().await;
     // Also without a window, because there is no data to send.
     let mut wire = FrameConnection::with_window(&target.client, 0).await;
@@ -164,7 +164,7 @@ async fn who_waits_for_the_upstream_is_not_cut_off() {
 }
 
 #[tokio::test]
-async fn a_drain_does_not_wait_for_streams_that_stall() {
+async fn a_drain_does_not_wait_for_stalled_streams() {
     let mut target = Target::start().await;
     let mut wire = FrameConnection::with_window(&target.client, 0).await;
     assert!(wire.send(&requests(LARGE, 5)).await);
@@ -178,7 +178,7 @@ async fn a_drain_does_not_wait_for_streams_that_stall() {
 
 /// hyper reads `CANCEL` and `NO_ERROR` as the end of a body.
 #[tokio::test]
-async fn a_body_that_its_client_cancels_is_never_whole() {
+async fn a_cancelled_request_body_is_incomplete() {
     let mut upstream =
         RawUpstream::plain(|_| RawResponse::keep("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")).await;
     let world = World::builder().open(upstream.address()).start().await;

@@ -109,7 +109,7 @@ fn unescaped(text: &Value) -> String {
 }
 
 #[tokio::test]
-async fn each_form_says_what_its_standard_says() {
+async fn each_header_format_follows_its_standard() {
     let (world, upstream) = three_sites().await;
     let middle = world.credentials.clients.intermediate("Middle CA");
     let spec = LeafSpec::client("a\";URI=spiffe://evil\\")
@@ -169,7 +169,7 @@ async fn each_form_says_what_its_standard_says() {
 }
 
 #[tokio::test]
-async fn only_clients_on_the_list_pass() {
+async fn only_listed_clients_are_allowed() {
     let (world, upstream) = three_sites().await;
     let spec = LeafSpec::client("alice")
         .organization("Acme")
@@ -264,7 +264,7 @@ async fn a_routes_block_replaces_its_services() {
 }
 
 #[tokio::test]
-async fn the_tutorials_headers_arrive() {
+async fn the_headers_of_the_tutorial_arrive() {
     let (world, upstream) = three_sites().await;
     let plugin = json!({"plugins": {"proxy-rewrite": {"headers": {
         "X-Ssl-Client-Fingerprint": "$ssl_client_fingerprint",
@@ -304,7 +304,7 @@ async fn the_tutorials_headers_arrive() {
 }
 
 #[tokio::test]
-async fn vars_choose_the_route() {
+async fn vars_select_the_route() {
     let (world, upstream) = three_sites().await;
     let to = |name: &str, vars: Value| {
         let plugins = json!({"proxy-rewrite": {"headers": {"X-Route": name}}});
@@ -366,7 +366,7 @@ async fn vars_choose_the_route() {
 }
 
 #[tokio::test]
-async fn rewritten_uris_stay_one_request() {
+async fn rewritten_uris_keep_the_request_intact() {
     let (world, upstream) = three_sites().await;
     let plugin = |block: Value| json!({"plugins": {"proxy-rewrite": block}});
     world
@@ -400,7 +400,7 @@ async fn rewritten_uris_stay_one_request() {
 
 /// The CA of one site names no client on another site, whose routes do not know that CA.
 #[tokio::test]
-async fn an_identity_does_not_travel_to_another_sites_host() {
+async fn an_identity_is_not_valid_for_another_sites_host() {
     let (world, upstream) = three_sites().await;
     let client = world.credentials.clients.client("alice");
     let allow = json!([{"subject": "CN=alice"}]);

@@ -91,7 +91,7 @@ impl Stage {
 }
 
 #[tokio::test]
-async fn revoking_a_client_ends_its_connections_and_no_other() {
+async fn revoking_a_client_closes_its_connections_only() {
     let stage = Stage::new().await;
     let refused = vec![stage.open("app.test", Some(&stage.alice)).await];
     let bystanders = vec![
@@ -99,8 +99,11 @@ async fn revoking_a_client_ends_its_connections_and_no_other() {
         stage.open("other.test", Some(&stage.alice)).await,
     ];
     stage.ends(&[("ssls/app", stage.revoking(&[&stage.alice]))], refused, bystanders).await;
-    let line =
-        stage.world.node_log().line_with(&["connection closed", "policy_moved", "revoked", "app.test"]).await;
+    let line = stage
+        .world
+        .node_log()
+        .line_with(&["connection closed", "policy_changed", "revoked", "app.test"])
+        .await;
     assert!(line.contains("127.0.0.1:"), "{line}");
     // Again, with a list that revokes the second client, too, and the first no longer.
     let refused = vec![stage.open("app.test", Some(&stage.bob)).await];
@@ -109,7 +112,7 @@ async fn revoking_a_client_ends_its_connections_and_no_other() {
 }
 
 #[tokio::test]
-async fn a_request_under_way_ends_too() {
+async fn a_request_in_progress_is_ended_too() {
     let stage = Stage::new().await;
     let mut waiting = Vec::new();
     for http in [Http::One, Http::Two] {
@@ -136,7 +139,7 @@ async fn a_request_under_way_ends_too() {
 }
 
 #[tokio::test]
-async fn another_ca_another_depth_and_a_site_taken_away_end_connections() {
+async fn ca_depth_and_site_changes_close_connections() {
     let stage = Stage::new().await;
     let credentials = &stage.world.credentials;
     let deep = credentials.clients.intermediate("Department").client("carol");
@@ -172,7 +175,7 @@ async fn another_ca_another_depth_and_a_site_taken_away_end_connections() {
 }
 
 #[tokio::test]
-async fn a_site_that_begins_to_insist_ends_who_showed_nothing() {
+async fn requiring_certificates_closes_anonymous_connections() {
     let stage = Stage::new().await;
     stage.world.apply(&[("ssls/app", stage.world.open_site())]).await;
     let anonymous = stage.open("app.test", None).await;
@@ -190,7 +193,7 @@ async fn a_site_that_begins_to_insist_ends_who_showed_nothing() {
 }
 
 #[tokio::test]
-async fn a_certificate_that_expires_ends_its_connections() {
+async fn an_expired_certificate_closes_its_connections() {
     let stage = Stage::new().await;
     let now = UnixTime::now().as_secs();
     let at = |seconds| UnixTime::since_unix_epoch(Duration::from_secs(seconds));
@@ -208,7 +211,7 @@ async fn a_certificate_that_expires_ends_its_connections() {
 }
 
 #[tokio::test]
-async fn a_change_of_routes_looks_through_nothing_and_ends_nothing() {
+async fn a_change_of_routes_revalidates_no_connection() {
     let stage = Stage::new().await;
     let alice = stage.open("app.test", Some(&stage.alice)).await;
     let document = route("app.test", "/*", &[stage.upstream.address()]);
@@ -217,7 +220,7 @@ async fn a_change_of_routes_looks_through_nothing_and_ends_nothing() {
 
 /// Timing does not matter: a policy that changes during a client's handshake rejects it as well.
 #[tokio::test]
-async fn a_policy_that_moves_during_handshakes_lets_nobody_through() {
+async fn a_policy_change_during_handshakes_is_enforced() {
     let stage = Stage::new().await;
     let client: HttpClient = stage.world.client("app.test").identity(&stage.alice);
     for _ in 0..10 {

@@ -37,7 +37,7 @@ async fn median_delay(world: &World, session: &mut HttpConnection, upstreams: &[
 }
 
 #[tokio::test]
-async fn a_change_is_live_on_the_next_request_of_an_open_connection() {
+async fn a_change_applies_to_the_next_request() {
     let world = World::start().await;
     let upstreams = [Upstream::plain("even").await, Upstream::plain("odd").await];
     world
@@ -56,7 +56,7 @@ async fn a_change_is_live_on_the_next_request_of_an_open_connection() {
 }
 
 #[tokio::test]
-async fn a_client_that_is_no_longer_trusted_loses_its_open_connection() {
+async fn an_untrusted_client_loses_its_open_connection() {
     let (world, upstream) = World::protected(json!({})).await;
     for http in [Http::One, Http::Two] {
         world.apply(&[("ssls/app", world.protected_site())]).await;
@@ -82,7 +82,7 @@ async fn an_unrelated_change_leaves_open_connections_alone() {
 }
 
 #[tokio::test]
-async fn removing_a_route_or_a_site_is_live_too() {
+async fn removing_a_route_or_site_applies_at_once() {
     let (world, _upstream) = World::open(json!({})).await;
     let mut session = world.client("app.test").connect().await.unwrap();
     assert_eq!(session.get("/").await.unwrap().status, StatusCode::OK);

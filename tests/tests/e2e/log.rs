@@ -91,7 +91,7 @@ async fn a_full_disk_for_the_log_stops_nothing() {
 }
 
 #[tokio::test]
-async fn a_log_reader_that_has_gone_stops_nothing() {
+async fn a_closed_log_pipe_stops_nothing() {
     // `PROGRAM 2>&1 | grep -m1 ready`: standard output ends with it.
     survives(r#"exec "$@" > >(grep -m1 "^ready ") 2>&1"#).await;
 }
@@ -108,14 +108,14 @@ async fn a_log_at_its_size_limit_stops_nothing() {
 }
 
 #[tokio::test]
-async fn a_disk_that_fails_stops_nothing() {
+async fn a_failing_log_disk_stops_nothing() {
     // Unmapped memory of another process: every write is EIO, like on a broken or read-only disk.
     let script = r#"tail --pid=$$ -f /dev/null >/dev/null 2>&1 & exec "$@" 2>/proc/$!/mem"#;
     survives(script).await;
 }
 
 #[tokio::test]
-async fn a_log_reader_that_stops_stops_nothing() {
+async fn a_stopped_log_reader_stops_nothing() {
     // A pipe that is never read, nor closed, because the program itself has both ends.
     let mut world = world(r#"mkfifo "$NAME.pipe"; exec "$@" 2<>"$NAME.pipe""#).await;
     until_lines_are_dropped(&world).await;
@@ -144,7 +144,7 @@ fn contains(line: &[u8], text: &str) -> bool {
 }
 
 #[tokio::test]
-async fn the_log_goes_on_when_its_disk_has_room_again() {
+async fn the_log_continues_when_its_disk_has_room_again() {
     // A file system of 64 KiB in a mount namespace that ends with the process.
     let mount = r#"mkdir "$NAME.disk" && mount -t tmpfs -o size=64k none "$NAME.disk""#;
     let script = format!(
@@ -178,7 +178,7 @@ async fn the_log_goes_on_when_its_disk_has_room_again() {
 
 /// Standard output is the same full pipe: only the ready line waits for its reader.
 #[tokio::test]
-async fn a_ready_line_that_nobody_reads_delays_nothing() {
+async fn an_unread_ready_line_delays_nothing() {
     let world = World::builder().nodes(&[]).start().await;
     world.write_credential("node-1", &world.credentials.node("node-1"));
     for name in ["control", "node-1"] {
@@ -226,7 +226,7 @@ async fn a_ready_line_that_nobody_reads_delays_nothing() {
 }
 
 #[tokio::test]
-async fn a_failed_start_ends_though_nobody_reads_why() {
+async fn a_failed_start_exits_though_its_output_is_unread() {
     let folder = tempfile::tempdir().unwrap();
     for name in ["controlplane", "dataplane"] {
         // The pipe is full before the program starts.

@@ -213,5 +213,5 @@ async fn an_explanation_names_the_forwarded_path() {
     assert_eq!(answer["request"]["forwarded_path"], "/public/%20%C3%A9", "{answer:#}");
     let refused = explain("/public/..;/secret").await;
     assert_eq!(refused["outcome"]["status"], 400, "{refused:#}");
-    assert!(refused["outcome"]["why"].as_str().unwrap().contains("dot segment"), "{refused:#}");
+    assert!(refused["outcome"]["message"].as_str().unwrap().contains("dot segment"), "{refused:#}");
 }

@@ -113,10 +113,10 @@ async fn full(
     config: &Arc<ClientConfig>,
 ) -> Result<StatusCode, ClientError> {
     let resumed = world.metric("countersign_tls_handshakes_total{resumed=\"true\"}").await;
-    let rejected = refused_tickets(world, "unknown_key").await;
+    let unknown_key = refused_tickets(world, "unknown_key").await;
     let visited = visit(client, config, "/").await;
     assert_eq!(world.metric("countersign_tls_handshakes_total{resumed=\"true\"}").await, resumed);
-    assert_eq!(refused_tickets(world, "unknown_key").await, rejected + 1, "the ticket was offered");
+    assert_eq!(refused_tickets(world, "unknown_key").await, unknown_key + 1, "the ticket was offered");
     visited.map(|(resumed, status)| {
         assert!(!resumed);
         status

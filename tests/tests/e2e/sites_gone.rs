@@ -231,7 +231,7 @@ async fn a_policy_that_returns_with_the_name_ends_draining_requests() {
     stage.take_away_and_tell("delete").await;
     let mark = stage.world.node_log().mark();
     stage.world.apply(&[("ssls/other", stage.world.protected_site())]).await;
-    stage.world.node_log().line_after(mark, &["connection closed", "policy_moved", "app.test"]).await;
+    stage.world.node_log().line_after(mark, &["connection closed", "policy_changed", "app.test"]).await;
     assert!(bounded("its end", waiting).await.unwrap().is_err());
 }
 

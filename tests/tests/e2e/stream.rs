@@ -217,7 +217,7 @@ async fn a_stream_ends_when_its_client_is_revoked() {
     site["client"]["ca"] = json!(world.credentials.strangers.certificate_pem());
     world.apply(&[("ssls/app", site)]).await;
     assert_eq!(raw::until_closed(&mut gone).await, b"");
-    world.node_log().line_with(&["connection closed", "policy_moved", "sni=\"app.test\""]).await;
+    world.node_log().line_with(&["connection closed", "policy_changed", "sni=\"app.test\""]).await;
     stays.write_all(b"after").await.unwrap();
     let mut heard = [0; 5];
     stays.read_exact(&mut heard).await.unwrap();

@@ -73,7 +73,7 @@ async fn replacing_a_bundle_keeps_its_revocation_lists() {
     let reply = stage.world.client("app.test").identity(&other).get("/open").await.unwrap();
     assert_eq!(reply.status, StatusCode::OK);
     let finding = linted(&stage, "ssls/app").await;
-    assert!(finding["what"].as_str().unwrap().contains("no certificate of it has signed it"), "{finding}");
+    assert!(finding["message"].as_str().unwrap().contains("no certificate of it has signed it"), "{finding}");
     stage.world.control_log().line_with(&["weakens the protection", "client.ca"]).await;
 }
 

@@ -127,7 +127,7 @@ pub(crate) async fn linted(stage: &Stage, resource: &str) -> Value {
     let list = answer.body["list"].as_array().unwrap();
     let about = |finding: &&Value| {
         finding["resource"] == resource
-            || finding["what"].as_str().is_some_and(|what| what.contains(resource))
+            || finding["message"].as_str().is_some_and(|what| what.contains(resource))
     };
     list.iter()
         .find(about)

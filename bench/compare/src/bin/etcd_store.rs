@@ -5,5 +5,5 @@ use std::process::ExitCode;
 use clap::Parser;
 
 fn main() -> ExitCode {
-    compare::etcd_store::run(&compare::etcd_store::Options::parse())
+    compare::etcd_store::run(&compare::etcd_store::EtcdStoreOptions::parse())
 }

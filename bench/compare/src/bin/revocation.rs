@@ -5,5 +5,5 @@ use std::process::ExitCode;
 use clap::Parser;
 
 fn main() -> ExitCode {
-    compare::revocation::run(&compare::revocation::Options::parse())
+    compare::revocation::run(&compare::revocation::RevocationOptions::parse())
 }

@@ -13,11 +13,11 @@ use super::{
     HOST, Installed, Kind, PROXIED, PROXIED_MTLS, Peer, PeerError, RSA_HOST, StartContext, Upstreams,
 };
 
-pub struct Installation {
+pub struct CaddyProgram {
     program: PathBuf,
 }
 
-impl Installation {
+impl CaddyProgram {
     /// # Errors
     /// [`PeerError::Missing`], with a hint how to install it.
     pub fn find(beside: &Path) -> Result<Self, PeerError> {
@@ -29,7 +29,7 @@ impl Installation {
     }
 }
 
-impl Installed for Installation {
+impl Installed for CaddyProgram {
     fn kind(&self) -> Kind {
         Kind::Caddy
     }

@@ -15,11 +15,11 @@ use super::{
 
 const TYPES: &str = "type.googleapis.com/envoy.extensions";
 
-pub struct Installation {
+pub struct EnvoyProgram {
     program: PathBuf,
 }
 
-impl Installation {
+impl EnvoyProgram {
     /// # Errors
     /// [`PeerError::Missing`], with a hint how to install it.
     pub fn find(beside: &Path) -> Result<Self, PeerError> {
@@ -32,7 +32,7 @@ impl Installation {
     }
 }
 
-impl Installed for Installation {
+impl Installed for EnvoyProgram {
     fn kind(&self) -> Kind {
         Kind::Envoy
     }

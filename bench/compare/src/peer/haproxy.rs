@@ -27,11 +27,11 @@ const TOGETHER: [&str; 3] = ["site", "rsa", "gateway"];
 /// The folder of the names beside [`HOST`]: HAProxy reads all certificates in it.
 const MANY: &str = "many";
 
-pub struct Installation {
+pub struct HaproxyProgram {
     program: PathBuf,
 }
 
-impl Installation {
+impl HaproxyProgram {
     /// # Errors
     /// [`PeerError::Missing`], with a hint how to install it.
     pub fn find() -> Result<Self, PeerError> {
@@ -84,7 +84,7 @@ fn with_ending(path: &Path) -> PathBuf {
     PathBuf::from(format!("{}.pem", path.display()))
 }
 
-impl Installed for Installation {
+impl Installed for HaproxyProgram {
     fn kind(&self) -> Kind {
         Kind::Haproxy
     }

@@ -19,11 +19,11 @@ use super::{
     Upstreams,
 };
 
-pub struct Installation {
+pub struct NginxProgram {
     program: PathBuf,
 }
 
-impl Installation {
+impl NginxProgram {
     /// # Errors
     /// [`PeerError::Missing`], with a hint how to install it.
     pub fn find() -> Result<Self, PeerError> {
@@ -51,7 +51,7 @@ impl Installation {
     }
 }
 
-impl Installed for Installation {
+impl Installed for NginxProgram {
     fn kind(&self) -> Kind {
         Kind::Nginx
     }

@@ -12,11 +12,11 @@ use super::child::version_line;
 use super::program::{Configured, free_port};
 use super::{Installed, Kind, Peer, PeerError, StartContext};
 
-pub struct Installation {
+pub struct PingoraProgram {
     program: PathBuf,
 }
 
-impl Installation {
+impl PingoraProgram {
     /// # Errors
     /// [`PeerError::Missing`], with the command that builds it.
     pub fn find(beside: &Path) -> Result<Self, PeerError> {
@@ -33,7 +33,7 @@ impl Installation {
     }
 }
 
-impl Installed for Installation {
+impl Installed for PingoraProgram {
     fn kind(&self) -> Kind {
         Kind::Pingora
     }

@@ -11,8 +11,9 @@ use super::super::reply::{self, Reply};
 use super::{AdminApi, AdminRequest, audit_without_revision, error_reply, not_found};
 use crate::change::ChangeError;
 
-/// Default and maximum of `?acknowledged=`'s `timeout`.
-const ACKNOWLEDGED: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(60));
+/// `timeout` of `?acknowledged=`: its default and its maximum.
+const WAIT_DEFAULT: Duration = Duration::from_secs(5);
+const WAIT_MAX: Duration = Duration::from_secs(60);
 
 /// `POST dataplanes/accept_store`
 pub(super) const ACCEPT_STORE: &str = "accept_store";
@@ -29,14 +30,14 @@ impl AdminApi {
         if request.method != Method::POST || request.sub_path.is_some() {
             return not_found();
         }
-        if let Err(refused) = request.body {
-            return refused.into();
+        if let Err(error) = request.body {
+            return error.into();
         }
         let held: Vec<_> = self.fleet.held_nodes().into_iter().map(|(name, _)| name).collect();
         let reply = match self.acceptance.accept().await {
             Ok(until) => {
-                let answer = json!({"store": self.store.identity(), "accepted_until": until, "held": held});
-                reply::json(StatusCode::OK, &answer)
+                let body = json!({"store": self.store.identity(), "accepted_until": until, "held": held});
+                reply::json(StatusCode::OK, &body)
             }
             Err(error) => error_reply(ChangeError::Store(error)),
         };
@@ -60,16 +61,16 @@ impl AdminApi {
             drop(self.current.snapshot().await);
             return reply::json(StatusCode::OK, &self.fleet.view().await);
         };
-        let patience = match request.query.get("timeout").map(str::parse::<f64>) {
-            None => Some(ACKNOWLEDGED.0),
+        let timeout = match request.query.get("timeout").map(str::parse::<f64>) {
+            None => Some(WAIT_DEFAULT),
             Some(Ok(seconds)) => Duration::try_from_secs_f64(seconds).ok(),
             Some(Err(_)) => None,
         };
-        let (Ok(revision), Some(patience)) = (revision.parse(), patience) else {
+        let (Ok(revision), Some(timeout)) = (revision.parse(), timeout) else {
             let message = "invalid argument acknowledged or timeout: should be a number";
             return reply::error(StatusCode::BAD_REQUEST, message, None);
         };
-        match self.fleet.wait_acknowledged(revision, patience.min(ACKNOWLEDGED.1)).await {
+        match self.fleet.wait_acknowledged(revision, timeout.min(WAIT_MAX)).await {
             Ok(view) => reply::json(StatusCode::OK, &view),
             Err(view) => reply::json(StatusCode::GATEWAY_TIMEOUT, &view),
         }

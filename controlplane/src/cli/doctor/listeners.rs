@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use conf::Settings;
-use pem_files::ConfiguredFileRef;
+use mtls::ConfiguredFileRef;
 use pki::Certificate;
 use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;

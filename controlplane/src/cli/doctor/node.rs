@@ -11,8 +11,8 @@ use std::time::{Duration, SystemTime};
 use std::{fs, io};
 
 use conf::{DeploymentRole, Settings};
+use mtls::{CertKeyPair, ConfiguredFileRef};
 use nix::sys::resource::{Resource, getrlimit};
-use pem_files::{CertKeyPair, ConfiguredFileRef};
 use pki::{ClientAuth, ClientAuthInput};
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;

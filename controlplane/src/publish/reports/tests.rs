@@ -2,7 +2,9 @@ use futures_util::FutureExt;
 use model::Snapshot;
 use serde_json::json;
 
+use super::lag::BEHIND_MAX;
 use super::*;
+use crate::publish::fleet::ConnectedNode;
 
 fn node(name: &str, acknowledged: impl Into<Option<u64>>) -> ConnectedNode {
     ConnectedNode { name: name.into(), instance: format!("{name}-1"), acknowledged: acknowledged.into() }
@@ -86,8 +88,8 @@ fn unreadable_reports_are_behind() {
     let unreadable =
         ControlPlaneEntry { process: "x".into(), report: Some(Err("garbage".into())), nodes: None };
     assert_eq!(late(&here, vec![unreadable]), [(Some("x".into()), None)]);
-    let told = behind(7, &here, 1, &Err("down".into()));
-    assert!(told.len() == 1 && told[0].problem.contains("down"), "{told:?}");
+    let lagging = behind(7, &here, 1, &Err("down".into()));
+    assert!(lagging.len() == 1 && lagging[0].problem.contains("down"), "{lagging:?}");
     // An entry lists the oldest revisions: when its last node has reached the revision, so have
     // those it does not list.
     assert!(late(&here, vec![entry("b", 90, &[node("b1", 7), node("b2", 8)])]).is_empty());
@@ -110,9 +112,9 @@ async fn a_single_control_plane_has_no_reports() {
     let store: Arc<dyn Store> =
         Arc::new(crate::store::EmbeddedStore::open(&folder.path().join("store.redb")).unwrap());
     let (_sender, latest) = watch::channel(Arc::new(Snapshot::empty()));
-    let us = ControlPlaneIdentity { host: "h".into(), push: "p".into(), version: "1", place: None };
+    let identity = ControlPlaneIdentity { host: "h".into(), push: "p".into(), version: "1", place: None };
     let (stop, stopping) = watch::channel(false);
-    let reports = Reports::new(Arc::new(Fleet::new(latest)), store, us, stopping);
+    let reports = Reports::new(Arc::new(Fleet::new(latest)), store, identity, stopping);
     let expected = json!({"list": [], "total": 0, "revision": 0});
     assert_eq!(serde_json::to_value(reports.view().await).unwrap(), expected);
     let late = reports.wait_acknowledged(0, Duration::ZERO).await.unwrap_err();

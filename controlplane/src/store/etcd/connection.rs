@@ -135,7 +135,7 @@ impl ConnectionManager {
         &self.heartbeat
     }
 
-    pub(super) fn files(&self) -> &pem_files::Reloader<dial::LoadedTls> {
+    pub(super) fn files(&self) -> &mtls::Reloader<dial::LoadedTls> {
         self.shared.settings.security.files()
     }
 
@@ -248,7 +248,7 @@ struct ReachedEndpoint {
     cluster: u64,
 }
 
-type CertificateChanges = watch::Receiver<Option<Arc<pem_files::LoadedCredentials<dial::LoadedTls>>>>;
+type CertificateChanges = watch::Receiver<Option<Arc<mtls::LoadedCredentials<dial::LoadedTls>>>>;
 
 /// The task that keeps one endpoint connected.
 struct FailoverTask {

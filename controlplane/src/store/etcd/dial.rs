@@ -35,7 +35,6 @@ mod diagnosis;
 mod endpoint;
 mod error;
 mod observer;
-mod verifier;
 
 /// etcd ends a connection at the third ping that comes within 5 seconds or without a call in
 /// progress. Windows are fixed for the same reason: an adaptive window measures with pings.

@@ -17,7 +17,7 @@ use http::{HeaderMap, HeaderValue, Response, header};
 use hyper::body::Body;
 
 use super::Streams;
-use crate::http::handler::RequestHandler;
+use crate::http::RequestHandler;
 use crate::io::coarse_timer::CoarseTimer;
 
 /// The most bytes that a stream puts into one frame, so that windows and socket are shared: the

@@ -44,7 +44,7 @@ impl TestSite {
             client: client.map(Arc::new),
             versions: None,
             enabled,
-            prepared: model::CacheSlot::new(),
+            cache: model::CacheSlot::new(),
             blocked: None,
         });
         let (from, to) = (self.snapshot.revision(), self.snapshot.revision() + 1);
@@ -89,7 +89,7 @@ fn unknown_client() -> Certificate {
     authority.issue(&LeafSpec::client("b")).unwrap().certificate
 }
 
-const POLICY_CHANGED: Option<CloseMode> = Some(CloseMode::Immediate(Reason::PolicyMoved));
+const POLICY_CHANGED: Option<CloseMode> = Some(CloseMode::Immediate(Reason::PolicyChanged));
 
 #[test]
 fn a_client_stays_while_every_policy_verifies_it() {

@@ -10,7 +10,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use pem_files::bounded_read;
+use process::bounded_read;
 use zeroize::Zeroizing;
 
 const KEY_BYTES: usize = 32;

@@ -12,7 +12,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use aws_lc_rs::hmac;
-use pem_files::bounded_read;
+use process::bounded_read;
 
 use super::SALT_BYTES;
 use super::key::FileKey;

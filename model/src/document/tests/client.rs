@@ -21,8 +21,8 @@ fn list(authority: &Authority) -> String {
 /// The problem of a `client`: its field and its full text.
 #[track_caller]
 fn told(client: Value) -> (String, String) {
-    let judged = compile(Kind::Ssl, &id("1"), &with_client(client), &Keyring::empty());
-    let problem = match judged.and_then(|resource| check_validity_period(&resource, UnixTime::now())) {
+    let compiled = compile(Kind::Ssl, &id("1"), &with_client(client), &Keyring::empty());
+    let problem = match compiled.and_then(|resource| check_validity_period(&resource, UnixTime::now())) {
         Err(problem) => problem,
         Ok(()) => panic!("it was accepted"),
     };
@@ -39,7 +39,7 @@ fn tells(client: Value, field: &str, parts: &[&str]) {
 }
 
 #[test]
-fn a_bundle_tells_which_certificate() {
+fn bundle_errors_name_the_certificate() {
     let (one, two) = (root("One").certificate_pem(), root("Two").certificate_pem());
     let third = |text: &str| json!({"ca": format!("{one}{two}{text}")});
     let block = |body: &str| format!("-----BEGIN CERTIFICATE-----\n{body}\n-----END CERTIFICATE-----\n");
@@ -60,7 +60,7 @@ fn a_bundle_tells_which_certificate() {
 }
 
 #[test]
-fn a_private_key_is_not_taken_for_a_ca() {
+fn a_private_key_in_the_bundle_is_invalid() {
     let authority = root("One");
     let key = authority.key_pem().to_string();
     let both = format!("{}{key}", authority.certificate_pem());
@@ -80,7 +80,7 @@ fn a_private_key_is_not_taken_for_a_ca() {
 }
 
 #[test]
-fn anchors_that_can_verify_nobody() {
+fn unusable_anchors_are_invalid() {
     let at = |days: u64| {
         UnixTime::since_unix_epoch(std::time::Duration::from_secs(
             UnixTime::now().as_secs() - 30 * 86_400 + days * 86_400,
@@ -113,7 +113,7 @@ fn anchors_that_can_verify_nobody() {
 }
 
 #[test]
-fn patterns_tell_their_place() {
+fn pattern_errors_have_their_position() {
     let with =
         |pattern: &str| json!({"ca": AUTHORITY.certificate_pem(), "skip_mtls_uri_regex": ["^/a", pattern]});
     let field = "client.skip_mtls_uri_regex[2]";
@@ -125,7 +125,7 @@ fn patterns_tell_their_place() {
 }
 
 #[test]
-fn lists_of_intermediates_bring_their_signer() {
+fn crls_of_intermediates_carry_their_signer() {
     let authority = root("Root");
     let between = authority.intermediate(&AuthoritySpec::new("Between")).unwrap();
     let below = between.intermediate(&AuthoritySpec::new("Below")).unwrap();
@@ -173,7 +173,7 @@ fn carried_over(ca: &str, texts: &[String]) -> (Value, Vec<String>) {
 }
 
 #[test]
-fn lists_that_the_bundle_did_not_sign_are_dropped() {
+fn carried_over_crls_of_other_issuers_are_dropped() {
     let (one, two) = (root("One"), root("Two"));
     let under_one = one.intermediate(&AuthoritySpec::new("Under one")).unwrap();
     let (of_one, of_two) = (list(&one), list(&two));

@@ -37,12 +37,12 @@ pub(super) fn lint_encoded_slash(snapshot: &Snapshot) -> Vec<Finding> {
             found.extend(notes.findings);
         }
     }
-    for held in snapshot.resources() {
-        if let Resource::Ssl(ssl) = &held.resource
+    for versioned in snapshot.resources() {
+        if let Resource::Ssl(ssl) = &versioned.resource
             && has_skip_rules(ssl)
             && broader.all.iter().any(|route| hosts_overlap(snapshot.hosts(route), &ssl.names))
         {
-            let mut notes = Findings::for_resource(held.resource.key());
+            let mut notes = Findings::for_resource(versioned.resource.key());
             let what = "a path with %2F may fit a pattern that the path with / does not fit".to_owned();
             notes.add(Severity::Warning, "client.skip_mtls_uri_regex", what, HINT);
             found.extend(notes.findings);
@@ -60,19 +60,19 @@ fn has_skip_rules(ssl: &Ssl) -> bool {
 
 impl<'a> BroaderRoutes<'a> {
     fn of(snapshot: &'a Snapshot) -> BroaderRoutes<'a> {
-        let mut made = BroaderRoutes::default();
+        let mut routes = BroaderRoutes::default();
         let serves = |route: &&Arc<Route>| route.enabled && !snapshot.is_blocked(route);
         for route in
             snapshot.routes().filter(serves).filter(|route| !route.uris.iter().all(UriPattern::is_exact))
         {
             let hosts = snapshot.hosts(route);
-            names(hosts).for_each(|name| made.exact.entry(name).or_default().push(route));
+            names(hosts).for_each(|name| routes.exact.entry(name).or_default().push(route));
             if !all_exact(hosts) {
-                made.wide.push(route);
+                routes.wide.push(route);
             }
-            made.all.push(route);
+            routes.all.push(route);
         }
-        made
+        routes
     }
 
     /// A route of the same hosts that takes such paths and lacks a restriction of this one, with

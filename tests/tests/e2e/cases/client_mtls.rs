@@ -84,7 +84,7 @@ async fn case_a08_a10_b1_b6_sni_and_host() {
 
 /// A session of another site is not resumed, whether or not the gateway resumes sessions.
 #[tokio::test]
-async fn case_a11_a12_a_saved_session_leads_to_no_other_site() {
+async fn case_a11_a12_a_session_is_not_resumed_on_another_site() {
     let stage = Stage::start().await;
     let made = &*FIXTURES;
     stage.put("ssls/1", ssl_for(&made.mtls_client, "localhost", &made.mtls_ca)).await;
@@ -129,7 +129,7 @@ async fn case_a13_a18_skipped_paths() {
 /// Client certificates that only OpenSSL accepts (contract 13): X.509 v1 of an authority and its
 /// client, and a self-signed client certificate with CA:TRUE.
 #[tokio::test]
-async fn awkward_certificates_are_judged_as_openssl_does() {
+async fn unusual_certificates_verify_like_with_openssl() {
     let stage = Stage::start().await;
     let made = &*FIXTURES;
     let (v1, own) = (
@@ -153,7 +153,7 @@ async fn awkward_certificates_are_judged_as_openssl_does() {
 /// The rule of cases A10 and A12 applies within one wildcard site, too, unless SNI and Host have
 /// the same policy; APISIX compares the names.
 #[tokio::test]
-async fn difference_names_of_one_site_share_a_connection() {
+async fn difference_names_of_one_site_share_connections() {
     let stage = Stage::start().await;
     let made = &*FIXTURES;
     stage.put("ssls/1", ssl_for(&made.apisix, "*.test.com", &made.mtls_ca)).await;

@@ -99,7 +99,7 @@ async fn case_m11_m12_p02_members_and_mixtures() {
 }
 
 #[tokio::test]
-async fn difference_what_cannot_be_resolved_is_refused_when_it_is_written() {
+async fn difference_unresolved_references_are_rejected_on_write() {
     let stage = stage().await;
     let good = ssl(&FIXTURES.apisix, "test.com");
     stage.put("ssls/1", good.clone()).await;
@@ -128,7 +128,7 @@ async fn difference_what_cannot_be_resolved_is_refused_when_it_is_written() {
 /// A data plane has the value at the time of the push. After a restart of the control plane it gets
 /// the new value, although no document changed.
 #[tokio::test]
-async fn a_variable_that_changed_over_a_restart_reaches_the_data_planes() {
+async fn a_changed_variable_is_pushed_after_a_restart() {
     let mut stage = stage().await;
     let made = &*FIXTURES;
     stage.put("ssls/1", json!({"sni": "test.com", "cert": "$env://ECC/cert", "key": "$env://ECC/key"})).await;

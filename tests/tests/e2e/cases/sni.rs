@@ -60,7 +60,7 @@ async fn case_l01_l06_exact_and_wildcard_names() {
 }
 
 #[tokio::test]
-async fn case_l07_l10_switched_off_and_lists_of_names() {
+async fn case_l07_l10_disabled_sites_and_lists_of_names() {
     let stage = Stage::start().await;
     let made = &*FIXTURES;
     stage.put("ssls/1", ssl(&made.test2, "*.test2.com")).await;

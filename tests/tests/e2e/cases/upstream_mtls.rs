@@ -124,7 +124,7 @@ async fn in_turn(stage: &Stage, node: &Upstream, routes: &[(&str, Value, &str, V
 }
 
 #[tokio::test]
-async fn case_x01_x04_x06_kept_connections_are_one_identity_s() {
+async fn case_x01_x04_x06_pooled_connections_have_one_identity() {
     let one_worker = json!({"countersign": {"workers": 1}});
     let stage = Stage::of(World::builder().settings(one_worker)).await;
     let node = strict(&stage).await;

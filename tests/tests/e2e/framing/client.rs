@@ -107,7 +107,7 @@ async fn both_lengths_are_found_on_a_kept_connection() {
 }
 
 #[tokio::test]
-async fn both_lengths_are_found_behind_a_request_in_flight() {
+async fn both_lengths_are_found_behind_a_request_in_progress() {
     let (world, upstream) = World::open(json!({})).await;
     let both = "POST /b HTTP/1.1\r\nHost: app.test\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n";
     let host = "HTTP/1.1\r\nHost: app.test\r\n";
@@ -141,7 +141,7 @@ async fn a_head_in_pieces_is_the_same_head() {
 }
 
 #[tokio::test]
-async fn only_chunked_is_understood_as_a_coding() {
+async fn only_the_chunked_coding_is_supported() {
     let (world, upstream) = World::open(json!({})).await;
     for (fields, status) in [
         ("Transfer-Encoding: gzip, chunked", "501"),
@@ -199,7 +199,7 @@ async fn a_length_is_one_number() {
 }
 
 #[tokio::test]
-async fn both_lengths_in_one_read_with_chunks_are_chunked_and_the_end() {
+async fn both_lengths_in_one_read_are_chunked_and_the_end() {
     let (world, upstream) = World::open(json!({})).await;
     let host = "HTTP/1.1\r\nHost: app.test\r\n";
     let chunks = "Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n";
@@ -216,7 +216,7 @@ async fn both_lengths_in_one_read_with_chunks_are_chunked_and_the_end() {
 }
 
 #[tokio::test]
-async fn a_body_nobody_wants_does_not_hide_the_next_head() {
+async fn an_unread_body_does_not_hide_the_next_head() {
     let (world, upstream) = World::open(json!({})).await;
     let other = "HTTP/1.1\r\nHost: app.test:99\r\n";
     world.apply(&[("routes/app", route("app.test", "/wanted", &[upstream.address()]))]).await;
@@ -248,7 +248,7 @@ async fn a_body_nobody_wants_does_not_hide_the_next_head() {
 }
 
 #[tokio::test]
-async fn requests_one_behind_the_other_are_all_answered() {
+async fn pipelined_requests_are_all_answered() {
     let (world, upstream) = World::open(json!({})).await;
     let host = "HTTP/1.1\r\nHost: app.test\r\n";
     let kinds = [
@@ -266,7 +266,7 @@ async fn requests_one_behind_the_other_are_all_answered() {
 }
 
 #[tokio::test]
-async fn a_refused_head_is_answered_after_the_others() {
+async fn a_rejected_head_is_answered_after_earlier_requests() {
     let (world, _upstream) = World::open(json!({})).await;
     let mut requests = "GET /a HTTP/1.1\r\nHost: app.test\r\n\r\n".repeat(3);
     requests.push_str(&format!("GET /{} HTTP/1.1\r\nHost: app.test\r\n\r\n", "x".repeat(9000)));

@@ -131,7 +131,7 @@ async fn a_request_that_is_sent_again_keeps_its_case() {
 }
 
 #[tokio::test]
-async fn http_2_names_get_capitals_towards_http_1() {
+async fn http_2_names_are_capitalized_for_http_1() {
     let (address, mut seen) = upstream(0).await;
     let world = world_to(address, true).await;
     let reply = world.client("app.test").http(Http::Two).get("/").await.unwrap();

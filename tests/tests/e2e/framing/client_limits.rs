@@ -95,7 +95,7 @@ async fn the_number_of_fields_is_not_limited() {
 }
 
 #[tokio::test]
-async fn the_settings_move_the_limits() {
+async fn the_settings_change_the_limits() {
     let limits = json!({"countersign": {"limits": {"header_line_bytes": 300, "header_bytes": 1000}}});
     let world = World::builder().settings(limits).start().await;
     for (request, status) in [
@@ -112,7 +112,7 @@ async fn the_settings_move_the_limits() {
 }
 
 #[tokio::test]
-async fn an_answer_may_have_as_large_a_head() {
+async fn a_response_head_has_the_same_limit() {
     let (world, upstream) = World::open(json!({})).await;
     for http in [Http::One, Http::Two] {
         let mut session = world.client("app.test").http(http).connect().await.unwrap();

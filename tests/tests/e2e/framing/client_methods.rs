@@ -107,7 +107,7 @@ async fn http_2_forwards_no_other_target_either() {
 }
 
 #[tokio::test]
-async fn an_upgrade_that_is_not_enabled_is_426() {
+async fn an_unsupported_upgrade_is_426() {
     let (world, upstream) = World::open(json!({})).await;
     for fields in [
         "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZQ==",
@@ -130,7 +130,7 @@ async fn an_upgrade_that_is_not_enabled_is_426() {
 }
 
 #[tokio::test]
-async fn an_upgrade_that_may_be_left_aside_is() {
+async fn an_optional_upgrade_is_ignored() {
     let (world, upstream) = World::open(json!({})).await;
     let url = format!("http://{}/", world.http());
     let reply = curl(world.folder(), &["--http2", "-H", "Host: app.test", &url]).await;

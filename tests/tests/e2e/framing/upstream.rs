@@ -62,7 +62,7 @@ async fn refused(methods: &[&str], answers: &[&str]) {
 }
 
 #[tokio::test]
-async fn a_length_beside_chunked_is_refused() {
+async fn a_length_beside_chunked_is_rejected() {
     const CHUNKS: &str = "\r\n\r\n5\r\nhello\r\n5\r\nworld\r\n0\r\n\r\n";
     let answers = [
         format!("HTTP/1.1 200 OK\r\nContent-Length: 3\r\nTransfer-Encoding: chunked{CHUNKS}"),
@@ -76,7 +76,7 @@ async fn a_length_beside_chunked_is_refused() {
 }
 
 #[tokio::test]
-async fn lengths_that_are_not_one_number_are_refused() {
+async fn lengths_that_are_not_one_number_are_rejected() {
     refused(
         &["GET", "HEAD"],
         &[
@@ -103,7 +103,7 @@ async fn lengths_that_are_not_one_number_are_refused() {
 }
 
 #[tokio::test]
-async fn codings_other_than_one_chunked_are_refused() {
+async fn codings_other_than_one_chunked_are_rejected() {
     const CHUNKS: &str = "\r\n\r\n5\r\nhello\r\n0\r\n\r\n";
     let fields = [
         "Transfer-Encoding: gzip, chunked",
@@ -132,7 +132,7 @@ async fn codings_other_than_one_chunked_are_refused() {
 }
 
 #[tokio::test]
-async fn answers_that_are_no_final_answer_are_refused() {
+async fn non_final_responses_are_rejected() {
     refused(
         &["GET"],
         &[
@@ -149,7 +149,7 @@ async fn answers_that_are_no_final_answer_are_refused() {
 }
 
 #[tokio::test]
-async fn chunked_in_every_case_of_letters_is_understood() {
+async fn chunked_is_case_insensitive() {
     let fields = ["chunked", "CHUNKED", "Chunked", "  chunked  ", "\tchunked"];
     let answers = fields.map(|value| {
         format!(
@@ -176,7 +176,7 @@ async fn chunked_in_every_case_of_letters_is_understood() {
 }
 
 #[tokio::test]
-async fn answers_without_a_body_end_with_their_head() {
+async fn responses_without_a_body_end_with_their_head() {
     let answers = [
         "HTTP/1.1 204 No Content\r\nContent-Length: 0\r\n\r\n",
         "HTTP/1.1 204 No Content\r\nContent-Length: 5\r\n\r\n",
@@ -212,7 +212,7 @@ async fn answers_without_a_body_end_with_their_head() {
 }
 
 #[tokio::test]
-async fn a_head_answer_keeps_its_length_and_no_body() {
+async fn a_head_response_keeps_its_length_and_has_no_body() {
     let answers = [
         "HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\n",
         "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
@@ -232,7 +232,7 @@ async fn a_head_answer_keeps_its_length_and_no_body() {
 }
 
 #[tokio::test]
-async fn bytes_after_an_answer_never_answer_another_request() {
+async fn bytes_after_a_response_never_answer_another_request() {
     let evil = "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil";
     let answers = [
         format!("{WHOLE}{evil}"),
@@ -268,7 +268,7 @@ async fn read_until(stream: &mut tokio::net::TcpStream, end: &str) -> String {
 }
 
 #[tokio::test]
-async fn an_upstream_of_http_1_0_costs_no_client_its_keep_alive() {
+async fn an_http_1_0_upstream_keeps_the_client_connection() {
     let answers = [
         "HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nContent-Length: 5\r\n\r\nwhole",
         "HTTP/1.0 200 OK\r\nContent-Length: 5\r\n\r\nwhole",
@@ -296,7 +296,7 @@ async fn an_upstream_of_http_1_0_costs_no_client_its_keep_alive() {
 }
 
 #[tokio::test]
-async fn a_client_of_http_1_0_is_answered_as_one() {
+async fn an_http_1_0_client_gets_an_http_1_0_response() {
     let upstream = answering(&[]).await;
     let world = world_to(&upstream).await;
     let mut kept =
@@ -309,7 +309,7 @@ async fn a_client_of_http_1_0_is_answered_as_one() {
 }
 
 #[tokio::test]
-async fn fields_of_the_upstreams_connection_stay_there() {
+async fn hop_by_hop_response_fields_are_not_forwarded() {
     let answer = "HTTP/1.1 200 OK\r\nConnection: close, X-Private\r\nX-Private: 1\r\nKeep-Alive: timeout=5\r\n\
                   Proxy-Connection: keep-alive\r\nProxy-Authenticate: Basic\r\nUpgrade: h2c\r\nTE: trailers\r\n\
                   Trailer: X-T\r\nX-Own: kept\r\nContent-Length: 5\r\n\r\nwhole";
@@ -351,7 +351,7 @@ fn close_delimited(request: &RawRequest) -> RawResponse {
 }
 
 #[tokio::test]
-async fn an_answer_cut_off_within_tls_is_never_whole() {
+async fn a_response_truncated_in_tls_is_incomplete() {
     for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
         let world = World::builder().settings(json!({"countersign": {"workers": 1}})).start().await;
         let credential = world.credentials.upstreams.server(&["up.test"]);
@@ -389,7 +389,7 @@ async fn an_answer_cut_off_within_tls_is_never_whole() {
 }
 
 #[tokio::test]
-async fn in_clear_text_fin_ends_an_answer_and_reset_breaks_it() {
+async fn in_clear_text_fin_ends_a_response_and_reset_breaks_it() {
     let upstream = RawUpstream::plain(close_delimited).await;
     let world = world_to(&upstream).await;
     for http in BOTH {
@@ -407,7 +407,7 @@ async fn in_clear_text_fin_ends_an_answer_and_reset_breaks_it() {
 }
 
 #[tokio::test]
-async fn an_answer_shorter_than_its_framing_is_never_whole() {
+async fn a_response_shorter_than_its_framing_is_incomplete() {
     let answers = [
         "HTTP/1.1 200 OK\r\nContent-Length: 50\r\n\r\nhalf of it",
         "HTTP/1.0 200 OK\r\nContent-Length: 50\r\n\r\nhalf of it",

@@ -140,7 +140,7 @@ async fn an_empty_body_of_http_2_that_ends_late_is_a_body() {
 }
 
 #[tokio::test]
-async fn fields_of_the_clients_connection_stay_there() {
+async fn hop_by_hop_request_fields_are_not_forwarded() {
     let mut upstream = RawUpstream::plain(ok).await;
     let world = world_to(&upstream).await;
     let head = "POST /x HTTP/1.1\r\nHost: app.test\r\nConnection: close, X-Private\r\nX-Private: 1\r\n\
@@ -170,7 +170,7 @@ async fn fields_of_the_clients_connection_stay_there() {
 }
 
 #[tokio::test]
-async fn a_connection_that_answered_in_http_1_0_is_not_used_again() {
+async fn an_http_1_0_connection_is_not_reused() {
     let mut upstream = RawUpstream::plain(|request| match request.target() {
         "/1.0" => {
             RawResponse::keep("HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nContent-Length: 2\r\n\r\nok")
@@ -210,7 +210,7 @@ async fn half_sent(
 }
 
 #[tokio::test]
-async fn a_connection_answered_early_is_not_used_again() {
+async fn a_connection_with_an_early_response_is_not_reused() {
     for then in [AfterResponse::Keep, AfterResponse::Fin, AfterResponse::Reset] {
         let mut upstream = RawUpstream::plain(move |request| match request.target() {
             "/early" => {
@@ -242,7 +242,7 @@ async fn a_connection_answered_early_is_not_used_again() {
 }
 
 #[tokio::test]
-async fn a_request_whose_body_was_sent_is_never_repeated() {
+async fn a_request_with_a_sent_body_is_never_retried() {
     let broken = |request: &RawRequest| match request.target() {
         "/fin" => RawResponse::keep("").then(AfterResponse::Fin),
         "/reset" => RawResponse::keep("").then(AfterResponse::Reset),

@@ -83,7 +83,7 @@ async fn forge(session: &mut HttpConnection, http: Http) -> Value {
 }
 
 #[tokio::test]
-async fn no_spelling_of_a_forged_identity_passes() {
+async fn no_spelling_of_a_forged_identity_is_forwarded() {
     let (world, upstream) = three_sites().await;
     let telling = json!({
         "client_identity": {"forward": ["client_cert", "client_cert_chain", "xfcc", "x_ssl_client"]},
@@ -117,7 +117,7 @@ async fn no_spelling_of_a_forged_identity_passes() {
 }
 
 #[tokio::test]
-async fn a_route_that_tells_nothing_lets_no_claim_pass_either() {
+async fn a_route_without_forwarding_also_strips_claims() {
     let (world, upstream) = three_sites().await;
     world.apply(&[("routes/1", any_host(&upstream, "/*", json!({})))]).await;
     for (client, http) in [

@@ -34,7 +34,7 @@ async fn a_raw_path_is_forwarded_where_it_is_safe() {
     expect(&client, &table).await;
     let asked = json!({"sni": "open.test", "uri": "/a%2Fb"});
     let answer = world.admin().call(Method::POST, "explain", Some(&asked)).await.unwrap().body;
-    assert!(answer["outcome"]["why"].as_str().unwrap().contains("route late"), "{answer:#}");
+    assert!(answer["outcome"]["message"].as_str().unwrap().contains("route late"), "{answer:#}");
     let lint = world.admin().get("lint").await.body.to_string();
     assert!(lint.contains("use_real_request_uri_unsafe"), "{lint}");
 }

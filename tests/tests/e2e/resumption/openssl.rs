@@ -50,7 +50,7 @@ async fn a_saved_session_resumes_without_a_certificate() {
         let said = s_client(&world, version, "app.test", "app.test", &reuse).await;
         assert!(said.contains("HTTP/1.1 200") && said.contains("Reused, TLSv1."), "{version}: {said}");
         // One ticket a handshake.
-        let tickets = said.matches("Post-Handshake New HttpConnection Ticket arrived").count();
+        let tickets = said.matches("Post-Handshake New Session Ticket arrived").count();
         assert_eq!(tickets, usize::from(version == "-tls1_3"), "{version}: {said}");
         assert!(!said.contains("Max Early Data: 1"), "{version}: {said}");
     }
