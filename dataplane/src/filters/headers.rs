@@ -51,7 +51,7 @@ fn address_value(ip: IpAddr) -> HeaderValue {
     HeaderValue::try_from(ip.to_canonical().to_string()).unwrap_or(HeaderValue::from_static("unknown"))
 }
 
-/// What the forwarded headers of a request are made from.
+/// The input of a request's forwarded headers.
 #[derive(Debug, Clone, Copy)]
 pub struct ForwardedContext<'a> {
     pub connection: &'a ConnectionHeaders,
@@ -60,7 +60,7 @@ pub struct ForwardedContext<'a> {
     /// Whether `apisix.trusted_addresses` is set: then only a trusted peer's `X-Forwarded-For` is
     /// kept.
     pub has_trusted_addresses: bool,
-    /// What the connection's peer is trusted with.
+    /// The trust in the connection's peer.
     pub trust: PeerTrust,
     /// `real_ip_header`, if `real_ip_from` is set.
     pub real_ip_header: Option<&'a HeaderName>,
@@ -264,7 +264,8 @@ mod tests {
                 "x-forwarded-proto",
                 "x-real-ip",
             ];
-            // A trusted peer may send `X-Forwarded`, as an address; no other spelling of `Forwarded` is one.
+            // A trusted peer may send `X-Forwarded`, as an address; no other spelling of
+            // `Forwarded` is one.
             let left: Vec<_> =
                 left.into_iter().filter(|name| trusted != Some(true) || *name != "x_forwarded").collect();
             assert_eq!(left, ours, "{trusted:?}");

@@ -16,7 +16,7 @@ use self::table::{Claim, UNTRUSTED_HEADERS};
 
 mod table;
 
-/// What the configuration trusts the peer of a request with.
+/// The configured trust in the peer of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct PeerTrust {
     /// It is in `apisix.trusted_addresses`.
@@ -172,7 +172,7 @@ fn configured_claim(name: &HeaderName, real_ip_header: &HeaderName) -> Option<Cl
     if name != real_ip_header {
         return Some(Ours);
     }
-    // `X-Forwarded-For` and `X-Real-IP` are set from what was read of them.
+    // `X-Forwarded-For` and `X-Real-IP` are set after they are read.
     let is_ours =
         UNTRUSTED_HEADERS.iter().any(|(row, claim, _)| *claim == Ours && *row == real_ip_header.as_str());
     (!is_ours).then_some(Address)

@@ -129,8 +129,8 @@ where
     if !state.is_write_closed() {
         drop(linger::shutdown(&mut io).await);
     }
-    // The client may still be sending: without this, closing would reset the connection and lose the
-    // response.
+    // The client may still be sending: without this, closing would reset the connection and lose
+    // the response.
     if is_rejected {
         linger::discard(&mut io, LingerLimits::REQUEST).await;
     }

@@ -34,7 +34,7 @@ pub(crate) struct ConnectionLimit {
 /// One connection of the limit, until it is dropped.
 pub(crate) struct ConnectionPermit(Rc<ConnectionLimit>);
 
-/// What a listener does next.
+/// The next action of a listener.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ListenerAction {
     /// Accept the next connection.

@@ -30,7 +30,7 @@ use crate::upstream::resolver::{Resolver, ResolverCache};
 /// share.
 pub(crate) type LocalSnapshot = Rc<Arc<Snapshot>>;
 
-/// What all workers share.
+/// The state that all workers share.
 pub struct SharedState {
     /// The current snapshot, from the push client.
     pub snapshot: Arc<SnapshotHandle>,

@@ -14,7 +14,7 @@ use crate::observability::metrics::Counters;
 use crate::runtime::{self, Driver};
 use crate::tls::client_verifier;
 
-/// What the thread of a worker starts with.
+/// The input of a worker's thread.
 pub struct WorkerInit {
     /// Shared with the other workers.
     pub shared: Arc<SharedState>,

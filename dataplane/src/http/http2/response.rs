@@ -25,7 +25,7 @@ use crate::io::coarse_timer::CoarseTimer;
 const CHUNK_MAX: usize = 16 * 1024;
 /// The same with many streams, in bytes.
 const CHUNK_MIN: usize = 2 * 1024;
-/// What all streams together send in one round, in bytes: on a slow link each sends long before its
+/// The bytes that all streams together send in one round: on a slow link each sends long before its
 /// `send_timeout`.
 const ROUND_BYTES: usize = 256 * 1024;
 /// A client that opens less window than this within `send_timeout`, and not for all there is, makes

@@ -146,7 +146,7 @@ impl Connection {
         })
     }
 
-    /// What the configuration trusts the peer with, whether or not it is a proxy that names a
+    /// The configured trust in the peer, whether or not it is a proxy that names a
     /// client.
     fn peer_trust(&self) -> PeerTrust {
         let config = &self.worker.shared.config;
