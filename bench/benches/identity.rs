@@ -13,8 +13,7 @@ use dataplane::testing::filters::headers::{ConnectionHeaders, ForwardedContext, 
 use dataplane::testing::filters::identity::IdentityHeaderCache;
 use dataplane::testing::filters::{headers, identity, rewrite, variables};
 use dataplane::testing::http::request;
-use dataplane::testing::proxy::connection::ConnectionInfo;
-use dataplane::testing::proxy::listener::ListenerProtocol;
+use dataplane::testing::io::connection_info::{ConnectionInfo, ListenerProtocol};
 use dataplane::testing::tls::client_verifier;
 use dataplane::testing::tls::params::NegotiatedParams;
 use http::HeaderMap;

@@ -168,9 +168,9 @@ async fn both_engines_verify_clients_in_every_version() {
     let expired = clients.expired_client("expired");
     let refused: [(Option<&Credential>, &[&str]); 4] = [
         (None, &["reason=\"no_certificate\""]),
-        (Some(&stranger), &["reason=\"bad_certificate\"", "rule=\"unknown_issuer\""]),
-        (Some(&expired), &["reason=\"bad_certificate\"", "rule=\"expired\""]),
-        (Some(&too_deep), &["reason=\"bad_certificate\"", "rule=\"depth\""]),
+        (Some(&stranger), &["reason=\"bad_certificate\"", "verify_reason=\"unknown_issuer\""]),
+        (Some(&expired), &["reason=\"bad_certificate\"", "verify_reason=\"expired\""]),
+        (Some(&too_deep), &["reason=\"bad_certificate\"", "verify_reason=\"depth\""]),
     ];
     for (name, versions) in
         [("old.test", &["-tls1_1", "-tls1_2", "-tls1_3"][..]), ("new.test", &["-tls1_2", "-tls1_3"])]

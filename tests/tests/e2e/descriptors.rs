@@ -93,7 +93,7 @@ async fn a_full_worker_lets_connections_wait() {
         // The worker serves its connections and accepts no other.
         assert_eq!(first.get("/").await.unwrap().status, StatusCode::OK);
         assert!(waiting.iter().all(|waiting| !waiting.is_finished()));
-        assert_eq!(world.metric("countersign_connections_open ").await, 2);
+        assert_eq!(world.metric("countersign_client_connections_active ").await, 2);
         drop(second);
         for waiting in waiting {
             assert_eq!(bounded("a waiting connection is served", waiting).await.unwrap(), StatusCode::OK);
@@ -149,7 +149,7 @@ async fn garbage_on_the_push_port_is_counted_and_rarely_logged() {
         one.await.unwrap();
     }
     let text = world.control_status("/metrics").await.text();
-    let name = "countersign_refused_total{reason=\"push_handshake\"} ";
+    let name = "countersign_errors_total{reason=\"push_handshake\"} ";
     let counted = text.lines().find_map(|line| line.strip_prefix(name)?.parse::<u64>().ok());
     assert_eq!(counted, Some(500), "{text}");
     let lines = lines_after(world.control_log(), mark);

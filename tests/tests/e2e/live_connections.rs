@@ -102,7 +102,7 @@ async fn revoking_a_client_closes_its_connections_only() {
     let line = stage
         .world
         .node_log()
-        .line_with(&["connection ended", "policy_changed", "revoked", "app.test"])
+        .line_with(&["connection closed", "policy_changed", "revoked", "app.test"])
         .await;
     assert!(line.contains("127.0.0.1:"), "{line}");
     // Again, with a list that revokes the second client, too, and the first no longer.

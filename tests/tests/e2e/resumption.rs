@@ -103,7 +103,7 @@ async fn usual() -> (World, Upstream, u64) {
 }
 
 async fn refused_tickets(world: &World, why: &str) -> u64 {
-    world.metric(&format!("countersign_tickets_refused_total{{why=\"{why}\"}}")).await
+    world.metric(&format!("countersign_tls_tickets_rejected_total{{reason=\"{why}\"}}")).await
 }
 
 /// Offers the ticket in `config`: it must be read, not resumed, and not fail the handshake.
@@ -112,10 +112,10 @@ async fn full(
     client: &HttpClient,
     config: &Arc<ClientConfig>,
 ) -> Result<StatusCode, ClientError> {
-    let resumed = world.metric("countersign_handshakes_resumed_total").await;
+    let resumed = world.metric("countersign_tls_handshakes_total{resumed=\"true\"}").await;
     let unknown_key = refused_tickets(world, "unknown_key").await;
     let visited = visit(client, config, "/").await;
-    assert_eq!(world.metric("countersign_handshakes_resumed_total").await, resumed);
+    assert_eq!(world.metric("countersign_tls_handshakes_total{resumed=\"true\"}").await, resumed);
     assert_eq!(refused_tickets(world, "unknown_key").await, unknown_key + 1, "the ticket was offered");
     visited.map(|(resumed, status)| {
         assert!(!resumed);
@@ -136,8 +136,8 @@ async fn a_session_resumes_over_every_protocol_on_every_core() {
             }
         }
     }
-    assert_eq!(world.metric("countersign_handshakes_resumed_total").await, 4 * 17);
-    assert_eq!(world.metric("countersign_handshakes_total").await, 4 * 18);
+    assert_eq!(world.metric("countersign_tls_handshakes_total{resumed=\"true\"}").await, 4 * 17);
+    assert_eq!(world.metric("countersign_tls_handshakes_total{resumed=\"false\"}").await, 4);
     assert_eq!(upstream.requests(), 4 * 18);
 }
 

@@ -20,7 +20,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::stream::{streaming, to};
 
-const TOLD: &str = "they finish what is under way";
+const TOLD: &str = "they finish their requests in flight";
 /// The size of a long download; its client reads none of it before the site is gone.
 const DOWNLOAD: usize = 50_000_000;
 
@@ -218,7 +218,7 @@ async fn endless_requests_end_at_worker_shutdown_timeout() {
         let answer = bounded("the end of what never ends", waiting).await.unwrap();
         assert!(answer.is_err(), "{answer:?}");
         assert!(begun.elapsed() >= Duration::from_millis(900), "{:?}", begun.elapsed());
-        stage.world.node_log().line_after(mark, &["connection ended", "no_site", "app.test"]).await;
+        stage.world.node_log().line_after(mark, &["connection closed", "no_site", "app.test"]).await;
     }
 }
 
@@ -231,7 +231,7 @@ async fn a_policy_that_returns_with_the_name_ends_draining_requests() {
     stage.take_away_and_tell("delete").await;
     let mark = stage.world.node_log().mark();
     stage.world.apply(&[("ssls/other", stage.world.protected_site())]).await;
-    stage.world.node_log().line_after(mark, &["connection ended", "policy_changed", "app.test"]).await;
+    stage.world.node_log().line_after(mark, &["connection closed", "policy_changed", "app.test"]).await;
     assert!(bounded("its end", waiting).await.unwrap().is_err());
 }
 
@@ -246,7 +246,7 @@ async fn a_former_policy_ends_the_connection() {
     stage.world.apply(&[("ssls/app", stage.world.open_site())]).await;
     let mark = stage.world.node_log().mark();
     stage.take_away("delete").await;
-    stage.world.node_log().line_after(mark, &["connection ended", "no_site", "app.test"]).await;
+    stage.world.node_log().line_after(mark, &["connection closed", "no_site", "app.test"]).await;
     assert!(bounded("its end", waiting).await.unwrap().is_err());
 }
 
@@ -313,7 +313,7 @@ async fn a_stream_ends_at_the_same_timeout() {
         stage.take_away_and_tell("delete").await;
         assert_eq!(client.expect_alert().await, AlertDescription::UnrecognisedName);
         if cut {
-            stage.world.node_log().line_after(mark, &["connection ended", "no_site", "app.test"]).await;
+            stage.world.node_log().line_after(mark, &["connection closed", "no_site", "app.test"]).await;
             e2e::raw::until_closed(&mut stream).await;
         } else {
             stream.write_all(b"after.").await.unwrap();

@@ -104,8 +104,11 @@ async fn a_rejected_client_reaches_no_upstream() {
         }
         assert_eq!(upstream.connections(), 0);
     }
-    world.node_log().lines_with(&["handshake refused", "no_certificate", "sni=\"app.test\""], 2).await;
-    world.node_log().lines_with(&["handshake refused", "bad_certificate", "rule=\"expired\""], 2).await;
+    world.node_log().lines_with(&["handshake rejected", "no_certificate", "sni=\"app.test\""], 2).await;
+    world
+        .node_log()
+        .lines_with(&["handshake rejected", "bad_certificate", "verify_reason=\"expired\""], 2)
+        .await;
     let mut good =
         world.tcp_client("app.test").identity(&world.credentials.client).handshake().await.unwrap();
     assert_eq!(said(&mut good).await, hello("one"));
@@ -167,7 +170,7 @@ async fn a_stream_without_a_route_is_closed_with_a_reason() {
     world.apply(&[("stream_routes/1", json!({}))]).await;
     assert_eq!(ask(&world, "app.test").await, "");
     log.line_with(&["no_upstream", "route=\"1\""]).await;
-    assert_eq!(metric(&world, "countersign_refused_total{reason=\"no_stream_route\"}").await, 2);
+    assert_eq!(metric(&world, "countersign_errors_total{reason=\"no_stream_route\"}").await, 2);
 }
 
 #[tokio::test]
@@ -214,7 +217,7 @@ async fn a_stream_ends_when_its_client_is_revoked() {
     site["client"]["ca"] = json!(world.credentials.strangers.certificate_pem());
     world.apply(&[("ssls/app", site)]).await;
     assert_eq!(raw::until_closed(&mut gone).await, b"");
-    world.node_log().line_with(&["connection ended", "policy_changed", "sni=\"app.test\""]).await;
+    world.node_log().line_with(&["connection closed", "policy_changed", "sni=\"app.test\""]).await;
     stays.write_all(b"after").await.unwrap();
     let mut heard = [0; 5];
     stays.read_exact(&mut heard).await.unwrap();
@@ -322,8 +325,11 @@ async fn a_hundred_mebibytes_pass_both_ways_at_once() {
     assert_eq!(heard.len(), 100 * MIB);
     assert_eq!(sha256(&heard), expected);
     assert_eq!(upstream.ended(0).await.sha256, expected);
-    assert_eq!(metric(&world, "countersign_stream_bytes_total{to=\"client\"}").await, 100 * MIB as u64);
-    assert_eq!(metric(&world, "countersign_streams_total").await, 1);
+    assert_eq!(
+        metric(&world, "countersign_tcp_bytes_total{direction=\"to_client\"}").await,
+        100 * MIB as u64
+    );
+    assert_eq!(metric(&world, "countersign_tcp_connections_total").await, 1);
 }
 
 #[tokio::test]
@@ -332,7 +338,7 @@ async fn a_slow_client_blocks_the_upstream_without_buffering() {
     // The first stream pages code in, so it is not measured.
     let mut first = world.tcp_client("app.test").handshake().await.unwrap();
     assert_eq!(raw::until_closed(&mut first).await.len(), 64 * MIB);
-    let moved = async || metric(&world, "countersign_stream_bytes_total{to=\"client\"}").await;
+    let moved = async || metric(&world, "countersign_tcp_bytes_total{direction=\"to_client\"}").await;
     let (before, already) = (memory_peak(world.node_id()), moved().await);
     let mut stream = world.tcp_client("app.test").handshake().await.unwrap();
     // Until the buffers of the kernel and the gateway are full.
@@ -416,7 +422,7 @@ async fn a_silent_stream_ends_after_the_upstream_timeout() {
     let started = std::time::Instant::now();
     assert_eq!(ask(&world, "app.test").await, "");
     assert!(started.elapsed() >= Duration::from_millis(900), "{:?}", started.elapsed());
-    world.node_log().line_with(&["stream_timeout", "neither side said anything for 1s", "app.test"]).await;
+    world.node_log().line_with(&["stream_timeout", "neither side sent anything for 1s", "app.test"]).await;
 }
 
 #[tokio::test]

@@ -81,7 +81,7 @@ async fn case_e01_a_client_with_its_certificate_reaches_the_upstream() {
 async fn case_e02_a_client_without_a_certificate_reaches_nothing() {
     let (status, connections, world) = looped(|_| None).await;
     assert_eq!((status, connections), (StatusCode::BAD_GATEWAY, 0));
-    world.node_log().line_with(&["handshake refused", "no_certificate", "sni=\"localhost\""]).await;
+    world.node_log().line_with(&["handshake rejected", "no_certificate", "sni=\"localhost\""]).await;
 }
 
 #[tokio::test]
@@ -89,7 +89,7 @@ async fn case_e03_an_untrusted_client_reaches_nothing() {
     let stranger = |world: &World| Some(world.credentials.strangers.client("stranger"));
     let (status, connections, world) = looped(stranger).await;
     assert_eq!((status, connections), (StatusCode::BAD_GATEWAY, 0));
-    world.node_log().line_with(&["handshake refused", "bad_certificate", "unknown_issuer"]).await;
+    world.node_log().line_with(&["handshake rejected", "bad_certificate", "unknown_issuer"]).await;
 }
 
 #[tokio::test]
@@ -117,7 +117,7 @@ async fn case_e04_a_session_of_one_name_opens_no_other() {
         assert_eq!(s_client(&world, &arguments).await, "", "{version}");
         assert_eq!(upstream.connections(), before, "{version}");
     }
-    world.node_log().lines_with(&["handshake refused", "no_certificate", "sni=\"test.com\""], 2).await;
+    world.node_log().lines_with(&["handshake rejected", "no_certificate", "sni=\"test.com\""], 2).await;
 }
 
 // === F: mutual TLS to the upstream ===
@@ -171,7 +171,7 @@ async fn case_f02_without_a_certificate_the_upstream_says_nothing() {
     assert_eq!(answer, "");
     world
         .node_log()
-        .line_with(&["stream refused or broken off", "upstream_closed", "CertificateRequired"])
+        .line_with(&["TCP connection denied or failed", "upstream_closed", "CertificateRequired"])
         .await;
 }
 

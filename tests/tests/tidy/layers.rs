@@ -21,7 +21,6 @@ const LAYERS: &[(&str, &[&str])] = &[
             "io",
             "tls",
             "http",
-            "body",
             "upstream",
             "filters",
             "tcp",

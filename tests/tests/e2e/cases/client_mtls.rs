@@ -41,9 +41,9 @@ async fn case_a05_a07_the_gateway_as_its_own_client() {
 
     page(&stage.plain("outside.test", "/mtls2").await, 502);
     let log = stage.world.node_log();
-    log.line_with(&["handshake refused", "reason=\"no_certificate\"", "localhost"]).await;
+    log.line_with(&["handshake rejected", "reason=\"no_certificate\"", "localhost"]).await;
     page(&stage.plain("outside.test", "/mtls3").await, 502);
-    log.line_with(&["handshake refused", "rule=\"unknown_issuer\"", "CN=test.com"]).await;
+    log.line_with(&["handshake rejected", "verify_reason=\"unknown_issuer\"", "CN=test.com"]).await;
     assert_eq!(stage.upstream.requests(), 1);
 }
 
@@ -121,7 +121,7 @@ async fn case_a13_a18_skipped_paths() {
     page(&stage.curl("localhost", "/hello", &WRONG).await, 400);
     log.line_with(&["client certificate verification is not passed: FAILED"]).await;
     no_handshake(&stage.curl("test.com", "/hello", &[]).await);
-    log.line_with(&["handshake refused", "reason=\"no_certificate\"", "test.com"]).await;
+    log.line_with(&["handshake rejected", "reason=\"no_certificate\"", "test.com"]).await;
     assert_eq!(stage.upstream.requests(), seen);
     served(&stage.curl("localhost", "/hello", &GOOD).await, "/hello");
 }

@@ -34,7 +34,7 @@ async fn case_h11_m01_the_client_chooses_between_rsa_and_ecdsa() {
     assert!(stage.shakes(&cbc).await.0);
     let (shook, said) = stage.shakes(&[&cbc[..], &["-tls1_2"]].concat()).await;
     assert!(!shook && said.contains("alert handshake failure"), "{said}");
-    let words = ["handshake refused", "reason=\"no_common_parameters\"", "test.com"];
+    let words = ["handshake rejected", "reason=\"no_common_parameters\"", "test.com"];
     stage.world.node_log().lines_with(&words, 1).await;
     // So does a client that sends another protocol.
     let (shook, said) = stage.shakes(&["-servername", "test.com", "-alpn", "gopher"]).await;
@@ -99,7 +99,7 @@ async fn case_q01_q03_versions_of_a_site() {
     stage
         .world
         .node_log()
-        .line_with(&["handshake refused", "reason=\"no_common_version\"", "test2.com"])
+        .line_with(&["handshake rejected", "reason=\"no_common_version\"", "test2.com"])
         .await;
     // The reverse: the newest version is disabled.
     stage.put("ssls/2", with(ssl(&made.test2, "test2.com"), json!({"ssl_protocols": ["TLSv1.2"]}))).await;
