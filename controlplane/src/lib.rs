@@ -24,8 +24,6 @@ mod lint;
 
 mod admin;
 
-mod backup;
-
 mod server;
 
 mod cli;

@@ -35,7 +35,6 @@ use crate::admin::nodes::FleetStatus;
 use crate::admin::reply::ResponseHeaders;
 use crate::admin::tls::{ReloadingTls, TlsError};
 use crate::admin::{AdminApi, AdminServer, Limits};
-use crate::backup;
 use crate::change::ChangePipeline;
 use crate::current_snapshot::{CurrentSnapshot, ListenerSettings};
 use crate::publish::reports::FleetWideView;
@@ -43,7 +42,7 @@ use crate::publish::{self, PublishConfig, PublishError, Reports};
 use crate::server::in_use_retry::InUseRetry;
 use crate::store::etcd::dial::ClientTls;
 use crate::store::etcd::probe;
-use crate::store::{EmbeddedStore, EtcdStore, Store, StoreError};
+use crate::store::{EmbeddedStore, EtcdStore, Store, StoreError, backup_socket};
 
 /// The longest a stop may take once it is asked for, whatever `worker_shutdown_timeout` says: Admin
 /// calls are short.
@@ -351,7 +350,7 @@ async fn open_store(
                 Ok::<_, StartupError>(opened.map_err(io::Error::other)??)
             };
             let store = Arc::new(predecessor.run(StartupError::is_in_use, open).await?);
-            backup::socket::serve(&store, &path);
+            backup_socket::serve(&store, &path);
             Ok(store)
         }
     }

@@ -45,7 +45,6 @@ const LAYERS: &[(&str, &[&str])] = &[
             "explain",
             "lint",
             "admin",
-            "backup",
             "server",
             "cli",
         ],
