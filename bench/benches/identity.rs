@@ -1,7 +1,8 @@
-//! What a request pays for its client's identity: the allow-list, the forwarded forms, `vars` and `proxy-rewrite`.
+//! The cost of a client's identity for a request: the allow-list, the forwarded forms, `vars` and
+//! `proxy-rewrite`.
 //!
-//! The allow-list has one entry of each kind and 1,000 more of a kind: its length must not show. The forms are those of a connection that has
-//! told them before, which is every request but a connection's first.
+//! The allow-list has one entry of each kind and 1,000 more of one kind: its length must not show.
+//! The forms are those of every request but a connection's first.
 #![allow(clippy::expect_used, reason = "a benchmark that cannot be set up stops, like a test")]
 
 use std::hint::black_box;
@@ -24,7 +25,7 @@ use pki::ca::{Authority, AuthoritySpec, LeafSpec};
 use pki::{ClientAuth, ClientAuthInput, UnixTime};
 use serde_json::{Value, json};
 
-/// Within the validity of everything that is minted without dates: 2026-01-01.
+/// Within the validity of every minted certificate: 2026-01-01.
 const NOW: UnixTime = UnixTime::since_unix_epoch(Duration::from_secs(1_767_225_600));
 
 fn main() {
@@ -98,7 +99,7 @@ fn forms(criterion: &mut Criterion, client: &ClientVerification) {
     }
     let mut sent = ordinary().headers;
     let via = ConnectionHeaders::new(([192, 0, 2, 7], 1234).into(), 9443, true);
-    // Bounded: the list of X-Forwarded-For is replaced, and does not grow from one iteration to the next.
+    // Bounded: X-Forwarded-For is replaced and does not grow from one iteration to the next.
     let trust = PeerTrust::default();
     let from = ForwardedContext {
         connection: &via,

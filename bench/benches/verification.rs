@@ -1,11 +1,13 @@
-//! What it costs to judge a client: `pki::verify_client`, beside the same chain through webpki alone, and the check of each request.
+//! The cost of verifying a client: `pki::verify_client`, beside the same chain through webpki
+//! alone, and the check of each request.
 //!
-//! webpki is the yardstick because it does the least that can be called verification; the difference is what our
-//! rules (depth, v1, pinned leaves, any order, bounded work) cost. Chains are counted in certificates sent: 1 is a
-//! leaf signed by the anchor, 4 has three intermediates. A refusal must not cost more than an acceptance: strangers
-//! choose what they send. Refusals are measured in turn with one, and the ratios stand at the end.
+//! webpki is the yardstick because it does the least; the difference is the cost of our rules
+//! (depth, v1, pinned leaves, any order, bounded work). The length of a chain is the number of
+//! certificates sent: 1 is a leaf signed by the anchor, 4 has three intermediates. A rejection must
+//! not cost more than an acceptance, since any client can cause it: both alternate, and the ratios
+//! come last.
 #![allow(clippy::expect_used, reason = "a benchmark that cannot be set up stops, like a test")]
-#![allow(clippy::print_stdout, reason = "what it prints is its result; it serves nobody")]
+#![allow(clippy::print_stdout, reason = "a benchmark prints its result")]
 
 use std::hint::black_box;
 use std::time::Duration;
@@ -14,10 +16,10 @@ use criterion::{Criterion, Throughput};
 use pki::ca::{Authority, AuthoritySpec, CrlSpec, IssuedCertificate, KeyAlgorithm, LeafSpec};
 use pki::{CertificateDer, ClientAuth, ClientAuthInput, UnixTime, VerifiedCache, verify_client};
 
-/// Within the validity of everything that is minted without dates: 2026-01-01.
+/// Within the validity of every minted certificate: 2026-01-01.
 const NOW: UnixTime = UnixTime::since_unix_epoch(Duration::from_secs(1_767_225_600));
 const NOW_PLUS_A_WEEK: Duration = Duration::from_secs(1_767_225_600 + 7 * 86_400);
-/// Chains the cache of a core holds.
+/// Chains that the cache of a core holds.
 const CACHE: usize = 4096;
 
 #[path = "verification/admission.rs"]
@@ -46,7 +48,7 @@ fn main() {
     lines.iter().for_each(|line| println!("{line}"));
 }
 
-/// One refusal beside an acceptance.
+/// One rejection beside an acceptance.
 fn line(name: &str, measured: &beside::Measured) -> String {
     let beside::Measured { work, yardstick } = measured;
     let line = format!("{name:<66} {work:>8.1} us");
@@ -56,7 +58,7 @@ fn line(name: &str, measured: &beside::Measured) -> String {
     )
 }
 
-/// What a client sends, and the anchor it leads to.
+/// A client's chain, and its anchor.
 struct Chain {
     root: Authority,
     issuer: Option<Authority>,
@@ -98,7 +100,7 @@ fn split(minted: &IssuedCertificate) -> (CertificateDer<'static>, Vec<Certificat
     (all.next().expect("a leaf"), all.collect())
 }
 
-/// webpki alone: path building and signatures, nothing of ours.
+/// webpki alone: path building and signatures.
 fn webpki_verify(
     anchors: &[rustls_pki_types::TrustAnchor<'_>],
     leaf: &CertificateDer<'_>,
@@ -135,7 +137,8 @@ fn accepted(criterion: &mut Criterion) {
     }
 }
 
-/// A miss is what a full verification costs a handshake, cache and all: webpki's time on the same chain stands beside it.
+/// A miss is the cost of a full verification with the cache, beside webpki's time for the same
+/// chain.
 fn cache(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("verify/cache");
     group.throughput(Throughput::Elements(1));
@@ -161,7 +164,7 @@ fn cache(criterion: &mut Criterion) {
     }
 }
 
-/// A line a refusal for the end.
+/// One final line a rejection.
 fn refused(criterion: &mut Criterion) -> Vec<String> {
     let mut lines = Vec::new();
     for (name, algorithm) in
@@ -170,7 +173,7 @@ fn refused(criterion: &mut Criterion) -> Vec<String> {
         let mut group = criterion.benchmark_group(format!("verify/refused/{name}"));
         group.throughput(Throughput::Elements(1));
         let chain = Chain::mint(2, algorithm);
-        // With a list, as the refusal of who is on it needs one; the acceptance pays for the same list.
+        // The policy has a list, which the revoked client needs; the acceptance pays for it, too.
         let issuer = chain.issuer.as_ref().expect("an intermediate");
         let revoked = issuer.issue(&LeafSpec::client("revoked client").algorithm(algorithm)).expect("a leaf");
         let next = UnixTime::since_unix_epoch(NOW_PLUS_A_WEEK);
@@ -190,7 +193,7 @@ fn refused(criterion: &mut Criterion) -> Vec<String> {
     lines
 }
 
-/// What is wrong, and the chain that is.
+/// The fault, and the chain that has it.
 type Refusal = (&'static str, CertificateDer<'static>, Vec<CertificateDer<'static>>);
 
 /// One chain for each rule that a chain of ordinary length can break.

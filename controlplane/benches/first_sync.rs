@@ -1,9 +1,9 @@
-//! How long a data plane's first sync of 10,000 ssls takes, and one change after it: both ends,
+//! Duration of a data plane's first sync of 10,000 ssls, and of one change after it: both ends,
 //! real TLS, one machine.
 //!
-//! Expected: the time is the node's checking of what it gets (parsing a certificate, comparing it
-//! with its key), about 50 us a resource; one change costs a round trip. To be reached: 5 s and 50
-//! ms. Prints; judges nothing. `cargo bench -p controlplane`.
+//! Dominated by the node's compilation (parsing a certificate, comparing it with its key), about 50
+//! us a resource; one change costs a round trip. Targets: 5 s and 50 ms. Prints the times and
+//! asserts nothing. `cargo bench -p controlplane`.
 
 #![allow(
     clippy::unwrap_used,

@@ -1,9 +1,9 @@
 //! The change pipeline: draft -> check -> commit.
 //!
-//! `admin` hands in what a request says; `draft` makes the whole document it means, `check` judges
-//! it exactly as a data plane would, and `commit` is the one door through which anything reaches
-//! the store. Invariant: nothing is stored that `check` has not seen, and no private key is stored
-//! in clear unless the operator has switched the keyring off.
+//! `admin` passes in a request; `draft` builds the whole document, `check` validates it exactly as
+//! a data plane does, and `commit` is the only code that writes the configuration to the store.
+//! Invariant: nothing is stored that `check` has not accepted, and no private key is stored in
+//! clear unless the operator has switched the keyring off.
 
 pub(crate) mod check;
 pub(crate) mod commit;
@@ -20,23 +20,22 @@ use serde_json::Value;
 
 use crate::store::StoreError;
 
-/// When a change is made, and for how long.
+/// The time of a write and its time to live.
 #[derive(Clone, Copy, Debug)]
 pub struct WriteOptions {
-    /// The time that is stamped on the document.
+    /// The `update_time` of the document.
     pub now: UnixTime,
-    /// Seconds until the store removes it by itself.
+    /// Seconds until the store removes the document.
     pub ttl: Option<NonZeroU32>,
 }
 
-/// A change that was made; it survives a crash.
+/// A committed, durable change.
 #[derive(Clone, Debug, PartialEq)]
 pub struct CommittedChange {
-    /// What was changed.
     pub key: Key,
-    /// The document as it is stored now; `Null` after a removal.
+    /// The document as stored; `Null` after a removal.
     pub document: Value,
-    /// The store's revision after it.
+    /// The store's revision after the commit.
     pub revision: u64,
     /// Whether the document existed before.
     pub existed: bool,
@@ -44,25 +43,26 @@ pub struct CommittedChange {
     pub notes: ChangeNotes,
 }
 
-/// What a change did that its caller did not ask for by name, or that takes protection away.
+/// Effects of a change that its caller did not name: kept fields, weakened protection.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ChangeNotes {
-    /// Extension fields that the request does not mention and the document keeps, as `client.crl`.
+    /// Extension fields that the request does not mention and the document keeps, such as
+    /// `client.crl`.
     pub kept: Vec<String>,
     /// One sentence each, starting with the field.
     pub warnings: Vec<String>,
 }
 
-/// Why a change was not made. Nothing was written.
+/// Why nothing was written.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum ChangeError {
-    /// The document or the request is not acceptable.
+    /// The document or the request is invalid.
     #[error("{0}")]
     Invalid(Problem),
-    /// There is no document of that name.
+    /// The document does not exist.
     #[error("Key not found")]
     NotFound,
-    /// The store refused, cannot be reached, or somebody else was faster.
+    /// The store failed, is unreachable, or another writer was faster.
     #[error("{0}")]
     Store(StoreError),
 }

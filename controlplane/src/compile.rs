@@ -1,10 +1,10 @@
-//! From a document to the resource it means, with the values that it leaves to this process's
+//! Compiles documents to resources, with the values of their references to this process's
 //! environment.
 //!
-//! The one way in, for a document that is written (`change`: [`compile`]) and for one that is
-//! stored (`publish`: [`adopt`]): what the first accepts the second pushes. The document itself
-//! keeps its references; only the resource, which travels to the data planes, has the values. It
-//! travels under a version, by which nodes and control planes tell whether they hold the same.
+//! Documents that are written (`change`: [`compile`]) and stored ones (`publish`:
+//! [`compile_stored`]) are compiled by the same code: what the first accepts the second publishes.
+//! The document keeps its references; only the resource, which is sent to the data planes, has the
+//! values. Each resource has a version, by which nodes and control planes compare what they hold.
 
 use aws_lc_rs::digest::{Context, SHA256};
 use model::lint::{Finding, Severity};
@@ -14,24 +14,23 @@ use serde_json::Value;
 
 use crate::store::StoredDocument;
 
-/// Of this program: what a document comes to mean may differ in another one, and must then reach
-/// nodes that hold the older meaning.
+/// Two releases may compile one document to different resources, which must then be sent again.
 const PROGRAM_VERSION: &str = env!("CARGO_PKG_VERSION");
 
-/// Checks a document and compiles it.
+/// Checks and compiles a document.
 ///
 /// # Errors
-/// The first problem: a reference that cannot be resolved, or what `model::check` says.
+/// The first problem: an unresolved reference, or an error of `model::check`.
 pub(crate) fn compile(kind: Kind, id: &Id, document: &Value, keyring: &Keyring) -> Result<Resource, Problem> {
     let resolved = resolve_references(kind, document, &env_var)?;
     log_env_refs(resolved.resolved_refs());
     model::compile(kind, id, resolved.document(), keyring)
 }
 
-/// Takes up a stored document, which may be another program's, under the version that says what it
-/// was made of. `before`: what there is in its place.
+/// Compiles a stored document, which another program may have written. `before` is the resource it
+/// replaces.
 ///
-/// Gives what takes its place, unless what is there stays, and what is to be said about it.
+/// Returns the replacement, or `None` to keep `before`, and the findings about the document.
 pub(crate) fn compile_stored(
     stored: &StoredDocument,
     keyring: &Keyring,
@@ -40,14 +39,14 @@ pub(crate) fn compile_stored(
     compile_stored_with(stored, keyring, before, &env_var)
 }
 
-/// The version that [`adopt`] gives to what is not blocked, without compiling: how to tell that
-/// nothing changed. `None` when a reference cannot be resolved.
+/// The version that [`compile_stored`] assigns unless the resource is blocked, without compiling:
+/// equal versions need no compilation. `None` when a reference cannot be resolved.
 pub(crate) fn expected_version(stored: &StoredDocument) -> Option<u64> {
     let resolved = resolve_references(stored.key.kind, &stored.document, &env_var).ok()?;
     Some(version_digest(stored, resolved.resolved_refs(), None))
 }
 
-/// Whether the references of a document can be resolved; `None` when it has none.
+/// Whether the references of a document resolve; `None` when it has none.
 pub(crate) fn check_references(stored: &StoredDocument) -> Option<Result<(), String>> {
     match resolve_references(stored.key.kind, &stored.document, &env_var) {
         Ok(resolved) => resolved.resolved_refs().next().map(|_| Ok(())),
@@ -83,8 +82,8 @@ fn compile_stored_with(
     (versioned, found)
 }
 
-/// A document that another program changed, without the revocation lists in its extension fields
-/// that its bundle did not sign: those must not keep the bundle that it asks for from being served.
+/// A document whose `client.ca` another program changed, without the CRLs of the extension fields
+/// that the new bundle did not sign: they must not block the bundle.
 fn without_unsigned_crls(
     stored: &StoredDocument,
     environment: &dyn Fn(&str) -> Option<String>,
@@ -110,8 +109,8 @@ fn without_unsigned_crls(
     ((!found.is_empty()).then_some(document), found)
 }
 
-/// Takes the revocation lists out of an ssl that no certificate of its bundle has signed, and says
-/// which.
+/// Removes the CRLs of an ssl that no certificate of its bundle has signed; returns their
+/// descriptions.
 pub(crate) fn drop_unsigned_crls(kind: Kind, document: &mut Value) -> Vec<String> {
     drop_unsigned_crls_with(kind, document, &env_var)
 }
@@ -124,7 +123,7 @@ fn drop_unsigned_crls_with(
     if kind != Kind::Ssl || document.pointer("/client/crl").is_none() {
         return Vec::new();
     }
-    // What cannot be resolved is refused later, by its field.
+    // An unresolved reference is reported later, with its field.
     let bundle = resolve_references(kind, document, environment).ok().and_then(|resolved| {
         resolved.document().pointer("/client/ca").and_then(Value::as_str).map(str::to_owned)
     });
@@ -141,12 +140,12 @@ fn log_env_refs<'a>(drawn: impl Iterator<Item = (&'a str, &'a str)>) {
     }
 }
 
-/// Over all that a resource is made of: who compiles it, which revision wrote what, and what the
-/// references stand for now. The revision alone would not do: a cluster that was restored from an
-/// older backup uses it again for something else, and a variable may have changed while the control
-/// plane was down. Nor would that do alone: one document is one thing where it is served and
-/// another where it is blocked, when a key of the keyring came or went. The same on every control
-/// plane that reads the same store in the same environment.
+/// A digest over everything that a resource is made of: the program's version, the revision and
+/// text of the document, the values of its references, and why it is blocked. The revision alone is
+/// not enough: a cluster restored from an older backup reuses revisions, and a variable may change
+/// while the control plane is down. Nor is the document: a keyring entry that is added or removed
+/// unblocks or blocks it. The digest is equal on all control planes that read the same store in the
+/// same environment.
 fn version_digest<'a>(
     stored: &StoredDocument,
     drawn: impl Iterator<Item = (&'a str, &'a str)>,
@@ -170,7 +169,7 @@ fn version_digest<'a>(
         part(blocked.reason().as_bytes());
     }
     let first = context.finish().as_ref().first_chunk().map(|first| u64::from_le_bytes(*first));
-    // A digest has 32 bytes.
+    // A SHA-256 digest has 32 bytes.
     first.unwrap_or_default()
 }
 
@@ -186,7 +185,7 @@ mod tests {
         authority.issue(&LeafSpec::server("test.com")).unwrap()
     }
 
-    /// As it is served; else what is to be said about it.
+    /// The compiled resource; the findings when it is blocked or invalid.
     fn compiled(document: &Value, minted: &IssuedCertificate) -> Result<Versioned, Vec<Finding>> {
         let environment = |name: &str| match name {
             "CERT" => Some(minted.certificate_pem.clone()),
@@ -208,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reference_means_its_value_and_is_part_of_the_version() {
+    fn a_reference_is_its_value_and_changes_the_version() {
         let authority = Authority::root(&AuthoritySpec::new("CA")).unwrap();
         let (one, two) = (pair(&authority), pair(&authority));
         let plain = json!({"cert": one.certificate_pem, "key": &*one.key_pem, "sni": "test.com"});
@@ -235,10 +234,10 @@ mod tests {
         let first = stored(7, upstream(1));
         let compiled = compile_stored(&first, &Keyring::empty(), None).0.unwrap();
         assert_eq!(expected_version(&first), Some(compiled.version));
-        // A restored cluster, which writes another text at a revision that is used a second time.
+        // A restored cluster reuses a revision for another text.
         assert_ne!(expected_version(&first), expected_version(&stored(7, upstream(2))));
         assert_ne!(expected_version(&first), expected_version(&stored(8, upstream(1))));
-        // When it was made is nothing that a data plane could serve.
+        // The creation revision does not reach the data planes.
         assert_eq!(
             expected_version(&first),
             expected_version(&StoredDocument { create_revision: 5, ..first.clone() })
@@ -249,7 +248,7 @@ mod tests {
             expected_version(&StoredDocument { key: key.clone(), document: unresolved, ..first.clone() }),
             None
         );
-        // One document, with a key that can be opened and without.
+        // One document with a key that the keyring opens, and with one that it does not.
         let authority = Authority::root(&AuthoritySpec::new("CA")).unwrap();
         let pair = pair(&authority);
         let ring = |entry: &str| Keyring::new(vec![entry.to_owned()]).unwrap();
@@ -263,14 +262,14 @@ mod tests {
     }
 
     #[test]
-    fn a_value_is_judged_like_a_text_and_never_quoted() {
+    fn a_referenced_value_is_checked_and_never_quoted() {
         let authority = Authority::root(&AuthoritySpec::new("CA")).unwrap();
         let (own, other) = (pair(&authority), pair(&authority));
         for (document, field) in [
             (json!({"cert": "$env://KEY", "key": "$env://KEY", "sni": "test.com"}), "cert"),
             (json!({"cert": "$env://CERT", "key": "$env://CERT", "sni": "test.com"}), "key"),
             (json!({"cert": other.certificate_pem, "key": "$env://KEY", "sni": "test.com"}), "key"),
-            // A value is no reference again.
+            // A value is not resolved again.
             (json!({"cert": "$env://AGAIN", "key": "$env://KEY", "sni": "test.com"}), "cert"),
             (json!({"cert": "$env://CERT", "key": "$env://GONE", "sni": "test.com"}), "key"),
         ] {

@@ -1,22 +1,20 @@
-//! What the data planes are served: the newest snapshot, and what the settings file adds to it. For
-//! explanations and lint.
+//! The current snapshot and the settings of the listeners, for explain and lint.
 //!
-//! Invariant: whoever was answered a write and asks afterwards is told about a snapshot that has
-//! that write.
+//! Invariant: a caller whose write was answered sees a snapshot that contains the write.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use model::{HostName, PathOptions, Snapshot, TlsVersion};
-use pem_files::CertificateMonitor;
+use mtls::CertificateMonitor;
 use tokio::sync::watch;
 
 use crate::publish::Findings;
 
-/// How long a question waits for the snapshot of a write that was just answered.
+/// The longest wait for the snapshot of an answered write.
 const WAIT_MAX: Duration = Duration::from_secs(5);
 
-/// What the settings file says about listeners. Each data plane has a file of its own; this is the
+/// The settings of the data planes' listeners. Each data plane has its own file; these are from the
 /// control plane's.
 #[derive(Clone, Debug, Default)]
 pub struct ListenerSettings {
@@ -24,18 +22,17 @@ pub struct ListenerSettings {
     pub fallback_sni: Option<HostName>,
     /// `apisix.ssl.ssl_protocols`
     pub versions: Vec<TlsVersion>,
-    /// How paths are read.
+    /// How paths are normalized.
     pub paths: PathOptions,
-    /// `apisix.node_listen`: where plain HTTP is spoken.
+    /// `apisix.node_listen`: the plain-HTTP listeners.
     pub plain_http: Vec<std::net::SocketAddr>,
-    /// New private keys are sealed with a key that everybody knows, or not at all.
+    /// New private keys are encrypted with APISIX's public default key, or not at all.
     pub keyring_is_public: bool,
-    /// This control plane's own certificates.
+    /// The certificates of this control plane.
     pub certificates: CertificateMonitor,
 }
 
 impl ListenerSettings {
-    /// Takes them from the settings.
     pub fn from_settings(settings: &conf::Settings) -> Self {
         let apisix = &settings.apisix;
         let versions = apisix.ssl.protocols.iter().map(|version| match version {
@@ -58,19 +55,17 @@ impl ListenerSettings {
     }
 }
 
-/// What the data planes are served.
+/// The newest published snapshot.
 pub struct CurrentSnapshot {
     latest: watch::Receiver<Arc<Snapshot>>,
-    /// The newest write that a caller was told of.
+    /// The newest answered write.
     last_write: Mutex<LastWrite>,
-    /// What is to be said about the stored documents, up to that snapshot at least.
+    /// The findings about stored documents, at least up to that snapshot.
     pub findings: Arc<Findings>,
-    /// What the settings file says.
     pub listeners: ListenerSettings,
 }
 
-/// A revision, and how often the store had been set back by then: afterwards nobody waits for it
-/// any more.
+/// A revision and the rollback epoch it belongs to: in a later epoch no caller waits for it.
 #[derive(Clone, Copy, Default)]
 struct LastWrite {
     set_backs: u64,
@@ -87,7 +82,7 @@ impl CurrentSnapshot {
         Self { latest, last_write: Mutex::default(), findings, listeners }
     }
 
-    /// A caller was told that this revision is written.
+    /// Records a revision whose write is answered.
     pub fn note_write(&self, revision: u64) {
         let set_backs = self.latest.borrow().rollback_epoch();
         let mut written = self.lock_last_write();
@@ -95,19 +90,18 @@ impl CurrentSnapshot {
         *written = LastWrite { set_backs, revision: revision.max(before) };
     }
 
-    /// The newest snapshot, which has every write that was answered before.
+    /// The newest snapshot; it contains every write that was answered before the call.
     pub async fn snapshot(&self) -> Arc<Snapshot> {
         let LastWrite { set_backs, revision } = *self.lock_last_write();
         let mut latest = self.latest.clone();
         let reached = latest
             .wait_for(|snapshot| snapshot.revision() >= revision || snapshot.rollback_epoch() != set_backs);
-        // A store that cannot be watched must not keep anybody from asking about what is served all the
-        // same.
+        // A store that cannot be watched must not block questions about the current snapshot.
         drop(tokio::time::timeout(WAIT_MAX, reached).await);
         Arc::clone(&self.latest.borrow())
     }
 
-    /// Two numbers, written together: poison says nothing.
+    /// The two numbers are written together, so a poisoned lock is still consistent.
     fn lock_last_write(&self) -> MutexGuard<'_, LastWrite> {
         self.last_write.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -121,7 +115,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_write_is_waited_for_until_the_store_is_set_back() {
+    async fn a_write_is_awaited_until_a_rollback() {
         let at = |revision| Arc::new(Snapshot::from_resources(revision, []));
         let (sender, latest) = watch::channel(at(5));
         let served = CurrentSnapshot::new(latest, Arc::default(), ListenerSettings::default());

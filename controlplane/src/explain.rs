@@ -1,11 +1,10 @@
-//! Why was I refused? What a data plane would do with a connection and a request, and what would
-//! fix it.
+//! Explains what a data plane does with a connection and a request, and how to fix a failure.
 //!
-//! `question` reads what is asked; `site` says who answers to the name, `client` how the
-//! certificate fares, `request` where the request ends. Nothing is decided here: each step asks the
-//! function the data plane decides by (`model::Snapshot::lookup`, `pki::verify_client`,
-//! `model::admission::admit`, `model::destination::find`) and puts the answer into words.
-//! Invariant: nothing is changed by a question.
+//! `query` parses the question; `site` shows which ssl an SNI selects, `client` how the certificate
+//! is verified, `request` where the request ends. Nothing is decided here: each step calls the
+//! function that the data plane decides by (`model::Snapshot::lookup`, `pki::verify_client`,
+//! `model::admission::admit`, `model::destination::find`) and describes the result. Invariant:
+//! explaining changes nothing.
 
 mod client;
 mod query;
@@ -20,29 +19,28 @@ use serde_json::{Value, json};
 
 use crate::current_snapshot::ListenerSettings;
 
-/// How it ends.
+/// The result of a connection or request.
 enum Outcome {
-    /// Nothing refuses; without a request there is nothing more to say.
+    /// The handshake succeeds, and the question has no request.
     Established,
-    /// An upstream is asked.
+    /// The request is forwarded to an upstream.
     Forwarded(Value),
-    /// It is refused.
     Failed(FailureExplanation),
 }
 
-/// A refusal in the words of the data plane's log.
+/// A failure, with the reason from the data plane's log.
 struct FailureExplanation {
     reason: Reason,
     verify_reason: Option<VerifyReason>,
-    /// The alert, when it happens in the handshake.
+    /// The TLS alert, when the handshake fails.
     alert: Option<&'static str>,
     message: String,
     fix: Option<String>,
 }
 
 impl FailureExplanation {
-    fn new(reason: Reason, why: impl Into<String>) -> Self {
-        Self { reason, verify_reason: None, alert: None, message: why.into(), fix: None }
+    fn new(reason: Reason, message: impl Into<String>) -> Self {
+        Self { reason, verify_reason: None, alert: None, message: message.into(), fix: None }
     }
 
     fn with_alert(mut self, alert: &'static str) -> Self {
@@ -61,77 +59,76 @@ impl Outcome {
         match self {
             Self::Established => json!({"result": "established"}),
             Self::Forwarded(to) => json!({"result": "forwarded", "to": to}),
-            Self::Failed(refusal) => {
-                let mut shown = json!({
-                    "result": if refusal.alert.is_some() { "refused in the handshake" } else { "refused" },
-                    "reason": refusal.reason.label(),
-                    "why": refusal.message,
+            Self::Failed(failure) => {
+                let mut json = json!({
+                    "result": if failure.alert.is_some() { "handshake_rejected" } else { "not_forwarded" },
+                    "reason": failure.reason.label(),
+                    "message": failure.message,
                 });
-                let status = refusal.reason.status().filter(|_| refusal.alert.is_none());
+                let status = failure.reason.status().filter(|_| failure.alert.is_none());
                 let more = [
-                    ("alert", refusal.alert.map(Value::from)),
+                    ("alert", failure.alert.map(Value::from)),
                     ("status", status.map(|status| status.as_u16().into())),
-                    ("rule", refusal.verify_reason.map(|rule| rule.as_str().into())),
-                    ("fix", refusal.fix.map(Value::from)),
+                    ("verify_reason", failure.verify_reason.map(|reason| reason.as_str().into())),
+                    ("fix", failure.fix.map(Value::from)),
                 ];
                 for (name, value) in more {
                     if let Some(value) = value {
-                        put(&mut shown, name, value);
+                        put(&mut json, name, value);
                     }
                 }
-                shown
+                json
             }
         }
     }
 }
 
-/// What helps against everything that is blocked.
+/// The fix for every blocked resource.
 const BLOCKED: &str =
     "`lint` lists what the stored document asks for and cannot get; write it again without that";
 
-/// Adds a member to an object.
 fn put(object: &mut Value, name: &str, value: impl Into<Value>) {
     if let Value::Object(members) = object {
         members.insert(name.to_owned(), value.into());
     }
 }
 
-/// Answers a question from one snapshot.
+/// Explains a question by one snapshot.
 pub(crate) fn explain(
-    question: &ExplainQuery,
+    query: &ExplainQuery,
     snapshot: &Snapshot,
     listeners: &ListenerSettings,
     now: UnixTime,
 ) -> Value {
-    let mut answer = json!({"revision": snapshot.revision()});
-    let outcome = walk(question, snapshot, listeners, now, &mut answer);
-    put(&mut answer, "outcome", outcome.to_json());
-    answer
+    let mut explanation = json!({"revision": snapshot.revision()});
+    let outcome = walk(query, snapshot, listeners, now, &mut explanation);
+    put(&mut explanation, "outcome", outcome.to_json());
+    explanation
 }
 
-/// The walk of `docs/WALKS.md`, as far as it goes.
+/// The steps of `docs/WALKS.md`, up to the first failure.
 fn walk(
-    question: &ExplainQuery,
+    query: &ExplainQuery,
     snapshot: &Snapshot,
     listeners: &ListenerSettings,
     now: UnixTime,
-    answer: &mut Value,
+    explanation: &mut Value,
 ) -> Outcome {
-    let Some(sni) = question.sni.as_ref().or(listeners.fallback_sni.as_ref()) else {
-        let why = "no sni was given, and apisix.ssl.fallback_sni is not set: there is no default site";
+    let Some(sni) = query.sni.as_ref().or(listeners.fallback_sni.as_ref()) else {
+        let message = "no sni was given, and apisix.ssl.fallback_sni is not set: there is no default site";
         return Outcome::Failed(
-            FailureExplanation::new(Reason::NoSni, why)
+            FailureExplanation::new(Reason::NoSni, message)
                 .with_alert("unrecognized_name")
                 .with_fix("have the client send a name (SNI)"),
         );
     };
-    put(answer, "sni", sni.as_str());
-    put(answer, "site", site::site_json(snapshot, sni, listeners));
+    put(explanation, "sni", sni.as_str());
+    put(explanation, "site", site::site_json(snapshot, sni, listeners));
     let Some(ssl) = snapshot.lookup_site(sni).ssl() else {
-        let why = site::match_message(snapshot, sni);
+        let message = site::match_message(snapshot, sni);
         let fix = format!("add {sni}, or a wildcard one label above it, to the snis of an ssl object");
         return Outcome::Failed(
-            FailureExplanation::new(Reason::NoSite, why).with_alert("unrecognized_name").with_fix(fix),
+            FailureExplanation::new(Reason::NoSite, message).with_alert("unrecognized_name").with_fix(fix),
         );
     };
     if let Some(blocked) = &ssl.blocked {
@@ -141,17 +138,17 @@ fn walk(
                 .with_fix(BLOCKED),
         );
     }
-    let judged = client::evaluate(ssl.client.as_deref(), question.chain.as_deref(), now);
-    put(answer, "client_certificate", judged.json.clone());
-    if let Some(refusal) = judged.handshake_failure(ssl) {
-        return Outcome::Failed(refusal);
+    let client = client::evaluate(ssl.client.as_deref(), query.chain.as_deref(), now);
+    put(explanation, "client_certificate", client.json.clone());
+    if let Some(failure) = client.handshake_failure(ssl) {
+        return Outcome::Failed(failure);
     }
-    match &question.request {
+    match &query.request {
         None => Outcome::Established,
-        Some(asked) => {
-            let connection = request::ExplainedConnection { sni, ssl, client: &judged };
-            let (shown, outcome) = request::explain_request(asked, &connection, snapshot, listeners.paths);
-            put(answer, "request", shown);
+        Some(request) => {
+            let connection = request::ExplainedConnection { sni, ssl, client: &client };
+            let (json, outcome) = request::explain_request(request, &connection, snapshot, listeners.paths);
+            put(explanation, "request", json);
             outcome
         }
     }

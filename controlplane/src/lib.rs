@@ -1,10 +1,11 @@
 //! The control plane: Admin API, store and push.
 //!
-//! A change walks `admin` (who asks, what) -> `change` (draft, check, commit) -> `store` ->
-//! `publish` -> the data planes. Stages hand values back; only `boot` knows all of them. Beside the
-//! walk, `explain` and `lint` answer questions about what is `served`.
+//! A change passes `admin` (authentication, routing), `change` (draft, check, commit), `store` and
+//! `publish`, which sends it to the data planes. Stages return values; only `server` knows all of
+//! them. `explain` and `lint` answer questions about the current snapshot. A module imports only
+//! modules before it; `docs/ARCHITECTURE.md` has the order.
 
-mod error_counters;
+mod listener_errors;
 
 mod store;
 
@@ -28,15 +29,12 @@ mod server;
 
 mod cli;
 
-mod proof;
-
 pub use cli::main;
 
 /// What integration tests drive: single stages, without a process.
 pub mod testing {
     pub mod admin {
         pub use crate::admin::access::{Access, ApiKey};
-        pub use crate::admin::nodes::FleetStatus;
         pub use crate::admin::reply::ResponseHeaders;
         pub use crate::admin::tls::ReloadingTls;
         pub use crate::admin::{AdminApi, AdminServer, Limits};
@@ -51,8 +49,8 @@ pub mod testing {
         pub use crate::publish::deny_list::DeniedNode;
         pub use crate::publish::fleet::NodeView;
         pub use crate::publish::{
-            DeniedNodes, Fleet, PublishConfig, PublishError, Publisher, PushTls, StoreAcceptance, start,
-            store_watcher,
+            DeniedNodes, Fleet, FleetStatus, PublishConfig, PublishError, Publisher, PushTls,
+            StoreAcceptance, start, store_watcher,
         };
     }
     pub mod store {

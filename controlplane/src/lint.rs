@@ -1,10 +1,10 @@
-//! `GET /apisix/admin/lint`: everything that is served but probably not as intended.
+//! `GET /apisix/admin/lint`: likely misconfigurations.
 //!
-//! What can be said about resources is `model::lint`'s; here come what only the control plane
-//! knows: documents that the store holds and that cannot be served as they are
-//! (`publish::Findings`), what else lies beside them, the settings file, and when our own
-//! certificates and those of data planes end (`certificates`). Sorted by severity, then resource;
-//! equal states give equal answers.
+//! `model::lint` finds those in resources. This file adds what only the control plane knows: stored
+//! documents that cannot be served as they are (`publish::Findings`), unknown keys in the store,
+//! the settings file, and the expiry of our own certificates and those of data planes
+//! (`certificates`). Findings are sorted by severity, then resource; equal states give equal
+//! reports.
 
 use std::sync::Arc;
 
@@ -13,20 +13,20 @@ use model::lint::{Finding, Severity};
 use rustls_pki_types::UnixTime;
 use serde_json::{Value, json};
 
-use crate::admin::nodes::FleetStatus;
 use crate::current_snapshot::CurrentSnapshot;
+use crate::publish::FleetStatus;
 use crate::store::{ORPHANED_EXTENSIONS, Store, StoreError, UnknownKeys};
 
 mod certificates;
 
-/// What was found, at which revision.
+/// The findings at one revision.
 pub(crate) struct LintReport {
     findings: Vec<Finding>,
     revision: u64,
 }
 
 impl LintReport {
-    /// The answer. Takes a moment where ten thousand resources are found wanting.
+    /// The response body. Slow for ten thousand resources with findings.
     pub(crate) fn to_json(mut self) -> Value {
         self.findings.sort();
         self.findings.dedup();
@@ -36,79 +36,79 @@ impl LintReport {
     }
 }
 
-/// Everything that is found now.
+/// Collects all findings.
 ///
 /// # Errors
-/// When the work is lost with the runtime.
+/// When the runtime shuts down.
 pub(crate) async fn collect(
     store: &dyn Store,
-    served: &CurrentSnapshot,
-    nodes: &dyn FleetStatus,
+    current: &CurrentSnapshot,
+    fleet: &dyn FleetStatus,
     now: UnixTime,
 ) -> Result<LintReport, StoreError> {
-    let snapshot = served.snapshot().await;
-    let plain = served.listeners.plain_http.iter().any(|listener| !listener.ip().is_loopback());
-    let at = Arc::clone(&snapshot);
-    // Ten thousand resources take a moment, so it is done beside the runtime.
-    let paths = served.listeners.paths;
+    let snapshot = current.snapshot().await;
+    let plain = current.listeners.plain_http.iter().any(|listener| !listener.ip().is_loopback());
+    let linted = Arc::clone(&snapshot);
+    // Slow for ten thousand resources, so it runs off the runtime.
+    let paths = current.listeners.paths;
     let work = tokio::task::spawn_blocking(move || {
-        let mut found = model::lint::lint_snapshot(&at, now, plain);
-        found.extend(model::lint::lint_paths(&at, paths));
-        found
+        let mut findings = model::lint::lint_snapshot(&linted, now, plain);
+        findings.extend(model::lint::lint_paths(&linted, paths));
+        findings
     });
-    let mut found = work.await.map_err(|error| StoreError::Unavailable { what: error.to_string() })?;
-    found.extend(served.findings.all());
-    found.extend(certificates::own_certificates(&served.listeners.certificates));
-    found.extend(certificates::node_certificates(&nodes.view().await, now));
-    found.extend(nodes.held_nodes().iter().map(|(node, why)| Finding {
+    let mut findings = work.await.map_err(|error| StoreError::Unavailable { what: error.to_string() })?;
+    findings.extend(current.findings.all());
+    findings.extend(certificates::own_certificates(&current.listeners.certificates));
+    findings.extend(certificates::node_certificates(&fleet.view().await, now));
+    findings.extend(fleet.held_nodes().iter().map(|(node, loss)| Finding {
         severity: Severity::Error,
         resource: None,
         field: format!("dataplanes/{node}"),
-        message: format!("the node holds what this control plane has: {why}"),
-        hint: "if this store is meant, POST /apisix/admin/dataplanes/accept_store; else mend countersign.store.path or \
+        message: format!("the node does not take this control plane's state over: {loss}"),
+        hint: "if this store is meant, POST /apisix/admin/dataplanes/accept_store; else correct countersign.store.path or \
                deployment.etcd and restart the control plane"
             .to_owned(),
     }));
     match store.unknown_keys().await {
-        Ok(strangers) => found.extend(strangers.iter().map(unknown_key)),
-        Err(error) => found.push(Finding {
+        Ok(keys) => findings.extend(keys.iter().map(unknown_key)),
+        Err(error) => findings.push(Finding {
             severity: Severity::Error,
             resource: None,
             field: "store".to_owned(),
-            message: format!("{error}; what the data planes have goes on being served"),
+            message: format!("{error}; the data planes serve what they have"),
             hint: "`controlplane doctor` says which step fails".to_owned(),
         }),
     }
-    if served.listeners.keyring_is_public {
-        found.push(Finding {
+    if current.listeners.keyring_is_public {
+        findings.push(Finding {
             severity: Severity::Warning,
             resource: None,
             field: "apisix.data_encryption.keyring".to_owned(),
             message:
-                "private keys are stored in clear, or sealed with APISIX's default key, which everybody knows"
+                "private keys are stored in clear, or encrypted with APISIX's default key, which is public"
                     .to_owned(),
             hint: "put a key of your own first (16 or 32 random bytes), and keep the old ones behind it"
                 .to_owned(),
         });
     }
-    Ok(LintReport { findings: found, revision: snapshot.revision() })
+    Ok(LintReport { findings, revision: snapshot.revision() })
 }
 
-/// What another program keeps beside our documents, or has given a name that no document can have.
-fn unknown_key(stranger: &UnknownKeys) -> Finding {
-    let UnknownKeys { name, count } = stranger;
+/// A key of another program, or one of ours with an invalid id.
+fn unknown_key(keys: &UnknownKeys) -> Finding {
+    let UnknownKeys { name, count } = keys;
     if name == ORPHANED_EXTENSIONS {
         return Finding {
             severity: Severity::Notice,
             resource: None,
             field: name.clone(),
             message: format!(
-                "extension fields of {count} documents that another program removed or made anew have no effect"
+                "extension fields of {count} documents that another program removed or created again have no effect"
             ),
             hint: "nothing to do: the next write of a document of that name replaces them".to_owned(),
         };
     }
-    let (severity, what, hint) = if Kind::ALL
+    let (severity, message, hint) = if Kind::ALL
         .iter()
         .any(|kind| name.starts_with(&format!("{}/", kind.plural())))
     {
@@ -116,7 +116,7 @@ fn unknown_key(stranger: &UnknownKeys) -> Finding {
         (
             Severity::Error,
             format!(
-                "{name:?} in the store has a name that is no id, and is not served: what it takes is blocked"
+                "{name:?} in the store has a name that is no id, and is not served: what it would take is blocked"
             ),
             hint,
         )
@@ -124,7 +124,7 @@ fn unknown_key(stranger: &UnknownKeys) -> Finding {
         let hint = "nothing to do if another gateway on the same etcd uses them";
         (Severity::Notice, format!("{count} objects of {name:?} in the store have no effect here"), hint)
     };
-    Finding { severity, resource: None, field: name.clone(), message: what, hint: hint.to_owned() }
+    Finding { severity, resource: None, field: name.clone(), message, hint: hint.to_owned() }
 }
 
 fn finding_json(finding: &Finding) -> Value {
@@ -132,7 +132,7 @@ fn finding_json(finding: &Finding) -> Value {
         "severity": finding.severity.as_str(),
         "resource": finding.resource.as_ref().map_or_else(|| "settings".to_owned(), ToString::to_string),
         "field": finding.field,
-        "what": finding.message,
+        "message": finding.message,
         "hint": finding.hint,
     })
 }

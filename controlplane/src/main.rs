@@ -1,4 +1,4 @@
-//! The `controlplane` program; everything it does is in the library.
+//! The `controlplane` program. Everything it does is in the library.
 
 use std::process::ExitCode;
 

@@ -1,23 +1,24 @@
 //! The control plane's end of the push: from the store's changes to every data plane.
 //!
-//! Stands after `store` in the walk of a change: `watch` (store -> checked resources -> `Latest`;
-//! `adopted`: what another program wrote) -> `stream` (one task a node: what it lacks, then each
-//! change) -> `fleet` (who holds what, for the Admin API; `hold`: what a node did not take over).
-//! `listen` is the TLS listener, `peer` who is at the other end; `tickets` keeps the ring of ticket
-//! secrets, which `stream` sends beside; `reports` is who holds what at the other control planes;
-//! `nudge` is how a stream has `watch` read the store anew; `denied` is the list of node
-//! certificates that may not connect; `store_state`, whether the store can be read; `accepted`,
-//! whether nodes take this store's state over for another one's. Invariant: our own writes, other
-//! control planes' writes and the state found at start take the same path.
+//! Follows `store` in the path of a change: `store_watcher` (store -> compiled resources -> the
+//! current snapshot; `findings`: problems of stored documents) -> `session` (one task for each
+//! node: first what it lacks, then each change) -> `fleet` (which node serves which revision, for
+//! the Admin API). `listener` is the TLS listener, `node_peer` the verified node at the other end;
+//! `tickets` rotates the ring of ticket secrets, which `session` sends, too; `reports` has the
+//! fleets of the other control planes; `refresh` has `store_watcher` reload the store for a
+//! session; `deny_list` has the node certificates that must not connect; `store_state` tells
+//! sessions whether the store is readable; `store_acceptance`, whether nodes replace another
+//! store's state by this one's. Invariant: our own writes, other control planes' writes and the
+//! state at start-up take the same path.
 
 pub(crate) mod deny_list;
 mod findings;
 pub(crate) mod fleet;
-mod hold;
 mod listener;
 mod peer;
 mod permit_stream;
 pub(crate) mod refresh;
+mod rejection;
 pub(crate) mod reports;
 mod session;
 pub(crate) mod store_acceptance;
@@ -32,10 +33,15 @@ use std::time::{Duration, Instant};
 pub use deny_list::DeniedNodes;
 pub(crate) use findings::Findings;
 pub use fleet::Fleet;
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use listener::PUSH_KEY;
 pub use listener::PushTls;
 use model::Snapshot;
-use pem_files::{FileError, Reloader};
+use mtls::{FileError, Reloader};
+use reports::FleetWideView;
 pub(crate) use reports::Reports;
+use serde_json::Value;
 pub use store_acceptance::StoreAcceptance;
 use store_state::StoreStateWatcher;
 use telemetry::{Heartbeats, Readiness};
@@ -43,31 +49,29 @@ use tokio::sync::watch as channel;
 use tokio::task::JoinHandle;
 
 use crate::inventory;
+use crate::listener_errors::ListenError;
 use crate::store::{Store, StoreError};
 
-/// What `start` needs.
+/// The input of [`start`].
 #[derive(Clone)]
 pub struct PublishConfig {
-    /// Where the documents are.
     pub store: Arc<dyn Store>,
-    /// Opens the private keys in stored documents.
+    /// Decrypts the private keys in stored documents.
     pub keyring: Arc<pki::Keyring>,
-    /// Starts although the keyring does not open most of the stored keys
+    /// Start although the keyring does not decrypt most of the stored keys
     /// (`--accept-unreadable-keys`).
     pub accept_unreadable_keys: bool,
-    /// `countersign.push`
     pub settings: conf::PushSettings,
-    /// `countersign.node.server_name`: data planes demand it of the push certificate.
+    /// `countersign.node.server_name`: the name that data planes require of the push certificate.
     pub server_name: String,
-    /// How long a session ticket may live; `None`: no session is resumed anywhere.
+    /// The lifetime of session tickets; `None`: no session is resumed.
     pub ticket_lifetime: Option<Duration>,
-    /// Connections at a time; more wait to be accepted.
+    /// Connections at a time; more wait in the accept queue.
     pub connections_max: usize,
-    /// The program's version, told to the nodes.
     pub version: &'static str,
-    /// Where the loops of the publisher show that they run.
+    /// Heartbeats of the publisher's loops.
     pub heartbeats: Arc<Heartbeats>,
-    /// Turns true, or closes, when the process stops.
+    /// Turns true, or closes, on shutdown.
     pub shutdown: channel::Receiver<bool>,
 }
 
@@ -77,68 +81,93 @@ impl From<FileError> for PublishError {
     }
 }
 
-/// A running publisher.
 pub struct Publisher {
-    /// Who holds what, of the nodes that are served here.
+    /// The nodes that are connected here.
     pub fleet: Arc<Fleet>,
-    /// The same of all control planes over the store.
+    /// The nodes of all control planes over the store.
     pub reports: Arc<Reports>,
-    /// The newest state; changes with every commit.
+    /// The current snapshot; changes with every commit.
     pub latest: channel::Receiver<Arc<Snapshot>>,
-    /// Since when the store cannot be read; `None`: it can.
-    pub unread_since: channel::Receiver<Option<Instant>>,
-    /// Nodes are let go when the store cannot be read for so long.
+    /// Since when the store is unreadable; `None`: it is readable.
+    pub unreadable_since: channel::Receiver<Option<Instant>>,
+    /// Nodes are disconnected when the store is unreadable for so long.
     pub stale_after: Duration,
-    /// What is to be said about the stored documents.
     pub findings: Arc<Findings>,
-    /// Which nodes may not connect.
     pub denied: Arc<DeniedNodes>,
-    /// Whether nodes that serve another store's state take this one's over.
     pub accepted: Arc<StoreAcceptance>,
-    /// Where data planes dial, with the port the kernel picked.
+    /// The push listener's address, with the port that the kernel picked.
     pub push_addr: SocketAddr,
-    /// The certificate files of the push listener.
     pub files: Reloader<PushTls>,
-    /// Ends after shutdown, when every stream is closed.
+    /// Ends after shutdown, when every session has ended.
     pub done: JoinHandle<()>,
 }
 
-/// Why the push cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum PublishError {
-    /// A PEM file is not there.
     #[error("{0}; `controlplane pki init` makes this file")]
     Missing(FileError),
-    /// A PEM file does not hold what it should, or cannot be read.
     #[error("{0}")]
     Unusable(FileError),
-    /// The listener cannot be opened.
-    #[error("countersign.push.listen: cannot listen on {address}: {source}{hint}")]
-    Listen {
-        /// The configured address.
-        address: SocketAddr,
-        /// What the system said.
-        source: std::io::Error,
-        /// What to do; empty or starts with a semicolon.
-        hint: &'static str,
-    },
-    /// The store cannot be read.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
     #[error("cannot load the store: {0}")]
     Store(#[from] StoreError),
-    /// The keyring does not open most of the stored keys.
+    /// The keyring does not decrypt most of the stored keys.
     #[error("{0}")]
     Contents(#[from] inventory::KeyringMismatch),
-    /// The deny-list of data planes cannot be read.
     #[error("cannot load the deny-list of data planes: {0}")]
     Denied(#[from] deny_list::DenyListError),
 }
 
-/// Loads the store, opens the push listener and serves until shutdown. Answers when the listener is
-/// open and the store's present state is in `latest`.
+/// What the Admin API shows of the data planes.
+pub trait FleetStatus: Send + Sync + 'static {
+    /// `{"list": [...], "total": n, "revision": N}`, and the other control planes where the store
+    /// is shared.
+    fn view(&self) -> BoxFuture<'_, Value>;
+
+    /// Waits until every connected node of all control planes, and at least one, has acknowledged
+    /// `revision`. Returns the view at that moment.
+    ///
+    /// # Errors
+    /// The view, when `timeout` has passed.
+    fn wait_acknowledged(&self, revision: u64, timeout: Duration) -> BoxFuture<'_, Result<Value, Value>>;
+
+    /// Names of nodes that hold another store's state, each with what this store's state would
+    /// remove.
+    fn held_nodes(&self) -> Vec<(String, String)> {
+        Vec::new()
+    }
+}
+
+impl FleetStatus for Reports {
+    fn view(&self) -> BoxFuture<'_, Value> {
+        async { to_json(&self.view().await) }.boxed()
+    }
+
+    fn wait_acknowledged(&self, revision: u64, timeout: Duration) -> BoxFuture<'_, Result<Value, Value>> {
+        async move {
+            let reached = self.wait_acknowledged(revision, timeout).await;
+            reached.map(|view| to_json(&view)).map_err(|view| to_json(&view))
+        }
+        .boxed()
+    }
+
+    fn held_nodes(&self) -> Vec<(String, String)> {
+        let nodes = self.own().list.into_iter();
+        nodes.filter_map(|node| Some((node.name, node.held?.to_string()))).collect()
+    }
+}
+
+fn to_json(view: &FleetWideView) -> Value {
+    serde_json::to_value(view).unwrap_or_default()
+}
+
+/// Loads the store, opens the push listener and serves until shutdown. Returns when the listener is
+/// open and `latest` has the store's present state.
 ///
 /// # Errors
-/// `PublishError`: nothing is left running then.
-pub async fn start(input: PublishConfig) -> Result<Publisher, PublishError> {
+/// [`PublishError`]; nothing is left running then.
+pub async fn start(config: PublishConfig) -> Result<Publisher, PublishError> {
     let PublishConfig {
         store,
         keyring,
@@ -150,37 +179,41 @@ pub async fn start(input: PublishConfig) -> Result<Publisher, PublishError> {
         version,
         heartbeats,
         shutdown,
-    } = input;
+    } = config;
     let files = listener::load_files(&settings, server_name)?;
     let listener = listener::bind(settings.listen)?;
-    let push_addr = listener.local_addr().map_err(|source| PublishError::Listen {
-        address: settings.listen,
-        source,
-        hint: "",
-    })?;
+    let push_addr =
+        listener.local_addr().map_err(|error| ListenError::new(PUSH_KEY, settings.listen, error))?;
 
-    let cut_off_after = store_watcher::stale_after(&*store);
+    let stale_after = store_watcher::stale_after(&*store);
     let identity = store.identity().to_owned();
     let denied = DeniedNodes::load(Arc::clone(&store)).await?;
     denied.spawn_refresh(shutdown.clone());
     let accepted = StoreAcceptance::start(Arc::clone(&store), shutdown.clone()).await;
     let heartbeat = heartbeats.add("watch", Readiness::Required);
-    let (watched, opening) = (Arc::clone(&store), Arc::clone(&keyring));
     let store_watcher::WatcherHandle {
         latest,
         findings,
-        refresh_handle: nudge,
-        store_stale: cut_off,
-        unread_since: unread,
-        task: watching,
-    } = store_watcher::start(watched, opening, accept_unreadable_keys, heartbeat, shutdown.clone()).await?;
-    // After the stored keys are judged: secrets that this keyring does not open are replaced.
+        refresh_handle,
+        store_stale,
+        unreadable_since,
+        task: watcher_task,
+    } = store_watcher::start(
+        Arc::clone(&store),
+        Arc::clone(&keyring),
+        accept_unreadable_keys,
+        heartbeat,
+        shutdown.clone(),
+    )
+    .await?;
+    // After the check of the stored keys: ring secrets that this keyring does not decrypt are
+    // replaced.
     let tickets = tickets::start(&store, &keyring, ticket_lifetime, shutdown.clone()).await;
     let fleet = Arc::new(Fleet::new(latest.clone()));
-    let us = reports::ControlPlaneIdentity::of(push_addr, version);
-    let reports = Arc::new(Reports::new(Arc::clone(&fleet), store, us, shutdown.clone()));
+    let control_plane = reports::ControlPlaneIdentity::of(push_addr, version);
+    let reports = Arc::new(Reports::new(Arc::clone(&fleet), store, control_plane, shutdown.clone()));
     tokio::spawn(Arc::clone(&reports).run(shutdown.clone()));
-    let desk = session::PushState {
+    let state = session::PushState {
         store: identity,
         version,
         files: files.clone(),
@@ -188,8 +221,8 @@ pub async fn start(input: PublishConfig) -> Result<Publisher, PublishError> {
         denied: denied.list(),
         accepted: Arc::clone(&accepted),
         latest: latest.clone(),
-        refresh_handle: nudge,
-        reading: StoreStateWatcher::new(cut_off, unread.clone()),
+        refresh_handle,
+        store_state: StoreStateWatcher::new(store_stale, unreadable_since.clone()),
         tickets,
         fleet: Arc::clone(&fleet),
         shutdown: shutdown.clone(),
@@ -199,17 +232,17 @@ pub async fn start(input: PublishConfig) -> Result<Publisher, PublishError> {
         listener,
         files.clone(),
         connections_max,
-        session::service(desk),
+        session::service(state),
         heartbeat,
         shutdown,
     );
-    let done = tokio::spawn(serve_until_stopped(serving, Arc::clone(&reports), watching));
+    let done = tokio::spawn(serve_until_stopped(serving, Arc::clone(&reports), watcher_task));
     Ok(Publisher {
         fleet,
         reports,
         latest,
-        unread_since: unread,
-        stale_after: cut_off_after,
+        unreadable_since,
+        stale_after,
         findings,
         denied,
         accepted,
@@ -219,20 +252,20 @@ pub async fn start(input: PublishConfig) -> Result<Publisher, PublishError> {
     })
 }
 
-/// Serves to the end, then withdraws our report and lets go of the store.
+/// Serves until shutdown, then withdraws our report and releases the store.
 async fn serve_until_stopped(
     serving: impl Future<Output = Result<(), tonic::transport::Error>>,
     reports: Arc<Reports>,
-    watching: JoinHandle<()>,
+    watcher_task: JoinHandle<()>,
 ) {
     if let Err(error) = serving.await {
         tracing::error!(%error, "the push listener ended");
     }
     reports.withdraw().await;
-    watching.abort();
+    watcher_task.abort();
 }
 
-/// The machine's name, for people: which of several control planes it was.
+/// The machine's name, by which operators tell control planes apart.
 pub(crate) fn machine_name() -> String {
     conf::host_name().unwrap_or_else(|| "a machine without a name".to_owned())
 }

@@ -1,9 +1,9 @@
 //! The data plane: terminates TLS, verifies clients, routes and proxies.
 //!
 //! One thread a core, each with its own io_uring runtime; one more for the push client, which keeps
-//! the snapshot up to date. The folders stand in the order of their imports: each uses only those
-//! before it (`tests/tests/tidy/layers.rs` checks that). `docs/WALKS.md` follows a connection
-//! through them.
+//! the snapshot up to date. The folders are declared in the order of their imports: each uses only
+//! those before it (`tests/tests/tidy/layers.rs`). `docs/WALKS.md` follows a connection through
+//! them.
 
 mod runtime;
 
@@ -37,13 +37,12 @@ mod server;
 
 pub use server::main;
 
-/// Why things end badly: the closed list of `model`, which the control plane explains by.
 use model::reason;
 
-/// What benches, fuzz targets and integration tests drive: single stages, without a process.
+/// Single stages, for benches, fuzz targets and integration tests.
 pub mod testing {
     pub mod config {
-        pub use crate::config::*;
+        pub use crate::config::{record_layer, worker_config};
     }
     pub mod runtime {
         pub use crate::runtime::*;
@@ -59,7 +58,7 @@ pub mod testing {
         pub use crate::io::buffered;
     }
     pub mod lifecycle {
-        pub use crate::lifecycle::stage;
+        pub use crate::lifecycle::{handles, stage};
     }
     pub mod observability {
         pub use crate::observability::metrics;
@@ -69,18 +68,22 @@ pub mod testing {
     }
     pub mod push_client {
         pub use crate::push_client::{
-            PushClientError, PushClientHandle, PushClientOptions, SnapshotHandle, SnapshotSource, SyncStatus,
-            TicketRingHandle, start,
+            PushClientError, PushClientHandle, PushClientOptions, SnapshotSource, SyncStatus, start,
         };
     }
     pub mod tls {
         pub use crate::tls::{
-            client_hello, client_verifier, handshake, params, record, site_config, stream, ticket, transport,
+            PlaintextState, Subsystem, client_hello, client_verifier, handshake, handshake_state, record,
+            site_config, stream, transport,
         };
     }
     pub mod upstream {
-        pub use crate::upstream::{
-            balancer, client, client_tls, exchange, host_header, request_body, resolver,
-        };
+        pub use crate::upstream::balancer::Balancer;
+        pub use crate::upstream::client::NodeAttempts;
+        pub use crate::upstream::client_tls::ClientTlsConfigs;
+        pub use crate::upstream::exchange::upstream_request;
+        pub use crate::upstream::host_header::upstream_host;
+        pub use crate::upstream::request_body::RequestBody;
+        pub use crate::upstream::resolver::Resolver;
     }
 }

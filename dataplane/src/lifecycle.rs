@@ -1,4 +1,6 @@
-//! The stages of a process that serves: whether it is ready, and how it drains on its way out.
+//! Shared state of the process: the handles on the snapshot and the ticket ring, whether the
+//! process is ready, and how it drains.
 
 pub(crate) mod drain;
+pub mod handles;
 pub mod stage;

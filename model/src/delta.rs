@@ -1,24 +1,15 @@
-//! What changed between two snapshots. The law: `a.apply(&a.diff(&b)) == b`.
-//!
-//! [`Snapshot::diff`] is for two snapshots at hand, where shared structure makes it as cheap as the
-//! difference; [`Snapshot::diff_held`] for a node that only says which versions it holds.
+//! The difference between two snapshots. Law: `a.apply(&a.diff(&b)) == b`.
 
-use std::collections::HashMap;
-
-use imbl::ordmap::DiffItem;
-
-use crate::id::{Key, Kind};
+use crate::id::Key;
 use crate::resource::Resource;
-use crate::snapshot::Snapshot;
 
-/// A resource, and which version of it.
+/// A resource with its version.
 #[derive(Debug, Clone)]
 pub struct Versioned {
-    /// Of what the resource was made of: equal numbers mean equal resources, in whichever store and
-    /// on whichever control plane. Nothing but equality may be read from it; it is no number of
-    /// the store's.
+    /// A digest of the document that the resource was compiled from. Equal versions mean equal
+    /// resources, across stores and control planes; versions have no order and are no revisions.
     pub version: u64,
-    /// What was written.
+    /// The compiled resource.
     pub resource: Resource,
 }
 
@@ -29,49 +20,22 @@ impl PartialEq for Versioned {
     }
 }
 
-/// The way from one revision to another, applied as a whole or not at all.
+/// A change from one revision to another, applied completely or not at all.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Delta {
-    /// The revision it starts from; 0: from nothing.
+    /// The revision that the delta applies to; 0 is the empty snapshot.
     pub from: u64,
-    /// The revision it leads to.
+    /// The revision that the delta leads to.
     pub to: u64,
-    /// New and changed resources, in the order of keys: what is referred to comes first.
+    /// New and changed resources in the order of keys, so that referenced resources come first.
     pub upserts: Vec<Versioned>,
-    /// Keys whose resources are gone, in order; none of them among the upserts.
+    /// Keys of deleted resources in order; no upsert has one of them.
     pub removals: Vec<Key>,
 }
 
 impl Delta {
-    /// Whether it changes no resource (it may still change the revision).
+    /// Whether the delta changes no resource (it may still change the revision).
     pub fn is_empty(&self) -> bool {
         self.upserts.is_empty() && self.removals.is_empty()
-    }
-}
-
-impl Snapshot {
-    /// The way from this snapshot to a newer one.
-    pub fn diff(&self, newer: &Snapshot) -> Delta {
-        let mut delta = Delta { from: self.revision(), to: newer.revision(), ..Delta::default() };
-        for kind in Kind::ALL {
-            for change in self.resources_of(kind).diff(newer.resources_of(kind)) {
-                match change {
-                    DiffItem::Add(_, now) | DiffItem::Update { new: (_, now), .. } => {
-                        delta.upserts.push(now.clone());
-                    }
-                    DiffItem::Remove(id, _) => delta.removals.push(Key::new(kind, id.clone())),
-                }
-            }
-        }
-        delta
-    }
-
-    /// The way to this snapshot for somebody who holds those versions at revision `from`, of
-    /// whichever store.
-    pub fn diff_from_versions(&self, held: &HashMap<Key, u64>, from: u64) -> Delta {
-        let missing = self.resources().filter(|now| held.get(&now.resource.key()) != Some(&now.version));
-        let mut removals: Vec<Key> = held.keys().filter(|key| self.version(key).is_none()).cloned().collect();
-        removals.sort();
-        Delta { from, to: self.revision(), upserts: missing.cloned().collect(), removals }
     }
 }

@@ -1,4 +1,5 @@
-//! What the check of one request costs: `model::admission::admit`, for a site of each mode and for skip rules of usual and of unusual size.
+//! The cost of checking one request: `model::admission::admit`, for a site of each mode and for
+//! skip rules of usual and unusual size.
 
 use std::hint::black_box;
 use std::sync::Arc;
@@ -61,7 +62,7 @@ fn policy(chain: &Chain, skip_uri_patterns: Vec<String>) -> ClientAuth {
     ClientAuth::new(input).expect("a policy")
 }
 
-/// A thousand sites, of which one is asked for.
+/// A thousand sites, one of which is looked up.
 fn snapshot(client: Option<Arc<ClientAuth>>) -> Snapshot {
     let site = |number: usize, name: &str, client: Option<Arc<ClientAuth>>| {
         let ssl = Ssl {
@@ -72,7 +73,7 @@ fn snapshot(client: Option<Arc<ClientAuth>>) -> Snapshot {
             client,
             versions: None,
             enabled: true,
-            prepared: CacheSlot::new(),
+            cache: CacheSlot::new(),
             blocked: None,
         };
         Versioned { version: 1, resource: Resource::Ssl(Arc::new(ssl)) }

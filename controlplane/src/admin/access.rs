@@ -1,7 +1,7 @@
-//! Access: addresses and API keys (contract 2.1).
+//! Access control: client certificates, addresses and API keys (contract 2.1).
 //!
 //! Keys are kept as SHA-256 digests and compared in constant time, so neither memory nor timing
-//! tells them. An empty key never matches anything: there is no way in that nobody chose.
+//! reveals them. An empty key never matches.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -12,16 +12,17 @@ use http::HeaderMap;
 use http::header::COOKIE;
 use ipnet::IpNet;
 use model::RealIp;
+use pki::Identity;
+use rustls_pki_types::UnixTime;
 
 use super::query::Query;
 
-/// Who may use the Admin API.
 pub struct Access {
     /// `None` allows every address.
     allow: Option<Vec<IpNet>>,
-    /// `None` asks for no key at all.
+    /// `None` switches the key check off.
     keys: Option<Vec<HashedKey>>,
-    /// Whose headers name the client.
+    /// The proxies whose headers carry the client's address.
     real_ip: Option<RealIp>,
 }
 
@@ -31,50 +32,77 @@ struct HashedKey {
     role: AdminRole,
 }
 
+/// The client of a connection or request.
+#[derive(Clone, Debug)]
+pub struct AdminClient {
+    /// The socket's address; for a request, the address that a trusted proxy's header carries.
+    pub address: SocketAddr,
+    pub certificate: ClientCertStatus,
+}
+
+/// The verification result of a client certificate.
+#[derive(Clone, Debug)]
+pub enum ClientCertStatus {
+    /// The listener requests none.
+    NotRequested,
+    /// The client sent none.
+    Missing,
+    /// The certificate is rejected; the reason is for the log only.
+    Rejected(String),
+    Verified {
+        identity: Identity,
+        /// The verification result is void after this time.
+        expires: UnixTime,
+    },
+}
+
+impl ClientCertStatus {
+    /// The subject of a verified certificate, for the log.
+    pub fn subject(&self) -> Option<&str> {
+        match self {
+            Self::Verified { identity, .. } => Some(identity.subject()),
+            Self::NotRequested | Self::Missing | Self::Rejected(_) => None,
+        }
+    }
+}
+
 /// SHA-256 of an admin key.
 pub(crate) type KeyDigest = [u8; SHA256_OUTPUT_LEN];
 
-/// The digest by which a key is known.
 pub(crate) fn key_digest(key: &[u8]) -> KeyDigest {
     let mut bytes = [0; SHA256_OUTPUT_LEN];
     bytes.copy_from_slice(digest(&SHA256, key).as_ref());
     bytes
 }
 
-/// An entry of `admin_key` with its key in clear; the key is not kept.
+/// An entry of `admin_key` with its key in clear. The key is not kept.
 pub struct ApiKey<'a> {
-    /// For the log.
     pub name: &'a str,
-    /// What requests must carry.
     pub key: &'a str,
-    /// What its bearer may do.
     pub role: AdminRole,
 }
 
-/// Who asked, as far as the API key tells.
+/// The authenticated caller of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Caller {
-    /// The name of the key, `-` where none is asked for.
+    /// The name of the key; `-` when the key check is off.
     pub name: String,
 }
 
-/// Why a caller is refused: the contract's `description`.
+/// Why a caller is not authenticated. The text is the contract's `description`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AccessError {
-    /// The request carries no key.
     #[error("missing apikey")]
     MissingKey,
-    /// It is not one of ours.
     #[error("wrong apikey")]
     WrongKey,
-    /// A viewer may only read.
     #[error("invalid method for role viewer")]
     ViewerMethod,
 }
 
 impl Access {
-    /// Allows these addresses and keys; `keys: None` switches the key check off. Entries with an
-    /// empty key are left out.
+    /// Allows these addresses and keys. `keys: None` switches the key check off. Entries with an
+    /// empty key are ignored.
     pub fn new(allow: Option<Vec<IpNet>>, keys: Option<&[ApiKey<'_>]>) -> Self {
         let keys = keys.map(|keys| {
             keys.iter()
@@ -89,41 +117,41 @@ impl Access {
         Self { allow, keys, real_ip: None }
     }
 
-    /// Allows one more key, of which only the digest is known here.
+    /// Adds a key of which only the digest is known here.
     pub fn with_key_digest(mut self, name: &str, digest: KeyDigest, role: AdminRole) -> Self {
         let entry = HashedKey { name: name.to_owned(), digest, role };
         self.keys.get_or_insert_default().push(entry);
         self
     }
 
-    /// Goes by the addresses that `nginx_config.http.real_ip_*` gives, as nginx does for every
-    /// server (contract 2.1).
+    /// Takes client addresses from `nginx_config.http.real_ip_*`, as nginx does for every server
+    /// (contract 2.1).
     pub fn with_real_ip(mut self, real_ip: Option<RealIp>) -> Self {
         self.real_ip = real_ip;
         self
     }
 
-    /// The address of a request's client, where a trusted proxy named it.
+    /// The client's address, where a trusted proxy's header carries it.
     pub fn client_address(&self, peer: IpAddr, headers: &HeaderMap) -> Option<SocketAddr> {
         self.real_ip.as_ref()?.client_addr(peer, headers)
     }
 
-    /// Whether `allow_admin` lets this address in.
+    /// Whether `allow_admin` contains this address.
     pub fn allows(&self, address: IpAddr) -> bool {
         let address = address.to_canonical();
         self.allow.as_ref().is_none_or(|allow| allow.iter().any(|net| net.contains(&address)))
     }
 
-    /// Whether no header of a request can change that this address is refused.
+    /// Whether the address is denied whatever headers the request has.
     pub fn always_denies(&self, address: IpAddr) -> bool {
         !self.allows(address) && !self.real_ip.as_ref().is_some_and(|real_ip| real_ip.trusts(address))
     }
 
-    /// Judges the key of a request: query argument `api_key`, else header `X-API-KEY`, else cookie
-    /// `x_api_key`. `reads`: the request can change nothing.
+    /// Authenticates a request by query argument `api_key`, else header `X-API-KEY`, else cookie
+    /// `x_api_key`. `reads`: the request changes nothing.
     ///
     /// # Errors
-    /// When there is none, it is not ours, or its role only reads.
+    /// When the key is missing or wrong, or its role only reads.
     pub fn authenticate(
         &self,
         reads: bool,
@@ -138,7 +166,7 @@ impl Access {
             .or_else(|| cookie(headers, b"x_api_key"))
             .ok_or(AccessError::MissingKey)?;
         let presented = key_digest(presented);
-        // Every entry is looked at, so the time does not tell which one it was.
+        // Every entry is compared, so the time does not reveal which one matched.
         let mut found = None;
         for entry in keys {
             let equal = verify_slices_are_equal(&entry.digest, &presented).is_ok();
@@ -192,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_present_key_counts() {
+    fn the_first_key_of_a_request_counts() {
         let get = Method::GET;
         assert_eq!(ask(get.clone(), "", &[]), Err(AccessError::MissingKey));
         assert_eq!(ask(get.clone(), "api_key=secret", &[]).unwrap(), "root");
@@ -203,7 +231,7 @@ mod tests {
             ask(get.clone(), "", &[("X-API-KEY", "bad"), ("cookie", "x_api_key=secret")]),
             Err(AccessError::WrongKey)
         );
-        // The empty key of an entry is no way in.
+        // An empty key in the configuration authenticates nobody.
         assert_eq!(ask(get.clone(), "api_key=", &[]), Err(AccessError::WrongKey));
         assert_eq!(ask(get, "", &[("X-API-KEY", "")]), Err(AccessError::WrongKey));
     }
@@ -217,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_are_compared_as_what_they_mean() {
+    fn addresses_are_compared_in_canonical_form() {
         let only = Access::new(Some(vec!["127.0.0.0/24".parse().unwrap()]), None);
         assert!(only.allows("127.0.0.1".parse().unwrap()));
         assert!(only.allows("::ffff:127.0.0.1".parse().unwrap()));

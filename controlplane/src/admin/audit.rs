@@ -1,51 +1,45 @@
-//! The audit line: one for every write that was asked for by somebody with a key.
+//! The audit log: one line for every write by an authenticated caller.
 //!
-//! Who, from where, what, and how it ended. Never a body, a key, a query or an error's text: those
-//! may quote what was sent. The path is redacted.
+//! A line has the caller, its address, the resource and the status. It never has a body, a key, a
+//! query or an error text, which may quote what the client sent. The path is redacted.
 
 use std::borrow::Cow;
 
 use http::{Method, StatusCode};
 use model::redact;
 
-use super::access::Caller;
-use super::client::AdminClient;
+use super::access::{AdminClient, Caller};
 
-/// A write, finished.
+/// A completed write.
 pub(super) struct AuditEntry<'a> {
-    /// Who asked.
     pub caller: &'a Caller,
-    /// From where, and with which certificate.
     pub client: &'a AdminClient,
-    /// How.
     pub method: &'a Method,
-    /// What: `ssls/1`, `ssls/1/snis`, `routes`.
+    /// `ssls/1`, `ssls/1/snis`, `routes`.
     pub resource: &'a str,
-    /// How it ended.
     pub status: StatusCode,
-    /// The revision of the commit, if there was one.
+    /// The revision of the commit, if the write made one.
     pub revision: Option<u64>,
 }
 
-/// Writes the line.
 pub(super) fn write(entry: &AuditEntry<'_>) {
     tracing::info!(
         target: "audit",
         key = entry.caller.name,
         certificate = entry.client.certificate.subject(),
-        from = %entry.client.address,
+        peer = %entry.client.address,
         method = %entry.method,
-        what = redact_path(entry.resource).as_ref(),
+        resource = redact_path(entry.resource).as_ref(),
         status = entry.status.as_u16(),
         revision = entry.revision,
         "admin write"
     );
 }
 
-/// A path may have a line break in it, which the log escapes; a private key is left out.
-fn redact_path(what: &str) -> Cow<'_, str> {
-    match redact(&what.replace(char::is_control, " ")) {
-        Cow::Borrowed(_) => Cow::Borrowed(what),
+/// Control characters are left for the log to escape; a private key is redacted.
+fn redact_path(path: &str) -> Cow<'_, str> {
+    match redact(&path.replace(char::is_control, " ")) {
+        Cow::Borrowed(_) => Cow::Borrowed(path),
         Cow::Owned(redacted) => Cow::Owned(redacted),
     }
 }

@@ -1,8 +1,8 @@
-//! Reading a request's body: bounded in size and time, wiped afterwards, decoded as JSON whatever
-//! its content type says (contract 2.2).
+//! Request bodies: bounded in size and time, wiped after use, decoded as JSON whatever the content
+//! type (contract 2.2).
 //!
-//! Invariant: no answer repeats a body. It may hold a private key, so contract 2.2's `req_body` is
-//! not sent.
+//! Invariant: no response repeats a body, which may hold a private key. The `req_body` of contract
+//! 2.2 is therefore not sent.
 
 use std::time::Duration;
 
@@ -16,18 +16,17 @@ use zeroize::Zeroizing;
 
 use super::reply::{self, Reply};
 
-/// The largest body that is read, in bytes.
 pub(super) const BODY_BYTES_MAX: u64 = 1_572_864;
 
-/// How much more is taken off the wire, unread, before the answer: a peer that is still sending
-/// does not listen.
+/// Bytes read and dropped beyond the limit before the response: many clients read no response
+/// before they have sent their body.
 const DISCARDED_MAX: u64 = 8 << 20;
 
-/// Why a body was not read: the answer to give.
+/// Why a body was not read.
 pub enum BodyError {
-    /// Answer this.
+    /// The response to send.
     Rejected(Reply),
-    /// The peer stopped sending; nobody waits for an answer.
+    /// The client closed the connection; it reads no response.
     Disconnected,
 }
 
@@ -35,31 +34,30 @@ impl From<BodyError> for Reply {
     fn from(error: BodyError) -> Self {
         match error {
             BodyError::Rejected(reply) => reply,
-            // Nobody reads it; the audit line needs a status.
+            // No client reads it. The audit line needs a status.
             BodyError::Disconnected => reply::empty(StatusCode::BAD_REQUEST),
         }
     }
 }
 
-/// The longest that a body nobody wants is taken off the wire.
+/// The longest time that an unwanted body is read and dropped.
 const DISCARD_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Takes a body off the wire unread, as far as it is small and comes soon.
+/// Reads and drops a body that no handler reads, as far as it is small and arrives soon.
 pub(super) async fn discard(body: Incoming) {
     if body.is_end_stream() {
         return;
     }
     let mut body = Limited::new(body, usize::try_from(BODY_BYTES_MAX).unwrap_or(usize::MAX));
     let rest = async { while let Some(Ok(_)) = body.frame().await {} };
-    // However it ends, the answer is given.
+    // The response is sent in either case.
     let _ = tokio::time::timeout(DISCARD_TIMEOUT, rest).await;
 }
 
-/// Reads a body as JSON; `None` when there is none. `patience` is the longest wait between two
-/// pieces.
+/// Reads a body as JSON; `None` when it is empty. `patience` bounds the wait between two frames.
 ///
 /// # Errors
-/// When it is too large, does not come, or is not JSON.
+/// When it is too large, arrives too slowly, or is not JSON.
 pub(super) async fn read(mut body: Incoming, patience: Duration) -> Result<Option<Value>, BodyError> {
     let announced = body.size_hint().exact().unwrap_or(0);
     let mut kept =

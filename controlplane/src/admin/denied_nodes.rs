@@ -1,7 +1,8 @@
 //! `/apisix/admin/denied_nodes`: the deny-list of data planes over the Admin API.
 //!
-//! GET lists or shows, PUT with an id adds or replaces, DELETE removes. The list itself and what an
-//! entry matches belong to `publish::denied`; here are only shapes and statuses.
+//! GET lists or shows entries, PUT with an id adds or replaces one, DELETE removes one.
+//! `publish::deny_list` owns the list and how an entry matches; this file owns the JSON and the
+//! statuses.
 
 use http::{Method, StatusCode};
 use model::{Id, Problem};
@@ -11,7 +12,7 @@ use super::reply::{self, Reply};
 use crate::publish::DeniedNodes;
 use crate::publish::deny_list::{DeniedNode, DenyListError};
 
-/// Answers a request whose caller is known and may do this. `body` is that of a PUT.
+/// Handles a request of an authorized caller. `body` is that of a PUT.
 pub(super) async fn handle(
     denied: &DeniedNodes,
     method: &Method,

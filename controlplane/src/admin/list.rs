@@ -1,9 +1,9 @@
 //! Lists: filters and pages over the documents of one kind (contract 2.4).
 //!
-//! Filters are combined with AND; `total` counts what they leave, whatever page is shown. Patterns
-//! are searched in linear time. A page without filters reads the documents it shows. Any other list
-//! reads the kind: [`whole_kind`] bounds how many of these there are at once, and runs them beside
-//! the runtime, so that ten thousand documents delay no other request.
+//! Filters are combined with AND; `total` counts the documents that pass them, on whatever page.
+//! Patterns are matched in linear time. A page without filters reads only its own documents. Every
+//! other list reads the whole kind: [`reply_from_full_read`] bounds how many such reads run at once
+//! and serializes them off the runtime, so that ten thousand documents delay no other request.
 
 use std::time::Instant;
 
@@ -21,29 +21,29 @@ use crate::change::private_keys::redact_stray_keys;
 use crate::store::{Page, StoredDocument};
 
 const PAGE_SIZES: std::ops::RangeInclusive<u64> = 10..=500;
-/// Bounds the compiled size of a pattern, in bytes.
+/// Bytes of a compiled pattern.
 const PATTERN_SIZE: usize = 1 << 20;
 
-/// Answers that read a whole kind, or everything, at once: they take a core each for as long as
-/// seconds, and hundreds of megabytes.
+/// Permits for responses that read a whole kind or more: each takes a core for up to seconds, and
+/// hundreds of megabytes.
 static FULL_READS: Semaphore = Semaphore::const_new(2);
 
-/// What a query asks of a list.
+/// The list arguments of a query.
 pub(super) struct ListQuery {
     name: Option<Regex>,
     label: Option<String>,
     uri: Option<Regex>,
-    /// Fields that must have this value.
+    /// Fields and the value they must have.
     fields: Vec<(&'static str, String)>,
-    /// Page (from 1) and its size.
+    /// The page, from 1, and its size.
     page: Option<(u64, u64)>,
 }
 
 impl ListQuery {
-    /// Reads the arguments.
+    /// Parses the arguments.
     ///
     /// # Errors
-    /// The answer to give when one of them cannot be used.
+    /// The response for an invalid argument.
     #[allow(clippy::result_large_err)] // the error is the answer
     pub(super) fn from_query(kind: Kind, query: &Query) -> Result<Self, Reply> {
         Ok(Self {
@@ -55,15 +55,15 @@ impl ListQuery {
         })
     }
 
-    /// The part of the kind that is asked for, as its first document (from 0) and its size; `None`:
-    /// the whole kind has to be read, for all of it is shown, or a filter looks into each document.
+    /// The first document (from 0) and the size of the requested page. `None`: the whole kind must
+    /// be read, because the list has no page or a filter inspects every document.
     pub(super) fn page_bounds(&self) -> Option<(usize, usize)> {
         let filtered =
             self.name.is_some() || self.label.is_some() || self.uri.is_some() || !self.fields.is_empty();
         self.page.filter(|_| !filtered).map(bounds)
     }
 
-    /// The documents to show and the number there are, filtered.
+    /// Filters, counts and pages the documents.
     pub(super) fn apply(&self, mut items: Vec<StoredDocument>) -> Page {
         items.retain(|item| self.matches(&item.document));
         match self.page.map(bounds) {
@@ -73,7 +73,7 @@ impl ListQuery {
     }
 
     fn matches(&self, document: &Value) -> bool {
-        // A text that is not shown is not found by its parts either.
+        // A redacted text must not be found by its parts either.
         let found = |value: &Value| value.as_str().filter(|text| !has_private_key_armor(text)).is_some();
         let text = |field: &str| document.get(field).filter(|value| found(value)).and_then(Value::as_str);
         let uris = || {
@@ -105,8 +105,8 @@ fn pattern(name: &str, query: &Query) -> Result<Option<Regex>, Reply> {
     })
 }
 
-/// `filter=service_id%3D1%26upstream_id%3D2`: only routes of both sorts, only these two; anything
-/// else is passed over.
+/// `filter=service_id%3D1%26upstream_id%3D2`: only for routes and stream routes, only these two
+/// fields; everything else is ignored.
 fn fields(kind: Kind, query: &Query) -> Vec<(&'static str, String)> {
     let filter =
         Query::parse(query.get("filter").filter(|_| matches!(kind, Kind::Route | Kind::StreamRoute)));
@@ -129,13 +129,13 @@ fn page(query: &Query) -> Result<Option<(u64, u64)>, Reply> {
     Ok(Some((page.max(1), size)))
 }
 
-/// The first document of a page, from 0, and how many it has.
+/// The first document of a page, from 0, and its size.
 fn bounds((page, size): (u64, u64)) -> (usize, usize) {
     let number = |number: u64| usize::try_from(number).unwrap_or(usize::MAX);
     (number(page.saturating_sub(1).saturating_mul(size)), number(size))
 }
 
-/// A document as `GET` shows it.
+/// A document in a GET response.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct DocumentView {
@@ -145,7 +145,7 @@ pub(super) struct DocumentView {
     modified_index: u64,
 }
 
-/// A list as `GET` shows it.
+/// A list in a GET response.
 #[derive(Serialize)]
 pub(super) struct ListView {
     list: Vec<DocumentView>,
@@ -153,8 +153,8 @@ pub(super) struct ListView {
 }
 
 impl DocumentView {
-    /// The private keys of an ssl are left out, sealed or not, and so is one that another program
-    /// put into a member that is not sealed. `prefix` is the store's.
+    /// Removes the private keys of an ssl, encrypted or not, and redacts one that another program
+    /// stored in a member that is not encrypted. `prefix` is the store's.
     pub(super) fn of(prefix: &str, item: StoredDocument) -> Self {
         let mut value = item.document;
         if let (Kind::Ssl, Some(document)) = (item.key.kind, value.as_object_mut()) {
@@ -168,18 +168,17 @@ impl DocumentView {
 }
 
 impl ListView {
-    /// `prefix` is the store's.
     pub(super) fn of(prefix: &str, page: Page) -> Self {
         let list = page.items.into_iter().map(|item| DocumentView::of(prefix, item)).collect();
         Self { list, total: page.total }
     }
 }
 
-/// Makes an answer that needs a whole kind, or more: waits for its place, has `read` read, and
-/// `shape` work beside the runtime.
+/// Builds a response that needs a whole kind or more: waits for a permit, awaits `read`, and runs
+/// `shape` off the runtime.
 ///
 /// # Errors
-/// What `read` gives. An empty 500 when the work is lost with the runtime.
+/// Those of `read`. An empty 500 when the runtime shuts down.
 pub(super) async fn reply_from_full_read<T, E>(
     read: impl Future<Output = Result<T, E>>,
     shape: impl FnOnce(T) -> Reply + Send + 'static,
@@ -188,7 +187,7 @@ where
     T: Send + 'static,
 {
     let asked = Instant::now();
-    // Never closed.
+    // The semaphore is never closed.
     let place = FULL_READS.acquire().await;
     metrics::observe_duration(Operation::FullReadQueue, asked);
     let begun = Instant::now();
@@ -223,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn filters_are_combined() {
+    fn filters_are_combined_with_and() {
         let documents = [
             json!({"name": "alpha", "uri": "/a", "labels": {"env": "x"}, "upstream_id": 1}),
             json!({"name": "beta", "uris": ["/b", "/ab"], "labels": {"zone": "y"}, "upstream_id": "1", "service_id": "2"}),
@@ -245,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stray_key_is_neither_shown_nor_found() {
+    fn a_stray_key_is_redacted_and_not_searchable() {
         let key = "-----BEGIN PRIVATE KEY-----\nMC4CAQAw\n-----END PRIVATE KEY-----\n";
         let document = json!({"name": key, "uri": key, "uris": [key], "client": {"ca": key}});
         assert!(select(Kind::Ssl, "name=MC4", std::slice::from_ref(&document)).0.is_empty());
@@ -278,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn pages_go_by_creation() {
+    fn pages_are_ordered_by_creation() {
         let documents = vec![json!({}); 25];
         let (first, total) = select(Kind::Ssl, "page=1&page_size=10", &documents);
         assert_eq!((first.len(), first[0].as_str(), total), (10, "24", 25));

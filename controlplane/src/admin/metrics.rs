@@ -1,46 +1,55 @@
-//! How long the Admin API takes for its work, for `/metrics`: what an administrator waits for is
-//! told apart by what had to be done.
+//! Duration histograms of the Admin API, by operation.
 
+use std::fmt::Write as _;
 use std::sync::LazyLock;
 use std::time::Instant;
 
-use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
-/// What had to be done.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+/// A timed operation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Operation {
-    /// One page of a list.
+    /// Reading and serializing one page of a list.
     Page,
-    /// A whole kind, or everything: waiting for a place.
+    /// The wait for a permit to read a whole kind.
     FullReadQueue,
-    /// The same: reading and answering.
+    /// Reading a whole kind and serializing the response.
     FullRead,
     /// A change, from its body to its commit.
     Change,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Labels {
-    work: Operation,
+impl EncodeLabelValue for Operation {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), std::fmt::Error> {
+        encoder.write_str(match self {
+            Self::Page => "page",
+            Self::FullReadQueue => "full_read_queue",
+            Self::FullRead => "full_read",
+            Self::Change => "change",
+        })
+    }
 }
 
-/// From a millisecond to half a minute.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Labels {
+    operation: Operation,
+}
+
+/// Buckets from a millisecond to half a minute.
 static DURATION: LazyLock<Family<Labels, Histogram>> =
     LazyLock::new(|| Family::new_with_constructor(|| Histogram::new(exponential_buckets(0.001, 2.0, 16))));
 
-/// Work was done that began then.
-pub(super) fn observe_duration(work: Operation, begun: Instant) {
-    DURATION.get_or_create(&Labels { work }).observe(begun.elapsed().as_secs_f64());
+pub(super) fn observe_duration(operation: Operation, started: Instant) {
+    DURATION.get_or_create(&Labels { operation }).observe(started.elapsed().as_secs_f64());
 }
 
-/// Puts the measures into `/metrics`.
 pub(crate) fn register(registry: &mut Registry) {
     registry.register(
-        "admin_work_seconds",
-        "Seconds that the Admin API takes, by the work",
+        "admin_operation_duration_seconds",
+        "Duration of the Admin API's operations",
         DURATION.clone(),
     );
 }

@@ -1,35 +1,34 @@
-//! The table of the Admin API: what stands behind each path, one row a thing (contract 2.2).
+//! The paths of the Admin API: one row for each name below `/apisix/admin` (contract 2.2).
 //!
-//! A path is `/apisix/admin/{name}[/{id}[/{sub/path}]]`. Rows that are resources share one handler;
-//! nothing here knows verbs.
+//! A path is `/apisix/admin/{name}[/{id}[/{sub/path}]]`. Rows that are resources share one handler.
+//! This file knows no methods.
 
 use model::Kind;
 use percent_encoding::percent_decode_str;
 
-/// What a name stands for.
+/// What a name addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ApiResource {
-    /// Documents of one kind.
-    Resource(Kind),
-    /// JSON Schemas, and checking against them.
+    Documents(Kind),
+    /// JSON Schemas, and validation against them.
     Schema,
-    /// The data planes and what they hold.
+    /// The data planes and the revisions they serve.
     DataPlanes,
-    /// The data planes that may not connect.
+    /// The deny-list of data planes.
     DeniedNodes,
-    /// Why was I refused?
+    /// Explains what happens to a connection and request.
     Explain,
-    /// What is served, but probably not as intended.
+    /// Reports likely misconfigurations.
     Lint,
 }
 
-/// Every name there is.
+/// Every name and its resource.
 pub(super) const API_RESOURCES: [(&str, ApiResource); 10] = [
-    ("ssls", ApiResource::Resource(Kind::Ssl)),
-    ("upstreams", ApiResource::Resource(Kind::Upstream)),
-    ("services", ApiResource::Resource(Kind::Service)),
-    ("routes", ApiResource::Resource(Kind::Route)),
-    ("stream_routes", ApiResource::Resource(Kind::StreamRoute)),
+    ("ssls", ApiResource::Documents(Kind::Ssl)),
+    ("upstreams", ApiResource::Documents(Kind::Upstream)),
+    ("services", ApiResource::Documents(Kind::Service)),
+    ("routes", ApiResource::Documents(Kind::Route)),
+    ("stream_routes", ApiResource::Documents(Kind::StreamRoute)),
     ("schema", ApiResource::Schema),
     ("dataplanes", ApiResource::DataPlanes),
     ("denied_nodes", ApiResource::DeniedNodes),
@@ -37,21 +36,21 @@ pub(super) const API_RESOURCES: [(&str, ApiResource); 10] = [
     ("lint", ApiResource::Lint),
 ];
 
-/// A path, taken apart.
+/// A parsed path.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum AdminPath {
-    /// Not ours at all.
-    Elsewhere,
+    /// Not below `/apisix/admin`.
+    NotAdmin,
     /// `/apisix/admin` itself.
     Root,
-    /// A name that is not in the table.
+    /// A name without a row.
     Unknown(String),
-    /// A row, and what of it.
+    /// A row, the id and the sub-path.
     Resource(ApiResource, Option<String>, Option<String>),
 }
 
 impl AdminPath {
-    /// Takes a path apart, percent-decoded. Empty segments at the end count as absent.
+    /// Parses a path, percent-decoded. Empty trailing segments count as absent.
     pub(super) fn parse(path: &str) -> Self {
         let path = percent_decode_str(path).decode_utf8_lossy();
         let rest = match path.strip_prefix("/apisix/admin") {
@@ -59,7 +58,7 @@ impl AdminPath {
             Some(rest) => rest.strip_prefix('/'),
             None => None,
         };
-        let Some(rest) = rest else { return Self::Elsewhere };
+        let Some(rest) = rest else { return Self::NotAdmin };
         let mut segments = rest.splitn(3, '/');
         let mut next = || segments.next().filter(|segment| !segment.is_empty()).map(str::to_owned);
         let (name, id, sub_path) = (next().unwrap_or_default(), next(), next());
@@ -75,9 +74,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn paths_are_taken_apart() {
+    fn paths_are_parsed() {
         let row = |kind, id: Option<&str>, sub: Option<&str>| {
-            AdminPath::Resource(ApiResource::Resource(kind), id.map(str::to_owned), sub.map(str::to_owned))
+            AdminPath::Resource(ApiResource::Documents(kind), id.map(str::to_owned), sub.map(str::to_owned))
         };
         assert_eq!(AdminPath::parse("/apisix/admin"), AdminPath::Root);
         assert_eq!(AdminPath::parse("/apisix/admin/"), AdminPath::Root);
@@ -90,14 +89,14 @@ mod tests {
         );
         assert_eq!(AdminPath::parse("/apisix/admin/nothing/1"), AdminPath::Unknown("nothing".to_owned()));
         for elsewhere in ["/", "/apisix", "/apisix/adminx", "/apisix/administrator/ssls", "*", ""] {
-            assert_eq!(AdminPath::parse(elsewhere), AdminPath::Elsewhere, "{elsewhere}");
+            assert_eq!(AdminPath::parse(elsewhere), AdminPath::NotAdmin, "{elsewhere}");
         }
     }
 
     #[test]
     fn every_kind_has_a_row() {
         for kind in Kind::ADMIN {
-            assert!(API_RESOURCES.contains(&(kind.plural(), ApiResource::Resource(kind))));
+            assert!(API_RESOURCES.contains(&(kind.plural(), ApiResource::Documents(kind))));
         }
         assert_eq!(
             AdminPath::parse("/apisix/admin/global_rules/1"),

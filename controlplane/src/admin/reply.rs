@@ -1,8 +1,7 @@
-//! Replies: the few shapes an answer can have, and the headers that all of them carry (contract
-//! 2.1, 10.5).
+//! Responses: their few shapes, and the headers that all of them carry (contract 2.1, 10.5).
 //!
-//! JSON ends with a newline; pages are HTML with CRLF lines as nginx writes them. Nothing here
-//! decides anything.
+//! JSON ends with a newline. HTML pages have CRLF lines, as nginx writes them. This file decides
+//! nothing.
 
 use std::time::Duration;
 
@@ -16,31 +15,31 @@ use serde_json::{Value, json};
 
 use crate::change::ChangeNotes;
 
-/// An answer.
+/// A response of the Admin API.
 pub(crate) type Reply = Response<Full<Bytes>>;
 
 /// The revision of the commit that a write made.
 pub(crate) const REVISION: HeaderName = HeaderName::from_static("x-countersign-revision");
-/// How many seconds ago the store was last heard of, on an answer from memory.
+/// Seconds since the store was last reachable, on a response from the cache.
 pub(crate) const STALE: HeaderName = HeaderName::from_static("x-countersign-stale");
 /// The extension fields that a write does not mention and the document keeps, separated by commas.
 pub(crate) const KEPT: HeaderName = HeaderName::from_static("x-countersign-kept");
-/// What a write takes away from the protection, one header for each; the log has the rest.
+/// One header for each way in which a write weakens the protection. The log has the rest.
 pub(crate) const WARNING: HeaderName = HeaderName::from_static("x-countersign-warning");
-/// Warnings of one answer, and bytes of each.
+/// Warnings of one response, and bytes of each.
 const WARNINGS_MAX: (usize, usize) = (16, 512);
 const API_VERSION: HeaderName = HeaderName::from_static("x-api-version");
 
-/// What the configuration says about the headers of every answer.
+/// The configured headers of every response.
 #[derive(Clone, Copy, Debug)]
 pub struct ResponseHeaders {
-    /// `apisix.enable_server_tokens`: `Server` names the version.
+    /// `apisix.enable_server_tokens`: `Server` has the version.
     pub server_tokens: bool,
     /// `deployment.admin.enable_admin_cors`
     pub cors: bool,
 }
 
-/// JSON and a newline. Writing it takes a while where there are thousands of documents in it.
+/// JSON and a newline. Serializing thousands of documents takes a while.
 pub(crate) fn json(status: StatusCode, value: &impl Serialize) -> Reply {
     match serde_json::to_vec(value) {
         Ok(mut text) => {
@@ -54,8 +53,8 @@ pub(crate) fn json(status: StatusCode, value: &impl Serialize) -> Reply {
     }
 }
 
-/// `{"error_msg": ...}`, with the advice of ours beside it where there is one. A message that
-/// quotes what was sent is redacted.
+/// `{"error_msg": ...}`, with a `hint` of ours where there is one. A private key in the message is
+/// redacted.
 pub(crate) fn error(status: StatusCode, message: &str, hint: Option<&str>) -> Reply {
     let message = redact(message);
     match hint {
@@ -64,7 +63,7 @@ pub(crate) fn error(status: StatusCode, message: &str, hint: Option<&str>) -> Re
     }
 }
 
-/// 400 for a document or a question: what is wrong, in which field, and what to do.
+/// 400 for an invalid document or question: the error, its field, and a hint.
 pub(crate) fn problem(problem: &Problem) -> Reply {
     let (field, message, hint) = problem.redacted();
     let field = Some(field).filter(|field| !field.is_empty());
@@ -84,25 +83,24 @@ pub(crate) fn empty(status: StatusCode) -> Reply {
     build(status, "application/json", String::new())
 }
 
-/// Plain text.
 pub(crate) fn text(status: StatusCode, text: &str) -> Reply {
     build(status, "text/plain", text.to_owned())
 }
 
-/// The HTML page of a status. The connection stays open where the status alone does not end it.
+/// The HTML page of a status. The connection stays open unless the status ends it.
 pub(crate) fn status_page(status: StatusCode) -> Reply {
     let title = status.to_string();
     build(status, "text/html; charset=utf-8", html(&title, &title, None))
 }
 
-/// The 400 page that says why, after which the connection closes.
+/// The 400 page with a reason, after which the connection closes.
 pub(crate) fn closing_error_page(why: &str) -> Reply {
     let status = StatusCode::BAD_REQUEST.to_string();
     let body = html(&format!("400 {why}"), &status, Some(why));
     with_close(build(StatusCode::BAD_REQUEST, "text/html; charset=utf-8", body))
 }
 
-/// After this answer the connection closes.
+/// Closes the connection after the response.
 pub(crate) fn with_close(mut reply: Reply) -> Reply {
     reply.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     reply
@@ -123,7 +121,7 @@ fn build(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>)
     reply
 }
 
-/// The answer to OPTIONS, anywhere.
+/// The response to OPTIONS, on every path.
 pub(crate) fn options() -> Reply {
     let mut reply = text(StatusCode::OK, "");
     let headers = reply.headers_mut();
@@ -137,25 +135,24 @@ pub(crate) fn options() -> Reply {
     reply
 }
 
-/// Says which API version the shapes of a resource's answer are of.
+/// Adds the API version that shapes a resource's response.
 pub(crate) fn with_api_version(mut reply: Reply) -> Reply {
     reply.headers_mut().insert(API_VERSION, HeaderValue::from_static("v3"));
     reply
 }
 
-/// Adds the revision of a write.
 pub(crate) fn with_revision(mut reply: Reply, revision: u64) -> Reply {
     reply.headers_mut().insert(REVISION, HeaderValue::from(revision));
     reply
 }
 
-/// Says that the answer is what was last known, and how old that is.
+/// Marks a response from the cache with its age.
 pub(crate) fn with_age(mut reply: Reply, age: Duration) -> Reply {
     reply.headers_mut().insert(STALE, HeaderValue::from(age.as_secs()));
     reply
 }
 
-/// Adds what the caller may not expect of a write.
+/// Adds the fields that a write kept and the warnings about it.
 pub(crate) fn with_notes(mut reply: Reply, told: &ChangeNotes) -> Reply {
     let visible = |text: &str| {
         let ascii = |c: char| if matches!(c, ' '..='~') { c } else { '?' };
@@ -172,7 +169,7 @@ pub(crate) fn with_notes(mut reply: Reply, told: &ChangeNotes) -> Reply {
     reply
 }
 
-/// Adds what every answer carries.
+/// Adds the headers of every response.
 pub(crate) fn with_common_headers(mut reply: Reply, style: ResponseHeaders) -> Reply {
     let headers = reply.headers_mut();
     let server =
@@ -191,7 +188,7 @@ pub(crate) fn with_common_headers(mut reply: Reply, style: ResponseHeaders) -> R
     reply
 }
 
-/// A whole plain-text answer for a peer that speaks HTTP to the TLS port.
+/// A complete HTTP response for a client that speaks plain HTTP to the TLS port.
 pub(crate) fn plain_http_response() -> String {
     let status = StatusCode::BAD_REQUEST.to_string();
     let why = "The plain HTTP request was sent to HTTPS port";

@@ -1,21 +1,21 @@
-//! The listener of the Admin API: accept, handshake, HTTP/1.1, and an orderly end.
+//! The listener of the Admin API: accept, handshake, HTTP/1.1, graceful shutdown.
 //!
-//! Everything a peer can make wait is bounded: connections, the handshake, a request's head and
-//! body, and the time a peer may take to read its answer. On a stop the queue is accepted before
-//! the listener closes, and a connection that was accepted last gets its first answer. Invariant:
-//! no request reaches the handler before the verdict on the client certificate is known, and the
-//! verdict is by the client CA in use when the request came: a kept connection is judged again
-//! after the CA's file has changed.
+//! Everything that a client can delay is bounded: connections, the handshake, a request's head and
+//! body, and the time in which it must read its response. On shutdown the server accepts the queued
+//! connections before it closes the listener, and a connection accepted last gets its first
+//! response. Invariant: no request reaches the handler before the client certificate is verified,
+//! against the client CA in use when the request arrives: a kept connection is verified again after
+//! the CA file has changed.
 
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use patient::Patient;
-use pem_files::LoadedCredentials;
+use mtls::LoadedCredentials;
 use rustls::pki_types::CertificateDer;
 use rustls_pki_types::UnixTime;
 use telemetry::{Heartbeat, Heartbeats, Readiness};
@@ -23,41 +23,40 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, TryAcquireError, watch};
 use tokio::task::JoinSet;
+use tokio_io_timeout::TimeoutStream;
 use tokio_rustls::TlsAcceptor;
 
-use super::client::{AdminClient, ClientCertStatus};
+use super::access::{AdminClient, ClientCertStatus};
 use super::handler::AdminApi;
 use super::tls::{ReloadingTls, ServerTls};
-use crate::error_counters::ErrorReason;
-
-mod patient;
+use crate::listener_errors::ErrorReason;
 
 /// First byte of a TLS handshake record (RFC 8446 5.1).
 const HANDSHAKE_RECORD: u8 = 0x16;
-/// How long accepting rests when the process has no file descriptors left: doubled each time up to
-/// the longest.
+/// Backoff of accept when the process has no file descriptors left; doubled each time up to the
+/// maximum.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
 const ACCEPT_BACKOFF_MAX: Duration = Duration::from_secs(1);
-/// From the stop until the first request of a connection that had none.
+/// From the stop to the first request of a connection that has had none.
 const FIRST_REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
-/// Bytes read from a plain-text peer before its connection is closed, so that it sees the answer.
+/// Bytes read from a plain-HTTP client before its connection closes, so that it reads the response.
 const DISCARDED_MAX: u64 = 64 << 10;
 
-/// What peers may use up.
+/// Limits on what clients use.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Connections at a time; more wait to be accepted.
+    /// Connections at a time; more wait in the accept queue.
     pub connections_max: usize,
     /// From accept to the end of the handshake.
     pub handshake_timeout: Duration,
-    /// For a request's head, and between two requests; and from the handshake until a request is
-    /// authorised.
+    /// For a request's head, between two requests, and from the handshake to the first authorized
+    /// request.
     pub header_timeout: Duration,
     /// Bytes of a request's head, at least 8192.
     pub header_bytes_max: usize,
-    /// Between two pieces of an answer that the peer takes.
+    /// Between two writes of a response.
     pub send_timeout: Duration,
-    /// For what runs when the server is asked to stop.
+    /// For open requests during shutdown.
     pub shutdown_timeout: Duration,
 }
 
@@ -74,7 +73,6 @@ impl Default for Limits {
     }
 }
 
-/// A listener that serves the Admin API.
 pub struct AdminServer {
     listener: TcpListener,
     heartbeat: Arc<Heartbeat>,
@@ -85,13 +83,13 @@ struct ServerState {
     admin: Arc<AdminApi>,
     tls: Option<ReloadingTls>,
     limits: Limits,
-    /// Places, among all connections, of peers that no request can authorise: they come to read
-    /// why.
+    /// Permits, among all connections, for clients whose address is always denied: they only read a
+    /// 403.
     denied_slots: Arc<Semaphore>,
 }
 
 impl AdminServer {
-    /// Binds the address. Without `tls` it speaks plain HTTP.
+    /// Binds the address. Without `tls` the server speaks plain HTTP.
     ///
     /// # Errors
     /// When the address cannot be bound.
@@ -105,7 +103,7 @@ impl AdminServer {
         Ok(Self::new(TcpListener::bind(address).await?, tls, admin, limits, heartbeats))
     }
 
-    /// Serves what this listener accepts. Without `tls` it speaks plain HTTP.
+    /// Serves a bound listener. Without `tls` the server speaks plain HTTP.
     pub fn new(
         listener: TcpListener,
         tls: Option<ReloadingTls>,
@@ -119,15 +117,15 @@ impl AdminServer {
         Self { listener, heartbeat, state: Arc::new(shared) }
     }
 
-    /// The address it listens on.
+    /// The bound address.
     ///
     /// # Errors
-    /// When the operating system does not say.
+    /// When the operating system fails to report it.
     pub fn address(&self) -> std::io::Result<SocketAddr> {
         self.listener.local_addr()
     }
 
-    /// Serves until `stop` turns true, then lets what runs finish within its limit.
+    /// Serves until `stop` turns true, then lets open requests finish within the limit.
     pub async fn run(self, mut stop: watch::Receiver<bool>) {
         let Self { listener, heartbeat, state: shared } = self;
         let permits = Arc::new(Semaphore::new(shared.limits.connections_max));
@@ -154,8 +152,8 @@ impl AdminServer {
                     serve(&mut running, stream, address, permit, stop.clone());
                 }
                 Err(error) => {
-                    if let Some(earlier) = ErrorReason::AdminAccept.record() {
-                        tracing::warn!(%error, earlier, "the Admin API cannot accept a connection");
+                    if let Some(suppressed) = ErrorReason::AdminAccept.record() {
+                        tracing::warn!(%error, suppressed, "the Admin API cannot accept a connection");
                     }
                     tokio::time::sleep(back_off).await;
                     back_off = (back_off * 2).min(ACCEPT_BACKOFF_MAX);
@@ -163,7 +161,7 @@ impl AdminServer {
             }
         }
         heartbeat.set_idle();
-        // Clients hold what is in the queue for connected; a close would reset it.
+        // Clients see queued connections as established; closing the listener would reset them.
         if let Ok(queue) = listener.into_std() {
             while let Ok(permit) = Arc::clone(&permits).try_acquire_owned()
                 && let Ok((stream, address)) = queue.accept()
@@ -190,14 +188,13 @@ async fn accept(
     Ok((stream, address, permit))
 }
 
-/// Returns when the server is to stop; also when nobody is left who could say so.
+/// Returns when the server must stop, also when the sender is gone.
 async fn wait_for_stop(stop: &mut watch::Receiver<bool>) {
     drop(stop.wait_for(|stop| *stop).await);
 }
 
 impl ServerState {
-    /// A place beside the others for an address that `allow_admin` refuses, and the error where
-    /// none is left.
+    /// A permit for an address that `allow_admin` denies; an error when none is left.
     fn reserve_denied_slot(
         &self,
         address: SocketAddr,
@@ -207,19 +204,19 @@ impl ServerState {
         }
         let place = Arc::clone(&self.denied_slots).try_acquire_owned();
         if place.is_err()
-            && let Some(earlier) = ErrorReason::AdminAddress.record()
+            && let Some(suppressed) = ErrorReason::AdminAddress.record()
         {
-            tracing::warn!(from = %address, earlier, "refused by allow_admin, without an answer: too many at a time");
+            tracing::warn!(peer = %address, suppressed, "denied by allow_admin, without a response: too many at a time");
         }
         place.map(Some)
     }
 
     async fn connection(&self, stream: TcpStream, address: SocketAddr, stop: watch::Receiver<bool>) {
-        // Answers are small and whole; waiting to fill a segment only delays them.
+        // Responses are small and written whole; Nagle's algorithm only delays them.
         let _ = stream.set_nodelay(true);
         let Some(tls) = &self.tls else {
             let client = ClientVerification::plain(address);
-            return self.serve(Patient::new(stream, self.limits.send_timeout), client, stop).await;
+            return self.serve(bound_writes(stream, self.limits.send_timeout), client, stop).await;
         };
         let mut stop_early = stop.clone();
         let first_request = async {
@@ -233,14 +230,14 @@ impl ServerState {
         match handshake {
             Err(_) => {
                 ErrorReason::AdminHandshake.record();
-                tracing::debug!(from = %address, "the handshake took too long");
+                tracing::debug!(peer = %address, "the handshake took too long");
             }
             Ok(Err(error)) => {
                 ErrorReason::AdminHandshake.record();
-                tracing::debug!(from = %address, %error, "no handshake");
+                tracing::debug!(peer = %address, %error, "no handshake");
             }
             Ok(Ok((stream, client))) => {
-                let stream = Patient::new(stream, self.limits.send_timeout);
+                let stream = bound_writes(stream, self.limits.send_timeout);
                 self.serve(stream, ClientVerification::tls(address, tls, client), stop).await;
             }
         }
@@ -250,7 +247,7 @@ impl ServerState {
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
-        // hyper, told to finish before it has a request, would close at once.
+        // A graceful shutdown before the first request makes hyper close at once.
         let asked = Notify::new();
         let authorised = Notify::new();
         let service = service_fn(|request| async {
@@ -263,7 +260,7 @@ impl ServerState {
             let _none_came = tokio::time::timeout(FIRST_REQUEST_TIMEOUT, asked.notified()).await;
         };
         let peer = client.at_handshake();
-        // Who may not ask anyway is not waited for as long.
+        // Clients that no request can authorize get the shorter time-out.
         let head = match peer.certificate {
             ClientCertStatus::NotRequested | ClientCertStatus::Verified { .. }
                 if !self.admin.access.always_denies(peer.address.ip()) =>
@@ -272,8 +269,7 @@ impl ServerState {
             }
             _ => self.limits.header_timeout.min(self.limits.handshake_timeout),
         };
-        // Whatever else it asks, and however often: the time for a head starts again with each
-        // answer.
+        // hyper's header time-out restarts with each response; this one does not.
         let never_authorised = async {
             if tokio::time::timeout(head, authorised.notified()).await.is_ok() {
                 std::future::pending::<()>().await;
@@ -288,7 +284,7 @@ impl ServerState {
         let ended = tokio::select! {
             ended = &mut connection => ended,
             () = never_authorised => {
-                return tracing::debug!(from = %peer.address, "no request was authorised in time");
+                return tracing::debug!(peer = %peer.address, "no request was authorised in time");
             }
             () = finish => {
                 connection.as_mut().graceful_shutdown();
@@ -296,20 +292,27 @@ impl ServerState {
             }
         };
         if let Err(error) = ended {
-            tracing::debug!(from = %peer.address, %error, "the connection ended early");
+            tracing::debug!(peer = %peer.address, %error, "the connection ended early");
         }
     }
 }
 
-/// The client of one connection. Its certificate is verified at the handshake, and again at the
-/// first request after the files changed.
+/// Ends the connection when a write makes no progress for the limit. hyper's timers bound reads alone.
+fn bound_writes<S: AsyncRead + AsyncWrite>(stream: S, limit: Duration) -> Pin<Box<TimeoutStream<S>>> {
+    let mut stream = TimeoutStream::new(stream);
+    stream.set_write_timeout(Some(limit));
+    Box::pin(stream)
+}
+
+/// The client of one connection. Its certificate is verified after the handshake, and again at the
+/// first request after the files have changed.
 struct ClientVerification<'a> {
     /// `None`: plain HTTP.
     tls: Option<(&'a ReloadingTls, Vec<CertificateDer<'static>>)>,
     verdict: Mutex<Verdict>,
 }
 
-/// The files by which the peer was verified, and the peer.
+/// The files that the client was verified with, and the result.
 type Verdict = (Option<Arc<LoadedCredentials<ServerTls>>>, Arc<AdminClient>);
 
 impl<'a> ClientVerification<'a> {
@@ -330,7 +333,7 @@ impl<'a> ClientVerification<'a> {
 
     async fn revalidated(&self) -> Arc<AdminClient> {
         let Some((tls, sent)) = &self.tls else { return self.at_handshake() };
-        // The handshake was made with files that could be used, so there are some.
+        // The handshake used valid files, so there are some.
         let Ok(files) = tls.current().await else { return self.at_handshake() };
         let mut verdict = self.verdict.lock().unwrap_or_else(PoisonError::into_inner);
         if !verdict.0.as_ref().is_some_and(|before| Arc::ptr_eq(before, &files)) {
@@ -342,16 +345,16 @@ impl<'a> ClientVerification<'a> {
     }
 }
 
-/// What a handshake leaves for the verdict on the client.
+/// The input of the client's verification.
 struct CompletedHandshake {
-    /// With which it was made.
+    /// The certificate files of the handshake.
     files: Arc<LoadedCredentials<ServerTls>>,
-    /// What the client sent, leaf first.
+    /// The client's chain, leaf first.
     presented_chain: Vec<CertificateDer<'static>>,
 }
 
-/// The handshake, with the certificate files as they are now. A peer that speaks plain HTTP is told
-/// so, in plain HTTP, as nginx does.
+/// The TLS handshake with the current certificate files. A client that speaks plain HTTP gets a
+/// plain-HTTP error page, as from nginx.
 async fn handshake(
     tls: &ReloadingTls,
     mut stream: TcpStream,
@@ -376,7 +379,7 @@ async fn send_plain_http_error(stream: &mut TcpStream) -> std::io::Result<()> {
     let page = super::reply::plain_http_response();
     stream.write_all(page.as_bytes()).await?;
     stream.shutdown().await?;
-    // Closing with unread bytes would reset the connection before the peer has read the page.
+    // Closing with unread bytes would reset the connection before the client has read the page.
     let mut rest = [0; 4096];
     let mut discarded = 0;
     while discarded < DISCARDED_MAX {
@@ -386,4 +389,18 @@ async fn send_plain_http_error(stream: &mut TcpStream) -> std::io::Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_write_that_makes_no_progress_times_out() {
+        let (near, _far) = tokio::io::duplex(1);
+        let mut stream = bound_writes(near, Duration::from_millis(1));
+        stream.write_all(b"1").await.unwrap();
+        let error = stream.write_all(b"2").await.unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::TimedOut);
+    }
 }

@@ -1,114 +1,108 @@
 //! One generated admin key for all control planes over a store.
 //!
-//! The store holds the SHA-256 of each generated key (182 random bits: the digest does not lead
-//! back to it) and where it was made; the key itself is only in the file of the control plane that
-//! made it. The first one to write its digest wins, by compare-and-swap. A key file from before the
-//! store was shared, or from before this entry, goes on working where it lies.
+//! The store holds the SHA-256 of each generated key (182 random bits: the digest reveals nothing)
+//! and the machine and file where it was created. The key itself is only in that file. The first
+//! control plane to write its digest wins, by compare-and-swap. Key files that are older than the
+//! shared entry stay valid on their own machine.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
-use zeroize::Zeroizing;
 
 use super::access::{KeyDigest, key_digest};
-use super::admin_key::{AdminKeyError, KeyFile};
+use super::key_file::{AdminKeyError, KeyFile, LocalKey};
 use crate::publish;
 use crate::store::{InternalKey, Store, StoreError};
 
-/// Rounds of losing against other control planes.
+/// Compare-and-swap attempts against other control planes.
 const CAS_ATTEMPTS: usize = 16;
 
-/// What the store says of a generated key.
+/// The store's record of a generated key.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct SharedKey {
-    /// Hexadecimal.
     sha256: String,
-    /// The machine where it was made.
     host: String,
-    /// The file there.
     file: String,
-    /// Unix seconds.
     made_at: u64,
 }
 
 /// By the name of the entry in `admin_key`.
 type Keys = BTreeMap<String, SharedKey>;
 
-/// The key of our own file and whether it was made now, and the digest of another one that counts
-/// here, too.
-pub(super) type LocalAndShared = (Option<(Zeroizing<String>, bool)>, Option<KeyDigest>);
+/// The key of our own file, and the digest of a shared key that is valid here, too.
+pub(super) type LocalAndShared = (Option<LocalKey>, Option<KeyDigest>);
 
-/// Takes the key that the control planes share; makes it when there is none.
+/// Resolves the key that the control planes share; creates it when there is none.
 ///
 /// # Errors
 /// [`AdminKeyError`] when neither the store nor the file can be read.
 pub(super) async fn resolve(file: &KeyFile, store: &dyn Store) -> Result<LocalAndShared, AdminKeyError> {
-    let mut ours = file.read()?.map(|key| (key, false));
+    let mut local = file.read()?;
     for _ in 0..CAS_ATTEMPTS {
         let (version, mut keys) = read(file, store).await?;
-        if let Some(made) = keys.get(&file.name) {
-            return use_shared(file, made, ours);
+        if let Some(shared) = keys.get(&file.name) {
+            return use_shared(file, shared, local);
         }
-        let (key, now) = match ours.take() {
+        let key = match local.take() {
             Some(key) => key,
             None => file.create()?,
         };
-        keys.insert(file.name.clone(), SharedKey::new(&key, file));
-        ours = Some((key, now));
+        keys.insert(file.name.clone(), SharedKey::new(&key.key, file));
+        local = Some(key);
         let text = serde_json::to_string(&keys).unwrap_or_default();
         match store.swap_internal_entry(InternalKey::AdminKeys, version, text.into()).await {
-            Ok(_) => return Ok((ours, None)),
-            // Another was faster, or it is not known: the store tells.
+            Ok(_) => return Ok((local, None)),
+            // Another control plane was faster, or the outcome is unknown: the next read decides.
             Err(StoreError::Conflict | StoreError::OutcomeUnknown { .. }) => {}
             Err(error) => {
                 tracing::warn!(%error, name = file.name, "the admin key is not shared: each control plane has its own");
-                return Ok((ours, None));
+                return Ok((local, None));
             }
         }
     }
     Err(shared_error(file, "the other control planes write it all the time".to_owned()))
 }
 
-/// The store knows a key.
+/// Reconciles our file with the shared key.
 fn use_shared(
     file: &KeyFile,
-    made: &SharedKey,
-    ours: Option<(Zeroizing<String>, bool)>,
+    shared: &SharedKey,
+    local: Option<LocalKey>,
 ) -> Result<LocalAndShared, AdminKeyError> {
-    let Some(digest) = made.digest() else {
+    let Some(digest) = shared.digest() else {
         return Err(shared_error(
             file,
             "its digest in the store is damaged: remove admin_keys below countersign/".to_owned(),
         ));
     };
-    let SharedKey { host, file: place, .. } = made;
-    if ours.is_none() && made.was_made_in(file) {
+    let SharedKey { host, file: path, .. } = shared;
+    if local.is_none() && shared.was_created_in(file) {
         tracing::error!(
             name = file.name,
-            "{place}, which holds the one admin key of all control planes over this etcd, is gone, and it was made here: put its copy \
+            "{path}, which holds the one admin key of all control planes over this etcd, is gone, and it was made here: put its copy \
              back or, where there is none, have a new key made: `etcdctl del PREFIX/countersign/admin_keys` with the value of \
              deployment.etcd.prefix as PREFIX, then restart the control planes. Until then the old key alone is taken"
         );
         return Ok((None, Some(digest)));
     }
-    match ours {
-        Some((key, now)) if key_digest(key.as_bytes()) == digest => return Ok((Some((key, now)), None)),
-        // Made in vain: another control plane was faster.
-        Some((_, true)) => file.remove()?,
-        Some((key, false)) => {
+    match local {
+        Some(local) if key_digest(local.key.as_bytes()) == digest => return Ok((Some(local), None)),
+        // Another control plane was faster.
+        Some(LocalKey { is_new: true, .. }) => file.remove()?,
+        Some(local) => {
             tracing::warn!(
                 name = file.name,
-                "{} holds another admin key than {place} on {host}, which all control planes over this etcd take; both are good \
+                "{} holds another admin key than {path} on {host}, which all control planes over this etcd take; both are good \
                  here. Remove the file to have one key only",
                 file.path.display()
             );
-            return Ok((Some((key, false)), Some(digest)));
+            return Ok((Some(local), Some(digest)));
         }
         None => {}
     }
-    tracing::info!(name = file.name, "the admin key is the one in {place} on {host}, where it was made");
+    tracing::info!(name = file.name, "the admin key is the one in {path} on {host}, where it was made");
     Ok((None, Some(digest)))
 }
 
@@ -134,15 +128,15 @@ fn shared_error(file: &KeyFile, problem: String) -> AdminKeyError {
 impl SharedKey {
     fn new(key: &str, file: &KeyFile) -> Self {
         let sha256 = key_digest(key.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect();
-        let place = std::path::absolute(&file.path).unwrap_or_else(|_| file.path.clone());
+        let path = std::path::absolute(&file.path).unwrap_or_else(|_| file.path.clone());
         let made_at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        Self { sha256, host: publish::machine_name(), file: place.display().to_string(), made_at }
+        Self { sha256, host: publish::machine_name(), file: path.display().to_string(), made_at }
     }
 
-    /// It was made on this machine, in this file.
-    fn was_made_in(&self, file: &KeyFile) -> bool {
-        let place = std::path::absolute(&file.path).unwrap_or_else(|_| file.path.clone());
-        self.host == publish::machine_name() && Path::new(&self.file) == place
+    /// Whether the key was created on this machine, in this file.
+    fn was_created_in(&self, file: &KeyFile) -> bool {
+        let path = std::path::absolute(&file.path).unwrap_or_else(|_| file.path.clone());
+        self.host == publish::machine_name() && Path::new(&self.file) == path
     }
 
     fn digest(&self) -> Option<KeyDigest> {
@@ -166,7 +160,7 @@ mod tests {
     use crate::admin::admin_key::{ResolvedKey, resolve_keys};
     use crate::store::EmbeddedStore;
 
-    /// What a control plane with this folder takes as its key.
+    /// The key that a control plane with this folder resolves.
     async fn start(folder: &Path, store: &dyn Store) -> ResolvedKey {
         let entry =
             AdminKey { name: "admin".into(), key: conf::Secret::new(String::new()), role: AdminRole::Admin };
@@ -178,7 +172,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn of_several_only_one_makes_a_key() {
+    async fn only_one_control_plane_creates_a_key() {
         let folders: Vec<_> = (0..8).map(|_| tempfile::tempdir().unwrap()).collect();
         let store = store(folders[0].path());
         let started =
@@ -195,7 +189,7 @@ mod tests {
         }
         let stored = store.internal_entry(InternalKey::AdminKeys).await.unwrap().unwrap().text;
         assert!(!stored.contains(made[0].key.as_str()) && stored.contains("admin.key"));
-        // Started again, the one that made it has it from its file.
+        // After a restart, the creator reads the key from its file.
         let folder = made[0].created.as_deref().unwrap().parent().unwrap();
         let again = start(folder, &store).await;
         assert_eq!(
@@ -205,7 +199,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn key_files_from_before_go_on_working() {
+    async fn older_key_files_stay_valid() {
         let folders: Vec<_> = (0..3).map(|_| tempfile::tempdir().unwrap()).collect();
         let store = store(folders[0].path());
         for (folder, key) in folders.iter().zip(["one", "two"]) {
@@ -223,7 +217,7 @@ mod tests {
         assert_eq!((three.key.as_str(), three.shared_digest), ("", Some(key_digest(b"one"))));
     }
 
-    /// What is logged goes here.
+    /// Captures the log.
     #[derive(Clone, Default)]
     struct Log(std::sync::Arc<std::sync::Mutex<Vec<u8>>>);
 
@@ -239,25 +233,25 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_key_lost_where_it_was_made_is_an_error_in_the_log() {
+    async fn a_lost_key_file_is_a_logged_error() {
         let (folder, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let store = store(folder.path());
         let made = start(folder.path(), &store).await;
         let log = Log::default();
         let writer = log.clone();
         let subscriber = tracing_subscriber::fmt().with_writer(move || writer.clone()).finish();
-        let _logged = tracing::subscriber::set_default(subscriber);
-        let told = || String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+        let _guard = tracing::subscriber::set_default(subscriber);
+        let logged = || String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
         start(other.path(), &store).await;
-        assert!(!told().contains("ERROR"), "it was not made there: {}", told());
+        assert!(!logged().contains("ERROR"), "it was not made there: {}", logged());
         std::fs::remove_file(folder.path().join("admin.key")).unwrap();
         let again = start(folder.path(), &store).await;
         assert_eq!(again.shared_digest, Some(key_digest(made.key.as_bytes())));
-        assert!(told().contains("ERROR") && told().contains("etcdctl del"), "{}", told());
+        assert!(logged().contains("ERROR") && logged().contains("etcdctl del"), "{}", logged());
     }
 
     #[tokio::test]
-    async fn a_damaged_entry_is_an_error_and_makes_no_key() {
+    async fn a_damaged_entry_is_an_error_and_creates_no_key() {
         let folder = tempfile::tempdir().unwrap();
         let store = store(folder.path());
         for text in ["{", r#"{"admin": {"sha256": "12", "host": "h", "file": "f", "made_at": 1}}"#] {

@@ -1,70 +1,99 @@
-//! TLS of the Admin API (contract 2.1): the server's certificate, and what is made of the client's.
+//! TLS of the Admin API (contract 2.1): the server's certificate, and the verification of the
+//! client's.
 //!
-//! With a CA, every client is asked for a certificate, and the handshake succeeds whatever it
-//! sends, so that a person sees a page that says what is missing instead of a closed connection.
-//! The verdict is `pki`'s and stands before the first request is read. Proof that the client holds
-//! the key is not optional: a certificate without it ends the handshake. Sessions are never
-//! resumed, so no verdict outlives its connection. The files are read again when they change
-//! ([`pem_files::reload`]): a new connection is made with them as they are, and a kept one is
-//! judged by the CA as it is.
+//! With a CA, the server requests a certificate from every client and completes the handshake
+//! whatever the client sends, so that a browser shows a page with the reason instead of a
+//! connection error. `pki` verifies the chain before the first request is read. Proof of possession
+//! of the key is not optional: without it the handshake fails. Sessions are never resumed, so no
+//! verification result outlives its connection. The files are read again when they change
+//! ([`mtls::reload`]): a new connection uses the current ones, and a kept connection is
+//! verified against the current CA.
 
 use std::sync::Arc;
 
-use conf::{AdminTlsSettings, Ciphers, TlsVersion};
-use pem_files::reload::ConfiguredFile;
-use pem_files::{CredentialFiles, Credentials, FileError, LoadedCredentials, Reloader};
-use pki::{ClientAuth, ClientAuthInput};
-use rustls::client::danger::HandshakeSignatureValid;
-use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms};
-use rustls::pki_types::{CertificateDer, UnixTime};
-use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
-use rustls::sign::CertifiedKey;
-use rustls::{
-    DigitallySignedStruct, DistinguishedName, ServerConfig, SignatureScheme, SupportedProtocolVersion,
+use conf::{AdminTlsSettings, Ciphers, Settings, TlsVersion};
+use mtls::{
+    ClientVerifier, ConfiguredFile, CredentialFiles, Credentials, FileError, LoadedCredentials, Reloader,
+    VerifyClient,
 };
+use pki::{ClientAuth, ClientAuthInput};
+use rustls::crypto::CryptoProvider;
+use rustls::pki_types::{CertificateDer, UnixTime};
+use rustls::server::NoServerSessionStorage;
+use rustls::sign::SingleCertAndKey;
+use rustls::{CertificateError, ServerConfig, SupportedProtocolVersion};
 
-use super::client::ClientCertStatus;
-use crate::proof;
+use super::access::ClientCertStatus;
 
 /// nginx's default, which APISIX does not change: one intermediate.
 const DEPTH: u32 = 1;
 
-/// Why the Admin API's TLS could not be set up.
+/// Why the TLS of the Admin API cannot be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
-    /// A file cannot be read, or does not hold what it should.
+    /// A file is unreadable or has unexpected content.
     #[error("{0}")]
     File(#[from] FileError),
-    /// None of the configured protocol versions can be used.
+    #[error(
+        "missing ssl cert for https admin: set deployment.admin.admin_api_mtls.admin_ssl_cert and \
+         admin_ssl_cert_key, or https_admin: false"
+    )]
+    NoCertificate,
+    #[error("deployment.admin.admin_api_version: only v3 is supported: remove the key, or write v3")]
+    ApiVersion,
+    /// None of the configured protocol versions is supported.
     #[error("apisix.ssl.ssl_protocols: the Admin API needs TLSv1.2 or TLSv1.3")]
     Versions,
-    /// The TLS library refused.
+    /// rustls returned an error.
     #[error("the Admin API's TLS cannot be set up: {0}")]
     Library(#[from] rustls::Error),
 }
 
-/// What a handshake needs, as the files were when it began.
+/// The TLS configuration of a handshake, from the files as they were when it began.
 pub struct ServerTls {
-    /// For the TLS library.
     pub config: Arc<ServerConfig>,
-    /// `None`: no client certificate is asked for.
+    /// `None`: the server requests no client certificate.
     policy: Option<Arc<ClientAuth>>,
 }
 
-/// The TLS of the Admin API.
+/// TLS whose certificate files are read again when they change.
 #[derive(Clone, Debug)]
 pub struct ReloadingTls {
-    /// The files, and what is made of them.
+    /// The files and the configuration built from them.
     pub files: Reloader<ServerTls>,
 }
 
 impl ReloadingTls {
-    /// Reads the files. `ciphers`: the suites that may be used; `None`: all there are. A CA file
-    /// that is named but missing, empty or without a certificate is an error, never "no CA".
+    /// The configured TLS; `None` when the Admin API is disabled or plain HTTP.
     ///
     /// # Errors
-    /// Says which file is wrong, and how.
+    /// When the settings or the files are invalid.
+    pub(crate) fn from_settings(settings: &Settings) -> Result<Option<Self>, TlsError> {
+        let admin = &settings.deployment.admin;
+        if !admin.enabled {
+            return Ok(None);
+        }
+        if !admin.v3 {
+            return Err(TlsError::ApiVersion);
+        }
+        if !admin.https {
+            if admin.tls.as_ref().is_some_and(|tls| tls.ca.is_some()) {
+                tracing::warn!(
+                    "admin_api_mtls is set but https_admin is false: the Admin API asks for NO client certificate"
+                );
+            }
+            return Ok(None);
+        }
+        let files = admin.tls.as_ref().ok_or(TlsError::NoCertificate)?;
+        let ssl = &settings.apisix.ssl;
+        Ok(Some(Self::load(files, &ssl.protocols, ssl.ciphers.as_ref())?))
+    }
+
+    /// Reads the files. `ciphers`: the permitted suites; `None`: all. A CA file that is configured
+    /// but missing, empty or without a certificate is an error, never "no CA".
+    ///
+    /// # Errors
+    /// Names the file and the problem.
     pub fn load(
         files: &AdminTlsSettings,
         versions: &[TlsVersion],
@@ -105,17 +134,17 @@ impl ReloadingTls {
         Ok(Self { files })
     }
 
-    /// With the files as they are now, for a new connection.
+    /// The configuration from the current files, for a new connection.
     ///
     /// # Errors
-    /// When the files could never be used.
+    /// When the files have never been valid.
     pub async fn current(&self) -> Result<Arc<LoadedCredentials<ServerTls>>, FileError> {
         self.files.refresh().await
     }
 }
 
 impl ServerTls {
-    /// Judges what a client sent.
+    /// Verifies a client's chain.
     pub fn verify_client(&self, sent: &[CertificateDer<'_>], now: UnixTime) -> ClientCertStatus {
         let Some(policy) = &self.policy else { return ClientCertStatus::NotRequested };
         let Some((leaf, rest)) = sent.split_first() else { return ClientCertStatus::Missing };
@@ -137,16 +166,16 @@ fn server_config(
 ) -> Result<ServerConfig, rustls::Error> {
     let none = || rustls::Error::General("no certificate".to_owned());
     let certified = contents.pair.as_ref().ok_or_else(none)?.to_certified_key(provider)?;
-    let algorithms = provider.signature_verification_algorithms;
     let builder =
         ServerConfig::builder_with_provider(Arc::clone(provider)).with_protocol_versions(versions)?;
     let builder = match policy {
         Some(policy) => {
-            builder.with_client_cert_verifier(Arc::new(OptionalClientCert::new(policy, algorithms)))
+            let verifier = ClientVerifier::new(OptionalClientCert, policy, Arc::clone(provider));
+            builder.with_client_cert_verifier(Arc::new(verifier))
         }
         None => builder.with_no_client_auth(),
     };
-    let mut config = builder.with_cert_resolver(Arc::new(SingleCert(certified)));
+    let mut config = builder.with_cert_resolver(Arc::new(SingleCertAndKey::from(certified)));
     config.ignore_client_order = true;
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     config.session_storage = Arc::new(NoServerSessionStorage {});
@@ -160,69 +189,22 @@ fn client_auth(file: &ConfiguredFile, contents: &Credentials) -> Result<ClientAu
     ClientAuth::new(input).map_err(|error| file.by_ref().error(error))
 }
 
-/// The one certificate of this listener, whatever name is asked for.
+/// Requests a certificate and accepts any: [`ServerTls::verify_client`] verifies it after the
+/// handshake, so that a browser gets a page with the reason.
 #[derive(Debug)]
-struct SingleCert(Arc<CertifiedKey>);
+struct OptionalClientCert;
 
-impl ResolvesServerCert for SingleCert {
-    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        Some(Arc::clone(&self.0))
-    }
-}
-
-/// Asks for a certificate and leaves the verdict for later; checks only that the client holds its
-/// key.
-#[derive(Debug)]
-struct OptionalClientCert {
-    subjects: Vec<DistinguishedName>,
-    algorithms: WebPkiSupportedAlgorithms,
-}
-
-impl OptionalClientCert {
-    fn new(policy: &ClientAuth, algorithms: WebPkiSupportedAlgorithms) -> Self {
-        let subjects =
-            policy.root_hint_subjects().iter().map(|name| DistinguishedName::from(name.to_der())).collect();
-        Self { subjects, algorithms }
-    }
-}
-
-impl ClientCertVerifier for OptionalClientCert {
-    fn client_auth_mandatory(&self) -> bool {
+impl VerifyClient for OptionalClientCert {
+    fn is_mandatory(&self) -> bool {
         false
     }
 
-    fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        &self.subjects
-    }
-
-    fn verify_client_cert(
+    fn verify(
         &self,
         _: &CertificateDer<'_>,
         _: &[CertificateDer<'_>],
         _: UnixTime,
-    ) -> Result<ClientCertVerified, rustls::Error> {
-        Ok(ClientCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        proof::verify_tls12(&self.algorithms, message, cert, signed)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        proof::verify_tls13(&self.algorithms, message, cert, signed)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.algorithms.supported_schemes()
+    ) -> Result<(), CertificateError> {
+        Ok(())
     }
 }

@@ -1,9 +1,9 @@
-//! The check: a document is judged as every data plane will judge it, then its references are
+//! The check: a document is compiled as every data plane compiles it, then its references are
 //! looked up.
 //!
-//! `compile` also makes what the data planes get, so what passes here is refused by none of them.
-//! References to other resources are looked up in the store at this moment (contract 2.6, 2.7);
-//! they are a help against mistakes, not a constraint the store enforces.
+//! `compile` also builds what the data planes get, so no data plane rejects a document that passes
+//! here. References to other resources are looked up in the store at this moment (contract 2.6,
+//! 2.7); they catch mistakes and are no constraint that the store enforces.
 
 use model::{Id, Key, Kind, Problem, Reference, Resource, Scheme, Snapshot, Versioned};
 use pki::Keyring;
@@ -14,11 +14,10 @@ use super::ChangeError;
 use crate::compile::{compile, compile_stored};
 use crate::store::Store;
 
-/// Judges a whole document at this moment and gives what it means; what is served all the same but
-/// probably not as intended goes to the log.
+/// Checks and compiles a whole document; logs likely misconfigurations.
 ///
 /// # Errors
-/// The first thing that is wrong with it, or that the store cannot be read.
+/// The first problem of the document, or a store error.
 pub(crate) async fn check_document(
     kind: Kind,
     id: &Id,
@@ -39,9 +38,8 @@ pub(crate) async fn check_document(
     Ok(resource)
 }
 
-/// Refuses a route or service that has paths forwarded as the client wrote them where a rule could
-/// be walked round. What is written afterwards is not refused for its sake: a data plane then
-/// refuses such requests.
+/// Rejects a route or service that forwards raw paths where a client could bypass a rule. A rule
+/// that is written later is accepted; data planes then deny such requests.
 async fn check_raw_paths(
     resource: &Resource,
     keyring: &Keyring,
@@ -59,7 +57,8 @@ async fn check_raw_paths(
     Ok(model::raw_path::check_resource(&Snapshot::from_resources(0, held), resource)?)
 }
 
-/// The document itself, or the service of a route that has no `proxy-rewrite` of its own.
+/// Decides by the document itself, or by the service of a route without a `proxy-rewrite` of its
+/// own.
 async fn forwards_raw_paths(resource: &Resource, store: &dyn Store) -> Result<bool, ChangeError> {
     let (own, service) = match resource {
         Resource::Route(route) => (&route.proxy_rewrite, route.service.as_ref()),
@@ -102,15 +101,16 @@ fn is_client(ssl: &Value) -> bool {
     ssl.get("type").and_then(Value::as_str) == Some("client")
 }
 
-/// Of a stored upstream, so of one that was checked.
+/// The upstream is stored, so its scheme was checked.
 fn scheme_of(upstream: &Value) -> Scheme {
     upstream.get("scheme").and_then(Value::as_str).and_then(Scheme::parse).unwrap_or(Scheme::Http)
 }
 
-/// Refuses to remove what others refer to. An ssl may always be removed (contract 2.3).
+/// Rejects the removal of a document that others refer to. An ssl can always be removed (contract
+/// 2.3).
 ///
 /// # Errors
-/// Names the first document that still refers to it.
+/// Names the first document that refers to it.
 pub(crate) async fn check_removal(key: &Key, store: &dyn Store) -> Result<(), ChangeError> {
     let (field, users, what): (_, &[Kind], _) = match key.kind {
         Kind::Upstream => ("upstream_id", &[Kind::Route, Kind::Service, Kind::StreamRoute], "this upstream"),

@@ -1,9 +1,9 @@
-//! The single write door: every change of the configuration passes here, whatever asked for it.
+//! The only code that writes the configuration.
 //!
-//! Settles id, times and extension fields, has the draft checked, seals its private keys, and
-//! commits it against the revision it was based on. A PUT means
-//! "make it so", so when somebody else was faster it is built anew on what is there; a PATCH was
-//! meant for what its caller saw, so it is refused then (contract 2.3).
+//! Sets id, times and extension fields, has the draft checked, encrypts its private keys, and
+//! commits it against the revision it is based on. A PUT states the whole document, so when another
+//! writer is faster it is rebuilt on the new revision; a PATCH applies to the document that its
+//! caller saw, so it fails then (contract 2.3).
 
 use std::num::NonZeroU32;
 use std::sync::Arc;
@@ -19,7 +19,7 @@ use super::{
 use crate::compile::compile_stored;
 use crate::store::{Mutation, Precondition, Store, StoreError, StoredDocument};
 
-/// How often a PUT is tried while others keep writing the same key.
+/// Attempts of a PUT while others write the same key.
 const TRIES: usize = 16;
 
 /// Makes changes.
@@ -29,16 +29,17 @@ pub struct ChangePipeline {
     keyring: Arc<Keyring>,
 }
 
-/// When a document was made and last changed, in unix seconds.
+/// How `create_time` and `update_time` are set, in unix seconds.
 enum Timestamps<'a> {
-    /// Made anew: the creation time of what it replaces is kept.
+    /// A whole document: keeps the creation time of the document that it replaces.
     Replace(Option<&'a Value>),
-    /// Times the caller gave stand; `update_given` says whether the update time is one of them.
+    /// A patched document: keeps times from the request; `update_given` says whether the update
+    /// time is one of them.
     Patch { update_given: bool },
 }
 
 impl ChangePipeline {
-    /// Makes changes in `store`, sealing private keys with `keyring`.
+    /// Makes changes in `store` and encrypts private keys with `keyring`.
     pub fn new(store: Arc<dyn Store>, keyring: Arc<Keyring>) -> Self {
         Self { store, keyring }
     }
@@ -46,7 +47,7 @@ impl ChangePipeline {
     /// Creates or replaces the document of that name.
     ///
     /// # Errors
-    /// When the document is refused or the store fails.
+    /// When the document is invalid or the store fails.
     pub async fn put(
         &self,
         kind: Kind,
@@ -74,10 +75,10 @@ impl ChangePipeline {
         Err(StoreError::Conflict.into())
     }
 
-    /// Creates a document under an id that nothing else ever had.
+    /// Creates a document under a new, unique id.
     ///
     /// # Errors
-    /// When the document is refused or the store fails.
+    /// When the document is invalid or the store fails.
     pub async fn post(
         &self,
         kind: Kind,
@@ -87,7 +88,7 @@ impl ChangePipeline {
     ) -> Result<CommittedChange, ChangeError> {
         let mut document = draft::post(kind, url_id, body)?;
         let WriteOptions { now, ttl } = moment;
-        // Checked under a stand-in, so that a refused document takes no revision.
+        // Checked under a placeholder id, so that an invalid document takes no revision.
         let stand_in = Key::new(kind, Id::parse("0")?);
         let told = extension_fields::carry_over(&stand_in, None, &mut document);
         let (mut document, told) = self.check_and_seal(&stand_in, None, document, told, now).await?;
@@ -100,8 +101,8 @@ impl ChangePipeline {
     /// Changes a part of a document.
     ///
     /// # Errors
-    /// When there is no such document, the result is refused, it was changed meanwhile, or the
-    /// store fails.
+    /// When the document does not exist, the result is invalid, another writer has changed it, or
+    /// the store fails.
     pub async fn patch(
         &self,
         key: &Key,
@@ -110,7 +111,7 @@ impl ChangePipeline {
         moment: WriteOptions,
     ) -> Result<CommittedChange, ChangeError> {
         let WriteOptions { now, ttl } = moment;
-        // What is wrong with the request itself is said before the document is looked up.
+        // Errors of the request itself come before the look-up of the document.
         if body.is_none() || (sub_path.is_none() && !body.as_ref().is_some_and(Value::is_object)) {
             draft::patch(key, Value::Object(Map::new()), sub_path, body)?;
             return Err(ChangeError::NotFound);
@@ -132,10 +133,10 @@ impl ChangePipeline {
         self.commit(key, document, Precondition::ModRevision(before.mod_revision), ttl, told).await
     }
 
-    /// Removes a document; `force` skips the question whether others refer to it.
+    /// Removes a document; `force` skips the search for documents that refer to it.
     ///
     /// # Errors
-    /// When there is none, others refer to it, or the store fails.
+    /// When it does not exist, others refer to it, or the store fails.
     pub async fn delete(&self, key: &Key, force: bool) -> Result<CommittedChange, ChangeError> {
         if !force {
             check::check_removal(key, &*self.store).await?;
@@ -159,8 +160,7 @@ impl ChangePipeline {
         })
     }
 
-    /// What is taken away from the protection when `now` takes the place of `before`, or nothing
-    /// does.
+    /// What the protection loses when `now` replaces `before`, or nothing does.
     fn weakenings(&self, before: &StoredDocument, now: Option<&Resource>) -> Vec<String> {
         let Some(before) = compile_stored(before, &self.keyring, None).0 else { return Vec::new() };
         let weakened = match now {
@@ -170,7 +170,7 @@ impl ChangePipeline {
         weakened.iter().map(ToString::to_string).collect()
     }
 
-    /// Judges a document, tells what it takes away from the one before, and seals its private keys.
+    /// Checks a document, adds what it weakens to the notes, and encrypts its private keys.
     async fn check_and_seal(
         &self,
         key: &Key,

@@ -1,25 +1,23 @@
-//! Drafts: what a request means as a whole document.
+//! Drafts: the whole document that a request results in.
 //!
-//! PUT and POST bring the document itself; PATCH brings a part that is merged into the stored one
-//! (contract 2.3). A draft has an id where it must have one and no times where it may not; what it
-//! says is judged later, by `check`.
+//! PUT and POST carry the document; PATCH carries a part that is merged into the stored one
+//! (contract 2.3). A draft has an id where it must have one, and no times where it must not;
+//! `check` validates its content.
 
 use model::{Id, Key, Kind, Problem};
 use serde_json::{Map, Value};
 
-/// A document on its way to be checked.
+/// A document before the check.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Draft {
-    /// Its name.
     pub key: Key,
-    /// The whole document.
     pub document: Map<String, Value>,
 }
 
-/// The document of a PUT: its id stands in the URL, in the body, or in both when they agree.
+/// The document of a PUT: the id is in the URL, in the body, or equal in both.
 ///
 /// # Errors
-/// The contract's texts for what is missing or does not fit.
+/// The contract's texts for what is missing or does not match.
 pub(crate) fn put(kind: Kind, url_id: Option<&str>, body: Option<Value>) -> Result<Draft, Problem> {
     let mut document = object(body)?;
     let key = resolve_id(kind, url_id, &mut document)?;
@@ -27,10 +25,10 @@ pub(crate) fn put(kind: Kind, url_id: Option<&str>, body: Option<Value>) -> Resu
     Ok(Draft { key, document })
 }
 
-/// The document of a POST, which gets its id from the store.
+/// The document of a POST, whose id the store assigns.
 ///
 /// # Errors
-/// When there is no body, or it or the URL names an id.
+/// When there is no body, or the URL or the body has an id.
 pub(crate) fn post(
     kind: Kind,
     url_id: Option<&str>,
@@ -47,7 +45,7 @@ pub(crate) fn post(
 /// The stored document after a PATCH; `sub_path` is the part of the URL behind the id.
 ///
 /// # Errors
-/// When there is no body, it cannot be merged, or it would change the id.
+/// When there is no body, it cannot be merged, or it changes the id.
 pub(crate) fn patch(
     key: &Key,
     mut stored: Value,
@@ -76,7 +74,7 @@ fn object(body: Option<Value>) -> Result<Map<String, Value>, Problem> {
     }
 }
 
-/// The contract's words for types are those of Lua.
+/// The contract names types as Lua does.
 fn lua_type(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
@@ -87,13 +85,13 @@ fn lua_type(value: &Value) -> &'static str {
     }
 }
 
-/// Settles the id: the URL's, as text, or else the body's, as it stands there.
+/// The id: the URL's, as text, or else the body's.
 fn resolve_id(kind: Kind, url_id: Option<&str>, document: &mut Map<String, Value>) -> Result<Key, Problem> {
     let body_id = match document.get("id") {
         None | Some(Value::Null) => None,
         Some(Value::String(text)) => Some(text.clone()),
         Some(Value::Number(number)) => Some(number.to_string()),
-        // No id at all: the empty one brings the contract's text.
+        // No valid id: the empty one leads to the contract's text.
         Some(_) => Some(String::new()),
     };
     let id = match (url_id, body_id) {
@@ -110,7 +108,7 @@ fn resolve_id(kind: Kind, url_id: Option<&str>, document: &mut Map<String, Value
     Ok(Key::new(kind, Id::parse(&id)?))
 }
 
-/// The gateway keeps the times; only PATCH may set them.
+/// The gateway sets the times; only PATCH may set them.
 fn forbid_times(document: &Map<String, Value>) -> Result<(), Problem> {
     let inner = |name: &str| document.get(name).and_then(Value::as_object);
     let places = [("", Some(document)), ("upstream.", inner("upstream")), ("plugins.", inner("plugins"))];
@@ -126,7 +124,8 @@ fn forbid_times(document: &Map<String, Value>) -> Result<(), Problem> {
     Ok(())
 }
 
-/// Objects merge member by member, `null` removes a member, anything else replaces (contract 2.3).
+/// Objects merge member by member, `null` removes a member, any other value replaces (contract
+/// 2.3).
 fn merge(origin: &mut Value, change: Value) {
     let Value::Object(change) = change else {
         *origin = change;
@@ -145,8 +144,8 @@ fn merge(origin: &mut Value, change: Value) {
     }
 }
 
-/// Puts `value` at `path`, making the objects on the way. An element of an array cannot be
-/// addressed.
+/// Sets `value` at `path` and creates the objects on the way. Elements of arrays are not
+/// addressable.
 fn set_at_path(document: &mut Value, path: &str, value: Value) -> Result<(), Problem> {
     let invalid = |upto: &str| Problem::new("", format!("invalid sub-path: /{upto}"));
     let (parents, last) = match path.rsplit_once('/') {
@@ -215,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn times_are_not_for_the_caller() {
+    fn put_and_post_reject_times() {
         for (document, path) in [
             (json!({"create_time": 1}), "create_time"),
             (json!({"upstream": {"update_time": 1}}), "upstream.update_time"),
@@ -244,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn patch_places_values_at_a_path() {
+    fn patch_sets_values_at_a_path() {
         let stored = json!({"id": "1", "snis": ["a"], "client": {"depth": 1}});
         let placed = |path: &str, value| {
             patch(&key("1"), stored.clone(), Some(path), Some(value))
@@ -285,7 +284,7 @@ mod tests {
         }
 
         #[test]
-        fn placing_is_reading_back(path in "[a-c]{1,2}(/[a-c]{1,2}){0,3}", value in json_value()) {
+        fn a_value_set_at_a_path_reads_back(path in "[a-c]{1,2}(/[a-c]{1,2}){0,3}", value in json_value()) {
             let mut document = Value::Object(Map::new());
             set_at_path(&mut document, &path, value.clone()).unwrap();
             prop_assert_eq!(document.pointer(&format!("/{path}")), Some(&value));

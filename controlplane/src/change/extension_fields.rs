@@ -1,9 +1,9 @@
-//! Extension fields across a change: what the request does not mention is kept
+//! Extension fields across a change: fields that the request does not mention are kept
 //! (`model::extension`).
 //!
 //! A tool that knows only APISIX's schema reads, edits and writes back without them, so their
-//! absence says nothing. Revocation lists that are carried over to another bundle are dropped where
-//! no certificate of it has signed them: the bundle is what was asked for.
+//! absence means nothing. CRLs that are carried over to another bundle are dropped where no
+//! certificate of it has signed them: the bundle is what the request changes.
 
 use model::{Key, Kind, extension};
 use serde_json::{Map, Value};
@@ -13,7 +13,7 @@ use crate::compile;
 
 const CRL_FIELD: &str = "client.crl";
 
-/// Of a document that takes the place of `before`, or of nothing.
+/// For a document that replaces `before`, or is new.
 pub(crate) fn carry_over(
     key: &Key,
     before: Option<&Value>,
@@ -27,7 +27,7 @@ pub(crate) fn carry_over(
     told
 }
 
-/// Of a document in which a part was changed; at a `place`, the part was replaced as a whole.
+/// For a patched document. `at_place`: the part at a sub-path was replaced as a whole.
 pub(super) fn settle_patched(
     key: &Key,
     before: &Value,
@@ -46,7 +46,7 @@ pub(super) fn settle_patched(
     told
 }
 
-/// Whether a PATCH says anything about revocation lists.
+/// Whether a PATCH mentions CRLs.
 pub(super) fn mentions_crls(sub_path: Option<&str>, body: Option<&Value>) -> bool {
     let says = |pointer: &str| body.is_some_and(|body| body.pointer(pointer).is_some());
     match sub_path {
@@ -76,7 +76,7 @@ fn drop_unsigned_crls(kind: Kind, document: &mut Map<String, Value>, told: &mut 
     }
 }
 
-/// What a change did, for the log of the control plane that made it.
+/// Logs the effects of a change on the control plane that made it.
 pub(super) fn log_notes(key: &Key, revision: u64, told: &ChangeNotes) {
     if !told.kept.is_empty() {
         let fields = told.kept.join(", ");

@@ -1,15 +1,16 @@
-//! Sealing: the private keys of a document are encrypted before it is stored (contract 4.6).
+//! Private keys in documents: encrypted before a document is stored (contract 4.6), redacted in
+//! responses.
 //!
-//! The clear text is wiped where it stood. What does not start with `---` (sealed already, or a
-//! reference) stays as it is. Invariant: a private key is in the members that are sealed or
-//! nowhere, and no answer to a write has one in clear.
+//! The clear text is wiped in place. A value that does not start with `---` (encrypted already, or
+//! a reference) is kept. Invariant: a private key is in the encrypted members or nowhere, and no
+//! response to a write has one in clear.
 
 use model::{Kind, Problem, has_private_key_armor, redact};
 use pki::Keyring;
 use serde_json::{Map, Value};
 use zeroize::Zeroize;
 
-/// Seals every private key of a document of that kind, in place.
+/// Encrypts every private key of a document, in place.
 pub(crate) fn seal_private_keys(kind: Kind, document: &mut Map<String, Value>, keyring: &Keyring) {
     for text in private_key_values(kind, document) {
         if let Value::String(text) = text {
@@ -20,8 +21,7 @@ pub(crate) fn seal_private_keys(kind: Kind, document: &mut Map<String, Value>, k
     }
 }
 
-/// Puts `null` in the place of every private key that is stored in clear, because there is no
-/// keyring.
+/// Replaces every private key that is stored in clear, for want of a keyring, by `null`.
 pub(crate) fn redact_clear_keys(kind: Kind, document: &mut Value) {
     let Value::Object(document) = document else { return };
     for key in private_key_values(kind, document) {
@@ -34,7 +34,7 @@ pub(crate) fn redact_clear_keys(kind: Kind, document: &mut Value) {
     }
 }
 
-/// The private keys of a document.
+/// The members of a document that hold private keys.
 fn private_key_values(kind: Kind, document: &mut Map<String, Value>) -> Vec<&mut Value> {
     match kind {
         Kind::Ssl => {
@@ -57,7 +57,7 @@ fn private_key_values(kind: Kind, document: &mut Map<String, Value>) -> Vec<&mut
     }
 }
 
-/// The texts in the places of private keys ([`keys`]) of a stored document.
+/// The texts of these members ([`private_key_values`]) in a stored document.
 pub(crate) fn private_key_texts(kind: Kind, document: &Value) -> impl Iterator<Item = &str> {
     let many = document.get("keys").and_then(Value::as_array).filter(|_| kind == Kind::Ssl);
     let one = match kind {
@@ -73,8 +73,8 @@ fn upstream_private_key(upstream: &mut Map<String, Value>) -> Option<&mut Value>
     upstream.get_mut("tls")?.get_mut("client_key")
 }
 
-/// Refuses a private key in a member that is not sealed: it would be stored and shown in clear.
-/// (Behind the certificates of `cert`, for one; APISIX keeps it there.)
+/// Rejects a private key in a member that is not encrypted, where it would be stored and shown in
+/// clear. (APISIX keeps it behind the certificates of `cert`, for example.)
 ///
 /// # Errors
 /// Names the member.
@@ -86,9 +86,9 @@ pub(crate) fn reject_stray_keys(kind: Kind, document: &Value) -> Result<(), Prob
     Err(Problem::new(field, message).with_hint(hint))
 }
 
-/// Takes out of a document that another program stored what [`refuse_stray_keys`] would have
-/// refused: it is not shown to who may only read. A text takes its place, not `null`, which would
-/// remove an extension field when it is written back.
+/// Redacts, in a document that another program stored, what [`reject_stray_keys`] rejects: viewers
+/// must not see it. A placeholder text replaces it, not `null`, which would remove an extension
+/// field when it is written back.
 pub(crate) fn redact_stray_keys(kind: Kind, document: &mut Value) {
     redact_below(kind, "", document);
 }
@@ -118,7 +118,7 @@ fn join_path(path: &str, name: &str) -> String {
     if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") }
 }
 
-/// Whether a private key at this path is sealed: the places of [`keys`].
+/// Whether a private key at this path is encrypted: the members of [`private_key_values`].
 fn is_sealed(kind: Kind, path: &str) -> bool {
     match kind {
         Kind::Ssl => path == "key" || path.starts_with("keys["),
@@ -128,7 +128,7 @@ fn is_sealed(kind: Kind, path: &str) -> bool {
     }
 }
 
-/// The path of the first text with a private key that stands in none of the places of [`keys`].
+/// The path of the first private key outside the members of [`private_key_values`].
 fn stray_key(kind: Kind, path: &str, value: &Value) -> Option<String> {
     match value {
         Value::String(text) if has_private_key_armor(text) && !is_sealed(kind, path) => Some(path.to_owned()),
@@ -150,7 +150,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn keys_are_looked_for_where_they_are_sealed() {
+    fn encrypted_members_and_searched_members_are_the_same() {
         let upstream = json!({"tls": {"client_cert": "c", "client_key": "k"}});
         let inline = json!({"key": "no", "upstream": upstream});
         for (kind, document) in [
@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn every_place_of_a_private_key_is_sealed() {
+    fn every_private_key_member_is_encrypted() {
         let keyring = Keyring::new(vec!["qeddd145sfvddff3".to_owned()]).unwrap();
         let upstream = json!({"tls": {"client_cert": CLEAR, "client_key": CLEAR}});
         for (kind, document, places) in [
@@ -208,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_in_clear_is_hidden_and_a_sealed_one_is_not() {
+    fn a_key_in_clear_is_redacted_and_an_encrypted_one_is_not() {
         let hidden = |kind, mut document: Value| {
             redact_clear_keys(kind, &mut document);
             document
@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stray_key_of_another_program_is_not_shown() {
+    fn a_stray_key_of_another_program_is_redacted() {
         let key = "-----BEGIN EC PRIVATE KEY-----\nAASECRET\n-----END EC PRIVATE KEY-----\n";
         let cert = "-----BEGIN CERTIFICATE-----\nAA==\n-----END CERTIFICATE-----\n";
         let behind = format!("{cert}{key}");
@@ -255,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_where_it_would_stay_in_clear_is_named() {
+    fn a_stray_key_is_rejected_with_its_field() {
         let key = "-----BEGIN EC PRIVATE KEY-----\nAA==\n-----END EC PRIVATE KEY-----\n";
         let field =
             |kind, document: Value| reject_stray_keys(kind, &document).err().map(|problem| problem.field);

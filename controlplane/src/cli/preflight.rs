@@ -7,13 +7,15 @@
 use std::net::{SocketAddr, TcpListener};
 
 use conf::{ConfigProvider, PushSettings, Settings};
-use pem_files::{CertKeyPair, CertificateExpiry, ConfiguredFileRef, format_utc};
-use pki::Certificate;
+use mtls::{CertKeyPair, CertificateExpiry, ConfiguredFileRef};
+use pki::{Certificate, format_utc};
 use rustls_pki_types::UnixTime;
 
 use crate::admin::admin_key;
+use crate::admin::tls::ReloadingTls;
 use crate::cli::check_report::CheckReport;
 use crate::inventory::Inventory;
+use crate::listener_errors::ListenError;
 use crate::server;
 use crate::server::status;
 use crate::store::etcd::dial::{ClientTls, Endpoint, VERIFY_OFF};
@@ -27,7 +29,7 @@ pub(crate) async fn run(settings: &Settings) -> CheckReport {
     check_documents(settings, false, &mut report).await;
     for (key, address) in configured_listeners(settings) {
         if let Err(error) = TcpListener::bind(address) {
-            report.fail(key, server::describe_listen_error(key, address, &error), "");
+            report.fail(key, ListenError::new(key, address, error), "");
         }
     }
     report
@@ -44,7 +46,7 @@ pub(crate) fn configured_listeners(settings: &Settings) -> Vec<(&'static str, So
 /// The checks whose result does not depend on a running control plane.
 pub(crate) fn check_settings(settings: &Settings, report: &mut CheckReport) {
     let now = UnixTime::now();
-    match server::admin_tls(settings) {
+    match ReloadingTls::from_settings(settings) {
         Ok(Some(tls)) => {
             let files = tls.files.files();
             let leaf = tls.files.in_use().and_then(|summary| summary.credentials.leaf().cloned());
@@ -155,7 +157,7 @@ fn check_etcd(settings: &Settings, now: UnixTime, report: &mut CheckReport) {
 }
 
 /// The error without the setting, which is the subject of the check.
-pub(crate) fn file_problem(error: &pem_files::FileError) -> String {
+pub(crate) fn file_problem(error: &mtls::FileError) -> String {
     format!("{}: {}", error.path.display(), error.problem)
 }
 

@@ -1,73 +1,78 @@
-//! How a client's chain fares under a site's policy, which certificate breaks which rule, and what
-//! would fix it.
+//! Verification of a client's chain under a site's policy: the reason, the failing certificate, and
+//! the fix.
 
 use std::sync::Arc;
 
 use model::admission::ClientVerification;
 use model::{Reason, Ssl};
-use pem_files::format_utc;
-use pki::{Certificate, CertificateDer, ChainPosition, ClientAuth, VerifyError, VerifyReason};
+use pki::{Certificate, CertificateDer, ChainPosition, ClientAuth, VerifyError, VerifyReason, format_utc};
 use rustls_pki_types::UnixTime;
 use serde_json::{Value, json};
 
 use super::site::certificate_json;
 use super::{FailureExplanation, put};
 
-/// A client, judged.
+/// A client's verified or rejected chain.
 pub(super) struct ClientEvaluation {
-    /// As the data plane would see it.
+    /// As the data plane sees it.
     pub client: ClientVerification,
-    /// The verdict, as JSON.
+    /// The result as JSON.
     pub json: Value,
-    /// When it was refused: what is wrong, and what would help.
+    /// Message and fix of a rejected chain.
     rejection: Option<(String, String)>,
 }
 
-/// Judges a chain as a handshake at this moment would.
+/// Verifies a chain as a handshake at this moment does.
 pub(super) fn evaluate(
     policy: Option<&ClientAuth>,
     chain: Option<&[Certificate]>,
     now: UnixTime,
 ) -> ClientEvaluation {
     let Some(policy) = policy else {
-        let shown = json!({"judged": false, "why": "the site asks for no client certificate"});
-        return ClientEvaluation { client: ClientVerification::NotRequested, json: shown, rejection: None };
+        let json = json!({"requested": false, "message": "the site requests no client certificate"});
+        return ClientEvaluation { client: ClientVerification::NotRequested, json, rejection: None };
     };
-    let Some((own, behind)) = chain.and_then(<[_]>::split_first) else {
-        let shown = json!({"judged": false, "why": "the client shows none"});
-        return ClientEvaluation { client: ClientVerification::NoCertificate, json: shown, rejection: None };
+    let Some((leaf, intermediates)) = chain.and_then(<[_]>::split_first) else {
+        let json = json!({"requested": true, "presented": false, "message": "the client sends none"});
+        return ClientEvaluation { client: ClientVerification::NoCertificate, json, rejection: None };
     };
-    let (leaf, sent): (_, Vec<CertificateDer<'_>>) =
-        (own.der(), behind.iter().map(|certificate| certificate.der().clone()).collect());
-    let mut shown = json!({"judged": true, "shown": certificate_json(own), "intermediates": sent.len()});
-    match pki::verify_client(policy, leaf, &sent, now) {
+    let mut json = json!({
+        "requested": true,
+        "presented": true,
+        "leaf": certificate_json(leaf),
+        "intermediates": intermediates.len(),
+    });
+    let intermediates: Vec<CertificateDer<'_>> =
+        intermediates.iter().map(|certificate| certificate.der().clone()).collect();
+    let leaf = leaf.der();
+    match pki::verify_client(policy, leaf, &intermediates, now) {
         Ok(verified) => {
-            put(&mut shown, "accepted", true);
-            put(&mut shown, "trusted_by", verified.anchor().subject());
-            put(&mut shown, "until", format_utc(verified.valid_until()));
+            put(&mut json, "verified", true);
+            put(&mut json, "anchor", verified.anchor().subject());
+            put(&mut json, "valid_until", format_utc(verified.valid_until()));
             ClientEvaluation {
                 client: ClientVerification::Verified(Arc::new(verified)),
-                json: shown,
+                json,
                 rejection: None,
             }
         }
         Err(error) => {
-            let blamed = pki::failing_certificate(&error, policy, leaf, &sent);
-            let fix = suggest_fix(&error, policy, blamed.as_ref(), || {
-                pki::required_depth(policy, leaf, &sent, now)
+            let failing = pki::failing_certificate(&error, policy, leaf, &intermediates);
+            let fix = suggest_fix(&error, policy, failing.as_ref(), || {
+                pki::required_depth(policy, leaf, &intermediates, now)
             });
-            put(&mut shown, "accepted", false);
-            put(&mut shown, "rule", error.reason().as_str());
-            put(&mut shown, "why", error.to_string());
+            put(&mut json, "verified", false);
+            put(&mut json, "verify_reason", error.reason().as_str());
+            put(&mut json, "message", error.to_string());
             put(
-                &mut shown,
-                "failed",
-                blamed.as_ref().map(|(place, found)| failing_certificate(*place, found.as_ref())),
+                &mut json,
+                "failing_certificate",
+                failing.as_ref().map(|(at, certificate)| failing_certificate(*at, certificate.as_ref())),
             );
-            put(&mut shown, "fix", fix.clone());
+            put(&mut json, "fix", fix.clone());
             ClientEvaluation {
                 client: ClientVerification::Rejected(error.reason()),
-                json: shown,
+                json,
                 rejection: Some((error.to_string(), fix)),
             }
         }
@@ -75,63 +80,64 @@ pub(super) fn evaluate(
 }
 
 impl ClientEvaluation {
-    /// The refusal of the handshake, where the site insists.
+    /// The failure of the handshake, where the site requires a certificate.
     pub(super) fn handshake_failure(&self, ssl: &Ssl) -> Option<FailureExplanation> {
         ssl.client.as_deref().filter(|policy| policy.requires_client_cert())?;
         match &self.client {
             ClientVerification::NoCertificate => {
                 Some(self.failure(Reason::NoCertificate, ssl).with_alert("certificate_required"))
             }
-            ClientVerification::Rejected(rule) => {
-                Some(self.failure(Reason::BadCertificate, ssl).with_alert(rule.alert()))
+            ClientVerification::Rejected(reason) => {
+                Some(self.failure(Reason::BadCertificate, ssl).with_alert(reason.alert()))
             }
             ClientVerification::NotRequested | ClientVerification::Verified(_) => None,
         }
     }
 
-    /// A refusal for the client's certificate, or for the lack of one.
+    /// A failure for a rejected or missing certificate.
     pub(super) fn failure(&self, reason: Reason, ssl: &Ssl) -> FailureExplanation {
-        let rule = self.client.rejection_for(reason);
-        let refusal = match &self.rejection {
-            Some((why, fix)) => FailureExplanation::new(reason, why).with_fix(fix),
+        let verify_reason = self.client.rejection_for(reason);
+        let failure = match &self.rejection {
+            Some((message, fix)) => FailureExplanation::new(reason, message).with_fix(fix),
             None => {
                 let subjects = ssl.client.iter().flat_map(|policy| policy.anchors().certificates());
                 let subjects: Vec<_> = subjects.map(Certificate::subject).take(5).collect();
-                let why = format!("ssl {} demands a client certificate, and the client shows none", ssl.id);
-                let fix = format!("show a certificate issued by one of client.ca: {}", subjects.join("; "));
-                FailureExplanation::new(reason, why).with_fix(fix)
+                let message =
+                    format!("ssl {} requires a client certificate, and the client sends none", ssl.id);
+                let fix = format!("send a certificate issued by one of client.ca: {}", subjects.join("; "));
+                FailureExplanation::new(reason, message).with_fix(fix)
             }
         };
-        FailureExplanation { verify_reason: rule, ..refusal }
+        FailureExplanation { verify_reason, ..failure }
     }
 }
 
-/// The certificate that breaks the rule, and where it stands.
-fn failing_certificate(place: ChainPosition, found: Option<&Certificate>) -> Value {
-    let mut failed = found.map_or_else(|| json!({}), certificate_json);
-    put(&mut failed, "at", position(place));
-    failed
+/// The failing certificate and its position.
+fn failing_certificate(at: ChainPosition, certificate: Option<&Certificate>) -> Value {
+    let mut json = certificate.map_or_else(|| json!({}), certificate_json);
+    put(&mut json, "position", position(at));
+    json
 }
 
-fn position(place: ChainPosition) -> String {
-    match place {
+fn position(at: ChainPosition) -> String {
+    match at {
         ChainPosition::Leaf => "client_cert[1]".to_owned(),
-        ChainPosition::Intermediate(behind) => format!("client_cert[{}]", behind + 1),
-        ChainPosition::Anchor(place) => format!("client.ca[{place}]"),
+        ChainPosition::Intermediate(number) => format!("client_cert[{}]", number + 1),
+        ChainPosition::Anchor(number) => format!("client.ca[{number}]"),
     }
 }
 
-/// What somebody can do about it: one sentence, as concrete as the refusal allows.
+/// One sentence that says how to fix the error.
 fn suggest_fix(
     error: &VerifyError,
     policy: &ClientAuth,
-    blamed: Option<&(ChainPosition, Option<Certificate>)>,
+    failing: Option<&(ChainPosition, Option<Certificate>)>,
     depth_needed: impl FnOnce() -> Option<(u32, Result<(), VerifyError>)>,
 ) -> String {
-    let (place, found) = blamed.map_or((None, None), |(place, found)| (Some(*place), found.as_ref()));
+    let (at, certificate) = failing.map_or((None, None), |(at, found)| (Some(*at), found.as_ref()));
     match error {
         VerifyError::UnknownIssuer { subject, issuer } if subject == issuer => format!(
-            "`{subject}` is self-signed and not in client.ca: add it there if you trust it, or show a certificate that a CA of client.ca issued"
+            "`{subject}` is self-signed and not in client.ca: add it there if you trust it, or send a certificate that a CA of client.ca issued"
         ),
         VerifyError::UnknownIssuer { issuer, .. } => format!(
             "the issuer {issuer} is not in client.ca and was not sent: have the client send its certificate behind its own, or add it to client.ca"
@@ -140,13 +146,14 @@ fn suggest_fix(
             Some((depth, Ok(()))) => {
                 format!("set client.depth to {depth}, or add the last intermediate to client.ca")
             }
-            Some((depth, Err(then))) => {
-                format!("set client.depth to {depth}; it is then refused because {then}")
+            Some((depth, Err(error))) => {
+                format!("set client.depth to {depth}; it is then rejected because {error}")
             }
             None => "raise client.depth, or add the last intermediate to client.ca".to_owned(),
         },
         VerifyError::Revoked { .. } => {
-            let list = found.and_then(|found| (1..).zip(policy.crls()).find(|(_, crl)| crl.revokes(found)));
+            let list = certificate
+                .and_then(|certificate| (1..).zip(policy.crls()).find(|(_, crl)| crl.revokes(certificate)));
             let list = list.map(|(number, crl)| {
                 format!(
                     "list {number} of client.crl (issuer {}, of {}) revokes it: ",
@@ -156,14 +163,14 @@ fn suggest_fix(
             });
             format!("{}issue a new certificate to this client", list.unwrap_or_default())
         }
-        VerifyError::UnknownRevocationStatus { .. } => fix_unknown_status(policy, found),
-        other => fix_by_reason(other.reason(), place).to_owned(),
+        VerifyError::UnknownRevocationStatus { .. } => fix_unknown_status(policy, certificate),
+        other => fix_by_reason(other.reason(), at).to_owned(),
     }
 }
 
-/// Which list is missing or too old.
-fn fix_unknown_status(policy: &ClientAuth, found: Option<&Certificate>) -> String {
-    let issuer = found.map(Certificate::issuer).unwrap_or_default();
+/// Names the CRL that is missing or too old.
+fn fix_unknown_status(policy: &ClientAuth, certificate: Option<&Certificate>) -> String {
+    let issuer = certificate.map(Certificate::issuer).unwrap_or_default();
     let list = (1..).zip(policy.crls()).find(|(_, crl)| crl.issuer() == issuer);
     let otherwise = "or set client.crl_policy to prefer";
     match list {
@@ -175,9 +182,9 @@ fn fix_unknown_status(policy: &ClientAuth, found: Option<&Certificate>) -> Strin
     }
 }
 
-/// For rules about which there is nothing more to say than where.
-fn fix_by_reason(rule: VerifyReason, place: Option<ChainPosition>) -> &'static str {
-    match (rule, place) {
+/// Fixes that depend only on the reason and the position.
+fn fix_by_reason(reason: VerifyReason, at: Option<ChainPosition>) -> &'static str {
+    match (reason, at) {
         (VerifyReason::Expired, Some(ChainPosition::Leaf)) => "renew the client's certificate",
         (VerifyReason::Expired, Some(ChainPosition::Anchor(_))) => {
             "replace the expired CA in client.ca by its successor"

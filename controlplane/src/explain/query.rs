@@ -1,7 +1,7 @@
-//! What is asked: the body of `POST /apisix/admin/explain`, read member by member.
+//! The body of `POST /apisix/admin/explain`, parsed member by member.
 //!
-//! A member that cannot be what it should is refused by its name. What a client might really send
-//! (a strange host, a path that climbs above the root) is not refused: that is what the question is
+//! A member of the wrong form is an error that names it. Unusual values that clients really send (a
+//! strange host, a path that climbs above the root) are accepted: they are what the question is
 //! about.
 
 use std::net::IpAddr;
@@ -11,37 +11,36 @@ use model::{HostName, Problem, has_private_key_armor};
 use pki::Certificate;
 use serde_json::{Map, Value};
 
-/// A question.
+/// A parsed question.
 #[derive(Debug)]
 pub(crate) struct ExplainQuery {
-    /// The name in the ClientHello.
+    /// The SNI of the ClientHello.
     pub sni: Option<HostName>,
-    /// What the client shows: its own certificate, then what it sends behind it.
+    /// The client's chain: its certificate, then the intermediates it sends.
     pub chain: Option<Vec<Certificate>>,
-    /// What it asks for; none: only the handshake is explained.
+    /// The request. `None`: only the handshake is explained.
     pub request: Option<RequestSpec>,
 }
 
-/// A request.
+/// A request to explain.
 #[derive(Debug)]
 pub(crate) struct RequestSpec {
-    /// The `Host` header (or `:authority`).
+    /// The `Host` header or `:authority`.
     pub host: Option<String>,
     /// The request target: a path with or without query, or absolute.
     pub uri: Uri,
     /// As on the request line.
     pub method: String,
-    /// The client's address.
     pub remote: IpAddr,
 }
 
-/// Every member there is.
+/// Every known member.
 const MEMBERS: [&str; 6] = ["sni", "host", "uri", "method", "remote_addr", "client_cert"];
 
-/// Reads a question; `asker` stands in for a client's address that is not given.
+/// Parses a question. `asker` is the default for `remote_addr`.
 ///
 /// # Errors
-/// The first member that cannot be used.
+/// The first invalid member.
 pub(crate) fn parse(body: Option<Value>, asker: IpAddr) -> Result<ExplainQuery, Problem> {
     let members = match body {
         Some(Value::Object(members)) => members,
@@ -103,7 +102,7 @@ fn request(members: &Map<String, Value>, asker: IpAddr) -> Result<Option<Request
     Ok(Some(RequestSpec { host: host.map(str::to_owned), uri, method: method.to_owned(), remote }))
 }
 
-/// A text; `null` counts as absent.
+/// A string member; `null` counts as absent.
 fn text<'a>(members: &'a Map<String, Value>, name: &str) -> Result<Option<&'a str>, Problem> {
     match members.get(name) {
         None | Some(Value::Null) => Ok(None),
@@ -135,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn bad_members_are_named() {
+    fn invalid_members_are_named() {
         for (name, bad) in [
             ("sni", json!("*.a.com")),
             ("sni", json!("a..b")),
@@ -158,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_is_there_when_anything_of_it_is() {
+    fn any_request_member_makes_a_request() {
         let asker = "192.0.2.1".parse().unwrap();
         assert!(parse(Some(json!({"sni": "a.com"})), asker).unwrap().request.is_none());
         let asked = parse(Some(json!({"uri": "https://b.com/x?y"})), asker).unwrap().request.unwrap();

@@ -1,5 +1,5 @@
-//! Where a request ends: its target as every decision reads it, whether the client may ask for it,
-//! who takes it, and whether that route names this client.
+//! Where a request ends: the normalized target, admission, the route, and whether the route permits
+//! this client.
 
 use std::sync::Arc;
 
@@ -16,49 +16,50 @@ use super::client::ClientEvaluation;
 use super::query::RequestSpec;
 use super::{BLOCKED, FailureExplanation, Outcome, put, site};
 
-/// Most routes that almost took the request.
+/// Maximum of routes in `near_misses`.
 const NEAR_MISSES_MAX: usize = 5;
 
-/// The connection a request comes on.
+/// The connection of a request.
 pub(super) struct ExplainedConnection<'a> {
     pub sni: &'a HostName,
     pub ssl: &'a Ssl,
     pub client: &'a ClientEvaluation,
 }
 
-/// Walks a request; what was found out on the way, and how it ends.
+/// Explains a request: the intermediate results, and how it ends.
 pub(super) fn explain_request(
-    asked: &RequestSpec,
+    request: &RequestSpec,
     connection: &ExplainedConnection<'_>,
     snapshot: &Snapshot,
     paths: PathOptions,
 ) -> (Value, Outcome) {
-    let line = asked.uri.authority().map(Authority::as_str);
-    // Who names no other host asks for the name of the handshake, as browsers do.
-    let host = asked.host.as_deref().or_else(|| line.is_none().then(|| connection.sni.as_str()));
-    let mut shown = json!({"method": asked.method, "remote_addr": asked.remote.to_string()});
-    let target = match RequestTarget::new(line, host, asked.uri.path(), paths) {
+    let authority = request.uri.authority().map(Authority::as_str);
+    // Without a host the request is for the SNI, as in browsers.
+    let host = request.host.as_deref().or_else(|| authority.is_none().then(|| connection.sni.as_str()));
+    let mut json = json!({"method": request.method, "remote_addr": request.remote.to_string()});
+    let target = match RequestTarget::new(authority, host, request.uri.path(), paths) {
         Ok(target) => target,
         Err(error) => {
-            return (shown, Outcome::Failed(FailureExplanation::new(Reason::BadRequest, error.to_string())));
+            return (json, Outcome::Failed(FailureExplanation::new(Reason::BadRequest, error.to_string())));
         }
     };
-    put(&mut shown, "host", target.host.as_ref().map(HostName::as_str));
-    put(&mut shown, "path", target.path.as_str());
-    put(&mut shown, "forwarded_path", target.forwarded_path());
+    put(&mut json, "host", target.host.as_ref().map(HostName::as_str));
+    put(&mut json, "path", target.path.as_str());
+    put(&mut json, "forwarded_path", target.forwarded_path());
     if let Some(host) = &target.host {
-        let asked = snapshot.site(host);
-        put(&mut shown, "site", site::match_json(snapshot, host));
+        let host_site = snapshot.site(host);
+        put(&mut json, "site", site::match_json(snapshot, host));
         put(
-            &mut shown,
+            &mut json,
             "same_policy",
             host == connection.sni
-                || asked.is_none_or(|asked| admission::may_reuse_connection(Some(connection.ssl), asked)),
+                || host_site
+                    .is_none_or(|host_site| admission::may_reuse_connection(Some(connection.ssl), host_site)),
         );
     }
     put(
-        &mut shown,
-        "skipped_by",
+        &mut json,
+        "skip_pattern",
         connection.ssl.client.as_deref().and_then(|policy| policy.skip_pattern_for(&target.path)),
     );
     let site = admission::ConnectionAuth {
@@ -69,140 +70,143 @@ pub(super) fn explain_request(
     let client = match admission::admit(&site, snapshot, &target) {
         Ok(client) => client,
         Err(reason) => {
-            return (shown, Outcome::Failed(explain_denied(reason, connection, snapshot, &target)));
+            return (json, Outcome::Failed(explain_denied(reason, connection, snapshot, &target)));
         }
     };
-    // A question has no headers and no query: of `vars`, only that there are some can be told (`but`).
-    let outcome = match destination::find(snapshot, &target, &asked.method, asked.remote, &NoVariables) {
-        Ok(found) => {
-            put(&mut shown, "route", found.route.id.as_str());
-            match explain_identity(&found, client) {
-                Some(refusal) => Outcome::Failed(refusal),
-                None => explain_raw_path(asked, connection, &found, client, &target, snapshot)
-                    .map_or_else(|| explain_upstream(&found, snapshot), Outcome::Failed),
+    // A question has no headers and no query, so of `vars` only their presence is reported
+    // ([`mismatch`]).
+    let outcome = match destination::find(snapshot, &target, &request.method, request.remote, &NoVariables) {
+        Ok(destination) => {
+            put(&mut json, "route", destination.route.id.as_str());
+            match explain_identity(&destination, client) {
+                Some(failure) => Outcome::Failed(failure),
+                None => explain_raw_path(request, connection, &destination, client, &target, snapshot)
+                    .map_or_else(|| explain_upstream(&destination, snapshot), Outcome::Failed),
             }
         }
         Err(reason) => {
             if reason == Reason::NoRoute {
-                put(&mut shown, "routes_near", near_misses(snapshot, asked, &target));
+                put(&mut json, "near_misses", near_misses(snapshot, request, &target));
             }
-            Outcome::Failed(explain_no_destination(reason, asked, snapshot, &target))
+            Outcome::Failed(explain_no_destination(reason, request, snapshot, &target))
         }
     };
-    (shown, outcome)
+    (json, outcome)
 }
 
-/// The client may not ask for this.
+/// The request is denied by the site's policy.
 fn explain_denied(
     reason: Reason,
     connection: &ExplainedConnection<'_>,
     snapshot: &Snapshot,
     target: &RequestTarget,
 ) -> FailureExplanation {
-    let ExplainedConnection { sni, ssl, client: judged } = connection;
+    let ExplainedConnection { sni, ssl, client } = connection;
     if reason == Reason::Misdirected {
         let host = target.host.as_ref().map(HostName::as_str).unwrap_or_default();
         let other = target.host.as_ref().and_then(|host| snapshot.site(host)).map(|other| other.id.as_str());
-        let why = format!(
-            "the Host {host} belongs to ssl {}, which demands client certificates; this connection was made to {sni}, ssl {}",
+        let message = format!(
+            "the Host {host} belongs to ssl {}, which requires client certificates; this connection was made to {sni}, ssl {}",
             other.unwrap_or_default(),
             ssl.id
         );
-        return FailureExplanation::new(reason, why).with_fix(format!("connect with the SNI {host}"));
+        return FailureExplanation::new(reason, message).with_fix(format!("connect with the SNI {host}"));
     }
     if reason == Reason::BlockedSite {
-        let asked = target.host.as_ref().and_then(|host| snapshot.site(host)).map_or(*ssl, Arc::as_ref);
-        let why = asked.blocked.as_ref().map(|blocked| site::blocked_message(asked, blocked));
-        return FailureExplanation::new(reason, why.unwrap_or_default()).with_fix(BLOCKED);
+        let site = target.host.as_ref().and_then(|host| snapshot.site(host)).map_or(*ssl, Arc::as_ref);
+        let message = site.blocked.as_ref().map(|blocked| site::blocked_message(site, blocked));
+        return FailureExplanation::new(reason, message.unwrap_or_default()).with_fix(BLOCKED);
     }
-    let mut refusal = judged.failure(reason, ssl);
+    let mut failure = client.failure(reason, ssl);
     let path = &target.path;
-    refusal.message = match &judged.client {
+    failure.message = match &client.client {
         ClientVerification::Rejected(_) => {
-            format!("no skip pattern matches the path {path}, and {}", refusal.message)
+            format!("no skip pattern matches the path {path}, and {}", failure.message)
         }
-        _ => format!("no skip pattern matches the path {path}: {}", refusal.message),
+        _ => format!("no skip pattern matches the path {path}: {}", failure.message),
     };
-    refusal
+    failure
 }
 
-/// The refusal of a client that the route (or its service) does not name.
+/// The route or its service does not permit this client.
 fn explain_identity(
-    found: &destination::Destination<'_>,
+    destination: &destination::Destination<'_>,
     client: &ClientVerification,
 ) -> Option<FailureExplanation> {
     let identity = client.identity();
-    if found.client_identity.is_none_or(|block| block.allows(identity)) {
+    if destination.client_identity.is_none_or(|block| block.allows(identity)) {
         return None;
     }
-    let who = identity.map_or("there is no client verified for this Host's site".to_owned(), |identity| {
-        format!("none of its entries fits {}", identity.subject())
+    let client = identity.map_or("there is no client verified for this Host's site".to_owned(), |identity| {
+        format!("none of its entries matches {}", identity.subject())
     });
-    let why =
-        format!("route {} lets through the clients of its client_identity.allow, and {who}", found.route.id);
+    let message = format!(
+        "route {} permits only the clients of its client_identity.allow, and {client}",
+        destination.route.id
+    );
     Some(
-        FailureExplanation::new(Reason::NotAllowed, why)
-            .with_fix("add an entry that fits the client's certificate"),
+        FailureExplanation::new(Reason::NotAllowed, message)
+            .with_fix("add an entry that matches the client's certificate"),
     )
 }
 
-/// The refusal of a path that the route wants forwarded as it is, and that a rule could be walked
-/// round by.
+/// The route forwards raw paths, and this path bypasses a rule.
 fn explain_raw_path(
-    asked: &RequestSpec,
+    request: &RequestSpec,
     connection: &ExplainedConnection<'_>,
-    found: &destination::Destination<'_>,
+    destination: &destination::Destination<'_>,
     client: &ClientVerification,
     target: &RequestTarget,
     snapshot: &Snapshot,
 ) -> Option<FailureExplanation> {
-    if !found.proxy_rewrite.is_some_and(ProxyRewrite::uses_raw_path)
-        || asked.uri.path() == target.forwarded_path()
+    if !destination.proxy_rewrite.is_some_and(ProxyRewrite::uses_raw_path)
+        || request.uri.path() == target.forwarded_path()
     {
         return None;
     }
     let policy = connection.ssl.client.as_deref();
-    let conflict = raw_path::check_request(snapshot, found, policy, client).err()?;
-    let why = format!(
-        "route {} forwards the path as the client wrote it, which could walk round {conflict}",
-        found.route.id
+    let conflict = raw_path::check_request(snapshot, destination, policy, client).err()?;
+    let message = format!(
+        "route {} forwards the path as the client wrote it, which could bypass {conflict}",
+        destination.route.id
     );
     Some(
-        FailureExplanation::new(Reason::BadRequest, why)
-            .with_fix("ask for the forwarded_path, or use a host and nodes of its own"),
+        FailureExplanation::new(Reason::BadRequest, message)
+            .with_fix("request the forwarded_path, or use a host and nodes of its own"),
     )
 }
 
-/// The upstream of a route, or why it cannot be asked. What only the network can tell (names,
-/// connections) is not asked.
-fn explain_upstream(found: &destination::Destination<'_>, snapshot: &Snapshot) -> Outcome {
-    let destination::Destination { route, upstream, .. } = found;
+/// The upstream of a route, or why it is unusable. Nothing that needs the network (DNS,
+/// connections) is checked.
+fn explain_upstream(destination: &destination::Destination<'_>, snapshot: &Snapshot) -> Outcome {
+    let destination::Destination { route, upstream, .. } = destination;
     if !upstream.scheme.is_http() {
         let scheme = upstream.scheme.as_str();
-        let why = format!("the upstream of route {} is for streams: its scheme is {scheme}", route.id);
+        let message = format!("the upstream of route {} is for streams: its scheme is {scheme}", route.id);
         return Outcome::Failed(
-            FailureExplanation::new(Reason::UpstreamScheme, why).with_fix("set its scheme to http or https"),
+            FailureExplanation::new(Reason::UpstreamScheme, message)
+                .with_fix("set its scheme to http or https"),
         );
     }
     if upstream.scheme.is_encrypted()
         && let Some(UpstreamIdentity::Ssl(id)) = &upstream.tls.identity
         && snapshot.ssl(id).is_none_or(|ssl| !ssl.client_side)
     {
-        let why = format!(
+        let message = format!(
             "the upstream of route {} names tls.client_cert_id {id}, and there is no such ssl of type client",
             route.id
         );
         return Outcome::Failed(
-            FailureExplanation::new(Reason::UpstreamIdentity, why)
+            FailureExplanation::new(Reason::UpstreamIdentity, message)
                 .with_fix("put an ssl object of type client there"),
         );
     }
     let usable = |node: &&Node| upstream.nodes.len() == 1 || node.weight > 0;
     let nodes: Vec<_> = upstream.nodes.iter().filter(usable).map(node_address).collect();
     if nodes.is_empty() {
-        let why = format!("the upstream of route {} has no node with a weight", route.id);
+        let message = format!("the upstream of route {} has no node with a weight", route.id);
         return Outcome::Failed(
-            FailureExplanation::new(Reason::NoNode, why).with_fix("add a node to the upstream"),
+            FailureExplanation::new(Reason::NoNode, message).with_fix("add a node to the upstream"),
         );
     }
     Outcome::Forwarded(json!({
@@ -218,10 +222,10 @@ fn node_address(node: &Node) -> String {
     node.port.map_or_else(|| node.host.clone(), |port| format!("{}:{port}", node.host))
 }
 
-/// Nobody takes the request, or something is missing behind the route.
+/// No route matches, or a resource behind the route is missing or blocked.
 fn explain_no_destination(
     reason: Reason,
-    asked: &RequestSpec,
+    request: &RequestSpec,
     snapshot: &Snapshot,
     target: &RequestTarget,
 ) -> FailureExplanation {
@@ -231,18 +235,18 @@ fn explain_no_destination(
     let query = model::RouteQuery {
         host: target.host.as_ref(),
         path: &target.path,
-        method: &asked.method,
-        remote: asked.remote,
+        method: &request.method,
+        remote: request.remote,
         variables: &NoVariables,
     };
     let Some(route) = snapshot.find_route(&query) else {
         let host = target.host.as_ref().map(HostName::as_str).unwrap_or("(none)");
-        let why = format!(
+        let message = format!(
             "no enabled route takes host {host}, path {}, method {}, address {}",
-            target.path, asked.method, asked.remote
+            target.path, request.method, request.remote
         );
-        return FailureExplanation::new(reason, why)
-            .with_fix("add or change a route; `routes_near` has those whose uri fits");
+        return FailureExplanation::new(reason, message)
+            .with_fix("add or change a route; `near_misses` has those whose uri matches");
     };
     let id = &route.id;
     match reason {
@@ -279,37 +283,38 @@ fn explain_no_destination(
     }
 }
 
-/// What the route leads to: its own upstream, else its service's.
+/// The route's own upstream, else its service's.
 fn upstream_ref<'a>(route: &'a Route, snapshot: &'a Snapshot) -> Option<&'a UpstreamRef> {
     let service = route.service.as_ref().and_then(|service| snapshot.service(service));
     route.upstream.as_ref().or_else(|| service.and_then(|service| service.upstream.as_ref()))
 }
 
-/// The request meets something blocked.
+/// The request reaches a blocked resource.
 fn explain_blocked(reason: Reason, snapshot: &Snapshot, kind: Kind, id: &Id) -> FailureExplanation {
-    let held = snapshot.get(&Key::new(kind, id.clone()));
-    let why = held.and_then(|held| held.resource.blocked()).map_or("", Blocked::reason);
+    let versioned = snapshot.get(&Key::new(kind, id.clone()));
+    let message = versioned.and_then(|versioned| versioned.resource.blocked()).map_or("", Blocked::reason);
     let noun = kind.noun();
-    let why = format!("{noun} {id} is blocked: another program stored what cannot be honoured: {why}");
-    FailureExplanation::new(reason, why).with_fix(BLOCKED)
+    let message =
+        format!("{noun} {id} is blocked: another program stored what cannot be honoured: {message}");
+    FailureExplanation::new(reason, message).with_fix(BLOCKED)
 }
 
-/// Routes whose uri fits, and what keeps them from taking the request.
-fn near_misses(snapshot: &Snapshot, asked: &RequestSpec, target: &RequestTarget) -> Value {
-    let routes = snapshot.resources().filter_map(|held| match &held.resource {
+/// Routes whose uri matches, and why they do not take the request.
+fn near_misses(snapshot: &Snapshot, request: &RequestSpec, target: &RequestTarget) -> Value {
+    let routes = snapshot.resources().filter_map(|versioned| match &versioned.resource {
         Resource::Route(route) if route.uris.iter().any(|uri| uri.matches(&target.path)) => Some(route),
         _ => None,
     });
-    let told = routes
-        .take(NEAR_MISSES_MAX)
-        .map(|route| json!({"route": route.id.as_str(), "but": mismatch(route, snapshot, asked, target)}));
-    told.collect()
+    let near = routes.take(NEAR_MISSES_MAX).map(
+        |route| json!({"route": route.id.as_str(), "mismatch": mismatch(route, snapshot, request, target)}),
+    );
+    near.collect()
 }
 
 fn mismatch(
     route: &Arc<Route>,
     snapshot: &Snapshot,
-    asked: &RequestSpec,
+    request: &RequestSpec,
     target: &RequestTarget,
 ) -> &'static str {
     let service = route.service.as_ref().and_then(|service| snapshot.service(service));
@@ -317,15 +322,15 @@ fn mismatch(
         Some(service) if route.hosts.is_empty() => &service.hosts,
         _ => &route.hosts,
     };
-    let fits = |name: &HostName| hosts.iter().any(|host| host.matches(name));
+    let matches = |name: &HostName| hosts.iter().any(|host| host.matches(name));
     if !route.enabled {
         "it is switched off (status: 0)"
-    } else if !hosts.is_empty() && !target.host.as_ref().is_some_and(fits) {
+    } else if !hosts.is_empty() && !target.host.as_ref().is_some_and(matches) {
         "it is for other hosts"
-    } else if !route.methods.allows(&asked.method) {
+    } else if !route.methods.allows(&request.method) {
         "it does not take this method"
     } else if !route.vars.matches(&NoVariables) {
-        "it asks for more (vars), which a question without headers and query cannot answer"
+        "it has vars, which an explanation without headers and query cannot evaluate"
     } else {
         "it does not take this address (remote_addrs)"
     }

@@ -1,43 +1,46 @@
-//! Who answers to a name, by which entry, and what it would serve.
+//! The ssl that an SNI or Host selects, by which entry, and what it serves.
 
 use model::{Blocked, HostName, Resource, SiteLookup, Snapshot, Ssl, TlsVersion};
-use pem_files::format_utc;
-use pki::{Certificate, ClientAuth};
+use pki::{Certificate, ClientAuth, format_utc};
 use serde_json::{Value, json};
 
 use super::put;
 use crate::current_snapshot::ListenerSettings;
 
-/// Which site answers to a name.
+/// The site of a name.
 pub(super) fn match_json(snapshot: &Snapshot, name: &HostName) -> Value {
     let (matched, entry) = match snapshot.lookup_site(name) {
         SiteLookup::Exact(_) => ("exact", Some(name.to_string())),
         SiteLookup::Wildcard { star, .. } => ("wildcard", Some(wildcard_entry(name, star))),
         SiteLookup::Any(_) => ("any", Some("*".to_owned())),
-        SiteLookup::TooManyLabels { .. } | SiteLookup::Nothing => ("none", None),
+        SiteLookup::TooManyLabels { .. } | SiteLookup::NotFound => ("none", None),
     };
     let ssl = snapshot.site(name).map(|ssl| ssl.id.as_str());
-    json!({"ssl": ssl, "matched": matched, "entry": entry, "why": match_message(snapshot, name)})
+    json!({"ssl": ssl, "matched": matched, "entry": entry, "message": match_message(snapshot, name)})
 }
 
-/// The same, with what is served there.
+/// The site of a name with its certificates, versions and policy.
 pub(super) fn site_json(snapshot: &Snapshot, name: &HostName, listeners: &ListenerSettings) -> Value {
-    let mut shown = match_json(snapshot, name);
+    let mut json = match_json(snapshot, name);
     if let Some(ssl) = snapshot.site(name) {
         let versions = ssl.versions.as_ref().unwrap_or(&listeners.versions);
         let leaves = ssl.pairs.iter().filter_map(model::KeyPair::leaf);
         if let Some(blocked) = &ssl.blocked {
-            put(&mut shown, "blocked", blocked.reason());
-            return shown;
+            put(&mut json, "blocked", blocked.reason());
+            return json;
         }
-        put(&mut shown, "certificates", leaves.map(certificate_json).collect::<Value>());
-        put(&mut shown, "ssl_protocols", versions.iter().copied().map(TlsVersion::as_str).collect::<Value>());
-        put(&mut shown, "client", ssl.client.as_deref().map_or_else(|| json!({"asked": false}), policy_json));
+        put(&mut json, "certificates", leaves.map(certificate_json).collect::<Value>());
+        put(&mut json, "ssl_protocols", versions.iter().copied().map(TlsVersion::as_str).collect::<Value>());
+        put(
+            &mut json,
+            "client",
+            ssl.client.as_deref().map_or_else(|| json!({"requested": false}), policy_json),
+        );
     }
-    shown
+    json
 }
 
-/// Why this one, or why none.
+/// Why the look-up selects this ssl, or none.
 pub(super) fn match_message(snapshot: &Snapshot, name: &HostName) -> String {
     match snapshot.lookup_site(name) {
         SiteLookup::Exact(ssl) => format!("{name} is an entry of ssl {}", ssl.id),
@@ -57,7 +60,7 @@ pub(super) fn match_message(snapshot: &Snapshot, name: &HostName) -> String {
             ssl.id,
             name.as_str().get(..star).unwrap_or_default()
         ),
-        SiteLookup::Nothing => match inactive_ssl(snapshot, name) {
+        SiteLookup::NotFound => match inactive_ssl(snapshot, name) {
             Some(ssl) if ssl.client_side => {
                 format!(
                     "the only entry that covers {name} is of ssl {}, whose type is client: it answers nobody",
@@ -73,12 +76,12 @@ pub(super) fn match_message(snapshot: &Snapshot, name: &HostName) -> String {
     }
 }
 
-/// Why a site answers to its names and lets nobody in.
+/// Why a blocked site accepts no connection.
 pub(super) fn blocked_message(ssl: &Ssl, blocked: &Blocked) -> String {
     format!("ssl {} is blocked: another program stored what cannot be honoured: {}", ssl.id, blocked.reason())
 }
 
-/// An ssl object that claims the name and answers nobody.
+/// An ssl with a matching name that serves no connection.
 fn inactive_ssl<'a>(snapshot: &'a Snapshot, name: &HostName) -> Option<&'a Ssl> {
     snapshot.resources().find_map(|held| match &held.resource {
         Resource::Ssl(ssl) if ssl.names.iter().any(|entry| entry.matches(name)) => Some(&**ssl),
@@ -90,15 +93,15 @@ fn wildcard_entry(name: &HostName, star: usize) -> String {
     format!("*{}", name.as_str().get(star..).unwrap_or_default())
 }
 
-/// What a site demands of its clients.
+/// The client policy of a site.
 fn policy_json(policy: &ClientAuth) -> Value {
     let crls = policy.crls().iter().map(|crl| {
         json!({"issuer": crl.issuer(), "this_update": format_utc(crl.this_update()), "next_update": format_utc(crl.next_update()),
             "revoked": crl.entries()})
     });
     json!({
-        "asked": true,
-        "insisted_on": policy.requires_client_cert(),
+        "requested": true,
+        "required": policy.requires_client_cert(),
         "ca": policy.anchors().certificates().iter().map(Certificate::subject).collect::<Vec<_>>(),
         "depth": policy.depth(),
         "crl": crls.collect::<Vec<_>>(),
@@ -107,7 +110,7 @@ fn policy_json(policy: &ClientAuth) -> Value {
     })
 }
 
-/// A certificate, as far as one needs it to find the file it came from.
+/// The fields by which an operator finds a certificate's file.
 pub(super) fn certificate_json(certificate: &Certificate) -> Value {
     let fingerprint: String =
         certificate.fingerprint_sha256().iter().map(|byte| format!("{byte:02x}")).collect();

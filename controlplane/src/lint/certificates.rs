@@ -1,29 +1,30 @@
-//! Own certificates, CA bundles and certificates of data planes that have ended or end within 30
-//! days, and files that cannot be used.
+//! Findings about certificates and CA bundles that have expired or expire within 30 days, and about
+//! invalid certificate files.
 
 use std::time::Duration;
 
 use model::lint::{Finding, Severity};
-use pem_files::expiry::{self, CertificateExpiry, EXPIRY_WARNING_DAYS};
-use pem_files::{CertificateMonitor, format_utc};
+use mtls::CertificateMonitor;
+use mtls::expiry::{self, CertificateExpiry, EXPIRY_WARNING_DAYS};
+use pki::format_utc;
 use rustls_pki_types::UnixTime;
 use serde_json::Value;
 
-/// Of this control plane.
+/// Findings about the certificates of this control plane.
 pub(super) fn own_certificates(certificates: &CertificateMonitor) -> Vec<Finding> {
-    let mut found = Vec::new();
+    let mut findings = Vec::new();
     for endpoint in certificates.endpoints() {
-        found.extend(endpoint.certificate.as_ref().and_then(|expiry| {
+        findings.extend(endpoint.certificate.as_ref().and_then(|expiry| {
             let hint =
                 "put a new certificate and its key into the files: they are read again, without a restart";
             expiry_finding(expiry, hint)
         }));
-        found.extend(endpoint.ca.as_ref().and_then(|expiry| {
+        findings.extend(endpoint.ca.as_ref().and_then(|expiry| {
             let hint =
                 "add the CA's present certificate to the file, and take this one out once nothing uses it";
             expiry_finding(expiry, hint)
         }));
-        found.extend(endpoint.problem.map(|problem| Finding {
+        findings.extend(endpoint.problem.map(|problem| Finding {
             severity: Severity::Error,
             resource: None,
             field: endpoint.name.to_owned(),
@@ -31,7 +32,7 @@ pub(super) fn own_certificates(certificates: &CertificateMonitor) -> Vec<Finding
             hint: "correct the files: they are read again, without a restart".to_owned(),
         }));
     }
-    found
+    findings
 }
 
 fn expiry_finding(expiry: &CertificateExpiry, hint: &str) -> Option<Finding> {
@@ -44,7 +45,7 @@ fn expiry_finding(expiry: &CertificateExpiry, hint: &str) -> Option<Finding> {
     })
 }
 
-/// Of the data planes in an answer of `GET dataplanes`.
+/// Findings about the data planes in a response of `GET dataplanes`.
 pub(super) fn node_certificates(view: &Value, now: UnixTime) -> Vec<Finding> {
     let nodes = view.get("list").and_then(Value::as_array).into_iter().flatten();
     nodes.filter_map(|node| node_certificate(node, now)).collect()
@@ -56,8 +57,10 @@ fn node_certificate(node: &Value, now: UnixTime) -> Option<Finding> {
     let (name, until) =
         (node.get("name")?.as_str()?, format_utc(UnixTime::since_unix_epoch(Duration::from_secs(not_after))));
     let (severity, state) = match days {
-        ..0 => (Severity::Error, format!("ended at {until}")),
-        days if days < EXPIRY_WARNING_DAYS => (Severity::Warning, format!("ends in {days} days, at {until}")),
+        ..0 => (Severity::Error, format!("expired at {until}")),
+        days if days < EXPIRY_WARNING_DAYS => {
+            (Severity::Warning, format!("expires in {days} days, at {until}"))
+        }
         _ => return None,
     };
     Some(Finding {
@@ -78,7 +81,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn data_planes_are_warned_about_from_30_days_before_their_end() {
+    fn expiring_node_certificates_are_findings_from_30_days() {
         let day = 86_400;
         let now = UnixTime::since_unix_epoch(Duration::from_secs(100 * day));
         let node = |not_after: u64| json!({"name": "edge-1", "certificate": {"not_after": not_after}});

@@ -1,11 +1,11 @@
-//! The deny-list of data planes: certificates that may not push or stay connected, whoever signed
-//! them.
+//! The deny-list of data planes: certificates that must not connect or stay connected, whoever
+//! signed them.
 //!
-//! Owns the list, its place in the store and the rule for what an entry matches. The list is a
-//! private entry of the store: every control plane over the store obeys it, and a restart keeps it.
-//! The control plane that changes it obeys at once, the others within [`REFRESH`]. Invariant: a
-//! list that cannot be read leaves the present one in force, and a control plane does not start
-//! without having read it.
+//! Owns the list, its store entry and how an entry matches. The list is an internal entry of the
+//! store: every control plane over the store enforces it, and it survives restarts. The control
+//! plane that changes it enforces it at once, the others within [`REFRESH_INTERVAL`]. Invariant: an
+//! unreadable list leaves the last one in force, and a control plane does not start before it has
+//! read the list.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -18,62 +18,51 @@ use zeroize::Zeroizing;
 
 use crate::store::{InternalKey, Store, StoreError};
 
-/// The longest time until a change made through another control plane is obeyed here.
+/// The longest delay until a change made through another control plane takes effect here.
 const REFRESH_INTERVAL: Duration = Duration::from_secs(1);
-/// Most entries of the list.
 const ENTRIES_MAX: usize = 1000;
-/// Longest `desc`, in bytes.
 const DESC_BYTES: usize = 256;
-/// Longest serial number, in bytes: RFC 5280 4.1.2.2 allows 20.
+/// Bytes of a serial number: RFC 5280 4.1.2.2 allows 20.
 const SERIAL_BYTES: usize = 64;
-/// Rounds of losing against other writers of the list.
+/// Compare-and-swap attempts against other writers of the list.
 const CAS_ATTEMPTS: usize = 8;
 
-/// A certificate that is denied: by its serial number, by its public key, or by both (each matches
-/// alone).
+/// A denied certificate: by serial number, by public key, or by both (each matches alone).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DeniedNode {
-    /// Serial number, hexadecimal, as `dataplanes` and `controlplane pki show` print it. Colons and
-    /// case do not matter.
+    /// Hexadecimal, as `dataplanes` and `controlplane pki show` print it. Colons and case are
+    /// ignored.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub serial: Option<String>,
-    /// SHA-256 of the SubjectPublicKeyInfo, 64 hexadecimal digits: outlives a renewal that keeps
-    /// the key.
+    /// SHA-256 of the SubjectPublicKeyInfo, 64 hexadecimal digits: matches after a renewal that
+    /// keeps the key.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub spki_sha256: Option<String>,
-    /// For people; at most 256 bytes.
+    /// A description, at most 256 bytes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub desc: Option<String>,
 }
 
-/// Why an entry or the list cannot be used.
+/// Why an entry or the list is invalid.
 #[derive(Debug, thiserror::Error)]
 pub enum DenyListError {
-    /// The entry's field is not what it should be.
+    /// A member of the entry is invalid.
     #[error("{field}: {problem}")]
-    Entry {
-        /// The member of the body.
-        field: &'static str,
-        /// What was found and what is expected.
-        problem: String,
-    },
-    /// The list is full.
+    Entry { field: &'static str, problem: String },
     #[error("the deny-list has {ENTRIES_MAX} entries already: remove those whose certificates have expired")]
     Full,
-    /// The stored list cannot be understood.
     #[error("the stored deny-list of data planes cannot be read: {0}")]
     Damaged(String),
-    /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
 }
 
 impl DeniedNode {
-    /// Brings digits into one form, or says which member is wrong.
+    /// Normalizes the digits.
     ///
     /// # Errors
-    /// [`DenyError::Entry`].
+    /// [`DenyListError::Entry`] names the invalid member.
     pub fn validate(self) -> Result<Self, DenyListError> {
         let wrong = |field, problem: String| Err(DenyListError::Entry { field, problem });
         if self.serial.is_none() && self.spki_sha256.is_none() {
@@ -102,7 +91,7 @@ impl DeniedNode {
                 problem: format!("{text:?} is not 64 hexadecimal digits"),
             })
         });
-        // Leading zeros of a serial number mean nothing; programs print them or not.
+        // Programs print leading zeros of a serial number or not; they carry no meaning.
         let serial = serial.transpose()?.map(|digits| strip_leading_zeros(&digits).to_owned());
         Ok(Self { serial, spki_sha256: spki_sha256.transpose()?, desc: self.desc })
     }
@@ -111,8 +100,7 @@ impl DeniedNode {
         (&self.serial, &self.spki_sha256) == (&other.serial, &other.spki_sha256)
     }
 
-    /// The entry `id` was removed or replaced: what it denied may connect, unless another entry
-    /// denies it.
+    /// Logs that the entry `id` no longer denies its certificate, unless another entry does.
     fn log_removed(&self, id: &str) {
         let (serial, spki_sha256) = (self.serial.as_deref(), self.spki_sha256.as_deref());
         tracing::warn!(
@@ -131,7 +119,7 @@ impl DeniedNode {
     }
 }
 
-/// Upper-case hexadecimal digits without separators; `None` when something else is there.
+/// Upper-case hexadecimal digits without separators; `None` for any other character.
 fn normalize_hex(text: &str) -> Option<String> {
     let digits: String = text.trim().chars().filter(|c| *c != ':').map(|c| c.to_ascii_uppercase()).collect();
     (!digits.is_empty() && digits.chars().all(|c| c.is_ascii_hexdigit())).then_some(digits)
@@ -151,7 +139,7 @@ fn hex(bytes: &[u8]) -> String {
 pub struct DenyList(BTreeMap<String, DeniedNode>);
 
 impl DenyList {
-    /// The entry that denies this certificate.
+    /// The id of the entry that denies this certificate.
     pub fn denies(&self, certificate: &pki::Certificate) -> Option<&str> {
         self.0.iter().find(|(_, entry)| entry.matches(certificate)).map(|(id, _)| id.as_str())
     }
@@ -161,13 +149,12 @@ impl DenyList {
         self.0.iter().map(|(id, entry)| (id.as_str(), entry))
     }
 
-    /// One entry.
     pub fn get(&self, id: &str) -> Option<&DeniedNode> {
         self.0.get(id)
     }
 }
 
-/// The list in force, and the way to change it.
+/// The list in force, and how to change it.
 pub struct DeniedNodes {
     store: Arc<dyn Store>,
     list: watch::Sender<Arc<DenyList>>,
@@ -177,14 +164,14 @@ impl DeniedNodes {
     /// Reads the list from the store.
     ///
     /// # Errors
-    /// When the store or the list cannot be read: without it nobody can tell who may connect.
+    /// When the store or the list is unreadable: without it, no node can be authorized.
     pub async fn load(store: Arc<dyn Store>) -> Result<Arc<Self>, DenyListError> {
         let denied = Self { store, list: watch::Sender::new(Arc::default()) };
         denied.refresh().await?;
         Ok(Arc::new(denied))
     }
 
-    /// Reads the list again every [`REFRESH`] until shutdown.
+    /// Reads the list again every [`REFRESH_INTERVAL`] until shutdown.
     pub fn spawn_refresh(self: &Arc<Self>, mut shutdown: watch::Receiver<bool>) {
         let denied = Arc::clone(self);
         let following = async move {
@@ -214,10 +201,10 @@ impl DeniedNodes {
         self.list.subscribe()
     }
 
-    /// Adds or replaces an entry. Whether the id was there before.
+    /// Adds or replaces an entry. Returns whether the id existed.
     ///
     /// # Errors
-    /// [`DenyError`]; nothing was changed then.
+    /// [`DenyListError`]; nothing is changed then.
     pub async fn put(&self, id: &str, entry: DeniedNode) -> Result<bool, DenyListError> {
         let entry = entry.validate()?;
         let mut before = None;
@@ -234,11 +221,11 @@ impl DeniedNodes {
     }
 
     /// Adds the entries of another store's list that this one lacks, for `controlplane copy`. An id
-    /// that is taken by another certificate gets a number behind it: no denial is lost. How
-    /// many were added.
+    /// in use for another certificate gets a number appended, so no denial is lost. Returns the
+    /// number of added entries.
     ///
     /// # Errors
-    /// [`DenyError`]; nothing was changed then.
+    /// [`DenyListError`]; nothing is changed then.
     pub async fn merge(&self, other: &DenyList) -> Result<usize, DenyListError> {
         let mut added = 0;
         self.change(|list| {
@@ -258,10 +245,10 @@ impl DeniedNodes {
         Ok(added)
     }
 
-    /// Removes an entry. Whether it was there.
+    /// Removes an entry. Returns whether it existed.
     ///
     /// # Errors
-    /// [`DenyError`]; nothing was changed then.
+    /// [`DenyListError`]; nothing is changed then.
     pub async fn remove(&self, id: &str) -> Result<bool, DenyListError> {
         let mut before = None;
         let existed = self
@@ -360,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn entries_that_would_deny_nothing_are_refused() {
+    fn entries_that_match_nothing_are_invalid() {
         let spki = |text: &str| DeniedNode { spki_sha256: Some(text.to_owned()), ..DeniedNode::default() };
         let long = DeniedNode { desc: Some("x".repeat(257)), ..by_serial("1") };
         for entry in [
@@ -379,7 +366,7 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_with_a_private_key_is_refused() {
+    fn an_entry_with_a_private_key_is_invalid() {
         let key = "-----BEGIN PRIVATE KEY-----\nMC4CAQAwBQYDK2VwBCIEIJ1h\n-----END PRIVATE KEY-----\n";
         for desc in [key.to_owned(), key.replace('\n', " "), format!("edge-7 {key}"), key[30..].to_owned()] {
             let entry = DeniedNode { desc: Some(desc.clone()), ..by_serial("0a") };
@@ -390,7 +377,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_list_survives_and_is_shared() {
+    async fn the_list_is_durable_and_shared() {
         let folder = tempfile::tempdir().unwrap();
         let store: Arc<dyn Store> = Arc::new(EmbeddedStore::open(&folder.path().join("store.redb")).unwrap());
         let one = DeniedNodes::load(Arc::clone(&store)).await.unwrap();
@@ -416,7 +403,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_damaged_list_is_an_error_and_denies_on() {
+    async fn a_damaged_list_is_an_error_and_stays_in_force() {
         let folder = tempfile::tempdir().unwrap();
         let store: Arc<dyn Store> = Arc::new(EmbeddedStore::open(&folder.path().join("store.redb")).unwrap());
         let denied = DeniedNodes::load(Arc::clone(&store)).await.unwrap();

@@ -1,9 +1,10 @@
-//! A stored document becomes a resource for the push, or it is told what does not become of it.
+//! Compiles stored documents for the push, and keeps the findings about those that are not served
+//! as they are.
 //!
-//! Our own writes were checked before they were stored; what another program wrote, or what can no
-//! longer be opened, was not. Invariant: a document takes the place of the one before unless it is
-//! no valid one ([`model::adopt`](mod@model::adopt)), and each finding is in the log once, when it
-//! appears, and in `lint` as long as it holds.
+//! Our own writes were checked before they were stored; documents that another program wrote, or
+//! whose keys no longer decrypt, were not. Invariant: a valid document replaces the one before
+//! ([`model::adopt`](mod@model::adopt)); a finding is logged once, when it appears, and listed by
+//! `lint` as long as it holds.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -14,19 +15,17 @@ use model::{Key, Resource, Versioned};
 use crate::compile;
 use crate::store::StoredDocument;
 
-/// What is to be said about the stored documents: those that are not served as they are. Of each,
-/// which revision wrote the document that it is said about.
+/// Findings about stored documents, by resource, with the revision of the document they describe.
 #[derive(Default)]
 pub struct Findings(Mutex<BTreeMap<Key, (u64, Vec<Finding>)>>);
 
 impl Findings {
-    /// All of them, in the order of their keys.
+    /// All findings, in the order of their keys.
     pub fn all(&self) -> Vec<Finding> {
         self.lock().values().flat_map(|(_, found)| found).cloned().collect()
     }
 
-    /// Puts what is to be said about a document in the place of what was said, and gives what is
-    /// new about it.
+    /// Replaces the findings about a document; returns the new ones.
     fn put(&self, key: &Key, modified: u64, found: Vec<Finding>) -> Vec<Finding> {
         let mut all = self.lock();
         let (_, known) = all.remove(key).unwrap_or_default();
@@ -37,23 +36,22 @@ impl Findings {
         new
     }
 
-    /// Whether something is said about another document under this one's key: one that was not
-    /// valid, before the store was set back.
+    /// Whether there are findings about another document under the same key: an invalid one, from
+    /// before the store was set back.
     pub(super) fn are_outdated(&self, stored: &StoredDocument) -> bool {
         self.lock().get(&stored.key).is_some_and(|(modified, _)| *modified != stored.mod_revision)
     }
 
-    /// The document is gone.
     pub(super) fn remove(&self, key: &Key) {
         self.lock().remove(key);
     }
 
-    /// Only these documents are there.
+    /// Removes the findings about all other documents.
     pub(super) fn retain(&self, stored: &HashSet<&Key>) {
         self.lock().retain(|key, _| stored.contains(key));
     }
 
-    /// A panic while the lock was held cannot leave an entry half written, so poison says nothing.
+    /// A panic cannot leave an entry half written, so a poisoned lock is still consistent.
     fn lock(&self) -> MutexGuard<'_, BTreeMap<Key, (u64, Vec<Finding>)>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -69,7 +67,7 @@ fn log(stored: &StoredDocument, finding: &Finding) {
     }
 }
 
-/// What takes a document's place; nothing when what is there stays. `before`: what is there.
+/// Compiles a stored document and logs its findings and what it weakens. `None` keeps `before`.
 pub(super) fn compile_and_log(
     stored: &StoredDocument,
     before: Option<&Resource>,
@@ -84,7 +82,7 @@ pub(super) fn compile_and_log(
     versioned
 }
 
-/// Logs what the removal of a document takes away; `revision` is that of the removal.
+/// Logs what a removal weakens; `revision` is that of the removal.
 pub(super) fn log_removal(key: &Key, revision: u64, before: Option<&Resource>) {
     if let Some(before) = before {
         log_weakenings(key, revision, model::removal_weakenings(before));
@@ -104,7 +102,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_finding_is_new_once_and_there_as_long_as_it_holds() {
+    fn a_finding_is_new_once_and_listed_while_it_holds() {
         let findings = Findings::default();
         let key = |id: &str| Key::new(Kind::Route, Id::parse(id).unwrap());
         let finding = |field: &str| Finding {

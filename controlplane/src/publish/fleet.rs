@@ -1,36 +1,36 @@
-//! Who holds what: one entry a data plane, written by its stream, read by `GET
-//! /apisix/admin/dataplanes`.
+//! The connected data planes and the revisions they serve: one entry for each, written by its
+//! session, read by `GET /apisix/admin/dataplanes`.
 //!
-//! The only backward edge of the push: acknowledgements and refusals come in here. Bounded: a node
-//! that went away is remembered for an hour, and at most a thousand of them.
+//! Acknowledgements and rejections are all that flows back over the push; they end here. Bounded: a
+//! node that disconnects is kept for an hour, and at most a thousand of them.
 
 use std::collections::{BTreeSet, HashMap};
+use std::fmt;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use model::Snapshot;
-use pem_files::expiry::days_left;
+use mtls::expiry::days_left;
 use rustls_pki_types::UnixTime;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-use super::hold::HoldView;
-
 const DISCONNECTED_TTL: Duration = Duration::from_secs(3600);
 const DISCONNECTED_MAX: usize = 1000;
-/// Of one refused delta; a broken CA in ten thousand ssls need not be told ten thousand times.
+/// Errors kept of one rejected delta: a broken CA in ten thousand ssls is one problem.
 const ERRORS_MAX: usize = 20;
 
-/// All data planes that are connected, or were a short while ago.
+/// All data planes that are connected, or were within the last hour.
 pub struct Fleet {
     latest: watch::Receiver<Arc<Snapshot>>,
     nodes: Mutex<HashMap<NodeKey, NodeEntry>>,
-    /// Counts changes, so that a waiter need not poll.
+    /// Counts changes, so that waiters need not poll.
     changes: watch::Sender<u64>,
 }
 
-/// A node is its name and one process's life: nodes that share a certificate stay apart.
+/// A node is identified by its name and one process's life: nodes that share a certificate stay
+/// apart.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct NodeKey {
     name: String,
@@ -38,7 +38,7 @@ struct NodeKey {
 }
 
 struct NodeEntry {
-    /// Which stream may write here; a stream that was replaced may not.
+    /// The session that may write here; a replaced session may not.
     session: u64,
     address: SocketAddr,
     version: String,
@@ -46,80 +46,71 @@ struct NodeEntry {
     disconnected_at: Option<Instant>,
     draining: bool,
     acknowledged: u64,
-    /// How often the store had been set back by then.
+    /// The rollback epoch of the acknowledged revision.
     set_backs: u64,
     acknowledged_at: Option<u64>,
     last_nack: Option<NackView>,
     held: Option<HoldView>,
 }
 
-/// The answer of `GET /apisix/admin/dataplanes`.
+/// The response of `GET /apisix/admin/dataplanes`.
 #[derive(Debug, Clone, Serialize)]
 pub struct FleetView {
-    /// By name, then instance.
+    /// Sorted by name, then instance.
     pub list: Vec<NodeView>,
-    /// Length of `list`.
     pub total: usize,
-    /// The newest revision of the store.
     pub revision: u64,
 }
 
-/// One data plane.
 #[derive(Debug, Clone, Serialize)]
 pub struct NodeView {
     /// Stable over restarts; the node's certificate carries it.
     pub name: String,
     /// One process's life.
     pub instance: String,
-    /// Where it dials from.
     pub address: String,
-    /// Of its program.
     pub version: String,
-    /// With which it connected.
     pub certificate: Option<NodeCertificate>,
-    /// Whether its stream is open.
     pub connected: bool,
-    /// Whether its process has had a stop signal, and serves on until it ends.
+    /// Whether its process has had a stop signal and is draining.
     pub draining: bool,
-    /// The revision it serves, as it last said; 0: none of this store.
+    /// The revision that it acknowledged last; 0: none of this store.
     pub acknowledged: u64,
-    /// Unix seconds of its last acknowledgement.
     pub acknowledged_at: Option<u64>,
-    /// How many revisions it is away from the newest; not known of a node whose stream is not open:
-    /// another control plane may serve it.
+    /// Revisions behind the newest; `null` for a disconnected node, which another control plane may
+    /// serve.
     pub lag: Option<u64>,
-    /// The last change it refused, until it acknowledges a newer one.
+    /// The last change that it rejected, until it acknowledges a newer one.
     pub last_nack: Option<NackView>,
-    /// It serves the state of another store and does not take ours over.
+    /// Set while it serves another store's state and holds.
     pub held: Option<HoldView>,
 }
 
-/// A node whose stream is open, as the other control planes hear of it.
+/// A connected node, as reported to the other control planes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct ConnectedNode {
-    /// Stable over restarts.
     pub name: String,
     /// One process's life.
     pub instance: String,
-    /// The revision it serves; `None`: it has said nothing yet that counts.
+    /// The acknowledged revision; `None`: none of this rollback epoch.
     pub acknowledged: Option<u64>,
 }
 
 /// A node's certificate, in the terms of the deny-list.
 #[derive(Debug, Clone, Serialize)]
 pub struct NodeCertificate {
-    /// Serial number, upper-case hexadecimal.
+    /// Upper-case hexadecimal.
     pub serial: String,
     /// SHA-256 of the SubjectPublicKeyInfo, upper-case hexadecimal.
     pub spki_sha256: String,
-    /// Unix seconds of the earliest notAfter of its path: its stream ends then.
+    /// Unix seconds of the earliest notAfter of its path, when its session ends.
     pub not_after: u64,
-    /// Whole days until then, as of this answer; negative once it has ended.
+    /// Whole days until then; negative after it.
     pub days_left: i64,
 }
 
 impl NodeCertificate {
-    /// Of a verified leaf, whose path ends at `expires`.
+    /// For a verified leaf whose path expires at `expires`.
     pub(super) fn new(leaf: &pki::Certificate, expires: UnixTime) -> Self {
         Self {
             serial: leaf.serial_hex(),
@@ -134,27 +125,62 @@ impl NodeCertificate {
     }
 }
 
-/// A refused change.
+/// A rejected change.
 #[derive(Debug, Clone, Serialize)]
 pub struct NackView {
-    /// The revision it would have brought.
+    /// The revision that the change leads to.
     pub revision: u64,
-    /// Why; the first twenty.
-    pub refusals: Vec<ResourceErrorView>,
+    /// The first twenty errors.
+    pub errors: Vec<ResourceErrorView>,
 }
 
-/// One reason of a refused change.
+/// An invalid resource of a rejected change.
 #[derive(Debug, Clone, Serialize)]
 pub struct ResourceErrorView {
-    /// `ssls/1`; empty when the node could not tell.
+    /// `ssls/1`; empty when the node does not know.
     pub resource: String,
     /// Dotted path inside it; empty for the whole.
     pub field: String,
-    /// What is wrong.
     pub problem: String,
 }
 
-/// Who opens a stream.
+/// The state that a node holds, and what this store's state would remove.
+#[derive(Debug, Clone, Serialize)]
+pub struct HoldView {
+    /// The store whose state the node serves.
+    pub store: String,
+    pub revision: u64,
+    /// Sites that this store lacks.
+    pub sites: LossView,
+    pub routes: LossView,
+    pub stream_routes: LossView,
+}
+
+/// The loss of one kind of resource.
+#[derive(Debug, Clone, Copy, Default, Serialize)]
+pub struct LossView {
+    pub gone: u64,
+    pub total: u64,
+}
+
+impl fmt::Display for LossView {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} of {}", self.gone, self.total)
+    }
+}
+
+impl fmt::Display for HoldView {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { store, revision, sites, routes, stream_routes } = self;
+        write!(
+            f,
+            "it serves revision {revision} of the store {store}, of which this store lacks {sites} sites, {routes} routes and \
+             {stream_routes} stream routes"
+        )
+    }
+}
+
+/// The node of a new session.
 pub(super) struct NodeInfo {
     pub name: String,
     pub instance: String,
@@ -163,7 +189,7 @@ pub(super) struct NodeInfo {
     pub certificate: Option<NodeCertificate>,
 }
 
-/// One stream's right to write its node's entry; dropping it marks the node as gone.
+/// One session's access to its node's entry; dropping it marks the node as disconnected.
 pub(super) struct NodeRegistration {
     fleet: Arc<Fleet>,
     key: NodeKey,
@@ -175,7 +201,6 @@ impl Fleet {
         Self { latest, nodes: Mutex::default(), changes: watch::Sender::new(0) }
     }
 
-    /// Everything known now.
     pub fn view(&self) -> FleetView {
         let revision = self.latest.borrow().revision();
         let mut list: Vec<NodeView> =
@@ -189,8 +214,8 @@ impl Fleet {
         self.latest.borrow().revision()
     }
 
-    /// The connected nodes, those that serve the oldest revision first: at most `most` of them, and
-    /// how many there are. What a node acknowledged before the store was set back does not count.
+    /// The connected nodes, those with the oldest revision first: at most `most`, and their total
+    /// number. Acknowledgements from before the store was set back do not count.
     pub(super) fn connected(&self, most: usize) -> (Vec<ConnectedNode>, usize) {
         let set_backs = self.latest.borrow().rollback_epoch();
         let nodes = self.lock();
@@ -210,8 +235,7 @@ impl Fleet {
         (oldest.collect(), total)
     }
 
-    /// The names of the connected nodes: at most `most` of them, in order, and whether there are
-    /// more.
+    /// The names of the connected nodes, in order: at most `most`, and whether there are more.
     pub(super) fn connected_names(&self, most: usize) -> (BTreeSet<String>, bool) {
         let nodes = self.lock();
         let connected = nodes.iter().filter(|(_, entry)| entry.disconnected_at.is_none());
@@ -224,8 +248,7 @@ impl Fleet {
         (names, more)
     }
 
-    /// Says that something changed: a node came or went, acknowledged or refused. For waiting
-    /// without polling.
+    /// Changes whenever a node connects, disconnects, acknowledges or rejects.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.changes.subscribe()
     }
@@ -233,7 +256,7 @@ impl Fleet {
     /// Waits until every connected node, and at least one, has acknowledged `revision`.
     ///
     /// # Errors
-    /// The view as it is when `timeout` has passed.
+    /// The view, when `timeout` has passed.
     pub async fn wait_acknowledged(&self, revision: u64, timeout: Duration) -> Result<FleetView, FleetView> {
         let mut changes = self.changes.subscribe();
         let reached = async {
@@ -243,7 +266,7 @@ impl Fleet {
                     return view;
                 }
                 if changes.changed().await.is_err() {
-                    // The sender lives in `self`, so this cannot happen; waiting is right either way.
+                    // Unreachable, because `self` owns the sender; waiting is right in either case.
                     std::future::pending::<()>().await;
                 }
             }
@@ -263,7 +286,7 @@ impl Fleet {
         all.then(|| self.view())
     }
 
-    /// Enters a node whose stream was accepted.
+    /// Registers a node whose session is authorized.
     pub(super) fn register(self: &Arc<Self>, joining: NodeInfo) -> NodeRegistration {
         let key = NodeKey { name: joining.name, instance: joining.instance };
         let mut nodes = self.lock();
@@ -292,14 +315,14 @@ impl Fleet {
         self.changes.send_modify(|count| *count = count.wrapping_add(1));
     }
 
-    /// A panic while the lock was held cannot leave an entry half written, so poison says nothing.
+    /// A panic cannot leave an entry half written, so a poisoned lock is still consistent.
     fn lock(&self) -> MutexGuard<'_, HashMap<NodeKey, NodeEntry>> {
         self.nodes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl NodeRegistration {
-    /// The node serves this now.
+    /// The node serves this snapshot now.
     pub(super) fn record_ack(&self, snapshot: &Snapshot) {
         self.update(|entry| {
             entry.acknowledged = snapshot.revision();
@@ -311,18 +334,17 @@ impl NodeRegistration {
         });
     }
 
-    /// The node refused the change to `revision`.
-    pub(super) fn record_nack(&self, revision: u64, mut refusals: Vec<ResourceErrorView>) {
-        refusals.truncate(ERRORS_MAX);
-        self.update(|entry| entry.last_nack = Some(NackView { revision, refusals }));
+    /// The node rejected the change to `revision`.
+    pub(super) fn record_nack(&self, revision: u64, mut errors: Vec<ResourceErrorView>) {
+        errors.truncate(ERRORS_MAX);
+        self.update(|entry| entry.last_nack = Some(NackView { revision, errors }));
     }
 
-    /// The node's process stops.
     pub(super) fn record_draining(&self) {
         self.update(|entry| entry.draining = true);
     }
 
-    /// The node holds our store's state.
+    /// The node holds another store's state.
     pub(super) fn record_hold(&self, hold: HoldView) {
         self.update(|entry| entry.held = Some(hold));
     }
@@ -344,9 +366,9 @@ impl Drop for NodeRegistration {
 }
 
 impl NodeEntry {
-    /// The revision that it serves, of those that count now. An empty store has revision 0, which
-    /// is not the same as having said nothing yet; and a revision from before the store was set
-    /// back is none of those that are asked for now.
+    /// The acknowledged revision of this rollback epoch. An empty store has revision 0, which
+    /// differs from no acknowledgement, and a revision from before the store was set back does not
+    /// count.
     fn acknowledged_revision(&self, set_backs: u64) -> Option<u64> {
         (self.acknowledged_at.is_some() && self.set_backs == set_backs).then_some(self.acknowledged)
     }
@@ -369,8 +391,8 @@ impl NodeEntry {
     }
 }
 
-/// Drops what nobody asks about any more: gone for long, the same node's earlier lives, and the
-/// oldest beyond the bound.
+/// Evicts nodes that disconnected long ago, earlier lives of the same node, and the oldest beyond
+/// the bound.
 fn evict(nodes: &mut HashMap<NodeKey, NodeEntry>, joining: &NodeKey) {
     nodes.retain(|key, entry| match entry.disconnected_at {
         None => true,
@@ -415,7 +437,7 @@ mod tests {
     }
 
     #[test]
-    fn a_node_that_left_is_remembered_until_it_comes_back() {
+    fn a_disconnected_node_is_kept_until_it_reconnects() {
         let fleet = fleet();
         drop(fleet.register(joining("a", "1")));
         let gone = &fleet.view().list[0];
@@ -426,7 +448,7 @@ mod tests {
     }
 
     #[test]
-    fn a_node_drains_until_it_is_gone() {
+    fn a_node_drains_until_it_disconnects() {
         let fleet = fleet();
         let node = fleet.register(joining("a", "1"));
         assert!(!fleet.view().list[0].draining);
@@ -437,7 +459,7 @@ mod tests {
     }
 
     #[test]
-    fn a_replaced_stream_cannot_write() {
+    fn a_replaced_session_cannot_write() {
         let fleet = fleet();
         let old = fleet.register(joining("a", "1"));
         let new = fleet.register(joining("a", "1"));
@@ -449,7 +471,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn waiting_ends_with_the_last_node() {
+    async fn a_wait_ends_with_the_last_acknowledgement() {
         let fleet = fleet();
         let alone = fleet.wait_acknowledged(1, Duration::ZERO).await;
         assert!(alone.is_err(), "no node at all is not everybody");
@@ -470,7 +492,7 @@ mod tests {
         assert!(view.list.iter().all(|node| node.acknowledged == 2 && node.last_nack.is_none()));
     }
     #[tokio::test]
-    async fn a_revision_from_before_the_store_was_set_back_reaches_nothing() {
+    async fn an_acknowledgement_before_a_rollback_does_not_count() {
         let (sender, latest) = watch::channel(Arc::new(at(9)));
         let fleet = Arc::new(Fleet::new(latest));
         let node = fleet.register(joining("a", "1"));

@@ -1,17 +1,16 @@
 //! The push listener: TCP, then mutual TLS 1.3, then tonic.
 //!
-//! Who gets through here is certain to hold a certificate of `countersign.push.ca`; which node it
-//! is, `stream` decides. The certificate files are read again when they change
-//! ([`pem_files::reload`]): a new connection is made with them as they are. Bounded: connections,
-//! handshakes at once, time of a handshake, streams of a connection, silence.
+//! Every accepted peer holds a certificate of `countersign.push.ca`; `session` checks which node it
+//! is. The certificate files are read again when they change ([`mtls::reload`]), and a new
+//! connection uses the current ones. Bounded: connections, concurrent handshakes, the time of a
+//! handshake, streams of a connection, silence.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::Stream;
-use pem_files::reload::ConfiguredFile;
-use pem_files::{CredentialFiles, Credentials, FileError, Reloader};
+use mtls::{ConfiguredFile, CredentialFiles, Credentials, FileError, Reloader};
 use pki::{ClientAuth, ClientAuthInput};
 use proto::push::push_server::{Push, PushServer};
 use rustls::server::WebPkiClientVerifier;
@@ -26,68 +25,57 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_stream::wrappers::ReceiverStream;
 
-use super::PublishError;
 use super::permit_stream::PermitStream;
-use crate::error_counters::ErrorReason;
+use crate::listener_errors::{ErrorReason, ListenError};
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// While every place for a handshake is taken: a handshake takes two round trips, and a silent peer
-/// does not keep out data planes.
+/// While all permits for handshakes are taken: a handshake takes two round trips, and silent peers
+/// must not lock out data planes.
 const HANDSHAKE_TIMEOUT_FULL: Duration = Duration::from_secs(1);
-/// For a refused peer to read the alert.
+/// Time for a rejected peer to read the alert.
 const LINGER_TIMEOUT: Duration = Duration::from_secs(1);
 const LINGER_BYTES_MAX: usize = 64 << 10;
 const HANDSHAKES_MAX: usize = 256;
-/// A node that is silent for so long is sent a PING, and its connection ends when no answer comes
-/// in [`KEEPALIVE_TIMEOUT`]: `?acknowledged=` does not wait for a node that is gone. Longer than a
-/// node's own timeout: a node compiles what it is sent on the thread that answers.
+/// A node that is silent for so long is sent a PING, and its connection ends without an answer in
+/// [`KEEPALIVE_TIMEOUT`]: `?acknowledged=` must not wait for a dead node. Longer than a node's own
+/// time-out: a node compiles snapshots on the thread that answers.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(1);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(3);
-/// Bytes that may wait in the kernel: a PING behind megabytes of a first delta would be late on a
-/// slow network.
+/// Bytes queued in the kernel: on a slow network a PING behind megabytes of a first delta is late.
 const UNSENT_BYTES: u32 = 128 << 10;
-/// A node opens one; one more lets it replace a stream that hangs.
+/// A node opens one stream; a second lets it replace a hanging one.
 const STREAMS_PER_CONNECTION: u32 = 2;
-/// After running out of file descriptors.
+/// After an accept that fails for want of descriptors.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
 
-/// The listening socket.
-pub(super) fn bind(address: SocketAddr) -> Result<TcpListener, PublishError> {
+/// The setting of the listener's address.
+pub(super) const PUSH_KEY: &str = "countersign.push.listen";
+
+/// Binds the listening socket.
+pub(super) fn bind(address: SocketAddr) -> Result<TcpListener, ListenError> {
     let open = || {
         let listener = std::net::TcpListener::bind(address)?;
         listener.set_nonblocking(true)?;
         TcpListener::from_std(listener)
     };
-    open().map_err(|source| PublishError::Listen {
-        address,
-        hint: match source.kind() {
-            std::io::ErrorKind::AddrInUse => {
-                "; another program has this port: stop it or choose another port"
-            }
-            std::io::ErrorKind::PermissionDenied => "; ports below 1024 need root",
-            std::io::ErrorKind::AddrNotAvailable => "; this machine has no such address",
-            _ => "",
-        },
-        source,
-    })
+    open().map_err(|error| ListenError::new(PUSH_KEY, address, error))
 }
 
-/// Most intermediates between a node's certificate and `push.ca`.
+/// Intermediates between a node's certificate and `push.ca`.
 const DEPTH_MAX: u32 = 6;
 
-/// What the push listener makes of its files.
+/// The TLS configuration built from the push listener's files.
 pub struct PushTls {
     config: Arc<ServerConfig>,
-    /// The same demand as `config` makes, as `pki` states it: for the time that a node's
-    /// certificate ends.
+    /// The policy of `config` in `pki`'s terms: gives the expiry of a node's path.
     pub(super) policy: Arc<ClientAuth>,
 }
 
-/// The certificate files of the push, read once. `server_name`: what data planes demand of the
+/// Loads the certificate files of the push. `server_name`: the name that data planes require of the
 /// certificate.
 ///
-/// An expired certificate is served, because refusing to start would take the Admin API down too;
-/// nodes refuse it.
+/// An expired certificate is served, because refusing to start would also stop the Admin API; nodes
+/// reject it.
 pub(super) fn load_files(
     settings: &conf::PushSettings,
     server_name: String,
@@ -107,8 +95,8 @@ pub(super) fn load_files(
     Ok(files)
 }
 
-/// TLS 1.3 only, with our certificate, demanding one of `push.ca`. No resumption: a new stream is a
-/// new check.
+/// TLS 1.3 only, with a required client certificate of `push.ca`. No resumption: a new connection
+/// is verified anew.
 fn build_tls(
     cert: &ConfiguredFile,
     ca: &ConfiguredFile,
@@ -164,7 +152,7 @@ pub(super) async fn serve<S: Push>(
 
 type Incoming = Result<PermitStream<TlsStream<TcpStream>>, std::io::Error>;
 
-/// Accepts and shakes hands beside each other, so that a slow or silent peer keeps nobody waiting.
+/// Accepts connections and handshakes concurrently, so that a slow or silent peer delays no other.
 fn incoming_connections(
     listener: TcpListener,
     files: Reloader<PushTls>,
@@ -173,7 +161,7 @@ fn incoming_connections(
     mut shutdown: watch::Receiver<bool>,
 ) -> impl Stream<Item = Incoming> {
     let (ready, incoming) = mpsc::channel(16);
-    // Who does not finish its handshake takes no more than half of the places.
+    // Unfinished handshakes take at most half of the connections.
     let places = Arc::new(Semaphore::new(HANDSHAKES_MAX.min(connections_max / 2).max(1)));
     let connections = Arc::new(Semaphore::new(connections_max));
     tokio::spawn(async move {
@@ -186,8 +174,8 @@ fn incoming_connections(
             let (place, connection, tcp, peer) = match accepted {
                 Ok(accepted) => accepted,
                 Err(error) => {
-                    if let Some(earlier) = ErrorReason::PushAccept.record() {
-                        tracing::warn!(%error, earlier, "the push listener cannot accept a connection");
+                    if let Some(suppressed) = ErrorReason::PushAccept.record() {
+                        tracing::warn!(%error, suppressed, "the push listener cannot accept a connection");
                     }
                     tokio::time::sleep(ACCEPT_BACKOFF).await;
                     continue;
@@ -197,7 +185,7 @@ fn incoming_connections(
             tokio::spawn(async move {
                 let _place = place;
                 if let Some(stream) = accept_tls(files, tcp, peer, &places).await {
-                    // Closed only when the server has stopped; the connection is dropped then.
+                    // Closed only after the server has stopped; the connection is dropped then.
                     let _ = ready.send(Ok(PermitStream::new(stream, connection))).await;
                 }
             });
@@ -206,7 +194,7 @@ fn incoming_connections(
     ReceiverStream::new(incoming)
 }
 
-/// The next connection, once there is room for it and its handshake.
+/// The next connection, once there are permits for it and its handshake.
 async fn accept(
     listener: &TcpListener,
     places: &Arc<Semaphore>,
@@ -224,10 +212,10 @@ async fn accept_tls(
     peer: SocketAddr,
     places: &Semaphore,
 ) -> Option<TlsStream<TcpStream>> {
-    // Small messages each way must not wait for each other.
+    // Small messages in both directions must not wait for each other.
     let _ = tcp.set_nodelay(true);
     let _ = SockRef::from(&tcp).set_tcp_notsent_lowat(UNSENT_BYTES);
-    // Files that were good at the start stay in use, so there are always some.
+    // Files that were valid at the start stay in use, so there are always some.
     let acceptor = TlsAcceptor::from(Arc::clone(&files.refresh().await.ok()?.tls.config));
     let shaken = tokio::select! {
         shaken = acceptor.accept(tcp).into_fallible() => Some(shaken),
@@ -236,24 +224,24 @@ async fn accept_tls(
     match shaken {
         Some(Ok(stream)) => Some(stream),
         Some(Err((error, tcp))) => {
-            if let Some(earlier) = ErrorReason::PushHandshake.record() {
-                let advice = handshake_hint(&error);
-                tracing::warn!(%peer, %error, earlier, "refused a push connection in the TLS handshake{advice}");
+            if let Some(suppressed) = ErrorReason::PushHandshake.record() {
+                let hint = handshake_hint(&error);
+                tracing::warn!(%peer, %error, suppressed, "rejected a push connection in the TLS handshake{hint}");
             }
             let _ = tokio::time::timeout(LINGER_TIMEOUT, linger(tcp)).await;
             None
         }
         None => {
-            if let Some(earlier) = ErrorReason::PushHandshake.record() {
-                tracing::warn!(%peer, earlier, "a push connection did not finish its TLS handshake in time");
+            if let Some(suppressed) = ErrorReason::PushHandshake.record() {
+                tracing::warn!(%peer, suppressed, "a push connection did not finish its TLS handshake in time");
             }
             None
         }
     }
 }
 
-/// Returns when a handshake that begins now has had its time: the short one whenever no place is
-/// left for the next.
+/// Returns when a handshake that begins now times out: early whenever no permit is left for the
+/// next one.
 async fn handshake_timeout(places: &Semaphore) {
     let begun = Instant::now();
     let mut checks = tokio::time::interval_at(begun + HANDSHAKE_TIMEOUT_FULL, HANDSHAKE_TIMEOUT_FULL);
@@ -265,8 +253,8 @@ async fn handshake_timeout(places: &Semaphore) {
     }
 }
 
-/// Reads what the peer has sent already: closing over unread bytes makes the kernel reset the
-/// connection, and the peer would lose the alert that tells it why.
+/// Reads what the peer has sent already: closing over unread bytes resets the connection, and the
+/// peer loses the alert.
 async fn linger(mut tcp: TcpStream) {
     let _ = tcp.shutdown().await;
     let mut buffer = [0; 4096];
@@ -283,7 +271,7 @@ fn handshake_hint(error: &std::io::Error) -> &'static str {
     use rustls::{AlertDescription, CertificateError, Error};
     let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>());
     match tls {
-        Some(Error::NoCertificatesPresented) => ": the peer showed no certificate (countersign.node.cert)",
+        Some(Error::NoCertificatesPresented) => ": the peer sent no certificate (countersign.node.cert)",
         Some(Error::InvalidCertificate(CertificateError::UnknownIssuer)) => {
             ": the peer's certificate is not from the CA in countersign.push.ca"
         }
@@ -294,7 +282,7 @@ fn handshake_hint(error: &std::io::Error) -> &'static str {
         Some(Error::AlertReceived(
             AlertDescription::BadCertificate | AlertDescription::CertificateUnknown,
         )) => {
-            ": the peer refuses our certificate; does countersign.push.cert carry its countersign.node.server_name?"
+            ": the peer rejects our certificate; does countersign.push.cert carry its countersign.node.server_name?"
         }
         Some(Error::InvalidMessage(_)) => ": the peer does not speak TLS; this port is for data planes",
         _ => "",
@@ -306,7 +294,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_silent_handshake_is_cut_early_only_when_full() {
+    async fn a_silent_handshake_times_out_early_only_when_full() {
         let begun = Instant::now();
         handshake_timeout(&Semaphore::new(0)).await;
         assert!(begun.elapsed() < HANDSHAKE_TIMEOUT / 2);

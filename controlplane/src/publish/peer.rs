@@ -1,13 +1,13 @@
-//! The verified other end of a push stream: who it is, and until when it may stay.
+//! The verified node at the other end of a push session, and until when it stays verified.
 //!
-//! Invariant: a stream runs while its node's certificate is valid by the CAs in use and on no
+//! Invariant: a session runs while its node's certificate is valid under the current CAs and on no
 //! deny-list.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use pem_files::{LoadedCredentials, Reloader};
+use mtls::{LoadedCredentials, Reloader};
 use pki::CertificateDer;
 use rustls_pki_types::UnixTime;
 use tokio::sync::watch;
@@ -18,18 +18,18 @@ use super::PushTls;
 use super::deny_list::DenyList;
 use super::fleet::NodeCertificate;
 
-/// The longest pause between two looks at the clock while a certificate is to end.
+/// The longest sleep between two looks at the clock.
 const CLOCK_INTERVAL: Duration = Duration::from_secs(10);
 
 pub(super) type TlsFileChanges = watch::Receiver<Option<Arc<LoadedCredentials<PushTls>>>>;
 
-/// The verified other end of a stream.
+/// A verified node.
 #[derive(Clone)]
 pub(super) struct NodePeer {
     pub address: SocketAddr,
     /// The DNS names of its certificate, in lower case.
     pub names: Vec<String>,
-    /// What it sent, leaf first.
+    /// Leaf first.
     presented_chain: Arc<[CertificateDer<'static>]>,
     /// Its certificate and the verified intermediates above.
     path: Vec<pki::Certificate>,
@@ -38,13 +38,13 @@ pub(super) struct NodePeer {
 }
 
 impl NodePeer {
-    /// The entry of the deny-list that its certificate, or an issuer of it, is on.
+    /// The entry of the deny-list that matches its certificate or an issuer of it.
     pub(super) fn denied_by<'a>(&self, list: &'a DenyList) -> Option<&'a str> {
         self.path.iter().find_map(|certificate| list.denies(certificate))
     }
 
-    /// Ends when the certificate does, when it is put on the deny-list, or when `push.ca` no longer
-    /// holds its CA; with what the node is sent.
+    /// Returns when the certificate expires, is put on the deny-list, or `push.ca` no longer has
+    /// its CA, with the status for the node.
     pub(super) async fn wait_until_rejected(
         &self,
         mut list: watch::Receiver<Arc<DenyList>>,
@@ -53,7 +53,7 @@ impl NodePeer {
     ) -> Status {
         let ended = async {
             let mut expires = self.expires;
-            // The clock may be set: it is read again now and then.
+            // An operator may set the clock, so it is read again now and then.
             while let Some(left) = expires.as_secs().checked_sub(UnixTime::now().as_secs()) {
                 let pause = Duration::from_secs(left + 1).min(CLOCK_INTERVAL);
                 let changed = tokio::time::timeout(pause, ca_changes.changed()).await;
@@ -87,7 +87,6 @@ impl NodePeer {
         tokio::select! { status = ended => status, status = refused => status }
     }
 
-    /// As the Admin API shows it.
     pub(super) fn certificate(&self) -> Option<NodeCertificate> {
         let leaf = self.path.first()?;
         Some(NodeCertificate::new(leaf, self.expires))
@@ -100,8 +99,8 @@ pub(super) fn denied_status(entry: &str) -> Status {
     ))
 }
 
-/// By the CAs in use now. The handshake may be long ago: a connection carries one stream after the
-/// other.
+/// Verifies against the current CAs. The handshake may be long ago: one connection carries several
+/// streams in turn.
 fn verify_chain(
     files: &Reloader<PushTls>,
     sent: &[CertificateDer<'_>],
@@ -113,7 +112,7 @@ fn verify_chain(
         .map_err(|error| Status::unauthenticated(error.to_string()))
 }
 
-/// Who is at the other end, by the same verdict about its certificate as everywhere else.
+/// Verifies the peer of a stream with `pki`, as everywhere else.
 pub(super) fn authenticate<T>(request: &Request<T>, files: &Reloader<PushTls>) -> Result<NodePeer, Status> {
     let info = request.extensions().get::<TlsConnectInfo<TcpConnectInfo>>();
     let info = info.ok_or_else(|| Status::unauthenticated("not a TLS connection"))?;

@@ -1,4 +1,4 @@
-//! A connection of the push that holds one of the listener's places until it ends.
+//! A connection of the push that holds a permit of the listener until it closes.
 
 use std::io;
 use std::pin::Pin;

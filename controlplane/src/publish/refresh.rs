@@ -1,85 +1,83 @@
-//! How a stream asks the follower of the store to read it anew, because a node has come that knows
-//! of a newer state.
+//! Coalesced requests to reload the store, for a session whose node knows a newer revision.
 //!
-//! Invariant: an answer is about a load that began after the question. Questions that come while
-//! one is running share the next one, so a whole fleet that moves at once costs two loads.
+//! Invariant: the result of a request is that of a load that began after it. Requests during a load
+//! share the next one, so a whole fleet that reconnects at once costs two loads.
 
 use tokio::sync::watch;
 
-/// The asking end.
+/// The requesting side.
 #[derive(Clone)]
 pub struct RefreshHandle {
-    /// How many questions there were.
+    /// The number of requests.
     requests: watch::Sender<u64>,
     results: watch::Receiver<RefreshResult>,
 }
 
-/// The follower's end.
+/// The store watcher's side.
 pub(super) struct RefreshRequests {
     requests: watch::Receiver<u64>,
-    /// The last question that a load was begun for.
-    begun: u64,
+    /// The last request that a load covers.
+    covered: u64,
     results: watch::Sender<RefreshResult>,
 }
 
-/// The outcome of a load.
+/// The result of a load.
 #[derive(Default)]
 struct RefreshResult {
-    /// Questions up to this one are answered by it.
-    until: u64,
-    /// Why the store could not be read.
-    problem: Option<String>,
+    /// The last request that the load answers.
+    request: u64,
+    /// The store's error, if it was unreadable.
+    error: Option<String>,
 }
 
-/// Both ends.
+/// Both sides.
 pub(super) fn channel() -> (RefreshHandle, RefreshRequests) {
-    let (asked, asking) = watch::channel(0);
-    let (answers, answered) = watch::channel(RefreshResult::default());
+    let (request_sender, requests) = watch::channel(0);
+    let (result_sender, results) = watch::channel(RefreshResult::default());
     (
-        RefreshHandle { requests: asked, results: answered },
-        RefreshRequests { requests: asking, begun: 0, results: answers },
+        RefreshHandle { requests: request_sender, results },
+        RefreshRequests { requests, covered: 0, results: result_sender },
     )
 }
 
 impl RefreshHandle {
-    /// Waits until everything that the store held at the time of the call is in the newest
-    /// snapshot.
+    /// Waits until the current snapshot has everything that the store held at the time of the call.
     ///
     /// # Errors
-    /// Why the store cannot be read.
+    /// The store's error.
     pub async fn refresh(&self) -> Result<(), String> {
-        let mut answered = self.results.clone();
-        let mut ours = 0;
-        self.requests.send_modify(|asked| {
-            *asked += 1;
-            ours = *asked;
+        let mut results = self.results.clone();
+        let mut request = 0;
+        self.requests.send_modify(|requests| {
+            *requests += 1;
+            request = *requests;
         });
-        match answered.wait_for(|answer| answer.until >= ours).await {
-            Ok(answer) => answer.problem.clone().map_or(Ok(()), Err),
+        match results.wait_for(|result| result.request >= request).await {
+            Ok(result) => result.error.clone().map_or(Ok(()), Err),
             Err(_) => Err("the store is not followed any more".to_owned()),
         }
     }
 }
 
 impl RefreshRequests {
-    /// Waits until there is a question that no load was begun for.
+    /// Waits for a request that no load covers.
     pub(super) async fn requested(&mut self) {
-        let begun = self.begun;
-        if self.requests.wait_for(|asked| *asked > begun).await.is_err() {
-            // Nobody is left who could ask.
+        let covered = self.covered;
+        if self.requests.wait_for(|requests| *requests > covered).await.is_err() {
+            // All handles are dropped: no request will come.
             std::future::pending().await
         }
     }
 
-    /// A load begins: it will answer the questions up to this number.
+    /// Begins a load; returns the last request that it answers.
     pub(super) fn begin(&mut self) -> u64 {
-        self.begun = *self.requests.borrow();
-        self.begun
+        self.covered = *self.requests.borrow();
+        self.covered
     }
 
-    /// It is over, and its state published.
-    pub(super) fn complete(&self, until: u64, problem: Option<String>) {
-        self.results.send_replace(RefreshResult { until, problem });
+    /// Completes a load whose state is published.
+    pub(super) fn complete(&self, request: u64, error: Option<String>) {
+        self.results.send_replace(RefreshResult { request, error });
     }
 }
 
@@ -90,32 +88,32 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn an_answer_is_about_a_load_that_began_after_the_question() {
-        let (nudge, mut nudged) = channel();
-        let mut first = Box::pin(nudge.refresh());
+    async fn a_result_is_of_a_load_that_began_after_the_request() {
+        let (handle, mut requests) = channel();
+        let mut first = Box::pin(handle.refresh());
         assert!(first.as_mut().now_or_never().is_none());
-        nudged.requested().await;
-        // Noticed, but not dealt with yet: it is not forgotten.
-        nudged.requested().await;
-        let running = nudged.begin();
-        let mut second = Box::pin(nudge.refresh());
+        requests.requested().await;
+        // A request stays open until a load begins.
+        requests.requested().await;
+        let running = requests.begin();
+        let mut second = Box::pin(handle.refresh());
         assert!(second.as_mut().now_or_never().is_none());
-        nudged.complete(running, None);
+        requests.complete(running, None);
         assert_eq!(first.await, Ok(()));
         assert!(second.as_mut().now_or_never().is_none(), "that load began before the question");
-        let mut third = Box::pin(nudge.refresh());
+        let mut third = Box::pin(handle.refresh());
         assert!(third.as_mut().now_or_never().is_none());
-        nudged.requested().await;
-        let until = nudged.begin();
-        nudged.complete(until, Some("gone".to_owned()));
+        requests.requested().await;
+        let request = requests.begin();
+        requests.complete(request, Some("gone".to_owned()));
         assert_eq!((second.await, third.await), (Err("gone".to_owned()), Err("gone".to_owned())));
-        assert!(nudged.requested().now_or_never().is_none(), "nothing is left to answer");
+        assert!(requests.requested().now_or_never().is_none(), "nothing is left to answer");
     }
 
     #[tokio::test]
-    async fn nobody_waits_for_a_follower_that_ended() {
-        let (nudge, nudged) = channel();
-        drop(nudged);
-        assert!(nudge.refresh().await.is_err());
+    async fn a_request_fails_when_the_watcher_has_ended() {
+        let (handle, requests) = channel();
+        drop(requests);
+        assert!(handle.refresh().await.is_err());
     }
 }

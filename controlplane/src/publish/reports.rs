@@ -1,106 +1,51 @@
-//! Who serves what in the whole fleet, where several control planes share a store.
+//! The revisions that the whole fleet serves, where several control planes share a store.
 //!
-//! Each control plane keeps one entry in the store that says which of its nodes lag most
-//! (`store::ReportEntries`), written when that changes, at most five times a second. A question
-//! about the fleet reads the others' entries. Invariant: an answer that all have acknowledged rests
-//! on what every control plane said; one that cannot be read or understood is taken to be behind.
+//! Each control plane keeps one entry in the store with those of its nodes that lag most
+//! (`store::ReportEntries`), written when it changes, at most five times a second. A query for the
+//! fleet reads the others' entries. Invariant: "all have acknowledged" requires the entry of every
+//! control plane; one that is unreadable counts as behind.
 
-use std::collections::BTreeSet;
+mod entry;
+mod lag;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use entry::{ControlPlaneEntry, Entries, FleetReport, NodeNames};
+use lag::BehindView;
+use lag::behind;
 use prometheus_client::registry::Registry;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use tokio::sync::{Mutex, watch};
 
-use super::fleet::{ConnectedNode, Fleet, FleetView};
-use crate::store::{ReportEntries, ReportEntry, Store};
+use super::fleet::{Fleet, FleetView};
+use crate::store::{ReportEntries, Store};
 
-/// Between two writes of our entry.
 const WRITE_INTERVAL: Duration = Duration::from_millis(200);
-/// After one that failed.
 const RETRY: Duration = Duration::from_secs(1);
-/// Nodes that an entry names: those that serve the oldest revisions.
+/// Nodes in an entry: those with the oldest revisions.
 const NODES_MAX: usize = 50;
-/// Nodes whose names are kept; a value of etcd's may be 1.5 MB.
+/// Names in an entry; an etcd value has at most 1.5 MB.
 const NAMES_MAX: usize = 5000;
-/// For the first read of an answer, whatever its time-out.
+/// Time-out of the first read, whatever the caller's.
 const FIRST_READ: Duration = Duration::from_secs(1);
-/// Between two reads of the others' entries while somebody waits; all who wait share them.
+/// Between two reads of the others' entries; concurrent waiters share them.
 const READ_INTERVAL: Duration = Duration::from_millis(100);
-/// What an answer names of those that are behind.
-const BEHIND_MAX: usize = 50;
 
-/// What a control plane says of itself.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct FleetReport {
-    /// The machine's name.
-    host: String,
-    /// Where it listens for data planes.
-    push: String,
-    version: String,
-    /// The newest revision it knows.
-    revision: u64,
-    /// Connected nodes.
-    nodes: usize,
-    /// At most [`NODES_MAX`] of them, those that serve the oldest revisions first.
-    oldest: Vec<ConnectedNode>,
-    /// Unix seconds.
-    written_at: u64,
-    /// As [`Identity::place`].
-    #[serde(default)]
-    place: Option<String>,
-}
-
-/// The nodes of a control plane, by name: kept longer than its report.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-struct NodeNames {
-    /// As in its report.
-    host: String,
-    push: String,
-    names: BTreeSet<String>,
-    /// There are more than [`NAMES_MAX`].
-    more: bool,
-    #[serde(default)]
-    place: Option<String>,
-}
-
-/// Another control plane's entry.
-#[derive(Debug, Clone)]
-struct ControlPlaneEntry {
-    /// The entry's name: one process's life.
-    process: String,
-    /// `None`: its report has ended without having been withdrawn.
-    report: Option<Result<FleetReport, String>>,
-    nodes: Option<NodeNames>,
-}
-
-impl ControlPlaneEntry {
-    fn place(&self) -> Option<&String> {
-        let reported = self.report.as_ref().and_then(|report| report.as_ref().ok()?.place.as_ref());
-        reported.or_else(|| self.nodes.as_ref()?.place.as_ref())
-    }
-}
-
-type Entries = Result<Arc<Vec<ControlPlaneEntry>>, String>;
-
-/// Who this control plane is.
+/// The identity of this control plane.
 #[derive(Debug, Clone)]
 pub(super) struct ControlPlaneIdentity {
-    /// The machine's name.
     pub host: String,
     /// Where it listens for data planes.
     pub push: String,
-    /// The program's.
     pub version: &'static str,
     /// What only one process at a time can have: the push address within a running kernel's network
-    /// namespace. An entry with ours is of a process that has ended.
+    /// namespace. An entry with ours belongs to a dead process.
     pub place: Option<String>,
 }
 
 impl ControlPlaneIdentity {
-    /// Of the process that listens for data planes there.
     pub(super) fn of(push: SocketAddr, version: &'static str) -> Self {
         let place = || {
             let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
@@ -111,43 +56,40 @@ impl ControlPlaneIdentity {
     }
 }
 
-/// Our entry and the others'. Without [`ReportEntries`] the fleet is what this control plane
-/// serves.
+/// Our report and the others'. Without [`ReportEntries`] the fleet is that of this control plane.
 pub struct Reports {
     fleet: Arc<Fleet>,
     store: Arc<dyn Store>,
-    us: ControlPlaneIdentity,
+    identity: ControlPlaneIdentity,
     /// True once the process stops.
     stopping: watch::Receiver<bool>,
     read: Mutex<Option<(Instant, Entries)>>,
 }
 
-/// The answer of `GET /apisix/admin/dataplanes`.
+/// The response of `GET /apisix/admin/dataplanes`.
 #[derive(Debug, Clone, Serialize)]
 pub struct FleetWideView {
-    /// What this control plane serves.
     #[serde(flatten)]
     pub own: FleetView,
     /// The other control planes over the same store.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub control_planes: Option<Vec<ControlPlaneView>>,
-    /// Why nothing is known of the other control planes.
+    /// Why the other control planes are unknown.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub control_planes_problem: Option<String>,
-    /// Who has not acknowledged the revision that was asked for.
+    /// Nodes that have not acknowledged the requested revision.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub behind: Option<Vec<BehindView>>,
 }
 
-/// Another control plane.
 #[derive(Debug, Clone, Serialize)]
 pub struct ControlPlaneView {
     /// One process's life.
     pub process: String,
-    /// What it said last.
+    /// Its last report.
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
-    said: Option<ReportView>,
-    /// Why that cannot be read.
+    report: Option<ReportView>,
+    /// Why the report is unreadable.
     #[serde(skip_serializing_if = "Option::is_none")]
     problem: Option<String>,
 }
@@ -159,38 +101,20 @@ struct ReportView {
     version: String,
     revision: u64,
     nodes: usize,
-    /// The oldest revision that one of its nodes serves; `None`: one has acknowledged nothing yet,
-    /// or there is none.
+    /// The oldest revision that one of its nodes serves; `null`: a node has acknowledged nothing
+    /// yet, or there is no node.
     acknowledged: Option<u64>,
     written_at: u64,
-}
-
-/// Something that keeps a revision from being acknowledged by all.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct BehindView {
-    /// The other control plane that it is about; left out: this one.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    control_plane: Option<String>,
-    /// The node; left out when it is not known which.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    node: Option<String>,
-    /// The node's process.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    instance: Option<String>,
-    /// The revision it serves; `None`: none that counts.
-    acknowledged: Option<u64>,
-    /// What is the matter.
-    problem: String,
 }
 
 impl Reports {
     pub(super) fn new(
         fleet: Arc<Fleet>,
         store: Arc<dyn Store>,
-        us: ControlPlaneIdentity,
+        identity: ControlPlaneIdentity,
         stopping: watch::Receiver<bool>,
     ) -> Self {
-        Self { fleet, store, us, stopping, read: Mutex::default() }
+        Self { fleet, store, identity, stopping, read: Mutex::default() }
     }
 
     /// What this control plane serves.
@@ -198,12 +122,12 @@ impl Reports {
         self.fleet.view()
     }
 
-    /// Puts what the store measures of itself into `/metrics`.
+    /// Registers the store's metrics.
     pub fn register(&self, registry: &mut Registry) {
         self.store.register_metrics(registry);
     }
 
-    /// Writes our entry whenever it changes, until shutdown; then removes it.
+    /// Writes our report whenever it changes, until shutdown.
     pub(super) async fn run(self: Arc<Self>, mut shutdown: watch::Receiver<bool>) {
         let Some(entries) = self.store.reports() else { return };
         tokio::select! {
@@ -212,7 +136,7 @@ impl Reports {
         }
     }
 
-    /// Removes our entry: nobody waits for our nodes any more.
+    /// Removes our report, so that no caller waits for our nodes.
     pub(super) async fn withdraw(&self) {
         if let Some(entries) = self.store.reports()
             && let Ok(Err(error)) = tokio::time::timeout(RETRY, entries.withdraw()).await
@@ -221,7 +145,7 @@ impl Reports {
         }
     }
 
-    /// Never ends.
+    /// Never returns.
     async fn write_loop(&self, entries: &dyn ReportEntries) {
         let renewal = entries.ttl() / 3;
         let mut changes = self.fleet.changes();
@@ -229,19 +153,20 @@ impl Reports {
         let mut failing = false;
         loop {
             changes.borrow_and_update();
-            let (report, nodes) = (self.report(), self.nodes());
-            let is_due = |(before, named, at): &(FleetReport, NodeNames, Instant)| {
-                let same = (before.nodes, &before.oldest, named) == (report.nodes, &report.oldest, &nodes);
+            let (report, names) = (self.report(), self.node_names());
+            let is_due = |(last_report, last_names, at): &(FleetReport, NodeNames, Instant)| {
+                let same = (last_report.nodes, &last_report.oldest, last_names)
+                    == (report.nodes, &report.oldest, &names);
                 !same || at.elapsed() >= renewal
             };
             if written.as_ref().is_none_or(is_due) {
                 let text = serde_json::to_string(&report).unwrap_or_default();
-                let names = serde_json::to_string(&nodes).unwrap_or_default();
-                match entries.write(text, names).await {
-                    Ok(()) => (written, failing) = (Some((report, nodes, Instant::now())), false),
+                let names_text = serde_json::to_string(&names).unwrap_or_default();
+                match entries.write(text, names_text).await {
+                    Ok(()) => (written, failing) = (Some((report, names, Instant::now())), false),
                     Err(error) => {
                         if !std::mem::replace(&mut failing, true) {
-                            tracing::warn!(%error, "the other control planes cannot be told what the data planes here serve");
+                            tracing::warn!(%error, "the report of the data planes here cannot be written: the other control planes count them as behind");
                         }
                         written = None;
                         tokio::time::sleep(RETRY).await;
@@ -250,26 +175,25 @@ impl Reports {
                 }
                 tokio::time::sleep(WRITE_INTERVAL).await;
             }
-            // An error: the fleet is gone, and so is the process soon.
+            // An error means that the fleet is dropped and the process ends.
             drop(tokio::time::timeout(renewal, changes.changed()).await);
         }
     }
 
     fn report(&self) -> FleetReport {
         let (oldest, nodes) = self.fleet.connected(NODES_MAX);
-        let ControlPlaneIdentity { host, push, version, place } = self.us.clone();
+        let ControlPlaneIdentity { host, push, version, place } = self.identity.clone();
         let written_at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let revision = self.fleet.revision();
         FleetReport { host, push, version: version.to_owned(), revision, nodes, oldest, written_at, place }
     }
 
-    fn nodes(&self) -> NodeNames {
+    fn node_names(&self) -> NodeNames {
         let (names, more) = self.fleet.connected_names(NAMES_MAX);
-        let ControlPlaneIdentity { host, push, place, .. } = self.us.clone();
+        let ControlPlaneIdentity { host, push, place, .. } = self.identity.clone();
         NodeNames { host, push, names, more, place }
     }
 
-    /// Everything known now.
     pub async fn view(&self) -> FleetWideView {
         let entries = match self.store.reports() {
             Some(entries) => Some(self.others(entries).await),
@@ -282,8 +206,7 @@ impl Reports {
     /// `revision`.
     ///
     /// # Errors
-    /// The view as it is when `timeout` has passed, or this control plane stops, with who is
-    /// behind.
+    /// The view with `behind`, when `timeout` has passed or this control plane stops.
     pub async fn wait_acknowledged(
         &self,
         revision: u64,
@@ -293,7 +216,7 @@ impl Reports {
         tokio::select! {
             biased;
             reached = self.wait_reached(revision, timeout) => return reached,
-            // An error: the process ends, too.
+            // An error means that the process ends, too.
             _ = stopping.wait_for(|stop| *stop) => {}
         }
         self.wait_reached(revision, Duration::ZERO).await
@@ -305,15 +228,15 @@ impl Reports {
             return waited.map(FleetWideView::local).map_err(FleetWideView::local);
         };
         let deadline = tokio::time::Instant::now() + timeout;
-        let mut reading = deadline.max(tokio::time::Instant::now() + FIRST_READ);
+        let mut read_deadline = deadline.max(tokio::time::Instant::now() + FIRST_READ);
         let mut changes = self.fleet.changes();
         loop {
             changes.borrow_and_update();
-            // Also bounded: a store that does not answer is not waited for beyond the deadline.
-            let late = || Err("the store did not answer in time".to_owned());
-            let others = tokio::time::timeout_at(reading, self.others(entries)).await;
-            reading = deadline;
-            let others = others.unwrap_or_else(|_| late());
+            // Bounded as well: a store that hangs does not extend the deadline.
+            let timed_out = || Err("the store did not answer in time".to_owned());
+            let others = tokio::time::timeout_at(read_deadline, self.others(entries)).await;
+            read_deadline = deadline;
+            let others = others.unwrap_or_else(|_| timed_out());
             let (connected, nodes) = self.fleet.connected(usize::MAX);
             let behind = behind(revision, &connected, nodes, &others);
             if behind.is_empty() {
@@ -322,15 +245,16 @@ impl Reports {
             if tokio::time::Instant::now() >= deadline {
                 return Err(self.to_view(Some(&others), Some(behind)));
             }
-            let again = tokio::time::sleep_until(deadline.min(tokio::time::Instant::now() + READ_INTERVAL));
+            let next_read =
+                tokio::time::sleep_until(deadline.min(tokio::time::Instant::now() + READ_INTERVAL));
             tokio::select! {
-                () = again => {}
+                () = next_read => {}
                 _ = changes.changed() => {}
             }
         }
     }
 
-    /// The others' entries, read at most [`READ_INTERVAL`] ago.
+    /// The others' entries, at most [`READ_INTERVAL`] old.
     async fn others(&self, entries: &dyn ReportEntries) -> Entries {
         let mut read = self.read.lock().await;
         if let Some((at, entries)) = &*read
@@ -338,27 +262,15 @@ impl Reports {
         {
             return entries.clone();
         }
-        let understood = |entry: ReportEntry| {
-            let report = |text: String| {
-                serde_json::from_str(&text).map_err(|_| "its report cannot be read".to_owned())
-            };
-            // What cannot be read names no node and says that there are some.
-            let nodes = |text: String| {
-                serde_json::from_str(&text)
-                    .unwrap_or_else(|_| NodeNames { more: true, ..NodeNames::default() })
-            };
-            ControlPlaneEntry {
-                process: entry.process,
-                report: entry.text.map(report),
-                nodes: entry.nodes.map(nodes),
-            }
-        };
-        let found = entries.others().await.map_err(|error| error.to_string());
-        let place = self.us.place.as_ref();
+        let stored = entries.others().await.map_err(|error| error.to_string());
+        let place = self.identity.place.as_ref();
         let is_alive = |entry: &ControlPlaneEntry| place.is_none() || entry.place() != place;
-        let found = found.map(|found| Arc::new(found.into_iter().map(understood).filter(is_alive).collect()));
-        *read = Some((Instant::now(), found.clone()));
-        found
+        let others = stored.map(|stored| {
+            let entries = stored.into_iter().map(ControlPlaneEntry::from);
+            Arc::new(entries.filter(is_alive).collect())
+        });
+        *read = Some((Instant::now(), others.clone()));
+        others
     }
 
     fn to_view(&self, others: Option<&Entries>, behind: Option<Vec<BehindView>>) -> FleetWideView {
@@ -367,7 +279,7 @@ impl Reports {
             let problem = report.as_ref().err().cloned();
             Some(ControlPlaneView {
                 process: entry.process.clone(),
-                said: report.ok().map(ReportView::from),
+                report: report.ok().map(ReportView::from),
                 problem,
             })
         };
@@ -391,115 +303,6 @@ impl From<FleetReport> for ReportView {
         let acknowledged = report.oldest.first().and_then(|node| node.acknowledged);
         let FleetReport { host, push, version, revision, nodes, written_at, .. } = report;
         Self { host, push, version, revision, nodes, acknowledged, written_at }
-    }
-}
-
-impl FleetReport {
-    fn name(&self) -> String {
-        format!("{} ({})", self.host, self.push)
-    }
-}
-
-/// Who keeps `revision` from being acknowledged by all; `own` are all nodes that are connected
-/// here.
-fn behind(revision: u64, own: &[ConnectedNode], nodes: usize, others: &Entries) -> Vec<BehindView> {
-    let reached = |node: &ConnectedNode| node.acknowledged.is_some_and(|reached| reached >= revision);
-    let mut behind: Vec<BehindView> =
-        own.iter().filter(|node| !reached(node)).map(|node| BehindView::node(None, node)).collect();
-    let mut nodes = nodes;
-    match others {
-        Err(problem) => behind.push(BehindView::unknown(
-            None,
-            format!("what the other control planes serve is not known: {problem}"),
-        )),
-        Ok(others) => {
-            for entry in others.iter() {
-                let (name, report) = match &entry.report {
-                    None => {
-                        behind.extend(behind_silent(entry, own, others));
-                        continue;
-                    }
-                    Some(Ok(report)) => (report.name(), report),
-                    Some(Err(problem)) => {
-                        let name = entry.process.clone();
-                        behind.push(BehindView::unknown(Some(name), problem.clone()));
-                        continue;
-                    }
-                };
-                nodes += report.nodes;
-                // A control plane that died names nodes that have gone elsewhere since.
-                let is_elsewhere = |node: &ConnectedNode| {
-                    let same = |other: &ConnectedNode| {
-                        (&other.name, &other.instance) == (&node.name, &node.instance) && reached(other)
-                    };
-                    own.iter().any(same) || live_reports(others).any(|report| report.oldest.iter().any(same))
-                };
-                let late = report.oldest.iter().filter(|node| !reached(node) && !is_elsewhere(node));
-                behind.extend(late.map(|node| BehindView::node(Some(name.clone()), node)));
-                let unnamed = report.nodes.saturating_sub(report.oldest.len());
-                if unnamed > 0 && report.oldest.last().is_none_or(|last| !reached(last)) {
-                    let problem = format!("more nodes may be behind: {unnamed} are not in its report");
-                    behind.push(BehindView::unknown(Some(name), problem));
-                }
-            }
-        }
-    }
-    if nodes == 0 {
-        behind.push(BehindView::unknown(None, "no data plane is connected".to_owned()));
-    }
-    behind.truncate(BEHIND_MAX);
-    behind
-}
-
-fn live_reports(others: &[ControlPlaneEntry]) -> impl Iterator<Item = &FleetReport> {
-    others.iter().filter_map(|entry| entry.report.as_ref()?.as_ref().ok())
-}
-
-/// The nodes of a control plane that is not heard of any more, and that may serve them on, cut off
-/// from the store. One that is connected to another control plane counts there.
-fn behind_silent(
-    entry: &ControlPlaneEntry,
-    own: &[ConnectedNode],
-    others: &[ControlPlaneEntry],
-) -> Vec<BehindView> {
-    let Some(nodes) = &entry.nodes else { return Vec::new() };
-    let control_plane = format!("{} ({})", nodes.host, nodes.push);
-    let is_named = |entry: &ControlPlaneEntry, name: &String| {
-        let named = entry.nodes.as_ref().is_some_and(|nodes| nodes.names.contains(name));
-        entry.report.is_some() && named
-    };
-    let is_elsewhere = |name: &String| {
-        own.iter().any(|node| node.name == *name)
-            || others.iter().any(|entry| is_named(entry, name))
-            || live_reports(others).any(|report| report.oldest.iter().any(|node| node.name == *name))
-    };
-    let lost = nodes.names.iter().filter(|name| !is_elsewhere(name)).take(BEHIND_MAX);
-    let problem = "its control plane no longer reports: it may serve on, cut off from the store";
-    let view = |name: &String| BehindView {
-        node: Some(name.clone()),
-        ..BehindView::unknown(Some(control_plane.clone()), problem.to_owned())
-    };
-    let mut behind: Vec<BehindView> = lost.map(view).collect();
-    if nodes.more {
-        let problem = "it no longer reports, and more nodes than it names may be there".to_owned();
-        behind.push(BehindView::unknown(Some(control_plane), problem));
-    }
-    behind
-}
-
-impl BehindView {
-    fn node(control_plane: Option<String>, node: &ConnectedNode) -> Self {
-        Self {
-            control_plane,
-            node: Some(node.name.clone()),
-            instance: Some(node.instance.clone()),
-            acknowledged: node.acknowledged,
-            problem: "it has not acknowledged the revision".to_owned(),
-        }
-    }
-
-    fn unknown(control_plane: Option<String>, problem: String) -> Self {
-        Self { control_plane, node: None, instance: None, acknowledged: None, problem }
     }
 }
 

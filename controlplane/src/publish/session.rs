@@ -1,11 +1,10 @@
-//! One task a data plane: who is it, what does it hold, what does it lack; then each change as it
-//! commits.
+//! One task for each data plane: authenticates it, reads what it holds, sends what it lacks, then
+//! each change as it commits.
 //!
-//! Invariants: nothing is sent before the node's name is proved by its certificate; one delta is on
-//! its way at a time and the next one starts from what the node acknowledged, so a slow node gets
-//! the newest state in one step and not a queue; a refused delta is not sent again until something
-//! changed; nobody is led back to an older state unless the store itself, asked at that moment,
-//! says that it was set back.
+//! Invariants: nothing is sent before the node's certificate proves its name; one delta is in
+//! flight at a time and the next one starts from what the node acknowledged, so a slow node gets
+//! the newest state in one step and not a queue; a rejected delta is not sent again until the state
+//! changes; a node moves to an older state only when the store, read at that moment, was set back.
 
 use std::collections::HashMap;
 use std::pin::Pin;
@@ -14,7 +13,7 @@ use std::time::Duration;
 
 use futures_util::Stream;
 use model::{Delta, Key, Snapshot, TicketRing};
-use pem_files::Reloader;
+use mtls::Reloader;
 use proto::push::push_server::{Push, PushServer};
 use proto::push::{AcceptStore, FromNode, Held, Hello, Hold, Nack, ToNode, Welcome, from_node, to_node};
 use tokio::sync::{mpsc, watch};
@@ -23,57 +22,57 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::deny_list::DenyList;
 use super::fleet::{Fleet, NodeInfo, NodeRegistration};
-use super::hold::{record_hold, record_nack};
 use super::peer::{NodePeer, authenticate, denied_status};
 use super::refresh::RefreshHandle;
+use super::rejection::{record_hold, record_nack};
 use super::store_acceptance::{AcceptanceWatcher, StoreAcceptance};
 use super::store_state::StoreStateWatcher;
 use super::{PushTls, tickets};
-use crate::error_counters::ErrorReason;
+use crate::listener_errors::ErrorReason;
 
-/// Bytes of one chunk; a single larger resource still travels, alone.
+/// Bytes of one chunk; a larger resource is a chunk of its own.
 const CHUNK_BYTES: usize = 1 << 20;
-/// Bytes of one message from a node. `Held` is cut by the node to stay below.
+/// Bytes of one message from a node. Nodes split `Held` to stay below.
 const MESSAGE_BYTES: usize = 2 << 20;
-/// Resources a node may say it holds.
+/// Resources in a node's `Held`.
 const HELD_MAX: usize = 2_000_000;
 const NAME_BYTES: usize = 253;
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 const HELD_TIMEOUT: Duration = Duration::from_secs(30);
-/// For one message to leave; a node that reads nothing for so long is gone.
+/// For one message to be sent; a node that does not read for so long is dead.
 const SEND_TIMEOUT: Duration = Duration::from_secs(30);
-/// For the store to be read anew because a node knows more than we do. Shorter than the time a node
-/// waits for its Welcome.
+/// For a reload of the store because the node knows a newer revision. Shorter than a node's wait
+/// for its Welcome.
 const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(10);
-/// From the last chunk to the answer.
+/// From the last chunk to the node's response.
 const ACK_TIMEOUT: Duration = Duration::from_secs(120);
-/// Before the newest state is sent to a node that held the one before: it is everything, each time.
+/// Before the newest state is sent to a node that held the one before: each time it is a full
+/// state.
 const HELD_PAUSE: Duration = Duration::from_secs(1);
 
-/// What every stream needs; one per process.
+/// The state that all sessions share.
 pub(super) struct PushState {
     pub store: String,
     pub version: &'static str,
-    /// What a node's certificate is verified by.
+    /// Verifies a node's certificate.
     pub files: Reloader<PushTls>,
     pub allowed_names: Vec<String>,
     pub denied: watch::Receiver<Arc<DenyList>>,
     pub accepted: Arc<StoreAcceptance>,
     pub latest: watch::Receiver<Arc<Snapshot>>,
     pub refresh_handle: RefreshHandle,
-    pub reading: StoreStateWatcher,
+    pub store_state: StoreStateWatcher,
     pub tickets: watch::Receiver<tickets::SharedRing>,
     pub fleet: Arc<Fleet>,
     pub shutdown: watch::Receiver<bool>,
 }
 
-/// The gRPC service.
-pub(super) fn service(desk: PushState) -> PushServer<PushService> {
-    PushServer::new(PushService { desk: Arc::new(desk) }).max_decoding_message_size(MESSAGE_BYTES)
+pub(super) fn service(state: PushState) -> PushServer<PushService> {
+    PushServer::new(PushService { state: Arc::new(state) }).max_decoding_message_size(MESSAGE_BYTES)
 }
 
 pub(super) struct PushService {
-    desk: Arc<PushState>,
+    state: Arc<PushState>,
 }
 
 #[tonic::async_trait]
@@ -84,39 +83,40 @@ impl Push for PushService {
         &self,
         request: Request<Streaming<FromNode>>,
     ) -> Result<Response<Self::SyncStream>, Status> {
-        // From before the verdict: a change of the CAs right after it is not missed.
-        let ca_changes = self.desk.files.subscribe();
-        let peer = authenticate(&request, &self.desk.files)?;
+        // Subscribed before the verification, so that a change of the CAs right after it is not
+        // missed.
+        let ca_changes = self.state.files.subscribe();
+        let peer = authenticate(&request, &self.state.files)?;
         let address = peer.address;
-        if let Some(entry) = peer.denied_by(&self.desk.denied.borrow()) {
+        if let Some(entry) = peer.denied_by(&self.state.denied.borrow()) {
             let status = denied_status(entry);
-            if let Some(earlier) = ErrorReason::PushNode.record() {
-                let why = status.message();
-                tracing::warn!(%address, names = ?peer.names, earlier, "refused a data plane: {why}");
+            if let Some(suppressed) = ErrorReason::PushNode.record() {
+                let error = status.message();
+                tracing::warn!(peer = %address, names = ?peer.names, suppressed, "rejected a data plane: {error}");
             }
             return Err(status);
         }
-        // Two: one that is being sent, one that is ready.
+        // Two messages: one in transmission, one ready.
         let (sender, receiver) = mpsc::channel(2);
         let session = NodeSession {
-            desk: Arc::clone(&self.desk),
+            state: Arc::clone(&self.state),
             peer: peer.clone(),
             inbound: request.into_inner(),
             outbound: sender.clone(),
         };
-        let mut shutdown = self.desk.shutdown.clone();
-        let (list, files) = (self.desk.denied.clone(), self.desk.files.clone());
+        let mut shutdown = self.state.shutdown.clone();
+        let (list, files) = (self.state.denied.clone(), self.state.files.clone());
         tokio::spawn(async move {
-            let ended = tokio::select! {
-                ended = session.run() => ended,
+            let result = tokio::select! {
+                result = session.run() => result,
                 status = peer.wait_until_rejected(list, files, ca_changes) => {
-                    tracing::warn!(%address, names = ?peer.names, "ended a push stream: {}", status.message());
+                    tracing::warn!(peer = %address, names = ?peer.names, "ended a push stream: {}", status.message());
                     Err(status)
                 }
                 _ = shutdown.wait_for(|stop| *stop) => Err(Status::unavailable("the control plane stops")),
             };
-            if let Err(status) = ended {
-                tracing::info!(peer = %address, reason = status.message(), "a push stream ended");
+            if let Err(status) = result {
+                tracing::info!(peer = %address, error = status.message(), "a push stream ended");
                 let _ = tokio::time::timeout(SEND_TIMEOUT, sender.send(Err(status))).await;
             }
         });
@@ -125,36 +125,36 @@ impl Push for PushService {
 }
 
 struct NodeSession {
-    desk: Arc<PushState>,
+    state: Arc<PushState>,
     peer: NodePeer,
     inbound: Streaming<FromNode>,
     outbound: mpsc::Sender<Result<ToNode, Status>>,
 }
 
-/// What the next delta starts from: what the node said it holds, then what it acknowledged.
+/// The base of the next delta: what the node reported, then what it acknowledged.
 enum DeltaBase {
     Reported { held: HashMap<Key, u64>, revision: u64 },
     Acknowledged(Arc<Snapshot>),
 }
 
 impl NodeSession {
-    /// Ends with the stream: `Ok` when the node closed it.
+    /// Runs until the stream ends; `Ok` when the node closed it.
     async fn run(mut self) -> Result<(), Status> {
         let hello = self.read_hello().await?;
         let address = self.peer.address;
-        if let Err(status) = authorize(&hello, &self.peer.names, &self.desk.allowed_names) {
-            if let Some(earlier) = ErrorReason::PushNode.record() {
-                let why = status.message();
-                tracing::warn!(peer = %address, node = hello.node, earlier, "refused a data plane: {why}");
+        if let Err(status) = authorize(&hello, &self.peer.names, &self.state.allowed_names) {
+            if let Some(suppressed) = ErrorReason::PushNode.record() {
+                let error = status.message();
+                tracing::warn!(peer = %address, node = hello.node, suppressed, "rejected a data plane: {error}");
             }
             return Err(status);
         }
         let held = self.read_held().await?;
         self.catch_up(&hello).await?;
-        let mut reading = self.desk.reading.for_session(hello.store_state);
-        let mut latest = self.desk.latest.clone();
-        let now = Arc::clone(&latest.borrow_and_update());
-        let member = self.desk.fleet.register(NodeInfo {
+        let mut store_state = self.state.store_state.for_session(hello.store_state);
+        let mut latest = self.state.latest.clone();
+        let snapshot = Arc::clone(&latest.borrow_and_update());
+        let registration = self.state.fleet.register(NodeInfo {
             name: hello.node.clone(),
             instance: hello.instance.clone(),
             version: hello.version.clone(),
@@ -168,56 +168,63 @@ impl NodeSession {
             revision = hello.revision,
             "a data plane connected"
         );
-        let mut tickets = self.send_welcome(&hello, now.revision(), &mut reading).await?;
-        let revision =
-            model::wire::first_delta_base((&hello.store, hello.revision), (&self.desk.store, now.revision()));
+        let mut tickets = self.send_welcome(&hello, snapshot.revision(), &mut store_state).await?;
+        let revision = model::wire::first_delta_base(
+            (&hello.store, hello.revision),
+            (&self.state.store, snapshot.revision()),
+        );
         let mut base = DeltaBase::Reported { held, revision };
-        let mut target = now;
-        let mut accepted = self.desk.accepted.subscribe();
+        let mut target = snapshot;
+        let mut accepted = self.state.accepted.subscribe();
         loop {
             self.send_delta(base.delta_to(&target)).await?;
-            match tokio::time::timeout(ACK_TIMEOUT, self.read_response(target.revision(), &member)).await {
+            match tokio::time::timeout(ACK_TIMEOUT, self.read_response(target.revision(), &registration))
+                .await
+            {
                 Err(_) => return Err(Status::deadline_exceeded("the node did not answer a change in time")),
                 Ok(Ok(None)) => return Ok(()),
                 Ok(Ok(Some(NodeResponse::Ack))) => {
-                    member.record_ack(&target);
+                    registration.record_ack(&target);
                     base = DeltaBase::Acknowledged(target);
                 }
-                Ok(Ok(Some(NodeResponse::Nack(nack)))) => record_nack(&member, &hello.node, nack),
+                Ok(Ok(Some(NodeResponse::Nack(nack)))) => record_nack(&registration, &hello.node, nack),
                 Ok(Ok(Some(NodeResponse::Hold(hold)))) => {
-                    record_hold(&member, &hello.node, &self.desk.store, &hold);
-                    match self.wait_while_held(&member, &mut latest, &mut accepted, &mut reading).await? {
-                        Some(again) => target = again,
+                    record_hold(&registration, &hello.node, &self.state.store, &hold);
+                    match self
+                        .wait_while_held(&registration, &mut latest, &mut accepted, &mut store_state)
+                        .await?
+                    {
+                        Some(next) => target = next,
                         None => return Ok(()),
                     }
                     continue;
                 }
                 Ok(Err(status)) => return Err(status),
             }
-            match self.next_change(&member, &mut latest, tickets.as_mut(), &mut reading).await? {
-                Some(newer) => target = newer,
+            match self.next_change(&registration, &mut latest, tickets.as_mut(), &mut store_state).await? {
+                Some(next) => target = next,
                 None => return Ok(()),
             }
         }
     }
 
-    /// Says who we are, and sends the ticket secrets to a node that wants them, which gets each
-    /// later ring by what this gives.
+    /// Sends Welcome, and the ticket secrets to a node that wants them. Returns a receiver of later
+    /// rings for such a node.
     async fn send_welcome(
         &self,
         hello: &Hello,
         revision: u64,
-        reading: &mut StoreStateWatcher,
+        store_state: &mut StoreStateWatcher,
     ) -> Result<Option<watch::Receiver<tickets::SharedRing>>, Status> {
         let welcome = Welcome {
-            store: self.desk.store.clone(),
-            version: self.desk.version.to_owned(),
+            store: self.state.store.clone(),
+            version: self.state.version.to_owned(),
             revision,
             hold: true,
-            store_state: Some(reading.state()),
+            store_state: Some(store_state.state()),
         };
         self.send(to_node::Message::Welcome(welcome)).await?;
-        let mut tickets = hello.tickets.then(|| self.desk.tickets.clone());
+        let mut tickets = hello.tickets.then(|| self.state.tickets.clone());
         if let Some(tickets) = &mut tickets {
             let ring = tickets.borrow_and_update().clone();
             if let Some(ring) = ring {
@@ -264,28 +271,31 @@ impl NodeSession {
         Ok(held)
     }
 
-    /// A node that comes from another control plane over the same store may know more than we do:
-    /// then we have not heard of the newest changes yet, or the store was set back. Only the
-    /// store can tell which. Where it cannot be asked the node is sent on, and serves what it
-    /// has: what was revoked must stay revoked.
+    /// A node that comes from another control plane over the same store may know a newer revision:
+    /// either this control plane lags, or the store was set back. Only the store can tell which.
+    /// When it is unreadable the node must try another control plane, and serves what it has: what
+    /// was revoked must stay revoked.
     async fn catch_up(&self, hello: &Hello) -> Result<(), Status> {
-        let ours = self.desk.latest.borrow().revision();
-        if hello.store != self.desk.store || hello.revision <= ours {
+        let ours = self.state.latest.borrow().revision();
+        if hello.store != self.state.store || hello.revision <= ours {
             return Ok(());
         }
-        let why = match tokio::time::timeout(CATCH_UP_TIMEOUT, self.desk.refresh_handle.refresh()).await {
+        let error = match tokio::time::timeout(CATCH_UP_TIMEOUT, self.state.refresh_handle.refresh()).await {
             Ok(Ok(())) => return Ok(()),
-            Ok(Err(why)) => why,
+            Ok(Err(error)) => error,
             Err(_) => format!("it was not read within {} seconds", CATCH_UP_TIMEOUT.as_secs()),
         };
         let (node, theirs) = (&hello.node, hello.revision);
-        tracing::warn!(node, "sent a data plane on: it serves revision {theirs}, and ours is {ours}: {why}");
+        tracing::warn!(
+            node,
+            "sent a data plane to another control plane: it serves revision {theirs}, and ours is {ours}: {error}"
+        );
         Err(Status::aborted(format!(
-            "it knows the store up to revision {ours} only, the node holds {theirs}, and the store cannot be read now: {why}"
+            "it knows the store up to revision {ours} only, the node holds {theirs}, and the store cannot be read now: {error}"
         )))
     }
 
-    /// Chunk by chunk as the node reads: a first delta may be gigabytes, of which two chunks are in
+    /// Sends chunks as the node reads: a first delta may have gigabytes, of which two chunks are in
     /// memory.
     async fn send_delta(&self, delta: Delta) -> Result<(), Status> {
         for chunk in model::wire::chunks(&delta, CHUNK_BYTES) {
@@ -303,11 +313,11 @@ impl NodeSession {
         }
     }
 
-    /// The node's answer to the delta that leads to `revision`; `None` when it closed the stream.
+    /// The node's response to the delta that leads to `revision`; `None` when it closed the stream.
     async fn read_response(
         &mut self,
         revision: u64,
-        member: &NodeRegistration,
+        registration: &NodeRegistration,
     ) -> Result<Option<NodeResponse>, Status> {
         loop {
             let Some(message) = self.inbound.message().await.map_err(connection_error)? else {
@@ -315,7 +325,7 @@ impl NodeSession {
             };
             return match message.message {
                 Some(from_node::Message::Draining(_)) => {
-                    member.record_draining();
+                    registration.record_draining();
                     continue;
                 }
                 Some(from_node::Message::Ack(ack)) if ack.revision == revision => Ok(Some(NodeResponse::Ack)),
@@ -330,14 +340,14 @@ impl NodeSession {
         }
     }
 
-    /// The next state; `None` when the node closed the stream or the process stops. New ticket
-    /// secrets go out meanwhile: nothing is waiting for an answer here.
+    /// The next state; `None` when the node closed the stream or the process stops. Sends new
+    /// ticket secrets meanwhile: no response is outstanding here.
     async fn next_change(
         &mut self,
-        member: &NodeRegistration,
+        registration: &NodeRegistration,
         latest: &mut watch::Receiver<Arc<Snapshot>>,
         mut tickets: Option<&mut watch::Receiver<tickets::SharedRing>>,
-        reading: &mut StoreStateWatcher,
+        store_state: &mut StoreStateWatcher,
     ) -> Result<Option<Arc<Snapshot>>, Status> {
         loop {
             let ring = tokio::select! {
@@ -348,20 +358,20 @@ impl NodeSession {
                 message = self.inbound.message() => match message.map_err(connection_error)?.map(|message| message.message) {
                     None => return Ok(None),
                     Some(Some(from_node::Message::Draining(_))) => {
-                        member.record_draining();
+                        registration.record_draining();
                         continue;
                     }
                     Some(_) => return Err(Status::invalid_argument("nothing was sent that could be answered")),
                 },
                 ring = tickets::next(tickets.as_deref_mut()) => ring,
-                changed = reading.changed() => {
+                changed = store_state.changed() => {
                     changed?;
-                    // What was read goes first.
+                    // The state that was read is sent first.
                     if latest.has_changed().is_ok_and(|changed| changed) {
-                        reading.mark_changed();
+                        store_state.mark_changed();
                         return Ok(Some(Arc::clone(&latest.borrow_and_update())));
                     }
-                    self.send(to_node::Message::StoreState(reading.state())).await?;
+                    self.send(to_node::Message::StoreState(store_state.state())).await?;
                     continue;
                 }
             };
@@ -369,15 +379,14 @@ impl NodeSession {
         }
     }
 
-    /// The state to send to a node that held the last one: when an operator accepted the store,
-    /// which the node is told, or when the state is another one. `None` when the node closed the
-    /// stream.
+    /// The state to send to a node that held the last one: when an operator accepts the store,
+    /// which the node is told, or when the state changes. `None` when the node closed the stream.
     async fn wait_while_held(
         &mut self,
-        member: &NodeRegistration,
+        registration: &NodeRegistration,
         latest: &mut watch::Receiver<Arc<Snapshot>>,
         accepted: &mut AcceptanceWatcher,
-        reading: &mut StoreStateWatcher,
+        store_state: &mut StoreStateWatcher,
     ) -> Result<Option<Arc<Snapshot>>, Status> {
         let pause = tokio::time::sleep(HELD_PAUSE);
         tokio::pin!(pause);
@@ -394,12 +403,12 @@ impl NodeSession {
                 () = &mut pause, if !pause.is_elapsed() => {}
                 message = self.inbound.message() => match message.map_err(connection_error)? {
                     None => return Ok(None),
-                    Some(FromNode { message: Some(from_node::Message::Draining(_)) }) => member.record_draining(),
+                    Some(FromNode { message: Some(from_node::Message::Draining(_)) }) => registration.record_draining(),
                     Some(_) => return Err(Status::invalid_argument("nothing was sent that could be answered")),
                 },
-                changed = reading.changed() => {
+                changed = store_state.changed() => {
                     changed?;
-                    self.send(to_node::Message::StoreState(reading.state())).await?;
+                    self.send(to_node::Message::StoreState(store_state.state())).await?;
                 }
             }
         }
@@ -411,7 +420,7 @@ impl NodeSession {
     }
 }
 
-/// The transport's words say which frame could not be read; ours say what it means.
+/// Adds context to the transport's error, which only names a frame.
 fn connection_error(status: Status) -> Status {
     Status::new(status.code(), format!("the connection to the node broke ({})", status.message()))
 }
@@ -422,8 +431,8 @@ enum NodeResponse {
     Hold(Hold),
 }
 
-/// A node's own name must be in its certificate, so none speaks for another; `allowed` narrows
-/// further.
+/// A node's certificate must carry its name, so that no node speaks for another; `allowed`
+/// restricts further.
 fn authorize(hello: &Hello, names: &[String], allowed: &[String]) -> Result<(), Status> {
     let printable = |text: &str| {
         !text.is_empty() && text.len() <= NAME_BYTES && text.chars().all(|c| c.is_ascii_graphic())

@@ -1,10 +1,10 @@
-//! Until when data planes may take this store's state over although it takes most of what they
-//! serve away.
+//! Until when data planes may replace another store's state by this store's, although it removes
+//! most of what they serve.
 //!
-//! A data plane holds what another store has ([`super::stream`]) until an operator accepts the
-//! store. The moment is a private entry of the store: every control plane over it sees it within
-//! [`REFRESH`]. Invariant: accepting one store says nothing about another, and ends by itself, so
-//! that a later mistake is held again.
+//! A data plane holds what another store has ([`super::session`]) until an operator accepts the
+//! store. The end of the acceptance is an internal entry of the store, which every control plane
+//! over it reads within [`REFRESH_INTERVAL`]. Invariant: accepting one store accepts no other, and
+//! the acceptance expires, so that a later mistake is held again.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -14,22 +14,22 @@ use zeroize::Zeroizing;
 
 use crate::store::{InternalKey, Store, StoreError};
 
-/// How long an acceptance lasts: for nodes that come back meanwhile.
+/// Long enough for nodes that reconnect later.
 const DURATION: Duration = Duration::from_secs(3600);
-/// The longest time until one that was made through another control plane is seen here.
+/// The longest delay until an acceptance made through another control plane takes effect here.
 const REFRESH_INTERVAL: Duration = Duration::from_secs(1);
-/// Rounds of losing against other writers.
+/// Compare-and-swap attempts against other writers.
 const CAS_ATTEMPTS: usize = 8;
 
-/// The acceptance, and the way to make one.
+/// The acceptance in force, and how to make one.
 pub struct StoreAcceptance {
     store: Arc<dyn Store>,
-    /// Seconds since 1970; 0: never accepted.
+    /// Unix seconds; 0: never accepted.
     until: watch::Sender<u64>,
 }
 
 impl StoreAcceptance {
-    /// Reads it from the store, again and again until shutdown.
+    /// Reads the acceptance from the store every [`REFRESH_INTERVAL`] until shutdown.
     pub async fn start(store: Arc<dyn Store>, mut shutdown: watch::Receiver<bool>) -> Arc<Self> {
         let accepted = Arc::new(Self { store, until: watch::Sender::new(0) });
         accepted.refresh().await;
@@ -49,8 +49,7 @@ impl StoreAcceptance {
         accepted
     }
 
-    /// Accepts the store from now on, for an hour. The moment at which that ends, in seconds since
-    /// 1970.
+    /// Accepts the store for [`DURATION`]. Returns the end of the acceptance in unix seconds.
     ///
     /// # Errors
     /// When the store cannot be written.
@@ -72,12 +71,12 @@ impl StoreAcceptance {
         Err(StoreError::Conflict)
     }
 
-    /// For a stream that is held.
+    /// For a session whose node holds another state.
     pub(super) fn subscribe(&self) -> AcceptanceWatcher {
         AcceptanceWatcher { until: self.until.subscribe(), notified: false }
     }
 
-    /// What cannot be read changes nothing: nodes are held on, which is told by them.
+    /// A read error changes nothing: nodes go on holding, and the Admin API shows them.
     async fn refresh(&self) {
         let entry = match self.store.internal_entry(InternalKey::AcceptedStore).await {
             Ok(entry) => entry,
@@ -88,15 +87,15 @@ impl StoreAcceptance {
     }
 }
 
-/// One stream's view.
+/// One session's view of the acceptance.
 pub(super) struct AcceptanceWatcher {
     until: watch::Receiver<u64>,
-    /// The node of this stream knows.
+    /// The node of this session was notified.
     notified: bool,
 }
 
 impl AcceptanceWatcher {
-    /// Ends once when the store is accepted, at once while it is.
+    /// Returns once for each acceptance; at once while one is in force.
     pub(super) async fn accepted(&mut self) {
         while self.notified || *self.until.borrow_and_update() <= now() {
             if self.until.changed().await.is_err() {
@@ -123,7 +122,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn it_is_seen_by_every_control_plane_of_the_store_and_ends() {
+    async fn an_acceptance_reaches_all_control_planes_and_expires() {
         let folder = tempfile::tempdir().unwrap();
         let store = open(&folder);
         let (_stop, shutdown) = watch::channel(false);

@@ -1,7 +1,7 @@
-//! Whether the store can be read, as the streams of the nodes follow it.
+//! Whether the store is readable, as the sessions follow it.
 //!
-//! Invariant: a node that understands `StoreState` hears of each change once, and of a store that
-//! can be read again only after what was read.
+//! Invariant: a node that supports `StoreState` is sent each change once, and learns that the store
+//! is readable again only after the state that was read.
 
 use std::time::{Duration, Instant};
 
@@ -9,65 +9,67 @@ use proto::push::StoreState;
 use tokio::sync::watch;
 use tonic::Status;
 
-/// One stream's view of the store.
+/// One session's view of the store.
 #[derive(Clone)]
 pub(super) struct StoreStateWatcher {
-    /// The store could not be read for so long that nodes are better served elsewhere.
-    cut_off: watch::Receiver<bool>,
-    /// Since when the store cannot be read.
-    unread_since: watch::Receiver<Option<Instant>>,
-    /// The node understands `StoreState`.
+    /// The store is unreadable for so long that other control planes serve nodes better.
+    store_stale: watch::Receiver<bool>,
+    /// Since when the store is unreadable.
+    unreadable_since: watch::Receiver<Option<Instant>>,
+    /// The node supports `StoreState`.
     node_supports: bool,
 }
 
 impl StoreStateWatcher {
-    pub(super) fn new(cut_off: watch::Receiver<bool>, unread: watch::Receiver<Option<Instant>>) -> Self {
-        Self { cut_off, unread_since: unread, node_supports: false }
+    pub(super) fn new(
+        store_stale: watch::Receiver<bool>,
+        unreadable_since: watch::Receiver<Option<Instant>>,
+    ) -> Self {
+        Self { store_stale, unreadable_since, node_supports: false }
     }
 
-    /// For a stream that begins now. A node that comes while we are cut off has nowhere else to go,
-    /// and stays.
-    pub(super) fn for_session(&self, understood: bool) -> Self {
-        let mut reading = Self { node_supports: understood, ..self.clone() };
-        reading.cut_off.mark_unchanged();
-        reading
+    /// For a session that begins now. A node that connects while the store is stale stays, because
+    /// it found no better control plane.
+    pub(super) fn for_session(&self, node_supports: bool) -> Self {
+        let mut watcher = Self { node_supports, ..self.clone() };
+        watcher.store_stale.mark_unchanged();
+        watcher
     }
 
-    /// As of now.
     pub(super) fn state(&mut self) -> StoreState {
-        let unread = *self.unread_since.borrow_and_update();
-        StoreState { unread_seconds: unread.map(|since| whole_seconds(since.elapsed())) }
+        let since = *self.unreadable_since.borrow_and_update();
+        StoreState { unread_seconds: since.map(|since| whole_seconds(since.elapsed())) }
     }
 
-    /// Waits for another state.
+    /// Waits for a change.
     ///
     /// # Errors
-    /// When the node is to try another control plane.
+    /// When the node must try another control plane.
     pub(super) async fn changed(&mut self) -> Result<(), Status> {
-        let Self { cut_off, unread_since: unread, node_supports: understood } = self;
+        let Self { store_stale, unreadable_since, node_supports } = self;
         tokio::select! {
-            () = wait_until_true(cut_off) => {
+            () = wait_until_true(store_stale) => {
                 Err(Status::unavailable("the store cannot be read from here: try another control plane"))
             }
-            Ok(()) = unread.changed(), if *understood => Ok(()),
+            Ok(()) = unreadable_since.changed(), if *node_supports => Ok(()),
         }
     }
 
-    /// [`Self::changed`] tells of this state once more.
+    /// Makes [`Self::changed`] return once more for this state.
     pub(super) fn mark_changed(&mut self) {
-        self.unread_since.mark_changed();
+        self.unreadable_since.mark_changed();
     }
 }
 
-/// Rounded up: nothing is told to be younger than it is.
+/// Rounds up: no age is reported too small.
 fn whole_seconds(age: Duration) -> u64 {
     age.as_secs() + u64::from(age.subsec_nanos() > 0)
 }
 
-/// Ends when it turns true; one that is true already must turn false before.
-async fn wait_until_true(cut_off: &mut watch::Receiver<bool>) {
-    while cut_off.changed().await.is_ok() {
-        if *cut_off.borrow_and_update() {
+/// Returns when the value turns true; a value that is true already must turn false before.
+async fn wait_until_true(store_stale: &mut watch::Receiver<bool>) {
+    while store_stale.changed().await.is_ok() {
+        if *store_stale.borrow_and_update() {
             return;
         }
     }

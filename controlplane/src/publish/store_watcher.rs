@@ -1,9 +1,8 @@
-//! From the store's changes to `Latest`: documents are checked, resources enter an immutable
-//! snapshot.
+//! Follows the store: compiles changed documents and publishes immutable snapshots.
 //!
 //! Invariant: the first load, each change and the recovery after a lost watch are one function
-//! (`Delta` applied to the snapshot before). What becomes of a document that another program may
-//! have written is `adopted`'s.
+//! (`Delta` applied to the snapshot before). `findings` compiles documents that another program may
+//! have written.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -22,22 +21,21 @@ use crate::compile::expected_version;
 use crate::inventory::Inventory;
 use crate::store::{DocumentList, Event, Store, StoreError, StoredDocument, WatchError};
 
-/// Changes taken together when they come faster than they can be applied.
+/// Changes applied in one batch when they arrive faster than they can be applied.
 const BATCH_MAX: usize = 256;
-const PAUSE_MIN: Duration = Duration::from_millis(100);
+const BACKOFF_MIN: Duration = Duration::from_millis(100);
 
-/// What is followed, and how to have the store read anew.
+/// The results of a running watcher.
 pub struct WatcherHandle {
-    /// The newest state; changes with every commit.
+    /// The current snapshot; changes with every commit.
     pub latest: watch::Receiver<Arc<Snapshot>>,
-    /// What is to be said about the stored documents.
     pub findings: Arc<Findings>,
-    /// For who knows of a newer one.
+    /// Reloads the store.
     pub refresh_handle: RefreshHandle,
-    /// Whether the store could not be read for so long that others are better served elsewhere.
+    /// Whether the store is unreadable for so long that other control planes serve nodes better.
     pub store_stale: watch::Receiver<bool>,
-    /// Since when the store cannot be read; `None`: it can.
-    pub unread_since: watch::Receiver<Option<Instant>>,
+    /// Since when the store is unreadable; `None`: it is readable.
+    pub unreadable_since: watch::Receiver<Option<Instant>>,
     /// Ends at shutdown, or when the store is closed.
     pub task: JoinHandle<()>,
 }
@@ -45,7 +43,7 @@ pub struct WatcherHandle {
 /// Loads the present state, then follows the store until shutdown.
 ///
 /// # Errors
-/// When the store cannot be read; unless `accept_unreadable_keys`, when the keyring does not open
+/// When the store is unreadable; unless `accept_unreadable_keys`, when the keyring does not decrypt
 /// most of its keys.
 pub async fn start(
     store: Arc<dyn Store>,
@@ -55,46 +53,46 @@ pub async fn start(
     shutdown: watch::Receiver<bool>,
 ) -> Result<WatcherHandle, PublishError> {
     let loaded = Arc::new(store.load().await?);
-    let (items, opening) = (Arc::clone(&loaded), Arc::clone(&keyring));
-    let counting = tokio::task::spawn_blocking(move || Inventory::count(&items.items, &opening));
-    let contents = counting.await.map_err(|error| StoreError::Unavailable { what: error.to_string() })?;
-    match contents.check_keyring() {
+    let (counted, counting_keyring) = (Arc::clone(&loaded), Arc::clone(&keyring));
+    let counting = tokio::task::spawn_blocking(move || Inventory::count(&counted.items, &counting_keyring));
+    let inventory = counting.await.map_err(|error| StoreError::Unavailable { what: error.to_string() })?;
+    match inventory.check_keyring() {
         Err(error) if accept_unreadable_keys => tracing::warn!("--accept-unreadable-keys: {error}"),
-        other => other?,
+        result => result?,
     }
-    for warning in contents.warnings() {
+    for warning in inventory.warnings() {
         tracing::warn!("{warning}");
     }
-    tracing::info!(identity = store.identity(), "the store holds {contents}");
+    tracing::info!(identity = store.identity(), "the store holds {inventory}");
     let findings = Arc::default();
     let first = apply_load(Arc::new(Snapshot::empty()), loaded, &keyring, &findings).await;
     let (latest, receiver) = watch::channel(first);
-    let (nudge, nudged) = refresh::channel();
-    let (cut_off, cutting_off) = watch::channel(false);
-    let (unread, reading) = watch::channel(None);
-    let follower = StoreWatcher {
+    let (refresh_handle, refresh_requests) = refresh::channel();
+    let (store_stale, store_stale_receiver) = watch::channel(false);
+    let (unreadable_since, unreadable_receiver) = watch::channel(None);
+    let watcher = StoreWatcher {
         store,
         keyring,
         findings: Arc::clone(&findings),
         latest,
-        refresh_requests: nudged,
+        refresh_requests,
         watch_lost: None,
         load_failure: None,
-        store_stale: cut_off,
-        unread_since: unread,
+        store_stale,
+        unreadable_since,
     };
-    let task = tokio::spawn(follower.run(heartbeat, shutdown));
+    let task = tokio::spawn(watcher.run(heartbeat, shutdown));
     Ok(WatcherHandle {
         latest: receiver,
         findings,
-        refresh_handle: nudge,
-        store_stale: cutting_off,
-        unread_since: reading,
+        refresh_handle,
+        store_stale: store_stale_receiver,
+        unreadable_since: unreadable_receiver,
         task,
     })
 }
 
-/// How long the store cannot be read before nodes are let go.
+/// How long the store may be unreadable before nodes are disconnected.
 pub(super) fn stale_after(store: &dyn Store) -> Duration {
     store.resync_delay() * 2
 }
@@ -107,25 +105,23 @@ struct StoreWatcher {
     refresh_requests: RefreshRequests,
     /// When the watch failed; `None` after a load.
     watch_lost: Option<Instant>,
-    /// Since when the store cannot be read.
+    /// Set while the store is unreadable.
     load_failure: Option<LoadFailure>,
     store_stale: watch::Sender<bool>,
-    unread_since: watch::Sender<Option<Instant>>,
+    unreadable_since: watch::Sender<Option<Instant>>,
 }
 
-/// The store cannot be read.
+/// An unreadable store.
 struct LoadFailure {
     since: Instant,
-    /// What the log knows of.
+    /// The last logged error.
     logged: StoreError,
 }
 
-/// Why a watch ended.
 enum WatchEnd {
-    /// The store is closed.
     Closed,
-    /// Somebody knows of a newer state.
-    Nudged,
+    /// A session needs a newer state.
+    RefreshRequested,
     Failed(WatchError),
 }
 
@@ -139,18 +135,18 @@ impl StoreWatcher {
         heartbeat.set_idle();
     }
 
-    /// Ends when the store is closed.
+    /// Returns when the store is closed.
     async fn watch_loop(&mut self) {
-        let mut pause = PAUSE_MIN;
+        let mut backoff = BACKOFF_MIN;
         loop {
             let after = self.latest.borrow().revision();
-            // A watch is never gone on with after a load: it would tell of changes that are older than what
-            // was loaded.
-            match self.watch(after, &mut pause).await {
+            // A watch is not continued after a load: it would deliver changes that are older than
+            // the loaded state.
+            match self.watch(after, &mut backoff).await {
                 WatchEnd::Closed => return,
-                WatchEnd::Nudged => {
+                WatchEnd::RefreshRequested => {
                     if !self.reload().await {
-                        self.back_off(PAUSE_MIN).await;
+                        self.back_off(BACKOFF_MIN).await;
                     }
                     continue;
                 }
@@ -162,51 +158,51 @@ impl StoreWatcher {
                 WatchEnd::Failed(error) => {
                     tracing::warn!(%error, "watching the store failed; data planes keep what they have");
                     self.watch_lost.get_or_insert_with(Instant::now);
-                    self.back_off(pause).await;
-                    pause = (pause * 2).min(self.store.resync_delay().max(PAUSE_MIN));
+                    self.back_off(backoff).await;
+                    backoff = (backoff * 2).min(self.store.resync_delay().max(BACKOFF_MIN));
                 }
             }
             while !self.reload().await {
-                self.back_off(pause).await;
-                pause = (pause * 2).min(self.store.resync_delay().max(PAUSE_MIN));
+                self.back_off(backoff).await;
+                backoff = (backoff * 2).min(self.store.resync_delay().max(BACKOFF_MIN));
             }
         }
     }
 
-    async fn watch(&mut self, after: u64, pause: &mut Duration) -> WatchEnd {
+    async fn watch(&mut self, after: u64, backoff: &mut Duration) -> WatchEnd {
         let mut batches = self.store.watch(after).ready_chunks(BATCH_MAX);
         loop {
             let batch = tokio::select! {
                 batch = batches.next() => batch,
-                () = self.refresh_requests.requested() => return WatchEnd::Nudged,
+                () = self.refresh_requests.requested() => return WatchEnd::RefreshRequested,
             };
             let Some(batch) = batch else { return WatchEnd::Closed };
-            *pause = PAUSE_MIN;
+            *backoff = BACKOFF_MIN;
             if let Some(error) = self.apply_batch(batch) {
                 return WatchEnd::Failed(error);
             }
         }
     }
 
-    /// Somebody who asks ends a long pause, and so does a store that can be reached again; but not
-    /// a short one: a store that is down is not asked by every node that comes.
-    async fn back_off(&mut self, pause: Duration) {
-        tokio::time::sleep(PAUSE_MIN).await;
+    /// A refresh request ends a long backoff, and so does a store that is reachable again; but not
+    /// a short one: each connecting node would otherwise load a store that is down.
+    async fn back_off(&mut self, backoff: Duration) {
+        tokio::time::sleep(BACKOFF_MIN).await;
         tokio::select! {
-            () = tokio::time::sleep(pause.saturating_sub(PAUSE_MIN)) => {}
+            () = tokio::time::sleep(backoff.saturating_sub(BACKOFF_MIN)) => {}
             () = self.refresh_requests.requested() => {}
             () = self.store.wait_available() => {}
         }
     }
 
-    /// Whether the store could be read. The state may be an older one than before: a store that was
-    /// set back is followed.
+    /// Loads the store; returns whether it was readable. The state may be older than the present
+    /// one: a store that was set back is followed.
     async fn reload(&mut self) -> bool {
-        let until = self.refresh_requests.begin();
+        let request = self.refresh_requests.begin();
         let loaded = match self.store.load().await {
             Ok(loaded) => loaded,
             Err(error) => {
-                self.refresh_requests.complete(until, Some(error.to_string()));
+                self.refresh_requests.complete(request, Some(error.to_string()));
                 self.record_load_failure(error);
                 return false;
             }
@@ -219,52 +215,52 @@ impl StoreWatcher {
                 "the store was set back; data planes are, too"
             );
         }
-        let now = apply_load(Arc::clone(&before), Arc::new(loaded), &self.keyring, &self.findings).await;
-        // A fleet that moves has the store read, which must not send everybody a change of nothing.
-        if now.revision() != before.revision() || !before.diff(&now).is_empty() {
-            self.latest.send_replace(now);
+        let after = apply_load(Arc::clone(&before), Arc::new(loaded), &self.keyring, &self.findings).await;
+        // A fleet that reconnects triggers loads, which must not send empty changes.
+        if after.revision() != before.revision() || !before.diff(&after).is_empty() {
+            self.latest.send_replace(after);
         }
-        self.refresh_requests.complete(until, None);
+        self.refresh_requests.complete(request, None);
         (self.load_failure, self.watch_lost) = (None, None);
-        self.unread_since.send_if_modified(|unread| unread.take().is_some());
+        self.unreadable_since.send_if_modified(|since| since.take().is_some());
         self.store_stale.send_if_modified(std::mem::take);
         true
     }
 
-    /// The store could not be read, once more. Nodes are let go when that has lasted for two
-    /// pauses: another control plane may know of changes that do not come here any more.
+    /// Records that the store is unreadable. After two resync delays the nodes are disconnected:
+    /// another control plane may know changes that do not arrive here.
     fn record_load_failure(&mut self, error: StoreError) {
-        let since = self.load_failure.as_ref().map(|failing| failing.since);
+        let since = self.load_failure.as_ref().map(|failure| failure.since);
         let since = since.or(self.watch_lost).unwrap_or_else(Instant::now);
-        if self.load_failure.as_ref().is_none_or(|failing| failing.logged != error) {
+        if self.load_failure.as_ref().is_none_or(|failure| failure.logged != error) {
             tracing::warn!(%error, "loading the store failed; data planes keep what they have");
         }
         self.load_failure = Some(LoadFailure { since, logged: error });
-        self.unread_since.send_if_modified(|unread| unread.replace(since).is_none());
+        self.unreadable_since.send_if_modified(|former| former.replace(since).is_none());
         if since.elapsed() >= stale_after(&*self.store) {
-            self.store_stale.send_if_modified(|cut_off| !std::mem::replace(cut_off, true));
+            self.store_stale.send_if_modified(|stale| !std::mem::replace(stale, true));
         }
     }
 
     fn apply_batch(&self, batch: Vec<Result<Vec<Event>, WatchError>>) -> Option<WatchError> {
         let before = Arc::clone(&self.latest.borrow());
         let mut delta = Delta { from: before.revision(), to: before.revision(), ..Delta::default() };
-        let mut ended = None;
-        let mut change = |event| add_event(&mut delta, event, &before, &self.keyring, &self.findings);
+        let mut failure = None;
+        let mut add = |event| add_event(&mut delta, event, &before, &self.keyring, &self.findings);
         for item in batch {
             match item {
-                Ok(events) => events.into_iter().for_each(&mut change),
-                Err(error) => ended = Some(error),
+                Ok(events) => events.into_iter().for_each(&mut add),
+                Err(error) => failure = Some(error),
             }
         }
         if delta.to != delta.from {
             self.latest.send_replace(Arc::new(before.apply(&delta)));
         }
-        ended
+        failure
     }
 }
 
-/// One change into the delta; a later change of the same resource replaces an earlier one.
+/// Adds one change to the delta; a later change of the same resource replaces an earlier one.
 fn add_event(
     delta: &mut Delta,
     event: Event,
@@ -281,9 +277,9 @@ fn add_event(
             delta.removals.retain(|key| *key != event.key);
             delta.removals.push(event.key);
         }
-        Some(stored) => {
+        Some(document) => {
             if let Some(upsert) =
-                compile_and_log(&stored, current_resource(delta, before, &event.key), keyring, findings)
+                compile_and_log(&document, current_resource(delta, before, &event.key), keyring, findings)
             {
                 delta.upserts.retain(|upsert| upsert.resource.key() != event.key);
                 delta.removals.retain(|key| *key != event.key);
@@ -293,15 +289,15 @@ fn add_event(
     }
 }
 
-/// What a resource is after the changes so far.
+/// The resource after the changes so far.
 fn current_resource<'a>(delta: &'a Delta, before: &'a Snapshot, key: &Key) -> Option<&'a Resource> {
     let changed = delta.upserts.iter().find(|upsert| upsert.resource.key() == *key);
     let unchanged = || before.get(key).filter(|_| !delta.removals.contains(key));
-    changed.or_else(unchanged).map(|held| &held.resource)
+    changed.or_else(unchanged).map(|versioned| &versioned.resource)
 }
 
-/// Everything that is in the store, as a difference to what we have. Checking ten thousand
-/// certificates takes a moment, so it is done beside the runtime.
+/// Applies the store's whole content as a difference to the present snapshot. Slow for ten thousand
+/// certificates, so it runs off the runtime.
 async fn apply_load(
     before: Arc<Snapshot>,
     loaded: Arc<DocumentList>,
@@ -314,17 +310,18 @@ async fn apply_load(
         let stored: HashSet<&Key> = loaded.items.iter().map(|item| &item.key).collect();
         let removals: Vec<Key> =
             before.versions().map(|(key, _)| key).filter(|key| !stored.contains(key)).collect();
-        let held = |key| before.get(key).map(|held| &held.resource);
-        removals.iter().for_each(|key| log_removal(key, loaded.revision, held(key)));
-        // What cannot be resolved has no version, and what is blocked has another one: both are looked at
-        // again.
-        let same = |item: &StoredDocument| {
-            expected_version(item).is_some_and(|now| before.version(&item.key) == Some(now))
+        let current = |key| before.get(key).map(|versioned| &versioned.resource);
+        removals.iter().for_each(|key| log_removal(key, loaded.revision, current(key)));
+        // An unresolved document has no version and a blocked one another version: both are
+        // compiled again.
+        let is_unchanged = |item: &StoredDocument| {
+            expected_version(item).is_some_and(|version| before.version(&item.key) == Some(version))
                 && !findings.are_outdated(item)
         };
-        let changed = loaded.items.iter().filter(|item| !same(item));
-        let upserts =
-            changed.filter_map(|item| compile_and_log(item, held(&item.key), &keyring, &findings)).collect();
+        let changed = loaded.items.iter().filter(|item| !is_unchanged(item));
+        let upserts = changed
+            .filter_map(|item| compile_and_log(item, current(&item.key), &keyring, &findings))
+            .collect();
         findings.retain(&stored);
         let delta = Delta { from: before.revision(), to: loaded.revision, upserts, removals };
         Arc::new(before.apply(&delta))

@@ -1,10 +1,9 @@
-//! The keeper of the ring of ticket secrets: makes it, has it grow and shrink with time, and tells
-//! the streams of each change.
+//! Rotates the ring of ticket secrets and publishes each change to the sessions.
 //!
-//! The ring is a private entry of the store, so a restart goes on with it, and of several control
-//! planes over one store all have the same: each looks every so often, and who finds that time has
-//! come writes by compare-and-swap. Nothing hurries: a new secret is pushed long before it seals.
-//! Invariant: what cannot be read or written leaves the ring as it was.
+//! The ring is an internal entry of the store, so it survives restarts, and all control planes over
+//! one store have the same: each checks it periodically, and the first one to find a rotation due
+//! writes it by compare-and-swap. A new secret is pushed long before it seals. Invariant: a ring
+//! that cannot be read or written stays as it is.
 
 mod ring;
 
@@ -18,17 +17,16 @@ use tokio::sync::watch;
 
 use crate::store::{InternalKey, Store, StoreError};
 
-/// The longest pause between two looks.
+/// The longest time between two checks.
 const CHECK_INTERVAL_MAX: Duration = Duration::from_secs(60);
-/// Rounds of losing the race against other control planes, which then have done what was to be
-/// done.
+/// Compare-and-swap attempts; another control plane that wins has made the same rotation.
 const CAS_ATTEMPTS: usize = 4;
 
-/// The ring; `None` until the store has been read: data planes then go on with the one they have.
+/// The ring; `None` until the store has been read: data planes keep theirs until then.
 pub(super) type SharedRing = Option<Arc<TicketRing>>;
 
-/// Reads or makes the ring, then keeps it until shutdown. Without a lifetime the ring is empty, and
-/// the store is not asked.
+/// Reads or creates the ring, then rotates it until shutdown. Without a lifetime the ring is empty
+/// and the store is not read.
 pub(super) async fn start(
     store: &Arc<dyn Store>,
     keyring: &Arc<Keyring>,
@@ -53,7 +51,7 @@ pub(super) async fn start(
     receiver
 }
 
-/// The next ring; never ends for a stream that wants none, or when nobody keeps it.
+/// The next ring; never returns for a session without tickets, or when no rotator runs.
 pub(super) async fn next(tickets: Option<&mut watch::Receiver<SharedRing>>) -> Arc<TicketRing> {
     if let Some(tickets) = tickets {
         while tickets.changed().await.is_ok() {
@@ -90,7 +88,7 @@ impl RingRotator {
         }
     }
 
-    /// The ring as it is to be now; `None` when that is the one we have.
+    /// The ring that is due now; `None` when it is the present one.
     async fn refresh(&self) -> Result<Option<TicketRing>, StoreError> {
         for _ in 0..CAS_ATTEMPTS {
             let entry = self.store.internal_entry(InternalKey::TicketSecrets).await?;
@@ -115,7 +113,7 @@ impl RingRotator {
         Ok(None)
     }
 
-    /// A ring that cannot be opened is as good as none: what is lost is that sessions resume.
+    /// An unreadable ring counts as none: the only loss is that sessions do not resume.
     fn open_or_default(&self, text: &str) -> TicketRing {
         ring::open_ring(text, &self.keyring).unwrap_or_else(|problem| {
             tracing::warn!(

@@ -1,32 +1,30 @@
-//! How the descriptors of the process are shared: the Admin API and the push serve so many
-//! connections at a time that the store, etcd and the status listener always have the rest.
+//! The limit on file descriptors: the Admin API and the push get connection limits that leave a
+//! reserve for the store, etcd and the status listener.
 
 use process::descriptors::raise_limit;
 
-/// Store, etcd, status listener, certificate files, runtime, standard streams.
+/// For store, etcd, status listener, certificate files, runtime and standard streams.
 const RESERVE: usize = 96;
-/// Connections to the Admin API, at most; more wait to be accepted.
+/// Connections to the Admin API; more wait in the accept queue.
 const ADMIN_MAX: usize = 1024;
-/// Connections of data planes, at most; more wait to be accepted.
+/// Connections of data planes; more wait in the accept queue.
 const PUSH_MAX: usize = 65_536;
-/// What no warning is needed for: the Admin API's most, and a thousand data planes.
+/// The limit from which there is no warning: the Admin API's maximum and a thousand data planes.
 const COMFORTABLE: usize = RESERVE + ADMIN_MAX + 1000;
-/// Below this, nobody is served.
+/// The limit below which the control plane does not start.
 const MINIMUM: usize = RESERVE + 8;
 
-/// Connections at a time.
+/// Limits on concurrent connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct ConnectionLimits {
-    /// To the Admin API.
     pub admin: usize,
-    /// To the push.
     pub push: usize,
 }
 
-/// Raises the soft limit to the hard one, and shares what there is.
+/// Raises the soft limit to the hard one and divides it.
 ///
 /// # Errors
-/// When the limit is too low, or cannot be read.
+/// When the limit is too low or unreadable.
 pub(crate) fn connection_limits() -> std::io::Result<ConnectionLimits> {
     let limit = raise_limit()?;
     let share = divide(limit).ok_or_else(|| {
@@ -56,7 +54,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_low_limit_leaves_most_to_data_planes_and_a_reserve() {
+    fn a_low_limit_keeps_a_reserve_and_favours_data_planes() {
         assert_eq!(divide(MINIMUM - 1), None);
         assert_eq!(divide(MINIMUM), Some(ConnectionLimits { admin: 2, push: 6 }));
         assert_eq!(divide(256), Some(ConnectionLimits { admin: 40, push: 120 }));

@@ -1,7 +1,8 @@
-//! A control plane that stops keeps its ports while `drain_delay` runs, and the lock of its store
-//! until it ends. Its successor waits for them: at most as long as such a stop takes, for all of
-//! them together, so that a second control plane that was started by mistake still ends with the
-//! error.
+//! Retries what a stopping control plane still holds: its ports while `drain_delay` runs, and the
+//! lock of its store until it ends.
+//!
+//! The retries end after the longest time that such a stop takes, for all resources together, so a
+//! second control plane that is started by mistake still fails with the error.
 
 use std::fmt::Display;
 use std::future::Future;
@@ -9,24 +10,23 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-/// Between two attempts.
 const RETRY_INTERVAL: Duration = Duration::from_millis(25);
 
-/// The time that a process which stops is waited for, from the start on.
+/// A deadline that all attempts of one start share.
 pub(crate) struct InUseRetry {
     deadline: Instant,
     logged: bool,
 }
 
 impl InUseRetry {
-    /// Is waited for `patience` from now on.
+    /// Retries for `patience` from now on.
     pub(crate) fn new(patience: Duration) -> Self {
         let now = Instant::now();
         Self { deadline: now.checked_add(patience).unwrap_or(now), logged: false }
     }
 
-    /// The attempt's result; one that finds something in use is repeated while the time runs.
-    /// Dropping it ends the wait.
+    /// The attempt's result. An attempt whose error is `in_use` is repeated until the deadline.
+    /// Dropping the future ends the retries.
     pub(crate) async fn run<T, E, F>(
         &mut self,
         in_use: impl Fn(&E) -> bool,
@@ -58,7 +58,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn what_is_in_use_is_waited_for_within_bounds() {
+    async fn retries_end_at_the_deadline() {
         let mut left = 3;
         let attempt = || {
             left -= 1;
@@ -67,7 +67,7 @@ mod tests {
         let in_use = |error: &&str| *error == "in use";
         let mut patient = InUseRetry::new(Duration::from_secs(60));
         patient.run(in_use, attempt).await.unwrap();
-        // Another error is one at once.
+        // Any other error ends the retries.
         assert_eq!(
             patient.run(in_use, || ready(Err::<(), _>("no such address"))).await,
             Err("no such address")

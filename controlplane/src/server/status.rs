@@ -1,15 +1,15 @@
-//! The control plane's status listener (`countersign.control_plane.status`): what it shows beside
-//! heartbeats and the log.
+//! The status listener of the control plane (`countersign.control_plane.status`): what it shows
+//! beside heartbeats and the log.
 //!
-//! It runs on a thread of its own (`telemetry::status`), so that it answers while every thread of
-//! the runtime hangs.
+//! It runs on a thread of its own (`telemetry::status`), so it responds while every runtime thread
+//! hangs.
 
 use std::sync::Arc;
 use std::time::Instant;
 
 use conf::Settings;
 use model::Snapshot;
-use pem_files::CertificateMonitor;
+use mtls::CertificateMonitor;
 use process::signals::Signals;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
@@ -21,27 +21,26 @@ use telemetry::{Heartbeats, StatusPage};
 use tokio::sync::watch;
 
 use crate::admin::metrics;
-use crate::error_counters::ErrorReason;
+use crate::listener_errors::{ErrorReason, ListenError};
 use crate::publish::Publisher;
-use crate::server::StartupError;
 
 /// The setting.
 pub(crate) const STATUS_KEY: &str = "countersign.control_plane.status";
 
-/// Listens where the settings say, if they do.
+/// Binds the configured address, if there is one.
 ///
 /// # Errors
-/// When the address cannot be listened on.
-pub(crate) fn bind(settings: &Settings) -> Result<Option<StatusListener>, StartupError> {
+/// When the address cannot be bound.
+pub(crate) fn bind(settings: &Settings) -> Result<Option<StatusListener>, ListenError> {
     let Some(address) = settings.countersign.control_plane.status else { return Ok(None) };
     let bound = status::bind(address);
-    bound.map(Some).map_err(|error| StartupError::listen(STATUS_KEY, address, &error))
+    bound.map(Some).map_err(|error| ListenError::new(STATUS_KEY, address, error))
 }
 
-/// Answers from now on.
+/// Starts to serve.
 ///
 /// # Errors
-/// When the system gives no thread.
+/// When the system cannot start a thread.
 pub(crate) fn serve(
     listener: StatusListener,
     heartbeats: &Arc<Heartbeats>,
@@ -56,54 +55,53 @@ pub(crate) fn serve(
         true => Err("this control plane is draining".to_owned()),
         false => Ok(()),
     });
-    let (unread, patience) = (publish.unread_since.clone(), publish.stale_after);
-    status.add_readiness_check(move || match *unread.borrow() {
-        Some(since) if since.elapsed() >= patience => Err(unread_since(since)),
+    let (unreadable, limit) = (publish.unreadable_since.clone(), publish.stale_after);
+    status.add_readiness_check(move || match *unreadable.borrow() {
+        Some(since) if since.elapsed() >= limit => Err(describe_unreadable(since)),
         _ => Ok(()),
     });
-    let unread = publish.unread_since.clone();
-    status.add_field("store_unread_seconds", move || {
-        unread.borrow().map(|since| since.elapsed().as_secs()).into()
+    let unreadable = publish.unreadable_since.clone();
+    status.add_field("store_unreadable_seconds", move || {
+        unreadable.borrow().map(|since| since.elapsed().as_secs()).into()
     });
     status.registry().register_collector(Box::new(SnapshotRevision(publish.latest.clone())));
     status.registry().register_collector(Box::new(ErrorCounters));
-    let shown = certificates.clone();
-    status.add_field("certificates", move || serde_json::json!(shown.endpoints()));
+    let monitor = certificates.clone();
+    status.add_field("certificates", move || serde_json::json!(monitor.endpoints()));
     status.registry().register_collector(Box::new(certificates.clone()));
     publish.reports.register(status.registry());
     metrics::register(status.registry());
     listener.serve(status)
 }
 
-fn unread_since(since: Instant) -> String {
+fn describe_unreadable(since: Instant) -> String {
     let seconds = since.elapsed().as_secs();
-    format!("the store cannot be read for {seconds} s: data planes are served what was read before")
+    format!("the store cannot be read for {seconds} s: data planes are served the state that was read before")
 }
 
-/// What was refused.
+/// `countersign_errors_total`.
 #[derive(Debug)]
 struct ErrorCounters;
 
 impl Collector for ErrorCounters {
     fn encode(&self, mut out: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
-        let help = "Connections and requests refused, and accepts that failed";
-        let mut refused = out.encode_descriptor("refused", help, None, MetricType::Counter)?;
-        for refusal in ErrorReason::ALL {
-            ConstCounter::new(refusal.count())
-                .encode(refused.encode_family(&[("reason", refusal.label())])?)?;
+        let help = "Connections and requests that failed at a listener, and failed accepts";
+        let mut errors = out.encode_descriptor("errors", help, None, MetricType::Counter)?;
+        for reason in ErrorReason::ALL {
+            ConstCounter::new(reason.count()).encode(errors.encode_family(&[("reason", reason.label())])?)?;
         }
         Ok(())
     }
 }
 
-/// What is published.
+/// `countersign_snapshot_revision`.
 #[derive(Debug)]
 struct SnapshotRevision(watch::Receiver<Arc<Snapshot>>);
 
 impl Collector for SnapshotRevision {
     fn encode(&self, mut out: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
         let revision = i64::try_from(self.0.borrow().revision()).unwrap_or(i64::MAX);
-        let help = "Revision of the snapshot that data planes are sent";
+        let help = "Revision of the snapshot that is sent to data planes";
         ConstGauge::new(revision).encode(out.encode_descriptor(
             "snapshot_revision",
             help,

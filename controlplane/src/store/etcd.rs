@@ -102,7 +102,7 @@ impl EtcdStore {
 }
 
 impl EtcdStore {
-    pub(crate) fn files(&self) -> &pem_files::Reloader<dial::LoadedTls> {
+    pub(crate) fn files(&self) -> &mtls::Reloader<dial::LoadedTls> {
         self.cluster.connections.files()
     }
 

@@ -21,7 +21,7 @@ async fn addresses_outside_allow_admin_get_the_403_page() {
 }
 
 #[tokio::test]
-async fn allow_admin_goes_by_the_client_a_proxy_names() {
+async fn allow_admin_uses_the_real_ip() {
     let proxy = ["127.0.0.0/8".parse().unwrap()];
     let real_ip = model::RealIp::new("X-Forwarded-For", &proxy, false);
     for (real_ip, allow, sent, status) in [
@@ -29,7 +29,7 @@ async fn allow_admin_goes_by_the_client_a_proxy_names() {
         (real_ip.clone(), "10.0.0.0/8", "10.1.2.3, 192.0.2.7", 403),
         (real_ip.clone(), "127.0.0.0/24", "192.0.2.7", 403),
         (real_ip, "127.0.0.0/24", "unknown", 200),
-        // A proxy that nobody trusts names nobody.
+        // The header of an untrusted proxy is ignored.
         (None, "10.0.0.0/8", "10.1.2.3", 403),
     ] {
         let mut builder = World::builder();
@@ -43,7 +43,7 @@ async fn allow_admin_goes_by_the_client_a_proxy_names() {
 }
 
 #[tokio::test]
-async fn keys_are_asked_for() {
+async fn requests_need_a_valid_key() {
     let world = World::start().await;
     let ask = |method: Method, path: &str, key: Option<&str>| {
         world.send(Some(&world.identity), request(method, path, key, "".into()))
@@ -73,7 +73,7 @@ async fn keys_are_asked_for() {
 }
 
 #[tokio::test]
-async fn without_a_key_check_everybody_may() {
+async fn without_key_check_no_key_is_needed() {
     let mut builder = World::builder();
     builder.keys = false;
     let world = builder.start().await;
@@ -82,7 +82,7 @@ async fn without_a_key_check_everybody_may() {
 }
 
 #[tokio::test]
-async fn every_answer_carries_the_headers() {
+async fn every_response_has_the_common_headers() {
     let world = World::start().await;
     let answer = world.get("/routes").await;
     assert!(answer.header("server").unwrap().starts_with("Countersign/"));
@@ -108,7 +108,7 @@ async fn every_answer_carries_the_headers() {
 }
 
 #[tokio::test]
-async fn what_is_not_there_is_not_found() {
+async fn unknown_paths_and_methods_are_not_found() {
     let world = World::start().await;
     let answer = world.get("/nothing/1").await;
     assert_eq!(
@@ -127,7 +127,7 @@ async fn what_is_not_there_is_not_found() {
 }
 
 #[tokio::test]
-async fn schemas_are_shown_and_judge() {
+async fn schemas_are_served_and_validate() {
     let world = World::start().await;
     for kind in ["ssl", "upstream", "service", "route"] {
         assert_eq!(world.get(&format!("/schema/{kind}")).await.ok().json()["type"], "object", "{kind}");
@@ -146,7 +146,7 @@ async fn schemas_are_shown_and_judge() {
 }
 
 #[tokio::test]
-async fn data_planes_are_listed_and_waited_for() {
+async fn data_planes_are_listed_and_awaited() {
     let world = World::start().await;
     let all = world.get("/dataplanes").await.ok().json();
     assert_eq!((&all["total"], &all["list"][0]["name"]), (&json!(1), &json!("node-1")));

@@ -1,5 +1,5 @@
-//! What another program stored and this gateway cannot honour: `explain` says how it ends, `lint`
-//! why, and the Admin API is as strict as ever.
+//! Documents of another program that cannot be honoured: `explain` reports the result, `lint` the
+//! reason, and the Admin API still rejects such documents.
 
 use controlplane::testing::store::{Mutation, Precondition};
 use http::Method;
@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::world::World;
 
-/// Another program writes into the store.
+/// Writes into the store as another program does.
 async fn stored(world: &World, kind: Kind, id: &str, document: Value) {
     let key = Key::new(kind, Id::parse(id).unwrap());
     world
@@ -18,7 +18,7 @@ async fn stored(world: &World, kind: Kind, id: &str, document: Value) {
         .unwrap();
 }
 
-/// Any write later: then the snapshot has seen everything.
+/// Makes a write, after which the snapshot has everything before it.
 async fn seen(world: &World) {
     world.put("/upstreams/later", upstream()).await.ok();
 }
@@ -31,7 +31,7 @@ async fn outcome(world: &World, question: Value) -> Value {
     world.post("/explain", question).await.ok().json()["outcome"].clone()
 }
 
-/// One route for everything, and beside it one of each kind that is blocked.
+/// One route for every path, and one blocked resource of each kind.
 async fn stage() -> World {
     let world = World::start().await;
     let site = |name: &str| {
@@ -58,7 +58,7 @@ async fn stage() -> World {
 }
 
 #[tokio::test]
-async fn explain_tells_what_is_blocked_and_lint_why() {
+async fn explain_and_lint_report_blocked_resources() {
     let world = stage().await;
     let ended = async |uri: &str, host: &str| {
         outcome(&world, json!({"sni": "open.test", "host": host, "uri": uri})).await
@@ -71,7 +71,7 @@ async fn explain_tells_what_is_blocked_and_lint_why() {
     ] {
         let told = ended(uri, "open.test").await;
         assert_eq!((&told["reason"], &told["status"]), (&json!(reason), &json!(503)), "{told}");
-        assert!(told["why"].as_str().unwrap().starts_with(named) && told["fix"].is_string(), "{told}");
+        assert!(told["message"].as_str().unwrap().starts_with(named) && told["fix"].is_string(), "{told}");
     }
     let told = ended("/", "shut.test").await;
     assert_eq!((&told["reason"], &told["status"]), (&json!("blocked_site"), &json!(503)), "{told}");
@@ -81,7 +81,7 @@ async fn explain_tells_what_is_blocked_and_lint_why() {
         (&json!("blocked_site"), &json!("unrecognized_name")),
         "{told}"
     );
-    assert!(told["why"].as_str().unwrap().contains("failed to decrypt previous encrypted key"), "{told}");
+    assert!(told["message"].as_str().unwrap().contains("failed to decrypt previous encrypted key"), "{told}");
 
     stored(&world, Kind::GlobalRule, "g", json!({"plugins": {"prometheus": {}, "ip-restriction": {}}})).await;
     seen(&world).await;
@@ -105,7 +105,7 @@ async fn explain_tells_what_is_blocked_and_lint_why() {
         found["list"].as_array().unwrap().iter().filter(|found| found["severity"] == "error").count();
     assert_eq!(errors, 5, "{found}");
 
-    // Written again as it can be honoured, nothing is left to be told.
+    // A valid document replaces the blocked one, and its findings are gone.
     world.put("/routes/r", json!({"uri": "/r", "upstream": upstream()})).await.ok();
     let gone = Key::new(Kind::GlobalRule, Id::parse("g").unwrap());
     world
@@ -120,7 +120,7 @@ async fn explain_tells_what_is_blocked_and_lint_why() {
 }
 
 #[tokio::test]
-async fn the_admin_api_is_as_strict_as_ever_and_has_no_global_rules() {
+async fn the_admin_api_rejects_plugins_and_global_rules() {
     let world = World::start().await;
     for plugin in ["prometheus", "jwt-auth"] {
         let document =

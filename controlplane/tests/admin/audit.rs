@@ -1,4 +1,4 @@
-//! The audit line: one a write, and nothing secret anywhere in the log.
+//! The audit log: one line for every write, and no secret anywhere in the log.
 
 use std::io::Write;
 use std::sync::{Arc, Mutex};
@@ -9,25 +9,25 @@ use tracing_subscriber::fmt::MakeWriter;
 
 use crate::world::{KEY, VIEWER, World, request};
 
-/// What this thread logs.
+/// Captures the log of this thread.
 #[derive(Clone, Default)]
 pub(crate) struct Log(Arc<Mutex<Vec<u8>>>);
 
 impl Log {
-    /// Everything so far.
     pub(crate) fn text(&self) -> String {
         String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
     }
 
-    /// Starts to log here.
+    /// Installs the capture for this thread.
     pub(crate) fn capture(&self) -> (tracing::Dispatch, tracing::subscriber::DefaultGuard) {
         let subscriber = tracing_subscriber::fmt()
             .with_max_level(tracing::Level::DEBUG)
             .with_ansi(false)
             .with_writer(self.clone())
             .finish();
-        // With two of them, what each line is interesting to is asked of all; with one, of the thread that
-        // comes to the line first, which may be another test's.
+        // With two dispatchers, tracing evaluates a callsite's interest for each line; with one, it
+        // caches the interest of the thread that reaches the line first, which may run another
+        // test.
         (tracing::Dispatch::new(tracing_subscriber::registry()), tracing::subscriber::set_default(subscriber))
     }
 }
@@ -68,7 +68,7 @@ async fn every_write_leaves_one_line_and_no_secret() {
     world.get(&format!("/ssls/1?api_key={KEY}")).await.ok();
     world.delete(&format!("/ssls/1?api_key={KEY}")).await.ok();
     world.delete("/ssls/1\u{25}0aforged").await;
-    // Who may not write leaves a warning, not an audit line.
+    // An unauthorized write leaves a warning and no audit line.
     world.send(Some(&world.identity), request(Method::DELETE, "/ssls/1", Some(VIEWER), "".into())).await;
 
     let log = log.text();
@@ -76,15 +76,15 @@ async fn every_write_leaves_one_line_and_no_secret() {
     let told = |line: &str, parts: &[&str]| parts.iter().all(|part| line.contains(part));
     assert_eq!(lines.len(), 6, "{log}");
     for line in &lines {
-        assert!(told(line, &["key=\"admin\"", "certificate=\"CN=tester\"", "from=127.0.0.1:"]), "{line}");
+        assert!(told(line, &["key=\"admin\"", "certificate=\"CN=tester\"", "peer=127.0.0.1:"]), "{line}");
     }
     let revision = format!("revision={revision}");
-    assert!(told(lines[0], &["method=PUT", "what=\"ssls/1\"", "status=201", &revision]), "{}", lines[0]);
+    assert!(told(lines[0], &["method=PUT", "resource=\"ssls/1\"", "status=201", &revision]), "{}", lines[0]);
     assert!(told(lines[1], &["status=400"]) && !lines[1].contains("revision"), "{}", lines[1]);
     assert!(told(lines[2], &["status=400"]), "{}", lines[2]);
-    assert!(told(lines[3], &["method=PATCH", "what=\"ssls/1/labels\"", "status=200"]), "{}", lines[3]);
+    assert!(told(lines[3], &["method=PATCH", "resource=\"ssls/1/labels\"", "status=200"]), "{}", lines[3]);
     assert!(told(lines[4], &["method=DELETE", "status=200"]), "{}", lines[4]);
-    assert!(told(lines[5], &["status=404", "what=\"ssls/1\\nforged\""]), "{}", lines[5]);
+    assert!(told(lines[5], &["status=404", "resource=\"ssls/1\\nforged\""]), "{}", lines[5]);
     assert!(log.contains("failed to check token: invalid method for role viewer"), "{log}");
     for secret in [KEY, VIEWER, "PRIVATE KEY", "confidential", &pair.key_pem[40..80]] {
         assert!(!log.contains(secret), "{secret} is in the log: {log}");

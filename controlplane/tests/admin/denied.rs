@@ -1,4 +1,4 @@
-//! `denied_nodes`: shapes, statuses and roles.
+//! `denied_nodes`: JSON, statuses and roles.
 
 use http::Method;
 use serde_json::{Value, json};
@@ -11,7 +11,7 @@ async fn ask(world: &World, method: Method, path: &str, key: &str, body: Value) 
 }
 
 #[tokio::test]
-async fn the_deny_list_is_kept_by_curl() {
+async fn the_deny_list_is_edited_over_http() {
     let world = World::start().await;
     let spki = "ab".repeat(32);
     let put = |id: &'static str, body: Value| ask(&world, Method::PUT, id, KEY, body);
@@ -33,7 +33,7 @@ async fn the_deny_list_is_kept_by_curl() {
 }
 
 #[tokio::test]
-async fn entries_that_cannot_match_are_refused() {
+async fn entries_that_cannot_match_are_rejected() {
     let world = World::start().await;
     for (id, body, part) in [
         ("x", json!({}), "serial or spki_sha256 must be given"),
@@ -64,7 +64,7 @@ async fn a_viewer_reads_the_deny_list_only() {
 const BODY: &str = "MC4CAQAwBQYDK2VwBCIEIJ1hsZ3vVpguoRK9JLsLMREScVpezJpGXA7rAMcrn9gx";
 
 #[tokio::test]
-async fn a_private_key_is_not_taken_shown_or_repeated() {
+async fn a_private_key_in_an_entry_is_rejected_and_redacted() {
     let world = World::start().await;
     let key = format!("-----BEGIN PRIVATE KEY-----\n{BODY}\n-----END PRIVATE KEY-----\n");
     for (path, body, status) in [
@@ -87,7 +87,7 @@ async fn a_private_key_is_not_taken_shown_or_repeated() {
 }
 
 #[tokio::test]
-async fn what_lies_below_an_entry_is_not_the_entry() {
+async fn a_sub_path_of_an_entry_is_not_found() {
     let log = Log::default();
     let _guard = log.capture();
     let world = World::start().await;

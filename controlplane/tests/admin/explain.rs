@@ -1,5 +1,5 @@
-//! `POST explain`: what a data plane would do, and what would fix it. That it agrees with a real
-//! data plane is the end-to-end suites' to show; here are the words.
+//! `POST explain`: the JSON and its messages. The end-to-end suites show that it agrees with a data
+//! plane.
 
 use http::Method;
 use model::Key;
@@ -30,13 +30,13 @@ async fn explain(world: &World, question: Value) -> Value {
     world.post("/explain", question).await.ok().json()
 }
 
-/// The verdict about a chain shown to `a.test`.
+/// The explanation of a chain sent to `a.test`.
 async fn judged(world: &World, chain: &str) -> Value {
     explain(world, json!({"sni": "a.test", "client_cert": chain})).await
 }
 
 #[tokio::test]
-async fn bad_questions_name_their_field() {
+async fn an_invalid_query_names_its_field() {
     let world = World::start().await;
     for (body, field) in [
         (json!({"sni": "*.a.com"}), "sni"),
@@ -58,7 +58,7 @@ async fn bad_questions_name_their_field() {
 }
 
 #[tokio::test]
-async fn a_viewer_may_ask_and_still_change_nothing() {
+async fn a_viewer_may_explain_and_lint_only() {
     let world = World::start().await;
     let ask = |method, path, key| {
         world.send(Some(&world.identity), request(method, path, key, json!({"sni": "a.test"}).into()))
@@ -79,7 +79,7 @@ async fn a_viewer_may_ask_and_still_change_nothing() {
 }
 
 #[tokio::test]
-async fn a_question_sees_the_write_before_it_and_writes_nothing() {
+async fn explain_sees_the_last_write_and_writes_nothing() {
     let world = World::start().await;
     for turn in 0..20 {
         let name = format!("n{turn}.test");
@@ -96,7 +96,7 @@ async fn a_question_sees_the_write_before_it_and_writes_nothing() {
 }
 
 #[tokio::test]
-async fn which_site_answers_and_why() {
+async fn explain_reports_the_selected_site() {
     let world = World::start().await;
     site(&world, "exact", "a.test", Value::Null).await;
     site(&world, "wild", "*.test", Value::Null).await;
@@ -119,7 +119,7 @@ async fn which_site_answers_and_why() {
             (&ssl, &json!(matched), &entry),
             "{site}"
         );
-        assert!(site["why"].as_str().unwrap().contains(part), "{site}");
+        assert!(site["message"].as_str().unwrap().contains(part), "{site}");
         let refused = ssl.is_null().then_some("no_site");
         assert_eq!(answer["outcome"]["reason"].as_str(), refused);
     }
@@ -127,7 +127,10 @@ async fn which_site_answers_and_why() {
     assert_eq!(explain(&world, json!({"sni": "other"})).await["site"]["matched"], "any");
     world.patch("/ssls/all", json!({"status": 0})).await.ok();
     let answer = explain(&world, json!({"sni": "other"})).await;
-    assert!(answer["site"]["why"].as_str().unwrap().contains("ssl all, which is switched off"), "{answer}");
+    assert!(
+        answer["site"]["message"].as_str().unwrap().contains("ssl all, which is switched off"),
+        "{answer}"
+    );
     let answer = explain(&world, json!({})).await;
     assert_eq!(
         (&answer["outcome"]["reason"], &answer["outcome"]["alert"]),
@@ -138,16 +141,15 @@ async fn which_site_answers_and_why() {
     let shown = &answer["site"];
     assert_eq!(shown["certificates"][0]["subject"], "CN=a.test");
     assert_eq!(shown["ssl_protocols"], json!(["TLSv1.2", "TLSv1.3"]));
-    assert_eq!(shown["client"], json!({"asked": false}));
+    assert_eq!(shown["client"], json!({"requested": false}));
 }
 
-/// The whole chain as PEM.
 fn chain(minted: &IssuedCertificate) -> &str {
     &minted.chain_pem
 }
 
 #[tokio::test]
-async fn the_advice_about_depth_is_right() {
+async fn the_fix_for_depth_works() {
     let world = World::start().await;
     let between = world.clients.intermediate(&AuthoritySpec::new("Between")).unwrap();
     let lower = between.intermediate(&AuthoritySpec::new("Lower")).unwrap();
@@ -155,20 +157,24 @@ async fn the_advice_about_depth_is_right() {
     site(&world, "1", "a.test", json!({"ca": world.clients.certificate_pem(), "depth": 1})).await;
     let answer = judged(&world, chain(&alice)).await;
     let verdict = &answer["client_certificate"];
-    assert_eq!((&verdict["accepted"], &verdict["rule"]), (&json!(false), &json!("depth")), "{answer}");
+    assert_eq!(
+        (&verdict["verified"], &verdict["verify_reason"]),
+        (&json!(false), &json!("depth")),
+        "{answer}"
+    );
     assert!(verdict["fix"].as_str().unwrap().starts_with("set client.depth to 2"), "{verdict}");
     assert_eq!(answer["outcome"]["alert"], "unknown_ca");
     site(&world, "1", "a.test", json!({"ca": world.clients.certificate_pem(), "depth": 2})).await;
     let answer = judged(&world, chain(&alice)).await;
-    assert_eq!(answer["client_certificate"]["accepted"], true, "{answer}");
-    assert_eq!(answer["client_certificate"]["trusted_by"], "CN=clients");
+    assert_eq!(answer["client_certificate"]["verified"], true, "{answer}");
+    assert_eq!(answer["client_certificate"]["anchor"], "CN=clients");
     assert_eq!(answer["outcome"]["result"], "established");
 }
 
-/// What is shown, the chain, and what is said about it: the rule, where, and part of the remedy.
+/// Description, chain, and the expected reason, position and part of the fix.
 type Refused = (&'static str, String, &'static str, &'static str, &'static str);
 
-/// Chains that a site with these clients, and depth 1, refuses.
+/// Chains that a site with these client CAs and depth 1 rejects.
 fn refused_chains(clients: &Authority) -> Vec<Refused> {
     let stranger = Authority::root(&AuthoritySpec::new("Stranger")).unwrap();
     let namesake = Authority::root(&AuthoritySpec::new("clients")).unwrap();
@@ -202,7 +208,7 @@ fn refused_chains(clients: &Authority) -> Vec<Refused> {
 }
 
 #[tokio::test]
-async fn every_refusal_says_where_and_what_helps() {
+async fn every_rejection_has_position_and_fix() {
     let world = World::start().await;
     let clients = &world.clients;
     site(&world, "1", "a.test", json!({"ca": clients.certificate_pem(), "depth": 1})).await;
@@ -210,14 +216,14 @@ async fn every_refusal_says_where_and_what_helps() {
         let answer = judged(&world, &chain).await;
         let verdict = &answer["client_certificate"];
         assert_eq!(
-            (&verdict["rule"], &verdict["failed"]["at"]),
+            (&verdict["verify_reason"], &verdict["failing_certificate"]["position"]),
             (&json!(rule), &json!(at)),
             "{what}: {answer}"
         );
         assert!(verdict["fix"].as_str().unwrap().contains(fix), "{what}: {verdict}");
         let outcome = &answer["outcome"];
         assert_eq!(
-            (&outcome["reason"], &outcome["rule"]),
+            (&outcome["reason"], &outcome["verify_reason"]),
             (&json!("bad_certificate"), &json!(rule)),
             "{what}"
         );
@@ -226,7 +232,7 @@ async fn every_refusal_says_where_and_what_helps() {
 }
 
 #[tokio::test]
-async fn revocation_names_the_list() {
+async fn a_revocation_names_its_crl() {
     let world = World::start().await;
     let clients = &world.clients;
     let (bad, good) =
@@ -238,17 +244,17 @@ async fn revocation_names_the_list() {
     site(&world, "1", "a.test", json!({"ca": bundle, "crl": [current]})).await;
     let verdict = judged(&world, chain(&bad)).await["client_certificate"].clone();
     assert_eq!(
-        (&verdict["rule"], &verdict["failed"]["serial"]),
+        (&verdict["verify_reason"], &verdict["failing_certificate"]["serial"]),
         (&json!("revoked"), &json!(bad.certificate.serial_hex()))
     );
     assert!(
         verdict["fix"].as_str().unwrap().contains("list 1 of client.crl (issuer CN=clients"),
         "{verdict}"
     );
-    assert_eq!(judged(&world, chain(&good)).await["client_certificate"]["accepted"], true);
+    assert_eq!(judged(&world, chain(&good)).await["client_certificate"]["verified"], true);
     let elsewhere = other.issue(&LeafSpec::client("unlisted")).unwrap();
     let verdict = judged(&world, chain(&elsewhere)).await["client_certificate"].clone();
-    assert_eq!(verdict["rule"], "status_unknown");
+    assert_eq!(verdict["verify_reason"], "status_unknown");
     assert!(verdict["fix"].as_str().unwrap().contains("add a CRL signed by CN=Other"), "{verdict}");
     let stale = list(CrlSpec::new().between(day(-9), day(-1)));
     site(&world, "1", "a.test", json!({"ca": bundle, "crl": [stale]})).await;
@@ -256,7 +262,7 @@ async fn revocation_names_the_list() {
     assert!(verdict["fix"].as_str().unwrap().contains("put a new list in place of list 1"), "{verdict}");
 }
 
-/// Two sites that skip `^/free/`, one open one, and a few routes.
+/// Two sites that skip `^/free/`, an open one, and a few routes.
 async fn request_world() -> World {
     let world = World::start().await;
     let client = json!({"ca": world.clients.certificate_pem(), "skip_mtls_uri_regex": ["^/free/"]});
@@ -278,7 +284,7 @@ async fn request_world() -> World {
 }
 
 #[tokio::test]
-async fn where_a_request_ends() {
+async fn requests_are_explained_up_to_the_upstream() {
     let world = request_world().await;
     let ask = |sni: &str, more: Value| {
         let mut question = more;
@@ -287,7 +293,7 @@ async fn where_a_request_ends() {
     };
     let answer = ask("a.test", json!({"uri": "//x/../free/./y?z"})).await;
     assert_eq!(answer["request"]["path"], "/free/y");
-    assert_eq!(answer["request"]["skipped_by"], "^/free/");
+    assert_eq!(answer["request"]["skip_pattern"], "^/free/");
     assert_eq!(answer["outcome"]["to"]["route"], "free", "{answer}");
     for (sni, more, status, reason, part) in [
         ("a.test", json!({"uri": "/x"}), 400, "no_certificate", "no skip pattern matches the path /x"),
@@ -323,7 +329,10 @@ async fn where_a_request_ends() {
         assert_eq!(outcome.get("alert"), None);
     }
     let answer = ask("open.test", json!({"uri": "/near"})).await;
-    assert_eq!(answer["request"]["routes_near"][0]["but"], "it does not take this address (remote_addrs)");
+    assert_eq!(
+        answer["request"]["near_misses"][0]["mismatch"],
+        "it does not take this address (remote_addrs)"
+    );
     let answer = ask("open.test", json!({"uri": "/near", "remote_addr": "10.1.2.3"})).await;
     assert_eq!(answer["outcome"]["result"], "forwarded", "{answer}");
     assert!(

@@ -1,5 +1,5 @@
 //! Extension fields through the Admin API: kept by a PUT that does not mention them, removed by
-//! `null`, and told either way.
+//! `null`, and reported in headers either way.
 
 use pki::ca::{Authority, AuthoritySpec, CrlSpec};
 use serde_json::{Value, json};
@@ -21,8 +21,8 @@ fn warnings(answer: &Answer) -> Vec<&str> {
     answer.headers.get_all(WARNING).iter().map(|value| value.to_str().unwrap()).collect()
 }
 
-/// What a tool that knows only APISIX's schema sends back: what it read, without times and without
-/// what it does not know.
+/// The document as a tool saves it that knows only APISIX's schema: without times and unknown
+/// fields.
 async fn saved_by_a_tool(world: &World, path: &str) -> Value {
     let mut document = world.get(path).await.ok().json()["value"].clone();
     let members = document.as_object_mut().unwrap();
@@ -36,7 +36,7 @@ async fn saved_by_a_tool(world: &World, path: &str) -> Value {
 }
 
 #[tokio::test]
-async fn an_allow_list_survives_a_tool() {
+async fn an_allow_list_survives_a_put_without_it() {
     let world = World::start().await;
     let upstream = json!({"nodes": {"127.0.0.1:1": 1}});
     let identity = json!({"allow": [{"dns": "a.b"}], "forward": ["xfcc"]});
@@ -54,7 +54,7 @@ async fn an_allow_list_survives_a_tool() {
             assert_eq!(kept.json()["value"]["client_identity"], identity, "the answer has it, too");
             assert_eq!(world.get(path).await.ok().json()["value"]["client_identity"], identity);
         }
-        // Replaced by one that is given, with what that takes away.
+        // A new allow-list replaces the old one, with a warning.
         let mut other = document.clone();
         other["client_identity"] = json!({"allow": [{"dns": "c.d"}]});
         let replaced = world.put(path, other).await.ok();
@@ -64,7 +64,7 @@ async fn an_allow_list_survives_a_tool() {
             "{:?}",
             warnings(&replaced)
         );
-        // Removed by null, in each of the three ways.
+        // `null` removes it, in each of three ways.
         for way in 0..3 {
             world.put(path, document.clone()).await.ok();
             let removed = match way {
@@ -81,7 +81,7 @@ async fn an_allow_list_survives_a_tool() {
             assert!(told.contains(&"client_identity: removed"), "{way}: {told:?}");
             assert!(told.iter().any(|told| told.starts_with("client_identity.allow: ")), "{way}: {told:?}");
         }
-        // Deleted and made anew it starts clean.
+        // A document that is deleted and created again has no kept fields.
         world.put(path, document.clone()).await.ok();
         let tool = saved_by_a_tool(&world, path).await;
         world.delete(path).await.ok();
@@ -93,7 +93,7 @@ async fn an_allow_list_survives_a_tool() {
 }
 
 #[tokio::test]
-async fn revocation_survives_a_tool() {
+async fn crls_survive_a_put_without_them() {
     let world = World::start().await;
     let (one, two) = (root("One"), root("Two"));
     let pair = world.pair("a.test");
@@ -107,7 +107,7 @@ async fn revocation_survives_a_tool() {
     assert_eq!((kept.header(KEPT), warnings(&kept)), (Some("client.crl, client.crl_policy"), vec![]));
     let client = world.get("/ssls/1").await.ok().json()["value"]["client"].clone();
     assert_eq!(client, full["client"]);
-    // Another bundle: the list that nobody of it has signed goes, and is told.
+    // Another bundle drops the CRL that none of its CAs signed, with a warning.
     let narrowed = world.put("/ssls/1", site(json!({"ca": one.certificate_pem()}))).await.ok();
     assert_eq!(narrowed.header(KEPT), Some("client.crl, client.crl_policy"));
     assert!(
@@ -116,7 +116,7 @@ async fn revocation_survives_a_tool() {
         warnings(&narrowed)
     );
     assert_eq!(narrowed.json()["value"]["client"]["crl"], json!([list_of(&full, 0)]));
-    // The last one takes the policy with it.
+    // The last CRL takes the policy with it.
     let replaced = world.patch("/ssls/1", json!({"client": {"ca": two.certificate_pem()}})).await.ok();
     assert_eq!(replaced.json()["value"]["client"], json!({"ca": two.certificate_pem()}));
     let told = warnings(&replaced).join("\n");
@@ -125,16 +125,16 @@ async fn revocation_survives_a_tool() {
     {
         assert!(told.contains(part), "{part}: {told}");
     }
-    // One that is given is checked as before.
+    // A CRL in the request is checked.
     let foreign = site(json!({"ca": one.certificate_pem(), "crl": [list(&two)]}));
     let refused = world.put("/ssls/1", foreign).await;
     assert_eq!(refused.status, 400);
     assert_eq!(refused.json()["field"], "client.crl[1]");
-    // A part that is replaced as a whole, without a word about the lists.
+    // Replacing `client` as a whole without mentioning CRLs keeps them.
     world.put("/ssls/1", full.clone()).await.ok();
     let part = world.patch("/ssls/1/client", json!({"ca": both, "depth": 1})).await.ok();
     assert_eq!(part.json()["value"]["client"]["crl"], full["client"]["crl"]);
-    // Null takes the policy along, and with the object that held them both go.
+    // `null` removes the policy, too.
     for body in [json!({"client": {"crl": null}}), json!({"client": {"crl": null, "crl_policy": null}})] {
         world.put("/ssls/1", full.clone()).await.ok();
         let removed = world.patch("/ssls/1", body).await.ok();
@@ -157,9 +157,9 @@ fn list_of(document: &Value, index: usize) -> Value {
     document["client"]["crl"][index].clone()
 }
 
-/// Fields that APISIX knows follow replace; what protects less is told.
+/// A PUT replaces the fields that APISIX knows; a weaker value gives a warning.
 #[tokio::test]
-async fn what_apisix_knows_is_replaced_with_a_warning() {
+async fn apisix_fields_are_replaced_with_a_warning() {
     let world = World::start().await;
     let (one, two) = (root("One"), root("Two"));
     let pair = world.pair("a.test");
@@ -183,7 +183,7 @@ async fn what_apisix_knows_is_replaced_with_a_warning() {
 }
 
 #[tokio::test]
-async fn a_removal_tells_what_it_takes_away() {
+async fn a_removal_warns_about_lost_protection() {
     let world = World::start().await;
     let route = json!({"uri": "/a", "client_identity": {"allow": [{"dns": "a.b"}]}, "upstream": {"nodes": {"127.0.0.1:1": 1}}});
     world.put("/routes/1", route.clone()).await.ok();

@@ -1,5 +1,4 @@
-//! Documents nobody would write: each is refused or stored, nothing breaks, and what is stored is
-//! what a data plane accepts.
+//! Random documents: each is rejected or stored, and a data plane accepts whatever is stored.
 
 use controlplane::testing::change::{ChangeError, WriteOptions};
 use model::{Id, Key, Kind};
@@ -46,7 +45,7 @@ fn any_json() -> impl Strategy<Value = Value> {
     })
 }
 
-/// Good documents, one a kind.
+/// A valid document of each kind.
 fn good(world: &World, kind: Kind) -> Value {
     let pair = world.pair("test.com");
     let upstream = json!({"nodes": {"127.0.0.1:1980": 1}, "timeout": {"connect": 1, "send": 1, "read": 1}});
@@ -63,7 +62,7 @@ fn good(world: &World, kind: Kind) -> Value {
 }
 
 #[test]
-fn odd_documents_are_refused_or_served() {
+fn random_documents_are_rejected_or_compile() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let world = runtime.block_on(World::start());
     let changes =

@@ -21,7 +21,7 @@ async fn k1_the_store_holds_no_key_in_clear() {
     let document = ssl(&world, str::to_owned);
     let plain = document["key"].as_str().unwrap().to_owned();
     let made = world.put("/ssls/1", document).await.ok().json();
-    // Sealed with the first entry; a ring with only the second cannot open it.
+    // Encrypted with the first entry; a keyring with only the second does not decrypt it.
     let sealed = made["value"]["key"].as_str().unwrap();
     let open =
         |ring: &str| Keyring::new(vec![ring.to_owned()]).unwrap().open(sealed).map(|text| text.to_string());
@@ -29,13 +29,13 @@ async fn k1_the_store_holds_no_key_in_clear() {
     assert!(open("qeddd145sfvddff3").is_err());
     let file = std::fs::read(world.folder.path().join("store.redb")).unwrap();
     assert!(!file.windows(16).any(|window| window == b"PRIVATE KEY-----"), "no key in clear on disk");
-    // What is sealed already is taken as it is.
+    // An encrypted key is stored as it is.
     let again = json!({"cert": made["value"]["cert"], "key": sealed, "sni": "www.test.com"});
     assert_eq!(world.put("/ssls/1", again).await.ok().json()["value"]["key"], sealed);
 }
 
 #[tokio::test]
-async fn l11_m3_a_foreign_key_is_refused() {
+async fn l11_m3_a_foreign_key_is_rejected() {
     let world = World::start().await;
     let foreign = Keyring::new(vec![FOREIGN.to_owned()]).unwrap();
     let document = ssl(&world, |key| foreign.seal(key));
@@ -56,7 +56,7 @@ async fn k8_without_a_keyring_keys_are_kept_as_they_are() {
     let world = builder.start().await;
     let document = ssl(&world, str::to_owned);
     let made = world.put("/ssls/1", document.clone()).await.ok().json();
-    // Difference to contract 2.3 (its section 12.5): what is stored in clear is not repeated.
+    // Difference from contract 2.3 (its section 12.5): a key stored in clear is not repeated.
     assert_eq!((&made["value"]["key"], &made["value"]["cert"]), (&Value::Null, &document["cert"]));
     let stored = world.store.load().await.unwrap();
     assert_eq!(stored.items[0].document["key"], document["key"]);
@@ -67,7 +67,7 @@ async fn k8_without_a_keyring_keys_are_kept_as_they_are() {
 }
 
 #[tokio::test]
-async fn c3_c4_client_keys_of_upstreams_are_sealed_everywhere() {
+async fn c3_c4_client_keys_of_upstreams_are_encrypted() {
     let world = World::start().await;
     let pair = world.pair("client.test");
     let tls = json!({"client_cert": pair.certificate_pem, "client_key": &*pair.key_pem});
@@ -84,7 +84,7 @@ async fn c3_c4_client_keys_of_upstreams_are_sealed_everywhere() {
         assert_eq!(&*world.keyring.open(sealed).unwrap(), &*pair.key_pem);
         assert_ne!(sealed, &*pair.key_pem);
     }
-    // C3: what is no PEM is taken for sealed text.
+    // C3: text that is no PEM counts as encrypted.
     let mut bad = upstream.clone();
     bad["tls"]["client_key"] = json!("AAA".repeat(128));
     world.put("/upstreams/1", bad).await.refused("failed to decrypt previous encrypted key");

@@ -1,4 +1,4 @@
-//! What a peer may use up, and what garbage gets.
+//! Limits on clients, and responses to garbage.
 
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,7 @@ use crate::world::{KEY, World, request};
 
 async fn read_all(mut stream: impl tokio::io::AsyncRead + Unpin) -> String {
     let mut answer = Vec::new();
-    // A reset is as good as an end.
+    // A reset also ends the connection.
     let _ = stream.read_to_end(&mut answer).await;
     String::from_utf8_lossy(&answer).into_owned()
 }
@@ -36,17 +36,17 @@ async fn bodies_are_bounded() {
 }
 
 #[tokio::test]
-async fn what_is_not_json_is_refused() {
+async fn a_body_that_is_not_json_is_rejected() {
     let world = World::start().await;
     for garbage in ["{", "nonsense", "{\"a\":1}}", "\u{0}", "[[[[", "{\"a\":}"] {
         let answer = world.call(Method::PUT, "/services/1", garbage).await;
         assert_eq!(answer.status, 400);
         let body = answer.json();
         assert!(body["error_msg"].as_str().unwrap().starts_with("invalid request body: "), "{body}");
-        // Difference to contract 2.2: a body may hold a private key, so no answer repeats one.
+        // Difference from contract 2.2: a body may hold a private key, so no response repeats one.
         assert_eq!(body.get("req_body"), None);
     }
-    // Nesting that would overflow a stack is refused by the parser.
+    // The parser rejects nesting that would overflow a stack.
     let deep = "[".repeat(100_000);
     assert_eq!(world.call(Method::PUT, "/services/1", deep).await.status, 400);
     assert!(world.store.load().await.unwrap().items.is_empty());
@@ -54,7 +54,7 @@ async fn what_is_not_json_is_refused() {
 }
 
 #[tokio::test]
-async fn garbage_instead_of_http_is_closed() {
+async fn garbage_instead_of_http_closes_the_connection() {
     let world = World::start().await;
     for garbage in
         ["\r\n\r\nnonsense\r\n\r\n", "GET\r\n\r\n", "GET / HTTP/9.9\r\n\r\n", "GET /\u{1} HTTP/1.1\r\n\r\n"]
@@ -74,7 +74,7 @@ async fn garbage_instead_of_http_is_closed() {
 const SHORT: Duration = Duration::from_millis(100);
 
 #[tokio::test]
-async fn a_peer_that_does_not_shake_hands_is_cut() {
+async fn a_silent_handshake_times_out() {
     let mut builder = World::builder();
     builder.limits.handshake_timeout = SHORT;
     let world = builder.start().await;
@@ -82,7 +82,7 @@ async fn a_peer_that_does_not_shake_hands_is_cut() {
 }
 
 #[tokio::test]
-async fn a_peer_that_does_not_finish_its_head_is_cut() {
+async fn an_unfinished_head_times_out() {
     let mut builder = World::builder();
     builder.limits.header_timeout = SHORT;
     let world = builder.start().await;
@@ -92,7 +92,7 @@ async fn a_peer_that_does_not_finish_its_head_is_cut() {
 }
 
 #[tokio::test]
-async fn a_body_that_does_not_come_is_not_waited_for() {
+async fn a_body_that_does_not_arrive_times_out() {
     let mut builder = World::builder();
     builder.body_timeout = SHORT;
     let world = builder.start().await;
@@ -106,7 +106,7 @@ async fn a_body_that_does_not_come_is_not_waited_for() {
 }
 
 #[tokio::test]
-async fn connections_beyond_the_limit_wait_their_turn() {
+async fn connections_beyond_the_limit_are_queued() {
     let mut builder = World::builder();
     builder.limits.connections_max = 1;
     let world = builder.start().await;
@@ -119,7 +119,7 @@ async fn connections_beyond_the_limit_wait_their_turn() {
 }
 
 #[tokio::test]
-async fn a_stop_lets_the_running_request_finish() {
+async fn a_shutdown_lets_the_open_request_finish() {
     let world = World::start().await;
     let mut stream = world.connect(Some(&world.identity)).await.unwrap();
     let body = json!({"hosts": ["a.test"]}).to_string();
@@ -128,7 +128,7 @@ async fn a_stop_lets_the_running_request_finish() {
         body.len()
     );
     stream.write_all(head.as_bytes()).await.unwrap();
-    // The server asks for the body, so the request is in the handler.
+    // The server sends 100 Continue, so the request is in the handler.
     let mut interim = [0; 25];
     stream.read_exact(&mut interim).await.unwrap();
     assert_eq!(&interim, b"HTTP/1.1 100 Continue\r\n\r\n");
@@ -157,7 +157,7 @@ async fn keep_alive_serves_many_requests() {
     }
 }
 
-/// Answers are small: what one read gives is one, and nothing is the end.
+/// One read returns a whole small response; an empty read is the end.
 async fn ask(stream: &mut TlsStream<TcpStream>, path: &str, key: &str) -> String {
     let head = format!("GET {path} HTTP/1.1\r\nHost: x\r\nX-API-KEY: {key}\r\n\r\n");
     let mut answer = [0; 4096];
@@ -169,31 +169,31 @@ async fn ask(stream: &mut TlsStream<TcpStream>, path: &str, key: &str) -> String
 }
 
 #[tokio::test]
-async fn a_peer_that_is_never_authorised_is_cut() {
+async fn a_connection_that_is_never_authorized_is_closed() {
     let mut builder = World::builder();
     builder.limits.header_timeout = Duration::from_secs(1);
     let world = builder.start().await;
-    // Its certificate is good; that there is a key somewhere else does not help it.
+    // The certificate is valid, but without the key it authorizes nothing.
     let mut stranger = world.connect(Some(&world.identity)).await.unwrap();
     let mut known = world.connect(Some(&world.identity)).await.unwrap();
     assert!(ask(&mut known, "/apisix/admin/routes", KEY).await.starts_with("HTTP/1.1 200"));
     let begun = Instant::now();
     while !ask(&mut stranger, "/apisix/admin/routes", "guessed").await.is_empty() {
         assert!(begun.elapsed() < Duration::from_secs(10), "it is still answered");
-        // Only who was authorised stays, whatever it asks.
+        // Only an authorized connection stays open.
         assert!(ask(&mut known, "/", "").await.starts_with("HTTP/1.1 404"));
     }
     assert!(ask(&mut known, "/apisix/admin/routes", KEY).await.starts_with("HTTP/1.1 200"));
 }
 
 #[tokio::test]
-async fn a_refused_address_keeps_no_place() {
+async fn denied_addresses_have_a_limit_of_their_own() {
     let mut builder = World::builder();
     builder.allow = Some(vec!["10.0.0.0/8".parse().unwrap()]);
     builder.limits.connections_max = 4;
     let world = builder.start().await;
     let mut first = world.connect(Some(&world.identity)).await.unwrap();
-    // Beyond a quarter of the places it is not even answered.
+    // Beyond a quarter of the permits the connection is closed without a response.
     let second = TcpStream::connect(world.address).await.unwrap();
     assert_eq!(timeout(Duration::from_secs(5), read_all(second)).await.unwrap(), "");
     let answer = ask(&mut first, "/", KEY).await;

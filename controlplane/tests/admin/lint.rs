@@ -1,4 +1,4 @@
-//! `GET lint`: what `model::lint` finds, and what only the control plane knows.
+//! `GET lint`: findings of `model::lint` and of the control plane.
 
 use controlplane::testing::store::{Mutation, Precondition};
 use model::{Id, Key, Kind};
@@ -11,7 +11,7 @@ async fn lint(world: &World) -> Value {
 }
 
 #[tokio::test]
-async fn findings_name_resource_field_and_remedy() {
+async fn findings_have_resource_field_and_hint() {
     let world = World::builder();
     let world = crate::world::Builder { plain: Some("0.0.0.0:9080".parse().unwrap()), ..world }.start().await;
     assert_eq!(lint(&world).await, json!({"list": [], "total": 0, "revision": 0}));
@@ -28,7 +28,7 @@ async fn findings_name_resource_field_and_remedy() {
         .unwrap()
         .iter()
         .map(|finding| {
-            assert!(finding["what"].is_string() && finding["hint"].is_string(), "{finding}");
+            assert!(finding["message"].is_string() && finding["hint"].is_string(), "{finding}");
             [&finding["severity"], &finding["resource"], &finding["field"]]
                 .map(|text| text.as_str().unwrap().to_owned())
         })
@@ -39,11 +39,11 @@ async fn findings_name_resource_field_and_remedy() {
 }
 
 #[tokio::test]
-async fn a_stored_document_that_cannot_be_served_is_told() {
+async fn an_invalid_stored_document_is_a_finding() {
     let world = World::start().await;
     let key = |id: &str| Key::new(Kind::Upstream, Id::parse(id).unwrap());
     world.put("/upstreams/old", json!({"nodes": {"127.0.0.1:1": 1}})).await.ok();
-    // Another program writes into the store.
+    // Writes into the store as another program does.
     for id in ["old", "new"] {
         let document = json!({"id": id, "nodes": "nobody"});
         world
@@ -57,13 +57,13 @@ async fn a_stored_document_that_cannot_be_served_is_told() {
             .await
             .unwrap();
     }
-    // Any write later: then the snapshot has seen them.
+    // A write after which the snapshot has those before it.
     world.put("/upstreams/later", json!({"nodes": {"127.0.0.1:1": 1}})).await.ok();
     let found = lint(&world).await;
     let told = |place: usize, text: &str| {
         let finding = &found["list"][place];
         assert_eq!(finding["severity"], "error");
-        assert!(finding["what"].as_str().unwrap().contains(text), "{found}");
+        assert!(finding["message"].as_str().unwrap().contains(text), "{found}");
         finding["resource"].as_str().unwrap().to_owned()
     };
     assert_eq!(told(0, "requests that lead to it are answered 503"), "upstreams/new");

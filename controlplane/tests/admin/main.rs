@@ -1,9 +1,9 @@
-//! The Admin API as its callers see it: the real server on a port of its own, the real store, and a
+//! The Admin API as its clients see it: the real server on an ephemeral port, the real store, and a
 //! TLS client.
 //!
-//! Names of tests carry the numbers of the cases of APISIX's own tests that they repeat.
+//! Test names carry the numbers of the test cases of APISIX that they repeat.
 
-// Tests may assert as they please, and so may their helpers.
+// Tests and their helpers may panic.
 #![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used)]
 
 mod access;

@@ -1,4 +1,4 @@
-//! Upstreams, services and routes, and what refers to what: case W and contract 2.6, 2.7.
+//! References between upstreams, services and routes: case W and contract 2.6, 2.7.
 
 use http::Method;
 use serde_json::{Value, json};
@@ -34,7 +34,7 @@ async fn w1_to_w3_client_certificates_by_id() {
     world.put("/routes/1", json!({"uri": "/", "upstream": by_id(json!(1))})).await.refused(wrong);
     world.put("/ssls/1", json!({"type": "client", "cert": cert, "key": key})).await.ok();
     world.put("/upstreams/1", by_id(json!("1"))).await.ok();
-    // Its removal is allowed (contract 2.3).
+    // The removal is permitted (contract 2.3).
     world.delete("/ssls/1").await.ok();
 }
 
@@ -59,7 +59,7 @@ async fn w4_to_w7_ids_and_nodes() {
 }
 
 #[tokio::test]
-async fn what_is_referred_to_must_exist() {
+async fn references_must_exist() {
     let world = World::start().await;
     world
         .put("/routes/1", json!({"uri": "/", "upstream_id": "x"}))
@@ -77,7 +77,7 @@ async fn what_is_referred_to_must_exist() {
 }
 
 #[tokio::test]
-async fn what_is_referred_to_is_not_removed() {
+async fn referenced_documents_cannot_be_removed() {
     let world = World::start().await;
     world.put("/upstreams/1", upstream()).await.ok();
     world.put("/services/1", json!({"upstream_id": 1})).await.ok();

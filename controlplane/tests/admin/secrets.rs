@@ -1,5 +1,4 @@
-//! Private keys in the wrong places: no answer repeats one, and no line of the log does, whatever
-//! was wrong with the body.
+//! Private keys in the wrong members: no response and no log line repeats one, whatever the error.
 
 use bytes::Bytes;
 use http::Method;
@@ -12,7 +11,7 @@ use serde_json::{Value, json};
 use crate::audit::Log;
 use crate::world::{Answer, KEY, World, request};
 
-/// Texts that somebody may paste for one key, and whether a text of that form says that it is one.
+/// Texts that a user may paste for a key, and whether the text is recognizable as one.
 fn forms(key: &str) -> Vec<(String, bool)> {
     let body: String = key.lines().filter(|line| !line.starts_with('-')).collect();
     let half = key.len() / 2;
@@ -20,7 +19,7 @@ fn forms(key: &str) -> Vec<(String, bool)> {
         (key.to_owned(), true),
         (format!("\n{}\r\n", key.replace('\n', "\r\n")), true),
         (key.replace("PRIVATE", "ENCRYPTED PRIVATE").replace('\n', "\\n"), true),
-        // Cut off at the end, and at the beginning.
+        // Truncated at the end, and at the beginning.
         (key[..half].to_owned(), true),
         (key[half..].to_owned(), true),
         // A line of its base64.
@@ -28,7 +27,7 @@ fn forms(key: &str) -> Vec<(String, bool)> {
     ]
 }
 
-/// Pieces of the key, of 12 characters each.
+/// Pieces of the key, 12 characters each.
 fn pieces(key: &str) -> Vec<&str> {
     let lines = key.lines().filter(|line| !line.starts_with('-'));
     lines.flat_map(|line| (0..line.len() / 12).map(move |at| &line[at * 12..][..12])).collect()
@@ -61,8 +60,7 @@ fn documents(world: &World) -> Vec<(&'static str, Value)> {
     ]
 }
 
-/// The document with `text` in each place: as each value, beside it as a member, as the name of a
-/// member.
+/// The document with `text` in every position: as a value, as a further member, as a member's name.
 fn misplaced(document: &Value, text: &str) -> Vec<Value> {
     fn places(value: &Value, here: &str, found: &mut Vec<String>) {
         found.push(here.to_owned());
@@ -123,7 +121,7 @@ impl Kept {
 }
 
 #[tokio::test]
-async fn no_answer_and_no_log_line_repeats_a_key() {
+async fn no_response_and_no_log_line_repeats_a_key() {
     let log = Log::default();
     let _guard = log.capture();
     let mut builder = World::builder();
@@ -140,7 +138,7 @@ async fn no_answer_and_no_log_line_repeats_a_key() {
         for (index, (text, says_so)) in forms(&key).into_iter().enumerate() {
             for body in misplaced(&document, &text) {
                 let mut answers = vec![kept.call(Method::PUT, &format!("/{kind}/x"), &body).await];
-                // The other ways in share all but their first step.
+                // The other methods share all but their first step.
                 if index == 0 {
                     answers.push(kept.call(Method::PATCH, &format!("/{kind}/good"), &body).await);
                     answers.push(kept.call(Method::POST, &format!("/schema/validate/{kind}"), &body).await);
@@ -148,7 +146,7 @@ async fn no_answer_and_no_log_line_repeats_a_key() {
                 for answer in answers {
                     let counted = if answer.status.is_success() { &mut accepted } else { &mut refused };
                     *counted += 1;
-                    // A text that nothing tells from any other is kept where texts are free.
+                    // A text that is not recognizable as a key is kept in free-text members.
                     let kept = answer.status.is_success() && !says_so;
                     assert!(kept || leak(&answer.text).is_none(), "{kind} {body} {answer:?}");
                 }
@@ -193,14 +191,14 @@ async fn no_body_that_is_not_json_is_repeated() {
 }
 
 #[tokio::test]
-async fn a_question_with_a_key_is_refused_and_not_repeated() {
+async fn explain_rejects_a_private_key_without_repeating_it() {
     let world = World::start().await;
     let key = world.pair("secret.test").key_pem.to_string();
     let mut kept = Kept::connect(&world).await;
     for (text, says_so) in forms(&key) {
         for name in ["sni", "host", "uri", "method", "remote_addr", "client_cert"] {
             let answer = kept.call(Method::POST, "/explain", json!({ name: text })).await;
-            // A line of base64 may be a name or a method.
+            // A line of base64 is a valid name or method.
             assert!(!says_so || answer.status == 400, "{name} {text} {answer:?}");
             let repeated = pieces(&key).iter().any(|piece| answer.text.contains(piece));
             assert!(answer.status.is_success() || !repeated, "{name} {text} {answer:?}");
@@ -232,7 +230,7 @@ async fn without_a_keyring_no_write_repeats_the_key() {
 }
 
 #[tokio::test]
-async fn a_pasted_pem_is_the_pem() {
+async fn line_breaks_in_a_pasted_pem_are_accepted() {
     let world = World::start().await;
     let pair = world.pair("test.com");
     let pasted = format!(
@@ -246,7 +244,7 @@ async fn a_pasted_pem_is_the_pem() {
     assert_eq!(&*world.keyring.open(made["value"]["key"].as_str().unwrap()).unwrap(), &*pair.key_pem);
     let question = format!("{{\"sni\": \"test.com\", \"client_cert\": \"{}\"}}", world.identity.chain_pem);
     world.call(Method::POST, "/explain", question.as_str()).await.ok();
-    // A part of it, too, as one text.
+    // A part of the document as one text.
     let part = format!("\"{}\"", pair.certificate_pem);
     world.call(Method::PATCH, "/ssls/1/cert", part.as_str()).await.ok();
     let nul = pasted.replace("test.com", "test\u{0}.com");
@@ -262,7 +260,7 @@ async fn a_pasted_pem_is_the_pem() {
 }
 
 #[tokio::test]
-async fn a_key_behind_a_certificate_is_refused() {
+async fn a_key_behind_a_certificate_is_rejected() {
     let world = World::start().await;
     let pair = world.pair("test.com");
     let both = format!("{}{}", pair.certificate_pem, &*pair.key_pem);

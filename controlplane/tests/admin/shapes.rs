@@ -1,4 +1,4 @@
-//! Statuses and shapes that hold for every kind (contract 2.3, 2.4).
+//! Statuses and JSON of every kind (contract 2.3, 2.4).
 
 use futures_util::future::join_all;
 use http::Method;
@@ -11,7 +11,7 @@ fn upstream(weight: u64) -> Value {
 }
 
 #[tokio::test]
-async fn put_makes_then_replaces() {
+async fn put_creates_then_replaces() {
     let world = World::start().await;
     let made = world.put("/upstreams/1", upstream(1)).await;
     assert_eq!((made.status.as_u16(), made.header("x-api-version")), (201, Some("v3")));
@@ -32,7 +32,7 @@ async fn put_makes_then_replaces() {
 }
 
 #[tokio::test]
-async fn a_missing_id_tells_nothing_about_others() {
+async fn a_missing_id_reveals_no_other_document() {
     let world = World::start().await;
     world.put("/upstreams/10", upstream(1)).await.ok();
     world.get("/upstreams/1").await.key_not_found();
@@ -43,7 +43,7 @@ async fn a_missing_id_tells_nothing_about_others() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_kept_for_a_time_is_refused() {
+async fn a_ttl_is_rejected_by_a_store_without_leases() {
     let world = World::start().await;
     world.put("/upstreams/1?ttl=x", upstream(1)).await.refused("invalid argument ttl: should be a number");
     assert_eq!(world.put("/upstreams/1?ttl=5", upstream(1)).await.status, 400);
@@ -117,7 +117,7 @@ async fn acknowledged_writes_are_in_the_store() {
 }
 
 #[tokio::test]
-async fn every_kind_takes_every_verb() {
+async fn every_kind_supports_every_method() {
     let world = World::start().await;
     let pair = world.pair("test.com");
     let ssl = json!({"cert": pair.certificate_pem, "key": &*pair.key_pem, "sni": "test.com"});

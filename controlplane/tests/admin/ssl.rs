@@ -20,7 +20,7 @@ fn with(mut document: Value, more: Value) -> Value {
 const CLAUSE: &str = "invalid configuration: then clause did not match";
 
 #[tokio::test]
-async fn h1_to_h5_made_read_and_removed() {
+async fn h1_to_h5_create_read_and_delete() {
     let world = World::start().await;
     let made = world.put("/ssls/1", ssl(&world, "test.com")).await;
     assert_eq!(made.status, 201);
@@ -111,7 +111,7 @@ async fn h21_to_h24_several_certificates() {
     world.delete("/ssls/1").await.ok();
 }
 
-/// The answer with what differs from call to call taken out or blanked, as APISIX's tests do.
+/// The response without volatile members, and with secrets blanked, as APISIX's tests do.
 fn bare(mut body: Value) -> Value {
     let value = body["value"].as_object_mut().unwrap();
     for time in ["create_time", "update_time"] {
@@ -153,7 +153,7 @@ async fn i1_to_i5_the_exact_shapes() {
 }
 
 #[tokio::test]
-async fn i6_to_i10_certificates_and_keys_that_are_none() {
+async fn i6_to_i10_invalid_certificates_and_keys() {
     let world = World::start().await;
     let good = ssl(&world, "test.com");
     let truncated = |field: &str| Value::from(&good[field].as_str().unwrap()[..150]);
@@ -214,7 +214,7 @@ async fn j1_to_j3_lists_and_protocols() {
     );
     let made = world.put("/ssls/1", good).await.ok().json();
     assert_eq!(made["value"].get("ssl_protocols"), None);
-    // Nothing is filled in: what is read is what was written.
+    // No defaults are filled in: GET returns what PUT wrote.
     assert_eq!(made["value"].as_object().unwrap().len(), 6);
 }
 
@@ -236,7 +236,7 @@ async fn a3_a4_client_authorities() {
 }
 
 #[tokio::test]
-async fn bad_policies_name_their_field_and_leave_the_stored_one() {
+async fn an_invalid_policy_names_its_field_and_changes_nothing() {
     let world = World::start().await;
     let (ca, key) = (world.clients.certificate_pem(), world.clients.key_pem().to_string());
     let good = with(ssl(&world, "test.com"), json!({"client": {"ca": ca}}));

@@ -1,5 +1,5 @@
-//! Stream routes: the switch, the methods, the references, and what is kept of a key (contract 2.2,
-//! 2.6, 2.7, 3.5).
+//! Stream routes: the switch, the methods, the references, and the encryption of inline keys
+//! (contract 2.2, 2.6, 2.7, 3.5).
 
 use http::Method;
 use serde_json::{Value, json};
@@ -19,7 +19,7 @@ fn upstream() -> Value {
 }
 
 #[tokio::test]
-async fn without_stream_mode_every_method_is_refused() {
+async fn without_stream_mode_every_method_fails() {
     let world = World::start().await;
     world.get("/stream_routes").await.refused(OFF);
     world.get("/stream_routes/1").await.refused(OFF);
@@ -27,12 +27,12 @@ async fn without_stream_mode_every_method_is_refused() {
     world.post("/stream_routes", json!({"upstream": upstream()})).await.refused(OFF);
     world.call(Method::PATCH, "/stream_routes/1", "{}").await.refused(OFF);
     world.delete("/stream_routes/1").await.refused(OFF);
-    // The schema says nothing about this installation.
+    // The schema does not depend on the configuration.
     assert_eq!(world.get("/schema/stream_route").await.ok().json()["type"], "object");
 }
 
 #[tokio::test]
-async fn stream_routes_are_made_listed_and_removed_but_not_patched() {
+async fn stream_routes_cannot_be_patched() {
     let world = streaming().await;
     let document = json!({"sni": "a.test.com", "remote_addr": "127.0.0.1", "upstream": upstream()});
     let made = world.put("/stream_routes/1", document).await;
@@ -55,7 +55,7 @@ async fn stream_routes_are_made_listed_and_removed_but_not_patched() {
 }
 
 #[tokio::test]
-async fn what_a_stream_route_refers_to_must_be_there_and_stay() {
+async fn references_of_a_stream_route_must_exist_and_stay() {
     let world = streaming().await;
     world
         .put("/stream_routes/1", json!({"upstream_id": 9}))
@@ -86,7 +86,7 @@ async fn what_a_stream_route_refers_to_must_be_there_and_stay() {
 }
 
 #[tokio::test]
-async fn an_http_route_takes_no_upstream_that_is_for_streams() {
+async fn an_http_route_rejects_a_tcp_upstream() {
     let world = streaming().await;
     world.put("/upstreams/1", json!({"nodes": {"127.0.0.1:1995": 1}, "scheme": "tls"})).await.ok();
     world
@@ -99,7 +99,7 @@ async fn an_http_route_takes_no_upstream_that_is_for_streams() {
 
 /// `t/admin/stream-routes.t` TEST 18.
 #[tokio::test]
-async fn the_key_of_an_inline_upstream_is_sealed_at_rest() {
+async fn the_key_of_an_inline_upstream_is_encrypted() {
     let world = streaming().await;
     let pair = world.pair("test.com");
     let clear = pair.key_pem.to_string();

@@ -1,4 +1,4 @@
-//! The Admin API's TLS: cases R1 and R2, and what the contract says about certificates (2.1).
+//! The Admin API's TLS: cases R1 and R2, and the contract's rules for certificates (2.1).
 
 use std::fs;
 use std::time::Duration;
@@ -20,7 +20,7 @@ fn is_page(answer: &Answer, why: &str) {
 }
 
 #[tokio::test]
-async fn r1_a_good_certificate_is_let_in_by_every_version() {
+async fn r1_a_valid_certificate_is_accepted_by_every_version() {
     let world = World::start().await;
     for versions in [&[&rustls::version::TLS13], &[&rustls::version::TLS12]] {
         let stream = world.connect_by(Some(&world.identity), versions).await.unwrap();
@@ -30,14 +30,14 @@ async fn r1_a_good_certificate_is_let_in_by_every_version() {
 }
 
 #[tokio::test]
-async fn r2_without_a_certificate_the_handshake_succeeds_and_the_answer_is_400() {
+async fn r2_without_a_certificate_the_response_is_400() {
     let world = World::start().await;
     for versions in [&[&rustls::version::TLS13], &[&rustls::version::TLS12]] {
         let stream = world.connect_by(None, versions).await.unwrap();
         let answer = exchange(stream, request(Method::GET, "/routes", Some(KEY), "".into())).await;
         is_page(&answer, "No required SSL certificate was sent");
     }
-    // A write with the right key is no exception.
+    // A valid key does not replace the certificate.
     let body = serde_json::json!({"nodes": {"127.0.0.1:1980": 1}});
     let answer = world.send(None, request(Method::PUT, "/upstreams/1", Some(KEY), body.into())).await;
     is_page(&answer, "No required SSL certificate was sent");
@@ -45,10 +45,10 @@ async fn r2_without_a_certificate_the_handshake_succeeds_and_the_answer_is_400()
 }
 
 #[tokio::test]
-async fn a_certificate_that_is_not_good_is_answered_400() {
+async fn with_an_invalid_certificate_the_response_is_400() {
     let world = World::start().await;
     let stranger = Authority::root(&AuthoritySpec::new("strangers")).unwrap();
-    // The same name as the right authority is not the right authority.
+    // Another CA with the same name is another CA.
     let impostor = Authority::root(&AuthoritySpec::new("clients")).unwrap();
     let first = world.clients.intermediate(&AuthoritySpec::new("first")).unwrap();
     let second = first.intermediate(&AuthoritySpec::new("second")).unwrap();
@@ -70,7 +70,7 @@ async fn a_certificate_that_is_not_good_is_answered_400() {
             assert!(answer.text.contains("400 The SSL certificate error"), "{what}: {answer:?}");
             is_page(&answer, "The SSL certificate error");
         }
-        // One intermediate is within nginx's depth; v1 is what the official tutorial makes.
+        // One intermediate is within nginx's depth; APISIX's tutorial creates v1 certificates.
         for good in [first.issue(&client).unwrap(), world.clients.issue(&client.clone().v1()).unwrap()] {
             let stream = world.connect_by(Some(&good), versions).await.unwrap();
             assert_eq!(
@@ -82,7 +82,7 @@ async fn a_certificate_that_is_not_good_is_answered_400() {
 }
 
 #[tokio::test]
-async fn the_authority_is_named_to_clients() {
+async fn the_server_sends_its_client_ca_names() {
     let world = World::start().await;
     #[derive(Debug)]
     struct Asked(std::sync::Mutex<Vec<Vec<u8>>>);
@@ -118,7 +118,7 @@ async fn the_authority_is_named_to_clients() {
 }
 
 #[tokio::test]
-async fn plain_http_on_the_tls_port_is_told_so() {
+async fn plain_http_on_the_tls_port_gets_an_error_page() {
     let world = World::start().await;
     let mut stream = TcpStream::connect(world.address).await.unwrap();
     stream.write_all(b"GET /apisix/admin/routes HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
@@ -129,7 +129,7 @@ async fn plain_http_on_the_tls_port_is_told_so() {
 }
 
 #[tokio::test]
-async fn garbage_on_the_tls_port_is_closed_and_harms_nobody() {
+async fn garbage_on_the_tls_port_affects_no_other_client() {
     let world = World::start().await;
     for garbage in
         [&b"\x00\x01\x02\x03"[..], b"\x16\x03\x01\xff\xff garbage garbage", b"\x80\x2e\x01", b"\n\n\n"]
@@ -138,7 +138,7 @@ async fn garbage_on_the_tls_port_is_closed_and_harms_nobody() {
         stream.write_all(garbage).await.unwrap();
         stream.shutdown().await.unwrap();
         let mut answer = Vec::new();
-        // A reset is as good as an end.
+        // A reset also ends the connection.
         let _ = stream.read_to_end(&mut answer).await;
         assert!(!answer.starts_with(b"HTTP"), "{garbage:?}");
     }
@@ -146,7 +146,7 @@ async fn garbage_on_the_tls_port_is_closed_and_harms_nobody() {
 }
 
 #[tokio::test]
-async fn without_https_it_speaks_plain_http() {
+async fn without_https_the_server_speaks_plain_http() {
     let mut builder = World::builder();
     builder.https = false;
     let world = builder.start().await;
@@ -156,7 +156,7 @@ async fn without_https_it_speaks_plain_http() {
 }
 
 #[tokio::test]
-async fn without_a_ca_no_certificate_is_asked_for() {
+async fn without_a_ca_no_certificate_is_requested() {
     let mut builder = World::builder();
     builder.ca = false;
     let world = builder.start().await;
@@ -165,7 +165,7 @@ async fn without_a_ca_no_certificate_is_asked_for() {
 }
 
 #[tokio::test]
-async fn a_ca_file_without_a_certificate_is_refused() {
+async fn a_ca_file_without_a_certificate_is_an_error() {
     let world = World::start().await;
     let versions = [conf::TlsVersion::V13];
     let mut files = world.files.clone();
@@ -187,7 +187,7 @@ async fn a_ca_file_without_a_certificate_is_refused() {
 }
 
 #[tokio::test]
-async fn a_refused_peer_that_still_sends_reads_why() {
+async fn a_rejected_client_that_is_sending_gets_the_response() {
     let world = World::start().await;
     let body = || "x".repeat(1 << 20).into();
     for _ in 0..5 {
@@ -199,7 +199,7 @@ async fn a_refused_peer_that_still_sends_reads_why() {
     }
 }
 
-/// One kept connection: each call is a request on it.
+/// One kept connection; each call is a request on it.
 struct Kept {
     sender: hyper::client::conn::http1::SendRequest<http_body_util::Full<bytes::Bytes>>,
 }
@@ -223,7 +223,7 @@ impl Kept {
     }
 }
 
-/// The serial number of the certificate that a new connection is shown.
+/// The serial number of the server certificate of a new connection.
 async fn shown(world: &World) -> String {
     let stream = world.connect(Some(&world.identity)).await.unwrap();
     let chain = stream.get_ref().1.peer_certificates().unwrap();
@@ -231,18 +231,18 @@ async fn shown(world: &World) -> String {
 }
 
 #[tokio::test]
-async fn a_renewed_certificate_is_shown_without_a_restart() {
+async fn a_renewed_certificate_is_used_without_a_restart() {
     let world = World::start().await;
     let first = shown(&world).await;
     let renewed = world.pair("admin.test");
     let serial = renewed.certificate.serial_hex();
     assert_ne!(first, serial);
-    // The certificate alone does not fit the old key yet.
+    // The new certificate does not match the old key yet.
     fs::write(&world.files.cert, &renewed.chain_pem).unwrap();
     assert_eq!(shown(&world).await, first);
     fs::write(&world.files.key, &*renewed.key_pem).unwrap();
     assert_eq!(shown(&world).await, serial);
-    // What cannot be used is not taken.
+    // An invalid file is not loaded.
     fs::write(&world.files.key, "").unwrap();
     assert_eq!(shown(&world).await, serial);
     fs::remove_file(&world.files.cert).unwrap();
@@ -251,7 +251,7 @@ async fn a_renewed_certificate_is_shown_without_a_restart() {
 }
 
 #[tokio::test]
-async fn a_replaced_client_ca_refuses_its_former_clients() {
+async fn a_replaced_client_ca_rejects_its_former_clients() {
     let world = World::start().await;
     let mut kept = Kept::open(&world).await;
     assert_eq!(kept.get().await.0, 200);
@@ -259,7 +259,7 @@ async fn a_replaced_client_ca_refuses_its_former_clients() {
     let next = Authority::root(&AuthoritySpec::new("next clients")).unwrap();
     let next_client = next.issue(&LeafSpec::client("tester")).unwrap();
 
-    // An overlap lets both in, on kept connections, too.
+    // With both CAs in the file, clients of both are accepted, on kept connections, too.
     let both = format!("{}{}", world.clients.certificate_pem(), next.certificate_pem());
     fs::write(&ca, both).unwrap();
     let get = || request(Method::GET, "/routes", Some(KEY), "".into());

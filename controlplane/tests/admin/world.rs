@@ -1,5 +1,5 @@
-//! One test's control plane: an Admin API on port 0 over an embedded store in a temporary folder,
-//! and a client for it.
+//! The control plane of one test: an Admin API on an ephemeral port over an embedded store in a
+//! temporary folder, and a client.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use conf::{AdminRole, AdminTlsSettings, TlsVersion};
-use controlplane::testing::admin::FleetStatus;
 use controlplane::testing::admin::ReloadingTls;
 use controlplane::testing::admin::ResponseHeaders;
 use controlplane::testing::admin::{Access, ApiKey};
@@ -17,6 +16,7 @@ use controlplane::testing::admin::{AdminApi, AdminServer, Limits};
 use controlplane::testing::change::ChangePipeline;
 use controlplane::testing::current_snapshot::{CurrentSnapshot, ListenerSettings};
 use controlplane::testing::publish;
+use controlplane::testing::publish::FleetStatus;
 use controlplane::testing::store::{EmbeddedStore, Store};
 use futures_util::future::BoxFuture;
 use http::{HeaderMap, Method, Request, StatusCode};
@@ -36,10 +36,10 @@ use tokio_rustls::client::TlsStream;
 
 pub(crate) const KEY: &str = "edd1c9f034335f136f87ad84b625c8f1";
 pub(crate) const VIEWER: &str = "4054f7cf07e344346cd3f287985e76a2";
-/// The keyring of a world that says nothing else.
+/// The default keyring.
 pub(crate) const RING: &str = "qeddd145sfvddff3";
 
-/// A world, before it runs.
+/// Configures a world.
 pub(crate) struct Builder {
     pub allow: Option<Vec<ipnet::IpNet>>,
     pub real_ip: Option<model::RealIp>,
@@ -50,7 +50,7 @@ pub(crate) struct Builder {
     pub limits: Limits,
     pub body_timeout: Duration,
     pub versions: Vec<TlsVersion>,
-    /// Where data planes speak plain HTTP.
+    /// The data planes' plain-HTTP listener.
     pub plain: Option<SocketAddr>,
     pub streams: bool,
 }
@@ -116,7 +116,7 @@ impl Builder {
     }
 }
 
-/// One data plane, at revision 7.
+/// One data plane at revision 7.
 struct Fleet;
 
 impl FleetStatus for Fleet {
@@ -138,7 +138,7 @@ pub(crate) struct World {
     pub files: AdminTlsSettings,
     pub servers: Authority,
     pub clients: Authority,
-    /// A good client certificate.
+    /// A valid client certificate.
     pub identity: IssuedCertificate,
     pub store: Arc<dyn Store>,
     pub keyring: Arc<Keyring>,
@@ -168,7 +168,7 @@ impl World {
         Self::builder().start().await
     }
 
-    /// TLS with this certificate, or none.
+    /// A TLS connection with this certificate, or none.
     pub(crate) async fn connect(
         &self,
         identity: Option<&IssuedCertificate>,
@@ -191,7 +191,7 @@ impl World {
         let config = match identity {
             None => config.with_no_client_auth(),
             Some(identity) => {
-                // Without the check of the pair, which refuses v1 certificates.
+                // Skips rustls' check of the pair, which rejects v1 certificates.
                 let key = identity.key().unwrap();
                 let signer = provider.key_provider.load_private_key(key.der().clone_key()).unwrap();
                 let chain = identity.chain.iter().map(|certificate| certificate.der().clone()).collect();
@@ -204,7 +204,7 @@ impl World {
         TlsConnector::from(Arc::new(config)).connect(name, stream).await
     }
 
-    /// A request with the given certificate.
+    /// A request with this certificate.
     pub(crate) async fn send(
         &self,
         identity: Option<&IssuedCertificate>,
@@ -213,7 +213,7 @@ impl World {
         exchange(self.connect(identity).await.unwrap(), request).await
     }
 
-    /// A call with a good certificate and the admin's key.
+    /// A request with a valid certificate and the admin key.
     pub(crate) async fn call(&self, method: Method, path: &str, body: impl Into<Body>) -> Answer {
         self.send(Some(&self.identity), request(method, path, Some(KEY), body.into())).await
     }
@@ -238,13 +238,13 @@ impl World {
         self.call(Method::DELETE, path, "").await
     }
 
-    /// A certificate and key for a name, as a document has them.
+    /// A certificate and key for a name.
     pub(crate) fn pair(&self, name: &str) -> IssuedCertificate {
         self.servers.issue(&LeafSpec::server(name)).unwrap()
     }
 }
 
-/// What goes into a request.
+/// The body of a request.
 pub(crate) struct Body(String);
 
 impl From<Value> for Body {
@@ -265,7 +265,7 @@ impl From<String> for Body {
     }
 }
 
-/// A request below `/apisix/admin`, or anywhere when the path starts with two slashes.
+/// A request below `/apisix/admin`, or to any path when it starts with two slashes.
 pub(crate) fn request(method: Method, path: &str, key: Option<&str>, body: Body) -> Request<Full<Bytes>> {
     let path = path
         .strip_prefix('/')

@@ -1,5 +1,5 @@
-//! `controlplane doctor`: with everything in order, beside a running control plane, with things
-//! that are wrong, and with etcd.
+//! `controlplane doctor`: a correct configuration, a running control plane, misconfigurations, and
+//! etcd.
 
 use std::fs;
 use std::net::{SocketAddr, TcpListener};
@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::site::{Site, program, run};
 
-/// What it found, after checking that the exit code fits.
+/// The report, after a check of the exit code.
 struct Examined(Value);
 
 impl Examined {
@@ -23,7 +23,7 @@ impl Examined {
         Self(report)
     }
 
-    /// Whether there is such a row, with all of `words`.
+    /// Asserts a row with this state and all of `words`.
     #[track_caller]
     fn has(&self, subject: &str, status: &str, words: &[&str]) -> &Self {
         let fits = |check: &&Value| {
@@ -49,7 +49,7 @@ impl Examined {
 }
 
 #[test]
-fn everything_in_order() {
+fn a_correct_configuration_passes() {
     let site = Site::new();
     let config = site.config();
     let examined = Examined::of(&config);
@@ -65,7 +65,7 @@ fn everything_in_order() {
     let table = run(&["doctor"], &config);
     let text = String::from_utf8_lossy(&table.stdout).into_owned();
     assert!(table.status.success() && text.contains(": 0 failed, "), "{text}");
-    // What this machine may not have, and the store that the first start makes.
+    // The machine may lack these, and the first start creates the store.
     let expected = ["limit of open files", "io_uring", "the start makes an empty store"];
     let warned = text.lines().filter(|line| line.starts_with("warn "));
     let others: Vec<_> = warned.filter(|line| !expected.iter().any(|what| line.contains(what))).collect();
@@ -73,10 +73,9 @@ fn everything_in_order() {
     assert!(text.lines().next().unwrap().starts_with("ok      configuration "), "{text}");
 }
 
-/// The data plane's half: on a machine with none, before both programs run, while they do, and with
-/// things that are wrong.
+/// The data plane's checks: before both programs run, while they run, and with misconfigurations.
 #[tokio::test]
-async fn the_data_planes_half() {
+async fn the_data_plane_is_examined() {
     let mut site = Site::new();
     let push = Reservation::any();
     site.settings["countersign"]["push"]["listen"] = json!(push.address().to_string());
@@ -118,7 +117,7 @@ async fn the_data_planes_half() {
     assert_eq!(running.stop().0, Some(0));
 }
 
-/// A node's certificate, name, key and control plane that do not fit.
+/// A node's certificate, name, key and control plane that do not match.
 fn misconfigured_nodes_are_reported(site: &Site, push: &str) {
     let issue = |arguments: &[&str], ca: &str| {
         let (ca, out) = (site.path(ca), site.path("odd"));
@@ -162,7 +161,7 @@ fn misconfigured_nodes_are_reported(site: &Site, push: &str) {
 }
 
 #[test]
-fn a_configuration_that_cannot_be_read_is_the_only_row() {
+fn an_unreadable_configuration_is_the_only_row() {
     let nowhere = Examined::of(Path::new("/nowhere/config.yaml"));
     nowhere.failed(1).has("configuration", "fail", &["/nowhere/config.yaml"]);
     let help = program().args(["doctor", "--help"]).output().unwrap();
@@ -170,7 +169,7 @@ fn a_configuration_that_cannot_be_read_is_the_only_row() {
 }
 
 #[test]
-fn a_control_plane_that_runs_is_no_problem_and_another_program_is() {
+fn a_used_port_is_fine_when_held_by_this_control_plane() {
     let mut site = Site::new();
     let (admin, push, status) = (Reservation::any(), Reservation::any(), Reservation::any());
     site.settings["deployment"]["admin"]["admin_listen"]["port"] = json!(admin.address().port());
@@ -184,7 +183,7 @@ fn a_control_plane_that_runs_is_no_problem_and_another_program_is() {
     examined.has("countersign.control_plane.status", "ok", &["in use by the control plane that runs"]);
     examined.has("countersign.store.path", "ok", &["in use by the control plane that runs"]);
 
-    // its certificate is renewed in the file: it shows the new one at the next connection
+    // Its certificate is renewed in the file; the next connection gets the new one.
     let ca = site.path("pki/push-ca");
     let out = site.path("pki/push-server");
     let renew = ["pki", "issue", "server", "controlplane", "--force", "--ca"];
@@ -199,7 +198,7 @@ fn a_control_plane_that_runs_is_no_problem_and_another_program_is() {
 }
 
 #[test]
-fn certificates_that_will_not_do() {
+fn unusable_push_certificates_are_found() {
     let site = Site::new();
     let issue = |arguments: &[&str], out: &str| {
         let issued =
@@ -231,7 +230,7 @@ fn certificates_that_will_not_do() {
     }
 }
 
-/// The configuration for an etcd, with the files it names beside it.
+/// The configuration for an etcd, with its certificate files.
 fn with_etcd(site: &Site, access: &Access) -> std::path::PathBuf {
     let mut settings = site.settings.clone();
     e2e::settings::merge(&mut settings, access.settings());
@@ -252,7 +251,7 @@ fn with_etcd(site: &Site, access: &Access) -> std::path::PathBuf {
 }
 
 #[tokio::test]
-async fn etcd_is_met_as_the_control_plane_would() {
+async fn etcd_is_probed_with_the_control_planes_settings() {
     let (site, authorities) = (Site::new(), Authorities::mint());
     let etcd = Etcd::mutual(&authorities).await;
     let mut keys = etcd.keys().await;
@@ -272,12 +271,12 @@ async fn etcd_is_met_as_the_control_plane_would() {
     let examined = Examined::of(&with_etcd(&site, &nobody));
     examined.failed(2).has(&what, "fail", &["TLS: bad certificate", "deployment.etcd.tls.cert"]);
     examined.has("deployment.etcd.host", "fail", &["0 of 1 endpoints answer"]);
-    // and `check`, which asks nobody, finds nothing
+    // `check` makes no connection and finds nothing.
     assert!(run(&["check"], &site.path("config.yaml")).status.success());
 }
 
 #[test]
-fn mistakes_about_etcd_end_the_start_and_the_check() {
+fn etcd_configuration_errors_fail_start_and_check() {
     let mut site = Site::new();
     site.settings["deployment"]["role_traditional"] = json!({"config_provider": "etcd"});
     let pair = |key: &str| json!({"cert": site.path("pki/node.crt"), "key": site.path(key)});
@@ -301,7 +300,7 @@ fn mistakes_about_etcd_end_the_start_and_the_check() {
 }
 
 #[tokio::test]
-async fn a_user_who_may_not_write_is_found() {
+async fn an_etcd_user_without_write_permission_is_found() {
     let site = Site::new();
     let etcd = Etcd::plain().await;
     for command in [

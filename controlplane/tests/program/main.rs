@@ -1,5 +1,4 @@
-//! The `controlplane` program as an operator meets it: start, stop, and what it says about
-//! mistakes.
+//! The `controlplane` program as an operator uses it: start, stop, and the messages about mistakes.
 
 #![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used)]
 
@@ -17,7 +16,7 @@ use nix::sys::signal::Signal;
 use serde_json::json;
 use site::{Site, program, run};
 
-/// Starting must fail with 1 and say this; so must `check`.
+/// The start and `check` must both fail with 1 and this message.
 #[track_caller]
 fn refused(config: &Path, expected: &[&str]) {
     let started = run(&[], config);
@@ -34,7 +33,7 @@ fn refused(config: &Path, expected: &[&str]) {
 }
 
 #[test]
-fn it_starts_says_where_and_stops_in_order() {
+fn start_prints_the_addresses_and_stop_is_graceful() {
     let site = Site::new();
     let checked = run(&["check"], &site.config());
     assert!(checked.status.success(), "{checked:?}");
@@ -46,7 +45,7 @@ fn it_starts_says_where_and_stops_in_order() {
     }
     let (code, said) = running.stop();
     assert_eq!(code, Some(0), "{said}");
-    // The key is told once, to whoever starts it, and kept.
+    // The key is printed once, at the start that creates it.
     let key = fs::read_to_string(site.path("data/admin.key")).unwrap();
     assert_eq!(said.matches(key.trim()).count(), 1, "{said}");
     assert_eq!(fs::metadata(site.path("data/admin.key")).unwrap().permissions().mode() & 0o777, 0o600);
@@ -56,7 +55,7 @@ fn it_starts_says_where_and_stops_in_order() {
 }
 
 #[test]
-fn a_second_one_is_refused() {
+fn a_second_control_plane_does_not_start() {
     let site = Site::new();
     let running = site.start();
     refused(&site.config(), &["store.redb", "in use by another process", "countersign.store.path"]);
@@ -64,11 +63,11 @@ fn a_second_one_is_refused() {
 }
 
 #[test]
-fn a_successor_waits_for_one_that_stops() {
+fn a_successor_waits_for_a_stopping_process() {
     let mut site = Site::new();
     site.settings["countersign"]["drain_delay"] = json!(1);
     let first = site.start();
-    // The same ports, the same store.
+    // The same ports and the same store.
     let port = |name: &str| -> std::net::SocketAddr { first.ready[name].as_str().unwrap().parse().unwrap() };
     site.settings["deployment"]["admin"]["admin_listen"]["port"] = port("admin").port().into();
     site.settings["countersign"]["push"]["listen"] = port("push").to_string().into();
@@ -82,7 +81,7 @@ fn a_successor_waits_for_one_that_stops() {
 }
 
 #[test]
-fn mistakes_in_the_configuration_are_named() {
+fn configuration_errors_name_the_setting() {
     let site = Site::new();
     let tls = "/deployment/admin/admin_api_mtls";
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -115,7 +114,7 @@ fn mistakes_in_the_configuration_are_named() {
 }
 
 #[test]
-fn without_configuration_or_with_a_bad_command_line_it_says_so() {
+fn a_missing_configuration_or_bad_flag_is_an_error() {
     let nowhere = run(&[], Path::new("/nowhere/config.yaml"));
     assert_eq!(nowhere.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&nowhere.stderr).contains("/nowhere/config.yaml"));
@@ -128,7 +127,7 @@ fn without_configuration_or_with_a_bad_command_line_it_says_so() {
 }
 
 #[test]
-fn a_push_certificate_for_another_name_is_a_problem() {
+fn check_finds_a_push_certificate_for_another_name() {
     let mut site = Site::new();
     site.settings["countersign"]["node"] = json!({"server_name": "somewhere.else"});
     let checked = run(&["check"], &site.config());
@@ -137,7 +136,7 @@ fn a_push_certificate_for_another_name_is_a_problem() {
     assert!(told.contains("somewhere.else") && told.contains("countersign.node.server_name"), "{told}");
 }
 
-/// PUTs over one keep-alive connection until it breaks; tells each acknowledged one.
+/// PUTs over one keep-alive connection until it breaks; sends the number of each acknowledged one.
 fn write_until_killed(address: std::net::SocketAddr, acknowledged: &std::sync::mpsc::Sender<u64>) {
     use std::io::Write;
     let mut stream = std::net::TcpStream::connect(address).unwrap();
@@ -176,7 +175,7 @@ fn write_until_killed(address: std::net::SocketAddr, acknowledged: &std::sync::m
 }
 
 #[test]
-fn what_was_acknowledged_survives_kill_9() {
+fn acknowledged_writes_survive_sigkill() {
     let mut site = Site::new();
     let admin = &mut site.settings["deployment"]["admin"];
     admin["https_admin"] = json!(false);
@@ -185,7 +184,7 @@ fn what_was_acknowledged_survives_kill_9() {
     let address = running.ready["admin"].as_str().unwrap().parse().unwrap();
     let (sender, acknowledged) = std::sync::mpsc::channel();
     let writer = std::thread::spawn(move || write_until_killed(address, &sender));
-    // Killed in the middle of the writes that follow the fifth.
+    // Killed during the writes that follow the fifth.
     let mut known: Vec<u64> = acknowledged.iter().take(5).collect();
     running.child.kill().unwrap();
     writer.join().unwrap();
@@ -201,6 +200,6 @@ fn what_was_acknowledged_survives_kill_9() {
         let found = found.unwrap_or_else(|| panic!("{n} was acknowledged and is lost"));
         assert_eq!(found.document["nodes"], json!({"127.0.0.1:1980": n}));
     }
-    // At most the one write whose answer was on its way.
+    // At most one write more: the one whose response was in flight.
     assert!(items.iter().all(|item| item.document["nodes"].is_object()));
 }

@@ -1,4 +1,4 @@
-//! What a command prints into a pipe whose reader has gone, and onto a full disk.
+//! Output of commands into a closed pipe and onto a full disk.
 
 use std::fs::{self, File};
 use std::path::Path;
@@ -6,7 +6,7 @@ use std::process::{Output, Stdio};
 
 use crate::site::{Site, program};
 
-/// Every command that prints, each with what must have been made afterwards.
+/// Every command that prints.
 fn commands(site: &Site) -> Vec<Vec<String>> {
     let (config, out) = (site.config().display().to_string(), site.path("made").display().to_string());
     let (pki, ca) =
@@ -45,7 +45,7 @@ fn exists(path: &Path) -> bool {
 }
 
 #[test]
-fn a_reader_that_leaves_changes_neither_work_nor_exit_code() {
+fn a_closed_pipe_changes_neither_work_nor_exit_code() {
     let site = Site::new();
     assert_eq!(site.start().stop().0, Some(0), "so that there is a store to copy");
     for arguments in commands(&site) {
@@ -55,7 +55,7 @@ fn a_reader_that_leaves_changes_neither_work_nor_exit_code() {
     for made in ["made.crt", "made.key", "more-pki/node.key", "copied.yaml"] {
         assert!(exists(&site.path(made)), "{made}");
     }
-    // What is wrong is still in the exit code.
+    // The exit code still reports errors.
     let config = site.with("/deployment/admin/admin_api_mtls/admin_ssl_ca_cert", "nowhere.crt".into());
     let wrong = ["check", "-c", &config.display().to_string()].map(str::to_owned);
     assert_eq!(run_into(&wrong, closed_pipe()), (Some(1), String::new()));
@@ -68,7 +68,7 @@ fn a_reader_that_leaves_changes_neither_work_nor_exit_code() {
 }
 
 #[test]
-fn a_full_disk_is_told_after_the_work_is_done() {
+fn a_full_disk_is_reported_after_the_work() {
     let site = Site::new();
     assert_eq!(site.start().stop().0, Some(0), "so that there is a store to copy");
     for arguments in commands(&site) {
@@ -82,7 +82,7 @@ fn a_full_disk_is_told_after_the_work_is_done() {
 }
 
 #[test]
-fn the_ready_line_has_no_reader_and_the_server_runs() {
+fn the_server_runs_without_a_reader_of_its_ready_line() {
     for stdout in [closed_pipe(), full_disk()] {
         let mut site = Site::new();
         let status = e2e::ports::Reservation::any();

@@ -1,4 +1,4 @@
-//! A folder with everything a control plane needs, and the program in it.
+//! A folder with everything a control plane needs, and the program running in it.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
@@ -17,7 +17,7 @@ pub(crate) fn program() -> Command {
     command
 }
 
-/// A folder with certificates and a configuration on ports that the kernel picks.
+/// A folder with certificates and a configuration with ephemeral ports.
 pub(crate) struct Site {
     folder: TempDir,
     pub settings: Value,
@@ -53,7 +53,7 @@ impl Site {
         self.folder.path().join(name)
     }
 
-    /// Writes the configuration with `change` made at a JSON pointer.
+    /// Writes the configuration with one change at a JSON pointer.
     pub(crate) fn with(&self, pointer: &str, value: Value) -> std::path::PathBuf {
         let mut settings = self.settings.clone();
         if !pointer.is_empty() {
@@ -61,7 +61,7 @@ impl Site {
         }
         let path = self.path("config.yaml");
         fs::write(&path, settings.to_string()).unwrap();
-        // It has keys in it.
+        // The file has keys in it.
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
         path
     }
@@ -89,7 +89,7 @@ impl Site {
     }
 }
 
-/// Ended when dropped, whatever the test does.
+/// A running program, killed on drop.
 pub(crate) struct Running {
     pub child: Child,
     pub ready: Value,
@@ -100,13 +100,13 @@ impl Running {
         let _ = kill(Pid::from_raw(self.child.id().try_into().unwrap()), signal);
     }
 
-    /// SIGTERM, then the exit code and what it said.
+    /// SIGTERM, then the exit code and standard error.
     pub(crate) fn stop(self) -> (Option<i32>, String) {
         self.signal(Signal::SIGTERM);
         self.ended()
     }
 
-    /// The exit code and what it said, once it has ended.
+    /// The exit code and standard error, once it has exited.
     pub(crate) fn ended(mut self) -> (Option<i32>, String) {
         let mut said = String::new();
         self.child.stderr.take().unwrap().read_to_string(&mut said).unwrap();

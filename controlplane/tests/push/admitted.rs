@@ -1,4 +1,4 @@
-//! Who stays connected: until its certificate ends, and while it is not on the deny-list.
+//! How long a node stays connected: until its certificate expires or is denied.
 
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -31,7 +31,7 @@ async fn connected(control: &Control, name: &str) {
 }
 
 #[tokio::test]
-async fn a_stream_ends_with_the_certificate_of_its_node() {
+async fn a_session_ends_when_the_nodes_certificate_expires() {
     let world = World::new();
     let revision = world.put_upstreams(3).await;
     let control = world.control().await;
@@ -46,7 +46,7 @@ async fn a_stream_ends_with_the_certificate_of_its_node() {
 
     disconnected(&control, "node-1").await;
     assert!(now() >= ends, "not before its time");
-    ending.told("it refuses our certificate").await;
+    ending.told("it rejects our certificate").await;
     assert_eq!(ending.snapshot().revision(), revision, "it serves what it has");
     let view = control.publish.fleet.view();
     let other = view.list.iter().find(|node| node.name == "node-2").unwrap();
@@ -58,7 +58,7 @@ async fn a_stream_ends_with_the_certificate_of_its_node() {
 }
 
 #[tokio::test]
-async fn a_stream_ends_with_the_certificate_of_its_control_plane() {
+async fn a_session_ends_when_the_push_certificate_expires() {
     let world = World::new();
     let revision = world.put_upstreams(3).await;
     let ends = now() + 3;
@@ -76,11 +76,11 @@ async fn a_stream_ends_with_the_certificate_of_its_control_plane() {
 }
 
 #[tokio::test]
-async fn a_denied_node_is_thrown_out_while_it_runs() {
+async fn a_denied_node_is_disconnected() {
     let world = World::new();
     let revision = world.put_upstreams(3).await;
     let control = world.control().await;
-    // One more over the same store, to which a change of the list comes by the store.
+    // A second control plane, which reads the change of the list from the store.
     let elsewhere = world.control_over(Arc::clone(&world.store)).await;
     let (one, two) = (world.node(control.address()), world.second(elsewhere.address()));
     control.reached(revision).await;

@@ -1,5 +1,5 @@
-//! What another program stored and cannot be honoured arrives at a data plane as blocked, and goes
-//! again when it can.
+//! A stored document that cannot be honoured reaches the data planes as blocked, and is unblocked
+//! when it can.
 
 use std::sync::Arc;
 
@@ -21,7 +21,7 @@ fn with(mut document: Value, member: &str, value: Value) -> Value {
 }
 
 #[tokio::test]
-async fn what_cannot_be_honoured_is_blocked_until_it_can_be() {
+async fn an_unsupported_document_is_blocked_until_replaced() {
     let world = World::new();
     let sites = Authority::root(&AuthoritySpec::new("Sites")).unwrap();
     let auth = json!({"jwt-auth": {}});
@@ -50,7 +50,7 @@ async fn what_cannot_be_honoured_is_blocked_until_it_can_be() {
         assert_eq!(why(&node.snapshot(), *kind, "1"), None, "{kind}");
     }
     assert!(node.snapshot().blocking_global_rule().is_none() && control.publish.findings.all().is_empty());
-    // And back: what it was before is not what is wanted any more.
+    // Back again: the former document is outdated.
     for (kind, good, member, value) in &documents {
         let broken = world.put(*kind, "1", with(good.clone(), member, value.clone())).await;
         control.reached(broken).await;
@@ -65,10 +65,10 @@ async fn what_cannot_be_honoured_is_blocked_until_it_can_be() {
     control.stop().await;
 }
 
-/// The document is the same one, so its revision is, too: what it is now must reach a node that
-/// holds what it was.
+/// The document and its revision are unchanged, but its compiled form must reach nodes that have
+/// the former one.
 #[tokio::test]
-async fn a_key_that_can_no_longer_be_opened_blocks_its_site_on_nodes_that_have_it() {
+async fn a_key_that_no_longer_decrypts_blocks_its_site() {
     let mut world = World::new();
     let sites = Authority::root(&AuthoritySpec::new("Sites")).unwrap();
     let ring = |entry: &str| Arc::new(Keyring::new(vec![entry.to_owned()]).unwrap());
@@ -76,7 +76,7 @@ async fn a_key_that_can_no_longer_be_opened_blocks_its_site_on_nodes_that_have_i
     let mut document = ssl(&sites, "one.test");
     document["key"] = own.seal(document["key"].as_str().unwrap()).into();
     world.put(Kind::Ssl, "1", document).await;
-    // Without any key that opens a control plane does not start.
+    // A control plane whose keyring decrypts nothing does not start.
     let mut readable = ssl(&sites, "two.test");
     readable["key"] = other.seal(readable["key"].as_str().unwrap()).into();
     let revision = world.put(Kind::Ssl, "2", readable).await;
@@ -97,9 +97,9 @@ async fn a_key_that_can_no_longer_be_opened_blocks_its_site_on_nodes_that_have_i
     node.unwrap().stop().await;
 }
 
-/// A removal in the same breath leaves nothing that could be kept.
+/// A removal in the same batch leaves no former value to keep.
 #[tokio::test]
-async fn what_is_not_valid_is_kept_only_where_there_was_something() {
+async fn an_invalid_document_keeps_only_a_former_resource() {
     let world = World::new();
     world.put(Kind::Upstream, "u", upstream(1)).await;
     let control = world.control().await;

@@ -1,7 +1,7 @@
 //! Both ends of the push in one process: the real publisher over the real embedded store, the real
-//! agent, real mutual TLS.
+//! push client, real mutual TLS.
 
-// Helpers beside the tests may assert as the tests do.
+// Helpers beside the tests may panic as the tests do.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, missing_docs)]
 
 mod admitted;
@@ -90,8 +90,8 @@ async fn a_reconnect_sends_only_the_difference() {
     assert!(again < 10_000, "{again} bytes for one change after {first} for all");
     assert_eq!(node.snapshot().len(Kind::Upstream), 1500);
 
-    // The same over a restart of the node: the last good file says what is held, and whose revisions
-    // these are.
+    // The same after a restart of the node: the last-good file has the held resources and the store
+    // they are from.
     let before = relay.to_node.load(Ordering::Relaxed);
     node.stop().await;
     let node = world.node(relay.address);
@@ -127,7 +127,7 @@ async fn a_node_serves_its_last_good_snapshot_without_a_control_plane() {
 }
 
 #[tokio::test]
-async fn a_damaged_last_good_file_is_a_warning_and_is_mended() {
+async fn a_damaged_last_good_file_is_a_warning_and_replaced() {
     let world = World::new();
     let revision = world.put_upstreams(3).await;
     let control = world.control().await;
@@ -153,7 +153,7 @@ async fn a_damaged_last_good_file_is_a_warning_and_is_mended() {
 }
 
 #[tokio::test]
-async fn a_node_goes_to_the_next_control_plane() {
+async fn a_node_fails_over_to_the_next_control_plane() {
     let world = World::new();
     let revision = world.put_upstreams(3).await;
     let (first, second) = (world.control().await, world.control().await);
@@ -205,7 +205,7 @@ async fn many_nodes_are_served_at_once() {
 }
 
 #[tokio::test]
-async fn another_store_replaces_everything() {
+async fn another_store_replaces_the_state() {
     let (one, mut other) = (World::new(), World::new());
     other.put(Kind::Upstream, "x", upstream(1)).await;
     one.put_upstreams(5).await;
@@ -231,7 +231,7 @@ async fn another_store_replaces_everything() {
 }
 
 #[tokio::test]
-async fn wrong_certificates_are_refused_and_told() {
+async fn wrong_certificates_are_rejected_with_a_reason() {
     let world = World::new();
     let control = world.control().await;
     let foreign = Authority::root(&AuthoritySpec::new("Foreign CA")).unwrap();
@@ -256,7 +256,7 @@ async fn wrong_certificates_are_refused_and_told() {
         settings.cert = world.path(&format!("{credential}.crt"));
         settings.key = world.path(&format!("{credential}.key"));
         let refused = node(settings).unwrap();
-        refused.told("it refuses our certificate").await;
+        refused.told("it rejects our certificate").await;
         assert!(!refused.status.is_connected());
         refused.stop().await;
     }
@@ -269,7 +269,7 @@ fn at(seconds: u64) -> rustls_pki_types::UnixTime {
 }
 
 #[tokio::test]
-async fn a_node_cannot_take_another_name() {
+async fn a_node_cannot_use_another_name() {
     let world = World::new();
     let control = world.control().await;
     let mut settings = world.node_settings(control.address());
@@ -293,7 +293,7 @@ async fn a_node_cannot_take_another_name() {
 }
 
 #[tokio::test]
-async fn files_that_do_not_fit_are_told_at_start() {
+async fn mismatched_files_are_errors_at_start() {
     let world = World::new();
     world.credential("other", &world.ca, &LeafSpec::client("other"));
     let address = "127.0.0.1:1".parse().unwrap();
@@ -328,7 +328,7 @@ async fn files_that_do_not_fit_are_told_at_start() {
 }
 
 #[tokio::test]
-async fn a_stored_document_that_does_not_check_keeps_the_value_before() {
+async fn an_invalid_stored_document_keeps_the_former_resource() {
     let world = World::new();
     world.put(Kind::Upstream, "u", upstream(1)).await;
     let control = world.control().await;
@@ -344,7 +344,7 @@ async fn a_stored_document_that_does_not_check_keeps_the_value_before() {
 }
 
 #[tokio::test]
-async fn a_node_says_that_it_drains_and_is_served_on() {
+async fn a_draining_node_still_gets_changes() {
     let world = World::new();
     let control = world.control().await;
     let node = world.node(control.address());

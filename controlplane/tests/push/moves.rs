@@ -1,5 +1,5 @@
-//! Several control planes over one store: a node that moves from one to another gets what it lacks
-//! and nothing twice, and is never led back to an older state by one that lags.
+//! Several control planes over one store: a node that reconnects to another one gets what it lacks
+//! and nothing twice, and never moves to the older state of one that lags.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -14,7 +14,7 @@ use super::scripted::ScriptedNode;
 use super::seen::Seen;
 use super::world::{Control, PATIENCE, Relay, World, eventually, key, port, upstream, upstream_port};
 
-/// What a node holds that has taken this.
+/// What a node holds after this chunk.
 fn held(chunk: &Chunk) -> Vec<HeldResource> {
     let held = chunk.upserts.iter().map(|upsert| {
         let id = &upsert.resource.as_ref().unwrap().id;
@@ -24,7 +24,7 @@ fn held(chunk: &Chunk) -> Vec<HeldResource> {
     held.collect()
 }
 
-/// A new node takes everything from there.
+/// A new node syncs from this control plane.
 async fn served_by(world: &World, control: &Control) -> (u64, Vec<HeldResource>) {
     let mut node = ScriptedNode::connect(world, control).await;
     node.introduce().await;
@@ -35,7 +35,7 @@ async fn served_by(world: &World, control: &Control) -> (u64, Vec<HeldResource>)
     (chunk.to, held(&chunk))
 }
 
-/// It goes there with what it holds, and is told what it lacks.
+/// The node reconnects with what it holds, and gets what it lacks.
 async fn moves(
     world: &World,
     control: &Control,
@@ -54,12 +54,11 @@ fn changes(chunk: &Chunk) -> (u64, u64, usize, usize) {
 }
 
 #[tokio::test]
-async fn between_equal_control_planes_nothing_is_sent_again() {
+async fn between_equal_control_planes_nothing_is_resent() {
     let world = World::new();
     let three = world.put_upstreams(3).await;
     let early = world.control().await;
-    // A revision without a change: one control plane heard of it with its load, the other one of
-    // nothing.
+    // A revision without a change: one control plane loads it, the other one sees no event.
     let four = world.store.reserve_id().await.unwrap();
     let late = world.control().await;
     assert_eq!((early.publish.latest.borrow().revision(), three), (three, four - 1));
@@ -74,7 +73,7 @@ async fn between_equal_control_planes_nothing_is_sent_again() {
         (four, four, 0, 0),
         "it reads the store anew, and stands where the other one does"
     );
-    // And goes on from there.
+    // Changes follow from there.
     node.acknowledge(four).await;
     early.reached(four).await;
     early.stop().await;
@@ -82,7 +81,7 @@ async fn between_equal_control_planes_nothing_is_sent_again() {
 }
 
 #[tokio::test]
-async fn one_that_lags_catches_up_before_it_answers_and_does_not_look_back() {
+async fn a_lagging_control_plane_reloads_before_its_welcome() {
     let world = World::new();
     world.put_upstreams(2).await;
     let slow_store = Seen::new(&world.store);
@@ -97,12 +96,12 @@ async fn one_that_lags_catches_up_before_it_answers_and_does_not_look_back() {
     assert_eq!(changes(&chunk), (newest, newest, 0, 0));
     node.acknowledge(newest).await;
     slow.reached(newest).await;
-    // Whatever another one claims: the store is read, and who has its state is sent nothing.
+    // A false revision triggers a reload; a node with the store's state gets nothing.
     let mut boaster = ScriptedNode::connect(&world, &slow).await;
     boaster.introduce_with(world.store.identity(), u64::MAX, Vec::new()).await;
     boaster.welcome().await;
     assert_eq!(changes(&boaster.chunk().await), (0, newest, 2, 0));
-    // What was kept back is older than what was read: it must not be told now.
+    // The delayed events are older than the loaded state and must be dropped.
     slow_store.tells(true);
     let next = world.put(Kind::Upstream, "1", upstream(30)).await;
     let chunk = node.chunk().await;
@@ -113,13 +112,13 @@ async fn one_that_lags_catches_up_before_it_answers_and_does_not_look_back() {
 }
 
 #[tokio::test]
-async fn nobody_is_led_back_while_the_store_cannot_be_asked() {
+async fn no_node_moves_back_while_the_store_is_unreadable() {
     let world = World::new();
     world.put_upstreams(2).await;
     let slow_store = Seen::new(&world.store);
     let (fast, slow) = (world.control().await, world.control_over(slow_store.clone()).await);
     slow_store.tells(false);
-    // As when a certificate is revoked.
+    // As after a revocation.
     let newest = world.delete(Kind::Upstream, "0").await;
     fast.knows(newest).await;
     let held = served_by(&world, &fast).await;
@@ -132,7 +131,7 @@ async fn nobody_is_led_back_while_the_store_cannot_be_asked() {
     assert!(status.message().contains("the test says so"), "{status}");
     assert_eq!(slow.publish.fleet.view().total, 0, "it is not served by this one");
 
-    // The real one: goes on with what it has, and is served as soon as the store can be asked.
+    // A real node keeps what it has, and is served as soon as the store is readable.
     let mut settings = world.node_settings(fast.address());
     settings.control_planes.push(slow.address().to_string());
     let node = node(settings).unwrap();
@@ -150,7 +149,7 @@ async fn nobody_is_led_back_while_the_store_cannot_be_asked() {
 }
 
 #[tokio::test]
-async fn a_node_that_holds_less_is_served_at_once_even_then() {
+async fn an_older_node_is_served_while_the_store_is_unreadable() {
     let world = World::new();
     world.put_upstreams(2).await;
     let store = Seen::new(&world.store);
@@ -165,7 +164,7 @@ async fn a_node_that_holds_less_is_served_at_once_even_then() {
 }
 
 #[tokio::test]
-async fn a_node_moves_stays_and_loads_nothing_twice() {
+async fn a_node_fails_over_and_loads_nothing_twice() {
     let world = World::new();
     let revision = world.put_upstreams(1500).await;
     let (first, second) = (world.control().await, world.control().await);
@@ -180,7 +179,7 @@ async fn a_node_moves_stays_and_loads_nothing_twice() {
     assert!(bytes < 10_000, "{bytes} bytes for a node that had everything");
     assert_eq!(*moving.status.control_plane().unwrap(), relay.address.to_string());
 
-    // It stays there when another one is back.
+    // It stays when another control plane starts.
     let again = world.control().await;
     let newest = world.put(Kind::Upstream, "7", upstream(70)).await;
     second.reached(newest).await;
@@ -195,7 +194,7 @@ async fn a_node_moves_stays_and_loads_nothing_twice() {
 }
 
 #[tokio::test]
-async fn a_whole_fleet_moves_at_once() {
+async fn a_whole_fleet_fails_over_at_once() {
     let world = World::new();
     world.put_upstreams(20).await;
     let slow_store = Seen::new(&world.store);
@@ -214,7 +213,7 @@ async fn a_whole_fleet_moves_at_once() {
 }
 
 #[tokio::test]
-async fn a_control_plane_that_cannot_read_the_store_lets_its_nodes_go_and_keeps_those_that_come_back() {
+async fn a_stale_control_plane_disconnects_its_nodes_once() {
     let world = World::new();
     world.put_upstreams(2).await;
     let lonely_store = Seen::new(&world.store);
@@ -226,12 +225,12 @@ async fn a_control_plane_that_cannot_read_the_store_lets_its_nodes_go_and_keeps_
 
     lonely_store.is_cut_off();
     node.told("try another control plane").await;
-    // As when a certificate is revoked: the one that it had been served by does not hear of it.
+    // As after a revocation: its former control plane does not see the change.
     let newest = world.delete(Kind::Upstream, "0").await;
     healthy.reached(newest).await;
     assert!(node.snapshot().get(&key(Kind::Upstream, "0")).is_none());
 
-    // Nobody else is left: what it knows is better than nothing, and it is not sent away again.
+    // No other control plane is left: its state is better than none, and the node stays.
     let mut scripted = ScriptedNode::connect(&world, &lonely).await;
     scripted.introduce().await;
     let chunk = scripted.chunk().await;
@@ -246,7 +245,7 @@ async fn a_control_plane_that_cannot_read_the_store_lets_its_nodes_go_and_keeps_
 }
 
 #[tokio::test]
-async fn a_cut_off_control_plane_confirms_nothing() {
+async fn a_stale_control_plane_confirms_nothing() {
     let world = World::new();
     let newest = world.put_upstreams(2).await;
     let store = Seen::new(&world.store);
@@ -256,7 +255,7 @@ async fn a_cut_off_control_plane_confirms_nothing() {
     let node = node(settings).unwrap();
     let is = async |what: &str, look: &dyn Fn() -> bool| node.eventually(what, || look().then_some(())).await;
     is("it is current", &|| node.status.is_current()).await;
-    assert!(control.publish.unread_since.borrow().is_none());
+    assert!(control.publish.unreadable_since.borrow().is_none());
 
     store.is_cut_off();
     is("the open stream tells that it is cut off", &|| !node.status.is_current()).await;
@@ -266,7 +265,7 @@ async fn a_cut_off_control_plane_confirms_nothing() {
     assert!(!node.status.is_current() && !node.status.is_ready());
     assert_eq!(node.snapshot().revision(), 0, "nothing is served");
     assert!(node.status.age().unwrap() >= Duration::from_secs(2));
-    assert!(control.publish.unread_since.borrow().is_some());
+    assert!(control.publish.unreadable_since.borrow().is_some());
 
     store.is_down(false);
     is("it is current again", &|| node.status.is_current() && node.status.is_ready()).await;
@@ -276,7 +275,7 @@ async fn a_cut_off_control_plane_confirms_nothing() {
 }
 
 #[tokio::test]
-async fn an_answer_without_patience_reads_the_reports_once() {
+async fn a_wait_of_zero_reads_the_reports_once() {
     let world = World::new();
     let control = world.control_over(Seen::shared(&world.store)).await;
     let node = world.node(control.address());
@@ -289,8 +288,8 @@ async fn an_answer_without_patience_reads_the_reports_once() {
     control.stop().await;
 }
 
-/// Each acknowledgement changes what there is to tell the others; they are told five times a
-/// second, and of the last state.
+/// Each acknowledgement changes the report; it is written at most five times a second, and at last
+/// with the final state.
 #[tokio::test(flavor = "multi_thread")]
 async fn reports_are_written_five_times_a_second_at_most() {
     let world = World::new();

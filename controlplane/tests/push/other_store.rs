@@ -1,5 +1,5 @@
-//! A node that comes with the state of one store to a control plane that has another, which lacks
-//! most of it.
+//! A node with one store's state connects to a control plane over another store, which lacks most
+//! of it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,8 +16,7 @@ fn route(uri: &str) -> Value {
     json!({"uri": uri, "upstream": {"type": "roundrobin", "nodes": {"10.0.0.1:80": 1}}})
 }
 
-/// A node of this world has served two routes, and has them and a ring of ticket secrets on its
-/// disk.
+/// A stopped node that has served two routes, with its last-good file and a ring of ticket secrets.
 async fn left() -> World {
     let world = World { ticket_lifetime: Some(Duration::from_secs(3600)), ..World::new() };
     world.put(Kind::Route, "1", route("/one")).await;
@@ -31,7 +30,7 @@ async fn left() -> World {
     world
 }
 
-/// Another world with the same authority, so that the node may come.
+/// Another world with the same CA, so that the node may connect.
 fn another(world: &World) -> World {
     let mut other = World { ticket_lifetime: world.ticket_lifetime, ..World::new() };
     other.ca = Authority::from_pem(&world.ca.certificate_pem(), &world.ca.key_pem()).unwrap();
@@ -56,10 +55,10 @@ async fn a_held_node_keeps_everything_until_the_store_is_accepted() {
     assert_eq!(node.snapshot().len(Kind::Route), 2);
     let fleet = &control.publish.fleet;
     let shown = eventually("the view", fleet.changes(), || fleet.view().list[0].held.clone()).await;
-    assert_eq!((shown.routes.gone, shown.serves.as_str()), (2, world.store.identity()));
+    assert_eq!((shown.routes.gone, shown.store.as_str()), (2, world.store.identity()));
     assert!(std::fs::read(&file).unwrap() == before);
 
-    // What comes to the store meanwhile does not make it good by half.
+    // A single new route does not end the hold.
     let revision = other.put(Kind::Route, "x", route("/two")).await;
     let one_left = || node.status.held_store().filter(|held| held.losses.routes.lost == 1);
     node.eventually("the next hold", one_left).await;
@@ -75,7 +74,7 @@ async fn a_held_node_keeps_everything_until_the_store_is_accepted() {
 }
 
 #[tokio::test]
-async fn a_store_that_has_everything_in_the_end_passes() {
+async fn a_hold_ends_when_the_store_has_everything() {
     let world = left().await;
     let other = another(&world);
     let control = other.control().await;
@@ -90,7 +89,7 @@ async fn a_store_that_has_everything_in_the_end_passes() {
 }
 
 #[tokio::test]
-async fn half_may_go_and_more_may_not() {
+async fn losing_half_passes_and_losing_more_is_held() {
     for (kept, passes) in [(vec!["/one"], true), (vec![], false)] {
         let world = left().await;
         let other = another(&world);
@@ -112,7 +111,7 @@ async fn half_may_go_and_more_may_not() {
 }
 
 #[tokio::test]
-async fn deleting_most_within_one_store_is_an_operators_right() {
+async fn deleting_most_within_one_store_is_not_held() {
     let world = left().await;
     let control = world.control().await;
     let node = world.node(control.address());
@@ -124,7 +123,7 @@ async fn deleting_most_within_one_store_is_an_operators_right() {
     control.stop().await;
 }
 
-/// A control plane of a version that does not know `Hold`.
+/// A control plane of a version without `Hold`.
 #[tokio::test]
 async fn an_older_control_plane_gets_a_nack() {
     let world = left().await;
@@ -145,9 +144,9 @@ async fn an_older_control_plane_gets_a_nack() {
     node.stop().await;
 }
 
-/// What a node says is shown as it is, but for what a terminal would obey.
+/// The node's text is shown without control characters.
 #[tokio::test]
-async fn a_hold_is_followed_by_the_acceptance_and_the_state() {
+async fn an_acceptance_ends_a_hold_with_the_state() {
     let world = World::new();
     let revision = world.put(Kind::Route, "1", route("/one")).await;
     let control = world.control().await;
@@ -162,7 +161,7 @@ async fn a_hold_is_followed_by_the_acceptance_and_the_state() {
     node.say(from_node::Message::Hold(hold)).await;
     let fleet = &control.publish.fleet;
     let held = eventually("the hold", fleet.changes(), || fleet.view().list[0].held.clone()).await;
-    assert_eq!((held.serves.as_str(), held.revision, held.routes.gone), ("else[2Jwhere", 5, 1));
+    assert_eq!((held.store.as_str(), held.revision, held.routes.gone), ("else[2Jwhere", 5, 1));
     control.publish.accepted.accept().await.unwrap();
     assert!(matches!(node.hear().await, Some(to_node::Message::AcceptStore(_))));
     let again = node.chunk().await;

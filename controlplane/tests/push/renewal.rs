@@ -1,5 +1,5 @@
-//! A fleet goes through renewals with nothing but files replaced: no restart, no call, and no
-//! signal where a certificate ends anyway.
+//! Certificate renewals by replaced files alone: no restart, no call, and no signal where a
+//! certificate expires anyway.
 
 use std::time::SystemTime;
 
@@ -31,7 +31,7 @@ fn serial(node: &NodeView) -> String {
     node.certificate.as_ref().unwrap().serial.clone()
 }
 
-/// Puts a new pair into the files of the node, and gives its serial number.
+/// Replaces the node's pair; returns its serial number.
 fn renew(world: &World, ca: &Authority, file: &str, spec: &LeafSpec) -> String {
     let minted = ca.issue(spec).unwrap();
     world.write(&format!("{file}.crt"), &minted.chain_pem);
@@ -39,7 +39,7 @@ fn renew(world: &World, ca: &Authority, file: &str, spec: &LeafSpec) -> String {
     minted.certificate.serial_hex()
 }
 
-/// The push reads its files, as at a connection or after SIGHUP.
+/// Reloads the push's files, as a connection or SIGHUP does.
 async fn reload(control: &Control) {
     control.publish.files.force_next_read();
     control.publish.files.refresh().await.unwrap();
@@ -79,7 +79,7 @@ async fn a_ca_is_rotated_with_an_overlap() {
     let staying_at = connected(&control, "node-2").await.address;
     let next = Authority::root(&AuthoritySpec::new("Next push CA")).unwrap();
 
-    // Both sides trust both, then both ends get certificates of the next one.
+    // Both sides trust both CAs, then get certificates of the next one.
     let both = format!("{}{}", world.ca.certificate_pem(), next.certificate_pem());
     world.write("ca.crt", &both);
     let of_next = renew(&world, &next, "node-1", &node_spec("node-1"));
@@ -89,16 +89,16 @@ async fn a_ca_is_rotated_with_an_overlap() {
     let untouched = connected(&control, "node-2").await;
     assert_eq!(untouched.address, staying_at, "a renewed push certificate and an added CA end no stream");
 
-    // The former CA leaves: its node goes, and the other one stays on its stream.
+    // The former CA is removed: its node is disconnected, the other one keeps its stream.
     world.write("ca.crt", &next.certificate_pem());
     reload(&control).await;
     seen(&control, "node-2", "gone", |node| !node.connected).await;
-    staying.told("refuses our certificate").await;
+    staying.told("rejects our certificate").await;
     let revision = world.put_upstreams(2).await;
     control.reached(revision).await;
     assert_eq!(connected(&control, "node-1").await.address, moved.address);
 
-    // With a certificate of the next one it is back, by itself.
+    // With a certificate of the next CA the node reconnects by itself.
     renew(&world, &next, "node-2", &node_spec("node-2"));
     connected(&control, "node-2").await;
     for node in [rotating, staying] {
@@ -108,7 +108,7 @@ async fn a_ca_is_rotated_with_an_overlap() {
 }
 
 #[tokio::test]
-async fn a_control_plane_restarted_with_another_ca_is_found() {
+async fn a_node_reconnects_after_a_ca_change() {
     let world = World::new();
     let control = world.control().await;
     let address = control.address();
@@ -127,10 +127,9 @@ async fn a_control_plane_restarted_with_another_ca_is_found() {
     control.stop().await;
 }
 
-/// A pair that fits, and that the control plane does not accept: by a wrong file, or a CA that it
-/// does not have yet.
+/// A valid pair that the control plane rejects: a wrong file, or a CA that it does not have yet.
 #[tokio::test]
-async fn a_node_with_a_refused_renewal_keeps_its_former_pair() {
+async fn a_node_with_a_rejected_renewal_uses_its_former_pair() {
     let world = World::new();
     let control = world.control().await;
     let node = world.node(control.address());
@@ -144,7 +143,7 @@ async fn a_node_with_a_refused_renewal_keeps_its_former_pair() {
     node.stop().await;
     control.stop().await;
 
-    // A control plane that has that CA is shown the new one.
+    // A control plane that has the CA gets the new certificate.
     world.write("ca.crt", &format!("{}{}", world.ca.certificate_pem(), stranger.certificate_pem()));
     let control = world.control().await;
     let node = world.node(control.address());

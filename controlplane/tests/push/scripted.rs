@@ -1,6 +1,7 @@
-//! One end real, the other scripted: what a sound pair never says to each other.
+//! One end real, the other scripted: messages that a correct peer never sends.
 //!
-//! A scripted node against the real publisher, a scripted control plane against the real agent.
+//! A scripted node against the real publisher, a scripted control plane against the real push
+//! client.
 
 use std::pin::Pin;
 use std::sync::Mutex;
@@ -21,7 +22,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::world::{Control, PATIENCE, World, eventually, key, upstream};
 
-/// A node that says what the test wants.
+/// A node that sends what the test wants.
 pub(crate) struct ScriptedNode {
     say: mpsc::Sender<FromNode>,
     hear: Streaming<ToNode>,
@@ -50,7 +51,7 @@ impl ScriptedNode {
         self.welcome().await;
     }
 
-    /// Says what it holds, and of whose revisions.
+    /// Sends what it holds, and from which store.
     pub(crate) async fn introduce_with(&mut self, store: &str, revision: u64, resources: Vec<HeldResource>) {
         let (node, instance, store) = ("node-1".into(), "scripted".into(), store.into());
         let hello = Hello { node, instance, store, revision, ..Hello::default() };
@@ -65,7 +66,7 @@ impl ScriptedNode {
         }
     }
 
-    /// How the control plane ended the stream.
+    /// The status with which the control plane ended the stream.
     pub(crate) async fn ended(&mut self) -> Status {
         self.hear.message().await.unwrap_err()
     }
@@ -92,7 +93,7 @@ fn refusal() -> Refusal {
 }
 
 #[tokio::test]
-async fn a_refused_change_is_shown_and_not_sent_again_until_something_changes() {
+async fn a_rejected_change_is_not_resent_until_the_next_change() {
     let world = World::new();
     let first = world.put_upstreams(2).await;
     let control = world.control().await;
@@ -106,14 +107,14 @@ async fn a_refused_change_is_shown_and_not_sent_again_until_something_changes() 
         eventually("the refusal", fleet.changes(), || control.publish.fleet.view().list[0].last_nack.clone())
             .await;
     assert_eq!(nack.revision, first);
-    let told = &nack.refusals[0];
+    let told = &nack.errors[0];
     assert_eq!(
         (told.resource.as_str(), told.field.as_str(), told.problem.as_str()),
         ("upstreams/0", "nodes", "not liked")
     );
     assert_eq!(control.publish.fleet.view().list[0].acknowledged, 0);
 
-    // The next thing that comes is the next change, with everything the node still lacks.
+    // The next message is the next change, with everything the node still lacks.
     let second = world.put(Kind::Upstream, "9", upstream(9)).await;
     let chunk = node.chunk().await;
     assert_eq!((chunk.from, chunk.to, chunk.upserts.len()), (0, second, 3));
@@ -143,7 +144,7 @@ async fn a_slow_node_gets_the_newest_state_in_one_step() {
 }
 
 #[tokio::test]
-async fn what_makes_no_sense_ends_the_stream() {
+async fn a_protocol_violation_ends_the_stream() {
     let world = World::new();
     let control = world.control().await;
 
@@ -161,15 +162,15 @@ async fn what_makes_no_sense_ends_the_stream() {
     control.stop().await;
 }
 
-/// A control plane that sends prepared chunks to the first node, and notes what comes back.
+/// A control plane that sends prepared chunks to the first node and records the responses.
 struct ScriptedControl {
     chunks: Mutex<Vec<Chunk>>,
-    /// What its Welcome says of `Hold`.
+    /// `hold` of its Welcome.
     hold: bool,
     heard: mpsc::Sender<from_node::Message>,
 }
 
-/// Where it listens, and what it hears. Ends with this.
+/// Its address and the received messages. Stops on drop.
 pub(crate) struct Scripted {
     pub address: std::net::SocketAddr,
     hearing: mpsc::Receiver<from_node::Message>,
@@ -221,7 +222,7 @@ impl Push for ScriptedControl {
         }
         let (heard, mut inbound) = (self.heard.clone(), request.into_inner());
         tokio::spawn(async move {
-            // Held here, so that the stream stays open.
+            // Kept, so that the stream stays open.
             let _sender = sender;
             while let Ok(Some(FromNode { message: Some(message) })) = inbound.message().await {
                 let _ = heard.send(message).await;
@@ -238,7 +239,7 @@ fn good_upsert(nth: usize) -> Upsert {
 }
 
 #[tokio::test]
-async fn a_bad_resource_refuses_the_whole_delta_and_the_node_keeps_what_it_had() {
+async fn an_invalid_resource_rejects_the_whole_delta() {
     let world = World::new();
     let mut bad = good_upsert(2);
     if let Some(proto::push::resource::Kind::Upstream(upstream)) =

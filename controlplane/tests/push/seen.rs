@@ -1,5 +1,4 @@
-//! A store as one control plane sees it: what its watch tells can be held back, it can be
-//! unreachable, and it can be set back.
+//! A store that a test can delay, cut off and set back.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
@@ -18,16 +17,16 @@ use zeroize::Zeroizing;
 pub(crate) struct Seen {
     identity: String,
     inner: RwLock<Arc<dyn Store>>,
-    /// Whether the watch tells anything.
+    /// Whether the watch delivers events.
     open: watch::Sender<bool>,
-    /// Counts what ends every watch.
+    /// A change ends every watch.
     breaks: watch::Sender<u64>,
     down: AtomicBool,
-    /// What was written as this control plane's report; `None`: no other one can open the store.
+    /// This control plane's reports; `None`: the store is not shared.
     reports: Option<Reports>,
 }
 
-/// When a report was written, and what it said.
+/// A report and the time of its write.
 #[derive(Default)]
 pub(crate) struct Reports(Mutex<Vec<(Instant, String)>>);
 
@@ -52,7 +51,7 @@ impl ReportEntries for Reports {
     }
 
     fn others(&self) -> BoxFuture<'_, Result<Vec<ReportEntry>, StoreError>> {
-        // As an answer that crosses a network: not there at once.
+        // Pending once, as a response over a network.
         async {
             tokio::task::yield_now().await;
             Ok(Vec::new())
@@ -66,7 +65,7 @@ impl Seen {
         Arc::new(Self::of(store, None))
     }
 
-    /// As a store that several share.
+    /// A shared store.
     pub(crate) fn shared(store: &Arc<dyn Store>) -> Arc<Self> {
         Arc::new(Self::of(store, Some(Reports::default())))
     }
@@ -86,23 +85,23 @@ impl Seen {
         self.reports.as_ref().map(Reports::written).unwrap_or_default()
     }
 
-    /// From now on changes are told, or kept back.
+    /// From now on, events are delivered or delayed.
     pub(crate) fn tells(&self, whether: bool) {
         self.open.send_replace(whether);
     }
 
-    /// From now on it cannot be read, or it can.
+    /// From now on, loads fail or succeed.
     pub(crate) fn is_down(&self, whether: bool) {
         self.down.store(whether, Ordering::SeqCst);
     }
 
-    /// From now on it can neither be read nor watched.
+    /// From now on, loads and watches fail.
     pub(crate) fn is_cut_off(&self) {
         self.is_down(true);
         self.breaks.send_modify(|count| *count += 1);
     }
 
-    /// Puts another one in its place, as a restore does.
+    /// Replaces the store, as a restore does.
     pub(crate) fn set_back(&self, older: &Arc<dyn Store>) {
         *self.inner.write().unwrap() = Arc::clone(older);
         self.breaks.send_modify(|count| *count += 1);

@@ -1,5 +1,5 @@
-//! A store that was set back to an older backup: its nodes are, too, whether they stay connected,
-//! come again or come from elsewhere.
+//! A store that was set back to an older backup: its nodes follow, whether they stay connected,
+//! reconnect or come from another control plane.
 
 use std::sync::Arc;
 
@@ -9,12 +9,12 @@ use model::Kind;
 use super::seen::Seen;
 use super::world::{World, key, port, upstream, upstream_port};
 
-/// A world with two upstreams, and a backup of its store from then.
+/// A world with two upstreams, and a backup of its store.
 async fn backed_up() -> (World, Arc<dyn Store>) {
     let mut world = World::new();
     world.put_upstreams(2).await;
     let (file, backup) = (world.path("store.redb"), world.path("backup.redb"));
-    // The file is copied while nobody has it open.
+    // The file is copied while it is closed.
     world.store = Arc::new(EmbeddedStore::open(&world.path("elsewhere.redb")).unwrap());
     std::fs::copy(&file, &backup).unwrap();
     world.store = Arc::new(EmbeddedStore::open(&file).unwrap());
@@ -34,7 +34,7 @@ async fn put(store: &Arc<dyn Store>, id: &str, nth: usize) -> u64 {
 }
 
 #[tokio::test]
-async fn connected_nodes_follow_and_reused_revisions_are_not_mistaken() {
+async fn connected_nodes_follow_a_rollback_with_reused_revisions() {
     let (world, backup) = backed_up().await;
     let seen = Seen::new(&world.store);
     let control = world.control_over(seen.clone()).await;
@@ -49,7 +49,7 @@ async fn connected_nodes_follow_and_reused_revisions_are_not_mistaken() {
     node.eventually("the older state", || (node.snapshot().revision() == 2).then_some(())).await;
     assert_eq!(port(&node.snapshot(), "0"), Some(upstream_port(0)));
     assert_eq!(node.snapshot().len(Kind::Upstream), 2);
-    // Revisions 3 and 4 once more, for something else.
+    // Revisions 3 and 4 are used again for other documents.
     put(&backup, "1", 11).await;
     assert_eq!(put(&backup, "0", 12).await, newest);
     control.reached(newest).await;
@@ -61,7 +61,7 @@ async fn connected_nodes_follow_and_reused_revisions_are_not_mistaken() {
 }
 
 #[tokio::test]
-async fn a_node_from_before_is_led_back_by_what_differs() {
+async fn a_reconnecting_node_follows_a_rollback_by_delta() {
     let (world, backup) = backed_up().await;
     let control = world.control().await;
     let node = world.node(control.address());
@@ -71,8 +71,8 @@ async fn a_node_from_before_is_led_back_by_what_differs() {
     node.stop().await;
     control.stop().await;
 
-    // Another control plane, over the restored store, in which a revision was used again; the node
-    // holds a newer one.
+    // Another control plane over the restored store, which reuses a revision; the node holds a
+    // newer one.
     let seen = Seen::new(&backup);
     let reused = put(&backup, "1", 11).await;
     assert!(reused < newest);
@@ -88,7 +88,7 @@ async fn a_node_from_before_is_led_back_by_what_differs() {
 }
 
 #[tokio::test]
-async fn a_node_that_holds_a_reused_revision_gets_what_it_stands_for_now() {
+async fn a_node_with_a_reused_revision_gets_its_new_content() {
     let (world, backup) = backed_up().await;
     let control = world.control().await;
     let node = world.node(control.address());

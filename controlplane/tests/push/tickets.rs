@@ -1,4 +1,4 @@
-//! The ring of ticket secrets beside the deltas: who gets it, when, and that it is on disk.
+//! The ring of ticket secrets: which node gets it, when, and that it is on disk.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,7 +23,7 @@ async fn ring(node: &Node, rings: u64) -> Arc<TicketRing> {
 }
 
 #[tokio::test]
-async fn every_node_gets_the_same_ring_and_a_restarted_one_has_it_without_a_control_plane() {
+async fn every_node_gets_the_same_ring_and_stores_it() {
     let world = world(3600);
     let revision = world.put(Kind::Upstream, "u", upstream(1)).await;
     let control = world.control().await;
@@ -39,14 +39,14 @@ async fn every_node_gets_the_same_ring_and_a_restarted_one_has_it_without_a_cont
     one.stop().await;
     other.stop().await;
     control.stop().await;
-    // Nobody listens there now.
+    // No listener is there now.
     let again = world.node(([127, 0, 0, 1], 1).into());
     assert_eq!(secrets(&again.secrets.load()), secrets(&held));
     again.stop().await;
 }
 
 #[tokio::test]
-async fn a_ring_turns_under_open_streams_and_changes_go_on() {
+async fn a_ring_rotates_under_open_sessions() {
     let world = world(2);
     let control = world.control().await;
     let node = world.node(control.address());
@@ -64,14 +64,14 @@ async fn a_ring_turns_under_open_streams_and_changes_go_on() {
 }
 
 #[tokio::test]
-async fn a_node_that_resumes_nothing_is_told_no_secret() {
+async fn a_node_without_resumption_gets_no_secret() {
     let world = world(2);
     let control = world.control().await;
     let mut node = ScriptedNode::connect(&world, &control).await;
     node.introduce().await;
     let empty = node.chunk().await;
     node.say(from_node::Message::Ack(Ack { revision: empty.to })).await;
-    // Another node sees the ring turn; this one hears of the next change only.
+    // Another node gets the rotated ring; this one gets only the next change.
     let other = world.node(control.address());
     ring(&other, 3).await;
     let revision = world.put(Kind::Upstream, "u", upstream(1)).await;
@@ -81,7 +81,7 @@ async fn a_node_that_resumes_nothing_is_told_no_secret() {
 }
 
 #[tokio::test]
-async fn without_tickets_a_node_is_told_so() {
+async fn without_tickets_the_node_gets_an_empty_ring() {
     let world = World::new();
     let control = world.control().await;
     let mut node = ScriptedNode::connect(&world, &control).await;

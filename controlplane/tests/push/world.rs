@@ -1,7 +1,7 @@
-//! What the tests of the push and its bench stand on: a folder with a push PKI and a store, the
-//! real publisher, real agents, and a relay between them that counts bytes and cuts connections.
+//! Set-up for the push tests and bench: a folder with a push PKI and a store, the real publisher,
+//! real push clients, and a relay that counts bytes and cuts connections.
 //!
-//! Nothing waits for time to pass: the fleet and the agent's status say when something changed.
+//! No test waits for time: the fleet and the client's status report changes.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -10,10 +10,9 @@ use std::time::Duration;
 
 use controlplane::testing::publish::{self, PublishConfig, Publisher};
 use controlplane::testing::store::{EmbeddedStore, Mutation, Precondition, Store};
+use dataplane::testing::lifecycle::handles::{SnapshotHandle, TicketRingHandle};
 use dataplane::testing::lifecycle::stage::{ShutdownStage, ShutdownWatch};
-use dataplane::testing::push_client::{
-    PushClientError, PushClientHandle, PushClientOptions, SnapshotHandle, SyncStatus, TicketRingHandle,
-};
+use dataplane::testing::push_client::{PushClientError, PushClientHandle, PushClientOptions, SyncStatus};
 use model::{Id, Key, Kind, Snapshot};
 use pki::ca::{Authority, AuthoritySpec, LeafSpec};
 use serde_json::{Value, json};
@@ -28,7 +27,7 @@ pub(crate) struct World {
     pub ca: Authority,
     pub store: Arc<dyn Store>,
     pub keyring: Arc<pki::Keyring>,
-    /// Of the control planes that are started.
+    /// For the control planes that it starts.
     pub ticket_lifetime: Option<Duration>,
 }
 
@@ -42,7 +41,7 @@ pub(crate) struct Node {
     pub cell: Arc<SnapshotHandle>,
     pub secrets: Arc<TicketRingHandle>,
     pub status: Arc<SyncStatus>,
-    /// How far its stop has come.
+    /// The stage of its shutdown.
     pub stage: watch::Sender<ShutdownStage>,
     reload: watch::Sender<u64>,
 }
@@ -92,7 +91,7 @@ impl World {
         self.start(Arc::clone(&self.store), settings).await
     }
 
-    /// One more control plane, which sees the store as this one shows it.
+    /// One more control plane over this view of the store.
     pub(crate) async fn control_over(&self, store: Arc<dyn Store>) -> Control {
         self.start(store, self.push_settings()).await
     }
@@ -114,7 +113,7 @@ impl World {
         Control { publish: publish::start(input).await.unwrap(), stop }
     }
 
-    /// A second node beside `node-1`, with a certificate of its own.
+    /// A second node beside `node-1`, with its own certificate.
     pub(crate) fn second(&self, control: std::net::SocketAddr) -> Node {
         self.credential("node-2", &self.ca, &LeafSpec::client("node-2").dns("node-2"));
         let mut settings = self.node_settings(control);
@@ -173,7 +172,7 @@ impl Control {
         waited.unwrap_or_else(|view| panic!("revision {revision} was not acknowledged: {view:?}"));
     }
 
-    /// Waits until its newest state has this revision.
+    /// Waits until its current snapshot has this revision.
     pub(crate) async fn knows(&self, revision: u64) {
         let mut latest = self.publish.latest.clone();
         let known = latest.wait_for(|snapshot| snapshot.revision() == revision);
@@ -201,10 +200,10 @@ pub(crate) fn node(settings: conf::NodeSettings) -> Result<Node, PushClientError
         settings,
         accept_new_store: false,
         version: "test",
-        cell: Arc::clone(&cell),
-        secrets: Some(Arc::clone(&secrets)),
+        snapshot: Arc::clone(&cell),
+        ticket_ring: Some(Arc::clone(&secrets)),
         status: Arc::clone(&status),
-        stages,
+        shutdown: stages,
         reload: reloads,
     };
     Ok(Node { agent: dataplane::testing::push_client::start(input)?, cell, secrets, status, stage, reload })
@@ -224,13 +223,13 @@ impl Node {
         self.reload.send_modify(|count| *count += 1);
     }
 
-    /// Waits until its last problem says `part`.
+    /// Waits until its last problem contains `part`.
     pub(crate) async fn told(&self, part: &str) {
-        let look = || self.status.last_problem().filter(|problem| problem.contains(part));
+        let look = || self.status.last_error().filter(|error| error.contains(part));
         self.eventually(&format!("a problem with {part:?}"), look).await;
     }
 
-    /// On a thread of its own: stopping waits, and a test's runtime must go on meanwhile.
+    /// On a blocking thread: stopping waits, and the test's runtime must go on.
     pub(crate) async fn stop(self) {
         tokio::task::spawn_blocking(move || self.agent.stop()).await.unwrap();
     }
@@ -240,12 +239,12 @@ pub(crate) fn key(kind: Kind, id: &str) -> Key {
     Key::new(kind, Id::parse(id).unwrap())
 }
 
-/// The port of the one node of [`upstream`].
+/// The port of the only node of [`upstream`].
 pub(crate) fn upstream_port(nth: usize) -> u16 {
     1 + u16::try_from(nth % 60000).unwrap()
 }
 
-/// Which of the [`upstream`]s it is that is served under this id.
+/// Which [`upstream`] has this id.
 pub(crate) fn port(snapshot: &Snapshot, id: &str) -> Option<u16> {
     snapshot.upstream(&Id::parse(id).unwrap())?.nodes[0].port
 }
@@ -259,7 +258,7 @@ pub(crate) fn ssl(ca: &Authority, name: &str) -> Value {
     json!({"cert": minted.chain_pem, "key": minted.key_pem.as_str(), "snis": [name]})
 }
 
-/// Looks again whenever `changes` says that something changed.
+/// Evaluates `look` after each change until it is `Some`.
 pub(crate) async fn eventually<T>(
     what: &str,
     mut changes: watch::Receiver<u64>,
@@ -277,7 +276,7 @@ pub(crate) async fn eventually<T>(
     tokio::time::timeout(PATIENCE, looking).await.unwrap_or_else(|_| panic!("{what} did not happen"))
 }
 
-/// Passes bytes on, counts those towards the node, and can cut every connection.
+/// A TCP relay that counts the bytes towards the node and can cut every connection.
 pub(crate) struct Relay {
     pub address: std::net::SocketAddr,
     pub to_node: Arc<AtomicU64>,

@@ -146,7 +146,7 @@ mod tests {
 
     #[test]
     fn a_refused_upgrade_names_what_to_go_on_with() {
-        let response = error_response(Reason::UpgradeRefused);
+        let response = error_response(Reason::UpgradeNotSupported);
         assert_eq!(response.headers()[header::UPGRADE], "HTTP/1.1");
         assert_eq!(response.headers()[header::CONNECTION], "upgrade");
         assert!(!closes_connection(&response));

@@ -54,12 +54,12 @@ impl RequestError {
     pub fn reason(&self) -> Reason {
         match self {
             Self::Head(error) => error.reason(),
-            Self::Method(_) => Reason::MethodRefused,
+            Self::Method(_) => Reason::MethodNotAllowed,
             Self::NotAPath(_) | Self::RepeatedTransferEncoding | Self::ContentLengthTooLarge(_) => {
                 Reason::BadRequest
             }
             Self::UnsupportedCoding(_) => Reason::TransferCoding,
-            Self::Upgrade(_) => Reason::UpgradeRefused,
+            Self::Upgrade(_) => Reason::UpgradeNotSupported,
         }
     }
 }
@@ -151,7 +151,7 @@ pub fn parse_target(
 ) -> Result<RequestTarget, RequestTargetError> {
     let mut hosts = headers.get_all(header::HOST).iter();
     let host = match hosts.next() {
-        Some(value) => Some(value.to_str().map_err(|_| RequestTargetError::Host)?),
+        Some(value) => Some(value.to_str().map_err(|_| RequestTargetError::InvalidHost)?),
         None => None,
     };
     if hosts.next().is_some() {
@@ -269,17 +269,17 @@ mod tests {
             assert_eq!(upgrade("GET /", ignored), None, "{ignored:?}");
         }
         for wanted in ["websocket", "WebSocket", "h2c, websocket", "websocket/13", "foo", "h2c2"] {
-            assert_eq!(upgrade("GET /", wanted), Some(Reason::UpgradeRefused), "{wanted:?}");
+            assert_eq!(upgrade("GET /", wanted), Some(Reason::UpgradeNotSupported), "{wanted:?}");
         }
         assert_eq!(upgrade("GET / 1.0", "websocket"), None);
         let twice = [("upgrade", "h2c"), ("upgrade", "websocket")];
-        assert_eq!(reason("GET /", &twice), Some(Reason::UpgradeRefused));
+        assert_eq!(reason("GET /", &twice), Some(Reason::UpgradeNotSupported));
     }
 
     #[test]
     fn methods_and_forms_that_no_gateway_forwards_are_refused() {
         for line in ["CONNECT a.com:443", "CONNECT / 1.0", "TRACE /", "TRACE / 2", "TRACE http://a.com/"] {
-            assert_eq!(reason(line, &[]), Some(Reason::MethodRefused), "{line}");
+            assert_eq!(reason(line, &[]), Some(Reason::MethodNotAllowed), "{line}");
         }
         for line in ["GET *", "OPTIONS *", "OPTIONS * 2", "GET a.com:80", "PUT * 1.0"] {
             assert_eq!(reason(line, &[]), Some(Reason::BadRequest), "{line}");
@@ -316,7 +316,7 @@ mod tests {
     fn two_hosts_are_refused() {
         assert_eq!(read("/", &["a.com", "a.com"]), Err(RequestTargetError::ConflictingHosts));
         assert_eq!(read("http://a.com/", &["b.com"]), Err(RequestTargetError::ConflictingHosts));
-        assert_eq!(read("/", &["u@a.com"]), Err(RequestTargetError::Host));
-        assert_eq!(read("/", &[""]), Err(RequestTargetError::Host));
+        assert_eq!(read("/", &["u@a.com"]), Err(RequestTargetError::InvalidHost));
+        assert_eq!(read("/", &[""]), Err(RequestTargetError::InvalidHost));
     }
 }

@@ -14,9 +14,8 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::{Registry, Unit};
 
-use crate::push_client::SyncStatus;
 use crate::reason::Reason;
-use crate::tls::ticket::TicketRejection;
+use crate::tls::handshake_state::TicketRejection;
 
 /// A number only its own worker writes. The alignment keeps it off its neighbours' cache lines
 /// where it matters: a worker's counters are one allocation of their own.
@@ -157,7 +156,6 @@ impl Counters {
 /// Everything `/metrics` shows.
 pub struct Metrics {
     workers: Vec<Arc<Counters>>,
-    agent: Arc<SyncStatus>,
 }
 
 impl std::fmt::Debug for Metrics {
@@ -168,8 +166,8 @@ impl std::fmt::Debug for Metrics {
 
 impl Metrics {
     /// Sums over these workers.
-    pub fn new(workers: Vec<Arc<Counters>>, agent: Arc<SyncStatus>) -> Self {
-        Self { workers, agent }
+    pub fn new(workers: Vec<Arc<Counters>>) -> Self {
+        Self { workers }
     }
 
     /// Shows them in `/metrics`.
@@ -235,19 +233,6 @@ impl Collector for MetricsCollector {
             "Client chains verified anew",
             metrics.sum(|c| &c.verify_cache_misses),
         )?;
-        gauge(&mut out, "snapshot_revision", "Revision of the snapshot served", metrics.agent.revision())?;
-        let rings = "Rings of ticket secrets taken over from the control plane";
-        counter(&mut out, "ticket_rings", rings, metrics.agent.applied_ticket_rings())?;
-        let connected = u64::from(metrics.agent.is_connected());
-        gauge(&mut out, "control_plane_connected", "Whether a control plane is connected", connected)?;
-        // Absent while nothing is held.
-        if let Some(age) = metrics.agent.age() {
-            let help = "Since a control plane last confirmed the snapshot; 0 while one does";
-            gauge(&mut out, "snapshot_age_seconds", help, age.as_secs())?;
-        }
-        let help =
-            "Whether the control plane has another store, which would take most away and is not taken over";
-        gauge(&mut out, "store_held", help, u64::from(metrics.agent.held_store().is_some()))?;
         self.encode_labelled(&mut out)
     }
 }
@@ -319,7 +304,7 @@ mod tests {
         b.record_response(http::StatusCode::OK);
         b.record_certificate_rejection(VerifyReason::DepthExceeded);
         let mut registry = Registry::with_prefix("countersign");
-        Arc::new(Metrics::new(vec![a, b], Arc::default())).register(&mut registry);
+        Arc::new(Metrics::new(vec![a, b])).register(&mut registry);
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
         assert!(text.contains("countersign_refused_total{reason=\"no_site\"} 2"), "{text}");

@@ -23,6 +23,7 @@ use crate::filters::identity::IdentityHeaderCache;
 use crate::http::server::HttpProtocol;
 use crate::http::{error_page, server};
 use crate::io::buffered::BufferedSocket;
+use crate::io::linger::{LingerLimits, lingering_close};
 use crate::io::plain::PlainStream;
 use crate::io::timeouts::{Phase, TimeoutHandle, TimeoutKind};
 use crate::lifecycle::drain::DrainGuard;
@@ -37,11 +38,9 @@ use crate::tcp::relay::{ByteCounters, DrainLimit, RelayIo};
 use crate::tcp::{TcpFailure, TcpProxyError, relay};
 use crate::tls::failure::HandshakeFailure;
 use crate::tls::params::NegotiatedParams;
-use crate::tls::site_config::Subsystem;
 use crate::tls::stream::TlsStream;
-use crate::tls::ticket::HandshakeState;
 use crate::tls::transport::TlsTransport;
-use crate::tls::{client_hello, handshake};
+use crate::tls::{Subsystem, client_hello, handshake};
 use crate::upstream::client::UpstreamTarget;
 use crate::upstream::connector::UpstreamStream;
 
@@ -122,9 +121,9 @@ async fn serve_tls(
     // Boxed, here and below: what a handshake needs is given back before the session, and an idle
     // session is small.
     match Box::pin(accept_tls(worker, &mut pump, arrival.peer, Subsystem::Http)).await {
-        Ok((tls, established)) => {
-            worker.counters.record_handshake(tls.is_resumed());
-            let established = Rc::new(established);
+        Ok(AcceptedTls { transport, params, client_auth }) => {
+            worker.counters.record_handshake(params.resumed);
+            let established = Rc::new(client_auth);
             let snapshot = worker.snapshot();
             let _entered = match worker.registry.register(&established, watched.clone(), running, &snapshot) {
                 Ok(entered) => entered,
@@ -132,13 +131,12 @@ async fn serve_tls(
             };
             drop(snapshot);
             watched.enter_phase(Phase::Head);
-            let protocol = HttpProtocol::from_alpn(tls.alpn());
-            let facts = NegotiatedParams::of(&tls);
+            let protocol = HttpProtocol::from_alpn(params.alpn.map(str::as_bytes));
             pump.shrink_buffers();
-            let secured = Some((established, facts));
+            let secured = Some((established, params));
             let connection = Connection::new(worker, arrival, watched.clone(), secured);
             Box::pin(server::serve_connection(
-                TlsStream::new(tls, pump),
+                TlsStream::new(transport, pump),
                 protocol,
                 Rc::new(connection),
                 running,
@@ -178,9 +176,9 @@ async fn serve_tcp_over_tls(
     running: &DrainGuard,
 ) {
     match Box::pin(accept_tls(worker, &mut pump, arrival.peer, Subsystem::Stream)).await {
-        Ok((tls, established)) => {
+        Ok(AcceptedTls { transport, client_auth, .. }) => {
             worker.counters.handshakes.inc();
-            let established = Rc::new(established);
+            let established = Rc::new(client_auth);
             let snapshot = worker.snapshot();
             let _entered = match worker.registry.register(&established, watched.clone(), running, &snapshot) {
                 Ok(entered) => entered,
@@ -188,7 +186,7 @@ async fn serve_tcp_over_tls(
             };
             drop(snapshot);
             watched.enter_phase(Phase::Relay);
-            let client = TlsStream::new(tls, pump);
+            let client = TlsStream::new(transport, pump);
             Box::pin(serve_tcp(worker, client, arrival, Some(&established))).await;
         }
         Err(refused) => reject_handshake(worker, pump, arrival, watched, refused).await,
@@ -229,58 +227,68 @@ async fn reject_handshake(
         worker.counters.record_certificate_rejection(rule);
     }
     log::handshake_rejected(arrival, &refused);
-    Box::pin(handshake::lingering_close(pump)).await;
+    let mut socket = PlainStream::new(pump);
+    Box::pin(lingering_close(&mut socket, LingerLimits::CONNECTION)).await;
 }
 
-/// ClientHello -> site -> handshake -> client. Over any pair of halves: the benchmarks shake hands
-/// in memory, by this very code.
+/// An accepted TLS connection.
+pub struct AcceptedTls {
+    pub transport: TlsTransport,
+    pub params: NegotiatedParams,
+    pub client_auth: ClientAuthState,
+}
+
+/// ClientHello -> site -> handshake -> client. Generic over the halves, since benchmarks drive it in
+/// memory.
 ///
 /// # Errors
-/// [`Refused`]; what the peer is to be told has been put into the pump.
+/// [`HandshakeFailure`]; the alert is in the write buffer.
 pub async fn accept_tls<R: Reader, W: Writer>(
     worker: &Worker,
-    pump: &mut BufferedSocket<R, W>,
+    socket: &mut BufferedSocket<R, W>,
     peer: SocketAddr,
-    purpose: Subsystem,
-) -> Result<(TlsTransport, ClientAuthState), HandshakeFailure> {
-    let rules = &worker.shared.config;
-    let hello = client_hello::read(pump).await.map_err(HandshakeFailure::from_client_hello)?;
-    let Some(sni) = hello.server_name(rules.fallback_sni.as_ref()) else {
-        return Err(HandshakeFailure::no_site(pump, None, Reason::NoSni));
+    subsystem: Subsystem,
+) -> Result<AcceptedTls, HandshakeFailure> {
+    let config = &worker.shared.config;
+    let hello = client_hello::read(socket).await.map_err(HandshakeFailure::from_client_hello)?;
+    let Some(sni) = hello.server_name(config.fallback_sni.as_ref()) else {
+        return Err(HandshakeFailure::no_site(socket, None, Reason::NoSni));
     };
     let snapshot = worker.snapshot();
     let Some(ssl) = snapshot.site(&sni).map(Arc::clone) else {
-        return Err(HandshakeFailure::no_site(pump, Some(sni), Reason::NoSite));
+        return Err(HandshakeFailure::no_site(socket, Some(sni), Reason::NoSite));
     };
     if let Some(blocked) = &ssl.blocked {
-        let refused = HandshakeFailure::no_site(pump, Some(sni), Reason::BlockedSite);
-        return Err(refused.with_detail(format!("ssl {} is blocked: {}", ssl.id, blocked.reason())));
+        let failure = HandshakeFailure::no_site(socket, Some(sni), Reason::BlockedSite);
+        return Err(failure.with_detail(format!("ssl {} is blocked: {}", ssl.id, blocked.reason())));
     }
-    let as_of = snapshot.site_generation();
+    let site_generation = snapshot.site_generation();
     drop(snapshot);
-    let config = match worker.shared.sites.config(&ssl, purpose) {
-        Ok(config) => config,
+    let site_config = match worker.shared.sites.config(&ssl, subsystem) {
+        Ok(site_config) => site_config,
         Err(error) => {
-            let refused = HandshakeFailure::no_site(pump, Some(sni), Reason::BadSite);
-            return Err(refused.with_detail(format!("the site of ssl {} cannot be served: {error}", ssl.id)));
+            let failure = HandshakeFailure::no_site(socket, Some(sni), Reason::BadSite);
+            return Err(failure.with_detail(format!("the site of ssl {} cannot be served: {error}", ssl.id)));
         }
     };
-    let mut resumption = HandshakeState::default();
-    let mut tls = resumption
-        .in_scope(|| hello.start_handshake(config, pump.write_buf()))
-        .map_err(|error| HandshakeFailure::from_handshake(sni.clone(), error.into()))?;
-    let driven = handshake::drive_with(&mut tls, pump, &mut resumption).await;
-    worker.counters.record_rejected_tickets(resumption.ticket_rejections());
-    driven.map_err(|error| HandshakeFailure::from_handshake(sni.clone(), error))?;
-    let established = ClientAuthState::new(sni, peer, tls.peer_chain(), &ssl, as_of, purpose);
-    // The verifier refused everybody else, and so did the ticket. Should both have been wrong, nobody
-    // gets in.
-    if !established.satisfies(&ssl) {
-        tls.send_close_notify();
-        let _staging_never_fails = tls.write_tls(pump.write_buf());
-        return Err(HandshakeFailure::client_not_verified(established.sni));
+    let mut handshake = hello
+        .start_handshake(site_config, socket.write_buf())
+        .map_err(|error| HandshakeFailure::from_error(sni.clone(), error))?;
+    let result = handshake::drive(&mut handshake, socket).await;
+    worker.counters.record_rejected_tickets(handshake.ticket_rejections());
+    if let Err(error) = result {
+        return Err(HandshakeFailure::from_handshake(sni, &mut handshake, error));
     }
-    Ok((tls, established))
+    let chain = handshake.peer_chain();
+    let client_auth = ClientAuthState::new(sni, peer, chain, &ssl, site_generation, subsystem);
+    // Defence in depth: the verifier and the ticketer accept only such a client.
+    if !client_auth.satisfies(&ssl) {
+        handshake.send_close_notify();
+        handshake.write_tls(socket.write_buf());
+        return Err(HandshakeFailure::client_not_verified(client_auth.sni));
+    }
+    let params = NegotiatedParams::of(&handshake);
+    Ok(AcceptedTls { transport: handshake.into_transport(), params, client_auth })
 }
 
 /// Admitted -> destination -> node -> both ways.

@@ -31,8 +31,7 @@ use crate::observability::metrics::Counters;
 use crate::proxy::worker::Worker;
 use crate::reason::Reason;
 use crate::runtime;
-use crate::tls::client_verifier;
-use crate::tls::site_config::Subsystem;
+use crate::tls::{Subsystem, client_verifier};
 
 /// How often a worker asks whether the sites have changed.
 const CHECK_INTERVAL: Duration = Duration::from_millis(50);
@@ -226,7 +225,7 @@ impl ClientAuthState {
         match standing.client {
             ClientVerification::Verified(_) => None,
             _ if self.purpose.requires_client_cert(policy) || standing.was_verified => {
-                Some(CloseMode::Immediate(Reason::PolicyMoved))
+                Some(CloseMode::Immediate(Reason::PolicyChanged))
             }
             _ => None,
         }

@@ -13,6 +13,7 @@ use telemetry::{Heartbeat, heartbeat};
 use crate::http::head;
 use crate::io::timeouts::{ClientTimeouts, ConnectionTimeouts};
 use crate::lifecycle::drain::Drain;
+use crate::lifecycle::handles::SnapshotHandle;
 use crate::lifecycle::stage::{ShutdownStage, ShutdownWatch};
 use crate::observability::log;
 use crate::observability::metrics::Counters;
@@ -21,7 +22,6 @@ use crate::proxy::connection::request_limit::RequestLimiter;
 use crate::proxy::listener::BoundSocket;
 use crate::proxy::live::ConnectionRegistry;
 use crate::proxy::{listener, live};
-use crate::push_client::handles::SnapshotHandle;
 use crate::runtime;
 use crate::runtime::Driver;
 use crate::runtime::descriptors::ConnectionLimits;
@@ -29,8 +29,7 @@ use crate::tls::client_verifier;
 use crate::tls::site_config::SiteConfigFactory;
 use crate::upstream::client::UpstreamClient;
 use crate::upstream::client_tls::ClientTlsConfigs;
-use crate::upstream::places::ConnectionPermits;
-use crate::upstream::pool::Pool;
+use crate::upstream::pool::{ConnectionPermits, Pool};
 use crate::upstream::resolver::{Resolver, ResolverCache};
 
 /// A core's own handle on a snapshot: its count is local, so that cloning it for every request does

@@ -1,4 +1,4 @@
-//! The service document (contract 3.4): what several routes have in common.
+//! Compiles the service document (contract 3.4).
 
 use pki::Keyring;
 use serde_json::Value;
@@ -24,7 +24,7 @@ pub(super) fn compile(id: &Id, document: &Value, keyring: &Keyring) -> Result<Se
     Ok(service)
 }
 
-/// `one` (of a route) or `hosts`.
+/// Host patterns from `one` (of a route) or from `hosts`.
 pub(super) fn hosts(document: &Value, one: &str) -> Result<Vec<HostPattern>, Problem> {
     let hosts = names(document, one, "hosts")?;
     for host in &hosts {
@@ -40,7 +40,7 @@ pub(super) fn hosts(document: &Value, one: &str) -> Result<Vec<HostPattern>, Pro
     Ok(hosts)
 }
 
-/// Upgrades are not forwarded; `false` asks for nothing else.
+/// Upgrades are not forwarded; `false` is the default.
 pub(super) fn forbid_websocket(document: &Value) -> Result<(), Problem> {
     if flag(document, "enable_websocket") == Some(true) {
         return Err(unsupported(
@@ -51,7 +51,7 @@ pub(super) fn forbid_websocket(document: &Value) -> Result<(), Problem> {
     Ok(())
 }
 
-/// Refuses members that would change which requests are served and how, if they were served.
+/// Rejects fields that select or change requests and that the gateway does not support.
 pub(super) fn forbid_unsupported(document: &Value, fields: &[&str]) -> Result<(), Problem> {
     match fields.iter().find(|field| is_set(document, field)) {
         Some(field) => Err(unsupported(

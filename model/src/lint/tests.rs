@@ -20,7 +20,7 @@ fn now() -> UnixTime {
     UnixTime::now()
 }
 
-/// An ssl document with a fresh certificate for its first name.
+/// An ssl document with a new certificate for its first name.
 fn ssl(names: &[&str], more: Value) -> Value {
     let spec = names[1..].iter().fold(LeafSpec::server(names[0]), |spec, name| spec.dns(*name));
     let minted = AUTHORITY.issue(&spec).unwrap();
@@ -35,7 +35,7 @@ fn checked(kind: Kind, own: &str, document: &Value) -> Resource {
     crate::compile(kind, &id(own), document, &Keyring::empty()).unwrap()
 }
 
-/// Every finding about these resources, as one line each.
+/// The findings about these resources, one line each.
 fn told(resources: &[(Kind, &str, Value)], plain_http: bool) -> Vec<String> {
     let versioned = resources
         .iter()
@@ -73,7 +73,7 @@ fn a_sound_configuration_has_no_findings() {
 }
 
 #[test]
-fn certificates_and_anchors_that_end() {
+fn expiring_certificates_and_anchors() {
     let issue = |from: u64, to: u64| {
         let minted = AUTHORITY.issue(&LeafSpec::server("a.com").between(at(from), at(to))).unwrap();
         json!({"cert": minted.certificate_pem, "key": *minted.key_pem, "sni": "a.com"})
@@ -96,7 +96,7 @@ fn certificates_and_anchors_that_end() {
 }
 
 #[test]
-fn revocation_lists_that_end() {
+fn stale_crls() {
     let today = now().as_secs();
     let with = |to: u64, policy: &str| {
         let spec = pki::ca::CrlSpec::new().between(at(today - 9 * DAY), at(to));
@@ -120,7 +120,7 @@ fn revocation_lists_that_end() {
 }
 
 #[test]
-fn patterns_that_free_more_than_they_seem_to() {
+fn skip_patterns_that_exempt_too_much() {
     let with = |patterns: Value| {
         let client = json!({"ca": AUTHORITY.certificate_pem(), "skip_mtls_uri_regex": patterns});
         [(Kind::Ssl, "1", ssl(&["a.com"], json!({"client": client})))]
@@ -131,7 +131,7 @@ fn patterns_that_free_more_than_they_seem_to() {
 }
 
 #[test]
-fn names_that_the_certificate_or_another_site_has() {
+fn names_without_certificate_or_claimed_twice() {
     let mut document = ssl(&["a.com"], json!({}));
     document["snis"] = json!(["a.com", "*.a.com", "*"]);
     only(&[(Kind::Ssl, "1", document)], false, "warning ssls/1 cert", "is not for *.a.com");
@@ -145,7 +145,7 @@ fn names_that_the_certificate_or_another_site_has() {
 }
 
 #[test]
-fn uris_and_patterns_that_no_path_can_fit() {
+fn uris_and_patterns_that_match_no_path() {
     let plain = PathOptions::default();
     let slash = PathOptions { match_uri_encoded_slash: true, ..plain };
     let servlet = PathOptions { normalize_uri_like_servlet: true, ..plain };
@@ -255,7 +255,7 @@ fn encoded_slashes_beside_a_broader_route() {
 }
 
 #[test]
-fn routes_that_lead_nowhere() {
+fn dangling_routes() {
     let route = |more: Value| [(Kind::Route, "1", more)];
     let missing = json!({"uri": "/", "upstream_id": "7"});
     only(&route(missing), false, "error routes/1 upstream_id", "upstream id [7]");
@@ -280,7 +280,7 @@ fn routes_that_lead_nowhere() {
 }
 
 #[test]
-fn hosts_without_a_site_and_sites_without_protection() {
+fn hosts_without_a_site_or_client_policy() {
     let route = |host: Value| json!({"uri": "/*", "hosts": host, "upstream": upstream()});
     let open = (Kind::Ssl, "1", ssl(&["a.com"], json!({})));
     let shut = (Kind::Ssl, "1", ssl(&["a.com", "*.a.com"], client()));
@@ -308,7 +308,7 @@ fn hosts_without_a_site_and_sites_without_protection() {
 
 proptest! {
     #[test]
-    fn the_order_depends_on_nothing_but_the_resources(snapshot in some_snapshot()) {
+    fn the_order_of_findings_depends_on_resources_only(snapshot in some_snapshot()) {
         let again = Snapshot::from_resources(9, snapshot.resources().cloned().collect::<Vec<_>>().into_iter().rev());
         let found = lint_snapshot(&snapshot, now(), true);
         prop_assert!(found.is_sorted());

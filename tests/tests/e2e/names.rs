@@ -1,9 +1,10 @@
-//! SNI x Host: which names may be asked for over a connection that was made by another name.
+//! SNI x Host: the hosts that a connection may request.
 //!
-//! A table over exact and wildcard names, written by hand. A Host whose site demands client certificates is served only over a
-//! connection of that very site; one that demands nothing is served over any. The same over HTTP/1.1 and HTTP/2.
+//! A hand-written table over exact and wildcard names. A Host whose site requires client
+//! certificates is served only over a connection of that site; one without is served over any. The
+//! same over HTTP/1.1 and HTTP/2.
 
-use e2e::caller::Http;
+use e2e::client::Http;
 use e2e::documents::{protected, site};
 use e2e::upstream::Upstream;
 use e2e::world::World;
@@ -13,7 +14,7 @@ use serde_json::json;
 const OK: StatusCode = StatusCode::OK;
 const MISDIRECTED: StatusCode = StatusCode::MISDIRECTED_REQUEST;
 
-/// SNI, Host, status, why.
+/// SNI, Host, status, reason.
 #[rustfmt::skip]
 const TABLE: &[(&str, &str, StatusCode, &str)] = &[
     ("open.test", "open.test", OK, "its own"),
@@ -45,7 +46,7 @@ const TABLE: &[(&str, &str, StatusCode, &str)] = &[
 ];
 
 #[tokio::test]
-async fn a_host_that_demands_certificates_is_served_over_its_own_site_only() {
+async fn a_protected_host_is_served_over_its_own_site_only() {
     let world = World::start().await;
     let upstream = Upstream::plain("plain").await;
     let credentials = &world.credentials;
@@ -66,8 +67,8 @@ async fn a_host_that_demands_certificates_is_served_over_its_own_site_only() {
     for (sni, host, expected, because) in TABLE {
         for http in [Http::One, Http::Two] {
             let identity = if *sni == "vip.wild.test" { &vip } else { &credentials.client };
-            let caller = world.caller(host).sni(sni).identity(identity).http(http);
-            let reply = caller.get("/").await.unwrap_or_else(|refused| panic!("{sni}, {host}: {refused}"));
+            let client = world.client(host).sni(sni).identity(identity).http(http);
+            let reply = client.get("/").await.unwrap_or_else(|error| panic!("{sni}, {host}: {error}"));
             assert_eq!(reply.status, *expected, "{sni} asked for {host}: {because} ({http:?})");
             served += u64::from(reply.status == OK);
         }

@@ -1,7 +1,7 @@
-//! The connection to etcd: whom the control plane trusts there, what it shows, what an operator reads when that fails, and
-//! certificates that change while it runs.
+//! The connection to etcd: trust, client certificates, the messages for operators, and certificate
+//! rotation while it runs.
 
-use e2e::caller::bounded;
+use e2e::client::bounded;
 use e2e::credentials::Authority;
 use e2e::etcd::{Access, Authorities, Etcd, PASSWORD};
 use e2e::world::World;
@@ -16,8 +16,8 @@ fn with_authority(etcd: &Etcd, authority: &Authority) -> Access {
     Access { authority_pem: Some(authority.certificate_pem().to_owned()), ..etcd.access() }
 }
 
-/// The line of the message that is about this etcd: endpoint, step, cause and advice stand together.
-fn assert_explained(ended: &e2e::process::Ended, etcd: &Etcd, words: &[&str]) {
+/// The line of the message about this etcd: endpoint, step, cause and advice.
+fn assert_explained(ended: &e2e::process::ExitOutput, etcd: &Etcd, words: &[&str]) {
     let url = etcd.url();
     let about = |line: &&str| line.contains(&url) && words.iter().all(|word| line.contains(word));
     assert!(
@@ -28,7 +28,7 @@ fn assert_explained(ended: &e2e::process::Ended, etcd: &Etcd, words: &[&str]) {
 }
 
 #[tokio::test]
-async fn a_server_that_cannot_prove_itself_is_told_by_its_certificate() {
+async fn an_untrusted_server_is_reported_by_its_certificate() {
     let (authorities, strangers) = (Authorities::mint(), Authority::root("Stranger CA"));
     let etcd = Etcd::mutual(&authorities).await;
 
@@ -47,7 +47,7 @@ async fn a_server_that_cannot_prove_itself_is_told_by_its_certificate() {
     let ended = refused_start(&etcd, json!({})).await;
     assert_explained(&ended, &etcd, &["TLS", "certificate verify failed", "expired"]);
 
-    // Nobody is told a password or shown a document before that.
+    // No password or document is sent before that.
     etcd.replace_certificate(&strangers.server(&["etcd.test"]));
     let access = Access { user: Some(("root".to_owned(), PASSWORD.to_owned())), ..etcd.access() };
     let ended = refused_start(access, json!({})).await;
@@ -56,7 +56,7 @@ async fn a_server_that_cannot_prove_itself_is_told_by_its_certificate() {
 }
 
 #[tokio::test]
-async fn a_client_that_cannot_prove_itself_is_told_what_it_showed() {
+async fn a_rejected_client_is_reported_with_its_certificate() {
     let (authorities, strangers) = (Authorities::mint(), Authority::root("Stranger CA"));
     let etcd = Etcd::mutual(&authorities).await;
 
@@ -73,9 +73,10 @@ async fn a_client_that_cannot_prove_itself_is_told_what_it_showed() {
     }
 }
 
-/// Without a CA of its own, and with the machine's by name: an etcd that only its owner vouches for is a stranger.
+/// Without a CA of its own, and with the machine's by name: an etcd with a private CA is not
+/// trusted.
 #[tokio::test]
-async fn the_machines_cas_do_not_vouch_for_a_private_etcd() {
+async fn the_machines_cas_do_not_trust_a_private_etcd() {
     let etcd = Etcd::tls(&Authorities::mint()).await;
     for trusted in [json!({}), json!({"apisix": {"ssl": {"ssl_trusted_certificate": "system"}}})] {
         let access = Access { authority_pem: None, ..etcd.access() };
@@ -84,7 +85,7 @@ async fn the_machines_cas_do_not_vouch_for_a_private_etcd() {
 }
 
 #[tokio::test]
-async fn without_verification_anybody_is_believed_and_the_log_says_so() {
+async fn disabled_verification_is_logged() {
     let authorities = Authorities::mint();
     let etcd = Etcd::tls(&authorities).await;
     let access = Access { authority_pem: None, ..etcd.access() };
@@ -97,7 +98,7 @@ async fn without_verification_anybody_is_believed_and_the_log_says_so() {
 }
 
 #[tokio::test]
-async fn http_where_https_is_spoken_and_the_other_way_round_is_told() {
+async fn mixed_up_http_and_https_are_reported() {
     let authorities = Authorities::mint();
     let (tls, plain) = (Etcd::tls(&authorities).await, Etcd::plain().await);
     let hosts = |etcd: &Etcd, from: &str, to: &str| vec![etcd.url().replace(from, to)];
@@ -111,7 +112,7 @@ async fn http_where_https_is_spoken_and_the_other_way_round_is_told() {
 async fn an_endpoint_by_name_is_verified_by_that_name() {
     let authorities = Authorities::mint();
     let etcd = Etcd::mutual(&authorities).await;
-    // It listens at one of the addresses that the name has.
+    // It listens at one of the addresses of the name.
     let access = etcd.access().named("localhost");
     let stage = Stage::with(etcd, World::builder().etcd(access.clone())).await;
     stage.world.apply(&[("routes/a", stage.route("/a"))]).await;
@@ -122,19 +123,19 @@ async fn an_endpoint_by_name_is_verified_by_that_name() {
 }
 
 #[tokio::test]
-async fn passwords() {
+async fn password_authentication_works() {
     let etcd = Etcd::with_password().await;
     let mut stage = Stage::of(etcd).await;
     stage.world.apply(&[("routes/a", stage.route("/a"))]).await;
     assert_eq!(stage.status("/a").await, StatusCode::OK);
-    // A restarted etcd has forgotten whom it let in.
+    // A restarted etcd has no sessions.
     let mark = stage.world.control_log().mark();
     stage.etcd.kill().await;
     stage.etcd.start().await;
     stage.world.control_log().line_after(mark, &["reconnected to etcd"]).await;
     stage.world.apply(&[("routes/b", stage.route("/b"))]).await;
     let revision = stage.etcd.keys().await.put(&name("routes/c"), stage.route("/c").to_string()).await;
-    stage.world.settled(revision).await;
+    stage.world.wait_acknowledged(revision).await;
     assert_eq!(stage.status("/c").await, StatusCode::OK);
 
     let user = |password: &str| Some(("root".to_owned(), password.to_owned()));
@@ -151,7 +152,7 @@ async fn passwords() {
 }
 
 #[tokio::test]
-async fn a_user_who_may_only_read_serves_and_one_who_may_nothing_is_told() {
+async fn missing_permissions_of_a_user_are_reported() {
     let etcd = Etcd::with_password().await;
     let mut keys = etcd.keys().await;
     for directory in ["routes", "ssls"] {
@@ -178,7 +179,8 @@ async fn a_user_who_may_only_read_serves_and_one_who_may_nothing_is_told() {
     assert!(said.contains("etcd forbidden code: 403") && !said.contains("not known"), "{said}");
 }
 
-/// Writes numbered routes through the Admin API until it is told to end; a refused write is tried again under the next number.
+/// Writes numbered routes through the Admin API until told to end; a failed write is repeated under
+/// the next number.
 async fn write_on(
     world: &World,
     upstream: Value,
@@ -226,13 +228,14 @@ async fn certificates_of_both_sides_are_rotated_under_load() {
             bounded("the load goes on", progress.wait_for(|made| *made >= target)).await.expect("it runs");
         };
         after(20).await;
-        // etcd's own: it reads the files with every handshake, so nothing is restarted until connections break.
+        // etcd's own certificate: it reads the files at every handshake, so nothing changes until
+        // connections break.
         etcd.replace_certificate(&new.server());
         after(20).await;
         etcd.kill().await;
         etcd.start().await;
         after(20).await;
-        // The control plane's own, file by file; and the old authority is not trusted any more.
+        // The control plane's own, file by file; then the old authority is not trusted any more.
         world.write_credential("etcd-client", &new.client());
         world.write("etcd-ca.crt", new.servers.certificate_pem());
         after(20).await;
@@ -246,9 +249,9 @@ async fn certificates_of_both_sides_are_rotated_under_load() {
 
     assert!(acknowledged.is_sorted() && acknowledged.len() >= 100);
     let last = *acknowledged.last().unwrap();
-    stage.world.settled(last).await;
+    stage.world.wait_acknowledged(last).await;
     let mut keys = stage.etcd.keys().await;
-    let held = keys.below("/apisix/routes/load-").await;
+    let held = keys.with_prefix("/apisix/routes/load-").await;
     for entry in &held {
         let uri = entry.json()["uri"].as_str().unwrap().to_owned();
         assert_eq!(stage.status(&uri).await, StatusCode::OK, "{uri}");
@@ -258,7 +261,7 @@ async fn certificates_of_both_sides_are_rotated_under_load() {
 }
 
 #[tokio::test]
-async fn files_that_do_not_fit_together_leave_the_old_ones_in_use() {
+async fn mismatched_files_leave_the_old_ones_in_use() {
     let (authorities, strangers) = (Authorities::mint(), Authority::root("Stranger CA"));
     let mut stage = Stage::of(Etcd::mutual(&authorities).await).await;
     let mark = stage.world.control_log().mark();

@@ -1,69 +1,76 @@
-//! `/apisix/admin/dataplanes`: what data planes serve, and whether those that hold this store take
-//! it over.
+//! `/apisix/admin/dataplanes`: what the data planes serve, and whether those that hold back take
+//! this store's state over.
 
 use std::time::Duration;
 
 use http::{Method, StatusCode};
 use serde_json::json;
 
-use super::super::access::Caller;
-use super::super::client::AdminClient;
+use super::super::access::{AdminClient, Caller};
 use super::super::reply::{self, Reply};
 use super::{AdminApi, AdminRequest, audit_without_revision, error_reply, not_found};
 use crate::change::ChangeError;
 
-/// How long `?acknowledged=` waits when `timeout` does not say, and at most.
-const ACKNOWLEDGED: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(60));
+/// `timeout` of `?acknowledged=`: its default and its maximum.
+const WAIT_DEFAULT: Duration = Duration::from_secs(5);
+const WAIT_MAX: Duration = Duration::from_secs(60);
 
 /// `POST dataplanes/accept_store`
 pub(super) const ACCEPT_STORE: &str = "accept_store";
 
 impl AdminApi {
-    /// Data planes that hold this store's state take it over, whatever it takes away.
+    /// Has data planes that hold another store's state take this store's state over, whatever it
+    /// removes.
     pub(super) async fn accept_store(
         &self,
-        peer: &AdminClient,
+        client: &AdminClient,
         caller: &Caller,
-        asked: AdminRequest,
+        request: AdminRequest,
     ) -> Reply {
-        if asked.method != Method::POST || asked.sub_path.is_some() {
+        if request.method != Method::POST || request.sub_path.is_some() {
             return not_found();
         }
-        if let Err(refused) = asked.body {
-            return refused.into();
+        if let Err(error) = request.body {
+            return error.into();
         }
         let held: Vec<_> = self.fleet.held_nodes().into_iter().map(|(name, _)| name).collect();
         let reply = match self.acceptance.accept().await {
             Ok(until) => {
-                let answer = json!({"store": self.store.identity(), "accepted_until": until, "held": held});
-                reply::json(StatusCode::OK, &answer)
+                let body = json!({"store": self.store.identity(), "accepted_until": until, "held": held});
+                reply::json(StatusCode::OK, &body)
             }
             Err(error) => error_reply(ChangeError::Store(error)),
         };
-        audit_without_revision(peer, caller, &asked.method, &format!("dataplanes/{ACCEPT_STORE}"), &reply);
+        audit_without_revision(
+            client,
+            caller,
+            &request.method,
+            &format!("dataplanes/{ACCEPT_STORE}"),
+            &reply,
+        );
         reply
     }
 
-    /// What they serve; with `?acknowledged=`, once all of them serve that revision.
-    pub(super) async fn data_planes(&self, asked: &AdminRequest) -> Reply {
-        if asked.method != Method::GET || asked.id.is_some() {
+    /// What the data planes serve; with `?acknowledged=`, once all of them serve that revision.
+    pub(super) async fn data_planes(&self, request: &AdminRequest) -> Reply {
+        if request.method != Method::GET || request.id.is_some() {
             return not_found();
         }
-        let Some(revision) = asked.query.get("acknowledged") else {
-            // Its `revision` is not older than a write that the caller was answered.
+        let Some(revision) = request.query.get("acknowledged") else {
+            // The response's `revision` is at least that of every write answered before.
             drop(self.current.snapshot().await);
             return reply::json(StatusCode::OK, &self.fleet.view().await);
         };
-        let patience = match asked.query.get("timeout").map(str::parse::<f64>) {
-            None => Some(ACKNOWLEDGED.0),
+        let timeout = match request.query.get("timeout").map(str::parse::<f64>) {
+            None => Some(WAIT_DEFAULT),
             Some(Ok(seconds)) => Duration::try_from_secs_f64(seconds).ok(),
             Some(Err(_)) => None,
         };
-        let (Ok(revision), Some(patience)) = (revision.parse(), patience) else {
+        let (Ok(revision), Some(timeout)) = (revision.parse(), timeout) else {
             let message = "invalid argument acknowledged or timeout: should be a number";
             return reply::error(StatusCode::BAD_REQUEST, message, None);
         };
-        match self.fleet.wait_acknowledged(revision, patience.min(ACKNOWLEDGED.1)).await {
+        match self.fleet.wait_acknowledged(revision, timeout.min(WAIT_MAX)).await {
             Ok(view) => reply::json(StatusCode::OK, &view),
             Err(view) => reply::json(StatusCode::GATEWAY_TIMEOUT, &view),
         }

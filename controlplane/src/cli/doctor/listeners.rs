@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use conf::Settings;
-use pem_files::ConfiguredFileRef;
+use mtls::ConfiguredFileRef;
 use pki::Certificate;
 use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
@@ -19,7 +19,7 @@ use tokio_rustls::TlsConnector;
 
 use crate::cli::check_report::CheckReport;
 use crate::cli::preflight;
-use crate::server;
+use crate::listener_errors::ListenError;
 use crate::server::status;
 use crate::store::etcd::dial;
 
@@ -62,11 +62,10 @@ async fn check_listener(
             report.ok(key, format!("{address} is free"));
             return false;
         }
-        Err(error) => error,
+        Err(error) => ListenError::new(key, address, error),
     };
-    let message = server::describe_listen_error(key, address, &error);
-    if error.kind() != io::ErrorKind::AddrInUse {
-        report.fail(key, message, "");
+    if !error.is_in_use() {
+        report.fail(key, error, "");
         return false;
     }
     let presented =
@@ -98,7 +97,7 @@ async fn check_listener(
             false
         }
         _ => {
-            report.fail(key, message, "");
+            report.fail(key, error, "");
             false
         }
     }

@@ -11,8 +11,8 @@ use std::time::{Duration, SystemTime};
 use std::{fs, io};
 
 use conf::{DeploymentRole, Settings};
+use mtls::{CertKeyPair, ConfiguredFileRef};
 use nix::sys::resource::{Resource, getrlimit};
-use pem_files::{CertKeyPair, ConfiguredFileRef};
 use pki::{ClientAuth, ClientAuthInput};
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
@@ -24,7 +24,7 @@ use tokio_rustls::TlsConnector;
 use super::certificates::{self, CertUsage};
 use crate::cli::check_report::CheckReport;
 use crate::cli::preflight;
-use crate::server;
+use crate::listener_errors::ListenError;
 
 const CERT: &str = "countersign.node.cert";
 const KEY: &str = "countersign.node.key";
@@ -251,13 +251,13 @@ async fn check_listeners(settings: &Settings, report: &mut CheckReport) {
                     key,
                     format!("{address}: in use; without apisix.status it is unknown whether by a data plane"),
                 ),
-                Some(false) => report.fail(key, server::describe_listen_error(key, address, &error), ""),
+                Some(false) => report.fail(key, ListenError::new(key, address, error), ""),
             },
             // `enable_ipv6` adds this address; a machine without IPv6 runs without it.
             Err(error) if address.is_ipv6() && error.kind() == io::ErrorKind::AddrNotAvailable => {
                 report.ok(key, format!("{address} is left out: {error}"));
             }
-            Err(error) => report.fail(key, server::describe_listen_error(key, address, &error), ""),
+            Err(error) => report.fail(key, ListenError::new(key, address, error), ""),
         }
     }
 }

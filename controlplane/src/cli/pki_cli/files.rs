@@ -6,7 +6,7 @@ use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use pem_files::bounded_read;
+use process::bounded_read;
 
 use super::PkiCliError;
 

@@ -6,8 +6,7 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use pem_files::format_utc;
-use pki::{Certificate, PrivateKey};
+use pki::{Certificate, PrivateKey, format_utc};
 use rustls_pki_types::{ServerName, UnixTime};
 use x509_parser::prelude::{FromDer, GeneralName, ParsedExtension, X509Certificate};
 

@@ -2,7 +2,9 @@ use futures_util::FutureExt;
 use model::Snapshot;
 use serde_json::json;
 
+use super::lag::BEHIND_MAX;
 use super::*;
+use crate::publish::fleet::ConnectedNode;
 
 fn node(name: &str, acknowledged: impl Into<Option<u64>>) -> ConnectedNode {
     ConnectedNode { name: name.into(), instance: format!("{name}-1"), acknowledged: acknowledged.into() }
@@ -19,7 +21,7 @@ fn entry(push: &str, nodes: usize, oldest: &[ConnectedNode]) -> ControlPlaneEntr
         written_at: 0,
         place: None,
     };
-    // As it comes back from the store.
+    // Round trip through the stored form.
     let text = serde_json::to_string(&report).unwrap();
     let report = Some(serde_json::from_str(&text).map_err(|error| error.to_string()));
     let names = oldest.iter().map(|node| node.name.clone()).collect();
@@ -50,7 +52,7 @@ fn nodes_of_every_control_plane_count() {
 }
 
 #[test]
-fn a_node_that_has_moved_is_counted_where_it_is_now() {
+fn a_node_counts_where_it_is_connected() {
     let gone = entry("b", 1, &[node("a", 5)]);
     assert_eq!(late(&[], vec![gone.clone()]), [at("b", "a")]);
     assert!(late(&[node("a", 7)], vec![gone.clone()]).is_empty());
@@ -61,15 +63,15 @@ fn a_node_that_has_moved_is_counted_where_it_is_now() {
 }
 
 #[test]
-fn nodes_of_a_control_plane_that_went_silent_are_behind() {
+fn nodes_of_a_silent_control_plane_are_behind() {
     let here = [node("a", 7)];
     let silent =
         |nodes: &[ConnectedNode]| ControlPlaneEntry { report: None, ..entry("b", nodes.len(), nodes) };
-    // It had acknowledged everything there was: nobody can say whether it has what came since.
+    // It had acknowledged everything then; whether it has later changes is unknown.
     let one = silent(&[node("b1", 7)]);
     assert_eq!(late(&here, vec![one.clone()]), [at("b", "b1")]);
     assert!(late(&here, vec![silent(&[])]).is_empty());
-    // Restarted or not, it is served elsewhere now, and counts there.
+    // Restarted or not, it counts where it is connected now.
     assert!(late(&[node("b1", 7)], vec![one.clone()]).is_empty());
     assert!(late(&here, vec![one.clone(), entry("c", 1, &[node("b1", 8)])]).is_empty());
     assert_eq!(late(&here, vec![one.clone(), entry("c", 1, &[node("b1", 6)])]), [at("c", "b1")]);
@@ -81,15 +83,15 @@ fn nodes_of_a_control_plane_that_went_silent_are_behind() {
 }
 
 #[test]
-fn what_is_not_known_is_behind() {
+fn unreadable_reports_are_behind() {
     let here = [node("a", 7)];
     let unreadable =
         ControlPlaneEntry { process: "x".into(), report: Some(Err("garbage".into())), nodes: None };
     assert_eq!(late(&here, vec![unreadable]), [(Some("x".into()), None)]);
-    let told = behind(7, &here, 1, &Err("down".into()));
-    assert!(told.len() == 1 && told[0].problem.contains("down"), "{told:?}");
-    // An entry names the oldest: when the last one that it names has reached the revision, so have
-    // those it does not name.
+    let lagging = behind(7, &here, 1, &Err("down".into()));
+    assert!(lagging.len() == 1 && lagging[0].problem.contains("down"), "{lagging:?}");
+    // An entry lists the oldest revisions: when its last node has reached the revision, so have
+    // those it does not list.
     assert!(late(&here, vec![entry("b", 90, &[node("b1", 7), node("b2", 8)])]).is_empty());
     assert_eq!(
         late(&here, vec![entry("b", 90, &[node("b1", 6)])]),
@@ -99,26 +101,26 @@ fn what_is_not_known_is_behind() {
 }
 
 #[test]
-fn what_is_behind_is_named_within_bounds() {
+fn the_list_of_lagging_nodes_is_bounded() {
     let many: Vec<_> = (0..1000).map(|n| node(&format!("n{n}"), 1)).collect();
     assert_eq!(late(&many, vec![]).len(), BEHIND_MAX);
 }
 
 #[tokio::test]
-async fn one_control_plane_alone_answers_as_before() {
+async fn a_single_control_plane_has_no_reports() {
     let folder = tempfile::tempdir().unwrap();
     let store: Arc<dyn Store> =
         Arc::new(crate::store::EmbeddedStore::open(&folder.path().join("store.redb")).unwrap());
     let (_sender, latest) = watch::channel(Arc::new(Snapshot::empty()));
-    let us = ControlPlaneIdentity { host: "h".into(), push: "p".into(), version: "1", place: None };
+    let identity = ControlPlaneIdentity { host: "h".into(), push: "p".into(), version: "1", place: None };
     let (stop, stopping) = watch::channel(false);
-    let reports = Reports::new(Arc::new(Fleet::new(latest)), store, us, stopping);
+    let reports = Reports::new(Arc::new(Fleet::new(latest)), store, identity, stopping);
     let expected = json!({"list": [], "total": 0, "revision": 0});
     assert_eq!(serde_json::to_value(reports.view().await).unwrap(), expected);
     let late = reports.wait_acknowledged(0, Duration::ZERO).await.unwrap_err();
     assert_eq!(serde_json::to_value(late).unwrap(), expected);
 
-    // Who waits for data planes is answered when the process stops.
+    // A stop ends the wait with a response.
     let waiting = reports.wait_acknowledged(0, Duration::from_secs(60));
     tokio::pin!(waiting);
     assert!(waiting.as_mut().now_or_never().is_none());

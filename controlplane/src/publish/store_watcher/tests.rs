@@ -32,7 +32,7 @@ fn resource(snapshot: &Snapshot, id: &str) -> Resource {
 }
 
 #[tokio::test]
-async fn a_load_compiles_what_changed_and_nothing_else() {
+async fn a_load_compiles_only_changed_documents() {
     let empty = Arc::new(Snapshot::empty());
     let items = vec![stored("a", 1, upstream(1)), stored("b", 2, upstream(2)), stored("c", 3, upstream(3))];
     let first = load(&empty, 3, items.clone()).await;
@@ -45,7 +45,7 @@ async fn a_load_compiles_what_changed_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn a_store_that_was_set_back_is_followed_and_its_revisions_are_not_taken_for_the_old_ones() {
+async fn a_rollback_with_reused_revisions_is_followed() {
     let empty = Arc::new(Snapshot::empty());
     let before = load(
         &empty,
@@ -57,7 +57,7 @@ async fn a_store_that_was_set_back_is_followed_and_its_revisions_are_not_taken_f
         ],
     )
     .await;
-    // Restored to revision 4, then revision 5 was used for something else.
+    // Restored to revision 4, then revision 5 is used for another document.
     let after =
         load(&before, 5, vec![stored("same", 3, upstream(1)), stored("reused", 5, upstream(9))]).await;
     assert_eq!(after.revision(), 5);
@@ -68,7 +68,7 @@ async fn a_store_that_was_set_back_is_followed_and_its_revisions_are_not_taken_f
 }
 
 #[tokio::test]
-async fn a_document_that_cannot_be_served_keeps_its_value_over_every_load() {
+async fn an_invalid_document_keeps_its_resource_over_loads() {
     let empty = Arc::new(Snapshot::empty());
     let good = load(&empty, 1, vec![stored("u", 1, upstream(1))]).await;
     for revision in 2..4 {
@@ -78,7 +78,7 @@ async fn a_document_that_cannot_be_served_keeps_its_value_over_every_load() {
 }
 
 #[tokio::test]
-async fn a_store_that_is_set_back_leaves_nothing_to_be_said_about_what_came_later() {
+async fn a_rollback_removes_later_findings() {
     let (keyring, findings) = (Arc::new(pki::Keyring::empty()), Arc::new(Findings::default()));
     let load = async |before: Snapshot, revision, item| {
         let loaded = DocumentList { revision, items: vec![item] };
@@ -92,7 +92,7 @@ async fn a_store_that_is_set_back_leaves_nothing_to_be_said_about_what_came_late
     assert!(resource(&kept, "a").ptr_eq(&resource(&good, "a")) && told == 1);
     let (back, told) = load(kept, 5, stored("a", 5, upstream(1))).await;
     assert_eq!(told, 0, "it is as it was");
-    // What is served in part is told of as long as it is, however often it is loaded.
+    // A partly served document has its finding as long as it is, however often it is loaded.
     let (part, told) = load(back, 8, stored("a", 8, with_checks.clone())).await;
     assert_eq!(told, 1);
     let (again, told) = load(part.clone(), 9, stored("a", 8, with_checks)).await;
@@ -105,7 +105,8 @@ async fn a_removal_by_another_program_is_logged() {
     let path = folder.path().join("log");
     let log = std::sync::Mutex::new(std::fs::File::create(&path).unwrap());
     let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(log).finish();
-    // With two of them, what each line is interesting to is asked of all.
+    // With a single dispatcher, tracing caches callsite interest and the lines of parallel tests
+    // get lost.
     let _other = tracing::Dispatch::new(tracing_subscriber::registry());
     let _guard = tracing::subscriber::set_default(subscriber);
     let key = Key::new(Kind::Route, Id::parse("guarded").unwrap());

@@ -1,8 +1,8 @@
-//! How a ring turns with time, and how it lies in the store. No clock and no IO.
+//! When a ring rotates, and its stored form. No clock and no IO.
 //!
-//! One secret seals at a time; the next one is in the ring before it does, and one stays until no
-//! ticket of it can live. The stored text is PEM around the ring's protobuf, sealed with the
-//! keyring exactly as private keys are.
+//! One secret seals at a time; the next one is in the ring before it does, and an old one stays as
+//! long as a ticket of it may live. The stored text is PEM around the ring's protobuf, encrypted
+//! with the keyring like private keys.
 
 use std::time::Duration;
 
@@ -17,21 +17,20 @@ use zeroize::Zeroizing;
 
 const BEGIN: &str = "-----BEGIN COUNTERSIGN TICKET SECRETS-----\n";
 const END: &str = "\n-----END COUNTERSIGN TICKET SECRETS-----\n";
-/// What clocks may differ, and what a push may take, in seconds.
+/// Clock skew plus the time of a push, in seconds.
 const SLACK: u64 = 60;
 
 /// The times of a ring, in seconds.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct RotationSchedule {
     lifetime: u32,
-    /// How long one secret seals.
     rotation: u64,
-    /// How long before it seals a secret is pushed at least.
+    /// The least time from the push of a secret until it seals.
     lead_time: u64,
 }
 
 impl RotationSchedule {
-    /// For tickets that live so long.
+    /// For tickets with this lifetime.
     pub(super) fn new(lifetime: Duration) -> Self {
         let lifetime =
             u32::try_from(lifetime.as_secs()).unwrap_or(u32::MAX).clamp(2, model::tickets::LIFETIME_MAX);
@@ -39,24 +38,23 @@ impl RotationSchedule {
         Self { lifetime, rotation: turn, lead_time: SLACK.min(turn) }
     }
 
-    /// How often to look whether a ring must turn.
     pub(super) fn check_interval(self) -> Duration {
         Duration::from_secs(self.rotation) / 4
     }
 
-    /// The ring with our lifetime.
+    /// The ring with the configured lifetime.
     pub(super) fn with_lifetime(self, ring: TicketRing) -> TicketRing {
         TicketRing { lifetime: self.lifetime, ..ring }
     }
 
-    /// The ring as it must be now, when that is not how it is: with a secret that seals and one for
-    /// later, and without those that are done.
+    /// The ring that is due now, when it differs from `ring`: with a secret that seals, the next
+    /// one, and without those that no ticket can need.
     pub(super) fn rotated(self, ring: &TicketRing, now: u64) -> Option<TicketRing> {
-        // One from a future that no turn leads to was made by a clock that was wrong.
+        // A secret further in the future than any rotation leads comes from a wrong clock.
         let credible = |secret: &&TicketSecret| secret.active_from() <= now.saturating_add(2 * self.rotation);
         let mut secrets: Vec<TicketSecret> = ring.secrets.iter().filter(credible).cloned().collect();
         let ends: Vec<u64> = secrets.iter().skip(1).map(TicketSecret::active_from).collect();
-        // A secret ends to seal when the next one begins; the last one never does.
+        // A secret stops sealing when the next one begins; the last one never does.
         let kept = |end: &u64| end.saturating_add(u64::from(self.lifetime) + self.lead_time) < now;
         let done = ends.iter().take_while(|end| kept(end)).count();
         secrets.drain(..done);
@@ -74,14 +72,14 @@ impl RotationSchedule {
     }
 }
 
-/// `None` only when the system gives no random bytes.
+/// `None` only when the system has no random bytes.
 fn new_secret(from: u64) -> Option<TicketSecret> {
     let mut bytes = Zeroizing::new([0; SECRET_BYTES]);
     aws_lc_rs::rand::fill(&mut *bytes).ok()?;
     Some(TicketSecret::new(from, bytes))
 }
 
-/// Whether two rings hold the same secrets. For rings of our own making: not in constant time.
+/// Whether two rings hold the same secrets. For rings of our own making: not constant-time.
 pub(super) fn same_secrets(one: &TicketRing, other: &TicketRing) -> bool {
     let alike = |(one, other): (&TicketSecret, &TicketSecret)| {
         one.active_from() == other.active_from() && one.expose() == other.expose()
@@ -89,13 +87,13 @@ pub(super) fn same_secrets(one: &TicketRing, other: &TicketRing) -> bool {
     one.secrets.len() == other.secrets.len() && one.secrets.iter().zip(&other.secrets).all(alike)
 }
 
-/// The text for the store.
+/// The stored text.
 pub(super) fn seal_ring(ring: &TicketRing, keyring: &Keyring) -> Zeroizing<String> {
     let wire = tickets_to_wire(ring);
     let mut bytes = Zeroizing::new(Vec::with_capacity(wire.encoded_len()));
-    // Encoding fails only for want of room, and a Vec makes room.
+    // Encoding fails only for want of room, and a `Vec` grows.
     let _ = wire.encode(&mut *bytes);
-    // Room for all of it, so that the text is never moved, which would leave it behind.
+    // Preallocated, so that the text is never moved, which would leave a copy behind.
     let mut text = Zeroizing::new(String::with_capacity(BEGIN.len() + bytes.len() * 4 / 3 + 4 + END.len()));
     text.push_str(BEGIN);
     STANDARD.encode_string(&*bytes, &mut text);
@@ -103,7 +101,7 @@ pub(super) fn seal_ring(ring: &TicketRing, keyring: &Keyring) -> Zeroizing<Strin
     Zeroizing::new(keyring.seal(&text))
 }
 
-/// The ring in a stored text.
+/// The ring of a stored text.
 pub(super) fn open_ring(stored: &str, keyring: &Keyring) -> Result<TicketRing, String> {
     let text = keyring.open(stored).map_err(|error| error.to_string())?;
     let inner = text.strip_prefix(BEGIN).and_then(|text| text.strip_suffix(END));

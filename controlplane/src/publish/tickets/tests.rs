@@ -1,5 +1,4 @@
-//! The ring turns as time goes, for one control plane and for several, and lies sealed in the
-//! store.
+//! The ring rotates with time, for one control plane and for several, and is stored encrypted.
 
 use super::ring::{open_ring, same_secrets, seal_ring};
 use super::*;
@@ -20,7 +19,7 @@ fn froms(ring: &TicketRing) -> Vec<u64> {
 }
 
 #[test]
-fn a_new_ring_seals_now_and_has_one_for_later() {
+fn a_new_ring_has_a_current_and_a_next_secret() {
     let ring = period().rotated(&TicketRing::default(), START).unwrap();
     assert_eq!((ring.lifetime, froms(&ring)), (28_800, vec![0, 240]));
     assert_ne!(ring.secrets[0].expose(), ring.secrets[1].expose());
@@ -31,11 +30,11 @@ fn a_new_ring_seals_now_and_has_one_for_later() {
 }
 
 #[test]
-fn it_turns_and_lets_go_of_what_no_ticket_can_need() {
+fn a_ring_rotates_and_drops_expired_secrets() {
     let mut ring = TicketRing::default();
     for now in (START..START + 48 * HOUR).step_by(60) {
         if let Some(turned) = period().rotated(&ring, now) {
-            // What both hold is the same, and only the oldest go.
+            // The common secrets are equal, and only the oldest are removed.
             let kept = turned
                 .secrets
                 .iter()
@@ -47,7 +46,7 @@ fn it_turns_and_lets_go_of_what_no_ticket_can_need() {
         assert_eq!(ring.secrets.len() - begun, 1, "one is ahead");
         let sealing = ring.secrets[begun - 1].active_from();
         assert!(now - sealing < 4 * HOUR, "none seals for longer than its turn");
-        // A ticket of the last moment that may still be offered.
+        // The oldest ticket that is still valid.
         let oldest_alive = now.saturating_sub(8 * HOUR).max(START);
         assert!(ring.secrets[0].active_from() <= oldest_alive, "the secret of a living ticket is gone");
         assert!(ring.secrets.len() <= 5, "{:?}", froms(&ring));
@@ -55,11 +54,11 @@ fn it_turns_and_lets_go_of_what_no_ticket_can_need() {
 }
 
 #[test]
-fn after_a_long_absence_the_next_one_comes_soon_but_not_at_once() {
+fn after_a_long_absence_the_next_secret_has_lead_time() {
     let ring = period().rotated(&TicketRing::default(), START).unwrap();
     let now = START + 100 * HOUR;
     let turned = period().rotated(&ring, now).unwrap();
-    // The data planes have been sealing with the second one all the time.
+    // The data planes have sealed with the second secret all the time.
     assert_eq!(froms(&turned), [240, 6001]);
     assert_eq!(turned.secrets[0].expose(), ring.secrets[1].expose());
 }
@@ -72,7 +71,7 @@ fn a_ring_from_a_wrong_clock_is_replaced() {
 }
 
 #[test]
-fn the_shortest_lifetime_turns_too() {
+fn the_shortest_lifetime_rotates() {
     let period = RotationSchedule::new(Duration::from_secs(2));
     let ring = period.rotated(&TicketRing::default(), START).unwrap();
     let turned = period.rotated(&ring, START + 1).unwrap();
@@ -81,18 +80,18 @@ fn the_shortest_lifetime_turns_too() {
 }
 
 #[test]
-fn the_stored_text_shows_nothing_and_comes_back() {
+fn the_stored_ring_is_encrypted_and_round_trips() {
     let ring = period().rotated(&TicketRing::default(), START).unwrap();
     let keyring = Keyring::new(vec!["0123456789abcdef".to_owned()]).unwrap();
     let text = seal_ring(&ring, &keyring);
     assert!(!text.contains("TICKET"), "it is sealed: {}", *text);
     assert!(same_secrets(&open_ring(&text, &keyring).unwrap(), &ring));
-    // In front of a new key the old one still opens; alone, the new one does not.
+    // Behind a new key the old one still decrypts; the new one alone does not.
     let other = "another-key-1234".to_owned();
     let both = Keyring::new(vec![other.clone(), "0123456789abcdef".to_owned()]).unwrap();
     assert!(same_secrets(&open_ring(&text, &both).unwrap(), &ring));
     assert!(open_ring(&text, &Keyring::new(vec![other]).unwrap()).is_err());
-    // Without a keyring it is as readable as private keys are then.
+    // Without a keyring the ring is stored in clear, as private keys are.
     let clear = seal_ring(&ring, &Keyring::empty());
     assert!(clear.starts_with("-----BEGIN COUNTERSIGN TICKET SECRETS-----"));
     assert!(same_secrets(&open_ring(&clear, &Keyring::empty()).unwrap(), &ring));
@@ -118,7 +117,7 @@ async fn ring_of(
 }
 
 #[tokio::test]
-async fn control_planes_over_one_store_and_a_restarted_one_have_one_ring() {
+async fn control_planes_over_one_store_share_one_ring() {
     let folder = tempfile::tempdir().unwrap();
     let keyring = Arc::new(Keyring::new(vec!["0123456789abcdef".to_owned()]).unwrap());
     let (stop, _stopped) = watch::channel(false);
@@ -129,7 +128,7 @@ async fn control_planes_over_one_store_and_a_restarted_one_have_one_ring() {
     let held = Arc::clone(&rings[0]);
     let entry = first.internal_entry(InternalKey::TicketSecrets).await.unwrap().unwrap();
     assert_eq!(entry.version, 1, "nobody wrote twice");
-    // Dropped by the keepers' tasks, too, before the file is free for another life.
+    // The rotators' tasks drop the store, too, before the file is free.
     let weak = Arc::downgrade(&first);
     drop((first, rings));
     while weak.strong_count() > 0 {
@@ -141,7 +140,7 @@ async fn control_planes_over_one_store_and_a_restarted_one_have_one_ring() {
 }
 
 #[tokio::test]
-async fn a_ring_that_cannot_be_opened_is_replaced() {
+async fn an_unreadable_ring_is_replaced() {
     let folder = tempfile::tempdir().unwrap();
     let store = store(&folder);
     let (stop, _stopped) = watch::channel(false);
@@ -154,7 +153,7 @@ async fn a_ring_that_cannot_be_opened_is_replaced() {
 }
 
 #[tokio::test]
-async fn without_a_lifetime_there_is_no_ring_and_the_store_is_left_alone() {
+async fn without_a_lifetime_the_ring_is_empty_and_not_stored() {
     let folder = tempfile::tempdir().unwrap();
     let store = store(&folder);
     let (_stop, stopped) = watch::channel(false);

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use model::{Id, Key, Kind, json};
-use pem_files::bounded_read;
+use process::bounded_read;
 use redb::{Builder, Database, ReadableDatabase, TableDefinition, TableError};
 use zeroize::Zeroizing;
 

@@ -127,7 +127,7 @@ impl ConnectionManager {
         &self.heartbeat
     }
 
-    pub(super) fn files(&self) -> &pem_files::Reloader<dial::LoadedTls> {
+    pub(super) fn files(&self) -> &mtls::Reloader<dial::LoadedTls> {
         self.shared.settings.tls.files()
     }
 

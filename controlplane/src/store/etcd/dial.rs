@@ -1,6 +1,6 @@
 //! Dials an endpoint: a verified HTTP/2 connection, or an error that names the failing step.
 //!
-//! The steps are resolve, TCP, TLS (`client_tls`, `verifier`) and the first frame (`observer`). A
+//! The steps are resolve, TCP, TLS (`client_tls`) and the first frame (`observer`). A
 //! channel that reconnects repeats them with the current files.
 //!
 //! Invariant: with `https://` no byte of HTTP/2 is sent before `pki` has accepted the server's
@@ -36,7 +36,6 @@ mod diagnosis;
 mod endpoint;
 mod error;
 mod observer;
-mod verifier;
 
 /// etcd ends a connection at the third ping that comes within 5 seconds or without a call in
 /// progress. Windows are fixed for the same reason: an adaptive window measures with pings.

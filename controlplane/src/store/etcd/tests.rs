@@ -564,7 +564,7 @@ async fn a_report_expires_with_its_process() {
     assert_eq!(one.load().await.unwrap().items, before, "it is no document");
     assert!(watch.next().now_or_never().is_none(), "no watch tells of it");
     assert!(one.unknown_keys().await.unwrap().is_empty());
-    let entries = async || server.keys().await.below("/apisix/countersign/control_planes/").await;
+    let entries = async || server.keys().await.with_prefix("/apisix/countersign/control_planes/").await;
     let entry = entries().await.pop().unwrap();
     assert_ne!(entry.lease, 0, "a process that dies takes it along");
     // The lease is lost, as after a long partition: the next write gets a new one.

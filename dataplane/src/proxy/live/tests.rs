@@ -36,7 +36,7 @@ impl Stage {
             client: client.map(Arc::new),
             versions: None,
             enabled,
-            prepared: model::CacheSlot::new(),
+            cache: model::CacheSlot::new(),
             blocked: None,
         });
         let (from, to) = (self.snapshot.revision(), self.snapshot.revision() + 1);
@@ -87,14 +87,14 @@ fn a_client_stays_while_its_policy_lets_it_in() {
 fn a_client_goes_when_it_is_revoked_or_its_ca_or_site_is_gone() {
     type Change = fn(&mut Stage);
     let changes: [(Change, Reason); 4] = [
-        (|stage| drop(stage.site(stage.revoking(ClientAuthInput::default()), true)), Reason::PolicyMoved),
+        (|stage| drop(stage.site(stage.revoking(ClientAuthInput::default()), true)), Reason::PolicyChanged),
         (
             |stage| {
                 let other = Authority::root(&AuthoritySpec::new("CA")).unwrap().certificate().clone();
                 let input = ClientAuthInput { anchors: vec![other], ..Default::default() };
                 drop(stage.site(stage.policy(input), true));
             },
-            Reason::PolicyMoved,
+            Reason::PolicyChanged,
         ),
         (|stage| drop(stage.site(stage.policy(ClientAuthInput::default()), false)), Reason::NoSite),
         (removed, Reason::NoSite),
@@ -132,7 +132,7 @@ fn without_any_policy_a_connection_finishes_when_its_site_is_gone() {
         }
         // The name comes back, and its site asks for certificates.
         stage.site(stage.policy(ClientAuthInput::default()), true);
-        assert_eq!(request.revalidate(&stage.snapshot), Some(CloseMode::Immediate(Reason::PolicyMoved)));
+        assert_eq!(request.revalidate(&stage.snapshot), Some(CloseMode::Immediate(Reason::PolicyChanged)));
     }
 }
 
@@ -174,7 +174,7 @@ fn who_showed_nothing_goes_when_the_site_begins_to_insist() {
     stage.site(stage.policy(skipping()), true);
     assert_eq!(anonymous.revalidate(&stage.snapshot), None, "each of its requests is judged");
     stage.site(stage.policy(ClientAuthInput::default()), true);
-    assert_eq!(anonymous.revalidate(&stage.snapshot), Some(CloseMode::Immediate(Reason::PolicyMoved)));
+    assert_eq!(anonymous.revalidate(&stage.snapshot), Some(CloseMode::Immediate(Reason::PolicyChanged)));
 }
 
 #[test]
@@ -190,7 +190,7 @@ fn with_skip_rules_only_who_was_somebody_has_to_go() {
     // A request may be first to notice.
     known.update_verdict(&revoking);
     assert!(matches!(*known.client(), ClientVerification::Rejected(_)));
-    assert_eq!(known.revalidate(&stage.snapshot), Some(CloseMode::Immediate(Reason::PolicyMoved)));
+    assert_eq!(known.revalidate(&stage.snapshot), Some(CloseMode::Immediate(Reason::PolicyChanged)));
     assert_eq!(anonymous.revalidate(&stage.snapshot), None);
     assert_eq!(stranger.revalidate(&stage.snapshot), None);
 }
@@ -206,7 +206,7 @@ fn time_ends_what_it_must_and_nothing_else() {
     assert_eq!(good.revalidate_expiry(&stage.snapshot, at(end)), None);
     assert_eq!(
         good.revalidate_expiry(&stage.snapshot, at(end + 1)),
-        Some(CloseMode::Immediate(Reason::PolicyMoved))
+        Some(CloseMode::Immediate(Reason::PolicyChanged))
     );
     assert_eq!(good.revalidate_expiry(&stage.snapshot, at(end + 2)), None, "said once");
 }
@@ -219,7 +219,7 @@ fn a_stream_is_not_let_off_by_skip_rules_neither_at_its_beginning_nor_later() {
     assert_eq!(stream.check_tcp_client(), Ok(()), "the site asks nobody");
     let site = stage.site(stage.policy(skipping()), true);
     assert_eq!(requests.revalidate(&stage.snapshot), None);
-    assert_eq!(stream.revalidate(&stage.snapshot), Some(CloseMode::Immediate(Reason::PolicyMoved)));
+    assert_eq!(stream.revalidate(&stage.snapshot), Some(CloseMode::Immediate(Reason::PolicyChanged)));
 
     let absent = stage.connect_for(Subsystem::Stream, &site, None);
     assert_eq!(absent.check_tcp_client(), Err(Reason::NoCertificate));
@@ -230,7 +230,7 @@ fn a_stream_is_not_let_off_by_skip_rules_neither_at_its_beginning_nor_later() {
     assert_eq!(good.check_tcp_client(), Ok(()));
     assert_eq!(good.revalidate(&stage.snapshot), None);
     stage.site(stage.revoking(skipping()), true);
-    assert_eq!(good.revalidate(&stage.snapshot), Some(CloseMode::Immediate(Reason::PolicyMoved)));
+    assert_eq!(good.revalidate(&stage.snapshot), Some(CloseMode::Immediate(Reason::PolicyChanged)));
 }
 
 #[test]

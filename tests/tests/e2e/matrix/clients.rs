@@ -1,17 +1,17 @@
-//! The clients of the matrix and the authorities behind them, freshly minted.
+//! The clients of the matrix and their authorities, freshly minted.
 
 use std::collections::HashMap;
 use std::time::Duration;
 
-use e2e::caller::Shown;
+use e2e::client::ClientCertificate;
 use pki::ca::{Authority, AuthoritySpec, CrlSpec, IssuedCertificate, KeyAlgorithm, LeafSpec, Usages};
 use pki::{Certificate, CertificateDer, UnixTime};
 
 use super::table::{ROWS, Revocation};
 
-/// Who comes. Each has its own name as the common name of what it shows.
+/// Each has its name as the common name of its certificate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Client {
+pub(super) enum Client {
     Nobody,
     Direct,
     ForAnyUse,
@@ -54,11 +54,10 @@ fn at(since_1970: Duration) -> UnixTime {
     UnixTime::since_unix_epoch(since_1970)
 }
 
-/// The authorities.
-pub struct Pki {
+pub(super) struct Pki {
     root: Authority,
     second: Authority,
-    /// An anchor without room for an intermediate.
+    /// An anchor that allows no intermediate.
     narrow: Authority,
     middle: Authority,
     listed: Authority,
@@ -66,7 +65,7 @@ pub struct Pki {
 }
 
 impl Pki {
-    pub fn mint() -> Self {
+    pub(super) fn mint() -> Self {
         let root = |name: &str| Authority::root(&AuthoritySpec::new(name)).expect("a root");
         let (first, stranger) = (root("Matrix Root"), root("Matrix Stranger"));
         let below = |authority: &Authority, name: &str| {
@@ -87,8 +86,8 @@ impl Pki {
         [&self.root, &self.second, &self.narrow, &self.listed]
     }
 
-    /// `client.ca`: three roots, an intermediate, two clients' own certificates.
-    pub fn bundle(&self, clients: &Clients) -> String {
+    /// `client.ca`: three roots, an intermediate, the own certificates of two clients.
+    pub(super) fn bundle(&self, clients: &Clients) -> String {
         let mut bundle: String = self.anchors().iter().map(|authority| authority.certificate_pem()).collect();
         for pinned in [Client::Pinned, Client::PinnedOfRoot] {
             bundle.push_str(&clients.certificates[&pinned].to_pem());
@@ -97,7 +96,11 @@ impl Pki {
     }
 
     /// `client.crl` and `client.crl_policy`.
-    pub fn lists(&self, clients: &Clients, revocation: Revocation) -> Option<(Vec<String>, &'static str)> {
+    pub(super) fn lists(
+        &self,
+        clients: &Clients,
+        revocation: Revocation,
+    ) -> Option<(Vec<String>, &'static str)> {
         let (from, to) = match revocation {
             Revocation::RequireStale | Revocation::PreferStale => (now() - 48 * HOUR, now() - 24 * HOUR),
             _ => (now() - HOUR, now() + 24 * HOUR),
@@ -125,14 +128,14 @@ fn pem(der: &[u8]) -> String {
     format!("-----BEGIN X509 CRL-----\n{}\n-----END X509 CRL-----\n", lines.join("\n"))
 }
 
-/// What each client shows.
-pub struct Clients {
-    shown: HashMap<Client, Shown>,
+/// The chain of each client.
+pub(super) struct Clients {
+    shown: HashMap<Client, ClientCertificate>,
     certificates: HashMap<Client, Certificate>,
 }
 
 impl Clients {
-    pub fn mint(pki: &Pki) -> Self {
+    pub(super) fn mint(pki: &Pki) -> Self {
         let mut clients = Self { shown: HashMap::new(), certificates: HashMap::new() };
         for row in ROWS {
             if row.client == Client::SelfSigned {
@@ -150,10 +153,10 @@ impl Clients {
     fn add(&mut self, client: Client, chain: Vec<Certificate>, key: &pki::PrivateKey) {
         self.certificates.insert(client, chain[0].clone());
         let chain: Vec<CertificateDer<'static>> = chain.iter().map(|one| one.der().clone()).collect();
-        self.shown.insert(client, Shown::new(chain, &key.der().clone_key()));
+        self.shown.insert(client, ClientCertificate::new(chain, &key.der().clone_key()));
     }
 
-    pub fn shown(&self, client: Client) -> Option<&Shown> {
+    pub(super) fn shown(&self, client: Client) -> Option<&ClientCertificate> {
         self.shown.get(&client)
     }
 }

@@ -1,27 +1,26 @@
-//! The verdicts, by hand: what each client is to get, under each treatment of revocation, and why.
+//! The verdict on each client, for each policy of revocation, with the reason.
 //!
-//! Written from the contract and RFC 5280, not from the code; the last column is the reason a reader can check.
+//! Written by hand from the requirements and RFC 5280, not from the code.
 
 use rustls::AlertDescription;
 
 use super::clients::Client;
 
-/// What a site knows about revocation, and what it makes of it.
+/// The revocation lists and policy of a site.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Revocation {
-    /// No lists.
+pub(super) enum Revocation {
     None,
     /// `require`, with current lists of every CA in the bundle.
     RequireFresh,
     /// `require`, with the same lists past their nextUpdate.
     RequireStale,
-    /// `prefer`, with those.
+    /// `prefer`, with the same expired lists.
     PreferStale,
     /// `prefer`, with current lists that revoke the client, or the intermediate above it.
     Revoked,
 }
 
-pub const REVOCATIONS: [Revocation; 5] = [
+pub(super) const REVOCATIONS: [Revocation; 5] = [
     Revocation::None,
     Revocation::RequireFresh,
     Revocation::RequireStale,
@@ -29,9 +28,9 @@ pub const REVOCATIONS: [Revocation; 5] = [
     Revocation::Revoked,
 ];
 
-/// Why a client stays out.
+/// Why a client is rejected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Rule {
+pub(super) enum Rule {
     NoCertificate,
     UnknownIssuer,
     BadSignature,
@@ -48,9 +47,9 @@ pub enum Rule {
 }
 
 impl Rule {
-    /// What the client hears (RFC 8446 6.2): no more than the alert. rustls uses the alerts of TLS 1.3 in TLS 1.2, too, where RFC 5246
+    /// The alert (RFC 8446 6.2). rustls uses the alerts of TLS 1.3 in TLS 1.2, too, where RFC 5246
     /// has nothing as exact as `certificate_required`.
-    pub fn alert(self) -> AlertDescription {
+    pub(super) fn alert(self) -> AlertDescription {
         match self {
             Self::NoCertificate => AlertDescription::CertificateRequired,
             Self::Expired | Self::NotYetValid => AlertDescription::CertificateExpired,
@@ -69,13 +68,13 @@ impl Rule {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub(super) enum Verdict {
     In,
     Out(Rule),
 }
 
 /// One client's verdicts, in the order of [`REVOCATIONS`].
-pub struct Row {
+pub(super) struct Row {
     pub client: Client,
     pub verdicts: [Verdict; 5],
     pub because: &'static str,
@@ -83,9 +82,9 @@ pub struct Row {
 
 use Verdict::{In, Out};
 
-/// Good but for revocation: a CA of the bundle signed it, and its lists speak of it.
+/// Valid but for revocation: a CA of the bundle signed it, and its lists cover it.
 const GOOD: [Verdict; 5] = [In, In, Out(Rule::Status), In, Out(Rule::Revoked)];
-/// Good too, but its issuer's lists are nowhere: the bundle does not know the intermediate.
+/// Valid, but no list of its issuer exists: the bundle does not have the intermediate.
 const UNLISTED: [Verdict; 5] = [In, Out(Rule::Status), Out(Rule::Status), In, Out(Rule::Revoked)];
 
 const fn always(rule: Rule) -> [Verdict; 5] {
@@ -93,7 +92,7 @@ const fn always(rule: Rule) -> [Verdict; 5] {
 }
 
 #[rustfmt::skip]
-pub const ROWS: &[Row] = &[
+pub(super) const ROWS: &[Row] = &[
     Row { client: Client::Nobody, verdicts: always(Rule::NoCertificate), because: "nothing shown proves nothing" },
     Row { client: Client::Direct, verdicts: GOOD, because: "a CA of the bundle signed it" },
     Row { client: Client::ForAnyUse, verdicts: GOOD, because: "without extKeyUsage a certificate is for every use" },

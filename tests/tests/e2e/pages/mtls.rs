@@ -1,4 +1,4 @@
-//! "Mutual TLS Authentication", and "Configure mTLS for client to APISIX", which it leads to.
+//! "Mutual TLS Authentication", and "Configure mTLS for client to APISIX", which it links to.
 
 use e2e::shell::Shell;
 use e2e::upstream::Upstream;
@@ -36,7 +36,7 @@ const PROTECT_A_ROUTE: &str = r#"curl http://$admin/apisix/admin/ssls/1 \
     }
 }'"#;
 
-/// A route for what the page asks for, which it does not make itself.
+/// A route for the request of the page, which has none.
 const A_ROUTE: Step = step(
     201,
     "/apisix/routes/1",
@@ -73,7 +73,7 @@ async fn protect_a_route() {
     assert_eq!((&stored["client"], &stored["snis"]), (&client, &json!(["admin.apisix.dev"])));
 }
 
-/// What is pasted is the same in any shell, and whatever ends the lines of the files.
+/// The commands work in any shell, with any line ends in the files.
 #[tokio::test]
 async fn every_shell_and_every_line_end() {
     let mut page = page().await;
@@ -131,7 +131,7 @@ async fn mutual_tls_to_the_upstream() {
     .await;
 }
 
-/// The certificates of the tutorial are X.509 v1, with names only in the subject.
+/// The certificates of the tutorial are X.509 v1, with names in the subject only.
 const GENERATE: &str = r#"
 # For ROOT CA
 openssl genrsa -out ca.key 2048
@@ -150,7 +150,8 @@ openssl req -new -sha256 -key client.key  -out client.csr -subj "/CN=CLIENT"
 openssl x509 -req -days 36500 -sha256 -extensions v3_req  -CA  ca.cer -CAkey ca.key  -CAserial ca.srl  -CAcreateserial -in client.csr -out client.cer
 "#;
 
-/// The page says to write `\n` for the line ends of the files.
+/// The page requires `\
+/// ` for the line ends of the files.
 const WITH_ESCAPES: &str = r#"
 content() { awk '{printf "%s\\n", $0}' $1; }
 curl -X PUT "http://$admin/apisix/admin/ssls/1" \
@@ -165,7 +166,7 @@ curl -X PUT "http://$admin/apisix/admin/ssls/1" \
     }
 }'"#;
 
-/// People paste the files.
+/// Users paste the files.
 const AS_PASTED: &str = r#"
 curl -X PUT "http://$admin/apisix/admin/ssls/1" \
 --header "X-API-KEY: $admin_key" \
@@ -210,7 +211,7 @@ async fn the_tutorial_from_its_first_command_to_its_last() {
     let made = page.shell.run(GENERATE).await;
     assert_eq!(made.exit, 0, "{made:?}");
     page.follow(&[
-        // The page quotes the key so that no shell replaces it.
+        // The page quotes the key so that no shell expands it.
         step(
             401,
             "wrong apikey",

@@ -28,7 +28,7 @@ struct ReachedEndpoint {
     cluster: u64,
 }
 
-type CertificateChanges = watch::Receiver<Option<Arc<pem_files::LoadedCredentials<dial::LoadedTls>>>>;
+type CertificateChanges = watch::Receiver<Option<Arc<mtls::LoadedCredentials<dial::LoadedTls>>>>;
 
 /// The task that keeps one endpoint connected.
 pub(super) struct FailoverTask {

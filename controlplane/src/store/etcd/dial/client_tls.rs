@@ -1,7 +1,7 @@
 //! The TLS side of connections to etcd: the client certificate with its key, the CAs, and the
 //! expected name.
 //!
-//! The files are reloaded when they change ([`pem_files::reload`]); they are not read while no
+//! The files are reloaded when they change ([`mtls::reload`]); they are not read while no
 //! endpoint is `https://`.
 
 use std::fmt;
@@ -9,19 +9,23 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use pem_files::reload::ConfiguredFile;
-use pem_files::{ConfiguredFileRef, CredentialFiles, Credentials, FileError, Reloader};
-use pki::TrustAnchors;
-use rustls::ClientConfig;
+use mtls::{
+    ConfiguredFile, ConfiguredFileRef, CredentialFiles, Credentials, FileError, Reloader, ServerTrust,
+    ServerVerifier,
+};
+use pki::{TrustAnchors, VerifyError};
 use rustls::client::Resumption;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::ServerName;
 use rustls::sign::CertifiedKey;
+use rustls::{CertificateError, ClientConfig, OtherError};
 
 use super::credentials::{CA, CERT, KEY, PresentedCert, TrustSummary};
 use super::endpoint::Endpoint;
 use super::error::{DialError, DialFailure};
-use super::verifier::{Servers, Trust};
+
+/// Most intermediates between etcd's certificate and a CA (contract 1.2).
+const DEPTH: u32 = 5;
 
 /// The warning about `verify: false`.
 pub(crate) const VERIFY_OFF: &str = "deployment.etcd.tls.verify is false: any server that answers at an endpoint is accepted as etcd, and gets the password and \
@@ -114,7 +118,7 @@ fn load_tls(verify: bool, files: &CredentialFiles, contents: &Credentials) -> Re
     let (trust, trusted) = if verify {
         load_anchors(files.ca.as_ref(), contents)?
     } else {
-        (Trust::Anyone, TrustSummary::Unverified)
+        (ServerTrust::Unverified, TrustSummary::Unverified)
     };
     let cert = files.certificate().unwrap_or(ConfiguredFileRef { setting: CERT, path: Path::new("") });
     let cert_error = |error: rustls::Error| cert.error(error);
@@ -127,27 +131,35 @@ fn load_tls(verify: bool, files: &CredentialFiles, contents: &Credentials) -> Re
 
 /// Without client certificate and ALPN, which each connection adds: the certificate resolver
 /// records the request of the server.
-fn client_config(provider: &Arc<CryptoProvider>, trust: Trust) -> Result<ClientConfig, rustls::Error> {
+fn client_config(provider: &Arc<CryptoProvider>, trust: ServerTrust) -> Result<ClientConfig, rustls::Error> {
     let mut config = ClientConfig::builder_with_provider(Arc::clone(provider))
         .with_safe_default_protocol_versions()?
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(Servers::new(trust, provider)))
+        .with_custom_certificate_verifier(Arc::new(ServerVerifier::new(
+            trust,
+            Arc::clone(provider),
+            to_rustls_error,
+        )))
         .with_no_client_auth();
     // A resumed session would outlive the verdict on its certificates.
     config.resumption = Resumption::disabled();
     Ok(config)
 }
 
-/// A configuration that verifies nothing, for connections that carry no data and only look at the
-/// server's certificate.
+/// Keeps the type of the error, from which `error` tells a wrong name from an unknown issuer.
+fn to_rustls_error(error: VerifyError) -> rustls::Error {
+    CertificateError::Other(OtherError(Arc::new(error))).into()
+}
+
+/// For a connection on which nothing is said: to see who is there.
 pub(crate) fn unverified_config() -> Result<ClientConfig, rustls::Error> {
-    client_config(&Arc::new(rustls::crypto::aws_lc_rs::default_provider()), Trust::Anyone)
+    client_config(&Arc::new(rustls::crypto::aws_lc_rs::default_provider()), ServerTrust::Unverified)
 }
 
 fn load_anchors(
     file: Option<&ConfiguredFile>,
     contents: &Credentials,
-) -> Result<(Trust, TrustSummary), FileError> {
+) -> Result<(ServerTrust, TrustSummary), FileError> {
     let file = file.ok_or_else(|| {
         let problem = "this machine has no CA bundle to verify etcd with: name the PEM file of the CA that issued its \
                        certificate";
@@ -156,7 +168,8 @@ fn load_anchors(
     let anchors = TrustAnchors::new(contents.ca.clone()).map_err(|error| file.by_ref().error(error))?;
     let first = anchors.certificates().first().map(|first| first.subject().to_owned()).unwrap_or_default();
     let count = anchors.certificates().len();
-    Ok((Trust::Anchors(anchors), TrustSummary::Bundle { path: file.path.clone(), count, first }))
+    let trust = ServerTrust::Anchors { anchors: Arc::new(anchors), depth: Some(DEPTH) };
+    Ok((trust, TrustSummary::Bundle { path: file.path.clone(), count, first }))
 }
 
 impl fmt::Debug for ClientTls {

@@ -4,8 +4,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use pem_files::format_utc;
-use pki::Certificate;
+use pki::{Certificate, format_utc};
 
 pub(super) const CERT: &str = "deployment.etcd.tls.cert";
 pub(super) const KEY: &str = "deployment.etcd.tls.key";

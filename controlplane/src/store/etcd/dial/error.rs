@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use pem_files::FileError;
+use mtls::FileError;
 use pki::VerifyError;
 use rustls::AlertDescription;
 
