@@ -11,24 +11,24 @@ mod backup_stream;
 mod file;
 mod history;
 mod index;
-mod metrics;
+mod store_file;
 mod writer;
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, RwLock};
 use std::thread::JoinHandle;
 use std::{fs, io};
 
 pub(crate) use backup_stream::{BackupStreamError, BackupSummary};
-use file::{COUNTERS, ITEMS, Opener};
+use file::{ITEMS, Opener};
 use futures_util::future::BoxFuture;
 use futures_util::{FutureExt, StreamExt, stream};
-use history::History;
+use history::{History, HistoryLimits};
 use index::Index;
-use metrics::Metrics;
 use model::{Key, Kind};
 use prometheus_client::registry::Registry;
-use redb::{Database, ReadTransaction, ReadableDatabase};
+use redb::{Database, ReadableDatabase};
+use store_file::{Metrics, StoreFile};
 use telemetry::{Heartbeat, Readiness};
 use tokio::sync::{mpsc, oneshot, watch};
 use writer::{Job, PendingSwap, PendingWrite};
@@ -39,28 +39,8 @@ use super::{
     StoredDocument, WatchError,
 };
 
-/// The version of the tables in the file. A file of another version is rejected.
-pub(crate) const FORMAT_VERSION: u64 = 1;
-
 /// Jobs in the queue before callers wait.
 const QUEUE_MAX: usize = 1024;
-
-/// Attempts to read the index and the file at one revision; they differ for a moment during a
-/// commit.
-const PAGE_ATTEMPTS: usize = 4;
-
-/// How much history watches can read.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct HistoryLimits {
-    pub events: usize,
-    pub bytes: usize,
-}
-
-impl Default for HistoryLimits {
-    fn default() -> Self {
-        Self { events: 4096, bytes: 64 << 20 }
-    }
-}
 
 /// A store in one file. Dropping it completes the accepted writes and releases the file.
 pub struct EmbeddedStore {
@@ -72,16 +52,6 @@ pub struct EmbeddedStore {
     jobs: Option<mpsc::Sender<Job>>,
     heartbeat: Arc<Heartbeat>,
     writer: Option<JoinHandle<()>>,
-}
-
-/// The open file, shared by the writer and the readers.
-struct StoreFile {
-    path: PathBuf,
-    opener: Opener,
-    /// `None` after a failure, until the writer has reopened the file.
-    database: RwLock<Option<Database>>,
-    index: Mutex<Index>,
-    metrics: Metrics,
 }
 
 impl EmbeddedStore {
@@ -263,53 +233,6 @@ impl EmbeddedStore {
     }
 }
 
-impl StoreFile {
-    /// `None` while the database is not open.
-    fn with_database<T>(&self, f: impl FnOnce(&Database) -> T) -> Option<T> {
-        let database = self.database.read().unwrap_or_else(std::sync::PoisonError::into_inner);
-        database.as_ref().map(f)
-    }
-
-    /// The index moves in one step, so a poisoned lock still guards a consistent index.
-    fn index(&self) -> MutexGuard<'_, Index> {
-        self.index.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// One page of a kind. A document that is removed between the lookup in the index and the read
-    /// is skipped.
-    fn page(
-        &self,
-        database: &Database,
-        kind: Kind,
-        first: usize,
-        size: usize,
-    ) -> Result<Page, file::ReadError> {
-        let (mut index_revision, mut documents) = self.index().documents_of(kind);
-        let mut transaction = database.begin_read()?;
-        for _ in 1..PAGE_ATTEMPTS {
-            if revision(&transaction)? == index_revision {
-                break;
-            }
-            (index_revision, documents) = self.index().documents_of(kind);
-            transaction = database.begin_read()?;
-        }
-        let table = transaction.open_table(ITEMS)?;
-        let mut items = Vec::new();
-        for (_, id) in documents.iter().skip(first).take(size) {
-            let name = Key::new(kind, id.clone()).to_string();
-            if let Some(row) = table.get(name.as_str())? {
-                items.push(file::decode_row(&name, row.value())?);
-            }
-        }
-        self.metrics.documents_read.inc_by(items.len() as u64);
-        Ok(Page { items, total: documents.len() })
-    }
-}
-
-fn revision(transaction: &ReadTransaction) -> Result<u64, file::ReadError> {
-    Ok(transaction.open_table(COUNTERS)?.get(file::REVISION)?.map_or(0, |row| row.value()))
-}
-
 impl Store for EmbeddedStore {
     fn identity(&self) -> &str {
         &self.identity
@@ -392,7 +315,7 @@ impl Store for EmbeddedStore {
 
 fn load(database: &Database, kind: Option<Kind>) -> Result<DocumentList, file::ReadError> {
     let transaction = database.begin_read()?;
-    let revision = revision(&transaction)?;
+    let revision = file::revision(&transaction)?;
     let table = transaction.open_table(ITEMS)?;
     // '0' follows '/', so this range holds exactly the names that start with "plural/".
     let (from, to) = match kind {

@@ -355,6 +355,4 @@ impl Store for EtcdStore {
 }
 
 #[cfg(test)]
-mod testing;
-#[cfg(test)]
 mod tests;

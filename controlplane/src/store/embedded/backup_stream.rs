@@ -11,8 +11,9 @@ use redb::{Builder, Database, ReadableDatabase, TableError};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-use super::file::{self, COUNTERS, FORMAT, IDENTITY, INTERNAL_ENTRIES, ITEMS, REVISION, ReadError, TEXTS};
-use super::{FORMAT_VERSION, revision};
+use super::file::{
+    self, COUNTERS, FORMAT, FORMAT_VERSION, IDENTITY, INTERNAL_ENTRIES, ITEMS, REVISION, ReadError, TEXTS,
+};
 use crate::store::StoreError;
 
 #[derive(Serialize, Deserialize)]
@@ -141,7 +142,7 @@ fn for_each_record(
     visit: &mut dyn FnMut(BackupRecord) -> Result<(), ReadError>,
 ) -> Result<(), ReadError> {
     let transaction = database.begin_read()?;
-    let revision = revision(&transaction)?;
+    let revision = file::revision(&transaction)?;
     let identity = transaction.open_table(TEXTS)?.get(IDENTITY)?.map(|row| row.value().to_owned());
     visit(BackupRecord::Store { identity: identity.unwrap_or_default(), revision })?;
     for row in transaction.open_table(ITEMS)?.range::<&str>(..)? {

@@ -12,11 +12,13 @@ use std::time::Duration;
 
 use model::{Id, Key, Kind, json};
 use process::bounded_read;
-use redb::{Builder, Database, ReadableDatabase, TableDefinition, TableError};
+use redb::{Builder, Database, ReadTransaction, ReadableDatabase, TableDefinition, TableError};
 use zeroize::Zeroizing;
 
-use super::FORMAT_VERSION;
 use crate::store::{InternalEntry, StoreError, StoredDocument};
+
+/// The version of the tables in the file. A file of another version is rejected.
+pub(super) const FORMAT_VERSION: u64 = 1;
 
 /// key text -> (create revision, mod revision, document as JSON text)
 pub(super) const ITEMS: TableDefinition<'_, &str, (u64, u64, &[u8])> = TableDefinition::new("items");
@@ -274,6 +276,10 @@ pub(super) fn read_meta(database: &Database, path: &Path) -> Result<Meta, StoreE
         }
         (None, ..) => Err(corrupted("it does not say its format version")),
     }
+}
+
+pub(super) fn revision(transaction: &ReadTransaction) -> Result<u64, ReadError> {
+    Ok(transaction.open_table(COUNTERS)?.get(REVISION)?.map_or(0, |row| row.value()))
 }
 
 pub(super) fn internal_entry(database: &Database, name: &str) -> Result<Option<InternalEntry>, ReadError> {

@@ -13,6 +13,7 @@ use redb::StorageBackend;
 use redb::backends::FileBackend;
 use serde_json::json;
 
+use super::file::{COUNTERS, FORMAT_VERSION};
 use super::*;
 use crate::store::conformance::{self, flatten, key, put};
 use crate::store::{Event, Precondition};

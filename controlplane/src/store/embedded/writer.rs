@@ -12,10 +12,10 @@ use telemetry::Heartbeat;
 use tokio::sync::{mpsc, oneshot, watch};
 use zeroize::Zeroizing;
 
-use super::StoreFile;
 use super::file::{self, COUNTERS, INTERNAL_ENTRIES, ITEMS, REVISION, ReadError};
 use super::history::History;
 use super::index::{self, Index};
+use super::store_file::StoreFile;
 use crate::store::{CommitResult, Event, Mutation, Precondition, StoreError, StoredDocument};
 
 /// Writes per fsync; bounds how long the first of them waits.

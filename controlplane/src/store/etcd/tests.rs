@@ -1,15 +1,19 @@
 //! The conformance tests against real etcd servers, and tests of clusters that stop answering
 //! during a write, through a proxy that delays or cuts the network.
 
+use std::fs;
+use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use e2e::etcd::{Etcd as Server, Keys};
+use e2e::credentials::Credential;
+use e2e::etcd::{Authorities, Etcd as Server, Keys};
 use e2e::proxy::{Network, Proxy};
 use futures_util::StreamExt;
 use model::Id;
 use serde_json::{Value, json};
+use tempfile::TempDir;
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 
 use super::*;
@@ -576,4 +580,49 @@ async fn a_report_expires_with_its_process() {
     assert_ne!(entries().await.pop().unwrap().lease, entry.lease);
     other_revision.withdraw().await.unwrap();
     assert!(entries().await.is_empty() && own_revision.others().await.unwrap().is_empty());
+}
+
+/// Fresh CAs, and a directory with the CA certificate of the servers.
+pub(super) struct TestPki {
+    directory: TempDir,
+    pub(super) authorities: Authorities,
+}
+
+impl TestPki {
+    pub(super) fn new() -> Self {
+        let (directory, authorities) = (tempfile::tempdir().expect("a directory"), Authorities::mint());
+        let pki = Self { directory, authorities };
+        pki.write("ca.crt", pki.authorities.servers.certificate_pem());
+        pki
+    }
+
+    pub(super) fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    pub(super) fn write(&self, name: &str, text: &str) -> PathBuf {
+        fs::write(self.path(name), text).expect("a file can be written");
+        self.path(name)
+    }
+
+    /// The CA certificate of the servers.
+    pub(super) fn ca_file(&self) -> PathBuf {
+        self.path("ca.crt")
+    }
+
+    /// Writes `name.crt` and `name.key`.
+    pub(super) fn pair(&self, name: &str, credential: &Credential) -> (PathBuf, PathBuf) {
+        let cert = self.write(&format!("{name}.crt"), &credential.certificate_pem);
+        (cert, self.write(&format!("{name}.key"), &credential.key_pem))
+    }
+
+    /// A client certificate that an etcd with these CAs accepts.
+    pub(super) fn client(&self) -> (PathBuf, PathBuf) {
+        self.pair("client", &self.authorities.clients.client("controlplane"))
+    }
+
+    /// A client certificate that expired yesterday.
+    pub(super) fn expired_client(&self) -> (PathBuf, PathBuf) {
+        self.pair("expired", &self.authorities.clients.expired_client("controlplane"))
+    }
 }

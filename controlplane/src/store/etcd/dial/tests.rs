@@ -14,7 +14,7 @@ use pki::ca::LeafSpec;
 use tonic::transport::Channel;
 
 use super::*;
-use crate::store::etcd::testing::Pki;
+use crate::store::etcd::tests::TestPki;
 
 const TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -62,7 +62,7 @@ async fn fails(settings: &Settings, words: &[&str]) -> Arc<DialFailure> {
 
 #[tokio::test]
 async fn connects_in_clear_with_tls_and_with_mutual_tls() {
-    let pki = Pki::new();
+    let pki = TestPki::new();
     works(&settings(&Etcd::plain().await.url(), None, None, |_| {})).await;
     works(&settings(&Etcd::tls(&pki.authorities).await.url(), Some(pki.ca_file()), None, |_| {})).await;
     works(&settings(
@@ -76,7 +76,7 @@ async fn connects_in_clear_with_tls_and_with_mutual_tls() {
 
 #[tokio::test]
 async fn a_server_of_another_ca_is_rejected() {
-    let pki = Pki::new();
+    let pki = TestPki::new();
     let etcd = Etcd::tls(&pki.authorities).await;
     let other = pki.write("other.crt", Authority::root("Another CA").certificate_pem());
     let words = [
@@ -98,7 +98,7 @@ async fn a_server_of_another_ca_is_rejected() {
 /// The names of an untrusted server are not checked.
 #[tokio::test]
 async fn the_chain_is_verified_before_the_name() {
-    let (pki, others) = (Pki::new(), Pki::new());
+    let (pki, others) = (TestPki::new(), TestPki::new());
     let etcd = Etcd::tls(&pki.authorities).await;
     let url = etcd.url();
     let other_name = |tls: &mut EtcdTlsSettings| tls.sni = Some("elsewhere.test".to_owned());
@@ -107,7 +107,7 @@ async fn the_chain_is_verified_before_the_name() {
 
 #[tokio::test]
 async fn another_server_name_is_a_mismatch() {
-    let pki = Pki::new();
+    let pki = TestPki::new();
     let named = pki.authorities.servers.issue(&LeafSpec::server("etcd.test"));
     let etcd = Etcd::builder().certificate(&named).start().await;
     let words = ["TLS: certificate host mismatch", "127.0.0.1", "etcd.test", "the URL's host", "tls.sni"];
@@ -123,7 +123,7 @@ async fn another_server_name_is_a_mismatch() {
 
 #[tokio::test]
 async fn an_expired_server_certificate_is_rejected() {
-    let pki = Pki::new();
+    let pki = TestPki::new();
     let old = pki.authorities.servers.expired_server(&["localhost"]);
     let etcd = Etcd::builder().certificate(&old).start().await;
     let words = ["TLS: certificate verify failed", "expired", "CN=localhost"];
@@ -132,7 +132,7 @@ async fn an_expired_server_certificate_is_rejected() {
 
 #[tokio::test]
 async fn a_rejected_client_certificate_is_described() {
-    let (pki, others) = (Pki::new(), Pki::new());
+    let (pki, others) = (TestPki::new(), TestPki::new());
     let etcd = Etcd::mutual(&pki.authorities).await;
     let with = |pair: Pair| settings(&etcd.url(), Some(pki.ca_file()), pair, |_| {});
 
@@ -156,7 +156,7 @@ async fn a_rejected_client_certificate_is_described() {
 
 #[tokio::test]
 async fn http_and_https_mixed_up_are_diagnosed() {
-    let pki = Pki::new();
+    let pki = TestPki::new();
     let (plain, tls) = (Etcd::plain().await, Etcd::tls(&pki.authorities).await);
     let to_tls = format!("http://127.0.0.1:{}", tls.address().port());
     let failure = fails(&settings(&to_tls, None, None, |_| {}), &["speaks TLS", "Write https://"]).await;
@@ -190,7 +190,7 @@ async fn other_protocols_are_diagnosed() {
     let port = server_that_says(b"HTTP/1.1 400 Bad Request\r\n\r\n");
     let words = ["HTTP/2: the answer is not HTTP/2", "HTTP/1.1"];
     fails(&settings(&format!("http://127.0.0.1:{port}"), None, None, |_| {}), &words).await;
-    let pki = Pki::new();
+    let pki = TestPki::new();
     let url = format!("https://127.0.0.1:{port}");
     fails(&settings(&url, Some(pki.ca_file()), None, |_| {}), &["does not speak TLS", "2379"]).await;
 }
@@ -212,7 +212,7 @@ async fn dns_and_tcp_failures_are_reported() {
 async fn a_silent_endpoint_times_out() {
     let listener = TcpListener::bind("127.0.0.1:0").expect("bound");
     let port = listener.local_addr().expect("bound").port();
-    let pki = Pki::new();
+    let pki = TestPki::new();
     for (scheme, step) in [("http", DialStep::Http2), ("https", DialStep::Tls)] {
         let url = format!("{scheme}://127.0.0.1:{port}");
         let settings = settings(&url, Some(pki.ca_file()), None, |_| {});
@@ -242,7 +242,7 @@ async fn a_silent_endpoint_times_out() {
 
 #[tokio::test]
 async fn an_error_of_a_call_has_the_dial_error() {
-    let pki = Pki::new();
+    let pki = TestPki::new();
     let mut etcd = Etcd::mutual(&pki.authorities).await;
     let settings = settings(&etcd.url(), Some(pki.ca_file()), Some(pki.client()), |_| {});
     let (endpoint, channel) = connected(&settings).await.expect("connects");
@@ -271,7 +271,7 @@ async fn http_endpoints_read_no_files() {
 /// The next connection uses changed files; invalid files are not used.
 #[tokio::test]
 async fn changed_files_are_reloaded() {
-    let pki = Pki::new();
+    let pki = TestPki::new();
     let etcd = Etcd::mutual(&pki.authorities).await;
     let (cert, key) = pki.client();
     let settings = settings(&etcd.url(), Some(pki.ca_file()), Some((cert.clone(), key.clone())), |_| {});

@@ -7,7 +7,7 @@ use e2e::etcd::Etcd;
 use etcd_client::Permission;
 
 use super::*;
-use crate::store::etcd::testing::Pki;
+use crate::store::etcd::tests::TestPki;
 
 fn etcd_settings(urls: &[String]) -> conf::EtcdSettings {
     conf::EtcdSettings {
@@ -108,7 +108,7 @@ async fn failed_logins_have_messages() {
 
 #[tokio::test]
 async fn the_clock_is_measured_in_clear_and_with_tls() {
-    let pki = Pki::new();
+    let pki = TestPki::new();
     for etcd in [Etcd::plain().await, Etcd::tls(&pki.authorities).await] {
         let mut settings = etcd_settings(&[etcd.url()]);
         settings.tls.verify = true;
