@@ -52,7 +52,7 @@ async fn an_embedded_store_moves_to_a_cluster_under_load() {
     assert_eq!(world.verified_client("app.test").get("/").await.unwrap().json()["upstream"], "moved");
     let refused = copy(&world, "embedded", "etcd").await;
     assert!(!refused.status.success());
-    assert!(refused.stdout.contains("in the way: routes/app differs"), "{refused:?}");
+    assert!(refused.stdout.contains("conflict: routes/app differs"), "{refused:?}");
 }
 
 #[tokio::test]
@@ -90,5 +90,5 @@ async fn an_apisix_cluster_is_copied() {
     assert_eq!(told(&there).lines().last(), out.lines().last());
     assert_eq!(keys.get("/other/routes/7").await.unwrap().json(), plugin);
     let same = copy(&world, "etcd:other.yaml", "etcd:other.yaml").await;
-    assert!(same.stderr.contains("are the same place"), "{same:?}");
+    assert!(same.stderr.contains("are the same location"), "{same:?}");
 }

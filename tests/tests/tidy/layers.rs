@@ -44,7 +44,6 @@ const LAYERS: &[(&str, &[&str])] = &[
             "explain",
             "lint",
             "admin",
-            "backup",
             "server",
             "cli",
         ],
