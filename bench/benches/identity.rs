@@ -24,7 +24,7 @@ use pki::ca::{Authority, AuthoritySpec, LeafSpec};
 use pki::{ClientAuth, ClientAuthInput, UnixTime};
 use serde_json::{Value, json};
 
-/// Within the validity of every minted certificate: 2026-01-01.
+/// Within the validity of every issued certificate: 2026-01-01.
 const NOW: UnixTime = UnixTime::since_unix_epoch(Duration::from_secs(1_767_225_600));
 
 fn main() {

@@ -39,7 +39,7 @@ const FOREGOING: u64 = 20;
 /// # Errors
 /// When something does not start, or a request fails.
 pub(super) fn run(requests: u64, mode: Mode) -> anyhow::Result<()> {
-    let credentials = Credentials::mint();
+    let credentials = Credentials::generate();
     let upstream = FixedUpstream::start(0, None);
     let snapshot = gateway::snapshot([
         (Kind::Ssl, "bench", site_document(&credentials, HOST)),

@@ -65,8 +65,8 @@ async fn refused_and_not_answered_by_the_wildcard(world: &World, why: &str) {
     world.control_log().line_with(&["ERROR", "a stored document is not usable", "ssls/secret", why]).await;
     let found = world.admin().get("lint").await.body;
     let of_site = |found: &&Value| found["resource"] == "ssls/secret" && found["severity"] == "error";
-    let told: Vec<_> = found["list"].as_array().unwrap().iter().filter(of_site).collect();
-    assert!(told.len() == 1 && told[0]["message"].as_str().unwrap().contains(why), "{found}");
+    let of_this_site: Vec<_> = found["list"].as_array().unwrap().iter().filter(of_site).collect();
+    assert!(of_this_site.len() == 1 && of_this_site[0]["message"].as_str().unwrap().contains(why), "{found}");
 }
 
 fn secret(world: &World) -> (Credential, Value) {
@@ -179,8 +179,8 @@ async fn an_undecryptable_upstream_key_blocks_and_shadows() {
         let refused = world.metric(&format!("countersign_errors_total{{reason=\"{reason}\"}}")).await;
         assert_eq!(refused, 1, "{reason}");
         let question = json!({"sni": "app.test", "uri": path});
-        let told = world.admin().call(http::Method::POST, "explain", Some(&question)).await.unwrap();
-        assert_eq!(told.body["outcome"]["reason"], reason);
+        let explained = world.admin().call(http::Method::POST, "explain", Some(&question)).await.unwrap();
+        assert_eq!(explained.body["outcome"]["reason"], reason);
     }
     assert_eq!(session.get("/else").await.unwrap().status, StatusCode::OK);
     assert_eq!(ask_plain(&world).await, "");

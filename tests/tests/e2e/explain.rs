@@ -44,8 +44,8 @@ fn scenario(
     Scenario { what, client, shows, expected, rule }
 }
 
-fn credential(minted: &ca::IssuedCertificate) -> Credential {
-    Credential { certificate_pem: minted.chain_pem.clone(), key_pem: minted.key_pem.to_string() }
+fn credential(issued: &ca::IssuedCertificate) -> Credential {
+    Credential { certificate_pem: issued.chain_pem.clone(), key_pem: issued.key_pem.to_string() }
 }
 
 /// A counter of the first node.
@@ -94,7 +94,7 @@ fn handshakes() -> Vec<Scenario> {
     let alice = LeafSpec::client("alice");
     let by = |authority: &ca::Authority, spec: &LeafSpec| Some(credential(&authority.issue(spec).unwrap()));
     let between = root.intermediate(&AuthoritySpec::new("Between")).unwrap();
-    let stranger = ca::Authority::root(&AuthoritySpec::new("Stranger")).unwrap();
+    let untrusted = ca::Authority::root(&AuthoritySpec::new("Untrusted")).unwrap();
     let namesake = ca::Authority::root(&AuthoritySpec::new("Root")).unwrap();
     let short = ca::Authority::root(&AuthoritySpec::new("Short").path_length(0)).unwrap();
     let below_short = short.intermediate(&AuthoritySpec::new("Below")).unwrap();
@@ -107,7 +107,7 @@ fn handshakes() -> Vec<Scenario> {
     let bad = "bad_certificate";
     vec![
         scenario("nothing", plain(), None, "no_certificate", None),
-        scenario("a stranger's", plain(), by(&stranger, &alice), bad, Some("unknown_issuer")),
+        scenario("an untrusted CA", plain(), by(&untrusted, &alice), bad, Some("unknown_issuer")),
         scenario(
             "an expired one",
             plain(),

@@ -155,7 +155,7 @@ async fn ca_depth_and_site_changes_close_connections() {
 
     let alice = open(&stage.alice).await;
     let other = stage.open("other.test", Some(&stage.alice)).await;
-    let strange = protected(stage.world.open_site(), &credentials.strangers);
+    let strange = protected(stage.world.open_site(), &credentials.untrusted);
     stage.ends(&[("ssls/app", strange)], vec![alice], vec![other]).await;
 
     for take_away in ["disable", "delete"] {

@@ -1,5 +1,5 @@
 //! A site without a client policy that is deleted, disabled or renamed: its connections finish
-//! their requests, are told to go away, and serve nothing new. With a client policy they end at
+//! their requests, get a GOAWAY, and serve nothing new. With a client policy they end at
 //! once (`live_connections`).
 
 use std::sync::Arc;
@@ -20,7 +20,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::stream::{streaming, to};
 
-const TOLD: &str = "they finish their requests in flight";
+const DRAINED: &str = "they finish their requests in flight";
 /// The size of a long download; its client reads none of it before the site is gone.
 const DOWNLOAD: usize = 50_000_000;
 
@@ -54,11 +54,11 @@ impl Stage {
         self.world.apply(&[("ssls/app", document)]).await;
     }
 
-    /// The same, and waits until the one connection has been told.
+    /// The same, and waits until the one connection has got it.
     async fn take_away_and_tell(&self, how: &str) {
         let mark = self.world.node_log().mark();
         self.take_away(how).await;
-        self.world.node_log().line_after(mark, &[TOLD, "connections=1"]).await;
+        self.world.node_log().line_after(mark, &[DRAINED, "connections=1"]).await;
     }
 
     async fn refused(&self) {
@@ -307,8 +307,8 @@ async fn a_stream_ends_at_the_same_timeout() {
         let client = stage.world.tcp_client("app.test");
         let mut stream = client.handshake_with(Arc::new(client.config())).await.unwrap();
         stream.write_all(b"before").await.unwrap();
-        let mut said = [0; 6];
-        bounded("an echo", stream.read_exact(&mut said)).await.unwrap();
+        let mut read = [0; 6];
+        bounded("an echo", stream.read_exact(&mut read)).await.unwrap();
         let mark = stage.world.node_log().mark();
         stage.take_away_and_tell("delete").await;
         assert_eq!(client.expect_alert().await, AlertDescription::UnrecognisedName);
@@ -317,8 +317,8 @@ async fn a_stream_ends_at_the_same_timeout() {
             e2e::raw::until_closed(&mut stream).await;
         } else {
             stream.write_all(b"after.").await.unwrap();
-            bounded("an echo", stream.read_exact(&mut said)).await.unwrap();
-            assert_eq!(&said, b"after.");
+            bounded("an echo", stream.read_exact(&mut read)).await.unwrap();
+            assert_eq!(&read, b"after.");
         }
     }
 }
