@@ -590,7 +590,7 @@ pub(super) struct TestPki {
 
 impl TestPki {
     pub(super) fn new() -> Self {
-        let (directory, authorities) = (tempfile::tempdir().expect("a directory"), Authorities::mint());
+        let (directory, authorities) = (tempfile::tempdir().expect("a directory"), Authorities::generate());
         let pki = Self { directory, authorities };
         pki.write("ca.crt", pki.authorities.servers.certificate_pem());
         pki
