@@ -20,7 +20,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use controlplane::testing::publish::{self, PublishConfig};
-use dataplane::testing::lifecycle::stage::ShutdownStage;
+use dataplane::testing::lifecycle::ShutdownStage;
 use dataplane::testing::push_client::SnapshotSource;
 use model::{HostName, Kind};
 use pki::ca::{Authority, AuthoritySpec, LeafSpec};

@@ -11,7 +11,7 @@ use std::time::Duration;
 use controlplane::testing::publish::{self, PublishConfig, Publisher};
 use controlplane::testing::store::{EmbeddedStore, Mutation, Precondition, Store};
 use dataplane::testing::lifecycle::handles::{SnapshotHandle, TicketRingHandle};
-use dataplane::testing::lifecycle::stage::{ShutdownStage, ShutdownWatch};
+use dataplane::testing::lifecycle::{ShutdownStage, ShutdownWatch};
 use dataplane::testing::push_client::{PushClientError, PushClientHandle, PushClientOptions, SyncStatus};
 use model::{Id, Key, Kind, Snapshot};
 use pki::ca::{Authority, AuthoritySpec, LeafSpec};

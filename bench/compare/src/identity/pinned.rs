@@ -138,8 +138,8 @@ mod tests {
         let mut cut = issuer.issue(&LeafSpec::server("a.test")).unwrap();
         cut.chain.truncate(1);
         assert!(verify(&verifier, &cut, "a.test", now).is_err(), "without its intermediate");
-        let stranger = Authority::root(&AuthoritySpec::new("root")).unwrap();
-        let theirs = stranger.issue(&LeafSpec::server("a.test")).unwrap();
+        let untrusted = Authority::root(&AuthoritySpec::new("root")).unwrap();
+        let theirs = untrusted.issue(&LeafSpec::server("a.test")).unwrap();
         assert!(verify(&verifier, &theirs, "a.test", now).is_err(), "of another authority");
         let renewed = issuer.issue(&LeafSpec::server("a.test")).unwrap();
         assert!(
@@ -152,8 +152,8 @@ mod tests {
     fn a_rejected_chain_is_not_remembered() {
         let root = Authority::root(&AuthoritySpec::new("root")).unwrap();
         let verifier = verifier(&root);
-        let stranger = Authority::root(&AuthoritySpec::new("stranger")).unwrap();
-        let theirs = stranger.issue(&LeafSpec::server("a.test")).unwrap();
+        let untrusted = Authority::root(&AuthoritySpec::new("untrusted")).unwrap();
+        let theirs = untrusted.issue(&LeafSpec::server("a.test")).unwrap();
         for _ in 0..2 {
             assert!(verify(&verifier, &theirs, "a.test", UnixTime::now()).is_err());
         }
