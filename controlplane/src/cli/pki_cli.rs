@@ -150,7 +150,7 @@ pub(crate) enum PkiCliError {
     #[error("{path}: {problem}", path = path.display())]
     Unusable { path: PathBuf, problem: String },
     #[error("cannot make the certificate: {0}")]
-    Mint(#[from] pki::ca::IssueError),
+    Issue(#[from] pki::ca::IssueError),
     #[error(
         "--ca is missing: the files, without ending, of the CA that signs (`controlplane pki issue ca NAME` makes one)"
     )]

@@ -31,9 +31,8 @@ pub(super) fn run(
         return create_keyring(&dir, out);
     }
     let from = valid_from(now);
-    let ca_days = args.days.saturating_mul(10).min(36_500);
     let ca = |name: &str| {
-        Authority::root(&AuthoritySpec::new(name).organization("Countersign").valid(from, ca_days))
+        Authority::root(&AuthoritySpec::new(name).organization("Countersign").valid(from, ca_days(args)))
     };
 
     let admin_ca = ca("Countersign Admin CA")?;
@@ -69,24 +68,41 @@ pub(super) fn run(
     let keyring_is_new = batch.secret_if_missing(&dir.join(KEYRING), &keyring);
     batch.write(args.force)?;
 
+    let names = [admin_names.join(", "), node_names.join(", ")];
+    print_next_steps(config, args, &dir, &names, keyring_is_new, out)
+}
+
+/// Lists the files, and the commands that use them.
+fn print_next_steps(
+    config: &Path,
+    args: &InitArgs,
+    dir: &Path,
+    [admin_names, node_names]: &[String; 2],
+    keyring_is_new: bool,
+    out: &mut dyn Write,
+) -> Result<(), PkiCliError> {
     let dir = dir.display();
     writeln!(out, "Made in {dir} (each .crt has its .key, mode 0600):")?;
     writeln!(out, "  admin-ca      signs for the Admin API; keep its key safe, or away from this machine")?;
-    writeln!(out, "  admin-server  the Admin API: {}", admin_names.join(", "))?;
+    writeln!(out, "  admin-server  the Admin API: {admin_names}")?;
     writeln!(out, "  admin-client  for who calls the Admin API (curl --cert --key)")?;
     writeln!(out, "  push-ca       signs for the push; keep its key safe, too")?;
     writeln!(out, "  push-server   the control plane, towards data planes: {}", args.server_name)?;
-    writeln!(out, "  node          a data plane, towards the control plane: {}", node_names.join(", "))?;
+    writeln!(out, "  node          a data plane, towards the control plane: {node_names}")?;
     writeln!(
         out,
         "  keyring       seals private keys in the store{}; keep a copy, without it they cannot be opened",
         if keyring_is_new { "" } else { " (was there, and stays)" }
     )?;
-    writeln!(out, "Valid for {} days, the CAs for {ca_days}. Next:", args.days)?;
+    writeln!(out, "Valid for {} days, the CAs for {}. Next:", args.days, ca_days(args))?;
     writeln!(out, "  controlplane -c {}", config.display())?;
     writeln!(out, "  dataplane -c {}", config.display())?;
     writeln!(out, "More data planes: controlplane pki issue node NAME --ca {dir}/push-ca --out {dir}/NAME")?;
     Ok(())
+}
+
+fn ca_days(args: &InitArgs) -> u32 {
+    args.days.saturating_mul(10).min(36_500)
 }
 
 /// The directory of the push certificate in the settings; for the default settings the default

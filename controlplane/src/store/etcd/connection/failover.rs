@@ -1,4 +1,6 @@
 //! The task that keeps one endpoint connected: it checks its health, and fails over to another one.
+//!
+//! Invariant: each connection gets an id of its own, and each failover a new epoch.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;

@@ -151,7 +151,8 @@ fn to_rustls_error(error: VerifyError) -> rustls::Error {
     CertificateError::Other(OtherError(Arc::new(error))).into()
 }
 
-/// For a connection on which nothing is said: to see who is there.
+/// A configuration that verifies nothing, for connections that carry no data and only look at the
+/// server's certificate.
 pub(crate) fn unverified_config() -> Result<ClientConfig, rustls::Error> {
     client_config(&Arc::new(rustls::crypto::aws_lc_rs::default_provider()), ServerTrust::Unverified)
 }
