@@ -22,7 +22,7 @@ profdata() {
 }
 
 # The folders whose files go into the programs, or into the load they are trained with.
-folders=$(sed -n 's/^members = \[\(.*\)\]/\1/p' Cargo.toml | tr -d '",' | sed 's/\btests\b//')
+folders=$(sed -n 's/^members = \[\(.*\)\]/\1/p' Cargo.toml | tr -d '",')
 # What is not in a program: documents, the crates' tests, measured results.
 # shellcheck disable=SC2086 # lists
 sources() {
@@ -32,7 +32,7 @@ sources() {
     git ls-files -z --cached --others --exclude-standard -- $paths
   else
     find $paths -name target -prune -o -path conf/pki -prune -o -type f -print0
-  fi | grep -zvE '(\.md|^bench/results/.*|^bench/budget\.toml|^conf/config\.yaml.*|^[a-z_]+/tests/.*)$' | sort -zu
+  fi | grep -zvE '(\.md|^bench/results/.*|^bench/budget\.toml|^conf/config\.yaml.*|^([a-z_]+/)+tests/.*)$' | sort -zu
 }
 
 # One line for each input: a file and its digest, a tool and its version, a variable and its value.
@@ -87,7 +87,7 @@ finish() {
 }
 
 echo "release: the programs, and the load they are trained with"
-"$cargo" build --locked --release -p controlplane -p dataplane -p bench --bin controlplane --bin dataplane --bin compare
+"$cargo" build --locked --release -p controlplane -p dataplane -p compare --bin controlplane --bin dataplane --bin compare
 rm -rf "$out" && mkdir -p "$out"
 cp target/release/controlplane target/release/dataplane "$out/"
 

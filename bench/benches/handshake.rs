@@ -1,49 +1,50 @@
-//! TLS handshakes through the data plane's own code, server side only, in memory; beside each its crypto floor.
+//! TLS handshakes through the data plane's own code, server side only, in memory; beside each its
+//! cryptographic floor.
 //!
-//! What runs is `dataplane::testing::proxy::connection::establish` on a worker: ClientHello, site by SNI from a snapshot, the site's
-//! prepared configuration, the handshake over a pump, `pki`'s verdict, tickets. The transport is two buffers; only the
-//! server's polls are timed, the client and the clean-up are not. The floor is what no implementation can leave out: the key
-//! exchange, the signature, and the verifications, done with aws-lc-rs directly, batch by batch in turn with the handshakes.
-//! At the end one line a case: both times and their ratio; for a resumed session also the ratio to the full handshake of its family.
+//! Each runs `dataplane::connection::establish` on a worker: ClientHello, site by SNI from a
+//! snapshot, the site's prepared configuration, the handshake, `pki`'s verdict, tickets. The
+//! transport is two buffers; only the server's polls are timed. The floor is the cryptography that
+//! no implementation can leave out (key exchange, signature, verifications), with aws-lc-rs
+//! directly; its batches alternate with those of the handshakes. At the end, one line a case has
+//! both times and their ratio, and for a resumed session the ratio to the full handshake of its
+//! family.
 #![allow(clippy::expect_used, reason = "a benchmark that cannot be set up stops, like a test")]
-#![allow(clippy::print_stdout, reason = "what it prints is its result; it serves nobody")]
+#![allow(clippy::print_stdout, reason = "a benchmark prints its result")]
 
 use std::cell::{LazyCell, OnceCell};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bench::handshake::{Credentials, Crowd, Desk, Floor, Work, server};
-use bench::identity::{Group, Version};
-use criterion::measurement::WallTime;
-use criterion::{BenchmarkGroup, Criterion, Throughput};
-use dataplane::testing::runtime;
-use dataplane::testing::runtime::Driver;
+use bench::handshake::{Credentials, Crowd, Floor, TestWorker, Work, server};
+use compare::identity::{Group, Version};
+use criterion::{BenchmarkGroup, Criterion, Throughput, measurement::WallTime};
+use dataplane::testing::runtime::{self, Driver};
 use model::TlsVersion;
 use pki::ca::KeyAlgorithm;
 use rustls::ClientConfig;
 
 #[path = "shared/beside.rs"]
 mod beside;
-/// The data plane's.
+/// The data plane's allocator.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// A worker remembers 16,384 chains; going around among more, the one asked for is always the one longest forgotten.
+/// A worker caches 16,384 chains; in a round of more clients each chain is the one evicted last.
 const CLIENTS: usize = 20_000;
 
-/// What the server has to do about the client.
+/// The server's work for the client.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
-    /// Ask for a certificate, and know its chain already.
+    /// Request a certificate whose chain is cached.
     MutualWarm,
-    /// As [`Kind::MutualWarm`], as the first of its site, whose configuration is made for it.
+    /// As [`Kind::MutualWarm`], as the first handshake of its site, which builds the configuration.
     MutualFirst,
-    /// Ask for a certificate, and verify a chain never seen.
+    /// Request a certificate, and verify a chain that was never seen.
     MutualCold,
-    /// Ask for none.
+    /// Request no certificate.
     OneSided,
-    /// Take a ticket of a client that showed its certificate once, and give it another.
+    /// Accept a ticket of a verified client, and issue another one.
     Resumed,
 }
 
@@ -65,7 +66,7 @@ const fn case(
     Case { name, version, kind, algorithm, group }
 }
 
-/// A family's full handshake stands before its resumed one, which is compared with it.
+/// A family's full handshake comes before its resumed one, which is compared with it.
 #[rustfmt::skip]
 const CASES: [Case; 22] = [
     case("tls13-p256/mutual-warm", Version::V13, Kind::MutualWarm, KeyAlgorithm::P256, Group::X25519),
@@ -93,7 +94,7 @@ const CASES: [Case; 22] = [
 ];
 
 fn main() {
-    // A worker lives within its runtime, though nothing here waits for it: the transport is memory.
+    // A worker needs its runtime, but nothing waits for it here: the transport is memory.
     runtime::block_on(&Driver::detect(), || async { benches() }).expect("a runtime");
 }
 
@@ -125,7 +126,7 @@ fn benches() {
         }
         lines.push(line);
     }
-    // What a site that asks for TLSv1.1 costs those of its clients that are newer.
+    // The cost of a site with TLSv1.1 for its newer clients.
     #[cfg(feature = "engine-boring")]
     for case in CASES.iter().filter(|case| matches!(case.kind, Kind::MutualWarm | Kind::OneSided)) {
         let versions = [TlsVersion::V11, TlsVersion::V12, TlsVersion::V13];
@@ -136,7 +137,8 @@ fn benches() {
     lines.iter().for_each(|line| println!("{line}"));
 }
 
-/// Benches the case in turn with its floor; gives the line for the end, and the microseconds in it, when it was measured.
+/// Benches the case in alternation with its floor; gives the final line, and its microseconds, when
+/// the case was measured.
 fn measure(
     criterion: &mut Criterion,
     group: &str,
@@ -146,12 +148,12 @@ fn measure(
 ) -> Option<(String, f64)> {
     let mut group: BenchmarkGroup<'_, WallTime> = criterion.benchmark_group(group);
     group.throughput(Throughput::Elements(1));
-    // Made when it is measured, which a filter may leave out.
+    // Built when measured; a filter may leave it out.
     let sides = LazyCell::new(|| {
-        let desk = Desk::new(&sides.credentials, case.kind != Kind::OneSided, versions);
+        let worker = TestWorker::new(&sides.credentials, case.kind != Kind::OneSided, versions);
         let config = sides.client_config(case);
-        assert!(case.kind != Kind::Resumed || server::resumes(&desk, &config), "{} resumes", case.name);
-        (desk, config)
+        assert!(case.kind != Kind::Resumed || server::resumes(&worker, &config), "{} resumes", case.name);
+        (worker, config)
     });
     let work = case.floor();
     let floor = LazyCell::new(|| Floor::new(case.algorithm, case.group));
@@ -163,11 +165,11 @@ fn measure(
     });
     let yardstick = least.as_ref().map(|least| least as &dyn Fn() -> Duration);
     let handshake = || {
-        let (desk, config) = &*sides;
+        let (worker, config) = &*sides;
         if case.kind == Kind::MutualFirst {
-            desk.renew();
+            worker.renew();
         }
-        server::handshake(desk, config)
+        server::handshake(worker, config)
     };
     let measured = beside::bench(&mut group, case.name, yardstick, &handshake)?;
     let server = measured.work;
@@ -180,7 +182,7 @@ fn measure(
 }
 
 impl Case {
-    /// What cannot be left out of it. A session of TLS 1.2 is resumed without any of it.
+    /// The operations that the case cannot leave out. A TLS 1.2 session resumes without any.
     fn floor(&self) -> Option<Work> {
         match (self.kind, self.version) {
             (Kind::MutualWarm | Kind::MutualFirst, _) => Some(Work { signature: true, verifications: 1 }),
@@ -192,7 +194,7 @@ impl Case {
     }
 }
 
-/// What all cases of one kind of certificate share.
+/// Shared by all cases of one kind of certificate.
 struct Sides {
     credentials: Credentials,
     crowd: OnceCell<Arc<Crowd>>,
@@ -200,7 +202,7 @@ struct Sides {
 
 impl Sides {
     fn lazy(algorithm: KeyAlgorithm) -> LazyCell<Self, impl FnOnce() -> Self> {
-        LazyCell::new(move || Self { credentials: Credentials::mint(algorithm), crowd: OnceCell::new() })
+        LazyCell::new(move || Self { credentials: Credentials::generate(algorithm), crowd: OnceCell::new() })
     }
 
     fn client_config(&self, case: &Case) -> Arc<ClientConfig> {
@@ -210,7 +212,7 @@ impl Sides {
             return config;
         }
         let crowd = self.crowd.get_or_init(|| {
-            println!("minting the clients of the cold cases");
+            println!("issuing the clients of the cold cases");
             Arc::new(self.credentials.crowd(CLIENTS))
         });
         let mut config = ClientConfig::clone(&config);

@@ -1,7 +1,8 @@
-//! What a request pays for its client's identity: the allow-list, the forwarded forms, `vars` and `proxy-rewrite`.
+//! The cost of a client's identity for a request: the allow-list, the forwarded forms, `vars` and
+//! `proxy-rewrite`.
 //!
-//! The allow-list has one entry of each kind and 1,000 more of a kind: its length must not show. The forms are those of a connection that has
-//! told them before, which is every request but a connection's first.
+//! The allow-list has one entry of each kind and 1,000 more of one kind: its length must not show.
+//! The forms are those of every request but a connection's first.
 #![allow(clippy::expect_used, reason = "a benchmark that cannot be set up stops, like a test")]
 
 use std::hint::black_box;
@@ -12,8 +13,7 @@ use dataplane::testing::filters::headers::{ConnectionHeaders, ForwardedContext, 
 use dataplane::testing::filters::identity::IdentityHeaderCache;
 use dataplane::testing::filters::{headers, identity, rewrite, variables};
 use dataplane::testing::http::request;
-use dataplane::testing::proxy::connection::ConnectionInfo;
-use dataplane::testing::proxy::listener::ListenerProtocol;
+use dataplane::testing::io::connection_info::{ConnectionInfo, ListenerProtocol};
 use dataplane::testing::tls::client_verifier;
 use dataplane::testing::tls::params::NegotiatedParams;
 use http::HeaderMap;
@@ -24,7 +24,7 @@ use pki::ca::{Authority, AuthoritySpec, LeafSpec};
 use pki::{ClientAuth, ClientAuthInput, UnixTime};
 use serde_json::{Value, json};
 
-/// Within the validity of everything that is minted without dates: 2026-01-01.
+/// Within the validity of every issued certificate: 2026-01-01.
 const NOW: UnixTime = UnixTime::since_unix_epoch(Duration::from_secs(1_767_225_600));
 
 fn main() {
@@ -98,7 +98,7 @@ fn forms(criterion: &mut Criterion, client: &ClientVerification) {
     }
     let mut sent = ordinary().headers;
     let via = ConnectionHeaders::new(([192, 0, 2, 7], 1234).into(), 9443, true);
-    // Bounded: the list of X-Forwarded-For is replaced, and does not grow from one iteration to the next.
+    // Bounded: X-Forwarded-For is replaced and does not grow from one iteration to the next.
     let trust = PeerTrust::default();
     let from = ForwardedContext {
         connection: &via,

@@ -1,22 +1,23 @@
-//! The same connection code on four runtimes: monoio on io_uring and on epoll, tokio-uring, and tokio.
+//! The same connection code on four runtimes: monoio on io_uring and on epoll, tokio-uring, and
+//! tokio.
 //!
-//! Each serves from a process of its own with one thread on one core; the load generator runs on the other, and reads from
-//! `/proc` what a full mutual TLS connection with one request costs the server, and what a request on a connection that stays
-//! open does. All runtimes take their turn in each round, so that a slow minute is slow for all of them.
-//! No criterion: what is measured is another process's CPU. `--rounds N` and `--seconds N` make it longer.
-//! The conclusion is in `docs/decisions/0022-runtimes.md`.
+//! Each serves from a process of its own with one thread on one core. The load generator runs on
+//! the other, and reads the server's CPU time for a full mutual TLS connection with one request,
+//! and for a request on a kept connection. Runtimes alternate in each round, so that a slow minute
+//! is slow for all. Criterion cannot measure another process's CPU time; `--rounds N` and
+//! `--seconds N` make a run longer. `docs/decisions/0022-runtimes.md` has the conclusion.
 #![allow(clippy::expect_used, reason = "a benchmark that cannot be set up stops, like a test")]
-#![allow(clippy::print_stdout, reason = "what it prints is its result; it serves nobody")]
+#![allow(clippy::print_stdout, reason = "a benchmark prints its result")]
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
-use bench::identity::{ClientIdentity, Group, Version};
-use bench::load::{self, Amount, Mode, Plan};
-use bench::process;
-use bench::target::Target;
+use compare::identity::{ClientIdentity, Group, Version};
+use compare::load::{self, Amount, Mode, Plan};
+use compare::target::Target;
+use e2e::resources;
 use pki::ca::{Authority, AuthoritySpec, LeafSpec};
 use serde_json::{Value, json};
 
@@ -33,7 +34,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 const HOST: &str = "bench.test";
 /// The server's core, and the load's.
 const CORES: (usize, usize) = (0, 1);
-/// What is measured, and how many connections at a time do it.
+/// The measured modes, and their connections at a time.
 const MODES: [(&str, Mode, usize); 2] =
     [("full connection", Mode::New, 8), ("kept request", Mode::KeepAlive, 32)];
 
@@ -59,7 +60,7 @@ fn main() -> ExitCode {
         println!("runtimes: NOT MEASURED: one core is the server's, and there is no other");
         return ExitCode::SUCCESS;
     }
-    // As criterion takes it: without `cargo bench`'s own word the question is whether it works at all.
+    // As criterion does: without `cargo bench`'s own argument it only checks that everything works.
     let smoke = !arguments.iter().any(|argument| argument == "--bench");
     if smoke {
         measure(1, 0.05)
@@ -70,7 +71,7 @@ fn main() -> ExitCode {
 }
 
 fn measure(rounds: usize, seconds: f64) {
-    let setting = Setting::mint();
+    let setting = Setting::generate();
     let mut figures: Vec<(Host, [Vec<f64>; MODES.len()])> =
         Host::ALL.into_iter().map(|host| (host, Default::default())).collect();
     for round in 1..=rounds {
@@ -102,14 +103,14 @@ fn median(found: &[f64]) -> Option<f64> {
     found.get(found.len() / 2).copied()
 }
 
-/// What all servers and their client are given.
+/// The site of all servers, and its client.
 struct Setting {
     ssl: Value,
     client: Arc<ClientIdentity>,
 }
 
 impl Setting {
-    fn mint() -> Self {
+    fn generate() -> Self {
         let root = Authority::root(&AuthoritySpec::new("Bench Root")).expect("a root");
         let issuer = root.intermediate(&AuthoritySpec::new("Bench Intermediate")).expect("an intermediate");
         let site = issuer.issue(&LeafSpec::server(HOST)).expect("a leaf");
@@ -123,7 +124,7 @@ impl Setting {
         Self { ssl, client: Arc::new(identity) }
     }
 
-    /// A fresh server; gives its CPU microseconds in each mode.
+    /// Starts a server; gives its CPU microseconds in each mode.
     fn one(&self, host: Host, seconds: f64) -> Result<[f64; MODES.len()], String> {
         let server = Server::start(host, &self.ssl)?;
         let mut found = [0.0; MODES.len()];
@@ -158,7 +159,8 @@ impl Setting {
     }
 }
 
-/// This program once more, as a server. It ends when its input does, which is when we do.
+/// This program again, as a server. It ends with its standard input, at the latest when this
+/// process ends.
 struct Server {
     child: Child,
     port: u16,
@@ -169,11 +171,13 @@ impl Server {
         let program = std::env::current_exe().map_err(|error| error.to_string())?;
         let mut command = Command::new(program);
         command.args(["--serve", host.name()]).stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut child = process::spawn_pinned(&mut command, CORES.0).map_err(|error| error.to_string())?;
-        let said = child.stdin.as_mut().map(|input| writeln!(input, "{ssl}"));
+        let mut child = resources::pinned(CORES.0, || command.spawn())
+            .and_then(|spawned| spawned)
+            .map_err(|error| error.to_string())?;
+        let sent = child.stdin.as_mut().map(|input| writeln!(input, "{ssl}"));
         let mut line = String::new();
         let heard = child.stdout.as_mut().map(|output| BufReader::new(output).read_line(&mut line));
-        match (said, heard, line.trim().parse()) {
+        match (sent, heard, line.trim().parse()) {
             (Some(Ok(())), Some(Ok(_)), Ok(port)) => Ok(Self { child, port }),
             _ => {
                 let _already_gone = child.kill();

@@ -1,13 +1,14 @@
-//! What it costs to find a site and a route, and to apply a change, at 1, 1,000, 100,000 and 1,000,000 names; to prepare a site for
-//! its first handshake; and what an ssl object takes in memory.
+//! The cost of finding a site and a route, and of applying a change, at 1 to 1,000,000 names; of a
+//! site's first use; and the memory of an ssl object.
 //!
-//! Every handshake and every request looks up once, so lookups must not grow with the configuration; a change must
-//! cost its own size and nothing of the rest. Half of the names are exact, half are wildcards. Asked is for the few names most
-//! clients want (`found`), for so many that the core's caches hold none of them (`scattered`), for each once, neighbours far apart
-//! (`uniform`), and for one that is not there. Among many names a lookup waits for memory; `memory/read` is what one read takes that
-//! has to wait for the one before it, from as much memory as the names' table has. The allocator is the data plane's.
+//! Every handshake and request looks up once, so lookups must not grow with the configuration; a
+//! change must cost its own size. Half of the names are exact, half are wildcards. Lookups are of a
+//! few popular names (`found`), of more than the core's caches hold (`scattered`), of each name
+//! once, far from the one before (`uniform`), and of a missing name. Among many names a lookup
+//! waits for memory: `memory/read` is one dependent read from as much memory as the names' table
+//! has. The allocator is the data plane's.
 #![allow(clippy::expect_used, reason = "a benchmark that cannot be set up stops, like a test")]
-#![allow(clippy::print_stdout, reason = "what it prints is its result; it serves nobody")]
+#![allow(clippy::print_stdout, reason = "a benchmark prints its result")]
 
 use std::hint::black_box;
 use std::net::{IpAddr, Ipv4Addr};
@@ -15,9 +16,10 @@ use std::time::Duration;
 
 use bench::gateway;
 use bench::memory;
-use bench::names::{Samples, asked, spread_out};
+use bench::names::{Samples, asked};
+use compare::comparison::many::spread_out;
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput};
-use dataplane::testing::tls::site_config::Subsystem;
+use dataplane::testing::tls::Subsystem;
 use model::{HostName, Kind, RouteQuery, Snapshot, Ssl, TlsVersion};
 use pki::ca::KeyAlgorithm;
 
@@ -25,9 +27,9 @@ use pki::ca::KeyAlgorithm;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 const SIZES: [u32; 4] = [1, 1_000, 100_000, 1_000_000];
-/// Names asked for in turn: the ones most clients want, so many that none is in the core's caches any more, and any.
+/// Names looked up in turn: few popular ones, more than the core's caches hold, and all.
 const ASKED: [(&str, u32); 3] = [("found", 512), ("scattered", 1 << 16), ("uniform", 1_000_000)];
-/// What the table of names takes for each, to the nearest cache line.
+/// Cache lines of the names' table for each name, rounded.
 const LINES_A_NAME: u32 = 2;
 
 fn main() {
@@ -36,7 +38,7 @@ fn main() {
         .measurement_time(Duration::from_secs(2))
         .sample_size(50)
         .configure_from_args();
-    // First, while nothing else comes and goes in memory. With a filter it is not asked for.
+    // First, while nothing else allocates or frees memory; not with a filter.
     let filtered = std::env::args().skip(1).any(|argument| !argument.starts_with('-'));
     let memory = if filtered { Vec::new() } else { memory::lines() };
     first_use(&mut criterion);
@@ -54,14 +56,14 @@ fn main() {
     memory.iter().for_each(|line| println!("{line}"));
 }
 
-/// A site's configuration is made at its first handshake, which waits for it; `handshake` has one of these as a whole.
+/// The first handshake of a site builds its configuration; `handshake` has a whole one.
 fn first_use(criterion: &mut Criterion) {
     let shared = gateway::shared(Snapshot::empty(), &[TlsVersion::V12, TlsVersion::V13], None);
     let mut group = criterion.benchmark_group("site/first-use");
     for (name, algorithm) in [("p256", KeyAlgorithm::P256), ("rsa2048", KeyAlgorithm::Rsa2048)] {
         let samples = Samples::new(algorithm);
         group.bench_function(name, |bencher| {
-            // A clone of an object is one that was never used.
+            // A clone of an object has not been used.
             bencher.iter_batched_ref(
                 || Ssl::clone(samples.ssl()),
                 |ssl| shared.sites.config(ssl, Subsystem::Http).is_ok(),
@@ -71,16 +73,17 @@ fn first_use(criterion: &mut Criterion) {
     }
 }
 
-/// Those that are asked for among so many; all but `found` only where there are that many.
+/// The names of each kind of lookup; all kinds but `found` need that many names.
 fn names(size: u32) -> impl Iterator<Item = (&'static str, Vec<HostName>)> {
     let usual = ASKED.into_iter().filter(move |&(which, count)| which == "found" || count <= size);
     usual.map(move |(which, count)| (which, (0..count).map(|round| asked(spread_out(round, size))).collect()))
 }
 
-/// A walk through all cache lines of so much memory in random order: each says which is next.
+/// A walk through all cache lines of so much memory in random order: each holds the index of the
+/// next.
 fn reads(criterion: &mut Criterion, size: u32) {
     let lines = size * LINES_A_NAME;
-    // A permutation of one cycle (Sattolo), by a generator that is good enough for that.
+    // A permutation of one cycle (Sattolo), by a simple generator.
     let mut next: Vec<u32> = (0..lines).collect();
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     for last in (1..lines).rev() {
@@ -113,10 +116,10 @@ fn sites(criterion: &mut Criterion, snapshot: &Snapshot, size: u32) {
             bencher.iter(|| next.next().and_then(|name| snapshot.site(black_box(name))).is_some());
         });
     }
-    let stranger = HostName::from_sni("www.somewhere-else.test").expect("a name");
-    assert!(snapshot.site(&stranger).is_none());
+    let unknown = HostName::from_sni("www.somewhere-else.test").expect("a name");
+    assert!(snapshot.site(&unknown).is_none());
     group.bench_function(BenchmarkId::new("unknown", size), |bencher| {
-        bencher.iter(|| snapshot.site(black_box(&stranger)).is_none());
+        bencher.iter(|| snapshot.site(black_box(&unknown)).is_none());
     });
 }
 
@@ -141,10 +144,10 @@ fn routes(criterion: &mut Criterion, snapshot: &Snapshot, size: u32) {
             bencher.iter(|| ask().is_some());
         });
     }
-    let stranger = HostName::from_sni("www.somewhere-else.test").expect("a name");
-    assert!(snapshot.find_route(&query(&stranger)).is_none());
+    let unknown = HostName::from_sni("www.somewhere-else.test").expect("a name");
+    assert!(snapshot.find_route(&query(&unknown)).is_none());
     group.bench_function(BenchmarkId::new("unknown", size), |bencher| {
-        bencher.iter(|| snapshot.find_route(black_box(&query(&stranger))).is_none());
+        bencher.iter(|| snapshot.find_route(black_box(&query(&unknown))).is_none());
     });
 }
 
@@ -156,7 +159,7 @@ fn changes(criterion: &mut Criterion, samples: &Samples, snapshot: &Snapshot, si
         }
         let delta = samples.delta(1, size, count);
         group.throughput(Throughput::Elements(delta.upserts.len() as u64));
-        // Dropping the former snapshot is part of a swap, and only the last holder pays for it: not timed.
+        // Only the last holder pays for dropping the former snapshot: not timed.
         group.bench_function(BenchmarkId::new(format!("{count}-changes"), size), |bencher| {
             let few = BatchSize::NumIterations(16);
             bencher.iter_batched(|| (), |()| snapshot.apply(black_box(&delta)), few);

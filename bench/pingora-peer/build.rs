@@ -1,4 +1,5 @@
-//! Tells the program which Pingora it is built with, from the lock file: no figure without an exact version.
+//! Passes the version of Pingora from the lock file to the program: no figure without an exact
+//! version.
 
 fn main() {
     println!("cargo::rerun-if-changed=Cargo.lock");

@@ -1,9 +1,11 @@
-//! Instruction counts: what a handshake and a proxied request may cost, checked before a change goes in.
+//! Instruction counts of a handshake and a proxied request, checked against a budget.
 //!
-//! The walk: [`machine`] says whether the figures of `bench/budget.toml` are for this machine -> [`count`] runs each
-//! [`cases::Case`] under callgrind -> [`callgrind`] reads what it wrote and keeps our instructions apart from the crypto
-//! library's -> [`book`] holds the budget, and judges. The invariant: a measure passes only if it was counted; what could not be
-//! counted is named as skipped, and what is missing from the budget fails.
+//! [`machine`] compares this machine with that of `bench/budget.toml`; [`count`] runs each
+//! [`cases::Case`] under callgrind; [`callgrind`] reads its output and separates the crypto
+//! library's instructions; [`figures`] holds the budget and judges.
+//!
+//! Invariant: a measure passes only if it was counted. A measure that could not be counted is
+//! reported as skipped, and one without a budget fails.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -11,28 +13,28 @@ use std::process::ExitCode;
 use anyhow::{Context, bail};
 use clap::{Parser, Subcommand};
 
-pub mod book;
 pub mod callgrind;
 pub mod cases;
 pub mod count;
+pub mod figures;
 pub mod machine;
 mod proxied;
 
-use book::{Book, Entry, Verdict};
 use cases::Case;
 use count::Counted;
+use figures::{Budget, Entry, Verdict};
 use machine::Machine;
 
-/// Counts instructions and holds them against the budget.
+/// Counts instructions and compares them with the budget.
 #[derive(Parser, Debug)]
 #[command(name = "budget", version, about, long_about = None)]
 pub struct Cli {
     #[command(subcommand)]
     command: Command,
-    /// The budget.
+    /// The budget file.
     #[arg(long, global = true, default_value = "bench/budget.toml")]
     file: PathBuf,
-    /// Also lists so many functions of ours that cost most, with their own instructions in the whole run.
+    /// Also list so many functions with the most instructions of their own in the whole run.
     #[arg(long, global = true, default_value_t = 0)]
     dearest: usize,
 }
@@ -41,26 +43,25 @@ pub struct Cli {
 enum Command {
     /// Fails when a measure is more than 3 % over its budget.
     Check,
-    /// Prints new figures; with a reason it writes those that moved into the budget.
+    /// Prints new figures; with a reason, writes those that moved into the budget.
     Write {
         /// Why the figures moved, in a few words; kept beside them.
         #[arg(long)]
         why: Option<String>,
     },
-    /// What runs under callgrind.
+    /// The program that runs under callgrind.
     #[command(hide = true)]
     Count {
-        /// Which measure.
+        /// The measure.
         #[arg(value_enum)]
         case: Case,
-        /// How often.
+        /// Its repetitions.
         operations: u32,
     },
 }
 
-/// Runs what the command line says.
 pub fn run(cli: &Cli) -> ExitCode {
-    crate::cli::told(
+    compare::exit_code(
         "budget",
         match &cli.command {
             Command::Check => check(&cli.file, cli.dearest),
@@ -71,9 +72,9 @@ pub fn run(cli: &Cli) -> ExitCode {
 }
 
 fn check(file: &Path, dearest: usize) -> anyhow::Result<()> {
-    let book = Book::read(file)?;
+    let budget = Budget::read(file)?;
     let obstacles = match Machine::read() {
-        Ok(here) => book.machine.differences(&here),
+        Ok(here) => budget.machine.differences(&here),
         Err(error) => vec![error.to_string()],
     };
     if !obstacles.is_empty() {
@@ -82,7 +83,7 @@ fn check(file: &Path, dearest: usize) -> anyhow::Result<()> {
     }
     let mut over = 0;
     for counted in count::all(dearest)? {
-        let verdict = book.judge(counted.case, counted.instructions);
+        let verdict = budget.judge(counted.case, counted.instructions);
         tell(&counted, &verdict, file);
         over += usize::from(matches!(verdict, Verdict::Over { .. } | Verdict::Unknown));
     }
@@ -93,13 +94,13 @@ fn check(file: &Path, dearest: usize) -> anyhow::Result<()> {
 }
 
 fn tell(counted: &Counted, verdict: &Verdict, file: &Path) {
-    println!("{}", book::told(counted.case, verdict, counted.instructions, file));
+    println!("{}", figures::line(counted.case, verdict, counted.instructions, file));
     for (name, cost) in &counted.dearest {
         println!("  {cost:>12} {name}");
     }
 }
 
-/// Loud, and one line a measure, so that no log can be read as if they had passed.
+/// One line a measure, so that a log cannot be read as if it had passed.
 fn skipped(obstacles: &[String], file: &Path) -> String {
     let mut text = String::from("*** budget: NOT CHECKED ***\n");
     for obstacle in obstacles {
@@ -117,23 +118,23 @@ fn skipped(obstacles: &[String], file: &Path) -> String {
 
 fn write(file: &Path, why: Option<&str>, dearest: usize) -> anyhow::Result<()> {
     let here = Machine::read()?;
-    let before = file.exists().then(|| Book::read(file)).transpose()?;
-    let mut book = before.unwrap_or_else(|| Book::empty(here.clone()));
-    let moved_house = !book.machine.differences(&here).is_empty();
+    let before = file.exists().then(|| Budget::read(file)).transpose()?;
+    let mut budget = before.unwrap_or_else(|| Budget::empty(here.clone()));
+    let moved_house = !budget.machine.differences(&here).is_empty();
     for counted in count::all(dearest)? {
         let Counted { case, instructions, .. } = counted;
-        tell(&counted, &book.judge(case, instructions), file);
-        let stays = book.entry(case).is_some_and(|entry| !moved_house && entry.is_about(instructions));
+        tell(&counted, &budget.judge(case, instructions), file);
+        let stays = budget.entry(case).is_some_and(|entry| !moved_house && entry.is_about(instructions));
         if let (false, Some(why)) = (stays, why) {
-            book.set(case, Entry::new(instructions, why));
+            budget.set(case, Entry::new(instructions, why));
         }
     }
     let Some(_) = why else {
         println!("nothing is written without a reason: make budget WHY='what the instructions are for'");
         return Ok(());
     };
-    book.machine = here;
-    std::fs::write(file, book.to_text()?).with_context(|| format!("writing {}", file.display()))?;
+    budget.machine = here;
+    std::fs::write(file, budget.to_text()?).with_context(|| format!("writing {}", file.display()))?;
     println!("written to {}", file.display());
     Ok(())
 }
@@ -158,10 +159,10 @@ mod tests {
     }
 
     #[test]
-    fn the_budget_in_the_repository_is_whole() {
-        let book = Book::read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("budget.toml")).unwrap();
+    fn the_repository_has_a_budget_for_every_case() {
+        let budget = Budget::read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("budget.toml")).unwrap();
         for case in Case::ALL {
-            assert!(book.entry(case).is_some_and(|entry| entry.instructions > 0), "{}", case.name());
+            assert!(budget.entry(case).is_some_and(|entry| entry.instructions > 0), "{}", case.name());
         }
     }
 }

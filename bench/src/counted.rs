@@ -1,18 +1,19 @@
-//! The doors through which measured work goes: one that callgrind looks for, and one that nobody minds.
+//! Functions that run measured work: one whose instructions callgrind counts, and one that it
+//! ignores.
 
-/// What `--toggle-collect` is given: a wildcard that [`counted_by_callgrind`] matches and nothing else does.
+/// The argument of `--toggle-collect`: a wildcard that matches [`counted_by_callgrind`] alone.
 pub const PATTERN: &str = "*counted_by_callgrind*";
 
 /// Runs its work once.
-pub type Door = fn(&mut dyn FnMut());
+pub type Runner = fn(&mut dyn FnMut());
 
-/// What goes through it is not counted.
-pub fn freely(work: &mut dyn FnMut()) {
+/// Runs work whose instructions do not count.
+pub fn uncounted(work: &mut dyn FnMut()) {
     work();
 }
 
-/// What goes through it is counted under callgrind, and nothing outside of it. Never inlined and never a copy: its symbol is
-/// what callgrind looks for.
+/// Runs work whose instructions callgrind counts. Never inlined or cloned: callgrind looks for its
+/// symbol.
 #[inline(never)]
 pub fn counted_by_callgrind(work: &mut dyn FnMut()) {
     std::hint::black_box(work)();

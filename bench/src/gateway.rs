@@ -1,7 +1,7 @@
-//! A data plane's worker inside a benchmark: the settings a file would give it, and resources put straight into its snapshot.
+//! A data plane's worker inside a benchmark: the settings of a file, and resources put straight
+//! into its snapshot.
 //!
-//! All that stands below `worker` and `connection` is the data plane's own. What is missing is the agent: there is no
-//! control plane to fetch from, and nothing changes while it is measured.
+//! Only the agent is missing: no control plane pushes, and nothing changes during a measurement.
 
 #![allow(clippy::expect_used, reason = "a measurement that cannot be set up stops, like a test")]
 
@@ -9,18 +9,16 @@ use std::path::Path;
 use std::sync::Arc;
 
 use dataplane::testing::config;
+use dataplane::testing::lifecycle::handles::{SnapshotHandle, TicketRingHandle};
 use dataplane::testing::proxy::worker::SharedState;
-use dataplane::testing::push_client::SnapshotHandle;
-use dataplane::testing::push_client::TicketRingHandle;
 use dataplane::testing::tls::site_config::{self, SiteConfigFactory};
-use dataplane::testing::upstream::client_tls::ClientTlsConfigs;
-use dataplane::testing::upstream::resolver::Resolver;
+use dataplane::testing::upstream::{ClientTlsConfigs, Resolver};
 use model::{Id, Kind, Resource, Snapshot, TicketRing, TicketSecret, TlsVersion, Versioned};
 use pki::TrustAnchors;
 use serde_json::Value;
 use zeroize::Zeroizing;
 
-/// The least a data plane's settings can say; everything else is as it is by default.
+/// The smallest valid settings; everything else has its default.
 const SETTINGS: &str = r#"{
     "deployment": {"admin": {"admin_key": [{"name": "admin", "key": "only-for-benchmarks", "role": "admin"}]}},
     "countersign": {"node": {"cert": "node.crt", "key": "node.key"}}
@@ -38,7 +36,8 @@ pub fn checked(kind: Kind, id: &str, document: &Value) -> Resource {
     model::compile(kind, &id, document, &pki::Keyring::empty()).expect("a good document")
 }
 
-/// What boot makes of settings, with `versions` for sites that name none and `anchors` for upstreams that are verified.
+/// The state that boot makes of settings, with `versions` for sites that name none and `anchors`
+/// for verified upstreams.
 pub fn shared(
     snapshot: Snapshot,
     versions: &[TlsVersion],
@@ -49,7 +48,7 @@ pub fn shared(
     let settings = conf::load_text(file, SETTINGS, folder, &none).expect("good settings");
     let provider = Arc::new(site_config::crypto_provider());
     let secrets = Arc::new(TicketRingHandle::default());
-    // As many as a ring has when it has been turning for a while.
+    // As many secrets as a ring has after some rotations.
     let secret = |nth: u8| TicketSecret::new(u64::from(nth), Zeroizing::new([nth; 32]));
     secrets.store(Arc::new(TicketRing { lifetime: 3600, secrets: (1..=5).map(secret).collect() }));
     let connector =

@@ -1,27 +1,31 @@
-//! TLS handshakes through the data plane's own code, server side only, in memory, and the floor under them.
+//! TLS handshakes through the data plane's own code, server side only, in memory, and the
+//! cryptographic floor under them.
 //!
-//! What the criterion benchmark, the instruction budget and the summary share: [`server`] is the walk of
-//! `dataplane::testing::proxy::connection::establish` over two buffers, [`Floor`] the cryptography that no implementation can leave out,
-//! [`Credentials`] both sides' certificates. Only the server's polls are measured, the client's work is not.
+//! The criterion benchmark, the instruction budget and the summary share it: [`server`] drives
+//! `dataplane::connection::establish` over two buffers, [`Floor`] runs the cryptography that no
+//! implementation can leave out, [`Credentials`] holds both sides' certificates. Only the server's
+//! polls are measured.
 #![allow(clippy::expect_used, reason = "a measurement that cannot be set up stops, like a test")]
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use pki::ca::{Authority, AuthoritySpec, IssuedCertificate, KeyAlgorithm, LeafSpec};
-use rustls::ClientConfig;
+use rustls::client::ResolvesClientCert;
+use rustls::crypto::aws_lc_rs;
+use rustls::sign::CertifiedKey;
+use rustls::{ClientConfig, SignatureScheme};
 use rustls_pki_types::CertificateDer;
 use serde_json::{Value, json};
 
-use crate::identity::{ClientIdentity, Group, Version};
-use crate::peer::HOST;
+use compare::identity::{ClientIdentity, Group, Version};
+use compare::peer::HOST;
 
-mod crowd;
 mod floor;
 pub mod server;
 
-pub use crowd::Crowd;
 pub use floor::{Floor, Work};
-pub use server::Desk;
+pub use server::TestWorker;
 
 /// Leaf and intermediate on both sides.
 pub struct Credentials {
@@ -35,7 +39,7 @@ pub struct Credentials {
 
 impl Credentials {
     /// Mints them, all keys of one kind.
-    pub fn mint(algorithm: KeyAlgorithm) -> Self {
+    pub fn generate(algorithm: KeyAlgorithm) -> Self {
         let authority = |name: &str| AuthoritySpec::new(name).algorithm(algorithm);
         let server_root = Authority::root(&authority("Server Root")).expect("a root");
         let server_issuer =
@@ -48,7 +52,7 @@ impl Credentials {
         Self { server_root, server_issuer, server, client_root, client_issuer, client }
     }
 
-    /// The site every client asks for; `ask`: it demands a client certificate.
+    /// The site of every client. `ask`: it requires a client certificate.
     pub fn site_document(&self, ask: bool) -> Value {
         let mut document =
             json!({"cert": self.server.chain_pem, "key": self.server.key_pem.as_str(), "snis": [HOST]});
@@ -64,19 +68,19 @@ impl Credentials {
         self.server = self.server_issuer.issue(&LeafSpec::server(HOST)).expect("a leaf");
     }
 
-    /// What the client shows.
+    /// The client's certificate chain.
     pub fn client_chain(&self) -> Vec<CertificateDer<'static>> {
         self.client.chain.iter().map(|certificate| certificate.der().clone()).collect()
     }
 
-    /// The client as the load generator has it.
+    /// The client as the load generator uses it.
     pub fn identity(&self) -> ClientIdentity {
         let pair = (self.client.chain_pem.as_bytes(), self.client.key_pem.as_bytes());
         let identity = ClientIdentity::from_pem(self.server_root.certificate_pem().as_bytes(), Some(pair));
         identity.expect("the client's identity")
     }
 
-    /// A client that always shows the same certificate; `resume` keeps its tickets.
+    /// A client that always presents the same certificate; `resume` keeps its tickets.
     pub fn client_config(&self, version: Version, group: Group, resume: bool) -> Arc<ClientConfig> {
         let config = self.identity().client_config(version, group, &[b"http/1.1"], resume);
         config.expect("a client configuration")
@@ -84,6 +88,39 @@ impl Credentials {
 
     /// So many clients of one authority.
     pub fn crowd(&self, members: usize) -> Crowd {
-        Crowd::mint(&self.client_issuer, members)
+        Crowd::generate(&self.client_issuer, members)
+    }
+}
+
+/// Clients that present another certificate at every handshake, so that each one misses a chain
+/// cache that is smaller than the crowd.
+#[derive(Debug)]
+pub struct Crowd {
+    members: Vec<Arc<CertifiedKey>>,
+    next: AtomicUsize,
+}
+
+impl Crowd {
+    /// Minting thousands takes some seconds.
+    pub fn generate(issuer: &Authority, members: usize) -> Self {
+        let one = |index| {
+            let issued = issuer.issue(&LeafSpec::client(format!("client {index}"))).expect("a leaf");
+            let key = issued.key().expect("its key").der().clone_key();
+            let key = aws_lc_rs::sign::any_supported_type(&key).expect("a signing key");
+            let chain = issued.chain.iter().map(|certificate| certificate.der().clone()).collect();
+            Arc::new(CertifiedKey::new(chain, key))
+        };
+        Self { members: (0..members).map(one).collect(), next: AtomicUsize::new(0) }
+    }
+}
+
+impl ResolvesClientCert for Crowd {
+    fn resolve(&self, _hints: &[&[u8]], _schemes: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        let next = self.next.fetch_add(1, Ordering::Relaxed);
+        self.members.get(next % self.members.len()).cloned()
+    }
+
+    fn has_certs(&self) -> bool {
+        true
     }
 }

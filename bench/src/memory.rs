@@ -1,55 +1,56 @@
-//! What an ssl object takes in a data plane's memory: resident bytes an object, by the data plane's own allocator.
+//! The memory of an ssl object in a data plane: resident bytes an object, with the data plane's own
+//! allocator.
 //!
-//! Counted beside its certificates and key, whose DER somebody has to hold once; all the rest counts: what was read of them, policy,
-//! names, places in the snapshot's maps, and of an object in use the key as the crypto library holds it and everything of rustls'. Each object
-//! goes over the wire, as one that a control plane pushes does: nothing is shared but what the code itself shares.
+//! The DER of certificates and key counts apart, since it must be held once. The rest is parsed
+//! certificates, policy, names, entries of the snapshot's maps, and for an object in use the crypto
+//! library's key and rustls' configuration. Each object goes over the wire, as if a control plane
+//! pushed it, so objects share only what the code itself shares.
 #![allow(clippy::expect_used, reason = "a measurement that cannot be set up stops, like a test")]
 
-use dataplane::testing::tls::site_config::Subsystem;
+use dataplane::testing::tls::Subsystem;
 use model::wire::{DeltaAssembler, chunks};
 use model::{Delta, Id, Kind, Snapshot, TlsVersion, Versioned};
 use pki::ca::{Authority, AuthoritySpec, LeafSpec};
 use serde_json::{Value, json};
 
 use crate::gateway;
-use crate::process::resident_bytes;
+use e2e::resources::resident_bytes;
 
-/// Objects of a shape: enough that the pages of everything else do not show.
+/// Objects of a shape, so many that the pages of everything else do not show.
 const OBJECTS: usize = 20_000;
-/// What came before them.
+/// Objects before the measured ones.
 const FIRST: usize = 100;
-/// Where it should end, besides certificates and key.
+/// The target, besides certificates and key.
 const TARGET: usize = 3 * 1024;
 
 /// One kind of ssl object.
 struct Shape {
     name: &'static str,
     document: Value,
-    /// DER of what it holds of certificates and keys.
+    /// DER bytes of its certificates and key.
     material: usize,
-    /// Each lets in the clients of another authority.
+    /// Each object accepts the clients of another authority.
     authorities: bool,
-    /// Its TLS configuration has been made, as at its first handshake.
+    /// Its TLS configuration exists, as after its first handshake.
     used: bool,
 }
 
-/// What a data plane holds, and the stream it comes by.
+/// The state of a data plane: the snapshot, and the assembler of pushed deltas.
 struct Node {
     snapshot: Snapshot,
     assembler: DeltaAssembler,
 }
 
-/// A shape, and what one object of it takes besides certificates and key.
+/// The memory of one object of a shape.
 pub struct Measured {
-    /// Which.
     pub name: &'static str,
-    /// Bytes.
+    /// Bytes besides certificates and key.
     pub besides: usize,
-    /// Bytes of all, and of certificates and key.
+    /// Bytes in all, and of certificates and key.
     all: (usize, usize),
 }
 
-/// A line a shape.
+/// One line a shape.
 pub fn lines() -> Vec<String> {
     let line = |Measured { name, besides, all: (each, material) }| {
         let word = if besides <= TARGET { "ok" } else { "short" };
@@ -60,12 +61,12 @@ pub fn lines() -> Vec<String> {
     of(|_| true).into_iter().map(line).collect()
 }
 
-/// The shapes that are in use.
+/// The shapes in use.
 pub fn in_use() -> Vec<Measured> {
     of(|shape| shape.used)
 }
 
-/// All objects stay until the end: what one shape gave back the next would take without growing.
+/// Objects stay until the end: freed memory of one shape would serve the next one.
 fn of(wanted: impl Fn(&Shape) -> bool) -> Vec<Measured> {
     shapes().iter().filter(|shape| wanted(shape)).map(measure).unzip::<_, _, Vec<_>, Vec<_>>().0
 }
@@ -73,12 +74,12 @@ fn of(wanted: impl Fn(&Shape) -> bool) -> Vec<Measured> {
 fn shapes() -> Vec<Shape> {
     let root = Authority::root(&AuthoritySpec::new("Bench Root")).expect("a root");
     let issuer = root.intermediate(&AuthoritySpec::new("Bench Intermediate")).expect("an intermediate");
-    let minted = issuer.issue(&LeafSpec::server("bench.test")).expect("a leaf");
+    let issued = issuer.issue(&LeafSpec::server("bench.test")).expect("a leaf");
     let clients = Authority::root(&AuthoritySpec::new("Bench Client Root")).expect("a root");
-    let key = minted.key().expect("a key").der().secret_der().len();
-    let own = minted.chain.iter().map(|certificate| certificate.der().len()).sum::<usize>() + key;
+    let key = issued.key().expect("a key").der().secret_der().len();
+    let own = issued.chain.iter().map(|certificate| certificate.der().len()).sum::<usize>() + key;
     let anchor = clients.certificate().der().len();
-    let one_sided = json!({"cert": minted.chain_pem, "key": minted.key_pem.as_str()});
+    let one_sided = json!({"cert": issued.chain_pem, "key": issued.key_pem.as_str()});
     let mut mutual = one_sided.clone();
     if let Some(fields) = mutual.as_object_mut() {
         fields.insert("client".into(), json!({"ca": clients.certificate_pem(), "depth": 1}));
@@ -115,7 +116,7 @@ impl Shape {
 }
 
 impl Node {
-    /// Takes one object more.
+    /// Adds an object.
     fn take(&mut self, id: &Id, document: &Value) {
         let checked = model::compile(Kind::Ssl, id, document, &pki::Keyring::empty());
         let versioned = Versioned { version: 1, resource: checked.expect("a good document") };
@@ -140,7 +141,7 @@ fn measure(shape: &Shape) -> (Measured, Snapshot) {
             shared.sites.config(ssl, Subsystem::Http).expect("a configuration");
         }
     };
-    // What is made once for all of them, and the allocator's first pages, are no object's.
+    // Allocates what all objects share, and the allocator's first pages.
     (0..FIRST).for_each(&mut take);
     let own = [std::process::id()];
     let resident = || resident_bytes(&own).expect("our own memory") as usize;

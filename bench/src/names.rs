@@ -1,8 +1,9 @@
-//! Snapshots with many names, made from one checked resource of each kind: what lookups and changes are measured on.
+//! Snapshots with many names, made from one checked resource of each kind.
 #![allow(clippy::expect_used, reason = "a measurement that cannot be set up stops, like a test")]
 
 use std::sync::Arc;
 
+use compare::comparison::many::spread_out;
 use model::{Delta, HostName, Id, Kind, Resource, Route, Snapshot, Ssl, Versioned};
 use pki::ca::{Authority, AuthoritySpec, KeyAlgorithm, LeafSpec};
 use serde_json::json;
@@ -14,13 +15,12 @@ pub struct Samples {
 }
 
 impl Samples {
-    /// Mints and checks them.
     pub fn new(algorithm: KeyAlgorithm) -> Self {
         let authority = Authority::root(&AuthoritySpec::new("Bench Root")).expect("a root");
-        let minted = authority.issue(&LeafSpec::server("bench.test").algorithm(algorithm)).expect("a leaf");
+        let issued = authority.issue(&LeafSpec::server("bench.test").algorithm(algorithm)).expect("a leaf");
         let id = Id::parse("sample").expect("an id");
         let keyring = pki::Keyring::empty();
-        let ssl = json!({"cert": minted.chain_pem, "key": minted.key_pem.as_str(), "snis": ["bench.test"]});
+        let ssl = json!({"cert": issued.chain_pem, "key": issued.key_pem.as_str(), "snis": ["bench.test"]});
         let Ok(Resource::Ssl(ssl)) = model::compile(Kind::Ssl, &id, &ssl, &keyring) else {
             unreachable!("the sample ssl is good")
         };
@@ -32,12 +32,11 @@ impl Samples {
         Self { ssl, route }
     }
 
-    /// The checked ssl itself.
     pub fn ssl(&self) -> &Ssl {
         &self.ssl
     }
 
-    /// The `index`-th ssl and route. Every second one is for a wildcard.
+    /// The `index`-th ssl and route. Every second one has a wildcard.
     pub fn resources(&self, index: u32, revision: u64) -> [Versioned; 2] {
         let id = Id::parse(&index.to_string()).expect("an id");
         let name = configured(index);
@@ -56,7 +55,7 @@ impl Samples {
         Snapshot::from_resources(1, (0..size).flat_map(|index| self.resources(index, 1)))
     }
 
-    /// The way to the next revision, with so many ssls rewritten somewhere in the middle.
+    /// A delta to the next revision that rewrites so many ssls, spread over the table.
     pub fn delta(&self, from: u64, size: u32, count: u32) -> Delta {
         let one = |round: u32| {
             let index = spread_out(round, size);
@@ -79,12 +78,7 @@ pub fn configured(index: u32) -> String {
     }
 }
 
-/// A name that the `index`-th entry answers to.
+/// A name that the `index`-th entry matches.
 pub fn asked(index: u32) -> HostName {
     HostName::from_sni(&configured(index).replace('*', "www")).expect("a name")
-}
-
-/// Rounds do not hit neighbours: each is somewhere else among so many.
-pub fn spread_out(round: u32, size: u32) -> u32 {
-    (u64::from(round).wrapping_mul(2_654_435_761) % u64::from(size)) as u32
 }

@@ -1,8 +1,9 @@
-//! One line a target, measured within a minute: where the project stands, before and after a change.
+//! One line a target, measured within a minute.
 //!
-//! [`handshakes`] and [`many`] measure in this process; then a short comparison of the real programs with the peers that are
-//! there, which `make compare` measures at length. The invariant: a figure was measured in this run, or there is a `-` and, below the lines, the
-//! reason.
+//! [`handshakes`] and [`many`] measure in this process; a short comparison of the real programs
+//! with the installed peers follows, which `make compare` makes at length.
+//!
+//! Invariant: a figure was measured in this run, or the line has a `-` and the reason follows.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -10,25 +11,25 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use crate::compare::brief::{self, Brief};
-use crate::compare::measure::{Goal, Measure};
-use crate::peer::countersign::Cores;
+use compare::comparison::brief::{self, Brief};
+use compare::comparison::measure::{Goal, Measure};
+use compare::peer::Cores;
 
 mod handshakes;
 mod many;
 
-/// One line a target: what was measured, the target, and whether it is met.
+/// Prints one line a target: the measure, its value, the target, and whether it is met.
 #[derive(Parser, Debug)]
 #[command(name = "summary", version, about, long_about = None)]
 pub struct Options {
     #[command(flatten)]
     cores: Cores,
-    /// Where controlplane, dataplane and pingora-peer are [default: beside this program].
+    /// Folder of controlplane, dataplane and pingora-peer [default: that of this program].
     #[arg(long)]
     bin_dir: Option<PathBuf>,
 }
 
-/// A target and what was measured for it.
+/// A target and its measured value.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Line {
     what: String,
@@ -38,12 +39,12 @@ pub struct Line {
 }
 
 impl Line {
-    /// A ratio, to be at most `target`.
+    /// A ratio of at most `target`.
     pub fn ratio(what: impl Into<String>, measured: Option<f64>, target: f64) -> Self {
         Self::at_most(what, measured, target, "")
     }
 
-    /// A figure in `unit`, to be at most `target`.
+    /// A figure in `unit` of at most `target`.
     pub fn at_most(what: impl Into<String>, measured: Option<f64>, target: f64, unit: &'static str) -> Self {
         Self { what: what.into(), measured, target, unit }
     }
@@ -65,9 +66,8 @@ impl fmt::Display for Line {
     }
 }
 
-/// Measures and prints.
 pub fn run(options: &Options) -> ExitCode {
-    crate::cli::told("summary", measure(options))
+    compare::exit_code("summary", measure(options))
 }
 
 fn measure(options: &Options) -> anyhow::Result<()> {
@@ -92,7 +92,7 @@ fn measure(options: &Options) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The lines about the programs: every goal of the comparison that can be judged quickly, and one that cannot.
+/// The goals of the comparison that can be checked quickly, and one that cannot.
 fn served(brief: &Brief) -> Vec<Line> {
     let measures = [Measure::New, Measure::Resumed, Measure::Kept, Measure::KeptMtls, Measure::Idle];
     let goals =
@@ -121,7 +121,7 @@ fn line(brief: &Brief, measure: Measure, goal: Goal) -> Line {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::peer::Kind;
+    use compare::peer::Kind;
 
     #[test]
     fn the_command_line_is_consistent() {
@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_says_ok_short_or_nothing() {
+    fn a_line_ends_with_ok_short_or_a_dash() {
         let line = |measured| Line::ratio("x", measured, 0.45).to_string();
         assert!(line(Some(0.45)).ends_with(" ok"));
         assert!(line(Some(0.46)).ends_with(" short"));
@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn without_figures_no_line_has_one() {
+    fn lines_without_figures_have_no_value() {
         let lines = served(&Brief::default());
         assert_eq!(lines.len(), 10);
         assert!(lines.iter().all(|line| line.measured.is_none()));

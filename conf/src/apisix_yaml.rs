@@ -84,7 +84,7 @@ mod tests {
     }
 
     #[test]
-    fn yaml_becomes_json() {
+    fn yaml_converts_to_json() {
         let text = "routes:\n  - id: 1\n    uri: \"/*\"\n    priority: -3\n    weight: 1.5\n    vars: []\n    plugins: {}\n    big: 18446744073709551615\n\
                     \x20   key: |\n      ---\n      x\n    nothing: ~\n    on: true\n    words: [yes, \"7\"]\n#END\n";
         let expected = json!({"routes": [{
@@ -96,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn a_variable_is_replaced_before_quotes_count() {
+    fn variables_are_substituted_before_parsing() {
         let text = "a: ${{PORT}}\nb: \"${{PORT}}\"\nc: ${{NONE:=x}}\n#END\n";
         assert_eq!(read(text).unwrap(), json!({"a": 80, "b": "80", "c": "x"}));
         let told = read("a: 1\nb: ${{NONE}}\n#END\n").unwrap_err().to_string();
@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn half_a_file_is_refused() {
+    fn an_incomplete_file_is_an_error() {
         let told = read("routes:\n  - id: 1\n").unwrap_err().to_string();
         assert!(told.contains("the last line must be #END"), "{told}");
         let told = read("routes: [\n#END\n").unwrap_err().to_string();

@@ -316,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn lists_that_people_copy_mean_what_openssl_makes_of_them() {
+    fn common_cipher_lists_match_openssl() {
         for text in [
             // APISIX's default, nginx's, Mozilla's.
             "ECDHE-ECDSA-AES128-GCM-SHA256:ECDHE-RSA-AES128-GCM-SHA256:ECDHE-ECDSA-AES256-GCM-SHA384:ECDHE-RSA-AES256-GCM-SHA384:ECDHE-ECDSA-CHACHA20-POLY1305:ECDHE-RSA-CHACHA20-POLY1305:DHE-RSA-AES128-GCM-SHA256:DHE-RSA-AES256-GCM-SHA384",
@@ -343,7 +343,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(64))]
         #[test]
-        fn any_list_means_what_openssl_makes_of_it(
+        fn any_cipher_list_matches_openssl(
             parts in proptest::collection::vec(
                 ("[!+-]?", proptest::sample::subsequence(
                     vec!["ALL", "HIGH", "ECDHE", "ECDSA", "aRSA", "AES", "AES128", "AES256", "AESGCM", "CHACHA20", "SHA1", "TLSv1.2", "RSA", "kRSA", "MEDIUM", "ECDHE-RSA-AES128-GCM-SHA256", "ECDHE-ECDSA-CHACHA20-POLY1305"], 1..3)),
@@ -359,7 +359,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_served_is_told() {
+    fn unsupported_suites_are_reported() {
         let parsed = parse(
             "DHE-RSA-AES128-GCM-SHA256:AES128-SHA:kRSA:HIGH:TLS_AES_128_GCM_SHA256:ECDHE-RSA-AES128-SHA",
             false,
@@ -390,7 +390,7 @@ mod tests {
     }
 
     #[test]
-    fn the_words_are_those_of_openssl() {
+    fn cipher_groups_match_openssl() {
         for word in
             SUITES.iter().flat_map(|suite| suite.words).chain(&COMMON_GROUPS).chain(&UNSUPPORTED_GROUPS)
         {
@@ -400,7 +400,7 @@ mod tests {
     }
 
     #[test]
-    fn tls13_is_not_governed() {
+    fn tls13_suites_are_always_enabled() {
         let ciphers =
             parse("ECDHE-RSA-AES256-GCM-SHA384:ECDHE-RSA-AES128-GCM-SHA256", false).unwrap().ciphers;
         let ranks =

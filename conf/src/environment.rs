@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn values_take_the_type_they_read_as() {
+    fn substituted_values_take_their_type() {
         let (root, problems) = substituted(
             "a: ${{PORT}}\nb: '${{ FLAG }}'\nc: x-${{PORT}}-y\nd: ${{NO:=7 }}\ne: ${{NO:=http://h:1}}\nf: plain",
         );
@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_variable_is_named_with_its_line() {
+    fn a_missing_variable_is_reported_with_its_line() {
         let (_, problems) = substituted("a: 1\nb:\n  c: ${{NOT_SET}}");
         assert_eq!(problems.len(), 1);
         assert_eq!((problems[0].line, problems[0].field.as_str()), (Some(3), "b.c"));

@@ -8,7 +8,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
-use pem_files::bounded_read;
+use process::bounded_read;
 
 use crate::environment;
 use crate::settings::{ConfigProvider, Settings};

@@ -148,7 +148,7 @@ fn read_text(path: &Path, bytes_max: u64) -> Result<String, ConfError> {
         },
         source,
     };
-    let read = pem_files::bounded_read::read_any(path, bytes_max);
+    let read = process::bounded_read::read_any(path, bytes_max);
     let text = read.map_err(|error| unreadable(error.into()))?;
     Ok(text.to_string())
 }

@@ -422,7 +422,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_in_the_wrong_place_is_told_its_place() {
+    fn a_misplaced_key_gets_its_place() {
         let (problems, _) = checked("https_admin: true");
         assert!(problems[0].contains("belongs at deployment.admin.https_admin"), "{problems:?}");
     }
@@ -434,13 +434,13 @@ mod tests {
     }
 
     #[test]
-    fn a_scalar_where_keys_belong_is_refused() {
+    fn a_scalar_in_place_of_a_map_is_an_error() {
         let (problems, _) = checked("deployment: 5");
         assert_eq!(problems, ["1: deployment: expected keys below it, found the number 5"]);
     }
 
     #[test]
-    fn unused_keys_warn_only_where_it_matters() {
+    fn ignored_keys_warn_only_where_it_matters() {
         let (problems, warnings) =
             checked("apisix:\n  enable_reuseport: false\n  extra_lua_path: \"\"\nstream_plugins: [a]\n");
         assert!(problems.is_empty());
@@ -448,7 +448,7 @@ mod tests {
     }
 
     #[test]
-    fn a_value_that_would_not_be_obeyed_is_refused() {
+    fn an_unsupported_value_is_an_error() {
         for (text, told) in [
             (
                 "apisix:\n  lua_module_hook: my.hook",
@@ -482,7 +482,7 @@ mod tests {
 
     /// Whether a key may be ignored is decided, not left open.
     #[test]
-    fn every_row_that_is_not_read_has_its_reason() {
+    fn every_unsupported_key_has_a_reason() {
         for (path, used) in KEYS {
             let (Ignored(why) | Warn(why) | WarnUnless(_, why) | Only(_, why)) = used else { continue };
             assert!(why.split(' ').count() >= 3, "{path}: {why:?}");
@@ -490,7 +490,7 @@ mod tests {
     }
 
     #[test]
-    fn the_table_has_no_doubles() {
+    fn the_schema_has_no_duplicates() {
         for (nth, (path, _)) in KEYS.iter().enumerate() {
             assert!(KEYS[nth + 1..].iter().all(|(other, _)| other != path), "{path}");
         }

@@ -15,7 +15,7 @@ fn problems(text: &str) -> String {
 }
 
 #[test]
-fn a_settings_file_may_be_a_pipe_and_must_end() {
+fn the_settings_file_may_be_a_bounded_pipe() {
     use std::io::Write as _;
     use std::os::fd::AsRawFd as _;
     let told = load(Path::new("/dev/zero")).unwrap_err().to_string();
@@ -48,7 +48,7 @@ fn an_empty_file_gives_the_defaults() {
 }
 
 #[test]
-fn how_paths_are_read_is_read() {
+fn path_settings_are_read() {
     let switches = |text: &str| {
         let paths = load_with(text, &[]).unwrap().apisix.paths;
         [paths.match_uri_encoded_slash, paths.normalize_uri_like_servlet, paths.delete_uri_tail_slash]
@@ -61,7 +61,7 @@ fn how_paths_are_read_is_read() {
 }
 
 #[test]
-fn the_example_says_what_the_defaults_are() {
+fn the_example_equals_the_defaults() {
     let example = load_with(include_str!("../config.yaml.example"), &[]).unwrap();
     let mut defaults = load_with("", &[]).unwrap();
     defaults.warnings.clone_from(&example.warnings);
@@ -69,7 +69,7 @@ fn the_example_says_what_the_defaults_are() {
 }
 
 #[test]
-fn the_example_tells_every_key_we_read() {
+fn the_example_has_every_key() {
     let example = include_str!("../config.yaml.example");
     for path in schema::read_keys() {
         let name = path.rsplit('.').next().unwrap();
@@ -146,7 +146,7 @@ countersign:
 }
 
 #[test]
-fn a_cipher_list_that_names_a_suite_of_tls_1_3_warns() {
+fn tls_1_3_suites_in_a_cipher_list_warn() {
     let warned = |list: &str| {
         let settings = load_with(&format!("apisix: {{ssl: {{ssl_ciphers: '{list}'}}}}"), &[]).unwrap();
         settings.warnings.iter().any(|text| text.contains("TLS 1.3"))
@@ -157,14 +157,14 @@ fn a_cipher_list_that_names_a_suite_of_tls_1_3_warns() {
 }
 
 #[test]
-fn https_admin_without_a_certificate_is_refused() {
+fn https_admin_without_a_certificate_is_an_error() {
     assert!(
         problems("deployment: {admin: {https_admin: true}}").contains("missing ssl cert for https admin")
     );
 }
 
 #[test]
-fn a_missing_admin_key_is_refused_unless_switched_off() {
+fn a_missing_admin_key_is_an_error_unless_disabled() {
     assert!(problems("deployment: {admin: {admin_key: []}}").contains("missing valid Admin API token"));
     assert!(problems("deployment: {admin: {admin_key: null}}").contains("missing valid Admin API token"));
     assert!(load_with("deployment: {admin: {admin_key: [], admin_key_required: false}}", &[]).is_ok());
@@ -175,7 +175,7 @@ fn a_missing_admin_key_is_refused_unless_switched_off() {
 }
 
 #[test]
-fn two_listeners_on_one_port_are_refused() {
+fn two_listeners_on_one_port_are_an_error() {
     let told = problems("apisix:\n  node_listen: [9443]\n");
     assert!(told.contains("port 9443 conflicts with apisix.node_listen"), "{told}");
     let apart =
@@ -184,7 +184,7 @@ fn two_listeners_on_one_port_are_refused() {
 }
 
 #[test]
-fn a_keyring_entry_of_the_wrong_length_is_refused_without_showing_it() {
+fn a_keyring_entry_of_the_wrong_length_is_not_shown() {
     let told = problems("apisix: {data_encryption: {keyring: [qeddd145sfvddff3, sesame-open]}}");
     assert!(told.contains("entry 2 is 11 bytes long"), "{told}");
     assert!(!told.contains("sesame"));
@@ -207,7 +207,7 @@ fn no_message_shows_a_secret() {
 proptest::proptest! {
     /// Any text gives settings or problems, never a panic; and what is given back is never half of it.
     #[test]
-    fn any_text_is_answered(text in "(([a-z]{1,8}: |- |  |\\{|\\}|\\[|\\]|&a |\\*a|\\$\\{\\{[A-Z]{0,3}(:=)?\\}\\}|[0-9]{1,25}|\\n|\"|'|null){0,30})") {
+    fn any_text_gives_settings_or_problems(text in "(([a-z]{1,8}: |- |  |\\{|\\}|\\[|\\]|&a |\\*a|\\$\\{\\{[A-Z]{0,3}(:=)?\\}\\}|[0-9]{1,25}|\\n|\"|'|null){0,30})") {
         match load_with(&text, &[("A", "1")]) {
             Ok(settings) => proptest::prop_assert!(!settings.countersign.node.control_planes.is_empty()),
             Err(error) => proptest::prop_assert!(error.to_string().starts_with("conf/config.yaml")),
@@ -225,7 +225,7 @@ fn debug_shows_no_secret() {
 }
 
 #[test]
-fn environment_overrides_of_apisix_hold() {
+fn apisix_environment_overrides_apply() {
     let hosts = ("APISIX_DEPLOYMENT_ETCD_HOST", "[\"https://a:2379\",\"https://b:2379\"]");
     let settings = load_with("", &[hosts, ("APISIX_WORKER_PROCESSES", "3")]).unwrap();
     assert_eq!(settings.deployment.etcd.hosts, ["https://a:2379", "https://b:2379"]);
@@ -236,13 +236,13 @@ fn environment_overrides_of_apisix_hold() {
 }
 
 #[test]
-fn broken_yaml_is_told_with_line_and_column() {
+fn yaml_errors_have_line_and_column() {
     let told = problems("deployment:\n  admin: [\n");
     assert!(told.starts_with("conf/config.yaml:") && told.contains("not valid YAML"), "{told}");
 }
 
 #[test]
-fn a_missing_file_is_told_by_name() {
+fn a_missing_file_is_named() {
     let told = load(Path::new("/nonexistent/config.yaml")).unwrap_err().to_string();
     assert!(told.contains("/nonexistent/config.yaml") && told.contains("-c PATH"), "{told}");
 }
@@ -277,7 +277,7 @@ deployment:
 }
 
 #[test]
-fn streams_are_read_and_their_ports_are_nobody_elses() {
+fn stream_listeners_are_read_and_ports_must_differ() {
     let tcp = "apisix:\n  proxy_mode: http&stream\n  stream_proxy:\n    tcp:\n      - {addr: 9100, tls: true}\n      - 9200-9201\n";
     let settings = load_with(tcp, &[]).unwrap();
     assert!(settings.apisix.proxy_mode.http() && settings.apisix.proxy_mode.streams());
@@ -326,7 +326,7 @@ fn streams_are_read_and_their_ports_are_nobody_elses() {
 }
 
 #[test]
-fn real_ip_is_read_and_trusts_nobody_by_default() {
+fn real_ip_trusts_no_proxy_by_default() {
     let http = |text: &str| {
         load_with(&format!("nginx_config:\n  http:\n{text}"), &[]).map(|all| (all.real_ip, all.warnings))
     };
@@ -356,7 +356,7 @@ fn real_ip_is_read_and_trusts_nobody_by_default() {
 }
 
 #[test]
-fn a_network_in_its_ipv6_form_is_the_ipv4_network() {
+fn an_ipv4_mapped_network_is_the_ipv4_network() {
     let settings = |network: &str| {
         load_with(
             &format!(
@@ -376,7 +376,7 @@ fn a_network_in_its_ipv6_form_is_the_ipv4_network() {
 }
 
 #[test]
-fn trust_in_every_address_is_warned_about() {
+fn trusting_every_address_warns() {
     let warned = |text: &str| {
         let warnings = load_with(text, &[]).unwrap().warnings;
         warnings.iter().filter(|text| text.contains("lists every address")).count()
@@ -394,7 +394,7 @@ fn trust_in_every_address_is_warned_about() {
 }
 
 #[test]
-fn what_real_ip_cannot_mean_is_an_error() {
+fn invalid_real_ip_settings_are_errors() {
     for (text, told) in [
         ("real_ip_header: proxy_protocol", "real_ip_header: the PROXY protocol is not supported"),
         ("real_ip_header: 'X Real'", "real_ip_header: expected the name of a header"),
@@ -416,7 +416,7 @@ fn what_real_ip_cannot_mean_is_an_error() {
 }
 
 #[test]
-fn a_closed_admin_api_needs_nothing_and_takes_no_port() {
+fn a_disabled_admin_api_needs_no_settings() {
     let closed = "apisix: {enable_admin: false, node_listen: 9180}\ndeployment: {admin: {admin_key: [], https_admin: true}}";
     assert!(!load_with(closed, &[]).unwrap().deployment.admin.enabled);
     let enabled = |text: &str| load_with(text, &[]).unwrap().deployment.admin.enabled;
@@ -435,7 +435,7 @@ fn a_closed_admin_api_needs_nothing_and_takes_no_port() {
 }
 
 #[test]
-fn a_list_of_ciphers_is_read_and_what_it_asks_in_vain_told() {
+fn cipher_lists_are_read_and_warn_of_unsupported() {
     assert_eq!(load_with("", &[]).unwrap().apisix.ssl.ciphers, None);
     let text = "apisix: {ssl: {ssl_ciphers: 'ECDHE-RSA-AES256-GCM-SHA384:DHE-RSA-AES128-GCM-SHA256'}}";
     let settings = load_with(text, &[]).unwrap();
@@ -451,7 +451,7 @@ fn a_list_of_ciphers_is_read_and_what_it_asks_in_vain_told() {
 }
 
 #[test]
-fn a_snippet_that_is_not_understood_ends_the_start() {
+fn an_unsupported_snippet_is_an_error() {
     let text =
         |name: &str, snippet: &str| format!("nginx_config:\n  {name}: |\n    # a comment\n    {snippet}\n");
     for name in [
@@ -482,7 +482,7 @@ fn a_snippet_that_is_not_understood_ends_the_start() {
 }
 
 #[test]
-fn nginx_s_limit_of_connections_holds_where_ours_is_not_given() {
+fn nginx_worker_connections_is_the_fallback() {
     let connections = |text: &str| load_with(text, &[]).unwrap().countersign.limits.connections_per_worker;
     assert_eq!(connections(""), 50_000);
     assert_eq!(connections("nginx_config: {event: {worker_connections: 10620}}"), 10620);
@@ -495,7 +495,7 @@ fn nginx_s_limit_of_connections_holds_where_ours_is_not_given() {
 }
 
 #[test]
-fn a_list_of_plugins_cannot_leave_out_the_one_there_is() {
+fn a_plugin_list_must_contain_proxy_rewrite() {
     for list in ["[]", "[limit-count]"] {
         assert!(
             problems(&format!("plugins: {list}")).contains("1: plugins: the list switches proxy-rewrite off")
@@ -512,7 +512,7 @@ fn a_list_of_plugins_cannot_leave_out_the_one_there_is() {
 
 /// docs/SETTINGS.md shows the table of keys that are not honoured as it is in the code.
 #[test]
-fn the_document_says_which_keys_are_not_honoured() {
+fn the_document_lists_the_unsupported_keys() {
     let rows: Vec<String> = unsupported_keys().map(|(key, what)| format!("| `{key}` | {what} |")).collect();
     let document = include_str!("../../docs/SETTINGS.md");
     let shown: Vec<&str> = document.lines().filter(|line| line.starts_with("| `")).collect();

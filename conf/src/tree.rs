@@ -328,13 +328,13 @@ mod tests {
     }
 
     #[test]
-    fn doubled_keys_and_second_documents_are_refused() {
+    fn duplicate_keys_and_second_documents_are_errors() {
         assert!(parse("a: 1\nb: 2\na: 3\n").unwrap_err().message.contains("already given on line 1"));
         assert!(parse("a: 1\n---\nb: 2\n").is_err());
     }
 
     #[test]
-    fn an_alias_copies_and_the_copies_are_counted() {
+    fn copies_of_aliases_are_counted() {
         assert_eq!(tree("a: &k {x: 1}\nb: *k").get_path("b.x").unwrap().describe(), "the number 1");
         let mut laughs = String::from("l0: &l0 [x,x,x,x,x,x,x,x,x,x]\n");
         for level in 1..10 {

@@ -331,7 +331,7 @@ mod tests {
     }
 
     #[test]
-    fn times_and_sizes_read_as_nginx_does() {
+    fn times_and_sizes_parse_as_in_nginx() {
         assert_eq!(nginx_time(&node("60s")).unwrap(), Duration::from_secs(60));
         assert_eq!(nginx_time(&node("60")).unwrap(), Duration::from_secs(60));
         assert_eq!(nginx_time(&node("500ms")).unwrap(), Duration::from_millis(500));
@@ -355,7 +355,7 @@ mod tests {
     }
 
     #[test]
-    fn the_snippet_is_read_for_verification() {
+    fn proxy_ssl_verify_is_read_from_snippets() {
         let on = ProxySslVerify { verify: Some(true), depth: None };
         assert_eq!(parse_verify_snippet("proxy_ssl_verify on;"), (on, vec![]));
         let read = parse_verify_snippet("# c\nproxy_ssl_verify on; proxy_ssl_verify_depth 3;\ngzip on;");
@@ -365,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn broken_versions_are_refused_with_a_reason() {
+    fn insecure_versions_are_rejected() {
         assert_eq!(protocols(&node("TLSv1.3 TLSv1.2")).unwrap(), [TlsVersion::V12, TlsVersion::V13]);
         assert!(protocols(&node("SSLv3")).unwrap_err().message.contains("broken"));
         assert!(protocols(&node("TLS1.3")).is_err());

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use model::{HostName, PathOptions, Snapshot, TlsVersion};
-use pem_files::CertificateMonitor;
+use mtls::CertificateMonitor;
 use tokio::sync::watch;
 
 use crate::publish::Findings;

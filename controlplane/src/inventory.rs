@@ -1,23 +1,20 @@
-//! What a store holds, counted: documents by kind, and how many of their private keys the keyring
-//! opens.
+//! Counts the documents of a store by kind, and how many of their private keys the keyring opens.
 //!
-//! For `check` and `doctor`, which say it, and for the start, which a keyring that opens less than
-//! half of the stored keys, or the keys of less than half of the sites, ends: the data planes would
-//! refuse most sites. Invariant: nothing is written, and no key is kept or shown.
+//! `check` and `doctor` report the counts. The start fails when the keyring opens less than half of
+//! the sealed keys, or the keys of less than half of the sites, because the data planes would
+//! reject these sites. Invariant: no key is kept or shown.
 
 use std::fmt;
 
-use conf::{ConfigProvider, Settings};
 use model::{Key, Kind, Loss};
 use pki::Keyring;
 
 use crate::change::private_keys::private_key_texts;
-use crate::cli::check_report::CheckReport;
-use crate::store::{DocumentList, EmbeddedStore, EtcdStore, Store, StoreError, StoredDocument};
-use crate::{compile, server};
+use crate::compile;
+use crate::store::StoredDocument;
 
-/// More than half of the stored keys, or the keys of more than half of the sites, cannot be opened
-/// with the keyring.
+/// The keyring does not open more than half of the sealed keys, or the keys of more than half of
+/// the sites.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error(
     "apisix.data_encryption.keyring: {keys} private keys in the store, those of {sites} sites, cannot be opened with it ({resource} is \
@@ -26,30 +23,30 @@ use crate::{compile, server};
      with --accept-unreadable-keys, then delete the documents or PUT them with new keys"
 )]
 pub struct KeyringMismatch {
-    /// Sealed keys that cannot be opened, of all sealed ones.
+    /// Sealed keys that do not open, of all sealed keys.
     pub keys: Loss,
-    /// Enabled sites with such a key, of all enabled ones.
+    /// Enabled sites with such a key, of all enabled sites.
     pub sites: Loss,
-    /// A document with such a key.
+    /// The first document with such a key.
     pub resource: Key,
 }
 
-/// What was counted.
+/// The counts of one store.
 #[derive(Debug, Default)]
 pub(crate) struct Inventory {
     kinds: [usize; Kind::ALL.len()],
     sealed: UsableCount<()>,
-    /// Enabled ssls of `type: server`; usable: every sealed key opens.
+    /// Enabled ssls of `type: server`; a site is usable if every sealed key opens.
     sites: Loss,
     references: UsableCount<String>,
 }
 
-/// Of some things, how many can be used.
+/// How many of a number of things are usable.
 #[derive(Debug)]
 struct UsableCount<T> {
     total: usize,
     usable: usize,
-    /// One that cannot be, and why.
+    /// The first unusable one, and its cause.
     first: Option<(Key, T)>,
 }
 
@@ -64,46 +61,48 @@ impl<T> UsableCount<T> {
         self.total += 1;
         match usable {
             Ok(()) => self.usable += 1,
-            Err(why) if self.first.is_none() => self.first = Some((key.clone(), why)),
+            Err(cause) if self.first.is_none() => self.first = Some((key.clone(), cause)),
             Err(_) => {}
         }
     }
 
-    fn broken(&self) -> usize {
+    fn unusable(&self) -> usize {
         self.total - self.usable
     }
 }
 
 impl Inventory {
-    /// Counts. Decrypts every stored key: not for the runtime's threads.
+    /// Counts the documents. Decrypts every sealed key, so do not call it on a runtime thread.
     pub(crate) fn count(items: &[StoredDocument], keyring: &Keyring) -> Self {
-        let mut counted = Self::default();
+        let mut inventory = Self::default();
         for item in items {
             let kind = Kind::ALL.iter().position(|kind| *kind == item.key.kind);
-            if let Some(count) = kind.and_then(|at| counted.kinds.get_mut(at)) {
+            if let Some(count) = kind.and_then(|at| inventory.kinds.get_mut(at)) {
                 *count += 1;
             }
-            let broken_before = counted.sealed.broken();
+            let unusable_before = inventory.sealed.unusable();
             for text in private_key_texts(item.key.kind, &item.document).filter(|text| is_sealed(text)) {
                 let opens = keyring.open(text).is_ok_and(|opened| opened.starts_with(PEM_PREFIX));
-                counted.sealed.add(&item.key, if opens { Ok(()) } else { Err(()) });
+                inventory.sealed.add(&item.key, if opens { Ok(()) } else { Err(()) });
             }
             if is_site(item) {
-                counted.sites.total += 1;
-                counted.sites.lost += usize::from(counted.sealed.broken() > broken_before);
+                inventory.sites.total += 1;
+                inventory.sites.lost += usize::from(inventory.sealed.unusable() > unusable_before);
             }
             if let Some(resolved) = compile::check_references(item) {
-                counted.references.add(&item.key, resolved);
+                inventory.references.add(&item.key, resolved);
             }
         }
-        counted
+        inventory
     }
 
+    /// Checks the keyring.
+    ///
     /// # Errors
-    /// When more than half of the sealed keys, or the keys of more than half of the sites, cannot
-    /// be opened.
+    /// When more than half of the sealed keys, or the keys of more than half of the sites, do not
+    /// open.
     pub(crate) fn check_keyring(&self) -> Result<(), KeyringMismatch> {
-        let keys = Loss { lost: self.sealed.broken(), total: self.sealed.total };
+        let keys = Loss { lost: self.sealed.unusable(), total: self.sealed.total };
         match &self.sealed.first {
             Some((resource, ())) if keys.is_majority() || self.sites.is_majority() => {
                 Err(KeyringMismatch { keys, sites: self.sites, resource: resource.clone() })
@@ -112,14 +111,14 @@ impl Inventory {
         }
     }
 
-    /// What keeps a part from being used.
+    /// The problems with a part of the documents.
     pub(crate) fn warnings(&self) -> Vec<String> {
         let mut warnings = Vec::new();
         if let Some((resource, ())) = self.sealed.first.as_ref().filter(|_| self.check_keyring().is_ok()) {
             warnings.push(format!(
                 "apisix.data_encryption.keyring: {} of {} private keys in the store cannot be opened with it ({resource} is the first); \
                  these sites and upstreams are refused by the data planes until the entry that sealed them is back",
-                self.sealed.broken(),
+                self.sealed.unusable(),
                 self.sealed.total,
             ));
         }
@@ -127,14 +126,13 @@ impl Inventory {
             warnings.push(format!(
                 "{} of {} documents with references to the environment cannot be resolved ({resource} is the first: {problem}); they are \
                  refused by the data planes until the control plane is started with these variables",
-                self.references.broken(),
+                self.references.unusable(),
                 self.references.total,
             ));
         }
         warnings
     }
 
-    /// Whether there is no document.
     pub(crate) fn is_empty(&self) -> bool {
         self.kinds.iter().all(|count| *count == 0)
     }
@@ -142,13 +140,13 @@ impl Inventory {
 
 impl fmt::Display for Inventory {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let counted = Kind::ALL.iter().zip(self.kinds).filter(|(_, count)| *count > 0);
-        let counted: Vec<_> = counted.map(|(kind, count)| format!("{count} {}", kind.plural())).collect();
-        if counted.is_empty() { f.write_str("no documents") } else { f.write_str(&counted.join(", ")) }
+        let counts = Kind::ALL.iter().zip(self.kinds).filter(|(_, count)| *count > 0);
+        let counts: Vec<_> = counts.map(|(kind, count)| format!("{count} {}", kind.plural())).collect();
+        if counts.is_empty() { f.write_str("no documents") } else { f.write_str(&counts.join(", ")) }
     }
 }
 
-/// Whether clients can ask for it: an enabled ssl of `type: server`.
+/// An enabled ssl of `type: server`.
 fn is_site(item: &StoredDocument) -> bool {
     let member = |name: &str| item.document.get(name);
     item.key.kind == Kind::Ssl
@@ -156,103 +154,19 @@ fn is_site(item: &StoredDocument) -> bool {
         && member("status").is_none_or(|status| status != 0)
 }
 
-/// What a private key in clear begins with.
+/// The start of a private key in clear.
 const PEM_PREFIX: &str = "---";
 
-/// Whether a text in the place of a private key can be one that was sealed: whole blocks of a
-/// cipher in base64. What else stands there is no matter of the keyring.
+/// Whether a private-key field can hold a sealed key: base64 of whole cipher blocks. Other texts do
+/// not concern the keyring.
 fn is_sealed(text: &str) -> bool {
     use base64::Engine as _;
-    let sealed = base64::engine::general_purpose::STANDARD.decode(text);
-    sealed.is_ok_and(|bytes| bytes.len() >= 2 * CIPHER_BLOCK && bytes.len() % CIPHER_BLOCK == 0)
+    let bytes = base64::engine::general_purpose::STANDARD.decode(text);
+    bytes.is_ok_and(|bytes| bytes.len() >= 2 * CIPHER_BLOCK && bytes.len() % CIPHER_BLOCK == 0)
 }
 
-/// Bytes.
+/// Bytes of a block of AES.
 const CIPHER_BLOCK: usize = 16;
-
-/// Counts what the configured store holds, and says so. `running`: a control plane with our
-/// certificate listens.
-pub(crate) async fn check(settings: &Settings, running: bool, found: &mut CheckReport) {
-    let Ok(keyring) = server::keyring(settings) else { return };
-    let (what, read) = match settings.deployment.provider {
-        ConfigProvider::Embedded => ("countersign.store.path", load_embedded(settings, running, found).await),
-        ConfigProvider::Etcd => ("deployment.etcd.prefix", load_etcd(settings, found).await),
-    };
-    let Some((identity, loaded)) = read else { return };
-    let counting = tokio::task::spawn_blocking(move || Inventory::count(&loaded.items, &keyring));
-    let Ok(contents) = counting.await else { return };
-    let held = format!("the store holds {contents} (identity {identity})");
-    if contents.is_empty() {
-        let mend = "right for a new installation; else it is not the store you mean: data planes that serve something hold it";
-        found.warn(what, format!("the store is empty (identity {identity})"), mend);
-    } else {
-        found.ok(what, held);
-    }
-    if let Err(error) = contents.check_keyring() {
-        found.fail("stored documents", error, "");
-    }
-    for warning in contents.warnings() {
-        found.warn("stored documents", warning, "");
-    }
-}
-
-async fn load_embedded(
-    settings: &Settings,
-    running: bool,
-    found: &mut CheckReport,
-) -> Option<(String, DocumentList)> {
-    const WHAT: &str = "countersign.store.path";
-    let path = settings.countersign.store.path.clone();
-    let shown = path.display().to_string();
-    let probed = tokio::task::spawn_blocking(move || EmbeddedStore::load_file(&path)).await.ok()?;
-    match probed {
-        Ok(Some(read)) => {
-            found.ok(WHAT, format!("{shown} can be used"));
-            Some(read)
-        }
-        Ok(None) => {
-            let mend = "right for a new installation; else look for the file, or put a backup in its place: data planes that serve \
-                        something hold an empty store";
-            found.warn(WHAT, format!("there is no file {shown}: the start makes an empty store"), mend);
-            None
-        }
-        Err(StoreError::Locked { .. }) if running => {
-            found.ok(WHAT, format!("{shown} is in use by the control plane that runs"));
-            found.unknown(
-                WHAT,
-                "its documents are not counted: ask the control plane, `GET /apisix/admin/ssls`",
-            );
-            None
-        }
-        Err(error) => {
-            found.fail(WHAT, error, "");
-            None
-        }
-    }
-}
-
-async fn load_etcd(settings: &Settings, found: &mut CheckReport) -> Option<(String, DocumentList)> {
-    let reading = async {
-        let store = EtcdStore::open(settings).await?;
-        Ok::<_, StoreError>((store.identity().to_owned(), store.load().await?))
-    };
-    let patience = settings.deployment.etcd.timeout;
-    let read = match tokio::time::timeout(patience, reading).await {
-        Ok(read) => read,
-        Err(_) => Err(StoreError::Unavailable { what: format!("no answer within {patience:?}") }),
-    };
-    match read {
-        Ok(read) => Some(read),
-        Err(error) => {
-            found.warn(
-                "deployment.etcd.prefix",
-                format!("the documents cannot be counted: {error}"),
-                "the control plane does not start until etcd answers; `controlplane doctor` says which step fails",
-            );
-            None
-        }
-    }
-}
 
 #[cfg(test)]
 mod tests {
@@ -286,14 +200,16 @@ mod tests {
     #[test]
     fn documents_are_counted_by_kind() {
         let route = stored(Kind::Route, "1", json!({"uri": "/*"}));
-        let contents = Inventory::count(&[ssl("1", KEY), ssl("2", KEY), route], &Keyring::empty());
-        assert_eq!(contents.to_string(), "2 ssls, 1 routes");
-        assert!(contents.check_keyring().is_ok() && contents.warnings().is_empty() && !contents.is_empty());
+        let inventory = Inventory::count(&[ssl("1", KEY), ssl("2", KEY), route], &Keyring::empty());
+        assert_eq!(inventory.to_string(), "2 ssls, 1 routes");
+        assert!(
+            inventory.check_keyring().is_ok() && inventory.warnings().is_empty() && !inventory.is_empty()
+        );
         assert!(Inventory::count(&[], &Keyring::empty()).is_empty());
     }
 
     #[test]
-    fn a_keyring_that_opens_nothing_is_an_error_and_one_that_opens_some_a_warning() {
+    fn keyring_mismatch_is_an_error_partial_match_a_warning() {
         let (own, other) = (ring("0123456789abcdef"), ring("fedcba9876543210"));
         let upstream = json!({"nodes": {}, "tls": {"client_cert": "c", "client_key": own.seal(KEY)}});
         let items = [
@@ -308,13 +224,13 @@ mod tests {
             assert!(text.contains("2 of 2 private keys") && text.contains("ssls/own"), "{text}");
         }
         let mixed = [ssl("own", &own.seal(KEY)), ssl("other", &other.seal(KEY))];
-        let contents = Inventory::count(&mixed, &own);
-        assert!(contents.check_keyring().is_ok());
-        assert!(contents.warnings()[0].contains("1 of 2") && contents.warnings()[0].contains("ssls/other"));
+        let inventory = Inventory::count(&mixed, &own);
+        assert!(inventory.check_keyring().is_ok());
+        assert!(inventory.warnings()[0].contains("1 of 2") && inventory.warnings()[0].contains("ssls/other"));
     }
 
     #[test]
-    fn a_keyring_that_opens_less_than_half_is_an_error() {
+    fn a_keyring_that_opens_a_minority_is_an_error() {
         let (lost, kept) = (ring("0123456789abcdef"), ring("fedcba9876543210"));
         let [a, b, c, d] = ["a", "b", "c", "d"].map(|id| ssl(id, &lost.seal(KEY)));
         let mut items = vec![ssl("kept", &kept.seal(KEY)), b, c, d];
@@ -323,7 +239,7 @@ mod tests {
             assert!(text.contains(part), "{text}");
         }
         assert!(Inventory::count(&items, &lost).check_keyring().is_ok(), "1 of 4 is a warning");
-        // Many keys of upstreams that open do not make up for the sites.
+        // Usable keys of upstreams do not compensate for the sites.
         let upstream = |id: &str| {
             let tls = json!({"client_cert": "c", "client_key": kept.seal(KEY)});
             stored(Kind::Upstream, id, json!({"nodes": {}, "tls": tls}))
@@ -331,29 +247,30 @@ mod tests {
         items.extend(["1", "2", "3", "4"].map(upstream));
         let text = Inventory::count(&items, &kept).check_keyring().unwrap_err().to_string();
         assert!(text.contains("3 of 8 private keys") && text.contains("3 of 4 sites"), "{text}");
-        // A site that is switched off, and an identity, are no sites that clients lose.
-        let off = |id: &str, name: &str, value: Value| {
+        // A disabled site and a client identity do not count as sites.
+        let disabled = |id: &str, name: &str, value: Value| {
             let mut item = ssl(id, &lost.seal(KEY));
             item.document[name] = value;
             item
         };
-        let (off, identity) = (off("off", "status", json!(0)), off("identity", "type", json!("client")));
-        let mut half = vec![a, ssl("kept", &kept.seal(KEY)), ssl("clear", KEY), off, identity];
+        let (disabled, identity) =
+            (disabled("off", "status", json!(0)), disabled("identity", "type", json!("client")));
+        let mut half = vec![a, ssl("kept", &kept.seal(KEY)), ssl("clear", KEY), disabled, identity];
         half.extend(["1", "2", "3"].map(upstream));
         assert!(Inventory::count(&half, &kept).check_keyring().is_ok());
     }
 
     #[test]
-    fn what_is_no_sealed_key_is_no_matter_of_the_keyring() {
+    fn texts_that_are_not_sealed_keys_are_not_counted() {
         let items = ["", "no key at all", "$env://KEY/member", "QUJD"].map(|text| ssl("1", text));
         for item in items {
-            let contents = Inventory::count(std::slice::from_ref(&item), &ring("0123456789abcdef"));
-            assert_eq!(contents.sealed.total, 0, "{}", item.document);
+            let inventory = Inventory::count(std::slice::from_ref(&item), &ring("0123456789abcdef"));
+            assert_eq!(inventory.sealed.total, 0, "{}", item.document);
         }
     }
 
     #[test]
-    fn references_that_cannot_be_resolved_are_counted() {
+    fn unresolved_references_are_counted() {
         let gone = |id: &str| ssl(id, "$env://COUNTERSIGN_TEST_NOT_SET");
         let none = Inventory::count(&[gone("1"), gone("2")], &Keyring::empty());
         assert!(none.check_keyring().is_ok() && none.warnings()[0].contains("2 of 2 documents"));

@@ -25,13 +25,9 @@ mod lint;
 
 mod admin;
 
-mod backup;
-
 mod server;
 
 mod cli;
-
-mod proof;
 
 pub use cli::main;
 

@@ -38,7 +38,7 @@ use futures_util::future::BoxFuture;
 use listener::PUSH_KEY;
 pub use listener::PushTls;
 use model::Snapshot;
-use pem_files::{FileError, Reloader};
+use mtls::{FileError, Reloader};
 use reports::FleetWideView;
 pub(crate) use reports::Reports;
 use serde_json::Value;

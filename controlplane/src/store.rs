@@ -1,14 +1,15 @@
-//! The store: where documents live, one revision after the other.
+//! The store of documents, with a revision that grows by each commit.
 //!
-//! Stands between `change::commit`, which is the only writer, and `publish`, which watches. A store
-//! hands out revisions that only grow, answers a write only when it is durable, and tells every
-//! change after a revision in order and without gaps, or says that it no longer can. Private keys
-//! in documents are sealed before they come here; the store never opens them.
+//! `change::commit` is the only writer; `publish` watches. A write is answered once it is durable.
+//! A watch yields every change after a revision, in order and without gaps, or ends with
+//! [`WatchError::Compacted`]. Private keys in documents are sealed before they reach the store, and
+//! the store never opens them.
 //!
-//! `embedded` keeps everything in one file of this machine; `etcd` in a cluster, where other
-//! control planes, an APISIX or a person may write, too. Any store must pass the tests in
-//! `contract`.
+//! `embedded` keeps everything in one file of this machine. `etcd` uses a cluster, to which other
+//! control planes, an APISIX or a person may write, too. Each store passes the tests in
+//! `conformance`.
 
+pub(crate) mod backup_socket;
 pub(crate) mod embedded;
 pub(crate) mod etcd;
 
@@ -31,45 +32,42 @@ use serde_json::Value;
 use telemetry::Heartbeat;
 use zeroize::Zeroizing;
 
-/// A document as the store holds it.
+/// A document with its etcd-style revisions.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StoredDocument {
-    /// Its name.
     pub key: Key,
-    /// The document, private keys sealed, with its extension fields (`model::extension`).
+    /// The document with its extension fields (`model::extension`). Private keys are sealed.
     pub document: Value,
-    /// The revision that created it.
     pub create_revision: u64,
-    /// The revision that last changed it, or its extension fields.
+    /// The revision of the last change to the document or to its extension fields.
     pub mod_revision: u64,
-    /// Whether it has extension fields that are older than its last change: another program wrote
-    /// it without them.
+    /// The extension fields are older than the document: a program that does not know them wrote
+    /// it.
     pub stale_extensions: bool,
-    /// What it was to take, where the document is a text that says why it cannot be read: another
-    /// program may read it.
+    /// The matchers of a document that is not JSON, so that it can be blocked. Another program may
+    /// be able to read it.
     pub salvaged: Option<SalvagedDocument>,
 }
 
-/// Everything the store holds, or everything of one kind, at one revision.
+/// All documents of the store, or of one kind, at one revision.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DocumentList {
-    /// The store's revision at that moment.
     pub revision: u64,
-    /// The documents, in the order of their keys' text.
+    /// Ordered by the text of their keys.
     pub items: Vec<StoredDocument>,
 }
 
-/// A part of the documents of one kind, in the order of their creation.
+/// One page of the documents of a kind, in the order of their creation.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Page {
-    /// The documents of this part; fewer than asked for at the end of the list.
+    /// Fewer than requested at the end of the list.
     pub items: Vec<StoredDocument>,
-    /// How many documents the kind has.
+    /// The number of documents of the kind.
     pub total: usize,
 }
 
 impl Page {
-    /// `size` documents from the one at `first` (from 0).
+    /// The page of `size` documents that starts at index `first`.
     pub fn of(mut items: Vec<StoredDocument>, first: usize, size: usize) -> Self {
         let total = items.len();
         items.sort_by_key(|item| item.create_revision);
@@ -77,50 +75,37 @@ impl Page {
     }
 }
 
-/// What the writer believes about the key it writes.
+/// The condition under which a mutation is committed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Precondition {
-    /// Write whatever is there.
     Unconditional,
-    /// Write only if the key does not exist.
     Absent,
-    /// Write only if the key was last changed by this revision.
+    /// The document was last changed by this revision.
     ModRevision(u64),
 }
 
-/// One change.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Mutation {
-    /// Creates or replaces a document.
     Put {
-        /// Its name.
         key: Key,
-        /// The whole new document, private keys sealed, with its extension fields.
+        /// The whole new document with its extension fields. Private keys are sealed.
         document: Value,
-        /// What must be true for the write to happen.
         precondition: Precondition,
-        /// Seconds after which the store removes it by itself; only where [`Store::forgets`].
+        /// Seconds until the store removes the document; requires [`Store::supports_ttl`].
         ttl: Option<NonZeroU32>,
     },
-    /// Removes a document. Removing what is not there changes nothing and is not an error unless
-    /// `expect` says so.
-    Delete {
-        /// Its name.
-        key: Key,
-        /// What must be true for the removal to happen.
-        precondition: Precondition,
-    },
+    /// Removes a document. Removing an absent document changes nothing, and is an error only if the
+    /// precondition requires the document.
+    Delete { key: Key, precondition: Precondition },
 }
 
 impl Mutation {
-    /// The name of the document that is written.
     pub fn key(&self) -> &Key {
         match self {
             Self::Put { key, .. } | Self::Delete { key, .. } => key,
         }
     }
 
-    /// What must be true for the write to happen.
     pub fn precondition(&self) -> Precondition {
         match self {
             Self::Put { precondition: expect, .. } | Self::Delete { precondition: expect, .. } => *expect,
@@ -128,41 +113,37 @@ impl Mutation {
     }
 }
 
-/// What a write did. By the time anyone holds one, the change survives a crash.
+/// The result of a mutation. The change is durable when a caller receives it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CommitResult {
-    /// The store's revision after the write. Removing what is not there leaves it as it was.
+    /// The store's revision after the mutation; unchanged when an absent document was removed.
     pub revision: u64,
-    /// The revision that created the document; for a removal, the one that had created it (0 if
-    /// there was none).
+    /// For a removal, the revision that had created the document; 0 if there was none.
     pub create_revision: u64,
-    /// Whether the document existed before.
     pub existed: bool,
 }
 
-/// One change as a watcher sees it.
+/// One change, as a watch yields it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Event {
-    /// The revision of the change.
     pub revision: u64,
-    /// Which document changed.
     pub key: Key,
-    /// The document after the change; nothing when it was removed.
+    /// `None`: the document was removed.
     pub document: Option<StoredDocument>,
 }
 
-/// What the control planes keep for themselves beside the documents. No resource: it has no
-/// revision, is in no list, and no watcher is told of it.
+/// The names of the control planes' internal entries. An internal entry is not a resource: it is in
+/// no list, and no watch yields it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum InternalKey {
-    /// The ring of secrets that session tickets are sealed with.
+    /// The ring of session ticket secrets.
     TicketSecrets,
-    /// The deny-list of data planes (`publish::denied`).
+    /// The deny-list of data planes (`publish::deny_list`).
     DeniedNodes,
-    /// Until when data planes take this store's state over, whatever it takes away
-    /// (`publish::accepted`).
+    /// The deadline until which data planes accept this store's state, whatever it removes
+    /// (`publish::store_acceptance`).
     AcceptedStore,
-    /// A random name that is made once, where the store has none of its own.
+    /// A random name, written once, for a store that has no identity of its own.
     Identity,
     /// Digests of generated admin keys, where several control planes share the store
     /// (`admin::shared_key`).
@@ -170,7 +151,6 @@ pub enum InternalKey {
 }
 
 impl InternalKey {
-    /// Its name in the store.
     pub fn name(self) -> &'static str {
         match self {
             Self::TicketSecrets => "ticket_secrets",
@@ -182,152 +162,105 @@ impl InternalKey {
     }
 }
 
-/// A private entry. No `Debug`: without a keyring the text is in clear.
+/// An internal entry. It has no `Debug`: without a keyring the text is in clear.
 pub struct InternalEntry {
-    /// Changes with every write of this entry; grows.
+    /// Grows with every write of this entry.
     pub version: u64,
-    /// What was written, sealed by the writer.
+    /// Sealed by the writer.
     pub text: Zeroizing<String>,
 }
 
-/// Why a store could not do what it was asked.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StoreError {
-    /// The document is not what the writer believed it to be; nothing was written.
+    /// The precondition does not hold; nothing was written.
     #[error("value changed before overwritten")]
     Conflict,
-    /// Another process has the store open.
     #[error(
         "the store file {path} is in use by another process: stop the other control plane, or give this one its own \
          `countersign.store.path`; `controlplane backup` copies a store that is in use"
     )]
-    Locked {
-        /// The store's file.
-        path: PathBuf,
-    },
+    Locked { path: PathBuf },
     /// The file is not a store, or parts of it were changed or lost.
     #[error(
         "the store file {path} is damaged ({what}). Nothing was changed. Put a backup in its place, or move the file away to \
          start with an empty store (the data planes then lose their configuration)"
     )]
-    Corrupted {
-        /// The store's file.
-        path: PathBuf,
-        /// What was found.
-        what: String,
-    },
-    /// The file was written by a program that lays it out differently.
+    Corrupted { path: PathBuf, what: String },
+    /// The file has the format of another version of this program.
     #[error(
         "the store file {path} has format version {found}, and this program reads version {supported}. Nothing was changed. \
          Run the version of countersign that wrote it"
     )]
-    UnsupportedFormat {
-        /// The store's file.
-        path: PathBuf,
-        /// The version in the file.
-        found: u64,
-        /// The version this program reads and writes.
-        supported: u64,
-    },
-    /// The operating system does not let us use the file or its folder.
+    UnsupportedFormat { path: PathBuf, found: u64, supported: u64 },
     #[error(
         "no permission for {path} ({what}): the file and its folder must be readable and writable for this user"
     )]
-    Permission {
-        /// The file or folder.
-        path: PathBuf,
-        /// What the operating system said.
-        what: String,
-    },
-    /// There is no room for the change. What was acknowledged before is safe.
+    Permission { path: PathBuf, what: String },
+    /// The disk is full. Acknowledged changes are safe.
     #[error(
         "no space left on the disk of the store file {path}: the change was not made; free some space and try again"
     )]
-    DiskFull {
-        /// The store's file.
-        path: PathBuf,
-    },
-    /// The store cannot answer now. In a cluster, a write that meets this was not made and will not
-    /// be.
+    DiskFull { path: PathBuf },
+    /// The store does not answer. In a cluster, the mutation was not committed and never will be.
     #[error("the store is not available: {what}")]
-    Unavailable {
-        /// What happened.
-        what: String,
-    },
-    /// The store answered that it will not make this change.
+    Unavailable { what: String },
+    /// The store rejected the change.
     #[error("the store refused the change: {what}")]
-    Rejected {
-        /// Its words, and what to do.
-        what: String,
-    },
-    /// A write was on its way when the store stopped answering: it may have been made, or still be
-    /// made.
+    Rejected { what: String },
+    /// The store stopped answering during a commit, which may have happened or may still happen.
     #[error(
         "it is not known whether the change was made: the store stopped answering while it was on its way ({what}). Read the \
          object again before you repeat it"
     )]
-    OutcomeUnknown {
-        /// What happened.
-        what: String,
-    },
+    OutcomeUnknown { what: String },
 }
 
-/// Why a watch ended.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum WatchError {
-    /// The changes after the asked revision are no longer known: load everything, then watch from
-    /// the loaded revision.
+    /// The changes after the requested revision are gone: load everything, then watch from there.
     #[error("the changes before revision {oldest} are no longer kept: load everything again")]
     Compacted {
         /// The oldest revision from which a watch can still start.
         oldest: u64,
     },
-    /// The store cannot tell about changes now.
     #[error("the store is not available: {what}")]
-    Unavailable {
-        /// What happened.
-        what: String,
-    },
+    Unavailable { what: String },
 }
 
-/// What a watcher reads: every change in order, or one error and then the end. What is one item is
-/// whole: all changes of one revision, or of several, for a cluster may make many at once. The
-/// stream ends without an error when the store is closed.
+/// All changes in order, or one error and then the end. One item holds all changes of one revision,
+/// or of several (etcd sends many at once). The stream ends without an error when the store is
+/// closed.
 pub type EventStream = BoxStream<'static, Result<Vec<Event>, WatchError>>;
 
-/// The name under which extension fields of documents that are gone are counted among the
-/// strangers.
+/// The name in [`Store::unknown_keys`] for extension fields whose document is gone.
 pub(crate) const ORPHANED_EXTENSIONS: &str = "countersign/extensions";
 
-/// Something in the store that is no document of ours, for lint.
+/// Keys in the store that are not documents, counted for lint.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UnknownKeys {
-    /// Its directory, or its whole name where that is not valid.
+    /// The directory, or the whole key where that is invalid.
     pub name: String,
-    /// How many objects there are.
     pub count: usize,
 }
 
-/// What a store that cannot be reached is remembered to hold.
+/// The last known documents of a store that is unreachable.
 #[derive(Clone, Debug)]
 pub struct CachedDocuments {
-    /// How long ago the store was last heard of.
+    /// The time since the store last answered.
     pub age: Duration,
-    /// The documents as they were then.
     pub documents: DocumentList,
 }
 
-/// What each control plane says of itself in a store that several share: one entry for each
-/// process, which the store removes
-/// [`Self::time_to_live`] after it last heard of that process. No resource and no private entry:
-/// nothing is compared before a write.
+/// The reports of the control planes that share a store: one entry per process. The store removes
+/// an entry [`Self::ttl`] after its last [`write`](Self::write). Entries are neither resources nor
+/// internal entries, and are written without a precondition.
 pub trait ReportEntries: Send + Sync {
-    /// How long an entry outlives the last [`write`](Self::write).
+    /// The lifetime of an entry after its last [`write`](Self::write).
     fn ttl(&self) -> Duration;
 
-    /// Writes the entry of this process, or replaces it, and keeps it for another time to live.
-    /// `nodes` is kept for an hour: what other processes know of this one when its entry has ended
-    /// and was not withdrawn.
+    /// Writes or replaces the entry of this process and renews its lifetime. `nodes` is kept for an
+    /// hour, so that other processes still know the nodes of a process that ended without
+    /// [`withdraw`](Self::withdraw).
     ///
     /// # Errors
     /// When the store cannot be written.
@@ -336,7 +269,7 @@ pub trait ReportEntries: Send + Sync {
     /// Removes the entry of this process.
     ///
     /// # Errors
-    /// When the store cannot be written; the entry then ends with its time to live.
+    /// When the store cannot be written; the entry then expires.
     fn withdraw(&self) -> BoxFuture<'_, Result<(), StoreError>>;
 
     /// The entries of the other processes.
@@ -346,37 +279,36 @@ pub trait ReportEntries: Send + Sync {
     fn others(&self) -> BoxFuture<'_, Result<Vec<ReportEntry>, StoreError>>;
 }
 
-/// What [`ReportEntries::write`] wrote in another process.
+/// The entry of another process.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ReportEntry {
-    /// One process's life.
+    /// A random id per run of a process.
     pub process: String,
-    /// `None`: it has ended, and was not withdrawn. The process has died, or no longer reaches the
-    /// store.
+    /// `None`: the entry expired. The process died, or no longer reaches the store.
     pub text: Option<String>,
-    /// `None`: there is none, as of a process of an earlier version.
+    /// `None`: a process of an earlier version wrote the entry.
     pub nodes: Option<String>,
 }
 
-/// A place that keeps documents. Object-safe; every call may be made from any task.
+/// A store of documents. Object-safe; every method may be called from any task.
 pub trait Store: Send + Sync + 'static {
-    /// A random name made together with the store: revisions mean something only within it.
+    /// A random name created together with the store. Revisions are comparable only within it.
     fn identity(&self) -> &str;
 
-    /// Everything, at one revision.
+    /// All documents, at one revision.
     ///
     /// # Errors
     /// When the store cannot be read.
     fn load(&self) -> BoxFuture<'_, Result<DocumentList, StoreError>>;
 
-    /// Everything of one kind, at one revision.
+    /// All documents of one kind, at one revision.
     ///
     /// # Errors
     /// When the store cannot be read.
     fn list(&self, kind: Kind) -> BoxFuture<'_, Result<DocumentList, StoreError>>;
 
-    /// `size` documents of one kind from the one at `first` (from 0), in the order of their
-    /// creation; only these are read.
+    /// `size` documents of one kind from index `first`, in the order of their creation. Reads only
+    /// these.
     ///
     /// # Errors
     /// When the store cannot be read.
@@ -388,70 +320,68 @@ pub trait Store: Send + Sync + 'static {
     /// When the store cannot be read.
     fn get<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<StoredDocument>, StoreError>>;
 
-    /// Makes one change. When this answers `Ok`, the change survives a crash of the process and of
-    /// the machine.
+    /// Commits one mutation. After `Ok` the change survives a crash of the process and of the
+    /// machine.
     ///
     /// # Errors
-    /// [`StoreError::Conflict`] when the document is not what `expect` says. After any other error
-    /// the caller must read again before it can tell whether the change was made.
+    /// [`StoreError::Conflict`] when the precondition does not hold. After any other error the
+    /// caller must read the document to learn whether the change was committed.
     fn commit(&self, write: Mutation) -> BoxFuture<'_, Result<CommitResult, StoreError>>;
 
-    /// Takes a revision that nothing else will ever have, to be used as an id (contract 2.3, POST).
+    /// Takes a unique revision, to be used as an id (contract 2.3, POST).
     ///
     /// # Errors
     /// When the store cannot be written.
     fn reserve_id(&self) -> BoxFuture<'_, Result<u64, StoreError>>;
 
-    /// A private entry; nothing before its first write.
+    /// An internal entry; `None` before its first write.
     ///
     /// # Errors
     /// When the store cannot be read.
-    fn internal_entry(&self, what: InternalKey) -> BoxFuture<'_, Result<Option<InternalEntry>, StoreError>>;
+    fn internal_entry(&self, key: InternalKey) -> BoxFuture<'_, Result<Option<InternalEntry>, StoreError>>;
 
-    /// Replaces a private entry that has the version `expect` (0: that does not exist), and gives
-    /// its new version. Durable as a commit is. Several control planes may try at once: one
-    /// wins.
+    /// Compares and swaps an internal entry: replaces it if it has the version `expect` (0: absent)
+    /// and returns its new version. Durable like a commit.
     ///
     /// # Errors
     /// As [`Self::commit`].
     fn swap_internal_entry(
         &self,
-        what: InternalKey,
+        key: InternalKey,
         expect: u64,
         text: Zeroizing<String>,
     ) -> BoxFuture<'_, Result<u64, StoreError>>;
 
-    /// The reports of the control planes; `None` where this process is the only one that can open
-    /// the store.
+    /// The reports of the control planes; `None` for a store that only one process can open.
     fn reports(&self) -> Option<&dyn ReportEntries> {
         None
     }
 
-    /// Every change after the revision `after`, in order, without gaps.
+    /// All changes after a revision, in order and without gaps.
     fn watch(&self, after: u64) -> EventStream;
 
-    /// The longest pause before a store that could not be read is read again.
+    /// The maximum backoff between failed loads.
     fn resync_delay(&self) -> Duration {
         Duration::from_secs(5)
     }
 
-    /// Ends when a store that cannot be reached now can be reached again; never for one that can.
+    /// Resolves when an unreachable store is reachable again; never for a reachable one.
     fn wait_available(&self) -> BoxFuture<'_, ()> {
         Box::pin(std::future::pending())
     }
 
-    /// What the names of documents start with when they are shown.
+    /// The prefix of the names of documents, for messages.
     fn prefix(&self) -> &str {
         "/apisix"
     }
 
-    /// Whether a document can be given a time to live.
+    /// Whether a document can have a time to live.
     fn supports_ttl(&self) -> bool {
         false
     }
 
-    /// What is stored beside documents of kinds that we know: nothing in a store that only we
-    /// write.
+    /// Keys that are not documents of a known kind; empty for a store that only this program
+    /// writes.
     ///
     /// # Errors
     /// When the store cannot be read.
@@ -459,17 +389,16 @@ pub trait Store: Send + Sync + 'static {
         Box::pin(std::future::ready(Ok(Vec::new())))
     }
 
-    /// Puts what it measures of itself into `/metrics`.
     fn register_metrics(&self, _registry: &mut Registry) {}
 
-    /// The heartbeat of the thread that writes, or of the task that keeps the connection.
+    /// The heartbeat of the thread that writes, or of the task that owns the connection.
     fn heartbeat(&self) -> Option<Arc<Heartbeat>> {
         None
     }
 
-    /// What was last known of it, while it cannot be reached: of one kind, or everything. For
-    /// people who ask; nothing that is written may rest on it. `None` where the store is at
-    /// hand, or nothing was ever read.
+    /// The last known documents of an unreachable store: of one kind, or all. Answers read requests
+    /// only; no write may depend on them. `None` while the store is reachable, or before the first
+    /// load.
     fn cached(&self, _kind: Option<Kind>) -> Option<CachedDocuments> {
         None
     }

@@ -1,5 +1,5 @@
-//! From the settings file to what the workers run by. All that can be wrong with the file's meaning
-//! for a data plane is found here, before anything listens.
+//! Turns the settings file into the configuration of the workers. Every error of the file's content
+//! that concerns a data plane is found here, before anything listens.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -7,30 +7,23 @@ use std::time::Duration;
 
 use conf::Settings;
 use model::{HostName, KeepalivePool, PathOptions, RealIp, TlsVersion};
-use pem_files::bounded_read;
 use pki::TrustAnchors;
+use process::bounded_read;
 
-use crate::http::head;
+use crate::http::head::HeadLimits;
 use crate::io::timeouts::ClientTimeouts;
 use crate::proxy::worker::WorkerConfig;
 use crate::runtime::descriptors::ConnectionLimits;
-use crate::tls::record::traffic_secrets::RecordLayerKind;
+use crate::tls::record::RecordLayerKind;
 
-/// A setting this data plane cannot run by.
+/// A setting is invalid for this data plane.
 #[derive(Debug, thiserror::Error)]
 pub enum SettingsError {
-    /// Upstreams are to be verified, and there is nothing to verify them with.
     #[error("apisix.ssl.ssl_trusted_certificate: {path}: {problem}")]
-    TrustedCertificate {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        problem: String,
-    },
-    /// The fallback name is no name.
+    TrustedCertificate { path: PathBuf, problem: String },
     #[error("apisix.ssl.fallback_sni: {0:?} is not a host name")]
     FallbackSni(String),
-    /// Only TLSv1.1 is left, which this engine does not speak.
+    /// Only TLSv1.1 is left, which rustls does not implement.
     #[error(
         "apisix.ssl.ssl_protocols: TLSv1.1 alone cannot be served by this build: add TLSv1.2 or TLSv1.3, or build \
          with the feature engine-boring"
@@ -38,7 +31,7 @@ pub enum SettingsError {
     SslProtocols,
 }
 
-/// What connections are served by, before the limit on descriptors is known.
+/// The configuration of the workers, before the limit on descriptors is known.
 ///
 /// # Errors
 /// [`SettingsError`].
@@ -58,7 +51,7 @@ pub fn worker_config(settings: &Settings) -> Result<WorkerConfig, SettingsError>
         },
         body_timeout: http.client_body_timeout,
         body_max: http.client_max_body_size,
-        head_limits: head::HeadLimits { line: limits.header_line_bytes, head: limits.header_bytes },
+        head_limits: HeadLimits { line: limits.header_line_bytes, head: limits.header_bytes },
         preserve_header_case: settings.countersign.preserve_header_case,
         idle_release_timeout: limits.idle_release_timeout,
         connection_limits: ConnectionLimits { clients: limits.connections_per_worker, upstreams: usize::MAX },
@@ -93,11 +86,11 @@ pub fn record_layer(settings: &Settings) -> RecordLayerKind {
     if settings.countersign.tls.own_records { RecordLayerKind::Own } else { RecordLayerKind::Rustls }
 }
 
-/// The versions of sites that name none themselves.
+/// The TLS versions of sites without `ssl_protocols`.
 ///
 /// # Errors
-/// [`SettingsError::Protocols`].
-pub fn tls_versions(settings: &Settings) -> Result<Vec<TlsVersion>, SettingsError> {
+/// [`SettingsError::SslProtocols`].
+pub(crate) fn tls_versions(settings: &Settings) -> Result<Vec<TlsVersion>, SettingsError> {
     let versions: Vec<TlsVersion> = settings
         .apisix
         .ssl
@@ -113,18 +106,19 @@ pub fn tls_versions(settings: &Settings) -> Result<Vec<TlsVersion>, SettingsErro
 }
 
 /// Mozilla's whole bundle has 220 KB.
-const TRUST_BYTES_MAX: u64 = 4 << 20;
+const BUNDLE_BYTES_MAX: u64 = 4 << 20;
 
-/// Whom upstreams must be signed by where they are verified. A machine's own bundle may be absent:
-/// then verified upstreams are refused, which is the safe side.
+/// The anchors of verified upstreams. A machine may have no bundle: then every verified upstream is
+/// rejected.
 ///
 /// # Errors
-/// [`SettingsError::Trust`].
-pub fn upstream_anchors(settings: &Settings) -> Result<Option<Arc<TrustAnchors>>, SettingsError> {
+/// [`SettingsError::TrustedCertificate`].
+pub(crate) fn upstream_anchors(settings: &Settings) -> Result<Option<Arc<TrustAnchors>>, SettingsError> {
     let Some(path) = &settings.apisix.ssl.trusted_certificate else { return Ok(None) };
-    let wrong = |problem: String| SettingsError::TrustedCertificate { path: path.clone(), problem };
-    let text = bounded_read::read_regular(path, TRUST_BYTES_MAX).map_err(|error| wrong(error.to_string()))?;
-    let certificates = pki::certificates_from_pem(&text).map_err(|error| wrong(error.to_string()))?;
-    let anchors = TrustAnchors::new(certificates).map_err(|error| wrong(error.to_string()))?;
+    let invalid = |problem: String| SettingsError::TrustedCertificate { path: path.clone(), problem };
+    let text =
+        bounded_read::read_regular(path, BUNDLE_BYTES_MAX).map_err(|error| invalid(error.to_string()))?;
+    let certificates = pki::certificates_from_pem(&text).map_err(|error| invalid(error.to_string()))?;
+    let anchors = TrustAnchors::new(certificates).map_err(|error| invalid(error.to_string()))?;
     Ok(Some(Arc::new(anchors)))
 }

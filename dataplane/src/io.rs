@@ -1,8 +1,11 @@
-//! Sockets: accepting connections, and moving bytes without knowing what they mean.
+//! Bytes in and out of a connection, whatever they mean: buffers, reads without a copy, timeouts,
+//! and the lingering close.
 
 pub mod buffered;
 pub(crate) mod chunk_read;
 pub(crate) mod coarse_timer;
+pub mod connection_info;
 pub(crate) mod flag;
+pub(crate) mod linger;
 pub(crate) mod plain;
 pub(crate) mod timeouts;

@@ -1,9 +1,9 @@
 //! The data plane: terminates TLS, verifies clients, routes and proxies.
 //!
 //! One thread a core, each with its own io_uring runtime; one more for the push client, which keeps
-//! the snapshot up to date. The folders stand in the order of their imports: each uses only those
-//! before it (`tests/tests/tidy/layers.rs` checks that). `docs/WALKS.md` follows a connection
-//! through them.
+//! the snapshot up to date. The folders are declared in the order of their imports: each uses only
+//! those before it (`tests/tests/tidy/layers.rs`). `docs/WALKS.md` follows a connection through
+//! them.
 
 mod runtime;
 
@@ -16,8 +16,6 @@ mod io;
 mod tls;
 
 mod http;
-
-mod body;
 
 mod upstream;
 
@@ -37,13 +35,13 @@ mod server;
 
 pub use server::main;
 
-/// Why things end badly: the closed list of `model`, which the control plane explains by.
+/// The closed list of `model`, by which the control plane explains.
 use model::reason;
 
-/// What benches, fuzz targets and integration tests drive: single stages, without a process.
+/// Single stages, for benches, fuzz targets and integration tests.
 pub mod testing {
     pub mod config {
-        pub use crate::config::*;
+        pub use crate::config::{record_layer, worker_config};
     }
     pub mod runtime {
         pub use crate::runtime::*;
@@ -56,31 +54,35 @@ pub mod testing {
         pub use crate::http::request;
     }
     pub mod io {
-        pub use crate::io::buffered;
+        pub use crate::io::{buffered, connection_info};
     }
     pub mod lifecycle {
-        pub use crate::lifecycle::stage;
+        pub use crate::lifecycle::{ShutdownStage, ShutdownWatch, handles};
     }
     pub mod observability {
         pub use crate::observability::metrics;
     }
     pub mod proxy {
-        pub use crate::proxy::{connection, listener, worker};
+        pub use crate::proxy::{connection, listener, worker, worker_thread};
     }
     pub mod push_client {
         pub use crate::push_client::{
-            PushClientError, PushClientHandle, PushClientOptions, SnapshotHandle, SnapshotSource, SyncStatus,
-            TicketRingHandle, start,
+            PushClientError, PushClientHandle, PushClientOptions, SnapshotSource, SyncStatus, start,
         };
     }
     pub mod tls {
         pub use crate::tls::{
-            client_hello, client_verifier, handshake, params, record, site_config, stream, ticket, transport,
+            PlaintextState, Subsystem, client_hello, client_verifier, handshake, handshake_state, params,
+            record, site_config, stream, transport,
         };
     }
     pub mod upstream {
-        pub use crate::upstream::{
-            balancer, client, client_tls, exchange, host_header, request_body, resolver,
-        };
+        pub use crate::upstream::balancer::Balancer;
+        pub use crate::upstream::client::NodeAttempts;
+        pub use crate::upstream::client_tls::ClientTlsConfigs;
+        pub use crate::upstream::exchange::upstream_request;
+        pub use crate::upstream::host_header::upstream_host;
+        pub use crate::upstream::request_body::RequestBody;
+        pub use crate::upstream::resolver::Resolver;
     }
 }

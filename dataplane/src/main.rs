@@ -1,4 +1,4 @@
-//! `dataplane`: see the library.
+//! The `dataplane` program.
 
 use std::process::ExitCode;
 

@@ -1,8 +1,8 @@
 //! Start and stop of the process: wiring only.
 //!
-//! Order: signals, settings, the status port and the listeners (so that a port in use is told
-//! first), agent (so that the last good snapshot is there before the first connection), workers,
-//! status, the ready line; then the wait for a signal, and the stop.
+//! Order: signals, settings, the status port and the listeners (a port in use is the first error),
+//! the push client (which loads the last good snapshot before the first connection), workers,
+//! status, the ready line; then the wait for a signal, and the drain.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -20,22 +20,22 @@ use telemetry::status::StatusServer;
 use telemetry::{Heartbeats, Readiness};
 use tokio::sync::watch;
 
-use crate::lifecycle::stage::{ShutdownStage, ShutdownWatch};
+use crate::io::connection_info::ListenerProtocol;
+use crate::lifecycle::handles::{SnapshotHandle, TicketRingHandle};
+use crate::lifecycle::{ShutdownStage, ShutdownWatch};
 use crate::observability::metrics::{Counters, Metrics};
-use crate::proxy::listener::{BindError, BindRetry, BoundSocket, ListenerProtocol};
-use crate::proxy::worker::{SharedState, WorkerConfig, WorkerInit};
-use crate::proxy::{listener, worker};
-use crate::push_client::handles::SnapshotHandle;
-use crate::push_client::{PushClientOptions, SyncStatus, TicketRingHandle};
-use crate::runtime::descriptors::ConnectionLimits;
-use crate::runtime::{Driver, descriptors};
-use crate::tls::site_config;
-use crate::tls::site_config::SiteConfigFactory;
+use crate::proxy::listener::{self, BindError, BindRetry, BoundSocket};
+use crate::proxy::worker::{SharedState, WorkerConfig};
+use crate::proxy::worker_thread::{self, WorkerInit};
+use crate::push_client::{self, PushClientOptions, SyncStatus};
+use crate::runtime::Driver;
+use crate::runtime::descriptors::{self, ConnectionLimits};
+use crate::tls::site_config::{self, SiteConfigFactory};
 use crate::upstream::client_tls::ClientTlsConfigs;
 use crate::upstream::resolver::Resolver;
-use crate::{config, push_client, status};
+use crate::{config, status};
 
-/// What `--version` says, also whether this build was made with a profile (`scripts/release.sh`).
+/// Of `--version`, also whether this build was made with a profile (`scripts/release.sh`).
 const VERSION: &str = match option_env!("COUNTERSIGN_PROFILED") {
     Some(_) => process::VERSION_PROFILED,
     None => process::VERSION,
@@ -44,8 +44,8 @@ const VERSION: &str = match option_env!("COUNTERSIGN_PROFILED") {
 /// The data plane of Countersign, a mutual-TLS gateway: terminates TLS, verifies clients, routes
 /// and proxies.
 ///
-/// It is told what to serve by a control plane (countersign.node.control_planes), over mutual TLS,
-/// and serves the last it was told when none answers.
+/// It receives its configuration from a control plane (countersign.node.control_planes), over
+/// mutual TLS, and serves the last good snapshot when none answers.
 #[derive(Debug, Parser)]
 #[command(
     name = "dataplane",
@@ -55,28 +55,26 @@ const VERSION: &str = match option_env!("COUNTERSIGN_PROFILED") {
     RUST_LOG=debug dataplane -c conf/config.yaml\n  \
     COUNTERSIGN_DRIVER=epoll dataplane -c conf/config.yaml    (without io_uring)\n\n\
     Logs go to stderr. When everything listens, one line `ready {...}` goes to stdout.\n\
-    SIGTERM, SIGINT and SIGQUIT stop gracefully: what runs may finish, within worker_shutdown_timeout; a second one ends\n\
+    SIGTERM, SIGINT and SIGQUIT drain: requests may finish, within worker_shutdown_timeout; a second one ends\n\
     the process at once. SIGHUP reads certificates and keys again."
 )]
 struct Arguments {
     /// The configuration file both planes read.
     #[arg(short, long, default_value = "conf/config.yaml", value_name = "FILE")]
     config: PathBuf,
-    /// Take the state of another store over, once, although it would take most of what is served
-    /// away.
+    /// Apply the state of another store, once, although it would remove most of what is served.
     #[arg(long)]
     accept_new_store: bool,
 }
 
-/// The process.
+/// Runs the program to the end of the process.
 pub fn main() -> ! {
     let arguments = Arguments::parse();
     telemetry::log::init();
-    // A worker's runtime must not be dropped with operations in flight: leave without unwinding
-    // anything.
+    // A worker's runtime must not be dropped with operations in flight, so nothing is unwound.
     match run(&arguments) {
         Ok(()) => telemetry::exit(0),
-        // A stop signal ends the wait for a port, which is the end that was asked for.
+        // A stop signal during the wait for a port is no failure.
         Err(error) if error.downcast_ref::<BindError>().is_some_and(|error| error.stopped) => {
             tracing::info!("stopped");
             telemetry::exit(0)
@@ -90,7 +88,7 @@ pub fn main() -> ! {
 
 fn run(arguments: &Arguments) -> anyhow::Result<()> {
     process::core_dumps::disable().context("cannot forbid core files")?;
-    // First: a signal during the start is obeyed as one that comes later.
+    // First, so that a signal during the start has the same effect as a later one.
     let signals = signals::install_handlers().context("cannot handle signals")?;
     serve(&conf::load(&arguments.config)?, arguments.accept_new_store, &signals)
 }
@@ -103,176 +101,164 @@ fn serve(settings: &Settings, accept_new_store: bool, signals: &Signals) -> anyh
     let workers = worker_count(settings);
     let driver = Driver::detect();
     let limit = raise_limit().context("cannot read the limit on open descriptors")?;
-    let patience = BindRetry { predecessor: settings.countersign.drain_delay, stop: signals.stop() };
-    let status = status::bind(settings, &patience)?;
-    let mut listeners = BoundListeners::bind(settings, workers, &patience)?;
-    let share = connection_limits(settings, limit, workers, listeners.sockets.len())?;
-    let (stage, stages) = ShutdownWatch::new();
+    let retry = BindRetry { predecessor: settings.countersign.drain_delay, stop: signals.stop() };
+    let status = status::bind(settings, &retry)?;
+    let mut listeners = BoundListeners::bind(settings, workers, &retry)?;
+    let limits = connection_limits(settings, limit, workers, listeners.sockets.len())?;
+    let (stage, shutdown) = ShutdownWatch::new();
 
-    let cell = Arc::new(SnapshotHandle::new(Arc::new(Snapshot::empty())));
-    let agent_status = Arc::new(SyncStatus::default());
+    let snapshot = Arc::new(SnapshotHandle::new(Arc::new(Snapshot::empty())));
+    let sync_status = Arc::new(SyncStatus::default());
     let heartbeats = Arc::<Heartbeats>::default();
-    let secrets = settings.apisix.ssl.session_tickets.then(Arc::<TicketRingHandle>::default);
-    let shared = shared_state(settings, share, &cell, secrets.as_ref())?;
-    let agent = push_client::start(PushClientOptions {
+    let ticket_ring = settings.apisix.ssl.session_tickets.then(Arc::<TicketRingHandle>::default);
+    let shared = shared_state(settings, limits, &snapshot, ticket_ring.as_ref())?;
+    let push_client = push_client::start(PushClientOptions {
         settings: settings.countersign.node.clone(),
         accept_new_store,
         version: env!("CARGO_PKG_VERSION"),
-        cell: Arc::clone(&cell),
-        secrets,
-        status: Arc::clone(&agent_status),
-        stages: stages.clone(),
+        snapshot: Arc::clone(&snapshot),
+        ticket_ring,
+        status: Arc::clone(&sync_status),
+        shutdown: shutdown.clone(),
         heartbeats: Arc::clone(&heartbeats),
         reload: signals.reload(),
     })?;
     // Connections queue in the kernel meanwhile.
     push_client::wait_until_current(
-        &agent_status,
+        &sync_status,
         settings.countersign.node.wait_for_control_plane,
         signals.stop(),
     )?;
 
-    let mut running = Vec::with_capacity(workers);
+    let mut threads = Vec::with_capacity(workers);
     for index in 0..workers {
-        running.push(WorkerThread::start(
+        threads.push(WorkerThread::start(
             (index, workers),
             &shared,
             listeners.take_worker_sockets(),
             &driver,
             &heartbeats,
-            stages.clone(),
+            shutdown.clone(),
         )?);
     }
-    let counters = running.iter().map(|worker| Arc::clone(&worker.counters)).collect();
-    let metrics = Arc::new(Metrics::new(counters, Arc::clone(&agent_status)));
-    let certificates = &agent.certificates;
+    let counters = threads.iter().map(|worker| Arc::clone(&worker.counters)).collect();
+    let metrics = Arc::new(Metrics::new(counters));
+    let certificates = &push_client.certificates;
     let status = status
-        .map(|listener| status::serve(listener, heartbeats, agent_status, metrics, certificates, stages))
+        .map(|listener| status::serve(listener, heartbeats, sync_status, metrics, certificates, shutdown))
         .transpose()?;
 
     tracing::info!(%driver, workers, "serving");
-    let revision = cell.load().revision();
+    let revision = snapshot.load().revision();
     print_ready_line(&listeners, status.as_ref().map(StatusServer::address), &driver, workers, revision);
     signals.wait_for_stop().context("cannot wait for a signal")?;
     drain(&stage, settings.countersign.drain_delay, status);
-    for worker in running {
+    for worker in threads {
         if worker.thread.join().is_err() {
-            tracing::error!("a worker did not end well");
+            tracing::error!("a worker panicked");
         }
     }
-    agent.stop();
+    push_client.stop();
     tracing::info!("stopped");
     Ok(())
 }
 
-/// The stop: `/status/ready` says so at once, listeners close after the delay, and what runs may
-/// finish.
+/// Starts the drain: `/status/ready` fails at once, the listeners close after `delay`, and open
+/// connections may finish.
 fn drain(stage: &watch::Sender<ShutdownStage>, delay: Duration, status: Option<StatusServer>) {
     stage.send_replace(ShutdownStage::LameDuck);
     if !delay.is_zero() {
         tracing::info!(seconds = delay.as_secs_f64(), "accepting connections until drain_delay has passed");
         thread::sleep(delay);
     }
-    // Of the ports the first one that a successor binds.
+    // A successor binds the status port first.
     if let Some(status) = status {
         status.close();
     }
     stage.send_replace(ShutdownStage::Draining);
-    tracing::info!("the listeners close; what runs may finish");
+    tracing::info!("the listeners close; open connections may finish");
 }
 
-/// What each worker may have open.
 fn connection_limits(
     settings: &Settings,
     limit: usize,
     workers: usize,
     listeners: usize,
 ) -> anyhow::Result<ConnectionLimits> {
-    let wanted = settings.countersign.limits.connections_per_worker;
-    let (share, warning) = descriptors::connection_limits(limit, workers, listeners, wanted)?;
+    let configured = settings.countersign.limits.connections_per_worker;
+    let (limits, warning) = descriptors::connection_limits(limit, workers, listeners, configured)?;
     if let Some(warning) = warning {
         tracing::warn!("{warning}");
     }
-    Ok(share)
+    Ok(limits)
 }
 
 fn worker_count(settings: &Settings) -> usize {
     match settings.countersign.workers {
         0 => thread::available_parallelism().map_or(1, usize::from),
-        some => some,
+        workers => workers,
     }
 }
 
 fn shared_state(
     settings: &Settings,
-    share: ConnectionLimits,
-    cell: &Arc<SnapshotHandle>,
-    secrets: Option<&Arc<TicketRingHandle>>,
+    limits: ConnectionLimits,
+    snapshot: &Arc<SnapshotHandle>,
+    ticket_ring: Option<&Arc<TicketRingHandle>>,
 ) -> anyhow::Result<Arc<SharedState>> {
-    let wanted = settings.countersign.limits.requests_per_client;
-    let requests_per_client = share.requests_per_client(wanted);
-    if requests_per_client < wanted {
+    let configured = settings.countersign.limits.requests_per_client;
+    let requests_per_client = limits.requests_per_client(configured);
+    if requests_per_client < configured {
         tracing::warn!(
-            "each worker has places for {} connections to upstreams: one client may have {requests_per_client} requests under way on \
-             it, not the {wanted} of countersign.limits.requests_per_client. Raise the limit on open descriptors (ulimit -Hn, \
+            "each worker may have {} connections to upstreams: one client may have {requests_per_client} concurrent requests on \
+             it, not the {configured} of countersign.limits.requests_per_client. Raise the limit on open descriptors (ulimit -Hn, \
              LimitNOFILE), or lower that key",
-            share.upstreams
+            limits.upstreams
         );
     }
-    let rules =
-        WorkerConfig { connection_limits: share, requests_per_client, ..config::worker_config(settings)? };
+    let config =
+        WorkerConfig { connection_limits: limits, requests_per_client, ..config::worker_config(settings)? };
     let provider = Arc::new(site_config::crypto_provider());
     let anchors = config::upstream_anchors(settings)?;
     let records = config::record_layer(settings);
-    let connector =
-        ClientTlsConfigs::new(Arc::clone(&provider), anchors, settings.http.proxy_ssl_verify, records)?;
+    let verify = settings.http.proxy_ssl_verify;
+    let tls_configs = ClientTlsConfigs::new(Arc::clone(&provider), anchors, verify, records)?;
+    let versions = config::tls_versions(settings)?;
     Ok(Arc::new(SharedState {
-        snapshot: Arc::clone(cell),
-        sites: SiteConfigFactory::new(
-            provider,
-            &config::tls_versions(settings)?,
-            rules.http2,
-            secrets.cloned(),
-            records,
-        )
-        .with_ciphers(settings.apisix.ssl.ciphers.clone()),
-        connector: Arc::new(connector),
+        snapshot: Arc::clone(snapshot),
+        sites: SiteConfigFactory::new(provider, &versions, config.http2, ticket_ring.cloned(), records)
+            .with_ciphers(settings.apisix.ssl.ciphers.clone()),
+        connector: Arc::new(tls_configs),
         resolver: Resolver::start().context("cannot start the resolver's threads")?,
-        config: rules,
+        config,
     }))
 }
 
-/// Every bound socket, not yet handed to its worker.
+/// The bound sockets that no worker has taken yet.
 struct BoundListeners {
     http: Vec<SocketAddr>,
     https: Vec<SocketAddr>,
-    /// As configured: within TLS or not.
+    /// Of `stream_proxy.tcp`, within TLS or not.
     stream: Vec<SocketAddr>,
-    /// One list an address, one socket a worker.
+    /// One list an address, with one socket a worker.
     sockets: Vec<Vec<BoundSocket>>,
 }
 
 impl BoundListeners {
-    fn bind(settings: &Settings, workers: usize, patience: &BindRetry) -> anyhow::Result<Self> {
+    fn bind(settings: &Settings, workers: usize, retry: &BindRetry) -> anyhow::Result<Self> {
         let apisix = &settings.apisix;
         let mut all = Self { http: Vec::new(), https: Vec::new(), stream: Vec::new(), sockets: Vec::new() };
         if apisix.proxy_mode.http() {
             for &addr in &apisix.node_listen {
-                all.add("apisix.node_listen", addr, ListenerProtocol::Http, workers, patience)?;
+                all.add("apisix.node_listen", addr, ListenerProtocol::Http, workers, retry)?;
             }
             for &addr in apisix.ssl.listen.iter().filter(|_| apisix.ssl.enable) {
-                all.add("apisix.ssl.listen", addr, ListenerProtocol::Https, workers, patience)?;
+                all.add("apisix.ssl.listen", addr, ListenerProtocol::Https, workers, retry)?;
             }
         }
         if apisix.proxy_mode.streams() {
             for &conf::StreamListener { addr, tls } in &apisix.streams {
-                all.add(
-                    "apisix.stream_proxy.tcp",
-                    addr,
-                    ListenerProtocol::Stream { tls },
-                    workers,
-                    patience,
-                )?;
+                all.add("apisix.stream_proxy.tcp", addr, ListenerProtocol::Tcp { tls }, workers, retry)?;
             }
         }
         Ok(all)
@@ -282,41 +268,39 @@ impl BoundListeners {
         &mut self,
         key: &'static str,
         addr: SocketAddr,
-        speaks: ListenerProtocol,
+        protocol: ListenerProtocol,
         workers: usize,
-        patience: &BindRetry,
+        retry: &BindRetry,
     ) -> anyhow::Result<()> {
-        let bound = match listener::bind(key, addr, speaks, workers, patience) {
+        let bound = match listener::bind(key, addr, protocol, workers, retry) {
             Ok(bound) => bound,
-            // A machine without IPv6 does without it.
-            Err(error) if is_optional(addr, speaks) && is_ipv6_unavailable(&error.error) => {
+            Err(error) if is_optional(addr, protocol) && is_ipv6_unavailable(&error.error) => {
                 tracing::warn!("{error}; going on without IPv6");
                 return Ok(());
             }
             Err(error) => return Err(error.into()),
         };
-        let at = bound.first().map_or(addr, |bound| bound.addr);
-        match speaks {
-            ListenerProtocol::Http => self.http.push(at),
-            ListenerProtocol::Https => self.https.push(at),
-            ListenerProtocol::Stream { .. } => self.stream.push(at),
+        let bound_addr = bound.first().map_or(addr, |bound| bound.addr);
+        match protocol {
+            ListenerProtocol::Http => self.http.push(bound_addr),
+            ListenerProtocol::Https => self.https.push(bound_addr),
+            ListenerProtocol::Tcp { .. } => self.stream.push(bound_addr),
         }
         self.sockets.push(bound);
         Ok(())
     }
 
-    /// One socket of each address.
+    /// Takes one socket of each address.
     fn take_worker_sockets(&mut self) -> Vec<BoundSocket> {
         self.sockets.iter_mut().filter_map(Vec::pop).collect()
     }
 }
 
-/// `[::]` may be there only because enable_ipv6 is on by default; a stream's listener is there
-/// because somebody wrote it.
-fn is_optional(addr: SocketAddr, speaks: ListenerProtocol) -> bool {
+/// `[::]` may be configured only by the default of enable_ipv6, except for `stream_proxy.tcp`.
+fn is_optional(addr: SocketAddr, protocol: ListenerProtocol) -> bool {
     addr.is_ipv6()
         && addr.ip().is_unspecified()
-        && matches!(speaks, ListenerProtocol::Http | ListenerProtocol::Https)
+        && matches!(protocol, ListenerProtocol::Http | ListenerProtocol::Https)
 }
 
 fn is_ipv6_unavailable(error: &std::io::Error) -> bool {
@@ -324,7 +308,6 @@ fn is_ipv6_unavailable(error: &std::io::Error) -> bool {
         || error.raw_os_error() == Some(nix::libc::EAFNOSUPPORT)
 }
 
-/// A worker's thread.
 struct WorkerThread {
     thread: JoinHandle<()>,
     counters: Arc<Counters>,
@@ -337,24 +320,24 @@ impl WorkerThread {
         listeners: Vec<BoundSocket>,
         driver: &Driver,
         heartbeats: &Heartbeats,
-        stages: ShutdownWatch,
+        shutdown: ShutdownWatch,
     ) -> anyhow::Result<Self> {
         let counters = Arc::new(Counters::default());
         let cores = thread::available_parallelism().map_or(1, usize::from);
-        let start = WorkerInit {
+        let init = WorkerInit {
             shared: Arc::clone(shared),
             counters: Arc::clone(&counters),
             heartbeat: heartbeats.add(format!("worker-{index}"), Readiness::Required),
             listeners,
             driver: driver.clone(),
-            // Fewer workers than cores: the kernel places them better than we could.
+            // With fewer workers than cores the kernel places them better.
             cpu: (workers == cores && workers > 1).then_some(index),
-            stages,
+            shutdown,
         };
         let thread = thread::Builder::new()
             .name(format!("worker-{index}"))
             .spawn(move || {
-                if let Err(error) = worker::run(start) {
+                if let Err(error) = worker_thread::run(init) {
                     tracing::error!(%error, "a worker cannot run; stopping the process");
                     telemetry::exit(1);
                 }

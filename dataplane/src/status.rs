@@ -1,68 +1,66 @@
-//! The status listener (`apisix.status`): what the data plane shows beside heartbeats and the log,
-//! and when it is ready. Contract section 10.1.
+//! The status listener (`apisix.status`): the fields that the data plane adds to `/status`, and
+//! when it is ready. Contract section 10.1.
 //!
-//! Its port is bound before all others and given up when they are, so that a successor can start
+//! Its port is bound before all others and released when they are, so that a successor can start
 //! while this process drains.
 
 use std::sync::Arc;
 
 use conf::Settings;
-use pem_files::CertificateMonitor;
+use mtls::CertificateMonitor;
+use serde_json::Value;
 use telemetry::status::{StatusListener, StatusServer};
 use telemetry::{Heartbeats, StatusPage};
 
-use crate::lifecycle::stage::{ShutdownStage, ShutdownWatch};
+use crate::lifecycle::{ShutdownStage, ShutdownWatch};
 use crate::observability::metrics::Metrics;
-use crate::proxy::listener;
-use crate::proxy::listener::{BindError, BindRetry};
-use crate::push_client::SyncStatus;
+use crate::proxy::listener::{self, BindError, BindRetry};
+use crate::push_client::{SyncMetrics, SyncStatus};
 
-/// Listens where the settings say, if they do.
+/// `None`: the settings have no status listener.
 ///
 /// # Errors
-/// When the address cannot be listened on.
-pub(crate) fn bind(settings: &Settings, patience: &BindRetry) -> Result<Option<StatusListener>, BindError> {
+/// When the address cannot be bound.
+pub(crate) fn bind(settings: &Settings, retry: &BindRetry) -> Result<Option<StatusListener>, BindError> {
     let Some(addr) = settings.apisix.status else { return Ok(None) };
     let key = "apisix.status";
-    let socket = listener::bind_exclusive(key, addr, patience)?;
+    let socket = listener::bind_exclusive(key, addr, retry)?;
     StatusListener::from_std(socket).map(Some).map_err(|error| BindError { key, addr, error, stopped: false })
 }
 
-/// Answers from now on.
+/// Starts to answer.
 ///
 /// # Errors
 /// When the system gives no thread.
 pub(crate) fn serve(
     listener: StatusListener,
     heartbeats: Arc<Heartbeats>,
-    agent: Arc<SyncStatus>,
+    sync: Arc<SyncStatus>,
     metrics: Arc<Metrics>,
     certificates: &CertificateMonitor,
-    stages: ShutdownWatch,
+    shutdown: ShutdownWatch,
 ) -> std::io::Result<StatusServer> {
     let mut status = StatusPage::new(heartbeats);
     metrics.register(status.registry());
-    let shown = Arc::clone(&agent);
-    status.add_field("revision", move || shown.revision().into());
-    let shown = Arc::clone(&agent);
-    status.add_field("source", move || shown.source().as_str().into());
-    let shown = Arc::clone(&agent);
-    status.add_field("control_plane_connected", move || shown.is_connected().into());
-    status.add_readiness_check(move || match stages.stage() {
+    status.registry().register_collector(Box::new(SyncMetrics(Arc::clone(&sync))));
+    status.registry().register_collector(Box::new(certificates.clone()));
+    let mut show = |key, value: fn(&SyncStatus) -> Value| {
+        let sync = Arc::clone(&sync);
+        status.add_field(key, move || value(&sync));
+    };
+    show("revision", |sync| sync.revision().into());
+    show("source", |sync| sync.source().as_str().into());
+    show("control_plane_connected", |sync| sync.is_connected().into());
+    show("control_plane", |sync| serde_json::json!(sync.control_plane().as_deref()));
+    show("last_error", |sync| serde_json::json!(sync.last_error().as_deref()));
+    show("snapshot_age_seconds", |sync| sync.age().map(|age| age.as_secs()).into());
+    show("held_store", |sync| sync.held_store().map(|held| held.to_json()).into());
+    let certificates = certificates.clone();
+    status.add_field("certificates", move || serde_json::json!(certificates.endpoints()));
+    status.add_readiness_check(move || match shutdown.stage() {
         ShutdownStage::Serving => Ok(()),
         ShutdownStage::LameDuck | ShutdownStage::Draining => Err("this data plane is draining".to_owned()),
     });
-    let shown = Arc::clone(&agent);
-    status.add_field("control_plane", move || serde_json::json!(shown.control_plane().as_deref()));
-    let shown = Arc::clone(&agent);
-    status.add_field("problem", move || serde_json::json!(shown.last_problem().as_deref()));
-    let shown = certificates.clone();
-    status.add_field("certificates", move || serde_json::json!(shown.endpoints()));
-    status.registry().register_collector(Box::new(certificates.clone()));
-    let shown = Arc::clone(&agent);
-    status.add_field("snapshot_age_seconds", move || shown.age().map(|age| age.as_secs()).into());
-    let shown = Arc::clone(&agent);
-    status.add_field("held", move || shown.held_store().map(|held| held.to_json()).into());
-    status.add_readiness_check(move || agent.readiness().map_err(str::to_owned));
+    status.add_readiness_check(move || sync.readiness().map_err(str::to_owned));
     listener.serve(status)
 }

@@ -1,5 +1,6 @@
-//! The TLS stream over a scripted transport: short reads, records split anywhere, both ends in one
-//! thread, the kernel left out. What a real socket does by chance happens here for every seed.
+//! The TLS stream over a scripted transport: short reads, records split anywhere, both sides in one
+//! thread without a kernel. Every seed fragments the bytes differently, as real sockets do by
+//! chance.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
@@ -13,15 +14,15 @@ use std::sync::Arc;
 use std::task::{Poll, Waker};
 
 use dataplane::testing::io::buffered::BufferedSocket;
-use dataplane::testing::runtime;
-use dataplane::testing::runtime::{Driver, Reader, Writer};
-use dataplane::testing::tls::client_hello::ClientHelloError;
-use dataplane::testing::tls::handshake::HandshakeError;
-use dataplane::testing::tls::record::traffic_secrets::RecordLayerKind;
-use dataplane::testing::tls::site_config::{SiteConfigFactory, Subsystem};
+use dataplane::testing::runtime::{self, Driver, Reader, Writer};
+use dataplane::testing::tls::Subsystem;
+use dataplane::testing::tls::client_hello::{self, ClientHelloError};
+use dataplane::testing::tls::handshake::{self, HandshakeError, TlsHandshake};
+use dataplane::testing::tls::handshake_state::RejectedCertificate;
+use dataplane::testing::tls::record::RecordLayerKind;
+use dataplane::testing::tls::site_config::{self, SiteConfigFactory};
 use dataplane::testing::tls::stream::TlsStream;
-use dataplane::testing::tls::transport::{TlsTransport, TransportError};
-use dataplane::testing::tls::{client_hello, client_verifier, handshake, site_config};
+use dataplane::testing::tls::transport::TlsTransport;
 use hyper::rt::{Read, ReadBuf, Write};
 use model::{CacheSlot, HostName, Id, KeyPair, Ssl, TlsVersion};
 use pki::ca::{Authority, AuthoritySpec, IssuedCertificate, LeafSpec};
@@ -31,16 +32,16 @@ use rustls::crypto::{CryptoProvider, SupportedKxGroup};
 use rustls::{ClientConnection, RootCertStore};
 
 #[cfg(feature = "engine-boring")]
-#[path = "stream/old.rs"]
-mod old;
+#[path = "stream/tls11.rs"]
+mod tls11;
 
-// === a pipe that splits as its seed says ===
+// === a pipe that fragments by its seed ===
 
 #[derive(Default)]
 struct Pipe {
     bytes: VecDeque<u8>,
     closed: bool,
-    waiting: Option<Waker>,
+    waker: Option<Waker>,
 }
 
 struct PipeReader {
@@ -54,7 +55,7 @@ impl Drop for PipeWriter {
     fn drop(&mut self) {
         let mut pipe = self.0.borrow_mut();
         pipe.closed = true;
-        pipe.waiting.take().into_iter().for_each(Waker::wake);
+        pipe.waker.take().into_iter().for_each(Waker::wake);
     }
 }
 
@@ -70,16 +71,16 @@ impl Reader for PipeReader {
         let n = poll_fn(|cx| {
             let mut pipe = self.pipe.borrow_mut();
             if pipe.bytes.is_empty() && !pipe.closed {
-                pipe.waiting = Some(cx.waker().clone());
+                pipe.waker = Some(cx.waker().clone());
                 return Poll::Pending;
             }
-            // Mostly a few bytes, sometimes all there is room for; seed 0 gives one byte at a time.
-            let most = match (self.seed, next(&mut self.seed) % 4) {
+            // Mostly a few bytes, sometimes a full buffer; one byte at a time with seed 0.
+            let max = match (self.seed, next(&mut self.seed) % 4) {
                 (0, _) => 1,
                 (_, 0) => buf.capacity(),
                 (_, _) => usize::try_from(next(&mut self.seed) % 700 + 1).unwrap(),
             };
-            let n = most.min(buf.capacity()).min(pipe.bytes.len());
+            let n = max.min(buf.capacity()).min(pipe.bytes.len());
             buf.clear();
             buf.extend(pipe.bytes.drain(..n));
             Poll::Ready(n)
@@ -89,36 +90,32 @@ impl Reader for PipeReader {
     }
 }
 
-/// What one write takes at the most, in bytes.
-const WRITTEN_AT_ONCE: usize = 700;
+/// The most that one write takes. Bytes.
+const WRITE_MAX: usize = 700;
 
 impl Writer for PipeWriter {
     async fn write(self, buf: Vec<u8>) -> (Self, io::Result<usize>, Vec<u8>) {
-        let taken = {
+        let n = {
             let mut pipe = self.0.borrow_mut();
-            // In parts: what was not taken is written again.
-            let taken = buf.len().min(WRITTEN_AT_ONCE);
-            pipe.bytes.extend(buf.get(..taken).unwrap_or_default());
-            pipe.waiting.take().into_iter().for_each(Waker::wake);
-            taken
+            let n = buf.len().min(WRITE_MAX);
+            pipe.bytes.extend(buf.get(..n).unwrap_or_default());
+            pipe.waker.take().into_iter().for_each(Waker::wake);
+            n
         };
-        (self, Ok(taken), buf)
+        (self, Ok(n), buf)
     }
 }
 
-type TestPump = BufferedSocket<PipeReader, PipeWriter>;
+type TestSocket = BufferedSocket<PipeReader, PipeWriter>;
 type TestStream = TlsStream<PipeReader, PipeWriter>;
 
-fn pumps(seed: u64) -> (TestPump, TestPump) {
+fn sockets(seed: u64) -> (TestSocket, TestSocket) {
     let (a, b) = (Rc::<RefCell<Pipe>>::default(), Rc::<RefCell<Pipe>>::default());
-    let pump = |from: &Rc<RefCell<Pipe>>, to: &Rc<RefCell<Pipe>>, seed| {
-        BufferedSocket::from_halves(
-            PipeReader { pipe: Rc::clone(from), seed },
-            PipeWriter(Rc::clone(to)),
-            None,
-        )
+    let socket = |from: &Rc<RefCell<Pipe>>, to: &Rc<RefCell<Pipe>>, seed| {
+        let reader = PipeReader { pipe: Rc::clone(from), seed };
+        BufferedSocket::from_halves(reader, PipeWriter(Rc::clone(to)), None)
     };
-    (pump(&a, &b, seed), pump(&b, &a, seed.wrapping_mul(31)))
+    (socket(&a, &b, seed), socket(&b, &a, seed.wrapping_mul(31)))
 }
 
 // === the two sides ===
@@ -126,7 +123,7 @@ fn pumps(seed: u64) -> (TestPump, TestPump) {
 struct World {
     authority: Authority,
     site: Ssl,
-    sites: SiteConfigFactory,
+    factory: SiteConfigFactory,
 }
 
 impl World {
@@ -149,29 +146,24 @@ impl World {
             client: Some(Arc::new(policy)),
             versions: None,
             enabled: true,
-            prepared: CacheSlot::new(),
+            cache: CacheSlot::new(),
             blocked: None,
         };
-        let sites = SiteConfigFactory::new(
-            Arc::new(site_config::crypto_provider()),
-            versions,
-            true,
-            None,
-            RecordLayerKind::Own,
-        );
-        Self { authority, site, sites }
+        let provider = Arc::new(site_config::crypto_provider());
+        let factory = SiteConfigFactory::new(provider, versions, true, None, RecordLayerKind::Own);
+        Self { authority, site, factory }
     }
 
-    fn client(&self, identity: Option<&IssuedCertificate>) -> TlsTransport {
-        self.client_of(identity, site_config::crypto_provider().kx_groups)
+    fn client(&self, identity: Option<&IssuedCertificate>) -> TlsHandshake {
+        self.client_with_groups(identity, site_config::crypto_provider().kx_groups)
     }
 
-    /// A client with these groups: few make a short ClientHello.
-    fn client_of(
+    /// A client with these groups. Few groups make a short ClientHello.
+    fn client_with_groups(
         &self,
         identity: Option<&IssuedCertificate>,
         kx_groups: Vec<&'static dyn SupportedKxGroup>,
-    ) -> TlsTransport {
+    ) -> TlsHandshake {
         let mut roots = RootCertStore::empty();
         roots.add(self.authority.certificate().der().clone()).unwrap();
         let provider = CryptoProvider { kx_groups, ..site_config::crypto_provider() };
@@ -189,29 +181,48 @@ impl World {
         ClientConnection::new(Arc::new(config), "a.example".try_into().unwrap()).unwrap().into()
     }
 
-    async fn accept(&self, mut pump: TestPump) -> Result<TestStream, HandshakeError> {
-        let hello = client_hello::read(&mut pump).await.unwrap();
+    async fn accept(&self, socket: TestSocket) -> Result<TestStream, HandshakeError> {
+        let (result, _rejected, socket) = self.handshake(socket).await;
+        result.map(|tls| TlsStream::new(tls, socket))
+    }
+
+    /// The client certificate that the handshake rejected.
+    async fn accept_rejected(&self, socket: TestSocket) -> Option<RejectedCertificate> {
+        let (result, rejected, _socket) = self.handshake(socket).await;
+        assert!(result.is_err());
+        rejected
+    }
+
+    /// Runs the server's handshake, and sends the alert if it fails.
+    async fn handshake(
+        &self,
+        mut socket: TestSocket,
+    ) -> (Result<TlsTransport, HandshakeError>, Option<RejectedCertificate>, TestSocket) {
+        let hello = client_hello::read(&mut socket).await.unwrap();
         assert_eq!(hello.server_name(None), HostName::from_sni("a.example"));
-        let config = self.sites.config(&self.site, Subsystem::Http).unwrap();
-        let mut tls = hello.start_handshake(config, pump.write_buf())?;
-        match handshake::drive(&mut tls, &mut pump).await {
-            Ok(()) => Ok(TlsStream::new(tls, pump)),
+        let config = self.factory.config(&self.site, Subsystem::Http).unwrap();
+        let mut tls = match hello.start_handshake(config, socket.write_buf()) {
+            Ok(tls) => tls,
+            Err(error) => return (Err(error), None, socket),
+        };
+        match handshake::drive(&mut tls, &mut socket).await {
+            Ok(()) => (Ok(tls.into_transport()), None, socket),
             Err(error) => {
-                poll_fn(|cx| pump.poll_flush(cx)).await.unwrap();
-                Err(error)
+                poll_fn(|cx| socket.poll_flush(cx)).await.unwrap();
+                (Err(error), tls.take_rejected_certificate(), socket)
             }
         }
     }
 
     async fn connect(
         &self,
-        mut pump: TestPump,
+        mut socket: TestSocket,
         identity: Option<&IssuedCertificate>,
     ) -> Result<TestStream, HandshakeError> {
         let mut tls = self.client(identity);
-        handshake::drive(&mut tls, &mut pump).await?;
-        let mut stream = TlsStream::new(tls, pump);
-        // The last flight goes out with the first flush; without a request to send that is now.
+        handshake::drive(&mut tls, &mut socket).await?;
+        let mut stream = TlsStream::new(tls.into_transport(), socket);
+        // Sends the last flight, which would leave with the first request.
         poll_fn(|cx| Pin::new(&mut stream).poll_flush(cx)).await?;
         Ok(stream)
     }
@@ -250,8 +261,7 @@ fn pattern(len: usize, seed: u64) -> Vec<u8> {
     (0..len).map(|_| next(&mut seed).to_le_bytes()[0]).collect()
 }
 
-/// Lists of versions that rustls serves, and, where it is built in, that BoringSSL serves: a rustls
-/// client finds the same.
+/// The versions of sites of rustls, and of BoringSSL where it is built in.
 const EVERY_ENGINE: &[&[TlsVersion]] = &[
     &[TlsVersion::V12],
     &[TlsVersion::V13],
@@ -261,10 +271,10 @@ const EVERY_ENGINE: &[&[TlsVersion]] = &[
     &[TlsVersion::V11, TlsVersion::V12, TlsVersion::V13],
 ];
 
-// === the rules ===
+// === the tests ===
 
 #[test]
-fn bytes_arrive_as_sent_however_the_transport_splits_them() {
+fn data_arrives_in_any_fragmentation() {
     for versions in EVERY_ENGINE {
         let world = World::new(versions);
         let client = world.authority.issue(&LeafSpec::client("client")).unwrap();
@@ -272,7 +282,7 @@ fn bytes_arrive_as_sent_however_the_transport_splits_them() {
             let len = if seed == 0 { 3_000 } else { 300_000 };
             let (up, down) = (pattern(len, seed), pattern(len + 17, seed + 1));
             run(|| async {
-                let (near, far) = pumps(seed);
+                let (near, far) = sockets(seed);
                 let (server, client) =
                     futures_util::join!(world.accept(near), world.connect(far, Some(&client)));
                 let (mut server, mut client) = (server.unwrap(), client.unwrap());
@@ -288,8 +298,8 @@ fn bytes_arrive_as_sent_however_the_transport_splits_them() {
     }
 }
 
-/// A record of the ClientHello as records of these lengths, and the rest of the bytes as they are.
-fn rerecorded(hello: &[u8], lengths: impl IntoIterator<Item = usize>) -> Vec<u8> {
+/// The record of a ClientHello as several records, of these lengths and the rest.
+fn fragmented(hello: &[u8], lengths: impl IntoIterator<Item = usize>) -> Vec<u8> {
     let (header, mut payload) = hello.split_at(5);
     let mut out = Vec::new();
     for length in lengths.into_iter().chain([usize::MAX]) {
@@ -304,25 +314,25 @@ fn rerecorded(hello: &[u8], lengths: impl IntoIterator<Item = usize>) -> Vec<u8>
     out
 }
 
-/// Over records, over the transport's pieces, and over both at once: one ClientHello, one verdict.
+/// Over records, over reads, and over both at once.
 #[test]
-fn a_client_hello_split_at_every_byte_over_records_is_understood() {
+fn a_client_hello_is_read_in_any_fragmentation() {
     for versions in EVERY_ENGINE {
         let world = World::new(versions);
         let client = world.authority.issue(&LeafSpec::client("client")).unwrap();
-        // The second is the curve of the site's certificate, which in TLS 1.2 a client has to name too (RFC
-        // 8422 section 5.1).
+        // In TLS 1.2 a client must also offer the curve of the site's certificate (RFC 8422 section
+        // 5.1).
         let groups = || vec![kx_group::X25519, kx_group::SECP256R1];
-        let shake_hands = |lengths: Vec<usize>, seed| {
+        let handshake_over = |lengths: Vec<usize>, seed| {
             run(|| async {
-                let (near, mut far) = pumps(seed);
-                let mut tls = world.client_of(Some(&client), groups());
+                let (near, mut far) = sockets(seed);
+                let mut tls = world.client_with_groups(Some(&client), groups());
                 let mut hello = Vec::new();
-                tls.write_tls(&mut hello).unwrap();
-                far.write_buf().extend_from_slice(&rerecorded(&hello, lengths.iter().copied()));
-                let client = async {
+                tls.write_tls(&mut hello);
+                far.write_buf().extend_from_slice(&fragmented(&hello, lengths.iter().copied()));
+                let client = async move {
                     handshake::drive(&mut tls, &mut far).await?;
-                    let mut stream = TlsStream::new(tls, far);
+                    let mut stream = TlsStream::new(tls.into_transport(), far);
                     send(&mut stream, b"hello").await?;
                     Ok::<_, HandshakeError>(stream)
                 };
@@ -336,37 +346,37 @@ fn a_client_hello_split_at_every_byte_over_records_is_understood() {
             });
         };
         let mut hello = Vec::new();
-        world.client_of(Some(&client), groups()).write_tls(&mut hello).unwrap();
+        world.client_with_groups(Some(&client), groups()).write_tls(&mut hello);
         let payload = hello.len() - 5;
         for at in 1..payload {
-            shake_hands(vec![at], 1 + at as u64);
+            handshake_over(vec![at], 1 + at as u64);
         }
-        shake_hands(vec![1; payload], 0); // every byte a record, and every byte a piece
-        shake_hands(vec![1; payload], 7);
-        shake_hands(vec![2, 1, 3], 0); // within the message's own header
+        handshake_over(vec![1; payload], 0); // one byte a record and a read
+        handshake_over(vec![1; payload], 7);
+        handshake_over(vec![2, 1, 3], 0); // within the header of the message
     }
 }
 
 #[test]
-fn a_client_without_a_certificate_is_refused_and_hears_an_alert() {
+fn a_client_without_a_certificate_is_rejected_with_an_alert() {
     for versions in EVERY_ENGINE {
         let world = World::new(versions);
         run(|| async {
-            let (near, far) = pumps(5);
+            let (near, far) = sockets(5);
             let (server, client) = futures_util::join!(world.accept(near), world.connect(far, None));
             match server {
-                Err(HandshakeError::Tls(TransportError::Rustls(error))) => {
+                Err(HandshakeError::Rustls(error)) => {
                     assert_eq!(error, rustls::Error::NoCertificatesPresented);
                 }
                 #[cfg(feature = "engine-boring")]
-                Err(HandshakeError::Tls(TransportError::Boring(error))) => {
+                Err(HandshakeError::Boring(error)) => {
                     assert!(error.is("PEER_DID_NOT_RETURN_A_CERTIFICATE"), "{error}");
                 }
                 other => panic!("{:?}", other.map(drop)),
             }
-            // TLS 1.3 clients learn it with their first read.
+            // A TLS 1.3 client gets the alert with its first read.
             let error = match client {
-                Err(HandshakeError::Tls(error)) => error.to_string(),
+                Err(HandshakeError::Rustls(error)) => error.to_string(),
                 Err(other) => panic!("{other}"),
                 Ok(mut stream) => receive(&mut stream, 1).await.unwrap_err().to_string(),
             };
@@ -376,21 +386,18 @@ fn a_client_without_a_certificate_is_refused_and_hears_an_alert() {
 }
 
 #[test]
-fn a_stranger_is_refused_and_the_verdict_is_kept_for_the_log() {
-    let stranger = Authority::root(&AuthoritySpec::new("other CA")).unwrap();
-    let stranger = stranger.issue(&LeafSpec::client("client")).unwrap();
+fn the_handshake_keeps_a_rejected_certificate_for_the_log() {
+    let other = Authority::root(&AuthoritySpec::new("other CA")).unwrap();
+    let other = other.issue(&LeafSpec::client("client")).unwrap();
     for versions in EVERY_ENGINE {
         let world = World::new(versions);
         run(|| async {
-            let (near, far) = pumps(9);
+            let (near, far) = sockets(9);
             let (server, client) =
-                futures_util::join!(world.accept(near), world.connect(far, Some(&stranger)));
-            assert!(server.is_err());
-            let refusal =
-                client_verifier::take_rejected_certificate().expect("the verifier left its verdict");
-            assert_eq!(refusal.error.reason().as_str(), "unknown_issuer");
-            assert_eq!(&refusal.leaf, stranger.certificate.der());
-            assert!(client_verifier::take_rejected_certificate().is_none(), "told once");
+                futures_util::join!(world.accept_rejected(near), world.connect(far, Some(&other)));
+            let rejected = server.expect("the verifier rejected the certificate");
+            assert_eq!(rejected.error.reason().as_str(), "unknown_issuer");
+            assert_eq!(&rejected.leaf, other.certificate.der());
             let alert = match client {
                 Err(error) => error.to_string(),
                 Ok(mut stream) => receive(&mut stream, 1).await.unwrap_err().to_string(),
@@ -401,31 +408,31 @@ fn a_stranger_is_refused_and_the_verdict_is_kept_for_the_log() {
 }
 
 #[test]
-fn what_is_not_tls_is_told_apart() {
+fn plain_http_and_other_bytes_are_distinguished() {
     run(|| async {
-        for (bytes, plain) in [(&b"GET / HTTP/1.1\r\n\r\n"[..], true), (b"\x00\x01garbage", false)] {
-            let (mut near, mut far) = pumps(3);
+        for (bytes, is_http) in [(&b"GET / HTTP/1.1\r\n\r\n"[..], true), (b"\x00\x01garbage", false)] {
+            let (mut near, mut far) = sockets(3);
             far.write_buf().extend_from_slice(bytes);
             poll_fn(|cx| far.poll_flush(cx)).await.unwrap();
             match client_hello::read(&mut near).await {
-                Err(ClientHelloError::PlainHttp) => assert!(plain),
-                Err(ClientHelloError::NotTls) => assert!(!plain),
+                Err(ClientHelloError::PlainHttp) => assert!(is_http),
+                Err(ClientHelloError::NotTls) => assert!(!is_http),
                 other => panic!("{:?}", other.map(drop)),
             }
         }
-        let (mut near, far) = pumps(3);
+        let (mut near, far) = sockets(3);
         drop(far);
         assert!(matches!(client_hello::read(&mut near).await, Err(ClientHelloError::UnexpectedEof)));
     });
 }
 
 #[test]
-fn a_cut_connection_ends_the_handshake() {
+fn a_truncated_handshake_fails() {
     let world = World::new(&[TlsVersion::V13]);
     run(|| async {
-        let (near, mut far) = pumps(11);
+        let (near, mut far) = sockets(11);
         let mut hello = Vec::new();
-        world.client(None).write_tls(&mut hello).unwrap();
+        world.client(None).write_tls(&mut hello);
         far.write_buf().extend_from_slice(&hello);
         poll_fn(|cx| far.poll_flush(cx)).await.unwrap();
         drop(far);

@@ -41,7 +41,7 @@ static WORLD: LazyLock<World> = LazyLock::new(|| {
         client: Some(Arc::new(ClientAuth::new(input).expect("a policy"))),
         versions: Some(versions.to_vec()),
         enabled: true,
-        prepared: Slot::new(),
+        cache: Slot::new(),
         blocked: None,
     };
     World { sites: Sites::new(Arc::new(site::provider()), &versions, true, None, RecordLayer::Own), site }

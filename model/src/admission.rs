@@ -1,10 +1,9 @@
-//! Whether this client may ask for this host and path: the decisions that a handshake alone cannot
-//! make.
+//! Authorization of a request's host and path, which a TLS handshake alone cannot decide.
 //!
-//! The data plane decides by [`admit`], and the control plane explains by it. The Host's site is
-//! looked up by the same function as the SNI's (invariant 1), so there is no way round the client
-//! check by naming one site in TLS and another in HTTP. Contract section 5.2, with 421 instead of
-//! 400.
+//! The data plane enforces [`admit`] and the explain API reports it. The site of the Host is found
+//! by the same lookup as the site of the SNI (invariant 1), so a client cannot bypass client
+//! verification by sending one site's name in TLS and another in HTTP. Contract section 5.2, with
+//! 421 instead of 400.
 
 use std::sync::Arc;
 
@@ -16,21 +15,22 @@ use crate::request_target::RequestTarget;
 use crate::resource::Ssl;
 use crate::snapshot::Snapshot;
 
-/// What the handshake or a later look found out about the client.
+/// The client verification result of a TLS connection: of its handshake, or of a later
+/// revalidation.
 #[derive(Debug, Clone)]
 pub enum ClientVerification {
-    /// The site asks for no certificate.
+    /// The site does not request a client certificate.
     NotRequested,
-    /// It was asked and showed none.
+    /// The site requested a certificate and the client sent none.
     NoCertificate,
-    /// It showed one, and this is who it is.
+    /// The client's certificate chain was verified.
     Verified(Arc<VerifiedClient>),
-    /// It showed one that is not good enough; only where the site does not insist.
+    /// The client's certificate was rejected, on a site that does not require one for every path.
     Rejected(VerifyReason),
 }
 
 impl ClientVerification {
-    /// Who it is, when that was verified.
+    /// The verified identity, if there is one.
     pub fn identity(&self) -> Option<&Identity> {
         match self {
             ClientVerification::Verified(verified) => Some(verified.identity()),
@@ -40,60 +40,62 @@ impl ClientVerification {
         }
     }
 
-    /// Which rule the client's certificate breaks, when a request is refused for that.
+    /// The certificate rule that a denied request failed, for logs and metrics.
     pub fn rejection_for(&self, reason: Reason) -> Option<VerifyReason> {
         match (self, reason) {
-            (ClientVerification::Rejected(rule), Reason::BadCertificate | Reason::PolicyMoved) => Some(*rule),
+            (ClientVerification::Rejected(rule), Reason::BadCertificate | Reason::PolicyChanged) => {
+                Some(*rule)
+            }
             _ => None,
         }
     }
 }
 
-/// What a connection established by TLS is, for every request on it.
+/// The authentication state of a TLS connection, shared by all its requests.
 #[derive(Debug)]
 pub struct ConnectionAuth<'a> {
-    /// The name the site was chosen by.
+    /// The SNI that selected the site.
     pub sni: &'a HostName,
-    /// The site as the newest snapshot has it; `None` when it is gone.
+    /// The site in the newest snapshot; `None` once it is deleted.
     pub ssl: Option<&'a Ssl>,
-    /// The client under the newest policy.
+    /// The client, verified under the newest policy.
     pub client: &'a ClientVerification,
 }
 
-/// Judges one request on a TLS connection, and says who its client is for this request. Plain
-/// connections are not judged (contract 5.2).
+/// Authorizes one request on a TLS connection and returns the client that counts for it. Requests
+/// on plain connections are not checked (contract 5.2).
 ///
-/// An identity counts where it was verified: a request for another site's Host, which that site's
-/// policy allows to anybody, comes from nobody in particular. Otherwise a CA that one site trusts
-/// could name the clients of another. A Host that no site answers to stands on the connection's own
-/// site.
+/// An identity counts only on the site that verified it: a request for the Host of another site
+/// without a client policy is anonymous, because otherwise a CA trusted by one site could name the
+/// clients of another. A Host without a site falls under the site of the connection.
 ///
 /// # Errors
-/// The reason; its status is the answer.
+///
+/// The reason, whose status is sent to the client.
 pub fn admit<'a>(
     site: &ConnectionAuth<'a>,
     snapshot: &Snapshot,
     target: &RequestTarget,
 ) -> Result<&'a ClientVerification, Reason> {
-    // A site that was taken away serves nobody, whoever was let in before.
+    // A deleted site denies even the connections that it accepted before.
     let own = site.ssl.ok_or(Reason::Misdirected)?;
     if own.blocked.is_some() {
         return Err(Reason::BlockedSite);
     }
     check_own_policy(own.client.as_deref(), site.client, &target.path)?;
     match target.host.as_ref().filter(|host| *host != site.sni).and_then(|host| snapshot.site(host)) {
-        // Whom it was to let in, nobody can say.
-        Some(asked) if asked.blocked.is_some() => Err(Reason::BlockedSite),
-        Some(asked) if !may_reuse_connection(site.ssl, asked) => Err(Reason::Misdirected),
-        Some(asked) if asked.id != own.id => Ok(&ANONYMOUS),
+        // The policy of a blocked site is unknown.
+        Some(requested) if requested.blocked.is_some() => Err(Reason::BlockedSite),
+        Some(requested) if !may_reuse_connection(site.ssl, requested) => Err(Reason::Misdirected),
+        Some(requested) if requested.id != own.id => Ok(&ANONYMOUS),
         Some(_) | None => Ok(site.client),
     }
 }
 
-/// The client of a request to a site that asks for no certificate.
+/// The client of a request to a site without a client policy.
 static ANONYMOUS: ClientVerification = ClientVerification::NotRequested;
 
-/// The connection's own policy.
+/// Applies the policy of the connection's own site.
 fn check_own_policy(
     policy: Option<&ClientAuth>,
     client: &ClientVerification,
@@ -102,20 +104,22 @@ fn check_own_policy(
     let Some(policy) = policy else { return Ok(()) };
     match client {
         ClientVerification::Verified(_) => Ok(()),
-        // A site that insists let nobody else through its handshake: the policy is another one now.
-        _ if policy.requires_client_cert() => Err(Reason::PolicyMoved),
+        // The handshake of a site that requires a certificate rejects everybody else, so the policy
+        // has changed since.
+        _ if policy.requires_client_cert() => Err(Reason::PolicyChanged),
         _ if policy.skips_path(path) => Ok(()),
         ClientVerification::Rejected(_) => Err(Reason::BadCertificate),
         ClientVerification::NoCertificate | ClientVerification::NotRequested => Err(Reason::NoCertificate),
     }
 }
 
-/// Whether a connection made for `own` may be asked for `asked`: a Host whose site wants client
-/// certificates needs the connection to be that very site's.
-pub fn may_reuse_connection(own: Option<&Ssl>, asked: &Ssl) -> bool {
-    let Some(wanted) = asked.client.as_deref() else { return true };
+/// Whether a connection to the site `own` may carry requests for the site `asked`. A site with a
+/// client policy accepts only its own connections.
+pub fn may_reuse_connection(own: Option<&Ssl>, requested: &Ssl) -> bool {
+    let Some(wanted) = requested.client.as_deref() else { return true };
     own.is_some_and(|own| {
-        own.id == asked.id && own.client.as_deref().is_some_and(|policy| policy.digest() == wanted.digest())
+        own.id == requested.id
+            && own.client.as_deref().is_some_and(|policy| policy.digest() == wanted.digest())
     })
 }
 
@@ -136,7 +140,7 @@ mod tests {
             client: client.map(Arc::new),
             versions: None,
             enabled: true,
-            prepared: crate::CacheSlot::new(),
+            cache: crate::CacheSlot::new(),
             blocked: None,
         })
     }
@@ -164,7 +168,7 @@ mod tests {
         RequestTarget::new(None, Some(host), path, PathOptions::default()).unwrap()
     }
 
-    /// The verdict for a connection made as `sni` whose client showed nothing.
+    /// Authorizes a request of a client without a certificate.
     fn anonymous(snapshot: &Snapshot, sni: &str, host: &str, path: &str) -> Result<(), Reason> {
         let sni = HostName::from_sni(sni).unwrap();
         let ssl = snapshot.site(&sni).map(Arc::as_ref);
@@ -177,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn a_host_that_demands_certificates_cannot_be_reached_through_another_sites_handshake() {
+    fn a_host_with_a_client_policy_needs_its_own_handshake() {
         let ca = Authority::root(&AuthoritySpec::new("CA")).unwrap();
         let sites = snapshot(&[
             site("open", "open.example", None),
@@ -189,13 +193,13 @@ mod tests {
         for host in ["shut.example", "SHUT.example.", "shut.example:9443", "a.wild.example"] {
             assert_eq!(anonymous(&sites, "open.example", host, "/"), Err(Reason::Misdirected), "{host}");
         }
-        // One wildcard site, two of its names: one policy, so one handshake is as good as the other.
+        // Two names of one wildcard site share one policy.
         assert_eq!(anonymous(&sites, "a.wild.example", "b.wild.example", "/free"), Ok(()));
         assert_eq!(anonymous(&sites, "a.wild.example", "shut.example", "/free"), Err(Reason::Misdirected));
     }
 
     #[test]
-    fn skip_rules_free_their_paths_only() {
+    fn skip_rules_exempt_their_paths_only() {
         let ca = Authority::root(&AuthoritySpec::new("CA")).unwrap();
         let sites = snapshot(&[site("1", "a.example", Some(policy(ca.certificate(), &["^/free/"])))]);
         assert_eq!(anonymous(&sites, "a.example", "a.example", "/free/x"), Ok(()));
@@ -203,14 +207,14 @@ mod tests {
     }
 
     #[test]
-    fn a_policy_that_came_later_and_a_site_that_went_both_refuse() {
+    fn a_newer_policy_and_a_deleted_site_deny_requests() {
         let ca = Authority::root(&AuthoritySpec::new("CA")).unwrap();
-        let insists = snapshot(&[site("1", "a.example", Some(policy(ca.certificate(), &[])))]);
-        assert_eq!(anonymous(&insists, "a.example", "a.example", "/"), Err(Reason::PolicyMoved));
+        let strict = snapshot(&[site("1", "a.example", Some(policy(ca.certificate(), &[])))]);
+        assert_eq!(anonymous(&strict, "a.example", "a.example", "/"), Err(Reason::PolicyChanged));
         assert_eq!(anonymous(&Snapshot::empty(), "a.example", "a.example", "/"), Err(Reason::Misdirected));
     }
     #[test]
-    fn an_identity_counts_where_it_was_verified() {
+    fn an_identity_counts_only_on_the_site_that_verified_it() {
         let ca = Authority::root(&AuthoritySpec::new("CA")).unwrap();
         let client = ca.issue(&LeafSpec::client("a")).unwrap().certificate;
         let own = policy(ca.certificate(), &[]);
@@ -220,11 +224,15 @@ mod tests {
         let sni = HostName::from_sni("a.wild.example").unwrap();
         let (ssl, client) =
             (sites.site(&sni).map(Arc::as_ref), ClientVerification::Verified(Arc::new(verified)));
-        let known = |host| {
+        let has_identity = |host| {
             let connection = ConnectionAuth { sni: &sni, ssl, client: &client };
             admit(&connection, &sites, &target(host, "/")).unwrap().identity().is_some()
         };
-        assert!(known("a.wild.example") && known("b.wild.example") && known("no-site.example"));
-        assert!(!known("open.example"), "whoever that site's routes name, this CA does not say");
+        assert!(
+            has_identity("a.wild.example")
+                && has_identity("b.wild.example")
+                && has_identity("no-site.example")
+        );
+        assert!(!has_identity("open.example"), "this CA names no client of that site");
     }
 }

@@ -1,9 +1,9 @@
-//! `client_identity` of a route or service: how the verified client is told to the upstream, and
-//! who is let through.
+//! `client_identity` of a route or service: the allow-list of clients and the headers that forward
+//! a verified identity.
 //!
-//! A block of ours, not APISIX's. Only what `pki` verified is ever compared or told: without a
-//! verified client nobody is allowed and nothing is forwarded (invariant 6). Compiled when a
-//! document is checked and again when it arrives at a data plane.
+//! The block is an extension of APISIX's schema. Only identities that `pki` verified are compared
+//! or forwarded: without one, an allow-list denies and no header is sent (invariant 6). The control
+//! plane compiles the block to check a document, and each data plane compiles it again.
 
 mod allow;
 
@@ -12,10 +12,10 @@ use std::fmt;
 pub use allow::AllowList;
 use serde_json::Value;
 
-use crate::document::{SchemaBlock, validate_block};
 use crate::problem::Problem;
+use crate::schema::{SchemaBlock, validate_block};
 
-/// The block, compiled.
+/// A compiled `client_identity` block.
 #[derive(Clone)]
 pub struct ClientIdentity {
     source: Value,
@@ -23,20 +23,20 @@ pub struct ClientIdentity {
     allow: Option<AllowList>,
 }
 
-/// Which forms the upstream gets.
+/// The headers that carry the identity to the upstream.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ForwardedHeaders {
     /// `Client-Cert` (RFC 9440).
     pub client_cert: bool,
     /// `Client-Cert-Chain` (RFC 9440): the intermediates.
     pub client_cert_chain: bool,
-    /// `X-Forwarded-Client-Cert` (Envoy's).
+    /// `X-Forwarded-Client-Cert`, Envoy's header.
     pub xfcc: bool,
-    /// With its `Cert`.
+    /// The `Cert` element of that header.
     pub xfcc_cert: bool,
-    /// With its `Chain`.
+    /// The `Chain` element of that header.
     pub xfcc_chain: bool,
-    /// `X-SSL-Client-*` (nginx's usual).
+    /// `X-SSL-Client-*`, common with nginx.
     pub x_ssl_client: bool,
 }
 
@@ -44,7 +44,8 @@ impl ClientIdentity {
     /// Compiles the block of a document.
     ///
     /// # Errors
-    /// The first problem, by its field.
+    ///
+    /// The first problem.
     pub fn compile(source: &Value) -> Result<ClientIdentity, Problem> {
         validate_block(SchemaBlock::ClientIdentity, source).map_err(invalid)?;
         let forms = source.get("forward").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
@@ -75,23 +76,23 @@ impl ClientIdentity {
         Ok(ClientIdentity { source: source.clone(), forward, allow })
     }
 
-    /// As in the document.
+    /// The block as in the document.
     pub fn source(&self) -> &Value {
         &self.source
     }
 
-    /// Which forms the upstream gets.
+    /// The headers that carry the identity to the upstream.
     pub fn forward(&self) -> ForwardedHeaders {
         self.forward
     }
 
-    /// Whether only clients that it names may pass.
+    /// Whether the block has an allow-list.
     pub fn has_allow_list(&self) -> bool {
         self.allow.is_some()
     }
 
-    /// The entries of the allow-list, counted from 1, that fit clients whom the list of `other` may
-    /// not fit.
+    /// The 1-based entries of the allow-list that may allow clients which the list of `other`
+    /// denies.
     pub(crate) fn entries_not_covered_by(&self, other: &ClientIdentity) -> Vec<usize> {
         let Some(known) = &other.allow else { return Vec::new() };
         let entries = self.source.get("allow").and_then(Value::as_array).into_iter().flatten();
@@ -102,7 +103,8 @@ impl ClientIdentity {
         (1..).zip(entries).filter(|(_, entry)| beyond(entry)).map(|(index, _)| index).collect()
     }
 
-    /// Whether some clients surely fit both allow-lists: one has an entry that the other covers.
+    /// Whether some client is certainly on both lists, because one list covers an entry of the
+    /// other.
     pub(crate) fn shares_clients(&self, other: &ClientIdentity) -> bool {
         let entries =
             |block: &ClientIdentity| block.source.get("allow").and_then(Value::as_array).map_or(0, Vec::len);
@@ -110,7 +112,7 @@ impl ClientIdentity {
             || other.entries_not_covered_by(self).len() < entries(other)
     }
 
-    /// Whether this client may pass. `None`: nobody was verified.
+    /// Whether the allow-list permits this client; `None` is a client without a verified identity.
     pub fn allows(&self, identity: Option<&pki::Identity>) -> bool {
         match (&self.allow, identity) {
             (None, _) => true,

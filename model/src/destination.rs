@@ -1,6 +1,7 @@
-//! Which route takes a request, and where it goes from there. Contract sections 7.1 and 7.3.
+//! Selects the route of a request, and its service, upstream and timeouts. Contract sections 7.1
+//! and 7.3.
 //!
-//! The data plane forwards by [`find`], and the control plane explains by it.
+//! The data plane forwards by [`find`] and the explain API reports it.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -15,32 +16,33 @@ use crate::route_index::RouteQuery;
 use crate::snapshot::Snapshot;
 use crate::variable::Variables;
 
-/// nginx's: what holds where neither the route nor the upstream says anything.
+/// nginx's defaults, used when neither the route nor the upstream sets timeouts.
 const DEFAULT_TIMEOUTS: Timeouts = Timeouts {
     connect: Duration::from_secs(60),
     send: Duration::from_secs(60),
     read: Duration::from_secs(60),
 };
 
-/// Where a request goes. Borrows from the snapshot it was decided by.
+/// The route of a request with its effective settings, borrowed from the snapshot.
 #[derive(Debug, Clone, Copy)]
 pub struct Destination<'a> {
-    /// The route that matched.
+    /// The matching route.
     pub route: &'a Route,
-    /// Its upstream, or its service's.
+    /// The upstream of the route, or else of its service.
     pub upstream: &'a Upstream,
-    /// The route's, else the upstream's, else 60 seconds each.
+    /// The timeouts of the route, or else of the upstream, or else 60 seconds each.
     pub timeouts: Timeouts,
-    /// The route's, else its service's.
+    /// The block of the route, or else of its service.
     pub client_identity: Option<&'a ClientIdentity>,
-    /// The route's, else its service's.
+    /// The block of the route, or else of its service.
     pub proxy_rewrite: Option<&'a ProxyRewrite>,
 }
 
-/// Finds the destination.
+/// Finds the destination of a request.
 ///
 /// # Errors
-/// `NoRoute`, what is missing behind the route, or what is blocked.
+///
+/// `NoRoute`, or the reason why the matching route leads nowhere.
 pub fn find<'a>(
     snapshot: &'a Snapshot,
     target: &RequestTarget,
@@ -66,10 +68,11 @@ pub fn find<'a>(
     Ok(Destination { route, upstream, timeouts, client_identity, proxy_rewrite })
 }
 
-/// The upstream of a route of either sort: its own, else its service's.
+/// Resolves the upstream of a route or stream route: its own, or else its service's.
 ///
 /// # Errors
-/// What is missing or blocked.
+///
+/// A resource is missing or blocked.
 pub fn resolve_upstream<'a>(
     snapshot: &'a Snapshot,
     own: Option<&'a UpstreamRef>,
@@ -79,7 +82,8 @@ pub fn resolve_upstream<'a>(
         Some(id) => Some(snapshot.service(id).ok_or(Reason::NoService)?),
         None => None,
     };
-    // Also where the route has an upstream of its own: what its service was to do is not done.
+    // A blocked service also blocks routes with an upstream of their own, because its plugins would
+    // be skipped.
     if service.is_some_and(|service| service.blocked.is_some()) {
         return Err(Reason::BlockedService);
     }

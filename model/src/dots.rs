@@ -1,6 +1,5 @@
-//! Where the dots of a name are, eight bytes at a time: a lookup among many names waits for memory,
-//! and the fewer instructions it has of its own, the earlier the processor starts on what comes
-//! after it.
+//! Finds the dots of a name eight bytes at a time. Lookups among many names are bound by memory
+//! latency, and fewer instructions let the processor start the next load earlier.
 
 const DOTS: u64 = repeated(b'.');
 const HIGH: u64 = repeated(0x80);
@@ -9,22 +8,22 @@ const fn repeated(byte: u8) -> u64 {
     u64::from_ne_bytes([byte; 8])
 }
 
-/// How many there are among a name's at most 253 bytes, which are ASCII.
+/// Counts the dots of an ASCII name of at most 253 bytes.
 #[inline]
 pub(crate) fn count(name: &[u8]) -> usize {
     let (words, rest) = name.as_chunks();
     let Some(last) = name.last_chunk() else {
         return rest.iter().filter(|byte| **byte == b'.').count();
     };
-    // Of the last eight bytes those that are in no whole word; none: a shift by all bits.
+    // The bytes behind the last whole word; with none, the shift by all bits gives zero.
     let rest = u64::from_le_bytes(*last).checked_shr(u64::BITS - 8 * rest.len() as u32).unwrap_or_default();
     let words = words.iter().map(|word| dots(u64::from_le_bytes(*word)) >> 7);
-    // Each byte of the sum counts for itself, and the multiplication adds the eight up.
+    // Each byte of the sum counts separately, and the multiplication adds them.
     let sum = words.sum::<u64>() + (dots(rest) >> 7);
     (sum.wrapping_mul(repeated(1)) >> 56) as usize
 }
 
-/// Where the first is.
+/// The index of the first dot.
 #[inline]
 pub(crate) fn first(name: &[u8]) -> Option<usize> {
     let (words, rest) = name.as_chunks();
@@ -37,10 +36,10 @@ pub(crate) fn first(name: &[u8]) -> Option<usize> {
     rest.iter().position(|byte| *byte == b'.').map(|at| words.len() * 8 + at)
 }
 
-/// The highest bit of each byte that is a dot.
+/// Sets the highest bit of each byte that is a dot.
 #[inline]
 fn dots(word: u64) -> u64 {
-    // Names are ASCII: no byte carries into the next.
+    // Names are ASCII, so no byte carries into the next.
     !(word ^ DOTS).wrapping_add(!HIGH) & HIGH
 }
 
@@ -52,7 +51,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn they_are_found_and_counted_as_one_by_one(name in prop::collection::vec(prop_oneof![Just(b'.'), 0..0x80_u8], 0..=253)) {
+        fn dots_are_found_and_counted_like_byte_by_byte(name in prop::collection::vec(prop_oneof![Just(b'.'), 0..0x80_u8], 0..=253)) {
             let is_dot = |byte: &u8| *byte == b'.';
             prop_assert_eq!(count(&name), name.iter().filter(|byte| is_dot(byte)).count());
             prop_assert_eq!(first(&name), name.iter().position(is_dot));
@@ -60,7 +59,7 @@ mod tests {
     }
 
     #[test]
-    fn every_byte_of_the_longest_name_may_be_one() {
+    fn every_byte_of_the_longest_name_may_be_a_dot() {
         for length in 0..=253 {
             assert_eq!(count(&vec![b'.'; length]), length);
             let mut name = vec![b'/'; length];

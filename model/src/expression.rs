@@ -1,10 +1,10 @@
-//! `vars` of a route: a predicate over [`Variables`], in the grammar of lua-resty-expr (contract
+//! `vars` of a route: a predicate over [`Variables`] in the grammar of lua-resty-expr (contract
 //! 7.2).
 //!
-//! Compiled when a document is checked and again when it arrives at a data plane; asked for each
-//! candidate during routing. Patterns run in linear time. Invariant: what would make a predicate
-//! weaker than it reads (an unknown variable, a comparison that can never hold, a pattern the
-//! engine lacks) is refused, because a route that loses a predicate is an unprotected route.
+//! The control plane compiles it to check a document, each data plane compiles it again, and
+//! routing evaluates it for each candidate. Patterns run in linear time. Invariant: an element that
+//! would weaken the predicate (an unknown variable, a comparison that never holds, an unsupported
+//! pattern) is a compile error, because a route that loses a predicate is an unprotected route.
 
 mod compile;
 
@@ -19,7 +19,7 @@ use serde_json::Value;
 
 use crate::variable::{Variable, Variables};
 
-/// A predicate. The default one holds always.
+/// A compiled predicate. The default one always holds.
 #[derive(Clone)]
 pub struct Vars {
     source: Value,
@@ -34,7 +34,7 @@ enum Expression {
 
 #[derive(Clone, Copy)]
 struct Logic {
-    /// One is enough.
+    /// Whether one operand is enough.
     any: bool,
     negated: bool,
 }
@@ -43,7 +43,7 @@ struct Logic {
 enum Comparison {
     Equal(Operand),
     NotEqual(Operand),
-    /// The orderings that satisfy it, and the number compared with.
+    /// The accepted orderings, and the number to compare with.
     Ordered(&'static [Ordering], f64),
     Matches(Regex),
     In(Vec<Operand>),
@@ -53,29 +53,29 @@ enum Comparison {
 
 #[derive(Clone)]
 enum Operand {
-    /// `null`: absent.
+    /// `null`, an absent variable.
     Absent,
     Text(Box<str>),
     Number(f64),
 }
 
 impl Vars {
-    /// As in the document; an empty array when there is no predicate.
+    /// The predicate as in the document; an empty array if there is none.
     pub fn source(&self) -> &Value {
         &self.source
     }
 
-    /// Whether there is nothing to ask.
+    /// Whether the predicate is empty.
     pub fn is_empty(&self) -> bool {
         self.root.is_none()
     }
 
-    /// Whether the path has a say in it.
+    /// Whether the predicate reads the path.
     pub fn uses_path(&self) -> bool {
         self.root.as_ref().is_some_and(Expression::uses_path)
     }
 
-    /// Whether the predicate holds.
+    /// Evaluates the predicate.
     pub fn matches(&self, variables: &dyn Variables) -> bool {
         self.root.as_ref().is_none_or(|root| root.holds(variables))
     }
@@ -142,8 +142,8 @@ impl Operand {
     }
 }
 
-/// As Lua reads numbers: decimal or hexadecimal, blanks around; but neither infinity nor "not a
-/// number".
+/// Parses a number as Lua does, decimal or hexadecimal with surrounding whitespace, but neither
+/// infinity nor NaN.
 fn number(text: &str) -> Option<f64> {
     let text = text.trim_matches([' ', '\t', '\n', '\r', '\u{b}', '\u{c}']);
     let (negative, magnitude) = match text.strip_prefix('-') {
@@ -155,7 +155,7 @@ fn number(text: &str) -> Option<f64> {
         let whole = u64::from_str_radix(digits, 16).ok().filter(|_| all_digits)? as f64;
         return Some(if negative { -whole } else { whole });
     }
-    // Rust reads words too ("inf"), and a second sign would pass for the exponent's.
+    // Rust also parses words ("inf"), and a second sign would pass for the exponent's.
     let plain = magnitude.starts_with(|first: char| first.is_ascii_digit() || first == '.')
         && magnitude.bytes().all(|byte| byte.is_ascii_digit() || b".eE+-".contains(&byte));
     let parsed: f64 = magnitude.parse().ok().filter(|_| plain)?;

@@ -1,23 +1,23 @@
-//! Extension fields: members of documents that APISIX's schema does not know.
+//! Extension fields: members of documents that APISIX's schema does not have.
 //!
-//! A program that knows only that schema (APISIX's dashboard, ADC, an APISIX on the same etcd)
-//! reads a document, changes what it knows and writes the rest back without these. They protect, so
-//! a document that does not mention one keeps it ([`carry`]); `null` removes it. In a store that an
-//! APISIX reads, too, they are kept beside the document ([`split`], [`merge`]), because its schema
-//! refuses unknown members at the top of a route. Invariant: the table here names every such field,
-//! and `split` then `merge` is the identity.
+//! A program that knows only that schema (APISIX's dashboard, ADC, APISIX on the same etcd) reads a
+//! document, changes it and writes it back without these fields. Since they protect, a document
+//! that does not mention one keeps it ([`carry_over`]), and `null` removes it. In a store that
+//! APISIX reads, they are stored beside the document ([`split`], [`merge`]), because APISIX's
+//! schema rejects unknown members of a route. Invariant: the tables here list every such field, and
+//! `split` then `merge` is the identity.
 
 use serde_json::{Map, Value};
 
 use crate::id::Kind;
 
-/// One extension field.
+/// An extension field.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Extension {
-    /// The object that holds it; `None`: the document itself.
+    /// The object that contains the field; `None` is the document itself.
     parent: Option<&'static str>,
     name: &'static str,
-    /// The member of the same object without which it means nothing.
+    /// The sibling without which the field has no meaning.
     requires: Option<&'static str>,
 }
 
@@ -27,7 +27,7 @@ const SSL: [Extension; 2] = [
 ];
 const IDENTITY: [Extension; 1] = [Extension { parent: None, name: "client_identity", requires: None }];
 
-/// The extension fields of a kind, in the order in which they are carried.
+/// The extension fields of a kind, in the order in which they are carried over.
 pub fn extensions(kind: Kind) -> &'static [Extension] {
     match kind {
         Kind::Ssl => &SSL,
@@ -37,7 +37,7 @@ pub fn extensions(kind: Kind) -> &'static [Extension] {
 }
 
 impl Extension {
-    /// Its place in the document: `client.crl`.
+    /// The path of the field in the document, like `client.crl`.
     pub fn field(&self) -> String {
         self.parent.map_or_else(|| self.name.to_owned(), |parent| format!("{parent}.{}", self.name))
     }
@@ -49,7 +49,7 @@ impl Extension {
         }
     }
 
-    /// The object that may hold it, if the document has that.
+    /// The object that may contain the field, if the document has it.
     fn parent_of<'a>(&self, document: &'a mut Map<String, Value>) -> Option<&'a mut Map<String, Value>> {
         match self.parent {
             Some(parent) => document.get_mut(parent)?.as_object_mut(),
@@ -58,18 +58,17 @@ impl Extension {
     }
 }
 
-/// What became of the extension fields of a document that is replaced.
+/// What happened to the extension fields of a replaced document.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct CarriedOver {
     /// Fields that the new document does not mention and keeps.
     pub kept: Vec<String>,
-    /// Fields that the new document removes: it has `null` in their place, or not the object that
-    /// held them.
+    /// Fields that the new document removes, by `null` or by lacking the object around them.
     pub removed: Vec<String>,
 }
 
-/// Carries the extension fields of `before` over to a document that takes its place and does not
-/// mention them. `null` in such a field's place removes it, and is taken out of the document.
+/// Carries the extension fields of `before` over to a document that replaces it and does not
+/// mention them. `null` removes a field, and the member with it.
 pub fn carry_over(kind: Kind, before: Option<&Value>, document: &mut Map<String, Value>) -> CarriedOver {
     let mut carried = CarriedOver::default();
     let before = before.and_then(Value::as_object);
@@ -98,9 +97,8 @@ pub fn carry_over(kind: Kind, before: Option<&Value>, document: &mut Map<String,
     carried
 }
 
-/// The extension fields of a document that a part is changed of: `null` in the place of one removes
-/// it, and what needs it goes with it unless the change says otherwise. Gives the names of those
-/// that `before` had and the document has not.
+/// Applies a patch to extension fields: `null` removes one, and the fields that require it unless
+/// the patch sets them. Returns the removed fields of `before`.
 pub fn settle(kind: Kind, before: &Value, document: &mut Map<String, Value>) -> Vec<String> {
     let before = before.as_object();
     let mut removed = Vec::new();
@@ -120,58 +118,57 @@ pub fn settle(kind: Kind, before: &Value, document: &mut Map<String, Value>) -> 
     removed
 }
 
-/// Takes the extension fields out of a document: an object of the same shape with them alone;
-/// `None` when there are none.
+/// Moves the extension fields out of a document, into an object of the same shape; `None` if there
+/// are none.
 pub fn split(kind: Kind, document: &mut Map<String, Value>) -> Option<Value> {
-    let mut taken = Map::new();
+    let mut fields = Map::new();
     for extension in extensions(kind) {
         let Some(value) =
             extension.parent_of(document).and_then(|parent| parent.shift_remove(extension.name))
         else {
             continue;
         };
-        let place = match extension.parent {
+        let object = match extension.parent {
             Some(parent) => {
-                let place = taken.entry(parent).or_insert_with(|| Value::Object(Map::new()));
-                place.as_object_mut()
+                let object = fields.entry(parent).or_insert_with(|| Value::Object(Map::new()));
+                object.as_object_mut()
             }
-            None => Some(&mut taken),
+            None => Some(&mut fields),
         };
-        if let Some(place) = place {
-            place.insert(extension.name.to_owned(), value);
+        if let Some(object) = object {
+            object.insert(extension.name.to_owned(), value);
         }
     }
-    (!taken.is_empty()).then_some(Value::Object(taken))
+    (!fields.is_empty()).then_some(Value::Object(fields))
 }
 
-/// Puts back what [`split`] took. A field that the document has itself is kept where the document
-/// is the newer of the two: whoever wrote it there knew of it. An object that the document no
-/// longer has took its fields with it. With any other member the whole counts as unreadable: it
-/// must not replace what the document says about itself.
+/// Merges the fields of [`split`] back. If the document is the newer of the two, its own value of a
+/// field wins, because its writer knew the field. Fields of an object that the document no longer
+/// has are dropped. An `extension` with any other member is unreadable as a whole: it must not
+/// replace members of the document.
 pub fn merge(kind: Kind, document: &mut Map<String, Value>, extension: Value, document_is_newer: bool) {
-    let taken = match extension {
-        Value::Object(taken) if unknown_member(kind, &taken).is_none() => taken,
+    let fields = match extension {
+        Value::Object(fields) if unknown_member(kind, &fields).is_none() => fields,
         _ => return mark_unreadable(kind, document, "it is not an object of extension fields alone"),
     };
-    let put = |place: &mut Map<String, Value>, name: String, value: Value| {
-        if !(document_is_newer && place.contains_key(&name)) {
-            place.insert(name, value);
+    let put = |object: &mut Map<String, Value>, name: String, value: Value| {
+        if !(document_is_newer && object.contains_key(&name)) {
+            object.insert(name, value);
         }
     };
-    for (name, value) in taken {
+    for (name, value) in fields {
         match value {
             Value::Object(members) if is_parent(kind, &name) => {
-                let Some(place) = document.get_mut(&name).and_then(Value::as_object_mut) else { continue };
-                members.into_iter().for_each(|(member, value)| put(place, member, value));
+                let Some(object) = document.get_mut(&name).and_then(Value::as_object_mut) else { continue };
+                members.into_iter().for_each(|(member, value)| put(object, member, value));
             }
             value => put(document, name, value),
         }
     }
 }
 
-/// Marks each extension field of a document as unreadable: a text in its place, or in that of the
-/// object that should hold it, which no schema takes, so that the document is not served without
-/// what it was to have.
+/// Marks the extension fields of a document as unreadable with a text that no schema accepts, so
+/// that the document is not served without their protection.
 pub fn mark_unreadable(kind: Kind, document: &mut Map<String, Value>, why: &str) {
     let text = format!("<the extension fields that are stored beside the document cannot be read: {why}>");
     for extension in extensions(kind) {
@@ -185,12 +182,12 @@ pub fn mark_unreadable(kind: Kind, document: &mut Map<String, Value>, why: &str)
     }
 }
 
-/// The first member of what should be [`split`]'s that is no extension field of that kind.
-pub fn unknown_member(kind: Kind, taken: &Map<String, Value>) -> Option<String> {
+/// The first member that is no extension field of the kind.
+pub fn unknown_member(kind: Kind, fields: &Map<String, Value>) -> Option<String> {
     let is_field = |parent: Option<&str>, name: &str| {
         extensions(kind).iter().any(|extension| extension.parent == parent && extension.name == name)
     };
-    taken.iter().find_map(|(name, value)| match value {
+    fields.iter().find_map(|(name, value)| match value {
         Value::Object(members) if is_parent(kind, name) => {
             let member = members.keys().find(|member| !is_field(Some(name), member))?;
             Some(format!("{name}.{member}"))

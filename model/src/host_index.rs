@@ -1,10 +1,8 @@
-//! Configured names -> whatever belongs to them: the shape shared by the index of sites and those
-//! of routes.
+//! A map from name patterns, the common part of the indexes of sites, routes and stream routes.
 //!
-//! Exact names and wildcard suffixes are two persistent tables (a copy shares all but the path of a
-//! change), so a lookup costs one probe for the exact name and one for each place above it where a
-//! wildcard could begin; where none has so many labels, nothing is probed. What a wildcard may
-//! cover is decided by the caller, who is told what stood in its place.
+//! Exact names and wildcard suffixes are two persistent tables, of which a copy shares everything
+//! but the path of a change. A lookup probes the exact name and each suffix that starts at a dot,
+//! except suffix lengths that no pattern has. The caller decides how much a wildcard may cover.
 
 use imbl::OrdMap;
 
@@ -18,10 +16,10 @@ use crate::pattern::NamePattern;
 pub(crate) struct HostIndex<B> {
     exact: NameTable<B>,
     suffixes: NameTable<B>,
-    /// How many dots the suffixes have that start with one (`*.x.com`: 2).
+    /// Number of dots of the suffixes that start with a dot (`*.x.com`: 2).
     dotted: Lengths,
-    /// How long the others are (`*x.com`: 5). Almost always empty; only when not are suffixes
-    /// searched inside labels.
+    /// Length of the other suffixes (`*x.com`: 5). This set is nearly always empty, and otherwise
+    /// lookups also probe suffixes that start inside labels.
     dotless: Lengths,
     any: B,
 }
@@ -33,14 +31,14 @@ impl<B: Bucket> HostIndex<B> {
         HostIndex { exact, suffixes, dotted, dotless: loose, any }
     }
 
-    /// What belongs to exactly this name.
+    /// The value of the exact name.
     #[inline]
     pub(crate) fn exact(&self, name: &HostName) -> Option<&B> {
         self.exact.get_filtered(name.as_bytes())
     }
 
-    /// What belongs to wildcards that end this name, longest suffix first, each with the part of
-    /// the name that stands for its `*`.
+    /// The values of wildcards that match the name, longest suffix first, each with the part of the
+    /// name that the `*` covers.
     #[inline]
     pub(crate) fn suffixes<'i, 'n>(
         &'i self,
@@ -53,7 +51,7 @@ impl<B: Bucket> HostIndex<B> {
         })
     }
 
-    /// The ends of a name that could be a suffix of ours.
+    /// The suffixes of a name that a pattern may have.
     #[inline]
     fn candidate_suffixes<'i, 'n>(
         &'i self,
@@ -80,7 +78,7 @@ impl<B: Bucket> HostIndex<B> {
         })
     }
 
-    /// What belongs to `*`; may be empty.
+    /// The value of the pattern `*`; may be empty.
     pub(crate) fn any(&self) -> &B {
         &self.any
     }
@@ -91,15 +89,15 @@ impl<B: Bucket> HostIndex<B> {
         self.exact.is_empty() && self.suffixes.is_empty() && lengths && self.any.is_empty()
     }
 
-    /// Changes what belongs to a pattern.
+    /// Updates the value of a pattern.
     pub(crate) fn update(&mut self, pattern: &NamePattern, change: impl FnOnce(&mut B)) {
         match pattern {
             NamePattern::Any => change(&mut self.any),
             NamePattern::Exact(name) => {
-                self.exact.change(name, change);
+                self.exact.update(name, change);
             }
             NamePattern::Suffix(suffix) => {
-                let (before, after) = self.suffixes.change(suffix, change);
+                let (before, after) = self.suffixes.update(suffix, change);
                 if before == after {
                     return;
                 }
@@ -115,12 +113,11 @@ impl<B: Bucket> HostIndex<B> {
     }
 }
 
-/// Which lengths occur, and how often each.
+/// A multiset of lengths.
 #[derive(Clone, Default)]
 struct Lengths {
     counts: OrdMap<usize, usize>,
-    /// A bit for each of the `counts`; lengths that differ by 64 share one, and with it a probe
-    /// that finds nothing.
+    /// One bit for each length modulo 64; a collision costs one probe.
     bits: u64,
 }
 
@@ -133,7 +130,7 @@ impl Lengths {
         self.bits & bit(length) != 0
     }
 
-    /// One more of that length, or one less.
+    /// Adds or removes one occurrence.
     fn count(&mut self, length: usize, more: bool) {
         let length = length % u64::BITS as usize;
         let count = self.counts.get(&length).copied().unwrap_or_default();

@@ -1,10 +1,10 @@
-//! The one normaliser of host names: SNI, Host headers, `:authority` and configured names all
-//! become a [`Name`] here, so that "SNI -> site" and "Host -> site" cannot disagree.
+//! Normalizes host names: SNI, Host headers, `:authority` and configured names become a
+//! [`HostName`] here, so that the site lookups of SNI and Host cannot disagree.
 //!
-//! Lower case, one trailing dot removed, and for hosts the port removed. What cannot be a name
-//! (empty labels, over 253 bytes, other characters than the contract's host pattern) is `None`,
-//! never repaired. Names up to 38 bytes are stored inline: a lookup by name touches no other memory
-//! than the map's own.
+//! Names are lower-cased, and one trailing dot and the port of a host are removed. An invalid name
+//! (empty labels, over 253 bytes, characters outside the contract's host pattern) is `None`, never
+//! repaired. Names of up to 38 bytes are stored inline, so that a lookup reads no memory but the
+//! map's.
 
 use std::borrow::Borrow;
 use std::fmt;
@@ -13,11 +13,11 @@ use std::sync::Arc;
 
 use crate::dots;
 
-/// Longest name, in bytes [RFC 1035, 2.3.4, as text without the root dot].
+/// The longest name in bytes [RFC 1035, 2.3.4, as text without the root dot].
 const NAME_BYTES_MAX: usize = 253;
 const INLINE: usize = 38;
 
-/// A normalised host name or address literal (`[::1]` keeps its brackets).
+/// A normalized host name or address literal (`[::1]` keeps its brackets).
 #[derive(Clone)]
 pub struct HostName(Repr);
 
@@ -28,7 +28,7 @@ enum Repr {
 }
 
 impl HostName {
-    /// The name in a ClientHello's server_name, or a configured name without wildcard.
+    /// Parses the server_name of a ClientHello, or a configured name without wildcard.
     pub fn from_sni(text: &str) -> Option<HostName> {
         let text = text.strip_suffix('.').unwrap_or(text);
         let fine = !text.is_empty()
@@ -40,8 +40,8 @@ impl HostName {
         fine.then(|| HostName::from_bytes(text.as_bytes()))
     }
 
-    /// The name in a Host header or `:authority`: as [`Name::from_sni`], after a port is removed
-    /// [RFC 9110, 7.2]. A bare IPv6 address is none: which of its groups would be the port?
+    /// Parses a Host header or `:authority`, like [`HostName::from_sni`] but without the port [RFC
+    /// 9110, 7.2]. A bare IPv6 address is invalid, because its port would be ambiguous.
     pub fn from_host(text: &str) -> Option<HostName> {
         let host = if text.starts_with('[') {
             let end = text.find(']')? + 1;
@@ -57,8 +57,7 @@ impl HostName {
         HostName::from_sni(host)
     }
 
-    /// The text's bytes in lower case. Only for text that was checked (names, and suffixes of
-    /// patterns).
+    /// Lower-cases bytes that were checked before (names, and suffixes of patterns).
     pub(crate) fn from_bytes(text: &[u8]) -> HostName {
         let mut bytes = [0_u8; INLINE];
         match (bytes.get_mut(..text.len()), u8::try_from(text.len())) {
@@ -71,7 +70,7 @@ impl HostName {
         }
     }
 
-    /// The name's bytes: ASCII, lower case.
+    /// The bytes of the name: ASCII, lower case.
     #[inline]
     pub fn as_bytes(&self) -> &[u8] {
         match &self.0 {
@@ -80,11 +79,11 @@ impl HostName {
         }
     }
 
-    /// How many dots it has.
+    /// The number of dots.
     #[inline]
     pub(crate) fn dot_count(&self) -> usize {
         match &self.0 {
-            // Behind the name there are none, and what has always the same length needs no loop.
+            // The bytes behind the name are zero, and counting a constant length needs no loop.
             Repr::Inline { bytes, .. } => dots::count(bytes),
             Repr::Shared(bytes) => dots::count(bytes),
         }
@@ -92,7 +91,7 @@ impl HostName {
 
     /// The name as text.
     pub fn as_str(&self) -> &str {
-        // Only ASCII gets in, so this never falls back.
+        // The bytes are ASCII, so the conversion succeeds.
         std::str::from_utf8(self.as_bytes()).unwrap_or_default()
     }
 }
@@ -133,7 +132,7 @@ impl Ord for HostName {
     }
 }
 
-/// As `[u8]` hashes, so that maps keyed by names can be asked with slices of names.
+/// Hashes like `[u8]`, so that maps keyed by names accept slices of names.
 impl Hash for HostName {
     fn hash<H: Hasher>(&self, state: &mut H) {
         self.as_bytes().hash(state);
@@ -184,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn hosts_lose_their_port() {
+    fn host_ports_are_removed() {
         assert_eq!(host("A.com:8443").as_deref(), Some("a.com"));
         assert_eq!(host("a.com.:443").as_deref(), Some("a.com"));
         assert_eq!(host("a.com:").as_deref(), Some("a.com"));
@@ -204,7 +203,7 @@ mod tests {
         }
 
         #[test]
-        fn no_text_is_normalised_twice_differently(text in "\\PC{0,40}") {
+        fn normalization_is_idempotent(text in "\\PC{0,40}") {
             if let Some(name) = HostName::from_host(&text) {
                 prop_assert_eq!(HostName::from_host(name.as_str()), Some(name.clone()));
                 prop_assert_eq!(HostName::from_sni(name.as_str()), Some(name));

@@ -1,9 +1,8 @@
-//! What a resource is called: its kind, its id, and the two together.
+//! Kinds, ids and keys of resources.
 //!
-//! Ids come from URLs, documents, the store and the wire; all of them pass [`Id::parse`], so an
-//! [`Id`] is always one path segment of at most 64 harmless characters. The order of keys is the
-//! order of the store (kind, then bytes of the id); wherever two resources claim the same name, the
-//! lower key wins.
+//! Ids come from URLs, documents, the store and the wire, always through [`Id::parse`], so an
+//! [`Id`] is one path segment of at most 64 safe characters. Keys sort like in the store (kind,
+//! then bytes of the id). When two resources claim the same name, the lower key wins.
 
 use std::borrow::Borrow;
 use std::fmt;
@@ -11,23 +10,23 @@ use std::sync::Arc;
 
 use crate::problem::Problem;
 
-/// The kinds of resources both planes know. The order is the order of dependency: what comes later
-/// may refer to what comes earlier.
+/// The kinds of resources, in the order of dependency: a resource refers only to kinds before its
+/// own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Kind {
-    /// Certificates for names (or, as `type: client`, an identity for upstreams) and who may
-    /// connect.
+    /// Certificates for names with the client policy, or (`type: client`) a client certificate for
+    /// upstreams.
     Ssl,
-    /// Where requests go.
+    /// Nodes that requests are forwarded to, and how.
     Upstream,
-    /// What several routes have in common.
+    /// Settings that several routes share.
     Service,
-    /// Which requests go where.
+    /// Matches requests and selects an upstream.
     Route,
-    /// Which TCP connections go where.
+    /// Matches TCP connections and selects an upstream.
     StreamRoute,
-    /// What an APISIX does with every request. Only read, where another program stored one: the
-    /// Admin API has none.
+    /// Plugins of all requests in APISIX. The Admin API has none; the store may contain those of
+    /// another program.
     GlobalRule,
 }
 
@@ -36,10 +35,10 @@ impl Kind {
     pub const ALL: [Kind; 6] =
         [Kind::Ssl, Kind::Upstream, Kind::Service, Kind::Route, Kind::StreamRoute, Kind::GlobalRule];
 
-    /// Those that are written through the Admin API.
+    /// The kinds that the Admin API writes.
     pub const ADMIN: [Kind; 5] = [Kind::Ssl, Kind::Upstream, Kind::Service, Kind::Route, Kind::StreamRoute];
 
-    /// The segment of Admin URLs and store keys: `ssls`.
+    /// The segment in Admin URLs and store keys, like `ssls`.
     pub fn plural(self) -> &'static str {
         match self {
             Kind::Ssl => "ssls",
@@ -51,7 +50,7 @@ impl Kind {
         }
     }
 
-    /// The name of the schema: `ssl`.
+    /// The name of the schema, like `ssl`.
     pub fn singular(self) -> &'static str {
         match self {
             Kind::Ssl => "ssl",
@@ -63,7 +62,7 @@ impl Kind {
         }
     }
 
-    /// The word used in Admin messages ("missing ssl id").
+    /// The word in Admin messages ("missing ssl id").
     pub fn noun(self) -> &'static str {
         match self {
             Kind::StreamRoute => "stream route",
@@ -72,12 +71,12 @@ impl Kind {
         }
     }
 
-    /// The kind whose [`plural`](Kind::plural) this is.
+    /// The inverse of [`plural`](Kind::plural).
     pub fn from_plural(text: &str) -> Option<Kind> {
         Kind::ALL.into_iter().find(|kind| kind.plural() == text)
     }
 
-    /// The kind whose [`singular`](Kind::singular) this is.
+    /// The inverse of [`singular`](Kind::singular).
     pub fn from_singular(text: &str) -> Option<Kind> {
         Kind::ALL.into_iter().find(|kind| kind.singular() == text)
     }
@@ -89,7 +88,7 @@ impl fmt::Display for Kind {
     }
 }
 
-/// A checked id: 1 to 64 of letters, digits, `-`, `_` and `.` (contract section 3). Cheap to clone.
+/// A valid id of 1 to 64 letters, digits, `-`, `_` and `.` (contract section 3). Cheap to clone.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Id(Arc<str>);
 
@@ -97,10 +96,11 @@ impl Id {
     /// The longest id, in characters.
     pub const MAX: usize = 64;
 
-    /// Checks an id.
+    /// Parses an id.
     ///
     /// # Errors
-    /// The Admin API's text for an id that is none.
+    ///
+    /// The Admin API's message for an invalid id.
     pub fn parse(text: &str) -> Result<Id, Problem> {
         let fits = (1..=Self::MAX).contains(&text.len());
         let harmless = text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'));
@@ -114,7 +114,7 @@ impl Id {
         .with_hint("an id has 1 to 64 of letters, digits, '-', '_' and '.'"))
     }
 
-    /// The id of what has none; no text parses to it.
+    /// The id of an inline resource; no text parses to it.
     pub(crate) fn nameless() -> Id {
         Id("".into())
     }
@@ -149,17 +149,17 @@ impl AsRef<str> for Id {
     }
 }
 
-/// One resource of one kind. Displays as in Admin URLs and store keys: `ssls/1`.
+/// The kind and id of a resource. Displays like in Admin URLs and store keys: `ssls/1`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Key {
-    /// Which kind.
+    /// The kind of the resource.
     pub kind: Kind,
-    /// Which of them.
+    /// The id within the kind.
     pub id: Id,
 }
 
 impl Key {
-    /// The key of that resource.
+    /// Combines a kind and an id.
     pub fn new(kind: Kind, id: Id) -> Key {
         Key { kind, id }
     }
@@ -176,7 +176,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ids_are_one_harmless_segment() {
+    fn ids_are_one_safe_path_segment() {
         for good in ["1", "a-b-c-ABC_0123", "00000000000000000123", "x.y", &"a".repeat(64)] {
             assert_eq!(Id::parse(good).unwrap().as_str(), good);
         }

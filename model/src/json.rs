@@ -1,12 +1,12 @@
-//! The JSON of documents, as APISIX's users write it: a request body of the Admin API, a value in
-//! the store, a variable that `$env://NAME/member` refers to.
+//! Parses the JSON of documents: request bodies of the Admin API, values in the store, and
+//! variables of `$env://NAME/member`.
 //!
 //! APISIX's parser (lua-cjson) accepts raw control characters inside strings, and the commands of
-//! its pages rely on it: they paste a PEM file between two quotes. So [`parse`] accepts U+0001 to
-//! U+001F inside strings and means by them what their escapes mean. Everything else is strict (RFC
-//! 8259), and a member that occurs twice is an error, where lua-cjson takes the last one ([decision
+//! its manuals depend on that to paste a PEM file between two quotes. [`parse`] therefore accepts
+//! U+0001 to U+001F inside strings as if they were escaped. Otherwise the parser is strict (RFC
+//! 8259), and duplicate members are an error, where lua-cjson takes the last one ([decision
 //! 27](../../docs/decisions/0027-json-as-people-paste-it.md)). Invariant: no error quotes a value,
-//! and the copy that [`parse`] may need is wiped.
+//! and temporary copies of the text are wiped.
 
 use std::fmt;
 
@@ -16,22 +16,23 @@ use zeroize::Zeroizing;
 
 use crate::redact::redact;
 
-/// Why a text is no document: what is wrong, and where in the text as it was written.
+/// A syntax error with its position in the original text.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message} at line {line} column {column}")]
 pub struct JsonError {
     message: String,
-    /// Counted from 1.
+    /// 1-based.
     line: usize,
-    /// In bytes, counted from 1.
+    /// In bytes, 1-based.
     column: usize,
 }
 
-/// Parses a whole text as one JSON value of at most 128 levels.
+/// Parses a text as one JSON value of at most 128 levels.
 ///
 /// # Errors
-/// What RFC 8259 forbids, but for U+0001 to U+001F inside strings; a member that occurs twice; a
-/// text that is not UTF-8.
+///
+/// Violations of RFC 8259 other than U+0001 to U+001F inside strings, duplicate members, and
+/// invalid UTF-8.
 pub fn parse(text: &[u8]) -> Result<Value, JsonError> {
     match count_raw_controls(text) {
         0 => parse_strictly(text).map_err(|error| with_position(&error, text, text)),
@@ -49,9 +50,9 @@ fn parse_strictly(text: &[u8]) -> Result<Value, serde_json::Error> {
     Ok(value)
 }
 
-/// Each byte of a text, and whether it is a raw control character that means its escape: one inside
-/// a string, and not behind a backslash, where it would be an escape that does not exist. NUL is
-/// not among them: lua-cjson refuses it, too.
+/// Yields each byte of a text with whether it is a raw control character inside a string. One after
+/// a backslash would be an invalid escape and does not count; nor does NUL, which lua-cjson
+/// rejects, too.
 fn scan(text: &[u8]) -> impl Iterator<Item = (u8, bool)> {
     let (mut in_string, mut after_backslash) = (false, false);
     text.iter().map(move |&byte| {
@@ -66,11 +67,11 @@ fn count_raw_controls(text: &[u8]) -> usize {
     scan(text).filter(|(_, raw)| *raw).count()
 }
 
-/// How many bytes an escape has.
+/// The length of an escape.
 const ESCAPE: usize = r"\u0000".len();
 
-/// The text with `count` raw control characters as escapes. It is allocated once: growing would
-/// leave parts of a key behind.
+/// Escapes the `count` raw control characters of a text. The single allocation leaves no copy of a
+/// key behind.
 fn escape(text: &[u8], count: usize) -> Zeroizing<Vec<u8>> {
     let mut out = Zeroizing::new(Vec::with_capacity(text.len() + count * (ESCAPE - 1)));
     for (byte, raw) in scan(text) {
@@ -87,13 +88,12 @@ fn escape(text: &[u8], count: usize) -> Zeroizing<Vec<u8>> {
     out
 }
 
-/// The error with its place in `text`, which was parsed as `parsed`.
+/// Converts the error's position in `parsed` to the position in `text`.
 fn with_position(error: &serde_json::Error, text: &[u8], parsed: &[u8]) -> JsonError {
     let suffix = format!(" at line {} column {}", error.line(), error.column());
     let whole = error.to_string();
     let message = whole.strip_suffix(&suffix).unwrap_or(&whole).to_owned();
-    // How many bytes of what was parsed stand before the place, and as many of the text as they come
-    // from.
+    // Counts the parsed bytes before the error, then the bytes of the text that they come from.
     let lines = parsed.split_inclusive(|byte| *byte == b'\n').take(error.line().saturating_sub(1));
     let before = lines.map(<[u8]>::len).sum::<usize>() + error.column();
     let mut read = 0;
@@ -108,8 +108,8 @@ fn with_position(error: &serde_json::Error, text: &[u8], parsed: &[u8]) -> JsonE
     JsonError { message, line, column: column.max(1) }
 }
 
-/// Builds a value whose objects have each member once. `Value`'s own implementation takes the last
-/// one of several, and reads a member name that is private to serde_json in a way of its own.
+/// Builds a value and rejects duplicate members. `Value`'s own implementation takes the last
+/// duplicate and treats a member name that is private to serde_json specially.
 struct UniqueMembers;
 
 impl<'de> DeserializeSeed<'de> for UniqueMembers {
@@ -179,12 +179,12 @@ mod tests {
 
     use super::*;
 
-    fn told(text: &str) -> String {
+    fn message_of(text: &str) -> String {
         parse(text.as_bytes()).unwrap_err().to_string()
     }
 
     #[test]
-    fn a_pasted_pem_is_its_lines() {
+    fn a_pasted_pem_keeps_its_lines() {
         let text = "{\"cert\": \"-----BEGIN X-----\r\n\tAA==\n-----END X-----\n\",\n \"snis\": [\"a\"]}";
         let expected = json!({"cert": "-----BEGIN X-----\r\n\tAA==\n-----END X-----\n", "snis": ["a"]});
         assert_eq!(parse(text.as_bytes()).unwrap(), expected);
@@ -193,43 +193,47 @@ mod tests {
     }
 
     #[test]
-    fn every_control_but_nul_means_its_escape() {
+    fn raw_control_characters_but_nul_are_accepted() {
         for byte in 0x01..=0x1f_u8 {
             let raw = [b"[\"a", [byte].as_slice(), b"b\"]"].concat();
             assert_eq!(parse(&raw).unwrap(), json!([format!("a{}b", char::from(byte))]), "{byte:#x}");
         }
-        assert!(told("[\"a\u{0}b\"]").starts_with("control character"), "{}", told("[\"a\u{0}b\"]"));
+        assert!(
+            message_of("[\"a\u{0}b\"]").starts_with("control character"),
+            "{}",
+            message_of("[\"a\u{0}b\"]")
+        );
         assert_eq!(parse(b"[\"\\u0000\\u007f\x7f\"]").unwrap(), json!(["\u{0}\u{7f}\u{7f}"]));
     }
 
     #[test]
-    fn backslashes_and_quotes_end_strings_where_they_do() {
+    fn backslashes_and_quotes_delimit_strings() {
         assert_eq!(
             parse(b"[\"\\\\\n\", \"\\\"\n\\\\\\\"\", \"\n\"]").unwrap(),
             json!(["\\\n", "\"\n\\\"", "\n"])
         );
-        assert_eq!(told("[\"a\\\nb\"]"), "invalid escape at line 2 column 1");
+        assert_eq!(message_of("[\"a\\\nb\"]"), "invalid escape at line 2 column 1");
         for outside in ["[1,\u{1}2]", "[\"a\"\u{b},1]", "\u{c}[]", "[]\u{1f}"] {
             assert!(parse(outside.as_bytes()).is_err(), "{outside:?}");
         }
     }
 
     #[test]
-    fn a_member_that_occurs_twice_is_refused_where_it_stands() {
+    fn a_duplicate_member_is_an_error_at_its_position() {
         assert_eq!(
-            told("{\"a\": 1,\n \"b\": {\"c\": \"x\ny\", \"c\": 2}}"),
+            message_of("{\"a\": 1,\n \"b\": {\"c\": \"x\ny\", \"c\": 2}}"),
             "the member \"c\" occurs twice in one object at line 3 column 7"
         );
-        assert!(told(r#"{"key": 1, "\u006bey": 2}"#).contains("the member \"key\" occurs twice"));
+        assert!(message_of(r#"{"key": 1, "\u006bey": 2}"#).contains("the member \"key\" occurs twice"));
         assert!(parse(br#"[{"a": 1}, {"a": {"a": 2}}]"#).is_ok());
     }
 
     #[test]
-    fn places_are_those_of_the_text_as_written() {
-        assert_eq!(told("{\"a\": \"\n\n\n\", \"b\": nope}"), "expected ident at line 4 column 10");
-        assert_eq!(told("{\"a\": nope}"), "expected ident at line 1 column 8");
-        assert_eq!(told("{\"a\": \"\n"), "EOF while parsing a string at line 2 column 1");
-        assert_eq!(told(""), "EOF while parsing a value at line 1 column 1");
+    fn positions_refer_to_the_original_text() {
+        assert_eq!(message_of("{\"a\": \"\n\n\n\", \"b\": nope}"), "expected ident at line 4 column 10");
+        assert_eq!(message_of("{\"a\": nope}"), "expected ident at line 1 column 8");
+        assert_eq!(message_of("{\"a\": \"\n"), "EOF while parsing a string at line 2 column 1");
+        assert_eq!(message_of(""), "EOF while parsing a value at line 1 column 1");
     }
 
     #[test]
@@ -244,14 +248,14 @@ mod tests {
             format!("{{\"key\": \"{key}\0\"}}"),
             key.to_owned(),
         ] {
-            let error = told(&text);
+            let error = message_of(&text);
             assert!(!error.contains("MC4C") && !error.contains("ZGVm"), "{error}");
         }
     }
 
     #[test]
-    fn deep_nesting_and_private_names_are_ordinary() {
-        assert!(told(&"[".repeat(100_000)).contains("recursion limit"));
+    fn deep_nesting_is_an_error_and_private_names_are_plain() {
+        assert!(message_of(&"[".repeat(100_000)).contains("recursion limit"));
         let text = r#"{"$serde_json::private::RawValue": "{\"a\": 1}"}"#;
         assert_eq!(parse(text.as_bytes()).unwrap()["$serde_json::private::RawValue"], "{\"a\": 1}");
         assert_eq!(parse(b"[1e400]").unwrap_err().to_string(), "number out of range at line 1 column 6");
@@ -274,7 +278,7 @@ mod tests {
         })
     }
 
-    /// Writes JSON as a shell does that pastes texts: control characters as they are.
+    /// Writes JSON like a shell command that pastes texts, with raw control characters.
     fn pasted(value: &Value) -> String {
         let quoted = |text: &str| format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""));
         match value {
@@ -290,9 +294,9 @@ mod tests {
     }
 
     proptest! {
-        /// Without raw control characters in strings nothing is escaped, and what serde_json reads is what we read.
+        /// JSON without raw control characters is parsed unchanged, as serde_json does.
         #[test]
-        fn proper_json_is_left_alone(value in json_value()) {
+        fn valid_json_is_not_escaped(value in json_value()) {
             for text in [value.to_string(), format!("{value:#}")] {
                 prop_assert_eq!(count_raw_controls(text.as_bytes()), 0);
                 prop_assert_eq!(&parse(text.as_bytes()).unwrap(), &value);
@@ -300,14 +304,14 @@ mod tests {
         }
 
         #[test]
-        fn pasted_texts_are_their_escapes(value in json_value()) {
+        fn raw_control_characters_parse_like_escapes(value in json_value()) {
             prop_assert_eq!(parse(pasted(&value).as_bytes()).unwrap(), value);
         }
 
-        /// Whatever the bytes: never more than one allocation, no control left inside a string, and accepted only where the
+        /// For any bytes: one allocation, no raw control character left, and accepted only if the
         /// escaped text is JSON.
         #[test]
-        fn any_bytes_are_escaped_or_refused(text in "[\u{0}-\u{1f}\\\\\"a{}\\[\\],: 1]{0,40}") {
+        fn any_bytes_are_escaped_or_rejected(text in "[\u{0}-\u{1f}\\\\\"a{}\\[\\],: 1]{0,40}") {
             let count = count_raw_controls(text.as_bytes());
             let escaped = escape(text.as_bytes(), count);
             prop_assert_eq!(escaped.len(), text.len() + count * (ESCAPE - 1));

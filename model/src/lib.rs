@@ -1,66 +1,76 @@
-//! What a resource means. Both planes use this crate, so what the Admin API checks IS what a data
-//! plane serves: an accepted document is a checked resource, and no data plane has a reason to
-//! refuse it.
+//! The resources of the gateway, as both planes use them: what the Admin API accepts is what a data
+//! plane can serve, because both run this code.
 //!
-//! The walk through the crate: [`document`] (Admin JSON; [`mod@adopt`]: what another program
-//! stored) -> [`resource`] (checked, typed) -> [`snapshot`] (all of them, immutable, with the
-//! lookups of the hot path) -> [`delta`] (what changed) -> [`wire`] (as protobuf, and back). What a
-//! request meets is decided here too, for the data plane to act on and the control plane to
-//! explain: [`target`] -> [`admission`] -> [`destination`], or else an [`outcome`].
-//! No IO, no clock: time is always a parameter.
+//! Documents (Admin JSON) become resources by [`document::compile`], or by
+//! [`stored_document::compile_stored`] if another program wrote them to the store. A [`Snapshot`]
+//! holds all resources of one revision with the lookups of the hot path, a [`Delta`] leads from one
+//! snapshot to the next, and [`wire`] converts both to protobuf. Decisions about requests are made
+//! here, too, so that the explain API gives the data plane's answer: [`RequestTarget`] normalizes
+//! host and path, [`admission::admit`] authorizes them, [`destination::find`] selects route and
+//! upstream, and a [`Reason`] tells why one of them failed.
+//!
+//! The modules below are in the order of their imports: a module uses only those before it. There
+//! is no IO and no clock: time is a parameter.
 
 #![warn(missing_docs)]
 
-pub mod id;
+pub mod redact;
+
 pub mod json;
 pub mod network;
 pub mod problem;
-pub mod redact;
+pub mod real_ip;
 
+mod dots;
 pub mod host_name;
+pub mod id;
 pub mod pattern;
 pub mod uri;
 
-pub mod client_identity;
 pub mod expression;
-pub mod proxy_rewrite;
+pub mod request_target;
 pub mod template;
 pub mod variable;
 
-pub mod document;
-mod dots;
-pub mod extension;
-pub mod resource;
-pub mod stored_document;
+pub mod schema;
 
-pub mod delta;
-pub mod lint;
-pub mod losses;
-pub mod snapshot;
+pub mod client_identity;
+pub mod proxy_rewrite;
+
+pub mod resource;
 pub mod tickets;
-pub mod weakening;
-pub mod wire;
+
+mod name_table;
+
+mod host_index;
+mod path_tree;
+
+mod route_index;
+mod sni_index;
+mod stream_index;
+
+pub mod snapshot;
+
+pub mod reason;
 
 pub mod admission;
 pub mod destination;
 pub mod raw_path;
-pub mod real_ip;
-pub mod reason;
-pub mod request_target;
 
-mod host_index;
-mod name_table;
-mod path_tree;
-mod route_index;
-mod sni_index;
-mod stream_index;
+pub mod lint;
+pub mod losses;
+pub mod weakening;
+
+pub mod document;
+pub mod extension;
+pub mod stored_document;
+pub mod wire;
 
 #[cfg(test)]
 mod samples;
 
 pub use client_identity::{ClientIdentity, ForwardedHeaders};
-pub use delta::{Delta, Versioned};
-pub use document::{ResolvedDocument, check_validity_period, compile, resolve_references, schema, validate};
+pub use document::{ResolvedDocument, check_validity_period, compile, resolve_references};
 pub use expression::Vars;
 pub use host_name::HostName;
 pub use id::{Id, Key, Kind};
@@ -79,7 +89,8 @@ pub use resource::{
     UpstreamRef, UpstreamTls, references,
 };
 pub use route_index::RouteQuery;
-pub use snapshot::Snapshot;
+pub use schema::{json_schema, validate};
+pub use snapshot::{Delta, Snapshot, Versioned};
 pub use sni_index::SiteLookup;
 pub use stored_document::{
     CompileOutcome, SalvagedDocument, compile_salvaged, compile_stored, stored_with_problem,

@@ -1,9 +1,9 @@
-//! What is served, but probably not as intended: findings about one resource, and about how
-//! resources fit together.
+//! Findings about served resources that are probably misconfigured.
 //!
-//! `resource` looks at one alone (the Admin API logs these with every write), `together` at a whole
-//! snapshot. Nothing here refuses anything: what cannot be served is a [`crate::Problem`]. The
-//! order of findings is total, so equal states give equal lists.
+//! `resource` checks one resource (the Admin API logs its findings with every write), `snapshot` a
+//! whole snapshot, `paths` route patterns against the path options. A finding never blocks
+//! anything; unsupported documents are a [`crate::Problem`]. Findings have a total order, so equal
+//! states give equal lists.
 
 mod paths;
 mod resource;
@@ -19,19 +19,19 @@ use crate::id::Key;
 use crate::redact::redact;
 use crate::resource::Resource;
 
-/// How much it matters.
+/// The severity of a finding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Severity {
-    /// Something does not work now, or does not protect.
+    /// A resource does not work or does not protect now.
     Error,
-    /// It will break, or is wider or narrower than it looks.
+    /// A resource will break, or matches more or less than it seems to.
     Warning,
-    /// Worth knowing.
+    /// Information only.
     Notice,
 }
 
 impl Severity {
-    /// The word in answers.
+    /// The name in responses.
     pub fn as_str(self) -> &'static str {
         match self {
             Severity::Error => "error",
@@ -41,29 +41,29 @@ impl Severity {
     }
 }
 
-/// One thing to look at.
+/// A likely misconfiguration.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Finding {
-    /// How much it matters.
+    /// The severity.
     pub severity: Severity,
-    /// Which resource; `None`: the settings file.
+    /// The resource; `None` is the settings file.
     pub resource: Option<Key>,
-    /// The member, as a path.
+    /// The path of the member.
     pub field: String,
-    /// What was found.
+    /// The problem.
     pub message: String,
-    /// What to do about it.
+    /// What to do.
     pub hint: String,
 }
 
-/// The sentence of a log line.
+/// Formats the finding for a log line.
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {} ({})", self.field, self.message, self.hint)
     }
 }
 
-/// What is to be said about one resource alone.
+/// Findings about one resource alone.
 pub fn lint_resource(resource: &Resource, now: UnixTime) -> Vec<Finding> {
     let mut notes = Findings::for_resource(resource.key());
     resource::check(resource, now, &mut notes);

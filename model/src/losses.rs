@@ -1,10 +1,9 @@
-//! What one state of the configuration would take away from another: how many of the sites, routes
-//! and stream routes that are served now would no longer be.
+//! Counts the sites, routes and stream routes that a change of the whole configuration takes away.
 //!
-//! Judged by what clients ask for (names, hosts, paths), never by ids: two stores may use one id
-//! for different things, and a copy may have other ids. Invariants: what is disabled or blocked, or
-//! leads nowhere, is not served, before or afterwards; a site that does not verify the clients of
-//! before as strictly is gone, as is a route that takes fewer requests.
+//! Resources are compared by the traffic they match (names, hosts, paths), never by id: two stores
+//! may use one id for different things, and a copy may have other ids. Invariants: a disabled,
+//! blocked or dangling resource is not served, before or after; a site whose clients are verified
+//! less strictly is lost, and so is a route that matches fewer requests.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -20,17 +19,17 @@ use crate::snapshot::Snapshot;
 use crate::uri::UriPattern;
 use crate::weakening;
 
-/// Of one kind.
+/// The loss of one kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Loss {
-    /// How many would no longer be served.
+    /// How many are served now and would not be.
     pub lost: usize,
     /// How many are served now.
     pub total: usize,
 }
 
 impl Loss {
-    /// More than half of them would be gone.
+    /// More than half are lost.
     pub fn is_majority(self) -> bool {
         self.lost > self.total - self.lost.min(self.total)
     }
@@ -42,7 +41,7 @@ impl fmt::Display for Loss {
     }
 }
 
-/// What a change of state takes away.
+/// The losses of a change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Losses {
     /// Enabled ssls of `type: server`.
@@ -54,12 +53,12 @@ pub struct Losses {
 }
 
 impl Losses {
-    /// More than half of the sites, of the routes or of the stream routes would be gone.
+    /// More than half of one kind are lost.
     pub fn any_majority(&self) -> bool {
         self.sites.is_majority() || self.routes.is_majority() || self.stream_routes.is_majority()
     }
 
-    /// Whether nothing is taken away.
+    /// Whether nothing is lost.
     pub fn is_none(&self) -> bool {
         [self.sites, self.routes, self.stream_routes].iter().all(|loss| loss.lost == 0)
     }
@@ -77,8 +76,8 @@ impl fmt::Display for Losses {
 }
 
 impl Snapshot {
-    /// What is served in this state and would not be in `next`. The cost is the size of both, times
-    /// the methods and addresses that routes of one host, path and predicate have.
+    /// Compares this snapshot with `next`. The cost is the size of both, times the methods and
+    /// addresses of routes with the same host, path and predicate.
     pub fn losses(&self, next: &Snapshot) -> Losses {
         Losses {
             sites: loss(sites(self), sites(next), |ssl| ssl.names.iter().collect(), site_is_covered_by),
@@ -93,28 +92,28 @@ impl Snapshot {
     }
 }
 
-/// One is gone when any of the places where it is found has none of the next ones that `stays`
-/// takes for it.
+/// An item is lost if one of its keys leads to no item of `next` that covers it.
 fn loss<T: Copy, P: Hash + Eq>(
     now: impl Iterator<Item = T>,
     next: impl Iterator<Item = T>,
     places: impl Fn(T) -> Vec<P>,
     stays: impl Fn(T, T) -> bool,
 ) -> Loss {
-    let mut found: HashMap<P, Vec<T>> = HashMap::new();
+    let mut next_by_key: HashMap<P, Vec<T>> = HashMap::new();
     for item in next {
-        places(item).into_iter().for_each(|place| found.entry(place).or_default().push(item));
+        places(item).into_iter().for_each(|key| next_by_key.entry(key).or_default().push(item));
     }
     let mut loss = Loss::default();
     for item in now {
-        let stays = |place| found.get(&place).is_some_and(|next| next.iter().any(|next| stays(item, *next)));
+        let stays =
+            |key| next_by_key.get(&key).is_some_and(|next| next.iter().any(|next| stays(item, *next)));
         loss.total += 1;
         loss.lost += usize::from(!places(item).into_iter().all(stays));
     }
     loss
 }
 
-/// A site that verifies clients stands in for one that does not, never the other way round.
+/// A site with a client policy covers one without, not the reverse.
 fn site_is_covered_by(now: &Ssl, next: &Ssl) -> bool {
     match (&now.client, &next.client) {
         (None, _) => true,
@@ -124,13 +123,13 @@ fn site_is_covered_by(now: &Ssl, next: &Ssl) -> bool {
 }
 
 fn sites(snapshot: &Snapshot) -> impl Iterator<Item = &Ssl> {
-    snapshot.resources_of(Kind::Ssl).values().filter_map(|held| match &held.resource {
+    snapshot.resources_of(Kind::Ssl).values().filter_map(|versioned| match &versioned.resource {
         Resource::Ssl(ssl) if !ssl.client_side && ssl.enabled && ssl.blocked.is_none() => Some(&**ssl),
         _ => None,
     })
 }
 
-/// A route, with what its service adds.
+/// A route with the settings of its service.
 #[derive(Clone, Copy)]
 struct ServedRoute<'a> {
     route: &'a Route,
@@ -151,8 +150,8 @@ impl<'a> ServedRoute<'a> {
         hosts.iter().flat_map(of_host).map(|(host, uri)| (host, uri, vars.clone())).collect()
     }
 
-    /// Whether `next`, in the same place, takes at least the same requests, and of the clients whom
-    /// an allow-list names at least some.
+    /// Whether `next`, under the same key, matches at least the same requests and allows some of
+    /// the listed clients.
     fn is_covered_by(self, next: Self) -> bool {
         next.route.methods.is_superset(self.route.methods)
             && weakening::addresses_within(&self.route.remote_addrs, &next.route.remote_addrs)
@@ -164,17 +163,17 @@ impl<'a> ServedRoute<'a> {
     }
 }
 
-/// The block, where it has an allow-list.
+/// The block, if it has an allow-list.
 fn listed(block: Option<&ClientIdentity>) -> Option<&ClientIdentity> {
     block.filter(|block| block.has_allow_list())
 }
 
 fn routes(snapshot: &Snapshot) -> impl Iterator<Item = ServedRoute<'_>> {
-    // A blocked global rule answers every request: nothing is served then.
+    // A blocked global rule denies every request.
     let any = snapshot.blocking_global_rule().is_none();
     let served = move |route: &Route| {
-        let leads = || has_usable_upstream(snapshot, route.upstream.as_ref(), route.service.as_ref());
-        any && route.enabled && !snapshot.is_blocked(route) && leads()
+        let is_usable = || has_usable_upstream(snapshot, route.upstream.as_ref(), route.service.as_ref());
+        any && route.enabled && !snapshot.is_blocked(route) && is_usable()
     };
     snapshot.routes().filter(move |route| served(route)).map(|route| ServedRoute {
         route,
@@ -183,7 +182,7 @@ fn routes(snapshot: &Snapshot) -> impl Iterator<Item = ServedRoute<'_>> {
     })
 }
 
-/// Whether there is an upstream that is not blocked, with a node that is asked.
+/// Whether the upstream exists, is not blocked, and has a node in rotation.
 fn has_usable_upstream(snapshot: &Snapshot, own: Option<&UpstreamRef>, service: Option<&Id>) -> bool {
     let of_service = || snapshot.service(service?)?.upstream.as_ref();
     match own.or_else(of_service) {
@@ -193,14 +192,14 @@ fn has_usable_upstream(snapshot: &Snapshot, own: Option<&UpstreamRef>, service: 
     }
 }
 
-/// The only node is asked whatever its weight (contract 8).
+/// A single node is used whatever its weight (contract 8).
 fn has_usable_node(upstream: &Upstream) -> bool {
-    let asked = || upstream.nodes.len() == 1 || upstream.nodes.iter().any(|node| node.weight > 0);
-    upstream.blocked.is_none() && asked()
+    let has_node = || upstream.nodes.len() == 1 || upstream.nodes.iter().any(|node| node.weight > 0);
+    upstream.blocked.is_none() && has_node()
 }
 
 fn stream_routes(snapshot: &Snapshot) -> impl Iterator<Item = &StreamRoute> {
-    snapshot.resources_of(Kind::StreamRoute).values().filter_map(|held| match &held.resource {
+    snapshot.resources_of(Kind::StreamRoute).values().filter_map(|versioned| match &versioned.resource {
         Resource::StreamRoute(route)
             if route.blocked.is_none()
                 && has_usable_upstream(snapshot, route.upstream.as_ref(), route.service.as_ref()) =>
@@ -223,8 +222,8 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::delta::Versioned;
     use crate::samples::{AUTHORITY, id};
+    use crate::snapshot::Versioned;
 
     fn loss(gone: usize, total: usize) -> Loss {
         Loss { lost: gone, total }
@@ -258,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn more_than_half_is_most() {
+    fn more_than_half_is_a_majority() {
         for (gone, total, most) in [(0, 0, false), (1, 1, true), (1, 2, false), (2, 3, true), (5, 10, false)]
         {
             assert_eq!(loss(gone, total).is_majority(), most, "{gone} of {total}");
@@ -266,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn what_clients_ask_for_counts_and_not_ids() {
+    fn losses_compare_matchers_and_not_ids() {
         let now = snapshot(vec![
             site("1", "a.test", 1),
             site("2", "b.test", 1),
@@ -292,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_disabled_or_leads_nowhere_is_gone() {
+    fn disabled_and_dangling_resources_are_lost() {
         let by_id =
             |name: &str, uri: &str| resource(Kind::Route, name, &json!({"uri": uri, "upstream_id": "u"}));
         let upstream = resource(Kind::Upstream, "u", &json!({"nodes": {"10.0.0.1:80": 1}}));
@@ -307,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn a_site_that_no_longer_verifies_clients_is_gone() {
+    fn a_site_that_no_longer_verifies_clients_is_lost() {
         let pair = AUTHORITY.issue(&pki::ca::LeafSpec::server("a.test")).unwrap();
         let open = json!({"cert": pair.certificate_pem, "key": &*pair.key_pem, "snis": ["a.test"]});
         let mut verifying = open.clone();
@@ -318,8 +317,7 @@ mod tests {
         assert!(open.losses(&verifying).is_none() && verifying.losses(&verifying).is_none());
     }
 
-    /// A site whose clients are verified with these authorities, and with these members beside
-    /// them.
+    /// A site that verifies clients by these authorities, with these members of `client`.
     fn verifying(authorities: &[&pki::ca::Authority], members: &serde_json::Value) -> Snapshot {
         let pair = AUTHORITY.issue(&pki::ca::LeafSpec::server("a.test")).unwrap();
         let bundle: String = authorities.iter().map(|authority| authority.certificate_pem()).collect();
@@ -332,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn a_site_that_verifies_others_or_less_is_gone() {
+    fn a_site_that_verifies_other_clients_is_lost() {
         use pki::ca::{Authority, AuthoritySpec};
         let other = Authority::root(&AuthoritySpec::new("another authority")).unwrap();
         let none = json!({});
@@ -348,7 +346,7 @@ mod tests {
     }
 
     #[test]
-    fn a_route_that_is_narrowed_is_gone() {
+    fn a_narrowed_route_is_lost() {
         let with = |members: &[(&str, serde_json::Value)]| {
             let mut document = json!({"uri": "/a", "upstream": {"nodes": {"10.0.0.1:80": 1}}});
             members.iter().for_each(|(name, value)| document[*name] = value.clone());
@@ -382,7 +380,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn nothing_is_lost_towards_itself_and_all_towards_nothing(
+        fn a_state_loses_nothing_to_itself_and_all_to_empty(
             sites in prop::collection::vec(0_u8..6, 0..4),
             uris in prop::collection::vec(0_u8..6, 0..4),
         ) {

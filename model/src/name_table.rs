@@ -1,16 +1,16 @@
-//! Names -> values in as few dependent reads of memory as a persistent map can do: what a lookup
-//! among a million names costs is the cache lines it waits for, not the instructions between them.
+//! A persistent hash table from names to values with as few dependent memory reads as possible: a
+//! lookup among a million names costs the cache lines that it waits for.
 //!
-//! A copy shares everything; a change copies the path to one bucket. The path is short and its
-//! nodes are few, so they stay in a core's caches, and what they say leads straight to a slot: name
-//! and value in one cache line, in the bucket's own allocation, at a place that the hash tells.
-//! Names over 38 bytes lie elsewhere and cost one line more. Invariant: a name that is here stands
-//! in the run of full slots that begins at its place; and at most [`NEAR`] slots behind it, unless
-//! more names than that share all that a table reads of hashes.
+//! A copy shares everything, and a change copies the path to one bucket. The branches are few and
+//! stay in a core's caches; they lead to a slot in a bucket's single allocation, where the hash
+//! places name and value in one cache line. Names over 38 bytes are stored elsewhere and cost
+//! another line. Invariant: a name is in the run of full slots that begins at its place, at most
+//! [`PROBE_MAX`] slots behind it, unless more names than that share all hash bits that the table
+//! reads.
 //!
-//! The hash has a random key, since in a fleet that many share everybody names his own sites:
-//! nobody can choose names that fall together. A name that is only asked about is not stored, so
-//! all that it can do is to be compared with one run.
+//! The hash has a random key, because the users of a shared gateway choose their own names: they
+//! cannot choose colliding ones. Names that are only looked up are not stored, so the worst that
+//! they can cause is a comparison with one run.
 
 use std::hash::{BuildHasher, Hasher};
 use std::sync::Arc;
@@ -19,12 +19,12 @@ use foldhash::quality::RandomState;
 
 use crate::host_name::HostName;
 
-/// What hangs at one name. Empty ones are dropped from the table.
+/// A value of the table. The table drops empty ones.
 pub(crate) trait Bucket: Clone + Default {
     fn is_empty(&self) -> bool;
 }
 
-/// See above. A clone is cheap and shares everything.
+/// The table. A clone is cheap and shares everything.
 #[derive(Clone)]
 pub(crate) struct NameTable<V> {
     root: TableNode<V>,
@@ -33,19 +33,19 @@ pub(crate) struct NameTable<V> {
     hasher: RandomState,
 }
 
-/// Two words: with the marks a branch is twelve cache lines, and a change copies one or two that
-/// are not in the caches.
+/// Two words: a branch with its bloom bits has twelve cache lines, of which a change copies one or
+/// two uncached ones.
 #[derive(Clone)]
 enum TableNode<V> {
-    /// Names whose hashes agree so far; at least one.
+    /// One or more names whose hashes agree so far.
     Bucket(Arc<[TableSlot<V>]>),
-    /// By the next bits of the hash; `None`: nothing.
+    /// Indexed by the next bits of the hash; `None` is empty.
     Branch(Option<Arc<Branch<V>>>),
 }
 
 #[derive(Clone)]
 struct Branch<V> {
-    /// What each way's node has.
+    /// The bloom bits of each child.
     marks: [BloomBits; FAN_OUT],
     nodes: [TableNode<V>; FAN_OUT],
 }
@@ -57,27 +57,27 @@ struct TableSlot<V>(Option<(HostName, V)>);
 
 const BITS: u32 = 5;
 const FAN_OUT: usize = 1 << BITS;
-/// Names that have come together to this depth stay together.
+/// Buckets at this depth are not split further.
 const DEPTH_MAX: u32 = 32 / BITS;
-/// How many slots behind its place a name may stand, which is how many there are behind a bucket's
-/// last place.
+/// How far behind its place a name may be stored, and so the number of slots behind a bucket's last
+/// place.
 const PROBE_MAX: usize = 2;
-/// How many places a bucket may have: one that is full gets more, until it is split among the nodes
-/// of a branch.
+/// Bucket sizes, without the slots behind the last place. A full bucket grows to the next size, and
+/// from the largest splits into a branch.
 const CAPACITIES: [usize; 16] = [1, 2, 4, 6, 8, 12, 16, 20, 24, 28, 36, 44, 52, 60, 76, CAPACITY_MAX];
 const CAPACITY_MAX: usize = 92;
 
-/// What decides where a name is, and what of it is left further down.
+/// A hash, shifted to the current depth.
 #[derive(Clone, Copy)]
 struct NameHash {
-    /// The lowest bits say which way a branch leads.
+    /// The lowest bits index a branch.
     path: u32,
-    /// Which of a bucket's places, as a fraction.
+    /// The place in a bucket, as a fraction of its size.
     place: u32,
 }
 
-/// Two bits for each name of a bucket, by its hash; of a branch all. They stand before the way to
-/// the bucket, so that most names that are not here need no memory beyond that.
+/// A bloom filter with two bits for each name of a bucket; all bits for a branch. The parent stores
+/// it, so that lookups of absent names rarely read a bucket.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct BloomBits(u64);
 
@@ -115,14 +115,14 @@ impl NameHash {
         NameHash { path: self.path >> BITS, ..self }
     }
 
-    /// By bits that say nothing of the way, and little of the place.
+    /// Uses bits that are independent of the branch index, and nearly so of the place.
     #[inline]
     fn bloom_mask(self) -> u64 {
         let bit = |by: u32| 1 << ((self.place >> by) % u64::BITS);
         bit(0) | bit(6)
     }
 
-    /// The place in a bucket with so many slots.
+    /// The place in a bucket of this size.
     #[inline]
     fn place(self, slots: usize) -> usize {
         let places = slots.saturating_sub(PROBE_MAX).min(CAPACITY_MAX) as u64;
@@ -139,14 +139,14 @@ impl<V: Bucket> NameTable<V> {
         matches!(self.root, TableNode::Branch(None))
     }
 
-    /// What hangs at this name. For names that are mostly here.
+    /// The value of a name, for names that are mostly present.
     #[inline]
     pub(crate) fn get(&self, name: &[u8]) -> Option<&V> {
         self.find(name, |_, _| true)
     }
 
-    /// The same, for names that are often not here: then most of them need no memory beyond the way
-    /// to the bucket.
+    /// The value of a name, for names that are often absent: the bloom bits save most reads of a
+    /// bucket.
     #[inline]
     pub(crate) fn get_filtered(&self, name: &[u8]) -> Option<&V> {
         self.find(name, BloomBits::may_contain)
@@ -156,10 +156,10 @@ impl<V: Bucket> NameTable<V> {
     fn find(&self, name: &[u8], may_have: impl Fn(BloomBits, NameHash) -> bool) -> Option<&V> {
         let run = self.run(NameHash::of(&self.hasher, name), may_have)?;
         let mut full = run.iter().map_while(|slot| slot.0.as_ref());
-        full.find(|(held, _)| held.as_bytes() == name).map(|(_, value)| value)
+        full.find(|(stored, _)| stored.as_bytes() == name).map(|(_, value)| value)
     }
 
-    /// What begins with the run that a name with this hash stands in.
+    /// The slots from the place of the hash on.
     #[inline]
     fn run(
         &self,
@@ -182,15 +182,15 @@ impl<V: Bucket> NameTable<V> {
         }
     }
 
-    /// Changes what hangs at a name. Tells whether anything hung there before, and does after.
-    pub(crate) fn change(&mut self, name: &HostName, change: impl FnOnce(&mut V)) -> (bool, bool) {
+    /// Updates the value of a name. Returns whether there was one before and is one now.
+    pub(crate) fn update(&mut self, name: &HostName, change: impl FnOnce(&mut V)) -> (bool, bool) {
         let hash = NameHash::of(&self.hasher, name.as_bytes());
-        self.root.change(&mut self.marks, &self.hasher, name, (hash, 0), change)
+        self.root.update(&mut self.marks, &self.hasher, name, (hash, 0), change)
     }
 }
 
 impl<V: Bucket> TableNode<V> {
-    fn change(
+    fn update(
         &mut self,
         marks: &mut BloomBits,
         hasher: &RandomState,
@@ -204,15 +204,15 @@ impl<V: Bucket> TableNode<V> {
                 let way =
                     (branch.nodes.get_mut(hash.branch_index()), branch.marks.get_mut(hash.branch_index()));
                 let (Some(next), Some(of_next)) = way else { return (false, false) };
-                let told = next.change(of_next, hasher, name, (hash.descend(), depth + 1), change);
-                if told == (true, false) && branch.nodes.iter().all(TableNode::is_empty) {
+                let presence = next.update(of_next, hasher, name, (hash.descend(), depth + 1), change);
+                if presence == (true, false) && branch.nodes.iter().all(TableNode::is_empty) {
                     (*self, *marks) = (TableNode::Branch(None), BloomBits::NONE);
                 }
-                told
+                presence
             }
             TableNode::Bucket(slots) => match probe(slots, hash, name) {
                 Probe::Here(at) => {
-                    let after = Arc::make_mut(slots).get_mut(at).is_some_and(|slot| slot.change(change));
+                    let after = Arc::make_mut(slots).get_mut(at).is_some_and(|slot| slot.update(change));
                     if !after {
                         (*self, *marks) = TableNode::of(hasher, take_entries(slots), depth);
                     }
@@ -247,7 +247,7 @@ impl<V: Bucket> TableNode<V> {
         matches!(self, TableNode::Branch(None))
     }
 
-    /// These names, all different, at that depth.
+    /// Builds a node of different names at that depth.
     fn of(hasher: &RandomState, entries: Vec<(HostName, V)>, depth: u32) -> (TableNode<V>, BloomBits) {
         if entries.is_empty() {
             return (TableNode::Branch(None), BloomBits::NONE);
@@ -261,7 +261,7 @@ impl<V: Bucket> TableNode<V> {
             CAPACITIES.iter().find_map(|places| assign_slots(&hashes, places + PROBE_MAX, PROBE_MAX));
         let seated = match seated {
             None if depth >= DEPTH_MAX => {
-                // Room for all of them behind the last place.
+                // Adds a slot for each behind the last place.
                 assign_slots(&hashes, CAPACITY_MAX + hashes.len(), hashes.len())
             }
             seated => seated,
@@ -293,7 +293,7 @@ impl<V: Bucket> TableNode<V> {
     }
 }
 
-/// Where a name stands in a bucket, or could.
+/// The result of probing a bucket for a name.
 enum Probe {
     Here(usize),
     Free(usize),
@@ -304,7 +304,7 @@ fn probe<V>(slots: &[TableSlot<V>], hash: NameHash, name: &HostName) -> Probe {
     let start = hash.place(slots.len());
     for (at, slot) in slots.iter().enumerate().skip(start) {
         match &slot.0 {
-            Some((held, _)) if held == name => return Probe::Here(at),
+            Some((stored, _)) if stored == name => return Probe::Here(at),
             Some(_) => {}
             None if at <= start + PROBE_MAX => return Probe::Free(at),
             None => return Probe::Nowhere,
@@ -313,7 +313,7 @@ fn probe<V>(slots: &[TableSlot<V>], hash: NameHash, name: &HostName) -> Probe {
     Probe::Nowhere
 }
 
-/// Which of the names each slot gets; `None` when there is no slot for one of them near its place.
+/// Assigns each slot an entry; `None` if an entry has no free slot near its place.
 fn assign_slots(hashes: &[NameHash], slots: usize, near: usize) -> Option<Vec<Option<usize>>> {
     let mut seats = vec![None; slots];
     for (which, hash) in hashes.iter().enumerate() {
@@ -323,7 +323,7 @@ fn assign_slots(hashes: &[NameHash], slots: usize, near: usize) -> Option<Vec<Op
     Some(seats)
 }
 
-/// Taken out when nobody else holds the bucket, else copied.
+/// Moves the entries out of an unshared bucket, or else copies them.
 fn take_entries<V: Clone>(slots: &mut Arc<[TableSlot<V>]>) -> Vec<(HostName, V)> {
     match Arc::get_mut(slots) {
         Some(slots) => slots.iter_mut().filter_map(|slot| slot.0.take()).collect(),
@@ -331,7 +331,7 @@ fn take_entries<V: Clone>(slots: &mut Arc<[TableSlot<V>]>) -> Vec<(HostName, V)>
     }
 }
 
-/// A name that was not there before; `None` when nothing hangs there now either.
+/// An entry for a new name; `None` if its value is empty.
 fn new_entry<V: Bucket>(name: &HostName, change: impl FnOnce(&mut V)) -> Option<(HostName, V)> {
     let mut value = V::default();
     change(&mut value);
@@ -339,8 +339,8 @@ fn new_entry<V: Bucket>(name: &HostName, change: impl FnOnce(&mut V)) -> Option<
 }
 
 impl<V: Bucket> TableSlot<V> {
-    /// Changes what hangs here, and tells whether anything still does.
-    fn change(&mut self, change: impl FnOnce(&mut V)) -> bool {
+    /// Updates the value and returns whether there is still one.
+    fn update(&mut self, change: impl FnOnce(&mut V)) -> bool {
         let left = self.0.as_mut().is_some_and(|(_, value)| {
             change(value);
             !value.is_empty()

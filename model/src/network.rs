@@ -1,32 +1,33 @@
-//! Networks as settings and documents write them: an address, or a CIDR block (RFC 4632, RFC 4291).
+//! Parses the networks of settings and documents: an address or a CIDR block (RFC 4632, RFC 4291).
 //!
-//! Invariant: an IPv4 network is one however it is written. Addresses are compared in their
-//! canonical form, in which `::ffff:192.0.2.1` is `192.0.2.1`, so a network that stayed in the
-//! mapped form would match no address.
+//! Invariant: an IPv4 network is parsed as one, however it is written. Addresses are compared in
+//! canonical form, where `::ffff:192.0.2.1` is `192.0.2.1`, so a network in mapped form would match
+//! no address.
 
 use std::net::IpAddr;
 
 use ipnet::{IpNet, Ipv4Net};
 
-/// Bits in front of an IPv4 address in its IPv6 form (RFC 4291 section 2.5.5.2).
+/// The bits before the IPv4 address in its IPv6 form (RFC 4291 section 2.5.5.2).
 const MAPPED_BITS: u8 = 96;
 
-/// Why a text is no network: what it is instead.
+/// Why a text is no network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum NetworkError {
     /// Neither an address nor a block.
     #[error("not an IP address or network")]
     Syntax,
-    /// A part of it would be IPv4, and the rest addresses that no client has.
+    /// A mapped network that is larger than the IPv4 addresses.
     #[error(
         "an IPv4 network in its IPv6 form, which needs a prefix of 96 bits or more; write it like 192.0.2.0/24"
     )]
     MappedPrefix,
 }
 
-/// Reads an address or a block. Host bits are cleared.
+/// Parses an address or a block and clears the host bits.
 ///
 /// # Errors
+///
 /// [`NetworkError`].
 pub fn parse(text: &str) -> Result<IpNet, NetworkError> {
     let network = text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));

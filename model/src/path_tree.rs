@@ -1,10 +1,10 @@
-//! The routes of one host pattern by path: a persistent radix tree.
+//! A persistent radix tree that finds the routes of one host pattern by path.
 //!
-//! Exact paths and prefixes hang in the same tree, so one walk down along the request's path finds
-//! the exact route at its end and, on the way back, the prefixes from the longest to the shortest
-//! (contract 7.1). A change copies the nodes on its own path only. Work of a lookup is bounded by
-//! what is configured, however long the request's path. Nothing here recurses: prefixes may nest as
-//! deep as a uri is long.
+//! Exact paths and prefixes share the tree, so one descent along the request's path finds the exact
+//! route at its end and the prefixes on the way, which apply from the longest to the shortest
+//! (contract 7.1). A change copies the nodes on its own path only. The cost of a lookup is bounded
+//! by the configured uris, not by the request's path. Nothing recurses, because prefixes may be
+//! nested as deep as a uri is long.
 
 use std::cmp::Reverse;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use smallvec::SmallVec;
 use crate::resource::Route;
 use crate::uri::UriPattern;
 
-/// The tree; empty without any allocation.
+/// The tree; an empty one does not allocate.
 #[derive(Clone, Default)]
 pub(crate) struct PathTree {
     root: TreeNode,
@@ -22,20 +22,20 @@ pub(crate) struct PathTree {
 
 #[derive(Clone, Default)]
 struct TreeNode {
-    /// What leads here from the parent; empty for the root only.
+    /// The bytes between the parent and this node; empty for the root only.
     label: Box<[u8]>,
-    /// For the path that ends here.
+    /// Routes whose uri is exactly this path.
     exact: Candidates,
-    /// For every path that gets here.
+    /// Routes whose uri is a prefix that ends here.
     prefix: Candidates,
-    /// By first byte of their label, ascending.
+    /// Sorted by the first byte of their label.
     children: Vec<(u8, Arc<TreeNode>)>,
 }
 
-/// In the order in which they are asked.
+/// Sorted by rank.
 type Candidates = SmallVec<[Candidate; 1]>;
 
-/// A route at one of its uris.
+/// A route with one of its uris.
 #[derive(Clone)]
 pub(crate) struct Candidate {
     pub(crate) route: Arc<Route>,
@@ -43,14 +43,14 @@ pub(crate) struct Candidate {
 }
 
 impl Candidate {
-    /// Priority, then the longer original path, then the order of keys.
+    /// Priority, then the longer uri, then the order of keys.
     fn rank(&self) -> impl Ord + '_ {
         let uri = self.uri.as_str();
         (Reverse(self.route.priority), Reverse(uri.len()), &self.route.id, uri)
     }
 }
 
-/// Prefixes that may nest along one path before a lookup allocates.
+/// Nested prefixes of a lookup that need no allocation.
 const NESTED: usize = 32;
 
 impl PathTree {
@@ -58,8 +58,8 @@ impl PathTree {
         !self.root.has_candidates() && self.root.children.is_empty()
     }
 
-    /// The first candidate that takes the request: of the path itself, then of prefixes, longest
-    /// first.
+    /// The first candidate that accepts the request: of the exact path, then of the prefixes,
+    /// longest first.
     pub(crate) fn find(&self, path: &str, takes: impl Fn(&Candidate) -> bool) -> Option<&Arc<Route>> {
         let mut passed: SmallVec<[&Candidates; NESTED]> = SmallVec::new();
         let (mut node, mut rest) = (&self.root, path.as_bytes());
@@ -75,7 +75,7 @@ impl PathTree {
             }
         };
         let candidates = exact.into_iter().chain(passed.into_iter().rev()).flatten();
-        candidates.into_iter().find(|candidate| takes(candidate)).map(|found| &found.route)
+        candidates.into_iter().find(|candidate| takes(candidate)).map(|candidate| &candidate.route)
     }
 
     pub(crate) fn insert(&mut self, route: &Arc<Route>) {
@@ -83,8 +83,8 @@ impl PathTree {
             let candidate = Candidate { route: Arc::clone(route), uri: uri.clone() };
             self.root.update_or_insert(uri.prefix().as_bytes(), |node| {
                 let candidates = node.candidates(uri);
-                let place = candidates.partition_point(|other| other.rank() < candidate.rank());
-                candidates.insert(place, candidate);
+                let position = candidates.partition_point(|other| other.rank() < candidate.rank());
+                candidates.insert(position, candidate);
             });
         }
     }
@@ -104,7 +104,7 @@ impl TreeNode {
         TreeNode { label: label.into(), exact, prefix: under, children }
     }
 
-    /// Whether a route hangs here.
+    /// Whether a uri ends at this node.
     fn has_candidates(&self) -> bool {
         !self.exact.is_empty() || !self.prefix.is_empty()
     }
@@ -121,15 +121,15 @@ impl TreeNode {
         self.children.get(self.child_position(first).ok()?).map(|(_, child)| &**child)
     }
 
-    /// Changes the node at `key` below this one, made if it is not there.
+    /// Updates the node at `key`, and inserts it first if it is missing.
     fn update_or_insert(&mut self, key: &[u8], change: impl FnOnce(&mut TreeNode)) {
         let (mut node, mut rest) = (self, key);
         while let Some(first) = rest.first() {
-            let place = node.child_position(*first).unwrap_or_else(|place| {
-                node.children.insert(place, (*first, Arc::new(TreeNode::new(rest))));
-                place
+            let position = node.child_position(*first).unwrap_or_else(|position| {
+                node.children.insert(position, (*first, Arc::new(TreeNode::new(rest))));
+                position
             });
-            let Some((_, child)) = node.children.get_mut(place) else { return };
+            let Some((_, child)) = node.children.get_mut(position) else { return };
             node = Arc::make_mut(child);
             let common = node.label.iter().zip(rest).take_while(|(a, b)| a == b).count();
             node.split(common);
@@ -138,18 +138,18 @@ impl TreeNode {
         change(node);
     }
 
-    /// Changes the node at `key` below this one, if there is one, and drops or joins it when it
-    /// holds nothing any more. Every node but the root holds something or has several children.
+    /// Updates the node at `key`, if there is one, and removes or joins it when it became empty.
+    /// Each node but the root has candidates or several children.
     fn update(&mut self, key: &[u8], change: impl FnOnce(&mut TreeNode)) {
         let Some(first) = key.first() else { return change(self) };
         let (mut parent, mut first, mut rest) = (self, *first, key);
         loop {
-            let Ok(place) = parent.child_position(first) else { return };
-            let Some((_, child)) = parent.children.get_mut(place) else { return };
+            let Ok(position) = parent.child_position(first) else { return };
+            let Some((_, child)) = parent.children.get_mut(position) else { return };
             let Some(below) = rest.strip_prefix(&*child.label) else { return };
             if let Some(next) = below.first() {
                 (first, rest) = (*next, below);
-                let Some((_, child)) = parent.children.get_mut(place) else { return };
+                let Some((_, child)) = parent.children.get_mut(position) else { return };
                 parent = Arc::make_mut(child);
                 continue;
             }
@@ -157,14 +157,14 @@ impl TreeNode {
             change(node);
             node.join();
             if !node.has_candidates() && node.children.is_empty() {
-                parent.children.remove(place);
+                parent.children.remove(position);
                 parent.join();
             }
             return;
         }
     }
 
-    /// Puts a node in the middle of the label, if that is where another key leaves it.
+    /// Splits the label at `at`, where another key branches off.
     fn split(&mut self, at: usize) {
         let (head, tail) = self.label.split_at(at);
         let Some(first) = tail.first().copied() else { return };
@@ -174,8 +174,8 @@ impl TreeNode {
         self.children.push((first, Arc::new(lower)));
     }
 
-    /// The opposite of [`Node::split`]: a node that holds nothing is one with its only child. The
-    /// root stays what it is.
+    /// The inverse of [`TreeNode::split`]: joins a node without candidates with its only child,
+    /// except the root.
     fn join(&mut self) {
         if let ([(_, only)], false, false) =
             (self.children.as_slice(), self.has_candidates(), self.label.is_empty())
@@ -187,7 +187,7 @@ impl TreeNode {
     }
 }
 
-/// A tree as deep as a uri is long would be dropped by as many calls within each other.
+/// Drops children in a loop, because a recursive drop would nest as deep as a uri is long.
 impl Drop for TreeNode {
     fn drop(&mut self) {
         let mut waiting = std::mem::take(&mut self.children);

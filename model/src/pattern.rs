@@ -1,20 +1,20 @@
-//! Configured names: exact, with a wildcard in front, or `*` for all. One type for an ssl's
-//! `sni`/`snis` and for the hosts of routes and services; how many labels a wildcard covers is up
-//! to who asks (one for an ssl, any number for a route: contract 4.2 and 7.1).
+//! Name patterns: an exact name, a wildcard prefix, or `*`. One type serves the `sni`/`snis` of an
+//! ssl and the hosts of routes and services; the caller decides how many labels a wildcard covers
+//! (one for an ssl, any number for a route: contract 4.2 and 7.1).
 
 use std::fmt;
 
 use crate::host_name::HostName;
 use crate::problem::Problem;
 
-/// A name as configured.
+/// A configured name pattern.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum NamePattern {
-    /// This name.
+    /// One name.
     Exact(HostName),
-    /// What ends in this: `.test.com` of `*.test.com`, or `test.com` of `*test.com`.
+    /// All names with this suffix: `.test.com` of `*.test.com`, or `test.com` of `*test.com`.
     Suffix(HostName),
-    /// Every name: `*`.
+    /// All names: `*`.
     Any,
 }
 
@@ -24,35 +24,36 @@ pub type SniPattern = NamePattern;
 pub type HostPattern = NamePattern;
 
 impl NamePattern {
-    /// Reads a configured name: lower-cased, one trailing dot removed.
+    /// Parses a pattern: lower-cases it and removes one trailing dot.
     ///
     /// # Errors
-    /// A text that no name could ever match (empty labels, a `*` elsewhere than in front, too
-    /// long), with an empty `field`.
+    ///
+    /// A text that matches no name (empty labels, a `*` elsewhere than in front, too long), with an
+    /// empty `field`.
     pub fn parse(text: &str) -> Result<NamePattern, Problem> {
         if text == "*" {
             return Ok(NamePattern::Any);
         }
-        let refuse = |hint: &str| {
+        let invalid = |hint: &str| {
             Problem::new("", format!("\"{text}\" is not a name or a wildcard that could match one"))
                 .with_hint(hint)
         };
         let Some(suffix) = text.strip_prefix('*') else {
             return HostName::from_sni(text).map(NamePattern::Exact).ok_or_else(|| {
-                refuse("expected a name like www.example.com, a wildcard like *.example.com, or *")
+                invalid("expected a name like www.example.com, a wildcard like *.example.com, or *")
             });
         };
-        // What follows the wildcard must be a name once its own leading dot is gone.
+        // The suffix without its leading dot must be a name.
         let trimmed = suffix.strip_suffix('.').unwrap_or(suffix);
         match HostName::from_sni(trimmed.strip_prefix('.').unwrap_or(trimmed)) {
             Some(_) if !trimmed.ends_with('.') => {
                 Ok(NamePattern::Suffix(HostName::from_bytes(trimmed.as_bytes())))
             }
-            _ => Err(refuse("after the * comes the rest of a name, like *.example.com")),
+            _ => Err(invalid("after the * comes the rest of a name, like *.example.com")),
         }
     }
 
-    /// Whether the name fits, at any depth of labels.
+    /// Whether the name matches, at any depth of labels.
     pub fn matches(&self, name: &HostName) -> bool {
         match self {
             NamePattern::Exact(own) => own == name,
@@ -61,7 +62,7 @@ impl NamePattern {
         }
     }
 
-    /// Whether some name could fit both.
+    /// Whether some name matches both patterns.
     pub fn overlaps(&self, other: &NamePattern) -> bool {
         match (self, other) {
             (NamePattern::Any, _) | (_, NamePattern::Any) => true,
@@ -75,7 +76,7 @@ impl NamePattern {
     }
 }
 
-/// As it would be written in a document.
+/// Formats the pattern as in a document.
 impl fmt::Display for NamePattern {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -90,16 +91,16 @@ impl fmt::Display for NamePattern {
 mod tests {
     use super::*;
 
-    fn shown(text: &str) -> String {
+    fn displayed(text: &str) -> String {
         NamePattern::parse(text).unwrap().to_string()
     }
 
     #[test]
-    fn patterns_are_normalised_and_shown_as_written() {
-        assert_eq!(shown("WWW.test.com."), "www.test.com");
-        assert_eq!(shown("*.TesT2.com."), "*.test2.com");
-        assert_eq!(shown("*x.com"), "*x.com");
-        assert_eq!(shown("*"), "*");
+    fn patterns_are_normalized_and_displayed_as_written() {
+        assert_eq!(displayed("WWW.test.com."), "www.test.com");
+        assert_eq!(displayed("*.TesT2.com."), "*.test2.com");
+        assert_eq!(displayed("*x.com"), "*x.com");
+        assert_eq!(displayed("*"), "*");
         for bad in ["", ".", "*.", "*..", "*..a", "a.*", "**", "*.a..", "a*.com"] {
             assert!(NamePattern::parse(bad).is_err(), "{bad}");
         }

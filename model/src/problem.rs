@@ -1,72 +1,68 @@
-//! What is wrong with a document or a resource: where, what, and what to do about it.
+//! Problems of documents and resources: field, message and hint.
 //!
-//! One type for the Admin API's 400, for a data plane's NACK and for logs. A problem never quotes a
-//! private key, nor anything else of a field that may hold one; what it quotes of other fields is
-//! redacted where it is shown.
+//! The Admin API's 400, a data plane's NACK and log lines all show this type. Invariant: a problem
+//! quotes no private key and no field that may contain one; other quoted values are redacted when
+//! they are displayed.
 
 use std::borrow::Cow;
 use std::fmt;
 
 use crate::redact::redact;
 
-/// Why a document is refused.
+/// Why a document or resource is invalid.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub struct Problem {
-    /// The field, as a path (`client.ca`, `snis[1]`); empty when it is about the whole resource.
+    /// The path of the field (`client.ca`, `snis[1]`); empty for the whole resource.
     pub field: String,
-    /// What is wrong. Where APISIX has a text for it, exactly that text (with `invalid
-    /// configuration: `).
+    /// The message, in APISIX's words where it has any (with `invalid configuration: `).
     pub message: String,
     /// What to do, or what was probably meant.
     pub hint: Option<String>,
-    /// Whether the document is none, or asks for more than there is.
+    /// Decides what happens to a stored document.
     pub kind: ProblemKind,
 }
 
-/// What sort of problem it is. To the Admin API all are alike: the document is refused, nothing is
-/// changed. A document that another program stored has taken the place of the one before, and then
-/// it matters.
+/// The kind of a problem. The Admin API treats all alike and changes nothing. A stored document has
+/// replaced its predecessor already, and the kind decides which of the two counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum ProblemKind {
-    /// The document is not valid: it cannot be told what it asks for, so what it was before goes on
-    /// (contract 9.3).
+    /// The document is invalid and its intention unknown, so its predecessor stays (contract 9.3).
     #[default]
     Invalid,
-    /// The document asks for something that this gateway does not have: what it was before is not
-    /// what is wanted any more.
+    /// The document asks for a feature that the gateway lacks. Its predecessor is outdated.
     Unsupported,
-    /// A connection shall be secured with something that cannot be used, which an APISIX finds out
-    /// with each connection (contract 4.3) or request (contract 6.1: 503): what it was before,
-    /// perhaps secured with nothing, is not what is wanted any more.
+    /// The document secures a connection with unusable data, which APISIX detects at each
+    /// connection (contract 4.3) or request (contract 6.1: 503). Its predecessor, which may be
+    /// unsecured, is outdated.
     Unusable,
 }
 
 impl Problem {
-    /// A problem of that field.
+    /// Creates a problem of a field.
     pub fn new(field: impl Into<String>, message: impl Into<String>) -> Problem {
         Problem { field: field.into(), message: message.into(), hint: None, kind: ProblemKind::default() }
     }
 
-    /// The same problem, of that sort.
+    /// Sets the kind.
     #[must_use]
     pub fn with_kind(self, fault: ProblemKind) -> Problem {
         Problem { kind: fault, ..self }
     }
 
-    /// The same problem with advice.
+    /// Sets the hint.
     #[must_use]
     pub fn with_hint(mut self, hint: impl Into<String>) -> Problem {
         self.hint = Some(hint.into());
         self
     }
 
-    /// Field, message and hint as they may be shown.
+    /// Field, message and hint for display.
     pub fn redacted(&self) -> (Cow<'_, str>, Cow<'_, str>, Option<Cow<'_, str>>) {
         (redact(&self.field), redact(&self.message), self.hint.as_deref().map(redact))
     }
 
-    /// The same problem seen from the resource that contains the field's owner: `upstream` + `tls`
-    /// is `upstream.tls`.
+    /// Prefixes the field with that of the containing object: `upstream` and `tls` give
+    /// `upstream.tls`.
     #[must_use]
     pub fn within(mut self, outer: &str) -> Problem {
         self.field = match (outer, self.field.as_str()) {
@@ -79,8 +75,7 @@ impl Problem {
     }
 }
 
-/// The message, then the hint in brackets. The field is not repeated: texts of ours name it
-/// already.
+/// Displays the message with the hint in brackets. Messages name the field themselves.
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (_, message, hint) = self.redacted();
@@ -97,7 +92,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn fields_nest_and_hints_show() {
+    fn fields_nest_and_hints_are_displayed() {
         let problem = Problem::new("tls", "no").within("upstream").with_hint("say yes");
         assert_eq!(problem.field, "upstream.tls");
         assert_eq!(problem.to_string(), "no (say yes)");
@@ -106,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn what_may_be_a_key_is_not_shown() {
+    fn possible_keys_are_redacted() {
         let key = "-----BEGIN PRIVATE KEY-----\nMC4CAQAw\n-----END PRIVATE KEY-----";
         let problem = Problem::new(key, format!("found \"{key}\"")).with_hint(format!("did you mean {key}?"));
         let (field, message, hint) = problem.redacted();

@@ -1,8 +1,9 @@
-//! The plugin `proxy-rewrite`: how a request's uri, method, host and headers look to the upstream.
+//! The plugin `proxy-rewrite`: changes the uri, method, host and headers that the upstream
+//! receives.
 //!
-//! Compiled when a document is checked and again when it arrives at a data plane, which applies it
-//! after matching and authorising the request as the client made it. Invariant: what would break
-//! the request's framing, or silently do nothing, is refused here.
+//! The control plane compiles it to check a document, and each data plane compiles it again and
+//! applies it after the request was matched and authorized. Invariant: a setting that would break
+//! the framing of the request, or change nothing, is a compile error.
 
 use std::fmt;
 
@@ -10,20 +11,20 @@ use http::Method;
 use regex::{Regex, RegexBuilder};
 use serde_json::{Map, Value};
 
-use crate::document::{SchemaBlock, validate_block};
 use crate::host_name::HostName;
 use crate::problem::Problem;
 use crate::request_target;
+use crate::schema::{SchemaBlock, validate_block};
 use crate::template::{AllowedRefs, Template};
 use crate::variable::Variable;
 
-/// Largest compiled form of one pattern, in bytes.
+/// The largest compiled form of a pattern, in bytes.
 const PATTERN_BYTES_MAX: usize = 1 << 20;
 
-/// The field of the raw path.
+/// The field that forwards raw paths.
 const RAW_PATH_FIELD: &str = "use_real_request_uri_unsafe";
 
-/// Headers that frame or route the message: setting or removing one would make two parties read
+/// Headers that frame or route a message. If the plugin changed one, two parties could read
 /// different requests.
 const FRAMING_HEADERS: [&str; 11] = [
     "connection",
@@ -39,7 +40,7 @@ const FRAMING_HEADERS: [&str; 11] = [
     "upgrade",
 ];
 
-/// The plugin's configuration, compiled.
+/// A compiled `proxy-rewrite` configuration.
 #[derive(Clone)]
 pub struct ProxyRewrite {
     source: Value,
@@ -52,36 +53,35 @@ pub struct ProxyRewrite {
     remove: Vec<Box<str>>,
 }
 
-/// Where the uri comes from.
+/// The source of the new uri.
 #[derive(Debug, Clone)]
 pub enum UriRewrite {
     /// `uri`.
     Template(UriTemplate),
-    /// `regex_uri`: the first pattern that fits the normalised path, and what takes the place of
-    /// what it fits.
+    /// `regex_uri`: patterns for the normalized path, with the replacement for the first match.
     Patterns(Vec<(Regex, UriTemplate)>),
 }
 
-/// A new uri, cut at its first literal `?`.
+/// A uri template, split at its first literal `?`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UriTemplate {
-    /// Before it.
+    /// The part before the `?`.
     pub path: Template,
-    /// Behind it; `None`: there is none.
+    /// The part after it; `None` without one.
     pub query: Option<Template>,
 }
 
-/// One header.
+/// A header to set or add.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HeaderRewrite {
-    /// In lower case.
+    /// The name in lower case.
     pub name: Box<str>,
-    /// Its values, one field each; at least one.
+    /// One or more values, each sent as a field of its own.
     pub values: Box<[Template]>,
 }
 
 impl HeaderRewrite {
-    /// Whether it tells who the client is.
+    /// Whether a value has a variable of the client's identity.
     pub fn uses_identity(&self) -> bool {
         self.values.iter().flat_map(Template::variables).any(Variable::is_identity)
     }
@@ -91,6 +91,7 @@ impl ProxyRewrite {
     /// Compiles the plugin's configuration.
     ///
     /// # Errors
+    ///
     /// `failed to check the configuration of plugin proxy-rewrite err: ...`, with the field.
     pub fn compile(source: &Value) -> Result<ProxyRewrite, Problem> {
         validate_block(SchemaBlock::ProxyRewrite, source).and_then(|()| compile(source)).map_err(|problem| {
@@ -107,18 +108,17 @@ impl ProxyRewrite {
         lists && !real_uri && uri.is_none() && method.is_none() && host.is_none()
     }
 
-    /// As in the document.
+    /// The configuration as in the document.
     pub fn source(&self) -> &Value {
         &self.source
     }
 
-    /// The new uri; `None`: the judged path.
+    /// The new uri; `None` forwards the normalized path.
     pub fn uri(&self) -> Option<&UriRewrite> {
         self.uri.as_ref()
     }
 
-    /// `use_real_request_uri_unsafe`: the path is forwarded as the client wrote it, where
-    /// [`crate::raw_path`] allows it.
+    /// `use_real_request_uri_unsafe`: forward the raw path, where [`crate::raw_path`] allows it.
     pub fn uses_raw_path(&self) -> bool {
         self.raw_path
     }
@@ -128,23 +128,23 @@ impl ProxyRewrite {
         self.method.as_ref()
     }
 
-    /// What takes the place of the client's authority; the upstream's `pass_host` still decides
-    /// whether it gets that.
+    /// Replaces the client's authority; `pass_host` of the upstream decides whether that is
+    /// forwarded.
     pub fn host(&self) -> Option<&str> {
         self.host.as_deref()
     }
 
-    /// Headers to add to those there are.
+    /// Headers to append.
     pub fn add(&self) -> &[HeaderRewrite] {
         &self.add
     }
 
-    /// Headers to put in the place of those there are.
+    /// Headers to replace.
     pub fn set(&self) -> &[HeaderRewrite] {
         &self.set
     }
 
-    /// Names of headers to remove, in lower case; done last.
+    /// Lower-case names of headers to remove, after the other changes.
     pub fn remove(&self) -> &[Box<str>] {
         &self.remove
     }
@@ -154,7 +154,7 @@ fn compile(source: &Value) -> Result<ProxyRewrite, Problem> {
     let uri = uri(source)?;
     let captures = match &uri {
         Some(UriRewrite::Patterns(patterns)) => {
-            // Whichever pattern fits: a group that only another has is an empty text.
+            // A capture group that the matching pattern lacks is empty.
             patterns.iter().map(|(pattern, _)| pattern.captures_len().saturating_sub(1)).max()
         }
         _ => None,
@@ -186,7 +186,7 @@ fn compile(source: &Value) -> Result<ProxyRewrite, Problem> {
         set,
         remove: remove.collect::<Result<_, _>>()?,
     };
-    // That the path is not to be the raw one says something, too.
+    // An explicit `false` overrides the service's setting.
     if made.is_empty() && source.get(RAW_PATH_FIELD).is_none() {
         let hint = "expected uri, regex_uri, method, host or headers";
         return Err(Problem::new("", "it rewrites nothing").with_hint(hint));
@@ -293,8 +293,7 @@ fn header_name(name: &str) -> Result<Box<str>, Problem> {
         return Err(Problem::new(name, "invalid field character in header"));
     }
     let lower = name.to_ascii_lowercase();
-    // `_` for `-`: some upstreams do not tell them apart.
-    // CGI and its heirs take every spelling for the same field.
+    // Some upstreams treat `_` like `-`, and CGI maps all spellings to the same variable.
     let folded = lower.replace(|letter: char| !letter.is_ascii_alphanumeric(), "-");
     if FRAMING_HEADERS.contains(&folded.as_str()) {
         return Err(Problem::new(name, format!("the header {name} frames or routes the request"))
@@ -360,7 +359,7 @@ mod tests {
     }
 
     #[test]
-    fn what_breaks_a_request_or_does_nothing_is_refused() {
+    fn settings_that_break_a_request_or_do_nothing_are_invalid() {
         for (source, field) in [
             (json!({}), ""),
             (json!({"headers": {}}), ""),

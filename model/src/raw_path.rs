@@ -1,13 +1,13 @@
-//! Where a path may be forwarded as the client wrote it
-//! (`proxy-rewrite.use_real_request_uri_unsafe`), and not as it was judged.
+//! Decides where a raw path may be forwarded (`proxy-rewrite.use_real_request_uri_unsafe`) in place
+//! of the normalized one.
 //!
-//! An upstream may read a raw path in its own way, so no rule that judges paths may stand between
-//! the client and anything that the upstream has. One list answers everywhere: [`conflicts`]. The
-//! control plane refuses and lists raw routes by it, the data plane ([`judge`]) refuses each
-//! request whose raw path is another one than the judged path while the list is not empty. Decision
-//! 29.
+//! An upstream may parse a raw path differently, so no rule on paths may restrict a resource of
+//! that upstream. [`conflicts`] lists such rules for a route: the control plane rejects and lints
+//! routes by it, and the data plane ([`check_request`]) rejects requests of such routes whose raw
+//! path differs from the normalized one. Decision 29.
 
 use std::collections::HashMap;
+use std::convert::Infallible;
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -26,15 +26,14 @@ use crate::resource::{Node, Resource, Route, Upstream};
 use crate::snapshot::Snapshot;
 use crate::uri::UriPattern;
 
-/// The rule that a raw path might walk round.
+/// A rule that a raw path might bypass.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Conflict {
-    /// `client.skip_mtls_uri_regex` of the site; its ssl where it is known.
+    /// `client.skip_mtls_uri_regex` of the site, with the ssl if it is known.
     SkipRules(Option<Id>),
-    /// Another route, and the member by which it treats some request in another way than the raw
-    /// route does.
+    /// Another route, and the member by which it treats some request differently.
     OtherRoute(Id, &'static str),
-    /// The raw route's own `vars`, which ask about the path.
+    /// `vars` of the route itself, which read the path.
     OwnVars,
 }
 
@@ -51,56 +50,60 @@ impl fmt::Display for Conflict {
 
 impl std::error::Error for Conflict {}
 
-/// The first conflict of each raw route that was asked about. Worked out once in the life of a
-/// snapshot, since every route is looked at and clients choose how often they ask.
-#[derive(Clone, Default)]
-pub(crate) struct ConflictCache(Arc<Mutex<HashMap<Id, Option<Conflict>>>>);
+/// Caches the first conflict of each raw route for the life of a snapshot: finding it visits all
+/// routes, and clients choose how often it is needed.
+#[derive(Default)]
+struct ConflictCache(Mutex<HashMap<Id, Option<Conflict>>>);
 
 impl ConflictCache {
-    fn of(&self, snapshot: &Snapshot, route: &Route) -> Option<Conflict> {
-        let known = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(verdict) = known().get(&route.id) {
-            return verdict.clone();
+    fn first_conflict(&self, snapshot: &Snapshot, route: &Route) -> Option<Conflict> {
+        let cached = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(conflict) = cached().get(&route.id) {
+            return conflict.clone();
         }
-        let verdict = conflicts(snapshot, route).next();
-        known().insert(route.id.clone(), verdict.clone());
-        verdict
+        let conflict = conflicts(snapshot, route).next();
+        cached().insert(route.id.clone(), conflict.clone());
+        conflict
     }
 }
 
-/// Whether this request may be forwarded with a path that is not the judged one. `policy` is the
-/// one of the connection's own site, whose skip rules may have let the client in although the host
-/// has no site.
+/// Whether this request may be forwarded with a raw path that differs from the normalized one.
+/// `policy` is that of the connection's own site, whose skip rules may have exempted the client
+/// even if the host has no site.
 ///
 /// # Errors
-/// The rule that stands in the way.
+///
+/// The rule that the path might bypass.
 pub fn check_request(
     snapshot: &Snapshot,
-    found: &Destination<'_>,
+    destination: &Destination<'_>,
     policy: Option<&ClientAuth>,
     client: &ClientVerification,
 ) -> Result<(), Conflict> {
     if client.identity().is_none() && policy.is_some_and(|policy| !policy.requires_client_cert()) {
         return Err(Conflict::SkipRules(None));
     }
-    snapshot.raw_path_conflicts().of(snapshot, found.route).map_or(Ok(()), Err)
+    let Ok(cache) =
+        snapshot.cache().get_or_try_init::<_, Infallible>(|| Ok(Arc::new(ConflictCache::default())));
+    cache.first_conflict(snapshot, destination.route).map_or(Ok(()), Err)
 }
 
-/// Whether a route asks for raw paths, itself or by its service.
+/// Whether the route, or else its service, asks for raw paths.
 pub fn is_enabled(snapshot: &Snapshot, route: &Route) -> bool {
     effective_rewrite(snapshot, route).is_some_and(ProxyRewrite::uses_raw_path)
 }
 
-/// The Admin API's verdict on a route or service that asks for raw paths; the snapshot has it
+/// Checks a route or service that asks for raw paths for the Admin API; the snapshot contains it
 /// already.
 ///
 /// # Errors
-/// A rule that could be walked round.
+///
+/// A rule that could be bypassed.
 pub fn check_resource(snapshot: &Snapshot, resource: &Resource) -> Result<(), Problem> {
     let routes: Vec<&Route> = match resource {
         Resource::Route(route) => vec![route],
         Resource::Service(service) => {
-            let all = snapshot.resources().filter_map(|held| match &held.resource {
+            let all = snapshot.resources().filter_map(|versioned| match &versioned.resource {
                 Resource::Route(route) if route.service.as_ref() == Some(&service.id) => Some(&**route),
                 _ => None,
             });
@@ -109,8 +112,8 @@ pub fn check_resource(snapshot: &Snapshot, resource: &Resource) -> Result<(), Pr
         _ => Vec::new(),
     };
     let conflict = |route: &&Route| {
-        let asked = is_enabled(snapshot, route);
-        asked.then(|| conflicts(snapshot, route)).and_then(|mut found| found.next())
+        let enabled = is_enabled(snapshot, route);
+        enabled.then(|| conflicts(snapshot, route)).and_then(|mut conflicts| conflicts.next())
     };
     match routes.iter().find_map(conflict) {
         Some(conflict) => Err(Problem::new(FIELD, describe(&conflict)).with_hint(HINT)),
@@ -118,22 +121,22 @@ pub fn check_resource(snapshot: &Snapshot, resource: &Resource) -> Result<(), Pr
     }
 }
 
-/// The member of a document.
+/// The field of a document.
 pub(crate) const FIELD: &str = "plugins.proxy-rewrite.use_real_request_uri_unsafe";
-/// What to do.
+/// The hint for every conflict.
 pub(crate) const HINT: &str = "leave it out, or use a host and nodes that the other has no part in";
 
-/// A conflict in a sentence.
+/// Describes a conflict.
 pub(crate) fn describe(conflict: &Conflict) -> String {
     format!("a path that is forwarded as the client wrote it could walk round {conflict}")
 }
 
-/// Everything that could be walked round by the raw paths of this route: skip rules on its hosts,
-/// its own `vars` on the path, and each enabled route of its hosts or to its nodes that would not
-/// treat every request as this one does.
+/// All rules that raw paths of this route could bypass: skip rules on its hosts, its own `vars` on
+/// the path, and each enabled route with the same host or node that treats some request
+/// differently.
 pub fn conflicts<'a>(snapshot: &'a Snapshot, route: &'a Route) -> impl Iterator<Item = Conflict> + 'a {
     let hosts = snapshot.hosts(route);
-    let sites = snapshot.resources_of(Kind::Ssl).values().filter_map(|held| match &held.resource {
+    let sites = snapshot.resources_of(Kind::Ssl).values().filter_map(|versioned| match &versioned.resource {
         Resource::Ssl(ssl) if ssl.enabled && !ssl.client_side => Some(ssl),
         _ => None,
     });
@@ -151,9 +154,9 @@ pub fn conflicts<'a>(snapshot: &'a Snapshot, route: &'a Route) -> impl Iterator<
     skipping.chain(own).chain(siblings)
 }
 
-/// The member by which a route may treat a request in another way than the raw route would, if it
-/// has anything to do with the raw route's hosts or nodes. Which of them comes first for a path
-/// (priority, length) does not matter: another reading of the path leads to any of them.
+/// The member by which `sibling` may treat a request differently from the raw route, if they share
+/// hosts or nodes. Precedence (priority, length) does not matter, because a different parse of the
+/// path can lead to either.
 fn conflicting_member(snapshot: &Snapshot, raw: &Route, sibling: &Route) -> Option<&'static str> {
     let of_host = hosts_overlap(snapshot.hosts(raw), snapshot.hosts(sibling));
     let inside = || {
@@ -180,8 +183,8 @@ fn conflicting_member(snapshot: &Snapshot, raw: &Route, sibling: &Route) -> Opti
     (!same).then_some("upstream")
 }
 
-/// The member by which `route` refuses or passes on a request, its path apart, that `other` might
-/// take and let through.
+/// The member by which `route`, apart from its path, denies or skips a request that `other` might
+/// match and allow.
 pub(crate) fn restricting_member(snapshot: &Snapshot, route: &Route, other: &Route) -> Option<&'static str> {
     let upstream = resolve_upstream(snapshot, route.upstream.as_ref(), route.service.as_ref());
     if snapshot.is_blocked(route) || upstream.is_err_and(|reason| reason == Reason::BlockedUpstream) {
@@ -199,7 +202,7 @@ pub(crate) fn restricting_member(snapshot: &Snapshot, route: &Route, other: &Rou
     }
 }
 
-/// Whether some name could fit both; an empty list has every name.
+/// Whether some name matches both lists; an empty list matches every name.
 pub(crate) fn hosts_overlap(some: &[NamePattern], others: &[NamePattern]) -> bool {
     some.is_empty()
         || others.is_empty()
@@ -212,8 +215,7 @@ fn effective_rewrite<'a>(snapshot: &'a Snapshot, route: &'a Route) -> Option<&'a
     route.proxy_rewrite.as_deref().or_else(of_service)
 }
 
-/// Whether requests through the one may meet a server of the other, which need not tell hosts
-/// apart.
+/// Whether the upstreams may share a server, which need not distinguish hosts.
 fn may_share_node(one: &Upstream, other: &Upstream) -> bool {
     let shared = |node: &Node| {
         let port = port_of(one, node);
@@ -222,10 +224,10 @@ fn may_share_node(one: &Upstream, other: &Upstream) -> bool {
     one.nodes.iter().any(shared)
 }
 
-/// A name may have any address.
+/// A host name may resolve to any address.
 fn may_be_one_server(one: &str, other: &str) -> bool {
     match (address(one), address(other)) {
-        // A connection to 0.0.0.0 or :: reaches this machine, as those to 127.0.0.0/8 and ::1 do.
+        // Connections to 0.0.0.0 and :: reach this host, like those to 127.0.0.0/8 and ::1.
         (Some(one), Some(other)) => one == other || (is_local(one) && is_local(other)),
         _ => true,
     }
@@ -244,7 +246,7 @@ fn port_of(upstream: &Upstream, node: &Node) -> Option<u16> {
     node.port.or(upstream.scheme.default_port())
 }
 
-/// Whether every node of `raw` is surely one of this upstream, and is asked in the same way.
+/// Whether this upstream certainly has every node of `raw` and contacts it in the same way.
 fn reaches_all_nodes(upstream: &Upstream, raw: &Upstream) -> bool {
     let same = |node: &Node| {
         upstream.nodes.iter().any(|its| {

@@ -1,9 +1,9 @@
 //! The client's address behind proxies, by the rules of nginx's `ngx_http_realip_module` (contract
 //! 1.4).
 //!
-//! Both planes use it: the data plane for every request, the control plane for `allow_admin`.
-//! Invariant: an address is read only from the header of a peer that `real_ip_from` lists, and
-//! beyond it only across hops that it lists, too. What cannot be read leaves the address as it was.
+//! The data plane uses it for every request, the control plane for `allow_admin`. Invariant: the
+//! header counts only from a peer in `real_ip_from`, and an address in it only across hops in that
+//! list. An unreadable address leaves the last good one.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -19,8 +19,8 @@ pub struct RealIp {
 }
 
 impl RealIp {
-    /// Takes the settings. `None` when no proxy is trusted (`from` is empty) or `header` is no
-    /// header's name: then every client's address is that of its connection.
+    /// Builds the settings. `None` if no proxy is trusted (`from` is empty) or `header` is no
+    /// header name: then the address of the connection counts.
     pub fn new(header: &str, from: &[IpNet], recursive: bool) -> Option<Self> {
         let header = HeaderName::from_bytes(header.as_bytes()).ok()?;
         (!from.is_empty()).then(|| Self { from: from.to_vec(), header, recursive })
@@ -31,15 +31,15 @@ impl RealIp {
         &self.header
     }
 
-    /// Whether `real_ip_from` lists this address.
+    /// Whether `real_ip_from` contains this address.
     pub fn trusts(&self, address: IpAddr) -> bool {
         let address = address.to_canonical();
         self.from.iter().any(|net| net.contains(&address))
     }
 
-    /// The address that the header of a request from `peer` gives; `None` when the peer's own
-    /// stands. The port is 0 where the header has none. Several lines count for
-    /// `X-Forwarded-For` only; of another header the first line is read, as in nginx.
+    /// The address in the header of a request from `peer`; `None` if the peer's own counts. The
+    /// port is 0 if the header has none. As in nginx, several lines count for `X-Forwarded-For`
+    /// only, and of another header the first line.
     pub fn client_addr(&self, peer: IpAddr, headers: &HeaderMap) -> Option<SocketAddr> {
         if !self.trusts(peer) {
             return None;
@@ -50,7 +50,7 @@ impl RealIp {
             self.read_line(lines.next()?.as_bytes(), &mut found);
             return found;
         }
-        // The nearest proxy wrote the end of the last line.
+        // The nearest proxy appended to the last line.
         while let Some(line) = lines.next_back() {
             if !self.read_line(line.as_bytes(), &mut found) || !self.recursive {
                 break;
@@ -60,8 +60,7 @@ impl RealIp {
     }
 
     /// Reads addresses from the end of a line: one, or with `real_ip_recursive` all up to the first
-    /// that `real_ip_from` does not list. Returns whether the line before this one may be read,
-    /// too.
+    /// that is not in `real_ip_from`. Returns whether to continue with the previous line.
     fn read_line(&self, line: &[u8], found: &mut Option<SocketAddr>) -> bool {
         let separates = |byte: &u8| matches!(byte, b' ' | b',');
         let mut rest = Some(line);
@@ -82,9 +81,9 @@ impl RealIp {
     }
 }
 
-/// An address with or without a port (`ngx_parse_addr_port`): `192.0.2.1`, `192.0.2.1:80`,
-/// `2001:db8::1`, `[2001:db8::1]`, `[2001:db8::1]:80`. Not nginx's: octets with leading zeros,
-/// which others read as octal.
+/// Parses an address with or without a port (`ngx_parse_addr_port`): `192.0.2.1`, `192.0.2.1:80`,
+/// `2001:db8::1`, `[2001:db8::1]`, `[2001:db8::1]:80`. Unlike nginx it rejects octets with leading
+/// zeros, which some programs read as octal.
 fn address(token: &[u8]) -> Option<SocketAddr> {
     let token = str::from_utf8(token).ok()?;
     let (ip, port) = match (token.parse::<IpAddr>(), token.strip_prefix('[')) {
@@ -130,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn one_address_is_read_in_every_form() {
+    fn every_form_of_an_address_is_parsed() {
         let one = real_ip("X-Real-IP", false);
         for (value, wanted) in [
             ("192.0.2.7", "192.0.2.7:0"),
@@ -149,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_address_changes_nothing() {
+    fn an_invalid_address_is_ignored() {
         for recursive in [false, true] {
             for header in ["X-Real-IP", "X-Forwarded-For", "CF-Connecting-IP"] {
                 let real_ip = real_ip(header, recursive);
@@ -190,11 +189,11 @@ mod tests {
     }
 
     #[test]
-    fn only_a_listed_peer_is_believed() {
+    fn only_a_trusted_peers_header_counts() {
         for recursive in [false, true] {
             let real_ip = real_ip("X-Forwarded-For", recursive);
-            for stranger in ["11.0.0.1", "::ffff:11.0.0.1", "2001:db8::1", "127.0.0.1"] {
-                assert_eq!(found(&real_ip, stranger, &["192.0.2.7"]), "-", "{stranger}");
+            for peer in ["11.0.0.1", "::ffff:11.0.0.1", "2001:db8::1", "127.0.0.1"] {
+                assert_eq!(found(&real_ip, peer, &["192.0.2.7"]), "-", "{peer}");
             }
             for listed in ["10.9.9.9", "::ffff:10.9.9.9", "fd00::1"] {
                 assert_eq!(found(&real_ip, listed, &["192.0.2.7"]), "192.0.2.7:0", "{listed}");
@@ -204,13 +203,13 @@ mod tests {
     }
 
     #[test]
-    fn recursive_stops_at_the_first_stranger() {
+    fn recursive_stops_at_the_first_untrusted_hop() {
         let (last, all) = (real_ip("X-Forwarded-For", false), real_ip("x-forwarded-for", true));
         for (lines, not_recursive, recursive) in [
             (&["6.6.6.6, 192.0.2.7, 10.0.0.2"][..], "10.0.0.2:0", "192.0.2.7:0"),
             (&["6.6.6.6, 192.0.2.7:99, 10.0.0.2, 10.0.0.3"], "10.0.0.3:0", "192.0.2.7:99"),
             (&["10.0.0.4, 10.0.0.3"], "10.0.0.3:0", "10.0.0.4:0"),
-            // What cannot be read ends the walk; the last good hop stands.
+            // An unreadable address ends the search, and the last good hop counts.
             (&["6.6.6.6, unknown, 10.0.0.2"], "10.0.0.2:0", "10.0.0.2:0"),
             (&[", 10.0.0.2"], "10.0.0.2:0", "10.0.0.2:0"),
             // Lines count from the last one.
@@ -247,7 +246,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever a client wrote before the first proxy added its address: nothing of it is read past that address.
+        /// No address that a client wrote before the first proxy's is read.
         #[test]
         fn a_client_behind_a_proxy_cannot_choose_its_address(
             forged in vec(select(vec!["10.0.0.9", "6.6.6.6", "fd00::2", "x", "", " ", ",", "[::1]:1"]), 0..6),

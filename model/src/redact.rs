@@ -1,36 +1,35 @@
-//! What an error may repeat of what it found: everything that cannot be a private key.
+//! Redacts text that may be a private key.
 //!
-//! Error texts quote values (a host, a pattern, the name of a member), and a private key can stand
-//! in the place of any of them. Every edge at which such a text leaves (an answer, a log line, a
-//! finding) passes it through [`redact`].
+//! Error messages quote values (a host, a pattern, a member name), any of which may be a misplaced
+//! private key. Each output of such a message (response, log line, finding) passes it through
+//! [`redact`].
 
 use std::borrow::Cow;
 
-/// Takes the place of what is left out.
+/// Replaces the redacted part.
 const REPLACEMENT: &str = "... (the rest is not repeated: it may be a private key)";
 
-/// The shortest run of base64 that is taken for key material: the PKCS#8 form of an Ed25519 key has
-/// 64 characters, its bare 32 bytes have 43.
+/// The shortest base64 run that counts as key material. An Ed25519 key has 64 characters in PKCS#8
+/// and 43 as bare bytes.
 const BASE64_RUN_MIN: usize = 40;
 
-/// The text up to the first value in it that may hold a private key: one that says so, one of
-/// several lines, or one with a long run of base64. Names, paths and fingerprints have none of
-/// these.
+/// Cuts the text at the first value that may contain a private key: one with PEM armor, with
+/// several lines, or with a long base64 run. Names, paths and fingerprints have none of these.
 pub fn redact(text: &str) -> Cow<'_, str> {
     let Some(found) = find_secret(text) else { return Cow::Borrowed(text) };
     let before = text.get(..found).unwrap_or_default();
-    // The whole value goes, also what stands before the place that gives it away.
+    // The whole quoted value is cut, including the part before the suspicious one.
     let start = before.rfind(['"', '`', '\'']).or_else(|| before.rfind(' ')).map_or(0, |at| at + 1);
     Cow::Owned(format!("{}{REPLACEMENT}", before.get(..start).unwrap_or_default()))
 }
 
-/// Whether a text has the armour of a private key in it.
+/// Whether the text contains the armor of a private key.
 pub fn has_private_key_armor(text: &str) -> bool {
     text.contains(ARMOR)
 }
 
-/// In the first and last line of every PEM form of a private key (RFC 7468 10, RFC 5958, OpenSSL's
-/// and OpenSSH's own).
+/// Part of the first and last line of every PEM private key (RFC 7468 10, RFC 5958, and the forms
+/// of OpenSSL and OpenSSH).
 const ARMOR: &str = "PRIVATE KEY-----";
 
 fn find_secret(text: &str) -> Option<usize> {
@@ -38,8 +37,7 @@ fn find_secret(text: &str) -> Option<usize> {
     [armor_with_body(text), line_end, base64_run(text)].into_iter().flatten().min()
 }
 
-/// The armour of a private key with a body at it. Advice that shows how such a text begins has
-/// none.
+/// Finds armor that is followed by a key. Hints that quote only the armor are kept.
 fn armor_with_body(text: &str) -> Option<usize> {
     let with_body = |(at, _): &(usize, &str)| {
         let (before, after) = text.split_at_checked(at + ARMOR.len()).unwrap_or_default();
@@ -47,14 +45,14 @@ fn armor_with_body(text: &str) -> Option<usize> {
             || !(after.is_empty() || after.starts_with(['"', '`', '\'']))
     };
     let (found, _) = text.match_indices(ARMOR).find(with_body)?;
-    // The label has blanks in it: the value does not begin behind one of them.
+    // The PEM label has spaces, so the value begins before the dashes.
     text.get(..found).and_then(|before| before.rfind(DASHES))
 }
 
-/// Around the labels of PEM.
+/// Surrounds PEM labels.
 const DASHES: &str = "-----";
 
-/// The first run of base64 (of either alphabet) that is long enough. Words and hexadecimal texts do
+/// The first base64 run (of either alphabet) that is long enough. Words and hexadecimal texts do
 /// not mix upper case, lower case and digits as keys do; a path may, but not within one segment of
 /// that length.
 fn base64_run(text: &str) -> Option<usize> {
@@ -71,8 +69,8 @@ fn base64_run(text: &str) -> Option<usize> {
     None
 }
 
-/// The shortest part of a run between two slashes that tells it from a path. 64 random characters
-/// have one slash.
+/// The shortest segment between two slashes that distinguishes a key from a path: 64 random
+/// characters contain one slash on average.
 const SEGMENT_MIN: usize = 12;
 
 fn is_base64(c: char) -> bool {
@@ -90,13 +88,13 @@ mod tests {
 
     const KEY: &str = "-----BEGIN PRIVATE KEY-----\nMC4CAQAwBQYDK2VwBCIEIJ1hsZ3v/VpguoRK9JLsLMREScVpezJpGXA7rAMcrn9g\nZGVm\n-----END PRIVATE KEY-----\n";
 
-    /// Every way in which a piece of a key may be quoted.
+    /// Quoted parts of a key in many forms.
     fn pieces() -> Vec<String> {
         let body = KEY.lines().nth(1).unwrap();
         let mut pieces = vec![body.to_owned(), format!("{body}{body}"), body[..BASE64_RUN_MIN].to_owned()];
         for whole in [KEY.to_owned(), KEY.replace('\n', "\r\n"), KEY.replace("PRIVATE", "ENCRYPTED PRIVATE")]
         {
-            // Cut off at either end, and at any place.
+            // Cut at either end, at any place.
             for at in (0..whole.len()).step_by(7) {
                 pieces.push(whole[at..].to_owned());
                 pieces.push(whole[..at].to_owned());
@@ -109,9 +107,9 @@ mod tests {
     }
 
     #[test]
-    fn no_piece_of_a_key_is_repeated() {
+    fn no_part_of_a_key_is_quoted() {
         for piece in pieces() {
-            // What is shorter than a run, on one line, tells nothing.
+            // A single line below the limit reveals too little.
             let long = piece.len() > BASE64_RUN_MIN;
             for text in [
                 format!("failed to match pattern \"^a$\" with \"{piece}\""),
@@ -128,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn ordinary_texts_are_repeated_whole() {
+    fn ordinary_texts_are_unchanged() {
         for text in [
             "invalid configuration: property \"snis\" validation failed: failed to match pattern \"^\\*?[0-9a-zA-Z-._\\[\\]:]+$\" with \"a b\"",
             "failed to parse key: PEM_read_bio_PrivateKey() failed",

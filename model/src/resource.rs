@@ -1,10 +1,9 @@
-//! Checked, typed resources: what a document means once nothing about it is in doubt.
+//! Typed resources: validated documents as both planes use them.
 //!
-//! Made in two places only, from a document (`document::check`) and from the wire
-//! (`wire::resource_from_wire`); everything later relies on what those checked. Every resource is
-//! behind an [`Arc`]: snapshots share them, and a data plane hangs what it prepared from one into
-//! its [`Slot`]. Private keys are in here and nowhere printed: `Debug` of a [`KeyPair`] shows its
-//! certificate's subject.
+//! Only `document::compile` and `wire::resource_from_wire` construct resources, and all other code
+//! relies on their checks. Each resource is an [`Arc`], which snapshots share and on which a data
+//! plane caches what it derives ([`CacheSlot`]). Invariant: private keys are never printed; `Debug`
+//! of a [`KeyPair`] shows the certificate only.
 
 mod blocked;
 mod cache_slot;
@@ -31,22 +30,22 @@ use crate::uri::UriPattern;
 /// A resource of any kind. Cheap to clone.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Resource {
-    /// Certificates for names, or an identity for upstreams.
+    /// Certificates for names, or a client certificate for upstreams.
     Ssl(Arc<Ssl>),
-    /// Where requests go.
+    /// Nodes that requests are forwarded to, and how.
     Upstream(Arc<Upstream>),
-    /// What several routes have in common.
+    /// Settings that several routes share.
     Service(Arc<Service>),
-    /// Which requests go where.
+    /// Matches requests and selects an upstream.
     Route(Arc<Route>),
-    /// Which TCP connections go where.
+    /// Matches TCP connections and selects an upstream.
     StreamRoute(Arc<StreamRoute>),
-    /// What is done with every request.
+    /// Plugins of all requests.
     GlobalRule(Arc<GlobalRule>),
 }
 
 impl Resource {
-    /// Which kind it is.
+    /// The kind.
     pub fn kind(&self) -> Kind {
         match self {
             Resource::Ssl(_) => Kind::Ssl,
@@ -58,7 +57,7 @@ impl Resource {
         }
     }
 
-    /// Its id.
+    /// The id.
     pub fn id(&self) -> &Id {
         match self {
             Resource::Ssl(ssl) => &ssl.id,
@@ -70,12 +69,12 @@ impl Resource {
         }
     }
 
-    /// Its kind and id.
+    /// The kind and id.
     pub fn key(&self) -> Key {
         Key::new(self.kind(), self.id().clone())
     }
 
-    /// Whether both are the same object in memory (not only equal): a cheap "surely unchanged".
+    /// Whether both are the same object in memory, a cheap test for "unchanged".
     pub fn ptr_eq(&self, other: &Resource) -> bool {
         match (self, other) {
             (Resource::Ssl(a), Resource::Ssl(b)) => Arc::ptr_eq(a, b),
@@ -89,45 +88,44 @@ impl Resource {
     }
 }
 
-/// The id of an inline upstream that somebody wrapped as a resource, which neither maker does.
+/// The id of an inline upstream as a resource, which no constructor creates.
 static NAMELESS: LazyLock<Id> = LazyLock::new(Id::nameless);
 
-/// Certificates with their keys, for which names they are shown, and who may connect to those
-/// names.
+/// Certificates with keys, the names that they are for, and the client policy of these names.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Ssl {
-    /// Its id.
+    /// The id.
     pub id: Id,
-    /// `type: client`: an identity to show to upstreams; never answers a ClientHello.
+    /// `type: client`: a client certificate for upstreams, which matches no SNI.
     pub client_side: bool,
-    /// The names it answers to, as configured, without repetitions; empty only when `client_side`.
+    /// The configured names without duplicates; empty only if `client_side`.
     pub names: Vec<SniPattern>,
-    /// At least one unless it is blocked; `cert`/`key` first, then `certs[i]`/`keys[i]`.
+    /// At least one unless the ssl is blocked: `cert`/`key`, then `certs[i]`/`keys[i]`.
     pub pairs: Vec<KeyPair>,
-    /// Whom to let in. `None`: no client certificate is asked for.
+    /// The client policy; `None` requests no client certificate.
     pub client: Option<Arc<pki::ClientAuth>>,
-    /// The protocol versions of this site alone; `None`: the listener's.
+    /// The TLS versions of this site; `None` uses those of the listener.
     pub versions: Option<Vec<TlsVersion>>,
-    /// `status`. A disabled one answers to no name, but still serves as an upstream identity
+    /// `status`. A disabled ssl matches no name, but upstreams may use it as a client certificate
     /// (contract 6.1).
     pub enabled: bool,
-    /// What the data plane made of it.
-    pub prepared: CacheSlot,
-    /// Why it is blocked, if it is ([`Resource::blocked`]).
+    /// Cached by the data plane.
+    pub cache: CacheSlot,
+    /// Set if the resource is blocked ([`Resource::blocked`]).
     pub blocked: Option<Blocked>,
 }
 
-/// A certificate chain and the leaf's private key.
+/// A certificate chain and the private key of its leaf.
 #[derive(Clone)]
 pub struct KeyPair {
-    /// Leaf first; at least one.
+    /// At least one certificate, leaf first.
     pub chain: Vec<pki::Certificate>,
-    /// The leaf's key.
+    /// The private key of the leaf.
     pub key: Arc<pki::PrivateKey>,
 }
 
 impl KeyPair {
-    /// The certificate the key belongs to.
+    /// The certificate of the key.
     pub fn leaf(&self) -> Option<&pki::Certificate> {
         self.chain.first()
     }
@@ -151,7 +149,7 @@ impl fmt::Debug for KeyPair {
 /// A TLS protocol version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum TlsVersion {
-    /// TLSv1.1, only with the BoringSSL engine.
+    /// TLSv1.1, which needs the BoringSSL engine.
     V11,
     /// TLSv1.2
     V12,
@@ -160,12 +158,12 @@ pub enum TlsVersion {
 }
 
 impl TlsVersion {
-    /// Whether data planes built like this program serve it.
+    /// Whether data planes of this build serve the version.
     pub fn is_served(self) -> bool {
         self != TlsVersion::V11 || cfg!(feature = "engine-boring")
     }
 
-    /// As nginx and APISIX write it.
+    /// The spelling of nginx and APISIX.
     pub fn as_str(self) -> &'static str {
         match self {
             TlsVersion::V11 => "TLSv1.1",
@@ -175,58 +173,58 @@ impl TlsVersion {
     }
 }
 
-/// Where requests go, and how.
+/// Nodes, and how to connect and send requests to them.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Upstream {
-    /// `None` when it was written inside a route or service.
+    /// `None` for an inline upstream of a route or service.
     pub id: Option<Id>,
-    /// What is spoken to it.
+    /// The protocol of its nodes.
     pub scheme: Scheme,
-    /// May be empty (then there is nobody to ask: 503).
+    /// May be empty, which answers 503.
     pub nodes: Vec<Node>,
-    /// Extra tries after the first; `None`: one for each other node.
+    /// Retries after the first attempt; `None` is one for each other node.
     pub retries: Option<u32>,
-    /// Bound on the time of all tries together; `None`: none.
+    /// Bounds the time of all attempts; `None` is unlimited.
     pub retry_timeout: Option<Duration>,
-    /// `None`: 60 seconds each.
+    /// `None` is 60 seconds each.
     pub timeout: Option<Timeouts>,
-    /// Which Host header (and with TLS which name) the upstream sees.
+    /// Selects the Host header and the TLS server name.
     pub pass_host: PassHost,
-    /// The name for [`PassHost::Rewrite`].
+    /// The name of [`PassHost::Rewrite`].
     pub upstream_host: Option<String>,
-    /// Limits of idle connections; `None`: the node's settings (nginx_config.http.upstream).
+    /// Limits of idle connections; `None` uses the settings file (nginx_config.http.upstream).
     pub keepalive: Option<KeepalivePool>,
-    /// For the schemes within TLS.
+    /// TLS settings, for the encrypted schemes.
     pub tls: UpstreamTls,
-    /// What the data plane made of it.
-    pub prepared: CacheSlot,
-    /// Why it is blocked, if it is ([`Resource::blocked`]).
+    /// Cached by the data plane.
+    pub cache: CacheSlot,
+    /// Set if the resource is blocked ([`Resource::blocked`]).
     pub blocked: Option<Blocked>,
 }
 
-/// How to talk to an upstream.
+/// The protocol between the gateway and an upstream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Scheme {
     /// Plain HTTP/1.1.
     Http,
     /// HTTP/1.1 over TLS.
     Https,
-    /// Whatever a stream's client says, in clear.
+    /// Plain TCP.
     Tcp,
-    /// The same within TLS.
+    /// TCP over TLS.
     Tls,
 }
 
 impl Scheme {
-    /// Every scheme that is served.
+    /// Every supported scheme.
     pub const ALL: [Scheme; 4] = [Scheme::Http, Scheme::Https, Scheme::Tcp, Scheme::Tls];
 
-    /// The scheme as documents write it.
+    /// Parses the scheme of a document.
     pub fn parse(text: &str) -> Option<Scheme> {
         Scheme::ALL.into_iter().find(|scheme| scheme.as_str() == text)
     }
 
-    /// As documents write it.
+    /// The name in documents.
     pub fn as_str(self) -> &'static str {
         match self {
             Scheme::Http => "http",
@@ -236,18 +234,18 @@ impl Scheme {
         }
     }
 
-    /// Whether HTTP requests can be sent there; the others take streams only.
+    /// Whether the upstream takes HTTP requests; the others take TCP connections only.
     pub fn is_http(self) -> bool {
         matches!(self, Scheme::Http | Scheme::Https)
     }
 
-    /// Whether the hop is within TLS. A stream reads `http` as `tcp` (contract 6.5), and `https` as
-    /// `tls`: never in clear what was to be encrypted.
+    /// Whether connections are encrypted. A stream route treats `http` as `tcp` and `https` as
+    /// `tls` (contract 6.5), so that it never sends in clear what was to be encrypted.
     pub fn is_encrypted(self) -> bool {
         matches!(self, Scheme::Https | Scheme::Tls)
     }
 
-    /// The port of an HTTP request when a node has none. A stream has no port of its own.
+    /// The port of a node without one. TCP has no default port.
     pub fn default_port(self) -> Option<u16> {
         match self {
             Scheme::Http => Some(80),
@@ -257,23 +255,23 @@ impl Scheme {
     }
 }
 
-/// One server of an upstream.
+/// A server of an upstream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Node {
-    /// A name or an address; IPv6 in brackets.
+    /// A host name or address; IPv6 in brackets.
     pub host: String,
-    /// `None`: the scheme's, which those of streams do not have.
+    /// `None` is the default port of the scheme.
     pub port: Option<u16>,
-    /// Share of the requests; 0: none (unless it is the only node: contract 8).
+    /// Share of the requests; a node with 0 gets none unless it is the only one (contract 8).
     pub weight: u32,
-    /// Higher ones are tried first.
+    /// Nodes of higher priority are tried first.
     pub priority: i32,
 }
 
-/// How long each step may take; none is zero.
+/// Timeouts of an upstream; none is zero.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Timeouts {
-    /// To get a connection, TLS included.
+    /// To get a connection, with TLS.
     pub connect: Duration,
     /// Between two successful writes.
     pub send: Duration,
@@ -281,45 +279,45 @@ pub struct Timeouts {
     pub read: Duration,
 }
 
-/// Which Host header the upstream sees (contract 6.2).
+/// The Host header that the upstream receives (contract 6.2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum PassHost {
-    /// The client's.
+    /// The client's Host.
     Pass,
-    /// The node's.
+    /// The node's host.
     Node,
     /// `upstream_host`.
     Rewrite,
 }
 
-/// Limits of idle connections to one upstream.
+/// Limits of idle connections to an upstream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct KeepalivePool {
-    /// How many stay open.
+    /// How many idle connections are kept.
     pub size: u32,
-    /// How long; zero: none stays open.
+    /// How long an idle connection is kept; zero keeps none.
     pub idle_timeout: Duration,
-    /// How many requests one carries before it is closed.
+    /// How many requests a connection carries before it is closed.
     pub requests: u32,
 }
 
 impl Default for KeepalivePool {
-    /// The schema's defaults (contract 3.2).
+    /// The defaults of the schema (contract 3.2).
     fn default() -> KeepalivePool {
         KeepalivePool { size: 320, idle_timeout: Duration::from_secs(60), requests: 1000 }
     }
 }
 
-/// TLS towards an upstream.
+/// TLS settings of an upstream.
 #[derive(Debug, Clone, PartialEq)]
 pub struct UpstreamTls {
-    /// What we prove ourselves with.
+    /// The client certificate.
     pub identity: Option<UpstreamIdentity>,
-    /// Whether the upstream must prove itself.
+    /// Whether the server certificate is verified.
     pub verify: bool,
 }
 
-/// What we prove ourselves to an upstream with.
+/// The client certificate for an upstream.
 #[derive(Debug, Clone, PartialEq)]
 pub enum UpstreamIdentity {
     /// `client_cert` and `client_key`.
@@ -328,25 +326,24 @@ pub enum UpstreamIdentity {
     Ssl(Id),
 }
 
-/// What several routes have in common.
+/// Settings that several routes share.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Service {
-    /// Its id.
+    /// The id.
     pub id: Id,
-    /// The hosts of its routes that name none themselves.
+    /// The hosts of routes without hosts of their own.
     pub hosts: Vec<HostPattern>,
-    /// Where its routes go, unless they say it themselves.
+    /// The upstream of routes without one.
     pub upstream: Option<UpstreamRef>,
-    /// Which clients its routes let through and how they tell them on, unless they say it
-    /// themselves.
+    /// The block of routes without one.
     pub client_identity: Option<Arc<ClientIdentity>>,
-    /// How its routes rewrite requests, unless they say it themselves.
+    /// The plugin of routes without it.
     pub proxy_rewrite: Option<Arc<ProxyRewrite>>,
-    /// Why it is blocked, if it is ([`Resource::blocked`]).
+    /// Set if the resource is blocked ([`Resource::blocked`]).
     pub blocked: Option<Blocked>,
 }
 
-/// An upstream by name or written in place.
+/// An upstream by id or inline.
 #[derive(Debug, Clone, PartialEq)]
 pub enum UpstreamRef {
     /// `upstream_id`
@@ -355,56 +352,56 @@ pub enum UpstreamRef {
     Inline(Arc<Upstream>),
 }
 
-/// Which requests go where.
+/// Matches requests and selects their upstream.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Route {
-    /// Its id.
+    /// The id.
     pub id: Id,
-    /// At least one, without repetitions.
+    /// At least one, without duplicates.
     pub uris: Vec<UriPattern>,
-    /// Empty: the service's; without such, all.
+    /// If empty, the service's; if those are empty, too, every host.
     pub hosts: Vec<HostPattern>,
-    /// Empty: all.
+    /// If empty, every method.
     pub methods: MethodSet,
-    /// Empty: all.
+    /// If empty, every client address.
     pub remote_addrs: Vec<IpNet>,
-    /// Among the routes of one path, higher ones are asked first.
+    /// Routes of higher priority win among those of one path.
     pub priority: i32,
     /// `status`
     pub enabled: bool,
     /// Overrides the service's.
     pub upstream: Option<UpstreamRef>,
-    /// The service that fills what the route leaves open.
+    /// The service, which supplies settings that the route lacks.
     pub service: Option<Id>,
     /// Overrides the upstream's.
     pub timeout: Option<Timeouts>,
-    /// What else must hold for a request to be this route's.
+    /// A predicate on matching requests.
     pub vars: Vars,
     /// Replaces the service's.
     pub client_identity: Option<Arc<ClientIdentity>>,
     /// Replaces the service's.
     pub proxy_rewrite: Option<Arc<ProxyRewrite>>,
-    /// Why it is blocked, if it is ([`Resource::blocked`]).
+    /// Set if the resource is blocked ([`Resource::blocked`]).
     pub blocked: Option<Blocked>,
 }
 
-/// Which TCP connections go where. What it does not name, it takes any of.
+/// Matches TCP connections and selects their upstream. An absent matcher matches everything.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StreamRoute {
-    /// Its id.
+    /// The id.
     pub id: Id,
-    /// The names asked for in TLS; `None`: any, and connections without TLS.
+    /// Matches the SNI; `None` also matches connections without TLS.
     pub sni: Option<SniPattern>,
-    /// The client's address.
+    /// Matches the client's address.
     pub remote_addr: Option<IpNet>,
-    /// The address that the client reached.
+    /// Matches the local address of the connection.
     pub server_addr: Option<IpNet>,
-    /// The port that it reached.
+    /// Matches the local port of the connection.
     pub server_port: Option<u16>,
     /// Overrides the service's.
     pub upstream: Option<UpstreamRef>,
-    /// The service that fills what the route leaves open.
+    /// The service, which supplies the upstream if the route has none.
     pub service: Option<Id>,
-    /// Why it is blocked, if it is ([`Resource::blocked`]).
+    /// Set if the resource is blocked ([`Resource::blocked`]).
     pub blocked: Option<Blocked>,
 }

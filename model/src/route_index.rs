@@ -1,10 +1,10 @@
-//! Request -> route, as APISIX's `radixtree_host_uri` router finds it (contract 7.1).
+//! Finds the route of a request like APISIX's `radixtree_host_uri` router (contract 7.1).
 //!
-//! Host patterns first: the exact host, then wildcards by longest suffix at any depth, then `*`,
-//! then the routes without hosts; each with its whole tree of paths before the next. Within a tree:
-//! exact path, then longest prefix; within a path: priority, longer pattern, order of keys. A
-//! candidate that does not take the method or the address, or whose `vars` do not hold, passes the
-//! request on to the next.
+//! Host patterns come first: the exact host, then wildcards by longest suffix at any depth, then
+//! `*`, then routes without hosts; each searches its whole path tree. Within a tree, the exact path
+//! comes before the longest prefix; within a path, order is by priority, longer uri, key. A
+//! candidate that does not match the method, the address or its `vars` passes the request on to the
+//! next.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -16,18 +16,18 @@ use crate::pattern::HostPattern;
 use crate::resource::Route;
 use crate::variable::Variables;
 
-/// What decides about the route of a request. Host and path are normalised by the caller, once.
+/// The inputs of route matching. The caller normalizes host and path, once.
 #[derive(Debug, Clone, Copy)]
 pub struct RouteQuery<'a> {
-    /// The request's host; `None` when it has none (HTTP/1.0).
+    /// The host; `None` if an HTTP/1.0 request has none.
     pub host: Option<&'a HostName>,
-    /// Decoded path without query, dot segments resolved, slashes merged.
+    /// The normalized path without the query.
     pub path: &'a str,
     /// As on the request line.
     pub method: &'a str,
     /// The client's address.
     pub remote: IpAddr,
-    /// What the routes' `vars` are asked about; only routes that have some ask.
+    /// Evaluated only by routes with `vars`.
     pub variables: &'a dyn Variables,
 }
 
@@ -49,7 +49,7 @@ impl RouteIndex {
     }
 
     pub(crate) fn find(&self, query: &RouteQuery<'_>) -> Option<&Arc<Route>> {
-        // An IPv4 client of a dual-stack socket is an IPv4 client.
+        // A dual-stack socket reports an IPv4 client by its mapped address.
         let remote = query.remote.to_canonical();
         let trees = query.host.into_iter().flat_map(|host| {
             let wild = self.hosts.suffixes(host).map(|(_, paths)| paths);
@@ -71,7 +71,7 @@ impl RouteIndex {
         self.update(route, hosts, |paths| paths.insert(route));
     }
 
-    /// `hosts` are those it was inserted with.
+    /// `hosts` are those of the insertion.
     pub(crate) fn remove(&mut self, route: &Route, hosts: &[HostPattern]) {
         self.update(route, hosts, |paths| paths.remove(route));
     }

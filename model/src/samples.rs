@@ -1,6 +1,6 @@
-//! Random resources for the tests of this crate: few ids, names and paths, so that they meet often.
-//! Whatever a document may hold is here too, since the laws of deltas and of the wire are tested
-//! with these.
+//! Strategies for random resources. They have few ids, names and paths, so that they collide often,
+//! and all features of documents, because the laws of deltas and of the wire format are tested with
+//! them.
 
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
@@ -11,7 +11,6 @@ use proptest::sample::{select, subsequence};
 use serde_json::json;
 
 use crate::client_identity::ClientIdentity;
-use crate::delta::Versioned;
 use crate::expression::Vars;
 use crate::id::Id;
 use crate::pattern::NamePattern;
@@ -22,6 +21,7 @@ use crate::resource::{
     UpstreamTls,
 };
 use crate::snapshot::Snapshot;
+use crate::snapshot::Versioned;
 use crate::uri::UriPattern;
 
 fn served_versions() -> Vec<TlsVersion> {
@@ -42,11 +42,11 @@ pub(crate) fn patterns(texts: &[&str]) -> Vec<NamePattern> {
     texts.iter().map(|text| NamePattern::parse(text).unwrap()).collect()
 }
 
-/// Minted once: the indexes care only that pairs differ.
+/// Created once: the indexes only need different pairs.
 pub(crate) static PAIRS: LazyLock<[KeyPair; 2]> = LazyLock::new(|| {
     ["a.com", "b.com"].map(|name| {
-        let minted = AUTHORITY.issue(&pki::ca::LeafSpec::server(name)).unwrap();
-        KeyPair { key: Arc::new(minted.key().unwrap()), chain: minted.chain }
+        let issued = AUTHORITY.issue(&pki::ca::LeafSpec::server(name)).unwrap();
+        KeyPair { key: Arc::new(issued.key().unwrap()), chain: issued.chain }
     })
 });
 
@@ -91,9 +91,9 @@ prop_compose! {
         versions in option::of(subsequence(served_versions(), 1..=2)),
     ) -> Resource {
         let pairs = pairs.into_iter().map(|pair: usize| PAIRS[pair].clone()).collect();
-        let prepared = CacheSlot::new();
+        let cache = CacheSlot::new();
         let blocked = None;
-        Resource::Ssl(Arc::new(Ssl { id: own, client_side, names, pairs, client, versions, enabled, prepared, blocked }))
+        Resource::Ssl(Arc::new(Ssl { id: own, client_side, names, pairs, client, versions, enabled, cache, blocked }))
     }
 }
 
@@ -123,17 +123,19 @@ prop_compose! {
             pass_host: if rewrite { PassHost::Rewrite } else { PassHost::Node },
             upstream_host: rewrite.then(|| "up.a.com:8443".to_owned()),
             keepalive: idle.map(|idle| KeepalivePool { idle_timeout: idle, ..KeepalivePool::default() }),
-            tls: UpstreamTls { identity, verify }, prepared: CacheSlot::new(), blocked: None,
+            tls: UpstreamTls { identity, verify }, cache: CacheSlot::new(), blocked: None,
         }
     }
 }
 
 fn some_upstream() -> impl Strategy<Value = Resource> {
-    some_id().prop_flat_map(|id| upstream_with(Some(id))).prop_map(|made| Resource::Upstream(Arc::new(made)))
+    some_id()
+        .prop_flat_map(|id| upstream_with(Some(id)))
+        .prop_map(|upstream| Resource::Upstream(Arc::new(upstream)))
 }
 
 fn some_target() -> impl Strategy<Value = Option<UpstreamRef>> {
-    let inline = upstream_with(None).prop_map(|made| UpstreamRef::Inline(Arc::new(made)));
+    let inline = upstream_with(None).prop_map(|upstream| UpstreamRef::Inline(Arc::new(upstream)));
     option::of(prop_oneof![some_id().prop_map(UpstreamRef::Id), inline])
 }
 
@@ -200,7 +202,7 @@ fn some_global_rule() -> impl Strategy<Value = Resource> {
     some_id().prop_map(|id| Resource::GlobalRule(Arc::new(GlobalRule { id, blocked: None })))
 }
 
-/// The same resource, answering to nobody.
+/// The same resource, blocked.
 pub(crate) fn block(resource: Resource) -> Resource {
     let blocked = Some(Blocked::new("who knows what it wants"));
     match resource {
@@ -219,7 +221,7 @@ pub(crate) fn block(resource: Resource) -> Resource {
     }
 }
 
-/// Any resource, at one of three revisions, blocked or not.
+/// Any resource in one of three versions, blocked or not.
 pub(crate) fn some_versioned() -> impl Strategy<Value = Versioned> {
     let resource = prop_oneof![
         some_ssl(),
@@ -235,7 +237,7 @@ pub(crate) fn some_versioned() -> impl Strategy<Value = Versioned> {
     })
 }
 
-/// Any snapshot, of up to two dozen resources whose ids overlap with those of every other.
+/// A snapshot of up to two dozen resources, whose ids overlap with those of other snapshots.
 pub(crate) fn some_snapshot() -> impl Strategy<Value = Snapshot> {
     (0..9_u64, prop::collection::vec(some_versioned(), 0..24))
         .prop_map(|(revision, resources)| Snapshot::from_resources(revision, resources))

@@ -1,22 +1,22 @@
 //! All resources at one revision, with the lookups of the hot path: [`Snapshot::site`],
 //! [`Snapshot::find_route`] and [`Snapshot::find_stream_route`].
 //!
-//! Immutable and structurally shared: [`Snapshot::apply`] copies what a delta touches and shares
-//! the rest, so the cost of a change is the size of the change. The indexes are a function of the
-//! resources alone: whichever way a snapshot came about, equal resources answer equally. Lookups
-//! allocate nothing.
+//! Snapshots are immutable and share structure: [`Snapshot::apply`] copies only what a delta
+//! touches, so a change costs its size. Invariant: the indexes are a function of the resources
+//! alone, whatever deltas led to them. Lookups do not allocate.
+
+mod delta;
 
 use std::sync::Arc;
 
+pub use delta::{Delta, Versioned};
 use imbl::{OrdMap, OrdSet};
 
 use crate::client_identity::ClientIdentity;
-use crate::delta::{Delta, Versioned};
 use crate::host_name::HostName;
 use crate::id::{Id, Key, Kind};
 use crate::pattern::HostPattern;
-use crate::raw_path::ConflictCache;
-use crate::resource::{Resource, Route, Service, Ssl, StreamRoute, Upstream};
+use crate::resource::{CacheSlot, Resource, Route, Service, Ssl, StreamRoute, Upstream};
 use crate::route_index::{RouteIndex, RouteQuery};
 use crate::sni_index::{SiteLookup, SniIndex};
 use crate::stream_index::{StreamIndex, StreamQuery};
@@ -25,7 +25,7 @@ use crate::stream_index::{StreamIndex, StreamQuery};
 #[derive(Clone)]
 pub struct Snapshot {
     revision: u64,
-    /// How many times the revision went down on the way here.
+    /// Counts the decreases of the revision.
     rollback_epoch: u64,
     ssls: OrdMap<Id, Versioned>,
     upstreams: OrdMap<Id, Versioned>,
@@ -33,16 +33,16 @@ pub struct Snapshot {
     routes: OrdMap<Id, Versioned>,
     stream_routes: OrdMap<Id, Versioned>,
     global_rules: OrdMap<Id, Versioned>,
-    /// Those of them that are blocked.
+    /// Ids of the blocked global rules.
     blocked_global_rules: OrdSet<Id>,
     sni_index: SniIndex,
-    /// How many times an ssl was put or taken on the way here.
+    /// Counts the changes of ssls.
     site_generation: u64,
     route_index: RouteIndex,
     stream_index: StreamIndex,
-    /// Of this revision; no other's count.
-    raw_path_conflicts: ConflictCache,
-    /// Service -> the routes that name it, whether it exists or not: its hosts are theirs.
+    /// Valid for this revision only.
+    cache: CacheSlot,
+    /// The routes that refer to a service, whether it exists or not: they may use its hosts.
     routes_by_service: OrdMap<Id, OrdSet<Id>>,
 }
 
@@ -63,65 +63,64 @@ impl Snapshot {
             site_generation: 0,
             route_index: RouteIndex::new(),
             stream_index: StreamIndex::new(),
-            raw_path_conflicts: ConflictCache::default(),
+            cache: CacheSlot::new(),
             routes_by_service: OrdMap::new(),
         }
     }
 
-    /// These resources at that revision. Of several under one key the last counts.
+    /// Builds a snapshot. The last of several resources with the same key counts.
     pub fn from_resources(revision: u64, resources: impl IntoIterator<Item = Versioned>) -> Snapshot {
-        let mut made = Snapshot { revision, ..Snapshot::empty() };
-        resources.into_iter().for_each(|resource| made.insert(resource));
-        made
+        let mut snapshot = Snapshot { revision, ..Snapshot::empty() };
+        resources.into_iter().for_each(|resource| snapshot.insert(resource));
+        snapshot
     }
 
-    /// The store's revision this is the state of; 0 for none.
+    /// The store's revision; 0 is none.
     pub fn revision(&self) -> u64 {
         self.revision
     }
 
-    /// Grows whenever the store was set back, along a line of applied deltas: only revisions under
-    /// equal numbers are older or newer than one another.
+    /// Grows along a line of deltas whenever the store was restored from a backup: revisions are
+    /// comparable only within one epoch.
     pub fn rollback_epoch(&self) -> u64 {
         self.rollback_epoch
     }
 
-    /// The site that answers to a name: SNI -> site and Host -> site are this one function. Only
-    /// enabled ssls of `type: server`; exact name, then longest wildcard (one label), then `*`.
+    /// The site of an SNI or Host: the exact name, then the longest wildcard (one label), then `*`,
+    /// among enabled ssls of `type: server`.
     pub fn site(&self, name: &HostName) -> Option<&Arc<Ssl>> {
         self.lookup_site(name).ssl()
     }
 
-    /// As [`Snapshot::site`], with how it was found or why not.
+    /// As [`Snapshot::site`], with the pattern that matched.
     pub fn lookup_site(&self, name: &HostName) -> SiteLookup<'_> {
         self.sni_index.find(name)
     }
 
-    /// Grows whenever [`Snapshot::site`] may answer otherwise than before, along a line of applied
-    /// deltas: equal numbers on one line mean equal answers, so that nobody has to look through
-    /// his connections for a change of a route.
+    /// Grows along a line of deltas whenever [`Snapshot::site`] may return another result, so that
+    /// a change of a route does not revalidate connections.
     pub fn site_generation(&self) -> u64 {
         self.site_generation
     }
 
-    /// The route that takes a request.
+    /// The route of a request.
     pub fn find_route(&self, query: &RouteQuery<'_>) -> Option<&Arc<Route>> {
         self.route_index.find(query)
     }
 
-    /// The stream route that takes a TCP connection.
+    /// The stream route of a TCP connection.
     pub fn find_stream_route(&self, query: &StreamQuery<'_>) -> Option<&Arc<StreamRoute>> {
         self.stream_index.find(query)
     }
 
-    /// The global rule because of which no request is served: the blocked one with the lowest id.
+    /// The blocked global rule with the lowest id, which denies every request.
     pub fn blocking_global_rule(&self) -> Option<&Id> {
         self.blocked_global_rules.get_min()
     }
 
     /// The ssl with this id, enabled or not, of either type.
     pub fn ssl(&self, id: &Id) -> Option<&Arc<Ssl>> {
-        match self.ssls.get(id).map(|held| &held.resource) {
+        match self.ssls.get(id).map(|versioned| &versioned.resource) {
             Some(Resource::Ssl(ssl)) => Some(ssl),
             _ => None,
         }
@@ -129,7 +128,7 @@ impl Snapshot {
 
     /// The upstream with this id.
     pub fn upstream(&self, id: &Id) -> Option<&Arc<Upstream>> {
-        match self.upstreams.get(id).map(|held| &held.resource) {
+        match self.upstreams.get(id).map(|versioned| &versioned.resource) {
             Some(Resource::Upstream(upstream)) => Some(upstream),
             _ => None,
         }
@@ -137,7 +136,7 @@ impl Snapshot {
 
     /// The service with this id.
     pub fn service(&self, id: &Id) -> Option<&Arc<Service>> {
-        match self.services.get(id).map(|held| &held.resource) {
+        match self.services.get(id).map(|versioned| &versioned.resource) {
             Some(Resource::Service(service)) => Some(service),
             _ => None,
         }
@@ -145,18 +144,18 @@ impl Snapshot {
 
     /// The route with this id, enabled or not.
     pub fn route(&self, id: &Id) -> Option<&Arc<Route>> {
-        match self.routes.get(id).map(|held| &held.resource) {
+        match self.routes.get(id).map(|versioned| &versioned.resource) {
             Some(Resource::Route(route)) => Some(route),
             _ => None,
         }
     }
 
-    /// The hosts a route is found under: its own, else its service's; none: every host.
+    /// The effective hosts of a route: its own, or else its service's; empty is every host.
     pub fn hosts<'a>(&'a self, route: &'a Route) -> &'a [HostPattern] {
         effective_hosts(route, &self.services)
     }
 
-    /// The `client_identity` block that holds for a route: its own, else its service's.
+    /// The effective `client_identity` block of a route: its own, or else its service's.
     pub fn client_identity<'a>(&'a self, route: &'a Route) -> Option<&'a ClientIdentity> {
         let service = route.service.as_ref().and_then(|id| self.service(id));
         route
@@ -165,7 +164,7 @@ impl Snapshot {
             .or_else(|| service.and_then(|service| service.client_identity.as_deref()))
     }
 
-    /// Whether a route answers nobody: it is blocked, or its service is.
+    /// Whether the route or its service is blocked.
     pub fn is_blocked(&self, route: &Route) -> bool {
         let service = route.service.as_ref().and_then(|id| self.service(id));
         route.blocked.is_some() || service.is_some_and(|service| service.blocked.is_some())
@@ -173,30 +172,30 @@ impl Snapshot {
 
     /// Every route, enabled or not.
     pub(crate) fn routes(&self) -> impl Iterator<Item = &Arc<Route>> {
-        self.routes.values().filter_map(|held| match &held.resource {
+        self.routes.values().filter_map(|versioned| match &versioned.resource {
             Resource::Route(route) => Some(route),
             _ => None,
         })
     }
 
-    pub(crate) fn raw_path_conflicts(&self) -> &ConflictCache {
-        &self.raw_path_conflicts
+    /// A value that is derived from this snapshot.
+    pub(crate) fn cache(&self) -> &CacheSlot {
+        &self.cache
     }
 
-    /// The resource under a key.
+    /// The resource with this key.
     pub fn get(&self, key: &Key) -> Option<&Versioned> {
         self.resources_of(key.kind).get(&key.id)
     }
 
-    /// The version of the resource under a key; no revision of the store's
-    /// ([`Versioned::revision`]).
+    /// The version of the resource with this key ([`Versioned::version`]).
     pub fn version(&self, key: &Key) -> Option<u64> {
-        self.get(key).map(|held| held.version)
+        self.get(key).map(|versioned| versioned.version)
     }
 
-    /// Every key with its resource's version, in the order of keys.
+    /// The keys and versions of all resources, in the order of keys.
     pub fn versions(&self) -> impl Iterator<Item = (Key, u64)> {
-        self.resources().map(|held| (held.resource.key(), held.version))
+        self.resources().map(|versioned| (versioned.resource.key(), versioned.version))
     }
 
     /// Every resource, in the order of keys.
@@ -204,22 +203,21 @@ impl Snapshot {
         Kind::ALL.into_iter().flat_map(|kind| self.resources_of(kind).values())
     }
 
-    /// How many resources of a kind there are.
+    /// The number of resources of a kind.
     pub fn len(&self, kind: Kind) -> usize {
         self.resources_of(kind).len()
     }
 
-    /// Whether there is no resource at all.
+    /// Whether there is no resource.
     pub fn is_empty(&self) -> bool {
         Kind::ALL.into_iter().all(|kind| self.resources_of(kind).is_empty())
     }
 
-    /// The state after a delta. The caller has made sure that the delta starts from here
-    /// (`delta.from == self.revision()`); the cost is the size of the delta.
+    /// Applies a delta that starts from this revision (`delta.from == self.revision()`, which the
+    /// caller checks). The cost is the size of the delta.
     #[must_use]
     pub fn apply(&self, delta: &Delta) -> Snapshot {
-        let mut next =
-            Snapshot { revision: delta.to, raw_path_conflicts: ConflictCache::default(), ..self.clone() };
+        let mut next = Snapshot { revision: delta.to, cache: CacheSlot::new(), ..self.clone() };
         next.rollback_epoch += u64::from(delta.to < self.revision);
         delta.removals.iter().for_each(|key| next.remove(key));
         delta.upserts.iter().for_each(|resource| next.insert(resource.clone()));
@@ -259,7 +257,7 @@ impl Snapshot {
         self.reindex(old.as_ref().map(|old| &old.resource), None);
     }
 
-    /// Takes an old version out of the indexes and puts the new one in.
+    /// Replaces a resource in the indexes.
     fn reindex(&mut self, old: Option<&Resource>, new: Option<&Resource>) {
         match old {
             Some(Resource::Ssl(ssl)) => self.sni_index.remove(ssl),
@@ -304,7 +302,7 @@ impl Snapshot {
         }
     }
 
-    /// A service's hosts changed: its routes without own hosts change their place.
+    /// Moves the routes that use the hosts of a service whose hosts changed.
     fn reindex_service_routes(&mut self, service: &Id, from: &[HostPattern], to: &[HostPattern]) {
         if from == to {
             return;
@@ -320,13 +318,13 @@ impl Snapshot {
     }
 }
 
-/// The hosts a route is found under: its own, else its service's. A missing service is ignored here
-/// (contract 7.1); that it is missing shows when the request gets there.
+/// The hosts of the route, or else of its service. A missing service is ignored here (contract 7.1)
+/// and reported when a request reaches it.
 fn effective_hosts<'a>(route: &'a Route, services: &'a OrdMap<Id, Versioned>) -> &'a [HostPattern] {
     if !route.hosts.is_empty() {
         return &route.hosts;
     }
-    hosts_of(route.service.as_ref().and_then(|id| services.get(id)).map(|held| &held.resource))
+    hosts_of(route.service.as_ref().and_then(|id| services.get(id)).map(|versioned| &versioned.resource))
 }
 
 fn hosts_of(service: Option<&Resource>) -> &[HostPattern] {
@@ -336,7 +334,7 @@ fn hosts_of(service: Option<&Resource>) -> &[HostPattern] {
     }
 }
 
-/// Equal revision and equal resources; the indexes follow from these.
+/// Indexes follow from the resources and are not compared.
 impl PartialEq for Snapshot {
     fn eq(&self, other: &Snapshot) -> bool {
         self.revision == other.revision
@@ -352,12 +350,12 @@ impl Default for Snapshot {
 
 impl std::fmt::Debug for Snapshot {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let mut shown = f.debug_struct("Snapshot");
-        shown.field("revision", &self.revision);
+        let mut debug = f.debug_struct("Snapshot");
+        debug.field("revision", &self.revision);
         for kind in Kind::ALL {
-            shown.field(kind.plural(), &self.len(kind));
+            debug.field(kind.plural(), &self.len(kind));
         }
-        shown.finish()
+        debug.finish()
     }
 }
 

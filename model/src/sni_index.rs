@@ -1,10 +1,10 @@
-//! Name -> site: the one resolver, for the SNI of every handshake and the Host of every request.
+//! Finds the site of a name, for the SNI of every handshake and the Host of every request.
 //!
-//! Contract 4.2 with two differences: a wildcard covers one label, judged on the entry that matched
-//! (not on any entry of the same object), and `*` is a catch-all wherever it is written. A name
-//! that only a wildcard of fewer labels ends is refused, and does not fall through to a shorter
-//! wildcard or `*`. Among ssls that claim the same name the lowest id wins, whatever the order in
-//! which they came.
+//! The rules are those of contract 4.2, except that a wildcard covers one label of the entry that
+//! matched (not of any entry of the same object), and that `*` matches everything wherever it is
+//! written. A name whose longest wildcard has too few labels has no site, and does not fall through
+//! to a shorter wildcard or `*`. The lowest id wins among ssls with the same name, whatever the
+//! order of insertion.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use crate::host_index::{Bucket, HostIndex};
 use crate::host_name::HostName;
 use crate::resource::Ssl;
 
-/// The ssls that claim one name, lowest id first.
+/// The ssls that claim a name, lowest id first.
 type Claimants = SmallVec<[Arc<Ssl>; 1]>;
 
 impl Bucket for Claimants {
@@ -23,38 +23,38 @@ impl Bucket for Claimants {
     }
 }
 
-/// How a name was looked up, and what answers to it.
+/// The result of a site lookup.
 #[derive(Debug, Clone, Copy)]
 pub enum SiteLookup<'a> {
-    /// An entry that is this very name.
+    /// An entry is exactly the name.
     Exact(&'a Arc<Ssl>),
-    /// A wildcard that covers it; `star` is the label that stands for its `*`.
+    /// A wildcard covers the name.
     Wildcard {
-        /// Who answers.
+        /// The site.
         ssl: &'a Arc<Ssl>,
-        /// How much of the name's front the `*` covers, in bytes.
+        /// The length of the label that the `*` covers, in bytes.
         star: usize,
     },
-    /// The longest wildcard that ends the name has fewer labels, and a wildcard covers one: nobody
-    /// answers.
+    /// The longest matching wildcard would have to cover more than one label, so the name has no
+    /// site.
     TooManyLabels {
-        /// Whose wildcard it is.
+        /// The ssl with the wildcard.
         ssl: &'a Arc<Ssl>,
-        /// How much of the name's front the `*` would have to cover, in bytes.
+        /// The length of the labels that the `*` would have to cover, in bytes.
         star: usize,
     },
-    /// The catch-all entry `*`.
+    /// The entry `*` matches.
     Any(&'a Arc<Ssl>),
-    /// No entry fits.
-    Nothing,
+    /// No entry matches.
+    NotFound,
 }
 
 impl<'a> SiteLookup<'a> {
-    /// Who answers.
+    /// The site, if the name has one.
     pub fn ssl(self) -> Option<&'a Arc<Ssl>> {
         match self {
             SiteLookup::Exact(ssl) | SiteLookup::Wildcard { ssl, .. } | SiteLookup::Any(ssl) => Some(ssl),
-            SiteLookup::TooManyLabels { .. } | SiteLookup::Nothing => None,
+            SiteLookup::TooManyLabels { .. } | SiteLookup::NotFound => None,
         }
     }
 }
@@ -67,7 +67,7 @@ impl SniIndex {
         SniIndex(HostIndex::new())
     }
 
-    /// Looks for the ssl that answers to a name.
+    /// Finds the ssl of a name.
     #[inline]
     pub(crate) fn find(&self, name: &HostName) -> SiteLookup<'_> {
         if let Some(ssl) = self.0.exact(name).and_then(|claims| claims.first()) {
@@ -77,7 +77,7 @@ impl SniIndex {
         match wildcard.and_then(|(star, claims)| Some((star, claims.first()?))) {
             Some((star, ssl)) if star.contains(&b'.') => SiteLookup::TooManyLabels { ssl, star: star.len() },
             Some((star, ssl)) => SiteLookup::Wildcard { ssl, star: star.len() },
-            None => self.0.any().first().map_or(SiteLookup::Nothing, SiteLookup::Any),
+            None => self.0.any().first().map_or(SiteLookup::NotFound, SiteLookup::Any),
         }
     }
 
@@ -88,8 +88,8 @@ impl SniIndex {
 
     pub(crate) fn insert(&mut self, ssl: &Arc<Ssl>) {
         self.update(ssl, |claims| {
-            let place = claims.partition_point(|other| other.id < ssl.id);
-            claims.insert(place, Arc::clone(ssl));
+            let position = claims.partition_point(|other| other.id < ssl.id);
+            claims.insert(position, Arc::clone(ssl));
         });
     }
 

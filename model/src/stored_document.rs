@@ -1,11 +1,11 @@
-//! Documents that another program (an APISIX) stored, past the Admin API: what becomes of those
-//! that this gateway cannot honour.
+//! Compiles documents that another program (such as APISIX) wrote to the store, bypassing the Admin
+//! API.
 //!
-//! The Admin API refuses what it cannot honour; what is in the store already cannot be refused.
-//! Three things can become of it: it is served (what it asks for beside protection and direction
-//! may be missing, `left_out`), it is blocked (`matchers`), or it is no valid document and what it
-//! was before goes on. Invariant: nothing is served with less protection than its document asks
-//! for, and nothing is left out so that something broader takes its place ([decision
+//! The Admin API rejects an unsupported document, but one in the store is already there. Such a
+//! document is served without the fields that neither protect nor direct traffic
+//! (`ignored_fields`), or blocked (`matchers`), or it is invalid and its predecessor stays in
+//! force. Invariant: no document is served with less protection than it asks for, and none is
+//! dropped so that a broader route or site takes its traffic ([decision
 //! 16](../../docs/decisions/0016-what-another-program-wrote.md)).
 
 mod ignored_fields;
@@ -24,12 +24,12 @@ use crate::lint::{Finding, Findings, Severity};
 use crate::problem::{Problem, ProblemKind};
 use crate::resource::{Blocked, Resource};
 
-/// Most problems that are looked for in one document.
+/// Bounds the problems that are collected from one document.
 const PROBLEMS_MAX: usize = 16;
-/// Bytes of a message in a finding: some quote what they found.
+/// Bounds the message of a finding in bytes, because some messages quote values.
 const MESSAGE_MAX: usize = 1024;
 
-/// What becomes of a stored document.
+/// The outcome of compiling a stored document.
 #[derive(Debug)]
 pub struct CompileOutcome {
     key: Key,
@@ -40,16 +40,18 @@ pub struct CompileOutcome {
 
 #[derive(Debug)]
 enum Verdict {
-    /// It is served.
+    /// The resource is served.
     Served(Resource),
-    /// It asks for what cannot be had: blocked, whatever it was before.
+    /// The document asks for an unsupported feature: the resource is blocked and replaces its
+    /// predecessor.
     Blocked(Resource),
-    /// It is not valid: what it was before goes on. Where there is nothing, this takes its place,
-    /// if its matchers can be read.
+    /// The document is invalid and its predecessor stays. Without a predecessor, this blocked
+    /// resource is used, if the matchers are readable.
     Invalid(Option<Resource>),
 }
 
-/// Takes up a stored document: as [`check`] does, and where that refuses, as much of it as is safe.
+/// Compiles a stored document as [`compile`] does, and falls back to the part that is safe to
+/// serve.
 pub fn compile_stored(kind: Kind, id: &Id, document: &Value, keyring: &Keyring) -> CompileOutcome {
     let key = Key::new(kind, id.clone());
     let served = |resource, left_out| CompileOutcome {
@@ -65,39 +67,40 @@ pub fn compile_stored(kind: Kind, id: &Id, document: &Value, keyring: &Keyring) 
         let problem = not_an_object(&key, document.as_str());
         return block_or_keep(key, document, vec![problem], Vec::new());
     }
-    let mut rest = ignored_fields::strip_ignored(kind, document.clone(), Findings::for_resource(key.clone()));
+    let mut stripped =
+        ignored_fields::strip_ignored(kind, document.clone(), Findings::for_resource(key.clone()));
     let mut problems: Vec<Problem> =
-        rest.unsupported_plugins.iter().map(|name| unsupported_plugin(name)).collect();
+        stripped.unsupported_plugins.iter().map(|name| unsupported_plugin(name)).collect();
     while problems.len() < PROBLEMS_MAX {
-        match compile(kind, id, &rest.document, keyring) {
-            Ok(resource) if problems.is_empty() => return served(resource, rest.ignored),
+        match compile(kind, id, &stripped.document, keyring) {
+            Ok(resource) if problems.is_empty() => return served(resource, stripped.ignored),
             Ok(_) => break,
             Err(problem) => {
                 let (fault, member) = (problem.kind, top_level_member(&problem.field).to_owned());
-                // What is not valid only because of what was taken out below is none of the document's
-                // problems.
+                // Removing members can make the rest invalid; that is no problem of the document.
                 if fault != ProblemKind::Invalid || problems.is_empty() {
                     problems.push(problem);
                 }
-                // The search goes on without the member: behind a slip there may be a protection that is
-                // asked for in vain. Nothing is served from what is left.
-                if rest.document.as_object_mut().and_then(|members| members.remove(&member)).is_none() {
+                // The search continues without the member, because an unsupported protection may
+                // follow a plain mistake. The stripped document is never served.
+                if stripped.document.as_object_mut().and_then(|members| members.remove(&member)).is_none() {
                     break;
                 }
             }
         }
     }
-    block_or_keep(key, document, problems, rest.ignored)
+    block_or_keep(key, document, problems, stripped.ignored)
 }
 
-/// A stored document that cannot even be looked at, because of this.
+/// The outcome for a stored document that could not be prepared for compilation, for example
+/// because a reference did not resolve.
 pub fn stored_with_problem(kind: Kind, id: &Id, document: &Value, problem: Problem) -> CompileOutcome {
     block_or_keep(Key::new(kind, id.clone()), document, vec![problem], Vec::new())
 }
 
-/// A stored value that is no valid document, or has a name that is no id (`found` says which), and
-/// of which matchers could be read. What an APISIX may obey is blocked whatever was there before;
-/// of a text that is not whole, what it was before goes on.
+/// The outcome for a stored value that is no valid document, or whose key is no valid id (`found`
+/// says which), but whose matchers could be salvaged. A complete text blocks, because APISIX may
+/// obey it; a truncated one is invalid and its predecessor stays.
 pub fn compile_salvaged(key: &Key, found: &str, salvaged: &SalvagedDocument) -> CompileOutcome {
     let fault = if salvaged.is_complete() { ProblemKind::Unsupported } else { ProblemKind::Invalid };
     let problem = not_an_object(key, Some(found)).with_kind(fault);
@@ -105,7 +108,8 @@ pub fn compile_salvaged(key: &Key, found: &str, salvaged: &SalvagedDocument) -> 
 }
 
 fn not_an_object(key: &Key, found: Option<&str>) -> Problem {
-    // A store describes what it could not read in such a text; any other may be a key.
+    // The store replaces an unreadable value with a description in angle brackets; any other text
+    // may be a key.
     let found =
         found.filter(|text| text.starts_with('<')).map(|text| format!(": {text}")).unwrap_or_default();
     Problem::new("", format!("invalid item data of [/apisix/{key}], it should be an object{found}"))
@@ -118,44 +122,44 @@ fn block_or_keep(
     left_out: Vec<Finding>,
 ) -> CompileOutcome {
     let why = Blocked::new(&problems.first().map(ToString::to_string).unwrap_or_default());
-    let place = matchers::blocked_resource(&key, document, why);
+    let resource = matchers::blocked_resource(&key, document, why);
     let valid = problems.iter().any(|problem| problem.kind != ProblemKind::Invalid);
-    let verdict = match place {
-        Some(place) if valid => Verdict::Blocked(place),
-        place => Verdict::Invalid(place),
+    let verdict = match resource {
+        Some(resource) if valid => Verdict::Blocked(resource),
+        resource => Verdict::Invalid(resource),
     };
     CompileOutcome { key, verdict, problems, left_out }
 }
 
-/// The member of the document that a field is in.
+/// The top-level member that contains the field.
 fn top_level_member(field: &str) -> &str {
     field.split(['.', '[']).next().unwrap_or_default()
 }
 
 impl CompileOutcome {
-    /// What is to take the document's place, with everything to be said about it. `before` is what
-    /// the document's predecessor was adopted as; nothing is to be changed where there is no
-    /// resource in the answer.
+    /// Returns the resource that replaces `before`, the predecessor's resource, and the findings to
+    /// report. Without a resource, the predecessor stays.
     pub fn resolve(self, before: Option<&Resource>) -> (Option<Resource>, Vec<Finding>) {
-        // Blocked, there is nothing to keep: the newer document says at least what is to be blocked now.
-        let kept = before.is_some_and(|before| before.blocked().is_none());
+        // A blocked predecessor serves no traffic, so the newer document decides what is blocked
+        // now.
+        let keeps_predecessor = before.is_some_and(|before| before.blocked().is_none());
         let (resource, what) = match self.verdict {
             Verdict::Served(resource) => return (Some(resource), self.left_out),
             Verdict::Blocked(resource) => (Some(resource), self.key.kind.blocked_effect()),
-            Verdict::Invalid(_) if kept => (None, "the data planes keep what it was before"),
-            Verdict::Invalid(Some(place)) => (Some(place), self.key.kind.blocked_effect()),
-            Verdict::Invalid(None) if before.is_some() => (None, "it stays blocked as it was before"),
+            Verdict::Invalid(_) if keeps_predecessor => (None, "the data planes keep its predecessor"),
+            Verdict::Invalid(Some(resource)) => (Some(resource), self.key.kind.blocked_effect()),
+            Verdict::Invalid(None) if before.is_some() => (None, "it stays blocked"),
             Verdict::Invalid(None) => {
-                (None, "the data planes have none, and it cannot be told what it was to take")
+                (None, "the data planes have none, because its matchers are unreadable")
             }
         };
-        let told = self.problems.into_iter().map(|problem| {
+        let findings = self.problems.into_iter().map(|problem| {
             let (field, message, hint) = problem.redacted();
             Finding {
                 severity: Severity::Error,
                 resource: Some(self.key.clone()),
                 message: format!(
-                    "the stored {} cannot be honoured: {}; {what}",
+                    "the stored {} is invalid or unsupported: {}; {what}",
                     self.key.kind.noun(),
                     truncated(&message)
                 ),
@@ -163,19 +167,19 @@ impl CompileOutcome {
                 hint: hint.map_or_else(|| "write it again through the Admin API".to_owned(), Cow::into_owned),
             }
         });
-        (resource, told.chain(self.left_out).collect())
+        (resource, findings.chain(self.left_out).collect())
     }
 }
 
 impl Kind {
-    /// What it means to others that one of this kind is blocked.
+    /// The effect on clients when a resource of this kind is blocked.
     fn blocked_effect(self) -> &'static str {
         match self {
-            Kind::Ssl => "its names are answered to nobody, and as an identity it is not shown",
-            Kind::Upstream => "requests that lead to it are answered 503",
+            Kind::Ssl => "its names are not served, and it is not used as a client certificate",
+            Kind::Upstream => "requests to it are answered 503",
             Kind::Service => "requests to its routes are answered 503",
-            Kind::Route => "the requests that it takes are answered 503",
-            Kind::StreamRoute => "the connections that it takes are closed",
+            Kind::Route => "the requests that it matches are answered 503",
+            Kind::StreamRoute => "the connections that it matches are closed",
             Kind::GlobalRule => "every HTTP request is answered 503",
         }
     }

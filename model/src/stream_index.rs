@@ -1,9 +1,9 @@
-//! TCP connection -> stream route, as APISIX's stream router finds it (contract 7.4).
+//! Finds the stream route of a TCP connection like APISIX's stream router (contract 7.4).
 //!
-//! The name that was asked for in TLS first: the exact name, then wildcards by longest suffix at
-//! any depth, then `*`, then the routes without a name. Within each, in the order of keys, the
-//! first whose addresses and port fit; where none fits, the next. A connection without a name (not
-//! TLS, as a rule) meets the routes without a name only.
+//! The SNI comes first: its exact name, then wildcards by longest suffix at any depth, then `*`,
+//! then routes without a name. Each group is searched in the order of keys for a route whose
+//! addresses and port match. A connection without SNI (usually without TLS) matches routes without
+//! a name only.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -15,18 +15,19 @@ use crate::host_name::HostName;
 use crate::id::Id;
 use crate::resource::StreamRoute;
 
-/// What decides about the route of a TCP connection.
+/// The inputs of stream route matching.
 #[derive(Debug, Clone, Copy)]
 pub struct StreamQuery<'a> {
-    /// The name the site was chosen by; `None` on a listener without TLS.
+    /// The SNI; `None` on a listener without TLS.
     pub sni: Option<&'a HostName>,
     /// The client's address.
     pub remote: IpAddr,
-    /// The address and port that it reached.
+    /// The local address and port of the connection.
     pub server: SocketAddr,
 }
 
-/// The routes of one name: a persistent map, because all routes of a listener may be nameless.
+/// The routes of one name. A persistent map, because a listener may have many routes without a
+/// name.
 type StreamRoutes = OrdMap<Id, Arc<StreamRoute>>;
 
 impl Bucket for StreamRoutes {
@@ -47,7 +48,7 @@ impl StreamIndex {
     }
 
     pub(crate) fn find(&self, query: &StreamQuery<'_>) -> Option<&Arc<StreamRoute>> {
-        // An IPv4 client of a dual-stack socket is an IPv4 client.
+        // A dual-stack socket reports an IPv4 client by its mapped address.
         let (remote, server) = (query.remote.to_canonical(), query.server.ip().to_canonical());
         let named = query.sni.into_iter().flat_map(|sni| {
             let wild = self.names.suffixes(sni).map(|(_, candidates)| candidates);

@@ -1,9 +1,9 @@
-//! Texts with variables in them, as APISIX resolves them: `$name`, `${name}`, `${name ?? default}`,
-//! and `$1` for what a `regex_uri` captured. A `\` before the `$` leaves both as they are.
+//! Texts with variables in APISIX's syntax: `$name`, `${name}`, `${name ?? default}`, and `$1` for
+//! a capture of `regex_uri`. A `\` before the `$` keeps both as they are.
 //!
-//! Read once when a document is checked, where an unknown name is a problem. Invariant: rendering
-//! never fails and never decides what is safe where the text goes: the caller gets each value apart
-//! from the literal text and escapes it for its place.
+//! A template is parsed once, when a document is compiled, and an unknown variable is a problem.
+//! Invariant: rendering neither fails nor escapes: the caller gets values apart from literal text
+//! and escapes them for their place.
 
 use std::borrow::Cow;
 
@@ -11,7 +11,7 @@ use crate::expression::unknown_variable;
 use crate::problem::Problem;
 use crate::variable::{Variable, Variables};
 
-/// A text with variables.
+/// A parsed text with variables.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Template {
     pieces: Vec<Piece>,
@@ -24,31 +24,32 @@ enum Piece {
     Capture(usize),
 }
 
-/// Which `$`s a place knows.
+/// The references that a template may contain.
 #[derive(Debug, Clone, Copy)]
 pub struct AllowedRefs {
     /// `$name`.
     pub variables: bool,
-    /// `$1` up to this; none when there is no pattern.
+    /// Captures up to this number; `None` without a pattern.
     pub captures: Option<usize>,
 }
 
-/// A piece of a text being rendered.
+/// A part of a text being rendered.
 #[derive(Debug, Clone, Copy)]
 pub enum RenderedPart<'a> {
-    /// As configured.
+    /// Text as configured.
     Literal(&'a str),
-    /// A variable's value, or its default.
+    /// The value of a variable, or its default.
     Value(&'a str, &'a Variable),
-    /// What a group of the pattern captured.
+    /// The text of a capture group.
     Captured(&'a str),
 }
 
 impl Template {
-    /// Reads a text.
+    /// Parses a text.
     ///
     /// # Errors
-    /// An unknown variable, a list, or a capture that cannot be; the field is empty.
+    ///
+    /// An unknown variable, a list, or an impossible capture; the field is empty.
     pub fn parse(text: &str, allowed: AllowedRefs) -> Result<Template, Problem> {
         let mut pieces = Vec::new();
         let mut literal = String::new();
@@ -85,7 +86,7 @@ impl Template {
         Ok(Template { pieces })
     }
 
-    /// The variables in it.
+    /// The variables of the template.
     pub fn variables(&self) -> impl Iterator<Item = &Variable> {
         self.pieces.iter().filter_map(|piece| match piece {
             Piece::Variable { variable, .. } => Some(variable),
@@ -93,7 +94,7 @@ impl Template {
         })
     }
 
-    /// The literal text in it.
+    /// The literal parts of the template.
     pub fn literals(&self) -> impl Iterator<Item = &str> {
         self.pieces.iter().filter_map(|piece| match piece {
             Piece::Literal(text) => Some(&**text),
@@ -101,8 +102,8 @@ impl Template {
         })
     }
 
-    /// Cuts it at the first `separator` of its literal text; one in a variable's default is no
-    /// separator.
+    /// Splits the template at the first `separator` in literal text; one in a default does not
+    /// count.
     pub fn split_at_literal(self, separator: char) -> (Template, Option<Template>) {
         let mut before = self.pieces;
         let found = before.iter().enumerate().find_map(|(at, piece)| match piece {
@@ -121,13 +122,13 @@ impl Template {
         (Template { pieces: before }, Some(Template { pieces: after }))
     }
 
-    /// Whether it is always the same text.
+    /// Whether the template has no variables or captures.
     pub fn is_constant(&self) -> bool {
         self.pieces.iter().all(|piece| matches!(piece, Piece::Literal(_)))
     }
 
-    /// Hands every part to `write`, in order. An absent variable without default is an empty text;
-    /// so is a group that took no part.
+    /// Passes each part to `write`, in order. An absent variable without default is empty, like a
+    /// group that did not match.
     pub fn render(
         &self,
         variables: &dyn Variables,
@@ -151,7 +152,7 @@ impl Template {
     }
 }
 
-/// What follows a `$`: the inside of braces, or a word; and what is behind it.
+/// Splits the text after a `$` into the reference, in braces or not, and the rest.
 fn reference(after: &str) -> Option<(&str, &str)> {
     if let Some(braced) = after.strip_prefix('{') {
         let (inside, tail) = braced.split_once('}')?;
@@ -164,7 +165,7 @@ fn reference(after: &str) -> Option<(&str, &str)> {
     (length > 0).then(|| after.split_at(length))
 }
 
-/// `None`: a place that knows no variables leaves the text as it is.
+/// `None` keeps the text, where no variables are allowed.
 fn piece(reference: &str, allowed: AllowedRefs) -> Result<Option<Piece>, Problem> {
     if reference.bytes().all(|byte| byte.is_ascii_digit()) {
         let group: usize = reference.parse().unwrap_or(usize::MAX);
@@ -230,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn every_form() {
+    fn every_reference_form_is_rendered() {
         for (text, expected) in [
             ("plain", "plain"),
             ("$host", "<a.example>"),
@@ -253,14 +254,14 @@ mod tests {
     }
 
     #[test]
-    fn a_default_holds_no_separator() {
+    fn a_separator_in_a_default_does_not_count() {
         for (text, path, query) in [
             ("/a?b=$host", "/a", Some("b=<a.example>")),
             ("/${arg_y ?? n}?", "/<n>", Some("")),
             ("/${arg_y ?? n}", "/<n>", None),
             ("?$host?x", "", Some("<a.example>?x")),
         ] {
-            let shown = |template: Template| {
+            let rendered_text = |template: Template| {
                 let mut out = String::new();
                 template.render(&Fixed, &[], |part| match part {
                     RenderedPart::Literal(text) => out.push_str(text),
@@ -271,12 +272,16 @@ mod tests {
                 out
             };
             let (before, after) = Template::parse(text, ALL).unwrap().split_at_literal('?');
-            assert_eq!((shown(before), after.map(shown).as_deref()), (path.to_owned(), query), "{text}");
+            assert_eq!(
+                (rendered_text(before), after.map(rendered_text).as_deref()),
+                (path.to_owned(), query),
+                "{text}"
+            );
         }
     }
 
     #[test]
-    fn what_cannot_be_is_refused() {
+    fn invalid_references_are_problems() {
         for text in ["$nope", "${ssl_client_dn}", "$2", "$ssl_client_san_uri", "$host."] {
             assert!(Template::parse(text, ALL).is_err(), "{text}");
         }

@@ -1,54 +1,53 @@
-//! The ring of secrets that session tickets are sealed with: made by the control plane, the same on
-//! every data plane.
+//! The ring of secrets that session ticket keys are derived from. The control plane generates it
+//! and sends it to every data plane.
 //!
-//! A data plane seals with the newest secret that has begun and opens with any, so that a secret
-//! which arrived ahead of its time makes no two nodes disagree. No key of a ticket is here: each
-//! site derives its own (`dataplane`, `tls/ticket`). Invariant: a secret is wiped on drop, is
-//! compared by nobody and shown to nobody.
+//! A data plane seals with the newest active secret and opens with any, so nodes agree even if a
+//! secret arrives before its time. Each site derives ticket keys of its own (`dataplane`,
+//! `tls/ticket`). Invariant: secrets are wiped on drop, never compared and never printed.
 
 use zeroize::Zeroizing;
 
-/// Bytes of a secret.
+/// The length of a secret.
 pub const SECRET_BYTES: usize = 32;
-/// Most secrets of a ring: bounds what one handshake may have to look through.
+/// Bounds the secrets of a ring, and with it the keys that a handshake may try.
 pub const SECRETS_MAX: usize = 64;
-/// The longest a ticket may live, in seconds (RFC 8446 section 4.6.1).
+/// The longest lifetime of a ticket, in seconds (RFC 8446 section 4.6.1).
 pub const LIFETIME_MAX: u32 = 7 * 24 * 60 * 60;
 
-/// One secret.
+/// A secret of the ring.
 #[derive(Clone)]
 pub struct TicketSecret {
-    from: u64,
+    active_from: u64,
     bytes: Zeroizing<[u8; SECRET_BYTES]>,
 }
 
 impl TicketSecret {
-    /// A secret that seals from then on (seconds since 1970). The bytes must be random.
-    pub fn new(from: u64, bytes: Zeroizing<[u8; SECRET_BYTES]>) -> Self {
-        Self { from, bytes }
+    /// Creates a secret that is active from a time (seconds since 1970). The bytes must be random.
+    pub fn new(active_from: u64, bytes: Zeroizing<[u8; SECRET_BYTES]>) -> Self {
+        Self { active_from, bytes }
     }
 
-    /// When it begins to seal, in seconds since 1970.
+    /// When the secret becomes active, in seconds since 1970.
     pub fn active_from(&self) -> u64 {
-        self.from
+        self.active_from
     }
 
-    /// What keys are derived from.
+    /// The secret bytes, for key derivation.
     pub fn expose(&self) -> &[u8; SECRET_BYTES] {
         &self.bytes
     }
 }
 
-/// All secrets that may still open a ticket. Empty: no session is resumed.
+/// The secrets that may open a ticket. An empty ring disables resumption.
 #[derive(Clone, Default)]
 pub struct TicketRing {
-    /// How long a ticket may live, in seconds.
+    /// The lifetime of a ticket, in seconds.
     pub lifetime: u32,
     /// Oldest first.
     pub secrets: Vec<TicketSecret>,
 }
 
-/// Shows how many there are, and none of them.
+/// Shows the number of secrets only.
 impl std::fmt::Debug for TicketRing {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "TicketRing({} secrets, not shown, {} s)", self.secrets.len(), self.lifetime)

@@ -1,9 +1,8 @@
-//! Path patterns of routes, as APISIX's radixtree router reads them (contract 7.1): exact, with a
-//! `*` at the end (a prefix), or with a `*` in the middle (a prefix up to it, and the whole pattern
-//! must fit).
+//! Path patterns of routes in the syntax of APISIX's radixtree router (contract 7.1): an exact
+//! path, a prefix with a `*` at the end, or a pattern with a `*` in the middle.
 //!
-//! Patterns are compared with the decoded, normalised path and contain no other special characters.
-//! A comparison takes time linear in the path, whatever the pattern: there is no back-tracking.
+//! Patterns match the normalized path and have no other special characters. Matching is linear in
+//! the path, without backtracking.
 
 use std::fmt;
 use std::sync::Arc;
@@ -21,16 +20,17 @@ pub struct UriPattern {
 enum Shape {
     Exact,
     Prefix,
-    /// The literal pieces around the wildcards; the first and the last are anchored.
+    /// The literal parts around the wildcards; the first and last are anchored.
     Glob(Arc<[Box<str>]>),
 }
 
 impl UriPattern {
-    /// Reads a pattern.
+    /// Parses a pattern.
     ///
     /// # Errors
-    /// A `*` inside a segment (`/a*b/c`): APISIX turns it into part of a regular expression that
-    /// means something nobody intends, so it is refused instead. The `field` is empty.
+    ///
+    /// A `*` inside a segment (`/a*b/c`): APISIX turns it into a part of a regular expression with
+    /// a surprising meaning. The `field` is empty.
     pub fn parse(text: &str) -> Result<UriPattern, Problem> {
         let Some(star) = text.find('*') else {
             return Ok(UriPattern { text: text.into(), shape: Shape::Exact });
@@ -41,29 +41,28 @@ impl UriPattern {
         Ok(UriPattern { text: text.into(), shape: Shape::Glob(pieces(text)?) })
     }
 
-    /// Reads a pattern, and one that [`UriPattern::parse`] refuses as everything that starts like
-    /// it: for a route that answers to nobody, and must not leave to others what an APISIX
-    /// would find there. Its text, which decides among patterns, stays.
+    /// Parses a pattern, and an invalid one as the prefix before its `*`: a blocked route must
+    /// match every path that APISIX would match. The text stays, because it orders patterns.
     pub fn parse_widened(text: &str) -> UriPattern {
         UriPattern::parse(text).unwrap_or_else(|_| UriPattern { text: text.into(), shape: Shape::Prefix })
     }
 
-    /// As configured.
+    /// The pattern as configured.
     pub fn as_str(&self) -> &str {
         &self.text
     }
 
-    /// Whether only this one path fits.
+    /// Whether the pattern matches one path only.
     pub fn is_exact(&self) -> bool {
         self.shape == Shape::Exact
     }
 
-    /// What every path that fits starts with: everything before the first `*`.
+    /// The prefix of all matching paths: the text before the first `*`.
     pub fn prefix(&self) -> &str {
         self.text.split('*').next().unwrap_or_default()
     }
 
-    /// Whether a normalised path fits.
+    /// Whether the pattern matches a normalized path.
     pub fn matches(&self, path: &str) -> bool {
         match &self.shape {
             Shape::Exact => path == &*self.text,
@@ -73,8 +72,8 @@ impl UriPattern {
     }
 }
 
-/// Cuts a pattern at its wildcards. A segment that starts with `*` matches anything, slashes too,
-/// and the rest of that segment is only a name for it (`/static/*path`), so it is dropped.
+/// Splits a pattern at its wildcards. A segment that starts with `*` matches anything, including
+/// slashes, and the rest of the segment is only a name (`/static/*path`).
 fn pieces(text: &str) -> Result<Arc<[Box<str>]>, Problem> {
     let mut pieces = vec![String::new()];
     let mut segments = text.split('/').peekable();
@@ -103,8 +102,8 @@ fn pieces(text: &str) -> Result<Arc<[Box<str>]>, Problem> {
     Ok(pieces.into_iter().map(String::into_boxed_str).collect())
 }
 
-/// First piece in front, last piece at the end, those between at their first place in order: for
-/// patterns whose only special character is `*`, taking the first place never loses a match.
+/// Matches the first part at the start, the last at the end, and the others in order at their first
+/// occurrence: for patterns whose only special character is `*`, greedy search finds every match.
 fn fits(pieces: &[Box<str>], path: &str) -> bool {
     let [first, middle @ .., last] = pieces else { return false };
     let Some(mut rest) = path.strip_prefix(&**first).and_then(|rest| rest.strip_suffix(&**last)) else {
@@ -170,7 +169,7 @@ mod tests {
     }
 
     proptest! {
-        /// Against the definition itself, as a regular expression.
+        /// Compares with the definition as a regular expression.
         #[test]
         fn agrees_with_the_regular_expression(
             pattern in "(/(a|b|ab|\\*)){1,5}(\\*|/)?", path in "(/(a|b|ab|aab)){1,6}/?"

@@ -1,14 +1,13 @@
-//! Variables: named facts about a request, under nginx's names (contract 5.5 and 7.2).
+//! Variables of a request, under nginx's names (contract 5.5 and 7.2).
 //!
-//! A [`Variable`] is read from its name once, when a document is checked; an unknown name is a
-//! problem, never an empty text. What a variable is worth is the data plane's to say
-//! ([`Variables`]). Invariant: every `ssl_client_*` variable but `ssl_client_verify` speaks of a
-//! verified client or is absent.
+//! A name is parsed to a [`Variable`] when a document is compiled, and an unknown one is a problem.
+//! The data plane supplies the values ([`Variables`]). Invariant: every `ssl_client_*` variable
+//! other than `ssl_client_verify` has a verified value or none.
 
 use std::borrow::Cow;
 use std::fmt;
 
-/// A variable, by what it names.
+/// A variable of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[allow(missing_docs)] // `PLAIN` has their names, which are nginx's
 pub enum Variable {
@@ -47,11 +46,11 @@ pub enum Variable {
     ClientCert,
     ClientRawCert,
     ClientEscapedCert,
-    /// Lists, of ours: the entries of the subject alternative name.
+    /// Lists, an extension: the entries of the subject alternative name.
     ClientUris,
     ClientDns,
     ClientEmails,
-    /// `arg_x`: the first value of this argument of the query, decoded.
+    /// `arg_x`: the first decoded value of a query argument.
     Arg(Box<str>),
     /// `http_x_y`: the header `x-y`, in lower case with `-`.
     Header(Box<str>),
@@ -104,7 +103,7 @@ const NAMES: &[(&str, Variable)] = &[
 ];
 
 impl Variable {
-    /// Reads a name, without its `$`.
+    /// Parses a name without its `$`.
     pub fn parse(name: &str) -> Option<Variable> {
         if let Some((_, variable)) = NAMES.iter().find(|(known, _)| *known == name) {
             return Some(variable.clone());
@@ -121,48 +120,48 @@ impl Variable {
         named("cookie_").map(|cookie| Variable::Cookie(cookie.into()))
     }
 
-    /// The names people may have meant, for a message.
+    /// The most similar known name, for a hint.
     pub fn closest(name: &str) -> Option<&'static str> {
         let near = NAMES.iter().map(|(known, _)| (strsim::damerau_levenshtein(known, name), *known));
         near.filter(|(distance, _)| *distance <= 3).min().map(|(_, known)| known)
     }
 
-    /// Whether it speaks of the client's certificate.
+    /// Whether the value is taken from the client's certificate.
     pub fn is_identity(&self) -> bool {
         NAMES.iter().any(|(name, known)| known == self && name.starts_with("ssl_client_"))
     }
 
-    /// Whether it is a list: only the operator `has` asks such a one.
+    /// Whether the value is a list, which only the operator `has` accepts.
     pub fn is_list(&self) -> bool {
         matches!(self, Variable::ClientUris | Variable::ClientDns | Variable::ClientEmails)
     }
 
-    /// Whether its values have line breaks, which no header may carry.
+    /// Whether values contain line breaks, which headers must not.
     pub fn is_multiline(&self) -> bool {
         matches!(self, Variable::ClientCert | Variable::ClientRawCert)
     }
 
-    /// Whether its value is a piece of a URI as the client wrote it, encoded already.
+    /// Whether the value is an encoded part of the client's URI.
     pub fn is_encoded(&self) -> bool {
         matches!(self, Variable::Query | Variable::IsArgs)
     }
 
-    /// Whether its value is, or begins with, the judged path.
+    /// Whether the value starts with the path.
     pub fn is_path(&self) -> bool {
         matches!(self, Variable::Uri | Variable::RequestUri)
     }
 }
 
-/// What variables are worth for one request.
+/// The values of a request's variables.
 pub trait Variables: fmt::Debug {
-    /// The value of a variable that is no list; `None`: absent.
+    /// The value of a variable other than a list; `None` if it is absent.
     fn value(&self, variable: &Variable) -> Option<Cow<'_, str>>;
 
     /// The elements of a list.
     fn values(&self, variable: &Variable) -> &[String];
 }
 
-/// Knows nothing: every variable is absent.
+/// Variables that are all absent.
 #[derive(Debug, Clone, Copy)]
 pub struct NoVariables;
 
@@ -181,7 +180,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_read_once_and_unknown_ones_are_none() {
+    fn names_are_parsed_and_unknown_ones_are_none() {
         assert_eq!(Variable::parse("args"), Variable::parse("query_string"));
         assert_eq!(Variable::parse("http_X-Request_Id"), Some(Variable::Header("x-request-id".into())));
         assert_eq!(Variable::parse("cookie_a.b"), Some(Variable::Cookie("a.b".into())));
@@ -195,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn identity_is_what_speaks_of_the_client_certificate() {
+    fn identity_variables_are_those_of_the_client_certificate() {
         for (name, variable) in NAMES {
             assert_eq!(variable.is_identity(), name.starts_with("ssl_client_"), "{name}");
         }

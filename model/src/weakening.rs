@@ -1,10 +1,10 @@
-//! What a change takes away from the protection of a resource.
+//! Finds the ways in which a change weakens the protection of a resource, for warnings and for
+//! `deny`-like options.
 //!
-//! The one place that says so, for warnings and for whatever refuses such a change. It compares a
-//! resource with the one that takes its place and with nothing else: what a service adds to its
-//! routes, or which route or site would answer instead, is not known here, so a change that may
-//! weaken because of those counts. Invariants: nothing weakens itself, and a change that only adds
-//! protection (fewer anchors, more revoked, a narrower allow-list) does not weaken.
+//! Only the resource and its replacement are compared. Settings that a service supplies, and other
+//! routes or sites that may match instead, are not known here, so a change that may weaken because
+//! of those counts. Invariants: a resource does not weaken itself, and a change that only adds
+//! protection (fewer anchors, more revocations, a narrower allow-list) does not weaken.
 
 mod routing;
 mod ssl;
@@ -14,12 +14,12 @@ use std::fmt;
 use crate::redact::redact;
 use crate::resource::{Resource, Upstream, UpstreamRef};
 
-/// One thing that protects less than before.
+/// A way in which a change protects less.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Weakening {
-    /// The member of the document, as a path.
+    /// The path of the member.
     pub field: String,
-    /// What it means.
+    /// The consequence.
     pub message: String,
 }
 
@@ -29,11 +29,11 @@ impl fmt::Display for Weakening {
     }
 }
 
-/// What weakens when `new` takes the place of `old`. Nothing where they are of different kinds.
+/// The weakenings when `new` replaces `old`; none for different kinds.
 ///
-/// A disabled resource is compared as an enabled one, because the next change may enable it. A
-/// blocked `new` refuses what it takes, so only what it takes is compared. Of a blocked `old` only
-/// that is known: it is opened when `new` has no policy of its own.
+/// A disabled resource is compared as if it were enabled, because the next change may enable it. A
+/// blocked `new` denies what it matches, so only its matchers are compared. A blocked `old` has
+/// only matchers: it is weakened if `new` has no policy of its own.
 pub fn weakenings(old: &Resource, new: &Resource) -> Vec<Weakening> {
     let mut found = Weakenings::default();
     match (old, new) {
@@ -52,7 +52,7 @@ pub fn weakenings(old: &Resource, new: &Resource) -> Vec<Weakening> {
     found.0
 }
 
-/// What weakens when `old` is removed: as when it is disabled.
+/// The weakenings when `old` is deleted, as if it were disabled.
 pub fn removal_weakenings(old: &Resource) -> Vec<Weakening> {
     let mut found = Weakenings::default();
     match old {
@@ -66,30 +66,29 @@ pub fn removal_weakenings(old: &Resource) -> Vec<Weakening> {
     found.0
 }
 
-/// Whether the clients of a site with the policy `old` can be left to one with `new`.
+/// Whether a site with the policy `new` verifies the clients of one with `old`.
 pub(crate) fn policy_can_replace(old: &pki::ClientAuth, new: &pki::ClientAuth) -> bool {
     ssl::can_replace(old, new)
 }
 
-/// Whether every address of `inner` is one of `outer`; an empty list has them all.
+/// Whether `outer` contains every address of `inner`; an empty list contains all.
 pub(crate) fn addresses_within(inner: &[ipnet::IpNet], outer: &[ipnet::IpNet]) -> bool {
     routing::within(inner, outer)
 }
 
-const RULE_GONE: &str = "requests are served that were refused, because the rule could not be honoured";
+const RULE_GONE: &str = "requests are served that were denied, because the rule was unsupported";
 
-/// Collects what weakens.
+/// Collects weakenings.
 #[derive(Default)]
 struct Weakenings(Vec<Weakening>);
 
 impl Weakenings {
-    /// What is quoted goes to logs and answers: a private key that was pasted into a pattern does
-    /// not.
+    /// Messages go to logs and responses, so a private key in a pattern is redacted.
     fn add(&mut self, field: impl Into<String>, what: impl AsRef<str>) {
         self.0.push(Weakening { field: field.into(), message: redact(what.as_ref()).into_owned() });
     }
 
-    /// Adds it if it is so.
+    /// Adds a weakening on a condition.
     fn add_if(&mut self, so: bool, field: &str, what: &str) {
         if so {
             self.add(field, what);
@@ -97,7 +96,7 @@ impl Weakenings {
     }
 }
 
-/// Two upstreams: whether the hop is secured, and who is on its other end.
+/// Compares the encryption and the server verification of two upstreams.
 fn upstream(outer: &str, old: &Upstream, new: &Upstream, found: &mut Weakenings) {
     if !old.scheme.is_encrypted() || new.blocked.is_some() {
         return;
@@ -109,8 +108,8 @@ fn upstream(outer: &str, old: &Upstream, new: &Upstream, found: &mut Weakenings)
     }
 }
 
-/// Upstreams that are written in place. Those that are named, or a service's, are documents of
-/// their own: one that takes the place of a secured hop may be less.
+/// Compares inline upstreams. A referenced upstream, or a service's, is a document of its own,
+/// which may secure the connection less than the inline one.
 fn inline(old: Option<&UpstreamRef>, new: Option<&UpstreamRef>, found: &mut Weakenings) {
     let Some(UpstreamRef::Inline(old)) = old else { return };
     match new {

@@ -1,15 +1,14 @@
-//! Resources, keys and deltas as protobuf, and back: the two ends of the push stream meet here.
+//! Converts resources, keys and deltas to protobuf and back.
 //!
-//! [`chunks`] cuts a delta into messages of bounded size; a [`DeltaAssembler`] on the other side
-//! puts it together again, whole or not at all. Everything that arrives is judged as strictly as a
-//! document: the stream is trusted to be the control plane's, not to be free of mistakes. Going
-//! there and back changes nothing: `resource_from_wire(resource.into()) == resource`.
+//! [`chunks`] splits a delta into messages of bounded size, and a [`DeltaAssembler`] reassembles it
+//! completely or not at all. Received resources are checked like documents: the stream is
+//! authenticated, but the control plane may have bugs. Law: `resource_from_wire(resource.into()) ==
+//! resource`.
 
 mod assembler;
 mod chunks;
 mod decode;
 mod encode;
-mod policy_interner;
 mod tickets;
 
 pub use assembler::{DeltaAssembler, DeltaLimits, ResourceError};
@@ -21,7 +20,7 @@ pub use tickets::{tickets_from_wire, tickets_to_wire};
 use crate::id::{Id, Key, Kind};
 use crate::problem::Problem;
 
-/// A key as protobuf.
+/// Encodes a key.
 pub fn key_to_wire(key: &Key) -> push::Key {
     let kind = match key.kind {
         Kind::Ssl => push::Kind::Ssl,
@@ -34,10 +33,11 @@ pub fn key_to_wire(key: &Key) -> push::Key {
     push::Key { kind: kind.into(), id: key.id.to_string() }
 }
 
-/// A key from protobuf.
+/// Decodes a key.
 ///
 /// # Errors
-/// A kind this program does not know, or an id that is none.
+///
+/// An unknown kind, or an invalid id.
 pub fn key_from_wire(key: &push::Key) -> Result<Key, Problem> {
     let kind = match push::Kind::try_from(key.kind) {
         Ok(push::Kind::Ssl) => Kind::Ssl,
@@ -54,10 +54,10 @@ pub fn key_from_wire(key: &push::Key) -> Result<Key, Problem> {
     Ok(Key::new(kind, Id::parse(&key.id)?))
 }
 
-/// The revision that the first delta of a stream starts from, for a node that serves revision
-/// `held.1` of the store `held.0`, towards a control plane whose newest state is `newest`. Both
-/// ends reckon it by this function from `Hello` and `Welcome`, so that a delta never leads back:
-/// what the node holds is compared by versions whatever comes out here.
+/// The revision that the first delta of a stream starts from, for a node at revision `held.1` of
+/// the store `held.0` and a control plane at `newest`. Both ends compute it from `Hello` and
+/// `Welcome`. It never exceeds the control plane's revision; which resources the delta contains is
+/// decided by versions.
 pub fn first_delta_base(held: (&str, u64), newest: (&str, u64)) -> u64 {
     if held.0 == newest.0 && held.1 <= newest.1 { held.1 } else { 0 }
 }

@@ -340,7 +340,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lengths_have_one_form() {
+    fn der_lengths_must_be_minimal() {
         for bad in [
             &[0x04, 0x80][..],
             &[0x04, 0x81, 0x01, 0x00],
@@ -354,7 +354,7 @@ mod tests {
     }
 
     #[test]
-    fn dates_are_read_as_the_calendar_says() {
+    fn dates_are_parsed_by_the_calendar() {
         let read = |tag, text: &str| {
             let mut bytes = Vec::new();
             write(&mut bytes, tag, text.as_bytes());
@@ -382,7 +382,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_written_is_read_back(tag in 1u8..0x1f, content in proptest::collection::vec(any::<u8>(), 0..700)) {
+        fn written_values_parse_back(tag in 1u8..0x1f, content in proptest::collection::vec(any::<u8>(), 0..700)) {
             let mut bytes = Vec::new();
             write(&mut bytes, tag, &content);
             let mut reader = Reader::new(&bytes);
@@ -394,7 +394,7 @@ mod tests {
         }
 
         #[test]
-        fn any_bytes_end_in_an_answer(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+        fn any_bytes_terminate(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
             let mut reader = Reader::new(&bytes);
             while let Ok(value) = reader.next() {
                 let _ = (time(&value), boolean(value.content), small_integer(value.content), named_bits(value.content));

@@ -25,6 +25,7 @@ mod der;
 mod name;
 mod pem;
 mod signature;
+mod unix_time;
 
 pub use cert::{CertError, Certificate, certificates_from_pem, subject_public_key_info};
 pub use chain::{
@@ -38,4 +39,5 @@ pub use name::{DistinguishedName, NameError};
 pub use policy::{ClientAuth, ClientAuthInput, PolicyDigest, PolicyError, TrustAnchors};
 pub use revocation::{Crl, CrlError, crls_from_pem};
 pub use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, UnixTime};
+pub use unix_time::format_utc;
 pub use verified_cache::VerifiedCache;

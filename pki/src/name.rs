@@ -458,7 +458,7 @@ mod tests {
     }
 
     #[test]
-    fn type_case_and_white_space_make_no_difference() {
+    fn type_case_and_white_space_are_ignored() {
         let a = name(&[&[(O, 0x13, b"Acme  Inc")], &[(CN, 0x0c, b" Root CA ")]]);
         let b = name(&[&[(O, 0x0c, b"acme inc")], &[(CN, 0x1e, b"\0r\0o\0o\0t\0 \0C\0A")]]);
         assert!(names_match(&a, &b) && names_match(&b, &a));
@@ -488,7 +488,7 @@ mod tests {
     }
 
     #[test]
-    fn the_old_form_is_in_the_order_of_the_certificate() {
+    fn the_legacy_form_keeps_the_order_of_rdns() {
         let odd =
             name(&[&[(O, 0x13, b"a/b")], &[(CN, 0x0c, "\u{e9}\n".as_bytes()), (&[0x2a, 0x03], 0x0c, b"x")]]);
         assert_eq!(to_legacy(&odd), "/O=a/b/CN=\\xC3\\xA9\\x0A/1.2.3=x");

@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn an_end_without_a_begin_is_an_error() {
+    fn an_end_line_without_begin_is_an_error() {
         let whole = "-----BEGIN A-----\nAAEC\n-----END A-----\n";
         for (damaged, why) in [
             (whole.replace("-----BEGIN", "----BEGIN"), "four dashes"),
@@ -203,14 +203,14 @@ mod tests {
     }
 
     #[test]
-    fn legacy_encryption_is_noticed() {
+    fn legacy_encryption_is_detected() {
         let text = "-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-128-CBC,00\n\nAAEC\n-----END RSA PRIVATE KEY-----\n";
         assert!(blocks(text).next().unwrap().unwrap().encrypted);
     }
 
     proptest! {
         #[test]
-        fn what_is_encoded_is_read_back(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+        fn encoded_blocks_parse_back(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
             let text = encode("SOME LABEL", &bytes);
             let read: Vec<_> = blocks(&text).collect();
             prop_assert_eq!(read.len(), 1);
@@ -218,7 +218,7 @@ mod tests {
         }
 
         #[test]
-        fn any_text_ends_in_an_answer(text in "(-----BEGIN |-----END |-----\n|A|[ -~\n]){0,60}") {
+        fn any_text_terminates(text in "(-----BEGIN |-----END |-----\n|A|[ -~\n]){0,60}") {
             prop_assert!(blocks(&text).count() < 100);
         }
     }

@@ -85,7 +85,7 @@ fn line(length: usize, algorithm: KeyAlgorithm) -> Result<Vec<Authority>, IssueE
 }
 
 #[test]
-fn depth_means_the_same() {
+fn depth_matches_openssl() {
     let folder = tempfile::tempdir().unwrap();
     let authorities = line(3, KeyAlgorithm::P256).unwrap();
     let (mut accepted, mut refused) = (0, 0);
@@ -108,7 +108,7 @@ fn depth_means_the_same() {
 }
 
 #[test]
-fn usages_versions_and_pins_mean_the_same() {
+fn usages_versions_and_pins_match_openssl() {
     let folder = tempfile::tempdir().unwrap();
     let root = Authority::root(&AuthoritySpec::new("Root")).unwrap();
     let old_root = Authority::root_v1(&AuthoritySpec::new("Old root")).unwrap();
@@ -132,7 +132,7 @@ fn usages_versions_and_pins_mean_the_same() {
 }
 
 #[test]
-fn dates_and_constraints_mean_the_same() {
+fn dates_and_constraints_match_openssl() {
     let folder = tempfile::tempdir().unwrap();
     let window = |spec: AuthoritySpec, by: u64| spec.between(at(NOW - 1000 + by), at(NOW + 1000 - by));
     let root = Authority::root(&window(AuthoritySpec::new("Root"), 0)).unwrap();
@@ -160,7 +160,7 @@ fn dates_and_constraints_mean_the_same() {
 }
 
 #[test]
-fn every_algorithm_is_believed_by_both() {
+fn every_algorithm_matches_openssl() {
     let folder = tempfile::tempdir().unwrap();
     for algorithm in [
         KeyAlgorithm::P256,
@@ -180,7 +180,7 @@ fn every_algorithm_is_believed_by_both() {
 /// Ours alone: OpenSSL's own limit is a setting, and lower. `pki::mint` makes no such keys, so
 /// OpenSSL does.
 #[test]
-fn rsa_below_2048_bits_is_refused_in_leaf_and_anchor() {
+fn rsa_below_2048_bits_is_rejected() {
     let folder = tempfile::tempdir().unwrap();
     let openssl = |arguments: &[&str]| {
         let output = Command::new("openssl").args(arguments).current_dir(folder.path()).output().unwrap();

@@ -25,7 +25,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn there_are_no_core_files_and_nothing_to_attach_to() {
+    fn core_dumps_and_ptrace_are_disabled() {
         disable().unwrap();
         assert_eq!(getrlimit(Resource::RLIMIT_CORE).unwrap(), (0, 0));
         assert!(!prctl::get_dumpable().unwrap());

@@ -43,7 +43,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_lack_of_means_counts_as_exhausted() {
+    fn only_resource_errors_count_as_exhausted() {
         for error in [Errno::EMFILE, Errno::ENFILE, Errno::ENOMEM, Errno::ENOBUFS] {
             assert!(is_resource_exhausted(&io::Error::from(error)));
         }

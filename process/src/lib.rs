@@ -3,6 +3,7 @@
 
 #![warn(missing_docs)]
 
+pub mod bounded_read;
 pub mod core_dumps;
 pub mod descriptors;
 pub mod signals;

@@ -70,7 +70,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_burst_is_written_then_one_line_an_interval() {
+    fn a_burst_is_allowed_then_one_line_per_interval() {
         const STEP: Duration = Duration::from_millis(100);
         let (mut allowance, start) = (TokenBucket::new(3, STEP), Instant::now());
         let mut written = |now| (0..10).filter(|_| allowance.try_acquire(now)).count();
@@ -83,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_tells_how_many_were_left_out_before_it() {
+    fn a_line_reports_the_suppressed_ones() {
         let throttle = LogThrottle::new(1, Duration::from_secs(3600));
         assert_eq!((throttle.try_acquire(), throttle.try_acquire()), (Some(0), None));
     }

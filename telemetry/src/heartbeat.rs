@@ -126,7 +126,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_loop_that_does_not_beat_is_named() {
+    fn a_stale_heartbeat_is_named() {
         let all = Heartbeats::default();
         let (hangs, runs) = (all.add("a", Readiness::Required), all.add("b", Readiness::Required));
         let (ignored, queue) = (all.add("c", Readiness::Ignored), all.add("d", Readiness::Required));

@@ -330,7 +330,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_client_that_does_not_read_loses_its_place() {
+    async fn a_stalled_client_loses_its_connection() {
         use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
         let status = Arc::new(StatusPage::new(Arc::default()));
         let places = Arc::new(Semaphore::new(3));
@@ -364,7 +364,7 @@ mod tests {
     }
 
     #[test]
-    fn silent_connections_are_bounded_and_the_next_one_waits() {
+    fn silent_connections_are_bounded() {
         let listener = bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let address = listener.address();
         let _serving = listener.serve(StatusPage::new(Arc::default())).unwrap();
@@ -387,7 +387,7 @@ mod tests {
     }
 
     #[test]
-    fn it_answers_with_what_it_was_given() {
+    fn status_ready_and_metrics_are_served() {
         let heartbeats = Arc::<Heartbeats>::default();
         let _worker = heartbeats.add("worker-0", Readiness::Required);
         let mut status = StatusPage::new(heartbeats);

@@ -100,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn a_closed_pipe_is_no_error_and_a_full_disk_is_one() {
+    fn a_full_disk_is_an_error_and_a_closed_pipe_is_not() {
         for (kind, fails) in [(io::ErrorKind::BrokenPipe, false), (io::ErrorKind::StorageFull, true)] {
             let mut output = CommandOutput::new(Ending(10, kind));
             for line in 0..100 {

@@ -1,6 +1,7 @@
 //! A client of the Admin API: HTTPS with a client certificate and the API key.
 //!
-//! Every call of [`Admin`] is a connection of its own, so a killed and restarted control plane needs no care here.
+//! Every call of [`Admin`] has a connection of its own, so it survives a restart of the control
+//! plane.
 
 use std::net::SocketAddr;
 
@@ -8,130 +9,112 @@ use http::header::CONTENT_TYPE;
 use http::{Method, StatusCode};
 use serde_json::Value;
 
-use crate::caller::{Caller, Refused, Reply, Session, full};
+use crate::client::{ClientError, HttpClient, HttpConnection, Reply, full};
 use crate::credentials::{Credential, Credentials, certificates};
 
-/// The key that every test world's control plane is configured with.
+/// The administrator's API key in every world.
 pub const ADMIN_KEY: &str = "edd1c9f034335f136f87ad84b625c8f1";
-/// The key that may only read.
+/// The API key that may only read.
 pub const VIEWER_KEY: &str = "4054f7cf07e344346cd3f287985e76a2";
 
-/// How to call the Admin API.
 #[derive(Clone)]
 pub struct Admin {
-    caller: Caller,
+    client: HttpClient,
     key: Option<String>,
 }
 
-/// What the Admin API answered.
+/// A response of the Admin API.
 #[derive(Debug)]
 pub struct Answer {
-    /// Its status.
     pub status: StatusCode,
     /// The revision of a write (`X-Countersign-Revision`).
     pub revision: Option<u64>,
     /// The JSON body; `Null` when it is not JSON.
     pub body: Value,
-    /// The whole answer.
     pub reply: Reply,
 }
 
 impl Admin {
-    /// The administrator of a world.
     pub fn new(address: SocketAddr, credentials: &Credentials) -> Self {
         let roots = certificates(credentials.servers.certificate_pem());
-        let caller = Caller::new(address, "admin.test", roots).identity(&credentials.admin_client);
-        Self { caller, key: Some(ADMIN_KEY.to_owned()) }
+        let client = HttpClient::new(address, "admin.test", roots).identity(&credentials.admin_client);
+        Self { client, key: Some(ADMIN_KEY.to_owned()) }
     }
 
-    /// With another key, or none.
     pub fn key(mut self, key: Option<&str>) -> Self {
         self.key = key.map(str::to_owned);
         self
     }
 
-    /// With another certificate.
     pub fn identity(mut self, identity: &Credential) -> Self {
-        self.caller = self.caller.identity(identity);
+        self.client = self.client.identity(identity);
         self
     }
 
-    /// How it connects.
-    pub fn caller(&self) -> &Caller {
-        &self.caller
+    pub fn client(&self) -> &HttpClient {
+        &self.client
     }
 
     /// One call below `/apisix/admin/`.
     ///
     /// # Errors
-    /// When there was no HTTP answer (the control plane is down, for one).
-    pub async fn call(&self, method: Method, path: &str, body: Option<&Value>) -> Result<Answer, Refused> {
+    /// When there is no HTTP response (the control plane is down, for example).
+    pub async fn call(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+    ) -> Result<Answer, ClientError> {
         self.connect().await?.call(method, path, body).await
     }
 
     /// A connection for many calls.
     ///
     /// # Errors
-    /// When the handshake is refused.
-    pub async fn connect(&self) -> Result<AdminSession, Refused> {
-        Ok(AdminSession { session: self.caller.connect().await?, key: self.key.clone() })
+    /// When the handshake is rejected.
+    pub async fn connect(&self) -> Result<AdminConnection, ClientError> {
+        Ok(AdminConnection { session: self.client.connect().await?, key: self.key.clone() })
     }
 
-    /// GET.
-    ///
-    /// # Panics
-    /// When there is no HTTP answer.
     pub async fn get(&self, path: &str) -> Answer {
-        self.call(Method::GET, path, None).await.unwrap_or_else(|refused| panic!("GET {path}: {refused}"))
+        self.call(Method::GET, path, None).await.unwrap_or_else(|error| panic!("GET {path}: {error}"))
     }
 
-    /// A write that must be accepted; gives its revision.
-    ///
-    /// # Panics
-    /// When it is not.
+    /// A write that must succeed; gives its revision.
     pub async fn write(&self, method: Method, path: &str, body: Option<&Value>) -> u64 {
         let answer = self
             .call(method.clone(), path, body)
             .await
-            .unwrap_or_else(|refused| panic!("{method} {path}: {refused}"));
+            .unwrap_or_else(|error| panic!("{method} {path}: {error}"));
         assert!(answer.status.is_success(), "{method} {path}: {} {}", answer.status, answer.reply.text());
         answer.revision.unwrap_or_else(|| panic!("{method} {path}: no X-Countersign-Revision: {answer:?}"))
     }
 
-    /// PUT that must be accepted; gives its revision.
-    ///
-    /// # Panics
-    /// When it is not.
     pub async fn put(&self, path: &str, body: &Value) -> u64 {
         self.write(Method::PUT, path, Some(body)).await
     }
 
-    /// DELETE that must be accepted; gives its revision.
-    ///
-    /// # Panics
-    /// When it is not.
     pub async fn delete(&self, path: &str) -> u64 {
         self.write(Method::DELETE, path, None).await
     }
 }
 
-/// An open connection to the Admin API.
-pub struct AdminSession {
-    session: Session,
+pub struct AdminConnection {
+    session: HttpConnection,
     key: Option<String>,
 }
 
-impl AdminSession {
+impl AdminConnection {
     /// One call below `/apisix/admin/`.
     ///
     /// # Errors
-    /// When there was no HTTP answer.
+    /// When there is no HTTP response (the control plane is down, for example).
     pub async fn call(
         &mut self,
         method: Method,
         path: &str,
         body: Option<&Value>,
-    ) -> Result<Answer, Refused> {
+    ) -> Result<Answer, ClientError> {
         let body = body.map(Value::to_string).unwrap_or_default();
         let mut request = self.session.request(method, &format!("/apisix/admin/{path}"), full(body));
         let headers = request.headers_mut();

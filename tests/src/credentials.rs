@@ -1,24 +1,23 @@
-//! The certificates of one test world, freshly minted: nothing of it is ever stored in the repository.
+//! The certificates of one test world, issued for each test.
 //!
-//! Four authorities that trust nobody else's: the gateway's servers, its clients, the upstreams' clients and the push,
-//! plus a stranger whom nobody trusts.
+//! Four independent authorities sign for the gateway's servers, its clients, the upstreams and the
+//! push; a fifth is trusted by none.
 
 use std::time::{Duration, SystemTime};
 
 use pki::Certificate;
-use pki::ca::{AuthoritySpec, CrlSpec, LeafSpec};
+use pki::ca::{AuthoritySpec, CrlSpec, IssuedCertificate, LeafSpec};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 
 const DAY: Duration = Duration::from_secs(86_400);
 
-/// A certificate authority that tests issue from.
 pub struct Authority {
     inner: pki::ca::Authority,
     certificate_pem: String,
 }
 
-/// A certificate (with the chain a peer must send) and its key, as PEM.
+/// A certificate with its chain, and its key, as PEM.
 #[derive(Clone)]
 pub struct Credential {
     /// Leaf first, then intermediates.
@@ -28,14 +27,13 @@ pub struct Credential {
 }
 
 impl Authority {
-    /// A self-signed root.
     pub fn root(name: &str) -> Self {
-        Self::of(pki::ca::Authority::root(&AuthoritySpec::new(name)).expect("a root can be minted"))
+        Self::of(pki::ca::Authority::root(&AuthoritySpec::new(name)).expect("a root can be issued"))
     }
 
-    /// An authority below this one; what it issues carries its certificate in the chain.
+    /// An intermediate; what it issues carries its certificate in the chain.
     pub fn intermediate(&self, name: &str) -> Self {
-        Self::of(self.inner.intermediate(&AuthoritySpec::new(name)).expect("an intermediate can be minted"))
+        Self::of(self.inner.intermediate(&AuthoritySpec::new(name)).expect("an intermediate can be issued"))
     }
 
     fn of(inner: pki::ca::Authority) -> Self {
@@ -43,7 +41,6 @@ impl Authority {
         Self { inner, certificate_pem }
     }
 
-    /// The authority's own certificate.
     pub fn certificate_pem(&self) -> &str {
         &self.certificate_pem
     }
@@ -53,34 +50,32 @@ impl Authority {
         self.issue(&server_spec(names))
     }
 
-    /// A server's certificate that ended yesterday.
+    /// A server's certificate that expired yesterday.
     pub fn expired_server(&self, names: &[&str]) -> Credential {
         self.issue(&expired(server_spec(names)))
     }
 
-    /// A client's certificate with this common name, and DNS name.
+    /// A client's certificate with this common name and DNS name.
     pub fn client(&self, name: &str) -> Credential {
         self.issue(&LeafSpec::client(name).dns(name))
     }
 
-    /// A client's certificate that ended yesterday.
+    /// A client's certificate that expired yesterday.
     pub fn expired_client(&self, name: &str) -> Credential {
         self.issue(&expired(LeafSpec::client(name)))
     }
 
-    /// A current revocation list, as PEM, with these certificates in it.
+    /// A current revocation list, as PEM, of these certificates.
     pub fn crl(&self, revoked: &[&Credential]) -> String {
         let leaf = |credential: &&Credential| {
-            Certificate::from_der(&credential.chain()[0]).expect("a minted certificate is readable")
+            Certificate::from_der(&credential.chain()[0]).expect("an issued certificate is readable")
         };
         let spec = revoked.iter().map(leaf).fold(CrlSpec::new(), |spec, leaf| spec.revoke(&leaf));
-        self.inner.crl_pem(&spec).expect("a list can be minted")
+        self.inner.crl_pem(&spec).expect("a list can be issued")
     }
 
-    /// Whatever else a test needs.
     pub fn issue(&self, spec: &LeafSpec) -> Credential {
-        let minted = self.inner.issue(spec).expect("a leaf can be minted");
-        Credential { certificate_pem: minted.chain_pem.clone(), key_pem: minted.key_pem.to_string() }
+        (&self.inner.issue(spec).expect("a leaf can be issued")).into()
     }
 }
 
@@ -94,26 +89,29 @@ fn expired(spec: LeafSpec) -> LeafSpec {
     spec.valid(UnixTime::since_unix_epoch(now - 10 * DAY), 9)
 }
 
+impl From<&IssuedCertificate> for Credential {
+    fn from(issued: &IssuedCertificate) -> Self {
+        Self { certificate_pem: issued.chain_pem.clone(), key_pem: issued.key_pem.to_string() }
+    }
+}
+
 impl Credential {
-    /// The certificates, for a rustls configuration.
     pub fn chain(&self) -> Vec<CertificateDer<'static>> {
         certificates(&self.certificate_pem)
     }
 
-    /// The key, for a rustls configuration.
     pub fn key(&self) -> PrivateKeyDer<'static> {
-        PrivateKeyDer::from_pem_slice(self.key_pem.as_bytes()).expect("a minted key is readable")
+        PrivateKeyDer::from_pem_slice(self.key_pem.as_bytes()).expect("an issued key is readable")
     }
 }
 
-/// Every certificate in a PEM text.
 pub fn certificates(pem: &str) -> Vec<CertificateDer<'static>> {
     CertificateDer::pem_slice_iter(pem.as_bytes())
         .collect::<Result<_, _>>()
-        .expect("a minted certificate is readable")
+        .expect("an issued certificate is readable")
 }
 
-/// The subject of a certificate, for a scripted peer to report.
+/// The subject of a certificate, as scripted upstreams report it.
 pub fn subject(certificate: &CertificateDer<'_>) -> String {
     Certificate::from_der(certificate)
         .expect("a handshake leaves a readable certificate")
@@ -121,33 +119,29 @@ pub fn subject(certificate: &CertificateDer<'_>) -> String {
         .to_owned()
 }
 
-/// All the certificates of one world.
 pub struct Credentials {
-    /// Signs what the gateway and the Admin API show to their clients.
+    /// Signs for the gateway's sites and the Admin API.
     pub servers: Authority,
-    /// Signs the gateway's clients and the Admin API's.
+    /// Signs for clients of the gateway and of the Admin API.
     pub clients: Authority,
-    /// Signs what upstreams show, and what they ask of the gateway.
+    /// Signs for upstreams, and for the gateway as their client.
     pub upstreams: Authority,
-    /// Signs both ends of the push.
+    /// Signs for both ends of the push.
     pub push: Authority,
-    /// Nobody trusts it.
-    pub strangers: Authority,
+    /// Trusted by none.
+    pub untrusted: Authority,
     /// The Admin API's certificate, for `admin.test` and 127.0.0.1.
     pub admin_server: Credential,
-    /// An administrator's certificate.
     pub admin_client: Credential,
-    /// The control plane's push certificate.
     pub push_server: Credential,
-    /// The certificate of the site `app.test` and everything below `*.test`.
+    /// Of the site `app.test` and everything below `*.test`.
     pub site: Credential,
-    /// A good client of the gateway.
+    /// A client that the gateway accepts.
     pub client: Credential,
 }
 
 impl Credentials {
-    /// Mints a whole set.
-    pub fn mint() -> Self {
+    pub fn generate() -> Self {
         let servers = Authority::root("Test Server CA");
         let clients = Authority::root("Test Client CA");
         let push = Authority::root("Test Push CA");
@@ -158,7 +152,7 @@ impl Credentials {
             site: servers.server(&["app.test", "*.test"]),
             client: clients.client("good-client"),
             upstreams: Authority::root("Test Upstream CA"),
-            strangers: Authority::root("Stranger CA"),
+            untrusted: Authority::root("Untrusted CA"),
             servers,
             clients,
             push,

@@ -1,24 +1,24 @@
 //! The demo: makes a PKI, starts both planes and two upstreams, and runs the scenarios with the
 //! system's curl.
 //!
-//! Everything is done as a reader would do it: `controlplane pki` makes the certificates, `conf/config.yaml` is the
-//! configuration, and every command is printed before it runs and can be pasted into another terminal. Invariant: what is
-//! printed as passed was checked, and nothing keeps running after the end.
+//! `controlplane pki` makes the certificates, `conf/config.yaml` is the configuration, and every
+//! command is printed before it runs and can be pasted into another terminal.
+//!
+//! Invariant: a step that is printed as passed was checked, and nothing runs after the end.
 
+mod environment;
 mod etcd;
 mod scenarios;
 mod shell;
-mod stage;
 
 use std::path::Path;
 
 use clap::Args;
 
-use stage::Stage;
+use environment::Environment;
 
-/// Where everything listens, on 127.0.0.1.
 #[derive(Args, Clone, Debug)]
-pub struct Ports {
+pub struct DemoPorts {
     /// The gateway's plain HTTP.
     #[arg(long = "http", default_value_t = 9080)]
     pub http: u16,
@@ -45,8 +45,8 @@ pub struct Ports {
     pub etcd: u16,
 }
 
-impl Ports {
-    /// Each port with the make variable that changes it.
+impl DemoPorts {
+    /// Each port with its make variable.
     fn named(&self) -> [(u16, &'static str); 8] {
         [
             (self.http, "HTTP_PORT"),
@@ -61,31 +61,30 @@ impl Ports {
     }
 }
 
-/// One run of the demo.
 pub struct Demo;
 
 impl Demo {
-    /// Sets the stage, runs the scenarios, and stays until Ctrl-C unless `check`. Gives how many
-    /// scenarios failed or, where all of them are to be seen (`check`), could not be shown.
+    /// Starts everything, runs the scenarios, and stays until Ctrl-C unless `check`. Gives the
+    /// number of scenarios that failed or, with `check`, were skipped.
     ///
     /// # Errors
-    /// When the stage cannot be set: a port in use, a program not built, a folder that is not the demo's.
-    pub async fn run(dir: &Path, ports: Ports, check: bool) -> anyhow::Result<usize> {
+    /// A port in use, a program that is not built, or a folder that is not the demo's.
+    pub async fn run(dir: &Path, ports: DemoPorts, check: bool) -> anyhow::Result<usize> {
         println!(
             "Countersign: a mutual-TLS gateway, on this machine. Certificates, store and logs are in {}/",
             dir.display()
         );
-        let mut stage = Stage::set(dir, ports).await?;
-        stage.introduce();
-        let shown = scenarios::run_all(&mut stage).await?;
+        let mut demo = Environment::start(dir, ports).await?;
+        demo.print_overview();
+        let shown = scenarios::run_all(&mut demo).await?;
         if !check {
-            stage.invite(&shown);
-            stage.until_interrupted().await?;
+            demo.print_suggestions(&shown);
+            demo.until_interrupted().await?;
         }
-        stage.strike().await;
+        demo.stop().await;
         if check {
             println!("{shown}");
-            return Ok(shown.failed + shown.not_shown);
+            return Ok(shown.failed + shown.skipped);
         }
         Ok(shown.failed)
     }

@@ -1,15 +1,15 @@
-//! Real etcd servers, started by the tests themselves on free ports, alone or as a cluster of three.
+//! Real etcd servers on free ports, alone or as a cluster of three.
 //!
-//! [`Etcd`] is one member: its ports are its own for as long as it exists (a bound socket that does not listen keeps
-//! each of them), its data is in memory where there is room. Whatever TLS or password its clients need, the test itself comes in by
-//! a plain port of its own ([`Etcd::keys`], [`Etcd::ctl`]). Invariant: nothing is waited for but etcd's own
-//! word that it serves, and no server outlives its value.
+//! [`Etcd`] is one member: its ports stay reserved while it exists, its data is in memory where
+//! there is room. Tests connect by a plain port of their own ([`Etcd::keys`], [`Etcd::ctl`]),
+//! whatever TLS or password its clients need.
+//!
+//! Invariant: a start waits until etcd serves, and no server outlives its value.
 
 mod access;
 mod builder;
 mod cluster;
 mod keys;
-mod storage;
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -19,7 +19,7 @@ use tempfile::TempDir;
 use tokio::process::Command;
 use tokio::task::JoinHandle;
 
-use crate::caller::bounded;
+use crate::client::bounded;
 use crate::credentials::Credential;
 use crate::ports::Reservation;
 use crate::process::{Log, Process};
@@ -29,47 +29,44 @@ pub use builder::{Authorities, EtcdBuilder};
 pub use cluster::Cluster;
 pub use keys::{Change, Entry, Keys};
 
-/// The password of etcd's `root` where there is one.
+/// The password of etcd's user `root`, where there is one.
 pub const PASSWORD: &str = "open-sesame";
 
 /// One etcd server, running or not.
 pub struct Etcd {
     name: String,
     folder: TempDir,
-    /// For its clients.
     client: Reservation,
-    /// For its peers.
     peer: Reservation,
-    /// For the test.
-    door: Reservation,
+    /// For the test itself.
+    test_port: Reservation,
     /// `name=URL,...` of all members.
     members: String,
     tls: bool,
-    /// The password of `root`, once it is asked for.
+    /// The password of `root`, once authentication is enabled.
     password: Option<String>,
     arguments: Vec<String>,
-    /// With the members' URLs it makes the cluster's id.
+    /// Makes the cluster's id, with the members' URLs.
     token: String,
     access: Access,
     process: Option<Process>,
     log: Log,
-    /// Where its present life begins in the log, and who collects it.
+    /// The start of its present run in the log, and the task that collects the log.
     life: Option<(usize, JoinHandle<()>)>,
     saves: u32,
 }
 
 impl Etcd {
-    /// No TLS, no password.
     pub async fn plain() -> Self {
         Self::builder().start().await
     }
 
-    /// A certificate for `etcd.test`, `localhost` and 127.0.0.1; asks its clients for none.
+    /// A certificate for `etcd.test`, `localhost` and 127.0.0.1; no client certificates.
     pub async fn tls(authorities: &Authorities) -> Self {
         Self::builder().tls(authorities).start().await
     }
 
-    /// The same, and clients need a certificate of `authorities.clients`.
+    /// The same, requiring a certificate of `authorities.clients`.
     pub async fn mutual(authorities: &Authorities) -> Self {
         Self::builder().mutual(authorities).start().await
     }
@@ -77,67 +74,59 @@ impl Etcd {
     /// No TLS; user `root` with [`PASSWORD`].
     pub async fn with_password() -> Self {
         let mut etcd = Self::plain().await;
-        etcd.ask_for_password(PASSWORD).await;
+        etcd.enable_auth(PASSWORD).await;
         etcd
     }
 
-    /// An etcd to be shaped first.
     pub fn builder() -> EtcdBuilder {
         EtcdBuilder::default()
     }
 
-    /// How a control plane gets in.
+    /// The settings and files of a control plane for it.
     pub fn access(&self) -> Access {
         self.access.clone()
     }
 
-    /// `http://127.0.0.1:port` or `https://...`, for its clients.
+    /// The URL for its clients.
     pub fn url(&self) -> String {
         let scheme = if self.tls { "https" } else { "http" };
         format!("{scheme}://{}", self.client.address())
     }
 
-    /// Where its clients connect.
     pub fn address(&self) -> std::net::SocketAddr {
         self.client.address()
     }
 
-    fn door_url(&self) -> String {
-        format!("http://{}", self.door.address())
+    fn test_url(&self) -> String {
+        format!("http://{}", self.test_port.address())
     }
 
-    /// What it logged.
     pub fn log(&self) -> &Log {
         &self.log
     }
 
-    /// Reads and writes as the test pleases.
+    /// A client of its keys.
     pub async fn keys(&self) -> Keys {
-        Keys::connect(&self.door_url(), self.password.as_deref()).await
+        Keys::connect(&self.test_url(), self.password.as_deref()).await
     }
 
-    /// Starts it (again, on the same ports and data) and waits until it serves.
+    /// Starts it, with the ports and data of before, and waits until it serves.
     pub async fn start(&mut self) {
         self.spawn();
         self.serving().await;
     }
 
-    /// Starts it, and does not wait: a member without a majority is never ready.
+    /// Starts it without waiting: a member without a majority does not serve.
     pub fn spawn(&mut self) {
         assert!(self.process.is_none(), "{} runs already", self.name);
-        let mut child = self
-            .command()
-            .spawn()
+        let mut process = Process::foreign("etcd", self.command(), None)
             .unwrap_or_else(|problem| panic!("cannot start etcd ({problem}): `make setup` installs it"));
         let mark = self.log.mark();
-        self.life = Some((mark, self.log.follow(child.stderr.take().expect("standard error is piped"))));
-        self.process = Some(Process::foreign("etcd", child));
+        self.life = Some((mark, self.log.follow(process.stderr().expect("standard error is piped"))));
+        self.process = Some(process);
     }
 
-    /// Waits until it serves at both of its ports.
-    ///
-    /// # Panics
-    /// When it ends, or does not get that far: the message carries its log.
+    /// Waits until it serves at both ports.
     pub async fn serving(&mut self) {
         let begin = self.life.as_ref().map_or(0, |(mark, _)| *mark);
         let process = self.process.as_mut().unwrap_or_else(|| panic!("{} does not run", self.name));
@@ -148,12 +137,18 @@ impl Etcd {
     }
 
     fn command(&self) -> Command {
-        let (client, peer, door) = (self.url(), format!("http://{}", self.peer.address()), self.door_url());
+        let (client, peer, test_port) =
+            (self.url(), format!("http://{}", self.peer.address()), self.test_url());
         let mut command = Command::new("etcd");
         command
             .args(["--name", &self.name, "--data-dir"])
             .arg(self.data())
-            .args(["--listen-client-urls", &format!("{client},{door}"), "--advertise-client-urls", &client])
+            .args([
+                "--listen-client-urls",
+                &format!("{client},{test_port}"),
+                "--advertise-client-urls",
+                &client,
+            ])
             .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
             .args(["--initial-cluster", &self.members, "--initial-cluster-token", &self.token])
             .args(["--heartbeat-interval", "50", "--election-timeout", "500"])
@@ -162,8 +157,7 @@ impl Etcd {
             .current_dir(self.folder.path())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true);
+            .stderr(Stdio::piped());
         command
     }
 
@@ -175,38 +169,37 @@ impl Etcd {
         self.process.as_ref().unwrap_or_else(|| panic!("{} does not run", self.name))
     }
 
-    /// `kill -9`; its port refuses afterwards.
+    /// `kill -9`; its ports stay reserved.
     pub async fn kill(&mut self) {
         let process = self.process.take().unwrap_or_else(|| panic!("{} does not run", self.name));
         process.kill_9().await;
-        // All it said belongs to this life, not to the next one.
+        // Collects the log of this run before the next one.
         if let Some((_, logging)) = self.life.take() {
             bounded("the end of etcd's log", logging).await.expect("the log is collected");
         }
     }
 
-    /// SIGSTOP: it holds its connections and says nothing.
+    /// SIGSTOP: it holds its connections and sends nothing.
     pub fn pause(&self) {
         self.process().signal(Signal::SIGSTOP);
     }
 
-    /// SIGCONT.
     pub fn resume(&self) {
         self.process().signal(Signal::SIGCONT);
     }
 
-    /// Puts another certificate where etcd reads its own; it takes effect with the next handshake.
+    /// Replaces its certificate, from the next handshake on.
     pub fn replace_certificate(&self, credential: &Credential) {
         builder::write_credential(self.folder.path(), credential);
     }
 
-    /// Puts another authority where etcd reads that of its clients; it takes effect with the next start.
+    /// Replaces the authority of its clients, from the next start on.
     pub fn replace_clients(&self, authority_pem: &str) {
         builder::write_clients(self.folder.path(), authority_pem);
     }
 
-    /// Makes user `root` with this password, and demands it from now on.
-    pub async fn ask_for_password(&mut self, password: &str) {
+    /// Adds user `root` with this password, and requires it from now on.
+    pub async fn enable_auth(&mut self, password: &str) {
         self.ctl(&["user", "add", &format!("root:{password}")]).await;
         self.ctl(&["user", "grant-role", "root", "root"]).await;
         self.ctl(&["auth", "enable"]).await;
@@ -214,20 +207,16 @@ impl Etcd {
         self.access.user = Some(("root".to_owned(), password.to_owned()));
     }
 
-    /// `etcdctl` with these arguments; gives what it printed.
-    ///
-    /// # Panics
-    /// When it fails.
+    /// The output of `etcdctl` with these arguments.
     pub async fn ctl(&self, arguments: &[&str]) -> String {
         let user = self.password.as_ref().map(|password| format!("--user=root:{password}"));
-        let mut all = vec![format!("--endpoints={}", self.door_url())];
+        let mut all = vec![format!("--endpoints={}", self.test_url())];
         all.extend(user);
         all.extend(arguments.iter().map(|argument| (*argument).to_owned()));
         ctl(self.folder.path(), &all).await
     }
 
-    /// Kills it, removes everything it keeps, and starts it again: an empty cluster that calls
-    /// itself by the same id.
+    /// Kills it, removes its data, and starts it again: an empty cluster with the same id.
     pub async fn lose_data(&mut self) {
         self.kill().await;
         std::fs::remove_dir_all(self.data()).expect("the data can be removed");
@@ -242,14 +231,14 @@ impl Etcd {
         path
     }
 
-    /// The same as another cluster: what an operator does who follows etcd's advice to name a restored cluster anew.
+    /// The same under another cluster id, as etcd's manual recommends for a restored cluster.
     pub async fn restore_as_another(&mut self, save: &Path) {
         self.token.push_str("-again");
         self.restore(save).await;
     }
 
-    /// Kills it and starts it again with nothing but what is in this save: the same cluster, at an
-    /// older revision.
+    /// Kills it and starts it again with the data of this snapshot: the same cluster, at an older
+    /// revision.
     pub async fn restore(&mut self, save: &Path) {
         self.kill().await;
         std::fs::remove_dir_all(self.data()).expect("the data can be removed");

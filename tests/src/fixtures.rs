@@ -1,34 +1,34 @@
-//! Certificates like those of APISIX's tests: the same names, versions, usages, kinds of key and forms of PEM, freshly minted.
+//! Certificates like those of APISIX's tests: the same names, versions, usages, key types and PEM
+//! forms, freshly issued.
 //!
-//! Made once for all cases, because RSA keys take their time. What the project's minting does not write (PKCS#1, SEC1 with its
-//! parameters in a block of their own) `openssl` makes of it, as it made the originals.
+//! Issued once for all cases, because RSA keys take their time. `openssl` converts keys into forms
+//! that `pki::ca` does not write (PKCS#1, SEC1 with a parameters block).
 
 use std::io::Write;
 use std::process::{Command, Stdio};
 use std::sync::LazyLock;
 use std::time::Duration;
 
-use pki::ca::{Authority, AuthoritySpec, IssuedCertificate, KeyAlgorithm, LeafSpec, Usages, self_signed};
+use pki::ca::{Authority, AuthoritySpec, KeyAlgorithm, LeafSpec, Usages, self_signed};
 use rustls::pki_types::UnixTime;
 
 use crate::credentials::Credential;
 
-/// All of them.
-pub static FIXTURES: LazyLock<Fixtures> = LazyLock::new(Fixtures::mint);
+pub static FIXTURES: LazyLock<Fixtures> = LazyLock::new(Fixtures::generate);
 
 /// Named like the originals.
 pub struct Fixtures {
-    /// The authority of every mutual-TLS case: X.509 v1, so without basicConstraints.
+    /// The authority of every mutual TLS case: X.509 v1, so without basicConstraints.
     pub mtls_ca: String,
     /// v3 without basicConstraints' CA and without extended key usage, for `admin.apisix.dev`.
     pub mtls_server: Credential,
-    /// The same for `client.apisix.dev`, with a PKCS#1 key: used as a client's and as a server's.
+    /// The same for `client.apisix.dev`, with a PKCS#1 key: for clients and servers.
     pub mtls_client: Credential,
-    /// A client's of that authority, X.509 v1 like the authority itself: what APISIX's tutorial makes.
+    /// A client of that authority, X.509 v1: as in APISIX's tutorial.
     pub tutorial_client: Credential,
     /// `test.com` and `*.test.com`, self-signed, CA:TRUE, RSA.
     pub apisix: Credential,
-    /// `test.com`, P-256, expired in 2021; its key stands behind an `EC PARAMETERS` block.
+    /// `test.com`, P-256, expired in 2021; its key follows an `EC PARAMETERS` block.
     pub apisix_ecc: Credential,
     /// As `apisix`, for `test2.com`.
     pub test2: Credential,
@@ -36,28 +36,28 @@ pub struct Fixtures {
     pub admin_ssl: Credential,
 }
 
-/// A text that is no PEM, long enough for the schema.
+/// Invalid PEM, long enough for the schema.
 pub const INCORRECT: &str = "-----BEGIN CERTIFICATE-----\nnot base64 at all, and it goes on for a while: 0123456789 0123456789 \
                              0123456789 0123456789\n-----END CERTIFICATE-----\n";
 
 impl Fixtures {
-    fn mint() -> Self {
+    fn generate() -> Self {
         let rsa = KeyAlgorithm::Rsa2048;
         let authority = AuthoritySpec::new("ca.apisix.dev").algorithm(rsa);
-        let authority = Authority::root_v1(&authority).expect("a v1 root can be minted");
+        let authority = Authority::root_v1(&authority).expect("a v1 root can be issued");
         let leaf = |name: &str| {
             let spec = LeafSpec::client(name).dns("admin.apisix.dev").usages(Usages::ANY).algorithm(rsa);
-            credential(&authority.issue(&spec).expect("a leaf can be minted"))
+            Credential::from(&authority.issue(&spec).expect("a leaf can be issued"))
         };
         let site = |name: &str| {
             let spec = LeafSpec::client(name).dns(name).dns(format!("*.{name}")).usages(Usages::ANY);
-            credential(&self_signed(&spec.algorithm(rsa)).expect("a site can be minted"))
+            Credential::from(&self_signed(&spec.algorithm(rsa)).expect("a site can be issued"))
         };
         let mut mtls_client = leaf("client.apisix.dev");
         mtls_client.key_pem = converted(&["rsa", "-traditional"], &mtls_client.key_pem);
         let tutorial = LeafSpec::client("CLIENT").algorithm(rsa).v1();
         Self {
-            tutorial_client: credential(&authority.issue(&tutorial).expect("a v1 leaf can be minted")),
+            tutorial_client: Credential::from(&authority.issue(&tutorial).expect("a v1 leaf can be issued")),
             mtls_ca: authority.certificate_pem(),
             mtls_server: leaf("admin.apisix.dev"),
             mtls_client,
@@ -72,18 +72,15 @@ impl Fixtures {
 fn expired_ecc() -> Credential {
     let year = |year: u64| UnixTime::since_unix_epoch(Duration::from_secs((year - 1970) * 31_556_952));
     let spec = LeafSpec::client("test.com").dns("test.com").usages(Usages::ANY);
-    let mut made = credential(&self_signed(&spec.between(year(2020), year(2021))).expect("it can be minted"));
+    let mut made =
+        Credential::from(&self_signed(&spec.between(year(2020), year(2021))).expect("it can be issued"));
     // The object identifier of P-256, as `openssl ecparam` writes it before a key.
     let parameters = "-----BEGIN EC PARAMETERS-----\nBggqhkjOPQMBBw==\n-----END EC PARAMETERS-----\n";
     made.key_pem = format!("{parameters}{}", converted(&["ec"], &made.key_pem));
     made
 }
 
-fn credential(minted: &IssuedCertificate) -> Credential {
-    Credential { certificate_pem: minted.chain_pem.clone(), key_pem: minted.key_pem.to_string() }
-}
-
-/// A key in another form.
+/// Converts a key with `openssl`.
 fn converted(arguments: &[&str], key: &str) -> String {
     let mut child = Command::new("openssl")
         .args(arguments)
@@ -99,7 +96,7 @@ fn converted(arguments: &[&str], key: &str) -> String {
 }
 
 #[test]
-fn the_fixtures_are_as_awkward_as_the_originals() {
+fn fixtures_have_the_forms_of_the_originals() {
     let made = &*FIXTURES;
     let parsed = |pem: &str| pki::certificates_from_pem(pem).expect("a certificate").remove(0);
     assert!(parsed(&made.mtls_ca).is_self_issued() && parsed(&made.mtls_ca).is_v1());

@@ -1,6 +1,7 @@
-//! HTTP/2 frames by hand, for what no client library sends: floods, and requests that make the server reset them (RFC 9113).
+//! HTTP/2 frames that no client library sends: floods, and requests that make the server reset them
+//! (RFC 9113).
 //!
-//! Only what the suites need: a handful of frame types, and requests whose header block is never compressed.
+//! A handful of frame types, and requests with uncompressed header blocks.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,41 +13,29 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_rustls::client::TlsStream;
 
-use crate::caller::{Caller, Http, bounded};
-use crate::process::PATIENCE;
+use crate::client::{Http, HttpClient, bounded};
+use crate::process::EVENT_TIMEOUT;
 
-/// A piece of a body.
 pub const DATA: u8 = 0;
-/// Opens a stream.
 pub const HEADERS: u8 = 1;
-/// Gives a stream up.
 pub const RST_STREAM: u8 = 3;
-/// Begins a connection.
 pub const SETTINGS: u8 = 4;
-/// Asks for an echo.
 pub const PING: u8 = 6;
-/// Ends a connection.
 pub const GOAWAY: u8 = 7;
-/// Lets the other side send more.
 pub const WINDOW_UPDATE: u8 = 8;
-/// More of a header block.
 pub const CONTINUATION: u8 = 9;
 
-/// Flag of SETTINGS and PING: the answer to one.
+/// Flag of SETTINGS and PING.
 pub const ACK: u8 = 1;
-/// Flag: nothing follows on this stream.
 pub const END_STREAM: u8 = 1;
-/// Flag: the header block is complete.
 pub const END_HEADERS: u8 = 4;
 
 /// Bytes of a frame's header.
 const HEADER: usize = 9;
-/// What a client says first.
 pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-/// How long the server says nothing before more is dripped.
+/// Silence of the server before [`FrameConnection::drip`] sends more.
 const SILENCE: Duration = Duration::from_millis(100);
 
-/// One frame.
 pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let length = u32::try_from(payload.len()).expect("a frame's length");
     let mut bytes = length.to_be_bytes()[1..].to_vec();
@@ -56,7 +45,8 @@ pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// The header block of a request: method and scheme from the static table, the rest as literals that are not remembered.
+/// The header block of a request: method and scheme from the static table, the rest as literals
+/// without indexing.
 pub fn request_block(method: &str, host: &str, path: &str) -> Vec<u8> {
     let mut block = vec![if method == "POST" { 0x83 } else { 0x82 }, 0x87];
     for (name, value) in [(0x01, host), (0x04, path)] {
@@ -72,12 +62,12 @@ pub fn window_settings(window: u32) -> Vec<u8> {
     frame(SETTINGS, 0, 0, &payload)
 }
 
-/// Opens the window of a stream, or of the connection (0), by so many bytes.
+/// Opens the window of a stream, or of the connection (0).
 pub fn window_update(stream: u32, bytes: u32) -> Vec<u8> {
     frame(WINDOW_UPDATE, 0, stream, &bytes.to_be_bytes())
 }
 
-/// A GET whose head is complete.
+/// A GET with a complete head.
 pub fn get(stream: u32, host: &str, path: &str) -> Vec<u8> {
     frame(HEADERS, END_HEADERS | END_STREAM, stream, &request_block("GET", host, path))
 }
@@ -87,93 +77,77 @@ pub fn post(stream: u32, host: &str, path: &str) -> Vec<u8> {
     frame(HEADERS, END_HEADERS, stream, &request_block("POST", host, path))
 }
 
-/// What the server has sent so far.
+/// The frames of the server so far.
 #[derive(Clone, Debug, Default)]
-pub struct Heard {
+pub struct ReceivedFrames {
     /// The error code of its GOAWAY: 0 is none, 11 `ENHANCE_YOUR_CALM`.
     pub goaway: Option<u32>,
-    /// RST_STREAM frames.
     pub resets: usize,
-    /// HEADERS frames: answers.
+    /// HEADERS frames: responses.
     pub answers: usize,
     /// Their header blocks.
     pub blocks: Vec<Vec<u8>>,
-    /// The streams that RST_STREAM frames ended, and their error codes.
+    /// The streams that it reset, and the error codes.
     pub reset: Vec<(u32, u32)>,
-    /// The streams that the server ended well.
+    /// The streams that it ended.
     pub whole: Vec<u32>,
     /// Bytes of bodies.
     pub data: usize,
-    /// What its PINGs carry, which are to be answered.
+    /// The payloads of its PINGs.
     pub pings: Vec<Vec<u8>>,
     /// The server has ended the connection.
     pub over: bool,
 }
 
-/// A connection on which frames are written by hand, and read by a task of its own.
-pub struct Wire {
+/// A connection with hand-made frames; a task reads the server's.
+pub struct FrameConnection {
     writer: WriteHalf<TlsStream<TcpStream>>,
     reader: JoinHandle<()>,
-    heard: watch::Receiver<Heard>,
+    heard: watch::Receiver<ReceivedFrames>,
 }
 
-impl Wire {
-    /// Connects, with the preface and empty SETTINGS already said.
-    ///
-    /// # Panics
-    /// When the handshake is refused.
-    pub async fn connect(caller: &Caller) -> Self {
-        Self::begin(caller, &[PREFACE, &frame(SETTINGS, 0, 0, &[])].concat()).await
+impl FrameConnection {
+    /// Connects, and sends the preface and empty SETTINGS.
+    pub async fn connect(client: &HttpClient) -> Self {
+        Self::begin(client, &[PREFACE, &frame(SETTINGS, 0, 0, &[])].concat()).await
     }
 
-    /// Connects, with the preface said and SETTINGS that give each stream this window.
-    ///
-    /// # Panics
-    /// When the handshake is refused.
-    pub async fn with_window(caller: &Caller, window: u32) -> Self {
-        Self::begin(caller, &[PREFACE, &window_settings(window)].concat()).await
+    /// Connects, and sends the preface and SETTINGS with this window for each stream.
+    pub async fn with_window(client: &HttpClient, window: u32) -> Self {
+        Self::begin(client, &[PREFACE, &window_settings(window)].concat()).await
     }
 
-    /// Connects, with these bytes said.
-    ///
-    /// # Panics
-    /// When the handshake is refused.
-    pub async fn begin(caller: &Caller, hello: &[u8]) -> Self {
-        let caller = caller.clone().http(Http::Two);
-        let stream = caller.handshake_with(Arc::new(caller.config())).await;
-        let (reader, mut writer) = tokio::io::split(stream.unwrap_or_else(|refused| panic!("{refused}")));
+    /// Connects, and sends these bytes.
+    pub async fn begin(client: &HttpClient, hello: &[u8]) -> Self {
+        let client = client.clone().http(Http::Two);
+        let stream = client.handshake_with(Arc::new(client.config())).await;
+        let (reader, mut writer) = tokio::io::split(stream.unwrap_or_else(|error| panic!("{error}")));
         writer.write_all(hello).await.expect("a new connection takes the preface");
         writer.flush().await.expect("a new connection takes the preface");
-        let (said, heard) = watch::channel(Heard::default());
-        Self { writer, reader: tokio::spawn(listen(reader, said)), heard }
+        let (sender, heard) = watch::channel(ReceivedFrames::default());
+        Self { writer, reader: tokio::spawn(listen(reader, sender)), heard }
     }
 
-    /// Waits until what the server has sent is like this, and gives it.
-    ///
-    /// # Panics
-    /// When it does not come to that.
-    pub async fn until(&mut self, what: &str, like: impl FnMut(&Heard) -> bool) -> Heard {
+    /// Waits until the received frames are `like` this.
+    pub async fn until(&mut self, what: &str, like: impl FnMut(&ReceivedFrames) -> bool) -> ReceivedFrames {
         bounded(what, self.heard.wait_for(like)).await.unwrap_or_else(|_| panic!("{what}")).clone()
     }
 
-    /// Sends `bytes` whenever the server has been silent for a while, until what it has sent is
-    /// like this.
-    ///
-    /// # Panics
-    /// When it does not come to that.
+    /// Sends `bytes` whenever the server was silent for a while, until the received frames are
+    /// `like` this.
     pub async fn drip(
         &mut self,
         what: &str,
         mut bytes: impl FnMut(u32) -> Vec<u8>,
-        like: impl Fn(&Heard) -> bool,
-    ) -> Heard {
+        like: impl Fn(&ReceivedFrames) -> bool,
+    ) -> ReceivedFrames {
         let started = Instant::now();
         for round in 0.. {
-            assert!(started.elapsed() < PATIENCE, "{what}");
+            assert!(started.elapsed() < EVENT_TIMEOUT, "{what}");
             if let Ok(heard) = timeout(SILENCE, self.heard.wait_for(&like)).await {
                 return heard.unwrap_or_else(|_| panic!("{what}")).clone();
             }
-            // Refused once the server has hung up, which shows in what was heard.
+            // Fails once the server has closed, which the received frames show.
             let _ = self.send(&bytes(round)).await;
         }
         unreachable!("rounds are bounded by time")
@@ -188,21 +162,18 @@ impl Wire {
         sent.await.is_ok()
     }
 
-    /// Waits until the server has ended the connection by itself, and answers its PINGs meanwhile.
-    ///
-    /// # Panics
-    /// When it does not.
-    pub async fn ended(mut self) -> Heard {
+    /// Waits until the server ends the connection, and answers its PINGs meanwhile.
+    pub async fn ended(mut self) -> ReceivedFrames {
         let mut answered = 0;
         loop {
-            let news = |heard: &Heard| heard.over || heard.pings.len() > answered;
+            let news = |heard: &ReceivedFrames| heard.over || heard.pings.len() > answered;
             let heard = self.until("the server ends the connection", news).await;
             if heard.over {
                 self.reader.await.expect("the reader runs");
                 return heard;
             }
             for ping in &heard.pings[answered..] {
-                // It may have gone already.
+                // The server may have closed already.
                 let _ = self.send(&frame(PING, ACK, 0, ping)).await;
             }
             answered = heard.pings.len();
@@ -210,7 +181,7 @@ impl Wire {
     }
 }
 
-async fn listen(mut reader: ReadHalf<TlsStream<TcpStream>>, said: watch::Sender<Heard>) {
+async fn listen(mut reader: ReadHalf<TlsStream<TcpStream>>, sender: watch::Sender<ReceivedFrames>) {
     let mut header = [0; HEADER];
     while reader.read_exact(&mut header).await.is_ok() {
         let [a, b, c, kind, flags, stream @ ..] = header;
@@ -218,12 +189,12 @@ async fn listen(mut reader: ReadHalf<TlsStream<TcpStream>>, said: watch::Sender<
         if reader.read_exact(&mut payload).await.is_err() {
             break;
         }
-        said.send_modify(|heard| heard.take(kind, flags, u32::from_be_bytes(stream), payload));
+        sender.send_modify(|heard| heard.take(kind, flags, u32::from_be_bytes(stream), payload));
     }
-    said.send_modify(|heard| heard.over = true);
+    sender.send_modify(|heard| heard.over = true);
 }
 
-impl Heard {
+impl ReceivedFrames {
     fn take(&mut self, kind: u8, flags: u8, stream: u32, payload: Vec<u8>) {
         let number = |at: usize| {
             payload.get(at..at + 4).map(|bytes| u32::from_be_bytes(bytes.try_into().expect("4 bytes")))

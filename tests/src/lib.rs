@@ -1,29 +1,32 @@
-//! The end-to-end harness: real binaries, fresh certificates, real clients, scripted upstreams.
+//! The end-to-end harness: the built programs, fresh certificates, real clients, scripted
+//! upstreams.
 //!
-//! A test makes a [`world::World`], which starts the control plane and data planes it built from this workspace on
-//! free ports, talks to them as their users do (curl, a Rust client, raw bytes), and ends them. The demo uses the same parts.
-//! Invariant: no sleeps and no fixed ports; whatever is waited for is an event, and the wait has a bound.
+//! A test makes a [`world::World`], which starts the control planes and data planes of this
+//! workspace on free ports, connects to them as their users do (curl, a Rust client, raw bytes),
+//! and ends them. The demo and the comparison in `bench/compare` use the same parts.
+//!
+//! Invariant: no sleeps and no fixed ports. Every wait is for an event, and has a bound.
 
 pub mod credentials;
 pub mod ports;
 pub mod process;
+pub mod resources;
+pub mod tls;
 pub mod upstream;
 
 pub mod admin;
-pub mod caller;
-pub mod curl;
+pub mod client;
 pub mod etcd;
 pub mod frames;
-pub mod openssl;
 pub mod proxy;
 pub mod raw;
 pub mod records;
 pub mod shell;
+pub mod tools;
 
 pub mod documents;
 pub mod fixtures;
 pub mod settings;
-pub mod stream;
 pub mod world;
 
 pub mod demo;

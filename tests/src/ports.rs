@@ -1,25 +1,25 @@
-//! Ports that stay a world's own while nothing listens there, and addresses where connecting fails in a known way.
+//! Reserved ports, and addresses where connecting fails in a known way.
 //!
-//! A bound socket that does not listen refuses connections, and is not given to anybody who asks the kernel for a free
-//! port; a program may still bind and listen there, because both sides set SO_REUSEADDR.
+//! A bound socket that does not listen refuses connections, and the kernel gives its port to no
+//! other program; one that names the port may still bind and listen there, because both sides set
+//! SO_REUSEADDR.
 
 use std::io;
 use std::net::SocketAddr;
 
 use socket2::{Domain, SockAddr, Socket, Type};
 
-/// A port of 127.0.0.1 that is kept: connecting to it is refused.
+/// A reserved port of 127.0.0.1 that refuses connections.
 pub struct Reservation {
     socket: Socket,
 }
 
 impl Reservation {
-    /// Any free port.
     pub fn any() -> Self {
         Self::of(SocketAddr::from(([127, 0, 0, 1], 0)))
     }
 
-    /// This port, which nobody listens at (any more).
+    /// This port, without a listener.
     pub fn of(address: SocketAddr) -> Self {
         let socket = reusable().expect("a socket can be made");
         socket
@@ -28,7 +28,6 @@ impl Reservation {
         Self { socket }
     }
 
-    /// The port kept.
     pub fn address(&self) -> SocketAddr {
         self.socket
             .local_addr()
@@ -45,17 +44,14 @@ fn reusable() -> io::Result<Socket> {
     Ok(socket)
 }
 
-/// An address where connecting neither succeeds nor fails: its queue is full, so the kernel drops every SYN.
+/// An address where connecting neither succeeds nor fails: its queue is full, so the kernel drops
+/// every SYN.
 pub struct BlackHole {
     listener: Socket,
     _fillers: Vec<Socket>,
 }
 
 impl BlackHole {
-    /// Makes one.
-    ///
-    /// # Panics
-    /// When the queue cannot be filled.
     pub fn open() -> Self {
         let listener = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket can be made");
         listener.bind(&SockAddr::from(SocketAddr::from(([127, 0, 0, 1], 0)))).expect("a free port");
@@ -73,7 +69,6 @@ impl BlackHole {
         panic!("the queue of {address:?} does not fill up")
     }
 
-    /// Where it is.
     pub fn address(&self) -> SocketAddr {
         self.listener
             .local_addr()

@@ -1,10 +1,12 @@
-//! Starts one of the two programs as a user would, and ends it gracefully or with `kill -9`.
+//! Starts a program as a user would, and ends it gracefully or with `kill -9`.
 //!
-//! Owns the child, its first line on standard output (`ready {...}`) and what it logged, which tests can wait on.
-//! Invariant: a child never outlives its [`Process`], and every wait has a bound that says what was waited for.
+//! Owns the child, its ready line (`ready {...}` on standard output) and its log, which tests can
+//! wait on.
+//!
+//! Invariant: a child never outlives its [`Process`], and every wait has a bound and a message.
 
 use std::fs;
-use std::io::Write;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
@@ -19,14 +21,14 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-/// How long anything that must happen may take on a busy machine before the test calls it a failure.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+use crate::resources::pinned;
 
-/// Where cargo put the program `name`: beside the test executable, or one folder up; or in the folder that
-/// COUNTERSIGN_PROGRAMS names, for programs that were built with other features.
-///
-/// # Panics
-/// When it was not built, or is older than its sources: the message says which command builds it.
+/// The bound of every wait for an event, on a busy machine.
+pub const EVENT_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// The path of a program: beside the test executable or one folder up, or in the folder that
+/// COUNTERSIGN_PROGRAMS names (programs with other features). Panics, with the command that builds
+/// it, when it is missing or older than its sources.
 pub fn program(name: &str) -> PathBuf {
     if let Some(folder) = std::env::var_os("COUNTERSIGN_PROGRAMS") {
         return built(Path::new(&folder).join(name), "make test-boring");
@@ -46,7 +48,7 @@ pub fn program(name: &str) -> PathBuf {
     built(found, "make test`, or `cargo build --workspace --bins --tests")
 }
 
-/// The program, if it is as new as its sources.
+/// The program, unless a source is newer.
 fn built(program: PathBuf, command: &str) -> PathBuf {
     assert!(program.is_file(), "{} is not there: run `{command}`", program.display());
     if let Some(newer) = source_newer_than(&program) {
@@ -55,14 +57,15 @@ fn built(program: PathBuf, command: &str) -> PathBuf {
     program
 }
 
-/// The first source file that changed after the program was built, from the dependency list cargo leaves beside it.
+/// The first source that is newer than the program, by the dependency list that cargo writes beside
+/// it.
 fn source_newer_than(program: &Path) -> Option<String> {
     let built = modified(program)?;
     let listed = fs::read_to_string(program.with_extension("d")).ok()?;
     let (_, sources) = listed.split_once(": ")?;
     sources
         .split_whitespace()
-        // What git keeps is listed for the sake of the version: a commit makes no source newer.
+        // Files of git are listed for the version only.
         .filter(|source| !source.contains("/.git/"))
         .find(|source| modified(Path::new(source)).is_some_and(|changed| changed > built))
         .map(str::to_owned)
@@ -72,22 +75,16 @@ fn modified(path: &Path) -> Option<SystemTime> {
     fs::metadata(path).and_then(|meta| meta.modified()).ok()
 }
 
-/// What a program that ended by itself left behind.
+/// The result of a program that ended.
 #[derive(Debug)]
-pub struct Ended {
-    /// Its exit status.
+pub struct ExitOutput {
     pub status: ExitStatus,
-    /// All it wrote to standard output.
     pub stdout: String,
-    /// All it wrote to standard error.
     pub stderr: String,
 }
 
-/// Runs a program to its end and keeps what it said.
-///
-/// # Panics
-/// When it is still running after [`PATIENCE`].
-pub async fn run_to_end(name: &str, arguments: &[&str], folder: &Path) -> Ended {
+/// Runs a program to its end.
+pub async fn run_to_end(name: &str, arguments: &[&str], folder: &Path) -> ExitOutput {
     let child = Command::new(program(name))
         .args(arguments)
         .current_dir(folder)
@@ -98,18 +95,18 @@ pub async fn run_to_end(name: &str, arguments: &[&str], folder: &Path) -> Ended 
         .kill_on_drop(true)
         .spawn()
         .unwrap_or_else(|problem| panic!("cannot start {name}: {problem}"));
-    let output = timeout(PATIENCE, child.wait_with_output())
+    let output = timeout(EVENT_TIMEOUT, child.wait_with_output())
         .await
         .unwrap_or_else(|_| panic!("{name} {arguments:?} was expected to end and still runs"))
         .expect("a child can be waited for");
-    Ended {
+    ExitOutput {
         status: output.status,
         stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
         stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
     }
 }
 
-/// What one program logged, over all its lives. Cheap to clone.
+/// The log of a program over all its starts. Cheap to clone.
 #[derive(Clone)]
 pub struct Log {
     text: Arc<watch::Sender<String>>,
@@ -123,20 +120,16 @@ impl Default for Log {
 }
 
 impl Log {
-    /// A log that is also appended to a file.
+    /// Also appends it to a file.
     pub fn file(path: PathBuf) -> Self {
         Self { file: Some(path), ..Self::default() }
     }
 
-    /// Everything so far.
     pub fn text(&self) -> String {
         self.text.borrow().clone()
     }
 
-    /// Waits until a line contains every one of `words`, and gives it.
-    ///
-    /// # Panics
-    /// When none does within [`PATIENCE`]: the message carries the log.
+    /// Waits for a line with every one of `words`, and gives it.
     pub async fn line_with(&self, words: &[&str]) -> String {
         let matching = |text: &str| {
             text.lines().find(|line| words.iter().all(|word| line.contains(word))).map(str::to_owned)
@@ -144,31 +137,22 @@ impl Log {
         self.find(&format!("a line with {words:?}"), matching).await
     }
 
-    /// Waits until `find` finds something in everything logged so far, and gives it.
-    ///
-    /// # Panics
-    /// When it does not within [`PATIENCE`]: the message carries the log.
+    /// Waits until `find` gives something for the whole log, and gives that.
     pub async fn find<T>(&self, what: &str, find: impl Fn(&str) -> Option<T>) -> T {
         let mut changes = self.text.subscribe();
-        let seen = timeout(PATIENCE, changes.wait_for(|text| find(text).is_some())).await;
+        let seen = timeout(EVENT_TIMEOUT, changes.wait_for(|text| find(text).is_some())).await;
         match seen {
             Ok(Ok(text)) => find(&text).expect("it was just found"),
             _ => panic!("{what} is not in the log:\n{}", self.text()),
         }
     }
 
-    /// Waits until `count` lines contain every one of `words`.
-    ///
-    /// # Panics
-    /// When there are fewer after [`PATIENCE`]: the message carries the log.
+    /// Waits for `count` lines with every one of `words`.
     pub async fn lines_with(&self, words: &[&str], count: usize) {
         self.lines_after(0, words, count).await;
     }
 
-    /// The same for what is logged after `mark`.
-    ///
-    /// # Panics
-    /// When there are fewer after [`PATIENCE`]: the message carries the log.
+    /// As [`Log::lines_with`], after `mark`.
     pub async fn lines_after(&self, mark: usize, words: &[&str], count: usize) {
         let enough = |text: &str| {
             let later = text.get(mark..).unwrap_or_default();
@@ -178,7 +162,7 @@ impl Log {
         self.find(&format!("{count} lines with {words:?}"), enough).await;
     }
 
-    /// Shows the end of it beside the message of a failed test.
+    /// Prints its last lines beside the message of a failed test.
     pub fn print(&self, name: &str) {
         const LINES: usize = 60;
         let text = self.text();
@@ -187,15 +171,12 @@ impl Log {
         eprintln!("---- the log of {name} (its last lines)\n{tail}");
     }
 
-    /// How much was logged so far; what comes later is after it.
+    /// The present end of the log.
     pub fn mark(&self) -> usize {
         self.text.borrow().len()
     }
 
-    /// As [`Log::line_with`], for what is logged after `mark`.
-    ///
-    /// # Panics
-    /// When there is no such line within [`PATIENCE`].
+    /// As [`Log::line_with`], after `mark`.
     pub async fn line_after(&self, mark: usize, words: &[&str]) -> String {
         let matching = |text: &str| {
             let later = text.get(mark..).unwrap_or_default();
@@ -204,7 +185,7 @@ impl Log {
         self.find(&format!("a later line with {words:?}"), matching).await
     }
 
-    /// Collects until the child closes its end.
+    /// Reads until the child closes its end.
     pub fn follow(&self, mut stderr: ChildStderr) -> JoinHandle<()> {
         let log = self.clone();
         let mut file = self.file.as_ref().map(|path| {
@@ -215,51 +196,25 @@ impl Log {
             let mut buffer = [0; 8192];
             while let Ok(read @ 1..) = stderr.read(&mut buffer).await {
                 log.text.send_modify(|text| text.push_str(&String::from_utf8_lossy(&buffer[..read])));
-                // A full disk must not stop the program whose log this is.
+                // A full disk must not stop the program.
                 let _ = file.iter_mut().try_for_each(|file| file.write_all(&buffer[..read]));
             }
         })
     }
 }
 
-/// The most memory a process ever held, in bytes (`VmHWM`).
-///
-/// # Panics
-/// When there is no such process.
-pub fn memory_peak(process: u32) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{process}/status")).expect("the process runs");
-    status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmHWM:"))
-        .and_then(|rest| rest.trim().strip_suffix(" kB"))
-        .and_then(|kilobytes| kilobytes.trim().parse::<u64>().ok())
-        .expect("Linux reports the peak")
-        * 1024
-}
-
-/// The CPU time a process has used, in user and kernel mode, all threads together.
-///
-/// # Panics
-/// When there is no such process.
-pub fn cpu_time(process: u32) -> Duration {
-    let stat = fs::read_to_string(format!("/proc/{process}/stat")).expect("the process runs");
-    // The name stands in parentheses and may hold anything; utime and stime are the 14th and 15th field (proc(5)).
-    let (_, fields) = stat.rsplit_once(')').expect("Linux names the process");
-    let ticks: u64 =
-        fields.split_whitespace().skip(11).take(2).map(|field| field.parse::<u64>().expect("ticks")).sum();
-    Duration::from_millis(ticks * 10) // USER_HZ is 100 on every architecture this runs on
-}
-
-/// A running control plane or data plane.
+/// A running program.
 pub struct Process {
     name: &'static str,
     child: Child,
     ready: Value,
 }
 
-/// How to start one of the programs.
+/// How to start one of the two programs.
 pub struct Launch<'a> {
     name: &'static str,
+    programs: Option<&'a Path>,
+    cpu: Option<usize>,
     config: &'a Path,
     launcher: &'a [&'a str],
     arguments: &'a [&'a str],
@@ -269,31 +224,39 @@ pub struct Launch<'a> {
 impl<'a> Launch<'a> {
     /// `name -c config`, in the folder of the config file.
     pub fn new(name: &'static str, config: &'a Path) -> Self {
-        Self { name, config, launcher: &[], arguments: &[], environment: &[] }
+        Self { name, programs: None, cpu: None, config, launcher: &[], arguments: &[], environment: &[] }
     }
 
-    /// Through a launcher (`unshare ...`) that replaces itself by the program.
+    /// Takes the program from this folder instead of cargo's.
+    pub fn programs(mut self, folder: Option<&'a Path>) -> Self {
+        self.programs = folder;
+        self
+    }
+
+    /// Pins it to one core.
+    pub fn cpu(mut self, cpu: Option<usize>) -> Self {
+        self.cpu = cpu;
+        self
+    }
+
+    /// Runs it through a launcher (`unshare ...`) that executes it.
     pub fn through(mut self, launcher: &'a [&'a str]) -> Self {
         self.launcher = launcher;
         self
     }
 
-    /// With these arguments behind `-c config`.
+    /// Appends arguments to `-c config`.
     pub fn arguments(mut self, arguments: &'a [&'a str]) -> Self {
         self.arguments = arguments;
         self
     }
 
-    /// With these environment variables.
     pub fn environment(mut self, environment: &'a [(String, String)]) -> Self {
         self.environment = environment;
         self
     }
 
     /// Starts it and waits for its ready line.
-    ///
-    /// # Panics
-    /// When it ends, or says nothing, before it is ready: the message carries its log.
     pub async fn start(self, log: &Log) -> Process {
         self.try_start(log).await.unwrap_or_else(|problem| panic!("{problem}"))
     }
@@ -301,31 +264,31 @@ impl<'a> Launch<'a> {
     /// As [`Launch::start`].
     ///
     /// # Errors
-    /// What it did instead of getting ready, with its log.
+    /// The output instead of a ready line, and the log.
     pub async fn try_start(self, log: &Log) -> Result<Process, String> {
         let name = self.name;
-        let mut child =
-            self.command().spawn().map_err(|problem| format!("cannot start {name}: {problem}"))?;
+        let mut child = spawn(&mut self.command(), self.cpu)
+            .map_err(|problem| format!("cannot start {name}: {problem}"))?;
         let logging = log.follow(child.stderr.take().expect("standard error is piped"));
         let mut stdout = BufReader::new(child.stdout.take().expect("standard output is piped"));
         let mut line = String::new();
-        let read = timeout(PATIENCE, stdout.read_line(&mut line)).await;
+        let read = timeout(EVENT_TIMEOUT, stdout.read_line(&mut line)).await;
         let Some(ready) = line.strip_prefix("ready ").and_then(|json| serde_json::from_str(json).ok()) else {
             let _ = child.start_kill();
-            let ended = timeout(PATIENCE, child.wait()).await;
-            let _ = timeout(PATIENCE, logging).await;
+            let ended = timeout(EVENT_TIMEOUT, child.wait()).await;
+            let _ = timeout(EVENT_TIMEOUT, logging).await;
             return Err(format!(
                 "{name} was not ready: {line:?} (read: {read:?}), ended: {ended:?}, log:\n{}",
                 log.text()
             ));
         };
-        // Whatever else it prints must not fill the pipe and stop it.
+        // Later output must not fill the pipe and block the program.
         tokio::spawn(async move { tokio::io::copy(&mut stdout, &mut tokio::io::sink()).await });
         Ok(Process { name, child, ready })
     }
 
     fn command(&self) -> Command {
-        let program = program(self.name);
+        let program = self.programs.map_or_else(|| program(self.name), |folder| folder.join(self.name));
         let mut command = match self.launcher {
             [] => Command::new(&program),
             [first, rest @ ..] => {
@@ -339,7 +302,7 @@ impl<'a> Launch<'a> {
             .arg(self.config)
             .args(self.arguments)
             .current_dir(self.config.parent().expect("a config file is in a folder"))
-            // The saver tells at `debug` what is on disk, which tests wait for.
+            // Tests wait for the `debug` line of the saver about the last-good file.
             .env("RUST_LOG", "info,dataplane::push_client::saver=debug")
             .env("NO_COLOR", "1")
             .envs(self.environment.iter().cloned())
@@ -351,10 +314,38 @@ impl<'a> Launch<'a> {
     }
 }
 
+/// Starts a command, pinned to a core if one is given: the child inherits the affinity that this
+/// thread has meanwhile.
+fn spawn(command: &mut Command, cpu: Option<usize>) -> io::Result<Child> {
+    match cpu {
+        Some(cpu) => pinned(cpu, || command.spawn())?,
+        None => command.spawn(),
+    }
+}
+
 impl Process {
-    /// A program that is not ours, and says nothing when it is ready.
-    pub(crate) fn foreign(name: &'static str, child: Child) -> Self {
-        Self { name, child, ready: Value::Null }
+    /// Another project's program, which prints no ready line.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn foreign(name: &'static str, mut command: Command, cpu: Option<usize>) -> io::Result<Self> {
+        let child = spawn(command.kill_on_drop(true), cpu)?;
+        Ok(Self { name, child, ready: Value::Null })
+    }
+
+    /// Its standard error, when that is piped and was not taken before.
+    pub fn stderr(&mut self) -> Option<ChildStderr> {
+        self.child.stderr.take()
+    }
+
+    /// Its exit status once it has ended.
+    pub fn try_wait(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().ok().flatten()
+    }
+
+    /// Sends SIGKILL without waiting.
+    pub fn start_kill(&mut self) {
+        let _ = self.child.start_kill();
     }
 
     /// The JSON of its ready line.
@@ -362,44 +353,37 @@ impl Process {
         &self.ready
     }
 
-    /// Its process id.
-    ///
-    /// # Panics
-    /// When it already ended.
     pub fn id(&self) -> u32 {
         self.child.id().unwrap_or_else(|| panic!("{} already ended", self.name))
     }
 
-    /// Ends it as a power cut would: no handler runs, nothing is flushed.
+    /// `kill -9`: no handler runs, and nothing is flushed.
     pub async fn kill_9(mut self) {
         self.child.kill().await.unwrap_or_else(|problem| panic!("cannot kill {}: {problem}", self.name));
     }
 
-    /// Sends a signal and returns at once.
+    /// Sends a signal without waiting.
     pub fn signal(&self, signal: Signal) {
         let id = i32::try_from(self.id()).expect("a process id is positive");
         kill(Pid::from_raw(id), signal)
             .unwrap_or_else(|problem| panic!("cannot signal {}: {problem}", self.name));
     }
 
-    /// Waits until it ends by itself.
-    ///
-    /// # Panics
-    /// When it still runs after [`PATIENCE`].
+    /// Waits for its end.
     pub async fn ended(&mut self) -> ExitStatus {
-        timeout(PATIENCE, self.child.wait())
+        timeout(EVENT_TIMEOUT, self.child.wait())
             .await
             .unwrap_or_else(|_| panic!("{} was expected to end and still runs", self.name))
             .expect("a child can be waited for")
     }
 
-    /// Asks it to stop (SIGTERM) and waits for its end.
+    /// Sends SIGTERM and waits for the end.
     pub async fn stop(mut self) -> ExitStatus {
         self.signal(Signal::SIGTERM);
         self.ended().await
     }
 
-    /// Waits for its end, however long that takes.
+    /// Waits for its end without a bound.
     pub async fn wait(&mut self) -> ExitStatus {
         self.child.wait().await.expect("a child can be waited for")
     }

@@ -1,8 +1,9 @@
-//! A scripted TCP proxy: the network between two programs, as a test wants it to be at a moment.
+//! A scripted TCP proxy: the network between two programs.
 //!
-//! It forwards, holds everything back, holds only the answers back, or cuts. What is held is not lost: it goes on its way when the
-//! proxy forwards again, as after a partition of the network that TCP outlived. Invariant: its port stays its own while it is cut,
-//! and refuses.
+//! It forwards, holds everything back, holds only the responses back, or cuts. Held bytes go on
+//! when the proxy forwards again, as after a partition that TCP survives.
+//!
+//! Invariant: its port stays reserved while it is cut, and refuses connections.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,42 +18,41 @@ use tokio::task::{JoinHandle, JoinSet};
 
 use crate::ports::Reservation;
 
-/// What the network does.
+/// The state of the network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Network {
-    /// Everything passes.
     Forward,
-    /// Connections are accepted and nothing passes, neither way.
+    /// Connections are accepted, and no byte passes.
     Hold,
-    /// What the client sends arrives, and it hears nothing.
+    /// Bytes pass to the server only.
     HoldAnswers,
     /// Every connection is reset, and new ones are refused.
     Cut,
 }
 
-/// A running proxy; it ends with this value.
+/// A running proxy; dropping it ends it.
 pub struct Proxy {
     address: SocketAddr,
     network: Arc<watch::Sender<Network>>,
-    /// What the task has taken notice of.
+    /// The state that the task has applied.
     done: watch::Receiver<Network>,
     connections: Arc<AtomicU64>,
     trap: Trap,
     task: JoinHandle<()>,
 }
 
-/// Words of a client, and what the network is like from then on.
+/// Bytes of a client, and the state that follows them.
 type Trap = Arc<Mutex<Option<(Vec<u8>, Network)>>>;
 
 impl Proxy {
-    /// To this address, forwarding.
+    /// Forwards to this address.
     pub async fn to(target: SocketAddr) -> Self {
         let port = Reservation::any();
         let address = port.address();
         let network = Arc::new(watch::Sender::new(Network::Forward));
         let (done, taken) = watch::channel(Network::Cut);
         let (connections, trap) = (Arc::new(AtomicU64::new(0)), Trap::default());
-        let script = Script {
+        let script = ProxyTask {
             port,
             target,
             watched: network.subscribe(),
@@ -66,32 +66,31 @@ impl Proxy {
         proxy
     }
 
-    /// Where clients connect.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Changes the network, and waits until it is so.
+    /// Changes the state, and waits until it applies.
     pub async fn set(&self, network: Network) {
         self.network.send_replace(network);
         let mut done = self.done.clone();
         let taken = done.wait_for(|done| *done == network);
-        crate::caller::bounded("the proxy changes", taken).await.expect("the proxy runs");
+        crate::client::bounded("the proxy changes", taken).await.expect("the proxy runs");
     }
 
-    /// From the moment on at which a client sends these words, the network is like this.
+    /// Changes the state when a client sends these bytes.
     pub fn trap(&self, words: &str, then: Network) {
-        *self.trap.lock().expect("nobody panics with it") = Some((words.as_bytes().to_vec(), then));
+        *self.trap.lock().expect("no holder panics") = Some((words.as_bytes().to_vec(), then));
     }
 
-    /// Waits until the network is like this, by itself.
-    pub async fn trapped(&self, network: Network) {
+    /// Waits until the state has changed to this.
+    pub async fn wait_for_trap(&self, network: Network) {
         let mut done = self.done.clone();
         let taken = done.wait_for(|done| *done == network);
-        crate::caller::bounded("the trap closes", taken).await.expect("the proxy runs");
+        crate::client::bounded("the trap closes", taken).await.expect("the proxy runs");
     }
 
-    /// How many connections it accepted so far.
+    /// Accepted connections so far.
     pub fn connections(&self) -> u64 {
         self.connections.load(Ordering::SeqCst)
     }
@@ -103,7 +102,7 @@ impl Drop for Proxy {
     }
 }
 
-struct Script {
+struct ProxyTask {
     port: Reservation,
     target: SocketAddr,
     watched: watch::Receiver<Network>,
@@ -112,7 +111,7 @@ struct Script {
     connections: Arc<AtomicU64>,
 }
 
-/// Closes the trap when its words come by.
+/// Changes the state when its bytes pass.
 #[derive(Clone)]
 struct Spring {
     network: Arc<watch::Sender<Network>>,
@@ -121,7 +120,7 @@ struct Spring {
 
 impl Spring {
     fn look(&self, bytes: &[u8]) {
-        let mut trap = self.trap.lock().expect("nobody panics with it");
+        let mut trap = self.trap.lock().expect("no holder panics");
         let found = trap.take_if(|(words, _)| bytes.windows(words.len()).any(|window| window == words));
         if let Some((_, network)) = found {
             self.network.send_replace(network);
@@ -129,13 +128,13 @@ impl Spring {
     }
 }
 
-impl Script {
+impl ProxyTask {
     async fn run(mut self) {
         let address = self.port.address();
         loop {
             let listener = TcpListener::bind(address).await.expect("the port is ours");
             self.serve(&listener).await;
-            // The listener and every connection are gone by now.
+            // The listener and every connection are dropped by now.
             drop(listener);
             self.done.send_replace(Network::Cut);
             if self.watched.wait_for(|network| *network != Network::Cut).await.is_err() {
@@ -144,7 +143,7 @@ impl Script {
         }
     }
 
-    /// Until it is cut.
+    /// Runs until the network is cut.
     async fn serve(&mut self, listener: &TcpListener) {
         let mut connections = JoinSet::new();
         let mut present = *self.watched.borrow_and_update();
@@ -162,7 +161,7 @@ impl Script {
                 }
             }
         }
-        // Each is dropped, which resets it.
+        // Dropping a connection resets it.
         connections.shutdown().await;
     }
 }
@@ -188,7 +187,7 @@ async fn connection(
     tokio::join!(requests, answers);
 }
 
-/// One way, while the network is one of these.
+/// Copies one way, while the network is in one of these states.
 async fn pass(
     mut from: ReadHalf<'_>,
     mut to: WriteHalf<'_>,
@@ -201,7 +200,7 @@ async fn pass(
         if let Some(spring) = &spring {
             spring.look(&buffer[..read]);
         }
-        // What was read already waits here.
+        // Bytes that were read wait here.
         if network.wait_for(|network| open.contains(network)).await.is_err()
             || to.write_all(&buffer[..read]).await.is_err()
         {
@@ -213,6 +212,6 @@ async fn pass(
 
 fn reset_when_dropped(stream: &TcpStream) {
     let _ = stream.set_nodelay(true);
-    // A linger of nothing sends RST instead of FIN.
+    // A linger of zero sends RST instead of FIN.
     let _ = socket2::SockRef::from(stream).set_linger(Some(Duration::ZERO));
 }

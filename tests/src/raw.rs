@@ -1,6 +1,4 @@
-//! Bytes on the wire, for what no well-behaved client sends: garbage, halves, and a first flight in two pieces.
-//!
-//! Nothing here judges what comes back; the suites do.
+//! Raw bytes that no well-behaved client sends: garbage, halves, and a ClientHello in pieces.
 
 use std::io;
 use std::net::SocketAddr;
@@ -13,9 +11,9 @@ use rustls::{ClientConfig, ClientConnection};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 
-use crate::caller::bounded;
+use crate::client::bounded;
 
-/// The bytes of a ClientHello record, as this client would send it.
+/// The ClientHello record of this client.
 pub fn client_hello(config: ClientConfig, name: ServerName<'static>) -> Vec<u8> {
     let mut connection = ClientConnection::new(Arc::new(config), name).expect("a valid configuration");
     let mut bytes = Vec::new();
@@ -23,19 +21,15 @@ pub fn client_hello(config: ClientConfig, name: ServerName<'static>) -> Vec<u8> 
     bytes
 }
 
-/// Connects and sends these bytes.
 pub async fn send(address: SocketAddr, bytes: &[u8]) -> TcpStream {
     let mut stream = TcpStream::connect(address).await.expect("the gateway accepts connections");
     stream.set_nodelay(true).expect("TCP_NODELAY can be set");
-    // The gateway may have ended the connection before it took everything; what it answered says more than this error.
+    // The gateway may close before it has read everything; its response tells more than this error.
     let _ = stream.write_all(bytes).await;
     stream
 }
 
-/// Everything the peer sends until it ends the connection, gracefully or by a reset.
-///
-/// # Panics
-/// When it keeps the connection open.
+/// Reads until the peer ends the connection, gracefully or by a reset.
 pub async fn until_closed(stream: &mut (impl AsyncRead + Unpin)) -> Vec<u8> {
     let mut all = Vec::new();
     let mut buffer = [0; 4096];
@@ -51,7 +45,8 @@ pub async fn until_closed(stream: &mut (impl AsyncRead + Unpin)) -> Vec<u8> {
     all
 }
 
-/// A connection whose first bytes leave in pieces: `first` bytes in one segment, then `step` at a time up to `until`.
+/// A connection whose first bytes leave in pieces: `first` bytes in one segment, then `step` at a
+/// time up to `until`.
 pub struct Split<S> {
     inner: S,
     sent: usize,
@@ -77,7 +72,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Split<S> {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         if std::mem::take(&mut this.pause) {
-            // Lets the other side run between two pieces; it is not a promise that it does.
+            // Lets the other side run between two pieces, probably.
             context.waker().wake_by_ref();
             return Poll::Pending;
         }

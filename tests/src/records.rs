@@ -1,8 +1,10 @@
-//! One side of a TLS 1.3 connection whose records are made by hand, for what no TLS library sends: several handshake messages in one
-//! record, any content type, any length.
+//! One side of a TLS 1.3 connection with hand-made records, which no TLS library sends: several
+//! handshake messages in one record, any content type, any length.
 //!
-//! rustls does the handshake; then this side has the keys. Invariant: a record of the gateway is read only under the key and the
-//! number that come next, so one that repeats either fails the test.
+//! rustls does the handshake and gives away the keys.
+//!
+//! Invariant: a record of the gateway is decrypted with the next key and sequence number only, so a
+//! reused one fails the test.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -11,33 +13,29 @@ use std::sync::{Arc, Mutex};
 use aws_lc_rs::aead::{AES_128_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use aws_lc_rs::hkdf::{HKDF_SHA256, KeyType, Prk};
 use rustls::pki_types::ServerName;
-use rustls::{
-    CipherSuite, ClientConfig, ClientConnection, Connection, KeyLog, ServerConfig, ServerConnection,
-};
+use rustls::{CipherSuite, ClientConfig, ClientConnection, Connection, KeyLog, ServerConnection};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::credentials::Credential;
+use crate::tls::server_config;
 
 /// Content types (RFC 8446 section 5.1).
 pub const ALERT: u8 = 21;
-/// See [`ALERT`].
 pub const HANDSHAKE: u8 = 22;
-/// See [`ALERT`].
 pub const APPLICATION_DATA: u8 = 23;
 
 const KEY_UPDATE: u8 = 24;
 
-/// This side of the connection.
-pub struct HandMade {
+pub struct RawTls {
     tcp: TcpStream,
-    read: Keys,
-    write: Keys,
+    read: TrafficKeys,
+    write: TrafficKeys,
     /// KeyUpdates that the gateway has sent.
     pub updates: usize,
 }
 
-/// What rustls logs.
+/// The secrets that rustls logs.
 #[derive(Debug, Default)]
 struct Secrets(Mutex<HashMap<String, Vec<u8>>>);
 
@@ -54,17 +52,9 @@ impl Secrets {
     }
 }
 
-impl HandMade {
-    /// The server's side.
+impl RawTls {
     pub async fn accept(tcp: TcpStream, credential: &Credential) -> Self {
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let config = ServerConfig::builder_with_provider(provider)
-            .with_protocol_versions(&[&rustls::version::TLS13])
-            .expect("TLS 1.3 is supported")
-            .with_no_client_auth();
-        let mut config = config
-            .with_single_cert(credential.chain(), credential.key())
-            .expect("the key is its certificate's");
+        let mut config = server_config(&[&rustls::version::TLS13], credential, None);
         let secrets = Arc::new(Secrets::default());
         config.key_log = Arc::clone(&secrets) as _;
         config.enable_secret_extraction = true;
@@ -73,7 +63,6 @@ impl HandMade {
         Self::after_handshake(tcp, connection.into(), &secrets).await
     }
 
-    /// The client's side.
     pub async fn connect(address: SocketAddr, mut config: ClientConfig, name: ServerName<'static>) -> Self {
         let secrets = Arc::new(Secrets::default());
         config.key_log = Arc::clone(&secrets) as _;
@@ -94,7 +83,7 @@ impl HandMade {
             if !connection.is_handshaking() {
                 break;
             }
-            // Byte by byte, so that rustls takes nothing that comes after the handshake.
+            // Byte by byte, so that rustls reads nothing after the handshake.
             let byte = tcp.read_u8().await.expect("the gateway goes on with the handshake");
             connection.read_tls(&mut [byte].as_slice()).expect("there is room for a byte");
             connection.process_new_packets().expect("a handshake without a fault");
@@ -102,26 +91,25 @@ impl HandMade {
         let suite = connection.negotiated_cipher_suite().map(|suite| suite.suite());
         assert_eq!(suite, Some(CipherSuite::TLS13_AES_128_GCM_SHA256), "the one that is known here");
         let is_client = matches!(connection, Connection::Client(_));
-        let [client, server] =
-            ["CLIENT_TRAFFIC_SECRET_0", "SERVER_TRAFFIC_SECRET_0"].map(|label| Keys::of(secrets.take(label)));
+        let [client, server] = ["CLIENT_TRAFFIC_SECRET_0", "SERVER_TRAFFIC_SECRET_0"]
+            .map(|label| TrafficKeys::of(secrets.take(label)));
         let (read, write) = if is_client { (server, client) } else { (client, server) };
         Self { tcp, read, write, updates: 0 }
     }
 
-    /// Sends one record.
     pub async fn send(&mut self, kind: u8, content: &[u8]) {
         let record = self.write.seal(&[content, &[kind]].concat());
         self.tcp.write_all(&record).await.expect("the gateway reads records");
     }
 
-    /// Sends a KeyUpdate, behind other messages in the same record, and goes on with the next key.
+    /// Sends a KeyUpdate after other messages in the same record, and switches to the next key.
     pub async fn key_update(&mut self, before: &[u8], requested: bool) {
         self.send(HANDSHAKE, &[before, &[KEY_UPDATE, 0, 0, 1, requested.into()]].concat()).await;
         self.write.renew();
     }
 
-    /// The next record that is no handshake message: its type and content. KeyUpdates are followed and counted, tickets are passed
-    /// over.
+    /// The type and content of the next record that is no handshake message. KeyUpdates are applied
+    /// and counted, tickets are skipped.
     pub async fn receive(&mut self) -> (u8, Vec<u8>) {
         loop {
             let mut header = [0; 5];
@@ -139,7 +127,7 @@ impl HandMade {
         }
     }
 
-    /// Application data up to this end, or an alert's two bytes.
+    /// Application data up to this end, or the two bytes of an alert.
     pub async fn receive_until(&mut self, end: &str) -> Vec<u8> {
         let mut all = Vec::new();
         while !all.ends_with(end.as_bytes()) {
@@ -153,15 +141,15 @@ impl HandMade {
     }
 }
 
-/// One direction, as RFC 8446 sections 5.2, 5.3, 7.2 and 7.3 have it.
-struct Keys {
+/// One direction (RFC 8446 sections 5.2, 5.3, 7.2 and 7.3).
+struct TrafficKeys {
     secret: Vec<u8>,
     key: LessSafeKey,
     iv: [u8; 12],
     sequence: u64,
 }
 
-impl Keys {
+impl TrafficKeys {
     fn of(secret: Vec<u8>) -> Self {
         let key = UnboundKey::new(&AES_128_GCM, &expand(&secret, "key", 16)).expect("sixteen bytes");
         let iv = expand(&secret, "iv", 12).try_into().expect("twelve bytes");

@@ -1,12 +1,11 @@
-//! The settings file of a test world: one set for both planes, with everything beside it in the world's folder.
+//! The settings of a test world: one set for both planes, with all files in the world's folder.
 //!
-//! It is written as JSON, which is YAML; every port is 0 until a program told which one it got.
+//! They are JSON, which is YAML; every port is 0 until a program's ready line names it.
 
 use serde_json::{Value, json};
 
 use crate::admin::{ADMIN_KEY, VIEWER_KEY};
 
-/// What every world starts from.
 pub fn default_settings() -> Value {
     json!({
         "apisix": {
@@ -36,7 +35,7 @@ pub fn default_settings() -> Value {
     })
 }
 
-/// Objects merge, everything else replaces.
+/// Merges objects; every other value replaces.
 pub fn merge(base: &mut Value, more: Value) {
     match (base, more) {
         (Value::Object(base), Value::Object(more)) => {

@@ -1,12 +1,13 @@
-//! Scripted upstreams: what stands behind the gateway in a test or in the demo.
+//! Scripted upstreams of the tests and the demo.
 //!
-//! An upstream reports what it saw (the request's head and the client's certificate subject) as JSON, and offers bodies to
-//! stream, hold and check. Which behaviour is asked for by the last segment of the path: see [`answer`]. Nothing here
-//! waits for time: a held answer waits for the test to open the gate.
+//! An upstream reports each request (its head, and the client certificate's subject) as JSON, and
+//! has bodies to stream, hold and check. The last segment of the path selects the behaviour: see
+//! [`answer`]. A held response waits until the test opens the gate.
 
-mod heads;
+mod fixed;
 pub mod raw;
 mod strict;
+pub mod tcp;
 
 use std::error::Error;
 use std::net::SocketAddr;
@@ -21,9 +22,8 @@ use hyper::body::{Frame, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
-use rustls::server::WebPkiClientVerifier;
+use rustls::ServerConfig;
 use rustls::server::danger::ClientCertVerifier;
-use rustls::{RootCertStore, ServerConfig};
 use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
@@ -31,33 +31,35 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_rustls::TlsAcceptor;
 
-use crate::caller::{Body, full};
-use crate::credentials::{Authority, Credential, certificates, subject};
+use crate::client::{Body, full};
+use crate::credentials::{Authority, Credential, subject};
+use crate::tls::{client_verifier, server_config};
 
-pub use heads::HeadEcho;
+pub use fixed::FixedUpstream;
+pub use raw::HeadEcho;
 
-/// How much of a generated body is sent at a time, in bytes.
+/// Bytes of a generated body that are sent at a time.
 const CHUNK: usize = 64 * 1024;
-/// More header fields than the gateway lets through.
+/// More header fields than the gateway accepts.
 const HEADERS_MAX: usize = 10_000;
 
-/// A running upstream; it ends with this value.
+/// A running upstream; dropping it ends it.
 pub struct Upstream {
     address: SocketAddr,
-    state: Arc<State>,
+    state: Arc<UpstreamState>,
     task: JoinHandle<()>,
 }
 
-struct State {
+struct UpstreamState {
     name: String,
-    /// Who judges clients' certificates by request, where that is done.
+    /// Verifies client certificates at each request, in a strict upstream.
     judge: Option<Arc<dyn ClientCertVerifier>>,
     connections: AtomicU64,
-    /// Connections that are open now.
+    /// Open connections.
     open: watch::Sender<u64>,
     /// Requests whose head arrived.
     arrived: watch::Sender<u64>,
-    /// True when held answers may go on.
+    /// Whether held responses may go on.
     gate: watch::Sender<bool>,
 }
 
@@ -67,41 +69,38 @@ impl Upstream {
         Self::start(name, any_port(), None, None).await
     }
 
-    /// The same at a given address.
     pub async fn plain_at(name: &str, address: SocketAddr) -> Self {
         Self::start(name, address, None, None).await
     }
 
-    /// TLS, asking for no certificate.
+    /// TLS without client certificates.
     pub async fn tls(name: &str, credential: &Credential) -> Self {
-        let config = server_builder()
-            .with_no_client_auth()
-            .with_single_cert(credential.chain(), credential.key())
-            .expect("the key is its certificate's");
+        let config = server_config(rustls::DEFAULT_VERSIONS, credential, None);
         Self::start(name, any_port(), Some(config), None).await
     }
 
-    /// TLS that ends the handshake of a client without a certificate from `clients`.
+    /// TLS that rejects clients without a certificate of `clients`.
     pub async fn demanding(name: &str, credential: &Credential, clients: &Authority) -> Self {
         Self::demanding_at(name, any_port(), credential, clients.certificate_pem()).await
     }
 
-    /// The same at a given address, with the authority as PEM.
     pub async fn demanding_at(
         name: &str,
         address: SocketAddr,
         credential: &Credential,
         authority_pem: &str,
     ) -> Self {
-        let config = asking(credential, verifier(authority_pem));
+        let verifier = client_verifier(authority_pem);
+        let config = server_config(rustls::DEFAULT_VERSIONS, credential, Some(verifier));
         Self::start(name, address, Some(config), None).await
     }
 
-    /// As nginx with `ssl_verify_client on`: the handshake succeeds for everybody, and requests of a client without a certificate
-    /// from this authority (PEM) get its own 400.
+    /// As nginx with `ssl_verify_client on`: every handshake succeeds, and requests of a client
+    /// without a certificate of this authority (PEM) get a 400.
     pub async fn strict(name: &str, credential: &Credential, authority_pem: &str) -> Self {
-        let judge = verifier(authority_pem);
-        let config = asking(credential, Arc::new(strict::Lenient(Arc::clone(&judge))));
+        let judge = client_verifier(authority_pem);
+        let lenient = Arc::new(strict::Lenient(Arc::clone(&judge)));
+        let config = server_config(rustls::DEFAULT_VERSIONS, credential, Some(lenient));
         Self::start(name, any_port(), Some(config), Some(judge)).await
     }
 
@@ -118,7 +117,7 @@ impl Upstream {
             .await
             .unwrap_or_else(|problem| panic!("upstream {name} cannot listen at {address}: {problem}"));
         let address = listener.local_addr().expect("a listener has an address");
-        let state = Arc::new(State {
+        let state = Arc::new(UpstreamState {
             name: name.to_owned(),
             judge,
             connections: AtomicU64::new(0),
@@ -131,40 +130,35 @@ impl Upstream {
         Self { address, state, task }
     }
 
-    /// Ends it; its port is free afterwards.
+    /// Ends it and frees its port.
     pub async fn stop(mut self) {
         self.task.abort();
-        // It ends with the error of a cancelled task.
+        // The task ends with a cancellation error.
         let _ = (&mut self.task).await;
     }
 
-    /// Where it listens.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// How many connections completed their handshake so far.
+    /// Completed handshakes so far.
     pub fn connections(&self) -> u64 {
         self.state.connections.load(Ordering::SeqCst)
     }
 
-    /// Waits until no more than `count` connections are open.
-    ///
-    /// # Panics
-    /// When more stay open.
     pub async fn open_at_most(&self, count: u64) {
         let mut open = self.state.open.subscribe();
-        crate::caller::bounded("connections to the upstream end", open.wait_for(|now| *now <= count))
+        crate::client::bounded("connections to the upstream end", open.wait_for(|now| *now <= count))
             .await
             .expect("the upstream runs");
     }
 
-    /// How many connections are open now.
+    /// Connections that are open now.
     pub fn open(&self) -> u64 {
         *self.state.open.borrow()
     }
 
-    /// How many requests arrived so far.
+    /// Requests that arrived so far.
     pub fn requests(&self) -> u64 {
         *self.state.arrived.borrow()
     }
@@ -172,12 +166,12 @@ impl Upstream {
     /// Waits until at least `count` requests arrived.
     pub async fn arrived(&self, count: u64) {
         let mut arrived = self.state.arrived.subscribe();
-        crate::caller::bounded("a request at the upstream", arrived.wait_for(|seen| *seen >= count))
+        crate::client::bounded("a request at the upstream", arrived.wait_for(|seen| *seen >= count))
             .await
             .expect("the upstream runs");
     }
 
-    /// Lets held answers go on, now and from now on.
+    /// Lets held responses go on, now and later.
     pub fn open_gate(&self) {
         self.state.gate.send_replace(true);
     }
@@ -193,30 +187,8 @@ fn any_port() -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], 0))
 }
 
-fn server_builder() -> rustls::ConfigBuilder<ServerConfig, rustls::WantsVerifier> {
-    ServerConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
-        .with_safe_default_protocol_versions()
-        .expect("the default versions are supported")
-}
-
-/// Whom that authority has signed.
-fn verifier(authority_pem: &str) -> Arc<dyn ClientCertVerifier> {
-    let mut roots = RootCertStore::empty();
-    roots.add_parsable_certificates(certificates(authority_pem));
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
-    builder.build().expect("an authority is a root")
-}
-
-fn asking(credential: &Credential, verifier: Arc<dyn ClientCertVerifier>) -> ServerConfig {
-    server_builder()
-        .with_client_cert_verifier(verifier)
-        .with_single_cert(credential.chain(), credential.key())
-        .expect("the key is its certificate's")
-}
-
-async fn accept(listener: TcpListener, acceptor: Option<TlsAcceptor>, state: Arc<State>) {
-    // Dropping the set with this task ends every connection with it.
+async fn accept(listener: TcpListener, acceptor: Option<TlsAcceptor>, state: Arc<UpstreamState>) {
+    // Dropping the set with this task ends every connection.
     let mut connections = tokio::task::JoinSet::new();
     loop {
         let Ok((tcp, _)) = listener.accept().await else { continue };
@@ -224,32 +196,32 @@ async fn accept(listener: TcpListener, acceptor: Option<TlsAcceptor>, state: Arc
         let state = Arc::clone(&state);
         let acceptor = acceptor.clone();
         connections.spawn(async move {
-            let Some(acceptor) = acceptor else { return serve(tcp, Seen::default(), state).await };
+            let Some(acceptor) = acceptor else { return serve(tcp, ConnectionInfo::default(), state).await };
             let Ok(tls) = acceptor.accept(tcp).await else { return };
             let (_, session) = tls.get_ref();
             let accepted = |judge| strict::accepts(judge, session.peer_certificates());
-            let seen = Seen {
+            let seen = ConnectionInfo {
                 refused: !state.judge.as_ref().is_none_or(accepted),
                 subject: session.peer_certificates().and_then(|chain| chain.first()).map(subject),
                 sni: session.server_name().map(str::to_owned),
-                ..Seen::default()
+                ..ConnectionInfo::default()
             };
             serve(tls, seen, state).await;
         });
     }
 }
 
-/// What one connection showed of itself.
+/// What is known of one connection.
 #[derive(Clone, Default)]
-struct Seen {
+struct ConnectionInfo {
     connection: u64,
-    /// A strict upstream does not like its certificate.
+    /// A strict upstream rejects its certificate.
     refused: bool,
     subject: Option<String>,
     sni: Option<String>,
 }
 
-async fn serve<S>(io: S, mut seen: Seen, state: Arc<State>)
+async fn serve<S>(io: S, mut seen: ConnectionInfo, state: Arc<UpstreamState>)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -266,11 +238,17 @@ where
     open.send_modify(|open| *open -= 1);
 }
 
-/// By the last segment of the path: `echo` streams the request's body back; `sink` reads it and reports its length and
-/// SHA-256; `sized?bytes=N` streams the first N bytes of [`pattern`]; `hold` answers when the gate opens; `halves` sends
-/// the first half of its body at once and the rest when the gate opens; `cut` breaks off there instead;
-/// `status?code=N` answers with that status; `fields?fields=N&bytes=M` with N fields of M bytes. Everything else answers 200 with what was seen.
-async fn answer(state: &Arc<State>, seen: &Seen, request: Request<Incoming>) -> Response<Body> {
+/// The last segment of the path selects the behaviour: `echo` streams the request's body back;
+/// `sink` reads it and reports its length and SHA-256; `sized?bytes=N` streams the first N bytes of
+/// [`pattern`]; `hold` responds when the gate opens; `halves` sends half of its body at once and
+/// the rest when the gate opens; `cut` ends the connection there instead; `status?code=N` has that
+/// status; `fields?fields=N&bytes=M` has N fields of M bytes. Any other is 200 with a report of the
+/// request.
+async fn answer(
+    state: &Arc<UpstreamState>,
+    seen: &ConnectionInfo,
+    request: Request<Incoming>,
+) -> Response<Body> {
     state.arrived.send_modify(|count| *count += 1);
     if seen.refused {
         let mut response = Response::new(full("the node refuses this certificate\n"));
@@ -302,7 +280,7 @@ async fn answer(state: &Arc<State>, seen: &Seen, request: Request<Incoming>) -> 
         }
         _ => {
             let mut report = report(state, seen, &request);
-            // Read to its end first, so that the connection can be used again.
+            // Reads the body first, so that the connection can be reused.
             report["trailers"] = sink(request.into_body()).await["trailers"].take();
             Response::builder()
                 .header("content-type", "application/json")
@@ -312,8 +290,8 @@ async fn answer(state: &Arc<State>, seen: &Seen, request: Request<Incoming>) -> 
     }
 }
 
-async fn opened(state: &State) {
-    // The sender lives as long as the state: an error cannot happen while it is borrowed here.
+async fn opened(state: &UpstreamState) {
+    // The state holds the sender: an error is impossible.
     let _ = state.gate.subscribe().wait_for(|open| *open).await;
 }
 
@@ -327,7 +305,7 @@ fn argument(request: &Request<Incoming>, name: &str) -> usize {
         .unwrap_or_default()
 }
 
-fn report(state: &State, seen: &Seen, request: &Request<Incoming>) -> Value {
+fn report(state: &UpstreamState, seen: &ConnectionInfo, request: &Request<Incoming>) -> Value {
     json!({
         "upstream": state.name,
         "client_subject": seen.subject,
@@ -339,7 +317,7 @@ fn report(state: &State, seen: &Seen, request: &Request<Incoming>) -> Value {
     })
 }
 
-/// Header names with all their values, joined by `, ` where there are several.
+/// Header names with their values, joined by `, `.
 fn header_map(headers: &HeaderMap) -> Value {
     let mut map = serde_json::Map::new();
     for name in headers.keys() {
@@ -380,7 +358,8 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// `length` bytes that never repeat at a power of two, so that a lost, doubled or moved block changes them.
+/// `length` bytes that do not repeat at a power of two, so that a lost, doubled or moved block
+/// shows.
 pub fn pattern(length: usize) -> Vec<u8> {
     (0..length).map(pattern_byte).collect()
 }
@@ -395,7 +374,7 @@ fn streamed(pieces: impl Stream<Item = Piece> + Send + Sync + 'static) -> Body {
     BodyExt::boxed(StreamBody::new(pieces))
 }
 
-/// The first `length` bytes of [`pattern`], as a body that is made while it is sent.
+/// The first `length` bytes of [`pattern`], generated while they are sent.
 pub fn pattern_body(length: usize) -> Body {
     let starts = (0..length).step_by(CHUNK);
     streamed(stream::iter(starts).map(move |start| {
@@ -404,12 +383,12 @@ pub fn pattern_body(length: usize) -> Body {
     }))
 }
 
-/// What `halves` sends before the gate opens.
+/// Sent by `halves` before the gate opens.
 pub const FIRST_HALF: &str = "the first half, ";
-/// What `halves` sends afterwards.
+/// Sent by `halves` afterwards.
 pub const SECOND_HALF: &str = "the second half";
 
-fn halves(state: Arc<State>) -> Body {
+fn halves(state: Arc<UpstreamState>) -> Body {
     let first = stream::iter([Ok(Frame::data(Bytes::from_static(FIRST_HALF.as_bytes())))]);
     let second = stream::once(async move {
         opened(&state).await;
@@ -418,7 +397,7 @@ fn halves(state: Arc<State>) -> Body {
     streamed(first.chain(SyncStream::new(second)))
 }
 
-fn cut(state: Arc<State>) -> Body {
+fn cut(state: Arc<UpstreamState>) -> Body {
     let first = stream::iter([Ok(Frame::data(Bytes::from_static(FIRST_HALF.as_bytes())))]);
     let end = stream::once(async move {
         opened(&state).await;
@@ -427,7 +406,7 @@ fn cut(state: Arc<State>) -> Body {
     streamed(first.chain(SyncStream::new(end)))
 }
 
-/// A stream that is only ever polled through `&mut`, and so may be shared.
+/// A stream that is polled through `&mut` only, and so may be shared.
 struct SyncStream<S>(std::sync::Mutex<std::pin::Pin<Box<S>>>);
 
 impl<S> SyncStream<S> {

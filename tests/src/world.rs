@@ -1,15 +1,17 @@
-//! One test's whole installation: certificates, a temporary folder, control planes and their data planes.
+//! The installation of one test: certificates, a temporary folder, control planes and their data
+//! planes.
 //!
-//! Everything listens where the kernel says (port 0), so any number of worlds run side by side; a restart takes the
-//! same ports again. Invariant: nothing waits for time to pass, only for events: the ready line, and the Admin API's word
-//! that every node acknowledged a revision. When a test fails the logs are printed with it.
+//! Everything listens on ports that the kernel chose, so any number of worlds run side by side; a
+//! restart takes the same ports again. When a test fails, the logs are printed with it.
 //!
-//! `builder` is what a world is made of, `plane` one program's place in it, `life` starts and ends programs, `files` writes
-//! what they read. Where there are several control planes or nodes, a function without a number means the first.
+//! `builder` describes a world, `plane` is one program of it, `lifecycle` starts and ends programs,
+//! `files` writes their files. A function without an index means the first control plane or node.
+//!
+//! Invariant: a world waits for events only: ready lines, and acknowledged revisions.
 
 mod builder;
 mod files;
-mod life;
+mod lifecycle;
 mod plane;
 
 use std::net::SocketAddr;
@@ -20,7 +22,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::admin::Admin;
-use crate::caller::{Caller, Reply, Session};
+use crate::client::{HttpClient, HttpConnection, Reply};
 use crate::credentials::{Credentials, certificates};
 use crate::documents::{protected, route, site};
 use crate::process::{Log, Process};
@@ -33,7 +35,6 @@ use plane::Plane;
 /// A running installation.
 pub struct World {
     folder: TempDir,
-    /// The certificates everything uses.
     pub credentials: Credentials,
     settings: Value,
     controls: Vec<Plane>,
@@ -41,9 +42,19 @@ pub struct World {
     control_environment: Vec<(String, String)>,
     node_environment: Vec<(String, String)>,
     script: Option<String>,
+    placement: Placement,
 }
 
-/// A number in the text of `/metrics`.
+/// The programs of a world and their cores.
+#[derive(Clone, Default)]
+struct Placement {
+    /// The folder of the programs, when it is not cargo's.
+    programs: Option<PathBuf>,
+    control_cpu: Option<usize>,
+    node_cpu: Option<usize>,
+}
+
+/// A metric in the text of `/metrics`.
 fn number(text: &str, name: &str) -> u64 {
     let value = text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok());
     value.unwrap_or_else(|| panic!("no {name} in {text}"))
@@ -55,22 +66,28 @@ impl World {
         Self::builder().start().await
     }
 
-    /// Serves `app.test` without client certificates, every path by an upstream, under these
-    /// settings.
+    /// Serves every path of `app.test` by an upstream, without client certificates.
     pub async fn open(settings: Value) -> (Self, Upstream) {
-        let world = Self::builder().settings(settings).start().await;
         let upstream = Upstream::plain("plain").await;
-        let every = route("app.test", "/*", &[upstream.address()]);
-        world.apply(&[("ssls/app", world.open_site()), ("routes/app", every)]).await;
-        (world, upstream)
+        (Self::builder().settings(settings).open(upstream.address()).start().await, upstream)
     }
 
-    /// A world to be shaped first.
+    /// As [`World::open`], requiring client certificates.
+    pub async fn protected(settings: Value) -> (Self, Upstream) {
+        let upstream = Upstream::plain("plain").await;
+        (Self::builder().settings(settings).protected(upstream.address()).start().await, upstream)
+    }
+
+    /// Serves every path of `app.test` by this upstream; gives the revision.
+    pub async fn serve(&self, site: Value, upstream: &Upstream) -> u64 {
+        let every_path = route("app.test", "/*", &[upstream.address()]);
+        self.apply(&[("ssls/app", site), ("routes/app", every_path)]).await
+    }
+
     pub fn builder() -> WorldBuilder {
         WorldBuilder::new()
     }
 
-    /// Where everything of this world is.
     pub fn folder(&self) -> &Path {
         self.folder.path()
     }
@@ -80,82 +97,70 @@ impl World {
         self.folder().join("store.redb")
     }
 
-    /// A node's last good snapshot.
+    /// A node's last-good file.
     pub fn last_good(&self, node: &str) -> PathBuf {
         self.folder().join(format!("{node}.snapshot"))
     }
 
-    /// What the control plane logged.
     pub fn control_log(&self) -> &Log {
         self.control_log_of(0)
     }
 
-    /// What the n-th control plane logged.
     pub fn control_log_of(&self, index: usize) -> &Log {
         &self.controls[index].log
     }
 
-    /// The n-th control plane's process.
     pub fn control_process(&self, index: usize) -> &Process {
         self.controls[index].process()
     }
 
-    /// What the first node logged.
     pub fn node_log(&self) -> &Log {
         self.node_log_of(0)
     }
 
-    /// What the n-th node logged.
     pub fn node_log_of(&self, index: usize) -> &Log {
         &self.nodes[index].log
     }
 
-    /// The administrator.
     pub fn admin(&self) -> Admin {
         self.admin_of(0)
     }
 
-    /// The administrator, at the n-th control plane.
     pub fn admin_of(&self, index: usize) -> Admin {
         Admin::new(self.controls[index].address("admin", 0), &self.credentials)
     }
 
-    /// Where the Admin API listens.
     pub fn admin_address(&self) -> SocketAddr {
         self.controls[0].address("admin", 0)
     }
 
-    /// Where the push listens.
     pub fn push_address(&self) -> SocketAddr {
         self.push_address_of(0)
     }
 
-    /// Where the n-th control plane's push listens.
     pub fn push_address_of(&self, index: usize) -> SocketAddr {
         self.controls[index].address("push", 0)
     }
 
-    /// Where the first node serves HTTPS.
     pub fn https(&self) -> SocketAddr {
         self.node_address(0, "https")
     }
 
-    /// Where the first node serves HTTP.
     pub fn http(&self) -> SocketAddr {
         self.node_address(0, "http")
     }
 
-    /// Where the first node takes streams: the n-th address of `stream_proxy.tcp`.
+    /// The n-th listener of `stream_proxy.tcp` of the first node.
     pub fn stream(&self, index: usize) -> SocketAddr {
         self.nodes[0].address("stream", index)
     }
 
-    /// Where the n-th node listens for `http`, `https` or `status`.
+    /// The address of a listener: `http`, `https` or `status`.
     pub fn node_address(&self, index: usize, listener: &str) -> SocketAddr {
         self.nodes[index].address(listener, 0)
     }
 
-    /// The ready line of the first node's present life.
+    /// The ready line of the first node's last start.
     pub fn node_ready(&self) -> &Value {
         self.nodes[0].process().ready()
     }
@@ -164,51 +169,51 @@ impl World {
     pub async fn status(&self, path: &str) -> Reply {
         let status = self.node_address(0, "status");
         let mut session =
-            Session::plain(status, "status").await.unwrap_or_else(|refused| panic!("{refused}"));
-        session.get(path).await.unwrap_or_else(|refused| panic!("{path}: {refused}"))
+            HttpConnection::plain(status, "status").await.unwrap_or_else(|error| panic!("{error}"));
+        session.get(path).await.unwrap_or_else(|error| panic!("{path}: {error}"))
     }
 
     /// A GET to the first control plane's status listener.
     pub async fn control_status(&self, path: &str) -> Reply {
         let status = self.controls[0].address("status", 0);
         let mut session =
-            Session::plain(status, "status").await.unwrap_or_else(|refused| panic!("{refused}"));
-        session.get(path).await.unwrap_or_else(|refused| panic!("{path}: {refused}"))
+            HttpConnection::plain(status, "status").await.unwrap_or_else(|error| panic!("{error}"));
+        session.get(path).await.unwrap_or_else(|error| panic!("{path}: {error}"))
     }
 
-    /// The process id of the first node.
     pub fn node_id(&self) -> u32 {
         self.nodes[0].process().id()
     }
 
-    /// A number of the first node's `/metrics`, by its name and labels.
+    /// A metric of the first node, by its name and labels.
     pub async fn metric(&self, name: &str) -> u64 {
         number(&self.status("/metrics").await.text(), name)
     }
 
-    /// The same of the first control plane.
+    /// A metric of the first control plane.
     pub async fn control_metric(&self, name: &str) -> u64 {
         number(&self.control_status("/metrics").await.text(), name)
     }
 
-    /// A client of the first node's HTTPS that trusts the world's server authority; no certificate yet.
-    pub fn caller(&self, host: &str) -> Caller {
-        Caller::new(self.https(), host, certificates(self.credentials.servers.certificate_pem()))
+    /// A client of the first node's HTTPS listener that trusts the world's server authority and has
+    /// no certificate.
+    pub fn client(&self, host: &str) -> HttpClient {
+        HttpClient::new(self.https(), host, certificates(self.credentials.servers.certificate_pem()))
     }
 
     /// A client of the first node's first stream listener.
-    pub fn stream_caller(&self, sni: &str) -> Caller {
-        Caller::new(self.stream(0), sni, certificates(self.credentials.servers.certificate_pem()))
+    pub fn tcp_client(&self, sni: &str) -> HttpClient {
+        HttpClient::new(self.stream(0), sni, certificates(self.credentials.servers.certificate_pem()))
     }
 
-    /// The same with the good client's certificate.
-    pub fn good_caller(&self, host: &str) -> Caller {
-        self.caller(host).identity(&self.credentials.client)
+    /// The same with the world's client certificate.
+    pub fn verified_client(&self, host: &str) -> HttpClient {
+        self.client(host).identity(&self.credentials.client)
     }
 
     /// A plain connection to the first node's HTTP port.
-    pub async fn plain(&self, host: &str) -> Session {
-        Session::plain(self.http(), host).await.unwrap_or_else(|refused| panic!("{refused}"))
+    pub async fn plain(&self, host: &str) -> HttpConnection {
+        HttpConnection::plain(self.http(), host).await.unwrap_or_else(|error| panic!("{error}"))
     }
 
     /// PUTs each document and waits until every node serves them; gives the last revision.
@@ -218,36 +223,36 @@ impl World {
         for (path, document) in documents {
             revision = admin.put(path, document).await;
         }
-        self.settled(revision).await;
+        self.wait_acknowledged(revision).await;
         revision
     }
 
-    /// Waits until every connected node (at least one) acknowledged `revision`.
-    pub async fn settled(&self, revision: u64) {
-        self.settled_at(0, revision).await;
+    /// Waits until every connected node, at least one, acknowledged `revision`.
+    pub async fn wait_acknowledged(&self, revision: u64) {
+        self.wait_acknowledged_at(0, revision).await;
     }
 
-    /// Waits until every node that is connected to the n-th control plane (at least one) acknowledged `revision`.
-    pub async fn settled_at(&self, index: usize, revision: u64) {
-        let path = format!("dataplanes?acknowledged={revision}&timeout=30");
+    /// The same for the nodes of the n-th control plane.
+    pub async fn wait_acknowledged_at(&self, index: usize, revision: u64) {
+        let path = format!("dataplanes?acknowledged={revision}&timeout=55");
         let answer = self.admin_of(index).get(&path).await;
         assert_eq!(answer.status, StatusCode::OK, "no node acknowledged {revision}: {}", answer.reply.text());
     }
 
-    /// Waits until every connected node serves `revision`, and the first one has it on disk, too.
-    pub async fn saved(&self, revision: u64) {
-        self.settled(revision).await;
+    /// The same, and until the first node has it in its last-good file.
+    pub async fn wait_persisted(&self, revision: u64) {
+        self.wait_acknowledged(revision).await;
         self.node_log()
             .line_with(&["the last good snapshot is on disk", &format!("revision={revision}")])
             .await;
     }
 
-    /// A site `app.test` that serves the world's site certificate and asks for nothing.
+    /// The site `app.test` without client certificates.
     pub fn open_site(&self) -> Value {
         site(&self.credentials.site, "app.test")
     }
 
-    /// The same, demanding a certificate of the world's client authority.
+    /// The same, requiring a certificate of the world's client authority.
     pub fn protected_site(&self) -> Value {
         protected(self.open_site(), &self.credentials.clients)
     }
@@ -257,7 +262,7 @@ impl World {
         merge(&mut self.settings, more);
     }
 
-    /// Changes the control plane's environment for its next start; `None` takes a variable away.
+    /// Changes the control plane's environment for its next start; `None` removes a variable.
     pub fn change_control_environment(&mut self, name: &str, value: Option<&str>) {
         self.control_environment.retain(|(known, _)| known != name);
         let set = value.map(|value| (name.to_owned(), value.to_owned()));

@@ -1,6 +1,7 @@
-//! Rules about the source itself, checked like any other behaviour so that no review has to repeat them.
+//! Rules about the source, checked like any other behaviour, so no review has to repeat them.
 //!
-//! Each rule says what to do instead. An exception is named here with its reason, and goes when it is no longer needed.
+//! Each rule says what to do instead. An exception is named here with its reason, and goes once
+//! nothing needs it.
 
 #[path = "tidy/cases.rs"]
 mod cases;
@@ -12,9 +13,9 @@ mod words;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Files up to this many lines say what they own in one `//!` line or more, longer ones in two or more.
+/// Files up to this many lines have a `//!` comment of one line or more, longer ones two or more.
 const SMALL_FILE_LINES: usize = 200;
-/// Lines of a file, without its tests. About 400 is the aim; this is where it stops being a matter of taste.
+/// Most lines of a file, without its tests. About 400 is the aim.
 const FILE_LINES: usize = 500;
 /// Lines of a function, from its signature to its closing brace.
 const FUNCTION_LINES: usize = 70;
@@ -105,8 +106,8 @@ fn every_file_says_what_it_owns() {
         .into_iter()
         .filter(|source| !source.path.ends_with("/tests.rs")) // these belong to the file they test
         .filter(|source| {
-            let said = source.text.lines().take_while(|line| line.starts_with("//!")).count();
-            said < if source.code().lines().count() <= SMALL_FILE_LINES { 1 } else { 2 }
+            let lines = source.text.lines().take_while(|line| line.starts_with("//!")).count();
+            lines < if source.code().lines().count() <= SMALL_FILE_LINES { 1 } else { 2 }
         })
         .map(|source| source.path)
         .collect();
@@ -152,7 +153,8 @@ fn functions_are_short() {
     assert_none("split a long function, or name it in LONG_FUNCTIONS with the reason", &broken);
 }
 
-/// Name and length of every function. Relies on rustfmt: a body ends with a brace at the signature's indentation.
+/// Name and length of every function. Relies on rustfmt: a body ends with a brace at the
+/// signature's indentation.
 fn functions(text: &str) -> Vec<(String, usize)> {
     let lines: Vec<&str> = text.lines().collect();
     let mut found = Vec::new();
@@ -265,7 +267,7 @@ fn no_key_or_certificate_is_stored() {
     for extension in ["pem", "crt", "key", "p12", "der"] {
         broken.extend(files_named(extension));
     }
-    assert_none("mint what a test needs with `pki::mint`; nothing minted is checked in", &broken);
+    assert_none("issue what a test needs with `pki::ca`; no certificate is checked in", &broken);
 }
 
 fn files_named(extension: &str) -> Vec<String> {
@@ -273,7 +275,8 @@ fn files_named(extension: &str) -> Vec<String> {
         .args(["ls-files", &format!("*.{extension}")])
         .current_dir(workspace())
         .output();
-    // Outside a checkout (an unpacked archive) there is no list of what is checked in, and nothing to judge.
+    // Outside a checkout (an unpacked archive) there is no list of tracked files, and nothing to
+    // judge.
     let Ok(output) = output else { return Vec::new() };
     String::from_utf8_lossy(&output.stdout).lines().map(str::to_owned).collect()
 }
@@ -281,7 +284,7 @@ fn files_named(extension: &str) -> Vec<String> {
 #[test]
 fn a_crate_uses_only_what_stands_before_it() {
     let order =
-        ["pki", "pem_files", "proto", "model", "conf", "telemetry", "process", "controlplane", "dataplane"];
+        ["pki", "telemetry", "process", "mtls", "proto", "model", "conf", "controlplane", "dataplane"];
     let mut broken = Vec::new();
     for manifest in sources("toml") {
         let Some((folder, "Cargo.toml")) = manifest.path.split_once('/') else { continue };
@@ -298,7 +301,7 @@ fn a_crate_uses_only_what_stands_before_it() {
         }
     }
     assert_none(
-        "pki <- pem_files <- model (+ proto) <- conf (+ process) <- the planes, and the planes know nothing of each other",
+        "pki <- telemetry <- process <- mtls <- proto <- model <- conf <- the planes, which do not use each other",
         &broken,
     );
 }

@@ -1,4 +1,4 @@
-//! The stages of one request that need no socket, one by one and then one after the other.
+//! The stages of one request that need no socket, one by one and as a sequence.
 
 use std::hint::black_box;
 
@@ -7,14 +7,10 @@ use criterion::{BatchSize, Criterion};
 use dataplane::testing::filters::headers::{ConnectionHeaders, ForwardedContext, PeerTrust};
 use dataplane::testing::filters::{headers, identity, path, variables};
 use dataplane::testing::http::request;
-use dataplane::testing::proxy::connection::ConnectionInfo;
-use dataplane::testing::proxy::listener::ListenerProtocol;
+use dataplane::testing::io::connection_info::{ConnectionInfo, ListenerProtocol};
 use dataplane::testing::tls::client_verifier;
 use dataplane::testing::tls::params::NegotiatedParams;
-use dataplane::testing::upstream::balancer::Balancer;
-use dataplane::testing::upstream::client::NodeAttempts;
-use dataplane::testing::upstream::request_body::RequestBody;
-use dataplane::testing::upstream::{exchange, host_header};
+use dataplane::testing::upstream::{Balancer, NodeAttempts, RequestBody, upstream_host, upstream_request};
 use http::request::Parts;
 use model::admission::{ClientVerification, ConnectionAuth, admit};
 use model::{HostName, Kind, PathOptions, RequestTarget, Snapshot, destination};
@@ -23,10 +19,10 @@ use serde_json::{Value, json};
 
 use super::{Credentials, HOST, PATH, UPSTREAM};
 
-/// Routes beside the one that is asked for.
+/// Routes beside the matching one.
 const ROUTES: usize = 1000;
 
-/// What every stage reads.
+/// The input of every stage.
 struct Walk {
     snapshot: Snapshot,
     sni: HostName,
@@ -58,7 +54,7 @@ pub(crate) fn stages(criterion: &mut Criterion, credentials: &Credentials) {
         bencher.iter(|| {
             let node =
                 NodeAttempts::new(upstream, black_box(&balance)).next_node().ok().flatten().expect("a node");
-            host_header::upstream_host(upstream, target.authority.as_deref(), node)
+            upstream_host(upstream, target.authority.as_deref(), node)
         });
     });
     group.bench_function("all", |bencher| {
@@ -69,18 +65,18 @@ pub(crate) fn stages(criterion: &mut Criterion, credentials: &Credentials) {
             let upstream = walk.destination(&parts, &target).upstream;
             let request = outgoing(parts, &target);
             let node = NodeAttempts::new(upstream, &balance).next_node().ok().flatten().expect("a node");
-            black_box(host_header::upstream_host(upstream, target.authority.as_deref(), node));
+            black_box(upstream_host(upstream, target.authority.as_deref(), node));
             request
         };
         bencher.iter_batched(asked, all, batch);
     });
 }
 
-/// The request as it goes to the upstream.
+/// The request to the upstream.
 fn outgoing(mut parts: Parts, target: &RequestTarget) -> http::Request<RequestBody> {
     let own = std::mem::take(&mut parts.uri).into_parts().path_and_query;
     let path = path::forwarded_path(target, own).expect("a path");
-    exchange::upstream_request(parts, path, RequestBody::empty())
+    upstream_request(parts, path, RequestBody::empty())
 }
 
 impl Walk {

@@ -1,14 +1,17 @@
-//! A whole request, from the client's socket to the upstream's and back, through a worker of this process.
+//! A whole request, from the client's socket to the upstream's and back, through a worker of this
+//! process.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bench::gateway;
-use bench::identity::{Group, Version};
-use bench::load::{Dialler, http1};
-use bench::target::Target;
 use bytes::Bytes;
+use compare::identity::{Group, Version};
+use compare::load::{Dialler, http1};
+use compare::target::Target;
 use criterion::{Criterion, Throughput};
+use e2e::upstream::FixedUpstream;
 use futures_util::future::join_all;
 use http_body_util::{BodyExt, Empty};
 use hyper::client::conn::http2::SendRequest;
@@ -20,32 +23,34 @@ use tokio::net::TcpStream;
 use tokio::runtime::Runtime;
 use tokio_rustls::client::TlsStream;
 
-use super::{Credentials, HOST, PATH, UPSTREAM, upstream, worker::Running};
+use super::{Credentials, HOST, PATH, UPSTREAM, worker::Running};
 
-/// Requests under way at a time: as many connections, or streams of one.
+/// Requests in flight: as many connections, or streams of one.
 const AT_ONCE: usize = 16;
-/// The worker's core, and everybody else's.
+/// The worker's core, and that of everything else.
 const CORES: (usize, usize) = (0, 1);
 
-/// Of a path that has no route, and of two whose upstreams are spoken to in clear and with certificates.
+/// A path without a route, and two with a plain and an mTLS upstream.
 const CASES: [(&str, &str, u16); 3] =
     [("no-route", "/nowhere", 404), ("plain-upstream", PATH, 200), ("mtls-upstream", "/strict", 200)];
 
-/// A line a case for the end.
+/// One final line a case.
 pub(crate) fn whole(criterion: &mut Criterion, credentials: &Credentials) -> Vec<String> {
     if std::thread::available_parallelism().map_or(1, usize::from) < 2 {
         return vec!["proxy/whole: NOT MEASURED: one core is the worker's, and there is no other".to_owned()];
     }
+    let upstream = FixedUpstream::start(CORES.1, None);
+    let mtls_upstream = FixedUpstream::start(CORES.1, Some(credentials.upstream_tls()));
     let documents = [
         (Kind::Ssl, "site", credentials.ssl()),
-        (Kind::Route, "plain", plain()),
-        (Kind::Route, "strict", strict(credentials)),
+        (Kind::Route, "plain", plain(upstream.address())),
+        (Kind::Route, "strict", strict(credentials, mtls_upstream.address())),
     ];
     let anchors = TrustAnchors::new(vec![credentials.root.certificate().clone()]).expect("an anchor");
     let versions = [TlsVersion::V12, TlsVersion::V13];
     let shared = gateway::shared(gateway::snapshot(documents), &versions, Some(Arc::new(anchors)));
     let running = Running::start(shared, CORES.0);
-    bench::process::pin_current_thread(CORES.1).expect("a core");
+    e2e::resources::pin_current_thread(CORES.1).expect("a core");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let mut lines = Vec::new();
     for (protocol, connect) in [("h1", Client::h1 as fn(&Runtime, Dialler) -> Client), ("h2", Client::h2)] {
@@ -71,7 +76,7 @@ pub(crate) fn whole(criterion: &mut Criterion, credentials: &Credentials) -> Vec
     lines
 }
 
-/// The mean over all batches but the few of the warm-up: sums do not suffer from a thread that is still running.
+/// The mean of all batches but the warm-up's: a sum is not skewed by a thread that still runs.
 fn line(name: &str, samples: &[(Duration, u64)]) -> Option<String> {
     let measured = samples.get(samples.len() / 2..).filter(|samples| !samples.is_empty())?;
     let used: Duration = measured.iter().map(|(used, _)| *used).sum();
@@ -80,15 +85,14 @@ fn line(name: &str, samples: &[(Duration, u64)]) -> Option<String> {
     Some(format!("{name:<28} {each:>6.1} us of the worker's CPU a request"))
 }
 
-fn plain() -> serde_json::Value {
-    let node = upstream::start(CORES.1, None).to_string();
-    json!({"uri": "/api/*", "host": HOST, "upstream": {"type": "roundrobin", "nodes": {node: 1}}})
+fn plain(upstream: SocketAddr) -> serde_json::Value {
+    let nodes = json!({upstream.to_string(): 1});
+    json!({"uri": "/api/*", "host": HOST, "upstream": {"type": "roundrobin", "nodes": nodes}})
 }
 
-fn strict(credentials: &Credentials) -> serde_json::Value {
-    let node = upstream::start(CORES.1, Some(upstream::strict(credentials))).to_string();
+fn strict(credentials: &Credentials, upstream: SocketAddr) -> serde_json::Value {
     json!({"uri": "/strict", "host": HOST, "upstream": {
-        "type": "roundrobin", "scheme": "https", "nodes": {node: 1},
+        "type": "roundrobin", "scheme": "https", "nodes": {upstream.to_string(): 1},
         "pass_host": "rewrite", "upstream_host": UPSTREAM,
         "tls": {
             "client_cert": credentials.gateway.chain_pem,
@@ -106,7 +110,7 @@ fn dialler(credentials: &Credentials, running: &Running, protocol: &str) -> Dial
     Dialler::new(target, config.expect("a client configuration"))
 }
 
-/// Connections that stay open.
+/// Kept connections.
 enum Client {
     H1(Vec<(TlsStream<TcpStream>, Vec<u8>)>),
     H2(SendRequest<Empty<Bytes>>),

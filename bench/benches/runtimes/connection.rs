@@ -1,7 +1,8 @@
-//! A connection as the data plane walks it, over any runtime's halves: ClientHello, site, handshake, client, HTTP session.
+//! A connection of the data plane over any runtime's halves: ClientHello, site, handshake, client,
+//! HTTP session.
 //!
-//! The stages are the data plane's. What is left out is what would name a runtime (watchdog, pools, the walk to an upstream):
-//! every request gets one fixed answer.
+//! The stages are the data plane's, without those that name a runtime (timeouts, pools, upstreams):
+//! every request gets one fixed response.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -10,9 +11,9 @@ use bytes::Bytes;
 use dataplane::testing::io::buffered::BufferedSocket;
 use dataplane::testing::proxy::worker::SharedState;
 use dataplane::testing::runtime::{Reader, Writer};
-use dataplane::testing::tls::site_config::Subsystem;
+use dataplane::testing::tls::Subsystem;
 use dataplane::testing::tls::stream::TlsStream;
-use dataplane::testing::tls::ticket::HandshakeState;
+use dataplane::testing::tls::transport::TlsTransport;
 use dataplane::testing::tls::{client_hello, client_verifier, handshake};
 use http_body_util::Full;
 use hyper::server::conn::http1;
@@ -20,7 +21,7 @@ use hyper::service::service_fn;
 use model::admission::ClientVerification;
 use pki::UnixTime;
 
-/// From accept to end. Whoever is refused gets no alert here: nobody in this benchmark is.
+/// From accept to end. A rejected client gets no alert; the benchmark has none.
 pub(crate) async fn serve<R, W>(shared: Arc<SharedState>, mut pump: BufferedSocket<R, W>)
 where
     R: Reader + Unpin,
@@ -37,15 +38,14 @@ where
 async fn establish<R: Reader, W: Writer>(
     shared: &SharedState,
     pump: &mut BufferedSocket<R, W>,
-) -> Option<dataplane::testing::tls::transport::TlsTransport> {
+) -> Option<TlsTransport> {
     let hello = client_hello::read(pump).await.ok()?;
     let name = hello.server_name(None)?;
     let ssl = shared.snapshot.load().site(&name).map(Arc::clone)?;
     let config = shared.sites.config(&ssl, Subsystem::Http).ok()?;
-    let mut resumption = HandshakeState::default();
-    let mut tls = resumption.in_scope(|| hello.start_handshake(config, pump.write_buf())).ok()?;
-    handshake::drive_with(&mut tls, pump, &mut resumption).await.ok()?;
+    let mut tls = hello.start_handshake(config, pump.write_buf()).ok()?;
+    handshake::drive(&mut tls, pump).await.ok()?;
     let client =
         client_verifier::evaluate_client(ssl.client.as_deref(), Some(&tls.peer_chain()), UnixTime::now());
-    matches!(client, ClientVerification::Verified(_)).then_some(tls)
+    matches!(client, ClientVerification::Verified(_)).then(|| tls.into_transport())
 }

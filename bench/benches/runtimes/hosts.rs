@@ -1,7 +1,8 @@
-//! The four runtimes: how each accepts, reads, writes and spawns. All that differs between them is here.
+//! The four runtimes: how each accepts, reads, writes and spawns.
 
 use std::io::{self, BufRead, Read};
 use std::net::TcpListener;
+use std::os::fd::{AsRawFd, RawFd};
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -20,7 +21,6 @@ use super::connection;
 /// As a worker's ring.
 const RING_ENTRIES: u32 = 4096;
 
-/// What runs the connections.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Host {
     MonoioUring,
@@ -42,7 +42,7 @@ impl Host {
     }
 }
 
-/// Serves the site on standard input until that ends. Says the port on standard output.
+/// Serves the site on standard input until that ends. Prints the port to standard output.
 pub(crate) fn serve(host: Host) {
     let mut site = String::new();
     io::stdin().lock().read_line(&mut site).expect("a site");
@@ -55,7 +55,7 @@ pub(crate) fn serve(host: Host) {
     let snapshot = gateway::snapshot([(Kind::Ssl, "site", document)]);
     let shared = gateway::shared(snapshot, &[TlsVersion::V12, TlsVersion::V13], None);
     let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a port");
-    // As the data plane's: what is accepted inherits it.
+    // As the data plane does: accepted sockets inherit it.
     setsockopt(&listener, sockopt::TcpNoDelay, &true).expect("a socket");
     println!("{}", listener.local_addr().expect("an address").port());
     match host {
@@ -85,7 +85,7 @@ fn monoio(driver: &Driver, listener: TcpListener, shared: &Arc<SharedState>) {
     runtime::block_on(driver, accept_all).expect("a runtime")
 }
 
-/// With the flags and the size of our own ring.
+/// With the flags and the size of the data plane's ring.
 fn tokio_uring(listener: TcpListener, shared: &Arc<SharedState>) {
     let mut ring = tokio_uring::uring_builder();
     if matches!(Driver::detect(), Driver::IoUring { flags: true }) {
@@ -96,7 +96,7 @@ fn tokio_uring(listener: TcpListener, shared: &Arc<SharedState>) {
         loop {
             let (socket, _) = listener.accept().await.expect("a connection");
             let socket = Rc::new(socket);
-            let hang_up = ShutdownHandle::of(&*socket);
+            let hang_up = ShutdownHandle::of(&socket);
             let pump = BufferedSocket::from_halves(Ring(Rc::clone(&socket)), Ring(socket), Some(hang_up));
             tokio_uring::spawn(connection::serve(Arc::clone(shared), pump));
         }
@@ -111,9 +111,11 @@ fn tokio(listener: TcpListener, shared: &Arc<SharedState>) {
         let listener = tokio::net::TcpListener::from_std(listener).expect("a listener");
         loop {
             let (socket, _) = listener.accept().await.expect("a connection");
-            let hang_up = ShutdownHandle::of(&socket);
+            let fd = Rc::new(socket.as_raw_fd());
+            let shutdown = ShutdownHandle::of(&fd);
             let (reader, writer) = socket.into_split();
-            let pump = BufferedSocket::from_halves(PollReader(reader), PollWriter(writer), Some(hang_up));
+            let reader = PollReader { half: reader, _fd: fd };
+            let pump = BufferedSocket::from_halves(reader, PollWriter(writer), Some(shutdown));
             tokio::task::spawn_local(connection::serve(Arc::clone(shared), pump));
         }
     })
@@ -136,12 +138,16 @@ impl Writer for Ring {
     }
 }
 
-struct PollReader(OwnedReadHalf);
+struct PollReader {
+    half: OwnedReadHalf,
+    /// The socket's descriptor, for its shutdown handle.
+    _fd: Rc<RawFd>,
+}
 struct PollWriter(OwnedWriteHalf);
 
 impl Reader for PollReader {
     async fn read(mut self, mut buf: Vec<u8>) -> (Self, io::Result<usize>, Vec<u8>) {
-        let result = self.0.read_buf(&mut buf).await;
+        let result = self.half.read_buf(&mut buf).await;
         (self, result, buf)
     }
 }

@@ -1,19 +1,20 @@
-//! Two things timed in turn, batch by batch: a machine that is slow for a while is slow for both, and their ratio holds.
+//! Times two things in alternating batches: a machine that is slow for a while is slow for both,
+//! and their ratio holds.
 
 use std::cell::RefCell;
 use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkGroup, measurement::WallTime};
 
-/// The medians, in microseconds.
+/// Medians in microseconds.
 pub(crate) struct Measured {
     pub work: f64,
-    /// `None` where there is nothing to compare with.
+    /// `None` without anything to compare with.
     pub yardstick: Option<f64>,
 }
 
-/// Benches `work`, each batch after one of `yardstick` of the same size; both say themselves what they took. `None` when a filter
-/// left it out.
+/// Benches `work`, each batch after one of `yardstick` of the same size; both report their own
+/// durations. `None` when a filter left it out.
 pub(crate) fn bench(
     group: &mut BenchmarkGroup<'_, WallTime>,
     name: &str,
@@ -32,7 +33,7 @@ pub(crate) fn bench(
     Some(Measured { work: median(times)?, yardstick: median(yardstick_times) })
 }
 
-/// What one call takes, for what does not say itself.
+/// The duration of one call.
 #[allow(dead_code, reason = "not every benchmark that has this file needs it")]
 pub(crate) fn timed<T>(call: impl FnOnce() -> T) -> Duration {
     let started = Instant::now();
@@ -46,7 +47,7 @@ fn batch(times: &RefCell<Vec<f64>>, rounds: u64, one: &dyn Fn() -> Duration) -> 
     total
 }
 
-/// The middle of all batches: the warm-up's are few and do not move it.
+/// The middle of all batches; the few of the warm-up do not move it.
 fn median(times: RefCell<Vec<f64>>) -> Option<f64> {
     let mut times = times.into_inner();
     times.sort_by(f64::total_cmp);

@@ -1,4 +1,5 @@
-//! What the check of one request costs: `model::admission::admit`, for a site of each mode and for skip rules of usual and of unusual size.
+//! The cost of checking one request: `model::admission::admit`, for a site of each mode and for
+//! skip rules of usual and unusual size.
 
 use std::hint::black_box;
 use std::sync::Arc;
@@ -22,12 +23,12 @@ const USUAL: [&str; 4] =
 pub(crate) fn admission(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("admit");
     group.throughput(Throughput::Elements(1));
-    let chain = Chain::mint(2, KeyAlgorithm::P256);
+    let chain = Chain::generate(2, KeyAlgorithm::P256);
     let usual: Vec<String> = USUAL.iter().map(|&pattern| pattern.to_owned()).collect();
     let many: Vec<String> = (0..64).map(|number| format!("^/service-{number}/public/")).collect();
     let cases: [(&str, Option<Vec<String>>, bool, &str); 6] = [
         ("no-client-authentication", None, false, "/api/v1/orders/17"),
-        ("insists", Some(Vec::new()), true, "/api/v1/orders/17"),
+        ("requires", Some(Vec::new()), true, "/api/v1/orders/17"),
         ("skip-rules/verified", Some(usual.clone()), true, "/api/v1/orders/17"),
         ("skip-rules/exempt", Some(usual.clone()), false, "/static/app/main.css"),
         ("skip-rules/protected", Some(usual), false, "/api/v1/orders/17"),
@@ -61,7 +62,7 @@ fn policy(chain: &Chain, skip_uri_patterns: Vec<String>) -> ClientAuth {
     ClientAuth::new(input).expect("a policy")
 }
 
-/// A thousand sites, of which one is asked for.
+/// A thousand sites, one of which is looked up.
 fn snapshot(client: Option<Arc<ClientAuth>>) -> Snapshot {
     let site = |number: usize, name: &str, client: Option<Arc<ClientAuth>>| {
         let ssl = Ssl {
@@ -72,7 +73,7 @@ fn snapshot(client: Option<Arc<ClientAuth>>) -> Snapshot {
             client,
             versions: None,
             enabled: true,
-            prepared: CacheSlot::new(),
+            cache: CacheSlot::new(),
             blocked: None,
         };
         Versioned { version: 1, resource: Resource::Ssl(Arc::new(ssl)) }

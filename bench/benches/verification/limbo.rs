@@ -1,4 +1,5 @@
-//! The pathological chains of x509-limbo, beside an ordinary chain that is accepted. `COUNTERSIGN_LIMBO` names the collection.
+//! The pathological chains of x509-limbo, beside an ordinary accepted chain. `COUNTERSIGN_LIMBO`
+//! names the collection.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -14,7 +15,8 @@ use serde::Deserialize;
 
 use super::{Chain, NOW, beside};
 
-/// Depth when a case names none: more than any of its chains, so that all of them is looked at.
+/// The depth of cases without one: beyond any of their chains, so that all certificates are
+/// examined.
 const NO_LIMIT: u32 = 255;
 
 #[derive(Deserialize)]
@@ -33,7 +35,7 @@ struct Case {
     validation_time_unix: Option<f64>,
 }
 
-/// A line a case for the end.
+/// One final line a case.
 pub(crate) fn limbo(criterion: &mut Criterion) -> Vec<String> {
     let Some(named) = std::env::var_os("COUNTERSIGN_LIMBO") else {
         return vec![
@@ -49,7 +51,7 @@ pub(crate) fn limbo(criterion: &mut Criterion) -> Vec<String> {
         Ok(limbo) => limbo,
         Err(problem) => return vec![format!("x509-limbo: NOT MEASURED: {}: {problem}", file.display())],
     };
-    let ordinary = Chain::mint(2, KeyAlgorithm::P256);
+    let ordinary = Chain::generate(2, KeyAlgorithm::P256);
     let policy = ordinary.policy(Vec::new());
     let accepted = || {
         beside::timed(|| verify_client(&policy, &ordinary.leaf, &ordinary.sent, NOW).expect("a good chain"))
@@ -74,7 +76,7 @@ pub(crate) fn limbo(criterion: &mut Criterion) -> Vec<String> {
 }
 
 impl Case {
-    /// What the site would demand; none where the anchors or lists themselves are refused.
+    /// The site's policy; none where the anchors or lists are invalid.
     fn policy(&self) -> Option<ClientAuth> {
         let anchors: Vec<_> =
             self.trusted_certs.iter().map(|pem| certificates_from_pem(pem)).collect::<Result<_, _>>().ok()?;

@@ -1,6 +1,6 @@
-//! What a stranger can make us do before we know who it is: chains made to cost as much as possible.
+//! The cost of adversarial chains from unauthenticated clients.
 //!
-//! Each is the worst of its kind that we know; none may take much longer than a millisecond, whatever is sent.
+//! Each is the worst known of its kind; none may take much longer than a millisecond.
 
 use std::hint::black_box;
 
@@ -10,10 +10,10 @@ use pki::{Certificate, CertificateDer, verify_client};
 
 use super::{Chain, NOW};
 
-/// Certificates in a maze: a Certificate message has room for not many more, and `pki` reads 128.
+/// Certificates in a maze: a Certificate message has room for few more, and `pki` reads 128.
 const SIZE: usize = 100;
 
-/// What is sent, leaf first.
+/// The chain as sent, leaf first.
 type Sent = Vec<CertificateDer<'static>>;
 
 pub(crate) fn mazes(criterion: &mut Criterion) {
@@ -22,7 +22,7 @@ pub(crate) fn mazes(criterion: &mut Criterion) {
     for (name, algorithm) in
         [("p256", KeyAlgorithm::P256), ("p384", KeyAlgorithm::P384), ("rsa2048", KeyAlgorithm::Rsa2048)]
     {
-        let chain = Chain::mint(2, algorithm);
+        let chain = Chain::generate(2, algorithm);
         let policy = chain.policy_of_depth(255);
         let mazes = [
             ("namesakes-of-its-issuer", namesakes(&chain)),
@@ -46,10 +46,11 @@ fn der(certificate: &Certificate) -> CertificateDer<'static> {
 }
 
 fn leaf_of(authority: &Authority) -> CertificateDer<'static> {
-    der(&authority.issue(&LeafSpec::client("nobody")).expect("a leaf").certificate)
+    der(&authority.issue(&LeafSpec::client("unrelated")).expect("a leaf").certificate)
 }
 
-/// A forged leaf among genuine intermediates that all have its issuer's name, each with a key of its own.
+/// A forged leaf among genuine intermediates that all have its issuer's name, each with a key of
+/// its own.
 fn namesakes(chain: &Chain) -> Sent {
     let spec = AuthoritySpec::new("Bench Intermediate 1");
     let mut forged = chain.leaf.to_vec();
@@ -60,7 +61,7 @@ fn namesakes(chain: &Chain) -> Sent {
     std::iter::once(CertificateDer::from(forged)).chain((0..SIZE).map(one)).collect()
 }
 
-/// A line of CAs of one's own, all of whose signatures are good, below a root that only has the anchor's name.
+/// A line of private CAs with good signatures, below a root that has the anchor's name only.
 fn line(chain: &Chain) -> Sent {
     let name = chain.root.certificate().subject().trim_start_matches("CN=");
     let mut authority = Authority::root(&AuthoritySpec::new(name)).expect("an imposter");
@@ -74,7 +75,7 @@ fn line(chain: &Chain) -> Sent {
     sent
 }
 
-/// Ten CAs that all certified each other, the first so many also by the name of the anchor.
+/// Ten CAs that cross-certified each other; so many are certified by the anchor's name, too.
 fn mesh(chain: &Chain, exits: usize) -> Sent {
     let name = chain.root.certificate().subject().trim_start_matches("CN=");
     let imposter = Authority::root(&AuthoritySpec::new(name)).expect("an imposter");

@@ -1,7 +1,9 @@
-//! A minimal mutual-TLS proxy on Pingora with rustls: what `compare` measures beside the data plane.
+//! A minimal mutual TLS proxy on Pingora with rustls, which `compare` measures beside the data
+//! plane.
 //!
-//! `pingora-peer SETTINGS FOLDER LISTEN PLAIN MTLS`: Pingora's settings file, the folder with the certificates, the address
-//! it listens at and the two upstreams. It does what every peer does and nothing else; what is wrong ends it.
+//! `pingora-peer SETTINGS FOLDER LISTEN PLAIN MTLS`: Pingora's settings file, the folder of the
+//! certificates, the listen address and the two upstreams. It does what every peer does and no
+//! more; any error ends it.
 
 use std::error::Error;
 use std::net::SocketAddr;
@@ -53,7 +55,7 @@ impl ProxyHttp for Proxy {
         Ok(Box::new(if strict { self.mtls.clone() } else { self.plain.clone() }))
     }
 
-    /// The headers that the other peers send.
+    /// The headers of the other peers.
     async fn upstream_request_filter(
         &self,
         session: &mut Session,
@@ -100,7 +102,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     server.run_forever()
 }
 
-/// Verified by the CA in Pingora's settings, and shown the gateway's certificate.
+/// Verified with the CA in Pingora's settings; gets the gateway's certificate.
 fn upstream(folder: &Path, address: SocketAddr) -> Result<HttpPeer, Box<dyn Error>> {
     let chain = certificates(folder, "gateway.crt")?;
     let key = PrivateKeyDer::from_pem_file(folder.join("gateway.key"))?;

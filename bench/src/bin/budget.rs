@@ -1,10 +1,10 @@
-//! Instruction counts against `bench/budget.toml`: see the library's `budget`.
+//! Checks instruction counts against `bench/budget.toml`: see [`bench::budget`].
 
 use std::process::ExitCode;
 
 use clap::Parser;
 
-/// As the data plane has it.
+/// The data plane's allocator.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

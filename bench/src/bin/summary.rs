@@ -1,10 +1,10 @@
-//! One line a target: see the library's `summary`.
+//! Prints one line a target: see [`bench::summary`].
 
 use std::process::ExitCode;
 
 use clap::Parser;
 
-/// As the data plane has it.
+/// The data plane's allocator.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

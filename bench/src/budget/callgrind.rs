@@ -1,35 +1,30 @@
-//! What callgrind writes: instructions of each function itself, and which of them are the crypto library's.
+//! Reads callgrind's output: each function's own instructions, and which of them are the crypto
+//! library's.
 //!
-//! The format is the one of valgrind's manual, "Callgrind Format Specification": names are compressed (`fn=(3) name` once, then
-//! `fn=(3)`), and the line after `calls=` is the callee's cost, which is counted where the callee stands.
+//! valgrind's manual has the format ("Callgrind Format Specification"): names are compressed
+//! (`fn=(3) name` once, then `fn=(3)`), and the line after `calls=` is the inclusive cost of the
+//! callee, which counts at the callee itself.
 
 use std::collections::{BTreeMap, HashMap};
 
-/// Why a file was not understood.
+/// Why the output is invalid.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CallgrindError {
-    /// Not what the manual describes.
+    /// A line that the manual does not describe.
     #[error("line {line} of callgrind's output: {problem}: `{text}`")]
     Syntax {
         /// Counted from 1.
         line: usize,
-        /// What is wrong.
         problem: &'static str,
-        /// The line.
         text: String,
     },
-    /// The sum of what was read is not the sum that callgrind wrote.
-    #[error("callgrind counted {told} instructions, and {summed} were found in its output")]
-    Sum {
-        /// As written.
-        told: u64,
-        /// As read.
-        summed: u64,
-    },
+    /// The costs that were read do not add up to callgrind's total.
+    #[error("callgrind counted {total} instructions, and {summed} were found in its output")]
+    Sum { total: u64, summed: u64 },
     /// The end is missing.
     #[error("callgrind's output has no end: is the disk full? Run it again")]
     Cut,
-    /// Nothing of ours went through the counted door.
+    /// No counted instruction outside of the crypto library.
     #[error("callgrind counted nothing of ours: is `counted_by_callgrind` still a function of its own?")]
     Nothing,
 }
@@ -37,23 +32,23 @@ pub enum CallgrindError {
 /// A function: its object file and its name.
 type Function = (String, String);
 
-/// Instructions of each function itself, and of each call with all that it calls, by caller and callee.
+/// Own instructions of each function, and inclusive ones of each call, by caller and callee.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Profile {
     own: BTreeMap<Function, u64>,
     calls: BTreeMap<(Function, Function), u64>,
 }
 
-/// What is judged, and what is only told.
+/// Instructions with a budget, and those that are only reported.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Instructions {
-    /// Ours, our libraries', the allocator's, and what these call in the C library.
+    /// Of the data plane, its libraries, the allocator, and their calls of the C library.
     pub ours: u64,
-    /// The crypto library's and what it calls: they depend on the processor, and no change of ours makes them fewer.
+    /// Of the crypto library and its calls: they depend on the processor alone.
     pub crypto: u64,
 }
 
-/// Object files or functions: `(3) name` gives number 3 a name, `(3)` means it.
+/// Object files or functions: `(3) name` defines number 3, `(3)` refers to it.
 #[derive(Default)]
 struct Names(HashMap<String, String>);
 
@@ -71,17 +66,14 @@ impl Names {
 }
 
 impl Profile {
-    /// Reads one file of `--tool=callgrind`, whose only event is `Ir`.
-    ///
-    /// # Errors
-    /// [`CallgrindError`].
+    /// Reads one file of `--tool=callgrind` whose only event is `Ir`.
     pub fn parse(text: &str) -> Result<Self, CallgrindError> {
         let mut profile = Self::default();
         let (mut objects, mut functions) = (Names::default(), Names::default());
         let (mut caller, mut callee) = (Function::default(), Function::default());
-        // Said only where it is not the caller's.
+        // Absent where it is the caller's.
         let mut callee_object = None;
-        let (mut is_call, mut told) = (false, None);
+        let (mut is_call, mut total) = (false, None);
         for (index, line) in text.lines().enumerate() {
             let syntax = |problem| CallgrindError::Syntax { line: index + 1, problem, text: line.to_owned() };
             let unknown = || syntax("a number without a name");
@@ -106,36 +98,37 @@ impl Profile {
                     callee = (object, functions.resolve(value).ok_or_else(unknown)?);
                 }
                 "calls" => is_call = true,
-                "totals" => told = Some(value.trim().parse().map_err(|_| syntax("no number"))?),
+                "totals" => total = Some(value.trim().parse().map_err(|_| syntax("no number"))?),
                 _ => {}
             }
         }
         let summed = profile.own.values().sum();
-        match told {
+        match total {
             None => Err(CallgrindError::Cut),
             _ if summed == 0 => Err(CallgrindError::Nothing),
-            Some(told) if told != summed => Err(CallgrindError::Sum { told, summed }),
+            Some(total) if total != summed => Err(CallgrindError::Sum { total, summed }),
             _ => Ok(profile),
         }
     }
 
-    /// All of them, apart from the crypto library's. `program`: the end of the object file that both are linked into.
+    /// Instructions outside and inside of the crypto library. `program`: the end of the object file
+    /// that both are linked into.
     ///
     /// # Errors
-    /// [`CallgrindError::Nothing`] when none is ours.
+    /// [`CallgrindError::Nothing`] when none is outside.
     pub fn instructions(&self, program: &str) -> Result<Instructions, CallgrindError> {
         let within = |(object, _): &Function| object.ends_with(program);
         let crypto = |function: &Function| within(function) && is_crypto(&function.1);
         let all: u64 = self.own.values().sum();
         let own = self.own.iter().filter(|(function, _)| crypto(function)).map(|(_, cost)| cost);
-        // What it has the C library do for it is its own as well; that never calls back.
+        // Its calls of the C library count as its own; the C library never calls back.
         let outside = self.calls.iter().filter(|((caller, callee), _)| crypto(caller) && !within(callee));
         let crypto = own.chain(outside.map(|(_, cost)| cost)).sum();
         let ours = all.checked_sub(crypto).filter(|&ours| ours > 0).ok_or(CallgrindError::Nothing)?;
         Ok(Instructions { ours, crypto })
     }
 
-    /// The functions of ours that cost most.
+    /// The functions outside of the crypto library with the most instructions.
     pub fn dearest(&self, program: &str, count: usize) -> Vec<(&str, u64)> {
         let ours =
             self.own.iter().filter(|((object, name), _)| !(object.ends_with(program) && is_crypto(name)));
@@ -146,8 +139,8 @@ impl Profile {
     }
 }
 
-/// Within our program, whatever is neither Rust, nor the allocator's, nor its start: the crypto library is the only other C and
-/// assembly.
+/// In this program, the crypto library is the only C and assembly beside the allocator and the
+/// start code.
 fn is_crypto(name: &str) -> bool {
     let rust =
         name.contains("::") || name.starts_with('<') || name.starts_with("_R") || name.starts_with("__rust");
@@ -171,7 +164,7 @@ fn=(4)\n0 50\n\nob=(2)\nfl=(2)\nfn=(2)\n0 60\n\ntotals: 1160\n";
     }
 
     #[test]
-    fn own_costs_are_summed_and_callees_are_not_counted_twice() {
+    fn own_costs_are_summed_without_inclusive_ones() {
         let own =
             |name: &str| parsed().own.iter().find(|((_, found), _)| found == name).map(|(_, cost)| *cost);
         assert_eq!(own("dataplane::testing::tls::hello::read"), Some(150));
@@ -180,7 +173,7 @@ fn=(4)\n0 50\n\nob=(2)\nfl=(2)\nfn=(2)\n0 60\n\ntotals: 1160\n";
     }
 
     #[test]
-    fn the_crypto_library_stands_apart_with_what_it_calls() {
+    fn calls_of_the_crypto_library_count_as_its_own() {
         assert_eq!(parsed().instructions("/budget"), Ok(Instructions { ours: 190, crypto: 970 }));
         let other = "aws_lc_0_43_0_EVP_DigestInit";
         let all = Profile::parse(&TEXT.replace("dataplane::testing::tls::hello::read", other)).unwrap();
@@ -193,7 +186,7 @@ fn=(4)\n0 50\n\nob=(2)\nfl=(2)\nfn=(2)\n0 60\n\ntotals: 1160\n";
     }
 
     #[test]
-    fn c_and_assembly_in_our_program_are_the_crypto_librarys() {
+    fn c_and_assembly_count_as_the_crypto_library() {
         for name in [
             "aws_lc_0_43_0_ecp_nistz256_point_double",
             "_aesni_ctr32_ghash_6x",
@@ -217,9 +210,9 @@ fn=(4)\n0 50\n\nob=(2)\nfl=(2)\nfn=(2)\n0 60\n\ntotals: 1160\n";
     }
 
     #[test]
-    fn a_file_that_does_not_add_up_is_refused() {
+    fn inconsistent_output_is_an_error() {
         let cut = TEXT.replace("totals: 1160", "totals: 1161");
-        assert_eq!(Profile::parse(&cut), Err(CallgrindError::Sum { told: 1161, summed: 1160 }));
+        assert_eq!(Profile::parse(&cut), Err(CallgrindError::Sum { total: 1161, summed: 1160 }));
         let at = TEXT.lines().position(|line| line == "0 900").unwrap() + 1;
         assert_eq!(
             Profile::parse(&TEXT.replace("0 900", "0 x")),
@@ -236,7 +229,7 @@ fn=(4)\n0 50\n\nob=(2)\nfl=(2)\nfn=(2)\n0 60\n\ntotals: 1160\n";
     }
 
     #[test]
-    fn nothing_counted_is_no_figure() {
+    fn output_without_counts_is_an_error() {
         assert_eq!(Profile::parse("events: Ir\ntotals: 0\n"), Err(CallgrindError::Nothing));
         assert_eq!(Profile::parse(""), Err(CallgrindError::Cut));
         assert_eq!(Profile::parse(TEXT.split("totals").next().unwrap()), Err(CallgrindError::Cut));

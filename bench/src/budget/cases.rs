@@ -1,4 +1,4 @@
-//! What is counted, and the program that does it once callgrind watches: everything outside `counted` is free.
+//! The counted cases, and the program that runs under callgrind; only `counted` work costs.
 #![allow(clippy::expect_used, reason = "a measurement that cannot be set up stops, like a test")]
 
 use std::sync::Arc;
@@ -11,11 +11,11 @@ use pki::ca::KeyAlgorithm;
 use rustls::ClientConfig;
 
 use super::proxied;
-use crate::handshake::{Credentials, Desk, server};
-use crate::identity::{Group, Version};
-use crate::load::Mode;
+use crate::handshake::{Credentials, TestWorker, server};
+use compare::identity::{Group, Version};
+use compare::load::Mode;
 
-/// Handshakes before the counted ones: what is made at the first is there.
+/// Handshakes before the counted ones, which build caches.
 const FOREGOING: u32 = 10;
 
 /// A measure of the budget. TLS 1.3, P-256, X25519, leaf and intermediate.
@@ -23,7 +23,7 @@ const FOREGOING: u32 = 10;
 pub enum Case {
     /// Full mutual handshake of a client whose chain is in the cache.
     HandshakeWarm,
-    /// The same of a client never seen.
+    /// The same with a client that was never seen.
     HandshakeCold,
     /// A resumed handshake.
     HandshakeResumed,
@@ -37,18 +37,18 @@ pub enum Case {
 /// How a case is counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Counting {
-    /// So many operations, and nothing else goes through the counted door.
+    /// So many operations, and nothing else counts.
     Alone(u32),
-    /// A worker's whole life goes through the door: the difference of two runs is the operations.
+    /// A worker's whole life counts: the operations are the difference of two runs.
     Between(u32, u32),
 }
 
 impl Case {
-    /// Those that have a budget, in the order of the report.
+    /// Cases with a budget, in the order of the report.
     pub const ALL: [Self; 4] =
         [Self::HandshakeWarm, Self::HandshakeCold, Self::HandshakeResumed, Self::ProxiedRequest];
 
-    /// As it is called in the budget and on the command line.
+    /// The name in the budget and on the command line.
     pub fn name(self) -> &'static str {
         match self {
             Self::HandshakeWarm => "handshake-warm",
@@ -59,7 +59,7 @@ impl Case {
         }
     }
 
-    /// Enough of them that single ones do not show.
+    /// Enough operations that a single one does not show.
     pub fn counting(self) -> Counting {
         match self {
             Self::HandshakeWarm | Self::HandshakeCold | Self::HandshakeResumed => Counting::Alone(100),
@@ -67,7 +67,7 @@ impl Case {
         }
     }
 
-    /// Does it so many times.
+    /// Runs it so many times.
     ///
     /// # Errors
     /// When a worker or its upstream cannot be started, or a request fails.
@@ -78,7 +78,8 @@ impl Case {
                 proxied::run(u64::from(operations), Mode::KeepAliveH2 { streams: 1 })?;
             }
             handshake => {
-                // A worker lives within its runtime, though nothing here waits for it: the transport is memory.
+                // A worker needs its runtime, but nothing waits for it here: the transport is
+                // memory.
                 let driver = Driver::Epoll { reason: "instructions are counted".to_owned() };
                 runtime::block_on(&driver, || async { handshakes(handshake, operations) })
                     .context("a runtime")?;
@@ -89,27 +90,27 @@ impl Case {
 }
 
 fn handshakes(case: Case, operations: u32) {
-    let (desk, config) = prepare(case, operations);
+    let (worker, config) = prepare(case, operations);
     for _ in 0..FOREGOING {
-        server::handshake(&desk, &config);
+        server::handshake(&worker, &config);
     }
     for _ in 0..operations {
-        server::counted_handshake(&desk, &config);
+        server::counted_handshake(&worker, &config);
     }
 }
 
-fn prepare(case: Case, operations: u32) -> (Desk, Arc<ClientConfig>) {
-    let credentials = Credentials::mint(KeyAlgorithm::P256);
-    let desk = Desk::new(&credentials, true, &[TlsVersion::V12, TlsVersion::V13]);
+fn prepare(case: Case, operations: u32) -> (TestWorker, Arc<ClientConfig>) {
+    let credentials = Credentials::generate(KeyAlgorithm::P256);
+    let worker = TestWorker::new(&credentials, true, &[TlsVersion::V12, TlsVersion::V13]);
     let resume = case == Case::HandshakeResumed;
     let config = credentials.client_config(Version::V13, Group::X25519, resume);
-    assert_eq!(resume, server::resumes(&desk, &config), "only a client that keeps tickets is resumed");
+    assert_eq!(resume, server::resumes(&worker, &config), "only a client that keeps tickets is resumed");
     if case != Case::HandshakeCold {
-        return (desk, config);
+        return (worker, config);
     }
-    // Nobody twice.
+    // No client comes twice.
     let crowd = credentials.crowd(usize::try_from(FOREGOING + operations).expect("a small number"));
     let mut config = ClientConfig::clone(&config);
     config.client_auth_cert_resolver = Arc::new(crowd);
-    (desk, Arc::new(config))
+    (worker, Arc::new(config))
 }

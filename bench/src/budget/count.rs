@@ -1,5 +1,5 @@
-//! Runs this very program under callgrind, once for each count that is needed, all of them side by side: how busy the machine is
-//! does not change what is counted.
+//! Runs this program under callgrind, all counts in parallel: the load of the machine does not
+//! change them.
 
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -11,19 +11,17 @@ use super::callgrind::{Instructions, Profile};
 use super::cases::{Case, Counting};
 use crate::counted;
 
-/// A run under callgrind that is going on.
+/// A running callgrind.
 struct Run {
     child: Child,
     folder: TempDir,
 }
 
-/// What was counted of a case.
 pub struct Counted {
-    /// Which.
     pub case: Case,
-    /// An operation's.
+    /// Of one operation.
     pub instructions: Instructions,
-    /// The functions of ours that cost most in the whole run, dearest first.
+    /// The functions with the most instructions in the whole run, most first.
     pub dearest: Vec<(String, u64)>,
 }
 
@@ -43,9 +41,9 @@ pub fn all(dearest: usize) -> anyhow::Result<Vec<Counted>> {
     };
     let running: Vec<_> = Case::ALL.into_iter().map(start).collect::<anyhow::Result<_>>()?;
     let finish = |(case, first, second): (Case, Run, Option<Run>)| {
-        let told = || format!("counting {}", case.name());
-        let first = first.finish().with_context(told)?;
-        let second = second.map(Run::finish).transpose().with_context(told)?;
+        let doing = || format!("counting {}", case.name());
+        let first = first.finish().with_context(doing)?;
+        let second = second.map(Run::finish).transpose().with_context(doing)?;
         let name = program.to_string_lossy();
         let of = |profile: &Profile| profile.instructions(&name);
         let both = (of(&first)?, second.as_ref().map(of).transpose()?.unwrap_or_default());
@@ -88,9 +86,9 @@ impl Run {
         command.arg("--tool=callgrind").arg(format!("--toggle-collect={}", counted::PATTERN));
         command.arg(format!("--callgrind-out-file={}", folder.path().join("out").display()));
         command.arg(program).args(["count", case.name(), &operations.to_string()]);
-        // The allocator gives memory back by the clock, which is not what is counted.
+        // The allocator would return memory by the clock.
         command.env("MIMALLOC_PURGE_DELAY", "-1");
-        // Looking up the C library's functions is the start's.
+        // Resolves the C library's functions at the start.
         command.env("LD_BIND_NOW", "1");
         command.stdin(Stdio::null()).stdout(output.try_clone().context("a second handle")?).stderr(output);
         let child = command.spawn().context("starting valgrind")?;
@@ -113,7 +111,7 @@ impl Run {
 
 impl Drop for Run {
     fn drop(&mut self) {
-        // After an error elsewhere; one that has ended is not there to be killed.
+        // After an error elsewhere; a process that has ended is not killed.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -128,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn counts_are_an_operations() {
+    fn counts_are_divided_by_operations() {
         let alone = an_operation(Counting::Alone(10), count(1000, 50), Instructions::default());
         assert_eq!(alone.unwrap(), count(100, 5));
         let between = an_operation(Counting::Between(10, 30), count(1000, 50), count(3000, 90));
@@ -136,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn more_that_cost_less_are_no_figure() {
+    fn a_larger_count_must_cost_more() {
         assert!(an_operation(Counting::Between(1, 2), count(10, 1), count(9, 1)).is_err());
     }
 }

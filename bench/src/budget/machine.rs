@@ -1,62 +1,57 @@
-//! For which machines figures hold: everything that decides which instructions are executed, besides our source.
+//! The kind of machine that figures hold for: all that selects the executed instructions, besides
+//! the source.
 //!
-//! valgrind shows every program a processor of its own, of which the real one's features choose the kind; libraries choose
-//! their code by what they are shown. Compiler and C library are the rest.
+//! valgrind presents a processor of its own, whose kind depends on the real one's features;
+//! libraries select their code by it. The compiler and the C library are the rest.
 
 use std::process::{Command, Stdio};
 
 use serde::{Deserialize, Serialize};
 
-/// Features that decide which processor valgrind shows. AVX-512 and the SHA extensions it hides.
+/// Features that select the processor valgrind presents. It hides AVX-512 and the SHA extensions.
 const FEATURES: [&str; 12] =
     ["aes", "avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "movbe", "pclmulqdq", "rdrand", "rdseed", "sse4_2"];
 
 /// Why nothing can be counted here.
 #[derive(Debug, thiserror::Error)]
 pub enum MachineError {
-    /// A tool that is not there.
+    /// A tool that is not installed.
     #[error("{tool} is missing; install it, on Debian or Ubuntu with: sudo apt-get install {package}")]
-    Missing {
-        /// What was asked.
-        tool: &'static str,
-        /// Where it comes from.
-        package: &'static str,
-    },
+    Missing { tool: &'static str, package: &'static str },
 }
 
-/// One kind of machine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Machine {
-    /// As Rust calls it.
+    /// Rust's name of it.
     pub architecture: String,
     /// Those of [`FEATURES`] that the processor has.
     pub features: String,
     /// `valgrind --version`
     pub valgrind: String,
-    /// Its memory functions are counted with ours.
+    /// Its memory functions are counted.
     pub libc: String,
     /// `rustc --version`
     pub rustc: String,
 }
 
 impl Machine {
-    /// This one.
+    /// Describes this machine.
     ///
     /// # Errors
-    /// When valgrind is missing, or something cannot be asked for its version.
+    /// When a tool is missing.
     pub fn read() -> Result<Self, MachineError> {
         let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         Ok(Self {
             architecture: std::env::consts::ARCH.to_owned(),
             features: features(&cpu),
-            valgrind: said("valgrind", "--version", "valgrind")?,
-            libc: said("getconf", "GNU_LIBC_VERSION", "libc-bin")?,
-            rustc: said("rustc", "--version", "rustc, or rustup")?,
+            valgrind: output_of("valgrind", "--version", "valgrind")?,
+            libc: output_of("getconf", "GNU_LIBC_VERSION", "libc-bin")?,
+            rustc: output_of("rustc", "--version", "rustc, or rustup")?,
         })
     }
 
-    /// What is otherwise on `here` than where the figures were counted, in words.
+    /// The differences between the machine of the figures and `here`, as text.
     pub fn differences(&self, here: &Self) -> Vec<String> {
         let pairs = [
             ("architecture", &self.architecture, &here.architecture),
@@ -78,7 +73,7 @@ fn features(cpuinfo: &str) -> String {
     FEATURES.iter().filter(has).copied().collect::<Vec<_>>().join(" ")
 }
 
-fn said(tool: &'static str, argument: &str, package: &'static str) -> Result<String, MachineError> {
+fn output_of(tool: &'static str, argument: &str, package: &'static str) -> Result<String, MachineError> {
     let missing = MachineError::Missing { tool, package };
     let output = Command::new(tool).arg(argument).stdin(Stdio::null()).output();
     match output {
@@ -105,24 +100,24 @@ mod tests {
     }
 
     #[test]
-    fn features_are_the_processors_and_only_those_that_count() {
+    fn only_relevant_processor_features_are_read() {
         let text = "processor\t: 0\nflags\t\t: fpu avx512f sha_ni avx2 aes\nbogomips\t: 1\n";
         assert_eq!(features(text), "aes avx2");
         assert_eq!(features(""), "");
     }
 
     #[test]
-    fn every_difference_is_told() {
+    fn every_difference_is_listed() {
         assert_eq!(machine().differences(&machine()), Vec::<String>::new());
         let here = Machine { features: "aes".to_owned(), rustc: "rustc 1.96.0".to_owned(), ..machine() };
-        let told = machine().differences(&here);
-        assert_eq!(told.len(), 2, "{told:?}");
-        assert!(told[0].contains("here `aes`") && told[0].contains("for `aes avx2`"), "{told:?}");
+        let listed = machine().differences(&here);
+        assert_eq!(listed.len(), 2, "{listed:?}");
+        assert!(listed[0].contains("here `aes`") && listed[0].contains("for `aes avx2`"), "{listed:?}");
     }
 
     #[test]
     fn a_missing_tool_is_named_with_its_package() {
-        let error = said("no-such-tool", "--version", "a-package").unwrap_err().to_string();
+        let error = output_of("no-such-tool", "--version", "a-package").unwrap_err().to_string();
         assert!(error.contains("no-such-tool") && error.contains("apt-get install a-package"), "{error}");
     }
 }

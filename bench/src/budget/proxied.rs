@@ -1,52 +1,54 @@
-//! A proxied request on an open connection, served by a whole worker of the data plane in this process.
+//! A proxied request on an open connection, served by a whole worker of the data plane in this
+//! process.
 //!
-//! The worker's thread is the data plane's own, from the accept to the pooled upstream connection; the sockets are real, the driver is
-//! epoll, because callgrind's valgrind does not know all of io_uring. Client and upstream are other threads and not counted.
+//! The worker's thread runs everything from accept to the pooled upstream connection. The sockets
+//! are real; the driver is epoll, because valgrind does not implement all of io_uring. The client
+//! and the upstream run on threads that are not counted.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use dataplane::testing::lifecycle::stage::{ShutdownStage, ShutdownWatch};
+use dataplane::testing::io::connection_info::ListenerProtocol;
+use dataplane::testing::lifecycle::{ShutdownStage, ShutdownWatch};
 use dataplane::testing::observability::metrics::Counters;
-use dataplane::testing::proxy::listener::{BindRetry, ListenerProtocol};
-use dataplane::testing::proxy::worker::WorkerInit;
-use dataplane::testing::proxy::{listener, worker};
+use dataplane::testing::proxy::listener::BindRetry;
+use dataplane::testing::proxy::worker_thread::WorkerInit;
+use dataplane::testing::proxy::{listener, worker_thread};
 use dataplane::testing::runtime::Driver;
 use model::{Kind, TlsVersion};
 use telemetry::{Heartbeat, Readiness};
 use tokio::sync::watch;
 
-use crate::identity::{Group, Version};
-use crate::load::{self, Amount, Mode, Plan};
-use crate::peer::countersign::{route_document, site_document};
-use crate::peer::credentials::Credentials;
-use crate::peer::upstream::Upstream;
-use crate::peer::{HOST, PROXIED};
-use crate::target::Target;
 use crate::{counted, gateway};
+use compare::identity::{Group, Version};
+use compare::load::{self, Amount, Mode, Plan};
+use compare::peer::countersign::{route_document, site_document};
+use compare::peer::credentials::Credentials;
+use compare::peer::{HOST, PROXIED};
+use compare::target::Target;
+use e2e::upstream::FixedUpstream;
 
 /// Under callgrind everything takes fifty times as long.
 const PATIENCE: Duration = Duration::from_secs(300);
-/// Requests before the counted ones; they go into both runs.
+/// Requests before the counted ones; both runs have them.
 const FOREGOING: u64 = 20;
 
-/// So many requests, one after the other, on one connection that stays: of HTTP/1.1
-/// ([`Mode::KeepAlive`]) or HTTP/2.
+/// So many requests back to back on one connection of HTTP/1.1 ([`Mode::KeepAlive`]) or HTTP/2.
 ///
 /// # Errors
 /// When something does not start, or a request fails.
 pub(super) fn run(requests: u64, mode: Mode) -> anyhow::Result<()> {
-    let credentials = Credentials::mint()?;
-    let upstream = Upstream::start(0)?;
+    let credentials = Credentials::generate();
+    let upstream = FixedUpstream::start(0, None);
     let snapshot = gateway::snapshot([
-        (Kind::Ssl, "bench", site_document(&credentials, HOST)?),
-        (Kind::Route, "bench", route_document(upstream.address)),
+        (Kind::Ssl, "bench", site_document(&credentials, HOST)),
+        (Kind::Route, "bench", route_document(upstream.address())),
     ]);
     let patience = BindRetry { predecessor: Duration::ZERO, stop: watch::channel(false).1 };
     let bound = listener::bind("bench", ([127, 0, 0, 1], 0).into(), ListenerProtocol::Https, 1, &patience)?;
     let address = bound.first().context("one socket")?.addr;
-    let (stage, stages) = ShutdownWatch::new();
+    let (stage, shutdown) = ShutdownWatch::new();
     let start = WorkerInit {
         shared: gateway::shared(snapshot, &[TlsVersion::V12, TlsVersion::V13], None),
         counters: Arc::new(Counters::default()),
@@ -54,13 +56,13 @@ pub(super) fn run(requests: u64, mode: Mode) -> anyhow::Result<()> {
         listeners: bound,
         driver: Driver::Epoll { reason: "instructions are counted".to_owned() },
         cpu: None,
-        stages,
+        shutdown,
     };
     let worker = std::thread::Builder::new()
         .name("worker-0".to_owned())
         .spawn(move || {
             let (mut start, mut ended) = (Some(start), None);
-            counted::counted_by_callgrind(&mut || ended = start.take().map(worker::run));
+            counted::counted_by_callgrind(&mut || ended = start.take().map(worker_thread::run));
             ended
         })
         .context("starting a worker")?;

@@ -1,4 +1,5 @@
-//! The least a server's handshake can cost: one key exchange, one signature, and the verifications, with aws-lc-rs.
+//! The least a server's handshake can cost, with aws-lc-rs: one key exchange, one signature, and
+//! the verifications.
 
 use std::hint::black_box;
 
@@ -9,9 +10,9 @@ use aws_lc_rs::rsa::KeySize;
 use aws_lc_rs::signature::{self, EcdsaKeyPair, KeyPair as _, RsaKeyPair, UnparsedPublicKey};
 use pki::ca::KeyAlgorithm;
 
-use crate::identity::Group;
+use compare::identity::Group;
 
-/// A CertificateVerify signs 64 blanks, a context string and a SHA-256 (RFC 8446 section 4.4.3).
+/// A CertificateVerify signs 64 spaces, a context string and a SHA-256 (RFC 8446 section 4.4.3).
 const SIGNED: [u8; 130] = [0x20; 130];
 
 enum Signer {
@@ -19,24 +20,24 @@ enum Signer {
     Rsa(RsaKeyPair),
 }
 
-/// What a handshake needs beside its key exchange.
+/// The operations of a handshake beside its key exchange.
 pub struct Work {
-    /// One of ours.
+    /// Whether the server signs.
     pub signature: bool,
-    /// So many of the client's and above it.
+    /// Signatures of the client's chain and handshake that the server verifies.
     pub verifications: usize,
 }
 
-/// Keys and peer's shares, prepared.
+/// Prepared keys and key shares.
 pub struct Floor {
     random: SystemRandom,
     signer: Signer,
-    /// What a client signed, with its public key.
+    /// A signature by the client, verified with `public`.
     signature: Vec<u8>,
     public: Vec<u8>,
     group: &'static agreement::Algorithm,
     share: Vec<u8>,
-    /// The other half of the hybrid.
+    /// The ML-KEM half of the hybrid group.
     kem: Option<EncapsulationKey>,
 }
 
@@ -69,7 +70,6 @@ impl Floor {
         floor
     }
 
-    /// Key exchange, signature, verifications.
     pub fn work(&self, work: &Work) {
         let own = EphemeralPrivateKey::generate(self.group, &self.random).expect("a share");
         black_box(own.compute_public_key().expect("a share"));

@@ -1,4 +1,4 @@
-//! The data plane's side of a handshake over two buffers, and a client that answers between its polls.
+//! The data plane's side of a handshake over two buffers, and a client that runs between its polls.
 
 use std::cell::RefCell;
 use std::future::{Future, poll_fn};
@@ -13,33 +13,36 @@ use dataplane::testing::io::buffered::BufferedSocket;
 use dataplane::testing::proxy::connection::accept_tls;
 use dataplane::testing::proxy::worker::Worker;
 use dataplane::testing::runtime::{Reader, Writer};
-use dataplane::testing::tls::site_config::Subsystem;
+use dataplane::testing::tls::Subsystem;
 use model::{Kind, Resource, Snapshot, Ssl, TlsVersion, Versioned};
 use rustls::{ClientConfig, ClientConnection};
 use rustls_pki_types::ServerName;
 
 use super::Credentials;
-use crate::counted::{self, Door};
-use crate::gateway;
-use crate::peer::HOST;
+use crate::{
+    counted::{self, Runner},
+    gateway,
+};
+use compare::peer::HOST;
 
-/// Where the client says it is.
+/// The client's address.
 const PEER: SocketAddr = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 40_000));
 
 /// A worker with one site.
-pub struct Desk {
+pub struct TestWorker {
     worker: Rc<Worker>,
 }
 
-impl Desk {
-    /// One site of these versions, which choose the engine; `ask`: it demands a client certificate. Within the worker's runtime.
+impl TestWorker {
+    /// One site of these TLS versions, which choose the engine; `ask`: it requires a client
+    /// certificate. To be called within the worker's runtime.
     pub fn new(credentials: &Credentials, ask: bool, versions: &[TlsVersion]) -> Self {
         let snapshot = gateway::snapshot([(Kind::Ssl, "bench", credentials.site_document(ask))]);
         let shared = gateway::shared(snapshot, versions, None);
         Self { worker: Worker::new(shared, Arc::default()) }
     }
 
-    /// Puts an equal site in the place of the one that is there: nobody has shaken hands with it.
+    /// Replaces the site by an equal one that has not had a handshake yet.
     pub fn renew(&self) {
         let cell = &self.worker.shared.snapshot;
         let newest = cell.load();
@@ -52,13 +55,12 @@ impl Desk {
         self.swap(Snapshot::from_resources(newest.revision() + 1, renewed));
     }
 
-    /// Puts another snapshot in the place of the one that is there, as the agent does after a change.
+    /// Replaces the snapshot, as the agent does after a change.
     pub fn swap(&self, snapshot: Snapshot) {
         self.worker.shared.snapshot.store(Arc::new(snapshot));
     }
 }
 
-/// Both directions of a connection.
 #[derive(Default)]
 struct Wire {
     to_server: Vec<u8>,
@@ -90,24 +92,24 @@ impl Writer for Half {
     }
 }
 
-/// One handshake; gives the time the server's polls took.
-pub fn handshake(desk: &Desk, config: &Arc<ClientConfig>) -> Duration {
-    run(desk, config, counted::freely).0
+/// One handshake; gives the time of the server's polls.
+pub fn handshake(desk: &TestWorker, config: &Arc<ClientConfig>) -> Duration {
+    run(desk, config, counted::uncounted).0
 }
 
-/// One handshake whose server's polls are the instructions that callgrind counts.
-pub fn counted_handshake(desk: &Desk, config: &Arc<ClientConfig>) {
+/// One handshake whose server polls callgrind counts.
+pub fn counted_handshake(desk: &TestWorker, config: &Arc<ClientConfig>) {
     run(desk, config, counted::counted_by_callgrind);
 }
 
 /// Whether a second handshake with the same client is resumed.
-pub fn resumes(desk: &Desk, config: &Arc<ClientConfig>) -> bool {
-    let _first = run(desk, config, counted::freely);
-    run(desk, config, counted::freely).1
+pub fn resumes(desk: &TestWorker, config: &Arc<ClientConfig>) -> bool {
+    let _first = run(desk, config, counted::uncounted);
+    run(desk, config, counted::uncounted).1
 }
 
-/// The server's polls go through `door`; gives the time they took, and whether it resumed a session.
-fn run(desk: &Desk, config: &Arc<ClientConfig>, door: Door) -> (Duration, bool) {
+/// Passes the server's polls to `runner`; gives their time, and whether the session was resumed.
+fn run(desk: &TestWorker, config: &Arc<ClientConfig>, runner: Runner) -> (Duration, bool) {
     let half = Half::default();
     let name = ServerName::try_from(HOST).expect("a name");
     let mut client = ClientConnection::new(Arc::clone(config), name).expect("a client");
@@ -116,27 +118,27 @@ fn run(desk: &Desk, config: &Arc<ClientConfig>, door: Door) -> (Duration, bool) 
     let mut server = Box::pin(accept_tls(&desk.worker, &mut pump, PEER, Subsystem::Http));
     let mut context = Context::from_waker(Waker::noop());
     let mut took = Duration::ZERO;
-    let (tls, _established) = loop {
+    let accepted = loop {
         let started = Instant::now();
         let mut polled = Poll::Pending;
-        door(&mut || polled = server.as_mut().poll(&mut context));
+        runner(&mut || polled = server.as_mut().poll(&mut context));
         took += started.elapsed();
         match polled {
-            Poll::Ready(established) => break established.expect("the client is accepted"),
+            Poll::Ready(accepted) => break accepted.expect("the client is accepted"),
             Poll::Pending => exchange(&mut client, &half),
         }
     };
     drop(server);
-    // Tickets wait for the first flush; the client must see them for its next handshake.
+    // Tickets wait for the first flush; the client must receive them for its next handshake.
     let flushed = poll_fn(|cx| pump.poll_flush(cx));
     let flushed = std::pin::pin!(flushed).poll(&mut context);
     assert!(matches!(flushed, Poll::Ready(Ok(()))), "a write to memory does not wait");
     exchange(&mut client, &half);
     assert!(!client.is_handshaking(), "both sides are done");
-    (took, tls.is_resumed())
+    (took, accepted.params.resumed)
 }
 
-/// The client reads what is there and answers.
+/// Passes the server's bytes to the client, and the client's to the server.
 fn exchange(client: &mut ClientConnection, half: &Half) {
     let mut wire = half.0.borrow_mut();
     let received = std::mem::take(&mut wire.to_client);

@@ -1,5 +1,6 @@
-//! Handshakes in memory beside their floor, batch by batch in turn, so that a machine that is slow for a while is slow for both; and
-//! what each later request pays for its client's policy.
+//! Handshakes in memory beside their cryptographic floor, and the policy check of a request.
+//!
+//! Batches alternate, so that a machine that is slow for a while is slow for both.
 #![allow(clippy::expect_used, reason = "a measurement that cannot be set up stops, like a test")]
 
 use std::hint::black_box;
@@ -15,27 +16,26 @@ use pki::ca::KeyAlgorithm;
 use rustls_pki_types::UnixTime;
 
 use super::Line;
-use crate::handshake::{Credentials, Desk, Floor, Work, server};
-use crate::identity::{Group, Version};
-use crate::peer::HOST;
-use crate::{gateway, process};
+use crate::gateway;
+use crate::handshake::{Credentials, Floor, TestWorker, Work, server};
+use compare::identity::{Group, Version};
+use compare::peer::HOST;
+use e2e::resources;
 
-/// How long all batches take together.
+/// The duration of all batches.
 const LENGTH: Duration = Duration::from_secs(4);
 /// Operations of each kind in a batch.
 const BATCH: u32 = 20;
 /// Policy checks in a batch, and batches of them.
 const CHECKS: u32 = 500;
 
-/// The lines about them.
-///
 /// # Errors
-/// When the core is not ours.
+/// When the core is not available.
 pub(super) fn lines(cpu: usize) -> anyhow::Result<Vec<Line>> {
     std::thread::scope(|scope| {
         let measured = scope.spawn(|| {
-            process::pin_current_thread(cpu)?;
-            // A worker lives within its runtime, though nothing here waits for it: the transport is memory.
+            resources::pin_current_thread(cpu)?;
+            // A worker needs its runtime, but nothing waits for it here: the transport is memory.
             Ok(runtime::block_on(&Driver::detect(), || async { measure() })?)
         });
         measured.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
@@ -43,14 +43,14 @@ pub(super) fn lines(cpu: usize) -> anyhow::Result<Vec<Line>> {
 }
 
 fn measure() -> Vec<Line> {
-    let credentials = Credentials::mint(KeyAlgorithm::P256);
-    let desk = Desk::new(&credentials, true, &[TlsVersion::V12, TlsVersion::V13]);
+    let credentials = Credentials::generate(KeyAlgorithm::P256);
+    let worker = TestWorker::new(&credentials, true, &[TlsVersion::V12, TlsVersion::V13]);
     let config = |resume| credentials.client_config(Version::V13, Group::X25519, resume);
     let (full, resumed) = (config(false), config(true));
-    let resumes = server::resumes(&desk, &resumed);
+    let resumes = server::resumes(&worker, &resumed);
     let floor = Floor::new(KeyAlgorithm::P256, Group::X25519);
     let batch = |one: &dyn Fn() -> Duration| (0..BATCH).map(|_| one()).sum::<Duration>().as_secs_f64();
-    let handshake = |config: &Arc<_>| batch(&|| server::handshake(&desk, config));
+    let handshake = |config: &Arc<_>| batch(&|| server::handshake(&worker, config));
     let (mut to_floor, mut to_full) = (Vec::new(), Vec::new());
     let until = Instant::now() + LENGTH;
     while Instant::now() < until {
@@ -66,11 +66,16 @@ fn measure() -> Vec<Line> {
     vec![
         Line::ratio("full mTLS handshake in memory, warm cache / its cryptography", median(to_floor), 1.30),
         Line::ratio("resumed handshake in memory / a full one", median(to_full).filter(|_| resumes), 0.45),
-        Line::at_most("policy check of a request whose site insists", policy(&credentials), 200.0, "ns"),
+        Line::at_most(
+            "policy check of a request whose site requires a certificate",
+            policy(&credentials),
+            200.0,
+            "ns",
+        ),
     ]
 }
 
-/// Nanoseconds of one check of a client that is let in.
+/// Nanoseconds of one check of an accepted client.
 fn policy(credentials: &Credentials) -> Option<f64> {
     let snapshot = gateway::snapshot([(Kind::Ssl, "bench", credentials.site_document(true))]);
     let sni = HostName::from_sni(HOST).expect("a name");
@@ -91,7 +96,6 @@ fn policy(credentials: &Credentials) -> Option<f64> {
     median((0..CHECKS).map(batch).collect())
 }
 
-/// The middle one.
 pub(super) fn median(mut values: Vec<f64>) -> Option<f64> {
     values.sort_by(f64::total_cmp);
     values.get(values.len() / 2).copied()
@@ -102,7 +106,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_middle_is_found() {
+    fn the_median_is_the_middle_value() {
         assert_eq!(median(vec![3.0, 1.0, 2.0]), Some(2.0));
         assert_eq!(median(Vec::new()), None);
     }

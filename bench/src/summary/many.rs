@@ -1,4 +1,5 @@
-//! Many ssl objects in this process: a lookup, the memory of one, and one change among them until a handshake shows it.
+//! Many ssl objects in this process: a lookup, the memory of one, and the delay of a change until a
+//! handshake shows it.
 #![allow(clippy::expect_used, reason = "a measurement that cannot be set up stops, like a test")]
 
 use std::hint::black_box;
@@ -11,14 +12,15 @@ use pki::ca::KeyAlgorithm;
 
 use super::Line;
 use super::handshakes::median;
-use crate::handshake::{Credentials, Desk, server};
-use crate::identity::{Group, Version};
-use crate::names::{Samples, asked, spread_out};
+use crate::handshake::{Credentials, TestWorker, server};
+use crate::names::{Samples, asked};
 use crate::{gateway, memory};
+use compare::comparison::many::spread_out;
+use compare::identity::{Group, Version};
 
 const NAMES: u32 = 1_000_000;
 const SSLS: u32 = 100_000;
-/// Different names asked for in turn: those that most clients want, and so many that the core's caches hold none of them.
+/// Names looked up in turn: few popular ones, and more than the core's caches hold.
 const WANTED: u32 = 512;
 const SCATTERED: u32 = 1 << 16;
 /// Lookups of each.
@@ -26,12 +28,10 @@ const LOOKUPS: u32 = 1 << 18;
 /// Changes, one after the other.
 const CHANGES: u64 = 20;
 
-/// The lines about them.
-///
 /// # Errors
 /// When there is no runtime.
 pub(super) fn lines() -> anyhow::Result<Vec<Line>> {
-    // First, while nothing else comes and goes in memory.
+    // First, while nothing else allocates or frees memory.
     let objects = memory::in_use().into_iter().map(|measured| {
         let what = format!("an ssl object besides its certificate, {}", measured.name);
         Line::at_most(what, Some(measured.besides as f64 / 1024.0), 3.0, "KiB")
@@ -48,19 +48,14 @@ pub(super) fn lines() -> anyhow::Result<Vec<Line>> {
             5.0,
             "ms",
         ),
-        Line::at_most("1,000,000 names: one lookup, of the 512 that most clients want", wanted, 150.0, "ns"),
-        Line::at_most(
-            "1,000,000 names: one lookup, of 65,536 that nobody wants twice",
-            scattered,
-            150.0,
-            "ns",
-        ),
+        Line::at_most("1,000,000 names: one lookup, of the 512 most popular ones", wanted, 150.0, "ns"),
+        Line::at_most("1,000,000 names: one lookup, of 65,536 unpopular ones", scattered, 150.0, "ns"),
     ];
     lines.extend(objects);
     Ok(lines)
 }
 
-/// Ssl objects alone, each with a name of its own; certificate and key are shared by all.
+/// Ssl objects with a name of their own each; all share certificate and key.
 fn ssls(samples: &Samples, count: u32) -> Snapshot {
     let one = |index| {
         let [ssl, _route] = samples.resources(index, 1);
@@ -81,10 +76,11 @@ fn lookup(snapshot: &Snapshot, different: u32) -> Option<f64> {
     median((0..LOOKUPS / different).map(batch).collect())
 }
 
-/// Milliseconds from a delta to the end of a handshake with the certificate in it; the client's work is not in it.
+/// Milliseconds from a delta to the end of a handshake with its certificate, without the client's
+/// work.
 fn change(samples: &Samples) -> Option<f64> {
-    let mut credentials = Credentials::mint(KeyAlgorithm::P256);
-    let desk = Desk::new(&credentials, true, &[TlsVersion::V12, TlsVersion::V13]);
+    let mut credentials = Credentials::generate(KeyAlgorithm::P256);
+    let worker = TestWorker::new(&credentials, true, &[TlsVersion::V12, TlsVersion::V13]);
     let config = credentials.client_config(Version::V13, Group::X25519, false);
     let mut snapshot = ssls(samples, SSLS);
     let mut took = Vec::new();
@@ -95,9 +91,9 @@ fn change(samples: &Samples) -> Option<f64> {
         let delta = Delta { from: round, to: round + 1, upserts, removals: Vec::new() };
         let started = Instant::now();
         let next = snapshot.apply(&delta);
-        desk.swap(next.clone());
+        worker.swap(next.clone());
         let applied = started.elapsed();
-        let served = applied + server::handshake(&desk, &config);
+        let served = applied + server::handshake(&worker, &config);
         took.push(served.as_secs_f64() * 1000.0);
         snapshot = next;
     }

@@ -111,7 +111,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_user_is_minded_as_root_only() {
+    fn user_matters_only_as_root() {
         assert!(user_problem("nobody", Some(0)).unwrap().contains("start it as nobody"));
         assert!(user_problem("nobody nogroup", None).unwrap().contains("start it as nobody ("));
         for (user, uid) in [("nobody", Some(1000)), ("root", Some(0)), ("", Some(0))] {

@@ -103,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn every_form_of_an_entry_is_read() {
+    fn every_form_of_a_stream_listener_is_read() {
         assert_eq!(shown("9100"), ["0.0.0.0:9100"]);
         assert_eq!(shown("'9100'"), ["0.0.0.0:9100"]);
         assert_eq!(shown("'127.0.0.1:9100'"), ["127.0.0.1:9100"]);
@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_entry_is_told_with_its_place() {
+    fn invalid_stream_listeners_are_reported() {
         for bad in [
             "x",
             "70000",

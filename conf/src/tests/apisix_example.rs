@@ -26,12 +26,12 @@ fn check(text: &str) {
 }
 
 #[test]
-fn every_key_of_apisix_s_example_is_known() {
+fn every_key_of_the_apisix_example_is_known() {
     check(KEYS);
 }
 
 #[test]
-fn apisix_s_own_example_is_read_as_a_whole() {
+fn the_apisix_example_file_is_accepted() {
     match std::env::var_os(COPY) {
         Some(path) => check(&std::fs::read_to_string(path).unwrap()),
         None => eprintln!("skipped: {COPY} names no copy of APISIX's conf/config.yaml.example"),

@@ -13,7 +13,7 @@ fn with_file(text: &[u8]) -> Result<Vec<String>, String> {
 }
 
 #[test]
-fn the_keys_of_the_file_stand_before_those_of_the_settings() {
+fn keys_of_the_file_precede_those_of_the_settings() {
     let [one, other] = ["0123456789abcdef", "0123456789abcdef0123456789abcdef"];
     let public = ["qeddd145sfvddff3", "edd1c9f0985e76a2"];
     for text in [format!("{one}\n"), one.to_owned(), format!("\n {one}\r\n\n")] {
@@ -24,7 +24,7 @@ fn the_keys_of_the_file_stand_before_those_of_the_settings() {
 }
 
 #[test]
-fn a_file_without_a_usable_key_is_an_error_that_shows_nothing_of_it() {
+fn an_unusable_keyring_file_is_an_error_without_content() {
     for (text, problem) in [
         (&b""[..], "there is no key in it; a key is a line of 16 or 32 bytes"),
         (b"\n\n", "there is no key in it; a key is a line of 16 or 32 bytes"),
@@ -54,7 +54,7 @@ fn a_file_without_a_usable_key_is_an_error_that_shows_nothing_of_it() {
 }
 
 #[test]
-fn whoever_seals_with_a_public_key_is_warned() {
+fn a_public_keyring_warns() {
     let warned = |text: &str| {
         let settings = load_with(text, &[]).unwrap();
         let warned = settings.warnings.iter().any(|text| text.contains("public default keyring"));
@@ -72,7 +72,7 @@ fn whoever_seals_with_a_public_key_is_warned() {
 }
 
 #[test]
-fn a_keyring_that_never_ends_is_refused() {
+fn an_endless_keyring_file_is_an_error() {
     let folder = tempfile::tempdir().unwrap();
     let fifo = folder.path().join("fifo");
     nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
@@ -83,7 +83,7 @@ fn a_keyring_that_never_ends_is_refused() {
 }
 
 #[test]
-fn a_lost_keyring_must_come_from_its_copy() {
+fn a_lost_keyring_must_be_restored() {
     let folder = tempfile::tempdir().unwrap();
     let store = folder.path().join("store.redb");
     let text = format!(

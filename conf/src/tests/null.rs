@@ -3,7 +3,7 @@
 use super::{load_with, problems};
 
 #[test]
-fn null_is_refused_where_absence_means_nothing() {
+fn null_is_an_error_where_a_default_protects() {
     let settings = load_with("deployment: {admin: {allow_admin: null}}", &[]).unwrap();
     assert_eq!(settings.deployment.admin.allow, None);
     let settings = load_with("apisix: {data_encryption: {keyring: null}, status: null}", &[]).unwrap();
@@ -35,7 +35,7 @@ fn null_is_refused_where_absence_means_nothing() {
 }
 
 #[test]
-fn null_switches_off() {
+fn null_disables_flags() {
     let text = "apisix: {enable_http2: null, enable_ipv6: ~, ssl: {enable: null, ssl_session_tickets: null}}";
     let apisix = load_with(text, &[]).unwrap().apisix;
     assert!(!apisix.enable_http2 && !apisix.enable_ipv6 && !apisix.ssl.enable && !apisix.ssl.session_tickets);

@@ -318,7 +318,7 @@ fn handle_schema(request: AdminRequest) -> Reply {
     match (method, id.as_deref(), sub_path.as_deref()) {
         (Method::GET, Some(name), None) => match Kind::ADMIN.into_iter().find(|kind| kind.singular() == name)
         {
-            Some(kind) => reply::json(StatusCode::OK, model::schema(kind)),
+            Some(kind) => reply::json(StatusCode::OK, model::json_schema(kind)),
             None => reply::error(StatusCode::BAD_REQUEST, &format!("not found schema: {name}"), None),
         },
         (Method::POST, Some("validate"), Some(plural)) => {

@@ -7,7 +7,7 @@ use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use pem_files::bounded_read;
+use process::bounded_read;
 use zeroize::Zeroizing;
 
 /// Letters of a generated key: 182 bits.

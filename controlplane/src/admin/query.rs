@@ -1,36 +1,25 @@
-//! Query arguments, decoded. The first of several with one name counts.
+//! The arguments of a request's query. Of several with one name the first counts.
 
-use std::borrow::Cow;
+use std::collections::HashMap;
 
-use percent_encoding::percent_decode;
-
-/// The arguments of a request.
+/// Decoded arguments, by name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Query(Vec<(String, String)>);
+pub struct Query(HashMap<String, String>);
 
 impl Query {
-    /// Reads `a=1&b=x%20y`; what is not UTF-8 is replaced. An argument without `=` is empty.
+    /// Reads `a=1&b=x%20y`; bytes that are not UTF-8 are replaced. An argument without `=` is empty.
     pub fn parse(text: Option<&str>) -> Self {
-        let pairs = text.unwrap_or_default().split('&').filter(|pair| !pair.is_empty());
-        Self(
-            pairs
-                .map(|pair| {
-                    let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-                    (decode(name), decode(value))
-                })
-                .collect(),
-        )
+        let mut arguments = HashMap::new();
+        for (name, value) in form_urlencoded::parse(text.unwrap_or_default().as_bytes()) {
+            arguments.entry(name.into_owned()).or_insert_with(|| value.into_owned());
+        }
+        Self(arguments)
     }
 
     /// The first argument of that name.
     pub fn get(&self, name: &str) -> Option<&str> {
-        self.0.iter().find(|(found, _)| found == name).map(|(_, value)| value.as_str())
+        self.0.get(name).map(String::as_str)
     }
-}
-
-fn decode(text: &str) -> String {
-    let spaced: Cow<'_, str> = if text.contains('+') { text.replace('+', " ").into() } else { text.into() };
-    percent_decode(spaced.as_bytes()).decode_utf8_lossy().into_owned()
 }
 
 #[cfg(test)]
@@ -38,7 +27,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn decodes_and_takes_the_first() {
+    fn arguments_are_decoded_and_the_first_of_a_name_counts() {
         let query = Query::parse(Some("a=1&b=x%20y+z&a=2&flag&=&filter=service_id%3D1%26upstream_id%3D2"));
         assert_eq!(query.get("a"), Some("1"));
         assert_eq!(query.get("b"), Some("x y z"));

@@ -8,14 +8,14 @@
 //! the CA file has changed.
 
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use patient::Patient;
-use pem_files::LoadedCredentials;
+use mtls::LoadedCredentials;
 use rustls::pki_types::CertificateDer;
 use rustls_pki_types::UnixTime;
 use telemetry::{Heartbeat, Heartbeats, Readiness};
@@ -23,14 +23,13 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, TryAcquireError, watch};
 use tokio::task::JoinSet;
+use tokio_io_timeout::TimeoutStream;
 use tokio_rustls::TlsAcceptor;
 
 use super::access::{AdminClient, ClientCertStatus};
 use super::handler::AdminApi;
 use super::tls::{ReloadingTls, ServerTls};
 use crate::listener_errors::ErrorReason;
-
-mod patient;
 
 /// First byte of a TLS handshake record (RFC 8446 5.1).
 const HANDSHAKE_RECORD: u8 = 0x16;
@@ -220,7 +219,7 @@ impl ServerState {
         let _ = stream.set_nodelay(true);
         let Some(tls) = &self.tls else {
             let client = ClientVerification::plain(address);
-            return self.serve(Patient::new(stream, self.limits.send_timeout), client, stop).await;
+            return self.serve(bound_writes(stream, self.limits.send_timeout), client, stop).await;
         };
         let mut stop_early = stop.clone();
         let first_request = async {
@@ -241,7 +240,7 @@ impl ServerState {
                 tracing::debug!(peer = %address, %error, "the handshake failed");
             }
             Ok(Ok((stream, handshake))) => {
-                let stream = Patient::new(stream, self.limits.send_timeout);
+                let stream = bound_writes(stream, self.limits.send_timeout);
                 self.serve(stream, ClientVerification::tls(address, tls, handshake), stop).await;
             }
         }
@@ -299,6 +298,13 @@ impl ServerState {
             tracing::debug!(peer = %verified.address, %error, "the connection ended early");
         }
     }
+}
+
+/// Ends the connection when a write makes no progress for the limit. hyper's timers bound reads alone.
+fn bound_writes<S: AsyncRead + AsyncWrite>(stream: S, limit: Duration) -> Pin<Box<TimeoutStream<S>>> {
+    let mut stream = TimeoutStream::new(stream);
+    stream.set_write_timeout(Some(limit));
+    Box::pin(stream)
 }
 
 /// The client of one connection. Its certificate is verified after the handshake, and again at the
@@ -386,4 +392,18 @@ async fn send_plain_http_error(stream: &mut TcpStream) -> std::io::Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_write_that_makes_no_progress_times_out() {
+        let (near, _far) = tokio::io::duplex(1);
+        let mut stream = bound_writes(near, Duration::from_millis(1));
+        stream.write_all(b"1").await.unwrap();
+        let error = stream.write_all(b"2").await.unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::TimedOut);
+    }
 }

@@ -6,27 +6,24 @@
 //! connection error. `pki` verifies the chain before the first request is read. Proof of possession
 //! of the key is not optional: without it the handshake fails. Sessions are never resumed, so no
 //! verification result outlives its connection. The files are read again when they change
-//! ([`pem_files::reload`]): a new connection uses the current ones, and a kept connection is
+//! ([`mtls::reload`]): a new connection uses the current ones, and a kept connection is
 //! verified against the current CA.
 
 use std::sync::Arc;
 
 use conf::{AdminTlsSettings, Ciphers, Settings, TlsVersion};
-use pem_files::reload::ConfiguredFile;
-use pem_files::{CredentialFiles, Credentials, FileError, LoadedCredentials, Reloader};
-use pki::{ClientAuth, ClientAuthInput};
-use rustls::client::danger::HandshakeSignatureValid;
-use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms};
-use rustls::pki_types::{CertificateDer, UnixTime};
-use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
-use rustls::sign::CertifiedKey;
-use rustls::{
-    DigitallySignedStruct, DistinguishedName, ServerConfig, SignatureScheme, SupportedProtocolVersion,
+use mtls::{
+    ClientVerifier, ConfiguredFile, CredentialFiles, Credentials, FileError, LoadedCredentials, Reloader,
+    VerifyClient,
 };
+use pki::{ClientAuth, ClientAuthInput};
+use rustls::crypto::CryptoProvider;
+use rustls::pki_types::{CertificateDer, UnixTime};
+use rustls::server::NoServerSessionStorage;
+use rustls::sign::SingleCertAndKey;
+use rustls::{CertificateError, ServerConfig, SupportedProtocolVersion};
 
 use super::access::ClientCertStatus;
-use crate::proof;
 
 /// nginx's default, which APISIX does not change: one intermediate.
 const DEPTH: u32 = 1;
@@ -169,16 +166,16 @@ fn server_config(
 ) -> Result<ServerConfig, rustls::Error> {
     let none = || rustls::Error::General("no certificate".to_owned());
     let certified = contents.pair.as_ref().ok_or_else(none)?.to_certified_key(provider)?;
-    let algorithms = provider.signature_verification_algorithms;
     let builder =
         ServerConfig::builder_with_provider(Arc::clone(provider)).with_protocol_versions(versions)?;
     let builder = match policy {
         Some(policy) => {
-            builder.with_client_cert_verifier(Arc::new(OptionalClientCert::new(policy, algorithms)))
+            let verifier = ClientVerifier::new(OptionalClientCert, policy, Arc::clone(provider));
+            builder.with_client_cert_verifier(Arc::new(verifier))
         }
         None => builder.with_no_client_auth(),
     };
-    let mut config = builder.with_cert_resolver(Arc::new(SingleCert(certified)));
+    let mut config = builder.with_cert_resolver(Arc::new(SingleCertAndKey::from(certified)));
     config.ignore_client_order = true;
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     config.session_storage = Arc::new(NoServerSessionStorage {});
@@ -192,69 +189,22 @@ fn client_auth(file: &ConfiguredFile, contents: &Credentials) -> Result<ClientAu
     ClientAuth::new(input).map_err(|error| file.by_ref().error(error))
 }
 
-/// The one certificate of this listener, whatever name is asked for.
+/// Requests a certificate and accepts any: [`ServerTls::verify_client`] verifies it after the
+/// handshake, so that a browser gets a page with the reason.
 #[derive(Debug)]
-struct SingleCert(Arc<CertifiedKey>);
+struct OptionalClientCert;
 
-impl ResolvesServerCert for SingleCert {
-    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        Some(Arc::clone(&self.0))
-    }
-}
-
-/// Asks for a certificate and leaves the verdict for later; checks only that the client holds its
-/// key.
-#[derive(Debug)]
-struct OptionalClientCert {
-    subjects: Vec<DistinguishedName>,
-    algorithms: WebPkiSupportedAlgorithms,
-}
-
-impl OptionalClientCert {
-    fn new(policy: &ClientAuth, algorithms: WebPkiSupportedAlgorithms) -> Self {
-        let subjects =
-            policy.root_hint_subjects().iter().map(|name| DistinguishedName::from(name.to_der())).collect();
-        Self { subjects, algorithms }
-    }
-}
-
-impl ClientCertVerifier for OptionalClientCert {
-    fn client_auth_mandatory(&self) -> bool {
+impl VerifyClient for OptionalClientCert {
+    fn is_mandatory(&self) -> bool {
         false
     }
 
-    fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        &self.subjects
-    }
-
-    fn verify_client_cert(
+    fn verify(
         &self,
         _: &CertificateDer<'_>,
         _: &[CertificateDer<'_>],
         _: UnixTime,
-    ) -> Result<ClientCertVerified, rustls::Error> {
-        Ok(ClientCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        proof::verify_tls12(&self.algorithms, message, cert, signed)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        proof::verify_tls13(&self.algorithms, message, cert, signed)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.algorithms.supported_schemes()
+    ) -> Result<(), CertificateError> {
+        Ok(())
     }
 }

@@ -1,8 +1,8 @@
-//! `controlplane pki init | issue | show`: certificates without an openssl recipe.
+//! `controlplane pki init | issue | show`: makes and shows certificates.
 //!
-//! Works on files only and never talks to a running control plane. Invariants: no file is
-//! overwritten unless `--force` says so, and then whole (temporary file, then rename); private keys
-//! are created with mode 0600, never widened afterwards; nothing of a private key is printed.
+//! Works on files only, without a running control plane. Invariants: a file is replaced only with
+//! `--force`, and atomically; private keys have mode 0600 from their creation; no private key is
+//! printed.
 
 mod files;
 mod init;
@@ -16,7 +16,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use rustls_pki_types::UnixTime;
 pub(crate) use show::subject_alt_names;
 
-/// Clocks of two machines differ; a certificate is valid from this many seconds before it was made.
+/// Allows for clock skew: a certificate is valid from this many seconds before its creation.
 const BACKDATED_SECONDS: u64 = 300;
 
 /// Make and look at certificates.
@@ -33,7 +33,7 @@ enum PkiCommand {
     Init(InitArgs),
     /// Make one more certificate: for a server, a client, a data plane (node), or another CA.
     Issue(IssueArgs),
-    /// Tell what is in certificate and key files, and whether they fit together.
+    /// Show what is in certificate and key files, and whether they fit together.
     Show(ShowArgs),
 }
 
@@ -62,7 +62,7 @@ pub(crate) struct InitArgs {
     /// Days the certificates are valid; their CAs are for ten times as long
     #[arg(long, default_value_t = 365, value_parser = clap::value_parser!(u32).range(1..=36_500))]
     days: u32,
-    /// Replace files that are there
+    /// Replace existing files
     #[arg(long)]
     force: bool,
 }
@@ -75,7 +75,7 @@ pub(crate) struct InitArgs {
   controlplane pki issue client alice spiffe://example.com/alice --ca conf/pki/client-ca --out alice --days 30
   controlplane pki issue ca 'Example Client CA' --out conf/pki/client-ca")]
 pub(crate) struct IssueArgs {
-    /// What it is for
+    /// The purpose of the certificate
     kind: IssueKind,
     /// Names: DNS names, IP addresses or URIs. The first is also the common name
     #[arg(required = true)]
@@ -93,12 +93,12 @@ pub(crate) struct IssueArgs {
     /// Kind of key
     #[arg(long, value_enum, default_value_t = Algorithm::P256)]
     algorithm: Algorithm,
-    /// Replace files that are there
+    /// Replace existing files
     #[arg(long)]
     force: bool,
 }
 
-/// Tell what is in certificate and key files.
+/// Show what is in certificate and key files.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   controlplane pki show conf/pki/node.crt
@@ -131,10 +131,9 @@ enum Algorithm {
     Rsa2048,
 }
 
-/// Why a `pki` command failed. Nothing was written, unless the message names what was.
+/// A failed `pki` command. Nothing was written, unless the message names files.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum PkiCliError {
-    /// Files are there already.
     #[error(
         "these files are there already, nothing was written: {files}. Give another place, or --force to replace them"
     )]
@@ -142,60 +141,37 @@ pub(crate) enum PkiCliError {
         /// Paths, separated by commas.
         files: String,
     },
-    /// The settings that say where the files belong cannot be used.
     #[error("{0}")]
     Configuration(#[from] conf::ConfError),
-    /// A file cannot be read.
     #[error("cannot read {path}: {source}", path = path.display())]
-    Unreadable {
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        source: std::io::Error,
-    },
-    /// A file or folder cannot be written.
+    Unreadable { path: PathBuf, source: std::io::Error },
     #[error("cannot write {path}: {source}", path = path.display())]
-    Unwritable {
-        /// The file or folder.
-        path: PathBuf,
-        /// What the system said.
-        source: std::io::Error,
-    },
-    /// A file does not hold what it should.
+    Unwritable { path: PathBuf, source: std::io::Error },
     #[error("{path}: {problem}", path = path.display())]
-    Unusable {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        problem: String,
-    },
-    /// What was asked for cannot be made.
+    Unusable { path: PathBuf, problem: String },
     #[error("cannot make the certificate: {0}")]
     Mint(#[from] pki::ca::IssueError),
-    /// A certificate other than a CA's needs a CA.
     #[error(
         "--ca is missing: the files, without ending, of the CA that signs (`controlplane pki issue ca NAME` makes one)"
     )]
     NoCa,
-    /// The CA's time is over.
     #[error("the CA {path} has expired; what it signs would be refused", path = path.display())]
     CaExpired {
         /// The CA's certificate.
         path: PathBuf,
     },
-    /// The output cannot be printed.
     #[error("cannot print: {0}")]
     Print(#[from] std::io::Error),
-    /// `show` found something that does not fit.
+    /// `show` found a mismatch.
     #[error("not everything fits together, see above")]
     Mismatch,
 }
 
-/// Runs one `pki` command and prints to `out` what it did. `config`: the settings that `init` makes
-/// the files for.
+/// Runs one `pki` command and prints its result to `out`. `init` makes the files that the settings
+/// in `config` name.
 ///
 /// # Errors
-/// `PkiCliError`, whose `Display` says what to do.
+/// [`PkiCliError`], whose message says what to do.
 pub(crate) fn run(
     config: &Path,
     args: &PkiArgs,

@@ -5,8 +5,7 @@ use std::sync::Arc;
 
 use model::admission::ClientVerification;
 use model::{Reason, Ssl};
-use pem_files::format_utc;
-use pki::{Certificate, CertificateDer, ChainPosition, ClientAuth, VerifyError, VerifyReason};
+use pki::{Certificate, CertificateDer, ChainPosition, ClientAuth, VerifyError, VerifyReason, format_utc};
 use rustls_pki_types::UnixTime;
 use serde_json::{Value, json};
 

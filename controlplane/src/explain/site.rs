@@ -1,8 +1,7 @@
 //! The ssl that an SNI or Host selects, by which entry, and what it serves.
 
 use model::{Blocked, HostName, Resource, SiteLookup, Snapshot, Ssl, TlsVersion};
-use pem_files::format_utc;
-use pki::{Certificate, ClientAuth};
+use pki::{Certificate, ClientAuth, format_utc};
 use serde_json::{Value, json};
 
 use super::put;
@@ -14,7 +13,7 @@ pub(super) fn match_json(snapshot: &Snapshot, name: &HostName) -> Value {
         SiteLookup::Exact(_) => ("exact", Some(name.to_string())),
         SiteLookup::Wildcard { star, .. } => ("wildcard", Some(wildcard_entry(name, star))),
         SiteLookup::Any(_) => ("any", Some("*".to_owned())),
-        SiteLookup::TooManyLabels { .. } | SiteLookup::Nothing => ("none", None),
+        SiteLookup::TooManyLabels { .. } | SiteLookup::NotFound => ("none", None),
     };
     let ssl = snapshot.site(name).map(|ssl| ssl.id.as_str());
     json!({"ssl": ssl, "matched": matched, "entry": entry, "message": match_message(snapshot, name)})
@@ -61,7 +60,7 @@ pub(super) fn match_message(snapshot: &Snapshot, name: &HostName) -> String {
             ssl.id,
             name.as_str().get(..star).unwrap_or_default()
         ),
-        SiteLookup::Nothing => match inactive_ssl(snapshot, name) {
+        SiteLookup::NotFound => match inactive_ssl(snapshot, name) {
             Some(ssl) if ssl.client_side => {
                 format!(
                     "the only entry that covers {name} is of ssl {}, whose type is client: it serves no connection",

@@ -4,8 +4,9 @@
 use std::time::Duration;
 
 use model::lint::{Finding, Severity};
-use pem_files::expiry::{self, CertificateExpiry, EXPIRY_WARNING_DAYS};
-use pem_files::{CertificateMonitor, format_utc};
+use mtls::CertificateMonitor;
+use mtls::expiry::{self, CertificateExpiry, EXPIRY_WARNING_DAYS};
+use pki::format_utc;
 use rustls_pki_types::UnixTime;
 use serde_json::Value;
 

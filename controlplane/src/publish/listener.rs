@@ -1,7 +1,7 @@
 //! The push listener: TCP, then mutual TLS 1.3, then tonic.
 //!
 //! Every accepted peer holds a certificate of `countersign.push.ca`; `session` checks which node it
-//! is. The certificate files are read again when they change ([`pem_files::reload`]), and a new
+//! is. The certificate files are read again when they change ([`mtls::reload`]), and a new
 //! connection uses the current ones. Bounded: connections, concurrent handshakes, the time of a
 //! handshake, streams of a connection, silence.
 
@@ -10,8 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::Stream;
-use pem_files::reload::ConfiguredFile;
-use pem_files::{CredentialFiles, Credentials, FileError, Reloader};
+use mtls::{ConfiguredFile, CredentialFiles, Credentials, FileError, Reloader};
 use pki::{ClientAuth, ClientAuthInput};
 use proto::push::push_server::{Push, PushServer};
 use rustls::server::WebPkiClientVerifier;

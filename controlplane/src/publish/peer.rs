@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use pem_files::{LoadedCredentials, Reloader};
+use mtls::{LoadedCredentials, Reloader};
 use pki::CertificateDer;
 use rustls_pki_types::UnixTime;
 use tokio::sync::watch;

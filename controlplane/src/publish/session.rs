@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use futures_util::Stream;
 use model::{Delta, Key, Snapshot, TicketRing};
-use pem_files::Reloader;
+use mtls::Reloader;
 use proto::push::push_server::{Push, PushServer};
 use proto::push::{AcceptStore, FromNode, Held, Hello, Hold, Nack, ToNode, Welcome, from_node, to_node};
 use tokio::sync::{mpsc, watch};

@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use conf::Settings;
 use model::Snapshot;
-use pem_files::CertificateMonitor;
+use mtls::CertificateMonitor;
 use process::signals::Signals;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};

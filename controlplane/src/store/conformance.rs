@@ -1,8 +1,7 @@
-//! What any store must do, as tests. A store is tested by calling [`all`] with something that makes
-//! a fresh, empty one.
+//! The conformance tests of a store. [`run_all`] runs them with a function that creates an empty
+//! store.
 //!
-//! Nothing here knows how a store works: a law that only one of them keeps is tested beside that
-//! one.
+//! The tests know nothing of an implementation; what only one store guarantees is tested beside it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,24 +13,24 @@ use serde_json::json;
 
 use super::{Event, EventStream, InternalKey, Mutation, Page, Precondition, Store, StoreError, WatchError};
 
-/// Runs every law against fresh stores.
+/// Runs each test with a fresh store.
 pub(super) async fn run_all<F: AsyncFn() -> Arc<dyn Store>>(fresh: F) {
     a_new_store_is_empty(fresh().await).await;
-    what_was_committed_is_read(fresh().await).await;
-    expectations_guard_writes(fresh().await).await;
-    removing_what_is_not_there_changes_nothing(fresh().await).await;
+    commits_are_read_back(fresh().await).await;
+    preconditions_guard_writes(fresh().await).await;
+    deleting_an_absent_document_changes_nothing(fresh().await).await;
     reserved_ids_are_unique_revisions(fresh().await).await;
     a_list_holds_one_kind_in_order(fresh().await).await;
     a_page_is_a_part_of_the_list(fresh().await).await;
-    a_watch_tells_everything_in_order(fresh().await).await;
-    a_watch_wakes(fresh().await).await;
+    a_watch_yields_all_changes_in_order(fresh().await).await;
+    a_watch_wakes_on_a_commit(fresh().await).await;
     a_watch_from_the_future_is_compacted(fresh().await).await;
-    one_of_many_wins(fresh().await).await;
+    one_of_many_creates_wins(fresh().await).await;
     concurrent_writers_get_distinct_revisions(fresh().await).await;
-    extension_fields_are_the_document_s(fresh().await).await;
-    private_entries_are_swapped(fresh().await).await;
-    private_entries_are_no_resources(fresh().await).await;
-    one_of_many_swaps(fresh().await).await;
+    extension_fields_belong_to_the_document(fresh().await).await;
+    internal_entries_are_compared_and_swapped(fresh().await).await;
+    internal_entries_are_not_resources(fresh().await).await;
+    one_of_many_swaps_wins(fresh().await).await;
     identities_differ(fresh().await, fresh().await);
 }
 
@@ -47,7 +46,7 @@ fn delete(key: &Key, expect: Precondition) -> Mutation {
     Mutation::Delete { key: key.clone(), precondition: expect }
 }
 
-/// One event after the other.
+/// Flattens batches to single events.
 pub(super) fn flatten(events: EventStream) -> BoxStream<'static, Result<Event, WatchError>> {
     let each = |item: Result<Vec<Event>, WatchError>| match item {
         Ok(events) => stream::iter(events.into_iter().map(Ok).collect::<Vec<_>>()),
@@ -56,7 +55,7 @@ pub(super) fn flatten(events: EventStream) -> BoxStream<'static, Result<Event, W
     events.flat_map(each).boxed()
 }
 
-/// Reads `count` events, or fails after a time that no healthy store needs.
+/// Reads `count` events; panics after 30 seconds.
 async fn events(store: &dyn Store, after: u64, count: usize) -> Vec<Event> {
     let events = flatten(store.watch(after)).take(count).map(Result::unwrap).collect();
     tokio::time::timeout(Duration::from_secs(30), events).await.expect("the watch stalled")
@@ -68,38 +67,41 @@ async fn a_new_store_is_empty(store: Arc<dyn Store>) {
     assert_eq!(store.get(&key(Kind::Ssl, "1")).await.unwrap(), None);
 }
 
-async fn what_was_committed_is_read(store: Arc<dyn Store>) {
+async fn commits_are_read_back(store: Arc<dyn Store>) {
     let key = key(Kind::Upstream, "a");
-    // Order and numbers of a document are the user's: they come back as they went in.
+    // The order of members and the spelling of numbers survive.
     let document =
         json!({"z": 1, "a": [1.5, -3, null, "\u{0}é"], "m": {"k": true}, "big": 18446744073709551615u64});
-    let made = store.commit(put(&key, document.clone(), Precondition::Unconditional)).await.unwrap();
-    assert!(!made.existed);
-    assert_eq!(made.create_revision, made.revision);
-    let found = store.get(&key).await.unwrap().unwrap();
-    assert_eq!((&found.key, found.create_revision, found.mod_revision), (&key, made.revision, made.revision));
-    assert_eq!(found.document.to_string(), document.to_string());
+    let committed = store.commit(put(&key, document.clone(), Precondition::Unconditional)).await.unwrap();
+    assert!(!committed.existed);
+    assert_eq!(committed.create_revision, committed.revision);
+    let stored = store.get(&key).await.unwrap().unwrap();
+    assert_eq!(
+        (&stored.key, stored.create_revision, stored.mod_revision),
+        (&key, committed.revision, committed.revision)
+    );
+    assert_eq!(stored.document.to_string(), document.to_string());
 
     let changed = store.commit(put(&key, json!({"v": 2}), Precondition::Unconditional)).await.unwrap();
-    assert!(changed.existed && changed.revision > made.revision);
-    assert_eq!(changed.create_revision, made.create_revision);
-    let found = store.get(&key).await.unwrap().unwrap();
+    assert!(changed.existed && changed.revision > committed.revision);
+    assert_eq!(changed.create_revision, committed.create_revision);
+    let stored = store.get(&key).await.unwrap().unwrap();
     assert_eq!(
-        (found.document, found.create_revision, found.mod_revision),
-        (json!({"v": 2}), made.create_revision, changed.revision)
+        (stored.document, stored.create_revision, stored.mod_revision),
+        (json!({"v": 2}), committed.create_revision, changed.revision)
     );
     let loaded = store.load().await.unwrap();
     assert_eq!((loaded.revision, loaded.items.len()), (changed.revision, 1));
 
-    let gone = store.commit(delete(&key, Precondition::Unconditional)).await.unwrap();
-    assert!(gone.existed && gone.revision > changed.revision);
+    let deleted = store.commit(delete(&key, Precondition::Unconditional)).await.unwrap();
+    assert!(deleted.existed && deleted.revision > changed.revision);
     assert_eq!(store.get(&key).await.unwrap(), None);
-    // Made again it is a new document.
-    let again = store.commit(put(&key, json!({}), Precondition::Absent)).await.unwrap();
-    assert_eq!(again.create_revision, again.revision);
+    // Recreated, it has a new create revision.
+    let recreated = store.commit(put(&key, json!({}), Precondition::Absent)).await.unwrap();
+    assert_eq!(recreated.create_revision, recreated.revision);
 }
 
-async fn expectations_guard_writes(store: Arc<dyn Store>) {
+async fn preconditions_guard_writes(store: Arc<dyn Store>) {
     let key = key(Kind::Route, "r");
     let missing = store.commit(put(&key, json!({}), Precondition::ModRevision(1))).await;
     assert_eq!(missing, Err(StoreError::Conflict));
@@ -118,21 +120,22 @@ async fn expectations_guard_writes(store: Arc<dyn Store>) {
     assert_eq!(store.get(&key).await.unwrap(), None);
 }
 
-async fn removing_what_is_not_there_changes_nothing(store: Arc<dyn Store>) {
+async fn deleting_an_absent_document_changes_nothing(store: Arc<dyn Store>) {
     let before = store.load().await.unwrap().revision;
-    let gone = store.commit(delete(&key(Kind::Ssl, "x"), Precondition::Unconditional)).await.unwrap();
-    assert_eq!((gone.existed, gone.create_revision, gone.revision), (false, 0, before));
+    let deleted = store.commit(delete(&key(Kind::Ssl, "x"), Precondition::Unconditional)).await.unwrap();
+    assert_eq!((deleted.existed, deleted.create_revision, deleted.revision), (false, 0, before));
 }
 
 async fn reserved_ids_are_unique_revisions(store: Arc<dyn Store>) {
     let first = store.reserve_id().await.unwrap();
     let second = store.reserve_id().await.unwrap();
-    let made = store.commit(put(&key(Kind::Ssl, "1"), json!({}), Precondition::Unconditional)).await.unwrap();
-    assert!(0 < first && first < second && second < made.revision);
-    // An id is no change: the watcher sees the document only, and a watch may start at a reserved
-    // revision.
-    let seen = events(&*store, second, 1).await;
-    assert_eq!(seen.first().unwrap().revision, made.revision);
+    let committed =
+        store.commit(put(&key(Kind::Ssl, "1"), json!({}), Precondition::Unconditional)).await.unwrap();
+    assert!(0 < first && first < second && second < committed.revision);
+    // Reserving an id is no change: the watch yields the document only, and a watch may start at a
+    // reserved revision.
+    let events_seen = events(&*store, second, 1).await;
+    assert_eq!(events_seen.first().unwrap().revision, committed.revision);
 }
 
 async fn a_list_holds_one_kind_in_order(store: Arc<dyn Store>) {
@@ -159,8 +162,7 @@ async fn a_page_is_a_part_of_the_list(store: Arc<dyn Store>) {
         }
     };
     pages(Kind::Route).await;
-    // Created in another order than that of their names, one of another kind in between, with and
-    // without extension fields.
+    // Not in the order of names, mixed with another kind, with and without extension fields.
     for id in ["z", "10", "2", "a", "1", "3", "y"] {
         let guarded = json!({"uri": "/a", "client_identity": {"allow": [{"dns": id}]}});
         let document = if id.len() == 1 { guarded } else { json!({"uri": id}) };
@@ -169,7 +171,7 @@ async fn a_page_is_a_part_of_the_list(store: Arc<dyn Store>) {
         store.reserve_id().await.unwrap();
     }
     pages(Kind::Route).await;
-    // A change leaves a document in its place; one that is made anew comes last.
+    // A change keeps the position of a document; a recreated one comes last.
     for id in ["2", "z"] {
         store.commit(put(&key(Kind::Route, id), json!({"v": 2}), Precondition::Unconditional)).await.unwrap();
     }
@@ -181,7 +183,7 @@ async fn a_page_is_a_part_of_the_list(store: Arc<dyn Store>) {
     pages(Kind::Ssl).await;
 }
 
-async fn a_watch_tells_everything_in_order(store: Arc<dyn Store>) {
+async fn a_watch_yields_all_changes_in_order(store: Arc<dyn Store>) {
     let (a, b) = (key(Kind::Ssl, "a"), key(Kind::Route, "b"));
     let start = store.load().await.unwrap().revision;
     let mut revisions = Vec::new();
@@ -194,9 +196,9 @@ async fn a_watch_tells_everything_in_order(store: Arc<dyn Store>) {
     ] {
         revisions.push(store.commit(write).await.unwrap().revision);
     }
-    let seen = events(&*store, start, 5).await;
-    assert_eq!(seen.iter().map(|event| event.revision).collect::<Vec<_>>(), revisions);
-    let told: Vec<_> = seen
+    let events_seen = events(&*store, start, 5).await;
+    assert_eq!(events_seen.iter().map(|event| event.revision).collect::<Vec<_>>(), revisions);
+    let contents: Vec<_> = events_seen
         .iter()
         .map(|event| {
             (
@@ -213,35 +215,37 @@ async fn a_watch_tells_everything_in_order(store: Arc<dyn Store>) {
         ("ssls/a", None),
         ("ssls/a", v(4, 5)),
     ];
-    assert_eq!(told, expected.map(|(key, now)| (key.to_owned(), now)));
+    assert_eq!(contents, expected.map(|(key, now)| (key.to_owned(), now)));
     // From the middle: exactly the rest.
-    assert_eq!(events(&*store, revisions[2], 2).await, seen[3..]);
+    assert_eq!(events(&*store, revisions[2], 2).await, events_seen[3..]);
 }
 
-async fn a_watch_wakes(store: Arc<dyn Store>) {
+async fn a_watch_wakes_on_a_commit(store: Arc<dyn Store>) {
     let start = store.load().await.unwrap().revision;
     let mut watch = flatten(store.watch(start));
     assert!(watch.next().now_or_never().is_none(), "nothing happened yet");
-    let made = store.commit(put(&key(Kind::Ssl, "1"), json!({}), Precondition::Unconditional)).await.unwrap();
+    let committed =
+        store.commit(put(&key(Kind::Ssl, "1"), json!({}), Precondition::Unconditional)).await.unwrap();
     let next = tokio::time::timeout(Duration::from_secs(30), watch.next()).await.expect("the watch slept on");
-    assert_eq!(next.unwrap().unwrap().revision, made.revision);
+    assert_eq!(next.unwrap().unwrap().revision, committed.revision);
 }
 
 async fn a_watch_from_the_future_is_compacted(store: Arc<dyn Store>) {
     let now = store.load().await.unwrap().revision;
     let mut watch = store.watch(now + 1000);
-    let told = tokio::time::timeout(Duration::from_secs(30), watch.next()).await.expect("the watch stalled");
-    assert!(matches!(told, Some(Err(WatchError::Compacted { .. }))));
+    let events =
+        tokio::time::timeout(Duration::from_secs(30), watch.next()).await.expect("the watch stalled");
+    assert!(matches!(events, Some(Err(WatchError::Compacted { .. }))));
     assert!(watch.next().await.is_none());
 }
 
-async fn one_of_many_wins(store: Arc<dyn Store>) {
+async fn one_of_many_creates_wins(store: Arc<dyn Store>) {
     let key = key(Kind::Service, "s");
     let tries = (0..16).map(|n| store.commit(put(&key, json!({"n": n}), Precondition::Absent)));
     let results = futures_util::future::join_all(tries).await;
-    let (won, lost): (Vec<_>, Vec<_>) = results.into_iter().partition(Result::is_ok);
-    assert_eq!(won.len(), 1);
-    assert!(lost.iter().all(|lost| *lost == Err(StoreError::Conflict)));
+    let (succeeded, rejected): (Vec<_>, Vec<_>) = results.into_iter().partition(Result::is_ok);
+    assert_eq!(succeeded.len(), 1);
+    assert!(rejected.iter().all(|rejected| *rejected == Err(StoreError::Conflict)));
 }
 
 async fn concurrent_writers_get_distinct_revisions(store: Arc<dyn Store>) {
@@ -249,58 +253,65 @@ async fn concurrent_writers_get_distinct_revisions(store: Arc<dyn Store>) {
     let keys: Vec<_> = (0..64).map(|n| key(Kind::Ssl, &format!("k{n}"))).collect();
     let writes =
         keys.iter().map(|key| store.commit(put(key, json!({"k": key.to_string()}), Precondition::Absent)));
-    let mut revisions: Vec<_> =
-        futures_util::future::join_all(writes).await.into_iter().map(|made| made.unwrap().revision).collect();
+    let mut revisions: Vec<_> = futures_util::future::join_all(writes)
+        .await
+        .into_iter()
+        .map(|committed| committed.unwrap().revision)
+        .collect();
     revisions.sort_unstable();
-    let seen = events(&*store, start, keys.len()).await;
-    assert_eq!(seen.iter().map(|event| event.revision).collect::<Vec<_>>(), revisions);
+    let events_seen = events(&*store, start, keys.len()).await;
+    assert_eq!(events_seen.iter().map(|event| event.revision).collect::<Vec<_>>(), revisions);
     revisions.dedup();
     assert_eq!(revisions.len(), keys.len());
 }
 
-/// Wherever a store keeps them: a document is read, listed, loaded and told as it was written.
-async fn extension_fields_are_the_document_s(store: Arc<dyn Store>) {
+/// Documents with extension fields are read, listed, loaded and watched as they were written.
+async fn extension_fields_belong_to_the_document(store: Arc<dyn Store>) {
     let (route, ssl) = (key(Kind::Route, "1"), key(Kind::Ssl, "1"));
     let start = store.load().await.unwrap().revision;
     let guarded = json!({"uri": "/a", "client_identity": {"allow": [{"dns": "a.b"}]}});
     let revoking = json!({"sni": "a", "client": {"ca": "A", "crl": ["L"], "crl_policy": "prefer"}});
-    let made = store.commit(put(&route, guarded.clone(), Precondition::Absent)).await.unwrap();
-    let also = store.commit(put(&ssl, revoking.clone(), Precondition::Unconditional)).await.unwrap();
-    let held = store.get(&route).await.unwrap().unwrap();
+    let committed = store.commit(put(&route, guarded.clone(), Precondition::Absent)).await.unwrap();
+    let second = store.commit(put(&ssl, revoking.clone(), Precondition::Unconditional)).await.unwrap();
+    let stored = store.get(&route).await.unwrap().unwrap();
     assert_eq!(
-        (&held.document, held.create_revision, held.mod_revision),
-        (&guarded, made.revision, made.revision)
+        (&stored.document, stored.create_revision, stored.mod_revision),
+        (&guarded, committed.revision, committed.revision)
     );
-    assert!(!held.stale_extensions);
+    assert!(!stored.stale_extensions);
     assert_eq!(store.list(Kind::Ssl).await.unwrap().items[0].document, revoking);
     let loaded: Vec<_> = store.load().await.unwrap().items.into_iter().map(|item| item.document).collect();
     assert_eq!(loaded, [guarded.clone(), revoking.clone()]);
-    // A write without them takes them away; one guard covers both.
+    // A write without extension fields removes them, and one precondition covers both parts.
     let open = json!({"uri": "/a"});
-    let opened =
-        store.commit(put(&route, open.clone(), Precondition::ModRevision(made.revision))).await.unwrap();
-    let stale = store.commit(put(&route, guarded.clone(), Precondition::ModRevision(made.revision))).await;
+    let without =
+        store.commit(put(&route, open.clone(), Precondition::ModRevision(committed.revision))).await.unwrap();
+    let stale =
+        store.commit(put(&route, guarded.clone(), Precondition::ModRevision(committed.revision))).await;
     assert_eq!(stale, Err(StoreError::Conflict));
     assert_eq!(store.get(&route).await.unwrap().unwrap().document, open);
-    let again =
-        store.commit(put(&route, guarded.clone(), Precondition::ModRevision(opened.revision))).await.unwrap();
-    let gone = store.commit(delete(&route, Precondition::ModRevision(again.revision))).await.unwrap();
-    let anew = store.commit(put(&route, open.clone(), Precondition::Absent)).await.unwrap();
+    let guarded_again = store
+        .commit(put(&route, guarded.clone(), Precondition::ModRevision(without.revision)))
+        .await
+        .unwrap();
+    let deleted =
+        store.commit(delete(&route, Precondition::ModRevision(guarded_again.revision))).await.unwrap();
+    let recreated = store.commit(put(&route, open.clone(), Precondition::Absent)).await.unwrap();
     assert_eq!(store.get(&route).await.unwrap().unwrap().document, open);
-    let told: Vec<_> = events(&*store, start, 6)
+    let events: Vec<_> = events(&*store, start, 6)
         .await
         .into_iter()
         .map(|event| (event.revision, event.key, event.document.map(|now| now.document)))
         .collect();
     let expected = [
-        (made.revision, &route, Some(guarded.clone())),
-        (also.revision, &ssl, Some(revoking)),
-        (opened.revision, &route, Some(open.clone())),
-        (again.revision, &route, Some(guarded)),
-        (gone.revision, &route, None),
-        (anew.revision, &route, Some(open)),
+        (committed.revision, &route, Some(guarded.clone())),
+        (second.revision, &ssl, Some(revoking)),
+        (without.revision, &route, Some(open.clone())),
+        (guarded_again.revision, &route, Some(guarded)),
+        (deleted.revision, &route, None),
+        (recreated.revision, &route, Some(open)),
     ];
-    assert_eq!(told, expected.map(|(revision, key, document)| (revision, key.clone(), document)));
+    assert_eq!(events, expected.map(|(revision, key, document)| (revision, key.clone(), document)));
 }
 
 const SECRETS: InternalKey = InternalKey::TicketSecrets;
@@ -309,7 +320,7 @@ async fn swap(store: &dyn Store, expect: u64, text: &str) -> Result<u64, StoreEr
     store.swap_internal_entry(SECRETS, expect, text.to_owned().into()).await
 }
 
-async fn private_entries_are_swapped(store: Arc<dyn Store>) {
+async fn internal_entries_are_compared_and_swapped(store: Arc<dyn Store>) {
     assert!(store.internal_entry(SECRETS).await.unwrap().is_none());
     assert_eq!(swap(&*store, 7, "x").await, Err(StoreError::Conflict), "there is none yet");
     let first = swap(&*store, 0, "one").await.unwrap();
@@ -317,11 +328,11 @@ async fn private_entries_are_swapped(store: Arc<dyn Store>) {
     let second = swap(&*store, first, "two").await.unwrap();
     assert!(0 < first && first < second);
     assert_eq!(swap(&*store, first, "x").await, Err(StoreError::Conflict));
-    let found = store.internal_entry(SECRETS).await.unwrap().unwrap();
-    assert_eq!((found.version, found.text.as_str()), (second, "two"));
+    let stored = store.internal_entry(SECRETS).await.unwrap().unwrap();
+    assert_eq!((stored.version, stored.text.as_str()), (second, "two"));
 }
 
-async fn private_entries_are_no_resources(store: Arc<dyn Store>) {
+async fn internal_entries_are_not_resources(store: Arc<dyn Store>) {
     let before = store.load().await.unwrap().revision;
     let mut watch = store.watch(before);
     swap(&*store, 0, "one").await.unwrap();
@@ -330,21 +341,22 @@ async fn private_entries_are_no_resources(store: Arc<dyn Store>) {
     for kind in Kind::ALL {
         assert!(store.list(kind).await.unwrap().items.is_empty(), "{kind:?}");
     }
-    assert!(watch.next().now_or_never().is_none(), "nobody is told");
-    // A watch goes on over it.
-    let made = store.commit(put(&key(Kind::Ssl, "1"), json!({}), Precondition::Unconditional)).await.unwrap();
-    assert_eq!(events(&*store, before, 1).await[0].revision, made.revision);
+    assert!(watch.next().now_or_never().is_none(), "no watch yields it");
+    // The watch skips the internal entry.
+    let committed =
+        store.commit(put(&key(Kind::Ssl, "1"), json!({}), Precondition::Unconditional)).await.unwrap();
+    assert_eq!(events(&*store, before, 1).await[0].revision, committed.revision);
 }
 
-async fn one_of_many_swaps(store: Arc<dyn Store>) {
+async fn one_of_many_swaps_wins(store: Arc<dyn Store>) {
     for expect in 0..3 {
-        let now = store.internal_entry(SECRETS).await.unwrap().map_or(0, |found| found.version);
+        let now = store.internal_entry(SECRETS).await.unwrap().map_or(0, |stored| stored.version);
         let texts: Vec<String> = (0..16).map(|n| format!("{expect} {n}")).collect();
         let results = futures_util::future::join_all(texts.iter().map(|text| swap(&*store, now, text))).await;
-        let won: Vec<usize> = (0..16).filter(|n| results[*n].is_ok()).collect();
-        assert_eq!(won.len(), 1, "{results:?}");
-        let found = store.internal_entry(SECRETS).await.unwrap().unwrap();
-        assert_eq!(*found.text, texts[won[0]]);
+        let succeeded: Vec<usize> = (0..16).filter(|n| results[*n].is_ok()).collect();
+        assert_eq!(succeeded.len(), 1, "{results:?}");
+        let stored = store.internal_entry(SECRETS).await.unwrap().unwrap();
+        assert_eq!(*stored.text, texts[succeeded[0]]);
     }
 }
 

@@ -67,6 +67,6 @@ async fn an_invalid_stored_document_is_a_finding() {
         finding["resource"].as_str().unwrap().to_owned()
     };
     assert_eq!(resource_of(0, "requests that lead to it are answered 503"), "upstreams/new");
-    assert_eq!(resource_of(1, "the data planes keep what it was before"), "upstreams/old");
+    assert_eq!(resource_of(1, "the data planes keep its predecessor"), "upstreams/old");
     assert_eq!(report["total"], 2);
 }

@@ -46,7 +46,7 @@ async fn a_session_ends_when_the_nodes_certificate_expires() {
 
     disconnected(&control, "node-1").await;
     assert!(now() >= ends, "not before its time");
-    ending.wait_for_problem("it refuses our certificate").await;
+    ending.wait_for_problem("it rejects our certificate").await;
     assert_eq!(ending.snapshot().revision(), revision, "it serves what it has");
     let view = control.publish.fleet.view();
     let other = view.list.iter().find(|node| node.name == "node-2").unwrap();

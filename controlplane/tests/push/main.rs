@@ -20,7 +20,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use controlplane::testing::publish::{self, PublishConfig};
-use dataplane::testing::lifecycle::stage::ShutdownStage;
+use dataplane::testing::lifecycle::ShutdownStage;
 use dataplane::testing::push_client::SnapshotSource;
 use model::{HostName, Kind};
 use pki::ca::{Authority, AuthoritySpec, LeafSpec};
@@ -256,7 +256,7 @@ async fn wrong_certificates_are_rejected_with_a_reason() {
         settings.cert = world.path(&format!("{credential}.crt"));
         settings.key = world.path(&format!("{credential}.key"));
         let refused = node(settings).unwrap();
-        refused.wait_for_problem("it refuses our certificate").await;
+        refused.wait_for_problem("it rejects our certificate").await;
         assert!(!refused.status.is_connected());
         refused.stop().await;
     }

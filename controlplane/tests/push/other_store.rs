@@ -138,8 +138,8 @@ async fn an_older_control_plane_gets_a_nack() {
             other => panic!("{other:?}"),
         }
     };
-    assert_eq!((nack.revision, nack.refusals[0].field.as_str()), (9, "store"));
-    assert!(nack.refusals[0].problem.contains("--accept-new-store"), "{nack:?}");
+    assert_eq!((nack.revision, nack.errors[0].field.as_str()), (9, "store"));
+    assert!(nack.errors[0].problem.contains("--accept-new-store"), "{nack:?}");
     assert_eq!(node.snapshot().len(Kind::Route), 2);
     node.stop().await;
 }

@@ -98,7 +98,7 @@ async fn a_ca_is_rotated_with_an_overlap() {
     world.write("ca.crt", &next.certificate_pem());
     reload(&control).await;
     seen(&control, "node-2", "gone", |node| !node.connected).await;
-    staying.wait_for_problem("refuses our certificate").await;
+    staying.wait_for_problem("rejects our certificate").await;
     let revision = world.put_upstreams(2).await;
     control.wait_acknowledged(revision).await;
     assert_eq!(connected(&control, "node-1").await.address, moved.address);

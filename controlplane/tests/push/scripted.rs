@@ -11,7 +11,7 @@ use model::{Id, Kind};
 use proto::push::push_client::PushClient;
 use proto::push::push_server::{Push, PushServer};
 use proto::push::{
-    Ack, Chunk, FromNode, Held, HeldResource, Hello, Nack, Refusal, ToNode, Upsert, Welcome, from_node,
+    Ack, Chunk, FromNode, Held, HeldResource, Hello, Nack, ResourceError, ToNode, Upsert, Welcome, from_node,
     to_node,
 };
 use tokio::net::TcpListener;
@@ -87,9 +87,9 @@ impl ScriptedNode {
     }
 }
 
-fn refusal() -> Refusal {
+fn resource_error() -> ResourceError {
     let key = model::wire::key_to_wire(&key(Kind::Upstream, "0"));
-    Refusal { key: Some(key), field: "nodes".into(), problem: "not liked".into() }
+    ResourceError { key: Some(key), field: "nodes".into(), problem: "not liked".into() }
 }
 
 #[tokio::test]
@@ -101,10 +101,10 @@ async fn a_rejected_change_is_not_resent_until_the_next_change() {
     node.send_hello().await;
     let chunk = node.chunk().await;
     assert_eq!((chunk.from, chunk.to, chunk.upserts.len(), chunk.last), (0, first, 2, true));
-    node.send(from_node::Message::Nack(Nack { revision: first, refusals: vec![refusal()] })).await;
+    node.send(from_node::Message::Nack(Nack { revision: first, errors: vec![resource_error()] })).await;
     let fleet = &control.publish.fleet;
     let nack =
-        eventually("the refusal", fleet.changes(), || control.publish.fleet.view().list[0].last_nack.clone())
+        eventually("the error", fleet.changes(), || control.publish.fleet.view().list[0].last_nack.clone())
             .await;
     assert_eq!(nack.revision, first);
     let told = &nack.errors[0];
@@ -271,7 +271,7 @@ async fn an_invalid_resource_rejects_the_whole_delta() {
         panic!("{answers:?}")
     };
     assert_eq!((first.revision, nack.revision, last.revision), (5, 6, 7));
-    let told = &nack.refusals[0];
+    let told = &nack.errors[0];
     assert_eq!(told.key, Some(model::wire::key_to_wire(&key(Kind::Upstream, "2"))));
     assert!(told.field.contains("nodes"), "{told:?}");
     let snapshot = node.snapshot();

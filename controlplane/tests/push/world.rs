@@ -10,10 +10,9 @@ use std::time::Duration;
 
 use controlplane::testing::publish::{self, PublishConfig, Publisher};
 use controlplane::testing::store::{EmbeddedStore, Mutation, Precondition, Store};
-use dataplane::testing::lifecycle::stage::{ShutdownStage, ShutdownWatch};
-use dataplane::testing::push_client::{
-    PushClientError, PushClientHandle, PushClientOptions, SnapshotHandle, SyncStatus, TicketRingHandle,
-};
+use dataplane::testing::lifecycle::handles::{SnapshotHandle, TicketRingHandle};
+use dataplane::testing::lifecycle::{ShutdownStage, ShutdownWatch};
+use dataplane::testing::push_client::{PushClientError, PushClientHandle, PushClientOptions, SyncStatus};
 use model::{Id, Key, Kind, Snapshot};
 use pki::ca::{Authority, AuthoritySpec, LeafSpec};
 use serde_json::{Value, json};
@@ -201,10 +200,10 @@ pub(crate) fn node(settings: conf::NodeSettings) -> Result<Node, PushClientError
         settings,
         accept_new_store: false,
         version: "test",
-        cell: Arc::clone(&cell),
-        secrets: Some(Arc::clone(&secrets)),
+        snapshot: Arc::clone(&cell),
+        ticket_ring: Some(Arc::clone(&secrets)),
         status: Arc::clone(&status),
-        stages,
+        shutdown: stages,
         reload: reloads,
     };
     Ok(Node { agent: dataplane::testing::push_client::start(input)?, cell, secrets, status, stage, reload })
@@ -226,7 +225,7 @@ impl Node {
 
     /// Waits until its last problem contains `part`.
     pub(crate) async fn wait_for_problem(&self, part: &str) {
-        let look = || self.status.last_problem().filter(|problem| problem.contains(part));
+        let look = || self.status.last_error().filter(|error| error.contains(part));
         self.eventually(&format!("a problem with {part:?}"), look).await;
     }
 

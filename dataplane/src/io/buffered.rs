@@ -1,12 +1,11 @@
-//! The pump: one connection's bytes, in and out, with owned buffers.
+//! A buffered socket: polled reads and writes over a runtime that owns the buffers of an operation.
 //!
-//! Stands below TLS and below plain HTTP. io_uring writes into a buffer the kernel holds until the
-//! operation completes, so each direction has at most one operation in flight, which owns its half
-//! and its buffer. A poll-style interface on top (`poll_fill`, `poll_drain`) is what hyper and the
-//! TLS engine can use.
+//! The kernel writes into the buffer of an io_uring read until the operation completes. So each
+//! direction has at most one operation in flight, which owns its half of the socket and its buffer.
+//! TLS and hyper poll on top of that (`poll_fill_buf`, `poll_flush`).
 //!
-//! Invariant: an operation in flight is never dropped while it runs. Dropping the pump hangs the
-//! socket up, the operations complete, and only then do their buffers go.
+//! Invariant: an operation in flight is never dropped. Dropping the buffered socket shuts the
+//! socket down; the operations complete, and then their buffers are freed.
 
 use std::future::Future;
 use std::io;
@@ -16,26 +15,26 @@ use std::task::{Context, Poll, ready};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::timeouts::TimeoutHandle;
-use crate::runtime::{Reader, ShutdownHandle, Socket, Writer};
+use crate::runtime::{ReadHalf, Reader, ShutdownHandle, Socket, WriteHalf, Writer};
 
-/// What a connection reads at first: fits a ClientHello with a post-quantum key share.
+/// The first read of a connection. Fits a ClientHello with a post-quantum key share. Bytes.
 const READ_FIRST: usize = 4 * 1024;
-/// What a quiet connection parks in the kernel: fits the usual request.
+/// The read in flight on an idle connection. Fits the usual request. Bytes.
 const READ_SMALL: usize = 1024;
-/// What a connection that moves a lot of data reads at a time.
+/// The reads of a connection that transfers much data. Bytes.
 const READ_LARGE: usize = 64 * 1024;
-/// The largest buffer that is kept from one write for the next. Bytes.
+/// The largest write buffer that is kept for the next write. Bytes.
 const WRITE_KEPT: usize = 4 * 1024;
 
 type Reading<R> = Pin<Box<dyn Future<Output = (R, io::Result<usize>, Vec<u8>)>>>;
 type Writing<W> = Pin<Box<dyn Future<Output = (W, io::Result<usize>, Vec<u8>)>>>;
 
-/// One connection's bytes.
-pub struct BufferedSocket<R: Reader = crate::runtime::ReadHalf, W: Writer = crate::runtime::WriteHalf> {
+/// A socket with a read buffer and a write buffer.
+pub struct BufferedSocket<R: Reader = ReadHalf, W: Writer = WriteHalf> {
     read: ReadSide<R>,
     write: WriteSide<W>,
     shutdown: Option<ShutdownHandle>,
-    /// Released when the connection ends.
+    /// Counts a connection to an upstream until it ends.
     permit: Option<OwnedSemaphorePermit>,
 }
 
@@ -49,19 +48,18 @@ struct ReadSide<R> {
 enum ReadState<R> {
     Idle(R),
     InFlight(Reading<R>),
-    /// The peer ended its direction.
     Eof(R),
-    /// A read failed; the kind is kept so that every later poll tells the same.
+    /// A read failed. Every later poll returns an error of the same kind.
     Failed(io::ErrorKind),
 }
 
 struct WriteSide<W> {
     state: WriteState<W>,
-    /// Empty while nothing is to be sent.
+    /// The bytes for the next write.
     buf: Vec<u8>,
-    /// Who ends the connection when a write takes too long.
+    /// Ends the connection if a write takes too long.
     timeouts: Option<TimeoutHandle>,
-    /// A write that fails is forgotten; see [`Pump::forgive_writes`].
+    /// See [`BufferedSocket::ignore_write_errors`].
     ignore_errors: bool,
 }
 
@@ -72,16 +70,15 @@ enum WriteState<W> {
 }
 
 impl BufferedSocket {
-    /// A pump over a socket.
     pub fn new(socket: Socket) -> Self {
-        let (reader, writer, hang_up) = socket.split();
-        Self::from_halves(reader, writer, Some(hang_up))
+        let (reader, writer, shutdown) = socket.split();
+        Self::from_halves(reader, writer, Some(shutdown))
     }
 }
 
 impl<R: Reader, W: Writer> BufferedSocket<R, W> {
-    /// A pump over any pair of halves.
-    pub fn from_halves(reader: R, writer: W, hang_up: Option<ShutdownHandle>) -> Self {
+    /// A buffered socket over any pair of halves.
+    pub fn from_halves(reader: R, writer: W, shutdown: Option<ShutdownHandle>) -> Self {
         Self {
             read: ReadSide {
                 state: ReadState::Idle(reader),
@@ -95,48 +92,47 @@ impl<R: Reader, W: Writer> BufferedSocket<R, W> {
                 timeouts: None,
                 ignore_errors: false,
             },
-            shutdown: hang_up,
+            shutdown,
             permit: None,
         }
     }
 
-    /// Keeps the permit of a connection to an upstream until it ends.
+    /// Holds the permit of an upstream connection until the connection ends.
     pub fn set_permit(&mut self, permit: OwnedSemaphorePermit) {
         self.permit = Some(permit);
     }
 
-    /// The handle that ends the connection.
+    /// The handle that shuts the socket down.
     pub fn shutdown_handle(&self) -> Option<ShutdownHandle> {
-        self.shutdown
+        self.shutdown.clone()
     }
 
-    /// Lets the watchdog see how long writes take. It goes with the pump.
-    pub fn set_timeouts(&mut self, watched: TimeoutHandle) {
-        self.write.timeouts = Some(watched);
+    /// Registers the connection's writes with its timeouts, until the socket is dropped.
+    pub fn set_timeouts(&mut self, timeouts: TimeoutHandle) {
+        self.write.timeouts = Some(timeouts);
     }
 
-    /// Whether from now on a write that fails is no error: what was to be sent is dropped, and the
-    /// reading side tells how the connection ended. For peers that may answer, and close,
-    /// before they have read all that is sent to them.
-    pub fn ignore_write_errors(&mut self, forgive: bool) {
-        self.write.ignore_errors = forgive;
+    /// With `ignore`, a failed write drops its data and is no error; the next read tells how the
+    /// connection ended. For peers that may answer and close before they have read everything.
+    pub fn ignore_write_errors(&mut self, ignore: bool) {
+        self.write.ignore_errors = ignore;
     }
 
-    /// Bytes read and not yet consumed. Empty means the peer has ended its direction.
+    /// The bytes that were read and not consumed; empty at the end of the peer's direction.
     ///
     /// # Errors
-    /// As the read.
+    /// The read failed.
     pub fn poll_fill_buf(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<&[u8]>> {
-        self.read.poll_fill(cx)
+        self.read.poll_fill_buf(cx)
     }
 
-    /// Marks `n` bytes of what `poll_fill` gave as used.
+    /// Consumes `n` bytes of what `poll_fill_buf` returned.
     pub fn consume(&mut self, n: usize) {
         self.read.consumed = self.read.consumed.saturating_add(n).min(self.read.data.len());
     }
 
-    /// What was under way says nothing about what follows: the next read is a quiet connection's,
-    /// and nothing is kept for a write.
+    /// Frees the write buffer if it is empty, and makes the next read small. For connections that
+    /// become idle, whose last transfer does not predict the next one.
     pub fn shrink_buffers(&mut self) {
         self.read.read_size = READ_SMALL;
         if self.write.buf.is_empty() {
@@ -144,82 +140,75 @@ impl<R: Reader, W: Writer> BufferedSocket<R, W> {
         }
     }
 
-    /// Where bytes to send are put; `poll_drain` sends them.
+    /// The buffer of the bytes to send; `poll_flush` sends them.
     pub fn write_buf(&mut self) -> &mut Vec<u8> {
         &mut self.write.buf
     }
 
-    /// Whether nothing is staged and nothing is being sent.
+    /// Whether the write buffer is empty and no write is in flight.
     pub fn is_flushed(&self) -> bool {
         self.write.buf.is_empty() && !matches!(self.write.state, WriteState::InFlight(_))
     }
 
-    /// Starts sending what is staged, and waits for nothing unless a send is already in flight.
+    /// Starts to write the buffer. Pending only while an earlier write is in flight.
     ///
     /// # Errors
-    /// As the write that ended meanwhile.
+    /// The earlier write failed.
     pub fn poll_start_write(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.write.poll_send(cx)
+        self.write.poll_start_write(cx)
     }
 
-    /// Sends what is staged and waits until the kernel has taken all of it.
+    /// Writes the buffer, and waits until the kernel has taken all of it.
     ///
     /// # Errors
-    /// As the write.
+    /// A write failed.
     pub fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         loop {
-            ready!(self.write.poll_send(cx))?;
+            ready!(self.write.poll_start_write(cx))?;
             if self.is_flushed() {
                 return Poll::Ready(Ok(()));
             }
         }
     }
 
-    /// Sends what is staged and ends our direction: in one segment, where the socket takes it at
+    /// Writes the buffer and shuts our direction down: in one segment, if the socket takes it at
     /// once.
     ///
     /// # Errors
-    /// As the write.
+    /// A write failed.
     pub fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.write.poll_idle(cx))?;
-        if let (Some(hang_up), WriteState::Idle(_), false) =
-            (self.shutdown, &self.write.state, self.write.buf.is_empty())
+        if let (Some(shutdown), WriteState::Idle(_), false) =
+            (&self.shutdown, &self.write.state, self.write.buf.is_empty())
         {
-            // What was not taken goes the usual way, which also finds out what is wrong.
-            let taken = hang_up.try_send_final(&self.write.buf);
-            self.write.buf.drain(..taken);
+            // `poll_flush` sends the rest, and reports what is wrong.
+            let sent = shutdown.try_send_final(&self.write.buf);
+            self.write.buf.drain(..sent);
         }
         ready!(self.poll_flush(cx))?;
-        self.shutdown_write();
-        Poll::Ready(Ok(()))
-    }
-
-    /// Ends our direction once everything is sent.
-    pub fn shutdown_write(&self) {
-        if let Some(hang_up) = self.shutdown {
-            hang_up.shutdown_write();
+        if let Some(shutdown) = &self.shutdown {
+            shutdown.shutdown_write();
         }
+        Poll::Ready(Ok(()))
     }
 }
 
 impl<R: Reader, W: Writer> Drop for BufferedSocket<R, W> {
     fn drop(&mut self) {
-        // The halves (in the states, or in the operations in flight) keep the descriptor alive here.
-        if let Some(watched) = &self.write.timeouts {
-            watched.unregister();
+        if let Some(timeouts) = &self.write.timeouts {
+            timeouts.unregister();
         }
-        // With nothing in flight the descriptor goes with the halves, and the kernel ends the connection by
-        // itself.
+        // Without an operation in flight the descriptor closes with the halves, which is enough.
         let reading = matches!(self.read.state, ReadState::InFlight(_));
         let in_flight = reading || matches!(self.write.state, WriteState::InFlight(_));
-        if let (true, Some(hang_up)) = (in_flight, self.shutdown) {
-            hang_up.shutdown_both();
+        if let (true, Some(shutdown)) = (in_flight, &self.shutdown) {
+            shutdown.shutdown_both();
         }
     }
 }
 
 impl<R: Reader> ReadSide<R> {
-    fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<&[u8]>> {
+    fn poll_fill_buf(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<&[u8]>> {
         if self.consumed >= self.data.len() {
             ready!(self.poll_read(cx))?;
         }
@@ -243,7 +232,9 @@ impl<R: Reader> ReadSide<R> {
                         self.state = ReadState::InFlight(reading);
                         return Poll::Pending;
                     }
-                    Poll::Ready((half, result, buf)) => return Poll::Ready(self.finish(half, result, buf)),
+                    Poll::Ready((half, result, buf)) => {
+                        return Poll::Ready(self.finish(half, result, buf));
+                    }
                 },
                 ReadState::Eof(half) => {
                     self.state = ReadState::Eof(half);
@@ -264,7 +255,8 @@ impl<R: Reader> ReadSide<R> {
                 self.state = ReadState::Eof(half);
             }
             Ok(n) => {
-                // A full buffer says that more is coming; a nearly empty one that this is a quiet connection.
+                // After a full buffer more data is likely; a nearly empty one is an idle
+                // connection's.
                 if n == buf.capacity() {
                     self.read_size = (self.read_size * 4).min(READ_LARGE);
                 } else if n < self.read_size / 4 {
@@ -283,7 +275,7 @@ impl<R: Reader> ReadSide<R> {
 }
 
 impl<W: Writer> WriteSide<W> {
-    fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_start_write(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         loop {
             match std::mem::replace(&mut self.state, WriteState::Failed(io::ErrorKind::Other)) {
                 WriteState::Idle(half) => {
@@ -295,17 +287,17 @@ impl<W: Writer> WriteSide<W> {
                     let mut writing: Writing<W> = Box::pin(half.write(buf));
                     match writing.as_mut().poll(cx) {
                         Poll::Pending => {
-                            if let Some(watched) = &self.timeouts {
-                                watched.write_started();
+                            if let Some(timeouts) = &self.timeouts {
+                                timeouts.write_started();
                             }
                             self.state = WriteState::InFlight(writing);
                             return Poll::Ready(Ok(()));
                         }
-                        Poll::Ready(done) => self.finish(done)?,
+                        Poll::Ready(written) => self.finish(written)?,
                     }
                 }
-                busy @ WriteState::InFlight(_) => {
-                    self.state = busy;
+                in_flight @ WriteState::InFlight(_) => {
+                    self.state = in_flight;
                     ready!(self.poll_idle(cx))?;
                 }
                 WriteState::Failed(kind) => {
@@ -317,39 +309,39 @@ impl<W: Writer> WriteSide<W> {
         }
     }
 
-    /// Waits for what is in flight, and starts nothing new.
+    /// Waits for the write in flight, and starts no other.
     fn poll_idle(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while let WriteState::InFlight(writing) = &mut self.state {
-            let done = ready!(writing.as_mut().poll(cx));
-            self.finish(done)?;
+            let written = ready!(writing.as_mut().poll(cx));
+            self.finish(written)?;
         }
         Poll::Ready(Ok(()))
     }
 
-    fn finish(&mut self, (half, result, mut sent): (W, io::Result<usize>, Vec<u8>)) -> io::Result<()> {
+    fn finish(&mut self, (half, result, mut buf): (W, io::Result<usize>, Vec<u8>)) -> io::Result<()> {
         let result = match result {
-            Ok(0) if !sent.is_empty() => Err(io::ErrorKind::WriteZero.into()),
-            Ok(taken) if taken < sent.len() => {
-                sent.drain(..taken);
-                self.state = WriteState::InFlight(Box::pin(half.write(sent)));
-                // The time for a write starts anew with each part that is taken, as nginx's
-                // `send_timeout` does.
-                if let Some(watched) = &self.timeouts {
-                    watched.write_started();
+            Ok(0) if !buf.is_empty() => Err(io::ErrorKind::WriteZero.into()),
+            Ok(n) if n < buf.len() => {
+                buf.drain(..n);
+                self.state = WriteState::InFlight(Box::pin(half.write(buf)));
+                // The send timeout starts again with each partial write, as nginx's `send_timeout`
+                // does.
+                if let Some(timeouts) = &self.timeouts {
+                    timeouts.write_started();
                 }
                 return Ok(());
             }
             result => result,
         };
-        if self.buf.capacity() == 0 && sent.capacity() <= WRITE_KEPT {
-            sent.clear();
-            self.buf = sent;
+        if self.buf.capacity() == 0 && buf.capacity() <= WRITE_KEPT {
+            buf.clear();
+            self.buf = buf;
         }
-        if let Some(watched) = &self.timeouts {
-            watched.write_finished();
+        if let Some(timeouts) = &self.timeouts {
+            timeouts.write_finished();
         }
         match result {
-            Ok(_all) => {
+            Ok(_) => {
                 self.state = WriteState::Idle(half);
                 Ok(())
             }
@@ -368,26 +360,25 @@ mod tests {
     use std::net::TcpListener;
 
     use super::*;
-    use crate::runtime;
-    use crate::runtime::Driver;
+    use crate::runtime::{Driver, block_on};
 
     #[test]
-    fn last_words_and_end_arrive_whole_however_much_there_is_to_say() {
-        runtime::block_on(&Driver::detect(), || async {
+    fn shutdown_sends_the_whole_buffer_first() {
+        block_on(&Driver::detect(), || async {
             for size in [0, 1, 24, 4096, 1 << 20] {
                 let listener = TcpListener::bind("127.0.0.1:0").unwrap();
                 let addr = listener.local_addr().unwrap();
-                let reading = std::thread::spawn(move || {
-                    let mut heard = Vec::new();
-                    listener.accept().unwrap().0.read_to_end(&mut heard).unwrap();
-                    heard
+                let reader = std::thread::spawn(move || {
+                    let mut received = Vec::new();
+                    listener.accept().unwrap().0.read_to_end(&mut received).unwrap();
+                    received
                 });
-                let mut pump = BufferedSocket::new(Socket::connect(addr).await.unwrap());
-                let said: Vec<u8> = (0..size).map(|i| (i % 251) as u8).collect();
-                pump.write_buf().extend_from_slice(&said);
-                poll_fn(|cx| pump.poll_shutdown(cx)).await.unwrap();
-                drop(pump);
-                assert!(reading.join().unwrap() == said, "{size} bytes");
+                let mut socket = BufferedSocket::new(Socket::connect(addr).await.unwrap());
+                let sent: Vec<u8> = (0..size).map(|i| (i % 251) as u8).collect();
+                socket.write_buf().extend_from_slice(&sent);
+                poll_fn(|cx| socket.poll_shutdown(cx)).await.unwrap();
+                drop(socket);
+                assert!(reader.join().unwrap() == sent, "{size} bytes");
             }
         })
         .unwrap();

@@ -1,32 +1,30 @@
-//! Bytes lent from where they arrived, so that a relay needs no buffer of its own between two
-//! connections.
+//! Zero-copy reads: a connection lends the bytes it has received.
 
 use std::io;
 use std::task::{Context, Poll};
 
-/// What a connection has for its reader.
+/// The next bytes of a connection, or its end.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Chunk<'a> {
-    /// Bytes, at least one.
+    /// At least one byte.
     Data(&'a [u8]),
-    /// The peer has said all it had to say.
+    /// The peer has ended its direction.
     Eof,
-    /// It ended without saying so: within TLS, where only `close_notify` proves that nothing was
-    /// cut off.
+    /// The TLS connection ended without `close_notify`, so data may be missing.
     Truncated,
 }
 
-/// A connection that lends what it has received.
+/// A connection that is read without a copy.
 pub(crate) trait ChunkRead {
-    /// What there is next; to be followed by [`Lend::consume`] of as much as was used.
+    /// The next chunk. [`ChunkRead::consume`] must follow with the number of bytes used.
     ///
     /// # Errors
-    /// As the read, or what breaks TLS.
+    /// The read failed, or the peer broke the TLS protocol.
     fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Chunk<'_>>>;
 
-    /// Marks `n` bytes of the chunk as used.
+    /// Consumes `n` bytes of the chunk.
     fn consume(&mut self, n: usize);
 
-    /// Nothing is expected for a while: what is not needed meanwhile is given back.
+    /// Frees the buffers that an idle connection does not need.
     fn shrink_buffers(&mut self);
 }

@@ -1,11 +1,8 @@
-//! Coarse alarms, for what many wait for at once and hardly ever comes true: a pause of an
-//! upstream, a connection at rest.
+//! Coarse timers, for timeouts that many tasks set and that seldom fire: of an upstream's
+//! response, of an idle connection.
 //!
-//! The watchdog rings them, once a tick: setting an alarm costs a place in a table, not a timer of
-//! the runtime's. What a connection's client may take has no alarm of its own; the watchdog sees to
-//! it by itself.
-//!
-//! Precision: an alarm rings up to two ticks late, never early.
+//! The tick of `timeouts` drives them, so a timer costs an entry in a table, not a timer of the
+//! runtime. A timer fires up to two ticks late, never early.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -14,17 +11,18 @@ use std::time::Duration;
 
 use slab::Slab;
 
-/// How often the watchdog looks.
+/// The resolution of coarse timers and of connection timeouts.
 pub(crate) const TICK: Duration = Duration::from_millis(100);
 
-/// A time limit in ticks, so that what is over it has lasted at least as long.
-pub(crate) fn to_ticks(limit: Duration) -> u32 {
-    u32::try_from(limit.as_millis().div_ceil(TICK.as_millis())).unwrap_or(u32::MAX).saturating_add(1)
+/// The number of ticks that last at least `duration`, wherever in a tick they start.
+pub(crate) fn to_ticks(duration: Duration) -> u32 {
+    let ticks = duration.as_millis().div_ceil(TICK.as_millis());
+    u32::try_from(ticks).unwrap_or(u32::MAX).saturating_add(1)
 }
 
-/// A worker's alarms, and its coarse time.
+/// The coarse timers of a worker, and its clock in ticks.
 #[derive(Debug, Default)]
-pub struct CoarseTimers {
+pub(crate) struct CoarseTimers {
     now: Cell<u32>,
     slots: RefCell<Slab<TimerSlot>>,
 }
@@ -37,43 +35,42 @@ struct TimerSlot {
 
 impl CoarseTimers {
     /// Ticks since the worker started. Wraps after 13 years.
-    pub fn current_tick(&self) -> u32 {
+    pub(crate) fn current_tick(&self) -> u32 {
         self.now.get()
     }
 
-    /// Whether at least so long has passed since that tick; it may have been for up to two ticks
-    /// more.
-    pub fn has_elapsed(&self, since: u32, duration: Duration) -> bool {
+    /// Whether at least `duration` has passed since a tick; true up to two ticks late.
+    pub(crate) fn has_elapsed(&self, since: u32, duration: Duration) -> bool {
         self.current_tick().wrapping_sub(since) >= to_ticks(duration)
     }
 
-    /// One that rings after `duration`.
-    pub fn after(self: &Rc<Self>, duration: Duration) -> CoarseTimer {
-        let mut alarm = CoarseTimer { timers: Rc::clone(self), since: 0, limit: 0, key: None };
-        alarm.reset(duration);
-        alarm
+    /// A timer that fires after `duration`.
+    pub(crate) fn after(self: &Rc<Self>, duration: Duration) -> CoarseTimer {
+        let mut timer = CoarseTimer { timers: Rc::clone(self), since: 0, limit: 0, key: None };
+        timer.reset(duration);
+        timer
     }
 
-    /// So many ticks have passed since the last call: a worker that was busy is late, and its time
-    /// is not.
-    pub fn advance(&self, passed: u32) {
+    /// Moves the clock, and wakes the tasks of all timers that are due. `passed`: ticks since the
+    /// last call, several after a busy time.
+    pub(crate) fn advance(&self, passed: u32) {
         let now = self.now.get().wrapping_add(passed);
         self.now.set(now);
-        let mut ringing = Vec::new();
-        for (_, set) in self.slots.borrow_mut().iter_mut() {
-            // Rings once; who polls it again says what to wait for then.
-            if now.wrapping_sub(set.due) < passed {
-                ringing.push(set.waker.clone());
+        let mut wakers = Vec::new();
+        for (_, slot) in self.slots.borrow_mut().iter_mut() {
+            // True for one call: a slot stays until its timer is reset or dropped.
+            if now.wrapping_sub(slot.due) < passed {
+                wakers.push(slot.waker.clone());
             }
         }
-        // Not before the table is free again: what is woken may drop its alarm at once.
-        ringing.into_iter().for_each(Waker::wake);
+        // The borrow ends before the wakes: a task may drop its timer at once.
+        wakers.into_iter().for_each(Waker::wake);
     }
 }
 
-/// One alarm. Dropped, it does not ring.
+/// One timer. It does not fire once it is dropped.
 #[derive(Debug)]
-pub struct CoarseTimer {
+pub(crate) struct CoarseTimer {
     timers: Rc<CoarseTimers>,
     since: u32,
     limit: u32,
@@ -81,32 +78,32 @@ pub struct CoarseTimer {
 }
 
 impl CoarseTimer {
-    /// Sets it to ring `duration` from now.
-    pub fn reset(&mut self, duration: Duration) {
+    /// Makes it fire `duration` from now.
+    pub(crate) fn reset(&mut self, duration: Duration) {
         self.since = self.timers.current_tick();
         self.limit = to_ticks(duration);
     }
 
-    /// Ready once the time has passed.
-    pub fn poll(&mut self, cx: &Context<'_>) -> Poll<()> {
+    /// Ready once the timer has fired.
+    pub(crate) fn poll(&mut self, cx: &Context<'_>) -> Poll<()> {
         if self.timers.current_tick().wrapping_sub(self.since) >= self.limit {
             return Poll::Ready(());
         }
         let due = self.since.wrapping_add(self.limit);
-        let mut table = self.timers.slots.borrow_mut();
-        let replaced = match self.key.and_then(|key| table.get_mut(key)) {
-            Some(set) => {
-                set.due = due;
-                let other = !set.waker.will_wake(cx.waker());
-                other.then(|| std::mem::replace(&mut set.waker, cx.waker().clone()))
+        let mut slots = self.timers.slots.borrow_mut();
+        let replaced = match self.key.and_then(|key| slots.get_mut(key)) {
+            Some(slot) => {
+                slot.due = due;
+                let other_task = !slot.waker.will_wake(cx.waker());
+                other_task.then(|| std::mem::replace(&mut slot.waker, cx.waker().clone()))
             }
             None => {
-                self.key = Some(table.insert(TimerSlot { due, waker: cx.waker().clone() }));
+                self.key = Some(slots.insert(TimerSlot { due, waker: cx.waker().clone() }));
                 None
             }
         };
-        drop(table);
-        // Outside of the borrow, as below.
+        drop(slots);
+        // After the borrow, as in `drop`.
         drop(replaced);
         Poll::Pending
     }
@@ -115,9 +112,9 @@ impl CoarseTimer {
 impl Drop for CoarseTimer {
     fn drop(&mut self) {
         if let Some(key) = self.key {
-            let removed = self.timers.slots.borrow_mut().try_remove(key);
-            // Outside of the borrow: the last waker of a task ends the task, and with it perhaps an alarm.
-            drop(removed);
+            let slot = self.timers.slots.borrow_mut().try_remove(key);
+            // After the borrow: the last waker of a task drops the task, and perhaps its timers.
+            drop(slot);
         }
     }
 }
@@ -126,89 +123,97 @@ impl Drop for CoarseTimer {
 mod tests {
     use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::task::Wake;
 
     use super::*;
 
     #[derive(Default)]
-    struct Rung(AtomicUsize);
+    struct WakeCount(AtomicUsize);
 
-    impl std::task::Wake for Rung {
+    impl WakeCount {
+        fn get(&self) -> usize {
+            self.0.load(Ordering::Relaxed)
+        }
+    }
+
+    impl Wake for WakeCount {
         fn wake(self: Arc<Self>) {
             self.0.fetch_add(1, Ordering::Relaxed);
         }
     }
 
     #[test]
-    fn it_rings_once_and_never_early() {
-        let alarms = Rc::<CoarseTimers>::default();
-        let rung = Arc::<Rung>::default();
-        let waker = Waker::from(Arc::clone(&rung));
+    fn a_timer_fires_once_and_never_early() {
+        let timers = Rc::<CoarseTimers>::default();
+        let wakes = Arc::<WakeCount>::default();
+        let waker = Waker::from(Arc::clone(&wakes));
         let cx = Context::from_waker(&waker);
-        let mut alarm = alarms.after(TICK * 2);
+        let mut timer = timers.after(TICK * 2);
         for _ in 0..3 {
-            assert_eq!((alarm.poll(&cx), rung.0.load(Ordering::Relaxed)), (Poll::Pending, 0));
-            alarms.advance(1);
+            assert_eq!((timer.poll(&cx), wakes.get()), (Poll::Pending, 0));
+            timers.advance(1);
         }
-        assert_eq!((alarm.poll(&cx), rung.0.load(Ordering::Relaxed)), (Poll::Ready(()), 1));
-        alarms.advance(1);
-        assert_eq!(rung.0.load(Ordering::Relaxed), 1);
-        alarm.reset(Duration::ZERO);
-        assert_eq!(alarm.poll(&cx), Poll::Pending);
-        alarms.advance(1);
-        assert_eq!((alarm.poll(&cx), rung.0.load(Ordering::Relaxed)), (Poll::Ready(()), 2));
+        assert_eq!((timer.poll(&cx), wakes.get()), (Poll::Ready(()), 1));
+        timers.advance(1);
+        assert_eq!(wakes.get(), 1);
+        timer.reset(Duration::ZERO);
+        assert_eq!(timer.poll(&cx), Poll::Pending);
+        timers.advance(1);
+        assert_eq!((timer.poll(&cx), wakes.get()), (Poll::Ready(()), 2));
     }
 
     #[test]
-    fn several_ticks_at_once_ring_all_that_are_due() {
-        let alarms = Rc::<CoarseTimers>::default();
-        let rung = Arc::<Rung>::default();
-        let waker = Waker::from(Arc::clone(&rung));
+    fn several_ticks_at_once_fire_all_timers_that_are_due() {
+        let timers = Rc::<CoarseTimers>::default();
+        let wakes = Arc::<WakeCount>::default();
+        let waker = Waker::from(Arc::clone(&wakes));
         let cx = Context::from_waker(&waker);
-        let (mut one, mut two, mut late) =
-            (alarms.after(TICK), alarms.after(TICK * 4), alarms.after(TICK * 60));
-        assert!(one.poll(&cx).is_pending() && two.poll(&cx).is_pending() && late.poll(&cx).is_pending());
-        alarms.advance(0);
-        assert_eq!(rung.0.load(Ordering::Relaxed), 0);
-        alarms.advance(50);
-        assert_eq!((rung.0.load(Ordering::Relaxed), alarms.current_tick()), (2, 50));
-        assert!(one.poll(&cx).is_ready() && two.poll(&cx).is_ready() && late.poll(&cx).is_pending());
+        let (mut first, mut second, mut later) =
+            (timers.after(TICK), timers.after(TICK * 4), timers.after(TICK * 60));
+        assert!(first.poll(&cx).is_pending() && second.poll(&cx).is_pending());
+        assert!(later.poll(&cx).is_pending());
+        timers.advance(0);
+        assert_eq!(wakes.get(), 0);
+        timers.advance(50);
+        assert_eq!((wakes.get(), timers.current_tick()), (2, 50));
+        assert!(first.poll(&cx).is_ready() && second.poll(&cx).is_ready());
+        assert!(later.poll(&cx).is_pending());
     }
 
     #[test]
-    fn one_that_is_gone_is_forgotten() {
-        let alarms = Rc::<CoarseTimers>::default();
-        let rung = Arc::<Rung>::default();
-        let waker = Waker::from(Arc::clone(&rung));
+    fn a_dropped_timer_does_not_fire() {
+        let timers = Rc::<CoarseTimers>::default();
+        let wakes = Arc::<WakeCount>::default();
+        let waker = Waker::from(Arc::clone(&wakes));
         let cx = Context::from_waker(&waker);
-        let mut alarm = alarms.after(TICK);
-        assert_eq!(alarm.poll(&cx), Poll::Pending);
-        drop(alarm);
-        assert!(alarms.slots.borrow().is_empty());
-        alarms.advance(1);
-        alarms.advance(1);
-        assert_eq!(rung.0.load(Ordering::Relaxed), 0);
+        let mut timer = timers.after(TICK);
+        assert_eq!(timer.poll(&cx), Poll::Pending);
+        drop(timer);
+        assert!(timers.slots.borrow().is_empty());
+        timers.advance(1);
+        timers.advance(1);
+        assert_eq!(wakes.get(), 0);
     }
 
     #[test]
-    fn an_alarm_may_go_while_others_ring() {
-        struct Holder(std::cell::RefCell<Option<CoarseTimer>>);
-        // A waker that drops an alarm when it wakes: what a task that ends at once does.
-        thread_local! { static HELD: Holder = const { Holder(RefCell::new(None)) }; }
-        struct Ends;
-        impl std::task::Wake for Ends {
+    fn a_wake_may_drop_another_timer() {
+        thread_local! { static OTHER: RefCell<Option<CoarseTimer>> = const { RefCell::new(None) }; }
+        // As a task that ends as soon as it is woken.
+        struct DropsOther;
+        impl Wake for DropsOther {
             fn wake(self: Arc<Self>) {
-                HELD.with(|held| held.0.borrow_mut().take());
+                OTHER.with_borrow_mut(Option::take);
             }
         }
-        let alarms = Rc::<CoarseTimers>::default();
-        let waker = Waker::from(Arc::new(Ends));
+        let timers = Rc::<CoarseTimers>::default();
+        let waker = Waker::from(Arc::new(DropsOther));
         let cx = Context::from_waker(&waker);
-        let (mut one, mut other) = (alarms.after(TICK), alarms.after(TICK));
-        assert!(one.poll(&cx).is_pending() && other.poll(&cx).is_pending());
-        HELD.with(|held| held.0.replace(Some(other)));
-        alarms.advance(1);
-        alarms.advance(1);
-        HELD.with(|held| assert!(held.0.borrow().is_none()));
-        assert_eq!(alarms.slots.borrow().len(), 1);
+        let (mut timer, mut other) = (timers.after(TICK), timers.after(TICK));
+        assert!(timer.poll(&cx).is_pending() && other.poll(&cx).is_pending());
+        OTHER.set(Some(other));
+        timers.advance(1);
+        timers.advance(1);
+        assert!(OTHER.take().is_none());
+        assert_eq!(timers.slots.borrow().len(), 1);
     }
 }

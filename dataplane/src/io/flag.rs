@@ -1,36 +1,35 @@
-//! A flag that one task raises and another one waits for. Local to its thread: no lock, no atomics.
+//! A flag that one task raises and another task waits for, without a lock or an atomic.
 //!
-//! Invariant: a raised flag stays raised, and the task that polled it last is woken once.
+//! Invariant: a raised flag stays raised, and wakes the task that polled it last once.
 
 use std::cell::{Cell, RefCell};
 use std::task::{Context, Poll, Waker};
 
-/// A flag.
+/// A one-shot event of a worker.
 #[derive(Default)]
-pub struct Flag {
+pub(crate) struct Flag {
     raised: Cell<bool>,
-    waiting: RefCell<Option<Waker>>,
+    waker: RefCell<Option<Waker>>,
 }
 
 impl Flag {
-    /// Ready once it is raised. For one task.
-    pub fn poll(&self, cx: &Context<'_>) -> Poll<()> {
+    /// Ready once the flag is raised. Only one task may poll it.
+    pub(crate) fn poll(&self, cx: &Context<'_>) -> Poll<()> {
         if self.raised.get() {
             return Poll::Ready(());
         }
-        let mut waiting = self.waiting.borrow_mut();
-        if !waiting.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
-            *waiting = Some(cx.waker().clone());
+        let mut waker = self.waker.borrow_mut();
+        if !waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+            *waker = Some(cx.waker().clone());
         }
         Poll::Pending
     }
 
-    /// Raises it.
-    pub fn raise(&self) {
+    pub(crate) fn raise(&self) {
         self.raised.set(true);
-        // Outside of the borrow: a waker may run its task at once.
-        let waiting = self.waiting.take();
-        if let Some(waker) = waiting {
+        // The borrow ends before the wake, which may run the task at once.
+        let waker = self.waker.take();
+        if let Some(waker) = waker {
             waker.wake();
         }
     }

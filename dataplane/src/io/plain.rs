@@ -1,7 +1,4 @@
-//! A clear-text connection as hyper and the relay of streams want it: bytes from the pump, as they
-//! are.
-//!
-//! Used by the listeners without TLS and by upstreams with scheme `http` or `tcp`.
+//! A plaintext connection, as hyper and the TCP relay read and write it.
 
 use std::io;
 use std::pin::Pin;
@@ -11,28 +8,28 @@ use hyper::rt::{Read, ReadBufCursor, Write};
 
 use super::buffered::BufferedSocket;
 use super::chunk_read::{Chunk, ChunkRead};
+use crate::runtime::{ReadHalf, Reader, WriteHalf, Writer};
 
-/// A sender may stage this much before it has to wait for the kernel. Bytes.
+/// The size of a write buffer above which a writer waits for the kernel. Bytes.
 pub(crate) const WRITE_BUF_MAX: usize = 128 * 1024;
 
-/// A clear-text stream.
-pub struct PlainStream {
-    socket: BufferedSocket,
+/// A connection without TLS: of a plain listener, or to an upstream with scheme `http` or `tcp`.
+pub(crate) struct PlainStream<R: Reader = ReadHalf, W: Writer = WriteHalf> {
+    socket: BufferedSocket<R, W>,
 }
 
-impl PlainStream {
-    /// Wraps a pump; bytes it holds already are read first.
-    pub fn new(pump: BufferedSocket) -> Self {
-        Self { socket: pump }
+impl<R: Reader, W: Writer> PlainStream<R, W> {
+    /// Wraps `socket`; bytes in its read buffer come first.
+    pub(crate) fn new(socket: BufferedSocket<R, W>) -> Self {
+        Self { socket }
     }
 
-    /// What it runs over.
-    pub fn socket(&mut self) -> &mut BufferedSocket {
+    pub(crate) fn socket(&mut self) -> &mut BufferedSocket<R, W> {
         &mut self.socket
     }
 }
 
-impl ChunkRead for PlainStream {
+impl<R: Reader, W: Writer> ChunkRead for PlainStream<R, W> {
     fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Chunk<'_>>> {
         let data = ready!(self.socket.poll_fill_buf(cx))?;
         Poll::Ready(Ok(if data.is_empty() { Chunk::Eof } else { Chunk::Data(data) }))
@@ -47,7 +44,7 @@ impl ChunkRead for PlainStream {
     }
 }
 
-impl Read for PlainStream {
+impl<R: Reader + Unpin, W: Writer + Unpin> Read for PlainStream<R, W> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -61,7 +58,7 @@ impl Read for PlainStream {
     }
 }
 
-impl Write for PlainStream {
+impl<R: Reader + Unpin, W: Writer + Unpin> Write for PlainStream<R, W> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
         if self.socket.write_buf().len() >= WRITE_BUF_MAX {
             ready!(self.socket.poll_start_write(cx))?;
@@ -90,11 +87,11 @@ impl Write for PlainStream {
         if self.socket.write_buf().len() >= WRITE_BUF_MAX {
             ready!(self.socket.poll_start_write(cx))?;
         }
-        let staged = self.socket.write_buf();
-        let before = staged.len();
+        let write_buf = self.socket.write_buf();
+        let before = write_buf.len();
         for buf in bufs {
-            staged.extend_from_slice(buf);
+            write_buf.extend_from_slice(buf);
         }
-        Poll::Ready(Ok(staged.len() - before))
+        Poll::Ready(Ok(write_buf.len() - before))
     }
 }

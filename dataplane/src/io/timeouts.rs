@@ -1,12 +1,11 @@
-//! The watchdog: ends connections whose client is too slow.
+//! The timeouts of a worker's client connections: handshake, request head, keep-alive, send.
 //!
-//! Every time-out on the client's side is here: the handshake, a request's head, the pause between
-//! requests, an answer that is not read. A connection notes what it waits for in a few cells; once
-//! a tick the watchdog looks at all of a worker's connections and hangs up those over their time.
-//! So the hot path sets no timers, and no read in flight is ever dropped: the hang-up completes it.
-//! Its tick also drives the worker's alarms ([`Alarms`]).
+//! A connection notes its phase in a few cells. Once a tick [`ConnectionTimeouts`] checks all
+//! connections of the worker, and shuts down those that are over a limit. So the hot path sets no
+//! timer, and no read in flight is dropped: the shutdown completes it. The tick also drives the
+//! worker's [`CoarseTimers`].
 //!
-//! Precision: a time-out fires up to two ticks late, never early.
+//! A timeout fires up to two ticks late, never early.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -15,27 +14,25 @@ use std::time::{Duration, Instant};
 use slab::Slab;
 
 use super::coarse_timer::{CoarseTimers, TICK, to_ticks};
-use crate::runtime;
-use crate::runtime::ShutdownHandle;
+use crate::runtime::{self, ShutdownHandle};
 
 /// What a connection waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
     /// The TLS handshake, from the accept on.
     Handshake,
-    /// The rest of a request's head; over HTTP/2 the preface and the first frame. A later head has
-    /// its own clock there ([`Watched::head`]), beside the requests that are being served.
+    /// The rest of a request's head; over HTTP/2 the preface and the first frame. Later heads of
+    /// HTTP/2 are timed beside the requests in flight ([`TimeoutHandle::set_pending_head`]).
     Head,
     /// The next request.
     Idle,
-    /// Nothing of the client's: a request is being served.
+    /// The response to a request, which has timeouts of its own.
     Busy,
-    /// A stream's bytes, in either direction: the relay keeps its own time, by the upstream's
-    /// time-outs.
+    /// The end of a TCP connection, whose relay keeps the timeouts of its upstream.
     Relay,
 }
 
-/// How long each phase may take.
+/// The limits of the phases.
 #[derive(Debug, Clone, Copy)]
 pub struct ClientTimeouts {
     /// `limits.handshake_timeout`
@@ -44,76 +41,69 @@ pub struct ClientTimeouts {
     pub head: Duration,
     /// `keepalive_timeout`
     pub idle: Duration,
-    /// `send_timeout`: between two writes that the client's side takes.
+    /// `send_timeout`: between two writes that the client takes.
     pub send: Duration,
 }
 
-/// Which limit a connection was over.
+/// The limit that a connection exceeded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TimeoutKind {
-    /// The handshake took too long.
     Handshake,
-    /// A head took too long.
     Head,
-    /// No request came.
     Idle,
-    /// The client took nothing of what was sent to it.
     Send,
 }
 
-/// A worker's watchdog.
-pub struct ConnectionTimeouts {
+/// The timeouts of all client connections of a worker.
+pub(crate) struct ConnectionTimeouts {
     connections: RefCell<Slab<Rc<TimeoutState>>>,
     timers: Rc<CoarseTimers>,
-    /// In ticks: handshake, head, idle, send.
+    /// Of handshake, head, idle and send. Ticks.
     limits: Cell<[u32; 4]>,
 }
 
-/// For the head of a request while the worker drains: a connection that was accepted last gets its
-/// first answer, and one that never asks for anything does not hold the process up.
-const HEAD_DRAINING: Duration = Duration::from_secs(5);
+/// The limit of a request's head while the worker drains: a connection that was accepted last gets
+/// its first response, and a silent one does not delay the exit.
+const HEAD_WHILE_DRAINING: Duration = Duration::from_secs(5);
 
-/// What one connection tells the watchdog.
 #[derive(Debug)]
-pub(crate) struct TimeoutState {
-    hang_up: ShutdownHandle,
+struct TimeoutState {
+    shutdown: ShutdownHandle,
     phase: Cell<Phase>,
     phase_since: Cell<u32>,
     write_since: Cell<Option<u32>>,
-    /// The head that is under way over HTTP/2, and since when.
+    /// The number of the HTTP/2 head that is incomplete, and since when.
     pending_head: Cell<Option<(u32, u32)>>,
     expired: Cell<Option<TimeoutKind>>,
-}
-
-/// A connection's place in the watchdog. The pump, which owns the descriptor, ends the watch when
-/// it goes; other holders may live longer and then speak to nobody.
-#[derive(Clone)]
-pub struct TimeoutHandle(Rc<TimeoutRegistration>);
-
-struct TimeoutRegistration {
-    timeouts: Rc<ConnectionTimeouts>,
-    state: Rc<TimeoutState>,
+    /// In [`ConnectionTimeouts::connections`], while it is registered.
     key: Cell<Option<usize>>,
 }
 
+/// One connection's entry in [`ConnectionTimeouts`]. Its socket removes the entry when it is
+/// dropped; other clones may outlive it.
+#[derive(Clone)]
+pub struct TimeoutHandle {
+    timeouts: Rc<ConnectionTimeouts>,
+    state: Rc<TimeoutState>,
+}
+
 impl ConnectionTimeouts {
-    /// A watchdog that looks as long as the worker runs.
-    pub fn start(limits: &ClientTimeouts) -> Rc<Self> {
-        let dog = Rc::new(Self::new(limits));
-        let looking = Rc::downgrade(&dog);
+    /// Starts to check the connections, as long as the worker runs.
+    pub(crate) fn start(limits: &ClientTimeouts) -> Rc<Self> {
+        let timeouts = Rc::new(Self::new(limits));
+        let weak = Rc::downgrade(&timeouts);
         let start = Instant::now();
         runtime::spawn(async move {
             loop {
                 runtime::sleep(TICK).await;
-                let Some(dog) = looking.upgrade() else { return };
-                // By the clock: a worker that was busy for a while finds every time-out that has passed
-                // meanwhile.
-                let passed = start.elapsed().as_millis() / TICK.as_millis();
-                let passed = u32::try_from(passed % (1 << 32)).unwrap_or_default();
-                dog.tick(passed.wrapping_sub(dog.timers.current_tick()));
+                let Some(timeouts) = weak.upgrade() else { return };
+                // By the clock: after a busy time, several ticks have passed at once.
+                let total = start.elapsed().as_millis() / TICK.as_millis();
+                let total = u32::try_from(total % (1 << 32)).unwrap_or_default();
+                timeouts.tick(total.wrapping_sub(timeouts.timers.current_tick()));
             }
         });
-        dog
+        timeouts
     }
 
     fn new(limits: &ClientTimeouts) -> Self {
@@ -121,135 +111,129 @@ impl ConnectionTimeouts {
         Self { connections: RefCell::default(), timers: Rc::default(), limits: Cell::new(limits) }
     }
 
-    /// Watches a connection, first in this phase.
-    pub fn register(self: &Rc<Self>, hang_up: ShutdownHandle, phase: Phase) -> TimeoutHandle {
-        let watch = Rc::new(TimeoutState {
-            hang_up,
+    /// Registers a connection, which starts in `phase`.
+    pub(crate) fn register(self: &Rc<Self>, shutdown: ShutdownHandle, phase: Phase) -> TimeoutHandle {
+        let state = Rc::new(TimeoutState {
+            shutdown,
             phase: Cell::new(phase),
             phase_since: Cell::new(self.timers.current_tick()),
             write_since: Cell::new(None),
             pending_head: Cell::new(None),
             expired: Cell::new(None),
+            key: Cell::new(None),
         });
-        let key = self.connections.borrow_mut().insert(Rc::clone(&watch));
-        TimeoutHandle(Rc::new(TimeoutRegistration {
-            timeouts: Rc::clone(self),
-            state: watch,
-            key: Cell::new(Some(key)),
-        }))
+        state.key.set(Some(self.connections.borrow_mut().insert(Rc::clone(&state))));
+        TimeoutHandle { timeouts: Rc::clone(self), state }
     }
 
-    /// The worker drains: what has not sent the head of a request may not take long over it any
-    /// more.
-    pub fn start_drain(&self) {
+    /// Shortens the limit of a request's head, because the worker drains.
+    pub(crate) fn start_drain(&self) {
         let [handshake, head, idle, send] = self.limits.get();
-        self.limits.set([handshake, head.min(to_ticks(HEAD_DRAINING)), idle, send]);
+        self.limits.set([handshake, head.min(to_ticks(HEAD_WHILE_DRAINING)), idle, send]);
     }
 
-    /// The alarms that it rings.
-    pub fn timers(&self) -> &Rc<CoarseTimers> {
+    /// The timers that the tick drives.
+    pub(crate) fn timers(&self) -> &Rc<CoarseTimers> {
         &self.timers
     }
 
-    /// `passed`: ticks since the last look.
+    /// `passed`: ticks since the last call.
     fn tick(&self, passed: u32) {
         self.timers.advance(passed);
         let now = self.timers.current_tick();
-        for (_, watch) in self.connections.borrow().iter() {
-            if watch.expired.get().is_some() {
+        for (_, state) in self.connections.borrow().iter() {
+            if state.expired.get().is_some() {
                 continue;
             }
-            if let Some(late) = self.expired(watch, now) {
-                watch.expired.set(Some(late));
-                watch.hang_up.shutdown_both();
+            if let Some(kind) = self.expired(state, now) {
+                state.expired.set(Some(kind));
+                state.shutdown.shutdown_both();
             }
         }
     }
 
-    /// Which limit it is over.
-    fn expired(&self, watch: &TimeoutState, now: u32) -> Option<TimeoutKind> {
+    /// The limit that the connection exceeds.
+    fn expired(&self, state: &TimeoutState, now: u32) -> Option<TimeoutKind> {
         let [handshake, head, idle, send] = self.limits.get();
-        let is_over = |since: u32, limit| now.wrapping_sub(since) > limit;
-        let (limit, late) = match watch.phase.get() {
+        let exceeds = |since: u32, limit| now.wrapping_sub(since) > limit;
+        let (limit, kind) = match state.phase.get() {
             Phase::Relay => return None,
             Phase::Handshake => (handshake, TimeoutKind::Handshake),
             Phase::Head => (head, TimeoutKind::Head),
             Phase::Idle => (idle, TimeoutKind::Idle),
             Phase::Busy => (u32::MAX, TimeoutKind::Idle),
         };
-        if is_over(watch.phase_since.get(), limit) {
-            return Some(late);
+        if exceeds(state.phase_since.get(), limit) {
+            return Some(kind);
         }
-        if watch.write_since.get().is_some_and(|since| is_over(since, send)) {
+        if state.write_since.get().is_some_and(|since| exceeds(since, send)) {
             return Some(TimeoutKind::Send);
         }
-        watch.pending_head.get().is_some_and(|(_, since)| is_over(since, head)).then_some(TimeoutKind::Head)
+        state.pending_head.get().is_some_and(|(_, since)| exceeds(since, head)).then_some(TimeoutKind::Head)
     }
 }
 
 impl TimeoutHandle {
-    /// Enters a phase now.
+    /// Starts `phase`.
     pub fn enter_phase(&self, phase: Phase) {
-        self.0.state.phase.set(phase);
-        self.0.state.phase_since.set(self.0.timeouts.timers.current_tick());
+        self.state.phase.set(phase);
+        self.state.phase_since.set(self.timeouts.timers.current_tick());
     }
 
-    /// The phase it is in.
+    /// The current phase.
     pub fn phase(&self) -> Phase {
-        self.0.state.phase.get()
+        self.state.phase.get()
     }
 
-    /// Whether the phase has lasted for at least so long; it may have for up to two ticks more.
-    pub fn phase_has_lasted(&self, limit: Duration) -> bool {
-        self.0.timeouts.timers.has_elapsed(self.0.state.phase_since.get(), limit)
+    /// Whether the phase has lasted for at least `duration`; true up to two ticks late.
+    pub fn phase_has_lasted(&self, duration: Duration) -> bool {
+        self.timeouts.timers.has_elapsed(self.state.phase_since.get(), duration)
     }
 
-    /// The number of the head that is under way beside the requests that are being served: its
-    /// clock starts when it is first seen.
-    pub fn set_pending_head(&self, under_way: Option<u32>) {
-        let head = &self.0.state.pending_head;
-        if head.get().map(|(number, _)| number) != under_way {
-            head.set(under_way.map(|number| (number, self.0.timeouts.timers.current_tick())));
+    /// Sets the number of the HTTP/2 head that is incomplete, if any. The time of a head starts
+    /// with its number.
+    pub fn set_pending_head(&self, number: Option<u32>) {
+        let pending = &self.state.pending_head;
+        if pending.get().map(|(pending, _)| pending) != number {
+            pending.set(number.map(|number| (number, self.timeouts.timers.current_tick())));
         }
     }
 
-    /// A write is under way from now on, or has been taken in part.
+    /// Starts the send timeout: a write is in flight, or was taken in part.
     pub fn write_started(&self) {
-        self.0.state.write_since.set(Some(self.0.timeouts.timers.current_tick()));
+        self.state.write_since.set(Some(self.timeouts.timers.current_tick()));
     }
 
-    /// Whether a write is under way.
+    /// Whether a write is in flight.
     pub fn is_writing(&self) -> bool {
-        self.0.state.write_since.get().is_some()
+        self.state.write_since.get().is_some()
     }
 
-    /// The write is done.
+    /// Stops the send timeout.
     pub fn write_finished(&self) {
-        self.0.state.write_since.set(None);
+        self.state.write_since.set(None);
     }
 
-    /// Hangs up, unless the descriptor has gone already: what is in flight completes, and the
-    /// connection ends by its ordinary path.
+    /// Shuts the connection down, if it is open. Its operations in flight complete, and it ends on
+    /// its usual path.
     pub fn shutdown(&self) {
-        if self.0.key.get().is_some() {
-            self.0.state.hang_up.shutdown_both();
-        }
+        self.state.shutdown.shutdown_both();
     }
 
-    /// Whether the watchdog has hung up.
+    /// Whether a timeout has shut the connection down.
     pub fn is_expired(&self) -> bool {
         self.expired().is_some()
     }
 
-    /// The limit for which the watchdog has hung up.
+    /// The limit for which the connection was shut down.
     pub fn expired(&self) -> Option<TimeoutKind> {
-        self.0.state.expired.get()
+        self.state.expired.get()
     }
 
-    /// Ends the watch: the descriptor is about to go, and its number will be somebody else's.
+    /// Removes the connection, because its socket closes.
     pub fn unregister(&self) {
-        if let Some(key) = self.0.key.take() {
-            self.0.timeouts.connections.borrow_mut().try_remove(key);
+        if let Some(key) = self.state.key.take() {
+            self.timeouts.connections.borrow_mut().try_remove(key);
         }
     }
 }
@@ -257,103 +241,99 @@ impl TimeoutHandle {
 #[cfg(test)]
 mod tests {
     use std::io::Read as _;
+    use std::net::{TcpListener, TcpStream};
 
     use super::*;
 
-    fn dog() -> Rc<ConnectionTimeouts> {
-        let limits = ClientTimeouts { handshake: TICK * 2, head: TICK * 3, idle: TICK * 4, send: TICK };
-        Rc::new(ConnectionTimeouts::new(&limits))
+    /// A worker's timeouts, with one connection.
+    struct World {
+        timeouts: Rc<ConnectionTimeouts>,
+        handle: TimeoutHandle,
+        client: TcpStream,
+        _server: Rc<TcpStream>,
     }
 
-    fn pair() -> (std::net::TcpStream, std::net::TcpStream) {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        (client, listener.accept().unwrap().0)
+    impl World {
+        fn new(phase: Phase) -> Self {
+            let limits = ClientTimeouts { handshake: TICK * 2, head: TICK * 3, idle: TICK * 4, send: TICK };
+            let timeouts = Rc::new(ConnectionTimeouts::new(&limits));
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            let server = Rc::new(listener.accept().unwrap().0);
+            let handle = timeouts.register(ShutdownHandle::of(&server), phase);
+            Self { timeouts, handle, client, _server: server }
+        }
+
+        fn ticks(&self, count: u32) {
+            (0..count).for_each(|_| self.timeouts.tick(1));
+        }
     }
 
     #[test]
-    fn a_phase_over_its_time_ends_the_connection_and_not_before() {
-        let dog = dog();
-        let (mut client, server) = pair();
-        let watched = dog.register(ShutdownHandle::of(&server), Phase::Handshake);
+    fn a_phase_over_its_limit_ends_the_connection_but_not_earlier() {
+        let mut world = World::new(Phase::Handshake);
         for _ in 0..3 {
-            dog.tick(1);
-            assert!(!watched.is_expired());
+            world.ticks(1);
+            assert!(!world.handle.is_expired());
         }
-        dog.tick(1);
-        assert!(watched.is_expired());
-        assert_eq!(client.read(&mut [0; 1]).unwrap(), 0, "the peer sees the end");
+        world.ticks(1);
+        assert!(world.handle.is_expired());
+        assert_eq!(world.client.read(&mut [0; 1]).unwrap(), 0, "the client reads the end");
     }
 
     #[test]
-    fn a_busy_connection_lives_unless_its_client_does_not_read() {
-        let dog = dog();
-        let (_client, server) = pair();
-        let watched = dog.register(ShutdownHandle::of(&server), Phase::Busy);
-        for _ in 0..100 {
-            dog.tick(1);
+    fn a_busy_connection_expires_only_by_a_write_in_flight() {
+        let World { timeouts, handle, .. } = &World::new(Phase::Busy);
+        (0..100).for_each(|_| timeouts.tick(1));
+        assert!(!handle.is_expired());
+        handle.write_started();
+        handle.write_finished();
+        (0..3).for_each(|_| timeouts.tick(1));
+        assert!(!handle.is_expired());
+        for _partial_write in 0..10 {
+            handle.write_started();
+            timeouts.tick(2);
         }
-        assert!(!watched.is_expired());
-        watched.write_started();
-        watched.write_finished();
-        dog.tick(1);
-        dog.tick(1);
-        dog.tick(1);
-        assert!(!watched.is_expired());
-        for _part_was_taken in 0..10 {
-            watched.write_started();
-            dog.tick(2);
-        }
-        assert!(!watched.is_expired());
-        watched.write_started();
-        for _ in 0..3 {
-            dog.tick(1);
-        }
-        assert_eq!(watched.expired(), Some(TimeoutKind::Send));
+        assert!(!handle.is_expired());
+        handle.write_started();
+        (0..3).for_each(|_| timeouts.tick(1));
+        assert_eq!(handle.expired(), Some(TimeoutKind::Send));
     }
 
     #[test]
-    fn a_head_beside_requests_has_its_own_clock() {
-        let dog = dog();
-        let (_client, server) = pair();
-        let watched = dog.register(ShutdownHandle::of(&server), Phase::Busy);
+    fn an_http2_head_is_timed_beside_requests_in_flight() {
+        let World { timeouts, handle, .. } = &World::new(Phase::Busy);
         for number in 0..10 {
-            // Each is another one: none of them takes long.
-            watched.set_pending_head(Some(number));
-            dog.tick(3);
+            // Each is another head, and takes less than its limit.
+            handle.set_pending_head(Some(number));
+            timeouts.tick(3);
         }
-        watched.set_pending_head(None);
-        dog.tick(100);
-        assert_eq!(watched.expired(), None);
-        watched.set_pending_head(Some(10));
+        handle.set_pending_head(None);
+        timeouts.tick(100);
+        assert_eq!(handle.expired(), None);
+        handle.set_pending_head(Some(10));
         for _ in 0..4 {
-            dog.tick(1);
-            watched.set_pending_head(Some(10));
-            assert_eq!(watched.expired(), None);
+            timeouts.tick(1);
+            handle.set_pending_head(Some(10));
+            assert_eq!(handle.expired(), None);
         }
-        dog.tick(1);
-        assert_eq!(watched.expired(), Some(TimeoutKind::Head));
+        timeouts.tick(1);
+        assert_eq!(handle.expired(), Some(TimeoutKind::Head));
     }
 
     #[test]
-    fn a_stream_is_left_to_its_relay() {
-        let dog = dog();
-        let (_client, server) = pair();
-        let watched = dog.register(ShutdownHandle::of(&server), Phase::Relay);
-        watched.write_started();
-        for _ in 0..100 {
-            dog.tick(1);
-        }
-        assert!(!watched.is_expired());
+    fn a_relayed_connection_does_not_expire() {
+        let world = World::new(Phase::Relay);
+        world.handle.write_started();
+        world.ticks(100);
+        assert!(!world.handle.is_expired());
     }
 
     #[test]
-    fn a_closed_connection_is_forgotten() {
-        let dog = dog();
-        let (_client, server) = pair();
-        let watched = dog.register(ShutdownHandle::of(&server), Phase::Idle);
-        watched.unregister();
-        watched.unregister();
-        assert!(dog.connections.borrow().is_empty());
+    fn a_closed_connection_is_unregistered() {
+        let World { timeouts, handle, .. } = &World::new(Phase::Idle);
+        handle.unregister();
+        handle.unregister();
+        assert!(timeouts.connections.borrow().is_empty());
     }
 }

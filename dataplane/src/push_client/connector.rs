@@ -1,12 +1,12 @@
-//! TCP and mutual TLS 1.3 towards a control plane, with a certificate that is verified again while
-//! the connection lives.
+//! TCP and mutual TLS 1.3 towards a control plane, whose certificate is verified again while the
+//! connection lives.
 //!
-//! tonic's own TLS does not show the certificate of the other end, so a stream would outlive it.
-//! Invariant: no byte of HTTP/2 leaves before the control plane's certificate was verified under
+//! tonic's own TLS does not expose the certificate of the peer, so a stream would outlive it.
+//! Invariant: no byte of HTTP/2 is sent before the control plane's certificate was verified under
 //! `countersign.node.server_name`, and no session lasts more than [`REVERIFY_INTERVAL`] beyond it.
 //!
-//! Each connection is made with the files as they are then. While a control plane does not welcome
-//! this node with a renewed certificate, the one it welcomed before is tried in turn with it.
+//! Each connection is made with the current files. While a control plane rejects a renewed
+//! certificate of this node, the last certificate that it accepted is tried in turn with it.
 
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,7 +16,7 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use http::Uri;
 use hyper_util::rt::TokioIo;
-use pem_files::Reloader;
+use mtls::Reloader;
 use pki::VerifyError;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use tokio::net::TcpStream;
@@ -28,10 +28,9 @@ use tonic::codegen::Service;
 use super::PushClientError;
 use super::files::NodeTls;
 
-/// How often the certificate of the other end is verified again.
 const REVERIFY_INTERVAL: Duration = Duration::from_secs(10);
 
-type Loaded = pem_files::LoadedCredentials<NodeTls>;
+type Loaded = mtls::LoadedCredentials<NodeTls>;
 type FileChanges = watch::Receiver<Option<Arc<Loaded>>>;
 
 /// Connects to one control plane. Clones share its state.
@@ -45,57 +44,54 @@ pub(super) struct Connector {
     certificates: Arc<Mutex<NodeCertificates>>,
 }
 
-/// What the control plane sent in its Certificate message, leaf first, and when the leaf ends.
+/// The control plane's Certificate message, leaf first.
 #[derive(Default)]
 struct PresentedChain {
     chain: Vec<CertificateDer<'static>>,
-    /// Unix seconds.
+    /// Of the leaf. Unix seconds.
     not_after: u64,
 }
 
-/// The node's certificates, by what this control plane made of them.
+/// The certificates of this node that the control plane accepted or rejected.
 #[derive(Default)]
 struct NodeCertificates {
-    /// Of the newest connection whose handshake was done on this side.
+    /// Of the newest connection whose handshake this side completed. In TLS 1.3 the control plane
+    /// may still reject the certificate then.
     last_used: Option<Arc<Loaded>>,
-    /// The control plane welcomed the node with it.
     accepted: Option<Arc<Loaded>>,
-    /// It was tried and led to no welcome.
     rejected: Option<Arc<Loaded>>,
-    /// The newest connection is made with the former certificate, because the one in the files was
-    /// refused.
+    /// The newest connection uses the accepted certificate, since the one in the files was
+    /// rejected.
     uses_previous: bool,
 }
 
 impl NodeCertificates {
-    /// With what the next connection is made, where the files hold `newest`.
+    /// Selects the certificate of the next connection, where the files hold `newest`.
     fn select(&mut self, newest: Arc<Loaded>, now: UnixTime) -> Arc<Loaded> {
-        let refused = self.rejected.take().is_some_and(|refused| Arc::ptr_eq(&refused, &newest));
-        let before = self.accepted.as_ref().filter(|pair| {
-            let leaf = pair.credentials.leaf();
+        let rejected = self.rejected.take().is_some_and(|rejected| Arc::ptr_eq(&rejected, &newest));
+        let previous = self.accepted.as_ref().filter(|accepted| {
+            let leaf = accepted.credentials.leaf();
             leaf.is_some_and(|leaf| leaf.not_after() >= now)
-                && !pair.credentials.has_same_chain_as(&newest.credentials)
+                && !accepted.credentials.has_same_chain_as(&newest.credentials)
         });
-        let before = before.filter(|_| refused).map(Arc::clone);
-        self.uses_previous = before.is_some();
-        before.unwrap_or(newest)
+        let previous = previous.filter(|_| rejected).map(Arc::clone);
+        self.uses_previous = previous.is_some();
+        previous.unwrap_or(newest)
     }
 
     fn record_session(&mut self, welcomed: bool) {
         match self.last_used.take() {
-            Some(tried) if welcomed => self.accepted = Some(tried),
-            Some(tried) => self.rejected = Some(tried),
+            Some(used) if welcomed => self.accepted = Some(used),
+            Some(used) => self.rejected = Some(used),
             None => {}
         }
     }
 }
 
 impl Connector {
-    /// For the control plane at `address`.
-    ///
     /// # Errors
-    /// [`AgentError`] when the name cannot be used.
-    pub(super) fn new(
+    /// [`PushClientError`] when the name cannot be used.
+    pub(crate) fn new(
         address: &str,
         settings: &conf::NodeSettings,
         files: &Reloader<NodeTls>,
@@ -125,54 +121,54 @@ impl Connector {
         let leaf = chain.first().and_then(|leaf| pki::Certificate::from_der(leaf).ok());
         let not_after = leaf.map_or(0, |leaf| leaf.not_after().as_secs());
         *lock(&self.presented) = PresentedChain { chain, not_after };
-        // By the verdict that ends the session later, so that none begins which it would end.
+        // The same verdict ends the session later, so no session begins that it would end at once.
         self.verify().map_err(io::Error::other)?;
         lock(&self.certificates).last_used = Some(files);
         Ok(stream)
     }
 
-    /// The session with the newest connection is over, or there was none; `welcomed`: whether the
-    /// control plane took this node.
-    pub(super) fn record_session(&self, welcomed: bool) {
+    /// Called when the session of the newest connection has ended, or none began; `welcomed`: the
+    /// control plane sent Welcome.
+    pub(crate) fn record_session(&self, welcomed: bool) {
         lock(&self.certificates).record_session(welcomed);
     }
 
-    /// What is wrong though the node is connected: the newest connection is made with the former
-    /// certificate, which will end.
-    pub(super) fn previous_certificate_warning(&self) -> Option<String> {
-        let pairs = lock(&self.certificates);
-        let leaf = pairs.last_used.as_ref().filter(|_| pairs.uses_previous)?.credentials.leaf()?;
+    /// A warning while the newest connection uses the previous certificate, which will expire.
+    pub(crate) fn previous_certificate_warning(&self) -> Option<String> {
+        let certificates = lock(&self.certificates);
+        let leaf =
+            certificates.last_used.as_ref().filter(|_| certificates.uses_previous)?.credentials.leaf()?;
         let file = self.files.files().certificate();
         let (setting, path) =
             file.map_or_else(Default::default, |file| (file.setting, file.path.display().to_string()));
         Some(format!(
-            "the control plane {} refuses the certificate in {path} ({setting}); the former one, until {}, is in use",
+            "the control plane {} rejects the certificate in {path} ({setting}); the previous one, until {}, is in use",
             self.address,
-            pem_files::format_utc(leaf.not_after())
+            pki::format_utc(leaf.not_after())
         ))
     }
 
-    /// For [`renewed`](Self::renewed); to be taken before the connection is made.
-    pub(super) fn file_changes(&self) -> FileChanges {
+    /// For [`wait_for_renewal`](Self::wait_for_renewal); to be taken before the connection is made.
+    pub(crate) fn file_changes(&self) -> FileChanges {
         self.files.subscribe()
     }
 
-    /// Ends when the files hold another certificate than the newest connection was made with.
-    pub(super) async fn wait_for_renewal(&self, mut changes: FileChanges) {
+    /// Ends when the files hold another certificate than the newest connection uses.
+    pub(crate) async fn wait_for_renewal(&self, mut changes: FileChanges) {
         while changes.changed().await.is_ok() {
             let newest = changes.borrow_and_update().clone();
-            let pairs = lock(&self.certificates);
-            if let (Some(newest), Some(tried)) = (newest, &pairs.last_used)
-                && !newest.credentials.has_same_chain_as(&tried.credentials)
+            let certificates = lock(&self.certificates);
+            if let (Some(newest), Some(used)) = (newest, &certificates.last_used)
+                && !newest.credentials.has_same_chain_as(&used.credentials)
             {
                 return;
             }
         }
     }
 
-    /// Ends when the certificate of the newest connection is no longer good by the CAs that the
-    /// file holds, with the reason.
-    pub(super) async fn wait_until_peer_invalid(&self) -> VerifyError {
+    /// Ends when the control plane's certificate is no longer valid under the current CAs, with the
+    /// reason.
+    pub(crate) async fn wait_until_peer_invalid(&self) -> VerifyError {
         let mut changes = self.files.subscribe();
         loop {
             let left = lock(&self.presented).not_after.saturating_sub(UnixTime::now().as_secs());
@@ -189,13 +185,13 @@ impl Connector {
         let malformed = |cause: &str| VerifyError::Malformed { cause: cause.to_owned() };
         let files = self.files.in_use().ok_or_else(|| malformed("no CA is loaded"))?;
         let presented = lock(&self.presented);
-        let (leaf, sent) =
+        let (leaf, intermediates) =
             presented.chain.split_first().ok_or_else(|| malformed("no certificate was sent"))?;
-        pki::verify_server(&files.tls.anchors, &self.server_name, leaf, sent, UnixTime::now())
+        pki::verify_server(&files.tls.anchors, &self.server_name, leaf, intermediates, UnixTime::now())
     }
 }
 
-/// Written in one step: a panic while it was locked leaves nothing half done.
+/// Each value is written in one step, so a panic under the lock leaves it consistent.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -221,11 +217,11 @@ mod tests {
 
     use pki::ca::{Authority, AuthoritySpec, LeafSpec};
 
+    use super::super::files;
     use super::*;
-    use crate::push_client::files;
 
     #[test]
-    fn a_former_certificate_in_use_is_a_problem_while_connected() {
+    fn a_previous_certificate_in_use_is_a_warning() {
         let folder = tempfile::tempdir().unwrap();
         let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
         let text = "countersign: {node: {name: n.test, cert: n.crt, key: n.key, ca: ca.crt}}";
@@ -240,24 +236,24 @@ mod tests {
         let [ca, other] = ["CA", "Other"].map(|name| Authority::root(&AuthoritySpec::new(name)).unwrap());
         write("ca.crt", &ca.certificate_pem());
         issue(&ca);
-        let material = files::load(&node).unwrap();
-        let connector = Connector::new("cp.test:9280", &node, &material.files).unwrap();
+        let tls_files = files::load(&node).unwrap();
+        let connector = Connector::new("cp.test:9280", &node, &tls_files.files).unwrap();
         let connect = |welcomed: bool| {
             let newest = connector.files.refresh_blocking().unwrap();
             let used = lock(&connector.certificates).select(newest, UnixTime::now());
             lock(&connector.certificates).last_used = Some(used);
-            let problem = connector.previous_certificate_warning();
+            let warning = connector.previous_certificate_warning();
             connector.record_session(welcomed);
-            problem
+            warning
         };
         assert_eq!(connect(true), None);
         issue(&other);
-        assert_eq!(connect(false), None, "the failure itself is told");
-        let problem = connect(true).expect("the former certificate is in use");
-        for part in ["cp.test:9280 refuses", "n.crt (countersign.node.cert)", "the former one, until 20"] {
-            assert!(problem.contains(part), "{part} is not in {problem}");
+        assert_eq!(connect(false), None, "the log has the failure itself");
+        let warning = connect(true).expect("the previous certificate is in use");
+        for part in ["cp.test:9280 rejects", "n.crt (countersign.node.cert)", "the previous one, until 20"] {
+            assert!(warning.contains(part), "{part} is not in {warning}");
         }
         issue(&ca);
-        assert_eq!(connect(true), None, "over with the next certificate");
+        assert_eq!(connect(true), None, "the next certificate ends the warning");
     }
 }

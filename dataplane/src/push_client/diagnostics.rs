@@ -1,7 +1,7 @@
-//! A failed session in words: what happened, whose setting is wrong, what to do.
+//! Turns a failed session into a log line: what happened, which setting is wrong, what to do.
 //!
-//! TLS errors reach us wrapped by three libraries, some of which keep only the text; so the text of
-//! the whole chain is what is judged. Each case here has a test that makes the failure happen.
+//! TLS errors arrive wrapped by three libraries, some of which keep only the text, so the text of
+//! the whole error chain is matched. Each case here has a test that produces the failure.
 
 use std::error::Error;
 use std::path::PathBuf;
@@ -10,7 +10,7 @@ use tonic::Code;
 
 use super::session::SessionEnd;
 
-/// The settings that the words name.
+/// The settings that the descriptions name.
 pub(super) struct Diagnostics {
     cert: PathBuf,
     ca: PathBuf,
@@ -18,7 +18,7 @@ pub(super) struct Diagnostics {
 }
 
 impl Diagnostics {
-    pub(super) fn new(settings: &conf::NodeSettings) -> Self {
+    pub(crate) fn new(settings: &conf::NodeSettings) -> Self {
         Self {
             cert: settings.cert.clone(),
             ca: settings.ca.clone(),
@@ -26,21 +26,21 @@ impl Diagnostics {
         }
     }
 
-    /// The same failure gives the same text, so that it is told once.
-    pub(super) fn describe(&self, address: &str, ended: &SessionEnd) -> String {
-        if let SessionEnd::Status(status) = ended
-            && ended.is_stale()
+    /// The same failure gives the same text, so that the log has it once.
+    pub(crate) fn describe(&self, address: &str, end: &SessionEnd) -> String {
+        if let SessionEnd::Status(status) = end
+            && end.is_stale()
         {
             return format!("the control plane {address} is behind this node: {}", status.message());
         }
-        let chain = match ended {
-            SessionEnd::Unreachable(error) => chain(error),
+        let chain = match end {
+            SessionEnd::Unreachable(error) => error_chain(error),
             SessionEnd::Status(status) => match status.code() {
                 Code::PermissionDenied | Code::Unauthenticated => {
                     return format!("the control plane {address} refused this node: {}", status.message());
                 }
-                // A Status displays itself as Rust code; its message and what caused it are the words.
-                _ => match status.source().map(chain) {
+                // The Display of a Status is Rust code, so its message and its source are taken.
+                _ => match status.source().map(error_chain) {
                     Some(cause) => format!("{}: {cause}", status.message()),
                     None => status.message().to_owned(),
                 },
@@ -48,20 +48,20 @@ impl Diagnostics {
             SessionEnd::PeerCertificate(error) => {
                 return format!(
                     "ended the stream with the control plane {address}: its certificate (countersign.push.cert) is no longer \
-                     good: {error}"
+                     valid: {error}"
                 );
             }
             SessionEnd::Renewed => {
-                return format!("left the control plane {address} to come back with a renewed certificate");
+                return format!("left the control plane {address} to reconnect with a renewed certificate");
             }
             SessionEnd::Closed => return format!("the control plane {address} closed the stream"),
             SessionEnd::Held => {
                 return format!(
-                    "left the control plane {address}: it has another store, whose state would take most of what is served away"
+                    "left the control plane {address}: it has another store, whose state would remove most of what is served"
                 );
             }
             SessionEnd::Protocol(problem) => {
-                return format!("the control plane {address} cannot be followed: {problem}");
+                return format!("the control plane {address} violates the protocol: {problem}");
             }
         };
         match self.advice(&chain) {
@@ -74,9 +74,8 @@ impl Diagnostics {
         let has = |part: &str| chain.contains(part);
         let (cert, ca, name) = (self.cert.display(), self.ca.display(), &self.server_name);
         if has("received fatal alert") {
-            // Said by the control plane about us.
             return Some(format!(
-                "it refuses our certificate {cert} (countersign.node.cert): it must be valid now and come from the CA in \
+                "it rejects our certificate {cert} (countersign.node.cert): it must be valid now and come from the CA in \
                  countersign.push.ca"
             ));
         }
@@ -99,7 +98,7 @@ impl Diagnostics {
             return Some("the connection broke".into());
         }
         if has("KeepAlive") || has("keep-alive") || has("operation timed out") {
-            return Some("it fell silent".into());
+            return Some("it does not respond to HTTP/2 PINGs".into());
         }
         if has("Connection refused") {
             return Some("nothing listens there".into());
@@ -108,8 +107,8 @@ impl Diagnostics {
     }
 }
 
-/// Every message of the chain that says something new.
-fn chain(error: &dyn Error) -> String {
+/// Joins the messages of the chain, without those that an earlier message contains.
+fn error_chain(error: &dyn Error) -> String {
     let mut texts: Vec<String> = Vec::new();
     let mut next = Some(error);
     while let Some(error) = next {

@@ -1,25 +1,22 @@
-//! The node's certificate, its key and the CA of control planes: read again when they change
-//! ([`pem_files::reload`]).
+//! The node's certificate, its key and the CA of control planes, read again when they change, and
+//! the TLS configuration made of them.
 
 use std::sync::Arc;
 
-use pem_files::reload::ConfiguredFile;
-use pem_files::{CredentialFiles, Credentials, FileError, Reloader};
+use mtls::{ConfiguredFile, CredentialFiles, Credentials, FileError, Reloader};
 use pki::{PrivateKey, TrustAnchors};
 use rustls::{ClientConfig, RootCertStore};
 
 use super::PushClientError;
 
-/// What mutual TLS towards control planes needs.
+/// The files of mutual TLS towards control planes.
 pub(super) struct TlsFiles {
-    /// The files, and what is made of them.
     pub files: Reloader<NodeTls>,
-    /// The node's key as it is at the start; last-good files of earlier versions are sealed with
-    /// it.
+    /// The node's key at the start, which last-good files of format version 1 are sealed with.
     pub key: PrivateKey,
 }
 
-/// What the node makes of its files.
+/// The TLS configuration that the files give.
 pub(super) struct NodeTls {
     pub config: Arc<ClientConfig>,
     /// The CAs of control planes.
@@ -30,12 +27,12 @@ pub(super) fn load(settings: &conf::NodeSettings) -> Result<TlsFiles, PushClient
     let cert = ConfiguredFile::new("countersign.node.cert", &settings.cert);
     let key = ConfiguredFile::new("countersign.node.key", &settings.key);
     let ca = ConfiguredFile::new("countersign.node.ca", &settings.ca);
-    let private = key.by_ref();
-    let private = PrivateKey::from_pem(&private.read_text()?).map_err(|error| private.error(error))?;
+    let key_file = key.by_ref();
+    let private_key = PrivateKey::from_pem(&key_file.read_text()?).map_err(|error| key_file.error(error))?;
     let files = CredentialFiles {
         pair: Some((cert.clone(), key)),
         ca: Some(ca.clone()),
-        // Control planes refuse a node that does not carry it.
+        // Control planes reject a node whose certificate does not have it.
         required_dns_name: Some(settings.name.clone()),
     };
     let files = Reloader::new("node", files, move |contents| node_tls(&cert, &ca, contents));
@@ -43,7 +40,7 @@ pub(super) fn load(settings: &conf::NodeSettings) -> Result<TlsFiles, PushClient
     if let Some(leaf) = loaded.credentials.leaf() {
         warn_if_name_missing(leaf, settings);
     }
-    Ok(TlsFiles { files, key: private })
+    Ok(TlsFiles { files, key: private_key })
 }
 
 fn node_tls(
@@ -66,18 +63,18 @@ fn node_tls(
         .and_then(|config| config.with_client_auth_cert(chain, pair.key.der().clone_key()))
         .map_err(|error| cert.error(error))?;
     config.alpn_protocols = vec![b"h2".to_vec()];
-    // Every connection is a new check.
+    // A resumed session would skip the check of the certificate.
     config.resumption = rustls::client::Resumption::disabled();
     Ok(NodeTls { config: Arc::new(config), anchors })
 }
 
-/// What the control plane will refuse is told here, too, where the mistake is. Not an error: the
-/// last good snapshot can be served without any certificate.
+/// The control plane will reject the node; this log has the mistake where it was made. It is no
+/// error, since the last good snapshot can be served without any certificate.
 fn warn_if_name_missing(leaf: &pki::Certificate, settings: &conf::NodeSettings) {
     let (path, names) = (settings.cert.display(), leaf.dns_names());
     if !names.iter().any(|name| name.eq_ignore_ascii_case(&settings.name)) {
         tracing::warn!(
-            "countersign.node.name is {:?}, but {path} carries {}: control planes will refuse this node; set the name, or issue \
+            "countersign.node.name is {:?}, but {path} carries {}: control planes will reject this node; set the name, or issue \
              a certificate with it",
             settings.name,
             if names.is_empty() { "no DNS name".to_owned() } else { names.join(", ") },

@@ -1,10 +1,10 @@
-//! Keeps the last good snapshot on disk: always the newest, never in the way of a change. A small
-//! one follows a change at once; the longer a write takes, the longer the pause after it, so that a
-//! large one is not written for each change of a burst.
+//! Keeps the newest snapshot on disk without delaying changes. A small one is written at once after
+//! a change; the longer a write takes, the longer the pause after it, so that a burst of changes
+//! does not write a large one for each.
 //!
-//! It has a thread of its own that stands back behind everybody else (`host`), and writing goes
-//! through io_uring (or a blocking thread where that is not to be had). Invariant: the file is
-//! replaced by rename after its bytes are on disk, so a crash leaves the old one or the new one.
+//! The saver has a thread of its own at idle priority (`threads`) and writes through io_uring, or
+//! on a blocking thread without it. Invariant: the file is replaced by rename after its bytes are
+//! on disk, so a crash leaves the old one or the new one.
 
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -12,41 +12,26 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use std::{fs, io};
 
-use model::{Snapshot, TicketRing};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::last_good::{LastGoodFile, folder_of, make_folder};
+use super::last_good::{LastGoodFile, PendingSave, SavedState, create_folder, folder_of, remove_if_exists};
 use super::sync_status::SyncStatus;
 
-/// The pause after a write, in its own durations: writing takes a tenth of the time at most.
+/// The pause after a write, in durations of that write: writing takes a tenth of the time at most.
 const PAUSE_FACTOR: u32 = 9;
-/// And at most this: what a restart without a control plane may be behind.
+/// The longest pause: how much older a restart without a control plane may be.
 const PAUSE_MAX: Duration = Duration::from_secs(10);
-/// What is written at a time: some 0.1 ms of copying, during which the kernel, whatever the
-/// thread's priority, may let nobody else onto the core. Bytes.
+/// Bytes of one write: some 0.1 ms of copying, during which the kernel may let no other thread onto
+/// the core, whatever the priority of this one.
 const WRITE_CHUNK: usize = 64 * 1024;
-/// After a write that failed, when nothing changes meanwhile.
+/// After a failed write, when nothing changes meanwhile.
 const RETRY_INTERVAL: Duration = Duration::from_secs(10);
-
-/// Between two notes that a control plane confirmed what is on disk.
+/// How often the time of the newest confirmation is written.
 const CONFIRMATION_INTERVAL: Duration = Duration::from_secs(60);
-/// The generation before is replaced by any change once it is so old.
+/// An older previous generation is replaced by any change.
 const PREVIOUS_MAX_AGE: Duration = Duration::from_secs(24 * 3600);
 
-/// A snapshot to keep, whose revisions it has, and the ticket secrets beside it.
-pub(super) struct SavedState {
-    pub store: String,
-    pub snapshot: Arc<Snapshot>,
-    pub tickets: Option<Arc<TicketRing>>,
-    /// When a control plane last confirmed it. Seconds since 1970.
-    pub confirmed: u64,
-}
-
-/// The newest snapshot; `None` until the first one of this process's life.
-pub(super) type PendingSave = Option<Arc<SavedState>>;
-
-/// How bytes get to disk.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum DiskIo {
     Uring,
@@ -55,33 +40,30 @@ pub(super) enum DiskIo {
 
 pub(super) struct Saver {
     file: LastGoodFile,
-    newest: watch::Receiver<PendingSave>,
-    /// Stores whose state was held.
+    pending_save: watch::Receiver<PendingSave>,
     held_stores: watch::Receiver<Vec<String>>,
-    /// Those that are noted on disk.
     held_stores_on_disk: Vec<String>,
     status: Arc<SyncStatus>,
-    /// What the file holds.
+    /// The content of the file.
     on_disk: PendingSave,
-    /// The failure that the log knows of.
     last_logged_error: Option<String>,
 }
 
 impl Saver {
-    /// `on_disk`: what was read from the file. `held_stores` begins with what is noted beside it.
-    pub(super) fn new(
+    /// `on_disk` is the content of the file, and `held_stores` begins with those on disk.
+    pub(crate) fn new(
         file: LastGoodFile,
-        newest: watch::Receiver<PendingSave>,
+        pending_save: watch::Receiver<PendingSave>,
         held_stores: watch::Receiver<Vec<String>>,
         status: Arc<SyncStatus>,
         on_disk: PendingSave,
     ) -> Self {
-        let noted = held_stores.borrow().clone();
+        let held_stores_on_disk = held_stores.borrow().clone();
         Self {
             file,
-            newest,
+            pending_save,
             held_stores,
-            held_stores_on_disk: noted,
+            held_stores_on_disk,
             status,
             on_disk,
             last_logged_error: None,
@@ -89,12 +71,12 @@ impl Saver {
     }
 
     /// Ends when the sender is gone and the newest snapshot was written (or could not be).
-    pub(super) async fn run(mut self, disk: DiskIo) {
+    pub(crate) async fn run(mut self, disk: DiskIo) {
         let mut next_write = Instant::now();
         let mut failed = false;
         loop {
             let changed = tokio::select! {
-                changed = self.newest.changed() => changed.is_ok(),
+                changed = self.pending_save.changed() => changed.is_ok(),
                 Ok(()) = self.held_stores.changed() => {
                     self.write_held_stores();
                     continue;
@@ -113,15 +95,15 @@ impl Saver {
                 return;
             }
             self.pause_until(next_write).await;
-            let Some(item) = self.newest.borrow_and_update().clone() else { continue };
-            let begun = Instant::now();
-            failed = !self.save(item, disk).await;
+            let Some(state) = self.pending_save.borrow_and_update().clone() else { continue };
+            let started = Instant::now();
+            failed = !self.save(state, disk).await;
             self.write_held_stores();
-            next_write = Instant::now() + (begun.elapsed() * PAUSE_FACTOR).min(PAUSE_MAX);
+            next_write = Instant::now() + (started.elapsed() * PAUSE_FACTOR).min(PAUSE_MAX);
         }
     }
 
-    /// Without the file's key they are noted after the first save.
+    /// Before the first save the file may have no key; the held stores are written after it then.
     fn write_held_stores(&mut self) {
         let held = self.held_stores.borrow_and_update().clone();
         if held == self.held_stores_on_disk {
@@ -131,39 +113,38 @@ impl Saver {
             Ok(true) => self.held_stores_on_disk = held,
             Ok(false) => {}
             Err(error) => tracing::warn!(
-                "countersign.node.last_good: cannot note beside {} which stores are held: {error}",
+                "countersign.node.last_good: cannot write the list of held stores beside {}: {error}",
                 self.file.path().display()
             ),
         }
     }
 
-    /// Called while the newest snapshot is on disk.
+    /// Called only while the newest snapshot is on disk.
     fn write_confirmation(&self) {
-        let confirmed = self.status.confirmed_at().map(|at| self.file.write_confirmation(at));
-        if let Some(Err(error)) = confirmed {
-            // A restart then takes the file for older than it is; that it cannot be written is told
-            // with the next change.
-            tracing::debug!(%error, "the time of the last good snapshot cannot be noted");
+        let written = self.status.confirmed_at().map(|at| self.file.write_confirmation(at));
+        if let Some(Err(error)) = written {
+            // A restart takes the file for older than it is; the next save logs that the disk
+            // cannot be written.
+            tracing::debug!(%error, "the time of the last good snapshot cannot be written");
         }
     }
 
-    /// Cut short when the sender goes away: the process is about to stop.
-    async fn pause_until(&mut self, moment: Instant) {
-        let sender_gone = async { while self.newest.changed().await.is_ok() {} };
-        let _ = tokio::time::timeout_at(moment, sender_gone).await;
+    /// Cut short when the sender goes away, since the process is about to stop.
+    async fn pause_until(&mut self, deadline: Instant) {
+        let sender_gone = async { while self.pending_save.changed().await.is_ok() {} };
+        let _ = tokio::time::timeout_at(deadline, sender_gone).await;
     }
 
-    async fn save(&mut self, item: Arc<SavedState>, disk: DiskIo) -> bool {
-        let revision = item.snapshot.revision();
-        // On this thread: nobody else is served by it.
-        let written = match self.file.seal(&item) {
+    async fn save(&mut self, state: Arc<SavedState>, disk: DiskIo) -> bool {
+        let revision = state.snapshot.revision();
+        let written = match self.file.seal(&state) {
             Ok(bytes) => {
-                self.keep_previous(&item);
+                self.keep_previous(&state);
                 let header = bytes.first_chunk().copied();
                 let written = write(disk, self.file.path(), bytes).await;
                 if let (Ok(()), Some(header)) = (&written, header) {
                     self.file.record_written(header);
-                    self.on_disk = Some(item);
+                    self.on_disk = Some(state);
                 }
                 written.map_err(|error| error.to_string())
             }
@@ -191,12 +172,12 @@ impl Saver {
         }
     }
 
-    /// Keeps the generation on disk beside the one that replaces it, where that may be a mistake:
-    /// it is another store's, or takes most away. Else one generation a day is kept.
+    /// Keeps the generation on disk beside the one that replaces it, where the change may be a
+    /// mistake: it comes from another store, or removes most. Else one generation a day is kept.
     fn keep_previous(&self, next: &SavedState) {
         let Some(now) = &self.on_disk else { return };
         let suspect = now.store != next.store || now.snapshot.losses(&next.snapshot).any_majority();
-        if !suspect && !self.previous_is_old() {
+        if !suspect && !self.is_previous_old() {
             return;
         }
         if let Err(error) = self.file.keep_as_previous() {
@@ -207,22 +188,23 @@ impl Saver {
         }
     }
 
-    /// Whether it is older than a day, or not there. A clock that was set back makes it older than
-    /// it is.
-    fn previous_is_old(&self) -> bool {
-        let written = fs::metadata(self.file.previous()).and_then(|found| found.modified());
-        let age = written.ok().and_then(|at| SystemTime::now().duration_since(at).ok());
+    /// Whether the previous generation is older than a day, or missing. A clock that was set back
+    /// makes it older than it is.
+    fn is_previous_old(&self) -> bool {
+        let modified = fs::metadata(self.file.previous()).and_then(|metadata| metadata.modified());
+        let age = modified.ok().and_then(|at| SystemTime::now().duration_since(at).ok());
         age.is_none_or(|age| age >= PREVIOUS_MAX_AGE)
     }
 }
 
 async fn write(disk: DiskIo, path: &Path, bytes: Vec<u8>) -> io::Result<()> {
     let folder = folder_of(path);
-    make_folder(path)?;
+    create_folder(path)?;
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(".tmp");
     let temporary = folder.join(name);
-    remove(&temporary)?;
+    // Of a killed process. `create_new` after it does not follow a link that takes its name.
+    remove_if_exists(&temporary)?;
     let written = match disk {
         DiskIo::Uring => write_with_uring(&temporary, path, folder, bytes).await,
         DiskIo::Blocking => {
@@ -230,8 +212,8 @@ async fn write(disk: DiskIo, path: &Path, bytes: Vec<u8>) -> io::Result<()> {
         }
     };
     if written.is_err() {
-        // A full disk is not helped by half a file; the write's own error is the one to tell.
-        let _ = remove(&temporary);
+        // A full disk needs the space back; the error of the write itself is the one to report.
+        let _ = remove_if_exists(&temporary);
     }
     written
 }
@@ -257,9 +239,9 @@ async fn write_in_chunks(file: &tokio_uring::fs::File, mut bytes: Vec<u8>) -> io
     let mut at = 0;
     while at < bytes.len() {
         let end = (at + WRITE_CHUNK).min(bytes.len());
-        let (written, piece) = file.write_all_at(bytes.slice(at..end), at as u64).await;
+        let (written, chunk) = file.write_all_at(bytes.slice(at..end), at as u64).await;
         written?;
-        (bytes, at) = (piece.into_inner(), end);
+        (bytes, at) = (chunk.into_inner(), end);
     }
     Ok(())
 }
@@ -272,7 +254,7 @@ async fn write_with_thread(
 ) -> io::Result<()> {
     let work = move || {
         let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
-        bytes.chunks(WRITE_CHUNK).try_for_each(|piece| io::Write::write_all(&mut file, piece))?;
+        bytes.chunks(WRITE_CHUNK).try_for_each(|chunk| io::Write::write_all(&mut file, chunk))?;
         file.sync_all()?;
         fs::rename(&temporary, &path)?;
         fs::File::open(&folder)?.sync_all()
@@ -280,53 +262,46 @@ async fn write_with_thread(
     tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
 }
 
-/// What a killed run left. `create_new` after it refuses to follow a link somebody puts there.
-fn remove(path: &Path) -> io::Result<()> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use model::Snapshot;
+
     use super::*;
 
-    fn a_key() -> zeroize::Zeroizing<String> {
+    fn key_pem() -> zeroize::Zeroizing<String> {
         use pki::ca::{Authority, AuthoritySpec};
         Authority::root(&AuthoritySpec::new("x")).unwrap().key_pem()
     }
 
     fn file(folder: &tempfile::TempDir) -> LastGoodFile {
-        let key = pki::PrivateKey::from_pem(&a_key()).unwrap();
+        let key = pki::PrivateKey::from_pem(&key_pem()).unwrap();
         LastGoodFile::new(folder.path().join("new/last_good"), &key)
     }
 
-    fn to_save(revision: u64) -> PendingSave {
+    fn empty_state(revision: u64) -> PendingSave {
         let snapshot = Arc::new(Snapshot::from_resources(revision, []));
-        Some(Arc::new(SavedState { store: "s".into(), snapshot, tickets: None, confirmed: 0 }))
+        Some(Arc::new(SavedState { store: "s".into(), snapshot, tickets: None, confirmed_at: 0 }))
     }
 
-    fn saver(folder: &tempfile::TempDir, newest: watch::Receiver<PendingSave>) -> Saver {
-        Saver::new(file(folder), newest, watch::channel(Vec::new()).1, Arc::default(), None)
+    fn saver(folder: &tempfile::TempDir, pending_save: watch::Receiver<PendingSave>) -> Saver {
+        Saver::new(file(folder), pending_save, watch::channel(Vec::new()).1, Arc::default(), None)
     }
 
-    /// Ten changes at once, then the end: the last one is what is on disk, by either way of
-    /// writing.
+    /// Sends ten changes at once and ends: the last one must be on disk.
     async fn newest_wins(disk: DiskIo) {
         let folder = tempfile::tempdir().unwrap();
         let (sender, receiver) = watch::channel(None);
         let saver = saver(&folder, receiver);
         let changes = async {
             for revision in 1..=10 {
-                sender.send_replace(to_save(revision));
+                sender.send_replace(empty_state(revision));
                 tokio::task::yield_now().await;
             }
             drop(sender);
         };
         tokio::join!(saver.run(disk), changes);
         let mut file = file(&folder);
-        assert_eq!(file.read().unwrap().unwrap().snapshot.revision(), 10);
+        assert_eq!(file.read().unwrap().unwrap().state.snapshot.revision(), 10);
         let mode = std::os::unix::fs::PermissionsExt::mode(&fs::metadata(file.path()).unwrap().permissions());
         assert_eq!(mode & 0o777, 0o600);
         let entries = fs::read_dir(folder.path().join("new")).unwrap();
@@ -340,20 +315,20 @@ mod tests {
     }
 
     #[test]
-    fn the_newest_is_on_disk_at_the_end_through_threads() {
+    fn the_newest_is_on_disk_at_the_end_with_threads() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(newest_wins(DiskIo::Blocking));
     }
 
     #[test]
-    fn the_newest_is_on_disk_at_the_end_through_io_uring() {
+    fn the_newest_is_on_disk_at_the_end_with_io_uring() {
         match tokio_uring::Runtime::new(&tokio_uring::builder()) {
             Ok(runtime) => runtime.block_on(newest_wins(DiskIo::Uring)),
             Err(error) => eprintln!("skipped: io_uring is not available here: {error}"),
         }
     }
 
-    /// More than one piece, and a part of one.
+    /// Writes more than one chunk, and a part of one.
     async fn large_is_whole(disk: DiskIo) {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("large");
@@ -363,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_in_pieces_is_whole() {
+    fn a_file_written_in_chunks_is_whole() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(large_is_whole(DiskIo::Blocking));
         match tokio_uring::Runtime::new(&tokio_uring::builder()) {
@@ -373,14 +348,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn stores_that_were_held_are_noted_over_restarts() {
+    async fn held_stores_survive_a_restart() {
         let folder = tempfile::tempdir().unwrap();
-        let (newest, receiver) = watch::channel(None);
+        let (pending_save, receiver) = watch::channel(None);
         let (held, held_stores) = watch::channel(Vec::new());
         let saver = Saver::new(file(&folder), receiver, held_stores, Arc::default(), None);
-        newest.send_replace(to_save(1));
+        pending_save.send_replace(empty_state(1));
         held.send_replace(vec!["other".to_owned(), "a\nthird".to_owned()]);
-        drop(newest);
+        drop(pending_save);
         saver.run(DiskIo::Blocking).await;
         let read = || {
             let mut file = file(&folder);
@@ -397,34 +372,33 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_cannot_be_written_is_told_and_does_not_end_the_saver() {
+    async fn a_failed_write_is_logged_and_does_not_end_the_saver() {
         let folder = tempfile::tempdir().unwrap();
-        // A file where the folder should be.
-        fs::write(folder.path().join("new"), "in the way").unwrap();
+        // A file with the name of the folder.
+        fs::write(folder.path().join("new"), "a file").unwrap();
         let (sender, receiver) = watch::channel(None);
         let mut saver = saver(&folder, receiver);
-        let item = to_save(1).unwrap();
-        assert!(!saver.save(Arc::clone(&item), DiskIo::Blocking).await);
+        let state = empty_state(1).unwrap();
+        assert!(!saver.save(Arc::clone(&state), DiskIo::Blocking).await);
         assert!(saver.last_logged_error.is_some());
         fs::remove_file(folder.path().join("new")).unwrap();
-        assert!(saver.save(item, DiskIo::Blocking).await);
+        assert!(saver.save(state, DiskIo::Blocking).await);
         assert!(saver.last_logged_error.is_none());
         drop(sender);
     }
 
-    /// A route, in this store, at that revision.
     fn state(store: &str, revision: u64, routes: u16) -> Arc<SavedState> {
-        let routes = (0..routes).map(|nth| {
+        let routes = (0..routes).map(|number| {
             let document = serde_json::json!({
-                "uri": format!("/{nth}"), "upstream": {"type": "roundrobin", "nodes": {"10.0.0.1:80": 1}},
+                "uri": format!("/{number}"), "upstream": {"type": "roundrobin", "nodes": {"10.0.0.1:80": 1}},
             });
-            let id = model::Id::parse(&nth.to_string()).unwrap();
+            let id = model::Id::parse(&number.to_string()).unwrap();
             let resource =
                 model::compile(model::Kind::Route, &id, &document, &pki::Keyring::empty()).unwrap();
             model::Versioned { version: 1, resource }
         });
         let snapshot = Arc::new(Snapshot::from_resources(revision, routes));
-        Arc::new(SavedState { store: store.into(), snapshot, tickets: None, confirmed: 0 })
+        Arc::new(SavedState { store: store.into(), snapshot, tickets: None, confirmed_at: 0 })
     }
 
     #[tokio::test]
@@ -436,8 +410,8 @@ mod tests {
             let copy = folder.path().join("new/copy");
             fs::copy(saver.file.previous(), &copy).ok()?;
             fs::copy(folder.path().join("new/last_good.key"), folder.path().join("new/copy.key")).unwrap();
-            let mut copy = LastGoodFile::new(copy, &pki::PrivateKey::from_pem(&a_key()).unwrap());
-            copy.read().unwrap().map(|saved| saved.snapshot.revision())
+            let mut copy = LastGoodFile::new(copy, &pki::PrivateKey::from_pem(&key_pem()).unwrap());
+            copy.read().unwrap().map(|loaded| loaded.state.snapshot.revision())
         };
         let steps = [
             (state("s", 1, 10), None),
@@ -451,9 +425,9 @@ mod tests {
             (state("t", 1, 3), Some(5)),
             (state("t", 2, 4), Some(5)),
         ];
-        for (item, expected) in steps {
-            let revision = item.snapshot.revision();
-            assert!(saver.save(item, DiskIo::Blocking).await);
+        for (state, expected) in steps {
+            let revision = state.snapshot.revision();
+            assert!(saver.save(state, DiskIo::Blocking).await);
             assert_eq!(previous(&saver), expected, "after revision {revision}");
         }
         let long_ago = SystemTime::now() - PREVIOUS_MAX_AGE * 2;

@@ -1,8 +1,8 @@
-//! One session with a control plane: introduce ourselves, say what we hold, take what comes, answer
-//! each change.
+//! One session with a control plane: sends Hello and the held resources, passes each message to the
+//! applier, answers each change.
 //!
-//! Bounded: the size of a message both ways, the time until the control plane speaks; HTTP/2
-//! keepalives (set by `link`) end a session with a silent peer.
+//! Bounded: the size of a message both ways and the time until Welcome; HTTP/2 keepalives (set by
+//! `sync_loop`) end a session with a silent peer.
 
 use std::error::Error;
 use std::io;
@@ -19,56 +19,55 @@ use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
 
 use super::applier::{Applier, ChunkOutcome};
-use crate::lifecycle::stage::{ShutdownStage, ShutdownWatch};
+use crate::lifecycle::{ShutdownStage, ShutdownWatch};
 
-/// One message of the control plane: a chunk of 1 MiB, or a single resource beyond that.
+/// The control plane sends chunks of 1 MiB, or a single resource beyond that.
 const MESSAGE_BYTES: usize = 16 << 20;
-/// In one `Held`: about 64 bytes each, well below what the control plane accepts.
+/// Resources in one `Held`: about 64 bytes each, well below the limit of the control plane.
 const HELD_PER_MESSAGE: usize = 10_000;
-/// How long a node whose state is held stays with a control plane when there are others: time for
-/// an operator to accept the store, and not long without the changes of one that has the right
-/// store.
+/// A node that holds another store's state leaves after this time when there are other control
+/// planes: long enough for an operator to accept the store, and not long without the changes of a
+/// control plane that has the right one.
 const HELD_SESSION_MAX: Duration = Duration::from_secs(15);
 const WELCOME_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// Who we are.
+/// How this node introduces itself in Hello.
 pub(super) struct NodeInfo {
     node: String,
     instance: String,
     version: &'static str,
     tickets: bool,
-    stages: ShutdownWatch,
+    shutdown: ShutdownWatch,
 }
 
-/// How a session ended.
 #[derive(Debug)]
 pub(super) enum SessionEnd {
-    /// No session came to be.
+    /// No connection.
     Unreachable(tonic::transport::Error),
     /// The control plane or the connection ended it.
     Status(Status),
     /// The control plane closed the stream in order.
     Closed,
-    /// It said something that makes no sense here.
+    /// A message is missing or out of order.
     Protocol(String),
-    /// Its certificate is no longer good.
+    /// The control plane's certificate is no longer valid.
     PeerCertificate(pki::VerifyError),
-    /// The files of this node hold another certificate.
+    /// The files of this node hold another certificate than the connection uses.
     Renewed,
-    /// It has another store, whose state is not taken over; another control plane may have the
-    /// right one.
+    /// The control plane has another store, whose state is not applied; another control plane may
+    /// have the right one.
     Held,
 }
 
 impl SessionEnd {
-    /// It knows an older state than we hold, and its store cannot be asked: another control plane
-    /// may know more.
-    pub(super) fn is_stale(&self) -> bool {
+    /// The control plane has an older state than this node, and its store cannot be read: another
+    /// one may have a newer state.
+    pub(crate) fn is_stale(&self) -> bool {
         matches!(self, Self::Status(status) if status.code() == Code::Aborted)
     }
 
     /// No process listens at the control plane's address.
-    pub(super) fn is_connection_refused(&self) -> bool {
+    pub(crate) fn is_connection_refused(&self) -> bool {
         let Self::Unreachable(error) = self else { return false };
         let mut next: Option<&dyn Error> = Some(error);
         while let Some(error) = next {
@@ -88,19 +87,19 @@ impl From<Status> for SessionEnd {
 }
 
 impl NodeInfo {
-    /// `tickets`: whether sessions are resumed here.
-    pub(super) fn new(
+    /// `tickets`: whether this node resumes sessions, and so needs ticket secrets.
+    pub(crate) fn new(
         settings: &conf::NodeSettings,
         version: &'static str,
         tickets: bool,
-        stages: ShutdownWatch,
+        shutdown: ShutdownWatch,
     ) -> Self {
         let instance = format!("{:016x}", rand::random::<u64>());
-        Self { node: settings.name.clone(), instance, version, tickets, stages }
+        Self { node: settings.name.clone(), instance, version, tickets, shutdown }
     }
 
-    fn hello_messages(&self, intake: &Applier) -> Vec<FromNode> {
-        let (store, revision, held) = intake.held_resources();
+    fn hello_messages(&self, applier: &Applier) -> Vec<FromNode> {
+        let (store, revision, held) = applier.held_resources();
         let hello = Hello {
             node: self.node.clone(),
             instance: self.instance.clone(),
@@ -111,95 +110,90 @@ impl NodeInfo {
             store_state: true,
         };
         let mut messages = vec![from_node::Message::Hello(hello)];
-        let pieces: Vec<Vec<HeldResource>> = held.chunks(HELD_PER_MESSAGE).map(<[_]>::to_vec).collect();
-        let last = pieces.len().saturating_sub(1);
-        if pieces.is_empty() {
+        let parts: Vec<Vec<HeldResource>> = held.chunks(HELD_PER_MESSAGE).map(<[_]>::to_vec).collect();
+        let last = parts.len().saturating_sub(1);
+        if parts.is_empty() {
             messages.push(from_node::Message::Held(Held { resources: Vec::new(), last: true }));
         }
         messages.extend(
-            pieces
+            parts
                 .into_iter()
                 .enumerate()
-                .map(|(nth, resources)| from_node::Message::Held(Held { resources, last: nth == last })),
+                .map(|(index, resources)| from_node::Message::Held(Held { resources, last: index == last })),
         );
         messages.into_iter().map(|message| FromNode { message: Some(message) }).collect()
     }
 }
 
-/// Runs until the session ends. `welcomed` is called once, when the control plane has accepted us.
+/// Runs until the session ends. `on_welcome` is called once, after Welcome. `alone`: there is no
+/// other control plane.
 pub(super) async fn run_session(
     channel: Channel,
-    introduction: &NodeInfo,
-    intake: &mut Applier,
+    node_info: &NodeInfo,
+    applier: &mut Applier,
     alone: bool,
-    welcomed: impl FnOnce(&Applier),
+    on_welcome: impl FnOnce(&Applier),
 ) -> SessionEnd {
-    match sync(channel, introduction, intake, alone, welcomed).await {
+    match sync(channel, node_info, applier, alone, on_welcome).await {
         Ok(()) => SessionEnd::Closed,
-        Err(ended) => ended,
+        Err(end) => end,
     }
 }
 
 async fn sync(
     channel: Channel,
-    introduction: &NodeInfo,
-    intake: &mut Applier,
+    node_info: &NodeInfo,
+    applier: &mut Applier,
     alone: bool,
-    welcomed: impl FnOnce(&Applier),
+    on_welcome: impl FnOnce(&Applier),
 ) -> Result<(), SessionEnd> {
-    let (answers, mut inbound, welcome) = open_stream(channel, introduction.hello_messages(intake)).await?;
-    intake.on_welcome(welcome);
-    welcomed(intake);
+    let (answers, mut inbound, welcome) = open_stream(channel, node_info.hello_messages(applier)).await?;
+    applier.on_welcome(welcome);
+    on_welcome(applier);
 
-    let mut stages = introduction.stages.clone();
-    let mut leaving = false;
-    // Since when the state that it has is held; it is left after a while when there are others.
-    let mut held: Option<Instant> = None;
+    let mut shutdown = node_info.shutdown.clone();
+    let mut draining = false;
+    // Since when this session's state is held instead of applied.
+    let mut held_since: Option<Instant> = None;
     loop {
-        let leave = held.filter(|_| !alone).map(|since| since + HELD_SESSION_MAX);
+        let leave_at = held_since.filter(|_| !alone).map(|since| since + HELD_SESSION_MAX);
         let message = tokio::select! {
             message = inbound.message() => message?,
-            () = stages.wait_for(ShutdownStage::LameDuck), if !leaving => {
-                leaving = true;
-                let draining = from_node::Message::Draining(Draining {});
-                send(&answers, FromNode { message: Some(draining) }).await?;
+            () = shutdown.wait_for(ShutdownStage::LameDuck), if !draining => {
+                draining = true;
+                send(&answers, from_node::Message::Draining(Draining {})).await?;
                 continue;
             }
-            () = sleep_until(leave) => return Err(SessionEnd::Held),
+            () = sleep_until(leave_at) => return Err(SessionEnd::Held),
         };
         let Some(message) = message else { return Ok(()) };
         let chunk = match message.message {
             Some(to_node::Message::Chunk(chunk)) => chunk,
             Some(to_node::Message::Tickets(ring)) => {
-                intake.on_tickets(&ring);
+                applier.on_tickets(&ring);
                 continue;
             }
             Some(to_node::Message::AcceptStore(AcceptStore {})) => {
-                tracing::warn!("an operator accepted the control plane's store: its state is taken over");
-                intake.on_accept_store();
+                tracing::warn!("an operator accepted the control plane's store: its state is applied");
+                applier.on_accept_store();
                 continue;
             }
             Some(to_node::Message::StoreState(state)) => {
-                intake.on_store_state(state);
+                applier.on_store_state(state);
                 continue;
             }
-            _ => {
-                return Err(SessionEnd::Protocol(
-                    "the control plane sent something other than a chunk".into(),
-                ));
-            }
+            _ => return Err(SessionEnd::Protocol("it sent something other than a chunk".into())),
         };
-        match intake.on_chunk(chunk) {
-            // The connection is read between two chunks, also when more have come: PINGs are
-            // answered.
+        match applier.on_chunk(chunk) {
+            // Lets the connection be read between two chunks, so that PINGs are answered in time.
             ChunkOutcome::Incomplete => tokio::task::yield_now().await,
             ChunkOutcome::Complete(answer) => {
-                held = None;
-                send(&answers, FromNode { message: Some(answer) }).await?;
+                held_since = None;
+                send(&answers, answer).await?;
             }
             ChunkOutcome::Held(answer) => {
-                held.get_or_insert_with(Instant::now);
-                send(&answers, FromNode { message: Some(answer) }).await?;
+                held_since.get_or_insert_with(Instant::now);
+                send(&answers, answer).await?;
             }
             ChunkOutcome::RevisionMismatch { from, held } => {
                 return Err(SessionEnd::Protocol(format!(
@@ -216,37 +210,38 @@ async fn open_stream(
     messages: Vec<FromNode>,
 ) -> Result<(mpsc::Sender<FromNode>, Streaming<ToNode>, Welcome), SessionEnd> {
     let mut client = PushClient::new(channel).max_decoding_message_size(MESSAGE_BYTES);
-    // Room for all of them: nothing is read from the channel before the call is made.
+    // Room for all of them, since the call below is the first to read from the channel.
     let (answers, outbound) = mpsc::channel(messages.len() + 1);
     for message in messages {
-        send(&answers, message).await?;
+        answers.send(message).await.map_err(closed)?;
     }
     let opening = async {
         let mut inbound = client.sync(ReceiverStream::new(outbound)).await?.into_inner();
         match inbound.message().await?.and_then(|first| first.message) {
             Some(to_node::Message::Welcome(welcome)) => Ok((inbound, welcome)),
-            _ => Err(SessionEnd::Protocol("the control plane's first message is not Welcome".into())),
+            _ => Err(SessionEnd::Protocol("its first message is not Welcome".into())),
         }
     };
     let opened = tokio::time::timeout(WELCOME_TIMEOUT, opening).await;
-    let (inbound, welcome) = opened
-        .map_err(|_| SessionEnd::Protocol("the control plane did not answer Hello in time".into()))??;
+    let (inbound, welcome) =
+        opened.map_err(|_| SessionEnd::Protocol("it did not answer Hello in time".into()))??;
     Ok((answers, inbound, welcome))
 }
 
-/// Never ends without a moment.
-async fn sleep_until(moment: Option<Instant>) {
-    match moment {
-        Some(moment) => tokio::time::sleep_until(moment).await,
+/// Never ends for `None`.
+async fn sleep_until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline).await,
         None => std::future::pending().await,
     }
 }
 
-async fn send(answers: &mpsc::Sender<FromNode>, message: FromNode) -> Result<(), SessionEnd> {
-    answers
-        .send(message)
-        .await
-        .map_err(|_| SessionEnd::Protocol("the stream was closed while answering".into()))
+async fn send(answers: &mpsc::Sender<FromNode>, message: from_node::Message) -> Result<(), SessionEnd> {
+    answers.send(FromNode { message: Some(message) }).await.map_err(closed)
+}
+
+fn closed<T>(_: mpsc::error::SendError<T>) -> SessionEnd {
+    SessionEnd::Protocol("it closed the stream before this node's answer".into())
 }
 
 #[cfg(test)]
@@ -255,7 +250,7 @@ mod tests {
 
     use super::*;
 
-    async fn not_reached(address: &str) -> SessionEnd {
+    async fn unreachable(address: &str) -> SessionEnd {
         let endpoint = Endpoint::from_shared(format!("http://{address}")).unwrap();
         SessionEnd::Unreachable(endpoint.connect().await.unwrap_err())
     }
@@ -265,8 +260,8 @@ mod tests {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap().to_string();
         drop(listener);
-        assert!(not_reached(&address).await.is_connection_refused());
-        assert!(!not_reached("name.invalid:1").await.is_connection_refused());
+        assert!(unreachable(&address).await.is_connection_refused());
+        assert!(!unreachable("name.invalid:1").await.is_connection_refused());
         assert!(!SessionEnd::Closed.is_connection_refused());
     }
 }

@@ -1,12 +1,11 @@
-//! Dials the control planes as `turns` says, and goes through one session after the other; each
-//! resumes by difference.
+//! Connects to the control planes in the order of `endpoint_rotation` and runs one session after
+//! the other; each resumes by difference.
 //!
-//! Invariant: every failure is told once per control plane and kind, not per try, and with what to
-//! do about it.
+//! Invariant: the log has every failure once per control plane and kind, not per try, with advice.
 
 use std::time::{Duration, Instant};
 
-use pem_files::CertificateMonitor;
+use mtls::CertificateMonitor;
 use tokio::sync::watch;
 use tonic::transport::Endpoint;
 
@@ -18,15 +17,13 @@ use super::endpoint_rotation::{EndpointRotation, SessionOutcome};
 use super::files::TlsFiles;
 use super::session::{NodeInfo, SessionEnd, run_session};
 
-/// TCP and TLS. A control plane that accepts and does not answer is left as soon as one that stops
-/// to answer.
+/// TCP and TLS. The same time as for a control plane that stops answering.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// After this time without a frame the control plane is sent a PING, and the connection ends when
-/// no answer comes in
-/// [`KEEPALIVE_TIMEOUT`]: a half-open connection ends within three seconds. The agent's thread must not be busy for as long
-/// as the timeout without reading the connection, or it would take its own pause for the control
-/// plane's: it reads between two chunks of a delta (`stream`), each of which is compiled in a
-/// fraction of that.
+/// no answer arrives within [`KEEPALIVE_TIMEOUT`]: a half-open connection ends within three
+/// seconds. The thread must not be busy for as long as the timeout without reading the connection,
+/// or it would take its own pause for the control plane's: `session` reads between two chunks of a
+/// delta, each of which is compiled in a fraction of that.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(1);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(2);
 /// HTTP/2 windows: ten thousand certificates must not wait for a window update every 64 KiB.
@@ -39,7 +36,6 @@ pub(super) struct ControlPlane {
     address: String,
     endpoint: Endpoint,
     connector: Connector,
-    /// The failure that the log knows of.
     last_logged_error: Option<String>,
 }
 
@@ -48,7 +44,7 @@ pub(super) struct SyncLoop {
     pub diagnostics: Diagnostics,
     pub applier: Applier,
     pub node_info: NodeInfo,
-    /// The node's certificate files, which are looked at as long as the link runs.
+    /// The certificate files of the node, which are checked for changes as long as the loop runs.
     pub certificates: CertificateMonitor,
     /// Counts SIGHUPs.
     pub reload: watch::Receiver<u64>,
@@ -57,17 +53,17 @@ pub(super) struct SyncLoop {
 /// Prepares mutual TLS towards each control plane.
 pub(super) fn prepare_endpoints(
     settings: &conf::NodeSettings,
-    material: &TlsFiles,
+    tls_files: &TlsFiles,
 ) -> Result<Vec<ControlPlane>, PushClientError> {
     let prepare = |address: &String| {
-        let wrong = |problem: String| PushClientError::Setting {
+        let invalid = |problem: String| PushClientError::Setting {
             field: "countersign.node.control_planes",
             problem: format!("{address:?}: {problem}"),
         };
-        let origin = format!("https://{address}").parse().map_err(|error| wrong(format!("{error}")))?;
-        // `http`: to tonic, `https` would mean that TLS is its business, and not the connector's.
+        let origin = format!("https://{address}").parse().map_err(|error| invalid(format!("{error}")))?;
+        // `http`: for `https` tonic would start TLS itself, which is the connector's task.
         let endpoint = Endpoint::from_shared(format!("http://{address}"))
-            .map_err(|error| wrong(source(&error)))?
+            .map_err(|error| invalid(source(&error)))?
             .origin(origin)
             .connect_timeout(CONNECT_TIMEOUT)
             .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
@@ -75,7 +71,7 @@ pub(super) fn prepare_endpoints(
             .keep_alive_while_idle(true)
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW);
-        let connector = Connector::new(address, settings, &material.files)?;
+        let connector = Connector::new(address, settings, &tls_files.files)?;
         Ok(ControlPlane { address: address.clone(), endpoint, connector, last_logged_error: None })
     };
     settings.control_planes.iter().map(prepare).collect()
@@ -88,79 +84,79 @@ fn source(error: &tonic::transport::Error) -> String {
 
 impl SyncLoop {
     /// Never ends by itself.
-    pub(super) async fn run(self) {
-        let files = self.certificates.clone().run(self.reload.clone());
+    pub(crate) async fn run(self) {
+        let reloads = self.certificates.clone().run(self.reload.clone());
         tokio::select! {
             () = self.run_sessions() => {}
-            () = files => {}
+            () = reloads => {}
         }
     }
 
     async fn run_sessions(mut self) {
-        let mut turns = EndpointRotation::new(self.endpoints.len());
+        let mut rotation = EndpointRotation::new(self.endpoints.len());
         loop {
-            let went = self.run_session_with(turns.next()).await;
-            let pause = turns.record(went);
+            let outcome = self.run_session_with(rotation.next()).await;
+            let pause = rotation.record(outcome);
             if !pause.is_zero() {
-                // Jittered, so that a thousand nodes do not come back in the same moment.
+                // Jittered, so that a thousand nodes do not reconnect in the same moment.
                 tokio::time::sleep(pause.mul_f64(rand::random_range(0.5..1.0))).await;
             }
         }
     }
 
-    async fn run_session_with(&mut self, nth: usize) -> SessionOutcome {
-        let Self { endpoints, diagnostics: explain, applier: intake, node_info: hello, .. } = self;
+    async fn run_session_with(&mut self, index: usize) -> SessionOutcome {
+        let Self { endpoints, diagnostics, applier, node_info, .. } = self;
         let alone = endpoints.len() == 1;
-        // Without a control plane (the settings name at least one) there is nobody to be served by.
-        let Some(plane) = endpoints.get_mut(nth) else { return SessionOutcome::Failed };
-        let mut since = None;
+        // The settings name at least one control plane.
+        let Some(plane) = endpoints.get_mut(index) else { return SessionOutcome::Failed };
+        let mut welcomed_at = None;
         let connector = plane.connector.clone();
-        let changes = connector.file_changes();
-        let ended = match plane.endpoint.connect_with_connector(connector.clone()).await {
+        let file_changes = connector.file_changes();
+        let end = match plane.endpoint.connect_with_connector(connector.clone()).await {
             Err(error) => SessionEnd::Unreachable(error),
             Ok(channel) => {
-                let (address, told) = (plane.address.as_str(), &mut plane.last_logged_error);
-                let welcomed = |intake: &Applier| {
+                let (address, last_logged_error) = (plane.address.as_str(), &mut plane.last_logged_error);
+                let on_welcome = |applier: &Applier| {
                     tracing::info!(control_plane = address, "connected");
-                    intake.status().set_connected(address);
-                    if let Some(problem) = connector.previous_certificate_warning() {
-                        tracing::warn!("{problem}");
-                        intake.status().set_problem(Some(problem));
+                    applier.status().set_connected(address);
+                    if let Some(warning) = connector.previous_certificate_warning() {
+                        tracing::warn!("{warning}");
+                        applier.status().set_last_error(warning);
                     }
-                    *told = None;
-                    since = Some(Instant::now());
+                    *last_logged_error = None;
+                    welcomed_at = Some(Instant::now());
                 };
                 tokio::select! {
-                    ended = run_session(channel, hello, intake, alone, welcomed) => ended,
+                    end = run_session(channel, node_info, applier, alone, on_welcome) => end,
                     error = connector.wait_until_peer_invalid() => SessionEnd::PeerCertificate(error),
-                    () = connector.wait_for_renewal(changes) => SessionEnd::Renewed,
+                    () = connector.wait_for_renewal(file_changes) => SessionEnd::Renewed,
                 }
             }
         };
-        connector.record_session(since.is_some());
-        intake.status().set_disconnected();
-        if matches!(ended, SessionEnd::Renewed) {
-            tracing::info!(control_plane = plane.address, "connecting anew, with the renewed certificate");
+        connector.record_session(welcomed_at.is_some());
+        applier.status().set_disconnected();
+        if matches!(end, SessionEnd::Renewed) {
+            tracing::info!(control_plane = plane.address, "reconnecting with the renewed certificate");
             return SessionOutcome::Renewed;
         }
-        let problem = explain.describe(&plane.address, &ended);
-        intake.status().set_problem(Some(problem.clone()));
-        if plane.last_logged_error.as_ref() == Some(&problem) {
-            tracing::debug!("{problem}");
+        let error = diagnostics.describe(&plane.address, &end);
+        applier.status().set_last_error(error.clone());
+        if plane.last_logged_error.as_ref() == Some(&error) {
+            tracing::debug!("{error}");
         } else {
-            tracing::warn!("{problem}; serving goes on with what is held, trying again");
-            plane.last_logged_error = Some(problem);
+            tracing::warn!("{error}; serving the snapshot this node has, trying again");
+            plane.last_logged_error = Some(error);
         }
-        if matches!(ended, SessionEnd::Held) {
-            // It would be a good session by its length; a round of such must not have the node dial
-            // without pauses.
+        if matches!(end, SessionEnd::Held) {
+            // Its length would make it a success, and a round of such sessions must not have the
+            // node reconnect without pauses.
             SessionOutcome::Failed
-        } else if ended.is_stale() {
+        } else if end.is_stale() {
             SessionOutcome::Stale
-        } else if ended.is_connection_refused() {
+        } else if end.is_connection_refused() {
             SessionOutcome::ConnectionRefused
         } else {
-            EndpointRotation::classify(since.map(|since| since.elapsed()))
+            EndpointRotation::classify(welcomed_at.map(|at| at.elapsed()))
         }
     }
 }

@@ -1,6 +1,5 @@
-//! What the agent knows of itself, for `/status`, `/metrics` and the log: what is served and how
-//! old it is, who serves it, what is held. Written by the agent, read by anybody; reading takes no
-//! lock.
+//! The status of the push client for `/status`, `/metrics` and the log: the snapshot and its age,
+//! the control plane, a held store. The push client writes it; reading takes no lock.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
@@ -8,22 +7,24 @@ use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwapOption;
 use model::Losses;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::registry::Unit;
 use tokio::sync::watch;
 
-/// Where the snapshot in the cell came from.
+/// The origin of the snapshot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum SnapshotSource {
-    /// There is none.
+    /// There is no snapshot yet.
     None = 0,
-    /// The file of the process before.
     LastGood = 1,
-    /// A control plane, in this process's life.
     ControlPlane = 2,
 }
 
 impl SnapshotSource {
-    /// `none`, `last_good`, `control_plane`.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::None => "none",
@@ -33,23 +34,22 @@ impl SnapshotSource {
     }
 }
 
-/// The state of another store than the one whose state is served, which is not taken over because
-/// it would take most of that away.
+/// Another store whose state is not applied, since it would remove most of the snapshot.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HeldStore {
     /// The store whose state is served.
-    pub serves: String,
-    /// The store that the control plane has.
+    pub current: String,
+    /// The store of the control plane.
     pub offered: String,
-    /// What its state would take away.
+    /// Of the offered state.
     pub losses: Losses,
 }
 
-/// When a control plane last confirmed what is held.
+/// When a control plane last confirmed the snapshot.
 #[derive(Debug, Clone, Copy)]
 struct Confirmation {
     wall: SystemTime,
-    /// The age that was known at the moment `since`.
+    /// The age of the confirmation at the moment `since`.
     age: Duration,
     since: Instant,
 }
@@ -60,22 +60,21 @@ impl HeldStore {
         let loss = |loss: model::Loss| serde_json::json!({"gone": loss.lost, "total": loss.total});
         let Losses { sites, routes, stream_routes } = self.losses;
         serde_json::json!({
-            "serves": self.serves, "offered": self.offered,
+            "current": self.current, "offered": self.offered,
             "sites": loss(sites), "routes": loss(routes), "stream_routes": loss(stream_routes),
         })
     }
 }
 
 impl Confirmation {
-    /// A clock that is set back makes nothing younger, and one that jumps ahead (a suspended
-    /// machine) makes it older.
+    /// A clock that is set back does not lower the age, and one that jumps ahead (a suspended
+    /// machine) raises it.
     fn age(&self) -> Duration {
         let by_wall = SystemTime::now().duration_since(self.wall).unwrap_or_default();
         by_wall.max(self.age.saturating_add(self.since.elapsed()))
     }
 }
 
-/// The agent's state, as of now.
 #[derive(Default)]
 pub struct SyncStatus {
     connected: AtomicBool,
@@ -84,9 +83,9 @@ pub struct SyncStatus {
     applied: AtomicU64,
     rejected: AtomicU64,
     rings: AtomicU64,
-    problem: ArcSwapOption<String>,
+    last_error: ArcSwapOption<String>,
     control_plane: ArcSwapOption<String>,
-    /// What is held is what a connected control plane has.
+    /// A connected control plane has exactly this snapshot.
     current: AtomicBool,
     confirmed: ArcSwapOption<Confirmation>,
     expired: AtomicBool,
@@ -96,17 +95,16 @@ pub struct SyncStatus {
 }
 
 impl SyncStatus {
-    /// Whether a control plane has welcomed us and its stream is open.
+    /// Whether a session with a control plane is open.
     pub fn is_connected(&self) -> bool {
         self.connected.load(Ordering::Acquire)
     }
 
-    /// The revision in the cell; 0: none.
+    /// The revision of the snapshot; 0: there is none.
     pub fn revision(&self) -> u64 {
         self.revision.load(Ordering::Acquire)
     }
 
-    /// Where it came from.
     pub fn source(&self) -> SnapshotSource {
         match self.source.load(Ordering::Acquire) {
             1 => SnapshotSource::LastGood,
@@ -115,16 +113,13 @@ impl SyncStatus {
         }
     }
 
-    /// Whether there is a snapshot to serve, possibly an empty one of a control plane that has
-    /// nothing yet, and connections are accepted.
+    /// Whether there is a snapshot to serve, possibly an empty one, and connections are accepted.
     pub fn is_ready(&self) -> bool {
         self.readiness().is_ok()
     }
 
-    /// Why it is not ready, for a person.
-    ///
     /// # Errors
-    /// The reason.
+    /// Why the data plane is not ready, for `/status/ready`.
     pub fn readiness(&self) -> Result<(), &'static str> {
         if self.source() == SnapshotSource::None {
             Err("this data plane has not received configuration")
@@ -139,13 +134,13 @@ impl SyncStatus {
         }
     }
 
-    /// Whether what is held is what a connected control plane has.
+    /// Whether a connected control plane has exactly this snapshot.
     pub fn is_current(&self) -> bool {
         self.current.load(Ordering::Acquire)
     }
 
-    /// How long ago a control plane last confirmed what is held: zero while one does. `None`:
-    /// nothing is held.
+    /// The time since a control plane last confirmed the snapshot: zero while one does. `None`:
+    /// there is no snapshot.
     pub fn age(&self) -> Option<Duration> {
         if self.is_current() {
             return Some(Duration::ZERO);
@@ -153,7 +148,7 @@ impl SyncStatus {
         self.confirmed.load().as_deref().map(Confirmation::age)
     }
 
-    /// When a control plane last confirmed what is held: now while one does.
+    /// When a control plane last confirmed the snapshot: now while one does.
     pub fn confirmed_at(&self) -> Option<SystemTime> {
         if self.is_current() {
             return Some(SystemTime::now());
@@ -161,48 +156,47 @@ impl SyncStatus {
         self.confirmed.load().as_deref().map(|confirmed| confirmed.wall)
     }
 
-    /// Whether what is held is older than `countersign.node.last_good_max_age`, and not served.
+    /// Whether the snapshot is older than `countersign.node.last_good_max_age`, and not served.
     pub fn is_expired(&self) -> bool {
         self.expired.load(Ordering::Acquire)
     }
 
-    /// The other store whose state is not taken over.
     pub fn held_store(&self) -> Option<Arc<HeldStore>> {
         self.held.load_full()
     }
 
-    /// Until `false` is set, [`Self::ready`] answers no.
+    /// While `true`, the data plane is not ready.
     pub fn set_waiting(&self, waiting: bool) {
         self.waiting.store(waiting, Ordering::Release);
         self.notify();
     }
 
-    /// Changes taken over since the start.
+    /// Changes applied since the start.
     pub fn applied_changes(&self) -> u64 {
         self.applied.load(Ordering::Relaxed)
     }
 
-    /// Changes refused since the start.
+    /// Changes answered with a Nack since the start.
     pub fn rejected_changes(&self) -> u64 {
         self.rejected.load(Ordering::Relaxed)
     }
 
-    /// Rings of ticket secrets taken over since the start.
+    /// Ticket rings applied since the start.
     pub fn applied_ticket_rings(&self) -> u64 {
         self.rings.load(Ordering::Acquire)
     }
 
-    /// What last went wrong, while it is not mended.
-    pub fn last_problem(&self) -> Option<Arc<String>> {
-        self.problem.load_full()
+    /// The newest failure, until a session succeeds.
+    pub fn last_error(&self) -> Option<Arc<String>> {
+        self.last_error.load_full()
     }
 
-    /// The control plane (`host:port`) of the open stream, or of the last one.
+    /// The control plane (`host:port`) of the open session, or of the last one.
     pub fn control_plane(&self) -> Option<Arc<String>> {
         self.control_plane.load_full()
     }
 
-    /// Says that something of the above changed. For waiting without polling; not for the hot path.
+    /// Counts every change of this status, for waiting without polling; not for the hot path.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.changes.subscribe()
     }
@@ -213,7 +207,7 @@ impl SyncStatus {
 
     pub(super) fn set_connected(&self, control_plane: &str) {
         self.control_plane.store(Some(Arc::new(control_plane.to_owned())));
-        self.problem.store(None);
+        self.last_error.store(None);
         self.connected.store(true, Ordering::Release);
         self.notify();
     }
@@ -224,7 +218,7 @@ impl SyncStatus {
         self.notify();
     }
 
-    /// A connected control plane has what is held, which is served.
+    /// A connected control plane has exactly the snapshot that is served.
     pub(super) fn confirm(&self) {
         self.current.store(true, Ordering::Release);
         self.expired.store(false, Ordering::Release);
@@ -232,9 +226,9 @@ impl SyncStatus {
         self.notify();
     }
 
-    /// A connected control plane had what is held so long ago, and cannot read its store since.
-    /// `same_store`: what was known of the state before counts for this one, which is as new or
-    /// newer.
+    /// A connected control plane last read this snapshot from its store `age` ago, and cannot read
+    /// the store now. `same_store`: an earlier confirmation of this store counts for the snapshot,
+    /// too, which is as new or newer.
     pub(super) fn confirm_as_of(&self, age: Duration, same_store: bool) {
         let was_current = self.current.swap(false, Ordering::AcqRel);
         let known = self.confirmed.load().as_deref().map(Confirmation::age);
@@ -246,16 +240,14 @@ impl SyncStatus {
         self.notify();
     }
 
-    /// What is held is served again.
     pub(super) fn clear_expired(&self) {
         self.expired.store(false, Ordering::Release);
         self.notify();
     }
 
-    /// What was read from the disk is so old. `confirmed` is when a control plane last confirmed
-    /// it.
-    pub(super) fn set_confirmation(&self, confirmed: SystemTime, age: Duration) {
-        let confirmed = Confirmation { wall: confirmed, age, since: Instant::now() };
+    /// `age` is known apart from `confirmed_at`, because the clock may have been set since.
+    pub(super) fn set_confirmation(&self, confirmed_at: SystemTime, age: Duration) {
+        let confirmed = Confirmation { wall: confirmed_at, age, since: Instant::now() };
         self.confirmed.store(Some(Arc::new(confirmed)));
     }
 
@@ -296,8 +288,41 @@ impl SyncStatus {
         self.notify();
     }
 
-    pub(super) fn set_problem(&self, problem: Option<String>) {
-        self.problem.store(problem.map(Arc::new));
+    pub(super) fn set_last_error(&self, error: String) {
+        self.last_error.store(Some(Arc::new(error)));
         self.notify();
+    }
+}
+
+/// The metrics of the push client.
+pub(crate) struct SyncMetrics(pub Arc<SyncStatus>);
+
+impl std::fmt::Debug for SyncMetrics {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("SyncMetrics").finish_non_exhaustive()
+    }
+}
+
+impl Collector for SyncMetrics {
+    fn encode(&self, mut out: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let status = &self.0;
+        let mut gauge = |name: &str, help: &str, value: u64| {
+            let metric = ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX));
+            metric.encode(out.encode_descriptor(name, help, None::<&Unit>, metric.metric_type())?)
+        };
+        gauge("snapshot_revision", "Revision of the snapshot served", status.revision())?;
+        let connected = u64::from(status.is_connected());
+        gauge("control_plane_connected", "Whether a control plane is connected", connected)?;
+        // Absent without a snapshot.
+        if let Some(age) = status.age() {
+            let help = "Seconds since a control plane last confirmed the snapshot; 0 while one does";
+            gauge("snapshot_age_seconds", help, age.as_secs())?;
+        }
+        let help = "Whether the control plane has another store, which would remove most and is not applied";
+        gauge("store_held", help, u64::from(status.held_store().is_some()))?;
+        let rotations = ConstCounter::new(status.applied_ticket_rings());
+        let help = "Rings of ticket secrets received from the control plane";
+        let kind = rotations.metric_type();
+        rotations.encode(out.encode_descriptor("ticket_key_rotations", help, None::<&Unit>, kind)?)
     }
 }

@@ -1,9 +1,8 @@
-//! The agent's two threads: tokio-uring where the kernel lets us, plain tokio where it does not.
-//! The one match that knows.
+//! The two threads of the push client, on tokio-uring where the kernel allows io_uring, else on
+//! tokio with epoll.
 //!
-//! The link has one, and the saver has one that stands back behind everybody else: to seal and
-//! write a large snapshot takes tenths of a second, for which the clients of a worker on the same
-//! core would wait.
+//! The saver has a thread of its own at idle priority (`SCHED_IDLE`): sealing and writing a large
+//! snapshot takes tenths of a second, and the worker on the same core must not wait for that.
 
 use std::sync::Arc;
 
@@ -18,64 +17,63 @@ use super::expiry::Expiry;
 use super::saver::{DiskIo, Saver};
 use super::sync_loop::SyncLoop;
 
-/// Runs the link and the expiry until `stop` turns true.
+/// Runs the sync loop and the expiry until `stop` turns true.
 pub(super) fn run_sync(
-    link: SyncLoop,
+    sync_loop: SyncLoop,
     expiry: Expiry,
     mut stop: watch::Receiver<bool>,
     heartbeat: Arc<Heartbeat>,
 ) {
-    let linked = async move {
+    let sync = async move {
         tokio::select! {
-            () = link.run() => {}
+            () = sync_loop.run() => {}
             () = expiry.run() => {}
-            // A dropped `Agent` closes the channel: that is a stop, too.
+            // A dropped `PushClientHandle` closes the channel, which stops the loop, too.
             _ = stop.wait_for(|stop| *stop) => {}
         }
     };
-    run_on_this_thread("agent", &heartbeat, |_| linked);
+    run_on_this_thread("push client", &heartbeat, |_| sync);
 }
 
-/// Runs the saver until the link has ended and what came last is on disk.
+/// Runs the saver until the sync loop has ended and the newest snapshot is on disk.
 pub(super) fn run_saver(saver: Saver, heartbeat: Arc<Heartbeat>) {
     set_idle_priority();
     run_on_this_thread("saver", &heartbeat, |disk| saver.run(disk));
 }
 
 fn run_on_this_thread<F: Future<Output = ()>>(
-    who: &str,
+    name: &str,
     heartbeat: &Heartbeat,
-    work: impl FnOnce(DiskIo) -> F,
+    start: impl FnOnce(DiskIo) -> F,
 ) {
-    let beating = async |work: F| {
+    let with_heartbeat = async |task: F| {
         tokio::select! {
-            () = work => heartbeat.set_idle(),
+            () = task => heartbeat.set_idle(),
             never = heartbeat.beat_forever() => match never {},
         }
     };
     match tokio_uring::Runtime::new(&tokio_uring::builder()) {
         Ok(runtime) => {
-            tracing::info!("the {who} runs on io_uring");
-            runtime.block_on(beating(work(DiskIo::Uring)));
+            tracing::info!("the {name} runs on io_uring");
+            runtime.block_on(with_heartbeat(start(DiskIo::Uring)));
         }
         Err(error) => {
-            tracing::info!(%error, "io_uring is not available to the {who}; it runs on epoll");
+            tracing::info!(%error, "io_uring is not available to the {name}; it runs on epoll");
             match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-                Ok(runtime) => runtime.block_on(beating(work(DiskIo::Blocking))),
+                Ok(runtime) => runtime.block_on(with_heartbeat(start(DiskIo::Blocking))),
                 Err(error) => {
-                    tracing::error!(%error, "the {who} cannot run; the data plane serves what it has")
+                    tracing::error!(%error, "the {name} cannot run; the data plane serves the snapshot it has")
                 }
             }
         }
     }
 }
 
-/// From here on this thread, and every thread that it or the kernel makes for it, runs while
-/// nothing else on its core wants to (`SCHED_IDLE`, sched(7)). There is no way back without
-/// privileges.
+/// This thread, and every thread that it or the kernel makes for it, runs only while no other
+/// thread is ready on its core (sched(7)). Undoing it needs privileges.
 fn set_idle_priority() {
     let idle = ThreadSchedulePolicy::Normal(NormalThreadSchedulePolicy::Idle);
-    // Where it may not be, a change is a little less quiet.
+    // Without the permission, a change disturbs the workers a little more.
     let _unchanged = set_thread_priority_and_policy(thread_native_id(), ThreadPriority::Min, idle);
 }
 
@@ -84,7 +82,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_saver_and_its_threads_stand_back_behind_the_workers() {
+    fn the_saver_and_its_threads_run_at_idle_priority() {
         let policies = std::thread::spawn(|| {
             set_idle_priority();
             let own = thread_priority::thread_schedule_policy().unwrap();

@@ -1,58 +1,59 @@
-//! The second engine: BoringSSL, for sites whose `ssl_protocols` ask for TLSv1.1 (cargo feature
-//! `engine-boring`).
+//! BoringSSL, for sites with TLSv1.1 in `ssl_protocols` (cargo feature `engine-boring`).
 //!
-//! Stands where rustls stands behind [`super::engine::Engine`]: here the connection without IO,
-//! over two buffers in memory; `boring/site.rs` prepares a site's configuration, `boring/hello.rs`
-//! reads what rustls will not. Invariant: everything about clients is `pki`'s verdict through
-//! `tls/verify`, as with rustls; nothing of BoringSSL's own X.509 checks is asked.
+//! Here the connection without I/O, over two buffers in memory, and the ClientHello that rustls
+//! does not read; `boring/site_config.rs` prepares the configuration of a site. Invariant: `pki`
+//! verifies every client through `tls/client_verifier`, as with rustls; BoringSSL's X.509 checks
+//! are not used.
 
-pub mod hello;
-pub mod site;
+pub(crate) mod site_config;
 
 use std::io::{self, Read, Write};
 
-use boring::ssl::{ErrorCode, Ssl, SslRef, SslStream, SslVersion};
+use boring::error::ErrorStack;
+use boring::ssl::{
+    ErrorCode, NameType, SelectCertError, Ssl, SslContext, SslMethod, SslRef, SslStream, SslVersion,
+};
 use model::TlsVersion;
 use rustls::pki_types::CertificateDer;
 
-use self::site::BoringSite;
-use super::engine::Plaintext;
+use self::site_config::BoringSiteConfig;
+use super::PlaintextState;
 
-/// Ciphertext held for BoringSSL at most: more than the longest record, so that a starved engine
-/// always has room. Bytes.
+/// The most ciphertext that is buffered for BoringSSL: more than the longest record, so that there
+/// is room whenever BoringSSL needs more. Bytes.
 const INPUT_MAX: usize = 32 * 1024;
-/// Ciphertext buffers larger than this are given back when they are empty. Bytes.
-const KEEP_MAX: usize = 4 * 1024;
-/// Plaintext is moved in pieces of at most this. Bytes.
-const READ_PIECE: usize = 8 * 1024;
-/// What one write encrypts at most. Bytes.
+/// The largest ciphertext buffer that is kept when it is empty. Bytes.
+const BUF_KEPT: usize = 4 * 1024;
+/// The size of one read of plaintext. Bytes.
+const READ_SIZE: usize = 8 * 1024;
+/// The most that one write encrypts. Bytes.
 const WRITE_MAX: usize = 64 * 1024;
-/// What one record holds at most. Bytes.
-const RECORD_MAX: usize = 16 * 1024;
+/// The largest plaintext of a record. Bytes.
+const FRAGMENT_MAX: usize = 16 * 1024;
 
-/// Why BoringSSL gave up: its own words, such as `NO_SHARED_CIPHER`, the first cause first.
+/// The error codes of BoringSSL, such as `NO_SHARED_CIPHER`, the first cause first.
 #[derive(Debug, thiserror::Error)]
-#[error("{}", .reasons.join(", "))]
+#[error("{}", .codes.join(", "))]
 pub struct BoringError {
-    reasons: Vec<String>,
+    codes: Vec<String>,
 }
 
 impl BoringError {
-    /// Whether this is among the causes.
-    pub fn is(&self, reason: &str) -> bool {
-        self.reasons.iter().any(|found| found == reason)
+    /// Whether `code` is among the causes.
+    pub fn is(&self, code: &str) -> bool {
+        self.codes.iter().any(|cause| cause == code)
     }
 
-    /// Whether the peer refused us with an alert.
+    /// Whether the peer sent an alert.
     pub fn is_alert(&self) -> bool {
-        self.reasons.iter().any(|found| found.starts_with("TLSV1_") || found.starts_with("SSLV3_ALERT_"))
+        self.codes.iter().any(|cause| cause.starts_with("TLSV1_") || cause.starts_with("SSLV3_ALERT_"))
     }
 }
 
-impl From<boring::error::ErrorStack> for BoringError {
-    fn from(stack: boring::error::ErrorStack) -> Self {
-        let reasons = stack.errors().iter().map(|error| error.reason().unwrap_or("UNKNOWN").to_owned());
-        Self { reasons: reasons.collect() }
+impl From<ErrorStack> for BoringError {
+    fn from(stack: ErrorStack) -> Self {
+        let codes = stack.errors().iter().map(|error| error.reason().unwrap_or("UNKNOWN").to_owned());
+        Self { codes: codes.collect() }
     }
 }
 
@@ -60,47 +61,48 @@ impl From<boring::ssl::Error> for BoringError {
     fn from(error: boring::ssl::Error) -> Self {
         match error.ssl_error() {
             Some(stack) => stack.clone().into(),
-            None => Self { reasons: vec![error.to_string()] },
+            None => Self { codes: vec![error.to_string()] },
         }
     }
 }
 
-/// Both directions of the ciphertext, in memory.
+/// The ciphertext of both directions.
 #[derive(Default)]
-struct Duplex {
+struct MemoryIo {
     input: Vec<u8>,
-    taken: usize,
+    /// Bytes of `input` that BoringSSL has read.
+    consumed: usize,
     /// The peer has ended its direction.
-    ended: bool,
+    eof: bool,
     output: Vec<u8>,
 }
 
-impl Duplex {
-    fn waiting(&self) -> usize {
-        self.input.len().saturating_sub(self.taken)
+impl MemoryIo {
+    fn unread(&self) -> usize {
+        self.input.len().saturating_sub(self.consumed)
     }
 
     fn push(&mut self, data: &[u8]) -> usize {
-        let n = data.len().min(INPUT_MAX.saturating_sub(self.waiting()));
-        self.input.drain(..self.taken);
-        self.taken = 0;
+        let n = data.len().min(INPUT_MAX.saturating_sub(self.unread()));
+        self.input.drain(..self.consumed);
+        self.consumed = 0;
         self.input.extend_from_slice(data.get(..n).unwrap_or_default());
         n
     }
 }
 
-impl Read for Duplex {
+impl Read for MemoryIo {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        let mut waiting = self.input.get(self.taken..).unwrap_or_default();
-        if waiting.is_empty() && !self.ended {
+        let mut unread = self.input.get(self.consumed..).unwrap_or_default();
+        if unread.is_empty() && !self.eof {
             return Err(io::ErrorKind::WouldBlock.into());
         }
-        let n = waiting.read(buf)?;
-        self.taken = self.taken.saturating_add(n);
-        if self.waiting() == 0 {
-            self.taken = 0;
+        let n = unread.read(buf)?;
+        self.consumed = self.consumed.saturating_add(n);
+        if self.unread() == 0 {
+            self.consumed = 0;
             self.input.clear();
-            if self.input.capacity() > KEEP_MAX {
+            if self.input.capacity() > BUF_KEPT {
                 self.input = Vec::new();
             }
         }
@@ -108,7 +110,7 @@ impl Read for Duplex {
     }
 }
 
-impl Write for Duplex {
+impl Write for MemoryIo {
     fn write(&mut self, data: &[u8]) -> io::Result<usize> {
         self.output.write(data)
     }
@@ -118,163 +120,151 @@ impl Write for Duplex {
     }
 }
 
-/// One connection of this engine, server side.
-pub struct Session {
-    tls: SslStream<Duplex>,
-    /// What was decrypted last...
-    plain: Vec<u8>,
-    /// ...and how much of it was used.
-    used: usize,
+/// One connection of BoringSSL, server side: its handshake, then its transport.
+pub struct BoringConnection {
+    tls: SslStream<MemoryIo>,
+    /// The plaintext that was decrypted last.
+    plaintext: Vec<u8>,
+    consumed: usize,
 }
 
-impl Session {
-    /// Starts the handshake under a site's configuration. `received` is what the client has sent so
-    /// far.
+impl BoringConnection {
+    /// A handshake with the configuration of a site. `received`: the bytes of the ClientHello.
     ///
     /// # Errors
-    /// Only when there is no memory.
-    pub fn begin(site: &BoringSite, received: Vec<u8>) -> Result<Self, BoringError> {
-        let duplex = Duplex { input: received, ..Duplex::default() };
-        Ok(Self { tls: SslStream::new(Ssl::new(site.context())?, duplex)?, plain: Vec::new(), used: 0 })
+    /// Only without memory.
+    pub fn new(config: &BoringSiteConfig, received: Vec<u8>) -> Result<Self, BoringError> {
+        let io = MemoryIo { input: received, ..MemoryIo::default() };
+        let tls = SslStream::new(Ssl::new(config.context())?, io)?;
+        Ok(Self { tls, plaintext: Vec::new(), consumed: 0 })
     }
 
-    /// See `Engine::take`.
-    pub fn take(&mut self, data: &[u8]) -> usize {
-        let duplex = self.tls.get_mut();
-        duplex.ended |= data.is_empty();
-        duplex.push(data)
+    /// Reads ciphertext; returns how many bytes. Empty `data` means that the peer has ended its
+    /// direction.
+    pub fn read_tls(&mut self, data: &[u8]) -> usize {
+        let io = self.tls.get_mut();
+        io.eof |= data.is_empty();
+        io.push(data)
     }
 
-    /// See `Engine::advance`. Once the handshake is done it is reading that decrypts.
+    /// Continues the handshake.
     ///
     /// # Errors
-    /// [`BoringError`].
-    pub fn advance(&mut self) -> Result<(), BoringError> {
-        if !self.is_handshaking() {
-            return Ok(());
-        }
+    /// [`BoringError`]; an alert is queued.
+    pub fn process_handshake(&mut self) -> Result<(), BoringError> {
         match self.tls.accept() {
             Err(error) if error.code() != ErrorCode::WANT_READ => Err(error.into()),
             Ok(()) | Err(_) => Ok(()),
         }
     }
 
-    /// See `Engine::stage`.
-    pub fn stage(&mut self, out: &mut Vec<u8>) {
-        let made = &mut self.tls.get_mut().output;
+    /// Appends the queued ciphertext to `out`.
+    pub fn write_tls(&mut self, out: &mut Vec<u8>) {
+        let queued = &mut self.tls.get_mut().output;
         if out.is_empty() {
-            std::mem::swap(out, made);
+            std::mem::swap(out, queued);
         } else {
-            out.append(made);
+            out.append(queued);
         }
-        if made.capacity() > KEEP_MAX {
-            *made = Vec::new();
+        if queued.capacity() > BUF_KEPT {
+            *queued = Vec::new();
         }
     }
 
-    /// See `Engine::ready`.
+    /// Whether there is plaintext to read.
     ///
     /// # Errors
     /// The peer broke the protocol.
-    pub fn ready(&mut self) -> io::Result<Plaintext> {
-        if !self.chunk().is_empty() {
-            return Ok(Plaintext::Some);
+    pub fn plaintext_state(&mut self) -> io::Result<PlaintextState> {
+        if !self.plaintext().is_empty() {
+            return Ok(PlaintextState::Available);
         }
-        let mut piece = [0; READ_PIECE];
-        match self.tls.ssl_read(&mut piece) {
+        let mut buf = [0; READ_SIZE];
+        match self.tls.ssl_read(&mut buf) {
             Ok(n) => {
-                self.used = 0;
-                self.plain.clear();
-                self.plain.extend_from_slice(piece.get(..n).unwrap_or_default());
-                Ok(Plaintext::Some)
+                self.consumed = 0;
+                self.plaintext.clear();
+                self.plaintext.extend_from_slice(buf.get(..n).unwrap_or_default());
+                Ok(PlaintextState::Available)
             }
             Err(error) => match error.code() {
-                ErrorCode::WANT_READ => Ok(Plaintext::Starved),
-                ErrorCode::ZERO_RETURN => Ok(Plaintext::End),
-                // Ended without close_notify, as with rustls.
-                ErrorCode::SYSCALL if error.ssl_error().is_none() => Ok(Plaintext::Cut),
-                _ => Err(invalid(error)),
+                ErrorCode::WANT_READ => Ok(PlaintextState::NeedMoreData),
+                ErrorCode::ZERO_RETURN => Ok(PlaintextState::CloseNotify),
+                // Without close_notify, as with rustls.
+                ErrorCode::SYSCALL if error.ssl_error().is_none() => Ok(PlaintextState::Truncated),
+                _ => Err(invalid_data(error)),
             },
         }
     }
 
-    /// See `Engine::chunk`.
-    pub fn chunk(&self) -> &[u8] {
-        self.plain.get(self.used..).unwrap_or_default()
+    /// The unread plaintext.
+    pub fn plaintext(&self) -> &[u8] {
+        self.plaintext.get(self.consumed..).unwrap_or_default()
     }
 
-    /// See `Engine::consume`. A quiet connection keeps no buffer.
+    /// Consumes `n` bytes of the plaintext. An idle connection keeps no buffer.
     pub fn consume(&mut self, n: usize) {
-        self.used = self.used.saturating_add(n);
-        if self.chunk().is_empty() {
-            (self.plain, self.used) = (Vec::new(), 0);
+        self.consumed = self.consumed.saturating_add(n);
+        if self.plaintext().is_empty() {
+            (self.plaintext, self.consumed) = (Vec::new(), 0);
         }
     }
 
-    /// See `Engine::write`.
-    ///
-    /// # Errors
-    /// When nothing can be sent any more.
-    pub fn write(&mut self, data: &[u8]) -> io::Result<usize> {
-        self.tls.ssl_write(data.get(..WRITE_MAX).unwrap_or(data)).map_err(invalid)
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        self.tls.ssl_write(data.get(..WRITE_MAX).unwrap_or(data)).map_err(invalid_data)
     }
 
-    /// See `Engine::write_vectored`: small pieces share a record.
+    /// Encrypts a prefix of the buffers; returns its length. Small buffers share a record.
     ///
     /// # Errors
-    /// As [`Session::write`].
+    /// Our direction has ended.
     pub fn write_vectored(&mut self, bufs: &[io::IoSlice<'_>]) -> io::Result<usize> {
-        let mut pieces = bufs.iter().filter(|buf| !buf.is_empty());
-        let Some(first) = pieces.next() else { return Ok(0) };
-        if first.len() >= RECORD_MAX {
+        let mut bufs = bufs.iter().filter(|buf| !buf.is_empty());
+        let Some(first) = bufs.next() else { return Ok(0) };
+        if first.len() >= FRAGMENT_MAX {
             return self.write(first);
         }
         let mut record = first.to_vec();
-        for piece in pieces {
-            let room = RECORD_MAX.saturating_sub(record.len());
-            record.extend_from_slice(piece.get(..room).unwrap_or(piece));
+        for buf in bufs {
+            let room = FRAGMENT_MAX.saturating_sub(record.len());
+            record.extend_from_slice(buf.get(..room).unwrap_or(buf));
         }
         self.write(&record)
     }
 
-    /// See `Engine::close`.
-    pub fn close(&mut self) {
-        // Fails only where nothing can be sent any more.
-        let _said = self.tls.shutdown();
+    /// Queues the alert `close_notify`.
+    pub fn send_close_notify(&mut self) {
+        // Fails only after our direction has ended.
+        let _shutdown = self.tls.shutdown();
     }
 
-    /// See `Engine::is_handshaking`.
     pub fn is_handshaking(&self) -> bool {
         !self.tls.ssl().is_init_finished()
     }
 
-    /// See `Engine::version`.
     pub fn version(&self) -> Option<TlsVersion> {
         version_of(self.tls.ssl())
     }
 
-    /// See `Engine::cipher`.
-    pub fn cipher(&self) -> Option<&'static str> {
+    /// The IANA name of the cipher suite.
+    pub fn cipher_suite(&self) -> Option<&'static str> {
         self.tls.ssl().current_cipher()?.standard_name()
     }
 
-    /// See `Engine::alpn`.
     pub fn alpn(&self) -> Option<&[u8]> {
         self.tls.ssl().selected_alpn_protocol()
     }
 
-    /// See `Engine::is_resumed`.
     pub fn is_resumed(&self) -> bool {
         self.tls.ssl().session_reused()
     }
 
-    /// See `Engine::peer_chain`.
     pub fn peer_chain(&self) -> Vec<CertificateDer<'static>> {
         peer_chain(self.tls.ssl())
     }
 }
 
-fn invalid(error: boring::ssl::Error) -> io::Error {
+fn invalid_data(error: boring::ssl::Error) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, BoringError::from(error))
 }
 
@@ -287,7 +277,7 @@ fn version_of(tls: &SslRef) -> Option<TlsVersion> {
     }
 }
 
-/// What the client showed, byte by byte as it was sent.
+/// The certificates that the client presented, byte by byte as it sent them.
 fn peer_chain(tls: &SslRef) -> Vec<CertificateDer<'static>> {
     let leaf = tls.peer_certificate();
     let others = tls.peer_cert_chain().into_iter().flatten();
@@ -296,4 +286,31 @@ fn peer_chain(tls: &SslRef) -> Vec<CertificateDer<'static>> {
         .chain(others)
         .map(|certificate| certificate.to_der().unwrap_or_default().into())
         .collect()
+}
+
+thread_local! {
+    static HELLO_PARSER: Option<SslContext> = hello_parser().ok();
+}
+
+/// Stops at the ClientHello: it has no certificate, and sends nothing.
+fn hello_parser() -> Result<SslContext, ErrorStack> {
+    let mut context = SslContext::builder(SslMethod::tls())?;
+    context.set_min_proto_version(Some(SslVersion::TLS1_1))?;
+    context.set_select_certificate_callback(|_hello| Err(SelectCertError::RETRY));
+    Ok(context.build())
+}
+
+/// The server name of a ClientHello that rustls does not read, because a TLS 1.1 client sends no
+/// signature_algorithms; `Some(None)` without a server name, `None` if BoringSSL does not read it.
+///
+/// The name selects the site, and the site the configuration, so the handshake reads the same bytes
+/// again.
+pub(super) fn server_name(received: &[u8]) -> Option<Option<String>> {
+    HELLO_PARSER.with(|context| {
+        let io = MemoryIo { input: received.to_vec(), ..MemoryIo::default() };
+        let mut tls = SslStream::new(Ssl::new(context.as_ref()?).ok()?, io).ok()?;
+        let stop = tls.accept().err()?;
+        let is_parsed = stop.code() == ErrorCode::PENDING_CERTIFICATE;
+        is_parsed.then(|| tls.ssl().servername(NameType::HOST_NAME).map(str::to_owned))
+    })
 }

@@ -1,8 +1,7 @@
-//! The ClientHello: read within bounds, and what it says before anything is decided.
+//! The ClientHello: read within bounds, and what it says before a site is chosen.
 //!
-//! First TLS step of a connection: it leads from bytes to the name by which the snapshot chooses
-//! the site. Bounded in bytes by rustls (a handshake message of at most 64 KiB) and in time by the
-//! caller.
+//! The first step of a TLS connection. rustls bounds it in bytes (a handshake message of at most
+//! 64 KiB), the handshake timeout in time.
 
 use std::future::poll_fn;
 use std::io;
@@ -14,38 +13,35 @@ use rustls::server::{Accepted, AcceptedAlert, Acceptor};
 use rustls::{PeerIncompatible, pki_types::ServerName};
 
 #[cfg(feature = "engine-boring")]
-use super::boring::Session;
+use super::boring::{self, BoringConnection};
+use super::handshake::{HandshakeError, TlsHandshake};
+use super::handshake_state::HandshakeState;
 use super::record::framing::RecordFraming;
-use super::record::traffic_secrets;
 use super::site_config::SiteConfig;
-use super::transport::{TlsTransport, TransportError};
 use crate::io::buffered::BufferedSocket;
 use crate::runtime::{Reader, Writer};
 
 /// The first byte of every TLS connection: a record of type handshake.
 const HANDSHAKE_RECORD: u8 = 22;
 
-/// No ClientHello.
+/// No ClientHello was read.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientHelloError {
-    /// A request line came instead.
+    /// The first byte begins an HTTP method.
     #[error("plain HTTP was spoken to the TLS port")]
     PlainHttp,
-    /// Something else came instead.
     #[error("the peer does not speak TLS")]
     NotTls,
-    /// TLS, but not a ClientHello we can read. An alert has been staged.
+    /// rustls does not read the ClientHello; an alert is in the write buffer.
     #[error(transparent)]
     Tls(#[from] rustls::Error),
-    /// The connection failed underneath.
     #[error("the connection failed: {0}")]
     Io(#[from] io::Error),
-    /// The peer went away.
     #[error("the peer ended the connection before its ClientHello was complete")]
     UnexpectedEof,
 }
 
-/// A ClientHello that was read, and what came with it.
+/// A ClientHello, and the position behind it.
 pub struct AcceptedHello {
     parsed: ParsedHello,
     framing: RecordFraming,
@@ -62,20 +58,19 @@ pub struct AcceptedHello {
 )]
 enum ParsedHello {
     Rustls(Accepted),
-    /// By BoringSSL, in whose place rustls has this to say.
     #[cfg(feature = "engine-boring")]
-    Old(Old),
+    Boring(BoringHello),
 }
 
+/// A ClientHello that only BoringSSL reads, with rustls' answer for sites of rustls.
 #[cfg(feature = "engine-boring")]
-struct Old {
-    name: Option<String>,
+struct BoringHello {
+    server_name: Option<String>,
     error: rustls::Error,
     alert: AcceptedAlert,
 }
 
-/// All that was received, for an engine that begins from the bytes; nothing is kept where there is
-/// no such engine.
+/// The bytes of the ClientHello, which BoringSSL reads again; empty without BoringSSL.
 #[derive(Default)]
 struct ReceivedBytes(#[cfg(feature = "engine-boring")] Vec<u8>);
 
@@ -86,76 +81,73 @@ impl ReceivedBytes {
     }
 }
 
-/// Reads the ClientHello. What follows it stays with the pump.
+/// Reads the ClientHello. The bytes behind it stay in the read buffer.
 ///
 /// # Errors
-/// [`HelloError`]; where TLS was spoken the alert is staged in the pump.
+/// [`ClientHelloError`].
 pub async fn read<R: Reader, W: Writer>(
-    pump: &mut BufferedSocket<R, W>,
+    socket: &mut BufferedSocket<R, W>,
 ) -> Result<AcceptedHello, ClientHelloError> {
     let mut acceptor = Acceptor::default();
     let (mut received, mut framing) = (ReceivedBytes::default(), RecordFraming::default());
-    let mut first = true;
-    poll_fn(|cx| poll_read(&mut acceptor, &mut received, &mut framing, &mut first, pump, cx)).await
+    let mut is_first = true;
+    poll_fn(|cx| poll_read(&mut acceptor, &mut received, &mut framing, &mut is_first, socket, cx)).await
 }
 
 fn poll_read<R: Reader, W: Writer>(
     acceptor: &mut Acceptor,
     received: &mut ReceivedBytes,
     framing: &mut RecordFraming,
-    first: &mut bool,
-    pump: &mut BufferedSocket<R, W>,
+    is_first: &mut bool,
+    socket: &mut BufferedSocket<R, W>,
     cx: &mut Context<'_>,
 ) -> Poll<Result<AcceptedHello, ClientHelloError>> {
     loop {
-        let data = ready!(pump.poll_fill_buf(cx))?;
+        let data = ready!(socket.poll_fill_buf(cx))?;
         match data.first() {
             None => return Poll::Ready(Err(ClientHelloError::UnexpectedEof)),
-            Some(&byte) if *first && byte != HANDSHAKE_RECORD => {
-                let error = if byte.is_ascii_uppercase() {
-                    ClientHelloError::PlainHttp
-                } else {
-                    ClientHelloError::NotTls
-                };
+            Some(&byte) if *is_first && byte != HANDSHAKE_RECORD => {
+                let is_http = byte.is_ascii_uppercase();
+                let error = if is_http { ClientHelloError::PlainHttp } else { ClientHelloError::NotTls };
                 return Poll::Ready(Err(error));
             }
-            Some(_) => *first = false,
+            Some(_) => *is_first = false,
         }
-        let one = data.get(..{ *framing }.advance(data)).unwrap_or_default();
-        let n = acceptor.read_tls(&mut &*one)?;
-        let taken = data.get(..n).unwrap_or_default();
-        framing.advance(taken);
-        received.push(taken);
-        pump.consume(n);
+        let records = data.get(..{ *framing }.advance(data)).unwrap_or_default();
+        let n = acceptor.read_tls(&mut &*records)?;
+        let data = data.get(..n).unwrap_or_default();
+        framing.advance(data);
+        received.push(data);
+        socket.consume(n);
         match acceptor.accept() {
             Ok(Some(accepted)) => {
-                return Poll::Ready(Ok(AcceptedHello::new(
-                    ParsedHello::Rustls(accepted),
-                    *framing,
-                    received,
-                )));
+                let parsed = ParsedHello::Rustls(accepted);
+                return Poll::Ready(Ok(AcceptedHello::new(parsed, *framing, received)));
             }
             Ok(None) => {}
-            Err((error, alert)) => return Poll::Ready(rejected(error, alert, *framing, received, pump)),
+            Err((error, alert)) => {
+                return Poll::Ready(rejected(error, alert, *framing, received, socket));
+            }
         }
     }
 }
 
-/// What rustls cannot read may still be a ClientHello for the other engine.
+/// BoringSSL may read a ClientHello that rustls rejects.
 fn rejected<R: Reader, W: Writer>(
     error: rustls::Error,
     mut alert: AcceptedAlert,
     _framing: RecordFraming,
     _received: &mut ReceivedBytes,
-    pump: &mut BufferedSocket<R, W>,
+    socket: &mut BufferedSocket<R, W>,
 ) -> Result<AcceptedHello, ClientHelloError> {
     #[cfg(feature = "engine-boring")]
     if error == PeerIncompatible::SignatureAlgorithmsExtensionRequired.into()
-        && let Some(name) = super::boring::hello::server_name(&_received.0)
+        && let Some(server_name) = boring::server_name(&_received.0)
     {
-        return Ok(AcceptedHello::new(ParsedHello::Old(Old { name, error, alert }), _framing, _received));
+        let parsed = ParsedHello::Boring(BoringHello { server_name, error, alert });
+        return Ok(AcceptedHello::new(parsed, _framing, _received));
     }
-    alert.write_all(pump.write_buf())?;
+    alert.write_all(socket.write_buf())?;
     Err(error.into())
 }
 
@@ -169,18 +161,17 @@ impl AcceptedHello {
         }
     }
 
-    /// The name the client asks for; `fallback` stands in for an absent one
-    /// (`apisix.ssl.fallback_sni`).
+    /// The server name; `fallback` (`apisix.ssl.fallback_sni`) if the client sends none.
     pub fn server_name(&self, fallback: Option<&HostName>) -> Option<HostName> {
         match &self.parsed {
             ParsedHello::Rustls(accepted) => match accepted.client_hello().server_name() {
                 Some(sni) => HostName::from_sni(sni),
                 None => fallback.cloned(),
             },
-            // rustls has refused what is no name, and takes an address for an absent name (RFC 6066 section
-            // 3).
+            // As rustls does: an invalid name is rejected, and an address counts as no name (RFC
+            // 6066 section 3).
             #[cfg(feature = "engine-boring")]
-            ParsedHello::Old(old) => match old.name.as_deref().map(ServerName::try_from) {
+            ParsedHello::Boring(hello) => match hello.server_name.as_deref().map(ServerName::try_from) {
                 Some(Ok(ServerName::DnsName(sni))) => HostName::from_sni(sni.as_ref()),
                 Some(Err(_)) => None,
                 Some(Ok(_)) | None => fallback.cloned(),
@@ -188,34 +179,35 @@ impl AcceptedHello {
         }
     }
 
-    /// Starts the handshake under the configuration of the site that was chosen.
+    /// Starts the handshake with the configuration of the site.
     ///
     /// # Errors
-    /// The two do not go together; the alert that says so is put into `out`.
+    /// ClientHello and configuration do not match; the alert is in `out`.
     pub fn start_handshake(
         self,
         config: SiteConfig,
         out: &mut Vec<u8>,
-    ) -> Result<TlsTransport, TransportError> {
+    ) -> Result<TlsHandshake, HandshakeError> {
         match (self.parsed, config) {
             (ParsedHello::Rustls(accepted), SiteConfig::Rustls(config)) => {
-                let mut traffic = None;
-                match traffic_secrets::capture_traffic_secrets(&mut traffic, || {
-                    accepted.into_connection(config)
-                }) {
-                    Ok(connection) => Ok(TlsTransport::server(connection, self.framing, traffic)),
+                let mut state = HandshakeState::default();
+                match state.in_scope(|| accepted.into_connection(config)) {
+                    Ok(connection) => Ok(TlsHandshake::server(connection, self.framing, state)),
                     Err((error, alert)) => Err(with_alert(error, alert, out)),
                 }
             }
             #[cfg(feature = "engine-boring")]
-            (ParsedHello::Old(old), SiteConfig::Rustls(_)) => Err(with_alert(old.error, old.alert, out)),
+            (ParsedHello::Boring(hello), SiteConfig::Rustls(_)) => {
+                Err(with_alert(hello.error, hello.alert, out))
+            }
             #[cfg(feature = "engine-boring")]
-            (_, SiteConfig::Boring(site)) => {
-                let mut tls = TlsTransport::Boring(Session::begin(&site, self.received.0)?);
-                match tls.advance() {
-                    Ok(()) => Ok(tls),
+            (_, SiteConfig::Boring(config)) => {
+                let connection = BoringConnection::new(&config, self.received.0)?;
+                let mut handshake = TlsHandshake::boring(connection);
+                match handshake.process_new_packets() {
+                    Ok(()) => Ok(handshake),
                     Err(error) => {
-                        let _staging_never_fails = tls.stage(out);
+                        handshake.write_tls(out);
                         Err(error)
                     }
                 }
@@ -224,8 +216,9 @@ impl AcceptedHello {
     }
 }
 
-/// The alert into `out`.
-fn with_alert(error: rustls::Error, mut alert: AcceptedAlert, out: &mut Vec<u8>) -> TransportError {
-    let _staging_never_fails = alert.write_all(out);
+/// Writes the alert to `out`.
+fn with_alert(error: rustls::Error, mut alert: AcceptedAlert, out: &mut Vec<u8>) -> HandshakeError {
+    // A write to memory does not fail.
+    let _written = alert.write_all(out);
     error.into()
 }

@@ -1,83 +1,62 @@
-//! The client check in the handshake: rustls asks, `pki` answers.
+//! The verification of client certificates: `pki` verifies, for rustls and BoringSSL alike.
 //!
-//! One verdict for every engine, listener and moment: [`judge`] is the only caller of `pki`'s
-//! verifier on this side, in the handshake and for each later look at the same connection. Its
-//! cache makes a second look cheap.
+//! [`verify_chain`] is the only caller of `pki`'s verifier for clients, in the handshake and when a
+//! policy changes. A worker's cache makes the second verification of a chain cheap.
 
-use std::cell::RefCell;
 use std::sync::Arc;
 
 use model::admission::ClientVerification;
+use mtls::{ClientVerifier, VerifyClient};
 use pki::{ClientAuth, VerifiedCache, VerifiedClient, VerifyError, VerifyReason};
-use rustls::client::danger::HandshakeSignatureValid;
+use rustls::CertificateError;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{CertificateDer, UnixTime};
-use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Error, SignatureScheme};
 
-use super::signature;
-use super::site_config::Subsystem;
-use super::ticket::{HandshakeState, ValidityPeriod};
+use super::Subsystem;
+use super::handshake_state::{HandshakeState, RejectedCertificate, ValidityPeriod};
 
-/// Verified chains a worker remembers.
+/// Verified chains that a worker caches.
 const CACHE_ENTRIES: usize = 16 * 1024;
 
 thread_local! {
     static CACHE: VerifiedCache = VerifiedCache::new(CACHE_ENTRIES);
-    /// The last refusal on this core. Read right after the handshake step that ended with it.
-    static REJECTED: RefCell<Option<RejectedCertificate>> = const { RefCell::new(None) };
 }
 
-/// A refused client certificate, for the operator's log.
-#[derive(Debug)]
-pub struct RejectedCertificate {
-    /// Which rule, and which certificate broke it.
-    pub error: VerifyError,
-    /// What was shown.
-    pub leaf: CertificateDer<'static>,
-}
-
-/// Judges a client's chain under a policy.
+/// Verifies a client's chain under a policy.
 ///
 /// # Errors
-/// [`VerifyError`], which says which certificate breaks which rule.
+/// [`VerifyError`], which names the certificate and the failure.
 pub fn verify_chain(
     policy: &ClientAuth,
     leaf: &CertificateDer<'_>,
-    sent: &[CertificateDer<'_>],
+    intermediates: &[CertificateDer<'_>],
     now: UnixTime,
 ) -> Result<Arc<VerifiedClient>, VerifyError> {
-    CACHE.with(|cache| cache.verify(policy, leaf, sent, now))
+    CACHE.with(|cache| cache.verify(policy, leaf, intermediates, now))
 }
 
-/// Judges what a client showed, as the site would see it now.
+/// Verifies the chain that a client presented, if the site has a policy.
 pub fn evaluate_client(
     policy: Option<&ClientAuth>,
     chain: Option<&[CertificateDer<'_>]>,
     now: UnixTime,
 ) -> ClientVerification {
     let Some(policy) = policy else { return ClientVerification::NotRequested };
-    let Some((leaf, sent)) = chain.and_then(<[_]>::split_first) else {
+    let Some((leaf, intermediates)) = chain.and_then(<[_]>::split_first) else {
         return ClientVerification::NoCertificate;
     };
-    match verify_chain(policy, leaf, sent, now) {
+    match verify_chain(policy, leaf, intermediates, now) {
         Ok(verified) => ClientVerification::Verified(verified),
         Err(error) => ClientVerification::Rejected(error.reason()),
     }
 }
 
-/// Hits and misses of this core's cache.
+/// The hits and misses of the worker's cache.
 pub fn verify_cache_stats() -> (u64, u64) {
     CACHE.with(|cache| (cache.hits(), cache.misses()))
 }
 
-/// The refusal that the handshake step just ended with, if it was one.
-pub fn take_rejected_certificate() -> Option<RejectedCertificate> {
-    REJECTED.take()
-}
-
-/// The error that stands for the alert nearest to the verdict (RFC 8446 section 6.2). The
-/// operator's log has the verdict itself.
+/// The error whose alert is nearest to the verdict (RFC 8446 section 6.2). The log has the verdict.
 fn alert_for(reason: VerifyReason) -> CertificateError {
     match reason {
         VerifyReason::Malformed | VerifyReason::UnsupportedCertVersion => CertificateError::BadEncoding,
@@ -99,98 +78,68 @@ fn alert_for(reason: VerifyReason) -> CertificateError {
     }
 }
 
-/// Judges a client's chain in the handshake, for either engine; a refusal is kept for
-/// [`take_refusal`].
+/// Verifies a client's chain in its handshake. [`HandshakeState`] keeps the result.
 ///
 /// # Errors
-/// The error whose alert the client is to get. Never where the site does not insist: there each
-/// request is judged on its own.
+/// The error whose alert the client gets. Never if the site does not require a client certificate:
+/// then each request is authorized.
 pub fn verify_in_handshake(
     policy: &ClientAuth,
-    purpose: Subsystem,
+    subsystem: Subsystem,
     leaf: &CertificateDer<'_>,
-    sent: &[CertificateDer<'_>],
+    intermediates: &[CertificateDer<'_>],
     now: UnixTime,
 ) -> Result<(), CertificateError> {
-    match verify_chain(policy, leaf, sent, now) {
+    match verify_chain(policy, leaf, intermediates, now) {
         Ok(verified) => {
             HandshakeState::client_verified(ValidityPeriod::from_verified(&verified));
             Ok(())
         }
-        // With skip rules each request is judged on its own.
-        Err(_) if !purpose.requires_client_cert(policy) => {
+        Err(_) if !subsystem.requires_client_cert(policy) => {
             HandshakeState::client_rejected();
             Ok(())
         }
         Err(error) => {
             let alert = alert_for(error.reason());
-            REJECTED.set(Some(RejectedCertificate { error, leaf: leaf.clone().into_owned() }));
+            let leaf = leaf.clone().into_owned();
+            HandshakeState::certificate_rejected(RejectedCertificate { error, leaf });
             Err(alert)
         }
     }
 }
 
-/// One site's client check, for rustls.
+/// The rules of one site about client certificates.
+///
+/// A site with skip patterns checks each request instead; TCP connections have no requests, so they
+/// always require a certificate.
 #[derive(Debug)]
-pub struct SiteVerifier {
+pub(crate) struct SiteClientRules {
     policy: Arc<ClientAuth>,
-    /// What the handshake leads to: with the policy it decides whether anybody gets through without
-    /// a good certificate.
-    purpose: Subsystem,
+    subsystem: Subsystem,
+}
+
+/// The verifier of a site, for rustls.
+pub(crate) fn site_verifier(
+    policy: &Arc<ClientAuth>,
+    subsystem: Subsystem,
     provider: Arc<CryptoProvider>,
-    hints: Box<[DistinguishedName]>,
+) -> ClientVerifier<SiteClientRules> {
+    let rules = SiteClientRules { policy: Arc::clone(policy), subsystem };
+    ClientVerifier::new(rules, policy, provider)
 }
 
-impl SiteVerifier {
-    /// The check of a site with this policy. What has skip rules leaves it to each request; streams
-    /// have none to judge.
-    pub fn new(policy: Arc<ClientAuth>, purpose: Subsystem, provider: Arc<CryptoProvider>) -> Self {
-        let hints =
-            policy.root_hint_subjects().iter().map(|der| DistinguishedName::from(der.to_der())).collect();
-        Self { policy, purpose, provider, hints }
-    }
-}
-
-impl ClientCertVerifier for SiteVerifier {
-    fn client_auth_mandatory(&self) -> bool {
-        self.purpose.requires_client_cert(&self.policy)
+impl VerifyClient for SiteClientRules {
+    fn is_mandatory(&self) -> bool {
+        self.subsystem.requires_client_cert(&self.policy)
     }
 
-    fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        &self.hints
-    }
-
-    fn verify_client_cert(
+    fn verify(
         &self,
         leaf: &CertificateDer<'_>,
-        sent: &[CertificateDer<'_>],
+        intermediates: &[CertificateDer<'_>],
         now: UnixTime,
-    ) -> Result<ClientCertVerified, Error> {
-        verify_in_handshake(&self.policy, self.purpose, leaf, sent, now)
-            .map(|()| ClientCertVerified::assertion())
-            .map_err(Error::InvalidCertificate)
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        signature::verify_tls12(&self.provider, cert, message, dss)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        signature::verify_tls13(&self.provider, cert, message, dss)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
+    ) -> Result<(), CertificateError> {
+        verify_in_handshake(&self.policy, self.subsystem, leaf, intermediates, now)
     }
 }
 
@@ -201,7 +150,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rustls_sends_the_alert_that_explanations_name() {
+    fn the_alert_is_that_of_the_verify_reason() {
         for reason in VerifyReason::ALL {
             let error = alert_for(reason);
             let sent = format!("{:?}", AlertDescription::from(error));

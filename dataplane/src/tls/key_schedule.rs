@@ -1,13 +1,13 @@
-//! The key schedule and the transcript hash of TLS 1.3's SHA-256 suites, where the processor has
-//! instructions for SHA-256.
+//! The key schedule and the transcript hash of TLS 1.3's SHA-256 suites, on processors with SHA-256
+//! instructions.
 //!
-//! rustls says what is derived from what; here is what it is computed with: HKDF (RFC 5869) over
-//! HMAC-SHA-256. A handshake makes some thirty such computations on a few dozen bytes each, and
-//! aws-lc builds and takes down contexts for every one of them, which costs more than the hashing.
-//! `hmac` and `sha2` work on plain values, and a secret that several others are expanded from is
-//! hashed as a key once. On a processor without the instructions nothing is won, and aws-lc's
-//! suites stay (decision 24). Invariant: every output is aws-lc's, bit by bit; secrets are wiped
-//! when they go.
+//! rustls defines what is derived; this module computes HKDF (RFC 5869) over HMAC-SHA-256. A
+//! handshake derives some thirty values from a few dozen bytes each, and aws-lc creates contexts
+//! for each of them, which costs more than the hashing. `hmac` and `sha2` work on plain values, and
+//! hash a secret that is expanded several times only once as a key. Without the instructions this
+//! is not faster, and aws-lc's suites stay (decision 24).
+//!
+//! Invariant: every output equals aws-lc's; secrets are zeroized on drop.
 
 use std::sync::LazyLock;
 
@@ -20,26 +20,26 @@ use rustls::{CipherSuiteCommon, SupportedCipherSuite, Tls13CipherSuite};
 use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
-/// What SHA-256 gives, in bytes.
+/// The output of SHA-256. Bytes.
 const HASH: usize = 32;
-/// What it takes at a time.
+/// The block of SHA-256. Bytes.
 const BLOCK: usize = 64;
-/// Blocks that one secret can be expanded to (RFC 5869 section 2.3).
+/// The most blocks that a secret expands to (RFC 5869 section 2.3).
 const EXPANDED_MAX: usize = 255;
 
-/// A key of HMAC, as the states its two halves leave behind.
+/// A key of HMAC, as the inner and outer hash states.
 type HmacKey = Hmac<Sha256>;
 
-/// aws-lc's suites, but for what they hash with.
+/// aws-lc's suites, with another hash.
 static SUITES: LazyLock<Vec<Tls13CipherSuite>> = LazyLock::new(|| {
-    let theirs = aws_lc_rs::ALL_CIPHER_SUITES.iter().filter_map(SupportedCipherSuite::tls13);
-    theirs
+    let suites = aws_lc_rs::ALL_CIPHER_SUITES.iter().filter_map(SupportedCipherSuite::tls13);
+    suites
         .filter(|suite| suite.common.hash_provider.algorithm() == HashAlgorithm::SHA256)
         .map(with_sha2)
         .collect()
 });
 
-/// Puts our suites in the place of aws-lc's where they are faster.
+/// Replaces aws-lc's suites by ours, if ours are faster on this processor.
 pub(super) fn prefer_sha2(suites: &mut [SupportedCipherSuite]) {
     if has_sha_extensions() {
         for suite in suites {
@@ -50,7 +50,7 @@ pub(super) fn prefer_sha2(suites: &mut [SupportedCipherSuite]) {
     }
 }
 
-/// Whether `sha2` hashes with the processor's own instructions.
+/// Whether `sha2` uses instructions of the processor.
 fn has_sha_extensions() -> bool {
     #[cfg(target_arch = "x86_64")]
     return is_x86_feature_detected!("sha") && is_x86_feature_detected!("sse4.1");
@@ -60,19 +60,18 @@ fn has_sha_extensions() -> bool {
     return false;
 }
 
-fn with_sha2(theirs: &Tls13CipherSuite) -> Tls13CipherSuite {
+fn with_sha2(suite: &Tls13CipherSuite) -> Tls13CipherSuite {
     Tls13CipherSuite {
-        common: CipherSuiteCommon { hash_provider: &Sha2Provider, ..theirs.common },
+        common: CipherSuiteCommon { hash_provider: &Sha2Provider, ..suite.common },
         hkdf_provider: &Sha2Provider,
-        aead_alg: theirs.aead_alg,
+        aead_alg: suite.aead_alg,
         quic: None,
     }
 }
 
-/// SHA-256 and what is built on it.
+/// SHA-256, and HKDF over it, for rustls.
 struct Sha2Provider;
 
-/// A transcript.
 struct Transcript(Sha256);
 
 impl hash::Hash for Sha2Provider {
@@ -111,7 +110,7 @@ impl hash::Context for Transcript {
     }
 }
 
-/// A secret that others are expanded from.
+/// A secret, as the key that expands it.
 struct Sha2Expander(HmacKey);
 
 impl Hkdf for Sha2Provider {
@@ -138,11 +137,11 @@ impl HkdfExpander for Sha2Expander {
         if output.len() > EXPANDED_MAX * HASH {
             return Err(OutputLengthError);
         }
-        let mut before = None;
+        let mut previous = None;
         for (chunk, number) in output.chunks_mut(HASH).zip(1..=u8::MAX) {
-            let block = self.block(before.as_ref(), info, number);
+            let block = self.block(previous.as_ref(), info, number);
             chunk.iter_mut().zip(block.iter()).for_each(|(out, byte)| *out = *byte);
-            before = Some(block);
+            previous = Some(block);
         }
         Ok(())
     }
@@ -158,21 +157,21 @@ impl HkdfExpander for Sha2Expander {
 
 impl Sha2Expander {
     /// T(number) of RFC 5869 section 2.3.
-    fn block(&self, before: Option<&SecretHash>, info: &[&[u8]], number: u8) -> SecretHash {
+    fn block(&self, previous: Option<&SecretHash>, info: &[&[u8]], number: u8) -> SecretHash {
         let mut mac = self.0.clone();
-        if let Some(before) = before {
-            mac.update(&**before);
+        if let Some(previous) = previous {
+            mac.update(&**previous);
         }
         info.iter().for_each(|part| mac.update(part));
         sign(mac, &[&[number]])
     }
 }
 
-/// A hash that is, or leads to, a secret.
+/// A hash that is a secret, or leads to one.
 type SecretHash = Zeroizing<[u8; HASH]>;
 
-/// HMAC pads a key with zeros, so none at all is the one of zeros that stands for an absent salt
-/// (RFC 5869 section 2.2).
+/// HMAC pads a key with zeros, so an absent salt and a salt of zeros are the same key (RFC 5869
+/// section 2.2).
 fn hmac_key(key: &[u8]) -> HmacKey {
     let mut block = [0; BLOCK];
     match block.get_mut(..key.len()) {

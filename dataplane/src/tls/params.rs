@@ -1,47 +1,43 @@
-//! What a finished handshake agreed on, under the names nginx gives it. Read once a connection;
-//! requests only look.
-//!
-//! The one struct by which TLS facts travel from the handshake to the variables of a request,
-//! whatever the engine.
+//! The negotiated parameters of a connection, under the names of nginx's variables.
 
 use model::TlsVersion;
 use rustls::NamedGroup;
 
-use super::transport::TlsTransport;
+use super::handshake::TlsHandshake;
 
-/// What client and gateway agreed on.
+/// What client and gateway negotiated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NegotiatedParams {
     /// `TLSv1.3`
     pub protocol: &'static str,
-    /// OpenSSL's name of the suite.
+    /// OpenSSL's name of the cipher suite.
     pub cipher: &'static str,
     /// OpenSSL's name of the group.
     pub curve: Option<&'static str>,
     /// `h2` or `http/1.1`; `None` without ALPN.
     pub alpn: Option<&'static str>,
-    /// The handshake continued an earlier session.
+    /// Whether the handshake resumed a session.
     pub resumed: bool,
 }
 
 impl NegotiatedParams {
-    /// Reads them from an engine whose handshake is done.
-    pub fn of(tls: &TlsTransport) -> Self {
+    /// The parameters of a completed handshake.
+    pub fn of(handshake: &TlsHandshake) -> Self {
         Self {
-            protocol: tls.version().map_or("", TlsVersion::as_str),
-            cipher: tls.cipher().map_or("", openssl_cipher),
-            curve: tls.group().and_then(openssl_curve),
-            alpn: match tls.alpn() {
+            protocol: handshake.version().map_or("", TlsVersion::as_str),
+            cipher: handshake.cipher_suite().map_or("", openssl_cipher),
+            curve: handshake.group().and_then(openssl_curve),
+            alpn: match handshake.alpn() {
                 Some(b"h2") => Some("h2"),
                 Some(b"http/1.1") => Some("http/1.1"),
                 _ => None,
             },
-            resumed: tls.is_resumed(),
+            resumed: handshake.is_resumed(),
         }
     }
 }
 
-/// From the IANA name of a suite of TLS 1.2 to OpenSSL's; those of TLS 1.3 have one name.
+/// OpenSSL's name of a cipher suite; the suites of TLS 1.3 have one name.
 fn openssl_cipher(iana: &'static str) -> &'static str {
     match iana {
         "TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256" => "ECDHE-ECDSA-AES128-GCM-SHA256",
@@ -58,6 +54,7 @@ fn openssl_cipher(iana: &'static str) -> &'static str {
     }
 }
 
+/// OpenSSL's name of a group.
 fn openssl_curve(group: NamedGroup) -> Option<&'static str> {
     Some(match group {
         NamedGroup::X25519 => "X25519",

@@ -1,45 +1,44 @@
-//! The records of a TLS 1.3 connection that stays (RFC 8446 section 5), in rustls' place.
+//! Our record layer of TLS 1.3 (RFC 8446 section 5), for connections that have detached from
+//! rustls.
 //!
-//! rustls shakes hands, and with it one connection takes some 7 KiB as long as it lives: a receive
-//! buffer that nothing gives back, the client's certificates, what a handshake may still need. Once
-//! a connection has shown that it stays, its traffic keys are taken over ([`Records::after`]). From
-//! then on a record is decrypted where it lies, what is sent is encrypted where it is sent from,
-//! and a connection on which nothing is under way holds two keys and two secrets.
+//! A rustls connection holds some 7 KiB as long as it lives: a receive buffer, the client's
+//! certificates, the state of its handshake. A connection that lives on detaches
+//! ([`RecordLayer::from_rustls`]): then a record is decrypted in the buffer it was read into, data
+//! is encrypted in the write buffer, and an idle connection holds two keys and two secrets.
 //!
-//! On either side; a client's tickets are passed over from then on. Stands behind
-//! [`super::engine::Engine`]. Invariants: nothing of a record is used before it has proved
-//! authentic; after an error nothing is read any more, and the last that is said is the alert.
+//! It serves both sides; a client ignores tickets from then on. Invariants: plaintext of a record
+//! is used only after the record is authenticated; after an error nothing is read, and the last
+//! record sent is the alert.
 
 use std::io::{self, Write as _};
 use std::ops::Range;
 
+use rustls::crypto::tls13::OkmBlock;
 use rustls::{Connection, Side};
 
 use self::framing::HEADER;
 use self::inbound::PostHandshakeMessages;
 use self::traffic_keys::{RecordKey, TrafficKeys};
-use self::traffic_secrets::TrafficSecrets;
 
 pub mod framing;
 mod inbound;
 mod outbound;
 mod traffic_keys;
-pub mod traffic_secrets;
 
 pub(super) use self::traffic_keys::KEY_UPDATES_MAX;
 
-/// What a record may carry (RFC 8446 section 5.1). Bytes.
+/// The largest plaintext of a record (RFC 8446 section 5.1). Bytes.
 const FRAGMENT_MAX: usize = 1 << 14;
-/// What its body may be long (section 5.2).
+/// The largest body of a record (section 5.2). Bytes.
 const BODY_MAX: usize = FRAGMENT_MAX + 256;
-/// The most that one call encrypts, so that what is to be sent stays bounded. Bytes.
+/// The largest plaintext of one call to `write`, to bound the write buffer. Bytes.
 const WRITE_MAX: usize = 4 * FRAGMENT_MAX;
-/// Records without a byte for the application that a client may send one after the other.
+/// Consecutive records without application data that a peer may send.
 const EMPTY_RECORDS_MAX: u8 = 32;
-/// The largest buffer that is kept from one record to the next. Bytes.
+/// The largest record buffer that is kept for the next record. Bytes.
 const RECORD_BUF_KEPT: usize = 4 * 1024;
 
-/// Content types (RFC 8446 section 5.1).
+/// Content types (section 5.1).
 const ALERT: u8 = 21;
 const HANDSHAKE: u8 = 22;
 const APPLICATION_DATA: u8 = 23;
@@ -51,45 +50,38 @@ const CLOSE_NOTIFY: u8 = 0;
 const INTERNAL_ERROR: u8 = 80;
 const USER_CANCELED: u8 = 90;
 
-/// The header of what we send: its length is filled in when it is known.
+/// The header of a record to send, before its length is known.
 const EMPTY_HEADER: [u8; HEADER] = [APPLICATION_DATA, 3, 3, 0, 0];
-/// The header of KeyUpdate. What follows says whether the other side is to do the same (section
-/// 4.6.3).
+/// The header of a KeyUpdate. Its body is one of the two bytes below (section 4.6.3).
 const KEY_UPDATE: [u8; 4] = [24, 0, 0, 1];
 const UPDATE_NOT_REQUESTED: u8 = 0;
 const UPDATE_REQUESTED: u8 = 1;
 
-/// What ends a connection. All but the last two are the peer's doing.
+/// Why the record layer failed. Only [`RecordError::Keys`] is not the peer's doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum RecordError {
-    /// A record is not what its sender made: altered, repeated, left out, or of somebody else.
+    /// The record was altered, repeated or reordered, or has another sender.
     #[error("a record does not decrypt")]
     Decrypt,
-    /// Longer than a record may be.
     #[error("a record of more than {FRAGMENT_MAX} bytes")]
     Oversized,
-    /// Of a type that has no place here.
     #[error("a record or message that does not belong into an established connection (type {0})")]
     Unexpected(u8),
-    /// An alert or a KeyUpdate that is none.
     #[error("a record of type {0} that cannot be read")]
     Malformed(u8),
-    /// A KeyUpdate that asks for something that there is not.
     #[error("a KeyUpdate with the request {0}, which is neither 0 nor 1")]
     KeyUpdate(u8),
-    /// Nothing but empty records and KeyUpdates.
     #[error("more than {EMPTY_RECORDS_MAX} records in a row without any data")]
     TooManyEmptyRecords,
-    /// The peer has given up, with this alert.
     #[error("the peer sent the fatal alert {0}")]
     AlertReceived(u8),
-    /// Keys that do not go together; a defect.
+    /// The keys of rustls do not belong to the captured secrets; a defect.
     #[error("the keys of this connection cannot be used")]
     Keys,
 }
 
 impl RecordError {
-    /// What the peer is told.
+    /// The alert for the peer.
     fn alert(self) -> Option<u8> {
         match self {
             Self::Decrypt => Some(20),
@@ -103,60 +95,79 @@ impl RecordError {
     }
 }
 
-/// What the peer may still say.
+/// Which record layer serves established TLS 1.3 connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RecordLayerKind {
+    /// [`RecordLayer`], as soon as a connection has shown that it lives on.
+    Own,
+    /// rustls, always. No secret leaves rustls.
+    Rustls,
+}
+
+impl RecordLayerKind {
+    /// Whether rustls must allow to extract keys (`enable_secret_extraction`).
+    pub fn extracts_secrets(self) -> bool {
+        self == Self::Own
+    }
+}
+
+/// The first application traffic secrets of a connection (RFC 8446 section 7.1).
+pub struct TrafficSecrets {
+    pub(super) client: OkmBlock,
+    pub(super) server: OkmBlock,
+}
+
+/// The state of the peer's direction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum PeerState {
-    Talks,
-    /// It has said close_notify.
+    Open,
     CloseNotify,
-    /// Its direction ended without.
+    /// The connection ended without `close_notify`.
     Truncated,
-    /// It has done what must not be done.
     Failed(RecordError),
 }
 
-/// A connection's records, both ways.
+/// The record layer of one connection, both directions.
 pub struct RecordLayer {
     read: TrafficKeys,
     write: TrafficKeys,
-    /// The peer has requested new keys of ours: a KeyUpdate goes before the next data, one for any
-    /// number of requests.
+    /// The peer has requested a KeyUpdate. One precedes the next data, for any number of requests.
     key_update_requested: bool,
-    /// Records that one key may seal.
+    /// Records that one key may encrypt.
     confidentiality_limit: u64,
-    /// The record under way, as far as it has come; then its plaintext.
+    /// The record that is being read; then its plaintext.
     record: Vec<u8>,
-    /// Where in `record` there is plaintext that nobody has used yet.
+    /// The unread plaintext in `record`.
     plaintext: Range<usize>,
     messages: PostHandshakeMessages,
     empty_records: u8,
     peer: PeerState,
-    /// Goes out before anything else.
+    /// Records that precede any other.
     pending: Vec<u8>,
     /// Our direction has ended.
     write_closed: bool,
 }
 
 impl RecordLayer {
-    /// Goes on where rustls is, between two records and two messages, with nothing unread. What
-    /// rustls has not sent yet goes out before anything else.
+    /// Continues a rustls connection that is between two records and two handshake messages, and
+    /// has no unread plaintext. What rustls has queued is sent first.
     ///
     /// # Errors
-    /// The connection is lost, because a key belongs to no secret that follows from `traffic`.
-    /// Gives what is left to send: the alert `internal_error`, behind what rustls has not sent.
-    pub fn from_rustls(mut connection: Connection, traffic: TrafficSecrets) -> Result<Self, Vec<u8>> {
+    /// A key of rustls does not follow from `secrets`. Returns the last ciphertext of the
+    /// connection: what rustls has queued, and the alert `internal_error`.
+    pub fn from_rustls(mut connection: Connection, secrets: TrafficSecrets) -> Result<Self, Vec<u8>> {
         let mut pending = unsent(&mut connection);
-        match extract(connection, traffic, &mut pending) {
-            Ok((side, limit, read, write)) => Ok(Self {
+        match extract(connection, secrets, &mut pending) {
+            Ok((side, confidentiality_limit, read, write)) => Ok(Self {
                 read,
                 write,
                 key_update_requested: false,
-                confidentiality_limit: limit,
+                confidentiality_limit,
                 record: Vec::new(),
                 plaintext: 0..0,
                 messages: PostHandshakeMessages::new(side),
                 empty_records: 0,
-                peer: PeerState::Talks,
+                peer: PeerState::Open,
                 pending,
                 write_closed: false,
             }),
@@ -164,7 +175,7 @@ impl RecordLayer {
         }
     }
 
-    /// Gives back what nothing is in.
+    /// Frees empty buffers.
     pub fn shrink_buffers(&mut self) {
         if self.record.is_empty() {
             self.record = Vec::new();
@@ -175,8 +186,8 @@ impl RecordLayer {
     }
 }
 
-/// What rustls would still send, sealed. A KeyUpdate that it owes it keeps back until something is
-/// written, if only nothing.
+/// The ciphertext that rustls has queued. rustls queues a requested KeyUpdate only with a write, if
+/// only an empty one.
 fn unsent(connection: &mut Connection) -> Vec<u8> {
     let mut unsent = Vec::new();
     // Both fail only after an error of the connection, and then no secrets are extracted from it.
@@ -185,27 +196,28 @@ fn unsent(connection: &mut Connection) -> Vec<u8> {
     unsent
 }
 
-/// Side, records that one key may seal, and the directions to read and to write.
+/// The side, the confidentiality limit, and the keys of both directions (read, write).
 fn extract(
     connection: Connection,
-    traffic: TrafficSecrets,
+    secrets: TrafficSecrets,
     pending: &mut Vec<u8>,
 ) -> Result<(Side, u64, TrafficKeys, TrafficKeys), RecordError> {
-    let (side, theirs, ours) = match connection {
-        Connection::Server(_) => (Side::Server, traffic.client, traffic.server),
-        Connection::Client(_) => (Side::Client, traffic.server, traffic.client),
+    let (side, read_secret, write_secret) = match connection {
+        Connection::Server(_) => (Side::Server, secrets.client, secrets.server),
+        Connection::Client(_) => (Side::Client, secrets.server, secrets.client),
     };
     let suite = connection.negotiated_cipher_suite().and_then(|suite| suite.tls13());
     let suite = suite.ok_or(RecordError::Keys)?;
     let keys = connection.dangerous_extract_secrets().map_err(|_| RecordError::Keys)?;
-    let read = TrafficKeys::after(suite, theirs, (keys.rx.0, &keys.rx.1));
-    let write = TrafficKeys::after(suite, ours, (keys.tx.0, &keys.tx.1));
+    let read = TrafficKeys::from_rustls(suite, read_secret, (keys.rx.0, &keys.rx.1));
+    let write = TrafficKeys::from_rustls(suite, write_secret, (keys.tx.0, &keys.tx.1));
     match (read, write) {
         (Ok(read), Ok(write)) => Ok((side, suite.common.confidentiality_limit, read, write)),
         (Err(error), _) | (_, Err(error)) => {
-            // The key itself is rustls' and good for one more record; only what follows it is unknown.
+            // rustls' own key is good for one more record; only its successor is unknown.
             let mut key = RecordKey::from_rustls((keys.tx.0, &keys.tx.1))?;
-            outbound::say(ALERT, &[FATAL, INTERNAL_ERROR], pending, |header, body| key.seal(header, body))?;
+            let alert = [FATAL, INTERNAL_ERROR];
+            outbound::push_record(ALERT, &alert, pending, |header, body| key.seal(header, body))?;
             Err(error)
         }
     }

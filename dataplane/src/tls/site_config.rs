@@ -1,21 +1,18 @@
-//! A site's prepared TLS configuration: certificates, client policy, versions.
+//! The prepared TLS configuration of a site: certificates, client policy, versions.
 //!
-//! Made from the site's ssl object at its first handshake and hung on it, so that it lives exactly
-//! as long as the object is unchanged, over any number of snapshots. Shared by all cores. A site
-//! has one for each [`Purpose`]: what lets a client through the handshake for one must never do so
-//! for the other, so they share nothing that a session could be resumed by.
+//! [`SiteConfigFactory`] builds it at the site's first handshake and caches it in the ssl object,
+//! so that it lives as long as the object is unchanged, over any number of snapshots. All workers
+//! share it. A site has a configuration for each [`Subsystem`]: a handshake that one subsystem
+//! accepts may not be accepted by the other, so they share nothing that could resume a session.
 //!
-//! There may be a million of them, so what is equal for all is held once ([`Sites`]), and
-//! certificates once with the ssl object.
-//!
-//! Sessions are resumed from tickets only (`ticket`), which are bound to the site and its policy;
-//! rustls keeps none itself.
+//! There may be a million sites, so the factory holds once what is equal for all, and the ssl
+//! object holds the certificates. Sessions resume from tickets only (`ticket`), which are bound to
+//! the site and its policy; rustls stores no session.
 
 use std::sync::{Arc, OnceLock};
 
 use conf::Ciphers;
 use model::resource::{KeyPair, Ssl, TlsVersion};
-use pki::ClientAuth;
 use rustls::compress::CompressionCache;
 use rustls::crypto::CryptoProvider;
 use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert, StoresServerSessions};
@@ -23,30 +20,14 @@ use rustls::sign::{CertifiedKey, SigningKey};
 use rustls::{KeyLog, ServerConfig, SignatureAlgorithm, SupportedCipherSuite, SupportedProtocolVersion};
 
 #[cfg(feature = "engine-boring")]
-use super::boring::site::BoringSite;
-use super::client_verifier::SiteVerifier;
-use super::key_schedule;
-use super::record::traffic_secrets::RecordLayerKind;
+use super::boring::site_config::BoringSiteConfig;
+use super::client_verifier::site_verifier;
+use super::record::RecordLayerKind;
 use super::ticket::{SiteTicketer, TicketBinding};
-use crate::push_client::TicketRingHandle;
+use super::{Subsystem, key_schedule};
+use crate::lifecycle::handles::TicketRingHandle;
 
-/// What a handshake leads to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Subsystem {
-    /// Requests. A site with skip rules lets everybody in and judges each of them.
-    Http,
-    /// A stream, where there is nothing later to judge: a site that has a client policy insists.
-    Stream,
-}
-
-impl Subsystem {
-    /// Whether a handshake under this policy may end with a verified client only.
-    pub fn requires_client_cert(self, policy: &ClientAuth) -> bool {
-        policy.requires_client_cert() || self == Self::Stream
-    }
-}
-
-/// What hangs on a site's ssl object.
+/// The configurations that a site's ssl object caches.
 #[derive(Default)]
 struct CachedConfigs {
     http: OnceLock<Result<SiteConfig, Box<SiteError>>>,
@@ -56,85 +37,72 @@ struct CachedConfigs {
 /// The site cannot be served.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum SiteError {
-    /// rustls refuses the private key.
     #[error("its private key cannot be used: {0}")]
     Key(String),
-    /// All of the site's versions need another engine.
     #[error(
         "none of its ssl_protocols can be served by this engine (TLSv1.1 needs the feature engine-boring)"
     )]
     Versions,
-    /// rustls refuses the configuration.
     #[error("its configuration cannot be used: {0}")]
     Config(String),
 }
 
-/// A site's configuration, and with it the engine that serves the site.
+/// The configuration of a site, which selects rustls or BoringSSL.
 #[derive(Clone)]
 pub enum SiteConfig {
-    /// rustls, with this.
     Rustls(Arc<ServerConfig>),
-    /// BoringSSL, with this: the site asks for TLSv1.1.
+    /// For sites with TLSv1.1.
     #[cfg(feature = "engine-boring")]
-    Boring(Arc<BoringSite>),
+    Boring(Arc<BoringSiteConfig>),
 }
 
-/// Makes site configurations; one for the process.
+/// Builds the site configurations of the process.
 pub struct SiteConfigFactory {
     provider: Arc<CryptoProvider>,
     versions: Vec<TlsVersion>,
-    /// `None`: all that the engines have.
+    /// `None`: all suites of rustls and BoringSSL.
     ciphers: Option<Ciphers>,
     alpn: Vec<Vec<u8>>,
-    /// What tickets are sealed with; `None`: no session is resumed.
-    secrets: Option<Arc<TicketRingHandle>>,
-    records: RecordLayerKind,
-    disabled: DisabledFeatures,
+    /// `None`: no session is resumed.
+    ticket_ring: Option<Arc<TicketRingHandle>>,
+    record_layer: RecordLayerKind,
+    shared: SharedParts,
 }
 
-/// What rustls is to keep, write and remember: nothing. It tells its secrets to the connection they
-/// belong to, or to nothing.
-struct DisabledFeatures {
+/// The parts of a configuration that all sites share: rustls stores no session, compresses no
+/// certificate, and logs secrets to the handshake at most.
+struct SharedParts {
     sessions: Arc<dyn StoresServerSessions>,
     key_log: Arc<dyn KeyLog>,
-    compressed: Arc<CompressionCache>,
+    compression: Arc<CompressionCache>,
 }
 
-impl DisabledFeatures {
-    fn new(records: RecordLayerKind) -> Self {
-        let (sessions, key_log) = (Arc::new(NoServerSessionStorage {}), records.key_log());
-        Self { sessions, key_log, compressed: Arc::new(CompressionCache::Disabled) }
+impl SharedParts {
+    fn new(record_layer: RecordLayerKind) -> Self {
+        let (sessions, key_log) = (Arc::new(NoServerSessionStorage {}), record_layer.key_log());
+        Self { sessions, key_log, compression: Arc::new(CompressionCache::Disabled) }
     }
 }
 
 impl SiteConfigFactory {
-    /// `versions`: those of sites that name none themselves. `http2`: whether ALPN offers it.
-    /// `secrets`: where those of tickets stand; without, no session is resumed. `records`: who
-    /// reads and writes those of connections that stay.
+    /// `versions`: of sites without their own. `http2`: whether ALPN offers it. `ticket_ring`:
+    /// seals tickets; without it no session is resumed. `record_layer`: of TLS 1.3 connections.
     pub fn new(
         provider: Arc<CryptoProvider>,
         versions: &[TlsVersion],
         http2: bool,
-        secrets: Option<Arc<TicketRingHandle>>,
-        records: RecordLayerKind,
+        ticket_ring: Option<Arc<TicketRingHandle>>,
+        record_layer: RecordLayerKind,
     ) -> Self {
         let mut alpn = vec![b"http/1.1".to_vec(), b"http/1.0".to_vec()];
         if http2 {
             alpn.insert(0, b"h2".to_vec());
         }
-        let nothing = DisabledFeatures::new(records);
-        Self {
-            provider,
-            versions: versions.to_vec(),
-            ciphers: None,
-            alpn,
-            secrets,
-            records,
-            disabled: nothing,
-        }
+        let (versions, shared) = (versions.to_vec(), SharedParts::new(record_layer));
+        Self { provider, versions, ciphers: None, alpn, ticket_ring, record_layer, shared }
     }
 
-    /// The same, with these cipher suites only (up to TLS 1.2), in their order.
+    /// Restricts the cipher suites up to TLS 1.2 to these, in their order.
     #[must_use]
     pub fn with_ciphers(mut self, ciphers: Option<Ciphers>) -> Self {
         if let Some(ciphers) = &ciphers {
@@ -146,19 +114,17 @@ impl SiteConfigFactory {
         self
     }
 
-    /// The configuration of a site, made now if this is its first handshake.
+    /// The configuration of a site, built at its first handshake.
     ///
     /// # Errors
-    /// [`SiteError`]; `model` checks the same when a resource is accepted, so this is a defect when
-    /// it happens.
-    pub fn config(&self, ssl: &Ssl, purpose: Subsystem) -> Result<SiteConfig, SiteError> {
-        let prepared: Arc<CachedConfigs> =
-            ssl.prepared.get_or_try_init(|| Ok::<_, SiteError>(Arc::default()))?;
-        let slot = match purpose {
-            Subsystem::Http => &prepared.http,
-            Subsystem::Stream => &prepared.stream,
+    /// [`SiteError`]; `model` checks the same when it accepts a resource, so this is a defect.
+    pub fn config(&self, ssl: &Ssl, subsystem: Subsystem) -> Result<SiteConfig, SiteError> {
+        let cached: Arc<CachedConfigs> = ssl.cache.get_or_try_init(|| Ok::<_, SiteError>(Arc::default()))?;
+        let slot = match subsystem {
+            Subsystem::Http => &cached.http,
+            Subsystem::Stream => &cached.stream,
         };
-        slot.get_or_init(|| self.build(ssl, purpose).map_err(Box::new)).clone().map_err(|error| *error)
+        slot.get_or_init(|| self.build(ssl, subsystem).map_err(Box::new)).clone().map_err(|error| *error)
     }
 
     /// The versions of a site, in ascending order.
@@ -166,26 +132,26 @@ impl SiteConfigFactory {
         ssl.versions.as_ref().unwrap_or(&self.versions)
     }
 
-    /// A stream's protocol is the upstream's business: whatever a client offers, none is chosen.
-    fn alpn(&self, purpose: Subsystem) -> &[Vec<u8>] {
-        match purpose {
+    /// A TCP connection has no ALPN: the upstream decides what it speaks.
+    fn alpn(&self, subsystem: Subsystem) -> &[Vec<u8>] {
+        match subsystem {
             Subsystem::Http => &self.alpn,
             Subsystem::Stream => &[],
         }
     }
 
-    fn build(&self, ssl: &Ssl, purpose: Subsystem) -> Result<SiteConfig, SiteError> {
+    fn build(&self, ssl: &Ssl, subsystem: Subsystem) -> Result<SiteConfig, SiteError> {
         #[cfg(feature = "engine-boring")]
         if self.versions(ssl).contains(&TlsVersion::V11) {
-            let (versions, alpn) = (self.versions(ssl).to_vec(), self.alpn(purpose).to_vec());
-            let site = BoringSite::new(ssl, versions, self.ciphers.as_ref(), alpn, purpose);
-            let site = site.map_err(|error| SiteError::Config(error.to_string()))?;
-            return Ok(SiteConfig::Boring(Arc::new(site)));
+            let (versions, alpn) = (self.versions(ssl).to_vec(), self.alpn(subsystem).to_vec());
+            let config = BoringSiteConfig::new(ssl, versions, self.ciphers.as_ref(), alpn, subsystem);
+            let config = config.map_err(|error| SiteError::Config(error.to_string()))?;
+            return Ok(SiteConfig::Boring(Arc::new(config)));
         }
-        Ok(SiteConfig::Rustls(Arc::new(self.build_rustls(ssl, purpose)?)))
+        Ok(SiteConfig::Rustls(Arc::new(self.build_rustls(ssl, subsystem)?)))
     }
 
-    fn build_rustls(&self, ssl: &Ssl, purpose: Subsystem) -> Result<ServerConfig, SiteError> {
+    fn build_rustls(&self, ssl: &Ssl, subsystem: Subsystem) -> Result<ServerConfig, SiteError> {
         let versions = rustls_versions(self.versions(ssl));
         if versions.is_empty() {
             return Err(SiteError::Versions);
@@ -195,27 +161,25 @@ impl SiteConfigFactory {
             .map_err(|error| SiteError::Config(error.to_string()))?;
         let builder = match &ssl.client {
             None => builder.with_no_client_auth(),
-            Some(policy) => builder.with_client_cert_verifier(Arc::new(SiteVerifier::new(
-                Arc::clone(policy),
-                purpose,
-                Arc::clone(&self.provider),
-            ))),
+            Some(policy) => {
+                let verifier = site_verifier(policy, subsystem, Arc::clone(&self.provider));
+                builder.with_client_cert_verifier(Arc::new(verifier))
+            }
         };
-        let mut config =
-            builder.with_cert_resolver(Arc::new(SiteCertResolver::new(&self.provider, &versions, ssl)?));
-        config.alpn_protocols = self.alpn(purpose).to_vec();
+        let resolver = SiteCertResolver::new(&self.provider, &versions, ssl)?;
+        let mut config = builder.with_cert_resolver(Arc::new(resolver));
+        config.alpn_protocols = self.alpn(subsystem).to_vec();
         config.ignore_client_order = true;
-        config.session_storage = Arc::clone(&self.disabled.sessions);
-        config.key_log = Arc::clone(&self.disabled.key_log);
-        config.enable_secret_extraction = self.records.extracts_secrets();
-        config.cert_compression_cache = Arc::clone(&self.disabled.compressed);
+        config.session_storage = Arc::clone(&self.shared.sessions);
+        config.key_log = Arc::clone(&self.shared.key_log);
+        config.enable_secret_extraction = self.record_layer.extracts_secrets();
+        config.cert_compression_cache = Arc::clone(&self.shared.compression);
         config.send_tls13_tickets = 0;
-        // A stream has no requests to judge, so its client shakes hands in full each time.
-        if let (Some(secrets), Subsystem::Http) = (&self.secrets, purpose) {
+        // Nothing is authorized after the handshake of a TCP connection, so it is never resumed.
+        if let (Some(ring), Subsystem::Http) = (&self.ticket_ring, subsystem) {
             let binding = TicketBinding::new(&ssl.id, ssl.client.as_deref(), &versions);
-            config.ticketer = Arc::new(SiteTicketer::new(binding, Arc::clone(secrets)));
-            // One: a client that opens many connections at once shakes hands with each, and gets one for
-            // each.
+            config.ticketer = Arc::new(SiteTicketer::new(binding, Arc::clone(ring)));
+            // A client that opens many connections at once gets a ticket on each of them.
             config.send_tls13_tickets = 1;
         }
         Ok(config)
@@ -233,7 +197,7 @@ fn rustls_versions(versions: &[TlsVersion]) -> Vec<&'static SupportedProtocolVer
         .collect()
 }
 
-/// A chain and its key for rustls.
+/// A chain and its key, for rustls.
 ///
 /// # Errors
 /// [`SiteError::Key`].
@@ -241,7 +205,7 @@ pub fn certified_key(provider: &CryptoProvider, pair: &KeyPair) -> Result<Arc<Ce
     Ok(CertEntry::new(provider, pair)?.to_certified_key())
 }
 
-/// A chain that is the ssl object's own, and its key as the crypto library holds it.
+/// A chain that the ssl object holds, and its key as rustls holds it.
 #[derive(Debug)]
 struct CertEntry {
     chain: Box<[pki::Certificate]>,
@@ -250,26 +214,25 @@ struct CertEntry {
 
 impl CertEntry {
     fn new(provider: &CryptoProvider, pair: &KeyPair) -> Result<Self, SiteError> {
-        let key = provider.key_provider.load_private_key(pair.key.der().clone_key());
+        let key = mtls::signing_key(provider, &pair.key);
         let key = key.map_err(|error| SiteError::Key(error.to_string()))?;
         Ok(Self { chain: pair.chain.as_slice().into(), key })
     }
 
-    /// As rustls wants it: with bytes of its own.
+    /// Copies the chain, since rustls owns its bytes.
     fn to_certified_key(&self) -> Arc<CertifiedKey> {
-        let chain = self.chain.iter().map(|cert| cert.der().clone()).collect();
-        Arc::new(CertifiedKey::new(chain, Arc::clone(&self.key)))
+        Arc::new(mtls::certified_key(&self.chain, Arc::clone(&self.key)))
     }
 }
 
-/// A site's certificates, of which each client gets the first it can use: cheap signatures first.
+/// Selects the certificate for a client: the first that the client supports, ECDSA before RSA.
 ///
-/// What a client gets is copied for its handshake: a fifth of a microsecond and gone with it, where
-/// a copy kept for each site would be as large as everything else about the site.
+/// A handshake copies its chain, which takes a fifth of a microsecond. A copy kept for each site
+/// would double the memory of the site.
 #[derive(Debug)]
 struct SiteCertResolver {
     entries: Box<[CertEntry]>,
-    /// Says which cipher suites the site may use.
+    /// Has the cipher suites of the site.
     provider: Arc<CryptoProvider>,
     tls13: bool,
 }
@@ -280,46 +243,46 @@ impl SiteCertResolver {
         versions: &[&'static SupportedProtocolVersion],
         ssl: &Ssl,
     ) -> Result<Self, SiteError> {
-        let mut shown: Box<[CertEntry]> =
+        let mut entries: Box<[CertEntry]> =
             ssl.pairs.iter().map(|pair| CertEntry::new(provider, pair)).collect::<Result<_, _>>()?;
-        // Two of one kind: the later wins, as with OpenSSL; the sort is stable, so look from the end.
-        shown.reverse();
-        shown.sort_by_key(|shown| shown.key.algorithm() == SignatureAlgorithm::RSA);
+        // Of two pairs of one kind the later wins, as with OpenSSL; the sort is stable.
+        entries.reverse();
+        entries.sort_by_key(|entry| entry.key.algorithm() == SignatureAlgorithm::RSA);
         let tls13 = versions.contains(&&rustls::version::TLS13);
-        Ok(Self { entries: shown, provider: Arc::clone(provider), tls13 })
+        Ok(Self { entries, provider: Arc::clone(provider), tls13 })
     }
 
-    /// Whether the client offers a cipher suite of the site that goes with this kind of key: any of
-    /// TLS 1.3's does, those of TLS 1.2 name the kind.
+    /// Whether the client offers a suite of the site for this kind of key. Suites of TLS 1.3 go
+    /// with any key, suites of TLS 1.2 name the kind.
     fn has_compatible_suite(&self, hello: &ClientHello<'_>, algorithm: SignatureAlgorithm) -> bool {
-        let kind = if algorithm == SignatureAlgorithm::RSA { "TLS_ECDHE_RSA_" } else { "TLS_ECDHE_ECDSA_" };
-        let fits = |suite: &SupportedCipherSuite| match suite.tls13() {
+        let prefix = if algorithm == SignatureAlgorithm::RSA { "TLS_ECDHE_RSA_" } else { "TLS_ECDHE_ECDSA_" };
+        let is_compatible = |suite: &SupportedCipherSuite| match suite.tls13() {
             Some(_) => self.tls13,
-            None => suite.suite().as_str().is_some_and(|name| name.starts_with(kind)),
+            None => suite.suite().as_str().is_some_and(|name| name.starts_with(prefix)),
         };
-        let ours = self.provider.cipher_suites.iter().filter(|suite| fits(suite));
-        ours.map(SupportedCipherSuite::suite).any(|suite| hello.cipher_suites().contains(&suite))
+        let compatible = self.provider.cipher_suites.iter().filter(|suite| is_compatible(suite));
+        compatible.map(SupportedCipherSuite::suite).any(|suite| hello.cipher_suites().contains(&suite))
     }
 }
 
 impl ResolvesServerCert for SiteCertResolver {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         let schemes = hello.signature_schemes();
-        let shown = || self.entries.iter().filter(|shown| shown.key.choose_scheme(schemes).is_some());
-        shown()
-            .find(|shown| self.has_compatible_suite(&hello, shown.key.algorithm()))
-            .or_else(|| shown().next())
-            // Nothing suits: with any of them rustls says which parameter is missing; with none it would say
-            // "access denied".
+        let usable = || self.entries.iter().filter(|entry| entry.key.choose_scheme(schemes).is_some());
+        usable()
+            .find(|entry| self.has_compatible_suite(&hello, entry.key.algorithm()))
+            .or_else(|| usable().next())
+            // With any certificate rustls reports the parameter that is missing; without one it
+            // would send the alert `access_denied`.
             .or_else(|| self.entries.first())
             .map(CertEntry::to_certified_key)
     }
 }
 
-/// The crypto provider of the whole data plane: aws-lc-rs, cheapest suites first.
+/// The crypto provider of the data plane: aws-lc-rs, with the cheapest suites first.
 ///
-/// AES-128-GCM with SHA-256 leads: the key schedule of a handshake then hashes with SHA-256, which
-/// has instructions of its own on today's processors.
+/// AES-128-GCM with SHA-256 is the first: its key schedule hashes with SHA-256, which has its own
+/// instructions on current processors.
 pub fn crypto_provider() -> CryptoProvider {
     let mut provider = rustls::crypto::aws_lc_rs::default_provider();
     provider.cipher_suites.sort_by_key(|suite| {

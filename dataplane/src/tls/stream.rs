@@ -1,10 +1,9 @@
-//! An established TLS connection as hyper and the relay of streams want it, over the pump and an
-//! engine without IO.
+//! An established TLS connection, as hyper and the TCP relay read and write it, on the client and
+//! the server side.
 //!
-//! Stands between `net/pump` (ciphertext) and the HTTP session or the relay (plaintext), on both
-//! sides of the gateway. Invariants: ciphertext that the engine does not take at once stays in the
-//! pump (rustls caps unread plaintext at 16 KiB); what the engine wants to send (tickets, key
-//! updates, alerts) goes out with the next flush, not in a send of its own.
+//! Invariants: ciphertext that the transport does not read at once stays in the socket's read
+//! buffer (rustls holds at most 16 KiB of unread plaintext). What the transport queues (tickets,
+//! key updates, alerts) leaves with the next flush, not in a write of its own.
 
 use std::io;
 use std::pin::Pin;
@@ -12,38 +11,37 @@ use std::task::{Context, Poll, ready};
 
 use hyper::rt::{Read, ReadBufCursor, Write};
 
-use super::transport::{PlaintextState, TlsTransport};
+use super::PlaintextState;
+use super::transport::TlsTransport;
 use crate::io::buffered::BufferedSocket;
 use crate::io::chunk_read::{Chunk, ChunkRead};
 use crate::io::plain::WRITE_BUF_MAX;
 use crate::runtime::{ReadHalf, Reader, WriteHalf, Writer};
 
-/// A request, its answer and a goodbye: what passes on most connections, and no more.
+/// Reads and writes after which a connection detaches from rustls: most connections carry only a
+/// request, a response and a `close_notify`.
 const DETACH_AFTER: u8 = 3;
 
-/// An established TLS connection, server or client side.
+/// An established TLS connection.
 pub struct TlsStream<R: Reader = ReadHalf, W: Writer = WriteHalf> {
     tls: TlsTransport,
     socket: BufferedSocket<R, W>,
-    /// close_notify has been queued.
     close_notify_queued: bool,
-    /// How often something passed, up to [`STAYS`].
+    /// Reads and writes, up to [`DETACH_AFTER`].
     io_count: u8,
 }
 
 impl<R: Reader, W: Writer> TlsStream<R, W> {
-    /// Joins a connection whose handshake is done with the pump it was done over.
-    pub fn new(tls: TlsTransport, pump: BufferedSocket<R, W>) -> Self {
-        Self { tls, socket: pump, close_notify_queued: false, io_count: 0 }
+    /// Joins a transport with the socket of its handshake.
+    pub fn new(tls: TlsTransport, socket: BufferedSocket<R, W>) -> Self {
+        Self { tls, socket, close_notify_queued: false, io_count: 0 }
     }
 
-    /// What it runs over.
     pub fn socket(&mut self) -> &mut BufferedSocket<R, W> {
         &mut self.socket
     }
 
-    /// Something passes. From a connection that stays, or carries much, rustls is dismissed as soon
-    /// as that can be.
+    /// Counts a read or a write. A connection with many of them detaches from rustls.
     fn count_io(&mut self) {
         if self.io_count < DETACH_AFTER {
             self.io_count += 1;
@@ -52,7 +50,7 @@ impl<R: Reader, W: Writer> TlsStream<R, W> {
         }
     }
 
-    /// Reads until there is plaintext to lend, or none will come.
+    /// Reads until there is plaintext, or the peer's direction has ended.
     fn poll_plaintext(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<PlaintextState>> {
         loop {
             match self.tls.plaintext_state() {
@@ -63,35 +61,33 @@ impl<R: Reader, W: Writer> TlsStream<R, W> {
         }
     }
 
-    /// Feeds the next ciphertext to the engine.
+    /// Reads and decrypts more ciphertext.
     fn poll_read_tls(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.socket.poll_fill_buf(cx))?;
         self.count_io();
         let data = ready!(self.socket.poll_fill_buf(cx))?;
         let n = self.tls.read_tls(data)?;
         self.socket.consume(n);
-        let advanced = self.tls.process_new_packets();
-        Poll::Ready(advanced.map_err(|error| {
+        Poll::Ready(self.tls.process_new_packets().map_err(|error| {
             let error = io::Error::new(io::ErrorKind::InvalidData, error);
             self.fail(cx, error)
         }))
     }
 
-    /// Tells the peer why and ends our direction, as far as the socket takes it without waiting:
-    /// nobody polls this stream again.
+    /// Sends the alert and shuts our direction down, as far as the socket takes it without waiting:
+    /// nothing polls this stream again.
     fn fail(&mut self, cx: &mut Context<'_>, error: io::Error) -> io::Error {
-        if self.write_tls().is_ok() {
-            let _best_effort = self.socket.poll_shutdown(cx);
-        }
+        self.write_tls();
+        let _best_effort = self.socket.poll_shutdown(cx);
         error
     }
 
-    /// Moves what the engine wants to send into the pump.
-    fn write_tls(&mut self) -> io::Result<()> {
-        self.tls.write_tls(self.socket.write_buf())
+    /// Moves the transport's queued ciphertext into the write buffer.
+    fn write_tls(&mut self) {
+        self.tls.write_tls(self.socket.write_buf());
     }
 
-    /// Ready when there is room for more plaintext.
+    /// Ready when the write buffer has room.
     fn poll_write_capacity(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.socket.write_buf().len() >= WRITE_BUF_MAX {
             ready!(self.socket.poll_start_write(cx))?;
@@ -120,7 +116,6 @@ impl<R: Reader, W: Writer> ChunkRead for TlsStream<R, W> {
     }
 }
 
-/// The peer ended the connection without close_notify.
 #[cold]
 fn truncated() -> io::Error {
     io::Error::new(io::ErrorKind::UnexpectedEof, "the TLS connection ended without close_notify")
@@ -139,7 +134,7 @@ impl<R: Reader + Unpin, W: Writer + Unpin> Read for TlsStream<R, W> {
                 n
             }
             Chunk::Eof => 0,
-            // A message whose end is the connection's would pass for whole (RFC 9112 section 9.8).
+            // A body delimited by the connection's end would seem complete (RFC 9112 section 9.8).
             Chunk::Truncated => return Poll::Ready(Err(truncated())),
         };
         self.consume(n);
@@ -151,8 +146,8 @@ impl<R: Reader + Unpin, W: Writer + Unpin> Write for TlsStream<R, W> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
         ready!(self.poll_write_capacity(cx))?;
         self.count_io();
-        let Self { tls, socket: pump, .. } = &mut *self;
-        let written = tls.write(data, pump.write_buf());
+        let Self { tls, socket, .. } = &mut *self;
+        let written = tls.write(data, socket.write_buf());
         Poll::Ready(written.map_err(|error| self.fail(cx, error)))
     }
 
@@ -167,13 +162,13 @@ impl<R: Reader + Unpin, W: Writer + Unpin> Write for TlsStream<R, W> {
     ) -> Poll<io::Result<usize>> {
         ready!(self.poll_write_capacity(cx))?;
         self.count_io();
-        let Self { tls, socket: pump, .. } = &mut *self;
-        let written = tls.write_vectored(bufs, pump.write_buf());
+        let Self { tls, socket, .. } = &mut *self;
+        let written = tls.write_vectored(bufs, socket.write_buf());
         Poll::Ready(written.map_err(|error| self.fail(cx, error)))
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.write_tls()?;
+        self.write_tls();
         self.socket.poll_flush(cx)
     }
 
@@ -182,7 +177,7 @@ impl<R: Reader + Unpin, W: Writer + Unpin> Write for TlsStream<R, W> {
             self.close_notify_queued = true;
             self.tls.send_close_notify();
         }
-        self.write_tls()?;
+        self.write_tls();
         self.socket.poll_shutdown(cx)
     }
 }

@@ -1,31 +1,29 @@
-//! Which node of an upstream takes a request: weighted round robin, higher priority first.
+//! Load balancing over the nodes of an upstream: weighted round robin, higher priority first.
 //!
-//! The order is made once for an upstream and hangs on it; picking is one atomic add. All cores
-//! share the counter, so the weights hold for the gateway and not just for each core. Contract
-//! section 8.
+//! The rounds are made once and cached on the upstream; selecting a node is one atomic add. All
+//! cores share the counter, so the weights hold for the gateway and not just for each core.
+//! Contract section 8.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use model::resource::{Node, Upstream};
 
-/// More turns than this in one round are not laid out; the weights are then scaled down, each node
-/// keeping one.
+/// The length of a round; weights that need more are scaled down, to at least one turn each.
 const ROUND_MAX: u64 = 4096;
 
-/// The order in which an upstream's nodes take their turns.
 pub struct Balancer {
+    /// By priority, highest first.
     levels: Vec<PriorityLevel>,
 }
 
-/// Nodes of one priority.
+/// The nodes of one priority.
 struct PriorityLevel {
-    /// Indexes into the upstream's nodes, each as often as its weight says, spread evenly.
+    /// Indexes of the upstream's nodes, each as often as its weight, spread evenly.
     round: Vec<usize>,
     next: AtomicUsize,
 }
 
 impl Balancer {
-    /// Lays out the rounds of an upstream.
     pub fn new(upstream: &Upstream) -> Self {
         let nodes = &upstream.nodes;
         // One node takes everything, whatever its weight (contract section 8).
@@ -39,7 +37,7 @@ impl Balancer {
         Self { levels }
     }
 
-    /// The nodes to try for one request, best first, each once. Empty when every weight is 0.
+    /// The nodes to try for one request, in order, each once. Empty when every weight is 0.
     pub fn node_order(&self) -> Vec<usize> {
         let mut order = Vec::new();
         for level in &self.levels {
@@ -57,7 +55,7 @@ impl Balancer {
         order
     }
 
-    /// The node to try first: what [`Balance::tries`] begins with, without its list.
+    /// The first of [`Balancer::node_order`], without a list.
     pub fn first_node(&self) -> Option<usize> {
         let level = self.levels.iter().find(|level| !level.round.is_empty())?;
         let turn = level.next.fetch_add(1, Ordering::Relaxed) % level.round.len();
@@ -83,8 +81,7 @@ impl PriorityLevel {
     }
 }
 
-/// Smooth weighted round robin: in each step the one that lags most behind its share takes the
-/// turn.
+/// nginx's smooth weighted round robin: each turn goes to the node furthest behind its share.
 fn smooth_weighted_round(members: &[(usize, u64)]) -> Vec<usize> {
     let total: u64 = members.iter().map(|(_, weight)| weight).sum();
     let mut credit = vec![0_i128; members.len()];
@@ -123,14 +120,14 @@ mod tests {
     }
 
     #[test]
-    fn weights_are_kept_and_spread() {
+    fn a_round_follows_the_weights_evenly() {
         assert_eq!(level(&[1, 1]).round, [0, 1]);
         assert_eq!(level(&[5, 1, 1]).round, [0, 0, 1, 0, 2, 0, 0]);
         assert_eq!(level(&[200, 100]).round.len(), 3);
     }
 
     #[test]
-    fn weight_zero_takes_nothing() {
+    fn a_node_of_weight_zero_gets_no_turn() {
         assert_eq!(level(&[0, 3]).round, [1]);
         assert!(level(&[0, 0]).round.is_empty());
     }
@@ -146,12 +143,12 @@ mod tests {
     fn every_node_is_tried_once_and_priorities_in_order() {
         let node = |weight, priority| Node { host: "h".into(), port: Some(1), weight, priority };
         let nodes = [node(1, 0), node(2, 10), node(1, 10)];
-        let balance =
+        let balancer =
             Balancer { levels: vec![PriorityLevel::new(&nodes, 10), PriorityLevel::new(&nodes, 0)] };
         for _ in 0..5 {
-            let tries = balance.node_order();
-            assert_eq!(tries.len(), 3);
-            assert_eq!(tries[2], 0);
+            let order = balancer.node_order();
+            assert_eq!(order.len(), 3);
+            assert_eq!(order[2], 0);
         }
     }
 }

@@ -1,83 +1,74 @@
-//! Reaching an upstream: which nodes are tried, in which order and for how long, and a connection
-//! to the first that takes one. Contract section 8.
+//! The upstream client of a worker: which nodes are tried, in which order and for how long, and a
+//! connection to the first that accepts one. Contract section 8.
 //!
-//! Stands between routing and what is then said: the HTTP exchange (which has its pool in between)
-//! or a stream.
+//! `exchange` adds requests to it, over the pool; TCP proxying uses the connection as it is.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use model::Snapshot;
 use model::resource::{KeepalivePool, Node, Timeouts, Upstream};
-use rustls::ClientConfig;
 
 use super::balancer::Balancer;
 use super::client_tls::{ClientTlsConfigs, ClientTlsError};
 use super::connector::{self, ConnectError, UpstreamStream};
 use super::host_header;
-use super::places::ConnectionPermits;
-use super::pool::Pool;
+use super::pool::{ConnectionPermits, Pool};
 use super::resolver::ResolverCache;
 use crate::http::head::HeadLimits;
 use crate::io::coarse_timer::CoarseTimers;
+use crate::observability::HasReason;
 use crate::reason::Reason;
 
-/// Of one name; each may cost a connect time-out.
-pub const ADDRESSES_MAX: usize = 4;
+/// Of one name, since each may cost a connect timeout.
+const ADDRESSES_MAX: usize = 4;
 
-/// What a worker needs to reach upstreams.
-pub struct UpstreamClient {
-    /// Idle connections.
+pub(crate) struct UpstreamClient {
     pub pool: Rc<Pool>,
-    /// How many connections may be open.
     pub permits: ConnectionPermits,
-    /// For time-outs while an answer is waited for.
+    /// For the timeouts of responses.
     pub timers: Rc<CoarseTimers>,
-    /// Node names.
     pub resolver: ResolverCache,
-    /// Client sides of TLS; one for the process.
+    /// One for the process.
     pub tls_configs: Arc<ClientTlsConfigs>,
-    /// Limits of idle connections where the upstream sets none.
+    /// For upstreams without `keepalive_pool`.
     pub keepalive: KeepalivePool,
-    /// How large the head of an answer may be.
+    /// How large the head of a response may be.
     pub head: HeadLimits,
     /// Whether header names keep their case.
     pub preserve_header_case: bool,
 }
 
-/// What routing decided.
-pub struct UpstreamTarget<'a> {
-    /// Where the upstream's references are looked up.
+/// Where a request or TCP connection goes.
+pub(crate) struct UpstreamTarget<'a> {
+    /// Has the resources that the upstream refers to.
     pub snapshot: &'a Snapshot,
-    /// The upstream.
     pub upstream: &'a Upstream,
     /// The route's, else the upstream's, else the defaults.
     pub timeouts: Timeouts,
-    /// What the client asked for, for `pass_host: pass`: a request's authority, a stream's SNI.
+    /// The client's name for the server, for `pass_host: pass`: the authority of a request, the SNI
+    /// of a TCP connection.
     pub authority: Option<&'a str>,
 }
 
-/// No node to talk to.
+/// No connection to the upstream.
 #[derive(Debug, thiserror::Error)]
 pub enum UpstreamError {
-    /// The upstream's own certificate cannot be had.
+    /// The upstream's client certificate is not available.
     #[error(transparent)]
     Identity(#[from] ClientTlsError),
-    /// A request for an upstream that is for streams.
+    /// A request for an upstream of TCP connections.
     #[error("no HTTP request can be sent to an upstream of scheme {0}")]
     Scheme(&'static str),
-    /// No node can be used.
     #[error("no valid upstream node")]
     NoNode,
-    /// A stream to a node that says no port.
+    /// Only requests have a default port.
     #[error("the node {0:?} has no port, which streams need")]
     NoPort(String),
-    /// The node's name does not resolve.
     #[error("the node's name {0:?} does not resolve")]
     Resolve(String),
-    /// No connection.
     #[error(transparent)]
     Connect(#[from] ConnectError),
     /// `retry_timeout` passed.
@@ -85,9 +76,8 @@ pub enum UpstreamError {
     RetryTimeout(usize),
 }
 
-impl UpstreamError {
-    /// For the log, the metric and the status.
-    pub fn reason(&self) -> Reason {
+impl HasReason for UpstreamError {
+    fn reason(&self) -> Reason {
         match self {
             Self::Identity(_) => Reason::UpstreamIdentity,
             Self::Scheme(_) => Reason::UpstreamScheme,
@@ -105,28 +95,27 @@ pub struct NodeAttempts<'a> {
     order: Vec<usize>,
     count: usize,
     max: usize,
-    /// When the first was, and `retry_timeout`, where there is one.
+    /// The time of the first attempt, and `retry_timeout`, where there is one.
     limit: Option<(Instant, Duration)>,
 }
 
 impl<'a> NodeAttempts<'a> {
-    /// From now on.
-    pub fn new(upstream: &'a Upstream, balance: &Balancer) -> Self {
+    pub fn new(upstream: &'a Upstream, balancer: &Balancer) -> Self {
         let nodes = upstream.nodes.len();
         let max = upstream.retries.map_or(nodes, |retries| usize::try_from(retries).unwrap_or(64) + 1);
         let order = if max > 1 && nodes > 1 {
-            balance.node_order()
+            balancer.node_order()
         } else {
-            balance.first_node().into_iter().collect()
+            balancer.first_node().into_iter().collect()
         };
         let limit = upstream.retry_timeout.map(|limit| (Instant::now(), limit));
         Self { upstream, order, count: 0, max, limit }
     }
 
-    /// The next node; `None` when there is none or it was tried often enough.
+    /// `None`: there is no node, or the allowed attempts are used up.
     ///
     /// # Errors
-    /// [`ReachError::Retries`] when `retry_timeout` has passed.
+    /// [`UpstreamError::RetryTimeout`] when `retry_timeout` has passed.
     pub fn next_node(&mut self) -> Result<Option<&'a Node>, UpstreamError> {
         if self.count >= self.max || self.order.is_empty() {
             return Ok(None);
@@ -144,22 +133,28 @@ impl<'a> NodeAttempts<'a> {
 }
 
 impl UpstreamClient {
-    /// A fresh connection for a stream, to the first node that takes one.
+    /// A new connection for a TCP stream, to the first node that accepts one.
     ///
     /// # Errors
-    /// [`ReachError`] of the last try.
-    pub async fn connect(&self, plan: &UpstreamTarget<'_>) -> Result<UpstreamStream, UpstreamError> {
-        let prepared = self.tls_configs.prepared(plan.upstream);
-        let config = if plan.upstream.scheme.is_encrypted() {
-            Some(self.tls_configs.client_config(plan.upstream, &prepared, plan.snapshot)?.without_alpn())
+    /// [`UpstreamError`] of the last attempt.
+    pub(crate) async fn connect(&self, target: &UpstreamTarget<'_>) -> Result<UpstreamStream, UpstreamError> {
+        let prepared = self.tls_configs.prepared(target.upstream);
+        let config = if target.upstream.scheme.is_encrypted() {
+            let config = self.tls_configs.client_config(target.upstream, &prepared, target.snapshot)?;
+            Some(config.without_alpn())
         } else {
             None
         };
-        let mut tries = NodeAttempts::new(plan.upstream, &prepared.balancer);
+        let mut attempts = NodeAttempts::new(target.upstream, &prepared.balancer);
         let mut last = UpstreamError::NoNode;
-        while let Some(node) = tries.next_node()? {
-            match self.connect_node(plan, config.as_ref(), node).await {
-                Ok(dialled) => return Ok(dialled),
+        while let Some(node) = attempts.next_node()? {
+            let host = host_header::upstream_host(target.upstream, target.authority, node);
+            let connect = async |addr: SocketAddr| {
+                let tls = config.as_ref().map(|config| (config, host_header::server_name(&host, addr.ip())));
+                connector::connect(addr, tls, target.timeouts.connect, &self.permits).await
+            };
+            match self.connect_node(node, node.port, connect).await {
+                Ok(stream) => return Ok(stream),
                 Err(error) => last = error,
             }
             tracing::debug!(node = %node.host, error = %last, "a node failed");
@@ -167,30 +162,47 @@ impl UpstreamClient {
         Err(last)
     }
 
-    async fn connect_node(
+    /// Connects to a node by `connect`, at the first of its addresses that accepts.
+    ///
+    /// # Errors
+    /// [`UpstreamError`] of the last address.
+    pub(super) async fn connect_node<T>(
         &self,
-        plan: &UpstreamTarget<'_>,
-        config: Option<&Arc<ClientConfig>>,
         node: &Node,
-    ) -> Result<UpstreamStream, UpstreamError> {
-        let port = node.port.ok_or_else(|| UpstreamError::NoPort(node.host.clone()))?;
-        let host = host_header::upstream_host(plan.upstream, plan.authority, node);
-        let mut failed = UpstreamError::Resolve(node.host.clone());
-        for &ip in self.resolver.resolve(&node.host).await.iter().take(ADDRESSES_MAX) {
-            let tls = config.map(|config| (config, host_header::server_name(&host, ip)));
-            match connector::connect(SocketAddr::new(ip, port), tls, plan.timeouts.connect, &self.permits)
-                .await
-            {
-                Ok(dialled) => return Ok(dialled),
-                Err(error) => failed = error.into(),
-            }
-        }
-        Err(failed)
+        port: Option<u16>,
+        connect: impl AsyncFnMut(SocketAddr) -> Result<T, ConnectError>,
+    ) -> Result<T, UpstreamError> {
+        let port = port.ok_or_else(|| UpstreamError::NoPort(node.host.clone()))?;
+        let addresses = self.resolver.resolve(&node.host).await;
+        let connected = connect_first(&addresses, port, connect).await?;
+        connected.ok_or_else(|| UpstreamError::Resolve(node.host.clone()))
     }
+}
+
+/// Tries the addresses in turn, since nothing may listen at some of a name's addresses (`localhost`
+/// is often `::1` first). `None`: there is no address.
+async fn connect_first<T>(
+    addresses: &[IpAddr],
+    port: u16,
+    mut connect: impl AsyncFnMut(SocketAddr) -> Result<T, ConnectError>,
+) -> Result<Option<T>, ConnectError> {
+    let mut last = None;
+    for &ip in addresses.iter().take(ADDRESSES_MAX) {
+        match connect(SocketAddr::new(ip, port)).await {
+            Ok(connection) => return Ok(Some(connection)),
+            Err(error) => last = Some(error),
+        }
+    }
+    last.map_or(Ok(None), Err)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::cell::RefCell;
+    use std::io;
+    use std::pin::pin;
+    use std::task::{Context, Poll, Waker};
+
     use model::CacheSlot;
     use model::resource::{PassHost, Scheme, UpstreamTls};
 
@@ -209,32 +221,61 @@ mod tests {
             upstream_host: None,
             keepalive: None,
             tls: UpstreamTls { identity: None, verify: false },
-            prepared: CacheSlot::new(),
+            cache: CacheSlot::new(),
             blocked: None,
         }
     }
 
     /// The ports of the nodes that are tried.
-    fn tried(upstream: &Upstream) -> Vec<u16> {
-        let mut tries = NodeAttempts::new(upstream, &Balancer::new(upstream));
-        std::iter::from_fn(|| tries.next_node().unwrap()).map(|node| node.port.unwrap()).collect()
+    fn attempted_ports(upstream: &Upstream) -> Vec<u16> {
+        let mut attempts = NodeAttempts::new(upstream, &Balancer::new(upstream));
+        std::iter::from_fn(|| attempts.next_node().unwrap()).map(|node| node.port.unwrap()).collect()
     }
 
     #[test]
-    fn each_node_is_tried_once_unless_retries_says_otherwise() {
-        assert_eq!(tried(&upstream(3, None)), [1, 2, 3]);
-        assert_eq!(tried(&upstream(3, Some(0))), [1]);
-        assert_eq!(tried(&upstream(2, Some(4))), [1, 2, 1, 2, 1]);
-        assert_eq!(tried(&upstream(1, Some(2))), [1, 1, 1]);
-        assert!(tried(&upstream(0, None)).is_empty());
-        assert!(tried(&upstream(0, Some(5))).is_empty());
+    fn each_node_is_tried_once_unless_retries_is_set() {
+        assert_eq!(attempted_ports(&upstream(3, None)), [1, 2, 3]);
+        assert_eq!(attempted_ports(&upstream(3, Some(0))), [1]);
+        assert_eq!(attempted_ports(&upstream(2, Some(4))), [1, 2, 1, 2, 1]);
+        assert_eq!(attempted_ports(&upstream(1, Some(2))), [1, 1, 1]);
+        assert!(attempted_ports(&upstream(0, None)).is_empty());
+        assert!(attempted_ports(&upstream(0, Some(5))).is_empty());
     }
 
     #[test]
-    fn the_first_try_is_free_and_later_ones_have_their_time() {
+    fn retry_timeout_does_not_limit_the_first_attempt() {
         let upstream = Upstream { retry_timeout: Some(Duration::ZERO), ..upstream(3, None) };
-        let mut tries = NodeAttempts::new(&upstream, &Balancer::new(&upstream));
-        assert!(tries.next_node().unwrap().is_some());
-        assert!(matches!(tries.next_node(), Err(UpstreamError::RetryTimeout(1))));
+        let mut attempts = NodeAttempts::new(&upstream, &Balancer::new(&upstream));
+        assert!(attempts.next_node().unwrap().is_some());
+        assert!(matches!(attempts.next_node(), Err(UpstreamError::RetryTimeout(1))));
+    }
+
+    /// Connects where only `accepting` accepts. Gives the result and the addresses that were tried.
+    fn connect(
+        addresses: &[IpAddr],
+        accepting: Option<IpAddr>,
+    ) -> (Result<Option<SocketAddr>, ConnectError>, Vec<IpAddr>) {
+        let tried = RefCell::new(Vec::new());
+        let connect = async |addr: SocketAddr| {
+            tried.borrow_mut().push(addr.ip());
+            let error = io::ErrorKind::ConnectionRefused.into();
+            if accepting == Some(addr.ip()) { Ok(addr) } else { Err(ConnectError::Tcp { addr, error }) }
+        };
+        let connected =
+            pin!(connect_first(addresses, 443, connect)).poll(&mut Context::from_waker(Waker::noop()));
+        let Poll::Ready(connected) = connected else { panic!("nothing to wait for") };
+        (connected, tried.into_inner())
+    }
+
+    #[test]
+    fn the_first_address_that_accepts_is_taken() {
+        let addresses: Vec<IpAddr> = (1..=9).map(|last| IpAddr::from([192, 0, 2, last])).collect();
+        let (connected, tried) = connect(&addresses, Some(addresses[2]));
+        assert_eq!(connected.unwrap(), Some(SocketAddr::new(addresses[2], 443)));
+        assert_eq!(tried, addresses[..3]);
+        let (connected, tried) = connect(&addresses, None);
+        assert!(matches!(connected, Err(ConnectError::Tcp { addr, .. }) if addr.ip() == addresses[3]));
+        assert_eq!(tried, addresses[..ADDRESSES_MAX]);
+        assert!(matches!(connect(&[], None), (Ok(None), tried) if tried.is_empty()));
     }
 }

@@ -1,75 +1,69 @@
-//! Our side of TLS towards upstreams: which certificate we show and whom we believe.
+//! The client side of TLS towards upstreams: the client certificate, and whether and how servers
+//! are verified. Contract section 6.1.
 //!
-//! A configuration is made once for an identity and hangs on the resource that holds it (the
-//! upstream, or the ssl object of type client it names), so a change of that resource makes a new
-//! one, with a new generation: the pool then never reuses a connection of the old identity.
-//! Contract section 6.1.
+//! A configuration is made once for an identity and cached on the resource that holds it (the
+//! upstream, or the ssl of type client that the upstream names). A change of that resource makes a
+//! new one with a new generation, so the pool never reuses a connection of the old identity.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use model::Snapshot;
 use model::resource::{CacheSlot, KeyPair, Upstream, UpstreamIdentity};
-use pki::TrustAnchors;
+use mtls::{ServerTrust, ServerVerifier};
+use pki::{TrustAnchors, VerifyError};
+use rustls::ClientConfig;
 use rustls::client::Resumption;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::CryptoProvider;
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::sign::CertifiedKey;
-use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
 
 use super::balancer::Balancer;
-use crate::tls::record::traffic_secrets::RecordLayerKind;
-use crate::tls::{signature, site_config};
+use crate::tls::record::RecordLayerKind;
+use crate::tls::site_config;
 
-/// What the data plane makes of an upstream once, and hangs on it.
+/// Derived from an upstream once and cached on it.
 pub struct PreparedUpstream {
-    /// The turns of its nodes.
     pub balancer: Balancer,
-    inline_identity: std::sync::OnceLock<Result<Arc<ClientTlsConfig>, ClientTlsError>>,
+    /// Of an upstream with an inline client certificate.
+    inline_identity: OnceLock<Result<Arc<ClientTlsConfig>, ClientTlsError>>,
 }
 
-/// A prepared client side, and what tells it from all others.
 pub struct ClientTlsConfig {
-    /// For rustls.
     pub config: Arc<ClientConfig>,
-    /// Unique in this process.
+    /// Unique in this process, for the pool.
     pub generation: u64,
-    /// See [`ClientTls::for_streams`].
-    config_without_alpn: std::sync::OnceLock<Arc<ClientConfig>>,
+    config_without_alpn: OnceLock<Arc<ClientConfig>>,
 }
 
 impl ClientTlsConfig {
-    /// The same identity and trust for a stream, which speaks no protocol that ALPN could name.
-    /// Sessions are resumed among streams only.
+    /// The same identity and trust for a TCP stream, whose protocol no ALPN names. It resumes
+    /// sessions of TCP streams only.
     pub fn without_alpn(&self) -> Arc<ClientConfig> {
-        let made = self.config_without_alpn.get_or_init(|| {
+        let config = self.config_without_alpn.get_or_init(|| {
             let mut config = ClientConfig::clone(&self.config);
             config.alpn_protocols.clear();
             config.resumption = Resumption::default();
             Arc::new(config)
         });
-        Arc::clone(made)
+        Arc::clone(config)
     }
 }
 
-/// Two prepared client sides of one ssl object: verifying the upstream or not.
+/// The two configurations of one ssl.
 #[derive(Default)]
 struct SslConfigs {
-    unverified: std::sync::OnceLock<Result<Arc<ClientTlsConfig>, ClientTlsError>>,
-    verified: std::sync::OnceLock<Result<Arc<ClientTlsConfig>, ClientTlsError>>,
+    unverified: OnceLock<Result<Arc<ClientTlsConfig>, ClientTlsError>>,
+    verified: OnceLock<Result<Arc<ClientTlsConfig>, ClientTlsError>>,
 }
 
-/// No client side for this upstream.
+/// There is no configuration for this upstream.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum ClientTlsError {
-    /// `tls.client_cert_id` names nothing.
+    /// `tls.client_cert_id` names no ssl. The text is APISIX's, typo included.
     #[error("failed to get ssl cert: ssl id [{0}] not exits")]
     NoSsl(model::Id),
-    /// `tls.client_cert_id` names an ssl object of type server.
     #[error("failed to get ssl cert: ssl type should be 'client' (ssl id [{0}])")]
     NotClient(model::Id),
-    /// `tls.client_cert_id` names an ssl object that is blocked.
     #[error("the client certificate of the upstream (ssl id [{0}]) is blocked: {1}")]
     Blocked(model::Id, String),
     /// rustls cannot use the certificate or its key.
@@ -77,22 +71,21 @@ pub enum ClientTlsError {
     Unusable(String),
 }
 
-/// Makes client sides.
 pub struct ClientTlsConfigs {
     provider: Arc<CryptoProvider>,
     anchors: Option<Arc<TrustAnchors>>,
-    /// Clear identity-less configurations, not verifying and verifying.
+    /// Without a client certificate: the first does not verify servers, the second does.
     anonymous: [Arc<ClientTlsConfig>; 2],
     verify_always: bool,
     records: RecordLayerKind,
 }
 
 impl ClientTlsConfigs {
-    /// `anchors`: those of `apisix.ssl.ssl_trusted_certificate`. `verify_always`: `proxy_ssl_verify
-    /// on`. `records`: who reads and writes those of connections that stay.
+    /// `anchors`: of `apisix.ssl.ssl_trusted_certificate`. `verify_always`: `proxy_ssl_verify on`.
+    /// `records`: the record layer of long-lived connections.
     ///
     /// # Errors
-    /// When rustls refuses the protocol versions.
+    /// When rustls rejects the protocol versions.
     pub fn new(
         provider: Arc<CryptoProvider>,
         anchors: Option<Arc<TrustAnchors>>,
@@ -108,18 +101,17 @@ impl ClientTlsConfigs {
         build(&self.provider, self.anchors.as_ref(), Some(identity), verify, self.records)
     }
 
-    /// What hangs on `upstream`.
     pub fn prepared(&self, upstream: &Upstream) -> Arc<PreparedUpstream> {
-        get_or_init_cached(&upstream.prepared, || PreparedUpstream {
+        get_or_init_cached(&upstream.cache, || PreparedUpstream {
             balancer: Balancer::new(upstream),
-            inline_identity: std::sync::OnceLock::new(),
+            inline_identity: OnceLock::new(),
         })
     }
 
-    /// The client side for an upstream within TLS.
+    /// The configuration for an upstream within TLS.
     ///
     /// # Errors
-    /// [`TlsError`].
+    /// [`ClientTlsError`].
     pub fn client_config(
         &self,
         upstream: &Upstream,
@@ -129,8 +121,8 @@ impl ClientTlsConfigs {
         let verify = self.verify_always || upstream.tls.verify;
         match &upstream.tls.identity {
             None => {
-                let [open, verifying] = &self.anonymous;
-                Ok(Arc::clone(if verify { verifying } else { open }))
+                let [unverified, verified] = &self.anonymous;
+                Ok(Arc::clone(if verify { verified } else { unverified }))
             }
             Some(UpstreamIdentity::Inline(pair)) => {
                 prepared.inline_identity.get_or_init(|| self.build(pair, verify)).clone()
@@ -144,15 +136,14 @@ impl ClientTlsConfigs {
                     return Err(ClientTlsError::Blocked(id.clone(), blocked.reason().to_owned()));
                 }
                 let pair = ssl.pairs.first().ok_or_else(|| ClientTlsError::NoSsl(id.clone()))?;
-                let both: Arc<SslConfigs> = get_or_init_cached(&ssl.prepared, SslConfigs::default);
-                let slot = if verify { &both.verified } else { &both.unverified };
-                slot.get_or_init(|| self.build(pair, verify)).clone()
+                let configs: Arc<SslConfigs> = get_or_init_cached(&ssl.cache, SslConfigs::default);
+                let config = if verify { &configs.verified } else { &configs.unverified };
+                config.get_or_init(|| self.build(pair, verify)).clone()
             }
         }
     }
 }
 
-/// What hangs in a slot, made now if nothing does.
 fn get_or_init_cached<T: Send + Sync + 'static>(slot: &CacheSlot, make: impl FnOnce() -> T) -> Arc<T> {
     match slot.get_or_try_init(|| Ok::<_, std::convert::Infallible>(Arc::new(make()))) {
         Ok(value) => value,
@@ -169,15 +160,16 @@ fn build(
     records: RecordLayerKind,
 ) -> Result<Arc<ClientTlsConfig>, ClientTlsError> {
     let unusable = |error: rustls::Error| ClientTlsError::Unusable(error.to_string());
-    let verifier = Arc::new(UpstreamCertVerifier {
-        trust: match (verify, anchors) {
-            (false, _) => ServerTrust::Unverified,
-            (true, Some(anchors)) => ServerTrust::Anchors(Arc::clone(anchors)),
-            (true, None) => ServerTrust::NoAnchors,
-        },
-        schemes: provider.signature_verification_algorithms.supported_schemes(),
-        provider: Arc::clone(provider),
-    });
+    let trust = match (verify, anchors) {
+        // APISIX's default (contract 6.1).
+        (false, _) => ServerTrust::Unverified,
+        (true, Some(anchors)) => ServerTrust::Anchors { anchors: Arc::clone(anchors), depth: None },
+        (true, None) => ServerTrust::NoAnchors(
+            "upstreams are to be verified, but apisix.ssl.ssl_trusted_certificate names no CA bundle",
+        ),
+    };
+    let to_rustls_error = |error: VerifyError| rustls::Error::General(error.to_string());
+    let verifier = Arc::new(ServerVerifier::new(trust, Arc::clone(provider), to_rustls_error));
     let builder = ClientConfig::builder_with_provider(Arc::clone(provider))
         .with_safe_default_protocol_versions()
         .map_err(unusable)?
@@ -200,68 +192,4 @@ fn build(
         generation,
         config_without_alpn: std::sync::OnceLock::new(),
     }))
-}
-
-/// Verifies upstream servers, or, as APISIX does by default, takes them as they are (contract 6.1).
-#[derive(Debug)]
-struct UpstreamCertVerifier {
-    trust: ServerTrust,
-    schemes: Vec<SignatureScheme>,
-    provider: Arc<CryptoProvider>,
-}
-
-#[derive(Debug)]
-enum ServerTrust {
-    /// Not verified.
-    Unverified,
-    /// Verified up to these.
-    Anchors(Arc<TrustAnchors>),
-    /// To be verified, and no anchors to do it with: fail closed.
-    NoAnchors,
-}
-
-impl ServerCertVerifier for UpstreamCertVerifier {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        server_name: &ServerName<'_>,
-        _ocsp_response: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        match &self.trust {
-            ServerTrust::Unverified => Ok(()),
-            ServerTrust::Anchors(anchors) => {
-                pki::verify_server(anchors, server_name, end_entity, intermediates, now)
-                    .map_err(|error| rustls::Error::General(error.to_string()))
-            }
-            ServerTrust::NoAnchors => Err(rustls::Error::General(
-                "upstreams are to be verified, but apisix.ssl.ssl_trusted_certificate names no CA bundle"
-                    .to_owned(),
-            )),
-        }?;
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        signature::verify_tls12(&self.provider, cert, message, dss)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        signature::verify_tls13(&self.provider, cert, message, dss)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.schemes.clone()
-    }
 }

@@ -1,13 +1,13 @@
-//! A new connection to an upstream node: TCP, then TLS with the upstream's own identity; for
-//! requests, then HTTP.
+//! New connections to upstream nodes: TCP, then TLS with the upstream's own identity; for requests,
+//! then HTTP/1.
 
 use std::future::{Future, poll_fn};
 use std::io;
 use std::net::SocketAddr;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use hyper::client::conn::http1;
@@ -15,18 +15,17 @@ use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection};
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::places::ConnectionPermits;
-use super::pool::HttpConnection;
+use super::pool::{ConnectionPermits, HttpConnection};
 use crate::io::buffered::BufferedSocket;
+use crate::io::chunk_read::{Chunk, ChunkRead};
 use crate::io::flag::Flag;
+use crate::io::linger::{LingerLimits, lingering_close};
 use crate::io::plain::PlainStream;
+use crate::observability::HasReason;
 use crate::reason::Reason;
-use crate::runtime;
-use crate::runtime::Socket;
-use crate::tls::handshake;
-use crate::tls::handshake::HandshakeError;
+use crate::runtime::{self, Socket};
+use crate::tls::handshake::{self, HandshakeError, TlsHandshake};
 use crate::tls::stream::TlsStream;
-use crate::tls::transport::{TlsTransport, TransportError};
 
 /// No connection to the node.
 #[derive(Debug, thiserror::Error)]
@@ -36,49 +35,21 @@ pub enum ConnectError {
     #[error(
         "connect to {addr}: no connection to an upstream ended within {within:?}, and the limit on descriptors allows no more"
     )]
-    ConnectionLimit {
-        /// The node.
-        addr: SocketAddr,
-        /// `timeout.connect`.
-        within: Duration,
-    },
-    /// TCP failed.
+    ConnectionLimit { addr: SocketAddr, within: Duration },
     #[error("connect to {addr}: {error}")]
-    Tcp {
-        /// The node.
-        addr: SocketAddr,
-        /// As the kernel said.
-        error: io::Error,
-    },
-    /// TCP and TLS were not done in time.
+    Tcp { addr: SocketAddr, error: io::Error },
+    /// TCP and TLS took longer than `timeout.connect`.
     #[error("connect to {addr}: not done within {within:?}")]
-    Timeout {
-        /// The node.
-        addr: SocketAddr,
-        /// `timeout.connect`.
-        within: Duration,
-    },
-    /// TLS failed.
+    Timeout { addr: SocketAddr, within: Duration },
     #[error("TLS with {addr}: {error}")]
-    Tls {
-        /// The node.
-        addr: SocketAddr,
-        /// What went wrong, ours or theirs.
-        error: HandshakeError,
-    },
-    /// hyper refused the fresh connection.
+    Tls { addr: SocketAddr, error: HandshakeError },
+    /// hyper rejected the new connection.
     #[error("HTTP with {addr}: {error}")]
-    Http {
-        /// The node.
-        addr: SocketAddr,
-        /// As hyper said.
-        error: hyper::Error,
-    },
+    Http { addr: SocketAddr, error: hyper::Error },
 }
 
-impl ConnectError {
-    /// For the log, the metric and the status.
-    pub fn reason(&self) -> Reason {
+impl HasReason for ConnectError {
+    fn reason(&self) -> Reason {
         match self {
             Self::ConnectionLimit { .. } => Reason::UpstreamLimit,
             Self::Tcp { .. } => Reason::UpstreamConnect,
@@ -89,28 +60,26 @@ impl ConnectError {
     }
 }
 
-/// A connection to a node, with nothing said on it yet.
-pub enum UpstreamStream {
-    /// In clear.
+/// A new connection to a node, in clear or within TLS.
+pub(crate) enum UpstreamStream {
     Plain(PlainStream),
-    /// Within TLS.
     Tls(TlsStream),
 }
 
-/// For TLS: what we show and demand, and the name to ask for.
+/// For TLS: the configuration and the server name.
 type TlsParams<'a> = Option<(&'a Arc<ClientConfig>, ServerName<'static>)>;
 
-/// Connects, within `within` for TCP and TLS together. As long may it wait for one of `places`.
+/// Connects within `within`, for TCP and TLS together. The wait for a permit may take as long.
 ///
 /// # Errors
-/// [`DialError`]; another node may be tried.
+/// [`ConnectError`]; another node may be tried.
 pub(crate) async fn connect(
     addr: SocketAddr,
     tls: TlsParams<'_>,
     within: Duration,
-    places: &ConnectionPermits,
+    permits: &ConnectionPermits,
 ) -> Result<UpstreamStream, ConnectError> {
-    let Ok(Some(permit)) = runtime::timeout(within, places.acquire()).await else {
+    let Ok(Some(permit)) = runtime::timeout(within, permits.acquire()).await else {
         return Err(ConnectError::ConnectionLimit { addr, within });
     };
     match runtime::timeout(within, connect_tcp_and_tls(addr, tls, permit)).await {
@@ -119,27 +88,25 @@ pub(crate) async fn connect(
     }
 }
 
-/// The same, for requests.
+/// Like [`connect`], with HTTP/1 on top.
 ///
 /// # Errors
-/// [`DialError`]; another node may be tried.
+/// [`ConnectError`]; another node may be tried.
 pub(crate) async fn connect_http(
     addr: SocketAddr,
     tls: TlsParams<'_>,
     within: Duration,
-    places: &ConnectionPermits,
+    permits: &ConnectionPermits,
     builder: &http1::Builder,
 ) -> Result<HttpConnection, ConnectError> {
-    // A node may answer a request whose body it will not read, and close: the answer counts.
-    match connect(addr, tls, within, places).await? {
-        UpstreamStream::Plain(mut stream) => {
-            stream.socket().ignore_write_errors(true);
-            http_handshake(addr, stream, builder).await
-        }
-        UpstreamStream::Tls(mut stream) => {
-            stream.socket().ignore_write_errors(true);
-            http_handshake(addr, stream, builder).await
-        }
+    let mut stream = connect(addr, tls, within, permits).await?;
+    // A node may respond without reading the whole body, and close: the response counts.
+    stream.socket().ignore_write_errors(true);
+    // One type for each variant: an idle connection without TLS must not take the memory of one
+    // with.
+    match stream {
+        UpstreamStream::Plain(stream) => http_handshake(addr, stream, builder).await,
+        UpstreamStream::Tls(stream) => http_handshake(addr, stream, builder).await,
     }
 }
 
@@ -149,24 +116,27 @@ async fn connect_tcp_and_tls(
     permit: OwnedSemaphorePermit,
 ) -> Result<UpstreamStream, ConnectError> {
     let socket = Socket::connect(addr).await.map_err(|error| ConnectError::Tcp { addr, error })?;
-    let mut pump = BufferedSocket::new(socket);
-    pump.set_permit(permit);
+    let mut socket = BufferedSocket::new(socket);
+    socket.set_permit(permit);
     match tls {
-        None => Ok(UpstreamStream::Plain(PlainStream::new(pump))),
+        None => Ok(UpstreamStream::Plain(PlainStream::new(socket))),
         Some((config, name)) => {
             let failed = |error: HandshakeError| ConnectError::Tls { addr, error };
-            let connection = ClientConnection::new(Arc::clone(config), name)
-                .map_err(|error| failed(TransportError::from(error).into()))?;
-            let mut connection = TlsTransport::from(connection);
-            // A node that refuses us says why, and may close before it has read all that we say meanwhile.
-            pump.ignore_write_errors(true);
-            match handshake::drive(&mut connection, &mut pump).await {
+            let connection =
+                ClientConnection::new(Arc::clone(config), name).map_err(|error| failed(error.into()))?;
+            let mut tls = TlsHandshake::from(connection);
+            // A node that rejects this side sends an alert, and may close before it has read all.
+            socket.ignore_write_errors(true);
+            match handshake::drive(&mut tls, &mut socket).await {
                 Ok(()) => {
-                    pump.ignore_write_errors(false);
-                    Ok(UpstreamStream::Tls(TlsStream::new(connection, pump)))
+                    socket.ignore_write_errors(false);
+                    Ok(UpstreamStream::Tls(TlsStream::new(tls.into_transport(), socket)))
                 }
                 Err(error) => {
-                    runtime::spawn(handshake::lingering_close(pump));
+                    runtime::spawn(async move {
+                        let mut socket = PlainStream::new(socket);
+                        lingering_close(&mut socket, LingerLimits::CONNECTION).await;
+                    });
                     Err(failed(error))
                 }
             }
@@ -190,11 +160,65 @@ where
         let mut connection = pin!(connection);
         poll_fn(|cx| match aborted.poll(cx) {
             Poll::Ready(()) => Poll::Ready(()),
-            // The exchange that uses the connection sees its errors; between exchanges an end is no
-            // error.
+            // The exchange on the connection gets its errors; between exchanges an end is none.
             Poll::Pending => connection.as_mut().poll(cx).map(drop),
         })
         .await;
     });
     Ok(HttpConnection { sender, abort })
+}
+
+impl UpstreamStream {
+    fn socket(&mut self) -> &mut BufferedSocket {
+        match self {
+            Self::Plain(stream) => stream.socket(),
+            Self::Tls(stream) => stream.socket(),
+        }
+    }
+}
+
+impl ChunkRead for UpstreamStream {
+    fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Chunk<'_>>> {
+        match self {
+            Self::Plain(stream) => stream.poll_chunk(cx),
+            Self::Tls(stream) => stream.poll_chunk(cx),
+        }
+    }
+
+    fn consume(&mut self, n: usize) {
+        match self {
+            Self::Plain(stream) => stream.consume(n),
+            Self::Tls(stream) => stream.consume(n),
+        }
+    }
+
+    fn shrink_buffers(&mut self) {
+        match self {
+            Self::Plain(stream) => stream.shrink_buffers(),
+            Self::Tls(stream) => stream.shrink_buffers(),
+        }
+    }
+}
+
+impl hyper::rt::Write for UpstreamStream {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_write(cx, data),
+            Self::Tls(stream) => Pin::new(stream).poll_write(cx, data),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Tls(stream) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
 }

@@ -1,9 +1,8 @@
 //! Message framing on an upstream's connection (RFC 9112 section 6; `docs/FRAMING.md` is the
 //! table).
 //!
-//! Invariant: the framing fields of a request are ours, made from its body; those of an answer are
-//! checked before anything of it is forwarded, so that its end is where every reader of its head
-//! would see it.
+//! Invariant: the framing fields of a request are made from its body alone; those of a response are
+//! checked before anything of it is forwarded, so that every reader of its head finds the same end.
 
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, Version, header};
 use hyper::body::Body;
@@ -13,10 +12,10 @@ use crate::http::request::CONTENT_LENGTH_MAX;
 /// The only transfer coding, in both directions.
 const CHUNKED: &str = "chunked";
 
-/// An answer whose end or meaning is not certain. It is answered 502, as nginx does.
+/// The response's end or meaning is ambiguous. The client gets a 502, as from nginx.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum FramingError {
-    /// RFC 9112 section 6.3: the sign of an attempt at response splitting.
+pub(crate) enum FramingError {
+    /// RFC 9112 section 6.3: a sign of response splitting.
     #[error("the answer has both Content-Length and Transfer-Encoding")]
     LengthAndTransferEncoding,
     /// More than one `Transfer-Encoding` field, or another coding than chunked (RFC 9112 section
@@ -26,27 +25,26 @@ pub enum FramingError {
     /// More than one `Content-Length` field, or one that is not a number (RFC 9110 section 8.6).
     #[error("the answer's Content-Length is {0}; it has to be one decimal number")]
     ContentLength(String),
-    /// 101 without the request having asked for another protocol (RFC 9110 section 15.2.2).
+    /// 101, though no request has an `Upgrade` field (RFC 9110 section 15.2.2).
     #[error("the answer switches protocols, which the request did not ask for")]
     SwitchingProtocols,
 }
 
-/// Sets the framing fields of a request to an upstream, from its body alone: the length where it is
-/// known, chunked where it is not, whatever the method. hyper would send no body of unknown length
-/// with GET and HEAD.
+/// Sets the framing fields of a request to an upstream: the length where it is known, else chunked,
+/// whatever the method. hyper would send no body of unknown length with GET and HEAD.
 pub(crate) fn set_request_framing(headers: &mut HeaderMap, body: &impl Body) {
-    let found = FramingFields::of(headers);
+    let fields = FramingFields::read(headers);
     let length = if body.is_end_stream() {
-        match found.length {
+        match fields.length {
             ContentLength::Absent => return,
-            // `Content-Length: 0` was a client's choice, and servers may want it of a POST.
+            // The client sent `Content-Length: 0`, and servers may require it of a POST.
             _ => Some(0),
         }
     } else {
         body.size_hint().exact()
     };
     match length {
-        Some(length) if found.length == ContentLength::One(length) => {}
+        Some(length) if fields.length == ContentLength::One(length) => {}
         Some(length) => drop(headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length))),
         None => {
             headers.remove(header::CONTENT_LENGTH);
@@ -55,24 +53,22 @@ pub(crate) fn set_request_framing(headers: &mut HeaderMap, body: &impl Body) {
     }
 }
 
-/// What the fields of a head say about its framing, read in one pass: each look-up by name would
-/// cost as much.
+/// The framing fields of a head, read in one pass: each look-up by name would cost as much.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct FramingFields {
     length: ContentLength,
     coding: TransferCoding,
 }
 
-/// `Content-Length`. RFC 9110 section 8.6: one decimal number.
+/// RFC 9110 section 8.6: one decimal number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum ContentLength {
     Absent,
     One(u64),
-    /// Several fields, or no number.
+    /// Several fields, or not a number.
     Invalid,
 }
 
-/// `Transfer-Encoding`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum TransferCoding {
     Absent,
@@ -82,16 +78,16 @@ enum TransferCoding {
 }
 
 impl FramingFields {
-    fn of(headers: &HeaderMap) -> Self {
-        let mut found = Self { length: ContentLength::Absent, coding: TransferCoding::Absent };
+    fn read(headers: &HeaderMap) -> Self {
+        let mut fields = Self { length: ContentLength::Absent, coding: TransferCoding::Absent };
         for (name, value) in headers {
             if *name == header::CONTENT_LENGTH {
-                found.length = match (found.length, decimal(value)) {
+                fields.length = match (fields.length, decimal(value)) {
                     (ContentLength::Absent, Some(number)) => ContentLength::One(number),
                     _ => ContentLength::Invalid,
                 };
             } else if *name == header::TRANSFER_ENCODING {
-                found.coding = match found.coding {
+                fields.coding = match fields.coding {
                     TransferCoding::Absent if value.as_bytes().eq_ignore_ascii_case(CHUNKED.as_bytes()) => {
                         TransferCoding::Chunked
                     }
@@ -99,32 +95,32 @@ impl FramingFields {
                 };
             }
         }
-        found
+        fields
     }
 }
 
 fn decimal(value: &HeaderValue) -> Option<u64> {
-    // A sign is none of the digits, but `parse` would take it.
+    // `parse` would accept a sign.
     let digits = value.as_bytes().iter().all(u8::is_ascii_digit);
     let number: u64 = if digits { value.to_str().ok()?.parse().ok()? } else { return None };
     (number <= CONTENT_LENGTH_MAX).then_some(number)
 }
 
-/// Checks the framing of an answer and makes its head the gateway's own: the version (RFC 9112
-/// section 2.3), and no length where there is never a body. Says whether the connection may be used
-/// again: hyper would speak HTTP/1.0 to an upstream that has done so, in which a body of unknown
-/// length cannot be sent.
+/// Checks the framing of a response and makes its head the gateway's own: the version (RFC 9112
+/// section 2.3), and no length where there is never a body. Gives whether the connection may be
+/// reused: after an HTTP/1.0 response hyper would send HTTP/1.0, in which a body of unknown length
+/// cannot be sent.
 ///
 /// # Errors
-/// [`FramingError`]: nothing of the answer can be forwarded, nor the connection used again.
-pub(crate) fn accept_response<B>(answer: &mut Response<B>) -> Result<bool, FramingError> {
-    let status = answer.status();
+/// [`FramingError`]: nothing of the response can be forwarded, nor the connection reused.
+pub(crate) fn accept_response<B>(response: &mut Response<B>) -> Result<bool, FramingError> {
+    let status = response.status();
     if status == StatusCode::SWITCHING_PROTOCOLS {
         return Err(FramingError::SwitchingProtocols);
     }
-    let headers = answer.headers_mut();
-    let found = FramingFields::of(headers);
-    match (found.length, found.coding) {
+    let headers = response.headers_mut();
+    let fields = FramingFields::read(headers);
+    match (fields.length, fields.coding) {
         (ContentLength::Invalid, _) => {
             return Err(FramingError::ContentLength(quoted(headers, &header::CONTENT_LENGTH)));
         }
@@ -139,12 +135,12 @@ pub(crate) fn accept_response<B>(answer: &mut Response<B>) -> Result<bool, Frami
         }
         _ => {}
     }
-    let reusable = answer.version() == Version::HTTP_11;
-    *answer.version_mut() = Version::HTTP_11;
+    let reusable = response.version() == Version::HTTP_11;
+    *response.version_mut() = Version::HTTP_11;
     Ok(reusable)
 }
 
-/// All values of a field, for a log line.
+/// All values of a field, for the log.
 #[cold]
 fn quoted(headers: &HeaderMap, name: &HeaderName) -> String {
     let values: Vec<String> = headers.get_all(name).iter().map(|value| format!("{value:?}")).collect();
@@ -167,64 +163,64 @@ mod tests {
         headers
     }
 
-    fn answer(version: Version, status: u16, fields: &[(&str, &str)]) -> Response<()> {
-        let mut answer = Response::new(());
-        *answer.version_mut() = version;
-        *answer.status_mut() = StatusCode::from_u16(status).unwrap();
-        *answer.headers_mut() = map(fields);
-        answer
+    fn response(version: Version, status: u16, fields: &[(&str, &str)]) -> Response<()> {
+        let mut response = Response::new(());
+        *response.version_mut() = version;
+        *response.status_mut() = StatusCode::from_u16(status).unwrap();
+        *response.headers_mut() = map(fields);
+        response
     }
 
-    fn checked(fields: &[(&str, &str)]) -> Result<bool, FramingError> {
-        accept_response(&mut answer(Version::HTTP_11, 200, fields))
+    fn accept(fields: &[(&str, &str)]) -> Result<bool, FramingError> {
+        accept_response(&mut response(Version::HTTP_11, 200, fields))
     }
 
     #[test]
-    fn only_one_number_or_one_chunked_frames_an_answer() {
+    fn only_one_number_or_one_chunked_frames_a_response() {
         const CL: &str = "content-length";
         const TE: &str = "transfer-encoding";
         for good in
             [&[][..], &[(CL, "0")], &[(CL, "9223372036854775807")], &[(TE, "chunked")], &[(TE, "CHUNKED")]]
         {
-            assert_eq!(checked(good), Ok(true), "{good:?}");
+            assert_eq!(accept(good), Ok(true), "{good:?}");
         }
         for bad in ["", "5, 5", "+5", "-5", "5 ", "0x5", "1e3", "9223372036854775808", "18446744073709551616"]
         {
-            assert!(matches!(checked(&[(CL, bad)]), Err(FramingError::ContentLength(_))), "{bad:?}");
+            assert!(matches!(accept(&[(CL, bad)]), Err(FramingError::ContentLength(_))), "{bad:?}");
         }
-        assert!(matches!(checked(&[(CL, "5"), (CL, "5")]), Err(FramingError::ContentLength(_))));
+        assert!(matches!(accept(&[(CL, "5"), (CL, "5")]), Err(FramingError::ContentLength(_))));
         for bad in ["", "gzip, chunked", "chunked, chunked", "cow", "identity", "chunked;q=1", "chunked,"] {
-            assert!(matches!(checked(&[(TE, bad)]), Err(FramingError::TransferEncoding(_))), "{bad:?}");
+            assert!(matches!(accept(&[(TE, bad)]), Err(FramingError::TransferEncoding(_))), "{bad:?}");
         }
         assert!(matches!(
-            checked(&[(TE, "chunked"), (TE, "chunked")]),
+            accept(&[(TE, "chunked"), (TE, "chunked")]),
             Err(FramingError::TransferEncoding(_))
         ));
-        assert_eq!(checked(&[(CL, "5"), (TE, "chunked")]), Err(FramingError::LengthAndTransferEncoding));
+        assert_eq!(accept(&[(CL, "5"), (TE, "chunked")]), Err(FramingError::LengthAndTransferEncoding));
     }
 
     #[test]
-    fn an_error_names_what_was_found_and_nothing_that_breaks_a_line() {
+    fn an_error_quotes_the_values_without_line_breaks() {
         let bad = [("content-length", "5\u{e9}"), ("content-length", "6")];
-        let error = checked(&bad).unwrap_err().to_string();
+        let error = accept(&bad).unwrap_err().to_string();
         assert!(error.contains("\"5\\xc3\\xa9\" and \"6\""), "{error}");
     }
 
     #[test]
-    fn the_version_of_an_answer_is_ours_and_decides_about_reuse() {
+    fn a_response_is_made_http_1_1_and_http_1_0_is_not_reused() {
         for (version, reusable) in [(Version::HTTP_11, true), (Version::HTTP_10, false)] {
-            let mut answer = answer(version, 200, &[("content-length", "1")]);
-            assert_eq!(accept_response(&mut answer), Ok(reusable));
-            assert_eq!(answer.version(), Version::HTTP_11);
+            let mut response = response(version, 200, &[("content-length", "1")]);
+            assert_eq!(accept_response(&mut response), Ok(reusable));
+            assert_eq!(response.version(), Version::HTTP_11);
         }
     }
 
     #[test]
-    fn a_204_has_no_length_and_a_101_is_refused() {
-        let mut none = answer(Version::HTTP_11, 204, &[("content-length", "7"), ("x-own", "stays")]);
-        assert_eq!(accept_response(&mut none), Ok(true));
-        assert_eq!((none.headers().len(), none.headers().contains_key("x-own")), (1, true));
-        let switching = accept_response(&mut answer(Version::HTTP_11, 101, &[]));
+    fn a_204_has_no_length_and_a_101_is_an_error() {
+        let mut no_content = response(Version::HTTP_11, 204, &[("content-length", "7"), ("x-own", "stays")]);
+        assert_eq!(accept_response(&mut no_content), Ok(true));
+        assert_eq!((no_content.headers().len(), no_content.headers().contains_key("x-own")), (1, true));
+        let switching = accept_response(&mut response(Version::HTTP_11, 101, &[]));
         assert_eq!(switching, Err(FramingError::SwitchingProtocols));
     }
 
@@ -236,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_is_framed_by_its_body_whatever_its_head_says() {
+    fn a_request_is_framed_by_its_body_alone() {
         let pair = |name: &str, value: &str| vec![(name.to_owned(), value.to_owned())];
         let frames =
             futures_util::stream::iter([Ok::<_, std::io::Error>(Frame::data(Bytes::from_static(b"x")))]);
@@ -244,9 +240,9 @@ mod tests {
         let five = Full::new(Bytes::from_static(b"hello"));
         let none = Empty::<Bytes>::new();
         let lies = [("content-length", "3"), ("content-length", "4")];
-        for said in [&[][..], &lies, &[("content-length", "5")]] {
-            assert_eq!(framed(said, &unknown), pair("transfer-encoding", "chunked"), "{said:?}");
-            assert_eq!(framed(said, &five), pair("content-length", "5"), "{said:?}");
+        for fields in [&[][..], &lies, &[("content-length", "5")]] {
+            assert_eq!(framed(fields, &unknown), pair("transfer-encoding", "chunked"), "{fields:?}");
+            assert_eq!(framed(fields, &five), pair("content-length", "5"), "{fields:?}");
         }
         assert_eq!(framed(&lies, &none), pair("content-length", "0"));
         let own = [("content-lengths", "1"), ("x-transfer-encoding", "1"), ("accept-encoding", "br")];

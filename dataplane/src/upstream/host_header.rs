@@ -1,8 +1,6 @@
-//! What a node is called: the host it is told, and the name asked for and verified in TLS. Contract
-//! section 6.2.
+//! The host name of a node: in the `Host` header, and as server name in TLS. Contract section 6.2.
 //!
-//! One answer for the HTTP exchange and for streams, where `authority` is the name that the client
-//! asked for in TLS.
+//! Requests and TCP connections share the rule; `authority` is the request's or the client's SNI.
 
 use std::borrow::Cow;
 use std::net::IpAddr;
@@ -10,7 +8,7 @@ use std::net::IpAddr;
 use model::resource::{Node, PassHost, Upstream};
 use rustls::pki_types::ServerName;
 
-/// The `Host` the upstream sees.
+/// The `Host` header for the upstream.
 pub fn upstream_host<'a>(upstream: &'a Upstream, authority: Option<&'a str>, node: &'a Node) -> Cow<'a, str> {
     match upstream.pass_host {
         PassHost::Rewrite => Cow::Borrowed(upstream.upstream_host.as_deref().unwrap_or_default()),
@@ -28,9 +26,9 @@ fn node_host<'a>(upstream: &Upstream, node: &'a Node) -> Cow<'a, str> {
     }
 }
 
-/// The name asked for and, where upstreams are verified, checked: the host without its port; an
-/// address asks for none (RFC 6066 section 3).
-pub fn server_name(host: &str, ip: IpAddr) -> ServerName<'static> {
+/// The server name in TLS, which is verified where upstreams are: the host without its port. An
+/// address is no server name (RFC 6066 section 3).
+pub(crate) fn server_name(host: &str, ip: IpAddr) -> ServerName<'static> {
     let name = match host.rsplit_once(':') {
         Some((name, port)) if !name.ends_with(':') && port.bytes().all(|b| b.is_ascii_digit()) => name,
         _ => host,
@@ -46,7 +44,7 @@ mod tests {
 
     use super::*;
 
-    fn called(scheme: Scheme, pass_host: PassHost, authority: Option<&str>) -> String {
+    fn host(scheme: Scheme, pass_host: PassHost, authority: Option<&str>) -> String {
         let upstream = Upstream {
             id: None,
             scheme,
@@ -58,33 +56,29 @@ mod tests {
             upstream_host: Some("up.example:8443".into()),
             keepalive: None,
             tls: UpstreamTls { identity: None, verify: false },
-            prepared: CacheSlot::new(),
+            cache: CacheSlot::new(),
             blocked: None,
         };
         upstream_host(&upstream, authority, &upstream.nodes[0]).into_owned()
     }
 
     #[test]
-    fn a_node_is_called_as_pass_host_says() {
+    fn pass_host_decides_the_host() {
         let client = Some("app.example");
-        assert_eq!(called(Scheme::Https, PassHost::Pass, client), "app.example");
-        assert_eq!(called(Scheme::Https, PassHost::Pass, None), "node.example");
-        assert_eq!(called(Scheme::Http, PassHost::Node, client), "node.example:443");
-        assert_eq!(
-            called(Scheme::Tls, PassHost::Node, client),
-            "node.example:443",
-            "streams have no usual port"
-        );
-        assert_eq!(called(Scheme::Tls, PassHost::Rewrite, client), "up.example:8443");
+        assert_eq!(host(Scheme::Https, PassHost::Pass, client), "app.example");
+        assert_eq!(host(Scheme::Https, PassHost::Pass, None), "node.example");
+        assert_eq!(host(Scheme::Http, PassHost::Node, client), "node.example:443");
+        assert_eq!(host(Scheme::Tls, PassHost::Node, client), "node.example:443", "TCP has no default port");
+        assert_eq!(host(Scheme::Tls, PassHost::Rewrite, client), "up.example:8443");
     }
 
     #[test]
-    fn the_name_asked_for_has_no_port_and_an_address_asks_for_none() {
+    fn a_server_name_has_no_port_and_is_no_address() {
         let ip = IpAddr::from([192, 0, 2, 1]);
-        let asked = |host: &str| server_name(host, ip).to_str().into_owned();
-        assert_eq!(asked("up.example:8443"), "up.example");
-        assert_eq!(asked("up.example."), "up.example");
-        assert_eq!(asked("apisix_backend"), "apisix_backend");
+        let name = |host: &str| server_name(host, ip).to_str().into_owned();
+        assert_eq!(name("up.example:8443"), "up.example");
+        assert_eq!(name("up.example."), "up.example");
+        assert_eq!(name("apisix_backend"), "apisix_backend");
         assert!(matches!(server_name("[::1]:443", ip), ServerName::IpAddress(_)));
         assert!(matches!(server_name("not a name", ip), ServerName::IpAddress(_)));
     }

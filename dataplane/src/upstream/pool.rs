@@ -1,19 +1,21 @@
-//! Idle connections to upstream nodes, kept for the next request.
+//! Idle connections to upstream nodes, kept for the next request, and the limit on open ones.
 //!
-//! Invariant 7: a connection belongs to one identity. The key holds all that decides who the peers
-//! are to each other: the address, the name asked for, and the generation of the TLS configuration,
+//! Invariant 7: a connection belongs to one identity. The key has all that decides who the peers
+//! are to each other: the address, the server name, and the generation of the TLS configuration,
 //! which is new for every client certificate, trust and verification setting. One pool a worker;
-//! nothing is shared between cores.
+//! cores share nothing.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use foldhash::fast::RandomState;
 use hyper::client::conn::http1::SendRequest;
 use model::resource::KeepalivePool;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::request_body::RequestBody;
 use crate::io::flag::Flag;
@@ -22,25 +24,22 @@ use crate::runtime;
 /// How often idle connections past their time are closed.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(5);
 
-/// What a connection can be used for.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct PoolKey {
-    /// The node's address.
+pub(crate) struct PoolKey {
     pub addr: SocketAddr,
-    /// TLS: the name asked for and the configuration's generation. `None`: clear text.
+    /// The server name and the generation of the configuration. `None`: no TLS.
     pub tls: Option<(Rc<str>, u64)>,
 }
 
-/// A worker's idle connections.
 #[derive(Default)]
-pub struct Pool {
-    // Every request asks: a hash that is cheap, and seeded at random, since a client may choose the name in
-    // a key.
+pub(crate) struct Pool {
+    // Looked up for every request, so the hash is cheap; and seeded at random, since a client may
+    // choose the name in a key.
     idle: RefCell<HashMap<PoolKey, Vec<IdleConnection>, RandomState>>,
     in_use: Cell<usize>,
 }
 
-/// A pool with one more lease, until it is dropped.
+/// Counts one connection of the pool as in use, until it is dropped.
 struct InUseGuard(Rc<Pool>);
 
 impl InUseGuard {
@@ -56,7 +55,7 @@ impl Drop for InUseGuard {
     }
 }
 
-/// Raises the flag that ends a connection's task. Without it hyper, whose answer has ended or was
+/// Raises the flag that ends a connection's task. Without it hyper, whose response has ended or was
 /// dropped, goes on forwarding the body of the request for as long as the client makes it last.
 struct AbortOnDrop(Option<Rc<Flag>>);
 
@@ -68,11 +67,10 @@ impl Drop for AbortOnDrop {
     }
 }
 
-/// A connection that was just made.
-pub struct HttpConnection {
-    /// Sends requests on it.
+/// A new HTTP/1 connection.
+pub(crate) struct HttpConnection {
     pub sender: SendRequest<RequestBody>,
-    /// Ends its task.
+    /// Ends the task of the connection.
     pub abort: Rc<Flag>,
 }
 
@@ -80,54 +78,58 @@ struct IdleConnection {
     sender: SendRequest<RequestBody>,
     abort: Rc<Flag>,
     since: Instant,
-    keep: Duration,
-    served: u32,
+    timeout: Duration,
+    requests: u32,
 }
 
-/// A connection in use. Given back with [`Lease::give_back`]; dropped, it is closed at once,
-/// whatever it still had to send.
-pub struct PooledConnection {
+/// A connection in use. [`PooledConnection::release`] returns it to the pool; a dropped one is
+/// closed at once, whatever it still had to send.
+pub(crate) struct PooledConnection {
     pub(super) sender: SendRequest<RequestBody>,
     abort: AbortOnDrop,
     pool: InUseGuard,
     key: PoolKey,
     keepalive: KeepalivePool,
-    served: u32,
+    requests: u32,
     /// Another request may be sent on it afterwards.
     pub(super) reusable: bool,
-    /// It came from the pool: the node may have closed it in the meantime.
+    /// It was idle in the pool, so the node may have closed it in the meantime.
     pub reused: bool,
 }
 
 impl Pool {
     /// An empty pool; its sweeper runs as long as the worker.
-    pub fn start() -> Rc<Self> {
+    pub(crate) fn start() -> Rc<Self> {
         let pool = Rc::new(Self::default());
-        let swept = Rc::downgrade(&pool);
+        let weak = Rc::downgrade(&pool);
         runtime::spawn(async move {
             loop {
                 runtime::sleep(SWEEP_INTERVAL).await;
-                let Some(pool) = swept.upgrade() else { return };
+                let Some(pool) = weak.upgrade() else { return };
                 pool.sweep();
             }
         });
         pool
     }
 
-    /// A living idle connection for this key.
-    pub fn checkout(self: &Rc<Self>, key: &PoolKey, keepalive: KeepalivePool) -> Option<PooledConnection> {
+    /// Takes an open idle connection for this key.
+    pub(crate) fn checkout(
+        self: &Rc<Self>,
+        key: &PoolKey,
+        keepalive: KeepalivePool,
+    ) -> Option<PooledConnection> {
         let mut idle = self.idle.borrow_mut();
         let list = idle.get_mut(key)?;
-        // The youngest first: the node is least likely to have given it up.
+        // The youngest first: the node is least likely to have closed it.
         while let Some(candidate) = list.pop() {
-            if candidate.sender.is_ready() && candidate.since.elapsed() < candidate.keep {
+            if candidate.sender.is_ready() && candidate.since.elapsed() < candidate.timeout {
                 return Some(PooledConnection {
                     sender: candidate.sender,
                     abort: AbortOnDrop(Some(candidate.abort)),
                     pool: InUseGuard::new(self),
                     key: key.clone(),
                     keepalive,
-                    served: candidate.served,
+                    requests: candidate.requests,
                     reusable: true,
                     reused: true,
                 });
@@ -136,50 +138,43 @@ impl Pool {
         None
     }
 
-    /// A lease on a connection just made.
-    pub fn checkout_new(
+    /// Counts a new connection as in use.
+    pub(crate) fn checkout_new(
         self: &Rc<Self>,
         key: PoolKey,
         keepalive: KeepalivePool,
-        made: HttpConnection,
+        connection: HttpConnection,
     ) -> PooledConnection {
-        let HttpConnection { sender, abort } = made;
+        let HttpConnection { sender, abort } = connection;
         PooledConnection {
             sender,
             abort: AbortOnDrop(Some(abort)),
             pool: InUseGuard::new(self),
             key,
             keepalive,
-            served: 0,
+            requests: 0,
             reusable: true,
             reused: false,
         }
     }
 
-    /// How many connections are idle.
-    pub fn idle_count(&self) -> usize {
+    pub(crate) fn idle_count(&self) -> usize {
         self.idle.borrow().values().map(Vec::len).sum()
     }
 
-    /// How many serve a request.
-    pub fn in_use(&self) -> usize {
+    pub(crate) fn in_use(&self) -> usize {
         self.in_use.get()
     }
 
-    /// Whether none is.
-    pub fn is_empty(&self) -> bool {
-        self.idle_count() == 0
-    }
-
-    /// Closes everything idle (at the end of a drain).
-    pub fn clear(&self) {
+    /// Closes every idle connection, at the end of a drain.
+    pub(crate) fn clear(&self) {
         self.idle.borrow_mut().clear();
     }
 
     /// Closes the connection that has been idle for longest, if there is one.
-    pub fn evict_oldest(&self) {
+    pub(crate) fn evict_oldest(&self) {
         let mut idle = self.idle.borrow_mut();
-        // The first of each list: connections are taken and given back at its end.
+        // The first of each list: connections are taken and returned at its end.
         let oldest = idle
             .iter()
             .filter_map(|(key, list)| Some((list.first()?.since, key.clone())))
@@ -196,30 +191,28 @@ impl Pool {
 
     fn sweep(&self) {
         self.idle.borrow_mut().retain(|_, list| {
-            list.retain(|idle| !idle.sender.is_closed() && idle.since.elapsed() < idle.keep);
+            list.retain(|idle| !idle.sender.is_closed() && idle.since.elapsed() < idle.timeout);
             !list.is_empty()
         });
     }
 }
 
 impl PooledConnection {
-    /// The node's address.
-    pub fn addr(&self) -> SocketAddr {
+    /// The address of the node.
+    pub(crate) fn addr(&self) -> SocketAddr {
         self.key.addr
     }
 
-    /// Whether the connection has ended.
-    pub fn is_closed(&self) -> bool {
+    pub(crate) fn is_closed(&self) -> bool {
         self.sender.is_closed()
     }
 
-    /// The exchange is over: keep the connection for the next one, within `keepalive_pool`'s
-    /// limits.
-    pub fn release(mut self) {
+    /// Returns the connection to the pool, within the limits of `keepalive_pool`.
+    pub(crate) fn release(mut self) {
         // From here on hyper ends the connection, in order.
         let Some(abort) = self.abort.0.take() else { return };
-        let served = self.served.saturating_add(1);
-        let kept = self.reusable && served < self.keepalive.requests && self.keepalive.size > 0;
+        let requests = self.requests.saturating_add(1);
+        let kept = self.reusable && requests < self.keepalive.requests && self.keepalive.size > 0;
         if !kept || self.is_closed() {
             return;
         }
@@ -228,7 +221,55 @@ impl PooledConnection {
         if list.len() >= usize::try_from(self.keepalive.size).unwrap_or(usize::MAX) {
             return;
         }
-        let (since, keep) = (Instant::now(), self.keepalive.idle_timeout);
-        list.push(IdleConnection { sender: self.sender, abort, since, keep, served });
+        let (since, timeout) = (Instant::now(), self.keepalive.idle_timeout);
+        list.push(IdleConnection { sender: self.sender, abort, since, timeout, requests });
+    }
+}
+
+/// The limit on a worker's open connections to upstreams, so that requests, however many, leave the
+/// descriptors that clients, the push client and the status listener need.
+///
+/// A connection holds its permit until its descriptor is closed. Without a free permit the oldest
+/// idle connection is closed, and the next permit goes to the request that has waited longest.
+pub(crate) struct ConnectionPermits {
+    semaphore: Arc<Semaphore>,
+    pool: Rc<Pool>,
+}
+
+impl ConnectionPermits {
+    /// At least one permit. `pool` has the idle connections that may be closed.
+    pub(crate) fn new(max: usize, pool: Rc<Pool>) -> Self {
+        Self { semaphore: Arc::new(Semaphore::new(max.clamp(1, Semaphore::MAX_PERMITS))), pool }
+    }
+
+    /// Waits for a free permit.
+    pub(crate) async fn acquire(&self) -> Option<OwnedSemaphorePermit> {
+        if let Ok(permit) = Arc::clone(&self.semaphore).try_acquire_owned() {
+            return Some(permit);
+        }
+        self.pool.evict_oldest();
+        // The semaphore is never closed, so there is no error.
+        Arc::clone(&self.semaphore).acquire_owned().await.ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::Future;
+    use std::pin::pin;
+    use std::task::{Context, Waker};
+
+    use super::*;
+
+    #[test]
+    fn a_connection_beyond_the_limit_waits() {
+        let permits = ConnectionPermits::new(1, Rc::default());
+        let mut cx = Context::from_waker(Waker::noop());
+        let first = pin!(permits.acquire()).as_mut().poll(&mut cx);
+        assert!(first.is_ready());
+        let mut second = pin!(permits.acquire());
+        assert!(second.as_mut().poll(&mut cx).is_pending());
+        drop(first);
+        assert!(second.as_mut().poll(&mut cx).is_ready());
     }
 }

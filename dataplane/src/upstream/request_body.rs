@@ -1,7 +1,7 @@
-//! A request's body on its way from the client to the upstream: streamed, counted and timed.
+//! The body of a request on its way from the client to the upstream: streamed, counted and timed.
 //!
-//! Invariant: waiting for the client is never held against the upstream, and the other way round.
-//! [`Progress`] tells the exchange which of the two is being waited for, and since when.
+//! Invariant: a pause of the client never counts against the timeouts of the upstream, nor the
+//! other way round. [`SendProgress`] has which of the two is waited for, and since when.
 
 use std::cell::Cell;
 use std::future::poll_fn;
@@ -13,28 +13,23 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use hyper::body::{Body, Frame, SizeHint};
 
-use crate::body::asked::IncomingBody;
+use crate::http::incoming_body::IncomingBody;
+use crate::io::linger::LingerLimits;
 use crate::reason::Reason;
-use crate::runtime;
-use crate::runtime::Timer;
+use crate::runtime::{self, Timer};
 
-/// How much of a body nobody wants is read on, and for how long: nginx's lingering close, bounded
-/// in bytes too.
-const DISCARD_BYTES: usize = 16 * 1024 * 1024;
-const DISCARD_TIME: Duration = Duration::from_secs(5);
-
-/// Who is being waited for.
+/// The side that an exchange waits for, and since when.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum WaitState {
-    /// The client: its next piece of body has not come.
+    /// The client's next data frame.
     Client,
-    /// The upstream has not taken (all of) the request.
+    /// The upstream must read (more of) the request.
     Send(Instant),
-    /// The upstream has the whole request and has not answered.
+    /// The upstream has the whole request and has not responded.
     Response(Instant),
 }
 
-/// Shared between a body and the exchange that watches it.
+/// Shared between a body and its exchange.
 #[derive(Debug, Clone)]
 pub struct SendProgress(Rc<ProgressState>);
 
@@ -54,12 +49,11 @@ impl SendProgress {
         }))
     }
 
-    /// Who is being waited for now.
     pub fn waiting(&self) -> WaitState {
         self.0.waiting.get()
     }
 
-    /// Whether all of the body has been handed to the upstream's connection.
+    /// Whether the upstream's connection has taken all of the body.
     pub fn is_complete(&self) -> bool {
         matches!(self.0.waiting.get(), WaitState::Response(_))
     }
@@ -69,34 +63,35 @@ impl SendProgress {
         self.0.dropped.get()
     }
 
-    /// Why the body failed, if it did: the client's fault, not the upstream's.
+    /// Why the body failed, if it did. That is the client's fault, not the upstream's.
     pub fn failed(&self) -> Option<Reason> {
         self.0.failed.get()
     }
 }
 
-/// The body of a request to an upstream, read from a client's.
+/// Reads the body of a client's request.
 pub struct RequestBody<B: ClientBody = IncomingBody> {
     incoming: Option<B>,
     progress: SendProgress,
+    /// Bytes that the client may still send.
     left: u64,
     client_timeout: Duration,
+    /// Runs while the client pauses.
     timer: Option<Timer>,
 }
 
-/// A body as a client sends it.
 pub trait ClientBody: Body<Data = Bytes> + Unpin + 'static {}
 
 impl<B: Body<Data = Bytes> + Unpin + 'static> ClientBody for B {}
 
-/// The body cannot be forwarded: the client stopped, sent too much, or went away.
+/// The body cannot be forwarded: the client paused for too long, sent too much, or disconnected.
 #[derive(Debug, thiserror::Error)]
 #[error("the client's body ended early: {}", .0.label())]
 pub struct RequestBodyError(pub Reason);
 
 impl<B: ClientBody> RequestBody<B> {
-    /// Wraps a client's body. `max`: the most bytes it may have, 0 for no limit. `client_timeout`:
-    /// the longest pause between two pieces.
+    /// `max`: the most bytes the body may have, 0 for no limit. `client_timeout`: the longest pause
+    /// between two frames.
     pub fn new(incoming: B, max: u64, client_timeout: Duration) -> Self {
         let progress = SendProgress::new();
         let incoming = if incoming.is_end_stream() { None } else { Some(incoming) };
@@ -107,19 +102,18 @@ impl<B: ClientBody> RequestBody<B> {
         Self { incoming, progress, left, client_timeout, timer: None }
     }
 
-    /// No body: for a request that is tried again.
+    /// The body of a request that is sent again.
     pub fn empty() -> Self {
         let progress = SendProgress::new();
         progress.0.waiting.set(WaitState::Response(Instant::now()));
         Self { incoming: None, progress, left: 0, client_timeout: Duration::ZERO, timer: None }
     }
 
-    /// The watch on it.
     pub fn progress(&self) -> SendProgress {
         self.progress.clone()
     }
 
-    /// Whether there is nothing to send: such a request can be sent again.
+    /// Whether there is nothing to send, so that the request can be sent again.
     pub fn is_empty(&self) -> bool {
         self.incoming.is_none()
     }
@@ -137,9 +131,9 @@ impl<B: ClientBody> RequestBody<B> {
 }
 
 impl<B: ClientBody> Drop for RequestBody<B> {
-    /// The upstream answered without reading all of it. The client is still sending: closing on it
-    /// now would reset the connection and lose the answer, so what it sends is read and dropped
-    /// for a while.
+    /// The upstream responded without reading all of the body, and the client is still sending. To
+    /// close the connection now would reset it and lose the response, so the rest is discarded for
+    /// a while.
     fn drop(&mut self) {
         let Some(incoming) = self.incoming.take() else { return };
         if is_fully_read(&incoming) {
@@ -153,23 +147,24 @@ impl<B: ClientBody> Drop for RequestBody<B> {
     }
 }
 
-/// Whether every byte has been read. The end itself (END_STREAM, trailers) may still be to come.
+/// Whether every byte has been read. END_STREAM or trailers may still follow.
 fn is_fully_read(body: &impl Body) -> bool {
     body.is_end_stream() || body.size_hint().exact() == Some(0)
 }
 
+/// nginx's lingering close, for a body: reads and discards within limits.
 async fn discard(mut incoming: impl ClientBody) {
     let reading = async {
-        let mut left = DISCARD_BYTES;
+        let mut left = LingerLimits::REQUEST.bytes;
         while let Some(Ok(frame)) = poll_fn(|cx| Pin::new(&mut incoming).poll_frame(cx)).await {
-            let read = frame.data_ref().map_or(0, Bytes::len);
-            match left.checked_sub(read) {
+            let length = frame.data_ref().map_or(0, Bytes::len);
+            match left.checked_sub(length) {
                 Some(rest) => left = rest,
                 None => return,
             }
         }
     };
-    let _patience_ended = runtime::timeout(DISCARD_TIME, reading).await;
+    let _timed_out = runtime::timeout(LingerLimits::REQUEST.time, reading).await;
 }
 
 impl<B: ClientBody> Body for RequestBody<B> {
@@ -190,14 +185,13 @@ impl<B: ClientBody> Body for RequestBody<B> {
                 if timer.poll(cx).is_ready() { this.fail(Reason::BodyTimeout) } else { Poll::Pending }
             }
             Poll::Ready(None) => this.end(),
-            Poll::Ready(Some(Err(_client_went_away))) => this.fail(Reason::BadRequest),
-            // Trailers come from outside too, and no route decides about them: a name that a route sets, or
-            // an identity, might hide in them. RFC 9110 section 6.5.1 lets a gateway drop them.
-            // Nothing comes after them.
+            Poll::Ready(Some(Err(_client_disconnected))) => this.fail(Reason::BadRequest),
+            // No check of the request covers trailers, which might carry an identity header or one
+            // that the route sets. RFC 9110 section 6.5.1 lets a gateway drop them. They come last.
             Poll::Ready(Some(Ok(frame))) if frame.is_trailers() => this.end(),
             Poll::Ready(Some(Ok(frame))) => {
                 this.timer = None;
-                // The last piece may be known as such already; hyper does not ask again then.
+                // The last frame may be known as such already; hyper does not poll again then.
                 let now = Instant::now();
                 let last = this.incoming.as_ref().is_none_or(is_fully_read);
                 this.progress.0.waiting.set(if last {
@@ -240,17 +234,17 @@ mod tests {
     use crate::io::plain::PlainStream;
     use crate::runtime::{Driver, Socket};
 
-    /// A body of unknown length, all of which is there.
+    /// A body of unknown length, all of which is available.
     fn hello() -> RequestBody<impl ClientBody> {
         let frames = [Ok::<_, Infallible>(Frame::data(Bytes::from_static(b"hello")))];
         let body = StreamBody::new(futures_util::stream::iter(frames));
         RequestBody::new(body, 0, Duration::from_secs(30))
     }
 
-    /// A body whose length is known, and whose end is not: HTTP/2 with a length, before END_STREAM.
-    struct Sized(u64);
+    /// A body of known length without an end yet: HTTP/2 with a length, before END_STREAM.
+    struct KnownLength(u64);
 
-    impl Body for Sized {
+    impl Body for KnownLength {
         type Data = Bytes;
         type Error = Infallible;
 
@@ -271,25 +265,25 @@ mod tests {
     #[test]
     fn a_body_is_complete_with_its_last_byte() {
         runtime::block_on(&Driver::detect(), || async {
-            for (read, complete) in [(0, false), (1, false), (2, true)] {
-                let mut body = RequestBody::new(Sized(2), 0, Duration::from_secs(30));
+            for (frames, complete) in [(0, false), (1, false), (2, true)] {
+                let mut body = RequestBody::new(KnownLength(2), 0, Duration::from_secs(30));
                 let progress = body.progress();
-                for _ in 0..read {
+                for _ in 0..frames {
                     assert!(poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await.unwrap().is_ok());
                 }
-                assert_eq!(progress.is_complete(), complete, "{read}");
+                assert_eq!(progress.is_complete(), complete, "{frames}");
                 drop(body);
-                assert_eq!(progress.was_dropped(), !complete, "{read}");
+                assert_eq!(progress.was_dropped(), !complete, "{frames}");
             }
         })
         .unwrap();
     }
 
-    /// Answers two requests: the first in HTTP/1.0.
-    fn upstream_of_http_1_0(listener: &TcpListener) -> Vec<u8> {
+    /// Responds to two requests, to the first one in HTTP/1.0.
+    fn http_1_0_upstream(listener: &TcpListener) -> Vec<u8> {
         let (mut socket, _) = listener.accept().unwrap();
         let mut read = Vec::new();
-        let mut until = |socket: &mut std::net::TcpStream, end: &[u8]| {
+        let mut read_until = |socket: &mut std::net::TcpStream, end: &[u8]| {
             read.clear();
             while !read.ends_with(end) {
                 let mut byte = [0];
@@ -297,19 +291,19 @@ mod tests {
                 read.extend(byte);
             }
         };
-        until(&mut socket, b"0\r\n\r\n");
+        read_until(&mut socket, b"0\r\n\r\n");
         socket.write_all(b"HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nContent-Length: 0\r\n\r\n").unwrap();
-        until(&mut socket, b"\r\n\r\n");
+        read_until(&mut socket, b"\r\n\r\n");
         socket.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").unwrap();
         socket.read_to_end(&mut read).unwrap();
         read
     }
 
     #[test]
-    fn a_body_that_hyper_leaves_out_counts_as_dropped() {
+    fn a_body_that_hyper_omits_counts_as_dropped() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let addr = listener.local_addr().unwrap();
-        let upstream = std::thread::spawn(move || upstream_of_http_1_0(&listener));
+        let upstream = std::thread::spawn(move || http_1_0_upstream(&listener));
         runtime::block_on(&Driver::detect(), || async {
             let stream = PlainStream::new(BufferedSocket::new(Socket::connect(addr).await.unwrap()));
             let (mut sender, connection) = http1::handshake(stream).await.unwrap();
@@ -319,10 +313,10 @@ mod tests {
                 let progress = body.progress();
                 let request = Request::post("/").header(header::TRANSFER_ENCODING, "chunked");
                 sender.ready().await.unwrap();
-                let answered = sender.send_request(request.body(body).unwrap()).await;
-                assert!(answered.is_ok_and(|answer: Response<_>| answer.status().is_success()));
+                let response = sender.send_request(request.body(body).unwrap()).await;
+                assert!(response.is_ok_and(|response: Response<_>| response.status().is_success()));
                 assert_eq!((progress.was_dropped(), progress.is_complete()), (dropped, !dropped));
-                assert!(!sender.is_closed(), "the connection lives on");
+                assert!(!sender.is_closed(), "the connection stays open");
             }
         })
         .unwrap();

@@ -1,9 +1,9 @@
-//! Names of upstream nodes to addresses, without ever blocking a worker.
+//! Resolves the names of upstream nodes without ever blocking a worker.
 //!
-//! Addresses in literal form take no detour. Names are looked up by the system's resolver on
-//! threads of their own, so that `/etc/hosts`, search domains and the container's resolver work as
-//! everywhere else; answers are kept for [`KEEP`] a worker. When a look-up fails, the last good
-//! answer is used.
+//! Literal addresses need no look-up. Names are looked up by the system's resolver on threads of
+//! their own, so that `/etc/hosts`, search domains and the container's resolver work as everywhere
+//! else; each worker caches results for [`CACHE_TTL`]. When a look-up fails, the last good result
+//! is used.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -16,34 +16,32 @@ use std::time::{Duration, Instant};
 
 use futures_channel::oneshot;
 
-/// How long an answer is used. The system's resolver tells no TTL.
+/// The system's resolver gives no TTL.
 const CACHE_TTL: Duration = Duration::from_secs(10);
-/// Threads that wait on the system's resolver.
+/// Each waits for the system's resolver, which blocks.
 const THREADS: usize = 2;
-/// Names a worker remembers; past that the oldest answers go.
+/// In a worker's cache; beyond it, expired entries are removed.
 const CACHE_ENTRIES_MAX: usize = 10_000;
 
 type LookupResult = Option<Vec<IpAddr>>;
 type Lookup = (String, oneshot::Sender<LookupResult>);
 
-/// The threads that ask. One for the process; cheap to clone.
+/// The resolver threads. One for the process; cheap to clone.
 #[derive(Clone)]
 pub struct Resolver {
     lookups: mpsc::Sender<Lookup>,
 }
 
-/// A worker's memory of answers.
-pub struct ResolverCache {
+/// A worker's cache.
+pub(crate) struct ResolverCache {
     resolver: Resolver,
     cache: RefCell<HashMap<String, CachedAddresses>>,
 }
 
-/// What a node's host stands for.
+/// The addresses of a node's host.
 #[derive(Debug, Clone)]
-pub enum Addresses {
-    /// It is an address.
+pub(crate) enum Addresses {
     Literal([IpAddr; 1]),
-    /// It is a name.
     Resolved(Rc<[IpAddr]>),
 }
 
@@ -52,8 +50,8 @@ impl Deref for Addresses {
 
     fn deref(&self) -> &[IpAddr] {
         match self {
-            Self::Literal(one) => one,
-            Self::Resolved(all) => all,
+            Self::Literal(address) => address,
+            Self::Resolved(addresses) => addresses,
         }
     }
 }
@@ -65,73 +63,68 @@ struct CachedAddresses {
 }
 
 impl Resolver {
-    /// Starts the threads.
-    ///
     /// # Errors
-    /// When the system refuses a thread.
+    /// When the system gives no thread.
     pub fn start() -> std::io::Result<Self> {
-        let (questions, inbox) = mpsc::channel::<Lookup>();
-        let inbox = Arc::new(Mutex::new(inbox));
+        let (lookups, queue) = mpsc::channel::<Lookup>();
+        let queue = Arc::new(Mutex::new(queue));
         for _ in 0..THREADS {
-            let inbox = Arc::clone(&inbox);
-            thread::Builder::new().name("resolver".to_owned()).spawn(move || run_lookups(&inbox))?;
+            let queue = Arc::clone(&queue);
+            thread::Builder::new().name("resolver".to_owned()).spawn(move || run_lookups(&queue))?;
         }
-        Ok(Self { lookups: questions })
+        Ok(Self { lookups })
     }
 
     async fn look_up(&self, name: &str) -> LookupResult {
-        let (sender, answer) = oneshot::channel();
+        let (sender, result) = oneshot::channel();
         self.lookups.send((name.to_owned(), sender)).ok()?;
-        answer.await.ok().flatten()
+        result.await.ok().flatten()
     }
 }
 
-fn run_lookups(inbox: &Mutex<mpsc::Receiver<Lookup>>) {
+fn run_lookups(queue: &Mutex<mpsc::Receiver<Lookup>>) {
     loop {
-        let question = inbox.lock().unwrap_or_else(PoisonError::into_inner).recv();
-        let Ok((name, sender)) = question else { return };
-        let found = (name.as_str(), 0).to_socket_addrs().ok().map(|all| all.map(|a| a.ip()).collect());
-        let _asker_gave_up = sender.send(found);
+        let lookup = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
+        let Ok((name, sender)) = lookup else { return };
+        let result = (name.as_str(), 0).to_socket_addrs().ok().map(|all| all.map(|a| a.ip()).collect());
+        let _receiver_is_gone = sender.send(result);
     }
 }
 
 impl ResolverCache {
-    /// An empty memory that asks `resolver`.
-    pub fn new(resolver: Resolver) -> Self {
+    pub(crate) fn new(resolver: Resolver) -> Self {
         Self { resolver, cache: RefCell::new(HashMap::new()) }
     }
 
-    /// The addresses of a node's host. Empty: the name does not resolve.
-    pub async fn resolve(&self, host: &str) -> Addresses {
+    /// Gives the addresses of a node's host. Empty: the name does not resolve.
+    pub(crate) async fn resolve(&self, host: &str) -> Addresses {
         let literal = host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(host);
         match literal.parse() {
             Ok(ip) => Addresses::Literal([ip]),
-            Err(_) => Addresses::Resolved(self.look_up(host).await),
+            Err(_) => Addresses::Resolved(self.resolve_name(host).await),
         }
     }
 
-    async fn look_up(&self, host: &str) -> Rc<[IpAddr]> {
-        let known = self.cache.borrow().get(host).cloned();
-        if let Some(known) = &known
-            && known.resolved_at.elapsed() < CACHE_TTL
+    async fn resolve_name(&self, host: &str) -> Rc<[IpAddr]> {
+        let cached = self.cache.borrow().get(host).cloned();
+        if let Some(cached) = &cached
+            && cached.resolved_at.elapsed() < CACHE_TTL
         {
-            return Rc::clone(&known.addresses);
+            return Rc::clone(&cached.addresses);
         }
-        match self.resolver.look_up(host).await.filter(|found| !found.is_empty()) {
-            Some(found) => self.insert(host, found.into()),
-            None => known.map_or_else(|| Rc::from([]), |known| self.insert(host, known.addresses)),
+        match self.resolver.look_up(host).await.filter(|addresses| !addresses.is_empty()) {
+            Some(addresses) => self.insert(host, addresses.into()),
+            None => cached.map_or_else(|| Rc::from([]), |cached| self.insert(host, cached.addresses)),
         }
     }
 
     fn insert(&self, host: &str, addresses: Rc<[IpAddr]>) -> Rc<[IpAddr]> {
-        let mut known = self.cache.borrow_mut();
-        if known.len() >= CACHE_ENTRIES_MAX {
-            known.retain(|_, answer| answer.resolved_at.elapsed() < CACHE_TTL);
+        let mut cache = self.cache.borrow_mut();
+        if cache.len() >= CACHE_ENTRIES_MAX {
+            cache.retain(|_, cached| cached.resolved_at.elapsed() < CACHE_TTL);
         }
-        known.insert(
-            host.to_owned(),
-            CachedAddresses { addresses: Rc::clone(&addresses), resolved_at: Instant::now() },
-        );
+        let resolved_at = Instant::now();
+        cache.insert(host.to_owned(), CachedAddresses { addresses: Rc::clone(&addresses), resolved_at });
         addresses
     }
 }

@@ -1,8 +1,8 @@
-//! An answer's body on its way from the upstream to the client: streamed and timed.
+//! The body of a response on its way from the upstream to the client: streamed and timed.
 //!
-//! Stands behind `exchange`, which makes it once the answer's head is there. Invariant: its
-//! connection goes back to the pool only after both bodies have ended well; an answer that breaks
-//! off, or belongs to a request whose body was not sent, is never passed on as a whole one.
+//! Invariant: the connection returns to the pool only after both bodies have ended well; a response
+//! that ends early, or belongs to a request whose body was not sent, is never forwarded as a whole
+//! one.
 
 use std::pin::Pin;
 use std::rc::Rc;
@@ -10,71 +10,70 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
+use hyper::body::{Body, Frame, Incoming, SizeHint};
 
 use super::pool::PooledConnection;
 use super::request_body::SendProgress;
 use crate::io::coarse_timer::{CoarseTimer, CoarseTimers};
 
-/// An answer's body on its way to the client. When it ends well, its connection goes back to the
-/// pool.
-pub struct UpstreamResponseBody {
+pub(crate) struct UpstreamResponseBody {
     incoming: Incoming,
+    /// `None`: released, or closed after an error.
     connection: Option<PooledConnection>,
     /// Of the request's body.
     progress: SendProgress,
-    within: Duration,
-    alarms: Rc<CoarseTimers>,
+    read_timeout: Duration,
+    timers: Rc<CoarseTimers>,
+    /// Runs while the upstream pauses.
     timer: Option<CoarseTimer>,
 }
 
-/// The answer broke off; the client sees a broken answer too, never a short one.
+/// The response ended early, and so does the one to the client.
 #[derive(Debug, thiserror::Error)]
-pub enum UpstreamBodyError {
-    /// The upstream broke off.
+pub(crate) enum UpstreamBodyError {
     #[error("the upstream's answer broke off: {0}")]
     Http(#[from] hyper::Error),
-    /// The answer ended, and the connection lives on without the rest of the request's body.
+    /// The response has ended, and the connection stays open without the rest of the request's
+    /// body.
     #[error("the upstream answered a request whose body was not sent")]
     RequestBodyUnsent,
-    /// The upstream paused for too long.
     #[error("the upstream's answer paused for more than {0:?}")]
     ReadTimeout(Duration),
 }
 
 impl UpstreamResponseBody {
-    /// Wraps the body of an answer. `within`: the longest pause between two pieces.
-    pub fn new(
+    /// `read_timeout`: the longest pause between two frames.
+    pub(crate) fn new(
         incoming: Incoming,
-        lease: PooledConnection,
+        connection: PooledConnection,
         progress: SendProgress,
-        within: Duration,
-        alarms: &Rc<CoarseTimers>,
+        read_timeout: Duration,
+        timers: &Rc<CoarseTimers>,
     ) -> Self {
-        let (lease, alarms) = (Some(lease), Rc::clone(alarms));
-        let mut body = Self { incoming, connection: lease, progress, within, alarms, timer: None };
+        let (connection, timers) = (Some(connection), Rc::clone(timers));
+        let mut body = Self { incoming, connection, progress, read_timeout, timers, timer: None };
         if body.incoming.is_end_stream() {
-            // `exchange` has just looked whether the request's body is on its way.
+            // `exchange` has just checked the progress, so there is no error.
             let _no_frame_follows = body.end();
         }
         body
     }
 
-    /// The answer has ended. A connection that was answered before it had the whole request is
-    /// closed, as nginx does: what is still to come could be taken for the next one, and a client
-    /// that sends it slowly would hold the connection.
+    /// The response has ended. A connection whose response came before the end of the request is
+    /// closed, as nginx does: the rest could be taken for the next request, and a client that sends
+    /// it slowly would hold the connection.
     fn end(&mut self) -> Result<(), UpstreamBodyError> {
-        let Some(lease) = self.connection.take() else { return Ok(()) };
+        let Some(connection) = self.connection.take() else { return Ok(()) };
         if self.progress.is_complete() {
-            lease.release();
-        } else if self.progress.was_dropped() && !lease.is_closed() {
+            connection.release();
+        } else if self.progress.was_dropped() && !connection.is_closed() {
             return Err(UpstreamBodyError::RequestBodyUnsent);
         }
         Ok(())
     }
 }
 
-impl HttpBody for UpstreamResponseBody {
+impl Body for UpstreamResponseBody {
     type Data = Bytes;
     type Error = UpstreamBodyError;
 
@@ -85,23 +84,23 @@ impl HttpBody for UpstreamResponseBody {
         let this = &mut *self;
         match Pin::new(&mut this.incoming).poll_frame(cx) {
             Poll::Pending => {
-                let within = this.within;
-                let alarm = this.timer.get_or_insert_with(|| this.alarms.after(within));
-                match alarm.poll(cx) {
+                let timeout = this.read_timeout;
+                let timer = this.timer.get_or_insert_with(|| this.timers.after(timeout));
+                match timer.poll(cx) {
                     Poll::Pending => Poll::Pending,
                     Poll::Ready(()) => {
                         this.connection = None;
-                        Poll::Ready(Some(Err(UpstreamBodyError::ReadTimeout(within))))
+                        Poll::Ready(Some(Err(UpstreamBodyError::ReadTimeout(timeout))))
                     }
                 }
             }
             Poll::Ready(None) => Poll::Ready(this.end().err().map(Err)),
-            // Trailers are not merged and not forwarded (RFC 9110 section 6.5.1): nothing that looks at an
-            // answer sees them.
+            // Trailers are not merged and not forwarded (RFC 9110 section 6.5.1), since no check of
+            // the response covers them.
             Poll::Ready(Some(Ok(frame))) if frame.is_trailers() => Poll::Ready(this.end().err().map(Err)),
             Poll::Ready(Some(Ok(frame))) => {
                 this.timer = None;
-                // The last piece may be known as such already; nothing asks again then.
+                // The last frame may be known as such already; there is no further poll then.
                 let ended = if this.incoming.is_end_stream() { this.end() } else { Ok(()) };
                 Poll::Ready(Some(ended.map(|()| frame)))
             }

@@ -1,8 +1,8 @@
-//! The allow-list: entries that each name a client in one way; one that fits is enough.
+//! The allow-list: each entry names clients by one attribute, and one matching entry is enough.
 //!
-//! Compiled into sets, so that its length costs a request nothing. Invariant: an entry fits only
-//! what it spells out: SPIFFE paths end at segments, wildcards cover one label, and a name in the
-//! subject's CN is never taken for a DNS name.
+//! The entries are compiled into sets, so the length of a list does not cost time per request.
+//! Invariant: an entry matches exactly: SPIFFE paths match whole segments, a wildcard covers one
+//! label, and a CN is never compared as a DNS name.
 
 use std::collections::{HashMap, HashSet};
 
@@ -16,20 +16,20 @@ const SPIFFE: &str = "spiffe://";
 /// SPIFFE ID, section 2.3.
 const SPIFFE_BYTES_MAX: usize = 2048;
 
-/// Who may pass.
+/// A compiled allow-list.
 #[derive(Debug, Clone, Default)]
 pub struct AllowList {
     spiffe_ids: HashSet<Box<str>>,
-    /// What everything below starts with, without the `/`.
+    /// Prefixes of SPIFFE ids, without the final `/`.
     spiffe_prefixes: HashSet<Box<str>>,
     uris: HashSet<Box<str>>,
     dns: HashSet<Box<str>>,
     /// `example.org` of `*.example.org`.
     dns_parents: HashSet<Box<str>>,
     emails: HashSet<Box<str>>,
-    /// By folded hash.
+    /// Keyed by the hash of the normalized name.
     subjects: HashMap<u64, Vec<DistinguishedName>>,
-    /// With the issuer, where one is named.
+    /// Each with its issuer, if the entry names one.
     serials: HashMap<Box<[u8]>, Vec<Option<DistinguishedName>>>,
     keys: HashSet<[u8; 32]>,
 }
@@ -126,7 +126,7 @@ impl AllowList {
         Ok(())
     }
 
-    /// Whether an entry fits.
+    /// Whether an entry matches the identity.
     pub fn allows(&self, identity: &Identity) -> bool {
         self.allows_uri(identity)
             || self.allows_dns(identity)
@@ -138,7 +138,7 @@ impl AllowList {
             || self.allows_certificate(identity.certificate())
     }
 
-    /// Whether each client that fits `other` surely fits this list, too.
+    /// Whether this list certainly allows every client that `other` allows.
     pub(super) fn covers(&self, other: &AllowList) -> bool {
         let below = |id: &str| {
             let ends = id.match_indices('/').skip_while(|(end, _)| *end < SPIFFE.len());
@@ -188,7 +188,8 @@ impl AllowList {
         }
         identity.san_dns().iter().any(|name| {
             let name = name.to_ascii_lowercase();
-            // A certificate's own wildcard is no one name, so no wildcard covers it.
+            // A wildcard name in a certificate is not one name, so a wildcard entry does not cover
+            // it.
             let parent = name.split_once('.').filter(|(label, _)| !label.is_empty() && !label.contains('*'));
             self.dns.contains(&*name) || parent.is_some_and(|(_, parent)| self.dns_parents.contains(parent))
         })
@@ -213,8 +214,8 @@ impl AllowList {
     }
 }
 
-/// A SPIFFE ID by the letter of its specification: nothing is folded, so that no two texts are one
-/// client.
+/// Compares SPIFFE ids byte by byte, as their specification demands: without normalization, one id
+/// has one spelling.
 fn is_spiffe(id: &str) -> bool {
     let Some(rest) = id.strip_prefix(SPIFFE) else { return false };
     let mut segments = rest.split('/');
@@ -231,7 +232,7 @@ fn is_spiffe(id: &str) -> bool {
         })
 }
 
-/// The local part as it is, the domain in lower case (RFC 5280 7.5).
+/// Keeps the local part and lower-cases the domain (RFC 5280 7.5).
 fn normalized_email(address: &str) -> Option<String> {
     let (local, domain) = address.rsplit_once('@')?;
     (!local.is_empty() && !domain.is_empty()).then(|| format!("{local}@{}", domain.to_ascii_lowercase()))
@@ -241,25 +242,29 @@ fn check_printable(text: &str) -> Result<(), Problem> {
     if text.bytes().all(|byte| (0x20..0x7f).contains(&byte)) {
         return Ok(());
     }
-    Err(Problem::new("", format!("{text:?} has characters no certificate's name has: it could fit nobody")))
+    Err(Problem::new(
+        "",
+        format!("{text:?} has characters no certificate's name has: it would match no client"),
+    ))
 }
 
 fn name(text: &str) -> Result<DistinguishedName, Problem> {
     DistinguishedName::parse(text).map_err(|error| Problem::new("", error.to_string()))
 }
 
-/// Hexadecimal as OpenSSL prints it, with or without colons -> the content of the INTEGER.
+/// Parses hexadecimal as OpenSSL prints it, with or without colons, into the content of a DER
+/// INTEGER.
 fn serial(text: &str) -> Result<Box<[u8]>, Problem> {
-    let refuse = || {
+    let invalid = || {
         Problem::new("", format!("\"{text}\" is not a serial number"))
             .with_hint("hexadecimal digits, as `openssl x509 -noout -serial` prints them: 0A1B2C or 0A:1B:2C")
     };
     let digits: String = text.chars().filter(|character| *character != ':').collect();
     let digits = if digits.len() % 2 == 1 { format!("0{digits}") } else { digits };
-    let bytes = decode_hex(&digits).filter(|bytes| !bytes.is_empty()).ok_or_else(refuse)?;
+    let bytes = decode_hex(&digits).filter(|bytes| !bytes.is_empty()).ok_or_else(invalid)?;
     let zeros = bytes.iter().take_while(|byte| **byte == 0).count().min(bytes.len() - 1);
     let mut content = bytes.get(zeros..).unwrap_or_default().to_vec();
-    // DER: a first byte of 0x80 or more would make it negative.
+    // A DER INTEGER whose first byte is 0x80 or more is negative.
     if content.first().is_some_and(|first| first & 0x80 != 0) {
         content.insert(0, 0);
     }

@@ -23,7 +23,7 @@ fn fits(entry: Value, identity: &Identity) -> bool {
 }
 
 #[test]
-fn spiffe_ends_at_segments() {
+fn spiffe_prefixes_end_at_segments() {
     let ab = identity(LeafSpec::client("x").uri("spiffe://a.example/ns/ab/sa/x"));
     for (entry, expected) in [
         ("spiffe://a.example/ns/ab/sa/x", true),
@@ -56,7 +56,7 @@ fn spiffe_ends_at_segments() {
     ] {
         assert!(!fits(allowed.clone(), &identity(LeafSpec::client("x").uri(other))), "{other}");
     }
-    // Two URIs: no SPIFFE identity at all, though each may fit as a URI.
+    // A certificate with two URIs has no SPIFFE id, but each URI may match as a URI.
     let two = identity(LeafSpec::client("x").uri("spiffe://a.example/x").uri("https://b.example"));
     assert!(!fits(allowed, &two));
     assert!(fits(json!({"uri": "https://b.example"}), &two));
@@ -64,7 +64,7 @@ fn spiffe_ends_at_segments() {
 }
 
 #[test]
-fn dns_names_email_and_no_common_name() {
+fn dns_and_email_match_but_common_name_does_not() {
     let client = identity(
         LeafSpec::client("cn.example").dns("One.Example").dns("*.wild.example").email("Ops@Example.org"),
     );
@@ -119,7 +119,7 @@ fn subject_serial_and_key() {
 }
 
 #[test]
-fn one_entry_is_enough_and_nobody_is_nobody() {
+fn one_matching_entry_allows_and_no_identity_is_denied() {
     let client = identity(LeafSpec::client("a").dns("a.example"));
     let list =
         ClientIdentity::compile(&json!({"allow": [{"dns": "b.example"}, {"dns": "a.example"}]})).unwrap();
@@ -129,7 +129,7 @@ fn one_entry_is_enough_and_nobody_is_nobody() {
 }
 
 #[test]
-fn what_could_fit_nobody_is_refused_by_its_field() {
+fn entries_that_match_no_client_are_invalid() {
     for (source, field) in [
         (json!({"allow": [{}]}), "client_identity.allow[1]"),
         (json!({"allow": []}), "client_identity.allow"),

@@ -1,21 +1,22 @@
-//! `client` of an ssl: from PEM texts, a depth and patterns to the policy that judges clients.
+//! `client` of an ssl: compiles PEM texts, depth and patterns to the policy that verifies clients.
 //!
-//! Invariant: a list that no known certificate has signed is refused where a document gives it, and
-//! dropped where it was carried over to another bundle; it is never used.
+//! Invariant: a CRL that no known certificate signed is rejected in a document, dropped when it was
+//! carried over to another bundle, and never used.
 
 use pki::{
     Certificate, CertificateRevocationListDer, ClientAuth, ClientAuthInput, Crl, PolicyError,
-    certificates_from_pem, crls_from_pem,
+    certificates_from_pem, crls_from_pem, verify_client,
 };
+use rustls_pki_types::UnixTime;
 use serde_json::{Map, Value};
 
-use super::fields::{string, strings, unsigned};
-use super::keypair;
+use super::fields::{cert_problem_kind, string, strings, unsigned};
 use crate::problem::{Problem, ProblemKind};
+use crate::resource::Resource;
 
-/// Contract 3.1.
+/// The default depth (contract 3.1).
 const DEPTH: u32 = 1;
-/// Most certificates put beside revocation lists: each is compared with each.
+/// Bounds the certificates beside CRLs, because each is compared with each.
 const SIGNERS_MAX: usize = 64;
 
 pub(super) fn compile(client: &Value) -> Result<ClientAuth, Problem> {
@@ -27,7 +28,7 @@ pub(super) fn compile(client: &Value) -> Result<ClientAuth, Problem> {
             "failed to validate client_cert: failed to parse cert: PEM_read_bio_X509_AUX() failed",
         )
         .with_hint(error.to_string())
-        .with_kind(keypair::problem_kind(&error))
+        .with_kind(cert_problem_kind(&error))
     })?;
     let depth = unsigned(client, "depth").map_err(|problem| problem.within("client"))?.unwrap_or(DEPTH);
     let CrlTexts { crls, origins, beside } = CrlTexts::read(client)?;
@@ -44,7 +45,7 @@ pub(super) fn compile(client: &Value) -> Result<ClientAuth, Problem> {
     Ok(policy)
 }
 
-/// A bundle is shown to everybody who may read, and not sealed in the store.
+/// Readers of the Admin API see the bundle, and the store does not encrypt it.
 fn forbid_private_key(field: &str, text: &str) -> Result<(), Problem> {
     let begins = |line: &str| line.starts_with("-----BEGIN ") && line.contains("PRIVATE KEY-----");
     if !text.lines().any(begins) {
@@ -56,13 +57,13 @@ fn forbid_private_key(field: &str, text: &str) -> Result<(), Problem> {
     ))
 }
 
-/// What `client.crl` holds.
+/// The content of `client.crl`.
 #[derive(Default)]
 struct CrlTexts {
     crls: Vec<CertificateRevocationListDer<'static>>,
-    /// Which text each list came from, counting from 1: one may hold several.
+    /// The 1-based text of each list; a text may hold several lists.
     origins: Vec<usize>,
-    /// Certificates put beside the lists, with their text: intermediates that signed one.
+    /// Certificates beside the lists, with their text: intermediates that signed one.
     beside: Vec<(usize, Certificate)>,
 }
 
@@ -85,10 +86,10 @@ impl CrlTexts {
     }
 }
 
-/// Takes the revocation lists that no certificate of the bundle `ca` has signed, nor one beside a
-/// list to which the bundle leads, out of the `client` of an ssl; a text keeps the others. For
-/// lists that were carried over to another bundle: `check` refuses those. Gives what was taken out,
-/// in words. What cannot be read stays, for `check` to say so.
+/// Drops the CRLs from the `client` of an ssl that are signed neither by a certificate of the
+/// bundle `ca` nor by one beside a list that the bundle issued. A carried-over list needs this,
+/// because [`check`](compile) rejects such lists. Returns descriptions of the dropped entries.
+/// Unreadable texts stay, so that `compile` reports them.
 pub fn drop_unsigned_crls(client: &mut Map<String, Value>, ca: &str) -> Vec<String> {
     let Some((texts, dropped)) = signed_crls(client, ca) else { return Vec::new() };
     if dropped.is_empty() {
@@ -103,8 +104,8 @@ pub fn drop_unsigned_crls(client: &mut Map<String, Value>, ca: &str) -> Vec<Stri
     dropped
 }
 
-/// The texts of `client.crl` without the lists that no known certificate has signed, and what those
-/// are; `None` when a text is unreadable.
+/// The texts of `client.crl` without the CRLs that no known certificate signed, and descriptions of
+/// those; `None` when a text is unreadable.
 fn signed_crls(client: &Map<String, Value>, ca: &str) -> Option<(Vec<Value>, Vec<String>)> {
     let given = client.get("crl").and_then(Value::as_array)?;
     let anchors = certificates_from_pem(ca).ok()?;
@@ -120,13 +121,13 @@ fn signed_crls(client: &Map<String, Value>, ca: &str) -> Option<(Vec<Value>, Vec
     if beside.len() > SIGNERS_MAX {
         return None;
     }
-    let (signers, strangers) = known_signers(&anchors, beside);
+    let (signers, unknown) = known_signers(&anchors, beside);
     let (mut texts, mut dropped) = (Vec::new(), Vec::new());
     for (text, lists, beside) in read {
         let (signed, unsigned): (Vec<_>, Vec<_>) =
             lists.into_iter().partition(|list| signers.iter().any(|signer| list.is_signed_by(signer)));
         let (foreign, beside): (Vec<_>, Vec<_>) =
-            beside.into_iter().partition(|one| strangers.iter().any(|(_, stranger)| stranger == one));
+            beside.into_iter().partition(|one| unknown.iter().any(|(_, certificate)| certificate == one));
         dropped.extend(unsigned.iter().map(|list| format!("the list of \"{}\"", list.issuer())));
         dropped.extend(foreign.iter().map(|one| format!("the certificate \"{}\"", one.subject())));
         if unsigned.is_empty() && foreign.is_empty() {
@@ -139,24 +140,24 @@ fn signed_crls(client: &Map<String, Value>, ca: &str) -> Option<(Vec<Value>, Vec
     Some((texts, dropped))
 }
 
-/// Every certificate that may have signed a list: those of the bundle, and those put beside a list
-/// to which one of the bundle leads.
+/// The certificates that may sign a CRL: those of the bundle, and those beside a list that chain to
+/// the bundle.
 fn signers(anchors: &[Certificate], beside: Vec<(usize, Certificate)>) -> Result<Vec<Certificate>, Problem> {
-    let (known, strangers) = known_signers(anchors, beside);
-    let Some((index, stranger)) = strangers.first() else { return Ok(known) };
-    let subject = stranger.subject();
+    let (known, unknown) = known_signers(anchors, beside);
+    let Some((index, certificate)) = unknown.first() else { return Ok(known) };
+    let subject = certificate.subject();
     let why = format!("no certificate of client.ca issued \"{subject}\", which is put beside the list");
     Err(crl_problem(*index, &why)
         .with_hint("a list may have its signer beside it when a certificate of client.ca leads to that"))
 }
 
-/// The same, and those beside a list to which none of the bundle leads.
+/// As [`signers`], but returns the certificates that do not chain to the bundle.
 fn known_signers(
     anchors: &[Certificate],
     mut beside: Vec<(usize, Certificate)>,
 ) -> (Vec<Certificate>, Vec<(usize, Certificate)>) {
     let mut known = anchors.to_vec();
-    // Each round takes up those whose issuer became known in the one before.
+    // Each round adds the certificates whose issuer was added in the previous one.
     loop {
         let (fresh, rest): (Vec<_>, Vec<_>) = beside
             .into_iter()
@@ -170,8 +171,8 @@ fn known_signers(
     (known, beside)
 }
 
-/// A list that nobody known signed could never be used, which under `prefer` would mean: revokes
-/// nobody, silently.
+/// Rejects a CRL without a known signer: it would never be used, and under `prefer` it would
+/// silently revoke nothing.
 fn check_signers(policy: &ClientAuth, signers: &[Certificate], origins: &[usize]) -> Result<(), Problem> {
     for (crl, index) in policy.crls().iter().zip(origins) {
         if !signers.iter().any(|signer| crl.is_signed_by(signer)) {
@@ -210,5 +211,48 @@ fn policy_problem(error: &PolicyError, origins: &[usize]) -> Problem {
             Problem::new("client.ca", format!("failed to validate client_cert: {error}"))
         }
         other => Problem::new("client", format!("failed to validate client: {other}")),
+    }
+}
+
+/// Checks that each anchor can verify a client now: it is within its validity period, and a CA or a
+/// client's own certificate. Only writes are checked so; `compile` has no clock, because an anchor
+/// in the store that has expired since rejects clients but must not remove the site.
+///
+/// # Errors
+///
+/// The first such anchor, by its subject.
+pub fn check_validity_period(resource: &Resource, now: UnixTime) -> Result<(), Problem> {
+    let Resource::Ssl(ssl) = resource else { return Ok(()) };
+    let Some(policy) = &ssl.client else { return Ok(()) };
+    (1..)
+        .zip(policy.anchors().certificates())
+        .try_for_each(|(position, anchor)| check_anchor(position, anchor, now))
+}
+
+fn check_anchor(position: usize, anchor: &Certificate, now: UnixTime) -> Result<(), Problem> {
+    let invalid = |why: String, hint: &str| {
+        let message =
+            format!("failed to validate client_cert: certificate {position} \"{}\" {why}", anchor.subject());
+        Err(Problem::new("client.ca", message).with_hint(hint))
+    };
+    if now > anchor.not_after() {
+        return invalid("is expired".to_owned(), "replace it by its successor, or remove it");
+    }
+    if now < anchor.not_before() {
+        return invalid("is not valid yet".to_owned(), "check the clock, or add it later");
+    }
+    if anchor.is_ca() {
+        return Ok(());
+    }
+    // A pinned client certificate must pass the verifier itself.
+    let pinned = ClientAuth::new(ClientAuthInput { anchors: vec![anchor.clone()], ..Default::default() })
+        .map_err(|error| error.to_string())
+        .and_then(|policy| verify_client(&policy, anchor.der(), &[], now).map_err(|error| error.to_string()));
+    match pinned {
+        Ok(_) => Ok(()),
+        Err(why) => invalid(
+            format!("is not a CA, and as a client's own certificate it fails: {why}"),
+            "client.ca takes the CA certificates that sign clients, or clients' own certificates",
+        ),
     }
 }

@@ -1,10 +1,9 @@
-//! `$env://NAME` and `$env://NAME/member`: certificates and keys that an ssl leaves to the
-//! environment (contract 4.5).
+//! `$env://NAME` and `$env://NAME/member`: certificates and keys of an ssl that come from
+//! environment variables (contract 4.5).
 //!
-//! Stands before `check`, which refuses every reference that is still there. Whose environment it
-//! is, the caller decides. Only the places the contract names take references: `cert`, `key`,
-//! `certs[]`, `keys[]` and `client.ca`. Invariant: no message carries a value or a part of one, and
-//! values are wiped when they are no longer needed.
+//! References are resolved before `compile`, which rejects the remaining ones. The caller supplies
+//! the environment. Only `cert`, `key`, `certs[]`, `keys[]` and `client.ca` take references.
+//! Invariant: no message contains a value or a part of one, and values are wiped after use.
 
 use std::borrow::Cow;
 
@@ -14,45 +13,39 @@ use zeroize::{Zeroize, Zeroizing};
 use crate::id::Kind;
 use crate::json;
 use crate::problem::Problem;
+use crate::schema::env_ref_path;
 
-const PREFIX: &str = "$env://";
 const HINT: &str = "references are looked up in the control plane's environment, when a document is written and when the control plane \
-                    starts; data planes need nothing";
+                    starts; data planes need no variables";
 
-/// What follows `$env://`, in any case, or nothing when the text is something else.
-pub(super) fn env_ref_path(text: &str) -> Option<&str> {
-    let (start, path) = text.split_at_checked(PREFIX.len())?;
-    start.eq_ignore_ascii_case(PREFIX).then_some(path)
-}
-
-/// A document with the values in the places of its references.
+/// A document whose references are replaced by their values.
 pub struct ResolvedDocument<'a> {
     document: Cow<'a, Value>,
     refs: Vec<ResolvedRef>,
 }
 
-/// A reference and what it stands for.
+/// A reference and its value.
 struct ResolvedRef {
     location: RefLocation,
     uri: String,
     value: Zeroizing<String>,
 }
 
-/// Where a document may refer.
+/// A field that takes references.
 struct RefLocation {
-    /// For `Value::pointer`.
+    /// A JSON pointer.
     pointer: String,
-    /// As people write it.
+    /// The field as users write it.
     field: String,
 }
 
 impl ResolvedDocument<'_> {
-    /// The document to be checked.
+    /// The document to compile.
     pub fn document(&self) -> &Value {
         &self.document
     }
 
-    /// Every reference that was resolved, with its value, in the order of the document's places.
+    /// The resolved references and their values, in the order of the document's fields.
     pub fn resolved_refs(&self) -> impl Iterator<Item = (&str, &str)> {
         self.refs.iter().map(|drawn| (drawn.uri.as_str(), drawn.value.as_str()))
     }
@@ -69,11 +62,11 @@ impl Drop for ResolvedDocument<'_> {
     }
 }
 
-/// Puts the environment's values in the places of a document's references. What is written
-/// elsewhere stays as it is.
+/// Replaces the references of a document by values of the environment.
 ///
 /// # Errors
-/// The first reference that cannot be resolved: its field, its variable, and why.
+///
+/// The first reference that does not resolve: its field, its variable and the cause.
 pub fn resolve_references<'a>(
     kind: Kind,
     document: &'a Value,
@@ -122,7 +115,7 @@ fn look_up_variable(
         Some((name, member)) => (name, Some(member)),
         None => (path, None),
     };
-    // A reference is shown in the log: it must not look like a line of its own.
+    // Logs show the reference, so it must not contain line breaks.
     if name.is_empty() || path.chars().any(char::is_control) {
         return Err("it names no environment variable".to_owned());
     }
@@ -154,7 +147,7 @@ mod tests {
         }
     }
 
-    fn told(document: &Value) -> Problem {
+    fn problem_of(document: &Value) -> Problem {
         match resolve_references(Kind::Ssl, document, &environment) {
             Ok(resolved) => panic!("resolved: {}", resolved.document()),
             Err(problem) => problem,
@@ -162,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn every_place_takes_a_reference_and_the_original_keeps_it() {
+    fn every_field_resolves_and_the_original_is_unchanged() {
         let document = json!({
             "cert": "$env://CERT", "key": "$ENV://PAIR/key", "certs": ["as it is", "$eNv://CERT"],
             "keys": ["$env://PAIR/a/b"], "client": {"ca": "$env://CERT", "depth": 1}, "sni": "$env://CERT"
@@ -186,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_copied_where_nothing_refers() {
+    fn a_document_without_references_is_borrowed() {
         let document = json!({"cert": "x", "key": "$secret://vault/1/key", "keys": 7, "client": []});
         assert!(matches!(
             resolve_references(Kind::Ssl, &document, &environment).unwrap().document,
@@ -198,8 +191,8 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_resolved_names_field_and_variable_but_no_value() {
-        for (document, field, said) in [
+    fn resolution_errors_name_field_and_variable_but_no_value() {
+        for (document, field, expected) in [
             (json!({"key": "$env://GONE"}), "key", "variable GONE is not set"),
             (json!({"certs": ["x", "$env://cert"]}), "certs[2]", "variable cert is not set"),
             (json!({"client": {"ca": "$env://PAIR/none"}}), "client.ca", "PAIR has no text under none"),
@@ -214,9 +207,9 @@ mod tests {
             (json!({"cert": "$env:///x"}), "cert", "names no environment variable"),
             (json!({"cert": "$env://A\nB"}), "cert", "names no environment variable"),
         ] {
-            let problem = told(&document);
+            let problem = problem_of(&document);
             assert_eq!(problem.field, field);
-            assert!(problem.message.contains(said) && problem.message.contains("field: "), "{problem}");
+            assert!(problem.message.contains(expected) && problem.message.contains("field: "), "{problem}");
             assert!(!problem.to_string().contains("the certificate"), "{problem}");
         }
     }

@@ -1,18 +1,20 @@
-//! Reading the members of a document that passed its schema. What the schema guarantees is not
-//! judged again; what it cannot say (bounds of our types) is.
+//! Typed access to the members of a document that passed its schema. The bounds of Rust types are
+//! checked here, since a schema cannot express them.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use pki::{CertError, KeyError, Keyring, PrivateKey, certificates_from_pem};
 use serde_json::Value;
 
-use super::schema::is_reference;
 use super::unsupported;
 use crate::id::Id;
 use crate::pattern::NamePattern;
-use crate::problem::Problem;
-use crate::resource::Timeouts;
+use crate::problem::{Problem, ProblemKind};
+use crate::resource::{KeyPair, Timeouts};
+use crate::schema::is_reference;
 
-/// Longest time a document may ask for: a year. Keeps sums of times far from any overflow.
+/// The longest duration of a document, one year, so that sums cannot overflow.
 const SECONDS_MAX: f64 = 31_536_000.0;
 
 pub(crate) fn string<'a>(document: &'a Value, name: &str) -> Option<&'a str> {
@@ -28,12 +30,12 @@ pub(crate) fn flag(document: &Value, name: &str) -> Option<bool> {
     document.get(name)?.as_bool()
 }
 
-/// `status`: 1 (or absent) is enabled.
+/// `status` is 1 or absent.
 pub(crate) fn enabled(document: &Value) -> bool {
     document.get("status").and_then(Value::as_f64) != Some(0.0)
 }
 
-/// Whether a member is there and says something: an empty object or array says nothing.
+/// Whether a member exists and is no empty object or array.
 pub(crate) fn is_set(document: &Value, name: &str) -> bool {
     match document.get(name) {
         None => false,
@@ -43,7 +45,7 @@ pub(crate) fn is_set(document: &Value, name: &str) -> bool {
     }
 }
 
-/// An id: a text, or a number that means the same as its text.
+/// An id: a string, or a number that stands for its decimal text.
 pub(crate) fn id(document: &Value, name: &str) -> Result<Option<Id>, Problem> {
     let Some(value) = document.get(name) else { return Ok(None) };
     let text = match (value, value.as_u64(), value.as_f64()) {
@@ -55,17 +57,17 @@ pub(crate) fn id(document: &Value, name: &str) -> Result<Option<Id>, Problem> {
     Id::parse(&text).map(Some).map_err(|problem| Problem { field: name.to_owned(), ..problem })
 }
 
-/// A whole number of at least 0.
+/// An integer of at least 0.
 pub(crate) fn unsigned(document: &Value, name: &str) -> Result<Option<u32>, Problem> {
     let Some(number) = document.get(name).and_then(Value::as_f64) else { return Ok(None) };
     if (0.0..=f64::from(u32::MAX)).contains(&number) {
-        // In range and without fraction, so this is exact.
+        // The number is an integer in range, so the cast is exact.
         return Ok(Some(number as u32));
     }
     Err(Problem::new(name, format!("invalid configuration: {name} is too large: {number}")))
 }
 
-/// A whole number of either sign.
+/// An integer of either sign.
 pub(crate) fn signed(document: &Value, name: &str) -> Result<Option<i32>, Problem> {
     let Some(number) = document.get(name).and_then(Value::as_f64) else { return Ok(None) };
     if (f64::from(i32::MIN)..=f64::from(i32::MAX)).contains(&number) {
@@ -74,8 +76,7 @@ pub(crate) fn signed(document: &Value, name: &str) -> Result<Option<i32>, Proble
     Err(Problem::new(name, format!("invalid configuration: {name} is out of range: {number}")))
 }
 
-/// Seconds, with fractions; kept in milliseconds, rounded up, so that "a little" never becomes
-/// "none".
+/// Fractional seconds, rounded up to milliseconds, so that a small value does not become zero.
 pub(crate) fn seconds(document: &Value, name: &str) -> Result<Option<Duration>, Problem> {
     let Some(seconds) = document.get(name).and_then(Value::as_f64) else { return Ok(None) };
     if (0.0..=SECONDS_MAX).contains(&seconds) {
@@ -88,14 +89,15 @@ pub(crate) fn seconds(document: &Value, name: &str) -> Result<Option<Duration>, 
 pub(crate) fn timeouts(document: &Value) -> Result<Option<Timeouts>, Problem> {
     let Some(timeout) = document.get("timeout") else { return Ok(None) };
     let read = |name| seconds(timeout, name).map_err(|problem| problem.within("timeout"));
-    // An empty array stands for an object without members, which the schema has refused already.
+    // The schema accepts an empty array for an empty object and then rejects it for its missing
+    // members.
     match (read("connect")?, read("send")?, read("read")?) {
         (Some(connect), Some(send), Some(read)) => Ok(Some(Timeouts { connect, send, read })),
         _ => Ok(None),
     }
 }
 
-/// `one` or `many`, as names without repetitions.
+/// `one` or `many` as name patterns without duplicates.
 pub(crate) fn names(document: &Value, one: &str, many: &str) -> Result<Vec<NamePattern>, Problem> {
     let mut found: Vec<NamePattern> = Vec::new();
     let mut add = |text: &str, field: String| {
@@ -115,18 +117,18 @@ pub(crate) fn names(document: &Value, one: &str, many: &str) -> Result<Vec<NameP
             add(text, format!("{many}[{index}]"))?;
         }
     }
-    // Room for more would be kept for as long as the resource, and there may be a million of them.
+    // A million resources may exist, each holding on to unused capacity.
     found.shrink_to_fit();
     Ok(found)
 }
 
-/// Values kept elsewhere skip the schema's rules, so wherever one is accepted the rest of this
-/// crate would have to judge it again. What [`super::resolve_references`] left is refused here, in
-/// one place. In texts that only describe, references mean nothing.
+/// Schemas do not apply to referenced values, so each field that takes references would need its
+/// checks repeated. [`super::resolve_references`] replaced the supported references; this function
+/// rejects the rest. References in purely descriptive fields have no meaning.
 pub(crate) fn forbid_secret_references(document: &Value) -> Result<(), Problem> {
     let Some(members) = document.as_object() else { return Ok(()) };
-    let judged = members.iter().filter(|(name, _)| !matches!(name.as_str(), "name" | "desc" | "labels"));
-    for (name, value) in judged {
+    let checked = members.iter().filter(|(name, _)| !matches!(name.as_str(), "name" | "desc" | "labels"));
+    for (name, value) in checked {
         if let Some(inner) = reference_within(value) {
             let field = Problem::new(inner, "").within(name).field;
             return Err(unsupported(
@@ -139,7 +141,7 @@ pub(crate) fn forbid_secret_references(document: &Value) -> Result<(), Problem> 
     Ok(())
 }
 
-/// The path of the first reference.
+/// The path of the first reference in a value.
 fn reference_within(value: &Value) -> Option<String> {
     match value {
         Value::String(text) => is_reference(text).then(String::new),
@@ -152,5 +154,57 @@ fn reference_within(value: &Value) -> Option<String> {
             Some(Problem::new(inner, "").within(name).field)
         }),
         _ => None,
+    }
+}
+
+/// A PEM chain and its private key, which is plain or encrypted, from the two members named by
+/// `fields`. Messages are those of the Admin API (contract 4.1, step 2). The decrypted key stays
+/// inside this function, in memory that is wiped.
+pub(crate) fn key_pair(
+    cert: &str,
+    key: &str,
+    fields: [&str; 2],
+    keyring: &Keyring,
+) -> Result<KeyPair, Problem> {
+    let [cert_field, key_field] = fields;
+    let chain = certificates_from_pem(cert).map_err(|error| {
+        Problem::new(cert_field, "failed to parse cert: PEM_read_bio_X509_AUX() failed")
+            .with_hint(error.to_string())
+            .with_kind(cert_problem_kind(&error))
+    })?;
+    let opened = keyring.open(key).map_err(|error| {
+        Problem::new(key_field, "failed to decrypt previous encrypted key").with_hint(format!(
+            "{error}: a key is PEM text, or was encrypted with a key of data_encryption.keyring"
+        ))
+    })?;
+    let key = PrivateKey::from_pem(&opened).map_err(|error| {
+        Problem::new(key_field, "failed to parse key: PEM_read_bio_PrivateKey() failed")
+            .with_hint(error.to_string())
+            .with_kind(if matches!(error, KeyError::Unsupported) {
+                ProblemKind::Unsupported
+            } else {
+                ProblemKind::Invalid
+            })
+    })?;
+    // APISIX detects the mismatch in the first handshake, when the site is down already.
+    if let Some(leaf) = chain.first() {
+        key.matches(leaf).map_err(|error| {
+            Problem::new(key_field, format!("{key_field} does not belong to {cert_field}: {error}"))
+                .with_hint(
+                    "the first certificate of the text must be the key's own, its issuers come after it",
+                )
+                .with_kind(ProblemKind::Unusable)
+        })?;
+    }
+    Ok(KeyPair { chain, key: Arc::new(key) })
+}
+
+/// APISIX parses some certificates that this gateway does not, so its document is valid but
+/// unsupported.
+pub(crate) fn cert_problem_kind(error: &CertError) -> ProblemKind {
+    match error {
+        CertError::NoCertificate { .. } | CertError::Pem(_) => ProblemKind::Invalid,
+        CertError::InBundle { error, .. } => cert_problem_kind(error),
+        _ => ProblemKind::Unsupported,
     }
 }

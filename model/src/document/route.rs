@@ -1,12 +1,12 @@
-//! The route document (contract 3.3): which requests go where.
+//! Compiles the route document (contract 3.3).
 
 use ipnet::IpNet;
 use pki::Keyring;
 use serde_json::Value;
 
 use super::fields::{enabled, id as id_of, signed, string, strings, timeouts};
-use super::service::{forbid_unsupported, forbid_websocket, hosts};
-use super::{blocks, upstream};
+use super::service::{client_identity, forbid_unsupported, forbid_websocket, hosts, proxy_rewrite};
+use super::upstream;
 use crate::expression::Vars;
 use crate::id::Id;
 use crate::network;
@@ -14,7 +14,7 @@ use crate::problem::{Problem, ProblemKind};
 use crate::resource::{Route, RouteMethod, UpstreamRef};
 use crate::uri::UriPattern;
 
-/// Two rules that the schema has as well, but that have texts of their own (contract 3.3).
+/// Rules of the schema for which APISIX has special messages (contract 3.3).
 pub(super) fn check_before_schema(document: &Value) -> Result<(), Problem> {
     for (one, many) in [("host", "hosts"), ("remote_addr", "remote_addrs")] {
         if document.get(one).is_some() && document.get(many).is_some() {
@@ -37,8 +37,8 @@ pub(super) fn compile(id: &Id, document: &Value, keyring: &Keyring) -> Result<Ro
         service: id_of(document, "service_id")?,
         timeout: timeouts(document)?,
         vars: document.get("vars").map(vars).transpose()?.unwrap_or_default(),
-        client_identity: blocks::client_identity(document)?,
-        proxy_rewrite: blocks::proxy_rewrite(document)?,
+        client_identity: client_identity(document)?,
+        proxy_rewrite: proxy_rewrite(document)?,
         blocked: None,
     };
     let unserved = ["filter_func", "script", "script_id", "plugin_config_id"];
@@ -48,12 +48,12 @@ pub(super) fn compile(id: &Id, document: &Value, keyring: &Keyring) -> Result<Ro
     Ok(route)
 }
 
-/// An APISIX knows more variables, operators and patterns.
+/// APISIX has more variables, operators and patterns.
 fn vars(expression: &Value) -> Result<Vars, Problem> {
     Vars::compile(expression).map_err(|problem| problem.with_kind(ProblemKind::Unsupported))
 }
 
-/// No HTTP request can be sent to an upstream for streams.
+/// An upstream for TCP takes no HTTP requests.
 fn require_http_scheme(target: Option<&UpstreamRef>) -> Result<(), Problem> {
     match target {
         Some(UpstreamRef::Inline(upstream)) if !upstream.scheme.is_http() => {
@@ -78,7 +78,7 @@ fn uris(document: &Value) -> Result<Vec<UriPattern>, Problem> {
     for (field, text) in written {
         let uri = UriPattern::parse(text).map_err(|problem| {
             let message = format!("invalid configuration: property \"{field}\": {}", problem.message);
-            // An APISIX reads such a text as a regular expression.
+            // APISIX reads such a text as a regular expression.
             Problem { field, message, ..problem }.with_kind(ProblemKind::Unsupported)
         })?;
         if !uris.contains(&uri) {

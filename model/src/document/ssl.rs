@@ -1,20 +1,21 @@
-//! The ssl document (contract 3.1, 4.1): certificates for names, or an identity for upstreams.
+//! Compiles the ssl document (contract 3.1, 4.1): certificates for names, or a client certificate
+//! for upstreams.
 
 use std::sync::Arc;
 
 use pki::Keyring;
 use serde_json::Value;
 
-use super::fields::{enabled, names, string, strings};
-use super::{client, keypair};
+use super::client;
+use super::fields::{enabled, key_pair, names, string, strings};
 use crate::id::Id;
 use crate::problem::{Problem, ProblemKind};
 use crate::resource::{CacheSlot, KeyPair, Ssl, TlsVersion};
 
-/// In the order of contract 4.1.
+/// Checks follow the order of contract 4.1.
 pub(super) fn compile(id: &Id, document: &Value, keyring: &Keyring) -> Result<Ssl, Problem> {
     let (cert, key) = (string(document, "cert"), string(document, "key"));
-    let first = keypair::read(cert.unwrap_or_default(), key.unwrap_or_default(), ["cert", "key"], keyring)?;
+    let first = key_pair(cert.unwrap_or_default(), key.unwrap_or_default(), ["cert", "key"], keyring)?;
     let mut ssl = Ssl {
         id: id.clone(),
         client_side: string(document, "type") == Some("client"),
@@ -23,11 +24,11 @@ pub(super) fn compile(id: &Id, document: &Value, keyring: &Keyring) -> Result<Ss
         client: None,
         versions: None,
         enabled: enabled(document),
-        prepared: CacheSlot::new(),
+        cache: CacheSlot::new(),
         blocked: None,
     };
     if ssl.client_side {
-        // Names, further pairs, `client` and versions mean nothing to an identity for upstreams.
+        // A client certificate has no names, further pairs, client policy or versions.
         return Ok(ssl);
     }
     more_pairs(document, keyring, &mut ssl.pairs)?;
@@ -47,7 +48,7 @@ fn more_pairs(document: &Value, keyring: &Keyring, pairs: &mut Vec<KeyPair>) -> 
     }
     for (index, (cert, key)) in (1..).zip(certs.into_iter().zip(keys)) {
         let fields = [format!("certs[{index}]"), format!("keys[{index}]")];
-        let pair = keypair::read(cert, key, [&fields[0], &fields[1]], keyring).map_err(|problem| {
+        let pair = key_pair(cert, key, [&fields[0], &fields[1]], keyring).map_err(|problem| {
             let message = format!("failed to handle cert-key pair[{index}]: {}", problem.message);
             Problem { message, ..problem }
         })?;
@@ -62,7 +63,7 @@ fn versions(document: &Value) -> Result<Option<Vec<TlsVersion>>, Problem> {
     }
     let mut versions = Vec::new();
     for name in strings(document, "ssl_protocols") {
-        // The schema names no other.
+        // The schema allows no other.
         let version = match name {
             "TLSv1.2" => TlsVersion::V12,
             "TLSv1.3" => TlsVersion::V13,
@@ -78,8 +79,7 @@ fn versions(document: &Value) -> Result<Option<Vec<TlsVersion>>, Problem> {
     Ok(Some(versions))
 }
 
-/// Refuses a version that needs an engine this build is without: in a document, and again where it
-/// comes over the wire.
+/// Rejects a TLS version that this build lacks an engine for, in documents and on the wire.
 pub(crate) fn require_supported_version(version: TlsVersion) -> Result<TlsVersion, Problem> {
     if version.is_served() {
         return Ok(version);

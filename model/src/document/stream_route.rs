@@ -1,4 +1,4 @@
-//! The stream route document (contract 3.5): which TCP connections go where.
+//! Compiles the stream route document (contract 3.5).
 
 use ipnet::IpNet;
 use pki::Keyring;
@@ -13,8 +13,8 @@ use crate::pattern::SniPattern;
 use crate::problem::Problem;
 use crate::resource::{StreamRoute, UpstreamRef};
 
-/// Its inline upstream is judged like any other, which APISIX leaves to the moment of use: what is
-/// accepted here no data plane refuses.
+/// APISIX checks the inline upstream only when it is used; here it is checked at once, so that no
+/// data plane rejects an accepted stream route.
 pub(super) fn compile(id: &Id, document: &Value, keyring: &Keyring) -> Result<StreamRoute, Problem> {
     let route = StreamRoute {
         id: id.clone(),
@@ -52,8 +52,8 @@ fn address(document: &Value, field: &str) -> Result<Option<IpNet>, Problem> {
     })
 }
 
-/// A stream has no port that could stand in. The schemes of streams say so themselves; here one of
-/// HTTP is used for a stream.
+/// TCP has no default port. An upstream with a TCP scheme checks this itself; a stream route also
+/// uses upstreams with HTTP schemes.
 fn require_node_ports(target: Option<&UpstreamRef>) -> Result<(), Problem> {
     let Some(UpstreamRef::Inline(upstream)) = target else { return Ok(()) };
     upstream::require_node_ports(upstream).map_err(|problem| problem.within("upstream"))

@@ -1,4 +1,4 @@
-//! The Admin API's cases by their texts, our own refusals by their fields, and the schema evaluator
+//! Cases of the Admin API by message, this gateway's own limits by field, and the schema evaluator
 //! against an independent one.
 
 mod checks;
@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::samples::{PAIRS, id};
 
-/// PEM text of the n-th pair: certificate, key.
+/// Certificate and key of the n-th pair, as PEM.
 fn pem(index: usize) -> (String, String) {
     let pair = &PAIRS[index];
     let certificate: String = pair.chain.iter().map(pki::Certificate::to_pem).collect();
@@ -30,9 +30,9 @@ fn base64_lines(bytes: &[u8]) -> String {
     for chunk in bytes.chunks(3) {
         let word =
             chunk.iter().fold(0_u32, |word, byte| word << 8 | u32::from(*byte)) << (8 * (3 - chunk.len()));
-        for place in 0..4 {
-            let letter = ALPHABET[(word >> (18 - 6 * place)) as usize & 63] as char;
-            text.push(if place <= chunk.len() { letter } else { '=' });
+        for position in 0..4 {
+            let letter = ALPHABET[(word >> (18 - 6 * position)) as usize & 63] as char;
+            text.push(if position <= chunk.len() { letter } else { '=' });
         }
         if text.rsplit('\n').next().is_some_and(|line| line.len() >= 64) {
             text.push('\n');
@@ -41,7 +41,7 @@ fn base64_lines(bytes: &[u8]) -> String {
     text.trim_end().to_owned() + "\n"
 }
 
-/// A good document with some members replaced; `null` removes one.
+/// A valid document with replaced members; `null` removes one.
 fn with(mut document: Value, changes: Value) -> Value {
     for (name, value) in changes.as_object().unwrap() {
         let members = document.as_object_mut().unwrap();
@@ -70,7 +70,8 @@ fn stream_route(changes: Value) -> Value {
     with(json!({"upstream": upstream(json!({}))}), changes)
 }
 
-/// Every document that these tests get accepted also arrives at a data plane as the same resource.
+/// Each document that these tests compile is also sent over the wire and must decode to the same
+/// resource.
 fn checked(kind: Kind, document: &Value) -> Result<Resource, Problem> {
     let resource = compile(kind, &id("1"), document, &Keyring::empty())?;
     let arrived = crate::wire::resource_from_wire(proto::push::Resource::from(&resource));
@@ -79,26 +80,26 @@ fn checked(kind: Kind, document: &Value) -> Result<Resource, Problem> {
 }
 
 #[track_caller]
-fn refused(kind: Kind, document: &Value) -> Problem {
+fn problem_of(kind: Kind, document: &Value) -> Problem {
     let problem = checked(kind, document).expect_err("should be refused");
-    let shown = format!("{problem:?}");
+    let debug = format!("{problem:?}");
     for key in [pem(0).1, pem(1).1] {
-        assert!(!key.lines().any(|line| !line.starts_with('-') && shown.contains(line)), "{shown}");
+        assert!(!key.lines().any(|line| !line.starts_with('-') && debug.contains(line)), "{debug}");
     }
     problem
 }
 
 #[track_caller]
 fn refused_ssl(changes: Value) -> String {
-    refused(Kind::Ssl, &ssl(changes)).message
+    problem_of(Kind::Ssl, &ssl(changes)).message
 }
 
 #[track_caller]
 fn refused_upstream(changes: Value) -> String {
-    refused(Kind::Upstream, &upstream(changes)).message
+    problem_of(Kind::Upstream, &upstream(changes)).message
 }
 
 #[track_caller]
 fn refused_route(changes: Value) -> String {
-    refused(Kind::Route, &route(changes)).message
+    problem_of(Kind::Route, &route(changes)).message
 }

@@ -1,12 +1,13 @@
-//! The upstream document (contract 3.2), alone or inside a route, service or stream route.
+//! Compiles the upstream document (contract 3.2), alone or inside a route, service or stream route.
 //!
-//! For requests or for streams, by its scheme: who may use which is judged where it is named.
+//! The scheme decides whether an upstream takes HTTP requests or TCP; a reference to
+//! it is checked for that.
 
 use pki::Keyring;
 use serde_json::Value;
 
-use super::fields::{flag, id, seconds, signed, string, timeouts, unsigned};
-use super::{keypair, unsupported};
+use super::fields::{flag, id, key_pair, seconds, signed, string, timeouts, unsigned};
+use super::unsupported;
 use crate::host_name::HostName;
 use crate::id::Id;
 use crate::problem::{Problem, ProblemKind};
@@ -14,7 +15,7 @@ use crate::resource::{
     CacheSlot, KeepalivePool, Node, PassHost, Scheme, Upstream, UpstreamIdentity, UpstreamRef, UpstreamTls,
 };
 
-/// In the order of contract 3.2; then what is not served.
+/// Checks follow the order of contract 3.2; unsupported fields come last.
 pub(super) fn compile(own: Option<&Id>, document: &Value, keyring: &Keyring) -> Result<Upstream, Problem> {
     let nodes = nodes(document)?;
     let pass_host = match string(document, "pass_host") {
@@ -47,7 +48,7 @@ pub(super) fn compile(own: Option<&Id>, document: &Value, keyring: &Keyring) -> 
         upstream_host: upstream_host.map(str::to_owned),
         keepalive: keepalive(document)?,
         tls,
-        prepared: CacheSlot::new(),
+        cache: CacheSlot::new(),
         blocked: None,
     };
     if !upstream.scheme.is_http() {
@@ -64,7 +65,7 @@ fn scheme(document: &Value) -> Result<Scheme, Problem> {
     })
 }
 
-/// What takes streams needs a port at every node.
+/// A TCP upstream needs a port at every node.
 pub(super) fn require_node_ports(upstream: &Upstream) -> Result<(), Problem> {
     match upstream.nodes.iter().find(|node| node.port.is_none()) {
         None => Ok(()),
@@ -75,8 +76,8 @@ pub(super) fn require_node_ports(upstream: &Upstream) -> Result<(), Problem> {
     }
 }
 
-/// The upstream of a route or service: `upstream_id` goes before `upstream` (contract 7.3), which
-/// is still checked.
+/// The upstream of a route or service. `upstream_id` wins over `upstream` (contract 7.3), which is
+/// checked in any case.
 pub(super) fn upstream_ref(document: &Value, keyring: &Keyring) -> Result<Option<UpstreamRef>, Problem> {
     let inline = document.get("upstream").map(|upstream| compile(None, upstream, keyring)).transpose();
     let inline = inline.map_err(|problem| problem.within("upstream"))?;
@@ -107,9 +108,9 @@ fn nodes(document: &Value) -> Result<Vec<Node>, Problem> {
     }
 }
 
-/// `address` is `host` or `host:port` in both forms of nodes: an APISIX gives a node's host to
-/// nginx, whose ngx_parse_url takes a port in it before the one beside it. What its schema lets
-/// through and no request could reach is unusable, not invalid.
+/// `address` is `host` or `host:port` in both forms of nodes: APISIX passes a node's host to nginx,
+/// whose ngx_parse_url prefers a port inside it to `port`. A host that passes APISIX's schema and
+/// that no request can reach is unusable, not invalid.
 fn node(
     address: &str,
     beside: Option<u16>,
@@ -134,11 +135,11 @@ fn is_ipv6_literal(host: &str) -> bool {
     address.is_some_and(|address| address.parse::<std::net::Ipv6Addr>().is_ok())
 }
 
-/// Host and port of `host:port` or `host`.
+/// Splits `host:port` or `host`.
 fn address_of<'a>(address: &'a str, field: &str) -> Result<(&'a str, Option<u16>), Problem> {
     let end = if address.starts_with('[') { address.find(']').map_or(0, |end| end + 1) } else { 0 };
     let (head, tail) = address.split_at(end);
-    // More than one colon outside of brackets is a bare IPv6 address, which `node` refuses.
+    // Several colons outside of brackets are a bare IPv6 address, which `node` rejects.
     let Some((rest, port)) = tail.split_once(':').filter(|(_, port)| !port.contains(':')) else {
         return Ok((address, None));
     };
@@ -176,7 +177,7 @@ fn tls(document: &Value, keyring: &Keyring) -> Result<UpstreamTls, Problem> {
         (Some(id), _) => Some(UpstreamIdentity::Ssl(id)),
         (None, Some(cert)) => {
             let key = string(tls, "client_key").unwrap_or_default();
-            let pair = keypair::read(cert, key, ["tls.client_cert", "tls.client_key"], keyring)
+            let pair = key_pair(cert, key, ["tls.client_cert", "tls.client_key"], keyring)
                 .map_err(|problem| problem.with_kind(ProblemKind::Unusable))?;
             Some(UpstreamIdentity::Inline(pair))
         }
@@ -185,7 +186,7 @@ fn tls(document: &Value, keyring: &Keyring) -> Result<UpstreamTls, Problem> {
     Ok(UpstreamTls { identity, verify: flag(tls, "verify").unwrap_or(false) })
 }
 
-/// The checks of a balancer by hash that come before the refusal of it.
+/// APISIX's checks of `chash`, which come before the problem that it is unsupported.
 fn check_hash(document: &Value) -> Result<(), Problem> {
     if string(document, "type") != Some("chash") {
         return Ok(());
@@ -202,8 +203,8 @@ fn forbid_unsupported(document: &Value) -> Result<(), Problem> {
         None | Some("roundrobin") => {}
         Some(_) => return Err(unsupported("type", "the only balancer is roundrobin")),
     }
-    // Arguments without a `discovery_type` are for nothing: an APISIX does not read them, and its
-    // dashboard sends empty ones.
+    // APISIX ignores discovery arguments without a `discovery_type`, and its dashboard sends empty
+    // ones.
     for field in ["service_name", "discovery_type"] {
         if document.get(field).is_some() {
             return Err(unsupported(field, "list the servers in nodes"));

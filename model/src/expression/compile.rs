@@ -1,7 +1,7 @@
-//! JSON -> predicate: the grammar and its error texts, which are lua-resty-expr's where it has one.
+//! Compiles `vars` and reports errors in the words of lua-resty-expr where it has any.
 //!
-//! Stricter where the original silently makes a test that never (or, negated, always) holds: each
-//! such case is refused with what was meant.
+//! Expressions that lua-resty-expr silently turns into tests that never (or, negated, always) hold
+//! are errors with a hint.
 
 use std::cmp::Ordering;
 
@@ -14,18 +14,19 @@ use crate::network;
 use crate::problem::Problem;
 use crate::variable::Variable;
 
-/// Most tests in one predicate: bounds what a candidate costs.
+/// Bounds the comparisons of a predicate, and with it the cost of a candidate route.
 const TESTS_MAX: usize = 512;
-/// Deepest nesting.
+/// The deepest nesting.
 const DEPTH_MAX: usize = 32;
-/// Largest compiled form of one pattern, in bytes.
+/// The largest compiled form of a pattern, in bytes.
 const PATTERN_BYTES_MAX: usize = 1 << 20;
 
 impl Vars {
     /// Compiles the `vars` of a document.
     ///
     /// # Errors
-    /// `failed to validate the 'vars' expression: ...`, with the place as the field.
+    ///
+    /// `failed to validate the 'vars' expression: ...`, with the position as the field.
     pub fn compile(source: &Value) -> Result<Vars, Problem> {
         let root = match source.as_array().map(Vec::as_slice) {
             None => return Err(wrapped(problem("rule should be wrapped inside brackets"))),
@@ -92,14 +93,14 @@ fn node(rules: &[Value], left: &mut usize, depth: usize) -> Result<Expression, P
     }
 }
 
-/// `first`: the place of the first one, counted from 1.
+/// `first` is the 1-based position of the first rule.
 fn nodes(rules: &[Value], first: usize, left: &mut usize, depth: usize) -> Result<Vec<Expression>, Problem> {
     (first..)
         .zip(rules)
         .map(|(index, rule)| {
             let inner = rule.as_array().ok_or_else(|| problem("invalid expression"));
-            let made = inner.and_then(|rule| node(rule, left, depth + 1));
-            made.map_err(|problem| problem.within(&format!("[{index}]")))
+            let compiled = inner.and_then(|rule| node(rule, left, depth + 1));
+            compiled.map_err(|problem| problem.within(&format!("[{index}]")))
         })
         .collect()
 }
@@ -111,7 +112,7 @@ fn expression(rule: &[Value]) -> Result<Expression, Problem> {
             return Err(problem("bad 'not' expression").with_hint("like [\"arg_x\",\"!\",\"in\",[\"1\"]]"));
         }
         [name, operator, value] => (name, false, operator, value),
-        // For compatibility: [variable, value].
+        // lua-resty-expr accepts [variable, value] for compatibility.
         [name, value] if !value.as_str().is_some_and(is_operator) => (name, false, &Value::Null, value),
         _ => return Err(problem("invalid expression").with_hint("expected [variable, operator, value]")),
     };
@@ -136,7 +137,7 @@ fn variable(name: &Value) -> Result<Variable, Problem> {
     Variable::parse(name).ok_or_else(|| unknown_variable(name))
 }
 
-/// The refusal of a name that is no variable.
+/// The problem of an unknown variable.
 pub(crate) fn unknown_variable(name: &str) -> Problem {
     let hint = match Variable::closest(name) {
         Some(meant) => format!("did you mean \"{meant}\"?"),
@@ -200,7 +201,7 @@ fn pattern(value: &Value, any_case: bool) -> Result<regex::Regex, Problem> {
         .dfa_size_limit(PATTERN_BYTES_MAX)
         .build()
         .map_err(|error| {
-            // The engine's own text draws over several lines; its last one says it.
+            // regex draws its errors over several lines; the last one has the cause.
             let why = error.to_string();
             let why = why.lines().last().unwrap_or_default().trim_start_matches("error: ");
             problem(format!("the pattern \"{text}\" cannot be used: {why}")).with_hint(

@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::*;
 
-/// Arguments of a query, and the client's URIs.
+/// Query arguments, and URIs of the client certificate.
 #[derive(Debug, Default)]
 struct Known(HashMap<String, String>, Vec<String>);
 
@@ -85,7 +85,7 @@ fn every_operator() {
 }
 
 #[test]
-fn absent_is_null_and_nothing_else() {
+fn an_absent_variable_equals_null_only() {
     assert!(holds(json!([["arg_x", "==", null]]), &[]));
     assert!(!holds(json!([["arg_x", "==", null]]), &[("x", "")]));
     assert!(holds(json!([["arg_x", "~=", null]]), &[("x", "")]));
@@ -116,7 +116,7 @@ fn logic_words_nest() {
 }
 
 #[test]
-fn texts_of_refusals() {
+fn error_messages() {
     for (expression, text, field) in [
         (json!(["arg_x", "==", "1"]), "rule should be wrapped inside brackets", "vars"),
         (json!({}), "rule should be wrapped inside brackets", "vars"),
@@ -157,7 +157,7 @@ fn texts_of_refusals() {
 
 const TESTS_OVER: usize = 513;
 
-/// Leaves over two arguments, and what they mean, written independently.
+/// Leaf expressions over two arguments, with an independent definition.
 fn some_expression() -> impl Strategy<Value = (Value, fn(&str, &str) -> bool)> {
     prop_oneof![
         Just((json!(["arg_a", "==", "1"]), (|a, _| a == "1") as fn(&str, &str) -> bool)),
@@ -172,7 +172,7 @@ fn some_expression() -> impl Strategy<Value = (Value, fn(&str, &str) -> bool)> {
 
 proptest! {
     #[test]
-    fn logic_words_mean_what_they_say(
+    fn logic_words_have_their_boolean_meaning(
         leaves in prop::collection::vec(some_expression(), 2..5), a in "[123]", b in "[123]", word in 0..4_usize,
     ) {
         let mut rule = vec![json!(["AND", "OR", "!AND", "!OR"][word])];
@@ -182,9 +182,9 @@ proptest! {
         prop_assert_eq!(holds(Value::Array(rule), &[("a", &a), ("b", &b)]), expected);
     }
 
-    /// Any JSON: an answer, never a panic.
+    /// No JSON value causes a panic.
     #[test]
-    fn any_json_is_answered(depth in 0..6_usize, words in prop::collection::vec("[a-z_!=~<>]{0,6}", 0..5)) {
+    fn any_json_compiles_without_panic(depth in 0..6_usize, words in prop::collection::vec("[a-z_!=~<>]{0,6}", 0..5)) {
         let mut value = json!(words);
         for _ in 0..depth { value = json!([value, words.clone()]); }
         let _ = Vars::compile(&value).map(|vars| vars.matches(&known(&[("x", "1")])));

@@ -14,8 +14,8 @@ fn words(text: &str) -> Vec<&str> {
     text.split(' ').collect()
 }
 
-/// What APISIX's schemas have (its `schema_def.lua`, 3.21), and what this gateway's have beside
-/// that: the table must name exactly those.
+/// The members of APISIX's schemas (`schema_def.lua`, 3.21) and of this gateway's: the table must
+/// list exactly the difference.
 #[test]
 fn the_table_names_every_field_that_apisix_lacks() {
     let meta = ["id", "name", "desc", "labels", "create_time", "update_time"];
@@ -47,12 +47,12 @@ fn the_table_names_every_field_that_apisix_lacks() {
         (Kind::Upstream, "/tls", upstream_tls),
         (Kind::StreamRoute, "", stream_route),
     ] {
-        let place = if parent.is_empty() {
+        let pointer = if parent.is_empty() {
             "/properties".to_owned()
         } else {
             format!("/properties{parent}/properties")
         };
-        let ours = crate::schema(kind).pointer(&place).and_then(Value::as_object).unwrap();
+        let ours = crate::json_schema(kind).pointer(&pointer).and_then(Value::as_object).unwrap();
         let lacks: BTreeSet<String> = ours
             .keys()
             .filter(|name| !known.contains(&name.as_str()) && !meta.contains(&name.as_str()))
@@ -81,7 +81,7 @@ fn owned(names: &[&str]) -> Vec<String> {
 }
 
 #[test]
-fn what_is_not_mentioned_is_kept() {
+fn unmentioned_extension_fields_are_kept() {
     let ssl = json!({"client": {"ca": "A", "crl": ["L"], "crl_policy": "prefer"}});
     let (both, policy) = (["client.crl", "client.crl_policy"], ["client.crl_policy"]);
     let client = |client: Value| json!({"client": client});
@@ -104,7 +104,7 @@ fn what_is_not_mentioned_is_kept() {
     ] {
         carries(Kind::Ssl, ssl.clone(), client(given), client(expected), kept, removed);
     }
-    // The object that held them is gone, or is none.
+    // The object around them is missing, or is no object.
     carries(Kind::Ssl, ssl.clone(), json!({}), json!({}), &[], &both);
     carries(Kind::Ssl, ssl, json!({"client": "x"}), json!({"client": "x"}), &[], &both);
     let identity = json!({"client_identity": {"allow": [{"dns": "a"}]}, "uri": "/a"});
@@ -116,7 +116,7 @@ fn what_is_not_mentioned_is_kept() {
         let other = json!({"client_identity": {"forward": ["xfcc"]}});
         carries(kind, identity.clone(), other.clone(), other, &[], &[]);
     }
-    // What APISIX knows is replaced, and a new document has nothing to carry.
+    // Members that APISIX knows are replaced, and a new document has no predecessor.
     carries(Kind::Upstream, json!({"client_identity": 1, "retries": 2}), json!({}), json!({}), &[], &[]);
     let mut fresh = object(json!({"client_identity": null, "uri": "/a"}));
     assert_eq!(carry_over(Kind::Route, None, &mut fresh), CarriedOver::default());
@@ -124,7 +124,7 @@ fn what_is_not_mentioned_is_kept() {
 }
 
 #[test]
-fn a_part_that_is_changed_removes_by_null() {
+fn a_patch_removes_fields_by_null() {
     let before = json!({"client": {"ca": "A", "crl": ["L"], "crl_policy": "prefer"}});
     for (client, expected, removed) in [
         (
@@ -160,7 +160,7 @@ fn a_part_that_is_changed_removes_by_null() {
 }
 
 #[test]
-fn what_lies_beside_is_put_in_its_place() {
+fn merge_restores_the_fields() {
     let merged = |kind, document: Value, extension: Value, newer| {
         let mut document = object(document);
         merge(kind, &mut document, extension, newer);
@@ -170,18 +170,19 @@ fn what_lies_beside_is_put_in_its_place() {
     for newer in [false, true] {
         let expected = json!({"client": {"ca": "A", "crl": ["L"]}});
         assert_eq!(merged(Kind::Ssl, json!({"client": {"ca": "A"}}), list.clone(), newer), expected);
-        // What another program removed took its fields with it.
+        // Another program removed the object and its fields.
         assert_eq!(merged(Kind::Ssl, json!({"sni": "a"}), list.clone(), newer), json!({"sni": "a"}));
     }
-    // A field in the document itself, from before fields lay beside it: the newer one counts.
+    // The document itself has the field, from before fields were stored beside it; the newer value
+    // wins.
     let inline = json!({"client": {"ca": "A", "crl": ["M"]}});
     assert_eq!(merged(Kind::Ssl, inline.clone(), list.clone(), true), inline);
     assert_eq!(merged(Kind::Ssl, inline, list, false), json!({"client": {"ca": "A", "crl": ["L"]}}));
 }
 
-/// Nothing that lies beside a document is passed over: the schema refuses the document instead.
+/// The schema rejects the document if the entry beside it is unreadable.
 #[test]
-fn what_cannot_be_read_closes_the_document() {
+fn unreadable_extension_fields_invalidate_the_document() {
     let route = json!({"uri": "/a", "upstream_id": "1"});
     for beside in
         [json!("x"), json!([]), json!(null), json!({"allow_only": 1}), json!({"client_identity": 7})]
@@ -199,9 +200,9 @@ fn what_cannot_be_read_closes_the_document() {
     }
 }
 
-/// An entry beside a document protects; it replaces nothing that the document says about itself.
+/// An entry beside a document adds protection and replaces no member.
 #[test]
-fn what_lies_beside_replaces_no_field_of_the_document() {
+fn merge_replaces_no_other_member() {
     let route = json!({"uri": "/a", "upstream_id": "1", "plugins": {"key-auth": {}}});
     let ssl = json!({"cert": "C", "sni": "a", "client": {"ca": "A"}});
     for (kind, document, beside) in [
@@ -215,9 +216,9 @@ fn what_lies_beside_replaces_no_field_of_the_document() {
         for newer in [false, true] {
             let mut merged = object(document.clone());
             merge(kind, &mut merged, beside.clone(), newer);
-            let told = Value::Object(merged.clone()).to_string();
-            assert!(told.contains("cannot be read") && !told.contains("mine"), "{told}");
-            assert!(crate::validate(kind, &Value::Object(merged.clone())).is_err(), "{told}");
+            let text = Value::Object(merged.clone()).to_string();
+            assert!(text.contains("cannot be read") && !text.contains("mine"), "{text}");
+            assert!(crate::validate(kind, &Value::Object(merged.clone())).is_err(), "{text}");
             for (name, value) in document.as_object().unwrap().iter().filter(|(name, _)| *name != "client") {
                 assert_eq!(merged.get(name), Some(value), "{beside}");
             }
@@ -239,7 +240,7 @@ fn some_document() -> impl Strategy<Value = Value> {
 
 proptest! {
     #[test]
-    fn merging_undoes_splitting(document in some_document(), newer in any::<bool>()) {
+    fn merge_is_the_inverse_of_split(document in some_document(), newer in any::<bool>()) {
         for kind in Kind::ALL {
             let mut rest = object(document.clone());
             let taken = split(kind, &mut rest);
@@ -251,13 +252,13 @@ proptest! {
         }
     }
 
-    /// A document that is put again without its extension fields is as it was; twice is once.
+    /// Writing a document without its extension fields changes nothing, also when repeated.
     #[test]
-    fn carrying_over_restores(document in some_document()) {
+    fn carry_over_restores_dropped_fields(document in some_document()) {
         for kind in Kind::ALL {
             let mut before = object(document.clone());
             carry_over(kind, None, &mut before);
-            // The schema has no policy without lists.
+            // The schema requires lists for a policy.
             if let Some(client) = before.get_mut("client").and_then(Value::as_object_mut)
                 && !client.contains_key("crl")
             {

@@ -1,5 +1,5 @@
-//! How routes and patterns fit together with how the settings file has paths read: patterns that no
-//! path can fit, and rules that an encoded slash passes by.
+//! Checks patterns against the path options of the settings file: uris that no path matches, and
+//! rules that an encoded slash bypasses.
 
 mod encoded_slash;
 
@@ -12,13 +12,13 @@ use crate::snapshot::Snapshot;
 const SWITCH: &str =
     "set apisix.match_uri_encoded_slash: true in the settings files of both planes, or write a / for it";
 
-/// Findings about routes' uris and patterns and sites' skip patterns, in the order of keys within
-/// each sort.
+/// Findings about uris and patterns of routes and about skip patterns of sites, each in the order
+/// of keys.
 pub fn lint_paths(snapshot: &Snapshot, options: PathOptions) -> Vec<Finding> {
     let mut found = Vec::new();
-    for held in snapshot.resources().filter(|held| held.resource.blocked().is_none()) {
-        let mut notes = Findings::for_resource(held.resource.key());
-        match &held.resource {
+    for versioned in snapshot.resources().filter(|versioned| versioned.resource.blocked().is_none()) {
+        let mut notes = Findings::for_resource(versioned.resource.key());
+        match &versioned.resource {
             Resource::Route(route) => check_route(route, options, &mut notes),
             Resource::Ssl(ssl) => {
                 let patterns = ssl.client.as_deref().map(|policy| policy.skip_patterns()).unwrap_or_default();
@@ -66,7 +66,7 @@ fn has_slash(text: &str) -> bool {
     text.contains("%2F") || text.contains("%2f")
 }
 
-/// Why no path can fit, and what to do.
+/// Why no path matches the uri, with a hint.
 fn unmatchable(uri: &str, exact: bool, options: PathOptions) -> Option<(&'static str, &'static str)> {
     let dots = uri.split('/').any(|segment| matches!(segment, "." | ".."));
     let PathOptions { match_uri_encoded_slash, normalize_uri_like_servlet, delete_uri_tail_slash } = options;

@@ -1,4 +1,4 @@
-//! Findings about one resource alone: dates, names, patterns, and settings that cancel each other.
+//! Findings about one resource alone: dates, names, patterns, and contradictory settings.
 
 use pki::{Certificate, ClientAuth};
 use rustls_pki_types::UnixTime;
@@ -8,16 +8,16 @@ use crate::pattern::SniPattern;
 use crate::resource::{KeyPair, Resource, Ssl, Upstream, UpstreamIdentity, UpstreamRef};
 
 const DAY: u64 = 24 * 3600;
-/// Certificates that end within this many seconds are told about.
+/// Certificates are reported this many seconds before they expire.
 const CERTIFICATE_SOON: u64 = 14 * DAY;
-/// Revocation lists that become stale within this many seconds are told about.
+/// CRLs are reported this many seconds before they become stale.
 const CRL_SOON: u64 = DAY;
-/// A path nobody has a rule for: whatever frees it frees them all.
+/// A path that no rule names: a pattern that exempts it exempts all.
 const ANY_PATH: &str = "/6f1c/countersign-lint";
 
 pub(super) fn check(resource: &Resource, now: UnixTime, notes: &mut Findings) {
     if resource.blocked().is_some() {
-        // There is nothing in it, and that it is blocked is told where it was adopted.
+        // A blocked resource is empty, and its compilation has already reported it.
         return;
     }
     match resource {
@@ -132,7 +132,7 @@ fn check_key_pair(field: &str, pair: &KeyPair, now: UnixTime, notes: &mut Findin
     }
 }
 
-/// Clients compare the name they asked for with the certificate's own.
+/// Clients compare the requested name with those of the certificate.
 fn check_certificate_names(field: &str, pair: &KeyPair, names: &[SniPattern], notes: &mut Findings) {
     let Some(leaf) = pair.leaf() else { return };
     let covers = |name: &SniPattern, own: &SniPattern| match (name, own) {

@@ -1,4 +1,4 @@
-//! Findings about how resources fit together: what they name, who wins, who is covered.
+//! Findings about how resources fit together: references, claims on names, hosts without a site.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -13,18 +13,18 @@ use crate::raw_path;
 use crate::resource::{Resource, Route, Ssl, references};
 use crate::snapshot::Snapshot;
 
-/// Everything to be said about a snapshot, its resources included, in order. `plain_http`: data
-/// planes also listen for plain HTTP, which mutual TLS does not protect.
+/// All findings about a snapshot and its resources, in order. `plain_http` tells that data planes
+/// also listen for plain HTTP, which mutual TLS does not protect.
 pub fn lint_snapshot(snapshot: &Snapshot, now: UnixTime, plain_http: bool) -> Vec<Finding> {
     let mut found = BTreeSet::new();
     let claims = claims(snapshot);
     let guarded: Vec<_> = sites(snapshot).filter(|ssl| ssl.client.is_some()).collect();
-    for held in snapshot.resources() {
-        let resource = &held.resource;
+    for versioned in snapshot.resources() {
+        let resource = &versioned.resource;
         found.extend(lint_resource(resource, now));
         let mut notes = Findings::for_resource(resource.key());
         for reference in references(resource) {
-            let named = snapshot.get(&reference.key).map(|held| &held.resource);
+            let named = snapshot.get(&reference.key).map(|versioned| &versioned.resource);
             if let Err(problem) = reference.check(named) {
                 notes.add(Severity::Error, &reference.field, problem.message, "create it, or name another");
             }
@@ -48,13 +48,13 @@ pub fn lint_snapshot(snapshot: &Snapshot, now: UnixTime, plain_http: bool) -> Ve
     found.into_iter().collect()
 }
 
-/// Every ssl that answers to names.
+/// The enabled ssls of type server.
 fn sites(snapshot: &Snapshot) -> impl Iterator<Item = &Arc<Ssl>> {
     let enabled = |ssl: &&Arc<Ssl>| ssl.enabled && !ssl.client_side;
     snapshot.resources_of(Kind::Ssl).keys().filter_map(|id| snapshot.ssl(id)).filter(enabled)
 }
 
-/// Who answers to each configured name: the lowest id, as in the index of sites.
+/// The ssl that owns each configured name: the lowest id, as in the index of sites.
 fn claims(snapshot: &Snapshot) -> HashMap<&SniPattern, &Id> {
     let mut claims = HashMap::new();
     for ssl in sites(snapshot) {
@@ -87,7 +87,7 @@ fn check_route(route: &Route, snapshot: &Snapshot, notes: &mut Findings) {
     }
     let service = route.service.as_ref().and_then(|id| snapshot.service(id));
     let leads_on = route.upstream.is_some() || service.is_some_and(|service| service.upstream.is_some());
-    // That a service is missing has been said.
+    // A missing service is reported as a broken reference.
     if !leads_on && (route.service.is_none() || service.is_some()) {
         let what =
             "neither the route nor its service names an upstream: requests are answered 503".to_owned();
@@ -101,7 +101,7 @@ fn check_route(route: &Route, snapshot: &Snapshot, notes: &mut Findings) {
     }
 }
 
-/// Mutual TLS protects a site's TLS port only.
+/// Reports hosts that plain HTTP serves without the client policy of their site.
 fn check_plain_http(route: &Route, snapshot: &Snapshot, guarded: &[&Arc<Ssl>], notes: &mut Findings) {
     let hint = "bind apisix.node_listen to 127.0.0.1, or leave it out";
     let hosts = snapshot.hosts(route);
@@ -130,7 +130,7 @@ fn check_plain_http(route: &Route, snapshot: &Snapshot, guarded: &[&Arc<Ssl>], n
     }
 }
 
-/// A name that fits a pattern; none for `*`.
+/// A name that matches the pattern; `None` for `*`.
 fn sample_name(pattern: &HostPattern) -> Option<HostName> {
     match pattern {
         HostPattern::Exact(name) => Some(name.clone()),

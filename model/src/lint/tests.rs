@@ -4,11 +4,11 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::delta::Versioned;
 use crate::id::Kind;
 use crate::request_target::PathOptions;
 use crate::samples::{AUTHORITY, id, some_snapshot};
 use crate::snapshot::Snapshot;
+use crate::snapshot::Versioned;
 
 const DAY: u64 = 86_400;
 
@@ -20,11 +20,11 @@ fn now() -> UnixTime {
     UnixTime::now()
 }
 
-/// An ssl document with a fresh certificate for its first name.
+/// An ssl document with a new certificate for its first name.
 fn ssl(names: &[&str], more: Value) -> Value {
     let spec = names[1..].iter().fold(LeafSpec::server(names[0]), |spec, name| spec.dns(*name));
-    let minted = AUTHORITY.issue(&spec).unwrap();
-    let mut document = json!({"cert": minted.certificate_pem, "key": *minted.key_pem, "snis": names});
+    let issued = AUTHORITY.issue(&spec).unwrap();
+    let mut document = json!({"cert": issued.certificate_pem, "key": *issued.key_pem, "snis": names});
     for (name, value) in more.as_object().unwrap() {
         document[name] = value.clone();
     }
@@ -35,8 +35,8 @@ fn checked(kind: Kind, own: &str, document: &Value) -> Resource {
     crate::compile(kind, &id(own), document, &Keyring::empty()).unwrap()
 }
 
-/// Every finding about these resources, as one line each.
-fn told(resources: &[(Kind, &str, Value)], plain_http: bool) -> Vec<String> {
+/// The findings about these resources, one line each.
+fn findings_of(resources: &[(Kind, &str, Value)], plain_http: bool) -> Vec<String> {
     let versioned = resources
         .iter()
         .map(|(kind, own, document)| Versioned { version: 1, resource: checked(*kind, own, document) });
@@ -50,8 +50,11 @@ fn told(resources: &[(Kind, &str, Value)], plain_http: bool) -> Vec<String> {
 
 #[track_caller]
 fn only(resources: &[(Kind, &str, Value)], plain_http: bool, start: &str, part: &str) {
-    let told = told(resources, plain_http);
-    assert!(told.len() == 1 && told[0].starts_with(start) && told[0].contains(part), "{told:?}");
+    let findings_of = findings_of(resources, plain_http);
+    assert!(
+        findings_of.len() == 1 && findings_of[0].starts_with(start) && findings_of[0].contains(part),
+        "{findings_of:?}"
+    );
 }
 
 fn upstream() -> Value {
@@ -69,14 +72,14 @@ fn a_sound_configuration_has_no_findings() {
         (Kind::Service, "1", json!({"hosts": ["b.a.com"], "upstream": upstream()})),
         (Kind::Route, "1", json!({"uri": "/*", "service_id": "1"})),
     ];
-    assert_eq!(told(&resources, false), Vec::<String>::new());
+    assert_eq!(findings_of(&resources, false), Vec::<String>::new());
 }
 
 #[test]
-fn certificates_and_anchors_that_end() {
+fn expiring_certificates_and_anchors() {
     let issue = |from: u64, to: u64| {
-        let minted = AUTHORITY.issue(&LeafSpec::server("a.com").between(at(from), at(to))).unwrap();
-        json!({"cert": minted.certificate_pem, "key": *minted.key_pem, "sni": "a.com"})
+        let issued = AUTHORITY.issue(&LeafSpec::server("a.com").between(at(from), at(to))).unwrap();
+        json!({"cert": issued.certificate_pem, "key": *issued.key_pem, "sni": "a.com"})
     };
     let today = now().as_secs();
     only(&[(Kind::Ssl, "1", issue(today - 9 * DAY, today - DAY))], false, "error ssls/1 cert", "is expired");
@@ -96,7 +99,7 @@ fn certificates_and_anchors_that_end() {
 }
 
 #[test]
-fn revocation_lists_that_end() {
+fn stale_crls() {
     let today = now().as_secs();
     let with = |to: u64, policy: &str| {
         let spec = pki::ca::CrlSpec::new().between(at(today - 9 * DAY), at(to));
@@ -116,11 +119,14 @@ fn revocation_lists_that_end() {
         &format!("warning {field}"),
         "in 2 hours",
     );
-    assert_eq!(told(&[(Kind::Ssl, "1", with(today + 9 * DAY, "require"))], false), Vec::<String>::new());
+    assert_eq!(
+        findings_of(&[(Kind::Ssl, "1", with(today + 9 * DAY, "require"))], false),
+        Vec::<String>::new()
+    );
 }
 
 #[test]
-fn patterns_that_free_more_than_they_seem_to() {
+fn skip_patterns_that_exempt_too_much() {
     let with = |patterns: Value| {
         let client = json!({"ca": AUTHORITY.certificate_pem(), "skip_mtls_uri_regex": patterns});
         [(Kind::Ssl, "1", ssl(&["a.com"], json!({"client": client})))]
@@ -131,7 +137,7 @@ fn patterns_that_free_more_than_they_seem_to() {
 }
 
 #[test]
-fn names_that_the_certificate_or_another_site_has() {
+fn names_without_certificate_or_claimed_twice() {
     let mut document = ssl(&["a.com"], json!({}));
     document["snis"] = json!(["a.com", "*.a.com", "*"]);
     only(&[(Kind::Ssl, "1", document)], false, "warning ssls/1 cert", "is not for *.a.com");
@@ -141,16 +147,16 @@ fn names_that_the_certificate_or_another_site_has() {
         (Kind::Ssl, "2", ssl(&["a.com"], json!({}))),
         (Kind::Ssl, "10", ssl(&["a.com"], json!({"status": 0}))),
     ];
-    assert_eq!(told(&off, false), Vec::<String>::new(), "a disabled one claims nothing");
+    assert_eq!(findings_of(&off, false), Vec::<String>::new(), "a disabled one claims nothing");
 }
 
 #[test]
-fn uris_and_patterns_that_no_path_can_fit() {
+fn uris_and_patterns_that_match_no_path() {
     let plain = PathOptions::default();
     let slash = PathOptions { match_uri_encoded_slash: true, ..plain };
     let servlet = PathOptions { normalize_uri_like_servlet: true, ..plain };
     let tail = PathOptions { delete_uri_tail_slash: true, ..plain };
-    let told = |document: &Value, kind, options| -> Vec<String> {
+    let findings_of = |document: &Value, kind, options| -> Vec<String> {
         let held = Versioned { version: 1, resource: checked(kind, "1", document) };
         lint_paths(&Snapshot::from_resources(1, [held]), options)
             .into_iter()
@@ -158,7 +164,7 @@ fn uris_and_patterns_that_no_path_can_fit() {
             .collect()
     };
     let of_uri =
-        |uri: &str, options| told(&json!({"uri": uri, "upstream": upstream()}), Kind::Route, options);
+        |uri: &str, options| findings_of(&json!({"uri": uri, "upstream": upstream()}), Kind::Route, options);
     for (uri, options, part) in [
         ("/a%2Fb", plain, "%2F is read as /"),
         ("/a%2fb", slash, "matched as %2F"),
@@ -179,11 +185,11 @@ fn uris_and_patterns_that_no_path_can_fit() {
     }
     let client = json!({"ca": AUTHORITY.certificate_pem(), "skip_mtls_uri_regex": ["^/a%2[fF]b", "^/c%2Fd"]});
     let site = ssl(&["a.com"], json!({"client": client}));
-    assert_eq!(told(&site, Kind::Ssl, plain).len(), 1);
-    assert!(told(&site, Kind::Ssl, slash).is_empty());
+    assert_eq!(findings_of(&site, Kind::Ssl, plain).len(), 1);
+    assert!(findings_of(&site, Kind::Ssl, slash).is_empty());
     let rewrite = json!({"proxy-rewrite": {"regex_uri": ["^/a%2f(.*)", "/$1"]}});
     let route = json!({"uri": "/*", "plugins": rewrite, "upstream": upstream()});
-    assert_eq!(told(&route, Kind::Route, plain).len(), 1);
+    assert_eq!(findings_of(&route, Kind::Route, plain).len(), 1);
 }
 
 #[test]
@@ -193,7 +199,7 @@ fn raw_paths_beside_a_rule() {
     let listed = json!({"client_identity": {"allow": [{"dns": "b.com"}]}});
     let sibling = json!({"uri": "/b/*", "host": "a.com", "client_identity": listed["client_identity"], "upstream": upstream()});
     let site = (Kind::Ssl, "1", ssl(&["a.com"], json!({})));
-    assert_eq!(told(&[site.clone(), (Kind::Route, "1", raw.clone())], false), Vec::<String>::new());
+    assert_eq!(findings_of(&[site.clone(), (Kind::Route, "1", raw.clone())], false), Vec::<String>::new());
     let together = [site, (Kind::Route, "1", raw), (Kind::Route, "2", sibling)];
     only(
         &together,
@@ -206,7 +212,7 @@ fn raw_paths_beside_a_rule() {
 #[test]
 fn encoded_slashes_beside_a_broader_route() {
     let on = PathOptions { match_uri_encoded_slash: true, ..PathOptions::default() };
-    let told = |documents: &[(Kind, &str, Value)], options| -> Vec<String> {
+    let findings_of = |documents: &[(Kind, &str, Value)], options| -> Vec<String> {
         let held = documents
             .iter()
             .map(|(kind, own, document)| Versioned { version: 1, resource: checked(*kind, own, document) });
@@ -239,23 +245,23 @@ fn encoded_slashes_beside_a_broader_route() {
                 (Kind::Route, "1", route(guarded.0, guarded.1, guard.clone())),
                 (Kind::Route, "2", route(wide.0, wide.1, json!({}))),
             ];
-            let found = told(&documents, on);
+            let found = findings_of(&documents, on);
             let fits = |line: &String| line.starts_with(field) && line.contains("route 2");
             assert!(found.len() == usize::from(stands) && found.iter().all(fits), "{documents:?}: {found:?}");
-            assert!(told(&documents, PathOptions::default()).is_empty(), "{documents:?}");
+            assert!(findings_of(&documents, PathOptions::default()).is_empty(), "{documents:?}");
         }
     }
     let client = json!({"ca": AUTHORITY.certificate_pem(), "skip_mtls_uri_regex": ["^/free/[^/]*$"]});
     let site = |host| (Kind::Ssl, "1", ssl(&[host], json!({"client": client})));
     let wide = || (Kind::Route, "2", route("a.com", "/*", json!({})));
-    let found = told(&[site("a.com"), wide()], on);
+    let found = findings_of(&[site("a.com"), wide()], on);
     assert!(found.len() == 1 && found[0].starts_with("client.skip_mtls_uri_regex"), "{found:?}");
-    assert!(told(&[site("a.com"), wide()], PathOptions::default()).is_empty());
-    assert!(told(&[site("b.com"), wide()], on).is_empty());
+    assert!(findings_of(&[site("a.com"), wide()], PathOptions::default()).is_empty());
+    assert!(findings_of(&[site("b.com"), wide()], on).is_empty());
 }
 
 #[test]
-fn routes_that_lead_nowhere() {
+fn dangling_routes() {
     let route = |more: Value| [(Kind::Route, "1", more)];
     let missing = json!({"uri": "/", "upstream_id": "7"});
     only(&route(missing), false, "error routes/1 upstream_id", "upstream id [7]");
@@ -273,14 +279,14 @@ fn routes_that_lead_nowhere() {
     );
     let empty = [(Kind::Service, "1", json!({})), (Kind::Route, "1", json!({"uri": "/", "service_id": "1"}))];
     only(&empty, false, "error routes/1 upstream", "answered 503");
-    let nobody = json!({"uri": "/", "upstream": {"type": "roundrobin", "nodes": {}}});
-    only(&route(nobody), false, "error routes/1 upstream.nodes", "no node has a weight");
+    let idle = json!({"uri": "/", "upstream": {"type": "roundrobin", "nodes": {}}});
+    only(&route(idle), false, "error routes/1 upstream.nodes", "no node has a weight");
     let plain = json!({"nodes": {"a.com": 1}, "tls": {"verify": true}});
     only(&[(Kind::Upstream, "1", plain)], false, "error upstreams/1 tls", "nothing is encrypted");
 }
 
 #[test]
-fn hosts_without_a_site_and_sites_without_protection() {
+fn hosts_without_a_site_or_client_policy() {
     let route = |host: Value| json!({"uri": "/*", "hosts": host, "upstream": upstream()});
     let open = (Kind::Ssl, "1", ssl(&["a.com"], json!({})));
     let shut = (Kind::Ssl, "1", ssl(&["a.com", "*.a.com"], client()));
@@ -292,12 +298,12 @@ fn hosts_without_a_site_and_sites_without_protection() {
         "no ssl object covers the host b.com",
     );
     only(&with(&open, json!(["*.b.com"])), true, "notice routes/1 hosts", "covers the host *.b.com");
-    assert_eq!(told(&with(&open, json!(["a.com"])), true), Vec::<String>::new());
+    assert_eq!(findings_of(&with(&open, json!(["a.com"])), true), Vec::<String>::new());
     for host in ["a.com", "x.a.com", "*.a.com"] {
         let found = with(&shut, json!([host]));
         only(&found, true, "warning routes/1 hosts", &format!("the host {host} is also served on the plain"));
         assert_eq!(
-            told(&found, false),
+            findings_of(&found, false),
             Vec::<String>::new(),
             "without such a listener there is nothing to say"
         );
@@ -308,7 +314,7 @@ fn hosts_without_a_site_and_sites_without_protection() {
 
 proptest! {
     #[test]
-    fn the_order_depends_on_nothing_but_the_resources(snapshot in some_snapshot()) {
+    fn the_order_of_findings_depends_on_resources_only(snapshot in some_snapshot()) {
         let again = Snapshot::from_resources(9, snapshot.resources().cloned().collect::<Vec<_>>().into_iter().rev());
         let found = lint_snapshot(&snapshot, now(), true);
         prop_assert!(found.is_sorted());

@@ -5,11 +5,11 @@ use pki::ca::LeafSpec;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::delta::{Delta, Versioned};
 use crate::destination;
 use crate::id::Kind;
 use crate::request_target::{PathOptions, RequestTarget};
 use crate::samples::{AUTHORITY, id};
+use crate::snapshot::{Delta, Versioned};
 use crate::variable::NoVariables;
 
 fn with(mut document: Value, more: Value) -> Value {
@@ -17,7 +17,7 @@ fn with(mut document: Value, more: Value) -> Value {
     document
 }
 
-/// A route to a node of its own.
+/// A route with a node of its own.
 fn route(host: &str, uri: &str, more: Value) -> Value {
     let nodes = json!({format!("192.0.2.{}:80", uri.len()): 1});
     with(json!({"host": host, "uri": uri, "upstream": {"type": "roundrobin", "nodes": nodes}}), more)
@@ -29,7 +29,7 @@ fn raw(host: &str) -> Value {
 }
 
 fn listed() -> Value {
-    json!({"client_identity": {"allow": [{"dns": "somebody.test"}]}})
+    json!({"client_identity": {"allow": [{"dns": "client.test"}]}})
 }
 
 fn listed_sibling() -> Conflict {
@@ -37,12 +37,12 @@ fn listed_sibling() -> Conflict {
 }
 
 fn ssl(name: &str, skip: Option<&str>) -> Value {
-    let minted = AUTHORITY.issue(&LeafSpec::server(name)).unwrap();
+    let issued = AUTHORITY.issue(&LeafSpec::server(name)).unwrap();
     let mut client = json!({"ca": AUTHORITY.certificate_pem()});
     if let Some(skip) = skip {
         client["skip_mtls_uri_regex"] = json!([skip]);
     }
-    json!({"cert": minted.certificate_pem, "key": *minted.key_pem, "sni": name, "client": client})
+    json!({"cert": issued.certificate_pem, "key": *issued.key_pem, "sni": name, "client": client})
 }
 
 fn held(documents: &[(Kind, &str, Value)]) -> Vec<Versioned> {
@@ -56,9 +56,9 @@ fn snapshot(documents: &[(Kind, &str, Value)]) -> Snapshot {
     Snapshot::from_resources(1, held(documents))
 }
 
-/// The verdict about an anonymous request for the raw route on a.test, on a site with the policy of
-/// that ssl.
-fn judged(snapshot: &Snapshot) -> Result<(), Conflict> {
+/// Checks an anonymous request for the raw route on a.test, over a connection to the site of that
+/// ssl.
+fn check(snapshot: &Snapshot) -> Result<(), Conflict> {
     let target = RequestTarget::new(None, Some("a.test"), "/open/x", PathOptions::default()).unwrap();
     let remote = "192.0.2.1".parse().unwrap();
     let found = destination::find(snapshot, &target, "GET", remote, &NoVariables).unwrap();
@@ -69,7 +69,7 @@ fn judged(snapshot: &Snapshot) -> Result<(), Conflict> {
 }
 
 #[test]
-fn a_raw_path_is_forwarded_where_no_rule_judges_paths() {
+fn a_raw_path_is_allowed_without_rules_on_paths() {
     for (more, stands) in [
         (vec![], None),
         (vec![(Kind::Ssl, "1", ssl("a.test", None))], None),
@@ -79,7 +79,7 @@ fn a_raw_path_is_forwarded_where_no_rule_judges_paths() {
         (vec![(Kind::Route, "2", route("a.test", "/secret/*", listed()))], Some(listed_sibling())),
         (vec![(Kind::Route, "2", route("*.test", "/secret/*", listed()))], Some(listed_sibling())),
         (vec![(Kind::Route, "2", route("b.test", "/secret/*", listed()))], None),
-        // The same node behind another host.
+        // The same node under another host.
         (vec![(Kind::Route, "2", route("b.test", "/hidden", listed()))], Some(listed_sibling())),
         (vec![(Kind::Route, "2", route("a.test", "/secret/*", with(listed(), json!({"status": 0}))))], None),
         (
@@ -93,7 +93,7 @@ fn a_raw_path_is_forwarded_where_no_rule_judges_paths() {
         let mut documents = vec![(Kind::Route, "raw", raw("a.test"))];
         documents.extend(more);
         let snapshot = snapshot(&documents);
-        assert_eq!(judged(&snapshot).err(), stands, "{documents:?}");
+        assert_eq!(check(&snapshot).err(), stands, "{documents:?}");
         let found: Vec<_> = conflicts(&snapshot, snapshot.route(&id("raw")).unwrap()).collect();
         assert_eq!(found.is_empty(), stands.is_none(), "{found:?}");
         let resource = &snapshot.get(&crate::id::Key::new(Kind::Route, id("raw"))).unwrap().resource;
@@ -102,16 +102,16 @@ fn a_raw_path_is_forwarded_where_no_rule_judges_paths() {
 }
 
 #[test]
-fn a_blocked_sibling_stands_in_the_way_too() {
+fn a_blocked_route_is_a_conflict() {
     let raw_route = held(&[(Kind::Route, "raw", raw("a.test"))]);
     let sibling = held(&[(Kind::Route, "2", route("a.test", "/secret/*", json!({})))]).remove(0);
     let resource = crate::samples::block(sibling.resource);
     let all = raw_route.into_iter().chain([Versioned { version: 1, resource }]);
-    assert_eq!(judged(&Snapshot::from_resources(1, all)), Err(Conflict::OtherRoute(id("2"), "block")));
+    assert_eq!(check(&Snapshot::from_resources(1, all)), Err(Conflict::OtherRoute(id("2"), "block")));
 }
 
 #[test]
-fn a_service_that_changes_moves_its_routes() {
+fn a_changed_service_changes_the_conflicts_of_its_routes() {
     let service = |more| held(&[(Kind::Service, "s", more)]);
     let mut now = snapshot(&[
         (Kind::Route, "raw", raw("a.test")),
@@ -124,12 +124,12 @@ fn a_service_that_changes_moves_its_routes() {
         (vec![], vec![crate::id::Key::new(Kind::Service, id("s"))], true),
     ] {
         now = now.apply(&Delta { from: now.revision(), to: now.revision() + 1, upserts, removals });
-        assert_eq!(judged(&now).is_ok(), free);
+        assert_eq!(check(&now).is_ok(), free);
     }
 }
 
 #[test]
-fn a_service_asks_for_its_routes() {
+fn a_service_can_enable_raw_paths_for_its_routes() {
     let plugins = json!({"plugins": {"proxy-rewrite": {"use_real_request_uri_unsafe": true}}});
     let snapshot = snapshot(&[
         (Kind::Service, "s", plugins.clone()),
@@ -152,14 +152,14 @@ fn a_service_asks_for_its_routes() {
     assert!(problem.field == FIELD && problem.message.contains("route 2"), "{problem:?}");
 }
 
-/// What stands in the way of the first route because of the second.
+/// The conflict of the first route with the second.
 fn beside(raw: Value, sibling: Value) -> Option<Conflict> {
     let snapshot = snapshot(&[(Kind::Route, "raw", raw), (Kind::Route, "2", sibling)]);
     conflicts(&snapshot, snapshot.route(&id("raw")).unwrap()).next()
 }
 
 #[test]
-fn a_sibling_that_takes_less_stands_in_the_way() {
+fn a_narrower_route_is_a_conflict() {
     let vars = |variable: &str| json!({"vars": [[variable, "==", "CN=boss"]]});
     for (more, member) in [
         (vars("ssl_client_s_dn"), Some("vars")),
@@ -186,7 +186,7 @@ fn a_sibling_that_takes_less_stands_in_the_way() {
 }
 
 #[test]
-fn the_data_plane_refuses_what_a_guarded_sibling_forbids() {
+fn requests_are_checked_against_restricted_routes() {
     for more in [
         json!({"vars": [["ssl_client_s_dn", "==", "CN=boss"]]}),
         json!({"remote_addrs": ["10.0.0.0/8"]}),
@@ -195,13 +195,13 @@ fn the_data_plane_refuses_what_a_guarded_sibling_forbids() {
         let documents =
             [(Kind::Route, "raw", raw("a.test")), (Kind::Route, "2", route("a.test", "/boss/*", more))];
         let snapshot = snapshot(&documents);
-        assert!(matches!(judged(&snapshot), Err(Conflict::OtherRoute(..))), "{documents:?}");
-        assert_eq!(judged(&snapshot), judged(&snapshot), "the second answer is remembered");
+        assert!(matches!(check(&snapshot), Err(Conflict::OtherRoute(..))), "{documents:?}");
+        assert_eq!(check(&snapshot), check(&snapshot), "the second result is cached");
     }
 }
 
 #[test]
-fn a_node_is_the_same_however_it_is_written() {
+fn nodes_are_compared_by_address() {
     let made = |base: Value, (host, port, scheme): (&str, Value, &str)| {
         let mut node = json!({"host": host, "weight": 1});
         if !port.is_null() {
@@ -235,7 +235,7 @@ fn a_node_is_the_same_however_it_is_written() {
 }
 
 #[test]
-fn a_route_that_leads_a_part_elsewhere_stands_in_the_way() {
+fn a_route_to_another_upstream_is_a_conflict() {
     let wide = || with(raw("a.test"), json!({"uri": "/*"}));
     let same = || json!({"upstream": wide()["upstream"]});
     let member = |raw, sibling| match beside(raw, sibling) {
@@ -253,7 +253,7 @@ fn a_route_that_leads_a_part_elsewhere_stands_in_the_way() {
 }
 
 #[test]
-fn own_vars_on_the_path_stand_in_the_way() {
+fn own_vars_on_the_path_are_a_conflict() {
     for (vars, stands) in [
         (json!([["uri", "~~", "^/open/[a-z]+$"]]), true),
         (json!([["OR", ["request_uri", "~=", "/open/x"], ["arg_a", "==", "b"]]]), true),

@@ -1,10 +1,10 @@
-//! The path of a request: what the rules judge, and what the upstream gets.
+//! Normalizes request paths: the text that rules match, and the path that the upstream receives.
 //!
-//! A raw path is decoded once and its dot segments are removed; that text is judged, and the same
-//! bytes, encoded once, are forwarded. Invariants: reading the forwarded path gives the judged one,
-//! and encoding it again changes nothing; an upstream that decodes it, takes `\` for `/` or cuts
-//! `;parameters` off finds no dot segment in it. RFC 3986 sections 3.3 and 6.2.2, nginx's `$uri`,
-//! decision 29.
+//! A raw path is decoded once and its dot segments are removed. Rules match the result, and the
+//! same bytes, encoded once, are forwarded. Invariants: normalizing the forwarded path gives the
+//! same normalized path, and encoding that again changes nothing; an upstream that decodes it,
+//! treats `\` as `/` or cuts `;parameters` off finds no dot segment. RFC 3986 sections 3.3 and
+//! 6.2.2, nginx's `$uri`, decision 29.
 
 use std::borrow::Cow;
 
@@ -12,43 +12,44 @@ use percent_encoding::percent_encode_byte;
 
 use super::RequestTargetError;
 
-/// The switches of `apisix` in the settings file that change how a path is read. All are off by
-/// default.
+/// Options of `apisix` in the settings file that change normalization. All are off by default.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct PathOptions {
-    /// `%2F` is part of a segment: it stays encoded in the judged path, as `%2F`, and in the
-    /// forwarded one. A path that needs any normalisation once its `%2F` are decoded is read
-    /// without this switch, as APISIX does.
+    /// `%2F` is part of a segment and stays encoded, as `%2F`, in the normalized and the forwarded
+    /// path. As in APISIX, the option does not apply to a path that needs normalization after its
+    /// `%2F` are decoded.
     pub match_uri_encoded_slash: bool,
-    /// The `;parameters` of segments are cut off the judged path and stay in the forwarded one, and
-    /// a dot segment with parameters is resolved like any other.
+    /// `;parameters` are cut off the segments of the normalized path only, and a dot segment with
+    /// parameters is resolved like any other.
     pub normalize_uri_like_servlet: bool,
-    /// A `/` at the end is cut off, unless it is all there is.
+    /// The final `/` of a path other than `/` is cut off.
     pub delete_uri_tail_slash: bool,
 }
 
-/// A path that was read.
+/// A normalized path.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct NormalizedPath {
     /// Decoded.
     pub path: String,
-    /// Encoded; `None`: it is `path`.
+    /// Encoded; `None` if it equals `path`.
     pub forwarded: Option<Box<str>>,
 }
 
-/// Stands for a `%2F` that is kept, among decoded bytes. A decoded NUL is refused, so nothing else
-/// does.
+/// Represents an encoded slash among decoded bytes, where NUL cannot occur, because an encoded NUL
+/// is malformed.
 const KEPT_SLASH: u8 = 0;
 
-/// A byte that is no UTF-8 stands in the judged text as this plus the byte (0x80 to 0xFF), the last
-/// code points of the private use plane. A client's own such code point is taken apart into its
-/// four bytes: different paths stay different texts, and the text gives the bytes back.
+/// The normalized text represents an invalid byte (0x80 to 0xFF) by this value plus the byte, which
+/// gives the last code points of the private use plane. Such a code point in a client's path is
+/// represented by its four bytes, so that different paths stay different and the bytes can be
+/// restored.
 const NON_UTF8_BASE: u32 = 0x10_FF00;
 
-/// Reads a raw path, without query.
+/// Normalizes a raw path without query.
 ///
 /// # Errors
-/// Every variant of [`TargetError`] that speaks of the path.
+///
+/// The variants of [`RequestTargetError`] about paths.
 pub(super) fn normalize(raw: &str, options: PathOptions) -> Result<NormalizedPath, RequestTargetError> {
     if is_canonical(raw, options) {
         return Ok(NormalizedPath { path: raw.to_owned(), forwarded: None });
@@ -59,19 +60,19 @@ pub(super) fn normalize(raw: &str, options: PathOptions) -> Result<NormalizedPat
     let decoded = decode(raw, options.match_uri_encoded_slash)?;
     let decoded = if decoded.contains(&KEPT_SLASH) { keep_slashes(decoded, options)? } else { decoded };
     let mut full = remove_dot_segments(&decoded, options)?;
-    let mut judged = if options.normalize_uri_like_servlet { without_parameters(&full) } else { None };
+    let mut normalized = if options.normalize_uri_like_servlet { without_parameters(&full) } else { None };
     if options.delete_uri_tail_slash {
         strip_tail_slash(&mut full);
-        judged.as_mut().map(strip_tail_slash);
+        normalized.as_mut().map(strip_tail_slash);
     }
-    let path = text(judged.as_deref().unwrap_or(&full), options);
+    let path = text(normalized.as_deref().unwrap_or(&full), options);
     let forwarded = encode_bytes(&full, options.match_uri_encoded_slash);
     let forwarded = (forwarded != path).then(|| forwarded.into_boxed_str());
     Ok(NormalizedPath { path, forwarded })
 }
 
-/// Whether a raw path is what [`read`] would make of it: nearly every request's is, and this is all
-/// it costs.
+/// Whether [`normalize`] would change nothing. This check is the whole cost of nearly every
+/// request.
 fn is_canonical(raw: &str, options: PathOptions) -> bool {
     if options.normalize_uri_like_servlet && raw.contains(';')
         || options.delete_uri_tail_slash && raw.len() > 1 && raw.ends_with('/')
@@ -88,12 +89,12 @@ fn is_canonical(raw: &str, options: PathOptions) -> bool {
     raw.starts_with('/')
 }
 
-/// What stands in a path as it is: `pchar` of RFC 3986 without `pct-encoded`, and `/`.
+/// Bytes that need no encoding: `pchar` of RFC 3986 without `pct-encoded`, and `/`.
 const fn is_plain(byte: u8) -> bool {
     matches!(byte, b'a'..=b'z' | b'A'..=b'Z' | b'&'..=b';' | b'!' | b'$' | b'=' | b'@' | b'_' | b'~')
 }
 
-/// Decodes the escapes, once. With `keep_slash`, an encoded slash becomes [`KEPT_SLASH`].
+/// Decodes the escapes once. With `keep_slash`, an encoded slash becomes [`KEPT_SLASH`].
 fn decode(raw: &str, keep_slash: bool) -> Result<Vec<u8>, RequestTargetError> {
     let mut bytes = Vec::with_capacity(raw.len());
     let mut rest = raw.bytes();
@@ -120,8 +121,8 @@ fn hex(digit: u8) -> Option<u8> {
     char::from(digit).to_digit(16).and_then(|d| u8::try_from(d).ok())
 }
 
-/// Keeps the encoded slashes only where the path needs no normalisation without them: else
-/// `a%2F..%2Fb` would be one segment here and three to an upstream that decodes it.
+/// Keeps encoded slashes only if the path needs no normalization without them: otherwise
+/// `a%2F..%2Fb` would be one segment here and three for an upstream that decodes it.
 fn keep_slashes(decoded: Vec<u8>, options: PathOptions) -> Result<Vec<u8>, RequestTargetError> {
     let slash = |byte: &u8| if *byte == KEPT_SLASH { b'/' } else { *byte };
     let plain: Vec<u8> = decoded.iter().map(slash).collect();
@@ -142,7 +143,7 @@ fn remove_dot_segments(decoded: &[u8], options: PathOptions) -> Result<Vec<u8>, 
         if segment != name && is_dot_segment(name) && !options.normalize_uri_like_servlet {
             return Err(RequestTargetError::AmbiguousDotSegment);
         }
-        // To Windows a `\` is a separator.
+        // Windows treats `\` as a separator.
         if segment.contains(&b'\\') && has_dot_segment(segment) {
             return Err(RequestTargetError::AmbiguousDotSegment);
         }
@@ -177,12 +178,12 @@ fn is_dot_segment(name: &[u8]) -> bool {
     matches!(name, b"." | b"..")
 }
 
-/// Whether an upstream may find a dot segment, when it takes `\` for `/` and cuts parameters off.
+/// Whether an upstream that treats `\` as `/` and cuts parameters off finds a dot segment.
 fn has_dot_segment(path: &[u8]) -> bool {
     path.split(|byte| matches!(byte, b'/' | b'\\')).any(|piece| is_dot_segment(before_parameters(piece)))
 }
 
-/// `None`: there are none.
+/// `None` if there are none.
 fn without_parameters(path: &[u8]) -> Option<Vec<u8>> {
     if !path.contains(&b';') {
         return None;
@@ -201,8 +202,8 @@ fn strip_tail_slash(path: &mut Vec<u8>) {
     }
 }
 
-/// Decoded bytes as the text that is judged. Where `%2F` may be kept, a literal `%` that could be
-/// taken for the escape of a kept slash, or of this escape itself, is written `%25`.
+/// Converts decoded bytes to the normalized text. With kept slashes, a literal `%` that could start
+/// the escape of a slash, or of this escape, is written `%25`.
 fn text(decoded: &[u8], options: PathOptions) -> String {
     let mut bytes = Cow::Borrowed(decoded);
     if options.match_uri_encoded_slash && decoded.iter().any(|byte| matches!(*byte, KEPT_SLASH | b'%')) {
@@ -237,10 +238,10 @@ fn stand_in(byte: u8) -> Option<char> {
     char::from_u32(NON_UTF8_BASE + u32::from(byte))
 }
 
-/// The bytes of a judged path, or of a piece of one, for a place that takes bytes, such as a
-/// header: what is no UTF-8 is itself again.
+/// The bytes of a normalized path or a part of one, for example for a header, with invalid UTF-8
+/// restored.
 pub fn path_bytes(text: &str) -> Cow<'_, [u8]> {
-    // All stand-ins begin with these two bytes.
+    // Every representation of a byte begins with these two bytes.
     if !text.as_bytes().windows(2).any(|two| two == [0xF4, 0x8F]) {
         return Cow::Borrowed(text.as_bytes());
     }
@@ -254,18 +255,18 @@ pub fn path_bytes(text: &str) -> Cow<'_, [u8]> {
     Cow::Owned(bytes)
 }
 
-/// A piece of a judged path as it is forwarded.
+/// Encodes a part of a normalized path for the forwarded path.
 pub(super) fn encode(text: &str, options: PathOptions) -> String {
     encode_bytes(&unescape(text, options), options.match_uri_encoded_slash)
 }
 
-/// A piece of a judged path as plain bytes, for a place where a `/` separates nothing.
+/// Decodes a part of a normalized path, with slashes as plain bytes.
 pub(super) fn decoded(text: &str, options: PathOptions) -> Vec<u8> {
     let slash = |byte| if byte == KEPT_SLASH { b'/' } else { byte };
     unescape(text, options).iter().copied().map(slash).collect()
 }
 
-/// What [`text`] was made from.
+/// The inverse of [`text`].
 fn unescape(text: &str, options: PathOptions) -> Cow<'_, [u8]> {
     let bytes = path_bytes(text);
     if !options.match_uri_encoded_slash || !bytes.contains(&b'%') {
@@ -283,12 +284,12 @@ fn unescape(text: &str, options: PathOptions) -> Cow<'_, [u8]> {
     Cow::Owned(plain)
 }
 
-/// Text that is no judged path, as part of a path: every byte but `pchar` and `/` is encoded.
+/// Encodes any text for a path: every byte but `pchar` and `/`.
 pub fn encode_text(text: &str) -> String {
     encode_bytes(text.as_bytes(), false)
 }
 
-/// With `kept`, [`KEPT_SLASH`] is one.
+/// With `kept`, [`KEPT_SLASH`] is encoded, too.
 fn encode_bytes(bytes: &[u8], kept: bool) -> String {
     let mut encoded = String::with_capacity(bytes.len() + 8);
     for byte in bytes {
@@ -301,7 +302,7 @@ fn encode_bytes(bytes: &[u8], kept: bool) -> String {
     encoded
 }
 
-/// Configured text as part of a path: its escapes stay as they are.
+/// Encodes configured text for a path and keeps its escapes.
 pub fn encode_literal(text: &str) -> String {
     let mut encoded = String::with_capacity(text.len());
     for (at, character) in text.char_indices() {
@@ -315,14 +316,15 @@ pub fn encode_literal(text: &str) -> String {
     encoded
 }
 
-/// Judges a path that was made here, as by `proxy-rewrite`: it decodes, and an upstream finds no
-/// dot segment and no control character in it, whether it decodes `%2F`, takes `\` for `/` or cuts
-/// parameters off.
+/// Checks a generated path, such as that of `proxy-rewrite`: it decodes, and an upstream finds
+/// neither a dot segment nor a control character, whether it decodes `%2F`, treats `\` as `/` or
+/// cuts parameters off.
 ///
 /// # Errors
-/// What is wrong with it.
-pub fn check_generated(made: &str) -> Result<(), RequestTargetError> {
-    if has_dot_segment(&decode(made, false)?) { Err(RequestTargetError::AmbiguousDotSegment) } else { Ok(()) }
+///
+/// The defect.
+pub fn check_generated(path: &str) -> Result<(), RequestTargetError> {
+    if has_dot_segment(&decode(path, false)?) { Err(RequestTargetError::AmbiguousDotSegment) } else { Ok(()) }
 }
 
 #[cfg(test)]

@@ -1,10 +1,9 @@
-//! Blocked resources: another program stored what this gateway cannot honour, and nobody may get
-//! through because of that.
+//! Blocked resources, which replace stored documents that the gateway does not support.
 //!
-//! A blocked resource keeps its place: a route takes the requests that the real one would take, a
-//! site answers for its names. Left out, it would leave them to a broader route or site without its
-//! protection. What gets there is refused. Only the matchers of a blocked resource mean anything;
-//! everything else in it is empty, and whoever follows one asks [`Resource::blocked`] first.
+//! A blocked resource keeps the matchers of the document, and the traffic that it matches is
+//! denied: without it, a broader route or site could take that traffic without the document's
+//! protection. Everything but the matchers is empty, so code that follows a resource checks
+//! [`Resource::blocked`] first.
 
 use std::fmt;
 use std::sync::Arc;
@@ -12,15 +11,15 @@ use std::sync::Arc;
 use super::Resource;
 use crate::id::Id;
 
-/// Why something is blocked, in one sentence for logs and explanations. Cheap to clone.
+/// Why a resource is blocked, in a sentence for logs and the explain API. Cheap to clone.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Blocked(Arc<str>);
 
 impl Blocked {
-    /// A sentence is one line, and this long at most, whatever was found in the store.
+    /// Bounds the sentence, which may quote the store.
     const BYTES_MAX: usize = 512;
 
-    /// For this reason.
+    /// Shortens the text to one line.
     pub fn new(why: &str) -> Blocked {
         let end = (0..=Self::BYTES_MAX.min(why.len())).rev().find(|at| why.is_char_boundary(*at));
         let line = why.get(..end.unwrap_or_default()).unwrap_or_default().replace(char::is_control, " ");
@@ -39,17 +38,17 @@ impl fmt::Debug for Blocked {
     }
 }
 
-/// What an APISIX does with every request. One that is not blocked does nothing.
+/// A global rule of APISIX. It has no effect unless it is blocked.
 #[derive(Debug, Clone, PartialEq)]
 pub struct GlobalRule {
-    /// Its id.
+    /// The id.
     pub id: Id,
-    /// Why no request is served because of it, if that is so.
+    /// Set if the rule is blocked, and with it every request.
     pub blocked: Option<Blocked>,
 }
 
 impl Resource {
-    /// Why it is blocked, if it is.
+    /// Why the resource is blocked, if it is.
     pub fn blocked(&self) -> Option<&Blocked> {
         match self {
             Resource::Ssl(ssl) => ssl.blocked.as_ref(),

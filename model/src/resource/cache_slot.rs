@@ -1,45 +1,46 @@
-//! A place in a resource where the data plane hangs what it made of it: a prepared TLS
+//! A cache on a resource for values that the data plane derives from it, such as a TLS
 //! configuration.
 //!
-//! The snapshot keeps unchanged resources as they are, so what hangs here lives exactly as long as
-//! its inputs are unchanged, without any cache to invalidate. Reading takes no lock.
+//! Snapshots share unchanged resources, so a cached value lives exactly as long as its inputs are
+//! unchanged, and nothing needs to be invalidated. Reading takes no lock.
 
 use std::any::Any;
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 
-/// Holds one value of any one type. Not part of the resource: equal to every other slot, and empty
-/// in a clone.
+/// Caches one value of any type. The cache is no part of the resource: all caches are equal, and a
+/// clone is empty.
 #[derive(Default)]
 pub struct CacheSlot(OnceLock<Arc<dyn Any + Send + Sync>>);
 
 impl CacheSlot {
-    /// An empty one.
+    /// An empty cache.
     pub fn new() -> CacheSlot {
         CacheSlot::default()
     }
 
-    /// What hangs here, if it is a `T`.
+    /// The cached value, if it is a `T`.
     pub fn get<T: Send + Sync + 'static>(&self) -> Option<Arc<T>> {
-        self.0.get().and_then(|held| Arc::clone(held).downcast().ok())
+        self.0.get().and_then(|cached| Arc::clone(cached).downcast().ok())
     }
 
-    /// What hangs here, made now if nothing does. Two cores that come at the same time may both
-    /// make one; both get the one that was hung first. Use one type for one slot: another type
-    /// is made anew each time.
+    /// Returns the cached value, or computes and caches it. Two threads may both compute it, and
+    /// both get the value that was stored first. Each cache should have one type: a value of
+    /// another type is computed each time.
     ///
     /// # Errors
-    /// What `make` returns; then nothing hangs here and the next caller tries again.
+    ///
+    /// The error of `make`; nothing is cached then.
     pub fn get_or_try_init<T: Send + Sync + 'static, E>(
         &self,
         make: impl FnOnce() -> Result<Arc<T>, E>,
     ) -> Result<Arc<T>, E> {
-        if let Some(held) = self.get() {
-            return Ok(held);
+        if let Some(cached) = self.get() {
+            return Ok(cached);
         }
-        let made = make()?;
-        let hung = self.0.get_or_init(|| Arc::clone(&made) as Arc<dyn Any + Send + Sync>);
-        Ok(Arc::clone(hung).downcast().unwrap_or(made))
+        let value = make()?;
+        let stored = self.0.get_or_init(|| Arc::clone(&value) as Arc<dyn Any + Send + Sync>);
+        Ok(Arc::clone(stored).downcast().unwrap_or(value))
     }
 }
 
@@ -66,7 +67,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn made_once_and_not_after_a_failure() {
+    fn a_value_is_cached_once_and_a_failure_is_not() {
         let slot = CacheSlot::new();
         assert_eq!(slot.get_or_try_init::<u32, _>(|| Err("no")), Err("no"));
         assert_eq!(slot.get_or_try_init::<_, ()>(|| Ok(Arc::new(1_u32))), Ok(Arc::new(1)));

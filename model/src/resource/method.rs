@@ -1,8 +1,8 @@
-//! The methods a route may name, as a set that is one comparison to ask.
+//! The methods of a route, as a bit set.
 
 use std::fmt;
 
-/// A method the route schema knows (contract 3.3).
+/// A method of the route schema (contract 3.3).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[allow(missing_docs)] // their names say it all
 pub enum RouteMethod {
@@ -19,7 +19,7 @@ pub enum RouteMethod {
 }
 
 impl RouteMethod {
-    /// All of them.
+    /// Every method.
     pub const ALL: [RouteMethod; 10] = [
         RouteMethod::Get,
         RouteMethod::Post,
@@ -33,7 +33,7 @@ impl RouteMethod {
         RouteMethod::Purge,
     ];
 
-    /// As on the request line.
+    /// The method as on the request line.
     pub fn as_str(self) -> &'static str {
         match self {
             RouteMethod::Get => "GET",
@@ -49,38 +49,38 @@ impl RouteMethod {
         }
     }
 
-    /// The method written like this. Methods are case-sensitive [RFC 9110, 9.1].
+    /// Parses a method, which is case-sensitive [RFC 9110, 9.1].
     pub fn parse(text: &str) -> Option<RouteMethod> {
         RouteMethod::ALL.into_iter().find(|method| method.as_str() == text)
     }
 }
 
-/// A set of methods. The empty set of a route means "all": ask [`Methods::allow`].
+/// A set of methods. An empty set of a route allows all methods ([`MethodSet::allows`]).
 #[derive(Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub struct MethodSet(u16);
 
 impl MethodSet {
-    /// Whether no method was named.
+    /// Whether the set is empty.
     pub fn is_empty(self) -> bool {
         self.0 == 0
     }
 
-    /// Whether that one was named.
+    /// Whether the set lists the method.
     pub fn contains(self, method: RouteMethod) -> bool {
         self.0 & (1 << method as u16) != 0
     }
 
-    /// Whether a route with this set takes a request with that method. HEAD is not implied by GET.
+    /// Whether a route with this set matches a request with the method. GET does not imply HEAD.
     pub fn allows(self, method: &str) -> bool {
         self.is_empty() || RouteMethod::parse(method).is_some_and(|method| self.contains(method))
     }
 
-    /// Whether a route with this set takes every request that one with the other set takes.
+    /// Whether a route with this set matches each request that one with `other` matches.
     pub fn is_superset(self, other: MethodSet) -> bool {
         self.is_empty() || (!other.is_empty() && other.0 & !self.0 == 0)
     }
 
-    /// The methods that were named.
+    /// The listed methods.
     pub fn iter(self) -> impl Iterator<Item = RouteMethod> {
         RouteMethod::ALL.into_iter().filter(move |method| self.contains(*method))
     }
@@ -103,13 +103,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_method_named_means_all() {
+    fn an_empty_set_allows_every_method() {
         assert!(MethodSet::default().allows("GET"));
         assert!(MethodSet::default().allows("BREW"));
     }
 
     #[test]
-    fn named_methods_are_exact() {
+    fn listed_methods_match_exactly() {
         let set: MethodSet = [RouteMethod::Get, RouteMethod::Purge].into_iter().collect();
         assert!(set.allows("GET") && set.allows("PURGE"));
         for other in ["HEAD", "get", "BREW", ""] {

@@ -1,49 +1,47 @@
-//! Which other resources a resource needs, and the Admin API's verdict on them (contract 2.7).
+//! References between resources, and the Admin API's checks of them (contract 2.7).
 //!
-//! Checking references takes knowledge of the other resources, so it is not part of
-//! `document::check`: the Admin API asks the store, and a data plane takes a missing one as it
-//! comes (contract 6.1, 7.3).
+//! `document::compile` sees one document only, so the Admin API checks references against the
+//! store, and a data plane handles missing resources per request (contract 6.1, 7.3).
 
 use crate::id::{Id, Key, Kind};
 use crate::problem::Problem;
 use crate::resource::{Resource, UpstreamIdentity, UpstreamRef};
 
-/// A resource that another one names.
+/// A reference from one resource to another.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reference {
-    /// Where it is named: `upstream_id`, `upstream.tls.client_cert_id`.
+    /// The field: `upstream_id`, `upstream.tls.client_cert_id`.
     pub field: String,
-    /// What is named.
+    /// The referenced resource.
     pub key: Key,
-    /// What is named must take HTTP requests.
+    /// The referenced upstream must take HTTP requests.
     pub requires_http: bool,
 }
 
 impl Reference {
-    /// What the Admin API says about the resource found under [`Reference::key`], `None` if there
-    /// is none.
+    /// Checks the resource that was found under [`Reference::key`], if any.
     ///
     /// # Errors
-    /// The resource is missing, an ssl that is not of `type: client`, or an upstream that only
-    /// takes streams.
+    ///
+    /// The resource is missing, an ssl that is not of `type: client`, or an upstream for TCP only.
     pub fn check(&self, found: Option<&Resource>) -> Result<(), Problem> {
         let noun = self.key.kind.noun();
-        let refuse = |why: &str| {
+        let problem = |why: &str| {
             let id = &self.key.id;
             Problem::new(&self.field, format!("failed to fetch {noun} info by {noun} id [{id}], {why}"))
         };
         match found {
-            None => Err(refuse("response code: 404")),
-            Some(Resource::Ssl(ssl)) if !ssl.client_side => Err(refuse("wrong ssl type")),
+            None => Err(problem("response code: 404")),
+            Some(Resource::Ssl(ssl)) if !ssl.client_side => Err(problem("wrong ssl type")),
             Some(Resource::Upstream(upstream)) if self.requires_http && !upstream.scheme.is_http() => {
-                Err(refuse(&format!("scheme {} takes no HTTP requests", upstream.scheme.as_str())))
+                Err(problem(&format!("scheme {} takes no HTTP requests", upstream.scheme.as_str())))
             }
             Some(_) => Ok(()),
         }
     }
 }
 
-/// What a resource names, in the order in which the Admin API checks it.
+/// The references of a resource, in the order of the Admin API's checks.
 pub fn references(resource: &Resource) -> Vec<Reference> {
     let mut found = Vec::new();
     match resource {

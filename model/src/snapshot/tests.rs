@@ -1,5 +1,5 @@
-//! The lookups against the contract's cases and against a slow, obvious reading of its rules; the
-//! law of deltas over random resources.
+//! The lookups against the contract's cases and against a slow, direct implementation of its rules;
+//! the law of deltas over random resources.
 
 mod streams;
 
@@ -30,7 +30,7 @@ fn ssl(own: &str, names: &[&str]) -> Ssl {
         client: None,
         versions: None,
         enabled: true,
-        prepared: CacheSlot::new(),
+        cache: CacheSlot::new(),
         blocked: None,
     }
 }
@@ -102,12 +102,12 @@ fn exact_beats_wildcard_beats_catch_all() {
 }
 
 #[test]
-fn a_wildcard_covers_one_label_and_nothing_catches_what_it_leaves() {
+fn a_wildcard_covers_one_label_and_hides_shorter_ones() {
     let all = sites(vec![ssl("1", &["*.test2.com"]), ssl("2", &["*"])]);
     assert_eq!(site(&all, "aa.test2.com"), Some("1"));
     assert_eq!(site(&all, "aa.bb.test2.com"), None);
     assert_eq!(site(&all, "test2.com"), Some("2"));
-    // The longer entry of the same object does not lend its length to the shorter.
+    // The shorter entry does not inherit the length of the longer one.
     let listed = sites(vec![ssl("1", &["*.test2.com", "a.very.long.name.test2.com"])]);
     assert_eq!(site(&listed, "aa.bb.test2.com"), None);
 }
@@ -133,7 +133,7 @@ fn a_wildcard_without_dot_covers_part_of_a_label() {
 }
 
 #[test]
-fn disabled_and_client_side_ssls_answer_to_no_name() {
+fn disabled_and_client_ssls_match_no_name() {
     let off = Ssl { enabled: false, ..ssl("1", &["a.com"]) };
     let identity = Ssl { client_side: true, ..ssl("2", &["b.com"]) };
     let all = sites(vec![off, identity]);
@@ -187,10 +187,10 @@ fn within_a_path_priority_then_longer_pattern_then_key() {
     assert_eq!(found(&all, "x", "/c/1/other"), Some("5"));
 }
 
-/// Each uri one byte longer than the one before, as long as uris get: deep, but no deeper than any
-/// stack.
+/// Each uri is one byte longer than the one before, up to the longest: deeper than a recursive drop
+/// could go.
 #[test]
-fn deeply_nested_prefixes_are_walked_like_any_other() {
+fn deeply_nested_prefixes_do_not_recurse() {
     let uris: Vec<String> = (1..4096).map(|length| format!("/{}*", "a".repeat(length - 1))).collect();
     let uris: Vec<&str> = uris.iter().map(String::as_str).collect();
     let get: crate::resource::MethodSet = [RouteMethod::Get].into_iter().collect();
@@ -205,7 +205,7 @@ fn deeply_nested_prefixes_are_walked_like_any_other() {
 }
 
 #[test]
-fn a_candidate_that_does_not_take_the_request_passes_it_on() {
+fn a_candidate_that_does_not_match_is_skipped() {
     let get: crate::resource::MethodSet = [RouteMethod::Get].into_iter().collect();
     let all = routed(vec![
         Route { methods: get, priority: 2, ..route("1", &["/a"], &[]) },
@@ -246,7 +246,7 @@ fn hosts_exact_then_wildcards_at_any_depth_then_hostless() {
 }
 
 #[test]
-fn a_service_lends_its_hosts_and_takes_them_back() {
+fn routes_follow_the_hosts_of_their_service() {
     let service = |hosts: &[&str]| {
         let hosts = patterns(hosts);
         Resource::Service(Arc::new(Service {
@@ -264,7 +264,7 @@ fn a_service_lends_its_hosts_and_takes_them_back() {
         upserts: vec![Versioned { version: 2, resource }],
         removals: vec![],
     };
-    // The route came before its service.
+    // The route is older than its service.
     let alone = routed(vec![Route { service: Some(id("s")), ..route("1", &["/"], &[]) }]);
     assert_eq!(found(&alone, "b.com", "/"), Some("1"));
     let with = alone.apply(&put(service(&["a.com"])));
@@ -293,7 +293,7 @@ const NAMES: [&str; 9] =
 const PATHS: [&str; 12] =
     ["/", "/a", "/ab", "/abc", "/abcd", "/a/", "/a/b", "/a/b/c", "/a/b/c/d", "/a/x/c", "/b", "/a/x/y/c"];
 
-/// Contract 4.2 read word by word over all resources.
+/// Implements contract 4.2 directly, over all resources.
 fn slow_site(snapshot: &Snapshot, asked: &HostName) -> Option<Id> {
     let mut best: Option<(Reverse<usize>, Id, bool)> = None;
     for held in snapshot.resources() {
@@ -320,7 +320,7 @@ fn slow_site(snapshot: &Snapshot, asked: &HostName) -> Option<Id> {
     best.filter(|(_, _, good)| *good).map(|(_, id, _)| id)
 }
 
-/// Contract 7.1 read word by word over all resources.
+/// Implements contract 7.1 directly, over all resources.
 fn slow_route(snapshot: &Snapshot, query: &RouteQuery<'_>) -> Option<Id> {
     let mut fitting = Vec::new();
     for held in snapshot.resources() {
@@ -394,19 +394,19 @@ proptest! {
     }
 
     #[test]
-    fn applying_the_difference_gives_the_newer(a in some_snapshot(), b in some_snapshot()) {
+    fn applying_a_diff_gives_the_newer_snapshot(a in some_snapshot(), b in some_snapshot()) {
         let delta = a.diff(&b);
         let applied = a.apply(&delta);
         prop_assert!(applied == b);
         check_lookups(&applied)?;
-        // Way back, over structure that is shared now.
+        // The way back starts from shared structure.
         prop_assert!(applied.apply(&b.diff(&a)) == a);
         prop_assert!(b.diff(&b).is_empty());
     }
 
     #[test]
-    fn what_is_held_decides_what_is_sent(a in some_snapshot(), b in some_snapshot()) {
-        // One store: a revision of a key is one content.
+    fn a_diff_from_versions_sends_missing_resources(a in some_snapshot(), b in some_snapshot()) {
+        // Within one store, a version of a key has one content.
         let content = |mut held: Versioned, other: &Snapshot| {
             if let Some(same) = other.get(&held.resource.key()).filter(|same| same.version == held.version) {
                 held.resource = same.resource.clone();
@@ -422,7 +422,7 @@ proptest! {
     }
 
     #[test]
-    fn many_changes_leave_no_trace(changes in vec((any::<bool>(), some_versioned()), 0..60)) {
+    fn removed_resources_leave_empty_indexes(changes in vec((any::<bool>(), some_versioned()), 0..60)) {
         let mut now = Snapshot::empty();
         for (revision, (put, versioned)) in (1..).zip(changes) {
             let mut delta = Delta { from: now.revision(), to: revision, ..Delta::default() };

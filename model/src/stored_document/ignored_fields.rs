@@ -1,9 +1,10 @@
-//! What a stored document may ask for in vain: taken out of it, and told.
+//! Strips the fields of a stored document that the gateway can ignore safely, and reports each as a
+//! finding.
 //!
-//! Only what neither protects anybody nor decides where traffic goes and how it is secured. The
-//! list is closed: what it does not name stays in the document, and blocks it. Plugins that this
-//! gateway does not have and that are not on the list are taken out, too, but only to be told by
-//! name ([`Rest::foreign`]): with one of them the document is not served.
+//! Only fields that neither protect traffic nor decide its destination and encryption may be
+//! ignored. The list is closed: an unlisted unsupported field stays in the document and blocks it.
+//! Unsupported plugins that are not on the list are stripped, too, but only so that
+//! [`Stripped::unsupported_plugins`] can name them: a document with one is never served.
 
 use serde_json::{Map, Value};
 
@@ -12,17 +13,16 @@ use crate::document::fields::{flag, is_set, string};
 use crate::id::Kind;
 use crate::lint::{Finding, Findings, Severity};
 
-/// Plugins without which nobody gets through who would not get through with them, and every request
-/// goes where it would go:
+/// Plugins that neither deny nor redirect any request, so that a route is as safe without them:
 ///
-/// - loggers and tracers write down what happened, and tell it to somebody else;
-/// - metrics and a node's own state count it;
-/// - `request-id` puts a number beside it, which nothing of ours reads;
-/// - compression makes an answer shorter, not another one.
+/// - loggers and tracers export data about requests;
+/// - metrics plugins and a node's own state count them;
+/// - `request-id` adds an id that no matcher reads;
+/// - compression changes the encoding of a response only.
 ///
-/// What is not here may stop, change or redirect requests, or may come to, and blocks. So does what
-/// slows clients down (`limit-*`), keeps their load away (`proxy-cache`) or says where they come
-/// from (`real-ip`).
+/// A plugin that is not listed may deny, change or redirect requests in some version, and blocks.
+/// So do rate limits (`limit-*`), caches (`proxy-cache`) and plugins that change the client's
+/// address (`real-ip`).
 const OBSERVER_PLUGINS: [&str; 29] = [
     // loggers
     "clickhouse-logger",
@@ -53,24 +53,24 @@ const OBSERVER_PLUGINS: [&str; 29] = [
     "node-status",
     "prometheus",
     "server-info",
-    // marks
+    // request ids
     "request-id",
     // compression
     "brotli",
     "gzip",
 ];
 
-/// A document without what it asks for in vain.
+/// A document without its ignored fields.
 pub(super) struct Stripped {
-    /// What is left.
+    /// The remaining document.
     pub document: Value,
-    /// What was taken out and does no harm.
+    /// Findings about the stripped fields that are safe to ignore.
     pub ignored: Vec<Finding>,
-    /// The plugins that were taken out and are not to be done without.
+    /// Names of the stripped plugins that are not safe to ignore.
     pub unsupported_plugins: Vec<String>,
 }
 
-/// Takes a document apart.
+/// Splits a document into the part to compile and the findings about the rest.
 pub(super) fn strip_ignored(kind: Kind, mut document: Value, mut notes: Findings) -> Stripped {
     let mut foreign = Vec::new();
     if let Some(members) = document.as_object_mut() {
@@ -93,21 +93,20 @@ pub(super) fn strip_ignored(kind: Kind, mut document: Value, mut notes: Findings
     Stripped { document, ignored: notes.findings, unsupported_plugins: foreign }
 }
 
-/// The document is served without this.
+/// Reports a field that the served resource lacks.
 fn note_ignored(notes: &mut Findings, field: impl Into<String>, what: &str, hint: &str) {
     notes.add(Severity::Warning, field, format!("stored by another program, and not served: {what}"), hint);
 }
 
 fn strip_ssl(members: &mut Map<String, Value>, notes: &mut Findings) {
-    // An APISIX of former days wrote down when the certificate begins and ends, which the certificate
-    // says itself.
+    // Old versions of APISIX stored the validity period, which the certificate contains anyway.
     for descriptive in ["validity_start", "validity_end"] {
         members.remove(descriptive);
     }
     if let Some(stapling) = members.remove("ocsp_stapling")
         && flag(&stapling, "enabled") == Some(true)
     {
-        let hint = "clients that insist on one will refuse the certificate";
+        let hint = "clients that require one will reject the certificate";
         note_ignored(notes, "ocsp_stapling", "no OCSP answer is stapled", hint);
     }
 }
@@ -133,8 +132,8 @@ fn strip_upstream(outer: &str, members: &mut Map<String, Value>, notes: &mut Fin
     }
 }
 
-/// The Admin API of an APISIX refuses a bare IPv6 address, and its data plane puts a stored one
-/// into brackets.
+/// The Admin API of APISIX rejects a bare IPv6 address, but its data plane accepts a stored one and
+/// adds the brackets.
 fn bracket_ipv6_hosts(nodes: &mut Value) {
     let hosts = nodes.as_array_mut().into_iter().flatten().filter_map(|node| node.get_mut("host"));
     for host in hosts {
@@ -144,9 +143,9 @@ fn bracket_ipv6_hosts(nodes: &mut Value) {
     }
 }
 
-/// Gives the plugins that are not to be done without.
+/// Returns the names of plugins that are not safe to ignore.
 fn strip_plugins(kind: Kind, members: &mut Map<String, Value>, notes: &mut Findings) -> Vec<String> {
-    // Switched off in a route, the plugin is also switched off where the route's service has it.
+    // A plugin that a route disables is disabled for the route's service, too.
     let overrides = kind == Kind::Route && members.contains_key("service_id");
     let rewrites = matches!(kind, Kind::Route | Kind::Service);
     let Some(plugins) = members.get_mut("plugins").and_then(Value::as_object_mut) else { return Vec::new() };
@@ -178,7 +177,7 @@ fn strip_plugins(kind: Kind, members: &mut Map<String, Value>, notes: &mut Findi
     foreign
 }
 
-/// Takes out what orders plugins, of which there is one.
+/// Removes `_meta` members that order plugins: the gateway has one plugin.
 fn strip_plugin_meta(settings: &mut Value) {
     let Some(settings) = settings.as_object_mut() else { return };
     let harmless = |name: &String| matches!(name.as_str(), "disable" | "priority" | "error_response");

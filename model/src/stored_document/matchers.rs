@@ -1,10 +1,9 @@
-//! The matchers of a document that cannot be honoured, read so that what is blocked is never less
-//! than the real one would take.
+//! Reads the matchers of an unsupported document, so that the blocked resource takes at least the
+//! traffic of the real one.
 //!
-//! What narrows a resource and cannot be read or evaluated (`vars`, an address, a method nobody
-//! knows) does not narrow the blocked one. A name that no client could ever ask for takes nothing
-//! in either. Where nothing can be told there is no blocked resource: it would have to take
-//! everything.
+//! A narrowing field that cannot be read or evaluated (`vars`, an address, an unknown method) does
+//! not narrow the blocked resource. A name that no client can request matches nothing in either.
+//! When no matcher is readable, there is no blocked resource: it would have to match everything.
 
 use std::sync::Arc;
 
@@ -21,18 +20,18 @@ use crate::resource::{
 };
 use crate::uri::UriPattern;
 
-/// The blocked resource; `None` when it cannot be told what it would take.
+/// Builds the blocked resource; `None` when its traffic cannot be determined.
 pub(super) fn blocked_resource(key: &Key, document: &Value, why: Blocked) -> Option<Resource> {
     let (id, blocked) = (key.id.clone(), Some(why));
     Some(match key.kind {
         Kind::Ssl => Resource::Ssl(Arc::new(ssl(id, document, blocked)?)),
         Kind::Upstream => Resource::Upstream(Arc::new(upstream(id, blocked))),
         Kind::Service => {
-            // Its routes answer to nobody, wherever they are found.
+            // A blocked service also blocks its routes, which match by their own hosts.
             let hosts = names(document, "", "hosts").unwrap_or_default();
             let (upstream, client_identity, proxy_rewrite) = Default::default();
-            let made = Service { id, hosts, upstream, client_identity, proxy_rewrite, blocked };
-            Resource::Service(Arc::new(made))
+            let service = Service { id, hosts, upstream, client_identity, proxy_rewrite, blocked };
+            Resource::Service(Arc::new(service))
         }
         Kind::Route => Resource::Route(Arc::new(route(id, document, blocked)?)),
         Kind::StreamRoute => Resource::StreamRoute(Arc::new(stream_route(id, document, blocked)?)),
@@ -47,8 +46,8 @@ fn ssl(id: Id, document: &Value, blocked: Option<Blocked>) -> Option<Ssl> {
         return None;
     }
     let (pairs, client, versions) = Default::default();
-    let (enabled, prepared) = (enabled(document), CacheSlot::new());
-    Some(Ssl { id, client_side, names, pairs, client, versions, enabled, prepared, blocked })
+    let (enabled, cache) = (enabled(document), CacheSlot::new());
+    Some(Ssl { id, client_side, names, pairs, client, versions, enabled, cache, blocked })
 }
 
 fn upstream(id: Id, blocked: Option<Blocked>) -> Upstream {
@@ -64,7 +63,7 @@ fn upstream(id: Id, blocked: Option<Blocked>) -> Upstream {
         upstream_host,
         keepalive,
         tls: UpstreamTls { identity: None, verify: false },
-        prepared: CacheSlot::new(),
+        cache: CacheSlot::new(),
         blocked,
     }
 }
@@ -115,12 +114,12 @@ fn stream_route(id: Id, document: &Value, blocked: Option<Blocked>) -> Option<St
     })
 }
 
-/// A member that is there; none has no name.
+/// A member that is neither absent nor `null`; the empty name selects none.
 fn non_null<'a>(document: &'a Value, name: &str) -> Option<&'a Value> {
     document.get(name).filter(|value| !value.is_null() && !name.is_empty())
 }
 
-/// What `one` and `many` list, whether it can be read or not.
+/// The values of `one` and of the array `many`, valid or not.
 fn one_or_many<'a>(document: &'a Value, one: &str, many: &str) -> Vec<&'a Value> {
     let one = non_null(document, one);
     match non_null(document, many) {
@@ -129,13 +128,12 @@ fn one_or_many<'a>(document: &'a Value, one: &str, many: &str) -> Vec<&'a Value>
     }
 }
 
-/// Names of sites or hosts; `None` where some are written and nobody could ever ask for one of
-/// them.
+/// Names of sites or hosts; `None` when the document lists names and none of them is valid.
 fn names(document: &Value, one: &str, many: &str) -> Option<Vec<NamePattern>> {
     let written = one_or_many(document, one, many);
     let mut names = Vec::new();
     for text in written.iter().filter_map(|value| value.as_str()) {
-        // A port is never compared, so the name stands for every port.
+        // Ports are never compared, so the name matches on every port.
         let name = match text.rsplit_once(':') {
             Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
             _ => text,
@@ -160,7 +158,7 @@ fn uris(document: &Value) -> Vec<UriPattern> {
     uris
 }
 
-/// All of them, where one is not known.
+/// All methods, if one of the list is unknown.
 fn methods(document: &Value) -> MethodSet {
     let known: Option<Vec<RouteMethod>> = one_or_many(document, "", "methods")
         .into_iter()
@@ -169,19 +167,19 @@ fn methods(document: &Value) -> MethodSet {
     known.unwrap_or_default().into_iter().collect()
 }
 
-/// All of them, where one cannot be read.
+/// All addresses, if one of the list is unreadable.
 fn remote_addrs(document: &Value) -> Vec<IpNet> {
     let written = one_or_many(document, "remote_addr", "remote_addrs").into_iter();
     let read: Option<Vec<IpNet>> = written.map(|value| network::parse(value.as_str()?).ok()).collect();
     read.unwrap_or_default()
 }
 
-/// Before all others, where it cannot be read.
+/// The highest priority, if it is unreadable.
 fn priority(document: &Value) -> i32 {
     match non_null(document, "priority").map(Value::as_f64) {
         None => 0,
         Some(None) => i32::MAX,
-        // Saturates, which keeps the order.
+        // The conversion saturates and keeps the order.
         Some(Some(number)) => number as i32,
     }
 }

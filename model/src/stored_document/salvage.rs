@@ -1,14 +1,13 @@
-//! The matchers of a text that an APISIX may read as a document and [`crate::json::parse`] refuses:
-//! texts that are not UTF-8, a member that occurs twice, lone surrogates, deep nesting, `0x10`, an
-//! end that is missing.
+//! Salvages the matchers of a text that APISIX may accept as a document and [`crate::json::parse`]
+//! rejects: invalid UTF-8, duplicate members, lone surrogates, deep nesting, `0x10`, a missing end.
 //!
-//! lua-cjson is the measure: the last of several members counts. Invariant: what is read here only
-//! blocks ([`super::unread`]), it is never served; no other member is copied out of the text,
-//! because it may hold a private key.
+//! The reader follows lua-cjson, where the last of duplicate members counts. Invariant: a salvaged
+//! document only blocks ([`super::compile_salvaged`]) and is never served; members other than the
+//! matchers are not copied, because they may hold private keys.
 
 use serde_json::{Map, Number, Value};
 
-/// The members that say what a resource takes, of any kind.
+/// The members that select traffic, of all kinds.
 const MATCHERS: [&str; 15] = [
     "type",
     "sni",
@@ -27,21 +26,20 @@ const MATCHERS: [&str; 15] = [
     "service_id",
 ];
 
-/// Levels of arrays and objects that are read inside a matcher. Deeper ones are passed over: no
-/// matcher has any.
+/// Nesting depth that is read within a matcher; no matcher is nested deeper.
 const LEVELS: usize = 4;
 
-/// What could be read of a text that is no valid document.
+/// The readable part of a text that is no valid document.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SalvagedDocument {
-    /// An object with the matchers alone.
+    /// An object with the matchers only.
     matchers: Value,
-    /// Whether the text was one whole object, which an APISIX may obey.
+    /// Whether the text is one complete object, which APISIX may obey.
     whole: bool,
 }
 
 impl SalvagedDocument {
-    /// From the bytes of a stored value; `None` where no object begins.
+    /// Reads a stored value; `None` unless an object begins.
     pub fn read(text: &[u8]) -> Option<Self> {
         let mut reader = Reader { rest: text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text) };
         reader.eat(b'{').then(|| {
@@ -56,31 +54,30 @@ impl SalvagedDocument {
         &self.matchers
     }
 
-    /// Whether the text was one whole object.
+    /// Whether the text is one complete object.
     pub fn is_complete(&self) -> bool {
         self.whole
     }
 }
 
-/// Reads as much as it can. Each of its functions that gives a `bool` says whether what it was to
-/// read was there as a whole.
+/// A lenient JSON reader. Methods that return a `bool` tell whether the element was complete.
 struct Reader<'a> {
     rest: &'a [u8],
 }
 
 impl<'a> Reader<'a> {
-    /// The next byte that is no blank.
+    /// The next byte after whitespace.
     fn peek(&mut self) -> Option<u8> {
         self.rest = self.rest.trim_ascii_start();
         self.rest.first().copied()
     }
 
     fn eat(&mut self, byte: u8) -> bool {
-        let there = self.peek() == Some(byte);
-        if there {
+        let matches = self.peek() == Some(byte);
+        if matches {
             self.take(1);
         }
-        there
+        matches
     }
 
     fn take(&mut self, count: usize) -> &'a [u8] {
@@ -89,7 +86,7 @@ impl<'a> Reader<'a> {
         taken
     }
 
-    /// Behind the `{` of an object: the members that are wanted.
+    /// Reads the wanted members of an object, after its `{`.
     fn members(
         &mut self,
         into: &mut Map<String, Value>,
@@ -119,7 +116,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Behind the `[` of an array.
+    /// Reads the items of an array, after its `[`.
     fn items(&mut self, into: &mut Vec<Value>, levels: usize) -> bool {
         if self.eat(b']') {
             return true;
@@ -158,7 +155,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Passes over a value of any depth.
+    /// Skips a value of any depth.
     fn skip(&mut self) -> bool {
         let mut open = 0_usize;
         loop {
@@ -185,7 +182,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// What stands between two quotes, as it is written.
+    /// The raw text between two quotes.
     fn string(&mut self) -> Option<&'a [u8]> {
         if !self.eat(b'"') {
             return None;
@@ -201,7 +198,7 @@ impl<'a> Reader<'a> {
         Some(body)
     }
 
-    /// A number, `true`, `null`, or anything else up to the next mark.
+    /// A number, `true`, `null`, or any other text up to the next delimiter.
     fn word(&mut self) -> &'a [u8] {
         let ends = |byte: &u8| byte.is_ascii_whitespace() || b",:]}[{\"".contains(byte);
         let end = self.rest.iter().position(ends).unwrap_or(self.rest.len());
@@ -209,7 +206,7 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// A string with its escapes undone. What is no UTF-8 and what is no character becomes U+FFFD.
+/// Unescapes a string. Invalid UTF-8 and lone surrogates become U+FFFD.
 fn text(body: &[u8]) -> String {
     let body = String::from_utf8_lossy(body);
     let mut units: Vec<u16> = Vec::with_capacity(body.len());
@@ -220,7 +217,7 @@ fn text(body: &[u8]) -> String {
             'u' if escaped.is_some() => {
                 let digits = chars.as_str().get(..4).unwrap_or_default();
                 chars = chars.as_str().get(digits.len()..).unwrap_or_default().chars();
-                // One half of a pair: it is joined with its neighbour below.
+                // Surrogates are paired by `from_utf16_lossy` below.
                 units.push(u16::from_str_radix(digits, 16).unwrap_or(0xfffd));
                 continue;
             }
@@ -236,7 +233,7 @@ fn text(body: &[u8]) -> String {
     String::from_utf16_lossy(&units)
 }
 
-/// A word as lua-cjson reads it: its numbers may be hexadecimal or have no bound.
+/// Parses a bare word as lua-cjson does, with hexadecimal and unbounded numbers.
 fn plain(word: &[u8]) -> Value {
     let word = String::from_utf8_lossy(word);
     let number = |text: &str| {
@@ -252,7 +249,7 @@ fn plain(word: &[u8]) -> Value {
         "true" => Value::Bool(true),
         "false" => Value::Bool(false),
         "null" => Value::Null,
-        // Whole numbers stay whole: a port and an id are read as such.
+        // Integers stay integers, because ports and ids are read as such.
         other => other.parse::<i64>().map(Value::from).unwrap_or_else(|_| {
             let bounded = number(other).map(|number| number.clamp(f64::MIN, f64::MAX));
             let whole = bounded.filter(|number| number.fract() == 0.0 && number.abs() < 9e15);
@@ -301,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn what_ends_too_soon_gives_what_stands_before() {
+    fn truncated_text_gives_the_matchers_before_its_end() {
         for (text, expected) in [
             (r#"{"uri": "/a", "plugins": {"key-a"#, json!({"uri": "/a"})),
             (r#"{"uri": "/a", "hosts": ["a.test", "b"#, json!({"uri": "/a", "hosts": ["a.test", null]})),
@@ -318,13 +315,13 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_bytes_are_too_much_for_it(text in "[{}\\[\\],:\"\\\\u0-9a-e \u{0}é-]{0,60}") {
+        fn arbitrary_bytes_do_not_panic(text in "[{}\\[\\],:\"\\\\u0-9a-e \u{0}é-]{0,60}") {
             SalvagedDocument::read(format!("{{\"uri\":{text}").as_bytes());
         }
 
-        /// What the strict parser reads is read alike.
+        /// The lenient reader agrees with the strict parser on valid JSON.
         #[test]
-        fn proper_json_is_read_alike(uri in any::<String>(), hosts in prop::collection::vec(any::<String>(), 0..3), priority in any::<i32>()) {
+        fn valid_json_is_read_like_by_the_strict_parser(uri in any::<String>(), hosts in prop::collection::vec(any::<String>(), 0..3), priority in any::<i32>()) {
             let document = json!({"uri": uri, "hosts": hosts, "priority": priority});
             prop_assert_eq!(read(document.to_string()), (document, true));
         }

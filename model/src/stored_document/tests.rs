@@ -1,6 +1,6 @@
-//! What becomes of stored documents: what an APISIX writes for ordinary objects is served without a
-//! word, what it writes for more is served without that or blocked, and what is blocked takes at
-//! least what the real one would.
+//! Outcomes for stored documents: documents as APISIX writes them for ordinary objects are served
+//! without findings, unsupported ones are served with findings or blocked, and a blocked resource
+//! takes at least the traffic of the real one.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -21,8 +21,8 @@ use crate::{Delta, RouteQuery, Snapshot, StreamQuery, Versioned, destination};
 const SEALED: &str = "qeddd145sfvddff3";
 
 fn ssl() -> Value {
-    let minted = AUTHORITY.issue(&pki::ca::LeafSpec::server("a.com")).unwrap();
-    json!({"id": "1", "cert": minted.certificate_pem, "key": *minted.key_pem, "sni": "a.com"})
+    let issued = AUTHORITY.issue(&pki::ca::LeafSpec::server("a.com")).unwrap();
+    json!({"id": "1", "cert": issued.certificate_pem, "key": *issued.key_pem, "sni": "a.com"})
 }
 
 fn upstream() -> Value {
@@ -54,53 +54,53 @@ fn settled(kind: Kind, document: &Value, before: Option<&Resource>) -> (Option<R
         let arrived = crate::wire::resource_from_wire(proto::push::Resource::from(resource));
         assert!(arrived.unwrap() == *resource, "{document}");
     }
-    let told = found
+    let findings = found
         .iter()
         .map(|finding| format!("{} {}: {}", finding.severity.as_str(), finding.field, finding.message));
-    (resource, told.collect())
+    (resource, findings.collect())
 }
 
-/// Served, and these are the fields that are told.
+/// Asserts that the document is served, with findings about these fields.
 #[track_caller]
 fn served(kind: Kind, document: &Value, fields: &[&str]) -> Resource {
-    let (resource, told) = settled(kind, document, None);
-    let resource = resource.unwrap_or_else(|| panic!("nothing is served: {told:?}"));
-    assert!(resource.blocked().is_none(), "{told:?}");
+    let (resource, findings) = settled(kind, document, None);
+    let resource = resource.unwrap_or_else(|| panic!("nothing is served: {findings:?}"));
+    assert!(resource.blocked().is_none(), "{findings:?}");
     let expected: Vec<_> = fields.iter().map(|field| format!("warning {field}: ")).collect();
-    let fits =
-        told.len() == fields.len() && told.iter().zip(&expected).all(|(told, start)| told.starts_with(start));
-    assert!(fits, "{told:?}");
+    let fits = findings.len() == fields.len()
+        && findings.iter().zip(&expected).all(|(findings, start)| findings.starts_with(start));
+    assert!(fits, "{findings:?}");
     resource
 }
 
-/// Blocked, whatever it was before, and these are the fields that are told.
+/// Asserts that the document is blocked whatever its predecessor, with findings about these fields.
 #[track_caller]
 fn blocked(kind: Kind, document: &Value, fields: &[&str]) -> Resource {
     let before = adopted(kind, &good(kind)).resolve(None).0.unwrap();
     assert!(before.blocked().is_none());
-    let (resource, told) = settled(kind, document, Some(&before));
-    let resource = resource.unwrap_or_else(|| panic!("it was kept as it was before: {told:?}"));
-    assert!(resource.blocked().is_some(), "{told:?}");
+    let (resource, findings) = settled(kind, document, Some(&before));
+    let resource = resource.unwrap_or_else(|| panic!("it was kept as it was before: {findings:?}"));
+    assert!(resource.blocked().is_some(), "{findings:?}");
     assert!(settled(kind, document, None).0 == Some(resource.clone()));
     let expected: Vec<_> = fields.iter().map(|field| format!("error {field}: ")).collect();
-    let fits =
-        told.len() == fields.len() && told.iter().zip(&expected).all(|(told, start)| told.starts_with(start));
-    assert!(fits, "{told:?}");
+    let fits = findings.len() == fields.len()
+        && findings.iter().zip(&expected).all(|(findings, start)| findings.starts_with(start));
+    assert!(fits, "{findings:?}");
     resource
 }
 
-/// Not valid: kept as it was before; without that, blocked.
+/// Asserts that the document is invalid: its predecessor stays, or else it is blocked.
 #[track_caller]
 fn kept(kind: Kind, document: &Value, field: &str) {
     let before = adopted(kind, &good(kind)).resolve(None).0.unwrap();
-    let (resource, told) = settled(kind, document, Some(&before));
-    assert!(resource.is_none() && told.len() == 1, "{told:?}");
+    let (resource, findings) = settled(kind, document, Some(&before));
+    assert!(resource.is_none() && findings.len() == 1, "{findings:?}");
     assert!(
-        told[0].starts_with(&format!("error {field}: ")) && told[0].contains("keep what it was before"),
-        "{told:?}"
+        findings[0].starts_with(&format!("error {field}: ")) && findings[0].contains("keep its predecessor"),
+        "{findings:?}"
     );
-    let (resource, told) = settled(kind, document, None);
-    assert!(resource.is_some_and(|resource| resource.blocked().is_some()), "{told:?}");
+    let (resource, findings) = settled(kind, document, None);
+    assert!(resource.is_some_and(|resource| resource.blocked().is_some()), "{findings:?}");
 }
 
 fn good(kind: Kind) -> Value {
@@ -115,7 +115,7 @@ fn good(kind: Kind) -> Value {
 }
 
 #[test]
-fn what_an_apisix_stores_for_ordinary_objects_is_served_without_a_word() {
+fn ordinary_documents_of_apisix_are_served_without_findings() {
     let times = json!({"create_time": 1_700_000_000, "update_time": 1_700_000_001, "labels": {"env": "x"}, "desc": ""});
     let more = json!({"type": "server", "status": 1, "validity_start": 1, "validity_end": 2, "ssl_protocols": ["TLSv1.2", "TLSv1.3"],
         "ocsp_stapling": {"enabled": false}, "client": {"ca": AUTHORITY.certificate_pem(), "depth": 1}});
@@ -140,7 +140,7 @@ fn what_an_apisix_stores_for_ordinary_objects_is_served_without_a_word() {
 }
 
 #[test]
-fn keys_sealed_with_either_entry_of_the_default_keyring_are_opened() {
+fn both_entries_of_the_default_keyring_decrypt_keys() {
     let both = Keyring::new(vec![SEALED.to_owned(), "edd1c9f0985e76a2".to_owned()]).unwrap();
     for entry in [SEALED, "edd1c9f0985e76a2"] {
         let mut document = ssl();
@@ -148,7 +148,7 @@ fn keys_sealed_with_either_entry_of_the_default_keyring_are_opened() {
         document["key"] = keyring(entry).seal(&key).into();
         let (resource, found) = compile_stored(Kind::Ssl, &id("1"), &document, &both).resolve(None);
         assert!(resource.unwrap().blocked().is_none() && found.is_empty(), "{found:?}");
-        // Without that entry the names stay taken.
+        // Without that entry the names stay claimed.
         let (resource, found) =
             compile_stored(Kind::Ssl, &id("1"), &document, &keyring("0123456789abcdef")).resolve(None);
         assert!(resource.unwrap().blocked().is_some());
@@ -157,7 +157,7 @@ fn keys_sealed_with_either_entry_of_the_default_keyring_are_opened() {
 }
 
 #[test]
-fn what_neither_protects_nor_leads_is_left_out_and_told() {
+fn harmless_unsupported_fields_are_ignored_with_a_finding() {
     let checks = json!({"checks": {"active": {"http_path": "/"}}});
     served(Kind::Upstream, &with(upstream(), checks.clone()), &["checks"]);
     served(Kind::Upstream, &with(upstream(), json!({"type": "chash", "hash_on": "header"})), &["type"]);
@@ -178,12 +178,12 @@ fn what_neither_protects_nor_leads_is_left_out_and_told() {
 }
 
 #[test]
-fn what_protects_or_leads_and_is_not_there_blocks_whatever_it_was_before() {
+fn unsupported_protection_and_routing_fields_block() {
     let two = json!({"plugins": {"ip-restriction": {"whitelist": ["10.0.0.0/8"]}, "jwt-auth": {}, "prometheus": {}}});
-    let (_, told) = settled(Kind::Route, &with(route(), two), None);
-    let told: Vec<_> = told.iter().map(|told| told.split(':').next().unwrap()).collect();
+    let (_, findings) = settled(Kind::Route, &with(route(), two), None);
+    let findings: Vec<_> = findings.iter().map(|findings| findings.split(':').next().unwrap()).collect();
     assert_eq!(
-        told,
+        findings,
         ["error plugins.ip-restriction", "error plugins.jwt-auth", "warning plugins.prometheus"]
     );
     for (more, fields) in [
@@ -197,7 +197,7 @@ fn what_protects_or_leads_and_is_not_there_blocks_whatever_it_was_before() {
             json!({"plugins": {"proxy-rewrite": {"uri": "/x", "_meta": {"filter": [["arg_a", "==", "1"]]}}}}),
             &["plugins.proxy-rewrite._meta"],
         ),
-        // It switches the service's off, too.
+        // This disables the service's plugin, too.
         (
             json!({"plugins": {"proxy-rewrite": {"_meta": {"disable": true}}}, "service_id": "1"}),
             &["plugins.proxy-rewrite._meta"],
@@ -210,7 +210,7 @@ fn what_protects_or_leads_and_is_not_there_blocks_whatever_it_was_before() {
         (json!({"script": "local _M = {} return _M"}), &["script"]),
         (json!({"vars": [["graphql_name", "==", "x"]]}), &["vars[1]"]),
         (json!({"vars": [["arg_a", "~~", "(?=x)"]]}), &["vars[1]"]),
-        // A slip beside it hides nothing.
+        // A mistake in another field does not hide it.
         (
             json!({"timeout": {"connect": 1}, "filter_func": "function() return true end"}),
             &["timeout.send", "filter_func"],
@@ -231,7 +231,7 @@ fn what_protects_or_leads_and_is_not_there_blocks_whatever_it_was_before() {
 }
 
 #[test]
-fn what_blocks_a_route_blocks_the_others_too() {
+fn fields_that_block_a_route_block_other_kinds() {
     for scheme in ["grpc", "grpcs", "udp", "kafka"] {
         blocked(Kind::Upstream, &with(upstream(), json!({"scheme": scheme})), &["scheme"]);
     }
@@ -264,9 +264,9 @@ fn what_blocks_a_route_blocks_the_others_too() {
     blocked(Kind::Ssl, &with(ssl(), pattern), &["client.skip_mtls_uri_regex[1]"]);
 }
 
-/// Cases C16 and C17: an APISIX finds out with each request, whatever the route was before.
+/// Cases C16 and C17: APISIX fails each request, whatever the route was before.
 #[test]
-fn case_c16_c17_a_client_certificate_or_key_that_is_none_blocks_its_route() {
+fn case_c16_c17_an_invalid_upstream_cert_blocks_its_route() {
     let pair = AUTHORITY.issue(&pki::ca::LeafSpec::client("c")).unwrap();
     let tls = |cert: &str, key: &str| {
         let tls = json!({"tls": {"client_cert": cert, "client_key": key}, "scheme": "https"});
@@ -288,24 +288,24 @@ fn case_c16_c17_a_client_certificate_or_key_that_is_none_blocks_its_route() {
 }
 
 #[test]
-fn what_is_not_valid_keeps_what_it_was_before() {
+fn an_invalid_document_keeps_its_predecessor() {
     kept(Kind::Route, &with(route(), json!({"timeout": {"connect": 1}})), "timeout.send");
     kept(Kind::Route, &with(route(), json!({"methods": ["BREW"]})), "methods[1]");
     kept(Kind::Upstream, &json!("{"), "");
-    kept(Kind::Upstream, &json!({"nodes": "nobody"}), "nodes");
+    kept(Kind::Upstream, &json!({"nodes": "none"}), "nodes");
     kept(Kind::Service, &json!(null), "");
     kept(Kind::GlobalRule, &json!(["x"]), "");
     kept(Kind::GlobalRule, &json!({"id": "1"}), "plugins");
-    // What a store could not read it describes.
-    let (_, told) = settled(Kind::Route, &json!("<9 bytes that are not JSON>"), None);
-    assert!(told[0].contains("it should be an object: <9 bytes that are not JSON>"), "{told:?}");
+    // The store describes what it could not read.
+    let (_, findings) = settled(Kind::Route, &json!("<9 bytes that are not JSON>"), None);
+    assert!(findings[0].contains("it should be an object: <9 bytes that are not JSON>"), "{findings:?}");
     kept(Kind::Ssl, &with(ssl(), json!({"key": "!".repeat(100)})), "key");
     kept(Kind::Ssl, &with(ssl(), json!({"cert": "x".repeat(200)})), "cert");
     kept(Kind::Ssl, &with(ssl(), json!({"client": {"depth": 1}})), "client.ca");
 }
 
 #[test]
-fn what_takes_nobody_knows_what_is_left_out_and_told() {
+fn unreadable_matchers_are_dropped_with_a_finding() {
     let nothing = [
         (Kind::Route, json!("not an object")),
         (Kind::Route, json!({"uri": 1, "plugins": {"jwt-auth": {}}})),
@@ -316,25 +316,25 @@ fn what_takes_nobody_knows_what_is_left_out_and_told() {
         (Kind::Ssl, json!({"sni": 7, "cert": "x"})),
     ];
     for (kind, document) in nothing {
-        let (resource, told) = settled(kind, &document, None);
+        let (resource, findings) = settled(kind, &document, None);
         assert!(resource.is_none(), "{document}");
-        assert!(told[0].contains("the data planes have none"), "{told:?}");
-        // Blocked, it stays so.
+        assert!(findings[0].contains("the data planes have none"), "{findings:?}");
+        // A blocked predecessor stays blocked.
         let before = crate::samples::block(adopted(kind, &good(kind)).resolve(None).0.unwrap());
-        let (resource, told) = settled(kind, &document, Some(&before));
-        assert!(resource.is_none() && told[0].contains("stays blocked"), "{told:?}");
+        let (resource, findings) = settled(kind, &document, Some(&before));
+        assert!(resource.is_none() && findings[0].contains("stays blocked"), "{findings:?}");
     }
 }
 
 #[test]
-fn a_newer_document_moves_what_is_blocked() {
+fn a_newer_document_changes_the_blocked_matchers() {
     let before = blocked(Kind::Route, &with(route(), json!({"script_id": "1"})), &["script_id"]);
     let (now, _) = settled(Kind::Route, &with(route(), json!({"uri": "/b", "timeout": 1})), Some(&before));
     assert!(matches!(now, Some(Resource::Route(route)) if route.uris[0].as_str() == "/b"));
 }
 
 #[test]
-fn messages_are_bounded_lines_and_show_no_key() {
+fn messages_are_bounded_single_lines_without_keys() {
     let long = "x\ny".repeat(100_000);
     let document = with(
         route(),
@@ -369,7 +369,7 @@ fn other_route() -> Resource {
 }
 
 #[test]
-fn nothing_broader_serves_what_a_blocked_one_takes() {
+fn a_blocked_route_shadows_broader_ones() {
     let auth = json!({"plugins": {"jwt-auth": {}}});
     let by = |kind, document: Value| adopted(kind, &document).resolve(None).0.unwrap();
     let route_of = |more: Value| by(Kind::Route, with(route(), more));
@@ -379,7 +379,7 @@ fn nothing_broader_serves_what_a_blocked_one_takes() {
     let off = snapshot([other_route(), route_of(with(auth.clone(), json!({"status": 0})))]);
     assert_eq!(found(&off, "a.com", "/a/b").as_deref(), Ok("other"), "it is switched off");
 
-    // Also a route with an upstream of its own needs what its service was to do.
+    // The service of a route with its own upstream counts, too.
     let service = by(Kind::Service, with(json!({"hosts": ["s.com"]}), auth.clone()));
     let own = json!({"uri": "/*", "service_id": "1", "upstream": upstream()});
     let of_service = snapshot([other_route(), service, by(Kind::Route, own)]);
@@ -407,7 +407,7 @@ fn nothing_broader_serves_what_a_blocked_one_takes() {
 }
 
 #[test]
-fn a_blocked_site_is_answered_to_by_no_wildcard_and_reached_through_no_other_handshake() {
+fn a_blocked_site_is_not_served_by_wildcard_or_other_handshake() {
     let exact = with(ssl(), json!({"client": {"ca": AUTHORITY.certificate_pem()}, "key": "!".repeat(100)}));
     let exact = adopted(Kind::Ssl, &exact).resolve(None).0.unwrap();
     let Resource::Ssl(wild) =
@@ -431,12 +431,12 @@ fn a_blocked_site_is_answered_to_by_no_wildcard_and_reached_through_no_other_han
     };
     assert_eq!(ask("b.com", &wild, "b.com"), Ok(()));
     assert_eq!(ask("b.com", &wild, "a.com"), Err(Reason::BlockedSite));
-    // A connection made before it was blocked.
+    // The connection is older than the block.
     assert_eq!(ask("a.com", sites.site(&name("a.com")).unwrap(), "a.com"), Err(Reason::BlockedSite));
 }
 
 #[test]
-fn a_blocked_stream_route_keeps_its_place() {
+fn a_blocked_stream_route_keeps_its_matchers() {
     let by = |own: &str, document: Value| {
         compile_stored(Kind::StreamRoute, &id(own), &document, &Keyring::empty()).resolve(None).0.unwrap()
     };
@@ -486,9 +486,9 @@ fn some_obstacle() -> impl Strategy<Value = Value> {
 }
 
 proptest! {
-    /// Among any other routes: what the real one would take, the blocked one takes.
+    /// A blocked route takes the requests of the real one, among any other routes.
     #[test]
-    fn a_blocked_route_takes_at_least_what_the_real_one_would(
+    fn a_blocked_route_matches_at_least_the_real_routes_requests(
         routes in prop::collection::vec(some_route_document(), 1..6), obstacle in some_obstacle(), rivals in any::<bool>(),
         host in proptest::sample::select(vec!["a.com", "b.a.com", "c.b.a.com", "x.org"]),
         path in proptest::sample::select(vec!["/", "/a", "/a/b", "/a/x/c", "/ab", "/a/x/y/c"]),
@@ -497,7 +497,7 @@ proptest! {
         let compiled = |at: usize, document: &Value| compile(Kind::Route, &id(&at.to_string()), document, &Keyring::empty()).unwrap();
         let place = |member: &str| routes[0].get(member).map(|value| (member.to_owned(), value.clone()));
         let place: Value = ["uri", "hosts"].into_iter().filter_map(place).collect::<serde_json::Map<_, _>>().into();
-        // Among rivals for one place priority and order decide.
+        // Priority and order decide among routes with the same path.
         let routes: Vec<Value> =
             routes.iter().map(|route| if rivals { with(route.clone(), place.clone()) } else { route.clone() }).collect();
         let real: Vec<Resource> = routes.iter().enumerate().map(|(at, document)| compiled(at, document)).collect();
@@ -515,15 +515,16 @@ proptest! {
         }
     }
 
-    /// Whatever another program stores: an answer, never a panic, and what is served or blocked arrives at a data plane.
+    /// Any stored document compiles without a panic, and a served or blocked resource decodes on a
+    /// data plane.
     #[test]
-    fn any_stored_document_is_answered(
+    fn any_stored_document_compiles_without_panic(
         kind in proptest::sample::select(Kind::ALL.to_vec()),
         members in prop::collection::hash_map(some_member(), some_value(), 0..6),
     ) {
         let document = Value::Object(members.into_iter().collect());
-        let (resource, told) = settled(kind, &document, None);
-        prop_assert!(resource.is_some() || !told.is_empty());
+        let (resource, findings) = settled(kind, &document, None);
+        prop_assert!(resource.is_some() || !findings.is_empty());
     }
 }
 
@@ -582,7 +583,7 @@ fn some_value() -> impl Strategy<Value = Value> {
 }
 
 #[test]
-fn nodes_of_every_form_that_an_apisix_stores_are_served() {
+fn every_form_of_nodes_that_apisix_stores_is_served() {
     for (nodes, host, port) in [
         (json!([{"host": "127.0.0.1:1980", "weight": 1}]), "127.0.0.1", Some(1980)),
         (json!([{"host": "[::1]:80", "weight": 1, "port": 81, "priority": 0}]), "[::1]", Some(80)),
@@ -600,10 +601,10 @@ fn nodes_of_every_form_that_an_apisix_stores_are_served() {
             assert_eq!((served.nodes[0].host.as_str(), served.nodes[0].port), (host, port), "{document}");
         }
         let inline = with(route(), json!({"upstream": with(upstream(), json!({"nodes": nodes}))}));
-        let (resource, told) = settled(Kind::Route, &inline, None);
-        assert!(resource.unwrap().blocked().is_none() && told.is_empty(), "{told:?}");
+        let (resource, findings) = settled(Kind::Route, &inline, None);
+        assert!(resource.unwrap().blocked().is_none() && findings.is_empty(), "{findings:?}");
     }
-    // What no request could reach: an APISIX takes the document and answers 503.
+    // APISIX accepts such a document and answers 503.
     for host in ["foo.com:", "foo.com:0", "foo.com:65536", "*"] {
         blocked(
             Kind::Upstream,
@@ -613,9 +614,9 @@ fn nodes_of_every_form_that_an_apisix_stores_are_served() {
     }
 }
 
-/// What an APISIX obeys and the strict parser does not read is blocked, whatever was there before.
+/// A text that APISIX obeys and the strict parser rejects is blocked, whatever its predecessor.
 #[test]
-fn what_only_an_apisix_reads_is_blocked_in_its_place() {
+fn text_that_only_apisix_parses_is_blocked() {
     let key = crate::Key::new(Kind::Route, id("1"));
     let unread = |text: &[u8], before: Option<&Resource>| {
         let salvaged = SalvagedDocument::read(text).unwrap();
@@ -640,10 +641,9 @@ fn what_only_an_apisix_reads_is_blocked_in_its_place() {
             );
         }
     }
-    // No gateway obeys what is not whole: what was before goes on, and where there was nothing it is
-    // blocked.
+    // No gateway obeys a truncated text: the predecessor stays, or else it is blocked.
     let cut = br#"{"uri": "/a/*", "plugins": {"key-auth"#;
     assert!(unread(cut, None).0.unwrap().blocked().is_some());
     assert_eq!(unread(cut, Some(&before)).0, None);
-    assert_eq!(unread(b"{", None).0, None, "it cannot be told what it was to take");
+    assert_eq!(unread(b"{", None).0, None, "it cannot be findings what it was to take");
 }

@@ -1,8 +1,8 @@
-//! What weakens a route, service or stream route: which clients it lets through, and which requests
-//! it still takes.
+//! Weakenings of routes, services and stream routes: clients that they allow, and requests that
+//! they match.
 //!
-//! A route with an allow-list also protects by taking requests: those that it no longer takes may
-//! go to a broader route.
+//! A route with an allow-list also protects by matching: requests that it no longer matches may
+//! reach a broader route.
 
 use std::collections::HashSet;
 
@@ -17,9 +17,9 @@ use crate::proxy_rewrite::ProxyRewrite;
 use crate::resource::{Route, Service, StreamRoute};
 use crate::uri::UriPattern;
 
-const ELSEWHERE: &str = "requests that it took may go to a route without its allow-list";
+const ELSEWHERE: &str = "requests that it matched may go to a route without its allow-list";
 
-const OPENS: &str = "opens without an allow-list; before, it could not be honoured and was blocked";
+const OPENS: &str = "opens without an allow-list; before, it was unsupported and blocked";
 
 pub(super) fn services(old: &Service, new: &Service, found: &mut Weakenings) {
     if service_restricts_clients(old) {
@@ -67,7 +67,7 @@ pub(super) fn routes(old: &Route, new: &Route, found: &mut Weakenings) {
         found.add_if(
             moves,
             "service_id",
-            "the allow-list of the service before, if it has one, is not asked any more",
+            "the allow-list of the previous service, if it has one, does not apply any more",
         );
     }
 }
@@ -80,7 +80,7 @@ fn has_allow_list(block: Option<&ClientIdentity>) -> bool {
     block.is_some_and(ClientIdentity::has_allow_list)
 }
 
-/// Whether requests of some clients, or of all, are refused because it takes them.
+/// Whether the route denies requests that it matches.
 fn route_restricts_clients(route: &Route) -> bool {
     route.enabled && (has_allow_list(route.client_identity.as_deref()) || route.blocked.is_some())
 }
@@ -89,17 +89,15 @@ fn service_restricts_clients(service: &Service) -> bool {
     has_allow_list(service.client_identity.as_deref()) || service.blocked.is_some()
 }
 
-/// What the second lets through that the first, if it has an allow-list, did not.
+/// Clients that the new allow-list allows and the old one denies.
 fn allow_lists(old: Option<&ClientIdentity>, new: Option<&ClientIdentity>, found: &mut Weakenings) {
     let Some(old) = old.filter(|old| old.has_allow_list()) else { return };
     match new.filter(|new| new.has_allow_list()) {
-        None => {
-            found.add("client_identity.allow", "the allow-list is gone: other clients may be let through")
-        }
+        None => found.add("client_identity.allow", "the allow-list is gone: other clients may be allowed"),
         Some(new) => {
             for index in new.entries_not_covered_by(old) {
                 let field = format!("client_identity.allow[{index}]");
-                found.add(field, "lets clients through that were refused before");
+                found.add(field, "allows clients that were denied before");
             }
         }
     }
@@ -121,8 +119,7 @@ fn compare_matchers(old: &Route, new: &Route, found: &mut Weakenings) {
 }
 
 pub(super) fn stream_route_removal(old: &StreamRoute, found: &mut Weakenings) {
-    let what =
-        "connections that were closed, because it could not be honoured, may be taken by another route";
+    let what = "connections that were closed, because it was unsupported, may match another route";
     found.add_if(old.blocked.is_some(), "sni", what);
 }
 
@@ -140,19 +137,19 @@ pub(super) fn stream_routes(old: &StreamRoute, new: &StreamRoute, found: &mut We
     found.add_if(wider, "sni", "takes connections for other names, or without TLS");
 }
 
-/// Whether paths are forwarded now that no rule has judged as they are.
+/// Whether raw paths are forwarded now.
 fn raw_paths(old: Option<&ProxyRewrite>, new: Option<&ProxyRewrite>, found: &mut Weakenings) {
     let raw = |block: Option<&ProxyRewrite>| block.is_some_and(ProxyRewrite::uses_raw_path);
     let field = "plugins.proxy-rewrite.use_real_request_uri_unsafe";
     found.add_if(raw(new) && !raw(old), field, "the upstream gets paths as the client wrote them");
 }
 
-/// None named: every address.
+/// An empty list is every address.
 fn addresses(field: &str, old: &[IpNet], new: &[IpNet], found: &mut Weakenings) {
     found.add_if(!within(new, old), field, "takes requests from addresses that it did not before");
 }
 
-/// Whether every address of `inner` is one of `outer`; an empty list has them all.
+/// Whether `outer` contains every address of `inner`; an empty list contains all.
 pub(super) fn within(inner: &[IpNet], outer: &[IpNet]) -> bool {
     let covered = |net: &IpNet| outer.iter().any(|wide| wide.contains(net));
     outer.is_empty() || (!inner.is_empty() && inner.iter().all(covered))
@@ -166,8 +163,8 @@ fn hosts(old: &[HostPattern], new: &[HostPattern], found: &mut Weakenings) {
     found.add_if(gone, "hosts", ELSEWHERE);
 }
 
-/// Whether every name that fits `before` fits `now`: for hosts, a wildcard covers any number of
-/// labels.
+/// Whether `now` matches every host that `before` matches; a wildcard of a host covers any number
+/// of labels.
 fn covers_host(now: &HostPattern, before: &HostPattern) -> bool {
     match before {
         HostPattern::Any => *now == HostPattern::Any,
@@ -178,13 +175,13 @@ fn covers_host(now: &HostPattern, before: &HostPattern) -> bool {
     }
 }
 
-/// Whether every path that fits `before` surely fits `now`.
+/// Whether `now` certainly matches every path that `before` matches.
 fn covers(now: &UriPattern, before: &UriPattern) -> bool {
     let is_prefix = now.as_str().strip_suffix('*').is_some_and(|prefix| prefix == now.prefix());
     now == before || (is_prefix && before.prefix().starts_with(now.prefix()))
 }
 
-/// The conditions that must all hold. A predicate of another shape is one condition.
+/// The conditions that must all hold. A predicate of another form is one condition.
 fn conditions(vars: &Vars) -> HashSet<String> {
     match vars.source().as_array() {
         Some(items) if items.iter().all(Value::is_array) => items.iter().map(ToString::to_string).collect(),

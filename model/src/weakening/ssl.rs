@@ -1,4 +1,4 @@
-//! What weakens a site: whom it lets in, what it asks them for, which names it answers to.
+//! Weakenings of sites: clients that they accept, verification, and names.
 
 use pki::{ClientAuth, Crl};
 
@@ -6,7 +6,7 @@ use super::Weakenings;
 use crate::pattern::SniPattern;
 use crate::resource::{Ssl, TlsVersion};
 
-/// Of listeners that say nothing else.
+/// The default of listeners.
 const OLDEST: TlsVersion = TlsVersion::V12;
 
 pub(super) fn compare(old: &Ssl, new: &Ssl, found: &mut Weakenings) {
@@ -16,17 +16,17 @@ pub(super) fn compare(old: &Ssl, new: &Ssl, found: &mut Weakenings) {
     if restricts_clients(old) {
         compare_names(old, new, found);
     }
-    // An identity answers to no name, and a blocked site to nobody.
+    // An ssl of type client has no names, and a blocked site accepts no client.
     if new.client_side || new.blocked.is_some() {
         return;
     }
     match (&old.client, &new.client) {
-        (Some(_), None) => found.add("client", "client certificates are not asked for any more"),
+        (Some(_), None) => found.add("client", "client certificates are not requested any more"),
         (Some(old), Some(new)) => compare_policies(old, new, found),
         (None, None) => found.add_if(
             old.blocked.is_some(),
             "client",
-            "opens without asking for client certificates; before, it could not be honoured and was blocked",
+            "opens without requesting client certificates; before, it was unsupported and blocked",
         ),
         (None, Some(_)) => {}
     }
@@ -37,14 +37,14 @@ pub(super) fn removal(old: &Ssl, found: &mut Weakenings) {
     found.add_if(restricts_clients(old), "snis", &format!("its names are given up: {ELSEWHERE}"));
 }
 
-/// Whether clients without a good certificate, or all of them, are kept out by its place.
+/// Whether the site rejects clients on its names.
 fn restricts_clients(site: &Ssl) -> bool {
     !site.client_side && site.enabled && (site.client.is_some() || site.blocked.is_some())
 }
 
-const ELSEWHERE: &str = "another site may answer to them, without asking for client certificates";
+const ELSEWHERE: &str = "another site may serve them, without requesting client certificates";
 
-/// Names that a site that guards them no longer answers to: a wildcard site without one may.
+/// Names that the site gives up, which a wildcard site without a client policy may have.
 fn compare_names(old: &Ssl, new: &Ssl, found: &mut Weakenings) {
     if new.client_side {
         found.add("type", format!("its names are given up: {ELSEWHERE}"));
@@ -59,8 +59,7 @@ fn compare_names(old: &Ssl, new: &Ssl, found: &mut Weakenings) {
     }
 }
 
-/// Whether a site that answers to `now` answers to all of `before`. A wildcard of an ssl covers one
-/// label.
+/// Whether the pattern `now` matches every name of `before`; a wildcard of an ssl covers one label.
 fn covers(now: &SniPattern, before: &SniPattern) -> bool {
     match (now, before) {
         (SniPattern::Any, _) => true,
@@ -72,8 +71,8 @@ fn covers(now: &SniPattern, before: &SniPattern) -> bool {
     }
 }
 
-/// Whether clients whom `old` verified are verified by `new`, which is no weaker: at least one
-/// anchor stays, as in a rotation, and nothing but the anchors weakens.
+/// Whether `new` verifies clients of `old` and is no weaker: one anchor stays, as in a rotation,
+/// and nothing else weakens.
 pub(super) fn can_replace(old: &ClientAuth, new: &ClientAuth) -> bool {
     let known = old.anchors().certificates();
     let mut found = Weakenings::default();
@@ -121,7 +120,7 @@ fn compare_crls(old: &ClientAuth, new: &ClientAuth, found: &mut Weakenings) {
         let issuer = list.issuer();
         let lists: Vec<&Crl> = new.crls().iter().filter(|now| now.issuer() == issuer).collect();
         if lists.is_empty() {
-            // Under "require" a certificate that no list speaks of is refused.
+            // "require" rejects certificates without a list.
             let what = format!("the list of \"{issuer}\" is gone: certificates that it revokes are accepted");
             found.add_if(prefers, "client.crl", &what);
         } else if !lists.iter().any(|now| now.this_update() > list.this_update())

@@ -17,15 +17,14 @@ fn fields(kind: Kind, old: &Value, new: &Value) -> Vec<String> {
     found.into_iter().map(|weakening| weakening.field).collect()
 }
 
-/// The change from the first to the second weakens this field and no other; the way back weakens
-/// nothing.
+/// Asserts that the change weakens this field only, and that the reverse weakens nothing.
 #[track_caller]
 fn weaker(kind: Kind, strong: Value, weak: Value, field: &str) {
     assert_eq!(fields(kind, &strong, &weak), [field], "{kind}: {strong} -> {weak}");
     assert_eq!(fields(kind, &weak, &strong), [""; 0], "{kind}: {weak} -> {strong}");
 }
 
-/// Neither way weakens anything.
+/// Asserts that neither direction weakens anything.
 #[track_caller]
 fn equal(kind: Kind, one: Value, other: Value) {
     assert_eq!(fields(kind, &one, &other), [""; 0], "{kind}: {one} -> {other}");
@@ -47,9 +46,9 @@ struct Site {
 
 impl Site {
     fn new() -> Site {
-        let minted = AUTHORITY.issue(&LeafSpec::server("a.test").dns("b.test")).unwrap();
+        let issued = AUTHORITY.issue(&LeafSpec::server("a.test").dns("b.test")).unwrap();
         let base =
-            json!({"cert": minted.certificate_pem, "key": *minted.key_pem, "snis": ["a.test", "b.test"]});
+            json!({"cert": issued.certificate_pem, "key": *issued.key_pem, "snis": ["a.test", "b.test"]});
         let root = |name: &str| Authority::root(&AuthoritySpec::new(name)).unwrap();
         Site { base, one: root("One"), two: root("Two") }
     }
@@ -64,7 +63,7 @@ impl Site {
 }
 
 #[test]
-fn what_weakens_a_site() {
+fn weakenings_of_a_site() {
     let site = Site::new();
     let plain = site.client(json!({}));
     let both = format!("{}{}", site.one.certificate_pem(), site.two.certificate_pem());
@@ -89,11 +88,11 @@ fn what_weakens_a_site() {
         "it still answers to both"
     );
     assert_eq!(fields(Kind::Ssl, &plain, &site.with(json!({"type": "client"}))), ["type"]);
-    // A bundle that is replaced trusts somebody new, both ways.
+    // Replacing the bundle trusts a new CA in both directions.
     let replaced = site.client(json!({"ca": site.two.certificate_pem()}));
     assert_eq!(fields(Kind::Ssl, &plain, &replaced), ["client.ca"]);
     assert_eq!(fields(Kind::Ssl, &replaced, &plain), ["client.ca"]);
-    // An open site protects nobody, whatever becomes of it.
+    // A site without a client policy protects nothing.
     equal(Kind::Ssl, site.base.clone(), with(site.base.clone(), json!({"snis": ["a.test"], "status": 0})));
     let versions = |versions: Value| site.with(json!({"ssl_protocols": versions}));
     weaker(versions(json!(["TLSv1.3"])), versions(json!(["TLSv1.2", "TLSv1.3"])), "ssl_protocols");
@@ -102,7 +101,7 @@ fn what_weakens_a_site() {
 }
 
 #[test]
-fn what_weakens_revocation() {
+fn weakenings_of_revocation() {
     let site = Site::new();
     let both = format!("{}{}", site.one.certificate_pem(), site.two.certificate_pem());
     let at = |seconds: u64| pki::UnixTime::since_unix_epoch(std::time::Duration::from_secs(seconds));
@@ -117,7 +116,7 @@ fn what_weakens_revocation() {
     let weaker = |strong: Value, weak: Value, field: &str| weaker(Kind::Ssl, strong, weak, field);
     weaker(client(json!({"crl": [one]})), client(json!({})), "client.crl");
     weaker(client(json!({"crl": [one, other]})), client(json!({"crl": [one]})), "client.crl");
-    // A newer list takes the place of an older one, whatever it revokes; not the other way round.
+    // A newer list replaces an older one, whatever it revokes, but not the reverse.
     weaker(client(json!({"crl": [newer]})), client(json!({"crl": [one]})), "client.crl");
     assert_eq!(
         fields(Kind::Ssl, &client(json!({"crl": [one]})), &client(json!({"crl": [other]}))),
@@ -126,7 +125,7 @@ fn what_weakens_revocation() {
     let prefer = |lists: Value| client(json!({"crl": lists, "crl_policy": "prefer"}));
     weaker(client(json!({"crl": [one]})), prefer(json!([one])), "client.crl_policy");
     weaker(prefer(json!([one, two])), prefer(json!([one])), "client.crl");
-    // Under "require" nobody gets in of whom no list speaks.
+    // "require" rejects clients without a list.
     equal(Kind::Ssl, client(json!({"crl": [one, two]})), client(json!({"crl": [one]})));
     equal(Kind::Ssl, client(json!({"crl": [format!("{one}{two}")]})), client(json!({"crl": [two, one]})));
 }
@@ -142,7 +141,7 @@ fn allow(entries: Value) -> Value {
 }
 
 #[test]
-fn what_weakens_an_allow_list() {
+fn weakenings_of_an_allow_list() {
     for kind in [Kind::Route, Kind::Service] {
         let base = || match kind {
             Kind::Route => route(json!({})),
@@ -190,10 +189,10 @@ fn what_weakens_an_allow_list() {
 }
 
 #[test]
-fn what_weakens_a_route() {
+fn weakenings_of_a_route() {
     let weaker =
         |strong: Value, weak: Value, field: &str| weaker(Kind::Route, route(strong), route(weak), field);
-    // Who may come at all.
+    // Clients that may connect.
     weaker(
         json!({"remote_addrs": ["10.0.0.0/8"], "client_identity": {}}),
         json!({"client_identity": {}}),
@@ -212,18 +211,18 @@ fn what_weakens_a_route() {
         open(json!({"vars": [verified]})),
         "vars",
     );
-    // Which requests the allow-list still covers.
+    // Requests that the allow-list covers.
     weaker(json!({}), json!({"uri": "/a/b/*"}), "uris");
     weaker(json!({}), json!({"host": "a.test"}), "hosts");
     weaker(json!({"host": "*.test"}), json!({"host": "a.test"}), "hosts");
     weaker(json!({}), json!({"methods": ["GET"]}), "methods");
     weaker(json!({"priority": 2}), json!({"priority": 1}), "priority");
     weaker(json!({}), json!({"status": 0}), "status");
-    // Fewer requests are taken, or from more addresses: each way takes something away.
+    // Fewer requests match, or more addresses: each direction weakens.
     let (near, all) = (route(json!({"remote_addr": "10.0.0.1"})), route(json!({})));
     assert_eq!(fields(Kind::Route, &near, &all), ["remote_addrs"]);
     assert_eq!(fields(Kind::Route, &all, &near), ["remote_addrs"]);
-    // Without an allow-list it protects nothing by its place.
+    // Without an allow-list, its matchers protect nothing.
     equal(
         Kind::Route,
         route(open(json!({}))),
@@ -237,7 +236,7 @@ fn what_weakens_a_route() {
 }
 
 #[test]
-fn what_a_route_takes_from_its_service() {
+fn weakenings_by_a_routes_service() {
     let of_service = |more: Value| with(json!({"uri": "/a", "service_id": "s"}), more);
     let opens = of_service(json!({"client_identity": {"forward": ["xfcc"]}}));
     weaker(Kind::Route, of_service(json!({})), opens, "client_identity");
@@ -253,7 +252,7 @@ fn what_a_route_takes_from_its_service() {
 }
 
 #[test]
-fn what_weakens_the_way_to_an_upstream() {
+fn weakenings_of_an_upstream() {
     let upstream = |more: Value| with(json!({"nodes": {"127.0.0.1:443": 1}}), more);
     let verified = || upstream(json!({"scheme": "https", "tls": {"verify": true}}));
     let unverified = || upstream(json!({"scheme": "https"}));
@@ -288,9 +287,10 @@ proptest! {
         prop_assert_eq!(weakenings(&versioned.resource, &versioned.resource.clone()), vec![]);
     }
 
-    /// What is blocked lets nobody through; served again, it opens unless it has a policy of its own.
+    /// A blocked resource denies everything; served again, it weakens unless it has a policy of its
+    /// own.
     #[test]
-    fn what_is_blocked_weakens_when_it_opens_only(versioned in some_versioned()) {
+    fn a_blocked_resource_weakens_only_when_it_is_served(versioned in some_versioned()) {
         let blocked = crate::samples::block(versioned.resource.clone());
         prop_assert_eq!(weakenings(&versioned.resource, &blocked), vec![]);
         let opens = weakenings(&blocked, &versioned.resource);
@@ -298,7 +298,7 @@ proptest! {
     }
 }
 
-/// What becomes of what another program stored, and an unknown plugin or member blocks.
+/// Compiles a stored document; an unknown plugin or member blocks.
 fn blocked(kind: Kind, document: &Value) -> Resource {
     let adopted = crate::compile_stored(kind, &id("1"), document, &Keyring::empty());
     let resource = adopted.resolve(None).0.unwrap();
@@ -327,7 +327,8 @@ fn a_policy_that_shrinks_while_disabled_weakens() {
     );
     let versions = json!({"ssl_protocols": ["TLSv1.3"]});
     weaker(Kind::Ssl, off(with(open.clone(), versions)), open, "ssl_protocols");
-    // Its place protects nobody while it is disabled, and what is enabled as it was opens nothing.
+    // A disabled resource denies nothing by its matchers, and enabling it unchanged weakens
+    // nothing.
     equal(Kind::Ssl, off(guarded.clone()), off(site.with(json!({"snis": ["a.test"]}))));
     assert_eq!(fields(Kind::Ssl, &off(guarded.clone()), &guarded), [""; 0]);
 
@@ -342,7 +343,7 @@ fn a_policy_that_shrinks_while_disabled_weakens() {
 }
 
 #[test]
-fn what_was_blocked_opens_with_a_warning() {
+fn serving_a_blocked_resource_weakens() {
     let site = Site::new();
     let unknown = json!({"client": {"ca": "$secret://vault/1/ca"}});
     let old = blocked(Kind::Ssl, &with(site.base.clone(), unknown));
@@ -352,7 +353,7 @@ fn what_was_blocked_opens_with_a_warning() {
     assert_eq!(opens(&site.client(json!({}))), [""; 0]);
     assert_eq!(opens(&site.with(json!({"snis": ["a.test"]}))), ["snis"], "another site may answer");
     assert_eq!(named(removal_weakenings(&old)), ["snis"]);
-    // Blocked, a site keeps its place; given up, another one may answer.
+    // A blocked site keeps its names; if it is deleted, another may have them.
     let before = checked(Kind::Ssl, &site.client(json!({})));
     assert_eq!(weakenings(&before, &old), vec![]);
 
@@ -376,7 +377,7 @@ fn what_was_blocked_opens_with_a_warning() {
 }
 
 #[test]
-fn a_removal_weakens_as_status_0_does() {
+fn a_removal_weakens_like_status_0() {
     let site = Site::new();
     let gone = |kind, document: &Value| named(removal_weakenings(&checked(kind, document)));
     let guarded = site.client(json!({}));
@@ -400,7 +401,7 @@ fn a_removal_weakens_as_status_0_does() {
 }
 
 #[test]
-fn a_secured_hop_in_place_may_be_more_than_a_named_one() {
+fn replacing_a_secured_inline_upstream_may_weaken() {
     let nodes = json!({"127.0.0.1:1": 1});
     let inline = |scheme: &str| json!({"uri": "/a", "upstream": {"scheme": scheme, "nodes": nodes}});
     let other = json!({"uri": "/a", "upstream_id": "1"});

@@ -1,69 +1,70 @@
-//! Puts a delta together from its chunks, whole or not at all.
+//! Reassembles a delta from its chunks, completely or not at all.
 //!
-//! Chunks must come in order, all of one delta before any of the next, starting from the revision
-//! the node is at. A delta that breaks a rule of the protocol is refused at once and the rest of it
-//! passed over; one with bad resources is refused at its end, so that the control plane learns
-//! about all of them.
+//! Chunks must arrive in order and without those of another delta between, starting from the node's
+//! revision. A protocol violation rejects the delta at once and the rest of it is skipped; invalid
+//! resources reject it at its end, so that the control plane learns about all of them.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Weak};
 
+use pki::ClientAuth;
 use prost::Message;
 use proto::push;
 
-use super::policy_interner::PolicyInterner;
 use super::{key_from_wire, key_to_wire, resource_from_wire};
-use crate::delta::{Delta, Versioned};
 use crate::id::Key;
 use crate::problem::Problem;
+use crate::resource::Resource;
+use crate::snapshot::{Delta, Versioned};
 
-/// Most refusals told about one delta.
+/// Bounds the reported errors of a delta.
 const ERRORS_MAX: usize = 100;
 
-/// Why a delta is not applied: one resource's problem, or (without a key) the delta's own.
+/// Why a delta is rejected: the problem of a resource, or (without a key) of the delta.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ResourceError {
-    /// Whose problem it is, where that could be read.
+    /// The resource, if its key could be decoded.
     pub key: Option<Key>,
-    /// What is wrong.
+    /// The problem.
     pub problem: Problem,
 }
 
 impl ResourceError {
-    /// As a NACK carries it.
-    pub fn to_wire(&self) -> push::Refusal {
-        push::Refusal {
+    /// Encodes the error for a NACK.
+    pub fn to_wire(&self) -> push::ResourceError {
+        push::ResourceError {
             key: self.key.as_ref().map(key_to_wire),
             field: self.problem.field.clone(),
             problem: self.problem.to_string(),
         }
     }
 
-    /// From a NACK. A key that cannot be read is left out: what it says still helps.
-    pub fn from_wire(refusal: &push::Refusal) -> ResourceError {
+    /// Decodes the error of a NACK. An invalid key is dropped, because the message still helps.
+    pub fn from_wire(error: &push::ResourceError) -> ResourceError {
         ResourceError {
-            key: refusal.key.as_ref().and_then(|key| key_from_wire(key).ok()),
-            problem: Problem::new(&refusal.field, &refusal.problem),
+            key: error.key.as_ref().and_then(|key| key_from_wire(key).ok()),
+            problem: Problem::new(&error.field, &error.problem),
         }
     }
 }
 
-/// How much one delta may be before it is refused, whatever it says.
+/// Bounds of one delta.
 #[derive(Debug, Clone, Copy)]
 pub struct DeltaLimits {
-    /// All its chunks together, encoded.
+    /// The encoded size of all chunks.
     pub bytes: usize,
-    /// Upserts and removals together.
+    /// The number of upserts and removals.
     pub resources: usize,
 }
 
 impl Default for DeltaLimits {
-    /// 8 GiB and four million resources: far above what one node serves, far below no limit.
+    /// 8 GiB and four million resources, far more than one node serves.
     fn default() -> DeltaLimits {
         DeltaLimits { bytes: 8 << 30, resources: 4_000_000 }
     }
 }
 
-/// Collects the chunks of one delta after the other.
+/// Reassembles one delta after the other.
 #[derive(Debug)]
 pub struct DeltaAssembler {
     at: u64,
@@ -76,8 +77,8 @@ pub struct DeltaAssembler {
 enum State {
     Idle,
     Collecting(Box<PartialDelta>),
-    /// The rest of a delta that was refused.
-    PassingOver {
+    /// Skips the rest of a rejected delta.
+    Skipping {
         from: u64,
         to: u64,
     },
@@ -93,7 +94,7 @@ struct PartialDelta {
 }
 
 impl DeltaAssembler {
-    /// For a node that is at that revision; 0: it holds nothing.
+    /// Creates an assembler for a node at that revision; 0 for an empty node.
     pub fn new(at: u64) -> DeltaAssembler {
         DeltaAssembler::with_limits(at, DeltaLimits::default())
     }
@@ -103,37 +104,37 @@ impl DeltaAssembler {
         DeltaAssembler { at, limits, state: State::Idle, policies: PolicyInterner::default() }
     }
 
-    /// Says at which revision the node is now: to be called when a delta was applied. Until then,
-    /// the next delta must start where this one did.
+    /// Sets the node's revision after a delta was applied. Until then, the next delta must start
+    /// where this one did.
     pub fn set_revision(&mut self, revision: u64) {
         self.at = revision;
     }
 
-    /// Takes the next chunk. `Some` when it was the last of a delta, which is now to be applied to
-    /// the snapshot of revision [`Delta::from`].
+    /// Adds the next chunk. `Some` after the last chunk of a delta, which applies to the snapshot
+    /// of revision [`Delta::from`].
     ///
     /// # Errors
-    /// The delta is refused as a whole, for these reasons (at least one, at most 100); none of it
-    /// may be applied, and the rest of it will be passed over.
+    ///
+    /// The delta is rejected as a whole, for one to 100 errors; the rest of it will be skipped.
     pub fn push(&mut self, chunk: push::Chunk) -> Result<Option<Delta>, Vec<ResourceError>> {
         let mut partial = match std::mem::replace(&mut self.state, State::Idle) {
-            State::PassingOver { from, to } if (chunk.from, chunk.to) == (from, to) => {
+            State::Skipping { from, to } if (chunk.from, chunk.to) == (from, to) => {
                 if !chunk.last {
-                    self.state = State::PassingOver { from, to };
+                    self.state = State::Skipping { from, to };
                 }
                 return Ok(None);
             }
-            State::Idle | State::PassingOver { .. } => Box::new(PartialDelta {
+            State::Idle | State::Skipping { .. } => Box::new(PartialDelta {
                 delta: Delta { from: chunk.from, to: chunk.to, ..Delta::default() },
                 ..PartialDelta::default()
             }),
             State::Collecting(partial) => partial,
         };
         let (from, to, last) = (chunk.from, chunk.to, chunk.last);
-        let judged = self.check_chunk(&mut partial, &chunk);
-        if let Err(problem) = judged.and_then(|()| partial.add_chunk(chunk, &mut self.policies)) {
+        let checked = self.check_chunk(&mut partial, &chunk);
+        if let Err(problem) = checked.and_then(|()| partial.add_chunk(chunk, &mut self.policies)) {
             if !last {
-                self.state = State::PassingOver { from, to };
+                self.state = State::Skipping { from, to };
             }
             return Err(vec![ResourceError { key: None, problem }]);
         }
@@ -144,28 +145,28 @@ impl DeltaAssembler {
         if partial.errors.is_empty() { Ok(Some(partial.delta)) } else { Err(partial.errors) }
     }
 
-    /// The rules of the protocol, and the limits.
+    /// Checks the order of chunks and the limits.
     fn check_chunk(&self, partial: &mut PartialDelta, chunk: &push::Chunk) -> Result<(), Problem> {
-        let refuse = |why: String| Err(Problem::new("", why));
+        let reject = |why: String| Err(Problem::new("", why));
         let Delta { from, to, .. } = partial.delta;
         if (chunk.from, chunk.to) != (from, to) {
             let other = (chunk.from, chunk.to);
-            return refuse(format!("a chunk of delta {other:?} within delta {:?}", (from, to)));
+            return reject(format!("a chunk of delta {other:?} within delta {:?}", (from, to)));
         }
         if from != self.at {
-            return refuse(format!("the delta starts from revision {from}, but this node is at {}", self.at));
+            return reject(format!("the delta starts from revision {from}, but this node is at {}", self.at));
         }
         if chunk.index != partial.next {
-            return refuse(format!("chunk {} came where chunk {} was due", chunk.index, partial.next));
+            return reject(format!("chunk {} came where chunk {} was due", chunk.index, partial.next));
         }
         partial.next = partial.next.saturating_add(1);
         partial.bytes = partial.bytes.saturating_add(chunk.encoded_len());
         if partial.bytes > self.limits.bytes {
-            return refuse(format!("the delta is over the limit of {} bytes", self.limits.bytes));
+            return reject(format!("the delta is over the limit of {} bytes", self.limits.bytes));
         }
         let resources = partial.keys.len() + chunk.upserts.len() + chunk.removals.len();
         if resources > self.limits.resources {
-            return refuse(format!("the delta is over the limit of {} resources", self.limits.resources));
+            return reject(format!("the delta is over the limit of {} resources", self.limits.resources));
         }
         Ok(())
     }
@@ -199,13 +200,45 @@ impl PartialDelta {
         Ok(())
     }
 
-    /// A key occurs once: otherwise the result would depend on the order.
+    /// Rejects a duplicate key, whose result would depend on the order.
     fn insert_key(&mut self, key: Key) -> Result<(), Problem> {
         let text = key.to_string();
         if self.keys.insert(key) {
             Ok(())
         } else {
             Err(Problem::new("", format!("{text} occurs twice in the delta")))
+        }
+    }
+}
+
+/// Deduplicates the client policies of received resources: most sites of a fleet trust the same few
+/// authorities. Policies are equal if their digests are, as for tickets and the verification cache.
+/// The interner keeps no policy alive.
+#[derive(Debug, Default)]
+struct PolicyInterner {
+    /// Keyed by the first bytes of the digest. Of two policies with the same prefix, only the later
+    /// is shared; equality compares the whole digest.
+    seen: HashMap<[u8; 8], Weak<ClientAuth>>,
+    /// The number of entries at which dropped policies are removed.
+    enough: usize,
+}
+
+impl PolicyInterner {
+    /// Replaces the policy of an unshared resource by an equal known one.
+    fn intern(&mut self, resource: &mut Resource) {
+        let Resource::Ssl(ssl) = resource else { return };
+        let Some(policy) = Arc::get_mut(ssl).and_then(|ssl| ssl.client.as_mut()) else { return };
+        let [a, b, c, d, e, f, g, h, ..] = *policy.digest();
+        let short = [a, b, c, d, e, f, g, h];
+        match self.seen.get(&short).and_then(Weak::upgrade) {
+            Some(earlier) if earlier == *policy => *policy = earlier,
+            _ => {
+                if self.seen.len() >= self.enough {
+                    self.seen.retain(|_, policy| policy.strong_count() > 0);
+                    self.enough = (self.seen.len() * 2).max(1024);
+                }
+                self.seen.insert(short, Arc::downgrade(policy));
+            }
         }
     }
 }

@@ -1,20 +1,19 @@
-//! Cuts a delta into messages of bounded size.
+//! Splits a delta into messages of bounded size.
 //!
-//! Lazily: a first delta may be gigabytes, of which one chunk exists at a time.
+//! Chunks are encoded lazily, because a first delta may have gigabytes.
 
 use prost::Message;
 use proto::push;
 
 use super::key_to_wire;
-use crate::delta::{Delta, Versioned};
 use crate::id::Key;
+use crate::snapshot::{Delta, Versioned};
 
-/// What a chunk takes besides its upserts and removals, at most.
+/// The largest overhead of a chunk besides its items.
 const FRAME: usize = 64;
 
-/// Cuts a delta into chunks of at most `max_bytes` encoded; a single resource that is larger gets a
-/// chunk of its own, so the receiver's limit must allow the largest resource. There is always a
-/// last chunk, also of an empty delta.
+/// Splits a delta into chunks of at most `max_bytes` encoded. A larger resource gets a chunk of its
+/// own, so the receiver's limit must allow the largest resource. An empty delta has one chunk.
 pub fn chunks(delta: &Delta, max_bytes: usize) -> Chunks<'_> {
     Chunks {
         delta,
@@ -32,7 +31,7 @@ pub struct Chunks<'a> {
     delta: &'a Delta,
     upserts: std::slice::Iter<'a, Versioned>,
     removals: std::slice::Iter<'a, Key>,
-    /// Encoded already, but did not fit into the chunk before.
+    /// Encoded, but too large for the previous chunk.
     waiting: Option<ChunkItem>,
     index: u32,
     done: bool,
@@ -45,7 +44,7 @@ enum ChunkItem {
 }
 
 impl ChunkItem {
-    /// Encoded, with its tag and length.
+    /// The encoded size with tag and length.
     fn size(&self) -> usize {
         let length = match self {
             ChunkItem::Upsert(upsert) => upsert.encoded_len(),

@@ -1,7 +1,7 @@
-//! Protobuf -> resource: the same invariants as from a document, judged again.
+//! Decodes resources from protobuf and checks the invariants of documents again.
 //!
-//! Nothing is left out silently: an unknown method, version or address would widen what a resource
-//! allows, so each is a problem of its field.
+//! No unknown value is dropped: without an unknown method, version or address a resource would
+//! allow more.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,10 +25,11 @@ use crate::resource::{
 };
 use crate::uri::UriPattern;
 
-/// Reads a resource.
+/// Decodes a resource.
 ///
 /// # Errors
-/// What is wrong, with the resource's key if it could be read. Fields are named as in documents.
+///
+/// The problem, with the key if it could be decoded. Fields are named as in documents.
 pub fn resource_from_wire(resource: push::Resource) -> Result<Resource, (Option<Key>, Problem)> {
     let id = Id::parse(&resource.id).map_err(|problem| (None, problem))?;
     let (what, blocked) = resource.kind.map_or((None, None), split_blocked);
@@ -64,7 +65,7 @@ pub fn resource_from_wire(resource: push::Resource) -> Result<Resource, (Option<
     read.map_err(|problem| (Some(key), problem))
 }
 
-/// What it is, and whether it is blocked.
+/// Separates a resource from the message that marks it as blocked.
 fn split_blocked(kind: push::resource::Kind) -> (Option<What>, Option<Blocked>) {
     use push::resource::Kind as Wire;
     let what = match kind {
@@ -84,7 +85,7 @@ fn ssl_from_wire(id: Id, ssl: &push::Ssl, blocked: Option<Blocked>) -> Result<Ss
     for (index, pair) in (1..).zip(&ssl.pairs) {
         pairs.push(pair_from_wire(pair).map_err(|problem| problem.within(&format!("pairs[{index}]")))?);
     }
-    let made = Ssl {
+    let decoded = Ssl {
         id,
         client_side: ssl.client_side,
         names: names("snis", &ssl.names)?,
@@ -92,25 +93,25 @@ fn ssl_from_wire(id: Id, ssl: &push::Ssl, blocked: Option<Blocked>) -> Result<Ss
         client: ssl.client.as_ref().map(client_from_wire).transpose()?.map(Arc::new),
         versions: versions(&ssl.versions)?,
         enabled: !ssl.disabled,
-        prepared: CacheSlot::new(),
+        cache: CacheSlot::new(),
         blocked,
     };
-    if made.pairs.is_empty() && made.blocked.is_none() {
+    if decoded.pairs.is_empty() && decoded.blocked.is_none() {
         return Err(Problem::new("cert", "an ssl without a certificate"));
     }
-    if made.names.is_empty() && !made.client_side {
+    if decoded.names.is_empty() && !decoded.client_side {
         return Err(Problem::new("snis", "an ssl of type server without a name"));
     }
-    Ok(made)
+    Ok(decoded)
 }
 
 fn versions(versions: &[i32]) -> Result<Option<Vec<TlsVersion>>, Problem> {
     let read = versions.iter().map(|version| match push::TlsVersion::try_from(*version) {
-        // From a control plane built with an engine that this program is without.
+        // The control plane may have an engine that this program lacks.
         Ok(push::TlsVersion::TlsVersion11) => crate::document::require_supported_version(TlsVersion::V11),
         Ok(push::TlsVersion::TlsVersion12) => Ok(TlsVersion::V12),
         Ok(push::TlsVersion::TlsVersion13) => Ok(TlsVersion::V13),
-        // Left out, it would leave the list empty, which means: the listener's own.
+        // An empty list would mean the versions of the listener.
         Ok(push::TlsVersion::Unspecified) | Err(_) => {
             Err(Problem::new("ssl_protocols", format!("TLS version {version} is unknown")))
         }
@@ -156,7 +157,7 @@ fn upstream_from_wire(id: Option<Id>, upstream: push::Upstream) -> Result<Upstre
         Ok(push::PassHost::Rewrite) => PassHost::Rewrite,
         Err(_) => return Err(Problem::new("pass_host", format!("{} is unknown", upstream.pass_host))),
     };
-    // Taken for another one, a scheme could put in clear what was to be encrypted.
+    // A wrong scheme could send in clear what was to be encrypted.
     let scheme = match push::Scheme::try_from(upstream.scheme) {
         Ok(push::Scheme::Http) => Scheme::Http,
         Ok(push::Scheme::Https) => Scheme::Https,
@@ -193,7 +194,7 @@ fn upstream_from_wire(id: Option<Id>, upstream: push::Upstream) -> Result<Upstre
             requests: pool.requests,
         }),
         tls: UpstreamTls { identity, verify: tls.verify },
-        prepared: CacheSlot::new(),
+        cache: CacheSlot::new(),
         blocked: None,
     })
 }
@@ -220,7 +221,7 @@ fn service_from_wire(id: Id, service: push::Service) -> Result<Service, Problem>
     })
 }
 
-/// A block that travels as JSON; the empty text is none.
+/// Parses a block that is sent as JSON; an empty text is none.
 fn json<T>(
     field: &str,
     text: &str,
@@ -235,7 +236,7 @@ fn json<T>(
 }
 
 fn route_from_wire(id: Id, route: push::Route, blocked: Option<Blocked>) -> Result<Route, Problem> {
-    // Whatever is left out here would widen what the route takes, so nothing is.
+    // A dropped matcher would widen the route.
     let uris: Vec<UriPattern> = match blocked {
         Some(_) => route.uris.iter().map(|text| UriPattern::parse_widened(text)).collect(),
         None => listed("uris", &route.uris, UriPattern::parse)?,
@@ -333,8 +334,7 @@ fn listed<T>(
     texts: &[String],
     read: impl Fn(&str) -> Result<T, Problem>,
 ) -> Result<Vec<T>, Problem> {
-    // As large as it has to be: collecting would leave room for more, in each of perhaps a million
-    // resources.
+    // Exact capacity: collecting would leave unused room in up to a million resources.
     let mut read_all = Vec::with_capacity(texts.len());
     for (index, text) in (1..).zip(texts) {
         read_all.push(read(text).map_err(|problem| problem.within(&format!("{field}[{index}]")))?);

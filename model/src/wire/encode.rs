@@ -1,7 +1,7 @@
-//! Resource -> protobuf. Total: every resource has a form on the wire.
+//! Encodes resources as protobuf. Every resource has an encoding.
 //!
-//! What is blocked goes within a message of its own, so that a node which does not know that word
-//! refuses it.
+//! A blocked resource is wrapped in a message of its own, so that a node which does not know that
+//! message rejects it.
 
 use std::time::Duration;
 
@@ -193,7 +193,7 @@ fn timeout_to_wire(timeouts: &Timeouts) -> push::Timeout {
     }
 }
 
-/// Times of resources are whole milliseconds, so nothing is lost.
+/// Times of resources are whole milliseconds.
 fn milliseconds(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }

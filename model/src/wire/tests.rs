@@ -1,4 +1,4 @@
-//! There and back; cut and put together; and what an assembler refuses.
+//! Encoding and decoding, splitting and reassembly, and the errors of an assembler.
 
 use std::sync::Arc;
 
@@ -6,12 +6,12 @@ use proptest::prelude::*;
 use prost::Message;
 
 use super::*;
-use crate::delta::{Delta, Versioned};
 use crate::resource::{CacheSlot, Resource, Ssl};
 use crate::samples::{AUTHORITY, PAIRS, patterns, some_snapshot, some_versioned};
 use crate::snapshot::Snapshot;
+use crate::snapshot::{Delta, Versioned};
 
-/// Through bytes, as over the network.
+/// Encodes to bytes and decodes them.
 fn sent<M: Message + Default>(message: &M) -> M {
     M::decode(message.encode_to_vec().as_slice()).unwrap()
 }
@@ -28,30 +28,28 @@ fn delta(from: u64, to: u64, ids: &[&str]) -> Delta {
     Delta { from, to, upserts: ids.iter().map(|id| route(id)).collect(), removals: vec![] }
 }
 
-/// One chunk for each resource.
+/// One chunk per resource.
 fn cut(delta: &Delta) -> Vec<push::Chunk> {
     chunks(delta, 1).map(|chunk| sent(&chunk)).collect()
 }
 
 #[track_caller]
-fn refusal(result: Result<Option<Delta>, Vec<ResourceError>>) -> String {
+fn error_text(result: Result<Option<Delta>, Vec<ResourceError>>) -> String {
     match result {
-        Err(refusals) => {
-            refusals.iter().map(|refusal| refusal.problem.to_string()).collect::<Vec<_>>().join("; ")
-        }
-        Ok(_) => panic!("was not refused"),
+        Err(errors) => errors.iter().map(|error| error.problem.to_string()).collect::<Vec<_>>().join("; "),
+        Ok(_) => panic!("was not rejected"),
     }
 }
 
 #[test]
-fn policies_that_are_the_same_are_held_once_and_others_are_not() {
+fn equal_policies_are_shared() {
     let ssl = |id: &str, depth: u32| {
         let input = pki::ClientAuthInput {
             anchors: vec![AUTHORITY.certificate().clone()],
             depth,
             ..pki::ClientAuthInput::default()
         };
-        let made = Ssl {
+        let ssl = Ssl {
             id: Id::parse(id).unwrap(),
             client_side: false,
             names: patterns(&["a.com"]),
@@ -59,10 +57,10 @@ fn policies_that_are_the_same_are_held_once_and_others_are_not() {
             client: Some(Arc::new(pki::ClientAuth::new(input).unwrap())),
             versions: None,
             enabled: true,
-            prepared: CacheSlot::new(),
+            cache: CacheSlot::new(),
             blocked: None,
         };
-        Versioned { version: 1, resource: Resource::Ssl(Arc::new(made)) }
+        Versioned { version: 1, resource: Resource::Ssl(Arc::new(ssl)) }
     };
     let mut assembler = DeltaAssembler::new(0);
     let mut policies = Vec::new();
@@ -79,7 +77,7 @@ fn policies_that_are_the_same_are_held_once_and_others_are_not() {
     let same = |a: usize, b: usize| Arc::ptr_eq(&policies[a], &policies[b]);
     assert!(same(0, 1) && same(0, 3), "within a delta, and with one that came before");
     assert!(!same(0, 2));
-    // Those that nobody else holds are not kept.
+    // Dropped policies are not kept.
     assert_eq!(Arc::strong_count(&policies[2]), 1);
 }
 
@@ -87,7 +85,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
 
     #[test]
-    fn there_and_back_changes_nothing(versioned in some_versioned()) {
+    fn encoding_and_decoding_is_the_identity(versioned in some_versioned()) {
         let wire = sent(&push::Resource::from(&versioned.resource));
         let back = resource_from_wire(wire);
         prop_assert!(back.is_ok(), "{:?}", back);
@@ -97,7 +95,7 @@ proptest! {
     }
 
     #[test]
-    fn cut_and_put_together_changes_nothing(a in some_snapshot(), b in some_snapshot(), size in 1..6000_usize) {
+    fn splitting_and_reassembly_is_the_identity(a in some_snapshot(), b in some_snapshot(), size in 1..6000_usize) {
         let b = Snapshot::from_resources(a.revision() + b.revision(), b.resources().cloned());
         let delta = a.diff(&b);
         let mut assembler = DeltaAssembler::new(a.revision());
@@ -123,7 +121,7 @@ fn an_empty_delta_is_one_chunk() {
 }
 
 #[test]
-fn nothing_is_handed_out_before_the_last_chunk() {
+fn a_delta_is_complete_after_its_last_chunk() {
     let delta = delta(0, 2, &["1", "2", "3"]);
     let cut = cut(&delta);
     let mut assembler = DeltaAssembler::new(0);
@@ -133,41 +131,41 @@ fn nothing_is_handed_out_before_the_last_chunk() {
 }
 
 #[test]
-fn a_delta_from_another_revision_is_refused() {
+fn a_delta_from_another_revision_is_rejected() {
     let mut assembler = DeltaAssembler::new(4);
-    let text = refusal(assembler.push(cut(&delta(0, 5, &["1"]))[0].clone()));
+    let text = error_text(assembler.push(cut(&delta(0, 5, &["1"]))[0].clone()));
     assert!(text.contains("starts from revision 0") && text.contains("at 4"), "{text}");
-    // One that was built on a delta that was refused, too.
+    // A delta that follows a rejected one is rejected, too.
     let next = cut(&delta(4, 6, &["1"]));
     assert!(assembler.push(next[0].clone()).unwrap().is_some());
-    refusal(assembler.push(cut(&delta(6, 7, &["2"]))[0].clone()));
+    error_text(assembler.push(cut(&delta(6, 7, &["2"]))[0].clone()));
     assembler.set_revision(6);
     assert!(assembler.push(cut(&delta(6, 7, &["2"]))[0].clone()).unwrap().is_some());
     assembler.set_revision(7);
-    // The store was set back.
+    // The store was restored from a backup.
     assert!(assembler.push(cut(&delta(7, 6, &["2"]))[0].clone()).unwrap().is_some());
 }
 
 #[test]
-fn the_first_delta_starts_from_what_is_held_unless_that_would_lead_back() {
+fn the_first_delta_never_starts_after_the_newest_revision() {
     let cases = [(("", 0), 0), (("", 0), 9), (("a", 5), 5), (("a", 5), 6), (("a", 5), 4), (("b", 5), 9)];
     let starts = cases.map(|(held, newest)| super::first_delta_base(held, ("a", newest)));
     assert_eq!(starts, [0, 0, 5, 5, 0, 0]);
 }
 
 #[test]
-fn a_gap_is_refused_and_the_rest_passed_over() {
+fn a_missing_chunk_rejects_the_delta() {
     let first = delta(0, 2, &["1", "2", "3", "4"]);
     let pieces = cut(&first);
     let mut assembler = DeltaAssembler::new(0);
     assert_eq!(assembler.push(pieces[0].clone()).unwrap(), None);
-    assert!(refusal(assembler.push(pieces[2].clone())).contains("chunk 2 came where chunk 1 was due"));
+    assert!(error_text(assembler.push(pieces[2].clone())).contains("chunk 2 came where chunk 1 was due"));
     assert_eq!(assembler.push(pieces[3].clone()).unwrap(), None, "the rest says nothing");
-    // The next one counts again.
+    // The next delta is accepted again.
     let again = cut(&delta(0, 3, &["1"]));
     assert!(assembler.push(again[0].clone()).unwrap().is_some());
-    // A delta without its beginning.
-    assert!(refusal(assembler.push(pieces[1].clone())).contains("chunk 1 came where chunk 0 was due"));
+    // A delta without its first chunk.
+    assert!(error_text(assembler.push(pieces[1].clone())).contains("chunk 1 came where chunk 0 was due"));
 }
 
 #[test]
@@ -175,37 +173,37 @@ fn chunks_of_two_deltas_do_not_mix() {
     let (one, other) = (cut(&delta(0, 2, &["1", "2"])), cut(&delta(0, 3, &["1", "2"])));
     let mut assembler = DeltaAssembler::new(0);
     assembler.push(one[0].clone()).unwrap();
-    assert!(refusal(assembler.push(other[1].clone())).contains("within"));
+    assert!(error_text(assembler.push(other[1].clone())).contains("within"));
     assert!(assembler.push(other[0].clone()).unwrap().is_none());
     assert!(assembler.push(other[1].clone()).unwrap().is_some());
 }
 
 #[test]
-fn too_much_is_refused_before_it_is_collected() {
+fn limits_reject_a_delta_before_it_is_collected() {
     let pieces = cut(&delta(0, 2, &["1", "2", "3"]));
     let mut assembler = DeltaAssembler::with_limits(0, DeltaLimits { bytes: 1 << 20, resources: 2 });
     assembler.push(pieces[0].clone()).unwrap();
     assembler.push(pieces[1].clone()).unwrap();
-    assert!(refusal(assembler.push(pieces[2].clone())).contains("limit of 2 resources"));
+    assert!(error_text(assembler.push(pieces[2].clone())).contains("limit of 2 resources"));
     let bytes = pieces[0].encoded_len() + 1;
     let mut assembler = DeltaAssembler::with_limits(0, DeltaLimits { bytes, resources: 9 });
     assembler.push(pieces[0].clone()).unwrap();
-    assert!(refusal(assembler.push(pieces[1].clone())).contains("bytes"));
+    assert!(error_text(assembler.push(pieces[1].clone())).contains("bytes"));
 }
 
 #[test]
-fn a_key_twice_is_refused() {
+fn a_duplicate_key_is_rejected() {
     let mut twice = delta(0, 2, &["1", "2"]);
     twice.removals.push(twice.upserts[0].resource.key());
     let mut assembler = DeltaAssembler::new(0);
     let pieces = cut(&twice);
     assembler.push(pieces[0].clone()).unwrap();
     assembler.push(pieces[1].clone()).unwrap();
-    assert!(refusal(assembler.push(pieces[2].clone())).contains("routes/1 occurs twice"));
+    assert!(error_text(assembler.push(pieces[2].clone())).contains("routes/1 occurs twice"));
 }
 
 #[test]
-fn every_bad_resource_is_told_and_nothing_applied() {
+fn every_invalid_resource_is_reported_and_none_applied() {
     let mut pieces = cut(&delta(0, 2, &["1", "2", "3"]));
     for (at, uri) in [(0, "/a*b/c"), (2, "/x*y/z")] {
         let Some(push::resource::Kind::Route(route)) =
@@ -218,20 +216,18 @@ fn every_bad_resource_is_told_and_nothing_applied() {
     let mut assembler = DeltaAssembler::new(0);
     assembler.push(pieces[0].clone()).unwrap();
     assembler.push(pieces[1].clone()).unwrap();
-    let refusals = assembler.push(pieces[2].clone()).unwrap_err();
-    let told: Vec<_> = refusals
-        .iter()
-        .map(|refusal| (refusal.key.as_ref().unwrap().to_string(), &*refusal.problem.field))
-        .collect();
-    assert_eq!(told, [("routes/1".to_owned(), "uris[1]"), ("routes/3".to_owned(), "uris[1]")]);
-    let wire = sent(&refusals[0].to_wire());
-    assert_eq!(ResourceError::from_wire(&wire).key, refusals[0].key);
+    let errors = assembler.push(pieces[2].clone()).unwrap_err();
+    let keys: Vec<_> =
+        errors.iter().map(|error| (error.key.as_ref().unwrap().to_string(), &*error.problem.field)).collect();
+    assert_eq!(keys, [("routes/1".to_owned(), "uris[1]"), ("routes/3".to_owned(), "uris[1]")]);
+    let wire = sent(&errors[0].to_wire());
+    assert_eq!(ResourceError::from_wire(&wire).key, errors[0].key);
     assert!(wire.problem.contains("inside a path segment"));
 }
 
 #[test]
-fn what_would_widen_a_resource_is_refused() {
-    let refused = |kind| {
+fn values_that_would_widen_a_resource_are_rejected() {
+    let field_of = |kind| {
         let (key, problem) =
             resource_from_wire(push::Resource { id: "1".into(), kind: Some(kind) }).unwrap_err();
         assert!(key.is_some());
@@ -240,40 +236,39 @@ fn what_would_widen_a_resource_is_refused() {
     use push::resource::Kind;
     let route = push::Route { uris: vec!["/".into()], ..Default::default() };
     assert_eq!(
-        refused(Kind::Route(push::Route { methods: vec!["BREW".into()], ..route.clone() })),
+        field_of(Kind::Route(push::Route { methods: vec!["BREW".into()], ..route.clone() })),
         "methods[1]"
     );
     assert_eq!(
-        refused(Kind::Route(push::Route { remote_addrs: vec!["x".into()], ..route.clone() })),
+        field_of(Kind::Route(push::Route { remote_addrs: vec!["x".into()], ..route.clone() })),
         "remote_addrs[1]"
     );
-    assert_eq!(refused(Kind::Route(push::Route { hosts: vec!["".into()], ..route.clone() })), "hosts[1]");
+    assert_eq!(field_of(Kind::Route(push::Route { hosts: vec!["".into()], ..route.clone() })), "hosts[1]");
     for (vars, field) in [("[", "vars"), ("{}", "vars"), ("[[\"nope\",\"1\"]]", "vars[1]")] {
-        assert_eq!(refused(Kind::Route(push::Route { vars: vars.into(), ..route.clone() })), field);
+        assert_eq!(field_of(Kind::Route(push::Route { vars: vars.into(), ..route.clone() })), field);
     }
     let blocks = push::Route { client_identity: "{\"allow\":[]}".into(), ..route.clone() };
-    assert_eq!(refused(Kind::Route(blocks)), "client_identity.allow");
+    assert_eq!(field_of(Kind::Route(blocks)), "client_identity.allow");
     let blocks = push::Route { proxy_rewrite: "{\"headers\":{\"x\":\"$nope\"}}".into(), ..route.clone() };
-    assert_eq!(refused(Kind::Route(blocks)), "plugins.proxy-rewrite.headers.x");
+    assert_eq!(field_of(Kind::Route(blocks)), "plugins.proxy-rewrite.headers.x");
     let service = push::Service { client_identity: "x".into(), ..push::Service::default() };
-    assert_eq!(refused(Kind::Service(service)), "client_identity");
-    assert_eq!(refused(Kind::Route(push::Route { uris: vec![], ..route })), "uris");
-    assert_eq!(refused(Kind::Ssl(push::Ssl { versions: vec![9], ..Default::default() })), "ssl_protocols");
-    // TLSv1.1 from a control plane built with the engine for it: refused where that is not built in,
-    // not served without it.
+    assert_eq!(field_of(Kind::Service(service)), "client_identity");
+    assert_eq!(field_of(Kind::Route(push::Route { uris: vec![], ..route })), "uris");
+    assert_eq!(field_of(Kind::Ssl(push::Ssl { versions: vec![9], ..Default::default() })), "ssl_protocols");
+    // A build without the engine for TLSv1.1 rejects it.
     let old = push::Ssl { versions: vec![push::TlsVersion::TlsVersion11.into()], ..Default::default() };
     let expected = if cfg!(feature = "engine-boring") { "cert" } else { "ssl_protocols" };
-    assert_eq!(refused(Kind::Ssl(old)), expected);
-    assert_eq!(refused(Kind::Ssl(push::Ssl::default())), "cert");
+    assert_eq!(field_of(Kind::Ssl(old)), expected);
+    assert_eq!(field_of(Kind::Ssl(push::Ssl::default())), "cert");
     assert_eq!(
-        refused(Kind::Ssl(push::Ssl { client: Some(push::ClientAuth::default()), ..Default::default() })),
+        field_of(Kind::Ssl(push::Ssl { client: Some(push::ClientAuth::default()), ..Default::default() })),
         "client"
     );
     assert!(resource_from_wire(push::Resource { id: "1".into(), kind: None }).unwrap_err().0.is_none());
 }
 
 #[test]
-fn a_key_that_is_not_the_certificates_is_refused() {
+fn a_key_of_another_certificate_is_rejected() {
     let [one, other] = &*crate::samples::PAIRS;
     let ssl = |pair: &crate::resource::KeyPair| {
         let upstream = crate::resource::Ssl {
@@ -284,7 +279,7 @@ fn a_key_that_is_not_the_certificates_is_refused() {
             client: None,
             versions: None,
             enabled: true,
-            prepared: Default::default(),
+            cache: Default::default(),
             blocked: None,
         };
         push::Resource::from(&Resource::Ssl(std::sync::Arc::new(upstream)))
@@ -306,14 +301,14 @@ fn no_private_key_is_ever_shown() {
         client: None,
         versions: None,
         enabled: true,
-        prepared: Default::default(),
+        cache: Default::default(),
         blocked: None,
     }));
     let wire = push::Resource::from(&ssl);
     let delta =
         Delta { from: 0, to: 1, upserts: vec![Versioned { version: 1, resource: ssl }], removals: vec![] };
     let chunk = chunks(&delta, 1 << 20).next().unwrap();
-    // As numbers, as escaped bytes, as base64 or hex: eight bytes in the middle of the key.
+    // Numbers, escaped bytes, base64 and hex of eight bytes from the middle of the key.
     let some = &secret[secret.len() / 2..secret.len() / 2 + 8];
     let spellings = [
         some.iter().map(u8::to_string).collect::<Vec<_>>().join(", "),

@@ -1,5 +1,4 @@
-//! The ring of ticket secrets as protobuf, and back: for the push, the last-good file and the store
-//! alike.
+//! Encodes the ring of ticket secrets for the push, the last-good file and the store.
 
 use prost::bytes::Bytes;
 use proto::push;
@@ -8,7 +7,7 @@ use zeroize::Zeroizing;
 use crate::problem::Problem;
 use crate::tickets::{LIFETIME_MAX, SECRET_BYTES, SECRETS_MAX, TicketRing, TicketSecret};
 
-/// A ring as protobuf.
+/// Encodes a ring.
 pub fn tickets_to_wire(ring: &TicketRing) -> push::TicketRing {
     let secret = |secret: &TicketSecret| push::TicketSecret {
         from: secret.active_from(),
@@ -17,30 +16,30 @@ pub fn tickets_to_wire(ring: &TicketRing) -> push::TicketRing {
     push::TicketRing { secrets: ring.secrets.iter().map(secret).collect(), lifetime: ring.lifetime }
 }
 
-/// A ring from protobuf.
+/// Decodes a ring.
 ///
 /// # Errors
-/// More secrets than a ring may have, one of another length, an order that is none, or a lifetime
-/// that is none.
+///
+/// Too many secrets, one of a wrong length, a wrong order, or an invalid lifetime.
 pub fn tickets_from_wire(ring: &push::TicketRing) -> Result<TicketRing, Problem> {
-    let found = ring.secrets.len();
-    if found > SECRETS_MAX {
-        return Err(Problem::new("tickets.secrets", format!("{found} secrets are over {SECRETS_MAX}")));
+    let count = ring.secrets.len();
+    if count > SECRETS_MAX {
+        return Err(Problem::new("tickets.secrets", format!("{count} secrets are over {SECRETS_MAX}")));
     }
     if !ring.secrets.is_sorted_by_key(|secret| secret.from) {
         return Err(Problem::new("tickets.secrets", "the secrets are not in the order of their beginning"));
     }
-    if found > 0 && !(1..=LIFETIME_MAX).contains(&ring.lifetime) {
-        let found = ring.lifetime;
-        let told = format!("a lifetime of {found} s, expected 1 to {LIFETIME_MAX}");
-        return Err(Problem::new("tickets.lifetime", told));
+    if count > 0 && !(1..=LIFETIME_MAX).contains(&ring.lifetime) {
+        let count = ring.lifetime;
+        let message = format!("a lifetime of {count} s, expected 1 to {LIFETIME_MAX}");
+        return Err(Problem::new("tickets.lifetime", message));
     }
     let secret = |secret: &push::TicketSecret| {
         let mut bytes = Zeroizing::new([0; SECRET_BYTES]);
         if secret.secret.len() != SECRET_BYTES {
-            let found = secret.secret.len();
-            let told = format!("a secret of {found} bytes, expected {SECRET_BYTES}");
-            return Err(Problem::new("tickets.secrets", told));
+            let count = secret.secret.len();
+            let message = format!("a secret of {count} bytes, expected {SECRET_BYTES}");
+            return Err(Problem::new("tickets.secrets", message));
         }
         bytes.copy_from_slice(&secret.secret);
         Ok(TicketSecret::new(secret.from, bytes))
@@ -59,7 +58,7 @@ mod tests {
     }
 
     #[test]
-    fn a_ring_goes_there_and_back() {
+    fn a_ring_is_encoded_and_decoded() {
         for froms in [&[][..], &[1], &[1, 5, 9]] {
             let back = tickets_from_wire(&tickets_to_wire(&ring(froms))).unwrap();
             assert_eq!(back.lifetime, 60);
@@ -71,17 +70,17 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_ring_is_told() {
+    fn an_invalid_ring_is_a_problem() {
         let good = tickets_to_wire(&ring(&[1, 2]));
-        let told = |change: &dyn Fn(&mut push::TicketRing)| {
+        let message = |change: &dyn Fn(&mut push::TicketRing)| {
             let mut wire = good.clone();
             change(&mut wire);
             tickets_from_wire(&wire).unwrap_err().to_string()
         };
-        assert!(told(&|wire| wire.secrets.reverse()).contains("order"));
-        assert!(told(&|wire| wire.lifetime = 0).contains("lifetime of 0"));
-        assert!(told(&|wire| wire.lifetime = LIFETIME_MAX + 1).contains("lifetime"));
-        assert!(told(&|wire| wire.secrets[0].secret = Bytes::from_static(b"short")).contains("5 bytes"));
+        assert!(message(&|wire| wire.secrets.reverse()).contains("order"));
+        assert!(message(&|wire| wire.lifetime = 0).contains("lifetime of 0"));
+        assert!(message(&|wire| wire.lifetime = LIFETIME_MAX + 1).contains("lifetime"));
+        assert!(message(&|wire| wire.secrets[0].secret = Bytes::from_static(b"short")).contains("5 bytes"));
         let many = tickets_to_wire(&ring(&[7; SECRETS_MAX + 1]));
         assert!(tickets_from_wire(&many).unwrap_err().to_string().contains("65"));
     }

@@ -9,7 +9,7 @@ fn day(number: u64) -> UnixTime {
 }
 
 #[test]
-fn every_algorithm_makes_a_key_that_fits_its_certificate() {
+fn every_key_algorithm_matches_its_certificate() {
     for algorithm in [KeyAlgorithm::P256, KeyAlgorithm::P384, KeyAlgorithm::Ed25519, KeyAlgorithm::Rsa2048] {
         let root = Authority::root(&AuthoritySpec::new("Root").algorithm(algorithm)).unwrap();
         let leaf = root.issue(&LeafSpec::client("a").algorithm(algorithm)).unwrap();
@@ -23,7 +23,7 @@ fn every_algorithm_makes_a_key_that_fits_its_certificate() {
 }
 
 #[test]
-fn another_parser_reads_what_was_asked_for() {
+fn x509_parser_reads_the_specification() {
     let root = Authority::root(&AuthoritySpec::new("Root").path_length(1)).unwrap();
     let middle = root.intermediate(&AuthoritySpec::new("Middle").organization("Acme")).unwrap();
     let spec = LeafSpec::server("a.example")
@@ -71,7 +71,7 @@ fn version_1_has_no_extensions() {
 }
 
 #[test]
-fn a_leaf_cannot_be_an_authority() {
+fn a_leaf_cannot_be_loaded_as_a_ca() {
     let root = Authority::root(&AuthoritySpec::new("Root")).unwrap();
     let leaf = root.issue(&LeafSpec::client("a")).unwrap();
     assert!(matches!(
@@ -81,7 +81,7 @@ fn a_leaf_cannot_be_an_authority() {
 }
 
 #[test]
-fn names_that_cannot_be_expressed_are_refused() {
+fn names_that_cannot_be_encoded_are_rejected() {
     let root = Authority::root(&AuthoritySpec::new("Root")).unwrap();
     assert!(matches!(
         root.issue(&LeafSpec::server("h\u{f6}st")),

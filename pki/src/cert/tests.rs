@@ -32,7 +32,7 @@ fn leaf() -> Certificate {
 }
 
 #[test]
-fn names_serial_and_fingerprint_are_printed_as_openssl_does() {
+fn names_serial_and_fingerprint_match_openssl() {
     let leaf = leaf();
     let args = [
         "x509",
@@ -56,7 +56,7 @@ fn names_serial_and_fingerprint_are_printed_as_openssl_does() {
 }
 
 #[test]
-fn certificates_that_openssl_makes_are_read() {
+fn openssl_certificates_are_parsed() {
     let args = ["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", "/dev/null", "-days", "7"];
     let subject =
         ["-subj", "/C=DE/ST=Bayern/L=M\u{fc}nchen/O=Acme/OU=a+OU=b/CN=x/emailAddress=x@y.z/UID=7", "-utf8"];
@@ -83,7 +83,7 @@ fn serial_numbers_are_whole_bytes_with_a_sign() {
 }
 
 #[test]
-fn a_bundle_is_read_whole_or_not_at_all() {
+fn a_bundle_is_read_completely_or_not_at_all() {
     let root = Authority::root(&AuthoritySpec::new("Root")).unwrap();
     let pem = root.certificate_pem();
     let other_labels =
@@ -107,7 +107,7 @@ fn a_bundle_is_read_whole_or_not_at_all() {
 
 /// `openssl x509` writes trust settings behind the certificate, in a block of another label.
 #[test]
-fn trust_settings_that_openssl_writes_are_refused() {
+fn openssl_trust_settings_are_rejected() {
     let root = Authority::root(&AuthoritySpec::new("Root")).unwrap();
     let pem = root.certificate_pem();
     for (arguments, settings) in [
@@ -134,7 +134,7 @@ fn trust_settings_that_openssl_writes_are_refused() {
 }
 
 #[test]
-fn auxiliary_data_of_another_form_is_refused() {
+fn malformed_auxiliary_data_is_rejected() {
     let root = Authority::root(&AuthoritySpec::new("Root")).unwrap();
     for (auxiliary, good) in [
         (&b""[..], true),
@@ -153,7 +153,7 @@ fn auxiliary_data_of_another_form_is_refused() {
 }
 
 #[test]
-fn blocks_that_may_change_trust_are_refused() {
+fn blocks_that_may_change_trust_are_rejected() {
     let root = Authority::root(&AuthoritySpec::new("Root")).unwrap();
     let pem = root.certificate_pem();
     for label in [
@@ -180,7 +180,7 @@ fn blocks_that_may_change_trust_are_refused() {
 
 /// What `openssl x509 -text` and bundles of distributions put between the blocks.
 #[test]
-fn text_that_openssl_prints_is_ignored() {
+fn text_between_pem_blocks_is_ignored() {
     let root = Authority::root(&AuthoritySpec::new("Root")).unwrap();
     let printed = openssl(&["x509", "-text"], &root.certificate_pem());
     assert!(printed.contains("Subject Public Key Info"));
@@ -193,7 +193,7 @@ fn text_that_openssl_prints_is_ignored() {
 }
 
 #[test]
-fn bytes_behind_a_certificate_are_refused() {
+fn trailing_bytes_are_rejected() {
     let mut der = leaf().der().to_vec();
     der.push(0);
     assert!(matches!(Certificate::from_der(&der), Err(CertError::Malformed { .. })));
@@ -214,7 +214,7 @@ fn equality_is_by_bytes_and_debug_is_the_subject() {
 }
 
 #[test]
-fn critical_extensions_without_effect_are_told_from_unknown_ones() {
+fn unknown_critical_extensions_are_recorded() {
     let unknown = |last: u64| {
         let mut params = rcgen::CertificateParams::default();
         let mut extension = rcgen::CustomExtension::from_oid_content(&[2, 5, 29, last], vec![0x30, 0x00]);
@@ -257,7 +257,7 @@ fn compare(der: &[u8]) {
 }
 
 #[test]
-fn another_parser_reads_the_same() {
+fn x509_parser_reads_the_same_fields() {
     for algorithm in [KeyAlgorithm::P256, KeyAlgorithm::P384, KeyAlgorithm::Ed25519, KeyAlgorithm::Rsa2048] {
         let root = Authority::root(&AuthoritySpec::new("Root").algorithm(algorithm).path_length(3)).unwrap();
         let middle = root.intermediate(&AuthoritySpec::new("CA").permit_dns("example.com")).unwrap();
@@ -270,18 +270,18 @@ fn another_parser_reads_the_same() {
 
 proptest! {
     #[test]
-    fn any_bytes_end_in_an_answer(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
+    fn any_bytes_terminate(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
         let _ = Certificate::from_der(&bytes);
     }
 
     #[test]
-    fn any_text_ends_in_an_answer(text in "(?s).{0,200}") {
+    fn any_text_terminates(text in "(?s).{0,200}") {
         let _ = certificates_from_pem(&text);
     }
 
     /// What we still read of a damaged certificate, every accessor survives.
     #[test]
-    fn damaged_certificates_end_in_an_answer(changes in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4)) {
+    fn damaged_certificates_terminate(changes in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4)) {
         use std::sync::LazyLock;
         static GOOD: LazyLock<Vec<u8>> = LazyLock::new(|| leaf().der().to_vec());
         let mut der = GOOD.clone();
@@ -297,7 +297,7 @@ proptest! {
 }
 
 #[test]
-fn who_issued_whom() {
+fn is_issued_by_checks_name_and_signature() {
     let root = Authority::root(&AuthoritySpec::new("Root")).unwrap();
     let namesake = Authority::root(&AuthoritySpec::new("Root")).unwrap();
     let between = root.intermediate(&AuthoritySpec::new("Between")).unwrap();
@@ -310,6 +310,6 @@ fn who_issued_whom() {
 }
 
 #[test]
-fn what_was_read_of_a_certificate_is_small() {
+fn parsed_certificates_are_small() {
     assert!(size_of::<CertificateInner>() <= 176, "{}", size_of::<CertificateInner>());
 }

@@ -89,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn the_certificate_is_found_by_its_particulars() {
+    fn the_failing_certificate_is_found_by_details() {
         let root = Authority::root(&AuthoritySpec::new("root")).unwrap();
         // Two certificates of one subject: the expired one is behind the other.
         let good = root.intermediate(&AuthoritySpec::new("between")).unwrap();
@@ -110,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn the_depth_is_asked_of_the_verifier_itself() {
+    fn required_depth_runs_the_verifier() {
         let root = Authority::root(&AuthoritySpec::new("root")).unwrap();
         let (mut above, mut sent) = (root.intermediate(&AuthoritySpec::new("i1")).unwrap(), Vec::new());
         for name in ["i2", "i3"] {

@@ -62,7 +62,7 @@ mod tests {
     use super::matches_dns_name;
 
     #[test]
-    fn a_wildcard_covers_one_label() {
+    fn a_wildcard_matches_one_label() {
         for (entry, host, expected) in [
             ("a.example.com", "A.example.COM", true),
             ("a.example.com", "a.example.com.", true),

@@ -50,7 +50,7 @@ fn line(length: usize) -> Vec<Authority> {
 }
 
 #[test]
-fn a_good_client_is_identified() {
+fn a_valid_client_is_identified() {
     let root = root();
     let spec =
         LeafSpec::client("a").organization("Acme").uri("spiffe://td/a").dns("a.example").email("a@example");
@@ -68,7 +68,7 @@ fn a_good_client_is_identified() {
 }
 
 #[test]
-fn an_unreadable_uri_beside_a_spiffe_id_makes_it_no_svid() {
+fn a_second_uri_disqualifies_a_spiffe_id() {
     let root = root();
     let policy = policy(&[root.certificate()], 0);
     let spiffe = |spec: LeafSpec| {
@@ -83,7 +83,7 @@ fn an_unreadable_uri_beside_a_spiffe_id_makes_it_no_svid() {
 }
 
 #[test]
-fn every_algorithm_is_believed() {
+fn every_algorithm_is_supported() {
     for algorithm in [
         KeyAlgorithm::P256,
         KeyAlgorithm::P384,
@@ -98,7 +98,7 @@ fn every_algorithm_is_believed() {
 }
 
 #[test]
-fn depth_counts_the_intermediates_between() {
+fn depth_counts_intermediates() {
     for length in 0..=9 {
         let authorities = line(length);
         let client = authorities[length].issue(&LeafSpec::client("a")).unwrap();
@@ -115,7 +115,7 @@ fn depth_counts_the_intermediates_between() {
 }
 
 #[test]
-fn intermediates_come_in_any_order_among_strangers() {
+fn intermediates_may_come_in_any_order() {
     let authorities = line(3);
     let client = authorities[3].issue(&LeafSpec::client("a")).unwrap();
     let stranger = root().intermediate(&AuthoritySpec::new("CA 2")).unwrap();
@@ -144,7 +144,7 @@ fn an_unknown_issuer_is_named() {
 }
 
 #[test]
-fn a_name_alike_is_no_proof() {
+fn an_anchor_with_the_same_name_is_not_enough() {
     let (real, imposter) = (root(), root());
     let client = imposter.issue(&LeafSpec::client("a")).unwrap();
     let both = policy(&[real.certificate(), imposter.certificate()], 0);
@@ -156,7 +156,7 @@ fn a_name_alike_is_no_proof() {
 }
 
 #[test]
-fn every_certificate_of_the_path_must_be_valid() {
+fn every_certificate_of_the_path_must_be_valid_now() {
     let (start, end) = (NOW - 1000, NOW + 1000);
     let window = |spec: AuthoritySpec, from, to| spec.between(at(from), at(to));
     let root = Authority::root(&window(AuthoritySpec::new("Root"), start, end)).unwrap();
@@ -181,7 +181,7 @@ fn every_certificate_of_the_path_must_be_valid() {
 }
 
 #[test]
-fn dates_are_told_in_utc() {
+fn dates_in_errors_are_in_utc() {
     let root = root();
     let policy = policy(&[root.certificate()], 0);
     let client = root.issue(&LeafSpec::client("a").between(at(NOW), at(NOW + 59))).unwrap();
@@ -191,7 +191,7 @@ fn dates_are_told_in_utc() {
 }
 
 #[test]
-fn a_leaf_must_be_for_clients() {
+fn a_leaf_needs_client_auth() {
     let root = root();
     let policy = policy(&[root.certificate()], 0);
     for (usages, good) in
@@ -207,7 +207,7 @@ fn a_leaf_must_be_for_clients() {
 }
 
 #[test]
-fn version_1_is_for_leaves_of_anchors_and_for_anchors() {
+fn version_1_is_accepted_for_anchors_and_their_leaves() {
     let authorities = line(1);
     let (root, middle) = (&authorities[0], &authorities[1]);
     let old = root.issue(&LeafSpec::client("old").v1()).unwrap();
@@ -234,7 +234,7 @@ fn version_1_is_for_leaves_of_anchors_and_for_anchors() {
 }
 
 #[test]
-fn a_leaf_is_no_authority() {
+fn a_leaf_cannot_issue() {
     let root = root();
     let leaf = root.issue(&LeafSpec::client("leaf")).unwrap();
     let forged = Authority::from_certificate_unchecked(leaf.certificate.clone(), &leaf.key_pem).unwrap();
@@ -296,7 +296,7 @@ fn self_issued_certificates_do_not_count() {
 }
 
 #[test]
-fn path_length_is_obeyed() {
+fn path_length_is_enforced() {
     let root = Authority::root(&AuthoritySpec::new("Root").path_length(1)).unwrap();
     let one = root.intermediate(&AuthoritySpec::new("One")).unwrap();
     let two = one.intermediate(&AuthoritySpec::new("Two")).unwrap();
@@ -308,7 +308,7 @@ fn path_length_is_obeyed() {
 }
 
 #[test]
-fn name_constraints_are_obeyed() {
+fn name_constraints_are_enforced() {
     let root = root();
     let narrow = root.intermediate(&AuthoritySpec::new("Narrow").permit_dns("example.com")).unwrap();
     let policy = policy(&[root.certificate()], 1);
@@ -321,7 +321,7 @@ fn name_constraints_are_obeyed() {
 }
 
 #[test]
-fn a_pinned_leaf_is_accepted_as_it_is() {
+fn a_pinned_leaf_is_accepted() {
     let (known, other) = (root(), Authority::root(&AuthoritySpec::new("Other")).unwrap());
     let pinned = known.issue(&LeafSpec::client("a")).unwrap().certificate;
     let policy = policy(&[&pinned, other.certificate()], 0);
@@ -340,7 +340,7 @@ fn a_pinned_leaf_is_accepted_as_it_is() {
 }
 
 #[test]
-fn revocation_is_asked_along_the_whole_path() {
+fn revocation_is_checked_along_the_path() {
     let authorities = line(1);
     let (root, middle) = (&authorities[0], &authorities[1]);
     let client = middle.issue(&LeafSpec::client("a")).unwrap();
@@ -435,7 +435,7 @@ fn revocation_is_asked_along_the_whole_path() {
 
 /// RFC 5280 6.3.3 f: whose keyUsage has no cRLSign speaks for nobody's revocation.
 #[test]
-fn a_list_counts_only_when_its_issuer_may_sign_lists() {
+fn a_crl_needs_an_issuer_with_crl_sign() {
     let root = root();
     // the same name and key, certified for certificates only
     let mute = root.cross_sign(&root, &AuthoritySpec::new("Root").without_crl_sign()).unwrap();
@@ -466,7 +466,7 @@ fn a_pinned_leaf_can_be_revoked_by_its_issuer() {
 }
 
 #[test]
-fn a_path_that_was_good_is_judged_again_without_its_signatures() {
+fn reverify_checks_anchor_depth_crls_and_clock() {
     let authorities = line(2);
     let [root, one, two] = &authorities[..] else { panic!("three authorities") };
     let client = two.issue(&LeafSpec::client("a")).unwrap();
@@ -506,7 +506,7 @@ fn a_path_that_was_good_is_judged_again_without_its_signatures() {
 }
 
 #[test]
-fn a_servers_certificate_is_for_its_name() {
+fn a_server_certificate_must_match_the_name() {
     let authorities = line(1);
     let anchors = TrustAnchors::new(vec![authorities[0].certificate().clone()]).unwrap();
     let spec = LeafSpec::server("*.example.com").ip("10.0.0.1".parse().unwrap());
@@ -537,7 +537,7 @@ fn a_servers_certificate_is_for_its_name() {
 }
 
 #[test]
-fn more_certificates_than_the_limit_are_refused() {
+fn too_many_certificates_are_rejected() {
     let root = root();
     let client = root.intermediate(&AuthoritySpec::new("CA")).unwrap().issue(&LeafSpec::client("a")).unwrap();
     let mut chain = client.chain.clone();
@@ -549,7 +549,7 @@ fn more_certificates_than_the_limit_are_refused() {
 }
 
 #[test]
-fn every_reason_has_its_own_word() {
+fn every_reason_has_its_own_label() {
     let mut words: Vec<&str> = VerifyReason::ALL.iter().map(|reason| reason.as_str()).collect();
     words.sort_unstable();
     words.dedup();
@@ -603,7 +603,7 @@ proptest! {
 
     /// The search finds a path exactly when there is one, whatever else is sent and in whatever order.
     #[test]
-    fn a_path_is_found_exactly_when_there_is_one(
+    fn a_path_is_found_exactly_when_one_exists(
         edges in proptest::sample::subsequence((0..MESH * MESH).collect::<Vec<_>>(), 0..12).prop_shuffle(),
         anchors in proptest::collection::vec(proptest::bool::weighted(0.3), MESH),
         depth in 0u32..5,
@@ -627,7 +627,7 @@ proptest! {
 
     /// Under whatever other policy: what the known path passes, the search passes too.
     #[test]
-    fn judged_again_is_never_kinder_than_judged_anew(
+    fn reverify_never_accepts_more_than_verify(
         edges in proptest::sample::subsequence((0..MESH * MESH).collect::<Vec<_>>(), 0..12).prop_shuffle(),
         anchors in proptest::collection::vec(proptest::bool::weighted(0.4), 2 * MESH),
         depth in 0u32..4,
@@ -665,7 +665,7 @@ proptest! {
 
     /// Any change of any byte of a good chain: refused, never a panic, never accepted.
     #[test]
-    fn an_altered_chain_is_never_accepted(which in 0usize..2, place in any::<prop::sample::Index>(), bit in 0u32..8) {
+    fn an_altered_chain_is_rejected(which in 0usize..2, place in any::<prop::sample::Index>(), bit in 0u32..8) {
         let (policy, good) = &*CHAIN;
         let mut ders: Vec<Vec<u8>> = good.iter().map(|certificate| certificate.der().to_vec()).collect();
         let place = place.index(ders[which].len());
@@ -677,7 +677,7 @@ proptest! {
 }
 
 #[test]
-fn the_verified_path_is_what_was_used_and_not_what_was_sent() {
+fn the_verified_path_omits_unused_certificates() {
     let root = Authority::root(&AuthoritySpec::new("Root")).unwrap();
     let upper = root.intermediate(&AuthoritySpec::new("Upper")).unwrap();
     let lower = upper.intermediate(&AuthoritySpec::new("Lower")).unwrap();

@@ -15,7 +15,7 @@ fn openssl(args: &[&str]) -> String {
 }
 
 #[test]
-fn keys_that_openssl_writes_are_read() {
+fn openssl_keys_are_parsed() {
     let rsa = openssl(&["genrsa", "-traditional", "2048"]);
     assert_eq!(PrivateKey::from_pem(&rsa).unwrap().format(), KeyFormat::Pkcs1);
     let pkcs8 = openssl(&["genpkey", "-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:2048"]);
@@ -30,7 +30,7 @@ fn keys_that_openssl_writes_are_read() {
 }
 
 #[test]
-fn keys_we_do_not_use_are_refused_with_the_reason() {
+fn unsupported_keys_are_rejected() {
     let refused = |pem: &str| PrivateKey::from_pem(pem).unwrap_err();
     assert_eq!(refused(&openssl(&["genpkey", "-algorithm", "X25519"])), KeyError::Unsupported);
     let weak = openssl(&["genpkey", "-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:1024"]);
@@ -47,7 +47,7 @@ fn keys_we_do_not_use_are_refused_with_the_reason() {
 }
 
 #[test]
-fn nothing_of_a_key_is_printed() {
+fn debug_shows_no_private_key() {
     let root = Authority::root(&AuthoritySpec::new("Root")).unwrap();
     let leaf = root.issue(&LeafSpec::client("a").algorithm(KeyAlgorithm::P384)).unwrap();
     let key = leaf.key().unwrap();

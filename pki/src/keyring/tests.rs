@@ -41,7 +41,7 @@ fn openssl_seals(cipher: &str, key: &str, text: &str) -> String {
 }
 
 #[test]
-fn openssl_seals_the_same_bytes() {
+fn openssl_encrypts_to_the_same_bytes() {
     let root = Authority::root(&AuthoritySpec::new("Root")).unwrap();
     let pem = root.issue(&LeafSpec::client("a")).unwrap().key_pem;
     for text in [TEXT, pem.as_str(), "---", "---exactly 16 ---"] {
@@ -67,7 +67,7 @@ fn fixed_ciphertexts() {
 }
 
 #[test]
-fn the_first_entry_seals_and_all_open() {
+fn the_first_key_encrypts_and_all_decrypt() {
     let sealed_by_old = ring(&[OLD_16]).seal(TEXT);
     let rotated = ring(&[KEY_32, KEY_16, OLD_16]);
     assert_eq!(rotated.open(&sealed_by_old).unwrap().as_str(), TEXT);
@@ -78,7 +78,7 @@ fn the_first_entry_seals_and_all_open() {
 /// Among 4,000 texts sealed with another key about 16 pass the padding check: the `---` rule must
 /// catch them all.
 #[test]
-fn a_wrong_key_that_passes_the_padding_check_is_not_believed() {
+fn a_wrong_key_that_passes_the_padding_check_fails() {
     let (wrong, right) = (ring(&[KEY_16]), ring(&[OLD_16]));
     let both = ring(&[KEY_16, OLD_16]);
     let mut passed_padding = 0;
@@ -98,7 +98,7 @@ fn a_wrong_key_that_passes_the_padding_check_is_not_believed() {
 }
 
 #[test]
-fn what_does_not_start_with_dashes_is_left_alone() {
+fn text_without_pem_prefix_is_unchanged() {
     let ring = ring(&[KEY_16]);
     assert_eq!(ring.seal("$env://KEY"), "$env://KEY");
     let sealed = ring.seal(TEXT);
@@ -110,14 +110,14 @@ fn what_does_not_start_with_dashes_is_left_alone() {
 }
 
 #[test]
-fn without_entries_texts_stay_as_they_are() {
+fn an_empty_keyring_changes_nothing() {
     let none = Keyring::empty();
     assert_eq!(none.seal(TEXT), TEXT);
     assert_eq!(none.open("anything").unwrap().as_str(), "anything");
 }
 
 #[test]
-fn entries_of_other_lengths_are_refused() {
+fn keyring_entries_of_other_lengths_are_rejected() {
     let made = Keyring::new(vec![KEY_16.to_owned(), "short".to_owned()]);
     assert_eq!(made.unwrap_err(), KeyringError::Length { position: 2, found: 5 });
     assert_eq!(format!("{:?}", ring(&[KEY_16])), "Keyring(1 entries, not shown)");
@@ -125,7 +125,7 @@ fn entries_of_other_lengths_are_refused() {
 
 proptest! {
     #[test]
-    fn what_is_sealed_opens(text in "---(?s).{0,200}", long in any::<bool>()) {
+    fn encrypted_text_decrypts(text in "---(?s).{0,200}", long in any::<bool>()) {
         let ring = ring(&[if long { KEY_32 } else { KEY_16 }]);
         let sealed = ring.seal(&text);
         prop_assert!(!sealed.starts_with("---"));
@@ -134,7 +134,7 @@ proptest! {
     }
 
     #[test]
-    fn any_stored_text_ends_in_an_answer(text in "(?s).{0,100}") {
+    fn any_stored_text_terminates(text in "(?s).{0,100}") {
         let _ = ring(&[KEY_16, KEY_32]).open(&text);
     }
 }

@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_printed_reads_back() {
+    fn printed_names_parse_back() {
         for text in [
             "CN=client,O=Acme",
             "CN=a\\,b\\+c\\\"d\\\\e\\<f\\>g\\;",
@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_name_is_refused() {
+    fn invalid_names_are_rejected() {
         for text in [
             "",
             " ",

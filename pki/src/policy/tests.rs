@@ -16,13 +16,13 @@ fn with_patterns(patterns: &[&str]) -> Result<ClientAuth, PolicyError> {
 }
 
 #[test]
-fn without_patterns_it_insists() {
+fn without_skip_patterns_a_certificate_is_required() {
     let policy = with_patterns(&[]).unwrap();
     assert!(policy.requires_client_cert() && !policy.skips_path("/") && !policy.skips_path(""));
 }
 
 #[test]
-fn patterns_match_anywhere_and_mind_the_case() {
+fn skip_patterns_are_unanchored_and_case_sensitive() {
     let policy = with_patterns(&["/open", "^/exact$"]).unwrap();
     assert!(!policy.requires_client_cert());
     for (path, skipped) in [
@@ -39,7 +39,7 @@ fn patterns_match_anywhere_and_mind_the_case() {
 }
 
 #[test]
-fn patterns_that_need_back_tracking_are_refused_by_place() {
+fn back_tracking_patterns_are_rejected() {
     for pattern in [r"(a)\1", "(?=x)", "(?!x)", "(", "(?>a)"] {
         let error = with_patterns(&["/fine", pattern]).unwrap_err();
         assert!(
@@ -57,12 +57,12 @@ fn patterns_that_need_back_tracking_are_refused_by_place() {
 }
 
 #[test]
-fn an_empty_bundle_makes_no_policy() {
+fn an_empty_ca_bundle_is_rejected() {
     assert_eq!(ClientAuth::new(ClientAuthInput::default()).unwrap_err(), PolicyError::NoAnchor);
 }
 
 #[test]
-fn duplicates_are_dropped_and_each_subject_is_offered_once() {
+fn duplicate_anchors_and_subjects_are_dropped() {
     let (a, b) = (root("Same"), root("Same"));
     let anchors = vec![a.certificate().clone(), b.certificate().clone(), a.certificate().clone()];
     let policy = ClientAuth::new(ClientAuthInput { anchors, ..ClientAuthInput::default() }).unwrap();
@@ -76,7 +76,7 @@ fn duplicates_are_dropped_and_each_subject_is_offered_once() {
 }
 
 #[test]
-fn a_bad_list_is_named_by_place() {
+fn an_invalid_crl_is_named_by_position() {
     let root = root("Root");
     let good = root.crl(&CrlSpec::new()).unwrap();
     let error = ClientAuth::new(ClientAuthInput {
@@ -89,7 +89,7 @@ fn a_bad_list_is_named_by_place() {
 
 /// Each field changes the digest, order and repetition of anchors and lists do not.
 #[test]
-fn the_digest_covers_what_changes_a_verdict() {
+fn the_policy_digest_covers_every_field() {
     let (a, b) = (root("A"), root("B"));
     let (crl_a, crl_b) = (a.crl(&CrlSpec::new()).unwrap(), b.crl(&CrlSpec::new()).unwrap());
     let base = ClientAuthInput {
@@ -129,7 +129,7 @@ fn the_digest_covers_what_changes_a_verdict() {
 
 proptest! {
     #[test]
-    fn any_pattern_and_path_end_in_an_answer(pattern in "(?s).{0,30}", path in "(?s).{0,50}") {
+    fn any_pattern_and_path_terminate(pattern in "(?s).{0,30}", path in "(?s).{0,50}") {
         if let Ok(policy) = with_patterns(&[&pattern]) {
             let _ = policy.skips_path(&path);
         }
@@ -137,7 +137,7 @@ proptest! {
 }
 
 #[test]
-fn what_a_million_sites_may_have_is_small() {
+fn client_auth_is_small() {
     // With an Arc's counters 128 bytes, which is one of the allocator's sizes.
     assert!(size_of::<ClientAuth>() <= 112, "{}", size_of::<ClientAuth>());
 }

@@ -86,7 +86,7 @@ impl Parts {
 }
 
 #[test]
-fn a_minted_list_says_what_was_asked_for() {
+fn an_issued_crl_parses_back() {
     let client = ROOT.issue(&LeafSpec::client("a")).unwrap().certificate;
     let der = ROOT.crl(&CrlSpec::new().revoke(&client).revoke_serial(vec![1, 2]).number(9)).unwrap();
     let crl = Crl::from_der(&der).unwrap();
@@ -114,7 +114,7 @@ fn a_minted_list_says_what_was_asked_for() {
 }
 
 #[test]
-fn the_signer_must_be_the_issuer_and_its_answer_is_remembered() {
+fn crl_signature_checks_are_cached_per_signer() {
     let crl = Crl::from_der(&ROOT.crl(&CrlSpec::new()).unwrap()).unwrap();
     for algorithm in [KeyAlgorithm::P256, KeyAlgorithm::Ed25519] {
         let imposter = Authority::root(&AuthoritySpec::new("Root").algorithm(algorithm)).unwrap();
@@ -135,7 +135,7 @@ fn the_signer_must_be_the_issuer_and_its_answer_is_remembered() {
 }
 
 #[test]
-fn the_rules_of_rfc_5280_are_checked() {
+fn crl_rules_of_rfc_5280_are_checked() {
     Parts::default().read().unwrap();
     assert!(matches!(Parts { version: &[0], ..Parts::default() }.read(), Err(CrlError::Malformed { .. })));
     assert!(matches!(
@@ -169,7 +169,7 @@ fn the_rules_of_rfc_5280_are_checked() {
 }
 
 #[test]
-fn lists_for_a_part_of_the_certificates_are_told_apart() {
+fn crl_scopes_are_distinguished() {
     let with = |value: &'static [u8]| {
         let extensions = vec![(NUMBER, false, ONE), (ISSUING_DISTRIBUTION_POINT, true, value)];
         Parts { extensions, ..Parts::default() }.read()
@@ -192,7 +192,7 @@ fn lists_for_a_part_of_the_certificates_are_told_apart() {
 
 /// 10,000 entries are sorted once; asking is a binary search.
 #[test]
-fn a_long_list_is_checked_once() {
+fn a_long_crl_is_verified_once() {
     let mut spec = CrlSpec::new();
     for number in 0..10_000u32 {
         let scattered = number.wrapping_mul(2_654_435_761) | 0x0100_0000;
@@ -219,19 +219,19 @@ fn a_long_list_is_checked_once() {
 }
 
 #[test]
-fn too_large_a_list_is_refused() {
+fn an_oversized_crl_is_rejected() {
     let refused = Crl::from_der(&vec![0; CRL_BYTES_MAX + 1]);
     assert!(matches!(refused, Err(CrlError::TooLarge { .. })));
 }
 
 proptest! {
     #[test]
-    fn any_bytes_end_in_an_answer(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+    fn any_bytes_terminate(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
         let _ = Crl::from_der(&bytes);
     }
 
     #[test]
-    fn damaged_lists_end_in_an_answer(changes in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4)) {
+    fn damaged_crls_terminate(changes in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4)) {
         static GOOD: LazyLock<Vec<u8>> = LazyLock::new(|| {
             ROOT.crl(&CrlSpec::new().revoke_serial(vec![1, 2, 3])).unwrap().to_vec()
         });

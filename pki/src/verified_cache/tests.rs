@@ -18,7 +18,7 @@ fn policy(root: &Authority, depth: u32) -> ClientAuth {
 }
 
 #[test]
-fn the_second_time_is_a_hit_with_the_same_answer() {
+fn a_repeated_chain_is_a_cache_hit() {
     let root = Authority::root(&AuthoritySpec::new("Root")).unwrap();
     let middle = root.intermediate(&AuthoritySpec::new("Middle")).unwrap();
     let client = middle.issue(&LeafSpec::client("a")).unwrap();
@@ -35,7 +35,7 @@ fn the_second_time_is_a_hit_with_the_same_answer() {
 }
 
 #[test]
-fn another_policy_is_another_question() {
+fn the_policy_is_part_of_the_cache_key() {
     let root = Authority::root(&AuthoritySpec::new("Root")).unwrap();
     let middle = root.intermediate(&AuthoritySpec::new("Middle")).unwrap();
     let client = middle.issue(&LeafSpec::client("a")).unwrap();
@@ -57,7 +57,7 @@ fn another_policy_is_another_question() {
 }
 
 #[test]
-fn an_entry_dies_when_its_chain_expires() {
+fn a_cached_chain_expires() {
     let root = Authority::root(&AuthoritySpec::new("Root")).unwrap();
     let client = root.issue(&LeafSpec::client("a").between(at(NOW), at(NOW + 100))).unwrap();
     let (policy, leaf) = (policy(&root, 0), client.certificate.der());
@@ -73,7 +73,7 @@ fn an_entry_dies_when_its_chain_expires() {
 }
 
 #[test]
-fn what_is_used_stays_and_the_size_is_bounded() {
+fn the_cache_is_bounded_and_keeps_used_entries() {
     let root = Authority::root(&AuthoritySpec::new("Root")).unwrap();
     let policy = policy(&root, 0);
     let cache = VerifiedCache::new(8);

@@ -27,7 +27,7 @@ fn fill(queue: &LineQueue, text: &str) {
 const LONG: Duration = Duration::from_secs(60);
 
 #[test]
-fn a_stopped_reader_stops_no_writer_and_loses_lines() {
+fn a_stopped_reader_loses_lines_but_blocks_no_writer() {
     let (read, write) = io::pipe().unwrap();
     let (queue, guard) = queue(write);
     let text = format!("{}\n", "x".repeat(1000));
@@ -53,7 +53,7 @@ fn a_stopped_reader_stops_no_writer_and_loses_lines() {
 }
 
 #[test]
-fn the_end_does_not_wait_for_a_stopped_reader() {
+fn exit_does_not_wait_for_a_stopped_reader() {
     let (mut read, write) = io::pipe().unwrap();
     let (queue, guard) = queue(write);
     fill(&queue, &"x".repeat(1000));
@@ -69,7 +69,7 @@ fn the_end_does_not_wait_for_a_stopped_reader() {
 }
 
 #[test]
-fn a_full_disk_and_a_closed_pipe_drop_lines_and_end_nothing() {
+fn a_full_disk_or_closed_pipe_drops_lines() {
     let full = File::options().write(true).open("/dev/full").unwrap();
     let (read, closed) = io::pipe().unwrap();
     drop(read);
@@ -83,7 +83,7 @@ fn a_full_disk_and_a_closed_pipe_drop_lines_and_end_nothing() {
 }
 
 #[test]
-fn a_line_that_was_cut_does_not_run_into_the_next() {
+fn a_partial_line_ends_before_the_next() {
     let (mut read, write) = io::pipe().unwrap();
     let progress = Arc::<LineCounters>::default();
     let mut writer = FdWriter::new(write.try_clone().unwrap(), Arc::clone(&progress));

@@ -1,22 +1,20 @@
-//! `make demo`: a whole gateway on this machine, shown through its scenarios.
-//!
-//! The work is in [`e2e::demo`]; this is the command line.
+//! `make demo`: the command line of [`e2e::demo`].
 
 use std::process::ExitCode;
 
 use clap::Parser;
-use e2e::demo::{Demo, Ports};
+use e2e::demo::{Demo, DemoPorts};
 
 /// Starts a control plane, a data plane and two upstreams, runs the scenarios with curl, and stays
 /// until Ctrl-C.
 #[derive(Parser)]
 struct Arguments {
-    /// Where certificates, store and logs go; emptied at start.
+    /// Folder of certificates, store and logs; emptied at the start.
     #[arg(long, default_value = "demo-run")]
     dir: std::path::PathBuf,
     #[command(flatten)]
-    ports: Ports,
-    /// Stop after the scenarios; the exit code is 0 only if each behaved.
+    ports: DemoPorts,
+    /// Stop after the scenarios; the exit status is 0 only if all passed.
     #[arg(long)]
     check: bool,
 }

@@ -1,7 +1,7 @@
-//! The demo's etcd, with mutual TLS, and a control plane that keeps its documents in it.
+//! The demo's etcd, with mutual TLS, and a control plane on it.
 //!
-//! Both run beside the embedded store's gateway while their scenario does. Invariant: without etcd
-//! on this machine nothing is started, and that is said.
+//! Both run during their scenario only, beside the gateway with the embedded store. Without etcd on
+//! this machine the scenario is skipped.
 
 use std::fs;
 use std::path::Path;
@@ -10,41 +10,38 @@ use std::process::Stdio;
 use anyhow::{Context, bail};
 use tokio::process::Command;
 
-use super::stage::Stage;
+use super::environment::Environment;
 use crate::process::{Launch, Log, Process};
 
-/// What the scenario needs and a machine may not have.
+/// The programs of the scenario.
 const PROGRAMS: [&str; 2] = ["etcd", "etcdctl"];
 
-/// The first of etcd's programs that this machine does not have.
-pub fn lacking() -> Option<&'static str> {
+/// The first program that this machine does not have.
+pub(super) fn lacking() -> Option<&'static str> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let there = |name: &&str| std::env::split_paths(&path).any(|folder| folder.join(name).is_file());
     PROGRAMS.into_iter().find(|name| !there(name))
 }
 
-/// A running etcd.
-pub struct Etcd {
+pub(super) struct DemoEtcd {
     url: String,
     _process: Process,
 }
 
-impl Etcd {
+impl DemoEtcd {
     /// Starts it, and waits until it serves.
-    pub async fn start(stage: &Stage) -> anyhow::Result<Self> {
-        let url = format!("https://127.0.0.1:{}", stage.etcd_port());
-        let log = Log::file(stage.path("etcd.log").into());
-        let mut child = Command::new("etcd")
-            .args(arguments(stage, &url))
+    pub(super) async fn start(demo: &Environment) -> anyhow::Result<Self> {
+        let url = format!("https://127.0.0.1:{}", demo.etcd_port());
+        let log = Log::file(demo.path("etcd.log").into());
+        let mut command = Command::new("etcd");
+        command
+            .args(arguments(demo, &url))
             .args(["--logger", "zap", "--log-outputs", "stderr"])
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
-            .context("cannot start etcd")?;
-        let logging = log.follow(child.stderr.take().context("its standard error is piped")?);
-        let mut process = Process::foreign("etcd", child);
+            .stderr(Stdio::piped());
+        let mut process = Process::foreign("etcd", command, None).context("cannot start etcd")?;
+        let logging = log.follow(process.stderr().context("its standard error is piped")?);
         tokio::select! {
             _ = log.line_with(&["serving client traffic"]) => {}
             status = process.wait() => {
@@ -55,46 +52,45 @@ impl Etcd {
         Ok(Self { url, _process: process })
     }
 
-    /// The command that started it, as it can be pasted.
-    pub fn command(&self, stage: &Stage) -> String {
-        let lines: Vec<_> = arguments(stage, &self.url).chunks(2).map(|pair| pair.join(" ")).collect();
+    /// The command that started it, for pasting.
+    pub(super) fn command(&self, demo: &Environment) -> String {
+        let lines: Vec<_> = arguments(demo, &self.url).chunks(2).map(|pair| pair.join(" ")).collect();
         format!("etcd {}", lines.join(" \\\n  "))
     }
 
     /// A curl command for its health, with these options.
-    pub fn health(&self, stage: &Stage, options: &str) -> String {
+    pub(super) fn health(&self, demo: &Environment, options: &str) -> String {
         let between = if options.is_empty() { String::new() } else { format!(" {options}") };
-        format!("curl --cacert {}{between} {}/health", stage.file("etcd-ca.crt"), self.url)
+        format!("curl --cacert {}{between} {}/health", demo.file("etcd-ca.crt"), self.url)
     }
 
-    /// An etcdctl command.
-    pub fn etcdctl(&self, stage: &Stage, command: &str) -> String {
+    pub(super) fn etcdctl(&self, demo: &Environment, command: &str) -> String {
         format!(
             "etcdctl --endpoints {} --cacert {} \\\n  --cert {} --key {} {command}",
             self.url,
-            stage.file("etcd-ca.crt"),
-            stage.file("etcd-client.crt"),
-            stage.file("etcd-client.key"),
+            demo.file("etcd-ca.crt"),
+            demo.file("etcd-client.crt"),
+            demo.file("etcd-client.key"),
         )
     }
 
-    /// The settings of a control plane on it: written as a file, whose path this gives.
-    pub fn settings(&self, stage: &Stage) -> anyhow::Result<String> {
-        let path = stage.path("etcd.yaml");
-        let pki = fs::canonicalize(stage.file(""))?;
-        fs::write(&path, settings(&self.url, &pki, stage.admin_key()))
+    /// Writes the settings of a control plane on it; gives the path.
+    pub(super) fn settings(&self, demo: &Environment) -> anyhow::Result<String> {
+        let path = demo.path("etcd.yaml");
+        let pki = fs::canonicalize(demo.file(""))?;
+        fs::write(&path, settings(&self.url, &pki, demo.admin_key()))
             .with_context(|| format!("cannot write {path}"))?;
         Ok(path)
     }
 }
 
-/// What etcd is started with, two words a line.
-fn arguments(stage: &Stage, url: &str) -> Vec<String> {
+/// etcd's arguments, two words a line.
+fn arguments(demo: &Environment, url: &str) -> Vec<String> {
     let [data, cert, key, ca] = [
-        stage.path("etcd"),
-        stage.file("etcd-server.crt"),
-        stage.file("etcd-server.key"),
-        stage.file("etcd-client-ca.crt"),
+        demo.path("etcd"),
+        demo.file("etcd-server.crt"),
+        demo.file("etcd-server.key"),
+        demo.file("etcd-client-ca.crt"),
     ];
     [
         ("--name", "demo"),
@@ -148,9 +144,9 @@ countersign:
     )
 }
 
-/// Starts a control plane with these settings, and gives it with the port of its Admin API.
-pub async fn control_plane(stage: &Stage, settings: &str) -> anyhow::Result<(Process, u16)> {
-    let log = Log::file(stage.path("controlplane-etcd.log").into());
+/// Starts a control plane with these settings; gives it with the port of its Admin API.
+pub(super) async fn control_plane(demo: &Environment, settings: &str) -> anyhow::Result<(Process, u16)> {
+    let log = Log::file(demo.path("controlplane-etcd.log").into());
     let config = fs::canonicalize(settings)?;
     let process = Launch::new("controlplane", &config).try_start(&log).await.map_err(anyhow::Error::msg)?;
     let address = process.ready()["admin"].as_str().and_then(|text| text.parse().ok());

@@ -1,6 +1,6 @@
-//! Prints a command as it can be pasted, runs it, and tells in one line what came back.
+//! Prints a command for pasting, runs it, and prints its result in one line.
 //!
-//! curl gets a few more options than are printed (`-sS`, and the status at the end), so that the answer can be judged.
+//! curl gets more options than are printed (`-sS`, and the status at the end).
 
 use std::io::IsTerminal;
 use std::process::{Output, Stdio};
@@ -9,27 +9,28 @@ use anyhow::Context;
 use tokio::process::Command;
 use tokio::time::timeout;
 
-use crate::process::PATIENCE;
+use crate::process::EVENT_TIMEOUT;
 
-/// What a step must lead to.
+/// The expected result of a step.
 #[derive(Clone, Copy)]
-pub enum Expect {
-    /// An HTTP answer with this status whose body contains the text.
+pub(super) enum Expect {
+    /// An HTTP response with this status whose body contains the text.
     Answer(u16, &'static str),
-    /// No HTTP answer at all: the TLS handshake is refused.
-    Refused,
+    /// A rejected TLS handshake.
+    Rejected,
 }
 
-/// What came back.
-pub struct Outcome {
+/// The result of a curl command.
+pub(super) struct Outcome {
     status: u16,
     http: String,
     body: String,
     message: String,
 }
 
-/// Prints what a step is about (unless it goes on with the one before), the command, and what came back; gives whether it is what was expected.
-pub async fn step(about: &str, command: &str, expected: Expect) -> anyhow::Result<bool> {
+/// Prints the text of a step (empty: it continues the one before), the command, and its result;
+/// gives whether that was expected.
+pub(super) async fn step(about: &str, command: &str, expected: Expect) -> anyhow::Result<bool> {
     if !about.is_empty() {
         println!("\n   {about}");
     }
@@ -43,14 +44,15 @@ pub async fn step(about: &str, command: &str, expected: Expect) -> anyhow::Resul
     Ok(good)
 }
 
-/// Prints and runs a command that must fail; gives whether it did and its last line says `text`,
-/// and shows that line.
-pub async fn ends(about: &str, command: &str, text: &str) -> anyhow::Result<bool> {
+/// Prints and runs a command that must fail with `text` in its last line, which it prints; gives
+/// whether it did.
+pub(super) async fn expect_failure(about: &str, command: &str, text: &str) -> anyhow::Result<bool> {
     println!("\n   {about}");
     print_command(command);
     let output = in_shell(command).await?;
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    let last = said.lines().rfind(|line| line.contains(text)).or(said.lines().last()).unwrap_or_default();
+    let printed = String::from_utf8_lossy(&output.stderr).into_owned();
+    let last =
+        printed.lines().rfind(|line| line.contains(text)).or(printed.lines().last()).unwrap_or_default();
     let good = !output.status.success() && last.contains(text);
     println!("   {} exit {}: {last}", mark(good), output.status.code().unwrap_or(-1));
     if !good {
@@ -59,30 +61,31 @@ pub async fn ends(about: &str, command: &str, text: &str) -> anyhow::Result<bool
     Ok(good)
 }
 
-/// Prints and runs a command that must succeed and print all of these texts; gives whether it did,
-/// and shows what it printed.
-pub async fn says(about: &str, command: &str, texts: &[&str]) -> anyhow::Result<bool> {
+/// Prints and runs a command that must succeed and print these texts; gives whether it did.
+pub(super) async fn expect_output(about: &str, command: &str, texts: &[&str]) -> anyhow::Result<bool> {
     println!("\n   {about}");
     print_command(command);
     let output = in_shell(command).await?;
-    let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    let good = output.status.success() && texts.iter().all(|text| said.contains(text));
-    println!("   {} {}", mark(good), shortened(&said, 150));
+    let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+    let good = output.status.success() && texts.iter().all(|text| printed.contains(text));
+    println!("   {} {}", mark(good), shortened(&printed, 150));
     if !good {
         println!("     expected {texts:?}; {}", String::from_utf8_lossy(&output.stderr).trim());
     }
     Ok(good)
 }
 
-/// Within bounds: a program that ought to end and does not is ended.
+/// Ends a program that does not end within [`EVENT_TIMEOUT`].
 async fn in_shell(command: &str) -> anyhow::Result<Output> {
     let mut shell = Command::new("sh");
     shell.args(["-c", command]).env("NO_COLOR", "1").stdin(Stdio::null()).kill_on_drop(true);
-    Ok(timeout(PATIENCE, shell.output()).await.with_context(|| format!("still running: {command}"))??)
+    Ok(timeout(EVENT_TIMEOUT, shell.output())
+        .await
+        .with_context(|| format!("still running: {command}"))??)
 }
 
-/// Runs a curl command without printing anything.
-pub async fn run(command: &str) -> anyhow::Result<Outcome> {
+/// Runs a curl command without printing.
+pub(super) async fn run(command: &str) -> anyhow::Result<Outcome> {
     let measured = command.replacen("curl", "curl -sS --max-time 30 -w '\\n%{http_code} %{http_version}'", 1);
     let output = Command::new("sh").args(["-c", &measured]).output().await?;
     let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -96,13 +99,13 @@ pub async fn run(command: &str) -> anyhow::Result<Outcome> {
     })
 }
 
-/// The prompt and the command; its lines after the first are indented.
-pub fn print_command(command: &str) {
+/// The prompt and the command; its later lines are indented.
+pub(super) fn print_command(command: &str) {
     println!("   $ {}", command.replace('\n', "\n     "));
 }
 
 /// A tick or a cross, coloured on a terminal.
-pub fn mark(good: bool) -> &'static str {
+pub(super) fn mark(good: bool) -> &'static str {
     match (good, std::io::stdout().is_terminal()) {
         (true, true) => "\x1b[32m✓\x1b[0m",
         (false, true) => "\x1b[31m✗\x1b[0m",
@@ -115,21 +118,20 @@ fn wanted(expected: Expect) -> String {
     match expected {
         Expect::Answer(status, "") => format!("status {status}"),
         Expect::Answer(status, text) => format!("status {status} and `{text}` in the body"),
-        Expect::Refused => "a refused handshake, and no answer".to_owned(),
+        Expect::Rejected => "a refused handshake, and no answer".to_owned(),
     }
 }
 
 impl Outcome {
-    /// The body.
-    pub fn body(&self) -> &str {
+    pub(super) fn body(&self) -> &str {
         &self.body
     }
 
     fn is(&self, expected: Expect) -> bool {
         match expected {
             Expect::Answer(status, text) => self.status == status && self.body.contains(text),
-            // curl says which TLS alert came; a connection that failed for another reason must not pass.
-            Expect::Refused => {
+            // curl names the TLS alert; a connection that failed for another reason must not pass.
+            Expect::Rejected => {
                 let tls = ["alert", "SSL", "TLS", "handshake"];
                 self.status == 0 && tls.iter().any(|word| self.message.contains(word))
             }
@@ -140,7 +142,7 @@ impl Outcome {
         if self.status == 0 {
             return format!("no answer; {}", shortened(&self.message, 150));
         }
-        // Of an error page the title says it all.
+        // The title of an error page is enough.
         let title = self.body.split_once("<title>").and_then(|(_, rest)| rest.split_once("</title>"));
         let body = title.map_or(self.body.as_str(), |(title, _)| title);
         format!("{} over HTTP/{}: {}", self.status, self.http, shortened(body, 130))

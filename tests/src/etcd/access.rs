@@ -1,4 +1,4 @@
-//! How a control plane gets into an etcd: the settings, and the files they name.
+//! The settings of a control plane for an etcd, and the files they name.
 
 use std::net::SocketAddr;
 
@@ -8,21 +8,20 @@ use super::{Cluster, Etcd};
 use crate::credentials::Credential;
 use crate::settings::merge;
 
-/// How a control plane gets in.
 #[derive(Clone, Default)]
 pub struct Access {
     /// `deployment.etcd.host`
     pub hosts: Vec<String>,
-    /// Who signed the servers' certificates; written as `etcd-ca.crt`.
+    /// The authority of the servers' certificates; written as `etcd-ca.crt`.
     pub authority_pem: Option<String>,
-    /// What the control plane shows; written as `etcd-client.crt` and `etcd-client.key`.
+    /// The client certificate; written as `etcd-client.crt` and `etcd-client.key`.
     pub client: Option<Credential>,
     /// Name and password.
     pub user: Option<(String, String)>,
 }
 
 impl Access {
-    /// The same through these addresses (a proxy's), one a host and in their order.
+    /// Through these addresses (of proxies), one for each host in order.
     pub fn through(mut self, addresses: &[SocketAddr]) -> Self {
         assert_eq!(self.hosts.len(), addresses.len(), "one address a host");
         for (host, address) in self.hosts.iter_mut().zip(addresses) {
@@ -32,7 +31,7 @@ impl Access {
         self
     }
 
-    /// The same by another name of the host.
+    /// By another name of the host.
     pub fn named(mut self, name: &str) -> Self {
         for host in &mut self.hosts {
             *host = host.replace("127.0.0.1", name);
@@ -40,7 +39,7 @@ impl Access {
         self
     }
 
-    /// What belongs into the settings file. Waits are shorter than the usual ones, so that tests are.
+    /// The settings, with shorter timeouts than the defaults.
     pub fn settings(&self) -> Value {
         let mut settings = json!({
             "deployment": {

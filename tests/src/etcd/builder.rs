@@ -1,24 +1,28 @@
-//! What an etcd is made of, before it runs.
+//! Describes an etcd before it starts.
 
 use std::fs;
 use std::path::Path;
 
-use super::{Access, Etcd, storage};
+use nix::sys::statvfs::statvfs;
+use tempfile::TempDir;
+
+use super::{Access, Etcd};
 use crate::credentials::{Authority, Credential};
 use crate::ports::Reservation;
 use crate::process::Log;
 
-/// Who signs for an etcd with TLS.
+const MEMORY: &str = "/dev/shm";
+/// A server preallocates about 130 MB for its log; several run side by side.
+const ROOM: u64 = 4 << 30;
+
+/// The authorities of an etcd with TLS.
 pub struct Authorities {
-    /// Signs the servers' certificates.
     pub servers: Authority,
-    /// Signs the clients'.
     pub clients: Authority,
 }
 
 impl Authorities {
-    /// Two fresh ones.
-    pub fn mint() -> Self {
+    pub fn generate() -> Self {
         Self { servers: Authority::root("Test etcd CA"), clients: Authority::root("Test etcd Client CA") }
     }
 
@@ -27,13 +31,11 @@ impl Authorities {
         self.servers.server(&["etcd.test", "localhost"])
     }
 
-    /// A client's certificate.
     pub fn client(&self) -> Credential {
         self.clients.client("countersign")
     }
 }
 
-/// An etcd to be shaped.
 #[derive(Default)]
 pub struct EtcdBuilder {
     certificate: Option<Credential>,
@@ -43,32 +45,31 @@ pub struct EtcdBuilder {
 }
 
 impl EtcdBuilder {
-    /// With TLS, asking for no certificate.
+    /// TLS without client certificates.
     pub fn tls(mut self, authorities: &Authorities) -> Self {
         self.access.authority_pem = Some(authorities.servers.certificate_pem().to_owned());
         self.certificate(&authorities.server())
     }
 
-    /// With TLS, demanding a certificate.
+    /// TLS, requiring a client certificate.
     pub fn mutual(self, authorities: &Authorities) -> Self {
         let mut builder = self.tls(authorities);
         builder.access.client = Some(authorities.client());
         builder.clients(authorities.clients.certificate_pem())
     }
 
-    /// With this certificate of its own.
     pub fn certificate(mut self, credential: &Credential) -> Self {
         self.certificate = Some(credential.clone());
         self
     }
 
-    /// Demanding a certificate of one of these authorities.
+    /// Requires a client certificate of one of these authorities.
     pub fn clients(mut self, authorities_pem: &str) -> Self {
         self.clients_pem = Some(authorities_pem.to_owned());
         self
     }
 
-    /// With another argument of the program, `--name=value`.
+    /// Appends an argument of the program, `--name=value`.
     pub fn argument(mut self, argument: &str) -> Self {
         self.arguments.push(argument.to_owned());
         self
@@ -76,7 +77,7 @@ impl EtcdBuilder {
 
     /// Starts it, and waits until it serves.
     pub async fn start(self) -> Etcd {
-        let ports = Ports::any();
+        let ports = MemberPorts::any();
         let members = ports.member("alone");
         let mut etcd = self.make("alone", ports, members);
         etcd.start().await;
@@ -84,8 +85,8 @@ impl EtcdBuilder {
     }
 
     /// A member that does not run yet.
-    pub(super) fn make(&self, name: &str, ports: Ports, members: String) -> Etcd {
-        let folder = storage::folder();
+    pub(super) fn make(&self, name: &str, ports: MemberPorts, members: String) -> Etcd {
+        let folder = data_folder();
         let mut arguments = self.arguments.clone();
         if let Some(credential) = &self.certificate {
             write_credential(folder.path(), credential);
@@ -100,7 +101,7 @@ impl EtcdBuilder {
             folder,
             client: ports.client,
             peer: ports.peer,
-            door: ports.door,
+            test_port: ports.test_port,
             members,
             tls: self.certificate.is_some(),
             password: None,
@@ -117,25 +118,24 @@ impl EtcdBuilder {
     }
 }
 
-/// The ports of one member.
-pub(super) struct Ports {
+pub(super) struct MemberPorts {
     client: Reservation,
     peer: Reservation,
-    door: Reservation,
+    test_port: Reservation,
 }
 
-impl Ports {
+impl MemberPorts {
     pub(super) fn any() -> Self {
-        Self { client: Reservation::any(), peer: Reservation::any(), door: Reservation::any() }
+        Self { client: Reservation::any(), peer: Reservation::any(), test_port: Reservation::any() }
     }
 
-    /// As `--initial-cluster` names it.
+    /// As in `--initial-cluster`.
     pub(super) fn member(&self, name: &str) -> String {
         format!("{name}=http://{}", self.peer.address())
     }
 }
 
-/// A handshake meets the old file or the new one, never half of it.
+/// A handshake reads the old file or the new one, never half of it.
 fn replace(folder: &Path, name: &str, text: &str) {
     let new = folder.join(format!("{name}.new"));
     fs::write(&new, text).expect("a file can be written");
@@ -149,4 +149,16 @@ pub(super) fn write_credential(folder: &Path, credential: &Credential) {
 
 pub(super) fn write_clients(folder: &Path, authority_pem: &str) {
     replace(folder, "clients.crt", authority_pem);
+}
+
+/// In memory where there is room, because etcd syncs every write.
+fn data_folder() -> TempDir {
+    let mut builder = tempfile::Builder::new();
+    builder.prefix("countersign-etcd-");
+    let folder = if free_space(MEMORY) >= ROOM { builder.tempdir_in(MEMORY) } else { builder.tempdir() };
+    folder.expect("a temporary folder")
+}
+
+fn free_space(path: &str) -> u64 {
+    statvfs(path).map_or(0, |stat| stat.blocks_available() * stat.fragment_size())
 }

@@ -1,25 +1,23 @@
-//! Three members that elect a leader among themselves.
+//! Three members that elect a leader.
 
-use super::builder::Ports;
+use super::builder::MemberPorts;
 use super::{Access, Etcd, EtcdBuilder, Keys};
-use crate::caller::bounded;
+use crate::client::bounded;
 
-/// A cluster of three.
 pub struct Cluster {
     members: Vec<Etcd>,
-    /// What the members call themselves.
+    /// The members' ids.
     ids: Vec<u64>,
 }
 
 const NAMES: [&str; 3] = ["one", "two", "three"];
 
 impl Cluster {
-    /// Three members of this shape, running.
     pub async fn of_three(builder: EtcdBuilder) -> Self {
-        let ports: Vec<Ports> = NAMES.iter().map(|_| Ports::any()).collect();
+        let ports: Vec<MemberPorts> = NAMES.iter().map(|_| MemberPorts::any()).collect();
         let all: Vec<String> = NAMES.iter().zip(&ports).map(|(name, ports)| ports.member(name)).collect();
         let all = all.join(",");
-        let make = |(name, ports): (&&str, Ports)| builder.make(name, ports, all.clone());
+        let make = |(name, ports): (&&str, MemberPorts)| builder.make(name, ports, all.clone());
         let members = NAMES.iter().zip(ports).map(make).collect();
         let mut cluster = Self { members, ids: Vec::new() };
         cluster.members.iter_mut().for_each(Etcd::spawn);
@@ -30,29 +28,28 @@ impl Cluster {
         cluster
     }
 
-    /// How a control plane gets in: by all members.
+    /// As [`Etcd::access`], through all members.
     pub fn access(&self) -> Access {
         let mut access = self.members[0].access();
         access.hosts = self.members.iter().map(Etcd::url).collect();
         access
     }
 
-    /// One member.
     pub fn member(&mut self, index: usize) -> &mut Etcd {
         &mut self.members[index]
     }
 
-    /// Reads and writes by way of one member.
+    /// A client of the keys, through one member.
     pub async fn keys(&self, index: usize) -> Keys {
         self.members[index].keys().await
     }
 
-    /// Which member leads, as this one sees it, which waits for an election that is under way.
+    /// The leader, as this member sees it; waits for an election to end.
     pub async fn leader(&self, seen_by: usize) -> usize {
         let mut keys = self.keys(seen_by).await;
         let leader = bounded("a leader", async {
             loop {
-                // A linearizable read is answered when there is a leader; an election may break it off.
+                // A linearizable read needs a leader; an election may interrupt it.
                 if keys.try_get("nothing").await.is_ok()
                     && let Some(leader) = keys.leader().await
                 {

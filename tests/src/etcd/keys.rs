@@ -1,10 +1,10 @@
-//! What a test itself reads and writes in etcd, beside the control plane: as another program would, or an operator.
+//! Reads and writes etcd's keys as another program or an operator would.
 
 use std::time::Duration;
 
 use etcd_client::{Client, ConnectOptions, DeleteOptions, EventType, GetOptions, Txn, TxnOp, WatchOptions};
 
-use crate::caller::bounded;
+use crate::client::bounded;
 
 /// A connection to one member. Cheap to clone.
 #[derive(Clone)]
@@ -12,24 +12,18 @@ pub struct Keys {
     client: Client,
 }
 
-/// A key as etcd has it.
+/// A key and its value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
-    /// The whole key.
     pub key: String,
-    /// Its value.
     pub value: Vec<u8>,
     /// The revision that last changed it.
     pub modified: u64,
-    /// The lease it ends with; 0 for none.
+    /// 0 without one.
     pub lease: i64,
 }
 
 impl Entry {
-    /// The value as JSON.
-    ///
-    /// # Panics
-    /// When it is not.
     pub fn json(&self) -> serde_json::Value {
         serde_json::from_slice(&self.value).unwrap_or_else(|problem| {
             panic!("{}: {problem}: {}", self.key, String::from_utf8_lossy(&self.value))
@@ -37,14 +31,12 @@ impl Entry {
     }
 }
 
-/// One change in etcd's own history.
+/// One change in etcd's history.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Change {
-    /// The revision it made.
     pub revision: u64,
-    /// The whole key.
     pub key: String,
-    /// The value, or nothing when the key was removed.
+    /// `None` when the key was removed.
     pub value: Option<Vec<u8>>,
 }
 
@@ -66,7 +58,7 @@ impl Keys {
         Self { client: client.unwrap_or_else(|problem| panic!("{url}: {problem}")) }
     }
 
-    /// Writes, and gives the revision.
+    /// Gives the revision.
     pub async fn put(&mut self, key: &str, value: impl Into<Vec<u8>>) -> u64 {
         let answer = bounded("a put", self.client.put(key, value, None)).await;
         unsigned(
@@ -78,7 +70,7 @@ impl Keys {
         )
     }
 
-    /// Removes, and gives the revision.
+    /// Gives the revision.
     pub async fn delete(&mut self, key: &str) -> u64 {
         let answer = bounded("a delete", self.client.delete(key, None)).await;
         unsigned(
@@ -90,7 +82,7 @@ impl Keys {
         )
     }
 
-    /// Writes all of these in one revision, and gives it.
+    /// Writes all in one revision, and gives it.
     pub async fn put_all(&mut self, entries: &[(String, String)]) -> u64 {
         let puts: Vec<_> =
             entries.iter().map(|(key, value)| TxnOp::put(key.as_str(), value.as_str(), None)).collect();
@@ -99,30 +91,29 @@ impl Keys {
         unsigned(answer.header().expect("a header").revision())
     }
 
-    /// Removes every key below this in one revision, and gives it.
-    pub async fn delete_below(&mut self, prefix: &str) -> u64 {
+    /// Removes every key with this prefix in one revision, and gives it.
+    pub async fn delete_prefix(&mut self, prefix: &str) -> u64 {
         let options = DeleteOptions::new().with_prefix();
         let answer = bounded("a delete", self.client.delete(prefix, Some(options))).await;
         let answer = answer.unwrap_or_else(|problem| panic!("delete {prefix}: {problem}"));
         unsigned(answer.header().expect("a header").revision())
     }
 
-    /// One key.
     pub async fn get(&mut self, key: &str) -> Option<Entry> {
         self.try_get(key).await.unwrap_or_else(|problem| panic!("get {key}: {problem}"))
     }
 
-    /// One key, if there is a leader to ask.
+    /// One key, if the cluster has a leader.
     ///
     /// # Errors
-    /// etcd's words.
+    /// Any error of etcd.
     pub async fn try_get(&mut self, key: &str) -> Result<Option<Entry>, etcd_client::Error> {
         let answer = bounded("a get", self.client.get(key, None)).await?;
         Ok(answer.kvs().first().map(entry))
     }
 
-    /// Every key below this, in order.
-    pub async fn below(&mut self, prefix: &str) -> Vec<Entry> {
+    /// Every key with this prefix, in order.
+    pub async fn with_prefix(&mut self, prefix: &str) -> Vec<Entry> {
         let answer = bounded("a get", self.client.get(prefix, Some(GetOptions::new().with_prefix()))).await;
         answer.unwrap_or_else(|problem| panic!("get {prefix}: {problem}")).kvs().iter().map(entry).collect()
     }
@@ -130,8 +121,8 @@ impl Keys {
     /// The revision that last changed a document below `/apisix/`. The cluster's own is newer:
     /// control planes write reports.
     pub async fn documents_revision(&mut self) -> u64 {
-        let documents = self.below("/apisix/").await;
-        // Reports and the names of nodes.
+        let documents = self.with_prefix("/apisix/").await;
+        // The prefix of reports and of the names of nodes.
         let ours = "/apisix/countersign/control_plane";
         documents
             .iter()
@@ -141,19 +132,19 @@ impl Keys {
             .unwrap_or(0)
     }
 
-    /// The cluster's revision.
     pub async fn revision(&mut self) -> u64 {
         let answer = bounded("a get", self.client.get("nothing", None)).await.expect("etcd answers");
         unsigned(answer.header().expect("a header").revision())
     }
 
-    /// Forgets everything before this revision.
+    /// Compacts everything before this revision.
     pub async fn compact(&mut self, revision: u64) {
         let revision = i64::try_from(revision).expect("a small number");
         bounded("a compaction", self.client.compact(revision, None)).await.expect("etcd compacts");
     }
 
-    /// Every change below `prefix` from revision `from` up to `to` (which must be a change there), in etcd's order.
+    /// Every change with this prefix from revision `from` up to `to` (which must be a change
+    /// there), in etcd's order.
     pub async fn history(&mut self, prefix: &str, from: u64, to: u64) -> Vec<Change> {
         let options = WatchOptions::new()
             .with_prefix()

@@ -1,14 +1,13 @@
-//! An upstream that is a bare socket: it records requests as bytes and sends the bytes that a test wrote.
+//! An upstream on a bare socket: it records requests as bytes and sends bytes that a test wrote.
 //!
-//! It knows just enough of HTTP/1 to find the end of a request. What it sends is not checked: answers that break the
-//! protocol are what it is for.
+//! It knows enough of HTTP/1 to find the end of a request. Its responses may break the protocol.
 
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustls::{ServerConfig, SupportedProtocolVersion};
+use rustls::SupportedProtocolVersion;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
@@ -16,75 +15,71 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
-use crate::caller::bounded;
+use crate::client::bounded;
 use crate::credentials::Credential;
+use crate::tls::server_config;
 
-/// A request as it came over the wire.
+/// A request as received.
 #[derive(Clone, Debug)]
 pub struct RawRequest {
-    /// The connection it came on; the first is 1.
+    /// The number of its connection; the first is 1.
     pub connection: usize,
     /// The request line and the header fields, up to the empty line.
     pub head: String,
-    /// All that followed, its chunked coding included.
+    /// The rest, with its chunked coding.
     pub body: String,
 }
 
 impl RawRequest {
-    /// The values of a header field, in order; the name is compared without case.
+    /// The values of a header field in order; names compare without case.
     pub fn values(&self, name: &str) -> Vec<&str> {
         let fields = self.head.lines().skip(1).filter_map(|line| line.split_once(':'));
         fields.filter(|(found, _)| found.eq_ignore_ascii_case(name)).map(|(_, value)| value.trim()).collect()
     }
 
-    /// The method.
     pub fn method(&self) -> &str {
         self.head.split(' ').next().unwrap_or_default()
     }
 
-    /// The request target.
     pub fn target(&self) -> &str {
         self.head.split(' ').nth(1).unwrap_or_default()
     }
 
-    /// The HTTP version of the request line.
     pub fn version(&self) -> &str {
         self.head.lines().next().and_then(|line| line.rsplit(' ').next()).unwrap_or_default()
     }
 }
 
-/// What becomes of the connection after an answer.
+/// What happens to the connection after a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Then {
+pub enum AfterResponse {
     /// It stays open for the next request.
     Keep,
-    /// The socket ends with FIN; within TLS without close_notify.
+    /// FIN; within TLS without close_notify.
     Fin,
-    /// close_notify, then FIN. In clear text the same as [`Then::Fin`].
+    /// close_notify, then FIN. In clear text the same as [`AfterResponse::Fin`].
     CloseNotify,
-    /// The socket ends with RST.
+    /// RST.
     Reset,
 }
 
-/// What a test has the upstream do with a request.
+/// The response to a request.
 #[derive(Clone, Debug)]
-pub struct Answer {
-    /// Every byte that is sent.
+pub struct RawResponse {
     pub bytes: Vec<u8>,
-    /// Sent as soon as the head has come; the body is not read.
+    /// Sent after the head, without reading the body.
     pub early: bool,
-    /// What becomes of the connection.
-    pub then: Then,
+    pub then: AfterResponse,
 }
 
-impl Answer {
-    /// These bytes, after the whole request; the connection stays open.
+impl RawResponse {
+    /// Sent after the whole request; the connection stays open.
     pub fn keep(bytes: impl Into<Vec<u8>>) -> Self {
-        Self { bytes: bytes.into(), early: false, then: Then::Keep }
+        Self { bytes: bytes.into(), early: false, then: AfterResponse::Keep }
     }
 
     /// Ends the connection this way afterwards.
-    pub fn then(mut self, then: Then) -> Self {
+    pub fn then(mut self, then: AfterResponse) -> Self {
         self.then = then;
         self
     }
@@ -96,10 +91,10 @@ impl Answer {
     }
 }
 
-/// Decides on an answer when the head of a request has come; its body is still empty then.
-type Script = dyn Fn(&RawRequest) -> Answer + Send + Sync;
+/// Chooses a response when the head of a request has arrived; its body is still empty then.
+type Respond = dyn Fn(&RawRequest) -> RawResponse + Send + Sync;
 
-/// A running upstream; it ends with this value.
+/// A running upstream; dropping it ends it.
 pub struct RawUpstream {
     address: SocketAddr,
     requests: UnboundedReceiver<RawRequest>,
@@ -107,28 +102,22 @@ pub struct RawUpstream {
 }
 
 impl RawUpstream {
-    /// In clear text, on a free port.
-    pub async fn plain(script: impl Fn(&RawRequest) -> Answer + Send + Sync + 'static) -> Self {
+    /// In clear text.
+    pub async fn plain(script: impl Fn(&RawRequest) -> RawResponse + Send + Sync + 'static) -> Self {
         Self::start(None, Arc::new(script)).await
     }
 
-    /// Within TLS of these versions, on a free port.
+    /// Over TLS of these versions.
     pub async fn tls(
         credential: &Credential,
         versions: &[&'static SupportedProtocolVersion],
-        script: impl Fn(&RawRequest) -> Answer + Send + Sync + 'static,
+        script: impl Fn(&RawRequest) -> RawResponse + Send + Sync + 'static,
     ) -> Self {
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let config = ServerConfig::builder_with_provider(provider)
-            .with_protocol_versions(versions)
-            .expect("the versions are supported")
-            .with_no_client_auth()
-            .with_single_cert(credential.chain(), credential.key())
-            .expect("the key is its certificate's");
+        let config = server_config(versions, credential, None);
         Self::start(Some(TlsAcceptor::from(Arc::new(config))), Arc::new(script)).await
     }
 
-    async fn start(acceptor: Option<TlsAcceptor>, script: Arc<Script>) -> Self {
+    async fn start(acceptor: Option<TlsAcceptor>, script: Arc<Respond>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("a listener has an address");
         let (seen, requests) = unbounded_channel();
@@ -136,20 +125,16 @@ impl RawUpstream {
         Self { address, requests, task }
     }
 
-    /// Where it listens.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// The next request whose head has come, with its body unless it was answered early.
-    ///
-    /// # Panics
-    /// When none comes.
+    /// The next request, with its body unless the response was early.
     pub async fn request(&mut self) -> RawRequest {
         bounded("a request at the upstream", self.requests.recv()).await.expect("the upstream runs")
     }
 
-    /// The requests that have come and were not looked at yet.
+    /// The requests that arrived and were not taken yet.
     pub fn waiting(&mut self) -> Vec<RawRequest> {
         std::iter::from_fn(|| self.requests.try_recv().ok()).collect()
     }
@@ -164,7 +149,7 @@ impl Drop for RawUpstream {
 async fn accept(
     listener: TcpListener,
     acceptor: Option<TlsAcceptor>,
-    script: Arc<Script>,
+    script: Arc<Respond>,
     seen: UnboundedSender<RawRequest>,
 ) {
     let mut connections = JoinSet::new();
@@ -180,7 +165,7 @@ async fn accept(
                     Err(_) => return,
                 },
             };
-            // A gateway that hangs up is no failure of the upstream; the test sees what it did.
+            // The gateway may close the connection; the test sees what it did.
             let _ = serve(wire, connection, &*script, &seen).await;
         });
     }
@@ -189,7 +174,7 @@ async fn accept(
 async fn serve(
     mut wire: Wire,
     connection: usize,
-    script: &Script,
+    script: &Respond,
     seen: &UnboundedSender<RawRequest>,
 ) -> io::Result<()> {
     let mut read = Vec::new();
@@ -210,22 +195,22 @@ async fn serve(
         let _ = seen.send(request);
         wire.write(&answer.bytes).await?;
         match answer.then {
-            // What follows is the rest of that request, not another one.
-            Then::Keep if answer.early => loop {
+            // The rest belongs to that request.
+            AfterResponse::Keep if answer.early => loop {
                 wire.read(&mut read).await?;
             },
-            Then::Keep => {}
+            AfterResponse::Keep => {}
             then => return wire.end(then).await,
         }
     }
 }
 
-/// Reads what the request's framing fields announce.
+/// Reads the body by the request's framing fields.
 async fn body(wire: &mut Wire, read: &mut Vec<u8>, request: &RawRequest) -> io::Result<Vec<u8>> {
     const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
     let end = if !request.values("transfer-encoding").is_empty() {
         loop {
-            // The bodies that tests send do not look like it.
+            // No test's body contains it.
             if let Some(at) = find(read, LAST_CHUNK) {
                 break at + LAST_CHUNK.len();
             }
@@ -271,18 +256,66 @@ impl Wire {
         }
     }
 
-    async fn end(self, how: Then) -> io::Result<()> {
+    async fn end(self, how: AfterResponse) -> io::Result<()> {
         let mut tcp = match self {
             Self::Plain(tcp) => tcp,
-            Self::Tls(mut tls) if how == Then::CloseNotify => return tls.shutdown().await,
+            Self::Tls(mut tls) if how == AfterResponse::CloseNotify => return tls.shutdown().await,
             Self::Tls(tls) => tls.into_inner().0,
         };
-        if how == Then::Reset {
+        if how == AfterResponse::Reset {
             return socket2::SockRef::from(&tcp).set_linger(Some(Duration::ZERO));
         }
         tcp.shutdown().await?;
-        // What the gateway still sends is read, so that the FIN is not followed by a RST.
+        // Reads the rest, so that no RST follows the FIN.
         while tcp.read(&mut [0; 4096]).await? > 0 {}
         Ok(())
+    }
+}
+
+/// An upstream that responds to requests without bodies with their head, byte for byte.
+pub struct HeadEcho {
+    address: SocketAddr,
+    task: JoinHandle<()>,
+}
+
+impl HeadEcho {
+    pub async fn start() -> Self {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a free port");
+        let address = listener.local_addr().expect("a listener has an address");
+        let task = tokio::spawn(async move {
+            let mut connections = JoinSet::new();
+            while let Ok((stream, _)) = listener.accept().await {
+                connections.spawn(echo_heads(stream));
+            }
+        });
+        Self { address, task }
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+}
+
+impl Drop for HeadEcho {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn echo_heads(mut stream: TcpStream) {
+    let mut got = Vec::new();
+    let mut buffer = [0; 4096];
+    loop {
+        while let Some(end) = got.windows(4).position(|four| four == b"\r\n\r\n") {
+            let head: Vec<u8> = got.drain(..end + 4).collect();
+            let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", head.len());
+            if stream.write_all(&[answer.as_bytes(), &head].concat()).await.is_err() {
+                return;
+            }
+        }
+        match stream.read(&mut buffer).await {
+            Ok(0) | Err(_) => return,
+            Ok(read) => got.extend_from_slice(&buffer[..read]),
+        }
     }
 }

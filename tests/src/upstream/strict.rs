@@ -1,6 +1,7 @@
-//! The strictness of nginx's `ssl_verify_client on`: every handshake succeeds, and what the client showed is judged by request.
+//! nginx's `ssl_verify_client on`: every handshake succeeds, and each request is checked by the
+//! client's certificate.
 //!
-//! [`super::Upstream::strict`] answers 400 where [`accepts`] says no.
+//! [`super::Upstream::strict`] responds with 400 to clients that [`accepts`] rejects.
 
 use std::sync::Arc;
 
@@ -9,11 +10,11 @@ use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{DigitallySignedStruct, DistinguishedName, Error, SignatureScheme};
 
-/// Asks for a certificate, lets everybody through, and insists only that the key is the certificate's.
+/// Requests a certificate and accepts any whose key signed the handshake.
 #[derive(Debug)]
 pub(super) struct Lenient(pub(super) Arc<dyn ClientCertVerifier>);
 
-/// Whether the judge would have let this chain through.
+/// Whether the verifier accepts this chain.
 pub(super) fn accepts(judge: &Arc<dyn ClientCertVerifier>, chain: Option<&[CertificateDer<'_>]>) -> bool {
     let Some((leaf, sent)) = chain.and_then(<[_]>::split_first) else { return false };
     judge.verify_client_cert(leaf, sent, UnixTime::now()).is_ok()

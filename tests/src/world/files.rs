@@ -12,7 +12,7 @@ use crate::etcd::Access;
 use crate::settings::merge;
 
 impl World {
-    /// Writes one program's file and gives its path.
+    /// Writes the settings of one program; gives the path.
     pub fn write_config(&self, name: &str) -> PathBuf {
         let mut settings = self.settings.clone();
         let node = self.nodes.iter().find(|node| node.name == name);
@@ -45,15 +45,15 @@ impl World {
             }),
         );
         let path = self.folder().join(format!("{name}.yaml"));
-        // JSON is YAML: the text needs no printer of its own.
+        // JSON is YAML.
         fs::write(&path, format!("{settings:#}\n")).expect("the settings can be written");
-        // They hold an admin key.
+        // The settings hold an admin key.
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("a mode can be set");
         path
     }
 
-    /// Where data planes find the control planes. A control plane reads this too, before it knows its own port: then it
-    /// names one that is never served.
+    /// The control planes' push addresses. A control plane reads them, too, before it knows its own
+    /// port: then they hold one that is never served.
     fn dialled(&self) -> Vec<String> {
         let dialled = self.controls.iter().map(|control| match control.known_port("push") {
             0 => "127.0.0.1:1".to_owned(),
@@ -74,7 +74,7 @@ impl World {
         self.write("upstream-ca.crt", credentials.upstreams.certificate_pem());
     }
 
-    /// What the settings of an etcd name.
+    /// Writes the files that the settings of an etcd name.
     pub(super) fn write_access(&self, access: &Access) {
         if let Some(authority) = &access.authority_pem {
             self.write("etcd-ca.crt", authority);
@@ -84,14 +84,12 @@ impl World {
         }
     }
 
-    /// Writes `name.crt` and `name.key` into the world's folder.
     pub fn write_credential(&self, name: &str, credential: &Credential) {
         self.write(&format!("{name}.crt"), &credential.certificate_pem);
         let key = self.write(&format!("{name}.key"), &credential.key_pem);
         fs::set_permissions(key, fs::Permissions::from_mode(0o600)).expect("a mode can be set");
     }
 
-    /// Writes a file into the world's folder.
     pub fn write(&self, name: &str, text: &str) -> PathBuf {
         let path = self.folder().join(name);
         fs::write(&path, text).expect("a file can be written");

@@ -1,7 +1,7 @@
-//! One program's place in a world: its process while it runs, its ports while it does not, and its log over all its lives.
+//! One program of a world: its process while it runs, its ports while it does not, and its log over
+//! all starts.
 
 use std::net::SocketAddr;
-use std::path::Path;
 use std::process::ExitStatus;
 
 use serde_json::Value;
@@ -9,7 +9,6 @@ use serde_json::Value;
 use crate::ports::Reservation;
 use crate::process::{Launch, Log, Process};
 
-/// Which of the two programs.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Program {
     Control,
@@ -17,13 +16,6 @@ pub(super) enum Program {
 }
 
 impl Program {
-    fn executable(self) -> &'static str {
-        match self {
-            Self::Control => "controlplane",
-            Self::Node => "dataplane",
-        }
-    }
-
     fn listeners(self) -> &'static [&'static str] {
         match self {
             Self::Control => &["admin", "push", "status"],
@@ -32,14 +24,13 @@ impl Program {
     }
 }
 
-/// One program's place in a world, running or not.
 pub(super) struct Plane {
     program: Program,
     pub(super) name: String,
     process: Option<Process>,
-    /// The addresses it had when it was first ready: a restart takes them again.
+    /// The addresses of its first start, which later ones use again.
     addresses: Option<Value>,
-    /// Held while it is down, so that nobody else gets its ports.
+    /// Reserve its ports while it is down.
     held: Vec<Reservation>,
     pub(super) log: Log,
 }
@@ -60,7 +51,7 @@ impl Plane {
         })
     }
 
-    /// 0 before it was first ready.
+    /// 0 before its first start.
     pub(super) fn known_port(&self, listener: &str) -> u16 {
         if self.addresses.is_some() { self.address(listener, 0).port() } else { 0 }
     }
@@ -69,12 +60,12 @@ impl Plane {
         self.process.as_ref().unwrap_or_else(|| panic!("{} is not running", self.name))
     }
 
-    /// The process, to be ended by whoever takes it.
+    /// Hands the process over.
     pub(super) fn take(&mut self) -> Process {
         self.process.take().unwrap_or_else(|| panic!("{} is not running", self.name))
     }
 
-    /// Before its first start: ports that nobody listens at yet.
+    /// Reserves ports before the first start.
     pub(super) fn reserve(&mut self) {
         let listeners = self.program.listeners();
         self.held = listeners.iter().map(|_| Reservation::any()).collect();
@@ -85,19 +76,9 @@ impl Plane {
         self.addresses = Some(Value::Object(addresses.collect()));
     }
 
-    pub(super) async fn start(
-        &mut self,
-        config: &Path,
-        arguments: &[&str],
-        environment: &[(String, String)],
-        script: Option<&str>,
-    ) {
-        let mut environment = environment.to_vec();
-        environment.push(("NAME".to_owned(), self.name.clone()));
+    pub(super) async fn start(&mut self, launch: Launch<'_>, script: Option<&str>) {
         let launcher = script.map(|script| ["bash", "-c", script, "bash"]);
         let launcher = launcher.as_ref().map_or(&[][..], |launcher| launcher);
-        let launch =
-            Launch::new(self.program.executable(), config).arguments(arguments).environment(&environment);
         let process = launch.through(launcher).start(&self.log).await;
         self.addresses.get_or_insert_with(|| process.ready().clone());
         self.process = Some(process);
@@ -115,13 +96,12 @@ impl Plane {
         status
     }
 
-    /// After its end: nobody else may take its ports until it is back.
+    /// Reserves its ports until the next start.
     fn hold(&mut self) {
         let listeners = self.program.listeners().iter();
         self.held = listeners.map(|listener| Reservation::of(self.address(listener, 0))).collect();
     }
 
-    /// For the message of a failed test.
     pub(super) fn print_log(&self) {
         self.log.print(&self.name);
     }

@@ -1,10 +1,9 @@
-//! Who a client is by its address, and what a request from outside may claim: raw bytes from several addresses of this machine,
-//! and an upstream that reports the headers it got.
+//! The client's address behind proxies, and claims in request headers: raw requests from several
+//! local addresses, and an upstream that reports the headers it received.
 
 use std::net::SocketAddr;
 
-use e2e::caller::{Http, bounded, full};
-use e2e::documents::route;
+use e2e::client::{Http, bounded, full};
 use e2e::ports::Reservation;
 use e2e::process::run_to_end;
 use e2e::raw;
@@ -15,11 +14,11 @@ use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpSocket, TcpStream};
 
-/// A client that the settings of these tests trust with nothing.
-const STRANGER: &str = "127.0.0.1";
-/// A proxy of `real_ip_from`.
+/// A client that no trust setting lists.
+const UNTRUSTED: &str = "127.0.0.1";
+/// A proxy in `real_ip_from`.
 const PROXY: &str = "127.0.0.2";
-/// A proxy of `trusted_addresses`.
+/// A proxy in `trusted_addresses`.
 const TRUSTED: &str = "127.0.0.3";
 
 async fn connect(world: &World, from: &str) -> TcpStream {
@@ -28,7 +27,7 @@ async fn connect(world: &World, from: &str) -> TcpStream {
     bounded("the gateway accepts", socket.connect(world.http())).await.unwrap()
 }
 
-/// Sends the lines of a head, as they are, and reads the answer to its end.
+/// Sends the lines of a request head unchanged and reads the whole response.
 async fn ask(world: &World, from: &str, path: &str, lines: &str) -> String {
     let mut stream = connect(world, from).await;
     let head = format!("GET {path} HTTP/1.1\r\nHost: app.test:8080\r\nConnection: close\r\n{lines}\r\n");
@@ -42,7 +41,7 @@ fn body(answer: &str) -> Value {
     serde_json::from_str(body).unwrap_or_else(|_| panic!("{answer}"))
 }
 
-/// The headers that the upstream got.
+/// The headers that the upstream received.
 async fn seen(world: &World, from: &str, lines: &str) -> Value {
     body(&ask(world, from, "/", lines).await)["headers"].take()
 }
@@ -66,14 +65,14 @@ fn real_ip(header: &str, recursive: &str) -> Value {
 }
 
 #[tokio::test]
-async fn routes_variables_headers_and_logs_use_the_named_client() {
+async fn routes_variables_headers_and_logs_use_the_real_ip() {
     let (world, upstream) = world_with(real_ip("X-Forwarded-For", "on")).await;
     let to = |more: Value| {
         let mut document = json!({"upstream": {"nodes": {upstream.address().to_string(): 1}}});
         document.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
         document
     };
-    let told = "$remote_addr|$remote_port|$realip_remote_addr";
+    let template = "$remote_addr|$remote_port|$realip_remote_addr";
     world
         .apply(&[
             ("routes/net", to(json!({"uri": "/net", "remote_addrs": ["192.0.2.0/24"]}))),
@@ -82,9 +81,9 @@ async fn routes_variables_headers_and_logs_use_the_named_client() {
                 to(json!({"uri": "/vars", "vars": [["remote_addr", "ipmatch", ["192.0.2.0/24"]]]})),
             ),
             (
-                "routes/told",
+                "routes/forwarded",
                 to(json!({
-                    "uri": "/told", "plugins": {"proxy-rewrite": {"headers": {"set": {"X-Told": told}}}},
+                    "uri": "/forwarded", "plugins": {"proxy-rewrite": {"headers": {"set": {"X-Address": template}}}},
                 })),
             ),
             ("routes/all", to(json!({"uri": "/elsewhere"}))),
@@ -100,29 +99,30 @@ async fn routes_variables_headers_and_logs_use_the_named_client() {
             (PROXY, "X-Real-IP: 192.0.2.7\r\n", false),
             (PROXY, "X_Forwarded_For: 192.0.2.7\r\n", false),
             (PROXY, "", false),
-            (STRANGER, client, false),
+            (UNTRUSTED, client, false),
         ] {
             let answer = ask(&world, from, path, lines).await;
             let status = if found { "HTTP/1.1 200" } else { "HTTP/1.1 404" };
             assert!(answer.starts_with(status), "{path} {from} {lines}: {answer}");
         }
     }
-    let headers = body(&ask(&world, PROXY, "/told", client).await)["headers"].take();
-    assert_eq!(headers["x-told"], format!("192.0.2.7||{PROXY}"));
+    let headers = body(&ask(&world, PROXY, "/forwarded", client).await)["headers"].take();
+    assert_eq!(headers["x-address"], format!("192.0.2.7||{PROXY}"));
     assert_eq!(headers["x-real-ip"], "192.0.2.7");
     assert_eq!(headers["x-forwarded-for"], "6.6.6.6, 192.0.2.7, 127.0.0.2, 192.0.2.7");
     let headers =
-        body(&ask(&world, PROXY, "/told", "X-Forwarded-For: [2001:db8::7]:443\r\n").await)["headers"].take();
-    assert_eq!(headers["x-told"], format!("2001:db8::7|443|{PROXY}"));
-    let headers = body(&ask(&world, STRANGER, "/told", client).await)["headers"].take();
-    assert_eq!(headers["x-real-ip"], STRANGER);
+        body(&ask(&world, PROXY, "/forwarded", "X-Forwarded-For: [2001:db8::7]:443\r\n").await)["headers"]
+            .take();
+    assert_eq!(headers["x-address"], format!("2001:db8::7|443|{PROXY}"));
+    let headers = body(&ask(&world, UNTRUSTED, "/forwarded", client).await)["headers"].take();
+    assert_eq!(headers["x-real-ip"], UNTRUSTED);
 
     ask(&world, PROXY, "/nowhere", "X-Forwarded-For: 203.0.113.5\r\n").await;
     world.node_log().line_with(&["no_route", "203.0.113.5 via 127.0.0.2:"]).await;
 }
 
 #[tokio::test]
-async fn each_request_of_a_connection_has_its_own_client() {
+async fn each_request_of_a_connection_has_its_own_real_ip() {
     let (world, _upstream) = world_with(real_ip("X-Real-IP", "off")).await;
     let mut stream = connect(&world, PROXY).await;
     let head = |line: &str| format!("GET / HTTP/1.1\r\nHost: a\r\n{line}\r\n");
@@ -138,18 +138,13 @@ async fn each_request_of_a_connection_has_its_own_client() {
 }
 
 #[tokio::test]
-async fn over_tls_and_h2_the_client_is_named_too() {
+async fn the_real_ip_is_used_over_tls_and_h2() {
     let mut settings = real_ip("CF-Connecting-IP", "off");
     settings["nginx_config"]["http"]["real_ip_from"] = json!(["127.0.0.0/8"]);
     let (world, upstream) = world_with(settings).await;
-    world
-        .apply(&[
-            ("ssls/app", world.open_site()),
-            ("routes/app", route("app.test", "/*", &[upstream.address()])),
-        ])
-        .await;
+    world.serve(world.open_site(), &upstream).await;
     for http in [Http::One, Http::Two] {
-        let mut session = world.caller("app.test").http(http).connect().await.unwrap();
+        let mut session = world.client("app.test").http(http).connect().await.unwrap();
         let mut request = session.request(Method::GET, "/", full(""));
         request.headers_mut().insert("cf-connecting-ip", "192.0.2.7".parse().unwrap());
         let headers = session.fetch(request).await.unwrap().json()["headers"].take();
@@ -162,17 +157,17 @@ async fn over_tls_and_h2_the_client_is_named_too() {
 }
 
 #[tokio::test]
-async fn by_default_nobody_names_the_client() {
+async fn by_default_no_peer_sets_the_real_ip() {
     let (world, _upstream) = world_with(json!({})).await;
-    let headers = seen(&world, STRANGER, "X-Real-IP: 192.0.2.7\r\nX-Forwarded-For: 192.0.2.8\r\n").await;
-    assert_eq!(headers["x-real-ip"], STRANGER);
-    assert_eq!(headers["x-forwarded-for"], format!("192.0.2.8, {STRANGER}"));
+    let headers = seen(&world, UNTRUSTED, "X-Real-IP: 192.0.2.7\r\nX-Forwarded-For: 192.0.2.8\r\n").await;
+    assert_eq!(headers["x-real-ip"], UNTRUSTED);
+    assert_eq!(headers["x-forwarded-for"], format!("192.0.2.8, {UNTRUSTED}"));
 }
 
 #[tokio::test]
-async fn settings_that_name_no_proxy_end_the_start() {
+async fn invalid_real_ip_settings_fail_the_start() {
     let (world, _upstream) = world_with(json!({})).await;
-    for (http, told) in [
+    for (http, message) in [
         (json!({"real_ip_header": "proxy_protocol"}), "the PROXY protocol is not supported"),
         (json!({"real_ip_from": ["lb.example"]}), "names are not looked up"),
         (json!({"real_ip_recursive": "maybe"}), "expected on or off"),
@@ -183,33 +178,33 @@ async fn settings_that_name_no_proxy_end_the_start() {
             let arguments = [check, &[path.to_str().unwrap()]].concat();
             let ended = run_to_end(program, &arguments, world.folder()).await;
             let text = format!("{}{}", ended.stdout, ended.stderr);
-            assert!(!ended.status.success() && text.contains(told), "{program} {http}: {text}");
+            assert!(!ended.status.success() && text.contains(message), "{program} {http}: {text}");
         }
     }
 }
 
-/// Claims of every kind, as clients of raw sockets would send them.
+/// Identity claims of every kind, in the spellings of raw clients.
 const FORGED: &str = "X-ARR-ClientCert: forged\r\nX-Forwarded-Cert: forged\r\nX-Forwarded-SSL-Client-Cert: forged\r\n\
     X-Forwarded-SSL-Client-S-DN: forged\r\nCf-Client-Cert-Der-Base64: forged\r\nCf-Client-Cert-Sha256: forged\r\n\
     Remote-User: forged\r\nREMOTE_USER: forged\r\nX-Remote-User: forged\r\nX.Remote.User: forged\r\nX-Forwarded-User: forged\r\n\
     X-SSL-Client-Verify: forged\r\nX_SSL_Client_S_DN: forged\r\nSSL_CLIENT_S_DN: forged\r\nX-Amzn-Mtls-Clientcert: forged\r\n\
     X-Client-Cert-Present: forged\r\nX-Consumer-Username: forged\r\n$WSCC: forged\r\n$WSRU: forged\r\n";
-/// Addresses and schemes, which a trusted proxy may send.
+/// Address and scheme headers, which a trusted proxy may send.
 const ADDRESSES: &str = "True-Client-IP: forged\r\nCF_Connecting_IP: forged\r\nX-Client-IP: forged\r\n\
     X-Original-Forwarded-For: forged\r\nX-Azure.ClientIP: forged\r\n";
-/// What we set, in other spellings.
+/// Headers that the gateway sets, in other spellings.
 const SPELT: &str = "X_Forwarded_For: forged\r\nX-Forwarded_For: forged\r\nX-Real_IP: forged\r\nX.Real.IP: forged\r\n\
     X_Forwarded_Proto: forged\r\nX-Forwarded_Host: forged\r\nX~Forwarded~Port: forged\r\nContent_Length: forged\r\n\
     Transfer_Encoding: forged\r\n";
 
 #[tokio::test]
-async fn claims_from_outside_reach_no_upstream() {
+async fn client_claims_reach_no_upstream() {
     let (world, upstream) = world_with(json!({"apisix": {"trusted_addresses": [TRUSTED]}})).await;
     for lines in [FORGED, ADDRESSES, SPELT] {
-        let headers = seen(&world, STRANGER, lines).await;
+        let headers = seen(&world, UNTRUSTED, lines).await;
         assert!(!headers.to_string().contains("forged"), "{headers:#}");
     }
-    // A trusted proxy names addresses, never identities, and its headers have one spelling.
+    // A trusted proxy may send addresses but no identities, in one spelling only.
     for lines in [FORGED, SPELT] {
         let headers = seen(&world, TRUSTED, lines).await;
         assert!(!headers.to_string().contains("forged"), "{headers:#}");
@@ -217,15 +212,15 @@ async fn claims_from_outside_reach_no_upstream() {
     let headers = seen(&world, TRUSTED, ADDRESSES).await;
     assert_eq!(headers.to_string().matches("forged").count(), 5, "{headers:#}");
 
-    // What a route sets and adds comes from nobody else, and nothing slips past by `Connection`.
+    // The client cannot supply headers that the route sets, nor hide them by `Connection`.
     let set = json!({"headers": {"set": {"Remote-User": "ours"}, "add": {"X-Seen-By": "$http_x_real_ip"}}});
     let nodes = json!({upstream.address().to_string(): 1});
     let document = json!({"uri": "/set", "upstream": {"nodes": nodes}, "plugins": {"proxy-rewrite": set}});
     world.apply(&[("routes/set", document)]).await;
     let listed = "Connection: close, Remote-User, X-Real-IP, X_Real_IP\r\n";
     let headers =
-        body(&ask(&world, STRANGER, "/set", &format!("{FORGED}{SPELT}{listed}")).await)["headers"].take();
-    assert_eq!((&headers["remote-user"], &headers["x-seen-by"]), (&json!("ours"), &json!(STRANGER)));
+        body(&ask(&world, UNTRUSTED, "/set", &format!("{FORGED}{SPELT}{listed}")).await)["headers"].take();
+    assert_eq!((&headers["remote-user"], &headers["x-seen-by"]), (&json!("ours"), &json!(UNTRUSTED)));
     assert!(!headers.to_string().contains("forged"), "{headers:#}");
 }
 
@@ -234,7 +229,7 @@ async fn ordinary_headers_reach_the_upstream() {
     let (world, _upstream) = world_with(json!({})).await;
     let lines = "Authorization: Basic YTpi\r\nX-User-Id: 7\r\nX-Auth-Token: t\r\nX_Odd.Name: o\r\nX-Client-Version: 1\r\n\
                  X-Access-Token: a\r\n";
-    let headers = seen(&world, STRANGER, lines).await;
+    let headers = seen(&world, UNTRUSTED, lines).await;
     for (name, value) in [
         ("authorization", "Basic YTpi"),
         ("x-user-id", "7"),
@@ -248,7 +243,7 @@ async fn ordinary_headers_reach_the_upstream() {
 }
 
 #[tokio::test]
-async fn a_trusted_peer_sends_what_it_knows_and_we_the_rest() {
+async fn a_trusted_peer_sends_its_headers_and_we_the_rest() {
     let (world, _upstream) = world_with(json!({"apisix": {"trusted_addresses": [TRUSTED]}})).await;
     let port = world.http().port().to_string();
     let theirs =
@@ -275,17 +270,17 @@ async fn a_trusted_peer_sends_what_it_knows_and_we_the_rest() {
     );
     let headers = seen(
         &world,
-        STRANGER,
+        UNTRUSTED,
         "X-Forwarded-For: 192.0.2.7\r\nX-Forwarded-Proto: forged\r\nForwarded: for=1\r\n",
     )
     .await;
     assert_eq!(
         (&headers["x-forwarded-for"], &headers["x-forwarded-proto"]),
-        (&json!(STRANGER), &json!("http"))
+        (&json!(UNTRUSTED), &json!("http"))
     );
     assert!(headers["forwarded"].is_null());
 
-    // A Host without a port: the listener's.
+    // A Host without a port gets that of the listener.
     let mut stream = connect(&world, TRUSTED).await;
     stream.write_all(b"GET / HTTP/1.1\r\nHost: app.test\r\nConnection: close\r\n\r\n").await.unwrap();
     let answer = String::from_utf8(raw::until_closed(&mut stream).await).unwrap();
@@ -293,7 +288,7 @@ async fn a_trusted_peer_sends_what_it_knows_and_we_the_rest() {
 }
 
 #[tokio::test]
-async fn trust_goes_by_the_connection_not_by_the_named_client() {
+async fn trust_depends_on_the_peer_not_on_the_real_ip() {
     let mut settings = real_ip("X-Forwarded-For", "off");
     settings["apisix"] = json!({"trusted_addresses": ["192.0.2.7"]});
     let (world, _upstream) = world_with(settings).await;
@@ -302,7 +297,7 @@ async fn trust_goes_by_the_connection_not_by_the_named_client() {
     assert_eq!(headers["x-forwarded-for"], "192.0.2.7");
 }
 
-/// The status of an answer, and its `X-APISIX-Upstream-Status`.
+/// The status of a response, and its `X-APISIX-Upstream-Status`.
 async fn upstream_status(world: &World, path: &str) -> (u16, Option<String>) {
     let reply = world.plain("app.test").await.get(path).await.unwrap();
     let shown = reply.headers.get("x-apisix-upstream-status").map(|value| value.to_str().unwrap().to_owned());
@@ -310,7 +305,7 @@ async fn upstream_status(world: &World, path: &str) -> (u16, Option<String>) {
 }
 
 #[tokio::test]
-async fn the_statuses_of_all_tries_are_shown() {
+async fn the_statuses_of_all_attempts_are_reported() {
     for always in [false, true] {
         let (world, upstream) =
             world_with(json!({"apisix": {"show_upstream_status_in_response_header": always}})).await;

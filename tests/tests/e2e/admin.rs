@@ -1,15 +1,15 @@
-//! The Admin API as its users reach it: over mutual TLS, with the key; who is refused, and how.
+//! The Admin API over mutual TLS with an admin key: authorized and denied requests.
 //!
-//! Also what the API must never show or store in clear: private keys.
+//! The API must neither return private keys nor store them in clear.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
 use e2e::admin::{Admin, VIEWER_KEY};
-use e2e::caller::{Caller, Session};
+use e2e::client::{HttpClient, HttpConnection};
 use e2e::credentials::certificates;
-use e2e::curl::curl;
 use e2e::documents::route;
+use e2e::tools::curl;
 use e2e::upstream::Upstream;
 use e2e::world::World;
 use http::{Method, StatusCode};
@@ -20,9 +20,9 @@ async fn control_only() -> World {
 }
 
 #[tokio::test]
-async fn curl_with_certificate_and_key_is_answered_and_everything_less_is_refused() {
+async fn the_admin_api_needs_certificate_and_key() {
     let world = control_only().await;
-    world.write_credential("stranger", &world.credentials.strangers.client("administrator"));
+    world.write_credential("untrusted", &world.credentials.untrusted.client("administrator"));
     let port = world.admin_address().port();
     let (resolve, url) =
         (format!("admin.test:{port}:127.0.0.1"), format!("https://admin.test:{port}/apisix/admin/routes"));
@@ -44,9 +44,9 @@ async fn curl_with_certificate_and_key_is_answered_and_everything_less_is_refuse
     assert_eq!((bare.exit, bare.status), (0, 400), "{bare:?}");
     assert!(bare.body.contains("No required SSL certificate was sent"), "{bare:?}");
 
-    let stranger = call(owned(&["--cert", "stranger.crt", "--key", "stranger.key", "-H", &key])).await;
-    assert_eq!((stranger.exit, stranger.status), (0, 400), "{stranger:?}");
-    assert!(stranger.body.contains("The SSL certificate error"), "{stranger:?}");
+    let untrusted = call(owned(&["--cert", "untrusted.crt", "--key", "untrusted.key", "-H", &key])).await;
+    assert_eq!((untrusted.exit, untrusted.status), (0, 400), "{untrusted:?}");
+    assert!(untrusted.body.contains("The SSL certificate error"), "{untrusted:?}");
 
     let keyless = call(owned(&certificate)).await;
     assert_eq!((keyless.exit, keyless.status), (0, 401), "{keyless:?}");
@@ -65,14 +65,14 @@ async fn an_expired_administrator_and_a_plain_request_get_400() {
     assert_eq!(answer.status, StatusCode::BAD_REQUEST);
     assert!(answer.reply.text().contains("The SSL certificate error"), "{}", answer.reply.text());
 
-    let mut plain = Session::plain(world.admin_address(), "admin.test").await.unwrap();
+    let mut plain = HttpConnection::plain(world.admin_address(), "admin.test").await.unwrap();
     let reply = plain.get("/apisix/admin/routes").await.unwrap();
     assert_eq!(reply.status, StatusCode::BAD_REQUEST);
     assert!(reply.text().contains("The plain HTTP request was sent to HTTPS port"), "{}", reply.text());
 }
 
 #[tokio::test]
-async fn a_viewer_reads_and_does_not_write() {
+async fn a_viewer_may_read_and_not_write() {
     let world = control_only().await;
     let viewer = world.admin().key(Some(VIEWER_KEY));
     assert_eq!(viewer.get("routes").await.status, StatusCode::OK);
@@ -84,7 +84,7 @@ async fn a_viewer_reads_and_does_not_write() {
 }
 
 #[tokio::test]
-async fn a_resource_lives_through_every_method() {
+async fn a_resource_supports_every_method() {
     let world = control_only().await;
     let admin = world.admin();
     let call = |method: Method, path: &'static str, body: Value| {
@@ -154,7 +154,7 @@ async fn private_keys_are_stored_encrypted_and_never_read_back() {
         assert!(values.iter().all(|item| item["value"].get("key").is_none()), "{}", answer.reply.text());
     }
     let secret = world.credentials.site.key_pem.lines().nth(1).expect("a PEM has lines").to_owned();
-    // An acknowledgement says that the node serves the revision; its file follows.
+    // The acknowledgement says that the node serves the revision; its last-good file follows later.
     world.node_log().line_with(&["the last good snapshot is on disk"]).await;
     let logs = [world.control_log().text(), world.node_log().text()].join("\n");
     for (what, bytes) in [
@@ -174,7 +174,7 @@ async fn private_keys_are_stored_encrypted_and_never_read_back() {
 }
 
 #[tokio::test]
-async fn the_fleet_says_who_acknowledged_what() {
+async fn the_fleet_lists_acknowledged_revisions() {
     let world = World::builder().nodes(&["paris", "oslo"]).start().await;
     let upstream = Upstream::plain("plain").await;
     let revision = world.apply(&[("routes/app", route("app.test", "/*", &[upstream.address()]))]).await;
@@ -197,8 +197,8 @@ async fn the_fleet_says_who_acknowledged_what() {
 #[tokio::test]
 async fn the_admin_port_trusts_no_other_authority() {
     let world = control_only().await;
-    let roots = certificates(world.credentials.strangers.certificate_pem());
-    let refused = Caller::new(world.admin_address(), "admin.test", roots).connect().await;
+    let roots = certificates(world.credentials.untrusted.certificate_pem());
+    let refused = HttpClient::new(world.admin_address(), "admin.test", roots).connect().await;
     assert!(refused.is_err(), "a client must notice that this is not its control plane");
     let node = world.credentials.node("node-1");
     let answer = Admin::new(world.admin_address(), &world.credentials).identity(&node).get("routes").await;

@@ -1,29 +1,23 @@
-//! Of a connection at rest nothing of the HTTP session is kept: wherever a pause falls, the connection goes on where it was, and
-//! what belongs to one request is never taken for another.
+//! A hibernated HTTP/1 connection keeps no state of the HTTP session: wherever a pause falls, the
+//! connection continues, and no bytes of one request are taken for another.
 
 use std::time::{Duration, Instant};
 
-use e2e::caller::bounded;
-use e2e::documents::route;
+use e2e::client::bounded;
 use e2e::upstream::Upstream;
 use e2e::world::World;
 use serde_json::json;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
-/// `/app/*` has a route; all else is refused without its body being read. Connections rest after `rest_after` seconds.
+/// `/app/*` has a route; other requests are answered before their body is read. Connections
+/// hibernate after `rest_after` seconds.
 pub(super) async fn world_with(upstream: &Upstream, rest_after: f64) -> World {
     let settings = json!({"countersign": {"limits": {"rest_after": rest_after}}});
-    let world = World::builder().settings(settings).start().await;
-    world
-        .apply(&[
-            ("ssls/app", world.protected_site()),
-            ("routes/app", route("app.test", "/app/*", &[upstream.address()])),
-        ])
-        .await;
-    world
+    let builder = World::builder().settings(settings).protected(upstream.address());
+    builder.path("/app/*").start().await
 }
 
-/// A client that keeps what came with one answer for the next.
+/// A client that keeps bytes after a response for the next one.
 pub(super) struct Client<S> {
     pub(super) io: S,
     read: Vec<u8>,
@@ -39,7 +33,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
         self.io.flush().await.unwrap();
     }
 
-    /// Status and body of the next answer.
+    /// Status and body of the next response.
     async fn answer(&mut self) -> (u16, String) {
         bounded("an answer", async {
             loop {
@@ -65,14 +59,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
         self.hears(path).await;
     }
 
-    /// The next answer is the one to `path`.
+    /// Asserts that the next response is the one to `path`.
     pub(super) async fn hears(&mut self, path: &str) {
         let (status, body) = self.answer().await;
         assert!(status == 200 && body.contains(&format!("\"uri\":\"{path}\"")), "{path}: {status} {body}");
     }
 }
 
-/// An answer that is there completely, and its length on the wire.
+/// A complete response and its length on the wire.
 fn whole(read: &[u8]) -> Option<((u16, String), usize)> {
     let text = std::str::from_utf8(read).unwrap();
     let (head, rest) = text.split_once("\r\n\r\n")?;
@@ -100,7 +94,7 @@ async fn walk(mut client: Client<impl AsyncRead + AsyncWrite + Unpin>) {
     client.ask(&format!("{chunked}6\r\na body\r\n0\r\n\r\n"), "/app/3").await;
     client.ask(&get("/app/4"), "/app/4").await;
 
-    // The end of a body comes after a pause.
+    // The end of a body arrives after a pause.
     client.say(&chunked.replace("/3", "/5")).await;
     for piece in ["6\r\na bo", "dy\r\n0", "\r\n\r"] {
         client.say(piece).await;
@@ -108,7 +102,7 @@ async fn walk(mut client: Client<impl AsyncRead + AsyncWrite + Unpin>) {
     }
     client.ask("\n", "/app/5").await;
 
-    // Several at once, and the last of them in two pieces, cut everywhere.
+    // Several requests at once, the last one split at every position.
     let last = get("/app/last");
     for cut in 1..last.len() {
         let (before, after) = last.split_at(cut);
@@ -118,7 +112,7 @@ async fn walk(mut client: Client<impl AsyncRead + AsyncWrite + Unpin>) {
         client.ask(after, "/app/last").await;
     }
 
-    // More of them than hyper takes in one turn.
+    // More requests than hyper parses at once.
     client.say(&get("/app/many").repeat(50)).await;
     for _ in 0..50 {
         client.hears("/app/many").await;
@@ -127,33 +121,33 @@ async fn walk(mut client: Client<impl AsyncRead + AsyncWrite + Unpin>) {
 }
 
 #[tokio::test]
-async fn a_pause_may_fall_anywhere() {
+async fn requests_survive_a_pause_at_any_byte() {
     let upstream = Upstream::plain("plain").await;
     let world = world_with(&upstream, 0.0).await;
-    walk(Client::new(world.good_caller("app.test").handshake().await.unwrap())).await;
+    walk(Client::new(world.verified_client("app.test").handshake().await.unwrap())).await;
 }
 
 #[tokio::test]
-async fn a_pause_may_be_too_short_for_a_rest() {
+async fn pauses_shorter_than_the_timeout_do_not_hibernate() {
     let upstream = Upstream::plain("plain").await;
     let world = world_with(&upstream, 3600.0).await;
-    walk(Client::new(world.good_caller("app.test").handshake().await.unwrap())).await;
+    walk(Client::new(world.verified_client("app.test").handshake().await.unwrap())).await;
 }
 
-/// Requests that come about when the connection goes to rest, so that some come just before and some just after. Meanwhile
-/// another connection is busy, as the clock.
+/// Sends requests around the moment of hibernation, some just before and some just after. Requests
+/// on another connection serve as the clock.
 #[tokio::test]
-async fn a_request_may_come_as_the_rest_begins() {
+async fn a_request_may_arrive_during_hibernation() {
     let upstream = Upstream::plain("plain").await;
     let world = world_with(&upstream, 0.1).await;
     let mut clients = Vec::new();
     for _ in 0..8 {
-        clients.push(Client::new(world.good_caller("app.test").handshake().await.unwrap()));
+        clients.push(Client::new(world.verified_client("app.test").handshake().await.unwrap()));
     }
-    let mut busy = Client::new(world.good_caller("app.test").handshake().await.unwrap());
+    let mut busy = Client::new(world.verified_client("app.test").handshake().await.unwrap());
     for pause in (180..420).step_by(20).map(Duration::from_millis) {
         for client in &mut clients {
-            // Two, so that the connection rests after the pause and not at once.
+            // Two requests, so that the connection hibernates after the pause and not at once.
             client.ask(&get("/app/first"), "/app/first").await;
             client.ask(&get("/app/second"), "/app/second").await;
         }
@@ -165,7 +159,7 @@ async fn a_request_may_come_as_the_rest_begins() {
 }
 
 #[tokio::test]
-async fn a_body_that_nobody_reads_is_never_taken_for_a_request() {
+async fn an_unread_body_is_never_parsed_as_a_request() {
     let upstream = Upstream::plain("plain").await;
     let world = world_with(&upstream, 0.0).await;
     let hidden = get("/app/hidden").repeat(400);
@@ -183,8 +177,8 @@ async fn a_body_that_nobody_reads_is_never_taken_for_a_request() {
     let mut asked = 0;
     for (head, body) in &heads {
         for cut in [0, 1, body.len() / 2, body.len() - 1, body.len()] {
-            let mut client = Client::new(world.good_caller("app.test").handshake().await.unwrap());
-            // The answer comes while (a part of) the body is still to come; what comes later must still be body.
+            let mut client = Client::new(world.verified_client("app.test").handshake().await.unwrap());
+            // The response comes before (a part of) the body; the rest must still be body.
             client.say(&format!("{head}{}", &body[..cut])).await;
             assert_eq!(client.answer().await.0, 404, "cut after {cut}");
             client.say(&body[cut..]).await;
@@ -197,17 +191,17 @@ async fn a_body_that_nobody_reads_is_never_taken_for_a_request() {
 }
 
 #[tokio::test]
-async fn either_side_may_leave() {
+async fn either_side_may_close_a_hibernated_connection() {
     let upstream = Upstream::plain("plain").await;
     let world = world_with(&upstream, 0.0).await;
-    let mut client = Client::new(world.good_caller("app.test").handshake().await.unwrap());
+    let mut client = Client::new(world.verified_client("app.test").handshake().await.unwrap());
     client.ask(&get("/app/first"), "/app/first").await;
     client.io.shutdown().await.unwrap();
-    assert_eq!(bounded("the answer to a goodbye", client.io.read(&mut [0; 16])).await.unwrap(), 0);
+    assert_eq!(bounded("the reply to a close_notify", client.io.read(&mut [0; 16])).await.unwrap(), 0);
 
     // An end without close_notify would be an error here.
-    let mut left = Client::new(world.good_caller("app.test").handshake().await.unwrap());
+    let mut left = Client::new(world.verified_client("app.test").handshake().await.unwrap());
     let leaving = get("/app/last").replace("\r\n\r\n", "\r\nConnection: close\r\n\r\n");
     left.ask(&leaving, "/app/last").await;
-    assert_eq!(bounded("our goodbye", left.io.read(&mut [0; 16])).await.unwrap(), 0);
+    assert_eq!(bounded("our close_notify", left.io.read(&mut [0; 16])).await.unwrap(), 0);
 }

@@ -1,4 +1,4 @@
-//! Backup and restore of the embedded store with the real program: what is told, and that data
+//! Backup and restore of the embedded store with the real programs: their output, and that data
 //! planes follow.
 
 use std::path::Path;
@@ -18,7 +18,7 @@ async fn status_of(world: &World, path: &str) -> StatusCode {
     world.plain("app.test").await.get(path).await.unwrap().status
 }
 
-/// What it said, and whether it went well.
+/// The output, and whether the program succeeded.
 async fn controlplane(world: &World, arguments: &[&str]) -> (bool, String) {
     let output = Command::new(program("controlplane"))
         .args(arguments)
@@ -27,40 +27,40 @@ async fn controlplane(world: &World, arguments: &[&str]) -> (bool, String) {
         .output()
         .await
         .unwrap();
-    let said = [output.stdout, output.stderr].concat();
-    (output.status.success(), String::from_utf8_lossy(&said).into_owned())
+    let text = [output.stdout, output.stderr].concat();
+    (output.status.success(), String::from_utf8_lossy(&text).into_owned())
 }
 
 #[tokio::test]
-async fn a_running_store_is_saved_and_the_fleet_follows_it_back() {
+async fn the_fleet_follows_a_restored_backup() {
     let mut world = World::start().await;
     let upstream = Upstream::plain("one").await;
     let admin = world.admin();
     world.apply(&[("routes/a", route(&upstream, "/a")), ("routes/b", route(&upstream, "/b"))]).await;
-    let (fine, said) = controlplane(&world, &["backup", "--to", "saved.redb"]).await;
-    assert!(fine && said.contains("2 documents") && said.contains("verified"), "{said}");
-    let (fine, said) = controlplane(&world, &["backup", "--to", "saved.redb"]).await;
-    assert!(!fine && said.contains("--overwrite"), "{said}");
+    let (fine, text) = controlplane(&world, &["backup", "--to", "saved.redb"]).await;
+    assert!(fine && text.contains("2 documents") && text.contains("verified"), "{text}");
+    let (fine, text) = controlplane(&world, &["backup", "--to", "saved.redb"]).await;
+    assert!(!fine && text.contains("--overwrite"), "{text}");
 
     admin.delete("routes/a").await;
     let newest = world.apply(&[("routes/c", route(&upstream, "/c"))]).await;
-    let (fine, said) = controlplane(&world, &["restore", "--from", "saved.redb"]).await;
-    assert!(!fine && said.contains("in use by another process"), "{said}");
+    let (fine, text) = controlplane(&world, &["restore", "--from", "saved.redb"]).await;
+    assert!(!fine && text.contains("in use by another process"), "{text}");
     assert_eq!(status_of(&world, "/c").await, StatusCode::OK);
 
     world.stop_control().await;
-    let (fine, said) = controlplane(&world, &["restore", "--from", "saved.redb"]).await;
-    assert!(fine && said.contains("2 documents"), "{said}");
+    let (fine, text) = controlplane(&world, &["restore", "--from", "saved.redb"]).await;
+    assert!(fine && text.contains("2 documents"), "{text}");
     world.start_control().await;
     let restored = world.admin().get("routes").await.body;
     assert_eq!(restored["total"], 2);
     let revision = world.admin().get("dataplanes").await.body["revision"].as_u64().unwrap();
     assert!(revision < newest);
-    world.settled(revision).await;
+    world.wait_acknowledged(revision).await;
     for (path, status) in [("/a", StatusCode::OK), ("/b", StatusCode::OK), ("/c", StatusCode::NOT_FOUND)] {
         assert_eq!(status_of(&world, path).await, status, "{path}");
     }
-    // It goes on from there.
+    // The store continues from there.
     world.apply(&[("routes/d", route(&upstream, "/d"))]).await;
     assert_eq!(status_of(&world, "/d").await, StatusCode::OK);
 }

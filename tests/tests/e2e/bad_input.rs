@@ -1,6 +1,8 @@
-//! Bad input gets a clear error that names the file or resource, the field and what to do; nothing changes, nothing is lost.
+//! Bad input gets an error that names the file or resource, the field and the remedy, and changes
+//! nothing.
 //!
-//! At start the exit code is 1 (2 for a bad command line) and the message is on standard error; the Admin API answers 4xx.
+//! A failed start exits with 1 (2 for a bad command line) and writes the message to standard error;
+//! the Admin API answers 4xx.
 
 use std::fs;
 use std::io::Write;
@@ -8,20 +10,20 @@ use std::net::TcpListener;
 
 use e2e::credentials::Credential;
 use e2e::documents::{route, site};
-use e2e::process::{Ended, Launch, run_to_end};
+use e2e::process::{ExitOutput, Launch, run_to_end};
 use e2e::upstream::Upstream;
 use e2e::world::World;
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
 
-/// Files for both programs, and nothing running.
+/// Files for both programs, which are not running.
 async fn files_only() -> World {
     let world = World::builder().without_control().nodes(&[]).start().await;
     world.write_credential("node-1", &world.credentials.node("node-1"));
     world
 }
 
-async fn start(world: &World, program: &str, more: Value) -> Ended {
+async fn start(world: &World, program: &str, more: Value) -> ExitOutput {
     let mut changed = serde_json::from_str::<Value>(
         &fs::read_to_string(world.write_config(if program == "dataplane" { "node-1" } else { "control" }))
             .unwrap(),
@@ -32,19 +34,19 @@ async fn start(world: &World, program: &str, more: Value) -> Ended {
     run_to_end(program, &["-c", config.to_str().unwrap()], world.folder()).await
 }
 
-/// It ended with 1, printed no ready line, and one message has every word.
-fn assert_explained(what: &str, ended: &Ended, words: &[&str]) {
+/// Asserts exit code 1, no ready line, and one message with every word.
+fn assert_explained(what: &str, ended: &ExitOutput, words: &[&str]) {
     assert_eq!(ended.status.code(), Some(1), "{what}: {ended:?}");
     assert!(!ended.stdout.contains("ready "), "{what}: {ended:?}");
-    let said = ended.stderr.to_lowercase();
+    let output = ended.stderr.to_lowercase();
     for word in words {
-        assert!(said.contains(&word.to_lowercase()), "{what}: no `{word}` in:\n{}", ended.stderr);
+        assert!(output.contains(&word.to_lowercase()), "{what}: no `{word}` in:\n{}", ended.stderr);
     }
-    assert!(!said.contains("panicked"), "{what}:\n{}", ended.stderr);
+    assert!(!output.contains("panicked"), "{what}:\n{}", ended.stderr);
 }
 
 #[tokio::test]
-async fn files_of_the_control_plane_that_cannot_be_used() {
+async fn unusable_control_plane_files_fail_the_start() {
     let world = files_only().await;
     let other = world.credentials.servers.server(&["admin.test"]);
     let encrypted = "-----BEGIN ENCRYPTED PRIVATE KEY-----\nMIIBpjBABgkqhkiG9w0BBQ0wMzAbBgkq\n-----END ENCRYPTED PRIVATE KEY-----\n";
@@ -78,7 +80,7 @@ async fn files_of_the_control_plane_that_cannot_be_used() {
 }
 
 #[tokio::test]
-async fn files_of_the_data_plane_that_cannot_be_used() {
+async fn unusable_data_plane_files_fail_the_start() {
     let world = files_only().await;
     let other = world.credentials.node("node-1");
     for (file, text, words) in [
@@ -122,7 +124,7 @@ async fn a_port_in_use_is_named() {
 }
 
 #[tokio::test]
-async fn a_second_data_plane_at_the_same_ports_is_refused() {
+async fn a_second_data_plane_on_the_same_ports_fails() {
     let world = World::start().await;
     let config = world.write_config("node-1");
     let ended = run_to_end("dataplane", &["-c", config.to_str().unwrap()], world.folder()).await;
@@ -131,7 +133,7 @@ async fn a_second_data_plane_at_the_same_ports_is_refused() {
 }
 
 #[tokio::test]
-async fn settings_that_cannot_be_used() {
+async fn invalid_settings_fail_the_start() {
     let world = files_only().await;
     for (what, text, words) in [
         (
@@ -159,7 +161,7 @@ async fn settings_that_cannot_be_used() {
             assert_explained(&format!("{program}: {what}"), &ended, words);
         }
     }
-    // Everything that is wrong is said at once.
+    // All mistakes are reported at once.
     let config = world.write("bad.yaml", "apisix:\n  node_lsten: 1\ndeployment:\n  admn: {}\n");
     let ended = run_to_end("controlplane", &["-c", config.to_str().unwrap()], world.folder()).await;
     assert_explained("two problems", &ended, &["bad.yaml:2", "bad.yaml:4"]);
@@ -178,7 +180,7 @@ async fn a_bad_command_line_is_2_and_a_missing_file_is_1() {
 }
 
 #[tokio::test]
-async fn check_says_what_is_wrong_and_starts_nothing() {
+async fn check_reports_problems_and_starts_nothing() {
     let world = files_only().await;
     let good = world.write_config("control");
     let checked = run_to_end("controlplane", &["check", "-c", good.to_str().unwrap()], world.folder()).await;
@@ -190,7 +192,7 @@ async fn check_says_what_is_wrong_and_starts_nothing() {
 }
 
 #[tokio::test]
-async fn a_damaged_store_is_refused_and_left_as_it_is() {
+async fn a_damaged_store_fails_the_start_and_is_unchanged() {
     let mut world = World::builder().nodes(&[]).start().await;
     world.admin().put("upstreams/u", &json!({"nodes": {"127.0.0.1:1": 1}})).await;
     world.stop_control().await;
@@ -222,7 +224,7 @@ async fn a_store_in_use_is_not_opened_twice() {
 }
 
 #[tokio::test]
-async fn documents_that_cannot_be_used_are_refused_and_change_nothing() {
+async fn invalid_documents_change_nothing() {
     let world = World::builder().nodes(&[]).start().await;
     let admin = world.admin();
     let other = world.credentials.servers.server(&["app.test"]);
@@ -249,7 +251,7 @@ async fn documents_that_cannot_be_used_are_refused_and_change_nothing() {
             &[parse_ca],
         ),
         (
-            "a field nobody knows",
+            "an unknown field",
             with("certificat", json!("x")),
             &["additional properties forbidden, found certificat"],
         ),
@@ -260,8 +262,8 @@ async fn documents_that_cannot_be_used_are_refused_and_change_nothing() {
         {
             let answer = admin.call(method, path, Some(&document)).await.unwrap();
             assert_eq!(answer.status, StatusCode::BAD_REQUEST, "{what}: {answer:?}");
-            let said = answer.body["error_msg"].as_str().unwrap();
-            assert!(words.iter().all(|word| said.contains(word)), "{what}: {said}");
+            let text = answer.body["error_msg"].as_str().unwrap();
+            assert!(words.iter().all(|word| text.contains(word)), "{what}: {text}");
             assert!(answer.revision.is_none(), "{what}");
         }
     }
@@ -270,7 +272,7 @@ async fn documents_that_cannot_be_used_are_refused_and_change_nothing() {
 }
 
 #[tokio::test]
-async fn requests_that_are_no_documents_get_the_contracts_texts() {
+async fn malformed_admin_requests_get_the_contracts_messages() {
     let world = World::builder().nodes(&[]).start().await;
     let admin = world.admin();
     let send = |method: Method, path: &'static str, body: Option<Value>| {
@@ -278,7 +280,7 @@ async fn requests_that_are_no_documents_get_the_contracts_texts() {
         async move { admin.call(method, path, body.as_ref()).await.unwrap() }
     };
     let upstream = json!({"nodes": {"127.0.0.1:1": 1}});
-    for (method, path, body, status, said) in [
+    for (method, path, body, status, expected) in [
         (Method::PUT, "upstreams", Some(upstream.clone()), 400, "missing upstream id"),
         (Method::PUT, "upstreams/1", None, 400, "missing configurations"),
         (Method::POST, "upstreams/1", Some(upstream.clone()), 400, "wrong upstream id, do not need it"),
@@ -291,7 +293,7 @@ async fn requests_that_are_no_documents_get_the_contracts_texts() {
         let text = answer.reply.text();
         assert_eq!(answer.status.as_u16(), status, "{method} {path}: {text}");
         assert!(
-            answer.body["error_msg"].as_str().is_some_and(|found| found.contains(said)),
+            answer.body["error_msg"].as_str().is_some_and(|found| found.contains(expected)),
             "{method} {path}: {text}"
         );
     }
@@ -320,7 +322,7 @@ async fn an_expired_server_certificate_is_served_and_warned_about() {
         ])
         .await;
     let port = world.https().port();
-    let answered = e2e::curl::curl(
+    let answered = e2e::tools::curl(
         world.folder(),
         &["-k", "--resolve", &format!("old.test:{port}:127.0.0.1"), &format!("https://old.test:{port}/")],
     )
@@ -330,16 +332,16 @@ async fn an_expired_server_certificate_is_served_and_warned_about() {
 }
 
 #[tokio::test]
-async fn a_control_plane_with_the_wrong_name_is_not_believed() {
+async fn a_control_plane_with_the_wrong_name_is_rejected() {
     let world = World::builder().without_control().start().await;
     let wrong = world.credentials.push.server(&["someone-else"]);
     start_with_push(world, &wrong, &["WARN", "controlplane"]).await;
 }
 
 #[tokio::test]
-async fn a_control_plane_of_another_authority_is_not_believed() {
+async fn a_control_plane_of_another_authority_is_rejected() {
     let world = World::builder().without_control().start().await;
-    let wrong = world.credentials.strangers.server(&["controlplane"]);
+    let wrong = world.credentials.untrusted.server(&["controlplane"]);
     start_with_push(world, &wrong, &["WARN"]).await;
 }
 
@@ -354,12 +356,12 @@ async fn start_with_push(mut world: World, push: &Credential, words: &[&str]) {
 }
 
 #[tokio::test]
-async fn a_node_of_another_authority_or_with_anothers_name_gets_nothing() {
+async fn a_node_with_a_wrong_authority_or_name_is_rejected() {
     for (what, credential_of) in [("another authority", true), ("another node's certificate", false)] {
         let mut world = World::builder().nodes(&[]).start().await;
         let revision = world.admin().put("upstreams/u", &json!({"nodes": {"127.0.0.1:1": 1}})).await;
         let credential = if credential_of {
-            world.credentials.strangers.client("node-1")
+            world.credentials.untrusted.client("node-1")
         } else {
             world.credentials.node("node-2")
         };
@@ -372,8 +374,8 @@ async fn a_node_of_another_authority_or_with_anothers_name_gets_nothing() {
 }
 
 #[tokio::test]
-async fn a_full_disk_refuses_writes_and_loses_none() {
-    // A file system of its own, four megabytes large, in a mount namespace that ends with the process.
+async fn a_full_disk_fails_writes_and_loses_none() {
+    // A file system of four megabytes in a mount namespace that ends with the process.
     let world = files_only().await;
     let small = world.folder().join("small");
     fs::create_dir(&small).unwrap();
@@ -381,10 +383,11 @@ async fn a_full_disk_refuses_writes_and_loses_none() {
     let launcher = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", &script, "sh"];
     let possible = std::process::Command::new(launcher[0]).args(&launcher[1..]).arg("true").status();
     if !possible.is_ok_and(|status| status.success()) {
-        // Past the test runner's capture: a skip must not look like a pass.
-        let said =
+        // Written past the test runner's capture, so that a skipped test does not look like a
+        // passed one.
+        let text =
             b"skipped: a_full_disk: this machine gives no mount namespace, so there is no disk to fill\n";
-        std::io::stderr().write_all(said).unwrap();
+        std::io::stderr().write_all(text).unwrap();
         return;
     }
     let mut settings: Value =
@@ -415,7 +418,7 @@ async fn a_full_disk_refuses_writes_and_loses_none() {
         assert!(written < 1000, "the disk never fills up");
     };
     assert!(refused.status.is_server_error(), "{refused:?}");
-    assert!(refused.body["error_msg"].as_str().is_some_and(|said| !said.is_empty()), "{refused:?}");
+    assert!(refused.body["error_msg"].as_str().is_some_and(|text| !text.is_empty()), "{refused:?}");
     for number in [0, written / 2, written - 1] {
         let kept = admin.get(&format!("upstreams/{number}")).await;
         assert_eq!(kept.body["value"]["desc"], number.to_string(), "{kept:?}");

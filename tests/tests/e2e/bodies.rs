@@ -1,9 +1,9 @@
-//! Bodies: large ones arrive whole in both directions, and every byte leaves before the last one came.
+//! Request and response bodies: large ones arrive complete in both directions, and bytes are
+//! forwarded before the last one arrived.
 
-use e2e::caller::{Body, Http, Session, full};
-use e2e::documents::route;
-use e2e::process::memory_peak;
-use e2e::upstream::{FIRST_HALF, SECOND_HALF, Upstream, pattern, pattern_body, sha256};
+use e2e::client::{Body, Http, HttpConnection, full};
+use e2e::resources::memory_peak;
+use e2e::upstream::{FIRST_HALF, SECOND_HALF, pattern, pattern_body, sha256};
 use e2e::world::World;
 use http::{Method, StatusCode};
 use http_body_util::{BodyExt, StreamBody};
@@ -13,25 +13,13 @@ use tokio::sync::mpsc;
 
 const TEN_MEGABYTES: usize = 10 * 1024 * 1024;
 
-async fn world_with(upstream: &Upstream) -> World {
-    let world = World::start().await;
-    world
-        .apply(&[
-            ("ssls/app", world.protected_site()),
-            ("routes/app", route("app.test", "/*", &[upstream.address()])),
-        ])
-        .await;
-    world
-}
-
-async fn session(world: &World, http: Http) -> Session {
-    world.good_caller("app.test").http(http).connect().await.unwrap()
+async fn session(world: &World, http: Http) -> HttpConnection {
+    world.verified_client("app.test").http(http).connect().await.unwrap()
 }
 
 #[tokio::test]
-async fn ten_megabytes_arrive_whole_in_both_directions() {
-    let upstream = Upstream::plain("plain").await;
-    let world = world_with(&upstream).await;
+async fn ten_megabytes_arrive_complete_in_both_directions() {
+    let (world, _upstream) = World::protected(json!({})).await;
     let expected = sha256(&pattern(TEN_MEGABYTES));
     for http in [Http::One, Http::Two] {
         let mut session = session(&world, http).await;
@@ -51,8 +39,7 @@ async fn ten_megabytes_arrive_whole_in_both_directions() {
 
 #[tokio::test]
 async fn a_body_with_a_known_length_keeps_it() {
-    let upstream = Upstream::plain("plain").await;
-    let world = world_with(&upstream).await;
+    let (world, _upstream) = World::protected(json!({})).await;
     for http in [Http::One, Http::Two] {
         let mut session = session(&world, http).await;
         let bytes = pattern(300_001);
@@ -65,16 +52,15 @@ async fn a_body_with_a_known_length_keeps_it() {
 }
 
 #[tokio::test]
-async fn an_answer_streams_its_first_bytes_arrive_before_the_last_are_sent() {
+async fn responses_are_streamed() {
     for http in [Http::One, Http::Two] {
-        let upstream = Upstream::plain("plain").await;
-        let world = world_with(&upstream).await;
+        let (world, upstream) = World::protected(json!({})).await;
         let mut session = session(&world, http).await;
         let request = session.request(Method::GET, "/halves", full(""));
         let mut body = session.send(request).await.unwrap().into_body();
-        let first = e2e::caller::bounded("the first half", body.frame()).await.unwrap().unwrap();
+        let first = e2e::client::bounded("the first half", body.frame()).await.unwrap().unwrap();
         assert_eq!(first.into_data().unwrap(), FIRST_HALF, "{http:?}");
-        // Only now may the upstream send the rest.
+        // The upstream may send the rest only now.
         upstream.open_gate();
         let rest = body.collect().await.unwrap().to_bytes();
         assert_eq!(rest, SECOND_HALF, "{http:?}");
@@ -82,9 +68,8 @@ async fn an_answer_streams_its_first_bytes_arrive_before_the_last_are_sent() {
 }
 
 #[tokio::test]
-async fn a_request_streams_its_first_bytes_reach_the_upstream_before_the_last_are_sent() {
-    let upstream = Upstream::plain("plain").await;
-    let world = world_with(&upstream).await;
+async fn requests_are_streamed() {
+    let (world, _upstream) = World::protected(json!({})).await;
     for http in [Http::One, Http::Two] {
         let mut session = session(&world, http).await;
         let (pieces, stream) = mpsc::channel::<&'static str>(1);
@@ -95,7 +80,7 @@ async fn a_request_streams_its_first_bytes_reach_the_upstream_before_the_last_ar
         pieces.send("first").await.unwrap();
         let request = session.request(Method::POST, "/echo", body);
         let mut echoed = session.send(request).await.unwrap().into_body();
-        let first = e2e::caller::bounded("the first piece", echoed.frame()).await.unwrap().unwrap();
+        let first = e2e::client::bounded("the first piece", echoed.frame()).await.unwrap().unwrap();
         assert_eq!(first.into_data().unwrap(), "first", "{http:?}");
         pieces.send("second").await.unwrap();
         drop(pieces);
@@ -104,16 +89,15 @@ async fn a_request_streams_its_first_bytes_reach_the_upstream_before_the_last_ar
 }
 
 #[tokio::test]
-async fn curl_uploads_a_file_and_may_ask_first() {
-    let upstream = Upstream::plain("plain").await;
-    let world = world_with(&upstream).await;
+async fn curl_uploads_a_file_with_and_without_expect() {
+    let (world, _upstream) = World::protected(json!({})).await;
     let bytes = pattern(TEN_MEGABYTES);
     std::fs::write(world.folder().join("upload"), &bytes).unwrap();
     let port = world.https().port();
     let (resolve, url) = (format!("app.test:{port}:127.0.0.1"), format!("https://app.test:{port}/sink"));
     for version in ["--http1.1", "--http2"] {
         for ask in ["Expect: 100-continue", "Expect:"] {
-            let answered = e2e::curl::curl(
+            let answered = e2e::tools::curl(
                 world.folder(),
                 &[
                     "--cacert",
@@ -140,9 +124,8 @@ async fn curl_uploads_a_file_and_may_ask_first() {
 }
 
 #[tokio::test]
-async fn answers_that_have_no_body_have_none() {
-    let upstream = Upstream::plain("plain").await;
-    let world = world_with(&upstream).await;
+async fn responses_without_a_body_have_none() {
+    let (world, _upstream) = World::protected(json!({})).await;
     for http in [Http::One, Http::Two] {
         let mut session = session(&world, http).await;
         let request = session.request(Method::HEAD, "/seen", full(""));
@@ -161,10 +144,9 @@ async fn answers_that_have_no_body_have_none() {
 }
 
 #[tokio::test]
-async fn a_body_is_not_held_whole_in_memory() {
+async fn a_body_is_not_buffered_completely() {
     const HUNDRED_MEGABYTES: usize = 100 * 1024 * 1024;
-    let upstream = Upstream::plain("plain").await;
-    let world = world_with(&upstream).await;
+    let (world, _upstream) = World::protected(json!({})).await;
     for http in [Http::One, Http::Two] {
         let mut session = session(&world, http).await;
         assert_eq!(session.get("/warm").await.unwrap().status, StatusCode::OK);
@@ -176,43 +158,36 @@ async fn a_body_is_not_held_whole_in_memory() {
             read += frame.unwrap().data_ref().map_or(0, bytes::Bytes::len);
         }
         assert_eq!(read, HUNDRED_MEGABYTES);
-        // The kernel sums the peak from counts a thread; it may read a few pages lower than before.
+        // The kernel sums the peak from per-thread counters and may report a few pages less than
+        // before.
         let grown = memory_peak(world.node_id()).saturating_sub(before);
         assert!(grown < 20 * 1024 * 1024, "{http:?}: grew by {grown} bytes");
     }
 }
 
 #[tokio::test]
-async fn an_answer_that_breaks_off_is_not_passed_on_as_complete() {
+async fn a_truncated_response_is_not_forwarded_as_complete() {
     for http in [Http::One, Http::Two] {
-        let upstream = Upstream::plain("plain").await;
-        let world = world_with(&upstream).await;
+        let (world, upstream) = World::protected(json!({})).await;
         let mut session = session(&world, http).await;
         let request = session.request(Method::GET, "/cut", full(""));
         let mut body = session.send(request).await.unwrap().into_body();
-        let first = e2e::caller::bounded("the first half", body.frame()).await.unwrap().unwrap();
+        let first = e2e::client::bounded("the first half", body.frame()).await.unwrap().unwrap();
         assert_eq!(first.into_data().unwrap(), FIRST_HALF, "{http:?}");
         upstream.open_gate();
-        let rest = e2e::caller::bounded("the end", body.collect()).await;
+        let rest = e2e::client::bounded("the end", body.collect()).await;
         assert!(rest.is_err(), "{http:?}: a clean end");
-        let again = world.good_caller("app.test").http(http).get("/").await.unwrap();
+        let again = world.verified_client("app.test").http(http).get("/").await.unwrap();
         assert_eq!(again.status, StatusCode::OK);
     }
 }
 
 #[tokio::test]
-async fn a_body_over_the_limit_is_refused_with_413() {
-    let upstream = Upstream::plain("plain").await;
+async fn a_body_over_the_limit_is_413() {
     let settings = json!({"nginx_config": {"http": {"client_max_body_size": "100k"}}});
-    let world = World::builder().settings(settings).start().await;
-    world
-        .apply(&[
-            ("ssls/app", world.open_site()),
-            ("routes/app", route("app.test", "/*", &[upstream.address()])),
-        ])
-        .await;
+    let (world, _upstream) = World::open(settings).await;
     for http in [Http::One, Http::Two] {
-        let mut session = world.caller("app.test").http(http).connect().await.unwrap();
+        let mut session = world.client("app.test").http(http).connect().await.unwrap();
         let request = session.request(Method::POST, "/sink", full(vec![0; 100 * 1024]));
         assert_eq!(session.fetch(request).await.unwrap().status, StatusCode::OK, "{http:?}");
         let request = session.request(Method::POST, "/sink", full(vec![0; 100 * 1024 + 1]));

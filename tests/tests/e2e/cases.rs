@@ -1,7 +1,7 @@
-//! The reference cases of APISIX's own tests, by their numbers: `docs/CASES.md` says which test carries which.
+//! The reference cases of APISIX's own tests, by number: `docs/CASES.md` maps cases to tests.
 //!
-//! Each module takes the cases of one subject. Their clients are the ones the originals use, curl and `openssl s_client`, and their
-//! certificates have the originals' properties, however awkward (see `e2e::fixtures`).
+//! Each module has the cases of one subject. Clients are those of the originals, curl and `openssl
+//! s_client`, and certificates have the properties of the originals (see `e2e::fixtures`).
 
 mod stage;
 

@@ -1,18 +1,18 @@
-//! Own certificates are renewed under running programs by nothing but files, and their ends show
-//! everywhere.
+//! The programs reload their own certificates from renewed files, and all interfaces show when they
+//! expire.
 
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use e2e::openssl::s_client;
+use e2e::tools::s_client;
 use e2e::world::World;
 use pki::Certificate;
 use pki::ca::LeafSpec;
 use serde_json::{Value, json};
 
-/// The certificate that a new connection is shown, as openssl prints it.
+/// The certificate on a new connection, as openssl prints it.
 async fn shown(address: SocketAddr, folder: &Path) -> Certificate {
     let mut child = s_client(address, folder, &["-showcerts"]);
     drop(child.stdin.take());
@@ -24,14 +24,14 @@ async fn shown(address: SocketAddr, folder: &Path) -> Certificate {
     pki::certificates_from_pem(&text[from..to]).unwrap().remove(0)
 }
 
-/// As an operator or a package's `ExecReload` sends it.
+/// Sends SIGHUP like an operator or a package's `ExecReload`.
 fn hup(process: u32) {
     let sent = Command::new("kill").args(["-HUP", &process.to_string()]).status().unwrap();
     assert!(sent.success());
 }
 
-/// A certificate of the world's server authority that ends in so many days, in the files of this
-/// name.
+/// Issues a certificate of the world's server authority that expires in so many days, into the
+/// files of this name.
 fn write_ending(
     world: &World,
     name: &str,
@@ -45,12 +45,12 @@ fn write_ending(
     world.write_credential(name, &authority.issue(&spec));
 }
 
-fn json_of(reply: e2e::caller::Reply) -> Value {
+fn json_of(reply: e2e::client::Reply) -> Value {
     serde_json::from_str(&reply.text()).unwrap()
 }
 
 #[tokio::test]
-async fn renewed_files_are_shown_without_a_restart() {
+async fn renewed_certificates_are_used_without_a_restart() {
     let world = World::start().await;
     let (admin, push, folder) = (world.admin_address(), world.push_address(), world.folder());
     let before = (shown(admin, folder).await, shown(push, folder).await);
@@ -64,7 +64,7 @@ async fn renewed_files_are_shown_without_a_restart() {
         world.control_log().line_with(&["INFO", "the renewed certificate is in use", name, &serial]).await;
     }
     let folder_of = |name: &str| world.folder().join(name);
-    // A half-written pair, a wrong name and a FIFO change nothing.
+    // An incomplete pair, a wrong name and a FIFO change nothing.
     std::fs::write(folder_of("admin.crt"), "-----BEGIN CERTIFICATE-----\nMIIB").unwrap();
     world.write_credential("push-server", &credentials.push.server(&["elsewhere"]));
     assert!(shown(admin, folder).await == after.0 && shown(push, folder).await == after.1);
@@ -76,9 +76,9 @@ async fn renewed_files_are_shown_without_a_restart() {
 }
 
 #[tokio::test]
-async fn sighup_renews_both_ends_and_every_end_shows() {
+async fn sighup_reloads_both_programs_and_expiry_is_reported() {
     let world = World::start().await;
-    world.settled(0).await;
+    world.wait_acknowledged(0).await;
     let before = world.admin().get("dataplanes").await.body["list"][0]["certificate"]["serial"].clone();
     let credentials = &world.credentials;
     write_ending(&world, "node-1", &credentials.push, LeafSpec::client("node-1").dns("node-1"), 10);
@@ -96,7 +96,7 @@ async fn sighup_renews_both_ends_and_every_end_shows() {
     let status = json_of(world.status("/status").await);
     let own = &status["certificates"][0];
     assert_eq!((&own["name"], &own["certificate"]["days_left"]), (&json!("node"), &json!(9)), "{status}");
-    assert_eq!(status["problem"], Value::Null);
+    assert_eq!(status["last_error"], Value::Null);
     let status = json_of(world.control_status("/status").await);
     assert_eq!(status["certificates"][0]["certificate"]["days_left"], json!(19), "{status}");
     let not_after = node["certificate"]["not_after"].as_u64().unwrap();
@@ -116,21 +116,21 @@ async fn sighup_renews_both_ends_and_every_end_shows() {
 }
 
 #[tokio::test]
-async fn a_broken_link_is_named_and_mended_by_files_alone() {
+async fn a_broken_push_connection_is_repaired_by_files_alone() {
     let mut world = World::start().await;
     world.stop_control().await;
-    let stranger = world.credentials.strangers.server(&["controlplane"]);
-    world.write_credential("push-server", &stranger);
+    let untrusted = world.credentials.untrusted.server(&["controlplane"]);
+    world.write_credential("push-server", &untrusted);
     world.start_control().await;
     world.node_log().line_with(&["WARN", "its certificate is not from the CA"]).await;
     let status = json_of(world.status("/status").await);
     assert_eq!(status["control_plane_connected"], json!(false), "{status}");
-    assert!(status["problem"].as_str().unwrap().contains("countersign.node.ca"), "{status}");
+    assert!(status["last_error"].as_str().unwrap().contains("countersign.node.ca"), "{status}");
 
     world.write_credential("push-server", &world.credentials.push_server);
     let revision =
         world.admin().put("upstreams/1", &json!({"type": "roundrobin", "nodes": {"127.0.0.1:1": 1}})).await;
-    world.settled(revision).await;
+    world.wait_acknowledged(revision).await;
     let status = json_of(world.status("/status").await);
-    assert_eq!((&status["control_plane_connected"], &status["problem"]), (&json!(true), &Value::Null));
+    assert_eq!((&status["control_plane_connected"], &status["last_error"]), (&json!(true), &Value::Null));
 }

@@ -1,15 +1,17 @@
-//! What one client may hold: clients that do not read their socket lose what they hold of the
-//! upstream after `send_timeout`, cost bounded memory until then, and no client has more than
-//! `requests_per_client` requests under way.
+//! Limits of one client: a client that does not read its socket loses its upstream connections
+//! after `send_timeout` and costs bounded memory until then, and no client has more than
+//! `requests_per_client` concurrent requests.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use e2e::caller::{Http, bounded};
+use e2e::client::{Http, bounded};
 use e2e::documents::route;
-use e2e::frames::{self, END_HEADERS, END_STREAM, HEADERS, PING, PREFACE, Wire, frame, get, window_settings};
-use e2e::process::memory_peak;
+use e2e::frames::{
+    self, END_HEADERS, END_STREAM, FrameConnection, HEADERS, PING, PREFACE, frame, get, window_settings,
+};
+use e2e::resources::memory_peak;
 use e2e::world::World;
 use e2e::{raw, world};
 use serde_json::{Value, json};
@@ -17,14 +19,14 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::time::timeout;
 
-/// More than every buffer on the way takes.
+/// Larger than all buffers on the way.
 const LARGE: &str = "/sized?bytes=100000000";
-/// What a client that does not read may add to the gateway's peak, in bytes.
+/// Bounds the growth of the gateway's peak memory by a client that does not read, in bytes.
 const MEMORY: u64 = 24 << 20;
-/// What a client that reads little takes between two pauses, in bytes: the kernel tells of less
-/// than a third of its buffer seldom.
+/// The bytes that a slow client reads between two pauses: the kernel rarely reports less than a
+/// third of its buffer.
 const LITTLE: usize = 1 << 20;
-/// How long a client that does not read is served at the most.
+/// Bounds how long a client that does not read is served.
 const NOT_AFTER: Duration = Duration::from_secs(15);
 
 fn impatient() -> Value {
@@ -32,7 +34,7 @@ fn impatient() -> Value {
 }
 
 #[tokio::test]
-async fn a_client_that_does_not_read_its_socket_is_cut_off() {
+async fn a_client_that_does_not_read_is_disconnected() {
     let (world, upstream) = World::open(impatient()).await;
     let one = format!("GET {LARGE} HTTP/1.1\r\nHost: app.test\r\n\r\n").into_bytes();
     let two = [PREFACE, &window_settings((1 << 31) - 1), &frames::window_update(0, 1 << 30)].concat();
@@ -43,15 +45,15 @@ async fn a_client_that_does_not_read_its_socket_is_cut_off() {
         ("HTTP/2", Http::Two, two, 2),
     ] {
         let asked = upstream.requests();
-        let caller = world.caller("app.test").http(http);
-        let mut tls = caller.handshake_with(Arc::new(caller.config())).await.unwrap();
+        let client = world.client("app.test").http(http);
+        let mut tls = client.handshake_with(Arc::new(client.config())).await.unwrap();
         tls.write_all(&bytes).await.unwrap();
         tls.flush().await.unwrap();
         upstream.arrived(asked + requests).await;
         let started = Instant::now();
         upstream.open_at_most(0).await;
         assert!(started.elapsed() < NOT_AFTER, "{what}: {:?}", started.elapsed());
-        // What the kernel had taken is still there; then comes the cut.
+        // The kernel delivers what it had accepted, then the end.
         raw::until_closed(&mut tls).await;
         assert_eq!(upstream.requests(), asked + requests, "{what}: nothing of the rest was asked for");
     }
@@ -59,18 +61,18 @@ async fn a_client_that_does_not_read_its_socket_is_cut_off() {
 }
 
 #[tokio::test]
-async fn a_client_that_reads_a_little_now_and_then_goes_on() {
-    // The pauses are short beside this, and together longer.
+async fn a_slow_reader_is_served() {
+    // Each pause is shorter than the limit, their sum longer.
     let settings = json!({"nginx_config": {"http": {"send_timeout": "4s"}}});
     let (world, upstream) = World::open(settings).await;
-    let caller = world.caller("app.test").http(Http::One);
-    let mut tls = caller.handshake().await.unwrap();
+    let client = world.client("app.test").http(Http::One);
+    let mut tls = client.handshake().await.unwrap();
     let request = "GET /sized?bytes=30000000 HTTP/1.1\r\nHost: app.test\r\nConnection: close\r\n\r\n";
     tls.write_all(request.as_bytes()).await.unwrap();
     let (mut read, mut buffer) = (0, vec![0; 1 << 20]);
     let mut silent = TcpStream::connect(upstream.address()).await.unwrap();
     loop {
-        // Nothing comes there: a pause, while which nothing is read here.
+        // The upstream sends nothing during this pause.
         assert!(timeout(Duration::from_millis(200), silent.read(&mut [0])).await.is_err());
         let mut n = 0;
         while n < LITTLE {
@@ -84,7 +86,7 @@ async fn a_client_that_reads_a_little_now_and_then_goes_on() {
 }
 
 #[tokio::test]
-async fn frames_of_a_client_that_does_not_read_cost_no_memory() {
+async fn frames_of_a_client_that_does_not_read_use_no_memory() {
     let settings = json!({"nginx_config": {"http": {"send_timeout": "3s"}}});
     let (world, upstream) = World::open(settings).await;
     let before = memory_peak(world.node_id());
@@ -100,12 +102,12 @@ async fn frames_of_a_client_that_does_not_read_cost_no_memory() {
     let floods: [(&str, Flood<'_>); 3] =
         [("requests", &requests), ("PINGs", &pings), ("SETTINGS", &settings)];
     for (what, flood) in floods {
-        let caller = world.caller("app.test").http(Http::Two);
-        let mut tls = caller.handshake_with(Arc::new(caller.config())).await.unwrap();
+        let client = world.client("app.test").http(Http::Two);
+        let mut tls = client.handshake_with(Arc::new(client.config())).await.unwrap();
         tls.write_all(&[PREFACE, &windows, &get(1, "app.test", LARGE)].concat()).await.unwrap();
         let started = Instant::now();
-        // Never read. The end comes as an error of a write, or as one that is not taken before the
-        // gateway has hung up.
+        // Never read. The end is a write error, or a byte that is not accepted before the gateway
+        // closes.
         for round in 0.. {
             let bytes = flood(round);
             let sent = timeout(NOT_AFTER, async {
@@ -121,12 +123,12 @@ async fn frames_of_a_client_that_does_not_read_cost_no_memory() {
         let grown = memory_peak(world.node_id()).saturating_sub(before);
         assert!(grown < MEMORY, "{what}: {grown} bytes more than before");
     }
-    assert_eq!(world.caller("app.test").get("/after").await.unwrap().status, 200);
+    assert_eq!(world.client("app.test").get("/after").await.unwrap().status, 200);
 }
 
 const LIMIT: u64 = 5;
 
-/// One worker, so that all requests are counted together.
+/// One worker, so that it counts all requests together.
 fn limited() -> Value {
     json!({"countersign": {"workers": 1, "limits": {"requests_per_client": LIMIT}}})
 }
@@ -150,7 +152,7 @@ async fn answer(mut stream: TcpStream) -> String {
 }
 
 #[tokio::test]
-async fn a_client_has_so_many_requests_under_way_and_no_more() {
+async fn concurrent_requests_of_a_client_are_limited() {
     let (world, upstream) = World::open(limited()).await;
     let mut held = Vec::new();
     for count in 1..=LIMIT {
@@ -159,7 +161,7 @@ async fn a_client_has_so_many_requests_under_way_and_no_more() {
     }
     let refused = answer(hold(&world, [127, 0, 0, 1], "").await).await;
     assert!(refused.starts_with("HTTP/1.1 503 "), "{refused}");
-    // What a client claims of its address counts for nothing.
+    // The client's claim about its address does not count.
     let claimed =
         hold(&world, [127, 0, 0, 1], "X-Real-IP: 192.0.2.1\r\nX-Forwarded-For: 192.0.2.1\r\n").await;
     assert!(answer(claimed).await.starts_with("HTTP/1.1 503 "));
@@ -167,8 +169,8 @@ async fn a_client_has_so_many_requests_under_way_and_no_more() {
     upstream.arrived(LIMIT + 1).await;
     world.node_log().line_with(&["too_many_requests", "countersign.limits.requests_per_client"]).await;
     let metrics = world.status("/metrics").await.text();
-    assert!(metrics.contains("countersign_refused_total{reason=\"too_many_requests\"} 2"), "{metrics}");
-    // One that leaves makes room.
+    assert!(metrics.contains("countersign_errors_total{reason=\"too_many_requests\"} 2"), "{metrics}");
+    // A finished request makes room.
     drop(held.pop());
     upstream.open_at_most(LIMIT).await;
     let next = hold(&world, [127, 0, 0, 1], "").await;
@@ -180,9 +182,9 @@ async fn a_client_has_so_many_requests_under_way_and_no_more() {
 }
 
 #[tokio::test]
-async fn the_streams_of_a_connection_count_one_by_one() {
+async fn each_http2_stream_counts_as_a_request() {
     let (world, upstream) = World::open(limited()).await;
-    let mut wire = Wire::connect(&world.caller("app.test")).await;
+    let mut wire = FrameConnection::connect(&world.client("app.test")).await;
     let block = frames::request_block("GET", "app.test", "/hold");
     let hold = |number: u32| frame(HEADERS, END_HEADERS | END_STREAM, 1 + 2 * number, &block);
     assert!(wire.send(&(0..20).flat_map(hold).collect::<Vec<_>>()).await);
@@ -194,7 +196,7 @@ async fn the_streams_of_a_connection_count_one_by_one() {
 }
 
 #[tokio::test]
-async fn a_proxy_is_limited_for_each_client_that_it_names() {
+async fn a_proxys_clients_are_limited_separately() {
     let mut settings = limited();
     settings["nginx_config"] = json!({"http": {"real_ip_from": ["127.0.0.1"]}});
     settings["apisix"] = json!({"trusted_addresses": ["127.0.0.3"]});
@@ -223,8 +225,7 @@ async fn a_proxy_is_limited_for_each_client_that_it_names() {
     }
 }
 
-/// Answers the next request before it has its body, keeps the connection, and reads on until that
-/// ends.
+/// Answers the next request before its body, keeps the connection and reads to the end.
 async fn answers_early(listener: &TcpListener, answer: &[u8]) {
     let (mut connection, _) = listener.accept().await.unwrap();
     let mut head = Vec::new();
@@ -236,7 +237,7 @@ async fn answers_early(listener: &TcpListener, answer: &[u8]) {
 }
 
 #[tokio::test]
-async fn an_early_answer_ends_the_upstream_s_connection() {
+async fn an_early_response_ends_the_upstream_connection() {
     let world = World::builder().settings(limited()).start().await;
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -247,8 +248,8 @@ async fn an_early_answer_ends_the_upstream_s_connection() {
         "HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n",
         "HTTP/1.1 413 Content Too Large\r\nContent-Length: 2\r\n\r\nno",
     ] {
-        // Neither client sends a byte of its body, and both stay.
-        let mut wire = Wire::connect(&world.caller("app.test")).await;
+        // Neither client sends a byte of its body, and both connections stay open.
+        let mut wire = FrameConnection::connect(&world.client("app.test")).await;
         assert!(wire.send(&frames::post(1, "app.test", "/")).await);
         let ended = answers_early(&listener, answer.as_bytes());
         bounded("the connection for HTTP/2 ends", ended).await;
@@ -260,5 +261,5 @@ async fn an_early_answer_ends_the_upstream_s_connection() {
         one.read_exact(&mut status).await.unwrap();
         assert_eq!(status, answer.as_bytes()[..12]);
     }
-    assert_eq!(world.metric("countersign_upstream_active ").await, 0);
+    assert_eq!(world.metric("countersign_upstream_connections_active ").await, 0);
 }

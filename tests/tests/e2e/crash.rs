@@ -1,12 +1,14 @@
-//! `kill -9` of either program at any moment: no acknowledged write is lost, and nothing half-applied is ever served.
+//! `kill -9` of either program at any moment: no acknowledged write is lost, and no partly applied
+//! state is served.
 //!
-//! A writer makes numbered pairs, each an upstream and then a route that refers to it. So in every state the gateway may
-//! be in, a route that is served has its upstream (never 502 or 503), and whoever serves pair N serves every pair below N.
+//! A writer creates numbered pairs, an upstream and then a route that refers to it. In every state,
+//! a served route has its upstream (never 502 or 503), and a data plane that serves pair N serves
+//! every pair below N.
 
 use std::sync::Arc;
 
 use e2e::admin::Admin;
-use e2e::caller::Session;
+use e2e::client::HttpConnection;
 use e2e::upstream::Upstream;
 use e2e::world::World;
 use http::{Method, StatusCode};
@@ -14,10 +16,10 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-/// How many acknowledged pairs the writer gets to before each kill; uneven on purpose.
+/// The number of pairs that are acknowledged before each kill, uneven on purpose.
 const KILLS_AFTER: [u64; 4] = [1, 3, 8, 14];
 
-/// Writes pairs until the Admin API stops answering, or until it is told to end.
+/// Writes pairs until the Admin API stops answering or the writer is stopped.
 struct Writer {
     acknowledged: watch::Receiver<u64>,
     end: watch::Sender<bool>,
@@ -52,10 +54,10 @@ impl Writer {
 
     async fn reached(&mut self, pair: u64) {
         let reached = self.acknowledged.wait_for(|done| *done >= pair);
-        e2e::caller::bounded("the writer's progress", reached).await.expect("the writer runs");
+        e2e::client::bounded("the writer's progress", reached).await.expect("the writer runs");
     }
 
-    /// After its end: the last pair acknowledged, and its revision.
+    /// After the end: the last acknowledged pair and its revision.
     async fn finished(self) -> (u64, u64) {
         self.end.send_replace(true);
         let revision = self.task.await.expect("the writer does not panic");
@@ -63,7 +65,7 @@ impl Writer {
     }
 }
 
-/// The revision of the pair's route, or `None` when the control plane did not answer.
+/// The revision of the pair's route; `None` if the control plane did not answer.
 async fn write_pair(admin: &Admin, pair: u64, node: &str) -> Option<u64> {
     let upstream = json!({"nodes": {node: 1}});
     let route = json!({"uri": format!("/{pair}"), "upstream_id": format!("u{pair}")});
@@ -91,11 +93,11 @@ async fn assert_all_stored(world: &World, last: u64) {
     }
 }
 
-/// The highest pair served; panics when what is served could not be the state after some write.
-async fn highest_served(session: &mut Session, at_most: u64) -> u64 {
+/// The highest pair served; panics if no write could have left that state.
+async fn highest_served(session: &mut HttpConnection, at_most: u64) -> u64 {
     let mut highest = 0;
     for pair in (1..=at_most).rev() {
-        let reply = session.get(&format!("/{pair}")).await.unwrap_or_else(|refused| panic!("{refused}"));
+        let reply = session.get(&format!("/{pair}")).await.unwrap_or_else(|error| panic!("{error}"));
         match reply.status {
             StatusCode::OK => highest = highest.max(pair),
             StatusCode::NOT_FOUND => assert!(pair > highest, "{pair} is not served, but {highest} is"),
@@ -106,7 +108,7 @@ async fn highest_served(session: &mut Session, at_most: u64) -> u64 {
 }
 
 #[tokio::test]
-async fn the_control_plane_killed_while_it_writes_keeps_every_acknowledged_write() {
+async fn a_killed_control_plane_loses_no_acknowledged_write() {
     let mut world = World::start().await;
     let upstream = Upstream::plain("plain").await;
     let (mut last, mut revision) = (0, 0);
@@ -122,13 +124,13 @@ async fn the_control_plane_killed_while_it_writes_keeps_every_acknowledged_write
         let stored = world.admin().get("dataplanes").await.body["revision"].as_u64().unwrap();
         assert!(stored >= revision, "the store went back from {revision} to {stored}");
     }
-    world.settled(revision).await;
+    world.wait_acknowledged(revision).await;
     let mut session = world.plain("app.test").await;
     assert!(highest_served(&mut session, last).await == last);
 }
 
 #[tokio::test]
-async fn the_gateway_serves_on_while_its_control_plane_is_killed() {
+async fn the_gateway_serves_without_its_control_plane() {
     let mut world = World::start().await;
     let upstream = Upstream::plain("plain").await;
     let mut writer = Writer::start(world.admin(), 1, &upstream);
@@ -139,7 +141,7 @@ async fn the_gateway_serves_on_while_its_control_plane_is_killed() {
     let before = highest_served(&mut session, last + 1).await;
     assert!(before <= last + 1);
     world.start_control().await;
-    world.settled(revision).await;
+    world.wait_acknowledged(revision).await;
     assert!(
         highest_served(&mut session, last + 1).await >= last,
         "on the connection that was open all along"
@@ -147,7 +149,7 @@ async fn the_gateway_serves_on_while_its_control_plane_is_killed() {
 }
 
 #[tokio::test]
-async fn the_data_plane_killed_while_changes_stream_in_serves_a_whole_state_again() {
+async fn a_killed_data_plane_restarts_with_a_complete_state() {
     let mut world = World::start().await;
     let upstream = Upstream::plain("plain").await;
     let mut writer = Writer::start(world.admin(), 1, &upstream);
@@ -162,13 +164,13 @@ async fn the_data_plane_killed_while_changes_stream_in_serves_a_whole_state_agai
         highest_served(&mut session, so_far + 2).await;
     }
     let (last, revision) = writer.finished().await;
-    world.settled(revision).await;
+    world.wait_acknowledged(revision).await;
     let mut session = world.plain("app.test").await;
     assert_eq!(highest_served(&mut session, last).await, last);
 }
 
 #[tokio::test]
-async fn a_reader_never_sees_a_half_applied_snapshot() {
+async fn a_snapshot_is_never_served_partly() {
     let world = Arc::new(World::start().await);
     let upstream = Upstream::plain("plain").await;
     let mut writer = Writer::start(world.admin(), 1, &upstream);
@@ -184,7 +186,7 @@ async fn a_reader_never_sees_a_half_applied_snapshot() {
 }
 
 #[tokio::test]
-async fn both_killed_at_once_come_back_with_everything() {
+async fn both_planes_killed_lose_no_acknowledged_write() {
     let mut world = World::start().await;
     let upstream = Upstream::plain("plain").await;
     let mut writer = Writer::start(world.admin(), 1, &upstream);
@@ -192,12 +194,12 @@ async fn both_killed_at_once_come_back_with_everything() {
     world.kill_control().await;
     world.kill_node().await;
     let (last, revision) = writer.finished().await;
-    // The node first: it has nobody to ask.
+    // The node first, because it cannot ask a control plane then.
     world.start_node().await;
     let mut session = world.plain("app.test").await;
     highest_served(&mut session, last + 1).await;
     world.start_control().await;
-    world.settled(revision).await;
+    world.wait_acknowledged(revision).await;
     assert_all_stored(&world, last).await;
     assert!(highest_served(&mut session, last).await == last);
 }

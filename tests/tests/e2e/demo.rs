@@ -1,22 +1,21 @@
-//! `make demo-check`, as CI and a newcomer run it, on ports of its own; and on a machine without
-//! etcd.
+//! `make demo-check` as CI runs it, on ports of its own, and on a machine without etcd.
 
 use std::path::Path;
 use std::process::Stdio;
 
 use e2e::ports::Reservation;
-use e2e::process::{PATIENCE, program};
+use e2e::process::{EVENT_TIMEOUT, program};
 use tokio::process::Command;
 use tokio::time::timeout;
 
 const OPTIONS: [&str; 8] =
     ["--http", "--https", "--admin", "--push", "--status", "--upstream", "--strict-upstream", "--etcd"];
 
-/// Runs it with these programs on its way; gives whether it was content, and what it printed.
+/// Runs the demo with these programs in its PATH; returns whether it succeeded, and its output.
 async fn check(path: Option<&Path>) -> (bool, String) {
     let folder = tempfile::tempdir().unwrap();
     let dir = folder.path().join("demo");
-    // Kept while the demo runs, so that no other test is given them.
+    // Held while the demo runs, so that no other test gets these ports.
     let kept = OPTIONS.map(|_| Reservation::any());
     let mut command = Command::new(program("demo"));
     command.arg("--check").arg("--dir").arg(&dir).stdin(Stdio::null()).kill_on_drop(true);
@@ -25,7 +24,7 @@ async fn check(path: Option<&Path>) -> (bool, String) {
         command.arg(option).arg(kept.address().port().to_string());
     }
     path.map(|path| command.env("PATH", path));
-    let output = timeout(PATIENCE, command.output()).await.expect("the demo ends").unwrap();
+    let output = timeout(EVENT_TIMEOUT, command.output()).await.expect("the demo ends").unwrap();
     let logs = ["controlplane.log", "dataplane.log"]
         .map(|log| std::fs::read_to_string(dir.join(log)).unwrap_or_default())
         .join("\n----\n");
@@ -35,21 +34,21 @@ async fn check(path: Option<&Path>) -> (bool, String) {
 
 #[tokio::test]
 async fn every_scenario_of_the_demo_passes() {
-    let (content, said) = check(None).await;
-    assert_eq!(said.lines().last(), Some("5 scenarios passed, 0 failed"), "{said}");
-    assert!(content, "{said}");
+    let (content, output) = check(None).await;
+    assert_eq!(output.lines().last(), Some("5 scenarios passed, 0 failed"), "{output}");
+    assert!(content, "{output}");
 }
 
 #[tokio::test]
-async fn without_etcd_it_says_so_goes_on_and_is_not_content() {
+async fn without_etcd_the_demo_continues_and_fails() {
     let programs = tempfile::tempdir().unwrap();
     let path = std::env::var_os("PATH").unwrap();
     for name in ["sh", "curl", "cat", "seq"] {
         let found = std::env::split_paths(&path).map(|folder| folder.join(name)).find(|file| file.is_file());
         std::os::unix::fs::symlink(found.unwrap(), programs.path().join(name)).unwrap();
     }
-    let (content, said) = check(Some(programs.path())).await;
+    let (content, output) = check(Some(programs.path())).await;
     let last = "4 scenarios passed, 0 failed, 1 NOT SHOWN (see above)";
-    assert_eq!(said.lines().last(), Some(last), "{said}");
-    assert!(said.contains("NOT SHOWN: there is no etcd on this machine") && !content, "{said}");
+    assert_eq!(output.lines().last(), Some(last), "{output}");
+    assert!(output.contains("NOT SHOWN: there is no etcd on this machine") && !content, "{output}");
 }

@@ -1,17 +1,17 @@
-//! A stop that a load balancer can follow: not ready at once, accepting for a while, and no
-//! connection lost at the end.
+//! Graceful shutdown behind a load balancer: the node is not ready at once, accepts connections for
+//! a while, and loses none at the end.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use e2e::caller::{Http, Session, bounded};
+use e2e::client::{Http, HttpConnection, bounded};
 use e2e::documents::{route, weighted};
-use e2e::frames::{Wire, get};
+use e2e::frames::{FrameConnection, get};
 use e2e::process::{Launch, Log};
 use e2e::raw;
-use e2e::stream::{Script, StreamUpstream};
 use e2e::upstream::Upstream;
+use e2e::upstream::tcp::{Script, TcpUpstream};
 use e2e::world::World;
 use http::StatusCode;
 use nix::sys::signal::Signal;
@@ -26,10 +26,9 @@ const DRIVERS: [&str; 2] = ["io_uring", "epoll"];
 async fn world_with(upstream: &Upstream, driver: &str, settings: Value) -> World {
     let builder = World::builder().settings(settings).node_environment("COUNTERSIGN_DRIVER", driver);
     let world = builder.start().await;
-    let route = route("app.test", "/*", &[upstream.address()]);
-    let revision = world.apply(&[("ssls/app", world.protected_site()), ("routes/app", route)]).await;
-    // A successor serves what was saved until the control plane tells it more.
-    world.saved(revision).await;
+    let revision = world.serve(world.protected_site(), upstream).await;
+    // A successor serves its last-good file until the control plane sends more.
+    world.wait_persisted(revision).await;
     world
 }
 
@@ -38,11 +37,11 @@ fn delay(seconds: u32) -> Value {
 }
 
 #[tokio::test]
-async fn a_node_that_leaves_is_not_ready_and_serves_on() {
+async fn a_draining_node_is_not_ready_and_serves() {
     let upstream = Upstream::plain("plain").await;
     let mut world = world_with(&upstream, "io_uring", delay(3600)).await;
-    let mut kept = world.good_caller("app.test").http(Http::One).connect().await.unwrap();
-    let mut kept_h2 = world.good_caller("app.test").http(Http::Two).connect().await.unwrap();
+    let mut kept = world.verified_client("app.test").http(Http::One).connect().await.unwrap();
+    let mut kept_h2 = world.verified_client("app.test").http(Http::Two).connect().await.unwrap();
     assert_eq!(kept.get("/").await.unwrap().status, StatusCode::OK);
     let nodes = |world: &World| {
         let admin = world.admin();
@@ -64,7 +63,7 @@ async fn a_node_that_leaves_is_not_ready_and_serves_on() {
         assert_eq!((reply.status, reply.headers.get("connection")), (StatusCode::OK, None));
         for http in [Http::One, Http::Two] {
             assert_eq!(
-                world.good_caller("app.test").http(http).get("/").await.unwrap().status,
+                world.verified_client("app.test").http(http).get("/").await.unwrap().status,
                 StatusCode::OK
             );
         }
@@ -78,7 +77,7 @@ async fn a_node_that_leaves_is_not_ready_and_serves_on() {
     assert_eq!(node.ended().await.code(), Some(130));
 }
 
-/// Connects and asks, again and again, until nobody listens. Whoever has connected must be
+/// Connects and requests in a loop until the port is closed. Every accepted connection must be
 /// answered.
 async fn hammer(address: SocketAddr, served: Arc<AtomicUsize>) {
     while let Ok(mut stream) = TcpStream::connect(address).await {
@@ -112,12 +111,12 @@ async fn no_connection_is_lost_when_listeners_close() {
 }
 
 #[tokio::test]
-async fn a_connection_accepted_last_gets_its_first_answer() {
+async fn the_last_accepted_connection_gets_a_response() {
     let upstream = Upstream::plain("plain").await;
     let mut world = world_with(&upstream, "io_uring", json!({})).await;
-    let mut unused = world.good_caller("app.test").http(Http::One).connect().await.unwrap();
+    let mut unused = world.verified_client("app.test").http(Http::One).connect().await.unwrap();
     let mut plain = TcpStream::connect(world.http()).await.unwrap();
-    let mut half = world.good_caller("app.test").handshake().await.unwrap();
+    let mut half = world.verified_client("app.test").handshake().await.unwrap();
     half.write_all(b"GET / HTTP/1.1\r\nHost: app").await.unwrap();
     let mut node = world.take_node();
     node.signal(Signal::SIGTERM);
@@ -133,7 +132,7 @@ async fn a_connection_accepted_last_gets_its_first_answer() {
 }
 
 #[tokio::test]
-async fn a_silent_connection_does_not_hold_the_stop() {
+async fn an_idle_connection_does_not_delay_the_stop() {
     let upstream = Upstream::plain("plain").await;
     let slow = json!({
         "nginx_config": {"http": {"client_header_timeout": "3600s"}, "worker_shutdown_timeout": "3600s"},
@@ -146,7 +145,7 @@ async fn a_silent_connection_does_not_hold_the_stop() {
 }
 
 #[tokio::test]
-async fn a_rolling_restart_behind_a_balancer_fails_nobody() {
+async fn a_rolling_restart_behind_a_balancer_fails_no_request() {
     let upstream = Upstream::plain("plain").await;
     let builder = World::builder().settings(delay(5)).nodes(&["node-1", "node-2"]);
     let mut world = builder.start().await;
@@ -161,7 +160,7 @@ async fn a_rolling_restart_behind_a_balancer_fails_nobody() {
             while !over.load(Ordering::Relaxed) {
                 for ((status, http), asked) in nodes.into_iter().zip(asked.iter()) {
                     if is_ready(status).await {
-                        let mut session = Session::plain(http, "app.test").await.unwrap();
+                        let mut session = HttpConnection::plain(http, "app.test").await.unwrap();
                         assert_eq!(session.get("/").await.unwrap().status, StatusCode::OK);
                         asked.fetch_add(1, Ordering::Relaxed);
                     }
@@ -188,9 +187,9 @@ async fn a_rolling_restart_behind_a_balancer_fails_nobody() {
     balancer.await.unwrap();
 }
 
-/// As a health check sees it.
+/// A readiness probe like a load balancer's.
 async fn is_ready(status: SocketAddr) -> bool {
-    let Ok(mut session) = Session::plain(status, "status").await else { return false };
+    let Ok(mut session) = HttpConnection::plain(status, "status").await else { return false };
     session.get("/status/ready").await.is_ok_and(|reply| reply.status == StatusCode::OK)
 }
 
@@ -198,7 +197,7 @@ async fn is_ready(status: SocketAddr) -> bool {
 async fn a_successor_starts_while_its_predecessor_drains() {
     let upstream = Upstream::plain("plain").await;
     let mut world = world_with(&upstream, "io_uring", delay(1)).await;
-    let mut session = world.good_caller("app.test").connect().await.unwrap();
+    let mut session = world.verified_client("app.test").connect().await.unwrap();
     let held = tokio::spawn(async move { session.get("/hold").await });
     upstream.arrived(1).await;
     let mut old = world.take_node();
@@ -207,7 +206,7 @@ async fn a_successor_starts_while_its_predecessor_drains() {
     // Waits for all three ports, of which the status port is the first.
     world.start_node().await;
     assert_eq!(world.status("/status/ready").await.status, StatusCode::OK);
-    assert_eq!(world.good_caller("app.test").get("/").await.unwrap().status, StatusCode::OK);
+    assert_eq!(world.verified_client("app.test").get("/").await.unwrap().status, StatusCode::OK);
     assert!(!held.is_finished());
     upstream.open_gate();
     assert_eq!(held.await.unwrap().unwrap().status, StatusCode::OK);
@@ -225,11 +224,11 @@ async fn a_successor_of_a_full_worker_starts() {
         let mut world = world_with(&upstream, driver, two).await;
         let mut held = Vec::new();
         for _ in 0..2 {
-            let mut session = world.good_caller("app.test").connect().await.unwrap();
+            let mut session = world.verified_client("app.test").connect().await.unwrap();
             held.push(tokio::spawn(async move { session.get("/hold").await.unwrap().status }));
         }
         upstream.arrived(2).await;
-        // The queue of one listener has connections, and that of the other none.
+        // One listener has queued connections, the other none.
         let mut waiting = Vec::new();
         for _ in 0..4 {
             waiting.push(TcpStream::connect(world.https()).await.unwrap());
@@ -239,7 +238,7 @@ async fn a_successor_of_a_full_worker_starts() {
         world.node_log().line_with(&["the listeners close"]).await;
         world.start_node().await;
         assert_eq!(world.status("/status/ready").await.status, StatusCode::OK);
-        assert_eq!(world.good_caller("app.test").get("/").await.unwrap().status, StatusCode::OK);
+        assert_eq!(world.verified_client("app.test").get("/").await.unwrap().status, StatusCode::OK);
         assert!(held.iter().all(|held| !held.is_finished()));
         upstream.open_gate();
         for held in held {
@@ -251,22 +250,23 @@ async fn a_successor_of_a_full_worker_starts() {
 }
 
 #[tokio::test]
-async fn an_http_2_client_that_answers_no_ping_is_ended() {
+async fn an_http_2_client_without_ping_replies_is_closed() {
     let upstream = Upstream::plain("plain").await;
     let patient = json!({
         "nginx_config": {"http": {"keepalive_timeout": "3600s"}, "worker_shutdown_timeout": "3600s"},
     });
     let mut world = world_with(&upstream, "io_uring", patient).await;
-    let caller = world.good_caller("app.test");
-    let (mut silent, mut asking) = (Wire::connect(&caller).await, Wire::connect(&caller).await);
+    let client = world.verified_client("app.test");
+    let (mut silent, mut asking) =
+        (FrameConnection::connect(&client).await, FrameConnection::connect(&client).await);
     for wire in [&mut silent, &mut asking] {
         assert!(wire.send(&get(1, "app.test", "/")).await);
         wire.until("the first answer", |heard| heard.whole == [1]).await;
     }
     let mut node = world.take_node();
     node.signal(Signal::SIGTERM);
-    // Another request whenever there is silence: those of the first seconds are served, the others
-    // refused.
+    // Sends a request whenever the connection is quiet: those of the first seconds are answered,
+    // the others are not.
     let asking = asking.drip("the end", |n| get(3 + 2 * n, "app.test", "/"), |heard| heard.over);
     let (_, asked) = tokio::join!(silent.until("the end of the silent one", |heard| heard.over), asking);
     assert!(asked.reset.iter().any(|&(_, code)| code == REFUSED_STREAM), "{:?}", asked.reset);
@@ -274,7 +274,7 @@ async fn an_http_2_client_that_answers_no_ping_is_ended() {
 }
 
 #[tokio::test]
-async fn a_status_port_in_use_ends_the_start_before_all_else() {
+async fn a_status_port_in_use_fails_the_start_first() {
     let mut world = World::start().await;
     world.stop_node().await;
     let occupied = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -290,14 +290,14 @@ async fn a_status_port_in_use_ends_the_start_before_all_else() {
 }
 
 #[tokio::test]
-async fn an_idle_stream_does_not_hold_the_stop_and_a_busy_one_does() {
+async fn a_busy_stream_delays_the_stop_and_an_idle_one_does_not() {
     let settings = json!({
         "apisix": {"proxy_mode": "http&stream", "stream_proxy": {"tcp": ["127.0.0.1:0"]}},
         "countersign": {"drain_idle_timeout": 1},
         "nginx_config": {"worker_shutdown_timeout": "3600s"},
     });
     let mut world = World::builder().settings(settings).start().await;
-    let upstream = StreamUpstream::plain("one", Script::Echo).await;
+    let upstream = TcpUpstream::plain("one", Script::Echo).await;
     let route = json!({"upstream": {"nodes": weighted(&[upstream.address()])}});
     world.apply(&[("stream_routes/1", route)]).await;
     let mut idle = TcpStream::connect(world.stream(0)).await.unwrap();
@@ -332,7 +332,7 @@ async fn echo(stream: &mut TcpStream) {
 }
 
 #[tokio::test]
-async fn a_control_plane_that_leaves_is_not_ready_and_serves_on() {
+async fn a_draining_control_plane_is_not_ready_and_serves() {
     let settings = delay(3600);
     let mut world = World::builder().settings(settings).start().await;
     assert_eq!(world.control_status("/status/ready").await.status, StatusCode::OK);
@@ -348,13 +348,13 @@ async fn a_control_plane_that_leaves_is_not_ready_and_serves_on() {
 }
 
 #[tokio::test]
-async fn an_admin_connection_accepted_last_gets_its_answer() {
+async fn the_last_accepted_admin_connection_gets_a_response() {
     let mut world = World::start().await;
     let mut unused = TcpStream::connect(world.admin_address()).await.unwrap();
     let mut control = world.take_control();
     control.signal(Signal::SIGTERM);
     world.control_log().line_with(&["SIGTERM: stopping gracefully"]).await;
-    // The page for plain HTTP on the TLS port is an answer, too.
+    // The error page for plain HTTP on the TLS port counts as a response.
     unused.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
     let answer = String::from_utf8(raw::until_closed(&mut unused).await).unwrap();
     assert!(answer.starts_with("HTTP/1.1 400 "), "{answer:?}");

@@ -1,11 +1,12 @@
-//! The explanation of a refusal agrees with the refusal: the same scenario is run for real and explained.
+//! The explain API agrees with the data plane: each scenario is run and explained.
 //!
-//! For each: what the client saw (alert or status), the reason and rule of the data plane's log line, and what its counters
-//! counted, must be what `POST explain` says. And a flood of refusals writes a bounded number of lines.
+//! The client's alert or status, the reason and rule in the data plane's log, and its counters must
+//! match the answer of `POST explain`. A flood of rejected handshakes writes a bounded number of
+//! log lines.
 
 use std::time::Duration;
 
-use e2e::caller::{Caller, Tls};
+use e2e::client::{HttpClient, Tls};
 use e2e::credentials::{Authority, Credential};
 use e2e::documents::{route, site};
 use e2e::upstream::Upstream;
@@ -23,10 +24,10 @@ fn day(from_today: i64) -> UnixTime {
     UnixTime::since_unix_epoch(Duration::from_secs(then.try_into().unwrap()))
 }
 
-/// One thing that a client does.
+/// An action of a client.
 struct Scenario {
     what: &'static str,
-    /// The site's `client`; it answers to a name made for this scenario.
+    /// `client` of the site, which gets a name of its own.
     client: Value,
     shows: Option<Credential>,
     expected: &'static str,
@@ -43,8 +44,8 @@ fn scenario(
     Scenario { what, client, shows, expected, rule }
 }
 
-fn credential(minted: &ca::IssuedCertificate) -> Credential {
-    Credential { certificate_pem: minted.chain_pem.clone(), key_pem: minted.key_pem.to_string() }
+fn credential(issued: &ca::IssuedCertificate) -> Credential {
+    Credential { certificate_pem: issued.chain_pem.clone(), key_pem: issued.key_pem.to_string() }
 }
 
 /// A counter of the first node.
@@ -55,12 +56,13 @@ async fn counter(world: &World, name: &str) -> u64 {
     line.trim().parse().unwrap()
 }
 
-/// Counts of a reason and, for certificates, of a rule.
+/// Counters of a reason and, for certificates, of a rule.
 async fn counted(world: &World, reason: &str, rule: Option<&str>) -> (u64, u64) {
-    let by_reason = counter(world, &format!("countersign_refused_total{{reason=\"{reason}\"}}")).await;
+    let by_reason = counter(world, &format!("countersign_errors_total{{reason=\"{reason}\"}}")).await;
     let by_rule = match rule {
         Some(rule) => {
-            counter(world, &format!("countersign_client_certificates_refused_total{{rule=\"{rule}\"}}")).await
+            counter(world, &format!("countersign_client_certificate_rejections_total{{reason=\"{rule}\"}}"))
+                .await
         }
         None => 0,
     };
@@ -73,10 +75,10 @@ async fn explain(world: &World, question: Value) -> Value {
     answer.body
 }
 
-/// The alert that ends a handshake, as RFC 8446 spells it.
-async fn alert(caller: &Caller) -> String {
+/// The alert that ends a handshake, in the spelling of RFC 8446.
+async fn alert(client: &HttpClient) -> String {
     let camel =
-        format!("{:?}", caller.refusal().await).replace("recognised", "recognized").replace("CA", "Ca");
+        format!("{:?}", client.expect_alert().await).replace("recognised", "recognized").replace("CA", "Ca");
     let snake = camel.chars().flat_map(|letter| {
         let gap = letter.is_uppercase().then_some('_');
         gap.into_iter().chain(letter.to_lowercase())
@@ -84,7 +86,7 @@ async fn alert(caller: &Caller) -> String {
     snake.skip(1).collect()
 }
 
-/// Every way in which a handshake is refused for its client.
+/// Every way in which a client's handshake is rejected.
 fn handshakes() -> Vec<Scenario> {
     let root = ca::Authority::root(&AuthoritySpec::new("Root")).unwrap();
     let ca = root.certificate_pem();
@@ -92,7 +94,7 @@ fn handshakes() -> Vec<Scenario> {
     let alice = LeafSpec::client("alice");
     let by = |authority: &ca::Authority, spec: &LeafSpec| Some(credential(&authority.issue(spec).unwrap()));
     let between = root.intermediate(&AuthoritySpec::new("Between")).unwrap();
-    let stranger = ca::Authority::root(&AuthoritySpec::new("Stranger")).unwrap();
+    let untrusted = ca::Authority::root(&AuthoritySpec::new("Untrusted")).unwrap();
     let namesake = ca::Authority::root(&AuthoritySpec::new("Root")).unwrap();
     let short = ca::Authority::root(&AuthoritySpec::new("Short").path_length(0)).unwrap();
     let below_short = short.intermediate(&AuthoritySpec::new("Below")).unwrap();
@@ -105,7 +107,7 @@ fn handshakes() -> Vec<Scenario> {
     let bad = "bad_certificate";
     vec![
         scenario("nothing", plain(), None, "no_certificate", None),
-        scenario("a stranger's", plain(), by(&stranger, &alice), bad, Some("unknown_issuer")),
+        scenario("an untrusted CA", plain(), by(&untrusted, &alice), bad, Some("unknown_issuer")),
         scenario(
             "an expired one",
             plain(),
@@ -155,19 +157,19 @@ fn handshakes() -> Vec<Scenario> {
     ]
 }
 
-/// The caller of a scenario, and what the explanation needs to know about it.
-fn caller(world: &World, name: &str, shows: Option<&Credential>) -> (Caller, Value) {
-    let caller = world.caller(name);
+/// The client of a scenario, and what the explain API needs about it.
+fn client(world: &World, name: &str, shows: Option<&Credential>) -> (HttpClient, Value) {
+    let client = world.client(name);
     match shows {
         Some(identity) => {
-            (caller.identity(identity), json!({"sni": name, "client_cert": identity.certificate_pem}))
+            (client.identity(identity), json!({"sni": name, "client_cert": identity.certificate_pem}))
         }
-        None => (caller, json!({"sni": name})),
+        None => (client, json!({"sni": name})),
     }
 }
 
 #[tokio::test]
-async fn a_refused_handshake_is_explained_as_it_happened() {
+async fn rejected_handshakes_are_explained() {
     let world = World::start().await;
     let scenarios = handshakes();
     let mut revision = 0;
@@ -177,10 +179,10 @@ async fn a_refused_handshake_is_explained_as_it_happened() {
         document["client"] = scenario.client.clone();
         revision = world.admin().put(&format!("ssls/{number}"), &document).await;
     }
-    world.settled(revision).await;
+    world.wait_acknowledged(revision).await;
     for (number, scenario) in scenarios.iter().enumerate() {
         let Scenario { what, expected, rule, .. } = scenario;
-        let (caller, question) = caller(&world, &format!("s{number}.test"), scenario.shows.as_ref());
+        let (client, question) = client(&world, &format!("s{number}.test"), scenario.shows.as_ref());
         let explained = explain(&world, question).await;
         let outcome = &explained["outcome"];
         assert_eq!(outcome["result"], "handshake_rejected", "{what}: {explained}");
@@ -192,7 +194,7 @@ async fn a_refused_handshake_is_explained_as_it_happened() {
         assert!(outcome["fix"].as_str().is_some_and(|fix| !fix.is_empty()), "{what}: {explained}");
         for tls in [Tls::V12, Tls::V13] {
             let before = counted(&world, expected, *rule).await;
-            let seen = alert(&caller.clone().tls(tls)).await;
+            let seen = alert(&client.clone().tls(tls)).await;
             assert_eq!(outcome["alert"], seen, "{what} {tls:?}");
             let after = counted(&world, expected, *rule).await;
             assert_eq!(after, (before.0 + 1, before.1 + u64::from(rule.is_some())), "{what} {tls:?}");
@@ -202,7 +204,7 @@ async fn a_refused_handshake_is_explained_as_it_happened() {
             format!("reason=\"{expected}\""),
             "peer=127.0.0.1:".into(),
         ];
-        words.extend(rule.map(|rule| format!("rule=\"{rule}\"")));
+        words.extend(rule.map(|rule| format!("verify_reason=\"{rule}\"")));
         if let Some(shown) = explained["client_certificate"].get("leaf") {
             for field in ["subject", "issuer", "serial", "fingerprint"] {
                 words.push(format!("{field}={}", shown[field]));
@@ -214,26 +216,26 @@ async fn a_refused_handshake_is_explained_as_it_happened() {
 }
 
 #[tokio::test]
-async fn a_name_nobody_answers_to_is_explained_as_it_happened() {
+async fn names_without_a_site_are_explained() {
     let world = World::start().await;
     world.apply(&[("ssls/wild", site(&world.credentials.site, "*.test"))]).await;
     for (sni, reason) in [(Some("a.b.test"), "no_site"), (Some("other.example"), "no_site"), (None, "no_sni")]
     {
-        let caller = world.caller("a.test");
-        let caller = sni.map_or_else(|| caller.clone().no_sni(), |sni| caller.clone().sni(sni));
+        let client = world.client("a.test");
+        let client = sni.map_or_else(|| client.clone().no_sni(), |sni| client.clone().sni(sni));
         let explained = explain(&world, json!({"sni": sni})).await;
         let before = counted(&world, reason, None).await.0;
-        let seen = alert(&caller).await;
+        let seen = alert(&client).await;
         let outcome = &explained["outcome"];
         assert_eq!(outcome["alert"], seen, "{sni:?}");
         assert_eq!(outcome["reason"], reason, "{sni:?}: {explained}");
         assert_eq!(counted(&world, reason, None).await.0, before + 1, "{sni:?}");
         let shown = sni.map(|sni| format!("sni=\"{sni}\"")).unwrap_or_default();
-        world.node_log().line_with(&["handshake refused", &format!("reason=\"{reason}\""), &shown]).await;
+        world.node_log().line_with(&["handshake rejected", &format!("reason=\"{reason}\""), &shown]).await;
     }
 }
 
-/// Sites and routes for requests: two that skip `^/free`, one open.
+/// Sites and routes for requests: two sites skip `^/free`, one is open.
 async fn request_world() -> (World, Upstream) {
     let world = World::start().await;
     let upstream = Upstream::plain("plain").await;
@@ -264,12 +266,12 @@ async fn request_world() -> (World, Upstream) {
         ])
         .await;
     let revision = world.admin().delete("upstreams/gone?force=true").await;
-    world.settled(revision).await;
+    world.wait_acknowledged(revision).await;
     (world, upstream)
 }
 
 #[tokio::test]
-async fn a_request_is_explained_as_it_happened() {
+async fn denied_requests_are_explained() {
     let (world, _upstream) = request_world().await;
     let good = world.credentials.client.clone();
     let bad = Authority::root("Other").client("mallory");
@@ -292,7 +294,7 @@ async fn a_request_is_explained_as_it_happened() {
         ("open.test", "a..test", "/", None, Some("bad_request"), None),
     ] {
         let what = format!("{sni} {host} {uri}");
-        let (caller, mut question) = caller(&world, sni, shows);
+        let (client, mut question) = client(&world, sni, shows);
         question["host"] = host.into();
         question["uri"] = uri.into();
         let explained = explain(&world, question).await;
@@ -301,8 +303,8 @@ async fn a_request_is_explained_as_it_happened() {
             Some(reason) => counted(&world, reason, rule).await,
             None => (0, 0),
         };
-        let mut session = caller.connect().await.unwrap_or_else(|refused| panic!("{what}: {refused}"));
-        let mut request = session.request(Method::GET, uri, e2e::caller::full(""));
+        let mut session = client.connect().await.unwrap_or_else(|error| panic!("{what}: {error}"));
+        let mut request = session.request(Method::GET, uri, e2e::client::full(""));
         request.headers_mut().insert("host", host.parse().unwrap());
         let reply = session.fetch(request).await.unwrap();
         let Some(reason) = reason else {
@@ -314,11 +316,15 @@ async fn a_request_is_explained_as_it_happened() {
             continue;
         };
         assert_eq!(outcome["status"], reply.status.as_u16(), "{what}: {explained}");
-        assert_eq!((outcome["reason"].as_str(), outcome["verify_reason"].as_str()), (Some(reason), rule), "{what}");
+        assert_eq!(
+            (outcome["reason"].as_str(), outcome["verify_reason"].as_str()),
+            (Some(reason), rule),
+            "{what}"
+        );
         let after = counted(&world, reason, rule).await;
         assert_eq!(after, (before.0 + 1, before.1 + u64::from(rule.is_some())), "{what}");
-        let mut words = vec!["request refused".to_owned(), format!("reason=\"{reason}\"")];
-        words.extend(rule.map(|rule| format!("rule=\"{rule}\"")));
+        let mut words = vec!["request denied".to_owned(), format!("reason=\"{reason}\"")];
+        words.extend(rule.map(|rule| format!("verify_reason=\"{rule}\"")));
         if rule.is_some() || reason == "misdirected" && shows.is_some() {
             words.push(format!("fingerprint={}", explained["client_certificate"]["leaf"]["fingerprint"]));
         }
@@ -333,13 +339,13 @@ async fn a_request_is_explained_as_it_happened() {
 }
 
 #[tokio::test]
-async fn hostile_names_cannot_forge_a_line() {
+async fn hostile_names_cannot_forge_a_log_line() {
     let world = World::start().await;
     world.apply(&[("ssls/app", world.protected_site())]).await;
     let name = "evil\n2026-01-01T00:00:00Z  INFO forged reason=\"none\"\r\u{1b}[31m\u{202e}";
     let forged = Authority::root("Other").issue(&LeafSpec::client(name).organization("x".repeat(4000)));
-    world.caller("app.test").identity(&forged).refusal().await;
-    let line = world.node_log().line_with(&["rule=\"unknown_issuer\"", "evil"]).await;
+    world.client("app.test").identity(&forged).expect_alert().await;
+    let line = world.node_log().line_with(&["verify_reason=\"unknown_issuer\"", "evil"]).await;
     assert!(line.len() < 4000, "{} bytes", line.len());
     let text = world.node_log().text();
     assert!(!text.lines().any(|line| line.starts_with("2026-01-01")), "{text}");
@@ -347,31 +353,33 @@ async fn hostile_names_cannot_forge_a_line() {
 }
 
 #[tokio::test]
-async fn a_flood_of_refusals_writes_few_lines_and_counts_all() {
+async fn a_flood_of_rejections_logs_few_lines_and_counts_all() {
     const FLOOD: u64 = 1500;
     let world = World::start().await;
     world.apply(&[("ssls/app", world.protected_site())]).await;
-    let (caller, other) = (world.caller("app.test"), world.caller("none.example"));
+    let (client, other) = (world.client("app.test"), world.client("none.example"));
     let started = std::time::Instant::now();
     for _ in 0..FLOOD {
-        caller.refusal().await;
+        client.expect_alert().await;
     }
-    // Another reason is not hidden by it.
-    other.refusal().await;
+    // It does not hide another reason.
+    other.expect_alert().await;
     world.node_log().line_with(&["reason=\"no_site\""]).await;
     assert_eq!(counted(&world, "no_certificate", None).await.0, FLOOD);
-    // Each is a line of its own, or in the number of those left out.
+    // Each has a line of its own, or counts as a suppressed one.
     let (written, left_out) = world
         .node_log()
         .find("the whole flood", |text| {
             let flood = text.lines().filter(|line| line.contains("reason=\"no_certificate\""));
-            let (numbers, lines): (Vec<_>, Vec<_>) = flood.partition(|line| line.contains("were left out"));
-            let number = |line: &&str| line.split_once(" lines=")?.1.split(' ').next()?.parse::<u64>().ok();
+            let (numbers, lines): (Vec<_>, Vec<_>) = flood.partition(|line| line.contains("were suppressed"));
+            let number =
+                |line: &&str| line.split_once(" suppressed=")?.1.split(' ').next()?.parse::<u64>().ok();
             let left_out: u64 = numbers.iter().filter_map(number).sum();
             (lines.len() as u64 + left_out == FLOOD).then_some((lines.len() as u64, left_out))
         })
         .await;
-    // For each of two workers 200 at once, and ten a second; the workers' seconds began at the earliest with ours.
+    // For each of two workers 200 at once, and ten a second; the workers' seconds began at the
+    // earliest with the test's.
     let most = 2 * (200 + 10 * (started.elapsed().as_secs() + 1));
     assert!(written <= most && left_out > 0, "{written} lines, at most {most}, {left_out} left out");
 }

@@ -1,6 +1,8 @@
-//! Tools that know only APISIX's schema read a document, change nothing and save it: nobody gets in who was out before.
+//! Tools that know only APISIX's schema read a document and save it unchanged: no client gains
+//! access.
 //!
-//! The requests are those of the dashboard (*Edit*, *Save*) and of ADC, sent by curl from a shell, and the data plane is asked who gets in.
+//! The requests are those of the dashboard (*Edit*, *Save*) and of ADC, sent by curl from a shell,
+//! followed by requests to the data plane.
 
 use std::fs;
 use std::process::Command;
@@ -12,7 +14,7 @@ use e2e::world::World;
 use http::StatusCode;
 use serde_json::{Value, json};
 
-/// Runs curl towards the Admin API in a shell, from the world's folder: what came back, head and body.
+/// Runs curl against the Admin API in a shell in the world's folder; returns head and body.
 fn admin_curl(world: &World, arguments: &str) -> (String, Value) {
     let (folder, credentials) = (world.folder(), &world.credentials);
     for (name, text) in [
@@ -34,7 +36,8 @@ fn admin_curl(world: &World, arguments: &str) -> (String, Value) {
     (head.to_lowercase(), serde_json::from_str(body).unwrap())
 }
 
-/// Reads a document, leaves out what APISIX's schema does not know, and saves it. Gives the head of the answer.
+/// Reads a document, drops members that APISIX's schema lacks, and saves it. Returns the response
+/// head.
 async fn saved_by_a_tool(world: &World, path: &str, key: Option<&str>) -> String {
     let mut document = admin_curl(world, path).1["value"].clone();
     let members = document.as_object_mut().unwrap();
@@ -42,46 +45,46 @@ async fn saved_by_a_tool(world: &World, path: &str, key: Option<&str>) -> String
     if let Some(client) = members.get_mut("client").and_then(Value::as_object_mut) {
         client.retain(|name, _| !name.starts_with("crl"));
     }
-    // A private key is not shown: the tool has it from its own file.
+    // The API returns no private key; the tool has it in a file.
     members.extend(key.map(|key| ("key".to_owned(), json!(key))));
     fs::write(world.folder().join("saved.json"), document.to_string()).unwrap();
     let (head, _) = admin_curl(world, &format!("{path} -X PUT -d @saved.json"));
     assert!(head.starts_with("http/1.1 200"), "{head}");
     let revision = head.lines().find_map(|line| line.strip_prefix("x-countersign-revision: ")).unwrap();
-    world.settled(revision.trim().parse().unwrap()).await;
+    world.wait_acknowledged(revision.trim().parse().unwrap()).await;
     head
 }
 
 #[tokio::test]
-async fn a_revoked_client_stays_out_when_a_tool_saves() {
+async fn a_revoked_client_stays_rejected_after_a_tool_saves() {
     let (world, upstream) = (World::start().await, Upstream::plain("plain").await);
     let credentials = &world.credentials;
     let mut site = world.protected_site();
     site["client"]["crl"] = json!([credentials.clients.crl(&[&credentials.client])]);
     let app = route("app.test", "/*", &[upstream.address()]);
     world.apply(&[("ssls/app", site), ("routes/app", app)]).await;
-    world.good_caller("app.test").refusal().await;
+    world.verified_client("app.test").expect_alert().await;
     for _ in 0..2 {
         let head = saved_by_a_tool(&world, "ssls/app", Some(&credentials.site.key_pem)).await;
         assert!(head.contains("x-countersign-kept: client.crl"), "{head}");
-        world.good_caller("app.test").refusal().await;
+        world.verified_client("app.test").expect_alert().await;
     }
     world.control_log().line_with(&["kept fields", "client.crl", "ssls/app"]).await;
     assert_eq!(upstream.requests(), 0);
-    // Others get in, and so does this one once the list is taken away by name.
+    // Other clients gain access, and this one when the list is removed explicitly.
     let other = credentials.clients.client("other");
-    let reply = world.caller("app.test").identity(&other).get("/").await.unwrap();
+    let reply = world.client("app.test").identity(&other).get("/").await.unwrap();
     assert_eq!(reply.status, StatusCode::OK);
     let (head, _) = admin_curl(&world, "ssls/app -X PATCH -d '{\"client\": {\"crl\": null}}'");
     assert!(head.contains("x-countersign-warning: client.crl: removed"), "{head}");
     world.control_log().line_with(&["weakens the protection", "client.crl", "ssls/app"]).await;
     let revision = head.lines().find_map(|line| line.strip_prefix("x-countersign-revision: ")).unwrap();
-    world.settled(revision.trim().parse().unwrap()).await;
-    assert_eq!(world.good_caller("app.test").get("/").await.unwrap().status, StatusCode::OK);
+    world.wait_acknowledged(revision.trim().parse().unwrap()).await;
+    assert_eq!(world.verified_client("app.test").get("/").await.unwrap().status, StatusCode::OK);
 }
 
 #[tokio::test]
-async fn an_allow_list_stays_when_a_tool_saves() {
+async fn an_allow_list_stays_after_a_tool_saves() {
     let (world, upstream) = (World::start().await, Upstream::plain("plain").await);
     let identity = json!({"allow": [{"dns": "allowed.test"}]});
     let mut own = route("app.test", "/own", &[upstream.address()]);
@@ -95,7 +98,7 @@ async fn an_allow_list_stays_when_a_tool_saves() {
             ("routes/of-service", json!({"uri": "/of-service", "host": "app.test", "service_id": "s"})),
         ])
         .await;
-    let caller = world.good_caller("app.test");
+    let client = world.verified_client("app.test");
     for path in ["routes/own", "services/s", "routes/of-service"] {
         let head = saved_by_a_tool(&world, path, None).await;
         assert_eq!(
@@ -105,7 +108,7 @@ async fn an_allow_list_stays_when_a_tool_saves() {
         );
     }
     for path in ["/own", "/of-service"] {
-        assert_eq!(caller.get(path).await.unwrap().status, StatusCode::FORBIDDEN, "{path}");
+        assert_eq!(client.get(path).await.unwrap().status, StatusCode::FORBIDDEN, "{path}");
     }
     assert_eq!(upstream.requests(), 0);
     let revision = world
@@ -118,6 +121,6 @@ async fn an_allow_list_stays_when_a_tool_saves() {
             }),
         )
         .await;
-    world.settled(revision).await;
-    assert_eq!(caller.get("/own").await.unwrap().status, StatusCode::OK);
+    world.wait_acknowledged(revision).await;
+    assert_eq!(client.get("/own").await.unwrap().status, StatusCode::OK);
 }

@@ -1,5 +1,5 @@
-//! The first minutes with both programs: started before anything was made, with files that others
-//! can read, asked who they are; and what they leave of their memory.
+//! A first start of both programs: before any certificate exists, with files that other users can
+//! read, with `check`; and core dumps.
 
 use std::fs;
 use std::os::fd::AsRawFd;
@@ -15,7 +15,7 @@ use tempfile::TempDir;
 
 const PLANES: [&str; 2] = ["controlplane", "dataplane"];
 
-/// A folder with `conf/config.yaml` as it comes.
+/// A folder with the default `conf/config.yaml`.
 struct Home(TempDir);
 
 impl Home {
@@ -41,21 +41,21 @@ impl Home {
         assert!(made.status.success(), "{made:?}");
     }
 
-    /// What a program says when it is started and cannot run.
+    /// The error of a program that fails to start.
     async fn refused(&self, name: &str, arguments: &[&str]) -> String {
         let ended = run_to_end(name, arguments, self.0.path()).await;
         assert_eq!(ended.status.code(), Some(1), "{ended:?}");
         format!("{}{}", ended.stdout, ended.stderr)
     }
 
-    /// What `check` says.
+    /// The output of `check`.
     async fn check(&self) -> String {
         run_to_end("controlplane", &["check"], self.0.path()).await.stdout
     }
 }
 
 #[tokio::test]
-async fn started_before_pki_init_both_name_files_and_command() {
+async fn without_certificates_both_programs_name_the_command() {
     let home = Home::new();
     let control = [
         "admin-server.crt",
@@ -67,22 +67,22 @@ async fn started_before_pki_init_both_name_files_and_command() {
     ];
     let data = ["node.crt", "node.key", "push-ca.crt"];
     for (name, files) in [("controlplane", &control[..]), ("dataplane", &data[..])] {
-        let said = home.refused(name, &[]).await;
+        let output = home.refused(name, &[]).await;
         for file in files {
-            assert!(said.contains(&format!("conf/pki/{file} (")), "{file}: {said}");
+            assert!(output.contains(&format!("conf/pki/{file} (")), "{file}: {output}");
         }
-        assert!(said.contains("`controlplane pki init`"), "{said}");
+        assert!(output.contains("`controlplane pki init`"), "{output}");
     }
-    let said = home.refused("controlplane", &["check"]).await;
-    assert!(said.contains("push-server.key") && said.contains("`controlplane pki init`"), "{said}");
-    // What the message says makes what was missing.
+    let output = home.refused("controlplane", &["check"]).await;
+    assert!(output.contains("push-server.key") && output.contains("`controlplane pki init`"), "{output}");
+    // The command in the message creates the missing files.
     home.init(&[]).await;
-    let said = home.check().await;
-    assert!(said.ends_with("is fine: the control plane can start\n"), "{said}");
+    let output = home.check().await;
+    assert!(output.ends_with("is fine: the control plane can start\n"), "{output}");
 }
 
 #[tokio::test]
-async fn from_another_folder_the_command_names_the_settings() {
+async fn in_another_folder_the_command_names_the_settings() {
     let home = Home::new();
     let config = home.path("conf/config.yaml");
     let ended = run_to_end("dataplane", &["-c", config.to_str().unwrap()], Path::new("/")).await;
@@ -94,7 +94,7 @@ async fn from_another_folder_the_command_names_the_settings() {
 }
 
 #[tokio::test]
-async fn one_file_that_is_missing_is_the_only_one_named() {
+async fn a_single_missing_file_is_named() {
     let home = Home::new();
     home.init(&[]).await;
     for (name, file) in
@@ -102,14 +102,14 @@ async fn one_file_that_is_missing_is_the_only_one_named() {
     {
         let kept = home.path("kept");
         fs::rename(home.path("conf/pki").join(file), &kept).unwrap();
-        let said = home.refused(name, &[]).await;
-        let named = said.matches("conf/pki/").count() - said.matches(&format!("conf/pki/{file}")).count();
-        assert!(said.contains(&format!("conf/pki/{file} (")) && named == 0, "{said}");
+        let output = home.refused(name, &[]).await;
+        let named = output.matches("conf/pki/").count() - output.matches(&format!("conf/pki/{file}")).count();
+        assert!(output.contains(&format!("conf/pki/{file} (")) && named == 0, "{output}");
         fs::rename(&kept, home.path("conf/pki").join(file)).unwrap();
     }
     fs::remove_file(home.path("conf/pki/keyring")).unwrap();
-    let said = home.refused("controlplane", &["copy", "--from", "embedded", "--to", "yaml:x.yaml"]).await;
-    assert!(said.contains("countersign.keyring_file"), "{said}");
+    let output = home.refused("controlplane", &["copy", "--from", "embedded", "--to", "yaml:x.yaml"]).await;
+    assert!(output.contains("countersign.keyring_file"), "{output}");
     assert!(!home.path("x.yaml").exists());
 }
 
@@ -128,22 +128,22 @@ async fn the_keyring_is_random_and_never_replaced() {
     for name in ["admin-ca.crt", "admin-ca.key"] {
         fs::remove_file(one.path("conf/pki").join(name)).unwrap();
     }
-    let said = one.refused("controlplane", &["pki", "init"]).await;
-    assert!(said.contains("there already") && keyring(&one) == before, "{said}");
-    // What is in it is judged, and never shown.
+    let output = one.refused("controlplane", &["pki", "init"]).await;
+    assert!(output.contains("there already") && keyring(&one) == before, "{output}");
+    // The content is checked and never shown.
     for (text, words) in [("", "there is no key in it"), ("seventeen-bytes-x\n", "line 1 is 17 bytes long")] {
         other.mode("conf/pki/keyring", 0o600);
         fs::write(other.path("conf/pki/keyring"), text).unwrap();
         for arguments in [&[][..], &["check"][..]] {
-            let said = other.refused("controlplane", arguments).await;
-            assert!(said.contains("countersign.keyring_file") && said.contains(words), "{said}");
-            assert!(!said.contains("seventeen"), "{said}");
+            let output = other.refused("controlplane", arguments).await;
+            assert!(output.contains("countersign.keyring_file") && output.contains(words), "{output}");
+            assert!(!output.contains("seventeen"), "{output}");
         }
     }
 }
 
 #[tokio::test]
-async fn files_with_secrets_that_others_can_read_are_warned_about() {
+async fn readable_secret_files_cause_warnings() {
     let home = Home::new();
     home.init(&[]).await;
     let clean = home.check().await;
@@ -158,9 +158,12 @@ async fn files_with_secrets_that_others_can_read_are_warned_about() {
             [(0o604, "can read"), (0o640, "can read"), (0o620, "can change"), (0o602, "can change")]
         {
             home.mode(&path, mode);
-            let said = home.check().await;
+            let output = home.check().await;
             let warned = format!("(mode {mode:04o})");
-            assert!(said.contains(file) && said.contains(word) && said.contains(&warned), "{mode:o}: {said}");
+            assert!(
+                output.contains(file) && output.contains(word) && output.contains(&warned),
+                "{mode:o}: {output}"
+            );
         }
         home.mode(&path, 0o600);
     }
@@ -198,8 +201,8 @@ async fn a_settings_file_is_secret_only_when_it_holds_secrets() {
         ("", text.replace("deployment:\n", "deployment:\n  etcd: {user: me, password: \"${{PATH}}\"}\n")),
     ] {
         fs::write(home.path("conf/config.yaml"), with).unwrap();
-        let said = home.check().await;
-        assert_eq!(said.contains(warned), !secret.is_empty(), "{secret}: {said}");
+        let output = home.check().await;
+        assert_eq!(output.contains(warned), !secret.is_empty(), "{secret}: {output}");
         home.mode("conf/config.yaml", 0o600);
         assert!(!home.check().await.contains(warned), "{secret}");
         home.mode("conf/config.yaml", 0o644);
@@ -207,7 +210,7 @@ async fn a_settings_file_is_secret_only_when_it_holds_secrets() {
 }
 
 #[tokio::test]
-async fn both_say_who_they_are() {
+async fn both_programs_report_version_and_help() {
     let repository = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
     let head = Command::new("git").args(["rev-parse", "--short=12", "HEAD"]).current_dir(repository).output();
     let head = head.ok().filter(|output| output.status.success());
@@ -228,17 +231,17 @@ async fn both_say_who_they_are() {
     }
 }
 
-/// Asked of a process of another user, because root may read everything anyway. It waits for
-/// somebody to write its settings, which it does after everything that this is about.
+/// Run by a process of another user, because root can read everything. The program blocks on
+/// reading its settings, after the steps under test.
 #[test]
-fn no_core_files_and_nobody_reads_their_memory() {
+fn no_core_dumps_and_no_readable_memory() {
     for name in PLANES {
         let folder = tempfile::tempdir().unwrap();
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
         let settings = folder.path().join("settings");
         nix::unistd::mkfifo(&settings, Mode::from_bits_truncate(0o666)).unwrap();
         fs::set_permissions(&settings, fs::Permissions::from_mode(0o666)).unwrap();
-        // By its descriptor: the folders on the way to the program may be closed to that user.
+        // By descriptor: the other user may not have access to the folders of the program.
         let opened = fs::File::open(program(name)).unwrap();
         fcntl(&opened, FcntlArg::F_SETFD(FdFlag::empty())).unwrap();
         let mut command = Command::new(format!("/proc/self/fd/{}", opened.as_raw_fd()));
@@ -254,7 +257,7 @@ fn no_core_files_and_nobody_reads_their_memory() {
         let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
         let bounds: Vec<&str> = core.split_whitespace().skip(4).take(2).collect();
         assert_eq!(bounds, ["0", "0"], "{name}: {core}");
-        // The kernel gives the files of a process that cannot be dumped to root.
+        // The kernel makes root the owner of these files for a process that cannot be dumped.
         for file in ["mem", "environ", "maps"] {
             assert_eq!(fs::metadata(of(file)).unwrap().uid(), 0, "{name} {file}");
         }

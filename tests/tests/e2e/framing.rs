@@ -1,6 +1,6 @@
-//! Message framing and hop-by-hop fields, as `docs/FRAMING.md` lists them: one test for each of its rows.
+//! Message framing and hop-by-hop fields: one test for each row of `docs/FRAMING.md`.
 //!
-//! Clients and upstreams are raw sockets: what is tested is what no well-behaved library sends.
+//! Clients and upstreams are raw sockets, which send what libraries refuse to send.
 
 mod client;
 mod client_case;

@@ -1,9 +1,9 @@
-//! SIGTERM: what runs is finished, nothing new is taken, and the end comes within the deadline either way.
+//! SIGTERM: requests in progress finish, no connection is accepted, and the program exits within
+//! the deadline in any case.
 
 use std::time::{Duration, Instant};
 
-use e2e::caller::{Http, bounded};
-use e2e::documents::route;
+use e2e::client::{Http, bounded};
 use e2e::raw;
 use e2e::upstream::Upstream;
 use e2e::world::World;
@@ -14,14 +14,7 @@ use tokio::io::AsyncWriteExt;
 
 async fn world_with(upstream: &Upstream, deadline: &str) -> World {
     let settings = json!({"nginx_config": {"worker_shutdown_timeout": deadline}});
-    let world = World::builder().settings(settings).start().await;
-    world
-        .apply(&[
-            ("ssls/app", world.protected_site()),
-            ("routes/app", route("app.test", "/*", &[upstream.address()])),
-        ])
-        .await;
-    world
+    World::builder().settings(settings).protected(upstream.address()).start().await
 }
 
 #[tokio::test]
@@ -30,24 +23,25 @@ async fn a_request_in_progress_is_finished() {
         let upstream = Upstream::plain("plain").await;
         let mut world = world_with(&upstream, "60s").await;
         let mut idle =
-            world.caller("app.test").identity(&world.credentials.client).handshake().await.unwrap();
+            world.client("app.test").identity(&world.credentials.client).handshake().await.unwrap();
         idle.write_all(b"GET / HTTP/1.1\r\nHost: app.test\r\n\r\n").await.unwrap();
         upstream.arrived(1).await;
-        let mut session = world.good_caller("app.test").http(http).connect().await.unwrap();
+        let mut session = world.verified_client("app.test").http(http).connect().await.unwrap();
         let held = tokio::spawn(async move { session.get("/hold").await });
         upstream.arrived(2).await;
 
         let mut node = world.take_node();
         node.signal(Signal::SIGTERM);
-        // The idle connection ends first: the stop has begun, and the held request still runs.
+        // The idle connection ends first, which shows that the stop has begun while the held
+        // request runs.
         raw::until_closed(&mut idle).await;
         assert!(!held.is_finished());
         upstream.open_gate();
-        let reply = held.await.unwrap().unwrap_or_else(|refused| panic!("{http:?}: {refused}"));
+        let reply = held.await.unwrap().unwrap_or_else(|error| panic!("{http:?}: {error}"));
         assert_eq!(reply.status, StatusCode::OK);
         let status = node.ended().await;
         assert!(status.success(), "{status}");
-        assert!(world.good_caller("app.test").connect().await.is_err(), "nobody listens any more");
+        assert!(world.verified_client("app.test").connect().await.is_err(), "the port is closed");
     }
 }
 
@@ -55,7 +49,7 @@ async fn a_request_in_progress_is_finished() {
 async fn a_request_that_never_ends_is_cut_at_the_deadline() {
     let upstream = Upstream::plain("plain").await;
     let mut world = world_with(&upstream, "1s").await;
-    let mut session = world.good_caller("app.test").connect().await.unwrap();
+    let mut session = world.verified_client("app.test").connect().await.unwrap();
     let held = tokio::spawn(async move { session.get("/hold").await });
     upstream.arrived(1).await;
     let started = Instant::now();
@@ -76,8 +70,8 @@ async fn both_programs_stop_cleanly_and_come_back() {
     world.start_control().await;
     world.start_node().await;
     let revision = world.admin().get("dataplanes").await.body["revision"].as_u64().unwrap();
-    world.settled(revision).await;
-    assert_eq!(world.good_caller("app.test").get("/").await.unwrap().status, StatusCode::OK);
+    world.wait_acknowledged(revision).await;
+    assert_eq!(world.verified_client("app.test").get("/").await.unwrap().status, StatusCode::OK);
 }
 
 #[tokio::test]

@@ -1,8 +1,8 @@
-//! The harness itself: a scripted upstream and the callers are what the suites believe them to be.
+//! Tests of the test harness: the scripted upstream and the clients behave as the suites expect.
 //!
-//! No gateway takes part, so a failure here is the harness's own.
+//! They run without a gateway, so a failure is the harness's own.
 
-use e2e::caller::{Caller, Http, Session, Tls};
+use e2e::client::{Http, HttpClient, HttpConnection, Tls};
 use e2e::credentials::{Authority, certificates};
 use e2e::ports::{BlackHole, Reservation};
 use e2e::upstream::{FIRST_HALF, Upstream, pattern, pattern_body, sha256};
@@ -13,9 +13,9 @@ use rustls::{AlertDescription, ProtocolVersion};
 use tokio::net::TcpStream;
 
 #[tokio::test]
-async fn a_plain_upstream_reports_what_it_saw() {
+async fn a_plain_upstream_reports_the_request() {
     let upstream = Upstream::plain("one").await;
-    let mut session = Session::plain(upstream.address(), "app.test").await.unwrap();
+    let mut session = HttpConnection::plain(upstream.address(), "app.test").await.unwrap();
     let reply = session.get("/some/path?x=1").await.unwrap();
     assert_eq!(reply.status, StatusCode::OK);
     let seen = reply.json();
@@ -27,28 +27,28 @@ async fn a_plain_upstream_reports_what_it_saw() {
 }
 
 #[tokio::test]
-async fn a_demanding_upstream_names_its_client_and_refuses_everybody_else() {
+async fn an_mtls_upstream_names_its_client_and_rejects_others() {
     let servers = Authority::root("Servers");
     let clients = Authority::root("Clients");
-    let strangers = Authority::root("Strangers");
+    let untrusted = Authority::root("Untrusted");
     let upstream = Upstream::demanding("strict", &servers.server(&["up.test"]), &clients).await;
-    let caller = Caller::new(upstream.address(), "up.test", certificates(servers.certificate_pem()));
+    let client = HttpClient::new(upstream.address(), "up.test", certificates(servers.certificate_pem()));
     for http in [Http::One, Http::Two] {
         for (tls, version) in [(Tls::V12, ProtocolVersion::TLSv1_2), (Tls::V13, ProtocolVersion::TLSv1_3)] {
-            let caller = caller.clone().http(http).tls(tls);
-            let mut session = caller.clone().identity(&clients.client("gateway")).connect().await.unwrap();
+            let client = client.clone().http(http).tls(tls);
+            let mut session = client.clone().identity(&clients.client("gateway")).connect().await.unwrap();
             assert_eq!(session.protocol(), Some(version));
             let seen = session.get("/").await.unwrap().json();
             assert_eq!(seen["client_subject"], "CN=gateway");
             assert_eq!(seen["sni"], "up.test");
-            assert_eq!(caller.refusal().await, AlertDescription::CertificateRequired);
-            let wrong = caller.clone().identity(&strangers.client("gateway"));
+            assert_eq!(client.expect_alert().await, AlertDescription::CertificateRequired);
+            let wrong = client.clone().identity(&untrusted.client("gateway"));
             assert!(matches!(
-                wrong.refusal().await,
+                wrong.expect_alert().await,
                 AlertDescription::UnknownCA | AlertDescription::DecryptError
             ));
-            let expired = caller.identity(&clients.expired_client("gateway"));
-            assert_eq!(expired.refusal().await, AlertDescription::CertificateExpired);
+            let expired = client.identity(&clients.expired_client("gateway"));
+            assert_eq!(expired.expect_alert().await, AlertDescription::CertificateExpired);
         }
     }
 }
@@ -56,7 +56,7 @@ async fn a_demanding_upstream_names_its_client_and_refuses_everybody_else() {
 #[tokio::test]
 async fn bodies_stream_and_can_be_checked() {
     let upstream = Upstream::plain("bodies").await;
-    let mut session = Session::plain(upstream.address(), "app.test").await.unwrap();
+    let mut session = HttpConnection::plain(upstream.address(), "app.test").await.unwrap();
     let expected = pattern(300_000);
     let reply = session.get("/sized?bytes=300000").await.unwrap();
     assert_eq!(sha256(&reply.body), sha256(&expected));
@@ -66,7 +66,7 @@ async fn bodies_stream_and_can_be_checked() {
     let request = session.request(Method::POST, "/echo", pattern_body(300_000));
     assert_eq!(session.fetch(request).await.unwrap().body, expected);
 
-    let request = session.request(Method::GET, "/halves", e2e::caller::full(""));
+    let request = session.request(Method::GET, "/halves", e2e::client::full(""));
     let mut body = session.send(request).await.unwrap().into_body();
     assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), FIRST_HALF.as_bytes());
     upstream.open_gate();
@@ -74,11 +74,11 @@ async fn bodies_stream_and_can_be_checked() {
 }
 
 #[tokio::test]
-async fn the_settings_of_a_world_are_read_without_a_warning() {
+async fn the_settings_of_a_world_are_valid() {
     let world = World::builder().without_control().nodes(&[]).start().await;
     for name in ["control", "node-1"] {
         let settings = conf::load(&world.write_config(name)).unwrap_or_else(|problem| panic!("{problem}"));
-        // Worlds seal with APISIX's public key, as the ciphertexts in its documents are.
+        // Worlds encrypt with APISIX's public key, like the ciphertexts in its documents.
         let others: Vec<_> =
             settings.warnings.iter().filter(|text| !text.contains("public default")).collect();
         assert_eq!(others, Vec::<&String>::new());
@@ -91,7 +91,7 @@ async fn the_settings_of_a_world_are_read_without_a_warning() {
 }
 
 #[tokio::test]
-async fn a_kept_port_refuses_and_can_be_taken_by_its_owner() {
+async fn a_reserved_port_refuses_until_its_owner_listens() {
     let kept = Reservation::any();
     let refused = TcpStream::connect(kept.address()).await.unwrap_err();
     assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);

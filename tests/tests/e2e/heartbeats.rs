@@ -1,10 +1,10 @@
-//! Threads that hang: a debugger's ptrace stops one while the others go on, as a lock or a system
-//! call that does not return would.
+//! Hanging threads: ptrace stops one while the others run, like a lock or a system call that does
+//! not return.
 
 use std::io::Write;
 use std::sync::mpsc;
 
-use e2e::process::PATIENCE;
+use e2e::process::EVENT_TIMEOUT;
 use e2e::world::World;
 use http::StatusCode;
 use nix::sys::ptrace::{self, Options};
@@ -12,13 +12,13 @@ use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
 use tokio::time::timeout;
 
-/// Threads of a process that stand still until this is dropped.
+/// Threads of a process, stopped until this is dropped.
 struct Stopped {
     _go_on: mpsc::Sender<()>,
 }
 
 impl Stopped {
-    /// Stops those whose name starts with `name`; `None` where the system forbids it.
+    /// Stops threads whose name starts with `name`; `None` if the system denies it.
     async fn threads(process: u32, name: &str) -> Option<Self> {
         let mut found = Vec::new();
         for task in std::fs::read_dir(format!("/proc/{process}/task")).unwrap() {
@@ -30,25 +30,26 @@ impl Stopped {
         assert!(!found.is_empty(), "no thread {name}");
         let (go_on, waits) = mpsc::channel();
         let (stopped, are_stopped) = tokio::sync::oneshot::channel();
-        // ptrace answers only the thread that began.
+        // ptrace accepts requests only from the thread that attached.
         std::thread::spawn(move || {
             let stop = |thread: &Pid| {
                 ptrace::seize(*thread, Options::empty())?;
                 ptrace::interrupt(*thread)?;
                 waitpid(*thread, Some(WaitPidFlag::__WALL)).map(drop)
             };
-            let told = stopped.send(found.iter().try_for_each(stop));
+            let sent = stopped.send(found.iter().try_for_each(stop));
             let _dropped = waits.recv();
             for thread in found {
-                // An error: the program has ended.
+                // An error means that the program has ended.
                 let _detached = ptrace::detach(thread, None);
             }
-            told
+            sent
         });
         match are_stopped.await.unwrap() {
             Ok(()) => Some(Self { _go_on: go_on }),
             Err(error) => {
-                // Past the test runner's capture: a skip must not look like a pass.
+                // Written past the test runner's capture, so that a skipped test does not look like
+                // a passed one.
                 let skip = format!("skipped: threads that hang: ptrace is not possible here: {error}\n");
                 std::io::stderr().write_all(skip.as_bytes()).unwrap();
                 None
@@ -57,8 +58,7 @@ impl Stopped {
     }
 }
 
-/// Asks `/status/ready` until it answers with this status and all of these words, and gives the
-/// body.
+/// Polls `/status/ready` until it has this status and all of these words, and returns the body.
 async fn until(world: &World, control: bool, status: StatusCode, words: &[&str]) -> String {
     let asking = async {
         loop {
@@ -70,11 +70,13 @@ async fn until(world: &World, control: bool, status: StatusCode, words: &[&str])
             }
         }
     };
-    timeout(PATIENCE, asking).await.unwrap_or_else(|_| panic!("it never answers {status} with {words:?}"))
+    timeout(EVENT_TIMEOUT, asking)
+        .await
+        .unwrap_or_else(|_| panic!("it never answers {status} with {words:?}"))
 }
 
 #[tokio::test]
-async fn a_worker_that_hangs_is_named_and_not_ready() {
+async fn a_hanging_worker_is_named_and_not_ready() {
     let world = World::start().await;
     until(&world, false, StatusCode::OK, &[]).await;
     let Some(stopped) = Stopped::threads(world.node_id(), "worker-1").await else { return };
@@ -84,7 +86,7 @@ async fn a_worker_that_hangs_is_named_and_not_ready() {
     assert_eq!(status.status, StatusCode::OK, "the program itself answers");
     let ages = &status.json()["heartbeat_age_seconds"];
     assert!(ages["worker-1"].as_f64() > Some(5.0) && ages["worker-0"].as_f64() < Some(5.0), "{ages}");
-    assert!(ages["agent"].is_f64() && ages["saver"].is_f64(), "{ages}");
+    assert!(ages["push-client"].is_f64() && ages["saver"].is_f64(), "{ages}");
     let metrics = world.status("/metrics").await.text();
     let of = "countersign_heartbeat_age_seconds{task=\"worker-1\"} ";
     let age = metrics.lines().find_map(|line| line.strip_prefix(of)).unwrap();
@@ -94,7 +96,7 @@ async fn a_worker_that_hangs_is_named_and_not_ready() {
 }
 
 #[tokio::test]
-async fn a_control_plane_whose_threads_hang_still_says_so() {
+async fn a_hanging_control_plane_still_reports_it() {
     let world = World::builder().nodes(&[]).start().await;
     until(&world, true, StatusCode::OK, &[]).await;
     let Some(stopped) = Stopped::threads(world.control_process(0).id(), "tokio-r").await else { return };

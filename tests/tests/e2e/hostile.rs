@@ -1,6 +1,7 @@
-//! What no honest client sends: the gateway refuses it, bounded in work and memory, and goes on serving the others.
+//! Hostile clients: the gateway rejects them with bounded work and memory and continues to serve
+//! others.
 
-use e2e::caller::{Caller, Http, Tls, full};
+use e2e::client::{Http, HttpClient, Tls, full};
 use e2e::raw::{self, Split};
 use e2e::world::World;
 use http::{Method, StatusCode};
@@ -12,7 +13,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 async fn still_serves(world: &World) {
-    let reply = world.caller("app.test").get("/still").await.unwrap();
+    let reply = world.client("app.test").get("/still").await.unwrap();
     assert_eq!(reply.status, StatusCode::OK);
 }
 
@@ -36,7 +37,8 @@ async fn garbage_on_the_tls_port_ends_the_connection() {
         ("SSLv2", vec![0x80, 0x2e, 0x01, 0x00, 0x02, 0x00, 0x15, 0x00, 0x00, 0x00, 0x10, 0x01, 0x00, 0x80]),
     ] {
         let mut stream = raw::send(world.https(), &bytes).await;
-        // Some of these are the beginning of something longer: ending our side says that nothing follows.
+        // Some of these are prefixes of valid input: closing the write side tells that nothing
+        // follows.
         let _ = stream.shutdown().await;
         let answered = raw::until_closed(&mut stream).await;
         let alert_or_page =
@@ -47,7 +49,7 @@ async fn garbage_on_the_tls_port_ends_the_connection() {
 }
 
 #[tokio::test]
-async fn plain_http_on_the_tls_port_is_told_so() {
+async fn plain_http_on_the_tls_port_gets_a_400() {
     let (world, upstream) = World::open(json!({})).await;
     let mut stream = raw::send(world.https(), b"GET / HTTP/1.1\r\nHost: app.test\r\n\r\n").await;
     let answered = String::from_utf8_lossy(&raw::until_closed(&mut stream).await).into_owned();
@@ -57,51 +59,52 @@ async fn plain_http_on_the_tls_port_is_told_so() {
     still_serves(&world).await;
 }
 
-/// A configuration with a short ClientHello, so that there are few places to cut it.
-fn short_hello(caller: &Caller) -> ClientConfig {
+/// A configuration with a short ClientHello, so that there are few positions to split it at.
+fn short_hello(client: &HttpClient) -> ClientConfig {
     let mut provider = rustls::crypto::aws_lc_rs::default_provider();
     provider.kx_groups = vec![rustls::crypto::aws_lc_rs::kx_group::X25519];
     let mut config = ClientConfig::builder_with_provider(Arc::new(provider))
         .with_protocol_versions(&[&rustls::version::TLS13])
         .unwrap()
-        .with_root_certificates(caller.root_store())
+        .with_root_certificates(client.root_store())
         .with_no_client_auth();
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     config
 }
 
-async fn request_over(stream: Split<TcpStream>, caller: &Caller, config: Arc<ClientConfig>) -> Vec<u8> {
-    let mut tls = TlsConnector::from(config).connect(caller.server_name(), stream).await.unwrap();
+async fn request_over(stream: Split<TcpStream>, client: &HttpClient, config: Arc<ClientConfig>) -> Vec<u8> {
+    let mut tls = TlsConnector::from(config).connect(client.server_name(), stream).await.unwrap();
     tls.write_all(b"GET / HTTP/1.1\r\nHost: app.test\r\nConnection: close\r\n\r\n").await.unwrap();
     raw::until_closed(&mut tls).await
 }
 
 #[tokio::test]
-async fn a_client_hello_split_at_every_byte_is_understood() {
+async fn a_client_hello_split_at_every_byte_is_parsed() {
     let (world, _upstream) = World::open(json!({})).await;
-    let caller = world.caller("app.test");
-    let config = short_hello(&caller);
-    let length = raw::client_hello(config.clone(), caller.server_name()).len();
+    let client = world.client("app.test");
+    let config = short_hello(&client);
+    let length = raw::client_hello(config.clone(), client.server_name()).len();
     let config = Arc::new(config);
     for at in 1..length {
         let tcp = raw::send(world.https(), &[]).await;
-        let answered = request_over(Split::after(tcp, at), &caller, Arc::clone(&config)).await;
+        let answered = request_over(Split::after(tcp, at), &client, Arc::clone(&config)).await;
         assert!(answered.starts_with(b"HTTP/1.1 200"), "split after {at} of {length} bytes");
     }
     let tcp = raw::send(world.https(), &[]).await;
-    let answered = request_over(Split::each_byte(tcp, length), &caller, config).await;
+    let answered = request_over(Split::each_byte(tcp, length), &client, config).await;
     assert!(answered.starts_with(b"HTTP/1.1 200"), "byte by byte");
 }
 
 #[tokio::test]
-async fn oversized_heads_are_refused() {
+async fn oversized_heads_are_rejected() {
     let (world, upstream) = World::open(json!({})).await;
     let long = "x".repeat(300 * 1024);
     for http in [Http::One, Http::Two] {
-        let mut session = world.caller("app.test").http(http).connect().await.unwrap();
+        let mut session = world.client("app.test").http(http).connect().await.unwrap();
         let mut request = session.request(Method::GET, "/", full(""));
         request.headers_mut().insert("x-long", long.parse().unwrap());
-        // A status, or the end of the connection (HTTP/2 may refuse the stream): never the upstream's answer.
+        // A status, or the end of the connection (HTTP/2 may reset the stream), but never the
+        // upstream's response.
         if let Ok(reply) = session.fetch(request).await {
             assert!(reply.status.is_client_error(), "{http:?}: {}", reply.status);
         }
@@ -171,7 +174,7 @@ async fn malformed_requests_get_400() {
 }
 
 #[tokio::test]
-async fn a_head_that_no_parser_reads_is_logged_and_counted() {
+async fn an_unparsable_head_is_logged_and_counted() {
     let (world, upstream) = World::open(json!({})).await;
     let heads: [&[u8]; 6] = [
         b"GET /?a=\"b\" HTTP/1.1\r\nHost: app.test\r\n\r\n",
@@ -186,17 +189,17 @@ async fn a_head_that_no_parser_reads_is_logged_and_counted() {
         let answered = String::from_utf8_lossy(&raw::until_closed(&mut stream).await).into_owned();
         assert!(answered.starts_with("HTTP/1.1 400"), "{answered}");
     }
-    assert_eq!(world.metric("countersign_refused_total{reason=\"bad_request\"}").await, 6);
-    world.node_log().line_with(&["request refused", "bad_request"]).await;
+    assert_eq!(world.metric("countersign_errors_total{reason=\"bad_request\"}").await, 6);
+    world.node_log().line_with(&["request rejected", "bad_request"]).await;
     assert_eq!(upstream.requests(), 0);
     still_serves(&world).await;
 }
 
 #[tokio::test]
-async fn a_tls_record_damaged_on_the_way_ends_the_connection() {
+async fn a_damaged_tls_record_ends_the_connection() {
     let (world, upstream) = World::open(json!({})).await;
     for tls in [Tls::V12, Tls::V13] {
-        let stream = world.caller("app.test").tls(tls).handshake().await.unwrap();
+        let stream = world.client("app.test").tls(tls).handshake().await.unwrap();
         let (mut tcp, _) = stream.into_inner();
         tcp.write_all(&[0x17, 0x03, 0x03, 0x00, 0x30]).await.unwrap();
         tcp.write_all(&[0x5a; 0x30]).await.unwrap();
@@ -207,16 +210,16 @@ async fn a_tls_record_damaged_on_the_way_ends_the_connection() {
 }
 
 #[tokio::test]
-async fn connections_dropped_at_any_point_of_the_handshake_leave_nothing_behind() {
+async fn aborted_handshakes_leak_nothing() {
     let (world, _upstream) = World::open(json!({})).await;
-    let caller = world.caller("app.test");
-    let hello = raw::client_hello(caller.config(), caller.server_name());
+    let client = world.client("app.test");
+    let hello = raw::client_hello(client.config(), client.server_name());
     for at in (0..hello.len()).step_by(97) {
         drop(raw::send(world.https(), &hello[..at]).await);
     }
     for _ in 0..20 {
         let mut stream = raw::send(world.https(), &hello).await;
-        // The server's flight is on its way: leave without a word.
+        // Closes without a message while the server's flight is on its way.
         let _ = stream.read(&mut [0; 16]).await;
     }
     still_serves(&world).await;

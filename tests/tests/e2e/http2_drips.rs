@@ -1,26 +1,27 @@
-//! HTTP/2 clients that keep a connection with little: a head or a body that drips, a preface that
-//! never comes, PINGs. Other frames prolong nothing. The limits under test are set to one second,
-//! all others are longer than a test may take.
+//! HTTP/2 clients that hold a connection with little traffic: slow heads and bodies, an incomplete
+//! preface, PINGs. Only requests extend a connection's life. The limit under test is one second,
+//! all others are longer than the test.
 
 use std::time::{Duration, Instant};
 
-use e2e::caller::Caller;
+use e2e::client::HttpClient;
 use e2e::frames::{
-    self, CONTINUATION, DATA, END_STREAM, HEADERS, PING, PREFACE, SETTINGS, Wire, frame, get, window_update,
+    self, CONTINUATION, DATA, END_STREAM, FrameConnection, HEADERS, PING, PREFACE, SETTINGS, frame, get,
+    window_update,
 };
 use e2e::upstream::Upstream;
 use e2e::world::World;
 use serde_json::{Value, json};
 
-/// A cut that comes earlier than this was not the limit's.
+/// An earlier end is not caused by the limit.
 const NOT_BEFORE: Duration = Duration::from_millis(900);
-/// The limit, two ticks of the watchdog, and a busy machine.
+/// The limit, two ticks of the timer, and a margin for a busy machine.
 const NOT_AFTER: Duration = Duration::from_secs(15);
 
 struct Target {
     world: World,
     upstream: Upstream,
-    caller: Caller,
+    client: HttpClient,
 }
 
 /// One limit of a second, the others of an hour.
@@ -33,8 +34,8 @@ async fn target(limit: &str) -> Target {
     });
     limits[limit] = Value::from("1s");
     let (world, upstream) = World::open(json!({"nginx_config": {"http": limits}})).await;
-    let caller = world.caller("app.test");
-    Target { world, upstream, caller }
+    let client = world.client("app.test");
+    Target { world, upstream, client }
 }
 
 fn in_time(started: Instant, what: &str) {
@@ -42,19 +43,19 @@ fn in_time(started: Instant, what: &str) {
     assert!(took >= NOT_BEFORE && took < NOT_AFTER, "{what}: {took:?}");
 }
 
-/// Frames that are no part of any request.
+/// Frames that belong to no request.
 fn chatter(round: u32) -> Vec<u8> {
     match round % 4 {
         0 => frame(PING, 0, 0, &[0; 8]),
         1 => window_update(0, 1),
         2 => frame(SETTINGS, 0, 0, &[]),
-        // PRIORITY of a stream that is not there.
+        // PRIORITY of an unknown stream.
         _ => frame(2, 0, 99, &[0, 0, 0, 0, 1]),
     }
 }
 
 #[tokio::test]
-async fn a_head_that_drips_is_cut_off_beside_a_served_request() {
+async fn a_slow_head_is_ended_beside_a_served_request() {
     let target = target("client_header_timeout").await;
     let block = frames::request_block("GET", "app.test", "/never");
     let first = frame(HEADERS, END_STREAM, 3, &block[..4]);
@@ -65,7 +66,7 @@ async fn a_head_that_drips_is_cut_off_beside_a_served_request() {
     ];
     for (what, drip) in drips {
         for busy in [false, true] {
-            let mut wire = Wire::connect(&target.caller).await;
+            let mut wire = FrameConnection::connect(&target.client).await;
             if busy {
                 let asked = target.upstream.requests();
                 assert!(wire.send(&get(1, "app.test", "/hold")).await);
@@ -82,10 +83,10 @@ async fn a_head_that_drips_is_cut_off_beside_a_served_request() {
 }
 
 #[tokio::test]
-async fn requests_whose_heads_come_in_pieces_are_no_drip() {
+async fn heads_in_pieces_are_accepted_in_time() {
     let target = target("client_header_timeout").await;
-    let mut wire = Wire::connect(&target.caller).await;
-    // At each moment a head is open, and none for long.
+    let mut wire = FrameConnection::connect(&target.client).await;
+    // At each moment some head is incomplete, and none for long.
     let piece = |round: u32| {
         let block = frames::request_block("GET", "app.test", "/piece");
         let begun = |stream| frame(HEADERS, END_STREAM, stream, &block[..4]);
@@ -97,7 +98,7 @@ async fn requests_whose_heads_come_in_pieces_are_no_drip() {
 }
 
 #[tokio::test]
-async fn a_preface_that_drips_or_is_all_that_comes_is_cut_off() {
+async fn a_slow_or_lone_preface_is_ended() {
     let target = target("client_header_timeout").await;
     for (what, first, drip) in [
         ("a preface byte by byte", &PREFACE[..1], true),
@@ -105,7 +106,7 @@ async fn a_preface_that_drips_or_is_all_that_comes_is_cut_off() {
         ("a preface without SETTINGS", PREFACE, false),
     ] {
         let started = Instant::now();
-        let mut wire = Wire::begin(&target.caller, first).await;
+        let mut wire = FrameConnection::begin(&target.client, first).await;
         let byte = |round: u32| {
             let next = PREFACE.get(1 + round as usize..).and_then(|rest| rest.first());
             next.filter(|_| drip).map(|byte| vec![*byte]).unwrap_or_default()
@@ -116,29 +117,29 @@ async fn a_preface_that_drips_or_is_all_that_comes_is_cut_off() {
 }
 
 #[tokio::test]
-async fn no_frame_but_a_request_prolongs_an_idle_connection() {
+async fn only_a_request_extends_an_idle_connection() {
     let target = target("keepalive_timeout").await;
-    let mut wire = Wire::connect(&target.caller).await;
+    let mut wire = FrameConnection::connect(&target.client).await;
     assert!(wire.send(&get(1, "app.test", "/")).await);
     wire.until("an answer", |heard| heard.whole == [1]).await;
     let started = Instant::now();
     let heard = wire.drip("the idle connection ends", chatter, |heard| heard.over).await;
     in_time(started, "chatter");
-    assert_eq!(heard.goaway, Some(0), "it is told to go: {heard:?}");
-    // One that never asked for anything ends as well, and so does one that asks now and then, but
-    // not before.
+    assert_eq!(heard.goaway, Some(0), "it gets GOAWAY: {heard:?}");
+    // A connection without any request ends, too, and so does one with occasional requests, but not
+    // earlier.
     let started = Instant::now();
-    let mut wire = Wire::connect(&target.caller).await;
+    let mut wire = FrameConnection::connect(&target.client).await;
     wire.drip("the idle connection ends", chatter, |heard| heard.over).await;
     in_time(started, "chatter from the start");
-    let mut wire = Wire::connect(&target.caller).await;
+    let mut wire = FrameConnection::connect(&target.client).await;
     let request = |round| get(1 + 2 * round, "app.test", "/");
     let heard = wire.drip("answers", request, |heard| heard.over || heard.whole.len() >= 20).await;
     assert!(!heard.over, "{heard:?}");
 }
 
 #[tokio::test]
-async fn a_body_that_does_not_come_is_not_prolonged() {
+async fn a_missing_body_is_not_extended() {
     let target = target("client_body_timeout").await;
     let empty = |_| frame(DATA, 0, 1, &[]);
     let padded = |_| frame(DATA, 8, 1, &[3, 0, 0, 0]);
@@ -152,7 +153,7 @@ async fn a_body_that_does_not_come_is_not_prolonged() {
         ("DATA that is all padding", &padded),
     ];
     for (what, drip) in drips {
-        let mut wire = Wire::connect(&target.caller).await;
+        let mut wire = FrameConnection::connect(&target.client).await;
         let begun = [frames::post(1, "app.test", "/sink"), frame(DATA, 0, 1, b"begun")].concat();
         let started = Instant::now();
         assert!(wire.send(&begun).await);

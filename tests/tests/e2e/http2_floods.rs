@@ -1,23 +1,25 @@
-//! HTTP/2 floods: a client that makes much work with few bytes is cut off after a bounded number of frames, with bounded memory and
-//! CPU time of the gateway, and few of its requests reach the upstream; everybody else goes on being served.
+//! HTTP/2 floods: a client that causes much work with few bytes is disconnected after a bounded
+//! number of frames, with bounded memory and CPU time, and few of its requests reach the upstream;
+//! other clients are served.
 
 use serde_json::json;
 use std::time::Duration;
 
-use e2e::caller::{Caller, Http};
+use e2e::client::{Http, HttpClient};
 use e2e::frames::{
-    self, CONTINUATION, DATA, END_HEADERS, END_STREAM, HEADERS, Heard, RST_STREAM, WINDOW_UPDATE, Wire, frame,
+    self, CONTINUATION, DATA, END_HEADERS, END_STREAM, FrameConnection, HEADERS, RST_STREAM, ReceivedFrames,
+    WINDOW_UPDATE, frame,
 };
-use e2e::process::{cpu_time, memory_peak};
+use e2e::resources::{cpu_time, memory_peak};
 use e2e::upstream::Upstream;
 use e2e::world::World;
 use http::StatusCode;
 
-/// More than any of these attacks may get to send.
+/// More rounds than any of these attacks may complete.
 const ROUNDS: u32 = 20_000;
-/// What an attack may add to the gateway's peak.
+/// Bounds the growth of the gateway's peak memory.
 const MEMORY: u64 = 24 << 20;
-/// What an attack may cost the gateway, unoptimised.
+/// Bounds the CPU time of the unoptimized gateway.
 const CPU: Duration = Duration::from_secs(3);
 /// `ENHANCE_YOUR_CALM`
 const CALM: u32 = 11;
@@ -25,7 +27,7 @@ const CALM: u32 = 11;
 struct Target {
     world: World,
     upstream: Upstream,
-    caller: Caller,
+    client: HttpClient,
     memory: u64,
     cpu: Duration,
 }
@@ -33,15 +35,16 @@ struct Target {
 impl Target {
     async fn start() -> Self {
         let (world, upstream) = World::open(json!({})).await;
-        let caller = world.caller("app.test").http(Http::Two);
-        assert_eq!(caller.get("/before").await.unwrap().status, StatusCode::OK);
+        let client = world.client("app.test").http(Http::Two);
+        assert_eq!(client.get("/before").await.unwrap().status, StatusCode::OK);
         let (memory, cpu) = (memory_peak(world.node_id()), cpu_time(world.node_id()));
-        Self { world, upstream, caller, memory, cpu }
+        Self { world, upstream, client, memory, cpu }
     }
 
-    /// Sends rounds of frames until the server hangs up; how many, and what it said.
-    async fn attack(&self, round: impl Fn(u32) -> Vec<u8>) -> (u32, Heard) {
-        let mut wire = Wire::connect(&self.caller).await;
+    /// Sends rounds of frames until the server closes; returns their number and the server's last
+    /// words.
+    async fn attack(&self, round: impl Fn(u32) -> Vec<u8>) -> (u32, ReceivedFrames) {
+        let mut wire = FrameConnection::connect(&self.client).await;
         let mut sent = 0;
         while sent < ROUNDS && wire.send(&round(sent)).await {
             sent += 1;
@@ -50,11 +53,11 @@ impl Target {
         (sent, wire.ended().await)
     }
 
-    /// The gateway is as well as before, and the upstream was hardly asked.
+    /// Asserts that the gateway is healthy and that few requests reached the upstream.
     async fn is_well(&self, what: &str, requests: u64) {
         let asked = self.upstream.requests();
         assert!(asked <= requests, "{what}: {asked} requests reached the upstream");
-        let reply = self.caller.get("/after").await.unwrap();
+        let reply = self.client.get("/after").await.unwrap();
         assert_eq!(reply.status, StatusCode::OK, "{what}");
         let grown = memory_peak(self.world.node_id()).saturating_sub(self.memory);
         assert!(grown < MEMORY, "{what}: {grown} bytes more than before");
@@ -73,13 +76,13 @@ fn request(round: u32, flags: u8) -> Vec<u8> {
     frame(HEADERS, END_HEADERS | flags, stream(round), &block)
 }
 
-/// CVE-2023-44487: requests that are taken back at once.
+/// CVE-2023-44487: requests that are reset at once.
 #[tokio::test]
 async fn rapid_resets_end_the_connection() {
     let target = Target::start().await;
     let (_sent, heard) = target
         .attack(|round| {
-            // Many in one write, as an attacker would: most are reset before they can be looked at.
+            // Many in one write: most are reset before they are processed.
             let one = |number| {
                 let reset = frame(RST_STREAM, 0, stream(number), &8_u32.to_be_bytes());
                 [request(number, END_STREAM), reset].concat()
@@ -91,15 +94,15 @@ async fn rapid_resets_end_the_connection() {
     target.is_well("rapid reset", 2000).await;
 }
 
-/// CVE-2024-27316 and its kin: a header block that never ends.
+/// CVE-2024-27316 and similar: a header block without an end.
 #[tokio::test]
 async fn endless_continuations_end_the_connection() {
     let target = Target::start().await;
-    // A literal header that is not remembered: name and value of 100 bytes each.
+    // A literal header without indexing: name and value of 100 bytes each.
     let header: Vec<u8> = [&[0x00, 100][..], &[b'n'; 100], &[100], &[b'v'; 100]].concat();
     let full = header.repeat(80);
     for (what, payload) in [("full frames", full), ("small frames", header), ("empty frames", Vec::new())] {
-        let mut wire = Wire::connect(&target.caller).await;
+        let mut wire = FrameConnection::connect(&target.client).await;
         let start = frames::request_block("GET", "app.test", "/flood");
         assert!(wire.send(&frame(HEADERS, END_STREAM, 1, &start)).await);
         let piece = frame(CONTINUATION, 0, 1, &payload).repeat(if payload.len() < 1000 { 50 } else { 1 });
@@ -115,8 +118,8 @@ async fn endless_continuations_end_the_connection() {
     target.is_well("continuations", 1).await;
 }
 
-/// CVE-2025-8671, "MadeYouReset": frames that oblige the server to reset the stream, which then no longer counts as open while its
-/// request is still being worked on.
+/// CVE-2025-8671, "MadeYouReset": frames that make the server reset the stream, which no longer
+/// counts as open while its request is still processed.
 #[tokio::test]
 async fn requests_that_make_the_server_reset_end_the_connection() {
     let no_increment = |round| frame(WINDOW_UPDATE, 0, stream(round), &0_u32.to_be_bytes());

@@ -1,31 +1,30 @@
-//! HTTP/2 clients that give no window for what they asked for: what their requests hold of the
-//! upstream is released after `send_timeout`, streams are reset, and connections of which nothing
-//! is read end. Whoever waits for the upstream is left alone.
+//! HTTP/2 clients that open no window: after `send_timeout` their upstream connections are
+//! released, streams are reset, and connections that are not read are closed. Requests that wait
+//! for the upstream are not affected.
 
 use std::time::{Duration, Instant};
 
-use e2e::caller::Caller;
-use e2e::documents::route;
+use e2e::client::HttpClient;
 use e2e::frames::{
-    self, DATA, END_HEADERS, END_STREAM, HEADERS, RST_STREAM, Wire, frame, get, window_settings,
+    self, DATA, END_HEADERS, END_STREAM, FrameConnection, HEADERS, RST_STREAM, frame, get, window_settings,
     window_update,
 };
-use e2e::upstream::raw::{Answer, RawUpstream};
+use e2e::upstream::raw::{RawResponse, RawUpstream};
 use e2e::upstream::{SECOND_HALF, Upstream};
 use e2e::world::World;
 use nix::sys::signal::Signal;
 use serde_json::json;
 
-/// What comes earlier than this was not `send_timeout`'s.
+/// An earlier end is not caused by `send_timeout`.
 const NOT_BEFORE: Duration = Duration::from_millis(900);
-/// `send_timeout`, two ticks of the watchdog, and a busy machine.
+/// `send_timeout`, two ticks of the timer, and a margin for a busy machine.
 const NOT_AFTER: Duration = Duration::from_secs(15);
 /// `ENHANCE_YOUR_CALM`
 const CALM: u32 = 11;
 /// `CANCEL`
 const CANCEL: u32 = 8;
-/// More than the gateway takes of an answer that its client does not read; and no more than that,
-/// since upstreams write as much as their sockets take.
+/// More than the gateway buffers of a response that its client does not read; not more, because
+/// upstreams write as much as their sockets accept.
 const LARGE: &str = "/sized?bytes=300000";
 /// The largest window (RFC 9113 section 6.9.1).
 const ALL: u32 = (1 << 31) - 1;
@@ -33,21 +32,20 @@ const ALL: u32 = (1 << 31) - 1;
 struct Target {
     world: World,
     upstream: Upstream,
-    caller: Caller,
+    client: HttpClient,
 }
 
 impl Target {
     async fn start() -> Self {
         let settings = json!({"nginx_config": {"http": {"send_timeout": "1s"}}});
         let (world, upstream) = World::open(settings).await;
-        let caller = world.caller("app.test");
-        Self { world, upstream, caller }
+        let client = world.client("app.test");
+        Self { world, upstream, client }
     }
 
-    /// A client that stalls and does nothing else: as long as it takes to be ended, everybody
-    /// else's clock runs as well.
+    /// A client that only stalls: while it is served, the timers of the others run, too.
     async fn one_stall(&self) {
-        let mut wire = Wire::with_window(&self.caller, 0).await;
+        let mut wire = FrameConnection::with_window(&self.client, 0).await;
         assert!(wire.send(&get(1, "app.test", LARGE)).await);
         wire.until("the connection that stalls ends", |heard| heard.over).await;
     }
@@ -64,13 +62,13 @@ fn requests(path: &str, streams: u32) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn clients_without_a_window_release_the_upstream() {
+async fn stalled_clients_release_the_upstream() {
     const STREAMS: u32 = 60;
     let target = Target::start().await;
     let started = Instant::now();
     let mut wires = Vec::new();
     for _ in 0..3 {
-        let mut wire = Wire::with_window(&target.caller, 0).await;
+        let mut wire = FrameConnection::with_window(&target.client, 0).await;
         assert!(wire.send(&requests(LARGE, STREAMS)).await);
         wires.push(wire);
     }
@@ -83,21 +81,21 @@ async fn clients_without_a_window_release_the_upstream() {
         assert_eq!(heard.goaway, Some(CALM), "{heard:?}");
         assert!(heard.whole.is_empty() && heard.data == 0, "{heard:?}");
     }
-    let refused = target.metric("countersign_refused_total{reason=\"send_timeout\"}").await;
+    let refused = target.metric("countersign_errors_total{reason=\"send_timeout\"}").await;
     assert!((3..=180).contains(&refused), "{refused}");
-    target.world.node_log().line_with(&["the client took nothing of an answer"]).await;
+    target.world.node_log().line_with(&["the client read nothing of a response"]).await;
 }
 
 #[tokio::test]
-async fn only_the_stream_that_stalls_is_reset() {
+async fn only_the_stalled_stream_is_reset() {
     let target = Target::start().await;
-    let mut wire = Wire::with_window(&target.caller, 0).await;
+    let mut wire = FrameConnection::with_window(&target.client, 0).await;
     assert!(wire.send(&get(1, "app.test", LARGE)).await);
     assert!(wire.send(&[get(3, "app.test", "/halves"), window_update(3, 1000)].concat()).await);
     let heard = wire.until("a stream is reset", |heard| heard.resets > 0).await;
     assert_eq!(heard.reset, [(1, CANCEL)]);
     assert_eq!(heard.goaway, None);
-    // The other waits for its upstream, for as long as that may take, and gets the rest.
+    // The other request waits for its upstream without a limit and gets the rest.
     target.one_stall().await;
     target.upstream.open_gate();
     let heard = wire.until("the other answer comes to its end", |heard| heard.whole.contains(&3)).await;
@@ -105,9 +103,9 @@ async fn only_the_stream_that_stalls_is_reset() {
 }
 
 #[tokio::test]
-async fn a_window_of_a_byte_now_and_then_is_none() {
+async fn a_byte_of_window_now_and_then_is_a_stall() {
     let target = Target::start().await;
-    let mut wire = Wire::with_window(&target.caller, 0).await;
+    let mut wire = FrameConnection::with_window(&target.client, 0).await;
     assert!(wire.send(&[get(1, "app.test", LARGE), window_settings(1)].concat()).await);
     let started = Instant::now();
     let byte = |_| [window_update(1, 1), window_update(0, 1)].concat();
@@ -118,9 +116,9 @@ async fn a_window_of_a_byte_now_and_then_is_none() {
 }
 
 #[tokio::test]
-async fn the_connections_window_counts_as_well() {
+async fn the_connection_window_counts_too() {
     let target = Target::start().await;
-    let mut wire = Wire::with_window(&target.caller, ALL).await;
+    let mut wire = FrameConnection::with_window(&target.client, ALL).await;
     assert!(wire.send(&requests(LARGE, 3)).await);
     let heard = wire.until("the connection ends", |heard| heard.over).await;
     assert_eq!((heard.data, heard.goaway), (65_535, Some(CALM)), "{heard:?}");
@@ -128,9 +126,9 @@ async fn the_connections_window_counts_as_well() {
 }
 
 #[tokio::test]
-async fn slow_windows_that_move_carry_a_whole_answer() {
+async fn a_slow_window_carries_a_complete_response() {
     let target = Target::start().await;
-    let mut wire = Wire::with_window(&target.caller, 0).await;
+    let mut wire = FrameConnection::with_window(&target.client, 0).await;
     assert!(wire.send(&requests("/sized?bytes=20000", 2)).await);
     let more = |_| [window_update(1, 1024), window_update(3, 1024)].concat();
     let heard = wire.drip("both answers come", more, |heard| heard.whole.len() == 2 || heard.over).await;
@@ -138,9 +136,9 @@ async fn slow_windows_that_move_carry_a_whole_answer() {
 }
 
 #[tokio::test]
-async fn answers_without_a_body_need_no_window() {
+async fn responses_without_a_body_need_no_window() {
     let target = Target::start().await;
-    let mut wire = Wire::with_window(&target.caller, 0).await;
+    let mut wire = FrameConnection::with_window(&target.client, 0).await;
     let head = frames::request_block("GET", "app.test", "/status?code=204");
     assert!(wire.send(&frame(HEADERS, END_HEADERS | END_STREAM, 1, &head)).await);
     wire.until("204 needs no window", |heard| heard.whole == [1]).await;
@@ -151,10 +149,10 @@ async fn answers_without_a_body_need_no_window() {
 }
 
 #[tokio::test]
-async fn who_waits_for_the_upstream_is_not_cut_off() {
+async fn a_request_waiting_for_the_upstream_is_not_ended() {
     let target = Target::start().await;
-    // Without a window, too: nothing is there that it could take.
-    let mut wire = Wire::with_window(&target.caller, 0).await;
+    // Also without a window, because there is no data to send.
+    let mut wire = FrameConnection::with_window(&target.client, 0).await;
     assert!(wire.send(&get(1, "app.test", "/hold")).await);
     target.upstream.arrived(1).await;
     target.one_stall().await;
@@ -166,9 +164,9 @@ async fn who_waits_for_the_upstream_is_not_cut_off() {
 }
 
 #[tokio::test]
-async fn a_drain_does_not_wait_for_streams_that_stall() {
+async fn a_drain_does_not_wait_for_stalled_streams() {
     let mut target = Target::start().await;
-    let mut wire = Wire::with_window(&target.caller, 0).await;
+    let mut wire = FrameConnection::with_window(&target.client, 0).await;
     assert!(wire.send(&requests(LARGE, 5)).await);
     target.upstream.arrived(5).await;
     let started = Instant::now();
@@ -180,17 +178,11 @@ async fn a_drain_does_not_wait_for_streams_that_stall() {
 
 /// hyper reads `CANCEL` and `NO_ERROR` as the end of a body.
 #[tokio::test]
-async fn a_body_that_its_client_cancels_is_never_whole() {
-    let world = World::start().await;
+async fn a_cancelled_request_body_is_incomplete() {
     let mut upstream =
-        RawUpstream::plain(|_| Answer::keep("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")).await;
-    world
-        .apply(&[
-            ("ssls/app", world.open_site()),
-            ("routes/app", route("app.test", "/*", &[upstream.address()])),
-        ])
-        .await;
-    let mut wire = Wire::connect(&world.caller("app.test")).await;
+        RawUpstream::plain(|_| RawResponse::keep("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")).await;
+    let world = World::builder().open(upstream.address()).start().await;
+    let mut wire = FrameConnection::connect(&world.client("app.test")).await;
     for (round, code) in [0_u32, CANCEL, 2].into_iter().enumerate() {
         let stream = 1 + 4 * u32::try_from(round).unwrap();
         let half = [frames::post(stream, "app.test", "/half"), frame(DATA, 0, stream, b"half")].concat();

@@ -1,15 +1,16 @@
-//! The verified client, told to the upstream and matched by routes: every form through a parser of its own, every kind of allow-list entry
-//! with its near misses, `vars` and `proxy-rewrite`.
+//! Verified identities in headers and routing: each header format is parsed independently, each
+//! kind of allow-list entry is tested with near misses, and `vars` and `proxy-rewrite` use the
+//! identity.
 
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::process::{Command, Stdio};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
-use e2e::caller::{Caller, Http, full};
+use e2e::client::{Http, HttpClient, full};
 use e2e::credentials::Credential;
-use e2e::curl::curl;
 use e2e::documents::{protected, route, site};
+use e2e::tools::curl;
 use e2e::upstream::Upstream;
 use e2e::world::World;
 use http::{HeaderValue, Method, StatusCode};
@@ -19,7 +20,8 @@ use serde_json::{Value, json};
 
 mod forged;
 
-/// A world with three sites: `mtls.test` insists, `skip.test` insists but for `/free`, `open.test` asks for nothing.
+/// A world with three sites: `mtls.test` requires a certificate, `skip.test` exempts `/free`,
+/// `open.test` has no client policy.
 async fn three_sites() -> (World, Upstream) {
     let (world, upstream) = (World::start().await, Upstream::plain("echo").await);
     let clients = &world.credentials.clients;
@@ -47,12 +49,12 @@ fn any_host(upstream: &Upstream, uri: &str, more: Value) -> Value {
     document
 }
 
-async fn status(caller: &Caller, path: &str) -> u16 {
-    caller.get(path).await.unwrap_or_else(|refused| panic!("{path}: {refused}")).status.as_u16()
+async fn status(client: &HttpClient, path: &str) -> u16 {
+    client.get(path).await.unwrap_or_else(|error| panic!("{path}: {error}")).status.as_u16()
 }
 
-async fn seen(caller: &Caller, path: &str) -> Value {
-    let reply = caller.get(path).await.unwrap_or_else(|refused| panic!("{path}: {refused}"));
+async fn seen(client: &HttpClient, path: &str) -> Value {
+    let reply = client.get(path).await.unwrap_or_else(|error| panic!("{path}: {error}"));
     assert_eq!(reply.status, StatusCode::OK, "{path}");
     reply.json()
 }
@@ -71,8 +73,8 @@ fn openssl(credential: &Credential, question: &[&str]) -> String {
     text.trim().split_once('=').unwrap_or_else(|| panic!("{text}")).1.trim().to_owned()
 }
 
-/// The element of an XFCC header, read by the rules of Envoy's documentation: `;` between pairs, values may be quoted, `\"` is a
-/// quotation mark within. Several values of a key stay in their order.
+/// Parses an element of an XFCC header by Envoy's documentation: `;` separates pairs, values may be
+/// quoted, `\"` is a quote inside. Several values of a key keep their order.
 fn xfcc(text: &str) -> BTreeMap<String, Vec<String>> {
     let mut found: BTreeMap<String, Vec<String>> = BTreeMap::new();
     let mut rest = text.chars().peekable();
@@ -107,7 +109,7 @@ fn unescaped(text: &Value) -> String {
 }
 
 #[tokio::test]
-async fn each_form_says_what_its_standard_says() {
+async fn each_header_format_follows_its_standard() {
     let (world, upstream) = three_sites().await;
     let middle = world.credentials.clients.intermediate("Middle CA");
     let spec = LeafSpec::client("a\";URI=spiffe://evil\\")
@@ -123,8 +125,8 @@ async fn each_form_says_what_its_standard_says() {
     world.apply(&[("routes/all", any_host(&upstream, "/*", block))]).await;
     let chain = client.chain();
     for http in [Http::One, Http::Two] {
-        let caller = world.caller("mtls.test").identity(&client).http(http);
-        let headers = seen(&caller, "/").await["headers"].clone();
+        let https = world.client("mtls.test").identity(&client).http(http);
+        let headers = seen(&https, "/").await["headers"].clone();
         let text = |name: &str| headers[name].as_str().unwrap_or_else(|| panic!("{name}: {headers}"));
 
         assert_eq!(byte_sequence(text("client-cert")), *chain[0]);
@@ -152,22 +154,22 @@ async fn each_form_says_what_its_standard_says() {
         assert_eq!(text("x-ssl-client-v-end"), openssl(&client, &["-enddate"]));
         assert_eq!(e2e::credentials::certificates(&unescaped(&headers["x-ssl-client-cert"])), chain[..1]);
     }
-    // Nobody was verified: on a site that asks nobody, on a skipped path, on plain HTTP.
-    let told = |reply: &Value| {
+    // No verified client: a site without a policy, a skipped path, plain HTTP.
+    let forwarded = |reply: &Value| {
         let headers = reply["headers"].as_object().unwrap();
         let about = |name: &str| name.contains("client") || name.contains("ssl");
         headers.iter().filter(|(name, _)| about(name)).map(|(n, v)| format!("{n}: {v}")).collect::<Vec<_>>()
     };
     let none = ["x-ssl-client-verify: \"NONE\""];
-    assert_eq!(told(&seen(&world.good_caller("open.test"), "/").await), none);
-    assert_eq!(told(&seen(&world.caller("skip.test"), "/free").await), none);
-    let stranger = world.credentials.strangers.client("stranger");
-    assert_eq!(told(&seen(&world.caller("skip.test").identity(&stranger), "/free").await), none);
-    assert_eq!(told(&world.plain("mtls.test").await.get("/").await.unwrap().json()), none);
+    assert_eq!(forwarded(&seen(&world.verified_client("open.test"), "/").await), none);
+    assert_eq!(forwarded(&seen(&world.client("skip.test"), "/free").await), none);
+    let untrusted = world.credentials.untrusted.client("untrusted");
+    assert_eq!(forwarded(&seen(&world.client("skip.test").identity(&untrusted), "/free").await), none);
+    assert_eq!(forwarded(&world.plain("mtls.test").await.get("/").await.unwrap().json()), none);
 }
 
 #[tokio::test]
-async fn only_clients_on_the_list_pass() {
+async fn only_listed_clients_are_allowed() {
     let (world, upstream) = three_sites().await;
     let spec = LeafSpec::client("alice")
         .organization("Acme")
@@ -201,7 +203,7 @@ async fn only_clients_on_the_list_pass() {
         (json!({"spki_sha256": key}), true),
         (json!({"spki_sha256": "00".repeat(32)}), false),
     ];
-    let other = json!({"dns": "nobody.example"});
+    let other = json!({"dns": "other.example"});
     let documents: Vec<(String, Value)> = (0..)
         .zip(&cases)
         .map(|(index, (entry, _))| {
@@ -212,7 +214,7 @@ async fn only_clients_on_the_list_pass() {
     let borrowed: Vec<(&str, Value)> =
         documents.iter().map(|(path, document)| (path.as_str(), document.clone())).collect();
     world.apply(&borrowed).await;
-    let mut session = world.caller("mtls.test").identity(&client).connect().await.unwrap();
+    let mut session = world.client("mtls.test").identity(&client).connect().await.unwrap();
     for (index, (entry, allowed)) in (0..).zip(&cases) {
         let status = session.get(&format!("/free/{index}")).await.unwrap().status;
         let expected = if *allowed { StatusCode::OK } else { StatusCode::FORBIDDEN };
@@ -220,12 +222,12 @@ async fn only_clients_on_the_list_pass() {
     }
     let line = world.node_log().line_with(&["not_allowed", "CN=alice,O=Acme", &serial]).await;
     assert!(line.contains("spiffe://a.example/ns/ab/sa/x"), "{line}");
-    // The same client where nobody verified it, and nobody at all: the list holds.
-    assert_eq!(status(&world.caller("open.test").identity(&client), "/free/0").await, 403);
-    assert_eq!(status(&world.caller("skip.test"), "/free/0").await, 403);
-    assert_eq!(status(&world.caller("skip.test").identity(&client).http(Http::Two), "/free/0").await, 200);
-    let stranger = world.credentials.strangers.issue(&spec);
-    assert_eq!(status(&world.caller("skip.test").identity(&stranger), "/free/0").await, 403);
+    // The same client where it is not verified, and no client at all: the list denies both.
+    assert_eq!(status(&world.client("open.test").identity(&client), "/free/0").await, 403);
+    assert_eq!(status(&world.client("skip.test"), "/free/0").await, 403);
+    assert_eq!(status(&world.client("skip.test").identity(&client).http(Http::Two), "/free/0").await, 200);
+    let untrusted = world.credentials.untrusted.issue(&spec);
+    assert_eq!(status(&world.client("skip.test").identity(&untrusted), "/free/0").await, 403);
     let plain = world.plain("mtls.test").await.get("/free/0").await.unwrap();
     assert_eq!(plain.status, StatusCode::FORBIDDEN);
     assert!(plain.text().contains("403 Forbidden") && !plain.text().contains("not_allowed"));
@@ -237,7 +239,7 @@ async fn a_routes_block_replaces_its_services() {
     let (world, upstream) = three_sites().await;
     let service = json!({
         "upstream": {"nodes": {upstream.address().to_string(): 1}},
-        "client_identity": {"allow": [{"dns": "nobody.example"}]},
+        "client_identity": {"allow": [{"dns": "other.example"}]},
         "plugins": {"proxy-rewrite": {"headers": {"X-From": "service"}}},
     });
     let of = |uri: &str, more: Value| {
@@ -256,13 +258,13 @@ async fn a_routes_block_replaces_its_services() {
             ("routes/2", of("/own", mine)),
         ])
         .await;
-    let caller = world.good_caller("mtls.test");
-    assert_eq!(status(&caller, "/inherits").await, 403);
-    assert_eq!(seen(&caller, "/own").await["headers"]["x-from"], "route");
+    let client = world.verified_client("mtls.test");
+    assert_eq!(status(&client, "/inherits").await, 403);
+    assert_eq!(seen(&client, "/own").await["headers"]["x-from"], "route");
 }
 
 #[tokio::test]
-async fn the_tutorials_headers_arrive() {
+async fn the_headers_of_the_tutorial_arrive() {
     let (world, upstream) = three_sites().await;
     let plugin = json!({"plugins": {"proxy-rewrite": {"headers": {
         "X-Ssl-Client-Fingerprint": "$ssl_client_fingerprint",
@@ -302,7 +304,7 @@ async fn the_tutorials_headers_arrive() {
 }
 
 #[tokio::test]
-async fn vars_choose_the_route() {
+async fn vars_select_the_route() {
     let (world, upstream) = three_sites().await;
     let to = |name: &str, vars: Value| {
         let plugins = json!({"proxy-rewrite": {"headers": {"X-Route": name}}});
@@ -330,41 +332,41 @@ async fn vars_choose_the_route() {
             ("routes/6-rest", to("rest", json!([]))),
         ])
         .await;
-    let stranger = world.credentials.strangers.client("good-client");
-    let free = world.caller("skip.test");
-    for (caller, path, expected) in [
-        (world.good_caller("mtls.test"), "/free", "known"),
-        (world.good_caller("skip.test"), "/free?v=1", "known"),
+    let untrusted = world.credentials.untrusted.client("good-client");
+    let free = world.client("skip.test");
+    for (client, path, expected) in [
+        (world.verified_client("mtls.test"), "/free", "known"),
+        (world.verified_client("skip.test"), "/free?v=1", "known"),
         (free.clone(), "/free", "rest"),
         (free.clone(), "/free?v=%31", "arg"),
         (free.clone(), "/free?v=3", "rest"),
         (free.clone().http(Http::Two), "/free", "h2"),
-        (free.identity(&stranger), "/free", "refused"),
-        (world.good_caller("open.test"), "/free", "rest"),
+        (free.identity(&untrusted), "/free", "refused"),
+        (world.verified_client("open.test"), "/free", "rest"),
     ] {
-        assert_eq!(seen(&caller, path).await["headers"]["x-route"], expected, "{path}");
+        assert_eq!(seen(&client, path).await["headers"]["x-route"], expected, "{path}");
     }
-    // A claim from outside chooses nothing.
-    let mut session = world.caller("open.test").connect().await.unwrap();
+    // A claim of the client does not select a route.
+    let mut session = world.client("open.test").connect().await.unwrap();
     let mut request = session.request(Method::GET, "/free", full(""));
     for name in ["x-ssl-client-verify", "x_ssl_client_verify", "client-cert"] {
         request.headers_mut().append(name, HeaderValue::from_static("SUCCESS"));
     }
     assert_eq!(session.fetch(request).await.unwrap().json()["headers"]["x-route"], "rest");
-    // A predicate that would say nothing is no predicate: refused, and the route stays as it was.
+    // A predicate without meaning is invalid, and the route stays as it was.
     let bad = to("rest", json!([["ssl_client_sdn", "==", "CN=good-client"]]));
     let answer = world.admin().call(Method::PUT, "routes/1-known", Some(&bad)).await.unwrap();
     assert_eq!(answer.status, StatusCode::BAD_REQUEST);
-    let said = answer.body["error_msg"].as_str().unwrap();
+    let text = answer.body["error_msg"].as_str().unwrap();
     assert!(
-        said.starts_with("failed to validate the 'vars' expression: unknown variable 'ssl_client_sdn'"),
-        "{said}"
+        text.starts_with("failed to validate the 'vars' expression: unknown variable 'ssl_client_sdn'"),
+        "{text}"
     );
-    assert_eq!(seen(&world.good_caller("mtls.test"), "/free").await["headers"]["x-route"], "known");
+    assert_eq!(seen(&world.verified_client("mtls.test"), "/free").await["headers"]["x-route"], "known");
 }
 
 #[tokio::test]
-async fn rewritten_uris_stay_one_request() {
+async fn rewritten_uris_keep_the_request_intact() {
     let (world, upstream) = three_sites().await;
     let plugin = |block: Value| json!({"plugins": {"proxy-rewrite": block}});
     world
@@ -396,9 +398,9 @@ async fn rewritten_uris_stay_one_request() {
     assert_eq!(upstream.requests(), before, "nothing of it left");
 }
 
-/// A CA that one site trusts names nobody on another site, where whoever made the routes never heard of it.
+/// The CA of one site names no client on another site, whose routes do not know that CA.
 #[tokio::test]
-async fn an_identity_does_not_travel_to_another_sites_host() {
+async fn an_identity_is_not_valid_for_another_sites_host() {
     let (world, upstream) = three_sites().await;
     let client = world.credentials.clients.client("alice");
     let allow = json!([{"subject": "CN=alice"}]);
@@ -410,18 +412,18 @@ async fn an_identity_does_not_travel_to_another_sites_host() {
                 any_host(&upstream, "/free/named", json!({"client_identity": {"allow": allow}})),
             ),
             (
-                "routes/told",
-                any_host(&upstream, "/free/told", json!({"client_identity": {"forward": forward}})),
+                "routes/forwarded",
+                any_host(&upstream, "/free/forwarded", json!({"client_identity": {"forward": forward}})),
             ),
         ])
         .await;
     for http in [Http::One, Http::Two] {
-        let own = world.caller("mtls.test").identity(&client).http(http);
+        let own = world.client("mtls.test").identity(&client).http(http);
         assert_eq!(status(&own, "/free/named").await, 200, "{http:?}");
-        assert_eq!(seen(&own, "/free/told").await["headers"]["x-ssl-client-verify"], "SUCCESS");
-        let other = world.caller("open.test").sni("mtls.test").identity(&client).http(http);
+        assert_eq!(seen(&own, "/free/forwarded").await["headers"]["x-ssl-client-verify"], "SUCCESS");
+        let other = world.client("open.test").sni("mtls.test").identity(&client).http(http);
         assert_eq!(status(&other, "/free/named").await, 403, "{http:?}");
-        let headers = &seen(&other, "/free/told").await["headers"];
+        let headers = &seen(&other, "/free/forwarded").await["headers"];
         assert_eq!(headers["x-ssl-client-verify"], "NONE");
         assert!(headers.get("x-ssl-client-s-dn").is_none(), "{headers}");
     }

@@ -1,11 +1,12 @@
-//! A change of a site's policy ends the live connections that it refuses, within a second, and no other.
+//! A changed client policy closes the open connections that it rejects, within a second, and no
+//! others.
 //!
-//! Every case has bystanders: connections of the same site that the new policy lets in, and of another site. They must still answer
-//! afterwards on the very same connection.
+//! Each case has bystanders, clients of the same site that the new policy accepts and clients of
+//! another site, whose connections must still work afterwards.
 
 use std::time::{Duration, Instant};
 
-use e2e::caller::{Caller, Http, Session, full};
+use e2e::client::{Http, HttpClient, HttpConnection, full};
 use e2e::credentials::Credential;
 use e2e::documents::{protected, route, site};
 use e2e::upstream::Upstream;
@@ -15,7 +16,7 @@ use pki::ca::LeafSpec;
 use rustls::pki_types::UnixTime;
 use serde_json::{Value, json};
 
-/// From the Admin API's answer to the end of a connection.
+/// From the Admin API's response to the end of a connection.
 const BOUND: Duration = Duration::from_secs(1);
 
 struct Stage {
@@ -26,8 +27,8 @@ struct Stage {
     bob: Credential,
 }
 
-/// A connection of each protocol; all have made a request and ask for nothing more.
-struct Open(Vec<Session>);
+/// One connection of each protocol, idle after a request.
+struct Open(Vec<HttpConnection>);
 
 impl Stage {
     async fn new() -> Self {
@@ -65,16 +66,16 @@ impl Stage {
     async fn open(&self, host: &str, who: Option<&Credential>) -> Open {
         let mut open = Vec::new();
         for http in [Http::One, Http::Two] {
-            let caller = self.world.caller(host).http(http);
-            let caller = who.map_or(caller.clone(), |who| caller.identity(who));
-            let mut session = caller.connect().await.expect("let in before");
+            let client = self.world.client(host).http(http);
+            let client = who.map_or(client.clone(), |who| client.identity(who));
+            let mut session = client.connect().await.expect("let in before");
             assert_eq!(session.get("/before").await.expect("served before").status, StatusCode::OK);
             open.push(session);
         }
         Open(open)
     }
 
-    /// Applies a document and waits for the end of these connections; the bound is the issue's own.
+    /// Applies a document and waits for the end of these connections, within the required bound.
     async fn ends(&self, documents: &[(&str, Value)], refused: Vec<Open>, bystanders: Vec<Open>) {
         self.world.apply(documents).await;
         let applied = Instant::now();
@@ -90,7 +91,7 @@ impl Stage {
 }
 
 #[tokio::test]
-async fn revoking_a_client_ends_its_connections_and_no_other() {
+async fn revoking_a_client_closes_its_connections_only() {
     let stage = Stage::new().await;
     let refused = vec![stage.open("app.test", Some(&stage.alice)).await];
     let bystanders = vec![
@@ -98,23 +99,26 @@ async fn revoking_a_client_ends_its_connections_and_no_other() {
         stage.open("other.test", Some(&stage.alice)).await,
     ];
     stage.ends(&[("ssls/app", stage.revoking(&[&stage.alice]))], refused, bystanders).await;
-    let line =
-        stage.world.node_log().line_with(&["connection ended", "policy_moved", "revoked", "app.test"]).await;
+    let line = stage
+        .world
+        .node_log()
+        .line_with(&["connection closed", "policy_changed", "revoked", "app.test"])
+        .await;
     assert!(line.contains("127.0.0.1:"), "{line}");
-    // Once more, with a list that takes the second client away too, and the first back.
+    // Again, with a list that revokes the second client, too, and the first no longer.
     let refused = vec![stage.open("app.test", Some(&stage.bob)).await];
     stage.ends(&[("ssls/app", stage.revoking(&[&stage.bob]))], refused, vec![]).await;
     stage.open("app.test", Some(&stage.alice)).await;
 }
 
 #[tokio::test]
-async fn a_request_under_way_ends_too() {
+async fn a_request_in_progress_is_ended_too() {
     let stage = Stage::new().await;
     let mut waiting = Vec::new();
     for http in [Http::One, Http::Two] {
         for path in ["/hold", "/halves"] {
             let mut session =
-                stage.world.caller("app.test").identity(&stage.alice).http(http).connect().await.unwrap();
+                stage.world.client("app.test").identity(&stage.alice).http(http).connect().await.unwrap();
             let before = stage.upstream.requests();
             let task = tokio::spawn(async move {
                 let request = session.request(Method::GET, path, full(""));
@@ -127,7 +131,7 @@ async fn a_request_under_way_ends_too() {
     stage.world.apply(&[("ssls/app", stage.revoking(&[&stage.alice]))]).await;
     let applied = Instant::now();
     for task in waiting {
-        let answer = e2e::caller::bounded("the end of a request under way", task).await.unwrap();
+        let answer = e2e::client::bounded("the end of a request under way", task).await.unwrap();
         assert!(answer.is_err(), "{answer:?}");
     }
     assert!(applied.elapsed() < BOUND, "it took {:?}", applied.elapsed());
@@ -135,7 +139,7 @@ async fn a_request_under_way_ends_too() {
 }
 
 #[tokio::test]
-async fn another_ca_another_depth_and_a_site_taken_away_end_connections() {
+async fn ca_depth_and_site_changes_close_connections() {
     let stage = Stage::new().await;
     let credentials = &stage.world.credentials;
     let deep = credentials.clients.intermediate("Department").client("carol");
@@ -151,7 +155,7 @@ async fn another_ca_another_depth_and_a_site_taken_away_end_connections() {
 
     let alice = open(&stage.alice).await;
     let other = stage.open("other.test", Some(&stage.alice)).await;
-    let strange = protected(stage.world.open_site(), &credentials.strangers);
+    let strange = protected(stage.world.open_site(), &credentials.untrusted);
     stage.ends(&[("ssls/app", strange)], vec![alice], vec![other]).await;
 
     for take_away in ["disable", "delete"] {
@@ -164,21 +168,21 @@ async fn another_ca_another_depth_and_a_site_taken_away_end_connections() {
             stage.ends(&[("ssls/app", disabled)], vec![alice], vec![other]).await;
         } else {
             let revision = stage.world.admin().delete("ssls/app").await;
-            stage.world.settled(revision).await;
+            stage.world.wait_acknowledged(revision).await;
             stage.ends(&[], vec![alice], vec![other]).await;
         }
     }
 }
 
 #[tokio::test]
-async fn a_site_that_begins_to_insist_ends_who_showed_nothing() {
+async fn requiring_certificates_closes_anonymous_connections() {
     let stage = Stage::new().await;
     stage.world.apply(&[("ssls/app", stage.world.open_site())]).await;
     let anonymous = stage.open("app.test", None).await;
     let other = stage.open("other.test", Some(&stage.bob)).await;
     stage.ends(&[("ssls/app", stage.world.protected_site())], vec![anonymous], vec![other]).await;
 
-    // With skip rules nobody who never was anybody has to go: each request is judged.
+    // With skip rules, connections without an identity stay: each request is checked.
     let mut skipping = stage.world.protected_site();
     skipping["client"]["skip_mtls_uri_regex"] = json!(["^/(before|after)$"]);
     stage.world.apply(&[("ssls/app", skipping.clone())]).await;
@@ -189,11 +193,11 @@ async fn a_site_that_begins_to_insist_ends_who_showed_nothing() {
 }
 
 #[tokio::test]
-async fn a_certificate_that_expires_ends_its_connections() {
+async fn an_expired_certificate_closes_its_connections() {
     let stage = Stage::new().await;
     let now = UnixTime::now().as_secs();
     let at = |seconds| UnixTime::since_unix_epoch(Duration::from_secs(seconds));
-    // Two seconds are enough to connect even on a busy machine; were they not, `open` would say so.
+    // Two seconds are enough to connect even on a busy machine; otherwise `open` would fail.
     let spec = LeafSpec::client("dave").between(at(now - 60), at(now + 4));
     let dave = stage.world.credentials.clients.issue(&spec);
     let (dave, alice) =
@@ -207,24 +211,24 @@ async fn a_certificate_that_expires_ends_its_connections() {
 }
 
 #[tokio::test]
-async fn a_change_of_routes_looks_through_nothing_and_ends_nothing() {
+async fn a_change_of_routes_revalidates_no_connection() {
     let stage = Stage::new().await;
     let alice = stage.open("app.test", Some(&stage.alice)).await;
     let document = route("app.test", "/*", &[stage.upstream.address()]);
     stage.ends(&[("routes/app", document)], vec![], vec![alice]).await;
 }
 
-/// The verdict does not depend on the moment: a policy that moves while a client shakes hands refuses it as well.
+/// Timing does not matter: a policy that changes during a client's handshake rejects it as well.
 #[tokio::test]
-async fn a_policy_that_moves_during_handshakes_lets_nobody_through() {
+async fn a_policy_change_during_handshakes_is_enforced() {
     let stage = Stage::new().await;
-    let caller: Caller = stage.world.caller("app.test").identity(&stage.alice);
+    let client: HttpClient = stage.world.client("app.test").identity(&stage.alice);
     for _ in 0..10 {
         stage.world.apply(&[("ssls/app", stage.world.protected_site())]).await;
         let mut opening = tokio::task::JoinSet::new();
         for _ in 0..20 {
-            let caller = caller.clone();
-            opening.spawn(async move { caller.connect().await });
+            let client = client.clone();
+            opening.spawn(async move { client.connect().await });
         }
         stage.world.apply(&[("ssls/app", stage.revoking(&[&stage.alice]))]).await;
         while let Some(opened) = opening.join_next().await {
@@ -232,6 +236,6 @@ async fn a_policy_that_moves_during_handshakes_lets_nobody_through() {
                 session.ended().await;
             }
         }
-        stage.world.caller("app.test").identity(&stage.alice).refusal().await;
+        stage.world.client("app.test").identity(&stage.alice).expect_alert().await;
     }
 }

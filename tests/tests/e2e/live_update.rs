@@ -1,12 +1,12 @@
-//! A change is live for connections that are already open, and soon.
+//! A change applies soon to connections that are already open.
 //!
-//! The bound of 200 ms counts from the Admin API's answer to the first request that sees the change; the median of many
-//! changes is judged, because one measurement on a busy machine says more about the machine.
+//! The bound of 200 ms is from the Admin API's response to the first request that sees the change;
+//! the median of many changes counts, because a single measurement depends on the machine's load.
 
 use serde_json::json;
 use std::time::{Duration, Instant};
 
-use e2e::caller::{Http, Session};
+use e2e::client::{Http, HttpConnection};
 use e2e::documents::{protected, route};
 use e2e::upstream::Upstream;
 use e2e::world::World;
@@ -14,7 +14,7 @@ use http::StatusCode;
 
 const CHANGES: usize = 11;
 
-async fn median_delay(world: &World, session: &mut Session, upstreams: &[Upstream; 2]) -> Duration {
+async fn median_delay(world: &World, session: &mut HttpConnection, upstreams: &[Upstream; 2]) -> Duration {
     let admin = world.admin();
     let mut delays = Vec::new();
     for change in 0..CHANGES {
@@ -28,7 +28,7 @@ async fn median_delay(world: &World, session: &mut Session, upstreams: &[Upstrea
             if reply.json()["upstream"] == expected {
                 break;
             }
-            assert!(answered.elapsed() < e2e::process::PATIENCE, "change {change} never came");
+            assert!(answered.elapsed() < e2e::process::EVENT_TIMEOUT, "change {change} never came");
         }
         delays.push(answered.elapsed());
     }
@@ -37,7 +37,7 @@ async fn median_delay(world: &World, session: &mut Session, upstreams: &[Upstrea
 }
 
 #[tokio::test]
-async fn a_change_is_live_on_the_next_request_of_an_open_connection() {
+async fn a_change_applies_to_the_next_request() {
     let world = World::start().await;
     let upstreams = [Upstream::plain("even").await, Upstream::plain("odd").await];
     world
@@ -47,7 +47,7 @@ async fn a_change_is_live_on_the_next_request_of_an_open_connection() {
         ])
         .await;
     for http in [Http::One, Http::Two] {
-        let mut session = world.good_caller("app.test").http(http).connect().await.unwrap();
+        let mut session = world.verified_client("app.test").http(http).connect().await.unwrap();
         assert_eq!(session.get("/").await.unwrap().json()["upstream"], "odd");
         let median = median_delay(&world, &mut session, &upstreams).await;
         assert!(median < Duration::from_millis(200), "{http:?}: {median:?}");
@@ -56,21 +56,14 @@ async fn a_change_is_live_on_the_next_request_of_an_open_connection() {
 }
 
 #[tokio::test]
-async fn a_client_that_is_no_longer_trusted_loses_its_open_connection() {
-    let world = World::start().await;
-    let upstream = Upstream::plain("plain").await;
-    world
-        .apply(&[
-            ("ssls/app", world.protected_site()),
-            ("routes/app", route("app.test", "/*", &[upstream.address()])),
-        ])
-        .await;
+async fn an_untrusted_client_loses_its_open_connection() {
+    let (world, upstream) = World::protected(json!({})).await;
     for http in [Http::One, Http::Two] {
         world.apply(&[("ssls/app", world.protected_site())]).await;
-        let mut session = world.good_caller("app.test").http(http).connect().await.unwrap();
+        let mut session = world.verified_client("app.test").http(http).connect().await.unwrap();
         assert_eq!(session.get("/before").await.unwrap().status, StatusCode::OK);
         let seen = upstream.requests();
-        world.apply(&[("ssls/app", protected(world.open_site(), &world.credentials.strangers))]).await;
+        world.apply(&[("ssls/app", protected(world.open_site(), &world.credentials.untrusted))]).await;
         let after = session.get("/after").await;
         let served = after.as_ref().is_ok_and(|reply| reply.status == StatusCode::OK);
         assert!(!served, "{http:?}: {after:?}");
@@ -80,32 +73,25 @@ async fn a_client_that_is_no_longer_trusted_loses_its_open_connection() {
 
 #[tokio::test]
 async fn an_unrelated_change_leaves_open_connections_alone() {
-    let world = World::start().await;
-    let upstream = Upstream::plain("plain").await;
-    world
-        .apply(&[
-            ("ssls/app", world.protected_site()),
-            ("routes/app", route("app.test", "/*", &[upstream.address()])),
-        ])
-        .await;
-    let mut session = world.good_caller("app.test").connect().await.unwrap();
+    let (world, _upstream) = World::protected(json!({})).await;
+    let mut session = world.verified_client("app.test").connect().await.unwrap();
     assert_eq!(session.get("/").await.unwrap().status, StatusCode::OK);
     let other = e2e::documents::site(&world.credentials.servers.server(&["other.test"]), "other.test");
-    world.apply(&[("ssls/other", protected(other, &world.credentials.strangers))]).await;
+    world.apply(&[("ssls/other", protected(other, &world.credentials.untrusted))]).await;
     assert_eq!(session.get("/").await.unwrap().status, StatusCode::OK, "the same connection goes on");
 }
 
 #[tokio::test]
-async fn removing_a_route_or_a_site_is_live_too() {
+async fn removing_a_route_or_site_applies_at_once() {
     let (world, _upstream) = World::open(json!({})).await;
-    let mut session = world.caller("app.test").connect().await.unwrap();
+    let mut session = world.client("app.test").connect().await.unwrap();
     assert_eq!(session.get("/").await.unwrap().status, StatusCode::OK);
     let revision = world.admin().delete("routes/app").await;
-    world.settled(revision).await;
+    world.wait_acknowledged(revision).await;
     let reply = session.get("/").await.unwrap();
     assert_eq!(reply.status, StatusCode::NOT_FOUND);
     assert_eq!(reply.text(), "{\"error_msg\":\"404 Route Not Found\"}\n");
     let revision = world.admin().delete("ssls/app").await;
-    world.settled(revision).await;
-    world.caller("app.test").refusal().await;
+    world.wait_acknowledged(revision).await;
+    world.client("app.test").expect_alert().await;
 }

@@ -1,16 +1,15 @@
-//! The log of both programs when it cannot be written: a full disk, a reader that has stopped or
-//! gone, a disk that fails.
+//! A log that cannot be written: a full disk, a reader that has stopped or gone, a failing disk.
 //!
-//! Redirections are a shell's. Strangers write lines into the log (garbage to every TLS port) until
-//! some are dropped, and everything is served all the while.
+//! Shells redirect the output. Clients cause log lines (garbage to every TLS port) until some are
+//! dropped, and the programs continue to serve.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::process::Stdio;
 
-use e2e::caller::Session;
+use e2e::client::HttpConnection;
 use e2e::ports::Reservation;
-use e2e::process::{PATIENCE, program};
+use e2e::process::{EVENT_TIMEOUT, program};
 use e2e::settings::merge;
 use e2e::world::World;
 use http::StatusCode;
@@ -24,7 +23,7 @@ use tokio::time::timeout;
 
 const DROPPED: &str = "countersign_log_lines_dropped_total";
 
-/// A world whose programs are started with their log redirected, and log everything.
+/// A world whose programs log everything to a redirected log.
 async fn world(script: &str) -> World {
     let world = World::builder().script(script).control_environment("RUST_LOG", "trace");
     let world = world.node_environment("RUST_LOG", "trace").start().await;
@@ -33,40 +32,40 @@ async fn world(script: &str) -> World {
     world
 }
 
-/// One that nobody answers for, and whose document differs by this weight.
+/// An upstream document that differs by this weight.
 fn upstream(weight: u32) -> Value {
     json!({"nodes": {"127.0.0.1:1": weight}, "type": "roundrobin"})
 }
 
-/// Connections to every TLS port that do not speak TLS, a line of the log each at least.
-async fn strangers(world: &World) {
+/// Connections without TLS to every TLS port, each of which causes a log line or more.
+async fn rejected_clients(world: &World) {
     for address in [world.https(), world.push_address(), world.admin_address()] {
         for _ in 0..20 {
-            let mut stranger = TcpStream::connect(address).await.unwrap();
-            let _refused = stranger.write_all(b"\x16\x03\x01\x00\x05garbage, not a ClientHello").await;
+            let mut client = TcpStream::connect(address).await.unwrap();
+            let _refused = client.write_all(b"\x16\x03\x01\x00\x05garbage, not a ClientHello").await;
         }
     }
 }
 
-/// Strangers come until lines of both programs are dropped.
+/// Connects until both programs drop lines.
 async fn until_lines_are_dropped(world: &World) {
     let flood = async {
         while world.metric(DROPPED).await == 0 || world.control_metric(DROPPED).await == 0 {
-            strangers(world).await;
-            // Each is pushed to the node, and every frame of that is logged at `trace`.
+            rejected_clients(world).await;
+            // Each write is pushed to the node, and every frame of the push is logged at `trace`.
             for number in 0..20 {
                 world.admin().put("upstreams/flood", &upstream(number)).await;
             }
         }
     };
-    timeout(PATIENCE, flood).await.expect("no line was dropped, or a program hangs");
+    timeout(EVENT_TIMEOUT, flood).await.expect("no line was dropped, or a program hangs");
 }
 
 /// Both workers of the data plane, and the control plane from a PUT to the node's acknowledgement.
 async fn everything_is_served(world: &World) {
     // The kernel spreads connections over the workers.
     for _ in 0..24 {
-        let reply = world.caller("app.test").get("/").await.unwrap();
+        let reply = world.client("app.test").get("/").await.unwrap();
         assert_eq!(reply.status, StatusCode::BAD_GATEWAY, "{reply:?}");
     }
     for number in 0..5 {
@@ -77,7 +76,7 @@ async fn everything_is_served(world: &World) {
     }
 }
 
-/// Serves under the redirection, with lines being dropped, and stops in order.
+/// Serves under the redirection while lines are dropped, and stops in order.
 async fn survives(script: &str) {
     let mut world = world(script).await;
     until_lines_are_dropped(&world).await;
@@ -92,8 +91,8 @@ async fn a_full_disk_for_the_log_stops_nothing() {
 }
 
 #[tokio::test]
-async fn a_log_reader_that_has_gone_stops_nothing() {
-    // `PROGRAM 2>&1 | grep -m1 ready`: standard output goes with it.
+async fn a_closed_log_pipe_stops_nothing() {
+    // `PROGRAM 2>&1 | grep -m1 ready`: standard output ends with it.
     survives(r#"exec "$@" > >(grep -m1 "^ready ") 2>&1"#).await;
 }
 
@@ -104,40 +103,38 @@ async fn a_log_that_cannot_be_written_stops_nothing() {
 
 #[tokio::test]
 async fn a_log_at_its_size_limit_stops_nothing() {
-    // SIGXFSZ, whose default ends the process.
+    // SIGXFSZ, whose default action ends the process.
     survives(r#"truncate -s 64M "$NAME.log"; ulimit -f 65536; exec "$@" 2>>"$NAME.log""#).await;
 }
 
 #[tokio::test]
-async fn a_disk_that_fails_stops_nothing() {
-    // Memory of another process that is not mapped: every write is EIO, as on a disk that broke or
-    // was made read-only.
+async fn a_failing_log_disk_stops_nothing() {
+    // Unmapped memory of another process: every write is EIO, like on a broken or read-only disk.
     let script = r#"tail --pid=$$ -f /dev/null >/dev/null 2>&1 & exec "$@" 2>/proc/$!/mem"#;
     survives(script).await;
 }
 
 #[tokio::test]
-async fn a_log_reader_that_stops_stops_nothing() {
-    // A pipe that nobody reads; it is never closed either, because the program itself has both
-    // ends.
+async fn a_stopped_log_reader_stops_nothing() {
+    // A pipe that is never read, nor closed, because the program itself has both ends.
     let mut world = world(r#"mkfifo "$NAME.pipe"; exec "$@" 2<>"$NAME.pipe""#).await;
     until_lines_are_dropped(&world).await;
     everything_is_served(&world).await;
-    // The reader goes on: so does the log.
+    // The reader continues, and so does the log.
     let pipe = File::open(world.folder().join("node-1.pipe")).unwrap();
     let mut reading = tokio::task::spawn_blocking(move || {
         BufReader::new(pipe).split(b'\n').map_while(Result::ok).any(|line| contains(&line, "later.test"))
     });
-    let caller = world.caller("later.test");
+    let client = world.client("later.test");
     let later = async {
         loop {
             tokio::select! {
                 read = &mut reading => return read.unwrap(),
-                _ = caller.handshake() => {}
+                _ = client.handshake() => {}
             }
         }
     };
-    assert!(timeout(PATIENCE, later).await.expect("nothing is logged any more"));
+    assert!(timeout(EVENT_TIMEOUT, later).await.expect("nothing is logged any more"));
     let stopped = (world.stop_node().await, world.stop_control().await);
     assert!(stopped.0.success() && stopped.1.success(), "{stopped:?}");
 }
@@ -147,8 +144,8 @@ fn contains(line: &[u8], text: &str) -> bool {
 }
 
 #[tokio::test]
-async fn the_log_goes_on_when_its_disk_has_room_again() {
-    // A file system of its own, 64 KiB large, in a mount namespace that ends with the process.
+async fn the_log_continues_when_its_disk_has_room_again() {
+    // A file system of 64 KiB in a mount namespace that ends with the process.
     let mount = r#"mkdir "$NAME.disk" && mount -t tmpfs -o size=64k none "$NAME.disk""#;
     let script = format!(
         r#"exec unshare --user --map-root-user --mount bash -c '{mount}; exec "$@" 2>>"$NAME.disk/log"' bash "$@""#
@@ -157,7 +154,8 @@ async fn the_log_goes_on_when_its_disk_has_room_again() {
     let mut attempt = std::process::Command::new("bash");
     attempt.args(["-c", &script, "bash", "true"]).env("NAME", "x").current_dir(folder.path());
     if !attempt.status().is_ok_and(|status| status.success()) {
-        // Past the test runner's capture: a skip must not look like a pass.
+        // Written past the test runner's capture, so that a skipped test does not look like a
+        // passed one.
         let skip = b"skipped: a small disk for the log: this machine gives no mount namespace\n";
         std::io::stderr().write_all(skip).unwrap();
         return;
@@ -171,17 +169,16 @@ async fn the_log_goes_on_when_its_disk_has_room_again() {
         File::options().write(true).open(&path).unwrap().set_len(0).unwrap();
         let later = async {
             while std::fs::metadata(&path).unwrap().len() == 0 {
-                strangers(&world).await;
+                rejected_clients(&world).await;
             }
         };
-        timeout(PATIENCE, later).await.expect("nothing is logged any more");
+        timeout(EVENT_TIMEOUT, later).await.expect("nothing is logged any more");
     }
 }
 
-/// Standard output is the same full pipe: the ready line waits for its reader, and nothing else
-/// does.
+/// Standard output is the same full pipe: only the ready line waits for its reader.
 #[tokio::test]
-async fn a_ready_line_that_nobody_reads_delays_nothing() {
+async fn an_unread_ready_line_delays_nothing() {
     let world = World::builder().nodes(&[]).start().await;
     world.write_credential("node-1", &world.credentials.node("node-1"));
     for name in ["control", "node-1"] {
@@ -200,7 +197,7 @@ async fn a_ready_line_that_nobody_reads_delays_nothing() {
                 },
             }),
         );
-        // The two would be one port in one file.
+        // Both would be one port in one file.
         let unused = if name == "control" { "/apisix/status" } else { "/countersign/control_plane/status" };
         *settings.pointer_mut(unused).unwrap() = Value::Null;
         let config = world.write("silent.yaml", &settings.to_string());
@@ -213,23 +210,23 @@ async fn a_ready_line_that_nobody_reads_delays_nothing() {
         let mut child = command.spawn().unwrap();
         let answers = async {
             loop {
-                if let Ok(mut session) = Session::plain(status.address(), "status").await
+                if let Ok(mut session) = HttpConnection::plain(status.address(), "status").await
                     && session.get("/status").await.is_ok()
                 {
                     return;
                 }
             }
         };
-        timeout(PATIENCE, answers).await.unwrap_or_else(|_| panic!("{name} does not serve"));
+        timeout(EVENT_TIMEOUT, answers).await.unwrap_or_else(|_| panic!("{name} does not serve"));
         let id = Pid::from_raw(child.id().unwrap().try_into().unwrap());
         kill(id, Signal::SIGTERM).unwrap();
-        let ended = timeout(PATIENCE, child.wait()).await;
+        let ended = timeout(EVENT_TIMEOUT, child.wait()).await;
         assert!(ended.unwrap_or_else(|_| panic!("{name} does not stop")).unwrap().success(), "{name}");
     }
 }
 
 #[tokio::test]
-async fn a_failed_start_ends_though_nobody_reads_why() {
+async fn a_failed_start_exits_though_its_output_is_unread() {
     let folder = tempfile::tempdir().unwrap();
     for name in ["controlplane", "dataplane"] {
         // The pipe is full before the program starts.
@@ -237,7 +234,7 @@ async fn a_failed_start_ends_though_nobody_reads_why() {
         let mut command = Command::new("bash");
         command.args(["-c", script, name]).arg(program(name)).args(["-c", "nowhere.yaml"]);
         command.current_dir(folder.path()).stdin(Stdio::null()).kill_on_drop(true);
-        let ended = timeout(PATIENCE, command.status()).await;
+        let ended = timeout(EVENT_TIMEOUT, command.status()).await;
         assert_eq!(ended.unwrap_or_else(|_| panic!("{name} hangs")).unwrap().code(), Some(1), "{name}");
     }
 }

@@ -1,6 +1,7 @@
 //! The end-to-end suites, one file a subject.
 //!
-//! They share one executable, so that they link once and run side by side, each in a world of its own.
+//! They share one executable, so that they link once and run in parallel, each in a world of its
+//! own.
 
 mod addresses;
 mod admin;

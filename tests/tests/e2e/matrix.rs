@@ -1,15 +1,17 @@
-//! Every client before every kind of site: mode x chain x revocation x TLS version x HTTP x visit, over real handshakes.
+//! Every client at every kind of site: mode x chain x revocation x TLS version x HTTP x visit, over
+//! real handshakes.
 //!
-//! What must come out stands in [`table`], written by hand and with its reasons; `clients` mints what is shown. A site that insists refuses in
-//! the handshake, with the alert the reason demands; a site with skip rules refuses a protected path with
-//! 400; an exempt path and a site that asks for nothing serve everybody. No refused request reaches the upstream.
+//! [`table`] holds the expected verdicts, written by hand with their reasons; `clients` issues the
+//! certificates. A site that requires certificates rejects the handshake with the alert of the
+//! reason; one with skip rules denies a protected path with 400; an exempt path and a site without
+//! client authentication serve every client. No denied request reaches the upstream.
 
 mod clients;
 mod table;
 
 use std::sync::Arc;
 
-use e2e::caller::{Caller, Http, Session, Tls, alert_in, bounded};
+use e2e::client::{Http, HttpClient, HttpConnection, Tls, alert_in, bounded};
 use e2e::documents::route;
 use e2e::upstream::Upstream;
 use e2e::world::World;
@@ -21,23 +23,23 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use clients::{Clients, Pki};
 use table::{REVOCATIONS, ROWS, Revocation, Row, Verdict};
 
-/// How often the same client comes, with the sessions it was given offered again. The second visit must be judged as the first was.
+/// Visits of the same client, which offers its sessions again. The second visit must get the
+/// verdict of the first.
 const VISITS: &[Visit] = &[Visit::First, Visit::Again];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Visit {
     First,
-    /// With what the first left in the client's session cache.
+    /// With the session cache of the first visit.
     Again,
 }
 
-/// What a site demands.
+/// The client authentication of a site.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Mode {
-    /// No client authentication.
     Open,
-    /// A certificate, in the handshake.
-    Insists,
+    /// A certificate in the handshake.
+    Requires,
     /// A certificate, except below `/exempt/`.
     Skips,
 }
@@ -45,7 +47,6 @@ enum Mode {
 const PROTECTED: &str = "/protected/x";
 const EXEMPT: &str = "/exempt/x";
 
-/// One site of the matrix.
 struct Site {
     mode: Mode,
     revocation: Revocation,
@@ -55,7 +56,7 @@ struct Site {
 fn sites() -> Vec<Site> {
     let mut sites =
         vec![Site { mode: Mode::Open, revocation: Revocation::None, host: "open.matrix.test".to_owned() }];
-    for mode in [Mode::Insists, Mode::Skips] {
+    for mode in [Mode::Requires, Mode::Skips] {
         for revocation in REVOCATIONS {
             let host = format!("{mode:?}-{revocation:?}.matrix.test").to_lowercase();
             sites.push(Site { mode, revocation, host });
@@ -85,8 +86,8 @@ fn document(world: &World, pki: &Pki, clients: &Clients, site: &Site) -> Value {
 async fn every_client_gets_the_verdict_of_the_table() {
     let world = World::start().await;
     let upstream = Upstream::plain("plain").await;
-    let pki = Pki::mint();
-    let clients = Clients::mint(&pki);
+    let pki = Pki::generate();
+    let clients = Clients::generate(&pki);
     let sites = sites();
     let mut documents: Vec<(String, Value)> =
         vec![("routes/matrix".to_owned(), route("*.matrix.test", "/*", &[upstream.address()]))];
@@ -104,12 +105,14 @@ async fn every_client_gets_the_verdict_of_the_table() {
             for (tls, http) in
                 [(Tls::V12, Http::One), (Tls::V12, Http::Two), (Tls::V13, Http::One), (Tls::V13, Http::Two)]
             {
-                let caller = world.caller(&site.host).tls(tls).http(http);
-                let caller =
-                    clients.shown(row.client).into_iter().fold(caller, |caller, shown| caller.shows(shown));
-                let config = Arc::new(caller.config());
+                let client = world.client(&site.host).tls(tls).http(http);
+                let client = clients
+                    .shown(row.client)
+                    .into_iter()
+                    .fold(client, |client, shown| client.certificate(shown));
+                let config = Arc::new(client.config());
                 for visit in VISITS {
-                    let (seen, taken_up) = visit_site(&caller, &config, site).await;
+                    let (seen, taken_up) = visit_site(&client, &config, site).await;
                     resumed += usize::from(taken_up && *visit == Visit::Again);
                     let expected = expectation(row, site);
                     served += expected.served();
@@ -127,10 +130,10 @@ async fn every_client_gets_the_verdict_of_the_table() {
     assert_eq!(upstream.requests(), served, "the upstream sees what is served and nothing else");
 }
 
-/// What a client sees of one connection.
+/// The result of one connection, as the client sees it.
 #[derive(Debug, PartialEq, Eq)]
 enum Seen {
-    /// The handshake was refused.
+    /// The handshake was rejected.
     Refused(Option<AlertDescription>),
     /// The statuses of the two paths.
     Answered { protected: StatusCode, exempt: StatusCode },
@@ -156,32 +159,32 @@ fn expectation(row: &Row, site: &Site) -> Seen {
         (Mode::Skips, Verdict::Out(_)) => {
             Seen::Answered { protected: StatusCode::BAD_REQUEST, exempt: StatusCode::OK }
         }
-        (Mode::Insists, Verdict::Out(rule)) => Seen::Refused(Some(rule.alert())),
+        (Mode::Requires, Verdict::Out(rule)) => Seen::Refused(Some(rule.alert())),
     }
 }
 
-/// What is seen, and whether a session was taken up.
-async fn visit_site(caller: &Caller, config: &Arc<ClientConfig>, site: &Site) -> (Seen, bool) {
-    if site.mode == Mode::Insists
-        && let Some(refused) = knock(caller, config).await
+/// The result, and whether a session was resumed.
+async fn visit_site(client: &HttpClient, config: &Arc<ClientConfig>, site: &Site) -> (Seen, bool) {
+    if site.mode == Mode::Requires
+        && let Some(refused) = knock(client, config).await
     {
         return (refused, false);
     }
-    ask(caller, config).await
+    ask(client, config).await
 }
 
-/// Shakes hands and reads: a refused client of TLS 1.3 learns of it only then.
-async fn knock(caller: &Caller, config: &Arc<ClientConfig>) -> Option<Seen> {
-    /// Answered with a 400 by whoever lets us in, and never forwarded: it names no host.
+/// Handshakes and reads: a client of TLS 1.3 learns of a rejection only then.
+async fn knock(client: &HttpClient, config: &Arc<ClientConfig>) -> Option<Seen> {
+    /// The gateway responds with 400 and forwards nothing: the request names no host.
     const H1: &[u8] = b"GET / HTTP/1.1\r\nConnection: close\r\n\r\n";
-    /// The preface and an empty SETTINGS frame.
+    /// The preface and empty SETTINGS.
     const H2: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
-    let mut stream = match caller.handshake_with(Arc::clone(config)).await {
+    let mut stream = match client.handshake_with(Arc::clone(config)).await {
         Ok(stream) => stream,
         Err(refused) => return Some(Seen::Refused(refused.alert)),
     };
     let h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
-    // Refused already, perhaps: then reading tells.
+    // The rejection may have come already; then reading shows it.
     let _ = stream.write_all(if h2 { H2 } else { H1 }).await;
     match bounded("an alert or an answer", stream.read_exact(&mut [0; 1])).await {
         Ok(_) => None,
@@ -189,9 +192,10 @@ async fn knock(caller: &Caller, config: &Arc<ClientConfig>) -> Option<Seen> {
     }
 }
 
-/// Both paths over one connection; the exempt one first, for a 400 may end a connection of HTTP/1.
-async fn ask(caller: &Caller, config: &Arc<ClientConfig>) -> (Seen, bool) {
-    let mut session: Session = match caller.connect_with(Arc::clone(config)).await {
+/// Both paths over one connection; the exempt one first, because a 400 may end an HTTP/1
+/// connection.
+async fn ask(client: &HttpClient, config: &Arc<ClientConfig>) -> (Seen, bool) {
+    let mut session: HttpConnection = match client.connect_with(Arc::clone(config)).await {
         Ok(session) => session,
         Err(refused) => return (Seen::Refused(refused.alert), false),
     };

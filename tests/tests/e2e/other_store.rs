@@ -1,17 +1,17 @@
-//! A control plane that comes with another store: a file that is missing, or a wrong line in the
-//! settings. Its nodes keep what they serve, say so, and take the other store over when an operator
-//! accepts it or when nothing would be lost.
+//! A control plane with another store: a missing file, or a wrong line in the settings. Its nodes
+//! keep their snapshot and report it, and take the other store over when an operator accepts it or
+//! when nothing would be lost.
 
 use std::fs;
 
 use e2e::documents::route;
-use e2e::process::{Ended, run_to_end};
+use e2e::process::{ExitOutput, run_to_end};
 use e2e::upstream::Upstream;
 use e2e::world::World;
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
 
-/// A node that serves `/*` and `/more` of app.test, with that on its disk.
+/// A node that serves `/*` and `/more` of app.test and has both in its last-good file.
 async fn served() -> (World, Upstream) {
     served_by(World::start().await).await
 }
@@ -25,11 +25,11 @@ async fn served_by(world: World) -> (World, Upstream) {
             ("routes/more", route("app.test", "/more", &[upstream.address()])),
         ])
         .await;
-    world.saved(revision).await;
+    world.wait_persisted(revision).await;
     (world, upstream)
 }
 
-/// The store's file is gone at the next start of the control plane. Gives where it is.
+/// Removes the store's file before the next start of the control plane; gives the former file.
 async fn lose_the_store(world: &mut World) -> std::path::PathBuf {
     world.stop_control().await;
     let aside = world.folder().join("aside.redb");
@@ -44,9 +44,9 @@ async fn held(world: &World) {
 }
 
 async fn assert_served(world: &World) {
-    let reply = world.good_caller("app.test").get("/").await.unwrap();
+    let reply = world.verified_client("app.test").get("/").await.unwrap();
     assert_eq!(reply.status, StatusCode::OK);
-    world.caller("app.test").refusal().await;
+    world.client("app.test").expect_alert().await;
 }
 
 async fn accept(world: &World) -> Value {
@@ -56,7 +56,7 @@ async fn accept(world: &World) -> Value {
 }
 
 #[tokio::test]
-async fn a_missing_store_file_empties_no_node() {
+async fn a_missing_store_file_is_not_taken_over() {
     let (mut world, _upstream) = served().await;
     let before = fs::read(world.last_good("node-1")).unwrap();
     let aside = lose_the_store(&mut world).await;
@@ -64,7 +64,7 @@ async fn a_missing_store_file_empties_no_node() {
     assert_served(&world).await;
     assert_eq!(world.metric("countersign_store_held").await, 1);
     let status = world.status("/status").await.json();
-    assert_eq!(status["held"]["sites"], json!({"gone": 1, "total": 1}), "{status}");
+    assert_eq!(status["held_store"]["sites"], json!({"gone": 1, "total": 1}), "{status}");
     assert_eq!(world.status("/status/ready").await.status, StatusCode::OK);
 
     let node = world.admin().get("dataplanes").await.body["list"][0].clone();
@@ -73,34 +73,34 @@ async fn a_missing_store_file_empties_no_node() {
     let finding = lint["list"].as_array().unwrap().iter().find(|found| found["field"] == "dataplanes/node-1");
     assert_eq!(finding.unwrap()["severity"], "error", "{lint}");
 
-    // Over restarts of both, with what is on disk.
+    // Also over restarts of both, from the last-good file.
     world.kill_node().await;
     world.start_node().await;
     world.node_log().lines_with(&["the control plane has another store"], 2).await;
     assert_served(&world).await;
     assert!(fs::read(world.last_good("node-1")).unwrap() == before, "nothing was written over it");
 
-    // The right file is back.
+    // The former file is back.
     world.stop_control().await;
     fs::rename(aside, world.store()).unwrap();
     world.start_control().await;
     let upstream = Upstream::plain("moved").await;
     world.apply(&[("routes/app", route("app.test", "/*", &[upstream.address()]))]).await;
-    assert_eq!(world.good_caller("app.test").get("/").await.unwrap().json()["upstream"], "moved");
+    assert_eq!(world.verified_client("app.test").get("/").await.unwrap().json()["upstream"], "moved");
     assert_eq!(world.metric("countersign_store_held").await, 0);
-    assert_eq!(world.status("/status").await.json()["held"], Value::Null);
+    assert_eq!(world.status("/status").await.json()["held_store"], Value::Null);
 }
 
 #[tokio::test]
-async fn an_operator_accepts_a_store_at_the_admin_api() {
+async fn another_store_is_accepted_through_the_admin_api() {
     let (mut world, upstream) = served().await;
     lose_the_store(&mut world).await;
     held(&world).await;
-    // What is filled in meanwhile is not taken in part.
+    // Documents added meanwhile are not taken in part.
     world.admin().put("routes/app", &route("app.test", "/*", &[upstream.address()])).await;
     world.admin().put("ssls/app", &world.protected_site()).await;
     world.node_log().line_with(&["the control plane has another store", "0 of 1 sites, 1 of 2 routes"]).await;
-    assert_eq!(world.good_caller("app.test").get("/more").await.unwrap().status, StatusCode::OK);
+    assert_eq!(world.verified_client("app.test").get("/more").await.unwrap().status, StatusCode::OK);
 
     let viewer = world.admin().key(Some(e2e::admin::VIEWER_KEY));
     let refused = viewer.call(Method::POST, "dataplanes/accept_store", None).await.unwrap();
@@ -108,31 +108,31 @@ async fn an_operator_accepts_a_store_at_the_admin_api() {
     let accepted = accept(&world).await;
     assert_eq!(accepted["held"], json!(["node-1"]), "{accepted}");
     let revision = world.admin().get("dataplanes").await.body["revision"].as_u64().unwrap();
-    world.settled(revision).await;
+    world.wait_acknowledged(revision).await;
     assert_eq!(world.admin().get("dataplanes").await.body["list"][0]["held"], Value::Null);
     assert_served(&world).await;
 
-    // It was accepted, and not each later one.
+    // Only this store was accepted.
     lose_the_store(&mut world).await;
     world.node_log().line_with(&["the control plane has another store", "1 of 1 sites, 1 of 1 routes"]).await;
     assert_served(&world).await;
 }
 
 #[tokio::test]
-async fn a_node_is_started_to_accept_another_store_once() {
+async fn a_node_can_be_started_to_accept_another_store_once() {
     let (mut world, _upstream) = served().await;
     lose_the_store(&mut world).await;
     held(&world).await;
     world.stop_node().await;
     world.start_node_with(&["--accept-new-store"]).await;
-    world.node_log().line_with(&["--accept-new-store", "is taken over"]).await;
-    world.settled(0).await;
-    world.good_caller("app.test").refusal().await;
+    world.node_log().line_with(&["--accept-new-store", "is applied"]).await;
+    world.wait_acknowledged(0).await;
+    world.verified_client("app.test").expect_alert().await;
     let previous = world.folder().join("node-1.snapshot.previous");
     world.node_log().lines_with(&["the last good snapshot is on disk", "revision=0"], 1).await;
     assert!(previous.exists(), "the generation before is kept");
 
-    // Back to it, while the control plane is away.
+    // Back to the former store, while the control plane is down.
     world.stop_control().await;
     world.stop_node().await;
     fs::copy(previous, world.last_good("node-1")).unwrap();
@@ -141,7 +141,7 @@ async fn a_node_is_started_to_accept_another_store_once() {
 }
 
 #[tokio::test]
-async fn the_same_documents_in_another_store_pass_at_once() {
+async fn another_store_with_the_same_documents_is_taken_over() {
     let (mut world, _upstream) = served().await;
     world.stop_control().await;
     let config = world.write_config("copy");
@@ -152,13 +152,13 @@ async fn the_same_documents_in_another_store_pass_at_once() {
     world.start_control().await;
     let upstream = Upstream::plain("moved").await;
     world.apply(&[("routes/app", route("app.test", "/*", &[upstream.address()]))]).await;
-    assert_eq!(world.good_caller("app.test").get("/").await.unwrap().json()["upstream"], "moved");
+    assert_eq!(world.verified_client("app.test").get("/").await.unwrap().json()["upstream"], "moved");
     assert_eq!(world.metric("countersign_store_held").await, 0);
 }
 
-/// Ids say nothing: another environment has a route 1, too.
+/// Equal ids prove nothing: another environment has a route 1, too.
 #[tokio::test]
-async fn another_environments_documents_under_the_same_ids_are_held() {
+async fn equal_ids_of_another_environment_are_held() {
     let (mut world, upstream) = served().await;
     world.stop_control().await;
     fs::rename(world.store(), world.folder().join("aside.redb")).unwrap();
@@ -175,7 +175,7 @@ async fn another_environments_documents_under_the_same_ids_are_held() {
 }
 
 #[tokio::test]
-async fn a_held_node_looks_for_the_control_plane_with_its_store() {
+async fn a_held_node_moves_to_a_control_plane_with_its_store() {
     let mut world = World::builder().control_planes(2).without_control().nodes(&[]).start().await;
     world.start_control_at(1).await;
     world.add_node("node-1").await;
@@ -183,9 +183,9 @@ async fn a_held_node_looks_for_the_control_plane_with_its_store() {
     let admin = world.admin_of(1);
     admin.put("ssls/app", &world.protected_site()).await;
     let revision = admin.put("routes/app", &route("app.test", "/*", &[upstream.address()])).await;
-    world.settled_at(1, revision).await;
-    // The first one of the list comes with a store of its own; the node meets it when its own one
-    // restarts.
+    world.wait_acknowledged_at(1, revision).await;
+    // The first control plane of the list has a store of its own; the node meets it when its own
+    // one restarts.
     world.change_settings(json!({"countersign": {"store": {"path": "wrong.redb"}}}));
     world.start_control_at(0).await;
     world.change_settings(json!({"countersign": {"store": {"path": "store.redb"}}}));
@@ -194,11 +194,11 @@ async fn a_held_node_looks_for_the_control_plane_with_its_store() {
     world.start_control_at(1).await;
     let moved = Upstream::plain("moved").await;
     let revision = world.admin_of(1).put("routes/app", &route("app.test", "/*", &[moved.address()])).await;
-    world.settled_at(1, revision).await;
-    assert_eq!(world.good_caller("app.test").get("/").await.unwrap().json()["upstream"], "moved");
+    world.wait_acknowledged_at(1, revision).await;
+    assert_eq!(world.verified_client("app.test").get("/").await.unwrap().json()["upstream"], "moved");
 }
 
-async fn check(world: &World) -> Ended {
+async fn check(world: &World) -> ExitOutput {
     let config = world.write_config("check");
     run_to_end("controlplane", &["-c", config.to_str().unwrap(), "check"], world.folder()).await
 }
@@ -210,10 +210,10 @@ async fn a_keyring_that_opens_nothing_is_an_error() {
     let fine = check(&world).await;
     assert!(fine.stdout.contains("is fine") && !fine.stdout.contains("warning: stored"), "{fine:?}");
     world.change_settings(json!({"apisix": {"data_encryption": {"keyring": ["0123456789abcdef"]}}}));
-    let told = check(&world).await;
-    assert_eq!(told.status.code(), Some(1));
+    let ended = check(&world).await;
+    assert_eq!(ended.status.code(), Some(1));
     for part in ["1 of 1 private keys", "apisix.data_encryption.keyring", "ssls/app"] {
-        assert!(told.stdout.contains(part), "{part}: {told:?}");
+        assert!(ended.stdout.contains(part), "{part}: {ended:?}");
     }
     let config = world.write_config("control");
     let started = run_to_end("controlplane", &["-c", config.to_str().unwrap()], world.folder()).await;
@@ -221,7 +221,7 @@ async fn a_keyring_that_opens_nothing_is_an_error() {
     assert!(started.stderr.contains("1 of 1 private keys"), "{started:?}");
     assert_served(&world).await;
 
-    // Some open: a warning with numbers, and the rest is served.
+    // Where some keys open: a warning with numbers, and the rest is served.
     world.change_settings(
         json!({"apisix": {"data_encryption": {"keyring": ["0123456789abcdef", "qeddd145sfvddff3"]}}}),
     );
@@ -242,8 +242,8 @@ async fn check_and_doctor_count_documents() {
     world.stop_control().await;
     let config = world.write_config("check");
     let doctor = ["-c", config.to_str().unwrap(), "doctor"];
-    let told = run_to_end("controlplane", &doctor, world.folder()).await;
-    assert!(told.stdout.contains("the store holds 1 ssls, 2 routes (identity "), "{told:?}");
+    let ended = run_to_end("controlplane", &doctor, world.folder()).await;
+    assert!(ended.stdout.contains("the store holds 1 ssls, 2 routes (identity "), "{ended:?}");
 
     world.change_settings(json!({"countersign": {"store": {"path": "missing.redb"}}}));
     let missing = check(&world).await;

@@ -1,9 +1,10 @@
-//! The commands of APISIX's pages in the form in which people copy them, run by a shell with the system's curl.
+//! The commands of APISIX's pages as users copy them, run by a shell with the system's curl.
 //!
-//! Host, port, key and paths are shell variables; nothing else is changed. The Admin API speaks plain HTTP here, as on the pages; the
-//! README's commands (`readme`) are the same over mutual TLS. Left out, because there is nothing here that they could be about:
-//! the `yq` line that reads the admin key, consumers, credentials, consumer groups, global rules, plugin configs, plugin metadata and
-//! protos, secrets, the list of plugins, `docker` and `mysql`, UDP and the PROXY protocol, `apisix` and `goreman`.
+//! Host, port, key and paths are shell variables; nothing else is changed. The Admin API uses plain
+//! HTTP here, as on the pages; `readme` runs the README's commands over mutual TLS. Left out are
+//! subjects that do not exist here: the `yq` line that reads the admin key, consumers, credentials,
+//! consumer groups, global rules, plugin configs, plugin metadata and protos, secrets, the list of
+//! plugins, `docker` and `mysql`, UDP and the PROXY protocol, `apisix` and `goreman`.
 
 mod admin_api;
 mod certificate;
@@ -12,19 +13,19 @@ mod ssl_protocol;
 mod stream_proxy;
 
 use e2e::admin::ADMIN_KEY;
-use e2e::caller::{Session, full};
-use e2e::shell::{Said, Shell};
+use e2e::client::{HttpConnection, full};
+use e2e::shell::{Shell, ShellOutput};
 use e2e::upstream::Upstream;
 use e2e::world::World;
 use http::Method;
 use serde_json::{Value, json};
 
-/// A command, and what it must lead to.
+/// A command and its expected result.
 struct Step {
     run: &'static str,
-    /// The HTTP status of the last answer; 0: the handshake was refused.
+    /// The HTTP status of the last response; 0: the handshake was rejected.
     status: u16,
-    /// A part of what it printed.
+    /// A part of its output.
     says: &'static str,
 }
 
@@ -32,8 +33,8 @@ const fn step(status: u16, says: &'static str, run: &'static str) -> Step {
     Step { run, status, says }
 }
 
-/// A running pair whose Admin API is the pages': `$admin` for `127.0.0.1:9180`, `$https` and `$http` for 9443 and 9080,
-/// `$httpbin` for an upstream, `$admin_key`, and the certificates in `$certs`.
+/// A pair with the Admin API of the pages: `$admin` for `127.0.0.1:9180`, `$https` and `$http` for
+/// 9443 and 9080, `$httpbin` for an upstream, `$admin_key`, and the certificates in `$certs`.
 struct Page {
     world: World,
     upstream: Upstream,
@@ -61,30 +62,31 @@ impl Page {
         self
     }
 
-    /// Runs the commands in turn. One that does not ask the Admin API first waits until the data plane serves all that was written.
+    /// Runs the commands in turn. One that does not use the Admin API waits first until the data
+    /// plane serves everything written.
     async fn follow(&self, steps: &[Step]) {
         for step in steps {
             if !step.run.contains("apisix/admin") {
-                self.settled().await;
+                self.wait_acknowledged().await;
             }
-            let said = self.shell.run(step.run).await;
-            assert_eq!(said.status(), step.status, "{}\n{said:?}", step.run);
-            assert!(said.out.contains(step.says), "{}\n{said:?}\nexpected {}", step.run, step.says);
+            let output = self.shell.run(step.run).await;
+            assert_eq!(output.status(), step.status, "{}\n{output:?}", step.run);
+            assert!(output.out.contains(step.says), "{}\n{output:?}\nexpected {}", step.run, step.says);
             if step.status == 0 {
-                assert_refused(&said, step.run);
+                assert_refused(&output, step.run);
             }
         }
     }
 
     async fn admin(&self, path: &str) -> Value {
-        let mut session = Session::plain(self.world.admin_address(), "127.0.0.1").await.unwrap();
+        let mut session = HttpConnection::plain(self.world.admin_address(), "127.0.0.1").await.unwrap();
         let mut request = session.request(Method::GET, &format!("/apisix/admin/{path}"), full(""));
         request.headers_mut().insert("x-api-key", ADMIN_KEY.parse().unwrap());
         session.fetch(request).await.unwrap().json()
     }
 
-    async fn settled(&self) {
-        // The list of data planes may be a moment behind the store, which the documents are read from.
+    async fn wait_acknowledged(&self) {
+        // The list of data planes may lag behind the store, which serves the documents.
         let mut revision = Some(0);
         for kind in ["ssls", "routes", "upstreams", "services", "stream_routes"] {
             let listed = self.admin(kind).await;
@@ -106,8 +108,8 @@ impl Page {
     }
 }
 
-/// A connection that failed for another reason must not pass for a refusal.
-fn assert_refused(said: &Said, command: &str) {
-    let alert = said.err.contains("alert") || said.err.contains("SSL") || said.err.contains("TLS");
-    assert!(said.exit != 0 && alert, "{command}\n{said:?}");
+/// A connection that failed for another reason is no rejection.
+fn assert_refused(output: &ShellOutput, command: &str) {
+    let alert = output.err.contains("alert") || output.err.contains("SSL") || output.err.contains("TLS");
+    assert!(output.exit != 0 && alert, "{command}\n{output:?}");
 }

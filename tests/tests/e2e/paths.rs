@@ -1,7 +1,7 @@
-//! The path that is judged is the path that is forwarded: whatever spelling a client sends, as raw bytes over HTTP/1 and as
-//! `:path` over HTTP/2, an upstream that shows the request line it got sees nothing that the rules did not.
+//! The matched path is the forwarded path: for every spelling, as raw bytes over HTTP/1 and as
+//! `:path` over HTTP/2, an upstream that echoes its request line sees only what the rules saw.
 
-use e2e::caller::{Caller, Http, full};
+use e2e::client::{Http, HttpClient, full};
 use e2e::documents::{protected, route, site};
 use e2e::raw;
 use e2e::upstream::HeadEcho;
@@ -14,10 +14,10 @@ mod rewrite;
 mod settings;
 mod unsafe_uri;
 
-/// What came of a request: the path and query that the upstream got, or the gateway's own status.
+/// The result of a request: the path and query at the upstream, or the gateway's own status.
 type Outcome = Result<String, u16>;
 
-/// The request line's target of the head that the upstream sent back.
+/// The request target of the head that the upstream echoed.
 fn line(status: u16, body: &str) -> Outcome {
     if status != 200 {
         return Err(status);
@@ -27,11 +27,11 @@ fn line(status: u16, body: &str) -> Outcome {
     Ok(target.unwrap_or_else(|| panic!("{line:?}")).to_owned())
 }
 
-/// Asks for these very bytes over HTTP/1.1.
-async fn ask_raw(caller: &Caller, target: &[u8]) -> Outcome {
+/// Sends these very bytes over HTTP/1.1.
+async fn ask_raw(client: &HttpClient, target: &[u8]) -> Outcome {
     let mut stream =
-        caller.clone().http(Http::One).handshake().await.unwrap_or_else(|refused| panic!("{refused}"));
-    let rest = format!(" HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", caller.host());
+        client.clone().http(Http::One).handshake().await.unwrap_or_else(|error| panic!("{error}"));
+    let rest = format!(" HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", client.host());
     stream.write_all(&[b"GET ", target, rest.as_bytes()].concat()).await.unwrap();
     let answered = raw::until_closed(&mut stream).await;
     let answered = String::from_utf8_lossy(&answered);
@@ -39,15 +39,15 @@ async fn ask_raw(caller: &Caller, target: &[u8]) -> Outcome {
     line(head.split(' ').nth(1).unwrap().parse().unwrap(), body)
 }
 
-/// Asks over HTTP/2. `None`: no client library sends this.
-async fn ask_h2(caller: &Caller, target: &str) -> Option<Outcome> {
-    if target.starts_with("http") || format!("https://{}{target}", caller.host()).parse::<Uri>().is_err() {
+/// Sends it over HTTP/2. `None`: no client library sends this.
+async fn ask_h2(client: &HttpClient, target: &str) -> Option<Outcome> {
+    if target.starts_with("http") || format!("https://{}{target}", client.host()).parse::<Uri>().is_err() {
         return None;
     }
     let mut session =
-        caller.clone().http(Http::Two).connect().await.unwrap_or_else(|refused| panic!("{refused}"));
+        client.clone().http(Http::Two).connect().await.unwrap_or_else(|error| panic!("{error}"));
     let request = session.request(Method::GET, target, full(""));
-    let reply = session.fetch(request).await.unwrap_or_else(|refused| panic!("{target}: {refused}"));
+    let reply = session.fetch(request).await.unwrap_or_else(|error| panic!("{target}: {error}"));
     Some(line(reply.status.as_u16(), &reply.text()))
 }
 
@@ -56,23 +56,24 @@ fn same(what: &str, target: &str, got: &Outcome, expected: Result<&str, u16>) {
     assert_eq!(got.as_deref().map_err(|status| *status), expected, "{what} {target}");
 }
 
-async fn expect(caller: &Caller, table: &[(&str, Result<&str, u16>)]) {
+async fn expect(client: &HttpClient, table: &[(&str, Result<&str, u16>)]) {
     for (target, expected) in table {
-        same("HTTP/1", target, &ask_raw(caller, target.as_bytes()).await, *expected);
-        if let Some(got) = ask_h2(caller, target).await {
+        same("HTTP/1", target, &ask_raw(client, target.as_bytes()).await, *expected);
+        if let Some(got) = ask_h2(client, target).await {
             same("HTTP/2", target, &got, *expected);
         }
     }
 }
 
-/// A route of these members for `uri` on `host`.
+/// A route with these members for `uri` on `host`.
 fn to(upstream: &HeadEcho, host: &str, uri: &str, more: Value) -> Value {
     let mut document = route(host, uri, &[upstream.address()]);
     document.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
     document
 }
 
-/// `skip.test` frees `/public/`, `list.test` insists and keeps `/secret/` for somebody else, `open.test` asks for nothing.
+/// `skip.test` exempts `/public/`; `list.test` requires certificates and allows another client to
+/// `/secret/`; `open.test` requires nothing.
 async fn sites(settings: Value) -> (World, HeadEcho) {
     let world = World::builder().settings(settings).start().await;
     let upstream = HeadEcho::start().await;
@@ -80,7 +81,7 @@ async fn sites(settings: Value) -> (World, HeadEcho) {
     let clients = &world.credentials.clients;
     let mut skipping = protected(site(&own, "skip.test"), clients);
     skipping["client"]["skip_mtls_uri_regex"] = json!(["^/public/.*"]);
-    let listed = json!({"client_identity": {"allow": [{"dns": "somebody.test"}]}});
+    let listed = json!({"client_identity": {"allow": [{"dns": "other.test"}]}});
     world
         .apply(&[
             ("ssls/skip", skipping),
@@ -96,7 +97,7 @@ async fn sites(settings: Value) -> (World, HeadEcho) {
 }
 
 #[tokio::test]
-async fn no_spelling_walks_round_a_skip_rule() {
+async fn no_spelling_bypasses_a_skip_rule() {
     let (world, _upstream) = sites(json!({})).await;
     let table = [
         ("/public/x", Ok("/public/x")),
@@ -113,7 +114,7 @@ async fn no_spelling_walks_round_a_skip_rule() {
         ("/public/a;x/secret", Ok("/public/a;x/secret")),
         ("https://skip.test/public/x", Ok("/public/x")),
         ("https://skip.test/secret/../public/x", Ok("/public/x")),
-        // Refused: no certificate, or a path that some upstream reads as another one.
+        // Denied: no certificate, or a path that some upstream reads as another one.
         ("/secret", Err(400)),
         ("/public/../secret", Err(400)),
         ("/public/%2e%2e/secret", Err(400)),
@@ -137,11 +138,11 @@ async fn no_spelling_walks_round_a_skip_rule() {
         ("https://skip.test/public/../secret", Err(400)),
         ("https://skip.test", Err(400)),
     ];
-    expect(&world.caller("skip.test"), &table).await;
+    expect(&world.client("skip.test"), &table).await;
 }
 
 #[tokio::test]
-async fn no_spelling_walks_round_an_allow_list() {
+async fn no_spelling_bypasses_an_allow_list() {
     let (world, _upstream) = sites(json!({})).await;
     let table = [
         ("/free", Ok("/free")),
@@ -159,13 +160,13 @@ async fn no_spelling_walks_round_an_allow_list() {
         ("/free\\..\\secret/x", Err(400)),
         ("/.;/secret/x", Err(400)),
     ];
-    expect(&world.good_caller("list.test"), &table).await;
+    expect(&world.verified_client("list.test"), &table).await;
 }
 
 #[tokio::test]
-async fn what_was_judged_is_forwarded_byte_for_byte() {
+async fn the_matched_path_is_forwarded_byte_for_byte() {
     let (world, _upstream) = sites(json!({})).await;
-    let caller = world.caller("open.test");
+    let client = world.client("open.test");
     let table = [
         ("/a/b?c=%2e%2e/&d=\\|{}", Ok("/a/b?c=%2e%2e/&d=\\|{}")),
         ("/a?", Ok("/a?")),
@@ -182,8 +183,8 @@ async fn what_was_judged_is_forwarded_byte_for_byte() {
         ("/a;b=c/d", Ok("/a;b=c/d")),
         ("/a;b=c/../d", Ok("/d")),
     ];
-    expect(&caller, &table).await;
-    same("UTF-8", "", &ask_raw(&caller, "/é?é".as_bytes()).await, Ok("/%C3%A9?é"));
+    expect(&client, &table).await;
+    same("UTF-8", "", &ask_raw(&client, "/é?é".as_bytes()).await, Ok("/%C3%A9?é"));
     for (what, target) in [
         ("control", &b"/a\x01b"[..]),
         ("tab", b"/a\tb"),
@@ -193,9 +194,9 @@ async fn what_was_judged_is_forwarded_byte_for_byte() {
         ("asterisk", b"*"),
         ("not UTF-8", b"/a\xffb"),
     ] {
-        assert_eq!(ask_raw(&caller, target).await, Err(400), "{what}");
+        assert_eq!(ask_raw(&client, target).await, Err(400), "{what}");
     }
-    let reply = caller.get("/still").await.unwrap();
+    let reply = client.get("/still").await.unwrap();
     assert_eq!(reply.status, StatusCode::OK);
 }
 

@@ -1,12 +1,13 @@
-//! The README's commands as they stand, run by bash in a folder with the two programs: what a newcomer pastes must work.
+//! The README's commands, run unchanged by bash in a folder with the two programs.
 //!
-//! Only ports are changed, and what stands in for `cargo build` and for an upstream on port 8080.
+//! Only ports are changed, `cargo build` is replaced, and a stand-in listens for the upstream of
+//! port 8080.
 
 use std::path::Path;
 use std::process::Stdio;
 
 use e2e::ports::Reservation;
-use e2e::process::{PATIENCE, program};
+use e2e::process::{EVENT_TIMEOUT, program};
 use e2e::shell::Shell;
 use e2e::upstream::Upstream;
 use serde_json::{Value, json};
@@ -14,7 +15,7 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 use tokio::time::timeout;
 
-/// The indented blocks below a heading, up to the next heading of its rank, in order.
+/// The indented blocks below a heading, up to the next heading of its level, in order.
 fn commands(heading: &str) -> Vec<String> {
     let readme = std::fs::read_to_string(repository().join("README.md")).unwrap();
     let (_, section) = readme.split_once(&format!("\n{heading}\n")).unwrap();
@@ -77,13 +78,13 @@ impl Running {
             }
             panic!("{line} ended");
         };
-        timeout(PATIENCE, ready).await.unwrap_or_else(|_| panic!("{line} is not ready"));
+        timeout(EVENT_TIMEOUT, ready).await.unwrap_or_else(|_| panic!("{line} is not ready"));
         Self { _program: child }
     }
 }
 
 #[tokio::test]
-async fn the_readme_runs_as_it_stands() {
+async fn the_readmes_commands_work() {
     let [start, pki, protect] = commands("## Run it").try_into().unwrap();
     assert!(!start.contains("jq ") && !protect.contains("jq "), "jq is not needed");
     let folder = tempfile::tempdir().unwrap();
@@ -95,7 +96,7 @@ async fn the_readme_runs_as_it_stands() {
         std::os::unix::fs::symlink(program(name), home.join("target/release").join(name)).unwrap();
     }
     let upstream = Upstream::plain("readme").await;
-    // Kept while the programs run, so that no other test is given them.
+    // Reserved while the programs run.
     let kept =
         ["ADMIN", "PUSH", "HTTP", "HTTPS", "STATUS", "CONTROL_STATUS"].map(|name| (name, Reservation::any()));
     let port = |at: usize| kept[at].1.address().port().to_string();
@@ -116,28 +117,31 @@ async fn the_readme_runs_as_it_stands() {
     let made = shell.run(&pki).await;
     assert_eq!(made.exit, 0, "{made:?}");
 
-    // Each command by itself, so that the answer of each is seen. What the first lines define, every one has.
+    // Runs each command by itself to see its result. All get the definitions of the first lines.
     let (define, calls) = protect.split_once("\n\n").unwrap();
     let run = |command: &str| {
         let script = moved(&format!("{define}\n{command}"));
         let shell = &shell;
         async move { shell.run(&script).await }
     };
-    let [site, route, fleet, alice, nobody] = split(calls).try_into().unwrap();
+    let [site, route, fleet, alice, anonymous] = split(calls).try_into().unwrap();
     for (command, says) in [(site, "/apisix/ssls/1"), (route, "/apisix/routes/1")] {
-        let said = run(&command).await;
-        assert!(said.status() == 201 && said.out.contains(says), "{command}\n{said:?}");
+        let output = run(&command).await;
+        assert!(output.status() == 201 && output.out.contains(says), "{command}\n{output:?}");
     }
-    let said = run(&fleet).await;
-    let listed: Value = serde_json::from_str(said.out.lines().next().unwrap()).unwrap();
-    assert_eq!((said.status(), &listed["list"][0]["name"]), (200, &json!("dataplane")), "{said:?}");
-    let said = run("admin routes/1").await;
-    let written: Value = serde_json::from_str(said.out.lines().next().unwrap()).unwrap();
+    let output = run(&fleet).await;
+    let listed: Value = serde_json::from_str(output.out.lines().next().unwrap()).unwrap();
+    assert_eq!((output.status(), &listed["list"][0]["name"]), (200, &json!("dataplane")), "{output:?}");
+    let output = run("admin routes/1").await;
+    let written: Value = serde_json::from_str(output.out.lines().next().unwrap()).unwrap();
     let waited = format!("admin 'dataplanes?acknowledged={}&timeout=30'", written["modifiedIndex"]);
     assert_eq!(run(&waited).await.status(), 200);
-    let said = run(&alice).await;
-    assert!(said.status() == 200 && said.out.contains("\"upstream\":\"readme\""), "{alice}\n{said:?}");
-    let said = run(&nobody).await;
-    assert!(said.exit != 0 && said.status() == 0 && said.err.contains("alert"), "{nobody}\n{said:?}");
+    let output = run(&alice).await;
+    assert!(output.status() == 200 && output.out.contains("\"upstream\":\"readme\""), "{alice}\n{output:?}");
+    let output = run(&anonymous).await;
+    assert!(
+        output.exit != 0 && output.status() == 0 && output.err.contains("alert"),
+        "{anonymous}\n{output:?}"
+    );
     drop(running);
 }

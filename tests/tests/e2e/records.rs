@@ -1,14 +1,13 @@
-//! A connection that stays: after its first answers the gateway reads and writes its records without the library that shook
-//! hands, unless `countersign.tls.own_records` is false. Neither clients nor upstreams must notice, and whatever is no record of
-//! theirs ends the connection.
+//! Kept connections: after the first responses the gateway reads and writes TLS records without
+//! rustls, unless `countersign.tls.own_records` is false. Neither clients nor upstreams may notice,
+//! and an invalid record ends the connection.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use e2e::caller::{alert_in, bounded};
+use e2e::client::{alert_in, bounded};
 use e2e::credentials::Credential;
-use e2e::documents::route;
-use e2e::records::{ALERT, APPLICATION_DATA, HANDSHAKE, HandMade};
+use e2e::records::{ALERT, APPLICATION_DATA, HANDSHAKE, RawTls};
 use e2e::upstream::Upstream;
 use e2e::world::World;
 use rustls::AlertDescription::{self, BadRecordMac, DecodeError, RecordOverflow, UnexpectedMessage};
@@ -22,19 +21,17 @@ use super::at_rest::{Client, get, post};
 
 type Established = Client<TlsStream<TcpStream>>;
 
-/// `/app/*` goes to the upstream. The records of connections that stay are the gateway's own, or rustls'.
+/// `/app/*` goes to the upstream. `own`: kept connections use the gateway's own record layer.
 async fn world(upstream: &Upstream, own: bool) -> World {
     let limits = json!({"rest_after": 0.0});
     let settings = json!({"countersign": {"limits": limits, "tls": {"own_records": own}}});
-    let world = World::builder().settings(settings).start().await;
-    let app = route("app.test", "/app/*", &[upstream.address()]);
-    world.apply(&[("ssls/app", world.protected_site()), ("routes/app", app)]).await;
-    world
+    let builder = World::builder().settings(settings).protected(upstream.address());
+    builder.path("/app/*").start().await
 }
 
-/// A client whose connection has had so many answers that the gateway has taken it over.
+/// A client with so many responses that the gateway uses its own record layer.
 async fn client(world: &World) -> Established {
-    let mut client = Client::new(world.good_caller("app.test").handshake().await.unwrap());
+    let mut client = Client::new(world.verified_client("app.test").handshake().await.unwrap());
     for path in ["/app/first", "/app/second"] {
         client.ask(&get(path), path).await;
     }
@@ -46,11 +43,11 @@ fn new_keys(client: &mut Established) {
 }
 
 #[tokio::test]
-async fn a_client_may_ask_for_new_keys_at_any_time() {
+async fn a_client_may_send_key_updates_at_any_time() {
     let upstream = Upstream::plain("plain").await;
     for own in [true, false] {
         let world = world(&upstream, own).await;
-        let mut client = Client::new(world.good_caller("app.test").handshake().await.unwrap());
+        let mut client = Client::new(world.verified_client("app.test").handshake().await.unwrap());
         let large = "0123456789abcdef".repeat(16 * 1024);
         for _ in 0..20 {
             new_keys(&mut client);
@@ -71,11 +68,11 @@ async fn a_client_may_ask_for_new_keys_at_any_time() {
 }
 
 #[tokio::test]
-async fn what_is_no_record_of_the_client_gets_an_alert() {
+async fn an_invalid_record_gets_an_alert() {
     let sealed = [23, 3, 3, 0, 17, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16];
-    // Our alert, and that of rustls.
+    // The gateway's own alert, and that of rustls.
     let cases: [(&str, &[u8], [AlertDescription; 2]); 4] = [
-        ("a sealed record of somebody else", &sealed, [BadRecordMac, BadRecordMac]),
+        ("a sealed record of another connection", &sealed, [BadRecordMac, BadRecordMac]),
         ("a ClientHello", &[22, 3, 1, 0, 4, 1, 0, 0, 0], [UnexpectedMessage, BadRecordMac]),
         ("close_notify in the clear", &[21, 3, 3, 0, 2, 1, 0], [UnexpectedMessage, BadRecordMac]),
         ("more than a record holds", &[23, 3, 3, 255, 255], [RecordOverflow, DecodeError]),
@@ -96,10 +93,10 @@ async fn what_is_no_record_of_the_client_gets_an_alert() {
     }
 }
 
-/// A client that makes its records by hand, after so many answers.
-async fn hand_made(world: &World, answers: usize) -> HandMade {
-    let caller = world.good_caller("app.test");
-    let mut client = HandMade::connect(world.https(), caller.config(), caller.server_name()).await;
+/// A client with hand-made records, after so many responses.
+async fn hand_made(world: &World, answers: usize) -> RawTls {
+    let options = world.verified_client("app.test");
+    let mut client = RawTls::connect(world.https(), options.config(), options.server_name()).await;
     for _ in 0..answers {
         client.send(APPLICATION_DATA, get("/app/get").as_bytes()).await;
         let answer = client.receive_until("}\n").await;
@@ -109,7 +106,7 @@ async fn hand_made(world: &World, answers: usize) -> HandMade {
 }
 
 #[tokio::test]
-async fn sealed_records_that_may_not_be_get_their_alert() {
+async fn sealed_invalid_records_get_their_alert() {
     let upstream = Upstream::plain("plain").await;
     let world = world(&upstream, true).await;
     let cases: [(&str, u8, Vec<u8>, AlertDescription); 7] = [
@@ -130,7 +127,7 @@ async fn sealed_records_that_may_not_be_get_their_alert() {
 }
 
 #[tokio::test]
-async fn a_client_that_requests_keys_gets_one_answer_to_all() {
+async fn several_key_update_requests_get_one_response() {
     let upstream = Upstream::plain("plain").await;
     for own in [true, false] {
         let world = world(&upstream, own).await;
@@ -150,7 +147,8 @@ async fn a_client_that_requests_keys_gets_one_answer_to_all() {
     }
 }
 
-/// An upstream that sends NewSessionTickets and KeyUpdates in one record before, between and after its answers.
+/// An upstream that sends NewSessionTickets and KeyUpdates in one record before, between and after
+/// its responses.
 async fn renewing_upstream(listener: TcpListener, credential: Credential, connections: Arc<AtomicUsize>) {
     let ticket: &[u8] = &[4, 0, 0, 17, 0, 0, 1, 0, 0, 0, 0, 7, 1, 5, 0, 3, 9, 9, 9, 0, 0];
     let (number, answer) = (ticket[3] as usize, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
@@ -158,7 +156,7 @@ async fn renewing_upstream(listener: TcpListener, credential: Credential, connec
     loop {
         let (tcp, _) = listener.accept().await.unwrap();
         connections.fetch_add(1, Ordering::SeqCst);
-        let mut gateway = HandMade::accept(tcp, &credential).await;
+        let mut gateway = RawTls::accept(tcp, &credential).await;
         let mut requested = true;
         gateway.key_update(ticket, requested).await;
         for round in 0.. {
@@ -176,7 +174,7 @@ async fn renewing_upstream(listener: TcpListener, credential: Credential, connec
 }
 
 #[tokio::test]
-async fn an_upstream_may_renew_keys_and_send_tickets_in_one_record() {
+async fn an_upstream_may_send_tickets_and_key_updates_in_one_record() {
     for own in [true, false] {
         let settings = json!({"countersign": {"workers": 1, "tls": {"own_records": own}}});
         let world = World::builder().settings(settings).start().await;
@@ -197,13 +195,13 @@ async fn an_upstream_may_renew_keys_and_send_tickets_in_one_record() {
     }
 }
 
-/// `openssl s_client`, with which one can ask for new keys by hand.
+/// `openssl s_client`, which updates keys on command.
 struct Openssl {
     _child: Child,
     input: ChildStdin,
-    /// What the gateway says.
+    /// The gateway's output.
     output: Lines<BufReader<ChildStdout>>,
-    /// What openssl says of itself.
+    /// openssl's own messages.
     errors: Lines<BufReader<ChildStderr>>,
 }
 
@@ -213,7 +211,7 @@ impl Openssl {
         std::fs::write(folder.join("client.crt"), &client.certificate_pem).unwrap();
         std::fs::write(folder.join("client.key"), &client.key_pem).unwrap();
         let arguments = ["-tls1_3", "-servername", "app.test", "-cert", "client.crt", "-key", "client.key"];
-        let mut child = e2e::openssl::s_client(world.https(), folder, &arguments);
+        let mut child = e2e::tools::s_client(world.https(), folder, &arguments);
         let input = child.stdin.take().unwrap();
         let output = BufReader::new(child.stdout.take().unwrap()).lines();
         let errors = BufReader::new(child.stderr.take().unwrap()).lines();
@@ -230,7 +228,7 @@ impl Openssl {
     }
 }
 
-/// Reads on until a line has it in it.
+/// Reads until a line contains it.
 async fn read_to(lines: &mut Lines<impl AsyncBufRead + Unpin>, what: &str) {
     let reading =
         async { while !lines.next_line().await.unwrap().expect("openssl goes on").contains(what) {} };
@@ -238,7 +236,7 @@ async fn read_to(lines: &mut Lines<impl AsyncBufRead + Unpin>, what: &str) {
 }
 
 #[tokio::test]
-async fn openssl_goes_on_over_new_keys_of_either_kind() {
+async fn openssl_continues_after_either_key_update() {
     let upstream = Upstream::plain("plain").await;
     for own in [true, false] {
         let world = world(&upstream, own).await;
@@ -247,7 +245,7 @@ async fn openssl_goes_on_over_new_keys_of_either_kind() {
         openssl.say(&get("/app/first")).await;
         openssl.hears("/app/first").await;
         for round in 0..6 {
-            // `K` asks us for new keys, too; `k` is its own affair.
+            // `K` requests a key update of the gateway, too; `k` updates openssl's keys only.
             openssl.say(if round % 2 == 0 { "K\n" } else { "k\n" }).await;
             read_to(&mut openssl.errors, "KEYUPDATE").await;
             let path = format!("/app/{round}");

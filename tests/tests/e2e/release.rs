@@ -1,11 +1,11 @@
-//! `scripts/release.sh` builds when something changed that goes into the programs, and only then. A
-//! script in the place of cargo notes that it was called.
+//! `scripts/release.sh` builds exactly when an input of the programs has changed. A script in place
+//! of cargo records its calls.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use e2e::shell::{Said, Shell};
+use e2e::shell::{Shell, ShellOutput};
 use tempfile::TempDir;
 
 const CARGO: &str = r#"#!/bin/sh
@@ -48,25 +48,25 @@ impl Workspace {
         fs::write(self.path(name), text).unwrap();
     }
 
-    async fn run(&self, script: &str) -> Said {
+    async fn run(&self, script: &str) -> ShellOutput {
         let shell = Shell::new(self.0.path()).set("CARGO", self.path("bin/cargo").display());
         let git =
             "git() { command git -c user.name=t -c user.email=t@t.test -c init.defaultBranch=main \"$@\"; }";
         shell.set("PROFILE", "no").run(&format!("{git}\n{script}")).await
     }
 
-    /// Runs the script, after these commands; whether it built, and what it said.
+    /// Runs these commands, then the script; gives whether it built, and its output.
     async fn release(&self, before: &str) -> (bool, String) {
         let calls = || fs::read_to_string(self.path("calls")).unwrap_or_default().lines().count();
         let already = calls();
-        let said = self.run(&format!("{before}\nbash scripts/release.sh")).await;
-        assert_eq!(said.exit, 0, "{said:?}");
-        (calls() > already, said.out)
+        let output = self.run(&format!("{before}\nbash scripts/release.sh")).await;
+        assert_eq!(output.exit, 0, "{output:?}");
+        (calls() > already, output.out)
     }
 }
 
 #[tokio::test]
-async fn it_builds_when_something_changed_and_only_then() {
+async fn it_builds_exactly_when_an_input_changed() {
     for git in ["git init -q && git add -A && git commit -qm one", "true"] {
         let workspace = Workspace::new();
         assert_eq!(workspace.run(git).await.exit, 0);
@@ -74,8 +74,8 @@ async fn it_builds_when_something_changed_and_only_then() {
         for unchanged in
             ["true", "touch pki/src/lib.rs", "echo more >>README.md", "echo // >>tests/src/lib.rs"]
         {
-            let (built, said) = workspace.release(unchanged).await;
-            assert!(!built && said.contains("is up to date"), "{unchanged}: {said}");
+            let (built, output) = workspace.release(unchanged).await;
+            assert!(!built && output.contains("is up to date"), "{unchanged}: {output}");
         }
         for (changed, named) in [
             ("echo '// more' >>pki/src/lib.rs", "pki/src/lib.rs"),
@@ -87,8 +87,11 @@ async fn it_builds_when_something_changed_and_only_then() {
             ("export RUSTFLAGS=-Ctarget-cpu=native", "RUSTFLAGS=-Ctarget-cpu=native"),
             ("export CARGO_PROFILE_RELEASE_LTO=off", "CARGO_PROFILE_RELEASE_LTO=off"),
         ] {
-            let (built, said) = workspace.release(changed).await;
-            assert!(built && said.contains("changed since") && said.contains(named), "{changed}: {said}");
+            let (built, output) = workspace.release(changed).await;
+            assert!(
+                built && output.contains("changed since") && output.contains(named),
+                "{changed}: {output}"
+            );
         }
         assert!(workspace.release("").await.0, "the variables are gone again");
         for lost in [
@@ -103,7 +106,7 @@ async fn it_builds_when_something_changed_and_only_then() {
 }
 
 #[tokio::test]
-async fn a_build_that_fails_is_not_taken_for_one() {
+async fn a_failed_build_is_not_recorded() {
     let workspace = Workspace::new();
     assert!(workspace.release("").await.0);
     let failing = "echo '// worse' >>pki/src/lib.rs; printf '#!/bin/sh\\n[ \"$1\" = --version ]\\n' >bin/cargo; bash scripts/release.sh";

@@ -1,6 +1,6 @@
-//! A data plane that starts while no control plane answers serves its last good snapshot, and only that.
+//! A data plane that starts without a control plane serves its last-good snapshot.
 //!
-//! What it keeps on disk is checked whole before it is served: a damaged file is refused, never half read.
+//! The file is verified as a whole first: a damaged one is rejected.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -16,55 +16,49 @@ use rustls::pki_types::pem::PemObject;
 use serde_json::json;
 
 async fn served_world() -> (World, Upstream, u64) {
-    let world = World::start().await;
-    let upstream = Upstream::plain("plain").await;
-    let revision = world
-        .apply(&[
-            ("ssls/app", world.protected_site()),
-            ("routes/app", route("app.test", "/*", &[upstream.address()])),
-        ])
-        .await;
-    world.saved(revision).await;
+    let (world, upstream) = (World::start().await, Upstream::plain("plain").await);
+    let revision = world.serve(world.protected_site(), &upstream).await;
+    world.wait_persisted(revision).await;
     (world, upstream, revision)
 }
 
 #[tokio::test]
-async fn a_node_restarted_without_its_control_plane_serves_and_still_verifies() {
+async fn a_restarted_node_serves_its_last_good_snapshot() {
     let (mut world, _upstream, revision) = served_world().await;
     world.kill_control().await;
     world.kill_node().await;
     world.start_node().await;
     assert_eq!(world.node_ready()["revision"], json!(revision));
-    let reply = world.good_caller("app.test").get("/").await.unwrap();
+    let reply = world.verified_client("app.test").get("/").await.unwrap();
     assert_eq!(reply.status, StatusCode::OK);
-    world.caller("app.test").refusal().await;
+    world.client("app.test").expect_alert().await;
     assert_eq!(world.status("/status/ready").await.status, StatusCode::OK);
 
-    // When the control plane is back the node follows it again.
+    // When the control plane is back, the node follows it again.
     world.start_control().await;
     let upstream = Upstream::plain("moved").await;
     world.apply(&[("routes/app", route("app.test", "/*", &[upstream.address()]))]).await;
-    assert_eq!(world.good_caller("app.test").get("/").await.unwrap().json()["upstream"], "moved");
+    assert_eq!(world.verified_client("app.test").get("/").await.unwrap().json()["upstream"], "moved");
 }
 
 #[tokio::test]
-async fn a_change_survives_the_kill_of_both_once_it_is_on_disk() {
+async fn a_persisted_change_survives_a_kill_of_both_planes() {
     let (mut world, upstream, _) = served_world().await;
     for change in 0..5 {
         let uri = format!("/change-{change}");
         let revision = world.apply(&[("routes/app", route("app.test", &uri, &[upstream.address()]))]).await;
-        world.saved(revision).await;
+        world.wait_persisted(revision).await;
         world.kill_node().await;
         world.kill_control().await;
         world.start_node().await;
-        let reply = world.good_caller("app.test").get(&uri).await.unwrap();
+        let reply = world.verified_client("app.test").get(&uri).await.unwrap();
         assert_eq!(reply.status, StatusCode::OK, "{uri}: {}", reply.text());
         world.start_control().await;
     }
 }
 
 #[tokio::test]
-async fn a_damaged_snapshot_is_refused_and_replaced() {
+async fn a_damaged_snapshot_is_rejected_and_replaced() {
     let (mut world, _upstream, revision) = served_world().await;
     world.stop_node().await;
     let path = world.last_good("node-1");
@@ -86,19 +80,23 @@ async fn a_damaged_snapshot_is_refused_and_replaced() {
         world.start_node().await;
         assert_eq!(world.node_ready()["revision"], json!(0), "{what}");
         assert_eq!(world.status("/status/ready").await.status, StatusCode::SERVICE_UNAVAILABLE, "{what}");
-        world.good_caller("app.test").refusal().await;
+        world.verified_client("app.test").expect_alert().await;
         world.start_control().await;
-        world.settled(revision).await;
-        assert_eq!(world.good_caller("app.test").get("/").await.unwrap().status, StatusCode::OK, "{what}");
+        world.wait_acknowledged(revision).await;
+        assert_eq!(
+            world.verified_client("app.test").get("/").await.unwrap().status,
+            StatusCode::OK,
+            "{what}"
+        );
         world.stop_node().await;
         world.node_log().lines_with(&["WARN", "node-1.snapshot"], number + 1).await;
     }
 }
 
-/// The key of the last good snapshot has a file of its own: the node's certificate and key may be
-/// replaced while no control plane answers.
+/// The key of the last-good file is in a file of its own: the node's certificate and key may be
+/// replaced while the control plane is down.
 #[tokio::test]
-async fn a_replaced_node_key_takes_nothing_away() {
+async fn a_replaced_node_key_keeps_the_snapshot() {
     let (mut world, _upstream, revision) = served_world().await;
     world.stop_node().await;
     world.stop_control().await;
@@ -107,7 +105,7 @@ async fn a_replaced_node_key_takes_nothing_away() {
     world.write_credential("node-1", &world.credentials.node("node-1"));
     world.start_node().await;
     assert_eq!(world.node_ready()["revision"], json!(revision));
-    assert_eq!(world.good_caller("app.test").get("/").await.unwrap().status, StatusCode::OK);
+    assert_eq!(world.verified_client("app.test").get("/").await.unwrap().status, StatusCode::OK);
 
     // Without its key the snapshot is not read; the next one has a new key.
     world.stop_node().await;
@@ -116,15 +114,15 @@ async fn a_replaced_node_key_takes_nothing_away() {
     assert_eq!(world.node_ready()["revision"], json!(0));
     world.node_log().line_with(&["WARN", "cannot be opened without its key", "node-1.snapshot.key"]).await;
     world.start_control().await;
-    world.settled(revision).await;
+    world.wait_acknowledged(revision).await;
     world.stop_node().await;
     world.stop_control().await;
     world.start_node().await;
     assert_eq!(world.node_ready()["revision"], json!(revision));
 }
 
-/// Seals a last good snapshot again as programs did that used the node's push key, and takes the
-/// key of its own away.
+/// Seals a last-good file with the node's push key, as older versions did, and removes the key of
+/// its own.
 fn in_the_old_format(world: &World) {
     let (path, key) = (world.last_good("node-1"), world.folder().join("node-1.snapshot.key"));
     let file = fs::read(&path).unwrap();
@@ -146,7 +144,7 @@ fn in_the_old_format(world: &World) {
     fs::remove_file(key).unwrap();
 }
 
-/// Bytes in the header of a last good snapshot.
+/// Bytes of the header of a last-good file.
 const MAGIC: usize = 8;
 const SALT: usize = 32;
 
@@ -169,43 +167,43 @@ async fn a_snapshot_in_the_old_format_is_read_once_more() {
     world.write_credential("node-1", &world.credentials.node("node-1"));
     world.start_node().await;
     assert_eq!(world.node_ready()["revision"], json!(revision), "it was written anew, with a key of its own");
-    assert_eq!(world.good_caller("app.test").get("/").await.unwrap().status, StatusCode::OK);
+    assert_eq!(world.verified_client("app.test").get("/").await.unwrap().status, StatusCode::OK);
 }
 
 #[tokio::test]
-async fn a_data_folder_that_cannot_be_written_is_served_from() {
+async fn a_snapshot_in_a_read_only_folder_is_served() {
     let (mut world, upstream, _) = served_world().await;
     world.stop_node().await;
-    // Nothing can be written beside it: the name of the file that would replace it is taken by a
-    // folder with something in it.
+    // Nothing can be written beside it: a folder with a file in it has the name of the temporary
+    // file.
     fs::create_dir_all(world.folder().join("node-1.snapshot.tmp/in the way")).unwrap();
     world.start_node().await;
     let revision = world.apply(&[("routes/new", route("app.test", "/new", &[upstream.address()]))]).await;
-    assert_eq!(world.good_caller("app.test").get("/new").await.unwrap().status, StatusCode::OK);
+    assert_eq!(world.verified_client("app.test").get("/new").await.unwrap().status, StatusCode::OK);
     world.node_log().line_with(&["ERROR", "countersign.node.last_good: cannot write"]).await;
     fs::remove_dir_all(world.folder().join("node-1.snapshot.tmp")).unwrap();
-    world.saved(revision).await;
+    world.wait_persisted(revision).await;
 }
 
-/// A client that was revoked while the node was down gets no answer from what was served before.
+/// A client that was revoked while the node was down is not served by the former snapshot.
 #[tokio::test]
-async fn a_start_may_wait_for_a_control_plane() {
+async fn a_start_can_wait_for_a_control_plane() {
     let world = World::builder().settings(json!({"countersign": {"node": {"wait_for_control_plane": 60}}}));
     let mut world = world.start().await;
     let upstream = Upstream::plain("plain").await;
     let app = route("app.test", "/*", &[upstream.address()]);
     let revision = world.apply(&[("ssls/app", world.protected_site()), ("routes/app", app)]).await;
-    world.saved(revision).await;
+    world.wait_persisted(revision).await;
     world.stop_node().await;
     let mut revoked = world.protected_site();
     revoked["client"]["crl"] = json!([world.credentials.clients.crl(&[&world.credentials.client])]);
     world.admin().put("ssls/app", &revoked).await;
     world.start_node().await;
-    world.good_caller("app.test").refusal().await;
+    world.verified_client("app.test").expect_alert().await;
 }
 
 #[tokio::test]
-async fn a_wait_for_a_control_plane_ends() {
+async fn the_wait_for_a_control_plane_is_bounded() {
     let (mut world, _upstream, revision) = served_world().await;
     world.stop_node().await;
     world.stop_control().await;
@@ -214,26 +212,26 @@ async fn a_wait_for_a_control_plane_ends() {
     world.node_log().line_with(&["WARN", "countersign.node.wait_for_control_plane"]).await;
     assert_eq!(world.node_ready()["revision"], json!(revision));
     assert_eq!(world.status("/status/ready").await.status, StatusCode::OK);
-    assert_eq!(world.good_caller("app.test").get("/").await.unwrap().status, StatusCode::OK);
+    assert_eq!(world.verified_client("app.test").get("/").await.unwrap().status, StatusCode::OK);
 }
 
 /// Running, and over a restart, until a control plane is back.
 #[tokio::test]
-async fn what_is_too_old_is_not_served() {
+async fn a_snapshot_over_its_age_limit_is_not_served() {
     let (mut world, _upstream, revision) = served_world().await;
     world.stop_node().await;
     world.change_settings(json!({"countersign": {"node": {"last_good_max_age": 2}}}));
     world.start_node().await;
-    world.settled(revision).await;
+    world.wait_acknowledged(revision).await;
     assert_eq!(world.metric("countersign_snapshot_age_seconds").await, 0);
-    let mut kept = world.good_caller("app.test").connect().await.unwrap();
+    let mut kept = world.verified_client("app.test").connect().await.unwrap();
     assert_eq!(kept.get("/").await.unwrap().status, StatusCode::OK);
 
     world.stop_control().await;
     world.node_log().line_with(&["ERROR", "countersign.node.last_good_max_age"]).await;
     assert_eq!(world.status("/status/ready").await.status, StatusCode::SERVICE_UNAVAILABLE);
     assert!(world.metric("countersign_snapshot_age_seconds").await >= 2);
-    world.good_caller("app.test").refusal().await;
+    world.verified_client("app.test").expect_alert().await;
     let answer = kept.get("/").await;
     assert!(answer.is_err() || answer.unwrap().status != StatusCode::OK, "a kept connection is refused, too");
 
@@ -241,40 +239,40 @@ async fn what_is_too_old_is_not_served() {
     world.start_node().await;
     world.node_log().line_with(&["ERROR", "the last good snapshot is not served"]).await;
     assert_eq!(world.status("/status/ready").await.status, StatusCode::SERVICE_UNAVAILABLE);
-    world.good_caller("app.test").refusal().await;
+    world.verified_client("app.test").expect_alert().await;
 
     world.start_control().await;
-    world.settled(revision).await;
-    assert_eq!(world.good_caller("app.test").get("/").await.unwrap().status, StatusCode::OK);
+    world.wait_acknowledged(revision).await;
+    assert_eq!(world.verified_client("app.test").get("/").await.unwrap().status, StatusCode::OK);
     assert_eq!(world.status("/status/ready").await.status, StatusCode::OK);
 }
 
 #[tokio::test]
-async fn a_node_without_anything_is_not_ready_and_serves_nothing() {
+async fn a_node_without_a_snapshot_is_not_ready() {
     let world = World::builder().without_control().start().await;
     assert_eq!(world.status("/status").await.status, StatusCode::OK);
     assert_eq!(world.status("/status/ready").await.status, StatusCode::SERVICE_UNAVAILABLE);
-    world.good_caller("app.test").refusal().await;
+    world.verified_client("app.test").expect_alert().await;
     let reply = world.plain("app.test").await.get("/").await.unwrap();
     assert!(reply.status == StatusCode::NOT_FOUND || reply.status == StatusCode::SERVICE_UNAVAILABLE);
 }
 
 #[tokio::test]
-async fn a_control_plane_with_an_older_store_is_followed_too() {
+async fn a_restored_older_store_is_followed() {
     let (mut world, upstream, _) = served_world().await;
     world.stop_control().await;
     let backup = fs::read(world.store()).unwrap();
     world.start_control().await;
     world.apply(&[("routes/more", route("app.test", "/more", &[upstream.address()]))]).await;
     world.stop_control().await;
-    // Restored from a backup: revisions go back, and the route that came later is gone again.
+    // Restored from a backup: revisions go back, and the later route is gone.
     fs::write(world.store(), backup).unwrap();
     world.start_control().await;
     let revision = world.admin().get("dataplanes").await.body["revision"].as_u64().unwrap();
-    world.settled(revision).await;
-    let reply = world.good_caller("app.test").get("/more").await.unwrap();
+    world.wait_acknowledged(revision).await;
+    let reply = world.verified_client("app.test").get("/more").await.unwrap();
     assert_eq!(reply.json()["uri"], "/more", "the catch-all route serves it");
     let revision = world.admin().delete("routes/app").await;
-    world.settled(revision).await;
-    assert_eq!(world.good_caller("app.test").get("/more").await.unwrap().status, StatusCode::NOT_FOUND);
+    world.wait_acknowledged(revision).await;
+    assert_eq!(world.verified_client("app.test").get("/more").await.unwrap().status, StatusCode::NOT_FOUND);
 }

@@ -1,17 +1,17 @@
-//! Sessions resume wherever their client would be let in anyway, and nowhere else.
+//! Sessions resume wherever a full handshake of the client would succeed, and nowhere else.
 //!
-//! The client here is greedy: it offers the last session it got, to whatever name and site, and believes that no time passes.
-//! What may not be resumed must lead to a full handshake, which is then judged like any other; never to a failed one.
+//! The client offers the last session it got, to any name and site, and ignores its age. A session
+//! that may not be resumed leads to a full handshake with its own verdict, never to a failed one.
 
 mod openssl;
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
-use e2e::caller::{Caller, Http, Refused, Tls};
+use e2e::client::{ClientError, Http, HttpClient, Tls};
 use e2e::credentials::{Credential, certificates};
 use e2e::documents::{protected, route, site};
-use e2e::process::PATIENCE;
+use e2e::process::EVENT_TIMEOUT;
 use e2e::upstream::Upstream;
 use e2e::world::World;
 use http::StatusCode;
@@ -24,7 +24,7 @@ use serde_json::{Value, json};
 
 const BOTH: [Tls; 2] = [Tls::V12, Tls::V13];
 
-/// The last session, for everybody, any number of times.
+/// The last session, for any server, any number of times.
 #[derive(Debug, Default)]
 struct Greedy {
     tls12: Mutex<Option<Tls12ClientSessionValue>>,
@@ -60,29 +60,29 @@ impl TimeProvider for Frozen {
     }
 }
 
-fn greedy(caller: &Caller) -> Arc<ClientConfig> {
-    let mut config = caller.config();
+fn greedy(client: &HttpClient) -> Arc<ClientConfig> {
+    let mut config = client.config();
     config.resumption = Resumption::store(Arc::new(Greedy::default()));
     config.time_provider = Arc::new(Frozen(UnixTime::now()));
     Arc::new(config)
 }
 
-/// One request on a new connection: whether its session was resumed, and the answer's status.
+/// One request on a new connection: whether its session was resumed, and the status.
 async fn visit(
-    caller: &Caller,
+    client: &HttpClient,
     config: &Arc<ClientConfig>,
     path: &str,
-) -> Result<(bool, StatusCode), Refused> {
-    let mut session = caller.connect_with(Arc::clone(config)).await?;
+) -> Result<(bool, StatusCode), ClientError> {
+    let mut session = client.connect_with(Arc::clone(config)).await?;
     let resumed = session.resumed();
     Ok((resumed, session.get(path).await?.status))
 }
 
-/// Visits in full, then resumes, and gives the configuration with the ticket of that.
-async fn known(caller: &Caller) -> Arc<ClientConfig> {
-    let config = greedy(caller);
-    assert_eq!(visit(caller, &config, "/").await.unwrap(), (false, StatusCode::OK));
-    assert_eq!(visit(caller, &config, "/").await.unwrap(), (true, StatusCode::OK));
+/// Makes a full handshake, then resumes; gives the configuration with the new ticket.
+async fn known(client: &HttpClient) -> Arc<ClientConfig> {
+    let config = greedy(client);
+    assert_eq!(visit(client, &config, "/").await.unwrap(), (false, StatusCode::OK));
+    assert_eq!(visit(client, &config, "/").await.unwrap(), (true, StatusCode::OK));
     config
 }
 
@@ -103,16 +103,20 @@ async fn usual() -> (World, Upstream, u64) {
 }
 
 async fn refused_tickets(world: &World, why: &str) -> u64 {
-    world.metric(&format!("countersign_tickets_refused_total{{why=\"{why}\"}}")).await
+    world.metric(&format!("countersign_tls_tickets_rejected_total{{reason=\"{why}\"}}")).await
 }
 
-/// Offers the ticket in `config`, which must be seen, must not be resumed, and must not be in the way.
-async fn full(world: &World, caller: &Caller, config: &Arc<ClientConfig>) -> Result<StatusCode, Refused> {
-    let resumed = world.metric("countersign_handshakes_resumed_total").await;
-    let other_key = refused_tickets(world, "other_key").await;
-    let visited = visit(caller, config, "/").await;
-    assert_eq!(world.metric("countersign_handshakes_resumed_total").await, resumed);
-    assert_eq!(refused_tickets(world, "other_key").await, other_key + 1, "the ticket was offered");
+/// Offers the ticket in `config`: it must be read, not resumed, and not fail the handshake.
+async fn full(
+    world: &World,
+    client: &HttpClient,
+    config: &Arc<ClientConfig>,
+) -> Result<StatusCode, ClientError> {
+    let resumed = world.metric("countersign_tls_handshakes_total{resumed=\"true\"}").await;
+    let unknown_key = refused_tickets(world, "unknown_key").await;
+    let visited = visit(client, config, "/").await;
+    assert_eq!(world.metric("countersign_tls_handshakes_total{resumed=\"true\"}").await, resumed);
+    assert_eq!(refused_tickets(world, "unknown_key").await, unknown_key + 1, "the ticket was offered");
     visited.map(|(resumed, status)| {
         assert!(!resumed);
         status
@@ -120,66 +124,67 @@ async fn full(world: &World, caller: &Caller, config: &Arc<ClientConfig>) -> Res
 }
 
 #[tokio::test]
-async fn a_session_resumes_in_both_versions_of_tls_and_http_on_every_core() {
+async fn a_session_resumes_over_every_protocol_on_every_core() {
     let (world, upstream, _) = usual().await;
     for tls in BOTH {
         for http in [Http::One, Http::Two] {
-            let caller = world.good_caller("app.test").tls(tls).http(http);
-            let config = known(&caller).await;
-            // Two workers: the kernel spreads connections over them.
+            let client = world.verified_client("app.test").tls(tls).http(http);
+            let config = known(&client).await;
+            // The kernel spreads connections over two workers.
             for _ in 0..16 {
-                assert_eq!(visit(&caller, &config, "/").await.unwrap(), RESUMED, "{tls:?} {http:?}");
+                assert_eq!(visit(&client, &config, "/").await.unwrap(), RESUMED, "{tls:?} {http:?}");
             }
         }
     }
-    assert_eq!(world.metric("countersign_handshakes_resumed_total").await, 4 * 17);
-    assert_eq!(world.metric("countersign_handshakes_total").await, 4 * 18);
+    assert_eq!(world.metric("countersign_tls_handshakes_total{resumed=\"true\"}").await, 4 * 17);
+    assert_eq!(world.metric("countersign_tls_handshakes_total{resumed=\"false\"}").await, 4);
     assert_eq!(upstream.requests(), 4 * 18);
 }
 
 #[tokio::test]
-async fn whoever_a_client_was_it_is_after_resumption() {
+async fn a_client_keeps_its_identity_after_resumption() {
     let (world, _upstream, _) = usual().await;
     let mut skipping = world.protected_site();
     skipping["client"]["skip_mtls_uri_regex"] = json!(["^/open"]);
     world.apply(&[("ssls/app", skipping)]).await;
-    let stranger = world.caller("app.test").identity(&world.credentials.strangers.client("stranger"));
+    let untrusted = world.client("app.test").identity(&world.credentials.untrusted.client("untrusted"));
     for tls in BOTH {
-        // Verified: may ask for everything. Absent: only for what is open. Both resume as what they were.
-        for (caller, closed) in [
-            (world.good_caller("app.test"), StatusCode::OK),
-            (world.caller("app.test"), StatusCode::BAD_REQUEST),
+        // A verified client may request any path, an absent one only open paths; both resume as
+        // they were.
+        for (client, closed) in [
+            (world.verified_client("app.test"), StatusCode::OK),
+            (world.client("app.test"), StatusCode::BAD_REQUEST),
         ] {
-            let caller = caller.tls(tls);
-            let config = greedy(&caller);
-            assert_eq!(visit(&caller, &config, "/open").await.unwrap(), FULL);
+            let client = client.tls(tls);
+            let config = greedy(&client);
+            assert_eq!(visit(&client, &config, "/open").await.unwrap(), FULL);
             for _ in 0..3 {
-                assert_eq!(visit(&caller, &config, "/open").await.unwrap(), RESUMED);
-                assert_eq!(visit(&caller, &config, "/closed").await.unwrap(), (true, closed));
+                assert_eq!(visit(&client, &config, "/open").await.unwrap(), RESUMED);
+                assert_eq!(visit(&client, &config, "/closed").await.unwrap(), (true, closed));
             }
         }
-        // Refused: is asked again each time.
-        let caller = stranger.clone().tls(tls);
-        let config = greedy(&caller);
+        // A rejected client is asked again each time.
+        let client = untrusted.clone().tls(tls);
+        let config = greedy(&client);
         for _ in 0..3 {
-            assert_eq!(visit(&caller, &config, "/open").await.unwrap(), FULL);
-            let closed = visit(&caller, &config, "/closed").await.unwrap();
+            assert_eq!(visit(&client, &config, "/open").await.unwrap(), FULL);
+            let closed = visit(&client, &config, "/closed").await.unwrap();
             assert_eq!(closed, (false, StatusCode::BAD_REQUEST));
         }
     }
 }
 
-/// What the upstream is told of a client, and what a route's list says of it, are the same after resumption as before.
+/// The upstream's identity headers and a route's allow-list are the same after resumption.
 #[tokio::test]
-async fn the_identity_of_a_resumed_client_is_told_and_matched_as_before() {
+async fn a_resumed_identity_is_forwarded_and_matched() {
     let (world, upstream, _) = usual().await;
     let mut document = route("app.test", "/named", &[upstream.address()]);
     document["client_identity"] =
         json!({"forward": ["x_ssl_client", "client_cert", "xfcc"], "allow": [{"subject": "CN=good-client"}]});
     let mut other = route("app.test", "/others", &[upstream.address()]);
-    other["client_identity"] = json!({"allow": [{"subject": "CN=somebody"}]});
+    other["client_identity"] = json!({"allow": [{"subject": "CN=other"}]});
     world.apply(&[("routes/named", document), ("routes/others", other)]).await;
-    let told = [
+    let forwarded = [
         "x-ssl-client-verify",
         "x-ssl-client-s-dn",
         "x-ssl-client-serial",
@@ -187,40 +192,40 @@ async fn the_identity_of_a_resumed_client_is_told_and_matched_as_before() {
         "x-forwarded-client-cert",
     ];
     for tls in BOTH {
-        let caller = world.good_caller("app.test").tls(tls);
-        let config = greedy(&caller);
+        let client = world.verified_client("app.test").tls(tls);
+        let config = greedy(&client);
         let mut seen = Vec::new();
         for resumed in [false, true, true] {
-            let mut session = caller.connect_with(Arc::clone(&config)).await.unwrap();
+            let mut session = client.connect_with(Arc::clone(&config)).await.unwrap();
             assert_eq!(session.resumed(), resumed, "{tls:?}");
             let reply = session.get("/named").await.unwrap();
             assert_eq!(reply.status, StatusCode::OK, "{}", reply.text());
             let headers = reply.json()["headers"].clone();
-            assert!(told.iter().all(|name| headers[name].is_string()), "{headers}");
-            seen.push(told.map(|name| headers[name].clone()));
+            assert!(forwarded.iter().all(|name| headers[name].is_string()), "{headers}");
+            seen.push(forwarded.map(|name| headers[name].clone()));
             assert_eq!(session.get("/others").await.unwrap().status, StatusCode::FORBIDDEN);
         }
         assert!(seen.iter().all(|one| *one == seen[0]), "{tls:?}: {seen:?}");
     }
 }
 
-fn at(world: &World, address: SocketAddr, tls: Tls) -> Caller {
+fn at(world: &World, address: SocketAddr, tls: Tls) -> HttpClient {
     let roots = certificates(world.credentials.servers.certificate_pem());
-    Caller::new(address, "app.test", roots).identity(&world.credentials.client).tls(tls)
+    HttpClient::new(address, "app.test", roots).identity(&world.credentials.client).tls(tls)
 }
 
 #[tokio::test]
-async fn data_planes_resume_each_others_sessions_and_so_does_a_restarted_one() {
+async fn data_planes_resume_each_others_sessions() {
     let (mut world, _upstream, revision) = protected_world(json!({}), &["node-1", "node-2"]).await;
-    world.saved(revision).await;
+    world.wait_persisted(revision).await;
     let addresses = [world.node_address(0, "https"), world.node_address(1, "https")];
     for tls in BOTH {
         let [one, two] = addresses.map(|address| at(&world, address, tls));
         let config = known(&one).await;
-        for caller in [&two, &one, &two] {
-            assert_eq!(visit(caller, &config, "/").await.unwrap(), RESUMED, "{tls:?}");
+        for client in [&two, &one, &two] {
+            assert_eq!(visit(client, &config, "/").await.unwrap(), RESUMED, "{tls:?}");
         }
-        // Killed and started again, beside its control plane and alone.
+        // Killed and restarted, with its control plane and alone.
         world.kill_node().await;
         world.start_node().await;
         assert_eq!(visit(&one, &config, "/").await.unwrap(), RESUMED, "{tls:?}");
@@ -228,34 +233,34 @@ async fn data_planes_resume_each_others_sessions_and_so_does_a_restarted_one() {
         world.kill_node().await;
         world.start_node().await;
         assert_eq!(visit(&one, &config, "/").await.unwrap(), RESUMED, "{tls:?}");
-        // And a restarted control plane goes on with the secrets it had.
+        // A restarted control plane keeps its secrets.
         world.start_control().await;
-        world.settled(revision).await;
+        world.wait_acknowledged(revision).await;
         assert_eq!(visit(&two, &config, "/").await.unwrap(), RESUMED, "{tls:?}");
     }
 }
 
 #[tokio::test]
-async fn a_session_outlives_the_turn_of_the_secrets() {
+async fn a_session_outlives_a_rotation_of_secrets() {
     let settings = json!({"countersign": {"ticket_lifetime": 16}});
     let (world, _upstream, _) = protected_world(settings, &["node-1"]).await;
-    let caller = world.good_caller("app.test");
-    let config = known(&caller).await;
-    let rings = world.metric("countersign_ticket_rings_total").await;
+    let client = world.verified_client("app.test");
+    let config = known(&client).await;
+    let rings = world.metric("countersign_ticket_key_rotations_total").await;
     world.node_log().lines_with(&["new ticket secrets"], rings as usize + 1).await;
-    assert_eq!(visit(&caller, &config, "/").await.unwrap(), RESUMED);
-    // It does not outlive its lifetime, however often it is resumed: the client must show its key again. (In its last
-    // second it is given no new ticket, so there may be none to refuse.)
+    assert_eq!(visit(&client, &config, "/").await.unwrap(), RESUMED);
+    // It does not outlive its lifetime, however often it is resumed: the client must prove its key
+    // again. (In its last second it gets no new ticket, so there may be none to reject.)
     let started = std::time::Instant::now();
-    while visit(&caller, &config, "/").await.unwrap() == RESUMED {
-        assert!(started.elapsed() < PATIENCE);
+    while visit(&client, &config, "/").await.unwrap() == RESUMED {
+        assert!(started.elapsed() < EVENT_TIMEOUT);
     }
     let outlived = started.elapsed() >= std::time::Duration::from_secs(16);
     assert!(!outlived, "it did not end with the first handshake's lifetime");
 }
 
 #[tokio::test]
-async fn a_ticket_of_one_site_is_nothing_to_another() {
+async fn a_ticket_is_not_valid_for_another_site() {
     let (world, upstream, _) = usual().await;
     let credentials = &world.credentials;
     let other = |name: &str| site(&credentials.servers.server(&[name]), name);
@@ -263,12 +268,12 @@ async fn a_ticket_of_one_site_is_nothing_to_another() {
         .apply(&[
             ("ssls/none", other("none.test")),
             ("ssls/same", protected(other("same.test"), &credentials.clients)),
-            ("ssls/strange", protected(other("strange.test"), &credentials.strangers)),
+            ("ssls/strange", protected(other("strange.test"), &credentials.untrusted)),
         ])
         .await;
     for tls in BOTH {
-        let good = |host: &str| world.good_caller(host).tls(tls);
-        // From the protected site to one that asks for nothing, to one of the same authority, to one of another.
+        let good = |host: &str| world.verified_client(host).tls(tls);
+        // From the protected site to an open one, to one of the same authority, to one of another.
         for (host, expected) in
             [("none.test", Some(StatusCode::OK)), ("same.test", Some(StatusCode::OK)), ("strange.test", None)]
         {
@@ -277,48 +282,46 @@ async fn a_ticket_of_one_site_is_nothing_to_another() {
             assert_eq!(full(&world, &good(host), &config).await.ok(), expected, "{tls:?} {host}");
             assert_eq!(upstream.requests(), seen + u64::from(expected.is_some()), "{tls:?} {host}");
         }
-        // The attack: a session made without any certificate, offered where one is demanded, under either name.
-        let nobody = |host: &str| world.caller(host).tls(tls);
-        let config = known(&nobody("none.test")).await;
+        // The attack: a session without a certificate, offered where one is required, under either
+        // name.
+        let anonymous = |host: &str| world.client(host).tls(tls);
+        let config = known(&anonymous("none.test")).await;
         let seen = upstream.requests();
-        let refused = full(&world, &nobody("app.test"), &config).await.unwrap_err();
+        let refused = full(&world, &anonymous("app.test"), &config).await.unwrap_err();
         assert_eq!(refused.alert, Some(AlertDescription::CertificateRequired), "{tls:?} {refused}");
-        let config = known(&nobody("none.test")).await;
+        let config = known(&anonymous("none.test")).await;
         let seen = (seen, upstream.requests());
-        let beside = nobody("app.test").sni("none.test");
+        let beside = anonymous("app.test").sni("none.test");
         assert_eq!(
             visit(&beside, &config, "/").await.unwrap(),
             (true, StatusCode::MISDIRECTED_REQUEST),
-            "{tls:?}: it resumes where it was made, and Host is judged as ever"
+            "{tls:?}: it resumes where it was made, and Host is checked as ever"
         );
         assert_eq!(upstream.requests(), seen.1, "{tls:?}");
         assert_eq!(seen.0 + 2, seen.1, "nothing but the two visits of `known`");
     }
 }
 
-/// A change of the site after which nothing made before may resume, and whether the good client is still let in.
+/// A change of the site after which no earlier session may resume, and whether the good client is
+/// still accepted.
 type Change<'a> = (&'static str, Box<dyn Fn(&mut Value) + 'a>, bool);
 
 #[tokio::test]
-async fn what_changes_the_policy_ends_its_sessions() {
+async fn a_policy_change_ends_the_sessions_of_a_site() {
     let (world, upstream, _) = usual().await;
     let credentials = &world.credentials;
-    let somebody = credentials.clients.client("somebody else");
+    let revoked = credentials.clients.client("revoked");
     let bundle =
-        format!("{}{}", credentials.clients.certificate_pem(), credentials.strangers.certificate_pem());
+        format!("{}{}", credentials.clients.certificate_pem(), credentials.untrusted.certificate_pem());
     let changes: [Change<'_>; 8] = [
         (
             "another CA",
-            Box::new(|ssl| ssl["client"]["ca"] = json!(credentials.strangers.certificate_pem())),
+            Box::new(|ssl| ssl["client"]["ca"] = json!(credentials.untrusted.certificate_pem())),
             false,
         ),
         ("one CA more", Box::new(|ssl| ssl["client"]["ca"] = json!(bundle)), true),
         ("another depth", Box::new(|ssl| ssl["client"]["depth"] = json!(3)), true),
-        (
-            "a CRL",
-            Box::new(|ssl| ssl["client"]["crl"] = json!([credentials.clients.crl(&[&somebody])])),
-            true,
-        ),
+        ("a CRL", Box::new(|ssl| ssl["client"]["crl"] = json!([credentials.clients.crl(&[&revoked])])), true),
         (
             "revoked",
             Box::new(|ssl| ssl["client"]["crl"] = json!([credentials.clients.crl(&[&credentials.client])])),
@@ -330,20 +333,20 @@ async fn what_changes_the_policy_ends_its_sessions() {
     ];
     for tls in BOTH {
         for (what, change, let_in) in &changes {
-            // A list that is not mentioned stays.
+            // An absent list stays as it was.
             let mut base = world.protected_site();
             base["client"]["crl"] = json!(null);
             world.apply(&[("ssls/app", base)]).await;
             if *what == "versions" && tls == Tls::V13 {
                 continue; // that version is gone: there is no handshake to be had
             }
-            let caller = world.good_caller("app.test").tls(tls);
-            let config = known(&caller).await;
+            let client = world.verified_client("app.test").tls(tls);
+            let config = known(&client).await;
             let mut changed = world.protected_site();
             change(&mut changed);
             world.apply(&[("ssls/app", changed)]).await;
             let seen = upstream.requests();
-            let visited = full(&world, &caller, &config).await;
+            let visited = full(&world, &client, &config).await;
             assert_eq!(visited.is_ok(), *let_in, "{tls:?} {what}: {visited:?}");
             assert_eq!(upstream.requests(), seen + u64::from(*let_in), "{tls:?} {what}");
         }
@@ -351,12 +354,12 @@ async fn what_changes_the_policy_ends_its_sessions() {
 }
 
 #[tokio::test]
-async fn what_changes_no_verdict_leaves_sessions_alone() {
+async fn a_change_without_effect_on_verdicts_keeps_sessions() {
     let (world, _upstream, _) = usual().await;
     for tls in BOTH {
-        let caller = world.good_caller("app.test").tls(tls);
-        let config = known(&caller).await;
-        // A renewed server certificate, another name more, and the same document again.
+        let client = world.verified_client("app.test").tls(tls);
+        let config = known(&client).await;
+        // A renewed server certificate, another name, and the same document again.
         let mut renewed = world.protected_site();
         let credential = world.credentials.servers.server(&["app.test", "more.test"]);
         renewed["cert"] = json!(credential.certificate_pem);
@@ -364,19 +367,20 @@ async fn what_changes_no_verdict_leaves_sessions_alone() {
         renewed["snis"] = json!(["app.test", "more.test"]);
         for document in [renewed, world.protected_site(), world.protected_site()] {
             world.apply(&[("ssls/app", document)]).await;
-            assert_eq!(visit(&caller, &config, "/").await.unwrap(), RESUMED, "{tls:?}");
+            assert_eq!(visit(&client, &config, "/").await.unwrap(), RESUMED, "{tls:?}");
         }
     }
 }
 
 #[tokio::test]
-async fn a_session_belongs_to_its_name_even_within_one_site() {
+async fn a_session_is_bound_to_its_name_within_a_site() {
     let (world, _upstream, _) = usual().await;
     let mut wild = site(&world.credentials.servers.server(&["app.test", "other.test"]), "app.test");
     wild["snis"] = json!(["app.test", "*.test"]);
     world.apply(&[("ssls/app", protected(wild, &world.credentials.clients))]).await;
     for tls in BOTH {
-        let (app, other) = (world.good_caller("app.test").tls(tls), world.good_caller("other.test").tls(tls));
+        let (app, other) =
+            (world.verified_client("app.test").tls(tls), world.verified_client("other.test").tls(tls));
         let config = known(&app).await;
         assert_eq!(visit(&other, &config, "/").await.unwrap(), FULL, "{tls:?}");
         assert_eq!(visit(&other, &config, "/").await.unwrap(), RESUMED, "{tls:?}");
@@ -395,12 +399,12 @@ async fn a_session_ends_with_its_clients_certificate() {
     let (world, _upstream, _) = usual().await;
     for tls in BOTH {
         let expired = refused_tickets(&world, "expired").await;
-        let caller = world.caller("app.test").identity(&short_lived(&world, 8)).tls(tls);
-        let config = known(&caller).await;
-        // An open connection says when it is over: the gateway ends it with the certificate.
-        let mut open = caller.connect().await.unwrap();
+        let client = world.client("app.test").identity(&short_lived(&world, 8)).tls(tls);
+        let config = known(&client).await;
+        // The gateway ends an open connection with the certificate.
+        let mut open = client.connect().await.unwrap();
         open.ended().await;
-        let refused = visit(&caller, &config, "/").await.unwrap_err();
+        let refused = visit(&client, &config, "/").await.unwrap_err();
         assert_eq!(refused.alert, Some(AlertDescription::CertificateExpired), "{tls:?} {refused}");
         assert_eq!(
             refused_tickets(&world, "expired").await,
@@ -411,35 +415,35 @@ async fn a_session_ends_with_its_clients_certificate() {
 }
 
 #[tokio::test]
-async fn an_operator_who_wants_no_tickets_gets_none() {
+async fn tickets_can_be_disabled() {
     let (mut world, _upstream, revision) = usual().await;
-    world.saved(revision).await;
-    let callers = BOTH.map(|tls| world.good_caller("app.test").tls(tls));
+    world.wait_persisted(revision).await;
+    let clients = BOTH.map(|tls| world.verified_client("app.test").tls(tls));
     let mut configs = Vec::new();
-    for caller in &callers {
-        configs.push(known(caller).await);
+    for client in &clients {
+        configs.push(known(client).await);
     }
-    // A data plane by itself; its control plane goes on for others.
+    // A data plane by itself; its control plane serves others.
     world.stop_node().await;
     world.change_settings(json!({"apisix": {"ssl": {"ssl_session_tickets": false}}}));
     world.start_node().await;
-    world.settled(revision).await;
-    for (caller, config) in callers.iter().zip(&configs) {
-        assert_eq!(visit(caller, config, "/").await.unwrap(), FULL, "an old one is not taken");
-        assert_eq!(visit(caller, config, "/").await.unwrap(), FULL, "and no new one is given");
+    world.wait_acknowledged(revision).await;
+    for (client, config) in clients.iter().zip(&configs) {
+        assert_eq!(visit(client, config, "/").await.unwrap(), FULL, "an old one is not taken");
+        assert_eq!(visit(client, config, "/").await.unwrap(), FULL, "and no new one is given");
     }
-    assert_eq!(world.metric("countersign_ticket_rings_total").await, 0, "no secret was sent");
+    assert_eq!(world.metric("countersign_ticket_key_rotations_total").await, 0, "no secret was sent");
 }
 
 #[tokio::test]
-async fn a_session_of_somebody_else_is_a_full_handshake() {
+async fn a_foreign_session_leads_to_a_full_handshake() {
     let (world, _upstream, _) = usual().await;
-    // A server that has nothing to do with the gateway but its name.
+    // An unrelated server with the gateway's name.
     let foreign = Upstream::tls("foreign", &world.credentials.servers.server(&["app.test"])).await;
     for tls in BOTH {
-        let caller = world.good_caller("app.test").tls(tls);
+        let client = world.verified_client("app.test").tls(tls);
         let config = known(&at(&world, foreign.address(), tls)).await;
-        assert_eq!(visit(&caller, &config, "/").await.unwrap(), FULL, "{tls:?}");
-        assert_eq!(visit(&caller, &config, "/").await.unwrap(), RESUMED, "{tls:?}");
+        assert_eq!(visit(&client, &config, "/").await.unwrap(), FULL, "{tls:?}");
+        assert_eq!(visit(&client, &config, "/").await.unwrap(), RESUMED, "{tls:?}");
     }
 }

@@ -1,6 +1,7 @@
-//! Which route answers, through the Admin API and the wire: host, path, method, priority, services and references.
+//! Route selection, through the Admin API and over HTTP: host, path, method, priority, services and
+//! references.
 
-use e2e::caller::full;
+use e2e::client::full;
 use e2e::upstream::Upstream;
 use e2e::world::World;
 use http::{Method, StatusCode};
@@ -76,7 +77,7 @@ async fn hosts_are_compared_before_paths() {
 }
 
 #[tokio::test]
-async fn services_and_upstreams_are_found_by_reference_and_protected_while_referenced() {
+async fn referenced_services_and_upstreams_cannot_be_removed() {
     let world = World::start().await;
     let (a, b) = (Upstream::plain("a").await, Upstream::plain("b").await);
     world
@@ -105,7 +106,7 @@ async fn services_and_upstreams_are_found_by_reference_and_protected_while_refer
         refused.body["error_msg"],
         "failed to fetch upstream info by upstream id [nowhere], response code: 404"
     );
-    // One change to the shared upstream moves every route through it.
+    // One change of the shared upstream moves every route.
     world.apply(&[("upstreams/shared", to(&b))]).await;
     assert_eq!(answered_by(&world, "svc.test", Method::GET, "/through").await, "b");
 }

@@ -1,10 +1,10 @@
-//! The scenarios a user comes for: a protected route, mutual TLS to the upstream, and both at once.
+//! The main scenarios: a protected route, mutual TLS to the upstream, and both at once.
 //!
-//! Every refusal must happen in the handshake: no HTTP answer, and an alert about the certificate.
+//! Every rejection happens in the handshake: no HTTP response, and an alert about the certificate.
 
-use e2e::caller::{Http, Tls};
-use e2e::curl::curl;
+use e2e::client::{Http, Tls};
 use e2e::documents::route;
+use e2e::tools::curl;
 use e2e::upstream::Upstream;
 use e2e::world::World;
 use http::{StatusCode, Version};
@@ -30,32 +30,15 @@ fn is_about_the_certificate(alert: AlertDescription) -> bool {
     )
 }
 
-async fn protected_world() -> (World, Upstream) {
-    protected(World::start().await).await
-}
-
-async fn protected(world: World) -> (World, Upstream) {
-    let upstream = Upstream::plain("plain").await;
-    world
-        .apply(&[
-            ("ssls/app", world.protected_site()),
-            ("routes/app", route("app.test", "/*", &[upstream.address()])),
-        ])
-        .await;
-    (world, upstream)
-}
-
 #[tokio::test]
-async fn a_protected_route_answers_a_good_client_over_every_protocol() {
-    let (world, _upstream) = protected_world().await;
+async fn a_protected_route_serves_good_clients_over_every_protocol() {
+    let (world, _upstream) = World::protected(json!({})).await;
     for (tls, http) in PROTOCOLS {
-        let caller = world.good_caller("app.test").tls(tls).http(http);
-        let mut session =
-            caller.connect().await.unwrap_or_else(|refused| panic!("{tls:?} {http:?}: {refused}"));
+        let client = world.verified_client("app.test").tls(tls).http(http);
+        let mut session = client.connect().await.unwrap_or_else(|error| panic!("{tls:?} {http:?}: {error}"));
         let expected = if tls == Tls::V12 { ProtocolVersion::TLSv1_2 } else { ProtocolVersion::TLSv1_3 };
         assert_eq!(session.protocol(), Some(expected));
-        let reply =
-            session.get("/hello").await.unwrap_or_else(|refused| panic!("{tls:?} {http:?}: {refused}"));
+        let reply = session.get("/hello").await.unwrap_or_else(|error| panic!("{tls:?} {http:?}: {error}"));
         assert_eq!(reply.status, StatusCode::OK);
         assert_eq!(reply.version, if http == Http::One { Version::HTTP_11 } else { Version::HTTP_2 });
         assert_eq!(reply.json()["uri"], "/hello");
@@ -63,20 +46,20 @@ async fn a_protected_route_answers_a_good_client_over_every_protocol() {
 }
 
 #[tokio::test]
-async fn a_protected_route_refuses_everybody_else_in_the_handshake() {
-    let (world, upstream) = protected_world().await;
+async fn a_protected_route_rejects_other_clients_in_the_handshake() {
+    let (world, upstream) = World::protected(json!({})).await;
     let credentials = &world.credentials;
-    let strangers = [
+    let untrusted = [
         ("no certificate", None),
-        ("a certificate of another authority", Some(credentials.strangers.client("good-client"))),
+        ("a certificate of another authority", Some(credentials.untrusted.client("good-client"))),
         ("an expired certificate", Some(credentials.clients.expired_client("good-client"))),
         ("a server's certificate", Some(credentials.clients.server(&["good-client"]))),
     ];
-    for (what, identity) in &strangers {
+    for (what, identity) in &untrusted {
         for (tls, http) in PROTOCOLS {
-            let caller = world.caller("app.test").tls(tls).http(http);
-            let caller = identity.iter().fold(caller, |caller, identity| caller.identity(identity));
-            let alert = caller.refusal().await;
+            let client = world.client("app.test").tls(tls).http(http);
+            let client = identity.iter().fold(client, |client, identity| client.identity(identity));
+            let alert = client.expect_alert().await;
             assert!(is_about_the_certificate(alert), "{what}, {tls:?}, {http:?}: {alert:?}");
         }
     }
@@ -84,8 +67,8 @@ async fn a_protected_route_refuses_everybody_else_in_the_handshake() {
 }
 
 #[tokio::test]
-async fn curl_sees_the_same() {
-    let (world, _upstream) = protected_world().await;
+async fn curl_gets_the_same_results() {
+    let (world, _upstream) = World::protected(json!({})).await;
     let port = world.https().port();
     let (resolve, url) = (format!("app.test:{port}:127.0.0.1"), format!("https://app.test:{port}/hello"));
     let base = ["--cacert", "server-ca.crt", "--resolve", &resolve, &url];
@@ -119,7 +102,7 @@ async fn curl_sees_the_same() {
 }
 
 #[tokio::test]
-async fn an_upstream_that_demands_a_certificate_sees_the_gateways_own() {
+async fn an_mtls_upstream_gets_the_gateways_certificate() {
     let world = World::start().await;
     let credentials = &world.credentials;
     let strict =
@@ -139,34 +122,37 @@ async fn an_upstream_that_demands_a_certificate_sees_the_gateways_own() {
         ])
         .await;
     for (tls, http) in PROTOCOLS {
-        let reply = world.good_caller("app.test").tls(tls).http(http).get("/hello").await.unwrap();
+        let reply = world.verified_client("app.test").tls(tls).http(http).get("/hello").await.unwrap();
         assert_eq!(reply.status, StatusCode::OK, "{}", reply.text());
         let seen = reply.json();
         assert_eq!(seen["client_subject"], "CN=the-gateway");
         assert_eq!((&seen["sni"], &seen["headers"]["host"]), (&json!("up.test"), &json!("up.test")));
     }
 
-    // Without a certificate the node ends the handshake: a gateway's failure, not the client's.
+    // Without a certificate the node ends the handshake: the gateway's failure, not the client's.
     world.apply(&[("upstreams/strict", bare)]).await;
-    let reply = world.good_caller("app.test").get("/hello").await.unwrap();
+    let reply = world.verified_client("app.test").get("/hello").await.unwrap();
     assert_eq!(reply.status, StatusCode::BAD_GATEWAY, "{}", reply.text());
 
-    // PATCH brings it back, and a certificate of an authority the node does not know does not help.
+    // PATCH restores it; a certificate of an authority unknown to the node does not help.
     let admin = world.admin();
     let patch = |identity: &e2e::credentials::Credential| -> Value {
         json!({"tls": {"client_cert": identity.certificate_pem, "client_key": identity.key_pem}})
     };
     let revision = admin.write(http::Method::PATCH, "upstreams/strict", Some(&patch(&gateway))).await;
-    world.settled(revision).await;
-    assert_eq!(world.good_caller("app.test").get("/hello").await.unwrap().status, StatusCode::OK);
-    let wrong = credentials.strangers.client("the-gateway");
+    world.wait_acknowledged(revision).await;
+    assert_eq!(world.verified_client("app.test").get("/hello").await.unwrap().status, StatusCode::OK);
+    let wrong = credentials.untrusted.client("the-gateway");
     let revision = admin.write(http::Method::PATCH, "upstreams/strict", Some(&patch(&wrong))).await;
-    world.settled(revision).await;
-    assert_eq!(world.good_caller("app.test").get("/hello").await.unwrap().status, StatusCode::BAD_GATEWAY);
+    world.wait_acknowledged(revision).await;
+    assert_eq!(
+        world.verified_client("app.test").get("/hello").await.unwrap().status,
+        StatusCode::BAD_GATEWAY
+    );
 }
 
 #[tokio::test]
-async fn an_upstream_may_refer_to_a_client_certificate_kept_as_an_ssl() {
+async fn an_upstream_may_refer_to_an_ssl_of_type_client() {
     let world = World::start().await;
     let credentials = &world.credentials;
     let strict =
@@ -189,20 +175,20 @@ async fn an_upstream_may_refer_to_a_client_certificate_kept_as_an_ssl() {
             ),
         ])
         .await;
-    let seen = world.caller("app.test").get("/").await.unwrap().json();
+    let seen = world.client("app.test").get("/").await.unwrap().json();
     assert_eq!(seen["client_subject"], "CN=kept-once");
 }
 
 #[tokio::test]
-async fn a_name_nobody_serves_gets_no_certificate() {
-    let (world, _upstream) = protected_world().await;
+async fn a_name_without_a_site_gets_no_certificate() {
+    let (world, _upstream) = World::protected(json!({})).await;
     for tls in [Tls::V12, Tls::V13] {
-        let unknown = world.good_caller("other.test").tls(tls).refusal().await;
+        let unknown = world.verified_client("other.test").tls(tls).expect_alert().await;
         assert!(
             matches!(unknown, AlertDescription::UnrecognisedName | AlertDescription::HandshakeFailure),
             "{unknown:?}"
         );
-        let nameless = world.good_caller("app.test").tls(tls).no_sni().refusal().await;
+        let nameless = world.verified_client("app.test").tls(tls).no_sni().expect_alert().await;
         assert!(
             matches!(
                 nameless,
@@ -216,7 +202,7 @@ async fn a_name_nobody_serves_gets_no_certificate() {
 }
 
 #[tokio::test]
-async fn a_host_with_client_authentication_is_not_reached_through_another_name() {
+async fn a_protected_host_is_not_served_through_another_name() {
     let world = World::start().await;
     let credentials = &world.credentials;
     let upstream = Upstream::plain("plain").await;
@@ -230,28 +216,29 @@ async fn a_host_with_client_authentication_is_not_reached_through_another_name()
         ])
         .await;
     for http in [Http::One, Http::Two] {
-        let through = world.caller("app.test").sni("open.test").http(http);
+        let through = world.client("app.test").sni("open.test").http(http);
         let reply = through.get("/secret").await.unwrap();
         assert_eq!(reply.status, StatusCode::MISDIRECTED_REQUEST, "{}", reply.text());
-        let own = world.caller("open.test").http(http).get("/public").await.unwrap();
+        let own = world.client("open.test").http(http).get("/public").await.unwrap();
         assert_eq!(own.status, StatusCode::OK);
     }
     assert_eq!(upstream.requests(), 2);
 }
 
-/// Where io_uring is blocked the same gateway runs on epoll: same answers, same refusals, same end.
+/// Without io_uring the gateway runs on epoll with the same results.
 #[tokio::test]
-async fn without_io_uring_everything_is_the_same() {
+async fn epoll_serves_the_same_as_io_uring() {
+    let upstream = Upstream::plain("plain").await;
     let builder = World::builder().node_environment("COUNTERSIGN_DRIVER", "epoll");
-    let (mut world, _upstream) = protected(builder.start().await).await;
+    let mut world = builder.protected(upstream.address()).start().await;
     assert_eq!(world.node_ready()["driver"], "epoll");
     for (tls, http) in PROTOCOLS {
-        let good = world.good_caller("app.test").tls(tls).http(http);
+        let good = world.verified_client("app.test").tls(tls).http(http);
         let mut session = good.connect().await.unwrap();
         let body = vec![7_u8; 1 << 20];
-        let request = session.request(http::Method::POST, "/echo", e2e::caller::full(body.clone()));
+        let request = session.request(http::Method::POST, "/echo", e2e::client::full(body.clone()));
         assert!(session.fetch(request).await.unwrap().body == body, "{tls:?} {http:?}");
-        world.caller("app.test").tls(tls).http(http).refusal().await;
+        world.client("app.test").tls(tls).http(http).expect_alert().await;
     }
     assert!(world.stop_node().await.success());
 }

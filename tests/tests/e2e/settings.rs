@@ -1,4 +1,4 @@
-//! Settings of APISIX that close something are obeyed by the real programs, and APISIX's own example starts both.
+//! The real programs obey restrictive settings of APISIX, and its own example starts both.
 
 use std::process::Command;
 
@@ -11,7 +11,7 @@ use http::StatusCode;
 use serde_json::json;
 
 #[tokio::test]
-async fn a_closed_admin_api_listens_nowhere() {
+async fn a_disabled_admin_api_does_not_listen() {
     let mut world = World::start().await;
     let upstream = Upstream::plain("up").await;
     world
@@ -42,18 +42,18 @@ async fn a_closed_admin_api_listens_nowhere() {
         control.ready()
     );
     log.line_with(&["apisix.enable_admin", "no Admin API is opened"]).await;
-    assert!(tokio::net::TcpStream::connect(admin).await.is_err(), "somebody listens at {admin}");
+    assert!(tokio::net::TcpStream::connect(admin).await.is_err(), "a program listens at {admin}");
     // The data plane has its control plane again, and serves.
     world.node_log().line_after(connections, &["connected"]).await;
-    assert_eq!(world.caller("app.test").get("/").await.unwrap().status, StatusCode::OK);
+    assert_eq!(world.client("app.test").get("/").await.unwrap().status, StatusCode::OK);
     assert!(control.stop().await.success());
 }
 
-/// Whether `openssl s_client` shakes hands, and which suite came of it.
+/// Whether the handshake of `openssl s_client` succeeds, and its suite.
 async fn suite(address: std::net::SocketAddr, arguments: &[&str]) -> Option<String> {
     let folder = std::env::temp_dir();
     let arguments = [&["-servername", "app.test"], arguments].concat();
-    let mut child = e2e::openssl::s_client(address, &folder, &arguments);
+    let mut child = e2e::tools::s_client(address, &folder, &arguments);
     drop(child.stdin.take());
     let output = child.wait_with_output().await.unwrap();
     let printed = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -63,7 +63,7 @@ async fn suite(address: std::net::SocketAddr, arguments: &[&str]) -> Option<Stri
 }
 
 #[tokio::test]
-async fn cipher_suites_are_those_of_the_list_everywhere() {
+async fn the_cipher_suite_list_applies_everywhere() {
     let list = "ECDHE-ECDSA-CHACHA20-POLY1305:ECDHE-RSA-CHACHA20-POLY1305:ECDHE-ECDSA-AES256-GCM-SHA384:\
                 ECDHE-RSA-AES256-GCM-SHA384:DHE-RSA-AES128-GCM-SHA256";
     let world = World::builder().settings(json!({"apisix": {"ssl": {"ssl_ciphers": list}}})).start().await;
@@ -77,7 +77,7 @@ async fn cipher_suites_are_those_of_the_list_everywhere() {
         };
         let refused = offered("AES128-GCM-SHA256 AES128-SHA256");
         assert_eq!(suite(address, &["-tls1_2", "-cipher", &refused]).await, None, "{address}");
-        // The server's order counts.
+        // The server's order decides.
         let both = offered("AES128-GCM-SHA256 AES256-GCM-SHA384 CHACHA20-POLY1305");
         let chosen = suite(address, &["-tls1_2", "-cipher", &both]).await;
         assert_eq!(chosen, Some(offered("CHACHA20-POLY1305")), "{address}");
@@ -87,7 +87,7 @@ async fn cipher_suites_are_those_of_the_list_everywhere() {
 }
 
 #[tokio::test]
-async fn a_bundle_with_trust_settings_is_refused() {
+async fn a_bundle_with_trust_settings_is_rejected() {
     let world = World::builder().nodes(&[]).start().await;
     let bundle = world.folder().join("client-ca.crt");
     for arguments in [["-addreject", "clientAuth"], ["-addtrust", "serverAuth"]] {
@@ -103,7 +103,8 @@ async fn a_bundle_with_trust_settings_is_refused() {
     }
 }
 
-/// `conf/config.yaml.example` of APISIX as a whole: its keys with their values, on other ports, and the files of our own keys.
+/// APISIX's `conf/config.yaml.example` as a whole: its keys and values, on other ports, with files
+/// for our own keys.
 #[tokio::test]
 async fn apisix_s_example_starts_both_planes() {
     let etcd = Etcd::plain().await;
@@ -119,7 +120,8 @@ async fn apisix_s_example_starts_both_planes() {
         let ours = json!({
             "control_plane": {"status": "127.0.0.1:0"},
             "push": {"listen": "127.0.0.1:0", "cert": "push-server.crt", "key": "push-server.key", "ca": "push-ca.crt"},
-            // The generated admin key lies beside the store, and the world has files of that name.
+            // The generated admin key is written beside the store, under names that the world uses,
+            // too.
             "store": {"path": "data/store.redb"},
             "node": {
                 "name": "node-1", "control_planes": [push], "server_name": "controlplane", "cert": "node-1.crt",

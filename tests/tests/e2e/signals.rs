@@ -1,10 +1,10 @@
-//! Signals, as a shell's `kill` sends them: which stop a program, which do not, and when.
+//! Signals as a shell's `kill` sends them: which stop a program, and when.
 
 use std::path::Path;
 use std::process::Stdio;
 
 use e2e::documents::route;
-use e2e::process::{Log, PATIENCE, program};
+use e2e::process::{EVENT_TIMEOUT, Log, program};
 use e2e::shell::Shell;
 use e2e::upstream::Upstream;
 use e2e::world::World;
@@ -15,12 +15,12 @@ use tokio::process::{Child, Command};
 use tokio::time::timeout;
 
 async fn kill(folder: &Path, signal: &str, process: u32) {
-    let said = Shell::new(folder).run(&format!("kill -{signal} {process}")).await;
-    assert_eq!(said.exit, 0, "{said:?}");
+    let output = Shell::new(folder).run(&format!("kill -{signal} {process}")).await;
+    assert_eq!(output.exit, 0, "{output:?}");
 }
 
 #[tokio::test]
-async fn hangup_and_user_signals_are_told_and_stop_nothing() {
+async fn hangup_and_user_signals_are_logged_and_ignored() {
     let upstream = Upstream::plain("plain").await;
     let world = World::start().await;
     let route = route("app.test", "/*", &[upstream.address()]);
@@ -43,11 +43,11 @@ async fn hangup_and_user_signals_are_told_and_stop_nothing() {
         }
     }
     world.apply(&[("routes/other", route)]).await;
-    assert_eq!(world.good_caller("app.test").get("/").await.unwrap().status, StatusCode::OK);
+    assert_eq!(world.verified_client("app.test").get("/").await.unwrap().status, StatusCode::OK);
 }
 
 #[tokio::test]
-async fn quit_terminate_and_interrupt_stop_both_in_order() {
+async fn quit_terminate_and_interrupt_stop_gracefully() {
     for signal in ["QUIT", "TERM", "INT"] {
         let mut world = World::start().await;
         for mut process in [world.take_node(), world.take_control()] {
@@ -76,8 +76,8 @@ async fn a_second_signal_ends_a_stop_at_once() {
     }
 }
 
-/// A control plane whose etcd accepts connections and never answers, and the event that it has got
-/// so far.
+/// A control plane whose etcd accepts connections and never responds, and the event of its first
+/// one.
 async fn starting(world: &World, command: &[&str]) -> (Child, Log) {
     let etcd = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let mut settings: serde_json::Value =
@@ -103,7 +103,8 @@ async fn starting(world: &World, command: &[&str]) -> (Child, Log) {
         .unwrap();
     let log = Log::default();
     log.follow(child.stderr.take().unwrap());
-    let accepted = timeout(PATIENCE, etcd.accept()).await.expect("the control plane dials etcd").unwrap();
+    let accepted =
+        timeout(EVENT_TIMEOUT, etcd.accept()).await.expect("the control plane dials etcd").unwrap();
     // Both live as long as the test's runtime.
     tokio::spawn(async move {
         let _held = (etcd, accepted);
@@ -113,7 +114,7 @@ async fn starting(world: &World, command: &[&str]) -> (Child, Log) {
 }
 
 #[tokio::test]
-async fn a_control_plane_that_starts_obeys_signals_too() {
+async fn a_starting_control_plane_obeys_signals() {
     let world = World::builder().without_control().nodes(&[]).start().await;
     let (mut child, log) = starting(&world, &[]).await;
     let id = child.id().unwrap();
@@ -123,16 +124,16 @@ async fn a_control_plane_that_starts_obeys_signals_too() {
         kill(world.folder(), signal, id).await;
         log.line_with(&[words]).await;
     }
-    let status = timeout(PATIENCE, child.wait()).await.expect("the start ends").unwrap();
+    let status = timeout(EVENT_TIMEOUT, child.wait()).await.expect("the start ends").unwrap();
     assert!(status.success(), "{status}");
 }
 
 #[tokio::test]
-async fn a_command_is_ended_by_a_hangup_as_any_other() {
+async fn a_hangup_ends_a_command() {
     use std::os::unix::process::ExitStatusExt;
     let world = World::builder().without_control().nodes(&[]).start().await;
     let (mut child, _log) = starting(&world, &["doctor"]).await;
     kill(world.folder(), "HUP", child.id().unwrap()).await;
-    let status = timeout(PATIENCE, child.wait()).await.expect("the command ends").unwrap();
+    let status = timeout(EVENT_TIMEOUT, child.wait()).await.expect("the command ends").unwrap();
     assert_eq!(status.signal(), Some(1), "{status}");
 }

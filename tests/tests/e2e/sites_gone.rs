@@ -1,15 +1,15 @@
-//! A site without a client policy that is deleted, disabled or renamed: its connections finish what
-//! is under way, are told to go, and serve nothing new. Where a client policy is or was involved
-//! they end at once (`live_connections`).
+//! A site without a client policy that is deleted, disabled or renamed: its connections finish
+//! their requests, get a GOAWAY, and serve nothing new. With a client policy they end at
+//! once (`live_connections`).
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use e2e::caller::{Http, bounded, full};
-use e2e::curl::curl;
+use e2e::client::{Http, bounded, full};
 use e2e::documents::{protected, site, weighted};
-use e2e::frames::{self, END_HEADERS, END_STREAM, HEADERS, Wire};
-use e2e::stream::{Script, StreamUpstream};
+use e2e::frames::{self, END_HEADERS, END_STREAM, FrameConnection, HEADERS};
+use e2e::tools::curl;
+use e2e::upstream::tcp::{Script, TcpUpstream};
 use e2e::upstream::{FIRST_HALF, SECOND_HALF, Upstream, pattern, sha256};
 use e2e::world::World;
 use http::{Method, StatusCode};
@@ -20,8 +20,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::stream::{streaming, to};
 
-const TOLD: &str = "they finish what is under way";
-/// What a long download has; its client reads none of it before the site is gone.
+const DRAINED: &str = "they finish their requests in flight";
+/// The size of a long download; its client reads none of it before the site is gone.
 const DOWNLOAD: usize = 50_000_000;
 
 struct Stage {
@@ -39,13 +39,13 @@ impl Stage {
         stage
     }
 
-    /// Takes the name away from its site, and waits until the node serves that.
+    /// Removes the name from its site, and waits until the node serves that.
     async fn take_away(&self, how: &str) {
         let mut document = self.world.open_site();
         match how {
             "delete" => {
                 let revision = self.world.admin().delete("ssls/app").await;
-                return self.world.settled(revision).await;
+                return self.world.wait_acknowledged(revision).await;
             }
             "disable" => document["status"] = json!(0),
             "rename" => document["snis"] = json!(["elsewhere.test"]),
@@ -54,15 +54,15 @@ impl Stage {
         self.world.apply(&[("ssls/app", document)]).await;
     }
 
-    /// The same, and waits until the one connection there is has been told.
+    /// The same, and waits until the one connection has got it.
     async fn take_away_and_tell(&self, how: &str) {
         let mark = self.world.node_log().mark();
         self.take_away(how).await;
-        self.world.node_log().line_after(mark, &[TOLD, "connections=1"]).await;
+        self.world.node_log().line_after(mark, &[DRAINED, "connections=1"]).await;
     }
 
     async fn refused(&self) {
-        assert_eq!(self.world.caller("app.test").refusal().await, AlertDescription::UnrecognisedName);
+        assert_eq!(self.world.client("app.test").expect_alert().await, AlertDescription::UnrecognisedName);
     }
 }
 
@@ -72,7 +72,7 @@ async fn a_long_download_outlives_its_site() {
         [("delete", Http::One), ("delete", Http::Two), ("disable", Http::One), ("rename", Http::Two)]
     {
         let stage = Stage::new(json!({})).await;
-        let mut session = stage.world.caller("app.test").http(http).connect().await.unwrap();
+        let mut session = stage.world.client("app.test").http(http).connect().await.unwrap();
         let path = format!("/sized?bytes={DOWNLOAD}");
         let answer = session.send(session.request(Method::GET, &path, full(""))).await.unwrap();
         stage.take_away_and_tell(how).await;
@@ -85,7 +85,7 @@ async fn a_long_download_outlives_its_site() {
 }
 
 #[tokio::test]
-async fn curl_gets_all_of_its_answer() {
+async fn curl_gets_its_whole_response() {
     for (protocol, path) in [("--http1.1", "/halves"), ("--http2", "/halves"), ("--http1.1", "/hold")] {
         let stage = Stage::new(json!({})).await;
         let port = stage.world.https().port();
@@ -111,7 +111,7 @@ async fn curl_gets_all_of_its_answer() {
 async fn an_upload_outlives_its_site() {
     for how in ["delete", "rename"] {
         let stage = Stage::new(json!({})).await;
-        let mut stream = stage.world.caller("app.test").handshake().await.unwrap();
+        let mut stream = stage.world.client("app.test").handshake().await.unwrap();
         let head = "POST /sink HTTP/1.1\r\nHost: app.test\r\nContent-Length: 12\r\n\r\nbefore";
         stream.write_all(head.as_bytes()).await.unwrap();
         stage.upstream.arrived(1).await;
@@ -129,10 +129,10 @@ async fn an_upload_outlives_its_site() {
 }
 
 #[tokio::test]
-async fn http_1_is_told_by_its_next_answer() {
+async fn http_1_closes_with_its_next_response() {
     for how in ["delete", "disable", "rename"] {
         let stage = Stage::new(json!({})).await;
-        let mut session = stage.world.caller("app.test").connect().await.unwrap();
+        let mut session = stage.world.client("app.test").connect().await.unwrap();
         assert_eq!(session.get("/before").await.unwrap().status, StatusCode::OK);
         let waiting = tokio::spawn(async move {
             let reply = session.get("/hold").await;
@@ -142,7 +142,7 @@ async fn http_1_is_told_by_its_next_answer() {
         stage.take_away_and_tell(how).await;
         stage.upstream.open_gate();
         let (reply, mut session) = waiting.await.unwrap();
-        let reply = reply.unwrap_or_else(|refused| panic!("{how}: {refused}"));
+        let reply = reply.unwrap_or_else(|error| panic!("{how}: {error}"));
         assert_eq!(
             (reply.status, reply.headers["connection"].as_bytes()),
             (StatusCode::OK, &b"close"[..]),
@@ -153,9 +153,9 @@ async fn http_1_is_told_by_its_next_answer() {
 }
 
 #[tokio::test]
-async fn http_2_is_told_by_goaway_and_serves_nothing_new() {
+async fn http_2_gets_goaway_and_serves_nothing_new() {
     let stage = Stage::new(json!({})).await;
-    let mut wire = Wire::connect(&stage.world.caller("app.test")).await;
+    let mut wire = FrameConnection::connect(&stage.world.client("app.test")).await;
     let get = |stream: u32, path: &str| {
         let block = frames::request_block("GET", "app.test", path);
         frames::frame(HEADERS, END_STREAM | END_HEADERS, stream, &block)
@@ -163,7 +163,7 @@ async fn http_2_is_told_by_goaway_and_serves_nothing_new() {
     assert!(wire.send(&[get(1, "/hold"), get(3, "/halves")].concat()).await);
     stage.upstream.arrived(2).await;
     stage.take_away_and_tell("delete").await;
-    // Whether this one is refused or not answered at all depends on what the client has read.
+    // Whether this one is denied or gets no response depends on how much the client has read.
     assert!(wire.send(&get(5, "/new")).await);
     stage.upstream.open_gate();
     let heard = wire.ended().await;
@@ -173,13 +173,13 @@ async fn http_2_is_told_by_goaway_and_serves_nothing_new() {
 }
 
 #[tokio::test]
-async fn kept_connections_are_closed_quietly() {
+async fn idle_connections_are_closed_gracefully() {
     let stage = Stage::new(json!({})).await;
-    let caller = stage.world.caller("app.test");
-    let mut kept = caller.handshake().await.unwrap();
+    let client = stage.world.client("app.test");
+    let mut kept = client.handshake().await.unwrap();
     kept.write_all(b"GET / HTTP/1.1\r\nHost: app.test\r\n\r\n").await.unwrap();
     assert!(bounded("an answer", kept.read(&mut [0; 4096])).await.unwrap() > 0);
-    let mut wire = Wire::connect(&caller).await;
+    let mut wire = FrameConnection::connect(&client).await;
     assert!(wire.send(&frames::frame(frames::SETTINGS, 1, 0, &[])).await);
     stage.take_away("delete").await;
     // Without close_notify this is an error.
@@ -192,7 +192,7 @@ async fn kept_connections_are_closed_quietly() {
 async fn a_request_after_the_site_is_gone_reaches_no_upstream() {
     for _ in 0..10 {
         let stage = Stage::new(json!({})).await;
-        let mut kept = stage.world.caller("app.test").handshake().await.unwrap();
+        let mut kept = stage.world.client("app.test").handshake().await.unwrap();
         stage.take_away("delete").await;
         // The connection may have been closed meanwhile.
         let _ = kept.write_all(b"GET /after HTTP/1.1\r\nHost: app.test\r\n\r\n").await;
@@ -204,11 +204,11 @@ async fn a_request_after_the_site_is_gone_reaches_no_upstream() {
 }
 
 #[tokio::test]
-async fn what_never_ends_is_cut_at_worker_shutdown_timeout() {
+async fn endless_requests_end_at_worker_shutdown_timeout() {
     let stage = Stage::new(json!({"nginx_config": {"worker_shutdown_timeout": "1s"}})).await;
     for http in [Http::One, Http::Two] {
         stage.world.apply(&[("ssls/app", stage.world.open_site())]).await;
-        let mut session = stage.world.caller("app.test").http(http).connect().await.unwrap();
+        let mut session = stage.world.client("app.test").http(http).connect().await.unwrap();
         let before = stage.upstream.requests();
         let waiting = tokio::spawn(async move { session.get("/halves").await });
         stage.upstream.arrived(before + 1).await;
@@ -218,45 +218,45 @@ async fn what_never_ends_is_cut_at_worker_shutdown_timeout() {
         let answer = bounded("the end of what never ends", waiting).await.unwrap();
         assert!(answer.is_err(), "{answer:?}");
         assert!(begun.elapsed() >= Duration::from_millis(900), "{:?}", begun.elapsed());
-        stage.world.node_log().line_after(mark, &["connection ended", "no_site", "app.test"]).await;
+        stage.world.node_log().line_after(mark, &["connection closed", "no_site", "app.test"]).await;
     }
 }
 
 #[tokio::test]
-async fn a_policy_that_comes_back_with_the_name_ends_what_finishes() {
+async fn a_policy_that_returns_with_the_name_ends_draining_requests() {
     let stage = Stage::new(json!({})).await;
-    let mut session = stage.world.caller("app.test").connect().await.unwrap();
+    let mut session = stage.world.client("app.test").connect().await.unwrap();
     let waiting = tokio::spawn(async move { session.get("/halves").await });
     stage.upstream.arrived(1).await;
     stage.take_away_and_tell("delete").await;
     let mark = stage.world.node_log().mark();
     stage.world.apply(&[("ssls/other", stage.world.protected_site())]).await;
-    stage.world.node_log().line_after(mark, &["connection ended", "policy_moved", "app.test"]).await;
+    stage.world.node_log().line_after(mark, &["connection closed", "policy_changed", "app.test"]).await;
     assert!(bounded("its end", waiting).await.unwrap().is_err());
 }
 
-/// A policy that was taken away before the site was: whoever came under it is not let off.
+/// A policy that was removed before the site: its clients get no grace.
 #[tokio::test]
-async fn a_policy_that_was_involved_once_ends_the_connection() {
+async fn a_former_policy_ends_the_connection() {
     let stage = Stage::new(json!({})).await;
     stage.world.apply(&[("ssls/app", stage.world.protected_site())]).await;
-    let mut session = stage.world.good_caller("app.test").connect().await.unwrap();
+    let mut session = stage.world.verified_client("app.test").connect().await.unwrap();
     let waiting = tokio::spawn(async move { session.get("/halves").await });
     stage.upstream.arrived(1).await;
     stage.world.apply(&[("ssls/app", stage.world.open_site())]).await;
     let mark = stage.world.node_log().mark();
     stage.take_away("delete").await;
-    stage.world.node_log().line_after(mark, &["connection ended", "no_site", "app.test"]).await;
+    stage.world.node_log().line_after(mark, &["connection closed", "no_site", "app.test"]).await;
     assert!(bounded("its end", waiting).await.unwrap().is_err());
 }
 
 #[tokio::test]
-async fn a_name_that_stays_answered_keeps_its_connections() {
+async fn a_name_that_stays_served_keeps_its_connections() {
     let stage = Stage::new(json!({})).await;
     let (credentials, world) = (&stage.world.credentials, &stage.world);
     let mut open = Vec::new();
     for http in [Http::One, Http::Two] {
-        let mut session = world.caller("app.test").http(http).connect().await.unwrap();
+        let mut session = world.client("app.test").http(http).connect().await.unwrap();
         let answer = session.send(session.request(Method::GET, "/halves", full(""))).await.unwrap();
         open.push((session, answer));
     }
@@ -268,7 +268,7 @@ async fn a_name_that_stays_answered_keeps_its_connections() {
     world.apply(&[("ssls/app", changed), ("ssls/wild", wildcard)]).await;
     stage.take_away("delete").await;
     let revision = world.admin().delete("routes/all").await;
-    world.settled(revision).await;
+    world.wait_acknowledged(revision).await;
     stage.upstream.open_gate();
     for (mut session, answer) in open {
         let body = bounded("the answer", answer.into_body().collect()).await.unwrap().to_bytes();
@@ -279,16 +279,16 @@ async fn a_name_that_stays_answered_keeps_its_connections() {
 }
 
 #[tokio::test]
-async fn another_site_of_an_h2_connection_may_go() {
+async fn an_h2_connection_survives_the_loss_of_another_site() {
     let stage = Stage::new(json!({})).await;
     let other = site(&stage.world.credentials.servers.server(&["other.test"]), "other.test");
     stage.world.apply(&[("ssls/other", other)]).await;
-    let mut session = stage.world.caller("app.test").http(Http::Two).connect().await.unwrap();
+    let mut session = stage.world.client("app.test").http(Http::Two).connect().await.unwrap();
     let mut request = session.request(Method::GET, "/halves", full(""));
     *request.uri_mut() = "https://other.test/halves".parse().unwrap();
     let answer = session.send(request).await.unwrap();
     let revision = stage.world.admin().delete("ssls/other").await;
-    stage.world.settled(revision).await;
+    stage.world.wait_acknowledged(revision).await;
     stage.upstream.open_gate();
     let body = bounded("the answer", answer.into_body().collect()).await.unwrap().to_bytes();
     assert_eq!(body, format!("{FIRST_HALF}{SECOND_HALF}"));
@@ -296,44 +296,44 @@ async fn another_site_of_an_h2_connection_may_go() {
 }
 
 #[tokio::test]
-async fn a_stream_goes_on_within_the_same_bound() {
+async fn a_stream_ends_at_the_same_timeout() {
     for (deadline, cut) in [("240s", false), ("1s", true)] {
         let mut settings = streaming();
         settings["nginx_config"] = json!({"worker_shutdown_timeout": deadline});
         let stage = Stage::new(settings).await;
-        let upstream = StreamUpstream::plain("one", Script::Echo).await;
+        let upstream = TcpUpstream::plain("one", Script::Echo).await;
         let route = json!({"upstream": to(&[upstream.address()])});
         stage.world.apply(&[("stream_routes/1", route)]).await;
-        let caller = stage.world.stream_caller("app.test");
-        let mut stream = caller.handshake_with(Arc::new(caller.config())).await.unwrap();
+        let client = stage.world.tcp_client("app.test");
+        let mut stream = client.handshake_with(Arc::new(client.config())).await.unwrap();
         stream.write_all(b"before").await.unwrap();
-        let mut said = [0; 6];
-        bounded("an echo", stream.read_exact(&mut said)).await.unwrap();
+        let mut read = [0; 6];
+        bounded("an echo", stream.read_exact(&mut read)).await.unwrap();
         let mark = stage.world.node_log().mark();
         stage.take_away_and_tell("delete").await;
-        assert_eq!(caller.refusal().await, AlertDescription::UnrecognisedName);
+        assert_eq!(client.expect_alert().await, AlertDescription::UnrecognisedName);
         if cut {
-            stage.world.node_log().line_after(mark, &["connection ended", "no_site", "app.test"]).await;
+            stage.world.node_log().line_after(mark, &["connection closed", "no_site", "app.test"]).await;
             e2e::raw::until_closed(&mut stream).await;
         } else {
             stream.write_all(b"after.").await.unwrap();
-            bounded("an echo", stream.read_exact(&mut said)).await.unwrap();
-            assert_eq!(&said, b"after.");
+            bounded("an echo", stream.read_exact(&mut read)).await.unwrap();
+            assert_eq!(&read, b"after.");
         }
     }
 }
 
 #[tokio::test]
-async fn the_bound_does_not_touch_a_site_that_stays() {
+async fn the_timeout_does_not_apply_to_remaining_sites() {
     let stage = Stage::new(json!({"nginx_config": {"worker_shutdown_timeout": "1s"}})).await;
     let other = protected(
         site(&stage.world.credentials.servers.server(&["other.test"]), "other.test"),
         &stage.world.credentials.clients,
     );
     stage.world.apply(&[("ssls/other", other)]).await;
-    let mut bystander = stage.world.good_caller("other.test").connect().await.unwrap();
+    let mut bystander = stage.world.verified_client("other.test").connect().await.unwrap();
     assert_eq!(bystander.get("/before").await.unwrap().status, StatusCode::OK);
-    let mut session = stage.world.caller("app.test").connect().await.unwrap();
+    let mut session = stage.world.client("app.test").connect().await.unwrap();
     let waiting = tokio::spawn(async move { session.get("/halves").await });
     stage.upstream.arrived(2).await;
     stage.take_away_and_tell("delete").await;

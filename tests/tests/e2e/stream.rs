@@ -1,16 +1,16 @@
-//! Streams through the running pair: who gets in, both ways to their ends, and what becomes of a stream when a side, the
-//! upstream or the gateway goes away.
+//! TCP proxying: which clients are accepted, both directions to their ends, and what happens when a
+//! client, the upstream or the gateway goes away.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use e2e::caller::{Caller, Tls, bounded};
+use e2e::client::{HttpClient, Tls, bounded};
 use e2e::credentials::Credential;
 use e2e::documents::{protected, site as site_of, weighted};
 use e2e::ports::Reservation;
-use e2e::process::memory_peak;
 use e2e::raw;
-use e2e::stream::{Script, StreamUpstream, digest_of};
+use e2e::resources::memory_peak;
+use e2e::upstream::tcp::{Script, TcpUpstream, digest_of};
 use e2e::upstream::{pattern, sha256};
 use e2e::world::World;
 use http::StatusCode;
@@ -22,13 +22,13 @@ use tokio::net::TcpStream;
 
 const MIB: usize = 1 << 20;
 
-/// Streams on two listeners: the first within TLS, the second not.
-pub fn streaming() -> Value {
+/// Two stream listeners: the first with TLS, the second without.
+pub(crate) fn streaming() -> Value {
     streaming_with(json!({}))
 }
 
 /// The same, with more of `apisix`.
-pub fn streaming_with(more: Value) -> Value {
+pub(crate) fn streaming_with(more: Value) -> Value {
     let mut apisix = json!({
         "proxy_mode": "http&stream",
         "stream_proxy": {"tcp": [{"addr": "127.0.0.1:0", "tls": true}, "127.0.0.1:0"]},
@@ -37,43 +37,42 @@ pub fn streaming_with(more: Value) -> Value {
     json!({"apisix": apisix})
 }
 
-/// An inline upstream.
-pub fn to(nodes: &[std::net::SocketAddr]) -> Value {
+pub(crate) fn to(nodes: &[std::net::SocketAddr]) -> Value {
     json!({"nodes": weighted(nodes)})
 }
 
-/// What [`Script::Greet`] answers.
-pub fn hello(name: &str) -> String {
+/// The response of [`Script::Greet`].
+pub(crate) fn hello(name: &str) -> String {
     format!("hello from {name}\n")
 }
 
-/// Says something and gives all that is answered until the other side ends.
-pub async fn said(stream: &mut (impl AsyncRead + AsyncWrite + Unpin)) -> String {
-    // A refused client's words may find nobody there: what comes back is what counts.
+/// Sends bytes and reads until the other side ends.
+pub(crate) async fn reply(stream: &mut (impl AsyncRead + AsyncWrite + Unpin)) -> String {
+    // The gateway may have closed already; only the response counts.
     let _ = stream.write_all(b"mmm").await;
     String::from_utf8(raw::until_closed(stream).await).unwrap()
 }
 
-/// The answer to a client of the TLS listener that asks for this name.
-pub async fn ask(world: &World, sni: &str) -> String {
-    let mut stream = world.stream_caller(sni).handshake().await.unwrap_or_else(|refused| panic!("{refused}"));
-    said(&mut stream).await
+/// The response to a client of the TLS listener with this name.
+pub(crate) async fn ask(world: &World, sni: &str) -> String {
+    let mut stream = world.tcp_client(sni).handshake().await.unwrap_or_else(|error| panic!("{error}"));
+    reply(&mut stream).await
 }
 
-/// The answer to a client of the listener without TLS.
-pub async fn ask_plain(world: &World) -> String {
-    said(&mut TcpStream::connect(world.stream(1)).await.unwrap()).await
+/// The response to a client of the listener without TLS.
+pub(crate) async fn ask_plain(world: &World) -> String {
+    reply(&mut TcpStream::connect(world.stream(1)).await.unwrap()).await
 }
 
-/// A name that no site answers to.
-pub async fn rejected(world: &World, sni: &str) {
-    assert_eq!(world.stream_caller(sni).refusal().await, AlertDescription::UnrecognisedName);
+/// A name without a site.
+pub(crate) async fn rejected(world: &World, sni: &str) {
+    assert_eq!(world.tcp_client(sni).expect_alert().await, AlertDescription::UnrecognisedName);
 }
 
 /// A world with the site `app.test` and one route for all, to an upstream with this script.
-async fn world_to(script: Script) -> (World, StreamUpstream) {
+async fn world_to(script: Script) -> (World, TcpUpstream) {
     let world = World::builder().settings(streaming()).start().await;
-    let upstream = StreamUpstream::plain("one", script).await;
+    let upstream = TcpUpstream::plain("one", script).await;
     let route = json!({"upstream": to(&[upstream.address()])});
     world.apply(&[("ssls/app", world.open_site()), ("stream_routes/1", route)]).await;
     (world, upstream)
@@ -85,80 +84,83 @@ async fn metric(world: &World, name: &str) -> u64 {
     line.unwrap_or_else(|| panic!("{name} is not in {text}")).parse().unwrap()
 }
 
-// === who gets in ===
+// === accepted clients ===
 
 #[tokio::test]
-async fn a_client_without_the_right_certificate_gets_nothing_and_no_upstream_hears_of_it() {
+async fn a_rejected_client_reaches_no_upstream() {
     let (world, upstream) = world_to(Script::Greet).await;
     world.apply(&[("ssls/app", world.protected_site())]).await;
     for tls in [Tls::V12, Tls::V13] {
-        let caller = world.stream_caller("app.test").tls(tls);
-        let refusal = caller.refusal().await;
+        let client = world.tcp_client("app.test").tls(tls);
+        let rejection = client.expect_alert().await;
         let none = [AlertDescription::CertificateRequired, AlertDescription::HandshakeFailure];
-        assert!(none.contains(&refusal), "{refusal:?}");
+        assert!(none.contains(&rejection), "{rejection:?}");
         for wrong in [
-            world.credentials.strangers.client("good-client"),
+            world.credentials.untrusted.client("good-client"),
             world.credentials.clients.expired_client("good-client"),
             world.credentials.clients.server(&["app.test"]),
         ] {
-            caller.clone().identity(&wrong).refusal().await;
+            client.clone().identity(&wrong).expect_alert().await;
         }
         assert_eq!(upstream.connections(), 0);
     }
-    world.node_log().lines_with(&["handshake refused", "no_certificate", "sni=\"app.test\""], 2).await;
-    world.node_log().lines_with(&["handshake refused", "bad_certificate", "rule=\"expired\""], 2).await;
+    world.node_log().lines_with(&["handshake rejected", "no_certificate", "sni=\"app.test\""], 2).await;
+    world
+        .node_log()
+        .lines_with(&["handshake rejected", "bad_certificate", "verify_reason=\"expired\""], 2)
+        .await;
     let mut good =
-        world.stream_caller("app.test").identity(&world.credentials.client).handshake().await.unwrap();
-    assert_eq!(said(&mut good).await, hello("one"));
+        world.tcp_client("app.test").identity(&world.credentials.client).handshake().await.unwrap();
+    assert_eq!(reply(&mut good).await, hello("one"));
     assert_eq!(upstream.connections(), 1);
 }
 
-/// Skip rules are about requests. Sessions made under them must be worth nothing on a stream listener.
+/// Skip rules are for requests: sessions made under them must not count on a stream listener.
 #[tokio::test]
-async fn a_site_with_skip_rules_insists_on_streams_whatever_its_https_side_let_in() {
+async fn a_site_with_skip_rules_requires_certificates_for_streams() {
     let tickets = streaming_with(json!({"ssl": {"ssl_session_tickets": true}}));
     let world = World::builder().settings(tickets).start().await;
-    let upstream = StreamUpstream::plain("one", Script::Greet).await;
+    let upstream = TcpUpstream::plain("one", Script::Greet).await;
     let mut site = world.protected_site();
     site["client"]["skip_mtls_uri_regex"] = json!(["^/"]);
     let route = json!({"upstream": to(&[upstream.address()])});
     world.apply(&[("ssls/app", site), ("stream_routes/1", route)]).await;
-    let stranger = world.credentials.strangers.client("x");
+    let untrusted = world.credentials.untrusted.client("x");
     for tls in [Tls::V12, Tls::V13] {
-        for identity in [None, Some(&stranger)] {
-            let with = |caller: Caller| {
-                let caller = caller.tls(tls);
-                identity.map_or(caller.clone(), |identity| caller.identity(identity))
+        for identity in [None, Some(&untrusted)] {
+            let with = |client: HttpClient| {
+                let client = client.tls(tls);
+                identity.map_or(client.clone(), |identity| client.identity(identity))
             };
-            let config = Arc::new(with(world.caller("app.test")).config());
-            // The HTTPS side lets it in, twice: whatever it hands out is in the client's hands now.
+            let config = Arc::new(with(world.client("app.test")).config());
+            // The HTTPS side accepts it twice: the client has all the tickets that it issues.
             for _ in 0..2 {
                 let mut open =
-                    with(world.caller("app.test")).handshake_with(Arc::clone(&config)).await.unwrap();
+                    with(world.client("app.test")).handshake_with(Arc::clone(&config)).await.unwrap();
                 open.write_all(b"GET / HTTP/1.1\r\nHost: app.test\r\nConnection: close\r\n\r\n")
                     .await
                     .unwrap();
                 let answer = String::from_utf8(raw::until_closed(&mut open).await).unwrap();
                 assert!(answer.starts_with("HTTP/1.1 404"), "{answer}");
             }
-            let stream = with(world.stream_caller("app.test")).handshake_with(Arc::clone(&config)).await;
+            let stream = with(world.tcp_client("app.test")).handshake_with(Arc::clone(&config)).await;
             if let Ok(mut stream) = stream {
                 assert_eq!(
-                    said(&mut stream).await,
+                    reply(&mut stream).await,
                     "",
-                    "in TLS 1.3 the refusal comes after the client's handshake"
+                    "in TLS 1.3 the rejection comes after the client's handshake"
                 );
             }
             assert_eq!(upstream.connections(), 0, "{tls:?} {}", identity.is_some());
         }
     }
     let mut good =
-        world.stream_caller("app.test").identity(&world.credentials.client).handshake().await.unwrap();
-    assert_eq!(said(&mut good).await, hello("one"));
+        world.tcp_client("app.test").identity(&world.credentials.client).handshake().await.unwrap();
+    assert_eq!(reply(&mut good).await, hello("one"));
 }
 
 #[tokio::test]
-async fn a_stream_that_no_route_takes_is_closed_with_a_reason() {
+async fn a_stream_without_a_route_is_closed_with_a_reason() {
     let world = World::builder().settings(streaming()).start().await;
     world.apply(&[("ssls/app", world.open_site()), ("stream_routes/1", json!({"sni": "other.test"}))]).await;
     assert_eq!(ask(&world, "app.test").await, "");
@@ -168,7 +170,7 @@ async fn a_stream_that_no_route_takes_is_closed_with_a_reason() {
     world.apply(&[("stream_routes/1", json!({}))]).await;
     assert_eq!(ask(&world, "app.test").await, "");
     log.line_with(&["no_upstream", "route=\"1\""]).await;
-    assert_eq!(metric(&world, "countersign_refused_total{reason=\"no_stream_route\"}").await, 2);
+    assert_eq!(metric(&world, "countersign_errors_total{reason=\"no_stream_route\"}").await, 2);
 }
 
 #[tokio::test]
@@ -188,7 +190,7 @@ async fn garbage_on_the_stream_ports_ends_the_connection() {
         assert!(answered.is_empty() || answered[0] == 0x15, "{what}: {answered:?}");
     }
     assert_eq!(upstream.connections(), 0);
-    // On the port without TLS anything is a stream.
+    // Without TLS any bytes are a stream.
     let mut stream = raw::send(world.stream(1), &[0; 512]).await;
     assert_eq!(raw::until_closed(&mut stream).await, hello("one").as_bytes());
     drop(stream);
@@ -197,7 +199,7 @@ async fn garbage_on_the_stream_ports_ends_the_connection() {
 }
 
 #[tokio::test]
-async fn a_live_stream_ends_when_its_client_is_no_longer_let_in_and_others_go_on() {
+async fn a_stream_ends_when_its_client_is_revoked() {
     let (world, _upstream) = world_to(Script::Echo).await;
     let mut site = world.protected_site();
     site["client"]["skip_mtls_uri_regex"] = json!(["^/"]);
@@ -205,37 +207,37 @@ async fn a_live_stream_ends_when_its_client_is_no_longer_let_in_and_others_go_on
     let other = protected(site_of(&elsewhere, "other.example"), &world.credentials.clients);
     world.apply(&[("ssls/app", site.clone()), ("ssls/other", other)]).await;
     let connected = async |sni| {
-        let caller = world.stream_caller(sni).identity(&world.credentials.client);
-        let mut stream = caller.handshake().await.unwrap();
+        let client = world.tcp_client(sni).identity(&world.credentials.client);
+        let mut stream = client.handshake().await.unwrap();
         stream.write_all(b"first").await.unwrap();
         stream.read_exact(&mut [0; 5]).await.unwrap();
         stream
     };
     let (mut gone, mut stays) = (connected("app.test").await, connected("other.example").await);
-    site["client"]["ca"] = json!(world.credentials.strangers.certificate_pem());
+    site["client"]["ca"] = json!(world.credentials.untrusted.certificate_pem());
     world.apply(&[("ssls/app", site)]).await;
     assert_eq!(raw::until_closed(&mut gone).await, b"");
-    world.node_log().line_with(&["connection ended", "policy_moved", "sni=\"app.test\""]).await;
+    world.node_log().line_with(&["connection closed", "policy_changed", "sni=\"app.test\""]).await;
     stays.write_all(b"after").await.unwrap();
     let mut heard = [0; 5];
     stays.read_exact(&mut heard).await.unwrap();
     assert_eq!(&heard, b"after");
 }
 
-// === both ways, to their ends ===
+// === both directions, to their ends ===
 
-/// The client ends its direction, and only then is answered.
-async fn said_to_the_end(stream: &mut (impl AsyncRead + AsyncWrite + Unpin), bytes: &[u8]) -> String {
+/// The client ends its direction before it gets the response.
+async fn reply_to_the_end(stream: &mut (impl AsyncRead + AsyncWrite + Unpin), bytes: &[u8]) -> String {
     stream.write_all(bytes).await.unwrap();
     stream.shutdown().await.unwrap();
     String::from_utf8(raw::until_closed(stream).await).unwrap()
 }
 
 #[tokio::test]
-async fn a_client_that_has_said_all_is_still_answered() {
+async fn a_half_closed_client_gets_its_response() {
     let (world, plain) = world_to(Script::Digest).await;
     let certificate = world.credentials.upstreams.server(&["up.test"]);
-    let tls = StreamUpstream::tls("tls", Script::Digest, &certificate).await;
+    let tls = TcpUpstream::tls("tls", Script::Digest, &certificate).await;
     let words = pattern(300_000);
     let expected = digest_of(&words);
     for upstream in [&plain, &tls] {
@@ -243,21 +245,21 @@ async fn a_client_that_has_said_all_is_still_answered() {
         entry["scheme"] = json!(if upstream.address() == tls.address() { "tls" } else { "tcp" });
         world.apply(&[("stream_routes/1", json!({"upstream": entry}))]).await;
         for version in [Tls::V12, Tls::V13] {
-            let mut stream = world.stream_caller("app.test").tls(version).handshake().await.unwrap();
-            // In TLS 1.2 a client that has said its close_notify may read no more; rustls' does.
-            assert_eq!(said_to_the_end(&mut stream, &words).await, expected, "{version:?}");
+            let mut stream = world.tcp_client("app.test").tls(version).handshake().await.unwrap();
+            // A TLS 1.2 client may not read after its close_notify; rustls' does.
+            assert_eq!(reply_to_the_end(&mut stream, &words).await, expected, "{version:?}");
         }
         let mut stream = TcpStream::connect(world.stream(1)).await.unwrap();
-        assert_eq!(said_to_the_end(&mut stream, &words).await, expected);
-        assert_eq!(upstream.ended(2).await.ended, Some(true), "the end was said, not cut");
+        assert_eq!(reply_to_the_end(&mut stream, &words).await, expected);
+        assert_eq!(upstream.ended(2).await.ended, Some(true), "the end was complete, not cut");
     }
 }
 
 #[tokio::test]
-async fn an_upstream_that_has_said_all_is_still_told_the_rest() {
+async fn a_half_closed_upstream_gets_the_rest() {
     let (world, upstream) = world_to(Script::Pour(200_000)).await;
     let words = pattern(100_000);
-    let mut within = world.stream_caller("app.test").handshake().await.unwrap();
+    let mut within = world.tcp_client("app.test").handshake().await.unwrap();
     let mut plain = TcpStream::connect(world.stream(1)).await.unwrap();
     assert_eq!(sha256(&raw::until_closed(&mut within).await), sha256(&pattern(200_000)));
     assert_eq!(sha256(&raw::until_closed(&mut plain).await), sha256(&pattern(200_000)));
@@ -272,32 +274,33 @@ async fn an_upstream_that_has_said_all_is_still_told_the_rest() {
 }
 
 #[tokio::test]
-async fn streams_are_the_same_without_io_uring() {
+async fn streams_work_the_same_on_epoll() {
     let world = World::builder().settings(streaming()).node_environment("COUNTERSIGN_DRIVER", "epoll");
     let world = world.start().await;
     assert_eq!(world.node_ready()["driver"], "epoll");
-    let upstream = StreamUpstream::plain("one", Script::Digest).await;
+    let upstream = TcpUpstream::plain("one", Script::Digest).await;
     let route = json!({"upstream": to(&[upstream.address()])});
     world.apply(&[("ssls/app", world.protected_site()), ("stream_routes/1", route)]).await;
     let words = pattern(4 * MIB);
-    let caller = world.stream_caller("app.test").identity(&world.credentials.client);
-    let mut within = caller.handshake().await.unwrap();
-    assert_eq!(said_to_the_end(&mut within, &words).await, digest_of(&words));
+    let client = world.tcp_client("app.test").identity(&world.credentials.client);
+    let mut within = client.handshake().await.unwrap();
+    assert_eq!(reply_to_the_end(&mut within, &words).await, digest_of(&words));
     let mut plain = TcpStream::connect(world.stream(1)).await.unwrap();
-    assert_eq!(said_to_the_end(&mut plain, &words).await, digest_of(&words));
-    assert_eq!(world.stream_caller("app.test").refusal().await, AlertDescription::CertificateRequired);
+    assert_eq!(reply_to_the_end(&mut plain, &words).await, digest_of(&words));
+    assert_eq!(world.tcp_client("app.test").expect_alert().await, AlertDescription::CertificateRequired);
 }
 
-/// Only `close_notify` says that nothing was cut off: what came is delivered, and the cut stays one.
+/// Only `close_notify` proves a complete stream: without it, the bytes are delivered and the cut is
+/// passed on.
 #[tokio::test]
-async fn an_end_that_was_not_said_is_passed_on_as_a_cut() {
+async fn a_missing_close_notify_is_passed_on_as_a_reset() {
     let world = World::builder().settings(streaming()).start().await;
     let certificate = world.credentials.upstreams.server(&["up.test"]);
-    let upstream = StreamUpstream::tls("tls", Script::Echo, &certificate).await;
+    let upstream = TcpUpstream::tls("tls", Script::Echo, &certificate).await;
     let mut entry = to(&[upstream.address()]);
     entry["scheme"] = json!("tls");
     world.apply(&[("ssls/app", world.open_site()), ("stream_routes/1", json!({"upstream": entry}))]).await;
-    let mut stream = world.stream_caller("app.test").handshake().await.unwrap();
+    let mut stream = world.tcp_client("app.test").handshake().await.unwrap();
     stream.write_all(b"all but the l").await.unwrap();
     stream.flush().await.unwrap();
     stream.get_mut().0.shutdown().await.unwrap();
@@ -307,9 +310,9 @@ async fn an_end_that_was_not_said_is_passed_on_as_a_cut() {
 }
 
 #[tokio::test]
-async fn a_hundred_mebibytes_go_both_ways_at_once_and_arrive_whole() {
+async fn a_hundred_mebibytes_pass_both_ways_at_once() {
     let (world, upstream) = world_to(Script::Echo).await;
-    let (mut read, mut write) = tokio::io::split(world.stream_caller("app.test").handshake().await.unwrap());
+    let (mut read, mut write) = tokio::io::split(world.tcp_client("app.test").handshake().await.unwrap());
     let words = pattern(100 * MIB);
     let expected = sha256(&words);
     let writer = tokio::spawn(async move {
@@ -322,20 +325,23 @@ async fn a_hundred_mebibytes_go_both_ways_at_once_and_arrive_whole() {
     assert_eq!(heard.len(), 100 * MIB);
     assert_eq!(sha256(&heard), expected);
     assert_eq!(upstream.ended(0).await.sha256, expected);
-    assert_eq!(metric(&world, "countersign_stream_bytes_total{to=\"client\"}").await, 100 * MIB as u64);
-    assert_eq!(metric(&world, "countersign_streams_total").await, 1);
+    assert_eq!(
+        metric(&world, "countersign_tcp_bytes_total{direction=\"to_client\"}").await,
+        100 * MIB as u64
+    );
+    assert_eq!(metric(&world, "countersign_tcp_connections_total").await, 1);
 }
 
 #[tokio::test]
-async fn a_client_that_does_not_read_makes_the_upstream_wait_not_the_gateway_grow() {
+async fn a_slow_client_blocks_the_upstream_without_buffering() {
     let (world, _upstream) = world_to(Script::Pour(64 * MIB)).await;
-    // Code that runs for the first time is read into memory, too: the first stream is not measured.
-    let mut first = world.stream_caller("app.test").handshake().await.unwrap();
+    // The first stream pages code in, so it is not measured.
+    let mut first = world.tcp_client("app.test").handshake().await.unwrap();
     assert_eq!(raw::until_closed(&mut first).await.len(), 64 * MIB);
-    let moved = async || metric(&world, "countersign_stream_bytes_total{to=\"client\"}").await;
+    let moved = async || metric(&world, "countersign_tcp_bytes_total{direction=\"to_client\"}").await;
     let (before, already) = (memory_peak(world.node_id()), moved().await);
-    let mut stream = world.stream_caller("app.test").handshake().await.unwrap();
-    // Until nothing moves any more: the kernel's buffers and the gateway's are full.
+    let mut stream = world.tcp_client("app.test").handshake().await.unwrap();
+    // Until the buffers of the kernel and the gateway are full.
     let stalled = bounded("the stream stalls", async {
         let (mut last, mut same) = (0, 0);
         while same < 20 {
@@ -353,22 +359,22 @@ async fn a_client_that_does_not_read_makes_the_upstream_wait_not_the_gateway_gro
 }
 
 #[tokio::test]
-async fn with_proxy_mode_stream_no_http_is_listened_for() {
+async fn proxy_mode_stream_disables_http() {
     let world = World::builder().settings(streaming_with(json!({"proxy_mode": "stream"}))).start().await;
     let ready = world.node_ready();
     assert_eq!((&ready["http"], &ready["https"]), (&json!([]), &json!([])));
-    let upstream = StreamUpstream::plain("one", Script::Greet).await;
+    let upstream = TcpUpstream::plain("one", Script::Greet).await;
     world.apply(&[("stream_routes/1", json!({"upstream": to(&[upstream.address()])}))]).await;
     assert_eq!(ask_plain(&world).await, hello("one"));
 }
 
-// === when something goes away ===
+// === ends ===
 
 #[tokio::test]
-async fn a_node_that_refuses_is_passed_over_and_nodes_take_turns() {
+async fn refusing_nodes_are_skipped_and_others_alternate() {
     let world = World::builder().settings(streaming()).start().await;
     let (one, two) =
-        (StreamUpstream::plain("1", Script::Greet).await, StreamUpstream::plain("2", Script::Greet).await);
+        (TcpUpstream::plain("1", Script::Greet).await, TcpUpstream::plain("2", Script::Greet).await);
     let dead = Reservation::any();
     let route = json!({"upstream": to(&[dead.address(), one.address(), two.address()])});
     world.apply(&[("ssls/app", world.open_site()), ("stream_routes/1", route)]).await;
@@ -384,15 +390,15 @@ async fn a_node_that_refuses_is_passed_over_and_nodes_take_turns() {
 }
 
 #[tokio::test]
-async fn a_node_is_verified_where_that_is_asked_for() {
+async fn a_node_is_verified_when_configured() {
     let world = World::builder().settings(streaming_with(json!({
         "ssl": {"ssl_trusted_certificate": "upstream-ca.crt"}
     })));
     let world = world.start().await;
     let good =
-        StreamUpstream::tls("good", Script::Greet, &world.credentials.upstreams.server(&["app.test"])).await;
-    let bad: &Credential = &world.credentials.strangers.server(&["app.test"]);
-    let bad = StreamUpstream::tls("bad", Script::Greet, bad).await;
+        TcpUpstream::tls("good", Script::Greet, &world.credentials.upstreams.server(&["app.test"])).await;
+    let bad: &Credential = &world.credentials.untrusted.server(&["app.test"]);
+    let bad = TcpUpstream::tls("bad", Script::Greet, bad).await;
     world.apply(&[("ssls/app", world.open_site())]).await;
     for (upstream, verify, answer) in
         [(&good, true, hello("good")), (&bad, true, String::new()), (&bad, false, hello("bad"))]
@@ -407,26 +413,26 @@ async fn a_node_is_verified_where_that_is_asked_for() {
 }
 
 #[tokio::test]
-async fn a_silent_stream_ends_after_the_upstreams_timeout() {
+async fn a_silent_stream_ends_after_the_upstream_timeout() {
     let world = World::builder().settings(streaming()).start().await;
-    let upstream = StreamUpstream::plain("one", Script::Silent).await;
+    let upstream = TcpUpstream::plain("one", Script::Silent).await;
     let mut entry = to(&[upstream.address()]);
     entry["timeout"] = json!({"connect": 5, "send": 5, "read": 1});
     world.apply(&[("ssls/app", world.open_site()), ("stream_routes/1", json!({"upstream": entry}))]).await;
     let started = std::time::Instant::now();
     assert_eq!(ask(&world, "app.test").await, "");
     assert!(started.elapsed() >= Duration::from_millis(900), "{:?}", started.elapsed());
-    world.node_log().line_with(&["stream_timeout", "neither side said anything for 1s", "app.test"]).await;
+    world.node_log().line_with(&["stream_timeout", "neither side sent anything for 1s", "app.test"]).await;
 }
 
 #[tokio::test]
-async fn a_running_stream_is_finished_when_the_gateway_stops() {
+async fn a_running_stream_finishes_during_a_stop() {
     let (mut world, upstream) = world_to(Script::Echo).await;
-    let mut stream = world.stream_caller("app.test").handshake().await.unwrap();
+    let mut stream = world.tcp_client("app.test").handshake().await.unwrap();
     let mut heard = [0; 5];
     stream.write_all(b"first").await.unwrap();
     stream.read_exact(&mut heard).await.unwrap();
-    let mut idle = world.caller("app.test").handshake().await.unwrap();
+    let mut idle = world.client("app.test").handshake().await.unwrap();
     idle.write_all(b"GET / HTTP/1.1\r\nHost: app.test\r\n\r\n").await.unwrap();
     idle.read_exact(&mut [0; 12]).await.unwrap();
     let address = world.stream(0);
@@ -441,11 +447,11 @@ async fn a_running_stream_is_finished_when_the_gateway_stops() {
     assert_eq!(raw::until_closed(&mut stream).await, b"");
     assert_eq!(upstream.ended(0).await.ended, Some(true));
     assert!(node.ended().await.success());
-    assert!(TcpStream::connect(address).await.is_err(), "nobody listens any more");
+    assert!(TcpStream::connect(address).await.is_err(), "the port is closed");
 }
 
 #[tokio::test]
-async fn an_http_route_gets_no_upstream_that_turned_into_one_for_streams() {
+async fn an_http_route_rejects_a_stream_upstream() {
     let (world, upstream) = world_to(Script::Greet).await;
     let http = to(&[upstream.address()]);
     let mut stream = http.clone();

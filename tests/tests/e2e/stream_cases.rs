@@ -1,15 +1,16 @@
-//! APISIX's own cases for streams, by their numbers: E (client certificates), F (mutual TLS towards the upstream) and
-//! G (TLS, and routing by name). G4 and G5 are about references to secrets, which no document may hold here.
+//! APISIX's own cases for streams, by their numbers: E (client certificates), F (mutual TLS to the
+//! upstream) and G (TLS, and routing by name). G4 and G5 are about secret references, which do not
+//! exist here.
 //!
-//! Where APISIX resumes a session (E4, G6), there is none to resume here: the case is then a full handshake.
+//! Where APISIX resumes a session (E4, G6), this gateway makes a full handshake.
 
 use std::process::Stdio;
 
-use e2e::caller::bounded;
+use e2e::client::bounded;
 use e2e::credentials::Credential;
 use e2e::documents::{protected, site};
-use e2e::stream::{Script, StreamUpstream};
 use e2e::upstream::Upstream;
+use e2e::upstream::tcp::{Script, TcpUpstream};
 use e2e::world::World;
 use http::StatusCode;
 use rustls::{AlertDescription, HandshakeKind};
@@ -26,7 +27,7 @@ fn sites(world: &World, names: &[&str]) -> Vec<Value> {
     names.iter().map(|name| site(&certificate, name)).collect()
 }
 
-/// What `openssl s_client` says to the first stream listener, and hears.
+/// Runs `openssl s_client` against the first stream listener.
 async fn s_client(world: &World, arguments: &[&str]) -> String {
     let mut child = Command::new("openssl")
         .args(["s_client", "-quiet", "-connect", &world.stream(0).to_string()])
@@ -39,7 +40,7 @@ async fn s_client(world: &World, arguments: &[&str]) -> String {
         .spawn()
         .expect("openssl is installed");
     let mut stdin = child.stdin.take().expect("it was piped");
-    // It may have been refused before it reads this.
+    // It may have been rejected before it reads this.
     let _ = stdin.write_all(b"mmm\n").await;
     let output = bounded("openssl ends", child.wait_with_output()).await.expect("a child can be waited for");
     drop(stdin);
@@ -48,8 +49,8 @@ async fn s_client(world: &World, arguments: &[&str]) -> String {
 
 // === E: client certificates ===
 
-/// The gateway's HTTP side is the client of its stream side, as in the case: its status, and what the upstream behind
-/// the stream saw.
+/// The gateway's HTTP side is the client of its stream side, as in the case: gives its status, and
+/// the record of the upstream behind the stream.
 async fn looped(identity: impl Fn(&World) -> Option<Credential>) -> (StatusCode, u64, World) {
     let world = World::builder().settings(streaming()).start().await;
     let upstream = Upstream::plain("behind").await;
@@ -80,26 +81,26 @@ async fn case_e01_a_client_with_its_certificate_reaches_the_upstream() {
 async fn case_e02_a_client_without_a_certificate_reaches_nothing() {
     let (status, connections, world) = looped(|_| None).await;
     assert_eq!((status, connections), (StatusCode::BAD_GATEWAY, 0));
-    world.node_log().line_with(&["handshake refused", "no_certificate", "sni=\"localhost\""]).await;
+    world.node_log().line_with(&["handshake rejected", "no_certificate", "sni=\"localhost\""]).await;
 }
 
 #[tokio::test]
-async fn case_e03_a_client_with_a_strangers_certificate_reaches_nothing() {
-    let stranger = |world: &World| Some(world.credentials.strangers.client("stranger"));
-    let (status, connections, world) = looped(stranger).await;
+async fn case_e03_an_untrusted_client_reaches_nothing() {
+    let untrusted = |world: &World| Some(world.credentials.untrusted.client("untrusted"));
+    let (status, connections, world) = looped(untrusted).await;
     assert_eq!((status, connections), (StatusCode::BAD_GATEWAY, 0));
-    world.node_log().line_with(&["handshake refused", "bad_certificate", "unknown_issuer"]).await;
+    world.node_log().line_with(&["handshake rejected", "bad_certificate", "unknown_issuer"]).await;
 }
 
 #[tokio::test]
 async fn case_e04_a_session_of_one_name_opens_no_other() {
     let world = World::builder().settings(streaming()).start().await;
-    let upstream = StreamUpstream::plain("one", Script::Greet).await;
+    let upstream = TcpUpstream::plain("one", Script::Greet).await;
     let both = sites(&world, &["localhost", "test.com"]);
     world
         .apply(&[
             ("ssls/1", protected(both[0].clone(), &world.credentials.clients)),
-            ("ssls/2", protected(both[1].clone(), &world.credentials.strangers)),
+            ("ssls/2", protected(both[1].clone(), &world.credentials.untrusted)),
             ("stream_routes/1", json!({"upstream": to(&[upstream.address()])})),
         ])
         .await;
@@ -116,17 +117,18 @@ async fn case_e04_a_session_of_one_name_opens_no_other() {
         assert_eq!(s_client(&world, &arguments).await, "", "{version}");
         assert_eq!(upstream.connections(), before, "{version}");
     }
-    world.node_log().lines_with(&["handshake refused", "no_certificate", "sni=\"test.com\""], 2).await;
+    world.node_log().lines_with(&["handshake rejected", "no_certificate", "sni=\"test.com\""], 2).await;
 }
 
-// === F: mutual TLS towards the upstream ===
+// === F: mutual TLS to the upstream ===
 
-/// A plain client's answer from an upstream that demands a certificate, reached as these documents say.
+/// The response to a plain client from an upstream that requires a certificate, with these
+/// documents.
 async fn demanded(documents: impl Fn(&World, Value) -> Vec<(&'static str, Value)>) -> (String, World) {
     let world = World::builder().settings(streaming()).start().await;
     let certificate = world.credentials.upstreams.server(&["up.test"]);
     let clients = &world.credentials.upstreams;
-    let upstream = StreamUpstream::demanding("mtls upstream", Script::Greet, &certificate, clients).await;
+    let upstream = TcpUpstream::demanding("mtls upstream", Script::Greet, &certificate, clients).await;
     let mut entry = to(&[upstream.address()]);
     entry["scheme"] = json!("tls");
     world.apply(&documents(&world, entry)).await;
@@ -169,7 +171,7 @@ async fn case_f02_without_a_certificate_the_upstream_says_nothing() {
     assert_eq!(answer, "");
     world
         .node_log()
-        .line_with(&["stream refused or broken off", "upstream_closed", "CertificateRequired"])
+        .line_with(&["TCP connection denied or failed", "upstream_closed", "CertificateRequired"])
         .await;
 }
 
@@ -189,7 +191,7 @@ async fn case_f03_the_certificate_may_be_an_ssl_of_type_client() {
 }
 
 #[tokio::test]
-async fn case_f04_the_certificate_may_stand_in_the_route_and_its_key_is_sealed() {
+async fn case_f04_an_inline_certificate_has_its_key_sealed() {
     let (answer, world) = demanded(|world, upstream| {
         vec![("stream_routes/1", json!({"upstream": with(upstream, inline(world))}))]
     })
@@ -204,10 +206,10 @@ async fn case_f04_the_certificate_may_stand_in_the_route_and_its_key_is_sealed()
 
 /// `upstream-tls.t` T2 and T4.
 #[tokio::test]
-async fn case_f_related_the_upstream_is_asked_for_by_the_clients_name_or_a_fixed_one() {
+async fn case_f_related_the_sni_is_the_clients_or_a_fixed_one() {
     let world = World::builder().settings(streaming()).start().await;
     let certificate = world.credentials.upstreams.server(&["up.test"]);
-    let upstream = StreamUpstream::tls("tls", Script::Greet, &certificate).await;
+    let upstream = TcpUpstream::tls("tls", Script::Greet, &certificate).await;
     let mut entry = to(&[upstream.address()]);
     entry["scheme"] = json!("tls");
     world
@@ -226,9 +228,9 @@ async fn case_f_related_the_upstream_is_asked_for_by_the_clients_name_or_a_fixed
 // === G: TLS, and routing by name ===
 
 #[tokio::test]
-async fn case_g01_to_g03_a_name_that_is_a_site_and_names_that_are_none() {
+async fn case_g01_to_g03_known_and_unknown_names() {
     let world = World::builder().settings(streaming()).start().await;
-    let upstream = StreamUpstream::plain("one", Script::Greet).await;
+    let upstream = TcpUpstream::plain("one", Script::Greet).await;
     world
         .apply(&[
             ("ssls/1", sites(&world, &["test.com"]).remove(0)),
@@ -236,28 +238,28 @@ async fn case_g01_to_g03_a_name_that_is_a_site_and_names_that_are_none() {
         ])
         .await;
     assert_eq!(ask(&world, "test.com").await, hello("one"));
-    assert_eq!(world.stream_caller("xx.com").refusal().await, AlertDescription::UnrecognisedName);
+    assert_eq!(world.tcp_client("xx.com").expect_alert().await, AlertDescription::UnrecognisedName);
     world.node_log().line_with(&["no_site", "failed to match any SSL certificate by SNI", "xx.com"]).await;
-    let nameless = world.stream_caller("test.com").no_sni();
-    assert_eq!(nameless.refusal().await, AlertDescription::UnrecognisedName);
+    let nameless = world.tcp_client("test.com").no_sni();
+    assert_eq!(nameless.expect_alert().await, AlertDescription::UnrecognisedName);
     world.node_log().line_with(&["no_sni", "failed to find SNI"]).await;
     assert_eq!(upstream.connections(), 1);
 }
 
-/// Three upstreams, called by their numbers.
-async fn numbered() -> [StreamUpstream; 4] {
-    let start = |name| StreamUpstream::plain(name, Script::Greet);
+/// Three upstreams, named by numbers.
+async fn numbered() -> [TcpUpstream; 4] {
+    let start = |name| TcpUpstream::plain(name, Script::Greet);
     [start("1").await, start("2").await, start("3").await, start("4").await]
 }
 
-fn route(upstream: &StreamUpstream, more: Value) -> Value {
+fn route(upstream: &TcpUpstream, more: Value) -> Value {
     let mut route = more;
     route["upstream"] = to(&[upstream.address()]);
     route
 }
 
 #[tokio::test]
-async fn case_g06_to_g10_routes_by_name_then_address_then_without_a_name() {
+async fn case_g06_to_g10_routes_by_name_then_address() {
     let world = World::builder().settings(streaming_with(json!({"ssl": {"fallback_sni": "a.test.com"}})));
     let world = world.start().await;
     let [one, two, three, four] = numbered().await;
@@ -270,11 +272,11 @@ async fn case_g06_to_g10_routes_by_name_then_address_then_without_a_name() {
         ])
         .await;
     // G6, and again where APISIX resumes the session.
-    let caller = world.stream_caller("a.test.com");
-    let config = Arc::new(caller.config());
+    let client = world.tcp_client("a.test.com");
+    let config = Arc::new(client.config());
     for _ in 0..2 {
-        let mut stream = caller.handshake_with(Arc::clone(&config)).await.unwrap();
-        assert_eq!(crate::stream::said(&mut stream).await, hello("1"));
+        let mut stream = client.handshake_with(Arc::clone(&config)).await.unwrap();
+        assert_eq!(crate::stream::reply(&mut stream).await, hello("1"));
         assert_eq!(stream.get_ref().1.handshake_kind(), Some(HandshakeKind::Full));
     }
     assert_eq!(ask(&world, "b.test.com").await, hello("2"));
@@ -292,11 +294,11 @@ async fn case_g06_to_g10_routes_by_name_then_address_then_without_a_name() {
     world.apply(&[("stream_routes/4", elsewhere)]).await;
     assert_eq!(ask(&world, "a.test.com").await, hello("2"));
     // G9
-    let mut nameless = world.stream_caller("a.test.com").no_sni().handshake().await.unwrap();
-    assert_eq!(crate::stream::said(&mut nameless).await, hello("2"));
+    let mut nameless = world.tcp_client("a.test.com").no_sni().handshake().await.unwrap();
+    assert_eq!(crate::stream::reply(&mut nameless).await, hello("2"));
     // G10
     let revision = world.admin().delete("stream_routes/2").await;
-    world.settled(revision).await;
+    world.wait_acknowledged(revision).await;
     assert_eq!(ask(&world, "b.test.com").await, hello("3"));
 }
 
@@ -348,7 +350,7 @@ async fn case_g13_a_part_of_the_name_goes_before_the_catch_all() {
 #[tokio::test]
 async fn case_g14_openssl_hears_the_upstream() {
     let world = World::builder().settings(streaming()).start().await;
-    let upstream = StreamUpstream::plain("UPSTREAM", Script::Greet).await;
+    let upstream = TcpUpstream::plain("UPSTREAM", Script::Greet).await;
     world
         .apply(&[
             ("ssls/1", sites(&world, &["test.com"]).remove(0)),

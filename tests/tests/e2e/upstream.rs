@@ -1,9 +1,8 @@
-//! The gateway's own side towards the nodes: whom it picks, what it tells them, and what it says when they fail.
+//! The gateway's upstream side: node selection, request headers, and responses to failures.
 
 use std::time::{Duration, Instant};
 
-use e2e::caller::{Http, Session, full};
-use e2e::documents::route;
+use e2e::client::{Http, HttpConnection, full};
 use e2e::ports::{BlackHole, Reservation};
 use e2e::upstream::Upstream;
 use e2e::world::World;
@@ -17,8 +16,8 @@ async fn world_to(upstream: Value) -> World {
     world
 }
 
-async fn get(session: &mut Session, path: &str) -> e2e::caller::Reply {
-    session.get(path).await.unwrap_or_else(|refused| panic!("{path}: {refused}"))
+async fn get(session: &mut HttpConnection, path: &str) -> e2e::client::Reply {
+    session.get(path).await.unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
 #[tokio::test]
@@ -37,7 +36,7 @@ async fn weights_are_kept_exactly_and_zero_means_never() {
 }
 
 #[tokio::test]
-async fn a_node_that_refuses_is_passed_over() {
+async fn a_refusing_node_is_skipped() {
     let gone = Reservation::any();
     let good = Upstream::plain("good").await;
     let world =
@@ -46,13 +45,14 @@ async fn a_node_that_refuses_is_passed_over() {
     for _ in 0..10 {
         assert_eq!(get(&mut session, "/").await.json()["upstream"], "good");
     }
-    // Nothing of a POST was sent to the node that refused, so it may go to the next one as well.
+    // Nothing of the POST was sent to the node that refused the connection, so the next one may get
+    // it.
     let request = session.request(Method::POST, "/sink", full("body"));
     assert_eq!(session.fetch(request).await.unwrap().json()["bytes"], 4);
 }
 
 #[tokio::test]
-async fn when_every_node_refuses_the_answer_is_502() {
+async fn only_refusing_nodes_lead_to_502() {
     let (one, two) = (Reservation::any(), Reservation::any());
     let world =
         world_to(json!({"nodes": {one.address().to_string(): 1, two.address().to_string(): 1}})).await;
@@ -63,7 +63,7 @@ async fn when_every_node_refuses_the_answer_is_502() {
 }
 
 #[tokio::test]
-async fn a_node_that_does_not_take_the_connection_is_given_up_after_the_timeout() {
+async fn an_unreachable_node_times_out() {
     let hole = BlackHole::open();
     let timeout = json!({"connect": 1, "send": 30, "read": 30});
     let world =
@@ -75,7 +75,7 @@ async fn a_node_that_does_not_take_the_connection_is_given_up_after_the_timeout(
 }
 
 #[tokio::test]
-async fn a_node_that_does_not_answer_is_504_and_a_post_is_not_sent_twice() {
+async fn a_silent_node_is_504_and_a_post_is_not_retried() {
     let (one, two) = (Upstream::plain("one").await, Upstream::plain("two").await);
     let nodes = json!({one.address().to_string(): 1, two.address().to_string(): 1});
     let timeout = json!({"connect": 30, "send": 30, "read": 0.5});
@@ -89,14 +89,14 @@ async fn a_node_that_does_not_answer_is_504_and_a_post_is_not_sent_twice() {
 }
 
 #[tokio::test]
-async fn a_route_without_a_node_that_may_be_chosen_is_503() {
+async fn a_route_without_a_usable_node_is_503() {
     let world = world_to(json!({"nodes": []})).await;
     let reply = get(&mut world.plain("app.test").await, "/").await;
     assert_eq!(reply.status, StatusCode::SERVICE_UNAVAILABLE, "{}", reply.text());
 }
 
 #[tokio::test]
-async fn connections_to_a_node_are_kept_and_replaced_when_the_node_closed_them() {
+async fn closed_upstream_connections_are_replaced() {
     let mut node = Upstream::plain("node").await;
     let address = node.address();
     let world = world_to(json!({"nodes": {address.to_string(): 1}})).await;
@@ -114,7 +114,7 @@ async fn connections_to_a_node_are_kept_and_replaced_when_the_node_closed_them()
 }
 
 #[tokio::test]
-async fn kept_connections_never_serve_another_identity_or_name() {
+async fn pooled_connections_keep_their_identity_and_name() {
     let world = World::builder().settings(json!({"countersign": {"workers": 1}})).start().await;
     let authority = &world.credentials.upstreams;
     let strict = Upstream::demanding("strict", &authority.server(&["up.test", "two.test"]), authority).await;
@@ -149,18 +149,18 @@ async fn kept_connections_never_serve_another_identity_or_name() {
     }
     assert_eq!(strict.connections(), 3, "one each, kept: {connections:?}");
 
-    // A certificate that changes under the same upstream is used from the next request on.
+    // A changed certificate of the same upstream is used from the next request on.
     let carol = authority.client("carol");
     world.apply(&[("routes/alice", json!({"uri": "/alice", "upstream": upstream(&carol, "up.test")}))]).await;
     assert_eq!(get(&mut session, "/alice").await.json()["client_subject"], "CN=carol");
 }
 
 #[tokio::test]
-async fn a_node_is_verified_where_that_is_asked_for() {
+async fn a_node_is_verified_when_configured() {
     let settings = json!({"apisix": {"ssl": {"ssl_trusted_certificate": "upstream-ca.crt"}}});
     let world = World::builder().settings(settings).start().await;
     let trusted = Upstream::tls("trusted", &world.credentials.upstreams.server(&["up.test"])).await;
-    let stranger = Upstream::tls("stranger", &world.credentials.strangers.server(&["up.test"])).await;
+    let untrusted = Upstream::tls("untrusted", &world.credentials.untrusted.server(&["up.test"])).await;
     let upstream = |node: &Upstream, name: &str, verify: bool| {
         json!({
             "scheme": "https", "nodes": {node.address().to_string(): 1}, "pass_host": "rewrite",
@@ -172,26 +172,29 @@ async fn a_node_is_verified_where_that_is_asked_for() {
             ("routes/good", json!({"uri": "/good", "upstream": upstream(&trusted, "up.test", true)})),
             ("routes/named", json!({"uri": "/named", "upstream": upstream(&trusted, "other.test", true)})),
             (
-                "routes/stranger",
-                json!({"uri": "/stranger", "upstream": upstream(&stranger, "up.test", true)}),
+                "routes/untrusted",
+                json!({"uri": "/untrusted", "upstream": upstream(&untrusted, "up.test", true)}),
             ),
-            ("routes/unasked", json!({"uri": "/unasked", "upstream": upstream(&stranger, "up.test", false)})),
+            (
+                "routes/unasked",
+                json!({"uri": "/unasked", "upstream": upstream(&untrusted, "up.test", false)}),
+            ),
         ])
         .await;
     let mut session = world.plain("app.test").await;
-    for (path, status) in [("/good", 200), ("/named", 502), ("/stranger", 502), ("/unasked", 200)] {
+    for (path, status) in [("/good", 200), ("/named", 502), ("/untrusted", 502), ("/unasked", 200)] {
         assert_eq!(get(&mut session, path).await.status.as_u16(), status, "{path}");
     }
 }
 
 #[tokio::test]
-async fn a_kept_client_certificate_that_changes_is_used_at_once() {
+async fn a_changed_client_certificate_is_used_at_once() {
     let world = World::builder().settings(json!({"countersign": {"workers": 1}})).start().await;
     let authority = &world.credentials.upstreams;
     let strict = Upstream::demanding("strict", &authority.server(&["up.test"]), authority).await;
     let identity = |name: &str| {
-        let minted = authority.client(name);
-        json!({"type": "client", "cert": minted.certificate_pem, "key": minted.key_pem})
+        let issued = authority.client(name);
+        json!({"type": "client", "cert": issued.certificate_pem, "key": issued.key_pem})
     };
     let upstream = json!({
         "scheme": "https", "nodes": {strict.address().to_string(): 1}, "tls": {"client_cert_id": "gateway"},
@@ -207,22 +210,15 @@ async fn a_kept_client_certificate_that_changes_is_used_at_once() {
     world.apply(&[("ssls/gateway", identity("new"))]).await;
     assert_eq!(get(&mut session, "/").await.json()["client_subject"], "CN=new");
     let revision = world.admin().delete("ssls/gateway").await;
-    world.settled(revision).await;
+    world.wait_acknowledged(revision).await;
     assert_eq!(get(&mut session, "/").await.status, StatusCode::BAD_GATEWAY, "the certificate is gone");
 }
 
 #[tokio::test]
-async fn the_upstream_is_told_who_asked_and_how() {
-    let world = World::start().await;
-    let upstream = Upstream::plain("plain").await;
-    world
-        .apply(&[
-            ("ssls/app", world.protected_site()),
-            ("routes/app", route("app.test", "/*", &[upstream.address()])),
-        ])
-        .await;
+async fn the_upstream_gets_forwarding_headers() {
+    let (world, _upstream) = World::protected(json!({})).await;
     for http in [Http::One, Http::Two] {
-        let mut session = world.good_caller("app.test").http(http).connect().await.unwrap();
+        let mut session = world.verified_client("app.test").http(http).connect().await.unwrap();
         let mut request = session.request(Method::GET, "/a%20b?q=1", full(""));
         let headers = request.headers_mut();
         for (name, value) in [
@@ -255,7 +251,7 @@ async fn the_upstream_is_told_who_asked_and_how() {
 }
 
 #[tokio::test]
-async fn a_client_cannot_claim_an_identity_by_header() {
+async fn identity_headers_of_clients_are_removed() {
     let upstream = Upstream::plain("plain").await;
     let world = world_to(json!({"nodes": {upstream.address().to_string(): 1}})).await;
     let mut session = world.plain("app.test").await;
@@ -279,7 +275,7 @@ async fn a_client_cannot_claim_an_identity_by_header() {
 }
 
 #[tokio::test]
-async fn headers_named_by_connection_stay_between_client_and_gateway() {
+async fn headers_named_by_connection_are_not_forwarded() {
     let upstream = Upstream::plain("plain").await;
     let world = world_to(json!({"nodes": {upstream.address().to_string(): 1}})).await;
     let mut session = world.plain("app.test").await;

@@ -1,26 +1,28 @@
-//! APISIX's own cases of etcd: T and U (the start of a control plane stands for `make init`), V (Admin API and data plane stand
-//! for its client), and those whose documents are written into etcd by hand: C16, C17, and what C4 and H1 look for there.
+//! APISIX's own cases about etcd: T and U (the start of a control plane stands for `make init`), V
+//! (Admin API and data plane stand for its client), and those whose documents are written into etcd
+//! by hand: C16, C17, and the etcd part of C4 and H1.
 //!
-//! The certificates are as awkward as the originals'.
+//! The certificates have the forms of the originals.
 
 use e2e::etcd::{Access, Etcd};
 use e2e::fixtures::FIXTURES;
-use e2e::stream::{Script, StreamUpstream};
+use e2e::upstream::tcp::{Script, TcpUpstream};
 use e2e::world::World;
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
-use super::stage::{Stage, assert_said, name, refused_start};
+use super::stage::{Stage, assert_reported, name, refused_start};
 
-/// `https://...:22379` of the originals: demands a certificate of `mtls_ca`, shows `mtls_server`.
+/// `https://...:22379` of the originals: requires a certificate of `mtls_ca`, presents
+/// `mtls_server`.
 async fn mutual() -> Etcd {
     let made = &*FIXTURES;
     Etcd::builder().certificate(&made.mtls_server).clients(&made.mtls_ca).start().await
 }
 
-/// By an address, trusting nobody, showing nothing.
+/// By an address, without an authority and a client certificate.
 fn bare(etcd: &Etcd) -> Access {
     Access { authority_pem: None, client: None, ..etcd.access() }
 }
@@ -38,10 +40,10 @@ fn tls(more: Value) -> Value {
 }
 
 #[tokio::test]
-async fn case_t01_t02_an_etcd_that_nobody_vouches_for() {
+async fn case_t01_t02_an_untrusted_etcd() {
     let etcd = Etcd::builder().certificate(&FIXTURES.apisix).start().await;
     let ended = refused_start(trusting(bare(&etcd)), json!({})).await;
-    assert_said(&ended, &["certificate verify failed", &etcd.url()]);
+    assert_reported(&ended, &["certificate verify failed", &etcd.url()]);
     // T2
     let builder = World::builder().etcd(bare(&etcd)).settings(tls(json!({"verify": false})));
     let world = builder.nodes(&[]).start().await;
@@ -49,14 +51,14 @@ async fn case_t01_t02_an_etcd_that_nobody_vouches_for() {
 }
 
 #[tokio::test]
-async fn case_u01_u06_an_etcd_that_demands_a_certificate() {
+async fn case_u01_u06_an_etcd_that_requires_a_certificate() {
     let etcd = mutual().await;
     // U2
     let ended = refused_start(bare(&etcd), tls(json!({"verify": false}))).await;
-    assert_said(&ended, &["bad certificate", &etcd.url()]);
-    // U5: the name of the certificate is admin.apisix.dev, and the URL has an address.
+    assert_reported(&ended, &["bad certificate", &etcd.url()]);
+    // U5: the certificate is for admin.apisix.dev, and the URL has an address.
     let ended = refused_start(trusting(showing(bare(&etcd))), json!({})).await;
-    assert_said(&ended, &["certificate host mismatch", "admin.apisix.dev", "tls.sni"]);
+    assert_reported(&ended, &["certificate host mismatch", "admin.apisix.dev", "tls.sni"]);
     // U1, U3 with U6.
     for (access, more) in [
         (showing(bare(&etcd)), json!({"verify": false})),
@@ -77,7 +79,7 @@ async fn streaming(etcd: Etcd, access: Access, more: Value) -> Stage {
     Stage::with(etcd, builder).await
 }
 
-/// Both kinds of documents come through, and go.
+/// Documents of both kinds are added and removed.
 async fn documents_come_and_go(stage: &Stage) {
     let admin = stage.world.admin();
     stage.world.apply(&[("routes/a", stage.route("/a"))]).await;
@@ -86,7 +88,7 @@ async fn documents_come_and_go(stage: &Stage) {
     assert_eq!(stage.status("/a").await, StatusCode::OK);
 
     // V3: a stream route is picked up.
-    let streams = StreamUpstream::plain("streams", Script::Greet).await;
+    let streams = TcpUpstream::plain("streams", Script::Greet).await;
     let document = json!({"upstream": {"nodes": {streams.address().to_string(): 1}}});
     stage.world.apply(&[("stream_routes/1", document)]).await;
     let mut stream = TcpStream::connect(stage.world.stream(0)).await.unwrap();
@@ -94,7 +96,7 @@ async fn documents_come_and_go(stage: &Stage) {
     assert_eq!(e2e::raw::until_closed(&mut stream).await, b"hello from streams\n");
 
     let revision = admin.delete("routes/a").await;
-    stage.world.settled(revision).await;
+    stage.world.wait_acknowledged(revision).await;
     assert_eq!(stage.etcd.keys().await.get(&name("routes/a")).await, None);
     assert_eq!(admin.get("routes/a").await.status, StatusCode::NOT_FOUND);
     assert_eq!(stage.status("/a").await, StatusCode::NOT_FOUND);
@@ -117,7 +119,7 @@ async fn case_u04_v04_documents_over_verified_mutual_tls() {
 }
 
 #[tokio::test]
-async fn case_v02_what_another_program_writes_is_picked_up() {
+async fn case_v02_writes_of_another_program_are_picked_up() {
     let etcd = mutual().await;
     let builder = World::builder().etcd(showing(bare(&etcd))).settings(tls(json!({"verify": false})));
     let stage = Stage::with(etcd, builder).await;
@@ -128,7 +130,7 @@ async fn case_v02_what_another_program_writes_is_picked_up() {
 }
 
 #[tokio::test]
-async fn case_c16_c17_client_certificates_that_are_none_written_by_hand() {
+async fn case_c16_c17_invalid_certificates_written_by_hand() {
     let made = &*FIXTURES;
     let stage = Stage::start().await;
     stage.world.apply(&[("routes/all", stage.route("/*"))]).await;
@@ -144,12 +146,12 @@ async fn case_c16_c17_client_certificates_that_are_none_written_by_hand() {
         assert_eq!(stage.status("/other").await, StatusCode::OK, "{what}: everything else is served");
         stage.world.control_log().line_after(mark, &["routes/1", "client_"]).await;
         let revision = stage.world.admin().delete("routes/1").await;
-        stage.world.settled(revision).await;
+        stage.world.wait_acknowledged(revision).await;
     }
 }
 
 #[tokio::test]
-async fn case_c04_c08_h01_what_is_written_into_etcd() {
+async fn case_c04_c08_h01_the_documents_in_etcd() {
     let made = &*FIXTURES;
     let stage = Stage::start().await;
     let ssl = json!({"cert": made.apisix.certificate_pem, "key": made.apisix.key_pem, "sni": "test.com"});
@@ -184,7 +186,7 @@ async fn case_c04_c08_h01_what_is_written_into_etcd() {
 }
 
 #[tokio::test]
-async fn case_c08_without_a_keyring_etcd_has_keys_as_they_are() {
+async fn case_c08_without_a_keyring_keys_are_in_clear() {
     let made = &*FIXTURES;
     let etcd = Etcd::plain().await;
     let builder =
@@ -195,13 +197,13 @@ async fn case_c08_without_a_keyring_etcd_has_keys_as_they_are() {
     assert_eq!(stage.etcd_get("ssls/1").await["key"], made.apisix.key_pem.as_str());
 }
 
-/// The originals' answer is the same over the Admin API.
+/// The originals' result is the same through the Admin API.
 #[tokio::test]
-async fn a_document_deleted_by_hand_is_gone_everywhere() {
+async fn a_document_deleted_by_hand_disappears() {
     let stage = Stage::start().await;
     stage.world.apply(&[("routes/a", stage.route("/a"))]).await;
     let revision = stage.etcd.keys().await.delete(&name("routes/a")).await;
-    stage.world.settled(revision).await;
+    stage.world.wait_acknowledged(revision).await;
     assert_eq!(stage.status("/a").await, StatusCode::NOT_FOUND);
     let answer = stage.world.admin().call(Method::DELETE, "routes/a", None).await.unwrap();
     assert_eq!(answer.status, StatusCode::NOT_FOUND);

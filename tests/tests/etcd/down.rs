@@ -1,7 +1,7 @@
-//! etcd that is not there, goes away, comes back, or says nothing: what operators read, what clients of the Admin API and of the
-//! gateway get, and what is in etcd afterwards.
+//! etcd that is missing, goes away, comes back, or falls silent: the messages for operators, the
+//! responses of the Admin API and the gateway, and the content of etcd afterwards.
 //!
-//! Invariant of all of it: what was acknowledged is there, and what was answered as "nothing was written" never appears.
+//! Invariant: acknowledged writes exist, and writes reported as not made never appear.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -14,47 +14,50 @@ use e2e::world::World;
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
 
-use super::stage::{Stage, assert_said, attempt, name, refused_start, route, status};
+use super::stage::{Stage, assert_reported, attempt, name, refused_start, route, status};
 
-/// What "at once" means on a machine that runs other tests beside: far below any time-out.
+/// The meaning of "at once" on a busy machine: far below any timeout.
 const AT_ONCE: Duration = Duration::from_secs(2);
 
-/// The header on an answer from memory.
+/// The header of a response from memory.
 const STALE: &str = "x-countersign-stale";
 
 #[tokio::test]
-async fn an_etcd_that_is_not_there_is_told_by_endpoint_and_step() {
-    let nobody = Reservation::any();
-    let url = format!("http://{}", nobody.address());
+async fn a_missing_etcd_is_reported_by_endpoint_and_step() {
+    let reserved = Reservation::any();
+    let url = format!("http://{}", reserved.address());
     let ended = refused_start(Access { hosts: vec![url.clone()], ..Access::default() }, json!({})).await;
-    assert_said(&ended, &[&url, "TCP", "all etcd nodes are unavailable"]);
+    assert_reported(&ended, &[&url, "TCP", "all etcd nodes are unavailable"]);
     let ended = refused_start(
         Access { hosts: vec!["http://no-such-host.invalid:2379".to_owned()], ..Access::default() },
         json!({}),
     );
-    assert_said(&ended.await, &["http://no-such-host.invalid:2379", "DNS", "all etcd nodes are unavailable"]);
+    assert_reported(
+        &ended.await,
+        &["http://no-such-host.invalid:2379", "DNS", "all etcd nodes are unavailable"],
+    );
 }
 
 #[tokio::test]
-async fn one_of_several_endpoints_is_enough_only_if_half_of_them_answer() {
+async fn a_start_needs_half_of_the_endpoints() {
     let etcd = Etcd::plain().await;
-    let nobody = Reservation::any();
-    let dead = format!("http://{}", nobody.address());
+    let reserved = Reservation::any();
+    let dead = format!("http://{}", reserved.address());
     let hosts = vec![dead.clone(), etcd.url(), dead.clone()];
     let ended = refused_start(Access { hosts, ..Access::default() }, json!({})).await;
-    assert_said(&ended, &[&dead, "the etcd cluster needs at least 50% and above healthy nodes"]);
+    assert_reported(&ended, &[&dead, "the etcd cluster needs at least 50% and above healthy nodes"]);
 }
 
 #[tokio::test]
-async fn endpoints_of_two_clusters_are_not_taken_for_one() {
+async fn endpoints_of_two_clusters_are_an_error() {
     let (one, two) = (Etcd::plain().await, Etcd::plain().await);
     let ended =
         refused_start(Access { hosts: vec![one.url(), two.url()], ..Access::default() }, json!({})).await;
-    assert_said(&ended, &[&one.url(), &two.url(), "cluster"]);
+    assert_reported(&ended, &[&one.url(), &two.url(), "cluster"]);
 }
 
 #[tokio::test]
-async fn a_start_waits_for_etcd_as_often_as_it_was_told_to_ask() {
+async fn a_start_retries_etcd_as_configured() {
     let mut etcd = Etcd::plain().await;
     etcd.kill().await;
     let patient = json!({"deployment": {"etcd": {"startup_retry": 60}}});
@@ -70,16 +73,16 @@ async fn a_start_waits_for_etcd_as_often_as_it_was_told_to_ask() {
 }
 
 #[tokio::test]
-async fn while_etcd_is_away_the_gateway_serves_reads_are_old_and_writes_are_refused_at_once() {
+async fn without_etcd_reads_are_stale_and_writes_fail_at_once() {
     let mut stage = Stage::start().await;
     stage.world.apply(&[("ssls/app", stage.world.protected_site()), ("routes/a", stage.route("/a"))]).await;
     assert!(!stage.world.admin().get("routes/a").await.reply.headers.contains_key(STALE));
     let mark = stage.world.control_log().mark();
     stage.etcd.kill().await;
-    // Also the first write, which may be the one that finds out.
+    // Also the first write, which may be the one that detects it.
     let began = Instant::now();
-    let (refused, said) = attempt(&stage.world, Method::PUT, "routes/b", Some(&stage.route("/b"))).await;
-    assert_eq!(refused, StatusCode::SERVICE_UNAVAILABLE, "{said}");
+    let (refused, text) = attempt(&stage.world, Method::PUT, "routes/b", Some(&stage.route("/b"))).await;
+    assert_eq!(refused, StatusCode::SERVICE_UNAVAILABLE, "{text}");
     assert!(began.elapsed() < AT_ONCE, "{:?}", began.elapsed());
     stage.world.control_log().line_after(mark, &["no healthy etcd endpoint available"]).await;
 
@@ -99,16 +102,16 @@ async fn while_etcd_is_away_the_gateway_serves_reads_are_old_and_writes_are_refu
         (Method::PATCH, "routes/a", Some(json!({"uri": "/changed"}))),
         (Method::DELETE, "routes/a", None),
     ] {
-        let (status, said) = attempt(&stage.world, method.clone(), path, body.as_ref()).await;
-        assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE, "{method} {path}: {said}");
-        assert!(said.contains(&stage.etcd.url()), "{method} {path} names the endpoint: {said}");
-        assert!(!said.contains("not known"), "{method} {path}: nothing was sent: {said}");
+        let (status, text) = attempt(&stage.world, method.clone(), path, body.as_ref()).await;
+        assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE, "{method} {path}: {text}");
+        assert!(text.contains(&stage.etcd.url()), "{method} {path} names the endpoint: {text}");
+        assert!(!text.contains("not known"), "{method} {path}: nothing was sent: {text}");
     }
     assert!(began.elapsed() < AT_ONCE * 2, "{:?} for 11 calls", began.elapsed());
-    assert_eq!(stage.world.good_caller("app.test").get("/a").await.unwrap().status, StatusCode::OK);
-    stage.world.caller("app.test").refusal().await;
+    assert_eq!(stage.world.verified_client("app.test").get("/a").await.unwrap().status, StatusCode::OK);
+    stage.world.client("app.test").expect_alert().await;
 
-    // It comes back by itself, with nothing that was refused.
+    // It recovers by itself, without any rejected write.
     let mark = stage.world.control_log().mark();
     stage.etcd.start().await;
     stage.world.control_log().line_after(mark, &["reconnected to etcd"]).await;
@@ -121,10 +124,10 @@ async fn while_etcd_is_away_the_gateway_serves_reads_are_old_and_writes_are_refu
 }
 
 #[tokio::test]
-async fn a_data_plane_and_its_control_plane_restart_while_etcd_is_away() {
+async fn both_planes_restart_without_etcd() {
     let mut stage = Stage::start().await;
     let revision = stage.world.apply(&[("routes/a", stage.route("/a"))]).await;
-    stage.world.saved(revision).await;
+    stage.world.wait_persisted(revision).await;
     stage.etcd.kill().await;
     stage.world.kill_control().await;
     stage.world.kill_node().await;
@@ -136,18 +139,18 @@ async fn a_data_plane_and_its_control_plane_restart_while_etcd_is_away() {
     assert_eq!(stage.status("/b").await, StatusCode::OK);
 }
 
-/// A control plane on three members, over mutual TLS; it uses the one that leads.
+/// A control plane on three members, over mutual TLS; it uses the leader.
 async fn on_three() -> (Cluster, World, Upstream) {
-    let cluster = Cluster::of_three(Etcd::builder().mutual(&Authorities::mint())).await;
+    let cluster = Cluster::of_three(Etcd::builder().mutual(&Authorities::generate())).await;
     let mut access = cluster.access();
     access.hosts.rotate_left(cluster.leader(0).await);
     let world = World::builder().etcd(access).start().await;
     (cluster, world, Upstream::plain("one").await)
 }
 
-/// Writes until one write is acknowledged; every refusal must be a 503.
+/// Writes until one write is acknowledged; every failure must be a 503.
 async fn put_until_made(world: &World, path: &str, document: &Value) -> u64 {
-    e2e::caller::bounded("a write that is made", async {
+    e2e::client::bounded("a write that is made", async {
         loop {
             let answer = world.admin().call(Method::PUT, path, Some(document)).await.expect("an answer");
             match answer.status {
@@ -161,22 +164,22 @@ async fn put_until_made(world: &World, path: &str, document: &Value) -> u64 {
 }
 
 #[tokio::test]
-async fn one_member_of_three_may_die_and_with_two_gone_nothing_is_written() {
+async fn one_of_three_members_may_die() {
     let (mut cluster, world, upstream) = on_three().await;
     world.apply(&[("routes/all", route(&upstream, "/all"))]).await;
     let leader = cluster.leader(0).await;
     let (second, third) = ((leader + 1) % 3, (leader + 2) % 3);
     cluster.member(leader).kill().await;
     let revision = put_until_made(&world, "routes/two-left", &route(&upstream, "/two-left")).await;
-    world.settled(revision).await;
+    world.wait_acknowledged(revision).await;
     assert_eq!(status(&world, "app.test", "/two-left").await, StatusCode::OK);
 
     let mark = world.control_log().mark();
     cluster.member(second).kill().await;
     world.control_log().line_after(mark, &["no healthy etcd endpoint available"]).await;
-    let (refused, said) = attempt(&world, Method::PUT, "routes/none", Some(&route(&upstream, "/none"))).await;
+    let (refused, text) = attempt(&world, Method::PUT, "routes/none", Some(&route(&upstream, "/none"))).await;
     assert_eq!(refused, StatusCode::SERVICE_UNAVAILABLE);
-    assert!(!said.contains("not known"), "{said}");
+    assert!(!text.contains("not known"), "{text}");
     assert!(world.admin().get("routes/two-left").await.reply.headers.contains_key(STALE));
     assert_eq!(status(&world, "app.test", "/two-left").await, StatusCode::OK);
 
@@ -185,17 +188,18 @@ async fn one_member_of_three_may_die_and_with_two_gone_nothing_is_written() {
     cluster.member(second).serving().await;
     world.control_log().line_after(mark, &["reconnected to etcd"]).await;
     let revision = put_until_made(&world, "routes/back", &route(&upstream, "/back")).await;
-    world.settled(revision).await;
+    world.wait_acknowledged(revision).await;
     cluster.member(leader).start().await;
     let mut keys = cluster.keys(third).await;
-    let held: BTreeSet<_> = keys.below("/apisix/routes/").await.into_iter().map(|entry| entry.key).collect();
+    let held: BTreeSet<_> =
+        keys.with_prefix("/apisix/routes/").await.into_iter().map(|entry| entry.key).collect();
     let expected = ["", "all", "back", "two-left"].map(|id| name(&format!("routes/{id}")));
     assert_eq!(held, BTreeSet::from(expected), "what was refused was never written");
 }
 
-/// It runs and answers whoever does not mind old news; but it is alone.
+/// It runs and serves stale reads; but it is isolated.
 #[tokio::test]
-async fn a_member_without_a_majority_is_not_believed() {
+async fn a_member_without_a_majority_is_left() {
     let (mut cluster, world, upstream) = on_three().await;
     world.apply(&[("routes/before", route(&upstream, "/before"))]).await;
     let leader = cluster.leader(0).await;
@@ -206,21 +210,21 @@ async fn a_member_without_a_majority_is_not_believed() {
     }
     world.control_log().line_after(mark, &["no healthy etcd endpoint available"]).await;
     let began = Instant::now();
-    let (refused, said) = attempt(&world, Method::PUT, "routes/none", Some(&route(&upstream, "/none"))).await;
+    let (refused, text) = attempt(&world, Method::PUT, "routes/none", Some(&route(&upstream, "/none"))).await;
     assert_eq!(refused, StatusCode::SERVICE_UNAVAILABLE);
-    assert!(!said.contains("not known"), "{said}");
+    assert!(!text.contains("not known"), "{text}");
     assert!(began.elapsed() < AT_ONCE, "{:?}", began.elapsed());
     assert!(world.admin().get("routes/before").await.reply.headers.contains_key(STALE));
     for other in others {
         cluster.member(other).resume();
     }
     let revision = put_until_made(&world, "routes/after", &route(&upstream, "/after")).await;
-    world.settled(revision).await;
+    world.wait_acknowledged(revision).await;
     assert_eq!(status(&world, "app.test", "/after").await, StatusCode::OK);
     assert_eq!(cluster.keys(leader).await.get(&name("routes/none")).await, None);
 }
 
-/// What became of the writes of one writer.
+/// The outcomes of one writer's writes.
 #[derive(Default)]
 struct Outcomes {
     acknowledged: Vec<String>,
@@ -229,12 +233,12 @@ struct Outcomes {
 }
 
 impl Outcomes {
-    fn add(&mut self, id: &str, status: StatusCode, said: &str) {
+    fn add(&mut self, id: &str, status: StatusCode, text: &str) {
         let list = match status {
             status if status.is_success() => &mut self.acknowledged,
-            StatusCode::SERVICE_UNAVAILABLE if said.contains("not known") => &mut self.unknown,
+            StatusCode::SERVICE_UNAVAILABLE if text.contains("not known") => &mut self.unknown,
             StatusCode::SERVICE_UNAVAILABLE => &mut self.refused,
-            status => panic!("{id}: {status} {said}"),
+            status => panic!("{id}: {status} {text}"),
         };
         list.push(id.to_owned());
     }
@@ -268,14 +272,14 @@ async fn write_each(world: &World, upstream: &Upstream, ids: std::ops::Range<usi
 }
 
 #[tokio::test]
-async fn the_leader_paused_during_writes_loses_nothing_and_brings_nothing_later() {
+async fn a_paused_leader_neither_loses_nor_delays_writes() {
     let (mut cluster, world, upstream) = on_three().await;
     let mut total = Outcomes::default();
     for round in 0..2 {
         let leader = cluster.leader(round).await;
         let first = round * 100;
         let writes = write_each(&world, &upstream, first..first + 40);
-        // Whatever the leader took in before it stopped is in its memory and in its sockets.
+        // Requests that the leader had received are in its memory and its sockets.
         let (before, ()) = tokio::join!(writes, async {
             cluster.member(leader).pause();
         });
@@ -286,15 +290,21 @@ async fn the_leader_paused_during_writes_loses_nothing_and_brings_nothing_later(
             total.refused.append(&mut some.refused);
             total.unknown.append(&mut some.unknown);
         }
-        // The leader of before has caught up when it knows what was written after it came back.
+        // The former leader has caught up when it knows a write made after its return.
         let last = put_until_made(&world, &format!("routes/last-{round}"), &route(&upstream, "/last")).await;
-        world.settled(last).await;
+        world.wait_acknowledged(last).await;
         let mut keys = cluster.keys(leader).await;
         while !matches!(keys.try_get(&name(&format!("routes/last-{round}"))).await, Ok(Some(_))) {}
     }
     assert!(total.acknowledged.len() >= 60, "the cluster went on without it: {}", total.acknowledged.len());
-    let held: BTreeSet<_> =
-        cluster.keys(0).await.below("/apisix/routes/w").await.into_iter().map(|entry| entry.key).collect();
+    let held: BTreeSet<_> = cluster
+        .keys(0)
+        .await
+        .with_prefix("/apisix/routes/w")
+        .await
+        .into_iter()
+        .map(|entry| entry.key)
+        .collect();
     for id in &total.acknowledged {
         assert!(held.contains(&name(&format!("routes/{id}"))), "{id} was acknowledged and is lost");
     }
@@ -306,14 +316,14 @@ async fn the_leader_paused_during_writes_loses_nothing_and_brings_nothing_later(
     }
 }
 
-/// By way of this proxy alone.
+/// Through this proxy alone.
 fn proxied(proxy: &Proxy) -> Access {
     Access { hosts: vec![format!("http://{}", proxy.address())], ..Access::default() }
 }
 
-/// The connection breaks when etcd has made the write, before its answer came through.
+/// The connection breaks after etcd has made the write, before its response arrives.
 #[tokio::test]
-async fn a_write_that_is_cut_off_from_its_answer_is_told_as_it_is() {
+async fn a_write_without_a_response_is_reported_correctly() {
     for mended in [true, false] {
         let etcd = Etcd::plain().await;
         let proxy = Proxy::to(etcd.address()).await;
@@ -323,9 +333,9 @@ async fn a_write_that_is_cut_off_from_its_answer_is_told_as_it_is() {
         let next = keys.revision().await + 1;
         proxy.trap("\"/b\"", Network::HoldAnswers);
         let document = stage.route("/b");
-        let ((status, said), ()) =
+        let ((status, text), ()) =
             tokio::join!(attempt(&stage.world, Method::PUT, "routes/b", Some(&document)), async {
-                proxy.trapped(Network::HoldAnswers).await;
+                proxy.wait_for_trap(Network::HoldAnswers).await;
                 let history = keys.history("/apisix/routes/b", next, next).await;
                 assert!(history[0].value.is_some(), "it was made");
                 proxy.set(Network::Cut).await;
@@ -334,20 +344,21 @@ async fn a_write_that_is_cut_off_from_its_answer_is_told_as_it_is() {
                 }
             });
         if mended {
-            // It asked again, and found it.
-            assert_eq!(status, StatusCode::CREATED, "{said}");
+            // The control plane reads the key, and finds the write.
+            assert_eq!(status, StatusCode::CREATED, "{text}");
             let changes = keys.history("/apisix/routes/b", next, next).await;
             assert_eq!(changes.len(), 1, "it was made once");
         } else {
-            assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE, "{said}");
-            assert!(said.contains("not known"), "{said}");
+            assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE, "{text}");
+            assert!(text.contains("not known"), "{text}");
         }
     }
 }
 
-/// An endpoint that says nothing any more, without an end of its connections: a machine that lost its power, a firewall.
+/// An endpoint that falls silent without closing its connections: a machine without power, a
+/// firewall.
 #[tokio::test]
-async fn a_silent_endpoint_is_left_for_another() {
+async fn a_silent_endpoint_leads_to_failover() {
     let etcd = Etcd::plain().await;
     let proxy = Proxy::to(etcd.address()).await;
     let access =
@@ -356,33 +367,33 @@ async fn a_silent_endpoint_is_left_for_another() {
     stage.world.apply(&[("routes/a", stage.route("/a"))]).await;
     assert!(proxy.connections() > 0, "it is the first");
     proxy.set(Network::Hold).await;
-    // Nobody writes here, so only the watch can notice.
+    // Without writes only the watch can notice.
     stage.etcd_put("routes/b", &stage.route("/b")).await;
     assert_eq!(stage.status("/b").await, StatusCode::OK);
     let revision = put_until_made(&stage.world, "routes/c", &stage.route("/c")).await;
-    stage.world.settled(revision).await;
+    stage.world.wait_acknowledged(revision).await;
     assert_eq!(stage.status("/c").await, StatusCode::OK);
 }
 
 #[tokio::test]
-async fn a_full_etcd_is_told_with_what_to_do_and_everything_is_served_on() {
+async fn a_full_etcd_is_reported_with_advice() {
     let etcd = Etcd::builder().argument("--quota-backend-bytes=2000000").start().await;
     let stage = Stage::of(etcd).await;
     stage.world.apply(&[("routes/a", stage.route("/a"))]).await;
     let mut big = stage.route("/big");
     big["desc"] = json!("d".repeat(200));
     big["vars"] = json!([["arg_x", "==", "x".repeat(400_000)]]);
-    let said = e2e::caller::bounded("etcd is full", async {
+    let text = e2e::client::bounded("etcd is full", async {
         loop {
-            let (status, said) = attempt(&stage.world, Method::PUT, "routes/big", Some(&big)).await;
+            let (status, text) = attempt(&stage.world, Method::PUT, "routes/big", Some(&big)).await;
             if !status.is_success() {
-                assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE, "{said}");
-                return said;
+                assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE, "{text}");
+                return text;
             }
         }
     });
-    let said = said.await;
-    assert!(said.contains("database space exceeded") && said.contains("--quota-backend-bytes"), "{said}");
+    let text = text.await;
+    assert!(text.contains("database space exceeded") && text.contains("--quota-backend-bytes"), "{text}");
     assert_eq!(stage.status("/a").await, StatusCode::OK);
     assert_eq!(stage.world.admin().get("routes/a").await.status, StatusCode::OK);
     let mut keys = stage.etcd.keys().await;
@@ -391,12 +402,12 @@ async fn a_full_etcd_is_told_with_what_to_do_and_everything_is_served_on() {
     stage.etcd.ctl(&["defrag"]).await;
     stage.etcd.ctl(&["alarm", "disarm"]).await;
     let revision = put_until_made(&stage.world, "routes/b", &stage.route("/b")).await;
-    stage.world.settled(revision).await;
+    stage.world.wait_acknowledged(revision).await;
     assert_eq!(stage.status("/b").await, StatusCode::OK);
 }
 
 #[tokio::test]
-async fn a_write_whose_answer_is_lost_is_told_as_it_is() {
+async fn a_write_with_a_lost_response_is_reported_correctly() {
     let etcd = Etcd::plain().await;
     let proxy = Proxy::to(etcd.address()).await;
     let builder =
@@ -404,29 +415,29 @@ async fn a_write_whose_answer_is_lost_is_told_as_it_is() {
     let stage = Stage::with(etcd, builder).await;
     stage.world.apply(&[("routes/a", stage.route("/a"))]).await;
 
-    // It arrives, and nobody hears of it: it must not be told as refused.
+    // The write arrives without a response: it must not be reported as not made.
     proxy.trap("\"/b\"", Network::HoldAnswers);
-    let (refused, said) = attempt(&stage.world, Method::PUT, "routes/b", Some(&stage.route("/b"))).await;
-    assert_eq!(refused, StatusCode::SERVICE_UNAVAILABLE, "{said}");
-    assert!(said.contains("not known"), "{said}");
+    let (refused, text) = attempt(&stage.world, Method::PUT, "routes/b", Some(&stage.route("/b"))).await;
+    assert_eq!(refused, StatusCode::SERVICE_UNAVAILABLE, "{text}");
+    assert!(text.contains("not known"), "{text}");
     assert!(stage.etcd.keys().await.get(&name("routes/b")).await.is_some(), "it was made");
     let mark = stage.world.control_log().mark();
     proxy.set(Network::Forward).await;
     stage.world.control_log().line_after(mark, &["reconnected to etcd"]).await;
     let revision = put_until_made(&stage.world, "routes/c", &stage.route("/c")).await;
-    stage.world.settled(revision).await;
+    stage.world.wait_acknowledged(revision).await;
     assert_eq!(stage.status("/b").await, StatusCode::OK, "the data plane has what etcd has");
 
-    // It is under way and arrives when the network heals: by then it must not count any more.
+    // The write arrives when the network heals: by then it must not take effect.
     proxy.trap("\"/d\"", Network::Hold);
-    let (refused, said) = attempt(&stage.world, Method::PUT, "routes/d", Some(&stage.route("/d"))).await;
-    assert_eq!(refused, StatusCode::SERVICE_UNAVAILABLE, "{said}");
+    let (refused, text) = attempt(&stage.world, Method::PUT, "routes/d", Some(&stage.route("/d"))).await;
+    assert_eq!(refused, StatusCode::SERVICE_UNAVAILABLE, "{text}");
     let mark = stage.world.control_log().mark();
     proxy.set(Network::Forward).await;
     stage.world.control_log().line_after(mark, &["reconnected to etcd"]).await;
     let revision = put_until_made(&stage.world, "routes/e", &stage.route("/e")).await;
-    stage.world.settled(revision).await;
-    assert!(said.contains("not known"), "{said}");
+    stage.world.wait_acknowledged(revision).await;
+    assert!(text.contains("not known"), "{text}");
     let made = stage.etcd.keys().await.get(&name("routes/d")).await.is_some();
     let shown = stage.status("/d").await == StatusCode::OK;
     assert_eq!(shown, made, "the data plane has what etcd has");

@@ -1,4 +1,4 @@
-//! An APISIX on the same etcd: our documents have nothing that it would refuse, and what it writes back opens nothing.
+//! An APISIX on the same etcd: it can read our documents, and what it writes back opens nothing.
 
 use e2e::process::run_to_end;
 use http::StatusCode;
@@ -8,7 +8,7 @@ use super::stage::{Stage, entry, linted, name};
 
 const ROUTE_BESIDE: &str = "/apisix/countersign/extensions/routes/own";
 
-/// A revoked client and one that no allow-list names; each is refused.
+/// A revoked client and one that is on no allow-list; each is rejected.
 async fn guarded(stage: &Stage) {
     let credentials = &stage.world.credentials;
     let mut site = stage.world.protected_site();
@@ -23,11 +23,11 @@ async fn guarded(stage: &Stage) {
 }
 
 async fn status(stage: &Stage, path: &str) -> StatusCode {
-    stage.world.good_caller("app.test").get(path).await.unwrap().status
+    stage.world.verified_client("app.test").get(path).await.unwrap().status
 }
 
 #[tokio::test]
-async fn what_an_apisix_writes_back_opens_nothing() {
+async fn a_document_rewritten_by_an_apisix_stays_protected() {
     let mut stage = Stage::start().await;
     guarded(&stage).await;
     assert_eq!(
@@ -38,7 +38,7 @@ async fn what_an_apisix_writes_back_opens_nothing() {
     let (site, own) = (entry(&mut keys, "ssls/app").await, entry(&mut keys, "routes/own").await);
     assert_eq!(site["client"].as_object().unwrap().keys().collect::<Vec<_>>(), ["ca", "depth"]);
     assert_eq!(own.get("client_identity"), None, "an APISIX would refuse it: {own}");
-    // It reads, changes a member that it knows, and writes the whole back.
+    // It reads, changes a known member, and writes the whole back.
     for path in ["ssls/app", "routes/own"] {
         let mut document = entry(&mut keys, path).await;
         document["desc"] = json!("by an APISIX");
@@ -49,28 +49,28 @@ async fn what_an_apisix_writes_back_opens_nothing() {
     assert_eq!(status(&stage, "/own").await, StatusCode::FORBIDDEN);
     let shown = stage.world.admin().get("ssls/app").await.body["value"].clone();
     assert!(shown["client"]["crl"].is_array(), "{shown}");
-    // Read at once by planes that start anew.
+    // Planes that start anew read it at once.
     stage.world.kill_control().await;
     stage.world.kill_node().await;
     stage.world.start_control().await;
     stage.world.start_node().await;
-    stage.world.settled(keys.documents_revision().await).await;
+    stage.world.wait_acknowledged(keys.documents_revision().await).await;
     assert_eq!(status(&stage, "/own").await, StatusCode::FORBIDDEN);
 }
 
 #[tokio::test]
-async fn another_bundle_takes_the_lists_of_the_old_one_along() {
+async fn replacing_a_bundle_keeps_its_revocation_lists() {
     let stage = Stage::start().await;
     guarded(&stage).await;
     let mut keys = stage.etcd.keys().await;
     let mut site = entry(&mut keys, "ssls/app").await;
-    let strangers = &stage.world.credentials.strangers;
-    site["client"]["ca"] = json!(strangers.certificate_pem());
+    let untrusted = &stage.world.credentials.untrusted;
+    site["client"]["ca"] = json!(untrusted.certificate_pem());
     stage.etcd_put("ssls/app", &site).await;
     // The new authority is in force, the old one is not.
-    stage.world.good_caller("app.test").refusal().await;
-    let other = strangers.client("other");
-    let reply = stage.world.caller("app.test").identity(&other).get("/open").await.unwrap();
+    stage.world.verified_client("app.test").expect_alert().await;
+    let other = untrusted.client("other");
+    let reply = stage.world.client("app.test").identity(&other).get("/open").await.unwrap();
     assert_eq!(reply.status, StatusCode::OK);
     let finding = linted(&stage, "ssls/app").await;
     assert!(finding["message"].as_str().unwrap().contains("no certificate of it has signed it"), "{finding}");
@@ -78,22 +78,22 @@ async fn another_bundle_takes_the_lists_of_the_old_one_along() {
 }
 
 #[tokio::test]
-async fn what_lies_beside_never_falls_silently() {
+async fn removed_extension_fields_are_reported() {
     let stage = Stage::start().await;
     guarded(&stage).await;
     let mut keys = stage.etcd.keys().await;
-    // One that cannot be read is not "none".
+    // An unreadable one is not "none".
     let revision = keys.put(ROUTE_BESIDE, "{").await;
-    stage.world.settled(revision).await;
+    stage.world.wait_acknowledged(revision).await;
     assert_ne!(status(&stage, "/own").await, StatusCode::OK);
     linted(&stage, "routes/own").await;
     let identity = json!({"client_identity": {"allow": [{"dns": "allowed.test"}]}});
     let revision = keys.put(ROUTE_BESIDE, identity.to_string()).await;
-    stage.world.settled(revision).await;
+    stage.world.wait_acknowledged(revision).await;
     assert_eq!(status(&stage, "/own").await, StatusCode::FORBIDDEN);
-    // Taken away by hand: in force, and told.
+    // Removed by hand: in force, and reported.
     let revision = keys.delete(ROUTE_BESIDE).await;
-    stage.world.settled(revision).await;
+    stage.world.wait_acknowledged(revision).await;
     stage
         .world
         .control_log()
@@ -103,7 +103,7 @@ async fn what_lies_beside_never_falls_silently() {
 }
 
 #[tokio::test]
-async fn a_copy_takes_what_lies_beside_along() {
+async fn a_copy_includes_extension_fields() {
     let stage = Stage::start().await;
     guarded(&stage).await;
     let config = stage.world.write_config("copy");
@@ -117,14 +117,14 @@ async fn a_copy_takes_what_lies_beside_along() {
     let rules = std::fs::read_to_string(stage.world.folder().join("rules.yaml")).unwrap();
     let (documents, beside) = rules.split_once("countersign_extensions:").unwrap();
     assert!(!documents.contains("client_identity") && beside.contains("client_identity"), "{rules}");
-    // An APISIX deletes and makes a route anew: it starts clean, until the copy brings back what was saved.
+    // An APISIX deletes and recreates a route: it has no extension until the copy restores it.
     let mut keys = stage.etcd.keys().await;
     let document: Value = entry(&mut keys, "routes/own").await;
     keys.delete(&name("routes/own")).await;
     stage.etcd_put("routes/own", &document).await;
     assert_eq!(status(&stage, "/own").await, StatusCode::OK);
     copy("yaml:rules.yaml", "etcd").await;
-    stage.world.settled(keys.documents_revision().await).await;
+    stage.world.wait_acknowledged(keys.documents_revision().await).await;
     assert_eq!(status(&stage, "/own").await, StatusCode::FORBIDDEN);
     copy("etcd", "embedded:again.redb").await;
     assert!(copy("embedded:again.redb", "etcd").await.contains("0 are new, 0 differ"));

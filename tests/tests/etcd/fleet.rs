@@ -1,9 +1,9 @@
-//! The fleet as one: an answer of one control plane speaks for the data planes of all, and what
-//! hangs is noticed.
+//! The fleet as one: a response of one control plane covers the data planes of all, and stopped ones
+//! are detected.
 
 use std::time::{Duration, Instant};
 
-use e2e::caller::bounded;
+use e2e::client::bounded;
 use e2e::etcd::{Entry, Etcd};
 use e2e::upstream::Upstream;
 use e2e::world::World;
@@ -14,8 +14,8 @@ use serde_json::{Value, json};
 
 use super::stage::route;
 
-/// What a hung control plane may take to be left, and the node to serve on elsewhere: three
-/// seconds, on a busy machine.
+/// The limit until a stopped control plane is left and the node is served elsewhere: three seconds, on
+/// a busy machine.
 const NOTICED: Duration = Duration::from_secs(9);
 
 /// Two control planes; node-1 is served by the first, node-2 by the second.
@@ -59,11 +59,11 @@ fn signal(process: u32, signal: Signal) {
 }
 
 async fn reports(etcd: &Etcd) -> Vec<Entry> {
-    etcd.keys().await.below("/apisix/countersign/control_planes/").await
+    etcd.keys().await.with_prefix("/apisix/countersign/control_planes/").await
 }
 
 #[tokio::test]
-async fn an_answer_speaks_for_the_nodes_of_all_control_planes() {
+async fn a_response_covers_the_nodes_of_all_control_planes() {
     let (etcd, mut world, upstream) = one_node_each().await;
     let put = async |world: &World, path: &str| {
         world.admin_of(1).put(&format!("routes/{path}"), &route(&upstream, &format!("/{path}"))).await
@@ -76,7 +76,7 @@ async fn an_answer_speaks_for_the_nodes_of_all_control_planes() {
         assert_eq!((&other["nodes"], view["control_planes"].as_array().unwrap().len()), (&json!(1), 1));
         assert_eq!(other["push"], world.push_address_of(1 - index).to_string());
     }
-    // node-1 hangs, at the other control plane than the one that is asked.
+    // node-1 hangs, at the control plane that is not asked.
     signal(world.node_id(), Signal::SIGSTOP);
     let revision = put(&world, "b").await;
     let (status, view) = acknowledged(&world, 1, revision, "1").await;
@@ -88,10 +88,10 @@ async fn an_answer_speaks_for_the_nodes_of_all_control_planes() {
         "{view}"
     );
     assert!(behind["acknowledged"].as_u64().unwrap() < revision);
-    // The control plane gives up on it: then it is not connected, and nobody waits for it.
+    // The control plane gives up on it: it counts as disconnected, and no wait includes it.
     assert_eq!(acknowledged(&world, 1, revision, "30").await.0, StatusCode::OK);
     signal(world.node_id(), Signal::SIGCONT);
-    // It finds a control plane again, this one or that one.
+    // It finds a control plane again, either one.
     bounded("node-1 is back", async {
         let is_there = async |index: usize| {
             let view = world.admin_of(index).get("dataplanes").await.body;
@@ -103,41 +103,41 @@ async fn an_answer_speaks_for_the_nodes_of_all_control_planes() {
     .await;
     assert_eq!(acknowledged(&world, 1, revision, "30").await.0, StatusCode::OK);
 
-    // One that stops takes its report along.
+    // A stopped control plane removes its report.
     assert_eq!(reports(&etcd).await.len(), 2);
     world.stop_control_at(0).await;
     assert_eq!(reports(&etcd).await.len(), 1);
 }
 
 #[tokio::test]
-async fn a_control_plane_that_hangs_is_left_within_seconds() {
+async fn a_stopped_control_plane_is_left_within_seconds() {
     let (etcd, world, upstream) = one_node_each().await;
-    let hung = world.control_process(0).id();
-    signal(hung, Signal::SIGSTOP);
+    let process = world.control_process(0).id();
+    signal(process, Signal::SIGSTOP);
     let stopped = Instant::now();
     connected(&world, 1, &["node-1", "node-2"]).await;
     let took = stopped.elapsed();
     assert!(took < NOTICED, "node-1 left it after {took:?}");
-    // Its report is still there and names node-1, which serves the newest elsewhere.
+    // Its report still names node-1, which serves the newest revision elsewhere.
     let revision = world.admin_of(1).put("routes/a", &route(&upstream, "/a")).await;
     assert_eq!(reports(&etcd).await.len(), 2);
     let (status, view) = acknowledged(&world, 1, revision, "30").await;
     assert_eq!(status, StatusCode::OK, "{view}");
     assert_eq!(reports(&etcd).await.len(), 2, "it was not the lease's end that made it so");
-    signal(hung, Signal::SIGCONT);
+    signal(process, Signal::SIGCONT);
 }
 
-/// Its report outlives a control plane that was killed; the one that has its address now knows better.
+/// The report of a killed control plane stays; the one with its address now knows better.
 #[tokio::test]
-async fn a_killed_predecessor_speaks_for_no_node() {
+async fn the_report_of_a_killed_predecessor_is_ignored() {
     let etcd = Etcd::plain().await;
     let mut world = World::builder().etcd(&etcd).start().await;
     let upstream = Upstream::plain("one").await;
     let revision = world.admin().put("routes/a", &route(&upstream, "/a")).await;
     assert_eq!(acknowledged(&world, 0, revision, "30").await.0, StatusCode::OK);
     bounded("the report says so", async {
-        let said = |entry: &Entry| entry.json()["oldest"][0]["acknowledged"] == revision;
-        while !reports(&etcd).await.iter().any(said) {}
+        let acknowledged = |entry: &Entry| entry.json()["oldest"][0]["acknowledged"] == revision;
+        while !reports(&etcd).await.iter().any(acknowledged) {}
     })
     .await;
     world.kill_control().await;
@@ -151,12 +151,12 @@ async fn a_killed_predecessor_speaks_for_no_node() {
 }
 
 #[tokio::test]
-async fn without_the_store_nobody_speaks_for_the_others() {
+async fn without_the_store_no_report_covers_other_nodes() {
     let (mut etcd, world, upstream) = one_node_each().await;
     let revision = world.admin_of(0).put("routes/a", &route(&upstream, "/a")).await;
     assert_eq!(acknowledged(&world, 0, revision, "30").await.0, StatusCode::OK);
     etcd.kill().await;
-    // What was read a moment before counts for 0.1 s.
+    // A recent reading counts for 0.1 s.
     let view = bounded("the reports cannot be read", async {
         loop {
             let (status, view) = acknowledged(&world, 0, revision, "1").await;
@@ -171,7 +171,7 @@ async fn without_the_store_nobody_speaks_for_the_others() {
 }
 
 #[tokio::test]
-async fn one_generated_admin_key_opens_every_control_plane() {
+async fn one_generated_admin_key_is_valid_at_every_control_plane() {
     let etcd = Etcd::plain().await;
     let generated =
         json!({"deployment": {"admin": {"admin_key": [{"name": "admin", "key": "", "role": "admin"}]}}});
@@ -191,7 +191,7 @@ async fn one_generated_admin_key_opens_every_control_plane() {
         assert_eq!(opens("another").await, StatusCode::UNAUTHORIZED);
     }
     world.control_log_of(1).line_with(&["the admin key is the one in", "data-0/admin.key"]).await;
-    for entry in etcd.keys().await.below("/").await {
+    for entry in etcd.keys().await.with_prefix("/").await {
         assert!(!String::from_utf8_lossy(&entry.value).contains(key.trim()), "{}", entry.key);
     }
 }

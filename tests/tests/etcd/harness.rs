@@ -1,4 +1,4 @@
-//! The etcd servers and the proxy that the other suites rely on do what they say.
+//! The etcd servers and the proxy of the other suites work as described.
 
 use e2e::etcd::{Authorities, Cluster, Etcd};
 use e2e::proxy::{Network, Proxy};
@@ -6,7 +6,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
 #[tokio::test]
-async fn an_etcd_keeps_its_content_over_a_kill_and_an_older_save_brings_back_the_older_one() {
+async fn an_etcd_survives_a_kill_and_can_be_restored() {
     let mut etcd = Etcd::plain().await;
     let mut keys = etcd.keys().await;
     keys.put("/a", "1").await;
@@ -32,8 +32,8 @@ async fn an_etcd_keeps_its_content_over_a_kill_and_an_older_save_brings_back_the
 }
 
 #[tokio::test]
-async fn every_kind_of_etcd_starts_and_the_test_comes_in() {
-    let authorities = Authorities::mint();
+async fn tests_can_connect_to_every_kind_of_etcd() {
+    let authorities = Authorities::generate();
     for etcd in [
         Etcd::tls(&authorities).await,
         Etcd::mutual(&authorities).await,
@@ -42,7 +42,7 @@ async fn every_kind_of_etcd_starts_and_the_test_comes_in() {
     ] {
         let mut keys = etcd.keys().await;
         let revision = keys.put("/a", "1").await;
-        assert_eq!(keys.below("/").await[0].modified, revision);
+        assert_eq!(keys.with_prefix("/").await[0].modified, revision);
         assert!(etcd.ctl(&["get", "/a"]).await.contains("/a\n1"));
     }
 }
@@ -63,7 +63,7 @@ async fn a_cluster_has_another_leader_when_one_is_killed_or_paused() {
     let leader = cluster.leader(first).await;
     cluster.member(leader).pause();
     let mut keys = cluster.keys((leader + 1) % 3).await;
-    // An election breaks off what is under way.
+    // An election interrupts pending reads.
     while keys.try_get("/a").await.is_err() {}
     keys.put("/a", "3").await;
     cluster.member(leader).resume();
@@ -86,7 +86,7 @@ async fn a_proxy_holds_and_cuts() {
     client.write_all(b"ping").await.unwrap();
     server.read_exact(&mut got).await.unwrap();
 
-    // Requests arrive, the answer waits for the network to heal.
+    // Requests arrive, the response waits until the network heals.
     proxy.set(Network::HoldAnswers).await;
     client.write_all(b"more").await.unwrap();
     server.read_exact(&mut got).await.unwrap();

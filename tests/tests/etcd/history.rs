@@ -1,5 +1,5 @@
-//! Histories that break: compacted away behind a watcher's back, or set back to an older one. Whatever happened, the data planes end up
-//! with exactly what etcd holds.
+//! Broken histories: compacted while a watcher is away, or restored to an older revision. Data
+//! planes end up with exactly the content of etcd.
 
 use e2e::etcd::Etcd;
 use e2e::process::run_to_end;
@@ -10,7 +10,7 @@ use serde_json::json;
 
 use super::stage::{Stage, name, numbered};
 
-/// A stage whose control plane reaches etcd by a proxy.
+/// A setup whose control plane reaches etcd through a proxy.
 async fn behind_a_proxy() -> (Stage, Proxy) {
     let etcd = Etcd::plain().await;
     let proxy = Proxy::to(etcd.address()).await;
@@ -18,10 +18,9 @@ async fn behind_a_proxy() -> (Stage, Proxy) {
     (Stage::with(etcd, builder).await, proxy)
 }
 
-/// The number that the upstream hears for this path; nothing when no route answers.
+/// The number in the host at the upstream for this path; `None` without a route.
 async fn number(stage: &Stage, path: &str) -> Option<String> {
-    let reply =
-        stage.world.plain("app.test").await.get(path).await.unwrap_or_else(|refused| panic!("{refused}"));
+    let reply = stage.world.plain("app.test").await.get(path).await.unwrap_or_else(|error| panic!("{error}"));
     match reply.status {
         StatusCode::OK => Some(reply.json()["headers"]["host"].as_str().unwrap().to_owned()),
         StatusCode::NOT_FOUND => None,
@@ -35,19 +34,19 @@ async fn assert_numbers(stage: &Stage, expected: &[(&str, Option<u64>)]) {
     }
 }
 
-/// PUTs numbered routes by way of the Admin API.
+/// PUTs numbered routes through the Admin API.
 async fn apply(stage: &Stage, documents: &[(&str, u64)]) -> u64 {
     let mut revision = 0;
     for (id, version) in documents {
         let document = numbered(&stage.upstream, &format!("/{id}"), *version);
         revision = stage.world.admin().put(&format!("routes/{id}"), &document).await;
     }
-    stage.world.settled(revision).await;
+    stage.world.wait_acknowledged(revision).await;
     revision
 }
 
 #[tokio::test]
-async fn changes_that_are_compacted_away_unseen_are_found_by_reading_everything() {
+async fn compacted_changes_are_found_by_a_full_read() {
     let (stage, proxy) = behind_a_proxy().await;
     apply(&stage, &[("kept", 1), ("changed", 1), ("removed", 1)]).await;
     let mark = stage.world.control_log().mark();
@@ -67,19 +66,19 @@ async fn changes_that_are_compacted_away_unseen_are_found_by_reading_everything(
     let last = keys.documents_revision().await;
     keys.compact(last).await;
     proxy.set(Network::Forward).await;
-    stage.world.settled(last).await;
+    stage.world.wait_acknowledged(last).await;
     assert_numbers(
         &stage,
         &[("/kept", Some(1)), ("/changed", Some(2)), ("/removed", None), ("/added", Some(19))],
     )
     .await;
-    // And it watches again.
+    // The watch runs again.
     apply(&stage, &[("added", 20)]).await;
     assert_numbers(&stage, &[("/added", Some(20))]).await;
 }
 
 #[tokio::test]
-async fn a_compaction_in_the_middle_of_a_watch_is_no_trouble() {
+async fn a_compaction_during_a_watch_is_harmless() {
     let stage = Stage::start().await;
     let mut keys = stage.etcd.keys().await;
     for version in 1..=5 {
@@ -91,37 +90,37 @@ async fn a_compaction_in_the_middle_of_a_watch_is_no_trouble() {
     assert!(!log.contains("loading everything"), "{log}");
 }
 
-/// Nothing of ours changes for a while, others write and etcd forgets: a watch that is asked for again meets a hole.
+/// Our keys do not change for a while, others write and etcd compacts: a renewed watch finds a gap.
 #[tokio::test]
-async fn a_watch_that_heard_nothing_for_long_survives_a_compaction() {
+async fn an_idle_watch_survives_a_compaction() {
     let etcd = Etcd::plain().await;
     let settings = json!({"deployment": {"etcd": {"watch_timeout": 1}}});
     let builder = World::builder().etcd(&etcd).settings(settings);
     let stage = Stage::with(etcd, builder).await;
     apply(&stage, &[("kept", 1)]).await;
     let brief = stage.world.admin().put("routes/brief?ttl=3", &numbered(&stage.upstream, "/brief", 1)).await;
-    stage.world.settled(brief).await;
+    stage.world.wait_acknowledged(brief).await;
     let mut keys = stage.etcd.keys().await;
     for _ in 0..20 {
         keys.put("/elsewhere", "x").await;
     }
     let now = keys.revision().await;
     keys.compact(now).await;
-    // The end of the lease is three seconds of silence away.
+    // The lease ends after three seconds of silence.
     let gone = keys.history("/apisix/routes/brief", now + 1, now + 1).await;
-    stage.world.settled(gone[0].revision).await;
+    stage.world.wait_acknowledged(gone[0].revision).await;
     assert_numbers(&stage, &[("/kept", Some(1)), ("/brief", None)]).await;
     apply(&stage, &[("kept", 2)]).await;
     assert_numbers(&stage, &[("/kept", Some(2))]).await;
 }
 
 #[tokio::test]
-async fn a_cluster_set_back_to_an_older_state_takes_everybody_with_it() {
+async fn a_restored_cluster_is_followed_by_all_nodes() {
     set_back(false).await;
 }
 
 #[tokio::test]
-async fn so_does_one_that_has_got_another_identity_with_that() {
+async fn a_restored_cluster_with_another_identity_is_followed() {
     set_back(true).await;
 }
 
@@ -131,7 +130,7 @@ async fn set_back(as_another: bool) {
     let save = stage.etcd.save().await;
     apply(&stage, &[("changed", 2), ("added", 2)]).await;
     let revision = stage.world.admin().delete("routes/removed").await;
-    stage.world.settled(revision).await;
+    stage.world.wait_acknowledged(revision).await;
     for round in 0..20 {
         apply(&stage, &[("busy", round)]).await;
     }
@@ -144,7 +143,8 @@ async fn set_back(as_another: bool) {
     stage.world.control_log().line_after(control, &["reconnected to etcd"]).await;
     let new = stage.world.admin().put("routes/new", &numbered(&stage.upstream, "/new", 3)).await;
     assert!(new < revision, "revisions went back: {new} after {revision}");
-    // An older revision than what the node had: only its own word tells that it has got there.
+    // The revision is older than the node's: only its own acknowledgement proves that it has
+    // arrived.
     stage
         .world
         .node_log()
@@ -160,17 +160,17 @@ async fn set_back(as_another: bool) {
     ];
     assert_numbers(&stage, &expected).await;
 
-    // A node that starts with what it had before is taken along, too.
+    // A node that starts with the former snapshot follows, too.
     stage.world.kill_control().await;
     stage.world.kill_node().await;
     stage.world.start_control().await;
     stage.world.start_node().await;
-    stage.world.settled(new).await;
+    stage.world.wait_acknowledged(new).await;
     assert_numbers(&stage, &expected).await;
 }
 
 #[tokio::test]
-async fn a_cluster_set_back_that_has_grown_past_what_was_seen_is_not_mistaken_for_its_former_self() {
+async fn a_restored_cluster_with_newer_revisions_is_recognised() {
     let (mut stage, proxy) = behind_a_proxy().await;
     apply(&stage, &[("kept", 1), ("changed", 1), ("removed", 1)]).await;
     let save = stage.etcd.save().await;
@@ -180,7 +180,7 @@ async fn a_cluster_set_back_that_has_grown_past_what_was_seen_is_not_mistaken_fo
     stage.world.control_log().line_after(mark, &["no healthy etcd endpoint available"]).await;
     stage.etcd.restore(&save).await;
     let mut keys = stage.etcd.keys().await;
-    // The same revisions once more, for other documents: `twice` gets the modification revision that it had before.
+    // The same revisions for other documents: `twice` gets the modification revision it had before.
     let mut revision = keys.revision().await;
     assert!(revision < seen);
     while revision < seen - 1 {
@@ -192,7 +192,7 @@ async fn a_cluster_set_back_that_has_grown_past_what_was_seen_is_not_mistaken_fo
     assert_eq!(twice, seen, "the same revision for another content");
     let last = keys.put(&name("routes/past"), numbered(&stage.upstream, "/past", 4).to_string()).await;
     proxy.set(Network::Forward).await;
-    stage.world.settled(last).await;
+    stage.world.wait_acknowledged(last).await;
     assert_numbers(
         &stage,
         &[
@@ -208,11 +208,11 @@ async fn a_cluster_set_back_that_has_grown_past_what_was_seen_is_not_mistaken_fo
 }
 
 #[tokio::test]
-async fn a_node_follows_to_another_cluster_when_an_operator_accepts() {
+async fn a_node_follows_to_an_accepted_cluster() {
     let mut stage = Stage::start().await;
-    // A late write of it would look like one of the other cluster, whose revisions may be the same.
+    // A late write would look like one of the other cluster, whose revisions may be equal.
     let before = apply(&stage, &[("a", 1), ("b", 1)]).await;
-    stage.world.saved(before).await;
+    stage.world.wait_persisted(before).await;
     let node = stage.world.node_log().mark();
     stage.etcd = Etcd::plain().await;
     stage.world.change_settings(stage.etcd.access().settings());
@@ -228,17 +228,17 @@ async fn a_node_follows_to_another_cluster_when_an_operator_accepts() {
     assert_numbers(&stage, &[("/a", None), ("/b", None), ("/c", Some(1))]).await;
 }
 
-/// A typo in the prefix is another store, and an empty one.
+/// A typo in the prefix names another store, and an empty one.
 #[tokio::test]
-async fn a_typo_in_the_prefix_empties_no_node() {
+async fn a_typo_in_the_prefix_is_held() {
     let mut stage = Stage::start().await;
     let revision = apply(&stage, &[("a", 1), ("b", 1)]).await;
-    stage.world.saved(revision).await;
+    stage.world.wait_persisted(revision).await;
     let before = std::fs::read(stage.world.last_good("node-1")).unwrap();
     stage.world.stop_control().await;
     stage.world.change_settings(json!({"deployment": {"etcd": {"prefix": "/apisx"}}}));
-    let told = check(&stage).await;
-    assert!(told.contains("deployment.etcd.prefix: the store is empty"), "{told}");
+    let report = check(&stage).await;
+    assert!(report.contains("deployment.etcd.prefix: the store is empty"), "{report}");
     stage.world.start_control().await;
     stage
         .world
@@ -250,8 +250,8 @@ async fn a_typo_in_the_prefix_empties_no_node() {
 
     stage.world.stop_control().await;
     stage.world.change_settings(json!({"deployment": {"etcd": {"prefix": "/apisix"}}}));
-    let told = check(&stage).await;
-    assert!(told.contains("is fine") && !told.contains("is empty"), "{told}");
+    let report = check(&stage).await;
+    assert!(report.contains("is fine") && !report.contains("is empty"), "{report}");
     stage.world.start_control().await;
     apply(&stage, &[("b", 2)]).await;
     assert_numbers(&stage, &[("/a", Some(1)), ("/b", Some(2))]).await;
@@ -263,9 +263,9 @@ async fn check(stage: &Stage) -> String {
     run_to_end("controlplane", &line, stage.world.folder()).await.stdout
 }
 
-/// It calls itself by the same id as before, for its members are configured as before.
+/// It has the same id as before, because its members are configured as before.
 #[tokio::test]
-async fn a_cluster_that_lost_its_data_empties_no_node() {
+async fn a_cluster_without_its_data_is_held() {
     let mut stage = Stage::start().await;
     apply(&stage, &[("a", 1), ("b", 1)]).await;
     let (control, node) = (stage.world.control_log().mark(), stage.world.node_log().mark());
@@ -278,9 +278,10 @@ async fn a_cluster_that_lost_its_data_empties_no_node() {
     assert_numbers(&stage, &[("/a", Some(1)), ("/b", Some(1))]).await;
 }
 
-/// A transaction, or a removal of a whole directory, is one revision: none of its changes may be left behind.
+/// A transaction, or the removal of a whole directory, is one revision: all of its changes must be
+/// applied.
 #[tokio::test]
-async fn many_changes_of_one_revision_are_all_taken() {
+async fn all_changes_of_one_revision_are_applied() {
     let stage = Stage::start().await;
     let mut keys = stage.etcd.keys().await;
     let ids: Vec<String> = (0..100).map(|n| format!("many-{n}")).collect();
@@ -288,10 +289,10 @@ async fn many_changes_of_one_revision_are_all_taken() {
         let document = |id: &String| numbered(&stage.upstream, &format!("/{id}"), round).to_string();
         let entries: Vec<_> = ids.iter().map(|id| (name(&format!("routes/{id}")), document(id))).collect();
         let revision = keys.put_all(&entries).await;
-        stage.world.settled(revision).await;
+        stage.world.wait_acknowledged(revision).await;
         assert_all(&stage, &ids, Some(round)).await;
-        let revision = keys.delete_below(&name("routes/many-")).await;
-        stage.world.settled(revision).await;
+        let revision = keys.delete_prefix(&name("routes/many-")).await;
+        stage.world.wait_acknowledged(revision).await;
         assert_all(&stage, &ids, None).await;
     }
 }
@@ -300,7 +301,7 @@ async fn assert_all(stage: &Stage, ids: &[String], expected: Option<u64>) {
     let mut session = stage.world.plain("app.test").await;
     let mut wrong = Vec::new();
     for id in ids {
-        let reply = session.get(&format!("/{id}")).await.unwrap_or_else(|refused| panic!("{refused}"));
+        let reply = session.get(&format!("/{id}")).await.unwrap_or_else(|error| panic!("{error}"));
         let right = match expected {
             None => reply.status == StatusCode::NOT_FOUND,
             Some(version) => {

@@ -1,7 +1,7 @@
-//! One etcd, two programs: what an APISIX wrote is served, what we write an APISIX can read, and what is wrong, or asks for what we do
-//! not have, is left as it is and never served unprotected.
+//! One etcd, two programs: documents of an APISIX are served, ours can be read by an APISIX, and
+//! invalid or unsupported ones are left as they are and never served unprotected.
 //!
-//! Keys are sealed and opened by `openssl` here, so that both programs are compared with a third.
+//! `openssl` seals and opens keys, as a third implementation.
 
 use std::io::Write;
 use std::net::SocketAddr;
@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 
 use e2e::etcd::{Etcd, Keys};
 use e2e::raw;
-use e2e::stream::{Script, StreamUpstream};
+use e2e::upstream::tcp::{Script, TcpUpstream};
 use e2e::world::World;
 use http::StatusCode;
 use serde_json::{Value, json};
@@ -17,7 +17,8 @@ use tokio::io::AsyncWriteExt;
 
 use super::stage::{KEYRING, Stage, linted, name};
 
-/// AES-128-CBC as an APISIX seals: the entry of the keyring is both key and initial vector, the result is in base64.
+/// AES-128-CBC as an APISIX seals: the keyring's entry is both key and initial vector, the result
+/// is base64.
 fn openssl(entry: &str, direction: &str, input: &str) -> String {
     let hex: String = entry.bytes().map(|byte| format!("{byte:02x}")).collect();
     let mut child = Command::new("openssl")
@@ -55,7 +56,7 @@ const DIRECTORIES: [&str; 12] = [
     "upstreams",
 ];
 
-/// What `apisix init_etcd` leaves behind.
+/// The keys that `apisix init_etcd` creates.
 async fn laid_out(keys: &mut Keys) {
     for directory in DIRECTORIES {
         keys.put(&format!("/apisix/{directory}/"), "init_dir").await;
@@ -65,7 +66,7 @@ async fn laid_out(keys: &mut Keys) {
     keys.put("/apisix/gen_id", "1").await;
 }
 
-/// A world with an APISIX's default keyring, and streams within TLS.
+/// A world with an APISIX's default keyring, and streams over TLS.
 fn world(etcd: &Etcd) -> e2e::world::WorldBuilder {
     let apisix = json!({
         "proxy_mode": "http&stream",
@@ -79,7 +80,8 @@ async fn put(keys: &mut Keys, path: &str, document: &Value) -> u64 {
     keys.put(&name(path), document.to_string()).await
 }
 
-/// Documents with its defaults written out or not, keys sealed under both entries, ids as texts and as numbers.
+/// Documents with defaults written out or not, keys sealed under both entries, ids as strings and
+/// numbers.
 fn written_by_an_apisix(stage: &Stage, streams: SocketAddr) -> Vec<(&'static str, Value)> {
     let credentials = &stage.world.credentials;
     let (site, ca) = (&credentials.site, credentials.clients.certificate_pem());
@@ -93,7 +95,7 @@ fn written_by_an_apisix(stage: &Stage, streams: SocketAddr) -> Vec<(&'static str
                 "type": "server", "status": 1, "client": {"ca": ca, "depth": 1},
             }),
         ),
-        // Sealed before the keyring was turned.
+        // Sealed before the keyring was rotated.
         (
             "ssls/00000000000000000042",
             json!({
@@ -114,7 +116,7 @@ fn written_by_an_apisix(stage: &Stage, streams: SocketAddr) -> Vec<(&'static str
                 "id": "1", "uri": "/*", "host": "app.test", "upstream_id": 1, "priority": 0, "status": 1, "name": "app",
             }),
         ),
-        // The name in etcd says which it is, whatever is written inside.
+        // The key in etcd is the id, whatever the document says.
         ("routes/3", json!({"id": "33", "uri": "/third", "host": "app.test", "upstream_id": "1"})),
         ("services/7", json!({"id": "7", "hosts": ["svc.test"], "upstream_id": "1", "plugins": {}})),
         (
@@ -140,32 +142,33 @@ fn written_by_an_apisix(stage: &Stage, streams: SocketAddr) -> Vec<(&'static str
 }
 
 #[tokio::test]
-async fn what_an_apisix_wrote_is_served() {
+async fn documents_of_an_apisix_are_served() {
     let etcd = Etcd::plain().await;
     let mut keys = etcd.keys().await;
     laid_out(&mut keys).await;
-    let streams = StreamUpstream::plain("streams", Script::Greet).await;
+    let streams = TcpUpstream::plain("streams", Script::Greet).await;
     let builder = world(&etcd).without_control();
     let mut stage = Stage::with(etcd, builder).await;
-    // The site's certificates are minted with the world, so its documents are written before its control plane starts.
+    // The site's certificates are issued with the world, so its documents are written before its
+    // control plane starts.
     for (path, document) in written_by_an_apisix(&stage, streams.address()) {
         put(&mut keys, path, &document).await;
     }
-    let before = keys.below("/apisix/").await;
+    let before = keys.with_prefix("/apisix/").await;
     stage.world.start_control().await;
     let revision = before.iter().map(|entry| entry.modified).max().unwrap();
-    stage.world.settled(revision).await;
+    stage.world.wait_acknowledged(revision).await;
 
-    let reply = stage.world.good_caller("app.test").get("/any").await.unwrap();
+    let reply = stage.world.verified_client("app.test").get("/any").await.unwrap();
     assert_eq!(reply.json()["upstream"], "one");
-    let reply = stage.world.good_caller("app.test").get("/third").await.unwrap();
+    let reply = stage.world.verified_client("app.test").get("/third").await.unwrap();
     assert_eq!(reply.json()["uri"], "/third");
-    stage.world.caller("app.test").refusal().await;
-    let reply = stage.world.caller("svc.test").get("/svc/x").await.unwrap();
+    stage.world.client("app.test").expect_alert().await;
+    let reply = stage.world.client("svc.test").get("/svc/x").await.unwrap();
     assert_eq!(reply.json()["uri"], "/svc/x");
     let mut stream = stage
         .world
-        .stream_caller("app.test")
+        .tcp_client("app.test")
         .identity(&stage.world.credentials.client)
         .handshake()
         .await
@@ -173,8 +176,8 @@ async fn what_an_apisix_wrote_is_served() {
     stream.write_all(b"mmm").await.unwrap();
     assert_eq!(raw::until_closed(&mut stream).await, b"hello from streams\n");
 
-    // Nothing of it was touched, and nothing is missing in the lists.
-    let after = stage.etcd.keys().await.below("/apisix/").await;
+    // None was changed, and none is missing in the lists.
+    let after = stage.etcd.keys().await.with_prefix("/apisix/").await;
     for entry in &before {
         assert!(after.contains(entry), "{} was changed", entry.key);
     }
@@ -185,12 +188,12 @@ async fn what_an_apisix_wrote_is_served() {
 }
 
 #[tokio::test]
-async fn what_we_write_is_as_an_apisix_would() {
+async fn documents_have_the_form_of_an_apisix() {
     let etcd = Etcd::plain().await;
     let builder = world(&etcd);
     let stage = Stage::with(etcd, builder).await;
     let mut site = stage.world.open_site();
-    // Keys in another order than an APISIX would write them; the order is nothing's business.
+    // Keys in another order than an APISIX writes them; the order does not matter.
     site["labels"] = json!({"b": "1", "a": "2"});
     let node = stage.upstream.address().to_string();
     let upstream = json!({"type": "roundrobin", "nodes": {node: 1}});
@@ -216,8 +219,8 @@ async fn what_we_write_is_as_an_apisix_would() {
     assert_members(&stored, &["create_time", "host", "id", "update_time", "upstream_id", "uri"]);
     assert_eq!(stored["id"], id);
 
-    // The placeholders that an APISIX looks for, and nothing of ours among its directories.
-    let keys = stage.etcd.keys().await.below("/apisix/").await;
+    // The placeholders of an APISIX, and none of our keys among its directories.
+    let keys = stage.etcd.keys().await.with_prefix("/apisix/").await;
     for directory in DIRECTORIES.iter().chain(&["stream_routes"]) {
         let placeholder = keys.iter().find(|entry| entry.key == format!("/apisix/{directory}/"));
         assert_eq!(placeholder.map(|entry| &entry.value[..]), Some(&b"init_dir"[..]), "{directory}");
@@ -232,7 +235,7 @@ fn assert_members(document: &Value, expected: &[&str]) {
 }
 
 #[tokio::test]
-async fn values_that_are_wrong_are_told_and_everything_else_is_served() {
+async fn invalid_values_are_reported_and_others_served() {
     let etcd = Etcd::builder().argument("--max-request-bytes=8000000").start().await;
     let builder = world(&etcd);
     let stage = Stage::with(etcd, builder).await;
@@ -265,11 +268,11 @@ async fn values_that_are_wrong_are_told_and_everything_else_is_served() {
         assert_eq!(stage.etcd.keys().await.get(&name(path)).await.unwrap().value, value.as_bytes());
         assert_eq!(stage.status("/good").await, StatusCode::OK, "{path}");
     }
-    // A site whose certificate cannot be used is closed; it is nobody else's either.
-    stage.world.caller("bad.test").refusal().await;
-    assert_eq!(stage.world.caller("app.test").get("/good").await.unwrap().status, StatusCode::OK);
+    // A site with an unusable certificate is closed, and its names go to no other site.
+    stage.world.client("bad.test").expect_alert().await;
+    assert_eq!(stage.world.client("app.test").get("/good").await.unwrap().status, StatusCode::OK);
 
-    // Objects of kinds that we do not have, and names that no Admin API could write.
+    // Objects of unsupported kinds, and names that no Admin API could write.
     let mut keys = stage.etcd.keys().await;
     keys.put("/apisix/consumers/jack", r#"{"username":"jack"}"#).await;
     keys.put("/apisix/routes/a b", stage.route("/ab").to_string()).await;
@@ -282,7 +285,7 @@ async fn values_that_are_wrong_are_told_and_everything_else_is_served() {
 }
 
 #[tokio::test]
-async fn the_same_is_true_of_a_control_plane_that_starts_with_it() {
+async fn a_control_plane_starts_with_invalid_values() {
     let etcd = Etcd::plain().await;
     let mut keys = etcd.keys().await;
     keys.put("/apisix/routes/bad", "{").await;
@@ -293,66 +296,66 @@ async fn the_same_is_true_of_a_control_plane_that_starts_with_it() {
     assert_eq!(stage.status("/good").await, StatusCode::OK);
     linted(&stage, "routes/bad").await;
     linted(&stage, "ssls/bad").await;
-    // Both can be mended and removed by the Admin API.
+    // The Admin API can repair and remove both.
     stage.world.apply(&[("routes/bad", stage.route("/mended"))]).await;
     assert_eq!(stage.status("/mended").await, StatusCode::OK);
     let revision = stage.world.admin().delete("ssls/bad").await;
-    stage.world.settled(revision).await;
+    stage.world.wait_acknowledged(revision).await;
 }
 
 #[tokio::test]
-async fn a_good_value_that_is_replaced_by_a_bad_one_stays_in_force() {
+async fn an_invalid_value_does_not_replace_a_valid_one() {
     let stage = Stage::start().await;
     stage.world.apply(&[("ssls/app", stage.world.protected_site()), ("routes/1", stage.route("/one"))]).await;
     for bad in ["{", "null", "{\"uri\": 5}", "{\"id\":\"1\",\"uri\":\"/one\"}"] {
         stage.etcd_put_text("routes/1", bad).await;
         assert_eq!(stage.status("/one").await, StatusCode::OK, "{bad}");
         stage.etcd_put_text("ssls/app", bad).await;
-        let reply = stage.world.good_caller("app.test").get("/one").await.unwrap();
+        let reply = stage.world.verified_client("app.test").get("/one").await.unwrap();
         assert_eq!(reply.status, StatusCode::OK, "{bad}");
-        stage.world.caller("app.test").refusal().await;
+        stage.world.client("app.test").expect_alert().await;
     }
     let finding = linted(&stage, "ssls/app").await;
     assert_eq!(finding["severity"], "error");
-    // Removing it, and writing it well, are obeyed.
+    // Removal and a valid document take effect.
     let revision = stage.etcd.keys().await.delete(&name("ssls/app")).await;
-    stage.world.settled(revision).await;
-    stage.world.good_caller("app.test").refusal().await;
+    stage.world.wait_acknowledged(revision).await;
+    stage.world.verified_client("app.test").expect_alert().await;
     stage.etcd_put("routes/1", &stage.route("/two")).await;
     assert_eq!(stage.status("/two").await, StatusCode::OK);
     assert_eq!(stage.status("/one").await, StatusCode::NOT_FOUND);
 }
 
 #[tokio::test]
-async fn a_document_with_a_time_to_live_goes_by_itself() {
+async fn a_document_with_a_time_to_live_expires() {
     let stage = Stage::start().await;
     let admin = stage.world.admin();
     let revision = admin.put("routes/brief?ttl=1", &stage.route("/brief")).await;
-    stage.world.settled(revision).await;
+    stage.world.wait_acknowledged(revision).await;
     let mut keys = stage.etcd.keys().await;
     assert_ne!(keys.get(&name("routes/brief")).await.unwrap().lease, 0);
     assert_eq!(stage.status("/brief").await, StatusCode::OK);
-    // The lease's end is the change after this one.
+    // The end of the lease is the next change.
     let gone = keys.history("/apisix/routes/brief", revision + 1, revision + 1).await;
     assert_eq!(gone[0].value, None);
-    stage.world.settled(gone[0].revision).await;
+    stage.world.wait_acknowledged(gone[0].revision).await;
     assert_eq!(stage.status("/brief").await, StatusCode::NOT_FOUND);
     assert_eq!(keys.get(&name("routes/brief")).await, None);
 }
 
 #[tokio::test]
-async fn a_document_that_is_written_again_without_a_time_to_live_stays() {
+async fn a_document_rewritten_without_a_time_to_live_stays() {
     let stage = Stage::start().await;
     let admin = stage.world.admin();
     admin.put("routes/kept?ttl=1", &stage.route("/kept")).await;
     let revision = admin.put("routes/kept", &stage.route("/kept")).await;
     assert_eq!(stage.etcd.keys().await.get(&name("routes/kept")).await.unwrap().lease, 0);
-    // A lease that was granted later ends later than the first one did.
+    // A later lease ends later.
     let brief = admin.put("routes/brief?ttl=1", &stage.route("/brief")).await;
     let gone = stage.etcd.keys().await.history("/apisix/routes/", revision + 1, brief + 1).await;
     let gone = gone.last().unwrap();
     assert_eq!((gone.key.as_str(), &gone.value), (name("routes/brief").as_str(), &None), "{gone:?}");
-    stage.world.settled(gone.revision).await;
+    stage.world.wait_acknowledged(gone.revision).await;
     assert_eq!(stage.status("/kept").await, StatusCode::OK);
     assert_eq!(stage.status("/brief").await, StatusCode::NOT_FOUND);
 }

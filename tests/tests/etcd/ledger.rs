@@ -1,13 +1,14 @@
-//! Many writers by the Admin API, what each was told, and whether etcd's own history agrees.
+//! Many writers at the Admin API, their responses, and etcd's own history.
 //!
-//! Afterwards: every acknowledged write is in the history at the revision it was acknowledged with; what was answered as not written is
-//! nowhere in it; no write was made twice; each writer's own order is kept; and each data plane serves exactly what etcd holds.
+//! Afterwards: every acknowledged write is in the history at its revision; none that was reported
+//! as not made is in it; no write was made twice; each writer's order is kept; and each data plane
+//! serves exactly the content of etcd.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use e2e::admin::{Admin, AdminSession};
-use e2e::caller::{Session, bounded};
+use e2e::admin::{Admin, AdminConnection};
+use e2e::client::{HttpConnection, bounded};
 use e2e::etcd::Keys;
 use e2e::upstream::Upstream;
 use e2e::world::World;
@@ -18,41 +19,42 @@ use tokio::task::JoinSet;
 
 use super::stage::{name, numbered};
 
-/// Objects of each pair of writers, who write them at about the same time; every seventh write removes one.
+/// Objects of each pair of writers, which write them at about the same time; every seventh write
+/// removes one.
 const OBJECTS: u64 = 8;
-/// The number of the last document: nobody else's.
+/// The number of the final document, used by no writer.
 const END: u64 = u64::MAX;
 
-/// What the writers have done so far, all together.
+/// The totals of all writers.
 #[derive(Clone, Copy, Default)]
-pub struct Progress {
+pub(crate) struct Progress {
     made: u64,
     failed: u64,
 }
 
-/// One write and what was answered.
+/// One write and its response.
 struct Written {
     id: String,
-    /// In the document; nothing for a removal.
+    /// The number in the document; `None` for a removal.
     number: Option<u64>,
-    answer: Told,
+    answer: Outcome,
 }
 
-/// How often each was told.
+/// The count of each outcome.
 #[derive(Debug, Default)]
-pub struct Counts {
+pub(crate) struct Counts {
     pub made: u64,
     pub not_made: u64,
     pub unknown: u64,
 }
 
-enum Told {
+enum Outcome {
     Made(u64),
     NotMade,
     Unknown,
 }
 
-impl Told {
+impl Outcome {
     fn revision(&self) -> Option<u64> {
         if let Self::Made(revision) = self { Some(*revision) } else { None }
     }
@@ -60,7 +62,7 @@ impl Told {
 
 struct Writer {
     admin: Admin,
-    session: Option<AdminSession>,
+    session: Option<AdminConnection>,
     upstream: Arc<Upstream>,
     progress: watch::Sender<Progress>,
 }
@@ -77,7 +79,7 @@ impl Writer {
             let id = format!("p{}-{}", writer / 2, n % OBJECTS);
             let number = (n % 7 != 6).then_some(writer * 1_000_000 + n);
             let answer = self.write(&id, number).await;
-            let success = matches!(answer, Some(Told::Made(_)));
+            let success = matches!(answer, Some(Outcome::Made(_)));
             made += u64::from(success);
             self.progress.send_modify(|all| {
                 all.made += u64::from(success);
@@ -89,7 +91,7 @@ impl Writer {
     }
 
     /// `None`: there was nothing to remove.
-    async fn write(&mut self, id: &str, number: Option<u64>) -> Option<Told> {
+    async fn write(&mut self, id: &str, number: Option<u64>) -> Option<Outcome> {
         let session = match &mut self.session {
             Some(session) => session,
             none => none.insert(self.admin.connect().await.expect("the Admin API answers")),
@@ -98,19 +100,19 @@ impl Writer {
         let method = if document.is_some() { Method::PUT } else { Method::DELETE };
         let answer =
             session.call(method, &format!("routes/{id}"), document.as_ref()).await.expect("an answer");
-        let said = answer.reply.text();
+        let text = answer.reply.text();
         match answer.status {
-            status if status.is_success() => Some(Told::Made(answer.revision.expect("a revision"))),
+            status if status.is_success() => Some(Outcome::Made(answer.revision.expect("a revision"))),
             StatusCode::NOT_FOUND if number.is_none() => None,
-            StatusCode::SERVICE_UNAVAILABLE if said.contains("not known") => Some(Told::Unknown),
-            StatusCode::SERVICE_UNAVAILABLE => Some(Told::NotMade),
-            status => panic!("{id}: {status} {said}"),
+            StatusCode::SERVICE_UNAVAILABLE if text.contains("not known") => Some(Outcome::Unknown),
+            StatusCode::SERVICE_UNAVAILABLE => Some(Outcome::NotMade),
+            status => panic!("{id}: {status} {text}"),
         }
     }
 }
 
-/// Writers at work.
-pub struct Ledger {
+/// Running writers.
+pub(crate) struct Ledger {
     writers: JoinSet<Vec<Written>>,
     pairs: u64,
     count: u64,
@@ -122,7 +124,7 @@ pub struct Ledger {
 
 impl Ledger {
     /// Sixteen writers, spread over the control planes, of `count` writes each.
-    pub async fn open(world: &World, control_planes: usize, keys: &mut Keys, count: u64) -> Self {
+    pub(crate) async fn open(world: &World, control_planes: usize, keys: &mut Keys, count: u64) -> Self {
         const WRITERS: u64 = 16;
         let (progress, watched) = watch::channel(Progress::default());
         let upstream = Arc::new(Upstream::plain("one").await);
@@ -136,15 +138,15 @@ impl Ledger {
         Self { writers, pairs: WRITERS / 2, count: WRITERS * count, upstream, progress: watched, start }
     }
 
-    /// For whoever makes trouble meanwhile.
-    pub fn watched(&self) -> Watched {
+    /// For the disturbance that runs beside them.
+    pub(crate) fn watched(&self) -> Watched {
         Watched(self.progress.clone())
     }
 
     /// Waits for the writers, and compares.
-    pub async fn close(self, world: &World, keys: &mut Keys, nodes: usize) -> Counts {
+    pub(crate) async fn close(self, world: &World, keys: &mut Keys, nodes: usize) -> Counts {
         let written = self.writers.join_all().await;
-        // One write more: when it is seen everywhere, everything before it is.
+        // One final write: when it is visible everywhere, every write before it is.
         let last = numbered(&self.upstream, "/end", END);
         let end = bounded("a last write", async {
             loop {
@@ -156,47 +158,47 @@ impl Ledger {
             }
         });
         let end = end.await;
-        let told = check_history(keys, self.start, end, &written).await;
-        assert_eq!(told.made, self.count);
-        world.settled(end).await;
+        let tally = check_history(keys, self.start, end, &written).await;
+        assert_eq!(tally.made, self.count);
+        world.wait_acknowledged(end).await;
         let mut expected = HashMap::new();
-        for entry in keys.below("/apisix/routes/").await {
+        for entry in keys.with_prefix("/apisix/routes/").await {
             if let Ok(document) = serde_json::from_slice::<Value>(&entry.value) {
                 expected.insert(document["uri"].as_str().expect("a uri").to_owned(), document);
             }
         }
         for node in 0..nodes {
             let address = world.node_address(node, "http");
-            let mut session = Session::plain(address, "app.test").await.expect("the node serves");
+            let mut session = HttpConnection::plain(address, "app.test").await.expect("the node serves");
             for uri in (0..self.pairs).flat_map(|pair| (0..OBJECTS).map(move |n| format!("/p{pair}-{n}"))) {
                 assert_serves(&mut session, &uri, expected.get(&uri)).await;
             }
         }
-        told
+        tally
     }
 }
 
-/// Waits for what the writers have done.
-pub struct Watched(watch::Receiver<Progress>);
+/// Waits for progress of the writers.
+pub(crate) struct Watched(watch::Receiver<Progress>);
 
 impl Watched {
     /// So many more writes were made.
-    pub async fn made(&mut self, more: u64) {
+    pub(crate) async fn made(&mut self, more: u64) {
         let target = self.0.borrow().made + more;
         let enough = bounded("writes are made", self.0.wait_for(|all| all.made >= target)).await;
         drop(enough.expect("the writers run"));
     }
 
     /// So many more writes failed.
-    pub async fn failed(&mut self, more: u64) {
+    pub(crate) async fn failed(&mut self, more: u64) {
         let target = self.0.borrow().failed + more;
         let enough = bounded("writes fail", self.0.wait_for(|all| all.failed >= target)).await;
         drop(enough.expect("the writers run"));
     }
 }
 
-async fn assert_serves(session: &mut Session, uri: &str, expected: Option<&Value>) {
-    let reply = session.get(uri).await.unwrap_or_else(|refused| panic!("{refused}"));
+async fn assert_serves(session: &mut HttpConnection, uri: &str, expected: Option<&Value>) {
+    let reply = session.get(uri).await.unwrap_or_else(|error| panic!("{error}"));
     match expected {
         None => assert_eq!(reply.status, StatusCode::NOT_FOUND, "{uri}"),
         Some(document) => {
@@ -206,7 +208,7 @@ async fn assert_serves(session: &mut Session, uri: &str, expected: Option<&Value
     }
 }
 
-/// Compares what was told with what etcd's own history says.
+/// Compares the responses with etcd's own history.
 async fn check_history(keys: &mut Keys, start: u64, end: u64, written: &[Vec<Written>]) -> Counts {
     let history = keys.history("/apisix/routes/", start + 1, end).await;
     let mut by_revision = HashMap::new();
@@ -227,7 +229,7 @@ async fn check_history(keys: &mut Keys, start: u64, end: u64, written: &[Vec<Wri
         for Written { id, number, answer } in writer {
             let found = number.map_or(0, |number| times.get(&number).copied().unwrap_or(0));
             match answer {
-                Told::Made(revision) => {
+                Outcome::Made(revision) => {
                     all.made += 1;
                     let expected = (name(&format!("routes/{id}")), *number);
                     assert_eq!(by_revision.get(revision), Some(&expected), "{id} at {revision}");
@@ -235,25 +237,26 @@ async fn check_history(keys: &mut Keys, start: u64, end: u64, written: &[Vec<Wri
                     assert!(*revision > last, "{id}: {revision} after {last}");
                     last = *revision;
                 }
-                Told::NotMade => {
+                Outcome::NotMade => {
                     all.not_made += 1;
                     assert_eq!(found, 0, "{id} {number:?} was refused, and made");
                 }
-                Told::Unknown => {
+                Outcome::Unknown => {
                     all.unknown += 1;
                     assert!(found <= 1, "{id} {number:?} was made {found} times");
                 }
             }
         }
     }
-    // A removal carries no number; but each one in the history was told as made, or may have been. Two writers may be told of the
-    // same one: when the answer to a removal was lost, what counts is that the object is gone.
+    // A removal has no number; but each one in the history was acknowledged, or its response was
+    // lost. Two writers may get a success for the same one: after a lost response it counts that the
+    // object is gone.
     let removals = || written.iter().flatten().filter(|written| written.number.is_none());
     let made: HashSet<u64> = removals().filter_map(|written| written.answer.revision()).collect();
     let found = history.iter().filter(|change| change.value.is_none()).count();
-    let unknown = removals().filter(|written| matches!(written.answer, Told::Unknown)).count();
-    let told = made.len()..=made.len() + unknown;
-    assert!(told.contains(&found), "{found} removals, and {told:?} were told");
+    let unknown = removals().filter(|written| matches!(written.answer, Outcome::Unknown)).count();
+    let reported = made.len()..=made.len() + unknown;
+    assert!(reported.contains(&found), "{found} removals, and {reported:?} were reported");
     all
 }
 

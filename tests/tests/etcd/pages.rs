@@ -1,6 +1,8 @@
-//! The commands of APISIX's pages that need an etcd, as people copy them, run by a shell with the system's curl.
+//! The commands of APISIX's pages that need an etcd, as users copy them, run by a shell with the
+//! system's curl.
 //!
-//! The others are in the suite `e2e`. Host, port, key and paths are shell variables; nothing else is changed.
+//! The suite `e2e` has the others. Host, port, key and paths are shell variables; nothing else is
+//! changed.
 
 use e2e::admin::ADMIN_KEY;
 use e2e::etcd::{Authorities, Etcd};
@@ -9,11 +11,11 @@ use e2e::upstream::Upstream;
 use e2e::world::World;
 use serde_json::json;
 
-/// "Certificate", its last example: one bundle of authorities for the Admin API's clients, its server and etcd. And the one command
-/// of "Admin API" about a time to live.
+/// "Certificate", its last example: one bundle of authorities for the Admin API's clients, its
+/// server and etcd; and the command of "Admin API" about a time to live.
 #[tokio::test]
 async fn one_bundle_of_authorities_and_a_time_to_live() {
-    let etcd = Etcd::mutual(&Authorities::mint()).await;
+    let etcd = Etcd::mutual(&Authorities::generate()).await;
     let bundle = json!({
         "apisix": {"ssl": {"ssl_trusted_certificate": "apisix.ca-bundle"}},
         "deployment": {"admin": {"admin_api_mtls": {"admin_ssl_ca_cert": "apisix.ca-bundle"}}},
@@ -33,7 +35,7 @@ async fn one_bundle_of_authorities_and_a_time_to_live() {
         .set("port", world.admin_address().port())
         .set("http", world.http().port())
         .set("httpbin", upstream.address());
-    let said = shell
+    let output = shell
         .run(
             r#"curl -vvv \
     --resolve "admin.test:$port:127.0.0.1" https://admin.test:$port/apisix/admin/routes/1 \
@@ -52,13 +54,13 @@ async fn one_bundle_of_authorities_and_a_time_to_live() {
 }'"#,
         )
         .await;
-    assert!(said.status() == 201 && said.err.contains("Request CERT"), "{said:?}");
+    assert!(output.status() == 201 && output.err.contains("Request CERT"), "{output:?}");
     let revision = world.admin().get("routes/1").await.body["modifiedIndex"].as_u64().unwrap();
-    world.settled(revision).await;
-    let said = shell.run("curl http://127.0.0.1:$http/get -i").await;
-    assert!(said.status() == 200 && said.out.contains("\"upstream\":\"httpbin\""), "{said:?}");
+    world.wait_acknowledged(revision).await;
+    let output = shell.run("curl http://127.0.0.1:$http/get -i").await;
+    assert!(output.status() == 200 && output.out.contains("\"upstream\":\"httpbin\""), "{output:?}");
 
-    let said = shell
+    let output = shell
         .run(
             r#"admin() { curl --resolve "admin.test:$port:127.0.0.1" --cert $certs/administrator.crt --key $certs/administrator.key --cacert $certs/apisix.ca-bundle "$@"; }
 admin "https://admin.test:$port/apisix/admin/routes/2?ttl=60" \
@@ -74,12 +76,12 @@ admin "https://admin.test:$port/apisix/admin/routes/2?ttl=60" \
     }'"#,
         )
         .await;
-    assert_eq!(said.status(), 201, "{said:?}");
+    assert_eq!(output.status(), 201, "{output:?}");
 }
 
-/// Documents that somebody pasted into etcd itself are read as those that came through the Admin API.
+/// Documents written into etcd by hand are read like those of the Admin API.
 #[tokio::test]
-async fn what_is_pasted_into_etcd_is_served() {
+async fn documents_pasted_into_etcd_are_served() {
     let stage = super::stage::Stage::of(Etcd::plain().await).await;
     let world = &stage.world;
     world.write_credential("site", &world.credentials.site);
@@ -90,9 +92,9 @@ async fn what_is_pasted_into_etcd_is_served() {
     assert!(pasted.contains("CERTIFICATE-----\n"), "{pasted}");
     let mut keys = stage.etcd.keys().await;
     let revision = keys.put(&super::stage::name("ssls/1"), pasted).await;
-    world.settled(revision).await;
+    world.wait_acknowledged(revision).await;
     world.apply(&[("routes/a", stage.route("/a"))]).await;
-    let reply = world.good_caller("app.test").get("/a").await.unwrap_or_else(|refused| panic!("{refused}"));
+    let reply = world.verified_client("app.test").get("/a").await.unwrap_or_else(|error| panic!("{error}"));
     assert_eq!(reply.status, http::StatusCode::OK);
-    world.caller("app.test").refusal().await;
+    world.client("app.test").expect_alert().await;
 }

@@ -1,5 +1,6 @@
-//! Thousands of writes while the network between control plane and etcd is cut, held, and heard by one side only; and while members of
-//! a cluster die and stand still. What is true afterwards says `ledger`.
+//! Thousands of writes while the network between control plane and etcd is cut, held, or one-way,
+//! and while members of a cluster are killed or paused. `ledger` has the properties that hold
+//! afterwards.
 
 use e2e::etcd::{Authorities, Cluster, Etcd};
 use e2e::proxy::{Network, Proxy};
@@ -8,7 +9,8 @@ use serde_json::json;
 
 use super::ledger::{Ledger, Watched};
 
-/// Breaks the network again and again, each time after some more writes were made, and mends it after some failed.
+/// Breaks the network repeatedly, each time after some more writes were made, and repairs it after
+/// some failed.
 async fn trouble(proxy: &Proxy, mut writes: Watched) {
     let script = [
         (Network::Cut, 700, 40),
@@ -29,7 +31,7 @@ async fn trouble(proxy: &Proxy, mut writes: Watched) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn ten_thousand_writes_through_a_network_that_breaks() {
+async fn ten_thousand_writes_survive_network_failures() {
     let etcd = Etcd::plain().await;
     let proxy = Proxy::to(etcd.address()).await;
     let access = etcd.access().through(&[proxy.address()]);
@@ -38,14 +40,14 @@ async fn ten_thousand_writes_through_a_network_that_breaks() {
     let mut keys = etcd.keys().await;
     let ledger = Ledger::open(&world, 1, &mut keys, 625).await;
     trouble(&proxy, ledger.watched()).await;
-    let told = ledger.close(&world, &mut keys, 2).await;
-    assert!(told.not_made >= 100, "the network was broken: {told:?}");
+    let tally = ledger.close(&world, &mut keys, 2).await;
+    assert!(tally.not_made >= 100, "the network was broken: {tally:?}");
 }
 
-/// One member at a time, the one that leads more often than not: killed, or paused for as long as another is elected.
+/// One member at a time, mostly the leader: killed, or paused until another is elected.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn two_control_planes_write_while_members_die_and_stand_still() {
-    let mut cluster = Cluster::of_three(Etcd::builder().mutual(&Authorities::mint())).await;
+async fn two_control_planes_write_while_members_fail() {
+    let mut cluster = Cluster::of_three(Etcd::builder().mutual(&Authorities::generate())).await;
     let mut access = cluster.access();
     access.hosts.rotate_left(cluster.leader(0).await);
     let world = World::builder().etcd(access).control_planes(2).start().await;

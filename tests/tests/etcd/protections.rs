@@ -1,10 +1,10 @@
-//! Protections that another program wrote into etcd and that we do not have: what they protect is refused, never served
-//! without them, and never left to a broader route or site either.
+//! Unsupported protections that another program wrote into etcd: what they protect is denied, never
+//! served without them, and never left to a broader route or site.
 
 use e2e::etcd::Etcd;
 use e2e::process::run_to_end;
 use e2e::raw;
-use e2e::stream::{Script, StreamUpstream};
+use e2e::upstream::tcp::{Script, TcpUpstream};
 use e2e::world::World;
 use http::StatusCode;
 use serde_json::{Value, json};
@@ -14,7 +14,7 @@ use tokio::net::TcpStream;
 use super::stage::{Stage, linted, name};
 
 #[tokio::test]
-async fn a_protection_that_cannot_be_honoured_is_never_left_out() {
+async fn an_unsupported_protection_is_never_left_out() {
     let stage = Stage::start().await;
     stage.world.apply(&[("routes/all", stage.route("/*"))]).await;
     let mut secret = stage.route("/secret/*");
@@ -28,7 +28,7 @@ async fn a_protection_that_cannot_be_honoured_is_never_left_out() {
     assert_eq!(stage.etcd_get("routes/secret").await, secret, "it is left untouched");
     assert_eq!(stage.upstream.requests(), 1, "only the other request came through");
 
-    // A route that was served without protection and gets one is not served on without it.
+    // A route that gets a protection is not served without it.
     let mut open = stage.route("/open");
     stage.etcd_put("routes/open", &open).await;
     assert_eq!(stage.status("/open").await, StatusCode::OK);
@@ -48,18 +48,18 @@ async fn a_protection_that_cannot_be_honoured_is_never_left_out() {
     stage.world.kill_node().await;
     stage.world.start_control().await;
     stage.world.start_node().await;
-    stage.world.settled(written).await;
+    stage.world.wait_acknowledged(written).await;
     for path in ["/secret/x", "/open", "/guarded"] {
         assert_eq!(stage.status(path).await, StatusCode::SERVICE_UNAVAILABLE, "{path}");
     }
-    // And ends when it is taken away.
+    // It ends when it is removed.
     stage.etcd_put("routes/secret", &stage.route("/secret/*")).await;
     assert_eq!(stage.status("/secret/x").await, StatusCode::OK);
 }
 
-/// Each of these asks for something before a request may pass; the route for everything must not let it through.
+/// Each of these requires a condition; the route for everything must not bypass it.
 #[tokio::test]
-async fn whatever_a_route_demands_and_we_do_not_know_is_a_refusal() {
+async fn unknown_conditions_of_a_route_deny_requests() {
     let stage = Stage::start().await;
     stage.world.apply(&[("routes/all", stage.route("/*"))]).await;
     let with = |more: Value| {
@@ -77,21 +77,21 @@ async fn whatever_a_route_demands_and_we_do_not_know_is_a_refusal() {
         ("a script", with(json!({"script": "local _M = {} function _M.access() end return _M"}))),
         ("a function", with(json!({"filter_func": "function(vars) return vars.arg_a == \"1\" end"}))),
         ("a predicate that we cannot read", with(json!({"vars": [["http_x", "NO-SUCH-OPERATOR", "1"]]}))),
-        ("a member from a later version", with(json!({"allow_only": ["somebody"]}))),
+        ("a member from a later version", with(json!({"allow_only": ["other"]}))),
     ] {
         stage.etcd_put("routes/guarded", &document).await;
         assert_eq!(stage.status("/guarded").await, StatusCode::SERVICE_UNAVAILABLE, "{what}");
         assert_eq!(stage.status("/other").await, StatusCode::OK, "{what}");
         let revision = stage.etcd.keys().await.delete(&name("routes/guarded")).await;
-        stage.world.settled(revision).await;
+        stage.world.wait_acknowledged(revision).await;
         assert_eq!(stage.status("/guarded").await, StatusCode::OK, "{what}: deleted, it guards nothing");
     }
     assert!(stage.etcd.keys().await.get(&name("routes/all")).await.is_some());
 }
 
-/// A global rule stands before every request.
+/// A global rule applies to every request.
 #[tokio::test]
-async fn a_global_rule_that_we_do_not_know_closes_everything() {
+async fn an_unknown_global_rule_denies_every_request() {
     let stage = Stage::start().await;
     stage.world.apply(&[("ssls/app", stage.world.open_site()), ("routes/all", stage.route("/*"))]).await;
     stage
@@ -102,16 +102,16 @@ async fn a_global_rule_that_we_do_not_know_closes_everything() {
         .await;
     assert_eq!(stage.status("/any").await, StatusCode::SERVICE_UNAVAILABLE);
     assert_eq!(
-        stage.world.caller("app.test").get("/any").await.unwrap().status,
+        stage.world.client("app.test").get("/any").await.unwrap().status,
         StatusCode::SERVICE_UNAVAILABLE
     );
     linted(&stage, "global_rules/1").await;
     let revision = stage.etcd.keys().await.delete(&name("global_rules/1")).await;
-    stage.world.settled(revision).await;
+    stage.world.wait_acknowledged(revision).await;
     assert_eq!(stage.status("/any").await, StatusCode::OK);
 }
 
-/// A site whose policy cannot be read keeps its names: they do not fall to a wildcard site that asks for nothing.
+/// A site with an unreadable policy keeps its names: no open wildcard site gets them.
 #[tokio::test]
 async fn a_site_whose_policy_cannot_be_read_is_closed() {
     let stage = Stage::start().await;
@@ -120,7 +120,7 @@ async fn a_site_whose_policy_cannot_be_read_is_closed() {
     let everybody = json!({"snis": ["*.app.test"], "cert": site.certificate_pem, "key": site.key_pem});
     let ca = credentials.clients.certificate_pem();
     stage.world.apply(&[("ssls/everybody", everybody), ("routes/all", stage.route("/*"))]).await;
-    assert_eq!(stage.world.caller("strict.app.test").get("/").await.unwrap().status, StatusCode::OK);
+    assert_eq!(stage.world.client("strict.app.test").get("/").await.unwrap().status, StatusCode::OK);
     let with = |client: Value| json!({"id": "strict", "sni": "strict.app.test", "cert": site.certificate_pem, "key": site.key_pem, "client": client});
     for (what, client) in [
         ("no certificate", json!({"ca": "x".repeat(200), "depth": 1})),
@@ -132,24 +132,24 @@ async fn a_site_whose_policy_cannot_be_read_is_closed() {
     ] {
         stage.etcd_put("ssls/strict", &with(client)).await;
         println!("{what}");
-        stage.world.good_caller("strict.app.test").refusal().await;
-        stage.world.caller("strict.app.test").refusal().await;
-        // Nor by way of another name.
-        let reply = stage.world.caller("other.app.test").get("/").await.unwrap();
+        stage.world.verified_client("strict.app.test").expect_alert().await;
+        stage.world.client("strict.app.test").expect_alert().await;
+        // Nor through another name.
+        let reply = stage.world.client("other.app.test").get("/").await.unwrap();
         assert_eq!(reply.status, StatusCode::OK, "{what}: the wildcard's other names are served");
         let mut session =
-            stage.world.caller("strict.app.test").sni("other.app.test").connect().await.unwrap();
+            stage.world.client("strict.app.test").sni("other.app.test").connect().await.unwrap();
         let reply = session.get("/").await.unwrap();
         assert!(reply.status.is_client_error() || reply.status.is_server_error(), "{what}: {}", reply.status);
         let revision = stage.etcd.keys().await.delete(&name("ssls/strict")).await;
-        stage.world.settled(revision).await;
+        stage.world.wait_acknowledged(revision).await;
     }
 }
 
-/// Texts that an APISIX reads and RFC 8259 or our parser does not, and names that are no ids: what they take falls to nothing broader,
-/// before and after a restart.
+/// Values that an APISIX reads and RFC 8259 or this parser does not, and names that are no ids:
+/// their paths go to nothing broader, before and after a restart.
 #[tokio::test]
-async fn what_only_an_apisix_reads_leaves_nothing_to_a_broader_one() {
+async fn lenient_json_never_falls_to_a_broader_route() {
     let mut stage = Stage::start().await;
     let site = stage.world.credentials.servers.server(&["strict.app.test", "*.app.test"]);
     let everybody = json!({"snis": ["*.app.test"], "cert": site.certificate_pem, "key": site.key_pem});
@@ -187,16 +187,16 @@ async fn what_only_an_apisix_reads_leaves_nothing_to_a_broader_one() {
             stage.world.kill_node().await;
             stage.world.start_control().await;
             stage.world.start_node().await;
-            stage.world.settled(revision).await;
+            stage.world.wait_acknowledged(revision).await;
         }
         for path in ["/latin", "/twice", "/lone", "/deep", "/team"] {
             assert_eq!(stage.status(path).await, StatusCode::SERVICE_UNAVAILABLE, "{path} {restarted}");
         }
         assert_eq!(stage.status("/other").await, StatusCode::OK);
-        stage.world.caller("strict.app.test").refusal().await;
-        assert_eq!(stage.world.caller("other.app.test").get("/").await.unwrap().status, StatusCode::OK);
+        stage.world.client("strict.app.test").expect_alert().await;
+        assert_eq!(stage.world.client("other.app.test").get("/").await.unwrap().status, StatusCode::OK);
     }
-    // Nothing is copied without them.
+    // The copy omits none of them.
     let config = stage.world.write_config("copy");
     let line = ["-c", config.to_str().unwrap(), "copy", "--from", "etcd", "--to", "yaml:rules.yaml"];
     let ended = run_to_end("controlplane", &line, stage.world.folder()).await;
@@ -205,35 +205,35 @@ async fn what_only_an_apisix_reads_leaves_nothing_to_a_broader_one() {
         assert!(ended.stdout.contains(named), "{named}: {ended:?}");
     }
     assert!(!stage.world.folder().join("rules.yaml").exists());
-    // Written again under an id, or deleted, it is obeyed.
+    // Written again under an id, or deleted, it takes effect.
     let revision = stage.etcd.keys().await.delete(&name("routes/team:a")).await;
-    stage.world.settled(revision).await;
+    stage.world.wait_acknowledged(revision).await;
     assert_eq!(stage.status("/team").await, StatusCode::OK);
 }
 
 #[tokio::test]
-async fn a_stream_route_with_a_plugin_is_closed_and_none_serves_in_its_place() {
+async fn a_stream_route_with_a_plugin_is_closed() {
     let etcd = Etcd::plain().await;
     let apisix = json!({"apisix": {"proxy_mode": "http&stream", "stream_proxy": {"tcp": ["127.0.0.1:0"]}}});
     let builder = World::builder().etcd(&etcd).settings(apisix);
     let stage = Stage::with(etcd, builder).await;
-    let streams = StreamUpstream::plain("streams", Script::Greet).await;
+    let streams = TcpUpstream::plain("streams", Script::Greet).await;
     let upstream = json!({"nodes": {streams.address().to_string(): 1}});
     stage.world.apply(&[("stream_routes/all", json!({"upstream": upstream}))]).await;
-    assert_eq!(said(&stage).await, b"hello from streams\n");
+    assert_eq!(received(&stage).await, b"hello from streams\n");
     let guarded = json!({
         "id": "0-guarded", "remote_addr": "127.0.0.1", "upstream": upstream,
         "plugins": {"ip-restriction": {"whitelist": ["10.0.0.0/8"]}},
     });
     stage.etcd_put("stream_routes/0-guarded", &guarded).await;
-    assert_eq!(said(&stage).await, b"");
+    assert_eq!(received(&stage).await, b"");
     linted(&stage, "stream_routes/0-guarded").await;
     let revision = stage.etcd.keys().await.delete(&name("stream_routes/0-guarded")).await;
-    stage.world.settled(revision).await;
-    assert_eq!(said(&stage).await, b"hello from streams\n");
+    stage.world.wait_acknowledged(revision).await;
+    assert_eq!(received(&stage).await, b"hello from streams\n");
 }
 
-async fn said(stage: &Stage) -> Vec<u8> {
+async fn received(stage: &Stage) -> Vec<u8> {
     let mut stream = TcpStream::connect(stage.world.stream(0)).await.unwrap();
     // It may be closed before this arrives.
     let _ = stream.write_all(b"mmm").await;

@@ -1,11 +1,12 @@
-//! Several control planes on one etcd: writers on both lose nothing, and data planes move between them without ever going back.
+//! Several control planes on one etcd: concurrent writers lose nothing, and data planes move
+//! between them without going back.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use e2e::admin::Admin;
-use e2e::caller::{Session, bounded};
+use e2e::client::{HttpConnection, bounded};
 use e2e::etcd::Etcd;
 use e2e::upstream::Upstream;
 use e2e::world::World;
@@ -22,7 +23,8 @@ async fn two() -> (Etcd, World, Arc<Upstream>) {
     (etcd, world, Arc::new(Upstream::plain("one").await))
 }
 
-/// Adds labels of its own to an object that others change, too; tries again when somebody else was faster. Gives how often that was.
+/// Adds labels of its own to an object that others change, too, and retries after conflicts. Gives
+/// the number of conflicts.
 async fn label(admin: Admin, writer: usize, count: usize) -> usize {
     let mut session = admin.connect().await.unwrap();
     let mut lost = 0;
@@ -33,7 +35,7 @@ async fn label(admin: Admin, writer: usize, count: usize) -> usize {
             if answer.status == StatusCode::OK {
                 break;
             }
-            // It says that nothing was written, and to try again.
+            // The response says that nothing was written, and to retry.
             assert!(answer.reply.text().contains("value changed before overwritten"), "{answer:?}");
             lost += 1;
         }
@@ -42,7 +44,7 @@ async fn label(admin: Admin, writer: usize, count: usize) -> usize {
 }
 
 #[tokio::test]
-async fn two_control_planes_that_write_the_same_object_lose_no_update() {
+async fn concurrent_writers_lose_no_update() {
     let (etcd, world, upstream) = two().await;
     world.apply(&[("routes/shared", route(&upstream, "/shared"))]).await;
     let writers = (0..4).map(|writer| tokio::spawn(label(world.admin_of(writer % 2), writer, 25)));
@@ -62,21 +64,21 @@ async fn two_control_planes_that_write_the_same_object_lose_no_update() {
 }
 
 #[tokio::test]
-async fn what_one_writes_the_other_shows_and_pushes() {
+async fn a_write_is_visible_at_every_control_plane() {
     let (_etcd, world, upstream) = two().await;
-    // The node is on one of them; writes at both reach it.
+    // The node is connected to one of them; writes at both reach it.
     let on = connected_to(&world).await;
     for (index, path) in [(0, "a"), (1, "b")] {
         let revision = world
             .admin_of(index)
             .put(&format!("routes/{path}"), &route(&upstream, &format!("/{path}")))
             .await;
-        world.settled_at(on, revision).await;
+        world.wait_acknowledged_at(on, revision).await;
         let reply = world.plain("app.test").await.get(&format!("/{path}")).await.unwrap();
         assert_eq!(reply.status, StatusCode::OK);
         assert_eq!(world.admin_of(1 - index).get(&format!("routes/{path}")).await.status, StatusCode::OK);
     }
-    // An id taken here is not taken there once more.
+    // An id that was taken at one is not taken again at the other.
     let mut ids = BTreeSet::new();
     for round in 0..10 {
         for index in 0..2 {
@@ -88,7 +90,7 @@ async fn what_one_writes_the_other_shows_and_pushes() {
     }
 }
 
-/// The control plane that the first node is connected to, by its own word.
+/// The control plane of the first node, by the node's status.
 async fn connected_to(world: &World) -> usize {
     let addresses = [0, 1].map(|index| world.push_address_of(index).to_string());
     let newest = |log: &str| {
@@ -98,7 +100,7 @@ async fn connected_to(world: &World) -> usize {
     world.node_log().find("a line about a connection", newest).await
 }
 
-/// What the node says of the first delta it took over from this control plane after `mark`.
+/// The node's log line about its first delta from this control plane after `mark`.
 async fn first_taken(world: &World, mark: usize, index: usize) -> String {
     let connected = format!(" connected control_plane=\"{}\"", world.push_address_of(index));
     let first = |log: &str| {
@@ -108,11 +110,11 @@ async fn first_taken(world: &World, mark: usize, index: usize) -> String {
     world.node_log().find("a delta from the other control plane", first).await
 }
 
-/// Asks the node for one route's number until it is told to end: it never gets smaller.
-async fn only_forward(mut session: Session, end: Arc<AtomicBool>, seen: watch::Sender<u64>) {
+/// Requests one route's number until it is stopped: it never decreases.
+async fn only_forward(mut session: HttpConnection, end: Arc<AtomicBool>, seen: watch::Sender<u64>) {
     let mut newest = 0;
     while !end.load(Ordering::SeqCst) {
-        let reply = session.get("/counted").await.unwrap_or_else(|refused| panic!("{refused}"));
+        let reply = session.get("/counted").await.unwrap_or_else(|error| panic!("{error}"));
         assert_eq!(reply.status, StatusCode::OK);
         let host = reply.json()["headers"]["host"].as_str().unwrap().to_owned();
         let number: u64 = host.strip_prefix('v').unwrap().parse().unwrap();
@@ -123,7 +125,7 @@ async fn only_forward(mut session: Session, end: Arc<AtomicBool>, seen: watch::S
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_node_that_moves_during_a_burst_never_goes_back() {
+async fn a_node_that_moves_during_writes_never_goes_back() {
     let (_etcd, mut world, upstream) = two().await;
     let mut documents = vec![("routes/counted".to_owned(), numbered(&upstream, "/counted", 0))];
     documents.extend((0..200).map(|n| (format!("routes/fill-{n}"), route(&upstream, &format!("/fill-{n}")))));
@@ -134,12 +136,12 @@ async fn a_node_that_moves_during_a_burst_never_goes_back() {
         revision = world.admin().put(path, document).await;
     }
     let on = connected_to(&world).await;
-    world.settled_at(on, revision).await;
+    world.wait_acknowledged_at(on, revision).await;
 
     let (end, (seen, mut newest)) = (Arc::new(AtomicBool::new(false)), watch::channel(0));
     let asking = tokio::spawn(only_forward(world.plain("app.test").await, Arc::clone(&end), seen));
     let mut number = 0;
-    // Three moves; each time the one that the node is on dies in the middle of writes at the other.
+    // Three moves; each time the node's control plane dies during writes at the other.
     for _ in 0..3 {
         let on = connected_to(&world).await;
         let other = 1 - on;
@@ -152,9 +154,10 @@ async fn a_node_that_moves_during_a_burst_never_goes_back() {
                 world.kill_control_at(on).await;
             }
         }
-        world.settled_at(other, revision).await;
+        world.wait_acknowledged_at(other, revision).await;
         bounded("the newest is served", newest.wait_for(|seen| *seen == number)).await.unwrap();
-        // It said what it holds, so only what it lacked was sent: at most the one object that changed.
+        // It reported its snapshot, so only the difference was sent: at most the one changed
+        // object.
         let line = first_taken(&world, mark, other).await;
         assert!(
             line.contains("removed=0") && ["changed=0", "changed=1"].iter().any(|few| line.contains(few)),
@@ -167,16 +170,16 @@ async fn a_node_that_moves_during_a_burst_never_goes_back() {
 }
 
 #[tokio::test]
-async fn a_restarted_control_plane_sends_nothing_to_a_node_that_has_everything() {
+async fn a_restarted_control_plane_resumes_current_nodes() {
     let (_etcd, mut world, upstream) = two().await;
     for n in 0..50 {
         let revision = world.admin().put(&format!("routes/{n}"), &route(&upstream, &format!("/{n}"))).await;
         if n == 49 {
             let on = connected_to(&world).await;
-            world.settled_at(on, revision).await;
+            world.wait_acknowledged_at(on, revision).await;
         }
     }
-    // Both go and come back: whichever the node finds, it resumes there.
+    // Both restart: the node resumes at either.
     let on = connected_to(&world).await;
     world.stop_control_at(0).await;
     world.stop_control_at(1).await;
@@ -187,7 +190,7 @@ async fn a_restarted_control_plane_sends_nothing_to_a_node_that_has_everything()
 }
 
 #[tokio::test]
-async fn prefixes_on_one_etcd_do_not_meet() {
+async fn prefixes_of_one_etcd_are_separate() {
     let etcd = Etcd::plain().await;
     let at = |prefix: &str| {
         World::builder().etcd(&etcd).settings(json!({"deployment": {"etcd": {"prefix": prefix}}})).start()
@@ -202,7 +205,7 @@ async fn prefixes_on_one_etcd_do_not_meet() {
         let listed = world.admin().get("routes").await.body;
         assert_eq!((&listed["total"], &listed["list"][0]["value"]["uri"]), (&json!(1), &json!(path)));
     }
-    let keys: Vec<_> = etcd.keys().await.below("/").await.into_iter().map(|entry| entry.key).collect();
+    let keys: Vec<_> = etcd.keys().await.with_prefix("/").await.into_iter().map(|entry| entry.key).collect();
     for name in ["/gate/routes/a", "/gate2/routes/a"] {
         assert!(keys.contains(&name.to_owned()), "{keys:?}");
     }
@@ -210,18 +213,18 @@ async fn prefixes_on_one_etcd_do_not_meet() {
 }
 
 #[tokio::test]
-async fn the_secrets_of_tickets_are_shared_and_outlive_a_control_plane() {
+async fn ticket_secrets_are_shared_and_outlive_a_control_plane() {
     let (etcd, mut world, _upstream) = two().await;
     let mut keys = etcd.keys().await;
     let kept =
         |entries: Vec<e2e::etcd::Entry>| entries.into_iter().find(|entry| entry.key.contains("ticket"));
-    let secrets = kept(keys.below("/apisix/countersign/").await).expect("the secrets are in etcd");
+    let secrets = kept(keys.with_prefix("/apisix/countersign/").await).expect("the secrets are in etcd");
     assert!(!String::from_utf8_lossy(&secrets.value).contains("secret\":"), "sealed");
     let on = connected_to(&world).await;
-    world.node_log().line_with(&["took over new ticket secrets"]).await;
+    world.node_log().line_with(&["applied new ticket secrets"]).await;
     let mark = world.node_log().mark();
     world.kill_control_at(on).await;
     first_taken(&world, mark, 1 - on).await;
-    let after = kept(keys.below("/apisix/countersign/").await).expect("the secrets are in etcd");
-    assert_eq!(after, secrets, "nobody made others");
+    let after = kept(keys.with_prefix("/apisix/countersign/").await).expect("the secrets are in etcd");
+    assert_eq!(after, secrets, "no other secrets exist");
 }

@@ -1,9 +1,10 @@
-//! The client direction of x509-limbo: a collection of chains with the verdict that is right for each, judged twice.
+//! The client direction of x509-limbo: a collection of chains with their right verdicts, run twice.
 //!
-//! [`verifier`]: by `pki` with the clock of each case, the 116 scored ones and the 7 extra ones. [`over_tls`]: in handshakes with the real
-//! programs and the real clock, the 109 whose verdict is the same today. The project keeps no copy of the cases:
-//! `COUNTERSIGN_LIMBO` names the file (or the folder that holds `clients.json`). Without it nothing is judged, and that is said loudly,
-//! instead of looking like a success. Not cargo's harness: the last line is the score.
+//! [`verifier`] calls `pki` with the clock of each case, for the 116 scored and 7 extra ones.
+//! [`over_tls`] handshakes with the real programs and the real clock, for the 109 whose verdict is
+//! the same today. The repository holds no copy of the cases: `COUNTERSIGN_LIMBO` names the file
+//! (or the folder with `clients.json`). Without it the suite prints that it did not run. It is not
+//! cargo's harness: the last line is the score.
 
 mod cases;
 mod over_tls;
@@ -11,7 +12,7 @@ mod verifier;
 
 use std::process::ExitCode;
 
-/// Right ones, of how many.
+/// Right verdicts, of how many.
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
 struct Score {
     right: usize,
@@ -26,7 +27,7 @@ impl Score {
 }
 
 fn main() -> ExitCode {
-    // What test runners say to every test program: list your tests, or run those whose names hold a word.
+    // Arguments of test runners: list the tests, or run those whose names contain a word.
     let (options, words): (Vec<_>, Vec<_>) =
         std::env::args().skip(1).partition(|argument| argument.starts_with('-'));
     if options.iter().any(|option| option == "--list") {

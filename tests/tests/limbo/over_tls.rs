@@ -1,9 +1,11 @@
-//! The cases in real handshakes: a site for each, put through the Admin API, and a client that shows the case's chain.
+//! The cases in real handshakes: a site for each, written through the Admin API, and a client with
+//! the case's chain.
 //!
-//! Where the Admin API refuses the anchors or revocation lists, nobody can be let in under them: that is a refusal. A client of TLS 1.3
-//! has shaken hands before the server judges it, so acceptance is an answer to a request, and a refusal is an alert.
+//! Anchors or revocation lists that the Admin API rejects count as a rejection. A client of TLS 1.3
+//! completes its handshake before the verdict, so acceptance is a response to a request, and a
+//! rejection is an alert.
 
-use e2e::caller::{Caller, Shown, Tls, alert_in, bounded};
+use e2e::client::{ClientCertificate, HttpClient, Tls, alert_in, bounded};
 use e2e::documents::site;
 use e2e::raw;
 use e2e::world::World;
@@ -18,8 +20,8 @@ use crate::Score;
 use crate::cases::{Case, Limbo};
 use crate::verifier::NO_LIMIT;
 
-/// Judges the cases of today.
-pub fn judge(limbo: &Limbo) -> Score {
+/// Runs the cases of today.
+pub(crate) fn judge(limbo: &Limbo) -> Score {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     runtime.block_on(judge_all(limbo))
 }
@@ -41,12 +43,12 @@ async fn judge_all(limbo: &Limbo) -> Score {
             document["client"]["crl"] = json!(case.crls);
         }
         let answer = admin.call(Method::PUT, &format!("ssls/case-{number}"), Some(&document)).await;
-        let answer = answer.unwrap_or_else(|refused| panic!("{}: {refused}", case.id));
+        let answer = answer.unwrap_or_else(|error| panic!("{}: {error}", case.id));
         revision = answer.revision.unwrap_or(revision);
         let refused = (!answer.status.is_success()).then(|| answer.reply.text());
         sites.push((case, host, refused));
     }
-    world.settled(revision).await;
+    world.wait_acknowledged(revision).await;
     let mut score = Score::default();
     for (case, host, refused) in sites {
         let right = match refused {
@@ -55,10 +57,10 @@ async fn judge_all(limbo: &Limbo) -> Score {
                 let mut right = true;
                 for tls in [Tls::V12, Tls::V13] {
                     let place = format!("over TLS ({tls:?})");
-                    right &= match shake_hands(&world.caller(&host).tls(tls), case).await {
+                    right &= match shake_hands(&world.client(&host).tls(tls), case).await {
                         Ok(verdict) => case.is_right(&verdict, &place),
                         Err(Unjudged(what)) => {
-                            println!("WRONG {place}: {}: not judged: {what}", case.id);
+                            println!("WRONG {place}: {}: no verdict: {what}", case.id);
                             false
                         }
                     };
@@ -71,18 +73,18 @@ async fn judge_all(limbo: &Limbo) -> Score {
     score
 }
 
-/// The connection ended for a reason that has nothing to do with the client's certificate.
+/// The connection ended for a reason other than the client's certificate.
 struct Unjudged(String);
 
-/// What the gateway says: the start of its answer, or the alert.
-async fn shake_hands(caller: &Caller, case: &Case) -> Result<Result<String, String>, Unjudged> {
+/// The start of the gateway's response, or the alert.
+async fn shake_hands(client: &HttpClient, case: &Case) -> Result<Result<String, String>, Unjudged> {
     let key = PrivateKeyDer::from_pem_slice(case.key.as_bytes()).expect("a case's key is readable");
-    let caller = caller.clone().shows(&Shown::new(case.chain(), &key));
-    let (alert, detail) = match caller.handshake().await {
+    let client = client.clone().certificate(&ClientCertificate::new(case.chain(), &key));
+    let (alert, detail) = match client.handshake().await {
         Err(refused) => (refused.alert, refused.detail),
         Ok(mut stream) => {
-            let request = format!("GET / HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", caller.host());
-            // Refused already, perhaps: then reading tells.
+            let request = format!("GET / HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", client.host());
+            // The rejection may have come already; then reading shows it.
             let _ = stream.write_all(request.as_bytes()).await;
             let mut first = [0; 12];
             match bounded("the first answer", stream.read_exact(&mut first)).await {

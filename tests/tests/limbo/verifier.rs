@@ -1,4 +1,4 @@
-//! The cases through `pki::verify_client`, each with its own clock, and each within a bound of time.
+//! The cases through `pki::verify_client`, each with its own clock and a time limit.
 
 use std::time::{Duration, Instant};
 
@@ -7,14 +7,15 @@ use pki::{ClientAuth, ClientAuthInput, UnixTime, certificates_from_pem, crls_fro
 use crate::Score;
 use crate::cases::{Case, Limbo};
 
-/// Depth when a case names none: more than any of its chains, so that only the rules under test can refuse.
-pub const NO_LIMIT: u32 = 255;
-/// No verdict may take longer, however pathological the chain.
+/// The depth of cases without one: beyond any of their chains, so that only the rules under test
+/// can reject.
+pub(crate) const NO_LIMIT: u32 = 255;
+/// The limit of any verdict, however pathological the chain.
 const SLOWEST: Duration = Duration::from_millis(if cfg!(debug_assertions) { 50 } else { 5 });
 
 /// The scored cases and the extra ones.
-pub fn judge(limbo: &Limbo) -> (Score, Score) {
-    // What nobody has an opinion on must still end in an answer, in time.
+pub(crate) fn judge(limbo: &Limbo) -> (Score, Score) {
+    // Cases without a verdict must still end in time.
     for case in limbo.testcases.iter().filter(|case| limbo.scored().all(|scored| scored.id != case.id)) {
         let _ = verdict(case);
     }
@@ -24,7 +25,7 @@ pub fn judge(limbo: &Limbo) -> (Score, Score) {
     (scored, extra)
 }
 
-/// What our verifier says: the subject it accepts, or why not. A policy that cannot be made accepts nobody.
+/// The verifier's result: the accepted subject, or the reason. An invalid policy accepts no client.
 fn verdict(case: &Case) -> Result<String, String> {
     let mut anchors = Vec::new();
     for pem in &case.trusted_certs {
@@ -39,12 +40,12 @@ fn verdict(case: &Case) -> Result<String, String> {
     let policy = ClientAuth::new(input).map_err(|error| format!("policy: {error}"))?;
     let chain = case.chain();
     let (leaf, sent) = chain.split_first().expect("the peer's own certificate");
-    // A verifier's clock counts whole seconds: 23:59:59.9 is still 23:59:59.
+    // Verifiers count whole seconds: 23:59:59.9 is 23:59:59.
     let now = case
         .validation_time_unix
         .map_or_else(UnixTime::now, |seconds| UnixTime::since_unix_epoch(Duration::from_secs_f64(seconds)));
     let mut verdict = verify_client(&policy, leaf, sent, now);
-    // The best of some tries: the machine may be busy, the verifier may not.
+    // The best of some tries: the machine may be busy.
     let took = (0..5).map(|_| {
         let started = Instant::now();
         verdict = verify_client(&policy, leaf, sent, now);

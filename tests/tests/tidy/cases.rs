@@ -1,6 +1,6 @@
-//! `docs/CASES.md` is complete and true: every case of the sections is a row, and every test that a row names is in the sources.
+//! `docs/CASES.md` is complete and true.
 //!
-//! The numbers stand here because the list they come from is no part of the project.
+//! Every case of the sections is a row, and every test that a row names is in the sources.
 
 use std::collections::BTreeSet;
 
@@ -107,7 +107,7 @@ fn is_numbered(test: &str) -> bool {
     letter.is_some_and(|number| number.starts_with(|c: char| c.is_ascii_digit()))
 }
 
-/// Every test that carries a number is named by a row, so that none is forgotten when it is renamed or split.
+/// Every test that carries a number is named by a row, so a rename or a split cannot lose it.
 #[test]
 fn every_numbered_test_is_in_the_table() {
     let page = page();

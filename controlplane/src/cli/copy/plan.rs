@@ -1,4 +1,5 @@
-//! What a copy has to do: the documents as the target is to hold them, beside what it holds. No IO.
+//! Plans a copy: the desired documents of the target, and their differences to its current ones. No
+//! I/O.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
@@ -8,32 +9,25 @@ use model::Key;
 use pki::Keyring;
 use serde_json::{Map, Value};
 
-use super::location::{LocationContent, OpenLocation};
+use super::location::{Document, Location, LocationContent};
+use super::opener::OpenLocation;
 use crate::change::extension_fields;
 use crate::change::private_keys::seal_private_keys;
 use crate::store::StoredDocument;
 
-/// A document as the target is to hold it.
-#[derive(Clone, Debug, PartialEq)]
-pub(super) struct Document {
-    pub key: Key,
-    pub value: Value,
-}
-
-/// What is to be in the target afterwards.
+/// The desired state of the target.
 pub(super) struct DesiredState {
     pub documents: Vec<Document>,
-    /// What cannot be, and what else is to be said, in words.
+    /// Notes about skipped and adapted documents.
     pub notes: Vec<String>,
-    /// Documents that cannot be read here and that another program may obey: a copy without them
+    /// Documents that cannot be read here but that another program may serve: a copy without them
     /// would protect less.
     pub unreadable: Vec<String>,
 }
 
-/// One document to write.
 pub(super) struct PlannedWrite {
     pub document: Document,
-    /// The revision of the one that is there.
+    /// The mod revision of the replaced document.
     pub replaces: Option<u64>,
 }
 
@@ -42,33 +36,33 @@ pub(super) struct Plan {
     unchanged: usize,
     /// Keys that only the target has.
     only_in_target: Vec<String>,
-    /// Whether writing means to write the whole file anew, which would lose what is only there.
+    /// The target is an existing file, which a write replaces as a whole, with everything that only
+    /// the target has.
     rewrites_file: bool,
 }
 
-/// A source's documents for this target: private keys in clear are sealed for a store; in a file
-/// each document says its own id. Extension fields that only the target's document has are kept in
-/// either.
+/// The source's documents, adapted to the target: private keys in clear are sealed for a store, and
+/// a document in a file has its id as a member. Extension fields that only the target has are kept.
 pub(super) fn desired_state(
-    found: LocationContent,
+    source: LocationContent,
     target: &OpenLocation,
-    there: &LocationContent,
+    current: &LocationContent,
     keyring: &Keyring,
 ) -> DesiredState {
-    let held = by_key(&there.items);
-    let documents = Vec::with_capacity(found.items.len());
-    let mut wanted = DesiredState { documents, notes: found.skipped, unreadable: Vec::new() };
+    let by_key = by_key(&current.items);
+    let documents = Vec::with_capacity(source.items.len());
+    let mut desired = DesiredState { documents, notes: source.skipped, unreadable: Vec::new() };
     let to_file = match target {
         OpenLocation::File { .. } => true,
         OpenLocation::Store { .. } => false,
-        OpenLocation::Absent { place } => matches!(place, super::Location::Yaml(_)),
+        OpenLocation::Absent { location } => matches!(location, Location::Yaml(_)),
     };
-    for StoredDocument { key, document, salvaged, .. } in found.items {
+    for StoredDocument { key, document, salvaged, .. } in source.items {
         let Value::Object(mut document) = document else {
             let what = format!("it is no JSON object, but {}", json_type(&document));
             match salvaged {
-                Some(_) => wanted.unreadable.push(format!("{key}: {what}")),
-                None => wanted.notes.push(format!("{key} is left out: {what}")),
+                Some(_) => desired.unreadable.push(format!("{key}: {what}")),
+                None => desired.notes.push(format!("{key} is left out: {what}")),
             }
             continue;
         };
@@ -77,34 +71,34 @@ pub(super) fn desired_state(
         } else {
             seal_private_keys(key.kind, &mut document, keyring);
         }
-        let before = held.get(&key).map(|held| &held.document);
-        let told = extension_fields::carry_over(&key, before, &mut document);
-        let kept = told
+        let before = by_key.get(&key).map(|item| &item.document);
+        let notes = extension_fields::carry_over(&key, before, &mut document);
+        let kept = notes
             .kept
             .iter()
             .map(|field| format!("{field} of the target is kept: the source does not have it"));
-        wanted.notes.extend(kept.chain(told.warnings).map(|line| format!("{key}: {line}")));
-        wanted.documents.push(Document { key, value: Value::Object(document) });
+        desired.notes.extend(kept.chain(notes.warnings).map(|line| format!("{key}: {line}")));
+        desired.documents.push(Document { key, value: Value::Object(document) });
     }
-    wanted.documents.sort_by(|one, other| one.key.cmp(&other.key));
-    wanted
+    desired.documents.sort_by(|one, other| one.key.cmp(&other.key));
+    desired
 }
 
-/// In a file, a document has no other name than the one it says.
+/// In a file, a document has no other name than its `id`.
 fn set_id(key: &Key, document: &mut Map<String, Value>) {
     let id = key.id.as_str();
-    let says = match document.get("id") {
-        Some(Value::String(said)) => said == id,
-        Some(Value::Number(said)) => said.to_string() == id,
+    let is_set = match document.get("id") {
+        Some(Value::String(value)) => value == id,
+        Some(Value::Number(value)) => value.to_string() == id,
         _ => false,
     };
-    if !says {
+    if !is_set {
         document.insert("id".to_owned(), id.into());
     }
 }
 
-/// What a store says of a value that it could not read, in angle brackets; of anything else only
-/// what it is: it may hold a key.
+/// The text of a value that a store could not read (in angle brackets); otherwise only the type,
+/// because the value may be a private key.
 fn json_type(document: &Value) -> &str {
     match document {
         Value::String(text) if text.starts_with('<') => text,
@@ -122,59 +116,58 @@ pub(super) fn by_key(items: &[StoredDocument]) -> HashMap<&Key, &StoredDocument>
 }
 
 impl Plan {
-    pub(super) fn of(wanted: &[Document], there: &LocationContent, target: &OpenLocation) -> Self {
-        let mut held: BTreeMap<&Key, &StoredDocument> =
-            there.items.iter().map(|item| (&item.key, item)).collect();
-        let (mut writes, mut same) = (Vec::new(), 0);
-        for document in wanted {
-            match held.remove(&document.key) {
-                Some(there) if there.document == document.value => same += 1,
-                there => writes.push(PlannedWrite {
+    pub(super) fn of(desired: &[Document], current: &LocationContent, target: &OpenLocation) -> Self {
+        let mut by_key: BTreeMap<&Key, &StoredDocument> =
+            current.items.iter().map(|item| (&item.key, item)).collect();
+        let (mut writes, mut unchanged) = (Vec::new(), 0);
+        for document in desired {
+            match by_key.remove(&document.key) {
+                Some(current) if current.document == document.value => unchanged += 1,
+                current => writes.push(PlannedWrite {
                     document: document.clone(),
-                    replaces: there.map(|there| there.mod_revision),
+                    replaces: current.map(|current| current.mod_revision),
                 }),
             }
         }
-        let mut only_there: Vec<String> = held.keys().map(ToString::to_string).collect();
-        let whole = matches!(target, OpenLocation::File { path, .. } if path.exists());
-        if whole {
-            only_there.extend(there.skipped.iter().cloned());
+        let mut only_in_target: Vec<String> = by_key.keys().map(ToString::to_string).collect();
+        let rewrites_file = matches!(target, OpenLocation::File { path, .. } if path.exists());
+        if rewrites_file {
+            only_in_target.extend(current.skipped.iter().cloned());
         }
-        Self { writes, unchanged: same, only_in_target: only_there, rewrites_file: whole }
+        Self { writes, unchanged, only_in_target, rewrites_file }
     }
 
-    /// Whether there is nothing to write.
     pub(super) fn is_done(&self) -> bool {
         self.writes.is_empty() && (!self.rewrites_file || self.only_in_target.is_empty())
     }
 
-    /// What `--overwrite` would have to replace.
+    /// The documents that `--overwrite` would replace.
     pub(super) fn conflicts(&self) -> Vec<String> {
         let replaced = self.writes.iter().filter(|write| write.replaces.is_some());
-        let mut found: Vec<String> =
+        let mut conflicts: Vec<String> =
             replaced.map(|write| format!("{} differs", write.document.key)).collect();
         if self.rewrites_file && !self.is_done() {
-            found.extend(self.only_in_target.iter().map(|name| format!("{name}: only in the target")));
-            if found.is_empty() {
-                found.push("the file, which is written as a whole".to_owned());
+            conflicts.extend(self.only_in_target.iter().map(|name| format!("{name}: only in the target")));
+            if conflicts.is_empty() {
+                conflicts.push("the file, which is written as a whole".to_owned());
             }
         }
-        found
+        conflicts
     }
 
     pub(super) fn print_summary(&self, out: &mut dyn io::Write) -> io::Result<()> {
         let differ = self.writes.iter().filter(|write| write.replaces.is_some()).count();
-        let fate = if self.rewrites_file { "would go" } else { "stay" };
+        let outcome = if self.rewrites_file { "would go" } else { "stay" };
         let new = self.writes.len() - differ;
-        let (same, only) = (self.unchanged, self.only_in_target.len());
+        let (unchanged, only) = (self.unchanged, self.only_in_target.len());
         writeln!(
             out,
-            "{new} are new, {differ} differ, {same} are the same, {only} are only in the target and {fate}"
+            "{new} are new, {differ} differ, {unchanged} are the same, {only} are only in the target and {outcome}"
         )
     }
 }
 
-/// Over keys and documents, whatever the order of members.
+/// Over keys and documents; independent of the order of members.
 pub(super) fn digest(documents: &[Document]) -> String {
     let mut context = Context::new(&SHA256);
     for Document { key, value } in documents {

@@ -1,10 +1,10 @@
-//! An APISIX's rules in a file (`apisix.yaml`): one list for each kind, each entry a document,
-//! `#END` behind them.
+//! The rules of an APISIX in a file (`apisix.yaml`): one list per kind, one document per entry,
+//! then `#END`.
 //!
-//! Read with the names an APISIX gives (an entry without an id is `arr_` and its place); written
-//! whole or not at all, for this owner's eyes, and so that every YAML reader and the substitution
-//! of variables find in a text what the document has there. Extension fields (`model::extension`)
-//! stand in a list of their own, which an APISIX passes over: in a route it would refuse them.
+//! Reading assigns the ids of an APISIX (`arr_` and the position of an entry without an id).
+//! Writing is atomic, with mode 0600, and quotes texts so that every YAML reader and the
+//! substitution of variables yield the document's text. Extension fields (`model::extension`) have
+//! a list of their own, which an APISIX ignores: it would reject them in a route.
 
 use std::collections::HashSet;
 use std::fmt::Write as _;
@@ -16,31 +16,29 @@ use std::path::Path;
 use model::{Id, Key, Kind, extension, redact};
 use serde_json::Value;
 
-use super::CopyError;
-use super::location::{LocationContent, skipped_note};
-use super::plan::Document;
+use super::error::CopyError;
+use super::location::{Document, LocationContent, skipped_note};
 use crate::store::StoredDocument;
 
-/// The list of extension fields; each entry names its document and has them as the document would.
+/// The list of extension fields; each entry names its document in `resource`.
 const EXTENSIONS: &str = "countersign_extensions";
 const RESOURCE: &str = "resource";
 
-/// Reads the file.
 pub(super) fn read(path: &Path) -> Result<LocationContent, CopyError> {
     let rules = conf::read_apisix_yaml(path, &|name| std::env::var(name).ok())?;
-    // What was found may be a private key that slipped into another place.
-    let wrong =
+    // The offending value may be a misplaced private key.
+    let invalid =
         |what: String| CopyError::InvalidRules { path: path.to_owned(), what: redact(&what).into_owned() };
     let Value::Object(sections) = rules else {
-        return Err(wrong("expected lists under routes:, upstreams:, ...".to_owned()));
+        return Err(invalid("expected lists under routes:, upstreams:, ...".to_owned()));
     };
-    let (mut items, mut left_out, mut seen) = (Vec::new(), Vec::new(), HashSet::new());
+    let (mut items, mut left_out, mut keys) = (Vec::new(), Vec::new(), HashSet::new());
     let mut extensions = Vec::new();
     for (name, entries) in sections {
         let entries = match entries {
             Value::Array(entries) => entries,
             Value::Null => Vec::new(),
-            _ => return Err(wrong(format!("{name}: expected a list"))),
+            _ => return Err(invalid(format!("{name}: expected a list"))),
         };
         if name == EXTENSIONS {
             extensions = entries;
@@ -50,29 +48,29 @@ pub(super) fn read(path: &Path) -> Result<LocationContent, CopyError> {
             left_out.push(skipped_note(&name, entries.len()));
             continue;
         };
-        for (document, place) in entries.into_iter().zip(1..) {
-            let item = parse_item(kind, document, place)
-                .map_err(|what| wrong(format!("{name}[{place}].id: {what}")))?;
-            if !seen.insert(item.key.clone()) {
-                return Err(wrong(format!("{name}[{place}].id: {} is there already", item.key)));
+        for (document, position) in entries.into_iter().zip(1..) {
+            let item = parse_item(kind, document, position)
+                .map_err(|what| invalid(format!("{name}[{position}].id: {what}")))?;
+            if !keys.insert(item.key.clone()) {
+                return Err(invalid(format!("{name}[{position}].id: {} is there already", item.key)));
             }
             items.push(item);
         }
     }
-    let mut extended = HashSet::new();
-    for (fields, place) in extensions.into_iter().zip(1..) {
-        merge_extension_entry(&mut items, &mut extended, fields)
-            .map_err(|what| wrong(format!("{EXTENSIONS}[{place}]: {what}")))?;
+    let mut merged = HashSet::new();
+    for (fields, position) in extensions.into_iter().zip(1..) {
+        merge_extension_entry(&mut items, &mut merged, fields)
+            .map_err(|what| invalid(format!("{EXTENSIONS}[{position}]: {what}")))?;
     }
     items.sort_by_cached_key(|item| item.key.to_string());
     Ok(LocationContent { items, revision: None, skipped: left_out })
 }
 
-/// Puts the extension fields of one document into it. An entry that names no document of the file
-/// would protect nothing, and of two for one document it could not be told which counts.
+/// Merges the extension fields of one entry into its document. An entry without its document would
+/// protect nothing, and of two entries for one document neither is authoritative.
 fn merge_extension_entry(
     items: &mut [StoredDocument],
-    extended: &mut HashSet<Key>,
+    merged: &mut HashSet<Key>,
     mut fields: Value,
 ) -> Result<(), String> {
     let members = fields.as_object_mut().ok_or("expected an object")?;
@@ -83,7 +81,7 @@ fn merge_extension_entry(
     if let Some(member) = extension::unknown_member(item.key.kind, members) {
         return Err(format!("{member}: this is no extension field of {name}; it belongs into the document"));
     }
-    if !extended.insert(item.key.clone()) {
+    if !merged.insert(item.key.clone()) {
         return Err(format!("resource: there is an entry for {name} already; put their fields into one"));
     }
     if let Some(document) = item.document.as_object_mut() {
@@ -92,12 +90,12 @@ fn merge_extension_entry(
     Ok(())
 }
 
-fn parse_item(kind: Kind, mut document: Value, place: usize) -> Result<StoredDocument, String> {
+fn parse_item(kind: Kind, mut document: Value, position: usize) -> Result<StoredDocument, String> {
     let id = match document.get("id") {
         Some(Value::String(id)) => id.clone(),
         Some(Value::Number(id)) => id.to_string(),
         Some(other) => return Err(format!("found {other}, expected a text or a number")),
-        None => format!("arr_{place}"),
+        None => format!("arr_{position}"),
     };
     let key = Key::new(kind, Id::parse(&id).map_err(|problem| format!("found {id:?}: {problem}"))?);
     if let Some(object) = document.as_object_mut() {
@@ -113,20 +111,20 @@ fn parse_item(kind: Kind, mut document: Value, place: usize) -> Result<StoredDoc
     })
 }
 
-/// Writes the file anew: a temporary one, then a rename.
+/// Writes a temporary file and renames it.
 pub(super) fn write(path: &Path, documents: &[Document]) -> Result<(), CopyError> {
     let written = || {
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let mut name = path.file_name().unwrap_or_default().to_owned();
         name.push(".tmp");
         let temporary = folder.join(name);
-        // A killed run's; a link that somebody put there is not followed.
+        // Left by a killed run; removing it avoids following a symbolic link.
         if let Err(error) = fs::remove_file(&temporary)
             && error.kind() != std::io::ErrorKind::NotFound
         {
             return Err(error);
         }
-        // Private keys are in it, sealed or not.
+        // The file holds private keys, sealed or not.
         let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
         file.write_all(render(documents).as_bytes())?;
         file.sync_all()?;
@@ -136,7 +134,6 @@ pub(super) fn write(path: &Path, documents: &[Document]) -> Result<(), CopyError
     written().map_err(|source| CopyError::WriteFailed { path: path.to_owned(), source })
 }
 
-/// The file's text.
 pub(super) fn render(documents: &[Document]) -> String {
     let mut out = String::new();
     let mut extensions = Vec::new();
@@ -158,7 +155,7 @@ pub(super) fn render(documents: &[Document]) -> String {
     out
 }
 
-/// One list under its name; nothing when it is empty.
+/// One list under its name; nothing for an empty list.
 fn list(out: &mut String, name: &str, entries: &[Value]) {
     if entries.is_empty() {
         return;
@@ -172,7 +169,7 @@ fn list(out: &mut String, name: &str, entries: &[Value]) {
     out.push('\n');
 }
 
-/// What follows a `-` or a `key:`, with its blank or line break before it.
+/// The value after a `-` or a `key:`, with the leading blank or line break.
 fn emit(out: &mut String, value: &Value, indent: usize) {
     let line = |out: &mut String| {
         out.push('\n');
@@ -215,14 +212,14 @@ fn emit(out: &mut String, value: &Value, indent: usize) {
                 quote(out, text);
             }
         },
-        // Empty ones, numbers and words are written in YAML as in JSON.
+        // Empty collections, numbers and literals have the same syntax in YAML and JSON.
         other => {
             let _ = write!(out, " {other}");
         }
     }
 }
 
-/// Whether a key can be mistaken for nothing else, by YAML 1.1 either.
+/// Whether a key needs no quotes, in YAML 1.1 either.
 fn is_plain_scalar(key: &str) -> bool {
     let word = ["true", "false", "null", "yes", "no", "on", "off", "y", "n"];
     key.starts_with(|c: char| c.is_ascii_alphabetic())
@@ -230,8 +227,8 @@ fn is_plain_scalar(key: &str) -> bool {
         && !word.iter().any(|word| word.eq_ignore_ascii_case(key))
 }
 
-/// A text of several lines as a block: its style and what stands in it. Only what looks the same
-/// there: a PEM, a description.
+/// A text of several lines as a block scalar: its style and body. Only for printable ASCII, such as
+/// a PEM or a description.
 fn block_scalar(text: &str) -> Option<(&'static str, &str)> {
     let harmless = text.chars().all(|c| matches!(c, '\n' | ' '..='~')) && !text.contains("${{");
     let (style, body) = match text.strip_suffix('\n') {
@@ -242,7 +239,8 @@ fn block_scalar(text: &str) -> Option<(&'static str, &str)> {
     (harmless && starts && body.contains('\n') && !body.ends_with('\n')).then_some((style, body))
 }
 
-/// In double quotes: JSON's escapes, and more where YAML wants them or a variable would begin.
+/// A double-quoted scalar: JSON's escapes, and more where YAML or the substitution of variables
+/// needs them.
 fn quote(out: &mut String, text: &str) {
     let quoted = Value::from(text).to_string().replace("${{", "\\u0024{{");
     for c in quoted.chars() {

@@ -1,7 +1,9 @@
-//! The listeners: free, or held by a control plane with our certificate, or by somebody else.
+//! Checks the listeners: free, or used by a control plane with the configured certificate, or by
+//! another process.
 //!
-//! Who holds a port is asked by a handshake that goes no further than the certificate. Its key is
-//! proven by then, so an equal certificate means a control plane of this configuration.
+//! A handshake up to the server's certificate identifies the owner of a port. The server has proved
+//! possession of the key by then, so an equal certificate means a control plane of this
+//! configuration.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
@@ -9,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use conf::Settings;
-use pem_files::ConfiguredFileRef;
+use mtls::ConfiguredFileRef;
 use pki::Certificate;
 use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
@@ -17,15 +19,15 @@ use tokio_rustls::TlsConnector;
 
 use crate::cli::check_report::CheckReport;
 use crate::cli::preflight;
-use crate::server;
+use crate::listener_errors::ListenError;
 use crate::server::status;
 use crate::store::etcd::dial;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 const PUSH: &str = "countersign.push.listen";
 
-/// Whether a control plane of this configuration runs.
-pub(super) async fn check(settings: &Settings, found: &mut CheckReport) -> bool {
+/// Returns whether a control plane of this configuration runs.
+pub(super) async fn check(settings: &Settings, report: &mut CheckReport) -> bool {
     let admin = &settings.deployment.admin;
     let admin_cert = admin.tls.as_ref().filter(|_| admin.https).map(|tls| tls.cert.as_path());
     let push_cert = Some(settings.countersign.push.cert.as_path());
@@ -33,14 +35,14 @@ pub(super) async fn check(settings: &Settings, found: &mut CheckReport) -> bool 
     for (key, address) in preflight::configured_listeners(settings) {
         // Plain HTTP, bound by the same process as the others.
         if key == status::STATUS_KEY && running && is_in_use(address) {
-            found.ok(key, format!("{address} is in use by the control plane that runs"));
+            report.ok(key, format!("{address} is in use by the control plane that runs"));
             continue;
         }
         let path = if key == PUSH { push_cert } else { admin_cert };
-        let expected = path.and_then(|path| {
+        let configured = path.and_then(|path| {
             ConfiguredFileRef { setting: key, path }.read_certificates().ok()?.into_iter().next()
         });
-        running |= check_listener(key, address, expected.as_ref(), found).await;
+        running |= check_listener(key, address, configured.as_ref(), report).await;
     }
     running
 }
@@ -52,58 +54,56 @@ fn is_in_use(address: SocketAddr) -> bool {
 async fn check_listener(
     key: &'static str,
     address: SocketAddr,
-    expected: Option<&Certificate>,
-    found: &mut CheckReport,
+    configured: Option<&Certificate>,
+    report: &mut CheckReport,
 ) -> bool {
     let error = match TcpListener::bind(address) {
         Ok(_) => {
-            found.ok(key, format!("{address} is free"));
+            report.ok(key, format!("{address} is free"));
             return false;
         }
-        Err(error) => error,
+        Err(error) => ListenError::new(key, address, error),
     };
-    let problem = server::describe_listen_error(key, address, &error);
-    if error.kind() != io::ErrorKind::AddrInUse {
-        found.fail(key, problem, "");
+    if !error.is_in_use() {
+        report.fail(key, error, "");
         return false;
     }
-    let shown = tokio::time::timeout(CONNECT_TIMEOUT, presented_certificate(address)).await.ok().flatten();
-    match (shown, expected) {
-        (Some(shown), Some(expected)) if shown == *expected => {
-            found
+    let presented =
+        tokio::time::timeout(CONNECT_TIMEOUT, presented_certificate(address)).await.ok().flatten();
+    match (presented, configured) {
+        (Some(presented), Some(configured)) if presented == *configured => {
+            report
                 .ok(key, format!("{address}: a control plane with this configuration's certificate listens"));
             true
         }
-        (Some(shown), Some(_)) => {
-            let text = format!(
-                "{address}: somebody listens with another certificate than the file holds now: `{}`, issued by `{}`",
-                shown.subject(),
-                shown.issuer()
+        (Some(presented), Some(_)) => {
+            let message = format!(
+                "{address}: a program listens with another certificate than the file holds now: `{}`, issued by `{}`",
+                presented.subject(),
+                presented.issuer()
             );
-            found.warn(
+            report.warn(
                 key,
-                text,
+                message,
                 "if it is the control plane, its log says why it does not use the file; else stop it",
             );
             false
         }
         (None, None) => {
-            found.unknown(
+            report.unknown(
                 key,
-                format!(
-                    "{address}: somebody listens, without TLS: whether it is the control plane cannot be told"
-                ),
+                format!("{address}: a program listens without TLS; it may be the control plane"),
             );
             false
         }
         _ => {
-            found.fail(key, problem, "");
+            report.fail(key, error, "");
             false
         }
     }
 }
 
-/// Where to call a listener: a wildcard is no address.
+/// The address to connect to; a wildcard becomes the loopback.
 pub(super) fn dialable(address: SocketAddr) -> SocketAddr {
     let ip = match address.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
@@ -113,18 +113,18 @@ pub(super) fn dialable(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(ip, address.port())
 }
 
-/// The certificate of who listens there, whose key it has proven to have; `None`: no TLS, no
-/// answer.
+/// The certificate of the process that listens at the address, with proof of its key; `None`
+/// without TLS or an answer.
 async fn presented_certificate(address: SocketAddr) -> Option<Certificate> {
     let address = dialable(address);
     let mut config = dial::unverified_config().ok()?;
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     let stream = TcpStream::connect(address).await.ok()?;
-    // Without a certificate of ours the connection ends later; the handshake on our side is over by
-    // then.
-    let connecting =
+    // A server that requires a client certificate closes the connection after this side of the
+    // handshake is complete.
+    let handshake =
         TlsConnector::from(Arc::new(config)).connect(ServerName::IpAddress(address.ip().into()), stream);
-    let stream = connecting.await.ok()?;
-    let shown = stream.get_ref().1.peer_certificates()?.first()?;
-    Certificate::from_der(shown).ok()
+    let stream = handshake.await.ok()?;
+    let presented = stream.get_ref().1.peer_certificates()?.first()?;
+    Certificate::from_der(presented).ok()
 }

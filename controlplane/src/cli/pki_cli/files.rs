@@ -1,4 +1,4 @@
-//! Writing what was made: all or nothing as far as names go, whole files, keys for the owner only.
+//! Writes certificate and key files: all or none, atomically, keys with mode 0600.
 
 use std::ffi::OsString;
 use std::fs::{self, OpenOptions};
@@ -6,44 +6,43 @@ use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use pem_files::bounded_read;
+use process::bounded_read;
 
 use super::PkiCliError;
 
-/// Of a file that is read. Mozilla's whole bundle has 220 KB.
+/// The limit of a file that is read; Mozilla's bundle has 220 KB.
 const BYTES_MAX: u64 = 4 << 20;
 
-/// Files to write together.
+/// Files that are written together.
 #[derive(Default)]
 pub(super) struct FileBatch<'a> {
     files: Vec<(PathBuf, &'a str, u32)>,
 }
 
 impl<'a> FileBatch<'a> {
-    /// `PREFIX.crt` for everybody and `PREFIX.key` for the owner.
+    /// `PREFIX.crt` readable by all and `PREFIX.key` by the owner.
     pub(super) fn pair(&mut self, prefix: &Path, certificate: &'a str, key: &'a str) {
         self.files.push((with_suffix(prefix, "crt"), certificate, 0o644));
         self.files.push((with_suffix(prefix, "key"), key, 0o600));
     }
 
-    /// A file for the owner, which stays as it is where it is there already, whatever else is
-    /// replaced. Whether it is new.
+    /// Adds a file of mode 0600, unless it exists: it is never replaced. Returns whether it is new.
     pub(super) fn secret_if_missing(&mut self, path: &Path, text: &'a str) -> bool {
-        let new = path.symlink_metadata().is_err();
-        if new {
+        let is_new = path.symlink_metadata().is_err();
+        if is_new {
             self.files.push((path.to_owned(), text, 0o600));
         }
-        new
+        is_new
     }
 
-    /// Writes all, or none if one of them is there and `force` is not given.
+    /// Writes all files, or none if one exists and `force` is not given.
     pub(super) fn write(&self, force: bool) -> Result<(), PkiCliError> {
         if !force {
-            let there =
+            let existing =
                 self.files.iter().map(|(path, ..)| path).filter(|path| path.symlink_metadata().is_ok());
-            let there: Vec<String> = there.map(|path| path.display().to_string()).collect();
-            if !there.is_empty() {
-                return Err(PkiCliError::Exists { files: there.join(", ") });
+            let existing: Vec<String> = existing.map(|path| path.display().to_string()).collect();
+            if !existing.is_empty() {
+                return Err(PkiCliError::Exists { files: existing.join(", ") });
             }
         }
         for (path, text, mode) in &self.files {
@@ -64,11 +63,10 @@ impl<'a> FileBatch<'a> {
     }
 }
 
-/// A reader sees the old file or the new one, and nobody sees a key before its mode is right.
+/// A reader sees the old file or the new one, and never a key with a wider mode.
 fn write_atomically(path: &Path, text: &str, mode: u32) -> std::io::Result<()> {
     let temporary = with_suffix(path, "tmp");
-    // Left over from a run that was killed; `create_new` below refuses to follow what somebody else may
-    // put there.
+    // Left by a killed run. `create_new` below does not follow a symbolic link.
     match fs::remove_file(&temporary) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
         _ => {}

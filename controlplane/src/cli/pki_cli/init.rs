@@ -1,8 +1,8 @@
-//! `pki init`: two small PKIs that trust nothing of each other, one for the Admin API and one for
-//! the push.
+//! `pki init`: two separate small PKIs, one for the Admin API and one for the push, and the keyring
+//! of the store.
 //!
-//! Beside them the keyring of the store, random. Two PKIs, so that who may configure the gateway
-//! cannot pose as a data plane and fetch private keys, nor the other way round.
+//! They are separate so that an administrator of the gateway cannot pose as a data plane and fetch
+//! private keys, nor the other way round.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -38,22 +38,23 @@ pub(super) fn run(
 
     let admin_ca = ca("Countersign Admin CA")?;
     let mut admin_names = args.admin_name.clone();
-    for always in ["localhost", "127.0.0.1", "::1"] {
-        if !admin_names.iter().any(|name| name == always) {
-            admin_names.push(always.to_owned());
+    for local_name in ["localhost", "127.0.0.1", "::1"] {
+        if !admin_names.iter().any(|name| name == local_name) {
+            admin_names.push(local_name.to_owned());
         }
     }
-    let first = admin_names.first().map_or("localhost", String::as_str);
+    let first_name = admin_names.first().map_or("localhost", String::as_str);
     let server =
-        with_names(LeafSpec::client(first).usages(Usages::SERVER), &admin_names).valid(from, args.days);
+        with_names(LeafSpec::client(first_name).usages(Usages::SERVER), &admin_names).valid(from, args.days);
     let admin_server = admin_ca.issue(&server)?;
     let admin_client = admin_ca.issue(&LeafSpec::client("admin").valid(from, args.days))?;
 
     let push_ca = ca("Countersign Push CA")?;
     let push_server = push_ca.issue(&LeafSpec::server(args.server_name.as_str()).valid(from, args.days))?;
     let node_names = if args.node_name.is_empty() { default_node_names() } else { args.node_name.clone() };
-    let first = node_names.first().map_or("dataplane", String::as_str);
-    let node = push_ca.issue(&with_names(LeafSpec::client(first), &node_names).valid(from, args.days))?;
+    let first_name = node_names.first().map_or("dataplane", String::as_str);
+    let node =
+        push_ca.issue(&with_names(LeafSpec::client(first_name), &node_names).valid(from, args.days))?;
 
     let (admin_ca_pem, admin_ca_key) = (admin_ca.certificate_pem(), admin_ca.key_pem());
     let (push_ca_pem, push_ca_key) = (push_ca.certificate_pem(), push_ca.key_pem());
@@ -65,7 +66,7 @@ pub(super) fn run(
     batch.pair(&dir.join("push-server"), &push_server.chain_pem, &push_server.key_pem);
     batch.pair(&dir.join("node"), &node.chain_pem, &node.key_pem);
     let keyring = random_keyring()?;
-    let fresh = batch.secret_if_missing(&dir.join(KEYRING), &keyring);
+    let keyring_is_new = batch.secret_if_missing(&dir.join(KEYRING), &keyring);
     batch.write(args.force)?;
 
     let dir = dir.display();
@@ -79,7 +80,7 @@ pub(super) fn run(
     writeln!(
         out,
         "  keyring       seals private keys in the store{}; keep a copy, without it they cannot be opened",
-        if fresh { "" } else { " (was there, and stays)" }
+        if keyring_is_new { "" } else { " (was there, and stays)" }
     )?;
     writeln!(out, "Valid for {} days, the CAs for {ca_days}. Next:", args.days)?;
     writeln!(out, "  controlplane -c {}", config.display())?;
@@ -88,8 +89,8 @@ pub(super) fn run(
     Ok(())
 }
 
-/// Where the settings look for what is made: the folder of the push certificate. Beside the usual
-/// settings it is the usual one.
+/// The directory of the push certificate in the settings; for the default settings the default
+/// directory.
 fn default_dir(config: &Path) -> Result<PathBuf, PkiCliError> {
     if config == Path::new(CONFIG) {
         return Ok(PathBuf::from("conf/pki"));
@@ -98,13 +99,13 @@ fn default_dir(config: &Path) -> Result<PathBuf, PkiCliError> {
     Ok(settings.countersign.push.cert.parent().unwrap_or(Path::new(".")).to_owned())
 }
 
-/// Everything else that the programs read is there. The keys of the CAs may have been taken to
-/// another machine.
+/// Whether everything else that the programs read exists. The keys of the CAs may be on another
+/// machine.
 fn only_keyring_missing(dir: &Path) -> bool {
-    let is_there = |name: &str| dir.join(name).symlink_metadata().is_ok();
+    let exists = |name: &str| dir.join(name).symlink_metadata().is_ok();
     let pairs = ["admin-server", "admin-client", "push-server", "node"];
-    let pairs = pairs.iter().all(|name| is_there(&format!("{name}.crt")) && is_there(&format!("{name}.key")));
-    pairs && is_there("admin-ca.crt") && is_there("push-ca.crt") && !is_there(KEYRING)
+    let pairs = pairs.iter().all(|name| exists(&format!("{name}.crt")) && exists(&format!("{name}.key")));
+    pairs && exists("admin-ca.crt") && exists("push-ca.crt") && !exists(KEYRING)
 }
 
 fn create_keyring(dir: &Path, out: &mut dyn Write) -> Result<(), PkiCliError> {
@@ -124,16 +125,16 @@ fn create_keyring(dir: &Path, out: &mut dyn Write) -> Result<(), PkiCliError> {
     Ok(())
 }
 
-/// The name of the keyring in the folder.
+/// The file name of the keyring.
 const KEYRING: &str = "keyring";
 
-/// The settings that the programs read by themselves.
+/// The settings that the programs read by default.
 const CONFIG: &str = "conf/config.yaml";
 
-/// Bytes of chance in a key of the keyring; 32 characters of text.
+/// Random bytes of a key; 32 characters of text.
 const KEY_BYTES: usize = 24;
 
-/// A new key of the keyring, on a line of its own.
+/// A new key with its line end.
 fn random_keyring() -> Result<Zeroizing<String>, PkiCliError> {
     let mut bytes = Zeroizing::new([0; KEY_BYTES]);
     aws_lc_rs::rand::fill(&mut *bytes)
@@ -141,10 +142,10 @@ fn random_keyring() -> Result<Zeroizing<String>, PkiCliError> {
     Ok(Zeroizing::new(format!("{}\n", URL_SAFE.encode(*bytes))))
 }
 
-/// The name in conf/config.yaml, and the name a data plane takes when its configuration gives none.
+/// The name in conf/config.yaml, and the default name of a data plane on this machine.
 fn default_node_names() -> Vec<String> {
     let mut names = vec!["dataplane".to_owned()];
-    let usable = |host: &String| host.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '.'));
-    names.extend(conf::host_name().filter(usable).filter(|host| host != "dataplane"));
+    let is_valid = |host: &String| host.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '.'));
+    names.extend(conf::host_name().filter(is_valid).filter(|host| host != "dataplane"));
     names
 }

@@ -1,8 +1,8 @@
-//! The file: how it is made, opened, checked and read, and what its errors mean to a person.
+//! The store file: how it is created, opened, checked and read, and its errors in words.
 //!
-//! A new store is written completely under another name and then linked into place, so a crash
-//! while it is made leaves no half store, and two processes that start at once cannot both believe
-//! theirs is the one. An existing file is never replaced.
+//! A new store is written under a temporary name and then linked into place. A crash leaves no
+//! half-written store, and of two processes that start together one wins. An existing file is never
+//! replaced.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind, Read, Seek};
@@ -11,47 +11,46 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use model::{Id, Key, Kind, json};
-use pem_files::bounded_read;
-use redb::{Builder, Database, ReadableDatabase, TableDefinition, TableError};
+use process::bounded_read;
+use redb::{Builder, Database, ReadTransaction, ReadableDatabase, TableDefinition, TableError};
 use zeroize::Zeroizing;
 
-use super::FORMAT_VERSION;
 use crate::store::{InternalEntry, StoreError, StoredDocument};
 
-/// key text -> (created, modified, document as JSON text)
+/// The version of the tables in the file. A file of another version is rejected.
+pub(super) const FORMAT_VERSION: u64 = 1;
+
+/// key text -> (create revision, mod revision, document as JSON text)
 pub(super) const ITEMS: TableDefinition<'_, &str, (u64, u64, &[u8])> = TableDefinition::new("items");
-/// Names of counters -> their values.
 pub(super) const COUNTERS: TableDefinition<'_, &str, u64> = TableDefinition::new("counters");
-/// Names of texts -> texts.
 pub(super) const TEXTS: TableDefinition<'_, &str, &str> = TableDefinition::new("texts");
 
-/// Names of private entries -> (version, text). Files from before there were any do not have it
-/// until the first is written.
+/// Names of internal entries -> (version, text). Created with the first entry.
 pub(super) const INTERNAL_ENTRIES: TableDefinition<'_, &str, (u64, &str)> = TableDefinition::new("private");
 
-/// What every file of redb begins with.
+/// The first bytes of every redb file.
 const MAGIC: &[u8; 9] = b"redb\x1A\x0A\xA9\x0D\x0A";
-/// A file that is made is locked, but for a moment.
+/// A temporary file in use is locked, except just after it was created.
 const STALE_TEMP_AGE: Duration = Duration::from_secs(60);
 
-/// The counter that is the store's revision.
+/// The counter that holds the store's revision.
 pub(super) const REVISION: &str = "revision";
 pub(super) const FORMAT: &str = "format";
 pub(super) const IDENTITY: &str = "identity";
 
-/// redb's page cache: what is read often stays in memory; documents are small.
+/// redb's page cache; documents are small.
 const CACHE_BYTES: usize = 64 << 20;
 
-/// Opens the file. Tests put a failing disk in its place.
+/// Opens the file. Tests replace it with a failing disk.
 pub(super) type Opener = Box<dyn Fn(&Path) -> Result<Database, StoreError> + Send + Sync>;
 
-/// What the store knows about itself.
+/// The identity and the revision in the file.
 pub(super) struct Meta {
     pub(super) identity: String,
     pub(super) revision: u64,
 }
 
-/// Why reading failed, before it is told to a person.
+/// A failed read, before it becomes a [`StoreError`].
 pub(super) enum ReadError {
     Redb(redb::Error),
     Row(String),
@@ -64,7 +63,7 @@ impl<E: Into<redb::Error>> From<E> for ReadError {
 }
 
 impl ReadError {
-    /// After an input/output error redb wants to be opened again; damage stays damage.
+    /// redb demands a reopen after an I/O error; corruption stays.
     pub(super) fn needs_reopen(&self) -> bool {
         matches!(self, Self::Redb(redb::Error::Io(_) | redb::Error::PreviousIo | redb::Error::DatabaseClosed))
     }
@@ -77,16 +76,16 @@ impl ReadError {
     }
 }
 
-/// Makes the folder and, when there is no file, a new store in it.
+/// Creates the directory and, if the file does not exist, a new store in it.
 pub(super) fn create_if_missing(path: &Path) -> Result<(), StoreError> {
-    let folder = parent_dir(path);
+    let directory = parent_dir(path);
     DirBuilder::new()
         .recursive(true)
         .mode(0o700)
-        .create(folder)
-        .map_err(|error| store_io_error(error, folder))?;
+        .create(directory)
+        .map_err(|error| store_io_error(error, directory))?;
     match inspect(path)? {
-        PathStatus::Missing => create(path, folder),
+        PathStatus::Missing => create(path, directory),
         PathStatus::File { mode } => {
             if mode & 0o077 != 0 {
                 tracing::warn!(path = %path.display(), "the store file was open to other users; its mode is 0600 now");
@@ -103,14 +102,13 @@ pub(super) fn open(path: &Path) -> Result<Database, StoreError> {
     builder().open(path).map_err(|error| store_error(error.into(), path))
 }
 
-/// How every database of ours is opened.
 pub(super) fn builder() -> Builder {
     let mut builder = Builder::new();
     builder.set_cache_size(CACHE_BYTES).set_check_integrity_on_open(true);
     builder
 }
 
-/// As `open` and `read_meta`, for a file that may not be there yet.
+/// As `open` and `read_meta`, for a file that may not exist.
 pub(super) fn open_if_exists(path: &Path) -> Result<Option<(Database, String)>, StoreError> {
     match inspect(path)? {
         PathStatus::Missing => Ok(None),
@@ -128,74 +126,74 @@ enum PathStatus {
 }
 
 fn inspect(path: &Path) -> Result<PathStatus, StoreError> {
-    let damaged = |what: &str| StoreError::Corrupted { path: path.to_path_buf(), what: what.to_owned() };
+    let corrupted = |what: &str| StoreError::Corrupted { path: path.to_path_buf(), what: what.to_owned() };
     match fs::metadata(path) {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(PathStatus::Missing),
         Err(error) => Err(store_io_error(error, path)),
-        Ok(found) if !found.is_file() => Err(damaged("it is not a file")),
-        // redb would quietly make a new store of an empty file; every data plane would then be told to forget
-        // everything.
-        Ok(found) if found.len() == 0 => Err(damaged("it is empty")),
-        Ok(found) => Ok(PathStatus::File { mode: found.permissions().mode() }),
+        Ok(metadata) if !metadata.is_file() => Err(corrupted("it is not a file")),
+        // redb would create a new store in an empty file, and every data plane would drop its
+        // configuration.
+        Ok(metadata) if metadata.len() == 0 => Err(corrupted("it is empty")),
+        Ok(metadata) => Ok(PathStatus::File { mode: metadata.permissions().mode() }),
     }
 }
 
 pub(super) fn parent_dir(path: &Path) -> &Path {
-    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+    path.parent().filter(|directory| !directory.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// A name beside `path` under which its next content is made.
+/// A temporary name in the directory of `path`.
 pub(super) fn temp_path(path: &Path) -> PathBuf {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(format!(".new-{:016x}", rand::random::<u64>()));
     parent_dir(path).join(name)
 }
 
-fn create(path: &Path, folder: &Path) -> Result<(), StoreError> {
-    let new = temp_path(path);
-    let made = initialize(&new).and_then(|()| match fs::hard_link(&new, path) {
-        // Another process was faster; its store is as good as ours.
+fn create(path: &Path, directory: &Path) -> Result<(), StoreError> {
+    let temp_path = temp_path(path);
+    let created = initialize(&temp_path).and_then(|()| match fs::hard_link(&temp_path, path) {
+        // Another process created the store first; that one is used.
         Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(()),
         linked => linked.map_err(|error| store_io_error(error, path)),
     });
-    let removed = fs::remove_file(&new);
-    made?;
-    removed.map_err(|error| store_io_error(error, &new))?;
-    sync_dir(folder)
+    let removed = fs::remove_file(&temp_path);
+    created?;
+    removed.map_err(|error| store_io_error(error, &temp_path))?;
+    sync_dir(directory)
 }
 
-/// A store file, opened for reading: a regular file that begins as redb's do. Neither a FIFO nor a
-/// device is waited for.
+/// Opens a store file for reading: a regular file with redb's magic bytes. Does not block on a FIFO
+/// or a device.
 pub(super) fn open_checked(path: &Path) -> Result<File, StoreError> {
-    let damaged = |what: String| StoreError::Corrupted { path: path.to_path_buf(), what };
+    let corrupted = |what: String| StoreError::Corrupted { path: path.to_path_buf(), what };
     let mut file = bounded_read::open_regular(path).map_err(|error| match error {
         bounded_read::ReadError::Io(error) => store_io_error(error, path),
-        other => damaged(other.to_string()),
+        other => corrupted(other.to_string()),
     })?;
     let mut start = [0; MAGIC.len()];
     match file.read_exact(&mut start).and_then(|()| file.rewind()) {
         Ok(()) if start == *MAGIC => Ok(file),
         Err(error) if error.kind() != ErrorKind::UnexpectedEof => Err(store_io_error(error, path)),
-        _ => Err(damaged("it does not begin as a store of redb does".to_owned())),
+        _ => Err(corrupted("it does not begin as a store of redb does".to_owned())),
     }
 }
 
-/// Removes what a process that was killed left beside `path` ([`beside`]). What is made now is
+/// Removes the temporary files ([`temp_path`]) of killed processes. A temporary file in use is
 /// locked, or younger than a minute.
 pub(super) fn remove_stale_temp_files(path: &Path) {
     let (Some(name), Ok(entries)) = (path.file_name(), fs::read_dir(parent_dir(path))) else { return };
     let prefix = format!("{}.new-", name.to_string_lossy());
     for entry in entries.flatten() {
-        let left = entry.file_name();
-        let random = left.to_str().and_then(|left| left.strip_prefix(&prefix));
-        let is_ours = random.is_some_and(|hex| hex.len() == 16 && hex.bytes().all(|b| b.is_ascii_hexdigit()));
-        let old = |file: &File| {
-            let age = file.metadata().and_then(|found| found.modified()).map(|at| at.elapsed());
+        let name = entry.file_name();
+        let suffix = name.to_str().and_then(|name| name.strip_prefix(&prefix));
+        let is_ours = suffix.is_some_and(|hex| hex.len() == 16 && hex.bytes().all(|b| b.is_ascii_hexdigit()));
+        let is_stale = |file: &File| {
+            let age = file.metadata().and_then(|metadata| metadata.modified()).map(|at| at.elapsed());
             age.is_ok_and(|age| age.is_ok_and(|age| age > STALE_TEMP_AGE))
         };
         if is_ours
             && let Ok(file) = bounded_read::open_regular(&entry.path())
-            && old(&file)
+            && is_stale(&file)
             && file.try_lock().is_ok()
         {
             let removed = fs::remove_file(entry.path());
@@ -204,7 +202,7 @@ pub(super) fn remove_stale_temp_files(path: &Path) {
     }
 }
 
-/// Copies a store file that no process has open, durably; the copy is private from its first byte.
+/// Copies a closed store file, durably; the copy has mode 0600 from its first byte.
 pub(super) fn copy(from: &Path, copy: &Path) -> Result<(), StoreError> {
     let mut source = open_checked(from)?;
     DirBuilder::new()
@@ -213,30 +211,32 @@ pub(super) fn copy(from: &Path, copy: &Path) -> Result<(), StoreError> {
         .create(parent_dir(copy))
         .map_err(|error| store_io_error(error, parent_dir(copy)))?;
     create_owner_only(copy)?;
-    let written = OpenOptions::new().write(true).open(copy).and_then(|mut file| {
+    let copied = OpenOptions::new().write(true).open(copy).and_then(|mut file| {
         file.lock()?;
         io::copy(&mut source, &mut file)?;
         file.sync_all()
     });
-    written.map_err(|error| store_io_error(error, copy))
+    copied.map_err(|error| store_io_error(error, copy))
 }
 
-/// A name is durable only once its folder is.
-pub(super) fn sync_dir(folder: &Path) -> Result<(), StoreError> {
-    File::open(folder).and_then(|folder| folder.sync_all()).map_err(|error| store_io_error(error, folder))
+/// A rename is durable only after its directory was synced.
+pub(super) fn sync_dir(directory: &Path) -> Result<(), StoreError> {
+    File::open(directory)
+        .and_then(|directory| directory.sync_all())
+        .map_err(|error| store_io_error(error, directory))
 }
 
-/// Makes an empty file that is private from the beginning.
-pub(super) fn create_owner_only(new: &Path) -> Result<(), StoreError> {
-    let made = OpenOptions::new().write(true).create_new(true).mode(0o600).open(new);
-    made.map(drop).map_err(|error| store_io_error(error, new))
+/// Creates an empty file of mode 0600.
+pub(super) fn create_owner_only(path: &Path) -> Result<(), StoreError> {
+    let created = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
+    created.map(drop).map_err(|error| store_io_error(error, path))
 }
 
-fn initialize(new: &Path) -> Result<(), StoreError> {
-    create_owner_only(new)?;
+fn initialize(temp_path: &Path) -> Result<(), StoreError> {
+    create_owner_only(temp_path)?;
     let identity = format!("{:032x}", rand::random::<u128>());
-    let written = || -> Result<(), redb::Error> {
-        let database = Builder::new().create(new)?;
+    let write = || -> Result<(), redb::Error> {
+        let database = Builder::new().create(temp_path)?;
         let transaction = database.begin_write()?;
         {
             transaction.open_table(ITEMS)?;
@@ -249,17 +249,17 @@ fn initialize(new: &Path) -> Result<(), StoreError> {
         database.close()?;
         Ok(())
     };
-    written().map_err(|error| store_error(error, new))
+    write().map_err(|error| store_error(error, temp_path))
 }
 
 /// Checks the format version, then reads identity and revision.
 pub(super) fn read_meta(database: &Database, path: &Path) -> Result<Meta, StoreError> {
-    let damaged = |what: &str| StoreError::Corrupted { path: path.to_path_buf(), what: what.to_owned() };
+    let corrupted = |what: &str| StoreError::Corrupted { path: path.to_path_buf(), what: what.to_owned() };
     let read = || -> Result<_, ReadError> {
         let transaction = database.begin_read()?;
         let counters = transaction.open_table(COUNTERS)?;
         let format = counters.get(FORMAT)?.map(|row| row.value());
-        // The other tables are looked at only when the version says what they look like.
+        // The version decides the layout of the other tables.
         if format != Some(FORMAT_VERSION) {
             return Ok((format, None, None));
         }
@@ -270,15 +270,18 @@ pub(super) fn read_meta(database: &Database, path: &Path) -> Result<Meta, StoreE
     };
     match read().map_err(|error| error.into_store_error(path))? {
         (Some(FORMAT_VERSION), Some(revision), Some(identity)) => Ok(Meta { identity, revision }),
-        (Some(FORMAT_VERSION), ..) => Err(damaged("it does not say its revision or identity")),
+        (Some(FORMAT_VERSION), ..) => Err(corrupted("it does not say its revision or identity")),
         (Some(found), ..) => {
             Err(StoreError::UnsupportedFormat { path: path.to_path_buf(), found, supported: FORMAT_VERSION })
         }
-        (None, ..) => Err(damaged("it does not say its format version")),
+        (None, ..) => Err(corrupted("it does not say its format version")),
     }
 }
 
-/// A private entry.
+pub(super) fn revision(transaction: &ReadTransaction) -> Result<u64, ReadError> {
+    Ok(transaction.open_table(COUNTERS)?.get(REVISION)?.map_or(0, |row| row.value()))
+}
+
 pub(super) fn internal_entry(database: &Database, name: &str) -> Result<Option<InternalEntry>, ReadError> {
     let table = match database.begin_read()?.open_table(INTERNAL_ENTRIES) {
         Err(TableError::TableDoesNotExist(_)) => return Ok(None),
@@ -291,7 +294,6 @@ pub(super) fn internal_entry(database: &Database, name: &str) -> Result<Option<I
     Ok(entry)
 }
 
-/// A row of the table of items as a document.
 pub(super) fn decode_row(
     name: &str,
     (created, modified, text): (u64, u64, &[u8]),
@@ -309,7 +311,6 @@ pub(super) fn decode_row(
     })
 }
 
-/// The key that a row of the table of items has as its name.
 pub(super) fn parse_key(name: &str) -> Result<Key, ReadError> {
     let parsed = name
         .split_once('/')
@@ -317,20 +318,22 @@ pub(super) fn parse_key(name: &str) -> Result<Key, ReadError> {
     parsed.ok_or_else(|| ReadError::Row(format!("`{name}` is not the name of a resource")))
 }
 
-/// What redb says, as a person understands it.
+/// Maps redb's error to the store's.
 pub(super) fn store_error(error: redb::Error, path: &Path) -> StoreError {
-    let damaged = |what: String| StoreError::Corrupted { path: path.to_path_buf(), what };
+    let corrupted = |what: String| StoreError::Corrupted { path: path.to_path_buf(), what };
     match error {
         redb::Error::Io(error) => store_io_error(error, path),
         redb::Error::DatabaseAlreadyOpen | redb::Error::LockProtocolMismatch => {
             StoreError::Locked { path: path.to_path_buf() }
         }
-        redb::Error::Corrupted(what) => damaged(what),
-        redb::Error::UpgradeRequired(found) => damaged(format!("its redb file format {found} is too old")),
+        redb::Error::Corrupted(what) => corrupted(what),
+        redb::Error::UpgradeRequired(version) => {
+            corrupted(format!("its redb file format {version} is too old"))
+        }
         error @ (redb::Error::TableDoesNotExist(_)
         | redb::Error::TableTypeMismatch { .. }
         | redb::Error::TypeDefinitionChanged { .. }
-        | redb::Error::TableIsMultimap(_)) => damaged(format!("it is not a countersign store: {error}")),
+        | redb::Error::TableIsMultimap(_)) => corrupted(format!("it is not a countersign store: {error}")),
         error => StoreError::Unavailable { what: error.to_string() },
     }
 }

@@ -1,20 +1,30 @@
-//! The recent past: the last changes, kept in memory for watchers.
+//! The recent changes, kept in memory for watches.
 //!
-//! Bounded in changes and in bytes. It need not survive a restart, because whoever watches lives in
-//! this process and loads everything at its start; data planes resume by comparing what they hold,
-//! not by reading the past.
+//! Bounded in events and in bytes. The history need not survive a restart: the watchers live in
+//! this process and load everything at its start; data planes resume by comparing versions.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use super::HistoryLimits;
 use crate::store::{Event, WatchError};
 
-/// The last changes, oldest first.
+/// How much history watches can read.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct HistoryLimits {
+    pub events: usize,
+    pub bytes: usize,
+}
+
+impl Default for HistoryLimits {
+    fn default() -> Self {
+        Self { events: 4096, bytes: 64 << 20 }
+    }
+}
+
+/// Oldest first.
 pub(super) struct History {
-    /// Changes up to and including this revision are forgotten.
+    /// Changes up to and including this revision are gone.
     compacted: u64,
-    /// The store's revision.
     head: u64,
     events: VecDeque<(Arc<Event>, usize)>,
     bytes: usize,
@@ -22,17 +32,17 @@ pub(super) struct History {
 }
 
 impl History {
-    /// Knows nothing that happened up to `head`.
+    /// An empty history that starts at `head`.
     pub(super) fn new(head: u64, kept: HistoryLimits) -> Self {
         Self { compacted: head, head, events: VecDeque::new(), bytes: 0, limits: kept }
     }
 
-    /// Forgets everything: the file was opened again and stands at `head`.
+    /// Drops all events: the reopened file is at `head`.
     pub(super) fn reset(&mut self, head: u64) {
         *self = Self::new(head, self.limits);
     }
 
-    /// Adds a change; `size` is that of its document in bytes.
+    /// Adds a change; `size` is the bytes of its document.
     pub(super) fn push(&mut self, event: Event, size: usize) {
         self.head = event.revision;
         self.bytes += size;
@@ -44,13 +54,13 @@ impl History {
         }
     }
 
-    /// Moves the head on without a change (an id was reserved).
+    /// Moves the head without a change (an id was reserved).
     pub(super) fn advance(&mut self, revision: u64) {
         self.head = self.head.max(revision);
     }
 
-    /// Every change after `after`. An `after` from the future is of another store, or of this one
-    /// before it was restored.
+    /// All events after a revision. A revision from the future belongs to another store, or to this
+    /// one before a restore.
     pub(super) fn events_after(&self, after: u64) -> Result<Vec<Arc<Event>>, WatchError> {
         if after < self.compacted || after > self.head {
             return Err(WatchError::Compacted { oldest: self.compacted });

@@ -1,8 +1,7 @@
-//! Which documents there are: by kind, in the order of their creation.
+//! The index of documents by kind, in the order of their creation.
 //!
-//! So a page of a list is found without reading the kind. Kept in memory: made when the file is
-//! opened, which reads all of it anyway, and moved on by the writer with each commit, before the
-//! commit is answered.
+//! It finds a page of a list without reading the kind. It lives in memory: built when the file is
+//! opened, which reads all of it anyway, and updated by the writer before a commit is acknowledged.
 
 use std::collections::BTreeMap;
 
@@ -10,33 +9,30 @@ use imbl::OrdSet;
 use model::{Id, Key, Kind};
 use redb::{Database, ReadableDatabase};
 
-use super::file::{self, COUNTERS, ITEMS, REVISION, ReadError};
+use super::file::{self, ITEMS, ReadError};
 
-/// The documents of one kind: the revision that created each, and its id. A clone shares its
-/// structure.
+/// The documents of one kind by create revision and id. Clones share structure.
 pub(super) type ByCreation = OrdSet<(u64, Id)>;
 
-/// The documents at one revision.
 #[derive(Default)]
 pub(super) struct Index {
     revision: u64,
     kinds: BTreeMap<Kind, ByCreation>,
 }
 
-/// What a commit does to the index.
+/// The effect of one mutation on the index.
 pub(super) struct IndexChange {
     pub(super) key: Key,
-    /// The revision that created the document.
     pub(super) create_revision: u64,
-    /// Whether it is there afterwards.
+    /// The document exists after the mutation.
     pub(super) exists: bool,
 }
 
 impl Index {
-    /// Of everything in the file.
+    /// Builds the index from the file.
     pub(super) fn read(database: &Database) -> Result<Self, ReadError> {
         let transaction = database.begin_read()?;
-        let revision = transaction.open_table(COUNTERS)?.get(REVISION)?.map_or(0, |row| row.value());
+        let revision = file::revision(&transaction)?;
         let mut index = Self { revision, kinds: BTreeMap::new() };
         for row in transaction.open_table(ITEMS)?.range::<&str>(..)? {
             let (name, row) = row?;
@@ -46,7 +42,7 @@ impl Index {
         Ok(index)
     }
 
-    /// A commit moved the store to `revision`.
+    /// Applies a commit that moved the store to `revision`.
     pub(super) fn apply(&mut self, changes: Vec<IndexChange>, revision: u64) {
         changes.into_iter().for_each(|change| self.apply_one(change));
         self.revision = revision;
@@ -62,7 +58,7 @@ impl Index {
         }
     }
 
-    /// The documents of one kind, and the revision at which they are these.
+    /// The documents of one kind, and the revision of the index.
     pub(super) fn documents_of(&self, kind: Kind) -> (u64, ByCreation) {
         (self.revision, self.kinds.get(&kind).cloned().unwrap_or_default())
     }

@@ -1,5 +1,5 @@
-//! The laws of every store, and those of a file: durable, private, locked, checked, honest about a
-//! full disk.
+//! The conformance tests, and the guarantees of the file: durable, private, locked, checked, safe
+//! on a full disk.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
@@ -13,11 +13,12 @@ use redb::StorageBackend;
 use redb::backends::FileBackend;
 use serde_json::json;
 
+use super::file::{COUNTERS, FORMAT_VERSION};
 use super::*;
 use crate::store::conformance::{self, flatten, key, put};
 use crate::store::{Event, Precondition};
 
-fn folder() -> tempfile::TempDir {
+fn temp_dir() -> tempfile::TempDir {
     tempfile::tempdir().unwrap()
 }
 
@@ -26,20 +27,20 @@ fn runtime() -> tokio::runtime::Runtime {
 }
 
 #[tokio::test]
-async fn keeps_the_laws_of_a_store() {
-    let folder = folder();
+async fn conforms_to_the_store_tests() {
+    let temp_dir = temp_dir();
     let count = AtomicU64::new(0);
     conformance::run_all(async || {
-        let path = folder.path().join(format!("{}.redb", count.fetch_add(1, Ordering::Relaxed)));
+        let path = temp_dir.path().join(format!("{}.redb", count.fetch_add(1, Ordering::Relaxed)));
         Arc::new(EmbeddedStore::open(&path).unwrap()) as Arc<dyn Store>
     })
     .await;
 }
 
 #[tokio::test]
-async fn the_file_is_private_and_its_folder_is_made() {
-    let folder = folder();
-    let path = folder.path().join("a/b/store.redb");
+async fn file_has_mode_0600_and_directory_is_created() {
+    let temp_dir = temp_dir();
+    let path = temp_dir.path().join("a/b/store.redb");
     let identity = EmbeddedStore::open(&path).unwrap().identity().to_owned();
     assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
     assert_eq!(
@@ -47,16 +48,16 @@ async fn the_file_is_private_and_its_folder_is_made() {
         1,
         "nothing else is left in the folder"
     );
-    // A file that was opened up is closed again; the identity stays.
+    // A file with a wider mode is narrowed; the identity stays.
     fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
     assert_eq!(EmbeddedStore::open(&path).unwrap().identity(), identity);
     assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
 }
 
 #[tokio::test]
-async fn a_second_owner_is_refused() {
-    let folder = folder();
-    let path = folder.path().join("store.redb");
+async fn a_locked_file_cannot_be_opened_again() {
+    let temp_dir = temp_dir();
+    let path = temp_dir.path().join("store.redb");
     let first = EmbeddedStore::open(&path).unwrap();
     assert!(matches!(EmbeddedStore::open(&path), Err(StoreError::Locked { .. })));
     drop(first);
@@ -64,9 +65,9 @@ async fn a_second_owner_is_refused() {
 }
 
 #[tokio::test]
-async fn damage_is_named_and_nothing_is_replaced() {
-    let folder = folder();
-    let path = folder.path().join("store.redb");
+async fn a_corrupted_file_is_reported_and_not_replaced() {
+    let temp_dir = temp_dir();
+    let path = temp_dir.path().join("store.redb");
     let store = EmbeddedStore::open(&path).unwrap();
     for n in 0..50 {
         store
@@ -98,9 +99,9 @@ async fn damage_is_named_and_nothing_is_replaced() {
 }
 
 #[tokio::test]
-async fn another_version_and_another_program_are_told_apart() {
-    let folder = folder();
-    let path = folder.path().join("store.redb");
+async fn another_format_and_a_foreign_file_are_reported() {
+    let temp_dir = temp_dir();
+    let path = temp_dir.path().join("store.redb");
     drop(EmbeddedStore::open(&path).unwrap());
     let database = Database::open(&path).unwrap();
     let transaction = database.begin_write().unwrap();
@@ -113,24 +114,24 @@ async fn another_version_and_another_program_are_told_apart() {
         "{error:?}"
     );
 
-    let foreign = folder.path().join("foreign.redb");
+    let foreign = temp_dir.path().join("foreign.redb");
     drop(Database::create(&foreign).unwrap());
     assert!(matches!(EmbeddedStore::open(&foreign).err().unwrap(), StoreError::Corrupted { .. }));
 }
 
 #[tokio::test]
-async fn a_folder_instead_of_a_file_is_refused() {
-    let folder = folder();
-    assert!(matches!(EmbeddedStore::open(folder.path()).err().unwrap(), StoreError::Corrupted { .. }));
-    let file = folder.path().join("file");
+async fn a_directory_is_not_a_store() {
+    let temp_dir = temp_dir();
+    assert!(matches!(EmbeddedStore::open(temp_dir.path()).err().unwrap(), StoreError::Corrupted { .. }));
+    let file = temp_dir.path().join("file");
     fs::write(&file, "x").unwrap();
     assert!(EmbeddedStore::open(&file.join("store.redb")).is_err(), "a file where a folder should be");
 }
 
 #[tokio::test]
-async fn what_is_no_longer_kept_is_compacted() {
-    let folder = folder();
-    let path = folder.path().join("store.redb");
+async fn a_watch_before_the_history_is_compacted() {
+    let temp_dir = temp_dir();
+    let path = temp_dir.path().join("store.redb");
     let store =
         EmbeddedStore::open_with(&path, Box::new(file::open), HistoryLimits { events: 3, bytes: 1000 })
             .unwrap();
@@ -145,7 +146,7 @@ async fn what_is_no_longer_kept_is_compacted() {
         revisions(flatten(store.watch(1)).collect().await),
         [Err(WatchError::Compacted { oldest: 2 })]
     );
-    // One big document pushes everything older out, and itself if it is too big to keep.
+    // One big document evicts everything older, and itself if it exceeds the limit.
     store
         .commit(put(&key(Kind::Ssl, "1"), json!("x".repeat(2000)), Precondition::Unconditional))
         .await
@@ -154,13 +155,13 @@ async fn what_is_no_longer_kept_is_compacted() {
         revisions(flatten(store.watch(5)).collect().await),
         [Err(WatchError::Compacted { oldest: 6 })]
     );
-    // A watch ends when the store does.
+    // A watch ends with its store.
     let watch = store.watch(6);
     drop(store);
     assert!(watch.collect::<Vec<_>>().await.is_empty());
 }
 
-/// A disk that can be told to be full.
+/// A disk that can be set to full.
 #[derive(Debug)]
 struct Disk {
     file: FileBackend,
@@ -209,16 +210,16 @@ fn on_disk(full: &Arc<AtomicBool>) -> Opener {
 }
 
 #[tokio::test]
-async fn a_page_reads_its_documents_and_no_others() {
-    let folder = folder();
-    let path = folder.path().join("store.redb");
+async fn a_page_reads_only_its_documents() {
+    let temp_dir = temp_dir();
+    let path = temp_dir.path().join("store.redb");
     let store = EmbeddedStore::open(&path).unwrap();
     join_all((0..200).map(|n| {
         let key = key(Kind::Ssl, &n.to_string());
         store.commit(put(&key, json!({"n": n}), Precondition::Unconditional))
     }))
     .await;
-    // Also after a start, when the index is made anew.
+    // Also after a restart, when the index is rebuilt.
     drop(store);
     let store = EmbeddedStore::open(&path).unwrap();
     let read = || store.file.metrics.documents_read.get();
@@ -233,13 +234,13 @@ async fn a_page_reads_its_documents_and_no_others() {
 }
 
 #[tokio::test]
-async fn a_full_disk_loses_nothing_and_heals() {
-    let folder = folder();
-    let path = folder.path().join("store.redb");
+async fn a_full_disk_loses_no_acknowledged_write() {
+    let temp_dir = temp_dir();
+    let path = temp_dir.path().join("store.redb");
     let full = Arc::new(AtomicBool::new(false));
     let store = EmbeddedStore::open_with(&path, on_disk(&full), HistoryLimits::default()).unwrap();
     let (a, b) = (key(Kind::Ssl, "a"), key(Kind::Ssl, "b"));
-    let made = store.commit(put(&a, json!({"v": 1}), Precondition::Unconditional)).await.unwrap();
+    let committed = store.commit(put(&a, json!({"v": 1}), Precondition::Unconditional)).await.unwrap();
     full.store(true, Ordering::SeqCst);
     let writes =
         join_all([&a, &b].map(|key| store.commit(put(key, json!({"v": 2}), Precondition::Unconditional))))
@@ -251,32 +252,32 @@ async fn a_full_disk_loses_nothing_and_heals() {
     full.store(false, Ordering::SeqCst);
     assert_eq!(store.get(&a).await.unwrap().unwrap().document, json!({"v": 1}));
     assert_eq!(store.get(&b).await.unwrap(), None);
-    let healed = store.commit(put(&b, json!({"v": 3}), Precondition::Absent)).await.unwrap();
-    assert_eq!(healed.revision, made.revision + 1);
-    let seen: Vec<_> = flatten(store.watch(made.revision)).take(1).collect().await;
-    assert_eq!(seen.first().unwrap().as_ref().unwrap().key, b);
+    let after_recovery = store.commit(put(&b, json!({"v": 3}), Precondition::Absent)).await.unwrap();
+    assert_eq!(after_recovery.revision, committed.revision + 1);
+    let events: Vec<_> = flatten(store.watch(committed.revision)).take(1).collect().await;
+    assert_eq!(events.first().unwrap().as_ref().unwrap().key, b);
 }
 
-/// One step of a random history.
+/// One operation of a random history.
 #[derive(Clone, Debug)]
-enum Step {
+enum HistoryStep {
     Put(u8, u16),
     Delete(u8),
     Reserve,
     OpenAgain,
 }
 
-fn steps() -> impl Strategy<Value = Vec<Step>> {
-    let step = prop_oneof![
-        6 => (0..6u8, any::<u16>()).prop_map(|(id, value)| Step::Put(id, value)),
-        2 => (0..6u8).prop_map(Step::Delete),
-        1 => Just(Step::Reserve),
-        1 => Just(Step::OpenAgain),
+fn history_steps() -> impl Strategy<Value = Vec<HistoryStep>> {
+    let history_step = prop_oneof![
+        6 => (0..6u8, any::<u16>()).prop_map(|(id, value)| HistoryStep::Put(id, value)),
+        2 => (0..6u8).prop_map(HistoryStep::Delete),
+        1 => Just(HistoryStep::Reserve),
+        1 => Just(HistoryStep::OpenAgain),
     ];
-    prop::collection::vec(step, 1..40)
+    prop::collection::vec(history_step, 1..40)
 }
 
-/// Copies the file as a crash would leave it: while the store is open, without any goodbye.
+/// Copies the file of an open store, as a crash would leave it.
 fn crash_copy(path: &Path) -> PathBuf {
     let copy = path.with_extension("crashed");
     fs::copy(path, &copy).unwrap();
@@ -287,29 +288,29 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn everything_acknowledged_is_there_after_a_crash(steps in steps()) {
-        let folder = folder();
-        let path = folder.path().join("store.redb");
+    fn acknowledged_writes_survive_a_crash(history_steps in history_steps()) {
+        let temp_dir = temp_dir();
+        let path = temp_dir.path().join("store.redb");
         runtime().block_on(async {
             let mut store = EmbeddedStore::open(&path).unwrap();
             let mut expected = BTreeMap::new();
             let mut revision = 0;
-            for step in steps {
-                match step {
-                    Step::Put(id, value) => {
+            for history_step in history_steps {
+                match history_step {
+                    HistoryStep::Put(id, value) => {
                         let id = key(Kind::Route, &id.to_string());
-                        let made = store.commit(put(&id, json!({"v": value}), Precondition::Unconditional)).await.unwrap();
-                        revision = made.revision;
-                        expected.insert(id.to_string(), (json!({"v": value}), made.create_revision, made.revision));
+                        let committed = store.commit(put(&id, json!({"v": value}), Precondition::Unconditional)).await.unwrap();
+                        revision = committed.revision;
+                        expected.insert(id.to_string(), (json!({"v": value}), committed.create_revision, committed.revision));
                     }
-                    Step::Delete(id) => {
+                    HistoryStep::Delete(id) => {
                         let id = key(Kind::Route, &id.to_string());
-                        let gone = store.commit(Mutation::Delete { key: id.clone(), precondition: Precondition::Unconditional }).await.unwrap();
-                        assert_eq!(gone.existed, expected.remove(&id.to_string()).is_some());
-                        revision = gone.revision;
+                        let deleted = store.commit(Mutation::Delete { key: id.clone(), precondition: Precondition::Unconditional }).await.unwrap();
+                        assert_eq!(deleted.existed, expected.remove(&id.to_string()).is_some());
+                        revision = deleted.revision;
                     }
-                    Step::Reserve => revision = store.reserve_id().await.unwrap(),
-                    Step::OpenAgain => {
+                    HistoryStep::Reserve => revision = store.reserve_id().await.unwrap(),
+                    HistoryStep::OpenAgain => {
                         drop(store);
                         store = EmbeddedStore::open(&path).unwrap();
                     }

@@ -1,9 +1,8 @@
-//! The one thread that writes.
+//! The thread that writes.
 //!
-//! Takes every job that waits, applies them in one transaction in the order they came, commits,
-//! tells the watchers, and only then answers. A write that meets a conflict is answered so and
-//! takes nothing else with it; a disk error fails the whole group, because none of it is known to
-//! be durable.
+//! It takes all waiting jobs, applies them in one transaction in their order, commits, notifies the
+//! watches, and then answers. A conflict fails one write only; a disk error fails the whole group,
+//! because none of it is known to be durable.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
@@ -13,31 +12,31 @@ use telemetry::Heartbeat;
 use tokio::sync::{mpsc, oneshot, watch};
 use zeroize::Zeroizing;
 
-use super::StoreFile;
 use super::file::{self, COUNTERS, INTERNAL_ENTRIES, ITEMS, REVISION, ReadError};
 use super::history::History;
 use super::index::{self, Index};
+use super::store_file::StoreFile;
 use crate::store::{CommitResult, Event, Mutation, Precondition, StoreError, StoredDocument};
 
-/// Writes that share one fsync at most: bounds how long the first of them waits.
+/// Writes per fsync; bounds how long the first of them waits.
 const GROUP_MAX: usize = 256;
 
-/// What the writer is asked.
+/// A request to the writer.
 pub(super) enum Job {
     Write(PendingWrite),
     Swap(PendingSwap),
-    /// Open the file again if it is not in order; the answer is that it is.
+    /// Reopens the file if it is not usable.
     Reopen(oneshot::Sender<Result<(), StoreError>>),
 }
 
-/// A write that waits for its answer.
+/// A mutation that waits for its result.
 pub(super) struct PendingWrite {
-    /// Nothing: only a revision is taken, as an id.
+    /// `None` takes a revision only, as an id.
     pub(super) mutation: Option<Mutation>,
     pub(super) reply: oneshot::Sender<Result<CommitResult, StoreError>>,
 }
 
-/// A write of a private entry that waits for its answer. Rare: it gets a transaction of its own.
+/// A swap of an internal entry that waits for its result. Rare, so it has its own transaction.
 pub(super) struct PendingSwap {
     pub(super) name: &'static str,
     pub(super) expect: u64,
@@ -46,7 +45,7 @@ pub(super) struct PendingSwap {
 }
 
 pub(super) struct Writer {
-    /// Ages while a job is worked on: a disk that does not answer shows here.
+    /// Ages while a job runs, which reveals a hanging disk.
     pub(super) heartbeat: Arc<Heartbeat>,
     pub(super) file: Arc<StoreFile>,
     pub(super) history: Arc<Mutex<History>>,
@@ -54,19 +53,19 @@ pub(super) struct Writer {
     pub(super) queue: mpsc::Receiver<Job>,
 }
 
-/// What a transaction did.
+/// The effect of one transaction.
 #[derive(Default)]
 struct CommitGroup {
-    /// One for each change, in order.
+    /// One per write, in order.
     results: Vec<Result<CommitResult, StoreError>>,
     events: Vec<(Event, usize)>,
     index_changes: Vec<index::IndexChange>,
-    /// The store's revision after it; `None` when nothing changed.
+    /// The store's revision afterwards; `None` when nothing changed.
     revision: Option<u64>,
 }
 
 impl Writer {
-    /// Works until nobody can ask any more; whatever was asked before is still done.
+    /// Runs until the last sender is gone and the queue is empty.
     pub(super) fn run(mut self) {
         self.heartbeat.set_idle();
         while let Some(first) = self.queue.blocking_recv() {
@@ -97,7 +96,7 @@ impl Writer {
         if changes.is_empty() {
             return;
         }
-        // Whoever asked may have gone away meanwhile; the write stays.
+        // A caller may have gone away; its write stays.
         match self.commit(&changes) {
             Ok(results) => {
                 for (change, result) in changes.into_iter().zip(results) {
@@ -106,7 +105,7 @@ impl Writer {
             }
             Err(error) => {
                 tracing::error!(%error, "the store could not commit");
-                // Whether the commit reached the disk is not known: only the file can tell.
+                // Only the file can tell whether the commit reached the disk.
                 if let Err(error) = self.reopen() {
                     tracing::error!(%error, "the store could not be opened again; the next request tries once more");
                 }
@@ -117,7 +116,7 @@ impl Writer {
         }
     }
 
-    /// Runs one transaction, in a file that was opened again if it had to be.
+    /// Runs one transaction; reopens the file first if it is closed.
     fn transact<T>(&self, work: impl FnOnce(&Database) -> Result<T, ReadError>) -> Result<T, StoreError> {
         if self.file.with_database(|_| ()).is_none() {
             self.reopen()?;
@@ -140,32 +139,33 @@ impl Writer {
     }
 
     fn commit(&self, changes: &[PendingWrite]) -> Result<Vec<Result<CommitResult, StoreError>>, StoreError> {
-        let begun = Instant::now();
+        let started = Instant::now();
         let group = self.transact(|database| apply_writes(database, changes))?;
-        self.file.metrics.commit_seconds.observe(begun.elapsed().as_secs_f64());
+        self.file.metrics.commit_seconds.observe(started.elapsed().as_secs_f64());
         if let Some(revision) = group.revision {
             self.file.index().apply(group.index_changes, revision);
-            let mut recent = self.history.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut history = self.history.lock().unwrap_or_else(PoisonError::into_inner);
             for (event, size) in group.events {
-                recent.push(event, size);
+                history.push(event, size);
             }
-            recent.advance(revision);
-            drop(recent);
+            history.advance(revision);
+            drop(history);
             self.head.send_replace(revision);
         }
         Ok(group.results)
     }
 
-    /// Opens the file afresh. Watchers are told to load everything when it stands elsewhere than
-    /// they know.
+    /// Reopens the file. Resets the history when the file's revision differs from memory, so that
+    /// watches end with `Compacted`.
     fn reopen(&self) -> Result<(), StoreError> {
         let mut database = self.file.database.write().unwrap_or_else(PoisonError::into_inner);
-        // Released first: the file's lock is ours.
+        // Released first: this process holds the lock of the file.
         drop(database.take());
-        let opened = (self.file.opener)(&self.file.path)?;
-        let meta = file::read_meta(&opened, &self.file.path)?;
-        *self.file.index() = Index::read(&opened).map_err(|error| error.into_store_error(&self.file.path))?;
-        *database = Some(opened);
+        let database_file = (self.file.opener)(&self.file.path)?;
+        let meta = file::read_meta(&database_file, &self.file.path)?;
+        *self.file.index() =
+            Index::read(&database_file).map_err(|error| error.into_store_error(&self.file.path))?;
+        *database = Some(database_file);
         drop(database);
         if meta.revision != *self.head.borrow() {
             self.history.lock().unwrap_or_else(PoisonError::into_inner).reset(meta.revision);
@@ -175,15 +175,15 @@ impl Writer {
     }
 }
 
-/// The private entry's new version; `None` when it is not what the writer believes.
+/// The new version of the entry; `None` when the expected version does not match.
 fn swap_entry(database: &Database, swap: &PendingSwap) -> Result<Option<u64>, ReadError> {
     let transaction = database.begin_write()?;
     let swapped = {
         let mut table = transaction.open_table(INTERNAL_ENTRIES)?;
-        let found = table.get(swap.name)?.map_or(0, |row| row.value().0);
-        if found == swap.expect {
-            table.insert(swap.name, (found + 1, swap.text.as_str()))?;
-            Some(found + 1)
+        let current = table.get(swap.name)?.map_or(0, |row| row.value().0);
+        if current == swap.expect {
+            table.insert(swap.name, (current + 1, swap.text.as_str()))?;
+            Some(current + 1)
         } else {
             None
         }
@@ -195,7 +195,7 @@ fn swap_entry(database: &Database, swap: &PendingSwap) -> Result<Option<u64>, Re
     Ok(swapped)
 }
 
-/// Applies the changes in one transaction and makes it durable.
+/// Applies the writes in one transaction and commits it durably.
 fn apply_writes(database: &Database, changes: &[PendingWrite]) -> Result<CommitGroup, ReadError> {
     let mut group = CommitGroup::default();
     let transaction = database.begin_write()?;
@@ -227,8 +227,8 @@ fn apply_writes(database: &Database, changes: &[PendingWrite]) -> Result<CommitG
     Ok(group)
 }
 
-/// One write inside the transaction. The outer error ends the transaction, the inner one is this
-/// write's own answer.
+/// One mutation inside the transaction. The outer error aborts the transaction; the inner one is
+/// the result of this mutation.
 fn apply_mutation(
     items: &mut Table<'_, &'static str, (u64, u64, &'static [u8])>,
     write: &Mutation,
@@ -236,24 +236,24 @@ fn apply_mutation(
     group: &mut CommitGroup,
 ) -> Result<Result<CommitResult, StoreError>, ReadError> {
     let name = write.key().to_string();
-    let found = items.get(name.as_str())?.map(|row| {
+    let current = items.get(name.as_str())?.map(|row| {
         let (created, modified, _) = row.value();
         (created, modified)
     });
-    let as_expected = match write.precondition() {
+    let holds = match write.precondition() {
         Precondition::Unconditional => true,
-        Precondition::Absent => found.is_none(),
-        Precondition::ModRevision(expected) => found.is_some_and(|(_, modified)| modified == expected),
+        Precondition::Absent => current.is_none(),
+        Precondition::ModRevision(expected) => current.is_some_and(|(_, modified)| modified == expected),
     };
-    if !as_expected {
+    if !holds {
         return Ok(Err(StoreError::Conflict));
     }
-    let existed = found.is_some();
+    let existed = current.is_some();
     match write {
         Mutation::Put { key, document, .. } => {
             *revision += 1;
             let modified = *revision;
-            let created = found.map_or(modified, |(created, _)| created);
+            let created = current.map_or(modified, |(created, _)| created);
             let text = serde_json::to_vec(document)
                 .map_err(|error| ReadError::Row(format!("{name} cannot be written as JSON: {error}")))?;
             items.insert(name.as_str(), (created, modified, text.as_slice()))?;
@@ -275,7 +275,7 @@ fn apply_mutation(
             Ok(Ok(CommitResult { revision: modified, create_revision: created, existed }))
         }
         Mutation::Delete { key, .. } => {
-            if let Some((created, _)) = found {
+            if let Some((created, _)) = current {
                 *revision += 1;
                 items.remove(name.as_str())?;
                 group.index_changes.push(index::IndexChange {
@@ -289,7 +289,7 @@ fn apply_mutation(
             }
             Ok(Ok(CommitResult {
                 revision: *revision,
-                create_revision: found.map_or(0, |(created, _)| created),
+                create_revision: current.map_or(0, |(created, _)| created),
                 existed,
             }))
         }

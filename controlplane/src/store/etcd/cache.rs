@@ -1,7 +1,6 @@
-//! What the cluster was last known to hold, for people who ask while it cannot be reached.
+//! A cache of the last known documents, for read requests while the cluster is unreachable.
 //!
-//! Filled by each load and by each event of a watch. Nothing that is written, and nothing that is
-//! pushed, rests on it.
+//! Each load and each watch event updates it. No write and no push depends on it.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -17,7 +16,7 @@ pub(super) struct DocumentCache(Mutex<CacheState>);
 #[derive(Default)]
 struct CacheState {
     documents: Option<CachedRevision>,
-    /// How many events came in.
+    /// The number of received events.
     events: u64,
 }
 
@@ -28,47 +27,49 @@ struct CachedRevision {
 }
 
 impl DocumentCache {
-    /// Taken before a load, and handed in with it.
+    /// Read before a load, and passed to [`Self::replace`].
     pub(super) fn event_count(&self) -> u64 {
         self.lock().events
     }
 
-    /// Everything was read. An older revision is taken, too, for a cluster may be set back; unless
-    /// an event that came in during the load is newer than it.
-    pub(super) fn replace(&self, loaded: &DocumentList, mark: u64) {
-        let mut inner = self.lock();
-        let overtaken = inner.events != mark
-            && inner.documents.as_ref().is_some_and(|known| known.revision > loaded.revision);
-        if !overtaken {
+    /// Replaces all documents after a load. Accepts an older revision, because a cluster may be
+    /// restored from a backup, unless an event of a newer revision arrived during the load.
+    pub(super) fn replace(&self, loaded: &DocumentList, events_before: u64) {
+        let mut state = self.lock();
+        let is_outdated = state.events != events_before
+            && state.documents.as_ref().is_some_and(|documents| documents.revision > loaded.revision);
+        if !is_outdated {
             let items = loaded.items.iter().map(|item| (item.key.clone(), item.clone())).collect();
-            inner.documents = Some(CachedRevision { revision: loaded.revision, items });
+            state.documents = Some(CachedRevision { revision: loaded.revision, items });
         }
     }
 
-    /// The newest revision that is known; 0 before anything was read.
+    /// The newest known revision; 0 before the first load.
     pub(super) fn revision(&self) -> u64 {
-        self.lock().documents.as_ref().map_or(0, |known| known.revision)
+        self.lock().documents.as_ref().map_or(0, |documents| documents.revision)
     }
 
-    /// A change was told. One that is older than what is known changes nothing.
+    /// Applies a change; ignores one that is older than the cache.
     pub(super) fn apply(&self, event: &Event) {
-        let mut inner = self.lock();
-        inner.events += 1;
-        let Some(known) = inner.documents.as_mut().filter(|known| known.revision <= event.revision) else {
+        let mut state = self.lock();
+        state.events += 1;
+        let Some(documents) =
+            state.documents.as_mut().filter(|documents| documents.revision <= event.revision)
+        else {
             return;
         };
-        known.revision = event.revision;
+        documents.revision = event.revision;
         match &event.document {
-            Some(stored) => drop(known.items.insert(event.key.clone(), stored.clone())),
-            None => drop(known.items.remove(&event.key)),
+            Some(stored) => drop(documents.items.insert(event.key.clone(), stored.clone())),
+            None => drop(documents.items.remove(&event.key)),
         }
     }
 
-    /// One kind, or everything; nothing before the first load.
+    /// The documents of one kind, or all; `None` before the first load.
     pub(super) fn documents(&self, kind: Option<Kind>) -> Option<DocumentList> {
-        let known = self.lock().documents.clone()?;
-        let wanted = known.items.values().filter(|item| kind.is_none_or(|kind| item.key.kind == kind));
-        Some(DocumentList { revision: known.revision, items: wanted.cloned().collect() })
+        let documents = self.lock().documents.clone()?;
+        let selected = documents.items.values().filter(|item| kind.is_none_or(|kind| item.key.kind == kind));
+        Some(DocumentList { revision: documents.revision, items: selected.cloned().collect() })
     }
 
     fn lock(&self) -> MutexGuard<'_, CacheState> {
@@ -99,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn it_knows_what_was_read_and_told() {
+    fn loads_and_events_update_the_cache() {
         let memory = DocumentCache::default();
         assert!(memory.documents(None).is_none(), "nothing was read");
         let one = stored("1", 3, json!({"v": 1}));
@@ -107,20 +108,24 @@ mod tests {
         let two = stored("2", 6, json!({"v": 2}));
         memory.apply(&event(6, "2", Some(two.clone())));
         memory.apply(&event(4, "1", None));
-        let known = memory.documents(Some(Kind::Ssl)).unwrap();
-        assert_eq!((known.revision, known.items), (6, vec![one, two]), "what is older changes nothing");
+        let documents = memory.documents(Some(Kind::Ssl)).unwrap();
+        assert_eq!(
+            (documents.revision, documents.items),
+            (6, vec![one, two]),
+            "what is older changes nothing"
+        );
         assert!(memory.documents(Some(Kind::Route)).unwrap().items.is_empty());
         memory.apply(&event(7, "1", None));
         assert_eq!(memory.documents(None).unwrap().items.len(), 1);
     }
 
     #[test]
-    fn a_load_that_was_overtaken_is_not_taken_and_a_cluster_set_back_is() {
+    fn an_outdated_load_is_ignored_and_a_restored_cluster_accepted() {
         let memory = DocumentCache::default();
         memory.replace(&DocumentList { revision: 5, items: Vec::new() }, memory.event_count());
-        let mark = memory.event_count();
+        let events_before = memory.event_count();
         memory.apply(&event(6, "1", Some(stored("1", 6, json!({})))));
-        memory.replace(&DocumentList { revision: 5, items: Vec::new() }, mark);
+        memory.replace(&DocumentList { revision: 5, items: Vec::new() }, events_before);
         assert_eq!(memory.documents(None).unwrap().revision, 6);
         memory.replace(&DocumentList { revision: 2, items: Vec::new() }, memory.event_count());
         assert_eq!(memory.documents(None).unwrap().revision, 2);

@@ -1,13 +1,13 @@
-//! Names in etcd, and what their values are: `{prefix}/{kind}/{id}` holds one document as JSON
-//! (contract 9.1), and `{prefix}/countersign/extensions/{kind}/{id}` the fields of it that an
-//! APISIX would refuse or not write back.
+//! Keys and values in etcd: `{prefix}/{kind}/{id}` holds a document as JSON (contract 9.1), and
+//! `{prefix}/countersign/extensions/{kind}/{id}` its extension fields, which an APISIX would reject
+//! or drop.
 //!
-//! Both are written in one transaction. The extension entry belongs to the document while it is not
-//! older than that document's creation: what an APISIX deletes and makes anew starts without. An
-//! APISIX reads nothing below `countersign/`.
+//! One transaction writes both. An extension entry belongs to the document if it is not older than
+//! the document's creation, so a document that an APISIX recreates starts without. An APISIX reads
+//! nothing below `countersign/`.
 //!
-//! The only file that knows the layout. Anybody may write into etcd, so nothing here fails: what is
-//! no document of ours is a placeholder, a stranger, or a document that will not compile.
+//! Any program may write to etcd, so decoding never fails: a key that holds no document is a
+//! placeholder, unknown, or yields a document that will not compile.
 
 use std::fmt::Write as _;
 
@@ -19,10 +19,10 @@ use serde_json::Value;
 
 use crate::store::{InternalKey, StoredDocument};
 
-/// What an APISIX writes under the name of each directory, so that there is something to read.
+/// The value of an APISIX's directory keys.
 pub(super) const PLACEHOLDER: &str = "init_dir";
 
-/// The directories of an APISIX, each of which has a placeholder (its `constants.lua`).
+/// The directories of an APISIX, each with a placeholder (its `constants.lua`).
 pub(super) const DIRECTORIES: [&str; 14] = [
     "routes",
     "upstreams",
@@ -40,109 +40,100 @@ pub(super) const DIRECTORIES: [&str; 14] = [
     "graphql_cost_decorations",
 ];
 
-/// A value above this is not read: an Admin API takes 1.5 MiB, and sealing makes a document a
-/// little longer.
+/// A larger value is not read: an Admin API takes 1.5 MiB, and sealing adds a little.
 const VALUE_MAX: usize = (3 << 19) + (1 << 16);
 
-/// Where we keep what is no resource.
+/// The directory of internal entries and extension fields.
 const OWN_DIRECTORY: &str = "countersign";
 
-/// Below that, the extension fields of documents.
+/// The directory of extension fields below it.
 const EXTENSIONS: &str = "extensions";
 
 /// The layout below one prefix.
 #[derive(Clone, Debug)]
 pub(super) struct Layout {
-    /// With the slash at its end.
+    /// Ends with a slash.
     root: String,
 }
 
-/// What a name stands for.
+/// The meaning of a key.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum ParsedKey {
-    /// A document.
     Document(Key),
-    /// A document under a name that is no id; an APISIX obeys it. The key is its stand-in.
+    /// A document whose name is not an id, which an APISIX serves all the same. Has its substitute
+    /// key and its name.
     Misnamed(Key, String),
-    /// The extension fields of a document.
     Extension(Key),
-    /// The name of a directory, or an entry of ours.
+    /// A directory, or an internal entry.
     Ignored,
-    /// Another program's object: the directory, or the whole name where there is none.
+    /// A key of another program: its directory, or the whole key if there is none.
     Unknown(String),
 }
 
 impl Layout {
-    /// `prefix` as configured, with or without a slash at its end.
+    /// `prefix` may end with a slash.
     pub(super) fn new(prefix: &str) -> Self {
         Self { root: format!("{}/", prefix.trim_end_matches('/')) }
     }
 
-    /// The prefix of everything.
     pub(super) fn root(&self) -> &str {
         &self.root
     }
 
-    /// The prefix of a kind's documents.
     pub(super) fn kind_prefix(&self, kind: Kind) -> String {
         self.directory_key(kind.plural())
     }
 
-    /// The name of a directory's placeholder.
     pub(super) fn directory_key(&self, name: &str) -> String {
         format!("{}{name}/", self.root)
     }
 
-    /// The name of a document.
     pub(super) fn document_key(&self, key: &Key) -> String {
         format!("{}{key}", self.root)
     }
 
-    /// The name of a document's extension entry; `None` for kinds that have no such fields.
+    /// `None` for kinds without extension fields.
     pub(super) fn extension_key(&self, key: &Key) -> Option<String> {
         (!extensions(key.kind).is_empty()).then(|| format!("{}{key}", self.extensions_prefix()))
     }
 
-    /// The prefix of all extension entries.
     pub(super) fn extensions_prefix(&self) -> String {
         format!("{}{OWN_DIRECTORY}/{EXTENSIONS}/", self.root)
     }
 
-    /// The name of a private entry.
-    pub(super) fn internal_key(&self, what: InternalKey) -> String {
-        format!("{}{OWN_DIRECTORY}/{}", self.root, what.name())
+    pub(super) fn internal_key(&self, key: InternalKey) -> String {
+        format!("{}{OWN_DIRECTORY}/{}", self.root, key.name())
     }
 
-    /// The prefix of the control planes' reports. An entry's last segment is random: one process's
-    /// life.
+    /// The prefix of the control planes' reports. The last segment is random per process.
     pub(super) fn reports_prefix(&self) -> String {
         format!("{}{OWN_DIRECTORY}/control_planes/", self.root)
     }
 
-    /// The prefix of what is known of control planes whose report has ended: the same last
-    /// segments.
+    /// The prefix of the node names of control planes, with the same last segments as their
+    /// reports.
     pub(super) fn reported_nodes_prefix(&self) -> String {
         format!("{}{OWN_DIRECTORY}/control_plane_nodes/", self.root)
     }
 
-    /// Compared by each write, changed after each write of unknown outcome: so a late one cannot
-    /// come through.
+    /// Compared by each write, and changed after each write of unknown outcome, so that a late one
+    /// fails.
     pub(super) fn fence_key(&self) -> String {
         format!("{}{OWN_DIRECTORY}/fence", self.root)
     }
 
-    /// What an APISIX writes to take an id.
+    /// The key that an APISIX writes to take an id.
     pub(super) fn sequence_key(&self) -> String {
         format!("{}gen_id", self.root)
     }
 
-    /// What a name below the prefix stands for.
+    /// Parses a key below the prefix.
     pub(super) fn parse(&self, name: &[u8]) -> ParsedKey {
         let text = String::from_utf8_lossy(name);
-        let Some(rest) = text.strip_prefix(&self.root) else { return ParsedKey::Ignored };
-        let Some((directory, id)) = rest.split_once('/') else {
-            let known = rest == "gen_id" || rest == "plugins";
-            return if known { ParsedKey::Ignored } else { ParsedKey::Unknown(rest.to_owned()) };
+        let Some(relative) = text.strip_prefix(&self.root) else { return ParsedKey::Ignored };
+        let Some((directory, id)) = relative.split_once('/') else {
+            let is_placeholder = relative == "gen_id" || relative == "plugins";
+            return if is_placeholder { ParsedKey::Ignored } else { ParsedKey::Unknown(relative.to_owned()) };
         };
         if id.is_empty() {
             return ParsedKey::Ignored;
@@ -150,7 +141,7 @@ impl Layout {
         if directory == OWN_DIRECTORY {
             let key = id
                 .strip_prefix(EXTENSIONS)
-                .and_then(|rest| rest.strip_prefix('/'))
+                .and_then(|relative| relative.strip_prefix('/'))
                 .and_then(parse_extension_key);
             return key.map_or(ParsedKey::Ignored, ParsedKey::Extension);
         }
@@ -159,14 +150,14 @@ impl Layout {
             Some(kind) => match Id::parse(id) {
                 Ok(id) => ParsedKey::Document(Key::new(kind, id)),
                 Err(_) => match substitute_key(kind, name) {
-                    Some(key) => ParsedKey::Misnamed(key, rest.to_owned()),
-                    None => ParsedKey::Unknown(rest.to_owned()),
+                    Some(key) => ParsedKey::Misnamed(key, relative.to_owned()),
+                    None => ParsedKey::Unknown(relative.to_owned()),
                 },
             },
         }
     }
 
-    /// The document that is written at a place, if there is one.
+    /// The document at a key; `None` if the key holds none.
     pub(super) fn decode(&self, kv: &KeyValue) -> Option<StoredDocument> {
         let (created, modified) = (kv.create_revision(), kv.mod_revision());
         match self.parse(kv.key()) {
@@ -179,8 +170,8 @@ impl Layout {
     }
 }
 
-/// The key under which a document is blocked whose name is no id: the same on every control plane,
-/// and before all others, so that no other document with the same matchers is served in its place.
+/// The key that stands for a document whose name is not an id. It is equal on every control plane,
+/// and sorts before all others, so that no document with the same matchers is served instead.
 fn substitute_key(kind: Kind, name: &[u8]) -> Option<Key> {
     let mut id = "-misnamed-".to_owned();
     for byte in digest(&SHA256, name).as_ref().iter().take(SUBSTITUTE_DIGEST_BYTES) {
@@ -189,27 +180,24 @@ fn substitute_key(kind: Kind, name: &[u8]) -> Option<Key> {
     Some(Key::new(kind, Id::parse(&id).ok()?))
 }
 
-/// Bytes of the digest of a name in its stand-in.
 const SUBSTITUTE_DIGEST_BYTES: usize = 16;
 
-/// `routes/1` -> the key, for kinds that have extension fields.
+/// `routes/1` -> the key, for kinds with extension fields.
 fn parse_extension_key(text: &str) -> Option<Key> {
     let (directory, id) = text.split_once('/')?;
     let kind = Kind::from_plural(directory).filter(|kind| !extensions(*kind).is_empty())?;
     Some(Key::new(kind, Id::parse(id).ok()?))
 }
 
-/// The extension fields of one document, as etcd has them.
+/// The extension fields of one document, as stored in etcd.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct ExtensionEntry {
-    /// The revision that last changed them.
     pub(super) mod_revision: u64,
-    /// What `model::extension::split` gave, or why that cannot be read.
+    /// The output of `model::extension::split`, or the reason why it cannot be read.
     fields: Result<Value, String>,
 }
 
 impl ExtensionEntry {
-    /// From the entry's value.
     pub(super) fn decode(value: &[u8], modified: i64) -> Self {
         let fields = if value.len() > VALUE_MAX {
             Err(format!("{} bytes, more than {VALUE_MAX}", value.len()))
@@ -219,21 +207,21 @@ impl ExtensionEntry {
         Self { mod_revision: from_etcd_revision(modified), fields }
     }
 
-    /// Whether it is that document's, and not of one that had the name before.
+    /// Whether the entry belongs to the document with this create revision, not to an earlier one
+    /// of the same name.
     pub(super) fn belongs_to(&self, created: u64) -> bool {
         self.mod_revision >= created
     }
 }
 
-/// A document and the entry beside it as two values: nothing to write beside it where it has no
-/// extension fields.
+/// The values of a document's two keys; the second is `None` without extension fields.
 pub(super) fn split_document(key: &Key, document: &Value) -> (String, Option<String>) {
     let mut document = document.clone();
-    let beside = document.as_object_mut().and_then(|members| split(key.kind, members));
-    (document.to_string(), beside.map(|beside| beside.to_string()))
+    let extension = document.as_object_mut().and_then(|members| split(key.kind, members));
+    (document.to_string(), extension.map(|extension| extension.to_string()))
 }
 
-/// A document with the extension fields that lie beside it.
+/// The document with its extension fields.
 pub(super) fn merge_extension(
     mut stored: StoredDocument,
     extension: Option<&ExtensionEntry>,
@@ -241,31 +229,31 @@ pub(super) fn merge_extension(
     let Some(extension) = extension.filter(|extension| extension.belongs_to(stored.create_revision)) else {
         return stored;
     };
-    let newer = stored.mod_revision > extension.mod_revision;
+    let is_newer = stored.mod_revision > extension.mod_revision;
     if let Some(members) = stored.document.as_object_mut() {
         match &extension.fields {
-            Ok(fields) => merge(stored.key.kind, members, fields.clone(), newer),
-            Err(why) => mark_unreadable(stored.key.kind, members, why),
+            Ok(fields) => merge(stored.key.kind, members, fields.clone(), is_newer),
+            Err(error) => mark_unreadable(stored.key.kind, members, error),
         }
-        stored.stale_extensions = newer;
+        stored.stale_extensions = is_newer;
     }
     stored.mod_revision = stored.mod_revision.max(extension.mod_revision);
     stored
 }
 
-/// A document from its value. What is not JSON becomes a JSON text that says so: it is no object,
-/// so it is never served, is reported like any other document that cannot be, and stays in etcd as
-/// it is. What it was to take is blocked as far as it can be read.
+/// Decodes a document. A value that is not JSON becomes a JSON string with the cause: not being an
+/// object, it is never served and is reported as invalid, and it stays in etcd unchanged. Its
+/// matchers are salvaged, so that they are blocked.
 pub(super) fn decode_document(key: Key, value: &[u8], created: i64, modified: i64) -> StoredDocument {
     let parsed = if value.len() > VALUE_MAX {
         Err(format!("<{} bytes: more than {VALUE_MAX}>", value.len()))
     } else {
-        // Without its beginning: a private key may lie there in clear.
+        // Without the first bytes: they may be a private key in clear.
         json::parse(value).map_err(|error| format!("<{} bytes that are not JSON: {error}>", value.len()))
     };
     let (document, salvaged) = match parsed {
         Ok(document) => (document, None),
-        Err(why) => (Value::String(why), SalvagedDocument::read(value)),
+        Err(error) => (Value::String(error), SalvagedDocument::read(value)),
     };
     let (created, modified) = (from_etcd_revision(created), from_etcd_revision(modified));
     StoredDocument {
@@ -278,7 +266,7 @@ pub(super) fn decode_document(key: Key, value: &[u8], created: i64, modified: i6
     }
 }
 
-/// A document whose name is no id: only what it was to take.
+/// Decodes a document whose name is not an id: only its matchers.
 fn decode_misnamed(key: Key, name: &str, value: &[u8], created: i64, modified: i64) -> StoredDocument {
     let document =
         Value::String(format!("<the name {name:?} has no id: 1 to 64 of letters, digits, '-', '_' and '.'>"));
@@ -293,12 +281,11 @@ fn decode_misnamed(key: Key, name: &str, value: &[u8], created: i64, modified: i
     }
 }
 
-/// etcd counts from 1 upwards in a signed number.
+/// etcd's revisions are signed and start at 1.
 pub(super) fn from_etcd_revision(number: i64) -> u64 {
     u64::try_from(number).unwrap_or_default()
 }
 
-/// The number that etcd is asked with.
 pub(super) fn to_etcd_revision(revision: u64) -> i64 {
     i64::try_from(revision).unwrap_or(i64::MAX)
 }
@@ -312,7 +299,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_and_places_are_inverse() {
+    fn keys_parse_to_what_they_were_built_from() {
         for prefix in ["/apisix", "/apisix/", "/a/b"] {
             let layout = Layout::new(prefix);
             for kind in Kind::ALL {
@@ -322,15 +309,15 @@ mod tests {
                     ParsedKey::Document(key.clone())
                 );
                 assert!(layout.document_key(&key).starts_with(&layout.kind_prefix(kind)));
-                if let Some(beside) = layout.extension_key(&key) {
-                    assert_eq!(layout.parse(beside.as_bytes()), ParsedKey::Extension(key));
+                if let Some(extension) = layout.extension_key(&key) {
+                    assert_eq!(layout.parse(extension.as_bytes()), ParsedKey::Extension(key));
                 }
             }
         }
     }
 
     #[test]
-    fn what_is_no_document_is_told_apart() {
+    fn keys_without_documents_are_classified() {
         let layout = Layout::new("/apisix");
         let place = |name: &str| layout.parse(name.as_bytes());
         for nothing in [
@@ -353,8 +340,10 @@ mod tests {
         let long = format!("ssls/{}", "x".repeat(65));
         let mut stand_ins = BTreeSet::new();
         for name in ["ssls/a b", "ssls/1/2", "ssls/team:a", "ssls/\u{fffd}", long.as_str()] {
-            let ParsedKey::Misnamed(key, told) = place(&format!("/apisix/{name}")) else { panic!("{name}") };
-            assert_eq!((key.kind, told.as_str()), (Kind::Ssl, name));
+            let ParsedKey::Misnamed(key, parsed) = place(&format!("/apisix/{name}")) else {
+                panic!("{name}")
+            };
+            assert_eq!((key.kind, parsed.as_str()), (Kind::Ssl, name));
             assert!(Id::parse(key.id.as_str()).is_ok(), "{key}");
             stand_ins.insert(key);
         }
@@ -367,11 +356,11 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_json_is_kept_apart_from_documents() {
+    fn invalid_json_is_never_an_object() {
         let key = || Key::new(Kind::Ssl, Id::parse("1").unwrap());
         let read = |value: &[u8]| decode_document(key(), value, 3, 5);
         assert_eq!(read(br#"{"z":1,"a":[]}"#).document.to_string(), r#"{"z":1,"a":[]}"#);
-        // As an APISIX reads it: texts of several lines as they are, but each member once.
+        // Like an APISIX: a string may span lines, and a member must not occur twice.
         assert_eq!(read(b"{\"cert\": \"a\nb\"}").document, serde_json::json!({"cert": "a\nb"}));
         let twice = read(br#"{"status": 1, "status": 0}"#).document;
         let expected = "<26 bytes that are not JSON: the member \"status\" occurs twice in one object at line 1 column 22>";
@@ -391,14 +380,14 @@ mod tests {
     }
 
     #[test]
-    fn what_lies_beside_belongs_to_one_document() {
+    fn extension_fields_belong_to_one_document() {
         let key = Key::new(Kind::Route, Id::parse("1").unwrap());
         let document = json!({"uri": "/a", "client_identity": {"allow": [{"dns": "a.b"}]}, "id": "1"});
-        let (value, beside) = split_document(&key, &document);
-        let beside = beside.unwrap();
-        assert!(!value.contains("client_identity") && !beside.contains("uri"));
-        let joined = |created, modified, beside: i64| {
-            let extension = ExtensionEntry::decode(beside_text(&document).as_bytes(), beside);
+        let (value, extension) = split_document(&key, &document);
+        let extension = extension.unwrap();
+        assert!(!value.contains("client_identity") && !extension.contains("uri"));
+        let joined = |created, modified, extension: i64| {
+            let extension = ExtensionEntry::decode(beside_text(&document).as_bytes(), extension);
             merge_extension(
                 decode_document(key.clone(), value.as_bytes(), created, modified),
                 Some(&extension),
@@ -416,10 +405,10 @@ mod tests {
         );
         let edited = joined(3, 5, 9);
         assert_eq!((&edited.document, edited.mod_revision, edited.stale_extensions), (&document, 9, false));
-        // Of a document that had the name before.
-        let anew = joined(7, 7, 5);
+        // From an earlier document of the same name.
+        let recreated = joined(7, 7, 5);
         assert_eq!(
-            (anew.document.get("client_identity"), anew.mod_revision, anew.stale_extensions),
+            (recreated.document.get("client_identity"), recreated.mod_revision, recreated.stale_extensions),
             (None, 7, false)
         );
         assert_eq!(split_document(&key, &json!({"uri": "/a"})).1, None);
@@ -430,7 +419,7 @@ mod tests {
     }
 
     #[test]
-    fn what_lies_beside_and_cannot_be_read_closes_the_document() {
+    fn unreadable_extension_fields_invalidate_the_document() {
         let key = Key::new(Kind::Route, Id::parse("1").unwrap());
         let long = format!("\"{}\"", "x".repeat(2 << 20));
         for value in ["", "{", "[]", "7", "\"x\"", long.as_str()] {

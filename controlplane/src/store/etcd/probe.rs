@@ -1,161 +1,138 @@
-//! Who answers at an endpoint, and will it do? One connection, a few questions, nothing changed.
+//! Probes an endpoint: identity, version, login and permissions. Changes nothing.
 //!
-//! `start` asks all endpoints when the control plane starts, and says what the contract wants said
-//! (9.2); `doctor` asks the same and then `rights` and `clock`. What is known of etcd's versions is
-//! in `version`.
+//! `startup` probes all endpoints when the control plane starts, with the messages of the contract
+//! (9.2). `doctor` adds `check_permissions` and `clock`. `version` knows etcd's versions.
 
 pub(crate) mod clock;
-pub(crate) mod permissions;
 pub(crate) mod startup;
 pub(crate) mod version;
 
 use std::time::{Duration, Instant};
 
 use conf::Secret;
-use etcd_client::{Channel, Client, ConnectOptions, GetOptions, StatusResponse};
+use etcd_client::{
+    Channel, Client, Compare, CompareOp, ConnectOptions, GetOptions, StatusResponse, Txn, TxnOp,
+};
 use tonic::{Code, Status};
 
 use super::dial::{self, ClientTls, DialError, DialStep, Endpoint};
 
-/// A database this full is warned about: part of the quota, in percent.
+/// The part of the quota, in percent, from which a database is warned about.
 const FULL_PERCENT: u64 = 80;
-/// Letters of a server's words that are passed on.
-const QUOTED: usize = 300;
-/// etcd's quota when nobody sets `--quota-backend-bytes`; versions before 3.6 do not tell theirs.
+/// The length at which a server's message is cut.
+const MESSAGE_LETTERS_MAX: usize = 300;
+/// etcd's quota without `--quota-backend-bytes`; versions before 3.6 do not report it.
 const DEFAULT_QUOTA: u64 = 2 << 30;
 
-/// The longest that an endpoint is waited for here, whatever `timeout` says: a member that drops
-/// packets must not hold up the start of a control plane that the others would serve.
-const ANSWER_MAX: Duration = Duration::from_secs(5);
+/// The upper bound of the time-out: a member that drops packets must not delay a start that the
+/// other members allow.
+const TIMEOUT_MAX: Duration = Duration::from_secs(5);
 
-/// How to ask.
+/// The name of the call that checks write permission, in errors.
+const WRITE: &str = "a write";
+/// An id that is never written.
+const PROBE_ID: &str = "countersign-doctor";
+/// The directory of internal entries and extension fields.
+const OWN_DIRECTORY: &str = "countersign";
+
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ProbeSettings<'a> {
-    /// What connections are secured with.
-    pub security: &'a ClientTls,
-    /// User and password; `None`: nobody, or the common name of the client certificate.
+    pub client_tls: &'a ClientTls,
+    /// User and password; `None`: anonymous, or the common name of the client certificate.
     pub login: Option<(&'a str, &'a Secret)>,
-    /// Of the keys, `/apisix`.
+    /// The prefix of all keys, such as `/apisix`.
     pub prefix: &'a str,
-    /// For connecting, and again for the answers.
+    /// Applies to the connection, and again to the responses.
     pub timeout: Duration,
 }
 
 impl<'a> ProbeSettings<'a> {
-    /// As `deployment.etcd` says.
-    pub(crate) fn of(etcd: &'a conf::EtcdSettings, security: &'a ClientTls) -> Self {
+    /// From `deployment.etcd`.
+    pub(crate) fn of(etcd: &'a conf::EtcdSettings, client_tls: &'a ClientTls) -> Self {
         let login = etcd.user.as_deref().zip(etcd.password.as_ref());
-        Self { security, login, prefix: &etcd.prefix, timeout: etcd.timeout.min(ANSWER_MAX) }
+        Self { client_tls, login, prefix: &etcd.prefix, timeout: etcd.timeout.min(TIMEOUT_MAX) }
     }
 }
 
-/// What one endpoint said.
+/// The status of one endpoint.
 #[derive(Debug, Clone)]
 pub(crate) struct EndpointStatus {
-    /// Who was asked.
     pub endpoint: Endpoint,
     /// `3.4.23`
     pub version: String,
     /// Equal for the members of one cluster.
     pub cluster: u64,
-    /// Of this member.
     pub member: u64,
-    /// The member that leads; 0: none.
+    /// The leader's member id; 0: none.
     pub leader: u64,
-    /// A member that only listens: it answers no reads that must be current.
+    /// A learner answers no linearizable reads.
     pub is_learner: bool,
-    /// The store's revision as this member knows it.
     pub revision: i64,
-    /// What it complains about: alarms, no leader.
+    /// Alarms and other errors in the status of the member.
     pub alarms: Vec<String>,
-    /// Bytes of its database file.
+    /// The size of its database in bytes.
     pub size: u64,
-    /// Most bytes it may have, where known.
+    /// `None`: not reported.
     pub quota: Option<u64>,
-    /// From the first step to the last answer.
+    /// The time from the first step to the last response.
     pub elapsed: Duration,
 }
 
-/// Why an endpoint will not do.
 #[derive(Debug, Clone, thiserror::Error)]
 pub(crate) enum ProbeError {
-    /// There is no connection.
     #[error(transparent)]
     Dial(#[from] DialError),
-    /// Too old.
     #[error(
         "etcd cluster version {found} is less than the required version {}, please upgrade your etcd cluster",
-        version::REQUIRED
+        version::MINIMUM
     )]
-    VersionTooOld {
-        /// Its version.
-        found: String,
-    },
-    /// `deployment.etcd.user` is not let in.
+    VersionTooOld { found: String },
     #[error(
-        "etcd refuses the login of user {user:?}: {says}. Check deployment.etcd.user and password (`etcdctl user list`, \
+        "etcd refuses the login of user {user:?}: {message}. Check deployment.etcd.user and password (`etcdctl user list`, \
          `etcdctl user passwd {user}`)"
     )]
     LoginFailed {
-        /// Whom we said we are.
         user: String,
-        /// etcd's words: "invalid user ID or password".
-        says: String,
+        /// etcd's message: "invalid user ID or password".
+        message: String,
     },
-    /// There is a login, and nobody is asked for one.
+    /// A login is configured, and etcd has authentication disabled.
     #[error(
-        "deployment.etcd.user is set, but etcd says: {says}. Run `etcdctl auth enable` there, or remove user and password"
+        "deployment.etcd.user is set, but etcd says: {message}. Run `etcdctl auth enable` there, or remove user and password"
     )]
     AuthDisabled {
-        /// "authentication is not enabled".
-        says: String,
+        /// etcd's message: "authentication is not enabled".
+        message: String,
     },
-    /// There is no login, and one is needed.
+    /// No login is configured, and etcd requires one.
     #[error(
-        "insufficient credentials code: 401: etcd has authentication enabled and wants a user ({says}): set \
+        "insufficient credentials code: 401: etcd has authentication enabled and wants a user ({message}): set \
          deployment.etcd.user and password, or give a client certificate whose common name is a user"
     )]
-    LoginRequired {
-        /// etcd's words.
-        says: String,
-    },
-    /// The user may not.
+    LoginRequired { message: String },
+    /// The user lacks a permission.
     #[error(
-        "etcd forbidden code: 403: {who} may not {what} below {prefix}/ ({says}): grant it: `etcdctl role \
+        "etcd forbidden code: 403: {who} may not {what} below {prefix}/ ({message}): grant it: `etcdctl role \
          grant-permission ROLE --prefix=true readwrite {prefix}/`"
     )]
     Forbidden {
-        /// The user.
         who: String,
         /// "read" or "write".
         what: &'static str,
-        /// The keys.
         prefix: String,
-        /// etcd's words.
-        says: String,
+        message: String,
     },
-    /// Connected, and then no answer.
+    /// The endpoint accepted the connection and does not answer.
     #[error(
-        "no answer to {what} within {}: etcd is overloaded or stopped, or its cluster has no majority", dial::span(*.after)
+        "no answer to {what} within {}: etcd is overloaded or stopped, or its cluster has no majority", dial::format_duration(*.timeout)
     )]
-    Timeout {
-        /// The question.
-        what: &'static str,
-        /// How long we waited.
-        after: Duration,
-    },
-    /// Another answer than the questions have.
-    #[error("etcd answered {what} with: {says}")]
-    UnexpectedResponse {
-        /// The question.
-        what: &'static str,
-        /// The answer.
-        says: String,
-    },
+    Timeout { what: &'static str, timeout: Duration },
+    #[error("etcd answered {what} with: {message}")]
+    UnexpectedResponse { what: &'static str, message: String },
 }
 
 impl ProbeError {
-    /// Without the endpoint's URL, for texts that name it already.
+    /// The message without the endpoint's URL, for texts that name it.
     pub(crate) fn without_url(&self) -> String {
         match self {
             Self::Dial(error) => error.problem.to_string(),
@@ -163,7 +140,7 @@ impl ProbeError {
         }
     }
 
-    /// Whether trying again cannot help: the configuration and the cluster do not fit.
+    /// Whether a retry cannot help, because the configuration does not match the cluster.
     pub(crate) fn is_permanent(&self) -> bool {
         match self {
             Self::Dial(error) => error.problem.step() == DialStep::Settings,
@@ -173,44 +150,44 @@ impl ProbeError {
     }
 }
 
-/// Asks one endpoint.
+/// Probes one endpoint.
 ///
 /// # Errors
-/// Why it will not do.
+/// The first failing check.
 pub(crate) async fn probe(
     endpoint: &Endpoint,
-    asking: ProbeSettings<'_>,
+    settings: ProbeSettings<'_>,
 ) -> Result<EndpointStatus, ProbeError> {
-    let began = Instant::now();
-    let (mut client, status) = connect_and_login(endpoint, asking).await?;
-    count_keys(endpoint, asking, &mut client, Consistency::Serializable).await?;
-    Ok(endpoint_status(endpoint, &status, began.elapsed()))
+    let started = Instant::now();
+    let (mut client, status) = connect_and_login(endpoint, settings).await?;
+    count_keys(endpoint, settings, &mut client, Consistency::Serializable).await?;
+    Ok(endpoint_status(endpoint, &status, started.elapsed()))
 }
 
-/// Connects, asks for the version, and logs in.
+/// Connects, checks the version, and logs in.
 async fn connect_and_login(
     endpoint: &Endpoint,
-    asking: ProbeSettings<'_>,
+    settings: ProbeSettings<'_>,
 ) -> Result<(Client, StatusResponse), ProbeError> {
-    let question = Prober { endpoint, asking };
-    let channel = dial::connect(endpoint, asking.security, asking.timeout).await?;
+    let prober = Prober { endpoint, settings };
+    let channel = dial::connect(endpoint, settings.client_tls, settings.timeout).await?;
     let open = |options| Client::from_channel(Channel::Tonic(channel.clone()), options);
-    let mut client = question.call("a hello", open(None)).await?;
-    // Before the login: a version that is too old may not know it.
-    let status = match question.call("the status", client.status()).await {
+    let mut client = prober.call("a hello", open(None)).await?;
+    // Before the login, which an old version may not support.
+    let status = match prober.call("the status", client.status()).await {
         Ok(status) => Some(check_version(status)?),
-        Err(ProbeError::LoginRequired { .. } | ProbeError::Forbidden { .. }) if asking.login.is_some() => {
+        Err(ProbeError::LoginRequired { .. } | ProbeError::Forbidden { .. }) if settings.login.is_some() => {
             None
         }
         Err(error) => return Err(error),
     };
-    if let Some((user, password)) = asking.login {
+    if let Some((user, password)) = settings.login {
         let options = ConnectOptions::new().with_user(user, password.expose());
-        client = question.login(user, open(Some(options))).await?;
+        client = prober.login(user, open(Some(options))).await?;
     }
     let status = match status {
         Some(status) => status,
-        None => check_version(question.call("the status", client.status()).await?)?,
+        None => check_version(prober.call("the status", client.status()).await?)?,
     };
     Ok((client, status))
 }
@@ -223,28 +200,52 @@ fn check_version(status: StatusResponse) -> Result<StatusResponse, ProbeError> {
     }
 }
 
-/// Whether an answer must be the cluster's, or one member's knowledge will do.
+/// The consistency of a read, in etcd's terms.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Consistency {
     Serializable,
     Linearizable,
 }
 
-/// Reads how many keys there are. Needs the right to read all of them.
+/// Counts the keys below the prefix, which needs read permission on all of them.
 async fn count_keys(
     endpoint: &Endpoint,
-    asking: ProbeSettings<'_>,
+    settings: ProbeSettings<'_>,
     client: &mut Client,
-    freshness: Consistency,
+    consistency: Consistency,
 ) -> Result<i64, ProbeError> {
     let options = GetOptions::new().with_prefix().with_count_only();
-    let options = if freshness == Consistency::Serializable { options.with_serializable() } else { options };
-    let keys = format!("{}/", asking.prefix);
-    let question = Prober { endpoint, asking };
-    Ok(question.call("a read", client.get(keys, Some(options))).await?.count())
+    let options =
+        if consistency == Consistency::Serializable { options.with_serializable() } else { options };
+    let keys = format!("{}/", settings.prefix);
+    let prober = Prober { endpoint, settings };
+    Ok(prober.call("a read", client.get(keys, Some(options))).await?.count())
 }
 
-fn endpoint_status(endpoint: &Endpoint, status: &StatusResponse, took: Duration) -> EndpointStatus {
+/// Makes a linearizable read, which needs a majority, and checks write permission without writing:
+/// etcd checks the permissions of a transaction before it runs, for both of its branches, so a
+/// transaction whose condition cannot hold checks the write permission for every kind. Returns the
+/// number of keys below the prefix.
+///
+/// # Errors
+/// The missing permission, or the failure of the call.
+pub(crate) async fn check_permissions(
+    endpoint: &Endpoint,
+    settings: ProbeSettings<'_>,
+) -> Result<i64, ProbeError> {
+    let (mut client, _) = connect_and_login(endpoint, settings).await?;
+    let keys = count_keys(endpoint, settings, &mut client, Consistency::Linearizable).await?;
+    let directories = model::Kind::ADMIN.map(|kind| kind.plural()).into_iter().chain([OWN_DIRECTORY]);
+    let key = |directory| format!("{}/{directory}/{PROBE_ID}", settings.prefix);
+    let writes: Vec<_> = directories.map(|directory| TxnOp::put(key(directory), "", None)).collect();
+    // No key has fewer than zero versions.
+    let never = Compare::version(key(OWN_DIRECTORY), CompareOp::Less, 0);
+    let prober = Prober { endpoint, settings };
+    prober.call(WRITE, client.txn(Txn::new().when([never]).and_then(writes))).await?;
+    Ok(keys)
+}
+
+fn endpoint_status(endpoint: &Endpoint, status: &StatusResponse, elapsed: Duration) -> EndpointStatus {
     let header = status.header();
     let size = |bytes: i64| u64::try_from(bytes).unwrap_or_default();
     EndpointStatus {
@@ -258,30 +259,30 @@ fn endpoint_status(endpoint: &Endpoint, status: &StatusResponse, took: Duration)
         alarms: status.errors().iter().map(|text| printable(text.trim())).collect(),
         size: size(status.db_size()),
         quota: Some(size(status.db_size_quota())).filter(|quota| *quota > 0),
-        elapsed: took,
+        elapsed,
     }
 }
 
 impl EndpointStatus {
-    /// What is wrong with a server that answers, each with what to do.
+    /// The problems of an endpoint that answers, each with its fix.
     pub(crate) fn warnings(&self) -> Vec<String> {
-        let mut found: Vec<String> = version::vulnerability(&self.version).into_iter().collect();
+        let mut warnings: Vec<String> = version::vulnerability(&self.version).into_iter().collect();
         if self.leader == 0 {
-            found.push(
+            warnings.push(
                 "its cluster has no leader: nothing can be written; start the missing members".to_owned(),
             );
         }
         if self.is_learner {
             let text =
                 "it is a learner, which answers no current reads: promote it, or name voting members only";
-            found.push(text.to_owned());
+            warnings.push(text.to_owned());
         }
-        for complaint in &self.alarms {
-            found.push(alarm_hint(complaint));
+        for alarm in &self.alarms {
+            warnings.push(alarm_hint(alarm));
         }
         let quota = self.quota.unwrap_or(DEFAULT_QUOTA);
         if self.size > quota / 100 * FULL_PERCENT {
-            found.push(format!(
+            warnings.push(format!(
                 "its database has {} MB of {} MB ({}): compact and defragment it, or raise --quota-backend-bytes; when it is \
                  full it refuses writes",
                 self.size >> 20,
@@ -289,35 +290,35 @@ impl EndpointStatus {
                 if self.quota.is_some() { "its quota" } else { "the default quota; it does not tell its own" },
             ));
         }
-        found
+        warnings
     }
 }
 
-fn alarm_hint(complaint: &str) -> String {
-    if complaint.contains("NOSPACE") {
+fn alarm_hint(alarm: &str) -> String {
+    if alarm.contains("NOSPACE") {
         format!(
-            "alarm NOSPACE ({complaint}): its database is full and refuses writes: compact, `etcdctl defrag`, then `etcdctl \
+            "alarm NOSPACE ({alarm}): its database is full and refuses writes: compact, `etcdctl defrag`, then `etcdctl \
              alarm disarm`"
         )
-    } else if complaint.contains("CORRUPT") {
+    } else if alarm.contains("CORRUPT") {
         format!(
-            "alarm CORRUPT ({complaint}): members hold different data: restore the cluster before relying on it"
+            "alarm CORRUPT ({alarm}): members hold different data: restore the cluster before relying on it"
         )
     } else {
-        format!("it complains: {complaint}")
+        format!("it complains: {alarm}")
     }
 }
 
-/// What a server says, fit for one line of a log.
+/// The message without control characters, and cut.
 fn printable(text: &str) -> String {
-    let shown = |letter: char| if letter.is_control() { char::REPLACEMENT_CHARACTER } else { letter };
-    text.chars().take(QUOTED).map(shown).collect()
+    let sanitized = |letter: char| if letter.is_control() { char::REPLACEMENT_CHARACTER } else { letter };
+    text.chars().take(MESSAGE_LETTERS_MAX).map(sanitized).collect()
 }
 
-/// Puts what etcd answers into words.
+/// Makes calls and maps etcd's errors to messages.
 struct Prober<'a> {
     endpoint: &'a Endpoint,
-    asking: ProbeSettings<'a>,
+    settings: ProbeSettings<'a>,
 }
 
 impl Prober<'_> {
@@ -339,10 +340,10 @@ impl Prober<'_> {
     ) -> Result<T, ProbeError> {
         self.with_timeout("the login", call).await?.map_err(|error| match &error {
             etcd_client::Error::GRpcStatus(status) if status.code() == Code::InvalidArgument => {
-                ProbeError::LoginFailed { user: user.to_owned(), says: printable(status.message()) }
+                ProbeError::LoginFailed { user: user.to_owned(), message: printable(status.message()) }
             }
             etcd_client::Error::GRpcStatus(status) if status.code() == Code::FailedPrecondition => {
-                ProbeError::AuthDisabled { says: printable(status.message()) }
+                ProbeError::AuthDisabled { message: printable(status.message()) }
             }
             _ => self.explain_other("the login", &error),
         })
@@ -353,26 +354,26 @@ impl Prober<'_> {
         what: &'static str,
         call: impl Future<Output = T>,
     ) -> Result<T, ProbeError> {
-        let after = self.asking.timeout;
-        tokio::time::timeout(after, call).await.map_err(|_| ProbeError::Timeout { what, after })
+        let timeout = self.settings.timeout;
+        tokio::time::timeout(timeout, call).await.map_err(|_| ProbeError::Timeout { what, timeout })
     }
 
     fn explain_status(&self, what: &'static str, status: &Status, error: &etcd_client::Error) -> ProbeError {
-        let says = || printable(status.message());
+        let message = || printable(status.message());
         match status.code() {
             Code::PermissionDenied => ProbeError::Forbidden {
-                who: match self.asking.login {
+                who: match self.settings.login {
                     Some((user, _)) => format!("the user {user:?}"),
                     None => "the user that our client certificate names".to_owned(),
                 },
-                what: if what == permissions::WRITE { "write" } else { "read" },
-                prefix: self.asking.prefix.to_owned(),
-                says: says(),
+                what: if what == WRITE { "write" } else { "read" },
+                prefix: self.settings.prefix.to_owned(),
+                message: message(),
             },
             Code::InvalidArgument if status.message().contains("user name is empty") => {
-                ProbeError::LoginRequired { says: says() }
+                ProbeError::LoginRequired { message: message() }
             }
-            Code::Unauthenticated => ProbeError::LoginRequired { says: says() },
+            Code::Unauthenticated => ProbeError::LoginRequired { message: message() },
             _ => self.explain_other(what, error),
         }
     }
@@ -382,9 +383,9 @@ impl Prober<'_> {
             (Some(cause), _) => cause.into(),
             (None, etcd_client::Error::GRpcStatus(status)) => ProbeError::UnexpectedResponse {
                 what,
-                says: format!("{} ({:?})", printable(status.message()), status.code()),
+                message: format!("{} ({:?})", printable(status.message()), status.code()),
             },
-            (None, error) => ProbeError::UnexpectedResponse { what, says: printable(&error.to_string()) },
+            (None, error) => ProbeError::UnexpectedResponse { what, message: printable(&error.to_string()) },
         }
     }
 }

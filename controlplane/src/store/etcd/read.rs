@@ -1,7 +1,7 @@
-//! Reading: one document, a kind, everything at one revision, and what lies beside.
+//! Reads: one document, a page, a kind, or everything at one revision, with extension fields.
 //!
-//! Page by page, all pages at the revision of the first, so that neither a gigabyte of documents
-//! comes in one answer nor two halves of different moments are taken for one state.
+//! Reads are paged, and all pages have the revision of the first: a response stays small, and the
+//! result is one consistent state.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -20,28 +20,28 @@ use crate::store::{
     UnknownKeys,
 };
 
-/// Documents of one page.
+/// Documents per response.
 const PAGE_SIZE: i64 = 500;
-/// Documents that are read by their names in one call: with what lies beside them below etcd's
-/// limit of 128 operations.
+/// Documents per transaction: with their extension entries they stay below etcd's limit of 128
+/// operations.
 const GETS_PER_TXN: usize = 60;
-/// Loads that are begun anew because the revision of their first page was compacted away.
+/// Attempts, when the revision of the first page is compacted during a read.
 const READ_ATTEMPTS: usize = 5;
 
 impl Cluster {
-    /// One document, as a majority has it, with what lies beside it at the same revision.
+    /// One document with its extension fields, by a linearizable read.
     pub(super) async fn get(&self, key: &Key) -> Result<Option<StoredDocument>, StoreError> {
         let names: Vec<String> = [Some(self.layout.document_key(key)), self.layout.extension_key(key)]
             .into_iter()
             .flatten()
             .collect();
-        let found = self.call(|mut kv: KvClient| {
+        let response = self.call(|mut kv: KvClient| {
             let gets: Vec<TxnOp> = names.iter().map(|name| TxnOp::get(name.as_str(), None)).collect();
             async move { kv.txn(Txn::new().and_then(gets)).await }
         });
-        let found = found.await?.op_responses();
-        let mut entries = found.iter().map(|response| match response {
-            TxnOpResponse::Get(found) => found.kvs().first(),
+        let responses = response.await?.op_responses();
+        let mut entries = responses.iter().map(|response| match response {
+            TxnOpResponse::Get(get) => get.kvs().first(),
             _ => None,
         });
         let Some(document) = entries.next().flatten() else { return Ok(None) };
@@ -56,24 +56,24 @@ impl Cluster {
         Ok(Some(layout::merge_extension(stored, extension.as_ref())))
     }
 
-    /// One document as it was at a revision, without what lies beside it; `None` in the outer place
-    /// when that is compacted away.
+    /// One document at a revision, without extension fields; the outer `None`: the revision is
+    /// compacted.
     pub(super) async fn document_at(
         &self,
         key: &Key,
         revision: u64,
     ) -> Result<Option<Option<StoredDocument>>, StoreError> {
         let options = GetOptions::new().with_revision(layout::to_etcd_revision(revision));
-        let Some(found) = self.read_at(self.layout.document_key(key).into_bytes(), options).await? else {
+        let Some(response) = self.read_at(self.layout.document_key(key).into_bytes(), options).await? else {
             return Ok(None);
         };
-        Ok(Some(found.kvs().first().map(|kv| {
+        Ok(Some(response.kvs().first().map(|kv| {
             layout::decode_document(key.clone(), kv.value(), kv.create_revision(), kv.mod_revision())
         })))
     }
 
-    /// The extension entries below a prefix at a revision; `None` when that is compacted away, or
-    /// has not happened here.
+    /// The extension entries below a prefix at a revision; `None` if it is compacted or in the
+    /// future.
     pub(super) async fn extensions_at(
         &self,
         prefix: &str,
@@ -93,25 +93,21 @@ impl Cluster {
         Ok(Some(extensions))
     }
 
-    /// A private entry.
-    pub(super) async fn internal_entry(
-        &self,
-        what: InternalKey,
-    ) -> Result<Option<InternalEntry>, StoreError> {
-        let name = self.layout.internal_key(what);
-        let found = self.call(|mut kv: KvClient| {
+    pub(super) async fn internal_entry(&self, key: InternalKey) -> Result<Option<InternalEntry>, StoreError> {
+        let name = self.layout.internal_key(key);
+        let response = self.call(|mut kv: KvClient| {
             let name = name.clone();
             async move { kv.get(name, None).await }
         });
-        let mut found = found.await?;
-        Ok(found.take_kvs().into_iter().next().map(|kv| InternalEntry {
+        let mut response = response.await?;
+        Ok(response.take_kvs().into_iter().next().map(|kv| InternalEntry {
             version: layout::from_etcd_revision(kv.mod_revision()),
             text: String::from_utf8_lossy(kv.value()).into_owned().into(),
         }))
     }
 
-    /// A part of a kind: the names of all, in the order of their creation, then the documents of
-    /// the part at the same revision.
+    /// One page of a kind: the keys of all documents in the order of their creation, then the
+    /// documents of the page at the same revision.
     pub(super) async fn page(&self, kind: Kind, first: usize, size: usize) -> Result<Part, StoreError> {
         for _ in 0..READ_ATTEMPTS {
             let options = GetOptions::new()
@@ -128,16 +124,15 @@ impl Cluster {
             documents.retain(|kv| {
                 matches!(self.layout.parse(kv.key()), ParsedKey::Document(_) | ParsedKey::Misnamed(..))
             });
-            let part: Vec<&[u8]> = documents.iter().skip(first).take(size).map(KeyValue::key).collect();
-            if let Some(items) = self.documents_by_name(&part, revision).await? {
+            let names: Vec<&[u8]> = documents.iter().skip(first).take(size).map(KeyValue::key).collect();
+            if let Some(items) = self.documents_by_name(&names, revision).await? {
                 return Ok(Part { items, total: documents.len() });
             }
         }
         Err(StoreError::Unavailable { what: "etcd compacts faster than it can be read".to_owned() })
     }
 
-    /// Documents by their names, with what lies beside them; `None` when the revision was compacted
-    /// away meanwhile.
+    /// Documents with their extension fields; `None` if the revision is compacted.
     async fn documents_by_name(
         &self,
         names: &[&[u8]],
@@ -145,20 +140,20 @@ impl Cluster {
     ) -> Result<Option<Vec<StoredDocument>>, StoreError> {
         let mut items = Vec::new();
         for names in names.chunks(GETS_PER_TXN) {
-            let beside = |name: &[u8]| match self.layout.parse(name) {
+            let extension_key = |name: &[u8]| match self.layout.parse(name) {
                 ParsedKey::Document(key) => self.layout.extension_key(&key),
                 _ => None,
             };
-            let all = names
-                .iter()
-                .flat_map(|name| std::iter::once(name.to_vec()).chain(beside(name).map(String::into_bytes)));
+            let keys = names.iter().flat_map(|name| {
+                std::iter::once(name.to_vec()).chain(extension_key(name).map(String::into_bytes))
+            });
             let gets: Vec<TxnOp> =
-                all.map(|name| TxnOp::get(name, Some(GetOptions::new().with_revision(revision)))).collect();
-            let Some(found) = self.txn_at(gets).await? else { return Ok(None) };
+                keys.map(|name| TxnOp::get(name, Some(GetOptions::new().with_revision(revision)))).collect();
+            let Some(response) = self.txn_at(gets).await? else { return Ok(None) };
             let (mut documents, mut extensions) = (Vec::new(), HashMap::new());
-            for response in found.op_responses() {
-                let TxnOpResponse::Get(found) = response else { continue };
-                for kv in found.kvs() {
+            for response in response.op_responses() {
+                let TxnOpResponse::Get(get) = response else { continue };
+                for kv in get.kvs() {
                     if let ParsedKey::Extension(key) = self.layout.parse(kv.key()) {
                         extensions.insert(key, ExtensionEntry::decode(kv.value(), kv.mod_revision()));
                     }
@@ -183,7 +178,7 @@ impl Cluster {
         Err(StoreError::Unavailable { what: "etcd compacts faster than it can be read".to_owned() })
     }
 
-    /// `None` when the revision was compacted away meanwhile.
+    /// `None` if the revision is compacted during the read.
     async fn try_load_documents(&self, kinds: &[Kind]) -> Result<Option<DocumentList>, StoreError> {
         let mut revision = None;
         let mut items = Vec::new();
@@ -196,12 +191,12 @@ impl Cluster {
             revision = pages.revision;
         }
         let revision = revision.unwrap_or_default();
-        let beside = self.extensions_of_kinds(kinds, revision).await?;
-        let Some(beside) = beside else { return Ok(None) };
+        let extensions = self.extensions_of_kinds(kinds, revision).await?;
+        let Some(extensions) = extensions else { return Ok(None) };
         let mut items: Vec<StoredDocument> = items
             .into_iter()
             .map(|item: StoredDocument| {
-                let extension = beside.get(&item.key);
+                let extension = extensions.get(&item.key);
                 layout::merge_extension(item, extension)
             })
             .collect();
@@ -209,7 +204,6 @@ impl Cluster {
         Ok(Some(DocumentList { revision: layout::from_etcd_revision(revision), items }))
     }
 
-    /// The extension entries of these kinds.
     async fn extensions_of_kinds(
         &self,
         kinds: &[Kind],
@@ -225,7 +219,7 @@ impl Cluster {
         }
     }
 
-    /// A read at a revision; `None` when that is compacted away or has not happened here.
+    /// A read at a revision; `None` if it is compacted or in the future.
     async fn read_at(&self, from: Vec<u8>, options: GetOptions) -> Result<Option<GetResponse>, StoreError> {
         let read = self.call_raw(|mut kv: KvClient| {
             let (from, options) = (from.clone(), options.clone());
@@ -234,7 +228,7 @@ impl Cluster {
         self.unless_compacted(read.await?)
     }
 
-    /// Several reads at a revision, in one call.
+    /// Several reads at a revision, in one transaction.
     async fn txn_at(&self, gets: Vec<TxnOp>) -> Result<Option<TxnResponse>, StoreError> {
         let read = self.call_raw(|mut kv: KvClient| {
             let gets = gets.clone();
@@ -243,7 +237,7 @@ impl Cluster {
         self.unless_compacted(read.await?)
     }
 
-    /// The answer to a read at a revision.
+    /// Maps etcd's "out of range", for a compacted revision, to `None`.
     fn unless_compacted<T>(&self, read: Result<T, (EtcdConnection, Error)>) -> Result<Option<T>, StoreError> {
         match read {
             Ok(page) => Ok(Some(page)),
@@ -254,30 +248,33 @@ impl Cluster {
         }
     }
 
-    /// What lies beside the documents, counted by directory.
+    /// The keys that are not documents, counted by directory.
     pub(super) async fn unknown_keys(&self) -> Result<Vec<UnknownKeys>, StoreError> {
         let root = self.layout.root();
         let options = GetOptions::new().with_prefix().with_keys_only();
-        let found = self.call(|mut kv: KvClient| {
+        let response = self.call(|mut kv: KvClient| {
             let options = options.clone();
             async move { kv.get(root, Some(options)).await }
         });
-        let (mut counts, mut created, mut beside) = (BTreeMap::new(), HashMap::new(), Vec::new());
-        for kv in found.await?.take_kvs() {
+        let (mut counts, mut create_revisions, mut extensions) =
+            (BTreeMap::new(), HashMap::new(), Vec::new());
+        for kv in response.await?.take_kvs() {
             match self.layout.parse(kv.key()) {
                 ParsedKey::Unknown(name) | ParsedKey::Misnamed(_, name) => {
                     *counts.entry(name).or_insert(0) += 1
                 }
-                ParsedKey::Document(key) => drop(created.insert(key, kv.create_revision())),
-                ParsedKey::Extension(key) => beside.push((key, kv.mod_revision())),
+                ParsedKey::Document(key) => drop(create_revisions.insert(key, kv.create_revision())),
+                ParsedKey::Extension(key) => extensions.push((key, kv.mod_revision())),
                 ParsedKey::Ignored => {}
             }
         }
-        // Of a document that is gone, or that was made anew.
-        beside.retain(|(key, modified)| created.get(key).is_none_or(|created| modified < created));
-        let left = beside.len();
-        let left = (left > 0).then(|| UnknownKeys { name: ORPHANED_EXTENSIONS.to_owned(), count: left });
-        Ok(counts.into_iter().map(|(name, count)| UnknownKeys { name, count }).chain(left).collect())
+        // The entry's document is gone, or was recreated.
+        extensions.retain(|(key, mod_revision)| {
+            create_revisions.get(key).is_none_or(|created| mod_revision < created)
+        });
+        let count = extensions.len();
+        let orphaned = (count > 0).then(|| UnknownKeys { name: ORPHANED_EXTENSIONS.to_owned(), count });
+        Ok(counts.into_iter().map(|(name, count)| UnknownKeys { name, count }).chain(orphaned).collect())
     }
 }
 
@@ -294,21 +291,20 @@ impl Pages {
         Self { from: Some(prefix.as_bytes().to_vec()), end: range_end(prefix), revision }
     }
 
-    /// `None` behind the last page; `None` in the inner place when the revision is compacted away.
+    /// The outer `None`: no more pages; the inner one: the revision is compacted.
     async fn next(&mut self, cluster: &Cluster) -> Result<Option<Option<GetResponse>>, StoreError> {
         let Some(from) = self.from.take() else { return Ok(None) };
         let options = GetOptions::new().with_range(self.end.as_str()).with_limit(PAGE_SIZE);
         let options = self.revision.into_iter().fold(options, GetOptions::with_revision);
         let Some(page) = cluster.read_at(from, options).await? else { return Ok(Some(None)) };
         self.revision.get_or_insert(page.header().map_or(0, etcd_client::ResponseHeader::revision));
-        let last = page.kvs().last().filter(|_| page.more());
-        self.from = last.map(|last| [last.key(), &[0]].concat());
+        let last_key = page.kvs().last().filter(|_| page.more()).map(KeyValue::key);
+        self.from = last_key.map(|key| [key, &[0]].concat());
         Ok(Some(Some(page)))
     }
 }
 
-/// The end of the range of names that start with `prefix`, which ends in a slash: '0' is the next
-/// character.
+/// The end of the range of keys that start with `prefix/`: '0' follows '/'.
 fn range_end(prefix: &str) -> String {
     format!("{}0", prefix.trim_end_matches('/'))
 }

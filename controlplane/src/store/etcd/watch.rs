@@ -1,13 +1,12 @@
-//! Watching: every change below the prefix after a revision, from the member that is in use.
+//! Watches: every change below the prefix after a revision, from the current connection.
 //!
-//! One task a watch. When the connection is replaced, or nothing came for a while, the watch is
-//! opened again from the next revision, which leaves no gap. When the connection was lost it ends
-//! with an error instead: the cluster may have been set back meanwhile, and only reading everything
-//! tells.
+//! One task per watch. When the connection is replaced, or after a quiet period, the watch reopens
+//! at the next revision, without a gap. When the connection is lost the watch ends with an error:
+//! the cluster may have been restored from a backup meanwhile, which only a load detects.
 //!
-//! A document and its extension entry are told as one: the watch knows the entries as they were
-//! when it began, and each change of one since. Our own writes change both in one revision; another
-//! program changes the document alone, and what lies beside it stays.
+//! A document and its extension entry yield one event. The watch loads the entries as of its start
+//! revision and tracks their changes. The control plane writes both keys in one revision; another
+//! program writes the document only, and the extension fields stay.
 
 use std::collections::HashMap;
 use std::sync::Weak;
@@ -24,26 +23,26 @@ use super::connection::EtcdConnection;
 use super::layout::{self, ExtensionEntry, ParsedKey};
 use crate::store::{Event, EventStream, WatchError};
 
-/// Answers of etcd that wait for the reader.
+/// Responses that wait for the reader.
 const QUEUE_MAX: usize = 16;
 
 /// Why one round of a watch ended.
 enum RoundEnd {
-    /// Open it again from the next revision.
+    /// Reopen the watch at the next revision.
     Reopen,
-    /// Nobody reads any more.
+    /// The reader dropped the stream.
     ReaderGone,
     Failed(WatchError),
 }
 
-/// Every change after `after`.
+/// All changes after a revision.
 pub(super) fn events(cluster: Weak<Cluster>, after: u64) -> EventStream {
     let (sender, receiver) = mpsc::channel(QUEUE_MAX);
     tokio::spawn(async move {
-        let mut known = WatchPosition { revision: after, extensions: None };
+        let mut position = WatchPosition { revision: after, extensions: None };
         loop {
             let Some(cluster) = cluster.upgrade() else { return };
-            match cluster.run_watch_round(&mut known, &sender).await {
+            match cluster.run_watch_round(&mut position, &sender).await {
                 RoundEnd::Reopen => {}
                 RoundEnd::ReaderGone => return,
                 RoundEnd::Failed(error) => return drop(sender.send(Err(error)).await),
@@ -53,96 +52,93 @@ pub(super) fn events(cluster: Weak<Cluster>, after: u64) -> EventStream {
     ReceiverStream::new(receiver).boxed()
 }
 
-/// What a watch has seen.
+/// The position of a watch.
 struct WatchPosition {
-    /// The newest revision.
+    /// The newest seen revision.
     revision: u64,
-    /// The extension entries at that revision, once they were read.
+    /// The extension entries at that revision; `None` before they were loaded.
     extensions: Option<HashMap<Key, ExtensionEntry>>,
 }
 
 type EventSender = mpsc::Sender<Result<Vec<Event>, WatchError>>;
 
 impl Cluster {
-    async fn run_watch_round(&self, known: &mut WatchPosition, sender: &EventSender) -> RoundEnd {
-        let connected = match self.connections.current().await {
-            Ok(connected) => connected,
+    async fn run_watch_round(&self, position: &mut WatchPosition, sender: &EventSender) -> RoundEnd {
+        let connection = match self.connections.current().await {
+            Ok(connection) => connection,
             Err(error) => return unavailable(error.to_string()),
         };
-        if let Err(ended) = self.load_extensions(known).await {
-            return ended;
+        if let Err(end) = self.load_extensions(position).await {
+            return end;
         }
         let options = WatchOptions::new()
             .with_prefix()
-            .with_start_revision(layout::to_etcd_revision(known.revision + 1));
-        let mut client = connected.watch();
+            .with_start_revision(layout::to_etcd_revision(position.revision + 1));
+        let mut client = connection.watch();
         let opening = client.watch(self.layout.root(), Some(options));
         let mut stream = match tokio::time::timeout(self.connections.timeout(), opening).await {
             Ok(Ok(stream)) => stream,
-            Ok(Err(error)) => return self.watch_failed(&connected, &error).await,
+            Ok(Err(error)) => return self.watch_failed(&connection, &error).await,
             Err(_) => return unavailable("the watch was not opened in time".to_owned()),
         };
         loop {
             let message = tokio::select! {
                 message = next(&mut stream, self.watch_timeout) => message,
-                () = self.connections.wait_replaced(&connected) => return self.connection_replaced(&connected).await,
+                () = self.connections.wait_replaced(&connection) => return self.connection_replaced(&connection).await,
                 () = sender.closed() => return RoundEnd::ReaderGone,
             };
             let response = match message {
                 Ok(Some(Ok(response))) => response,
-                Ok(Some(Err(error))) => return self.watch_failed(&connected, &error).await,
+                Ok(Some(Err(error))) => return self.watch_failed(&connection, &error).await,
                 Ok(None) => return unavailable("etcd ended the watch".to_owned()),
-                // Nothing came: asking again from the next revision is cheap, and finds a watch that died
-                // silently.
+                // After a quiet period the watch reopens, which is cheap and detects a dead one.
                 Err(_) => return RoundEnd::Reopen,
             };
-            if let Some(ended) = self.handle_response(&response, known, sender).await {
-                return ended;
+            if let Some(end) = self.handle_response(&response, position, sender).await {
+                return end;
             }
         }
     }
 
-    /// Reads the extension entries as they were at the revision that was seen, unless they are
-    /// known.
-    async fn load_extensions(&self, known: &mut WatchPosition) -> Result<(), RoundEnd> {
-        if known.extensions.is_some() {
+    /// Loads the extension entries at the seen revision, unless they are known.
+    async fn load_extensions(&self, position: &mut WatchPosition) -> Result<(), RoundEnd> {
+        if position.extensions.is_some() {
             return Ok(());
         }
-        let read = match known.revision {
-            // Nothing had happened yet; to etcd this number means now.
+        let loaded = match position.revision {
+            // The empty store; etcd reads revision 0 as the current one.
             0 => Ok(Some(HashMap::new())),
-            seen => {
-                self.extensions_at(&self.layout.extensions_prefix(), layout::to_etcd_revision(seen)).await
+            revision => {
+                self.extensions_at(&self.layout.extensions_prefix(), layout::to_etcd_revision(revision)).await
             }
         };
-        match read {
-            Ok(Some(extensions)) => known.extensions = Some(extensions),
+        match loaded {
+            Ok(Some(extensions)) => position.extensions = Some(extensions),
             Ok(None) => return Err(self.compacted_at_head().await),
             Err(error) => return Err(unavailable(error.to_string())),
         }
         Ok(())
     }
 
-    /// A connection that was replaced still has its cluster; one that was lost may come back to
-    /// another.
-    async fn connection_replaced(&self, connected: &EtcdConnection) -> RoundEnd {
+    /// A replaced connection still has its cluster; a lost one may return with another state.
+    async fn connection_replaced(&self, connection: &EtcdConnection) -> RoundEnd {
         match self.connections.current().await {
-            Ok(now) if now.same_epoch(connected) => RoundEnd::Reopen,
+            Ok(now) if now.same_epoch(connection) => RoundEnd::Reopen,
             Ok(_) => unavailable("the connection to etcd was lost".to_owned()),
             Err(error) => unavailable(error.to_string()),
         }
     }
 
-    async fn watch_failed(&self, connected: &EtcdConnection, error: &Error) -> RoundEnd {
-        let what = self.connections.describe_error(connected, error);
-        self.connections.check_health(connected).await;
+    async fn watch_failed(&self, connection: &EtcdConnection, error: &Error) -> RoundEnd {
+        let what = self.connections.describe_error(connection, error);
+        self.connections.check_health(connection).await;
         unavailable(what)
     }
 
     async fn handle_response(
         &self,
         response: &WatchResponse,
-        known: &mut WatchPosition,
+        position: &mut WatchPosition,
         sender: &EventSender,
     ) -> Option<RoundEnd> {
         let head =
@@ -153,15 +149,15 @@ impl Cluster {
         if response.canceled() {
             return Some(unavailable(format!("etcd cancelled the watch: {}", response.cancel_reason())));
         }
-        if response.created() && head < known.revision {
-            // What was seen has not happened here: the cluster was set back.
+        if response.created() && head < position.revision {
+            // The seen revision is in this cluster's future: it was restored from a backup.
             return Some(compacted(head));
         }
         let mut events = Vec::new();
-        // An answer that is not asked to be cut holds whole revisions.
+        // Without the fragment option a response holds whole revisions.
         for changes in response.events().chunk_by(|one, next| event_revision(one) == event_revision(next)) {
-            if let Err(ended) = self.apply_revision(changes, known, &mut events).await {
-                return Some(ended);
+            if let Err(end) = self.apply_revision(changes, position, &mut events).await {
+                return Some(end);
             }
         }
         if events.is_empty() {
@@ -171,8 +167,7 @@ impl Cluster {
         sender.send(Ok(events)).await.is_err().then_some(RoundEnd::ReaderGone)
     }
 
-    /// A read at a revision that is compacted away, or has not happened here: from the present one
-    /// a watch can start.
+    /// The revision is compacted or in the future: a watch can start at the current one.
     async fn compacted_at_head(&self) -> RoundEnd {
         match self.mod_revision(self.layout.fence_key()).await {
             Ok((_, present)) => compacted(present),
@@ -180,17 +175,17 @@ impl Cluster {
         }
     }
 
-    /// All changes of one revision.
+    /// Applies all changes of one revision.
     async fn apply_revision(
         &self,
         changes: &[etcd_client::Event],
-        known: &mut WatchPosition,
+        position: &mut WatchPosition,
         events: &mut Vec<Event>,
     ) -> Result<(), RoundEnd> {
         let Some(revision) = changes.first().map(event_revision) else { return Ok(()) };
-        known.revision = known.revision.max(revision);
-        let extensions = known.extensions.get_or_insert_default();
-        let (mut documents, mut beside) = (Vec::new(), Vec::new());
+        position.revision = position.revision.max(revision);
+        let extensions = position.extensions.get_or_insert_default();
+        let (mut documents, mut extension_keys) = (Vec::new(), Vec::new());
         for (change, kv) in changes.iter().filter_map(|change| Some((change, change.kv()?))) {
             let put = change.event_type() == EventType::Put;
             match self.layout.parse(kv.key()) {
@@ -203,14 +198,14 @@ impl Cluster {
                     } else {
                         extensions.remove(&key);
                     }
-                    beside.push(key);
+                    extension_keys.push(key);
                 }
                 ParsedKey::Ignored | ParsedKey::Unknown(_) => {}
             }
         }
-        beside.retain(|key| !documents.iter().any(|(written, _)| written == key));
-        // Somebody changed what lies beside a document and not the document.
-        for key in beside {
+        extension_keys.retain(|key| !documents.iter().any(|(document, _)| document == key));
+        // Only the extension entry of these documents changed.
+        for key in extension_keys {
             match self.document_at(&key, revision).await {
                 Ok(Some(Some(stored))) => documents.push((key, Some(stored))),
                 Ok(Some(None)) => {}
@@ -226,7 +221,6 @@ impl Cluster {
     }
 }
 
-/// The revision that made a change.
 fn event_revision(change: &etcd_client::Event) -> u64 {
     layout::from_etcd_revision(change.kv().map_or(0, etcd_client::KeyValue::mod_revision))
 }

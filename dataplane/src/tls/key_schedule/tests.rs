@@ -2,7 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// aws-lc's suite and ours in its place.
+/// aws-lc's suites, each with our replacement.
 fn pairs() -> Vec<(&'static Tls13CipherSuite, &'static Tls13CipherSuite)> {
     let theirs = aws_lc_rs::ALL_CIPHER_SUITES.iter().filter_map(SupportedCipherSuite::tls13);
     let ours =
@@ -31,7 +31,7 @@ fn labelled(secret: &dyn HkdfExpander, label: &str, context: &[u8], length: u8) 
 }
 
 #[test]
-fn both_suites_that_hash_with_sha256_are_ours_where_it_is_faster_and_nothing_else_is() {
+fn only_the_sha256_suites_are_replaced() {
     let mut suites = aws_lc_rs::ALL_CIPHER_SUITES.to_vec();
     prefer_sha2(&mut suites);
     let of = |suite: &SupportedCipherSuite| {
@@ -39,7 +39,7 @@ fn both_suites_that_hash_with_sha256_are_ours_where_it_is_faster_and_nothing_els
     };
     let mut changed = Vec::new();
     for (before, after) in aws_lc_rs::ALL_CIPHER_SUITES.iter().zip(&suites) {
-        assert_eq!(before.suite(), after.suite(), "the order stays");
+        assert_eq!(before.suite(), after.suite(), "the order is unchanged");
         if of(before) != of(after) {
             changed.push(format!("{:?}", after.suite()));
         }
@@ -50,7 +50,7 @@ fn both_suites_that_hash_with_sha256_are_ours_where_it_is_faster_and_nothing_els
 }
 
 #[test]
-fn what_is_not_hashed_stays_aws_lcs() {
+fn aead_and_limits_stay_those_of_aws_lc() {
     assert_eq!(pairs().len(), 2);
     for (theirs, ours) in pairs() {
         assert!(std::ptr::eq(theirs.aead_alg, ours.aead_alg));
@@ -61,7 +61,7 @@ fn what_is_not_hashed_stays_aws_lcs() {
 
 /// RFC 5869, appendices A.1 to A.3.
 #[test]
-fn hkdf_is_the_rfcs() {
+fn hkdf_matches_the_rfc_test_vectors() {
     let long = |from: u8, to: u8| (from..=to).collect::<Vec<u8>>();
     let cases = [
         (
@@ -93,17 +93,17 @@ fn hkdf_is_the_rfcs() {
 
 /// RFC 8448 section 3, "Simple 1-RTT Handshake", on the server.
 #[test]
-fn the_key_schedule_is_the_rfcs() {
+fn the_key_schedule_matches_the_rfc_test_vectors() {
     let empty = hash::Hash::hash(&Sha2Provider, b"");
     let early = Sha2Provider.extract_from_zero_ikm(None);
     let salt = labelled(&*early, "derived", empty.as_ref(), 32);
     assert_eq!(salt, bytes("6f2615a108c702c5678f54fc9dbab69716c076189c48250cebeac3576c3611ba"));
-    let agreed = bytes("8bd4054fb55b9d63fdfbacf9f04b9f0d35e6d63f537563efd46272900f89492d");
-    let handshake = Sha2Provider.extract_from_secret(Some(&salt), &agreed);
-    let hellos = bytes("860c06edc07858ee8e78f0e7428c58edd6b43f2ca3e6e95f02ed063cf0e1cad8");
-    let client = labelled(&*handshake, "c hs traffic", &hellos, 32);
+    let shared_secret = bytes("8bd4054fb55b9d63fdfbacf9f04b9f0d35e6d63f537563efd46272900f89492d");
+    let handshake = Sha2Provider.extract_from_secret(Some(&salt), &shared_secret);
+    let hello_hash = bytes("860c06edc07858ee8e78f0e7428c58edd6b43f2ca3e6e95f02ed063cf0e1cad8");
+    let client = labelled(&*handshake, "c hs traffic", &hello_hash, 32);
     assert_eq!(client, bytes("b3eddb126e067f35a780b3abf45e2d8f3b1a950738f52e9600746a0e27a55a21"));
-    let server = labelled(&*handshake, "s hs traffic", &hellos, 32);
+    let server = labelled(&*handshake, "s hs traffic", &hello_hash, 32);
     assert_eq!(server, bytes("b67b7d690cc16c4e75e54213cb2d37b4e9c912bcded9105d42befd59d391ad38"));
     let server = Sha2Provider.expander_for_okm(&OkmBlock::new(&server));
     assert_eq!(labelled(&*server, "key", &[], 16), bytes("3fce516009c21727d0f2e4e86ee403bc"));
@@ -113,7 +113,7 @@ fn the_key_schedule_is_the_rfcs() {
 }
 
 #[test]
-fn more_than_the_rfc_allows_is_refused() {
+fn an_expansion_over_the_rfc_limit_fails() {
     let secret = Sha2Provider.extract_from_zero_ikm(None);
     assert!(secret.expand_slice(&[], &mut vec![0; 255 * HASH]).is_ok());
     assert!(secret.expand_slice(&[], &mut vec![0; 255 * HASH + 1]).is_err());
@@ -125,7 +125,7 @@ fn parts() -> impl Strategy<Value = Vec<Vec<u8>>> {
 
 proptest! {
     #[test]
-    fn secrets_are_aws_lcs(
+    fn secrets_equal_aws_lcs(
         secret in prop::collection::vec(any::<u8>(), 0..200),
         salt in prop::option::of(prop::collection::vec(any::<u8>(), 0..200)),
         info in parts(),
@@ -145,7 +145,7 @@ proptest! {
     }
 
     #[test]
-    fn expansions_and_signatures_with_a_block_are_aws_lcs(
+    fn expansions_and_signatures_equal_aws_lcs(
         key in prop::collection::vec(any::<u8>(), 32..=64),
         message in prop::collection::vec(any::<u8>(), 0..300),
     ) {
@@ -155,7 +155,7 @@ proptest! {
                 let expander = suite.hkdf_provider.expander_for_okm(&key);
                 [expanded(&*expander, &[&message], 12), expanded(&*expander, &[&message], 32)]
             };
-            // aws-lc takes what is as long as a hash for a secret, and nothing else.
+            // aws-lc accepts only secrets of the length of a hash.
             if key.as_ref().len() == HASH {
                 prop_assert_eq!(expand(theirs), expand(ours));
             }
@@ -165,7 +165,7 @@ proptest! {
     }
 
     #[test]
-    fn transcripts_are_aws_lcs(messages in parts(), fork_at in 0usize..8, more in prop::collection::vec(any::<u8>(), 0..200)) {
+    fn transcripts_equal_aws_lcs(messages in parts(), fork_at in 0usize..8, more in prop::collection::vec(any::<u8>(), 0..200)) {
         for (theirs, ours) in pairs() {
             let run = |suite: &Tls13CipherSuite| {
                 let hash = suite.common.hash_provider;

@@ -1,28 +1,26 @@
-//! Where one record ends and the next begins (RFC 8446 section 5.1), whatever the pieces in which
-//! they come.
+//! Where one record ends and the next begins (RFC 8446 section 5.1), whatever pieces they arrive
+//! in.
 //!
-//! rustls is fed one encrypted record at a time by it, so that it never holds a part of the next
-//! one: whoever takes over from it finds what follows in the pump. What is in the clear belongs to
-//! the handshake, and may as well come with what follows.
+//! It feeds rustls one encrypted record at a time, so that rustls never holds a part of the next
+//! one when a connection detaches. Plaintext records belong to the handshake, and may go together.
 
 use super::APPLICATION_DATA;
 
 /// Type, version and length of a record. Bytes.
 pub(super) const HEADER: usize = 5;
 
-/// How far the record under way has come.
+/// The position in the record that is being read.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct RecordFraming {
     header: [u8; HEADER],
-    /// Bytes of the header that are there.
+    /// Bytes of the header that were read.
     header_len: usize,
-    /// Bytes of the body that are not.
+    /// Bytes of the body that were not read.
     body_missing: usize,
 }
 
 impl RecordFraming {
-    /// Goes on to the end of the next encrypted record, or of the data; gives how many bytes that
-    /// were.
+    /// Advances to the end of the next encrypted record, or of the data; returns by how many bytes.
     pub fn advance(&mut self, data: &[u8]) -> usize {
         let mut rest = data;
         while !rest.is_empty() {
@@ -33,8 +31,8 @@ impl RecordFraming {
         data.len() - rest.len()
     }
 
-    /// Goes on to the end of the header, of the record, or of the data; the record's type if it was
-    /// its end.
+    /// Advances to the end of the header, of the record, or of the data; returns the type of a
+    /// record that ends.
     fn advance_part(&mut self, data: &mut &[u8]) -> Option<u8> {
         if let Some(header) = self.header.get_mut(self.header_len..).filter(|header| !header.is_empty()) {
             let (now, later) = data.split_at(header.len().min(data.len()));
@@ -54,13 +52,13 @@ impl RecordFraming {
         Some(kind)
     }
 
-    /// Whether no part of a record is there without the rest of it.
+    /// Whether no record is incomplete.
     pub fn is_at_boundary(&self) -> bool {
         self.header_len == 0
     }
 }
 
-/// How long the body is that follows a header.
+/// The length of the body behind a header.
 pub(super) fn body_len([_, _, _, high, low]: [u8; HEADER]) -> usize {
     u16::from_be_bytes([high, low]).into()
 }
@@ -72,7 +70,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_empty_record_has_an_end_too() {
+    fn an_empty_record_ends_with_its_header() {
         let mut framing = RecordFraming::default();
         assert_eq!(framing.advance(&[23, 3, 3, 0, 0, 23, 3, 3, 0, 0]), HEADER);
         assert!(framing.is_at_boundary());
@@ -80,36 +78,36 @@ mod tests {
 
     proptest! {
         #[test]
-        fn ends_are_found_in_any_pieces(
+        fn record_ends_are_found_in_any_fragmentation(
             records in prop::collection::vec((20_u8..24, 0_u16..700), 1..8),
             pieces in prop::collection::vec(1_usize..400, 1..40),
         ) {
             let mut wire = Vec::new();
-            let mut ends = Vec::new();
+            let mut expected = Vec::new();
             for (kind, length) in &records {
                 wire.extend_from_slice(&[*kind, 3, 3]);
                 wire.extend_from_slice(&length.to_be_bytes());
                 wire.resize(wire.len() + usize::from(*length), 0);
                 if *kind == APPLICATION_DATA {
-                    ends.push(wire.len());
+                    expected.push(wire.len());
                 }
             }
-            let (mut framing, mut at, mut found) = (RecordFraming::default(), 0, Vec::new());
+            let (mut framing, mut at, mut ends) = (RecordFraming::default(), 0, Vec::new());
             let mut piece = pieces.iter().cycle();
             while at < wire.len() {
                 let end = (at + piece.next().unwrap()).min(wire.len());
-                let passed = framing.advance(&wire[at..end]);
-                prop_assert!(passed > 0);
-                at += passed;
+                let advanced = framing.advance(&wire[at..end]);
+                prop_assert!(advanced > 0);
+                at += advanced;
                 if at < end {
                     prop_assert!(framing.is_at_boundary());
-                    found.push(at);
-                } else if framing.is_at_boundary() && ends.contains(&at) {
-                    found.push(at);
+                    ends.push(at);
+                } else if framing.is_at_boundary() && expected.contains(&at) {
+                    ends.push(at);
                 }
             }
             prop_assert!(framing.is_at_boundary());
-            prop_assert_eq!(found, ends);
+            prop_assert_eq!(ends, expected);
         }
     }
 }

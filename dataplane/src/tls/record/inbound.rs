@@ -1,7 +1,7 @@
-//! What comes: records of the peer's, put together, opened and looked at.
+//! The read direction: assembles, decrypts and checks the peer's records.
 //!
-//! Invariant: nothing of a record is used before it has proved authentic, and after an error
-//! nothing is read any more.
+//! Invariant: plaintext is used only after its record is authenticated, and after an error nothing
+//! is read.
 
 use std::io;
 
@@ -12,33 +12,32 @@ use super::{
     ALERT, APPLICATION_DATA, BODY_MAX, CLOSE_NOTIFY, EMPTY_RECORDS_MAX, FATAL, FRAGMENT_MAX, HANDSHAKE,
     KEY_UPDATE, PeerState, RECORD_BUF_KEPT, RecordError, RecordLayer, UPDATE_REQUESTED, USER_CANCELED,
 };
-use crate::tls::transport::PlaintextState;
+use crate::tls::PlaintextState;
 
 /// NewSessionTicket (RFC 8446 section 4.6.1), which a server may send at any time.
 const NEW_SESSION_TICKET: u8 = 4;
-/// The longest handshake message that is read, as in rustls: a ticket may not be longer because
-/// rustls has left. Bytes.
+/// The largest handshake message, as in rustls, so that detaching shortens no ticket. Bytes.
 const MESSAGE_MAX: usize = 0xffff;
 
-/// The handshake messages that may still come, whatever the records in which they do: KeyUpdate,
-/// and to a client tickets.
+/// The parser of the handshake messages of an established connection: KeyUpdate, and on a client
+/// NewSessionTicket. A message may span several records.
 pub(super) struct PostHandshakeMessages {
     side: Side,
     header: [u8; KEY_UPDATE.len()],
-    /// Bytes of the header that are there.
+    /// Bytes of the header that were read.
     header_len: usize,
-    /// Bytes of a ticket that are not.
+    /// Bytes of a ticket that were not read.
     body_missing: usize,
 }
 
 impl RecordLayer {
-    /// Takes ciphertext to the end of a record, and says how much; none given means that the peer
-    /// has ended its direction.
+    /// Reads ciphertext up to the end of a record; returns how many bytes. Empty `data` means that
+    /// the peer has ended its direction.
     pub fn read_tls(&mut self, data: &[u8]) -> usize {
         match self.peer {
-            PeerState::Talks if data.is_empty() => self.peer = PeerState::Truncated,
-            PeerState::Talks => {}
-            // Whatever follows is nobody's.
+            PeerState::Open if data.is_empty() => self.peer = PeerState::Truncated,
+            PeerState::Open => {}
+            // Ciphertext behind the end is dropped.
             PeerState::CloseNotify | PeerState::Truncated | PeerState::Failed(_) => return data.len(),
         }
         let mut rest = data;
@@ -50,44 +49,44 @@ impl RecordLayer {
         data.len() - rest.len()
     }
 
-    /// What the record under way lacks to be whole, or to have a header. One that is too long is
-    /// never made whole.
+    /// The bytes that complete the record, or its header. An oversized record is not completed.
     fn bytes_missing(&mut self) -> usize {
-        let Some(header) = self.record.first_chunk::<HEADER>() else { return HEADER - self.record.len() };
-        let (whole, there) = (HEADER + body_len(*header), self.record.len());
-        if whole > HEADER + BODY_MAX {
+        let Some(header) = self.record.first_chunk::<HEADER>() else {
+            return HEADER - self.record.len();
+        };
+        let (record_len, len) = (HEADER + body_len(*header), self.record.len());
+        if record_len > HEADER + BODY_MAX {
             return 0;
         }
-        if there == HEADER
-            && (self.record.capacity() < whole || self.record.capacity() > RECORD_BUF_KEPT.max(4 * whole))
-        {
-            let mut exact = Vec::with_capacity(whole);
+        let capacity = self.record.capacity();
+        if len == HEADER && (capacity < record_len || capacity > RECORD_BUF_KEPT.max(4 * record_len)) {
+            let mut exact = Vec::with_capacity(record_len);
             exact.append(&mut self.record);
             self.record = exact;
         }
-        whole - there
+        record_len - len
     }
 
-    /// Decrypts the record under way, if it is whole.
+    /// Decrypts the record, if it is complete.
     ///
     /// # Errors
-    /// [`RecordError`]; the alert waits to be staged.
+    /// [`RecordError`]; the alert is queued.
     pub fn process_new_packets(&mut self) -> Result<(), RecordError> {
         if let PeerState::Failed(error) = self.peer {
             return Err(error);
         }
-        if self.peer != PeerState::Talks || !self.plaintext.is_empty() || self.bytes_missing() > 0 {
+        if self.peer != PeerState::Open || !self.plaintext.is_empty() || self.bytes_missing() > 0 {
             return Ok(());
         }
-        let opened = self.decrypt_record();
+        let result = self.decrypt_record();
         if self.plaintext.is_empty() {
             self.record.clear();
         }
-        opened.inspect_err(|&error| {
+        result.inspect_err(|&error| {
             self.peer = PeerState::Failed(error);
             if let (Some(alert), false) = (error.alert(), self.write_closed) {
                 self.write_closed = true;
-                // Should even this fail, the connection ends without it.
+                // If the alert cannot be encrypted, the connection ends without it.
                 let _sealed = self.queue_record(ALERT, &[FATAL, alert]);
             }
         })
@@ -103,13 +102,13 @@ impl RecordLayer {
             [APPLICATION_DATA, ..] => return Err(RecordError::Malformed(APPLICATION_DATA)),
             [outer, ..] => return Err(RecordError::Unexpected(outer)),
         }
-        let opened = self.read.open(*header, body)?;
+        let inner_len = self.read.open(*header, body)?;
         // Content, type and padding together (section 5.4).
-        if opened > FRAGMENT_MAX + 1 {
+        if inner_len > FRAGMENT_MAX + 1 {
             return Err(RecordError::Oversized);
         }
-        let inner = body.get(..opened).unwrap_or_default();
-        // Zeros pad; the last byte that is none is the type (section 5.4).
+        let inner = body.get(..inner_len).unwrap_or_default();
+        // Zeros are padding; the last byte before them is the type (section 5.4).
         let last = inner.iter().rposition(|byte| *byte != 0).ok_or(RecordError::Unexpected(0))?;
         let (content, kind) = inner.split_at(last);
         let kind = kind.first().copied().unwrap_or_default();
@@ -135,7 +134,7 @@ impl RecordLayer {
                 request.map_or(Ok(()), |request| self.key_update(request))
             }
             (ALERT, [_, ..]) => Err(RecordError::Malformed(ALERT)),
-            // Among them alerts and messages of no byte (section 5.4).
+            // An empty alert or handshake message, too (section 5.4).
             _ => Err(RecordError::Unexpected(kind)),
         }
     }
@@ -145,7 +144,7 @@ impl RecordLayer {
         if self.empty_records > EMPTY_RECORDS_MAX { Err(RecordError::TooManyEmptyRecords) } else { Ok(()) }
     }
 
-    /// A new key to read by; and one to write by before the next data, if the peer requests that.
+    /// Updates the read key; if the peer requests it, the write key follows before the next data.
     fn key_update(&mut self, request: u8) -> Result<(), RecordError> {
         if request > UPDATE_REQUESTED {
             return Err(RecordError::KeyUpdate(request));
@@ -164,19 +163,19 @@ impl RecordLayer {
             return Ok(PlaintextState::Available);
         }
         match self.peer {
-            PeerState::Talks => Ok(PlaintextState::NeedMoreData),
+            PeerState::Open => Ok(PlaintextState::NeedMoreData),
             PeerState::CloseNotify => Ok(PlaintextState::CloseNotify),
             PeerState::Truncated => Ok(PlaintextState::Truncated),
-            PeerState::Failed(error) => Err(io::Error::new(io::ErrorKind::InvalidData, error)),
+            PeerState::Failed(error) => Err(error.into()),
         }
     }
 
-    /// Plaintext, lent from where it was decrypted.
+    /// The unread plaintext of the record.
     pub fn plaintext(&self) -> &[u8] {
         self.record.get(self.plaintext.clone()).unwrap_or_default()
     }
 
-    /// Marks `n` bytes of the chunk as used.
+    /// Consumes `n` bytes of the plaintext.
     pub fn consume(&mut self, n: usize) {
         self.plaintext.start = self.plaintext.start.saturating_add(n).min(self.plaintext.end);
         if self.plaintext.is_empty() {
@@ -190,19 +189,20 @@ impl PostHandshakeMessages {
         Self { side, header: [0; _], header_len: 0, body_missing: 0 }
     }
 
-    /// Whether no part of a message is there without the rest of it.
+    /// Whether no message is incomplete.
     fn is_at_boundary(&self) -> bool {
         self.header_len == 0
     }
 
-    /// Reads what a record holds of them; what a KeyUpdate requests, if it ends one. That must end
-    /// with the record, because the next one has another key (RFC 8446 section 5.1).
+    /// Reads the content of a record; returns the request of a KeyUpdate, if the record completes
+    /// one. A KeyUpdate must end its record, since the next record has another key (RFC 8446
+    /// section 5.1).
     fn read(&mut self, mut content: &[u8]) -> Result<Option<u8>, RecordError> {
         while let Some((&byte, rest)) = content.split_first() {
             if self.body_missing > 0 {
-                let passed = self.body_missing.min(content.len());
-                content = content.get(passed..).unwrap_or_default();
-                self.body_missing -= passed;
+                let n = self.body_missing.min(content.len());
+                content = content.get(n..).unwrap_or_default();
+                self.body_missing -= n;
                 if self.body_missing == 0 {
                     self.header_len = 0;
                 }
@@ -224,14 +224,14 @@ impl PostHandshakeMessages {
         Ok(None)
     }
 
-    /// Judges as much of a header as there is.
+    /// Checks the bytes of the header that were read.
     fn check_header(&mut self) -> Result<(), RecordError> {
         let [kind, high, middle, low] = self.header;
-        let ticket = kind == NEW_SESSION_TICKET && self.side == Side::Client;
+        let is_ticket = kind == NEW_SESSION_TICKET && self.side == Side::Client;
         match self.header_len {
-            1 if ticket || KEY_UPDATE.starts_with(&[kind]) => Ok(()),
+            1 if is_ticket || KEY_UPDATE.starts_with(&[kind]) => Ok(()),
             1 => Err(RecordError::Unexpected(kind)),
-            4 if ticket => {
+            4 if is_ticket => {
                 self.body_missing = u32::from_be_bytes([0, high, middle, low]) as usize;
                 if (1..=MESSAGE_MAX).contains(&self.body_missing) {
                     Ok(())

@@ -1,8 +1,7 @@
-//! What goes: data and messages of our own, sealed at the end of what is to be sent.
+//! The write direction: encrypts data, alerts and KeyUpdates into the write buffer.
 //!
-//! Invariant: no key seals more records than its suite allows; the last one says that another key
-//! follows. A KeyUpdate that the peer has requested goes before the next data (RFC 8446 section
-//! 4.6.3).
+//! Invariant: no key encrypts more records than its suite allows; the last one is a KeyUpdate. A
+//! KeyUpdate that the peer has requested precedes the next data (RFC 8446 section 4.6.3).
 
 use std::io;
 
@@ -13,51 +12,52 @@ use super::{
     RecordLayer, UPDATE_NOT_REQUESTED, WARNING, WRITE_MAX,
 };
 
-/// What a record takes beside what it carries. Bytes.
+/// What a record adds to its plaintext: header, content type and tag. Bytes.
 const OVERHEAD: usize = HEADER + 1 + TAG;
 
 impl RecordLayer {
-    /// Encrypts some of it to the end of `out`, and says how much; small pieces share a record.
+    /// Encrypts a prefix of the buffers to the end of `out`; returns its length. Small buffers
+    /// share a record.
     ///
     /// # Errors
-    /// When our direction has ended.
+    /// Our direction has ended.
     pub fn write<'a>(
         &mut self,
-        pieces: impl Iterator<Item = &'a [u8]> + Clone,
+        bufs: impl Iterator<Item = &'a [u8]> + Clone,
         out: &mut Vec<u8>,
     ) -> io::Result<usize> {
         if self.write_closed {
             return Err(io::ErrorKind::BrokenPipe.into());
         }
-        let length = pieces.clone().map(<[u8]>::len).sum::<usize>().min(WRITE_MAX);
-        out.reserve(length + (length / FRAGMENT_MAX + 1) * OVERHEAD);
-        let (mut written, mut begun) = (0, None);
-        for mut piece in pieces {
-            while !piece.is_empty() && written < WRITE_MAX {
-                let start = match begun {
+        let len = bufs.clone().map(<[u8]>::len).sum::<usize>().min(WRITE_MAX);
+        out.reserve(len + (len / FRAGMENT_MAX + 1) * OVERHEAD);
+        let (mut written, mut open_record) = (0, None);
+        for mut buf in bufs {
+            while !buf.is_empty() && written < WRITE_MAX {
+                let start = match open_record {
                     Some(start) => start,
-                    None => *begun.insert(self.begin_record(out)?),
+                    None => *open_record.insert(self.begin_record(out)?),
                 };
                 let room = (start + HEADER + FRAGMENT_MAX).saturating_sub(out.len());
-                let (now, later) = piece.split_at(room.min(WRITE_MAX - written).min(piece.len()));
+                let (now, later) = buf.split_at(room.min(WRITE_MAX - written).min(buf.len()));
                 out.extend_from_slice(now);
                 written += now.len();
-                piece = later;
+                buf = later;
                 if now.len() == room {
-                    begun = None;
+                    open_record = None;
                     self.seal_record(start, APPLICATION_DATA, out)?;
                 }
             }
         }
-        if let Some(start) = begun {
+        if let Some(start) = open_record {
             self.seal_record(start, APPLICATION_DATA, out)?;
         }
         Ok(written)
     }
 
-    /// Begins a record of the application's; gives where.
+    /// Begins a record of application data; returns its position in `out`.
     fn begin_record(&mut self, out: &mut Vec<u8>) -> Result<usize, RecordError> {
-        // The last record under a key says that others follow.
+        // The last record of a key must be the KeyUpdate.
         if (self.key_update_requested
             || self.write.sequence().saturating_add(1) >= self.confidentiality_limit)
             && let Err(error) = self.update_write_key()
@@ -71,14 +71,14 @@ impl RecordLayer {
         Ok(start)
     }
 
-    /// Seals the record that begins at `start`.
+    /// Encrypts the record that begins at `start`.
     fn seal_record(&mut self, start: usize, kind: u8, out: &mut Vec<u8>) -> Result<(), RecordError> {
-        end(start, kind, out, |header, body| self.write.seal(header, body))
+        seal_record(start, kind, out, |header, body| self.write.seal(header, body))
     }
 
-    /// A record of our own, to go out before anything else.
+    /// Queues a record that precedes any other.
     pub(super) fn queue_record(&mut self, kind: u8, content: &[u8]) -> Result<(), RecordError> {
-        say(kind, content, &mut self.pending, |header, body| self.write.seal(header, body))
+        push_record(kind, content, &mut self.pending, |header, body| self.write.seal(header, body))
     }
 
     fn update_write_key(&mut self) -> Result<(), RecordError> {
@@ -88,23 +88,23 @@ impl RecordLayer {
         self.write.update()
     }
 
-    /// Moves what goes out before anything else to the end of `out`.
+    /// Appends the queued records to `out`.
     pub fn write_tls(&mut self, out: &mut Vec<u8>) {
         out.append(&mut self.pending);
     }
 
-    /// Says goodbye: close_notify waits to be staged.
+    /// Queues the alert `close_notify`.
     pub fn send_close_notify(&mut self) {
         if !self.write_closed {
             self.write_closed = true;
-            // Should it fail, the peer sees a connection that was cut off.
+            // If it cannot be encrypted, the connection ends truncated.
             let _sealed = self.queue_record(ALERT, &[WARNING, CLOSE_NOTIFY]);
         }
     }
 }
 
-/// Puts a whole record to the end of `out`.
-pub(super) fn say(
+/// Appends an encrypted record to `out`.
+pub(super) fn push_record(
     kind: u8,
     content: &[u8],
     out: &mut Vec<u8>,
@@ -113,12 +113,12 @@ pub(super) fn say(
     let start = out.len();
     out.extend_from_slice(&EMPTY_HEADER);
     out.extend_from_slice(content);
-    end(start, kind, out, seal)
+    seal_record(start, kind, out, seal)
 }
 
-/// Seals the record that begins at `start`. What cannot be sealed is taken back: it must never go
-/// out as it is.
-fn end(
+/// Encrypts the record that begins at `start`. On an error the record is removed, so that plaintext
+/// is never sent.
+fn seal_record(
     start: usize,
     kind: u8,
     out: &mut Vec<u8>,
@@ -128,8 +128,8 @@ fn end(
     let record = out.get_mut(start..).and_then(|record| record.split_first_chunk_mut::<HEADER>());
     let sealed = record.ok_or(RecordError::Keys).and_then(|(header, body)| {
         let [.., high, low] = header;
-        let length = u16::try_from(body.len() + TAG).map_err(|_| RecordError::Keys)?;
-        [*high, *low] = length.to_be_bytes();
+        let len = u16::try_from(body.len() + TAG).map_err(|_| RecordError::Keys)?;
+        [*high, *low] = len.to_be_bytes();
         seal(*header, body)
     });
     match sealed {

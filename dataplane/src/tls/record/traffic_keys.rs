@@ -1,9 +1,8 @@
-//! One direction of a TLS 1.3 connection: its traffic secret, the record key made from it, and the
-//! number of the next record (RFC 8446 sections 5.3, 7.2 and 7.3).
+//! The traffic secret of one direction, its record key, and the sequence number (RFC 8446 sections
+//! 5.3, 7.2 and 7.3).
 //!
-//! Invariants: a record key always belongs to the secret beside it. A secret is replaced by the
-//! next one when that is derived, and a number only grows, so no two records are sealed with one
-//! key and one number.
+//! Invariants: the record key always belongs to the secret beside it. A key update replaces both,
+//! and a sequence number only grows, so no two records share a key and a number.
 
 use aws_lc_rs::aead::{self, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use aws_lc_rs::constant_time::verify_slices_are_equal;
@@ -14,22 +13,22 @@ use zeroize::Zeroizing;
 use super::RecordError;
 use super::framing::HEADER;
 
-/// What every suite of TLS 1.3 adds to a record. Bytes.
+/// The tag that every suite of TLS 1.3 adds to a record. Bytes.
 pub(super) const TAG: usize = 16;
 /// The longest key of a suite. Bytes.
 const KEY_MAX: usize = 32;
-/// KeyUpdates that rustls may have processed in one direction before a connection is taken over.
+/// KeyUpdates per direction that rustls may have processed before a connection detaches.
 pub(in crate::tls) const KEY_UPDATES_MAX: u8 = 32;
 
-/// One direction's secret and key.
+/// The secret and the key of one direction.
 pub(super) struct TrafficKeys {
     suite: &'static Tls13CipherSuite,
     secret: OkmBlock,
-    /// `None`: the key could not be renewed, and nothing passes any more.
+    /// `None`: a key update failed, and the direction is unusable.
     key: Option<RecordKey>,
 }
 
-/// A key, and the number of the next record under it.
+/// A record key, and the sequence number of the next record.
 pub(super) struct RecordKey {
     key: LessSafeKey,
     iv: [u8; NONCE_LEN],
@@ -37,23 +36,23 @@ pub(super) struct RecordKey {
 }
 
 impl TrafficKeys {
-    /// Goes on with the key that rustls has used for `sequence` records: that of `first`, or, after
-    /// KeyUpdates, of a secret that follows from it.
+    /// Continues with the key that rustls has used for `sequence` records: the key of `first`, or
+    /// after KeyUpdates of a secret that follows from it.
     ///
     /// # Errors
-    /// [`RecordError::Keys`]: the key belongs to none of the first secrets.
-    pub(super) fn after(
+    /// [`RecordError::Keys`]: the key follows from no such secret.
+    pub(super) fn from_rustls(
         suite: &'static Tls13CipherSuite,
         first: OkmBlock,
         (sequence, keys): (u64, &ConnectionTrafficSecrets),
     ) -> Result<Self, RecordError> {
-        let (algorithm, theirs, iv) = key_material(keys)?;
+        let (algorithm, rustls_key, iv) = key_material(keys)?;
         let mut secret = first;
         for _ in 0..=KEY_UPDATES_MAX {
             let expander = suite.hkdf_provider.expander_for_okm(&secret);
             let mut key = Zeroizing::new([0; KEY_MAX]);
             let key = expand_key(algorithm, expander.as_ref(), &mut key)?;
-            if verify_slices_are_equal(key, theirs).is_ok() {
+            if verify_slices_are_equal(key, rustls_key).is_ok() {
                 let key = Some(RecordKey::new(algorithm, key, iv, sequence)?);
                 return Ok(Self { suite, secret, key });
             }
@@ -62,10 +61,10 @@ impl TrafficKeys {
         Err(RecordError::Keys)
     }
 
-    /// Replaces secret and key by those that follow.
+    /// Replaces the secret by the next one, and the key by the key of that.
     ///
     /// # Errors
-    /// [`RecordError::Keys`]: there is no key any more.
+    /// [`RecordError::Keys`]: the direction is unusable.
     pub(super) fn update(&mut self) -> Result<(), RecordError> {
         let hkdf = self.suite.hkdf_provider;
         let algorithm = self.key.take().ok_or(RecordError::Keys)?.key.algorithm();
@@ -78,7 +77,7 @@ impl TrafficKeys {
         Ok(())
     }
 
-    /// As the peer would seal the next record that is read here.
+    /// Encrypts a record as the peer would, for this read direction.
     #[cfg(test)]
     pub(super) fn seal_as_peer(&mut self, header: [u8; HEADER], body: &mut [u8]) -> [u8; TAG] {
         let key = self.key.as_mut().unwrap();
@@ -88,24 +87,24 @@ impl TrafficKeys {
         tag
     }
 
-    /// The number of the next record.
+    /// The sequence number of the next record.
     pub(super) fn sequence(&self) -> u64 {
         self.key.as_ref().map_or(u64::MAX, |key| key.sequence)
     }
 
-    /// Decrypts the body of a record where it lies; gives how long it is then.
+    /// Decrypts the body of a record in place; returns the length of its plaintext.
     pub(super) fn open(&mut self, header: [u8; HEADER], body: &mut [u8]) -> Result<usize, RecordError> {
         self.key.as_mut().ok_or(RecordError::Keys)?.open(header, body)
     }
 
-    /// Encrypts the body of a record where it lies; gives what follows it.
+    /// Encrypts the body of a record in place; returns its tag.
     pub(super) fn seal(&mut self, header: [u8; HEADER], body: &mut [u8]) -> Result<[u8; TAG], RecordError> {
         self.key.as_mut().ok_or(RecordError::Keys)?.seal(header, body)
     }
 }
 
 impl RecordKey {
-    /// The key that rustls has used for `sequence` records, whatever secret it is made from.
+    /// The key that rustls has used for `sequence` records.
     pub(super) fn from_rustls(
         (sequence, keys): (u64, &ConnectionTrafficSecrets),
     ) -> Result<Self, RecordError> {
@@ -124,21 +123,21 @@ impl RecordKey {
     }
 
     fn open(&mut self, header: [u8; HEADER], body: &mut [u8]) -> Result<usize, RecordError> {
-        let nonce = self.nonce()?;
-        let opened = self.key.open_in_place(nonce, Aad::from(header), body);
-        Ok(opened.map_err(|_| RecordError::Decrypt)?.len())
+        let nonce = self.next_nonce()?;
+        let plaintext = self.key.open_in_place(nonce, Aad::from(header), body);
+        Ok(plaintext.map_err(|_| RecordError::Decrypt)?.len())
     }
 
-    /// See [`Direction::seal`].
+    /// See [`TrafficKeys::seal`].
     pub(super) fn seal(&mut self, header: [u8; HEADER], body: &mut [u8]) -> Result<[u8; TAG], RecordError> {
-        let nonce = self.nonce()?;
-        let sealed = self.key.seal_in_place_separate_tag(nonce, Aad::from(header), body);
-        let tag = sealed.map_err(|_| RecordError::Keys)?;
+        let nonce = self.next_nonce()?;
+        let tag = self.key.seal_in_place_separate_tag(nonce, Aad::from(header), body);
+        let tag = tag.map_err(|_| RecordError::Keys)?;
         tag.as_ref().try_into().map_err(|_| RecordError::Keys)
     }
 
-    /// The next nonce, once.
-    fn nonce(&mut self) -> Result<Nonce, RecordError> {
+    /// The nonce of the next record; each call moves on to another record.
+    fn next_nonce(&mut self) -> Result<Nonce, RecordError> {
         let mut nonce = self.iv;
         for (byte, number) in nonce.iter_mut().rev().zip(self.sequence.to_le_bytes()) {
             *byte ^= number;
@@ -148,7 +147,7 @@ impl RecordKey {
     }
 }
 
-/// Algorithm, key and IV as rustls gives them.
+/// The algorithm, the key and the IV that rustls exposes.
 fn key_material(
     keys: &ConnectionTrafficSecrets,
 ) -> Result<(&'static aead::Algorithm, &[u8], [u8; NONCE_LEN]), RecordError> {
@@ -161,7 +160,7 @@ fn key_material(
     Ok((algorithm, key.as_ref(), iv.as_ref().try_into().map_err(|_| RecordError::Keys)?))
 }
 
-/// The secret after this one, of which `expander` is made.
+/// The secret after `secret`, which `expander` expands.
 fn next_secret(secret: &OkmBlock, expander: &dyn HkdfExpander) -> Result<OkmBlock, RecordError> {
     let mut next = Zeroizing::new([0; OkmBlock::MAX_LEN]);
     let next = next.get_mut(..secret.as_ref().len()).ok_or(RecordError::Keys)?;
@@ -169,7 +168,7 @@ fn next_secret(secret: &OkmBlock, expander: &dyn HkdfExpander) -> Result<OkmBloc
     Ok(OkmBlock::new(next))
 }
 
-/// The record key of the secret that `expander` is made of.
+/// The record key of the secret that `expander` expands.
 fn expand_key<'a>(
     algorithm: &aead::Algorithm,
     expander: &dyn HkdfExpander,
@@ -180,10 +179,10 @@ fn expand_key<'a>(
     Ok(key)
 }
 
-/// HKDF-Expand-Label without context (RFC 8446 section 7.1).
+/// HKDF-Expand-Label without a context (RFC 8446 section 7.1).
 fn expand_label(expander: &dyn HkdfExpander, label: &[u8], out: &mut [u8]) -> Result<(), RecordError> {
     const PREFIX: &[u8] = b"tls13 ";
-    let length = u16::try_from(out.len()).map_err(|_| RecordError::Keys)?.to_be_bytes();
-    let named = u8::try_from(PREFIX.len() + label.len()).map_err(|_| RecordError::Keys)?;
-    expander.expand_slice(&[&length, &[named], PREFIX, label, &[0]], out).map_err(|_| RecordError::Keys)
+    let len = u16::try_from(out.len()).map_err(|_| RecordError::Keys)?.to_be_bytes();
+    let label_len = u8::try_from(PREFIX.len() + label.len()).map_err(|_| RecordError::Keys)?;
+    expander.expand_slice(&[&len, &[label_len], PREFIX, label, &[0]], out).map_err(|_| RecordError::Keys)
 }

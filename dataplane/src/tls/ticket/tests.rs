@@ -1,4 +1,4 @@
-//! A ticket opens for the site, policy, secret and moment it was made for, and for nothing else.
+//! A ticket opens only for the site, the policy, the secret and the time that it was sealed for.
 
 use model::{TicketRing, TicketSecret};
 use pki::ca::{Authority, AuthoritySpec};
@@ -9,8 +9,8 @@ use super::keys::KeyName;
 use super::*;
 
 const NOW: u64 = 1_800_000_000;
-const WINDOW: ValidityPeriod = ValidityPeriod { from: NOW - 100, until: NOW + 1000 };
-const SESSION: &[u8] = b"what rustls wants to remember";
+const PERIOD: ValidityPeriod = ValidityPeriod { from: NOW - 100, until: NOW + 1000 };
+const SESSION: &[u8] = b"the session that rustls stores";
 
 fn secret(from: u64, byte: u8) -> TicketSecret {
     TicketSecret::new(from, Zeroizing::new([byte; 32]))
@@ -40,37 +40,37 @@ fn authority(name: &str) -> Certificate {
 }
 
 #[test]
-fn what_was_sealed_comes_back_with_its_window() {
+fn a_sealed_session_opens_with_its_period() {
     let tickets = tickets(&[(0, 1)]);
-    let ticket = tickets.seal(SESSION, WINDOW, NOW).unwrap();
-    assert_eq!(tickets.open(&ticket, NOW), Ok((SESSION.to_vec(), WINDOW)));
+    let ticket = tickets.seal(SESSION, PERIOD, NOW).unwrap();
+    assert_eq!(tickets.open(&ticket, NOW), Ok((SESSION.to_vec(), PERIOD)));
     assert!(!ticket.windows(8).any(|part| SESSION.windows(8).any(|clear| clear == part)));
-    assert_ne!(tickets.seal(SESSION, WINDOW, NOW).unwrap(), ticket, "no two are alike");
+    assert_ne!(tickets.seal(SESSION, PERIOD, NOW).unwrap(), ticket, "each ticket has its own nonce");
 }
 
 #[test]
-fn the_window_is_kept_to_the_second() {
+fn the_validity_period_is_exact_to_the_second() {
     let tickets = tickets(&[(0, 1)]);
-    let ticket = tickets.seal(SESSION, WINDOW, NOW).unwrap();
+    let ticket = tickets.seal(SESSION, PERIOD, NOW).unwrap();
     for (now, good) in
-        [(WINDOW.from - 1, false), (WINDOW.from, true), (WINDOW.until, true), (WINDOW.until + 1, false)]
+        [(PERIOD.from - 1, false), (PERIOD.from, true), (PERIOD.until, true), (PERIOD.until + 1, false)]
     {
         let opened = tickets.open(&ticket, now);
         assert_eq!(opened.is_ok(), good, "{now}");
         assert!(good || opened == Err(TicketRejection::Expired));
-        // Nor is one sealed that could not be opened.
-        assert_eq!(tickets.seal(SESSION, WINDOW, now).is_some(), good, "{now}");
+        // A ticket that could not be opened is not sealed, either.
+        assert_eq!(tickets.seal(SESSION, PERIOD, now).is_some(), good, "{now}");
     }
 }
 
 #[test]
-fn a_ticket_that_is_cut_or_changed_anywhere_opens_nothing() {
+fn a_truncated_or_changed_ticket_is_rejected() {
     let tickets = tickets(&[(0, 1)]);
-    let ticket = tickets.seal(SESSION, WINDOW, NOW).unwrap();
+    let ticket = tickets.seal(SESSION, PERIOD, NOW).unwrap();
     for at in 0..ticket.len() {
         let name = at < size_of::<KeyName>();
-        let expected = if name { TicketRejection::OtherKey } else { TicketRejection::Malformed };
-        assert_eq!(tickets.open(&ticket[..at], NOW), Err(expected), "cut to {at}");
+        let expected = if name { TicketRejection::UnknownKey } else { TicketRejection::Malformed };
+        assert_eq!(tickets.open(&ticket[..at], NOW), Err(expected), "truncated to {at}");
         for bit in 0..8 {
             let mut changed = ticket.clone();
             changed[at] ^= 1 << bit;
@@ -82,7 +82,7 @@ fn a_ticket_that_is_cut_or_changed_anywhere_opens_nothing() {
 }
 
 #[test]
-fn every_part_of_the_binding_makes_another_key() {
+fn every_part_of_the_binding_changes_the_key() {
     let (one, two) = (authority("One"), authority("Two"));
     let policy = |change: fn(&mut ClientAuthInput)| {
         let mut input =
@@ -109,142 +109,95 @@ fn every_part_of_the_binding_makes_another_key() {
     let secrets = secrets(&[(0, 1)]);
     let all = bindings.map(|binding| SiteTicketer::new(binding, Arc::clone(&secrets)));
     for (at, sealing) in all.iter().enumerate() {
-        let ticket = sealing.seal(SESSION, WINDOW, NOW).unwrap();
+        let ticket = sealing.seal(SESSION, PERIOD, NOW).unwrap();
         for (other, opening) in all.iter().enumerate() {
             let opened = opening.open(&ticket, NOW).map(|(session, _)| session);
-            let expected = if at == other { Ok(SESSION.to_vec()) } else { Err(TicketRejection::OtherKey) };
+            let expected = if at == other { Ok(SESSION.to_vec()) } else { Err(TicketRejection::UnknownKey) };
             assert_eq!(opened, expected, "sealed by {at}, opened by {other}");
         }
     }
-    // The order of the versions is nothing.
-    let turned = SiteTicketer::new(TicketBinding::new(&id("app"), Some(&plain), &[&TLS13, &TLS12]), secrets);
-    let ticket = all[0].seal(SESSION, WINDOW, NOW).unwrap();
-    assert!(turned.open(&ticket, NOW).is_ok());
+    // The order of the versions has no effect.
+    let reversed =
+        SiteTicketer::new(TicketBinding::new(&id("app"), Some(&plain), &[&TLS13, &TLS12]), secrets);
+    let ticket = all[0].seal(SESSION, PERIOD, NOW).unwrap();
+    assert!(reversed.open(&ticket, NOW).is_ok());
 }
 
 #[test]
-fn any_secret_of_the_ring_opens_and_the_newest_begun_seals() {
+fn all_secrets_of_the_ring_open_and_the_newest_seals() {
     let secrets = secrets(&[(NOW - 20, 1), (NOW - 10, 2), (NOW + 10, 3)]);
     let tickets = SiteTicketer::new(TicketBinding::new(&id("app"), None, &[&TLS13]), Arc::clone(&secrets));
-    let old = tickets.seal(SESSION, WINDOW, NOW - 15).unwrap();
-    let ticket = tickets.seal(SESSION, WINDOW, NOW).unwrap();
-    let early = tickets.seal(SESSION, WINDOW, NOW + 15).unwrap();
-    let lost = tickets.seal(SESSION, WINDOW, NOW - 99).unwrap();
+    let old = tickets.seal(SESSION, PERIOD, NOW - 15).unwrap();
+    let ticket = tickets.seal(SESSION, PERIOD, NOW).unwrap();
+    let early = tickets.seal(SESSION, PERIOD, NOW + 15).unwrap();
+    let lost = tickets.seal(SESSION, PERIOD, NOW - 99).unwrap();
     for ticket in [&old, &ticket, &early, &lost] {
         assert!(tickets.open(ticket, NOW).is_ok());
     }
-    assert_eq!(old[..16], lost[..16], "before all of them the oldest seals");
+    assert_eq!(old[..16], lost[..16], "with a clock behind all secrets the oldest seals");
     assert!(old[..16] != ticket[..16] && ticket[..16] != early[..16]);
 
-    // The oldest is dropped from the ring: its tickets open nothing any more, the others' still do.
+    // Only tickets of the removed secret are rejected.
     store(&secrets, &[(NOW - 10, 2), (NOW + 10, 3)]);
-    assert_eq!(tickets.open(&old, NOW), Err(TicketRejection::OtherKey));
+    assert_eq!(tickets.open(&old, NOW), Err(TicketRejection::UnknownKey));
     assert!(tickets.open(&ticket, NOW).is_ok() && tickets.open(&early, NOW).is_ok());
-    // All are replaced.
+    // Another ring rejects all.
     store(&secrets, &[(NOW - 10, 9)]);
-    assert_eq!(tickets.open(&ticket, NOW), Err(TicketRejection::OtherKey));
+    assert_eq!(tickets.open(&ticket, NOW), Err(TicketRejection::UnknownKey));
 }
 
-/// Far more than a core keeps ready: many share the place where their keys would be kept.
+/// Many more sites than a worker's cache has slots.
 #[test]
-fn many_sites_in_turn_open_their_own_tickets_and_no_other_site_s() {
+fn sites_that_share_cache_slots_open_only_their_own_tickets() {
     let secrets = secrets(&[(0, 1), (NOW - 10, 2)]);
     let site = |nth: usize| {
         let binding = TicketBinding::new(&id(&format!("app-{nth}")), None, &[&TLS13]);
         SiteTicketer::new(binding, Arc::clone(&secrets))
     };
     let sites: Vec<_> = (0..1000).map(site).collect();
-    let sealed: Vec<_> = sites.iter().map(|site| site.seal(SESSION, WINDOW, NOW).unwrap()).collect();
-    let older: Vec<_> = sites.iter().map(|site| site.seal(SESSION, WINDOW, NOW - 50).unwrap()).collect();
+    let sealed: Vec<_> = sites.iter().map(|site| site.seal(SESSION, PERIOD, NOW).unwrap()).collect();
+    let older: Vec<_> = sites.iter().map(|site| site.seal(SESSION, PERIOD, NOW - 50).unwrap()).collect();
     for (nth, site) in sites.iter().enumerate() {
-        assert_eq!(site.open(&sealed[nth], NOW), Ok((SESSION.to_vec(), WINDOW)));
-        assert_eq!(site.open(&older[nth], NOW), Ok((SESSION.to_vec(), WINDOW)));
-        // Its key was used a moment ago, and is no key of this site.
+        assert_eq!(site.open(&sealed[nth], NOW), Ok((SESSION.to_vec(), PERIOD)));
+        assert_eq!(site.open(&older[nth], NOW), Ok((SESSION.to_vec(), PERIOD)));
+        // The key of the neighbour was used last, but belongs to another site.
         let neighbour = &sealed[nth.checked_sub(1).unwrap_or(999)];
-        assert_eq!(site.open(neighbour, NOW), Err(TicketRejection::OtherKey));
-        // Named like one of ours, sealed by another.
+        assert_eq!(site.open(neighbour, NOW), Err(TicketRejection::UnknownKey));
+        // The name of our key, and a ticket of another.
         let forged = [&sealed[nth][..16], &neighbour[16..]].concat();
         assert_eq!(site.open(&forged, NOW), Err(TicketRejection::Malformed));
     }
     store(&secrets, &[(NOW - 10, 3)]);
     for (site, ticket) in sites.iter().zip(&sealed) {
-        assert_eq!(site.open(ticket, NOW), Err(TicketRejection::OtherKey), "ready or not, it is no key now");
+        assert_eq!(
+            site.open(ticket, NOW),
+            Err(TicketRejection::UnknownKey),
+            "a cached key is not in the new ring"
+        );
     }
 }
 
 #[test]
-fn without_secrets_there_are_no_tickets() {
+fn an_empty_ring_seals_and_opens_no_ticket() {
     let secrets = secrets(&[(0, 1)]);
     let tickets = SiteTicketer::new(TicketBinding::new(&id("app"), None, &[&TLS13]), Arc::clone(&secrets));
-    let ticket = tickets.seal(SESSION, WINDOW, NOW).unwrap();
+    let ticket = tickets.seal(SESSION, PERIOD, NOW).unwrap();
     assert!(tickets.enabled());
     store(&secrets, &[]);
     assert!(!tickets.enabled());
-    assert!(tickets.seal(SESSION, WINDOW, NOW).is_none());
-    assert_eq!(tickets.open(&ticket, NOW), Err(TicketRejection::OtherKey));
+    assert!(tickets.seal(SESSION, PERIOD, NOW).is_none());
+    assert_eq!(tickets.open(&ticket, NOW), Err(TicketRejection::UnknownKey));
 }
 
 #[test]
-fn a_session_with_an_endless_chain_gets_no_ticket() {
+fn an_oversized_session_gets_no_ticket() {
     let tickets = tickets(&[(0, 1)]);
-    assert!(tickets.seal(&vec![0; SESSION_BYTES_MAX], WINDOW, NOW).is_some());
-    assert!(tickets.seal(&vec![0; SESSION_BYTES_MAX + 1], WINDOW, NOW).is_none());
-}
-
-/// The window in which a ticket of this handshake would hold.
-fn sealed_in(resumption: &mut HandshakeState, insists: bool) -> Option<ValidityPeriod> {
-    resumption.in_scope(|| HandshakeState::ticket_validity(insists, NOW, 600))
+    assert!(tickets.seal(&vec![0; SESSION_BYTES_MAX], PERIOD, NOW).is_some());
+    assert!(tickets.seal(&vec![0; SESSION_BYTES_MAX + 1], PERIOD, NOW).is_none());
 }
 
 #[test]
-fn a_ticket_is_bounded_by_what_the_handshake_knows_of_its_client() {
-    let lasting = ValidityPeriod { from: 7, until: NOW + 9000 };
-    let ending = ValidityPeriod { from: 7, until: NOW + 50 };
-    // Asked for no certificate, or showed none where none is insisted on.
-    let mut nobody = HandshakeState::default();
-    assert_eq!(sealed_in(&mut nobody, false), Some(ValidityPeriod { from: 0, until: NOW + 600 }));
-    assert_eq!(sealed_in(&mut nobody, true), None, "there nobody gets that far, and if so gets no ticket");
-    // Showed a good one.
-    for (window, until) in [(lasting, NOW + 600), (ending, NOW + 50)] {
-        let mut known = HandshakeState::default();
-        known.in_scope(|| HandshakeState::client_verified(window));
-        for insists in [true, false] {
-            assert_eq!(sealed_in(&mut known, insists), Some(ValidityPeriod { from: 7, until }));
-            assert_eq!(u64::from(known.in_scope(HandshakeState::ticket_lifetime)), until - NOW);
-        }
-    }
-    // Showed one that has no whole second left.
-    let mut last = HandshakeState::default();
-    last.in_scope(|| HandshakeState::client_verified(ValidityPeriod { from: 7, until: NOW }));
-    assert_eq!(sealed_in(&mut last, true), None);
-    // Resumed: the new ticket ends with the old one, so that a chain of them ends too.
-    let mut resumed = HandshakeState::default();
-    assert!(resumed.in_scope(|| HandshakeState::ticket_accepted(ending)));
-    assert_eq!(sealed_in(&mut resumed, true), Some(ending));
-    // A ticket opened, but the handshake went on in full.
-    resumed.in_scope(|| HandshakeState::client_verified(lasting));
-    assert_eq!(sealed_in(&mut resumed, true), Some(ValidityPeriod { from: 7, until: NOW + 600 }));
-    // Showed a bad one: whatever else it showed.
-    resumed.in_scope(HandshakeState::client_rejected);
-    assert_eq!(sealed_in(&mut resumed, false), None);
-}
-
-#[test]
-fn handshakes_that_take_turns_on_a_core_do_not_mix() {
-    let (mut one, mut other) = (HandshakeState::default(), HandshakeState::default());
-    let verified = ValidityPeriod { from: 1, until: NOW + 5 };
-    one.in_scope(|| HandshakeState::client_verified(verified));
-    other.in_scope(|| HandshakeState::ticket_rejected(TicketRejection::Expired));
-    assert_eq!(sealed_in(&mut other, true), None);
-    assert_eq!(sealed_in(&mut one, true), Some(verified));
-    assert_eq!(
-        (one.ticket_rejections(), other.ticket_rejections()),
-        (&[][..], &[TicketRejection::Expired][..])
-    );
-}
-
-#[test]
-fn outside_of_a_handshake_nothing_is_sealed_or_opened() {
+fn no_ticket_is_sealed_or_opened_outside_of_a_handshake() {
     let tickets = tickets(&[(0, 1)]);
     let now = UnixTime::now().as_secs();
     let ticket = tickets.seal(SESSION, ValidityPeriod { from: 0, until: now + 60 }, now).unwrap();
@@ -252,22 +205,22 @@ fn outside_of_a_handshake_nothing_is_sealed_or_opened() {
     assert_eq!(tickets.decrypt(&ticket), None);
     let mut handshake = HandshakeState::default();
     assert_eq!(handshake.in_scope(|| tickets.decrypt(&ticket)).as_deref(), Some(SESSION));
-    let again = handshake.in_scope(|| tickets.encrypt(SESSION)).unwrap();
-    let (_, window) = tickets.open(&again, now).unwrap();
-    assert_eq!(window.until, now + 60, "bounded by the one it came from");
-    // What cannot be opened is counted by why, an empty wish is not.
+    let renewed = handshake.in_scope(|| tickets.encrypt(SESSION)).unwrap();
+    let (_, period) = tickets.open(&renewed, now).unwrap();
+    assert_eq!(period.until, now + 60, "the first ticket bounds the second");
+    // Rejections are recorded; an empty ticket is none.
     let mut handshake = HandshakeState::default();
     for offered in [&b""[..], b"x", &[7; 200], &ticket[..50]] {
         assert_eq!(handshake.in_scope(|| tickets.decrypt(offered)), None);
     }
-    let refused = [TicketRejection::OtherKey, TicketRejection::OtherKey, TicketRejection::Malformed];
-    assert_eq!(handshake.ticket_rejections(), refused);
+    let expected = [TicketRejection::UnknownKey, TicketRejection::UnknownKey, TicketRejection::Malformed];
+    assert_eq!(handshake.ticket_rejections(), expected);
 }
 
 #[test]
-fn debug_shows_no_key() {
-    assert_eq!(format!("{:?}", tickets(&[(0, 1)])), "Tickets(1 keys, not shown)");
-    for (at, refusal) in TicketRejection::ALL.into_iter().enumerate() {
-        assert_eq!(refusal.index(), at);
+fn debug_output_has_no_key() {
+    assert_eq!(format!("{:?}", tickets(&[(0, 1)])), "SiteTicketer(1 keys, not shown)");
+    for (at, rejection) in TicketRejection::ALL.into_iter().enumerate() {
+        assert_eq!(rejection.index(), at);
     }
 }

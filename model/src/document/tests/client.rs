@@ -1,4 +1,4 @@
-//! What bad input gets in `client`: the field, what was found in it, what was expected.
+//! Messages for invalid `client` members: field, value found, value expected.
 
 use pki::ca::{Authority, AuthoritySpec, CrlSpec, LeafSpec};
 use rustls_pki_types::UnixTime;
@@ -18,11 +18,11 @@ fn list(authority: &Authority) -> String {
     authority.crl_pem(&CrlSpec::default()).unwrap()
 }
 
-/// The refusal of a `client`, now: its field, and everything it says.
+/// The problem of a `client`: its field and its full text.
 #[track_caller]
-fn told(client: Value) -> (String, String) {
-    let judged = compile(Kind::Ssl, &id("1"), &with_client(client), &Keyring::empty());
-    let problem = match judged.and_then(|resource| check_validity_period(&resource, UnixTime::now())) {
+fn problem_text(client: Value) -> (String, String) {
+    let compiled = compile(Kind::Ssl, &id("1"), &with_client(client), &Keyring::empty());
+    let problem = match compiled.and_then(|resource| check_validity_period(&resource, UnixTime::now())) {
         Err(problem) => problem,
         Ok(()) => panic!("it was accepted"),
     };
@@ -31,7 +31,7 @@ fn told(client: Value) -> (String, String) {
 
 #[track_caller]
 fn tells(client: Value, field: &str, parts: &[&str]) {
-    let (found, text) = told(client);
+    let (found, text) = problem_text(client);
     assert_eq!(found, field, "{text}");
     for part in parts {
         assert!(text.contains(part), "no {part:?} in: {text}");
@@ -39,7 +39,7 @@ fn tells(client: Value, field: &str, parts: &[&str]) {
 }
 
 #[test]
-fn a_bundle_tells_which_certificate() {
+fn bundle_errors_name_the_certificate() {
     let (one, two) = (root("One").certificate_pem(), root("Two").certificate_pem());
     let third = |text: &str| json!({"ca": format!("{one}{two}{text}")});
     let block = |body: &str| format!("-----BEGIN CERTIFICATE-----\n{body}\n-----END CERTIFICATE-----\n");
@@ -60,7 +60,7 @@ fn a_bundle_tells_which_certificate() {
 }
 
 #[test]
-fn a_private_key_is_not_taken_for_a_ca() {
+fn a_private_key_in_the_bundle_is_invalid() {
     let authority = root("One");
     let key = authority.key_pem().to_string();
     let both = format!("{}{key}", authority.certificate_pem());
@@ -72,7 +72,7 @@ fn a_private_key_is_not_taken_for_a_ca() {
             "client.crl[1]",
         ),
     ] {
-        let (found, text) = told(client);
+        let (found, text) = problem_text(client);
         assert_eq!(found, field);
         assert!(text.contains("holds a private key") && text.contains("expected"), "{text}");
         assert!(!text.contains(key.lines().nth(1).unwrap()), "a key is never quoted");
@@ -80,7 +80,7 @@ fn a_private_key_is_not_taken_for_a_ca() {
 }
 
 #[test]
-fn anchors_that_can_verify_nobody() {
+fn unusable_anchors_are_invalid() {
     let at = |days: u64| {
         UnixTime::since_unix_epoch(std::time::Duration::from_secs(
             UnixTime::now().as_secs() - 30 * 86_400 + days * 86_400,
@@ -113,7 +113,7 @@ fn anchors_that_can_verify_nobody() {
 }
 
 #[test]
-fn patterns_tell_their_place() {
+fn pattern_errors_have_their_position() {
     let with =
         |pattern: &str| json!({"ca": AUTHORITY.certificate_pem(), "skip_mtls_uri_regex": ["^/a", pattern]});
     let field = "client.skip_mtls_uri_regex[2]";
@@ -125,7 +125,7 @@ fn patterns_tell_their_place() {
 }
 
 #[test]
-fn lists_of_intermediates_bring_their_signer() {
+fn crls_of_intermediates_carry_their_signer() {
     let authority = root("Root");
     let between = authority.intermediate(&AuthoritySpec::new("Between")).unwrap();
     let below = between.intermediate(&AuthoritySpec::new("Below")).unwrap();
@@ -138,7 +138,7 @@ fn lists_of_intermediates_bring_their_signer() {
     let beside = |list: String, signers: &[&Authority]| {
         signers.iter().fold(list, |text, signer| text + &signer.certificate_pem())
     };
-    // In any order, and one list may bring the signer of another.
+    // In any order, and one list may carry the signer of another.
     let known = json!([beside(list(&below), &[&below]), beside(list(&between), &[&between])]);
     let Resource::Ssl(made) = checked(Kind::Ssl, &with_client(with(known))).unwrap() else {
         panic!("not an ssl")
@@ -146,9 +146,9 @@ fn lists_of_intermediates_bring_their_signer() {
     let policy = made.client.as_ref().unwrap();
     assert_eq!((policy.crls().len(), policy.anchors().certificates().len()), (2, 1), "a signer is no anchor");
 
-    let (stranger, namesake) = (root("Stranger"), root("Root"));
+    let (other, namesake) = (root("Other"), root("Root"));
     let forged = namesake.intermediate(&AuthoritySpec::new("Between")).unwrap();
-    for unknown in [&stranger, &forged] {
+    for unknown in [&other, &forged] {
         let subject = unknown.certificate().subject().to_owned();
         tells(
             with(json!([list(&authority), beside(list(unknown), &[unknown])])),
@@ -161,7 +161,7 @@ fn lists_of_intermediates_bring_their_signer() {
     tells(with(json!([list(&authority) + &many])), "client.crl[1]", &["more than 64 certificates"]);
 }
 
-/// `client.crl` after lists were carried over to the bundle `ca`, and what was taken out.
+/// `client.crl` after its lists were carried over to the bundle `ca`, and the dropped entries.
 fn carried_over(ca: &str, texts: &[String]) -> (Value, Vec<String>) {
     let mut client = json!({"ca": ca, "crl": texts, "crl_policy": "prefer"});
     let dropped = drop_unsigned_crls(client.as_object_mut().unwrap(), ca);
@@ -173,7 +173,7 @@ fn carried_over(ca: &str, texts: &[String]) -> (Value, Vec<String>) {
 }
 
 #[test]
-fn lists_that_the_bundle_did_not_sign_are_dropped() {
+fn carried_over_crls_of_other_issuers_are_dropped() {
     let (one, two) = (root("One"), root("Two"));
     let under_one = one.intermediate(&AuthoritySpec::new("Under one")).unwrap();
     let (of_one, of_two) = (list(&one), list(&two));
@@ -185,16 +185,16 @@ fn lists_that_the_bundle_did_not_sign_are_dropped() {
     assert_eq!(carried_over(&both, &[of_one.clone(), of_two.clone()]), (kept(&[&of_one, &of_two]), vec![]));
     assert_eq!(carried_over(&ca, &[of_one.clone(), of_two.clone()]), (kept(&[&of_one]), told_two.clone()));
     assert_eq!(carried_over(&ca, std::slice::from_ref(&of_two)), (Value::Null, told_two.clone()));
-    // Of two lists in one text the signed one stays, with the certificate that it needs.
+    // The signed list of a text stays, with the certificate that it needs.
     let mixed = format!("# lists\n{of_two}{beside}");
     assert_eq!(carried_over(&ca, &[mixed]), (kept(&[&beside]), told_two));
     let (left, dropped) = carried_over(&two.certificate_pem(), &[format!("{of_two}{beside}")]);
     assert_eq!(left, kept(&[&of_two]));
     assert_eq!(dropped, ["the list of \"CN=Under one\"", "the certificate \"CN=Under one\""]);
-    // The intermediate is an anchor of the new bundle itself.
+    // The intermediate is an anchor of the new bundle.
     let (left, dropped) = carried_over(&under_one.certificate_pem(), &[of_one, list(&under_one)]);
     assert_eq!((left.as_array().map(Vec::len), dropped.len()), (Some(1), 1));
-    // What cannot be read is left for the check to name.
+    // Unreadable texts stay for `compile` to report.
     let mut client = json!({"ca": ca, "crl": ["x", of_two]});
     let before = client.clone();
     assert!(drop_unsigned_crls(client.as_object_mut().unwrap(), &ca).is_empty());

@@ -1,36 +1,40 @@
-//! Schema texts (contract section 3), and agreement with another validator about what is valid.
+//! Messages of schemas (contract section 3), and agreement with another validator about valid
+//! documents.
+
+use std::sync::LazyLock;
 
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::select;
 
 use super::*;
+use crate::schema::{Schema, json_schema};
 
 #[test]
-fn every_file_loads_and_is_a_schema() {
+fn every_schema_file_compiles() {
     for kind in Kind::ALL {
-        let loaded = load(kind).unwrap_or_else(|error| panic!("{kind}: {error}"));
-        assert!(jsonschema::draft7::meta::is_valid(&loaded.text), "{kind}");
-        assert!(!loaded.text.to_string().contains("$ref"), "{kind}");
+        let schema = json_schema(kind);
+        assert!(schema.is_object() && jsonschema::draft7::meta::is_valid(schema), "{kind}");
+        assert!(!schema.to_string().contains("$ref"), "{kind}");
     }
 }
 
 #[test]
-fn an_unknown_keyword_is_an_error_of_the_file() {
+fn an_unknown_schema_keyword_is_an_error() {
     assert!(Schema::compile(&json!({"type": "object", "minProperties": 1})).is_err());
     assert!(Schema::compile(&json!({"pattern": "("})).is_err());
     assert!(Schema::compile(&json!(true)).is_err());
-    assert!(Schema::never().judge(&json!({})).is_err());
+    assert!(Schema::never().validate(&json!({})).is_err());
 }
 
 #[track_caller]
 fn assert_text(schema: Value, value: Value, text: &str) {
-    let problem = Schema::compile(&schema).unwrap().judge(&value).unwrap_err();
+    let problem = Schema::compile(&schema).unwrap().validate(&value).unwrap_err();
     assert_eq!(problem.message, text, "{schema} {value}");
 }
 
 #[test]
-fn texts_of_single_values() {
+fn messages_of_single_values() {
     let cases = [
         (json!({"type": "string"}), json!({}), "wrong type: expected string, got table"),
         (json!({"type": "integer"}), json!(1.5), "wrong type: expected integer, got number"),
@@ -74,7 +78,7 @@ fn texts_of_single_values() {
 }
 
 #[test]
-fn texts_of_combinations() {
+fn messages_of_combinators() {
     let cases = [
         (
             json!({"oneOf": [{"minimum": 1}, {"minimum": 2}]}),
@@ -130,20 +134,20 @@ fn texts_of_combinations() {
 }
 
 #[test]
-fn references_to_secrets_and_empty_arrays_pass_as_in_lua() {
+fn secret_references_and_empty_arrays_pass_like_in_lua() {
     let schema = Schema::compile(&json!({"type": "string", "minLength": 99, "enum": ["x"]})).unwrap();
     for text in ["$secret://vault/1/a", "$env://X", "$ENV://x"] {
-        assert!(schema.judge(&json!(text)).is_ok(), "{text}");
+        assert!(schema.validate(&json!(text)).is_ok(), "{text}");
     }
-    assert!(schema.judge(&json!("$SECRET://x")).is_err());
-    assert!(schema.judge(&json!("x$env://X")).is_err());
+    assert!(schema.validate(&json!("$SECRET://x")).is_err());
+    assert!(schema.validate(&json!("x$env://X")).is_err());
     let object = Schema::compile(&json!({"type": "object", "required": ["a"]})).unwrap();
-    assert_eq!(object.judge(&json!([])).unwrap_err().message, "property \"a\" is required");
-    assert!(object.judge(&json!([1])).is_err());
+    assert_eq!(object.validate(&json!([])).unwrap_err().message, "property \"a\" is required");
+    assert!(object.validate(&json!([1])).is_err());
 }
 
 #[test]
-fn problems_name_their_field_and_guess_what_was_meant() {
+fn problems_name_the_field_and_suggest_a_name() {
     let problem =
         validate(Kind::Ssl, &ssl(json!({"client": {"ca": "x".repeat(128), "deptth": 2}}))).unwrap_err();
     assert_eq!(problem.field, "client.deptth");
@@ -165,7 +169,7 @@ fn problems_name_their_field_and_guess_what_was_meant() {
 
 // === another validator ===
 
-/// Values for any member: some fit somewhere, most do not.
+/// Values for any member; some are valid in some places.
 fn some_value() -> impl Strategy<Value = Value> {
     let long = "x".repeat(128);
     let values = vec![
@@ -224,7 +228,7 @@ fn some_value() -> impl Strategy<Value = Value> {
 }
 
 fn some_document(kind: Kind) -> impl Strategy<Value = Value> {
-    let members = schema(kind)["properties"].as_object().unwrap();
+    let members = json_schema(kind)["properties"].as_object().unwrap();
     let names: Vec<String> = members.keys().cloned().chain(["unknown".to_owned()]).collect();
     let good = match kind {
         Kind::Ssl => json!({"cert": "x".repeat(128), "key": "x".repeat(64), "sni": "a.com"}),
@@ -257,9 +261,9 @@ proptest! {
 }
 
 proptest! {
-    /// Whatever is sent: an answer, never a panic; and what is accepted here no data plane refuses.
+    /// No document causes a panic, and each accepted one decodes on a data plane.
     #[test]
-    fn any_document_is_answered(
+    fn any_document_compiles_without_panic(
         (kind, document) in select(Kind::ALL.to_vec()).prop_flat_map(|kind| (Just(kind), some_document(kind))),
         real in any::<bool>(),
     ) {
@@ -273,6 +277,7 @@ proptest! {
 }
 
 static INDEPENDENT: LazyLock<[jsonschema::Validator; 6]> = LazyLock::new(|| {
-    Kind::ALL
-        .map(|kind| jsonschema::draft7::options().should_validate_formats(true).build(schema(kind)).unwrap())
+    Kind::ALL.map(|kind| {
+        jsonschema::draft7::options().should_validate_formats(true).build(json_schema(kind)).unwrap()
+    })
 });

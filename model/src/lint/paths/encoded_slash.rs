@@ -1,4 +1,4 @@
-//! Rules that a `%2F` passes by while `match_uri_encoded_slash` is on: `/admin%2Fx` is no path of
+//! Rules that `%2F` bypasses under `match_uri_encoded_slash`: `/admin%2Fx` does not match
 //! `/admin/*`, so a broader route takes it, and an upstream that decodes it serves `/admin/x`.
 
 use std::collections::HashMap;
@@ -15,16 +15,17 @@ use crate::uri::UriPattern;
 const HINT: &str =
     "switch apisix.match_uri_encoded_slash off, or make sure that the upstream does not read %2F as /";
 
-/// Enabled routes with a wildcard in a uri, by their hosts.
+/// Enabled routes with a wildcard uri, by host.
 #[derive(Default)]
 struct BroaderRoutes<'a> {
     all: Vec<&'a Arc<Route>>,
     exact: HashMap<&'a HostName, Vec<&'a Arc<Route>>>,
-    /// Those with other hosts than exact ones.
+    /// Routes that also have hosts other than exact ones.
     wide: Vec<&'a Arc<Route>>,
 }
 
-/// Findings about guarded routes beside broader ones, then about sites with skip rules.
+/// Findings about restricted routes with broader ones beside them, then about sites with skip
+/// rules.
 pub(super) fn lint_encoded_slash(snapshot: &Snapshot) -> Vec<Finding> {
     let broader = BroaderRoutes::of(snapshot);
     let mut found = Vec::new();
@@ -36,12 +37,12 @@ pub(super) fn lint_encoded_slash(snapshot: &Snapshot) -> Vec<Finding> {
             found.extend(notes.findings);
         }
     }
-    for held in snapshot.resources() {
-        if let Resource::Ssl(ssl) = &held.resource
+    for versioned in snapshot.resources() {
+        if let Resource::Ssl(ssl) = &versioned.resource
             && has_skip_rules(ssl)
             && broader.all.iter().any(|route| hosts_overlap(snapshot.hosts(route), &ssl.names))
         {
-            let mut notes = Findings::for_resource(held.resource.key());
+            let mut notes = Findings::for_resource(versioned.resource.key());
             let what = "a path with %2F may fit a pattern that the path with / does not fit".to_owned();
             notes.add(Severity::Warning, "client.skip_mtls_uri_regex", what, HINT);
             found.extend(notes.findings);
@@ -59,23 +60,23 @@ fn has_skip_rules(ssl: &Ssl) -> bool {
 
 impl<'a> BroaderRoutes<'a> {
     fn of(snapshot: &'a Snapshot) -> BroaderRoutes<'a> {
-        let mut made = BroaderRoutes::default();
+        let mut routes = BroaderRoutes::default();
         let serves = |route: &&Arc<Route>| route.enabled && !snapshot.is_blocked(route);
         for route in
             snapshot.routes().filter(serves).filter(|route| !route.uris.iter().all(UriPattern::is_exact))
         {
             let hosts = snapshot.hosts(route);
-            names(hosts).for_each(|name| made.exact.entry(name).or_default().push(route));
+            names(hosts).for_each(|name| routes.exact.entry(name).or_default().push(route));
             if !all_exact(hosts) {
-                made.wide.push(route);
+                routes.wide.push(route);
             }
-            made.all.push(route);
+            routes.all.push(route);
         }
-        made
+        routes
     }
 
-    /// A route of the same hosts that takes such paths and does not refuse everybody whom this one
-    /// refuses; with the member that does.
+    /// A route of the same hosts that takes such paths and lacks a restriction of this one, with
+    /// the member of the restriction.
     fn find_for(&self, snapshot: &Snapshot, route: &Route) -> Option<(&'static str, &'a Route)> {
         let hosts = snapshot.hosts(route);
         let differs = |other: &'a Arc<Route>| {
@@ -112,8 +113,8 @@ fn all_exact(hosts: &[HostPattern]) -> bool {
     !hosts.is_empty() && names(hosts).count() == hosts.len()
 }
 
-/// Whether a path of `route` with `%2F` for one of its slashes may fit `broader`, which begins
-/// before that slash.
+/// Whether a path of `route` with `%2F` for one of its slashes may match `broader`, whose prefix
+/// ends before that slash.
 fn matches_encoded(broader: &Route, route: &Route) -> bool {
     broader.uris.iter().filter(|uri| !uri.is_exact()).any(|wide| {
         let rest = |uri: &UriPattern| uri.as_str().strip_prefix(wide.prefix()).map(|rest| rest.contains('/'));

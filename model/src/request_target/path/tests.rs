@@ -12,7 +12,7 @@ const SLASH: PathOptions = PathOptions { match_uri_encoded_slash: true, ..PLAIN 
 const SERVLET: PathOptions = PathOptions { normalize_uri_like_servlet: true, ..PLAIN };
 const TAIL: PathOptions = PathOptions { delete_uri_tail_slash: true, ..PLAIN };
 
-/// The judged path and the forwarded one.
+/// The normalized path and the forwarded one.
 fn both(raw: &str, options: PathOptions) -> Result<(String, String), RequestTargetError> {
     let NormalizedPath { path, forwarded } = normalize(raw, options)?;
     let forwarded = forwarded.map_or_else(|| path.clone(), String::from);
@@ -20,16 +20,16 @@ fn both(raw: &str, options: PathOptions) -> Result<(String, String), RequestTarg
 }
 
 #[track_caller]
-fn is(options: PathOptions, raw: &str, judged: &str, forwarded: &str) {
-    assert_eq!(both(raw, options), Ok((judged.to_owned(), forwarded.to_owned())), "{raw}");
+fn is(options: PathOptions, raw: &str, normalized: &str, forwarded: &str) {
+    assert_eq!(both(raw, options), Ok((normalized.to_owned(), forwarded.to_owned())), "{raw}");
 }
 
 #[test]
-fn every_spelling_of_a_path_becomes_one() {
+fn every_spelling_of_a_path_is_normalized() {
     for raw in ["/a/b", "//a//b", "/a/./b", "/x/../a/b", "/%61/b", "/a%2Fb", "/a/%2e/b", "/x/%2e%2E/a/b"] {
         is(PLAIN, raw, "/a/b", "/a/b");
     }
-    for (raw, judged) in [
+    for (raw, normalized) in [
         ("/", "/"),
         ("/a/", "/a/"),
         ("/a/..", "/"),
@@ -44,13 +44,13 @@ fn every_spelling_of_a_path_becomes_one() {
         ("/secret%2f..%2fpublic/x", "/public/x"),
         ("/public/%2e%2e/secret", "/secret"),
     ] {
-        is(PLAIN, raw, judged, judged);
+        is(PLAIN, raw, normalized, normalized);
     }
 }
 
 #[test]
-fn the_forwarded_path_is_the_judged_one_encoded_once() {
-    for (raw, judged, forwarded) in [
+fn the_forwarded_path_is_the_normalized_one_encoded_once() {
+    for (raw, normalized, forwarded) in [
         ("/%25", "/%", "/%25"),
         ("/%252e%252e/x", "/%2e%2e/x", "/%252e%252e/x"),
         ("/a%20b", "/a b", "/a%20b"),
@@ -62,26 +62,26 @@ fn the_forwarded_path_is_the_judged_one_encoded_once() {
         ("/!$&'()*+,;=:@-._~", "/!$&'()*+,;=:@-._~", "/!$&'()*+,;=:@-._~"),
         ("/%EF%BC%8E%EF%BC%8E/x", "/．．/x", "/%EF%BC%8E%EF%BC%8E/x"),
     ] {
-        is(PLAIN, raw, judged, forwarded);
+        is(PLAIN, raw, normalized, forwarded);
     }
 }
 
 #[test]
-fn bytes_that_are_no_utf_8_survive_and_differ() {
-    let mut judged = std::collections::HashSet::new();
+fn invalid_utf_8_is_preserved_and_distinct() {
+    let mut normalized = std::collections::HashSet::new();
     for raw in
         ["/%C0%AE%C0%AE/x", "/%E9", "/%C3%A9", "/%FF%C3%A9", "/%F4%8F%BE%80", "/%80", "/%F4%8F%BF%BF%BF"]
     {
         let (path, forwarded) = both(raw, PLAIN).unwrap();
         assert_eq!(forwarded, raw);
         assert_eq!(&*path_bytes(&path), &*percent_decode_str(raw).collect::<Vec<u8>>(), "{raw}");
-        assert!(judged.insert(path), "{raw}");
+        assert!(normalized.insert(path), "{raw}");
     }
     assert!(!both("/%E9", PLAIN).unwrap().0.contains('é'));
 }
 
 #[test]
-fn malformed_paths_are_refused() {
+fn malformed_paths_are_rejected() {
     use RequestTargetError::{AboveRoot, AmbiguousDotSegment, InvalidByte, InvalidEscape, InvalidPath};
     for (expected, raws) in [
         (AboveRoot, &["/..", "/a/../..", "/a%2f..%2f..", "/%2e%2e/x"][..]),
@@ -117,19 +117,19 @@ fn malformed_paths_are_refused() {
 }
 
 #[test]
-fn an_encoded_slash_is_kept_where_nothing_else_is_to_be_done() {
+fn an_encoded_slash_is_kept_in_an_otherwise_normal_path() {
     is(SLASH, "/a%2fb/c", "/a%2Fb/c", "/a%2Fb/c");
     is(SLASH, "/a%2F%20b", "/a%2F b", "/a%2F%20b");
     is(SLASH, "/a%2F", "/a%2F", "/a%2F");
-    // As APISIX: what needs normalisation once it is decoded is read without the switch.
+    // As in APISIX, the option does not apply to a path that needs normalization after decoding.
     is(SLASH, "/public%2F..%2Fsecret", "/secret", "/secret");
     is(SLASH, "/public/..%2fsecret", "/secret", "/secret");
     is(SLASH, "/a%2F/b", "/a/b", "/a/b");
     is(SLASH, "/a%2F%2Fb", "/a/b", "/a/b");
     is(SLASH, "/x/../a%2Fb", "/a/b", "/a/b");
     is(SLASH, "//a%2Fb", "/a/b", "/a/b");
-    for refused in ["/..%2Fx", "/a%2F..%5Cb", "/a%2F..;x"] {
-        assert!(normalize(refused, SLASH).is_err(), "{refused}");
+    for malformed in ["/..%2Fx", "/a%2F..%5Cb", "/a%2F..;x"] {
+        assert!(normalize(malformed, SLASH).is_err(), "{malformed}");
     }
     let tail = PathOptions { delete_uri_tail_slash: true, ..SLASH };
     is(tail, "/a%2Fb/", "/a/b", "/a/b");
@@ -138,7 +138,7 @@ fn an_encoded_slash_is_kept_where_nothing_else_is_to_be_done() {
 }
 
 #[test]
-fn a_kept_slash_is_told_from_its_spelling() {
+fn a_kept_slash_differs_from_an_escaped_percent() {
     is(SLASH, "/a%252Fb", "/a%252Fb", "/a%252Fb");
     is(SLASH, "/a%25252Fb", "/a%25252Fb", "/a%25252Fb");
     is(SLASH, "/a%252fb", "/a%252fb", "/a%252fb");
@@ -148,7 +148,7 @@ fn a_kept_slash_is_told_from_its_spelling() {
 }
 
 #[test]
-fn parameters_are_judged_away_and_forwarded_like_a_servlet_container() {
+fn parameters_are_cut_from_the_normalized_path_only() {
     is(SERVLET, "/a;x=1/b;y", "/a/b", "/a;x=1/b;y");
     is(SERVLET, "/public/..;/secret", "/secret", "/secret");
     is(SERVLET, "/public/%2e%2e;x/secret", "/secret", "/secret");
@@ -163,7 +163,7 @@ fn parameters_are_judged_away_and_forwarded_like_a_servlet_container() {
 }
 
 #[test]
-fn a_slash_at_the_end_is_cut_off() {
+fn a_tail_slash_is_cut_off() {
     for raw in ["/a/", "/a", "/a//", "/a/.", "/a/b/.."] {
         is(TAIL, raw, "/a", "/a");
     }
@@ -172,7 +172,7 @@ fn a_slash_at_the_end_is_cut_off() {
 }
 
 #[test]
-fn what_is_made_here_is_judged_too() {
+fn generated_paths_are_checked() {
     for good in ["/a/b", "/a%20b", "//a", "/...", "/a;..", "/%252e%252e", "/%FF"] {
         assert_eq!(check_generated(good), Ok(()), "{good}");
     }
@@ -183,14 +183,14 @@ fn what_is_made_here_is_judged_too() {
 }
 
 #[test]
-fn a_piece_is_encoded_as_the_whole_is() {
+fn a_part_is_encoded_like_the_whole() {
     for (options, raw) in [(PLAIN, "/a/%FF%25/é%20"), (SLASH, "/a%2F%FF/%252F"), (SERVLET, "/%25/x%20")] {
         let (path, forwarded) = both(raw, options).unwrap();
         assert_eq!(encode(&path, options), forwarded, "{raw}");
     }
 }
 
-/// Whether a decoder that takes `\` for `/` and cuts parameters off would find a dot segment.
+/// Whether a decoder that treats `\` as `/` and cuts parameters off finds a dot segment.
 fn climbs(decoded: &[u8]) -> bool {
     decoded
         .split(|byte| b"/\\".contains(byte))
@@ -210,7 +210,7 @@ fn raw_path() -> impl Strategy<Value = String> {
     prop::collection::vec(piece, 0..12).prop_map(|pieces| format!("/{}", pieces.concat()))
 }
 
-/// So short that two of them often read alike.
+/// Short, so that two of them often have the same meaning.
 fn short_path() -> impl Strategy<Value = String> {
     let pieces = prop::sample::select(vec![
         "%2F",
@@ -238,27 +238,27 @@ fn options() -> impl Strategy<Value = PathOptions> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(4000))]
 
-    /// What the upstream reads is what was judged, and the gateway would forward it as it is.
+    /// The upstream decodes the normalized path, and the gateway would forward it unchanged.
     #[test]
-    fn the_forwarded_path_reads_as_the_judged_one(raw in raw_path(), options in options()) {
-        let Ok((judged, forwarded)) = both(&raw, options) else { return Ok(()) };
-        prop_assert_eq!(both(&forwarded, options), Ok((judged.clone(), forwarded.clone())));
+    fn the_forwarded_path_normalizes_to_the_same_path(raw in raw_path(), options in options()) {
+        let Ok((normalized, forwarded)) = both(&raw, options) else { return Ok(()) };
+        prop_assert_eq!(both(&forwarded, options), Ok((normalized.clone(), forwarded.clone())));
         prop_assert!(forwarded.bytes().all(|byte| is_plain(byte) || byte == b'%'), "{}", forwarded);
-        prop_assert!(judged.starts_with('/') && !judged.bytes().any(|byte| byte.is_ascii_control()));
+        prop_assert!(normalized.starts_with('/') && !normalized.bytes().any(|byte| byte.is_ascii_control()));
         let decoded: Vec<u8> = percent_decode_str(&forwarded).collect();
         prop_assert!(!climbs(&decoded), "{}", forwarded);
         if !options.normalize_uri_like_servlet {
-            prop_assert_eq!(encode(&judged, options), forwarded.clone());
+            prop_assert_eq!(encode(&normalized, options), forwarded.clone());
             if !options.match_uri_encoded_slash {
-                prop_assert_eq!(&*path_bytes(&judged), &decoded[..]);
+                prop_assert_eq!(&*path_bytes(&normalized), &decoded[..]);
             }
         }
         prop_assert_eq!(check_generated(&forwarded), Ok(()));
     }
 
-    /// The short way round gives what the long way would.
+    /// The fast path gives the result of the slow one.
     #[test]
-    fn a_canonical_path_stays_as_it_is(raw in raw_path(), options in options()) {
+    fn a_canonical_path_is_unchanged(raw in raw_path(), options in options()) {
         if is_canonical(&raw, options) {
             let full = remove_dot_segments(&decode(&raw, options.match_uri_encoded_slash).unwrap(), options).unwrap();
             prop_assert_eq!(&*full, raw.as_bytes());
@@ -267,9 +267,9 @@ proptest! {
         }
     }
 
-    /// Two judged texts that are equal were forwarded as equal paths, parameters aside.
+    /// Equal normalized paths were forwarded as equal paths, apart from parameters.
     #[test]
-    fn one_judged_path_is_one_forwarded_path(a in short_path(), b in short_path(), slash in any::<bool>()) {
+    fn equal_normalized_paths_have_equal_forwarded_paths(a in short_path(), b in short_path(), slash in any::<bool>()) {
         let options = PathOptions { match_uri_encoded_slash: slash, ..PLAIN };
         if let (Ok(a), Ok(b)) = (both(&a, options), both(&b, options)) {
             prop_assert_eq!(a.0 == b.0, a.1 == b.1);

@@ -1,4 +1,4 @@
-//! Stream routes: the contract's cases, and its rules read word by word for the laws.
+//! Stream routes: the contract's cases, and a direct implementation of its rules for the laws.
 
 use super::*;
 use crate::resource::StreamRoute;
@@ -32,7 +32,7 @@ fn streams<'a>(snapshot: &'a Snapshot, sni: &str, remote: &str, server: &str) ->
 const AT: &str = "192.0.2.80:9100";
 
 #[test]
-fn a_stream_goes_by_its_name_exact_then_wildcards_at_any_depth_then_nameless() {
+fn streams_match_exact_then_wildcard_then_nameless_routes() {
     let all = streamed(vec![
         stream_route("1", None),
         stream_route("2", Some("*")),
@@ -48,7 +48,7 @@ fn a_stream_goes_by_its_name_exact_then_wildcards_at_any_depth_then_nameless() {
 }
 
 #[test]
-fn a_stream_route_whose_addresses_do_not_fit_passes_the_connection_on() {
+fn a_stream_route_with_other_addresses_is_skipped() {
     let from = |text: &str| Some(text.parse().unwrap());
     let all = streamed(vec![
         StreamRoute { remote_addr: from("127.0.0.2/32"), ..stream_route("1", Some("a.test.com")) },
@@ -66,7 +66,7 @@ fn a_stream_route_whose_addresses_do_not_fit_passes_the_connection_on() {
 }
 
 #[test]
-fn stream_routes_are_asked_in_the_order_of_keys_and_leave_no_trace() {
+fn stream_routes_match_in_key_order_and_are_removed() {
     for order in [["1", "10", "2"], ["2", "10", "1"]] {
         let all = streamed(order.iter().map(|own| stream_route(own, None)).collect());
         assert_eq!(streams(&all, "x", "127.0.0.1", AT), Some("1"));
@@ -77,7 +77,7 @@ fn stream_routes_are_asked_in_the_order_of_keys_and_leave_no_trace() {
     }
 }
 
-/// Contract 7.4 read word by word over all resources.
+/// Implements contract 7.4 directly, over all resources.
 fn slow_stream_route(snapshot: &Snapshot, query: &StreamQuery<'_>) -> Option<Id> {
     let mut fitting = Vec::new();
     for held in snapshot.resources() {

@@ -30,7 +30,7 @@ fn dns_subtrees() {
 }
 
 #[test]
-fn a_wildcard_is_excluded_when_it_could_stand_for_the_name() {
+fn a_wildcard_that_may_match_is_excluded() {
     use GeneralName::Dns;
     for (name, base, expected) in [
         ("*.example.com", "bar.example.com", true),
@@ -99,7 +99,7 @@ fn address_subtrees() {
 }
 
 #[test]
-fn malformed_constraints_are_refused() {
+fn malformed_constraints_are_rejected() {
     use GeneralName::{Dns, Email, Ip, Uri};
     let good = [
         Dns(b""),
@@ -132,7 +132,7 @@ fn malformed_constraints_are_refused() {
 }
 
 #[test]
-fn what_peers_choose_is_escaped_in_messages() {
+fn names_are_escaped_in_messages() {
     let shown = NameConstraintError::NotPermitted(GeneralName::Dns(b"a\nb\x1b[31m")).to_string();
     assert_eq!(shown, "the name DNS:a\\nb\\x1b[31m is not permitted");
 }
@@ -140,7 +140,7 @@ fn what_peers_choose_is_escaped_in_messages() {
 proptest! {
     /// Whatever the bytes, reading ends, and within the budget.
     #[test]
-    fn any_constraints_end_in_an_answer(
+    fn any_name_constraints_terminate(
         value in proptest::collection::vec(any::<u8>(), 0..200),
         name in proptest::collection::vec(any::<u8>(), 0..40),
     ) {

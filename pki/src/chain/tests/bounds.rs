@@ -14,7 +14,7 @@ fn counted(policy: &ClientAuth, chain: &[Certificate]) -> (Result<VerifiedClient
 /// A hundred CAs of one name, all signed by each other's name, whose issuer is an anchor's name
 /// too: nothing can be left out by names, so the budget must end it.
 #[test]
-fn a_maze_with_a_painted_exit_ends_soon() {
+fn forged_cross_certificates_exhaust_the_budget() {
     let real = root();
     let imposters: Vec<Authority> = (0..100).map(|_| root()).collect();
     let victim = imposters[0].issue(&LeafSpec::client("a")).unwrap();
@@ -31,7 +31,7 @@ fn a_maze_with_a_painted_exit_ends_soon() {
 /// Ten CAs that all certified each other, one of them also by the name of an anchor: all signatures
 /// are good, and the paths through them are the permutations of ten.
 #[test]
-fn a_maze_of_good_signatures_ends_too() {
+fn valid_cross_certificates_exhaust_the_budget() {
     let (real, imposter) = (root(), root());
     let specs: Vec<AuthoritySpec> =
         (0..10).map(|number| AuthoritySpec::new(format!("CA {number}"))).collect();
@@ -56,7 +56,7 @@ fn a_maze_of_good_signatures_ends_too() {
 
 /// What the bundle's own CAs issued, however deep, costs a check a certificate.
 #[test]
-fn a_good_chain_may_be_as_long_as_depth_allows() {
+fn a_valid_chain_may_have_the_full_depth() {
     let mut authority = root();
     let anchor = authority.certificate().clone();
     for level in 0..100 {
@@ -77,7 +77,7 @@ fn a_good_chain_may_be_as_long_as_depth_allows() {
 /// A stranger's own CAs, all of whose signatures are good: the one that would have to be our
 /// anchor's is checked first.
 #[test]
-fn a_line_of_ones_own_falls_with_its_first_link() {
+fn a_forged_chain_fails_at_its_first_link() {
     let (real, mut authority) = (root(), root());
     for level in 0..100 {
         authority = authority.intermediate(&AuthoritySpec::new(format!("CA {level}"))).unwrap();
@@ -89,7 +89,7 @@ fn a_line_of_ones_own_falls_with_its_first_link() {
 
 /// A forged leaf and a hundred genuine intermediates that all have its issuer's name.
 #[test]
-fn a_forged_leaf_among_namesakes_of_its_issuer_costs_little() {
+fn a_forged_leaf_with_many_candidate_issuers_is_cheap() {
     let real = root();
     let spec = AuthoritySpec::new("CA");
     let forged = root().intermediate(&spec).unwrap().issue(&LeafSpec::client("a")).unwrap().certificate;
@@ -103,7 +103,7 @@ fn a_forged_leaf_among_namesakes_of_its_issuer_costs_little() {
 /// After some changes of keys without key identifiers, the right issuer need not be the first that
 /// is tried.
 #[test]
-fn a_handful_of_namesakes_does_not_keep_a_good_client_out() {
+fn a_few_issuers_of_one_name_are_all_tried() {
     let real = root();
     let spec = AuthoritySpec::new("CA");
     let generations: Vec<Authority> = (0..4).map(|_| real.intermediate(&spec).unwrap()).collect();
@@ -121,7 +121,7 @@ fn a_handful_of_namesakes_does_not_keep_a_good_client_out() {
 
 /// An operator who lists twenty CAs of one name pays for trying them, and their clients get in.
 #[test]
-fn a_bundle_of_namesakes_is_tried_to_its_end() {
+fn all_anchors_of_one_name_are_tried() {
     let roots: Vec<Authority> =
         (0..20).map(|_| Authority::root_v1(&AuthoritySpec::new("ROOTCA")).unwrap()).collect();
     let bundle: Vec<&Certificate> = roots.iter().map(Authority::certificate).collect();
@@ -133,7 +133,7 @@ fn a_bundle_of_namesakes_is_tried_to_its_end() {
 
 /// Keys of the stranger's own choice, dear ones too, are never computed with.
 #[test]
-fn no_signature_is_checked_with_a_key_nobody_vouches_for() {
+fn untrusted_keys_verify_no_signature() {
     let (real, imposter) = (root(), root());
     let dear = AuthoritySpec::new("CA").algorithm(KeyAlgorithm::P521);
     let client = imposter.intermediate(&dear).unwrap().issue(&LeafSpec::client("a")).unwrap();

@@ -1,6 +1,7 @@
-//! Cases A and B: client certificates on routes (APISIX's `t/node/client-mtls.t` and `client-mtls-openresty.t`).
+//! Cases A and B: client certificates on routes (APISIX's `t/node/client-mtls.t` and
+//! `client-mtls-openresty.t`).
 //!
-//! Where APISIX answers 400 for a Host of another site, the gateway answers 421: decision 7.
+//! For a Host of another site, APISIX answers 400 and the gateway 421: decision 7.
 
 use serde_json::{Value, json};
 
@@ -40,9 +41,9 @@ async fn case_a05_a07_the_gateway_as_its_own_client() {
 
     page(&stage.plain("outside.test", "/mtls2").await, 502);
     let log = stage.world.node_log();
-    log.line_with(&["handshake refused", "reason=\"no_certificate\"", "localhost"]).await;
+    log.line_with(&["handshake rejected", "reason=\"no_certificate\"", "localhost"]).await;
     page(&stage.plain("outside.test", "/mtls3").await, 502);
-    log.line_with(&["handshake refused", "rule=\"unknown_issuer\"", "CN=test.com"]).await;
+    log.line_with(&["handshake rejected", "verify_reason=\"unknown_issuer\"", "CN=test.com"]).await;
     assert_eq!(stage.upstream.requests(), 1);
 }
 
@@ -50,17 +51,18 @@ async fn case_a05_a07_the_gateway_as_its_own_client() {
 async fn case_a08_a10_b1_b6_sni_and_host() {
     let stage = Stage::start().await;
     let made = &*FIXTURES;
-    // A8: nobody's certificate is asked for, and the Host belongs to no site.
+    // A8: the site requests no certificate, and the Host has no site.
     stage.put("ssls/1", ssl(&made.mtls_client, "localhost")).await;
     served(&stage.curl("localhost", "/hello", &[&GOOD[..], &host("Host: x.com")].concat()).await, "/hello");
 
-    // A9, B5: the handshake of an open site does not lead to one that demands certificates.
+    // A9, B5: the handshake of an open site does not authorize requests to one with a client
+    // policy.
     stage.put("ssls/1", ssl_for(&made.mtls_client, "test.com", &made.mtls_ca)).await;
     stage.put("ssls/2", ssl(&made.mtls_client, "localhost")).await;
     let seen = stage.upstream.requests();
     page(&stage.curl("localhost", "/hello", &host("Host: test.com")).await, 421);
-    let said = "client certificate verified with another SNI than the host's";
-    stage.world.node_log().line_with(&[said, "sni=\"localhost\"", "host=\"test.com\""]).await;
+    let message = "client certificate verified with another SNI than the host's";
+    stage.world.node_log().line_with(&[message, "sni=\"localhost\"", "host=\"test.com\""]).await;
 
     // A10, B6: nor does that of a site with another authority.
     stage.put("ssls/1", ssl_for(&made.mtls_client, "localhost", &made.mtls_ca)).await;
@@ -68,7 +70,8 @@ async fn case_a08_a10_b1_b6_sni_and_host() {
     page(&stage.curl("localhost", "/hello", &[&GOOD[..], &host("Host: test.com")].concat()).await, 421);
     assert_eq!(stage.upstream.requests(), seen);
 
-    // B1 to B4: with the right certificate, without, with a wrong one, and for a Host of no site.
+    // B1 to B4: with the right certificate, without one, with a wrong one, and for a Host without a
+    // site.
     stage.delete("ssls/2").await;
     served(&stage.curl("localhost", "/hello", &GOOD).await, "/hello");
     no_handshake(&stage.curl("localhost", "/hello", &[]).await);
@@ -79,9 +82,9 @@ async fn case_a08_a10_b1_b6_sni_and_host() {
     );
 }
 
-/// Whether or not the gateway resumes sessions: one that was made for another site is worth nothing.
+/// A session of another site is not resumed, whether or not the gateway resumes sessions.
 #[tokio::test]
-async fn case_a11_a12_a_saved_session_leads_to_no_other_site() {
+async fn case_a11_a12_a_session_is_not_resumed_on_another_site() {
     let stage = Stage::start().await;
     let made = &*FIXTURES;
     stage.put("ssls/1", ssl_for(&made.mtls_client, "localhost", &made.mtls_ca)).await;
@@ -89,14 +92,14 @@ async fn case_a11_a12_a_saved_session_leads_to_no_other_site() {
     let request = |host: &str| format!("GET /hello HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
     for version in ["-tls1_2", "-tls1_3"] {
         let first = ["-servername", "localhost", version, "-sess_out", "session"];
-        let said = stage
+        let output = stage
             .s_client(&[&first[..], &["-cert", GOOD[1], "-key", GOOD[3]]].concat(), &request("localhost"))
             .await;
-        assert!(said.contains("HTTP/1.1 200"), "{version}: {said}");
+        assert!(output.contains("HTTP/1.1 200"), "{version}: {output}");
         let seen = stage.upstream.requests();
         let second = ["-servername", "test.com", version, "-sess_in", "session"];
-        let said = stage.s_client(&second, &request("test.com")).await;
-        assert!(!said.contains("HTTP/1.1 200") && said.contains("alert"), "{version}: {said}");
+        let output = stage.s_client(&second, &request("test.com")).await;
+        assert!(!output.contains("HTTP/1.1 200") && output.contains("alert"), "{version}: {output}");
         assert_eq!(stage.upstream.requests(), seen, "{version}");
     }
 }
@@ -118,15 +121,15 @@ async fn case_a13_a18_skipped_paths() {
     page(&stage.curl("localhost", "/hello", &WRONG).await, 400);
     log.line_with(&["client certificate verification is not passed: FAILED"]).await;
     no_handshake(&stage.curl("test.com", "/hello", &[]).await);
-    log.line_with(&["handshake refused", "reason=\"no_certificate\"", "test.com"]).await;
+    log.line_with(&["handshake rejected", "reason=\"no_certificate\"", "test.com"]).await;
     assert_eq!(stage.upstream.requests(), seen);
     served(&stage.curl("localhost", "/hello", &GOOD).await, "/hello");
 }
 
-/// Certificates that users have and TLS libraries other than OpenSSL refuse (contract 13): X.509 v1 of an authority and its client, and a
-/// client's own certificate that signs itself and says CA:TRUE.
+/// Client certificates that only OpenSSL accepts (contract 13): X.509 v1 of an authority and its
+/// client, and a self-signed client certificate with CA:TRUE.
 #[tokio::test]
-async fn awkward_certificates_are_judged_as_openssl_does() {
+async fn unusual_certificates_verify_like_with_openssl() {
     let stage = Stage::start().await;
     let made = &*FIXTURES;
     let (v1, own) = (
@@ -147,16 +150,16 @@ async fn awkward_certificates_are_judged_as_openssl_does() {
     }
 }
 
-/// What cases A10 and A12 forbid holds within one wildcard site, too, unless SNI and Host are of one policy: the gateway's rule
-/// where APISIX compares the names.
+/// The rule of cases A10 and A12 applies within one wildcard site, too, unless SNI and Host have
+/// the same policy; APISIX compares the names.
 #[tokio::test]
-async fn difference_names_of_one_site_share_a_connection() {
+async fn difference_names_of_one_site_share_connections() {
     let stage = Stage::start().await;
     let made = &*FIXTURES;
     stage.put("ssls/1", ssl_for(&made.apisix, "*.test.com", &made.mtls_ca)).await;
     let other = stage.curl("a.test.com", "/hello", &[&GOOD[..], &host("Host: b.test.com")].concat()).await;
     served(&other, "/hello");
-    // A site of its own, even with the same authority, is not the one the handshake was made with.
+    // A different site is not the one of the handshake, even with the same authority.
     stage.put("ssls/2", ssl_for(&made.apisix, "b.test.com", &made.mtls_ca)).await;
     for spelt in ["Host: b.test.com", "Host: B.Test.com.", "Host: b.test.com:9443"] {
         page(&stage.curl("a.test.com", "/hello", &[&GOOD[..], &host(spelt)].concat()).await, 421);

@@ -1,6 +1,7 @@
-//! Cases A20, C19, H20, M11, M12 and P2: certificates and keys that documents leave to the environment (contract 4.5, decision 15).
+//! Cases A20, C19, H20, M11, M12 and P2: certificates and keys from environment variables (contract
+//! 4.5, decision 15).
 //!
-//! It is the control plane's environment: the data plane of these worlds has none of the variables.
+//! The control plane resolves them: the data planes of these worlds have none of the variables.
 
 use e2e::credentials::Credential;
 use e2e::fixtures::FIXTURES;
@@ -39,7 +40,7 @@ async fn case_a20_h20_a_protected_site_by_references() {
     no_handshake(&stage.curl("test.com", "/hello", &["--cert", "test2.crt", "--key", "test2.key"]).await);
     let log = stage.world.control_log();
     log.line_with(&["INFO", "fetching data from env uri: $env://TEST_KEY"]).await;
-    // What is stored and shown is the reference, whatever is served.
+    // The store and the API contain the reference.
     let shown = stage.world.admin().get("ssls/1").await.body["value"].clone();
     for field in ["cert", "client"] {
         assert_eq!(shown[field], document[field]);
@@ -74,7 +75,7 @@ async fn case_c19_an_upstream_identity_by_references() {
 async fn case_m11_m12_p02_members_and_mixtures() {
     let stage = stage().await;
     let made = &*FIXTURES;
-    // M11, with members of a JSON object; M12: the certificate by reference, the key as text.
+    // M11 uses members of a JSON object; M12 a certificate by reference and a key as text.
     stage
         .put("ssls/2", json!({"sni": "test2.com", "cert": "$env://TEST2/cert", "key": "$env://TEST2/key"}))
         .await;
@@ -93,22 +94,23 @@ async fn case_m11_m12_p02_members_and_mixtures() {
     for uri in ["$env://TEST_CERT", "$env://TEST_KEY", "$env://ECC/cert", "$env://ECC/key"] {
         stage.world.control_log().line_with(&[&format!("fetching data from env uri: {uri}")]).await;
     }
-    let (shook, said) = stage.shakes(&["-servername", "test.com", "-sigalgs", "ECDSA+SHA256"]).await;
-    assert!(shook && said.contains("Peer signature type: ECDSA"), "{said}");
+    let (shook, output) = stage.shakes(&["-servername", "test.com", "-sigalgs", "ECDSA+SHA256"]).await;
+    assert!(shook && output.contains("Peer signature type: ECDSA"), "{output}");
 }
 
 #[tokio::test]
-async fn difference_what_cannot_be_resolved_is_refused_when_it_is_written() {
+async fn difference_unresolved_references_are_rejected_on_write() {
     let stage = stage().await;
     let good = ssl(&FIXTURES.apisix, "test.com");
     stage.put("ssls/1", good.clone()).await;
     let refused = async |change: Value, words: &[&str]| {
-        let told = stage.refused("ssls/1", with(good.clone(), change)).await;
-        assert!(words.iter().all(|word| told.contains(word)), "{told}");
+        let text = stage.refused("ssls/1", with(good.clone(), change)).await;
+        assert!(words.iter().all(|word| text.contains(word)), "{text}");
     };
     refused(json!({"key": "$env://GONE"}), &["field: key", "environment variable GONE is not set"]).await;
     refused(json!({"client": {"ca": "$env://TEST2/ca"}}), &["client.ca", "TEST2 has no text under ca"]).await;
-    // Only where the contract has them, and only the environment: no secret manager is asked.
+    // Only the fields of the contract take references, and only to the environment: secret managers
+    // are unsupported.
     refused(json!({"sni": "$env://NAME"}), &["\"sni\" is not supported"]).await;
     refused(json!({"key": "$secret://vault/test/ssl/test.com.key"}), &["\"key\" is not supported"]).await;
     let vault = json!({"uri": "http://127.0.0.1:8200", "prefix": "kv/apisix", "token": "root"});
@@ -118,20 +120,21 @@ async fn difference_what_cannot_be_resolved_is_refused_when_it_is_written() {
         (answer.status.as_u16(), &answer.body["error_msg"]),
         (404, &json!("Unsupported resource type: secrets"))
     );
-    // A value is judged as its text would be.
+    // A value is checked like text in the document.
     refused(json!({"key": "$env://TEST2/key"}), &["key does not belong to cert"]).await;
     served(&stage.curl("test.com", "/hello", &[]).await, "/hello");
 }
 
-/// A data plane holds what a reference meant when it was sent. What it means after a restart reaches it, although no document changed.
+/// A data plane has the value at the time of the push. After a restart of the control plane it gets
+/// the new value, although no document changed.
 #[tokio::test]
-async fn a_variable_that_changed_over_a_restart_reaches_the_data_planes() {
+async fn a_changed_variable_is_pushed_after_a_restart() {
     let mut stage = stage().await;
     let made = &*FIXTURES;
     stage.put("ssls/1", json!({"sni": "test.com", "cert": "$env://ECC/cert", "key": "$env://ECC/key"})).await;
     let subject = async |stage: &Stage| {
-        let (shook, said) = stage.shakes(&["-servername", "test.com"]).await;
-        let signature = said.lines().find_map(|line| line.strip_prefix("Peer signature type: "));
+        let (shook, text) = stage.shakes(&["-servername", "test.com"]).await;
+        let signature = text.lines().find_map(|line| line.strip_prefix("Peer signature type: "));
         shook.then(|| signature.unwrap_or_default().to_owned())
     };
     assert_eq!(subject(&stage).await.as_deref(), Some("ECDSA"));
@@ -139,7 +142,7 @@ async fn a_variable_that_changed_over_a_restart_reaches_the_data_planes() {
     stage.world.change_control_environment("ECC", Some(&rsa));
     stage.restart_control().await;
     assert_eq!(subject(&stage).await.as_deref(), Some("RSA-PSS"));
-    // Without the variable there is no site, and the log names what is missing.
+    // Without the variable there is no site, and the log names the missing variable.
     stage.world.change_control_environment("ECC", None);
     stage.restart_control().await;
     assert_eq!(subject(&stage).await, None);

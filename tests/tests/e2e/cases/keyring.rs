@@ -1,6 +1,7 @@
-//! Case K: sites whose keys were sealed with one keyring, after a restart with another (`t/admin/ssl4.t`).
+//! Case K: sites whose keys were encrypted with one keyring, after a restart with another
+//! (`t/admin/ssl4.t`).
 //!
-//! The data plane follows: what the control plane can no longer open it can no longer serve.
+//! A data plane stops serving a site whose key the control plane cannot decrypt.
 
 use e2e::fixtures::FIXTURES;
 use e2e::world::World;
@@ -26,12 +27,12 @@ async fn case_k01_k07_k11_a_keyring_is_rotated() {
     let builder = World::builder().settings(settings(json!([FIRST, SECOND])));
     let mut stage = Stage::of(builder).await;
     stage.put("ssls/1", ssl(&made.apisix, "www.test.com")).await;
-    // K3, K4: one text, or a list of one.
+    // K3, K4: one key, or a list of one.
     for keyring in [json!(FIRST), json!([FIRST])] {
         restarted_with(&mut stage, keyring).await;
         served(&stage.curl("www.test.com", "/hello", &[]).await, "/hello");
     }
-    // K5: the key that sealed it is gone. (A keyring that opens nothing at all ends the start.)
+    // K5: the encrypting key is gone. (A keyring that decrypts nothing at all ends the start.)
     restarted_with(&mut stage, json!([SECOND, FIRST])).await;
     stage.put("ssls/2", ssl(&made.test2, "test2.com")).await;
     restarted_with(&mut stage, json!([SECOND])).await;
@@ -40,7 +41,7 @@ async fn case_k01_k07_k11_a_keyring_is_rotated() {
         ["ERROR", "a stored document is not usable", "ssls/1", "failed to decrypt previous encrypted key"];
     stage.world.control_log().line_with(&words).await;
     no_handshake(&stage.curl("www.test.com", "/hello", &[]).await);
-    // K6, K11: the new key in front, the old one behind it; both kinds of objects are served.
+    // K6, K11: the new key first, the old one behind it; objects of both are served.
     restarted_with(&mut stage, json!([SECOND, FIRST])).await;
     served(&stage.curl("www.test.com", "/hello", &[]).await, "/hello");
     served(&stage.curl("test2.com", "/hello", &[]).await, "/hello");

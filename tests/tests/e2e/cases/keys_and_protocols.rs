@@ -1,6 +1,7 @@
-//! Cases M1, M3 and M4, H11 and L11, and Q: kinds of keys, texts that are none, and TLS versions (`radixtree-sni2.t`, `ssl-protocols.t`).
+//! Cases M1, M3 and M4, H11 and L11, and Q: kinds of keys, invalid PEM texts, and TLS versions
+//! (`radixtree-sni2.t`, `ssl-protocols.t`).
 //!
-//! What the handshake used is read from `openssl s_client`.
+//! The tests read the negotiated parameters from `openssl s_client`.
 
 use pki::Keyring;
 use serde_json::json;
@@ -21,30 +22,31 @@ async fn case_h11_m01_the_client_chooses_between_rsa_and_ecdsa() {
         (tls13("ECDSA+SHA256"), "ECDSA"),
         (tls13("RSA-PSS+SHA256"), "RSA-PSS"),
     ] {
-        let (shook, said) = stage.shakes(&arguments).await;
+        let (shook, text) = stage.shakes(&arguments).await;
         assert!(
-            shook && said.contains(&format!("Peer signature type: {signature}\n")),
-            "{arguments:?}: {said}"
+            shook && text.contains(&format!("Peer signature type: {signature}\n")),
+            "{arguments:?}: {text}"
         );
     }
-    // As the original has it: limited to a suite of TLS 1.2 that this engine lacks, but free to use TLS 1.3.
+    // As in the original: limited to a suite of TLS 1.2 that this engine lacks, but free to use TLS
+    // 1.3.
     let cbc = ["-servername", "test.com", "-cipher", "ECDHE-RSA-AES256-SHA384"];
     assert!(stage.shakes(&cbc).await.0);
-    let (shook, said) = stage.shakes(&[&cbc[..], &["-tls1_2"]].concat()).await;
-    assert!(!shook && said.contains("alert handshake failure"), "{said}");
-    let words = ["handshake refused", "reason=\"no_common_parameters\"", "test.com"];
+    let (shook, text) = stage.shakes(&[&cbc[..], &["-tls1_2"]].concat()).await;
+    assert!(!shook && text.contains("alert handshake failure"), "{text}");
+    let words = ["handshake rejected", "reason=\"no_common_parameters\"", "test.com"];
     stage.world.node_log().lines_with(&words, 1).await;
-    // So is a client that speaks another protocol inside.
-    let (shook, said) = stage.shakes(&["-servername", "test.com", "-alpn", "gopher"]).await;
-    assert!(!shook && said.contains("alert no application protocol"), "{said}");
+    // So does a client that sends another protocol.
+    let (shook, text) = stage.shakes(&["-servername", "test.com", "-alpn", "gopher"]).await;
+    assert!(!shook && text.contains("alert no application protocol"), "{text}");
     stage.world.node_log().lines_with(&words, 2).await;
 }
 
 #[tokio::test]
-async fn case_l11_m03_m04_keys_and_certificates_that_are_none() {
+async fn case_l11_m03_m04_invalid_keys_and_certificates() {
     let stage = Stage::start().await;
     let made = &*FIXTURES;
-    // AES-128-CBC with key and initialisation vector 1234567890123456, as the originals make theirs.
+    // AES-128-CBC with key and initialization vector 1234567890123456, like the originals.
     let foreign = Keyring::new(vec!["1234567890123456".to_owned()]).unwrap();
     let sealed = |key: &str| json!(foreign.seal(key));
     let good = ssl(&made.apisix, "test.com");
@@ -60,18 +62,18 @@ async fn case_l11_m03_m04_keys_and_certificates_that_are_none() {
     assert_eq!(stage.refused("ssls/1", document).await, of_pair);
     let text = "failed to parse cert: PEM_read_bio_X509_AUX() failed";
     assert_eq!(stage.refused("ssls/1", with(good, json!({"cert": INCORRECT}))).await, text);
-    // What is stored is served as before.
+    // The stored site is served as before.
     served(&stage.curl("test.com", "/hello", &[]).await, "/hello");
 }
 
-/// What version the handshake used, or the alert that ended it.
+/// The negotiated version, or the alert that ended the handshake.
 async fn version(stage: &Stage, name: &str, option: &str) -> String {
-    let (shook, said) = stage.shakes(&["-servername", name, option]).await;
+    let (shook, text) = stage.shakes(&["-servername", name, option]).await;
     if shook {
-        let used = said.lines().find_map(|line| line.strip_prefix("New, ")).unwrap_or_default();
+        let used = text.lines().find_map(|line| line.strip_prefix("New, ")).unwrap_or_default();
         return used.split(',').next().unwrap_or_default().to_owned();
     }
-    assert!(said.contains("alert protocol version"), "{name} {option}: {said}");
+    assert!(text.contains("alert protocol version"), "{name} {option}: {text}");
     "refused".to_owned()
 }
 
@@ -94,8 +96,12 @@ async fn case_q01_q03_versions_of_a_site() {
     ] {
         assert_eq!(version(&stage, name, option).await, used, "{name} {option}");
     }
-    stage.world.node_log().line_with(&["handshake refused", "reason=\"version\"", "test2.com"]).await;
-    // The other way round, and the newest version is the one that is refused.
+    stage
+        .world
+        .node_log()
+        .line_with(&["handshake rejected", "reason=\"no_common_version\"", "test2.com"])
+        .await;
+    // The reverse: the newest version is disabled.
     stage.put("ssls/2", with(ssl(&made.test2, "test2.com"), json!({"ssl_protocols": ["TLSv1.2"]}))).await;
     assert_eq!(version(&stage, "test2.com", "-tls1_2").await, "TLSv1.2");
     assert_eq!(version(&stage, "test2.com", "-tls1_3").await, "refused");

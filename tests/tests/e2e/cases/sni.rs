@@ -1,6 +1,8 @@
-//! Cases L, N and O, and M5 to M8: which certificate answers which name (`t/router/radixtree-sni*.t`, `multi-ssl-certs.t`).
+//! Cases L, N and O, and M5 to M8: the certificate for each name (`t/router/radixtree-sni*.t`,
+//! `multi-ssl-certs.t`).
 //!
-//! A refused name is `reason="no_site"` in the log, with the name and APISIX's words where it has some.
+//! A name without a site is `reason="no_site"` in the log, with the name and APISIX's words where
+//! it has any.
 
 use e2e::fixtures::FIXTURES;
 use e2e::world::World;
@@ -13,16 +15,17 @@ fn ssls(credential: &e2e::credentials::Credential, names: &[&str]) -> Value {
     json!({"cert": credential.certificate_pem, "key": credential.key_pem, "snis": names})
 }
 
-/// The handshake succeeds and the certificate shown has this common name.
+/// Asserts that the handshake succeeds with a certificate of this common name.
 async fn shown(stage: &Stage, name: &str, subject: &str) {
-    let (shook, said) = stage.shakes(&["-servername", name]).await;
-    assert!(shook && said.contains(&format!("subject=CN = {subject}\n")), "{name}: {said}");
+    let (shook, text) = stage.shakes(&["-servername", name]).await;
+    assert!(shook && text.contains(&format!("subject=CN = {subject}\n")), "{name}: {text}");
 }
 
-/// The handshake is refused before any certificate is shown, and the log says why.
+/// Asserts that the handshake is rejected before a certificate is sent, and that the log has the
+/// reason.
 async fn not_served(stage: &Stage, name: &str) {
-    let (shook, said) = stage.shakes(&["-servername", name]).await;
-    assert!(!shook && said.contains("no peer certificate available"), "{name}: {said}");
+    let (shook, text) = stage.shakes(&["-servername", name]).await;
+    assert!(!shook && text.contains("no peer certificate available"), "{name}: {text}");
     let words = ["reason=\"no_site\"", "failed to match any SSL certificate by SNI"];
     stage.world.node_log().line_with(&[&words[..], &[&format!("sni=\"{name}\"")]].concat()).await;
 }
@@ -37,7 +40,7 @@ async fn case_l01_l06_exact_and_wildcard_names() {
     let resolve = format!("www.test.com:{port}:127.0.0.1");
     let url = format!("https://www.test.com:{port}/hello");
     let arguments = ["--http1.0", "--cacert", "apisix.crt", "--resolve", &resolve, &url];
-    let answered = e2e::curl::curl(stage.world.folder(), &arguments).await;
+    let answered = e2e::tools::curl(stage.world.folder(), &arguments).await;
     served(&answered, "/hello");
     // L2
     not_served(&stage, "no-cert.com").await;
@@ -47,17 +50,17 @@ async fn case_l01_l06_exact_and_wildcard_names() {
     not_served(&stage, "test.com").await;
     stage.put("ssls/1", ssl(&made.apisix, "test.com")).await;
     shown(&stage, "test.com", "test.com").await;
-    // L5: the client sees the second certificate, which nobody but itself has signed.
+    // L5: the client receives the second, self-signed certificate.
     stage.put("ssls/2", ssl(&made.test2, "*.test2.com")).await;
-    let (shook, said) = stage.shakes(&["-servername", "www.test2.com", "-CAfile", "apisix.crt"]).await;
-    assert!(shook && said.contains("Verify return code: 18 (self-signed certificate)"), "{said}");
+    let (shook, text) = stage.shakes(&["-servername", "www.test2.com", "-CAfile", "apisix.crt"]).await;
+    assert!(shook && text.contains("Verify return code: 18 (self-signed certificate)"), "{text}");
     shown(&stage, "www.test2.com", "test2.com").await;
     // L6: one label.
     not_served(&stage, "aa.bb.test2.com").await;
 }
 
 #[tokio::test]
-async fn case_l07_l10_switched_off_and_lists_of_names() {
+async fn case_l07_l10_disabled_sites_and_lists_of_names() {
     let stage = Stage::start().await;
     let made = &*FIXTURES;
     stage.put("ssls/1", ssl(&made.test2, "*.test2.com")).await;
@@ -69,7 +72,7 @@ async fn case_l07_l10_switched_off_and_lists_of_names() {
     stage.put("ssls/1", ssls(&made.test2, &["test2.com", "*.test2.com"])).await;
     shown(&stage, "test2.com", "test2.com").await;
     not_served(&stage, "aa.bb.test2.com").await;
-    // DELETE is as immediate as the status.
+    // DELETE takes effect as fast as the status.
     stage.delete("ssls/1").await;
     not_served(&stage, "test2.com").await;
 }
@@ -78,11 +81,11 @@ async fn case_l07_l10_switched_off_and_lists_of_names() {
 async fn case_m05_m08_no_name_and_names_in_any_case() {
     let settings = json!({"apisix": {"ssl": {"fallback_sni": "a.test2.com"}}});
     let made = &*FIXTURES;
-    // M5: without a fallback there is nothing to serve.
+    // M5: without a fallback there is no site.
     let stage = Stage::start().await;
     stage.put("ssls/1", ssl(&made.test2, "*.test2.com")).await;
-    let (shook, said) = stage.shakes(&["-noservername"]).await;
-    assert!(!shook, "{said}");
+    let (shook, output) = stage.shakes(&["-noservername"]).await;
+    assert!(!shook, "{output}");
     let text = "failed to find SNI: please check if the client requests via IP or uses an outdated protocol";
     stage.world.node_log().line_with(&[text, "reason=\"no_sni\""]).await;
     // M7, M8
@@ -95,9 +98,9 @@ async fn case_m05_m08_no_name_and_names_in_any_case() {
     // M6
     let stage = Stage::of(World::builder().settings(settings)).await;
     stage.put("ssls/1", ssl(&made.test2, "*.test2.com")).await;
-    let (shook, said) = stage.shakes(&["-noservername"]).await;
-    assert!(shook && said.contains("subject=CN = test2.com\n"), "{said}");
-    // A name that is there is not replaced.
+    let (shook, output) = stage.shakes(&["-noservername"]).await;
+    assert!(shook && output.contains("subject=CN = test2.com\n"), "{output}");
+    // An existing name is not replaced by the fallback.
     not_served(&stage, "elsewhere.com").await;
 }
 
@@ -108,18 +111,18 @@ async fn case_n01_n03_a_trailing_dot_changes_nothing() {
     let admin = stage.world.admin();
     let put = admin.call(http::Method::PUT, "ssls/1", Some(&ssl(&made.apisix, "*.test.com"))).await.unwrap();
     assert_eq!(put.status, 201);
-    stage.world.settled(put.revision.unwrap()).await;
+    stage.world.wait_acknowledged(put.revision.unwrap()).await;
     shown(&stage, "a.test.com.", "test.com").await;
     stage.put("ssls/2", ssls(&made.test2, &["test2.com", "a.com"])).await;
     shown(&stage, "test2.com.", "test2.com").await;
-    // N3: stored as it was written, served without the dot, and with it.
+    // N3: the store keeps the name as written; it matches with and without the dot.
     stage.put("ssls/1", ssl(&made.apisix, "www.test.com.")).await;
     assert_eq!(admin.get("ssls/1").await.body["value"]["sni"], "www.test.com.");
     served(&stage.curl("www.test.com", "/hello", &[]).await, "/hello");
     shown(&stage, "www.test.com.", "test.com").await;
 }
 
-/// N4, and the same for everything that handles a key: with every line a program can write, no key is among them.
+/// N4, extended to all code that handles keys: no log line of any level contains a key.
 #[tokio::test]
 async fn case_n04_keys_are_never_logged() {
     let builder =
@@ -168,19 +171,20 @@ async fn case_o01_o02_every_name_has_its_own_certificate() {
 async fn difference_catch_all_and_the_entry_that_matched() {
     let stage = Stage::start().await;
     let made = &*FIXTURES;
-    // A list with `*` is as good as `sni: "*"`.
+    // A list with `*` is equivalent to `sni: "*"`.
     stage.put("ssls/1", ssls(&made.apisix, &["*"])).await;
     shown(&stage, "any.thing.at.all", "test.com").await;
-    // `*x.com` needs no dot, but stays within one label.
+    // `*x.com` needs no dot, but covers only a part of one label.
     stage.put("ssls/2", ssl(&made.test2, "*x.com")).await;
     shown(&stage, "foox.com", "test2.com").await;
     shown(&stage, "x.com", "test2.com").await;
     not_served(&stage, "a.x.com").await;
-    // A longer entry of the same list does not let two labels through.
+    // A longer entry of the same list does not allow two labels.
     let names = ["*.test2.com", "a-much-longer-name.example.org"];
     stage.put("ssls/3", ssls(&made.test2, &names)).await;
     not_served(&stage, "aa.bb.test2.com").await;
-    // The name that matched decides, not the catch-all behind it; other names still reach that.
+    // The entry that matches the name decides, not the catch-all behind it, which serves other
+    // names.
     shown(&stage, "elsewhere.org", "test.com").await;
 }
 
@@ -188,7 +192,7 @@ async fn difference_catch_all_and_the_entry_that_matched() {
 async fn difference_the_lowest_id_has_a_name_that_two_claim() {
     let stage = Stage::start().await;
     let made = &*FIXTURES;
-    // Whatever the order in which they came.
+    // The order of creation does not matter.
     stage.put("ssls/b", ssl(&made.test2, "shared.com")).await;
     stage.put("ssls/a", ssl(&made.apisix, "shared.com")).await;
     shown(&stage, "shared.com", "test.com").await;

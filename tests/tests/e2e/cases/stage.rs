@@ -1,31 +1,32 @@
-//! What the cases share: a world with one upstream and the fixtures as files, curl as the originals call it, and `openssl s_client`.
+//! Shared set-up of the cases: a world with one upstream and the fixtures as files, curl like in
+//! the originals, and `openssl s_client`.
 //!
-//! Nothing is waited for but answers and acknowledged revisions.
+//! Helpers wait only for responses and acknowledged revisions.
 
-use e2e::caller::bounded;
+use e2e::client::bounded;
 use e2e::credentials::Credential;
-use e2e::curl::{Curled, curl};
 use e2e::fixtures::FIXTURES;
-use e2e::openssl;
+use e2e::tools;
+use e2e::tools::{CurlOutput, curl};
 use e2e::upstream::Upstream;
 use e2e::world::{World, WorldBuilder};
 use http::Method;
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
 
-/// A running installation with everything a case needs.
-pub struct Stage {
+/// A running installation with the files of a case.
+pub(super) struct Stage {
     pub world: World,
     pub upstream: Upstream,
 }
 
 impl Stage {
-    pub async fn start() -> Self {
+    pub(super) async fn start() -> Self {
         Self::of(World::builder()).await
     }
 
-    /// With a route for everything, on every host, to the upstream.
-    pub async fn of(builder: WorldBuilder) -> Self {
+    /// With a route for every path and host to the upstream.
+    pub(super) async fn of(builder: WorldBuilder) -> Self {
         let stage = Self { world: builder.start().await, upstream: Upstream::plain("1980").await };
         let fixtures = &*FIXTURES;
         stage.world.write("mtls_ca.crt", &fixtures.mtls_ca);
@@ -43,41 +44,44 @@ impl Stage {
         stage
     }
 
-    /// PUT, and the data plane serves it.
-    pub async fn put(&self, path: &str, document: Value) {
+    /// PUT, then waits until the data plane serves it.
+    pub(super) async fn put(&self, path: &str, document: Value) {
         self.world.apply(&[(path, document)]).await;
     }
 
-    /// PATCH, and the data plane serves it.
-    pub async fn patch(&self, path: &str, change: Value) {
+    /// PATCH, then waits until the data plane serves it.
+    pub(super) async fn patch(&self, path: &str, change: Value) {
         let revision = self.world.admin().write(Method::PATCH, path, Some(&change)).await;
-        self.world.settled(revision).await;
+        self.world.wait_acknowledged(revision).await;
     }
 
-    /// DELETE, and the data plane knows.
-    pub async fn delete(&self, path: &str) {
+    /// DELETE, then waits until the data plane has applied it.
+    pub(super) async fn delete(&self, path: &str) {
         let revision = self.world.admin().delete(path).await;
-        self.world.settled(revision).await;
+        self.world.wait_acknowledged(revision).await;
     }
 
-    /// The control plane again, with the settings and environment it has now; the data plane has what it says.
-    pub async fn restart_control(&mut self) {
+    /// Restarts the control plane with the current settings and environment and waits for the data
+    /// plane.
+    pub(super) async fn restart_control(&mut self) {
         self.world.stop_control().await;
         self.world.start_control().await;
         let fleet = self.world.admin().get("dataplanes").await;
-        self.world.settled(fleet.body["revision"].as_u64().expect("the store has a revision")).await;
+        self.world
+            .wait_acknowledged(fleet.body["revision"].as_u64().expect("the store has a revision"))
+            .await;
     }
 
-    /// A PUT that must be refused with 400; gives its `error_msg`.
-    pub async fn refused(&self, path: &str, document: Value) -> String {
+    /// A PUT that must be answered 400; returns its `error_msg`.
+    pub(super) async fn refused(&self, path: &str, document: Value) -> String {
         let answer = self.world.admin().call(Method::PUT, path, Some(&document)).await;
-        let answer = answer.unwrap_or_else(|refused| panic!("PUT {path}: {refused}"));
+        let answer = answer.unwrap_or_else(|error| panic!("PUT {path}: {error}"));
         assert_eq!(answer.status, 400, "{answer:?}");
         answer.body["error_msg"].as_str().unwrap_or_else(|| panic!("no error_msg: {answer:?}")).to_owned()
     }
 
     /// `curl -k https://NAME:PORT/PATH ARGUMENTS`, in the folder of the fixtures.
-    pub async fn curl(&self, name: &str, path: &str, arguments: &[&str]) -> Curled {
+    pub(super) async fn curl(&self, name: &str, path: &str, arguments: &[&str]) -> CurlOutput {
         let port = self.world.https().port();
         let (resolve, url) = (format!("{name}:{port}:127.0.0.1"), format!("https://{name}:{port}{path}"));
         let given = ["-k", "--resolve", &resolve, &url];
@@ -85,19 +89,20 @@ impl Stage {
     }
 
     /// The same over plain HTTP.
-    pub async fn plain(&self, name: &str, path: &str) -> Curled {
+    pub(super) async fn plain(&self, name: &str, path: &str) -> CurlOutput {
         let port = self.world.http().port();
         let (resolve, url) = (format!("{name}:{port}:127.0.0.1"), format!("http://{name}:{port}{path}"));
         curl(self.world.folder(), &["--resolve", &resolve, &url]).await
     }
 
-    /// A handshake by `openssl s_client`, and one request when `request` says something. Gives all it printed.
-    pub async fn s_client(&self, arguments: &[&str], request: &str) -> String {
+    /// A handshake by `openssl s_client`, with one request unless `request` is empty. Returns its
+    /// output.
+    pub(super) async fn s_client(&self, arguments: &[&str], request: &str) -> String {
         let waiting: &[&str] = if request.is_empty() { &[] } else { &["-ign_eof"] };
         let mut child =
-            openssl::s_client(self.world.https(), self.world.folder(), &[arguments, waiting].concat());
+            tools::s_client(self.world.https(), self.world.folder(), &[arguments, waiting].concat());
         let mut stdin = child.stdin.take().expect("a pipe");
-        // A refused handshake may have ended it already.
+        // A rejected handshake may have ended the process already.
         let _ = stdin.write_all(request.as_bytes()).await;
         drop(stdin);
         let output =
@@ -105,49 +110,49 @@ impl Stage {
         String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned()
     }
 
-    /// Whether `s_client` got through its handshake, and what it printed.
-    pub async fn shakes(&self, arguments: &[&str]) -> (bool, String) {
-        let said = self.s_client(arguments, "").await;
-        // It tells of a cipher as soon as the server chose one, whatever came afterwards.
-        let agreed = said.contains("\nNew, TLSv1") && !said.contains("Cipher is (NONE)");
-        (agreed && !said.contains("SSL alert number"), said)
+    /// Whether the handshake of `s_client` succeeded, and its output.
+    pub(super) async fn shakes(&self, arguments: &[&str]) -> (bool, String) {
+        let text = self.s_client(arguments, "").await;
+        // s_client prints the cipher that the server chose even if the handshake fails later.
+        let agreed = text.contains("\nNew, TLSv1") && !text.contains("Cipher is (NONE)");
+        (agreed && !text.contains("SSL alert number"), text)
     }
 }
 
 /// `{cert, key, sni}` of a fixture.
-pub fn ssl(credential: &Credential, name: &str) -> Value {
+pub(super) fn ssl(credential: &Credential, name: &str) -> Value {
     json!({"cert": credential.certificate_pem, "key": credential.key_pem, "sni": name})
 }
 
 /// The same with `client.ca` and `client.depth` 2.
-pub fn ssl_for(credential: &Credential, name: &str, ca: &str) -> Value {
+pub(super) fn ssl_for(credential: &Credential, name: &str, ca: &str) -> Value {
     with(ssl(credential, name), json!({"client": {"ca": ca, "depth": 2}}))
 }
 
 /// A document with some members set.
-pub fn with(mut document: Value, more: Value) -> Value {
+pub(super) fn with(mut document: Value, more: Value) -> Value {
     for (name, value) in more.as_object().expect("members") {
         document[name] = value.clone();
     }
     document
 }
 
-/// An answer of the upstream to this path.
+/// Asserts that the upstream answered this path.
 #[track_caller]
-pub fn served(answered: &Curled, path: &str) {
+pub(super) fn served(answered: &CurlOutput, path: &str) {
     assert_eq!((answered.exit, answered.status), (0, 200), "{answered:?}");
     assert!(answered.body.contains(&format!("\"uri\":\"{path}\"")), "{answered:?}");
 }
 
-/// An answer of the gateway itself: its page, and nothing of the reason.
+/// Asserts that the gateway answered with its error page, without the reason.
 #[track_caller]
-pub fn page(answered: &Curled, status: u16) {
+pub(super) fn page(answered: &CurlOutput, status: u16) {
     assert_eq!((answered.exit, answered.status), (0, status), "{answered:?}");
     assert!(answered.body.contains(&format!("<h1>{status} ")), "{answered:?}");
 }
 
-/// A handshake that was refused: no HTTP at all.
+/// Asserts that the handshake was rejected, without any HTTP.
 #[track_caller]
-pub fn no_handshake(answered: &Curled) {
+pub(super) fn no_handshake(answered: &CurlOutput) {
     assert!(answered.exit != 0 && answered.status == 0, "{answered:?}");
 }

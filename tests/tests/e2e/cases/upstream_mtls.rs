@@ -1,6 +1,8 @@
-//! Cases C and X: the gateway's certificate towards its upstreams (`t/node/upstream-mtls.t`, `upstream-keepalive-pool.t`).
+//! Cases C and X: client certificates for upstreams (`t/node/upstream-mtls.t`,
+//! `upstream-keepalive-pool.t`).
 //!
-//! The node is strict as nginx is: the handshake succeeds for everybody, and requests without a good certificate get its 400.
+//! The node behaves like nginx: the handshake succeeds for every client, and requests without a
+//! valid certificate are answered 400.
 
 use e2e::credentials::Credential;
 use e2e::fixtures::FIXTURES;
@@ -23,9 +25,9 @@ fn to(node: &Upstream, tls: Value) -> Value {
     json!({"scheme": "https", "nodes": {node.address().to_string(): 1}, "tls": tls})
 }
 
-/// The strict node answered, and it saw this client.
+/// Asserts that the node answered and verified this client.
 #[track_caller]
-fn seen_as(answered: &e2e::curl::Curled, path: &str, name: &str) {
+fn seen_as(answered: &e2e::tools::CurlOutput, path: &str, name: &str) {
     served(answered, path);
     assert!(answered.body.contains(&format!("\"client_subject\":\"CN={name}\"")), "{answered:?}");
 }
@@ -38,7 +40,7 @@ async fn case_c05_c06_c09_c10_where_the_certificate_is_written() {
     // C5
     stage.put("routes/1", json!({"uri": "/hello", "upstream": to(&node, good.clone())})).await;
     seen_as(&stage.plain("any.test", "/hello").await, "/hello", "client.apisix.dev");
-    // C6: the node's own page comes through.
+    // C6: the node's own page is forwarded.
     let wrong = inline(&FIXTURES.apisix);
     stage.put("routes/1", json!({"uri": "/hello", "upstream": to(&node, wrong)})).await;
     let answered = stage.plain("any.test", "/hello").await;
@@ -85,7 +87,7 @@ async fn case_c14_c15_verify() {
     let settings = json!({"apisix": {"ssl": {"ssl_trusted_certificate": "upstream-ca.crt"}}});
     let stage = Stage::of(World::builder().settings(settings)).await;
     let made = &*FIXTURES;
-    // C14, a difference: what says `verify` is verified, so a self-signed node is refused.
+    // C14, a difference: `verify` is enforced, so a self-signed node is rejected.
     let own = Upstream::tls("1983", &made.apisix).await;
     stage.put("routes/1", json!({"uri": "/hello", "upstream": to(&own, json!({"verify": true}))})).await;
     page(&stage.plain("any.test", "/hello").await, 502);
@@ -103,7 +105,8 @@ async fn case_c14_c15_verify() {
     seen_as(&stage.plain("any.test", "/hello").await, "/hello", "client.apisix.dev");
 }
 
-/// Requests in turn, twice round: each must be seen as its own, and each upstream keeps one connection.
+/// Alternating requests, two rounds: the node sees each identity, and each upstream keeps one
+/// connection.
 async fn in_turn(stage: &Stage, node: &Upstream, routes: &[(&str, Value, &str, Value)]) {
     for (path, upstream, _, _) in routes {
         stage.put(&format!("routes{path}"), json!({"uri": path, "upstream": upstream})).await;
@@ -121,7 +124,7 @@ async fn in_turn(stage: &Stage, node: &Upstream, routes: &[(&str, Value, &str, V
 }
 
 #[tokio::test]
-async fn case_x01_x04_x06_kept_connections_are_one_identity_s() {
+async fn case_x01_x04_x06_pooled_connections_have_one_identity() {
     let one_worker = json!({"countersign": {"workers": 1}});
     let stage = Stage::of(World::builder().settings(one_worker)).await;
     let node = strict(&stage).await;

@@ -1,41 +1,32 @@
-//! Requests as raw clients frame them: which are served, and which are refused before an upstream sees them.
+//! Framing of requests from raw clients: served, or rejected before an upstream sees them.
 
-use e2e::caller::{Http, bounded, full};
+use e2e::client::{Http, bounded, full};
 use e2e::documents::route;
 use e2e::raw;
-use e2e::upstream::Upstream;
 use e2e::world::World;
 use http::{HeaderValue, Method};
+use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-/// A gateway with one route, for everything.
-pub async fn open_world() -> (World, Upstream) {
-    let world = World::start().await;
-    let upstream = Upstream::plain("plain").await;
-    let route = route("app.test", "/*", &[upstream.address()]);
-    world.apply(&[("ssls/app", world.open_site()), ("routes/app", route)]).await;
-    (world, upstream)
-}
-
 /// All that is answered to these bytes until the gateway closes, over plain HTTP and within TLS.
-pub async fn answers(world: &World, bytes: &[u8]) -> [String; 2] {
+pub(super) async fn answers(world: &World, bytes: &[u8]) -> [String; 2] {
     let mut plain = raw::send(world.http(), bytes).await;
     let plain = raw::until_closed(&mut plain).await;
-    let mut tls = world.caller("app.test").http(Http::One).handshake().await.unwrap();
-    // The gateway may have refused before it took everything.
+    let mut tls = world.client("app.test").http(Http::One).handshake().await.unwrap();
+    // The gateway may have rejected the request before it read everything.
     let _ = tls.write_all(bytes).await;
     let _ = tls.flush().await;
     let tls = raw::until_closed(&mut tls).await;
     [plain, tls].map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
 }
 
-/// The status lines among what was answered.
-pub fn statuses(answered: &str) -> Vec<&str> {
+/// The status lines of the responses.
+pub(super) fn statuses(answered: &str) -> Vec<&str> {
     answered.lines().filter_map(|line| line.strip_prefix("HTTP/1.1 ")).map(|rest| &rest[..3]).collect()
 }
 
-/// The first answer on a connection that stays open.
+/// The first response on a connection that stays open.
 async fn answer(stream: &mut TcpStream) -> String {
     let mut heard = Vec::new();
     bounded("an answer", async {
@@ -60,7 +51,7 @@ async fn answer(stream: &mut TcpStream) -> String {
 
 #[tokio::test]
 async fn both_lengths_are_400_and_the_end() {
-    let (world, upstream) = open_world().await;
+    let (world, upstream) = World::open(json!({})).await;
     let smuggled = "GET /smuggled HTTP/1.1\r\nHost: app.test\r\n\r\n";
     for fields in [
         "Content-Length: 6\r\nTransfer-Encoding: chunked\r\n",
@@ -83,7 +74,7 @@ async fn both_lengths_are_400_and_the_end() {
 
 #[tokio::test]
 async fn both_lengths_are_found_on_a_kept_connection() {
-    let (world, upstream) = open_world().await;
+    let (world, upstream) = World::open(json!({})).await;
     let both = "POST /b HTTP/1.1\r\nHost: app.test\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n";
     let host = "HTTP/1.1\r\nHost: app.test\r\n";
     for (what, first) in [
@@ -92,7 +83,7 @@ async fn both_lengths_are_found_on_a_kept_connection() {
         ("chunks", format!("POST /a {host}Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n")),
         ("chunks and trailers", format!("POST /a {host}Transfer-Encoding: chunked\r\n\r\n0\r\nX: y\r\n\r\n")),
     ] {
-        // One after the other, and the second time with half of the head behind the first request already.
+        // First sequentially, then with half of the head sent along with the first request.
         for half in [0, 60] {
             let before = upstream.requests();
             let mut stream = raw::send(world.http(), format!("{first}{}", &both[..half]).as_bytes()).await;
@@ -116,8 +107,8 @@ async fn both_lengths_are_found_on_a_kept_connection() {
 }
 
 #[tokio::test]
-async fn both_lengths_are_found_behind_a_request_in_flight() {
-    let (world, upstream) = open_world().await;
+async fn both_lengths_are_found_behind_a_request_in_progress() {
+    let (world, upstream) = World::open(json!({})).await;
     let both = "POST /b HTTP/1.1\r\nHost: app.test\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n";
     let host = "HTTP/1.1\r\nHost: app.test\r\n";
     for first in [format!("GET /a {host}\r\n"), format!("POST /a {host}Content-Length: 3\r\n\r\nabc")] {
@@ -131,14 +122,15 @@ async fn both_lengths_are_found_behind_a_request_in_flight() {
 
 #[tokio::test]
 async fn a_head_in_pieces_is_the_same_head() {
-    let (world, upstream) = open_world().await;
+    let (world, upstream) = World::open(json!({})).await;
     let both = b"POST / HTTP/1.1\r\nHost: app.test\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n";
     let good =
         b"\r\n\r\nPOST / HTTP/1.1\nHost: app.test\r\nContent-Length: 3\r\nConnection: close\r\n\r\nabc";
     for (bytes, status) in [(&both[..], "400"), (&good[..], "200")] {
         let mut stream = raw::send(world.http(), &[]).await;
         for byte in bytes {
-            // Sent one by one with TCP_NODELAY; the last ones may meet a connection that has been refused already.
+            // Single bytes with TCP_NODELAY; the last ones may arrive after the request was
+            // rejected.
             let _ = stream.write_all(&[*byte]).await;
             tokio::task::yield_now().await;
         }
@@ -149,8 +141,8 @@ async fn a_head_in_pieces_is_the_same_head() {
 }
 
 #[tokio::test]
-async fn only_chunked_is_understood_as_a_coding() {
-    let (world, upstream) = open_world().await;
+async fn only_the_chunked_coding_is_supported() {
+    let (world, upstream) = World::open(json!({})).await;
     for (fields, status) in [
         ("Transfer-Encoding: gzip, chunked", "501"),
         ("Transfer-Encoding: cow, chunked", "501"),
@@ -186,7 +178,7 @@ async fn only_chunked_is_understood_as_a_coding() {
 
 #[tokio::test]
 async fn a_length_is_one_number() {
-    let (world, upstream) = open_world().await;
+    let (world, upstream) = World::open(json!({})).await;
     for value in [
         "5, 5",
         "+5",
@@ -207,8 +199,8 @@ async fn a_length_is_one_number() {
 }
 
 #[tokio::test]
-async fn both_lengths_in_one_read_with_chunks_are_chunked_and_the_end() {
-    let (world, upstream) = open_world().await;
+async fn both_lengths_in_one_read_are_chunked_and_the_end() {
+    let (world, upstream) = World::open(json!({})).await;
     let host = "HTTP/1.1\r\nHost: app.test\r\n";
     let chunks = "Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n";
     let smuggled = format!("GET /smuggled {host}\r\n");
@@ -216,15 +208,16 @@ async fn both_lengths_in_one_read_with_chunks_are_chunked_and_the_end() {
     for answered in answers(&world, requests.as_bytes()).await {
         assert_eq!(statuses(&answered)[..1], ["200"], "{answered}");
         assert!(!answered.contains("/smuggled"), "{answered}");
-        // Where the two came in one read the second is served, by its chunks alone; else it was refused.
+        // If both arrived in one read, the second request is served by its chunks alone; otherwise
+        // it is rejected.
         assert!(!answered.contains("\"content-length\""), "{answered}");
     }
     assert!(upstream.requests() <= 4);
 }
 
 #[tokio::test]
-async fn a_body_nobody_wants_does_not_hide_the_next_head() {
-    let (world, upstream) = open_world().await;
+async fn an_unread_body_does_not_hide_the_next_head() {
+    let (world, upstream) = World::open(json!({})).await;
     let other = "HTTP/1.1\r\nHost: app.test:99\r\n";
     world.apply(&[("routes/app", route("app.test", "/wanted", &[upstream.address()]))]).await;
     let both = "POST /b HTTP/1.1\r\nHost: app.test\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n";
@@ -240,10 +233,12 @@ async fn a_body_nobody_wants_does_not_hide_the_next_head() {
             answered = answer(&mut stream).await;
         }
         assert_eq!(statuses(&answered), ["404"], "{answered}");
-        // The connection may end after an answer that did not wait for the body; if it lives, heads are still looked at.
+        // The connection may end after a response that did not wait for the body; if it stays open,
+        // heads are still checked.
         let _ = stream.write_all(both.as_bytes()).await;
         let answered = String::from_utf8_lossy(&raw::until_closed(&mut stream).await).into_owned();
-        // Read together with the end of the chunks, it is served by its own chunks, and is the last.
+        // Read together with the end of the chunks, it is served by its own chunks and ends the
+        // connection.
         let behind_chunks = first.contains("chunked")
             && statuses(&answered) == ["404"]
             && answered.to_ascii_lowercase().contains("\r\nconnection: close");
@@ -253,8 +248,8 @@ async fn a_body_nobody_wants_does_not_hide_the_next_head() {
 }
 
 #[tokio::test]
-async fn requests_one_behind_the_other_are_all_answered() {
-    let (world, upstream) = open_world().await;
+async fn pipelined_requests_are_all_answered() {
+    let (world, upstream) = World::open(json!({})).await;
     let host = "HTTP/1.1\r\nHost: app.test\r\n";
     let kinds = [
         format!("GET /a {host}\r\n"),
@@ -271,11 +266,11 @@ async fn requests_one_behind_the_other_are_all_answered() {
 }
 
 #[tokio::test]
-async fn a_refused_head_is_answered_after_the_others() {
-    let (world, _upstream) = open_world().await;
+async fn a_rejected_head_is_answered_after_earlier_requests() {
+    let (world, _upstream) = World::open(json!({})).await;
     let mut requests = "GET /a HTTP/1.1\r\nHost: app.test\r\n\r\n".repeat(3);
     requests.push_str(&format!("GET /{} HTTP/1.1\r\nHost: app.test\r\n\r\n", "x".repeat(9000)));
-    // Much more than the socket holds is still to come: the answer must not be lost with it.
+    // Much more than the socket buffers hold follows: the response must not be lost with it.
     requests.push_str(&"x".repeat(1 << 20));
     for answered in answers(&world, requests.as_bytes()).await {
         assert_eq!(statuses(&answered), ["200", "200", "200", "414"], "{answered}");
@@ -285,8 +280,8 @@ async fn a_refused_head_is_answered_after_the_others() {
 
 #[tokio::test]
 async fn cookies_of_http_2_arrive_as_one() {
-    let (world, _upstream) = open_world().await;
-    let mut session = world.caller("app.test").http(Http::Two).connect().await.unwrap();
+    let (world, _upstream) = World::open(json!({})).await;
+    let mut session = world.client("app.test").http(Http::Two).connect().await.unwrap();
     let mut request = session.request(Method::GET, "/", full(""));
     for crumb in ["a=1", "b=2; c=3", "d=4"] {
         request.headers_mut().append("cookie", HeaderValue::from_static(crumb));
@@ -297,12 +292,12 @@ async fn cookies_of_http_2_arrive_as_one() {
 
 #[tokio::test]
 async fn a_route_sees_each_cookie_of_http_2() {
-    let (world, upstream) = open_world().await;
+    let (world, upstream) = World::open(json!({})).await;
     let mut chosen = route("app.test", "/chosen", &[upstream.address()]);
     chosen["vars"] = serde_json::json!([["cookie_d", "==", "4"], ["http_cookie", "==", "a=1; d=4"]]);
     let fallback = route("app.test", "/*", &["127.0.0.1:1".parse().unwrap()]);
     world.apply(&[("routes/chosen", chosen), ("routes/app", fallback)]).await;
-    let mut session = world.caller("app.test").http(Http::Two).connect().await.unwrap();
+    let mut session = world.client("app.test").http(Http::Two).connect().await.unwrap();
     let mut request = session.request(Method::GET, "/chosen", full(""));
     request.headers_mut().append("cookie", HeaderValue::from_static("a=1"));
     request.headers_mut().append("cookie", HeaderValue::from_static("d=4"));

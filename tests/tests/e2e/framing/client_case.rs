@@ -1,8 +1,8 @@
-//! The case of header names between HTTP/1 and HTTP/1, where the settings ask for it to be kept.
+//! The case of header names between HTTP/1 and HTTP/1, with the setting that preserves it.
 
 use std::net::SocketAddr;
 
-use e2e::caller::{Http, bounded};
+use e2e::client::{Http, bounded};
 use e2e::documents::route;
 use e2e::raw;
 use e2e::world::World;
@@ -16,8 +16,8 @@ use super::client::statuses;
 const ANSWER: &str = "HTTP/1.1 200 OK\r\nX-WeIrD: a\r\nx-weird: b\r\nETag: c\r\nConnection: X-Gone\r\nX-Gone: d\r\n\
                       Content-length: 3\r\n\r\nok\n";
 
-/// An upstream that is a bare socket: it gives the heads it reads, and answers each request but the first `silent` ones, whose
-/// connections it ends.
+/// A raw upstream that returns the heads it reads and answers each request but the first `silent`
+/// ones, whose connections it closes.
 async fn upstream(silent: usize) -> (SocketAddr, UnboundedReceiver<String>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -50,10 +50,7 @@ async fn head(stream: &mut TcpStream) -> Option<String> {
 
 async fn world_to(upstream: SocketAddr, preserve: bool) -> World {
     let settings = json!({"countersign": {"preserve_header_case": preserve, "workers": 1}});
-    let world = World::builder().settings(settings).start().await;
-    let route = route("app.test", "/*", &[upstream]);
-    world.apply(&[("ssls/app", world.open_site()), ("routes/app", route)]).await;
-    world
+    World::builder().settings(settings).open(upstream).start().await
 }
 
 /// The names of a head's fields.
@@ -72,7 +69,7 @@ async fn exchange(world: &World, seen: &mut UnboundedReceiver<String>) -> (Strin
     (bounded("a request", seen.recv()).await.unwrap(), answered)
 }
 
-/// What REQUEST has to become.
+/// The expected form of REQUEST.
 fn is_as_written(head: &str) {
     let names = names(head);
     for name in [
@@ -116,7 +113,7 @@ async fn a_request_that_is_sent_again_keeps_its_case() {
     let two = route("app.test", "/*", &[silent, address]);
     world.apply(&[("routes/app", two)]).await;
     let mut heads = Vec::new();
-    // Of two requests one goes to the node that hangs up first.
+    // One of two requests goes first to the node that closes the connection.
     for _ in 0..2 {
         let mut stream = raw::send(world.http(), REQUEST.as_bytes()).await;
         let answered = String::from_utf8_lossy(&raw::until_closed(&mut stream).await).into_owned();
@@ -134,10 +131,10 @@ async fn a_request_that_is_sent_again_keeps_its_case() {
 }
 
 #[tokio::test]
-async fn http_2_names_get_capitals_towards_http_1() {
+async fn http_2_names_are_capitalized_for_http_1() {
     let (address, mut seen) = upstream(0).await;
     let world = world_to(address, true).await;
-    let reply = world.caller("app.test").http(Http::Two).get("/").await.unwrap();
+    let reply = world.client("app.test").http(Http::Two).get("/").await.unwrap();
     assert_eq!(reply.headers["x-weird"], "a");
     let head = bounded("a request", seen.recv()).await.unwrap();
     for name in ["Host", "X-Forwarded-For", "X-Real-Ip"] {
@@ -167,7 +164,7 @@ async fn a_head_in_pieces_keeps_its_case() {
     let answered = raw::until_closed(&mut stream).await;
     assert_eq!(statuses(&String::from_utf8_lossy(&answered)), ["200"]);
     is_as_written(&bounded("a request", seen.recv()).await.unwrap());
-    // And one behind the other.
+    // And pipelined.
     let two = format!("{}{REQUEST}", REQUEST.replace("close, ", ""));
     let mut stream = raw::send(world.http(), two.as_bytes()).await;
     let answered = raw::until_closed(&mut stream).await;

@@ -1,22 +1,22 @@
-//! The limits of heads: nginx's, the same for both protocols, and no limit on the number of fields.
+//! Limits of request heads: nginx's, for both protocols, without a limit on the number of fields.
 
-use e2e::caller::{Http, full};
+use e2e::client::{Http, full};
 use e2e::raw;
 use e2e::world::World;
 use http::{HeaderName, Method, StatusCode};
 use serde_json::json;
 
-use super::client::{answers, open_world, statuses};
+use super::client::{answers, statuses};
 
 const KIB: usize = 1024;
 
-/// A request whose line takes `line` bytes, with these fields.
+/// A request whose line has `line` bytes, with these fields.
 fn head(line: usize, fields: &str) -> String {
     let path = "x".repeat(line - "GET / HTTP/1.1".len());
     format!("GET /{path} HTTP/1.1\r\nHost: app.test\r\nConnection: close\r\n{fields}\r\n")
 }
 
-/// Fields of some 8,000 bytes each, and `rest` bytes in a last one.
+/// Fields of about 8,000 bytes each, and `rest` bytes in a last one.
 fn large(count: usize, rest: usize) -> String {
     let mut fields: String = (0..count).map(|n| format!("X-{n}: {}\r\n", "y".repeat(8000))).collect();
     fields.push_str(&format!("X-R: {}\r\n", "y".repeat(rest)));
@@ -25,7 +25,7 @@ fn large(count: usize, rest: usize) -> String {
 
 #[tokio::test]
 async fn a_long_line_is_414_and_a_large_head_400() {
-    let (world, upstream) = open_world().await;
+    let (world, upstream) = World::open(json!({})).await;
     let field = |bytes: usize| format!("X: {}\r\n", "y".repeat(bytes - 3));
     for (what, request, status) in [
         ("a line at the limit", head(8 * KIB, ""), "200"),
@@ -47,13 +47,13 @@ async fn a_long_line_is_414_and_a_large_head_400() {
         }
     }
     assert_eq!(upstream.requests(), 6);
-    assert_eq!(world.metric("countersign_refused_total{reason=\"uri_too_long\"}").await, 4);
-    assert_eq!(world.metric("countersign_refused_total{reason=\"head_too_large\"}").await, 10);
+    assert_eq!(world.metric("countersign_errors_total{reason=\"uri_too_long\"}").await, 4);
+    assert_eq!(world.metric("countersign_errors_total{reason=\"head_too_large\"}").await, 10);
 }
 
 #[tokio::test]
 async fn http_2_has_the_same_limits() {
-    let (world, upstream) = open_world().await;
+    let (world, upstream) = World::open(json!({})).await;
     for (what, path, fields, status) in [
         ("a line below the limit", 8000, (0, 0), 200),
         ("a line over it", 8 * KIB, (0, 0), 414),
@@ -63,7 +63,7 @@ async fn http_2_has_the_same_limits() {
         ("a head over it", 1, (5, 7000), 400),
         ("many fields", 1, (500, 8), 200),
     ] {
-        let mut session = world.caller("app.test").http(Http::Two).connect().await.unwrap();
+        let mut session = world.client("app.test").http(Http::Two).connect().await.unwrap();
         let mut request = session.request(Method::GET, &format!("/{}", "x".repeat(path)), full(""));
         for number in 0..fields.0 {
             let name: HeaderName = format!("x-{number}").parse().unwrap();
@@ -79,12 +79,12 @@ async fn http_2_has_the_same_limits() {
 
 #[tokio::test]
 async fn the_number_of_fields_is_not_limited() {
-    let (world, upstream) = open_world().await;
+    let (world, upstream) = World::open(json!({})).await;
     for count in [99, 101, 1000, 3000] {
         let fields: String = (0..count).map(|n| format!("x{n}: y\r\n")).collect();
         let one = format!("GET /a HTTP/1.1\r\nHost: app.test\r\n{fields}\r\n");
         let last = head(20, &fields);
-        // The first of a connection, behind others, and behind a body in chunks.
+        // The first request of a connection, a later one, and one after a chunked body.
         let chunks = "POST /c HTTP/1.1\r\nHost: app.test\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n";
         for answered in answers(&world, format!("{one}{chunks}{last}").as_bytes()).await {
             assert_eq!(statuses(&answered), ["200"; 3], "{count}");
@@ -95,7 +95,7 @@ async fn the_number_of_fields_is_not_limited() {
 }
 
 #[tokio::test]
-async fn the_settings_move_the_limits() {
+async fn the_settings_change_the_limits() {
     let limits = json!({"countersign": {"limits": {"header_line_bytes": 300, "header_bytes": 1000}}});
     let world = World::builder().settings(limits).start().await;
     for (request, status) in [
@@ -112,10 +112,10 @@ async fn the_settings_move_the_limits() {
 }
 
 #[tokio::test]
-async fn an_answer_may_have_as_large_a_head() {
-    let (world, upstream) = open_world().await;
+async fn a_response_head_has_the_same_limit() {
+    let (world, upstream) = World::open(json!({})).await;
     for http in [Http::One, Http::Two] {
-        let mut session = world.caller("app.test").http(http).connect().await.unwrap();
+        let mut session = world.client("app.test").http(http).connect().await.unwrap();
         for (query, status) in [
             ("fields=500&bytes=20", StatusCode::OK),
             ("fields=4&bytes=7900", StatusCode::OK),

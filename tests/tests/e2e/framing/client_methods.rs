@@ -1,15 +1,18 @@
-//! Requests that no gateway forwards: tunnels, traces, targets that are no path, and upgrades that are not enabled.
+//! Requests that no gateway forwards: tunnels, traces, targets that are no path, and unsupported
+//! upgrades.
 
-use e2e::caller::{Http, full};
-use e2e::curl::curl;
-use e2e::frames::{self, DATA, END_HEADERS, END_STREAM, HEADERS, Wire, frame};
+use e2e::client::{Http, full};
+use e2e::frames::{self, DATA, END_HEADERS, END_STREAM, FrameConnection, HEADERS, frame};
+use e2e::tools::curl;
+use e2e::world::World;
 use http::{Method, StatusCode};
+use serde_json::json;
 
-use super::client::{answers, open_world, statuses};
+use super::client::{answers, statuses};
 
 #[tokio::test]
 async fn tunnels_and_traces_are_405() {
-    let (world, upstream) = open_world().await;
+    let (world, upstream) = World::open(json!({})).await;
     for line in [
         "CONNECT app.test:443",
         "CONNECT /path",
@@ -20,7 +23,7 @@ async fn tunnels_and_traces_are_405() {
         "TRACE *",
     ] {
         for version in ["1.1", "1.0"] {
-            // What is sent as if the tunnel stood is not a request.
+            // Data that is sent through the denied tunnel is not a request.
             let request = format!(
                 "{line} HTTP/{version}\r\nHost: app.test\r\n\r\nGET / HTTP/1.1\r\nHost: app.test\r\n\r\n"
             );
@@ -32,7 +35,7 @@ async fn tunnels_and_traces_are_405() {
         }
     }
     for method in [Method::CONNECT, Method::TRACE] {
-        let mut session = world.caller("app.test").http(Http::Two).connect().await.unwrap();
+        let mut session = world.client("app.test").http(Http::Two).connect().await.unwrap();
         let mut request = session.request(method.clone(), "/", full(""));
         if method == Method::CONNECT {
             *request.uri_mut() = "app.test:443".parse().unwrap();
@@ -45,7 +48,7 @@ async fn tunnels_and_traces_are_405() {
 
 #[tokio::test]
 async fn a_target_that_is_no_path_is_400() {
-    let (world, upstream) = open_world().await;
+    let (world, upstream) = World::open(json!({})).await;
     for line in [
         "GET *",
         "OPTIONS *",
@@ -75,9 +78,10 @@ async fn a_target_that_is_no_path_is_400() {
     }
 }
 
-/// The header blocks of all answers to this header block, until the gateway ends the connection for a broken frame.
+/// The header blocks of all responses to this header block, until the gateway closes the connection
+/// for a broken frame.
 async fn blocks(world: &e2e::world::World, block: Vec<u8>) -> Vec<Vec<u8>> {
-    let mut wire = Wire::connect(&world.caller("app.test")).await;
+    let mut wire = FrameConnection::connect(&world.client("app.test")).await;
     let mut bytes = frame(HEADERS, END_HEADERS | END_STREAM, 1, &block);
     bytes.extend(frame(DATA, 0, 0, &[]));
     wire.send(&bytes).await;
@@ -86,13 +90,13 @@ async fn blocks(world: &e2e::world::World, block: Vec<u8>) -> Vec<Vec<u8>> {
 
 #[tokio::test]
 async fn http_2_forwards_no_other_target_either() {
-    let (world, upstream) = open_world().await;
+    let (world, upstream) = World::open(json!({})).await;
     for path in ["*", "path", "http://app.test/"] {
         let blocks = blocks(&world, frames::request_block("GET", "app.test", path)).await;
         // Status 400 is entry 12 of the static table; a stream may be reset instead.
         assert!(blocks.iter().all(|block| block[0] == 0x8c), "{path}: {blocks:?}");
     }
-    // Extended CONNECT (RFC 8441), which is not enabled.
+    // Extended CONNECT (RFC 8441), which is disabled.
     let mut websocket = frames::request_block("GET", "app.test", "/");
     websocket.extend([0x00, 9]);
     websocket.extend(b":protocol");
@@ -103,8 +107,8 @@ async fn http_2_forwards_no_other_target_either() {
 }
 
 #[tokio::test]
-async fn an_upgrade_that_is_not_enabled_is_426() {
-    let (world, upstream) = open_world().await;
+async fn an_unsupported_upgrade_is_426() {
+    let (world, upstream) = World::open(json!({})).await;
     for fields in [
         "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZQ==",
         "upgrade: WebSocket\r\nconnection: keep-alive, upgrade",
@@ -126,8 +130,8 @@ async fn an_upgrade_that_is_not_enabled_is_426() {
 }
 
 #[tokio::test]
-async fn an_upgrade_that_may_be_left_aside_is() {
-    let (world, upstream) = open_world().await;
+async fn an_optional_upgrade_is_ignored() {
+    let (world, upstream) = World::open(json!({})).await;
     let url = format!("http://{}/", world.http());
     let reply = curl(world.folder(), &["--http2", "-H", "Host: app.test", &url]).await;
     assert!(reply.body.contains("\"uri\""), "{reply:?}");

@@ -1,9 +1,10 @@
-//! Answers as raw upstreams frame them: which pass, which are refused, and which connections are used again.
+//! Framing of responses from raw upstreams: forwarded or rejected, and whether the connection is
+//! reused.
 
-use e2e::caller::{Http, Reply, Session, full};
+use e2e::client::{Http, HttpConnection, Reply, full};
 use e2e::documents::route;
 use e2e::raw;
-use e2e::upstream::raw::{Answer, RawRequest, RawUpstream, Then};
+use e2e::upstream::raw::{AfterResponse, RawRequest, RawResponse, RawUpstream};
 use e2e::world::World;
 use http::{Method, StatusCode};
 use serde_json::json;
@@ -11,37 +12,37 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// Both protocols of a client.
 const BOTH: [Http; 2] = [Http::One, Http::Two];
-/// An answer in order.
+/// A valid response.
 const WHOLE: &str = "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nwhole";
 
 async fn world_to(upstream: &RawUpstream) -> World {
-    let world = World::builder().settings(json!({"countersign": {"workers": 1}})).start().await;
-    let route = route("app.test", "/*", &[upstream.address()]);
-    world.apply(&[("ssls/app", world.open_site()), ("routes/app", route)]).await;
-    world
+    let settings = json!({"countersign": {"workers": 1}});
+    World::builder().settings(settings).open(upstream.address()).start().await
 }
 
-/// An upstream that answers `/<index>` with the answer of that index, and everything else in order.
+/// An upstream that answers `/<index>` with the response of that index, and other paths with a
+/// valid one.
 async fn answering(answers: &[&str]) -> RawUpstream {
     let answers: Vec<String> = answers.iter().map(|answer| (*answer).to_owned()).collect();
     RawUpstream::plain(move |request| {
         let index: Option<usize> = request.target().trim_start_matches('/').parse().ok();
-        Answer::keep(index.map_or(WHOLE, |index| answers[index].as_str()))
+        RawResponse::keep(index.map_or(WHOLE, |index| answers[index].as_str()))
     })
     .await
 }
 
-async fn session(world: &World, http: Http) -> Session {
-    world.caller("app.test").http(http).connect().await.unwrap()
+async fn session(world: &World, http: Http) -> HttpConnection {
+    world.client("app.test").http(http).connect().await.unwrap()
 }
 
-async fn ask(session: &mut Session, method: &str, path: &str) -> Reply {
+async fn ask(session: &mut HttpConnection, method: &str, path: &str) -> Reply {
     let method = Method::from_bytes(method.as_bytes()).unwrap();
     let request = session.request(method, path, full(""));
-    session.fetch(request).await.unwrap_or_else(|refused| panic!("{path}: {refused}"))
+    session.fetch(request).await.unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
-/// Each answer to each method is 502 over both protocols, and its connection is not used again.
+/// Asserts that each response to each method becomes 502 over both protocols, and that its
+/// connection is not reused.
 async fn refused(methods: &[&str], answers: &[&str]) {
     let mut upstream = answering(answers).await;
     let world = world_to(&upstream).await;
@@ -61,7 +62,7 @@ async fn refused(methods: &[&str], answers: &[&str]) {
 }
 
 #[tokio::test]
-async fn a_length_beside_chunked_is_refused() {
+async fn a_length_beside_chunked_is_rejected() {
     const CHUNKS: &str = "\r\n\r\n5\r\nhello\r\n5\r\nworld\r\n0\r\n\r\n";
     let answers = [
         format!("HTTP/1.1 200 OK\r\nContent-Length: 3\r\nTransfer-Encoding: chunked{CHUNKS}"),
@@ -75,7 +76,7 @@ async fn a_length_beside_chunked_is_refused() {
 }
 
 #[tokio::test]
-async fn lengths_that_are_not_one_number_are_refused() {
+async fn lengths_that_are_not_one_number_are_rejected() {
     refused(
         &["GET", "HEAD"],
         &[
@@ -102,7 +103,7 @@ async fn lengths_that_are_not_one_number_are_refused() {
 }
 
 #[tokio::test]
-async fn codings_other_than_one_chunked_are_refused() {
+async fn codings_other_than_one_chunked_are_rejected() {
     const CHUNKS: &str = "\r\n\r\n5\r\nhello\r\n0\r\n\r\n";
     let fields = [
         "Transfer-Encoding: gzip, chunked",
@@ -131,7 +132,7 @@ async fn codings_other_than_one_chunked_are_refused() {
 }
 
 #[tokio::test]
-async fn answers_that_are_no_final_answer_are_refused() {
+async fn non_final_responses_are_rejected() {
     refused(
         &["GET"],
         &[
@@ -148,7 +149,7 @@ async fn answers_that_are_no_final_answer_are_refused() {
 }
 
 #[tokio::test]
-async fn chunked_in_every_case_of_letters_is_understood() {
+async fn chunked_is_case_insensitive() {
     let fields = ["chunked", "CHUNKED", "Chunked", "  chunked  ", "\tchunked"];
     let answers = fields.map(|value| {
         format!(
@@ -175,7 +176,7 @@ async fn chunked_in_every_case_of_letters_is_understood() {
 }
 
 #[tokio::test]
-async fn answers_without_a_body_end_with_their_head() {
+async fn responses_without_a_body_end_with_their_head() {
     let answers = [
         "HTTP/1.1 204 No Content\r\nContent-Length: 0\r\n\r\n",
         "HTTP/1.1 204 No Content\r\nContent-Length: 5\r\n\r\n",
@@ -194,7 +195,7 @@ async fn answers_without_a_body_end_with_their_head() {
             assert!(answer.contains(&format!(" {} ", reply.status.as_u16())), "{http:?} {answer:?}");
             assert!(reply.body.is_empty(), "{http:?} {answer:?}");
             let length = reply.headers.get("content-length").map(|value| value.to_str().unwrap());
-            // RFC 9110 section 8.6: never in a 204. In a 304 it is the length that a 200 would have had.
+            // RFC 9110 section 8.6: not allowed in a 204; in a 304 it is the length of the 200.
             let allowed: &[Option<&str>] = match reply.status.as_u16() {
                 204 => &[None],
                 304 => &[None, Some("5")],
@@ -211,7 +212,7 @@ async fn answers_without_a_body_end_with_their_head() {
 }
 
 #[tokio::test]
-async fn a_head_answer_keeps_its_length_and_no_body() {
+async fn a_head_response_keeps_its_length_and_has_no_body() {
     let answers = [
         "HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\n",
         "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
@@ -222,8 +223,8 @@ async fn a_head_answer_keeps_its_length_and_no_body() {
         let mut session = session(&world, http).await;
         for (path, length) in [("/0", Some("500")), ("/1", None)] {
             let reply = ask(&mut session, "HEAD", path).await;
-            let told = reply.headers.get("content-length").map(|value| value.to_str().unwrap());
-            assert_eq!((told, reply.body.len()), (length, 0), "{http:?} {path}");
+            let declared = reply.headers.get("content-length").map(|value| value.to_str().unwrap());
+            assert_eq!((declared, reply.body.len()), (length, 0), "{http:?} {path}");
         }
     }
     let connections: Vec<_> = upstream.waiting().iter().map(|request| request.connection).collect();
@@ -231,7 +232,7 @@ async fn a_head_answer_keeps_its_length_and_no_body() {
 }
 
 #[tokio::test]
-async fn bytes_after_an_answer_never_answer_another_request() {
+async fn bytes_after_a_response_never_answer_another_request() {
     let evil = "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil";
     let answers = [
         format!("{WHOLE}{evil}"),
@@ -254,10 +255,10 @@ async fn bytes_after_an_answer_never_answer_another_request() {
     }
 }
 
-/// What a plain HTTP/1 client reads until `end` has come.
+/// What a plain HTTP/1 client reads until `end`.
 async fn read_until(stream: &mut tokio::net::TcpStream, end: &str) -> String {
     let mut read = Vec::new();
-    e2e::caller::bounded(end, async {
+    e2e::client::bounded(end, async {
         while !String::from_utf8_lossy(&read).contains(end) {
             assert!(stream.read_buf(&mut read).await.unwrap() > 0, "{}", String::from_utf8_lossy(&read));
         }
@@ -267,15 +268,15 @@ async fn read_until(stream: &mut tokio::net::TcpStream, end: &str) -> String {
 }
 
 #[tokio::test]
-async fn an_upstream_of_http_1_0_costs_no_client_its_keep_alive() {
+async fn an_http_1_0_upstream_keeps_the_client_connection() {
     let answers = [
         "HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nContent-Length: 5\r\n\r\nwhole",
         "HTTP/1.0 200 OK\r\nContent-Length: 5\r\n\r\nwhole",
     ];
     let upstream = RawUpstream::plain(move |request| match request.target() {
-        "/1.0/kept" => Answer::keep(answers[0]),
-        "/1.0/length" => Answer::keep(answers[1]),
-        _ => Answer::keep("HTTP/1.0 200 OK\r\n\r\nwhole").then(Then::Fin),
+        "/1.0/kept" => RawResponse::keep(answers[0]),
+        "/1.0/length" => RawResponse::keep(answers[1]),
+        _ => RawResponse::keep("HTTP/1.0 200 OK\r\n\r\nwhole").then(AfterResponse::Fin),
     });
     let upstream = upstream.await;
     let world = world_to(&upstream).await;
@@ -295,7 +296,7 @@ async fn an_upstream_of_http_1_0_costs_no_client_its_keep_alive() {
 }
 
 #[tokio::test]
-async fn a_client_of_http_1_0_is_answered_as_one() {
+async fn an_http_1_0_client_gets_an_http_1_0_response() {
     let upstream = answering(&[]).await;
     let world = world_to(&upstream).await;
     let mut kept =
@@ -308,7 +309,7 @@ async fn a_client_of_http_1_0_is_answered_as_one() {
 }
 
 #[tokio::test]
-async fn fields_of_the_upstreams_connection_stay_there() {
+async fn hop_by_hop_response_fields_are_not_forwarded() {
     let answer = "HTTP/1.1 200 OK\r\nConnection: close, X-Private\r\nX-Private: 1\r\nKeep-Alive: timeout=5\r\n\
                   Proxy-Connection: keep-alive\r\nProxy-Authenticate: Basic\r\nUpgrade: h2c\r\nTE: trailers\r\n\
                   Trailer: X-T\r\nX-Own: kept\r\nContent-Length: 5\r\n\r\nwhole";
@@ -334,23 +335,23 @@ async fn fields_of_the_upstreams_connection_stay_there() {
     }
 }
 
-/// Framed by itself, so that the connection's end says nothing about it.
+/// The response has framing of its own, so the end of the connection does not matter.
 const LENGTH: &str = "HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf of it";
 
-/// Answers `/cut/...` without a length and ends without close_notify, `/end/...` the same with it.
-fn close_delimited(request: &RawRequest) -> Answer {
-    let answer = Answer::keep("HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n\r\nhalf of it");
+/// Answers `/cut/...` without a length and ends without close_notify; `/end/...` with it.
+fn close_delimited(request: &RawRequest) -> RawResponse {
+    let answer = RawResponse::keep("HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n\r\nhalf of it");
     match request.target() {
-        target if target.starts_with("/cut") => answer.then(Then::Fin),
-        target if target.starts_with("/reset") => answer.then(Then::Reset),
-        target if target.starts_with("/end") => answer.then(Then::CloseNotify),
-        target if target.starts_with("/length") => Answer::keep(LENGTH).then(Then::Fin),
-        _ => Answer::keep(WHOLE),
+        target if target.starts_with("/cut") => answer.then(AfterResponse::Fin),
+        target if target.starts_with("/reset") => answer.then(AfterResponse::Reset),
+        target if target.starts_with("/end") => answer.then(AfterResponse::CloseNotify),
+        target if target.starts_with("/length") => RawResponse::keep(LENGTH).then(AfterResponse::Fin),
+        _ => RawResponse::keep(WHOLE),
     }
 }
 
 #[tokio::test]
-async fn an_answer_cut_off_within_tls_is_never_whole() {
+async fn a_response_truncated_in_tls_is_incomplete() {
     for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
         let world = World::builder().settings(json!({"countersign": {"workers": 1}})).start().await;
         let credential = world.credentials.upstreams.server(&["up.test"]);
@@ -358,7 +359,7 @@ async fn an_answer_cut_off_within_tls_is_never_whole() {
         let mut route = route("app.test", "/*", &[upstream.address()]);
         route["upstream"]["scheme"] = json!("https");
         world.apply(&[("ssls/app", world.open_site()), ("routes/app", route)]).await;
-        // On a new connection, and on one that has gone on without rustls since.
+        // On a new connection, and on one that has moved to the own record layer.
         for before in [0, 6] {
             for (path, whole) in [("/cut", false), ("/reset", false), ("/end", true), ("/length", true)] {
                 for http in BOTH {
@@ -376,10 +377,10 @@ async fn an_answer_cut_off_within_tls_is_never_whole() {
                     }
                 }
                 let request = format!("GET {path} HTTP/1.0\r\nHost: app.test\r\n\r\n");
-                let mut tls = world.caller("app.test").handshake().await.unwrap();
+                let mut tls = world.client("app.test").handshake().await.unwrap();
                 tls.write_all(request.as_bytes()).await.unwrap();
                 let mut read = Vec::new();
-                let ended = e2e::caller::bounded("the answer's end", tls.read_to_end(&mut read)).await;
+                let ended = e2e::client::bounded("the answer's end", tls.read_to_end(&mut read)).await;
                 let refused = read.starts_with(b"HTTP/1.0 502");
                 assert!(refused || ended.is_ok() == whole, "{version:?} HTTP/1.0 {path}: {ended:?}");
             }
@@ -388,7 +389,7 @@ async fn an_answer_cut_off_within_tls_is_never_whole() {
 }
 
 #[tokio::test]
-async fn in_clear_text_fin_ends_an_answer_and_reset_breaks_it() {
+async fn in_clear_text_fin_ends_a_response_and_reset_breaks_it() {
     let upstream = RawUpstream::plain(close_delimited).await;
     let world = world_to(&upstream).await;
     for http in BOTH {
@@ -398,7 +399,7 @@ async fn in_clear_text_fin_ends_an_answer_and_reset_breaks_it() {
         let read = session.fetch(request).await.ok().map(|reply| reply.status.as_u16());
         assert!(matches!(read, None | Some(502)), "{http:?}: {read:?}");
     }
-    // RFC 9112 section 8: an answer with a length or in chunks is cut by FIN, too.
+    // RFC 9112 section 8: FIN truncates a response with a length or chunks, too.
     let request = b"GET /reset HTTP/1.1\r\nHost: app.test\r\nConnection: close\r\n\r\n";
     let mut stream = raw::send(world.http(), request).await;
     let read = String::from_utf8(raw::until_closed(&mut stream).await).unwrap();
@@ -406,7 +407,7 @@ async fn in_clear_text_fin_ends_an_answer_and_reset_breaks_it() {
 }
 
 #[tokio::test]
-async fn an_answer_shorter_than_its_framing_is_never_whole() {
+async fn a_response_shorter_than_its_framing_is_incomplete() {
     let answers = [
         "HTTP/1.1 200 OK\r\nContent-Length: 50\r\n\r\nhalf of it",
         "HTTP/1.0 200 OK\r\nContent-Length: 50\r\n\r\nhalf of it",
@@ -421,7 +422,7 @@ async fn an_answer_shorter_than_its_framing_is_never_whole() {
     ];
     let upstream = RawUpstream::plain(move |request| {
         let index: usize = request.target().trim_start_matches('/').parse().unwrap();
-        Answer::keep(answers[index]).then(Then::Fin)
+        RawResponse::keep(answers[index]).then(AfterResponse::Fin)
     });
     let upstream = upstream.await;
     let world = world_to(&upstream).await;

@@ -1,11 +1,12 @@
-//! Requests as they reach a raw upstream: framed by the gateway, whatever the method and the client's protocol.
+//! Requests as a raw upstream receives them: framed by the gateway, for every method and both
+//! client protocols.
 
 use bytes::Bytes;
-use e2e::caller::{Body, Http, Session, bounded, full};
-use e2e::documents::{route, weighted};
-use e2e::frames::{DATA, END_HEADERS, END_STREAM, HEADERS, Wire, frame};
+use e2e::client::{Body, Http, HttpConnection, bounded, full};
+use e2e::documents::weighted;
+use e2e::frames::{DATA, END_HEADERS, END_STREAM, FrameConnection, HEADERS, frame};
 use e2e::raw;
-use e2e::upstream::raw::{Answer, RawRequest, RawUpstream, Then};
+use e2e::upstream::raw::{AfterResponse, RawRequest, RawResponse, RawUpstream};
 use e2e::world::World;
 use futures_util::stream;
 use http::{Method, StatusCode};
@@ -17,20 +18,18 @@ use tokio::sync::mpsc;
 const METHODS: [&str; 7] = ["GET", "HEAD", "DELETE", "OPTIONS", "POST", "PUT", "PROPFIND"];
 const HELLO_IN_CHUNKS: &str = "5\r\nhello\r\n0\r\n\r\n";
 
-/// An answer to `method` that is in order.
-fn ok(request: &RawRequest) -> Answer {
+/// A valid response to `method`.
+fn ok(request: &RawRequest) -> RawResponse {
     let body = if request.method() == "HEAD" { "" } else { "ok" };
-    Answer::keep(format!("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{body}"))
+    RawResponse::keep(format!("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{body}"))
 }
 
 async fn world_to(upstream: &RawUpstream) -> World {
-    let world = World::builder().settings(json!({"countersign": {"workers": 1}})).start().await;
-    let route = route("app.test", "/*", &[upstream.address()]);
-    world.apply(&[("ssls/app", world.open_site()), ("routes/app", route)]).await;
-    world
+    let settings = json!({"countersign": {"workers": 1}});
+    World::builder().settings(settings).open(upstream.address()).start().await
 }
 
-/// Sends these bytes in clear text, and gives the whole answer.
+/// Sends these bytes in clear text and returns the whole response.
 async fn exchange(world: &World, bytes: &str) -> String {
     let mut stream = raw::send(world.http(), bytes.as_bytes()).await;
     String::from_utf8_lossy(&raw::until_closed(&mut stream).await).into_owned()
@@ -41,7 +40,7 @@ fn framing(request: &RawRequest) -> (Vec<&str>, Vec<&str>) {
     (request.values("transfer-encoding"), request.values("content-length"))
 }
 
-/// A body of these frames whose length nobody knows before its end.
+/// A body of these frames without a known length.
 fn streamed(frames: Vec<Frame<Bytes>>) -> Body {
     BodyExt::boxed(StreamBody::new(stream::iter(frames.into_iter().map(Ok))))
 }
@@ -94,7 +93,7 @@ async fn a_body_of_http_2_arrives_with_every_method() {
     let mut upstream = RawUpstream::plain(ok).await;
     let world = world_to(&upstream).await;
     for method in METHODS {
-        let mut wire = Wire::connect(&world.caller("app.test")).await;
+        let mut wire = FrameConnection::connect(&world.client("app.test")).await;
         let length = [("content-length", "5")];
         let hello = frame(DATA, END_STREAM, 0, b"hello");
         let empty = frame(DATA, END_STREAM, 0, b"");
@@ -129,18 +128,19 @@ async fn a_body_of_http_2_arrives_with_every_method() {
 async fn an_empty_body_of_http_2_that_ends_late_is_a_body() {
     let mut upstream = RawUpstream::plain(ok).await;
     let world = world_to(&upstream).await;
-    let mut wire = Wire::connect(&world.caller("app.test")).await;
+    let mut wire = FrameConnection::connect(&world.client("app.test")).await;
     assert!(wire.send(&frame(HEADERS, END_HEADERS, 1, &block("GET", &[]))).await);
     assert!(wire.send(&frame(DATA, END_STREAM, 1, b"")).await);
     let seen = upstream.request().await;
     let framed = framing(&seen);
-    // Depends on whether the end had come when the request was sent on; both are the same request.
+    // Depends on whether the body had ended when the request was forwarded; both forms are the same
+    // request.
     assert!(framed == (vec![], vec![]) || framed == (vec!["chunked"], vec![]), "{seen:?}");
     assert!(["", "0\r\n\r\n"].contains(&seen.body.as_str()), "{seen:?}");
 }
 
 #[tokio::test]
-async fn fields_of_the_clients_connection_stay_there() {
+async fn hop_by_hop_request_fields_are_not_forwarded() {
     let mut upstream = RawUpstream::plain(ok).await;
     let world = world_to(&upstream).await;
     let head = "POST /x HTTP/1.1\r\nHost: app.test\r\nConnection: close, X-Private\r\nX-Private: 1\r\n\
@@ -170,17 +170,19 @@ async fn fields_of_the_clients_connection_stay_there() {
 }
 
 #[tokio::test]
-async fn a_connection_that_answered_in_http_1_0_is_not_used_again() {
+async fn an_http_1_0_connection_is_not_reused() {
     let mut upstream = RawUpstream::plain(|request| match request.target() {
-        "/1.0" => Answer::keep("HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nContent-Length: 2\r\n\r\nok"),
-        "/1.0/204" => Answer::keep("HTTP/1.0 204 No Content\r\nConnection: keep-alive\r\n\r\n"),
+        "/1.0" => {
+            RawResponse::keep("HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nContent-Length: 2\r\n\r\nok")
+        }
+        "/1.0/204" => RawResponse::keep("HTTP/1.0 204 No Content\r\nConnection: keep-alive\r\n\r\n"),
         _ => ok(request),
     })
     .await;
     let world = world_to(&upstream).await;
     for http in [Http::One, Http::Two] {
         for first in ["/1.0", "/1.0/204"] {
-            let mut session = world.caller("app.test").http(http).connect().await.unwrap();
+            let mut session = world.client("app.test").http(http).connect().await.unwrap();
             assert!(session.get(first).await.unwrap().status.is_success());
             let before = upstream.request().await.connection;
             let body = streamed(vec![Frame::data(Bytes::from_static(b"hello"))]);
@@ -193,9 +195,9 @@ async fn a_connection_that_answered_in_http_1_0_is_not_used_again() {
     }
 }
 
-/// Sends `first`, and more of the body only when this is used.
+/// Sends `first`, and more of the body only on demand.
 async fn half_sent(
-    session: &mut Session,
+    session: &mut HttpConnection,
     first: &'static str,
 ) -> (mpsc::Sender<&'static str>, http::Response<hyper::body::Incoming>) {
     let (pieces, stream) = mpsc::channel::<&'static str>(1);
@@ -208,27 +210,30 @@ async fn half_sent(
 }
 
 #[tokio::test]
-async fn a_connection_answered_early_is_not_used_again() {
-    for then in [Then::Keep, Then::Fin, Then::Reset] {
+async fn a_connection_with_an_early_response_is_not_reused() {
+    for then in [AfterResponse::Keep, AfterResponse::Fin, AfterResponse::Reset] {
         let mut upstream = RawUpstream::plain(move |request| match request.target() {
             "/early" => {
-                Answer::keep("HTTP/1.1 403 Forbidden\r\nContent-Length: 2\r\n\r\nno").early().then(then)
+                RawResponse::keep("HTTP/1.1 403 Forbidden\r\nContent-Length: 2\r\n\r\nno").early().then(then)
             }
             _ => ok(request),
         })
         .await;
         let world = world_to(&upstream).await;
         for http in [Http::One, Http::Two] {
-            let mut session = world.caller("app.test").http(http).connect().await.unwrap();
+            let mut session = world.client("app.test").http(http).connect().await.unwrap();
             let (pieces, answer) = half_sent(&mut session, "half of it").await;
             let status = answer.status();
-            // RST may overtake the answer.
-            assert!(status == StatusCode::FORBIDDEN || then == Then::Reset, "{http:?} {then:?}: {status}");
+            // RST may overtake the response.
+            assert!(
+                status == StatusCode::FORBIDDEN || then == AfterResponse::Reset,
+                "{http:?} {then:?}: {status}"
+            );
             let early = upstream.request().await.connection;
             let body = bounded("the answer", answer.into_body().collect()).await;
-            assert!(body.is_ok() || then == Then::Reset, "{http:?} {then:?}");
+            assert!(body.is_ok() || then == AfterResponse::Reset, "{http:?} {then:?}");
             drop(pieces);
-            let mut other = world.caller("app.test").http(http).connect().await.unwrap();
+            let mut other = world.client("app.test").http(http).connect().await.unwrap();
             assert_eq!(other.get("/next").await.unwrap().status, StatusCode::OK);
             let next = upstream.request().await;
             assert!(next.connection > early, "{http:?} {then:?}: {next:?}");
@@ -237,13 +242,15 @@ async fn a_connection_answered_early_is_not_used_again() {
 }
 
 #[tokio::test]
-async fn a_request_whose_body_was_sent_is_never_repeated() {
+async fn a_request_with_a_sent_body_is_never_retried() {
     let broken = |request: &RawRequest| match request.target() {
-        "/fin" => Answer::keep("").then(Then::Fin),
-        "/reset" => Answer::keep("").then(Then::Reset),
-        "/early/fin" => Answer::keep("").early().then(Then::Fin),
-        "/early/reset" => Answer::keep("").early().then(Then::Reset),
-        "/garbage" => Answer::keep("HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nxx"),
+        "/fin" => RawResponse::keep("").then(AfterResponse::Fin),
+        "/reset" => RawResponse::keep("").then(AfterResponse::Reset),
+        "/early/fin" => RawResponse::keep("").early().then(AfterResponse::Fin),
+        "/early/reset" => RawResponse::keep("").early().then(AfterResponse::Reset),
+        "/garbage" => {
+            RawResponse::keep("HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nxx")
+        }
         _ => ok(request),
     };
     let (mut one, mut two) = (RawUpstream::plain(broken).await, RawUpstream::plain(broken).await);
@@ -252,7 +259,7 @@ async fn a_request_whose_body_was_sent_is_never_repeated() {
     world.apply(&[("routes/all", json!({"uri": "/*", "upstream": upstream}))]).await;
     for method in ["GET", "PUT", "POST"] {
         for path in ["/fin", "/reset", "/early/fin", "/early/reset", "/garbage"] {
-            // On a new connection, and on one that was kept.
+            // On a new connection and on a reused one.
             for warm in [false, true] {
                 let mut session = world.plain("app.test").await;
                 if warm {

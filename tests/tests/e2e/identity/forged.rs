@@ -1,7 +1,8 @@
-//! Forged identities: every name that tells some upstream who the client is, in every spelling, as header and as trailer, over every way in.
+//! Forged identities: every identity header of known upstreams, in every spelling, as header and as
+//! trailer, over every protocol.
 
 use bytes::Bytes;
-use e2e::caller::{Body, Http, Session, full};
+use e2e::client::{Body, Http, HttpConnection, full};
 use futures_util::stream;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use http_body_util::{BodyExt, StreamBody};
@@ -10,7 +11,8 @@ use serde_json::{Value, json};
 
 use super::{any_host, three_sites};
 
-/// Names that tell a client to some upstream, each in the spellings that CGI and its heirs take for one, and what a route here sets.
+/// Identity headers of known upstreams in the spellings that CGI maps to them, and headers that a
+/// route sets.
 fn spellings() -> Vec<HeaderName> {
     let names = [
         "Client-Cert",
@@ -57,20 +59,21 @@ fn with_trailers(names: &[HeaderName]) -> Body {
     BodyExt::boxed(StreamBody::new(stream::iter(frames)))
 }
 
-/// Sends forged headers, listed in `Connection`, and trailers; gives what the upstream saw of the last request.
-async fn forge(session: &mut Session, http: Http) -> Value {
+/// Sends forged headers, listed in `Connection`, and trailers; returns what the upstream received
+/// with the last request.
+async fn forge(session: &mut HttpConnection, http: Http) -> Value {
     let mut seen = Value::Null;
     for names in spellings().chunks(AT_A_TIME) {
         let mut request = session.request(Method::POST, "/free/x", with_trailers(names));
         let fields = request.headers_mut();
         fields.extend(forged(names));
         let list = names.iter().map(HeaderName::as_str).collect::<Vec<_>>().join(", ");
-        // HTTP/2 forbids Connection; the list of trailers is what makes this client send them.
+        // HTTP/2 forbids Connection; the list of trailers makes this client send them.
         if http == Http::One {
             fields.insert("connection", HeaderValue::from_str(&format!("keep-alive, {list}")).unwrap());
         }
         fields.insert("trailer", HeaderValue::from_str(&list).unwrap());
-        let reply = session.fetch(request).await.unwrap_or_else(|refused| panic!("{refused}"));
+        let reply = session.fetch(request).await.unwrap_or_else(|error| panic!("{error}"));
         assert_eq!(reply.status, StatusCode::OK, "{}", reply.text());
         seen = reply.json();
         assert!(!seen.to_string().contains("forged"), "{seen:#}");
@@ -80,7 +83,7 @@ async fn forge(session: &mut Session, http: Http) -> Value {
 }
 
 #[tokio::test]
-async fn no_spelling_of_a_forged_identity_passes() {
+async fn no_spelling_of_a_forged_identity_is_forwarded() {
     let (world, upstream) = three_sites().await;
     let telling = json!({
         "client_identity": {"forward": ["client_cert", "client_cert_chain", "xfcc", "x_ssl_client"]},
@@ -91,13 +94,13 @@ async fn no_spelling_of_a_forged_identity_passes() {
     for (number, more) in (0..).zip([telling, adding]) {
         world.apply(&[("routes/1", any_host(&upstream, "/*", more))]).await;
         for http in [Http::One, Http::Two] {
-            for (caller, known) in [
-                (world.good_caller("mtls.test"), true),
-                (world.good_caller("skip.test"), true),
-                (world.caller("skip.test"), false),
-                (world.good_caller("open.test"), false),
+            for (client, known) in [
+                (world.verified_client("mtls.test"), true),
+                (world.verified_client("skip.test"), true),
+                (world.client("skip.test"), false),
+                (world.verified_client("open.test"), false),
             ] {
-                let mut session = caller.http(http).connect().await.unwrap();
+                let mut session = client.http(http).connect().await.unwrap();
                 let headers = forge(&mut session, http).await["headers"].clone();
                 let dn = headers["x-user-dn"].as_str();
                 assert_eq!(dn, known.then_some("CN=good-client"), "{headers:#}");
@@ -114,16 +117,16 @@ async fn no_spelling_of_a_forged_identity_passes() {
 }
 
 #[tokio::test]
-async fn a_route_that_tells_nothing_lets_no_claim_pass_either() {
+async fn a_route_without_forwarding_also_strips_claims() {
     let (world, upstream) = three_sites().await;
     world.apply(&[("routes/1", any_host(&upstream, "/*", json!({})))]).await;
-    for (caller, http) in [
-        (world.good_caller("mtls.test"), Http::One),
-        (world.good_caller("mtls.test"), Http::Two),
-        (world.caller("skip.test"), Http::One),
-        (world.caller("open.test"), Http::Two),
+    for (client, http) in [
+        (world.verified_client("mtls.test"), Http::One),
+        (world.verified_client("mtls.test"), Http::Two),
+        (world.client("skip.test"), Http::One),
+        (world.client("open.test"), Http::Two),
     ] {
-        let mut session = caller.http(http).connect().await.unwrap();
+        let mut session = client.http(http).connect().await.unwrap();
         // A name that only other routes set is an ordinary header here.
         let mut names = spellings();
         names.retain(|name| !name.as_str().replace(['_', '.'], "-").starts_with("x-user"));

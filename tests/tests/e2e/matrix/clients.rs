@@ -1,18 +1,18 @@
-//! The clients of the matrix and the authorities behind them, freshly minted.
+//! The clients of the matrix and their authorities, freshly issued.
 
 use std::collections::HashMap;
 use std::time::Duration;
 
-use e2e::caller::Shown;
+use e2e::client::ClientCertificate;
 use pki::ca::{Authority, AuthoritySpec, CrlSpec, IssuedCertificate, KeyAlgorithm, LeafSpec, Usages};
 use pki::{Certificate, CertificateDer, UnixTime};
 
 use super::table::{ROWS, Revocation};
 
-/// Who comes. Each has its own name as the common name of what it shows.
+/// Each has its name as the common name of its certificate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Client {
-    Nobody,
+pub(super) enum Client {
+    NoCertificate,
     Direct,
     ForAnyUse,
     ForBothUses,
@@ -29,8 +29,8 @@ pub enum Client {
     PinnedOfRoot,
     SiblingOfPinned,
     WithoutMiddle,
-    OfStranger,
-    OfStrangerWithItsRoot,
+    Untrusted,
+    UntrustedWithItsRoot,
     OfNamesake,
     SelfSigned,
     TooDeep,
@@ -54,32 +54,31 @@ fn at(since_1970: Duration) -> UnixTime {
     UnixTime::since_unix_epoch(since_1970)
 }
 
-/// The authorities.
-pub struct Pki {
+pub(super) struct Pki {
     root: Authority,
     second: Authority,
-    /// An anchor without room for an intermediate.
+    /// An anchor that allows no intermediate.
     narrow: Authority,
     middle: Authority,
     listed: Authority,
-    stranger: Authority,
+    untrusted: Authority,
 }
 
 impl Pki {
-    pub fn mint() -> Self {
+    pub(super) fn generate() -> Self {
         let root = |name: &str| Authority::root(&AuthoritySpec::new(name)).expect("a root");
-        let (first, stranger) = (root("Matrix Root"), root("Matrix Stranger"));
+        let (first, untrusted) = (root("Matrix Root"), root("Matrix Untrusted"));
         let below = |authority: &Authority, name: &str| {
             authority.intermediate(&AuthoritySpec::new(name)).expect("an intermediate")
         };
         let narrow = AuthoritySpec::new("Matrix Narrow").path_length(0);
         Self {
             middle: below(&first, "Matrix Middle"),
-            listed: below(&stranger, "Matrix Listed"),
+            listed: below(&untrusted, "Matrix Listed"),
             narrow: Authority::root(&narrow).expect("a root"),
             second: root("Matrix Second"),
             root: first,
-            stranger,
+            untrusted,
         }
     }
 
@@ -87,8 +86,8 @@ impl Pki {
         [&self.root, &self.second, &self.narrow, &self.listed]
     }
 
-    /// `client.ca`: three roots, an intermediate, two clients' own certificates.
-    pub fn bundle(&self, clients: &Clients) -> String {
+    /// `client.ca`: three roots, an intermediate, the own certificates of two clients.
+    pub(super) fn bundle(&self, clients: &Clients) -> String {
         let mut bundle: String = self.anchors().iter().map(|authority| authority.certificate_pem()).collect();
         for pinned in [Client::Pinned, Client::PinnedOfRoot] {
             bundle.push_str(&clients.certificates[&pinned].to_pem());
@@ -97,7 +96,11 @@ impl Pki {
     }
 
     /// `client.crl` and `client.crl_policy`.
-    pub fn lists(&self, clients: &Clients, revocation: Revocation) -> Option<(Vec<String>, &'static str)> {
+    pub(super) fn lists(
+        &self,
+        clients: &Clients,
+        revocation: Revocation,
+    ) -> Option<(Vec<String>, &'static str)> {
         let (from, to) = match revocation {
             Revocation::RequireStale | Revocation::PreferStale => (now() - 48 * HOUR, now() - 24 * HOUR),
             _ => (now() - HOUR, now() + 24 * HOUR),
@@ -125,14 +128,14 @@ fn pem(der: &[u8]) -> String {
     format!("-----BEGIN X509 CRL-----\n{}\n-----END X509 CRL-----\n", lines.join("\n"))
 }
 
-/// What each client shows.
-pub struct Clients {
-    shown: HashMap<Client, Shown>,
+/// The chain of each client.
+pub(super) struct Clients {
+    shown: HashMap<Client, ClientCertificate>,
     certificates: HashMap<Client, Certificate>,
 }
 
 impl Clients {
-    pub fn mint(pki: &Pki) -> Self {
+    pub(super) fn generate(pki: &Pki) -> Self {
         let mut clients = Self { shown: HashMap::new(), certificates: HashMap::new() };
         for row in ROWS {
             if row.client == Client::SelfSigned {
@@ -140,8 +143,8 @@ impl Clients {
                 let own = Authority::root_v1(&spec).expect("a self-signed certificate");
                 let key = pki::PrivateKey::from_pem(&own.key_pem()).expect("its key");
                 clients.add(row.client, vec![own.certificate().clone()], &key);
-            } else if let Some((minted, chain)) = mint(pki, row.client) {
-                clients.add(row.client, chain, &minted.key().expect("its key"));
+            } else if let Some((issued, chain)) = generate(pki, row.client) {
+                clients.add(row.client, chain, &issued.key().expect("its key"));
             }
         }
         clients
@@ -150,22 +153,22 @@ impl Clients {
     fn add(&mut self, client: Client, chain: Vec<Certificate>, key: &pki::PrivateKey) {
         self.certificates.insert(client, chain[0].clone());
         let chain: Vec<CertificateDer<'static>> = chain.iter().map(|one| one.der().clone()).collect();
-        self.shown.insert(client, Shown::new(chain, &key.der().clone_key()));
+        self.shown.insert(client, ClientCertificate::new(chain, &key.der().clone_key()));
     }
 
-    pub fn shown(&self, client: Client) -> Option<&Shown> {
+    pub(super) fn shown(&self, client: Client) -> Option<&ClientCertificate> {
         self.shown.get(&client)
     }
 }
 
-fn mint(pki: &Pki, client: Client) -> Option<(IssuedCertificate, Vec<Certificate>)> {
+fn generate(pki: &Pki, client: Client) -> Option<(IssuedCertificate, Vec<Certificate>)> {
     let spec = LeafSpec::client(format!("{client:?}"));
     let below =
         |authority: &Authority, spec: AuthoritySpec| authority.intermediate(&spec).expect("an intermediate");
     let other_root = |name: &str| Authority::root(&AuthoritySpec::new(name)).expect("a root");
     let made;
     let (authority, spec) = match client {
-        Client::Nobody | Client::SelfSigned => return None,
+        Client::NoCertificate | Client::SelfSigned => return None,
         Client::Direct | Client::PinnedOfRoot => (&pki.root, spec),
         Client::ForAnyUse => (&pki.root, spec.usages(Usages::ANY)),
         Client::ForBothUses => (&pki.root, spec.usages(Usages::BOTH)),
@@ -179,8 +182,8 @@ fn mint(pki: &Pki, client: Client) -> Option<(IssuedCertificate, Vec<Certificate
         Client::Version1ViaMiddle => (&pki.middle, spec.v1()),
         Client::ViaMiddle | Client::ViaMiddleShuffled | Client::WithoutMiddle => (&pki.middle, spec),
         Client::OfListedMiddle => (&pki.listed, spec),
-        Client::Pinned | Client::SiblingOfPinned | Client::OfStranger | Client::OfStrangerWithItsRoot => {
-            (&pki.stranger, spec)
+        Client::Pinned | Client::SiblingOfPinned | Client::Untrusted | Client::UntrustedWithItsRoot => {
+            (&pki.untrusted, spec)
         }
         Client::OfNamesake => {
             made = other_root("Matrix Root");
@@ -213,17 +216,17 @@ fn mint(pki: &Pki, client: Client) -> Option<(IssuedCertificate, Vec<Certificate
             (&made, spec)
         }
     };
-    let minted = authority.issue(&spec).expect("a leaf");
-    let mut chain = minted.chain.clone();
+    let issued = authority.issue(&spec).expect("a leaf");
+    let mut chain = issued.chain.clone();
     match client {
-        Client::OfStrangerWithItsRoot => chain.push(pki.stranger.certificate().clone()),
+        Client::UntrustedWithItsRoot => chain.push(pki.untrusted.certificate().clone()),
         Client::OfListedMiddle | Client::WithoutMiddle => chain.truncate(1),
         Client::ViaMiddleShuffled => {
-            chain.insert(1, pki.stranger.certificate().clone());
+            chain.insert(1, pki.untrusted.certificate().clone());
             chain.insert(2, pki.listed.certificate().clone());
         }
         Client::OfLeaf => chain.push(authority.certificate().clone()),
         _ => {}
     }
-    Some((minted, chain))
+    Some((issued, chain))
 }

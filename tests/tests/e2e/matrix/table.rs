@@ -1,27 +1,26 @@
-//! The verdicts, by hand: what each client is to get, under each treatment of revocation, and why.
+//! The verdict on each client, for each policy of revocation, with the reason.
 //!
-//! Written from the contract and RFC 5280, not from the code; the last column is the reason a reader can check.
+//! Written by hand from the requirements and RFC 5280, not from the code.
 
 use rustls::AlertDescription;
 
 use super::clients::Client;
 
-/// What a site knows about revocation, and what it makes of it.
+/// The revocation lists and policy of a site.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Revocation {
-    /// No lists.
+pub(super) enum Revocation {
     None,
     /// `require`, with current lists of every CA in the bundle.
     RequireFresh,
     /// `require`, with the same lists past their nextUpdate.
     RequireStale,
-    /// `prefer`, with those.
+    /// `prefer`, with the same expired lists.
     PreferStale,
     /// `prefer`, with current lists that revoke the client, or the intermediate above it.
     Revoked,
 }
 
-pub const REVOCATIONS: [Revocation; 5] = [
+pub(super) const REVOCATIONS: [Revocation; 5] = [
     Revocation::None,
     Revocation::RequireFresh,
     Revocation::RequireStale,
@@ -29,9 +28,9 @@ pub const REVOCATIONS: [Revocation; 5] = [
     Revocation::Revoked,
 ];
 
-/// Why a client stays out.
+/// Why a client is rejected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Rule {
+pub(super) enum Rule {
     NoCertificate,
     UnknownIssuer,
     BadSignature,
@@ -48,9 +47,9 @@ pub enum Rule {
 }
 
 impl Rule {
-    /// What the client hears (RFC 8446 6.2): no more than the alert. rustls uses the alerts of TLS 1.3 in TLS 1.2, too, where RFC 5246
+    /// The alert (RFC 8446 6.2). rustls uses the alerts of TLS 1.3 in TLS 1.2, too, where RFC 5246
     /// has nothing as exact as `certificate_required`.
-    pub fn alert(self) -> AlertDescription {
+    pub(super) fn alert(self) -> AlertDescription {
         match self {
             Self::NoCertificate => AlertDescription::CertificateRequired,
             Self::Expired | Self::NotYetValid => AlertDescription::CertificateExpired,
@@ -69,13 +68,13 @@ impl Rule {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub(super) enum Verdict {
     In,
     Out(Rule),
 }
 
 /// One client's verdicts, in the order of [`REVOCATIONS`].
-pub struct Row {
+pub(super) struct Row {
     pub client: Client,
     pub verdicts: [Verdict; 5],
     pub because: &'static str,
@@ -83,9 +82,9 @@ pub struct Row {
 
 use Verdict::{In, Out};
 
-/// Good but for revocation: a CA of the bundle signed it, and its lists speak of it.
+/// Valid but for revocation: a CA of the bundle signed it, and its lists cover it.
 const GOOD: [Verdict; 5] = [In, In, Out(Rule::Status), In, Out(Rule::Revoked)];
-/// Good too, but its issuer's lists are nowhere: the bundle does not know the intermediate.
+/// Valid, but no list of its issuer exists: the bundle does not have the intermediate.
 const UNLISTED: [Verdict; 5] = [In, Out(Rule::Status), Out(Rule::Status), In, Out(Rule::Revoked)];
 
 const fn always(rule: Rule) -> [Verdict; 5] {
@@ -93,8 +92,8 @@ const fn always(rule: Rule) -> [Verdict; 5] {
 }
 
 #[rustfmt::skip]
-pub const ROWS: &[Row] = &[
-    Row { client: Client::Nobody, verdicts: always(Rule::NoCertificate), because: "nothing shown proves nothing" },
+pub(super) const ROWS: &[Row] = &[
+    Row { client: Client::NoCertificate, verdicts: always(Rule::NoCertificate), because: "nothing shown proves nothing" },
     Row { client: Client::Direct, verdicts: GOOD, because: "a CA of the bundle signed it" },
     Row { client: Client::ForAnyUse, verdicts: GOOD, because: "without extKeyUsage a certificate is for every use" },
     Row { client: Client::ForBothUses, verdicts: GOOD, because: "clientAuth is among its uses" },
@@ -105,18 +104,18 @@ pub const ROWS: &[Row] = &[
     Row { client: Client::OfSecondCa, verdicts: GOOD, because: "every CA of the bundle is an anchor" },
     Row { client: Client::Version1, verdicts: GOOD, because: "a v1 leaf may be, when an anchor signed it itself" },
     Row { client: Client::ViaMiddle, verdicts: UNLISTED, because: "one intermediate is within depth 1" },
-    Row { client: Client::ViaMiddleShuffled, verdicts: UNLISTED, because: "intermediates come in any order, strangers among them" },
+    Row { client: Client::ViaMiddleShuffled, verdicts: UNLISTED, because: "intermediates come in any order, untrusted ones among them" },
     Row { client: Client::OfListedMiddle, verdicts: GOOD, because: "a listed intermediate is an anchor, its own root need not be known" },
     Row { client: Client::Pinned, verdicts: [In; 5], because: "the bundle lists this very certificate, and no list of its issuer can be given" },
     Row { client: Client::PinnedOfRoot, verdicts: [In, In, In, In, Out(Rule::Revoked)], because: "pinned, but its issuer is an anchor too, whose list wins" },
     Row { client: Client::SiblingOfPinned, verdicts: always(Rule::UnknownIssuer), because: "pinning one certificate trusts no other of its issuer" },
     Row { client: Client::WithoutMiddle, verdicts: always(Rule::UnknownIssuer), because: "the intermediate is neither sent nor listed" },
-    Row { client: Client::OfStranger, verdicts: always(Rule::UnknownIssuer), because: "the bundle does not list that CA" },
-    Row { client: Client::OfStrangerWithItsRoot, verdicts: always(Rule::UnknownIssuer), because: "what a client sends is never an anchor" },
+    Row { client: Client::Untrusted, verdicts: always(Rule::UnknownIssuer), because: "the bundle does not list that CA" },
+    Row { client: Client::UntrustedWithItsRoot, verdicts: always(Rule::UnknownIssuer), because: "what a client sends is never an anchor" },
     Row { client: Client::OfNamesake, verdicts: always(Rule::BadSignature), because: "the CA only has the anchor's name" },
-    Row { client: Client::SelfSigned, verdicts: always(Rule::UnknownIssuer), because: "nobody vouches for it but itself" },
+    Row { client: Client::SelfSigned, verdicts: always(Rule::UnknownIssuer), because: "only its own key signed it" },
     Row { client: Client::TooDeep, verdicts: always(Rule::Depth), because: "two intermediates are over depth 1" },
-    Row { client: Client::Version1ViaMiddle, verdicts: always(Rule::OldVersion), because: "nobody limited what a v1 leaf below an intermediate is for" },
+    Row { client: Client::Version1ViaMiddle, verdicts: always(Rule::OldVersion), because: "no extension limits what a v1 leaf below an intermediate is for" },
     Row { client: Client::Expired, verdicts: always(Rule::Expired), because: "its time is over" },
     Row { client: Client::NotYet, verdicts: always(Rule::NotYetValid), because: "its time has not come" },
     Row { client: Client::OfExpiredMiddle, verdicts: always(Rule::Expired), because: "its issuer's time is over" },

@@ -1,11 +1,12 @@
-//! "Admin API": what it does with upstreams, services, routes and schemas. `?ttl=` needs an etcd and is in the suite about etcd.
+//! "Admin API": upstreams, services, routes and schemas. `?ttl=` needs an etcd and is in the suite
+//! about etcd.
 
 use serde_json::json;
 
 use super::{Page, Step, step};
 
 #[tokio::test]
-async fn what_is_in_use_is_removed_by_force() {
+async fn resources_in_use_are_removed_by_force() {
     let page = Page::open(json!({})).await;
     page.follow(&[
         step(
@@ -46,7 +47,7 @@ async fn what_is_in_use_is_removed_by_force() {
 }
 
 #[tokio::test]
-async fn lists_by_page_and_by_filter() {
+async fn lists_are_paged_and_filtered() {
     let page = Page::open(json!({})).await;
     page.follow(&[
         step(
@@ -65,7 +66,7 @@ async fn lists_by_page_and_by_filter() {
             r#"curl "http://$admin/apisix/admin/routes?page=1&page_size=10" \
 -H "X-API-KEY: $admin_key" -X GET"#,
         ),
-        // Contract 2.4: an empty label matches nothing, whatever the page says.
+        // An empty label matches nothing, against the page.
         step(
             200,
             "\"total\":0",
@@ -154,7 +155,7 @@ const PATCH_ROUTE: [Step; 6] = [
 ];
 
 const SWITCH_ROUTE: [Step; 4] = [
-    // The page's own slip, which the schema refuses in an APISIX, too.
+    // An error of the page, which APISIX's schema rejects, too.
     step(
         400,
         "matches none of the enum values",
@@ -187,10 +188,10 @@ const SWITCH_ROUTE: [Step; 4] = [
 ];
 
 #[tokio::test]
-async fn a_route_from_its_making_to_its_end() {
+async fn a_route_is_created_changed_and_removed() {
     let page = Page::open(json!({})).await;
     page.follow(&[
-        // Deliberate: upgrades are not forwarded, so what asks for them is refused by name.
+        // Deliberate: upgrades are not forwarded, so fields that enable them are rejected by name.
         step(
             400,
             "enable_websocket",
@@ -274,7 +275,8 @@ const PATCH_SERVICE: [Step; 3] = [
 async fn a_service_and_its_nodes() {
     let page = Page::open(json!({})).await;
     page.follow(&[
-        // The page's service has the plugin limit-count and enable_websocket, which are not here.
+        // The page's service has the plugin limit-count and enable_websocket, which do not exist
+        // here.
         step(
             400,
             "limit-count",
@@ -402,7 +404,8 @@ async fn an_https_upstream_and_a_spare_node() {
     }'"#,
         ),
         step(200, "\"upstream\":\"secure\"", r"curl http://127.0.0.1:$http/get"),
-        // Without the page's health check, which is not here: the node of a lower priority is the spare.
+        // Without the page's health check, which does not exist here: the node of a lower priority
+        // is the spare.
         step(
             201,
             "/apisix/routes/2",

@@ -1,4 +1,5 @@
-//! "Certificate". Its last example, one bundle of authorities for the Admin API and for etcd, is in the suite about etcd.
+//! "Certificate". Its last example, one bundle of authorities for the Admin API and for etcd, is in
+//! the suite about etcd.
 
 use serde_json::json;
 
@@ -70,7 +71,7 @@ async fn one_name_then_a_wildcard() {
             "\"uri\":\"/get\"",
             r#"curl --resolve "www.test.com:$https:127.0.0.1" https://www.test.com:$https/get -k -vvv"#,
         ),
-        // The name itself has no site any more.
+        // The name has no site any more.
         step(0, "", r#"curl --resolve "test.com:$https:127.0.0.1" https://test.com:$https/get -k -vvv"#),
     ])
     .await;

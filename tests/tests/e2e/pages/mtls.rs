@@ -1,4 +1,4 @@
-//! "Mutual TLS Authentication", and "Configure mTLS for client to APISIX", which it leads to.
+//! "Mutual TLS Authentication", and "Configure mTLS for client to APISIX", which it links to.
 
 use e2e::shell::Shell;
 use e2e::upstream::Upstream;
@@ -14,12 +14,16 @@ async fn protect_the_admin_api() {
         .set("certs", world.folder().display())
         .set("port", world.admin_address().port())
         .set("admin_key", e2e::admin::ADMIN_KEY);
-    let said = shell
+    let output = shell
         .run(
             r#"curl --cacert $certs/server-ca.crt --key $certs/administrator.key --cert $certs/administrator.crt  https://127.0.0.1:$port/apisix/admin/routes -H "X-API-KEY: $admin_key""#,
         )
         .await;
-    assert_eq!((said.status(), said.out.lines().next()), (200, Some(r#"{"list":[],"total":0}"#)), "{said:?}");
+    assert_eq!(
+        (output.status(), output.out.lines().next()),
+        (200, Some(r#"{"list":[],"total":0}"#)),
+        "{output:?}"
+    );
 }
 
 const PROTECT_A_ROUTE: &str = r#"curl http://$admin/apisix/admin/ssls/1 \
@@ -36,7 +40,7 @@ const PROTECT_A_ROUTE: &str = r#"curl http://$admin/apisix/admin/ssls/1 \
     }
 }'"#;
 
-/// A route for what the page asks for, which it does not make itself.
+/// A route for the request of the page, which has none.
 const A_ROUTE: Step = step(
     201,
     "/apisix/routes/1",
@@ -73,7 +77,7 @@ async fn protect_a_route() {
     assert_eq!((&stored["client"], &stored["snis"]), (&client, &json!(["admin.apisix.dev"])));
 }
 
-/// What is pasted is the same in any shell, and whatever ends the lines of the files.
+/// The commands work in any shell, with any line ends in the files.
 #[tokio::test]
 async fn every_shell_and_every_line_end() {
     let mut page = page().await;
@@ -131,7 +135,7 @@ async fn mutual_tls_to_the_upstream() {
     .await;
 }
 
-/// The certificates of the tutorial are X.509 v1, with names only in the subject.
+/// The certificates of the tutorial are X.509 v1, with names in the subject only.
 const GENERATE: &str = r#"
 # For ROOT CA
 openssl genrsa -out ca.key 2048
@@ -150,7 +154,8 @@ openssl req -new -sha256 -key client.key  -out client.csr -subj "/CN=CLIENT"
 openssl x509 -req -days 36500 -sha256 -extensions v3_req  -CA  ca.cer -CAkey ca.key  -CAserial ca.srl  -CAcreateserial -in client.csr -out client.cer
 "#;
 
-/// The page says to write `\n` for the line ends of the files.
+/// The page requires `\
+/// ` for the line ends of the files.
 const WITH_ESCAPES: &str = r#"
 content() { awk '{printf "%s\\n", $0}' $1; }
 curl -X PUT "http://$admin/apisix/admin/ssls/1" \
@@ -165,7 +170,7 @@ curl -X PUT "http://$admin/apisix/admin/ssls/1" \
     }
 }'"#;
 
-/// People paste the files.
+/// Users paste the files.
 const AS_PASTED: &str = r#"
 curl -X PUT "http://$admin/apisix/admin/ssls/1" \
 --header "X-API-KEY: $admin_key" \
@@ -210,7 +215,7 @@ async fn the_tutorial_from_its_first_command_to_its_last() {
     let made = page.shell.run(GENERATE).await;
     assert_eq!(made.exit, 0, "{made:?}");
     page.follow(&[
-        // The page quotes the key so that no shell replaces it.
+        // The page quotes the key so that no shell expands it.
         step(
             401,
             "wrong apikey",
@@ -228,10 +233,11 @@ async fn the_tutorial_from_its_first_command_to_its_last() {
     ])
     .await;
     let seen = page.shell.run(TUTORIAL_CALL).await;
-    let told = "openssl x509 -in client.cer -noout -serial | cut -d= -f2";
-    let serial = page.shell.run(told).await.out.trim().to_owned();
-    let told = "openssl x509 -in client.cer -noout -fingerprint -sha1 | cut -d= -f2 | tr -d : | tr A-F a-f";
-    let fingerprint = page.shell.run(told).await.out.trim().to_owned();
+    let command = "openssl x509 -in client.cer -noout -serial | cut -d= -f2";
+    let serial = page.shell.run(command).await.out.trim().to_owned();
+    let command =
+        "openssl x509 -in client.cer -noout -fingerprint -sha1 | cut -d= -f2 | tr -d : | tr A-F a-f";
+    let fingerprint = page.shell.run(command).await.out.trim().to_owned();
     assert!(seen.out.contains(&format!("\"x-ssl-client-serial\":\"{serial}\"")), "{serial} {seen:?}");
     assert!(
         seen.out.contains(&format!("\"x-ssl-client-fingerprint\":\"{fingerprint}\"")),

@@ -5,7 +5,8 @@ use serde_json::json;
 use super::{Page, step};
 
 async fn page() -> Page {
-    // The page's settings file names ciphers of TLSv1.1, too, which this build has no engine for: those are another test's.
+    // The page's settings name ciphers of TLSv1.1, too, which need another build: `boring` tests
+    // them.
     let page = Page::open(json!({"apisix": {"ssl": {"ssl_protocols": "TLSv1.3"}}})).await;
     page.world.write_credential("server", &page.world.credentials.servers.server(&["test.com", "test2.com"]));
     page.world.write_credential("server2", &page.world.credentials.servers.server(&["test2.com"]));
@@ -16,7 +17,7 @@ async fn page() -> Page {
 async fn a_name_of_its_own_versions() {
     let page = page().await;
     page.follow(&[
-        // Deliberate: TLSv1.1 needs a build with its engine, and the answer names it.
+        // Deliberate: TLSv1.1 needs a build with its engine, which the error names.
         step(
             400,
             "engine-boring",
@@ -42,7 +43,7 @@ async fn a_name_of_its_own_versions() {
      "snis": ["test2.com"]
 }'"#,
         ),
-        // Nothing is routed there: an answer is what shows that hands were shaken.
+        // Nothing is routed there: any response proves the handshake.
         step(
             404,
             "",

@@ -1,7 +1,7 @@
-//! "Stream Proxy". Its upstream and client are MySQL's; ours greet whoever says something.
+//! "Stream Proxy", with a greeting upstream and client instead of MySQL's.
 
 use e2e::raw;
-use e2e::stream::{Script, StreamUpstream};
+use e2e::upstream::tcp::{Script, TcpUpstream};
 use serde_json::json;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
@@ -20,7 +20,7 @@ async fn streams_are_off_until_the_settings_name_them() {
     .await;
 }
 
-async fn page(upstream: &StreamUpstream) -> Page {
+async fn page(upstream: &TcpUpstream) -> Page {
     let page = Page::open(streaming()).await;
     page.world
         .write_credential("test", &page.world.credentials.servers.server(&["a.test.com", "b.test.com"]));
@@ -30,7 +30,7 @@ async fn page(upstream: &StreamUpstream) -> Page {
 
 #[tokio::test]
 async fn addresses_choose_a_stream_route() {
-    let upstream = StreamUpstream::plain("mysql", Script::Greet).await;
+    let upstream = TcpUpstream::plain("mysql", Script::Greet).await;
     let page = page(&upstream).await;
     page.follow(&[step(
         201,
@@ -47,7 +47,7 @@ async fn addresses_choose_a_stream_route() {
 }'"#,
     )])
     .await;
-    page.settled().await;
+    page.wait_acknowledged().await;
     let mut stream = TcpStream::connect(page.world.stream(1)).await.unwrap();
     // It may be closed already.
     let _ = stream.write_all(b"mmm").await;
@@ -68,17 +68,16 @@ async fn addresses_choose_a_stream_route() {
    }'"#,
     )])
     .await;
-    page.settled().await;
+    page.wait_acknowledged().await;
     assert_eq!(ask_plain(&page.world).await, hello("mysql"));
 }
 
 #[tokio::test]
 async fn tls_over_tcp_by_name_and_towards_the_upstream() {
-    let upstream = StreamUpstream::plain("one", Script::Greet).await;
+    let upstream = TcpUpstream::plain("one", Script::Greet).await;
     let page = page(&upstream).await;
     let credentials = &page.world.credentials;
-    let secure =
-        StreamUpstream::tls("two", Script::Greet, &credentials.upstreams.server(&["a.test.com"])).await;
+    let secure = TcpUpstream::tls("two", Script::Greet, &credentials.upstreams.server(&["a.test.com"])).await;
     let page = page.with("secure", secure.address());
     page.follow(&[
         step(
@@ -106,7 +105,7 @@ async fn tls_over_tcp_by_name_and_towards_the_upstream() {
         ),
     ])
     .await;
-    page.settled().await;
+    page.wait_acknowledged().await;
     assert_eq!(ask(&page.world, "b.test.com").await, hello("one"));
     page.follow(&[step(
         201,
@@ -124,17 +123,17 @@ async fn tls_over_tcp_by_name_and_towards_the_upstream() {
 }'"#,
     )])
     .await;
-    page.settled().await;
+    page.wait_acknowledged().await;
     assert_eq!(ask(&page.world, "a.test.com").await, hello("two"));
     assert_eq!(ask(&page.world, "b.test.com").await, hello("one"));
     assert_eq!(secure.saw(0, |_| true).await.sni.as_deref(), Some("a.test.com"));
 }
 
-/// Where the client speaks no TLS, the name that the upstream is asked for is a dummy.
+/// Without TLS at the client, the name of the upstream is a dummy.
 #[tokio::test]
 async fn tls_towards_the_upstream_alone() {
     let credential = e2e::credentials::Authority::root("Upstream CA").server(&["a.test.com"]);
-    let secure = StreamUpstream::tls("two", Script::Greet, &credential).await;
+    let secure = TcpUpstream::tls("two", Script::Greet, &credential).await;
     let page = page(&secure).await;
     page.follow(&[step(
         201,
@@ -151,7 +150,7 @@ async fn tls_towards_the_upstream_alone() {
 }'"#,
     )])
     .await;
-    page.settled().await;
+    page.wait_acknowledged().await;
     assert_eq!(ask_plain(&page.world).await, hello("two"));
     assert_eq!(secure.saw(0, |_| true).await.sni.as_deref(), Some("apisix_backend"));
 }

@@ -1,7 +1,8 @@
-//! `proxy-rewrite` as APISIX's users write it: new uris, methods, hosts and headers, as the upstream gets them.
+//! `proxy-rewrite` as APISIX's users write it: new URIs, methods, hosts and headers, as the
+//! upstream gets them.
 
-use e2e::caller::{Http, full};
-use e2e::curl::curl;
+use e2e::client::{Http, full};
+use e2e::tools::curl;
 use e2e::upstream::{HeadEcho, Upstream, sha256};
 use e2e::world::World;
 use http::{Method, StatusCode};
@@ -13,7 +14,7 @@ fn plugin(block: Value) -> Value {
     json!({"plugins": {"proxy-rewrite": block}})
 }
 
-/// The head that the upstream got, in lower case.
+/// The head at the upstream, in lower case.
 async fn head(world: &World, path: &str, sent: &[&str]) -> String {
     let mut session = world.plain("open.test").await;
     let mut request = session.request(Method::GET, path, full(""));
@@ -21,7 +22,7 @@ async fn head(world: &World, path: &str, sent: &[&str]) -> String {
         let (name, value) = field.split_once(": ").unwrap();
         request.headers_mut().append(name.parse::<http::HeaderName>().unwrap(), value.parse().unwrap());
     }
-    let reply = session.fetch(request).await.unwrap_or_else(|refused| panic!("{refused}"));
+    let reply = session.fetch(request).await.unwrap_or_else(|error| panic!("{error}"));
     assert_eq!(reply.status, StatusCode::OK, "{path}: {}", reply.text());
     reply.text().to_lowercase()
 }
@@ -46,11 +47,11 @@ async fn a_pattern_gives_path_and_query() {
         ("/other%20x?y", Ok("/other%20x?y")),
         ("/test/../other", Ok("/other")),
     ];
-    expect(&world.caller("open.test"), &table).await;
+    expect(&world.client("open.test"), &table).await;
 }
 
 #[tokio::test]
-async fn what_is_made_passes_the_same_judge() {
+async fn a_rewritten_path_is_matched_like_any_other() {
     let (world, upstream) = sites(json!({})).await;
     let uri = plugin(json!({"uri": "/in/$arg_t/x"}));
     let moved = plugin(json!({"regex_uri": ["^/a-(.*)-b/(.*)", "/in/$1.$2"]}));
@@ -73,7 +74,7 @@ async fn what_is_made_passes_the_same_judge() {
         ("/a-x/%5C.-b/", Err(400)),
         ("/a-x-b/y", Ok("/in/x.y")),
     ];
-    expect(&world.caller("open.test"), &table).await;
+    expect(&world.client("open.test"), &table).await;
 }
 
 #[tokio::test]
@@ -81,11 +82,11 @@ async fn a_path_of_any_bytes_goes_through_a_rewrite() {
     let (world, upstream) = sites(json!({"apisix": {"match_uri_encoded_slash": true}})).await;
     let uri = plugin(json!({"regex_uri": ["^/v1/(.*)", "/v2/$1"]}));
     world.apply(&[("routes/open", to(&upstream, "open.test", "/v1/*", uri))]).await;
-    let caller = world.caller("open.test");
+    let client = world.client("open.test");
     for (asked, expected) in
         [("/v1/%FF%2Fx%25", "/v2/%FF%2Fx%25"), ("/v1/a%252Fb", "/v2/a%252Fb"), ("/v1/%C3%A9", "/v2/%C3%A9")]
     {
-        assert_eq!(ask_raw(&caller, asked.as_bytes()).await.as_deref(), Ok(expected), "{asked}");
+        assert_eq!(ask_raw(&client, asked.as_bytes()).await.as_deref(), Ok(expected), "{asked}");
     }
 }
 
@@ -148,7 +149,7 @@ async fn a_new_method_keeps_the_framing() {
         documents.iter().map(|(path, document)| (path.as_str(), document.clone())).collect();
     world.apply(&documents).await;
     for http in [Http::One, Http::Two] {
-        let mut session = world.caller("open.test").http(http).connect().await.unwrap();
+        let mut session = world.client("open.test").http(http).connect().await.unwrap();
         for method in ["PUT", "POST", "PROPFIND"] {
             let request = session.request(Method::PATCH, &format!("/{method}/sink"), full("a body"));
             let reply = session.fetch(request).await.unwrap();
@@ -156,14 +157,15 @@ async fn a_new_method_keeps_the_framing() {
             let reply = session.get(&format!("/{method}/seen")).await.unwrap();
             assert_eq!(reply.json()["method"], method, "{http:?}");
         }
-        // The answer to a HEAD has a length and no body: the client that sent a GET must not wait for it.
+        // The response to a HEAD has a length and no body: the client of a GET must not wait for
+        // one.
         let reply = session.get("/HEAD/seen").await.unwrap();
         assert_eq!((reply.status, reply.text().as_str()), (StatusCode::OK, ""), "{http:?}");
-        // The answer to a GET has a body, which the client that sent a HEAD must not get.
+        // The response to a GET has a body, which the client of a HEAD must not get.
         let request = session.request(Method::HEAD, "/GET/seen", full(""));
         let reply = session.fetch(request).await.unwrap();
         assert_eq!((reply.status, reply.text().as_str()), (StatusCode::OK, ""), "{http:?}");
-        // Nor a page of the gateway's.
+        // Nor an error page.
         let request = session.request(Method::HEAD, "/none", full(""));
         let reply = session.fetch(request).await.unwrap();
         assert_eq!((reply.status, reply.text().as_str()), (StatusCode::NOT_FOUND, ""), "{http:?}");
@@ -172,13 +174,13 @@ async fn a_new_method_keeps_the_framing() {
     }
 }
 
-/// What may be sent again is decided about the request that was sent.
+/// The request that was sent decides whether it may be retried.
 #[tokio::test]
 async fn a_retry_is_decided_on_the_new_method() {
     let (world, living) = sites(json!({})).await;
     let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
     let broken = listener.local_addr().unwrap();
-    // Reads a request and hangs up.
+    // Reads a request and closes.
     let breaking = tokio::spawn(async move {
         while let Ok((mut stream, _)) = listener.accept().await {
             let _ = tokio::io::AsyncReadExt::read(&mut stream, &mut [0; 1024]).await;
@@ -204,7 +206,7 @@ async fn a_retry_is_decided_on_the_new_method() {
     breaking.abort();
 }
 
-/// As on APISIX's page about the plugin, typed into a shell.
+/// As on APISIX's page about the plugin, in a shell.
 #[tokio::test]
 async fn the_example_of_the_page_works_by_curl() {
     let (world, _) = sites(json!({})).await;

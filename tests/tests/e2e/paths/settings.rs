@@ -1,11 +1,11 @@
-//! The switches of `apisix` that change how paths are read, for rules and upstreams alike.
+//! The settings of `apisix` about paths, for rules and upstreams alike.
 
 use serde_json::json;
 
 use super::{expect, sites};
 
 #[tokio::test]
-async fn encoded_slashes_are_kept_for_both_or_for_none() {
+async fn rules_and_upstream_agree_on_encoded_slashes() {
     let (world, _upstream) = sites(json!({"apisix": {"match_uri_encoded_slash": true}})).await;
     let skip = [
         ("/public/a%2Fb", Ok("/public/a%2Fb")),
@@ -17,14 +17,14 @@ async fn encoded_slashes_are_kept_for_both_or_for_none() {
         ("/secret%2f..%2fpublic/x", Ok("/public/x")),
         ("/public/a%2F/b", Ok("/public/a/b")),
     ];
-    expect(&world.caller("skip.test"), &skip).await;
-    // One segment to the rules, and to the upstream: `/secret%2Fx` is not below `/secret/`.
+    expect(&world.client("skip.test"), &skip).await;
+    // One segment for the rules and for the upstream: `/secret%2Fx` is not below `/secret/`.
     let list = [("/secret/x", Err(403)), ("/secret/a%2Fb", Err(403)), ("/secret%2Fx", Ok("/secret%2Fx"))];
-    expect(&world.good_caller("list.test"), &list).await;
+    expect(&world.verified_client("list.test"), &list).await;
 }
 
 #[tokio::test]
-async fn parameters_and_the_last_slash_are_not_judged() {
+async fn parameters_and_the_trailing_slash_are_not_checked() {
     let settings = json!({"apisix": {"normalize_uri_like_servlet": true, "delete_uri_tail_slash": true}});
     let (world, _upstream) = sites(settings).await;
     let list = [
@@ -38,7 +38,7 @@ async fn parameters_and_the_last_slash_are_not_judged() {
         ("/;x/secret/y", Err(400)),
         ("/free/..;%5Csecret/y", Err(400)),
     ];
-    expect(&world.good_caller("list.test"), &list).await;
+    expect(&world.verified_client("list.test"), &list).await;
     let skip = [("/public/..;/secret", Err(400)), ("/public/x;y/", Ok("/public/x;y"))];
-    expect(&world.caller("skip.test"), &skip).await;
+    expect(&world.client("skip.test"), &skip).await;
 }

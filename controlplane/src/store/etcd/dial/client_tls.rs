@@ -1,90 +1,59 @@
-//! What connections to the cluster are secured with: our certificate and its key, the CAs, and the
-//! name we expect.
+//! The TLS side of connections to etcd: the client certificate with its key, the CAs, and the
+//! expected name.
 //!
-//! The files are read again when they change ([`pem_files::reload`]), and not at all while no
+//! The files are reloaded when they change ([`mtls::reload`]); they are not read while no
 //! endpoint is `https://`.
 
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use pem_files::reload::ConfiguredFile;
-use pem_files::{ConfiguredFileRef, CredentialFiles, Credentials, FileError, Reloader, format_utc};
-use pki::{Certificate, TrustAnchors};
-use rustls::ClientConfig;
+use mtls::{
+    ConfiguredFile, ConfiguredFileRef, CredentialFiles, Credentials, FileError, Reloader, ServerTrust,
+    ServerVerifier,
+};
+use pki::{TrustAnchors, VerifyError};
 use rustls::client::Resumption;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::ServerName;
 use rustls::sign::CertifiedKey;
+use rustls::{CertificateError, ClientConfig, OtherError};
 
+use super::credentials::{CA, CERT, KEY, PresentedCert, TrustSummary};
 use super::endpoint::Endpoint;
 use super::error::{DialError, DialFailure};
-use super::verifier::{Servers, Trust};
 
-const CERT: &str = "deployment.etcd.tls.cert";
-const KEY: &str = "deployment.etcd.tls.key";
-const CA: &str = "apisix.ssl.ssl_trusted_certificate";
+/// Most intermediates between etcd's certificate and a CA (contract 1.2).
+const DEPTH: u32 = 5;
 
-/// Said of `verify: false`.
-pub(crate) const OPEN: &str = "deployment.etcd.tls.verify is false: whoever answers at an endpoint is taken for etcd, and gets the password and \
+/// The warning about `verify: false`.
+pub(crate) const VERIFY_OFF: &str = "deployment.etcd.tls.verify is false: any server that answers at an endpoint is accepted as etcd, and gets the password and \
      every document; set it to true and name the CA in apisix.ssl.ssl_trusted_certificate";
 
-/// Issuers that are quoted when a server refuses our certificate.
-const ISSUERS_MAX: usize = 4;
-const ISSUER_BYTES_MAX: usize = 512;
-
-/// What connections to the cluster are secured with. Clones share what was read.
+/// The TLS settings of connections to etcd. Clones share the loaded files.
 #[derive(Clone)]
 pub(crate) struct ClientTls(Arc<ClientTlsInner>);
 
 struct ClientTlsInner {
     tls: conf::EtcdTlsSettings,
-    /// The URL that errors about the files are told with.
-    about: String,
+    /// The URL in errors about the files.
+    first_url: String,
     files: Reloader<LoadedTls>,
     warned_unverified: AtomicBool,
 }
 
-/// Files that were read and fit together.
+/// Files that were read and match each other.
 #[derive(Clone)]
 pub(crate) struct LoadedTls {
     pub(super) config: Arc<ClientConfig>,
     pub(super) identity: Option<Arc<CertifiedKey>>,
-    /// Our certificate, if we have one.
     pub certificate: Option<PresentedCert>,
-    /// What servers are verified with.
     pub trusted: TrustSummary,
 }
 
-/// What servers are verified with, for people.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum TrustSummary {
-    /// `verify: false`.
-    Unverified,
-    /// A bundle.
-    Bundle {
-        /// The file.
-        path: PathBuf,
-        /// Its certificates.
-        count: usize,
-        /// The first one's subject.
-        first: String,
-    },
-}
-
-/// What we show to servers that ask, for people.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct PresentedCert(Option<Arc<CertFile>>, Arc<[String]>);
-
-#[derive(Debug)]
-struct CertFile {
-    leaf: Certificate,
-    path: PathBuf,
-}
-
 impl ClientTls {
-    /// Of `deployment.etcd.tls` and `apisix.ssl.ssl_trusted_certificate`. Reads nothing yet.
+    /// From `deployment.etcd.tls` and `apisix.ssl.ssl_trusted_certificate`. Reads no file yet.
     pub(crate) fn of(settings: &conf::Settings) -> Self {
         let etcd = &settings.deployment.etcd;
         let tls = etcd.tls.clone();
@@ -95,16 +64,15 @@ impl ClientTls {
             ca: ca.map(|path| ConfiguredFile::new(CA, path)),
             required_dns_name: None,
         };
-        let (verify, named) = (tls.verify, files.clone());
+        let (verify, configured) = (tls.verify, files.clone());
         Self(Arc::new(ClientTlsInner {
             tls,
-            about: etcd.hosts.first().cloned().unwrap_or_default(),
-            files: Reloader::new("etcd", files, move |contents| load_tls(verify, &named, contents)),
+            first_url: etcd.hosts.first().cloned().unwrap_or_default(),
+            files: Reloader::new("etcd", files, move |contents| load_tls(verify, &configured, contents)),
             warned_unverified: AtomicBool::new(false),
         }))
     }
 
-    /// The files, for those who show when they end.
     pub(crate) fn files(&self) -> &Reloader<LoadedTls> {
         &self.0.files
     }
@@ -112,25 +80,26 @@ impl ClientTls {
     /// Reads and checks the files.
     ///
     /// # Errors
-    /// Says which file is wrong, and what to do.
+    /// Names the file and says what to do.
     pub(crate) fn load(&self) -> Result<LoadedTls, DialError> {
         let loaded = self.0.files.load();
-        loaded.map(|loaded| loaded.tls.clone()).map_err(|error| DialError::new(&self.0.about, error.into()))
+        loaded
+            .map(|loaded| loaded.tls.clone())
+            .map_err(|error| DialError::new(&self.0.first_url, error.into()))
     }
 
-    /// For a connection that is made now: the files, or, while they cannot be used, what they held
-    /// before.
+    /// The current files for a new connection; while they are invalid, the last valid contents.
     pub(super) async fn current(&self) -> Result<LoadedTls, DialFailure> {
         let loaded = self.0.files.refresh().await?.tls.clone();
         if loaded.trusted == TrustSummary::Unverified
             && !self.0.warned_unverified.swap(true, Ordering::Relaxed)
         {
-            tracing::warn!("{OPEN}");
+            tracing::warn!("{VERIFY_OFF}");
         }
         Ok(loaded)
     }
 
-    /// The name a server must have, and whether `tls.sni` gives it.
+    /// The expected server name, and whether `tls.sni` gives it.
     pub(super) fn server_name(
         &self,
         endpoint: &Endpoint,
@@ -149,39 +118,48 @@ fn load_tls(verify: bool, files: &CredentialFiles, contents: &Credentials) -> Re
     let (trust, trusted) = if verify {
         load_anchors(files.ca.as_ref(), contents)?
     } else {
-        (Trust::Anyone, TrustSummary::Unverified)
+        (ServerTrust::Unverified, TrustSummary::Unverified)
     };
     let cert = files.certificate().unwrap_or(ConfiguredFileRef { setting: CERT, path: Path::new("") });
-    let library = |error: rustls::Error| cert.error(error);
+    let cert_error = |error: rustls::Error| cert.error(error);
     let pair = contents.pair.as_ref();
-    let identity = pair.map(|pair| pair.to_certified_key(&provider)).transpose().map_err(library)?;
+    let identity = pair.map(|pair| pair.to_certified_key(&provider)).transpose().map_err(cert_error)?;
     let certificate = pair.map(|pair| PresentedCert::of(pair.leaf.clone(), cert.path));
-    let config = client_config(&provider, trust).map_err(library)?;
+    let config = client_config(&provider, trust).map_err(cert_error)?;
     Ok(LoadedTls { config: Arc::new(config), identity, certificate, trusted })
 }
 
-/// Without a client certificate and a protocol: each connection gets its own, the former to learn
-/// whether it was asked for.
-fn client_config(provider: &Arc<CryptoProvider>, trust: Trust) -> Result<ClientConfig, rustls::Error> {
+/// Without client certificate and ALPN, which each connection adds: the certificate resolver
+/// records the request of the server.
+fn client_config(provider: &Arc<CryptoProvider>, trust: ServerTrust) -> Result<ClientConfig, rustls::Error> {
     let mut config = ClientConfig::builder_with_provider(Arc::clone(provider))
         .with_safe_default_protocol_versions()?
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(Servers::new(trust, provider)))
+        .with_custom_certificate_verifier(Arc::new(ServerVerifier::new(
+            trust,
+            Arc::clone(provider),
+            to_rustls_error,
+        )))
         .with_no_client_auth();
-    // A resumed session would outlive the verdict on the certificates it began with.
+    // A resumed session would outlive the verdict on its certificates.
     config.resumption = Resumption::disabled();
     Ok(config)
 }
 
+/// Keeps the type of the error, from which `error` tells a wrong name from an unknown issuer.
+fn to_rustls_error(error: VerifyError) -> rustls::Error {
+    CertificateError::Other(OtherError(Arc::new(error))).into()
+}
+
 /// For a connection on which nothing is said: to see who is there.
 pub(crate) fn unverified_config() -> Result<ClientConfig, rustls::Error> {
-    client_config(&Arc::new(rustls::crypto::aws_lc_rs::default_provider()), Trust::Anyone)
+    client_config(&Arc::new(rustls::crypto::aws_lc_rs::default_provider()), ServerTrust::Unverified)
 }
 
 fn load_anchors(
     file: Option<&ConfiguredFile>,
     contents: &Credentials,
-) -> Result<(Trust, TrustSummary), FileError> {
+) -> Result<(ServerTrust, TrustSummary), FileError> {
     let file = file.ok_or_else(|| {
         let problem = "this machine has no CA bundle to verify etcd with: name the PEM file of the CA that issued its \
                        certificate";
@@ -190,86 +168,12 @@ fn load_anchors(
     let anchors = TrustAnchors::new(contents.ca.clone()).map_err(|error| file.by_ref().error(error))?;
     let first = anchors.certificates().first().map(|first| first.subject().to_owned()).unwrap_or_default();
     let count = anchors.certificates().len();
-    Ok((Trust::Anchors(anchors), TrustSummary::Bundle { path: file.path.clone(), count, first }))
+    let trust = ServerTrust::Anchors { anchors: Arc::new(anchors), depth: Some(DEPTH) };
+    Ok((trust, TrustSummary::Bundle { path: file.path.clone(), count, first }))
 }
 
 impl fmt::Debug for ClientTls {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Security").field("tls", &self.0.tls).field("files", self.0.files.files()).finish()
-    }
-}
-
-impl fmt::Display for TrustSummary {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Unverified => f.write_str("anybody (deployment.etcd.tls.verify is false)"),
-            Self::Bundle { path, count: 1, first } => write!(f, "`{first}` of {} ({CA})", path.display()),
-            Self::Bundle { path, count, first } => {
-                write!(f, "`{first}` and {} more of {} ({CA})", count - 1, path.display())
-            }
-        }
-    }
-}
-
-impl PresentedCert {
-    fn of(leaf: Certificate, path: &Path) -> Self {
-        Self(Some(Arc::new(CertFile { leaf, path: path.to_path_buf() })), Arc::default())
-    }
-
-    /// With the issuers the server named when it asked.
-    pub(super) fn with_requested_issuers(&self, hints: &[&[u8]]) -> Self {
-        // What a stranger sends is quoted in measure.
-        let short = hints.iter().filter(|hint| hint.len() <= ISSUER_BYTES_MAX);
-        let told = short.filter_map(|hint| pki::DistinguishedName::from_der(hint));
-        Self(self.0.clone(), told.take(ISSUERS_MAX).map(|name| name.to_text()).collect())
-    }
-
-    /// Whether there is one.
-    pub(crate) fn is_some(&self) -> bool {
-        self.0.is_some()
-    }
-
-    /// The certificate.
-    pub(crate) fn certificate(&self) -> Option<&Certificate> {
-        self.0.as_ref().map(|shown| &shown.leaf)
-    }
-}
-
-impl fmt::Display for PresentedCert {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self(certificate, issuers) = self;
-        match certificate {
-            Some(shown) => {
-                let CertFile { leaf, path } = &**shown;
-                let now = rustls_pki_types::UnixTime::now();
-                let state = if leaf.not_after() < now {
-                    ": EXPIRED"
-                } else if leaf.not_before() > now {
-                    ": NOT YET VALID"
-                } else {
-                    ""
-                };
-                write!(
-                    f,
-                    "Shown was `{}`, issued by `{}`, of {} ({CERT}), valid from {} to {}{state}. It must be issued by a CA \
-                     of etcd's --trusted-ca-file, be for TLS clients and be valid by etcd's clock",
-                    leaf.subject(),
-                    leaf.issuer(),
-                    path.display(),
-                    format_utc(leaf.not_before()),
-                    format_utc(leaf.not_after()),
-                )?;
-            }
-            None => {
-                write!(
-                    f,
-                    "Set {CERT} and {KEY}: a certificate of a CA of etcd's --trusted-ca-file, for TLS clients"
-                )?;
-            }
-        }
-        if !issuers.is_empty() {
-            write!(f, ". It accepts certificates issued by `{}`", issuers.join("`, `"))?;
-        }
-        Ok(())
+        f.debug_struct("ClientTls").field("tls", &self.0.tls).field("files", self.0.files.files()).finish()
     }
 }

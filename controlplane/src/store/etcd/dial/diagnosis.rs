@@ -1,10 +1,11 @@
-//! A second look at a server that closed the connection without saying why, so that the message
-//! can.
+//! Diagnoses a connection that the server closed without a reason.
 //!
-//! Etcd says nothing when it expects TLS and hears HTTP/2, or the other way round; and an alert
-//! about our certificate can be lost when requests were on their way already. Asked once more, in
-//! the other language, or without sending a request, it tells. Invariant: nothing is
-//! sent that carries a password or a document, and a look never makes a failure a success.
+//! etcd sends nothing when it expects TLS and receives HTTP/2, or the other way round, and an alert
+//! about the client certificate can be lost behind requests. A second connection, with the other
+//! protocol or without a request, reveals the cause.
+//!
+//! Invariant: the second connection carries neither a password nor a document, and never turns a
+//! failure into a success.
 
 use std::io;
 use std::sync::Arc;
@@ -17,14 +18,14 @@ use super::error::{DialError, DialFailure, DialStep};
 use super::observer::TlsContext;
 use super::{ClientTls, Endpoint, connect_tcp, dial_context, resolve, tls_handshake};
 
-/// The start of every HTTP/2 connection, with empty settings (RFC 9113 3.4).
+/// The HTTP/2 connection preface with empty SETTINGS (RFC 9113 section 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 
-/// The failure, or what a second look found behind it.
+/// The failure, or the cause that a second connection reveals.
 pub(super) async fn diagnose(
     failure: DialError,
     endpoint: &Endpoint,
-    security: &ClientTls,
+    client_tls: &ClientTls,
     deadline: Instant,
 ) -> DialError {
     let step = match &*failure.problem {
@@ -32,12 +33,12 @@ pub(super) async fn diagnose(
         DialFailure::NotTls { .. } => DialStep::Tls,
         _ => return failure,
     };
-    let found = timeout_at(deadline, retry_and_observe(step, endpoint, security, deadline)).await;
-    match found {
+    let cause = timeout_at(deadline, retry_and_observe(step, endpoint, client_tls, deadline)).await;
+    match cause {
         Ok(Some(problem)) => {
-            let better = endpoint.error(problem);
-            endpoint.set_last_failure(Some(better.clone()));
-            better
+            let diagnosed = endpoint.error(problem);
+            endpoint.set_last_failure(Some(diagnosed.clone()));
+            diagnosed
         }
         _ => failure,
     }
@@ -46,25 +47,25 @@ pub(super) async fn diagnose(
 async fn retry_and_observe(
     step: DialStep,
     endpoint: &Endpoint,
-    security: &ClientTls,
+    client_tls: &ClientTls,
     deadline: Instant,
 ) -> Option<DialFailure> {
     let stream = connect_tcp(&resolve(endpoint).await.ok()?, deadline).await.ok()?;
     match (endpoint.https(), step) {
         (true, DialStep::Tls) => is_http2(stream).await.ok()?.then_some(DialFailure::NotTls { http2: true }),
         (true, _) => {
-            let about = dial_context(endpoint, security).await.ok()?;
-            let error = read_alert(about.tls.as_ref()?, stream).await?;
-            match about.problem(DialStep::Tls, &error) {
+            let context = dial_context(endpoint, client_tls).await.ok()?;
+            let error = read_alert(context.tls.as_ref()?, stream).await?;
+            match context.problem(DialStep::Tls, &error) {
                 DialFailure::Closed { .. } => None,
-                told => Some(told),
+                cause => Some(cause),
             }
         }
         (false, _) => is_tls(stream).await.ok()?.then_some(DialFailure::UnexpectedTls),
     }
 }
 
-/// Sends the preface and looks for a SETTINGS frame.
+/// Sends the preface and expects a SETTINGS frame.
 async fn is_http2(mut stream: TcpStream) -> io::Result<bool> {
     stream.write_all(PREFACE).await?;
     let mut head = [0; 9];
@@ -72,8 +73,7 @@ async fn is_http2(mut stream: TcpStream) -> io::Result<bool> {
     Ok(matches!(head, [_, _, _, 4, _, 0, 0, 0, 0]))
 }
 
-/// Sends the ClientHello of a TLS client that trusts nobody and has nothing, and looks for a record
-/// that answers it.
+/// Sends a ClientHello and expects a TLS record.
 async fn is_tls(mut stream: TcpStream) -> io::Result<bool> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let config = rustls::ClientConfig::builder_with_provider(provider)
@@ -81,10 +81,11 @@ async fn is_tls(mut stream: TcpStream) -> io::Result<bool> {
         .map_err(io::Error::other)?
         .with_root_certificates(rustls::RootCertStore::empty())
         .with_no_client_auth();
-    let nobody = rustls::pki_types::ServerName::IpAddress(std::net::Ipv4Addr::LOCALHOST.into());
-    let mut hello = rustls::ClientConnection::new(Arc::new(config), nobody).map_err(io::Error::other)?;
+    let server_name = rustls::pki_types::ServerName::IpAddress(std::net::Ipv4Addr::LOCALHOST.into());
+    let mut connection =
+        rustls::ClientConnection::new(Arc::new(config), server_name).map_err(io::Error::other)?;
     let mut bytes = Vec::new();
-    hello.write_tls(&mut bytes)?;
+    connection.write_tls(&mut bytes)?;
     stream.write_all(&bytes).await?;
     let mut head = [0; 3];
     stream.read_exact(&mut head).await?;
@@ -92,12 +93,12 @@ async fn is_tls(mut stream: TcpStream) -> io::Result<bool> {
     Ok(matches!(head, [0x15 | 0x16, 3, _]))
 }
 
-/// Shakes hands, sends nothing, and waits for what the server says.
+/// Shakes hands, sends nothing, and reads the server's alert.
 async fn read_alert(tls: &TlsContext, stream: TcpStream) -> Option<io::Error> {
     let mut stream = match tls_handshake(tls, stream, &[b"h2"]).await {
         Ok(stream) => stream,
         Err(error) => return Some(error),
     };
-    let mut first = [0; 1];
-    stream.read(&mut first).await.err()
+    let mut byte = [0; 1];
+    stream.read(&mut byte).await.err()
 }

@@ -7,11 +7,9 @@ use rustls::pki_types::ServerName;
 
 use super::error::{DialError, DialFailure};
 
-/// etcd's port for clients.
 const DEFAULT_PORT: u16 = 2379;
 
-/// One entry of `deployment.etcd.host`. Clones are the same endpoint: they remember one last
-/// failure.
+/// One entry of `deployment.etcd.host`. Clones share the last failure.
 #[derive(Clone)]
 pub(crate) struct Endpoint(Arc<EndpointInner>);
 
@@ -20,27 +18,27 @@ struct EndpointInner {
     https: bool,
     host: String,
     port: u16,
-    /// Why the last connection could not be made, or ended; nothing while one works.
+    /// The cause why the last connection failed or ended; `None` while one works.
     failure: Mutex<Option<DialError>>,
 }
 
 impl Endpoint {
-    /// Every entry, in the order of the file.
+    /// All entries, in the order of the file.
     ///
     /// # Errors
-    /// The first one that is no URL as the contract wants it.
+    /// The first invalid URL.
     pub(crate) fn from_config(etcd: &conf::EtcdSettings) -> Result<Vec<Self>, DialError> {
         etcd.hosts.iter().map(|url| Self::parse(url)).collect()
     }
 
-    /// Reads `http://` or `https://`, a host, and a port, which may be left out.
+    /// Parses `http://` or `https://`, a host, and an optional port.
     ///
     /// # Errors
-    /// When it is something else.
+    /// When the URL has another form.
     pub(crate) fn parse(url: &str) -> Result<Self, DialError> {
-        let wrong = |problem: &str| DialError::new(url, DialFailure::Url(problem.to_owned()));
+        let invalid = |problem: &str| DialError::new(url, DialFailure::Url(problem.to_owned()));
         let (https, host, port) = split_url(url).ok_or_else(|| {
-            wrong(
+            invalid(
                 "expected http:// or https://, a host name or address of letters, digits, `.` and `-` ([..] around \
                  an IPv6 address), then at most a port: https://etcd.example:2379. No path, no trailing slash",
             )
@@ -51,42 +49,39 @@ impl Endpoint {
                 .parse()
                 .ok()
                 .filter(|port| *port > 0)
-                .ok_or_else(|| wrong(&format!("the port {text} is not between 1 and 65535")))?,
+                .ok_or_else(|| invalid(&format!("the port {text} is not between 1 and 65535")))?,
         };
         if ServerName::try_from(host).is_err() {
-            return Err(wrong(&format!("{host:?} is neither a host name nor an IP address")));
+            return Err(invalid(&format!("{host:?} is neither a host name nor an IP address")));
         }
         let (url, host) = (url.to_owned(), host.to_owned());
         Ok(Self(Arc::new(EndpointInner { url, https, host, port, failure: Mutex::default() })))
     }
 
-    /// As configured.
     pub(crate) fn url(&self) -> &str {
         &self.0.url
     }
 
-    /// Whether connections are within TLS.
     pub(crate) fn https(&self) -> bool {
         self.0.https
     }
 
-    /// Name or address, without brackets.
+    /// A name or address, without brackets.
     pub(crate) fn host(&self) -> &str {
         &self.0.host
     }
 
-    /// The port, 2379 when the URL has none.
+    /// 2379 by default.
     pub(crate) fn port(&self) -> u16 {
         self.0.port
     }
 
-    /// Whether it is this very machine.
     pub(crate) fn is_loopback(&self) -> bool {
         let address = self.host().parse::<std::net::IpAddr>();
         address.map_or(self.host() == "localhost", |address| address.is_loopback())
     }
 
-    /// Host and port, as HTTP writes them.
+    /// Host and port in the syntax of HTTP.
     pub(crate) fn authority(&self) -> String {
         let host = self.host();
         if host.contains(':') {
@@ -100,7 +95,6 @@ impl Endpoint {
         DialError::new(self.url(), problem)
     }
 
-    /// Remembers why there is no connection, or forgets it when there is one.
     pub(super) fn set_last_failure(&self, failure: Option<DialError>) {
         *self.0.failure.lock().unwrap_or_else(PoisonError::into_inner) = failure;
     }
@@ -148,7 +142,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reads_what_the_contract_allows() {
+    fn parses_urls_of_the_contract() {
         for (url, https, host, port) in [
             ("http://127.0.0.1:2379", false, "127.0.0.1", 2379),
             ("https://etcd-1.example", true, "etcd-1.example", 2379),
@@ -164,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_the_rest_and_says_what_it_expects() {
+    fn rejects_other_urls() {
         for url in [
             "ftp://etcd:2379",
             "https://",

@@ -1,7 +1,6 @@
-//! Why there is no connection to an endpoint: the step, what was found and expected, and what to
-//! do.
+//! Dial errors: the failing step, the cause, and what to do.
 //!
-//! Where the contract fixes words (9.2) they stand in the text: `certificate verify failed`,
+//! The messages contain the words that the contract fixes (9.2): `certificate verify failed`,
 //! `certificate host mismatch`, `bad certificate`.
 
 use std::fmt;
@@ -9,19 +8,17 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use pem_files::FileError;
+use mtls::FileError;
 use pki::VerifyError;
 use rustls::AlertDescription;
 
-use super::client_tls::{PresentedCert, TrustSummary};
+use super::credentials::{PresentedCert, TrustSummary};
 
-/// Why there is no connection to an endpoint.
+/// A failed or ended connection to an endpoint.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{url}: {problem}", url = url.escape_debug())]
 pub(crate) struct DialError {
-    /// The endpoint, as configured.
     pub url: String,
-    /// The step and the cause.
     pub problem: Arc<DialFailure>,
 }
 
@@ -31,21 +28,20 @@ impl DialError {
     }
 }
 
-/// Where on its way a connection is.
+/// The steps of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum DialStep {
-    /// The configuration and the files it names.
+    /// Reading the configuration and its files.
     Settings,
-    /// Looking up the host's addresses.
+    /// Resolving the host.
     Dns,
-    /// Connecting to one of them.
     Tcp,
-    /// The TLS handshake, and the first answer, which in TLS 1.3 is where a refused client
-    /// certificate shows.
+    /// The TLS handshake and the first read, on which TLS 1.3 reports a rejected client
+    /// certificate.
     Tls,
     /// Waiting for the server's HTTP/2 settings.
     Http2,
-    /// Established before.
+    /// The connection was established.
     Established,
 }
 
@@ -62,83 +58,58 @@ impl fmt::Display for DialStep {
     }
 }
 
-/// The step and the cause.
+/// The cause of a dial error.
 #[derive(Debug, Clone, thiserror::Error)]
 pub(crate) enum DialFailure {
-    /// Not a URL as contract 1.2 wants it.
     #[error("deployment.etcd.host: {0}")]
     Url(String),
-    /// A file of the configuration cannot be used.
     #[error("{0}")]
     File(#[from] FileError),
-    /// The TLS library cannot use what the files hold.
+    /// rustls rejects the contents of the files.
     #[error("deployment.etcd.tls: {0}")]
     TlsConfig(String),
-    /// The host has no address.
     #[error(
         "DNS: the host {host:?} cannot be looked up: {cause}. Check the name, and this machine's resolver"
     )]
-    Dns {
-        /// Whose address was asked for.
-        host: String,
-        /// What the resolver said.
-        cause: String,
-    },
-    /// No address accepts a connection.
-    #[error("TCP: cannot connect to {}", tried(.0))]
+    Dns { host: String, cause: String },
+    #[error("TCP: cannot connect to {}", describe_attempts(.0))]
     Tcp(Vec<(SocketAddr, TcpFailure)>),
-    /// No answer in time.
-    #[error("{step}: no answer within {}. {}", span(*.after), timeout_hint(*.step))]
-    Timeout {
-        /// What was waited for.
-        step: DialStep,
-        /// How long.
-        after: Duration,
-    },
-    /// The server's certificate is not trusted.
+    #[error("{step}: no answer within {}. {}", format_duration(*.after), timeout_hint(*.step))]
+    Timeout { step: DialStep, after: Duration },
     #[error(
         "TLS: certificate verify failed: {why}. Trusted is {trusted}. Give the CA that issued etcd's certificate there, or \
          mend the certificate"
     )]
     Untrusted {
-        /// Which rule of ours it breaks.
+        /// The verification error.
         why: String,
-        /// What we verified it with.
         trusted: TrustSummary,
     },
-    /// The server's certificate is trusted, for another name.
+    /// The server's certificate is trusted, but valid for other names.
     #[error(
         "TLS: certificate host mismatch: {cause}. The name expected is {}; set deployment.etcd.tls.sni to a name of the \
          certificate, or issue one for {expected}",
         if *.by_sni { "deployment.etcd.tls.sni" } else { "the URL's host" }
     )]
     NameMismatch {
-        /// The name expected.
         expected: String,
-        /// Whether `tls.sni` gives it.
+        /// `tls.sni` is set and gives the expected name.
         by_sni: bool,
-        /// The names found.
         cause: VerifyError,
     },
-    /// The server does not accept our client certificate, or the lack of one.
+    /// The server rejects the client certificate, or requires one.
     #[error(
         "TLS: bad certificate: etcd {} (alert {}). {shown}",
         if .shown.is_some() { "refuses our client certificate" } else { "asks for a client certificate, and none is configured" },
         alert_name(*.alert)
     )]
-    ClientCertRejected {
-        /// What it answered.
-        alert: AlertDescription,
-        /// What we showed.
-        shown: PresentedCert,
-    },
-    /// The server ended the handshake for another reason.
+    ClientCertRejected { alert: AlertDescription, shown: PresentedCert },
+    /// The server ended the handshake with another alert.
     #[error("TLS: etcd ended the handshake with the alert {}. {}", alert_name(*.0), alert_hint(*.0))]
     Alert(AlertDescription),
-    /// The handshake failed on our side.
     #[error("TLS: the handshake failed: {0}")]
     Handshake(String),
-    /// No TLS is spoken there.
+    /// The endpoint is `https://`, and the server does not use TLS.
     #[error(
         "TLS: what answers there does not speak TLS{}. {}",
         if *.http2 { ", but plain HTTP/2" } else { "" },
@@ -146,35 +117,25 @@ pub(crate) enum DialFailure {
                       listen-client-urls)" } else { "Check host and port: etcd's port for clients is 2379 by default" }
     )]
     NotTls {
-        /// Whether it speaks HTTP/2 in clear.
+        /// The server answers with HTTP/2 in clear.
         http2: bool,
     },
-    /// The URL says http, and TLS is spoken there.
+    /// The endpoint is `http://`, and the server uses TLS.
     #[error(
         "HTTP/2: what answers there speaks TLS, but the URL says http://. Write https:// for this endpoint"
     )]
     UnexpectedTls,
-    /// Something else than HTTP/2 is spoken there.
     #[error(
         "HTTP/2: the answer is not HTTP/2, it starts with {found:?}. Check host and port: this must be etcd's gRPC port for \
          clients (2379 by default), not its metrics, peer or HTTP-only port"
     )]
-    NotHttp2 {
-        /// The first bytes.
-        found: String,
-    },
-    /// The connection ended.
+    NotHttp2 { found: String },
     #[error("{step}: the connection was closed: {cause}{}", closed_hint(*.step))]
-    Closed {
-        /// What was waited for.
-        step: DialStep,
-        /// What the system or the library said.
-        cause: String,
-    },
+    Closed { step: DialStep, cause: String },
 }
 
 impl DialFailure {
-    /// Where on its way the connection was.
+    /// The step that failed.
     pub(crate) fn step(&self) -> DialStep {
         match self {
             Self::Url(_) | Self::File(_) | Self::TlsConfig(_) => DialStep::Settings,
@@ -192,21 +153,20 @@ impl DialFailure {
     }
 }
 
-/// Why one address cannot be connected to.
+/// The failure of one address.
 #[derive(Debug, Clone)]
 pub(crate) enum TcpFailure {
-    /// What the system said.
     System(std::io::ErrorKind, String),
-    /// No answer in its share of the time.
+    /// The address did not answer within its share of the time.
     TimedOut(Duration),
 }
 
-fn tried(all: &[(SocketAddr, TcpFailure)]) -> String {
-    let said: Vec<_> = all
+fn describe_attempts(all: &[(SocketAddr, TcpFailure)]) -> String {
+    let attempts: Vec<_> = all
         .iter()
         .map(|(address, failure)| match failure {
             TcpFailure::System(_, text) => format!("{address}: {text}"),
-            TcpFailure::TimedOut(after) => format!("{address}: no answer within {}", span(*after)),
+            TcpFailure::TimedOut(after) => format!("{address}: no answer within {}", format_duration(*after)),
         })
         .collect();
     let refused = |(_, failure): &(_, _)| {
@@ -217,7 +177,7 @@ fn tried(all: &[(SocketAddr, TcpFailure)]) -> String {
     } else {
         "Check the address: the machine may be down, or a firewall between may drop what is sent there"
     };
-    format!("{}. {hint}", said.join("; "))
+    format!("{}. {hint}", attempts.join("; "))
 }
 
 fn timeout_hint(step: DialStep) -> &'static str {
@@ -240,7 +200,7 @@ fn closed_hint(step: DialStep) -> &'static str {
 }
 
 /// `30 s`, `1.5 s`
-pub(in crate::store::etcd) fn span(time: Duration) -> String {
+pub(in crate::store::etcd) fn format_duration(time: Duration) -> String {
     let tenths = time.as_millis().saturating_add(50) / 100;
     if tenths.is_multiple_of(10) {
         format!("{} s", tenths / 10)
@@ -249,14 +209,14 @@ pub(in crate::store::etcd) fn span(time: Duration) -> String {
     }
 }
 
-/// As RFC 8446 spells it: `bad_certificate`.
+/// The spelling of RFC 8446: `bad_certificate`.
 pub(super) fn alert_name(alert: AlertDescription) -> String {
-    let (mut name, mut small) = (String::new(), false);
+    let (mut name, mut after_lowercase) = (String::new(), false);
     for letter in format!("{alert:?}").chars() {
-        if small && letter.is_ascii_uppercase() {
+        if after_lowercase && letter.is_ascii_uppercase() {
             name.push('_');
         }
-        small = letter.is_ascii_lowercase();
+        after_lowercase = letter.is_ascii_lowercase();
         name.push(letter.to_ascii_lowercase());
     }
     name
@@ -281,13 +241,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn spans_are_round() {
-        let milliseconds = |n| span(Duration::from_millis(n));
+    fn durations_are_rounded() {
+        let milliseconds = |n| format_duration(Duration::from_millis(n));
         assert_eq!([0, 300, 1449, 3999, 30_000].map(milliseconds), ["0 s", "0.3 s", "1.4 s", "4 s", "30 s"]);
     }
 
     #[test]
-    fn alerts_are_spelt_as_in_the_rfc() {
+    fn alert_names_follow_rfc_8446() {
         for (alert, name) in [
             (AlertDescription::BadCertificate, "bad_certificate"),
             (AlertDescription::UnknownCA, "unknown_ca"),

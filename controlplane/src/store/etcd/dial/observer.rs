@@ -1,8 +1,7 @@
-//! The bytes of one connection, watched: does the other side speak HTTP/2, and if it ends, why?
+//! Observes the bytes of one connection: the first frame, and the first error with its type.
 //!
-//! The HTTP/2 library keeps only the text of an error, and in TLS 1.3 a refused client certificate
-//! shows on the first read. So the first frame and the first error are read here, where they still
-//! have their type. Invariant: a byte is passed on as it came.
+//! The HTTP/2 library keeps only the text of an error, and TLS 1.3 reports a rejected client
+//! certificate on the first read. Invariant: bytes pass unchanged.
 
 use std::io;
 use std::pin::Pin;
@@ -19,26 +18,25 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio_rustls::client::TlsStream;
 
-use super::client_tls::{LoadedTls, PresentedCert};
+use super::client_tls::LoadedTls;
+use super::credentials::PresentedCert;
 use super::endpoint::Endpoint;
 use super::error::{DialError, DialFailure, DialStep};
 
-/// Length of an HTTP/2 frame's head (RFC 9113 4.1).
+/// The length of an HTTP/2 frame header (RFC 9113 section 4.1).
 const FRAME_HEAD: usize = 9;
 const SETTINGS: u8 = 4;
 
-/// How far the newest connection of a channel is.
+/// The progress of the newest connection of a channel.
 #[derive(Debug, Clone)]
 pub(super) enum Http2Progress {
-    /// Nothing was received yet.
     Waiting,
-    /// The server sent its HTTP/2 settings: TLS and client certificate are accepted.
+    /// The server sent its HTTP/2 settings, so it accepts TLS and the client certificate.
     Ready,
-    /// It ended.
     Failed(DialError),
 }
 
-/// What a connection is about, to put its errors into words.
+/// The context of a connection, for its errors.
 #[derive(Clone)]
 pub(super) struct DialContext {
     pub(super) endpoint: Endpoint,
@@ -49,21 +47,20 @@ pub(super) struct DialContext {
 #[derive(Clone)]
 pub(super) struct TlsContext {
     pub(super) loaded: LoadedTls,
-    /// The name the server must have.
     pub(super) name: ServerName<'static>,
-    /// Whether `tls.sni` gives it.
+    /// `tls.sni` is set and gives the name.
     pub(super) by_sni: bool,
     pub(super) client_cert: Arc<ClientCert>,
 }
 
 impl DialContext {
-    /// An error of `step` in words.
+    /// Maps an I/O error of `step` to its cause.
     pub(super) fn problem(&self, step: DialStep, error: &io::Error) -> DialFailure {
         let typed = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
         match (typed, &self.tls) {
             (Some(typed), Some(tls)) => tls.problem(step, typed),
             _ if error.kind() == io::ErrorKind::UnexpectedEof => {
-                DialFailure::Closed { step, cause: "it ended without a word".to_owned() }
+                DialFailure::Closed { step, cause: "it ended without an alert".to_owned() }
             }
             _ => DialFailure::Closed { step, cause: error.to_string() },
         }
@@ -101,7 +98,7 @@ impl TlsContext {
     }
 }
 
-/// What a server answers when it does not like the client's certificate, or misses it.
+/// The alerts for a rejected or missing client certificate.
 fn rejects_client_cert(alert: AlertDescription) -> bool {
     matches!(
         alert,
@@ -116,7 +113,7 @@ fn rejects_client_cert(alert: AlertDescription) -> bool {
     )
 }
 
-/// Our certificate on one connection, and what the server said when it asked for it.
+/// The client certificate of one connection; records the server's CertificateRequest.
 #[derive(Debug)]
 pub(super) struct ClientCert {
     identity: Option<Arc<CertifiedKey>>,
@@ -125,8 +122,8 @@ pub(super) struct ClientCert {
 
 impl ClientCert {
     pub(super) fn new(loaded: &LoadedTls) -> Self {
-        let shown = loaded.certificate.clone().unwrap_or_default();
-        Self { identity: loaded.identity.clone(), presented: Mutex::new(shown) }
+        let presented = Mutex::new(loaded.certificate.clone().unwrap_or_default());
+        Self { identity: loaded.identity.clone(), presented }
     }
 
     fn presented(&self) -> PresentedCert {
@@ -136,8 +133,8 @@ impl ClientCert {
 
 impl ResolvesClientCert for ClientCert {
     fn resolve(&self, hints: &[&[u8]], _: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
-        let mut shown = self.presented.lock().unwrap_or_else(PoisonError::into_inner);
-        *shown = shown.with_requested_issuers(hints);
+        let mut presented = self.presented.lock().unwrap_or_else(PoisonError::into_inner);
+        *presented = presented.with_requested_issuers(hints);
         self.identity.clone()
     }
 
@@ -146,7 +143,7 @@ impl ResolvesClientCert for ClientCert {
     }
 }
 
-/// In clear or within TLS.
+/// A TCP or TLS stream.
 pub(in crate::store::etcd) trait ByteStream:
     AsyncRead + AsyncWrite + Send + Unpin
 {
@@ -155,28 +152,28 @@ pub(in crate::store::etcd) trait ByteStream:
 impl ByteStream for TcpStream {}
 impl ByteStream for TlsStream<TcpStream> {}
 
-/// A connection whose first frame and first error are noted.
+/// A stream that records its first frame and its first error.
 pub(super) struct ObservedStream {
     inner: Box<dyn ByteStream>,
     context: DialContext,
     progress: watch::Sender<Http2Progress>,
-    /// The beginning of what was received, until it is long enough to be judged.
+    /// The first bytes, until they are long enough to be classified.
     head: Vec<u8>,
     step: DialStep,
 }
 
 impl ObservedStream {
     pub(super) fn new(
-        wire: Box<dyn ByteStream>,
-        about: DialContext,
+        inner: Box<dyn ByteStream>,
+        context: DialContext,
         progress: watch::Sender<Http2Progress>,
     ) -> Self {
         progress.send_replace(Http2Progress::Waiting);
-        Self { inner: wire, context: about, progress, head: Vec::new(), step: DialStep::Http2 }
+        Self { inner, context, progress, head: Vec::new(), step: DialStep::Http2 }
     }
 
     fn record_failure(&self, problem: DialFailure) {
-        // What follows the first error only says that there was one.
+        // Later errors are consequences of the first one.
         if matches!(&*self.progress.borrow(), Http2Progress::Failed(_)) {
             return;
         }
@@ -185,7 +182,7 @@ impl ObservedStream {
         self.progress.send_replace(Http2Progress::Failed(failure));
     }
 
-    /// Judges the first bytes; afterwards there is nothing to do.
+    /// Classifies the first bytes; does nothing afterwards.
     fn inspect(&mut self, bytes: &[u8]) {
         if self.step == DialStep::Established {
             return;

@@ -1,6 +1,6 @@
-//! How far is etcd's clock from ours? It dates its HTTP answers, so one is asked for, beside gRPC.
+//! Measures the offset of etcd's clock by the Date header of an HTTP response.
 //!
-//! Both ends judge certificates by their clocks, and leases (`ttl`) run by etcd's.
+//! Both ends check certificates by their own clocks, and leases (`ttl`) run by etcd's.
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -13,66 +13,71 @@ use time::macros::format_description;
 
 use crate::store::etcd::dial::{self, ClientTls, Endpoint};
 
-/// What was found.
+/// The offset of etcd's clock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct ClockOffset {
-    /// Seconds that etcd's clock is ahead of ours; behind: negative.
+    /// Positive when etcd's clock is ahead.
     pub seconds: i64,
-    /// How far the truth may be from that: the answer is dated in whole seconds and took a while.
+    /// The Date header has a resolution of one second, and the response takes a while.
     pub uncertainty: Duration,
 }
 
 impl ClockOffset {
-    /// Whether the clocks surely differ by more than this.
+    /// Whether the offset certainly exceeds `limit`.
     pub(crate) fn exceeds(&self, limit: Duration) -> bool {
         Duration::from_secs(self.seconds.unsigned_abs()) > limit + self.uncertainty
     }
 }
 
-/// Asks for `/version` by HTTP/1.1.
+/// Requests `/version` by HTTP/1.1.
 ///
 /// # Errors
-/// Why it cannot be told, for a person.
+/// Why the clock cannot be measured.
 pub(crate) async fn measure(
     endpoint: &Endpoint,
-    security: &ClientTls,
+    client_tls: &ClientTls,
     timeout: Duration,
 ) -> Result<ClockOffset, String> {
-    let asked = async {
-        let wire = dial::connect_http1(endpoint, security, timeout)
+    let measuring = async {
+        let stream = dial::connect_http1(endpoint, client_tls, timeout)
             .await
             .map_err(|error| error.problem.to_string())?;
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(wire))
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
             .await
             .map_err(|error| error.to_string())?;
-        let question = Request::get("/version")
+        let request = Request::get("/version")
             .header(HOST, endpoint.authority())
             .body(Empty::<bytes::Bytes>::new())
             .map_err(|error| error.to_string())?;
-        let began = Instant::now();
-        let answered = async {
-            let response = sender.send_request(question).await.map_err(|error| error.to_string())?;
+        let started = Instant::now();
+        let offset_of_response = async {
+            let response = sender.send_request(request).await.map_err(|error| error.to_string())?;
             let now = SystemTime::now();
             let (status, date) = (response.status(), response.headers().get(DATE).cloned());
             match date.as_ref().and_then(|date| date.to_str().ok()).and_then(parse) {
-                Some(theirs) if status == StatusCode::OK => Ok(clock_offset(theirs, now, began.elapsed())),
+                Some(server_time) if status == StatusCode::OK => {
+                    Ok(clock_offset(server_time, now, started.elapsed()))
+                }
                 _ => Err(format!("it answered GET /version with {status} and no date")),
             }
         };
         tokio::select! {
-            found = answered => found,
-            ended = connection => Err(ended.err().map_or_else(|| "it hung up".to_owned(), |error| error.to_string())),
+            offset = offset_of_response => offset,
+            result = connection => Err(result.err().map_or_else(|| "it closed the connection".to_owned(), |error| error.to_string())),
         }
     };
-    tokio::time::timeout(timeout, asked)
+    tokio::time::timeout(timeout, measuring)
         .await
-        .map_err(|_| format!("no answer within {}", dial::span(timeout)))?
+        .map_err(|_| format!("no answer within {}", dial::format_duration(timeout)))?
 }
 
-fn clock_offset(theirs: i64, now: SystemTime, took: Duration) -> ClockOffset {
-    let ours = now.duration_since(UNIX_EPOCH).unwrap_or_default();
-    let ours = i64::try_from(ours.as_secs()).unwrap_or(i64::MAX);
-    ClockOffset { seconds: theirs.saturating_sub(ours), uncertainty: took + Duration::from_secs(1) }
+fn clock_offset(server_time: i64, now: SystemTime, round_trip: Duration) -> ClockOffset {
+    let local_time = now.duration_since(UNIX_EPOCH).unwrap_or_default();
+    let local_time = i64::try_from(local_time.as_secs()).unwrap_or(i64::MAX);
+    ClockOffset {
+        seconds: server_time.saturating_sub(local_time),
+        uncertainty: round_trip + Duration::from_secs(1),
+    }
 }
 
 /// `Wed, 25 Nov 2026 23:09:35 GMT`, in seconds since 1970.
@@ -88,7 +93,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reads_the_date_and_allows_for_the_way() {
+    fn the_offset_includes_its_uncertainty() {
         assert_eq!(parse("Thu, 01 Jan 1970 00:01:40 GMT"), Some(100));
         assert_eq!(parse("yesterday"), None);
         let at = |seconds| UNIX_EPOCH + Duration::from_secs(seconds);

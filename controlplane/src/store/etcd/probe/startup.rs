@@ -1,7 +1,8 @@
-//! Before the store is opened: are enough endpoints there, and is it one cluster? (contract 9.2)
+//! Checks at start that enough endpoints answer, and that they are members of one cluster (contract
+//! 9.2).
 //!
-//! All endpoints are asked at once, each `startup_retry` times. Invariant: what trying again cannot
-//! mend ends the start at once.
+//! Probes all endpoints at once, each up to `startup_retry` times. Invariant: a permanent error
+//! ends the start at once.
 
 use std::collections::BTreeSet;
 use std::pin::pin;
@@ -11,36 +12,29 @@ use std::time::{Duration, Instant};
 use futures_util::future::join_all;
 
 use super::{EndpointStatus, ProbeError, ProbeSettings, probe};
-use crate::store::etcd::dial::{ClientTls, DialError, Endpoint, span};
+use crate::store::etcd::dial::{ClientTls, DialError, Endpoint, format_duration};
 
-/// Between two tries of one endpoint: enough for an etcd that is just starting.
+/// Enough for an etcd that is just starting.
 const RETRY_DELAY: Duration = Duration::from_secs(1);
-/// A person who waits hears something this often.
+/// The interval of log lines while the start waits.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(3);
 
 /// Why the control plane does not start.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StartError {
-    /// Configuration and cluster do not fit.
+    /// The configuration does not match the cluster.
     #[error("{0}")]
     Unusable(#[from] ProbeError),
     /// An entry of `deployment.etcd.host`, or a file of the configuration.
     #[error("{0}")]
     Settings(#[from] DialError),
-    /// Nobody answers.
+    /// No endpoint answers.
     #[error("all etcd nodes are unavailable{}", listed(.0))]
     Unavailable(Vec<(Endpoint, ProbeError)>),
-    /// Half of them or fewer do.
+    /// Half of the endpoints or fewer answer.
     #[error("the etcd cluster needs at least 50% and above healthy nodes: {healthy} of {all} answer{}", listed(.failures))]
-    Minority {
-        /// How many answer.
-        healthy: usize,
-        /// How many the configuration names.
-        all: usize,
-        /// Why the others do not.
-        failures: Vec<(Endpoint, ProbeError)>,
-    },
-    /// What is written to one would not be in the other.
+    Minority { healthy: usize, all: usize, failures: Vec<(Endpoint, ProbeError)> },
+    /// The endpoints are members of different clusters.
     #[error("{0}")]
     MultipleClusters(String),
 }
@@ -49,94 +43,94 @@ fn listed(failures: &[(Endpoint, ProbeError)]) -> String {
     failures.iter().map(|(endpoint, error)| format!("\n  {endpoint}: {}", error.without_url())).collect()
 }
 
-/// Asks every endpoint of the configuration and logs what there is to say.
+/// Probes all endpoints of the configuration and logs their warnings.
 ///
 /// # Errors
-/// When too few will do.
+/// When too few endpoints pass.
 pub(crate) async fn probe_all(
     etcd: &conf::EtcdSettings,
-    security: &ClientTls,
+    client_tls: &ClientTls,
 ) -> Result<Vec<EndpointStatus>, StartError> {
-    let (endpoints, asking) = (Endpoint::from_config(etcd)?, ProbeSettings::of(etcd, security));
+    let (endpoints, settings) = (Endpoint::from_config(etcd)?, ProbeSettings::of(etcd, client_tls));
     let waiting = Mutex::new(endpoints.iter().map(Endpoint::url).collect::<Vec<_>>());
-    let asked = endpoints.iter().map(|endpoint| async {
-        let found = probe_with_retries(endpoint, asking, etcd.startup_retry).await;
+    let probes = endpoints.iter().map(|endpoint| async {
+        let result = probe_with_retries(endpoint, settings, etcd.startup_retry).await;
         let mut waiting = waiting.lock().unwrap_or_else(PoisonError::into_inner);
         waiting.retain(|url| *url != endpoint.url());
-        found
+        result
     });
-    let mut asked = pin!(join_all(asked));
-    let began = Instant::now();
-    let found = loop {
+    let mut probes = pin!(join_all(probes));
+    let started = Instant::now();
+    let results = loop {
         tokio::select! {
-            found = &mut asked => break found,
+            results = &mut probes => break results,
             () = tokio::time::sleep(PROGRESS_INTERVAL) => {
-                let still = waiting.lock().unwrap_or_else(PoisonError::into_inner).join(", ");
-                let (seconds, each) = (began.elapsed().as_secs(), asking.timeout);
+                let urls = waiting.lock().unwrap_or_else(PoisonError::into_inner).join(", ");
+                let (seconds, timeout) = (started.elapsed().as_secs(), settings.timeout);
                 tracing::info!(
-                    "waiting for etcd since {seconds} s: {still} (up to {} a try, {} tries)",
-                    span(each),
+                    "waiting for etcd since {seconds} s: {urls} (up to {} a try, {} tries)",
+                    format_duration(timeout),
                     etcd.startup_retry.max(1)
                 );
             }
         }
     };
-    evaluate(&endpoints, found)
+    evaluate(&endpoints, results)
 }
 
-/// Some tries, each told as APISIX does.
+/// Retries with APISIX's log messages.
 async fn probe_with_retries(
     endpoint: &Endpoint,
-    asking: ProbeSettings<'_>,
-    tries: u32,
+    settings: ProbeSettings<'_>,
+    attempts_max: u32,
 ) -> Result<EndpointStatus, ProbeError> {
-    let mut nth = 1;
+    let mut attempt = 1;
     loop {
-        let error = match probe(endpoint, asking).await {
-            Ok(report) => return Ok(report),
+        let error = match probe(endpoint, settings).await {
+            Ok(status) => return Ok(status),
             Err(error) => error,
         };
         if error.is_permanent() {
             return Err(error);
         }
-        let text = error.without_url();
-        tracing::warn!("Warning! Request etcd endpoint '{endpoint}' error, {text}, retry time={nth}");
-        if nth >= tries {
-            tracing::error!("request etcd endpoint '{endpoint}' error, {text}");
+        let message = error.without_url();
+        tracing::warn!("Warning! Request etcd endpoint '{endpoint}' error, {message}, retry time={attempt}");
+        if attempt >= attempts_max {
+            tracing::error!("request etcd endpoint '{endpoint}' error, {message}");
             return Err(error);
         }
-        nth += 1;
+        attempt += 1;
         tokio::time::sleep(RETRY_DELAY).await;
     }
 }
 
 fn evaluate(
     endpoints: &[Endpoint],
-    found: Vec<Result<EndpointStatus, ProbeError>>,
+    results: Vec<Result<EndpointStatus, ProbeError>>,
 ) -> Result<Vec<EndpointStatus>, StartError> {
-    let (mut reports, mut failures) = (Vec::new(), Vec::new());
-    for (endpoint, found) in endpoints.iter().zip(found) {
-        match found {
-            Ok(report) => reports.push(report),
+    let (mut statuses, mut failures) = (Vec::new(), Vec::new());
+    for (endpoint, result) in endpoints.iter().zip(results) {
+        match result {
+            Ok(status) => statuses.push(status),
             Err(error) if error.is_permanent() => return Err(startup_error(error)),
             Err(error) => failures.push((endpoint.clone(), error)),
         }
     }
-    if reports.is_empty() {
+    if statuses.is_empty() {
         return Err(StartError::Unavailable(failures));
     }
-    if reports.len() * 2 <= endpoints.len() {
-        return Err(StartError::Minority { healthy: reports.len(), all: endpoints.len(), failures });
+    if statuses.len() * 2 <= endpoints.len() {
+        return Err(StartError::Minority { healthy: statuses.len(), all: endpoints.len(), failures });
     }
-    for report in &reports {
-        for warning in report.warnings() {
-            tracing::warn!("{}: {warning}", report.endpoint);
+    for status in &statuses {
+        for warning in status.warnings() {
+            tracing::warn!("{}: {warning}", status.endpoint);
         }
     }
-    if let Some(clusters) = multiple_clusters(&reports) {
+    if let Some(clusters) = multiple_clusters(&statuses) {
         return Err(StartError::MultipleClusters(clusters));
     }
-    Ok(reports)
+    Ok(statuses)
 }
 
 fn startup_error(error: ProbeError) -> StartError {
@@ -146,17 +140,18 @@ fn startup_error(error: ProbeError) -> StartError {
     }
 }
 
-/// When the endpoints are not members of one cluster: what is written to one is not in the other.
-pub(crate) fn multiple_clusters(reports: &[EndpointStatus]) -> Option<String> {
-    let clusters: BTreeSet<u64> = reports.iter().map(|report| report.cluster).collect();
-    let told = |report: &EndpointStatus| format!("{} is of cluster {:x}", report.endpoint, report.cluster);
+/// A message when the endpoints are members of different clusters.
+pub(crate) fn multiple_clusters(statuses: &[EndpointStatus]) -> Option<String> {
+    let clusters: BTreeSet<u64> = statuses.iter().map(|status| status.cluster).collect();
+    let describe =
+        |status: &EndpointStatus| format!("{} is of cluster {:x}", status.endpoint, status.cluster);
     (clusters.len() > 1).then(|| {
-        let each: Vec<_> = reports.iter().map(told).collect();
+        let descriptions: Vec<_> = statuses.iter().map(describe).collect();
         format!(
             "deployment.etcd.host names members of {} different clusters ({}): what is written to one is not in the other. Name \
              the members of one cluster only",
             clusters.len(),
-            each.join(", ")
+            descriptions.join(", ")
         )
     })
 }

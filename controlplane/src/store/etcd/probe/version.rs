@@ -1,19 +1,19 @@
-//! What is known of etcd's versions.
+//! The versions of etcd: the minimum, and known vulnerabilities.
 
-/// The oldest that the contract takes (9.1).
-pub(crate) const REQUIRED: &str = "3.4.0";
+/// The oldest supported version (contract 9.1).
+pub(crate) const MINIMUM: &str = "3.4.0";
 const OLDEST: (u32, u32, u32) = (3, 4, 0);
 
-/// The first release of each line without CVE-2026-44283 (GHSA-x35m-3gp4-4fh5); lines that are not
-/// here began with it mended.
+/// The first release of each line without CVE-2026-44283 (GHSA-x35m-3gp4-4fh5); newer lines were
+/// never affected.
 const FIXED_RELEASES: [(u32, u32, u32); 3] = [(3, 4, 44), (3, 5, 30), (3, 6, 11)];
 
-/// Whether it is at least [`REQUIRED`]. A version nobody can read is not.
+/// Whether the version is at least the minimum; false for an unparsable version.
 pub(crate) fn is_supported(version: &str) -> bool {
     parse(version).is_some_and(|found| found >= OLDEST)
 }
 
-/// What its users should know about it.
+/// A warning about a vulnerable version.
 pub(crate) fn vulnerability(version: &str) -> Option<String> {
     let (major, minor, patch) = parse(version)?;
     let (.., mended) = FIXED_RELEASES.into_iter().find(|line| (line.0, line.1) == (major, minor))?;
@@ -37,7 +37,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn old_ones_and_odd_ones_are_not_enough() {
+    fn old_and_unparsable_versions_are_unsupported() {
         for (version, enough) in [
             ("3.3.27", false),
             ("3.4.0", true),
@@ -54,7 +54,7 @@ mod tests {
     }
 
     #[test]
-    fn each_line_has_its_first_mended_release() {
+    fn each_release_line_has_its_first_fixed_release() {
         for (version, warned) in [
             ("3.4.43", true),
             ("3.4.44", false),

@@ -1,0 +1,47 @@
+//! The servers that are compared, each on a core of its own, with the same certificates and
+//! upstreams.
+//!
+//! A peer serves `https://bench.test/hello` from the plain upstream and `/hello-mtls` from the one
+//! that requires a certificate, responds to other paths with its own 404, presents an RSA
+//! certificate for `rsa.bench.test`, and requires a client certificate everywhere. Each peer has a
+//! file that finds, configures and starts it; [`Kind`] lists them.
+//!
+//! Invariant: a dropped peer is gone, with all its children.
+
+use std::path::Path;
+
+pub mod caddy;
+pub mod child;
+pub mod countersign;
+pub mod credentials;
+pub mod envoy;
+pub mod haproxy;
+pub mod nginx;
+pub mod pingora;
+pub mod program;
+mod types;
+
+pub use types::{
+    Cores, HOST, Installed, Kind, ManySites, PROXIED, PROXIED_MTLS, Peer, PeerError, RSA_HOST, StartContext,
+    UNROUTED, Upstreams,
+};
+
+/// Looks for a peer's program; `beside` is the folder of the workspace's programs, by default that
+/// of this one.
+///
+/// # Errors
+/// [`PeerError::Missing`], with a hint how to install it.
+pub fn find(kind: Kind, beside: Option<&Path>) -> Result<Box<dyn Installed>, PeerError> {
+    let beside = match beside {
+        Some(folder) => folder.to_owned(),
+        None => program::own_folder()?,
+    };
+    Ok(match kind {
+        Kind::Countersign => Box::new(countersign::Programs::find(Some(&beside))?),
+        Kind::Nginx => Box::new(nginx::NginxProgram::find()?),
+        Kind::Haproxy => Box::new(haproxy::HaproxyProgram::find()?),
+        Kind::Envoy => Box::new(envoy::EnvoyProgram::find(&beside)?),
+        Kind::Caddy => Box::new(caddy::CaddyProgram::find(&beside)?),
+        Kind::Pingora => Box::new(pingora::PingoraProgram::find(&beside)?),
+    })
+}

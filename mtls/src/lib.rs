@@ -1,0 +1,21 @@
+//! What both planes need of rustls for mutual TLS.
+//!
+//! [`signature`] verifies handshake signatures and [`verifier`] certificates (by `pki`), for both
+//! sides of a connection; [`credentials`] reads the own certificates and keys that settings name,
+//! [`reload`] keeps them in use and reloads them when they change, and [`expiry`] reports when they
+//! expire.
+
+#![warn(missing_docs)]
+
+pub mod credentials;
+pub mod expiry;
+pub mod reload;
+pub mod signature;
+pub mod verifier;
+
+pub use credentials::{
+    CertKeyPair, ConfiguredFile, ConfiguredFileRef, FileError, certified_key, signing_key,
+};
+pub use expiry::{CertificateExpiry, CertificateMonitor};
+pub use reload::{CredentialFiles, Credentials, LoadedCredentials, Reloader};
+pub use verifier::{ClientVerifier, ServerTrust, ServerVerifier, VerifyClient};
