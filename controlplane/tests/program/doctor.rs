@@ -252,7 +252,7 @@ fn with_etcd(site: &Site, access: &Access) -> std::path::PathBuf {
 
 #[tokio::test]
 async fn etcd_is_probed_with_the_control_planes_settings() {
-    let (site, authorities) = (Site::new(), Authorities::mint());
+    let (site, authorities) = (Site::new(), Authorities::generate());
     let etcd = Etcd::mutual(&authorities).await;
     let mut keys = etcd.keys().await;
     keys.put("/apisix/routes/1", "{}").await;
