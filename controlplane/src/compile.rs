@@ -68,18 +68,20 @@ fn compile_stored_with(
     let (reduced, dropped) = without_unsigned_crls(stored, environment);
     let document = reduced.as_ref().unwrap_or(document);
     let resolved = resolve_references(key.kind, document, environment);
-    let drawn = || resolved.iter().flat_map(ResolvedDocument::resolved_refs);
-    log_env_refs(drawn());
-    let adopted = match (&resolved, &stored.salvaged) {
+    let env_refs = || resolved.iter().flat_map(ResolvedDocument::resolved_refs);
+    log_env_refs(env_refs());
+    let compiled = match (&resolved, &stored.salvaged) {
         (_, Some(salvaged)) => model::compile_salvaged(key, document.as_str().unwrap_or_default(), salvaged),
         (Ok(resolved), None) => model::compile_stored(key.kind, &key.id, resolved.document(), keyring),
         (Err(problem), None) => model::stored_with_problem(key.kind, &key.id, document, problem.clone()),
     };
-    let (resource, mut found) = adopted.resolve(before);
-    found.extend(dropped);
-    let versioned = resource
-        .map(|resource| Versioned { version: version_digest(stored, drawn(), resource.blocked()), resource });
-    (versioned, found)
+    let (resource, mut findings) = compiled.resolve(before);
+    findings.extend(dropped);
+    let versioned = resource.map(|resource| Versioned {
+        version: version_digest(stored, env_refs(), resource.blocked()),
+        resource,
+    });
+    (versioned, findings)
 }
 
 /// A document whose `client.ca` another program changed, without the CRLs of the extension fields
@@ -88,25 +90,26 @@ fn without_unsigned_crls(
     stored: &StoredDocument,
     environment: &dyn Fn(&str) -> Option<String>,
 ) -> (Option<Value>, Vec<Finding>) {
-    let StoredDocument { key, document, stale_extensions: carried, .. } = stored;
-    let lists = key.kind == Kind::Ssl && *carried && document.pointer("/client/crl").is_some();
-    if !lists {
+    let StoredDocument { key, document, stale_extensions, .. } = stored;
+    let has_stale_crls =
+        key.kind == Kind::Ssl && *stale_extensions && document.pointer("/client/crl").is_some();
+    if !has_stale_crls {
         return (None, Vec::new());
     }
     let mut document = document.clone();
     let dropped = drop_unsigned_crls_with(key.kind, &mut document, environment);
-    let found = dropped.iter().map(|what| Finding {
+    let findings = dropped.iter().map(|crl| Finding {
         severity: Severity::Warning,
         resource: Some(key.clone()),
         field: "client.crl".to_owned(),
         message: format!(
-            "another program changed client.ca: {what} is not used, no certificate of it has signed it"
+            "another program changed client.ca: {crl} is not used, no certificate of it has signed it"
         ),
         hint: "write client.crl with the lists of the new authorities, or null, through the Admin API"
             .to_owned(),
     });
-    let found: Vec<_> = found.collect();
-    ((!found.is_empty()).then_some(document), found)
+    let findings: Vec<_> = findings.collect();
+    ((!findings.is_empty()).then_some(document), findings)
 }
 
 /// Removes the CRLs of an ssl that no certificate of its bundle has signed; returns their
@@ -134,8 +137,8 @@ fn drop_unsigned_crls_with(
     }
 }
 
-fn log_env_refs<'a>(drawn: impl Iterator<Item = (&'a str, &'a str)>) {
-    for (uri, _) in drawn {
+fn log_env_refs<'a>(env_refs: impl Iterator<Item = (&'a str, &'a str)>) {
+    for (uri, _) in env_refs {
         tracing::info!("fetching data from env uri: {uri}");
     }
 }
@@ -148,7 +151,7 @@ fn log_env_refs<'a>(drawn: impl Iterator<Item = (&'a str, &'a str)>) {
 /// same environment.
 fn version_digest<'a>(
     stored: &StoredDocument,
-    drawn: impl Iterator<Item = (&'a str, &'a str)>,
+    env_refs: impl Iterator<Item = (&'a str, &'a str)>,
     blocked: Option<&Blocked>,
 ) -> u64 {
     let mut context = Context::new(&SHA256);
@@ -162,13 +165,13 @@ fn version_digest<'a>(
     if let Some(salvaged) = &stored.salvaged {
         part(salvaged.matchers().to_string().as_bytes());
     }
-    for text in drawn.flat_map(|(uri, value)| [uri, value]) {
+    for text in env_refs.flat_map(|(uri, value)| [uri, value]) {
         part(text.as_bytes());
     }
     if let Some(blocked) = blocked {
         part(blocked.reason().as_bytes());
     }
-    let first = context.finish().as_ref().first_chunk().map(|first| u64::from_le_bytes(*first));
+    let first = context.finish().as_ref().first_chunk().map(|bytes| u64::from_le_bytes(*bytes));
     // A SHA-256 digest has 32 bytes.
     first.unwrap_or_default()
 }
@@ -202,8 +205,8 @@ mod tests {
             stale_extensions: false,
             salvaged: None,
         };
-        let (versioned, found) = compile_stored_with(&stored, &Keyring::empty(), None, &environment);
-        versioned.filter(|versioned| versioned.resource.blocked().is_none()).ok_or(found)
+        let (versioned, findings) = compile_stored_with(&stored, &Keyring::empty(), None, &environment);
+        versioned.filter(|versioned| versioned.resource.blocked().is_none()).ok_or(findings)
     }
 
     #[test]
@@ -213,11 +216,11 @@ mod tests {
         let plain = json!({"cert": one.certificate_pem, "key": &*one.key_pem, "sni": "test.com"});
         let refers = json!({"cert": "$env://CERT", "key": "$env://KEY", "sni": "test.com"});
         let written = compiled(&plain, &one).unwrap();
-        let drawn = compiled(&refers, &one).unwrap();
-        assert!(written.resource == drawn.resource);
-        assert_ne!(written.version, drawn.version);
-        assert_eq!(drawn.version, compiled(&refers, &one).unwrap().version);
-        assert_ne!(drawn.version, compiled(&refers, &two).unwrap().version);
+        let env_refs = compiled(&refers, &one).unwrap();
+        assert!(written.resource == env_refs.resource);
+        assert_ne!(written.version, env_refs.version);
+        assert_eq!(env_refs.version, compiled(&refers, &one).unwrap().version);
+        assert_ne!(env_refs.version, compiled(&refers, &two).unwrap().version);
     }
 
     #[test]
@@ -273,9 +276,9 @@ mod tests {
             (json!({"cert": "$env://AGAIN", "key": "$env://KEY", "sni": "test.com"}), "cert"),
             (json!({"cert": "$env://CERT", "key": "$env://GONE", "sni": "test.com"}), "key"),
         ] {
-            let found = compiled(&document, &own).unwrap_err();
-            assert!(found.len() == 1 && found[0].field == field, "{found:?}");
-            let shown = format!("{found:?}");
+            let findings = compiled(&document, &own).unwrap_err();
+            assert!(findings.len() == 1 && findings[0].field == field, "{findings:?}");
+            let shown = format!("{findings:?}");
             let mut secrets = own.key_pem.lines().filter(|line| !line.starts_with('-'));
             assert!(!secrets.any(|line| shown.contains(line)), "{shown}");
         }

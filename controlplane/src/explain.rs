@@ -55,7 +55,7 @@ impl FailureExplanation {
 }
 
 impl Outcome {
-    fn to_json(self) -> Value {
+    fn into_json(self) -> Value {
         match self {
             Self::Established => json!({"result": "established"}),
             Self::Forwarded(to) => json!({"result": "forwarded", "to": to}),
@@ -102,7 +102,7 @@ pub(crate) fn explain(
 ) -> Value {
     let mut explanation = json!({"revision": snapshot.revision()});
     let outcome = walk(query, snapshot, listeners, now, &mut explanation);
-    put(&mut explanation, "outcome", outcome.to_json());
+    put(&mut explanation, "outcome", outcome.into_json());
     explanation
 }
 

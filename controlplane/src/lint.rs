@@ -27,7 +27,7 @@ pub(crate) struct LintReport {
 
 impl LintReport {
     /// The response body. Slow for ten thousand resources with findings.
-    pub(crate) fn to_json(mut self) -> Value {
+    pub(crate) fn into_json(mut self) -> Value {
         self.findings.sort();
         self.findings.dedup();
         let list: Vec<_> = self.findings.iter().map(finding_json).collect();

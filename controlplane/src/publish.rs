@@ -94,7 +94,7 @@ pub struct Publisher {
     pub stale_after: Duration,
     pub findings: Arc<Findings>,
     pub denied: Arc<DeniedNodes>,
-    pub accepted: Arc<StoreAcceptance>,
+    pub acceptance: Arc<StoreAcceptance>,
     /// The push listener's address, with the port that the kernel picked.
     pub push_addr: SocketAddr,
     pub files: Reloader<PushTls>,
@@ -168,84 +168,63 @@ fn to_json(view: &FleetWideView) -> Value {
 /// # Errors
 /// [`PublishError`]; nothing is left running then.
 pub async fn start(config: PublishConfig) -> Result<Publisher, PublishError> {
-    let PublishConfig {
-        store,
-        keyring,
-        accept_unreadable_keys,
-        settings,
-        server_name,
-        ticket_lifetime,
-        connections_max,
-        version,
-        heartbeats,
-        shutdown,
-    } = config;
-    let files = listener::load_files(&settings, server_name)?;
+    let PublishConfig { store, keyring, settings, heartbeats, shutdown, .. } = config;
+    let files = listener::load_files(&settings, config.server_name)?;
     let listener = listener::bind(settings.listen)?;
     let push_addr =
         listener.local_addr().map_err(|error| ListenError::new(PUSH_KEY, settings.listen, error))?;
 
-    let stale_after = store_watcher::stale_after(&*store);
-    let identity = store.identity().to_owned();
     let denied = DeniedNodes::load(Arc::clone(&store)).await?;
     denied.spawn_refresh(shutdown.clone());
-    let accepted = StoreAcceptance::start(Arc::clone(&store), shutdown.clone()).await;
-    let heartbeat = heartbeats.add("watch", Readiness::Required);
-    let store_watcher::WatcherHandle {
-        latest,
-        findings,
-        refresh_handle,
-        store_stale,
-        unreadable_since,
-        task: watcher_task,
-    } = store_watcher::start(
+    let acceptance = StoreAcceptance::start(Arc::clone(&store), shutdown.clone()).await;
+    let watcher = store_watcher::start(
         Arc::clone(&store),
         Arc::clone(&keyring),
-        accept_unreadable_keys,
-        heartbeat,
+        config.accept_unreadable_keys,
+        heartbeats.add("watch", Readiness::Required),
         shutdown.clone(),
     )
     .await?;
     // After the check of the stored keys: ring secrets that this keyring does not decrypt are
     // replaced.
-    let tickets = tickets::start(&store, &keyring, ticket_lifetime, shutdown.clone()).await;
-    let fleet = Arc::new(Fleet::new(latest.clone()));
-    let control_plane = reports::ControlPlaneIdentity::of(push_addr, version);
-    let reports = Arc::new(Reports::new(Arc::clone(&fleet), store, control_plane, shutdown.clone()));
-    tokio::spawn(Arc::clone(&reports).run(shutdown.clone()));
+    let tickets = tickets::start(&store, &keyring, config.ticket_lifetime, shutdown.clone()).await;
+    let fleet = Arc::new(Fleet::new(watcher.latest.clone()));
     let state = session::PushState {
-        store: identity,
-        version,
+        store: store.identity().to_owned(),
+        version: config.version,
         files: files.clone(),
         allowed_names: settings.allowed_names.clone(),
         denied: denied.list(),
-        accepted: Arc::clone(&accepted),
-        latest: latest.clone(),
-        refresh_handle,
-        store_state: StoreStateWatcher::new(store_stale, unreadable_since.clone()),
+        acceptance: Arc::clone(&acceptance),
+        latest: watcher.latest.clone(),
+        refresh_handle: watcher.refresh_handle,
+        store_state: StoreStateWatcher::new(watcher.store_stale, watcher.unreadable_since.clone()),
         tickets,
         fleet: Arc::clone(&fleet),
         shutdown: shutdown.clone(),
     };
-    let heartbeat = heartbeats.add("push", Readiness::Required);
+    let stale_after = store_watcher::stale_after(&*store);
+    let control_plane = reports::ControlPlaneIdentity::of(push_addr, config.version);
+    let reports = Arc::new(Reports::new(Arc::clone(&fleet), store, control_plane, shutdown.clone()));
+    tokio::spawn(Arc::clone(&reports).run(shutdown.clone()));
     let serving = listener::serve(
         listener,
         files.clone(),
-        connections_max,
+        config.connections_max,
         session::service(state),
-        heartbeat,
+        heartbeats.add("push", Readiness::Required),
         shutdown,
     );
-    let done = tokio::spawn(serve_until_stopped(serving, Arc::clone(&reports), watcher_task));
+    let done = tokio::spawn(serve_until_stopped(serving, Arc::clone(&reports), watcher.task));
     Ok(Publisher {
         fleet,
         reports,
-        latest,
-        unreadable_since,
+        latest: watcher.latest,
+        unreadable_since: watcher.unreadable_since,
         stale_after,
-        findings,
+        findings: watcher.findings,
         denied,
-        accepted,
+        acceptance,
         push_addr,
         files,
         done,

@@ -205,24 +205,19 @@ async fn start(
     let status =
         status.map(|listener| status::serve(listener, &heartbeats, &publish, &certificates, signals.clone()));
     let status = status.transpose()?;
-    match address {
-        Some(address) => {
-            tracing::info!(%address, store = store.identity(), "the control plane is ready");
-        }
-        None => tracing::info!(
-            store = store.identity(),
-            "the control plane is ready; apisix.enable_admin: {ADMIN_DISABLED}"
-        ),
-    }
-    print_ready(address, publish.push_addr, status.as_ref().map(StatusServer::address));
+    print_ready(store.identity(), address, publish.push_addr, status.as_ref().map(StatusServer::address));
     let admin_task = server.map(|server| tokio::spawn(server.run(stopped)));
     tokio::spawn(certificates.run(signals.reload()));
     Ok(RunningServer { stop, admin_task, publish, status })
 }
 
-/// Prints the one line on stdout that has every listener's address; disabled listeners are left
-/// out.
-fn print_ready(admin: Option<SocketAddr>, push: SocketAddr, status: Option<SocketAddr>) {
+/// Logs that the control plane is ready, and prints the one line on stdout that has every
+/// listener's address; disabled listeners are left out.
+fn print_ready(store: &str, admin: Option<SocketAddr>, push: SocketAddr, status: Option<SocketAddr>) {
+    match admin {
+        Some(address) => tracing::info!(%address, store, "the control plane is ready"),
+        None => tracing::info!(store, "the control plane is ready; apisix.enable_admin: {ADMIN_DISABLED}"),
+    }
     let listeners = [("admin", admin), ("push", Some(push)), ("status", status)];
     let addresses =
         listeners.into_iter().filter_map(|(name, at)| Some((name.to_owned(), at?.to_string().into())));

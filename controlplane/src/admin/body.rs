@@ -54,7 +54,8 @@ pub(super) async fn discard(body: Incoming) {
     let _ = tokio::time::timeout(DISCARD_TIMEOUT, drain).await;
 }
 
-/// Reads a body as JSON; `None` when it is empty. `idle_timeout` bounds the wait between two frames.
+/// Reads a body as JSON; `None` when it is empty. `idle_timeout` bounds the wait between two
+/// frames.
 ///
 /// # Errors
 /// When it is too large, arrives too slowly, or is not JSON.

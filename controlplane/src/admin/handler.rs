@@ -253,7 +253,7 @@ impl AdminApi {
         }
         let report = lint::collect(&*self.store, &self.current, &*self.fleet, UnixTime::now());
         let reply =
-            list::reply_from_full_read(report, |report| reply::json(StatusCode::OK, &report.to_json()));
+            list::reply_from_full_read(report, |report| reply::json(StatusCode::OK, &report.into_json()));
         reply.await.unwrap_or_else(|error| error_reply(ChangeError::Store(error)))
     }
 }

@@ -20,7 +20,7 @@ use crate::compile::compile_stored;
 use crate::store::{Mutation, Precondition, Store, StoreError, StoredDocument};
 
 /// Attempts of a PUT while others write the same key.
-const TRIES: usize = 16;
+const CAS_ATTEMPTS: usize = 16;
 
 /// Makes changes.
 #[derive(Clone)]
@@ -53,11 +53,11 @@ impl ChangePipeline {
         kind: Kind,
         url_id: Option<&str>,
         body: Option<Value>,
-        moment: WriteOptions,
+        options: WriteOptions,
     ) -> Result<CommittedChange, ChangeError> {
         let draft::Draft { key, document: requested } = draft::put(kind, url_id, body)?;
-        let WriteOptions { now, ttl } = moment;
-        for _ in 0..TRIES {
+        let WriteOptions { now, ttl } = options;
+        for _ in 0..CAS_ATTEMPTS {
             let before = self.store.get(&key).await?;
             let stored = before.as_ref().map(|before| &before.document);
             let mut document = requested.clone();
@@ -84,10 +84,10 @@ impl ChangePipeline {
         kind: Kind,
         url_id: Option<&str>,
         body: Option<Value>,
-        moment: WriteOptions,
+        options: WriteOptions,
     ) -> Result<CommittedChange, ChangeError> {
         let mut document = draft::post(kind, url_id, body)?;
-        let WriteOptions { now, ttl } = moment;
+        let WriteOptions { now, ttl } = options;
         // Checked under a placeholder id, so that an invalid document takes no revision.
         let placeholder = Key::new(kind, Id::parse("0")?);
         let notes = extension_fields::carry_over(&placeholder, None, &mut document);
@@ -108,9 +108,9 @@ impl ChangePipeline {
         key: &Key,
         sub_path: Option<&str>,
         body: Option<Value>,
-        moment: WriteOptions,
+        options: WriteOptions,
     ) -> Result<CommittedChange, ChangeError> {
-        let WriteOptions { now, ttl } = moment;
+        let WriteOptions { now, ttl } = options;
         // Errors of the request itself come before the look-up of the document.
         if body.is_none() || (sub_path.is_none() && !body.as_ref().is_some_and(Value::is_object)) {
             draft::patch(key, Value::Object(Map::new()), sub_path, body)?;
@@ -119,14 +119,14 @@ impl ChangePipeline {
         let has_update_time =
             sub_path.is_none() && body.as_ref().is_some_and(|body| body.get("update_time").is_some());
         let before = self.store.get(key).await?.ok_or(ChangeError::NotFound)?;
-        let mentions_lists = extension_fields::mentions_crls(sub_path, body.as_ref());
+        let mentions_crls = extension_fields::mentions_crls(sub_path, body.as_ref());
         let mut document = draft::patch(key, before.document.clone(), sub_path, body)?.document;
         let notes = extension_fields::settle_patched(
             key,
             &before.document,
             &mut document,
             sub_path.is_some(),
-            mentions_lists,
+            mentions_crls,
         );
         set_timestamps(&mut document, Timestamps::Patch { has_update_time }, now);
         let (document, notes) = self.check_and_seal(key, Some(&before), document, notes, now).await?;

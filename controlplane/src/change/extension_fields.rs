@@ -33,14 +33,14 @@ pub(super) fn settle_patched(
     before: &Value,
     document: &mut Map<String, Value>,
     at_place: bool,
-    mentions_lists: bool,
+    mentions_crls: bool,
 ) -> ChangeNotes {
     let mut notes = ChangeNotes::default();
     if at_place {
         notes.kept = extension::carry_over(key.kind, Some(before), document).kept;
     }
     notes.warnings = removal_warnings(&extension::settle(key.kind, before, document));
-    if !mentions_lists {
+    if !mentions_crls {
         drop_unsigned_crls(key.kind, document, &mut notes);
     }
     notes

@@ -3,7 +3,7 @@
 //!
 //! Our own writes were checked before they were stored; documents that another program wrote, or
 //! whose keys no longer decrypt, were not. Invariant: a valid document replaces the one before
-//! ([`model::adopt`](mod@model::adopt)); a finding is logged once, when it appears, and listed by
+//! (`model::stored_document`); a finding is logged once, when it appears, and listed by
 //! `lint` as long as it holds.
 
 use std::collections::{BTreeMap, HashSet};
@@ -22,16 +22,16 @@ pub struct Findings(Mutex<BTreeMap<Key, (u64, Vec<Finding>)>>);
 impl Findings {
     /// All findings, in the order of their keys.
     pub fn all(&self) -> Vec<Finding> {
-        self.lock().values().flat_map(|(_, found)| found).cloned().collect()
+        self.lock().values().flat_map(|(_, findings)| findings).cloned().collect()
     }
 
     /// Replaces the findings about a document; returns the new ones.
-    fn put(&self, key: &Key, modified: u64, found: Vec<Finding>) -> Vec<Finding> {
+    fn put(&self, key: &Key, mod_revision: u64, findings: Vec<Finding>) -> Vec<Finding> {
         let mut all = self.lock();
-        let (_, known) = all.remove(key).unwrap_or_default();
-        let new = found.iter().filter(|finding| !known.contains(finding)).cloned().collect();
-        if !found.is_empty() {
-            all.insert(key.clone(), (modified, found));
+        let (_, former) = all.remove(key).unwrap_or_default();
+        let new = findings.iter().filter(|finding| !former.contains(finding)).cloned().collect();
+        if !findings.is_empty() {
+            all.insert(key.clone(), (mod_revision, findings));
         }
         new
     }
@@ -39,7 +39,7 @@ impl Findings {
     /// Whether there are findings about another document under the same key: an invalid one, from
     /// before the store was set back.
     pub(super) fn are_outdated(&self, stored: &StoredDocument) -> bool {
-        self.lock().get(&stored.key).is_some_and(|(modified, _)| *modified != stored.mod_revision)
+        self.lock().get(&stored.key).is_some_and(|(mod_revision, _)| *mod_revision != stored.mod_revision)
     }
 
     pub(super) fn remove(&self, key: &Key) {
@@ -59,11 +59,11 @@ impl Findings {
 
 fn log(stored: &StoredDocument, finding: &Finding) {
     let (key, revision) = (&stored.key, stored.mod_revision);
-    let Finding { field, message: what, hint, .. } = finding;
+    let Finding { field, message, hint, .. } = finding;
     if finding.severity == Severity::Error {
-        tracing::error!(resource = %key, revision, field, problem = what, hint, "a stored document is not usable");
+        tracing::error!(resource = %key, revision, field, problem = message, hint, "a stored document is not usable");
     } else {
-        tracing::warn!(resource = %key, revision, field, problem = what, hint, "a stored document is served in part");
+        tracing::warn!(resource = %key, revision, field, problem = message, hint, "a stored document is served in part");
     }
 }
 
@@ -74,10 +74,10 @@ pub(super) fn compile_and_log(
     keyring: &pki::Keyring,
     findings: &Findings,
 ) -> Option<Versioned> {
-    let (versioned, found) = compile::compile_stored(stored, keyring, before);
-    findings.put(&stored.key, stored.mod_revision, found).iter().for_each(|finding| log(stored, finding));
-    if let (Some(before), Some(now)) = (before, &versioned) {
-        log_weakenings(&stored.key, stored.mod_revision, model::weakenings(before, &now.resource));
+    let (versioned, new) = compile::compile_stored(stored, keyring, before);
+    findings.put(&stored.key, stored.mod_revision, new).iter().for_each(|finding| log(stored, finding));
+    if let (Some(before), Some(after)) = (before, &versioned) {
+        log_weakenings(&stored.key, stored.mod_revision, model::weakenings(before, &after.resource));
     }
     versioned
 }

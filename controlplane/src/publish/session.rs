@@ -58,7 +58,7 @@ pub(super) struct PushState {
     pub files: Reloader<PushTls>,
     pub allowed_names: Vec<String>,
     pub denied: watch::Receiver<Arc<DenyList>>,
-    pub accepted: Arc<StoreAcceptance>,
+    pub acceptance: Arc<StoreAcceptance>,
     pub latest: watch::Receiver<Arc<Snapshot>>,
     pub refresh_handle: RefreshHandle,
     pub store_state: StoreStateWatcher,
@@ -175,7 +175,7 @@ impl NodeSession {
         );
         let mut base = DeltaBase::Reported { held, revision };
         let mut target = snapshot;
-        let mut accepted = self.state.accepted.subscribe();
+        let mut accepted = self.state.acceptance.subscribe();
         loop {
             self.send_delta(base.delta_to(&target)).await?;
             match tokio::time::timeout(ACK_TIMEOUT, self.read_response(target.revision(), &registration))
@@ -379,8 +379,9 @@ impl NodeSession {
         }
     }
 
-    /// The state to send to a node that held the last one: when an operator accepts the store,
-    /// of which the node is notified, or when the state changes. `None` when the node closed the stream.
+    /// The state to send to a node that held the last one: when an operator accepts the store, of
+    /// which the node is notified, or when the state changes. `None` when the node closed the
+    /// stream.
     async fn wait_while_held(
         &mut self,
         registration: &NodeRegistration,

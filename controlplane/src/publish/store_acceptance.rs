@@ -31,14 +31,14 @@ pub struct StoreAcceptance {
 impl StoreAcceptance {
     /// Reads the acceptance from the store every [`REFRESH_INTERVAL`] until shutdown.
     pub async fn start(store: Arc<dyn Store>, mut shutdown: watch::Receiver<bool>) -> Arc<Self> {
-        let accepted = Arc::new(Self { store, until: watch::Sender::new(0) });
-        accepted.refresh().await;
-        let following = Arc::clone(&accepted);
+        let acceptance = Arc::new(Self { store, until: watch::Sender::new(0) });
+        acceptance.refresh().await;
+        let refreshed = Arc::clone(&acceptance);
         tokio::spawn(async move {
             let refreshing = async {
                 loop {
                     tokio::time::sleep(REFRESH_INTERVAL).await;
-                    following.refresh().await;
+                    refreshed.refresh().await;
                 }
             };
             tokio::select! {
@@ -46,7 +46,7 @@ impl StoreAcceptance {
                 _ = shutdown.wait_for(|stop| *stop) => {}
             }
         });
-        accepted
+        acceptance
     }
 
     /// Accepts the store for [`DURATION`]. Returns the end of the acceptance in unix seconds.
@@ -83,7 +83,7 @@ impl StoreAcceptance {
             Err(error) => return tracing::debug!(%error, "whether the store is accepted cannot be read"),
         };
         let until = entry.and_then(|entry| entry.text.trim().parse().ok()).unwrap_or_default();
-        self.until.send_if_modified(|known| std::mem::replace(known, until) != until);
+        self.until.send_if_modified(|present| std::mem::replace(present, until) != until);
     }
 }
 
@@ -128,12 +128,12 @@ mod tests {
         let (_stop, shutdown) = watch::channel(false);
         let one = StoreAcceptance::start(Arc::clone(&store), shutdown.clone()).await;
         let other = StoreAcceptance::start(Arc::clone(&store), shutdown.clone()).await;
-        let mut there = other.subscribe();
-        assert!(there.accepted().now_or_never().is_none(), "the store is not accepted");
+        let mut watcher = other.subscribe();
+        assert!(watcher.accepted().now_or_never().is_none(), "the store is not accepted");
         let until = one.accept().await.unwrap();
         assert!(until > now() && until <= now() + DURATION.as_secs());
-        there.accepted().await;
-        assert!(there.accepted().now_or_never().is_none(), "a node is notified once");
+        watcher.accepted().await;
+        assert!(watcher.accepted().now_or_never().is_none(), "a node is notified once");
         one.accept().await.unwrap();
         let restarted = StoreAcceptance::start(Arc::clone(&store), shutdown.clone()).await;
         restarted.subscribe().accepted().await;

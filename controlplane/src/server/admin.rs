@@ -37,7 +37,7 @@ pub(super) async fn admin_api(
         access: admin_access(settings, shared.as_deref()).await?,
         fleet: publish.reports.clone(),
         denied: Arc::clone(&publish.denied),
-        acceptance: Arc::clone(&publish.accepted),
+        acceptance: Arc::clone(&publish.acceptance),
         current: CurrentSnapshot::new(publish.latest.clone(), Arc::clone(&publish.findings), listeners),
         keyring,
         headers: ResponseHeaders {

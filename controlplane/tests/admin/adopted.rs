@@ -57,6 +57,11 @@ async fn blocked_world() -> World {
     world
 }
 
+#[track_caller]
+fn assert_reason(explained: &Value, reason: &str, (member, value): (&str, Value)) {
+    assert_eq!((&explained["reason"], &explained[member]), (&json!(reason), &value), "{explained}");
+}
+
 #[tokio::test]
 async fn explain_and_lint_report_blocked_resources() {
     let world = blocked_world().await;
@@ -70,41 +75,19 @@ async fn explain_and_lint_report_blocked_resources() {
         ("/u", "blocked_upstream", "upstream u"),
     ] {
         let explained = outcome_of(uri, "open.test").await;
-        assert_eq!(
-            (&explained["reason"], &explained["status"]),
-            (&json!(reason), &json!(503)),
-            "{explained}"
-        );
-        assert!(
-            explained["message"].as_str().unwrap().starts_with(named) && explained["fix"].is_string(),
-            "{explained}"
-        );
+        assert_reason(&explained, reason, ("status", json!(503)));
+        let message = explained["message"].as_str().unwrap();
+        assert!(message.starts_with(named) && explained["fix"].is_string(), "{explained}");
     }
-    let explained = outcome_of("/", "shut.test").await;
-    assert_eq!(
-        (&explained["reason"], &explained["status"]),
-        (&json!("blocked_site"), &json!(503)),
-        "{explained}"
-    );
+    assert_reason(&outcome_of("/", "shut.test").await, "blocked_site", ("status", json!(503)));
     let explained = outcome(&world, json!({"sni": "shut.test"})).await;
-    assert_eq!(
-        (&explained["reason"], &explained["alert"]),
-        (&json!("blocked_site"), &json!("unrecognized_name")),
-        "{explained}"
-    );
-    assert!(
-        explained["message"].as_str().unwrap().contains("failed to decrypt previous encrypted key"),
-        "{explained}"
-    );
+    assert_reason(&explained, "blocked_site", ("alert", json!("unrecognized_name")));
+    let message = explained["message"].as_str().unwrap();
+    assert!(message.contains("failed to decrypt previous encrypted key"), "{explained}");
 
     stored(&world, Kind::GlobalRule, "g", json!({"plugins": {"prometheus": {}, "ip-restriction": {}}})).await;
     write_marker(&world).await;
-    let explained = outcome_of("/", "open.test").await;
-    assert_eq!(
-        (&explained["reason"], &explained["status"]),
-        (&json!("blocked_global_rule"), &json!(503)),
-        "{explained}"
-    );
+    assert_reason(&outcome_of("/", "open.test").await, "blocked_global_rule", ("status", json!(503)));
     let report = world.get("/lint").await.ok().json();
     let assert_finding = |severity: &str, resource: &str, field: &str| {
         let fits = |report: &&Value| {

@@ -64,7 +64,7 @@ async fn a_held_node_keeps_everything_until_the_store_is_accepted() {
     node.eventually("the next hold", one_left).await;
     assert_eq!(node.snapshot().len(Kind::Route), 2);
 
-    control.publish.accepted.accept().await.unwrap();
+    control.publish.acceptance.accept().await.unwrap();
     control.wait_acknowledged(revision).await;
     assert_eq!((node.snapshot().len(Kind::Route), node.snapshot().revision()), (1, revision));
     assert!(node.status.held_store().is_none() && node.status.is_current());
@@ -162,7 +162,7 @@ async fn an_acceptance_ends_a_hold_with_the_state() {
     let fleet = &control.publish.fleet;
     let held = eventually("the hold", fleet.changes(), || fleet.view().list[0].held.clone()).await;
     assert_eq!((held.store.as_str(), held.revision, held.routes.gone), ("else[2Jwhere", 5, 1));
-    control.publish.accepted.accept().await.unwrap();
+    control.publish.acceptance.accept().await.unwrap();
     assert!(matches!(node.receive().await, Some(to_node::Message::AcceptStore(_))));
     let again = node.chunk().await;
     assert_eq!((again.from, again.to, again.removals.len()), (0, revision, 1));
