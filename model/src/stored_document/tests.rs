@@ -96,8 +96,7 @@ fn kept(kind: Kind, document: &Value, field: &str) {
     let (resource, findings) = settled(kind, document, Some(&before));
     assert!(resource.is_none() && findings.len() == 1, "{findings:?}");
     assert!(
-        findings[0].starts_with(&format!("error {field}: "))
-            && findings[0].contains("keep its predecessor"),
+        findings[0].starts_with(&format!("error {field}: ")) && findings[0].contains("keep its predecessor"),
         "{findings:?}"
     );
     let (resource, findings) = settled(kind, document, None);
