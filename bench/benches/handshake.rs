@@ -202,7 +202,7 @@ struct Sides {
 
 impl Sides {
     fn lazy(algorithm: KeyAlgorithm) -> LazyCell<Self, impl FnOnce() -> Self> {
-        LazyCell::new(move || Self { credentials: Credentials::mint(algorithm), crowd: OnceCell::new() })
+        LazyCell::new(move || Self { credentials: Credentials::generate(algorithm), crowd: OnceCell::new() })
     }
 
     fn client_config(&self, case: &Case) -> Arc<ClientConfig> {
@@ -212,7 +212,7 @@ impl Sides {
             return config;
         }
         let crowd = self.crowd.get_or_init(|| {
-            println!("minting the clients of the cold cases");
+            println!("issuing the clients of the cold cases");
             Arc::new(self.credentials.crowd(CLIENTS))
         });
         let mut config = ClientConfig::clone(&config);

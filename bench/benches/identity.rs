@@ -13,8 +13,7 @@ use dataplane::testing::filters::headers::{ConnectionHeaders, ForwardedContext, 
 use dataplane::testing::filters::identity::IdentityHeaderCache;
 use dataplane::testing::filters::{headers, identity, rewrite, variables};
 use dataplane::testing::http::request;
-use dataplane::testing::proxy::connection::ConnectionInfo;
-use dataplane::testing::proxy::listener::ListenerProtocol;
+use dataplane::testing::io::connection_info::{ConnectionInfo, ListenerProtocol};
 use dataplane::testing::tls::client_verifier;
 use dataplane::testing::tls::params::NegotiatedParams;
 use http::HeaderMap;
@@ -25,7 +24,7 @@ use pki::ca::{Authority, AuthoritySpec, LeafSpec};
 use pki::{ClientAuth, ClientAuthInput, UnixTime};
 use serde_json::{Value, json};
 
-/// Within the validity of every minted certificate: 2026-01-01.
+/// Within the validity of every issued certificate: 2026-01-01.
 const NOW: UnixTime = UnixTime::since_unix_epoch(Duration::from_secs(1_767_225_600));
 
 fn main() {

@@ -40,7 +40,7 @@ fn main() {
         .measurement_time(Duration::from_secs(3))
         .sample_size(50)
         .configure_from_args();
-    let credentials = Credentials::mint();
+    let credentials = Credentials::generate();
     stages::stages(&mut criterion, &credentials);
     let lines = whole::whole(&mut criterion, &credentials);
     criterion.final_summary();
@@ -57,7 +57,7 @@ struct Credentials {
 }
 
 impl Credentials {
-    fn mint() -> Self {
+    fn generate() -> Self {
         let root = Authority::root(&AuthoritySpec::new("Bench Root")).expect("a root");
         let issuer = root.intermediate(&AuthoritySpec::new("Bench Intermediate")).expect("an intermediate");
         let issue = |spec: &LeafSpec| issuer.issue(spec).expect("a leaf");

@@ -71,7 +71,7 @@ fn main() -> ExitCode {
 }
 
 fn measure(rounds: usize, seconds: f64) {
-    let setting = Setting::mint();
+    let setting = Setting::generate();
     let mut figures: Vec<(Host, [Vec<f64>; MODES.len()])> =
         Host::ALL.into_iter().map(|host| (host, Default::default())).collect();
     for round in 1..=rounds {
@@ -110,7 +110,7 @@ struct Setting {
 }
 
 impl Setting {
-    fn mint() -> Self {
+    fn generate() -> Self {
         let root = Authority::root(&AuthoritySpec::new("Bench Root")).expect("a root");
         let issuer = root.intermediate(&AuthoritySpec::new("Bench Intermediate")).expect("an intermediate");
         let site = issuer.issue(&LeafSpec::server(HOST)).expect("a leaf");
@@ -174,10 +174,10 @@ impl Server {
         let mut child = resources::pinned(CORES.0, || command.spawn())
             .and_then(|spawned| spawned)
             .map_err(|error| error.to_string())?;
-        let said = child.stdin.as_mut().map(|input| writeln!(input, "{ssl}"));
+        let sent = child.stdin.as_mut().map(|input| writeln!(input, "{ssl}"));
         let mut line = String::new();
         let heard = child.stdout.as_mut().map(|output| BufReader::new(output).read_line(&mut line));
-        match (said, heard, line.trim().parse()) {
+        match (sent, heard, line.trim().parse()) {
             (Some(Ok(())), Some(Ok(_)), Ok(port)) => Ok(Self { child, port }),
             _ => {
                 let _already_gone = child.kill();

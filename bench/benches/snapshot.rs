@@ -116,10 +116,10 @@ fn sites(criterion: &mut Criterion, snapshot: &Snapshot, size: u32) {
             bencher.iter(|| next.next().and_then(|name| snapshot.site(black_box(name))).is_some());
         });
     }
-    let stranger = HostName::from_sni("www.somewhere-else.test").expect("a name");
-    assert!(snapshot.site(&stranger).is_none());
+    let unknown = HostName::from_sni("www.somewhere-else.test").expect("a name");
+    assert!(snapshot.site(&unknown).is_none());
     group.bench_function(BenchmarkId::new("unknown", size), |bencher| {
-        bencher.iter(|| snapshot.site(black_box(&stranger)).is_none());
+        bencher.iter(|| snapshot.site(black_box(&unknown)).is_none());
     });
 }
 
@@ -144,10 +144,10 @@ fn routes(criterion: &mut Criterion, snapshot: &Snapshot, size: u32) {
             bencher.iter(|| ask().is_some());
         });
     }
-    let stranger = HostName::from_sni("www.somewhere-else.test").expect("a name");
-    assert!(snapshot.find_route(&query(&stranger)).is_none());
+    let unknown = HostName::from_sni("www.somewhere-else.test").expect("a name");
+    assert!(snapshot.find_route(&query(&unknown)).is_none());
     group.bench_function(BenchmarkId::new("unknown", size), |bencher| {
-        bencher.iter(|| snapshot.find_route(black_box(&query(&stranger))).is_none());
+        bencher.iter(|| snapshot.find_route(black_box(&query(&unknown))).is_none());
     });
 }
 

@@ -16,7 +16,7 @@ use criterion::{Criterion, Throughput};
 use pki::ca::{Authority, AuthoritySpec, CrlSpec, IssuedCertificate, KeyAlgorithm, LeafSpec};
 use pki::{CertificateDer, ClientAuth, ClientAuthInput, UnixTime, VerifiedCache, verify_client};
 
-/// Within the validity of every minted certificate: 2026-01-01.
+/// Within the validity of every issued certificate: 2026-01-01.
 const NOW: UnixTime = UnixTime::since_unix_epoch(Duration::from_secs(1_767_225_600));
 const NOW_PLUS_A_WEEK: Duration = Duration::from_secs(1_767_225_600 + 7 * 86_400);
 /// Chains that the cache of a core holds.
@@ -67,7 +67,7 @@ struct Chain {
 }
 
 impl Chain {
-    fn mint(length: usize, algorithm: KeyAlgorithm) -> Self {
+    fn generate(length: usize, algorithm: KeyAlgorithm) -> Self {
         let root = Authority::root(&AuthoritySpec::new("Bench Root").algorithm(algorithm)).expect("a root");
         let mut issuer: Option<Authority> = None;
         for level in 1..length {
@@ -75,8 +75,8 @@ impl Chain {
             issuer = Some(issuer.as_ref().unwrap_or(&root).intermediate(&spec).expect("an intermediate"));
         }
         let spec = LeafSpec::client("bench client").uri("spiffe://bench.test/client").algorithm(algorithm);
-        let minted = issuer.as_ref().unwrap_or(&root).issue(&spec).expect("a leaf");
-        let (leaf, sent) = split(&minted);
+        let issued = issuer.as_ref().unwrap_or(&root).issue(&spec).expect("a leaf");
+        let (leaf, sent) = split(&issued);
         Self { root, issuer, leaf, sent }
     }
 
@@ -95,8 +95,8 @@ impl Chain {
     }
 }
 
-fn split(minted: &IssuedCertificate) -> (CertificateDer<'static>, Vec<CertificateDer<'static>>) {
-    let mut all = minted.chain.iter().map(|certificate| CertificateDer::from(certificate.der().to_vec()));
+fn split(issued: &IssuedCertificate) -> (CertificateDer<'static>, Vec<CertificateDer<'static>>) {
+    let mut all = issued.chain.iter().map(|certificate| CertificateDer::from(certificate.der().to_vec()));
     (all.next().expect("a leaf"), all.collect())
 }
 
@@ -121,7 +121,7 @@ fn accepted(criterion: &mut Criterion) {
         let mut group = criterion.benchmark_group(format!("verify/{name}"));
         group.throughput(Throughput::Elements(1));
         for length in 1..=4 {
-            let chain = Chain::mint(length, algorithm);
+            let chain = Chain::generate(length, algorithm);
             let policy = chain.policy(Vec::new());
             verify_client(&policy, &chain.leaf, &chain.sent, NOW).expect("ours accepts it");
             group.bench_function(format!("chain-{length}/pki"), |bencher| {
@@ -143,7 +143,7 @@ fn cache(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("verify/cache");
     group.throughput(Throughput::Elements(1));
     for (name, algorithm) in [("p256", KeyAlgorithm::P256), ("rsa2048", KeyAlgorithm::Rsa2048)] {
-        let chain = Chain::mint(2, algorithm);
+        let chain = Chain::generate(2, algorithm);
         let policy = chain.policy(Vec::new());
         let cache = VerifiedCache::new(CACHE);
         cache.verify(&policy, &chain.leaf, &chain.sent, NOW).expect("ours accepts it");
@@ -172,7 +172,7 @@ fn refused(criterion: &mut Criterion) -> Vec<String> {
     {
         let mut group = criterion.benchmark_group(format!("verify/refused/{name}"));
         group.throughput(Throughput::Elements(1));
-        let chain = Chain::mint(2, algorithm);
+        let chain = Chain::generate(2, algorithm);
         // The policy has a list, which the revoked client needs; the acceptance pays for it, too.
         let issuer = chain.issuer.as_ref().expect("an intermediate");
         let revoked = issuer.issue(&LeafSpec::client("revoked client").algorithm(algorithm)).expect("a leaf");
@@ -183,23 +183,23 @@ fn refused(criterion: &mut Criterion) -> Vec<String> {
             let verdict = || verify_client(&policy, black_box(&chain.leaf), &chain.sent, NOW);
             beside::timed(|| verdict().expect("ours accepts it"))
         };
-        for (refusal, leaf, sent) in refusals(&chain, &revoked, algorithm) {
+        for (rejection, leaf, sent) in rejections(&chain, &revoked, algorithm) {
             verify_client(&policy, &leaf, &sent, NOW).expect_err("ours refuses it");
             let judge = || beside::timed(|| verify_client(&policy, black_box(&leaf), &sent, NOW).is_err());
-            let measured = beside::bench(&mut group, refusal, Some(&accepted), &judge);
-            lines.extend(measured.map(|measured| line(&format!("refused {name}/{refusal}"), &measured)));
+            let measured = beside::bench(&mut group, rejection, Some(&accepted), &judge);
+            lines.extend(measured.map(|measured| line(&format!("refused {name}/{rejection}"), &measured)));
         }
     }
     lines
 }
 
 /// The fault, and the chain that has it.
-type Refusal = (&'static str, CertificateDer<'static>, Vec<CertificateDer<'static>>);
+type Rejection = (&'static str, CertificateDer<'static>, Vec<CertificateDer<'static>>);
 
 /// One chain for each rule that a chain of ordinary length can break.
-fn refusals(chain: &Chain, revoked: &IssuedCertificate, algorithm: KeyAlgorithm) -> Vec<Refusal> {
+fn rejections(chain: &Chain, revoked: &IssuedCertificate, algorithm: KeyAlgorithm) -> Vec<Rejection> {
     let issuer = chain.issuer.as_ref().expect("an intermediate");
-    let stranger = Chain::mint(2, algorithm);
+    let untrusted = Chain::generate(2, algorithm);
     let deeper =
         issuer.intermediate(&AuthoritySpec::new("Bench Too Deep").algorithm(algorithm)).expect("a CA");
     let forged = |certificate: &CertificateDer<'_>| {
@@ -218,7 +218,7 @@ fn refusals(chain: &Chain, revoked: &IssuedCertificate, algorithm: KeyAlgorithm)
     let (revoked, _) = split(revoked);
     let forged_above = chain.sent.iter().map(forged).collect();
     vec![
-        ("unknown-issuer", stranger.leaf.clone(), stranger.sent.clone()),
+        ("unknown-issuer", untrusted.leaf.clone(), untrusted.sent.clone()),
         ("missing-intermediate", chain.leaf.clone(), Vec::new()),
         ("forged-leaf", forged(&chain.leaf), chain.sent.clone()),
         ("forged-intermediate", chain.leaf.clone(), forged_above),
@@ -232,7 +232,7 @@ fn refusals(chain: &Chain, revoked: &IssuedCertificate, algorithm: KeyAlgorithm)
 fn revocation(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("verify/crl");
     group.throughput(Throughput::Elements(1));
-    let chain = Chain::mint(2, KeyAlgorithm::P256);
+    let chain = Chain::generate(2, KeyAlgorithm::P256);
     for entries in [0u32, 10, 10_000] {
         let lists = if entries == 0 { Vec::new() } else { vec![revoked(&chain, entries)] };
         let policy = chain.policy(lists);

@@ -39,7 +39,7 @@ pub struct Credentials {
 
 impl Credentials {
     /// Mints them, all keys of one kind.
-    pub fn mint(algorithm: KeyAlgorithm) -> Self {
+    pub fn generate(algorithm: KeyAlgorithm) -> Self {
         let authority = |name: &str| AuthoritySpec::new(name).algorithm(algorithm);
         let server_root = Authority::root(&authority("Server Root")).expect("a root");
         let server_issuer =
@@ -88,7 +88,7 @@ impl Credentials {
 
     /// So many clients of one authority.
     pub fn crowd(&self, members: usize) -> Crowd {
-        Crowd::mint(&self.client_issuer, members)
+        Crowd::generate(&self.client_issuer, members)
     }
 }
 
@@ -102,12 +102,12 @@ pub struct Crowd {
 
 impl Crowd {
     /// Minting thousands takes some seconds.
-    pub fn mint(issuer: &Authority, members: usize) -> Self {
+    pub fn generate(issuer: &Authority, members: usize) -> Self {
         let one = |index| {
-            let minted = issuer.issue(&LeafSpec::client(format!("client {index}"))).expect("a leaf");
-            let key = minted.key().expect("its key").der().clone_key();
+            let issued = issuer.issue(&LeafSpec::client(format!("client {index}"))).expect("a leaf");
+            let key = issued.key().expect("its key").der().clone_key();
             let key = aws_lc_rs::sign::any_supported_type(&key).expect("a signing key");
-            let chain = minted.chain.iter().map(|certificate| certificate.der().clone()).collect();
+            let chain = issued.chain.iter().map(|certificate| certificate.der().clone()).collect();
             Arc::new(CertifiedKey::new(chain, key))
         };
         Self { members: (0..members).map(one).collect(), next: AtomicUsize::new(0) }

@@ -74,12 +74,12 @@ fn of(wanted: impl Fn(&Shape) -> bool) -> Vec<Measured> {
 fn shapes() -> Vec<Shape> {
     let root = Authority::root(&AuthoritySpec::new("Bench Root")).expect("a root");
     let issuer = root.intermediate(&AuthoritySpec::new("Bench Intermediate")).expect("an intermediate");
-    let minted = issuer.issue(&LeafSpec::server("bench.test")).expect("a leaf");
+    let issued = issuer.issue(&LeafSpec::server("bench.test")).expect("a leaf");
     let clients = Authority::root(&AuthoritySpec::new("Bench Client Root")).expect("a root");
-    let key = minted.key().expect("a key").der().secret_der().len();
-    let own = minted.chain.iter().map(|certificate| certificate.der().len()).sum::<usize>() + key;
+    let key = issued.key().expect("a key").der().secret_der().len();
+    let own = issued.chain.iter().map(|certificate| certificate.der().len()).sum::<usize>() + key;
     let anchor = clients.certificate().der().len();
-    let one_sided = json!({"cert": minted.chain_pem, "key": minted.key_pem.as_str()});
+    let one_sided = json!({"cert": issued.chain_pem, "key": issued.key_pem.as_str()});
     let mut mutual = one_sided.clone();
     if let Some(fields) = mutual.as_object_mut() {
         fields.insert("client".into(), json!({"ca": clients.certificate_pem(), "depth": 1}));

@@ -17,10 +17,10 @@ pub struct Samples {
 impl Samples {
     pub fn new(algorithm: KeyAlgorithm) -> Self {
         let authority = Authority::root(&AuthoritySpec::new("Bench Root")).expect("a root");
-        let minted = authority.issue(&LeafSpec::server("bench.test").algorithm(algorithm)).expect("a leaf");
+        let issued = authority.issue(&LeafSpec::server("bench.test").algorithm(algorithm)).expect("a leaf");
         let id = Id::parse("sample").expect("an id");
         let keyring = pki::Keyring::empty();
-        let ssl = json!({"cert": minted.chain_pem, "key": minted.key_pem.as_str(), "snis": ["bench.test"]});
+        let ssl = json!({"cert": issued.chain_pem, "key": issued.key_pem.as_str(), "snis": ["bench.test"]});
         let Ok(Resource::Ssl(ssl)) = model::compile(Kind::Ssl, &id, &ssl, &keyring) else {
             unreachable!("the sample ssl is good")
         };

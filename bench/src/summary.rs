@@ -92,7 +92,7 @@ fn measure(options: &Options) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The goals of the comparison that can be judged quickly, and one that cannot.
+/// The goals of the comparison that can be checked quickly, and one that cannot.
 fn served(brief: &Brief) -> Vec<Line> {
     let measures = [Measure::New, Measure::Resumed, Measure::Kept, Measure::KeptMtls, Measure::Idle];
     let goals =

@@ -35,13 +35,13 @@ async fn main() {
     println!("control plane loaded after {:?}", started.elapsed());
     let started = std::time::Instant::now();
     let node = world.node(control.address());
-    control.reached(revision).await;
+    control.wait_acknowledged(revision).await;
     println!("10,000 ssls live {:?} after the node's start", started.elapsed());
     let changed = ssl(&sites, "s5.test");
     let started = std::time::Instant::now();
     let revision = world.put(Kind::Ssl, "5", changed).await;
     let committed = started.elapsed();
-    control.reached(revision).await;
+    control.wait_acknowledged(revision).await;
     println!(
         "one change live {:?} after it was sent, {:?} after it was committed",
         started.elapsed(),

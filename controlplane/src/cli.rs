@@ -3,6 +3,7 @@
 //! Exit codes: 0 success, 1 failure (with a message on stderr), 2 an invalid command line. A reader
 //! of standard output that leaves early (`| head`) changes neither the work nor the exit code.
 
+mod backup;
 pub(crate) mod check_report;
 pub(crate) mod copy;
 pub(crate) mod doctor;
@@ -18,7 +19,7 @@ use process::signals;
 use rustls_pki_types::UnixTime;
 use telemetry::stdout::CommandOutput;
 
-use crate::backup::{self, BackupArgs, RestoreArgs};
+use crate::cli::backup::{BackupArgs, RestoreArgs};
 use crate::cli::check_report::{CheckReport, CheckResult, CheckStatus};
 use crate::cli::copy::CopyArgs;
 use crate::cli::doctor::DoctorArgs;
@@ -87,11 +88,11 @@ pub fn main() -> ! {
         Command::Pki(args) => exit_code(pki_cli::run(&cli.config, &args, UnixTime::now(), &mut out)),
         Command::Restore(args) => restore(&cli.config, &args, &mut out),
     };
-    let printed = out.finish().map_err(|error| format!("cannot write to standard output: {error}"));
-    telemetry::exit(code.max(exit_code(printed)))
+    let output_result = out.finish().map_err(|error| format!("cannot write to standard output: {error}"));
+    telemetry::exit(code.max(exit_code(output_result)))
 }
 
-fn run_server(config: &Path, start_as: server::StartOptions) -> u8 {
+fn run_server(config: &Path, options: server::StartOptions) -> u8 {
     let signals = match signals::install_handlers() {
         Ok(signals) => signals,
         Err(error) => return print_error(&error),
@@ -101,7 +102,7 @@ fn run_server(config: &Path, start_as: server::StartOptions) -> u8 {
         Err(error) => return print_error(&error),
     };
     match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
-        Ok(runtime) => exit_code(runtime.block_on(server::run(settings, start_as, &signals))),
+        Ok(runtime) => exit_code(runtime.block_on(server::run(settings, options, &signals))),
         Err(error) => print_error(&error),
     }
 }
@@ -129,8 +130,8 @@ fn check(config: &Path, out: &mut CommandOutput) -> u8 {
         Ok(runtime) => runtime,
         Err(error) => return print_error(&error),
     };
-    let examined = runtime.block_on(preflight::run(&settings));
-    match print_report(config, &settings.warnings, &examined, out) {
+    let report = runtime.block_on(preflight::run(&settings));
+    match print_report(config, &settings.warnings, &report, out) {
         Ok(true) => EXIT_SUCCESS,
         Ok(false) => EXIT_FAILURE,
         Err(error) => print_error(&error),
@@ -141,19 +142,19 @@ fn check(config: &Path, out: &mut CommandOutput) -> u8 {
 fn print_report(
     config: &Path,
     warnings: &[String],
-    examined: &CheckReport,
+    report: &CheckReport,
     out: &mut dyn Write,
 ) -> std::io::Result<bool> {
     for warning in
-        warnings.iter().cloned().chain(examined.with_status(CheckStatus::Warn).map(CheckResult::to_line))
+        warnings.iter().cloned().chain(report.with_status(CheckStatus::Warn).map(CheckResult::to_line))
     {
         writeln!(out, "warning: {warning}")?;
     }
-    let problems: Vec<_> = examined.with_status(CheckStatus::Fail).map(CheckResult::to_line).collect();
-    for problem in &problems {
-        writeln!(out, "problem: {problem}")?;
+    let failures: Vec<_> = report.with_status(CheckStatus::Fail).map(CheckResult::to_line).collect();
+    for failure in &failures {
+        writeln!(out, "problem: {failure}")?;
     }
-    let (file, count) = (config.display(), problems.len());
+    let (file, count) = (config.display(), failures.len());
     match count {
         0 => writeln!(out, "{file} is fine: the control plane can start")?,
         _ => writeln!(out, "{file} has {count} problem(s): the control plane would not start")?,

@@ -65,8 +65,8 @@ fn compile_stored_with(
     environment: &dyn Fn(&str) -> Option<String>,
 ) -> (Option<Versioned>, Vec<Finding>) {
     let StoredDocument { key, document, .. } = stored;
-    let (settled, dropped) = without_unsigned_crls(stored, environment);
-    let document = settled.as_ref().unwrap_or(document);
+    let (reduced, dropped) = without_unsigned_crls(stored, environment);
+    let document = reduced.as_ref().unwrap_or(document);
     let resolved = resolve_references(key.kind, document, environment);
     let drawn = || resolved.iter().flat_map(ResolvedDocument::resolved_refs);
     log_env_refs(drawn());
@@ -186,10 +186,10 @@ mod tests {
     }
 
     /// The compiled resource; the findings when it is blocked or invalid.
-    fn compiled(document: &Value, minted: &IssuedCertificate) -> Result<Versioned, Vec<Finding>> {
+    fn compiled(document: &Value, pair: &IssuedCertificate) -> Result<Versioned, Vec<Finding>> {
         let environment = |name: &str| match name {
-            "CERT" => Some(minted.certificate_pem.clone()),
-            "KEY" => Some(minted.key_pem.to_string()),
+            "CERT" => Some(pair.certificate_pem.clone()),
+            "KEY" => Some(pair.key_pem.to_string()),
             "AGAIN" => Some("$env://CERT".to_owned()),
             _ => None,
         };

@@ -6,14 +6,12 @@
 
 use std::fmt;
 
-use conf::{ConfigProvider, Settings};
 use model::{Key, Kind, Loss};
 use pki::Keyring;
 
 use crate::change::private_keys::private_key_texts;
-use crate::cli::check_report::CheckReport;
-use crate::store::{DocumentList, EmbeddedStore, EtcdStore, Store, StoreError, StoredDocument};
-use crate::{compile, server};
+use crate::compile;
+use crate::store::StoredDocument;
 
 /// The keyring does not open more than half of the sealed keys, or the keys of more than half of
 /// the sites.
@@ -63,12 +61,12 @@ impl<T> UsableCount<T> {
         self.total += 1;
         match usable {
             Ok(()) => self.usable += 1,
-            Err(why) if self.first.is_none() => self.first = Some((key.clone(), why)),
+            Err(cause) if self.first.is_none() => self.first = Some((key.clone(), cause)),
             Err(_) => {}
         }
     }
 
-    fn broken(&self) -> usize {
+    fn unusable(&self) -> usize {
         self.total - self.usable
     }
 }
@@ -76,26 +74,26 @@ impl<T> UsableCount<T> {
 impl Inventory {
     /// Counts the documents. Decrypts every sealed key, so do not call it on a runtime thread.
     pub(crate) fn count(items: &[StoredDocument], keyring: &Keyring) -> Self {
-        let mut counted = Self::default();
+        let mut inventory = Self::default();
         for item in items {
             let kind = Kind::ALL.iter().position(|kind| *kind == item.key.kind);
-            if let Some(count) = kind.and_then(|at| counted.kinds.get_mut(at)) {
+            if let Some(count) = kind.and_then(|at| inventory.kinds.get_mut(at)) {
                 *count += 1;
             }
-            let broken_before = counted.sealed.broken();
+            let unusable_before = inventory.sealed.unusable();
             for text in private_key_texts(item.key.kind, &item.document).filter(|text| is_sealed(text)) {
                 let opens = keyring.open(text).is_ok_and(|opened| opened.starts_with(PEM_PREFIX));
-                counted.sealed.add(&item.key, if opens { Ok(()) } else { Err(()) });
+                inventory.sealed.add(&item.key, if opens { Ok(()) } else { Err(()) });
             }
             if is_site(item) {
-                counted.sites.total += 1;
-                counted.sites.lost += usize::from(counted.sealed.broken() > broken_before);
+                inventory.sites.total += 1;
+                inventory.sites.lost += usize::from(inventory.sealed.unusable() > unusable_before);
             }
             if let Some(resolved) = compile::check_references(item) {
-                counted.references.add(&item.key, resolved);
+                inventory.references.add(&item.key, resolved);
             }
         }
-        counted
+        inventory
     }
 
     /// Checks the keyring.
@@ -104,7 +102,7 @@ impl Inventory {
     /// When more than half of the sealed keys, or the keys of more than half of the sites, do not
     /// open.
     pub(crate) fn check_keyring(&self) -> Result<(), KeyringMismatch> {
-        let keys = Loss { lost: self.sealed.broken(), total: self.sealed.total };
+        let keys = Loss { lost: self.sealed.unusable(), total: self.sealed.total };
         match &self.sealed.first {
             Some((resource, ())) if keys.is_majority() || self.sites.is_majority() => {
                 Err(KeyringMismatch { keys, sites: self.sites, resource: resource.clone() })
@@ -120,7 +118,7 @@ impl Inventory {
             warnings.push(format!(
                 "apisix.data_encryption.keyring: {} of {} private keys in the store cannot be opened with it ({resource} is the first); \
                  these sites and upstreams are refused by the data planes until the entry that sealed them is back",
-                self.sealed.broken(),
+                self.sealed.unusable(),
                 self.sealed.total,
             ));
         }
@@ -128,7 +126,7 @@ impl Inventory {
             warnings.push(format!(
                 "{} of {} documents with references to the environment cannot be resolved ({resource} is the first: {problem}); they are \
                  refused by the data planes until the control plane is started with these variables",
-                self.references.broken(),
+                self.references.unusable(),
                 self.references.total,
             ));
         }
@@ -142,9 +140,9 @@ impl Inventory {
 
 impl fmt::Display for Inventory {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let counted = Kind::ALL.iter().zip(self.kinds).filter(|(_, count)| *count > 0);
-        let counted: Vec<_> = counted.map(|(kind, count)| format!("{count} {}", kind.plural())).collect();
-        if counted.is_empty() { f.write_str("no documents") } else { f.write_str(&counted.join(", ")) }
+        let counts = Kind::ALL.iter().zip(self.kinds).filter(|(_, count)| *count > 0);
+        let counts: Vec<_> = counts.map(|(kind, count)| format!("{count} {}", kind.plural())).collect();
+        if counts.is_empty() { f.write_str("no documents") } else { f.write_str(&counts.join(", ")) }
     }
 }
 
@@ -163,96 +161,12 @@ const PEM_PREFIX: &str = "---";
 /// not concern the keyring.
 fn is_sealed(text: &str) -> bool {
     use base64::Engine as _;
-    let sealed = base64::engine::general_purpose::STANDARD.decode(text);
-    sealed.is_ok_and(|bytes| bytes.len() >= 2 * CIPHER_BLOCK && bytes.len() % CIPHER_BLOCK == 0)
+    let bytes = base64::engine::general_purpose::STANDARD.decode(text);
+    bytes.is_ok_and(|bytes| bytes.len() >= 2 * CIPHER_BLOCK && bytes.len() % CIPHER_BLOCK == 0)
 }
 
-/// Bytes.
+/// Bytes of a block of AES.
 const CIPHER_BLOCK: usize = 16;
-
-/// Counts the documents of the configured store and reports them. `running`: a control plane with
-/// this configuration's certificate listens.
-pub(crate) async fn check(settings: &Settings, running: bool, found: &mut CheckReport) {
-    let Ok(keyring) = server::keyring(settings) else { return };
-    let (what, read) = match settings.deployment.provider {
-        ConfigProvider::Embedded => ("countersign.store.path", load_embedded(settings, running, found).await),
-        ConfigProvider::Etcd => ("deployment.etcd.prefix", load_etcd(settings, found).await),
-    };
-    let Some((identity, loaded)) = read else { return };
-    let counting = tokio::task::spawn_blocking(move || Inventory::count(&loaded.items, &keyring));
-    let Ok(contents) = counting.await else { return };
-    let held = format!("the store holds {contents} (identity {identity})");
-    if contents.is_empty() {
-        let mend = "right for a new installation; else it is not the store you mean: data planes that serve something hold it";
-        found.warn(what, format!("the store is empty (identity {identity})"), mend);
-    } else {
-        found.ok(what, held);
-    }
-    if let Err(error) = contents.check_keyring() {
-        found.fail("stored documents", error, "");
-    }
-    for warning in contents.warnings() {
-        found.warn("stored documents", warning, "");
-    }
-}
-
-async fn load_embedded(
-    settings: &Settings,
-    running: bool,
-    found: &mut CheckReport,
-) -> Option<(String, DocumentList)> {
-    const WHAT: &str = "countersign.store.path";
-    let path = settings.countersign.store.path.clone();
-    let shown = path.display().to_string();
-    let probed = tokio::task::spawn_blocking(move || EmbeddedStore::load_file(&path)).await.ok()?;
-    match probed {
-        Ok(Some(read)) => {
-            found.ok(WHAT, format!("{shown} can be used"));
-            Some(read)
-        }
-        Ok(None) => {
-            let mend = "right for a new installation; else look for the file, or put a backup in its place: data planes that serve \
-                        something hold an empty store";
-            found.warn(WHAT, format!("there is no file {shown}: the start makes an empty store"), mend);
-            None
-        }
-        Err(StoreError::Locked { .. }) if running => {
-            found.ok(WHAT, format!("{shown} is in use by the control plane that runs"));
-            found.unknown(
-                WHAT,
-                "its documents are not counted: ask the control plane, `GET /apisix/admin/ssls`",
-            );
-            None
-        }
-        Err(error) => {
-            found.fail(WHAT, error, "");
-            None
-        }
-    }
-}
-
-async fn load_etcd(settings: &Settings, found: &mut CheckReport) -> Option<(String, DocumentList)> {
-    let reading = async {
-        let store = EtcdStore::open(settings).await?;
-        Ok::<_, StoreError>((store.identity().to_owned(), store.load().await?))
-    };
-    let patience = settings.deployment.etcd.timeout;
-    let read = match tokio::time::timeout(patience, reading).await {
-        Ok(read) => read,
-        Err(_) => Err(StoreError::Unavailable { what: format!("no answer within {patience:?}") }),
-    };
-    match read {
-        Ok(read) => Some(read),
-        Err(error) => {
-            found.warn(
-                "deployment.etcd.prefix",
-                format!("the documents cannot be counted: {error}"),
-                "the control plane does not start until etcd answers; `controlplane doctor` says which step fails",
-            );
-            None
-        }
-    }
-}
 
 #[cfg(test)]
 mod tests {
@@ -286,9 +200,11 @@ mod tests {
     #[test]
     fn documents_are_counted_by_kind() {
         let route = stored(Kind::Route, "1", json!({"uri": "/*"}));
-        let contents = Inventory::count(&[ssl("1", KEY), ssl("2", KEY), route], &Keyring::empty());
-        assert_eq!(contents.to_string(), "2 ssls, 1 routes");
-        assert!(contents.check_keyring().is_ok() && contents.warnings().is_empty() && !contents.is_empty());
+        let inventory = Inventory::count(&[ssl("1", KEY), ssl("2", KEY), route], &Keyring::empty());
+        assert_eq!(inventory.to_string(), "2 ssls, 1 routes");
+        assert!(
+            inventory.check_keyring().is_ok() && inventory.warnings().is_empty() && !inventory.is_empty()
+        );
         assert!(Inventory::count(&[], &Keyring::empty()).is_empty());
     }
 
@@ -308,9 +224,9 @@ mod tests {
             assert!(text.contains("2 of 2 private keys") && text.contains("ssls/own"), "{text}");
         }
         let mixed = [ssl("own", &own.seal(KEY)), ssl("other", &other.seal(KEY))];
-        let contents = Inventory::count(&mixed, &own);
-        assert!(contents.check_keyring().is_ok());
-        assert!(contents.warnings()[0].contains("1 of 2") && contents.warnings()[0].contains("ssls/other"));
+        let inventory = Inventory::count(&mixed, &own);
+        assert!(inventory.check_keyring().is_ok());
+        assert!(inventory.warnings()[0].contains("1 of 2") && inventory.warnings()[0].contains("ssls/other"));
     }
 
     #[test]
@@ -332,13 +248,14 @@ mod tests {
         let text = Inventory::count(&items, &kept).check_keyring().unwrap_err().to_string();
         assert!(text.contains("3 of 8 private keys") && text.contains("3 of 4 sites"), "{text}");
         // A disabled site and a client identity do not count as sites.
-        let off = |id: &str, name: &str, value: Value| {
+        let disabled = |id: &str, name: &str, value: Value| {
             let mut item = ssl(id, &lost.seal(KEY));
             item.document[name] = value;
             item
         };
-        let (off, identity) = (off("off", "status", json!(0)), off("identity", "type", json!("client")));
-        let mut half = vec![a, ssl("kept", &kept.seal(KEY)), ssl("clear", KEY), off, identity];
+        let (disabled, identity) =
+            (disabled("off", "status", json!(0)), disabled("identity", "type", json!("client")));
+        let mut half = vec![a, ssl("kept", &kept.seal(KEY)), ssl("clear", KEY), disabled, identity];
         half.extend(["1", "2", "3"].map(upstream));
         assert!(Inventory::count(&half, &kept).check_keyring().is_ok());
     }
@@ -347,8 +264,8 @@ mod tests {
     fn texts_that_are_not_sealed_keys_are_not_counted() {
         let items = ["", "no key at all", "$env://KEY/member", "QUJD"].map(|text| ssl("1", text));
         for item in items {
-            let contents = Inventory::count(std::slice::from_ref(&item), &ring("0123456789abcdef"));
-            assert_eq!(contents.sealed.total, 0, "{}", item.document);
+            let inventory = Inventory::count(std::slice::from_ref(&item), &ring("0123456789abcdef"));
+            assert_eq!(inventory.sealed.total, 0, "{}", item.document);
         }
     }
 

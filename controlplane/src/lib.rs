@@ -25,8 +25,6 @@ mod lint;
 
 mod admin;
 
-mod backup;
-
 mod server;
 
 mod cli;

@@ -31,13 +31,12 @@ use tokio::task::JoinHandle;
 use crate::admin::AdminServer;
 use crate::admin::key_file::AdminKeyError;
 use crate::admin::tls::{ReloadingTls, TlsError};
-use crate::backup;
 use crate::current_snapshot::ListenerSettings;
 use crate::listener_errors::ListenError;
 use crate::publish::{self, PublishConfig, PublishError};
 use crate::store::etcd::dial::ClientTls;
 use crate::store::etcd::probe;
-use crate::store::{EmbeddedStore, EtcdStore, Store, StoreError};
+use crate::store::{EmbeddedStore, EtcdStore, Store, StoreError, backup_socket};
 
 /// The longest shutdown, whatever `worker_shutdown_timeout` says: Admin API requests are short.
 const STOP_MAX: Duration = Duration::from_secs(10);
@@ -257,19 +256,8 @@ async fn open_store(
                 Ok::<_, StartupError>(opened.map_err(io::Error::other)??)
             };
             let store = Arc::new(in_use_retry.run(StartupError::is_in_use, open).await?);
-            backup::socket::serve(&store, &path);
+            backup_socket::serve(&store, &path);
             Ok(store)
         }
     }
-}
-
-/// The Admin API's TLS, for the command line.
-pub(crate) fn admin_tls(settings: &Settings) -> Result<Option<ReloadingTls>, TlsError> {
-    ReloadingTls::from_settings(settings)
-}
-
-/// The text of a [`ListenError`], for the command line.
-pub(crate) fn describe_listen_error(key: &'static str, address: SocketAddr, error: &io::Error) -> String {
-    let error = io::Error::new(error.kind(), error.to_string());
-    ListenError::new(key, address, error).to_string()
 }

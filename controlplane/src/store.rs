@@ -9,6 +9,7 @@
 //! control planes, an APISIX or a person may write, too. Each store passes the tests in
 //! `conformance`.
 
+pub(crate) mod backup_socket;
 pub(crate) mod embedded;
 pub(crate) mod etcd;
 
@@ -337,7 +338,7 @@ pub trait Store: Send + Sync + 'static {
     ///
     /// # Errors
     /// When the store cannot be read.
-    fn internal_entry(&self, what: InternalKey) -> BoxFuture<'_, Result<Option<InternalEntry>, StoreError>>;
+    fn internal_entry(&self, key: InternalKey) -> BoxFuture<'_, Result<Option<InternalEntry>, StoreError>>;
 
     /// Compares and swaps an internal entry: replaces it if it has the version `expect` (0: absent)
     /// and returns its new version. Durable like a commit.
@@ -346,7 +347,7 @@ pub trait Store: Send + Sync + 'static {
     /// As [`Self::commit`].
     fn swap_internal_entry(
         &self,
-        what: InternalKey,
+        key: InternalKey,
         expect: u64,
         text: Zeroizing<String>,
     ) -> BoxFuture<'_, Result<u64, StoreError>>;

@@ -1,6 +1,8 @@
-//! From a request to what it is to be forwarded as. Whether its client may ask for it, and which
-//! route takes it, are `model`'s decisions (`admission`, `destination`); here are the variables
-//! routes ask for, and the headers and uri the upstream gets.
+//! Filters of a request: its headers, identity headers and rewrites, and the variables that routes
+//! read.
+//!
+//! `model` decides whether a client may send a request and which route matches; the filters provide
+//! the values for these decisions, and change what the upstream gets.
 
 pub mod headers;
 pub mod identity;

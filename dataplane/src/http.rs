@@ -1,12 +1,75 @@
-//! HTTP on the client's side: the session, what a request asks for, and the answers that are our
-//! own.
+//! HTTP on a client connection, over plain TCP or TLS: hyper for HTTP/1 ([`http1`]), the `h2` crate
+//! for HTTP/2 ([`http2`]).
+//!
+//! [`serve_connection`] reads requests, passes each to a [`RequestHandler`] and sends the response.
+//! It knows neither routes nor upstreams. When the connection drains, it finishes the requests in
+//! flight and closes.
 
 pub(crate) mod error_page;
 pub(crate) mod head;
 mod header_case;
+mod http1;
 mod http2;
-pub(crate) mod http2_frames;
-pub(crate) mod keep_alive;
+pub(crate) mod incoming_body;
+mod keep_alive;
 pub mod request;
 pub(crate) mod server;
 mod tracked_io;
+
+use std::future::Future;
+use std::rc::Rc;
+
+use bytes::Bytes;
+use http::{Request, Response};
+use hyper::body::Body;
+use hyper::rt::{Read, Write};
+
+use self::head::HeadError;
+use self::incoming_body::IncomingBody;
+use self::keep_alive::KeepAliveState;
+use self::server::{HttpProtocol, HttpServer};
+use self::tracked_io::TrackedIo;
+use crate::io::chunk_read::ChunkRead;
+use crate::io::timeouts::TimeoutHandle;
+use crate::lifecycle::drain::DrainGuard;
+
+/// Handles the requests of one connection, and what the server rejects before it is a request.
+pub(crate) trait RequestHandler: 'static {
+    /// The body of a response.
+    type Body: Body<Data = Bytes, Error = Self::BodyError> + Unpin + 'static;
+    /// A response that is aborted.
+    type BodyError: std::error::Error + Send + Sync + 'static;
+
+    /// Responds to a request.
+    fn handle(&self, request: Request<IncomingBody>) -> impl Future<Output = Response<Self::Body>>;
+
+    /// Records a head that [`HeadScanner`](head::HeadScanner) rejects. Returns the response
+    /// as it goes over the wire; the connection closes after it.
+    fn reject_head(&self, error: HeadError) -> Vec<u8>;
+
+    /// Records a head that hyper cannot parse, and to which hyper has responded.
+    fn record_parse_error(&self, error: &hyper::Error);
+
+    /// Records an HTTP/2 stream whose client reads nothing for `send_timeout`.
+    fn record_send_timeout(&self);
+}
+
+/// Serves all requests of a connection.
+pub(crate) async fn serve_connection<I, H>(
+    io: I,
+    protocol: HttpProtocol,
+    server: &Rc<HttpServer>,
+    timeouts: TimeoutHandle,
+    handler: Rc<H>,
+    drain: &DrainGuard,
+) where
+    I: Read + Write + ChunkRead + Unpin + 'static,
+    H: RequestHandler,
+{
+    let state = KeepAliveState::new(Rc::clone(server), timeouts, protocol);
+    let io = TrackedIo::new(io, Rc::clone(&state), server.head_limits, server.preserve_header_case);
+    match protocol {
+        HttpProtocol::H1 => http1::serve(io, &state, handler, drain).await,
+        HttpProtocol::H2 => http2::serve(io, &state, handler, drain).await,
+    }
+}

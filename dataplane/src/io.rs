@@ -4,6 +4,7 @@
 pub mod buffered;
 pub(crate) mod chunk_read;
 pub(crate) mod coarse_timer;
+pub mod connection_info;
 pub(crate) mod flag;
 pub(crate) mod linger;
 pub(crate) mod plain;

@@ -17,8 +17,6 @@ mod tls;
 
 mod http;
 
-mod body;
-
 mod upstream;
 
 mod filters;
@@ -37,6 +35,7 @@ mod server;
 
 pub use server::main;
 
+/// The closed list of `model`, by which the control plane explains.
 use model::reason;
 
 /// Single stages, for benches, fuzz targets and integration tests.
@@ -55,16 +54,16 @@ pub mod testing {
         pub use crate::http::request;
     }
     pub mod io {
-        pub use crate::io::buffered;
+        pub use crate::io::{buffered, connection_info};
     }
     pub mod lifecycle {
-        pub use crate::lifecycle::{handles, stage};
+        pub use crate::lifecycle::{ShutdownStage, ShutdownWatch, handles};
     }
     pub mod observability {
         pub use crate::observability::metrics;
     }
     pub mod proxy {
-        pub use crate::proxy::{connection, listener, worker};
+        pub use crate::proxy::{connection, listener, worker, worker_thread};
     }
     pub mod push_client {
         pub use crate::push_client::{
@@ -73,8 +72,8 @@ pub mod testing {
     }
     pub mod tls {
         pub use crate::tls::{
-            PlaintextState, Subsystem, client_hello, client_verifier, handshake, handshake_state, record,
-            site_config, stream, transport,
+            PlaintextState, Subsystem, client_hello, client_verifier, handshake, handshake_state, params,
+            record, site_config, stream, transport,
         };
     }
     pub mod upstream {

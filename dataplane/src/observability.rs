@@ -1,5 +1,46 @@
-//! What the operator sees: counters for Prometheus, and one log line for each refusal.
+//! Metrics for Prometheus, and one log line for each connection or request that is rejected, denied
+//! or fails.
 
 pub(crate) mod log;
-pub(crate) mod log_limiter;
+mod log_limiter;
 pub mod metrics;
+
+use crate::reason::Reason;
+
+/// An error that ends a connection or a request under one [`Reason`]: the key of its log line, its
+/// counter and its HTTP status.
+pub(crate) trait HasReason: std::error::Error {
+    /// The reason.
+    fn reason(&self) -> Reason;
+}
+
+/// Why a session ticket is rejected and the handshake is a full one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TicketRejection {
+    /// Its key name is unknown: another site or policy, a secret that has left the ring, or
+    /// garbage.
+    UnknownKey,
+    /// It is too old, or its client's certificate is no longer valid.
+    Expired,
+    /// It names one of our keys and does not decrypt: truncated or modified.
+    Malformed,
+}
+
+impl TicketRejection {
+    /// All variants, in the order of [`Self::index`].
+    pub const ALL: [Self; 3] = [Self::UnknownKey, Self::Expired, Self::Malformed];
+
+    /// The position in [`Self::ALL`].
+    pub fn index(self) -> usize {
+        self as usize
+    }
+
+    /// The value of the metric's label `reason`.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::UnknownKey => "unknown_key",
+            Self::Expired => "expired",
+            Self::Malformed => "malformed",
+        }
+    }
+}

@@ -1,10 +1,14 @@
-//! The proxy: listeners accept connections, each worker serves those of its core.
+//! The proxy: listeners, workers and client connections.
 //!
-//! `connection` knows the order in which a connection passes through the folders before this one;
-//! `live` holds established TLS connections and ends those that a changed policy rejects.
+//! [`connection`] has the order in which a connection passes through the folders before this one,
+//! [`worker_thread`] starts what runs besides connections.
 
-pub(crate) mod admission;
+mod client_auth;
 pub mod connection;
+mod connection_limit;
 pub mod listener;
-pub(crate) mod live;
+mod registry;
+mod request_limit;
+mod response_body;
 pub mod worker;
+pub mod worker_thread;

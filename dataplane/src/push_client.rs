@@ -32,8 +32,8 @@ pub use sync_status::{SnapshotSource, SyncStatus};
 use telemetry::{Heartbeats, Readiness};
 use tokio::sync::watch;
 
+use crate::lifecycle::ShutdownWatch;
 use crate::lifecycle::handles::{SnapshotHandle, TicketRingHandle};
-use crate::lifecycle::stage::ShutdownWatch;
 
 pub struct PushClientOptions {
     /// `countersign.node`

@@ -20,11 +20,13 @@ use telemetry::status::StatusServer;
 use telemetry::{Heartbeats, Readiness};
 use tokio::sync::watch;
 
+use crate::io::connection_info::ListenerProtocol;
 use crate::lifecycle::handles::{SnapshotHandle, TicketRingHandle};
-use crate::lifecycle::stage::{ShutdownStage, ShutdownWatch};
+use crate::lifecycle::{ShutdownStage, ShutdownWatch};
 use crate::observability::metrics::{Counters, Metrics};
-use crate::proxy::listener::{self, BindError, BindRetry, BoundSocket, ListenerProtocol};
-use crate::proxy::worker::{self, SharedState, WorkerConfig, WorkerInit};
+use crate::proxy::listener::{self, BindError, BindRetry, BoundSocket};
+use crate::proxy::worker::{SharedState, WorkerConfig};
+use crate::proxy::worker_thread::{self, WorkerInit};
 use crate::push_client::{self, PushClientOptions, SyncStatus};
 use crate::runtime::Driver;
 use crate::runtime::descriptors::{self, ConnectionLimits};
@@ -256,7 +258,7 @@ impl BoundListeners {
         }
         if apisix.proxy_mode.streams() {
             for &conf::StreamListener { addr, tls } in &apisix.streams {
-                all.add("apisix.stream_proxy.tcp", addr, ListenerProtocol::Stream { tls }, workers, retry)?;
+                all.add("apisix.stream_proxy.tcp", addr, ListenerProtocol::Tcp { tls }, workers, retry)?;
             }
         }
         Ok(all)
@@ -282,7 +284,7 @@ impl BoundListeners {
         match protocol {
             ListenerProtocol::Http => self.http.push(bound_addr),
             ListenerProtocol::Https => self.https.push(bound_addr),
-            ListenerProtocol::Stream { .. } => self.stream.push(bound_addr),
+            ListenerProtocol::Tcp { .. } => self.stream.push(bound_addr),
         }
         self.sockets.push(bound);
         Ok(())
@@ -330,12 +332,12 @@ impl WorkerThread {
             driver: driver.clone(),
             // With fewer workers than cores the kernel places them better.
             cpu: (workers == cores && workers > 1).then_some(index),
-            stages: shutdown,
+            shutdown,
         };
         let thread = thread::Builder::new()
             .name(format!("worker-{index}"))
             .spawn(move || {
-                if let Err(error) = worker::run(init) {
+                if let Err(error) = worker_thread::run(init) {
                     tracing::error!(%error, "a worker cannot run; stopping the process");
                     telemetry::exit(1);
                 }

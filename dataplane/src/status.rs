@@ -12,7 +12,7 @@ use serde_json::Value;
 use telemetry::status::{StatusListener, StatusServer};
 use telemetry::{Heartbeats, StatusPage};
 
-use crate::lifecycle::stage::{ShutdownStage, ShutdownWatch};
+use crate::lifecycle::{ShutdownStage, ShutdownWatch};
 use crate::observability::metrics::Metrics;
 use crate::proxy::listener::{self, BindError, BindRetry};
 use crate::push_client::{SyncMetrics, SyncStatus};

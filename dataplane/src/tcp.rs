@@ -1,34 +1,33 @@
-//! Streams: TCP connections that are passed on as they are, once TLS (if any) has said who is
-//! there.
-//!
-//! Stands where HTTP has its session: `find` says where a connection goes, `upstream/client.rs` gets
-//! a connection there, `relay` carries the bytes. `connection.rs` knows the order.
+//! TCP connections that are relayed as they are, APISIX's `stream_proxy`: the stream route with its
+//! upstream (contract sections 7.3 and 7.4), and the [`relay`], which copies the bytes.
 
 pub(crate) mod relay;
-pub(crate) mod route;
 
-use model::Id;
-use relay::RelayError;
+use std::time::Duration;
 
+use model::resource::{StreamRoute, Timeouts, Upstream};
+use model::{Id, Snapshot, StreamQuery, destination};
+
+use self::relay::RelayError;
+use crate::observability::HasReason;
 use crate::reason::Reason;
 use crate::upstream::client::UpstreamError;
 
-/// A stream that was not carried to its end.
+/// A TCP connection that was denied, or that failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum TcpProxyError {
-    /// It goes nowhere, or its client may not.
+    /// It has no route, or its client may not connect.
     #[error("{}", .0.label())]
     Denied(Reason),
-    /// No node takes it.
+    /// No upstream node accepts it.
     #[error(transparent)]
     Connect(#[from] UpstreamError),
-    /// It broke off.
     #[error(transparent)]
     Relay(#[from] RelayError),
 }
 
 impl TcpProxyError {
-    /// For the log and the metric; `None`: the client left, which is its right.
+    /// The reason, or `None` where the client closed: that is no error.
     pub(crate) fn reason(&self) -> Option<Reason> {
         match self {
             Self::Denied(reason) => Some(*reason),
@@ -38,11 +37,58 @@ impl TcpProxyError {
     }
 }
 
-/// A stream that ended otherwise than both sides said, for the log.
+/// A [`TcpProxyError`] with its route.
 #[derive(Debug)]
 pub(crate) struct TcpFailure {
-    /// The route, if one took it.
-    pub route: Option<Id>,
-    /// Why.
-    pub error: TcpProxyError,
+    /// The route that matched.
+    pub(crate) route: Option<Id>,
+    pub(crate) error: TcpProxyError,
+}
+
+/// nginx's defaults for streams, where the upstream has none of its own.
+const DEFAULT_TIMEOUTS: Timeouts = Timeouts {
+    connect: Duration::from_secs(60),
+    send: Duration::from_secs(600),
+    read: Duration::from_secs(600),
+};
+
+/// The server name towards the upstream when the client sent none (contract 6.5).
+const DEFAULT_SERVER_NAME: &str = "apisix_backend";
+
+/// The upstream of a TCP connection. Borrows from the snapshot.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct TcpDestination<'a> {
+    /// The route's upstream, or its service's.
+    pub(crate) upstream: &'a Upstream,
+    /// The upstream's, else nginx's defaults.
+    pub(crate) timeouts: Timeouts,
+    /// The server name towards the upstream, unless the upstream has one of its own.
+    pub(crate) authority: &'a str,
+}
+
+/// Finds the stream route of a connection.
+///
+/// # Errors
+/// `NoStreamRoute`, or `BlockedStreamRoute`.
+pub(crate) fn find_route<'a>(
+    snapshot: &'a Snapshot,
+    query: &StreamQuery<'_>,
+) -> Result<&'a StreamRoute, Reason> {
+    let route = snapshot.find_stream_route(query).ok_or(Reason::NoStreamRoute)?;
+    if route.blocked.is_some() { Err(Reason::BlockedStreamRoute) } else { Ok(route) }
+}
+
+/// Finds the upstream of a route.
+///
+/// # Errors
+/// The service or upstream is missing or blocked.
+pub(crate) fn find_destination<'a>(
+    snapshot: &'a Snapshot,
+    route: &'a StreamRoute,
+    query: &StreamQuery<'a>,
+) -> Result<TcpDestination<'a>, Reason> {
+    let upstream = destination::resolve_upstream(snapshot, route.upstream.as_ref(), route.service.as_ref())?;
+    let timeouts = upstream.timeout.unwrap_or(DEFAULT_TIMEOUTS);
+    let authority = query.sni.map_or(DEFAULT_SERVER_NAME, |sni| sni.as_str());
+    Ok(TcpDestination { upstream, timeouts, authority })
 }

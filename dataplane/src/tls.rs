@@ -3,14 +3,14 @@
 //! encrypts what follows.
 
 #[cfg(feature = "engine-boring")]
-pub mod boring;
+pub(crate) mod boring;
 pub mod client_hello;
 pub mod client_verifier;
 pub(crate) mod failure;
 pub mod handshake;
 pub mod handshake_state;
 mod key_schedule;
-pub(crate) mod params;
+pub mod params;
 pub mod record;
 pub mod site_config;
 pub mod stream;

@@ -1,4 +1,4 @@
-//! The certificates of one test world, minted for each test.
+//! The certificates of one test world, issued for each test.
 //!
 //! Four independent authorities sign for the gateway's servers, its clients, the upstreams and the
 //! push; a fifth is trusted by none.
@@ -28,12 +28,12 @@ pub struct Credential {
 
 impl Authority {
     pub fn root(name: &str) -> Self {
-        Self::of(pki::ca::Authority::root(&AuthoritySpec::new(name)).expect("a root can be minted"))
+        Self::of(pki::ca::Authority::root(&AuthoritySpec::new(name)).expect("a root can be issued"))
     }
 
     /// An intermediate; what it issues carries its certificate in the chain.
     pub fn intermediate(&self, name: &str) -> Self {
-        Self::of(self.inner.intermediate(&AuthoritySpec::new(name)).expect("an intermediate can be minted"))
+        Self::of(self.inner.intermediate(&AuthoritySpec::new(name)).expect("an intermediate can be issued"))
     }
 
     fn of(inner: pki::ca::Authority) -> Self {
@@ -68,14 +68,14 @@ impl Authority {
     /// A current revocation list, as PEM, of these certificates.
     pub fn crl(&self, revoked: &[&Credential]) -> String {
         let leaf = |credential: &&Credential| {
-            Certificate::from_der(&credential.chain()[0]).expect("a minted certificate is readable")
+            Certificate::from_der(&credential.chain()[0]).expect("an issued certificate is readable")
         };
         let spec = revoked.iter().map(leaf).fold(CrlSpec::new(), |spec, leaf| spec.revoke(&leaf));
-        self.inner.crl_pem(&spec).expect("a list can be minted")
+        self.inner.crl_pem(&spec).expect("a list can be issued")
     }
 
     pub fn issue(&self, spec: &LeafSpec) -> Credential {
-        (&self.inner.issue(spec).expect("a leaf can be minted")).into()
+        (&self.inner.issue(spec).expect("a leaf can be issued")).into()
     }
 }
 
@@ -90,8 +90,8 @@ fn expired(spec: LeafSpec) -> LeafSpec {
 }
 
 impl From<&IssuedCertificate> for Credential {
-    fn from(minted: &IssuedCertificate) -> Self {
-        Self { certificate_pem: minted.chain_pem.clone(), key_pem: minted.key_pem.to_string() }
+    fn from(issued: &IssuedCertificate) -> Self {
+        Self { certificate_pem: issued.chain_pem.clone(), key_pem: issued.key_pem.to_string() }
     }
 }
 
@@ -101,14 +101,14 @@ impl Credential {
     }
 
     pub fn key(&self) -> PrivateKeyDer<'static> {
-        PrivateKeyDer::from_pem_slice(self.key_pem.as_bytes()).expect("a minted key is readable")
+        PrivateKeyDer::from_pem_slice(self.key_pem.as_bytes()).expect("an issued key is readable")
     }
 }
 
 pub fn certificates(pem: &str) -> Vec<CertificateDer<'static>> {
     CertificateDer::pem_slice_iter(pem.as_bytes())
         .collect::<Result<_, _>>()
-        .expect("a minted certificate is readable")
+        .expect("an issued certificate is readable")
 }
 
 /// The subject of a certificate, as scripted upstreams report it.
@@ -129,7 +129,7 @@ pub struct Credentials {
     /// Signs for both ends of the push.
     pub push: Authority,
     /// Trusted by none.
-    pub strangers: Authority,
+    pub untrusted: Authority,
     /// The Admin API's certificate, for `admin.test` and 127.0.0.1.
     pub admin_server: Credential,
     pub admin_client: Credential,
@@ -141,7 +141,7 @@ pub struct Credentials {
 }
 
 impl Credentials {
-    pub fn mint() -> Self {
+    pub fn generate() -> Self {
         let servers = Authority::root("Test Server CA");
         let clients = Authority::root("Test Client CA");
         let push = Authority::root("Test Push CA");
@@ -152,7 +152,7 @@ impl Credentials {
             site: servers.server(&["app.test", "*.test"]),
             client: clients.client("good-client"),
             upstreams: Authority::root("Test Upstream CA"),
-            strangers: Authority::root("Stranger CA"),
+            untrusted: Authority::root("Untrusted CA"),
             servers,
             clients,
             push,

@@ -1,8 +1,8 @@
 //! Certificates like those of APISIX's tests: the same names, versions, usages, key types and PEM
-//! forms, freshly minted.
+//! forms, freshly issued.
 //!
-//! Minted once for all cases, because RSA keys take their time. `openssl` converts keys into forms
-//! that `pki::mint` does not write (PKCS#1, SEC1 with a parameters block).
+//! Issued once for all cases, because RSA keys take their time. `openssl` converts keys into forms
+//! that `pki::ca` does not write (PKCS#1, SEC1 with a parameters block).
 
 use std::io::Write;
 use std::process::{Command, Stdio};
@@ -14,7 +14,7 @@ use rustls::pki_types::UnixTime;
 
 use crate::credentials::Credential;
 
-pub static FIXTURES: LazyLock<Fixtures> = LazyLock::new(Fixtures::mint);
+pub static FIXTURES: LazyLock<Fixtures> = LazyLock::new(Fixtures::generate);
 
 /// Named like the originals.
 pub struct Fixtures {
@@ -41,23 +41,23 @@ pub const INCORRECT: &str = "-----BEGIN CERTIFICATE-----\nnot base64 at all, and
                              0123456789 0123456789\n-----END CERTIFICATE-----\n";
 
 impl Fixtures {
-    fn mint() -> Self {
+    fn generate() -> Self {
         let rsa = KeyAlgorithm::Rsa2048;
         let authority = AuthoritySpec::new("ca.apisix.dev").algorithm(rsa);
-        let authority = Authority::root_v1(&authority).expect("a v1 root can be minted");
+        let authority = Authority::root_v1(&authority).expect("a v1 root can be issued");
         let leaf = |name: &str| {
             let spec = LeafSpec::client(name).dns("admin.apisix.dev").usages(Usages::ANY).algorithm(rsa);
-            Credential::from(&authority.issue(&spec).expect("a leaf can be minted"))
+            Credential::from(&authority.issue(&spec).expect("a leaf can be issued"))
         };
         let site = |name: &str| {
             let spec = LeafSpec::client(name).dns(name).dns(format!("*.{name}")).usages(Usages::ANY);
-            Credential::from(&self_signed(&spec.algorithm(rsa)).expect("a site can be minted"))
+            Credential::from(&self_signed(&spec.algorithm(rsa)).expect("a site can be issued"))
         };
         let mut mtls_client = leaf("client.apisix.dev");
         mtls_client.key_pem = converted(&["rsa", "-traditional"], &mtls_client.key_pem);
         let tutorial = LeafSpec::client("CLIENT").algorithm(rsa).v1();
         Self {
-            tutorial_client: Credential::from(&authority.issue(&tutorial).expect("a v1 leaf can be minted")),
+            tutorial_client: Credential::from(&authority.issue(&tutorial).expect("a v1 leaf can be issued")),
             mtls_ca: authority.certificate_pem(),
             mtls_server: leaf("admin.apisix.dev"),
             mtls_client,
@@ -73,7 +73,7 @@ fn expired_ecc() -> Credential {
     let year = |year: u64| UnixTime::since_unix_epoch(Duration::from_secs((year - 1970) * 31_556_952));
     let spec = LeafSpec::client("test.com").dns("test.com").usages(Usages::ANY);
     let mut made =
-        Credential::from(&self_signed(&spec.between(year(2020), year(2021))).expect("it can be minted"));
+        Credential::from(&self_signed(&spec.between(year(2020), year(2021))).expect("it can be issued"));
     // The object identifier of P-256, as `openssl ecparam` writes it before a key.
     let parameters = "-----BEGIN EC PARAMETERS-----\nBggqhkjOPQMBBw==\n-----END EC PARAMETERS-----\n";
     made.key_pem = format!("{parameters}{}", converted(&["ec"], &made.key_pem));

@@ -124,8 +124,8 @@ impl FrameConnection {
         let (reader, mut writer) = tokio::io::split(stream.unwrap_or_else(|error| panic!("{error}")));
         writer.write_all(hello).await.expect("a new connection takes the preface");
         writer.flush().await.expect("a new connection takes the preface");
-        let (said, heard) = watch::channel(ReceivedFrames::default());
-        Self { writer, reader: tokio::spawn(listen(reader, said)), heard }
+        let (sender, heard) = watch::channel(ReceivedFrames::default());
+        Self { writer, reader: tokio::spawn(listen(reader, sender)), heard }
     }
 
     /// Waits until the received frames are `like` this.
@@ -181,7 +181,7 @@ impl FrameConnection {
     }
 }
 
-async fn listen(mut reader: ReadHalf<TlsStream<TcpStream>>, said: watch::Sender<ReceivedFrames>) {
+async fn listen(mut reader: ReadHalf<TlsStream<TcpStream>>, sender: watch::Sender<ReceivedFrames>) {
     let mut header = [0; HEADER];
     while reader.read_exact(&mut header).await.is_ok() {
         let [a, b, c, kind, flags, stream @ ..] = header;
@@ -189,9 +189,9 @@ async fn listen(mut reader: ReadHalf<TlsStream<TcpStream>>, said: watch::Sender<
         if reader.read_exact(&mut payload).await.is_err() {
             break;
         }
-        said.send_modify(|heard| heard.take(kind, flags, u32::from_be_bytes(stream), payload));
+        sender.send_modify(|heard| heard.take(kind, flags, u32::from_be_bytes(stream), payload));
     }
-    said.send_modify(|heard| heard.over = true);
+    sender.send_modify(|heard| heard.over = true);
 }
 
 impl ReceivedFrames {

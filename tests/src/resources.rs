@@ -53,16 +53,16 @@ pub fn pinned<T>(cpu: usize, work: impl FnOnce() -> T) -> io::Result<T> {
 /// When there is no `chrt`, or the process is gone.
 pub fn set_idle_policy(pid: u32) -> io::Result<()> {
     let arguments = ["--all-tasks", "--idle", "--pid", "0", &pid.to_string()];
-    let said = Command::new("chrt").args(arguments).output().map_err(|error| {
+    let output = Command::new("chrt").args(arguments).output().map_err(|error| {
         io::Error::new(
             error.kind(),
             format!("chrt cannot be run ({error}); it is in Debian's package util-linux"),
         )
     })?;
-    if said.status.success() {
+    if output.status.success() {
         return Ok(());
     }
-    Err(io::Error::other(format!("chrt: {}", String::from_utf8_lossy(&said.stderr).trim())))
+    Err(io::Error::other(format!("chrt: {}", String::from_utf8_lossy(&output.stderr).trim())))
 }
 
 fn pin(thread: u32, cpu: usize) -> io::Result<()> {

@@ -106,8 +106,8 @@ fn every_file_says_what_it_owns() {
         .into_iter()
         .filter(|source| !source.path.ends_with("/tests.rs")) // these belong to the file they test
         .filter(|source| {
-            let said = source.text.lines().take_while(|line| line.starts_with("//!")).count();
-            said < if source.code().lines().count() <= SMALL_FILE_LINES { 1 } else { 2 }
+            let lines = source.text.lines().take_while(|line| line.starts_with("//!")).count();
+            lines < if source.code().lines().count() <= SMALL_FILE_LINES { 1 } else { 2 }
         })
         .map(|source| source.path)
         .collect();
@@ -267,7 +267,7 @@ fn no_key_or_certificate_is_stored() {
     for extension in ["pem", "crt", "key", "p12", "der"] {
         broken.extend(files_named(extension));
     }
-    assert_none("mint what a test needs with `pki::mint`; nothing minted is checked in", &broken);
+    assert_none("issue what a test needs with `pki::ca`; no certificate is checked in", &broken);
 }
 
 fn files_named(extension: &str) -> Vec<String> {

@@ -4,10 +4,12 @@ use std::net::SocketAddr;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
-use dataplane::testing::lifecycle::stage::{ShutdownStage, ShutdownWatch};
-use dataplane::testing::proxy::listener::{BindRetry, ListenerProtocol};
-use dataplane::testing::proxy::worker::{SharedState, WorkerInit};
-use dataplane::testing::proxy::{listener, worker};
+use dataplane::testing::io::connection_info::ListenerProtocol;
+use dataplane::testing::lifecycle::{ShutdownStage, ShutdownWatch};
+use dataplane::testing::proxy::listener::BindRetry;
+use dataplane::testing::proxy::worker::SharedState;
+use dataplane::testing::proxy::worker_thread::WorkerInit;
+use dataplane::testing::proxy::{listener, worker_thread};
 use dataplane::testing::runtime::Driver;
 use telemetry::{Heartbeat, Readiness};
 use tokio::sync::watch;
@@ -27,7 +29,7 @@ impl Running {
         let patience = BindRetry { predecessor: Duration::ZERO, stop: watch::channel(false).1 };
         let listeners = listener::bind("bench", any, ListenerProtocol::Https, 1, &patience).expect("a port");
         let address = listeners.first().expect("a listener").addr;
-        let (stage, stages) = ShutdownWatch::new();
+        let (stage, shutdown) = ShutdownWatch::new();
         let (sender, receiver) = mpsc::channel();
         let driver = Driver::detect();
         let heartbeat = Heartbeat::new("worker-0", Readiness::Required);
@@ -38,11 +40,11 @@ impl Running {
             listeners,
             driver,
             cpu: Some(cpu),
-            stages,
+            shutdown,
         };
         let body = move || {
             sender.send(nix::unistd::gettid()).expect("the receiver waits");
-            worker::run(start).expect("a worker");
+            worker_thread::run(start).expect("a worker");
         };
         std::thread::Builder::new().name("worker-0".to_owned()).spawn(body).expect("a thread");
         Self { address, thread: receiver.recv().expect("a worker"), _stage: stage }

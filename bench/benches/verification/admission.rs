@@ -23,12 +23,12 @@ const USUAL: [&str; 4] =
 pub(crate) fn admission(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("admit");
     group.throughput(Throughput::Elements(1));
-    let chain = Chain::mint(2, KeyAlgorithm::P256);
+    let chain = Chain::generate(2, KeyAlgorithm::P256);
     let usual: Vec<String> = USUAL.iter().map(|&pattern| pattern.to_owned()).collect();
     let many: Vec<String> = (0..64).map(|number| format!("^/service-{number}/public/")).collect();
     let cases: [(&str, Option<Vec<String>>, bool, &str); 6] = [
         ("no-client-authentication", None, false, "/api/v1/orders/17"),
-        ("insists", Some(Vec::new()), true, "/api/v1/orders/17"),
+        ("requires", Some(Vec::new()), true, "/api/v1/orders/17"),
         ("skip-rules/verified", Some(usual.clone()), true, "/api/v1/orders/17"),
         ("skip-rules/exempt", Some(usual.clone()), false, "/static/app/main.css"),
         ("skip-rules/protected", Some(usual), false, "/api/v1/orders/17"),

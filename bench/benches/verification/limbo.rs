@@ -51,7 +51,7 @@ pub(crate) fn limbo(criterion: &mut Criterion) -> Vec<String> {
         Ok(limbo) => limbo,
         Err(problem) => return vec![format!("x509-limbo: NOT MEASURED: {}: {problem}", file.display())],
     };
-    let ordinary = Chain::mint(2, KeyAlgorithm::P256);
+    let ordinary = Chain::generate(2, KeyAlgorithm::P256);
     let policy = ordinary.policy(Vec::new());
     let accepted = || {
         beside::timed(|| verify_client(&policy, &ordinary.leaf, &ordinary.sent, NOW).expect("a good chain"))

@@ -22,7 +22,7 @@ pub(crate) fn mazes(criterion: &mut Criterion) {
     for (name, algorithm) in
         [("p256", KeyAlgorithm::P256), ("p384", KeyAlgorithm::P384), ("rsa2048", KeyAlgorithm::Rsa2048)]
     {
-        let chain = Chain::mint(2, algorithm);
+        let chain = Chain::generate(2, algorithm);
         let policy = chain.policy_of_depth(255);
         let mazes = [
             ("namesakes-of-its-issuer", namesakes(&chain)),

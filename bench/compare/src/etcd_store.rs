@@ -73,7 +73,7 @@ fn measure(options: &EtcdStoreOptions) -> anyhow::Result<()> {
 }
 
 async fn changes(count: u32) -> anyhow::Result<Histogram<u64>> {
-    let etcd = Etcd::mutual(&Authorities::mint()).await;
+    let etcd = Etcd::mutual(&Authorities::generate()).await;
     let upstream = Upstream::plain("one").await;
     let world = World::builder().etcd(&etcd).start().await;
     world.apply(&[("routes/1", route("app.test", "/first", &[upstream.address()]))]).await;
@@ -108,7 +108,7 @@ fn stored(id: &str, mut document: Value) -> Value {
 }
 
 async fn start(ssls: u32) -> anyhow::Result<Duration> {
-    let etcd = Etcd::mutual(&Authorities::mint()).await;
+    let etcd = Etcd::mutual(&Authorities::generate()).await;
     let mut keys = etcd.keys().await;
     let authority = Authority::root("Sites");
     for number in 0..ssls {

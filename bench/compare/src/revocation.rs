@@ -85,7 +85,7 @@ fn measure(options: &RevocationOptions) -> anyhow::Result<()> {
     resources::allow_descriptors(u64::from(options.connections) + 1024)?;
     let cores = options.cores;
     let programs = Programs::find(options.bin_dir.as_deref())?;
-    let credentials = Credentials::mint();
+    let credentials = Credentials::generate();
     let upstream = FixedUpstream::start(cores.load, None);
     resources::pin_current_thread(cores.load)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

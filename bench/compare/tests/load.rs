@@ -110,13 +110,13 @@ fn server_config(roots: &Authority, clients: &Authority, tickets: bool) -> Arc<S
     let mut anchors = RootCertStore::empty();
     anchors.add(clients.certificate().der().clone()).unwrap();
     let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(anchors), provider.clone());
-    let minted = roots.issue(&LeafSpec::server("bench.test")).unwrap();
-    let chain = minted.chain.iter().map(|certificate| certificate.der().clone()).collect();
+    let issued = roots.issue(&LeafSpec::server("bench.test")).unwrap();
+    let chain = issued.chain.iter().map(|certificate| certificate.der().clone()).collect();
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .unwrap()
         .with_client_cert_verifier(verifier.build().unwrap())
-        .with_single_cert(chain, minted.key().unwrap().der().clone_key())
+        .with_single_cert(chain, issued.key().unwrap().der().clone_key())
         .unwrap();
     if !tickets {
         config.send_tls13_tickets = 0;
@@ -201,24 +201,24 @@ fn closed_connections_are_counted_as_failures() {
 #[test]
 fn a_rejected_client_has_no_figures() {
     let server = Server::start(true, u64::MAX);
-    let stranger = Authority::root(&AuthoritySpec::new("strangers")).unwrap();
+    let untrusted = Authority::root(&AuthoritySpec::new("untrusted")).unwrap();
     let mut plan = server.plan(Mode::New, Amount::Count(10));
-    plan.identity = server.identity(&stranger);
+    plan.identity = server.identity(&untrusted);
     assert!(matches!(load::run(plan), Err(LoadError::Refused { .. })));
     assert_eq!(server.saw(), (0, 0, 0));
 }
 
 #[test]
 fn a_server_of_another_authority_is_rejected_at_once() {
-    let (server, stranger) = (Server::start(true, u64::MAX), Server::start(true, u64::MAX));
+    let (server, untrusted) = (Server::start(true, u64::MAX), Server::start(true, u64::MAX));
     for mode in [Mode::New, Mode::Resumed, Mode::KeepAlive] {
         let mut plan = server.plan(mode, Amount::Count(10));
-        plan.target = stranger.target();
+        plan.target = untrusted.target();
         let error = load::run(plan).unwrap_err();
         let kind = |failure: &compare::failure::Failure| failure.kind == FailureKind::Handshake;
         assert!(matches!(&error, LoadError::Refused { failure, .. } if kind(failure)), "{error}");
     }
-    assert_eq!(stranger.saw(), (0, 0, 0));
+    assert_eq!(untrusted.saw(), (0, 0, 0));
 }
 
 #[test]

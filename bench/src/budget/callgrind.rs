@@ -39,7 +39,7 @@ pub struct Profile {
     calls: BTreeMap<(Function, Function), u64>,
 }
 
-/// Instructions that are judged, and those that are only reported.
+/// Instructions with a budget, and those that are only reported.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Instructions {
     /// Of the data plane, its libraries, the allocator, and their calls of the C library.

@@ -100,7 +100,7 @@ fn handshakes(case: Case, operations: u32) {
 }
 
 fn prepare(case: Case, operations: u32) -> (TestWorker, Arc<ClientConfig>) {
-    let credentials = Credentials::mint(KeyAlgorithm::P256);
+    let credentials = Credentials::generate(KeyAlgorithm::P256);
     let worker = TestWorker::new(&credentials, true, &[TlsVersion::V12, TlsVersion::V13]);
     let resume = case == Case::HandshakeResumed;
     let config = credentials.client_config(Version::V13, Group::X25519, resume);

@@ -18,7 +18,7 @@ const HEADER: &str = "\
 # Budgets of a handshake and a proxied request, in instructions of the data plane's side, outside of the crypto library
 # (docs/decisions/0020-instructions-are-counted.md). `make check` fails when a change adds more than 3 % to one of them. Then
 # make it cheaper, or write the new figure with `make budget WHY='what the instructions are for'`.
-# `crypto`: the crypto library's instructions, which are not judged.
+# `crypto`: the crypto library's instructions, which have no budget.
 
 ";
 
@@ -45,7 +45,7 @@ pub struct Budget {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Entry {
-    /// Outside of the crypto library; these are judged.
+    /// Outside of the crypto library; these have the budget.
     pub instructions: u64,
     /// In the crypto library.
     pub crypto: u64,

@@ -9,11 +9,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use dataplane::testing::lifecycle::stage::{ShutdownStage, ShutdownWatch};
+use dataplane::testing::io::connection_info::ListenerProtocol;
+use dataplane::testing::lifecycle::{ShutdownStage, ShutdownWatch};
 use dataplane::testing::observability::metrics::Counters;
-use dataplane::testing::proxy::listener::{BindRetry, ListenerProtocol};
-use dataplane::testing::proxy::worker::WorkerInit;
-use dataplane::testing::proxy::{listener, worker};
+use dataplane::testing::proxy::listener::BindRetry;
+use dataplane::testing::proxy::worker_thread::WorkerInit;
+use dataplane::testing::proxy::{listener, worker_thread};
 use dataplane::testing::runtime::Driver;
 use model::{Kind, TlsVersion};
 use telemetry::{Heartbeat, Readiness};
@@ -38,7 +39,7 @@ const FOREGOING: u64 = 20;
 /// # Errors
 /// When something does not start, or a request fails.
 pub(super) fn run(requests: u64, mode: Mode) -> anyhow::Result<()> {
-    let credentials = Credentials::mint();
+    let credentials = Credentials::generate();
     let upstream = FixedUpstream::start(0, None);
     let snapshot = gateway::snapshot([
         (Kind::Ssl, "bench", site_document(&credentials, HOST)),
@@ -47,7 +48,7 @@ pub(super) fn run(requests: u64, mode: Mode) -> anyhow::Result<()> {
     let patience = BindRetry { predecessor: Duration::ZERO, stop: watch::channel(false).1 };
     let bound = listener::bind("bench", ([127, 0, 0, 1], 0).into(), ListenerProtocol::Https, 1, &patience)?;
     let address = bound.first().context("one socket")?.addr;
-    let (stage, stages) = ShutdownWatch::new();
+    let (stage, shutdown) = ShutdownWatch::new();
     let start = WorkerInit {
         shared: gateway::shared(snapshot, &[TlsVersion::V12, TlsVersion::V13], None),
         counters: Arc::new(Counters::default()),
@@ -55,13 +56,13 @@ pub(super) fn run(requests: u64, mode: Mode) -> anyhow::Result<()> {
         listeners: bound,
         driver: Driver::Epoll { reason: "instructions are counted".to_owned() },
         cpu: None,
-        stages,
+        shutdown,
     };
     let worker = std::thread::Builder::new()
         .name("worker-0".to_owned())
         .spawn(move || {
             let (mut start, mut ended) = (Some(start), None);
-            counted::counted_by_callgrind(&mut || ended = start.take().map(worker::run));
+            counted::counted_by_callgrind(&mut || ended = start.take().map(worker_thread::run));
             ended
         })
         .context("starting a worker")?;

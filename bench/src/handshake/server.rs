@@ -124,7 +124,7 @@ fn run(desk: &TestWorker, config: &Arc<ClientConfig>, runner: Runner) -> (Durati
         runner(&mut || polled = server.as_mut().poll(&mut context));
         took += started.elapsed();
         match polled {
-            Poll::Ready(established) => break established.expect("the client is accepted"),
+            Poll::Ready(accepted) => break accepted.expect("the client is accepted"),
             Poll::Pending => exchange(&mut client, &half),
         }
     };

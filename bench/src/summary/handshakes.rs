@@ -43,7 +43,7 @@ pub(super) fn lines(cpu: usize) -> anyhow::Result<Vec<Line>> {
 }
 
 fn measure() -> Vec<Line> {
-    let credentials = Credentials::mint(KeyAlgorithm::P256);
+    let credentials = Credentials::generate(KeyAlgorithm::P256);
     let worker = TestWorker::new(&credentials, true, &[TlsVersion::V12, TlsVersion::V13]);
     let config = |resume| credentials.client_config(Version::V13, Group::X25519, resume);
     let (full, resumed) = (config(false), config(true));
@@ -66,7 +66,12 @@ fn measure() -> Vec<Line> {
     vec![
         Line::ratio("full mTLS handshake in memory, warm cache / its cryptography", median(to_floor), 1.30),
         Line::ratio("resumed handshake in memory / a full one", median(to_full).filter(|_| resumes), 0.45),
-        Line::at_most("policy check of a request whose site insists", policy(&credentials), 200.0, "ns"),
+        Line::at_most(
+            "policy check of a request whose site requires a certificate",
+            policy(&credentials),
+            200.0,
+            "ns",
+        ),
     ]
 }
 

@@ -79,7 +79,7 @@ fn lookup(snapshot: &Snapshot, different: u32) -> Option<f64> {
 /// Milliseconds from a delta to the end of a handshake with its certificate, without the client's
 /// work.
 fn change(samples: &Samples) -> Option<f64> {
-    let mut credentials = Credentials::mint(KeyAlgorithm::P256);
+    let mut credentials = Credentials::generate(KeyAlgorithm::P256);
     let worker = TestWorker::new(&credentials, true, &[TlsVersion::V12, TlsVersion::V13]);
     let config = credentials.client_config(Version::V13, Group::X25519, false);
     let mut snapshot = ssls(samples, SSLS);

@@ -167,14 +167,14 @@ impl Access {
             .ok_or(AccessError::MissingKey)?;
         let presented = key_digest(presented);
         // Every entry is compared, so the time does not reveal which one matched.
-        let mut found = None;
+        let mut matched = None;
         for entry in keys {
             let equal = verify_slices_are_equal(&entry.digest, &presented).is_ok();
-            if equal && found.is_none() {
-                found = Some(entry);
+            if equal && matched.is_none() {
+                matched = Some(entry);
             }
         }
-        let entry = found.ok_or(AccessError::WrongKey)?;
+        let entry = matched.ok_or(AccessError::WrongKey)?;
         match entry.role {
             AdminRole::Viewer if !reads => Err(AccessError::ViewerMethod),
             AdminRole::Viewer | AdminRole::Admin => Ok(Caller { name: entry.name.clone() }),
@@ -200,7 +200,7 @@ mod tests {
         let keys = [
             ApiKey { name: "root", key: "secret", role: AdminRole::Admin },
             ApiKey { name: "eye", key: "look", role: AdminRole::Viewer },
-            ApiKey { name: "nobody", key: "", role: AdminRole::Admin },
+            ApiKey { name: "empty", key: "", role: AdminRole::Admin },
         ];
         Access::new(None, Some(&keys))
     }
@@ -231,7 +231,7 @@ mod tests {
             ask(get.clone(), "", &[("X-API-KEY", "bad"), ("cookie", "x_api_key=secret")]),
             Err(AccessError::WrongKey)
         );
-        // An empty key in the configuration authenticates nobody.
+        // An empty key in the configuration authenticates no request.
         assert_eq!(ask(get.clone(), "api_key=", &[]), Err(AccessError::WrongKey));
         assert_eq!(ask(get, "", &[("X-API-KEY", "")]), Err(AccessError::WrongKey));
     }

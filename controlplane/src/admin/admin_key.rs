@@ -76,7 +76,7 @@ async fn resolve_key(
     if *role == AdminRole::Viewer {
         tracing::warn!(
             name,
-            "WARNING: using empty Admin API. The viewer has no key, so nobody can use it: set one in admin_key"
+            "WARNING: using empty Admin API. The viewer has no key, so it cannot be used: set one in admin_key"
         );
         return Ok(configured(""));
     }

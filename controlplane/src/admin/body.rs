@@ -49,22 +49,22 @@ pub(super) async fn discard(body: Incoming) {
         return;
     }
     let mut body = Limited::new(body, usize::try_from(BODY_BYTES_MAX).unwrap_or(usize::MAX));
-    let rest = async { while let Some(Ok(_)) = body.frame().await {} };
+    let drain = async { while let Some(Ok(_)) = body.frame().await {} };
     // The response is sent in either case.
-    let _ = tokio::time::timeout(DISCARD_TIMEOUT, rest).await;
+    let _ = tokio::time::timeout(DISCARD_TIMEOUT, drain).await;
 }
 
-/// Reads a body as JSON; `None` when it is empty. `patience` bounds the wait between two frames.
+/// Reads a body as JSON; `None` when it is empty. `idle_timeout` bounds the wait between two frames.
 ///
 /// # Errors
 /// When it is too large, arrives too slowly, or is not JSON.
-pub(super) async fn read(mut body: Incoming, patience: Duration) -> Result<Option<Value>, BodyError> {
-    let announced = body.size_hint().exact().unwrap_or(0);
-    let mut kept =
-        Zeroizing::new(Vec::with_capacity(usize::try_from(announced.min(BODY_BYTES_MAX)).unwrap_or(0)));
+pub(super) async fn read(mut body: Incoming, idle_timeout: Duration) -> Result<Option<Value>, BodyError> {
+    let content_length = body.size_hint().exact().unwrap_or(0);
+    let mut content =
+        Zeroizing::new(Vec::with_capacity(usize::try_from(content_length.min(BODY_BYTES_MAX)).unwrap_or(0)));
     let mut size = 0;
     loop {
-        let frame = match tokio::time::timeout(patience, body.frame()).await {
+        let frame = match tokio::time::timeout(idle_timeout, body.frame()).await {
             Err(_) => return Err(BodyError::Rejected(timeout_reply())),
             Ok(Some(Err(_))) => return Err(BodyError::Disconnected),
             Ok(None) => break,
@@ -75,28 +75,28 @@ pub(super) async fn read(mut body: Incoming, patience: Duration) -> Result<Optio
         if size > BODY_BYTES_MAX + DISCARDED_MAX {
             break;
         }
-        if size <= BODY_BYTES_MAX && announced <= BODY_BYTES_MAX {
-            kept.extend_from_slice(&data);
+        if size <= BODY_BYTES_MAX && content_length <= BODY_BYTES_MAX {
+            content.extend_from_slice(&data);
         }
         data.advance(data.remaining());
     }
-    let size = size.max(announced);
+    let size = size.max(content_length);
     if size > BODY_BYTES_MAX {
         let message = format!(
             "invalid request body: request size {size} is greater than the maximum size {BODY_BYTES_MAX} allowed"
         );
         return Err(BodyError::Rejected(reply::error(StatusCode::BAD_REQUEST, &message, None)));
     }
-    if kept.is_empty() {
+    if content.is_empty() {
         return Ok(None);
     }
-    json::parse(&kept).map(Some).map_err(|error| {
+    json::parse(&content).map(Some).map_err(|error| {
         let message = format!("invalid request body: {error}");
         BodyError::Rejected(reply::error(StatusCode::BAD_REQUEST, &message, None))
     })
 }
 
 fn timeout_reply() -> Reply {
-    let message = "the request body did not come in time";
+    let message = "the request body did not arrive in time";
     reply::with_close(reply::error(StatusCode::REQUEST_TIMEOUT, message, None))
 }

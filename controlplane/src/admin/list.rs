@@ -74,11 +74,12 @@ impl ListQuery {
 
     fn matches(&self, document: &Value) -> bool {
         // A redacted text must not be found by its parts either.
-        let found = |value: &Value| value.as_str().filter(|text| !has_private_key_armor(text)).is_some();
-        let text = |field: &str| document.get(field).filter(|value| found(value)).and_then(Value::as_str);
+        let searchable = |value: &Value| value.as_str().filter(|text| !has_private_key_armor(text)).is_some();
+        let text =
+            |field: &str| document.get(field).filter(|value| searchable(value)).and_then(Value::as_str);
         let uris = || {
             let several = document.get("uris").and_then(Value::as_array).into_iter().flatten();
-            text("uri").into_iter().chain(several.filter(|value| found(value)).filter_map(Value::as_str))
+            text("uri").into_iter().chain(several.filter(|value| searchable(value)).filter_map(Value::as_str))
         };
         self.name.as_ref().is_none_or(|pattern| text("name").is_some_and(|name| pattern.is_match(name)))
             && self.uri.as_ref().is_none_or(|pattern| uris().any(|uri| pattern.is_match(uri)))
@@ -89,8 +90,8 @@ impl ListQuery {
                     .is_some_and(|labels| labels.contains_key(label))
             })
             && self.fields.iter().all(|(field, value)| match document.get(field) {
-                Some(Value::String(found)) => found == value,
-                Some(Value::Number(found)) => found.to_string() == *value,
+                Some(Value::String(text)) => text == value,
+                Some(Value::Number(number)) => number.to_string() == *value,
                 _ => false,
             })
     }
@@ -186,15 +187,15 @@ pub(super) async fn reply_from_full_read<T, E>(
 where
     T: Send + 'static,
 {
-    let asked = Instant::now();
+    let queued = Instant::now();
     // The semaphore is never closed.
-    let place = FULL_READS.acquire().await;
-    metrics::observe_duration(Operation::FullReadQueue, asked);
-    let begun = Instant::now();
+    let permit = FULL_READS.acquire().await;
+    metrics::observe_duration(Operation::FullReadQueue, queued);
+    let started = Instant::now();
     let read = read.await?;
     let reply = tokio::task::spawn_blocking(move || shape(read)).await;
-    drop(place);
-    metrics::observe_duration(Operation::FullRead, begun);
+    drop(permit);
+    metrics::observe_duration(Operation::FullRead, started);
     Ok(reply.unwrap_or_else(|_| reply::empty(StatusCode::INTERNAL_SERVER_ERROR)))
 }
 

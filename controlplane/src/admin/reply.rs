@@ -47,7 +47,7 @@ pub(crate) fn json(status: StatusCode, value: &impl Serialize) -> Reply {
             build(status, "application/json", text)
         }
         Err(error) => {
-            tracing::error!(%error, "an answer cannot be written as JSON");
+            tracing::error!(%error, "a response cannot be serialized as JSON");
             empty(StatusCode::INTERNAL_SERVER_ERROR)
         }
     }
@@ -153,16 +153,16 @@ pub(crate) fn with_age(mut reply: Reply, age: Duration) -> Reply {
 }
 
 /// Adds the fields that a write kept and the warnings about it.
-pub(crate) fn with_notes(mut reply: Reply, told: &ChangeNotes) -> Reply {
-    let visible = |text: &str| {
+pub(crate) fn with_notes(mut reply: Reply, notes: &ChangeNotes) -> Reply {
+    let to_header = |text: &str| {
         let ascii = |c: char| if matches!(c, ' '..='~') { c } else { '?' };
         let text: String = text.chars().take(WARNINGS_MAX.1).map(ascii).collect();
         HeaderValue::from_str(&text).ok()
     };
-    let kept = (!told.kept.is_empty()).then(|| told.kept.join(", "));
-    let warnings = told.warnings.iter().take(WARNINGS_MAX.0).map(|warning| (WARNING, warning.as_str()));
+    let kept = (!notes.kept.is_empty()).then(|| notes.kept.join(", "));
+    let warnings = notes.warnings.iter().take(WARNINGS_MAX.0).map(|warning| (WARNING, warning.as_str()));
     for (name, text) in kept.iter().map(|kept| (KEPT, kept.as_str())).chain(warnings) {
-        if let Some(value) = visible(text) {
+        if let Some(value) = to_header(text) {
             reply.headers_mut().append(name, value);
         }
     }

@@ -80,7 +80,7 @@ pub struct AdminServer {
 }
 
 struct ServerState {
-    admin: Arc<AdminApi>,
+    api: Arc<AdminApi>,
     tls: Option<ReloadingTls>,
     limits: Limits,
     /// Permits, among all connections, for clients whose address is always denied: they only read a
@@ -112,9 +112,9 @@ impl AdminServer {
         heartbeats: &Heartbeats,
     ) -> Self {
         let heartbeat = heartbeats.add("admin", Readiness::Required);
-        let refused = Arc::new(Semaphore::new((limits.connections_max / 4).max(1)));
-        let shared = ServerState { admin: Arc::new(admin), tls, limits, denied_slots: refused };
-        Self { listener, heartbeat, state: Arc::new(shared) }
+        let denied_slots = Arc::new(Semaphore::new((limits.connections_max / 4).max(1)));
+        let state = ServerState { api: Arc::new(admin), tls, limits, denied_slots };
+        Self { listener, heartbeat, state: Arc::new(state) }
     }
 
     /// The bound address.
@@ -127,20 +127,20 @@ impl AdminServer {
 
     /// Serves until `stop` turns true, then lets open requests finish within the limit.
     pub async fn run(self, mut stop: watch::Receiver<bool>) {
-        let Self { listener, heartbeat, state: shared } = self;
-        let permits = Arc::new(Semaphore::new(shared.limits.connections_max));
-        let mut running = JoinSet::new();
-        let mut back_off = ACCEPT_BACKOFF;
-        let serve = |running: &mut JoinSet<()>, stream, address, permit, stop| {
-            let shared = Arc::clone(&shared);
-            let Ok(place) = shared.reserve_denied_slot(address) else { return };
-            running.spawn(async move {
-                shared.connection(stream, address, stop).await;
-                drop((permit, place));
+        let Self { listener, heartbeat, state } = self;
+        let permits = Arc::new(Semaphore::new(state.limits.connections_max));
+        let mut connections = JoinSet::new();
+        let mut backoff = ACCEPT_BACKOFF;
+        let serve = |connections: &mut JoinSet<()>, stream, address, permit, stop| {
+            let state = Arc::clone(&state);
+            let Ok(denied_slot) = state.reserve_denied_slot(address) else { return };
+            connections.spawn(async move {
+                state.connection(stream, address, stop).await;
+                drop((permit, denied_slot));
             });
         };
         loop {
-            while running.try_join_next().is_some() {}
+            while connections.try_join_next().is_some() {}
             let accepted = tokio::select! {
                 () = wait_for_stop(&mut stop) => break,
                 never = heartbeat.beat_forever() => match never {},
@@ -148,15 +148,15 @@ impl AdminServer {
             };
             match accepted {
                 Ok((stream, address, permit)) => {
-                    back_off = ACCEPT_BACKOFF;
-                    serve(&mut running, stream, address, permit, stop.clone());
+                    backoff = ACCEPT_BACKOFF;
+                    serve(&mut connections, stream, address, permit, stop.clone());
                 }
                 Err(error) => {
                     if let Some(suppressed) = ErrorReason::AdminAccept.record() {
                         tracing::warn!(%error, suppressed, "the Admin API cannot accept a connection");
                     }
-                    tokio::time::sleep(back_off).await;
-                    back_off = (back_off * 2).min(ACCEPT_BACKOFF_MAX);
+                    tokio::time::sleep(backoff).await;
+                    backoff = (backoff * 2).min(ACCEPT_BACKOFF_MAX);
                 }
             }
         }
@@ -168,13 +168,16 @@ impl AdminServer {
             {
                 let stream = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream));
                 if let Ok(stream) = stream {
-                    serve(&mut running, stream, address, permit, stop.clone());
+                    serve(&mut connections, stream, address, permit, stop.clone());
                 }
             }
         }
-        let rest = async { while running.join_next().await.is_some() {} };
-        if tokio::time::timeout(shared.limits.shutdown_timeout, rest).await.is_err() {
-            tracing::warn!(connections = running.len(), "stopped before the last Admin API requests ended");
+        let open = async { while connections.join_next().await.is_some() {} };
+        if tokio::time::timeout(state.limits.shutdown_timeout, open).await.is_err() {
+            tracing::warn!(
+                connections = connections.len(),
+                "stopped before the last Admin API requests ended"
+            );
         }
     }
 }
@@ -199,16 +202,16 @@ impl ServerState {
         &self,
         address: SocketAddr,
     ) -> Result<Option<OwnedSemaphorePermit>, TryAcquireError> {
-        if !self.admin.access.always_denies(address.ip()) {
+        if !self.api.access.always_denies(address.ip()) {
             return Ok(None);
         }
-        let place = Arc::clone(&self.denied_slots).try_acquire_owned();
-        if place.is_err()
+        let slot = Arc::clone(&self.denied_slots).try_acquire_owned();
+        if slot.is_err()
             && let Some(suppressed) = ErrorReason::AdminAddress.record()
         {
             tracing::warn!(peer = %address, suppressed, "denied by allow_admin, without a response: too many at a time");
         }
-        place.map(Some)
+        slot.map(Some)
     }
 
     async fn connection(&self, stream: TcpStream, address: SocketAddr, stop: watch::Receiver<bool>) {
@@ -230,15 +233,15 @@ impl ServerState {
         match handshake {
             Err(_) => {
                 ErrorReason::AdminHandshake.record();
-                tracing::debug!(peer = %address, "the handshake took too long");
+                tracing::debug!(peer = %address, "the handshake timed out");
             }
             Ok(Err(error)) => {
                 ErrorReason::AdminHandshake.record();
-                tracing::debug!(peer = %address, %error, "no handshake");
+                tracing::debug!(peer = %address, %error, "the handshake failed");
             }
-            Ok(Ok((stream, client))) => {
+            Ok(Ok((stream, handshake))) => {
                 let stream = bound_writes(stream, self.limits.send_timeout);
-                self.serve(stream, ClientVerification::tls(address, tls, client), stop).await;
+                self.serve(stream, ClientVerification::tls(address, tls, handshake), stop).await;
             }
         }
     }
@@ -248,51 +251,51 @@ impl ServerState {
         S: AsyncRead + AsyncWrite + Unpin,
     {
         // A graceful shutdown before the first request makes hyper close at once.
-        let asked = Notify::new();
-        let authorised = Notify::new();
+        let received = Notify::new();
+        let authenticated = Notify::new();
         let service = service_fn(|request| async {
-            asked.notify_one();
-            let peer = client.revalidated().await;
-            Ok::<_, std::convert::Infallible>(self.admin.handle(&peer, request, &authorised).await)
+            received.notify_one();
+            let client = client.revalidated().await;
+            Ok::<_, std::convert::Infallible>(self.api.handle(&client, request, &authenticated).await)
         });
-        let finish = async {
+        let shutdown = async {
             wait_for_stop(&mut stop).await;
-            let _none_came = tokio::time::timeout(FIRST_REQUEST_TIMEOUT, asked.notified()).await;
+            drop(tokio::time::timeout(FIRST_REQUEST_TIMEOUT, received.notified()).await);
         };
-        let peer = client.at_handshake();
+        let verified = client.at_handshake();
         // Clients that no request can authorize get the shorter time-out.
-        let head = match peer.certificate {
+        let header_timeout = match verified.certificate {
             ClientCertStatus::NotRequested | ClientCertStatus::Verified { .. }
-                if !self.admin.access.always_denies(peer.address.ip()) =>
+                if !self.api.access.always_denies(verified.address.ip()) =>
             {
                 self.limits.header_timeout
             }
             _ => self.limits.header_timeout.min(self.limits.handshake_timeout),
         };
         // hyper's header time-out restarts with each response; this one does not.
-        let never_authorised = async {
-            if tokio::time::timeout(head, authorised.notified()).await.is_ok() {
+        let never_authenticated = async {
+            if tokio::time::timeout(header_timeout, authenticated.notified()).await.is_ok() {
                 std::future::pending::<()>().await;
             }
         };
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
-            .header_read_timeout(head)
+            .header_read_timeout(header_timeout)
             .max_buf_size(self.limits.header_bytes_max)
             .serve_connection(TokioIo::new(stream), service);
         tokio::pin!(connection);
-        let ended = tokio::select! {
-            ended = &mut connection => ended,
-            () = never_authorised => {
-                return tracing::debug!(peer = %peer.address, "no request was authorised in time");
+        let result = tokio::select! {
+            result = &mut connection => result,
+            () = never_authenticated => {
+                return tracing::debug!(peer = %verified.address, "no request was authenticated in time");
             }
-            () = finish => {
+            () = shutdown => {
                 connection.as_mut().graceful_shutdown();
                 connection.await
             }
         };
-        if let Err(error) = ended {
-            tracing::debug!(peer = %peer.address, %error, "the connection ended early");
+        if let Err(error) = result {
+            tracing::debug!(peer = %verified.address, %error, "the connection ended early");
         }
     }
 }
@@ -317,14 +320,14 @@ type Verdict = (Option<Arc<LoadedCredentials<ServerTls>>>, Arc<AdminClient>);
 
 impl<'a> ClientVerification<'a> {
     fn plain(address: SocketAddr) -> Self {
-        let peer = Arc::new(AdminClient { address, certificate: ClientCertStatus::NotRequested });
-        Self { tls: None, verdict: Mutex::new((None, peer)) }
+        let client = Arc::new(AdminClient { address, certificate: ClientCertStatus::NotRequested });
+        Self { tls: None, verdict: Mutex::new((None, client)) }
     }
 
-    fn tls(address: SocketAddr, tls: &'a ReloadingTls, shaken: CompletedHandshake) -> Self {
-        let client = shaken.files.tls.verify_client(&shaken.presented_chain, UnixTime::now());
-        let verdict = (Some(shaken.files), Arc::new(AdminClient { address, certificate: client }));
-        Self { tls: Some((tls, shaken.presented_chain)), verdict: Mutex::new(verdict) }
+    fn tls(address: SocketAddr, tls: &'a ReloadingTls, handshake: CompletedHandshake) -> Self {
+        let client = handshake.files.tls.verify_client(&handshake.presented_chain, UnixTime::now());
+        let verdict = (Some(handshake.files), Arc::new(AdminClient { address, certificate: client }));
+        Self { tls: Some((tls, handshake.presented_chain)), verdict: Mutex::new(verdict) }
     }
 
     fn at_handshake(&self) -> Arc<AdminClient> {
@@ -332,12 +335,12 @@ impl<'a> ClientVerification<'a> {
     }
 
     async fn revalidated(&self) -> Arc<AdminClient> {
-        let Some((tls, sent)) = &self.tls else { return self.at_handshake() };
+        let Some((tls, chain)) = &self.tls else { return self.at_handshake() };
         // The handshake used valid files, so there are some.
         let Ok(files) = tls.current().await else { return self.at_handshake() };
         let mut verdict = self.verdict.lock().unwrap_or_else(PoisonError::into_inner);
-        if !verdict.0.as_ref().is_some_and(|before| Arc::ptr_eq(before, &files)) {
-            let client = files.tls.verify_client(sent, UnixTime::now());
+        if !verdict.0.as_ref().is_some_and(|former| Arc::ptr_eq(former, &files)) {
+            let client = files.tls.verify_client(chain, UnixTime::now());
             *verdict =
                 (Some(files), Arc::new(AdminClient { address: verdict.1.address, certificate: client }));
         }
@@ -370,9 +373,9 @@ async fn handshake(
     }
     let files = tls.current().await.map_err(std::io::Error::other)?;
     let stream = TlsAcceptor::from(Arc::clone(&files.tls.config)).accept(stream).await?;
-    let sent = stream.get_ref().1.peer_certificates().unwrap_or_default();
-    let sent = sent.iter().map(|one| one.clone().into_owned()).collect();
-    Ok((stream, CompletedHandshake { files, presented_chain: sent }))
+    let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
+    let presented_chain = chain.iter().map(|certificate| certificate.clone().into_owned()).collect();
+    Ok((stream, CompletedHandshake { files, presented_chain }))
 }
 
 async fn send_plain_http_error(stream: &mut TcpStream) -> std::io::Result<()> {
@@ -380,10 +383,10 @@ async fn send_plain_http_error(stream: &mut TcpStream) -> std::io::Result<()> {
     stream.write_all(page.as_bytes()).await?;
     stream.shutdown().await?;
     // Closing with unread bytes would reset the connection before the client has read the page.
-    let mut rest = [0; 4096];
+    let mut buffer = [0; 4096];
     let mut discarded = 0;
     while discarded < DISCARDED_MAX {
-        match stream.read(&mut rest).await? {
+        match stream.read(&mut buffer).await? {
             0 => break,
             read => discarded += read as u64,
         }

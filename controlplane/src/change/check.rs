@@ -48,13 +48,13 @@ async fn check_raw_paths(
     if !forwards_raw_paths(resource, store).await? {
         return Ok(());
     }
-    let mut held = Vec::new();
+    let mut resources = Vec::new();
     for kind in [Kind::Ssl, Kind::Upstream, Kind::Service, Kind::Route] {
         let loaded = store.list(kind).await?;
-        held.extend(loaded.items.iter().filter_map(|stored| compile_stored(stored, keyring, None).0));
+        resources.extend(loaded.items.iter().filter_map(|stored| compile_stored(stored, keyring, None).0));
     }
-    held.push(Versioned { version: 0, resource: resource.clone() });
-    Ok(model::raw_path::check_resource(&Snapshot::from_resources(0, held), resource)?)
+    resources.push(Versioned { version: 0, resource: resource.clone() });
+    Ok(model::raw_path::check_resource(&Snapshot::from_resources(0, resources), resource)?)
 }
 
 /// Decides by the document itself, or by the service of a route without a `proxy-rewrite` of its
@@ -83,15 +83,15 @@ async fn check_reference(reference: &Reference, store: &dyn Store) -> Result<(),
     let Key { kind, id } = &reference.key;
     let noun = kind.noun();
     let lookup = format!("failed to fetch {noun} info by {noun} id [{id}]");
-    let refused = |what: &str| {
-        Err(ChangeError::Invalid(Problem::new(reference.field.clone(), format!("{lookup}, {what}"))))
+    let invalid = |detail: &str| {
+        Err(ChangeError::Invalid(Problem::new(reference.field.clone(), format!("{lookup}, {detail}"))))
     };
     match store.get(&reference.key).await? {
-        None => refused("response code: 404"),
-        Some(found) if *kind == Kind::Ssl && !is_client(&found.document) => refused("wrong ssl type"),
+        None => invalid("response code: 404"),
+        Some(found) if *kind == Kind::Ssl && !is_client(&found.document) => invalid("wrong ssl type"),
         Some(found) if reference.requires_http && !scheme_of(&found.document).is_http() => {
             let scheme = scheme_of(&found.document).as_str();
-            refused(&format!("scheme {scheme} takes no HTTP requests"))
+            invalid(&format!("scheme {scheme} takes no HTTP requests"))
         }
         Some(_) => Ok(()),
     }

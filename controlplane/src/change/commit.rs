@@ -33,9 +33,9 @@ pub struct ChangePipeline {
 enum Timestamps<'a> {
     /// A whole document: keeps the creation time of the document that it replaces.
     Replace(Option<&'a Value>),
-    /// A patched document: keeps times from the request; `update_given` says whether the update
+    /// A patched document: keeps times from the request; `has_update_time` says whether the update
     /// time is one of them.
-    Patch { update_given: bool },
+    Patch { has_update_time: bool },
 }
 
 impl ChangePipeline {
@@ -55,21 +55,21 @@ impl ChangePipeline {
         body: Option<Value>,
         moment: WriteOptions,
     ) -> Result<CommittedChange, ChangeError> {
-        let draft::Draft { key, document: given } = draft::put(kind, url_id, body)?;
+        let draft::Draft { key, document: requested } = draft::put(kind, url_id, body)?;
         let WriteOptions { now, ttl } = moment;
         for _ in 0..TRIES {
             let before = self.store.get(&key).await?;
             let stored = before.as_ref().map(|before| &before.document);
-            let mut document = given.clone();
-            let told = extension_fields::carry_over(&key, stored, &mut document);
-            let (mut document, told) =
-                self.check_and_seal(&key, before.as_ref(), document, told, now).await?;
+            let mut document = requested.clone();
+            let notes = extension_fields::carry_over(&key, stored, &mut document);
+            let (mut document, notes) =
+                self.check_and_seal(&key, before.as_ref(), document, notes, now).await?;
             set_timestamps(&mut document, Timestamps::Replace(stored), now);
             let expect =
                 before.map_or(Precondition::Absent, |before| Precondition::ModRevision(before.mod_revision));
-            match self.commit(&key, document, expect, ttl, told).await {
+            match self.commit(&key, document, expect, ttl, notes).await {
                 Err(ChangeError::Store(StoreError::Conflict)) => {}
-                done => return done,
+                result => return result,
             }
         }
         Err(StoreError::Conflict.into())
@@ -89,13 +89,13 @@ impl ChangePipeline {
         let mut document = draft::post(kind, url_id, body)?;
         let WriteOptions { now, ttl } = moment;
         // Checked under a placeholder id, so that an invalid document takes no revision.
-        let stand_in = Key::new(kind, Id::parse("0")?);
-        let told = extension_fields::carry_over(&stand_in, None, &mut document);
-        let (mut document, told) = self.check_and_seal(&stand_in, None, document, told, now).await?;
+        let placeholder = Key::new(kind, Id::parse("0")?);
+        let notes = extension_fields::carry_over(&placeholder, None, &mut document);
+        let (mut document, notes) = self.check_and_seal(&placeholder, None, document, notes, now).await?;
         set_timestamps(&mut document, Timestamps::Replace(None), now);
         let id = format!("{:020}", self.store.reserve_id().await?);
         document.insert("id".to_owned(), Value::String(id.clone()));
-        self.commit(&Key::new(kind, Id::parse(&id)?), document, Precondition::Absent, ttl, told).await
+        self.commit(&Key::new(kind, Id::parse(&id)?), document, Precondition::Absent, ttl, notes).await
     }
 
     /// Changes a part of a document.
@@ -116,21 +116,21 @@ impl ChangePipeline {
             draft::patch(key, Value::Object(Map::new()), sub_path, body)?;
             return Err(ChangeError::NotFound);
         }
-        let update_given =
+        let has_update_time =
             sub_path.is_none() && body.as_ref().is_some_and(|body| body.get("update_time").is_some());
         let before = self.store.get(key).await?.ok_or(ChangeError::NotFound)?;
         let mentions_lists = extension_fields::mentions_crls(sub_path, body.as_ref());
         let mut document = draft::patch(key, before.document.clone(), sub_path, body)?.document;
-        let told = extension_fields::settle_patched(
+        let notes = extension_fields::settle_patched(
             key,
             &before.document,
             &mut document,
             sub_path.is_some(),
             mentions_lists,
         );
-        set_timestamps(&mut document, Timestamps::Patch { update_given }, now);
-        let (document, told) = self.check_and_seal(key, Some(&before), document, told, now).await?;
-        self.commit(key, document, Precondition::ModRevision(before.mod_revision), ttl, told).await
+        set_timestamps(&mut document, Timestamps::Patch { has_update_time }, now);
+        let (document, notes) = self.check_and_seal(key, Some(&before), document, notes, now).await?;
+        self.commit(key, document, Precondition::ModRevision(before.mod_revision), ttl, notes).await
     }
 
     /// Removes a document; `force` skips the search for documents that refer to it.
@@ -142,21 +142,21 @@ impl ChangePipeline {
             check::check_removal(key, &*self.store).await?;
         }
         let before = self.store.get(key).await?.ok_or(ChangeError::NotFound)?;
-        let gone = self
+        let removed = self
             .store
             .commit(Mutation::Delete { key: key.clone(), precondition: Precondition::Unconditional })
             .await?;
-        if !gone.existed {
+        if !removed.existed {
             return Err(ChangeError::NotFound);
         }
-        let told = ChangeNotes { kept: Vec::new(), warnings: self.weakenings(&before, None) };
-        extension_fields::log_notes(key, gone.revision, &told);
+        let notes = ChangeNotes { kept: Vec::new(), warnings: self.weakenings(&before, None) };
+        extension_fields::log_notes(key, removed.revision, &notes);
         Ok(CommittedChange {
             key: key.clone(),
             document: Value::Null,
-            revision: gone.revision,
+            revision: removed.revision,
             existed: true,
-            notes: told,
+            notes,
         })
     }
 
@@ -176,7 +176,7 @@ impl ChangePipeline {
         key: &Key,
         before: Option<&StoredDocument>,
         document: Map<String, Value>,
-        mut told: ChangeNotes,
+        mut notes: ChangeNotes,
         now: UnixTime,
     ) -> Result<(Map<String, Value>, ChangeNotes), ChangeError> {
         let document = Value::Object(document);
@@ -185,10 +185,10 @@ impl ChangePipeline {
         private_keys::reject_stray_keys(key.kind, &document)?;
         let Value::Object(mut document) = document else { return Err(ChangeError::NotFound) };
         if let Some(before) = before {
-            told.warnings.extend(self.weakenings(before, Some(&resource)));
+            notes.warnings.extend(self.weakenings(before, Some(&resource)));
         }
         private_keys::seal_private_keys(key.kind, &mut document, &self.keyring);
-        Ok((document, told))
+        Ok((document, notes))
     }
 
     async fn commit(
@@ -197,18 +197,18 @@ impl ChangePipeline {
         document: Map<String, Value>,
         expect: Precondition,
         ttl: Option<NonZeroU32>,
-        told: ChangeNotes,
+        notes: ChangeNotes,
     ) -> Result<CommittedChange, ChangeError> {
         let document = Value::Object(document);
         let write = Mutation::Put { key: key.clone(), document: document.clone(), precondition: expect, ttl };
-        let made = self.store.commit(write).await?;
-        extension_fields::log_notes(key, made.revision, &told);
+        let committed = self.store.commit(write).await?;
+        extension_fields::log_notes(key, committed.revision, &notes);
         Ok(CommittedChange {
             key: key.clone(),
             document,
-            revision: made.revision,
-            existed: made.existed,
-            notes: told,
+            revision: committed.revision,
+            existed: committed.existed,
+            notes,
         })
     }
 }
@@ -221,9 +221,9 @@ fn set_timestamps(document: &mut Map<String, Value>, times: Timestamps<'_>, now:
             document.insert("create_time".to_owned(), created.unwrap_or_else(|| now.into()));
             document.insert("update_time".to_owned(), now.into());
         }
-        Timestamps::Patch { update_given } => {
+        Timestamps::Patch { has_update_time } => {
             document.entry("create_time").or_insert_with(|| now.into());
-            if !update_given {
+            if !has_update_time {
                 document.insert("update_time".to_owned(), now.into());
             }
         }

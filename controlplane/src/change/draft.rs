@@ -111,10 +111,10 @@ fn resolve_id(kind: Kind, url_id: Option<&str>, document: &mut Map<String, Value
 /// The gateway sets the times; only PATCH may set them.
 fn forbid_times(document: &Map<String, Value>) -> Result<(), Problem> {
     let inner = |name: &str| document.get(name).and_then(Value::as_object);
-    let places = [("", Some(document)), ("upstream.", inner("upstream")), ("plugins.", inner("plugins"))];
-    for (prefix, place) in places {
+    let objects = [("", Some(document)), ("upstream.", inner("upstream")), ("plugins.", inner("plugins"))];
+    for (prefix, object) in objects {
         for time in ["create_time", "update_time"] {
-            if place.is_some_and(|place| place.contains_key(time)) {
+            if object.is_some_and(|object| object.contains_key(time)) {
                 let field = format!("{prefix}{time}");
                 let message = format!("the property is forbidden:  {field}");
                 return Err(Problem::new(field, message));
@@ -147,7 +147,7 @@ fn merge(origin: &mut Value, change: Value) {
 /// Sets `value` at `path` and creates the objects on the way. Elements of arrays are not
 /// addressable.
 fn set_at_path(document: &mut Value, path: &str, value: Value) -> Result<(), Problem> {
-    let invalid = |upto: &str| Problem::new("", format!("invalid sub-path: /{upto}"));
+    let invalid = |path: &str| Problem::new("", format!("invalid sub-path: /{path}"));
     let (parents, last) = match path.rsplit_once('/') {
         Some((parents, last)) => (Some(parents), last),
         None => (None, path),
@@ -155,17 +155,17 @@ fn set_at_path(document: &mut Value, path: &str, value: Value) -> Result<(), Pro
     if last.is_empty() {
         return Err(invalid(path));
     }
-    let mut here = document;
-    let mut walked = String::new();
+    let mut parent = document;
+    let mut parent_path = String::new();
     for name in parents.into_iter().flat_map(|parents| parents.split('/')) {
-        walked = if walked.is_empty() { name.to_owned() } else { format!("{walked}/{name}") };
-        let object = here.as_object_mut().ok_or_else(|| invalid(&walked))?;
-        here = object.entry(name).or_insert_with(|| Value::Object(Map::new()));
-        if !here.is_object() {
-            return Err(invalid(&walked));
+        parent_path = if parent_path.is_empty() { name.to_owned() } else { format!("{parent_path}/{name}") };
+        let object = parent.as_object_mut().ok_or_else(|| invalid(&parent_path))?;
+        parent = object.entry(name).or_insert_with(|| Value::Object(Map::new()));
+        if !parent.is_object() {
+            return Err(invalid(&parent_path));
         }
     }
-    here.as_object_mut().ok_or_else(|| invalid(path))?.insert(last.to_owned(), value);
+    parent.as_object_mut().ok_or_else(|| invalid(path))?.insert(last.to_owned(), value);
     Ok(())
 }
 

@@ -20,11 +20,11 @@ pub(crate) fn carry_over(
     document: &mut Map<String, Value>,
 ) -> ChangeNotes {
     let carried = extension::carry_over(key.kind, before, document);
-    let mut told = ChangeNotes { kept: carried.kept, warnings: removal_warnings(&carried.removed) };
-    if told.kept.iter().any(|field| field == CRL_FIELD) {
-        drop_unsigned_crls(key.kind, document, &mut told);
+    let mut notes = ChangeNotes { kept: carried.kept, warnings: removal_warnings(&carried.removed) };
+    if notes.kept.iter().any(|field| field == CRL_FIELD) {
+        drop_unsigned_crls(key.kind, document, &mut notes);
     }
-    told
+    notes
 }
 
 /// For a patched document. `at_place`: the part at a sub-path was replaced as a whole.
@@ -35,23 +35,23 @@ pub(super) fn settle_patched(
     at_place: bool,
     mentions_lists: bool,
 ) -> ChangeNotes {
-    let mut told = ChangeNotes::default();
+    let mut notes = ChangeNotes::default();
     if at_place {
-        told.kept = extension::carry_over(key.kind, Some(before), document).kept;
+        notes.kept = extension::carry_over(key.kind, Some(before), document).kept;
     }
-    told.warnings = removal_warnings(&extension::settle(key.kind, before, document));
+    notes.warnings = removal_warnings(&extension::settle(key.kind, before, document));
     if !mentions_lists {
-        drop_unsigned_crls(key.kind, document, &mut told);
+        drop_unsigned_crls(key.kind, document, &mut notes);
     }
-    told
+    notes
 }
 
 /// Whether a PATCH mentions CRLs.
 pub(super) fn mentions_crls(sub_path: Option<&str>, body: Option<&Value>) -> bool {
-    let says = |pointer: &str| body.is_some_and(|body| body.pointer(pointer).is_some());
+    let mentions = |pointer: &str| body.is_some_and(|body| body.pointer(pointer).is_some());
     match sub_path {
-        None => says("/client/crl"),
-        Some("client") => says("/crl"),
+        None => mentions("/client/crl"),
+        Some("client") => mentions("/crl"),
         Some(path) => path == "client/crl" || path.starts_with("client/crl/"),
     }
 }
@@ -60,29 +60,29 @@ fn removal_warnings(fields: &[String]) -> Vec<String> {
     fields.iter().map(|field| format!("{field}: removed")).collect()
 }
 
-fn drop_unsigned_crls(kind: Kind, document: &mut Map<String, Value>, told: &mut ChangeNotes) {
+fn drop_unsigned_crls(kind: Kind, document: &mut Map<String, Value>, notes: &mut ChangeNotes) {
     let mut whole = Value::Object(std::mem::take(document));
     let dropped = compile::drop_unsigned_crls(kind, &mut whole);
-    if let Value::Object(rest) = whole {
-        *document = rest;
+    if let Value::Object(members) = whole {
+        *document = members;
     }
-    told.warnings.extend(
+    notes.warnings.extend(
         dropped
             .iter()
-            .map(|what| format!("{CRL_FIELD}: {what} is dropped, no certificate of client.ca has signed it")),
+            .map(|crl| format!("{CRL_FIELD}: {crl} is dropped, no certificate of client.ca has signed it")),
     );
     if document.get("client").is_some_and(|client| client.get("crl").is_none()) {
-        told.kept.retain(|field| !field.starts_with(CRL_FIELD));
+        notes.kept.retain(|field| !field.starts_with(CRL_FIELD));
     }
 }
 
 /// Logs the effects of a change on the control plane that made it.
-pub(super) fn log_notes(key: &Key, revision: u64, told: &ChangeNotes) {
-    if !told.kept.is_empty() {
-        let fields = told.kept.join(", ");
+pub(super) fn log_notes(key: &Key, revision: u64, notes: &ChangeNotes) {
+    if !notes.kept.is_empty() {
+        let fields = notes.kept.join(", ");
         tracing::warn!(resource = %key, revision, fields, "kept fields that the request does not mention: null removes them");
     }
-    for warning in &told.warnings {
+    for warning in &notes.warnings {
         tracing::warn!(resource = %key, revision, "{warning}");
     }
 }

@@ -38,15 +38,15 @@ pub(crate) fn redact_clear_keys(kind: Kind, document: &mut Value) {
 fn private_key_values(kind: Kind, document: &mut Map<String, Value>) -> Vec<&mut Value> {
     match kind {
         Kind::Ssl => {
-            let (mut one, mut many) = (None, None);
+            let (mut key, mut keys) = (None, None);
             for (name, value) in document {
                 match name.as_str() {
-                    "key" => one = Some(value),
-                    "keys" => many = value.as_array_mut(),
+                    "key" => key = Some(value),
+                    "keys" => keys = value.as_array_mut(),
                     _ => {}
                 }
             }
-            one.into_iter().chain(many.into_iter().flatten()).collect()
+            key.into_iter().chain(keys.into_iter().flatten()).collect()
         }
         Kind::Upstream => upstream_private_key(document).into_iter().collect(),
         Kind::Service | Kind::Route | Kind::StreamRoute => {
@@ -81,8 +81,8 @@ fn upstream_private_key(upstream: &mut Map<String, Value>) -> Option<&mut Value>
 pub(crate) fn reject_stray_keys(kind: Kind, document: &Value) -> Result<(), Problem> {
     let Some(field) = stray_key(kind, "", document) else { return Ok(()) };
     let message = format!("invalid configuration: property \"{field}\": the text holds a private key");
-    let hint = "a private key belongs into key, keys or tls.client_key, which are encrypted; leave it out of other members, which everybody \
-                who may read is shown";
+    let hint = "a private key belongs into key, keys or tls.client_key, which are encrypted; leave it out of other members, which are shown to \
+                every viewer";
     Err(Problem::new(field, message).with_hint(hint))
 }
 
@@ -96,17 +96,17 @@ pub(crate) fn redact_stray_keys(kind: Kind, document: &mut Value) {
 fn redact_below(kind: Kind, path: &str, value: &mut Value) {
     match value {
         Value::String(text) if has_private_key_armor(text) && !is_sealed(kind, path) => {
-            let shown = redact(text).into_owned();
+            let redacted = redact(text).into_owned();
             text.zeroize();
-            *text = shown;
+            *text = redacted;
         }
         Value::Array(items) => {
             (1..).zip(items).for_each(|(at, item)| redact_below(kind, &format!("{path}[{at}]"), item));
         }
         Value::Object(members) => {
             if members.keys().any(|name| has_private_key_armor(name)) {
-                let shown = |(name, member): (String, Value)| (redact(&name).into_owned(), member);
-                *members = std::mem::take(members).into_iter().map(shown).collect();
+                let redacted = |(name, member): (String, Value)| (redact(&name).into_owned(), member);
+                *members = std::mem::take(members).into_iter().map(redacted).collect();
             }
             members.iter_mut().for_each(|(name, member)| redact_below(kind, &join_path(path, name), member));
         }
@@ -243,7 +243,7 @@ mod tests {
                 "{shown}"
             );
         }
-        // What is no key, and what stands where it is sealed, is as it was.
+        // Certificates, and keys in encrypted members, are unchanged.
         for (kind, document) in [
             (Kind::Ssl, json!({"cert": cert, "client": {"ca": cert, "depth": 1}, "snis": ["a"]})),
             (Kind::Upstream, json!({"tls": {"client_cert": cert, "client_key": key}})),

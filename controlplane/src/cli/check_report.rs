@@ -19,7 +19,7 @@ impl CheckStatus {
             Self::Ok => "ok",
             Self::Unknown => "unknown",
             Self::Warn => "warn",
-            Self::Fail => "wrong",
+            Self::Fail => "fail",
         }
     }
 }
@@ -39,39 +39,34 @@ pub(crate) struct CheckResult {
 pub(crate) struct CheckReport(Vec<CheckResult>);
 
 impl CheckReport {
-    pub(crate) fn ok(&mut self, what: impl Into<String>, found: impl ToString) {
-        self.push(what, CheckStatus::Ok, found, None);
+    pub(crate) fn ok(&mut self, subject: impl Into<String>, observed: impl ToString) {
+        self.push(subject, CheckStatus::Ok, observed, None);
     }
 
     /// The check could not run.
-    pub(crate) fn unknown(&mut self, what: impl Into<String>, why: impl ToString) {
-        self.push(what, CheckStatus::Unknown, why, None);
+    pub(crate) fn unknown(&mut self, subject: impl Into<String>, observed: impl ToString) {
+        self.push(subject, CheckStatus::Unknown, observed, None);
     }
 
     /// `fix` is empty when `observed` contains it.
-    pub(crate) fn warn(&mut self, what: impl Into<String>, found: impl ToString, mend: &str) {
-        self.push(what, CheckStatus::Warn, found, Some(mend));
+    pub(crate) fn warn(&mut self, subject: impl Into<String>, observed: impl ToString, fix: &str) {
+        self.push(subject, CheckStatus::Warn, observed, Some(fix));
     }
 
     /// `fix` as in [`Self::warn`].
-    pub(crate) fn fail(&mut self, what: impl Into<String>, found: impl ToString, mend: &str) {
-        self.push(what, CheckStatus::Fail, found, Some(mend));
+    pub(crate) fn fail(&mut self, subject: impl Into<String>, observed: impl ToString, fix: &str) {
+        self.push(subject, CheckStatus::Fail, observed, Some(fix));
     }
 
     fn push(
         &mut self,
-        what: impl Into<String>,
-        state: CheckStatus,
-        found: impl ToString,
-        mend: Option<&str>,
+        subject: impl Into<String>,
+        status: CheckStatus,
+        observed: impl ToString,
+        fix: Option<&str>,
     ) {
-        let mend = mend.filter(|mend| !mend.is_empty()).map(str::to_owned);
-        self.0.push(CheckResult {
-            subject: what.into(),
-            status: state,
-            observed: found.to_string(),
-            fix: mend,
-        });
+        let fix = fix.filter(|fix| !fix.is_empty()).map(str::to_owned);
+        self.0.push(CheckResult { subject: subject.into(), status, observed: observed.to_string(), fix });
     }
 
     pub(crate) fn append(&mut self, other: Self) {
@@ -80,32 +75,35 @@ impl CheckReport {
 
     /// All results, grouped by subject.
     pub(crate) fn checks(&self) -> Vec<&CheckResult> {
-        let mut rows: Vec<_> = self.0.iter().collect();
-        rows.sort_by_key(|row| self.0.iter().position(|first| first.subject == row.subject));
-        rows
+        let mut results: Vec<_> = self.0.iter().collect();
+        results.sort_by_key(|result| self.0.iter().position(|other| other.subject == result.subject));
+        results
     }
 
-    pub(crate) fn with_status(&self, state: CheckStatus) -> impl Iterator<Item = &CheckResult> {
-        self.0.iter().filter(move |row| row.status == state)
+    pub(crate) fn with_status(&self, status: CheckStatus) -> impl Iterator<Item = &CheckResult> {
+        self.0.iter().filter(move |result| result.status == status)
     }
 
     pub(crate) fn to_json(&self) -> Value {
-        let row = |row: &CheckResult| {
+        let result = |result: &CheckResult| {
             json!({
-                "what": row.subject, "state": row.status.as_str(), "found": row.observed, "mend": row.fix,
+                "subject": result.subject,
+                "status": result.status.as_str(),
+                "observed": result.observed,
+                "fix": result.fix,
             })
         };
-        Value::Array(self.checks().into_iter().map(row).collect())
+        Value::Array(self.checks().into_iter().map(result).collect())
     }
 }
 
 impl CheckResult {
     /// All parts in one line.
     pub(crate) fn to_line(&self) -> String {
-        let Self { subject: what, observed: found, fix: mend, .. } = self;
-        match mend {
-            Some(mend) => format!("{what}: {found}: {mend}"),
-            None => format!("{what}: {found}"),
+        let Self { subject, observed, fix, .. } = self;
+        match fix {
+            Some(fix) => format!("{subject}: {observed}: {fix}"),
+            None => format!("{subject}: {observed}"),
         }
     }
 }

@@ -10,25 +10,28 @@
 //! for a store, and extension fields (`model::extension`) that only the target has are kept,
 //! because the source may not know them.
 
+mod error;
 mod location;
+mod opener;
 mod plan;
 mod yaml;
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clap::Args;
+use error::CopyError;
 use futures_util::{StreamExt, stream};
-use location::{Location, LocationContent, LocationOpener, OpenLocation};
+use location::{Document, Location, LocationContent};
 use model::{Key, Kind};
+use opener::{LocationOpener, OpenLocation};
 use pki::Keyring;
-use plan::{Document, Plan};
+use plan::Plan;
 
 use crate::compile;
 use crate::publish::DeniedNodes;
-use crate::publish::deny_list::DenyListError;
 use crate::store::{Mutation, Precondition, Store, StoreError};
 
 /// The embedded store commits concurrent writes with one fsync.
@@ -37,7 +40,7 @@ const CONCURRENT_WRITES: usize = 64;
 const LINES_MAX: usize = 20;
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
 
-const EXAMPLES: &str = "Places:
+const EXAMPLES: &str = "Locations:
   embedded         the embedded store that the configuration names (countersign.store.path)
   embedded:PATH    the embedded store in this file
   etcd             the cluster that the configuration names (deployment.etcd)
@@ -45,8 +48,8 @@ const EXAMPLES: &str = "Places:
   yaml:PATH        an APISIX's rules in a file (apisix.yaml)
 
 Examples:
-  controlplane copy --from embedded --to etcd --dry-run      what would be written, and what is in the way
-  controlplane copy --from embedded --to etcd                run it again after a failure: it goes on where it was
+  controlplane copy --from embedded --to etcd --dry-run      what would be written, and the conflicts
+  controlplane copy --from embedded --to etcd                run it again after a failure: it writes the rest
   controlplane copy --from etcd --to yaml:backup.yaml        a copy to read, and to go back to
   controlplane copy --from yaml:apisix.yaml --to embedded    the rules of a standalone APISIX
   controlplane copy --from etcd:old.yaml --to etcd           from one cluster or prefix to another
@@ -59,10 +62,10 @@ same apisix.data_encryption.keyring.";
 #[command(after_help = EXAMPLES)]
 pub(crate) struct CopyArgs {
     /// Where the documents are
-    #[arg(long, value_name = "PLACE")]
+    #[arg(long, value_name = "LOCATION")]
     from: Location,
     /// Where they go
-    #[arg(long, value_name = "PLACE")]
+    #[arg(long, value_name = "LOCATION")]
     to: Location,
     /// Replace documents of the target that differ; a file is replaced as a whole
     #[arg(long)]
@@ -72,58 +75,6 @@ pub(crate) struct CopyArgs {
     dry_run: bool,
 }
 
-/// Why the documents were not copied, or only a part of them.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum CopyError {
-    #[error("{0}")]
-    Configuration(#[from] conf::ConfError),
-    #[error("apisix.data_encryption.keyring: {0}")]
-    Keyring(#[from] pki::KeyringError),
-    #[error("{0}")]
-    KeyringFile(#[from] conf::KeyringFileError),
-    #[error("--from {place}: there is no file {path}", path = path.display())]
-    SourceMissing { place: Location, path: PathBuf },
-    #[error("--from {0} and --to {1} are the same place")]
-    SameLocation(Location, Location),
-    #[error("{place}: {source}")]
-    Store { place: Location, source: StoreError },
-    /// An entry that an APISIX would not read.
-    #[error("{path}: {what}; nothing was copied", path = path.display())]
-    InvalidRules {
-        path: PathBuf,
-        /// The entry, the found value and the expected one.
-        what: String,
-    },
-    #[error("cannot write {path}: {source}", path = path.display())]
-    WriteFailed { path: PathBuf, source: io::Error },
-    /// The source has documents that cannot be read.
-    #[error(
-        "{count} document(s) in {place} cannot be read and may be obeyed by another program (listed above); nothing was written. \
-         Write them again as plain JSON under a valid id, or delete them"
-    )]
-    Unreadable { place: Location, count: usize },
-    /// Documents of the target differ.
-    #[error(
-        "{count} document(s) in {place} are in the way (listed above); nothing was written. --overwrite puts the source's in their place"
-    )]
-    Conflicts { place: Location, count: usize },
-    /// Another program wrote the document meanwhile.
-    #[error("{key} in {place} was changed by somebody else meanwhile: run this again")]
-    ConcurrentChange { place: Location, key: Key },
-    /// The source changed during the copy.
-    #[error("{0} was changed while it was copied: run this again, it writes only what is missing")]
-    SourceChanged(Location),
-    /// The read-back differs.
-    #[error(
-        "{place} does not hold what was copied: {key} differs. Is somebody else writing to it? Run this again"
-    )]
-    VerifyFailed { place: Location, key: Key },
-    #[error("{place}: {source}")]
-    Denied { place: Location, source: DenyListError },
-    #[error("cannot write the report: {0}")]
-    Report(#[from] io::Error),
-}
-
 /// Copies the documents and prints a summary to `out`.
 ///
 /// # Errors
@@ -131,42 +82,54 @@ pub(crate) enum CopyError {
 pub(crate) async fn run(config: &Path, args: &CopyArgs, out: &mut dyn io::Write) -> Result<(), CopyError> {
     let settings = conf::load(config)?;
     let keyring = Keyring::new(settings.keyring()?)?;
-    let opening = LocationOpener { settings: &settings };
-    opening.check_distinct(&args.from, &args.to)?;
-    let source = opening.source(&args.from).await?;
-    let target = opening.target(&args.to, args.dry_run).await?;
+    let opener = LocationOpener { settings: &settings };
+    opener.check_distinct(&args.from, &args.to)?;
+    let source = opener.source(&args.from).await?;
+    let target = opener.target(&args.to, args.dry_run).await?;
     if source.is_same(&target) {
         return Err(CopyError::SameLocation(args.from.clone(), args.to.clone()));
     }
 
-    let found = source.read().await?;
-    writeln!(out, "from {}: {} documents{}", args.from, found.items.len(), at_revision(&found))?;
-    let there = target.read().await?;
-    let wanted = plan::desired_state(found, &target, &there, &keyring);
-    print_warnings(out, &wanted.notes)?;
-    print_warnings(out, &compile_warnings(&wanted.documents, &keyring))?;
-    if !wanted.unreadable.is_empty() {
-        print_lines(out, "cannot be copied: ", &wanted.unreadable)?;
-        return Err(CopyError::Unreadable { place: args.from.clone(), count: wanted.unreadable.len() });
+    let source_content = source.read().await?;
+    writeln!(
+        out,
+        "from {}: {} documents{}",
+        args.from,
+        source_content.items.len(),
+        at_revision(&source_content)
+    )?;
+    let target_content = target.read().await?;
+    let desired = plan::desired_state(source_content, &target, &target_content, &keyring);
+    print_warnings(out, &desired.notes)?;
+    print_warnings(out, &compile_warnings(&desired.documents, &keyring))?;
+    if !desired.unreadable.is_empty() {
+        print_lines(out, "cannot be copied: ", &desired.unreadable)?;
+        return Err(CopyError::Unreadable { location: args.from.clone(), count: desired.unreadable.len() });
     }
-    writeln!(out, "to {}: {} documents{}", args.to, there.items.len(), at_revision(&there))?;
-    let plan = Plan::of(&wanted.documents, &there, &target);
+    writeln!(
+        out,
+        "to {}: {} documents{}",
+        args.to,
+        target_content.items.len(),
+        at_revision(&target_content)
+    )?;
+    let plan = Plan::of(&desired.documents, &target_content, &target);
     plan.print_summary(out)?;
 
-    let in_the_way = plan.conflicts();
-    if !in_the_way.is_empty() && !args.overwrite {
-        print_lines(out, "in the way: ", &in_the_way)?;
-        return Err(CopyError::Conflicts { place: args.to.clone(), count: in_the_way.len() });
+    let conflicts = plan.conflicts();
+    if !conflicts.is_empty() && !args.overwrite {
+        print_lines(out, "conflict: ", &conflicts)?;
+        return Err(CopyError::Conflicts { location: args.to.clone(), count: conflicts.len() });
     }
     if args.dry_run {
         writeln!(out, "nothing was written (--dry-run)")?;
         return Ok(());
     }
-    write(&target, &wanted.documents, &plan).await?;
+    write(&target, &desired.documents, &plan).await?;
     copy_denied_nodes(&source, &target, out).await?;
-    verify(&source, &target, &there, &wanted.documents, &keyring).await?;
-    let digest = plan::digest(&wanted.documents);
-    writeln!(out, "verified: {} documents, SHA-256 {digest}", wanted.documents.len())?;
+    verify(&source, &target, &target_content, &desired.documents, &keyring).await?;
+    let digest = plan::digest(&desired.documents);
+    writeln!(out, "verified: {} documents, SHA-256 {digest}", desired.documents.len())?;
     Ok(())
 }
 
@@ -176,16 +139,17 @@ async fn copy_denied_nodes(
     target: &OpenLocation,
     out: &mut dyn io::Write,
 ) -> Result<(), CopyError> {
-    let OpenLocation::Store { place, store } = source else { return Ok(()) };
-    let failed = |place: &Location, source| CopyError::Denied { place: place.clone(), source };
-    let denied = DeniedNodes::load(Arc::clone(store)).await.map_err(|error| failed(place, error))?;
+    let OpenLocation::Store { location, store } = source else { return Ok(()) };
+    let failed = |location: &Location, source| CopyError::Denied { location: location.clone(), source };
+    let denied = DeniedNodes::load(Arc::clone(store)).await.map_err(|error| failed(location, error))?;
     let list = denied.list().borrow().clone();
     let count = list.entries().len();
     match target {
         _ if count == 0 => {}
-        OpenLocation::Store { place, store } => {
-            let there = DeniedNodes::load(Arc::clone(store)).await.map_err(|error| failed(place, error))?;
-            let added = there.merge(&list).await.map_err(|error| failed(place, error))?;
+        OpenLocation::Store { location, store } => {
+            let target_content =
+                DeniedNodes::load(Arc::clone(store)).await.map_err(|error| failed(location, error))?;
+            let added = target_content.merge(&list).await.map_err(|error| failed(location, error))?;
             writeln!(out, "deny-list of data planes: {added} of {count} entries added")?;
         }
         OpenLocation::File { .. } | OpenLocation::Absent { .. } => {
@@ -225,7 +189,7 @@ fn print_lines(out: &mut dyn io::Write, start: &str, lines: &[String]) -> io::Re
 
 async fn write(target: &OpenLocation, documents: &[Document], plan: &Plan) -> Result<(), CopyError> {
     match target {
-        OpenLocation::Store { place, store } => write_documents(place, &**store, plan).await,
+        OpenLocation::Store { location, store } => write_documents(location, &**store, plan).await,
         OpenLocation::File { path, .. } if plan.is_done() && path.exists() => Ok(()),
         OpenLocation::File { path, .. } => yaml::write(path, documents),
         // Only a dry run has an absent target.
@@ -234,7 +198,7 @@ async fn write(target: &OpenLocation, documents: &[Document], plan: &Plan) -> Re
 }
 
 /// Kind by kind, so that a watching control plane sees a referenced document before the reference.
-async fn write_documents(place: &Location, store: &dyn Store, plan: &Plan) -> Result<(), CopyError> {
+async fn write_documents(location: &Location, store: &dyn Store, plan: &Plan) -> Result<(), CopyError> {
     let mut progress = ProgressLog::new(plan.writes.len());
     for kind in Kind::ALL {
         let due = plan.writes.iter().filter(|write| write.document.key.kind == kind);
@@ -248,8 +212,8 @@ async fn write_documents(place: &Location, store: &dyn Store, plan: &Plan) -> Re
             .buffer_unordered(CONCURRENT_WRITES);
         while let Some(written) = writes.next().await {
             written.map_err(|(key, source)| match source {
-                StoreError::Conflict => CopyError::ConcurrentChange { place: place.clone(), key },
-                source => CopyError::Store { place: place.clone(), source },
+                StoreError::Conflict => CopyError::ConcurrentChange { location: location.clone(), key },
+                source => CopyError::Store { location: location.clone(), source },
             })?;
             progress.step();
         }
@@ -262,22 +226,22 @@ async fn verify(
     source: &OpenLocation,
     target: &OpenLocation,
     before: &LocationContent,
-    wanted: &[Document],
+    desired: &[Document],
     keyring: &Keyring,
 ) -> Result<(), CopyError> {
-    let again = plan::desired_state(source.read().await?, target, before, keyring).documents;
-    if plan::digest(&again) != plan::digest(wanted) {
-        return Err(CopyError::SourceChanged(source.place().clone()));
+    let reread = plan::desired_state(source.read().await?, target, before, keyring).documents;
+    if plan::digest(&reread) != plan::digest(desired) {
+        return Err(CopyError::SourceChanged(source.location().clone()));
     }
-    let there = target.read().await?;
-    let held = plan::by_key(&there.items);
-    let differs = wanted
-        .iter()
-        .find(|document| held.get(&document.key).is_none_or(|there| there.document != document.value));
-    match differs {
+    let target_content = target.read().await?;
+    let by_key = plan::by_key(&target_content.items);
+    let first_difference = desired.iter().find(|document| {
+        by_key.get(&document.key).is_none_or(|target_content| target_content.document != document.value)
+    });
+    match first_difference {
         None => Ok(()),
         Some(Document { key, .. }) => {
-            Err(CopyError::VerifyFailed { place: target.place().clone(), key: key.clone() })
+            Err(CopyError::VerifyFailed { location: target.location().clone(), key: key.clone() })
         }
     }
 }

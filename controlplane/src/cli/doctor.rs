@@ -19,17 +19,16 @@ use serde_json::json;
 
 use crate::cli::check_report::{CheckReport, CheckStatus};
 use crate::cli::preflight;
-use crate::inventory;
 
 /// Examine everything that a control plane and a data plane with this configuration need.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   controlplane doctor                                       with conf/config.yaml
   controlplane doctor -c /etc/countersign/config.yaml
-  controlplane doctor --json | jq '.rows[] | select(.state == \"wrong\")'
+  controlplane doctor --json | jq '.checks[] | select(.status == \"fail\")'
 
-Each row is what was looked at and how it is: ok, unknown (it cannot be told from here), warn (it works, but probably not as
-intended, or not for long) or wrong. Nothing is changed; a control plane may run.")]
+Each check is ok, unknown (it could not run from here), warn (it works, but probably not as intended, or not for long) or fail.
+Nothing is changed; a control plane may run.")]
 pub(crate) struct DoctorArgs {
     /// One JSON object instead of a table
     #[arg(long)]
@@ -41,53 +40,53 @@ pub(crate) struct DoctorArgs {
 /// # Errors
 /// When the report cannot be printed.
 pub(crate) async fn run(config: &Path, args: &DoctorArgs, out: &mut dyn Write) -> io::Result<bool> {
-    let found = run_checks(config).await;
-    let count = |state| found.with_status(state).count();
-    let (wrong, warned) = (count(CheckStatus::Fail), count(CheckStatus::Warn));
+    let report = run_checks(config).await;
+    let count = |state| report.with_status(state).count();
+    let (failed, warnings) = (count(CheckStatus::Fail), count(CheckStatus::Warn));
     if args.json {
-        let answer = json!({
-            "config": config.display().to_string(), "wrong": wrong, "warn": warned, "rows": found.to_json(),
+        let report_json = json!({
+            "config": config.display().to_string(), "failed": failed, "warnings": warnings, "checks": report.to_json(),
         });
-        writeln!(out, "{answer:#}")?;
+        writeln!(out, "{report_json:#}")?;
     } else {
-        print_table(&found, out)?;
-        writeln!(out, "{}: {wrong} wrong, {warned} to be warned about", config.display())?;
+        print_table(&report, out)?;
+        writeln!(out, "{}: {failed} failed, {warnings} warnings", config.display())?;
     }
-    Ok(wrong == 0)
+    Ok(failed == 0)
 }
 
 /// One line per check; its fix is indented below.
-fn print_table(found: &CheckReport, out: &mut dyn Write) -> io::Result<()> {
-    let width = found.checks().iter().map(|row| row.subject.chars().count()).max().unwrap_or_default();
-    for row in found.checks() {
-        writeln!(out, "{:<8}{:<width$}  {}", row.status.as_str(), row.subject, row.observed)?;
-        if let Some(mend) = &row.fix {
-            writeln!(out, "{:<8}{:<width$}  -> {mend}", "", "")?;
+fn print_table(report: &CheckReport, out: &mut dyn Write) -> io::Result<()> {
+    let width = report.checks().iter().map(|result| result.subject.chars().count()).max().unwrap_or_default();
+    for result in report.checks() {
+        writeln!(out, "{:<8}{:<width$}  {}", result.status.as_str(), result.subject, result.observed)?;
+        if let Some(fix) = &result.fix {
+            writeln!(out, "{:<8}{:<width$}  -> {fix}", "", "")?;
         }
     }
     Ok(())
 }
 
 async fn run_checks(config: &Path) -> CheckReport {
-    let mut found = CheckReport::default();
+    let mut report = CheckReport::default();
     let settings = match conf::load(config) {
         Ok(settings) => settings,
         Err(error) => {
-            found.fail("configuration", error, "");
-            return found;
+            report.fail("configuration", error, "");
+            return report;
         }
     };
-    found.ok("configuration", format!("{} can be read", config.display()));
+    report.ok("configuration", format!("{} can be read", config.display()));
     for warning in &settings.warnings {
-        found.warn("configuration", warning, "");
+        report.warn("configuration", warning, "");
     }
-    preflight::check_settings(&settings, &mut found);
-    certificates::check(&settings, UnixTime::now(), &mut found);
-    let ours = listeners::check(&settings, &mut found).await;
+    preflight::check_settings(&settings, &mut report);
+    certificates::check(&settings, UnixTime::now(), &mut report);
+    let running = listeners::check(&settings, &mut report).await;
     if settings.deployment.provider == ConfigProvider::Etcd {
-        cluster::check(&settings, &mut found).await;
+        cluster::check(&settings, &mut report).await;
     }
-    inventory::check(&settings, ours, &mut found).await;
-    node::check(&settings, UnixTime::now(), &mut found).await;
-    found
+    preflight::check_documents(&settings, running, &mut report).await;
+    node::check(&settings, UnixTime::now(), &mut report).await;
+    report
 }

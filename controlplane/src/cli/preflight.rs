@@ -12,23 +12,27 @@ use pki::{Certificate, format_utc};
 use rustls_pki_types::UnixTime;
 
 use crate::admin::admin_key;
+use crate::admin::tls::ReloadingTls;
 use crate::cli::check_report::CheckReport;
+use crate::inventory::Inventory;
+use crate::listener_errors::ListenError;
+use crate::server;
 use crate::server::status;
 use crate::store::etcd::dial::{ClientTls, Endpoint, VERIFY_OFF};
-use crate::{inventory, server};
+use crate::store::{DocumentList, EmbeddedStore, EtcdStore, Store, StoreError};
 
 /// Runs all checks. A failed check would keep the control plane from starting, or all clients from
 /// connecting.
 pub(crate) async fn run(settings: &Settings) -> CheckReport {
-    let mut found = CheckReport::default();
-    check_settings(settings, &mut found);
-    inventory::check(settings, false, &mut found).await;
+    let mut report = CheckReport::default();
+    check_settings(settings, &mut report);
+    check_documents(settings, false, &mut report).await;
     for (key, address) in configured_listeners(settings) {
         if let Err(error) = TcpListener::bind(address) {
-            found.fail(key, server::describe_listen_error(key, address, &error), "");
+            report.fail(key, ListenError::new(key, address, error), "");
         }
     }
-    found
+    report
 }
 
 /// The listeners by their settings.
@@ -40,32 +44,32 @@ pub(crate) fn configured_listeners(settings: &Settings) -> Vec<(&'static str, So
 }
 
 /// The checks whose result does not depend on a running control plane.
-pub(crate) fn check_settings(settings: &Settings, found: &mut CheckReport) {
+pub(crate) fn check_settings(settings: &Settings, report: &mut CheckReport) {
     let now = UnixTime::now();
-    match server::admin_tls(settings) {
+    match ReloadingTls::from_settings(settings) {
         Ok(Some(tls)) => {
             let files = tls.files.files();
-            let leaf = tls.files.in_use().and_then(|held| held.credentials.leaf().cloned());
+            let leaf = tls.files.in_use().and_then(|summary| summary.credentials.leaf().cloned());
             if let (Some(file), Some(leaf)) = (files.certificate(), leaf) {
-                check_expiry(file, &leaf, now, found);
+                check_expiry(file, &leaf, now, report);
             }
         }
         Ok(None) if !settings.deployment.admin.enabled => {
-            found.warn("apisix.enable_admin", server::ADMIN_DISABLED, "");
+            report.warn("apisix.enable_admin", server::ADMIN_DISABLED, "");
         }
-        Ok(None) => found.ok("deployment.admin.https_admin", "false: the Admin API is plain HTTP"),
-        Err(error) => found.fail("deployment.admin.admin_api_mtls", error, ""),
+        Ok(None) => report.ok("deployment.admin.https_admin", "false: the Admin API is plain HTTP"),
+        Err(error) => report.fail("deployment.admin.admin_api_mtls", error, ""),
     }
     match server::keyring(settings) {
-        Ok(_) => found.ok("apisix.data_encryption.keyring", "can be used"),
-        Err(error) => found.fail("apisix.data_encryption.keyring", error, ""),
+        Ok(_) => report.ok("apisix.data_encryption.keyring", "can be used"),
+        Err(error) => report.fail("apisix.data_encryption.keyring", error, ""),
     }
-    if let Err(missing) = settings.check_control_plane_files() {
-        found.fail("files", missing, "");
+    if let Err(error) = settings.check_control_plane_files() {
+        report.fail("files", error, "");
     }
     let admin = &settings.deployment.admin;
     if admin.enabled && admin.key_required && admin.keys.is_empty() {
-        found.fail(
+        report.fail(
             "deployment.admin.admin_key",
             "no entry",
             "add one (an empty key is made at the first start), or set admin_key_required: false",
@@ -73,17 +77,17 @@ pub(crate) fn check_settings(settings: &Settings, found: &mut CheckReport) {
     }
     if admin.enabled && admin.key_required {
         for error in admin_key::key_file_problems(&admin.keys, server::admin_key_folder(settings)) {
-            found.fail("deployment.admin.admin_key", error, "");
+            report.fail("deployment.admin.admin_key", error, "");
         }
     }
-    check_push(&settings.countersign.push, &settings.countersign.node.server_name, now, found);
+    check_push(&settings.countersign.push, &settings.countersign.node.server_name, now, report);
     if settings.deployment.provider == ConfigProvider::Etcd {
-        check_etcd(settings, now, found);
+        check_etcd(settings, now, report);
     }
 }
 
 /// Checks the push server's pair, its name that data planes expect, and the CA of the nodes.
-fn check_push(push: &PushSettings, expected: &str, now: UnixTime, found: &mut CheckReport) {
+fn check_push(push: &PushSettings, expected_name: &str, now: UnixTime, report: &mut CheckReport) {
     const CERT: &str = "countersign.push.cert";
     const CA: &str = "countersign.push.ca";
     let pair = CertKeyPair::read(
@@ -91,41 +95,41 @@ fn check_push(push: &PushSettings, expected: &str, now: UnixTime, found: &mut Ch
         ConfiguredFileRef { setting: "countersign.push.key", path: &push.key },
     );
     match pair {
-        Err(error) => found.fail(error.setting, file_problem(&error), ""),
+        Err(error) => report.fail(error.setting, file_problem(&error), ""),
         Ok(CertKeyPair { leaf, .. }) => {
-            check_expiry(ConfiguredFileRef { setting: CERT, path: &push.cert }, &leaf, now, found);
+            check_expiry(ConfiguredFileRef { setting: CERT, path: &push.cert }, &leaf, now, report);
             let names = leaf.dns_names();
-            if !names.iter().any(|name| name.eq_ignore_ascii_case(expected)) {
-                let misfit = format!(
-                    "{} is for the names {names:?}, but data planes expect {expected:?} (countersign.node.server_name)",
+            if !names.iter().any(|name| name.eq_ignore_ascii_case(expected_name)) {
+                let mismatch = format!(
+                    "{} is for the names {names:?}, but data planes expect {expected_name:?} (countersign.node.server_name)",
                     push.cert.display()
                 );
-                found.fail(CERT, misfit, "issue it for that name, or change the setting");
+                report.fail(CERT, mismatch, "issue it for that name, or change the setting");
             }
         }
     }
-    check_ca_bundle(ConfiguredFileRef { setting: CA, path: &push.ca }, found);
+    check_ca_bundle(ConfiguredFileRef { setting: CA, path: &push.ca }, report);
 }
 
 /// Checks that a CA bundle can be read, and counts its certificates.
-pub(crate) fn check_ca_bundle(file: ConfiguredFileRef<'_>, found: &mut CheckReport) {
+pub(crate) fn check_ca_bundle(file: ConfiguredFileRef<'_>, report: &mut CheckReport) {
     match file.read_certificates() {
         Ok(bundle) => {
-            found.ok(file.setting, format!("{} certificate(s) in {}", bundle.len(), file.path.display()))
+            report.ok(file.setting, format!("{} certificate(s) in {}", bundle.len(), file.path.display()))
         }
-        Err(error) => found.fail(error.setting, file_problem(&error), ""),
+        Err(error) => report.fail(error.setting, file_problem(&error), ""),
     }
 }
 
 /// Checks URLs and files of `deployment.etcd`.
-fn check_etcd(settings: &Settings, now: UnixTime, found: &mut CheckReport) {
+fn check_etcd(settings: &Settings, now: UnixTime, report: &mut CheckReport) {
     let etcd = &settings.deployment.etcd;
     let endpoints = match Endpoint::from_config(etcd) {
         Ok(endpoints) => endpoints,
-        Err(error) => return found.fail("deployment.etcd.host", error, ""),
+        Err(error) => return report.fail("deployment.etcd.host", error, ""),
     };
     for endpoint in endpoints.iter().filter(|endpoint| !endpoint.https() && !endpoint.is_loopback()) {
-        found.warn(
+        report.warn(
             "deployment.etcd.host",
             format!("{endpoint} is plain HTTP: the password and every document travel in clear"),
             "give etcd a certificate, and write https://",
@@ -134,19 +138,19 @@ fn check_etcd(settings: &Settings, now: UnixTime, found: &mut CheckReport) {
     if !endpoints.iter().any(Endpoint::https) {
         return;
     }
-    let security = ClientTls::of(settings);
-    match security.load() {
-        Err(error) => found.fail("deployment.etcd.tls", &error.problem, ""),
+    let client_tls = ClientTls::of(settings);
+    match client_tls.load() {
+        Err(error) => report.fail("deployment.etcd.tls", &error.problem, ""),
         Ok(loaded) => {
-            let leaf = loaded.certificate.as_ref().and_then(|shown| shown.certificate());
-            match security.files().files().certificate().zip(leaf) {
-                Some((file, leaf)) => check_expiry(file, leaf, now, found),
-                None => found.ok("deployment.etcd.tls.cert", "none: etcd must not ask for one"),
+            let leaf = loaded.certificate.as_ref().and_then(|cert| cert.certificate());
+            match client_tls.files().files().certificate().zip(leaf) {
+                Some((file, leaf)) => check_expiry(file, leaf, now, report),
+                None => report.ok("deployment.etcd.tls.cert", "none: etcd must not ask for one"),
             }
             if etcd.tls.verify {
-                found.ok("apisix.ssl.ssl_trusted_certificate", &loaded.trusted);
+                report.ok("apisix.ssl.ssl_trusted_certificate", &loaded.trusted);
             } else {
-                found.warn("deployment.etcd.tls.verify", VERIFY_OFF, "");
+                report.warn("deployment.etcd.tls.verify", VERIFY_OFF, "");
             }
         }
     }
@@ -162,11 +166,97 @@ pub(crate) fn check_expiry(
     file: ConfiguredFileRef<'_>,
     leaf: &Certificate,
     now: UnixTime,
-    found: &mut CheckReport,
+    report: &mut CheckReport,
 ) {
     match CertificateExpiry::new(file, leaf, now).warning() {
-        Some(problem) => found.warn(file.setting, problem, ""),
-        None => found
+        Some(problem) => report.warn(file.setting, problem, ""),
+        None => report
             .ok(file.setting, format!("{}, valid until {}", leaf.subject(), format_utc(leaf.not_after()))),
+    }
+}
+
+/// Counts the documents of the configured store and reports them. `running`: a control plane with
+/// this configuration's certificate listens.
+pub(crate) async fn check_documents(settings: &Settings, running: bool, report: &mut CheckReport) {
+    let Ok(keyring) = server::keyring(settings) else { return };
+    let (subject, loaded) = match settings.deployment.provider {
+        ConfigProvider::Embedded => {
+            ("countersign.store.path", load_embedded(settings, running, report).await)
+        }
+        ConfigProvider::Etcd => ("deployment.etcd.prefix", load_etcd(settings, report).await),
+    };
+    let Some((identity, loaded)) = loaded else { return };
+    let counting = tokio::task::spawn_blocking(move || Inventory::count(&loaded.items, &keyring));
+    let Ok(inventory) = counting.await else { return };
+    let summary = format!("the store holds {inventory} (identity {identity})");
+    if inventory.is_empty() {
+        let fix = "right for a new installation; else it is not the store you mean: data planes that serve something hold it";
+        report.warn(subject, format!("the store is empty (identity {identity})"), fix);
+    } else {
+        report.ok(subject, summary);
+    }
+    if let Err(error) = inventory.check_keyring() {
+        report.fail("stored documents", error, "");
+    }
+    for warning in inventory.warnings() {
+        report.warn("stored documents", warning, "");
+    }
+}
+
+async fn load_embedded(
+    settings: &Settings,
+    running: bool,
+    report: &mut CheckReport,
+) -> Option<(String, DocumentList)> {
+    const SUBJECT: &str = "countersign.store.path";
+    let path = settings.countersign.store.path.clone();
+    let display = path.display().to_string();
+    let loaded = tokio::task::spawn_blocking(move || EmbeddedStore::load_file(&path)).await.ok()?;
+    match loaded {
+        Ok(Some(loaded)) => {
+            report.ok(SUBJECT, format!("{display} can be used"));
+            Some(loaded)
+        }
+        Ok(None) => {
+            let fix = "right for a new installation; else look for the file, or put a backup in its place: data planes that serve \
+                        something hold an empty store";
+            report.warn(SUBJECT, format!("there is no file {display}: the start makes an empty store"), fix);
+            None
+        }
+        Err(StoreError::Locked { .. }) if running => {
+            report.ok(SUBJECT, format!("{display} is in use by the control plane that runs"));
+            report.unknown(
+                SUBJECT,
+                "its documents are not counted: ask the control plane, `GET /apisix/admin/ssls`",
+            );
+            None
+        }
+        Err(error) => {
+            report.fail(SUBJECT, error, "");
+            None
+        }
+    }
+}
+
+async fn load_etcd(settings: &Settings, report: &mut CheckReport) -> Option<(String, DocumentList)> {
+    let loading = async {
+        let store = EtcdStore::open(settings).await?;
+        Ok::<_, StoreError>((store.identity().to_owned(), store.load().await?))
+    };
+    let timeout = settings.deployment.etcd.timeout;
+    let loaded = match tokio::time::timeout(timeout, loading).await {
+        Ok(loaded) => loaded,
+        Err(_) => Err(StoreError::Unavailable { what: format!("no answer within {timeout:?}") }),
+    };
+    match loaded {
+        Ok(loaded) => Some(loaded),
+        Err(error) => {
+            report.warn(
+                "deployment.etcd.prefix",
+                format!("the documents cannot be counted: {error}"),
+                "the control plane does not start until etcd answers; `controlplane doctor` says which step fails",
+            );
+            None
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! The body of `POST /apisix/admin/explain`, parsed member by member.
 //!
 //! A member of the wrong form is an error that names it. Unusual values that clients really send (a
-//! strange host, a path that climbs above the root) are accepted: they are what the question is
+//! strange host, a path that climbs above the root) are accepted: they are problem the question is
 //! about.
 
 use std::net::IpAddr;
@@ -48,15 +48,15 @@ pub(crate) fn parse(body: Option<Value>, asker: IpAddr) -> Result<ExplainQuery, 
         Some(_) => return Err(invalid_member("", "the question is not a JSON object", EXPECTED)),
     };
     if let Some(unknown) = members.keys().find(|name| !MEMBERS.contains(&name.as_str())) {
-        let what = format!("there is no member {unknown:?}");
-        return Err(invalid_member(unknown, &what, &format!("members are {}", MEMBERS.join(", "))));
+        let problem = format!("there is no member {unknown:?}");
+        return Err(invalid_member(unknown, &problem, &format!("members are {}", MEMBERS.join(", "))));
     }
     let sni = text(&members, "sni")?.map(|text| {
         HostName::from_sni(text).ok_or_else(|| {
-            let what = format!("sni: {text:?} is not a name that a ClientHello may carry");
+            let problem = format!("sni: {text:?} is not a name that a ClientHello may carry");
             invalid_member(
                 "sni",
-                &what,
+                &problem,
                 "expected a host name like www.example.com, without port or wildcard",
             )
         })
@@ -81,13 +81,13 @@ fn request(members: &Map<String, Value>, asker: IpAddr) -> Result<Option<Request
     let written = uri.unwrap_or("/");
     let uri = written.parse::<Uri>().ok().filter(|uri| written == "*" || uri.path().starts_with('/'));
     let uri = uri.ok_or_else(|| {
-        let what = format!("uri: {written:?} is not a request target");
-        invalid_member("uri", &what, "expected a path like /a/b?c=d (percent-encoded), or an absolute URI")
+        let problem = format!("uri: {written:?} is not a request target");
+        invalid_member("uri", &problem, "expected a path like /a/b?c=d (percent-encoded), or an absolute URI")
     })?;
     let method = method.unwrap_or("GET");
     if http::Method::from_bytes(method.as_bytes()).is_err() {
-        let what = format!("method: {method:?} is not a method");
-        return Err(invalid_member("method", &what, "expected one like GET"));
+        let problem = format!("method: {method:?} is not a method");
+        return Err(invalid_member("method", &problem, "expected one like GET"));
     }
     let remote = match remote {
         None => asker,
@@ -116,8 +116,8 @@ fn text<'a>(members: &'a Map<String, Value>, name: &str) -> Result<Option<&'a st
     }
 }
 
-fn invalid_member(field: &str, what: &str, hint: &str) -> Problem {
-    Problem::new(field, format!("invalid question: {what}")).with_hint(hint)
+fn invalid_member(field: &str, problem: &str, hint: &str) -> Problem {
+    Problem::new(field, format!("invalid question: {problem}")).with_hint(hint)
 }
 
 #[cfg(test)]

@@ -63,7 +63,7 @@ pub(super) fn match_message(snapshot: &Snapshot, name: &HostName) -> String {
         SiteLookup::NotFound => match inactive_ssl(snapshot, name) {
             Some(ssl) if ssl.client_side => {
                 format!(
-                    "the only entry that covers {name} is of ssl {}, whose type is client: it answers nobody",
+                    "the only entry that covers {name} is of ssl {}, whose type is client: it serves no connection",
                     ssl.id
                 )
             }

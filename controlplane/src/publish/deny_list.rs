@@ -1,4 +1,4 @@
-//! The deny-list of data planes: certificates that must not connect or stay connected, whoever
+//! The deny-list of data planes: certificates that must not connect or stay connected, whatever CA
 //! signed them.
 //!
 //! Owns the list, its store entry and how an entry matches. The list is an internal entry of the
@@ -64,18 +64,18 @@ impl DeniedNode {
     /// # Errors
     /// [`DenyListError::Entry`] names the invalid member.
     pub fn validate(self) -> Result<Self, DenyListError> {
-        let wrong = |field, problem: String| Err(DenyListError::Entry { field, problem });
+        let invalid = |field, problem: String| Err(DenyListError::Entry { field, problem });
         if self.serial.is_none() && self.spki_sha256.is_none() {
-            return wrong("serial", "serial or spki_sha256 must be given".to_owned());
+            return invalid("serial", "serial or spki_sha256 must be given".to_owned());
         }
         if self.desc.as_deref().is_some_and(has_private_key_armor) {
-            return wrong(
+            return invalid(
                 "desc",
                 "the text holds a private key: leave it out, the list is stored in clear".to_owned(),
             );
         }
         if self.desc.as_ref().is_some_and(|desc| desc.len() > DESC_BYTES) {
-            return wrong("desc", format!("is longer than {DESC_BYTES} bytes"));
+            return invalid("desc", format!("is longer than {DESC_BYTES} bytes"));
         }
         let serial = self.serial.map(|text| {
             let digits = normalize_hex(&text).filter(|digits| digits.len() <= 2 * SERIAL_BYTES);
@@ -207,15 +207,15 @@ impl DeniedNodes {
     /// [`DenyListError`]; nothing is changed then.
     pub async fn put(&self, id: &str, entry: DeniedNode) -> Result<bool, DenyListError> {
         let entry = entry.validate()?;
-        let mut before = None;
+        let mut former = None;
         let existed = self
             .change(|list| {
-                before = list.0.insert(id.to_owned(), entry.clone());
-                if list.0.len() > ENTRIES_MAX { Err(DenyListError::Full) } else { Ok(before.is_some()) }
+                former = list.0.insert(id.to_owned(), entry.clone());
+                if list.0.len() > ENTRIES_MAX { Err(DenyListError::Full) } else { Ok(former.is_some()) }
             })
             .await?;
-        if let Some(before) = before.filter(|before| !before.denies_same(&entry)) {
-            before.log_removed(id);
+        if let Some(former) = former.filter(|former| !former.denies_same(&entry)) {
+            former.log_removed(id);
         }
         Ok(existed)
     }
@@ -231,7 +231,7 @@ impl DeniedNodes {
         self.change(|list| {
             added = 0;
             for (id, entry) in other.entries() {
-                if list.0.values().any(|known| known.denies_same(entry)) {
+                if list.0.values().any(|present| present.denies_same(entry)) {
                     continue;
                 }
                 let numbered = (2..).map(|number| format!("{id}-{number}"));
@@ -250,15 +250,15 @@ impl DeniedNodes {
     /// # Errors
     /// [`DenyListError`]; nothing is changed then.
     pub async fn remove(&self, id: &str) -> Result<bool, DenyListError> {
-        let mut before = None;
+        let mut former = None;
         let existed = self
             .change(|list| {
-                before = list.0.remove(id);
-                Ok(before.is_some())
+                former = list.0.remove(id);
+                Ok(former.is_some())
             })
             .await?;
-        if let Some(before) = before {
-            before.log_removed(id);
+        if let Some(former) = former {
+            former.log_removed(id);
         }
         Ok(existed)
     }
@@ -323,8 +323,8 @@ mod tests {
 
     fn certificate() -> pki::Certificate {
         let ca = Authority::root(&AuthoritySpec::new("Push CA")).unwrap();
-        let minted = ca.issue(&LeafSpec::client("node-1").dns("node-1")).unwrap();
-        pki::certificates_from_pem(&minted.chain_pem).unwrap().remove(0)
+        let leaf = ca.issue(&LeafSpec::client("node-1").dns("node-1")).unwrap();
+        pki::certificates_from_pem(&leaf.chain_pem).unwrap().remove(0)
     }
 
     fn by_serial(text: &str) -> DeniedNode {
@@ -412,6 +412,6 @@ mod tests {
         store.swap_internal_entry(InternalKey::DeniedNodes, version, "{".to_owned().into()).await.unwrap();
         assert!(matches!(denied.refresh().await, Err(DenyListError::Damaged(_))));
         assert!(denied.list().borrow().get("x").is_some());
-        assert!(DeniedNodes::load(store).await.is_err(), "without the list nobody may connect");
+        assert!(DeniedNodes::load(store).await.is_err(), "without the list no node may connect");
     }
 }

@@ -287,16 +287,16 @@ impl Fleet {
     }
 
     /// Registers a node whose session is authorized.
-    pub(super) fn register(self: &Arc<Self>, joining: NodeInfo) -> NodeRegistration {
-        let key = NodeKey { name: joining.name, instance: joining.instance };
+    pub(super) fn register(self: &Arc<Self>, node: NodeInfo) -> NodeRegistration {
+        let key = NodeKey { name: node.name, instance: node.instance };
         let mut nodes = self.lock();
         evict(&mut nodes, &key);
         let session = nodes.get(&key).map_or(0, |entry| entry.session + 1);
         let entry = NodeEntry {
             session,
-            address: joining.address,
-            version: joining.version,
-            certificate: joining.certificate,
+            address: node.address,
+            version: node.version,
+            certificate: node.certificate,
             disconnected_at: None,
             draining: false,
             acknowledged: 0,
@@ -477,7 +477,7 @@ mod tests {
         assert!(alone.is_err(), "no node at all is not everybody");
         let timeout = Duration::from_secs(20);
         let (a, b) = (fleet.register(joining("a", "1")), fleet.register(joining("b", "1")));
-        assert!(fleet.wait_acknowledged(0, Duration::ZERO).await.is_err(), "nobody has said anything yet");
+        assert!(fleet.wait_acknowledged(0, Duration::ZERO).await.is_err(), "no node has acknowledged yet");
         a.record_ack(&at(2));
         let waiting = tokio::spawn({
             let fleet = Arc::clone(&fleet);

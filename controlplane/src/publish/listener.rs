@@ -115,7 +115,7 @@ fn build_tls(
     let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
         .build()
         .map_err(|error| ca.error(error))?;
-    let chain = pair.chain.iter().map(|one| one.der().clone()).collect();
+    let chain = pair.chain.iter().map(|certificate| certificate.der().clone()).collect();
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map(|config| config.with_client_cert_verifier(verifier))
@@ -162,16 +162,16 @@ fn incoming_connections(
 ) -> impl Stream<Item = Incoming> {
     let (ready, incoming) = mpsc::channel(16);
     // Unfinished handshakes take at most half of the connections.
-    let places = Arc::new(Semaphore::new(HANDSHAKES_MAX.min(connections_max / 2).max(1)));
+    let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX.min(connections_max / 2).max(1)));
     let connections = Arc::new(Semaphore::new(connections_max));
     tokio::spawn(async move {
         loop {
             let accepted = tokio::select! {
-                accepted = accept(&listener, &places, &connections) => accepted,
+                accepted = accept(&listener, &handshakes, &connections) => accepted,
                 never = heartbeat.beat_forever() => match never {},
                 _ = shutdown.wait_for(|stop| *stop) => return heartbeat.set_idle(),
             };
-            let (place, connection, tcp, peer) = match accepted {
+            let (handshake, connection, tcp, peer) = match accepted {
                 Ok(accepted) => accepted,
                 Err(error) => {
                     if let Some(suppressed) = ErrorReason::PushAccept.record() {
@@ -181,10 +181,10 @@ fn incoming_connections(
                     continue;
                 }
             };
-            let (files, ready, places) = (files.clone(), ready.clone(), Arc::clone(&places));
+            let (files, ready, handshakes) = (files.clone(), ready.clone(), Arc::clone(&handshakes));
             tokio::spawn(async move {
-                let _place = place;
-                if let Some(stream) = accept_tls(files, tcp, peer, &places).await {
+                let _handshake = handshake;
+                if let Some(stream) = accept_tls(files, tcp, peer, &handshakes).await {
                     // Closed only after the server has stopped; the connection is dropped then.
                     let _ = ready.send(Ok(PermitStream::new(stream, connection))).await;
                 }
@@ -197,31 +197,31 @@ fn incoming_connections(
 /// The next connection, once there are permits for it and its handshake.
 async fn accept(
     listener: &TcpListener,
-    places: &Arc<Semaphore>,
+    handshakes: &Arc<Semaphore>,
     connections: &Arc<Semaphore>,
 ) -> std::io::Result<(OwnedSemaphorePermit, OwnedSemaphorePermit, TcpStream, SocketAddr)> {
     let connection = Arc::clone(connections).acquire_owned().await.map_err(std::io::Error::other)?;
-    let place = Arc::clone(places).acquire_owned().await.map_err(std::io::Error::other)?;
+    let handshake = Arc::clone(handshakes).acquire_owned().await.map_err(std::io::Error::other)?;
     let (tcp, peer) = listener.accept().await?;
-    Ok((place, connection, tcp, peer))
+    Ok((handshake, connection, tcp, peer))
 }
 
 async fn accept_tls(
     files: Reloader<PushTls>,
     tcp: TcpStream,
     peer: SocketAddr,
-    places: &Semaphore,
+    handshakes: &Semaphore,
 ) -> Option<TlsStream<TcpStream>> {
     // Small messages in both directions must not wait for each other.
     let _ = tcp.set_nodelay(true);
     let _ = SockRef::from(&tcp).set_tcp_notsent_lowat(UNSENT_BYTES);
     // Files that were valid at the start stay in use, so there are always some.
     let acceptor = TlsAcceptor::from(Arc::clone(&files.refresh().await.ok()?.tls.config));
-    let shaken = tokio::select! {
-        shaken = acceptor.accept(tcp).into_fallible() => Some(shaken),
-        () = handshake_timeout(places) => None,
+    let handshake = tokio::select! {
+        result = acceptor.accept(tcp).into_fallible() => Some(result),
+        () = handshake_timeout(handshakes) => None,
     };
-    match shaken {
+    match handshake {
         Some(Ok(stream)) => Some(stream),
         Some(Err((error, tcp))) => {
             if let Some(suppressed) = ErrorReason::PushHandshake.record() {
@@ -242,12 +242,12 @@ async fn accept_tls(
 
 /// Returns when a handshake that begins now times out: early whenever no permit is left for the
 /// next one.
-async fn handshake_timeout(places: &Semaphore) {
-    let begun = Instant::now();
-    let mut checks = tokio::time::interval_at(begun + HANDSHAKE_TIMEOUT_FULL, HANDSHAKE_TIMEOUT_FULL);
+async fn handshake_timeout(handshakes: &Semaphore) {
+    let started = Instant::now();
+    let mut checks = tokio::time::interval_at(started + HANDSHAKE_TIMEOUT_FULL, HANDSHAKE_TIMEOUT_FULL);
     loop {
         let now = checks.tick().await;
-        if places.available_permits() == 0 || now.duration_since(begun) >= HANDSHAKE_TIMEOUT {
+        if handshakes.available_permits() == 0 || now.duration_since(started) >= HANDSHAKE_TIMEOUT {
             return;
         }
     }
@@ -258,10 +258,10 @@ async fn handshake_timeout(places: &Semaphore) {
 async fn linger(mut tcp: TcpStream) {
     let _ = tcp.shutdown().await;
     let mut buffer = [0; 4096];
-    let mut left = LINGER_BYTES_MAX;
+    let mut remaining = LINGER_BYTES_MAX;
     while let Ok(read @ 1..) = tcp.read(&mut buffer).await {
-        left = left.saturating_sub(read);
-        if left == 0 {
+        remaining = remaining.saturating_sub(read);
+        if remaining == 0 {
             return;
         }
     }

@@ -51,7 +51,7 @@ impl NodePeer {
         files: Reloader<PushTls>,
         mut ca_changes: TlsFileChanges,
     ) -> Status {
-        let ended = async {
+        let expired = async {
             let mut expires = self.expires;
             // An operator may set the clock, so it is read again now and then.
             while let Some(left) = expires.as_secs().checked_sub(UnixTime::now().as_secs()) {
@@ -64,17 +64,17 @@ impl NodePeer {
                     Ok(verified) => expires = verified.valid_until(),
                     Err(error) => {
                         return Status::unauthenticated(format!(
-                            "countersign.push.ca has changed, and its certificate (countersign.node.cert) is refused now: {}",
+                            "countersign.push.ca has changed, and its certificate (countersign.node.cert) is rejected now: {}",
                             error.message()
                         ));
                     }
                 }
             }
             Status::unauthenticated(
-                "its certificate (countersign.node.cert) has ended: put a new one and its key into its files",
+                "its certificate (countersign.node.cert) has expired: put a new one and its key into its files",
             )
         };
-        let refused = async {
+        let denied = async {
             loop {
                 if let Some(entry) = self.denied_by(&list.borrow_and_update()) {
                     return denied_status(entry);
@@ -84,7 +84,7 @@ impl NodePeer {
                 }
             }
         };
-        tokio::select! { status = ended => status, status = refused => status }
+        tokio::select! { status = expired => status, status = denied => status }
     }
 
     pub(super) fn certificate(&self) -> Option<NodeCertificate> {
@@ -118,14 +118,15 @@ pub(super) fn authenticate<T>(request: &Request<T>, files: &Reloader<PushTls>) -
     let info = info.ok_or_else(|| Status::unauthenticated("not a TLS connection"))?;
     let address =
         info.get_ref().remote_addr().ok_or_else(|| Status::unavailable("the peer has no address"))?;
-    let sent = info.peer_certs().ok_or_else(|| Status::unauthenticated("no client certificate"))?;
-    let sent: Arc<[_]> = sent.iter().map(|one| one.clone().into_owned()).collect();
-    let verified = verify_chain(files, &sent)?;
+    let chain = info.peer_certs().ok_or_else(|| Status::unauthenticated("no client certificate"))?;
+    let presented_chain: Arc<[_]> =
+        chain.iter().map(|certificate| certificate.clone().into_owned()).collect();
+    let verified = verify_chain(files, &presented_chain)?;
     let leaf = verified.identity().certificate().clone();
     Ok(NodePeer {
         address,
         names: leaf.dns_names().into_iter().map(str::to_ascii_lowercase).collect(),
-        presented_chain: sent,
+        presented_chain,
         path: std::iter::once(leaf).chain(verified.path().iter().cloned()).collect(),
         expires: verified.valid_until(),
     })

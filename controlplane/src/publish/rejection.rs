@@ -11,7 +11,7 @@ const STORE_CHARS: usize = 300;
 /// Records and logs that a node rejected a change.
 pub(super) fn record_nack(registration: &NodeRegistration, node: &str, nack: Nack) {
     let errors: Vec<ResourceErrorView> = nack
-        .refusals
+        .errors
         .into_iter()
         .map(|error| {
             let key = error.key.as_ref().and_then(|key| model::wire::key_from_wire(key).ok());

@@ -380,7 +380,7 @@ impl NodeSession {
     }
 
     /// The state to send to a node that held the last one: when an operator accepts the store,
-    /// which the node is told, or when the state changes. `None` when the node closed the stream.
+    /// of which the node is notified, or when the state changes. `None` when the node closed the stream.
     async fn wait_while_held(
         &mut self,
         registration: &NodeRegistration,

@@ -129,11 +129,11 @@ mod tests {
         let one = StoreAcceptance::start(Arc::clone(&store), shutdown.clone()).await;
         let other = StoreAcceptance::start(Arc::clone(&store), shutdown.clone()).await;
         let mut there = other.subscribe();
-        assert!(there.accepted().now_or_never().is_none(), "nobody accepted it");
+        assert!(there.accepted().now_or_never().is_none(), "the store is not accepted");
         let until = one.accept().await.unwrap();
         assert!(until > now() && until <= now() + DURATION.as_secs());
         there.accepted().await;
-        assert!(there.accepted().now_or_never().is_none(), "a node is told once");
+        assert!(there.accepted().now_or_never().is_none(), "a node is notified once");
         one.accept().await.unwrap();
         let restarted = StoreAcceptance::start(Arc::clone(&store), shutdown.clone()).await;
         restarted.subscribe().accepted().await;

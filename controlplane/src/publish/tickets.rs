@@ -83,7 +83,7 @@ impl RingRotator {
             Ok(Some(ring)) => drop(self.ring.send_replace(Some(Arc::new(ring)))),
             Ok(None) => {}
             Err(error) => {
-                tracing::warn!(%error, "the ticket secrets cannot be kept; data planes go on with those they have");
+                tracing::warn!(%error, "the ring of ticket secrets cannot be rotated; data planes keep theirs");
             }
         }
     }
@@ -96,15 +96,16 @@ impl RingRotator {
                 None => (0, TicketRing::default()),
                 Some(entry) => (entry.version, self.open_or_default(&entry.text)),
             };
-            let Some(turned) = self.schedule.rotated(&stored, now()) else {
-                let same = self.ring.borrow().as_ref().is_some_and(|ring| ring::same_secrets(&stored, ring));
-                return Ok((!same).then(|| self.schedule.with_lifetime(stored)));
+            let Some(rotated) = self.schedule.rotated(&stored, now()) else {
+                let is_current =
+                    self.ring.borrow().as_ref().is_some_and(|ring| ring::same_secrets(&stored, ring));
+                return Ok((!is_current).then(|| self.schedule.with_lifetime(stored)));
             };
-            let text = ring::seal_ring(&turned, &self.keyring);
+            let text = ring::seal_ring(&rotated, &self.keyring);
             match self.store.swap_internal_entry(InternalKey::TicketSecrets, version, text).await {
                 Ok(_) => {
-                    tracing::info!(secrets = turned.secrets.len(), "the ring of ticket secrets has turned");
-                    return Ok(Some(turned));
+                    tracing::info!(secrets = rotated.secrets.len(), "the ring of ticket secrets was rotated");
+                    return Ok(Some(rotated));
                 }
                 Err(StoreError::Conflict) => {}
                 Err(error) => return Err(error),
@@ -117,8 +118,7 @@ impl RingRotator {
     fn open_or_default(&self, text: &str) -> TicketRing {
         ring::open_ring(text, &self.keyring).unwrap_or_else(|problem| {
             tracing::warn!(
-                "the stored ticket secrets cannot be read ({problem}) and are replaced; sessions made with them shake hands in \
-                 full. Was an entry taken out of apisix.data_encryption.keyring?"
+                "the stored ticket secrets cannot be read ({problem}) and are replaced; their sessions need a full handshake. Was an entry taken out of apisix.data_encryption.keyring?"
             );
             TicketRing::default()
         })

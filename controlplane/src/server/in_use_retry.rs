@@ -19,10 +19,10 @@ pub(crate) struct InUseRetry {
 }
 
 impl InUseRetry {
-    /// Retries for `patience` from now on.
-    pub(crate) fn new(patience: Duration) -> Self {
+    /// Retries for `max_wait` from now on.
+    pub(crate) fn new(max_wait: Duration) -> Self {
         let now = Instant::now();
-        Self { deadline: now.checked_add(patience).unwrap_or(now), logged: false }
+        Self { deadline: now.checked_add(max_wait).unwrap_or(now), logged: false }
     }
 
     /// The attempt's result. An attempt whose error is `in_use` is repeated until the deadline.
@@ -41,11 +41,11 @@ impl InUseRetry {
                 Err(error) if in_use(&error) && Instant::now() < self.deadline => {
                     if !std::mem::replace(&mut self.logged, true) {
                         let seconds = self.deadline.saturating_duration_since(Instant::now()).as_secs();
-                        tracing::info!(seconds, "waiting for a control plane that stops: {error}");
+                        tracing::info!(seconds, "waiting for a stopping control plane: {error}");
                     }
                     sleep(RETRY_INTERVAL).await;
                 }
-                other => return other,
+                result => return result,
             }
         }
     }
@@ -65,14 +65,11 @@ mod tests {
             ready(if left == 0 { Ok(()) } else { Err("in use") })
         };
         let in_use = |error: &&str| *error == "in use";
-        let mut patient = InUseRetry::new(Duration::from_secs(60));
-        patient.run(in_use, attempt).await.unwrap();
+        let mut long = InUseRetry::new(Duration::from_secs(60));
+        long.run(in_use, attempt).await.unwrap();
         // Any other error ends the retries.
-        assert_eq!(
-            patient.run(in_use, || ready(Err::<(), _>("no such address"))).await,
-            Err("no such address")
-        );
-        let mut impatient = InUseRetry::new(RETRY_INTERVAL);
-        assert_eq!(impatient.run(in_use, || ready(Err::<(), _>("in use"))).await, Err("in use"));
+        assert_eq!(long.run(in_use, || ready(Err::<(), _>("no such address"))).await, Err("no such address"));
+        let mut short = InUseRetry::new(RETRY_INTERVAL);
+        assert_eq!(short.run(in_use, || ready(Err::<(), _>("in use"))).await, Err("in use"));
     }
 }

@@ -72,30 +72,33 @@ async fn commits_are_read_back(store: Arc<dyn Store>) {
     // The order of members and the spelling of numbers survive.
     let document =
         json!({"z": 1, "a": [1.5, -3, null, "\u{0}é"], "m": {"k": true}, "big": 18446744073709551615u64});
-    let made = store.commit(put(&key, document.clone(), Precondition::Unconditional)).await.unwrap();
-    assert!(!made.existed);
-    assert_eq!(made.create_revision, made.revision);
-    let found = store.get(&key).await.unwrap().unwrap();
-    assert_eq!((&found.key, found.create_revision, found.mod_revision), (&key, made.revision, made.revision));
-    assert_eq!(found.document.to_string(), document.to_string());
+    let committed = store.commit(put(&key, document.clone(), Precondition::Unconditional)).await.unwrap();
+    assert!(!committed.existed);
+    assert_eq!(committed.create_revision, committed.revision);
+    let stored = store.get(&key).await.unwrap().unwrap();
+    assert_eq!(
+        (&stored.key, stored.create_revision, stored.mod_revision),
+        (&key, committed.revision, committed.revision)
+    );
+    assert_eq!(stored.document.to_string(), document.to_string());
 
     let changed = store.commit(put(&key, json!({"v": 2}), Precondition::Unconditional)).await.unwrap();
-    assert!(changed.existed && changed.revision > made.revision);
-    assert_eq!(changed.create_revision, made.create_revision);
-    let found = store.get(&key).await.unwrap().unwrap();
+    assert!(changed.existed && changed.revision > committed.revision);
+    assert_eq!(changed.create_revision, committed.create_revision);
+    let stored = store.get(&key).await.unwrap().unwrap();
     assert_eq!(
-        (found.document, found.create_revision, found.mod_revision),
-        (json!({"v": 2}), made.create_revision, changed.revision)
+        (stored.document, stored.create_revision, stored.mod_revision),
+        (json!({"v": 2}), committed.create_revision, changed.revision)
     );
     let loaded = store.load().await.unwrap();
     assert_eq!((loaded.revision, loaded.items.len()), (changed.revision, 1));
 
-    let gone = store.commit(delete(&key, Precondition::Unconditional)).await.unwrap();
-    assert!(gone.existed && gone.revision > changed.revision);
+    let deleted = store.commit(delete(&key, Precondition::Unconditional)).await.unwrap();
+    assert!(deleted.existed && deleted.revision > changed.revision);
     assert_eq!(store.get(&key).await.unwrap(), None);
     // Recreated, it has a new create revision.
-    let again = store.commit(put(&key, json!({}), Precondition::Absent)).await.unwrap();
-    assert_eq!(again.create_revision, again.revision);
+    let recreated = store.commit(put(&key, json!({}), Precondition::Absent)).await.unwrap();
+    assert_eq!(recreated.create_revision, recreated.revision);
 }
 
 async fn preconditions_guard_writes(store: Arc<dyn Store>) {
@@ -119,19 +122,20 @@ async fn preconditions_guard_writes(store: Arc<dyn Store>) {
 
 async fn deleting_an_absent_document_changes_nothing(store: Arc<dyn Store>) {
     let before = store.load().await.unwrap().revision;
-    let gone = store.commit(delete(&key(Kind::Ssl, "x"), Precondition::Unconditional)).await.unwrap();
-    assert_eq!((gone.existed, gone.create_revision, gone.revision), (false, 0, before));
+    let deleted = store.commit(delete(&key(Kind::Ssl, "x"), Precondition::Unconditional)).await.unwrap();
+    assert_eq!((deleted.existed, deleted.create_revision, deleted.revision), (false, 0, before));
 }
 
 async fn reserved_ids_are_unique_revisions(store: Arc<dyn Store>) {
     let first = store.reserve_id().await.unwrap();
     let second = store.reserve_id().await.unwrap();
-    let made = store.commit(put(&key(Kind::Ssl, "1"), json!({}), Precondition::Unconditional)).await.unwrap();
-    assert!(0 < first && first < second && second < made.revision);
+    let committed =
+        store.commit(put(&key(Kind::Ssl, "1"), json!({}), Precondition::Unconditional)).await.unwrap();
+    assert!(0 < first && first < second && second < committed.revision);
     // Reserving an id is no change: the watch yields the document only, and a watch may start at a
     // reserved revision.
-    let seen = events(&*store, second, 1).await;
-    assert_eq!(seen.first().unwrap().revision, made.revision);
+    let events_seen = events(&*store, second, 1).await;
+    assert_eq!(events_seen.first().unwrap().revision, committed.revision);
 }
 
 async fn a_list_holds_one_kind_in_order(store: Arc<dyn Store>) {
@@ -192,9 +196,9 @@ async fn a_watch_yields_all_changes_in_order(store: Arc<dyn Store>) {
     ] {
         revisions.push(store.commit(write).await.unwrap().revision);
     }
-    let seen = events(&*store, start, 5).await;
-    assert_eq!(seen.iter().map(|event| event.revision).collect::<Vec<_>>(), revisions);
-    let told: Vec<_> = seen
+    let events_seen = events(&*store, start, 5).await;
+    assert_eq!(events_seen.iter().map(|event| event.revision).collect::<Vec<_>>(), revisions);
+    let contents: Vec<_> = events_seen
         .iter()
         .map(|event| {
             (
@@ -211,25 +215,27 @@ async fn a_watch_yields_all_changes_in_order(store: Arc<dyn Store>) {
         ("ssls/a", None),
         ("ssls/a", v(4, 5)),
     ];
-    assert_eq!(told, expected.map(|(key, now)| (key.to_owned(), now)));
+    assert_eq!(contents, expected.map(|(key, now)| (key.to_owned(), now)));
     // From the middle: exactly the rest.
-    assert_eq!(events(&*store, revisions[2], 2).await, seen[3..]);
+    assert_eq!(events(&*store, revisions[2], 2).await, events_seen[3..]);
 }
 
 async fn a_watch_wakes_on_a_commit(store: Arc<dyn Store>) {
     let start = store.load().await.unwrap().revision;
     let mut watch = flatten(store.watch(start));
     assert!(watch.next().now_or_never().is_none(), "nothing happened yet");
-    let made = store.commit(put(&key(Kind::Ssl, "1"), json!({}), Precondition::Unconditional)).await.unwrap();
+    let committed =
+        store.commit(put(&key(Kind::Ssl, "1"), json!({}), Precondition::Unconditional)).await.unwrap();
     let next = tokio::time::timeout(Duration::from_secs(30), watch.next()).await.expect("the watch slept on");
-    assert_eq!(next.unwrap().unwrap().revision, made.revision);
+    assert_eq!(next.unwrap().unwrap().revision, committed.revision);
 }
 
 async fn a_watch_from_the_future_is_compacted(store: Arc<dyn Store>) {
     let now = store.load().await.unwrap().revision;
     let mut watch = store.watch(now + 1000);
-    let told = tokio::time::timeout(Duration::from_secs(30), watch.next()).await.expect("the watch stalled");
-    assert!(matches!(told, Some(Err(WatchError::Compacted { .. }))));
+    let events =
+        tokio::time::timeout(Duration::from_secs(30), watch.next()).await.expect("the watch stalled");
+    assert!(matches!(events, Some(Err(WatchError::Compacted { .. }))));
     assert!(watch.next().await.is_none());
 }
 
@@ -237,9 +243,9 @@ async fn one_of_many_creates_wins(store: Arc<dyn Store>) {
     let key = key(Kind::Service, "s");
     let tries = (0..16).map(|n| store.commit(put(&key, json!({"n": n}), Precondition::Absent)));
     let results = futures_util::future::join_all(tries).await;
-    let (won, lost): (Vec<_>, Vec<_>) = results.into_iter().partition(Result::is_ok);
-    assert_eq!(won.len(), 1);
-    assert!(lost.iter().all(|lost| *lost == Err(StoreError::Conflict)));
+    let (succeeded, rejected): (Vec<_>, Vec<_>) = results.into_iter().partition(Result::is_ok);
+    assert_eq!(succeeded.len(), 1);
+    assert!(rejected.iter().all(|rejected| *rejected == Err(StoreError::Conflict)));
 }
 
 async fn concurrent_writers_get_distinct_revisions(store: Arc<dyn Store>) {
@@ -247,11 +253,14 @@ async fn concurrent_writers_get_distinct_revisions(store: Arc<dyn Store>) {
     let keys: Vec<_> = (0..64).map(|n| key(Kind::Ssl, &format!("k{n}"))).collect();
     let writes =
         keys.iter().map(|key| store.commit(put(key, json!({"k": key.to_string()}), Precondition::Absent)));
-    let mut revisions: Vec<_> =
-        futures_util::future::join_all(writes).await.into_iter().map(|made| made.unwrap().revision).collect();
+    let mut revisions: Vec<_> = futures_util::future::join_all(writes)
+        .await
+        .into_iter()
+        .map(|committed| committed.unwrap().revision)
+        .collect();
     revisions.sort_unstable();
-    let seen = events(&*store, start, keys.len()).await;
-    assert_eq!(seen.iter().map(|event| event.revision).collect::<Vec<_>>(), revisions);
+    let events_seen = events(&*store, start, keys.len()).await;
+    assert_eq!(events_seen.iter().map(|event| event.revision).collect::<Vec<_>>(), revisions);
     revisions.dedup();
     assert_eq!(revisions.len(), keys.len());
 }
@@ -262,43 +271,47 @@ async fn extension_fields_belong_to_the_document(store: Arc<dyn Store>) {
     let start = store.load().await.unwrap().revision;
     let guarded = json!({"uri": "/a", "client_identity": {"allow": [{"dns": "a.b"}]}});
     let revoking = json!({"sni": "a", "client": {"ca": "A", "crl": ["L"], "crl_policy": "prefer"}});
-    let made = store.commit(put(&route, guarded.clone(), Precondition::Absent)).await.unwrap();
-    let also = store.commit(put(&ssl, revoking.clone(), Precondition::Unconditional)).await.unwrap();
-    let held = store.get(&route).await.unwrap().unwrap();
+    let committed = store.commit(put(&route, guarded.clone(), Precondition::Absent)).await.unwrap();
+    let second = store.commit(put(&ssl, revoking.clone(), Precondition::Unconditional)).await.unwrap();
+    let stored = store.get(&route).await.unwrap().unwrap();
     assert_eq!(
-        (&held.document, held.create_revision, held.mod_revision),
-        (&guarded, made.revision, made.revision)
+        (&stored.document, stored.create_revision, stored.mod_revision),
+        (&guarded, committed.revision, committed.revision)
     );
-    assert!(!held.stale_extensions);
+    assert!(!stored.stale_extensions);
     assert_eq!(store.list(Kind::Ssl).await.unwrap().items[0].document, revoking);
     let loaded: Vec<_> = store.load().await.unwrap().items.into_iter().map(|item| item.document).collect();
     assert_eq!(loaded, [guarded.clone(), revoking.clone()]);
     // A write without extension fields removes them, and one precondition covers both parts.
     let open = json!({"uri": "/a"});
-    let opened =
-        store.commit(put(&route, open.clone(), Precondition::ModRevision(made.revision))).await.unwrap();
-    let stale = store.commit(put(&route, guarded.clone(), Precondition::ModRevision(made.revision))).await;
+    let without =
+        store.commit(put(&route, open.clone(), Precondition::ModRevision(committed.revision))).await.unwrap();
+    let stale =
+        store.commit(put(&route, guarded.clone(), Precondition::ModRevision(committed.revision))).await;
     assert_eq!(stale, Err(StoreError::Conflict));
     assert_eq!(store.get(&route).await.unwrap().unwrap().document, open);
-    let again =
-        store.commit(put(&route, guarded.clone(), Precondition::ModRevision(opened.revision))).await.unwrap();
-    let gone = store.commit(delete(&route, Precondition::ModRevision(again.revision))).await.unwrap();
-    let anew = store.commit(put(&route, open.clone(), Precondition::Absent)).await.unwrap();
+    let guarded_again = store
+        .commit(put(&route, guarded.clone(), Precondition::ModRevision(without.revision)))
+        .await
+        .unwrap();
+    let deleted =
+        store.commit(delete(&route, Precondition::ModRevision(guarded_again.revision))).await.unwrap();
+    let recreated = store.commit(put(&route, open.clone(), Precondition::Absent)).await.unwrap();
     assert_eq!(store.get(&route).await.unwrap().unwrap().document, open);
-    let told: Vec<_> = events(&*store, start, 6)
+    let events: Vec<_> = events(&*store, start, 6)
         .await
         .into_iter()
         .map(|event| (event.revision, event.key, event.document.map(|now| now.document)))
         .collect();
     let expected = [
-        (made.revision, &route, Some(guarded.clone())),
-        (also.revision, &ssl, Some(revoking)),
-        (opened.revision, &route, Some(open.clone())),
-        (again.revision, &route, Some(guarded)),
-        (gone.revision, &route, None),
-        (anew.revision, &route, Some(open)),
+        (committed.revision, &route, Some(guarded.clone())),
+        (second.revision, &ssl, Some(revoking)),
+        (without.revision, &route, Some(open.clone())),
+        (guarded_again.revision, &route, Some(guarded)),
+        (deleted.revision, &route, None),
+        (recreated.revision, &route, Some(open)),
     ];
-    assert_eq!(told, expected.map(|(revision, key, document)| (revision, key.clone(), document)));
+    assert_eq!(events, expected.map(|(revision, key, document)| (revision, key.clone(), document)));
 }
 
 const SECRETS: InternalKey = InternalKey::TicketSecrets;
@@ -315,8 +328,8 @@ async fn internal_entries_are_compared_and_swapped(store: Arc<dyn Store>) {
     let second = swap(&*store, first, "two").await.unwrap();
     assert!(0 < first && first < second);
     assert_eq!(swap(&*store, first, "x").await, Err(StoreError::Conflict));
-    let found = store.internal_entry(SECRETS).await.unwrap().unwrap();
-    assert_eq!((found.version, found.text.as_str()), (second, "two"));
+    let stored = store.internal_entry(SECRETS).await.unwrap().unwrap();
+    assert_eq!((stored.version, stored.text.as_str()), (second, "two"));
 }
 
 async fn internal_entries_are_not_resources(store: Arc<dyn Store>) {
@@ -328,21 +341,22 @@ async fn internal_entries_are_not_resources(store: Arc<dyn Store>) {
     for kind in Kind::ALL {
         assert!(store.list(kind).await.unwrap().items.is_empty(), "{kind:?}");
     }
-    assert!(watch.next().now_or_never().is_none(), "nobody is told");
+    assert!(watch.next().now_or_never().is_none(), "no watch yields it");
     // The watch skips the internal entry.
-    let made = store.commit(put(&key(Kind::Ssl, "1"), json!({}), Precondition::Unconditional)).await.unwrap();
-    assert_eq!(events(&*store, before, 1).await[0].revision, made.revision);
+    let committed =
+        store.commit(put(&key(Kind::Ssl, "1"), json!({}), Precondition::Unconditional)).await.unwrap();
+    assert_eq!(events(&*store, before, 1).await[0].revision, committed.revision);
 }
 
 async fn one_of_many_swaps_wins(store: Arc<dyn Store>) {
     for expect in 0..3 {
-        let now = store.internal_entry(SECRETS).await.unwrap().map_or(0, |found| found.version);
+        let now = store.internal_entry(SECRETS).await.unwrap().map_or(0, |stored| stored.version);
         let texts: Vec<String> = (0..16).map(|n| format!("{expect} {n}")).collect();
         let results = futures_util::future::join_all(texts.iter().map(|text| swap(&*store, now, text))).await;
-        let won: Vec<usize> = (0..16).filter(|n| results[*n].is_ok()).collect();
-        assert_eq!(won.len(), 1, "{results:?}");
-        let found = store.internal_entry(SECRETS).await.unwrap().unwrap();
-        assert_eq!(*found.text, texts[won[0]]);
+        let succeeded: Vec<usize> = (0..16).filter(|n| results[*n].is_ok()).collect();
+        assert_eq!(succeeded.len(), 1, "{results:?}");
+        let stored = store.internal_entry(SECRETS).await.unwrap().unwrap();
+        assert_eq!(*stored.text, texts[succeeded[0]]);
     }
 }
 

@@ -11,24 +11,24 @@ mod backup_stream;
 mod file;
 mod history;
 mod index;
-mod metrics;
+mod store_file;
 mod writer;
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, RwLock};
 use std::thread::JoinHandle;
 use std::{fs, io};
 
 pub(crate) use backup_stream::{BackupStreamError, BackupSummary};
-use file::{COUNTERS, ITEMS, Opener};
+use file::{ITEMS, Opener};
 use futures_util::future::BoxFuture;
 use futures_util::{FutureExt, StreamExt, stream};
-use history::History;
+use history::{History, HistoryLimits};
 use index::Index;
-use metrics::Metrics;
 use model::{Key, Kind};
 use prometheus_client::registry::Registry;
-use redb::{Database, ReadTransaction, ReadableDatabase};
+use redb::{Database, ReadableDatabase};
+use store_file::{Metrics, StoreFile};
 use telemetry::{Heartbeat, Readiness};
 use tokio::sync::{mpsc, oneshot, watch};
 use writer::{Job, PendingSwap, PendingWrite};
@@ -39,28 +39,8 @@ use super::{
     StoredDocument, WatchError,
 };
 
-/// The version of the tables in the file. A file of another version is rejected.
-pub(crate) const FORMAT_VERSION: u64 = 1;
-
 /// Jobs in the queue before callers wait.
 const QUEUE_MAX: usize = 1024;
-
-/// Attempts to read the index and the file at one revision; they differ for a moment during a
-/// commit.
-const PAGE_ATTEMPTS: usize = 4;
-
-/// How much history watches can read.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct HistoryLimits {
-    pub events: usize,
-    pub bytes: usize,
-}
-
-impl Default for HistoryLimits {
-    fn default() -> Self {
-        Self { events: 4096, bytes: 64 << 20 }
-    }
-}
 
 /// A store in one file. Dropping it completes the accepted writes and releases the file.
 pub struct EmbeddedStore {
@@ -72,16 +52,6 @@ pub struct EmbeddedStore {
     jobs: Option<mpsc::Sender<Job>>,
     heartbeat: Arc<Heartbeat>,
     writer: Option<JoinHandle<()>>,
-}
-
-/// The open file, shared by the writer and the readers.
-struct StoreFile {
-    path: PathBuf,
-    opener: Opener,
-    /// `None` after a failure, until the writer has reopened the file.
-    database: RwLock<Option<Database>>,
-    index: Mutex<Index>,
-    metrics: Metrics,
 }
 
 impl EmbeddedStore {
@@ -112,16 +82,16 @@ impl EmbeddedStore {
         let meta = file::read_meta(&database, path)?;
         let index = Mutex::new(Index::read(&database).map_err(|error| error.into_store_error(path))?);
         let (head_sender, head) = watch::channel(meta.revision);
-        let recent = Arc::new(Mutex::new(History::new(meta.revision, kept)));
+        let history = Arc::new(Mutex::new(History::new(meta.revision, kept)));
         let database = RwLock::new(Some(database));
-        let (path, measures) = (path.to_path_buf(), Metrics::default());
-        let shared = Arc::new(StoreFile { path, opener, database, index, metrics: measures });
+        let (path, metrics) = (path.to_path_buf(), Metrics::default());
+        let file = Arc::new(StoreFile { path, opener, database, index, metrics });
         let (jobs, queue) = mpsc::channel(QUEUE_MAX);
         let heartbeat = Heartbeat::new("store", Readiness::Required);
         let writer = writer::Writer {
             heartbeat: Arc::clone(&heartbeat),
-            file: Arc::clone(&shared),
-            history: Arc::clone(&recent),
+            file: Arc::clone(&file),
+            history: Arc::clone(&history),
             head: head_sender,
             queue,
         };
@@ -131,8 +101,8 @@ impl EmbeddedStore {
             .map_err(|error| StoreError::Unavailable { what: format!("no thread for the store: {error}") })?;
         Ok(Self {
             identity: meta.identity,
-            file: shared,
-            history: recent,
+            file,
+            history,
             head,
             jobs: Some(jobs),
             heartbeat,
@@ -146,10 +116,11 @@ impl EmbeddedStore {
     /// # Errors
     /// [`BackupStreamError`].
     pub(crate) fn write_backup(&self, out: &mut dyn io::Write) -> Result<BackupSummary, BackupStreamError> {
-        let sent = self.file.with_database(|database| backup_stream::write(database, &self.file.path, out));
-        sent.unwrap_or_else(
-            || Err(StoreError::Unavailable { what: "the file is not open".to_owned() }.into()),
-        )
+        let written =
+            self.file.with_database(|database| backup_stream::write(database, &self.file.path, out));
+        written.unwrap_or_else(|| {
+            Err(StoreError::Unavailable { what: "the file is not open".to_owned() }.into())
+        })
     }
 
     /// Creates a store file at `path` from a backup stream: complete, durable and verified under a
@@ -163,16 +134,17 @@ impl EmbeddedStore {
         replace: bool,
     ) -> Result<BackupSummary, BackupStreamError> {
         file::remove_stale_temp_files(path);
-        let new = file::temp_path(path);
-        let made = backup_stream::create(rows, &new).and_then(|summary| {
-            let placed = if replace { fs::rename(&new, path) } else { fs::hard_link(&new, path) };
-            placed.map_err(|error| file::store_io_error(error, path))?;
+        let temp_path = file::temp_path(path);
+        let created = backup_stream::create(rows, &temp_path).and_then(|summary| {
+            let installed =
+                if replace { fs::rename(&temp_path, path) } else { fs::hard_link(&temp_path, path) };
+            installed.map_err(|error| file::store_io_error(error, path))?;
             file::sync_dir(file::parent_dir(path))?;
             Ok(summary)
         });
         // Absent after the rename, or if it was never created.
-        let _gone = fs::remove_file(&new);
-        made
+        let _gone = fs::remove_file(&temp_path);
+        created
     }
 
     /// Checks that `path` is a regular file that starts with redb's magic bytes.
@@ -224,11 +196,11 @@ impl EmbeddedStore {
         &self,
         job: impl FnOnce(oneshot::Sender<Result<T, StoreError>>) -> Job,
     ) -> Result<T, StoreError> {
-        let gone = || StoreError::Unavailable { what: "the store is being closed".to_owned() };
-        let (answer, answered) = oneshot::channel();
-        let jobs = self.jobs.as_ref().ok_or_else(gone)?;
-        jobs.send(job(answer)).await.map_err(|_| gone())?;
-        answered.await.map_err(|_| gone())?
+        let closed = || StoreError::Unavailable { what: "the store is being closed".to_owned() };
+        let (reply, response) = oneshot::channel();
+        let jobs = self.jobs.as_ref().ok_or_else(closed)?;
+        jobs.send(job(reply)).await.map_err(|_| closed())?;
+        response.await.map_err(|_| closed())?
     }
 
     async fn load_documents(&self, kind: Option<Kind>) -> Result<DocumentList, StoreError> {
@@ -245,8 +217,8 @@ impl EmbeddedStore {
     ) -> Result<T, StoreError> {
         let read = Arc::new(read);
         for attempt in 0..2 {
-            let (shared, read) = (Arc::clone(&self.file), Arc::clone(&read));
-            let result = tokio::task::spawn_blocking(move || shared.with_database(|database| read(database)))
+            let (file, read) = (Arc::clone(&self.file), Arc::clone(&read));
+            let result = tokio::task::spawn_blocking(move || file.with_database(|database| read(database)))
                 .await
                 .map_err(|error| StoreError::Unavailable { what: format!("reading failed: {error}") })?;
             match result {
@@ -259,53 +231,6 @@ impl EmbeddedStore {
         }
         Err(StoreError::Unavailable { what: "the file could not be opened again".to_owned() })
     }
-}
-
-impl StoreFile {
-    /// `None` while the database is not open.
-    fn with_database<T>(&self, f: impl FnOnce(&Database) -> T) -> Option<T> {
-        let database = self.database.read().unwrap_or_else(std::sync::PoisonError::into_inner);
-        database.as_ref().map(f)
-    }
-
-    /// The index moves in one step, so a poisoned lock still guards a consistent index.
-    fn index(&self) -> MutexGuard<'_, Index> {
-        self.index.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// One page of a kind. A document that is removed between the lookup in the index and the read
-    /// is skipped.
-    fn page(
-        &self,
-        database: &Database,
-        kind: Kind,
-        first: usize,
-        size: usize,
-    ) -> Result<Page, file::ReadError> {
-        let (mut indexed, mut documents) = self.index().documents_of(kind);
-        let mut transaction = database.begin_read()?;
-        for _ in 1..PAGE_ATTEMPTS {
-            if revision(&transaction)? == indexed {
-                break;
-            }
-            (indexed, documents) = self.index().documents_of(kind);
-            transaction = database.begin_read()?;
-        }
-        let table = transaction.open_table(ITEMS)?;
-        let mut items = Vec::new();
-        for (_, id) in documents.iter().skip(first).take(size) {
-            let name = Key::new(kind, id.clone()).to_string();
-            if let Some(row) = table.get(name.as_str())? {
-                items.push(file::decode_row(&name, row.value())?);
-            }
-        }
-        self.metrics.documents_read.inc_by(items.len() as u64);
-        Ok(Page { items, total: documents.len() })
-    }
-}
-
-fn revision(transaction: &ReadTransaction) -> Result<u64, file::ReadError> {
-    Ok(transaction.open_table(COUNTERS)?.get(file::REVISION)?.map_or(0, |row| row.value()))
 }
 
 impl Store for EmbeddedStore {
@@ -322,8 +247,8 @@ impl Store for EmbeddedStore {
     }
 
     fn page(&self, kind: Kind, first: usize, size: usize) -> BoxFuture<'_, Result<Page, StoreError>> {
-        let shared = Arc::clone(&self.file);
-        self.read_or_reopen(move |database| shared.page(database, kind, first, size)).boxed()
+        let file = Arc::clone(&self.file);
+        self.read_or_reopen(move |database| file.page(database, kind, first, size)).boxed()
     }
 
     fn get<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<StoredDocument>, StoreError>> {
@@ -336,27 +261,26 @@ impl Store for EmbeddedStore {
     }
 
     fn commit(&self, write: Mutation) -> BoxFuture<'_, Result<CommitResult, StoreError>> {
-        self.submit(|answer| Job::Write(PendingWrite { mutation: Some(write), reply: answer })).boxed()
+        self.submit(|reply| Job::Write(PendingWrite { mutation: Some(write), reply })).boxed()
     }
 
     fn reserve_id(&self) -> BoxFuture<'_, Result<u64, StoreError>> {
-        self.submit(|answer| Job::Write(PendingWrite { mutation: None, reply: answer }))
-            .map(|taken| taken.map(|taken| taken.revision))
+        self.submit(|reply| Job::Write(PendingWrite { mutation: None, reply }))
+            .map(|result| result.map(|result| result.revision))
             .boxed()
     }
 
-    fn internal_entry(&self, what: InternalKey) -> BoxFuture<'_, Result<Option<InternalEntry>, StoreError>> {
-        self.read_or_reopen(move |database| file::internal_entry(database, what.name())).boxed()
+    fn internal_entry(&self, key: InternalKey) -> BoxFuture<'_, Result<Option<InternalEntry>, StoreError>> {
+        self.read_or_reopen(move |database| file::internal_entry(database, key.name())).boxed()
     }
 
     fn swap_internal_entry(
         &self,
-        what: InternalKey,
+        key: InternalKey,
         expect: u64,
         text: Zeroizing<String>,
     ) -> BoxFuture<'_, Result<u64, StoreError>> {
-        self.submit(move |answer| Job::Swap(PendingSwap { name: what.name(), expect, text, reply: answer }))
-            .boxed()
+        self.submit(move |reply| Job::Swap(PendingSwap { name: key.name(), expect, text, reply })).boxed()
     }
 
     fn heartbeat(&self) -> Option<Arc<Heartbeat>> {
@@ -369,16 +293,16 @@ impl Store for EmbeddedStore {
 
     fn watch(&self, after: u64) -> EventStream {
         let state = (Arc::clone(&self.history), self.head.clone(), after);
-        let batches = stream::try_unfold(state, |(recent, mut head, after)| async move {
+        let batches = stream::try_unfold(state, |(history, mut head, after)| async move {
             loop {
                 // Marked as seen before reading, so that a change in between wakes this watch.
                 head.borrow_and_update();
                 let batch =
-                    recent.lock().unwrap_or_else(std::sync::PoisonError::into_inner).events_after(after)?;
+                    history.lock().unwrap_or_else(std::sync::PoisonError::into_inner).events_after(after)?;
                 if let Some(last) = batch.last() {
                     let last = last.revision;
                     let events = batch.into_iter().map(|event| (*event).clone()).collect();
-                    return Ok::<_, WatchError>(Some((events, (recent, head, last))));
+                    return Ok::<_, WatchError>(Some((events, (history, head, last))));
                 }
                 if head.changed().await.is_err() {
                     return Ok(None);
@@ -391,7 +315,7 @@ impl Store for EmbeddedStore {
 
 fn load(database: &Database, kind: Option<Kind>) -> Result<DocumentList, file::ReadError> {
     let transaction = database.begin_read()?;
-    let revision = revision(&transaction)?;
+    let revision = file::revision(&transaction)?;
     let table = transaction.open_table(ITEMS)?;
     // '0' follows '/', so this range holds exactly the names that start with "plural/".
     let (from, to) = match kind {

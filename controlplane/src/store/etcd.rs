@@ -70,41 +70,34 @@ impl EtcdStore {
     /// endpoint.
     pub(crate) async fn open(settings: &conf::Settings) -> Result<Self, StoreError> {
         let etcd = &settings.deployment.etcd;
-        let unusable = |error: dial::DialError| StoreError::Unavailable { what: error.to_string() };
+        let invalid = |error: dial::DialError| StoreError::Unavailable { what: error.to_string() };
         let layout = Layout::new(&etcd.prefix);
-        let reached = connection::ConnectionSettings {
-            endpoints: dial::Endpoint::from_config(etcd).map_err(unusable)?,
-            security: dial::ClientTls::of(settings),
+        let connection_settings = connection::ConnectionSettings {
+            endpoints: dial::Endpoint::from_config(etcd).map_err(invalid)?,
+            tls: dial::ClientTls::of(settings),
             user: etcd.user.clone().zip(etcd.password.clone()),
             timeout: etcd.timeout,
             cooldown: etcd.health_check_timeout,
         };
-        let link = ConnectionManager::open(reached, layout.clone()).await?;
+        let connections = ConnectionManager::open(connection_settings, layout.clone()).await?;
         let (watch_timeout, resync_delay) = (etcd.watch_timeout, etcd.resync_delay);
-        let (memory, fence) = (DocumentCache::default(), Fence::default());
+        let (cache, fence) = (DocumentCache::default(), Fence::default());
         let own_report = reports::OwnReport::default();
-        let cluster = Arc::new(Cluster {
-            layout,
-            connections: link,
-            cache: memory,
-            fence,
-            own_report,
-            watch_timeout,
-            resync_delay,
-        });
+        let cluster =
+            Arc::new(Cluster { layout, connections, cache, fence, own_report, watch_timeout, resync_delay });
         let id = cluster.cluster_id().await?;
-        let (own, _) = cluster.read_store_id().await?;
+        let (store_id, _) = cluster.read_store_id().await?;
         // Revisions count within one cluster, and keys within one prefix.
         let identity = format!("etcd-{id:016x}{}", etcd.prefix.trim_end_matches('/'));
-        Ok(Self { identity, store_id: None, cluster }.with_store_id(own))
+        Ok(Self { identity, store_id: None, cluster }.with_store_id(store_id))
     }
 
-    fn with_store_id(mut self, own: Option<String>) -> Self {
-        if let Some(own) = &own {
+    fn with_store_id(mut self, store_id: Option<String>) -> Self {
+        if let Some(store_id) = &store_id {
             self.identity.push('~');
-            self.identity.push_str(own);
+            self.identity.push_str(store_id);
         }
-        Self { store_id: own, ..self }
+        Self { store_id, ..self }
     }
 }
 
@@ -119,18 +112,18 @@ impl EtcdStore {
     /// # Errors
     /// When no endpoint answers.
     pub(crate) async fn initialize(self) -> Result<Self, StoreError> {
-        let Cluster { layout, connections: link, .. } = &*self.cluster;
+        let Cluster { layout, connections, .. } = &*self.cluster;
         for directory in layout::DIRECTORIES {
             let name = layout.directory_key(directory);
-            let made = self.cluster.call_raw(|mut kv: KvClient| {
+            let created = self.cluster.call_raw(|mut kv: KvClient| {
                 let absent = Compare::version(name.as_str(), CompareOp::Equal, 0);
                 let put = TxnOp::put(name.as_str(), layout::PLACEHOLDER, None);
                 let txn = Txn::new().when([absent]).and_then([put]);
                 async move { kv.txn(txn).await }
             });
-            if let Err((connected, error)) = made.await? {
-                let problem = link.describe_error(&connected, &error);
-                tracing::warn!(problem, "etcd does not let us write; what is there is served all the same");
+            if let Err((connection, error)) = created.await? {
+                let problem = connections.describe_error(&connection, &error);
+                tracing::warn!(problem, "etcd permits no writes; existing documents are served");
                 return Ok(self);
             }
         }
@@ -138,34 +131,34 @@ impl EtcdStore {
             return Ok(self);
         }
         let (_, version) = self.cluster.read_store_id().await?;
-        let new = format!("{:032x}", rand::random::<u128>());
-        if let Err(error) = self.cluster.write_store_id(&new, version).await {
+        let new_id = format!("{:032x}", rand::random::<u128>());
+        if let Err(error) = self.cluster.write_store_id(&new_id, version).await {
             tracing::warn!(%error, "the store's identity cannot be written");
         }
         // Of several control planes that start together, one has written it.
-        let (own, _) = self.cluster.read_store_id().await?;
-        Ok(self.with_store_id(own))
+        let (store_id, _) = self.cluster.read_store_id().await?;
+        Ok(self.with_store_id(store_id))
     }
 
     /// Fails when the loaded store is not the store of the start: the cluster lost its data, or was
     /// replaced. Writes the identity again if it was removed from a store whose revision went on.
-    async fn verify_identity(&self, before: u64, loaded: &DocumentList) -> Result<(), StoreError> {
-        let Some(own) = &self.store_id else { return Ok(()) };
-        let (found, version) = self.cluster.read_store_id().await?;
-        if found.as_ref() == Some(own) {
+    async fn verify_identity(&self, last_revision: u64, loaded: &DocumentList) -> Result<(), StoreError> {
+        let Some(store_id) = &self.store_id else { return Ok(()) };
+        let (stored_id, version) = self.cluster.read_store_id().await?;
+        if stored_id.as_ref() == Some(store_id) {
             return Ok(());
         }
-        if found.is_none() && loaded.revision >= before {
+        if stored_id.is_none() && loaded.revision >= last_revision {
             tracing::warn!("the store's identity was removed from etcd; it is written again");
-            return self.cluster.write_store_id(own, version).await;
+            return self.cluster.write_store_id(store_id, version).await;
         }
         Err(StoreError::Unavailable {
             what: format!(
-                "what etcd has below {} is not the store of the start (revision {} after {before}, identity {}): it lost its data, or is \
+                "what etcd has below {} is not the store of the start (revision {} after {last_revision}, identity {}): it lost its data, or is \
                  another cluster. Restore a backup of it, or restart the control plane to serve what is there",
                 self.prefix(),
                 loaded.revision,
-                found.as_deref().unwrap_or("none"),
+                stored_id.as_deref().unwrap_or("none"),
             ),
         })
     }
@@ -177,8 +170,8 @@ impl Cluster {
     async fn read_store_id(&self) -> Result<(Option<String>, u64), StoreError> {
         let Some(entry) = self.internal_entry(InternalKey::Identity).await? else { return Ok((None, 0)) };
         let text = entry.text.trim();
-        let is_one = (1..=64).contains(&text.len()) && text.chars().all(|c| c.is_ascii_alphanumeric());
-        Ok((is_one.then(|| text.to_owned()), entry.version))
+        let is_valid = (1..=64).contains(&text.len()) && text.chars().all(|c| c.is_ascii_alphanumeric());
+        Ok((is_valid.then(|| text.to_owned()), entry.version))
     }
 
     /// Writes the entry if it still has this version (0: absent); another control plane may be
@@ -192,11 +185,11 @@ impl Cluster {
 
     async fn cluster_id(&self) -> Result<u64, StoreError> {
         let fence = self.layout.fence_key();
-        let read = self.call(|mut kv: KvClient| {
+        let response = self.call(|mut kv: KvClient| {
             let fence = fence.clone();
             async move { kv.get(fence, None).await }
         });
-        Ok(read.await?.header().map_or(0, etcd_client::ResponseHeader::cluster_id))
+        Ok(response.await?.header().map_or(0, etcd_client::ResponseHeader::cluster_id))
     }
 
     /// Makes an idempotent call, repeated on any endpoint until the time-out of a call.
@@ -205,13 +198,13 @@ impl Cluster {
         C: Fn(KvClient) -> F,
         F: Future<Output = Result<T, Error>>,
     {
-        let answered = self.call_raw(call).await?;
-        answered.map_err(|(connected, error)| self.unavailable(&connected, &error))
+        let response = self.call_raw(call).await?;
+        response.map_err(|(connection, error)| self.unavailable(&connection, &error))
     }
 
     /// Maps an error response of etcd to the store's error.
-    fn unavailable(&self, connected: &EtcdConnection, error: &Error) -> StoreError {
-        StoreError::Unavailable { what: self.connections.describe_error(connected, error) }
+    fn unavailable(&self, connection: &EtcdConnection, error: &Error) -> StoreError {
+        StoreError::Unavailable { what: self.connections.describe_error(connection, error) }
     }
 
     /// As [`Self::call`], with etcd's own error response.
@@ -222,20 +215,20 @@ impl Cluster {
     {
         let deadline = tokio::time::Instant::now() + self.connections.timeout();
         loop {
-            let connected = self.connections.current().await?;
+            let connection = self.connections.current().await?;
             let error = tokio::select! {
-                answer = call(connected.kv()) => match answer {
+                response = call(connection.kv()) => match response {
                     Ok(value) => return Ok(Ok(value)),
-                    Err(error) if !is_transient(&error) => return Ok(Err((connected, error))),
+                    Err(error) if !is_transient(&error) => return Ok(Err((connection, error))),
                     Err(error) => Some(error),
                 },
-                () = self.connections.wait_lost(&connected) => None,
+                () = self.connections.wait_lost(&connection) => None,
                 () = tokio::time::sleep_until(deadline) => None,
             };
             if tokio::time::Instant::now() >= deadline {
                 let what = error.map_or_else(
                     || "no answer in time".to_owned(),
-                    |e| self.connections.describe_error(&connected, &e),
+                    |e| self.connections.describe_error(&connection, &e),
                 );
                 return Err(StoreError::Unavailable { what });
             }
@@ -244,7 +237,7 @@ impl Cluster {
             if error.is_some() {
                 tokio::time::sleep(RETRY_DELAY).await;
             }
-            self.connections.check_health(&connected).await;
+            self.connections.check_health(&connection).await;
         }
     }
 }
@@ -277,10 +270,11 @@ impl Store for EtcdStore {
 
     fn load(&self) -> BoxFuture<'_, Result<DocumentList, StoreError>> {
         async {
-            let (mark, before) = (self.cluster.cache.event_count(), self.cluster.cache.revision());
+            let (event_count, last_revision) =
+                (self.cluster.cache.event_count(), self.cluster.cache.revision());
             let loaded = self.cluster.load_documents(&Kind::ALL).await?;
-            self.verify_identity(before, &loaded).await?;
-            self.cluster.cache.replace(&loaded, mark);
+            self.verify_identity(last_revision, &loaded).await?;
+            self.cluster.cache.replace(&loaded, event_count);
             Ok(loaded)
         }
         .boxed()
@@ -306,17 +300,17 @@ impl Store for EtcdStore {
         self.cluster.reserve_id().boxed()
     }
 
-    fn internal_entry(&self, what: InternalKey) -> BoxFuture<'_, Result<Option<InternalEntry>, StoreError>> {
-        self.cluster.internal_entry(what).boxed()
+    fn internal_entry(&self, key: InternalKey) -> BoxFuture<'_, Result<Option<InternalEntry>, StoreError>> {
+        self.cluster.internal_entry(key).boxed()
     }
 
     fn swap_internal_entry(
         &self,
-        what: InternalKey,
+        key: InternalKey,
         expect: u64,
         text: Zeroizing<String>,
     ) -> BoxFuture<'_, Result<u64, StoreError>> {
-        async move { self.cluster.swap_internal_entry(what, expect, &text).await }.boxed()
+        async move { self.cluster.swap_internal_entry(key, expect, &text).await }.boxed()
     }
 
     fn reports(&self) -> Option<&dyn ReportEntries> {
@@ -360,7 +354,5 @@ impl Store for EtcdStore {
     }
 }
 
-#[cfg(test)]
-mod testing;
 #[cfg(test)]
 mod tests;

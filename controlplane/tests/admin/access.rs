@@ -11,12 +11,12 @@ async fn addresses_outside_allow_admin_get_the_403_page() {
     builder.allow = Some(vec!["10.0.0.0/8".parse().unwrap()]);
     let world = builder.start().await;
     for identity in [Some(&world.identity), None] {
-        let answer = world.send(identity, request(Method::GET, "/routes", Some(KEY), "".into())).await;
+        let response = world.send(identity, request(Method::GET, "/routes", Some(KEY), "".into())).await;
         assert_eq!(
-            (answer.status.as_u16(), answer.header("content-type")),
+            (response.status.as_u16(), response.header("content-type")),
             (403, Some("text/html; charset=utf-8"))
         );
-        assert!(answer.text.contains("<h1>403 Forbidden</h1>"));
+        assert!(response.text.contains("<h1>403 Forbidden</h1>"));
     }
 }
 
@@ -37,8 +37,8 @@ async fn allow_admin_uses_the_real_ip() {
         let world = builder.start().await;
         let mut asked = request(Method::GET, "/routes", Some(KEY), "".into());
         asked.headers_mut().insert("x-forwarded-for", HeaderValue::from_static(sent));
-        let answer = world.send(Some(&world.identity), asked).await;
-        assert_eq!(answer.status.as_u16(), status, "{allow} {sent}");
+        let response = world.send(Some(&world.identity), asked).await;
+        assert_eq!(response.status.as_u16(), status, "{allow} {sent}");
     }
 }
 
@@ -56,10 +56,10 @@ async fn requests_need_a_valid_key() {
         (Method::PUT, "/routes/1", Some(VIEWER), "invalid method for role viewer"),
         (Method::DELETE, "/nothing/1", None, "missing apikey"),
     ] {
-        let answer = ask(method, path, key).await;
+        let response = ask(method, path, key).await;
         let expected = json!({"error_msg": "failed to check token", "description": why});
-        assert_eq!((answer.status.as_u16(), answer.json()), (401, expected));
-        assert_eq!(answer.header("x-api-version"), None);
+        assert_eq!((response.status.as_u16(), response.json()), (401, expected));
+        assert_eq!(response.header("x-api-version"), None);
     }
     for (path, key) in [("/routes", Some(KEY)), ("/routes", Some(VIEWER))] {
         ask(Method::GET, path, key).await.ok();
@@ -84,24 +84,25 @@ async fn without_key_check_no_key_is_needed() {
 #[tokio::test]
 async fn every_response_has_the_common_headers() {
     let world = World::start().await;
-    let answer = world.get("/routes").await;
-    assert!(answer.header("server").unwrap().starts_with("Countersign/"));
-    assert_eq!(answer.header("content-type"), Some("application/json"));
-    assert_eq!(answer.header("x-api-version"), Some("v3"));
-    assert_eq!(answer.header("access-control-allow-origin"), Some("*"));
-    assert_eq!(answer.header("access-control-allow-credentials"), Some("true"));
-    assert_eq!(answer.header("access-control-expose-headers"), Some("*"));
-    assert_eq!(answer.header("access-control-max-age"), Some("3600"));
+    let response = world.get("/routes").await;
+    assert!(response.header("server").unwrap().starts_with("Countersign/"));
+    assert_eq!(response.header("content-type"), Some("application/json"));
+    assert_eq!(response.header("x-api-version"), Some("v3"));
+    assert_eq!(response.header("access-control-allow-origin"), Some("*"));
+    assert_eq!(response.header("access-control-allow-credentials"), Some("true"));
+    assert_eq!(response.header("access-control-expose-headers"), Some("*"));
+    assert_eq!(response.header("access-control-max-age"), Some("3600"));
 
     for path in ["/routes", "//anywhere"] {
-        let answer = world.send(Some(&world.identity), request(Method::OPTIONS, path, None, "".into())).await;
-        assert_eq!(answer.status, 200);
+        let response =
+            world.send(Some(&world.identity), request(Method::OPTIONS, path, None, "".into())).await;
+        assert_eq!(response.status, 200);
         assert_eq!(
-            answer.header("access-control-allow-methods"),
+            response.header("access-control-allow-methods"),
             Some("POST, GET, PUT, OPTIONS, DELETE, PATCH")
         );
-        assert_eq!(answer.header("access-control-allow-headers"), Some("*"));
-        assert_eq!(answer.header("content-type"), Some("text/plain"));
+        assert_eq!(response.header("access-control-allow-headers"), Some("*"));
+        assert_eq!(response.header("content-type"), Some("text/plain"));
     }
     let head = world.send(Some(&world.identity), request(Method::HEAD, "", None, "".into())).await;
     assert_eq!((head.status.as_u16(), head.text.as_str()), (200, ""));
@@ -110,15 +111,15 @@ async fn every_response_has_the_common_headers() {
 #[tokio::test]
 async fn unknown_paths_and_methods_are_not_found() {
     let world = World::start().await;
-    let answer = world.get("/nothing/1").await;
+    let response = world.get("/nothing/1").await;
     assert_eq!(
-        (answer.status.as_u16(), answer.json()),
+        (response.status.as_u16(), response.json()),
         (404, json!({"error_msg": "Unsupported resource type: nothing"}))
     );
     for path in ["//", "//apisix", "//apisix/adminx/routes", ""] {
-        let answer = world.get(path).await;
+        let response = world.get(path).await;
         assert_eq!(
-            (answer.status.as_u16(), answer.header("content-type")),
+            (response.status.as_u16(), response.header("content-type")),
             (404, Some("text/html; charset=utf-8"))
         );
     }
@@ -132,10 +133,10 @@ async fn schemas_are_served_and_validate() {
     for kind in ["ssl", "upstream", "service", "route"] {
         assert_eq!(world.get(&format!("/schema/{kind}")).await.ok().json()["type"], "object", "{kind}");
     }
-    world.get("/schema/unknown").await.refused("not found schema: unknown");
+    world.get("/schema/unknown").await.assert_error("not found schema: unknown");
     let good = json!({"nodes": {"127.0.0.1:1980": 1}});
-    let answer = world.post("/schema/validate/upstreams", good).await;
-    assert_eq!((answer.status.as_u16(), answer.text.as_str()), (200, ""));
+    let response = world.post("/schema/validate/upstreams", good).await;
+    assert_eq!((response.status.as_u16(), response.text.as_str()), (200, ""));
     let bad = world.post("/schema/validate/upstreams", json!({"nodes": 5})).await;
     assert_eq!(bad.status, 400);
     assert!(

@@ -19,7 +19,7 @@ async fn stored(world: &World, kind: Kind, id: &str, document: Value) {
 }
 
 /// Makes a write, after which the snapshot has everything before it.
-async fn seen(world: &World) {
+async fn write_marker(world: &World) {
     world.put("/upstreams/later", upstream()).await.ok();
 }
 
@@ -32,7 +32,7 @@ async fn outcome(world: &World, question: Value) -> Value {
 }
 
 /// One route for every path, and one blocked resource of each kind.
-async fn stage() -> World {
+async fn blocked_world() -> World {
     let world = World::start().await;
     let site = |name: &str| {
         let pair = world.pair(name);
@@ -53,57 +53,75 @@ async fn stage() -> World {
     ] {
         stored(&world, kind, id, document).await;
     }
-    seen(&world).await;
+    write_marker(&world).await;
     world
 }
 
 #[tokio::test]
 async fn explain_and_lint_report_blocked_resources() {
-    let world = stage().await;
-    let ended = async |uri: &str, host: &str| {
+    let world = blocked_world().await;
+    let outcome_of = async |uri: &str, host: &str| {
         outcome(&world, json!({"sni": "open.test", "host": host, "uri": uri})).await
     };
-    assert_eq!(ended("/", "open.test").await["result"], "forwarded");
+    assert_eq!(outcome_of("/", "open.test").await["result"], "forwarded");
     for (uri, reason, named) in [
         ("/r", "blocked_route", "route r"),
         ("/s", "blocked_service", "service s"),
         ("/u", "blocked_upstream", "upstream u"),
     ] {
-        let told = ended(uri, "open.test").await;
-        assert_eq!((&told["reason"], &told["status"]), (&json!(reason), &json!(503)), "{told}");
-        assert!(told["message"].as_str().unwrap().starts_with(named) && told["fix"].is_string(), "{told}");
+        let explained = outcome_of(uri, "open.test").await;
+        assert_eq!(
+            (&explained["reason"], &explained["status"]),
+            (&json!(reason), &json!(503)),
+            "{explained}"
+        );
+        assert!(
+            explained["message"].as_str().unwrap().starts_with(named) && explained["fix"].is_string(),
+            "{explained}"
+        );
     }
-    let told = ended("/", "shut.test").await;
-    assert_eq!((&told["reason"], &told["status"]), (&json!("blocked_site"), &json!(503)), "{told}");
-    let told = outcome(&world, json!({"sni": "shut.test"})).await;
+    let explained = outcome_of("/", "shut.test").await;
     assert_eq!(
-        (&told["reason"], &told["alert"]),
-        (&json!("blocked_site"), &json!("unrecognized_name")),
-        "{told}"
+        (&explained["reason"], &explained["status"]),
+        (&json!("blocked_site"), &json!(503)),
+        "{explained}"
     );
-    assert!(told["message"].as_str().unwrap().contains("failed to decrypt previous encrypted key"), "{told}");
+    let explained = outcome(&world, json!({"sni": "shut.test"})).await;
+    assert_eq!(
+        (&explained["reason"], &explained["alert"]),
+        (&json!("blocked_site"), &json!("unrecognized_name")),
+        "{explained}"
+    );
+    assert!(
+        explained["message"].as_str().unwrap().contains("failed to decrypt previous encrypted key"),
+        "{explained}"
+    );
 
     stored(&world, Kind::GlobalRule, "g", json!({"plugins": {"prometheus": {}, "ip-restriction": {}}})).await;
-    seen(&world).await;
-    let told = ended("/", "open.test").await;
-    assert_eq!((&told["reason"], &told["status"]), (&json!("blocked_global_rule"), &json!(503)), "{told}");
-    let found = world.get("/lint").await.ok().json();
-    let told = |severity: &str, resource: &str, field: &str| {
-        let fits = |found: &&Value| {
-            found["severity"] == severity && found["resource"] == resource && found["field"] == field
+    write_marker(&world).await;
+    let explained = outcome_of("/", "open.test").await;
+    assert_eq!(
+        (&explained["reason"], &explained["status"]),
+        (&json!("blocked_global_rule"), &json!(503)),
+        "{explained}"
+    );
+    let report = world.get("/lint").await.ok().json();
+    let assert_finding = |severity: &str, resource: &str, field: &str| {
+        let fits = |report: &&Value| {
+            report["severity"] == severity && report["resource"] == resource && report["field"] == field
         };
-        let count = found["list"].as_array().unwrap().iter().filter(fits).count();
-        assert_eq!(count, 1, "{severity} {resource} {field}: {found}");
+        let count = report["list"].as_array().unwrap().iter().filter(fits).count();
+        assert_eq!(count, 1, "{severity} {resource} {field}: {report}");
     };
-    told("error", "ssls/shut", "key");
-    told("error", "routes/r", "plugins.jwt-auth");
-    told("error", "services/s", "plugins.jwt-auth");
-    told("error", "upstreams/u", "scheme");
-    told("error", "global_rules/g", "plugins.ip-restriction");
-    told("warning", "global_rules/g", "plugins.prometheus");
+    assert_finding("error", "ssls/shut", "key");
+    assert_finding("error", "routes/r", "plugins.jwt-auth");
+    assert_finding("error", "services/s", "plugins.jwt-auth");
+    assert_finding("error", "upstreams/u", "scheme");
+    assert_finding("error", "global_rules/g", "plugins.ip-restriction");
+    assert_finding("warning", "global_rules/g", "plugins.prometheus");
     let errors =
-        found["list"].as_array().unwrap().iter().filter(|found| found["severity"] == "error").count();
-    assert_eq!(errors, 5, "{found}");
+        report["list"].as_array().unwrap().iter().filter(|report| report["severity"] == "error").count();
+    assert_eq!(errors, 5, "{report}");
 
     // A valid document replaces the blocked one, and its findings are gone.
     world.put("/routes/r", json!({"uri": "/r", "upstream": upstream()})).await.ok();
@@ -113,10 +131,10 @@ async fn explain_and_lint_report_blocked_resources() {
         .commit(Mutation::Delete { key: gone, precondition: Precondition::Unconditional })
         .await
         .unwrap();
-    seen(&world).await;
-    assert_eq!(ended("/r", "open.test").await["result"], "forwarded");
-    let found = world.get("/lint").await.ok().json().to_string();
-    assert!(!found.contains("global_rules") && !found.contains("routes/r"), "{found}");
+    write_marker(&world).await;
+    assert_eq!(outcome_of("/r", "open.test").await["result"], "forwarded");
+    let report = world.get("/lint").await.ok().json().to_string();
+    assert!(!report.contains("global_rules") && !report.contains("routes/r"), "{report}");
 }
 
 #[tokio::test]
@@ -128,9 +146,9 @@ async fn the_admin_api_rejects_plugins_and_global_rules() {
         assert_eq!(world.put("/routes/r", document).await.status, 400);
     }
     for method in [Method::GET, Method::PUT, Method::DELETE] {
-        let answer = world.call(method, "/global_rules/1", "{\"plugins\":{}}").await;
-        assert_eq!(answer.status, 404);
-        assert_eq!(answer.json()["error_msg"], "Unsupported resource type: global_rules");
+        let response = world.call(method, "/global_rules/1", "{\"plugins\":{}}").await;
+        assert_eq!(response.status, 404);
+        assert_eq!(response.json()["error_msg"], "Unsupported resource type: global_rules");
     }
     assert_eq!(world.get("/schema/global_rule").await.status, 400);
     assert_eq!(world.post("/schema/validate/global_rules", json!({"plugins": {}})).await.status, 400);

@@ -4,9 +4,9 @@ use http::Method;
 use serde_json::{Value, json};
 
 use crate::audit::Log;
-use crate::world::{Answer, KEY, VIEWER, World, request};
+use crate::world::{KEY, Response, VIEWER, World, request};
 
-async fn ask(world: &World, method: Method, path: &str, key: &str, body: Value) -> Answer {
+async fn ask(world: &World, method: Method, path: &str, key: &str, body: Value) -> Response {
     world.send(Some(&world.identity), request(method, path, Some(key), body.into())).await
 }
 
@@ -15,9 +15,9 @@ async fn the_deny_list_is_edited_over_http() {
     let world = World::start().await;
     let spki = "ab".repeat(32);
     let put = |id: &'static str, body: Value| ask(&world, Method::PUT, id, KEY, body);
-    let made = put("/denied_nodes/edge-7", json!({"serial": "0a:1b", "desc": "stolen"})).await;
+    let created = put("/denied_nodes/edge-7", json!({"serial": "0a:1b", "desc": "stolen"})).await;
     let shown = json!({"id": "edge-7", "serial": "A1B", "desc": "stolen"});
-    assert_eq!((made.status.as_u16(), made.json()), (201, shown.clone()));
+    assert_eq!((created.status.as_u16(), created.json()), (201, shown.clone()));
     assert_eq!(put("/denied_nodes/edge-7", json!({"serial": "0A1B", "desc": "stolen"})).await.status, 200);
     put("/denied_nodes/edge-8", json!({"spki_sha256": spki})).await.ok();
 
@@ -43,9 +43,9 @@ async fn entries_that_cannot_match_are_rejected() {
         ("x", json!([1]), "invalid"),
         ("a%20b", json!({"serial": "1"}), "invalid configuration"),
     ] {
-        let answer = ask(&world, Method::PUT, &format!("/denied_nodes/{id}"), KEY, body).await;
-        assert_eq!(answer.status, 400, "{id}: {}", answer.text);
-        assert!(answer.text.contains(part), "{}", answer.text);
+        let response = ask(&world, Method::PUT, &format!("/denied_nodes/{id}"), KEY, body).await;
+        assert_eq!(response.status, 400, "{id}: {}", response.text);
+        assert!(response.text.contains(part), "{}", response.text);
     }
     assert_eq!(ask(&world, Method::PUT, "/denied_nodes", KEY, json!({"serial": "1"})).await.status, 400);
     assert_eq!(ask(&world, Method::POST, "/denied_nodes", KEY, json!({"serial": "1"})).await.status, 404);
@@ -75,13 +75,13 @@ async fn a_private_key_in_an_entry_is_rejected_and_redacted() {
         (format!("/{BODY}"), json!({}), 404),
         (format!("/schema/{BODY}"), Value::Null, 404),
     ] {
-        let answer = ask(&world, Method::PUT, &path, KEY, body).await;
-        assert_eq!(answer.status, status, "{path}: {}", answer.text);
-        assert!(!answer.text.contains(&BODY[..16]), "{}", answer.text);
+        let response = ask(&world, Method::PUT, &path, KEY, body).await;
+        assert_eq!(response.status, status, "{path}: {}", response.text);
+        assert!(!response.text.contains(&BODY[..16]), "{}", response.text);
     }
     for path in [format!("/{BODY}"), format!("/schema/{BODY}")] {
-        let answer = world.get(&path).await;
-        assert!(!answer.text.contains(&BODY[..16]), "{}", answer.text);
+        let response = world.get(&path).await;
+        assert!(!response.text.contains(&BODY[..16]), "{}", response.text);
     }
     assert_eq!(world.get("/denied_nodes").await.json(), json!({"total": 0, "list": []}));
 }
@@ -94,8 +94,8 @@ async fn a_sub_path_of_an_entry_is_not_found() {
     let entry = json!({"serial": "1"});
     ask(&world, Method::PUT, "/denied_nodes/x", KEY, entry.clone()).await.ok();
     for method in [Method::GET, Method::PUT, Method::DELETE] {
-        let answer = ask(&world, method.clone(), "/denied_nodes/x/desc", KEY, json!({"serial": "2"})).await;
-        assert_eq!(answer.status, 404, "{method}: {}", answer.text);
+        let response = ask(&world, method.clone(), "/denied_nodes/x/desc", KEY, json!({"serial": "2"})).await;
+        assert_eq!(response.status, 404, "{method}: {}", response.text);
     }
     assert_eq!(world.get("/denied_nodes/x").await.json(), json!({"id": "x", "serial": "1"}));
 

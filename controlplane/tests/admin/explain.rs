@@ -7,7 +7,7 @@ use pki::UnixTime;
 use pki::ca::{Authority, AuthoritySpec, CrlSpec, IssuedCertificate, LeafSpec};
 use serde_json::{Value, json};
 
-use crate::world::{Answer, VIEWER, World, request};
+use crate::world::{Response, VIEWER, World, request};
 
 const DAY: u64 = 86_400;
 
@@ -17,7 +17,7 @@ fn day(from_today: i64) -> UnixTime {
     UnixTime::since_unix_epoch(std::time::Duration::from_secs(then.try_into().unwrap()))
 }
 
-async fn site(world: &World, id: &str, name: &str, client: Value) -> Answer {
+async fn site(world: &World, id: &str, name: &str, client: Value) -> Response {
     let pair = world.pair(name);
     let mut document = json!({"cert": pair.certificate_pem, "key": &*pair.key_pem, "snis": [name]});
     if !client.is_null() {
@@ -31,7 +31,7 @@ async fn explain(world: &World, question: Value) -> Value {
 }
 
 /// The explanation of a chain sent to `a.test`.
-async fn judged(world: &World, chain: &str) -> Value {
+async fn explain_chain(world: &World, chain: &str) -> Value {
     explain(world, json!({"sni": "a.test", "client_cert": chain})).await
 }
 
@@ -45,10 +45,10 @@ async fn an_invalid_query_names_its_field() {
         (json!({"uri": "/ /"}), "uri"),
         (json!({"serial": "01"}), "serial"),
     ] {
-        let answer = world.post("/explain", body).await;
-        let told = answer.json()["error_msg"].as_str().unwrap().to_owned();
-        assert_eq!(answer.status, 400, "{answer:?}");
-        assert!(told.contains(field) && answer.json()["hint"].is_string(), "{answer:?}");
+        let response = world.post("/explain", body).await;
+        let message = response.json()["error_msg"].as_str().unwrap().to_owned();
+        assert_eq!(response.status, 400, "{response:?}");
+        assert!(message.contains(field) && response.json()["hint"].is_string(), "{response:?}");
     }
     assert_eq!(world.call(Method::POST, "/explain", "").await.status, 400);
     assert_eq!(world.call(Method::POST, "/explain", "{").await.status, 400);
@@ -84,13 +84,13 @@ async fn explain_sees_the_last_write_and_writes_nothing() {
     for turn in 0..20 {
         let name = format!("n{turn}.test");
         let revision = site(&world, "1", &name, Value::Null).await.revision();
-        let answer = explain(&world, json!({"sni": name})).await;
+        let response = explain(&world, json!({"sni": name})).await;
         assert_eq!(
-            (&answer["revision"], &answer["site"]["ssl"]),
+            (&response["revision"], &response["site"]["ssl"]),
             (&json!(revision), &json!("1")),
-            "{answer}"
+            "{response}"
         );
-        assert_eq!(answer["outcome"], json!({"result": "established"}));
+        assert_eq!(response["outcome"], json!({"result": "established"}));
     }
     assert_eq!(world.store.load().await.unwrap().revision, 20);
 }
@@ -112,8 +112,8 @@ async fn explain_reports_the_selected_site() {
         ("c.b.test", json!(null), "none", json!(null), "a wildcard covers one label and \"c.b\" is more"),
         ("other", json!(null), "none", json!(null), "no ssl object has an entry that covers other"),
     ] {
-        let answer = explain(&world, json!({"sni": sni})).await;
-        let site = &answer["site"];
+        let response = explain(&world, json!({"sni": sni})).await;
+        let site = &response["site"];
         assert_eq!(
             (&site["ssl"], &site["matched"], &site["entry"]),
             (&ssl, &json!(matched), &entry),
@@ -121,24 +121,24 @@ async fn explain_reports_the_selected_site() {
         );
         assert!(site["message"].as_str().unwrap().contains(part), "{site}");
         let refused = ssl.is_null().then_some("no_site");
-        assert_eq!(answer["outcome"]["reason"].as_str(), refused);
+        assert_eq!(response["outcome"]["reason"].as_str(), refused);
     }
     site(&world, "all", "*", Value::Null).await;
     assert_eq!(explain(&world, json!({"sni": "other"})).await["site"]["matched"], "any");
     world.patch("/ssls/all", json!({"status": 0})).await.ok();
-    let answer = explain(&world, json!({"sni": "other"})).await;
+    let response = explain(&world, json!({"sni": "other"})).await;
     assert!(
-        answer["site"]["message"].as_str().unwrap().contains("ssl all, which is switched off"),
-        "{answer}"
+        response["site"]["message"].as_str().unwrap().contains("ssl all, which is switched off"),
+        "{response}"
     );
-    let answer = explain(&world, json!({})).await;
+    let response = explain(&world, json!({})).await;
     assert_eq!(
-        (&answer["outcome"]["reason"], &answer["outcome"]["alert"]),
+        (&response["outcome"]["reason"], &response["outcome"]["alert"]),
         (&json!("no_sni"), &json!("unrecognized_name"))
     );
 
-    let answer = explain(&world, json!({"sni": "a.test"})).await;
-    let shown = &answer["site"];
+    let response = explain(&world, json!({"sni": "a.test"})).await;
+    let shown = &response["site"];
     assert_eq!(shown["certificates"][0]["subject"], "CN=a.test");
     assert_eq!(shown["ssl_protocols"], json!(["TLSv1.2", "TLSv1.3"]));
     assert_eq!(shown["client"], json!({"requested": false}));
@@ -155,27 +155,27 @@ async fn the_fix_for_depth_works() {
     let lower = between.intermediate(&AuthoritySpec::new("Lower")).unwrap();
     let alice = lower.issue(&LeafSpec::client("alice")).unwrap();
     site(&world, "1", "a.test", json!({"ca": world.clients.certificate_pem(), "depth": 1})).await;
-    let answer = judged(&world, chain(&alice)).await;
-    let verdict = &answer["client_certificate"];
+    let response = explain_chain(&world, chain(&alice)).await;
+    let verdict = &response["client_certificate"];
     assert_eq!(
         (&verdict["verified"], &verdict["verify_reason"]),
         (&json!(false), &json!("depth")),
-        "{answer}"
+        "{response}"
     );
     assert!(verdict["fix"].as_str().unwrap().starts_with("set client.depth to 2"), "{verdict}");
-    assert_eq!(answer["outcome"]["alert"], "unknown_ca");
+    assert_eq!(response["outcome"]["alert"], "unknown_ca");
     site(&world, "1", "a.test", json!({"ca": world.clients.certificate_pem(), "depth": 2})).await;
-    let answer = judged(&world, chain(&alice)).await;
-    assert_eq!(answer["client_certificate"]["verified"], true, "{answer}");
-    assert_eq!(answer["client_certificate"]["anchor"], "CN=clients");
-    assert_eq!(answer["outcome"]["result"], "established");
+    let response = explain_chain(&world, chain(&alice)).await;
+    assert_eq!(response["client_certificate"]["verified"], true, "{response}");
+    assert_eq!(response["client_certificate"]["anchor"], "CN=clients");
+    assert_eq!(response["outcome"]["result"], "established");
 }
 
 /// Description, chain, and the expected reason, position and part of the fix.
-type Refused = (&'static str, String, &'static str, &'static str, &'static str);
+type RejectedChain = (&'static str, String, &'static str, &'static str, &'static str);
 
 /// Chains that a site with these client CAs and depth 1 rejects.
-fn refused_chains(clients: &Authority) -> Vec<Refused> {
+fn rejected_chains(clients: &Authority) -> Vec<RejectedChain> {
     let stranger = Authority::root(&AuthoritySpec::new("Stranger")).unwrap();
     let namesake = Authority::root(&AuthoritySpec::new("clients")).unwrap();
     let own = Authority::root_v1(&AuthoritySpec::new("Self")).unwrap().certificate_pem();
@@ -212,16 +212,16 @@ async fn every_rejection_has_position_and_fix() {
     let world = World::start().await;
     let clients = &world.clients;
     site(&world, "1", "a.test", json!({"ca": clients.certificate_pem(), "depth": 1})).await;
-    for (what, chain, rule, at, fix) in refused_chains(clients) {
-        let answer = judged(&world, &chain).await;
-        let verdict = &answer["client_certificate"];
+    for (what, chain, rule, at, fix) in rejected_chains(clients) {
+        let response = explain_chain(&world, &chain).await;
+        let verdict = &response["client_certificate"];
         assert_eq!(
             (&verdict["verify_reason"], &verdict["failing_certificate"]["position"]),
             (&json!(rule), &json!(at)),
-            "{what}: {answer}"
+            "{what}: {response}"
         );
         assert!(verdict["fix"].as_str().unwrap().contains(fix), "{what}: {verdict}");
-        let outcome = &answer["outcome"];
+        let outcome = &response["outcome"];
         assert_eq!(
             (&outcome["reason"], &outcome["verify_reason"]),
             (&json!("bad_certificate"), &json!(rule)),
@@ -242,7 +242,7 @@ async fn a_revocation_names_its_crl() {
     let bundle = clients.certificate_pem() + &other.certificate_pem();
     let current = list(CrlSpec::new().revoke(&bad.certificate).between(day(-1), day(9)));
     site(&world, "1", "a.test", json!({"ca": bundle, "crl": [current]})).await;
-    let verdict = judged(&world, chain(&bad)).await["client_certificate"].clone();
+    let verdict = explain_chain(&world, chain(&bad)).await["client_certificate"].clone();
     assert_eq!(
         (&verdict["verify_reason"], &verdict["failing_certificate"]["serial"]),
         (&json!("revoked"), &json!(bad.certificate.serial_hex()))
@@ -251,14 +251,14 @@ async fn a_revocation_names_its_crl() {
         verdict["fix"].as_str().unwrap().contains("list 1 of client.crl (issuer CN=clients"),
         "{verdict}"
     );
-    assert_eq!(judged(&world, chain(&good)).await["client_certificate"]["verified"], true);
+    assert_eq!(explain_chain(&world, chain(&good)).await["client_certificate"]["verified"], true);
     let elsewhere = other.issue(&LeafSpec::client("unlisted")).unwrap();
-    let verdict = judged(&world, chain(&elsewhere)).await["client_certificate"].clone();
+    let verdict = explain_chain(&world, chain(&elsewhere)).await["client_certificate"].clone();
     assert_eq!(verdict["verify_reason"], "status_unknown");
     assert!(verdict["fix"].as_str().unwrap().contains("add a CRL signed by CN=Other"), "{verdict}");
     let stale = list(CrlSpec::new().between(day(-9), day(-1)));
     site(&world, "1", "a.test", json!({"ca": bundle, "crl": [stale]})).await;
-    let verdict = judged(&world, chain(&good)).await["client_certificate"].clone();
+    let verdict = explain_chain(&world, chain(&good)).await["client_certificate"].clone();
     assert!(verdict["fix"].as_str().unwrap().contains("put a new list in place of list 1"), "{verdict}");
 }
 
@@ -291,10 +291,10 @@ async fn requests_are_explained_up_to_the_upstream() {
         question["sni"] = sni.into();
         explain(&world, question)
     };
-    let answer = ask("a.test", json!({"uri": "//x/../free/./y?z"})).await;
-    assert_eq!(answer["request"]["path"], "/free/y");
-    assert_eq!(answer["request"]["skip_pattern"], "^/free/");
-    assert_eq!(answer["outcome"]["to"]["route"], "free", "{answer}");
+    let response = ask("a.test", json!({"uri": "//x/../free/./y?z"})).await;
+    assert_eq!(response["request"]["path"], "/free/y");
+    assert_eq!(response["request"]["skip_pattern"], "^/free/");
+    assert_eq!(response["outcome"]["to"]["route"], "free", "{response}");
     for (sni, more, status, reason, part) in [
         ("a.test", json!({"uri": "/x"}), 400, "no_certificate", "no skip pattern matches the path /x"),
         (
@@ -318,23 +318,23 @@ async fn requests_are_explained_up_to_the_upstream() {
             "more than one host",
         ),
     ] {
-        let answer = ask(sni, more.clone()).await;
-        let outcome = &answer["outcome"];
+        let response = ask(sni, more.clone()).await;
+        let outcome = &response["outcome"];
         assert_eq!(
             (&outcome["status"], &outcome["reason"]),
             (&json!(status), &json!(reason)),
-            "{more}: {answer}"
+            "{more}: {response}"
         );
         assert!(outcome.to_string().contains(part), "{more}: {outcome}");
         assert_eq!(outcome.get("alert"), None);
     }
-    let answer = ask("open.test", json!({"uri": "/near"})).await;
+    let response = ask("open.test", json!({"uri": "/near"})).await;
     assert_eq!(
-        answer["request"]["near_misses"][0]["mismatch"],
+        response["request"]["near_misses"][0]["mismatch"],
         "it does not take this address (remote_addrs)"
     );
-    let answer = ask("open.test", json!({"uri": "/near", "remote_addr": "10.1.2.3"})).await;
-    assert_eq!(answer["outcome"]["result"], "forwarded", "{answer}");
+    let response = ask("open.test", json!({"uri": "/near", "remote_addr": "10.1.2.3"})).await;
+    assert_eq!(response["outcome"]["result"], "forwarded", "{response}");
     assert!(
         world
             .store

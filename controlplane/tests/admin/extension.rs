@@ -4,7 +4,7 @@
 use pki::ca::{Authority, AuthoritySpec, CrlSpec};
 use serde_json::{Value, json};
 
-use crate::world::{Answer, World};
+use crate::world::{Response, World};
 
 const KEPT: &str = "x-countersign-kept";
 const WARNING: &str = "x-countersign-warning";
@@ -17,13 +17,13 @@ fn list(authority: &Authority) -> String {
     authority.crl_pem(&CrlSpec::default()).unwrap()
 }
 
-fn warnings(answer: &Answer) -> Vec<&str> {
-    answer.headers.get_all(WARNING).iter().map(|value| value.to_str().unwrap()).collect()
+fn warnings(response: &Response) -> Vec<&str> {
+    response.headers.get_all(WARNING).iter().map(|value| value.to_str().unwrap()).collect()
 }
 
 /// The document as a tool saves it that knows only APISIX's schema: without times and unknown
 /// fields.
-async fn saved_by_a_tool(world: &World, path: &str) -> Value {
+async fn without_unknown_fields(world: &World, path: &str) -> Value {
     let mut document = world.get(path).await.ok().json()["value"].clone();
     let members = document.as_object_mut().unwrap();
     for unknown in ["create_time", "update_time", "client_identity"] {
@@ -45,13 +45,13 @@ async fn an_allow_list_survives_a_put_without_it() {
         if path == "/routes/1" {
             document["uri"] = json!("/a");
         }
-        let made = world.put(path, document.clone()).await.ok();
-        assert_eq!((made.header(KEPT), warnings(&made)), (None, vec![]));
+        let created = world.put(path, document.clone()).await.ok();
+        assert_eq!((created.header(KEPT), warnings(&created)), (None, vec![]));
         for _ in 0..2 {
-            let tool = saved_by_a_tool(&world, path).await;
+            let tool = without_unknown_fields(&world, path).await;
             let kept = world.put(path, tool).await.ok();
             assert_eq!((kept.header(KEPT), warnings(&kept)), (Some("client_identity"), vec![]));
-            assert_eq!(kept.json()["value"]["client_identity"], identity, "the answer has it, too");
+            assert_eq!(kept.json()["value"]["client_identity"], identity, "the response has it, too");
             assert_eq!(world.get(path).await.ok().json()["value"]["client_identity"], identity);
         }
         // A new allow-list replaces the old one, with a warning.
@@ -69,7 +69,7 @@ async fn an_allow_list_survives_a_put_without_it() {
             world.put(path, document.clone()).await.ok();
             let removed = match way {
                 0 => {
-                    let mut tool = saved_by_a_tool(&world, path).await;
+                    let mut tool = without_unknown_fields(&world, path).await;
                     tool["client_identity"] = Value::Null;
                     world.put(path, tool).await.ok()
                 }
@@ -77,13 +77,16 @@ async fn an_allow_list_survives_a_put_without_it() {
                 _ => world.patch(&format!("{path}/client_identity"), Value::Null).await.ok(),
             };
             assert_eq!(world.get(path).await.ok().json()["value"].get("client_identity"), None, "{way}");
-            let told = warnings(&removed);
-            assert!(told.contains(&"client_identity: removed"), "{way}: {told:?}");
-            assert!(told.iter().any(|told| told.starts_with("client_identity.allow: ")), "{way}: {told:?}");
+            let warned = warnings(&removed);
+            assert!(warned.contains(&"client_identity: removed"), "{way}: {warned:?}");
+            assert!(
+                warned.iter().any(|warned| warned.starts_with("client_identity.allow: ")),
+                "{way}: {warned:?}"
+            );
         }
         // A document that is deleted and created again has no kept fields.
         world.put(path, document.clone()).await.ok();
-        let tool = saved_by_a_tool(&world, path).await;
+        let tool = without_unknown_fields(&world, path).await;
         world.delete(path).await.ok();
         let clean = world.put(path, tool).await.ok();
         assert_eq!((clean.header(KEPT), clean.json()["value"].get("client_identity")), (None, None));
@@ -101,7 +104,7 @@ async fn crls_survive_a_put_without_them() {
     let both = format!("{}{}", one.certificate_pem(), two.certificate_pem());
     let full = site(json!({"ca": both, "crl": [list(&one), list(&two)], "crl_policy": "prefer"}));
     world.put("/ssls/1", full.clone()).await.ok();
-    let mut tool = saved_by_a_tool(&world, "/ssls/1").await;
+    let mut tool = without_unknown_fields(&world, "/ssls/1").await;
     tool["key"] = json!(&*pair.key_pem);
     let kept = world.put("/ssls/1", tool).await.ok();
     assert_eq!((kept.header(KEPT), warnings(&kept)), (Some("client.crl, client.crl_policy"), vec![]));
@@ -119,11 +122,11 @@ async fn crls_survive_a_put_without_them() {
     // The last CRL takes the policy with it.
     let replaced = world.patch("/ssls/1", json!({"client": {"ca": two.certificate_pem()}})).await.ok();
     assert_eq!(replaced.json()["value"]["client"], json!({"ca": two.certificate_pem()}));
-    let told = warnings(&replaced).join("\n");
+    let warned = warnings(&replaced).join("\n");
     for part in
         ["client.crl: the list of \"CN=One\"", "client.ca: ", "client.crl: the revocation lists are gone"]
     {
-        assert!(told.contains(part), "{part}: {told}");
+        assert!(warned.contains(part), "{part}: {warned}");
     }
     // A CRL in the request is checked.
     let foreign = site(json!({"ca": one.certificate_pem(), "crl": [list(&two)]}));
@@ -144,11 +147,11 @@ async fn crls_survive_a_put_without_them() {
     let mut open = full.clone();
     open.as_object_mut().unwrap().remove("client");
     let opened = world.put("/ssls/1", open).await.ok();
-    let told = warnings(&opened).join("\n");
+    let warned = warnings(&opened).join("\n");
     for part in
         ["client.crl: removed", "client.crl_policy: removed", "client: client certificates are not asked"]
     {
-        assert!(told.contains(part), "{part}: {told}");
+        assert!(warned.contains(part), "{part}: {warned}");
     }
     assert_eq!(opened.header(KEPT), None);
 }
@@ -172,12 +175,12 @@ async fn apisix_fields_are_replaced_with_a_warning() {
         (site(json!({"ca": ca, "depth": 0, "skip_mtls_uri_regex": ["^/a$"]})), "client.skip_mtls_uri_regex"),
     ] {
         world.put("/ssls/1", strict.clone()).await.ok();
-        let told = world.put("/ssls/1", weaker).await.ok();
-        let warnings = warnings(&told);
+        let warned = world.put("/ssls/1", weaker).await.ok();
+        let warnings = warnings(&warned);
         assert!(warnings.len() == 1 && warnings[0].starts_with(&format!("{field}: ")), "{warnings:?}");
     }
-    let told = world.put("/ssls/1", strict.clone()).await.ok();
-    assert_eq!(warnings(&told), [""; 0], "back to the strict one");
+    let warned = world.put("/ssls/1", strict.clone()).await.ok();
+    assert_eq!(warnings(&warned), [""; 0], "back to the strict one");
     let off = world.patch("/ssls/1", json!({"status": 0})).await.ok();
     assert!(warnings(&off)[0].starts_with("status: "));
 }
@@ -188,7 +191,7 @@ async fn a_removal_warns_about_lost_protection() {
     let route = json!({"uri": "/a", "client_identity": {"allow": [{"dns": "a.b"}]}, "upstream": {"nodes": {"127.0.0.1:1": 1}}});
     world.put("/routes/1", route.clone()).await.ok();
     let gone = world.delete("/routes/1").await.ok();
-    assert!(matches!(warnings(&gone)[..], [told] if told.starts_with("uris: ")), "{:?}", warnings(&gone));
+    assert!(matches!(warnings(&gone)[..], [warned] if warned.starts_with("uris: ")), "{:?}", warnings(&gone));
     assert_eq!(world.delete("/routes/1").await.status, 404);
 
     let mut open = route;

@@ -20,9 +20,9 @@ async fn k1_the_store_holds_no_key_in_clear() {
     let world = builder.start().await;
     let document = ssl(&world, str::to_owned);
     let plain = document["key"].as_str().unwrap().to_owned();
-    let made = world.put("/ssls/1", document).await.ok().json();
+    let created = world.put("/ssls/1", document).await.ok().json();
     // Encrypted with the first entry; a keyring with only the second does not decrypt it.
-    let sealed = made["value"]["key"].as_str().unwrap();
+    let sealed = created["value"]["key"].as_str().unwrap();
     let open =
         |ring: &str| Keyring::new(vec![ring.to_owned()]).unwrap().open(sealed).map(|text| text.to_string());
     assert_eq!(open("edd1c9f0985e76a1").as_deref(), Ok(plain.as_str()));
@@ -30,7 +30,7 @@ async fn k1_the_store_holds_no_key_in_clear() {
     let file = std::fs::read(world.folder.path().join("store.redb")).unwrap();
     assert!(!file.windows(16).any(|window| window == b"PRIVATE KEY-----"), "no key in clear on disk");
     // An encrypted key is stored as it is.
-    let again = json!({"cert": made["value"]["cert"], "key": sealed, "sni": "www.test.com"});
+    let again = json!({"cert": created["value"]["cert"], "key": sealed, "sni": "www.test.com"});
     assert_eq!(world.put("/ssls/1", again).await.ok().json()["value"]["key"], sealed);
 }
 
@@ -39,14 +39,14 @@ async fn l11_m3_a_foreign_key_is_rejected() {
     let world = World::start().await;
     let foreign = Keyring::new(vec![FOREIGN.to_owned()]).unwrap();
     let document = ssl(&world, |key| foreign.seal(key));
-    world.put("/ssls/1", document).await.refused("failed to decrypt previous encrypted key");
+    world.put("/ssls/1", document).await.assert_error("failed to decrypt previous encrypted key");
     let mut pair = ssl(&world, str::to_owned);
     pair["certs"] = json!([pair["cert"]]);
     pair["keys"] = json!([foreign.seal(pair["key"].as_str().unwrap())]);
     world
         .put("/ssls/1", pair)
         .await
-        .refused("failed to handle cert-key pair[1]: failed to decrypt previous encrypted key");
+        .assert_error("failed to handle cert-key pair[1]: failed to decrypt previous encrypted key");
 }
 
 #[tokio::test]
@@ -55,9 +55,9 @@ async fn k8_without_a_keyring_keys_are_kept_as_they_are() {
     builder.keyring = Vec::new();
     let world = builder.start().await;
     let document = ssl(&world, str::to_owned);
-    let made = world.put("/ssls/1", document.clone()).await.ok().json();
+    let created = world.put("/ssls/1", document.clone()).await.ok().json();
     // Difference from contract 2.3 (its section 12.5): a key stored in clear is not repeated.
-    assert_eq!((&made["value"]["key"], &made["value"]["cert"]), (&Value::Null, &document["cert"]));
+    assert_eq!((&created["value"]["key"], &created["value"]["cert"]), (&Value::Null, &document["cert"]));
     let stored = world.store.load().await.unwrap();
     assert_eq!(stored.items[0].document["key"], document["key"]);
     // K10
@@ -87,11 +87,11 @@ async fn c3_c4_client_keys_of_upstreams_are_encrypted() {
     // C3: text that is no PEM counts as encrypted.
     let mut bad = upstream.clone();
     bad["tls"]["client_key"] = json!("AAA".repeat(128));
-    world.put("/upstreams/1", bad).await.refused("failed to decrypt previous encrypted key");
+    world.put("/upstreams/1", bad).await.assert_error("failed to decrypt previous encrypted key");
     // C2
     let mut half = upstream;
     half["tls"] = json!({"client_cert": pair.certificate_pem});
-    world.put("/routes/1", json!({"uri": "/hello", "upstream": half})).await.refused(
+    world.put("/routes/1", json!({"uri": "/hello", "upstream": half})).await.assert_error(
         "invalid configuration: property \"upstream\" validation failed: property \"tls\" validation failed: failed to validate \
          dependent schema for \"client_cert\": property \"client_key\" is required",
     );

@@ -12,10 +12,10 @@ use tokio_rustls::client::TlsStream;
 use crate::world::{KEY, World, request};
 
 async fn read_all(mut stream: impl tokio::io::AsyncRead + Unpin) -> String {
-    let mut answer = Vec::new();
+    let mut response = Vec::new();
     // A reset also ends the connection.
-    let _ = stream.read_to_end(&mut answer).await;
-    String::from_utf8_lossy(&answer).into_owned()
+    let _ = stream.read_to_end(&mut response).await;
+    String::from_utf8_lossy(&response).into_owned()
 }
 
 #[tokio::test]
@@ -27,21 +27,21 @@ async fn bodies_are_bounded() {
         json!({"desc": "x".repeat(size - empty)}).to_string()
     };
     let fits = world.call(Method::PUT, "/services/1", padded(MAX)).await;
-    fits.refused("invalid configuration: property \"desc\" validation failed: string too long, expected at most 256, got 1572853");
+    fits.assert_error("invalid configuration: property \"desc\" validation failed: string too long, expected at most 256, got 1572853");
     let message = format!(
         "invalid request body: request size {} is greater than the maximum size {MAX} allowed",
         MAX + 1
     );
-    world.call(Method::PUT, "/services/1", padded(MAX + 1)).await.refused(&message);
+    world.call(Method::PUT, "/services/1", padded(MAX + 1)).await.assert_error(&message);
 }
 
 #[tokio::test]
 async fn a_body_that_is_not_json_is_rejected() {
     let world = World::start().await;
     for garbage in ["{", "nonsense", "{\"a\":1}}", "\u{0}", "[[[[", "{\"a\":}"] {
-        let answer = world.call(Method::PUT, "/services/1", garbage).await;
-        assert_eq!(answer.status, 400);
-        let body = answer.json();
+        let response = world.call(Method::PUT, "/services/1", garbage).await;
+        assert_eq!(response.status, 400);
+        let body = response.json();
         assert!(body["error_msg"].as_str().unwrap().starts_with("invalid request body: "), "{body}");
         // Difference from contract 2.2: a body may hold a private key, so no response repeats one.
         assert_eq!(body.get("req_body"), None);
@@ -61,8 +61,8 @@ async fn garbage_instead_of_http_closes_the_connection() {
     {
         let mut stream = world.connect(Some(&world.identity)).await.unwrap();
         stream.write_all(garbage.as_bytes()).await.unwrap();
-        let answer = read_all(stream).await;
-        assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 400"), "{garbage:?}: {answer}");
+        let response = read_all(stream).await;
+        assert!(response.is_empty() || response.starts_with("HTTP/1.1 400"), "{garbage:?}: {response}");
     }
     let mut stream = world.connect(Some(&world.identity)).await.unwrap();
     let head =
@@ -136,8 +136,8 @@ async fn a_shutdown_lets_the_open_request_finish() {
     world.stop.send_replace(true);
     assert_eq!(read_all(idle).await, "");
     stream.write_all(body.as_bytes()).await.unwrap();
-    let answer = read_all(stream).await;
-    assert!(answer.starts_with("HTTP/1.1 201 Created"), "{answer}");
+    let response = read_all(stream).await;
+    assert!(response.starts_with("HTTP/1.1 201 Created"), "{response}");
     world.task.await.unwrap();
     assert!(TcpStream::connect(world.address).await.is_err(), "nothing listens any more");
 }
@@ -150,22 +150,22 @@ async fn keep_alive_serves_many_requests() {
     let (mut sender, connection) = hyper::client::conn::http1::handshake(io).await.unwrap();
     tokio::spawn(connection);
     for _ in 0..3 {
-        let answer =
+        let response =
             sender.send_request(request(Method::GET, "/routes", Some(KEY), "".into())).await.unwrap();
-        assert_eq!(answer.status(), 200);
-        http_body_util::BodyExt::collect(answer.into_body()).await.unwrap();
+        assert_eq!(response.status(), 200);
+        http_body_util::BodyExt::collect(response.into_body()).await.unwrap();
     }
 }
 
 /// One read returns a whole small response; an empty read is the end.
 async fn ask(stream: &mut TlsStream<TcpStream>, path: &str, key: &str) -> String {
     let head = format!("GET {path} HTTP/1.1\r\nHost: x\r\nX-API-KEY: {key}\r\n\r\n");
-    let mut answer = [0; 4096];
+    let mut response = [0; 4096];
     if stream.write_all(head.as_bytes()).await.is_err() {
         return String::new();
     }
-    let read = stream.read(&mut answer).await.unwrap_or(0);
-    String::from_utf8_lossy(&answer[..read]).into_owned()
+    let read = stream.read(&mut response).await.unwrap_or(0);
+    String::from_utf8_lossy(&response[..read]).into_owned()
 }
 
 #[tokio::test]
@@ -196,7 +196,7 @@ async fn denied_addresses_have_a_limit_of_their_own() {
     // Beyond a quarter of the permits the connection is closed without a response.
     let second = TcpStream::connect(world.address).await.unwrap();
     assert_eq!(timeout(Duration::from_secs(5), read_all(second)).await.unwrap(), "");
-    let answer = ask(&mut first, "/", KEY).await;
-    assert!(answer.starts_with("HTTP/1.1 403") && answer.contains("connection: close"), "{answer}");
+    let response = ask(&mut first, "/", KEY).await;
+    assert!(response.starts_with("HTTP/1.1 403") && response.contains("connection: close"), "{response}");
     assert_eq!(timeout(Duration::from_secs(5), read_all(first)).await.unwrap(), "");
 }

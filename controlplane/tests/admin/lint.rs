@@ -22,8 +22,8 @@ async fn findings_have_resource_field_and_hint() {
     world.put("/ssls/1", site).await.ok();
     let route = json!({"uri": "/*", "host": "a.test", "upstream": {"type": "roundrobin", "nodes": {"127.0.0.1:1": 1}}});
     world.put("/routes/1", route).await.ok();
-    let found = lint(&world).await;
-    let told: Vec<_> = found["list"]
+    let report = lint(&world).await;
+    let findings: Vec<_> = report["list"]
         .as_array()
         .unwrap()
         .iter()
@@ -34,8 +34,8 @@ async fn findings_have_resource_field_and_hint() {
         })
         .collect();
     let expected = [["warning", "ssls/1", "client.skip_mtls_uri_regex[1]"], ["warning", "routes/1", "hosts"]];
-    assert_eq!(told, expected.map(|entry| entry.map(str::to_owned)), "{found}");
-    assert_eq!((&found["total"], &found["revision"]), (&json!(2), &json!(2)));
+    assert_eq!(findings, expected.map(|entry| entry.map(str::to_owned)), "{report}");
+    assert_eq!((&report["total"], &report["revision"]), (&json!(2), &json!(2)));
 }
 
 #[tokio::test]
@@ -59,14 +59,14 @@ async fn an_invalid_stored_document_is_a_finding() {
     }
     // A write after which the snapshot has those before it.
     world.put("/upstreams/later", json!({"nodes": {"127.0.0.1:1": 1}})).await.ok();
-    let found = lint(&world).await;
-    let told = |place: usize, text: &str| {
-        let finding = &found["list"][place];
+    let report = lint(&world).await;
+    let resource_of = |index: usize, text: &str| {
+        let finding = &report["list"][index];
         assert_eq!(finding["severity"], "error");
-        assert!(finding["message"].as_str().unwrap().contains(text), "{found}");
+        assert!(finding["message"].as_str().unwrap().contains(text), "{report}");
         finding["resource"].as_str().unwrap().to_owned()
     };
-    assert_eq!(told(0, "requests that lead to it are answered 503"), "upstreams/new");
-    assert_eq!(told(1, "the data planes keep its predecessor"), "upstreams/old");
-    assert_eq!(found["total"], 2);
+    assert_eq!(resource_of(0, "requests that lead to it are answered 503"), "upstreams/new");
+    assert_eq!(resource_of(1, "the data planes keep its predecessor"), "upstreams/old");
+    assert_eq!(report["total"], 2);
 }

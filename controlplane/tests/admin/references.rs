@@ -19,19 +19,19 @@ async fn w1_to_w3_client_certificates_by_id() {
     let pair = world.pair("test.com");
     let (cert, key) = (pair.certificate_pem.clone(), pair.key_pem.to_string());
     let both = with_tls(json!({"client_cert_id": 1, "client_cert": cert, "client_key": key}));
-    let answer = world.put("/upstreams/1", both).await;
-    assert_eq!(answer.status, 400);
-    let message = answer.json()["error_msg"].as_str().unwrap().to_owned();
+    let response = world.put("/upstreams/1", both).await;
+    assert_eq!(response.status, 400);
+    let message = response.json()["error_msg"].as_str().unwrap().to_owned();
     assert!(message.starts_with("invalid configuration: property \"tls\" validation failed: failed to validate dependent schema for"), "{message}");
     let by_id = |id: Value| with_tls(json!({"client_cert_id": id}));
     world
         .put("/upstreams/1", by_id(json!(9_999_999)))
         .await
-        .refused("failed to fetch ssl info by ssl id [9999999], response code: 404");
+        .assert_error("failed to fetch ssl info by ssl id [9999999], response code: 404");
     world.put("/ssls/1", json!({"cert": cert, "key": key, "sni": "test.com"})).await.ok();
     let wrong = "failed to fetch ssl info by ssl id [1], wrong ssl type";
-    world.put("/upstreams/1", by_id(json!("1"))).await.refused(wrong);
-    world.put("/routes/1", json!({"uri": "/", "upstream": by_id(json!(1))})).await.refused(wrong);
+    world.put("/upstreams/1", by_id(json!("1"))).await.assert_error(wrong);
+    world.put("/routes/1", json!({"uri": "/", "upstream": by_id(json!(1))})).await.assert_error(wrong);
     world.put("/ssls/1", json!({"type": "client", "cert": cert, "key": key})).await.ok();
     world.put("/upstreams/1", by_id(json!("1"))).await.ok();
     // The removal is permitted (contract 2.3).
@@ -46,11 +46,11 @@ async fn w4_to_w7_ids_and_nodes() {
         document["id"] = id;
         document
     };
-    world.post("/upstreams", with_id(json!(1))).await.refused("wrong upstream id, do not need it");
-    world.post("/upstreams/1", upstream()).await.refused("wrong upstream id, do not need it");
-    world.put("/upstreams/2", with_id(json!(3))).await.refused("wrong upstream id");
-    world.call(Method::PUT, "/upstreams/1", "").await.refused("missing configurations");
-    world.put("/upstreams", upstream()).await.refused("missing upstream id");
+    world.post("/upstreams", with_id(json!(1))).await.assert_error("wrong upstream id, do not need it");
+    world.post("/upstreams/1", upstream()).await.assert_error("wrong upstream id, do not need it");
+    world.put("/upstreams/2", with_id(json!(3))).await.assert_error("wrong upstream id");
+    world.call(Method::PUT, "/upstreams/1", "").await.assert_error("missing configurations");
+    world.put("/upstreams", upstream()).await.assert_error("missing upstream id");
     assert_eq!(world.put("/upstreams", with_id(json!(7))).await.ok().json()["key"], "/apisix/upstreams/7");
     let bare = world.put("/upstreams/1", json!({"nodes": [{"host": "::1", "port": 80, "weight": 1}]})).await;
     assert_eq!(bare.status, 400);
@@ -64,15 +64,15 @@ async fn references_must_exist() {
     world
         .put("/routes/1", json!({"uri": "/", "upstream_id": "x"}))
         .await
-        .refused("failed to fetch upstream info by upstream id [x], response code: 404");
+        .assert_error("failed to fetch upstream info by upstream id [x], response code: 404");
     world
         .put("/routes/1", json!({"uri": "/", "service_id": 5}))
         .await
-        .refused("failed to fetch service info by service id [5], response code: 404");
+        .assert_error("failed to fetch service info by service id [5], response code: 404");
     world
         .put("/services/1", json!({"upstream_id": 1}))
         .await
-        .refused("failed to fetch upstream info by upstream id [1], response code: 404");
+        .assert_error("failed to fetch upstream info by upstream id [1], response code: 404");
     assert!(world.store.load().await.unwrap().items.is_empty());
 }
 
@@ -86,21 +86,21 @@ async fn referenced_documents_cannot_be_removed() {
     world
         .delete("/upstreams/1")
         .await
-        .refused("can not delete this upstream, route [r] is still using it now");
+        .assert_error("can not delete this upstream, route [r] is still using it now");
     world.delete("/routes/r").await.ok();
     world
         .delete("/upstreams/1")
         .await
-        .refused("can not delete this upstream, service [1] is still using it now");
+        .assert_error("can not delete this upstream, service [1] is still using it now");
     world
         .delete("/services/1")
         .await
-        .refused("can not delete this service directly, route [s] is still using it now");
+        .assert_error("can not delete this service directly, route [s] is still using it now");
     world
         .delete("/services/1?force=false")
         .await
-        .refused("can not delete this service directly, route [s] is still using it now");
+        .assert_error("can not delete this service directly, route [s] is still using it now");
     world.delete("/services/1?force=true").await.ok();
     world.delete("/upstreams/1").await.ok();
-    world.delete("/upstreams").await.refused("missing upstream id");
+    world.delete("/upstreams").await.assert_error("missing upstream id");
 }

@@ -9,7 +9,7 @@ use pki::ca::CrlSpec;
 use serde_json::{Value, json};
 
 use crate::audit::Log;
-use crate::world::{Answer, KEY, World, request};
+use crate::world::{KEY, Response, World, request};
 
 /// Texts that a user may paste for a key, and whether the text is recognizable as one.
 fn forms(key: &str) -> Vec<(String, bool)> {
@@ -100,9 +100,9 @@ fn misplaced(document: &Value, text: &str) -> Vec<Value> {
 }
 
 /// One connection for many calls.
-struct Kept(SendRequest<Full<Bytes>>);
+struct KeptConnection(SendRequest<Full<Bytes>>);
 
-impl Kept {
+impl KeptConnection {
     async fn connect(world: &World) -> Self {
         let stream = world.connect(Some(&world.identity)).await.unwrap();
         let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
@@ -110,13 +110,13 @@ impl Kept {
         Self(sender)
     }
 
-    async fn call(&mut self, method: Method, path: &str, body: impl ToString) -> Answer {
+    async fn call(&mut self, method: Method, path: &str, body: impl ToString) -> Response {
         self.0.ready().await.unwrap();
         let response =
             self.0.send_request(request(method, path, Some(KEY), body.to_string().into())).await.unwrap();
         let (head, body) = response.into_parts();
         let text = String::from_utf8(body.collect().await.unwrap().to_bytes().to_vec()).unwrap();
-        Answer { status: head.status, headers: head.headers, text }
+        Response { status: head.status, headers: head.headers, text }
     }
 }
 
@@ -132,23 +132,25 @@ async fn no_response_and_no_log_line_repeats_a_key() {
     let leak =
         |text: &str| pieces.iter().find(|piece| text.contains(**piece)).map(|piece| (*piece).to_owned());
     let (mut refused, mut accepted) = (0, 0);
-    let mut kept = Kept::connect(&world).await;
+    let mut connection = KeptConnection::connect(&world).await;
     for (kind, document) in documents(&world) {
-        kept.call(Method::PUT, &format!("/{kind}/good"), &document).await.ok();
-        for (index, (text, says_so)) in forms(&key).into_iter().enumerate() {
+        connection.call(Method::PUT, &format!("/{kind}/good"), &document).await.ok();
+        for (index, (text, recognizable)) in forms(&key).into_iter().enumerate() {
             for body in misplaced(&document, &text) {
-                let mut answers = vec![kept.call(Method::PUT, &format!("/{kind}/x"), &body).await];
+                let mut responses = vec![connection.call(Method::PUT, &format!("/{kind}/x"), &body).await];
                 // The other methods share all but their first step.
                 if index == 0 {
-                    answers.push(kept.call(Method::PATCH, &format!("/{kind}/good"), &body).await);
-                    answers.push(kept.call(Method::POST, &format!("/schema/validate/{kind}"), &body).await);
+                    responses.push(connection.call(Method::PATCH, &format!("/{kind}/good"), &body).await);
+                    responses.push(
+                        connection.call(Method::POST, &format!("/schema/validate/{kind}"), &body).await,
+                    );
                 }
-                for answer in answers {
-                    let counted = if answer.status.is_success() { &mut accepted } else { &mut refused };
+                for response in responses {
+                    let counted = if response.status.is_success() { &mut accepted } else { &mut refused };
                     *counted += 1;
                     // A text that is not recognizable as a key is kept in free-text members.
-                    let kept = answer.status.is_success() && !says_so;
-                    assert!(kept || leak(&answer.text).is_none(), "{kind} {body} {answer:?}");
+                    let kept = response.status.is_success() && !recognizable;
+                    assert!(kept || leak(&response.text).is_none(), "{kind} {body} {response:?}");
                 }
             }
         }
@@ -177,15 +179,15 @@ async fn no_body_that_is_not_json_is_repeated() {
         format!("{{\"{key}\": 1, \"{key}\": 1}}"),
         format!("key={key}"),
     ]);
-    let mut kept = Kept::connect(&world).await;
+    let mut connection = KeptConnection::connect(&world).await;
     for body in bodies {
         for path in ["/ssls/1", "/explain", "/schema/validate/ssls"] {
             let method = if path == "/ssls/1" { Method::PUT } else { Method::POST };
-            let answer = kept.call(method, path, &body).await;
-            let told = answer.json();
-            assert_eq!(answer.status, 400, "{body} {answer:?}");
-            assert!(told["error_msg"].as_str().unwrap().starts_with("invalid request body: "), "{told}");
-            assert!(!pieces(&key).iter().any(|piece| answer.text.contains(piece)), "{answer:?}");
+            let response = connection.call(method, path, &body).await;
+            let error = response.json();
+            assert_eq!(response.status, 400, "{body} {response:?}");
+            assert!(error["error_msg"].as_str().unwrap().starts_with("invalid request body: "), "{error}");
+            assert!(!pieces(&key).iter().any(|piece| response.text.contains(piece)), "{response:?}");
         }
     }
 }
@@ -194,14 +196,14 @@ async fn no_body_that_is_not_json_is_repeated() {
 async fn explain_rejects_a_private_key_without_repeating_it() {
     let world = World::start().await;
     let key = world.pair("secret.test").key_pem.to_string();
-    let mut kept = Kept::connect(&world).await;
-    for (text, says_so) in forms(&key) {
+    let mut connection = KeptConnection::connect(&world).await;
+    for (text, recognizable) in forms(&key) {
         for name in ["sni", "host", "uri", "method", "remote_addr", "client_cert"] {
-            let answer = kept.call(Method::POST, "/explain", json!({ name: text })).await;
+            let response = connection.call(Method::POST, "/explain", json!({ name: text })).await;
             // A line of base64 is a valid name or method.
-            assert!(!says_so || answer.status == 400, "{name} {text} {answer:?}");
-            let repeated = pieces(&key).iter().any(|piece| answer.text.contains(piece));
-            assert!(answer.status.is_success() || !repeated, "{name} {text} {answer:?}");
+            assert!(!recognizable || response.status == 400, "{name} {text} {response:?}");
+            let repeated = pieces(&key).iter().any(|piece| response.text.contains(piece));
+            assert!(response.status.is_success() || !repeated, "{name} {text} {response:?}");
         }
     }
 }
@@ -222,9 +224,9 @@ async fn without_a_keyring_no_write_repeats_the_key() {
             if method == Method::PATCH && kind == "stream_routes" {
                 continue;
             }
-            let answer = world.call(method, &path, whole.as_str()).await.ok();
-            assert!(!answer.text.contains("PRIVATE KEY"), "{path} {answer:?}");
-            assert!(answer.text.contains("BEGIN CERTIFICATE"), "{path} {answer:?}");
+            let response = world.call(method, &path, whole.as_str()).await.ok();
+            assert!(!response.text.contains("PRIVATE KEY"), "{path} {response:?}");
+            assert!(response.text.contains("BEGIN CERTIFICATE"), "{path} {response:?}");
         }
     }
 }
@@ -239,9 +241,9 @@ async fn line_breaks_in_a_pasted_pem_are_accepted() {
         &*pair.key_pem,
         world.clients.certificate_pem().replace('\n', "\r\n"),
     );
-    let made = world.call(Method::PUT, "/ssls/1", pasted.as_str()).await.ok().json();
-    assert_eq!(made["value"]["cert"], pair.certificate_pem);
-    assert_eq!(&*world.keyring.open(made["value"]["key"].as_str().unwrap()).unwrap(), &*pair.key_pem);
+    let created = world.call(Method::PUT, "/ssls/1", pasted.as_str()).await.ok().json();
+    assert_eq!(created["value"]["cert"], pair.certificate_pem);
+    assert_eq!(&*world.keyring.open(created["value"]["key"].as_str().unwrap()).unwrap(), &*pair.key_pem);
     let question = format!("{{\"sni\": \"test.com\", \"client_cert\": \"{}\"}}", world.identity.chain_pem);
     world.call(Method::POST, "/explain", question.as_str()).await.ok();
     // A part of the document as one text.
@@ -252,10 +254,10 @@ async fn line_breaks_in_a_pasted_pem_are_accepted() {
     assert!(refused.json()["error_msg"].as_str().unwrap().contains("control character"), "{refused:?}");
     let twice = pasted.replacen("\"cert\" :", "\"snis\": [\"*\"], \"cert\" :", 1);
     let refused = world.call(Method::PUT, "/ssls/1", twice.as_str()).await;
-    let told = refused.json()["error_msg"].as_str().unwrap().to_owned();
+    let error = refused.json()["error_msg"].as_str().unwrap().to_owned();
     assert!(
-        told.starts_with("invalid request body: the member \"snis\" occurs twice in one object at line "),
-        "{told}"
+        error.starts_with("invalid request body: the member \"snis\" occurs twice in one object at line "),
+        "{error}"
     );
 }
 
@@ -264,7 +266,8 @@ async fn a_key_behind_a_certificate_is_rejected() {
     let world = World::start().await;
     let pair = world.pair("test.com");
     let both = format!("{}{}", pair.certificate_pem, &*pair.key_pem);
-    let answer = world.put("/ssls/1", json!({"cert": both, "key": &*pair.key_pem, "sni": "test.com"})).await;
-    answer.refused("invalid configuration: property \"cert\": the text holds a private key");
-    assert_eq!(answer.json()["field"], "cert");
+    let response =
+        world.put("/ssls/1", json!({"cert": both, "key": &*pair.key_pem, "sni": "test.com"})).await;
+    response.assert_error("invalid configuration: property \"cert\": the text holds a private key");
+    assert_eq!(response.json()["field"], "cert");
 }

@@ -13,20 +13,20 @@ fn upstream(weight: u64) -> Value {
 #[tokio::test]
 async fn put_creates_then_replaces() {
     let world = World::start().await;
-    let made = world.put("/upstreams/1", upstream(1)).await;
-    assert_eq!((made.status.as_u16(), made.header("x-api-version")), (201, Some("v3")));
-    assert!(made.text.ends_with("}\n"));
+    let created = world.put("/upstreams/1", upstream(1)).await;
+    assert_eq!((created.status.as_u16(), created.header("x-api-version")), (201, Some("v3")));
+    assert!(created.text.ends_with("}\n"));
     let replaced = world.put("/upstreams/1", json!({"nodes": {"127.0.0.1:1980": 2}, "name": "n"})).await;
     assert_eq!(replaced.status, 200);
-    assert!(replaced.revision() > made.revision());
-    let value = |answer: &crate::world::Answer| answer.json()["value"].clone();
-    assert_eq!(value(&made)["create_time"], value(&replaced)["create_time"]);
+    assert!(replaced.revision() > created.revision());
+    let value = |response: &crate::world::Response| response.json()["value"].clone();
+    assert_eq!(value(&created)["create_time"], value(&replaced)["create_time"]);
     assert_eq!(value(&replaced)["name"], "n");
     // Replaced, not merged.
     let third = world.put("/upstreams/1", upstream(3)).await;
     assert_eq!(value(&third).get("name"), None);
     let read = world.get("/upstreams/1").await.json();
-    assert_eq!(read["createdIndex"], made.revision());
+    assert_eq!(read["createdIndex"], created.revision());
     assert_eq!(read["modifiedIndex"], third.revision());
     assert_eq!(read["value"], value(&third));
 }
@@ -45,7 +45,10 @@ async fn a_missing_id_reveals_no_other_document() {
 #[tokio::test]
 async fn a_ttl_is_rejected_by_a_store_without_leases() {
     let world = World::start().await;
-    world.put("/upstreams/1?ttl=x", upstream(1)).await.refused("invalid argument ttl: should be a number");
+    world
+        .put("/upstreams/1?ttl=x", upstream(1))
+        .await
+        .assert_error("invalid argument ttl: should be a number");
     assert_eq!(world.put("/upstreams/1?ttl=5", upstream(1)).await.status, 400);
     world.get("/upstreams/1").await.key_not_found();
 }
@@ -84,20 +87,23 @@ async fn lists_are_paged_and_filtered() {
 async fn concurrent_puts_all_succeed_and_patches_never_mix() {
     let world = World::start().await;
     let puts = join_all((1..9).map(|weight| world.put("/upstreams/1", upstream(weight)))).await;
-    let mut revisions: Vec<_> = puts.into_iter().map(|answer| answer.ok().revision()).collect();
+    let mut revisions: Vec<_> = puts.into_iter().map(|response| response.ok().revision()).collect();
     revisions.sort_unstable();
     revisions.dedup();
     assert_eq!(revisions.len(), 8);
     let patches =
         join_all((0..8).map(|n| world.patch("/upstreams/1/labels", json!({"n": n.to_string()})))).await;
-    let made = patches.iter().filter(|answer| answer.status == 200).count();
-    for answer in patches.iter().filter(|answer| answer.status != 200) {
+    let created = patches.iter().filter(|response| response.status == 200).count();
+    for response in patches.iter().filter(|response| response.status != 200) {
         let expected = json!({"error_msg": "value changed before overwritten"});
-        assert_eq!((answer.status.as_u16(), answer.json()), (503, expected));
+        assert_eq!((response.status.as_u16(), response.json()), (503, expected));
     }
-    assert!(made >= 1);
-    let last =
-        patches.iter().filter(|answer| answer.status == 200).max_by_key(|answer| answer.revision()).unwrap();
+    assert!(created >= 1);
+    let last = patches
+        .iter()
+        .filter(|response| response.status == 200)
+        .max_by_key(|response| response.revision())
+        .unwrap();
     assert_eq!(world.get("/upstreams/1").await.json()["value"]["labels"], last.json()["value"]["labels"]);
 }
 
@@ -106,8 +112,8 @@ async fn acknowledged_writes_are_in_the_store() {
     let world = World::start().await;
     let mut expected = Vec::new();
     for n in 0..5 {
-        let made = world.post("/upstreams", upstream(n)).await.ok().json();
-        expected.push(made["value"].clone());
+        let created = world.post("/upstreams", upstream(n)).await.ok().json();
+        expected.push(created["value"].clone());
     }
     let copy = world.folder.path().join("copy.redb");
     std::fs::copy(world.folder.path().join("store.redb"), &copy).unwrap();

@@ -22,9 +22,9 @@ const CLAUSE: &str = "invalid configuration: then clause did not match";
 #[tokio::test]
 async fn h1_to_h5_create_read_and_delete() {
     let world = World::start().await;
-    let made = world.put("/ssls/1", ssl(&world, "test.com")).await;
-    assert_eq!(made.status, 201);
-    let body = made.json();
+    let created = world.put("/ssls/1", ssl(&world, "test.com")).await;
+    assert_eq!(created.status, 201);
+    let body = created.json();
     assert_eq!((&body["key"], &body["value"]["sni"]), (&json!("/apisix/ssls/1"), &json!("test.com")));
     for time in ["create_time", "update_time"] {
         assert!(body["value"][time].as_u64().unwrap() > 1_700_000_000);
@@ -49,18 +49,18 @@ async fn h6_to_h18_the_schema() {
     let world = World::start().await;
     let pair = world.pair("foo.com");
     let (cert, key) = (pair.certificate_pem.clone(), pair.key_pem.to_string());
-    world.put("/ssls/1", json!({"sni": "test.com"})).await.refused(CLAUSE);
+    world.put("/ssls/1", json!({"sni": "test.com"})).await.assert_error(CLAUSE);
     world.put("/ssls/1", json!({"cert": cert, "key": key, "sni": "*.foo.com"})).await.ok();
     world.put("/ssls/1", json!({"cert": cert, "key": key, "snis": ["*.foo.com", "bar.com"]})).await.ok();
     world.put("/ssls/a-b-c-ABC_0123", json!({"cert": cert, "key": key, "sni": "test.com"})).await.ok();
     world.delete("/ssls/a-b-c-ABC_0123").await.ok();
     let invalid = world.put("/ssls/*invalid", json!({"cert": cert, "key": key, "sni": "test.com"})).await;
-    invalid.refused(
+    invalid.assert_error(
         "invalid configuration: property \"id\" validation failed: object matches none of the required",
     );
     let base = json!({"cert": cert, "key": key, "sni": "test.com"});
     world.put("/ssls/1", with(base.clone(), json!({"certs": [cert], "keys": [key]}))).await.ok();
-    world.put("/ssls/1", json!({"sni": "test.com", "certs": [cert], "keys": []})).await.refused(CLAUSE);
+    world.put("/ssls/1", json!({"sni": "test.com", "certs": [cert], "keys": []})).await.assert_error(CLAUSE);
     world
         .put(
             "/ssls/1",
@@ -70,11 +70,11 @@ async fn h6_to_h18_the_schema() {
         .ok();
     let labels =
         world.put("/ssls/1", with(base.clone(), json!({"labels": {"env": ["production", "release"]}}))).await;
-    labels.refused(
+    labels.assert_error(
         "invalid configuration: property \"labels\" validation failed: failed to validate env (matching \".*\"): \
          wrong type: expected string, got table",
     );
-    world.put("/ssls/1", json!({"cert": cert, "key": key})).await.refused(CLAUSE);
+    world.put("/ssls/1", json!({"cert": cert, "key": key})).await.assert_error(CLAUSE);
     world.put("/ssls/1", json!({"type": "client", "cert": cert, "key": key})).await.ok();
     // H16: a PATCH may set the times, and only a PATCH.
     let posted = world.post("/ssls", base.clone()).await.ok().json();
@@ -86,7 +86,7 @@ async fn h6_to_h18_the_schema() {
     world
         .put("/ssls/1", with(base, json!({"create_time": 1})))
         .await
-        .refused("the property is forbidden:  create_time");
+        .assert_error("the property is forbidden:  create_time");
 }
 
 #[tokio::test]
@@ -96,7 +96,7 @@ async fn h21_to_h24_several_certificates() {
     let base = json!({"cert": one.certificate_pem, "key": &*one.key_pem, "sni": "test.com"});
     let short =
         with(base.clone(), json!({"certs": ["https://APISIX_TEST_SSL_CERTS"], "keys": [&*two.key_pem]}));
-    world.put("/ssls/1", short).await.refused(
+    world.put("/ssls/1", short).await.assert_error(
         "invalid configuration: property \"certs\" validation failed: failed to validate item 1: string too short, expected at least 128, got 29",
     );
     let several = with(base, json!({"certs": [two.certificate_pem], "keys": [&*two.key_pem]}));
@@ -159,15 +159,15 @@ async fn i6_to_i10_invalid_certificates_and_keys() {
     let truncated = |field: &str| Value::from(&good[field].as_str().unwrap()[..150]);
     let cert = "failed to parse cert: PEM_read_bio_X509_AUX() failed";
     let key = "failed to parse key: PEM_read_bio_PrivateKey() failed";
-    world.put("/ssls/1", with(good.clone(), json!({"cert": truncated("cert")}))).await.refused(cert);
-    world.put("/ssls/1", with(good.clone(), json!({"key": truncated("key")}))).await.refused(key);
+    world.put("/ssls/1", with(good.clone(), json!({"cert": truncated("cert")}))).await.assert_error(cert);
+    world.put("/ssls/1", with(good.clone(), json!({"key": truncated("key")}))).await.assert_error(key);
     let pairs = |cert: &Value, key: &Value| with(good.clone(), json!({"certs": [cert], "keys": [key]}));
     let of_pair = |text: &str| format!("failed to handle cert-key pair[1]: {text}");
-    world.put("/ssls/1", pairs(&truncated("cert"), &good["key"])).await.refused(&of_pair(cert));
-    world.put("/ssls/1", pairs(&good["cert"], &truncated("key"))).await.refused(&of_pair(key));
+    world.put("/ssls/1", pairs(&truncated("cert"), &good["key"])).await.assert_error(&of_pair(cert));
+    world.put("/ssls/1", pairs(&good["cert"], &truncated("key"))).await.assert_error(&of_pair(key));
     let mut no_names = good.clone();
     no_names.as_object_mut().unwrap().shift_remove("sni");
-    world.put("/ssls/1", with(no_names, json!({"snis": []}))).await.refused(
+    world.put("/ssls/1", with(no_names, json!({"snis": []}))).await.assert_error(
         "invalid configuration: property \"snis\" validation failed: expect array to have at least 1 items",
     );
     let other = &*world.pair("other.com").key_pem;
@@ -197,11 +197,11 @@ async fn i11_to_i13_parts() {
     assert!(!value["keys"][0].as_str().unwrap().starts_with("---"));
     assert!(!value["key"].as_str().unwrap().starts_with("---"));
 
-    world.patch("/ssls/1/snis/0", json!("x.com")).await.refused("invalid sub-path: /snis");
-    world.patch("/ssls/1", json!([])).await.refused("invalid configuration");
-    world.call(http::Method::PATCH, "/ssls/1", "").await.refused("missing new configuration");
+    world.patch("/ssls/1/snis/0", json!("x.com")).await.assert_error("invalid sub-path: /snis");
+    world.patch("/ssls/1", json!([])).await.assert_error("invalid configuration");
+    world.call(http::Method::PATCH, "/ssls/1", "").await.assert_error("missing new configuration");
     world.patch("/ssls/2", json!({"status": 0})).await.key_not_found();
-    world.patch("/ssls", json!({"status": 0})).await.refused("missing ssl id");
+    world.patch("/ssls", json!({"status": 0})).await.assert_error("missing ssl id");
 }
 
 #[tokio::test]
@@ -209,13 +209,13 @@ async fn j1_to_j3_lists_and_protocols() {
     let world = World::start().await;
     assert_eq!(world.get("/ssls").await.ok().text, "{\"list\":[],\"total\":0}\n");
     let good = ssl(&world, "test.com");
-    world.put("/ssls/1", with(good.clone(), json!({"ssl_protocols": ["TLSv1.0", "TLSv1.2"]}))).await.refused(
+    world.put("/ssls/1", with(good.clone(), json!({"ssl_protocols": ["TLSv1.0", "TLSv1.2"]}))).await.assert_error(
         "invalid configuration: property \"ssl_protocols\" validation failed: failed to validate item 1: matches none of the enum values",
     );
-    let made = world.put("/ssls/1", good).await.ok().json();
-    assert_eq!(made["value"].get("ssl_protocols"), None);
+    let created = world.put("/ssls/1", good).await.ok().json();
+    assert_eq!(created["value"].get("ssl_protocols"), None);
     // No defaults are filled in: GET returns what PUT wrote.
-    assert_eq!(made["value"].as_object().unwrap().len(), 6);
+    assert_eq!(created["value"].as_object().unwrap().len(), 6);
 }
 
 #[tokio::test]
@@ -226,11 +226,10 @@ async fn a3_a4_client_authorities() {
     world
         .put("/ssls/1", not_a_ca)
         .await
-        .refused("failed to validate client_cert: failed to parse cert: PEM_read_bio_X509_AUX() failed");
-    world
-        .put("/ssls/1", with(good.clone(), json!({"client": {}})))
-        .await
-        .refused("invalid configuration: property \"client\" validation failed: property \"ca\" is required");
+        .assert_error("failed to validate client_cert: failed to parse cert: PEM_read_bio_X509_AUX() failed");
+    world.put("/ssls/1", with(good.clone(), json!({"client": {}}))).await.assert_error(
+        "invalid configuration: property \"client\" validation failed: property \"ca\" is required",
+    );
     let ca = world.clients.certificate_pem();
     world.put("/ssls/1", with(good, json!({"client": {"ca": ca, "depth": 2}}))).await.ok();
 }
@@ -256,20 +255,20 @@ async fn an_invalid_policy_names_its_field_and_changes_nothing() {
         (old("skip_mtls_uri_regex", json!(["/(?=a)"])), "client.skip_mtls_uri_regex[1]", "look-around"),
     ] {
         let bad = with(good.clone(), json!({"client": client}));
-        for answer in
+        for response in
             [world.put("/ssls/1", bad.clone()).await, world.patch("/ssls/1", json!({"client": client})).await]
         {
             assert_eq!(
-                (answer.status.as_u16(), answer.json()["field"].as_str()),
+                (response.status.as_u16(), response.json()["field"].as_str()),
                 (400, Some(field)),
-                "{answer:?}"
+                "{response:?}"
             );
-            assert!(answer.json().to_string().contains(part), "{answer:?}");
+            assert!(response.json().to_string().contains(part), "{response:?}");
         }
     }
     let old_version = with(good, json!({"ssl_protocols": ["TLSv1.1"]}));
-    let answer = world.put("/ssls/1", old_version).await;
-    assert_eq!((answer.status.as_u16(), answer.json()["field"].as_str()), (400, Some("ssl_protocols")));
-    assert!(answer.text.contains("engine-boring"), "{answer:?}");
+    let response = world.put("/ssls/1", old_version).await;
+    assert_eq!((response.status.as_u16(), response.json()["field"].as_str()), (400, Some("ssl_protocols")));
+    assert!(response.text.contains("engine-boring"), "{response:?}");
     assert_eq!(world.store.load().await.unwrap(), before, "nothing stored has changed");
 }

@@ -21,12 +21,12 @@ fn upstream() -> Value {
 #[tokio::test]
 async fn without_stream_mode_every_method_fails() {
     let world = World::start().await;
-    world.get("/stream_routes").await.refused(OFF);
-    world.get("/stream_routes/1").await.refused(OFF);
-    world.put("/stream_routes/1", json!({"upstream": upstream()})).await.refused(OFF);
-    world.post("/stream_routes", json!({"upstream": upstream()})).await.refused(OFF);
-    world.call(Method::PATCH, "/stream_routes/1", "{}").await.refused(OFF);
-    world.delete("/stream_routes/1").await.refused(OFF);
+    world.get("/stream_routes").await.assert_error(OFF);
+    world.get("/stream_routes/1").await.assert_error(OFF);
+    world.put("/stream_routes/1", json!({"upstream": upstream()})).await.assert_error(OFF);
+    world.post("/stream_routes", json!({"upstream": upstream()})).await.assert_error(OFF);
+    world.call(Method::PATCH, "/stream_routes/1", "{}").await.assert_error(OFF);
+    world.delete("/stream_routes/1").await.assert_error(OFF);
     // The schema does not depend on the configuration.
     assert_eq!(world.get("/schema/stream_route").await.ok().json()["type"], "object");
 }
@@ -35,21 +35,21 @@ async fn without_stream_mode_every_method_fails() {
 async fn stream_routes_cannot_be_patched() {
     let world = streaming().await;
     let document = json!({"sni": "a.test.com", "remote_addr": "127.0.0.1", "upstream": upstream()});
-    let made = world.put("/stream_routes/1", document).await;
-    assert_eq!(made.status, 201);
-    assert_eq!(made.json()["key"], "/apisix/stream_routes/1");
-    assert_eq!(made.json()["value"]["sni"], "a.test.com");
+    let created = world.put("/stream_routes/1", document).await;
+    assert_eq!(created.status, 201);
+    assert_eq!(created.json()["key"], "/apisix/stream_routes/1");
+    assert_eq!(created.json()["value"]["sni"], "a.test.com");
     assert_eq!(world.post("/stream_routes", json!({"upstream": upstream()})).await.status, 201);
     assert_eq!(world.get("/stream_routes").await.ok().json()["total"], 2);
     let patched = world.call(Method::PATCH, "/stream_routes/1", "{}").await;
     assert_eq!(patched.status, 405);
     assert_eq!(patched.json()["error_msg"], "not supported `PATCH` method for stream route");
     assert_eq!(patched.header("x-api-version"), Some("v3"));
-    world.call(Method::PUT, "/stream_routes", "{}").await.refused("missing stream route id");
+    world.call(Method::PUT, "/stream_routes", "{}").await.assert_error("missing stream route id");
     world
         .put("/stream_routes/2", json!({"remote_addr": "300.0.0.0/8"}))
         .await
-        .refused("invalid remote_addr: 300.0.0.0/8");
+        .assert_error("invalid remote_addr: 300.0.0.0/8");
     assert_eq!(world.delete("/stream_routes/1").await.ok().json()["deleted"], "1");
     assert_eq!(world.get("/stream_routes/1").await.status, 404);
 }
@@ -60,11 +60,11 @@ async fn references_of_a_stream_route_must_exist_and_stay() {
     world
         .put("/stream_routes/1", json!({"upstream_id": 9}))
         .await
-        .refused("failed to fetch upstream info by upstream id [9], response code: 404");
+        .assert_error("failed to fetch upstream info by upstream id [9], response code: 404");
     world
         .put("/stream_routes/1", json!({"service_id": "s"}))
         .await
-        .refused("failed to fetch service info by service id [s], response code: 404");
+        .assert_error("failed to fetch service info by service id [s], response code: 404");
     world.put("/upstreams/1", json!({"nodes": {"127.0.0.1:1995": 1}, "scheme": "tcp"})).await.ok();
     world.put("/services/s", json!({"upstream_id": 1})).await.ok();
     world.put("/stream_routes/1", json!({"upstream_id": "1"})).await.ok();
@@ -72,13 +72,13 @@ async fn references_of_a_stream_route_must_exist_and_stay() {
     world
         .delete("/services/s")
         .await
-        .refused("can not delete this service directly, stream_route [2] is still using it now");
+        .assert_error("can not delete this service directly, stream_route [2] is still using it now");
     world.delete("/stream_routes/2").await.ok();
     world.delete("/services/s").await.ok();
     world
         .delete("/upstreams/1")
         .await
-        .refused("can not delete this upstream, stream_route [1] is still using it now");
+        .assert_error("can not delete this upstream, stream_route [1] is still using it now");
     assert_eq!(world.get("/stream_routes?filter=upstream_id%3D1").await.ok().json()["total"], 1);
     assert_eq!(world.get("/stream_routes?filter=upstream_id%3D2").await.ok().json()["total"], 0);
     world.delete("/stream_routes/1").await.ok();
@@ -92,9 +92,12 @@ async fn an_http_route_rejects_a_tcp_upstream() {
     world
         .put("/routes/1", json!({"uri": "/", "upstream_id": 1}))
         .await
-        .refused("failed to fetch upstream info by upstream id [1], scheme tls takes no HTTP requests");
+        .assert_error("failed to fetch upstream info by upstream id [1], scheme tls takes no HTTP requests");
     let inline = json!({"uri": "/", "upstream": {"nodes": {"127.0.0.1:1995": 1}, "scheme": "tcp"}});
-    world.put("/routes/1", inline).await.refused("invalid configuration: scheme tcp takes no HTTP requests");
+    world
+        .put("/routes/1", inline)
+        .await
+        .assert_error("invalid configuration: scheme tcp takes no HTTP requests");
 }
 
 /// `t/admin/stream-routes.t` TEST 18.

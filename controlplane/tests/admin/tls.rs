@@ -10,13 +10,13 @@ use rustls_pki_types::UnixTime;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::world::{Answer, KEY, World, exchange, request};
+use crate::world::{KEY, Response, World, exchange, request};
 
-fn is_page(answer: &Answer, why: &str) {
-    assert_eq!(answer.status, 400);
-    assert!(answer.text.contains(&format!("<title>400 {why}</title>")), "{answer:?}");
-    assert_eq!(answer.header("content-type"), Some("text/html; charset=utf-8"));
-    assert_eq!(answer.header("connection"), Some("close"));
+fn is_page(response: &Response, why: &str) {
+    assert_eq!(response.status, 400);
+    assert!(response.text.contains(&format!("<title>400 {why}</title>")), "{response:?}");
+    assert_eq!(response.header("content-type"), Some("text/html; charset=utf-8"));
+    assert_eq!(response.header("connection"), Some("close"));
 }
 
 #[tokio::test]
@@ -24,8 +24,8 @@ async fn r1_a_valid_certificate_is_accepted_by_every_version() {
     let world = World::start().await;
     for versions in [&[&rustls::version::TLS13], &[&rustls::version::TLS12]] {
         let stream = world.connect_by(Some(&world.identity), versions).await.unwrap();
-        let answer = exchange(stream, request(Method::GET, "/routes", Some(KEY), "".into())).await;
-        assert_eq!((answer.status.as_u16(), answer.text.as_str()), (200, "{\"list\":[],\"total\":0}\n"));
+        let response = exchange(stream, request(Method::GET, "/routes", Some(KEY), "".into())).await;
+        assert_eq!((response.status.as_u16(), response.text.as_str()), (200, "{\"list\":[],\"total\":0}\n"));
     }
 }
 
@@ -34,13 +34,13 @@ async fn r2_without_a_certificate_the_response_is_400() {
     let world = World::start().await;
     for versions in [&[&rustls::version::TLS13], &[&rustls::version::TLS12]] {
         let stream = world.connect_by(None, versions).await.unwrap();
-        let answer = exchange(stream, request(Method::GET, "/routes", Some(KEY), "".into())).await;
-        is_page(&answer, "No required SSL certificate was sent");
+        let response = exchange(stream, request(Method::GET, "/routes", Some(KEY), "".into())).await;
+        is_page(&response, "No required SSL certificate was sent");
     }
     // A valid key does not replace the certificate.
     let body = serde_json::json!({"nodes": {"127.0.0.1:1980": 1}});
-    let answer = world.send(None, request(Method::PUT, "/upstreams/1", Some(KEY), body.into())).await;
-    is_page(&answer, "No required SSL certificate was sent");
+    let response = world.send(None, request(Method::PUT, "/upstreams/1", Some(KEY), body.into())).await;
+    is_page(&response, "No required SSL certificate was sent");
     assert!(world.store.load().await.unwrap().items.is_empty());
 }
 
@@ -66,9 +66,9 @@ async fn with_an_invalid_certificate_the_response_is_400() {
         for (what, identity) in &bad {
             let stream =
                 world.connect_by(Some(identity), versions).await.unwrap_or_else(|e| panic!("{what}: {e}"));
-            let answer = exchange(stream, request(Method::GET, "/routes", Some(KEY), "".into())).await;
-            assert!(answer.text.contains("400 The SSL certificate error"), "{what}: {answer:?}");
-            is_page(&answer, "The SSL certificate error");
+            let response = exchange(stream, request(Method::GET, "/routes", Some(KEY), "".into())).await;
+            assert!(response.text.contains("400 The SSL certificate error"), "{what}: {response:?}");
+            is_page(&response, "The SSL certificate error");
         }
         // One intermediate is within nginx's depth; APISIX's tutorial creates v1 certificates.
         for good in [first.issue(&client).unwrap(), world.clients.issue(&client.clone().v1()).unwrap()] {
@@ -122,10 +122,10 @@ async fn plain_http_on_the_tls_port_gets_an_error_page() {
     let world = World::start().await;
     let mut stream = TcpStream::connect(world.address).await.unwrap();
     stream.write_all(b"GET /apisix/admin/routes HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await.unwrap();
-    assert!(answer.starts_with("HTTP/1.1 400 Bad Request\r\n"), "{answer}");
-    assert!(answer.contains("400 The plain HTTP request was sent to HTTPS port"), "{answer}");
+    let mut response = String::new();
+    stream.read_to_string(&mut response).await.unwrap();
+    assert!(response.starts_with("HTTP/1.1 400 Bad Request\r\n"), "{response}");
+    assert!(response.contains("400 The plain HTTP request was sent to HTTPS port"), "{response}");
 }
 
 #[tokio::test]
@@ -137,10 +137,10 @@ async fn garbage_on_the_tls_port_affects_no_other_client() {
         let mut stream = TcpStream::connect(world.address).await.unwrap();
         stream.write_all(garbage).await.unwrap();
         stream.shutdown().await.unwrap();
-        let mut answer = Vec::new();
+        let mut response = Vec::new();
         // A reset also ends the connection.
-        let _ = stream.read_to_end(&mut answer).await;
-        assert!(!answer.starts_with(b"HTTP"), "{garbage:?}");
+        let _ = stream.read_to_end(&mut response).await;
+        assert!(!response.starts_with(b"HTTP"), "{garbage:?}");
     }
     world.get("/routes").await.ok();
 }
@@ -151,8 +151,8 @@ async fn without_https_the_server_speaks_plain_http() {
     builder.https = false;
     let world = builder.start().await;
     let stream = TcpStream::connect(world.address).await.unwrap();
-    let answer = exchange(stream, request(Method::GET, "/routes", Some(KEY), "".into())).await;
-    assert_eq!(answer.status, 200);
+    let response = exchange(stream, request(Method::GET, "/routes", Some(KEY), "".into())).await;
+    assert_eq!(response.status, 200);
 }
 
 #[tokio::test]
@@ -160,8 +160,8 @@ async fn without_a_ca_no_certificate_is_requested() {
     let mut builder = World::builder();
     builder.ca = false;
     let world = builder.start().await;
-    let answer = world.send(None, request(Method::GET, "/routes", Some(KEY), "".into())).await;
-    assert_eq!(answer.status, 200);
+    let response = world.send(None, request(Method::GET, "/routes", Some(KEY), "".into())).await;
+    assert_eq!(response.status, 200);
 }
 
 #[tokio::test]
@@ -191,20 +191,20 @@ async fn a_rejected_client_that_is_sending_gets_the_response() {
     let world = World::start().await;
     let body = || "x".repeat(1 << 20).into();
     for _ in 0..5 {
-        let answer = world.send(None, request(Method::PUT, "/upstreams/1", Some(KEY), body())).await;
-        is_page(&answer, "No required SSL certificate was sent");
-        let answer =
+        let response = world.send(None, request(Method::PUT, "/upstreams/1", Some(KEY), body())).await;
+        is_page(&response, "No required SSL certificate was sent");
+        let response =
             world.send(Some(&world.identity), request(Method::PUT, "/upstreams/1", None, body())).await;
-        assert_eq!(answer.status, 401);
+        assert_eq!(response.status, 401);
     }
 }
 
 /// One kept connection; each call is a request on it.
-struct Kept {
+struct KeptConnection {
     sender: hyper::client::conn::http1::SendRequest<http_body_util::Full<bytes::Bytes>>,
 }
 
-impl Kept {
+impl KeptConnection {
     async fn open(world: &World) -> Self {
         let stream = world.connect(Some(&world.identity)).await.unwrap();
         let (sender, connection) =
@@ -216,9 +216,9 @@ impl Kept {
     async fn get(&mut self) -> (u16, String) {
         use http_body_util::BodyExt;
         let request = request(Method::GET, "/routes", Some(KEY), "".into());
-        let answer = self.sender.send_request(request).await.unwrap();
-        let status = answer.status().as_u16();
-        let text = answer.into_body().collect().await.unwrap().to_bytes();
+        let response = self.sender.send_request(request).await.unwrap();
+        let status = response.status().as_u16();
+        let text = response.into_body().collect().await.unwrap().to_bytes();
         (status, String::from_utf8(text.to_vec()).unwrap())
     }
 }
@@ -253,8 +253,8 @@ async fn a_renewed_certificate_is_used_without_a_restart() {
 #[tokio::test]
 async fn a_replaced_client_ca_rejects_its_former_clients() {
     let world = World::start().await;
-    let mut kept = Kept::open(&world).await;
-    assert_eq!(kept.get().await.0, 200);
+    let mut connection = KeptConnection::open(&world).await;
+    assert_eq!(connection.get().await.0, 200);
     let ca = world.files.ca.clone().unwrap();
     let next = Authority::root(&AuthoritySpec::new("next clients")).unwrap();
     let next_client = next.issue(&LeafSpec::client("tester")).unwrap();
@@ -265,7 +265,7 @@ async fn a_replaced_client_ca_rejects_its_former_clients() {
     let get = || request(Method::GET, "/routes", Some(KEY), "".into());
     assert_eq!(world.send(Some(&next_client), get()).await.status, 200);
     assert_eq!(world.send(Some(&world.identity), get()).await.status, 200);
-    assert_eq!(kept.get().await.0, 200);
+    assert_eq!(connection.get().await.0, 200);
 
     // An empty file is not "no CA".
     fs::write(&ca, "").unwrap();
@@ -273,7 +273,7 @@ async fn a_replaced_client_ca_rejects_its_former_clients() {
     assert_eq!(world.send(Some(&world.identity), get()).await.status, 200);
 
     fs::write(&ca, next.certificate_pem()).unwrap();
-    let (status, text) = kept.get().await;
+    let (status, text) = connection.get().await;
     assert!(status == 400 && text.contains("The SSL certificate error"), "a kept connection: {text}");
     is_page(&world.send(Some(&world.identity), get()).await, "The SSL certificate error");
     assert_eq!(world.send(Some(&next_client), get()).await.status, 200);

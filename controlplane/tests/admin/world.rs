@@ -209,32 +209,32 @@ impl World {
         &self,
         identity: Option<&IssuedCertificate>,
         request: Request<Full<Bytes>>,
-    ) -> Answer {
+    ) -> Response {
         exchange(self.connect(identity).await.unwrap(), request).await
     }
 
     /// A request with a valid certificate and the admin key.
-    pub(crate) async fn call(&self, method: Method, path: &str, body: impl Into<Body>) -> Answer {
+    pub(crate) async fn call(&self, method: Method, path: &str, body: impl Into<Body>) -> Response {
         self.send(Some(&self.identity), request(method, path, Some(KEY), body.into())).await
     }
 
-    pub(crate) async fn get(&self, path: &str) -> Answer {
+    pub(crate) async fn get(&self, path: &str) -> Response {
         self.call(Method::GET, path, "").await
     }
 
-    pub(crate) async fn put(&self, path: &str, body: Value) -> Answer {
+    pub(crate) async fn put(&self, path: &str, body: Value) -> Response {
         self.call(Method::PUT, path, body).await
     }
 
-    pub(crate) async fn post(&self, path: &str, body: Value) -> Answer {
+    pub(crate) async fn post(&self, path: &str, body: Value) -> Response {
         self.call(Method::POST, path, body).await
     }
 
-    pub(crate) async fn patch(&self, path: &str, body: Value) -> Answer {
+    pub(crate) async fn patch(&self, path: &str, body: Value) -> Response {
         self.call(Method::PATCH, path, body).await
     }
 
-    pub(crate) async fn delete(&self, path: &str) -> Answer {
+    pub(crate) async fn delete(&self, path: &str) -> Response {
         self.call(Method::DELETE, path, "").await
     }
 
@@ -278,7 +278,7 @@ pub(crate) fn request(method: Method, path: &str, key: Option<&str>, body: Body)
     builder.body(Full::new(Bytes::from(body.0))).unwrap()
 }
 
-pub(crate) async fn exchange<S>(stream: S, request: Request<Full<Bytes>>) -> Answer
+pub(crate) async fn exchange<S>(stream: S, request: Request<Full<Bytes>>) -> Response
 where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
 {
@@ -289,17 +289,17 @@ where
     let text = String::from_utf8(body.collect().await.unwrap().to_bytes().to_vec()).unwrap();
     drop(sender);
     let _ = connection.await;
-    Answer { status: head.status, headers: head.headers, text }
+    Response { status: head.status, headers: head.headers, text }
 }
 
 #[derive(Debug)]
-pub(crate) struct Answer {
+pub(crate) struct Response {
     pub status: StatusCode,
     pub headers: HeaderMap,
     pub text: String,
 }
 
-impl Answer {
+impl Response {
     pub(crate) fn json(&self) -> Value {
         serde_json::from_str(&self.text).unwrap_or_else(|error| panic!("{error}: {self:?}"))
     }
@@ -314,7 +314,7 @@ impl Answer {
 
     /// A 400 with exactly this message.
     #[track_caller]
-    pub(crate) fn refused(&self, message: &str) {
+    pub(crate) fn assert_error(&self, message: &str) {
         assert_eq!(
             (self.status.as_u16(), self.json()["error_msg"].as_str()),
             (400, Some(message)),

@@ -17,27 +17,33 @@ struct Examined(Value);
 impl Examined {
     fn of(config: &Path) -> Self {
         let ran = run(&["doctor", "--json"], config);
-        let said = String::from_utf8_lossy(&ran.stdout).into_owned();
-        let found: Value = serde_json::from_str(&said).unwrap_or_else(|_| panic!("{said} {ran:?}"));
-        assert_eq!(ran.status.code(), Some(i32::from(found["wrong"] != 0)), "{said}");
-        Self(found)
+        let stdout = String::from_utf8_lossy(&ran.stdout).into_owned();
+        let report: Value = serde_json::from_str(&stdout).unwrap_or_else(|_| panic!("{stdout} {ran:?}"));
+        assert_eq!(ran.status.code(), Some(i32::from(report["failed"] != 0)), "{stdout}");
+        Self(report)
     }
 
     /// Asserts a row with this state and all of `words`.
     #[track_caller]
-    fn has(&self, what: &str, state: &str, words: &[&str]) -> &Self {
-        let fits = |row: &&Value| {
-            let text = format!("{} -> {}", row["found"], row["mend"]);
-            row["what"] == what && row["state"] == state && words.iter().all(|word| text.contains(word))
+    fn has(&self, subject: &str, status: &str, words: &[&str]) -> &Self {
+        let fits = |check: &&Value| {
+            let text = format!("{} -> {}", check["observed"], check["fix"]);
+            check["subject"] == subject
+                && check["status"] == status
+                && words.iter().all(|word| text.contains(word))
         };
-        let rows = self.0["rows"].as_array().unwrap();
-        assert!(rows.iter().any(|row| fits(&row)), "no row {what:?} {state} {words:?} in {:#}", self.0);
+        let checks = self.0["checks"].as_array().unwrap();
+        assert!(
+            checks.iter().any(|check| fits(&check)),
+            "no check {subject:?} {status} {words:?} in {:#}",
+            self.0
+        );
         self
     }
 
     #[track_caller]
-    fn wrong(&self, number: u64) -> &Self {
-        assert_eq!(self.0["wrong"], number, "{:#}", self.0);
+    fn failed(&self, number: u64) -> &Self {
+        assert_eq!(self.0["failed"], number, "{:#}", self.0);
         self
     }
 }
@@ -47,7 +53,7 @@ fn a_correct_configuration_passes() {
     let site = Site::new();
     let config = site.config();
     let examined = Examined::of(&config);
-    examined.wrong(0).has("admin_ssl_cert", "ok", &["CN=", "valid until"]);
+    examined.failed(0).has("admin_ssl_cert", "ok", &["CN=", "valid until"]);
     examined.has("countersign.push.cert", "ok", &["key and chain fit", "CN=Countersign Push CA"]);
     examined.has("countersign.push.cert", "ok", &["data planes accept it"]);
     examined.has("countersign.push.ca", "ok", &["1 certificate(s)"]);
@@ -58,7 +64,7 @@ fn a_correct_configuration_passes() {
 
     let table = run(&["doctor"], &config);
     let text = String::from_utf8_lossy(&table.stdout).into_owned();
-    assert!(table.status.success() && text.contains(": 0 wrong, "), "{text}");
+    assert!(table.status.success() && text.contains(": 0 failed, "), "{text}");
     // The machine may lack these, and the first start creates the store.
     let expected = ["limit of open files", "io_uring", "the start makes an empty store"];
     let warned = text.lines().filter(|line| line.starts_with("warn "));
@@ -83,7 +89,7 @@ async fn the_data_plane_is_examined() {
     site.settings["apisix"]["status"] = at(2);
     let config = site.config();
     let before = Examined::of(&config);
-    before.wrong(0).has("countersign.node.cert", "ok", &["key and chain fit"]);
+    before.failed(0).has("countersign.node.cert", "ok", &["key and chain fit"]);
     before.has("countersign.node.cert", "ok", &["control planes accept it"]);
     before.has("countersign.node.name", "ok", &["dataplane"]);
     before.has("countersign.node.control_planes", "unknown", &["cannot be reached"]);
@@ -97,22 +103,22 @@ async fn the_data_plane_is_examined() {
     let node = e2e::process::Launch::new("dataplane", &config).start(&log).await;
     log.line_with(&["the last good snapshot is on disk"]).await;
     let examined = Examined::of(&config);
-    examined.wrong(0).has("countersign.node.control_planes", "ok", &["accepts this node"]);
+    examined.failed(0).has("countersign.node.control_planes", "ok", &["accepts this node"]);
     examined.has("countersign.node.last_good", "ok", &["bytes, written", "ago"]);
     for listener in ["apisix.node_listen", "apisix.ssl.listen", "apisix.status"] {
         examined.has(listener, "ok", &["a data plane answers at apisix.status"]);
     }
 
-    what_is_wrong_is_named(&site, &push.address().to_string());
+    misconfigured_nodes_are_reported(&site, &push.address().to_string());
     assert!(node.stop().await.success());
     let _held = TcpListener::bind::<SocketAddr>(ports[1].address()).unwrap();
     let examined = Examined::of(&site.config());
-    examined.wrong(1).has("apisix.ssl.listen", "wrong", &["another program listens there"]);
+    examined.failed(1).has("apisix.ssl.listen", "fail", &["another program listens there"]);
     assert_eq!(running.stop().0, Some(0));
 }
 
 /// A node's certificate, name, key and control plane that do not match.
-fn what_is_wrong_is_named(site: &Site, push: &str) {
+fn misconfigured_nodes_are_reported(site: &Site, push: &str) {
     let issue = |arguments: &[&str], ca: &str| {
         let (ca, out) = (site.path(ca), site.path("odd"));
         let mut issue = program();
@@ -140,24 +146,24 @@ fn what_is_wrong_is_named(site: &Site, push: &str) {
         (&["node", "dataplane"], "pki/admin-ca", "countersign.node.control_planes", ["TLS: ", "push.ca"]),
     ] {
         issue(arguments, ca);
-        Examined::of(&site.with("/countersign/node", odd.clone())).has(what, "wrong", &words);
+        Examined::of(&site.with("/countersign/node", odd.clone())).has(what, "fail", &words);
     }
     fs::write(site.path("odd.key"), "").unwrap();
-    Examined::of(&site.with("/countersign/node", odd)).has("countersign.node.key", "wrong", &["odd.key"]);
+    Examined::of(&site.with("/countersign/node", odd)).has("countersign.node.key", "fail", &["odd.key"]);
     let wrong_name = json!({
         "name": "dataplane", "control_planes": [push], "server_name": "somebody",
     });
     let examined = Examined::of(&site.with("/countersign/node", wrong_name));
-    examined.has("countersign.node.control_planes", "wrong", &["TLS: "]);
+    examined.has("countersign.node.control_planes", "fail", &["TLS: "]);
     let nothing = json!({"cert": "no.crt", "key": "no.key", "ca": "no-ca.crt", "name": "x"});
     let examined = Examined::of(&site.with("/countersign/node", nothing));
-    examined.wrong(0).has("countersign.node", "unknown", &["none of its files is on this machine"]);
+    examined.failed(0).has("countersign.node", "unknown", &["none of its files is on this machine"]);
 }
 
 #[test]
 fn an_unreadable_configuration_is_the_only_row() {
     let nowhere = Examined::of(Path::new("/nowhere/config.yaml"));
-    nowhere.wrong(1).has("configuration", "wrong", &["/nowhere/config.yaml"]);
+    nowhere.failed(1).has("configuration", "fail", &["/nowhere/config.yaml"]);
     let help = program().args(["doctor", "--help"]).output().unwrap();
     assert!(help.status.success() && String::from_utf8_lossy(&help.stdout).contains("Examples:"));
 }
@@ -172,7 +178,7 @@ fn a_used_port_is_fine_when_held_by_this_control_plane() {
     let running = site.start();
     let ours = ["a control plane with this configuration's certificate listens"];
     let examined = Examined::of(&site.config());
-    examined.wrong(0).has("deployment.admin.admin_listen", "ok", &ours);
+    examined.failed(0).has("deployment.admin.admin_listen", "ok", &ours);
     examined.has("countersign.push.listen", "ok", &ours);
     examined.has("countersign.control_plane.status", "ok", &["in use by the control plane that runs"]);
     examined.has("countersign.store.path", "ok", &["in use by the control plane that runs"]);
@@ -183,12 +189,12 @@ fn a_used_port_is_fine_when_held_by_this_control_plane() {
     let renew = ["pki", "issue", "server", "controlplane", "--force", "--ca"];
     assert!(program().args(renew).arg(ca).arg("--out").arg(out).status().unwrap().success());
     let examined = Examined::of(&site.config());
-    examined.wrong(0).has("countersign.push.listen", "ok", &ours);
+    examined.failed(0).has("countersign.push.listen", "ok", &ours);
     assert_eq!(running.stop().0, Some(0));
 
     let _held: TcpListener = TcpListener::bind::<SocketAddr>(push.address()).unwrap();
     let examined = Examined::of(&site.config());
-    examined.wrong(1).has("countersign.push.listen", "wrong", &["another program listens there"]);
+    examined.failed(1).has("countersign.push.listen", "fail", &["another program listens there"]);
 }
 
 #[test]
@@ -219,7 +225,7 @@ fn unusable_push_certificates_are_found() {
             "cert": format!("{name}.crt"), "key": format!("{name}.key"), "ca": "elsewhere.crt",
         });
         let examined = Examined::of(&site.with("/countersign/push", push));
-        examined.wrong(1).has("countersign.push.cert", "wrong", &words);
+        examined.failed(1).has("countersign.push.cert", "fail", &words);
         examined.has("countersign.push.ca", "warn", &["`CN=elsewhere` is no CA"]);
     }
 }
@@ -254,7 +260,7 @@ async fn etcd_is_probed_with_the_control_planes_settings() {
     let what = format!("etcd {}", etcd.url());
 
     let examined = Examined::of(&with_etcd(&site, &etcd.access()));
-    examined.wrong(0).has(&what, "ok", &["the leader", "revision"]);
+    examined.failed(0).has(&what, "ok", &["the leader", "revision"]);
     examined.has(&what, "ok", &["may read and write below /apisix/, where 1 key(s) are"]);
     examined.has(&format!("clock of {}", etcd.url()), "ok", &["the same as this machine's"]);
     examined.has("deployment.etcd.tls.cert", "ok", &["CN=countersign", "valid until"]);
@@ -263,8 +269,8 @@ async fn etcd_is_probed_with_the_control_planes_settings() {
 
     let nobody = Access { client: None, ..etcd.access() };
     let examined = Examined::of(&with_etcd(&site, &nobody));
-    examined.wrong(2).has(&what, "wrong", &["TLS: bad certificate", "deployment.etcd.tls.cert"]);
-    examined.has("deployment.etcd.host", "wrong", &["0 of 1 endpoints answer"]);
+    examined.failed(2).has(&what, "fail", &["TLS: bad certificate", "deployment.etcd.tls.cert"]);
+    examined.has("deployment.etcd.host", "fail", &["0 of 1 endpoints answer"]);
     // `check` makes no connection and finds nothing.
     assert!(run(&["check"], &site.path("config.yaml")).status.success());
 }
@@ -311,7 +317,7 @@ async fn an_etcd_user_without_write_permission_is_found() {
     let login = |user: &str| Access { user: Some((user.to_owned(), "words".to_owned())), ..etcd.access() };
     let what = format!("etcd {}", etcd.url());
     let examined = Examined::of(&with_etcd(&site, &login("reader")));
-    examined.wrong(1).has(&what, "wrong", &["403", "may not write below /apisix/", "grant-permission"]);
-    Examined::of(&with_etcd(&site, &login("root"))).wrong(0);
-    Examined::of(&with_etcd(&site, &login("nobody"))).has(&what, "wrong", &["invalid user ID or password"]);
+    examined.failed(1).has(&what, "fail", &["403", "may not write below /apisix/", "grant-permission"]);
+    Examined::of(&with_etcd(&site, &login("root"))).failed(0);
+    Examined::of(&with_etcd(&site, &login("nobody"))).has(&what, "fail", &["invalid user ID or password"]);
 }

@@ -24,11 +24,11 @@ fn refused(config: &Path, expected: &[&str]) {
     assert_eq!((started.status.code(), started.stdout.len()), (Some(1), 0), "{said}");
     let checked = run(&["check"], config);
     assert_eq!(checked.status.code(), Some(1));
-    let told =
+    let message =
         String::from_utf8_lossy(&checked.stdout).into_owned() + &String::from_utf8_lossy(&checked.stderr);
     for expected in expected {
         assert!(said.contains(expected), "{expected:?} is not in: {said}");
-        assert!(told.contains(expected), "{expected:?} is not in: {told}");
+        assert!(message.contains(expected), "{expected:?} is not in: {message}");
     }
 }
 
@@ -77,7 +77,7 @@ fn a_successor_waits_for_a_stopping_process() {
     assert_eq!(first.ended().0, Some(0));
     let (code, said) = second.stop();
     assert_eq!(code, Some(0), "{said}");
-    assert_eq!(said.matches("waiting for a control plane that stops").count(), 1, "{said}");
+    assert_eq!(said.matches("waiting for a stopping control plane").count(), 1, "{said}");
 }
 
 #[test]
@@ -131,9 +131,12 @@ fn check_finds_a_push_certificate_for_another_name() {
     let mut site = Site::new();
     site.settings["countersign"]["node"] = json!({"server_name": "somewhere.else"});
     let checked = run(&["check"], &site.config());
-    let told = String::from_utf8_lossy(&checked.stdout).into_owned();
-    assert_eq!(checked.status.code(), Some(1), "{told}");
-    assert!(told.contains("somewhere.else") && told.contains("countersign.node.server_name"), "{told}");
+    let message = String::from_utf8_lossy(&checked.stdout).into_owned();
+    assert_eq!(checked.status.code(), Some(1), "{message}");
+    assert!(
+        message.contains("somewhere.else") && message.contains("countersign.node.server_name"),
+        "{message}"
+    );
 }
 
 /// PUTs over one keep-alive connection until it breaks; sends the number of each acknowledged one.

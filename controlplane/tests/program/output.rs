@@ -73,8 +73,9 @@ fn a_full_disk_is_reported_after_the_work() {
     assert_eq!(site.start().stop().0, Some(0), "so that there is a store to copy");
     for arguments in commands(&site) {
         let (code, said) = run_into(&arguments, full_disk());
-        let told = said.starts_with("controlplane: cannot write to standard output: No space left on device");
-        assert!(code == Some(1) && told && said.lines().count() == 1, "{arguments:?}: {code:?} {said}");
+        let reported =
+            said.starts_with("controlplane: cannot write to standard output: No space left on device");
+        assert!(code == Some(1) && reported && said.lines().count() == 1, "{arguments:?}: {code:?} {said}");
     }
     for made in ["made.crt", "made.key", "more-pki/node.key", "copied.yaml"] {
         assert!(exists(&site.path(made)), "{made}");
@@ -91,10 +92,10 @@ fn the_server_runs_without_a_reader_of_its_ready_line() {
         let mut child =
             program().arg("-c").arg(config).stdout(stdout).stderr(Stdio::piped()).spawn().unwrap();
         let log = std::io::BufRead::lines(std::io::BufReader::new(child.stderr.take().unwrap()));
-        let told = log.map_while(Result::ok).any(|line| line.contains("ready line cannot be written"));
+        let reported = log.map_while(Result::ok).any(|line| line.contains("ready line cannot be written"));
         let connected = std::net::TcpStream::connect(status.address());
         child.kill().unwrap();
         child.wait().unwrap();
-        assert!(told && connected.is_ok(), "{connected:?}");
+        assert!(reported && connected.is_ok(), "{connected:?}");
     }
 }

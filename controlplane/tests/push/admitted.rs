@@ -6,13 +6,13 @@ use std::time::SystemTime;
 use controlplane::testing::publish::DeniedNode;
 use pki::ca::LeafSpec;
 
-use crate::world::{Control, World, eventually};
+use crate::world::{ControlPlane, World, eventually};
 
 fn now() -> u64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs()
 }
 
-async fn disconnected(control: &Control, name: &str) {
+async fn disconnected(control: &ControlPlane, name: &str) {
     let fleet = &control.publish.fleet;
     let gone = || {
         let view = fleet.view();
@@ -21,7 +21,7 @@ async fn disconnected(control: &Control, name: &str) {
     eventually(&format!("the end of {name}'s stream"), fleet.changes(), gone).await;
 }
 
-async fn connected(control: &Control, name: &str) {
+async fn connected(control: &ControlPlane, name: &str) {
     let fleet = &control.publish.fleet;
     let there = || {
         let view = fleet.view();
@@ -42,11 +42,11 @@ async fn a_session_ends_when_the_nodes_certificate_expires() {
     let ending = world.node(control.address());
     connected(&control, "node-1").await;
     connected(&control, "node-2").await;
-    control.reached(revision).await;
+    control.wait_acknowledged(revision).await;
 
     disconnected(&control, "node-1").await;
     assert!(now() >= ends, "not before its time");
-    ending.told("it rejects our certificate").await;
+    ending.wait_for_problem("it rejects our certificate").await;
     assert_eq!(ending.snapshot().revision(), revision, "it serves what it has");
     let view = control.publish.fleet.view();
     let other = view.list.iter().find(|node| node.name == "node-2").unwrap();
@@ -66,10 +66,10 @@ async fn a_session_ends_when_the_push_certificate_expires() {
     world.credential("control", &world.ca, &spec);
     let control = world.control().await;
     let node = world.node(control.address());
-    control.reached(revision).await;
+    control.wait_acknowledged(revision).await;
     disconnected(&control, "node-1").await;
     assert!(now() >= ends, "not before its time");
-    node.told("its certificate is not valid now").await;
+    node.wait_for_problem("its certificate is not valid now").await;
     assert_eq!(node.snapshot().revision(), revision, "it serves what it has");
     node.stop().await;
     control.stop().await;
@@ -83,29 +83,29 @@ async fn a_denied_node_is_disconnected() {
     // A second control plane, which reads the change of the list from the store.
     let elsewhere = world.control_over(Arc::clone(&world.store)).await;
     let (one, two) = (world.node(control.address()), world.second(elsewhere.address()));
-    control.reached(revision).await;
-    elsewhere.reached(revision).await;
+    control.wait_acknowledged(revision).await;
+    elsewhere.wait_acknowledged(revision).await;
 
-    let certificate = |control: &Control| {
+    let certificate = |control: &ControlPlane| {
         control.publish.fleet.view().list.into_iter().find_map(|node| node.certificate).unwrap()
     };
     let by_serial = DeniedNode { serial: Some(certificate(&control).serial), ..DeniedNode::default() };
     control.publish.denied.put("one", by_serial).await.unwrap();
     disconnected(&control, "node-1").await;
-    one.told("is on the deny-list of data planes (denied_nodes/one").await;
+    one.wait_for_problem("is on the deny-list of data planes (denied_nodes/one").await;
 
     let spki = Some(certificate(&elsewhere).spki_sha256);
     let by_key = DeniedNode { spki_sha256: spki, ..DeniedNode::default() };
     control.publish.denied.put("two", by_key).await.unwrap();
     disconnected(&elsewhere, "node-2").await;
-    two.told("is on the deny-list of data planes (denied_nodes/two").await;
+    two.wait_for_problem("is on the deny-list of data planes (denied_nodes/two").await;
     let newer = world.put_upstreams(1).await;
-    control.knows(newer).await;
+    control.wait_for_revision(newer).await;
     assert_eq!(one.snapshot().revision(), revision, "it gets no change any more");
 
     control.publish.denied.remove("one").await.unwrap();
     connected(&control, "node-1").await;
-    control.reached(newer).await;
+    control.wait_acknowledged(newer).await;
     for node in [one, two] {
         node.stop().await;
     }

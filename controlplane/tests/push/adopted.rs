@@ -38,7 +38,7 @@ async fn an_unsupported_document_is_blocked_until_replaced() {
     }
     let control = world.control().await;
     let node = world.node(control.address());
-    control.reached(6).await;
+    control.wait_acknowledged(6).await;
     for (kind, _, member, _) in &documents {
         assert!(why(&node.snapshot(), *kind, "1").is_some_and(|why| !why.is_empty()), "{kind}");
         assert!(control.publish.findings.all().iter().any(|found| found.field.starts_with(member)), "{kind}");
@@ -46,19 +46,19 @@ async fn an_unsupported_document_is_blocked_until_replaced() {
     assert!(node.snapshot().blocking_global_rule().is_some());
     for (kind, good, ..) in &documents {
         let mended = world.put(*kind, "1", good.clone()).await;
-        control.reached(mended).await;
+        control.wait_acknowledged(mended).await;
         assert_eq!(why(&node.snapshot(), *kind, "1"), None, "{kind}");
     }
     assert!(node.snapshot().blocking_global_rule().is_none() && control.publish.findings.all().is_empty());
     // Back again: the former document is outdated.
     for (kind, good, member, value) in &documents {
         let broken = world.put(*kind, "1", with(good.clone(), member, value.clone())).await;
-        control.reached(broken).await;
+        control.wait_acknowledged(broken).await;
         assert!(why(&node.snapshot(), *kind, "1").is_some(), "{kind}");
     }
     for (kind, ..) in &documents {
         let gone = world.delete(*kind, "1").await;
-        control.reached(gone).await;
+        control.wait_acknowledged(gone).await;
     }
     assert!(node.snapshot().is_empty() && control.publish.findings.all().is_empty());
     node.stop().await;
@@ -90,7 +90,7 @@ async fn a_key_that_no_longer_decrypts_blocks_its_site() {
             before.stop().await;
         }
         let node = node.as_ref().unwrap();
-        control.reached(revision).await;
+        control.wait_acknowledged(revision).await;
         assert_eq!(blocked(&node.snapshot()), expected);
         control.stop().await;
     }
@@ -104,13 +104,13 @@ async fn an_invalid_document_keeps_only_a_former_resource() {
     world.put(Kind::Upstream, "u", upstream(1)).await;
     let control = world.control().await;
     let node = world.node(control.address());
-    control.reached(1).await;
+    control.wait_acknowledged(1).await;
     world.delete(Kind::Upstream, "u").await;
     let broken = world.put(Kind::Upstream, "u", json!({"nodes": "nonsense"})).await;
-    control.reached(broken).await;
+    control.wait_acknowledged(broken).await;
     assert!(why(&node.snapshot(), Kind::Upstream, "u").is_some());
     let unreadable = world.put(Kind::Route, "r", json!("not an object")).await;
-    control.reached(unreadable).await;
+    control.wait_acknowledged(unreadable).await;
     assert_eq!(node.snapshot().len(Kind::Route), 0);
     assert_eq!(control.publish.findings.all().len(), 2);
     node.stop().await;

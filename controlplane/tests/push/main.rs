@@ -7,10 +7,10 @@
 mod admitted;
 mod adopted;
 mod moves;
+mod observed_store;
 mod other_store;
 mod renewal;
 mod scripted;
-mod seen;
 mod set_back;
 mod tickets;
 mod world;
@@ -20,13 +20,13 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use controlplane::testing::publish::{self, PublishConfig};
-use dataplane::testing::lifecycle::stage::ShutdownStage;
+use dataplane::testing::lifecycle::ShutdownStage;
 use dataplane::testing::push_client::SnapshotSource;
 use model::{HostName, Kind};
 use pki::ca::{Authority, AuthoritySpec, LeafSpec};
 use serde_json::json;
 use tokio::sync::watch;
-use world::{Control, PATIENCE, Relay, World, eventually, node, port, ssl, upstream, upstream_port};
+use world::{ControlPlane, PATIENCE, Relay, World, eventually, node, port, ssl, upstream, upstream_port};
 
 #[tokio::test]
 async fn first_sync_then_each_change_then_a_removal() {
@@ -36,16 +36,16 @@ async fn first_sync_then_each_change_then_a_removal() {
     let revision = world.put(Kind::Upstream, "u", upstream(1)).await;
     let control = world.control().await;
     let node = world.node(control.address());
-    control.reached(revision).await;
+    control.wait_acknowledged(revision).await;
     assert_eq!(node.status.source(), SnapshotSource::ControlPlane);
     assert!(node.snapshot().site(&HostName::from_sni("one.test").unwrap()).is_some());
     assert_eq!(node.snapshot().revision(), revision);
 
     let revision = world.put(Kind::Ssl, "2", ssl(&sites, "two.test")).await;
-    control.reached(revision).await;
+    control.wait_acknowledged(revision).await;
     assert!(node.snapshot().site(&HostName::from_sni("two.test").unwrap()).is_some());
     let revision = world.delete(Kind::Ssl, "1").await;
-    control.reached(revision).await;
+    control.wait_acknowledged(revision).await;
     assert!(node.snapshot().site(&HostName::from_sni("one.test").unwrap()).is_none());
 
     let view = control.publish.fleet.view();
@@ -66,7 +66,7 @@ async fn an_empty_store_makes_a_node_ready() {
     let world = World::new();
     let control = world.control().await;
     let node = world.node(control.address());
-    control.reached(0).await;
+    control.wait_acknowledged(0).await;
     assert!(node.status.is_ready() && node.snapshot().is_empty());
     node.stop().await;
     control.stop().await;
@@ -79,13 +79,13 @@ async fn a_reconnect_sends_only_the_difference() {
     let control = world.control().await;
     let relay = Relay::to(control.address()).await;
     let node = world.node(relay.address);
-    control.reached(revision).await;
+    control.wait_acknowledged(revision).await;
     let first = relay.to_node.load(Ordering::Relaxed);
     assert!(first > 60_000, "{first} bytes");
 
     relay.cut();
     let revision = world.put(Kind::Upstream, "7", upstream(70)).await;
-    control.reached(revision).await;
+    control.wait_acknowledged(revision).await;
     let again = relay.to_node.load(Ordering::Relaxed) - first;
     assert!(again < 10_000, "{again} bytes for one change after {first} for all");
     assert_eq!(node.snapshot().len(Kind::Upstream), 1500);
@@ -112,7 +112,7 @@ async fn a_node_serves_its_last_good_snapshot_without_a_control_plane() {
     let control = world.control().await;
     let address = control.address();
     let node = world.node(address);
-    control.reached(revision).await;
+    control.wait_acknowledged(revision).await;
     node.stop().await;
     control.stop().await;
 
@@ -122,7 +122,7 @@ async fn a_node_serves_its_last_good_snapshot_without_a_control_plane() {
     let node = world.node(address);
     assert!(node.snapshot().site(&HostName::from_sni("one.test").unwrap()).is_some());
     assert!(node.status.is_ready());
-    node.told("nothing listens there").await;
+    node.wait_for_problem("nothing listens there").await;
     node.stop().await;
 }
 
@@ -132,7 +132,7 @@ async fn a_damaged_last_good_file_is_a_warning_and_replaced() {
     let revision = world.put_upstreams(3).await;
     let control = world.control().await;
     let node = world.node(control.address());
-    control.reached(revision).await;
+    control.wait_acknowledged(revision).await;
     node.stop().await;
     let file = world.path("kept/last_good.snapshot");
     let mut bytes = std::fs::read(&file).unwrap();
@@ -161,12 +161,12 @@ async fn a_node_fails_over_to_the_next_control_plane() {
     settings.control_planes =
         vec!["127.0.0.1:1".into(), first.address().to_string(), second.address().to_string()];
     let node = node(settings).unwrap();
-    first.reached(revision).await;
+    first.wait_acknowledged(revision).await;
     assert_eq!(*node.status.control_plane().unwrap(), first.address().to_string());
     first.stop().await;
-    second.reached(revision).await;
+    second.wait_acknowledged(revision).await;
     let revision = world.put(Kind::Upstream, "9", upstream(9)).await;
-    second.reached(revision).await;
+    second.wait_acknowledged(revision).await;
     assert_eq!(node.snapshot().len(Kind::Upstream), 4);
     node.stop().await;
     second.stop().await;
@@ -194,9 +194,9 @@ async fn many_nodes_are_served_at_once() {
     let fleet = &control.publish.fleet;
     let all = || (fleet.view().list.iter().filter(|node| node.connected).count() == 16).then_some(());
     eventually("sixteen nodes", fleet.changes(), all).await;
-    control.reached(revision).await;
+    control.wait_acknowledged(revision).await;
     let revision = world.delete(Kind::Upstream, "7").await;
-    control.reached(revision).await;
+    control.wait_acknowledged(revision).await;
     for node in nodes {
         assert_eq!(node.snapshot().len(Kind::Upstream), 49);
         node.stop().await;
@@ -212,7 +212,7 @@ async fn another_store_replaces_the_state() {
     let revision = one.put(Kind::Upstream, "x", upstream(2)).await;
     let control = one.control().await;
     let node = one.node(control.address());
-    control.reached(revision).await;
+    control.wait_acknowledged(revision).await;
     node.stop().await;
     control.stop().await;
 
@@ -222,7 +222,7 @@ async fn another_store_replaces_the_state() {
     }
     let control = other.control().await;
     let node = one.node(control.address());
-    control.reached(1).await;
+    control.wait_acknowledged(1).await;
     let snapshot = node.snapshot();
     assert_eq!((snapshot.len(Kind::Upstream), snapshot.revision()), (1, 1));
     assert_eq!(port(&snapshot, "x"), Some(upstream_port(1)));
@@ -242,13 +242,13 @@ async fn wrong_certificates_are_rejected_with_a_reason() {
     let mut settings = world.node_settings(control.address());
     settings.ca = world.path("foreign.crt");
     let distrusting = node(settings).unwrap();
-    distrusting.told("is not from the CA in").await;
+    distrusting.wait_for_problem("is not from the CA in").await;
     distrusting.stop().await;
 
     let mut settings = world.node_settings(control.address());
     settings.server_name = "elsewhere.example".into();
     let misled = node(settings).unwrap();
-    misled.told("does not carry the name \"elsewhere.example\"").await;
+    misled.wait_for_problem("does not carry the name \"elsewhere.example\"").await;
     misled.stop().await;
 
     for credential in ["foreign-node", "expired"] {
@@ -256,7 +256,7 @@ async fn wrong_certificates_are_rejected_with_a_reason() {
         settings.cert = world.path(&format!("{credential}.crt"));
         settings.key = world.path(&format!("{credential}.key"));
         let refused = node(settings).unwrap();
-        refused.told("it rejects our certificate").await;
+        refused.wait_for_problem("it rejects our certificate").await;
         assert!(!refused.status.is_connected());
         refused.stop().await;
     }
@@ -275,7 +275,7 @@ async fn a_node_cannot_use_another_name() {
     let mut settings = world.node_settings(control.address());
     settings.name = "node-2".into();
     let liar = node(settings).unwrap();
-    liar.told("calls itself \"node-2\"").await;
+    liar.wait_for_problem("calls itself \"node-2\"").await;
     liar.stop().await;
     control.stop().await;
 
@@ -283,11 +283,11 @@ async fn a_node_cannot_use_another_name() {
     settings.allowed_names = vec!["fleet.example".into()];
     let control = world.control_with(settings).await;
     let outsider = world.node(control.address());
-    outsider.told("allowed_names").await;
+    outsider.wait_for_problem("allowed_names").await;
     outsider.stop().await;
     world.credential("node-1", &world.ca, &LeafSpec::client("node-1").dns("node-1").dns("fleet.example"));
     let member = world.node(control.address());
-    control.reached(0).await;
+    control.wait_acknowledged(0).await;
     member.stop().await;
     control.stop().await;
 }
@@ -334,10 +334,10 @@ async fn an_invalid_stored_document_keeps_the_former_resource() {
     let control = world.control().await;
     let node = world.node(control.address());
     let broken = world.put(Kind::Upstream, "u", json!({"nodes": "nonsense"})).await;
-    control.reached(broken).await;
+    control.wait_acknowledged(broken).await;
     assert_eq!(port(&node.snapshot(), "u"), Some(upstream_port(1)));
     let mended = world.put(Kind::Upstream, "u", upstream(2)).await;
-    control.reached(mended).await;
+    control.wait_acknowledged(mended).await;
     assert_eq!(port(&node.snapshot(), "u"), Some(upstream_port(2)));
     node.stop().await;
     control.stop().await;
@@ -348,16 +348,16 @@ async fn a_draining_node_still_gets_changes() {
     let world = World::new();
     let control = world.control().await;
     let node = world.node(control.address());
-    control.reached(0).await;
+    control.wait_acknowledged(0).await;
     let mut changes = control.publish.fleet.changes();
-    let draining = |control: &Control| control.publish.fleet.view().list[0].draining;
+    let draining = |control: &ControlPlane| control.publish.fleet.view().list[0].draining;
     assert!(!draining(&control));
     node.stage.send_replace(ShutdownStage::LameDuck);
     while !draining(&control) {
         tokio::time::timeout(PATIENCE, changes.changed()).await.expect("it drains").unwrap();
     }
     let revision = world.put_upstreams(2).await;
-    control.reached(revision).await;
+    control.wait_acknowledged(revision).await;
     assert!(draining(&control), "while it still serves");
     node.stop().await;
     while draining(&control) {

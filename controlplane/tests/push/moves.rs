@@ -10,9 +10,9 @@ use proto::push::{Chunk, HeldResource};
 use tonic::Code;
 
 use super::node;
+use super::observed_store::ObservedStore;
 use super::scripted::ScriptedNode;
-use super::seen::Seen;
-use super::world::{Control, PATIENCE, Relay, World, eventually, key, port, upstream, upstream_port};
+use super::world::{ControlPlane, PATIENCE, Relay, World, eventually, key, port, upstream, upstream_port};
 
 /// What a node holds after this chunk.
 fn held(chunk: &Chunk) -> Vec<HeldResource> {
@@ -25,24 +25,24 @@ fn held(chunk: &Chunk) -> Vec<HeldResource> {
 }
 
 /// A new node syncs from this control plane.
-async fn served_by(world: &World, control: &Control) -> (u64, Vec<HeldResource>) {
+async fn sync_from(world: &World, control: &ControlPlane) -> (u64, Vec<HeldResource>) {
     let mut node = ScriptedNode::connect(world, control).await;
-    node.introduce().await;
+    node.send_hello().await;
     let chunk = node.chunk().await;
     assert!(chunk.last);
     node.acknowledge(chunk.to).await;
-    control.reached(chunk.to).await;
+    control.wait_acknowledged(chunk.to).await;
     (chunk.to, held(&chunk))
 }
 
 /// The node reconnects with what it holds, and gets what it lacks.
-async fn moves(
+async fn reconnect(
     world: &World,
-    control: &Control,
+    control: &ControlPlane,
     (revision, held): &(u64, Vec<HeldResource>),
 ) -> (ScriptedNode, Chunk) {
     let mut node = ScriptedNode::connect(world, control).await;
-    node.introduce_with(world.store.identity(), *revision, held.clone()).await;
+    node.send_hello_with(world.store.identity(), *revision, held.clone()).await;
     let welcome = node.welcome().await;
     let chunk = node.chunk().await;
     assert_eq!(welcome.revision, chunk.to);
@@ -63,11 +63,11 @@ async fn between_equal_control_planes_nothing_is_resent() {
     let late = world.control().await;
     assert_eq!((early.publish.latest.borrow().revision(), three), (three, four - 1));
 
-    let held = served_by(&world, &early).await;
-    let (_, chunk) = moves(&world, &late, &held).await;
+    let held = sync_from(&world, &early).await;
+    let (_, chunk) = reconnect(&world, &late, &held).await;
     assert_eq!(changes(&chunk), (three, four, 0, 0));
-    let held = served_by(&world, &late).await;
-    let (node, chunk) = moves(&world, &early, &held).await;
+    let held = sync_from(&world, &late).await;
+    let (node, chunk) = reconnect(&world, &early, &held).await;
     assert_eq!(
         changes(&chunk),
         (four, four, 0, 0),
@@ -75,7 +75,7 @@ async fn between_equal_control_planes_nothing_is_resent() {
     );
     // Changes follow from there.
     node.acknowledge(four).await;
-    early.reached(four).await;
+    early.wait_acknowledged(four).await;
     early.stop().await;
     late.stop().await;
 }
@@ -84,25 +84,25 @@ async fn between_equal_control_planes_nothing_is_resent() {
 async fn a_lagging_control_plane_reloads_before_its_welcome() {
     let world = World::new();
     world.put_upstreams(2).await;
-    let slow_store = Seen::new(&world.store);
+    let slow_store = ObservedStore::new(&world.store);
     let (fast, slow) = (world.control().await, world.control_over(slow_store.clone()).await);
-    slow_store.tells(false);
+    slow_store.deliver_events(false);
     world.put(Kind::Upstream, "0", upstream(10)).await;
     let newest = world.put(Kind::Upstream, "0", upstream(20)).await;
-    fast.knows(newest).await;
+    fast.wait_for_revision(newest).await;
     assert!(slow.publish.latest.borrow().revision() < newest);
 
-    let (mut node, chunk) = moves(&world, &slow, &served_by(&world, &fast).await).await;
+    let (mut node, chunk) = reconnect(&world, &slow, &sync_from(&world, &fast).await).await;
     assert_eq!(changes(&chunk), (newest, newest, 0, 0));
     node.acknowledge(newest).await;
-    slow.reached(newest).await;
+    slow.wait_acknowledged(newest).await;
     // A false revision triggers a reload; a node with the store's state gets nothing.
     let mut boaster = ScriptedNode::connect(&world, &slow).await;
-    boaster.introduce_with(world.store.identity(), u64::MAX, Vec::new()).await;
+    boaster.send_hello_with(world.store.identity(), u64::MAX, Vec::new()).await;
     boaster.welcome().await;
     assert_eq!(changes(&boaster.chunk().await), (0, newest, 2, 0));
     // The delayed events are older than the loaded state and must be dropped.
-    slow_store.tells(true);
+    slow_store.deliver_events(true);
     let next = world.put(Kind::Upstream, "1", upstream(30)).await;
     let chunk = node.chunk().await;
     assert_eq!(changes(&chunk), (newest, next, 1, 0));
@@ -115,17 +115,17 @@ async fn a_lagging_control_plane_reloads_before_its_welcome() {
 async fn no_node_moves_back_while_the_store_is_unreadable() {
     let world = World::new();
     world.put_upstreams(2).await;
-    let slow_store = Seen::new(&world.store);
+    let slow_store = ObservedStore::new(&world.store);
     let (fast, slow) = (world.control().await, world.control_over(slow_store.clone()).await);
-    slow_store.tells(false);
+    slow_store.deliver_events(false);
     // As after a revocation.
     let newest = world.delete(Kind::Upstream, "0").await;
-    fast.knows(newest).await;
-    let held = served_by(&world, &fast).await;
-    slow_store.is_down(true);
+    fast.wait_for_revision(newest).await;
+    let held = sync_from(&world, &fast).await;
+    slow_store.set_down(true);
 
     let mut scripted = ScriptedNode::connect(&world, &slow).await;
-    scripted.introduce_with(world.store.identity(), held.0, held.1.clone()).await;
+    scripted.send_hello_with(world.store.identity(), held.0, held.1.clone()).await;
     let status = scripted.ended().await;
     assert_eq!(status.code(), Code::Aborted);
     assert!(status.message().contains("the test says so"), "{status}");
@@ -138,10 +138,10 @@ async fn no_node_moves_back_while_the_store_is_unreadable() {
     node.eventually("the newest state", || (node.snapshot().revision() == newest).then_some(())).await;
     let applied = node.status.applied_changes();
     fast.stop().await;
-    node.told("is behind this node").await;
+    node.wait_for_problem("is behind this node").await;
     assert_eq!((node.snapshot().revision(), node.status.applied_changes()), (newest, applied));
-    slow_store.is_down(false);
-    slow.reached(newest).await;
+    slow_store.set_down(false);
+    slow.wait_acknowledged(newest).await;
     assert_eq!((node.snapshot().revision(), node.status.applied_changes()), (newest, applied + 1));
     assert!(node.snapshot().get(&key(Kind::Upstream, "0")).is_none());
     node.stop().await;
@@ -152,13 +152,13 @@ async fn no_node_moves_back_while_the_store_is_unreadable() {
 async fn an_older_node_is_served_while_the_store_is_unreadable() {
     let world = World::new();
     world.put_upstreams(2).await;
-    let store = Seen::new(&world.store);
+    let store = ObservedStore::new(&world.store);
     let control = world.control_over(store.clone()).await;
-    let held = served_by(&world, &control).await;
+    let held = sync_from(&world, &control).await;
     let newest = world.put_upstreams(3).await;
-    control.knows(newest).await;
-    store.is_down(true);
-    let (_, chunk) = moves(&world, &control, &held).await;
+    control.wait_for_revision(newest).await;
+    store.set_down(true);
+    let (_, chunk) = reconnect(&world, &control, &held).await;
     assert_eq!(changes(&chunk), (held.0, newest, 3, 0));
     control.stop().await;
 }
@@ -172,9 +172,9 @@ async fn a_node_fails_over_and_loads_nothing_twice() {
     let mut settings = world.node_settings(first.address());
     settings.control_planes.push(relay.address.to_string());
     let moving = node(settings).unwrap();
-    first.reached(revision).await;
+    first.wait_acknowledged(revision).await;
     first.stop().await;
-    second.reached(revision).await;
+    second.wait_acknowledged(revision).await;
     let bytes = relay.to_node.load(Ordering::Relaxed);
     assert!(bytes < 10_000, "{bytes} bytes for a node that had everything");
     assert_eq!(*moving.status.control_plane().unwrap(), relay.address.to_string());
@@ -182,7 +182,7 @@ async fn a_node_fails_over_and_loads_nothing_twice() {
     // It stays when another control plane starts.
     let again = world.control().await;
     let newest = world.put(Kind::Upstream, "7", upstream(70)).await;
-    second.reached(newest).await;
+    second.wait_acknowledged(newest).await;
     assert_eq!((again.publish.fleet.view().total, moving.snapshot().revision()), (0, newest));
     moving.stop().await;
     let fleet = &second.publish.fleet;
@@ -197,14 +197,14 @@ async fn a_node_fails_over_and_loads_nothing_twice() {
 async fn a_whole_fleet_fails_over_at_once() {
     let world = World::new();
     world.put_upstreams(20).await;
-    let slow_store = Seen::new(&world.store);
+    let slow_store = ObservedStore::new(&world.store);
     let (fast, slow) = (world.control().await, world.control_over(slow_store.clone()).await);
-    slow_store.tells(false);
+    slow_store.deliver_events(false);
     let newest = world.put(Kind::Upstream, "0", upstream(99)).await;
-    fast.knows(newest).await;
-    let held = Arc::new(served_by(&world, &fast).await);
+    fast.wait_for_revision(newest).await;
+    let held = Arc::new(sync_from(&world, &fast).await);
     let moving = (0..24).map(|_| async {
-        let (_, chunk) = moves(&world, &slow, &held).await;
+        let (_, chunk) = reconnect(&world, &slow, &held).await;
         assert_eq!(changes(&chunk), (newest, newest, 0, 0));
     });
     futures_util::future::join_all(moving).await;
@@ -216,27 +216,27 @@ async fn a_whole_fleet_fails_over_at_once() {
 async fn a_stale_control_plane_disconnects_its_nodes_once() {
     let world = World::new();
     world.put_upstreams(2).await;
-    let lonely_store = Seen::new(&world.store);
+    let lonely_store = ObservedStore::new(&world.store);
     let (healthy, lonely) = (world.control().await, world.control_over(lonely_store.clone()).await);
     let mut settings = world.node_settings(lonely.address());
     settings.control_planes.push(healthy.address().to_string());
     let node = node(settings).unwrap();
-    lonely.reached(world.put(Kind::Upstream, "0", upstream(7)).await).await;
+    lonely.wait_acknowledged(world.put(Kind::Upstream, "0", upstream(7)).await).await;
 
-    lonely_store.is_cut_off();
-    node.told("try another control plane").await;
+    lonely_store.cut_off();
+    node.wait_for_problem("try another control plane").await;
     // As after a revocation: its former control plane does not see the change.
     let newest = world.delete(Kind::Upstream, "0").await;
-    healthy.reached(newest).await;
+    healthy.wait_acknowledged(newest).await;
     assert!(node.snapshot().get(&key(Kind::Upstream, "0")).is_none());
 
     // No other control plane is left: its state is better than none, and the node stays.
     let mut scripted = ScriptedNode::connect(&world, &lonely).await;
-    scripted.introduce().await;
+    scripted.send_hello().await;
     let chunk = scripted.chunk().await;
     scripted.acknowledge(chunk.to).await;
-    lonely.reached(chunk.to).await;
-    lonely_store.is_down(false);
+    lonely.wait_acknowledged(chunk.to).await;
+    lonely_store.set_down(false);
     let chunk = scripted.chunk().await;
     assert_eq!((chunk.to, chunk.removals.len()), (newest, 1), "it is told when the store is back");
     node.stop().await;
@@ -248,7 +248,7 @@ async fn a_stale_control_plane_disconnects_its_nodes_once() {
 async fn a_stale_control_plane_confirms_nothing() {
     let world = World::new();
     let newest = world.put_upstreams(2).await;
-    let store = Seen::new(&world.store);
+    let store = ObservedStore::new(&world.store);
     let control = world.control_over(store.clone()).await;
     let mut settings = world.node_settings(control.address());
     settings.last_good_max_age = Duration::from_secs(2);
@@ -257,9 +257,9 @@ async fn a_stale_control_plane_confirms_nothing() {
     is("it is current", &|| node.status.is_current()).await;
     assert!(control.publish.unreadable_since.borrow().is_none());
 
-    store.is_cut_off();
+    store.cut_off();
     is("the open stream tells that it is cut off", &|| !node.status.is_current()).await;
-    node.told("try another control plane").await;
+    node.wait_for_problem("try another control plane").await;
     is("it comes back", &|| node.status.is_connected()).await;
     is("it expires there", &|| node.status.is_expired() && node.status.is_connected()).await;
     assert!(!node.status.is_current() && !node.status.is_ready());
@@ -267,7 +267,7 @@ async fn a_stale_control_plane_confirms_nothing() {
     assert!(node.status.age().unwrap() >= Duration::from_secs(2));
     assert!(control.publish.unreadable_since.borrow().is_some());
 
-    store.is_down(false);
+    store.set_down(false);
     is("it is current again", &|| node.status.is_current() && node.status.is_ready()).await;
     assert_eq!((node.snapshot().revision(), node.status.age()), (newest, Some(Duration::ZERO)));
     node.stop().await;
@@ -277,10 +277,10 @@ async fn a_stale_control_plane_confirms_nothing() {
 #[tokio::test]
 async fn a_wait_of_zero_reads_the_reports_once() {
     let world = World::new();
-    let control = world.control_over(Seen::shared(&world.store)).await;
+    let control = world.control_over(ObservedStore::shared(&world.store)).await;
     let node = world.node(control.address());
     let newest = world.put_upstreams(1).await;
-    control.reached(newest).await;
+    control.wait_acknowledged(newest).await;
     let reports = &control.publish.reports;
     assert!(reports.wait_acknowledged(newest, Duration::ZERO).await.is_ok());
     assert!(reports.wait_acknowledged(newest + 1, Duration::ZERO).await.is_err());
@@ -293,14 +293,14 @@ async fn a_wait_of_zero_reads_the_reports_once() {
 #[tokio::test(flavor = "multi_thread")]
 async fn reports_are_written_five_times_a_second_at_most() {
     let world = World::new();
-    let seen = Seen::shared(&world.store);
+    let seen = ObservedStore::shared(&world.store);
     let control = world.control_over(seen.clone()).await;
     let _node = world.node(control.address());
     let begun = Instant::now();
     let mut revision = 0;
     while begun.elapsed() < Duration::from_millis(1500) {
         revision = world.put_upstreams(1).await;
-        control.reached(revision).await;
+        control.wait_acknowledged(revision).await;
     }
     let newest = format!("\"acknowledged\":{revision}");
     let told = async {

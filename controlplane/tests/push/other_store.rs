@@ -17,13 +17,13 @@ fn route(uri: &str) -> Value {
 }
 
 /// A stopped node that has served two routes, with its last-good file and a ring of ticket secrets.
-async fn left() -> World {
+async fn stopped_node() -> World {
     let world = World { ticket_lifetime: Some(Duration::from_secs(3600)), ..World::new() };
     world.put(Kind::Route, "1", route("/one")).await;
     let revision = world.put(Kind::Route, "2", route("/two")).await;
     let control = world.control().await;
     let node = world.node(control.address());
-    control.reached(revision).await;
+    control.wait_acknowledged(revision).await;
     node.eventually("a ring", || (node.status.applied_ticket_rings() > 0).then_some(())).await;
     node.stop().await;
     control.stop().await;
@@ -31,7 +31,7 @@ async fn left() -> World {
 }
 
 /// Another world with the same CA, so that the node may connect.
-fn another(world: &World) -> World {
+fn world_with_same_ca(world: &World) -> World {
     let mut other = World { ticket_lifetime: world.ticket_lifetime, ..World::new() };
     other.ca = Authority::from_pem(&world.ca.certificate_pem(), &world.ca.key_pem()).unwrap();
     for name in ["ca.crt", "control.crt", "control.key"] {
@@ -42,8 +42,8 @@ fn another(world: &World) -> World {
 
 #[tokio::test]
 async fn a_held_node_keeps_everything_until_the_store_is_accepted() {
-    let world = left().await;
-    let other = another(&world);
+    let world = stopped_node().await;
+    let other = world_with_same_ca(&world);
     let file = world.path("kept/last_good.snapshot");
     let before = std::fs::read(&file).unwrap();
     let control = other.control().await;
@@ -65,7 +65,7 @@ async fn a_held_node_keeps_everything_until_the_store_is_accepted() {
     assert_eq!(node.snapshot().len(Kind::Route), 2);
 
     control.publish.accepted.accept().await.unwrap();
-    control.reached(revision).await;
+    control.wait_acknowledged(revision).await;
     assert_eq!((node.snapshot().len(Kind::Route), node.snapshot().revision()), (1, revision));
     assert!(node.status.held_store().is_none() && node.status.is_current());
     assert!(!Arc::ptr_eq(&rings, &node.secrets.load()), "the ring of the accepted store came with it");
@@ -75,14 +75,14 @@ async fn a_held_node_keeps_everything_until_the_store_is_accepted() {
 
 #[tokio::test]
 async fn a_hold_ends_when_the_store_has_everything() {
-    let world = left().await;
-    let other = another(&world);
+    let world = stopped_node().await;
+    let other = world_with_same_ca(&world);
     let control = other.control().await;
     let node = world.node(control.address());
     node.eventually("the hold", || node.status.held_store()).await;
     other.put(Kind::Route, "a", route("/one")).await;
     let revision = other.put(Kind::Route, "b", route("/two")).await;
-    control.reached(revision).await;
+    control.wait_acknowledged(revision).await;
     assert!(node.status.held_store().is_none());
     node.stop().await;
     control.stop().await;
@@ -91,8 +91,8 @@ async fn a_hold_ends_when_the_store_has_everything() {
 #[tokio::test]
 async fn losing_half_passes_and_losing_more_is_held() {
     for (kept, passes) in [(vec!["/one"], true), (vec![], false)] {
-        let world = left().await;
-        let other = another(&world);
+        let world = stopped_node().await;
+        let other = world_with_same_ca(&world);
         let mut revision = 0;
         for uri in &kept {
             revision = other.put(Kind::Route, "kept", route(uri)).await;
@@ -100,7 +100,7 @@ async fn losing_half_passes_and_losing_more_is_held() {
         let control = other.control().await;
         let node = world.node(control.address());
         if passes {
-            control.reached(revision).await;
+            control.wait_acknowledged(revision).await;
         } else {
             node.eventually("the hold", || node.status.held_store()).await;
         }
@@ -112,12 +112,12 @@ async fn losing_half_passes_and_losing_more_is_held() {
 
 #[tokio::test]
 async fn deleting_most_within_one_store_is_not_held() {
-    let world = left().await;
+    let world = stopped_node().await;
     let control = world.control().await;
     let node = world.node(control.address());
     world.delete(Kind::Route, "1").await;
     let revision = world.delete(Kind::Route, "2").await;
-    control.reached(revision).await;
+    control.wait_acknowledged(revision).await;
     assert_eq!(node.snapshot().len(Kind::Route), 0);
     node.stop().await;
     control.stop().await;
@@ -126,20 +126,20 @@ async fn deleting_most_within_one_store_is_not_held() {
 /// A control plane of a version without `Hold`.
 #[tokio::test]
 async fn an_older_control_plane_gets_a_nack() {
-    let world = left().await;
+    let world = stopped_node().await;
     let removals = ["1", "2"].map(|id| model::wire::key_to_wire(&key(Kind::Route, id))).to_vec();
     let chunk = Chunk { from: 0, to: 9, removals, last: true, ..Chunk::default() };
     let mut scripted = scripted_control(&world, vec![chunk], false).await;
     let node = world.node(scripted.address);
     let nack = loop {
-        match scripted.hears().await {
+        match scripted.next_message().await {
             from_node::Message::Hello(_) | from_node::Message::Held(_) => {}
             from_node::Message::Nack(nack) => break nack,
             other => panic!("{other:?}"),
         }
     };
-    assert_eq!((nack.revision, nack.refusals[0].field.as_str()), (9, "store"));
-    assert!(nack.refusals[0].problem.contains("--accept-new-store"), "{nack:?}");
+    assert_eq!((nack.revision, nack.errors[0].field.as_str()), (9, "store"));
+    assert!(nack.errors[0].problem.contains("--accept-new-store"), "{nack:?}");
     assert_eq!(node.snapshot().len(Kind::Route), 2);
     node.stop().await;
 }
@@ -152,21 +152,21 @@ async fn an_acceptance_ends_a_hold_with_the_state() {
     let control = world.control().await;
     let mut node = ScriptedNode::connect(&world, &control).await;
     let resource = HeldResource { key: Some(model::wire::key_to_wire(&key(Kind::Route, "9"))), revision: 3 };
-    node.introduce_with("elsewhere", 5, vec![resource]).await;
+    node.send_hello_with("elsewhere", 5, vec![resource]).await;
     assert!(node.welcome().await.hold);
     assert_eq!(node.chunk().await.removals.len(), 1);
     let loss = Some(Loss { gone: 1, total: 1 });
     let store = "else\u{1b}[2Jwhere".to_owned();
     let hold = Hold { revision, store, kept: 5, routes: loss, ..Hold::default() };
-    node.say(from_node::Message::Hold(hold)).await;
+    node.send(from_node::Message::Hold(hold)).await;
     let fleet = &control.publish.fleet;
     let held = eventually("the hold", fleet.changes(), || fleet.view().list[0].held.clone()).await;
     assert_eq!((held.store.as_str(), held.revision, held.routes.gone), ("else[2Jwhere", 5, 1));
     control.publish.accepted.accept().await.unwrap();
-    assert!(matches!(node.hear().await, Some(to_node::Message::AcceptStore(_))));
+    assert!(matches!(node.receive().await, Some(to_node::Message::AcceptStore(_))));
     let again = node.chunk().await;
     assert_eq!((again.from, again.to, again.removals.len()), (0, revision, 1));
     node.acknowledge(revision).await;
-    control.reached(revision).await;
+    control.wait_acknowledged(revision).await;
     control.stop().await;
 }

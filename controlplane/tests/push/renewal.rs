@@ -6,7 +6,7 @@ use std::time::SystemTime;
 use controlplane::testing::publish::NodeView;
 use pki::ca::{Authority, AuthoritySpec, LeafSpec};
 
-use crate::world::{Control, World, eventually};
+use crate::world::{ControlPlane, World, eventually};
 
 fn now() -> u64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs()
@@ -17,13 +17,18 @@ fn node_spec(name: &str) -> LeafSpec {
 }
 
 /// Waits until the node is as `wanted`.
-async fn seen(control: &Control, name: &str, what: &str, wanted: impl Fn(&NodeView) -> bool) -> NodeView {
+async fn seen(
+    control: &ControlPlane,
+    name: &str,
+    what: &str,
+    wanted: impl Fn(&NodeView) -> bool,
+) -> NodeView {
     let fleet = &control.publish.fleet;
     let look = || fleet.view().list.into_iter().find(|node| node.name == name && wanted(node));
     eventually(&format!("{name}: {what}"), fleet.changes(), look).await
 }
 
-async fn connected(control: &Control, name: &str) -> NodeView {
+async fn connected(control: &ControlPlane, name: &str) -> NodeView {
     seen(control, name, "connected", |node| node.connected).await
 }
 
@@ -40,7 +45,7 @@ fn renew(world: &World, ca: &Authority, file: &str, spec: &LeafSpec) -> String {
 }
 
 /// Reloads the push's files, as a connection or SIGHUP does.
-async fn reload(control: &Control) {
+async fn reload(control: &ControlPlane) {
     control.publish.files.force_next_read();
     control.publish.files.refresh().await.unwrap();
 }
@@ -64,7 +69,7 @@ async fn short_lived_certificates_of_both_ends_are_renewed() {
     let after = seen(&control, "node-1", "renewed", |node| node.connected && serial(node) == renewed).await;
     assert!(after.certificate.unwrap().not_after > ends);
     let revision = world.put_upstreams(2).await;
-    control.reached(revision).await;
+    control.wait_acknowledged(revision).await;
     assert!(now() >= ends, "the former certificates ended first");
     node.stop().await;
     control.stop().await;
@@ -93,9 +98,9 @@ async fn a_ca_is_rotated_with_an_overlap() {
     world.write("ca.crt", &next.certificate_pem());
     reload(&control).await;
     seen(&control, "node-2", "gone", |node| !node.connected).await;
-    staying.told("rejects our certificate").await;
+    staying.wait_for_problem("rejects our certificate").await;
     let revision = world.put_upstreams(2).await;
-    control.reached(revision).await;
+    control.wait_acknowledged(revision).await;
     assert_eq!(connected(&control, "node-1").await.address, moved.address);
 
     // With a certificate of the next CA the node reconnects by itself.
@@ -122,7 +127,7 @@ async fn a_node_reconnects_after_a_ca_change() {
     renew(&world, &next, "node-1", &node_spec("node-1"));
     let control = world.control_with(conf::PushSettings { listen: address, ..world.push_settings() }).await;
     let revision = world.put_upstreams(2).await;
-    control.reached(revision).await;
+    control.wait_acknowledged(revision).await;
     node.stop().await;
     control.stop().await;
 }

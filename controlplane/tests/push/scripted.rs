@@ -11,7 +11,7 @@ use model::{Id, Kind};
 use proto::push::push_client::PushClient;
 use proto::push::push_server::{Push, PushServer};
 use proto::push::{
-    Ack, Chunk, FromNode, Held, HeldResource, Hello, Nack, Refusal, ToNode, Upsert, Welcome, from_node,
+    Ack, Chunk, FromNode, Held, HeldResource, Hello, Nack, ResourceError, ToNode, Upsert, Welcome, from_node,
     to_node,
 };
 use tokio::net::TcpListener;
@@ -20,16 +20,16 @@ use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Identity, Server, ServerTlsConfig};
 use tonic::{Request, Response, Status, Streaming};
 
-use super::world::{Control, PATIENCE, World, eventually, key, upstream};
+use super::world::{ControlPlane, PATIENCE, World, eventually, key, upstream};
 
 /// A node that sends what the test wants.
 pub(crate) struct ScriptedNode {
-    say: mpsc::Sender<FromNode>,
-    hear: Streaming<ToNode>,
+    sender: mpsc::Sender<FromNode>,
+    inbound: Streaming<ToNode>,
 }
 
 impl ScriptedNode {
-    pub(crate) async fn connect(world: &World, control: &Control) -> Self {
+    pub(crate) async fn connect(world: &World, control: &ControlPlane) -> Self {
         let read = |name: &str| std::fs::read_to_string(world.path(name)).unwrap();
         let tls = ClientTlsConfig::new()
             .ca_certificate(Certificate::from_pem(read("ca.crt")))
@@ -37,30 +37,30 @@ impl ScriptedNode {
             .domain_name("controlplane");
         let endpoint = Channel::from_shared(format!("https://{}", control.address())).unwrap();
         let channel = endpoint.tls_config(tls).unwrap().connect().await.unwrap();
-        let (say, said) = mpsc::channel(8);
-        let hear = PushClient::new(channel).sync(ReceiverStream::new(said)).await.unwrap().into_inner();
-        Self { say, hear }
+        let (sender, said) = mpsc::channel(8);
+        let inbound = PushClient::new(channel).sync(ReceiverStream::new(said)).await.unwrap().into_inner();
+        Self { sender, inbound }
     }
 
-    pub(crate) async fn say(&self, message: from_node::Message) {
-        self.say.send(FromNode { message: Some(message) }).await.unwrap();
+    pub(crate) async fn send(&self, message: from_node::Message) {
+        self.sender.send(FromNode { message: Some(message) }).await.unwrap();
     }
 
-    pub(crate) async fn introduce(&mut self) {
-        self.introduce_with("", 0, Vec::new()).await;
+    pub(crate) async fn send_hello(&mut self) {
+        self.send_hello_with("", 0, Vec::new()).await;
         self.welcome().await;
     }
 
     /// Sends what it holds, and from which store.
-    pub(crate) async fn introduce_with(&mut self, store: &str, revision: u64, resources: Vec<HeldResource>) {
+    pub(crate) async fn send_hello_with(&mut self, store: &str, revision: u64, resources: Vec<HeldResource>) {
         let (node, instance, store) = ("node-1".into(), "scripted".into(), store.into());
         let hello = Hello { node, instance, store, revision, ..Hello::default() };
-        self.say(from_node::Message::Hello(hello)).await;
-        self.say(from_node::Message::Held(Held { resources, last: true })).await;
+        self.send(from_node::Message::Hello(hello)).await;
+        self.send(from_node::Message::Held(Held { resources, last: true })).await;
     }
 
     pub(crate) async fn welcome(&mut self) -> Welcome {
-        match self.hear().await {
+        match self.receive().await {
             Some(to_node::Message::Welcome(welcome)) => welcome,
             other => panic!("no Welcome: {other:?}"),
         }
@@ -68,28 +68,28 @@ impl ScriptedNode {
 
     /// The status with which the control plane ended the stream.
     pub(crate) async fn ended(&mut self) -> Status {
-        self.hear.message().await.unwrap_err()
+        self.inbound.message().await.unwrap_err()
     }
 
     pub(crate) async fn acknowledge(&self, revision: u64) {
-        self.say(from_node::Message::Ack(Ack { revision })).await;
+        self.send(from_node::Message::Ack(Ack { revision })).await;
     }
 
-    pub(crate) async fn hear(&mut self) -> Option<to_node::Message> {
-        self.hear.message().await.unwrap().unwrap().message
+    pub(crate) async fn receive(&mut self) -> Option<to_node::Message> {
+        self.inbound.message().await.unwrap().unwrap().message
     }
 
     pub(crate) async fn chunk(&mut self) -> Chunk {
-        match self.hear().await {
+        match self.receive().await {
             Some(to_node::Message::Chunk(chunk)) => chunk,
             other => panic!("not a chunk: {other:?}"),
         }
     }
 }
 
-fn refusal() -> Refusal {
+fn resource_error() -> ResourceError {
     let key = model::wire::key_to_wire(&key(Kind::Upstream, "0"));
-    Refusal { key: Some(key), field: "nodes".into(), problem: "not liked".into() }
+    ResourceError { key: Some(key), field: "nodes".into(), problem: "not liked".into() }
 }
 
 #[tokio::test]
@@ -98,13 +98,13 @@ async fn a_rejected_change_is_not_resent_until_the_next_change() {
     let first = world.put_upstreams(2).await;
     let control = world.control().await;
     let mut node = ScriptedNode::connect(&world, &control).await;
-    node.introduce().await;
+    node.send_hello().await;
     let chunk = node.chunk().await;
     assert_eq!((chunk.from, chunk.to, chunk.upserts.len(), chunk.last), (0, first, 2, true));
-    node.say(from_node::Message::Nack(Nack { revision: first, refusals: vec![refusal()] })).await;
+    node.send(from_node::Message::Nack(Nack { revision: first, errors: vec![resource_error()] })).await;
     let fleet = &control.publish.fleet;
     let nack =
-        eventually("the refusal", fleet.changes(), || control.publish.fleet.view().list[0].last_nack.clone())
+        eventually("the error", fleet.changes(), || control.publish.fleet.view().list[0].last_nack.clone())
             .await;
     assert_eq!(nack.revision, first);
     let told = &nack.errors[0];
@@ -118,8 +118,8 @@ async fn a_rejected_change_is_not_resent_until_the_next_change() {
     let second = world.put(Kind::Upstream, "9", upstream(9)).await;
     let chunk = node.chunk().await;
     assert_eq!((chunk.from, chunk.to, chunk.upserts.len()), (0, second, 3));
-    node.say(from_node::Message::Ack(Ack { revision: second })).await;
-    control.reached(second).await;
+    node.send(from_node::Message::Ack(Ack { revision: second })).await;
+    control.wait_acknowledged(second).await;
     assert!(control.publish.fleet.view().list[0].last_nack.is_none());
     let third = world.delete(Kind::Upstream, "9").await;
     let chunk = node.chunk().await;
@@ -132,12 +132,12 @@ async fn a_slow_node_gets_the_newest_state_in_one_step() {
     let world = World::new();
     let control = world.control().await;
     let mut node = ScriptedNode::connect(&world, &control).await;
-    node.introduce().await;
+    node.send_hello().await;
     let empty = node.chunk().await;
     let newest = world.put_upstreams(20).await;
     let mut latest = control.publish.latest.clone();
     latest.wait_for(|snapshot| snapshot.revision() == newest).await.unwrap();
-    node.say(from_node::Message::Ack(Ack { revision: empty.to })).await;
+    node.send(from_node::Message::Ack(Ack { revision: empty.to })).await;
     let chunk = node.chunk().await;
     assert_eq!((chunk.from, chunk.to, chunk.upserts.len()), (empty.to, newest, 20));
     control.stop().await;
@@ -149,15 +149,15 @@ async fn a_protocol_violation_ends_the_stream() {
     let control = world.control().await;
 
     let mut node = ScriptedNode::connect(&world, &control).await;
-    node.say(from_node::Message::Ack(Ack { revision: 1 })).await;
-    let status = node.hear.message().await.unwrap_err();
+    node.send(from_node::Message::Ack(Ack { revision: 1 })).await;
+    let status = node.inbound.message().await.unwrap_err();
     assert_eq!(status.message(), "the first message must be Hello");
 
     let mut node = ScriptedNode::connect(&world, &control).await;
-    node.introduce().await;
+    node.send_hello().await;
     node.chunk().await;
-    node.say(from_node::Message::Ack(Ack { revision: 77 })).await;
-    let status = node.hear.message().await.unwrap_err();
+    node.send(from_node::Message::Ack(Ack { revision: 77 })).await;
+    let status = node.inbound.message().await.unwrap_err();
     assert!(status.message().contains("expected Ack or Nack of revision 0"), "{status}");
     control.stop().await;
 }
@@ -178,7 +178,7 @@ pub(crate) struct Scripted {
 }
 
 impl Scripted {
-    pub(crate) async fn hears(&mut self) -> from_node::Message {
+    pub(crate) async fn next_message(&mut self) -> from_node::Message {
         tokio::time::timeout(PATIENCE, self.hearing.recv()).await.unwrap().unwrap()
     }
 }
@@ -259,7 +259,7 @@ async fn an_invalid_resource_rejects_the_whole_delta() {
     let node = world.node(scripted.address);
     let mut answers = Vec::new();
     while answers.len() < 3 {
-        match scripted.hears().await {
+        match scripted.next_message().await {
             from_node::Message::Hello(hello) => assert_eq!(hello.node, "node-1"),
             from_node::Message::Held(held) => assert!(held.last && held.resources.is_empty()),
             answer => answers.push(answer),
@@ -271,7 +271,7 @@ async fn an_invalid_resource_rejects_the_whole_delta() {
         panic!("{answers:?}")
     };
     assert_eq!((first.revision, nack.revision, last.revision), (5, 6, 7));
-    let told = &nack.refusals[0];
+    let told = &nack.errors[0];
     assert_eq!(told.key, Some(model::wire::key_to_wire(&key(Kind::Upstream, "2"))));
     assert!(told.field.contains("nodes"), "{told:?}");
     let snapshot = node.snapshot();

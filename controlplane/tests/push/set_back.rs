@@ -6,7 +6,7 @@ use std::sync::Arc;
 use controlplane::testing::store::{EmbeddedStore, Mutation, Precondition, Store};
 use model::Kind;
 
-use super::seen::Seen;
+use super::observed_store::ObservedStore;
 use super::world::{World, key, port, upstream, upstream_port};
 
 /// A world with two upstreams, and a backup of its store.
@@ -36,23 +36,23 @@ async fn put(store: &Arc<dyn Store>, id: &str, nth: usize) -> u64 {
 #[tokio::test]
 async fn connected_nodes_follow_a_rollback_with_reused_revisions() {
     let (world, backup) = backed_up().await;
-    let seen = Seen::new(&world.store);
+    let seen = ObservedStore::new(&world.store);
     let control = world.control_over(seen.clone()).await;
     let node = world.node(control.address());
     world.put(Kind::Upstream, "0", upstream(10)).await;
     let newest = world.put(Kind::Upstream, "9", upstream(9)).await;
-    control.reached(newest).await;
+    control.wait_acknowledged(newest).await;
     assert_eq!(newest, 4);
 
     seen.set_back(&backup);
-    control.knows(2).await;
+    control.wait_for_revision(2).await;
     node.eventually("the older state", || (node.snapshot().revision() == 2).then_some(())).await;
     assert_eq!(port(&node.snapshot(), "0"), Some(upstream_port(0)));
     assert_eq!(node.snapshot().len(Kind::Upstream), 2);
     // Revisions 3 and 4 are used again for other documents.
     put(&backup, "1", 11).await;
     assert_eq!(put(&backup, "0", 12).await, newest);
-    control.reached(newest).await;
+    control.wait_acknowledged(newest).await;
     let now = node.snapshot();
     assert_eq!((port(&now, "0"), port(&now, "1")), (Some(upstream_port(12)), Some(upstream_port(11))));
     assert_eq!((now.len(Kind::Upstream), node.status.rejected_changes()), (2, 0));
@@ -67,19 +67,19 @@ async fn a_reconnecting_node_follows_a_rollback_by_delta() {
     let node = world.node(control.address());
     world.put(Kind::Upstream, "0", upstream(10)).await;
     let newest = world.put(Kind::Upstream, "9", upstream(9)).await;
-    control.reached(newest).await;
+    control.wait_acknowledged(newest).await;
     node.stop().await;
     control.stop().await;
 
     // Another control plane over the restored store, which reuses a revision; the node holds a
     // newer one.
-    let seen = Seen::new(&backup);
+    let seen = ObservedStore::new(&backup);
     let reused = put(&backup, "1", 11).await;
     assert!(reused < newest);
     let control = world.control_over(seen.clone()).await;
     let node = world.node(control.address());
     assert_eq!(node.snapshot().revision(), newest);
-    control.reached(reused).await;
+    control.wait_acknowledged(reused).await;
     let now = node.snapshot();
     assert_eq!((now.revision(), now.len(Kind::Upstream)), (reused, 2));
     assert_eq!((port(&now, "0"), port(&now, "1")), (Some(upstream_port(0)), Some(upstream_port(11))));
@@ -93,14 +93,14 @@ async fn a_node_with_a_reused_revision_gets_its_new_content() {
     let control = world.control().await;
     let node = world.node(control.address());
     let newest = world.put(Kind::Upstream, "0", upstream(10)).await;
-    control.reached(newest).await;
+    control.wait_acknowledged(newest).await;
     node.stop().await;
     control.stop().await;
     assert_eq!(put(&backup, "0", 12).await, newest);
-    let control = world.control_over(Seen::new(&backup)).await;
+    let control = world.control_over(ObservedStore::new(&backup)).await;
     let node = world.node(control.address());
     assert_eq!(port(&node.snapshot(), "0"), Some(upstream_port(10)));
-    control.reached(newest).await;
+    control.wait_acknowledged(newest).await;
     assert_eq!(port(&node.snapshot(), "0"), Some(upstream_port(12)));
     node.stop().await;
     control.stop().await;

@@ -31,7 +31,7 @@ async fn every_node_gets_the_same_ring_and_stores_it() {
     let mut settings = world.node_settings(control.address());
     settings.last_good = world.path("kept/other.snapshot");
     let other = super::node(settings).unwrap();
-    control.reached(revision).await;
+    control.wait_acknowledged(revision).await;
     let held = ring(&one, 1).await;
     assert_eq!((held.secrets.len(), held.lifetime), (2, 3600));
     let others = ring(&other, 1).await;
@@ -56,7 +56,7 @@ async fn a_ring_rotates_under_open_sessions() {
         assert_ne!(secrets(&turned), secrets(&first));
         assert!(turned.secrets.len() >= 2);
         let revision = world.put(Kind::Upstream, "u", upstream(nth as usize)).await;
-        control.reached(revision).await;
+        control.wait_acknowledged(revision).await;
     }
     assert_eq!(node.status.rejected_changes(), 0);
     node.stop().await;
@@ -68,9 +68,9 @@ async fn a_node_without_resumption_gets_no_secret() {
     let world = world(2);
     let control = world.control().await;
     let mut node = ScriptedNode::connect(&world, &control).await;
-    node.introduce().await;
+    node.send_hello().await;
     let empty = node.chunk().await;
-    node.say(from_node::Message::Ack(Ack { revision: empty.to })).await;
+    node.send(from_node::Message::Ack(Ack { revision: empty.to })).await;
     // Another node gets the rotated ring; this one gets only the next change.
     let other = world.node(control.address());
     ring(&other, 3).await;
@@ -86,10 +86,10 @@ async fn without_tickets_the_node_gets_an_empty_ring() {
     let control = world.control().await;
     let mut node = ScriptedNode::connect(&world, &control).await;
     let hello = Hello { node: "node-1".into(), instance: "x".into(), tickets: true, ..Hello::default() };
-    node.say(from_node::Message::Hello(hello)).await;
-    node.say(from_node::Message::Held(Held { resources: Vec::new(), last: true })).await;
-    let Some(to_node::Message::Welcome(_)) = node.hear().await else { panic!("no Welcome") };
-    let Some(to_node::Message::Tickets(ring)) = node.hear().await else { panic!("no ring") };
+    node.send(from_node::Message::Hello(hello)).await;
+    node.send(from_node::Message::Held(Held { resources: Vec::new(), last: true })).await;
+    let Some(to_node::Message::Welcome(_)) = node.receive().await else { panic!("no Welcome") };
+    let Some(to_node::Message::Tickets(ring)) = node.receive().await else { panic!("no ring") };
     assert!(ring.secrets.is_empty());
     control.stop().await;
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 use controlplane::testing::publish::{self, PublishConfig, Publisher};
 use controlplane::testing::store::{EmbeddedStore, Mutation, Precondition, Store};
 use dataplane::testing::lifecycle::handles::{SnapshotHandle, TicketRingHandle};
-use dataplane::testing::lifecycle::stage::{ShutdownStage, ShutdownWatch};
+use dataplane::testing::lifecycle::{ShutdownStage, ShutdownWatch};
 use dataplane::testing::push_client::{PushClientError, PushClientHandle, PushClientOptions, SyncStatus};
 use model::{Id, Key, Kind, Snapshot};
 use pki::ca::{Authority, AuthoritySpec, LeafSpec};
@@ -31,7 +31,7 @@ pub(crate) struct World {
     pub ticket_lifetime: Option<Duration>,
 }
 
-pub(crate) struct Control {
+pub(crate) struct ControlPlane {
     pub publish: Publisher,
     pub stop: watch::Sender<bool>,
 }
@@ -83,20 +83,20 @@ impl World {
         }
     }
 
-    pub(crate) async fn control(&self) -> Control {
+    pub(crate) async fn control(&self) -> ControlPlane {
         self.control_with(self.push_settings()).await
     }
 
-    pub(crate) async fn control_with(&self, settings: conf::PushSettings) -> Control {
+    pub(crate) async fn control_with(&self, settings: conf::PushSettings) -> ControlPlane {
         self.start(Arc::clone(&self.store), settings).await
     }
 
     /// One more control plane over this view of the store.
-    pub(crate) async fn control_over(&self, store: Arc<dyn Store>) -> Control {
+    pub(crate) async fn control_over(&self, store: Arc<dyn Store>) -> ControlPlane {
         self.start(store, self.push_settings()).await
     }
 
-    async fn start(&self, store: Arc<dyn Store>, settings: conf::PushSettings) -> Control {
+    async fn start(&self, store: Arc<dyn Store>, settings: conf::PushSettings) -> ControlPlane {
         let (stop, shutdown) = watch::channel(false);
         let input = PublishConfig {
             store,
@@ -110,7 +110,7 @@ impl World {
             heartbeats: Arc::default(),
             shutdown,
         };
-        Control { publish: publish::start(input).await.unwrap(), stop }
+        ControlPlane { publish: publish::start(input).await.unwrap(), stop }
     }
 
     /// A second node beside `node-1`, with its own certificate.
@@ -166,14 +166,14 @@ impl World {
     }
 }
 
-impl Control {
-    pub(crate) async fn reached(&self, revision: u64) {
+impl ControlPlane {
+    pub(crate) async fn wait_acknowledged(&self, revision: u64) {
         let waited = self.publish.fleet.wait_acknowledged(revision, PATIENCE).await;
         waited.unwrap_or_else(|view| panic!("revision {revision} was not acknowledged: {view:?}"));
     }
 
     /// Waits until its current snapshot has this revision.
-    pub(crate) async fn knows(&self, revision: u64) {
+    pub(crate) async fn wait_for_revision(&self, revision: u64) {
         let mut latest = self.publish.latest.clone();
         let known = latest.wait_for(|snapshot| snapshot.revision() == revision);
         tokio::time::timeout(PATIENCE, known).await.expect("the revision was not seen").unwrap();
@@ -224,7 +224,7 @@ impl Node {
     }
 
     /// Waits until its last problem contains `part`.
-    pub(crate) async fn told(&self, part: &str) {
+    pub(crate) async fn wait_for_problem(&self, part: &str) {
         let look = || self.status.last_error().filter(|error| error.contains(part));
         self.eventually(&format!("a problem with {part:?}"), look).await;
     }

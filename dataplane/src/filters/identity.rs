@@ -1,14 +1,11 @@
-//! `client_identity` of a route or service, for one request: whether its client may pass, and the
-//! headers that tell it to the upstream.
+//! `client_identity` of a route or service: the allow-list, and the headers that identify the
+//! client to the upstream.
 //!
-//! Stands between the destination and the headers. Reads nothing but the verified [`Identity`]: no
-//! identity, no way through an allow-list (plain HTTP, a site that asks for no certificate, a
-//! skipped path: 403), and nothing forwarded (invariant 6).
-//!
-//! [`Identity`]: pki::Identity
+//! Both read only the verified [`Identity`](pki::Identity). Without one (plain HTTP, a site that
+//! requests no certificate, a skipped path) an allow-list denies the request with 403, and nothing
+//! is forwarded (invariant 6).
 
-mod rendered;
-pub mod text;
+pub(super) mod rendered;
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -18,11 +15,11 @@ use http::HeaderMap;
 use model::admission::ClientVerification;
 use model::{ClientIdentity, Ssl};
 use pki::VerifiedClient;
-use rendered::IdentityHeaders;
 
+use self::rendered::IdentityHeaders;
 use crate::reason::Reason;
 
-/// Whether this client may use the route.
+/// Checks the client against the allow-list of a route.
 ///
 /// # Errors
 /// `NotAllowed`.
@@ -33,13 +30,13 @@ pub fn check_allow_list(block: Option<&ClientIdentity>, client: &ClientVerificat
     }
 }
 
-/// The forms of one connection's client: made when first asked for, remade when the client is
-/// another (a policy moved).
+/// The identity headers of a connection's client, made on first use and again after a
+/// reverification.
 #[derive(Debug, Default)]
 pub struct IdentityHeaderCache(RefCell<Option<(Arc<VerifiedClient>, Rc<IdentityHeaders>)>>);
 
 impl IdentityHeaderCache {
-    /// Sets the headers a block asks for. `site`: the connection's, for what it says of itself.
+    /// Sets the headers of a block. `site`: the connection's, for its own identity.
     pub fn set_headers(
         &self,
         headers: &mut HeaderMap,
@@ -50,21 +47,21 @@ impl IdentityHeaderCache {
         let forward = block.forward();
         match client {
             ClientVerification::Verified(verified) => {
-                self.rendered(verified).set(headers, forward, verified, site)
+                self.get_or_insert(verified).set(headers, forward, verified, site);
             }
             _ if forward.x_ssl_client => rendered::set_unverified(headers),
             _ => {}
         }
     }
 
-    fn rendered(&self, verified: &Arc<VerifiedClient>) -> Rc<IdentityHeaders> {
-        let mut held = self.0.borrow_mut();
-        match &*held {
-            Some((of, rendered)) if Arc::ptr_eq(of, verified) => Rc::clone(rendered),
+    fn get_or_insert(&self, verified: &Arc<VerifiedClient>) -> Rc<IdentityHeaders> {
+        let mut cached = self.0.borrow_mut();
+        match &*cached {
+            Some((client, headers)) if Arc::ptr_eq(client, verified) => Rc::clone(headers),
             _ => {
-                let rendered = Rc::new(IdentityHeaders::default());
-                *held = Some((Arc::clone(verified), Rc::clone(&rendered)));
-                rendered
+                let headers = Rc::new(IdentityHeaders::default());
+                *cached = Some((Arc::clone(verified), Rc::clone(&headers)));
+                headers
             }
         }
     }

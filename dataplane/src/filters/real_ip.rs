@@ -1,4 +1,4 @@
-//! Who sent a request: the peer of its connection, or the client that a trusted proxy names
+//! The client's address: the connection's peer, or the client that a trusted proxy names
 //! (`real_ip`).
 
 use std::fmt;
@@ -7,35 +7,36 @@ use std::net::{IpAddr, SocketAddr};
 use http::HeaderMap;
 use model::RealIp;
 
-use crate::proxy::connection::ConnectionInfo;
+use crate::io::connection_info::ConnectionInfo;
 
-/// The sender of one request.
+/// The client's address for one request.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ClientAddress {
-    /// As of the connection, but `peer` is the client's address: nginx's `$remote_addr` and
-    /// `$remote_port` (0: not known).
-    pub info: ConnectionInfo,
-    /// The other end of the connection: nginx's `$realip_remote_addr` and `$realip_remote_port`.
-    pub direct_peer: SocketAddr,
+    /// The connection's, with the client's address as `peer`: nginx's `$remote_addr` and
+    /// `$remote_port` (0: unknown).
+    pub(crate) info: ConnectionInfo,
+    /// The connection's peer: nginx's `$realip_remote_addr` and `$realip_remote_port`.
+    pub(crate) direct_peer: SocketAddr,
+    /// A proxy names the client.
     from_proxy: bool,
 }
 
 impl ClientAddress {
-    /// The sender of a request with these headers, which are still the client's.
-    pub(crate) fn resolve(arrival: &ConnectionInfo, real_ip: Option<&RealIp>, headers: &HeaderMap) -> Self {
-        let direct = arrival.peer;
-        let found = real_ip.and_then(|real_ip| real_ip.client_addr(direct.ip(), headers));
-        let arrival = ConnectionInfo { peer: found.unwrap_or(direct), ..*arrival };
-        Self { info: arrival, direct_peer: direct, from_proxy: found.is_some() }
+    /// The address for a request with these headers, which must be as the client sent them.
+    pub(crate) fn resolve(info: &ConnectionInfo, real_ip: Option<&RealIp>, headers: &HeaderMap) -> Self {
+        let direct_peer = info.peer;
+        let named = real_ip.and_then(|real_ip| real_ip.client_addr(direct_peer.ip(), headers));
+        let info = ConnectionInfo { peer: named.unwrap_or(direct_peer), ..*info };
+        Self { info, direct_peer, from_proxy: named.is_some() }
     }
 
-    /// The client's address, where a proxy named it.
+    /// The client's address, if a proxy names it.
     pub(crate) fn real_ip(&self) -> Option<IpAddr> {
         self.from_proxy.then(|| self.info.peer.ip())
     }
 }
 
-/// For the log: the client, and the proxy that named it.
+/// The client, and the proxy that names it.
 impl fmt::Display for ClientAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match (self.from_proxy, self.info.peer) {

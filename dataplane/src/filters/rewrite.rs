@@ -1,14 +1,14 @@
-//! `proxy-rewrite` for one request: a new uri, method and headers, after everything was decided on
-//! the request as the client made it.
+//! `proxy-rewrite` for one request: a new URI, method and headers, after all decisions were made on
+//! the client's request.
 //!
-//! Values are worked out from the untouched request first ([`work_out`]), then put in
-//! ([`Rewritten::apply`]). Invariants: no value brings a control character into a header, or a
-//! control character or a dot segment into a path (the request is refused instead); what stands in
-//! a header that the route sets did not come from the client under another spelling of its name;
-//! `X-Forwarded-For` ends in the client's own address.
+//! [`evaluate`] computes the values from the unchanged request, [`EvaluatedRewrite::apply`] sets
+//! them. Invariants: no value brings a control character into a header, nor a control character or
+//! a dot segment into a path (the request is rejected instead); a header that the route sets has no
+//! value of the client's, under any spelling of its name; `X-Forwarded-For` ends in the client's
+//! own address.
 
 use http::request::Parts;
-use http::uri::PathAndQuery;
+use http::uri::{InvalidUri, PathAndQuery};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use model::proxy_rewrite::{HeaderRewrite, UriRewrite, UriTemplate};
 use model::raw_path::Conflict;
@@ -19,8 +19,10 @@ use percent_encoding::{AsciiSet, CONTROLS, NON_ALPHANUMERIC, percent_encode, utf
 use super::headers::{self, X_FORWARDED_FOR, X_REAL_IP};
 use super::path;
 use super::variables::RequestContext;
+use crate::observability::HasReason;
+use crate::reason::Reason;
 
-/// What is not legal in a query as it stands, apart from `%`, which a configured query may hold.
+/// Characters that are invalid in a query, except for `%`, which a configured query may contain.
 const LITERAL: &AsciiSet = &CONTROLS
     .add(b' ')
     .add(b'"')
@@ -35,7 +37,8 @@ const LITERAL: &AsciiSet = &CONTROLS
     .add(b'{')
     .add(b'|')
     .add(b'}');
-/// A value in a query (RFC 3986 section 3.4): nothing of it may look like another argument.
+/// Characters of a value in a query (RFC 3986 section 3.4) that must be escaped, so that it looks
+/// like one argument.
 const ARGUMENT: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'-')
     .remove(b'.')
@@ -53,80 +56,90 @@ const ARGUMENT: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'*')
     .remove(b',');
 
-/// The rewritten request cannot be sent.
+/// A request that cannot be rewritten.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RewriteError {
-    /// Something the client sent would break a header.
     #[error("the header {0} would hold a control character")]
     ControlCharacter(Box<str>),
-    /// Something the client sent would climb, or end the request line.
+    /// A value of the client's has a dot segment, or a character that ends the request line.
     #[error("the rewritten path {path:?}: {error}")]
-    Path {
-        /// As it would be sent.
-        path: String,
-        /// What is wrong with it, said of the request's own path otherwise.
-        error: RequestTargetError,
-    },
-    /// `use_real_request_uri_unsafe` where it would be.
+    InvalidPath { path: String, error: RequestTargetError },
+    /// `use_real_request_uri_unsafe` would bypass a rule.
     #[error("the path as the client wrote it could walk round {0}")]
     RawPathConflict(Conflict),
-    /// Too long, for one.
-    #[error("the rewritten uri is none: {0}")]
+    /// Too long, for example.
+    #[error("the rewritten URI is invalid: {0}")]
     InvalidUri(String),
 }
 
-/// A request's new uri, method and headers.
+impl HasReason for RewriteError {
+    fn reason(&self) -> Reason {
+        Reason::BadRequest
+    }
+}
+
+impl From<InvalidUri> for RewriteError {
+    fn from(error: InvalidUri) -> Self {
+        Self::InvalidUri(error.to_string())
+    }
+}
+
+/// A request's new URI, method and headers.
 #[derive(Debug)]
 pub struct EvaluatedRewrite<'a> {
     rewrite: &'a ProxyRewrite,
     uri: Option<PathAndQuery>,
-    /// Of all the headers, one after the other.
+    /// The values of all headers in `add`, in their order.
     add: Vec<HeaderValue>,
     set: Vec<HeaderValue>,
 }
 
-/// Works out the values.
+/// Computes the values.
 ///
 /// # Errors
-/// [`RewriteError`]; the request is answered 400.
+/// [`RewriteError`].
 pub fn evaluate<'a>(
     rewrite: &'a ProxyRewrite,
     request: &RequestContext<'_>,
 ) -> Result<EvaluatedRewrite<'a>, RewriteError> {
     let (uri, captured) = match rewrite.uri() {
         None => (None, Vec::new()),
-        Some(UriRewrite::Template(new)) => {
-            (Some(UriBuilder::default().render(new, &[], request).finish(request)?), Vec::new())
+        Some(UriRewrite::Template(template)) => {
+            (Some(UriBuilder::default().render(template, &[], request).finish(request)?), Vec::new())
         }
         Some(UriRewrite::Patterns(patterns)) => {
             let path = &*request.target.path;
-            let found = patterns.iter().find_map(|(pattern, new)| Some((pattern.captures(path)?, new)));
-            match found {
+            let matching =
+                patterns.iter().find_map(|(pattern, template)| Some((pattern.captures(path)?, template)));
+            match matching {
                 None => (None, Vec::new()),
-                Some((captures, new)) => {
+                Some((captures, template)) => {
                     let groups: Vec<Option<&str>> =
                         captures.iter().map(|group| group.map(|group| group.as_str())).collect();
                     let whole = captures.get(0).map_or(0..0, |whole| whole.range());
-                    let made = UriBuilder::default()
+                    let builder = UriBuilder::default()
                         .piece(path.get(..whole.start).unwrap_or_default(), request.target)
-                        .render(new, &groups, request)
+                        .render(template, &groups, request)
                         .piece(path.get(whole.end..).unwrap_or_default(), request.target);
-                    (Some(made.finish(request)?), groups)
+                    (Some(builder.finish(request)?), groups)
                 }
             }
         }
     };
     let values = |headers: &[HeaderRewrite]| {
-        let each =
+        let templates =
             headers.iter().flat_map(|header| header.values.iter().map(|template| (&header.name, template)));
-        each.map(|(name, template)| value(name, template, request, &captured)).collect::<Result<Vec<_>, _>>()
+        templates
+            .map(|(name, template)| header_value(name, template, request, &captured))
+            .collect::<Result<Vec<_>, _>>()
     };
     Ok(EvaluatedRewrite { rewrite, uri, add: values(rewrite.add())?, set: values(rewrite.set())? })
 }
 
 impl EvaluatedRewrite<'_> {
-    /// Puts them in: add, set, remove, as APISIX does. An empty value is no header: an identity is
-    /// told or absent. Gives the new path and query; `None`: the judged path.
+    /// Applies the values: add, set, remove, as APISIX does. An empty value is no header: an
+    /// upstream gets an identity or none. Returns the new path and query; `None`: those of the
+    /// target.
     pub fn apply(self, parts: &mut Parts) -> Option<PathAndQuery> {
         let EvaluatedRewrite { rewrite, uri, add, set } = self;
         if let Some(method) = rewrite.method() {
@@ -135,8 +148,8 @@ impl EvaluatedRewrite<'_> {
         let fields = &mut parts.headers;
         let mut names =
             rewrite.add().iter().chain(rewrite.set()).map(|header| &header.name).chain(rewrite.remove());
-        let own = if names.any(|name| headers::is_same_name(name, X_FORWARDED_FOR.as_str())) {
-            take_own_address(fields)
+        let client_address = if names.any(|name| headers::is_same_name(name, X_FORWARDED_FOR.as_str())) {
+            take_client_address(fields)
         } else {
             None
         };
@@ -150,8 +163,8 @@ impl EvaluatedRewrite<'_> {
             append(fields, header, &mut values);
         }
         rewrite.remove().iter().for_each(|name| remove_spellings(fields, name));
-        if let Some(own) = own {
-            append_own_address(fields, &own);
+        if let Some(address) = client_address {
+            append_client_address(fields, &address);
         }
         uri
     }
@@ -166,43 +179,43 @@ fn append(fields: &mut HeaderMap, header: &HeaderRewrite, values: &mut impl Iter
     }
 }
 
-/// Takes the client's own address off the end of `X-Forwarded-For`, where [`headers::to_upstream`]
-/// has put it beside `X-Real-IP`: nginx appends it after every plugin.
-fn take_own_address(fields: &mut HeaderMap) -> Option<HeaderValue> {
-    let own = fields.get(X_REAL_IP)?.clone();
+/// Removes the client's own address from the end of `X-Forwarded-For`, where
+/// [`headers::prepare_request`] has appended it: nginx appends it after every plugin.
+fn take_client_address(fields: &mut HeaderMap) -> Option<HeaderValue> {
+    let address = fields.get(X_REAL_IP)?.clone();
     let rest = headers::client_forwarded_for(fields).and_then(|rest| HeaderValue::from_bytes(rest).ok());
     fields.remove(X_FORWARDED_FOR)?;
     if let Some(rest) = rest {
         fields.insert(X_FORWARDED_FOR, rest);
     }
-    Some(own)
+    Some(address)
 }
 
-fn append_own_address(fields: &mut HeaderMap, own: &HeaderValue) {
+fn append_client_address(fields: &mut HeaderMap, address: &HeaderValue) {
     let name = X_FORWARDED_FOR;
     let mut list: Vec<u8> = Vec::new();
-    // In whatever spelling the route sets it: two spellings would be one header with two values to CGI.
-    for (_, value) in fields.iter().filter(|(given, _)| headers::is_same_name(given.as_str(), name.as_str()))
-    {
+    // In any spelling that the route sets: to CGI two spellings are one header with two values.
+    let is_same = |field: &HeaderName| headers::is_same_name(field.as_str(), name.as_str());
+    for (_, value) in fields.iter().filter(|(field, _)| is_same(field)) {
         list.extend_from_slice(value.as_bytes());
         list.extend_from_slice(b", ");
     }
-    list.extend_from_slice(own.as_bytes());
+    list.extend_from_slice(address.as_bytes());
     remove_spellings(fields, name.as_str());
-    let list = HeaderValue::from_bytes(&list).unwrap_or_else(|_| own.clone());
+    let list = HeaderValue::from_bytes(&list).unwrap_or_else(|_| address.clone());
     fields.insert(name, list);
 }
 
-/// Removes a header in every spelling that an upstream might take for this name.
+/// Removes a header in every spelling that an upstream may take for this name.
 fn remove_spellings(fields: &mut HeaderMap, name: &str) {
-    let spelt: Vec<HeaderName> =
-        fields.keys().filter(|given| headers::is_same_name(given.as_str(), name)).cloned().collect();
-    for name in spelt {
+    let spellings: Vec<HeaderName> =
+        fields.keys().filter(|field| headers::is_same_name(field.as_str(), name)).cloned().collect();
+    for name in spellings {
         fields.remove(name);
     }
 }
 
-fn value(
+fn header_value(
     name: &str,
     template: &Template,
     request: &RequestContext<'_>,
@@ -211,21 +224,21 @@ fn value(
     let mut value = Vec::new();
     template.render(request, captured, |part| match part {
         RenderedPart::Value(piece, variable) if variable.is_path() => {
-            value.extend_from_slice(&request_target::path_bytes(piece))
+            value.extend_from_slice(&request_target::path_bytes(piece));
         }
         RenderedPart::Captured(piece) => value.extend_from_slice(&request_target::path_bytes(piece)),
         RenderedPart::Literal(piece) | RenderedPart::Value(piece, _) => {
-            value.extend_from_slice(piece.as_bytes())
+            value.extend_from_slice(piece.as_bytes());
         }
     });
     if value.iter().any(u8::is_ascii_control) {
         return Err(RewriteError::ControlCharacter(name.into()));
     }
-    // Without control characters any bytes are a legal value.
+    // Without control characters all bytes are valid.
     HeaderValue::from_bytes(&value).map_err(|_| RewriteError::ControlCharacter(name.into()))
 }
 
-/// A uri that is being made, encoded.
+/// Builds an encoded URI.
 #[derive(Default)]
 struct UriBuilder {
     path: String,
@@ -234,56 +247,61 @@ struct UriBuilder {
 
 impl UriBuilder {
     /// Appends a piece of the request's own path.
-    fn piece(mut self, text: &str, own: &RequestTarget) -> Self {
+    fn piece(mut self, text: &str, target: &RequestTarget) -> Self {
         match &mut self.query {
-            None => self.path.push_str(&own.encode_piece(text)),
-            Some(query) => query.extend(percent_encode(&own.decode_piece(text), ARGUMENT)),
+            None => self.path.push_str(&target.encode_piece(text)),
+            Some(query) => query.extend(percent_encode(&target.decode_piece(text), ARGUMENT)),
         }
         self
     }
 
-    fn render(mut self, new: &UriTemplate, captured: &[Option<&str>], request: &RequestContext<'_>) -> Self {
-        let own = request.target;
-        new.path.render(request, captured, |part| match part {
+    fn render(
+        mut self,
+        template: &UriTemplate,
+        captured: &[Option<&str>],
+        request: &RequestContext<'_>,
+    ) -> Self {
+        let target = request.target;
+        template.path.render(request, captured, |part| match part {
             RenderedPart::Literal(text) => self.path.push_str(&request_target::encode_literal(text)),
-            RenderedPart::Captured(text) => self.path.push_str(&own.encode_piece(text)),
+            RenderedPart::Captured(text) => self.path.push_str(&target.encode_piece(text)),
             RenderedPart::Value(text, variable) if variable.is_path() => {
-                self.path.push_str(&own.encode_piece(text))
+                self.path.push_str(&target.encode_piece(text));
             }
             RenderedPart::Value(text, _) => self.path.push_str(&request_target::encode_text(text)),
         });
-        let Some(new) = &new.query else { return self };
+        let Some(template) = &template.query else { return self };
         let mut query = String::new();
-        new.render(request, captured, |part| match part {
+        template.render(request, captured, |part| match part {
             RenderedPart::Literal(text) => query.extend(utf8_percent_encode(text, LITERAL)),
-            // As the client wrote it: encoded already, and its own arguments.
+            // The client's own arguments, which are encoded already.
             RenderedPart::Value(text, variable) if variable.is_encoded() => {
-                query.extend(utf8_percent_encode(text, LITERAL))
+                query.extend(utf8_percent_encode(text, LITERAL));
             }
             RenderedPart::Value(text, variable) if !variable.is_path() => {
-                query.extend(utf8_percent_encode(text, ARGUMENT))
+                query.extend(utf8_percent_encode(text, ARGUMENT));
             }
             RenderedPart::Value(text, _) | RenderedPart::Captured(text) => {
-                query.extend(percent_encode(&own.decode_piece(text), ARGUMENT))
+                query.extend(percent_encode(&target.decode_piece(text), ARGUMENT));
             }
         });
         self.query = Some(query);
         self
     }
 
-    /// The client's own query follows the new one.
+    /// Appends the client's query to the template's.
     fn finish(self, request: &RequestContext<'_>) -> Result<PathAndQuery, RewriteError> {
-        // `//host` would be an authority to some.
+        // Some programs take `//host` for an authority.
         let path = format!("/{}", self.path.trim_start_matches('/'));
         if let Err(error) = request_target::check_generated(&path) {
-            return Err(RewriteError::Path { path, error });
+            return Err(RewriteError::InvalidPath { path, error });
         }
-        let own = request.parts.uri.query().filter(|own| !own.is_empty());
-        let query = match (self.query, own) {
-            (Some(query), Some(own)) => Some(format!("{query}&{own}")),
-            (query, own) => query.or_else(|| own.map(str::to_owned)),
+        let client_query = request.parts.uri.query().filter(|query| !query.is_empty());
+        let query = match (self.query, client_query) {
+            (Some(query), Some(client_query)) => Some(format!("{query}&{client_query}")),
+            (query, client_query) => query.or_else(|| client_query.map(str::to_owned)),
         };
-        path::join(&path, query.as_deref()).map_err(|error| RewriteError::InvalidUri(error.to_string()))
+        Ok(path::join(&path, query.as_deref())?)
     }
 }
 

@@ -1,8 +1,8 @@
-//! What the variables of `vars` and `proxy-rewrite` are worth for one request (contract 5.5).
+//! The values of the variables in `vars` and `proxy-rewrite` for one request (contract 5.5).
 //!
-//! Nothing is worked out before somebody asks. Reads the headers after claims of identity from
-//! outside were removed. Invariant: what the `ssl_client_*` variables say was verified; of a client
-//! that was not, they are absent (nginx shows what such a client claims).
+//! A value is computed when it is read, from headers without the untrusted ones. Invariant: the
+//! `ssl_client_*` variables describe the verified client; without one they are absent (nginx has
+//! those of an unverified certificate, too).
 
 use std::borrow::Cow;
 use std::net::SocketAddr;
@@ -14,9 +14,10 @@ use model::{HostName, RequestTarget, Variable, Variables};
 use percent_encoding::percent_decode;
 use pki::{Certificate, Identity, UnixTime, VerifyReason};
 
-use super::identity::text;
-use crate::proxy::connection::ConnectionInfo;
-use crate::proxy::listener::ListenerProtocol;
+use super::headers;
+use super::identity::rendered::{escaped_pem, openssl_date};
+use crate::io::connection_info::{ConnectionInfo, ListenerProtocol};
+use crate::observability::log::hex;
 use crate::tls::params::NegotiatedParams;
 
 /// One request with its connection.
@@ -24,16 +25,15 @@ use crate::tls::params::NegotiatedParams;
 pub struct RequestContext<'a> {
     /// Method, uri, version and headers.
     pub parts: &'a Parts,
-    /// What it asks for, normalised.
+    /// The normalized target.
     pub target: &'a RequestTarget,
-    /// Who sent it, and where to: of a [`Remote`](super::remote::Remote), so `peer` is the client's
-    /// address.
+    /// Of a [`ClientAddress`](super::real_ip::ClientAddress): `peer` is the client's address.
     pub info: &'a ConnectionInfo,
-    /// The other end of the connection, which may be a proxy.
+    /// The connection's peer, which may be a proxy.
     pub direct_peer: SocketAddr,
-    /// The name asked for in TLS, and what was agreed on.
+    /// The server name in the ClientHello, and what the handshake negotiated.
     pub tls: Option<(&'a HostName, &'a NegotiatedParams)>,
-    /// The client, as it stands now.
+    /// The client under the current policy.
     pub client: &'a ClientVerification,
 }
 
@@ -47,36 +47,31 @@ impl RequestContext<'_> {
     }
 
     fn header(&self, name: &str) -> Option<Cow<'_, str>> {
-        // In HTTP/2 the host is no header.
+        // HTTP/2 has no `Host` header.
         if name == "host" {
             return self.target.authority.as_deref().map(Cow::Borrowed);
         }
-        let headers = &self.parts.headers;
-        // As the client sent it: its own address is appended for the upstream.
-        if super::headers::is_same_name(name, super::headers::X_FORWARDED_FOR.as_str()) {
-            return super::headers::client_forwarded_for(headers).map(header_text);
+        let fields = &self.parts.headers;
+        // Without the client's own address, which is appended for the upstream.
+        if headers::is_same_name(name, headers::X_FORWARDED_FOR.as_str()) {
+            return headers::client_forwarded_for(fields).map(header_text);
         }
-        let named = headers.iter().filter(|(given, _)| super::headers::is_same_name(given.as_str(), name));
+        let named = fields.iter().filter(|(field, _)| headers::is_same_name(field.as_str(), name));
         let mut values = named.map(|(_, value)| value.as_bytes());
         let first = values.next().map(header_text)?;
         Some(values.fold(first, |joined, value| format!("{joined}, {}", header_text(value)).into()))
     }
 
     fn tls_value(&self, variable: &Variable) -> Option<Cow<'_, str>> {
-        let (name, facts) = self.tls?;
+        let (name, params) = self.tls?;
         let text = match variable {
             Variable::ServerName => name.as_str(),
-            Variable::Protocol => facts.protocol,
-            Variable::Cipher => facts.cipher,
-            Variable::Curve => facts.curve?,
-            Variable::SessionReused => {
-                if facts.resumed {
-                    "r"
-                } else {
-                    "."
-                }
-            }
-            Variable::Alpn => facts.alpn?,
+            Variable::Protocol => params.protocol,
+            Variable::Cipher => params.cipher,
+            Variable::Curve => params.curve?,
+            Variable::SessionReused if params.resumed => "r",
+            Variable::SessionReused => ".",
+            Variable::Alpn => params.alpn?,
             // Early data is never accepted.
             _ => return None,
         };
@@ -86,7 +81,7 @@ impl RequestContext<'_> {
     fn client_value(&self, variable: &Variable) -> Option<Cow<'_, str>> {
         if *variable == Variable::ClientVerify {
             self.tls?;
-            return Some(verify(self.client));
+            return Some(client_verify(self.client));
         }
         let certificate = self.certificate()?;
         Some(match variable {
@@ -95,16 +90,16 @@ impl RequestContext<'_> {
             Variable::ClientSubjectLegacy => certificate.subject_legacy().into(),
             Variable::ClientIssuerLegacy => certificate.issuer_legacy().into(),
             Variable::ClientSerial => certificate.serial_hex().into(),
-            Variable::ClientFingerprint => text::hex(&certificate.fingerprint_sha1()).into(),
-            Variable::ClientStart => text::date(certificate.not_before()).into(),
-            Variable::ClientEnd => text::date(certificate.not_after()).into(),
+            Variable::ClientFingerprint => hex(&certificate.fingerprint_sha1()).into(),
+            Variable::ClientStart => openssl_date(certificate.not_before()).into(),
+            Variable::ClientEnd => openssl_date(certificate.not_after()).into(),
             Variable::ClientRemain => {
                 let left = certificate.not_after().as_secs().saturating_sub(UnixTime::now().as_secs());
                 (left / 86_400).to_string().into()
             }
             Variable::ClientCert => certificate.to_pem().trim_end().replace('\n', "\n\t").into(),
             Variable::ClientRawCert => certificate.to_pem().into(),
-            Variable::ClientEscapedCert => text::escaped_pem(std::iter::once(certificate.to_pem())).into(),
+            Variable::ClientEscapedCert => escaped_pem(std::iter::once(certificate.to_pem())).into(),
             _ => return None,
         })
     }
@@ -114,17 +109,17 @@ impl Variables for RequestContext<'_> {
     fn value(&self, variable: &Variable) -> Option<Cow<'_, str>> {
         let (peer, local) = (self.info.peer, self.info.local);
         let query = self.parts.uri.query();
-        let https = self.info.protocol == ListenerProtocol::Https;
+        let is_https = self.info.protocol == ListenerProtocol::Https;
         Some(match variable {
             Variable::Uri => self.target.path.as_str().into(),
-            // As in APISIX: the judged path, so that no predicate reads another one.
+            // The normalized path, as in APISIX, so that no predicate reads another one.
             Variable::RequestUri => match query {
                 Some(query) => format!("{}?{query}", self.target.path).into(),
                 None => self.target.path.as_str().into(),
             },
             Variable::Host => self.target.host.as_ref()?.as_str().into(),
-            Variable::Scheme => (if https { "https" } else { "http" }).into(),
-            Variable::Https => (if https { "on" } else { "" }).into(),
+            Variable::Scheme => (if is_https { "https" } else { "http" }).into(),
+            Variable::Https => (if is_https { "on" } else { "" }).into(),
             Variable::Method => self.parts.method.as_str().into(),
             Variable::ServerProtocol => match self.parts.version {
                 http::Version::HTTP_2 => "HTTP/2.0".into(),
@@ -163,19 +158,19 @@ impl Variables for RequestContext<'_> {
     }
 }
 
-/// A port; empty where a proxy named the client without one, as in nginx.
+/// A port; empty where a proxy names the client without one, as in nginx.
 fn port(address: SocketAddr) -> Cow<'static, str> {
     if address.port() == 0 { "".into() } else { address.port().to_string().into() }
 }
 
-/// `NONE`, `SUCCESS` or `FAILED:` and OpenSSL's words, as far as it has some for the verdict.
-fn verify(client: &ClientVerification) -> Cow<'static, str> {
+/// `NONE`, `SUCCESS` or `FAILED:` with OpenSSL's text for the reason, if it has one.
+fn client_verify(client: &ClientVerification) -> Cow<'static, str> {
     let reason = match client {
         ClientVerification::NotRequested | ClientVerification::NoCertificate => return "NONE".into(),
         ClientVerification::Verified(_) => return "SUCCESS".into(),
         ClientVerification::Rejected(reason) => *reason,
     };
-    let words = match reason {
+    let text = match reason {
         VerifyReason::UnknownIssuer => "unable to get local issuer certificate",
         VerifyReason::BadSignature => "certificate signature failure",
         VerifyReason::WeakKey => "EE certificate key too weak",
@@ -191,11 +186,11 @@ fn verify(client: &ClientVerification) -> Cow<'static, str> {
         VerifyReason::UnknownRevocationStatus => "unable to get certificate CRL",
         other => other.as_str(),
     };
-    format!("FAILED:{words}").into()
+    format!("FAILED:{text}").into()
 }
 
-/// Bytes of a header as text; what is no UTF-8 is read as Latin-1, so that different bytes stay
-/// different.
+/// The bytes of a header as text. Bytes that are no UTF-8 are read as Latin-1, so that different
+/// bytes stay different.
 fn header_text(bytes: &[u8]) -> Cow<'_, str> {
     match std::str::from_utf8(bytes) {
         Ok(text) => text.into(),

@@ -1,27 +1,29 @@
-//! The limits of a message's head, and what only its raw bytes show.
+//! The limits on the head of a message, and what only the raw bytes of a head show.
 //!
-//! [`Scan`] reads an HTTP/1 request head on its way to hyper, in whatever pieces it comes. hyper
-//! keeps only one of `Content-Length` and `Transfer-Encoding`, cuts a fragment off the target and
-//! has no limit on a single line, so these are found here (RFC 9112 sections 3.2 and 6.3). A head
-//! that is parsed already, an HTTP/2 request or an answer, is held to the same
-//! limits by [`Limits::admit`].
-//! Invariant: the head ends for [`Scan`] exactly where it ends for hyper's parser: at the first
-//! empty line, whether lines end in CR LF or LF, after any empty lines in front of it.
+//! [`HeadScanner`] reads an HTTP/1 request head on its way to hyper, in whatever pieces it comes.
+//! hyper keeps only one of `Content-Length` and `Transfer-Encoding`, drops the fragment of a target
+//! and does not limit a single line, so that these are checked here (RFC 9112 sections 3.2 and
+//! 6.3). [`HeadLimits`] checks a parsed head, of an HTTP/2 request or a response, against the same
+//! limits.
+//!
+//! Invariant: the scanner ends a head exactly where hyper's parser does: at the first empty line,
+//! whether lines end in CR LF or LF, after any empty lines before the request line.
 
 use http::{HeaderMap, Method, Response, Uri};
 use hyper::ext::ReasonPhrase;
 use memchr::{memchr, memchr_iter};
 
+use crate::observability::HasReason;
 use crate::reason::Reason;
 
-/// Name and colon of the two fields that say where a body ends.
+/// Name and colon of the two fields that frame a body.
 const CONTENT_LENGTH: &[u8] = b"content-length:";
 const TRANSFER_ENCODING: &[u8] = b"transfer-encoding:";
-/// How much of a line is kept to recognise one of the two.
+/// Bytes of a line that are kept to recognise them.
 const PREFIX: usize = TRANSFER_ENCODING.len();
 /// The shortest field in HTTP/1: `a:` and CR LF.
 const FIELD_MIN: usize = 4;
-/// The most fields that a [`HeaderMap`] can be made for.
+/// The most fields that a [`HeaderMap`] can reserve.
 const FIELDS_MAX: usize = 24_576;
 /// Around a field in HTTP/1: `: ` and CR LF.
 const FIELD_OVERHEAD: usize = 4;
@@ -31,39 +33,38 @@ const LINE_OVERHEAD: usize = 12;
 /// `HTTP/1.1 200 ` and CR LF.
 const STATUS_LINE: usize = 15;
 
-/// How large a head may be: nginx's `large_client_header_buffers`.
+/// The limits on a head: nginx's `large_client_header_buffers`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HeadLimits {
-    /// A request line, or one field. Bytes, without the end of the line.
+    /// A request line, or one field, without its line end. Bytes.
     pub line: usize,
-    /// The whole head, counted as HTTP/1 writes it. Bytes.
+    /// The whole head, in HTTP/1's encoding. Bytes.
     pub head: usize,
 }
 
-/// Why a head is refused.
+/// A head that is rejected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum HeadError {
-    /// nginx answers 414.
+    /// nginx responds with 414.
     #[error("the first line is longer than {0} bytes (countersign.limits.header_line_bytes)")]
     LineTooLong(usize),
-    /// nginx answers 400, Request Header Or Cookie Too Large.
+    /// nginx responds with 400, Request Header Or Cookie Too Large.
     #[error("a header field is longer than {0} bytes (countersign.limits.header_line_bytes)")]
     FieldTooLong(usize),
-    /// The same.
+    /// nginx responds as to [`Self::FieldTooLong`].
     #[error("the head is larger than {0} bytes (countersign.limits.header_bytes)")]
     HeadTooLarge(usize),
-    /// RFC 9112 sections 6.1 and 6.3: an attempt to be read differently elsewhere. Two equal
-    /// lengths are refused as in nginx.
+    /// A smuggling attempt: another program may frame the body differently (RFC 9112 sections 6.1
+    /// and 6.3). Two equal lengths are rejected, too, as in nginx.
     #[error("Content-Length twice, or beside Transfer-Encoding")]
     AmbiguousLength,
-    /// A client keeps the fragment to itself (RFC 9110 section 7.1).
+    /// A client does not send the fragment (RFC 9110 section 7.1).
     #[error("a fragment in the request target")]
     Fragment,
 }
 
-impl HeadError {
-    /// For the log, the metric and the status.
-    pub fn reason(self) -> Reason {
+impl HasReason for HeadError {
+    fn reason(&self) -> Reason {
         match self {
             Self::LineTooLong(_) => Reason::UriTooLong,
             Self::FieldTooLong(_) | Self::HeadTooLarge(_) => Reason::HeadTooLarge,
@@ -72,23 +73,35 @@ impl HeadError {
     }
 }
 
+/// A head that hyper cannot parse.
+impl HasReason for hyper::Error {
+    fn reason(&self) -> Reason {
+        if self.is_parse_too_large() { Reason::HeadTooLarge } else { Reason::BadRequest }
+    }
+}
+
 impl HeadLimits {
-    /// As many fields as a head can hold: for hyper, which wants a number. No limit of its own.
-    pub fn max_fields(self) -> usize {
+    /// As many fields as a head can hold: hyper demands a number.
+    pub(crate) fn max_fields(self) -> usize {
         (self.head / FIELD_MIN).clamp(1, FIELDS_MAX)
     }
 
-    /// hyper's buffer, for bodies too. Bytes. A head within the limits never fills it, since hyper
-    /// would refuse it then.
-    pub fn buffer_size(self) -> usize {
+    /// The size of hyper's buffer, in bytes. A head within the limits never fills it: hyper would
+    /// reject it.
+    pub(crate) fn buffer_size(self) -> usize {
         self.head.saturating_add(8 * 1024).max(64 * 1024)
     }
 
-    /// Judges the head of an HTTP/2 request.
+    /// Checks the head of an HTTP/2 request.
     ///
     /// # Errors
-    /// [`HeadError`]; the request is refused.
-    pub fn check_request(self, method: &Method, uri: &Uri, headers: &HeaderMap) -> Result<(), HeadError> {
+    /// [`HeadError`].
+    pub(crate) fn check_request(
+        self,
+        method: &Method,
+        uri: &Uri,
+        headers: &HeaderMap,
+    ) -> Result<(), HeadError> {
         let target = uri.path_and_query().map_or(0, |target| target.as_str().len());
         let authority = uri.authority().map_or(0, |authority| authority.as_str().len());
         let line = method.as_str().len() + target + LINE_OVERHEAD;
@@ -98,27 +111,23 @@ impl HeadLimits {
         self.check_fields(line + authority, headers)
     }
 
-    /// Judges the head of an answer.
+    /// Checks the head of a response.
     ///
     /// # Errors
-    /// [`HeadError`]; the answer is not forwarded.
-    pub fn check_response<B>(self, answer: &Response<B>) -> Result<(), HeadError> {
+    /// [`HeadError`].
+    pub(crate) fn check_response<B>(self, response: &Response<B>) -> Result<(), HeadError> {
         // hyper keeps the phrase only where it is not the usual one.
-        let phrase = answer.extensions().get::<ReasonPhrase>();
+        let phrase = response.extensions().get::<ReasonPhrase>();
         let line = STATUS_LINE + phrase.map_or(0, |phrase| phrase.as_bytes().len());
         if line > self.line {
-            Err(HeadError::LineTooLong(self.line))
-        } else {
-            self.check_fields(line, answer.headers())
+            return Err(HeadError::LineTooLong(self.line));
         }
+        self.check_fields(line, response.headers())
     }
 
-    /// Judges the fields of a head whose first line takes `first` bytes.
-    ///
-    /// # Errors
-    /// [`HeadError`]; the message is refused.
-    pub fn check_fields(self, first: usize, headers: &HeaderMap) -> Result<(), HeadError> {
-        let mut total = first;
+    /// Checks the fields of a head whose first line has `first_line` bytes.
+    fn check_fields(self, first_line: usize, headers: &HeaderMap) -> Result<(), HeadError> {
+        let mut total = first_line;
         for (name, value) in headers {
             let field = name.as_str().len() + value.len() + FIELD_OVERHEAD;
             if field > self.line {
@@ -130,11 +139,11 @@ impl HeadLimits {
     }
 }
 
-/// The scan of one HTTP/1 request head.
+/// Scans one HTTP/1 request head.
 #[derive(Debug)]
-pub(crate) struct HeadScanner {
+pub(super) struct HeadScanner {
     limits: HeadLimits,
-    /// Bytes so far, empty lines in front included.
+    /// Bytes so far, with empty lines before the request line.
     total: usize,
     /// Bytes of this line so far.
     line: usize,
@@ -142,15 +151,14 @@ pub(crate) struct HeadScanner {
     ends_in_cr: bool,
     /// The request line has ended.
     in_fields: bool,
-    /// The first bytes of this line, as far as they may be one of the two names.
+    /// The first bytes of this line, if it may be one of the two fields.
     prefix: [u8; PREFIX],
     has_content_length: bool,
     has_transfer_encoding: bool,
 }
 
 impl HeadScanner {
-    /// A scan that has seen nothing.
-    pub(crate) fn new(limits: HeadLimits) -> Self {
+    pub(super) fn new(limits: HeadLimits) -> Self {
         Self {
             limits,
             total: 0,
@@ -164,16 +172,16 @@ impl HeadScanner {
     }
 
     /// Whether the request line has ended.
-    pub(crate) fn is_in_fields(&self) -> bool {
+    pub(super) fn is_in_fields(&self) -> bool {
         self.in_fields
     }
 
-    /// Reads on. `Some(n)`: the head ends with the first `n` bytes of `data`, and nothing behind
-    /// them was read.
+    /// Reads the next bytes. `Some(n)`: the head ends with the first `n` bytes of `data`, and the
+    /// rest is not read.
     ///
     /// # Errors
-    /// [`HeadError`], as soon as it is certain; hyper must not see `data` then.
-    pub(crate) fn read(&mut self, data: &[u8]) -> Result<Option<usize>, HeadError> {
+    /// [`HeadError`], as soon as it is certain; hyper must not get `data` then.
+    pub(super) fn read(&mut self, data: &[u8]) -> Result<Option<usize>, HeadError> {
         let mut from = 0;
         for at in memchr_iter(b'\n', data) {
             self.scan_line(data.get(from..at).unwrap_or_default())?;
@@ -190,11 +198,11 @@ impl HeadScanner {
         Ok(None)
     }
 
-    /// A piece of one line, without its LF.
+    /// Scans a piece of one line, without its LF.
     fn scan_line(&mut self, piece: &[u8]) -> Result<(), HeadError> {
         let Some(last) = piece.last() else { return Ok(()) };
         if self.in_fields {
-            // Nearly every field is told from the two by its first letter.
+            // The first letter rules out nearly every field.
             if self.line == 0 {
                 self.prefix = [0; PREFIX];
             }
@@ -212,30 +220,32 @@ impl HeadScanner {
         self.total += piece.len();
         let content = self.line - usize::from(self.ends_in_cr);
         if content > self.limits.line {
-            let (line, field) =
-                (HeadError::LineTooLong(self.limits.line), HeadError::FieldTooLong(self.limits.line));
-            return Err(if self.in_fields { field } else { line });
+            let too_long = if self.in_fields { HeadError::FieldTooLong } else { HeadError::LineTooLong };
+            return Err(too_long(self.limits.line));
         }
-        if self.total > self.limits.head { Err(HeadError::HeadTooLarge(self.limits.head)) } else { Ok(()) }
+        if self.total > self.limits.head {
+            return Err(HeadError::HeadTooLarge(self.limits.head));
+        }
+        Ok(())
     }
 
-    /// A line has ended; whether the head has.
+    /// Ends a line; whether the head has ended with it.
     fn end_line(&mut self) -> Result<bool, HeadError> {
-        let empty = self.line == usize::from(self.ends_in_cr);
+        let is_empty = self.line == usize::from(self.ends_in_cr);
         (self.line, self.ends_in_cr) = (0, false);
-        if empty {
-            // Before the request line an empty line is skipped.
+        if is_empty {
+            // Empty lines before the request line are skipped.
             return Ok(self.in_fields);
         }
         if self.in_fields && matches!(self.prefix.first(), Some(b'c' | b'C' | b't' | b'T')) {
             let named = |name: &[u8]| {
                 self.prefix.get(..name.len()).is_some_and(|start| start.eq_ignore_ascii_case(name))
             };
-            let length = named(CONTENT_LENGTH);
-            if length && self.has_content_length {
+            let is_length = named(CONTENT_LENGTH);
+            if is_length && self.has_content_length {
                 return Err(HeadError::AmbiguousLength);
             }
-            self.has_content_length |= length;
+            self.has_content_length |= is_length;
             self.has_transfer_encoding |= named(TRANSFER_ENCODING);
             if self.has_content_length && self.has_transfer_encoding {
                 return Err(HeadError::AmbiguousLength);
@@ -259,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn two_lengths_are_found_in_every_spelling() {
+    fn ambiguous_lengths_are_rejected_in_every_spelling() {
         for head in [
             "POST / HTTP/1.1\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
             "POST / HTTP/1.1\r\nTRANSFER-ENCODING:chunked\r\ncontent-length:1\r\n\r\n",
@@ -291,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn limits_hold_to_the_byte() {
+    fn limits_are_exact_to_the_byte() {
         let line = |bytes: usize| format!("GET /{} HTTP/1.1\r\n\r\n", "x".repeat(bytes - 14));
         assert_eq!(read(line(64).as_bytes()), Ok(Some(68)));
         assert_eq!(read(line(65).as_bytes()), Err(HeadError::LineTooLong(64)));
@@ -310,24 +320,24 @@ mod tests {
     }
 
     #[test]
-    fn a_fragment_is_found_in_the_request_line_alone() {
+    fn only_a_fragment_in_the_request_line_is_rejected() {
         assert_eq!(read(b"GET /a#b HTTP/1.1\r\n\r\n"), Err(HeadError::Fragment));
         assert_eq!(read(b"GET http://a/#"), Err(HeadError::Fragment));
         assert_eq!(read(b"GET /a HTTP/1.1\r\nA: #b\r\n\r\n"), Ok(Some(26)));
     }
 
     #[test]
-    fn an_answers_status_line_meets_the_limit() {
-        let answer = |phrase: usize| {
-            let mut answer = Response::new(());
-            answer.extensions_mut().insert(ReasonPhrase::try_from("r".repeat(phrase)).unwrap());
-            LIMITS.check_response(&answer)
+    fn the_limit_applies_to_a_status_line() {
+        let response = |phrase: usize| {
+            let mut response = Response::new(());
+            response.extensions_mut().insert(ReasonPhrase::try_from("r".repeat(phrase)).unwrap());
+            LIMITS.check_response(&response)
         };
-        assert_eq!((answer(49), answer(50)), (Ok(()), Err(HeadError::LineTooLong(64))));
+        assert_eq!((response(49), response(50)), (Ok(()), Err(HeadError::LineTooLong(64))));
     }
 
     #[test]
-    fn a_parsed_head_meets_the_same_limits() {
+    fn the_same_limits_apply_to_a_parsed_head() {
         let mut headers = HeaderMap::new();
         let uri: Uri = "https://a.example/".parse().unwrap();
         assert_eq!(LIMITS.check_request(&Method::GET, &uri, &headers), Ok(()));
@@ -342,7 +352,7 @@ mod tests {
         assert_eq!(LIMITS.check_fields(0, &headers), Err(HeadError::HeadTooLarge(256)));
     }
 
-    /// What a head is put together from.
+    /// Heads of pieces that matter to the scanner.
     fn heads() -> impl Strategy<Value = Vec<u8>> {
         let piece = prop::sample::select(vec![
             "GET / HTTP/1.1\r\n",
@@ -365,24 +375,24 @@ mod tests {
 
     proptest! {
         #[test]
-        fn pieces_make_no_difference(head in heads(), cuts in prop::collection::vec(0usize..64, 0..20)) {
+        fn a_head_may_be_read_in_any_pieces(head in heads(), cuts in prop::collection::vec(0usize..64, 0..20)) {
             let whole = read(&head);
-            let mut scan = HeadScanner::new(LIMITS);
+            let mut scanner = HeadScanner::new(LIMITS);
             let (mut at, mut pieced) = (0, Ok(None));
             for cut in cuts.into_iter().chain([head.len()]) {
                 let to = (at + cut).min(head.len());
-                match scan.read(&head[at..to]) {
+                match scanner.read(&head[at..to]) {
                     Ok(None) => at = to,
                     Ok(Some(n)) => { pieced = Ok(Some(at + n)); break }
                     Err(error) => { pieced = Err(error); break }
                 }
             }
-            // Of two faults the one that is certain first is told.
+            // Of two errors the one that is certain first is reported.
             prop_assert!(whole == pieced || (whole.is_err() && pieced.is_err()), "{whole:?} {pieced:?}");
         }
 
         #[test]
-        fn the_head_ends_where_the_parser_sees_its_end(head in heads()) {
+        fn the_scanner_ends_a_head_where_the_parser_does(head in heads()) {
             let mut headers = [httparse::EMPTY_HEADER; 64];
             let parsed = httparse::Request::new(&mut headers).parse(&head);
             if let (Ok(ours), Ok(theirs)) = (read(&head), parsed) {

@@ -1,17 +1,17 @@
-//! The case of the gateway's own header names, where the settings ask for case to be kept.
+//! The case of our own header names on an HTTP/1 connection that preserves case.
 //!
-//! hyper writes a name as its case map has it, which only its parser can make, and else with a
-//! capital after each `-`: nginx's `X-Real-IP` would be `X-Real-Ip`, or whatever the client wrote.
-//! So the parser reads our names, without values, in front of the client's fields ([`lines`]), and
-//! [`strip`] takes them out of the parsed head again before anything looks at it. Invariant: what
-//! stands in a stripped head came from the client; only the case map has more.
+//! hyper writes a name as its case map has it, which only its parser can fill, and otherwise with a
+//! capital after each `-`: nginx's `X-Real-IP` would become `X-Real-Ip`, or what the client wrote.
+//! Therefore the parser reads our names, without values, before the client's fields
+//! ([`prefix_lines`]), and [`strip`] removes them from the parsed head. Invariant: a stripped head
+//! has the client's fields only; its case map has our names, too.
 
 use std::sync::LazyLock;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue};
 
-/// The fields that requests are forwarded with, as nginx, APISIX and the RFCs write them.
+/// The fields that we add to forwarded requests, as nginx, APISIX and the RFCs write them.
 const OWN_NAMES: [&str; 16] = [
     "X-Real-IP",
     "X-Forwarded-For",
@@ -31,23 +31,23 @@ const OWN_NAMES: [&str; 16] = [
     "Client-Cert-Chain",
 ];
 
-/// How many fields [`lines`] has.
+/// The number of fields in [`prefix_lines`].
 pub(super) const FIELDS: usize = OWN_NAMES.len();
 
-static LINES: LazyLock<Bytes> =
+static PREFIX_LINES: LazyLock<Bytes> =
     LazyLock::new(|| OWN_NAMES.iter().map(|name| format!("{name}:\r\n")).collect::<String>().into());
-static NAMES: LazyLock<Vec<HeaderName>> = LazyLock::new(|| {
+static HEADER_NAMES: LazyLock<Vec<HeaderName>> = LazyLock::new(|| {
     OWN_NAMES.iter().filter_map(|name| HeaderName::from_bytes(name.as_bytes()).ok()).collect()
 });
 
-/// What the parser reads behind the request line.
+/// The fields that the parser reads behind the request line.
 pub(super) fn prefix_lines() -> Bytes {
-    LINES.clone()
+    PREFIX_LINES.clone()
 }
 
-/// Takes the first value of each of our names out of a head that was parsed with [`lines`].
+/// Removes the first value of each of our names from a head that was parsed with [`prefix_lines`].
 pub(super) fn strip(headers: &mut HeaderMap) {
-    for name in &*NAMES {
+    for name in &*HEADER_NAMES {
         let clients: Vec<HeaderValue> = headers.get_all(name).iter().skip(1).cloned().collect();
         headers.remove(name);
         for value in clients {
@@ -61,10 +61,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_stripped_head_is_the_clients() {
-        assert_eq!(NAMES.len(), FIELDS);
+    fn a_stripped_head_has_the_clients_fields_only() {
+        assert_eq!(HEADER_NAMES.len(), FIELDS);
         let mut headers = HeaderMap::new();
-        for name in &*NAMES {
+        for name in &*HEADER_NAMES {
             headers.append(name, HeaderValue::from_static(""));
         }
         headers.append("x-real-ip", HeaderValue::from_static("10.0.0.1"));

@@ -1,13 +1,14 @@
-//! The HTTP/2 session of one client connection, on the `h2` crate itself: hyper shows nothing of a
-//! stream that its client does not read ([decision
-//! 37](../../../docs/decisions/0037-http2-on-h2.md)).
+//! HTTP/2 on one client connection, on the `h2` crate itself: hyper does not show a stream that its
+//! client does not read ([decision 37](../../../docs/decisions/0037-http2-on-h2.md)).
 //!
-//! A task for each stream, from the request to the last byte of the answer that the client's window
-//! takes; `answer` sends it. Invariants: a stream that takes nothing for `send_timeout` is reset,
-//! and what it held of the upstream is gone with its task; a connection of which no stream takes
-//! anything ends. `h2` counts a stream among [`STREAMS_MAX`] until its answer has left for the
-//! socket, and this and [`SEND_BUFFER`] bound what waits for a client that does not read.
+//! One task a stream, from the request to the last byte of the response that the client's window
+//! covers ([`response`]). Invariants: a stream whose client reads nothing for `send_timeout` is
+//! reset, and its upstream connection is released with its task; a connection closes when none of
+//! its clients' streams is read. `h2` counts a stream among [`STREAMS_MAX`] until its response is
+//! written to the socket, so that limit and [`SEND_BUFFER`] bound what is buffered for a client
+//! that does not read.
 
+pub(super) mod frames;
 mod response;
 
 use std::cell::Cell;
@@ -23,62 +24,61 @@ use http::Request;
 use hyper::rt::{Read, Write};
 use hyper_util::rt::TokioIo;
 
-use super::head;
+use super::RequestHandler;
+use super::head::HeadLimits;
+use super::incoming_body::{BodySource, Http2Body, IncomingBody};
 use super::keep_alive::{InFlightGuard, KeepAliveState};
 use super::tracked_io::TrackedIo;
-use crate::body::asked::{BodySource, Http2Body, IncomingBody};
 use crate::io::chunk_read::ChunkRead;
 use crate::io::coarse_timer::CoarseTimer;
 use crate::io::flag::Flag;
 use crate::io::timeouts::Phase;
 use crate::lifecycle::drain::DrainGuard;
-use crate::proxy::connection;
-use crate::proxy::connection::Connection;
 use crate::runtime;
 
 /// Streams of one connection.
 const STREAMS_MAX: u32 = 128;
-/// Streams that a client opens and resets before they were served: more is an attack
+/// Streams that a client may open and reset before they are served: more is an attack
 /// (CVE-2023-44487).
 const PENDING_RESETS_MAX: usize = 20;
-/// Streams we had to reset for the client's faults (CVE-2025-8671).
+/// Streams that we may have to reset because of the client's errors (CVE-2025-8671).
 const LOCAL_RESETS_MAX: usize = 256;
-/// Receive windows: what a client may have under way. Bytes.
+/// Receive windows, in bytes: what a client may have in flight.
 const STREAM_WINDOW: u32 = 256 * 1024;
 const CONNECTION_WINDOW: u32 = 1024 * 1024;
-/// Answer bytes that wait for the socket, for one stream. Bytes.
+/// Response data of one stream that waits for the socket, in bytes.
 const SEND_BUFFER: usize = 32 * 1024;
-/// On a stop, and when its site is gone, a client has so long to answer the PING behind the GOAWAY,
-/// as `h2` wants it before it takes no more streams, and to ask for what it wanted. Then streams
-/// are refused, and a connection that serves none ends.
+/// When the connection drains, a client has this long to answer the PING that follows the GOAWAY,
+/// as `h2` demands before it takes no more streams, and to send its last requests. Then streams are
+/// refused, and a connection without one closes.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
-/// RFC 9113 section 6.5.2 counts a header list's fields with 32 bytes each beside their own: so
-/// many times the limit of a head hold every usual one, and a list above that is refused by the
-/// HTTP/2 session itself (431).
+/// RFC 9113 section 6.5.2 adds 32 bytes to each field of a header list: this many times the limit
+/// of a head holds every usual list, and `h2` itself rejects a longer one (431).
 const HEADER_LIST_FACTOR: usize = 4;
 
-/// What the tasks of one connection's streams share.
-struct Streams {
-    connection: Rc<Connection>,
-    activity: Rc<KeepAliveState>,
-    /// Streams whose client gives no window for what is there.
+/// The streams of one connection.
+struct Streams<H> {
+    handler: Rc<H>,
+    state: Rc<KeepAliveState>,
+    /// Streams with data and without a window to send it.
     blocked: Cell<usize>,
-    /// When a stream was last given some, in ticks of the worker's alarms.
+    /// When a stream's client last opened a window, in ticks of the worker's timers.
     last_progress: Cell<u32>,
-    /// No stream was given any for `send_timeout`: the session ends.
+    /// No stream made progress for `send_timeout`: the connection closes.
     stalled: Flag,
 }
 
 /// Serves all requests of a connection.
-pub(super) async fn serve_http2<I>(
+pub(super) async fn serve<I, H>(
     io: TrackedIo<I>,
-    connection: &Rc<Connection>,
-    activity: &Rc<KeepAliveState>,
-    running: &DrainGuard,
+    state: &Rc<KeepAliveState>,
+    handler: Rc<H>,
+    drain: &DrainGuard,
 ) where
     I: Read + Write + ChunkRead + Unpin + 'static,
+    H: RequestHandler,
 {
-    let limits = connection.worker().shared.config.head_limits;
+    let server = state.server();
     let mut builder = server::Builder::new();
     builder
         .max_concurrent_streams(STREAMS_MAX)
@@ -87,43 +87,42 @@ pub(super) async fn serve_http2<I>(
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_send_buffer_size(SEND_BUFFER)
-        .max_header_list_size(max_header_list_size(limits));
-    // A client that has not said its preface has sent no request: a drain waits for it no longer
-    // than `client_header_timeout`.
-    let Ok(mut session) = builder.handshake::<_, Bytes>(TokioIo::new(io)).await else { return };
+        .max_header_list_size(max_header_list_size(server.head_limits));
+    // A client without a preface has sent no request: a drain waits no longer than
+    // `client_header_timeout` for it.
+    let Ok(mut connection) = builder.handshake::<_, Bytes>(TokioIo::new(io)).await else { return };
     let streams = Rc::new(Streams {
-        connection: Rc::clone(connection),
-        activity: Rc::clone(activity),
+        handler,
+        state: Rc::clone(state),
         blocked: Cell::new(0),
-        last_progress: Cell::new(connection.worker().watchdog.timers().current_tick()),
+        last_progress: Cell::new(server.timers.current_tick()),
         stalled: Flag::default(),
     });
-    let limit = connection.worker().shared.config.client_timeouts.idle;
-    let mut idle = KeepAliveTimer { connection, activity, limit, alarm: None };
-    let mut refusing: Option<CoarseTimer> = None;
-    let (mut told, mut ending) = (false, false);
+    let mut idle = IdleTimer { state, timeout: server.keepalive_timeout, timer: None };
+    let mut drain_timer: Option<CoarseTimer> = None;
+    let (mut draining, mut closing) = (false, false);
     poll_fn(|cx| {
-        if !told && running.poll_draining(cx).is_ready() {
-            told = true;
-            session.graceful_shutdown();
+        if !draining && drain.poll_draining(cx).is_ready() {
+            draining = true;
+            connection.graceful_shutdown();
             idle.start_drain();
-            refusing = Some(connection.worker().watchdog.timers().after(DRAIN_TIMEOUT));
+            drain_timer = Some(server.timers.after(DRAIN_TIMEOUT));
         }
-        let refuses = refusing.as_mut().is_some_and(|alarm| alarm.poll(cx).is_ready());
-        if !ending && streams.stalled.poll(cx).is_ready() {
-            ending = true;
-            session.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
+        let refuses_streams = drain_timer.as_mut().is_some_and(|timer| timer.poll(cx).is_ready());
+        if !closing && streams.stalled.poll(cx).is_ready() {
+            closing = true;
+            connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
         }
         loop {
-            match session.poll_accept(cx) {
-                Poll::Ready(Some(Ok((_request, mut respond)))) if refuses => {
+            match connection.poll_accept(cx) {
+                Poll::Ready(Some(Ok((_request, mut respond)))) if refuses_streams => {
                     respond.send_reset(Reason::REFUSED_STREAM);
                 }
                 Poll::Ready(Some(Ok((request, respond)))) => streams.start(request, respond),
                 Poll::Ready(Some(Err(_)) | None) => return Poll::Ready(()),
-                Poll::Pending if !ending && idle.is_over(cx) => {
-                    ending = true;
-                    session.abrupt_shutdown(Reason::NO_ERROR);
+                Poll::Pending if !closing && idle.is_over(cx) => {
+                    closing = true;
+                    connection.abrupt_shutdown(Reason::NO_ERROR);
                 }
                 Poll::Pending => return Poll::Pending,
             }
@@ -133,90 +132,98 @@ pub(super) async fn serve_http2<I>(
 }
 
 /// SETTINGS_MAX_HEADER_LIST_SIZE, in bytes.
-fn max_header_list_size(limits: head::HeadLimits) -> u32 {
+fn max_header_list_size(limits: HeadLimits) -> u32 {
     u32::try_from(limits.head.saturating_mul(HEADER_LIST_FACTOR)).unwrap_or(u32::MAX)
 }
 
-impl Streams {
-    /// Serves a request beside the others.
+impl<H: RequestHandler> Streams<H> {
+    /// Serves a request in a task of its own.
     fn start(self: &Rc<Self>, request: Request<RecvStream>, respond: SendResponse<Bytes>) {
         let (head, body) = request.into_parts();
-        let (body, busy) =
-            self.activity.begin_request(BodySource::Http2(Http2Body::new(&head.headers, body)));
-        runtime::spawn(Rc::clone(self).serve(Request::from_parts(head, body), respond, busy));
+        let source = BodySource::Http2(Http2Body::new(&head.headers, body));
+        let (body, in_flight) = IncomingBody::begin_request(source, &self.state);
+        runtime::spawn(Rc::clone(self).serve(Request::from_parts(head, body), respond, in_flight));
     }
 
-    /// Serves a request until the client has its answer, resets the stream, or takes nothing of it.
+    /// Serves a request until the client has the response, resets the stream, or stalls.
     async fn serve(
         self: Rc<Self>,
         request: Request<IncomingBody>,
         mut respond: SendResponse<Bytes>,
-        busy: InFlightGuard,
+        in_flight: InFlightGuard,
     ) {
-        // Boxed: large, and gone when the answer's body begins.
-        let mut answer = Box::pin(connection::handle_request(&self.connection, request));
-        let answered = poll_fn(|cx| match answer.as_mut().poll(cx) {
-            Poll::Ready(answered) => Poll::Ready(Some(answered)),
+        // Boxed: it is large, and dropped before the response's body begins.
+        let mut handling = Box::pin(self.handler.handle(request));
+        let response = poll_fn(|cx| match handling.as_mut().poll(cx) {
+            Poll::Ready(response) => Poll::Ready(Some(response)),
             Poll::Pending => respond.poll_reset(cx).map(|_reset| None),
         });
-        let answered = answered.await;
-        drop(answer);
-        if let Some(answered) = answered {
-            response::send(answered, respond, &self).await;
+        let response = response.await;
+        drop(handling);
+        if let Some(response) = response {
+            response::send(response, respond, &self).await;
         }
-        drop(busy);
+        drop(in_flight);
     }
 
-    /// How long a client may take nothing.
     fn send_timeout(&self) -> Duration {
-        self.connection.worker().shared.config.client_timeouts.send
+        self.state.server().send_timeout
     }
 
-    /// One stream has taken nothing for `send_timeout`. The connection ends when the others take
-    /// nothing either.
+    /// A timer that fires after `send_timeout`.
+    fn send_timer(&self) -> CoarseTimer {
+        self.state.server().timers.after(self.send_timeout())
+    }
+
+    fn record_progress(&self) {
+        self.last_progress.set(self.state.server().timers.current_tick());
+    }
+
+    /// A stream made no progress for `send_timeout`. The connection closes if the others made none
+    /// either.
     fn record_stalled(&self) {
-        connection::record_send_timeout(&self.connection);
-        let alarms = self.connection.worker().watchdog.timers();
-        let all_wait = self.blocked.get() >= self.activity.in_flight();
-        if all_wait && alarms.has_elapsed(self.last_progress.get(), self.send_timeout()) {
+        self.handler.record_send_timeout();
+        let all_blocked = self.blocked.get() >= self.state.in_flight();
+        let timers = &self.state.server().timers;
+        if all_blocked && timers.has_elapsed(self.last_progress.get(), self.send_timeout()) {
             self.stalled.raise();
         }
     }
 }
 
-/// The pause between two requests, which ends the connection at `keepalive_timeout` with a GOAWAY.
-/// The watchdog hangs up a tick later, should the client not read that.
-struct KeepAliveTimer<'a> {
-    connection: &'a Connection,
-    activity: &'a KeepAliveState,
-    limit: Duration,
-    alarm: Option<CoarseTimer>,
+/// Closes an idle connection at `keepalive_timeout` with a GOAWAY. The connection's timeouts shut
+/// the socket down a tick later if the client does not read it.
+struct IdleTimer<'a> {
+    state: &'a KeepAliveState,
+    timeout: Duration,
+    timer: Option<CoarseTimer>,
 }
 
-impl KeepAliveTimer<'_> {
-    /// The connection is to finish: from now on the pause may last for [`FINISH`] at the most.
+impl IdleTimer<'_> {
+    /// The connection drains: from now on it may be idle for [`DRAIN_TIMEOUT`] at most.
     fn start_drain(&mut self) {
-        self.limit = self.limit.min(DRAIN_TIMEOUT);
-        self.alarm = Some(self.connection.worker().watchdog.timers().after(self.limit));
+        self.timeout = self.timeout.min(DRAIN_TIMEOUT);
+        self.timer = Some(self.state.server().timers.after(self.timeout));
     }
 
-    /// Whether it has lasted too long; if not, the task is woken when that may be so.
+    /// Whether the connection was idle for too long; if not, the task is woken when that may have
+    /// changed.
     fn is_over(&mut self, cx: &Context<'_>) -> bool {
-        let watched = &self.connection.watched;
-        if self.activity.in_flight() > 0 || watched.phase() != Phase::Idle {
+        let timeouts = self.state.timeouts();
+        if self.state.has_in_flight() || timeouts.phase() != Phase::Idle {
             return false;
         }
-        let (limit, worker) = (self.limit, self.connection.worker());
-        let alarm = self.alarm.get_or_insert_with(|| worker.watchdog.timers().after(limit));
+        let (timeout, timers) = (self.timeout, &self.state.server().timers);
+        let timer = self.timer.get_or_insert_with(|| timers.after(timeout));
         loop {
-            if alarm.poll(cx).is_pending() {
+            if timer.poll(cx).is_pending() {
                 return false;
             }
-            // The end of the last answer may still be on its way: `send_timeout` sees to that.
-            if watched.phase_has_lasted(limit) && !watched.is_writing() {
+            // The end of the last response may not be written yet: `send_timeout` covers that.
+            if timeouts.phase_has_lasted(timeout) && !timeouts.is_writing() {
                 return true;
             }
-            alarm.reset(limit);
+            timer.reset(timeout);
         }
     }
 }

@@ -1,8 +1,7 @@
-//! What a request asks for, taken out of hyper's types: the lines that name the host, and the path.
+//! Checks a request head right after the HTTP parser, and takes host and path out of it.
 //!
-//! Stands right behind the HTTP parser: [`check`] refuses what no gateway may forward, and brings
-//! what HTTP/2 splits together. What host and path mean is [`model::Target`]'s, for every later
-//! decision.
+//! [`check`] rejects what no gateway may forward, and joins what HTTP/2 splits. [`parse_target`]
+//! gives the [`RequestTarget`] by which all later decisions are made.
 
 use http::request::Parts;
 use http::uri::Authority;
@@ -10,48 +9,44 @@ use http::{HeaderMap, HeaderValue, Method, Uri, Version, header};
 use model::{PathOptions, RequestTarget, RequestTargetError};
 
 use super::head::{HeadError, HeadLimits};
+use crate::observability::HasReason;
 use crate::reason::Reason;
 
-/// What an `Upgrade` may offer without meaning that the request makes no sense otherwise: the
-/// server may stay with HTTP/1.1 (RFC 9110 section 7.8). curl and Java offer the first by default,
-/// Apache's HttpClient the second.
+/// Protocols of an `Upgrade` that a server may ignore, staying with HTTP/1.1 (RFC 9110 section
+/// 7.8). curl and Java offer the first by default, Apache's HttpClient the second.
 const IGNORED_UPGRADES: [&str; 2] = ["h2c", "tls"];
 
-/// The largest length that nginx takes, of requests and answers. Bytes. A larger one is negative to
-/// an upstream that reads 64 bits with a sign, and what follows would be a request that was never
-/// judged.
-pub const CONTENT_LENGTH_MAX: u64 = i64::MAX.unsigned_abs();
+/// The largest `Content-Length` that nginx accepts, in requests and responses. A larger one is
+/// negative to an upstream that reads 64 bits with a sign, which would take the body for an
+/// unchecked request.
+pub(crate) const CONTENT_LENGTH_MAX: u64 = i64::MAX.unsigned_abs();
 
-/// A request that is not forwarded, whoever asks and wherever it leads.
+/// A request that is never forwarded.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RequestError {
-    /// Over the limits of a head.
     #[error(transparent)]
     Head(#[from] HeadError),
-    /// RFC 9110 sections 9.3.6 and 9.3.8: the one asks for a tunnel, the other would show what the
-    /// gateway adds.
+    /// CONNECT requests a tunnel, TRACE would return the headers that we add (RFC 9110 sections
+    /// 9.3.6 and 9.3.8).
     #[error("the method {0} is not forwarded")]
     Method(Method),
     /// `*`, or an authority without a path.
     #[error("the request target {0:?} is not a path")]
     NotAPath(String),
-    /// Above [`CONTENT_LENGTH_MAX`].
     #[error("Content-Length is {0}, more than {CONTENT_LENGTH_MAX}")]
     ContentLengthTooLarge(u64),
-    /// RFC 9112 section 6.1: a coding that is not understood is 501.
+    /// RFC 9112 section 6.1: 501.
     #[error("the transfer coding {0:?} is not supported, only chunked")]
     UnsupportedCoding(HeaderValue),
-    /// More than one field would be applied one after the other: `chunked` twice.
+    /// The codings would be applied one after the other: `chunked` twice.
     #[error("more than one Transfer-Encoding")]
     RepeatedTransferEncoding,
-    /// It can only go on in that protocol.
     #[error("an upgrade to {0:?} is not enabled")]
     Upgrade(HeaderValue),
 }
 
-impl RequestError {
-    /// For the log, the metric and the status.
-    pub fn reason(&self) -> Reason {
+impl HasReason for RequestError {
+    fn reason(&self) -> Reason {
         match self {
             Self::Head(error) => error.reason(),
             Self::Method(_) => Reason::MethodNotAllowed,
@@ -64,12 +59,17 @@ impl RequestError {
     }
 }
 
-/// Checks what can be said of a request before anything is decided about it. `length` is that of
-/// its body, if it is known. The `cookie` fields of HTTP/2 are one afterwards.
+impl HasReason for RequestTargetError {
+    fn reason(&self) -> Reason {
+        Reason::BadRequest
+    }
+}
+
+/// Checks a request head. `length`: of its body, if known. Joins the `cookie` fields of HTTP/2.
 ///
 /// # Errors
-/// [`RequestError`]; the request is answered with its reason's status.
-pub fn check(parts: &mut Parts, length: Option<u64>, limits: HeadLimits) -> Result<(), RequestError> {
+/// [`RequestError`].
+pub(crate) fn check(parts: &mut Parts, length: Option<u64>, limits: HeadLimits) -> Result<(), RequestError> {
     if let Some(length) = length.filter(|length| *length > CONTENT_LENGTH_MAX) {
         return Err(RequestError::ContentLengthTooLarge(length));
     }
@@ -84,13 +84,12 @@ pub fn check(parts: &mut Parts, length: Option<u64>, limits: HeadLimits) -> Resu
         return Ok(limits.check_request(&parts.method, &parts.uri, &parts.headers)?);
     }
     let headers = &parts.headers;
-    // Most requests have neither: looking through the few fields there are costs less than asking for
-    // both.
-    let rare = |name: &http::HeaderName| {
+    // Most requests have neither: one pass over their few fields costs less than two look-ups.
+    let is_checked = |name: &http::HeaderName| {
         name.as_str().starts_with(['t', 'u'])
             && (name == header::TRANSFER_ENCODING || name == header::UPGRADE)
     };
-    if !headers.keys().any(rare) {
+    if !headers.keys().any(is_checked) {
         return Ok(());
     }
     if let Some(coding) = headers.get(header::TRANSFER_ENCODING) {
@@ -101,18 +100,18 @@ pub fn check(parts: &mut Parts, length: Option<u64>, limits: HeadLimits) -> Resu
             return Err(RequestError::UnsupportedCoding(coding.clone()));
         }
     }
-    // HTTP/1.0 knows no upgrade.
+    // HTTP/1.0 has no upgrade.
     if parts.version == Version::HTTP_11 {
         let upgrades = headers.get_all(header::UPGRADE).iter();
-        if let Some(wanted) = upgrades.into_iter().find(|value| !is_ignored(value)) {
-            return Err(RequestError::Upgrade(wanted.clone()));
+        if let Some(protocol) = upgrades.into_iter().find(|value| !is_ignored_upgrade(value)) {
+            return Err(RequestError::Upgrade(protocol.clone()));
         }
     }
     Ok(())
 }
 
-/// Whether all the protocols in this list may be left aside.
-fn is_ignored(upgrade: &HeaderValue) -> bool {
+/// Whether all protocols of an `Upgrade` may be ignored.
+fn is_ignored_upgrade(upgrade: &HeaderValue) -> bool {
     upgrade.to_str().is_ok_and(|list| {
         list.split(',').map(str::trim).filter(|protocol| !protocol.is_empty()).all(|protocol| {
             let name = protocol.split('/').next().unwrap_or_default();
@@ -121,8 +120,7 @@ fn is_ignored(upgrade: &HeaderValue) -> bool {
     })
 }
 
-/// Several `cookie` fields become one, in their order (RFC 9113 section 8.2.3: before anything that
-/// is not HTTP/2 sees them).
+/// Joins several `cookie` fields in their order (RFC 9113 section 8.2.3: before they leave HTTP/2).
 fn join_cookies(headers: &mut HeaderMap) {
     let mut crumbs = headers.get_all(header::COOKIE).iter();
     let Some(first) = crumbs.next() else { return };
@@ -132,22 +130,23 @@ fn join_cookies(headers: &mut HeaderMap) {
         joined.extend_from_slice(b"; ");
         joined.extend_from_slice(crumb.as_bytes());
     }
-    // Parts of legal values make one; were it none, no part may pass for the whole.
+    // Valid parts make a valid value; if not, no part must pass for the whole.
     match HeaderValue::from_bytes(&joined) {
         Ok(cookie) => headers.insert(header::COOKIE, cookie),
         Err(_) => headers.remove(header::COOKIE),
     };
 }
 
-/// Reads the target of a request: host of `:authority`, the absolute form or `Host`, and path.
+/// Parses the target of a request: the host of `:authority`, the absolute form or `Host`, and the
+/// path.
 ///
 /// # Errors
-/// [`TargetError`]; the request is answered 400.
+/// [`RequestTargetError`].
 pub fn parse_target(
     version: Version,
     uri: &Uri,
     headers: &HeaderMap,
-    paths: PathOptions,
+    path_options: PathOptions,
 ) -> Result<RequestTarget, RequestTargetError> {
     let mut hosts = headers.get_all(header::HOST).iter();
     let host = match hosts.next() {
@@ -161,11 +160,12 @@ pub fn parse_target(
     if line.is_none() && host.is_none() && version > Version::HTTP_10 {
         return Err(RequestTargetError::NoHost);
     }
-    // The one control character that the `http` crate lets into a query, which is forwarded as it is.
+    // The one control character that the `http` crate accepts in a query, which is forwarded as it
+    // is.
     if uri.query().is_some_and(|query| query.as_bytes().contains(&0x7f)) {
         return Err(RequestTargetError::InvalidByte);
     }
-    RequestTarget::new(line, host, uri.path(), paths)
+    RequestTarget::new(line, host, uri.path(), path_options)
 }
 
 #[cfg(test)]
@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn every_spelling_of_a_host_becomes_one() {
+    fn every_spelling_of_a_host_is_normalized() {
         let name = read("/", &["example.com"]).unwrap().host;
         assert!(name.is_some());
         for (uri, host) in [
@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn only_http_1_0_may_name_no_host() {
+    fn only_http_1_0_may_have_no_host() {
         let (uri, headers) = (Uri::from_static("/"), HeaderMap::new());
         let read = |version| parse_target(version, &uri, &headers, PathOptions::default());
         assert_eq!(read(Version::HTTP_11), Err(RequestTargetError::NoHost));
@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn a_query_has_no_control_characters() {
+    fn control_characters_in_a_query_are_rejected() {
         let read = |uri: &[u8]| {
             let uri = Uri::from_maybe_shared(bytes::Bytes::copy_from_slice(uri)).ok()?;
             let mut headers = HeaderMap::new();
@@ -215,7 +215,7 @@ mod tests {
         for byte in (0..0x20).chain([0x7f]) {
             assert_eq!(read(&[b"/x?a", &[byte][..], b"b"].concat()), None, "{byte:#x}");
         }
-        assert!(read(b"/x?a=\\&%00").is_some(), "a query is not judged");
+        assert!(read(b"/x?a=\\&%00").is_some(), "a query is not decoded");
     }
 
     fn checked(line: &str, fields: &[(&str, &str)]) -> Result<Parts, RequestError> {
@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn a_length_that_is_negative_elsewhere_is_refused() {
+    fn a_length_above_63_bits_is_rejected() {
         let length = |length| {
             let mut parts = http::Request::post("/").body(()).unwrap().into_parts().0;
             check(&mut parts, Some(length), HeadLimits { line: 64, head: 256 })
@@ -251,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn only_one_plain_chunked_is_a_coding() {
+    fn only_chunked_is_a_supported_coding() {
         let coding = |value| reason("POST /", &[("transfer-encoding", value)]);
         assert_eq!(coding("chunked"), None);
         assert_eq!(coding("CHUNKED"), None);
@@ -263,13 +263,13 @@ mod tests {
     }
 
     #[test]
-    fn an_upgrade_that_may_not_be_left_aside_is_refused() {
+    fn an_upgrade_that_cannot_be_ignored_is_rejected() {
         let upgrade = |line, value| reason(line, &[("upgrade", value)]);
         for ignored in ["h2c", "H2C", "TLS/1.2", "TLS/1.0, h2c", "h2c,", ""] {
             assert_eq!(upgrade("GET /", ignored), None, "{ignored:?}");
         }
-        for wanted in ["websocket", "WebSocket", "h2c, websocket", "websocket/13", "foo", "h2c2"] {
-            assert_eq!(upgrade("GET /", wanted), Some(Reason::UpgradeNotSupported), "{wanted:?}");
+        for protocol in ["websocket", "WebSocket", "h2c, websocket", "websocket/13", "foo", "h2c2"] {
+            assert_eq!(upgrade("GET /", protocol), Some(Reason::UpgradeNotSupported), "{protocol:?}");
         }
         assert_eq!(upgrade("GET / 1.0", "websocket"), None);
         let twice = [("upgrade", "h2c"), ("upgrade", "websocket")];
@@ -277,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn methods_and_forms_that_no_gateway_forwards_are_refused() {
+    fn connect_trace_and_targets_without_a_path_are_rejected() {
         for line in ["CONNECT a.com:443", "CONNECT / 1.0", "TRACE /", "TRACE / 2", "TRACE http://a.com/"] {
             assert_eq!(reason(line, &[]), Some(Reason::MethodNotAllowed), "{line}");
         }
@@ -290,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn cookies_of_http_2_become_one_in_their_order() {
+    fn cookie_fields_of_http_2_are_joined_in_order() {
         let crumbs = [("cookie", "a=1"), ("x", "y"), ("cookie", "b=2"), ("cookie", "c=3; d=4")];
         let headers = checked("GET / 2", &crumbs).unwrap().headers;
         let cookies: Vec<_> = headers.get_all("cookie").iter().collect();
@@ -298,12 +298,12 @@ mod tests {
         let one = checked("GET / 2", &[("cookie", "a=1")]).unwrap().headers;
         assert_eq!(one["cookie"], "a=1");
         assert!(checked("GET / 2", &[]).unwrap().headers.is_empty());
-        let apart = checked("GET /", &crumbs).unwrap().headers;
-        assert_eq!(apart.get_all("cookie").iter().count(), 3, "HTTP/1 has one field, and no rule for more");
+        let separate = checked("GET /", &crumbs).unwrap().headers;
+        assert_eq!(separate.get_all("cookie").iter().count(), 3, "fields of HTTP/1 are not joined");
     }
 
     #[test]
-    fn an_http_2_head_meets_the_limits_with_its_cookie_whole() {
+    fn limits_apply_to_the_joined_cookie_of_http_2() {
         let long = "x".repeat(100);
         assert_eq!(reason(&format!("GET /{long} 2"), &[]), Some(Reason::UriTooLong));
         assert_eq!(reason("GET / 2", &[("a", &long)]), Some(Reason::HeadTooLarge));
@@ -313,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn two_hosts_are_refused() {
+    fn conflicting_hosts_are_rejected() {
         assert_eq!(read("/", &["a.com", "a.com"]), Err(RequestTargetError::ConflictingHosts));
         assert_eq!(read("http://a.com/", &["b.com"]), Err(RequestTargetError::ConflictingHosts));
         assert_eq!(read("/", &["u@a.com"]), Err(RequestTargetError::InvalidHost));

@@ -22,7 +22,7 @@ pub(crate) fn to_ticks(duration: Duration) -> u32 {
 
 /// The coarse timers of a worker, and its clock in ticks.
 #[derive(Debug, Default)]
-pub struct CoarseTimers {
+pub(crate) struct CoarseTimers {
     now: Cell<u32>,
     slots: RefCell<Slab<TimerSlot>>,
 }
@@ -35,17 +35,17 @@ struct TimerSlot {
 
 impl CoarseTimers {
     /// Ticks since the worker started. Wraps after 13 years.
-    pub fn current_tick(&self) -> u32 {
+    pub(crate) fn current_tick(&self) -> u32 {
         self.now.get()
     }
 
     /// Whether at least `duration` has passed since a tick; true up to two ticks late.
-    pub fn has_elapsed(&self, since: u32, duration: Duration) -> bool {
+    pub(crate) fn has_elapsed(&self, since: u32, duration: Duration) -> bool {
         self.current_tick().wrapping_sub(since) >= to_ticks(duration)
     }
 
     /// A timer that fires after `duration`.
-    pub fn after(self: &Rc<Self>, duration: Duration) -> CoarseTimer {
+    pub(crate) fn after(self: &Rc<Self>, duration: Duration) -> CoarseTimer {
         let mut timer = CoarseTimer { timers: Rc::clone(self), since: 0, limit: 0, key: None };
         timer.reset(duration);
         timer
@@ -53,7 +53,7 @@ impl CoarseTimers {
 
     /// Moves the clock, and wakes the tasks of all timers that are due. `passed`: ticks since the
     /// last call, several after a busy time.
-    pub fn advance(&self, passed: u32) {
+    pub(crate) fn advance(&self, passed: u32) {
         let now = self.now.get().wrapping_add(passed);
         self.now.set(now);
         let mut wakers = Vec::new();
@@ -70,7 +70,7 @@ impl CoarseTimers {
 
 /// One timer. It does not fire once it is dropped.
 #[derive(Debug)]
-pub struct CoarseTimer {
+pub(crate) struct CoarseTimer {
     timers: Rc<CoarseTimers>,
     since: u32,
     limit: u32,
@@ -79,13 +79,13 @@ pub struct CoarseTimer {
 
 impl CoarseTimer {
     /// Makes it fire `duration` from now.
-    pub fn reset(&mut self, duration: Duration) {
+    pub(crate) fn reset(&mut self, duration: Duration) {
         self.since = self.timers.current_tick();
         self.limit = to_ticks(duration);
     }
 
     /// Ready once the timer has fired.
-    pub fn poll(&mut self, cx: &Context<'_>) -> Poll<()> {
+    pub(crate) fn poll(&mut self, cx: &Context<'_>) -> Poll<()> {
         if self.timers.current_tick().wrapping_sub(self.since) >= self.limit {
             return Poll::Ready(());
         }

@@ -7,14 +7,14 @@ use std::task::{Context, Poll, Waker};
 
 /// A one-shot event of a worker.
 #[derive(Default)]
-pub struct Flag {
+pub(crate) struct Flag {
     raised: Cell<bool>,
     waker: RefCell<Option<Waker>>,
 }
 
 impl Flag {
     /// Ready once the flag is raised. Only one task may poll it.
-    pub fn poll(&self, cx: &Context<'_>) -> Poll<()> {
+    pub(crate) fn poll(&self, cx: &Context<'_>) -> Poll<()> {
         if self.raised.get() {
             return Poll::Ready(());
         }
@@ -25,7 +25,7 @@ impl Flag {
         Poll::Pending
     }
 
-    pub fn raise(&self) {
+    pub(crate) fn raise(&self) {
         self.raised.set(true);
         // The borrow ends before the wake, which may run the task at once.
         let waker = self.waker.take();

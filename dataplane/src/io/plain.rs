@@ -14,17 +14,17 @@ use crate::runtime::{ReadHalf, Reader, WriteHalf, Writer};
 pub(crate) const WRITE_BUF_MAX: usize = 128 * 1024;
 
 /// A connection without TLS: of a plain listener, or to an upstream with scheme `http` or `tcp`.
-pub struct PlainStream<R: Reader = ReadHalf, W: Writer = WriteHalf> {
+pub(crate) struct PlainStream<R: Reader = ReadHalf, W: Writer = WriteHalf> {
     socket: BufferedSocket<R, W>,
 }
 
 impl<R: Reader, W: Writer> PlainStream<R, W> {
     /// Wraps `socket`; bytes in its read buffer come first.
-    pub fn new(socket: BufferedSocket<R, W>) -> Self {
+    pub(crate) fn new(socket: BufferedSocket<R, W>) -> Self {
         Self { socket }
     }
 
-    pub fn socket(&mut self) -> &mut BufferedSocket<R, W> {
+    pub(crate) fn socket(&mut self) -> &mut BufferedSocket<R, W> {
         &mut self.socket
     }
 }

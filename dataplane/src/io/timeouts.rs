@@ -55,7 +55,7 @@ pub enum TimeoutKind {
 }
 
 /// The timeouts of all client connections of a worker.
-pub struct ConnectionTimeouts {
+pub(crate) struct ConnectionTimeouts {
     connections: RefCell<Slab<Rc<TimeoutState>>>,
     timers: Rc<CoarseTimers>,
     /// Of handshake, head, idle and send. Ticks.
@@ -89,7 +89,7 @@ pub struct TimeoutHandle {
 
 impl ConnectionTimeouts {
     /// Starts to check the connections, as long as the worker runs.
-    pub fn start(limits: &ClientTimeouts) -> Rc<Self> {
+    pub(crate) fn start(limits: &ClientTimeouts) -> Rc<Self> {
         let timeouts = Rc::new(Self::new(limits));
         let weak = Rc::downgrade(&timeouts);
         let start = Instant::now();
@@ -112,7 +112,7 @@ impl ConnectionTimeouts {
     }
 
     /// Registers a connection, which starts in `phase`.
-    pub fn register(self: &Rc<Self>, shutdown: ShutdownHandle, phase: Phase) -> TimeoutHandle {
+    pub(crate) fn register(self: &Rc<Self>, shutdown: ShutdownHandle, phase: Phase) -> TimeoutHandle {
         let state = Rc::new(TimeoutState {
             shutdown,
             phase: Cell::new(phase),
@@ -127,13 +127,13 @@ impl ConnectionTimeouts {
     }
 
     /// Shortens the limit of a request's head, because the worker drains.
-    pub fn start_drain(&self) {
+    pub(crate) fn start_drain(&self) {
         let [handshake, head, idle, send] = self.limits.get();
         self.limits.set([handshake, head.min(to_ticks(HEAD_WHILE_DRAINING)), idle, send]);
     }
 
     /// The timers that the tick drives.
-    pub fn timers(&self) -> &Rc<CoarseTimers> {
+    pub(crate) fn timers(&self) -> &Rc<CoarseTimers> {
         &self.timers
     }
 

@@ -1,8 +1,8 @@
-//! Graceful stop: what runs may finish, nothing new begins, and there is a deadline.
+//! Graceful drain of one worker: open connections may finish, and the worker waits for them.
 //!
-//! One `Drain` a worker. A connection enters it and holds a [`Running`], through which it hears
-//! that the stop has begun, or that it alone is to finish ([`Notice`]); the worker waits for
-//! [`Drain::idle`]. Local to its thread: no lock, no atomics.
+//! A connection enters the [`Drain`] and holds a [`DrainGuard`], which tells it when the worker
+//! drains or when this connection alone is to drain ([`DrainHandle`]). The worker waits on
+//! [`Drain::wait_idle`]. Local to its thread: no locks, no atomics.
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
@@ -11,35 +11,34 @@ use std::task::{Context, Poll, Waker};
 
 use slab::Slab;
 
-/// A worker's stop signal and the list of what runs on it.
+/// The drain of one worker, with the connections it waits for.
 #[derive(Default)]
-pub struct Drain {
+pub(crate) struct Drain {
     begun: Cell<bool>,
     entries: RefCell<Slab<DrainEntry>>,
     idle_waker: RefCell<Option<Waker>>,
 }
 
-/// What the drain knows of one running connection.
 #[derive(Default)]
 struct DrainEntry {
-    /// It alone is to finish.
+    /// This connection drains, whether or not the worker does.
     draining: bool,
     waker: Option<Waker>,
 }
 
-/// Tells one connection to finish. It holds the place of the connection's [`Running`] and must be
-/// dropped before that.
-pub struct DrainHandle {
+/// Drains one connection. It names the entry of the connection's [`DrainGuard`] and must be dropped
+/// before that guard.
+pub(crate) struct DrainHandle {
     drain: Rc<Drain>,
     key: usize,
 }
 
 impl DrainHandle {
-    /// The connection finishes what is under way, takes nothing new, and ends.
-    pub fn drain(&self) {
-        let waker = self.drain.entries.borrow_mut().get_mut(self.key).and_then(|slot| {
-            slot.draining = true;
-            slot.waker.take()
+    /// The connection finishes its requests in flight, takes no new one, and closes.
+    pub(crate) fn drain(&self) {
+        let waker = self.drain.entries.borrow_mut().get_mut(self.key).and_then(|entry| {
+            entry.draining = true;
+            entry.waker.take()
         });
         if let Some(waker) = waker {
             waker.wake();
@@ -47,39 +46,38 @@ impl DrainHandle {
     }
 }
 
-/// One running connection; dropping it tells the drain that it is over.
-pub struct DrainGuard {
+/// One entered connection, or another task that the drain waits for, until it is dropped.
+pub(crate) struct DrainGuard {
     drain: Rc<Drain>,
     key: usize,
 }
 
 impl Drain {
-    /// Begins the stop: every running connection is told.
-    pub fn begin(&self) {
+    /// Drains all connections.
+    pub(crate) fn begin(&self) {
         self.begun.set(true);
         let wakers: Vec<Waker> =
-            self.entries.borrow_mut().iter_mut().filter_map(|(_, slot)| slot.waker.take()).collect();
+            self.entries.borrow_mut().iter_mut().filter_map(|(_, entry)| entry.waker.take()).collect();
         wakers.into_iter().for_each(Waker::wake);
     }
 
-    /// Whether the stop has begun.
-    pub fn has_begun(&self) -> bool {
+    pub(crate) fn has_begun(&self) -> bool {
         self.begun.get()
     }
 
-    /// How many connections run now.
-    pub fn active(&self) -> usize {
+    /// The number of entered connections.
+    pub(crate) fn active(&self) -> usize {
         self.entries.borrow().len()
     }
 
-    /// Counts a connection in.
-    pub fn enter(self: &Rc<Self>) -> DrainGuard {
+    /// Enters a connection.
+    pub(crate) fn enter(self: &Rc<Self>) -> DrainGuard {
         let key = self.entries.borrow_mut().insert(DrainEntry::default());
         DrainGuard { drain: Rc::clone(self), key }
     }
 
-    /// Waits until nothing runs any more. One waiter.
-    pub async fn wait_idle(&self) {
+    /// Waits until no connection is entered. One waiter at a time.
+    pub(crate) async fn wait_idle(&self) {
         poll_fn(|cx| {
             if self.active() == 0 {
                 return Poll::Ready(());
@@ -92,24 +90,24 @@ impl Drain {
 }
 
 impl DrainGuard {
-    /// Ready once the stop has begun, or this connection was told to finish.
-    pub fn poll_draining(&self, cx: &mut Context<'_>) -> Poll<()> {
+    /// Ready once the worker or this connection drains.
+    pub(crate) fn poll_draining(&self, cx: &mut Context<'_>) -> Poll<()> {
         if self.drain.has_begun() {
             return Poll::Ready(());
         }
-        if let Some(slot) = self.drain.entries.borrow_mut().get_mut(self.key) {
-            if slot.draining {
+        if let Some(entry) = self.drain.entries.borrow_mut().get_mut(self.key) {
+            if entry.draining {
                 return Poll::Ready(());
             }
-            if !slot.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
-                slot.waker = Some(cx.waker().clone());
+            if !entry.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+                entry.waker = Some(cx.waker().clone());
             }
         }
         Poll::Pending
     }
 
-    /// What tells this connection to finish.
-    pub fn handle(&self) -> DrainHandle {
+    /// A handle that drains this connection.
+    pub(crate) fn handle(&self) -> DrainHandle {
         DrainHandle { drain: Rc::clone(&self.drain), key: self.key }
     }
 }
@@ -135,23 +133,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_stop_reaches_what_runs_and_waits_for_it() {
+    fn drain_reaches_entered_connections_and_waits_for_them() {
         let drain = Rc::new(Drain::default());
-        let running = drain.enter();
+        let guard = drain.enter();
         let mut cx = Context::from_waker(Waker::noop());
-        assert!(running.poll_draining(&mut cx).is_pending());
+        assert!(guard.poll_draining(&mut cx).is_pending());
         drain.begin();
-        assert!(running.poll_draining(&mut cx).is_ready());
+        assert!(guard.poll_draining(&mut cx).is_ready());
         let waker = noop_waker();
         let mut cx = Context::from_waker(&waker);
         let mut idle = pin!(drain.wait_idle());
         assert!(idle.as_mut().poll(&mut cx).is_pending());
-        drop(running);
+        drop(guard);
         assert!(idle.as_mut().poll(&mut cx).is_ready());
     }
 
     #[test]
-    fn one_connection_is_told_and_the_others_are_not() {
+    fn a_handle_drains_its_connection_alone() {
         let drain = Rc::new(Drain::default());
         let (one, other) = (drain.enter(), drain.enter());
         let mut cx = Context::from_waker(Waker::noop());
@@ -160,6 +158,6 @@ mod tests {
         assert!(one.poll_draining(&mut cx).is_ready() && other.poll_draining(&mut cx).is_pending());
         assert!(!drain.has_begun());
         drop(one);
-        assert!(drain.enter().poll_draining(&mut cx).is_pending(), "the next one in its place is not told");
+        assert!(drain.enter().poll_draining(&mut cx).is_pending(), "a reused entry does not drain");
     }
 }

@@ -1,90 +1,104 @@
-//! Counters, one set a worker so that no two cores write the same cache line, summed when they are
-//! read.
+//! Metrics: one set of counters a worker, summed when `/metrics` is read.
 //!
-//! The text format is prometheus-client's; this file only says what is counted. Labels come from
-//! closed lists.
+//! Invariants: only its own worker writes a counter, so that no two cores write one cache line;
+//! labels come from closed lists, and a series is exported under its own label or not at all.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use pki::VerifyReason;
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
+use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::{Registry, Unit};
 
+use super::TicketRejection;
 use crate::reason::Reason;
-use crate::tls::handshake_state::TicketRejection;
 
-/// A number only its own worker writes. The alignment keeps it off its neighbours' cache lines
-/// where it matters: a worker's counters are one allocation of their own.
+/// A monotonic counter of one worker.
 #[derive(Debug, Default)]
 pub struct Counter(AtomicU64);
 
 impl Counter {
-    /// One more.
     pub fn inc(&self) {
-        self.0.fetch_add(1, Ordering::Relaxed);
+        self.inc_by(1);
     }
 
-    /// So many more.
     pub fn inc_by(&self, n: u64) {
         self.0.fetch_add(n, Ordering::Relaxed);
     }
 
-    /// One less (for gauges).
-    pub fn dec(&self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+    /// Takes over a total that is counted elsewhere.
+    pub fn set(&self, total: u64) {
+        self.0.store(total, Ordering::Relaxed);
     }
 
-    /// Sets it.
-    pub fn set(&self, value: u64) {
-        self.0.store(value, Ordering::Relaxed);
-    }
-
-    /// What it is now.
     pub fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
 }
 
-/// One worker's numbers.
+/// A gauge of one worker.
+#[derive(Debug, Default)]
+pub struct Gauge(AtomicU64);
+
+impl Gauge {
+    /// Adds one until the guard is dropped.
+    pub fn track(&self) -> GaugeGuard<'_> {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        GaugeGuard(self)
+    }
+
+    pub fn set(&self, value: u64) {
+        self.0.store(value, Ordering::Relaxed);
+    }
+
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// One tracked item of a [`Gauge`].
+#[must_use = "dropping the guard ends the tracking"]
+#[derive(Debug)]
+pub struct GaugeGuard<'a>(&'a Gauge);
+
+impl Drop for GaugeGuard<'_> {
+    fn drop(&mut self) {
+        self.0.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// The metrics of one worker.
 #[derive(Debug)]
 pub struct Counters {
-    /// Connections accepted.
+    /// Accepted client connections.
     pub connections: Counter,
-    /// Connections open now.
-    pub connections_active: Counter,
-    /// 1 while the worker is full and accepts no connection.
-    pub workers_full: Counter,
-    /// Accepts that failed for want of descriptors or memory, for example.
+    pub connections_active: Gauge,
+    /// 1 while the worker is at its connection limit and accepts none.
+    pub workers_full: Gauge,
     pub accept_errors: Counter,
-    /// TLS handshakes that came to their end.
-    pub handshakes: Counter,
-    /// Those of them that resumed a session.
+    /// Full TLS handshakes.
+    pub handshakes_full: Counter,
+    /// Handshakes that resumed a session.
     pub handshakes_resumed: Counter,
-    /// Tickets that did not, by why.
-    pub tickets_rejected: [Counter; TicketRejection::ALL.len()],
-    /// Streams that reached an upstream.
+    /// By [`TicketRejection`].
+    tickets_rejected: [Counter; TicketRejection::ALL.len()],
+    /// TCP connections that reached an upstream.
     pub tcp_connections: Counter,
-    /// Their bytes from clients to upstreams.
     pub tcp_bytes_to_upstream: Counter,
-    /// Their bytes back.
     pub tcp_bytes_to_client: Counter,
-    /// Requests answered, by status class (1xx .. 5xx).
-    pub responses: [Counter; 5],
-    /// Refusals and failures, by reason.
-    pub errors: Box<[Counter]>,
-    /// Client certificates refused, by rule; each is also one of `reasons`.
-    pub certificate_rejections: Box<[Counter]>,
-    /// Idle upstream connections.
-    pub upstream_idle: Counter,
-    /// Upstream connections that serve a request.
-    pub upstream_active: Counter,
-    /// Verified-chain cache.
+    /// By status class, 1xx to 5xx.
+    responses: [Counter; 5],
+    /// By [`Reason`].
+    errors: Box<[Counter]>,
+    /// By [`VerifyReason`]; each of them also counts in `errors`.
+    certificate_rejections: Box<[Counter]>,
+    pub upstream_idle: Gauge,
+    pub upstream_active: Gauge,
     pub verify_cache_hits: Counter,
-    /// Verified-chain cache.
     pub verify_cache_misses: Counter,
 }
 
@@ -92,10 +106,10 @@ impl Default for Counters {
     fn default() -> Self {
         Self {
             connections: Counter::default(),
-            connections_active: Counter::default(),
-            workers_full: Counter::default(),
+            connections_active: Gauge::default(),
+            workers_full: Gauge::default(),
             accept_errors: Counter::default(),
-            handshakes: Counter::default(),
+            handshakes_full: Counter::default(),
             handshakes_resumed: Counter::default(),
             tickets_rejected: Default::default(),
             tcp_connections: Counter::default(),
@@ -104,8 +118,8 @@ impl Default for Counters {
             responses: Default::default(),
             errors: Reason::ALL.iter().map(|_| Counter::default()).collect(),
             certificate_rejections: VerifyReason::ALL.iter().map(|_| Counter::default()).collect(),
-            upstream_idle: Counter::default(),
-            upstream_active: Counter::default(),
+            upstream_idle: Gauge::default(),
+            upstream_active: Gauge::default(),
             verify_cache_hits: Counter::default(),
             verify_cache_misses: Counter::default(),
         }
@@ -113,47 +127,37 @@ impl Default for Counters {
 }
 
 impl Counters {
-    /// Counts an answer.
     pub fn record_response(&self, status: http::StatusCode) {
-        let class = usize::from(status.as_u16() / 100).saturating_sub(1);
-        if let Some(count) = self.responses.get(class) {
-            count.inc();
-        }
+        inc_at(&self.responses, usize::from(status.as_u16() / 100).saturating_sub(1));
     }
 
-    /// Counts a handshake that came to its end.
     pub fn record_handshake(&self, resumed: bool) {
-        self.handshakes.inc();
-        if resumed {
-            self.handshakes_resumed.inc();
+        if resumed { &self.handshakes_resumed } else { &self.handshakes_full }.inc();
+    }
+
+    pub fn record_rejected_tickets(&self, rejections: &[TicketRejection]) {
+        for rejection in rejections {
+            inc_at(&self.tickets_rejected, rejection.index());
         }
     }
 
-    /// Counts tickets that were offered to a handshake in vain.
-    pub fn record_rejected_tickets(&self, refused: &[TicketRejection]) {
-        for refusal in refused {
-            if let Some(count) = self.tickets_rejected.get(refusal.index()) {
-                count.inc();
-            }
-        }
-    }
-
-    /// Counts a refusal or a failure.
+    /// Counts a connection or request that ended for `reason`.
     pub fn record_error(&self, reason: Reason) {
-        if let Some(count) = self.errors.get(reason.index()) {
-            count.inc();
-        }
+        inc_at(&self.errors, reason.index());
     }
 
-    /// Counts the rule by which a client's certificate was refused.
-    pub fn record_certificate_rejection(&self, rule: VerifyReason) {
-        if let Some(count) = self.certificate_rejections.get(rule.index()) {
-            count.inc();
-        }
+    pub fn record_certificate_rejection(&self, reason: VerifyReason) {
+        inc_at(&self.certificate_rejections, reason.index());
     }
 }
 
-/// Everything `/metrics` shows.
+fn inc_at(counters: &[Counter], index: usize) {
+    if let Some(counter) = counters.get(index) {
+        counter.inc();
+    }
+}
+
+/// The metrics of all workers.
 pub struct Metrics {
     workers: Vec<Arc<Counters>>,
 }
@@ -165,18 +169,26 @@ impl std::fmt::Debug for Metrics {
 }
 
 impl Metrics {
-    /// Sums over these workers.
     pub fn new(workers: Vec<Arc<Counters>>) -> Self {
         Self { workers }
     }
 
-    /// Shows them in `/metrics`.
+    /// Adds them to the registry that `/metrics` encodes.
     pub fn register(self: &Arc<Self>, registry: &mut Registry) {
         registry.register_collector(Box::new(MetricsCollector(Arc::clone(self))));
     }
 
-    fn sum(&self, of: impl Fn(&Counters) -> &Counter) -> u64 {
-        self.workers.iter().map(|counters| of(counters).get()).sum()
+    fn sum(&self, counter: impl Fn(&Counters) -> &Counter) -> u64 {
+        self.workers.iter().map(|counters| counter(counters).get()).sum()
+    }
+
+    fn sum_gauge(&self, gauge: impl Fn(&Counters) -> &Gauge) -> u64 {
+        self.workers.iter().map(|counters| gauge(counters).get()).sum()
+    }
+
+    /// Sums the counter at `index` of a family.
+    fn sum_at(&self, family: impl Fn(&Counters) -> &[Counter], index: usize) -> u64 {
+        self.workers.iter().filter_map(|counters| family(counters).get(index)).map(Counter::get).sum()
     }
 }
 
@@ -184,143 +196,163 @@ impl Metrics {
 struct MetricsCollector(Arc<Metrics>);
 
 impl Collector for MetricsCollector {
-    fn encode(&self, mut out: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
-        let metrics = &self.0;
-        let counter = |out: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: u64| {
-            let metric = ConstCounter::new(value);
-            metric.encode(out.encode_descriptor(name, help, None::<&Unit>, metric.metric_type())?)
-        };
-        let gauge = |out: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: u64| {
-            let metric = ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX));
-            metric.encode(out.encode_descriptor(name, help, None::<&Unit>, metric.metric_type())?)
-        };
-        counter(&mut out, "connections", "Client connections accepted", metrics.sum(|c| &c.connections))?;
-        gauge(
-            &mut out,
-            "connections_open",
-            "Client connections open",
-            metrics.sum(|c| &c.connections_active),
-        )?;
-        let full = "Workers that are at their limit of client connections and accept none";
-        gauge(&mut out, "workers_full", full, metrics.sum(|c| &c.workers_full))?;
-        let help = "Accepts that failed, for want of descriptors or memory for example";
-        counter(&mut out, "accept_errors", help, metrics.sum(|c| &c.accept_errors))?;
-        counter(&mut out, "handshakes", "TLS handshakes done", metrics.sum(|c| &c.handshakes))?;
-        counter(
-            &mut out,
-            "handshakes_resumed",
-            "TLS handshakes that resumed a session",
-            metrics.sum(|c| &c.handshakes_resumed),
-        )?;
-        counter(
-            &mut out,
-            "streams",
-            "Streams that reached an upstream",
-            metrics.sum(|c| &c.tcp_connections),
-        )?;
-        gauge(&mut out, "upstream_idle", "Idle upstream connections", metrics.sum(|c| &c.upstream_idle))?;
-        let help = "Upstream connections that serve a request";
-        gauge(&mut out, "upstream_active", help, metrics.sum(|c| &c.upstream_active))?;
-        counter(
-            &mut out,
-            "verified_hits",
-            "Client chains found verified",
-            metrics.sum(|c| &c.verify_cache_hits),
-        )?;
-        counter(
-            &mut out,
-            "verified_misses",
-            "Client chains verified anew",
-            metrics.sum(|c| &c.verify_cache_misses),
-        )?;
-        self.encode_labelled(&mut out)
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let out = &mut encoder;
+        self.encode_connections(out)?;
+        self.encode_tls(out)?;
+        self.encode_requests(out)
     }
 }
 
 impl MetricsCollector {
-    fn encode_labelled(&self, out: &mut DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
-        use prometheus_client::metrics::MetricType;
-        let mut answers = out.encode_descriptor(
-            "answers",
-            "Requests answered, by status class",
-            None,
-            MetricType::Counter,
-        )?;
-        for (class, name) in ["1xx", "2xx", "3xx", "4xx", "5xx"].into_iter().enumerate() {
-            let value = self.0.sum(|c| c.responses.get(class).unwrap_or(&c.connections));
-            ConstCounter::new(value).encode(answers.encode_family(&[("class", name)])?)?;
-        }
-        let mut tickets = out.encode_descriptor(
-            "tickets_refused",
-            "Session tickets that led to a full handshake, by why",
-            None,
-            MetricType::Counter,
-        )?;
-        for refusal in TicketRejection::ALL {
-            let value = self.0.sum(|c| c.tickets_rejected.get(refusal.index()).unwrap_or(&c.connections));
-            ConstCounter::new(value).encode(tickets.encode_family(&[("why", refusal.label())])?)?;
-        }
-        let help = "Bytes of streams, by where they go";
-        let mut streamed = out.encode_descriptor("stream_bytes", help, None, MetricType::Counter)?;
-        for (to, value) in [
-            ("upstream", self.0.sum(|c| &c.tcp_bytes_to_upstream)),
-            ("client", self.0.sum(|c| &c.tcp_bytes_to_client)),
-        ] {
-            ConstCounter::new(value).encode(streamed.encode_family(&[("to", to)])?)?;
-        }
-        let mut ended = out.encode_descriptor(
-            "refused",
-            "Connections and requests refused or failed, by reason",
-            None,
-            MetricType::Counter,
-        )?;
-        for reason in Reason::ALL {
-            let value = self.0.sum(|c| c.errors.get(reason.index()).unwrap_or(&c.connections));
-            ConstCounter::new(value).encode(ended.encode_family(&[("reason", reason.label())])?)?;
-        }
-        let mut certificates = out.encode_descriptor(
-            "client_certificates_refused",
-            "Client certificates refused, by the rule they break",
-            None,
-            MetricType::Counter,
-        )?;
-        for rule in VerifyReason::ALL {
-            let value = self.0.sum(|c| c.certificate_rejections.get(rule.index()).unwrap_or(&c.connections));
-            ConstCounter::new(value).encode(certificates.encode_family(&[("rule", rule.as_str())])?)?;
-        }
-        Ok(())
+    fn encode_connections(&self, out: &mut DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let metrics = &self.0;
+        let help = "Client connections accepted";
+        encode_counter(out, "client_connections", help, metrics.sum(|c| &c.connections))?;
+        let help = "Client connections open";
+        encode_gauge(out, "client_connections_active", help, metrics.sum_gauge(|c| &c.connections_active))?;
+        let help = "Workers that are at their limit of client connections and accept none";
+        encode_gauge(out, "workers_full", help, metrics.sum_gauge(|c| &c.workers_full))?;
+        let help = "Failed accepts: no descriptor or memory left, for example";
+        encode_counter(out, "accept_errors", help, metrics.sum(|c| &c.accept_errors))?;
+        let help = "TCP connections that reached an upstream";
+        encode_counter(out, "tcp_connections", help, metrics.sum(|c| &c.tcp_connections))?;
+        let bytes = [
+            ([("direction", "to_upstream")], metrics.sum(|c| &c.tcp_bytes_to_upstream)),
+            ([("direction", "to_client")], metrics.sum(|c| &c.tcp_bytes_to_client)),
+        ];
+        encode_family(out, "tcp_bytes", "Bytes of TCP connections, by direction", bytes)
     }
+
+    fn encode_tls(&self, out: &mut DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let metrics = &self.0;
+        let handshakes = [
+            ([("resumed", "false")], metrics.sum(|c| &c.handshakes_full)),
+            ([("resumed", "true")], metrics.sum(|c| &c.handshakes_resumed)),
+        ];
+        encode_family(out, "tls_handshakes", "TLS handshakes completed, by resumption", handshakes)?;
+        let tickets = TicketRejection::ALL.map(|rejection| {
+            let count = metrics.sum_at(|c| &c.tickets_rejected, rejection.index());
+            ([("reason", rejection.label())], count)
+        });
+        let help = "Session tickets rejected, which led to a full handshake";
+        encode_family(out, "tls_tickets_rejected", help, tickets)?;
+        let help = "Client chains found in the cache of verified chains";
+        encode_counter(out, "verify_cache_hits", help, metrics.sum(|c| &c.verify_cache_hits))?;
+        let help = "Client chains verified in full";
+        encode_counter(out, "verify_cache_misses", help, metrics.sum(|c| &c.verify_cache_misses))?;
+        let certificates = VerifyReason::ALL.iter().map(|reason| {
+            let count = metrics.sum_at(|c| &c.certificate_rejections, reason.index());
+            ([("reason", reason.as_str())], count)
+        });
+        encode_family(out, "client_certificate_rejections", "Client certificates rejected", certificates)
+    }
+
+    fn encode_requests(&self, out: &mut DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let metrics = &self.0;
+        let classes = ["1xx", "2xx", "3xx", "4xx", "5xx"].into_iter().enumerate();
+        let responses =
+            classes.map(|(index, class)| ([("code_class", class)], metrics.sum_at(|c| &c.responses, index)));
+        encode_family(out, "http_responses", "HTTP responses sent, by class of the status code", responses)?;
+        let help = "Upstream connections that are idle in the pools";
+        encode_gauge(out, "upstream_connections_idle", help, metrics.sum_gauge(|c| &c.upstream_idle))?;
+        let help = "Upstream connections that serve a request";
+        encode_gauge(out, "upstream_connections_active", help, metrics.sum_gauge(|c| &c.upstream_active))?;
+        let errors = Reason::ALL.iter().map(|reason| {
+            let count = metrics.sum_at(|c| &c.errors, reason.index());
+            ([("reason", reason.label())], count)
+        });
+        encode_family(out, "errors", "Connections and requests rejected, denied or failed", errors)
+    }
+}
+
+fn encode_counter(
+    out: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    value: u64,
+) -> Result<(), std::fmt::Error> {
+    let metric = ConstCounter::new(value);
+    metric.encode(out.encode_descriptor(name, help, None::<&Unit>, metric.metric_type())?)
+}
+
+fn encode_gauge(
+    out: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    value: u64,
+) -> Result<(), std::fmt::Error> {
+    let metric = ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX));
+    metric.encode(out.encode_descriptor(name, help, None::<&Unit>, metric.metric_type())?)
+}
+
+/// Encodes a counter with one series for each label value.
+fn encode_family<L: EncodeLabelSet>(
+    out: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    series: impl IntoIterator<Item = (L, u64)>,
+) -> Result<(), std::fmt::Error> {
+    let mut family = out.encode_descriptor(name, help, None, MetricType::Counter)?;
+    for (labels, value) in series {
+        ConstCounter::new(value).encode(family.encode_family(&labels)?)?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn encoded(workers: Vec<Arc<Counters>>) -> String {
+        let mut registry = Registry::with_prefix("countersign");
+        Arc::new(Metrics::new(workers)).register(&mut registry);
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+        text
+    }
+
     #[test]
-    fn the_text_sums_workers_and_names_every_reason() {
+    fn metrics_sum_workers_and_export_every_label() {
         let (a, b) = (Arc::new(Counters::default()), Arc::new(Counters::default()));
         a.record_error(Reason::NoSite);
         b.record_error(Reason::NoSite);
         b.record_response(http::StatusCode::OK);
-        b.record_certificate_rejection(VerifyReason::DepthExceeded);
-        let mut registry = Registry::with_prefix("countersign");
-        Arc::new(Metrics::new(vec![a, b])).register(&mut registry);
-        let mut text = String::new();
-        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
-        assert!(text.contains("countersign_refused_total{reason=\"no_site\"} 2"), "{text}");
-        assert!(text.contains("countersign_answers_total{class=\"2xx\"} 1"), "{text}");
-        for refusal in TicketRejection::ALL {
-            let line = format!("countersign_tickets_refused_total{{why=\"{}\"}} 0", refusal.label());
-            assert!(text.contains(&line), "{text}");
+        b.record_handshake(true);
+        b.record_rejected_tickets(&[TicketRejection::Expired]);
+        b.record_certificate_rejection(VerifyReason::ALL[1]);
+        let text = encoded(vec![a, b]);
+        for line in [
+            "countersign_errors_total{reason=\"no_site\"} 2",
+            "countersign_http_responses_total{code_class=\"2xx\"} 1",
+            "countersign_http_responses_total{code_class=\"1xx\"} 0",
+            "countersign_tls_handshakes_total{resumed=\"true\"} 1",
+            "countersign_tls_handshakes_total{resumed=\"false\"} 0",
+            "countersign_tls_tickets_rejected_total{reason=\"expired\"} 1",
+            "countersign_tls_tickets_rejected_total{reason=\"unknown_key\"} 0",
+            "countersign_tcp_bytes_total{direction=\"to_client\"} 0",
+            "countersign_client_connections_active 0",
+        ] {
+            assert!(text.lines().any(|exported| exported == line), "{line}\n{text}");
         }
-        assert!(text.contains("countersign_stream_bytes_total{to=\"client\"} 0"), "{text}");
         for reason in Reason::ALL {
-            assert!(text.contains(&format!("reason=\"{}\"", reason.label())));
+            assert!(text.contains(&format!("countersign_errors_total{{reason=\"{}\"}}", reason.label())));
         }
-        assert!(text.contains("countersign_client_certificates_refused_total{rule=\"depth\"} 1"), "{text}");
-        for (index, rule) in VerifyReason::ALL.into_iter().enumerate() {
-            assert_eq!(rule.index(), index);
-            assert!(text.contains(&format!("rule=\"{rule}\"")));
+        for (index, reason) in VerifyReason::ALL.into_iter().enumerate() {
+            assert_eq!(reason.index(), index);
+            let count = u64::from(index == 1);
+            let line =
+                format!("countersign_client_certificate_rejections_total{{reason=\"{reason}\"}} {count}");
+            assert!(text.contains(&line), "{line}\n{text}");
         }
+    }
+
+    #[test]
+    fn a_gauge_counts_until_its_guard_is_dropped() {
+        let gauge = Gauge::default();
+        let guards = [gauge.track(), gauge.track()];
+        assert_eq!(gauge.get(), 2);
+        drop(guards);
+        assert_eq!(gauge.get(), 0);
     }
 }

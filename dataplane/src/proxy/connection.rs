@@ -1,41 +1,37 @@
-//! A connection's walk: the only place that knows the order of its stages.
+//! A client connection from accept to close, and the order of its stages.
 //!
-//! [`serve`]: accepted -> ClientHello -> site -> handshake -> client -> HTTP session.
-//! [`answer`], for each request of the session, is in `proxy/connection/request.rs`.
-//! [`carry`], where a stream is passed on instead: admitted -> destination -> node -> both ways.
-//! The stages hand values back and never call each other; `docs/WALKS.md` mirrors this file line by
-//! line.
+//! HTTP: ClientHello, site, handshake, client verification, requests ([`handle_request`]). TCP: the
+//! same up to the verification, then route, upstream and relay ([`proxy_tcp`]). The stages return
+//! values and do not call each other; `docs/WALKS.md` follows this file.
 
 mod request;
-pub mod request_limit;
 
 use std::cell::OnceCell;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use model::StreamQuery;
-pub use request::{handle_request, record_parse_error, record_send_timeout, reject_head};
-use request_limit::ClientRequests;
+use model::{HostName, StreamQuery};
 
+use super::client_auth::ClientAuthState;
+use super::registry::RegistryGuard;
+use super::request_limit::ClientRequests;
+use super::worker::Worker;
 use crate::filters::headers::ConnectionHeaders;
 use crate::filters::identity::IdentityHeaderCache;
-use crate::http::server::HttpProtocol;
-use crate::http::{error_page, server};
+use crate::http::server::{HttpProtocol, detect_protocol};
+use crate::http::{self, error_page};
 use crate::io::buffered::BufferedSocket;
+use crate::io::connection_info::{ConnectionInfo, ListenerProtocol};
 use crate::io::linger::{LingerLimits, lingering_close};
 use crate::io::plain::PlainStream;
 use crate::io::timeouts::{Phase, TimeoutHandle, TimeoutKind};
 use crate::lifecycle::drain::DrainGuard;
-use crate::observability::log;
-use crate::proxy::listener::ListenerProtocol;
-use crate::proxy::live::ClientAuthState;
-use crate::proxy::worker::Worker;
+use crate::observability::log::{self, ClientDenial};
 use crate::reason::Reason;
 use crate::runtime::{Reader, Socket, Writer};
-use crate::tcp;
-use crate::tcp::relay::{ByteCounters, DrainLimit, RelayIo};
-use crate::tcp::{TcpFailure, TcpProxyError, relay};
+use crate::tcp::relay::{self, ByteCounters, DrainLimit, RelayIo};
+use crate::tcp::{self, TcpFailure, TcpProxyError};
 use crate::tls::failure::HandshakeFailure;
 use crate::tls::params::NegotiatedParams;
 use crate::tls::stream::TlsStream;
@@ -44,205 +40,167 @@ use crate::tls::{Subsystem, client_hello, handshake};
 use crate::upstream::client::UpstreamTarget;
 use crate::upstream::connector::UpstreamStream;
 
-/// Who came, and where.
-#[derive(Debug, Clone, Copy)]
-pub struct ConnectionInfo {
-    /// The client's address.
-    pub peer: SocketAddr,
-    /// The listener's.
-    pub local: SocketAddr,
-    /// What is spoken there.
-    pub protocol: ListenerProtocol,
-}
-
-/// One client connection, for every request on it.
-pub struct Connection {
+/// One client connection, for all requests on it.
+struct Connection {
     worker: Rc<Worker>,
-    arrival: ConnectionInfo,
-    /// How long requests take, as the watchdog sees it.
-    pub watched: TimeoutHandle,
-    /// What TLS established; `None` on a plain listener.
+    info: ConnectionInfo,
+    /// `None` without TLS, like `tls_params`.
     client_auth: Option<Rc<ClientAuthState>>,
-    /// What TLS agreed on; `None` on a plain listener.
-    facts: Option<NegotiatedParams>,
-    /// The connection as headers, for every request.
-    connection_headers: ConnectionHeaders,
-    /// The client as headers, for the routes that forward it.
+    tls_params: Option<NegotiatedParams>,
+    /// The connection's part of the forwarded headers.
+    headers: ConnectionHeaders,
     identity_headers: IdentityHeaderCache,
-    /// Who dialled us, among those with requests under way; `None`: not limited.
+    /// The requests of the peer; `None`: not limited.
     peer_requests: OnceCell<Option<Rc<ClientRequests>>>,
 }
 
-/// Walks a connection from accept to end.
-pub async fn serve(worker: Rc<Worker>, socket: Socket, arrival: ConnectionInfo) {
-    let running = worker.drain.enter();
-    worker.counters.connections_active.inc();
-    let mut pump = BufferedSocket::new(socket);
-    let Some(hang_up) = pump.shutdown_handle() else { return };
-    let phase = if arrival.protocol.is_tls() { Phase::Handshake } else { Phase::Head };
-    let watched = worker.watchdog.register(hang_up, phase);
-    pump.set_timeouts(watched.clone());
-    match arrival.protocol {
-        ListenerProtocol::Http => serve_plain(&worker, pump, arrival, watched, &running).await,
-        ListenerProtocol::Https => serve_tls(&worker, pump, arrival, watched, &running).await,
-        ListenerProtocol::Stream { tls: false } => {
-            watched.enter_phase(Phase::Relay);
-            Box::pin(serve_tcp(&worker, PlainStream::new(pump), &arrival, None)).await;
+/// Serves a connection from accept to close.
+pub(super) async fn serve(worker: Rc<Worker>, socket: Socket, info: ConnectionInfo) {
+    let drain = worker.drain.enter();
+    let _active = worker.counters.connections_active.track();
+    let mut socket = BufferedSocket::new(socket);
+    let Some(shutdown) = socket.shutdown_handle() else { return };
+    let phase = if info.protocol.is_tls() { Phase::Handshake } else { Phase::Head };
+    let timeouts = worker.timeouts.register(shutdown, phase);
+    socket.set_timeouts(timeouts.clone());
+    match info.protocol {
+        ListenerProtocol::Http => serve_plain(&worker, socket, info, timeouts, &drain).await,
+        ListenerProtocol::Https | ListenerProtocol::Tcp { tls: true } => {
+            serve_tls(&worker, socket, info, timeouts, &drain).await;
         }
-        ListenerProtocol::Stream { tls: true } => {
-            serve_tcp_over_tls(&worker, pump, &arrival, &watched, &running).await
+        ListenerProtocol::Tcp { tls: false } => {
+            timeouts.enter_phase(Phase::Relay);
+            Box::pin(serve_tcp(&worker, PlainStream::new(socket), &info, None)).await;
         }
     }
-    worker.counters.connections_active.dec();
 }
 
 async fn serve_plain(
     worker: &Rc<Worker>,
-    mut pump: BufferedSocket,
-    arrival: ConnectionInfo,
-    watched: TimeoutHandle,
-    running: &DrainGuard,
+    mut socket: BufferedSocket,
+    info: ConnectionInfo,
+    timeouts: TimeoutHandle,
+    drain: &DrainGuard,
 ) {
-    let Ok(protocol) = server::detect_protocol(&mut pump, worker.shared.config.http2).await else {
-        return record_timeout(worker, &arrival, &watched);
-    };
-    let connection = Connection::new(worker, arrival, watched.clone(), None);
-    Box::pin(server::serve_connection(PlainStream::new(pump), protocol, Rc::new(connection), running)).await;
-    record_timeout(worker, &arrival, &watched);
+    if let Ok(protocol) = detect_protocol(&mut socket, worker.http.http2).await {
+        let connection = Connection::new(worker, info, None);
+        let stream = PlainStream::new(socket);
+        Box::pin(http::serve_connection(
+            stream,
+            protocol,
+            &worker.http,
+            timeouts.clone(),
+            Rc::new(connection),
+            drain,
+        ))
+        .await;
+    }
+    record_timeout(worker, &info, &timeouts);
 }
 
+/// Serves a connection that begins with a TLS handshake. What follows it is boxed, like the
+/// handshake itself: the memory of one is released before the other, and an idle connection is
+/// small.
 async fn serve_tls(
     worker: &Rc<Worker>,
-    mut pump: BufferedSocket,
-    arrival: ConnectionInfo,
-    watched: TimeoutHandle,
-    running: &DrainGuard,
+    mut socket: BufferedSocket,
+    info: ConnectionInfo,
+    timeouts: TimeoutHandle,
+    drain: &DrainGuard,
 ) {
-    // Boxed, here and below: what a handshake needs is given back before the session, and an idle
-    // session is small.
-    match Box::pin(accept_tls(worker, &mut pump, arrival.peer, Subsystem::Http)).await {
-        Ok(AcceptedTls { transport, params, client_auth }) => {
-            worker.counters.record_handshake(params.resumed);
-            let established = Rc::new(client_auth);
-            let snapshot = worker.snapshot();
-            let _entered = match worker.registry.register(&established, watched.clone(), running, &snapshot) {
-                Ok(entered) => entered,
-                Err(reason) => return established.record_termination(&worker.counters, reason),
-            };
-            drop(snapshot);
-            watched.enter_phase(Phase::Head);
-            let protocol = HttpProtocol::from_alpn(params.alpn.map(str::as_bytes));
-            pump.shrink_buffers();
-            let secured = Some((established, params));
-            let connection = Connection::new(worker, arrival, watched.clone(), secured);
-            Box::pin(server::serve_connection(
-                TlsStream::new(transport, pump),
-                protocol,
-                Rc::new(connection),
-                running,
-            ))
-            .await;
-            record_timeout(worker, &arrival, &watched);
-        }
-        Err(refused) => {
-            if refused.reason() == Reason::PlainHttp {
-                pump.write_buf().extend_from_slice(&error_page::raw_error_response(
-                    Reason::PlainHttp,
-                    &error_page::SERVER,
-                ));
-            }
-            reject_handshake(worker, pump, &arrival, &watched, refused).await;
-        }
+    let is_http = info.protocol == ListenerProtocol::Https;
+    let subsystem = if is_http { Subsystem::Http } else { Subsystem::Stream };
+    let accepted = match Box::pin(accept_tls(worker, &mut socket, info.peer, subsystem)).await {
+        Ok(accepted) => accepted,
+        Err(failure) => return reject_handshake(worker, socket, &info, &timeouts, failure).await,
+    };
+    let AcceptedTls { transport, params, client_auth } = accepted;
+    worker.counters.record_handshake(params.resumed);
+    let client_auth = Rc::new(client_auth);
+    let Some(_registered) = register(worker, &client_auth, &timeouts, drain) else { return };
+    if !is_http {
+        timeouts.enter_phase(Phase::Relay);
+        let stream = TlsStream::new(transport, socket);
+        return Box::pin(serve_tcp(worker, stream, &info, Some(&client_auth))).await;
     }
+    timeouts.enter_phase(Phase::Head);
+    socket.shrink_buffers();
+    let protocol = HttpProtocol::from_alpn(params.alpn);
+    let stream = TlsStream::new(transport, socket);
+    let connection = Connection::new(worker, info, Some((client_auth, params)));
+    Box::pin(http::serve_connection(
+        stream,
+        protocol,
+        &worker.http,
+        timeouts.clone(),
+        Rc::new(connection),
+        drain,
+    ))
+    .await;
+    record_timeout(worker, &info, &timeouts);
 }
 
-/// Records a session that ended because its client was too slow. A pause between two requests may
-/// end like that.
-fn record_timeout(worker: &Worker, arrival: &ConnectionInfo, watched: &TimeoutHandle) {
-    let reason = match watched.expired() {
+/// Registers a connection, or records why it must close already.
+fn register(
+    worker: &Worker,
+    client_auth: &Rc<ClientAuthState>,
+    timeouts: &TimeoutHandle,
+    drain: &DrainGuard,
+) -> Option<RegistryGuard> {
+    let registered = worker.registry.register(client_auth, timeouts.clone(), drain, &worker.snapshot());
+    registered.map_err(|reason| client_auth.record_termination(&worker.counters, reason)).ok()
+}
+
+/// Records a connection that was closed because its client was too slow. An idle connection may be
+/// closed without a record.
+fn record_timeout(worker: &Worker, info: &ConnectionInfo, timeouts: &TimeoutHandle) {
+    let reason = match timeouts.expired() {
         Some(TimeoutKind::Head) => Reason::HeadTimeout,
         Some(TimeoutKind::Send) => Reason::SendTimeout,
         Some(TimeoutKind::Handshake | TimeoutKind::Idle) | None => return,
     };
     worker.counters.record_error(reason);
-    log::client_timed_out(arrival.peer, reason);
+    log::client_timed_out(info.peer, reason);
 }
 
-async fn serve_tcp_over_tls(
-    worker: &Worker,
-    mut pump: BufferedSocket,
-    arrival: &ConnectionInfo,
-    watched: &TimeoutHandle,
-    running: &DrainGuard,
-) {
-    match Box::pin(accept_tls(worker, &mut pump, arrival.peer, Subsystem::Stream)).await {
-        Ok(AcceptedTls { transport, client_auth, .. }) => {
-            worker.counters.handshakes.inc();
-            let established = Rc::new(client_auth);
-            let snapshot = worker.snapshot();
-            let _entered = match worker.registry.register(&established, watched.clone(), running, &snapshot) {
-                Ok(entered) => entered,
-                Err(reason) => return established.record_termination(&worker.counters, reason),
-            };
-            drop(snapshot);
-            watched.enter_phase(Phase::Relay);
-            let client = TlsStream::new(transport, pump);
-            Box::pin(serve_tcp(worker, client, arrival, Some(&established))).await;
-        }
-        Err(refused) => reject_handshake(worker, pump, arrival, watched, refused).await,
-    }
-}
-
-async fn serve_tcp(
-    worker: &Worker,
-    mut client: impl RelayIo,
-    arrival: &ConnectionInfo,
-    established: Option<&ClientAuthState>,
-) {
-    if let Err(failed) = proxy_tcp(worker, &mut client, arrival, established).await {
-        if let Some(reason) = failed.error.reason() {
-            worker.counters.record_error(reason);
-        }
-        log::tcp_failed(arrival, established.map(|established| &established.sni), &failed);
-        // A stream that broke off must not look like one that ended.
-        if matches!(failed.error, TcpProxyError::Relay(_)) {
-            return;
-        }
-    }
-    relay::farewell(&mut client).await;
-}
-
-/// The end of a connection whose handshake failed: counted, told to the operator, and an alert to
-/// the peer.
+/// Records a failed handshake, sends the alert (or the error page to a client of plain HTTP) and
+/// closes the connection.
 async fn reject_handshake(
     worker: &Worker,
-    pump: BufferedSocket,
-    arrival: &ConnectionInfo,
-    watched: &TimeoutHandle,
-    refused: HandshakeFailure,
+    mut socket: BufferedSocket,
+    info: &ConnectionInfo,
+    timeouts: &TimeoutHandle,
+    failure: HandshakeFailure,
 ) {
-    let refused = if watched.is_expired() { refused.timed_out() } else { refused };
-    worker.counters.record_error(refused.reason());
-    if let Some(rule) = refused.verify_reason() {
-        worker.counters.record_certificate_rejection(rule);
+    let failure = if timeouts.is_expired() { failure.timed_out() } else { failure };
+    let (reason, verify_reason) = (failure.reason(), failure.verify_reason());
+    worker.counters.record_error(reason);
+    if let Some(verify_reason) = verify_reason {
+        worker.counters.record_certificate_rejection(verify_reason);
     }
-    log::handshake_rejected(arrival, &refused);
-    let mut socket = PlainStream::new(pump);
-    Box::pin(lingering_close(&mut socket, LingerLimits::CONNECTION)).await;
+    let leaf = failure.rejected_certificate.as_ref().map(|rejected| &rejected.leaf);
+    let denial = ClientDenial { reason, sni: failure.sni.as_ref(), host: None, verify_reason, leaf };
+    log::handshake_rejected(info.peer, &denial, &failure.detail);
+    if reason == Reason::PlainHttp && info.protocol == ListenerProtocol::Https {
+        let page = error_page::raw_error_response(reason, &error_page::SERVER);
+        socket.write_buf().extend_from_slice(&page);
+    }
+    let mut stream = PlainStream::new(socket);
+    Box::pin(lingering_close(&mut stream, LingerLimits::CONNECTION)).await;
 }
 
-/// An accepted TLS connection.
+/// A TLS connection after its handshake.
 pub struct AcceptedTls {
     pub transport: TlsTransport,
     pub params: NegotiatedParams,
     pub client_auth: ClientAuthState,
 }
 
-/// ClientHello -> site -> handshake -> client. Generic over the halves, since benchmarks drive it in
-/// memory.
+/// Accepts a TLS connection: ClientHello, site, handshake, client verification. Generic over the
+/// socket's halves, so that benchmarks run it in memory.
 ///
 /// # Errors
-/// [`HandshakeFailure`]; the alert is in the write buffer.
+/// [`HandshakeFailure`]; the alert is in the socket's write buffer.
 pub async fn accept_tls<R: Reader, W: Writer>(
     worker: &Worker,
     socket: &mut BufferedSocket<R, W>,
@@ -291,69 +249,92 @@ pub async fn accept_tls<R: Reader, W: Writer>(
     Ok(AcceptedTls { transport: handshake.into_transport(), params, client_auth })
 }
 
-/// Admitted -> destination -> node -> both ways.
+/// Serves a TCP connection: relays it to its upstream, or closes it.
+async fn serve_tcp(
+    worker: &Worker,
+    mut client: impl RelayIo,
+    info: &ConnectionInfo,
+    client_auth: Option<&ClientAuthState>,
+) {
+    let sni = client_auth.map(|client_auth| &client_auth.sni);
+    if let Err(failure) = proxy_tcp(worker, &mut client, info, client_auth).await {
+        let reason = failure.error.reason();
+        if let Some(reason) = reason {
+            worker.counters.record_error(reason);
+        }
+        let addresses = (info.peer, info.local);
+        log::tcp_failed(addresses, sni, failure.route.as_ref(), reason, &failure.error);
+        // Without a shutdown, so that the client sees a truncated connection.
+        if matches!(failure.error, TcpProxyError::Relay(_)) {
+            return;
+        }
+    }
+    lingering_close(&mut client, LingerLimits::CONNECTION).await;
+}
+
+/// Relays a TCP connection to its upstream: client check, route, upstream, relay.
 async fn proxy_tcp(
     worker: &Worker,
     client: &mut impl RelayIo,
-    arrival: &ConnectionInfo,
-    established: Option<&ClientAuthState>,
+    info: &ConnectionInfo,
+    client_auth: Option<&ClientAuthState>,
 ) -> Result<(), TcpFailure> {
-    let refused = |reason| TcpFailure { route: None, error: TcpProxyError::Denied(reason) };
+    let denied = |reason| TcpFailure { route: None, error: TcpProxyError::Denied(reason) };
     let snapshot = worker.snapshot();
-    if let Some(established) = established {
-        established.check_tcp_client().map_err(refused)?;
+    if let Some(client_auth) = client_auth {
+        client_auth.check_tcp_client().map_err(denied)?;
     }
-    let sni = established.map(|established| &established.sni);
-    let query = StreamQuery { sni, remote: arrival.peer.ip(), server: arrival.local };
-    let route = tcp::route::find_route(&snapshot, &query).map_err(refused)?;
+    let sni = client_auth.map(|client_auth| &client_auth.sni);
+    let query = StreamQuery { sni, remote: info.peer.ip(), server: info.local };
+    let route = tcp::find_route(&snapshot, &query).map_err(denied)?;
     let failed = |error| TcpFailure { route: Some(route.id.clone()), error };
-    let destination = tcp::route::find_destination(&snapshot, route, &query)
+    let destination = tcp::find_destination(&snapshot, route, &query)
         .map_err(|reason| failed(TcpProxyError::Denied(reason)))?;
-    let tcp::route::TcpDestination { upstream, timeouts, authority, .. } = destination;
-    let plan = UpstreamTarget { snapshot: &snapshot, upstream, timeouts, authority: Some(authority) };
-    let dialled = Box::pin(worker.upstreams.connect(&plan)).await.map_err(|error| failed(error.into()))?;
+    let (upstream, timeouts) = (destination.upstream, destination.timeouts);
+    let authority = Some(destination.authority);
+    let target = UpstreamTarget { snapshot: &snapshot, upstream, timeouts, authority };
+    let connected = Box::pin(worker.upstreams.connect(&target)).await;
+    let stream = connected.map_err(|error| failed(error.into()))?;
     let counters = &worker.counters;
     counters.tcp_connections.inc();
     let route = route.id.clone();
-    // From here on the stream lives as long as its two sides; the snapshot need not.
+    // The relay may run for days; it does not need the snapshot.
     drop(snapshot);
-    let moved = ByteCounters {
+    let bytes = ByteCounters {
         to_upstream: &counters.tcp_bytes_to_upstream,
         to_client: &counters.tcp_bytes_to_client,
     };
-    let stop = DrainLimit { drain: &worker.drain, idle: worker.shared.config.drain_idle_timeout };
-    let carried = match dialled {
-        UpstreamStream::Plain(mut node) => relay::relay(client, &mut node, &timeouts, &moved, &stop).await,
-        UpstreamStream::Tls(mut node) => relay::relay(client, &mut node, &timeouts, &moved, &stop).await,
+    let limit = DrainLimit { drain: &worker.drain, idle: worker.shared.config.drain_idle_timeout };
+    let relayed = match stream {
+        UpstreamStream::Plain(mut stream) => {
+            relay::relay(client, &mut stream, &timeouts, &bytes, &limit).await
+        }
+        UpstreamStream::Tls(mut stream) => relay::relay(client, &mut stream, &timeouts, &bytes, &limit).await,
     };
-    carried.map_err(|error| TcpFailure { route: Some(route), error: error.into() })
+    relayed.map_err(|error| TcpFailure { route: Some(route), error: error.into() })
 }
 
 impl Connection {
-    /// `secured`: what TLS established and agreed on.
     fn new(
         worker: &Rc<Worker>,
-        arrival: ConnectionInfo,
-        watched: TimeoutHandle,
-        secured: Option<(Rc<ClientAuthState>, NegotiatedParams)>,
+        info: ConnectionInfo,
+        tls: Option<(Rc<ClientAuthState>, NegotiatedParams)>,
     ) -> Self {
-        let (established, facts) = secured.unzip();
-        let via = ConnectionHeaders::new(arrival.peer, arrival.local.port(), established.is_some());
-        let (forms, client) = (IdentityHeaderCache::default(), OnceCell::new());
+        let (client_auth, tls_params) = tls.unzip();
+        let headers = ConnectionHeaders::new(info.peer, info.local.port(), client_auth.is_some());
         Self {
             worker: Rc::clone(worker),
-            arrival,
-            watched,
-            client_auth: established,
-            facts,
-            connection_headers: via,
-            identity_headers: forms,
-            peer_requests: client,
+            info,
+            client_auth,
+            tls_params,
+            headers,
+            identity_headers: IdentityHeaderCache::default(),
+            peer_requests: OnceCell::new(),
         }
     }
 
-    /// The worker this connection lives on.
-    pub fn worker(&self) -> &Worker {
-        &self.worker
+    /// The server name in the ClientHello.
+    fn sni(&self) -> Option<&HostName> {
+        self.client_auth.as_ref().map(|client_auth| &client_auth.sni)
     }
 }

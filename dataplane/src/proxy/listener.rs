@@ -1,15 +1,17 @@
-//! Listening: one SO_REUSEPORT socket a worker and address, so that the kernel spreads connections
-//! over cores.
+//! Listening sockets: one SO_REUSEPORT socket for each worker and address, so that the kernel
+//! spreads connections over cores.
 //!
-//! Binds at boot (so that a port in use is told before anything runs), accepts on the worker while
-//! it has room (`admission`). Out of descriptors it pauses instead of spinning. On a stop it
-//! accepts what is in its queue before it closes, so that no connection that a client holds for
-//! established is reset, unless the worker is full for longer than `QUEUE_MAX`: clients who keep
-//! their places must not keep a successor from the port.
+//! Sockets are bound at start-up, so that a port in use is reported before anything runs. A worker
+//! accepts while it is below its [`ConnectionLimit`]; without descriptors it backs off. On a
+//! shutdown a listener accepts what is in its queue before it closes, so that no connection is
+//! reset that its client takes for established, unless the worker stays full for longer than
+//! `QUEUE_WAIT_MAX`: open connections must not keep the port from the next process.
 
+use std::future::Future;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use process::descriptors;
@@ -17,82 +19,58 @@ use process::throttle::LogThrottle;
 use socket2::{Domain, Protocol, Socket as RawSocket, Type};
 use tokio::sync::watch;
 
-use crate::proxy::admission::ListenerAction;
-use crate::proxy::connection;
-use crate::proxy::connection::ConnectionInfo;
-use crate::proxy::worker::Worker;
-use crate::runtime;
-use crate::runtime::{Driver, Listener, Socket};
+use super::connection_limit::{ConnectionLimit, ListenerAction};
+use crate::io::connection_info::{ConnectionInfo, ListenerProtocol};
+use crate::lifecycle::drain::DrainGuard;
+use crate::observability::metrics::Counters;
+use crate::runtime::{self, Driver, Listener, Socket};
 
 const BACKLOG: i32 = 4096;
-/// How long to wait for a descriptor when the process or system is out of them; doubled each time
-/// up to the longest.
+/// How long to wait before the next accept without descriptors; doubled each time up to the
+/// maximum.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
 const ACCEPT_BACKOFF_MAX: Duration = Duration::from_secs(1);
-/// Before the queue is emptied on a stop: for handshakes that have begun.
+/// How long TCP handshakes in flight may take before a closing listener empties its queue.
 const HANDSHAKE_GRACE: Duration = Duration::from_millis(100);
-/// How long the queue of a full worker may wait for places on a stop: less than a successor waits
-/// (`IN_USE_MAX`).
+/// How long the queue of a full worker may wait on a shutdown: less than the next process waits for
+/// the port (`IN_USE_MAX`).
 const QUEUE_WAIT_MAX: Duration = Duration::from_secs(1);
 
-/// How long a port may stay in use after its process has gone or while it drains, beside that
-/// process's `drain_delay`; and how often to try.
+/// How long a port may stay in use by a process that has ended or drains, besides that process's
+/// `drain_delay`.
 const IN_USE_MAX: Duration = Duration::from_secs(3);
 const IN_USE_RETRY: Duration = Duration::from_millis(25);
 
-/// Lines about accepts that fail: a flood of connections causes them.
+/// Limits the lines about failed accepts: a flood of connections causes them.
 static LOG_LIMIT: LogThrottle = LogThrottle::new(1, Duration::from_secs(10));
-
-/// What is spoken on a listener.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ListenerProtocol {
-    /// HTTP in clear.
-    Http,
-    /// TLS, then HTTP.
-    Https,
-    /// Whatever the upstream speaks.
-    Stream {
-        /// Within TLS, which ends here.
-        tls: bool,
-    },
-}
-
-impl ListenerProtocol {
-    /// Whether a connection begins with a TLS handshake.
-    pub fn is_tls(self) -> bool {
-        matches!(self, Self::Https | Self::Stream { tls: true })
-    }
-}
 
 /// A bound socket of one worker.
 #[derive(Debug)]
 pub struct BoundSocket {
     socket: TcpListener,
-    /// Where it listens; the port is the real one.
+    /// The address, with the port that the kernel chose for port 0.
     pub addr: SocketAddr,
-    speaks: ListenerProtocol,
+    protocol: ListenerProtocol,
 }
 
-/// An address cannot be listened on.
+/// An address that cannot be bound.
 #[derive(Debug, thiserror::Error)]
 #[error("{key}: cannot listen on {addr}: {error}{}", hint(.error))]
 pub struct BindError {
     /// The setting.
     pub key: &'static str,
-    /// The address.
     pub addr: SocketAddr,
-    /// As the kernel said.
     pub error: io::Error,
-    /// A stop signal came while the address was waited for.
+    /// A stop signal ended the retries.
     pub stopped: bool,
 }
 
-/// How long to wait for an address that is in use.
+/// How long to retry while an address is in use.
 #[derive(Debug)]
 pub struct BindRetry {
-    /// How long a process that stops may keep it.
+    /// How long a process that stops may keep the address.
     pub predecessor: Duration,
-    /// A stop signal, which turns it true, ends the wait.
+    /// Becomes true on a stop signal, which ends the retries.
     pub stop: watch::Receiver<bool>,
 }
 
@@ -105,179 +83,189 @@ fn hint(error: &io::Error) -> &'static str {
     }
 }
 
-/// Binds one address once for each worker.
+/// Binds an address once for each worker.
 ///
 /// # Errors
-/// [`BindError`] with what to do.
+/// [`BindError`].
 pub fn bind(
     key: &'static str,
     addr: SocketAddr,
-    speaks: ListenerProtocol,
+    protocol: ListenerProtocol,
     workers: usize,
-    patience: &BindRetry,
+    retry: &BindRetry,
 ) -> Result<Vec<BoundSocket>, BindError> {
-    // With SO_REUSEPORT the kernel would let a second gateway of the same user share the port
-    // unnoticed.
+    // With SO_REUSEPORT the kernel would let a second gateway of the same user share the port.
     if addr.port() != 0 {
-        bind_exclusive(key, addr, patience)?;
+        bind_exclusive(key, addr, retry)?;
     }
     let mut bound = Vec::with_capacity(workers);
     let mut addr = addr;
     for _ in 0..workers.max(1) {
-        let socket =
-            listening_socket(addr, true).map_err(|error| BindError { key, addr, error, stopped: false })?;
-        addr = socket.local_addr().map_err(|error| BindError { key, addr, error, stopped: false })?;
-        bound.push(BoundSocket { socket, addr, speaks });
+        let failed = |error| BindError { key, addr, error, stopped: false };
+        let socket = listening_socket(addr, true).map_err(failed)?;
+        addr = socket.local_addr().map_err(failed)?;
+        bound.push(BoundSocket { socket, addr, protocol });
     }
     Ok(bound)
 }
 
-/// Listens where no other socket does. A killed gateway's sockets live a little longer than its
-/// process, until the kernel has wound up its ring, and one that stops keeps its own for a while: a
-/// port in use is tried again for so long.
+/// Binds an address where no other socket listens. The sockets of a killed process outlive it for a
+/// moment, until the kernel has torn down its ring, and a process that stops keeps its sockets for
+/// a while: an address in use is retried.
 ///
 /// # Errors
-/// [`BindError`] with what to do.
+/// [`BindError`].
 pub fn bind_exclusive(
     key: &'static str,
     addr: SocketAddr,
-    patience: &BindRetry,
+    retry: &BindRetry,
 ) -> Result<TcpListener, BindError> {
     let started = Instant::now();
-    let mut told = false;
+    let mut is_logged = false;
     loop {
         match listening_socket(addr, false) {
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse && *patience.stop.borrow() => {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && *retry.stop.borrow() => {
                 return Err(BindError { key, addr, error, stopped: true });
             }
             Err(error)
                 if error.kind() == io::ErrorKind::AddrInUse
-                    && started.elapsed() < IN_USE_MAX.saturating_add(patience.predecessor) =>
+                    && started.elapsed() < IN_USE_MAX.saturating_add(retry.predecessor) =>
             {
-                if !std::mem::replace(&mut told, true) {
+                if !std::mem::replace(&mut is_logged, true) {
                     tracing::info!("{key}: {addr} is in use: waiting for a process that stops to close it");
                 }
                 std::thread::sleep(IN_USE_RETRY);
             }
-            other => return other.map_err(|error| BindError { key, addr, error, stopped: false }),
+            result => return result.map_err(|error| BindError { key, addr, error, stopped: false }),
         }
     }
 }
 
-fn listening_socket(addr: SocketAddr, share: bool) -> io::Result<TcpListener> {
+fn listening_socket(addr: SocketAddr, reuse_port: bool) -> io::Result<TcpListener> {
     let socket = RawSocket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
-    if share {
+    if reuse_port {
         socket.set_reuse_port(true)?;
     }
     if addr.is_ipv6() {
         socket.set_only_v6(true)?;
     }
-    // Inherited by every connection: no call for each of them. tcp(7)
+    // Inherited by every connection, which saves a system call for each. tcp(7)
     socket.set_tcp_nodelay(true)?;
     socket.bind(&addr.into())?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())
 }
 
-/// Accepts on a worker from now on, until its admission closes.
-///
-/// # Errors
-/// When the driver cannot take the socket.
-pub fn start(worker: &Rc<Worker>, bound: BoundSocket, driver: &Driver) -> io::Result<()> {
-    let BoundSocket { socket, addr, speaks } = bound;
-    let listener = Listener::from_std(socket, driver)?;
-    runtime::spawn(accept_loop(Rc::clone(worker), listener, addr, speaks));
-    Ok(())
+/// One listener of a worker, which passes each connection to `serve`.
+pub(super) struct Acceptor<F> {
+    listener: Listener,
+    local: SocketAddr,
+    protocol: ListenerProtocol,
+    limit: Rc<ConnectionLimit>,
+    counters: Arc<Counters>,
+    serve: F,
 }
 
-async fn accept_loop(worker: Rc<Worker>, listener: Listener, local: SocketAddr, speaks: ListenerProtocol) {
-    // The stop waits for this, too: what is accepted last is served.
-    let _running = worker.drain.enter();
-    let mut pause = ACCEPT_BACKOFF;
-    while worker.connection_limit.next_action().await == ListenerAction::Accept {
-        match listener.accept(worker.connection_limit.accept_interrupt()).await {
-            Ok((socket, peer)) => {
-                pause = ACCEPT_BACKOFF;
-                spawn_connection(&worker, socket, peer, local, speaks);
-            }
-            Err(error) if is_connection_error(&error) || runtime::is_cancelled(&error) => {}
-            Err(error) => {
-                record_accept_error(&worker, local, &error);
-                runtime::sleep(pause).await;
-                pause = (pause * 2).min(ACCEPT_BACKOFF_MAX);
+impl<F, C> Acceptor<F>
+where
+    F: Fn(Socket, ConnectionInfo) -> C,
+    C: Future<Output = ()> + 'static,
+{
+    /// # Errors
+    /// The driver does not accept the socket.
+    pub(super) fn new(
+        bound: BoundSocket,
+        driver: &Driver,
+        limit: Rc<ConnectionLimit>,
+        counters: Arc<Counters>,
+        serve: F,
+    ) -> io::Result<Self> {
+        let BoundSocket { socket, addr: local, protocol } = bound;
+        let listener = Listener::from_std(socket, driver)?;
+        Ok(Self { listener, local, protocol, limit, counters, serve })
+    }
+
+    /// Accepts connections until the limit closes. `_guard`: the drain waits until the queue is
+    /// empty, too.
+    pub(super) async fn run(self, _guard: DrainGuard) {
+        let mut backoff = ACCEPT_BACKOFF;
+        while self.limit.next_action().await == ListenerAction::Accept {
+            match self.listener.accept(self.limit.accept_canceller()).await {
+                Ok((socket, peer)) => {
+                    backoff = ACCEPT_BACKOFF;
+                    self.spawn_connection(socket, peer);
+                }
+                Err(error) if is_connection_error(&error) || runtime::is_cancelled(&error) => {}
+                Err(error) => {
+                    self.record_accept_error(&error);
+                    runtime::sleep(backoff).await;
+                    backoff = (backoff * 2).min(ACCEPT_BACKOFF_MAX);
+                }
             }
         }
-    }
-    drop_new_connections(&listener).await;
-    if runtime::timeout(QUEUE_WAIT_MAX, accept_queued(&worker, &listener, local, speaks)).await.is_err() {
-        tracing::warn!(%local, "connections that waited for a place while the worker was full are reset: the listener closes");
-    }
-    listener.close();
-}
-
-/// Accepts what is in the queue. One connection needs no place: the empty queue of a full worker is
-/// found out at once.
-async fn accept_queued(
-    worker: &Rc<Worker>,
-    listener: &Listener,
-    local: SocketAddr,
-    speaks: ListenerProtocol,
-) {
-    loop {
-        match listener.accept_queued() {
-            Ok((socket, peer)) => spawn_connection(worker, socket, peer, local, speaks),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-            Err(error) if is_connection_error(&error) => {}
-            Err(error) => {
-                record_accept_error(worker, local, &error);
-                runtime::sleep(ACCEPT_BACKOFF).await;
-            }
+        drop_new_connections(&self.listener).await;
+        if runtime::timeout(QUEUE_WAIT_MAX, self.accept_queued()).await.is_err() {
+            tracing::warn!(
+                local = %self.local,
+                "connections that waited for a place while the worker was full are reset: the listener closes"
+            );
         }
-        worker.connection_limit.wait_below_limit().await;
+        self.listener.close();
+    }
+
+    /// Accepts the connections in the queue. The first accept does not wait for the limit, so that
+    /// a full worker with an empty queue closes at once.
+    async fn accept_queued(&self) {
+        loop {
+            match self.listener.accept_queued() {
+                Ok((socket, peer)) => self.spawn_connection(socket, peer),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) if is_connection_error(&error) => {}
+                Err(error) => {
+                    self.record_accept_error(&error);
+                    runtime::sleep(ACCEPT_BACKOFF).await;
+                }
+            }
+            self.limit.wait_below_limit().await;
+        }
+    }
+
+    fn record_accept_error(&self, error: &io::Error) {
+        self.counters.accept_errors.inc();
+        if let Some(suppressed) = LOG_LIMIT.try_acquire() {
+            tracing::warn!(local = %self.local, %error, suppressed, "cannot accept; trying again{}", advice(error));
+        }
+    }
+
+    fn spawn_connection(&self, socket: Socket, peer: SocketAddr) {
+        let permit = self.limit.acquire();
+        // The listener may be bound to all addresses of the machine; stream routes match the one
+        // that the client connected to.
+        let local = match self.protocol {
+            ListenerProtocol::Tcp { .. } => socket.local_addr(),
+            ListenerProtocol::Http | ListenerProtocol::Https => Ok(self.local),
+        };
+        // On an error the client has disconnected.
+        let Ok(local) = local else { return };
+        let connection = (self.serve)(socket, ConnectionInfo { peer, local, protocol: self.protocol });
+        runtime::spawn(async move {
+            let _permit = permit;
+            connection.await;
+        });
     }
 }
 
-fn record_accept_error(worker: &Worker, local: SocketAddr, error: &io::Error) {
-    worker.counters.accept_errors.inc();
-    if let Some(earlier) = LOG_LIMIT.try_acquire() {
-        tracing::warn!(%local, %error, earlier, "cannot accept; trying again{}", advice(error));
-    }
-}
-
-fn spawn_connection(
-    worker: &Rc<Worker>,
-    socket: Socket,
-    peer: SocketAddr,
-    local: SocketAddr,
-    speaks: ListenerProtocol,
-) {
-    let admitted = worker.connection_limit.acquire();
-    // The listener may stand for every address of the machine; stream routes ask which one it was.
-    let reached = match speaks {
-        ListenerProtocol::Stream { .. } => socket.local_addr(),
-        ListenerProtocol::Http | ListenerProtocol::Https => Ok(local),
-    };
-    // An error: the peer is gone already.
-    let Ok(local) = reached else { return };
-    let serving =
-        connection::serve(Rc::clone(worker), socket, ConnectionInfo { peer, local, protocol: speaks });
-    runtime::spawn(async move {
-        let _admitted = admitted;
-        serving.await;
-    });
-}
-
-/// No new connection gets into the queue once this has ended.
+/// Keeps new connections out of the queue.
 async fn drop_new_connections(listener: &Listener) {
     match listener.drop_new_connections() {
         Ok(()) => runtime::sleep(HANDSHAKE_GRACE).await,
-        // What comes between the last accept and the close is reset then, as without the filter.
+        // A connection between the last accept and the close is reset then, as without the filter.
         Err(error) => tracing::debug!(%error, "new connections are not held off before the listener closes"),
     }
 }
 
-/// Errors that only concern the connection that would have been accepted. accept(2)
+/// Whether an error concerns only the connection that would have been accepted. accept(2)
 fn is_connection_error(error: &io::Error) -> bool {
     use nix::errno::Errno;
     let network = [
@@ -305,22 +293,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_connection_sends_small_writes_at_once() {
+    fn accepted_connections_have_tcp_nodelay() {
         let any = "127.0.0.1:0".parse().unwrap();
-        let patience = BindRetry { predecessor: Duration::ZERO, stop: watch::channel(false).1 };
-        let bound = bind("test", any, ListenerProtocol::Http, 1, &patience).unwrap().pop().unwrap();
+        let retry = BindRetry { predecessor: Duration::ZERO, stop: watch::channel(false).1 };
+        let bound = bind("test", any, ListenerProtocol::Http, 1, &retry).unwrap().pop().unwrap();
         let _client = std::net::TcpStream::connect(bound.addr).unwrap();
         assert!(bound.socket.accept().unwrap().0.nodelay().unwrap());
     }
 
     #[test]
-    fn a_stop_ends_the_wait_for_a_port() {
+    fn a_stop_signal_ends_the_retries() {
         let occupied = TcpListener::bind("127.0.0.1:0").unwrap();
         let addr = occupied.local_addr().unwrap();
         let (stopping, stop) = watch::channel(false);
-        let patience = BindRetry { predecessor: Duration::from_secs(3600), stop };
-        let waiting = std::thread::spawn(move || bind("test", addr, ListenerProtocol::Http, 1, &patience));
+        let retry = BindRetry { predecessor: Duration::from_secs(3600), stop };
+        let binding = std::thread::spawn(move || bind("test", addr, ListenerProtocol::Http, 1, &retry));
         stopping.send_replace(true);
-        assert!(waiting.join().unwrap().unwrap_err().stopped);
+        assert!(binding.join().unwrap().unwrap_err().stopped);
     }
 }

@@ -1,144 +1,129 @@
-//! One worker: a thread with its own runtime, listeners, pools and counters. Nothing here is shared
-//! between cores but what `Shared` holds, which is read-only or lock-free.
+//! One worker: a thread with its own runtime, listeners, pools and counters.
+//!
+//! Cores share nothing but [`SharedState`], which is read-only or lock-free.
 
-use std::cell::{Cell as Local, RefCell};
+use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use model::{HostName, PathOptions, RealIp, Snapshot};
-use telemetry::{Heartbeat, heartbeat};
+use model::{HostName, KeepalivePool, PathOptions, RealIp, Snapshot};
 
-use crate::http::head;
+use super::connection_limit::ConnectionLimit;
+use super::registry::ConnectionRegistry;
+use super::request_limit::RequestLimiter;
+use crate::http::head::HeadLimits;
+use crate::http::server::HttpServer;
 use crate::io::timeouts::{ClientTimeouts, ConnectionTimeouts};
 use crate::lifecycle::drain::Drain;
 use crate::lifecycle::handles::SnapshotHandle;
-use crate::lifecycle::stage::{ShutdownStage, ShutdownWatch};
-use crate::observability::log;
 use crate::observability::metrics::Counters;
-use crate::proxy::admission::ConnectionLimit;
-use crate::proxy::connection::request_limit::RequestLimiter;
-use crate::proxy::listener::BoundSocket;
-use crate::proxy::live::ConnectionRegistry;
-use crate::proxy::{listener, live};
-use crate::runtime;
-use crate::runtime::Driver;
 use crate::runtime::descriptors::ConnectionLimits;
-use crate::tls::client_verifier;
 use crate::tls::site_config::SiteConfigFactory;
 use crate::upstream::client::UpstreamClient;
 use crate::upstream::client_tls::ClientTlsConfigs;
 use crate::upstream::pool::{ConnectionPermits, Pool};
 use crate::upstream::resolver::{Resolver, ResolverCache};
 
-/// A core's own handle on a snapshot: its count is local, so that cloning it for every request does
-/// not make all cores write the snapshot's shared one.
-pub type LocalSnapshot = Rc<Arc<Snapshot>>;
+/// A core's own reference to a snapshot: cloning it for each request writes no counter that cores
+/// share.
+pub(crate) type LocalSnapshot = Rc<Arc<Snapshot>>;
 
-/// What all workers share.
+/// The state that all workers share.
 pub struct SharedState {
-    /// Where the agent puts snapshots.
+    /// The current snapshot, from the push client.
     pub snapshot: Arc<SnapshotHandle>,
-    /// Prepared TLS configurations.
+    /// The TLS configurations of sites.
     pub sites: SiteConfigFactory,
-    /// Client sides towards upstreams.
+    /// The TLS configurations towards upstreams.
     pub connector: Arc<ClientTlsConfigs>,
-    /// For node names.
+    /// Resolves the names of upstream nodes.
     pub resolver: Resolver,
-    /// The limits and switches of the settings file.
     pub config: WorkerConfig,
 }
 
-/// The settings a connection is served by.
+/// The settings of a worker.
 #[derive(Debug, Clone)]
 pub struct WorkerConfig {
-    /// Time-outs of the client's side.
     pub client_timeouts: ClientTimeouts,
-    /// The longest pause between two pieces of a request's body.
+    /// The longest pause within a request's body.
     pub body_timeout: Duration,
-    /// The largest request body; 0: no limit. Bytes.
+    /// The largest request body, in bytes; 0: no limit.
     pub body_max: u64,
-    /// How large the head of a request or an answer may be.
-    pub head_limits: head::HeadLimits,
+    /// The limits on the head of a request or response.
+    pub head_limits: HeadLimits,
     /// Whether header names keep their case between HTTP/1 and HTTP/1.
     pub preserve_header_case: bool,
-    /// How long a kept HTTP/1 connection is quiet before its session is taken apart. 0: at once.
+    /// How long an HTTP/1 connection is idle before hyper's buffers are released. 0: at once.
     pub idle_release_timeout: Duration,
-    /// Connections a worker may have open: to clients, and to upstreams.
+    /// The most connections of a worker, to clients and to upstreams.
     pub connection_limits: ConnectionLimits,
-    /// Requests that one client may have under way on a worker; 0: no limit.
+    /// Requests that one client may have in flight on a worker; 0: no limit.
     pub requests_per_client: usize,
-    /// Whether HTTP/2 is served.
     pub http2: bool,
-    /// Stands in for an absent SNI.
+    /// The server name of a client that sends none.
     pub fallback_sni: Option<HostName>,
-    /// Whether `Server` tells the version.
+    /// Whether the `Server` header has the version.
     pub server_tokens: bool,
-    /// How paths are read.
+    /// How paths are normalized.
     pub path_options: PathOptions,
-    /// Whose forwarded headers are believed; `None`: the key is not set (contract 10.3).
+    /// `apisix.trusted_addresses`: whose forwarded headers are kept; `None`: the key is not set
+    /// (contract 10.3).
     pub trusted_addresses: Option<Vec<IpNet>>,
-    /// Whose headers name the client (`nginx_config.http.real_ip_*`); `None`: nobody's.
+    /// `nginx_config.http.real_ip_*`: whose headers name the client.
     pub real_ip: Option<RealIp>,
-    /// Whether every proxied answer has `X-APISIX-Upstream-Status`.
+    /// Whether every proxied response has `X-APISIX-Upstream-Status`.
     pub show_upstream_status: bool,
-    /// Limits of idle upstream connections, for upstreams without `keepalive_pool`.
-    pub upstream_keepalive: model::KeepalivePool,
-    /// How long a graceful stop may take, from when the listeners close.
+    /// The limits of idle upstream connections, for upstreams without `keepalive_pool`.
+    pub upstream_keepalive: KeepalivePool,
+    /// The longest drain of a shutdown, from when the listeners close.
     pub shutdown_timeout: Duration,
-    /// How long a stream may be silent during a stop.
+    /// How long a TCP connection may be idle while the worker drains.
     pub drain_idle_timeout: Duration,
 }
 
 /// One worker.
 pub struct Worker {
-    /// Shared with the others.
     pub shared: Arc<SharedState>,
-    /// What reaches upstreams.
-    pub upstreams: UpstreamClient,
-    /// The graceful stop.
-    pub drain: Rc<Drain>,
-    /// Whether [`Stage::Leaving`] has begun.
-    pub lame_duck: Local<bool>,
-    /// Places for clients.
-    pub connection_limit: Rc<ConnectionLimit>,
-    /// What each client has under way; `None`: no limit.
-    pub request_limiter: Option<Rc<RequestLimiter>>,
-    /// Slow clients.
-    pub watchdog: Rc<ConnectionTimeouts>,
-    /// Established TLS connections.
-    pub registry: Rc<ConnectionRegistry>,
-    /// What is counted.
-    pub counters: Arc<Counters>,
+    pub(super) http: Rc<HttpServer>,
+    pub(super) upstreams: UpstreamClient,
+    pub(super) drain: Rc<Drain>,
+    pub(super) connection_limit: Rc<ConnectionLimit>,
+    /// The limit on the requests of one client; `None`: no limit.
+    pub(super) request_limiter: Option<Rc<RequestLimiter>>,
+    pub(super) timeouts: Rc<ConnectionTimeouts>,
+    pub(super) registry: Rc<ConnectionRegistry>,
+    pub(super) counters: Arc<Counters>,
+    /// The snapshot that this core uses, with its generation.
     current: RefCell<(u64, LocalSnapshot)>,
 }
 
 impl Worker {
     /// A worker of this thread, within its runtime.
     pub fn new(shared: Arc<SharedState>, counters: Arc<Counters>) -> Rc<Self> {
-        let watchdog = ConnectionTimeouts::start(&shared.config.client_timeouts);
-        let share = shared.config.connection_limits;
+        let config = &shared.config;
+        let timeouts = ConnectionTimeouts::start(&config.client_timeouts);
         let pool = Pool::start();
         let upstreams = UpstreamClient {
             pool: Rc::clone(&pool),
-            permits: ConnectionPermits::new(share.upstreams, pool),
-            timers: Rc::clone(watchdog.timers()),
+            permits: ConnectionPermits::new(config.connection_limits.upstreams, pool),
+            timers: Rc::clone(timeouts.timers()),
             resolver: ResolverCache::new(shared.resolver.clone()),
             tls_configs: Arc::clone(&shared.connector),
-            keepalive: shared.config.upstream_keepalive,
-            head: shared.config.head_limits,
-            preserve_header_case: shared.config.preserve_header_case,
+            keepalive: config.upstream_keepalive,
+            head: config.head_limits,
+            preserve_header_case: config.preserve_header_case,
         };
         let generation = shared.snapshot.generation();
         let snapshot = Rc::new(Arc::clone(&shared.snapshot.load()));
         Rc::new(Self {
+            http: Rc::new(http_server(config, &timeouts)),
             upstreams,
             drain: Rc::default(),
-            lame_duck: Local::new(false),
-            connection_limit: ConnectionLimit::new(share.clients, Arc::clone(&counters)),
-            request_limiter: RequestLimiter::new(shared.config.requests_per_client),
-            watchdog,
+            connection_limit: ConnectionLimit::new(config.connection_limits.clients, Arc::clone(&counters)),
+            request_limiter: RequestLimiter::new(config.requests_per_client),
+            timeouts,
             registry: Rc::default(),
             counters,
             current: RefCell::new((generation, snapshot)),
@@ -146,9 +131,9 @@ impl Worker {
         })
     }
 
-    /// The newest snapshot. Costs one read of a shared number while nothing changes; the clone is
-    /// the core's own.
-    pub fn snapshot(&self) -> LocalSnapshot {
+    /// The current snapshot. While nothing changes it costs one read of a shared number; the clone
+    /// is the core's own.
+    pub(super) fn snapshot(&self) -> LocalSnapshot {
         let generation = self.shared.snapshot.generation();
         let mut current = self.current.borrow_mut();
         if current.0 != generation {
@@ -156,75 +141,17 @@ impl Worker {
         }
         Rc::clone(&current.1)
     }
-
-    /// Beats, keeps the gauges of `/metrics` up to date and lets go of old snapshots on an idle
-    /// core.
-    async fn run_housekeeping(self: Rc<Self>, heartbeat: Arc<Heartbeat>) {
-        loop {
-            heartbeat.beat();
-            runtime::sleep(heartbeat::BEAT_INTERVAL).await;
-            log::log_suppressed();
-            let _newest = self.snapshot();
-            let (hits, misses) = client_verifier::verify_cache_stats();
-            self.counters.verify_cache_hits.set(hits);
-            self.counters.verify_cache_misses.set(misses);
-            self.counters.upstream_idle.set(self.upstreams.pool.idle_count() as u64);
-            self.counters.upstream_active.set(self.upstreams.pool.in_use() as u64);
-        }
-    }
 }
 
-/// What boot hands to a worker's thread.
-pub struct WorkerInit {
-    /// Shared with the other workers.
-    pub shared: Arc<SharedState>,
-    /// This worker's counters.
-    pub counters: Arc<Counters>,
-    /// Where this worker shows that it runs.
-    pub heartbeat: Arc<Heartbeat>,
-    /// This worker's bound sockets.
-    pub listeners: Vec<BoundSocket>,
-    /// How to run.
-    pub driver: Driver,
-    /// The CPU to stay on.
-    pub cpu: Option<usize>,
-    /// How far the stop has come.
-    pub stages: ShutdownWatch,
-}
-
-/// Runs a worker on this thread until it is told to stop and has drained.
-///
-/// # Errors
-/// When the runtime or a listener cannot be set up.
-pub fn run(start: WorkerInit) -> std::io::Result<()> {
-    let WorkerInit { shared, counters, heartbeat, listeners, driver, cpu, mut stages } = start;
-    if let Some(cpu) = cpu
-        && let Err(error) = runtime::pin_to_cpu(cpu)
-    {
-        tracing::debug!(cpu, %error, "this worker may run on any CPU");
+fn http_server(config: &WorkerConfig, timeouts: &ConnectionTimeouts) -> HttpServer {
+    HttpServer {
+        head_limits: config.head_limits,
+        preserve_header_case: config.preserve_header_case,
+        http2: config.http2,
+        idle_release_timeout: config.idle_release_timeout,
+        keepalive_timeout: config.client_timeouts.idle,
+        send_timeout: config.client_timeouts.send,
+        timers: Rc::clone(timeouts.timers()),
+        lame_duck: false.into(),
     }
-    runtime::block_on(&driver, || async {
-        let worker = Worker::new(shared, counters);
-        for bound in listeners {
-            listener::start(&worker, bound, &driver)?;
-        }
-        runtime::spawn(Rc::clone(&worker).run_housekeeping(Arc::clone(&heartbeat)));
-        runtime::spawn(live::run_revalidation(Rc::clone(&worker)));
-        stages.wait_for(ShutdownStage::LameDuck).await;
-        worker.lame_duck.set(true);
-        stages.wait_for(ShutdownStage::Draining).await;
-        worker.connection_limit.close();
-        worker.watchdog.start_drain();
-        worker.drain.begin();
-        if runtime::timeout(worker.shared.config.shutdown_timeout, worker.drain.wait_idle()).await.is_err() {
-            tracing::warn!(
-                connections = worker.drain.active(),
-                "connections still open at the end of worker_shutdown_timeout are cut"
-            );
-        }
-        worker.upstreams.pool.clear();
-        log::log_suppressed();
-        heartbeat.set_idle();
-        Ok(())
-    })?
 }

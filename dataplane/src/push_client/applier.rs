@@ -251,8 +251,8 @@ impl Applier {
         }
         self.inbound.applied = false;
         self.node.status.count_rejected_change();
-        let refusals = errors.iter().map(ResourceError::to_wire).collect();
-        ChunkOutcome::Complete(from_node::Message::Nack(Nack { revision: to, refusals }))
+        let errors = errors.iter().map(ResourceError::to_wire).collect();
+        ChunkOutcome::Complete(from_node::Message::Nack(Nack { revision: to, errors }))
     }
 
     /// Whether the session's control plane has another store than the snapshot is from.
@@ -307,8 +307,8 @@ impl Applier {
             let problem = format!(
                 "another store, which would remove {losses}; restart the node with --accept-new-store"
             );
-            let refusals = vec![push::Refusal { key: None, field: "store".to_owned(), problem }];
-            return from_node::Message::Nack(Nack { revision, refusals });
+            let errors = vec![push::ResourceError { key: None, field: "store".to_owned(), problem }];
+            return from_node::Message::Nack(Nack { revision, errors });
         }
         from_node::Message::Hold(Hold {
             revision,

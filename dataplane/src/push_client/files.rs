@@ -1,5 +1,5 @@
-//! The node's certificate, its key and the CA of control planes: read again when they change
-//! ([`mtls::reload`]).
+//! The node's certificate, its key and the CA of control planes, read again when they change, and
+//! the TLS configuration made of them.
 
 use std::sync::Arc;
 

@@ -19,7 +19,7 @@ use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
 
 use super::applier::{Applier, ChunkOutcome};
-use crate::lifecycle::stage::{ShutdownStage, ShutdownWatch};
+use crate::lifecycle::{ShutdownStage, ShutdownWatch};
 
 /// The control plane sends chunks of 1 MiB, or a single resource beyond that.
 const MESSAGE_BYTES: usize = 16 << 20;

@@ -5,7 +5,7 @@
 //! verifies every client through `tls/client_verifier`, as with rustls; BoringSSL's X.509 checks
 //! are not used.
 
-pub mod site_config;
+pub(crate) mod site_config;
 
 use std::io::{self, Read, Write};
 

@@ -115,22 +115,22 @@ pub fn verify_in_handshake(
 #[derive(Debug)]
 pub(crate) struct SiteClientRules {
     policy: Arc<ClientAuth>,
-    purpose: Subsystem,
+    subsystem: Subsystem,
 }
 
 /// The verifier of a site, for rustls.
 pub(crate) fn site_verifier(
     policy: &Arc<ClientAuth>,
-    purpose: Subsystem,
+    subsystem: Subsystem,
     provider: Arc<CryptoProvider>,
 ) -> ClientVerifier<SiteClientRules> {
-    let rules = SiteClientRules { policy: Arc::clone(policy), purpose };
+    let rules = SiteClientRules { policy: Arc::clone(policy), subsystem };
     ClientVerifier::new(rules, policy, provider)
 }
 
 impl VerifyClient for SiteClientRules {
     fn is_mandatory(&self) -> bool {
-        self.purpose.requires_client_cert(&self.policy)
+        self.subsystem.requires_client_cert(&self.policy)
     }
 
     fn verify(
@@ -139,7 +139,7 @@ impl VerifyClient for SiteClientRules {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<(), CertificateError> {
-        verify_in_handshake(&self.policy, self.purpose, leaf, intermediates, now)
+        verify_in_handshake(&self.policy, self.subsystem, leaf, intermediates, now)
     }
 }
 

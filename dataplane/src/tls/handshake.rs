@@ -15,11 +15,12 @@ use rustls::{ClientConnection, HandshakeKind, NamedGroup, ProtocolVersion, Serve
 
 #[cfg(feature = "engine-boring")]
 use super::boring::{BoringConnection, BoringError};
-use super::handshake_state::{HandshakeState, RejectedCertificate, TicketRejection};
+use super::handshake_state::{HandshakeState, RejectedCertificate};
 use super::record::framing::RecordFraming;
 use super::transport::TlsTransport;
 use super::transport::rustls::RustlsConnection;
 use crate::io::buffered::BufferedSocket;
+use crate::observability::TicketRejection;
 use crate::runtime::{Reader, Writer};
 
 /// The handshake failed. The alert for the peer, if there is one, is in the write buffer.

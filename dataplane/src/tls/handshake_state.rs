@@ -18,6 +18,7 @@ use rustls::pki_types::CertificateDer;
 use rustls::{KeyLog, NoKeyLog};
 
 use super::record::{RecordLayerKind, TrafficSecrets};
+use crate::observability::TicketRejection;
 
 /// rustls' labels of the secrets that are captured, from the NSS key log format.
 const CLIENT_LABEL: &str = "CLIENT_TRAFFIC_SECRET_0";
@@ -44,36 +45,6 @@ impl ValidityPeriod {
 
     pub fn contains(self, now: u64) -> bool {
         (self.from..=self.until).contains(&now)
-    }
-}
-
-/// Why a ticket does not resume a session.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum TicketRejection {
-    /// Another site, another policy, or a secret that is not in the ring sealed the ticket.
-    UnknownKey,
-    /// The verdict about the client does not hold now, or the ticket is too old.
-    Expired,
-    /// The ticket names one of the site's keys, and does not decrypt with it.
-    Malformed,
-}
-
-impl TicketRejection {
-    /// All variants, in the order of [`Self::index`].
-    pub const ALL: [Self; 3] = [Self::UnknownKey, Self::Expired, Self::Malformed];
-
-    /// The index in [`Self::ALL`].
-    pub fn index(self) -> usize {
-        self as usize
-    }
-
-    /// The label value in metrics.
-    pub fn label(self) -> &'static str {
-        match self {
-            Self::UnknownKey => "unknown_key",
-            Self::Expired => "expired",
-            Self::Malformed => "malformed",
-        }
     }
 }
 

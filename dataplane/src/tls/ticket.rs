@@ -23,8 +23,9 @@ use rustls::server::ProducesTickets;
 use zeroize::Zeroizing;
 
 use self::keys::TicketKeys;
-use super::handshake_state::{HandshakeState, TicketRejection, ValidityPeriod};
+use super::handshake_state::{HandshakeState, ValidityPeriod};
 use crate::lifecycle::handles::TicketRingHandle;
+use crate::observability::TicketRejection;
 
 mod keys;
 

@@ -19,12 +19,13 @@ use super::pool::{ConnectionPermits, Pool};
 use super::resolver::ResolverCache;
 use crate::http::head::HeadLimits;
 use crate::io::coarse_timer::CoarseTimers;
+use crate::observability::HasReason;
 use crate::reason::Reason;
 
 /// Of one name, since each may cost a connect timeout.
 const ADDRESSES_MAX: usize = 4;
 
-pub struct UpstreamClient {
+pub(crate) struct UpstreamClient {
     pub pool: Rc<Pool>,
     pub permits: ConnectionPermits,
     /// For the timeouts of responses.
@@ -41,7 +42,7 @@ pub struct UpstreamClient {
 }
 
 /// Where a request or TCP connection goes.
-pub struct UpstreamTarget<'a> {
+pub(crate) struct UpstreamTarget<'a> {
     /// Has the resources that the upstream refers to.
     pub snapshot: &'a Snapshot,
     pub upstream: &'a Upstream,
@@ -75,9 +76,8 @@ pub enum UpstreamError {
     RetryTimeout(usize),
 }
 
-impl UpstreamError {
-    /// For the log, the metric and the status.
-    pub fn reason(&self) -> Reason {
+impl HasReason for UpstreamError {
+    fn reason(&self) -> Reason {
         match self {
             Self::Identity(_) => Reason::UpstreamIdentity,
             Self::Scheme(_) => Reason::UpstreamScheme,
@@ -137,7 +137,7 @@ impl UpstreamClient {
     ///
     /// # Errors
     /// [`UpstreamError`] of the last attempt.
-    pub async fn connect(&self, target: &UpstreamTarget<'_>) -> Result<UpstreamStream, UpstreamError> {
+    pub(crate) async fn connect(&self, target: &UpstreamTarget<'_>) -> Result<UpstreamStream, UpstreamError> {
         let prepared = self.tls_configs.prepared(target.upstream);
         let config = if target.upstream.scheme.is_encrypted() {
             let config = self.tls_configs.client_config(target.upstream, &prepared, target.snapshot)?;

@@ -21,6 +21,7 @@ use crate::io::chunk_read::{Chunk, ChunkRead};
 use crate::io::flag::Flag;
 use crate::io::linger::{LingerLimits, lingering_close};
 use crate::io::plain::PlainStream;
+use crate::observability::HasReason;
 use crate::reason::Reason;
 use crate::runtime::{self, Socket};
 use crate::tls::handshake::{self, HandshakeError, TlsHandshake};
@@ -47,9 +48,8 @@ pub enum ConnectError {
     Http { addr: SocketAddr, error: hyper::Error },
 }
 
-impl ConnectError {
-    /// For the log, the metric and the status.
-    pub fn reason(&self) -> Reason {
+impl HasReason for ConnectError {
+    fn reason(&self) -> Reason {
         match self {
             Self::ConnectionLimit { .. } => Reason::UpstreamLimit,
             Self::Tcp { .. } => Reason::UpstreamConnect,
@@ -61,7 +61,7 @@ impl ConnectError {
 }
 
 /// A new connection to a node, in clear or within TLS.
-pub enum UpstreamStream {
+pub(crate) enum UpstreamStream {
     Plain(PlainStream),
     Tls(TlsStream),
 }

@@ -28,11 +28,12 @@ use super::request_body::{RequestBody, SendProgress, WaitState};
 use super::response_body::UpstreamResponseBody;
 use super::status_header::UpstreamStatus;
 use crate::io::coarse_timer::{CoarseTimer, CoarseTimers};
+use crate::observability::HasReason;
 use crate::reason::Reason;
 
 /// There is no response for the client.
 #[derive(Debug, thiserror::Error)]
-pub enum ExchangeError {
+pub(crate) enum ExchangeError {
     #[error(transparent)]
     Upstream(#[from] UpstreamError),
     /// The exchange failed on a connection.
@@ -52,9 +53,8 @@ pub enum ExchangeError {
     ClientBody(Reason),
 }
 
-impl ExchangeError {
-    /// For the log, the metric and the status.
-    pub fn reason(&self) -> Reason {
+impl HasReason for ExchangeError {
+    fn reason(&self) -> Reason {
         match self {
             Self::Upstream(error) => error.reason(),
             Self::Framing { .. } => Reason::UpstreamInvalid,
@@ -63,7 +63,9 @@ impl ExchangeError {
             Self::Timeout { reason, .. } | Self::ClientBody(reason) => *reason,
         }
     }
+}
 
+impl ExchangeError {
     /// The status of a failed attempt in `$upstream_status`: 504 where the node was too slow, else
     /// 502. `None`: no node was dialled, or the client failed.
     fn attempt_status(&self) -> Option<StatusCode> {
@@ -100,7 +102,7 @@ impl UpstreamClient {
     ///
     /// # Errors
     /// [`ExchangeError`] of the last attempt.
-    pub async fn send_request(
+    pub(crate) async fn send_request(
         &self,
         target: &UpstreamTarget<'_>,
         request: Request<RequestBody>,

@@ -14,7 +14,7 @@ const CHUNKED: &str = "chunked";
 
 /// The response's end or meaning is ambiguous. The client gets a 502, as from nginx.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum FramingError {
+pub(crate) enum FramingError {
     /// RFC 9112 section 6.3: a sign of response splitting.
     #[error("the answer has both Content-Length and Transfer-Encoding")]
     LengthAndTransferEncoding,

@@ -25,14 +25,14 @@ use crate::runtime;
 const SWEEP_INTERVAL: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct PoolKey {
+pub(crate) struct PoolKey {
     pub addr: SocketAddr,
     /// The server name and the generation of the configuration. `None`: no TLS.
     pub tls: Option<(Rc<str>, u64)>,
 }
 
 #[derive(Default)]
-pub struct Pool {
+pub(crate) struct Pool {
     // Looked up for every request, so the hash is cheap; and seeded at random, since a client may
     // choose the name in a key.
     idle: RefCell<HashMap<PoolKey, Vec<IdleConnection>, RandomState>>,
@@ -68,7 +68,7 @@ impl Drop for AbortOnDrop {
 }
 
 /// A new HTTP/1 connection.
-pub struct HttpConnection {
+pub(crate) struct HttpConnection {
     pub sender: SendRequest<RequestBody>,
     /// Ends the task of the connection.
     pub abort: Rc<Flag>,
@@ -84,7 +84,7 @@ struct IdleConnection {
 
 /// A connection in use. [`PooledConnection::release`] returns it to the pool; a dropped one is
 /// closed at once, whatever it still had to send.
-pub struct PooledConnection {
+pub(crate) struct PooledConnection {
     pub(super) sender: SendRequest<RequestBody>,
     abort: AbortOnDrop,
     pool: InUseGuard,
@@ -99,7 +99,7 @@ pub struct PooledConnection {
 
 impl Pool {
     /// An empty pool; its sweeper runs as long as the worker.
-    pub fn start() -> Rc<Self> {
+    pub(crate) fn start() -> Rc<Self> {
         let pool = Rc::new(Self::default());
         let weak = Rc::downgrade(&pool);
         runtime::spawn(async move {
@@ -113,7 +113,11 @@ impl Pool {
     }
 
     /// Takes an open idle connection for this key.
-    pub fn checkout(self: &Rc<Self>, key: &PoolKey, keepalive: KeepalivePool) -> Option<PooledConnection> {
+    pub(crate) fn checkout(
+        self: &Rc<Self>,
+        key: &PoolKey,
+        keepalive: KeepalivePool,
+    ) -> Option<PooledConnection> {
         let mut idle = self.idle.borrow_mut();
         let list = idle.get_mut(key)?;
         // The youngest first: the node is least likely to have closed it.
@@ -135,7 +139,7 @@ impl Pool {
     }
 
     /// Counts a new connection as in use.
-    pub fn checkout_new(
+    pub(crate) fn checkout_new(
         self: &Rc<Self>,
         key: PoolKey,
         keepalive: KeepalivePool,
@@ -154,21 +158,21 @@ impl Pool {
         }
     }
 
-    pub fn idle_count(&self) -> usize {
+    pub(crate) fn idle_count(&self) -> usize {
         self.idle.borrow().values().map(Vec::len).sum()
     }
 
-    pub fn in_use(&self) -> usize {
+    pub(crate) fn in_use(&self) -> usize {
         self.in_use.get()
     }
 
     /// Closes every idle connection, at the end of a drain.
-    pub fn clear(&self) {
+    pub(crate) fn clear(&self) {
         self.idle.borrow_mut().clear();
     }
 
     /// Closes the connection that has been idle for longest, if there is one.
-    pub fn evict_oldest(&self) {
+    pub(crate) fn evict_oldest(&self) {
         let mut idle = self.idle.borrow_mut();
         // The first of each list: connections are taken and returned at its end.
         let oldest = idle
@@ -195,16 +199,16 @@ impl Pool {
 
 impl PooledConnection {
     /// The address of the node.
-    pub fn addr(&self) -> SocketAddr {
+    pub(crate) fn addr(&self) -> SocketAddr {
         self.key.addr
     }
 
-    pub fn is_closed(&self) -> bool {
+    pub(crate) fn is_closed(&self) -> bool {
         self.sender.is_closed()
     }
 
     /// Returns the connection to the pool, within the limits of `keepalive_pool`.
-    pub fn release(mut self) {
+    pub(crate) fn release(mut self) {
         // From here on hyper ends the connection, in order.
         let Some(abort) = self.abort.0.take() else { return };
         let requests = self.requests.saturating_add(1);
@@ -227,19 +231,19 @@ impl PooledConnection {
 ///
 /// A connection holds its permit until its descriptor is closed. Without a free permit the oldest
 /// idle connection is closed, and the next permit goes to the request that has waited longest.
-pub struct ConnectionPermits {
+pub(crate) struct ConnectionPermits {
     semaphore: Arc<Semaphore>,
     pool: Rc<Pool>,
 }
 
 impl ConnectionPermits {
     /// At least one permit. `pool` has the idle connections that may be closed.
-    pub fn new(max: usize, pool: Rc<Pool>) -> Self {
+    pub(crate) fn new(max: usize, pool: Rc<Pool>) -> Self {
         Self { semaphore: Arc::new(Semaphore::new(max.clamp(1, Semaphore::MAX_PERMITS))), pool }
     }
 
     /// Waits for a free permit.
-    pub async fn acquire(&self) -> Option<OwnedSemaphorePermit> {
+    pub(crate) async fn acquire(&self) -> Option<OwnedSemaphorePermit> {
         if let Ok(permit) = Arc::clone(&self.semaphore).try_acquire_owned() {
             return Some(permit);
         }

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use hyper::body::{Body, Frame, SizeHint};
 
-use crate::body::asked::IncomingBody;
+use crate::http::incoming_body::IncomingBody;
 use crate::io::linger::LingerLimits;
 use crate::reason::Reason;
 use crate::runtime::{self, Timer};

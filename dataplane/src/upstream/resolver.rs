@@ -33,14 +33,14 @@ pub struct Resolver {
 }
 
 /// A worker's cache.
-pub struct ResolverCache {
+pub(crate) struct ResolverCache {
     resolver: Resolver,
     cache: RefCell<HashMap<String, CachedAddresses>>,
 }
 
 /// The addresses of a node's host.
 #[derive(Debug, Clone)]
-pub enum Addresses {
+pub(crate) enum Addresses {
     Literal([IpAddr; 1]),
     Resolved(Rc<[IpAddr]>),
 }
@@ -92,12 +92,12 @@ fn run_lookups(queue: &Mutex<mpsc::Receiver<Lookup>>) {
 }
 
 impl ResolverCache {
-    pub fn new(resolver: Resolver) -> Self {
+    pub(crate) fn new(resolver: Resolver) -> Self {
         Self { resolver, cache: RefCell::new(HashMap::new()) }
     }
 
     /// Gives the addresses of a node's host. Empty: the name does not resolve.
-    pub async fn resolve(&self, host: &str) -> Addresses {
+    pub(crate) async fn resolve(&self, host: &str) -> Addresses {
         let literal = host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(host);
         match literal.parse() {
             Ok(ip) => Addresses::Literal([ip]),

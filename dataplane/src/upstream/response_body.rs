@@ -16,7 +16,7 @@ use super::pool::PooledConnection;
 use super::request_body::SendProgress;
 use crate::io::coarse_timer::{CoarseTimer, CoarseTimers};
 
-pub struct UpstreamResponseBody {
+pub(crate) struct UpstreamResponseBody {
     incoming: Incoming,
     /// `None`: released, or closed after an error.
     connection: Option<PooledConnection>,
@@ -30,7 +30,7 @@ pub struct UpstreamResponseBody {
 
 /// The response ended early, and so does the one to the client.
 #[derive(Debug, thiserror::Error)]
-pub enum UpstreamBodyError {
+pub(crate) enum UpstreamBodyError {
     #[error("the upstream's answer broke off: {0}")]
     Http(#[from] hyper::Error),
     /// The response has ended, and the connection stays open without the rest of the request's
@@ -43,7 +43,7 @@ pub enum UpstreamBodyError {
 
 impl UpstreamResponseBody {
     /// `read_timeout`: the longest pause between two frames.
-    pub fn new(
+    pub(crate) fn new(
         incoming: Incoming,
         connection: PooledConnection,
         progress: SendProgress,

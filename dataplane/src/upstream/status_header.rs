@@ -7,24 +7,24 @@ pub(crate) const X_APISIX_UPSTREAM_STATUS: HeaderName = HeaderName::from_static(
 
 /// The statuses of an exchange, one for each attempt.
 #[derive(Debug, Default)]
-pub struct UpstreamStatus {
+pub(crate) struct UpstreamStatus {
     failed: Vec<StatusCode>,
     answered: Option<StatusCode>,
 }
 
 impl UpstreamStatus {
     /// Records a failed attempt.
-    pub fn record_failure(&mut self, status: StatusCode) {
+    pub(crate) fn record_failure(&mut self, status: StatusCode) {
         self.failed.push(status);
     }
 
-    pub fn record_response(&mut self, status: StatusCode) {
+    pub(crate) fn record_response(&mut self, status: StatusCode) {
         self.answered = Some(status);
     }
 
     /// The value of the header, such as `502, 200`: `always`, or when the last attempt ended with
     /// 5xx. `None`, too, without any attempt.
-    pub fn header_value(&self, always: bool) -> Option<HeaderValue> {
+    pub(crate) fn header_value(&self, always: bool) -> Option<HeaderValue> {
         let last =
             self.answered.or(self.failed.last().copied()).filter(|last| always || last.is_server_error())?;
         if self.failed.is_empty() {

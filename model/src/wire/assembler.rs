@@ -31,8 +31,8 @@ pub struct ResourceError {
 
 impl ResourceError {
     /// Encodes the error for a NACK.
-    pub fn to_wire(&self) -> push::Refusal {
-        push::Refusal {
+    pub fn to_wire(&self) -> push::ResourceError {
+        push::ResourceError {
             key: self.key.as_ref().map(key_to_wire),
             field: self.problem.field.clone(),
             problem: self.problem.to_string(),
@@ -40,10 +40,10 @@ impl ResourceError {
     }
 
     /// Decodes the error of a NACK. An invalid key is dropped, because the message still helps.
-    pub fn from_wire(refusal: &push::Refusal) -> ResourceError {
+    pub fn from_wire(error: &push::ResourceError) -> ResourceError {
         ResourceError {
-            key: refusal.key.as_ref().and_then(|key| key_from_wire(key).ok()),
-            problem: Problem::new(&refusal.field, &refusal.problem),
+            key: error.key.as_ref().and_then(|key| key_from_wire(key).ok()),
+            problem: Problem::new(&error.field, &error.problem),
         }
     }
 }

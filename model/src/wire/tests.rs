@@ -34,7 +34,7 @@ fn cut(delta: &Delta) -> Vec<push::Chunk> {
 }
 
 #[track_caller]
-fn error_of(result: Result<Option<Delta>, Vec<ResourceError>>) -> String {
+fn error_text(result: Result<Option<Delta>, Vec<ResourceError>>) -> String {
     match result {
         Err(errors) => errors.iter().map(|error| error.problem.to_string()).collect::<Vec<_>>().join("; "),
         Ok(_) => panic!("was not rejected"),
@@ -133,12 +133,12 @@ fn a_delta_is_complete_after_its_last_chunk() {
 #[test]
 fn a_delta_from_another_revision_is_rejected() {
     let mut assembler = DeltaAssembler::new(4);
-    let text = error_of(assembler.push(cut(&delta(0, 5, &["1"]))[0].clone()));
+    let text = error_text(assembler.push(cut(&delta(0, 5, &["1"]))[0].clone()));
     assert!(text.contains("starts from revision 0") && text.contains("at 4"), "{text}");
     // A delta that follows a rejected one is rejected, too.
     let next = cut(&delta(4, 6, &["1"]));
     assert!(assembler.push(next[0].clone()).unwrap().is_some());
-    error_of(assembler.push(cut(&delta(6, 7, &["2"]))[0].clone()));
+    error_text(assembler.push(cut(&delta(6, 7, &["2"]))[0].clone()));
     assembler.set_revision(6);
     assert!(assembler.push(cut(&delta(6, 7, &["2"]))[0].clone()).unwrap().is_some());
     assembler.set_revision(7);
@@ -159,13 +159,13 @@ fn a_missing_chunk_rejects_the_delta() {
     let pieces = cut(&first);
     let mut assembler = DeltaAssembler::new(0);
     assert_eq!(assembler.push(pieces[0].clone()).unwrap(), None);
-    assert!(error_of(assembler.push(pieces[2].clone())).contains("chunk 2 came where chunk 1 was due"));
+    assert!(error_text(assembler.push(pieces[2].clone())).contains("chunk 2 came where chunk 1 was due"));
     assert_eq!(assembler.push(pieces[3].clone()).unwrap(), None, "the rest says nothing");
     // The next delta is accepted again.
     let again = cut(&delta(0, 3, &["1"]));
     assert!(assembler.push(again[0].clone()).unwrap().is_some());
     // A delta without its first chunk.
-    assert!(error_of(assembler.push(pieces[1].clone())).contains("chunk 1 came where chunk 0 was due"));
+    assert!(error_text(assembler.push(pieces[1].clone())).contains("chunk 1 came where chunk 0 was due"));
 }
 
 #[test]
@@ -173,7 +173,7 @@ fn chunks_of_two_deltas_do_not_mix() {
     let (one, other) = (cut(&delta(0, 2, &["1", "2"])), cut(&delta(0, 3, &["1", "2"])));
     let mut assembler = DeltaAssembler::new(0);
     assembler.push(one[0].clone()).unwrap();
-    assert!(error_of(assembler.push(other[1].clone())).contains("within"));
+    assert!(error_text(assembler.push(other[1].clone())).contains("within"));
     assert!(assembler.push(other[0].clone()).unwrap().is_none());
     assert!(assembler.push(other[1].clone()).unwrap().is_some());
 }
@@ -184,11 +184,11 @@ fn limits_reject_a_delta_before_it_is_collected() {
     let mut assembler = DeltaAssembler::with_limits(0, DeltaLimits { bytes: 1 << 20, resources: 2 });
     assembler.push(pieces[0].clone()).unwrap();
     assembler.push(pieces[1].clone()).unwrap();
-    assert!(error_of(assembler.push(pieces[2].clone())).contains("limit of 2 resources"));
+    assert!(error_text(assembler.push(pieces[2].clone())).contains("limit of 2 resources"));
     let bytes = pieces[0].encoded_len() + 1;
     let mut assembler = DeltaAssembler::with_limits(0, DeltaLimits { bytes, resources: 9 });
     assembler.push(pieces[0].clone()).unwrap();
-    assert!(error_of(assembler.push(pieces[1].clone())).contains("bytes"));
+    assert!(error_text(assembler.push(pieces[1].clone())).contains("bytes"));
 }
 
 #[test]
@@ -199,7 +199,7 @@ fn a_duplicate_key_is_rejected() {
     let pieces = cut(&twice);
     assembler.push(pieces[0].clone()).unwrap();
     assembler.push(pieces[1].clone()).unwrap();
-    assert!(error_of(assembler.push(pieces[2].clone())).contains("routes/1 occurs twice"));
+    assert!(error_text(assembler.push(pieces[2].clone())).contains("routes/1 occurs twice"));
 }
 
 #[test]
@@ -217,9 +217,9 @@ fn every_invalid_resource_is_reported_and_none_applied() {
     assembler.push(pieces[0].clone()).unwrap();
     assembler.push(pieces[1].clone()).unwrap();
     let errors = assembler.push(pieces[2].clone()).unwrap_err();
-    let fields: Vec<_> =
+    let keys: Vec<_> =
         errors.iter().map(|error| (error.key.as_ref().unwrap().to_string(), &*error.problem.field)).collect();
-    assert_eq!(fields, [("routes/1".to_owned(), "uris[1]"), ("routes/3".to_owned(), "uris[1]")]);
+    assert_eq!(keys, [("routes/1".to_owned(), "uris[1]"), ("routes/3".to_owned(), "uris[1]")]);
     let wire = sent(&errors[0].to_wire());
     assert_eq!(ResourceError::from_wire(&wire).key, errors[0].key);
     assert!(wire.problem.contains("inside a path segment"));

@@ -95,10 +95,10 @@ async fn etcd_store(demo: &Environment) -> anyhow::Result<bool> {
     let settings = etcd.settings(demo)?;
     let program = program_path("controlplane");
     let mallory = fs::canonicalize(demo.file(""))?.join("mallory");
-    let stranger = format!("ETCD_CLIENT={} \\\n  {program} -c {settings}", mallory.display());
+    let outsider = format!("ETCD_CLIENT={} \\\n  {program} -c {settings}", mallory.display());
     good &= expect_failure(
         "A control plane whose certificate is of another CA does not start, and says why:",
-        &stranger,
+        &outsider,
         "etcd refuses our client certificate",
     )
     .await?;
@@ -118,7 +118,7 @@ async fn etcd_store(demo: &Environment) -> anyhow::Result<bool> {
 
 async fn admin_api(demo: &Environment) -> anyhow::Result<bool> {
     let key = demo.key_header();
-    let stranger = format!("{} \\\n  {key}", demo.client("mallory"));
+    let outsider = format!("{} \\\n  {key}", demo.client("mallory"));
     let certificate = demo.client("admin-client");
     let mut good = step(
         "With a certificate of the Admin CA and the API key:",
@@ -134,7 +134,7 @@ async fn admin_api(demo: &Environment) -> anyhow::Result<bool> {
     .await?;
     good &= step(
         "With a certificate of another CA:",
-        &demo.admin_with(&stranger, "routes"),
+        &demo.admin_with(&outsider, "routes"),
         Expect::Answer(400, "The SSL certificate error"),
     )
     .await?;

@@ -50,8 +50,9 @@ pub(super) async fn expect_failure(about: &str, command: &str, text: &str) -> an
     println!("\n   {about}");
     print_command(command);
     let output = in_shell(command).await?;
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    let last = said.lines().rfind(|line| line.contains(text)).or(said.lines().last()).unwrap_or_default();
+    let printed = String::from_utf8_lossy(&output.stderr).into_owned();
+    let last =
+        printed.lines().rfind(|line| line.contains(text)).or(printed.lines().last()).unwrap_or_default();
     let good = !output.status.success() && last.contains(text);
     println!("   {} exit {}: {last}", mark(good), output.status.code().unwrap_or(-1));
     if !good {
@@ -65,9 +66,9 @@ pub(super) async fn expect_output(about: &str, command: &str, texts: &[&str]) ->
     println!("\n   {about}");
     print_command(command);
     let output = in_shell(command).await?;
-    let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    let good = output.status.success() && texts.iter().all(|text| said.contains(text));
-    println!("   {} {}", mark(good), shortened(&said, 150));
+    let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+    let good = output.status.success() && texts.iter().all(|text| printed.contains(text));
+    println!("   {} {}", mark(good), shortened(&printed, 150));
     if !good {
         println!("     expected {texts:?}; {}", String::from_utf8_lossy(&output.stderr).trim());
     }

@@ -22,7 +22,7 @@ pub struct Authorities {
 }
 
 impl Authorities {
-    pub fn mint() -> Self {
+    pub fn generate() -> Self {
         Self { servers: Authority::root("Test etcd CA"), clients: Authority::root("Test etcd Client CA") }
     }
 

@@ -1,4 +1,4 @@
-//! nginx's `ssl_verify_client on`: every handshake succeeds, and each request is judged by the
+//! nginx's `ssl_verify_client on`: every handshake succeeds, and each request is checked by the
 //! client's certificate.
 //!
 //! [`super::Upstream::strict`] responds with 400 to clients that [`accepts`] rejects.

@@ -141,7 +141,7 @@ impl WorldBuilder {
         let names = (0..self.control_planes).map(control_name);
         let mut world = World {
             folder,
-            credentials: Credentials::mint(),
+            credentials: Credentials::generate(),
             settings: self.settings,
             controls: names.map(|name| Plane::new(Program::Control, &name)).collect(),
             nodes: Vec::new(),

@@ -15,7 +15,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpSocket, TcpStream};
 
 /// A client that no trust setting lists.
-const STRANGER: &str = "127.0.0.1";
+const UNTRUSTED: &str = "127.0.0.1";
 /// A proxy in `real_ip_from`.
 const PROXY: &str = "127.0.0.2";
 /// A proxy in `trusted_addresses`.
@@ -72,7 +72,7 @@ async fn routes_variables_headers_and_logs_use_the_real_ip() {
         document.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
         document
     };
-    let told = "$remote_addr|$remote_port|$realip_remote_addr";
+    let template = "$remote_addr|$remote_port|$realip_remote_addr";
     world
         .apply(&[
             ("routes/net", to(json!({"uri": "/net", "remote_addrs": ["192.0.2.0/24"]}))),
@@ -81,9 +81,9 @@ async fn routes_variables_headers_and_logs_use_the_real_ip() {
                 to(json!({"uri": "/vars", "vars": [["remote_addr", "ipmatch", ["192.0.2.0/24"]]]})),
             ),
             (
-                "routes/told",
+                "routes/forwarded",
                 to(json!({
-                    "uri": "/told", "plugins": {"proxy-rewrite": {"headers": {"set": {"X-Told": told}}}},
+                    "uri": "/forwarded", "plugins": {"proxy-rewrite": {"headers": {"set": {"X-Address": template}}}},
                 })),
             ),
             ("routes/all", to(json!({"uri": "/elsewhere"}))),
@@ -99,22 +99,23 @@ async fn routes_variables_headers_and_logs_use_the_real_ip() {
             (PROXY, "X-Real-IP: 192.0.2.7\r\n", false),
             (PROXY, "X_Forwarded_For: 192.0.2.7\r\n", false),
             (PROXY, "", false),
-            (STRANGER, client, false),
+            (UNTRUSTED, client, false),
         ] {
             let answer = ask(&world, from, path, lines).await;
             let status = if found { "HTTP/1.1 200" } else { "HTTP/1.1 404" };
             assert!(answer.starts_with(status), "{path} {from} {lines}: {answer}");
         }
     }
-    let headers = body(&ask(&world, PROXY, "/told", client).await)["headers"].take();
-    assert_eq!(headers["x-told"], format!("192.0.2.7||{PROXY}"));
+    let headers = body(&ask(&world, PROXY, "/forwarded", client).await)["headers"].take();
+    assert_eq!(headers["x-address"], format!("192.0.2.7||{PROXY}"));
     assert_eq!(headers["x-real-ip"], "192.0.2.7");
     assert_eq!(headers["x-forwarded-for"], "6.6.6.6, 192.0.2.7, 127.0.0.2, 192.0.2.7");
     let headers =
-        body(&ask(&world, PROXY, "/told", "X-Forwarded-For: [2001:db8::7]:443\r\n").await)["headers"].take();
-    assert_eq!(headers["x-told"], format!("2001:db8::7|443|{PROXY}"));
-    let headers = body(&ask(&world, STRANGER, "/told", client).await)["headers"].take();
-    assert_eq!(headers["x-real-ip"], STRANGER);
+        body(&ask(&world, PROXY, "/forwarded", "X-Forwarded-For: [2001:db8::7]:443\r\n").await)["headers"]
+            .take();
+    assert_eq!(headers["x-address"], format!("2001:db8::7|443|{PROXY}"));
+    let headers = body(&ask(&world, UNTRUSTED, "/forwarded", client).await)["headers"].take();
+    assert_eq!(headers["x-real-ip"], UNTRUSTED);
 
     ask(&world, PROXY, "/nowhere", "X-Forwarded-For: 203.0.113.5\r\n").await;
     world.node_log().line_with(&["no_route", "203.0.113.5 via 127.0.0.2:"]).await;
@@ -158,15 +159,15 @@ async fn the_real_ip_is_used_over_tls_and_h2() {
 #[tokio::test]
 async fn by_default_no_peer_sets_the_real_ip() {
     let (world, _upstream) = world_with(json!({})).await;
-    let headers = seen(&world, STRANGER, "X-Real-IP: 192.0.2.7\r\nX-Forwarded-For: 192.0.2.8\r\n").await;
-    assert_eq!(headers["x-real-ip"], STRANGER);
-    assert_eq!(headers["x-forwarded-for"], format!("192.0.2.8, {STRANGER}"));
+    let headers = seen(&world, UNTRUSTED, "X-Real-IP: 192.0.2.7\r\nX-Forwarded-For: 192.0.2.8\r\n").await;
+    assert_eq!(headers["x-real-ip"], UNTRUSTED);
+    assert_eq!(headers["x-forwarded-for"], format!("192.0.2.8, {UNTRUSTED}"));
 }
 
 #[tokio::test]
 async fn invalid_real_ip_settings_fail_the_start() {
     let (world, _upstream) = world_with(json!({})).await;
-    for (http, told) in [
+    for (http, message) in [
         (json!({"real_ip_header": "proxy_protocol"}), "the PROXY protocol is not supported"),
         (json!({"real_ip_from": ["lb.example"]}), "names are not looked up"),
         (json!({"real_ip_recursive": "maybe"}), "expected on or off"),
@@ -177,7 +178,7 @@ async fn invalid_real_ip_settings_fail_the_start() {
             let arguments = [check, &[path.to_str().unwrap()]].concat();
             let ended = run_to_end(program, &arguments, world.folder()).await;
             let text = format!("{}{}", ended.stdout, ended.stderr);
-            assert!(!ended.status.success() && text.contains(told), "{program} {http}: {text}");
+            assert!(!ended.status.success() && text.contains(message), "{program} {http}: {text}");
         }
     }
 }
@@ -200,7 +201,7 @@ const SPELT: &str = "X_Forwarded_For: forged\r\nX-Forwarded_For: forged\r\nX-Rea
 async fn client_claims_reach_no_upstream() {
     let (world, upstream) = world_with(json!({"apisix": {"trusted_addresses": [TRUSTED]}})).await;
     for lines in [FORGED, ADDRESSES, SPELT] {
-        let headers = seen(&world, STRANGER, lines).await;
+        let headers = seen(&world, UNTRUSTED, lines).await;
         assert!(!headers.to_string().contains("forged"), "{headers:#}");
     }
     // A trusted proxy may send addresses but no identities, in one spelling only.
@@ -218,8 +219,8 @@ async fn client_claims_reach_no_upstream() {
     world.apply(&[("routes/set", document)]).await;
     let listed = "Connection: close, Remote-User, X-Real-IP, X_Real_IP\r\n";
     let headers =
-        body(&ask(&world, STRANGER, "/set", &format!("{FORGED}{SPELT}{listed}")).await)["headers"].take();
-    assert_eq!((&headers["remote-user"], &headers["x-seen-by"]), (&json!("ours"), &json!(STRANGER)));
+        body(&ask(&world, UNTRUSTED, "/set", &format!("{FORGED}{SPELT}{listed}")).await)["headers"].take();
+    assert_eq!((&headers["remote-user"], &headers["x-seen-by"]), (&json!("ours"), &json!(UNTRUSTED)));
     assert!(!headers.to_string().contains("forged"), "{headers:#}");
 }
 
@@ -228,7 +229,7 @@ async fn ordinary_headers_reach_the_upstream() {
     let (world, _upstream) = world_with(json!({})).await;
     let lines = "Authorization: Basic YTpi\r\nX-User-Id: 7\r\nX-Auth-Token: t\r\nX_Odd.Name: o\r\nX-Client-Version: 1\r\n\
                  X-Access-Token: a\r\n";
-    let headers = seen(&world, STRANGER, lines).await;
+    let headers = seen(&world, UNTRUSTED, lines).await;
     for (name, value) in [
         ("authorization", "Basic YTpi"),
         ("x-user-id", "7"),
@@ -269,13 +270,13 @@ async fn a_trusted_peer_sends_its_headers_and_we_the_rest() {
     );
     let headers = seen(
         &world,
-        STRANGER,
+        UNTRUSTED,
         "X-Forwarded-For: 192.0.2.7\r\nX-Forwarded-Proto: forged\r\nForwarded: for=1\r\n",
     )
     .await;
     assert_eq!(
         (&headers["x-forwarded-for"], &headers["x-forwarded-proto"]),
-        (&json!(STRANGER), &json!("http"))
+        (&json!(UNTRUSTED), &json!("http"))
     );
     assert!(headers["forwarded"].is_null());
 

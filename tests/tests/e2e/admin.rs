@@ -22,7 +22,7 @@ async fn control_only() -> World {
 #[tokio::test]
 async fn the_admin_api_needs_certificate_and_key() {
     let world = control_only().await;
-    world.write_credential("stranger", &world.credentials.strangers.client("administrator"));
+    world.write_credential("untrusted", &world.credentials.untrusted.client("administrator"));
     let port = world.admin_address().port();
     let (resolve, url) =
         (format!("admin.test:{port}:127.0.0.1"), format!("https://admin.test:{port}/apisix/admin/routes"));
@@ -44,9 +44,9 @@ async fn the_admin_api_needs_certificate_and_key() {
     assert_eq!((bare.exit, bare.status), (0, 400), "{bare:?}");
     assert!(bare.body.contains("No required SSL certificate was sent"), "{bare:?}");
 
-    let stranger = call(owned(&["--cert", "stranger.crt", "--key", "stranger.key", "-H", &key])).await;
-    assert_eq!((stranger.exit, stranger.status), (0, 400), "{stranger:?}");
-    assert!(stranger.body.contains("The SSL certificate error"), "{stranger:?}");
+    let untrusted = call(owned(&["--cert", "untrusted.crt", "--key", "untrusted.key", "-H", &key])).await;
+    assert_eq!((untrusted.exit, untrusted.status), (0, 400), "{untrusted:?}");
+    assert!(untrusted.body.contains("The SSL certificate error"), "{untrusted:?}");
 
     let keyless = call(owned(&certificate)).await;
     assert_eq!((keyless.exit, keyless.status), (0, 401), "{keyless:?}");
@@ -197,7 +197,7 @@ async fn the_fleet_lists_acknowledged_revisions() {
 #[tokio::test]
 async fn the_admin_port_trusts_no_other_authority() {
     let world = control_only().await;
-    let roots = certificates(world.credentials.strangers.certificate_pem());
+    let roots = certificates(world.credentials.untrusted.certificate_pem());
     let refused = HttpClient::new(world.admin_address(), "admin.test", roots).connect().await;
     assert!(refused.is_err(), "a client must notice that this is not its control plane");
     let node = world.credentials.node("node-1");

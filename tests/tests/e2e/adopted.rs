@@ -60,13 +60,13 @@ async fn refused_and_not_answered_by_the_wildcard(world: &World, why: &str) {
     let mut other = world.client("other.app.test").connect().await.unwrap();
     assert_eq!(status(&mut other, "other.app.test", "/").await, StatusCode::OK);
     assert_eq!(status(&mut other, "secret.app.test", "/").await, StatusCode::SERVICE_UNAVAILABLE);
-    assert!(world.metric("countersign_refused_total{reason=\"blocked_site\"}").await >= 3);
-    world.node_log().line_with(&["handshake refused", "blocked_site", "ssl secret is blocked", why]).await;
+    assert!(world.metric("countersign_errors_total{reason=\"blocked_site\"}").await >= 3);
+    world.node_log().line_with(&["handshake rejected", "blocked_site", "ssl secret is blocked", why]).await;
     world.control_log().line_with(&["ERROR", "a stored document is not usable", "ssls/secret", why]).await;
     let found = world.admin().get("lint").await.body;
     let of_site = |found: &&Value| found["resource"] == "ssls/secret" && found["severity"] == "error";
-    let told: Vec<_> = found["list"].as_array().unwrap().iter().filter(of_site).collect();
-    assert!(told.len() == 1 && told[0]["message"].as_str().unwrap().contains(why), "{found}");
+    let of_this_site: Vec<_> = found["list"].as_array().unwrap().iter().filter(of_site).collect();
+    assert!(of_this_site.len() == 1 && of_this_site[0]["message"].as_str().unwrap().contains(why), "{found}");
 }
 
 fn secret(world: &World) -> (Credential, Value) {
@@ -176,16 +176,16 @@ async fn an_undecryptable_upstream_key_blocks_and_shadows() {
         let reply = session.get(path).await.unwrap();
         assert_eq!(reply.status, StatusCode::SERVICE_UNAVAILABLE, "{path}");
         assert!(!reply.text().contains("blocked"), "reasons are not for the peer: {}", reply.text());
-        let refused = world.metric(&format!("countersign_refused_total{{reason=\"{reason}\"}}")).await;
+        let refused = world.metric(&format!("countersign_errors_total{{reason=\"{reason}\"}}")).await;
         assert_eq!(refused, 1, "{reason}");
         let question = json!({"sni": "app.test", "uri": path});
-        let told = world.admin().call(http::Method::POST, "explain", Some(&question)).await.unwrap();
-        assert_eq!(told.body["outcome"]["reason"], reason);
+        let explained = world.admin().call(http::Method::POST, "explain", Some(&question)).await.unwrap();
+        assert_eq!(explained.body["outcome"]["reason"], reason);
     }
     assert_eq!(session.get("/else").await.unwrap().status, StatusCode::OK);
     assert_eq!(ask_plain(&world).await, "");
     assert_eq!(streams.connections(), 0);
-    assert_eq!(world.metric("countersign_refused_total{reason=\"blocked_stream_route\"}").await, 1);
+    assert_eq!(world.metric("countersign_errors_total{reason=\"blocked_stream_route\"}").await, 1);
 
     // Written again, the resource is served; the broader one was served all the time.
     let clear = route("app.test", "/inline", &[upstream.address()]);

@@ -197,11 +197,11 @@ async fn either_side_may_close_a_hibernated_connection() {
     let mut client = Client::new(world.verified_client("app.test").handshake().await.unwrap());
     client.ask(&get("/app/first"), "/app/first").await;
     client.io.shutdown().await.unwrap();
-    assert_eq!(bounded("the answer to a goodbye", client.io.read(&mut [0; 16])).await.unwrap(), 0);
+    assert_eq!(bounded("the reply to a close_notify", client.io.read(&mut [0; 16])).await.unwrap(), 0);
 
     // An end without close_notify would be an error here.
     let mut left = Client::new(world.verified_client("app.test").handshake().await.unwrap());
     let leaving = get("/app/last").replace("\r\n\r\n", "\r\nConnection: close\r\n\r\n");
     left.ask(&leaving, "/app/last").await;
-    assert_eq!(bounded("our goodbye", left.io.read(&mut [0; 16])).await.unwrap(), 0);
+    assert_eq!(bounded("our close_notify", left.io.read(&mut [0; 16])).await.unwrap(), 0);
 }

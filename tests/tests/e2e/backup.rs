@@ -27,8 +27,8 @@ async fn controlplane(world: &World, arguments: &[&str]) -> (bool, String) {
         .output()
         .await
         .unwrap();
-    let said = [output.stdout, output.stderr].concat();
-    (output.status.success(), String::from_utf8_lossy(&said).into_owned())
+    let text = [output.stdout, output.stderr].concat();
+    (output.status.success(), String::from_utf8_lossy(&text).into_owned())
 }
 
 #[tokio::test]
@@ -37,20 +37,20 @@ async fn the_fleet_follows_a_restored_backup() {
     let upstream = Upstream::plain("one").await;
     let admin = world.admin();
     world.apply(&[("routes/a", route(&upstream, "/a")), ("routes/b", route(&upstream, "/b"))]).await;
-    let (fine, said) = controlplane(&world, &["backup", "--to", "saved.redb"]).await;
-    assert!(fine && said.contains("2 documents") && said.contains("verified"), "{said}");
-    let (fine, said) = controlplane(&world, &["backup", "--to", "saved.redb"]).await;
-    assert!(!fine && said.contains("--overwrite"), "{said}");
+    let (fine, text) = controlplane(&world, &["backup", "--to", "saved.redb"]).await;
+    assert!(fine && text.contains("2 documents") && text.contains("verified"), "{text}");
+    let (fine, text) = controlplane(&world, &["backup", "--to", "saved.redb"]).await;
+    assert!(!fine && text.contains("--overwrite"), "{text}");
 
     admin.delete("routes/a").await;
     let newest = world.apply(&[("routes/c", route(&upstream, "/c"))]).await;
-    let (fine, said) = controlplane(&world, &["restore", "--from", "saved.redb"]).await;
-    assert!(!fine && said.contains("in use by another process"), "{said}");
+    let (fine, text) = controlplane(&world, &["restore", "--from", "saved.redb"]).await;
+    assert!(!fine && text.contains("in use by another process"), "{text}");
     assert_eq!(status_of(&world, "/c").await, StatusCode::OK);
 
     world.stop_control().await;
-    let (fine, said) = controlplane(&world, &["restore", "--from", "saved.redb"]).await;
-    assert!(fine && said.contains("2 documents"), "{said}");
+    let (fine, text) = controlplane(&world, &["restore", "--from", "saved.redb"]).await;
+    assert!(fine && text.contains("2 documents"), "{text}");
     world.start_control().await;
     let restored = world.admin().get("routes").await.body;
     assert_eq!(restored["total"], 2);

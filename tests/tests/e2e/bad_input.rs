@@ -38,11 +38,11 @@ async fn start(world: &World, program: &str, more: Value) -> ExitOutput {
 fn assert_explained(what: &str, ended: &ExitOutput, words: &[&str]) {
     assert_eq!(ended.status.code(), Some(1), "{what}: {ended:?}");
     assert!(!ended.stdout.contains("ready "), "{what}: {ended:?}");
-    let said = ended.stderr.to_lowercase();
+    let output = ended.stderr.to_lowercase();
     for word in words {
-        assert!(said.contains(&word.to_lowercase()), "{what}: no `{word}` in:\n{}", ended.stderr);
+        assert!(output.contains(&word.to_lowercase()), "{what}: no `{word}` in:\n{}", ended.stderr);
     }
-    assert!(!said.contains("panicked"), "{what}:\n{}", ended.stderr);
+    assert!(!output.contains("panicked"), "{what}:\n{}", ended.stderr);
 }
 
 #[tokio::test]
@@ -251,7 +251,7 @@ async fn invalid_documents_change_nothing() {
             &[parse_ca],
         ),
         (
-            "a field nobody knows",
+            "an unknown field",
             with("certificat", json!("x")),
             &["additional properties forbidden, found certificat"],
         ),
@@ -262,8 +262,8 @@ async fn invalid_documents_change_nothing() {
         {
             let answer = admin.call(method, path, Some(&document)).await.unwrap();
             assert_eq!(answer.status, StatusCode::BAD_REQUEST, "{what}: {answer:?}");
-            let said = answer.body["error_msg"].as_str().unwrap();
-            assert!(words.iter().all(|word| said.contains(word)), "{what}: {said}");
+            let text = answer.body["error_msg"].as_str().unwrap();
+            assert!(words.iter().all(|word| text.contains(word)), "{what}: {text}");
             assert!(answer.revision.is_none(), "{what}");
         }
     }
@@ -280,7 +280,7 @@ async fn malformed_admin_requests_get_the_contracts_messages() {
         async move { admin.call(method, path, body.as_ref()).await.unwrap() }
     };
     let upstream = json!({"nodes": {"127.0.0.1:1": 1}});
-    for (method, path, body, status, said) in [
+    for (method, path, body, status, expected) in [
         (Method::PUT, "upstreams", Some(upstream.clone()), 400, "missing upstream id"),
         (Method::PUT, "upstreams/1", None, 400, "missing configurations"),
         (Method::POST, "upstreams/1", Some(upstream.clone()), 400, "wrong upstream id, do not need it"),
@@ -293,7 +293,7 @@ async fn malformed_admin_requests_get_the_contracts_messages() {
         let text = answer.reply.text();
         assert_eq!(answer.status.as_u16(), status, "{method} {path}: {text}");
         assert!(
-            answer.body["error_msg"].as_str().is_some_and(|found| found.contains(said)),
+            answer.body["error_msg"].as_str().is_some_and(|found| found.contains(expected)),
             "{method} {path}: {text}"
         );
     }
@@ -341,7 +341,7 @@ async fn a_control_plane_with_the_wrong_name_is_rejected() {
 #[tokio::test]
 async fn a_control_plane_of_another_authority_is_rejected() {
     let world = World::builder().without_control().start().await;
-    let wrong = world.credentials.strangers.server(&["controlplane"]);
+    let wrong = world.credentials.untrusted.server(&["controlplane"]);
     start_with_push(world, &wrong, &["WARN"]).await;
 }
 
@@ -361,7 +361,7 @@ async fn a_node_with_a_wrong_authority_or_name_is_rejected() {
         let mut world = World::builder().nodes(&[]).start().await;
         let revision = world.admin().put("upstreams/u", &json!({"nodes": {"127.0.0.1:1": 1}})).await;
         let credential = if credential_of {
-            world.credentials.strangers.client("node-1")
+            world.credentials.untrusted.client("node-1")
         } else {
             world.credentials.node("node-2")
         };
@@ -385,9 +385,9 @@ async fn a_full_disk_fails_writes_and_loses_none() {
     if !possible.is_ok_and(|status| status.success()) {
         // Written past the test runner's capture, so that a skipped test does not look like a
         // passed one.
-        let said =
+        let text =
             b"skipped: a_full_disk: this machine gives no mount namespace, so there is no disk to fill\n";
-        std::io::stderr().write_all(said).unwrap();
+        std::io::stderr().write_all(text).unwrap();
         return;
     }
     let mut settings: Value =
@@ -418,7 +418,7 @@ async fn a_full_disk_fails_writes_and_loses_none() {
         assert!(written < 1000, "the disk never fills up");
     };
     assert!(refused.status.is_server_error(), "{refused:?}");
-    assert!(refused.body["error_msg"].as_str().is_some_and(|said| !said.is_empty()), "{refused:?}");
+    assert!(refused.body["error_msg"].as_str().is_some_and(|text| !text.is_empty()), "{refused:?}");
     for number in [0, written / 2, written - 1] {
         let kept = admin.get(&format!("upstreams/{number}")).await;
         assert_eq!(kept.body["value"]["desc"], number.to_string(), "{kept:?}");

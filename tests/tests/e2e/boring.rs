@@ -21,7 +21,7 @@ use rustls::{AlertDescription, ProtocolVersion};
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
 
-use crate::stream::{hello, said, streaming, to};
+use crate::stream::{hello, reply, streaming, to};
 
 const ALL: [&str; 3] = ["TLSv1.1", "TLSv1.2", "TLSv1.3"];
 
@@ -30,9 +30,9 @@ async fn world(test: &str, builder: WorldBuilder) -> Option<World> {
     if std::env::var_os("COUNTERSIGN_PROGRAMS").is_some() {
         return Some(builder.start().await);
     }
-    let said =
+    let output =
         format!("skipped: boring::{test}: the programs are without BoringSSL; `make test-boring` has them\n");
-    std::io::stderr().write_all(said.as_bytes()).expect("standard error is open");
+    std::io::stderr().write_all(output.as_bytes()).expect("standard error is open");
     None
 }
 
@@ -43,13 +43,19 @@ fn speaking(mut site: Value, versions: &[&str]) -> Value {
 }
 
 /// The output of `openssl s_client`, and whether the handshake succeeded.
-struct Said {
+struct OpensslOutput {
     text: String,
     shaken: bool,
 }
 
 /// Sends a request with OpenSSL in one TLS version (`-tls1_1`).
-async fn old(world: &World, version: &str, sni: &str, identity: Option<&Credential>, request: &str) -> Said {
+async fn old(
+    world: &World,
+    version: &str,
+    sni: &str,
+    identity: Option<&Credential>,
+    request: &str,
+) -> OpensslOutput {
     let mut command = tokio::process::Command::new("openssl");
     command
         .args(["s_client", "-connect", &world.https().to_string(), "-servername", sni, version])
@@ -78,7 +84,7 @@ async fn old(world: &World, version: &str, sni: &str, identity: Option<&Credenti
     drop(writing.await);
     let text = [output.stdout, output.stderr].concat();
     let text = String::from_utf8_lossy(&text).into_owned();
-    Said { shaken: text.contains("Verification: OK") && !text.contains("alert"), text }
+    OpensslOutput { shaken: text.contains("Verification: OK") && !text.contains("alert"), text }
 }
 
 fn get(path: &str, host: &str) -> String {
@@ -94,9 +100,9 @@ async fn everything(world: &World, sites: &[(&str, Value)]) -> Upstream {
 }
 
 async fn serves_old(world: &World, sni: &str) {
-    let said = old(world, "-tls1_1", sni, None, &get("/hello", sni)).await;
-    assert!(said.shaken && said.text.contains("HTTP/1.1 200"), "{}", said.text);
-    assert!(said.text.contains("Protocol  : TLSv1.1"), "{}", said.text);
+    let output = old(world, "-tls1_1", sni, None, &get("/hello", sni)).await;
+    assert!(output.shaken && output.text.contains("HTTP/1.1 200"), "{}", output.text);
+    assert!(output.text.contains("Protocol  : TLSv1.1"), "{}", output.text);
 }
 
 async fn serves(client: HttpClient, tls: Tls) {
@@ -147,9 +153,9 @@ async fn sites_use_their_tls_versions_or_the_settings() {
     let alert = world.client("gap.test").tls(Tls::V12).expect_alert().await;
     assert_eq!(alert, AlertDescription::ProtocolVersion);
     // The handshake without a site fails for old clients, too.
-    let refused = old(&world, "-tls1_1", "nobody.test", None, "").await;
+    let refused = old(&world, "-tls1_1", "unknown.test", None, "").await;
     assert!(refused.text.contains("unrecognized name"), "{}", refused.text);
-    world.node_log().line_with(&["reason=\"no_site\"", "sni=\"nobody.test\""]).await;
+    world.node_log().line_with(&["reason=\"no_site\"", "sni=\"unknown.test\""]).await;
 }
 
 #[tokio::test]
@@ -164,25 +170,25 @@ async fn both_engines_verify_clients_in_every_version() {
     )
     .await;
     let too_deep = clients.intermediate("One").intermediate("Two").client("deep");
-    let stranger = world.credentials.strangers.client("stranger");
+    let untrusted = world.credentials.untrusted.client("untrusted");
     let expired = clients.expired_client("expired");
     let refused: [(Option<&Credential>, &[&str]); 4] = [
         (None, &["reason=\"no_certificate\""]),
-        (Some(&stranger), &["reason=\"bad_certificate\"", "rule=\"unknown_issuer\""]),
-        (Some(&expired), &["reason=\"bad_certificate\"", "rule=\"expired\""]),
-        (Some(&too_deep), &["reason=\"bad_certificate\"", "rule=\"depth\""]),
+        (Some(&untrusted), &["reason=\"bad_certificate\"", "verify_reason=\"unknown_issuer\""]),
+        (Some(&expired), &["reason=\"bad_certificate\"", "verify_reason=\"expired\""]),
+        (Some(&too_deep), &["reason=\"bad_certificate\"", "verify_reason=\"depth\""]),
     ];
     for (name, versions) in
         [("old.test", &["-tls1_1", "-tls1_2", "-tls1_3"][..]), ("new.test", &["-tls1_2", "-tls1_3"])]
     {
         for (times, version) in (1..).zip(versions) {
-            let said =
+            let output =
                 old(&world, version, name, Some(&world.credentials.client), &get("/hello", name)).await;
-            assert!(said.text.contains("HTTP/1.1 200"), "{name} {version}: {}", said.text);
+            assert!(output.text.contains("HTTP/1.1 200"), "{name} {version}: {}", output.text);
             for (identity, log) in refused {
-                let said = old(&world, version, name, identity, &get("/hello", name)).await;
-                assert!(!said.text.contains("HTTP/1.1"), "{name} {version} {log:?}: {}", said.text);
-                assert!(said.text.contains("alert"), "{name} {version} {log:?}: {}", said.text);
+                let output = old(&world, version, name, identity, &get("/hello", name)).await;
+                assert!(!output.text.contains("HTTP/1.1"), "{name} {version} {log:?}: {}", output.text);
+                assert!(output.text.contains("alert"), "{name} {version} {log:?}: {}", output.text);
                 let sni = format!("sni=\"{name}\"");
                 let words: Vec<&str> = log.iter().copied().chain([sni.as_str()]).collect();
                 world.node_log().lines_with(&words, times).await;
@@ -204,17 +210,17 @@ async fn skip_rules_and_identity_headers_match_the_other_engine() {
         "tls": {"client_cert": gateway.certificate_pem, "client_key": gateway.key_pem},
     });
     world.apply(&[("ssls/1", document), ("routes/1", json!({"uri": "/*", "upstream": upstream}))]).await;
-    let stranger = world.credentials.strangers.client("stranger");
-    for identity in [None, Some(&stranger)] {
-        let said = old(&world, "-tls1_1", "app.test", identity, &get("/open", "app.test")).await;
-        assert!(said.text.contains("HTTP/1.1 200"), "{}", said.text);
-        assert!(said.text.contains("CN=gateway"), "{}", said.text);
-        let said = old(&world, "-tls1_1", "app.test", identity, &get("/closed", "app.test")).await;
-        assert!(said.text.contains("HTTP/1.1 400"), "{}", said.text);
+    let untrusted = world.credentials.untrusted.client("untrusted");
+    for identity in [None, Some(&untrusted)] {
+        let output = old(&world, "-tls1_1", "app.test", identity, &get("/open", "app.test")).await;
+        assert!(output.text.contains("HTTP/1.1 200"), "{}", output.text);
+        assert!(output.text.contains("CN=gateway"), "{}", output.text);
+        let output = old(&world, "-tls1_1", "app.test", identity, &get("/closed", "app.test")).await;
+        assert!(output.text.contains("HTTP/1.1 400"), "{}", output.text);
     }
     let good = Some(&world.credentials.client);
-    let said = old(&world, "-tls1_1", "app.test", good, &get("/closed", "app.test")).await;
-    assert!(said.text.contains("HTTP/1.1 200"), "{}", said.text);
+    let output = old(&world, "-tls1_1", "app.test", good, &get("/closed", "app.test")).await;
+    assert!(output.text.contains("HTTP/1.1 200"), "{}", output.text);
 }
 
 #[tokio::test]
@@ -226,20 +232,20 @@ async fn a_stream_requires_a_certificate_despite_skip_rules() {
     document["client"]["skip_mtls_uri_regex"] = json!(["^/"]);
     let route = json!({"upstream": to(&[upstream.address()])});
     world.apply(&[("ssls/1", document), ("stream_routes/1", route)]).await;
-    let stranger = world.credentials.strangers.client("stranger");
+    let untrusted = world.credentials.untrusted.client("untrusted");
     for tls in [Tls::V12, Tls::V13] {
         let client = world.tcp_client("app.test").tls(tls);
-        for refused in [client.clone(), client.clone().identity(&stranger)] {
+        for refused in [client.clone(), client.clone().identity(&untrusted)] {
             // TLS 1.3 rejects the client after its side of the handshake.
             if let Ok(mut stream) = refused.handshake().await {
-                assert_eq!(said(&mut stream).await, "");
+                assert_eq!(reply(&mut stream).await, "");
             }
         }
         assert_eq!(upstream.connections(), 0, "{tls:?}");
     }
     for (served, tls) in (1..).zip([Tls::V12, Tls::V13]) {
         let client = world.tcp_client("app.test").tls(tls).identity(&world.credentials.client);
-        assert_eq!(said(&mut client.handshake().await.unwrap()).await, hello("one"), "{tls:?}");
+        assert_eq!(reply(&mut client.handshake().await.unwrap()).await, hello("one"), "{tls:?}");
         assert_eq!(upstream.connections(), served);
     }
 }
@@ -265,9 +271,9 @@ async fn large_bodies_arrive_both_ways_over_both_protocols() {
         "POST /echo HTTP/1.1\r\nHost: app.test\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{text}",
         text.len()
     );
-    let said = old(&world, "-tls1_1", "app.test", Some(&world.credentials.client), &request).await;
-    let body: String = said.text.chars().filter(char::is_ascii_graphic).collect();
-    assert!(body.matches("abcdefghijklmnopqrstuvwxyz012345").count() >= 19_000, "{}", said.text.len());
+    let output = old(&world, "-tls1_1", "app.test", Some(&world.credentials.client), &request).await;
+    let body: String = output.text.chars().filter(char::is_ascii_graphic).collect();
+    assert!(body.matches("abcdefghijklmnopqrstuvwxyz012345").count() >= 19_000, "{}", output.text.len());
 }
 
 #[tokio::test]
@@ -277,22 +283,22 @@ async fn a_changed_policy_applies_at_once_without_resumption() {
     let good = Some(&world.credentials.client);
     let mut session = world.verified_client("app.test").connect().await.unwrap();
     assert_eq!(session.get("/").await.unwrap().status, StatusCode::OK);
-    let stricter = protected(world.open_site(), &world.credentials.strangers);
+    let stricter = protected(world.open_site(), &world.credentials.untrusted);
     world.apply(&[("ssls/1", speaking(stricter, &ALL))]).await;
     // The open connection answers 400 or is closed already.
     if let Ok(reply) = session.get("/").await {
         assert_eq!(reply.status, StatusCode::BAD_REQUEST);
     }
-    let said = old(&world, "-tls1_1", "app.test", good, &get("/", "app.test")).await;
-    assert!(said.text.contains("unknown ca"), "{}", said.text);
+    let output = old(&world, "-tls1_1", "app.test", good, &get("/", "app.test")).await;
+    assert!(output.text.contains("unknown ca"), "{}", output.text);
     // Between the engines and back.
     world.apply(&[("ssls/1", world.protected_site())]).await;
-    let said = old(&world, "-tls1_1", "app.test", good, &get("/", "app.test")).await;
-    assert!(!said.shaken, "{}", said.text);
+    let output = old(&world, "-tls1_1", "app.test", good, &get("/", "app.test")).await;
+    assert!(!output.shaken, "{}", output.text);
     world.apply(&[("ssls/1", speaking(world.protected_site(), &ALL))]).await;
-    let said = old(&world, "-tls1_1", "app.test", good, &get("/", "app.test")).await;
-    assert!(said.text.contains("HTTP/1.1 200"), "{}", said.text);
-    assert!(!said.text.contains("TLS session ticket:"), "{}", said.text);
+    let output = old(&world, "-tls1_1", "app.test", good, &get("/", "app.test")).await;
+    assert!(output.text.contains("HTTP/1.1 200"), "{}", output.text);
+    assert!(!output.text.contains("TLS session ticket:"), "{}", output.text);
 }
 
 /// A ClientHello of TLS 1.1 with this name: no signature_algorithms, two suites.
@@ -338,7 +344,7 @@ async fn hostile_bytes_end_only_their_connection() {
             [hello.clone(), record(22, &[[16, 255, 255, 255].as_slice(), &[0; 16000]].concat()).repeat(10)]
                 .concat(),
         ),
-        ("another name", old_hello("nobody.test")),
+        ("another name", old_hello("unknown.test")),
         ("no name", old_hello("")),
         ("a name that is none", old_hello("a..b\u{1}")),
         ("an address", old_hello("127.0.0.1")),

@@ -119,8 +119,8 @@ async fn sighup_reloads_both_programs_and_expiry_is_reported() {
 async fn a_broken_push_connection_is_repaired_by_files_alone() {
     let mut world = World::start().await;
     world.stop_control().await;
-    let stranger = world.credentials.strangers.server(&["controlplane"]);
-    world.write_credential("push-server", &stranger);
+    let untrusted = world.credentials.untrusted.server(&["controlplane"]);
+    world.write_credential("push-server", &untrusted);
     world.start_control().await;
     world.node_log().line_with(&["WARN", "its certificate is not from the CA"]).await;
     let status = json_of(world.status("/status").await);

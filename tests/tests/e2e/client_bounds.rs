@@ -169,7 +169,7 @@ async fn concurrent_requests_of_a_client_are_limited() {
     upstream.arrived(LIMIT + 1).await;
     world.node_log().line_with(&["too_many_requests", "countersign.limits.requests_per_client"]).await;
     let metrics = world.status("/metrics").await.text();
-    assert!(metrics.contains("countersign_refused_total{reason=\"too_many_requests\"} 2"), "{metrics}");
+    assert!(metrics.contains("countersign_errors_total{reason=\"too_many_requests\"} 2"), "{metrics}");
     // A finished request makes room.
     drop(held.pop());
     upstream.open_at_most(LIMIT).await;
@@ -261,5 +261,5 @@ async fn an_early_response_ends_the_upstream_connection() {
         one.read_exact(&mut status).await.unwrap();
         assert_eq!(status, answer.as_bytes()[..12]);
     }
-    assert_eq!(world.metric("countersign_upstream_active ").await, 0);
+    assert_eq!(world.metric("countersign_upstream_connections_active ").await, 0);
 }

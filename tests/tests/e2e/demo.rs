@@ -34,9 +34,9 @@ async fn check(path: Option<&Path>) -> (bool, String) {
 
 #[tokio::test]
 async fn every_scenario_of_the_demo_passes() {
-    let (content, said) = check(None).await;
-    assert_eq!(said.lines().last(), Some("5 scenarios passed, 0 failed"), "{said}");
-    assert!(content, "{said}");
+    let (content, output) = check(None).await;
+    assert_eq!(output.lines().last(), Some("5 scenarios passed, 0 failed"), "{output}");
+    assert!(content, "{output}");
 }
 
 #[tokio::test]
@@ -47,8 +47,8 @@ async fn without_etcd_the_demo_continues_and_fails() {
         let found = std::env::split_paths(&path).map(|folder| folder.join(name)).find(|file| file.is_file());
         std::os::unix::fs::symlink(found.unwrap(), programs.path().join(name)).unwrap();
     }
-    let (content, said) = check(Some(programs.path())).await;
+    let (content, output) = check(Some(programs.path())).await;
     let last = "4 scenarios passed, 0 failed, 1 NOT SHOWN (see above)";
-    assert_eq!(said.lines().last(), Some(last), "{said}");
-    assert!(said.contains("NOT SHOWN: there is no etcd on this machine") && !content, "{said}");
+    assert_eq!(output.lines().last(), Some(last), "{output}");
+    assert!(output.contains("NOT SHOWN: there is no etcd on this machine") && !content, "{output}");
 }

@@ -44,9 +44,9 @@ async fn unknown_clients_do_not_exhaust_descriptors() {
             known.push(world.verified_client("app.test").http(Http::One).connect().await.unwrap());
         }
         let mark = world.node_log().mark();
-        let mut strangers = Vec::new();
+        let mut clients = Vec::new();
         for _ in 0..400 {
-            strangers.push(TcpStream::connect(world.https()).await.unwrap());
+            clients.push(TcpStream::connect(world.https()).await.unwrap());
         }
         metric_is(&world, "countersign_workers_full ", 2).await;
         assert_eq!(world.status("/status/ready").await.status, StatusCode::OK);
@@ -65,7 +65,7 @@ async fn unknown_clients_do_not_exhaust_descriptors() {
         world.wait_persisted(revision).await;
         let lines = lines_after(world.node_log(), mark);
         assert!(lines < 20, "{lines} lines: {}", &world.node_log().text()[mark..]);
-        drop(strangers);
+        drop(clients);
         metric_is(&world, "countersign_workers_full ", 0).await;
         assert_eq!(world.verified_client("app.test").get("/").await.unwrap().status, StatusCode::OK);
     }
@@ -93,7 +93,7 @@ async fn a_full_worker_lets_connections_wait() {
         // The worker serves its connections and accepts no other.
         assert_eq!(first.get("/").await.unwrap().status, StatusCode::OK);
         assert!(waiting.iter().all(|waiting| !waiting.is_finished()));
-        assert_eq!(world.metric("countersign_connections_open ").await, 2);
+        assert_eq!(world.metric("countersign_client_connections_active ").await, 2);
         drop(second);
         for waiting in waiting {
             assert_eq!(bounded("a waiting connection is served", waiting).await.unwrap(), StatusCode::OK);
@@ -120,14 +120,14 @@ async fn unknown_clients_do_not_affect_the_push() {
     let world = world(&upstream, "io_uring", json!({}), LOW).await;
     world.control_log().line_with(&["limit on open descriptors is 256", "LimitNOFILE="]).await;
     let mark = world.control_log().mark();
-    let mut strangers = Vec::new();
+    let mut clients = Vec::new();
     for _ in 0..200 {
-        strangers.push(TcpStream::connect(world.admin_address()).await.unwrap());
-        strangers.push(TcpStream::connect(world.push_address()).await.unwrap());
+        clients.push(TcpStream::connect(world.admin_address()).await.unwrap());
+        clients.push(TcpStream::connect(world.push_address()).await.unwrap());
     }
     assert_eq!(world.control_status("/status/ready").await.status, StatusCode::OK);
     assert_eq!(world.metric("countersign_control_plane_connected ").await, 1);
-    drop(strangers);
+    drop(clients);
     let route = route("other.test", "/*", &[upstream.address()]);
     world.apply(&[("routes/other", route)]).await;
     let lines = lines_after(world.control_log(), mark);
@@ -149,7 +149,7 @@ async fn garbage_on_the_push_port_is_counted_and_rarely_logged() {
         one.await.unwrap();
     }
     let text = world.control_status("/metrics").await.text();
-    let name = "countersign_refused_total{reason=\"push_handshake\"} ";
+    let name = "countersign_errors_total{reason=\"push_handshake\"} ";
     let counted = text.lines().find_map(|line| line.strip_prefix(name)?.parse::<u64>().ok());
     assert_eq!(counted, Some(500), "{text}");
     let lines = lines_after(world.control_log(), mark);
@@ -166,8 +166,8 @@ async fn failed_accepts_are_logged_once_and_counted() {
         let mark = world.node_log().mark();
         let limit = async |count: usize| {
             let command = format!("prlimit --pid {} --nofile={count}:20000", world.node_id());
-            let said = Shell::new(world.folder()).run(&command).await;
-            assert_eq!(said.exit, 0, "{said:?}");
+            let output = Shell::new(world.folder()).run(&command).await;
+            assert_eq!(output.exit, 0, "{output:?}");
         };
         // Less than are open already.
         limit(3).await;

@@ -44,8 +44,8 @@ fn scenario(
     Scenario { what, client, shows, expected, rule }
 }
 
-fn credential(minted: &ca::IssuedCertificate) -> Credential {
-    Credential { certificate_pem: minted.chain_pem.clone(), key_pem: minted.key_pem.to_string() }
+fn credential(issued: &ca::IssuedCertificate) -> Credential {
+    Credential { certificate_pem: issued.chain_pem.clone(), key_pem: issued.key_pem.to_string() }
 }
 
 /// A counter of the first node.
@@ -58,10 +58,11 @@ async fn counter(world: &World, name: &str) -> u64 {
 
 /// Counters of a reason and, for certificates, of a rule.
 async fn counted(world: &World, reason: &str, rule: Option<&str>) -> (u64, u64) {
-    let by_reason = counter(world, &format!("countersign_refused_total{{reason=\"{reason}\"}}")).await;
+    let by_reason = counter(world, &format!("countersign_errors_total{{reason=\"{reason}\"}}")).await;
     let by_rule = match rule {
         Some(rule) => {
-            counter(world, &format!("countersign_client_certificates_refused_total{{rule=\"{rule}\"}}")).await
+            counter(world, &format!("countersign_client_certificate_rejections_total{{reason=\"{rule}\"}}"))
+                .await
         }
         None => 0,
     };
@@ -93,7 +94,7 @@ fn handshakes() -> Vec<Scenario> {
     let alice = LeafSpec::client("alice");
     let by = |authority: &ca::Authority, spec: &LeafSpec| Some(credential(&authority.issue(spec).unwrap()));
     let between = root.intermediate(&AuthoritySpec::new("Between")).unwrap();
-    let stranger = ca::Authority::root(&AuthoritySpec::new("Stranger")).unwrap();
+    let untrusted = ca::Authority::root(&AuthoritySpec::new("Untrusted")).unwrap();
     let namesake = ca::Authority::root(&AuthoritySpec::new("Root")).unwrap();
     let short = ca::Authority::root(&AuthoritySpec::new("Short").path_length(0)).unwrap();
     let below_short = short.intermediate(&AuthoritySpec::new("Below")).unwrap();
@@ -106,7 +107,7 @@ fn handshakes() -> Vec<Scenario> {
     let bad = "bad_certificate";
     vec![
         scenario("nothing", plain(), None, "no_certificate", None),
-        scenario("a stranger's", plain(), by(&stranger, &alice), bad, Some("unknown_issuer")),
+        scenario("an untrusted CA", plain(), by(&untrusted, &alice), bad, Some("unknown_issuer")),
         scenario(
             "an expired one",
             plain(),
@@ -203,7 +204,7 @@ async fn rejected_handshakes_are_explained() {
             format!("reason=\"{expected}\""),
             "peer=127.0.0.1:".into(),
         ];
-        words.extend(rule.map(|rule| format!("rule=\"{rule}\"")));
+        words.extend(rule.map(|rule| format!("verify_reason=\"{rule}\"")));
         if let Some(shown) = explained["client_certificate"].get("leaf") {
             for field in ["subject", "issuer", "serial", "fingerprint"] {
                 words.push(format!("{field}={}", shown[field]));
@@ -230,7 +231,7 @@ async fn names_without_a_site_are_explained() {
         assert_eq!(outcome["reason"], reason, "{sni:?}: {explained}");
         assert_eq!(counted(&world, reason, None).await.0, before + 1, "{sni:?}");
         let shown = sni.map(|sni| format!("sni=\"{sni}\"")).unwrap_or_default();
-        world.node_log().line_with(&["handshake refused", &format!("reason=\"{reason}\""), &shown]).await;
+        world.node_log().line_with(&["handshake rejected", &format!("reason=\"{reason}\""), &shown]).await;
     }
 }
 
@@ -322,8 +323,8 @@ async fn denied_requests_are_explained() {
         );
         let after = counted(&world, reason, rule).await;
         assert_eq!(after, (before.0 + 1, before.1 + u64::from(rule.is_some())), "{what}");
-        let mut words = vec!["request refused".to_owned(), format!("reason=\"{reason}\"")];
-        words.extend(rule.map(|rule| format!("rule=\"{rule}\"")));
+        let mut words = vec!["request denied".to_owned(), format!("reason=\"{reason}\"")];
+        words.extend(rule.map(|rule| format!("verify_reason=\"{rule}\"")));
         if rule.is_some() || reason == "misdirected" && shows.is_some() {
             words.push(format!("fingerprint={}", explained["client_certificate"]["leaf"]["fingerprint"]));
         }
@@ -344,7 +345,7 @@ async fn hostile_names_cannot_forge_a_log_line() {
     let name = "evil\n2026-01-01T00:00:00Z  INFO forged reason=\"none\"\r\u{1b}[31m\u{202e}";
     let forged = Authority::root("Other").issue(&LeafSpec::client(name).organization("x".repeat(4000)));
     world.client("app.test").identity(&forged).expect_alert().await;
-    let line = world.node_log().line_with(&["rule=\"unknown_issuer\"", "evil"]).await;
+    let line = world.node_log().line_with(&["verify_reason=\"unknown_issuer\"", "evil"]).await;
     assert!(line.len() < 4000, "{} bytes", line.len());
     let text = world.node_log().text();
     assert!(!text.lines().any(|line| line.starts_with("2026-01-01")), "{text}");
@@ -370,8 +371,9 @@ async fn a_flood_of_rejections_logs_few_lines_and_counts_all() {
         .node_log()
         .find("the whole flood", |text| {
             let flood = text.lines().filter(|line| line.contains("reason=\"no_certificate\""));
-            let (numbers, lines): (Vec<_>, Vec<_>) = flood.partition(|line| line.contains("were left out"));
-            let number = |line: &&str| line.split_once(" lines=")?.1.split(' ').next()?.parse::<u64>().ok();
+            let (numbers, lines): (Vec<_>, Vec<_>) = flood.partition(|line| line.contains("were suppressed"));
+            let number =
+                |line: &&str| line.split_once(" suppressed=")?.1.split(' ').next()?.parse::<u64>().ok();
             let left_out: u64 = numbers.iter().filter_map(number).sum();
             (lines.len() as u64 + left_out == FLOOD).then_some((lines.len() as u64, left_out))
         })

@@ -67,18 +67,18 @@ async fn without_certificates_both_programs_name_the_command() {
     ];
     let data = ["node.crt", "node.key", "push-ca.crt"];
     for (name, files) in [("controlplane", &control[..]), ("dataplane", &data[..])] {
-        let said = home.refused(name, &[]).await;
+        let output = home.refused(name, &[]).await;
         for file in files {
-            assert!(said.contains(&format!("conf/pki/{file} (")), "{file}: {said}");
+            assert!(output.contains(&format!("conf/pki/{file} (")), "{file}: {output}");
         }
-        assert!(said.contains("`controlplane pki init`"), "{said}");
+        assert!(output.contains("`controlplane pki init`"), "{output}");
     }
-    let said = home.refused("controlplane", &["check"]).await;
-    assert!(said.contains("push-server.key") && said.contains("`controlplane pki init`"), "{said}");
+    let output = home.refused("controlplane", &["check"]).await;
+    assert!(output.contains("push-server.key") && output.contains("`controlplane pki init`"), "{output}");
     // The command in the message creates the missing files.
     home.init(&[]).await;
-    let said = home.check().await;
-    assert!(said.ends_with("is fine: the control plane can start\n"), "{said}");
+    let output = home.check().await;
+    assert!(output.ends_with("is fine: the control plane can start\n"), "{output}");
 }
 
 #[tokio::test]
@@ -102,14 +102,14 @@ async fn a_single_missing_file_is_named() {
     {
         let kept = home.path("kept");
         fs::rename(home.path("conf/pki").join(file), &kept).unwrap();
-        let said = home.refused(name, &[]).await;
-        let named = said.matches("conf/pki/").count() - said.matches(&format!("conf/pki/{file}")).count();
-        assert!(said.contains(&format!("conf/pki/{file} (")) && named == 0, "{said}");
+        let output = home.refused(name, &[]).await;
+        let named = output.matches("conf/pki/").count() - output.matches(&format!("conf/pki/{file}")).count();
+        assert!(output.contains(&format!("conf/pki/{file} (")) && named == 0, "{output}");
         fs::rename(&kept, home.path("conf/pki").join(file)).unwrap();
     }
     fs::remove_file(home.path("conf/pki/keyring")).unwrap();
-    let said = home.refused("controlplane", &["copy", "--from", "embedded", "--to", "yaml:x.yaml"]).await;
-    assert!(said.contains("countersign.keyring_file"), "{said}");
+    let output = home.refused("controlplane", &["copy", "--from", "embedded", "--to", "yaml:x.yaml"]).await;
+    assert!(output.contains("countersign.keyring_file"), "{output}");
     assert!(!home.path("x.yaml").exists());
 }
 
@@ -128,16 +128,16 @@ async fn the_keyring_is_random_and_never_replaced() {
     for name in ["admin-ca.crt", "admin-ca.key"] {
         fs::remove_file(one.path("conf/pki").join(name)).unwrap();
     }
-    let said = one.refused("controlplane", &["pki", "init"]).await;
-    assert!(said.contains("there already") && keyring(&one) == before, "{said}");
+    let output = one.refused("controlplane", &["pki", "init"]).await;
+    assert!(output.contains("there already") && keyring(&one) == before, "{output}");
     // The content is checked and never shown.
     for (text, words) in [("", "there is no key in it"), ("seventeen-bytes-x\n", "line 1 is 17 bytes long")] {
         other.mode("conf/pki/keyring", 0o600);
         fs::write(other.path("conf/pki/keyring"), text).unwrap();
         for arguments in [&[][..], &["check"][..]] {
-            let said = other.refused("controlplane", arguments).await;
-            assert!(said.contains("countersign.keyring_file") && said.contains(words), "{said}");
-            assert!(!said.contains("seventeen"), "{said}");
+            let output = other.refused("controlplane", arguments).await;
+            assert!(output.contains("countersign.keyring_file") && output.contains(words), "{output}");
+            assert!(!output.contains("seventeen"), "{output}");
         }
     }
 }
@@ -158,9 +158,12 @@ async fn readable_secret_files_cause_warnings() {
             [(0o604, "can read"), (0o640, "can read"), (0o620, "can change"), (0o602, "can change")]
         {
             home.mode(&path, mode);
-            let said = home.check().await;
+            let output = home.check().await;
             let warned = format!("(mode {mode:04o})");
-            assert!(said.contains(file) && said.contains(word) && said.contains(&warned), "{mode:o}: {said}");
+            assert!(
+                output.contains(file) && output.contains(word) && output.contains(&warned),
+                "{mode:o}: {output}"
+            );
         }
         home.mode(&path, 0o600);
     }
@@ -198,8 +201,8 @@ async fn a_settings_file_is_secret_only_when_it_holds_secrets() {
         ("", text.replace("deployment:\n", "deployment:\n  etcd: {user: me, password: \"${{PATH}}\"}\n")),
     ] {
         fs::write(home.path("conf/config.yaml"), with).unwrap();
-        let said = home.check().await;
-        assert_eq!(said.contains(warned), !secret.is_empty(), "{secret}: {said}");
+        let output = home.check().await;
+        assert_eq!(output.contains(warned), !secret.is_empty(), "{secret}: {output}");
         home.mode("conf/config.yaml", 0o600);
         assert!(!home.check().await.contains(warned), "{secret}");
         home.mode("conf/config.yaml", 0o644);

@@ -41,7 +41,7 @@ async fn a_request_in_progress_is_finished() {
         assert_eq!(reply.status, StatusCode::OK);
         let status = node.ended().await;
         assert!(status.success(), "{status}");
-        assert!(world.verified_client("app.test").connect().await.is_err(), "nobody listens any more");
+        assert!(world.verified_client("app.test").connect().await.is_err(), "the port is closed");
     }
 }
 

@@ -30,7 +30,7 @@ async fn a_plain_upstream_reports_the_request() {
 async fn an_mtls_upstream_names_its_client_and_rejects_others() {
     let servers = Authority::root("Servers");
     let clients = Authority::root("Clients");
-    let strangers = Authority::root("Strangers");
+    let untrusted = Authority::root("Untrusted");
     let upstream = Upstream::demanding("strict", &servers.server(&["up.test"]), &clients).await;
     let client = HttpClient::new(upstream.address(), "up.test", certificates(servers.certificate_pem()));
     for http in [Http::One, Http::Two] {
@@ -42,7 +42,7 @@ async fn an_mtls_upstream_names_its_client_and_rejects_others() {
             assert_eq!(seen["client_subject"], "CN=gateway");
             assert_eq!(seen["sni"], "up.test");
             assert_eq!(client.expect_alert().await, AlertDescription::CertificateRequired);
-            let wrong = client.clone().identity(&strangers.client("gateway"));
+            let wrong = client.clone().identity(&untrusted.client("gateway"));
             assert!(matches!(
                 wrong.expect_alert().await,
                 AlertDescription::UnknownCA | AlertDescription::DecryptError

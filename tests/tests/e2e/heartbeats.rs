@@ -37,13 +37,13 @@ impl Stopped {
                 ptrace::interrupt(*thread)?;
                 waitpid(*thread, Some(WaitPidFlag::__WALL)).map(drop)
             };
-            let told = stopped.send(found.iter().try_for_each(stop));
+            let sent = stopped.send(found.iter().try_for_each(stop));
             let _dropped = waits.recv();
             for thread in found {
                 // An error means that the program has ended.
                 let _detached = ptrace::detach(thread, None);
             }
-            told
+            sent
         });
         match are_stopped.await.unwrap() {
             Ok(()) => Some(Self { _go_on: go_on }),

@@ -189,8 +189,8 @@ async fn an_unparsable_head_is_logged_and_counted() {
         let answered = String::from_utf8_lossy(&raw::until_closed(&mut stream).await).into_owned();
         assert!(answered.starts_with("HTTP/1.1 400"), "{answered}");
     }
-    assert_eq!(world.metric("countersign_refused_total{reason=\"bad_request\"}").await, 6);
-    world.node_log().line_with(&["request refused", "bad_request"]).await;
+    assert_eq!(world.metric("countersign_errors_total{reason=\"bad_request\"}").await, 6);
+    world.node_log().line_with(&["request rejected", "bad_request"]).await;
     assert_eq!(upstream.requests(), 0);
     still_serves(&world).await;
 }

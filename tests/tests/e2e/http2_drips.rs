@@ -125,7 +125,7 @@ async fn only_a_request_extends_an_idle_connection() {
     let started = Instant::now();
     let heard = wire.drip("the idle connection ends", chatter, |heard| heard.over).await;
     in_time(started, "chatter");
-    assert_eq!(heard.goaway, Some(0), "it is told to go: {heard:?}");
+    assert_eq!(heard.goaway, Some(0), "it gets GOAWAY: {heard:?}");
     // A connection without any request ends, too, and so does one with occasional requests, but not
     // earlier.
     let started = Instant::now();

@@ -81,9 +81,9 @@ async fn stalled_clients_release_the_upstream() {
         assert_eq!(heard.goaway, Some(CALM), "{heard:?}");
         assert!(heard.whole.is_empty() && heard.data == 0, "{heard:?}");
     }
-    let refused = target.metric("countersign_refused_total{reason=\"send_timeout\"}").await;
+    let refused = target.metric("countersign_errors_total{reason=\"send_timeout\"}").await;
     assert!((3..=180).contains(&refused), "{refused}");
-    target.world.node_log().line_with(&["the client took nothing of an answer"]).await;
+    target.world.node_log().line_with(&["the client read nothing of a response"]).await;
 }
 
 #[tokio::test]

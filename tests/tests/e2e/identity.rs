@@ -155,17 +155,17 @@ async fn each_header_format_follows_its_standard() {
         assert_eq!(e2e::credentials::certificates(&unescaped(&headers["x-ssl-client-cert"])), chain[..1]);
     }
     // No verified client: a site without a policy, a skipped path, plain HTTP.
-    let told = |reply: &Value| {
+    let forwarded = |reply: &Value| {
         let headers = reply["headers"].as_object().unwrap();
         let about = |name: &str| name.contains("client") || name.contains("ssl");
         headers.iter().filter(|(name, _)| about(name)).map(|(n, v)| format!("{n}: {v}")).collect::<Vec<_>>()
     };
     let none = ["x-ssl-client-verify: \"NONE\""];
-    assert_eq!(told(&seen(&world.verified_client("open.test"), "/").await), none);
-    assert_eq!(told(&seen(&world.client("skip.test"), "/free").await), none);
-    let stranger = world.credentials.strangers.client("stranger");
-    assert_eq!(told(&seen(&world.client("skip.test").identity(&stranger), "/free").await), none);
-    assert_eq!(told(&world.plain("mtls.test").await.get("/").await.unwrap().json()), none);
+    assert_eq!(forwarded(&seen(&world.verified_client("open.test"), "/").await), none);
+    assert_eq!(forwarded(&seen(&world.client("skip.test"), "/free").await), none);
+    let untrusted = world.credentials.untrusted.client("untrusted");
+    assert_eq!(forwarded(&seen(&world.client("skip.test").identity(&untrusted), "/free").await), none);
+    assert_eq!(forwarded(&world.plain("mtls.test").await.get("/").await.unwrap().json()), none);
 }
 
 #[tokio::test]
@@ -203,7 +203,7 @@ async fn only_listed_clients_are_allowed() {
         (json!({"spki_sha256": key}), true),
         (json!({"spki_sha256": "00".repeat(32)}), false),
     ];
-    let other = json!({"dns": "nobody.example"});
+    let other = json!({"dns": "other.example"});
     let documents: Vec<(String, Value)> = (0..)
         .zip(&cases)
         .map(|(index, (entry, _))| {
@@ -226,8 +226,8 @@ async fn only_listed_clients_are_allowed() {
     assert_eq!(status(&world.client("open.test").identity(&client), "/free/0").await, 403);
     assert_eq!(status(&world.client("skip.test"), "/free/0").await, 403);
     assert_eq!(status(&world.client("skip.test").identity(&client).http(Http::Two), "/free/0").await, 200);
-    let stranger = world.credentials.strangers.issue(&spec);
-    assert_eq!(status(&world.client("skip.test").identity(&stranger), "/free/0").await, 403);
+    let untrusted = world.credentials.untrusted.issue(&spec);
+    assert_eq!(status(&world.client("skip.test").identity(&untrusted), "/free/0").await, 403);
     let plain = world.plain("mtls.test").await.get("/free/0").await.unwrap();
     assert_eq!(plain.status, StatusCode::FORBIDDEN);
     assert!(plain.text().contains("403 Forbidden") && !plain.text().contains("not_allowed"));
@@ -239,7 +239,7 @@ async fn a_routes_block_replaces_its_services() {
     let (world, upstream) = three_sites().await;
     let service = json!({
         "upstream": {"nodes": {upstream.address().to_string(): 1}},
-        "client_identity": {"allow": [{"dns": "nobody.example"}]},
+        "client_identity": {"allow": [{"dns": "other.example"}]},
         "plugins": {"proxy-rewrite": {"headers": {"X-From": "service"}}},
     });
     let of = |uri: &str, more: Value| {
@@ -332,7 +332,7 @@ async fn vars_select_the_route() {
             ("routes/6-rest", to("rest", json!([]))),
         ])
         .await;
-    let stranger = world.credentials.strangers.client("good-client");
+    let untrusted = world.credentials.untrusted.client("good-client");
     let free = world.client("skip.test");
     for (client, path, expected) in [
         (world.verified_client("mtls.test"), "/free", "known"),
@@ -341,7 +341,7 @@ async fn vars_select_the_route() {
         (free.clone(), "/free?v=%31", "arg"),
         (free.clone(), "/free?v=3", "rest"),
         (free.clone().http(Http::Two), "/free", "h2"),
-        (free.identity(&stranger), "/free", "refused"),
+        (free.identity(&untrusted), "/free", "refused"),
         (world.verified_client("open.test"), "/free", "rest"),
     ] {
         assert_eq!(seen(&client, path).await["headers"]["x-route"], expected, "{path}");
@@ -357,10 +357,10 @@ async fn vars_select_the_route() {
     let bad = to("rest", json!([["ssl_client_sdn", "==", "CN=good-client"]]));
     let answer = world.admin().call(Method::PUT, "routes/1-known", Some(&bad)).await.unwrap();
     assert_eq!(answer.status, StatusCode::BAD_REQUEST);
-    let said = answer.body["error_msg"].as_str().unwrap();
+    let text = answer.body["error_msg"].as_str().unwrap();
     assert!(
-        said.starts_with("failed to validate the 'vars' expression: unknown variable 'ssl_client_sdn'"),
-        "{said}"
+        text.starts_with("failed to validate the 'vars' expression: unknown variable 'ssl_client_sdn'"),
+        "{text}"
     );
     assert_eq!(seen(&world.verified_client("mtls.test"), "/free").await["headers"]["x-route"], "known");
 }
@@ -412,18 +412,18 @@ async fn an_identity_is_not_valid_for_another_sites_host() {
                 any_host(&upstream, "/free/named", json!({"client_identity": {"allow": allow}})),
             ),
             (
-                "routes/told",
-                any_host(&upstream, "/free/told", json!({"client_identity": {"forward": forward}})),
+                "routes/forwarded",
+                any_host(&upstream, "/free/forwarded", json!({"client_identity": {"forward": forward}})),
             ),
         ])
         .await;
     for http in [Http::One, Http::Two] {
         let own = world.client("mtls.test").identity(&client).http(http);
         assert_eq!(status(&own, "/free/named").await, 200, "{http:?}");
-        assert_eq!(seen(&own, "/free/told").await["headers"]["x-ssl-client-verify"], "SUCCESS");
+        assert_eq!(seen(&own, "/free/forwarded").await["headers"]["x-ssl-client-verify"], "SUCCESS");
         let other = world.client("open.test").sni("mtls.test").identity(&client).http(http);
         assert_eq!(status(&other, "/free/named").await, 403, "{http:?}");
-        let headers = &seen(&other, "/free/told").await["headers"];
+        let headers = &seen(&other, "/free/forwarded").await["headers"];
         assert_eq!(headers["x-ssl-client-verify"], "NONE");
         assert!(headers.get("x-ssl-client-s-dn").is_none(), "{headers}");
     }

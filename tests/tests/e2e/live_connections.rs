@@ -102,7 +102,7 @@ async fn revoking_a_client_closes_its_connections_only() {
     let line = stage
         .world
         .node_log()
-        .line_with(&["connection ended", "policy_changed", "revoked", "app.test"])
+        .line_with(&["connection closed", "policy_changed", "revoked", "app.test"])
         .await;
     assert!(line.contains("127.0.0.1:"), "{line}");
     // Again, with a list that revokes the second client, too, and the first no longer.
@@ -155,7 +155,7 @@ async fn ca_depth_and_site_changes_close_connections() {
 
     let alice = open(&stage.alice).await;
     let other = stage.open("other.test", Some(&stage.alice)).await;
-    let strange = protected(stage.world.open_site(), &credentials.strangers);
+    let strange = protected(stage.world.open_site(), &credentials.untrusted);
     stage.ends(&[("ssls/app", strange)], vec![alice], vec![other]).await;
 
     for take_away in ["disable", "delete"] {

@@ -63,7 +63,7 @@ async fn an_untrusted_client_loses_its_open_connection() {
         let mut session = world.verified_client("app.test").http(http).connect().await.unwrap();
         assert_eq!(session.get("/before").await.unwrap().status, StatusCode::OK);
         let seen = upstream.requests();
-        world.apply(&[("ssls/app", protected(world.open_site(), &world.credentials.strangers))]).await;
+        world.apply(&[("ssls/app", protected(world.open_site(), &world.credentials.untrusted))]).await;
         let after = session.get("/after").await;
         let served = after.as_ref().is_ok_and(|reply| reply.status == StatusCode::OK);
         assert!(!served, "{http:?}: {after:?}");
@@ -77,7 +77,7 @@ async fn an_unrelated_change_leaves_open_connections_alone() {
     let mut session = world.verified_client("app.test").connect().await.unwrap();
     assert_eq!(session.get("/").await.unwrap().status, StatusCode::OK);
     let other = e2e::documents::site(&world.credentials.servers.server(&["other.test"]), "other.test");
-    world.apply(&[("ssls/other", protected(other, &world.credentials.strangers))]).await;
+    world.apply(&[("ssls/other", protected(other, &world.credentials.untrusted))]).await;
     assert_eq!(session.get("/").await.unwrap().status, StatusCode::OK, "the same connection goes on");
 }
 

@@ -38,11 +38,11 @@ fn upstream(weight: u32) -> Value {
 }
 
 /// Connections without TLS to every TLS port, each of which causes a log line or more.
-async fn strangers(world: &World) {
+async fn rejected_clients(world: &World) {
     for address in [world.https(), world.push_address(), world.admin_address()] {
         for _ in 0..20 {
-            let mut stranger = TcpStream::connect(address).await.unwrap();
-            let _refused = stranger.write_all(b"\x16\x03\x01\x00\x05garbage, not a ClientHello").await;
+            let mut client = TcpStream::connect(address).await.unwrap();
+            let _refused = client.write_all(b"\x16\x03\x01\x00\x05garbage, not a ClientHello").await;
         }
     }
 }
@@ -51,7 +51,7 @@ async fn strangers(world: &World) {
 async fn until_lines_are_dropped(world: &World) {
     let flood = async {
         while world.metric(DROPPED).await == 0 || world.control_metric(DROPPED).await == 0 {
-            strangers(world).await;
+            rejected_clients(world).await;
             // Each write is pushed to the node, and every frame of the push is logged at `trace`.
             for number in 0..20 {
                 world.admin().put("upstreams/flood", &upstream(number)).await;
@@ -169,7 +169,7 @@ async fn the_log_continues_when_its_disk_has_room_again() {
         File::options().write(true).open(&path).unwrap().set_len(0).unwrap();
         let later = async {
             while std::fs::metadata(&path).unwrap().len() == 0 {
-                strangers(&world).await;
+                rejected_clients(&world).await;
             }
         };
         timeout(EVENT_TIMEOUT, later).await.expect("nothing is logged any more");

@@ -1,7 +1,7 @@
 //! Every client at every kind of site: mode x chain x revocation x TLS version x HTTP x visit, over
 //! real handshakes.
 //!
-//! [`table`] holds the expected verdicts, written by hand with their reasons; `clients` mints the
+//! [`table`] holds the expected verdicts, written by hand with their reasons; `clients` issues the
 //! certificates. A site that requires certificates rejects the handshake with the alert of the
 //! reason; one with skip rules denies a protected path with 400; an exempt path and a site without
 //! client authentication serve every client. No denied request reaches the upstream.
@@ -39,7 +39,7 @@ enum Visit {
 enum Mode {
     Open,
     /// A certificate in the handshake.
-    Insists,
+    Requires,
     /// A certificate, except below `/exempt/`.
     Skips,
 }
@@ -56,7 +56,7 @@ struct Site {
 fn sites() -> Vec<Site> {
     let mut sites =
         vec![Site { mode: Mode::Open, revocation: Revocation::None, host: "open.matrix.test".to_owned() }];
-    for mode in [Mode::Insists, Mode::Skips] {
+    for mode in [Mode::Requires, Mode::Skips] {
         for revocation in REVOCATIONS {
             let host = format!("{mode:?}-{revocation:?}.matrix.test").to_lowercase();
             sites.push(Site { mode, revocation, host });
@@ -86,8 +86,8 @@ fn document(world: &World, pki: &Pki, clients: &Clients, site: &Site) -> Value {
 async fn every_client_gets_the_verdict_of_the_table() {
     let world = World::start().await;
     let upstream = Upstream::plain("plain").await;
-    let pki = Pki::mint();
-    let clients = Clients::mint(&pki);
+    let pki = Pki::generate();
+    let clients = Clients::generate(&pki);
     let sites = sites();
     let mut documents: Vec<(String, Value)> =
         vec![("routes/matrix".to_owned(), route("*.matrix.test", "/*", &[upstream.address()]))];
@@ -159,13 +159,13 @@ fn expectation(row: &Row, site: &Site) -> Seen {
         (Mode::Skips, Verdict::Out(_)) => {
             Seen::Answered { protected: StatusCode::BAD_REQUEST, exempt: StatusCode::OK }
         }
-        (Mode::Insists, Verdict::Out(rule)) => Seen::Refused(Some(rule.alert())),
+        (Mode::Requires, Verdict::Out(rule)) => Seen::Refused(Some(rule.alert())),
     }
 }
 
 /// The result, and whether a session was resumed.
 async fn visit_site(client: &HttpClient, config: &Arc<ClientConfig>, site: &Site) -> (Seen, bool) {
-    if site.mode == Mode::Insists
+    if site.mode == Mode::Requires
         && let Some(refused) = knock(client, config).await
     {
         return (refused, false);

@@ -19,17 +19,17 @@ const MISDIRECTED: StatusCode = StatusCode::MISDIRECTED_REQUEST;
 const TABLE: &[(&str, &str, StatusCode, &str)] = &[
     ("open.test", "open.test", OK, "its own"),
     ("open.test", "free.open.test", OK, "demands nothing"),
-    ("open.test", "shut.test", MISDIRECTED, "demands, and nobody was asked"),
+    ("open.test", "shut.test", MISDIRECTED, "requires a certificate, and none was requested"),
     ("open.test", "SHUT.Test", MISDIRECTED, "case is no difference"),
     ("open.test", "shut.test.", MISDIRECTED, "nor is a trailing dot"),
     ("open.test", "shut.test:9443", MISDIRECTED, "nor a port"),
     ("open.test", "a.wild.test", MISDIRECTED, "a wildcard site demands as an exact one does"),
     ("open.test", "vip.wild.test", MISDIRECTED, "exact name within a wildcard"),
-    ("open.test", "a.b.wild.test", OK, "a wildcard is one label: nobody's name, which demands nothing"),
+    ("open.test", "a.b.wild.test", OK, "a wildcard is one label: no site has the name"),
     ("open.test", "wild.test", OK, "a wildcard is one label, not none"),
-    ("open.test", "nobody.example", OK, "nobody's name"),
+    ("open.test", "unknown.example", OK, "no site has the name"),
     ("free.open.test", "open.test", OK, "demands nothing"),
-    ("free.open.test", "shut.test", MISDIRECTED, "demands, and nobody was asked"),
+    ("free.open.test", "shut.test", MISDIRECTED, "requires a certificate, and none was requested"),
     ("shut.test", "shut.test", OK, "its own"),
     ("shut.test", "SHUT.test.", OK, "its own, spelled otherwise"),
     ("shut.test", "shut.test:443", OK, "its own, with a port"),
@@ -58,11 +58,11 @@ async fn a_protected_host_is_served_over_its_own_site_only() {
             ("ssls/free", server("*.open.test")),
             ("ssls/shut", guarded("shut.test")),
             ("ssls/wild", guarded("*.wild.test")),
-            ("ssls/vip", protected(server("vip.wild.test"), &credentials.strangers)),
+            ("ssls/vip", protected(server("vip.wild.test"), &credentials.untrusted)),
             ("routes/all", json!({"uri": "/*", "upstream": {"nodes": {upstream.address().to_string(): 1}}})),
         ])
         .await;
-    let vip = credentials.strangers.client("vip");
+    let vip = credentials.untrusted.client("vip");
     let mut served = 0;
     for (sni, host, expected, because) in TABLE {
         for http in [Http::One, Http::Two] {

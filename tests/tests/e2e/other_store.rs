@@ -210,10 +210,10 @@ async fn a_keyring_that_opens_nothing_is_an_error() {
     let fine = check(&world).await;
     assert!(fine.stdout.contains("is fine") && !fine.stdout.contains("warning: stored"), "{fine:?}");
     world.change_settings(json!({"apisix": {"data_encryption": {"keyring": ["0123456789abcdef"]}}}));
-    let told = check(&world).await;
-    assert_eq!(told.status.code(), Some(1));
+    let ended = check(&world).await;
+    assert_eq!(ended.status.code(), Some(1));
     for part in ["1 of 1 private keys", "apisix.data_encryption.keyring", "ssls/app"] {
-        assert!(told.stdout.contains(part), "{part}: {told:?}");
+        assert!(ended.stdout.contains(part), "{part}: {ended:?}");
     }
     let config = world.write_config("control");
     let started = run_to_end("controlplane", &["-c", config.to_str().unwrap()], world.folder()).await;
@@ -242,8 +242,8 @@ async fn check_and_doctor_count_documents() {
     world.stop_control().await;
     let config = world.write_config("check");
     let doctor = ["-c", config.to_str().unwrap(), "doctor"];
-    let told = run_to_end("controlplane", &doctor, world.folder()).await;
-    assert!(told.stdout.contains("the store holds 1 ssls, 2 routes (identity "), "{told:?}");
+    let ended = run_to_end("controlplane", &doctor, world.folder()).await;
+    assert!(ended.stdout.contains("the store holds 1 ssls, 2 routes (identity "), "{ended:?}");
 
     world.change_settings(json!({"countersign": {"store": {"path": "missing.redb"}}}));
     let missing = check(&world).await;

@@ -69,11 +69,11 @@ impl Page {
             if !step.run.contains("apisix/admin") {
                 self.wait_acknowledged().await;
             }
-            let said = self.shell.run(step.run).await;
-            assert_eq!(said.status(), step.status, "{}\n{said:?}", step.run);
-            assert!(said.out.contains(step.says), "{}\n{said:?}\nexpected {}", step.run, step.says);
+            let output = self.shell.run(step.run).await;
+            assert_eq!(output.status(), step.status, "{}\n{output:?}", step.run);
+            assert!(output.out.contains(step.says), "{}\n{output:?}\nexpected {}", step.run, step.says);
             if step.status == 0 {
-                assert_refused(&said, step.run);
+                assert_refused(&output, step.run);
             }
         }
     }
@@ -109,7 +109,7 @@ impl Page {
 }
 
 /// A connection that failed for another reason is no rejection.
-fn assert_refused(said: &ShellOutput, command: &str) {
-    let alert = said.err.contains("alert") || said.err.contains("SSL") || said.err.contains("TLS");
-    assert!(said.exit != 0 && alert, "{command}\n{said:?}");
+fn assert_refused(output: &ShellOutput, command: &str) {
+    let alert = output.err.contains("alert") || output.err.contains("SSL") || output.err.contains("TLS");
+    assert!(output.exit != 0 && alert, "{command}\n{output:?}");
 }

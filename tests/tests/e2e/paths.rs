@@ -1,4 +1,4 @@
-//! The judged path is the forwarded path: for every spelling, as raw bytes over HTTP/1 and as
+//! The matched path is the forwarded path: for every spelling, as raw bytes over HTTP/1 and as
 //! `:path` over HTTP/2, an upstream that echoes its request line sees only what the rules saw.
 
 use e2e::client::{Http, HttpClient, full};
@@ -81,7 +81,7 @@ async fn sites(settings: Value) -> (World, HeadEcho) {
     let clients = &world.credentials.clients;
     let mut skipping = protected(site(&own, "skip.test"), clients);
     skipping["client"]["skip_mtls_uri_regex"] = json!(["^/public/.*"]);
-    let listed = json!({"client_identity": {"allow": [{"dns": "somebody.test"}]}});
+    let listed = json!({"client_identity": {"allow": [{"dns": "other.test"}]}});
     world
         .apply(&[
             ("ssls/skip", skipping),
@@ -164,7 +164,7 @@ async fn no_spelling_bypasses_an_allow_list() {
 }
 
 #[tokio::test]
-async fn the_judged_path_is_forwarded_byte_for_byte() {
+async fn the_matched_path_is_forwarded_byte_for_byte() {
     let (world, _upstream) = sites(json!({})).await;
     let client = world.client("open.test");
     let table = [

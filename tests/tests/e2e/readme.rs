@@ -124,21 +124,24 @@ async fn the_readmes_commands_work() {
         let shell = &shell;
         async move { shell.run(&script).await }
     };
-    let [site, route, fleet, alice, nobody] = split(calls).try_into().unwrap();
+    let [site, route, fleet, alice, anonymous] = split(calls).try_into().unwrap();
     for (command, says) in [(site, "/apisix/ssls/1"), (route, "/apisix/routes/1")] {
-        let said = run(&command).await;
-        assert!(said.status() == 201 && said.out.contains(says), "{command}\n{said:?}");
+        let output = run(&command).await;
+        assert!(output.status() == 201 && output.out.contains(says), "{command}\n{output:?}");
     }
-    let said = run(&fleet).await;
-    let listed: Value = serde_json::from_str(said.out.lines().next().unwrap()).unwrap();
-    assert_eq!((said.status(), &listed["list"][0]["name"]), (200, &json!("dataplane")), "{said:?}");
-    let said = run("admin routes/1").await;
-    let written: Value = serde_json::from_str(said.out.lines().next().unwrap()).unwrap();
+    let output = run(&fleet).await;
+    let listed: Value = serde_json::from_str(output.out.lines().next().unwrap()).unwrap();
+    assert_eq!((output.status(), &listed["list"][0]["name"]), (200, &json!("dataplane")), "{output:?}");
+    let output = run("admin routes/1").await;
+    let written: Value = serde_json::from_str(output.out.lines().next().unwrap()).unwrap();
     let waited = format!("admin 'dataplanes?acknowledged={}&timeout=30'", written["modifiedIndex"]);
     assert_eq!(run(&waited).await.status(), 200);
-    let said = run(&alice).await;
-    assert!(said.status() == 200 && said.out.contains("\"upstream\":\"readme\""), "{alice}\n{said:?}");
-    let said = run(&nobody).await;
-    assert!(said.exit != 0 && said.status() == 0 && said.err.contains("alert"), "{nobody}\n{said:?}");
+    let output = run(&alice).await;
+    assert!(output.status() == 200 && output.out.contains("\"upstream\":\"readme\""), "{alice}\n{output:?}");
+    let output = run(&anonymous).await;
+    assert!(
+        output.exit != 0 && output.status() == 0 && output.err.contains("alert"),
+        "{anonymous}\n{output:?}"
+    );
     drop(running);
 }

@@ -72,7 +72,7 @@ async fn an_invalid_record_gets_an_alert() {
     let sealed = [23, 3, 3, 0, 17, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16];
     // The gateway's own alert, and that of rustls.
     let cases: [(&str, &[u8], [AlertDescription; 2]); 4] = [
-        ("a sealed record of somebody else", &sealed, [BadRecordMac, BadRecordMac]),
+        ("a sealed record of another connection", &sealed, [BadRecordMac, BadRecordMac]),
         ("a ClientHello", &[22, 3, 1, 0, 4, 1, 0, 0, 0], [UnexpectedMessage, BadRecordMac]),
         ("close_notify in the clear", &[21, 3, 3, 0, 2, 1, 0], [UnexpectedMessage, BadRecordMac]),
         ("more than a record holds", &[23, 3, 3, 255, 255], [RecordOverflow, DecodeError]),

@@ -59,9 +59,9 @@ impl Workspace {
     async fn release(&self, before: &str) -> (bool, String) {
         let calls = || fs::read_to_string(self.path("calls")).unwrap_or_default().lines().count();
         let already = calls();
-        let said = self.run(&format!("{before}\nbash scripts/release.sh")).await;
-        assert_eq!(said.exit, 0, "{said:?}");
-        (calls() > already, said.out)
+        let output = self.run(&format!("{before}\nbash scripts/release.sh")).await;
+        assert_eq!(output.exit, 0, "{output:?}");
+        (calls() > already, output.out)
     }
 }
 
@@ -74,8 +74,8 @@ async fn it_builds_exactly_when_an_input_changed() {
         for unchanged in
             ["true", "touch pki/src/lib.rs", "echo more >>README.md", "echo // >>tests/src/lib.rs"]
         {
-            let (built, said) = workspace.release(unchanged).await;
-            assert!(!built && said.contains("is up to date"), "{unchanged}: {said}");
+            let (built, output) = workspace.release(unchanged).await;
+            assert!(!built && output.contains("is up to date"), "{unchanged}: {output}");
         }
         for (changed, named) in [
             ("echo '// more' >>pki/src/lib.rs", "pki/src/lib.rs"),
@@ -87,8 +87,11 @@ async fn it_builds_exactly_when_an_input_changed() {
             ("export RUSTFLAGS=-Ctarget-cpu=native", "RUSTFLAGS=-Ctarget-cpu=native"),
             ("export CARGO_PROFILE_RELEASE_LTO=off", "CARGO_PROFILE_RELEASE_LTO=off"),
         ] {
-            let (built, said) = workspace.release(changed).await;
-            assert!(built && said.contains("changed since") && said.contains(named), "{changed}: {said}");
+            let (built, output) = workspace.release(changed).await;
+            assert!(
+                built && output.contains("changed since") && output.contains(named),
+                "{changed}: {output}"
+            );
         }
         assert!(workspace.release("").await.0, "the variables are gone again");
         for lost in [

@@ -103,7 +103,7 @@ async fn usual() -> (World, Upstream, u64) {
 }
 
 async fn refused_tickets(world: &World, why: &str) -> u64 {
-    world.metric(&format!("countersign_tickets_refused_total{{why=\"{why}\"}}")).await
+    world.metric(&format!("countersign_tls_tickets_rejected_total{{reason=\"{why}\"}}")).await
 }
 
 /// Offers the ticket in `config`: it must be read, not resumed, and not fail the handshake.
@@ -112,10 +112,10 @@ async fn full(
     client: &HttpClient,
     config: &Arc<ClientConfig>,
 ) -> Result<StatusCode, ClientError> {
-    let resumed = world.metric("countersign_handshakes_resumed_total").await;
+    let resumed = world.metric("countersign_tls_handshakes_total{resumed=\"true\"}").await;
     let unknown_key = refused_tickets(world, "unknown_key").await;
     let visited = visit(client, config, "/").await;
-    assert_eq!(world.metric("countersign_handshakes_resumed_total").await, resumed);
+    assert_eq!(world.metric("countersign_tls_handshakes_total{resumed=\"true\"}").await, resumed);
     assert_eq!(refused_tickets(world, "unknown_key").await, unknown_key + 1, "the ticket was offered");
     visited.map(|(resumed, status)| {
         assert!(!resumed);
@@ -136,8 +136,8 @@ async fn a_session_resumes_over_every_protocol_on_every_core() {
             }
         }
     }
-    assert_eq!(world.metric("countersign_handshakes_resumed_total").await, 4 * 17);
-    assert_eq!(world.metric("countersign_handshakes_total").await, 4 * 18);
+    assert_eq!(world.metric("countersign_tls_handshakes_total{resumed=\"true\"}").await, 4 * 17);
+    assert_eq!(world.metric("countersign_tls_handshakes_total{resumed=\"false\"}").await, 4);
     assert_eq!(upstream.requests(), 4 * 18);
 }
 
@@ -147,7 +147,7 @@ async fn a_client_keeps_its_identity_after_resumption() {
     let mut skipping = world.protected_site();
     skipping["client"]["skip_mtls_uri_regex"] = json!(["^/open"]);
     world.apply(&[("ssls/app", skipping)]).await;
-    let stranger = world.client("app.test").identity(&world.credentials.strangers.client("stranger"));
+    let untrusted = world.client("app.test").identity(&world.credentials.untrusted.client("untrusted"));
     for tls in BOTH {
         // A verified client may request any path, an absent one only open paths; both resume as
         // they were.
@@ -164,7 +164,7 @@ async fn a_client_keeps_its_identity_after_resumption() {
             }
         }
         // A rejected client is asked again each time.
-        let client = stranger.clone().tls(tls);
+        let client = untrusted.clone().tls(tls);
         let config = greedy(&client);
         for _ in 0..3 {
             assert_eq!(visit(&client, &config, "/open").await.unwrap(), FULL);
@@ -182,9 +182,9 @@ async fn a_resumed_identity_is_forwarded_and_matched() {
     document["client_identity"] =
         json!({"forward": ["x_ssl_client", "client_cert", "xfcc"], "allow": [{"subject": "CN=good-client"}]});
     let mut other = route("app.test", "/others", &[upstream.address()]);
-    other["client_identity"] = json!({"allow": [{"subject": "CN=somebody"}]});
+    other["client_identity"] = json!({"allow": [{"subject": "CN=other"}]});
     world.apply(&[("routes/named", document), ("routes/others", other)]).await;
-    let told = [
+    let forwarded = [
         "x-ssl-client-verify",
         "x-ssl-client-s-dn",
         "x-ssl-client-serial",
@@ -201,8 +201,8 @@ async fn a_resumed_identity_is_forwarded_and_matched() {
             let reply = session.get("/named").await.unwrap();
             assert_eq!(reply.status, StatusCode::OK, "{}", reply.text());
             let headers = reply.json()["headers"].clone();
-            assert!(told.iter().all(|name| headers[name].is_string()), "{headers}");
-            seen.push(told.map(|name| headers[name].clone()));
+            assert!(forwarded.iter().all(|name| headers[name].is_string()), "{headers}");
+            seen.push(forwarded.map(|name| headers[name].clone()));
             assert_eq!(session.get("/others").await.unwrap().status, StatusCode::FORBIDDEN);
         }
         assert!(seen.iter().all(|one| *one == seen[0]), "{tls:?}: {seen:?}");
@@ -268,7 +268,7 @@ async fn a_ticket_is_not_valid_for_another_site() {
         .apply(&[
             ("ssls/none", other("none.test")),
             ("ssls/same", protected(other("same.test"), &credentials.clients)),
-            ("ssls/strange", protected(other("strange.test"), &credentials.strangers)),
+            ("ssls/strange", protected(other("strange.test"), &credentials.untrusted)),
         ])
         .await;
     for tls in BOTH {
@@ -284,18 +284,18 @@ async fn a_ticket_is_not_valid_for_another_site() {
         }
         // The attack: a session without a certificate, offered where one is required, under either
         // name.
-        let nobody = |host: &str| world.client(host).tls(tls);
-        let config = known(&nobody("none.test")).await;
+        let anonymous = |host: &str| world.client(host).tls(tls);
+        let config = known(&anonymous("none.test")).await;
         let seen = upstream.requests();
-        let refused = full(&world, &nobody("app.test"), &config).await.unwrap_err();
+        let refused = full(&world, &anonymous("app.test"), &config).await.unwrap_err();
         assert_eq!(refused.alert, Some(AlertDescription::CertificateRequired), "{tls:?} {refused}");
-        let config = known(&nobody("none.test")).await;
+        let config = known(&anonymous("none.test")).await;
         let seen = (seen, upstream.requests());
-        let beside = nobody("app.test").sni("none.test");
+        let beside = anonymous("app.test").sni("none.test");
         assert_eq!(
             visit(&beside, &config, "/").await.unwrap(),
             (true, StatusCode::MISDIRECTED_REQUEST),
-            "{tls:?}: it resumes where it was made, and Host is judged as ever"
+            "{tls:?}: it resumes where it was made, and Host is checked as ever"
         );
         assert_eq!(upstream.requests(), seen.1, "{tls:?}");
         assert_eq!(seen.0 + 2, seen.1, "nothing but the two visits of `known`");
@@ -310,22 +310,18 @@ type Change<'a> = (&'static str, Box<dyn Fn(&mut Value) + 'a>, bool);
 async fn a_policy_change_ends_the_sessions_of_a_site() {
     let (world, upstream, _) = usual().await;
     let credentials = &world.credentials;
-    let somebody = credentials.clients.client("somebody else");
+    let revoked = credentials.clients.client("revoked");
     let bundle =
-        format!("{}{}", credentials.clients.certificate_pem(), credentials.strangers.certificate_pem());
+        format!("{}{}", credentials.clients.certificate_pem(), credentials.untrusted.certificate_pem());
     let changes: [Change<'_>; 8] = [
         (
             "another CA",
-            Box::new(|ssl| ssl["client"]["ca"] = json!(credentials.strangers.certificate_pem())),
+            Box::new(|ssl| ssl["client"]["ca"] = json!(credentials.untrusted.certificate_pem())),
             false,
         ),
         ("one CA more", Box::new(|ssl| ssl["client"]["ca"] = json!(bundle)), true),
         ("another depth", Box::new(|ssl| ssl["client"]["depth"] = json!(3)), true),
-        (
-            "a CRL",
-            Box::new(|ssl| ssl["client"]["crl"] = json!([credentials.clients.crl(&[&somebody])])),
-            true,
-        ),
+        ("a CRL", Box::new(|ssl| ssl["client"]["crl"] = json!([credentials.clients.crl(&[&revoked])])), true),
         (
             "revoked",
             Box::new(|ssl| ssl["client"]["crl"] = json!([credentials.clients.crl(&[&credentials.client])])),

@@ -49,13 +49,13 @@ async fn a_protected_route_serves_good_clients_over_every_protocol() {
 async fn a_protected_route_rejects_other_clients_in_the_handshake() {
     let (world, upstream) = World::protected(json!({})).await;
     let credentials = &world.credentials;
-    let strangers = [
+    let untrusted = [
         ("no certificate", None),
-        ("a certificate of another authority", Some(credentials.strangers.client("good-client"))),
+        ("a certificate of another authority", Some(credentials.untrusted.client("good-client"))),
         ("an expired certificate", Some(credentials.clients.expired_client("good-client"))),
         ("a server's certificate", Some(credentials.clients.server(&["good-client"]))),
     ];
-    for (what, identity) in &strangers {
+    for (what, identity) in &untrusted {
         for (tls, http) in PROTOCOLS {
             let client = world.client("app.test").tls(tls).http(http);
             let client = identity.iter().fold(client, |client, identity| client.identity(identity));
@@ -142,7 +142,7 @@ async fn an_mtls_upstream_gets_the_gateways_certificate() {
     let revision = admin.write(http::Method::PATCH, "upstreams/strict", Some(&patch(&gateway))).await;
     world.wait_acknowledged(revision).await;
     assert_eq!(world.verified_client("app.test").get("/hello").await.unwrap().status, StatusCode::OK);
-    let wrong = credentials.strangers.client("the-gateway");
+    let wrong = credentials.untrusted.client("the-gateway");
     let revision = admin.write(http::Method::PATCH, "upstreams/strict", Some(&patch(&wrong))).await;
     world.wait_acknowledged(revision).await;
     assert_eq!(

@@ -42,7 +42,7 @@ async fn a_disabled_admin_api_does_not_listen() {
         control.ready()
     );
     log.line_with(&["apisix.enable_admin", "no Admin API is opened"]).await;
-    assert!(tokio::net::TcpStream::connect(admin).await.is_err(), "somebody listens at {admin}");
+    assert!(tokio::net::TcpStream::connect(admin).await.is_err(), "a program listens at {admin}");
     // The data plane has its control plane again, and serves.
     world.node_log().line_after(connections, &["connected"]).await;
     assert_eq!(world.client("app.test").get("/").await.unwrap().status, StatusCode::OK);

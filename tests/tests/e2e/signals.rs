@@ -15,8 +15,8 @@ use tokio::process::{Child, Command};
 use tokio::time::timeout;
 
 async fn kill(folder: &Path, signal: &str, process: u32) {
-    let said = Shell::new(folder).run(&format!("kill -{signal} {process}")).await;
-    assert_eq!(said.exit, 0, "{said:?}");
+    let output = Shell::new(folder).run(&format!("kill -{signal} {process}")).await;
+    assert_eq!(output.exit, 0, "{output:?}");
 }
 
 #[tokio::test]

@@ -1,5 +1,5 @@
 //! A site without a client policy that is deleted, disabled or renamed: its connections finish
-//! their requests, are told to go away, and serve nothing new. With a client policy they end at
+//! their requests, get a GOAWAY, and serve nothing new. With a client policy they end at
 //! once (`live_connections`).
 
 use std::sync::Arc;
@@ -20,7 +20,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::stream::{streaming, to};
 
-const TOLD: &str = "they finish what is under way";
+const DRAINED: &str = "they finish their requests in flight";
 /// The size of a long download; its client reads none of it before the site is gone.
 const DOWNLOAD: usize = 50_000_000;
 
@@ -54,11 +54,11 @@ impl Stage {
         self.world.apply(&[("ssls/app", document)]).await;
     }
 
-    /// The same, and waits until the one connection has been told.
+    /// The same, and waits until the one connection has got it.
     async fn take_away_and_tell(&self, how: &str) {
         let mark = self.world.node_log().mark();
         self.take_away(how).await;
-        self.world.node_log().line_after(mark, &[TOLD, "connections=1"]).await;
+        self.world.node_log().line_after(mark, &[DRAINED, "connections=1"]).await;
     }
 
     async fn refused(&self) {
@@ -218,7 +218,7 @@ async fn endless_requests_end_at_worker_shutdown_timeout() {
         let answer = bounded("the end of what never ends", waiting).await.unwrap();
         assert!(answer.is_err(), "{answer:?}");
         assert!(begun.elapsed() >= Duration::from_millis(900), "{:?}", begun.elapsed());
-        stage.world.node_log().line_after(mark, &["connection ended", "no_site", "app.test"]).await;
+        stage.world.node_log().line_after(mark, &["connection closed", "no_site", "app.test"]).await;
     }
 }
 
@@ -231,7 +231,7 @@ async fn a_policy_that_returns_with_the_name_ends_draining_requests() {
     stage.take_away_and_tell("delete").await;
     let mark = stage.world.node_log().mark();
     stage.world.apply(&[("ssls/other", stage.world.protected_site())]).await;
-    stage.world.node_log().line_after(mark, &["connection ended", "policy_changed", "app.test"]).await;
+    stage.world.node_log().line_after(mark, &["connection closed", "policy_changed", "app.test"]).await;
     assert!(bounded("its end", waiting).await.unwrap().is_err());
 }
 
@@ -246,7 +246,7 @@ async fn a_former_policy_ends_the_connection() {
     stage.world.apply(&[("ssls/app", stage.world.open_site())]).await;
     let mark = stage.world.node_log().mark();
     stage.take_away("delete").await;
-    stage.world.node_log().line_after(mark, &["connection ended", "no_site", "app.test"]).await;
+    stage.world.node_log().line_after(mark, &["connection closed", "no_site", "app.test"]).await;
     assert!(bounded("its end", waiting).await.unwrap().is_err());
 }
 
@@ -307,18 +307,18 @@ async fn a_stream_ends_at_the_same_timeout() {
         let client = stage.world.tcp_client("app.test");
         let mut stream = client.handshake_with(Arc::new(client.config())).await.unwrap();
         stream.write_all(b"before").await.unwrap();
-        let mut said = [0; 6];
-        bounded("an echo", stream.read_exact(&mut said)).await.unwrap();
+        let mut read = [0; 6];
+        bounded("an echo", stream.read_exact(&mut read)).await.unwrap();
         let mark = stage.world.node_log().mark();
         stage.take_away_and_tell("delete").await;
         assert_eq!(client.expect_alert().await, AlertDescription::UnrecognisedName);
         if cut {
-            stage.world.node_log().line_after(mark, &["connection ended", "no_site", "app.test"]).await;
+            stage.world.node_log().line_after(mark, &["connection closed", "no_site", "app.test"]).await;
             e2e::raw::until_closed(&mut stream).await;
         } else {
             stream.write_all(b"after.").await.unwrap();
-            bounded("an echo", stream.read_exact(&mut said)).await.unwrap();
-            assert_eq!(&said, b"after.");
+            bounded("an echo", stream.read_exact(&mut read)).await.unwrap();
+            assert_eq!(&read, b"after.");
         }
     }
 }

@@ -47,7 +47,7 @@ pub(crate) fn hello(name: &str) -> String {
 }
 
 /// Sends bytes and reads until the other side ends.
-pub(crate) async fn said(stream: &mut (impl AsyncRead + AsyncWrite + Unpin)) -> String {
+pub(crate) async fn reply(stream: &mut (impl AsyncRead + AsyncWrite + Unpin)) -> String {
     // The gateway may have closed already; only the response counts.
     let _ = stream.write_all(b"mmm").await;
     String::from_utf8(raw::until_closed(stream).await).unwrap()
@@ -56,12 +56,12 @@ pub(crate) async fn said(stream: &mut (impl AsyncRead + AsyncWrite + Unpin)) -> 
 /// The response to a client of the TLS listener with this name.
 pub(crate) async fn ask(world: &World, sni: &str) -> String {
     let mut stream = world.tcp_client(sni).handshake().await.unwrap_or_else(|error| panic!("{error}"));
-    said(&mut stream).await
+    reply(&mut stream).await
 }
 
 /// The response to a client of the listener without TLS.
 pub(crate) async fn ask_plain(world: &World) -> String {
-    said(&mut TcpStream::connect(world.stream(1)).await.unwrap()).await
+    reply(&mut TcpStream::connect(world.stream(1)).await.unwrap()).await
 }
 
 /// A name without a site.
@@ -92,11 +92,11 @@ async fn a_rejected_client_reaches_no_upstream() {
     world.apply(&[("ssls/app", world.protected_site())]).await;
     for tls in [Tls::V12, Tls::V13] {
         let client = world.tcp_client("app.test").tls(tls);
-        let refusal = client.expect_alert().await;
+        let rejection = client.expect_alert().await;
         let none = [AlertDescription::CertificateRequired, AlertDescription::HandshakeFailure];
-        assert!(none.contains(&refusal), "{refusal:?}");
+        assert!(none.contains(&rejection), "{rejection:?}");
         for wrong in [
-            world.credentials.strangers.client("good-client"),
+            world.credentials.untrusted.client("good-client"),
             world.credentials.clients.expired_client("good-client"),
             world.credentials.clients.server(&["app.test"]),
         ] {
@@ -104,11 +104,14 @@ async fn a_rejected_client_reaches_no_upstream() {
         }
         assert_eq!(upstream.connections(), 0);
     }
-    world.node_log().lines_with(&["handshake refused", "no_certificate", "sni=\"app.test\""], 2).await;
-    world.node_log().lines_with(&["handshake refused", "bad_certificate", "rule=\"expired\""], 2).await;
+    world.node_log().lines_with(&["handshake rejected", "no_certificate", "sni=\"app.test\""], 2).await;
+    world
+        .node_log()
+        .lines_with(&["handshake rejected", "bad_certificate", "verify_reason=\"expired\""], 2)
+        .await;
     let mut good =
         world.tcp_client("app.test").identity(&world.credentials.client).handshake().await.unwrap();
-    assert_eq!(said(&mut good).await, hello("one"));
+    assert_eq!(reply(&mut good).await, hello("one"));
     assert_eq!(upstream.connections(), 1);
 }
 
@@ -122,9 +125,9 @@ async fn a_site_with_skip_rules_requires_certificates_for_streams() {
     site["client"]["skip_mtls_uri_regex"] = json!(["^/"]);
     let route = json!({"upstream": to(&[upstream.address()])});
     world.apply(&[("ssls/app", site), ("stream_routes/1", route)]).await;
-    let stranger = world.credentials.strangers.client("x");
+    let untrusted = world.credentials.untrusted.client("x");
     for tls in [Tls::V12, Tls::V13] {
-        for identity in [None, Some(&stranger)] {
+        for identity in [None, Some(&untrusted)] {
             let with = |client: HttpClient| {
                 let client = client.tls(tls);
                 identity.map_or(client.clone(), |identity| client.identity(identity))
@@ -143,9 +146,9 @@ async fn a_site_with_skip_rules_requires_certificates_for_streams() {
             let stream = with(world.tcp_client("app.test")).handshake_with(Arc::clone(&config)).await;
             if let Ok(mut stream) = stream {
                 assert_eq!(
-                    said(&mut stream).await,
+                    reply(&mut stream).await,
                     "",
-                    "in TLS 1.3 the refusal comes after the client's handshake"
+                    "in TLS 1.3 the rejection comes after the client's handshake"
                 );
             }
             assert_eq!(upstream.connections(), 0, "{tls:?} {}", identity.is_some());
@@ -153,7 +156,7 @@ async fn a_site_with_skip_rules_requires_certificates_for_streams() {
     }
     let mut good =
         world.tcp_client("app.test").identity(&world.credentials.client).handshake().await.unwrap();
-    assert_eq!(said(&mut good).await, hello("one"));
+    assert_eq!(reply(&mut good).await, hello("one"));
 }
 
 #[tokio::test]
@@ -167,7 +170,7 @@ async fn a_stream_without_a_route_is_closed_with_a_reason() {
     world.apply(&[("stream_routes/1", json!({}))]).await;
     assert_eq!(ask(&world, "app.test").await, "");
     log.line_with(&["no_upstream", "route=\"1\""]).await;
-    assert_eq!(metric(&world, "countersign_refused_total{reason=\"no_stream_route\"}").await, 2);
+    assert_eq!(metric(&world, "countersign_errors_total{reason=\"no_stream_route\"}").await, 2);
 }
 
 #[tokio::test]
@@ -211,10 +214,10 @@ async fn a_stream_ends_when_its_client_is_revoked() {
         stream
     };
     let (mut gone, mut stays) = (connected("app.test").await, connected("other.example").await);
-    site["client"]["ca"] = json!(world.credentials.strangers.certificate_pem());
+    site["client"]["ca"] = json!(world.credentials.untrusted.certificate_pem());
     world.apply(&[("ssls/app", site)]).await;
     assert_eq!(raw::until_closed(&mut gone).await, b"");
-    world.node_log().line_with(&["connection ended", "policy_changed", "sni=\"app.test\""]).await;
+    world.node_log().line_with(&["connection closed", "policy_changed", "sni=\"app.test\""]).await;
     stays.write_all(b"after").await.unwrap();
     let mut heard = [0; 5];
     stays.read_exact(&mut heard).await.unwrap();
@@ -224,7 +227,7 @@ async fn a_stream_ends_when_its_client_is_revoked() {
 // === both directions, to their ends ===
 
 /// The client ends its direction before it gets the response.
-async fn said_to_the_end(stream: &mut (impl AsyncRead + AsyncWrite + Unpin), bytes: &[u8]) -> String {
+async fn reply_to_the_end(stream: &mut (impl AsyncRead + AsyncWrite + Unpin), bytes: &[u8]) -> String {
     stream.write_all(bytes).await.unwrap();
     stream.shutdown().await.unwrap();
     String::from_utf8(raw::until_closed(stream).await).unwrap()
@@ -244,11 +247,11 @@ async fn a_half_closed_client_gets_its_response() {
         for version in [Tls::V12, Tls::V13] {
             let mut stream = world.tcp_client("app.test").tls(version).handshake().await.unwrap();
             // A TLS 1.2 client may not read after its close_notify; rustls' does.
-            assert_eq!(said_to_the_end(&mut stream, &words).await, expected, "{version:?}");
+            assert_eq!(reply_to_the_end(&mut stream, &words).await, expected, "{version:?}");
         }
         let mut stream = TcpStream::connect(world.stream(1)).await.unwrap();
-        assert_eq!(said_to_the_end(&mut stream, &words).await, expected);
-        assert_eq!(upstream.ended(2).await.ended, Some(true), "the end was said, not cut");
+        assert_eq!(reply_to_the_end(&mut stream, &words).await, expected);
+        assert_eq!(upstream.ended(2).await.ended, Some(true), "the end was complete, not cut");
     }
 }
 
@@ -281,9 +284,9 @@ async fn streams_work_the_same_on_epoll() {
     let words = pattern(4 * MIB);
     let client = world.tcp_client("app.test").identity(&world.credentials.client);
     let mut within = client.handshake().await.unwrap();
-    assert_eq!(said_to_the_end(&mut within, &words).await, digest_of(&words));
+    assert_eq!(reply_to_the_end(&mut within, &words).await, digest_of(&words));
     let mut plain = TcpStream::connect(world.stream(1)).await.unwrap();
-    assert_eq!(said_to_the_end(&mut plain, &words).await, digest_of(&words));
+    assert_eq!(reply_to_the_end(&mut plain, &words).await, digest_of(&words));
     assert_eq!(world.tcp_client("app.test").expect_alert().await, AlertDescription::CertificateRequired);
 }
 
@@ -322,8 +325,11 @@ async fn a_hundred_mebibytes_pass_both_ways_at_once() {
     assert_eq!(heard.len(), 100 * MIB);
     assert_eq!(sha256(&heard), expected);
     assert_eq!(upstream.ended(0).await.sha256, expected);
-    assert_eq!(metric(&world, "countersign_stream_bytes_total{to=\"client\"}").await, 100 * MIB as u64);
-    assert_eq!(metric(&world, "countersign_streams_total").await, 1);
+    assert_eq!(
+        metric(&world, "countersign_tcp_bytes_total{direction=\"to_client\"}").await,
+        100 * MIB as u64
+    );
+    assert_eq!(metric(&world, "countersign_tcp_connections_total").await, 1);
 }
 
 #[tokio::test]
@@ -332,7 +338,7 @@ async fn a_slow_client_blocks_the_upstream_without_buffering() {
     // The first stream pages code in, so it is not measured.
     let mut first = world.tcp_client("app.test").handshake().await.unwrap();
     assert_eq!(raw::until_closed(&mut first).await.len(), 64 * MIB);
-    let moved = async || metric(&world, "countersign_stream_bytes_total{to=\"client\"}").await;
+    let moved = async || metric(&world, "countersign_tcp_bytes_total{direction=\"to_client\"}").await;
     let (before, already) = (memory_peak(world.node_id()), moved().await);
     let mut stream = world.tcp_client("app.test").handshake().await.unwrap();
     // Until the buffers of the kernel and the gateway are full.
@@ -391,7 +397,7 @@ async fn a_node_is_verified_when_configured() {
     let world = world.start().await;
     let good =
         TcpUpstream::tls("good", Script::Greet, &world.credentials.upstreams.server(&["app.test"])).await;
-    let bad: &Credential = &world.credentials.strangers.server(&["app.test"]);
+    let bad: &Credential = &world.credentials.untrusted.server(&["app.test"]);
     let bad = TcpUpstream::tls("bad", Script::Greet, bad).await;
     world.apply(&[("ssls/app", world.open_site())]).await;
     for (upstream, verify, answer) in
@@ -416,7 +422,7 @@ async fn a_silent_stream_ends_after_the_upstream_timeout() {
     let started = std::time::Instant::now();
     assert_eq!(ask(&world, "app.test").await, "");
     assert!(started.elapsed() >= Duration::from_millis(900), "{:?}", started.elapsed());
-    world.node_log().line_with(&["stream_timeout", "neither side said anything for 1s", "app.test"]).await;
+    world.node_log().line_with(&["stream_timeout", "neither side sent anything for 1s", "app.test"]).await;
 }
 
 #[tokio::test]
@@ -441,7 +447,7 @@ async fn a_running_stream_finishes_during_a_stop() {
     assert_eq!(raw::until_closed(&mut stream).await, b"");
     assert_eq!(upstream.ended(0).await.ended, Some(true));
     assert!(node.ended().await.success());
-    assert!(TcpStream::connect(address).await.is_err(), "nobody listens any more");
+    assert!(TcpStream::connect(address).await.is_err(), "the port is closed");
 }
 
 #[tokio::test]

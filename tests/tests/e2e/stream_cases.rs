@@ -81,15 +81,15 @@ async fn case_e01_a_client_with_its_certificate_reaches_the_upstream() {
 async fn case_e02_a_client_without_a_certificate_reaches_nothing() {
     let (status, connections, world) = looped(|_| None).await;
     assert_eq!((status, connections), (StatusCode::BAD_GATEWAY, 0));
-    world.node_log().line_with(&["handshake refused", "no_certificate", "sni=\"localhost\""]).await;
+    world.node_log().line_with(&["handshake rejected", "no_certificate", "sni=\"localhost\""]).await;
 }
 
 #[tokio::test]
 async fn case_e03_an_untrusted_client_reaches_nothing() {
-    let stranger = |world: &World| Some(world.credentials.strangers.client("stranger"));
-    let (status, connections, world) = looped(stranger).await;
+    let untrusted = |world: &World| Some(world.credentials.untrusted.client("untrusted"));
+    let (status, connections, world) = looped(untrusted).await;
     assert_eq!((status, connections), (StatusCode::BAD_GATEWAY, 0));
-    world.node_log().line_with(&["handshake refused", "bad_certificate", "unknown_issuer"]).await;
+    world.node_log().line_with(&["handshake rejected", "bad_certificate", "unknown_issuer"]).await;
 }
 
 #[tokio::test]
@@ -100,7 +100,7 @@ async fn case_e04_a_session_of_one_name_opens_no_other() {
     world
         .apply(&[
             ("ssls/1", protected(both[0].clone(), &world.credentials.clients)),
-            ("ssls/2", protected(both[1].clone(), &world.credentials.strangers)),
+            ("ssls/2", protected(both[1].clone(), &world.credentials.untrusted)),
             ("stream_routes/1", json!({"upstream": to(&[upstream.address()])})),
         ])
         .await;
@@ -117,7 +117,7 @@ async fn case_e04_a_session_of_one_name_opens_no_other() {
         assert_eq!(s_client(&world, &arguments).await, "", "{version}");
         assert_eq!(upstream.connections(), before, "{version}");
     }
-    world.node_log().lines_with(&["handshake refused", "no_certificate", "sni=\"test.com\""], 2).await;
+    world.node_log().lines_with(&["handshake rejected", "no_certificate", "sni=\"test.com\""], 2).await;
 }
 
 // === F: mutual TLS to the upstream ===
@@ -171,7 +171,7 @@ async fn case_f02_without_a_certificate_the_upstream_says_nothing() {
     assert_eq!(answer, "");
     world
         .node_log()
-        .line_with(&["stream refused or broken off", "upstream_closed", "CertificateRequired"])
+        .line_with(&["TCP connection denied or failed", "upstream_closed", "CertificateRequired"])
         .await;
 }
 
@@ -276,7 +276,7 @@ async fn case_g06_to_g10_routes_by_name_then_address() {
     let config = Arc::new(client.config());
     for _ in 0..2 {
         let mut stream = client.handshake_with(Arc::clone(&config)).await.unwrap();
-        assert_eq!(crate::stream::said(&mut stream).await, hello("1"));
+        assert_eq!(crate::stream::reply(&mut stream).await, hello("1"));
         assert_eq!(stream.get_ref().1.handshake_kind(), Some(HandshakeKind::Full));
     }
     assert_eq!(ask(&world, "b.test.com").await, hello("2"));
@@ -295,7 +295,7 @@ async fn case_g06_to_g10_routes_by_name_then_address() {
     assert_eq!(ask(&world, "a.test.com").await, hello("2"));
     // G9
     let mut nameless = world.tcp_client("a.test.com").no_sni().handshake().await.unwrap();
-    assert_eq!(crate::stream::said(&mut nameless).await, hello("2"));
+    assert_eq!(crate::stream::reply(&mut nameless).await, hello("2"));
     // G10
     let revision = world.admin().delete("stream_routes/2").await;
     world.wait_acknowledged(revision).await;

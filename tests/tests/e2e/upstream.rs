@@ -160,7 +160,7 @@ async fn a_node_is_verified_when_configured() {
     let settings = json!({"apisix": {"ssl": {"ssl_trusted_certificate": "upstream-ca.crt"}}});
     let world = World::builder().settings(settings).start().await;
     let trusted = Upstream::tls("trusted", &world.credentials.upstreams.server(&["up.test"])).await;
-    let stranger = Upstream::tls("stranger", &world.credentials.strangers.server(&["up.test"])).await;
+    let untrusted = Upstream::tls("untrusted", &world.credentials.untrusted.server(&["up.test"])).await;
     let upstream = |node: &Upstream, name: &str, verify: bool| {
         json!({
             "scheme": "https", "nodes": {node.address().to_string(): 1}, "pass_host": "rewrite",
@@ -172,14 +172,17 @@ async fn a_node_is_verified_when_configured() {
             ("routes/good", json!({"uri": "/good", "upstream": upstream(&trusted, "up.test", true)})),
             ("routes/named", json!({"uri": "/named", "upstream": upstream(&trusted, "other.test", true)})),
             (
-                "routes/stranger",
-                json!({"uri": "/stranger", "upstream": upstream(&stranger, "up.test", true)}),
+                "routes/untrusted",
+                json!({"uri": "/untrusted", "upstream": upstream(&untrusted, "up.test", true)}),
             ),
-            ("routes/unasked", json!({"uri": "/unasked", "upstream": upstream(&stranger, "up.test", false)})),
+            (
+                "routes/unasked",
+                json!({"uri": "/unasked", "upstream": upstream(&untrusted, "up.test", false)}),
+            ),
         ])
         .await;
     let mut session = world.plain("app.test").await;
-    for (path, status) in [("/good", 200), ("/named", 502), ("/stranger", 502), ("/unasked", 200)] {
+    for (path, status) in [("/good", 200), ("/named", 502), ("/untrusted", 502), ("/unasked", 200)] {
         assert_eq!(get(&mut session, path).await.status.as_u16(), status, "{path}");
     }
 }
@@ -190,8 +193,8 @@ async fn a_changed_client_certificate_is_used_at_once() {
     let authority = &world.credentials.upstreams;
     let strict = Upstream::demanding("strict", &authority.server(&["up.test"]), authority).await;
     let identity = |name: &str| {
-        let minted = authority.client(name);
-        json!({"type": "client", "cert": minted.certificate_pem, "key": minted.key_pem})
+        let issued = authority.client(name);
+        json!({"type": "client", "cert": issued.certificate_pem, "key": issued.key_pem})
     };
     let upstream = json!({
         "scheme": "https", "nodes": {strict.address().to_string(): 1}, "tls": {"client_cert_id": "gateway"},

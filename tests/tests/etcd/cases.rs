@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
-use super::stage::{Stage, assert_said, name, refused_start};
+use super::stage::{Stage, assert_reported, name, refused_start};
 
 /// `https://...:22379` of the originals: requires a certificate of `mtls_ca`, presents
 /// `mtls_server`.
@@ -43,7 +43,7 @@ fn tls(more: Value) -> Value {
 async fn case_t01_t02_an_untrusted_etcd() {
     let etcd = Etcd::builder().certificate(&FIXTURES.apisix).start().await;
     let ended = refused_start(trusting(bare(&etcd)), json!({})).await;
-    assert_said(&ended, &["certificate verify failed", &etcd.url()]);
+    assert_reported(&ended, &["certificate verify failed", &etcd.url()]);
     // T2
     let builder = World::builder().etcd(bare(&etcd)).settings(tls(json!({"verify": false})));
     let world = builder.nodes(&[]).start().await;
@@ -55,10 +55,10 @@ async fn case_u01_u06_an_etcd_that_requires_a_certificate() {
     let etcd = mutual().await;
     // U2
     let ended = refused_start(bare(&etcd), tls(json!({"verify": false}))).await;
-    assert_said(&ended, &["bad certificate", &etcd.url()]);
+    assert_reported(&ended, &["bad certificate", &etcd.url()]);
     // U5: the certificate is for admin.apisix.dev, and the URL has an address.
     let ended = refused_start(trusting(showing(bare(&etcd))), json!({})).await;
-    assert_said(&ended, &["certificate host mismatch", "admin.apisix.dev", "tls.sni"]);
+    assert_reported(&ended, &["certificate host mismatch", "admin.apisix.dev", "tls.sni"]);
     // U1, U3 with U6.
     for (access, more) in [
         (showing(bare(&etcd)), json!({"verify": false})),

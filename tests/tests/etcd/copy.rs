@@ -16,7 +16,7 @@ async fn copy(world: &World, from: &str, to: &str) -> ExitOutput {
     run_to_end("controlplane", &line, world.folder()).await
 }
 
-fn told(ended: &ExitOutput) -> &str {
+fn report(ended: &ExitOutput) -> &str {
     assert!(ended.status.success(), "{ended:?}");
     &ended.stdout
 }
@@ -32,13 +32,15 @@ async fn an_embedded_store_moves_to_a_cluster_under_load() {
 
     world.change_settings(etcd.access().settings());
     let there = copy(&world, "embedded", "etcd").await;
-    assert!(told(&there).contains("2 are new, 0 differ") && told(&there).contains("verified: 2 documents"));
+    assert!(
+        report(&there).contains("2 are new, 0 differ") && report(&there).contains("verified: 2 documents")
+    );
     let mut keys = etcd.keys().await;
     let ssl = keys.get("/apisix/ssls/app").await.unwrap().json();
     assert!(!ssl["key"].as_str().unwrap().starts_with("---"), "sealed keys stay sealed");
     assert_eq!(keys.get("/apisix/routes/app").await.unwrap().json()["uri"], app["uri"]);
     let revision = keys.revision().await;
-    assert!(told(&copy(&world, "embedded", "etcd").await).contains("0 are new, 0 differ, 2 are the same"));
+    assert!(report(&copy(&world, "embedded", "etcd").await).contains("0 are new, 0 differ, 2 are the same"));
     assert_eq!(keys.revision().await, revision, "run again, it writes nothing");
 
     // The node served all the while, and follows the control plane that has moved.
@@ -52,7 +54,7 @@ async fn an_embedded_store_moves_to_a_cluster_under_load() {
     assert_eq!(world.verified_client("app.test").get("/").await.unwrap().json()["upstream"], "moved");
     let refused = copy(&world, "embedded", "etcd").await;
     assert!(!refused.status.success());
-    assert!(refused.stdout.contains("in the way: routes/app differs"), "{refused:?}");
+    assert!(refused.stdout.contains("conflict: routes/app differs"), "{refused:?}");
 }
 
 #[tokio::test]
@@ -71,7 +73,7 @@ async fn an_apisix_cluster_is_copied() {
         keys.put(&format!("/apisix/upstreams/{nth}"), upstream.to_string()).await;
     }
     let out = copy(&world, "etcd", "yaml:rules.yaml").await;
-    let out = told(&out);
+    let out = report(&out);
     for part in [
         "warning: consumers (1 of them) cannot be copied",
         "warning: routes/8 is left out: it is no JSON object",
@@ -81,14 +83,14 @@ async fn an_apisix_cluster_is_copied() {
         assert!(out.contains(part), "{part}: {out}");
     }
     let back = copy(&world, "yaml:rules.yaml", "embedded:other.redb").await;
-    assert_eq!(told(&back).lines().last(), out.lines().last(), "the same digest");
+    assert_eq!(report(&back).lines().last(), out.lines().last(), "the same digest");
     // From there to a second prefix of the same cluster, invisible under the first.
     let mut settings: Value = etcd.access().settings();
     settings["deployment"]["etcd"]["prefix"] = json!("/other");
     world.write("other.yaml", &settings.to_string());
     let there = copy(&world, "embedded:other.redb", "etcd:other.yaml").await;
-    assert_eq!(told(&there).lines().last(), out.lines().last());
+    assert_eq!(report(&there).lines().last(), out.lines().last());
     assert_eq!(keys.get("/other/routes/7").await.unwrap().json(), plugin);
     let same = copy(&world, "etcd:other.yaml", "etcd:other.yaml").await;
-    assert!(same.stderr.contains("are the same place"), "{same:?}");
+    assert!(same.stderr.contains("are the same location"), "{same:?}");
 }

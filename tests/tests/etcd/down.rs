@@ -14,7 +14,7 @@ use e2e::world::World;
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
 
-use super::stage::{Stage, assert_said, attempt, name, refused_start, route, status};
+use super::stage::{Stage, assert_reported, attempt, name, refused_start, route, status};
 
 /// The meaning of "at once" on a busy machine: far below any timeout.
 const AT_ONCE: Duration = Duration::from_secs(2);
@@ -24,25 +24,28 @@ const STALE: &str = "x-countersign-stale";
 
 #[tokio::test]
 async fn a_missing_etcd_is_reported_by_endpoint_and_step() {
-    let nobody = Reservation::any();
-    let url = format!("http://{}", nobody.address());
+    let reserved = Reservation::any();
+    let url = format!("http://{}", reserved.address());
     let ended = refused_start(Access { hosts: vec![url.clone()], ..Access::default() }, json!({})).await;
-    assert_said(&ended, &[&url, "TCP", "all etcd nodes are unavailable"]);
+    assert_reported(&ended, &[&url, "TCP", "all etcd nodes are unavailable"]);
     let ended = refused_start(
         Access { hosts: vec!["http://no-such-host.invalid:2379".to_owned()], ..Access::default() },
         json!({}),
     );
-    assert_said(&ended.await, &["http://no-such-host.invalid:2379", "DNS", "all etcd nodes are unavailable"]);
+    assert_reported(
+        &ended.await,
+        &["http://no-such-host.invalid:2379", "DNS", "all etcd nodes are unavailable"],
+    );
 }
 
 #[tokio::test]
 async fn a_start_needs_half_of_the_endpoints() {
     let etcd = Etcd::plain().await;
-    let nobody = Reservation::any();
-    let dead = format!("http://{}", nobody.address());
+    let reserved = Reservation::any();
+    let dead = format!("http://{}", reserved.address());
     let hosts = vec![dead.clone(), etcd.url(), dead.clone()];
     let ended = refused_start(Access { hosts, ..Access::default() }, json!({})).await;
-    assert_said(&ended, &[&dead, "the etcd cluster needs at least 50% and above healthy nodes"]);
+    assert_reported(&ended, &[&dead, "the etcd cluster needs at least 50% and above healthy nodes"]);
 }
 
 #[tokio::test]
@@ -50,7 +53,7 @@ async fn endpoints_of_two_clusters_are_an_error() {
     let (one, two) = (Etcd::plain().await, Etcd::plain().await);
     let ended =
         refused_start(Access { hosts: vec![one.url(), two.url()], ..Access::default() }, json!({})).await;
-    assert_said(&ended, &[&one.url(), &two.url(), "cluster"]);
+    assert_reported(&ended, &[&one.url(), &two.url(), "cluster"]);
 }
 
 #[tokio::test]
@@ -78,8 +81,8 @@ async fn without_etcd_reads_are_stale_and_writes_fail_at_once() {
     stage.etcd.kill().await;
     // Also the first write, which may be the one that detects it.
     let began = Instant::now();
-    let (refused, said) = attempt(&stage.world, Method::PUT, "routes/b", Some(&stage.route("/b"))).await;
-    assert_eq!(refused, StatusCode::SERVICE_UNAVAILABLE, "{said}");
+    let (refused, text) = attempt(&stage.world, Method::PUT, "routes/b", Some(&stage.route("/b"))).await;
+    assert_eq!(refused, StatusCode::SERVICE_UNAVAILABLE, "{text}");
     assert!(began.elapsed() < AT_ONCE, "{:?}", began.elapsed());
     stage.world.control_log().line_after(mark, &["no healthy etcd endpoint available"]).await;
 
@@ -99,10 +102,10 @@ async fn without_etcd_reads_are_stale_and_writes_fail_at_once() {
         (Method::PATCH, "routes/a", Some(json!({"uri": "/changed"}))),
         (Method::DELETE, "routes/a", None),
     ] {
-        let (status, said) = attempt(&stage.world, method.clone(), path, body.as_ref()).await;
-        assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE, "{method} {path}: {said}");
-        assert!(said.contains(&stage.etcd.url()), "{method} {path} names the endpoint: {said}");
-        assert!(!said.contains("not known"), "{method} {path}: nothing was sent: {said}");
+        let (status, text) = attempt(&stage.world, method.clone(), path, body.as_ref()).await;
+        assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE, "{method} {path}: {text}");
+        assert!(text.contains(&stage.etcd.url()), "{method} {path} names the endpoint: {text}");
+        assert!(!text.contains("not known"), "{method} {path}: nothing was sent: {text}");
     }
     assert!(began.elapsed() < AT_ONCE * 2, "{:?} for 11 calls", began.elapsed());
     assert_eq!(stage.world.verified_client("app.test").get("/a").await.unwrap().status, StatusCode::OK);
@@ -138,7 +141,7 @@ async fn both_planes_restart_without_etcd() {
 
 /// A control plane on three members, over mutual TLS; it uses the leader.
 async fn on_three() -> (Cluster, World, Upstream) {
-    let cluster = Cluster::of_three(Etcd::builder().mutual(&Authorities::mint())).await;
+    let cluster = Cluster::of_three(Etcd::builder().mutual(&Authorities::generate())).await;
     let mut access = cluster.access();
     access.hosts.rotate_left(cluster.leader(0).await);
     let world = World::builder().etcd(access).start().await;
@@ -174,9 +177,9 @@ async fn one_of_three_members_may_die() {
     let mark = world.control_log().mark();
     cluster.member(second).kill().await;
     world.control_log().line_after(mark, &["no healthy etcd endpoint available"]).await;
-    let (refused, said) = attempt(&world, Method::PUT, "routes/none", Some(&route(&upstream, "/none"))).await;
+    let (refused, text) = attempt(&world, Method::PUT, "routes/none", Some(&route(&upstream, "/none"))).await;
     assert_eq!(refused, StatusCode::SERVICE_UNAVAILABLE);
-    assert!(!said.contains("not known"), "{said}");
+    assert!(!text.contains("not known"), "{text}");
     assert!(world.admin().get("routes/two-left").await.reply.headers.contains_key(STALE));
     assert_eq!(status(&world, "app.test", "/two-left").await, StatusCode::OK);
 
@@ -207,9 +210,9 @@ async fn a_member_without_a_majority_is_left() {
     }
     world.control_log().line_after(mark, &["no healthy etcd endpoint available"]).await;
     let began = Instant::now();
-    let (refused, said) = attempt(&world, Method::PUT, "routes/none", Some(&route(&upstream, "/none"))).await;
+    let (refused, text) = attempt(&world, Method::PUT, "routes/none", Some(&route(&upstream, "/none"))).await;
     assert_eq!(refused, StatusCode::SERVICE_UNAVAILABLE);
-    assert!(!said.contains("not known"), "{said}");
+    assert!(!text.contains("not known"), "{text}");
     assert!(began.elapsed() < AT_ONCE, "{:?}", began.elapsed());
     assert!(world.admin().get("routes/before").await.reply.headers.contains_key(STALE));
     for other in others {
@@ -230,12 +233,12 @@ struct Outcomes {
 }
 
 impl Outcomes {
-    fn add(&mut self, id: &str, status: StatusCode, said: &str) {
+    fn add(&mut self, id: &str, status: StatusCode, text: &str) {
         let list = match status {
             status if status.is_success() => &mut self.acknowledged,
-            StatusCode::SERVICE_UNAVAILABLE if said.contains("not known") => &mut self.unknown,
+            StatusCode::SERVICE_UNAVAILABLE if text.contains("not known") => &mut self.unknown,
             StatusCode::SERVICE_UNAVAILABLE => &mut self.refused,
-            status => panic!("{id}: {status} {said}"),
+            status => panic!("{id}: {status} {text}"),
         };
         list.push(id.to_owned());
     }
@@ -330,7 +333,7 @@ async fn a_write_without_a_response_is_reported_correctly() {
         let next = keys.revision().await + 1;
         proxy.trap("\"/b\"", Network::HoldAnswers);
         let document = stage.route("/b");
-        let ((status, said), ()) =
+        let ((status, text), ()) =
             tokio::join!(attempt(&stage.world, Method::PUT, "routes/b", Some(&document)), async {
                 proxy.wait_for_trap(Network::HoldAnswers).await;
                 let history = keys.history("/apisix/routes/b", next, next).await;
@@ -342,12 +345,12 @@ async fn a_write_without_a_response_is_reported_correctly() {
             });
         if mended {
             // The control plane reads the key, and finds the write.
-            assert_eq!(status, StatusCode::CREATED, "{said}");
+            assert_eq!(status, StatusCode::CREATED, "{text}");
             let changes = keys.history("/apisix/routes/b", next, next).await;
             assert_eq!(changes.len(), 1, "it was made once");
         } else {
-            assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE, "{said}");
-            assert!(said.contains("not known"), "{said}");
+            assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE, "{text}");
+            assert!(text.contains("not known"), "{text}");
         }
     }
 }
@@ -380,17 +383,17 @@ async fn a_full_etcd_is_reported_with_advice() {
     let mut big = stage.route("/big");
     big["desc"] = json!("d".repeat(200));
     big["vars"] = json!([["arg_x", "==", "x".repeat(400_000)]]);
-    let said = e2e::client::bounded("etcd is full", async {
+    let text = e2e::client::bounded("etcd is full", async {
         loop {
-            let (status, said) = attempt(&stage.world, Method::PUT, "routes/big", Some(&big)).await;
+            let (status, text) = attempt(&stage.world, Method::PUT, "routes/big", Some(&big)).await;
             if !status.is_success() {
-                assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE, "{said}");
-                return said;
+                assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE, "{text}");
+                return text;
             }
         }
     });
-    let said = said.await;
-    assert!(said.contains("database space exceeded") && said.contains("--quota-backend-bytes"), "{said}");
+    let text = text.await;
+    assert!(text.contains("database space exceeded") && text.contains("--quota-backend-bytes"), "{text}");
     assert_eq!(stage.status("/a").await, StatusCode::OK);
     assert_eq!(stage.world.admin().get("routes/a").await.status, StatusCode::OK);
     let mut keys = stage.etcd.keys().await;
@@ -414,9 +417,9 @@ async fn a_write_with_a_lost_response_is_reported_correctly() {
 
     // The write arrives without a response: it must not be reported as not made.
     proxy.trap("\"/b\"", Network::HoldAnswers);
-    let (refused, said) = attempt(&stage.world, Method::PUT, "routes/b", Some(&stage.route("/b"))).await;
-    assert_eq!(refused, StatusCode::SERVICE_UNAVAILABLE, "{said}");
-    assert!(said.contains("not known"), "{said}");
+    let (refused, text) = attempt(&stage.world, Method::PUT, "routes/b", Some(&stage.route("/b"))).await;
+    assert_eq!(refused, StatusCode::SERVICE_UNAVAILABLE, "{text}");
+    assert!(text.contains("not known"), "{text}");
     assert!(stage.etcd.keys().await.get(&name("routes/b")).await.is_some(), "it was made");
     let mark = stage.world.control_log().mark();
     proxy.set(Network::Forward).await;
@@ -427,14 +430,14 @@ async fn a_write_with_a_lost_response_is_reported_correctly() {
 
     // The write arrives when the network heals: by then it must not take effect.
     proxy.trap("\"/d\"", Network::Hold);
-    let (refused, said) = attempt(&stage.world, Method::PUT, "routes/d", Some(&stage.route("/d"))).await;
-    assert_eq!(refused, StatusCode::SERVICE_UNAVAILABLE, "{said}");
+    let (refused, text) = attempt(&stage.world, Method::PUT, "routes/d", Some(&stage.route("/d"))).await;
+    assert_eq!(refused, StatusCode::SERVICE_UNAVAILABLE, "{text}");
     let mark = stage.world.control_log().mark();
     proxy.set(Network::Forward).await;
     stage.world.control_log().line_after(mark, &["reconnected to etcd"]).await;
     let revision = put_until_made(&stage.world, "routes/e", &stage.route("/e")).await;
     stage.world.wait_acknowledged(revision).await;
-    assert!(said.contains("not known"), "{said}");
+    assert!(text.contains("not known"), "{text}");
     let made = stage.etcd.keys().await.get(&name("routes/d")).await.is_some();
     let shown = stage.status("/d").await == StatusCode::OK;
     assert_eq!(shown, made, "the data plane has what etcd has");

@@ -64,12 +64,12 @@ async fn replacing_a_bundle_keeps_its_revocation_lists() {
     guarded(&stage).await;
     let mut keys = stage.etcd.keys().await;
     let mut site = entry(&mut keys, "ssls/app").await;
-    let strangers = &stage.world.credentials.strangers;
-    site["client"]["ca"] = json!(strangers.certificate_pem());
+    let untrusted = &stage.world.credentials.untrusted;
+    site["client"]["ca"] = json!(untrusted.certificate_pem());
     stage.etcd_put("ssls/app", &site).await;
     // The new authority is in force, the old one is not.
     stage.world.verified_client("app.test").expect_alert().await;
-    let other = strangers.client("other");
+    let other = untrusted.client("other");
     let reply = stage.world.client("app.test").identity(&other).get("/open").await.unwrap();
     assert_eq!(reply.status, StatusCode::OK);
     let finding = linted(&stage, "ssls/app").await;

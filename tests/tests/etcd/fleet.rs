@@ -1,4 +1,4 @@
-//! The fleet as one: a response of one control plane covers the data planes of all, and hung ones
+//! The fleet as one: a response of one control plane covers the data planes of all, and stopped ones
 //! are detected.
 
 use std::time::{Duration, Instant};
@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use super::stage::route;
 
-/// The limit until a hung control plane is left and the node is served elsewhere: three seconds, on
+/// The limit until a stopped control plane is left and the node is served elsewhere: three seconds, on
 /// a busy machine.
 const NOTICED: Duration = Duration::from_secs(9);
 
@@ -110,10 +110,10 @@ async fn a_response_covers_the_nodes_of_all_control_planes() {
 }
 
 #[tokio::test]
-async fn a_hung_control_plane_is_left_within_seconds() {
+async fn a_stopped_control_plane_is_left_within_seconds() {
     let (etcd, world, upstream) = one_node_each().await;
-    let hung = world.control_process(0).id();
-    signal(hung, Signal::SIGSTOP);
+    let process = world.control_process(0).id();
+    signal(process, Signal::SIGSTOP);
     let stopped = Instant::now();
     connected(&world, 1, &["node-1", "node-2"]).await;
     let took = stopped.elapsed();
@@ -124,7 +124,7 @@ async fn a_hung_control_plane_is_left_within_seconds() {
     let (status, view) = acknowledged(&world, 1, revision, "30").await;
     assert_eq!(status, StatusCode::OK, "{view}");
     assert_eq!(reports(&etcd).await.len(), 2, "it was not the lease's end that made it so");
-    signal(hung, Signal::SIGCONT);
+    signal(process, Signal::SIGCONT);
 }
 
 /// The report of a killed control plane stays; the one with its address now knows better.
@@ -136,8 +136,8 @@ async fn the_report_of_a_killed_predecessor_is_ignored() {
     let revision = world.admin().put("routes/a", &route(&upstream, "/a")).await;
     assert_eq!(acknowledged(&world, 0, revision, "30").await.0, StatusCode::OK);
     bounded("the report says so", async {
-        let said = |entry: &Entry| entry.json()["oldest"][0]["acknowledged"] == revision;
-        while !reports(&etcd).await.iter().any(said) {}
+        let acknowledged = |entry: &Entry| entry.json()["oldest"][0]["acknowledged"] == revision;
+        while !reports(&etcd).await.iter().any(acknowledged) {}
     })
     .await;
     world.kill_control().await;

@@ -33,7 +33,7 @@ async fn an_etcd_survives_a_kill_and_can_be_restored() {
 
 #[tokio::test]
 async fn tests_can_connect_to_every_kind_of_etcd() {
-    let authorities = Authorities::mint();
+    let authorities = Authorities::generate();
     for etcd in [
         Etcd::tls(&authorities).await,
         Etcd::mutual(&authorities).await,

@@ -237,8 +237,8 @@ async fn a_typo_in_the_prefix_is_held() {
     let before = std::fs::read(stage.world.last_good("node-1")).unwrap();
     stage.world.stop_control().await;
     stage.world.change_settings(json!({"deployment": {"etcd": {"prefix": "/apisx"}}}));
-    let told = check(&stage).await;
-    assert!(told.contains("deployment.etcd.prefix: the store is empty"), "{told}");
+    let report = check(&stage).await;
+    assert!(report.contains("deployment.etcd.prefix: the store is empty"), "{report}");
     stage.world.start_control().await;
     stage
         .world
@@ -250,8 +250,8 @@ async fn a_typo_in_the_prefix_is_held() {
 
     stage.world.stop_control().await;
     stage.world.change_settings(json!({"deployment": {"etcd": {"prefix": "/apisix"}}}));
-    let told = check(&stage).await;
-    assert!(told.contains("is fine") && !told.contains("is empty"), "{told}");
+    let report = check(&stage).await;
+    assert!(report.contains("is fine") && !report.contains("is empty"), "{report}");
     stage.world.start_control().await;
     apply(&stage, &[("b", 2)]).await;
     assert_numbers(&stage, &[("/a", Some(1)), ("/b", Some(2))]).await;

@@ -149,7 +149,7 @@ async fn documents_of_an_apisix_are_served() {
     let streams = TcpUpstream::plain("streams", Script::Greet).await;
     let builder = world(&etcd).without_control();
     let mut stage = Stage::with(etcd, builder).await;
-    // The site's certificates are minted with the world, so its documents are written before its
+    // The site's certificates are issued with the world, so its documents are written before its
     // control plane starts.
     for (path, document) in written_by_an_apisix(&stage, streams.address()) {
         put(&mut keys, path, &document).await;

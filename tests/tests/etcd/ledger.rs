@@ -37,7 +37,7 @@ struct Written {
     id: String,
     /// The number in the document; `None` for a removal.
     number: Option<u64>,
-    answer: Told,
+    answer: Outcome,
 }
 
 /// The count of each outcome.
@@ -48,13 +48,13 @@ pub(crate) struct Counts {
     pub unknown: u64,
 }
 
-enum Told {
+enum Outcome {
     Made(u64),
     NotMade,
     Unknown,
 }
 
-impl Told {
+impl Outcome {
     fn revision(&self) -> Option<u64> {
         if let Self::Made(revision) = self { Some(*revision) } else { None }
     }
@@ -79,7 +79,7 @@ impl Writer {
             let id = format!("p{}-{}", writer / 2, n % OBJECTS);
             let number = (n % 7 != 6).then_some(writer * 1_000_000 + n);
             let answer = self.write(&id, number).await;
-            let success = matches!(answer, Some(Told::Made(_)));
+            let success = matches!(answer, Some(Outcome::Made(_)));
             made += u64::from(success);
             self.progress.send_modify(|all| {
                 all.made += u64::from(success);
@@ -91,7 +91,7 @@ impl Writer {
     }
 
     /// `None`: there was nothing to remove.
-    async fn write(&mut self, id: &str, number: Option<u64>) -> Option<Told> {
+    async fn write(&mut self, id: &str, number: Option<u64>) -> Option<Outcome> {
         let session = match &mut self.session {
             Some(session) => session,
             none => none.insert(self.admin.connect().await.expect("the Admin API answers")),
@@ -100,13 +100,13 @@ impl Writer {
         let method = if document.is_some() { Method::PUT } else { Method::DELETE };
         let answer =
             session.call(method, &format!("routes/{id}"), document.as_ref()).await.expect("an answer");
-        let said = answer.reply.text();
+        let text = answer.reply.text();
         match answer.status {
-            status if status.is_success() => Some(Told::Made(answer.revision.expect("a revision"))),
+            status if status.is_success() => Some(Outcome::Made(answer.revision.expect("a revision"))),
             StatusCode::NOT_FOUND if number.is_none() => None,
-            StatusCode::SERVICE_UNAVAILABLE if said.contains("not known") => Some(Told::Unknown),
-            StatusCode::SERVICE_UNAVAILABLE => Some(Told::NotMade),
-            status => panic!("{id}: {status} {said}"),
+            StatusCode::SERVICE_UNAVAILABLE if text.contains("not known") => Some(Outcome::Unknown),
+            StatusCode::SERVICE_UNAVAILABLE => Some(Outcome::NotMade),
+            status => panic!("{id}: {status} {text}"),
         }
     }
 }
@@ -158,8 +158,8 @@ impl Ledger {
             }
         });
         let end = end.await;
-        let told = check_history(keys, self.start, end, &written).await;
-        assert_eq!(told.made, self.count);
+        let tally = check_history(keys, self.start, end, &written).await;
+        assert_eq!(tally.made, self.count);
         world.wait_acknowledged(end).await;
         let mut expected = HashMap::new();
         for entry in keys.with_prefix("/apisix/routes/").await {
@@ -174,7 +174,7 @@ impl Ledger {
                 assert_serves(&mut session, &uri, expected.get(&uri)).await;
             }
         }
-        told
+        tally
     }
 }
 
@@ -229,7 +229,7 @@ async fn check_history(keys: &mut Keys, start: u64, end: u64, written: &[Vec<Wri
         for Written { id, number, answer } in writer {
             let found = number.map_or(0, |number| times.get(&number).copied().unwrap_or(0));
             match answer {
-                Told::Made(revision) => {
+                Outcome::Made(revision) => {
                     all.made += 1;
                     let expected = (name(&format!("routes/{id}")), *number);
                     assert_eq!(by_revision.get(revision), Some(&expected), "{id} at {revision}");
@@ -237,11 +237,11 @@ async fn check_history(keys: &mut Keys, start: u64, end: u64, written: &[Vec<Wri
                     assert!(*revision > last, "{id}: {revision} after {last}");
                     last = *revision;
                 }
-                Told::NotMade => {
+                Outcome::NotMade => {
                     all.not_made += 1;
                     assert_eq!(found, 0, "{id} {number:?} was refused, and made");
                 }
-                Told::Unknown => {
+                Outcome::Unknown => {
                     all.unknown += 1;
                     assert!(found <= 1, "{id} {number:?} was made {found} times");
                 }
@@ -249,14 +249,14 @@ async fn check_history(keys: &mut Keys, start: u64, end: u64, written: &[Vec<Wri
         }
     }
     // A removal has no number; but each one in the history was acknowledged, or its response was
-    // lost. Two writers may be told of the same one: after a lost response it counts that the
+    // lost. Two writers may get a success for the same one: after a lost response it counts that the
     // object is gone.
     let removals = || written.iter().flatten().filter(|written| written.number.is_none());
     let made: HashSet<u64> = removals().filter_map(|written| written.answer.revision()).collect();
     let found = history.iter().filter(|change| change.value.is_none()).count();
-    let unknown = removals().filter(|written| matches!(written.answer, Told::Unknown)).count();
-    let told = made.len()..=made.len() + unknown;
-    assert!(told.contains(&found), "{found} removals, and {told:?} were told");
+    let unknown = removals().filter(|written| matches!(written.answer, Outcome::Unknown)).count();
+    let reported = made.len()..=made.len() + unknown;
+    assert!(reported.contains(&found), "{found} removals, and {reported:?} were reported");
     all
 }
 

@@ -15,7 +15,7 @@ use serde_json::json;
 /// server and etcd; and the command of "Admin API" about a time to live.
 #[tokio::test]
 async fn one_bundle_of_authorities_and_a_time_to_live() {
-    let etcd = Etcd::mutual(&Authorities::mint()).await;
+    let etcd = Etcd::mutual(&Authorities::generate()).await;
     let bundle = json!({
         "apisix": {"ssl": {"ssl_trusted_certificate": "apisix.ca-bundle"}},
         "deployment": {"admin": {"admin_api_mtls": {"admin_ssl_ca_cert": "apisix.ca-bundle"}}},
@@ -35,7 +35,7 @@ async fn one_bundle_of_authorities_and_a_time_to_live() {
         .set("port", world.admin_address().port())
         .set("http", world.http().port())
         .set("httpbin", upstream.address());
-    let said = shell
+    let output = shell
         .run(
             r#"curl -vvv \
     --resolve "admin.test:$port:127.0.0.1" https://admin.test:$port/apisix/admin/routes/1 \
@@ -54,13 +54,13 @@ async fn one_bundle_of_authorities_and_a_time_to_live() {
 }'"#,
         )
         .await;
-    assert!(said.status() == 201 && said.err.contains("Request CERT"), "{said:?}");
+    assert!(output.status() == 201 && output.err.contains("Request CERT"), "{output:?}");
     let revision = world.admin().get("routes/1").await.body["modifiedIndex"].as_u64().unwrap();
     world.wait_acknowledged(revision).await;
-    let said = shell.run("curl http://127.0.0.1:$http/get -i").await;
-    assert!(said.status() == 200 && said.out.contains("\"upstream\":\"httpbin\""), "{said:?}");
+    let output = shell.run("curl http://127.0.0.1:$http/get -i").await;
+    assert!(output.status() == 200 && output.out.contains("\"upstream\":\"httpbin\""), "{output:?}");
 
-    let said = shell
+    let output = shell
         .run(
             r#"admin() { curl --resolve "admin.test:$port:127.0.0.1" --cert $certs/administrator.crt --key $certs/administrator.key --cacert $certs/apisix.ca-bundle "$@"; }
 admin "https://admin.test:$port/apisix/admin/routes/2?ttl=60" \
@@ -76,7 +76,7 @@ admin "https://admin.test:$port/apisix/admin/routes/2?ttl=60" \
     }'"#,
         )
         .await;
-    assert_eq!(said.status(), 201, "{said:?}");
+    assert_eq!(output.status(), 201, "{output:?}");
 }
 
 /// Documents written into etcd by hand are read like those of the Admin API.

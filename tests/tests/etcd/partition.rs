@@ -40,14 +40,14 @@ async fn ten_thousand_writes_survive_network_failures() {
     let mut keys = etcd.keys().await;
     let ledger = Ledger::open(&world, 1, &mut keys, 625).await;
     trouble(&proxy, ledger.watched()).await;
-    let told = ledger.close(&world, &mut keys, 2).await;
-    assert!(told.not_made >= 100, "the network was broken: {told:?}");
+    let tally = ledger.close(&world, &mut keys, 2).await;
+    assert!(tally.not_made >= 100, "the network was broken: {tally:?}");
 }
 
 /// One member at a time, mostly the leader: killed, or paused until another is elected.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_control_planes_write_while_members_fail() {
-    let mut cluster = Cluster::of_three(Etcd::builder().mutual(&Authorities::mint())).await;
+    let mut cluster = Cluster::of_three(Etcd::builder().mutual(&Authorities::generate())).await;
     let mut access = cluster.access();
     access.hosts.rotate_left(cluster.leader(0).await);
     let world = World::builder().etcd(access).control_planes(2).start().await;

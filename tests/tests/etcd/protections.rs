@@ -77,7 +77,7 @@ async fn unknown_conditions_of_a_route_deny_requests() {
         ("a script", with(json!({"script": "local _M = {} function _M.access() end return _M"}))),
         ("a function", with(json!({"filter_func": "function(vars) return vars.arg_a == \"1\" end"}))),
         ("a predicate that we cannot read", with(json!({"vars": [["http_x", "NO-SUCH-OPERATOR", "1"]]}))),
-        ("a member from a later version", with(json!({"allow_only": ["somebody"]}))),
+        ("a member from a later version", with(json!({"allow_only": ["other"]}))),
     ] {
         stage.etcd_put("routes/guarded", &document).await;
         assert_eq!(stage.status("/guarded").await, StatusCode::SERVICE_UNAVAILABLE, "{what}");
@@ -220,20 +220,20 @@ async fn a_stream_route_with_a_plugin_is_closed() {
     let streams = TcpUpstream::plain("streams", Script::Greet).await;
     let upstream = json!({"nodes": {streams.address().to_string(): 1}});
     stage.world.apply(&[("stream_routes/all", json!({"upstream": upstream}))]).await;
-    assert_eq!(said(&stage).await, b"hello from streams\n");
+    assert_eq!(received(&stage).await, b"hello from streams\n");
     let guarded = json!({
         "id": "0-guarded", "remote_addr": "127.0.0.1", "upstream": upstream,
         "plugins": {"ip-restriction": {"whitelist": ["10.0.0.0/8"]}},
     });
     stage.etcd_put("stream_routes/0-guarded", &guarded).await;
-    assert_eq!(said(&stage).await, b"");
+    assert_eq!(received(&stage).await, b"");
     linted(&stage, "stream_routes/0-guarded").await;
     let revision = stage.etcd.keys().await.delete(&name("stream_routes/0-guarded")).await;
     stage.world.wait_acknowledged(revision).await;
-    assert_eq!(said(&stage).await, b"hello from streams\n");
+    assert_eq!(received(&stage).await, b"hello from streams\n");
 }
 
-async fn said(stage: &Stage) -> Vec<u8> {
+async fn received(stage: &Stage) -> Vec<u8> {
     let mut stream = TcpStream::connect(stage.world.stream(0)).await.unwrap();
     // It may be closed before this arrives.
     let _ = stream.write_all(b"mmm").await;

@@ -110,7 +110,7 @@ async fn first_taken(world: &World, mark: usize, index: usize) -> String {
     world.node_log().find("a delta from the other control plane", first).await
 }
 
-/// Requests one route's number until told to end: it never decreases.
+/// Requests one route's number until it is stopped: it never decreases.
 async fn only_forward(mut session: HttpConnection, end: Arc<AtomicBool>, seen: watch::Sender<u64>) {
     let mut newest = 0;
     while !end.load(Ordering::SeqCst) {
@@ -226,5 +226,5 @@ async fn ticket_secrets_are_shared_and_outlive_a_control_plane() {
     world.kill_control_at(on).await;
     first_taken(&world, mark, 1 - on).await;
     let after = kept(keys.with_prefix("/apisix/countersign/").await).expect("the secrets are in etcd");
-    assert_eq!(after, secrets, "nobody made others");
+    assert_eq!(after, secrets, "no other secrets exist");
 }

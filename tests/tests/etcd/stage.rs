@@ -103,7 +103,7 @@ pub(crate) async fn refused_start(access: impl Into<Access>, more: Value) -> Exi
 }
 
 #[track_caller]
-pub(crate) fn assert_said(ended: &ExitOutput, words: &[&str]) {
+pub(crate) fn assert_reported(ended: &ExitOutput, words: &[&str]) {
     for word in words {
         assert!(ended.stderr.contains(word), "{word:?} is not in:\n{}", ended.stderr);
     }

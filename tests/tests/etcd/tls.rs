@@ -10,7 +10,7 @@ use pki::ca::LeafSpec;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
-use super::stage::{Stage, assert_said, attempt, entry, name, refused_start, route};
+use super::stage::{Stage, assert_reported, attempt, entry, name, refused_start, route};
 
 fn with_authority(etcd: &Etcd, authority: &Authority) -> Access {
     Access { authority_pem: Some(authority.certificate_pem().to_owned()), ..etcd.access() }
@@ -29,11 +29,11 @@ fn assert_explained(ended: &e2e::process::ExitOutput, etcd: &Etcd, words: &[&str
 
 #[tokio::test]
 async fn an_untrusted_server_is_reported_by_its_certificate() {
-    let (authorities, strangers) = (Authorities::mint(), Authority::root("Stranger CA"));
+    let (authorities, untrusted) = (Authorities::generate(), Authority::root("Untrusted CA"));
     let etcd = Etcd::mutual(&authorities).await;
 
-    let ended = refused_start(with_authority(&etcd, &strangers), json!({})).await;
-    assert_explained(&ended, &etcd, &["TLS", "certificate verify failed", "Test etcd CA", "Stranger CA"]);
+    let ended = refused_start(with_authority(&etcd, &untrusted), json!({})).await;
+    assert_explained(&ended, &etcd, &["TLS", "certificate verify failed", "Test etcd CA", "Untrusted CA"]);
 
     etcd.replace_certificate(&authorities.servers.issue(&LeafSpec::server("elsewhere.test")));
     let ended = refused_start(&etcd, json!({})).await;
@@ -48,7 +48,7 @@ async fn an_untrusted_server_is_reported_by_its_certificate() {
     assert_explained(&ended, &etcd, &["TLS", "certificate verify failed", "expired"]);
 
     // No password or document is sent before that.
-    etcd.replace_certificate(&strangers.server(&["etcd.test"]));
+    etcd.replace_certificate(&untrusted.server(&["etcd.test"]));
     let access = Access { user: Some(("root".to_owned(), PASSWORD.to_owned())), ..etcd.access() };
     let ended = refused_start(access, json!({})).await;
     assert_explained(&ended, &etcd, &["certificate verify failed"]);
@@ -57,7 +57,7 @@ async fn an_untrusted_server_is_reported_by_its_certificate() {
 
 #[tokio::test]
 async fn a_rejected_client_is_reported_with_its_certificate() {
-    let (authorities, strangers) = (Authorities::mint(), Authority::root("Stranger CA"));
+    let (authorities, untrusted) = (Authorities::generate(), Authority::root("Untrusted CA"));
     let etcd = Etcd::mutual(&authorities).await;
 
     let ended = refused_start(Access { client: None, ..etcd.access() }, json!({})).await;
@@ -65,7 +65,7 @@ async fn a_rejected_client_is_reported_with_its_certificate() {
 
     for (what, client) in [
         ("expired", authorities.clients.expired_client("countersign")),
-        ("a stranger's", strangers.client("countersign")),
+        ("an untrusted CA", untrusted.client("countersign")),
     ] {
         let ended = refused_start(Access { client: Some(client), ..etcd.access() }, json!({})).await;
         assert_explained(&ended, &etcd, &["TLS", "bad certificate", "etcd-client.crt", "countersign"]);
@@ -77,16 +77,16 @@ async fn a_rejected_client_is_reported_with_its_certificate() {
 /// trusted.
 #[tokio::test]
 async fn the_machines_cas_do_not_trust_a_private_etcd() {
-    let etcd = Etcd::tls(&Authorities::mint()).await;
+    let etcd = Etcd::tls(&Authorities::generate()).await;
     for trusted in [json!({}), json!({"apisix": {"ssl": {"ssl_trusted_certificate": "system"}}})] {
         let access = Access { authority_pem: None, ..etcd.access() };
-        assert_said(&refused_start(access, trusted).await, &[&etcd.url(), "ssl_trusted_certificate"]);
+        assert_reported(&refused_start(access, trusted).await, &[&etcd.url(), "ssl_trusted_certificate"]);
     }
 }
 
 #[tokio::test]
 async fn disabled_verification_is_logged() {
-    let authorities = Authorities::mint();
+    let authorities = Authorities::generate();
     let etcd = Etcd::tls(&authorities).await;
     let access = Access { authority_pem: None, ..etcd.access() };
     let builder =
@@ -99,18 +99,18 @@ async fn disabled_verification_is_logged() {
 
 #[tokio::test]
 async fn mixed_up_http_and_https_are_reported() {
-    let authorities = Authorities::mint();
+    let authorities = Authorities::generate();
     let (tls, plain) = (Etcd::tls(&authorities).await, Etcd::plain().await);
     let hosts = |etcd: &Etcd, from: &str, to: &str| vec![etcd.url().replace(from, to)];
     let wrong = Access { hosts: hosts(&tls, "https:", "http:"), ..Access::default() };
-    assert_said(&refused_start(wrong, json!({})).await, &["speaks TLS", "https://"]);
+    assert_reported(&refused_start(wrong, json!({})).await, &["speaks TLS", "https://"]);
     let wrong = Access { hosts: hosts(&plain, "http:", "https:"), ..tls.access() };
-    assert_said(&refused_start(wrong, json!({})).await, &["does not speak TLS", "http://"]);
+    assert_reported(&refused_start(wrong, json!({})).await, &["does not speak TLS", "http://"]);
 }
 
 #[tokio::test]
 async fn an_endpoint_by_name_is_verified_by_that_name() {
-    let authorities = Authorities::mint();
+    let authorities = Authorities::generate();
     let etcd = Etcd::mutual(&authorities).await;
     // It listens at one of the addresses of the name.
     let access = etcd.access().named("localhost");
@@ -119,7 +119,7 @@ async fn an_endpoint_by_name_is_verified_by_that_name() {
     assert_eq!(stage.status("/a").await, StatusCode::OK);
     stage.etcd.replace_certificate(&authorities.servers.server(&["etcd.test"]));
     let ended = refused_start(access, json!({})).await;
-    assert_said(&ended, &["certificate host mismatch", "localhost", "etcd.test"]);
+    assert_reported(&ended, &["certificate host mismatch", "localhost", "etcd.test"]);
 }
 
 #[tokio::test]
@@ -141,14 +141,14 @@ async fn password_authentication_works() {
     let user = |password: &str| Some(("root".to_owned(), password.to_owned()));
     let wrong = Access { user: user("wrong-password"), ..stage.etcd.access() };
     let ended = refused_start(wrong, json!({})).await;
-    assert_said(&ended, &["invalid user ID or password", "deployment.etcd.user"]);
+    assert_reported(&ended, &["invalid user ID or password", "deployment.etcd.user"]);
     assert!(!ended.stderr.contains("wrong-password"));
     let ended = refused_start(Access { user: None, ..stage.etcd.access() }, json!({})).await;
-    assert_said(&ended, &["deployment.etcd.user"]);
+    assert_reported(&ended, &["deployment.etcd.user"]);
 
     let open = Etcd::plain().await;
     let ended = refused_start(Access { user: user(PASSWORD), ..open.access() }, json!({})).await;
-    assert_said(&ended, &["authentication is not enabled"]);
+    assert_reported(&ended, &["authentication is not enabled"]);
 }
 
 #[tokio::test]
@@ -158,7 +158,7 @@ async fn missing_permissions_of_a_user_are_reported() {
     for directory in ["routes", "ssls"] {
         keys.put(&name(&format!("{directory}/")), "init_dir").await;
     }
-    for (user, granted) in [("reader", true), ("nobody", false)] {
+    for (user, granted) in [("reader", true), ("outsider", false)] {
         etcd.ctl(&["user", "add", &format!("{user}:{PASSWORD}")]).await;
         etcd.ctl(&["role", "add", user]).await;
         if granted {
@@ -167,19 +167,19 @@ async fn missing_permissions_of_a_user_are_reported() {
         etcd.ctl(&["user", "grant-role", user, user]).await;
     }
     let as_user = |user: &str| Access { user: Some((user.to_owned(), PASSWORD.to_owned())), ..etcd.access() };
-    let ended = refused_start(as_user("nobody"), json!({})).await;
-    assert_said(&ended, &["etcd forbidden code: 403", "nobody", "grant-permission"]);
+    let ended = refused_start(as_user("outsider"), json!({})).await;
+    assert_reported(&ended, &["etcd forbidden code: 403", "outsider", "grant-permission"]);
 
     let builder = World::builder().etcd(as_user("reader"));
     let stage = Stage::with(etcd, builder).await;
     stage.etcd_put("routes/a", &stage.route("/a")).await;
     assert_eq!(stage.status("/a").await, StatusCode::OK);
-    let (refused, said) = attempt(&stage.world, Method::PUT, "routes/b", Some(&stage.route("/b"))).await;
-    assert_eq!(refused, StatusCode::SERVICE_UNAVAILABLE, "{said}");
-    assert!(said.contains("etcd forbidden code: 403") && !said.contains("not known"), "{said}");
+    let (refused, text) = attempt(&stage.world, Method::PUT, "routes/b", Some(&stage.route("/b"))).await;
+    assert_eq!(refused, StatusCode::SERVICE_UNAVAILABLE, "{text}");
+    assert!(text.contains("etcd forbidden code: 403") && !text.contains("not known"), "{text}");
 }
 
-/// Writes numbered routes through the Admin API until told to end; a failed write is repeated under
+/// Writes numbered routes through the Admin API until it is stopped; a failed write is repeated under
 /// the next number.
 async fn write_on(
     world: &World,
@@ -211,7 +211,7 @@ async fn write_on(
 
 #[tokio::test]
 async fn certificates_of_both_sides_are_rotated_under_load() {
-    let (old, new) = (Authorities::mint(), Authorities::mint());
+    let (old, new) = (Authorities::generate(), Authorities::generate());
     let bundle = |a: &Authority, b: &Authority| format!("{}{}", a.certificate_pem(), b.certificate_pem());
     let both = bundle(&old.clients, &new.clients);
     let etcd = Etcd::builder().mutual(&old).clients(&both).start().await;
@@ -262,11 +262,11 @@ async fn certificates_of_both_sides_are_rotated_under_load() {
 
 #[tokio::test]
 async fn mismatched_files_leave_the_old_ones_in_use() {
-    let (authorities, strangers) = (Authorities::mint(), Authority::root("Stranger CA"));
+    let (authorities, untrusted) = (Authorities::generate(), Authority::root("Untrusted CA"));
     let mut stage = Stage::of(Etcd::mutual(&authorities).await).await;
     let mark = stage.world.control_log().mark();
     // Half of a rotation: the certificate is new, the key is not.
-    stage.world.write("etcd-client.crt", &strangers.client("countersign").certificate_pem);
+    stage.world.write("etcd-client.crt", &untrusted.client("countersign").certificate_pem);
     stage.world.control_log().line_after(mark, &["WARN", "etcd-client"]).await;
     stage.etcd.kill().await;
     stage.etcd.start().await;

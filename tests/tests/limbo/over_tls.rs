@@ -60,7 +60,7 @@ async fn judge_all(limbo: &Limbo) -> Score {
                     right &= match shake_hands(&world.client(&host).tls(tls), case).await {
                         Ok(verdict) => case.is_right(&verdict, &place),
                         Err(Unjudged(what)) => {
-                            println!("WRONG {place}: {}: not judged: {what}", case.id);
+                            println!("WRONG {place}: {}: no verdict: {what}", case.id);
                             false
                         }
                     };

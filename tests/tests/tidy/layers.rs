@@ -21,7 +21,6 @@ const LAYERS: &[(&str, &[&str])] = &[
             "io",
             "tls",
             "http",
-            "body",
             "upstream",
             "filters",
             "tcp",
@@ -35,7 +34,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     (
         "controlplane",
         &[
-            "error_counters",
+            "listener_errors",
             "store",
             "compile",
             "change",
@@ -45,7 +44,6 @@ const LAYERS: &[(&str, &[&str])] = &[
             "explain",
             "lint",
             "admin",
-            "backup",
             "server",
             "cli",
         ],

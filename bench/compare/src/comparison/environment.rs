@@ -51,7 +51,7 @@ impl Environment {
                 text.lines().find(|line| line.starts_with(name))?.split_once(separator)?.1.trim().to_owned();
             Some(line.trim_matches('"').to_owned())
         };
-        let said = |name: &str, arguments: &[&str]| program::output_of(Path::new(name), arguments);
+        let output_of = |name: &str, arguments: &[&str]| program::output_of(Path::new(name), arguments);
         Self {
             started: time::UtcDateTime::now().to_string(),
             command: std::env::args().collect::<Vec<_>>().join(" "),
@@ -60,8 +60,8 @@ impl Environment {
             kernel: file("/proc/sys/kernel/osrelease").map(|text| text.trim().to_owned()),
             system: file("/etc/os-release").and_then(|text| field(text, "PRETTY_NAME", '=')),
             load_average: file("/proc/loadavg").map(|text| text.trim().to_owned()),
-            commit: said("git", &["describe", "--always", "--dirty", "--abbrev=12"]),
-            rustc: said("rustc", &["--version"]),
+            commit: output_of("git", &["describe", "--always", "--dirty", "--abbrev=12"]),
+            rustc: output_of("rustc", &["--version"]),
             peers: installed.iter().map(|one| Program::of(one.as_ref())).collect(),
             left_out,
         }

@@ -1,7 +1,7 @@
 //! The values of a comparison, and their medians, paired ratios and verdicts.
 //!
 //! A ratio is taken in each round, between runs next to each other, and the median of the ratios is
-//! judged: a machine that is slow for a minute is slow for all peers.
+//! compared: a machine that is slow for a minute is slow for all peers.
 
 use std::collections::BTreeMap;
 
@@ -51,7 +51,7 @@ pub struct Busy {
 #[derive(Debug, Serialize)]
 pub struct Verdict {
     pub measure: Measure,
-    /// The value that is judged.
+    /// The value that is compared.
     pub measured: f64,
     pub goal: String,
     pub ok: bool,
@@ -125,12 +125,12 @@ impl Figures {
         measured.min_by(|one, other| one.1.total_cmp(&other.1)).map(|(kind, _)| kind)
     }
 
-    /// The goals of a measure that can be judged.
+    /// The goals of a measure that can be compared.
     pub fn verdicts(&self, measure: Measure) -> Vec<Verdict> {
         measure.goals().iter().filter_map(|goal| self.verdict(measure, *goal)).collect()
     }
 
-    /// A goal, when it can be judged.
+    /// A goal, when it can be compared.
     pub fn verdict(&self, measure: Measure, goal: Goal) -> Option<Verdict> {
         let (measured, limit, goal) = match goal {
             Goal::Of(peer, limit) => {
@@ -176,7 +176,7 @@ pub(super) mod tests {
     use super::*;
 
     /// Figures of one measure.
-    pub fn figures(of: &[(Kind, &[f64])]) -> Figures {
+    pub(crate) fn figures(of: &[(Kind, &[f64])]) -> Figures {
         let mut figures = Figures::default();
         for (kind, values) in of {
             for (round, value) in (0..).zip(*values) {

@@ -67,7 +67,7 @@ fn page(options: &Options, environment: &Environment, figures: &Figures, tables:
     let _ = writeln!(page, "{tables}");
     page.push_str(
         "Medians, with the smallest and largest run in brackets. The second table is Countersign's figure over each peer's, taken \
-         round by round between neighbouring runs; the median of those is judged. CPU is that of all threads and \
+         round by round between neighbouring runs; the median of those is compared. CPU is that of all threads and \
          children of the server, from schedstat.\n\n![The same as bars](figures.svg)\n\n",
     );
     page.push_str(&busy(figures));
@@ -225,12 +225,12 @@ fn ratios(figures: &Figures) -> String {
         let best = figures.best(measure).and_then(|best| Some((best, figures.ratio(measure, best)?)));
         let best = best.map(|(kind, ratio)| format!("{:.2} ({})", ratio.median, kind.name()));
         let each = |tell: fn(&Verdict) -> String| verdicts.iter().map(tell).collect::<Vec<_>>().join("<br>");
-        let judged = [
+        let compared = [
             best.unwrap_or_else(|| "-".to_owned()),
             if verdicts.is_empty() { "-".to_owned() } else { each(|verdict| verdict.goal.clone()) },
             each(|verdict| format!("{:.2} {}", verdict.measured, if verdict.ok { "ok" } else { "short" })),
         ];
-        row(&mut table, measure.label(), ratios.into_iter().map(ratio).chain(judged));
+        row(&mut table, measure.label(), ratios.into_iter().map(ratio).chain(compared));
     }
     table
 }

@@ -42,7 +42,7 @@ impl Workbench {
         let folder = tempfile::Builder::new().prefix("countersign-bench-").tempdir();
         let folder = folder.map_err(PeerError::system("making a temporary folder"))?;
         open_for_workers(folder.path())?;
-        let credentials = Credentials::mint();
+        let credentials = Credentials::generate();
         let plain = FixedUpstream::start(cores.load, None);
         let mtls = FixedUpstream::start(cores.load, Some(credentials.upstream_tls()));
         let mut bench = Self { peers: Vec::new(), credentials, cores, runtime, plain, mtls, folder };

@@ -111,7 +111,12 @@ mod tests {
         PinnedVerifier::new(full.build().unwrap())
     }
 
-    fn verify(verifier: &PinnedVerifier, shown: &Minted, name: &str, now: UnixTime) -> Result<(), Error> {
+    fn verify(
+        verifier: &PinnedVerifier,
+        shown: &IssuedCertificate,
+        name: &str,
+        now: UnixTime,
+    ) -> Result<(), Error> {
         let chain: Vec<_> = shown.chain.iter().map(|certificate| certificate.der().clone()).collect();
         let name = ServerName::try_from(name.to_owned()).unwrap();
         verifier.verify_server_cert(&chain[0], &chain[1..], &name, &[], now).map(drop)
@@ -133,8 +138,8 @@ mod tests {
         let mut cut = issuer.issue(&LeafSpec::server("a.test")).unwrap();
         cut.chain.truncate(1);
         assert!(verify(&verifier, &cut, "a.test", now).is_err(), "without its intermediate");
-        let stranger = Authority::root(&AuthoritySpec::new("root")).unwrap();
-        let theirs = stranger.issue(&LeafSpec::server("a.test")).unwrap();
+        let untrusted = Authority::root(&AuthoritySpec::new("root")).unwrap();
+        let theirs = untrusted.issue(&LeafSpec::server("a.test")).unwrap();
         assert!(verify(&verifier, &theirs, "a.test", now).is_err(), "of another authority");
         let renewed = issuer.issue(&LeafSpec::server("a.test")).unwrap();
         assert!(
@@ -147,8 +152,8 @@ mod tests {
     fn a_rejected_chain_is_not_remembered() {
         let root = Authority::root(&AuthoritySpec::new("root")).unwrap();
         let verifier = verifier(&root);
-        let stranger = Authority::root(&AuthoritySpec::new("stranger")).unwrap();
-        let theirs = stranger.issue(&LeafSpec::server("a.test")).unwrap();
+        let untrusted = Authority::root(&AuthoritySpec::new("untrusted")).unwrap();
+        let theirs = untrusted.issue(&LeafSpec::server("a.test")).unwrap();
         for _ in 0..2 {
             assert!(verify(&verifier, &theirs, "a.test", UnixTime::now()).is_err());
         }

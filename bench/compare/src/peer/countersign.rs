@@ -302,7 +302,7 @@ mod tests {
     async fn the_settings_are_valid() {
         let folder = tempfile::tempdir().unwrap();
         let ca = folder.path().join("ca.crt");
-        std::fs::write(&ca, Credentials::mint().upstream_ca_pem()).unwrap();
+        std::fs::write(&ca, Credentials::generate().upstream_ca_pem()).unwrap();
         // A relative path starts at the working directory, which is not the test's.
         let absolute = json!({"apisix": {"ssl": {"ssl_trusted_certificate": ca}}});
         let builder = World::builder().settings(settings()).settings(absolute);

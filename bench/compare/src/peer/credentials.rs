@@ -1,4 +1,4 @@
-//! The certificates of one run, minted when it starts.
+//! The certificates of one run, issued when it starts.
 //!
 //! Client and server of the measured handshake each present a P-256 leaf and one P-256
 //! intermediate, from authorities of their own.
@@ -26,7 +26,7 @@ pub struct Credentials {
 }
 
 impl Credentials {
-    pub fn mint() -> Self {
+    pub fn generate() -> Self {
         let server_root = Authority::root("Bench Server Root");
         let client_root = Authority::root("Bench Client Root");
         let client_issuer = client_root.intermediate("Bench Client Intermediate");
@@ -78,7 +78,7 @@ impl Credentials {
     /// The load generator's client.
     ///
     /// # Errors
-    /// When rustls rejects a certificate that was just minted.
+    /// When rustls rejects a certificate that was just issued.
     pub fn loader(&self) -> Result<Arc<ClientIdentity>, IdentityError> {
         self.identity(&self.client)
     }
@@ -171,7 +171,7 @@ pub(super) mod tests {
 
     #[test]
     fn chain_and_key_together_have_no_empty_line() {
-        let text = together(&Credentials::mint().site(HOST));
+        let text = together(&Credentials::generate().site(HOST));
         assert!(text.lines().all(|line| !line.is_empty()) && text.ends_with("-----\n"));
         assert_eq!(text.matches("BEGIN CERTIFICATE").count(), 2);
         assert_eq!(text.matches("PRIVATE KEY-----").count(), 2);

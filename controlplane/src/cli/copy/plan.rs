@@ -9,17 +9,11 @@ use model::Key;
 use pki::Keyring;
 use serde_json::{Map, Value};
 
-use super::location::{LocationContent, OpenLocation};
+use super::location::{Document, Location, LocationContent};
+use super::opener::OpenLocation;
 use crate::change::extension_fields;
 use crate::change::private_keys::seal_private_keys;
 use crate::store::StoredDocument;
-
-/// A desired document of the target.
-#[derive(Clone, Debug, PartialEq)]
-pub(super) struct Document {
-    pub key: Key,
-    pub value: Value,
-}
 
 /// The desired state of the target.
 pub(super) struct DesiredState {
@@ -50,25 +44,25 @@ pub(super) struct Plan {
 /// The source's documents, adapted to the target: private keys in clear are sealed for a store, and
 /// a document in a file has its id as a member. Extension fields that only the target has are kept.
 pub(super) fn desired_state(
-    found: LocationContent,
+    source: LocationContent,
     target: &OpenLocation,
-    there: &LocationContent,
+    current: &LocationContent,
     keyring: &Keyring,
 ) -> DesiredState {
-    let held = by_key(&there.items);
-    let documents = Vec::with_capacity(found.items.len());
-    let mut wanted = DesiredState { documents, notes: found.skipped, unreadable: Vec::new() };
+    let by_key = by_key(&current.items);
+    let documents = Vec::with_capacity(source.items.len());
+    let mut desired = DesiredState { documents, notes: source.skipped, unreadable: Vec::new() };
     let to_file = match target {
         OpenLocation::File { .. } => true,
         OpenLocation::Store { .. } => false,
-        OpenLocation::Absent { place } => matches!(place, super::Location::Yaml(_)),
+        OpenLocation::Absent { location } => matches!(location, Location::Yaml(_)),
     };
-    for StoredDocument { key, document, salvaged, .. } in found.items {
+    for StoredDocument { key, document, salvaged, .. } in source.items {
         let Value::Object(mut document) = document else {
             let what = format!("it is no JSON object, but {}", json_type(&document));
             match salvaged {
-                Some(_) => wanted.unreadable.push(format!("{key}: {what}")),
-                None => wanted.notes.push(format!("{key} is left out: {what}")),
+                Some(_) => desired.unreadable.push(format!("{key}: {what}")),
+                None => desired.notes.push(format!("{key} is left out: {what}")),
             }
             continue;
         };
@@ -77,28 +71,28 @@ pub(super) fn desired_state(
         } else {
             seal_private_keys(key.kind, &mut document, keyring);
         }
-        let before = held.get(&key).map(|held| &held.document);
-        let told = extension_fields::carry_over(&key, before, &mut document);
-        let kept = told
+        let before = by_key.get(&key).map(|item| &item.document);
+        let notes = extension_fields::carry_over(&key, before, &mut document);
+        let kept = notes
             .kept
             .iter()
             .map(|field| format!("{field} of the target is kept: the source does not have it"));
-        wanted.notes.extend(kept.chain(told.warnings).map(|line| format!("{key}: {line}")));
-        wanted.documents.push(Document { key, value: Value::Object(document) });
+        desired.notes.extend(kept.chain(notes.warnings).map(|line| format!("{key}: {line}")));
+        desired.documents.push(Document { key, value: Value::Object(document) });
     }
-    wanted.documents.sort_by(|one, other| one.key.cmp(&other.key));
-    wanted
+    desired.documents.sort_by(|one, other| one.key.cmp(&other.key));
+    desired
 }
 
 /// In a file, a document has no other name than its `id`.
 fn set_id(key: &Key, document: &mut Map<String, Value>) {
     let id = key.id.as_str();
-    let says = match document.get("id") {
-        Some(Value::String(said)) => said == id,
-        Some(Value::Number(said)) => said.to_string() == id,
+    let is_set = match document.get("id") {
+        Some(Value::String(value)) => value == id,
+        Some(Value::Number(value)) => value.to_string() == id,
         _ => false,
     };
-    if !says {
+    if !is_set {
         document.insert("id".to_owned(), id.into());
     }
 }
@@ -122,25 +116,25 @@ pub(super) fn by_key(items: &[StoredDocument]) -> HashMap<&Key, &StoredDocument>
 }
 
 impl Plan {
-    pub(super) fn of(wanted: &[Document], there: &LocationContent, target: &OpenLocation) -> Self {
-        let mut held: BTreeMap<&Key, &StoredDocument> =
-            there.items.iter().map(|item| (&item.key, item)).collect();
-        let (mut writes, mut same) = (Vec::new(), 0);
-        for document in wanted {
-            match held.remove(&document.key) {
-                Some(there) if there.document == document.value => same += 1,
-                there => writes.push(PlannedWrite {
+    pub(super) fn of(desired: &[Document], current: &LocationContent, target: &OpenLocation) -> Self {
+        let mut by_key: BTreeMap<&Key, &StoredDocument> =
+            current.items.iter().map(|item| (&item.key, item)).collect();
+        let (mut writes, mut unchanged) = (Vec::new(), 0);
+        for document in desired {
+            match by_key.remove(&document.key) {
+                Some(current) if current.document == document.value => unchanged += 1,
+                current => writes.push(PlannedWrite {
                     document: document.clone(),
-                    replaces: there.map(|there| there.mod_revision),
+                    replaces: current.map(|current| current.mod_revision),
                 }),
             }
         }
-        let mut only_there: Vec<String> = held.keys().map(ToString::to_string).collect();
-        let whole = matches!(target, OpenLocation::File { path, .. } if path.exists());
-        if whole {
-            only_there.extend(there.skipped.iter().cloned());
+        let mut only_in_target: Vec<String> = by_key.keys().map(ToString::to_string).collect();
+        let rewrites_file = matches!(target, OpenLocation::File { path, .. } if path.exists());
+        if rewrites_file {
+            only_in_target.extend(current.skipped.iter().cloned());
         }
-        Self { writes, unchanged: same, only_in_target: only_there, rewrites_file: whole }
+        Self { writes, unchanged, only_in_target, rewrites_file }
     }
 
     pub(super) fn is_done(&self) -> bool {
@@ -150,25 +144,25 @@ impl Plan {
     /// The documents that `--overwrite` would replace.
     pub(super) fn conflicts(&self) -> Vec<String> {
         let replaced = self.writes.iter().filter(|write| write.replaces.is_some());
-        let mut found: Vec<String> =
+        let mut conflicts: Vec<String> =
             replaced.map(|write| format!("{} differs", write.document.key)).collect();
         if self.rewrites_file && !self.is_done() {
-            found.extend(self.only_in_target.iter().map(|name| format!("{name}: only in the target")));
-            if found.is_empty() {
-                found.push("the file, which is written as a whole".to_owned());
+            conflicts.extend(self.only_in_target.iter().map(|name| format!("{name}: only in the target")));
+            if conflicts.is_empty() {
+                conflicts.push("the file, which is written as a whole".to_owned());
             }
         }
-        found
+        conflicts
     }
 
     pub(super) fn print_summary(&self, out: &mut dyn io::Write) -> io::Result<()> {
         let differ = self.writes.iter().filter(|write| write.replaces.is_some()).count();
-        let fate = if self.rewrites_file { "would go" } else { "stay" };
+        let outcome = if self.rewrites_file { "would go" } else { "stay" };
         let new = self.writes.len() - differ;
-        let (same, only) = (self.unchanged, self.only_in_target.len());
+        let (unchanged, only) = (self.unchanged, self.only_in_target.len());
         writeln!(
             out,
-            "{new} are new, {differ} differ, {same} are the same, {only} are only in the target and {fate}"
+            "{new} are new, {differ} differ, {unchanged} are the same, {only} are only in the target and {outcome}"
         )
     }
 }

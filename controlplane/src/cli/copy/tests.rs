@@ -1,6 +1,7 @@
 //! Copies between all locations that need no server, as on the command line.
 
 use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use clap::Parser;
@@ -16,7 +17,7 @@ use crate::store::{EmbeddedStore, StoredDocument};
 const KEYRING: &str = "qeddd145sfvddff3";
 
 #[derive(Parser)]
-struct Line {
+struct CopyCommand {
     #[command(flatten)]
     args: CopyArgs,
 }
@@ -42,14 +43,14 @@ impl World {
     }
 
     /// `from` and `to` as on the command line, with `@` for the directory.
-    async fn copy(&self, line: &str) -> Result<String, CopyError> {
-        let line = line.replace('@', &format!("{}/", self.folder.path().display()));
-        let Line { args } =
-            Line::try_parse_from(["copy"].into_iter().chain(line.split_whitespace())).unwrap();
+    async fn copy(&self, command_line: &str) -> Result<String, CopyError> {
+        let command_line = command_line.replace('@', &format!("{}/", self.folder.path().display()));
+        let CopyCommand { args } =
+            CopyCommand::try_parse_from(["copy"].into_iter().chain(command_line.split_whitespace())).unwrap();
         let mut out = Vec::new();
         let result = run(&self.path("config.yaml"), &args, &mut out).await;
-        let told = String::from_utf8(out).unwrap();
-        result.map(|()| told)
+        let output = String::from_utf8(out).unwrap();
+        result.map(|()| output)
     }
 
     async fn put(&self, name: &str, documents: &[(&str, Value)]) -> u64 {
@@ -89,8 +90,8 @@ fn upstream(port: u16) -> Value {
 /// A site, with its private key sealed by `keyring`.
 fn site(keyring: &Keyring) -> Value {
     let authority = Authority::root(&AuthoritySpec::new("Sites")).unwrap();
-    let minted = authority.issue(&LeafSpec::server("a.test")).unwrap();
-    json!({"id": "1", "cert": minted.certificate_pem, "key": keyring.seal(&minted.key_pem), "snis": ["a.test"]})
+    let issued = authority.issue(&LeafSpec::server("a.test")).unwrap();
+    json!({"id": "1", "cert": issued.certificate_pem, "key": keyring.seal(&issued.key_pem), "snis": ["a.test"]})
 }
 
 fn keyring() -> Keyring {
@@ -109,9 +110,12 @@ async fn a_round_trip_changes_nothing() {
         ("routes/odd", json!({"id": "odd"})),
     ];
     world.put("a.redb", &documents).await;
-    let told = world.copy("--from embedded:@a.redb --to yaml:@rules.yaml").await.unwrap();
-    assert!(told.contains("4 are new, 0 differ"), "{told}");
-    assert!(told.contains("warning: routes/odd: "), "what cannot be served is copied, and told: {told}");
+    let output = world.copy("--from embedded:@a.redb --to yaml:@rules.yaml").await.unwrap();
+    assert!(output.contains("4 are new, 0 differ"), "{output}");
+    assert!(
+        output.contains("warning: routes/odd: "),
+        "what cannot be served is copied, with a warning: {output}"
+    );
     let mode = std::fs::metadata(world.path("rules.yaml")).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
     let text = world.text("rules.yaml");
@@ -121,13 +125,13 @@ async fn a_round_trip_changes_nothing() {
     );
     assert!(!text.contains("PRIVATE KEY"), "sealed keys stay sealed");
 
-    let told = world.copy("--from yaml:@rules.yaml --to embedded:@b.redb").await.unwrap();
-    assert!(told.contains("verified: 4 documents, SHA-256 "), "{told}");
-    let (_, there) = world.load("b.redb").await;
-    assert_eq!(there, world.load("a.redb").await.1);
+    let output = world.copy("--from yaml:@rules.yaml --to embedded:@b.redb").await.unwrap();
+    assert!(output.contains("verified: 4 documents, SHA-256 "), "{output}");
+    let (_, items) = world.load("b.redb").await;
+    assert_eq!(items, world.load("a.redb").await.1);
     // `embedded` names the configured store, and every copy has the same digest.
     let again = world.copy("--from embedded:@b.redb --to embedded").await.unwrap();
-    assert_eq!(again.lines().last(), told.lines().last());
+    assert_eq!(again.lines().last(), output.lines().last());
 }
 
 #[tokio::test]
@@ -138,12 +142,12 @@ async fn a_second_run_writes_only_the_rest() {
         all.iter().map(|(name, document)| (name.as_str(), document.clone())).collect();
     world.put("a.redb", &all).await;
     world.put("b.redb", &all[..120]).await;
-    let told = world.copy("--from embedded:@a.redb --to embedded:@b.redb").await.unwrap();
-    assert!(told.contains("180 are new, 0 differ, 120 are the same"), "{told}");
-    let (revision, there) = world.load("b.redb").await;
-    assert_eq!((revision, there.len()), (300, 300));
-    let told = world.copy("--from embedded:@a.redb --to embedded:@b.redb").await.unwrap();
-    assert!(told.contains("0 are new, 0 differ, 300 are the same"), "{told}");
+    let output = world.copy("--from embedded:@a.redb --to embedded:@b.redb").await.unwrap();
+    assert!(output.contains("180 are new, 0 differ, 120 are the same"), "{output}");
+    let (revision, items) = world.load("b.redb").await;
+    assert_eq!((revision, items.len()), (300, 300));
+    let output = world.copy("--from embedded:@a.redb --to embedded:@b.redb").await.unwrap();
+    assert!(output.contains("0 are new, 0 differ, 300 are the same"), "{output}");
     assert_eq!(world.load("b.redb").await.0, revision);
 }
 
@@ -153,22 +157,22 @@ async fn differences_are_conflicts_without_overwrite() {
     world.put("a.redb", &[("upstreams/u", upstream(1)), ("upstreams/new", upstream(2))]).await;
     let before =
         world.put("b.redb", &[("upstreams/u", upstream(9)), ("routes/own", json!({"id": "own"}))]).await;
-    let line = "--from embedded:@a.redb --to embedded:@b.redb";
-    for line in [line.to_owned(), format!("{line} --dry-run")] {
-        let told = world.copy(&line).await.unwrap_err().to_string();
+    let command_line = "--from embedded:@a.redb --to embedded:@b.redb";
+    for command_line in [command_line.to_owned(), format!("{command_line} --dry-run")] {
+        let output = world.copy(&command_line).await.unwrap_err().to_string();
         assert!(
-            told.contains("1 document(s) in embedded:") && told.contains("nothing was written"),
-            "{told}"
+            output.contains("1 document(s) in embedded:") && output.contains("nothing was written"),
+            "{output}"
         );
         assert_eq!(world.load("b.redb").await.0, before);
     }
-    let told = world.copy(&format!("{line} --overwrite --dry-run")).await.unwrap();
+    let output = world.copy(&format!("{command_line} --overwrite --dry-run")).await.unwrap();
     assert!(
-        told.contains("1 are new, 1 differ, 0 are the same, 1 are only in the target and stay"),
-        "{told}"
+        output.contains("1 are new, 1 differ, 0 are the same, 1 are only in the target and stay"),
+        "{output}"
     );
     assert_eq!(world.load("b.redb").await.0, before);
-    world.copy(&format!("{line} --overwrite")).await.unwrap();
+    world.copy(&format!("{command_line} --overwrite")).await.unwrap();
     let names: Vec<String> = world.load("b.redb").await.1.into_iter().map(|(name, _)| name).collect();
     assert_eq!(names, ["routes/own", "upstreams/new", "upstreams/u"]);
     assert_eq!(world.load("b.redb").await.1[2].1, upstream(1));
@@ -178,23 +182,23 @@ async fn differences_are_conflicts_without_overwrite() {
 async fn a_file_is_written_atomically() {
     let world = World::new();
     world.put("a.redb", &[("upstreams/u", upstream(1))]).await;
-    let line = "--from embedded:@a.redb --to yaml:@rules.yaml";
+    let command_line = "--from embedded:@a.redb --to yaml:@rules.yaml";
     let mine = "# mine\nconsumers:\n  - username: jack\nupstreams: []\n#END\n";
     std::fs::write(world.path("rules.yaml"), mine).unwrap();
-    let told = world.copy(line).await.unwrap_err().to_string();
-    assert!(told.contains("in the way") && world.text("rules.yaml") == mine, "{told}");
-    let told = world.copy(&format!("{line} --overwrite")).await.unwrap();
-    assert!(told.contains("1 are only in the target and would go"), "{told}");
+    let output = world.copy(command_line).await.unwrap_err().to_string();
+    assert!(output.contains("conflict with the source") && world.text("rules.yaml") == mine, "{output}");
+    let output = world.copy(&format!("{command_line} --overwrite")).await.unwrap();
+    assert!(output.contains("1 are only in the target and would go"), "{output}");
     let text = world.text("rules.yaml");
     assert!(!text.contains("jack") && text.contains("upstreams:\n  -\n    id: \"u\"\n"), "{text}");
     // An entry that only the file has is a conflict, and is lost.
     std::fs::write(world.path("rules.yaml"), text.replace("#END", "routes: [{id: 1}]\n#END")).unwrap();
-    assert!(matches!(world.copy(line).await, Err(CopyError::Conflicts { count: 1, .. })));
-    world.copy(&format!("{line} --overwrite")).await.unwrap();
+    assert!(matches!(world.copy(command_line).await, Err(CopyError::Conflicts { count: 1, .. })));
+    world.copy(&format!("{command_line} --overwrite")).await.unwrap();
     assert_eq!(world.text("rules.yaml"), text);
     // Nothing to do: not even the modification time changes.
     let before = std::fs::metadata(world.path("rules.yaml")).unwrap().modified().unwrap();
-    world.copy(line).await.unwrap();
+    world.copy(command_line).await.unwrap();
     assert_eq!(std::fs::metadata(world.path("rules.yaml")).unwrap().modified().unwrap(), before);
 }
 
@@ -204,15 +208,15 @@ async fn rules_get_the_ids_of_an_apisix() {
     let rules = "routes:\n  -\n    uri: /hello\n    upstream:\n      nodes:\n        \"127.0.0.1:1980\": 1\n      type: roundrobin\n\
                  upstreams:\n  - {id: 7, nodes: {\"127.0.0.1:1\": 1}}\nservices:\nconsumers:\n  - username: jack\n#END\n";
     std::fs::write(world.path("rules.yaml"), rules).unwrap();
-    let told = world.copy("--from yaml:@rules.yaml --to embedded:@a.redb").await.unwrap();
-    assert!(told.contains("warning: consumers (1 of them) cannot be copied"), "{told}");
-    let (_, there) = world.load("a.redb").await;
+    let output = world.copy("--from yaml:@rules.yaml --to embedded:@a.redb").await.unwrap();
+    assert!(output.contains("warning: consumers (1 of them) cannot be copied"), "{output}");
+    let (_, items) = world.load("a.redb").await;
     let route = json!({"uri": "/hello", "upstream": {"nodes": {"127.0.0.1:1980": 1}, "type": "roundrobin"}, "id": "arr_1"});
     let expected = [
         ("routes/arr_1".to_owned(), route),
         ("upstreams/7".to_owned(), json!({"id": 7, "nodes": {"127.0.0.1:1": 1}})),
     ];
-    assert_eq!(there, expected);
+    assert_eq!(items, expected);
     for (rules, expected) in [
         ("routes: 5\n#END", "routes: expected a list"),
         ("- 1\n#END", "expected lists under routes:"),
@@ -222,9 +226,9 @@ async fn rules_get_the_ids_of_an_apisix() {
         ("routes: []\n", "the last line must be #END"),
     ] {
         std::fs::write(world.path("rules.yaml"), rules).unwrap();
-        let told =
+        let output =
             world.copy("--from yaml:@rules.yaml --to embedded:@bad.redb").await.unwrap_err().to_string();
-        assert!(told.contains(expected), "{told}");
+        assert!(output.contains(expected), "{output}");
         assert!(world.load("bad.redb").await.1.is_empty());
     }
 }
@@ -236,18 +240,18 @@ async fn keys_are_sealed_and_foreign_ones_reported() {
     let foreign = site(&Keyring::new(vec!["1234567890123456".to_owned()]).unwrap());
     std::fs::write(world.path("rules.yaml"), format!("ssls: [{clear}]\n#END")).unwrap();
     world.copy("--from yaml:@rules.yaml --to embedded:@a.redb").await.unwrap();
-    let (_, there) = world.load("a.redb").await;
+    let (_, items) = world.load("a.redb").await;
     let plain = clear["key"].as_str().unwrap();
-    assert_eq!(there[0].1["key"], keyring().seal(plain));
+    assert_eq!(items[0].1["key"], keyring().seal(plain));
     // Sealing is no difference: a second run writes nothing.
-    let told = world.copy("--from yaml:@rules.yaml --to embedded:@a.redb").await.unwrap();
-    assert!(told.contains("0 are new, 0 differ, 1 are the same"), "{told}");
+    let output = world.copy("--from yaml:@rules.yaml --to embedded:@a.redb").await.unwrap();
+    assert!(output.contains("0 are new, 0 differ, 1 are the same"), "{output}");
 
     world.put("b.redb", &[("ssls/1", foreign.clone())]).await;
-    let told = world.copy("--from embedded:@b.redb --to embedded:@c.redb").await.unwrap();
+    let output = world.copy("--from embedded:@b.redb --to embedded:@c.redb").await.unwrap();
     assert!(
-        told.contains("warning: ssls/1: ") && told.contains("failed to decrypt previous encrypted key"),
-        "{told}"
+        output.contains("warning: ssls/1: ") && output.contains("failed to decrypt previous encrypted key"),
+        "{output}"
     );
     assert_eq!(world.load("c.redb").await.1[0].1, foreign, "as it is");
 }
@@ -265,10 +269,13 @@ async fn entries_that_are_not_documents_are_reported_and_stay() {
             ],
         )
         .await;
-    let told = world.copy("--from embedded:@a.redb --to embedded:@b.redb").await.unwrap();
-    assert!(told.contains("warning: routes/x is left out: it is no JSON object, but <7 bytes>\n"), "{told}");
-    assert!(told.contains("routes/y") && !told.contains("secret"), "{told}");
-    assert!(told.contains("verified: 1 documents"), "{told}");
+    let output = world.copy("--from embedded:@a.redb --to embedded:@b.redb").await.unwrap();
+    assert!(
+        output.contains("warning: routes/x is left out: it is no JSON object, but <7 bytes>\n"),
+        "{output}"
+    );
+    assert!(output.contains("routes/y") && !output.contains("secret"), "{output}");
+    assert!(output.contains("verified: 1 documents"), "{output}");
 }
 
 #[tokio::test]
@@ -277,27 +284,27 @@ async fn invalid_arguments_create_no_file() {
     world.put("a.redb", &[("upstreams/u", upstream(1))]).await;
     let open = EmbeddedStore::open(&world.path("open.redb")).unwrap();
     std::fs::write(world.path("other"), "not a store").unwrap();
-    for (line, expected) in [
+    for (command_line, expected) in [
         ("--from embedded:@none.redb --to embedded:@b.redb", "there is no file"),
         ("--from yaml:@none.yaml --to embedded:@b.redb", "there is no file"),
         ("--from embedded --to embedded:@b.redb", "there is no file"),
-        ("--from embedded:@a.redb --to embedded:@a.redb", "are the same place"),
-        ("--from yaml:@other --to yaml:@other", "are the same place"),
+        ("--from embedded:@a.redb --to embedded:@a.redb", "are the same location"),
+        ("--from yaml:@other --to yaml:@other", "are the same location"),
         ("--from embedded:@open.redb --to embedded:@b.redb", "in use by another process"),
         ("--from embedded:@other --to embedded:@b.redb", "other"),
         ("--from embedded:@a.redb --to yaml:@none/rules.yaml", "cannot write"),
     ] {
-        let told = world.copy(line).await.unwrap_err().to_string();
-        assert!(told.contains(expected), "{line}: {told}");
-        assert!(!world.path("b.redb").exists() && !world.path("none.redb").exists(), "{line}");
+        let output = world.copy(command_line).await.unwrap_err().to_string();
+        assert!(output.contains(expected), "{command_line}: {output}");
+        assert!(!world.path("b.redb").exists() && !world.path("none.redb").exists(), "{command_line}");
     }
     drop(open);
-    let told = world.copy("--from embedded:@a.redb --to embedded:@b.redb --dry-run").await.unwrap();
-    assert!(told.contains("1 are new") && told.contains("nothing was written"), "{told}");
-    let told = world.copy("--from embedded:@a.redb --to yaml:@b.yaml --dry-run").await.unwrap();
-    assert!(told.contains("1 are new") && !world.path("b.yaml").exists() && !world.path("b.redb").exists());
-    for place in ["redis", "yaml", "yaml:", "embedded:", ""] {
-        assert!(place.parse::<Location>().is_err(), "{place}");
+    let output = world.copy("--from embedded:@a.redb --to embedded:@b.redb --dry-run").await.unwrap();
+    assert!(output.contains("1 are new") && output.contains("nothing was written"), "{output}");
+    let output = world.copy("--from embedded:@a.redb --to yaml:@b.yaml --dry-run").await.unwrap();
+    assert!(output.contains("1 are new") && !world.path("b.yaml").exists() && !world.path("b.redb").exists());
+    for location in ["redis", "yaml", "yaml:", "embedded:", ""] {
+        assert!(location.parse::<Location>().is_err(), "{location}");
     }
 }
 
@@ -315,13 +322,13 @@ async fn extension_fields_survive_a_round_trip() {
     assert_eq!(rules["routes"][0].get("client_identity"), None, "an APISIX refuses it there: {text}");
     assert_eq!(rules["countersign_extensions"][0]["resource"], "routes/1");
     world.copy("--from yaml:@rules.yaml --to embedded:@b.redb").await.unwrap();
-    let told = world.copy("--from embedded:@a.redb --to embedded:@b.redb --dry-run").await.unwrap();
-    assert!(told.contains("2 are the same"), "{told}");
+    let output = world.copy("--from embedded:@a.redb --to embedded:@b.redb --dry-run").await.unwrap();
+    assert!(output.contains("2 are the same"), "{output}");
     // An extension entry without its document would protect nothing.
     std::fs::write(world.path("lost.yaml"), text.replace("resource: \"routes/1\"", "resource: \"routes/9\""))
         .unwrap();
-    let lost = world.copy("--from yaml:@lost.yaml --to embedded:@c.redb").await.unwrap_err().to_string();
-    assert!(lost.contains("countersign_extensions[1]: resource: there is no routes/9"), "{lost}");
+    let error = world.copy("--from yaml:@lost.yaml --to embedded:@c.redb").await.unwrap_err().to_string();
+    assert!(error.contains("countersign_extensions[1]: resource: there is no routes/9"), "{error}");
 }
 
 #[tokio::test]
@@ -334,11 +341,14 @@ async fn a_denied_node_stays_denied_in_the_target() {
     };
     let entry = DeniedNode { serial: Some("0a".to_owned()), ..DeniedNode::default() };
     denied("a.redb").await.put("edge-7", entry).await.unwrap();
-    let told = world.copy("--from embedded:@a.redb --to embedded:@b.redb").await.unwrap();
-    assert!(told.contains("deny-list of data planes: 1 of 1 entries added"), "{told}");
+    let output = world.copy("--from embedded:@a.redb --to embedded:@b.redb").await.unwrap();
+    assert!(output.contains("deny-list of data planes: 1 of 1 entries added"), "{output}");
     assert!(denied("b.redb").await.list().borrow().get("edge-7").is_some());
-    let told = world.copy("--from embedded:@a.redb --to yaml:@rules.yaml").await.unwrap();
-    assert!(told.contains("warning: the deny-list of data planes (1 entries) is not in the file"), "{told}");
+    let output = world.copy("--from embedded:@a.redb --to yaml:@rules.yaml").await.unwrap();
+    assert!(
+        output.contains("warning: the deny-list of data planes (1 entries) is not in the file"),
+        "{output}"
+    );
 }
 
 #[tokio::test]
@@ -350,8 +360,8 @@ async fn rules_without_extension_fields_remove_none() {
         "routes": [{"id": "1", "uri": "/b", "upstream_id": "u"}],
     });
     std::fs::write(world.path("apisix.yaml"), format!("{rules}\n#END\n")).unwrap();
-    let told = world.copy("--from yaml:@apisix.yaml --to embedded:@a.redb --overwrite").await.unwrap();
-    assert!(told.contains("warning: routes/1: client_identity of the target is kept"), "{told}");
+    let output = world.copy("--from yaml:@apisix.yaml --to embedded:@a.redb --overwrite").await.unwrap();
+    assert!(output.contains("warning: routes/1: client_identity of the target is kept"), "{output}");
     let store = EmbeddedStore::open(&world.path("a.redb")).unwrap();
     let route = store.get(&key("routes/1")).await.unwrap().unwrap().document;
     assert_eq!((&route["uri"], &route["client_identity"]), (&json!("/b"), &guarded()["client_identity"]));
@@ -379,11 +389,11 @@ async fn a_replaced_file_keeps_its_extension_fields() {
     let plain = json!({"id": "1", "uri": "/b", "upstream_id": "u"});
     let bare = [("ssls/1", site(json!({"ca": ca}))), ("upstreams/u", upstream(1)), ("routes/1", plain)];
     world.put("b.redb", &bare).await;
-    let told = world.copy("--from embedded:@b.redb --to yaml:@rules.yaml --overwrite").await.unwrap();
+    let output = world.copy("--from embedded:@b.redb --to yaml:@rules.yaml --overwrite").await.unwrap();
     for kept in
         ["routes/1: client_identity of the target is kept", "ssls/1: client.crl of the target is kept"]
     {
-        assert!(told.contains(kept), "{told}");
+        assert!(output.contains(kept), "{output}");
     }
     let rules = conf::read_apisix_yaml(&world.path("rules.yaml"), &|_| None).unwrap();
     assert_eq!(rules["routes"][0]["uri"], "/b");
@@ -417,15 +427,16 @@ async fn an_extension_entry_has_one_document_and_known_fields() {
             "countersign_extensions": entries,
         });
         std::fs::write(world.path("rules.yaml"), format!("{rules}\n#END\n")).unwrap();
-        let told = world.copy("--from yaml:@rules.yaml --to embedded:@a.redb").await.unwrap_err().to_string();
-        assert!(told.contains(expected), "{told}");
+        let output =
+            world.copy("--from yaml:@rules.yaml --to embedded:@a.redb").await.unwrap_err().to_string();
+        assert!(output.contains(expected), "{output}");
     }
 }
 
 /// A copy without it would serve a broader document instead.
 #[test]
 fn unreadable_documents_are_never_skipped() {
-    let target = OpenLocation::Absent { place: "embedded".parse().unwrap() };
+    let target = OpenLocation::Absent { location: "embedded".parse().unwrap() };
     let stored = |text: &[u8]| StoredDocument {
         key: key("routes/1"),
         document: json!("<7 bytes that are not JSON>"),
@@ -437,11 +448,11 @@ fn unreadable_documents_are_never_skipped() {
     let content = |items| LocationContent { items, revision: None, skipped: Vec::new() };
     let wanted =
         |text| plan::desired_state(content(vec![stored(text)]), &target, &content(Vec::new()), &keyring());
-    let told = wanted(b"{\"uri\": \"/a\", \"desc\": \"caf\xe9\"}");
-    assert_eq!((told.unreadable.len(), told.notes.len()), (1, 0));
-    assert!(told.unreadable[0].starts_with("routes/1: "), "{:?}", told.unreadable);
-    let told = wanted(b"init_dir");
-    assert_eq!((told.unreadable.len(), told.notes.len()), (0, 1));
+    let output = wanted(b"{\"uri\": \"/a\", \"desc\": \"caf\xe9\"}");
+    assert_eq!((output.unreadable.len(), output.notes.len()), (1, 0));
+    assert!(output.unreadable[0].starts_with("routes/1: "), "{:?}", output.unreadable);
+    let output = wanted(b"init_dir");
+    assert_eq!((output.unreadable.len(), output.notes.len()), (0, 1));
 }
 
 fn with_id(id: &str, mut document: Value) -> Value {
@@ -453,8 +464,8 @@ fn with_id(id: &str, mut document: Value) -> Value {
 async fn a_concurrent_write_is_never_overwritten() {
     let world = World::new();
     let store: Arc<dyn Store> = Arc::new(EmbeddedStore::open(&world.path("a.redb")).unwrap());
-    let place: Location = "embedded".parse().unwrap();
-    let target = OpenLocation::Store { place: place.clone(), store: Arc::clone(&store) };
+    let location: Location = "embedded".parse().unwrap();
+    let target = OpenLocation::Store { location: location.clone(), store: Arc::clone(&store) };
     let document = Document { key: key("upstreams/u"), value: upstream(1) };
     let before = target.read().await.unwrap();
     let plan = Plan::of(std::slice::from_ref(&document), &before, &target);
@@ -465,11 +476,11 @@ async fn a_concurrent_write_is_never_overwritten() {
         ttl: None,
     };
     store.commit(other).await.unwrap();
-    let raced = write_documents(&place, &*store, &plan).await.unwrap_err();
-    assert!(matches!(raced, CopyError::ConcurrentChange { .. }), "{raced}");
+    let error = write_documents(&location, &*store, &plan).await.unwrap_err();
+    assert!(matches!(error, CopyError::ConcurrentChange { .. }), "{error}");
     assert_eq!(store.get(&key("upstreams/u")).await.unwrap().unwrap().document, upstream(2));
-    let told = verify(&target, &target, &before, &[document], &keyring()).await.unwrap_err();
-    assert!(matches!(told, CopyError::SourceChanged(_)), "{told}");
+    let output = verify(&target, &target, &before, &[document], &keyring()).await.unwrap_err();
+    assert!(matches!(output, CopyError::SourceChanged(_)), "{output}");
 }
 
 /// Any JSON, with texts that are special in YAML.

@@ -16,9 +16,8 @@ use std::path::Path;
 use model::{Id, Key, Kind, extension, redact};
 use serde_json::Value;
 
-use super::CopyError;
-use super::location::{LocationContent, skipped_note};
-use super::plan::Document;
+use super::error::CopyError;
+use super::location::{Document, LocationContent, skipped_note};
 use crate::store::StoredDocument;
 
 /// The list of extension fields; each entry names its document in `resource`.
@@ -28,18 +27,18 @@ const RESOURCE: &str = "resource";
 pub(super) fn read(path: &Path) -> Result<LocationContent, CopyError> {
     let rules = conf::read_apisix_yaml(path, &|name| std::env::var(name).ok())?;
     // The offending value may be a misplaced private key.
-    let wrong =
+    let invalid =
         |what: String| CopyError::InvalidRules { path: path.to_owned(), what: redact(&what).into_owned() };
     let Value::Object(sections) = rules else {
-        return Err(wrong("expected lists under routes:, upstreams:, ...".to_owned()));
+        return Err(invalid("expected lists under routes:, upstreams:, ...".to_owned()));
     };
-    let (mut items, mut left_out, mut seen) = (Vec::new(), Vec::new(), HashSet::new());
+    let (mut items, mut left_out, mut keys) = (Vec::new(), Vec::new(), HashSet::new());
     let mut extensions = Vec::new();
     for (name, entries) in sections {
         let entries = match entries {
             Value::Array(entries) => entries,
             Value::Null => Vec::new(),
-            _ => return Err(wrong(format!("{name}: expected a list"))),
+            _ => return Err(invalid(format!("{name}: expected a list"))),
         };
         if name == EXTENSIONS {
             extensions = entries;
@@ -49,19 +48,19 @@ pub(super) fn read(path: &Path) -> Result<LocationContent, CopyError> {
             left_out.push(skipped_note(&name, entries.len()));
             continue;
         };
-        for (document, place) in entries.into_iter().zip(1..) {
-            let item = parse_item(kind, document, place)
-                .map_err(|what| wrong(format!("{name}[{place}].id: {what}")))?;
-            if !seen.insert(item.key.clone()) {
-                return Err(wrong(format!("{name}[{place}].id: {} is there already", item.key)));
+        for (document, position) in entries.into_iter().zip(1..) {
+            let item = parse_item(kind, document, position)
+                .map_err(|what| invalid(format!("{name}[{position}].id: {what}")))?;
+            if !keys.insert(item.key.clone()) {
+                return Err(invalid(format!("{name}[{position}].id: {} is there already", item.key)));
             }
             items.push(item);
         }
     }
-    let mut extended = HashSet::new();
-    for (fields, place) in extensions.into_iter().zip(1..) {
-        merge_extension_entry(&mut items, &mut extended, fields)
-            .map_err(|what| wrong(format!("{EXTENSIONS}[{place}]: {what}")))?;
+    let mut merged = HashSet::new();
+    for (fields, position) in extensions.into_iter().zip(1..) {
+        merge_extension_entry(&mut items, &mut merged, fields)
+            .map_err(|what| invalid(format!("{EXTENSIONS}[{position}]: {what}")))?;
     }
     items.sort_by_cached_key(|item| item.key.to_string());
     Ok(LocationContent { items, revision: None, skipped: left_out })
@@ -71,7 +70,7 @@ pub(super) fn read(path: &Path) -> Result<LocationContent, CopyError> {
 /// protect nothing, and of two entries for one document neither is authoritative.
 fn merge_extension_entry(
     items: &mut [StoredDocument],
-    extended: &mut HashSet<Key>,
+    merged: &mut HashSet<Key>,
     mut fields: Value,
 ) -> Result<(), String> {
     let members = fields.as_object_mut().ok_or("expected an object")?;
@@ -82,7 +81,7 @@ fn merge_extension_entry(
     if let Some(member) = extension::unknown_member(item.key.kind, members) {
         return Err(format!("{member}: this is no extension field of {name}; it belongs into the document"));
     }
-    if !extended.insert(item.key.clone()) {
+    if !merged.insert(item.key.clone()) {
         return Err(format!("resource: there is an entry for {name} already; put their fields into one"));
     }
     if let Some(document) = item.document.as_object_mut() {
@@ -91,12 +90,12 @@ fn merge_extension_entry(
     Ok(())
 }
 
-fn parse_item(kind: Kind, mut document: Value, place: usize) -> Result<StoredDocument, String> {
+fn parse_item(kind: Kind, mut document: Value, position: usize) -> Result<StoredDocument, String> {
     let id = match document.get("id") {
         Some(Value::String(id)) => id.clone(),
         Some(Value::Number(id)) => id.to_string(),
         Some(other) => return Err(format!("found {other}, expected a text or a number")),
-        None => format!("arr_{place}"),
+        None => format!("arr_{position}"),
     };
     let key = Key::new(kind, Id::parse(&id).map_err(|problem| format!("found {id:?}: {problem}"))?);
     if let Some(object) = document.as_object_mut() {

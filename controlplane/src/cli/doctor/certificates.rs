@@ -9,22 +9,22 @@ use rustls_pki_types::{ServerName, UnixTime};
 use crate::cli::check_report::CheckReport;
 use crate::cli::pki_cli;
 
-pub(super) fn check(settings: &Settings, now: UnixTime, found: &mut CheckReport) {
+pub(super) fn check(settings: &Settings, now: UnixTime, report: &mut CheckReport) {
     let admin = &settings.deployment.admin;
     if let Some(files) = admin.tls.as_ref().filter(|_| admin.https) {
         let cert = ConfiguredFileRef { setting: "admin_ssl_cert", path: &files.cert };
         let key = ConfiguredFileRef { setting: "admin_ssl_cert_key", path: &files.key };
-        check_pair(cert, key, CertUsage::Server(None), now, found);
+        check_pair(cert, key, CertUsage::Server(None), now, report);
         if let Some(ca) = &files.ca {
-            check_authorities(ConfiguredFileRef { setting: "admin_ssl_ca_cert", path: ca }, now, found);
+            check_authorities(ConfiguredFileRef { setting: "admin_ssl_ca_cert", path: ca }, now, report);
         }
     }
     let push = &settings.countersign.push;
     let cert = ConfiguredFileRef { setting: "countersign.push.cert", path: &push.cert };
     let key = ConfiguredFileRef { setting: "countersign.push.key", path: &push.key };
-    check_pair(cert, key, CertUsage::Server(Some(&settings.countersign.node.server_name)), now, found);
-    verify_push_as_node(settings, now, found);
-    check_authorities(ConfiguredFileRef { setting: "countersign.push.ca", path: &push.ca }, now, found);
+    check_pair(cert, key, CertUsage::Server(Some(&settings.countersign.node.server_name)), now, report);
+    verify_push_as_node(settings, now, report);
+    check_authorities(ConfiguredFileRef { setting: "countersign.push.ca", path: &push.ca }, now, report);
     let tls = &settings.deployment.etcd.tls;
     if settings.deployment.provider != ConfigProvider::Etcd {
         return;
@@ -36,14 +36,14 @@ pub(super) fn check(settings: &Settings, now: UnixTime, found: &mut CheckReport)
             ConfiguredFileRef { setting: "deployment.etcd.tls.key", path: key },
             CertUsage::Client,
             now,
-            found,
+            report,
         );
     }
     if let Some(ca) = settings.apisix.ssl.trusted_certificate.as_ref().filter(|_| tls.verify) {
         check_authorities(
             ConfiguredFileRef { setting: "apisix.ssl.ssl_trusted_certificate", path: ca },
             now,
-            found,
+            report,
         );
     }
 }
@@ -59,16 +59,16 @@ pub(super) enum CertUsage<'a> {
 pub(super) fn check_pair(
     cert: ConfiguredFileRef<'_>,
     key: ConfiguredFileRef<'_>,
-    purpose: CertUsage<'_>,
+    usage: CertUsage<'_>,
     now: UnixTime,
-    found: &mut CheckReport,
+    report: &mut CheckReport,
 ) {
     let Ok(CertKeyPair { leaf, chain, .. }) = CertKeyPair::read(cert, key) else { return };
-    let verdict = match &purpose {
+    let verified = match &usage {
         CertUsage::Server(name) => verify_as_server(&leaf, *name, now),
         CertUsage::Client => verify_as_client(&leaf, now),
     };
-    match verdict {
+    match verified {
         // Dates and names have checks of their own.
         Ok(())
         | Err(
@@ -76,27 +76,27 @@ pub(super) fn check_pair(
             | VerifyError::NotYetValid { .. }
             | VerifyError::NotValidForName { .. },
         ) => {}
-        Err(error) => found.fail(cert.setting, error, "issue it anew"),
+        Err(error) => report.fail(cert.setting, error, "issue it anew"),
     }
-    if matches!(purpose, CertUsage::Server(_)) && pki_cli::subject_alt_names(&leaf).is_empty() {
+    if matches!(usage, CertUsage::Server(_)) && pki_cli::subject_alt_names(&leaf).is_empty() {
         let text = "it has no names (subject alternative name), so that clients refuse it";
-        found.warn(cert.setting, text, "issue it for the names and addresses it is called by");
+        report.warn(cert.setting, text, "issue it for the names and addresses it is called by");
     }
     match broken_link(&chain) {
-        Some(problem) => found.fail(
+        Some(problem) => report.fail(
             cert.setting,
             format!("{}: {problem}", cert.path.display()),
             "put the certificates one below the other, ours first, each followed by its issuer",
         ),
-        None => found.ok(cert.setting, describe_chain(&leaf, &chain)),
+        None => report.ok(cert.setting, describe_chain(&leaf, &chain)),
     }
 }
 
 /// Verifies the certificate like a peer that trusts exactly this certificate: usages, key, dates
 /// and names.
 fn verify_as_server(leaf: &Certificate, name: Option<&str>, now: UnixTime) -> Result<(), VerifyError> {
-    let own = pki_cli::subject_alt_names(leaf);
-    let names = name.map(str::to_owned).into_iter().chain(own);
+    let own_names = pki_cli::subject_alt_names(leaf);
+    let names = name.map(str::to_owned).into_iter().chain(own_names);
     let name = names.into_iter().find_map(|name| ServerName::try_from(name).ok());
     let (Some(name), Ok(anchors)) = (name, TrustAnchors::new(vec![leaf.clone()])) else { return Ok(()) };
     pki::verify_server(&anchors, &name, leaf.der(), &[], now)
@@ -104,21 +104,22 @@ fn verify_as_server(leaf: &Certificate, name: Option<&str>, now: UnixTime) -> Re
 
 /// Verifies the push server's certificate like a data plane with this configuration. The node's CA
 /// file exists only if both planes share a machine.
-fn verify_push_as_node(settings: &Settings, now: UnixTime, found: &mut CheckReport) {
+fn verify_push_as_node(settings: &Settings, now: UnixTime, report: &mut CheckReport) {
     const CERT: &str = "countersign.push.cert";
     let (push, node) = (&settings.countersign.push, &settings.countersign.node);
-    let trusted = ConfiguredFileRef { setting: "countersign.node.ca", path: &node.ca }.read_certificates();
-    let anchors = trusted.ok().and_then(|bundle| TrustAnchors::new(bundle).ok());
+    let anchors_file =
+        ConfiguredFileRef { setting: "countersign.node.ca", path: &node.ca }.read_certificates();
+    let anchors = anchors_file.ok().and_then(|bundle| TrustAnchors::new(bundle).ok());
     let chain = ConfiguredFileRef { setting: CERT, path: &push.cert }.read_certificates().ok();
     let name = ServerName::try_from(node.server_name.clone());
     let (Some(anchors), Some(chain), Ok(name)) = (anchors, chain, name) else { return };
-    let Some((leaf, sent)) = chain.split_first() else { return };
-    let sent: Vec<_> = sent.iter().map(|one| one.der().clone()).collect();
-    match pki::verify_server(&anchors, &name, leaf.der(), &sent, now) {
+    let Some((leaf, intermediates)) = chain.split_first() else { return };
+    let intermediates: Vec<_> = intermediates.iter().map(|one| one.der().clone()).collect();
+    match pki::verify_server(&anchors, &name, leaf.der(), &intermediates, now) {
         Ok(()) => {
-            found.ok(CERT, format!("data planes accept it by {} (countersign.node.ca)", node.ca.display()))
+            report.ok(CERT, format!("data planes accept it by {} (countersign.node.ca)", node.ca.display()))
         }
-        Err(error) => found.warn(
+        Err(error) => report.warn(
             CERT,
             format!("data planes refuse it by {} (countersign.node.ca): {error}", node.ca.display()),
             "issue it by that CA, or give data planes the CA that issued it",
@@ -149,28 +150,31 @@ fn broken_link(chain: &[Certificate]) -> Option<String> {
 }
 
 fn describe_chain(leaf: &Certificate, chain: &[Certificate]) -> String {
-    let top = chain.last().unwrap_or(leaf);
-    let sent = match chain.len() {
+    let last = chain.last().unwrap_or(leaf);
+    let intermediates = match chain.len() {
         0 | 1 => "sent alone".to_owned(),
         several => format!("sent with {} intermediate(s)", several - 1),
     };
     let names = pki_cli::subject_alt_names(leaf);
     let names = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
-    format!("key and chain fit; its names are {names}; {sent}, so peers must trust `{}`", top.issuer())
+    format!(
+        "key and chain fit; its names are {names}; {intermediates}, so peers must trust `{}`",
+        last.issuer()
+    )
 }
 
 /// Checks that CA certificates are CAs and valid.
-pub(super) fn check_authorities(file: ConfiguredFileRef<'_>, now: UnixTime, found: &mut CheckReport) {
+pub(super) fn check_authorities(file: ConfiguredFileRef<'_>, now: UnixTime, report: &mut CheckReport) {
     let Ok(bundle) = file.read_certificates() else { return };
     if bundle.len() > OPERATOR_BUNDLE_MAX {
         return;
     }
     for one in &bundle {
         if let Some(problem) = CertificateExpiry::new(file, one, now).warning() {
-            found.warn(file.setting, problem, "");
+            report.warn(file.setting, problem, "");
         }
         if !one.is_ca() {
-            found.warn(
+            report.warn(
                 file.setting,
                 format!(
                     "`{}` is no CA: only the holder of that very certificate is trusted by it",

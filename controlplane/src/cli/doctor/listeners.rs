@@ -19,7 +19,7 @@ use tokio_rustls::TlsConnector;
 
 use crate::cli::check_report::CheckReport;
 use crate::cli::preflight;
-use crate::server;
+use crate::listener_errors::ListenError;
 use crate::server::status;
 use crate::store::etcd::dial;
 
@@ -27,7 +27,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 const PUSH: &str = "countersign.push.listen";
 
 /// Returns whether a control plane of this configuration runs.
-pub(super) async fn check(settings: &Settings, found: &mut CheckReport) -> bool {
+pub(super) async fn check(settings: &Settings, report: &mut CheckReport) -> bool {
     let admin = &settings.deployment.admin;
     let admin_cert = admin.tls.as_ref().filter(|_| admin.https).map(|tls| tls.cert.as_path());
     let push_cert = Some(settings.countersign.push.cert.as_path());
@@ -35,14 +35,14 @@ pub(super) async fn check(settings: &Settings, found: &mut CheckReport) -> bool 
     for (key, address) in preflight::configured_listeners(settings) {
         // Plain HTTP, bound by the same process as the others.
         if key == status::STATUS_KEY && running && is_in_use(address) {
-            found.ok(key, format!("{address} is in use by the control plane that runs"));
+            report.ok(key, format!("{address} is in use by the control plane that runs"));
             continue;
         }
         let path = if key == PUSH { push_cert } else { admin_cert };
-        let expected = path.and_then(|path| {
+        let configured = path.and_then(|path| {
             ConfiguredFileRef { setting: key, path }.read_certificates().ok()?.into_iter().next()
         });
-        running |= check_listener(key, address, expected.as_ref(), found).await;
+        running |= check_listener(key, address, configured.as_ref(), report).await;
     }
     running
 }
@@ -54,52 +54,50 @@ fn is_in_use(address: SocketAddr) -> bool {
 async fn check_listener(
     key: &'static str,
     address: SocketAddr,
-    expected: Option<&Certificate>,
-    found: &mut CheckReport,
+    configured: Option<&Certificate>,
+    report: &mut CheckReport,
 ) -> bool {
     let error = match TcpListener::bind(address) {
         Ok(_) => {
-            found.ok(key, format!("{address} is free"));
+            report.ok(key, format!("{address} is free"));
             return false;
         }
-        Err(error) => error,
+        Err(error) => ListenError::new(key, address, error),
     };
-    let problem = server::describe_listen_error(key, address, &error);
-    if error.kind() != io::ErrorKind::AddrInUse {
-        found.fail(key, problem, "");
+    if !error.is_in_use() {
+        report.fail(key, error, "");
         return false;
     }
-    let shown = tokio::time::timeout(CONNECT_TIMEOUT, presented_certificate(address)).await.ok().flatten();
-    match (shown, expected) {
-        (Some(shown), Some(expected)) if shown == *expected => {
-            found
+    let presented =
+        tokio::time::timeout(CONNECT_TIMEOUT, presented_certificate(address)).await.ok().flatten();
+    match (presented, configured) {
+        (Some(presented), Some(configured)) if presented == *configured => {
+            report
                 .ok(key, format!("{address}: a control plane with this configuration's certificate listens"));
             true
         }
-        (Some(shown), Some(_)) => {
-            let text = format!(
-                "{address}: somebody listens with another certificate than the file holds now: `{}`, issued by `{}`",
-                shown.subject(),
-                shown.issuer()
+        (Some(presented), Some(_)) => {
+            let message = format!(
+                "{address}: a program listens with another certificate than the file holds now: `{}`, issued by `{}`",
+                presented.subject(),
+                presented.issuer()
             );
-            found.warn(
+            report.warn(
                 key,
-                text,
+                message,
                 "if it is the control plane, its log says why it does not use the file; else stop it",
             );
             false
         }
         (None, None) => {
-            found.unknown(
+            report.unknown(
                 key,
-                format!(
-                    "{address}: somebody listens, without TLS: whether it is the control plane cannot be told"
-                ),
+                format!("{address}: a program listens without TLS; it may be the control plane"),
             );
             false
         }
         _ => {
-            found.fail(key, problem, "");
+            report.fail(key, error, "");
             false
         }
     }
@@ -124,9 +122,9 @@ async fn presented_certificate(address: SocketAddr) -> Option<Certificate> {
     let stream = TcpStream::connect(address).await.ok()?;
     // A server that requires a client certificate closes the connection after this side of the
     // handshake is complete.
-    let connecting =
+    let handshake =
         TlsConnector::from(Arc::new(config)).connect(ServerName::IpAddress(address.ip().into()), stream);
-    let stream = connecting.await.ok()?;
-    let shown = stream.get_ref().1.peer_certificates()?.first()?;
-    Certificate::from_der(shown).ok()
+    let stream = handshake.await.ok()?;
+    let presented = stream.get_ref().1.peer_certificates()?.first()?;
+    Certificate::from_der(presented).ok()
 }

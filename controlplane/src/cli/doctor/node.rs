@@ -24,7 +24,7 @@ use tokio_rustls::TlsConnector;
 use super::certificates::{self, CertUsage};
 use crate::cli::check_report::CheckReport;
 use crate::cli::preflight;
-use crate::server;
+use crate::listener_errors::ListenError;
 
 const CERT: &str = "countersign.node.cert";
 const KEY: &str = "countersign.node.key";
@@ -39,37 +39,41 @@ const RING_ENTRIES: u32 = 8;
 /// Descriptors of a data plane beside those of clients and upstreams.
 const FD_HEADROOM: u64 = 64;
 
-pub(super) async fn check(settings: &Settings, now: UnixTime, found: &mut CheckReport) {
+pub(super) async fn check(settings: &Settings, now: UnixTime, report: &mut CheckReport) {
     let node = &settings.countersign.node;
-    let here = [&node.cert, &node.key, &node.ca].into_iter().any(|path| path.exists());
-    if settings.deployment.role == DeploymentRole::ControlPlane || !here {
-        let why =
-            if here { "deployment.role is control_plane" } else { "none of its files is on this machine" };
-        return found.unknown("countersign.node", format!("{why}: the data plane's half is not looked at"));
+    let has_files = [&node.cert, &node.key, &node.ca].into_iter().any(|path| path.exists());
+    if settings.deployment.role == DeploymentRole::ControlPlane || !has_files {
+        let reason = if has_files {
+            "deployment.role is control_plane"
+        } else {
+            "none of its files is on this machine"
+        };
+        return report
+            .unknown("countersign.node", format!("{reason}: the data plane's half is not looked at"));
     }
-    let pair = check_certificate(settings, now, found);
+    let pair = check_certificate(settings, now, report);
     let ca = ConfiguredFileRef { setting: CA, path: &node.ca };
-    preflight::check_ca_bundle(ca, found);
-    certificates::check_authorities(ca, now, found);
+    preflight::check_ca_bundle(ca, report);
+    certificates::check_authorities(ca, now, report);
     if let Some(config) = pair.and_then(|pair| client_config(settings, &pair)) {
         let config = Arc::new(config);
-        let asked = node
+        let exchange = node
             .control_planes
             .iter()
             .map(|address| check_control_plane(settings, address, Arc::clone(&config)));
-        for rows in futures_util::future::join_all(asked).await {
-            found.append(rows);
+        for results in futures_util::future::join_all(exchange).await {
+            report.append(results);
         }
     }
-    check_last_good(settings, found);
-    check_listeners(settings, found).await;
-    check_io_uring(found);
-    check_fd_limit(settings, found);
+    check_last_good(settings, report);
+    check_listeners(settings, report).await;
+    check_io_uring(report);
+    check_fd_limit(settings, report);
 }
 
 /// Checks pair, dates, usage and names, and verifies the certificate like the control planes of
 /// this machine.
-fn check_certificate(settings: &Settings, now: UnixTime, found: &mut CheckReport) -> Option<CertKeyPair> {
+fn check_certificate(settings: &Settings, now: UnixTime, report: &mut CheckReport) -> Option<CertKeyPair> {
     let node = &settings.countersign.node;
     let (cert, key) = (
         ConfiguredFileRef { setting: CERT, path: &node.cert },
@@ -78,19 +82,19 @@ fn check_certificate(settings: &Settings, now: UnixTime, found: &mut CheckReport
     let pair = match CertKeyPair::read(cert, key) {
         Ok(pair) => pair,
         Err(error) => {
-            found.fail(error.setting, preflight::file_problem(&error), "");
+            report.fail(error.setting, preflight::file_problem(&error), "");
             return None;
         }
     };
-    preflight::check_expiry(cert, &pair.leaf, now, found);
-    certificates::check_pair(cert, key, CertUsage::Client, now, found);
+    preflight::check_expiry(cert, &pair.leaf, now, report);
+    certificates::check_pair(cert, key, CertUsage::Client, now, report);
     let names = pair.leaf.dns_names();
     if names.iter().any(|name| name.eq_ignore_ascii_case(&node.name)) {
-        found.ok("countersign.node.name", format!("{:?} is among the names of its certificate", node.name));
+        report.ok("countersign.node.name", format!("{:?} is among the names of its certificate", node.name));
     } else {
         let text =
             format!("{:?} is not among the names of its certificate ({})", node.name, names.join(", "));
-        found.fail(
+        report.fail(
             "countersign.node.name",
             text,
             "set the name, or issue a certificate with it: control planes refuse this node",
@@ -103,10 +107,10 @@ fn check_certificate(settings: &Settings, now: UnixTime, found: &mut CheckReport
         ClientAuth::new(ClientAuthInput { anchors, depth: 6, ..Default::default() }).ok()
     });
     if let Some(policy) = policy {
-        let sent: Vec<_> = pair.chain.iter().skip(1).map(|one| one.der().clone()).collect();
-        match pki::verify_client(&policy, pair.leaf.der(), &sent, now) {
-            Ok(_) => found.ok(CERT, "control planes accept it by countersign.push.ca"),
-            Err(error) => found.warn(
+        let intermediates: Vec<_> = pair.chain.iter().skip(1).map(|one| one.der().clone()).collect();
+        match pki::verify_client(&policy, pair.leaf.der(), &intermediates, now) {
+            Ok(_) => report.ok(CERT, "control planes accept it by countersign.push.ca"),
+            Err(error) => report.warn(
                 CERT,
                 format!(
                     "control planes refuse it by {} (countersign.push.ca): {error}",
@@ -139,24 +143,24 @@ fn client_config(settings: &Settings, pair: &CertKeyPair) -> Option<ClientConfig
 }
 
 async fn check_control_plane(settings: &Settings, address: &str, config: Arc<ClientConfig>) -> CheckReport {
-    let mut found = CheckReport::default();
+    let mut report = CheckReport::default();
     match tokio::time::timeout(ANSWER_TIMEOUT, http2_handshake(&settings.countersign.node.server_name, address, config)).await {
-        Ok(Ok(())) => found.ok(CONTROL_PLANES, format!("{address}: it is {:?}, and accepts this node", settings.countersign.node.server_name)),
-        Ok(Err(HandshakeError::Unreachable(error))) => found.unknown(
+        Ok(Ok(())) => report.ok(CONTROL_PLANES, format!("{address}: it is {:?}, and accepts this node", settings.countersign.node.server_name)),
+        Ok(Err(HandshakeError::Unreachable(error))) => report.unknown(
             CONTROL_PLANES,
             format!(
-                "{address}: cannot be reached: {error}; start it, or mend the address. Until one answers, data planes serve the last \
+                "{address}: cannot be reached: {error}; start it, or correct the address. Until one answers, data planes serve the last \
                  good snapshot"
             ),
         ),
-        Ok(Err(HandshakeError::Rejected(error))) => found.fail(
+        Ok(Err(HandshakeError::Rejected(error))) => report.fail(
             CONTROL_PLANES,
             format!("{address}: TLS: {error}"),
             "countersign.node.cert must come from the control plane's push.ca, its push.cert from countersign.node.ca, for countersign.node.server_name",
         ),
-        Err(_) => found.warn(CONTROL_PLANES, format!("{address}: no answer within {} s", ANSWER_TIMEOUT.as_secs()), ""),
+        Err(_) => report.warn(CONTROL_PLANES, format!("{address}: no answer within {} s", ANSWER_TIMEOUT.as_secs()), ""),
     }
-    found
+    report
 }
 
 enum HandshakeError {
@@ -183,34 +187,38 @@ async fn http2_handshake(name: &str, address: &str, config: Arc<ClientConfig>) -
 }
 
 /// Checks that the last good snapshot exists, and reports its age. Only a data plane reads it.
-fn check_last_good(settings: &Settings, found: &mut CheckReport) {
+fn check_last_good(settings: &Settings, report: &mut CheckReport) {
     let path = &settings.countersign.node.last_good;
-    let shown = path.display();
+    let display = path.display();
     let meta = match fs::metadata(path) {
         Ok(meta) => meta,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let text =
-                format!("{shown} is not there yet: until a control plane has answered, nothing is served");
-            return found.ok(LAST_GOOD, text);
+                format!("{display} is not there yet: until a control plane has answered, nothing is served");
+            return report.ok(LAST_GOOD, text);
         }
         Err(error) => {
-            return found.fail(
+            return report.fail(
                 LAST_GOOD,
-                format!("{shown}: {error}"),
+                format!("{display}: {error}"),
                 "let the data plane's user read and write it",
             );
         }
     };
     if !meta.is_file() || meta.len() == 0 {
-        return found.fail(LAST_GOOD, format!("{shown} is no snapshot"), "remove it, or name another file");
+        return report.fail(
+            LAST_GOOD,
+            format!("{display} is no snapshot"),
+            "remove it, or name another file",
+        );
     }
     let written =
         meta.modified().ok().and_then(|at| SystemTime::now().duration_since(at).ok()).unwrap_or_default();
-    let text = format!("{shown}: {} bytes, written {} ago", meta.len(), age(written));
+    let text = format!("{display}: {} bytes, written {} ago", meta.len(), age(written));
     if meta.permissions().mode() & 0o077 == 0 {
-        found.ok(LAST_GOOD, text);
+        report.ok(LAST_GOOD, text);
     } else {
-        found.warn(LAST_GOOD, format!("{text}; other users can read it"), "chmod go= the file");
+        report.warn(LAST_GOOD, format!("{text}; other users can read it"), "chmod go= the file");
     }
 }
 
@@ -226,32 +234,30 @@ fn age(time: Duration) -> String {
 }
 
 /// Checks each listener: free, or used by a data plane that answers on its status listener.
-async fn check_listeners(settings: &Settings, found: &mut CheckReport) {
-    let running = data_plane_answers(settings).await;
+async fn check_listeners(settings: &Settings, report: &mut CheckReport) {
+    let data_plane_runs = data_plane_answers(settings).await;
     for (key, address) in configured_listeners(settings) {
         // The kernel picks a port.
         if address.port() == 0 {
             continue;
         }
         match TcpListener::bind(address) {
-            Ok(_) => found.ok(key, format!("{address} is free")),
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse => match running {
+            Ok(_) => report.ok(key, format!("{address} is free")),
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => match data_plane_runs {
                 Some(true) => {
-                    found.ok(key, format!("{address}: in use, and a data plane answers at apisix.status"))
+                    report.ok(key, format!("{address}: in use, and a data plane answers at apisix.status"))
                 }
-                None => found.unknown(
+                None => report.unknown(
                     key,
-                    format!(
-                        "{address}: in use; whether by a data plane cannot be told without apisix.status"
-                    ),
+                    format!("{address}: in use; without apisix.status it is unknown whether by a data plane"),
                 ),
-                Some(false) => found.fail(key, server::describe_listen_error(key, address, &error), ""),
+                Some(false) => report.fail(key, ListenError::new(key, address, error), ""),
             },
             // `enable_ipv6` adds this address; a machine without IPv6 runs without it.
             Err(error) if address.is_ipv6() && error.kind() == io::ErrorKind::AddrNotAvailable => {
-                found.ok(key, format!("{address} is left out: {error}"));
+                report.ok(key, format!("{address} is left out: {error}"));
             }
-            Err(error) => found.fail(key, server::describe_listen_error(key, address, &error), ""),
+            Err(error) => report.fail(key, ListenError::new(key, address, error), ""),
         }
     }
 }
@@ -274,20 +280,20 @@ fn configured_listeners(settings: &Settings) -> Vec<(&'static str, SocketAddr)> 
 /// Whether a data plane answers at `apisix.status`; `None` if that is not configured.
 async fn data_plane_answers(settings: &Settings) -> Option<bool> {
     let address = settings.apisix.status.filter(|address| address.port() != 0)?;
-    let asked = async {
+    let exchange = async {
         let mut stream = TcpStream::connect(super::listeners::dialable(address)).await?;
         stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").await?;
         let mut answer = Vec::new();
         stream.take(1 << 20).read_to_end(&mut answer).await?;
         io::Result::Ok(String::from_utf8_lossy(&answer).contains("countersign_"))
     };
-    Some(matches!(tokio::time::timeout(ANSWER_TIMEOUT, asked).await, Ok(Ok(true))))
+    Some(matches!(tokio::time::timeout(ANSWER_TIMEOUT, exchange).await, Ok(Ok(true))))
 }
 
-fn check_io_uring(found: &mut CheckReport) {
+fn check_io_uring(report: &mut CheckReport) {
     match io_uring::IoUring::new(RING_ENTRIES) {
-        Ok(_) => found.ok("io_uring", "available"),
-        Err(error) => found.warn(
+        Ok(_) => report.ok("io_uring", "available"),
+        Err(error) => report.warn(
             "io_uring",
             format!("not available here: {error}; a data plane runs on epoll instead, which costs more CPU"),
             "allow it: sysctl kernel.io_uring_disabled, the seccomp profile of the container",
@@ -296,10 +302,10 @@ fn check_io_uring(found: &mut CheckReport) {
 }
 
 /// Checks that the allowed clients, each with an upstream connection, fit into the hard limit.
-fn check_fd_limit(settings: &Settings, found: &mut CheckReport) {
+fn check_fd_limit(settings: &Settings, report: &mut CheckReport) {
     const WHAT: &str = "limit of open files";
     let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else {
-        return found.unknown(WHAT, "the kernel does not tell it");
+        return report.unknown(WHAT, "the kernel does not tell it");
     };
     let workers = match settings.countersign.workers {
         0 => std::thread::available_parallelism().map_or(1, usize::from),
@@ -308,9 +314,9 @@ fn check_fd_limit(settings: &Settings, found: &mut CheckReport) {
     let clients = (workers as u64).saturating_mul(settings.countersign.limits.connections_per_worker as u64);
     let text = format!("{soft}, at most {hard}");
     if hard >= clients.saturating_mul(2).saturating_add(FD_HEADROOM) {
-        found.ok(WHAT, text);
+        report.ok(WHAT, text);
     } else {
-        found.warn(
+        report.warn(
             WHAT,
             format!("{text}: {clients} clients, which the settings allow, need about {}", clients.saturating_mul(2)),
             "raise it for the data plane (LimitNOFILE=, ulimit -Hn), or lower countersign.limits.connections_per_worker",

@@ -28,21 +28,21 @@ impl<'a> FileBatch<'a> {
 
     /// Adds a file of mode 0600, unless it exists: it is never replaced. Returns whether it is new.
     pub(super) fn secret_if_missing(&mut self, path: &Path, text: &'a str) -> bool {
-        let new = path.symlink_metadata().is_err();
-        if new {
+        let is_new = path.symlink_metadata().is_err();
+        if is_new {
             self.files.push((path.to_owned(), text, 0o600));
         }
-        new
+        is_new
     }
 
     /// Writes all files, or none if one exists and `force` is not given.
     pub(super) fn write(&self, force: bool) -> Result<(), PkiCliError> {
         if !force {
-            let there =
+            let existing =
                 self.files.iter().map(|(path, ..)| path).filter(|path| path.symlink_metadata().is_ok());
-            let there: Vec<String> = there.map(|path| path.display().to_string()).collect();
-            if !there.is_empty() {
-                return Err(PkiCliError::Exists { files: there.join(", ") });
+            let existing: Vec<String> = existing.map(|path| path.display().to_string()).collect();
+            if !existing.is_empty() {
+                return Err(PkiCliError::Exists { files: existing.join(", ") });
             }
         }
         for (path, text, mode) in &self.files {

@@ -38,22 +38,23 @@ pub(super) fn run(
 
     let admin_ca = ca("Countersign Admin CA")?;
     let mut admin_names = args.admin_name.clone();
-    for always in ["localhost", "127.0.0.1", "::1"] {
-        if !admin_names.iter().any(|name| name == always) {
-            admin_names.push(always.to_owned());
+    for local_name in ["localhost", "127.0.0.1", "::1"] {
+        if !admin_names.iter().any(|name| name == local_name) {
+            admin_names.push(local_name.to_owned());
         }
     }
-    let first = admin_names.first().map_or("localhost", String::as_str);
+    let first_name = admin_names.first().map_or("localhost", String::as_str);
     let server =
-        with_names(LeafSpec::client(first).usages(Usages::SERVER), &admin_names).valid(from, args.days);
+        with_names(LeafSpec::client(first_name).usages(Usages::SERVER), &admin_names).valid(from, args.days);
     let admin_server = admin_ca.issue(&server)?;
     let admin_client = admin_ca.issue(&LeafSpec::client("admin").valid(from, args.days))?;
 
     let push_ca = ca("Countersign Push CA")?;
     let push_server = push_ca.issue(&LeafSpec::server(args.server_name.as_str()).valid(from, args.days))?;
     let node_names = if args.node_name.is_empty() { default_node_names() } else { args.node_name.clone() };
-    let first = node_names.first().map_or("dataplane", String::as_str);
-    let node = push_ca.issue(&with_names(LeafSpec::client(first), &node_names).valid(from, args.days))?;
+    let first_name = node_names.first().map_or("dataplane", String::as_str);
+    let node =
+        push_ca.issue(&with_names(LeafSpec::client(first_name), &node_names).valid(from, args.days))?;
 
     let (admin_ca_pem, admin_ca_key) = (admin_ca.certificate_pem(), admin_ca.key_pem());
     let (push_ca_pem, push_ca_key) = (push_ca.certificate_pem(), push_ca.key_pem());
@@ -65,7 +66,7 @@ pub(super) fn run(
     batch.pair(&dir.join("push-server"), &push_server.chain_pem, &push_server.key_pem);
     batch.pair(&dir.join("node"), &node.chain_pem, &node.key_pem);
     let keyring = random_keyring()?;
-    let fresh = batch.secret_if_missing(&dir.join(KEYRING), &keyring);
+    let keyring_is_new = batch.secret_if_missing(&dir.join(KEYRING), &keyring);
     batch.write(args.force)?;
 
     let dir = dir.display();
@@ -79,7 +80,7 @@ pub(super) fn run(
     writeln!(
         out,
         "  keyring       seals private keys in the store{}; keep a copy, without it they cannot be opened",
-        if fresh { "" } else { " (was there, and stays)" }
+        if keyring_is_new { "" } else { " (was there, and stays)" }
     )?;
     writeln!(out, "Valid for {} days, the CAs for {ca_days}. Next:", args.days)?;
     writeln!(out, "  controlplane -c {}", config.display())?;
@@ -101,10 +102,10 @@ fn default_dir(config: &Path) -> Result<PathBuf, PkiCliError> {
 /// Whether everything else that the programs read exists. The keys of the CAs may be on another
 /// machine.
 fn only_keyring_missing(dir: &Path) -> bool {
-    let is_there = |name: &str| dir.join(name).symlink_metadata().is_ok();
+    let exists = |name: &str| dir.join(name).symlink_metadata().is_ok();
     let pairs = ["admin-server", "admin-client", "push-server", "node"];
-    let pairs = pairs.iter().all(|name| is_there(&format!("{name}.crt")) && is_there(&format!("{name}.key")));
-    pairs && is_there("admin-ca.crt") && is_there("push-ca.crt") && !is_there(KEYRING)
+    let pairs = pairs.iter().all(|name| exists(&format!("{name}.crt")) && exists(&format!("{name}.key")));
+    pairs && exists("admin-ca.crt") && exists("push-ca.crt") && !exists(KEYRING)
 }
 
 fn create_keyring(dir: &Path, out: &mut dyn Write) -> Result<(), PkiCliError> {
@@ -144,7 +145,7 @@ fn random_keyring() -> Result<Zeroizing<String>, PkiCliError> {
 /// The name in conf/config.yaml, and the default name of a data plane on this machine.
 fn default_node_names() -> Vec<String> {
     let mut names = vec!["dataplane".to_owned()];
-    let usable = |host: &String| host.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '.'));
-    names.extend(conf::host_name().filter(usable).filter(|host| host != "dataplane"));
+    let is_valid = |host: &String| host.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '.'));
+    names.extend(conf::host_name().filter(is_valid).filter(|host| host != "dataplane"));
     names
 }

@@ -16,8 +16,8 @@ const SECONDS_A_DAY: u64 = 86_400;
 
 pub(super) fn run(args: &IssueArgs, now: UnixTime, out: &mut dyn Write) -> Result<(), PkiCliError> {
     let name = args.names.first().map_or("", String::as_str);
-    let ca = args.ca.as_deref().map(without_suffix);
-    let signer = ca.as_deref().map(|prefix| authority(prefix, now)).transpose()?;
+    let ca_prefix = args.ca.as_deref().map(without_suffix);
+    let signer = ca_prefix.as_deref().map(|prefix| authority(prefix, now)).transpose()?;
     let days = args.days.unwrap_or(if args.kind == IssueKind::Ca { CA_DAYS } else { LEAF_DAYS });
     let (from, to) = validity_period(now, days, signer.as_ref());
     let algorithm = KeyAlgorithm::from(args.algorithm);
@@ -25,22 +25,25 @@ pub(super) fn run(args: &IssueArgs, now: UnixTime, out: &mut dyn Write) -> Resul
     let (certificate, key) = match (args.kind, &signer) {
         (IssueKind::Ca, signer) => {
             let spec = AuthoritySpec::new(name).between(from, to).algorithm(algorithm);
-            let made = match signer {
+            let ca = match signer {
                 None => Authority::root(&spec)?,
                 Some(signer) => signer.intermediate(&spec)?,
             };
             // The file of an intermediate CA contains the CAs above it, so that certificates it
             // signs come with their chain.
-            let above = ca.as_deref().map(|prefix| read(&with_suffix(prefix, "crt"))).transpose()?;
-            let own = made.certificate_pem();
-            (above.map_or_else(|| own.clone(), |above| format!("{own}{}", above.as_str())), made.key_pem())
+            let issuers = ca_prefix.as_deref().map(|prefix| read(&with_suffix(prefix, "crt"))).transpose()?;
+            let own_pem = ca.certificate_pem();
+            (
+                issuers.map_or_else(|| own_pem.clone(), |issuers| format!("{own_pem}{}", issuers.as_str())),
+                ca.key_pem(),
+            )
         }
         (_, None) => return Err(PkiCliError::NoCa),
         (kind, Some(signer)) => {
             let usages = if kind == IssueKind::Server { Usages::SERVER } else { Usages::CLIENT };
             let spec = with_names(LeafSpec::client(name).usages(usages), &args.names);
-            let made = signer.issue(&spec.between(from, to).algorithm(algorithm))?;
-            (made.chain_pem, made.key_pem)
+            let issued = signer.issue(&spec.between(from, to).algorithm(algorithm))?;
+            (issued.chain_pem, issued.key_pem)
         }
     };
     let prefix = args.out.clone().unwrap_or_else(|| PathBuf::from(safe_file_name(name)));
@@ -48,10 +51,10 @@ pub(super) fn run(args: &IssueArgs, now: UnixTime, out: &mut dyn Write) -> Resul
     batch.pair(&prefix, &certificate, &key);
     batch.write(args.force)?;
 
-    let made: Vec<String> = batch.paths().map(|path| path.display().to_string()).collect();
+    let files: Vec<String> = batch.paths().map(|path| path.display().to_string()).collect();
     let days = to.as_secs().saturating_sub(now.as_secs()) / SECONDS_A_DAY;
-    writeln!(out, "Made {} (mode 0600 for the key), valid for {days} days.", made.join(" and "))?;
-    let next = match args.kind {
+    writeln!(out, "Made {} (mode 0600 for the key), valid for {days} days.", files.join(" and "))?;
+    let next_step = match args.kind {
         IssueKind::Node => {
             format!(
                 "Give both to the data plane (countersign.node.cert, .key) that is called {name} (countersign.node.name)."
@@ -64,7 +67,7 @@ pub(super) fn run(args: &IssueArgs, now: UnixTime, out: &mut dyn Write) -> Resul
             format!("Look at it: controlplane pki show {}", with_suffix(&prefix, "crt").display())
         }
     };
-    writeln!(out, "{next}")?;
+    writeln!(out, "{next_step}")?;
     Ok(())
 }
 
@@ -106,15 +109,16 @@ fn without_suffix(path: &Path) -> PathBuf {
 
 /// Bounded by the signer: a certificate that outlives its CA fails unexpectedly.
 fn validity_period(now: UnixTime, days: u32, signer: Option<&Authority>) -> (UnixTime, UnixTime) {
-    let end = now.as_secs().saturating_add(u64::from(days) * SECONDS_A_DAY);
-    let end = signer.map_or(end, |signer| end.min(signer.certificate().not_after().as_secs()));
-    (valid_from(now), UnixTime::since_unix_epoch(std::time::Duration::from_secs(end)))
+    let not_after = now.as_secs().saturating_add(u64::from(days) * SECONDS_A_DAY);
+    let not_after =
+        signer.map_or(not_after, |signer| not_after.min(signer.certificate().not_after().as_secs()));
+    (valid_from(now), UnixTime::since_unix_epoch(std::time::Duration::from_secs(not_after)))
 }
 
 /// A name as a file name; separators and characters that need quotes become dashes.
 fn safe_file_name(name: &str) -> String {
-    let safe = |c: char| if c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_') { c } else { '-' };
-    name.chars().map(safe).collect::<String>().trim_start_matches('.').to_owned()
+    let to_safe = |c: char| if c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_') { c } else { '-' };
+    name.chars().map(to_safe).collect::<String>().trim_start_matches('.').to_owned()
 }
 
 impl From<Algorithm> for KeyAlgorithm {

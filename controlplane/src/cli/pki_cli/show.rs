@@ -46,8 +46,8 @@ pub(super) fn run(args: &ShowArgs, now: UnixTime, out: &mut dyn Write) -> Result
         }
     }
     for bundle in &bundles {
-        for (nth, certificate) in bundle.certificates.iter().enumerate() {
-            print_certificate(&bundle.path, nth, bundle.certificates.len(), certificate, now, out)?;
+        for (index, certificate) in bundle.certificates.iter().enumerate() {
+            print_certificate(&bundle.path, index, bundle.certificates.len(), certificate, now, out)?;
         }
     }
     let keys_fit = print_keys(&bundles, &keys, out)?;
@@ -57,14 +57,14 @@ pub(super) fn run(args: &ShowArgs, now: UnixTime, out: &mut dyn Write) -> Result
 
 fn print_certificate(
     path: &Path,
-    nth: usize,
+    index: usize,
     of: usize,
     certificate: &Certificate,
     now: UnixTime,
     out: &mut dyn Write,
 ) -> Result<(), PkiCliError> {
-    let place = if of > 1 { format!(" (certificate {} of {of})", nth + 1) } else { String::new() };
-    writeln!(out, "{}{place}", path.display())?;
+    let position = if of > 1 { format!(" (certificate {} of {of})", index + 1) } else { String::new() };
+    writeln!(out, "{}{position}", path.display())?;
     let kind = match (certificate.is_ca(), certificate.is_self_issued()) {
         (true, true) => " (a root CA)",
         (true, false) => " (an intermediate CA)",
@@ -99,7 +99,7 @@ fn print_keys(
     keys: &[(PathBuf, PrivateKey)],
     out: &mut dyn Write,
 ) -> Result<bool, PkiCliError> {
-    let mut fits = true;
+    let mut matches = true;
     for (path, key) in keys {
         writeln!(out, "{}", path.display())?;
         let owner = bundles
@@ -111,34 +111,34 @@ fn print_keys(
                 writeln!(out, "  private key  (give certificates, too, to see where it belongs)")?
             }
             None => {
-                fits = false;
+                matches = false;
                 writeln!(out, "  private key  BELONGS TO NONE of the certificates given")?;
             }
         }
     }
-    Ok(fits)
+    Ok(matches)
 }
 
 /// One line per leaf, if CA certificates are given; false if a chain does not verify.
 fn print_chains(bundles: &[Bundle], now: UnixTime, out: &mut dyn Write) -> Result<bool, PkiCliError> {
     let all = bundles.iter().flat_map(|bundle| &bundle.certificates);
     let roots: Vec<Certificate> = all.filter(|one| one.is_ca() && one.is_self_issued()).cloned().collect();
-    let mut fits = true;
+    let mut matches = true;
     for bundle in bundles {
-        let Some((leaf, sent)) = bundle.certificates.split_first() else { continue };
+        let Some((leaf, intermediates)) = bundle.certificates.split_first() else { continue };
         if leaf.is_ca() || roots.is_empty() {
             continue;
         }
         let path = bundle.path.display();
-        match verify(&roots, leaf, sent, now) {
+        match verify(&roots, leaf, intermediates, now) {
             Ok(()) => writeln!(out, "{path}: the chain is good, up to a CA among the files given")?,
             Err(problem) => {
-                fits = false;
+                matches = false;
                 writeln!(out, "{path}: THE CHAIN IS NOT GOOD: {problem}")?;
             }
         }
     }
-    Ok(fits)
+    Ok(matches)
 }
 
 /// As a client's certificate or, if its usage is another one, as a server's with its own first
@@ -146,19 +146,19 @@ fn print_chains(bundles: &[Bundle], now: UnixTime, out: &mut dyn Write) -> Resul
 fn verify(
     roots: &[Certificate],
     leaf: &Certificate,
-    sent: &[Certificate],
+    intermediates: &[Certificate],
     now: UnixTime,
 ) -> Result<(), String> {
-    let sent: Vec<_> = sent.iter().map(|one| one.der().clone()).collect();
+    let intermediates: Vec<_> = intermediates.iter().map(|one| one.der().clone()).collect();
     let input = pki::ClientAuthInput { anchors: roots.to_vec(), depth: DEPTH_MAX, ..Default::default() };
     let policy = pki::ClientAuth::new(input).map_err(|error| error.to_string())?;
-    match pki::verify_client(&policy, leaf.der(), &sent, now) {
+    match pki::verify_client(&policy, leaf.der(), &intermediates, now) {
         Ok(_) => Ok(()),
         Err(pki::VerifyError::InvalidPurpose { .. }) => {
             let name =
                 names_and_usages(leaf).names.into_iter().find_map(|name| ServerName::try_from(name).ok());
             let name = name.ok_or("a server's certificate needs a DNS name or an IP address")?;
-            pki::verify_server(policy.anchors(), &name, leaf.der(), &sent, now)
+            pki::verify_server(policy.anchors(), &name, leaf.der(), &intermediates, now)
                 .map_err(|error| error.to_string())
         }
         Err(error) => Err(error.to_string()),

@@ -10,7 +10,7 @@ use rustls_pki_types::UnixTime;
 use super::*;
 
 #[derive(Parser)]
-struct Line {
+struct PkiCommandLine {
     #[command(flatten)]
     pki: PkiArgs,
 }
@@ -25,12 +25,12 @@ fn pki(arguments: &[&str]) -> Result<String, String> {
 
 fn pki_for(config: &Path, arguments: &[&str]) -> Result<String, String> {
     let words = std::iter::once("pki").chain(arguments.iter().copied());
-    let matches = Line::command().try_get_matches_from(words).map_err(|error| error.to_string())?;
-    let line = Line::from_arg_matches(&matches).unwrap();
+    let matches = PkiCommandLine::command().try_get_matches_from(words).map_err(|error| error.to_string())?;
+    let command_line = PkiCommandLine::from_arg_matches(&matches).unwrap();
     let mut out = Vec::new();
-    let done = run(config, &line.pki, now(), &mut out);
-    let told = String::from_utf8(out).unwrap();
-    done.map(|()| told.clone()).map_err(|error| format!("{told}{error}"))
+    let result = run(config, &command_line.pki, now(), &mut out);
+    let output = String::from_utf8(out).unwrap();
+    result.map(|()| output.clone()).map_err(|error| format!("{output}{error}"))
 }
 
 fn text(path: &Path) -> &str {
@@ -58,12 +58,12 @@ fn init_makes_the_files_of_the_configuration() {
         pki::PrivateKey::from_pem(&key_text).unwrap().matches(&certificates[0]).unwrap();
         assert_eq!(std::fs::metadata(key).unwrap().permissions().mode() & 0o777, 0o600);
     }
-    let shown = pki(&["show", text(&admin.cert), text(&admin.key)]).unwrap();
+    let output = pki(&["show", text(&admin.cert), text(&admin.key)]).unwrap();
     for part in ["gate.test", "127.0.0.1", "::1", "localhost", "TLS server", "364 days left", "belongs to"] {
-        assert!(shown.contains(part), "{part} is not in {shown}");
+        assert!(output.contains(part), "{part} is not in {output}");
     }
-    let shown = pki(&["show", text(&node.cert)]).unwrap();
-    assert!(shown.contains("names        dataplane") && shown.contains("TLS client"), "{shown}");
+    let output = pki(&["show", text(&node.cert)]).unwrap();
+    assert!(output.contains("names        dataplane") && output.contains("TLS client"), "{output}");
 }
 
 #[test]
@@ -73,8 +73,8 @@ fn files_are_replaced_with_force_only() {
     pki(&["init", "--dir", text(&dir)]).unwrap();
     std::fs::remove_file(dir.join("admin-ca.crt")).unwrap();
     let before = std::fs::read(dir.join("node.key")).unwrap();
-    let refused = pki(&["init", "--dir", text(&dir)]).unwrap_err();
-    assert!(refused.contains("node.key") && refused.contains("--force"), "{refused}");
+    let error = pki(&["init", "--dir", text(&dir)]).unwrap_err();
+    assert!(error.contains("node.key") && error.contains("--force"), "{error}");
     assert!(!dir.join("admin-ca.crt").exists(), "all or nothing");
     assert_eq!(std::fs::read(dir.join("node.key")).unwrap(), before);
     pki(&["init", "--dir", text(&dir), "--force"]).unwrap();
@@ -88,24 +88,24 @@ fn issue_never_outlives_the_ca() {
     let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
     pki(&["issue", "ca", "Test Root", "--out", &at("root"), "--days", "30"]).unwrap();
     pki(&["issue", "ca", "Test Middle", "--ca", &at("root.crt"), "--out", &at("middle")]).unwrap();
-    let told =
+    let output =
         pki(&["issue", "client", "alice", "spiffe://x/alice", "--ca", &at("middle"), "--out", &at("alice")])
             .unwrap();
-    assert!(told.contains("valid for 30 days"), "{told}");
+    assert!(output.contains("valid for 30 days"), "{output}");
     let chain = pki::certificates_from_pem(&std::fs::read_to_string(at("alice.crt")).unwrap()).unwrap();
     assert_eq!(chain.len(), 2, "the leaf and the intermediate, not the root");
-    let shown = pki(&["show", &at("alice.crt"), &at("alice.key"), &at("root.crt")]).unwrap();
-    assert!(shown.contains("alice.crt: the chain is good"), "{shown}");
-    assert!(shown.contains("spiffe://x/alice") && shown.contains("an intermediate CA"), "{shown}");
-    let misfit = pki(&["show", &at("alice.crt"), &at("root.key")]).unwrap_err();
-    assert!(misfit.contains("BELONGS TO NONE"), "{misfit}");
+    let output = pki(&["show", &at("alice.crt"), &at("alice.key"), &at("root.crt")]).unwrap();
+    assert!(output.contains("alice.crt: the chain is good"), "{output}");
+    assert!(output.contains("spiffe://x/alice") && output.contains("an intermediate CA"), "{output}");
+    let error = pki(&["show", &at("alice.crt"), &at("root.key")]).unwrap_err();
+    assert!(error.contains("BELONGS TO NONE"), "{error}");
 
     pki(&["issue", "server", "www.test", "--ca", &at("middle"), "--out", &at("www")]).unwrap();
-    let shown = pki(&["show", &at("www.crt"), &at("root.crt")]).unwrap();
-    assert!(shown.contains("www.crt: the chain is good"), "{shown}");
+    let output = pki(&["show", &at("www.crt"), &at("root.crt")]).unwrap();
+    assert!(output.contains("www.crt: the chain is good"), "{output}");
     pki(&["issue", "ca", "Other Root", "--out", &at("other")]).unwrap();
-    let misfit = pki(&["show", &at("www.crt"), &at("other.crt")]).unwrap_err();
-    assert!(misfit.contains("THE CHAIN IS NOT GOOD"), "{misfit}");
+    let error = pki(&["show", &at("www.crt"), &at("other.crt")]).unwrap_err();
+    assert!(error.contains("THE CHAIN IS NOT GOOD"), "{error}");
 }
 
 #[test]
@@ -117,8 +117,8 @@ fn invalid_arguments_have_messages() {
     std::fs::write(at("garbage"), "hello").unwrap();
     assert!(pki(&["show", &at("garbage")]).unwrap_err().contains("not a PEM file"));
     assert!(pki(&["issue", "client", "x", "--days", "0"]).is_err());
-    let endless = pki(&["show", "/dev/zero"]).unwrap_err();
-    assert!(endless.contains("/dev/zero") && endless.contains("more than"), "{endless}");
+    let error = pki(&["show", "/dev/zero"]).unwrap_err();
+    assert!(error.contains("/dev/zero") && error.contains("more than"), "{error}");
 }
 
 #[test]
@@ -127,8 +127,8 @@ fn init_writes_where_the_settings_point() {
     let config = folder.path().join("gate.yaml");
     assert!(pki_for(&config, &["init"]).unwrap_err().contains("gate.yaml"), "there are no settings");
     std::fs::write(&config, "countersign: {push: {cert: tls/push-server.crt}}\n").unwrap();
-    let told = pki_for(&config, &["init"]).unwrap();
-    assert!(told.contains(&format!("dataplane -c {}", config.display())), "{told}");
+    let output = pki_for(&config, &["init"]).unwrap();
+    assert!(output.contains(&format!("dataplane -c {}", config.display())), "{output}");
     assert!(folder.path().join("tls/keyring").exists() && folder.path().join("tls/node.key").exists());
 }
 
@@ -142,8 +142,8 @@ fn init_creates_a_missing_keyring() {
     std::fs::remove_file(dir.join("keyring")).unwrap();
     // As recommended: the CA keys are kept elsewhere.
     std::fs::remove_file(dir.join("push-ca.key")).unwrap();
-    let told = pki(&["init", "--dir", text(&dir)]).unwrap();
-    assert!(told.contains("was lost, put its copy there"), "{told}");
+    let output = pki(&["init", "--dir", text(&dir)]).unwrap();
+    assert!(output.contains("was lost, put its copy there"), "{output}");
     assert!(read("keyring") != keyring && read("node.key") == node);
     assert_eq!(std::fs::metadata(dir.join("keyring")).unwrap().permissions().mode() & 0o777, 0o600);
     let keyring = read("keyring");

@@ -72,7 +72,7 @@ async fn an_invalid_document_keeps_its_resource_over_loads() {
     let empty = Arc::new(Snapshot::empty());
     let good = load(&empty, 1, vec![stored("u", 1, upstream(1))]).await;
     for revision in 2..4 {
-        let kept = load(&good, revision, vec![stored("u", 2, json!({"nodes": "nobody"}))]).await;
+        let kept = load(&good, revision, vec![stored("u", 2, json!({"nodes": "invalid"}))]).await;
         assert!(resource(&good, "u").ptr_eq(&resource(&kept, "u")));
     }
 }
@@ -86,17 +86,17 @@ async fn a_rollback_removes_later_findings() {
         (Snapshot::clone(&after), findings.all().len())
     };
     let with_checks = json!({"nodes": {"10.0.0.1:1": 1}, "checks": {"active": {}}});
-    let (good, told) = load(Snapshot::empty(), 5, stored("a", 5, upstream(1))).await;
-    assert_eq!(told, 0);
-    let (kept, told) = load(good.clone(), 7, stored("a", 7, json!({"nodes": "nobody"}))).await;
-    assert!(resource(&kept, "a").ptr_eq(&resource(&good, "a")) && told == 1);
-    let (back, told) = load(kept, 5, stored("a", 5, upstream(1))).await;
-    assert_eq!(told, 0, "it is as it was");
+    let (good, findings_count) = load(Snapshot::empty(), 5, stored("a", 5, upstream(1))).await;
+    assert_eq!(findings_count, 0);
+    let (kept, findings_count) = load(good.clone(), 7, stored("a", 7, json!({"nodes": "invalid"}))).await;
+    assert!(resource(&kept, "a").ptr_eq(&resource(&good, "a")) && findings_count == 1);
+    let (back, findings_count) = load(kept, 5, stored("a", 5, upstream(1))).await;
+    assert_eq!(findings_count, 0, "it is as it was");
     // A partly served document has its finding as long as it is, however often it is loaded.
-    let (part, told) = load(back, 8, stored("a", 8, with_checks.clone())).await;
-    assert_eq!(told, 1);
-    let (again, told) = load(part.clone(), 9, stored("a", 8, with_checks)).await;
-    assert!(resource(&again, "a").ptr_eq(&resource(&part, "a")) && told == 1);
+    let (part, findings_count) = load(back, 8, stored("a", 8, with_checks.clone())).await;
+    assert_eq!(findings_count, 1);
+    let (again, findings_count) = load(part.clone(), 9, stored("a", 8, with_checks)).await;
+    assert!(resource(&again, "a").ptr_eq(&resource(&part, "a")) && findings_count == 1);
 }
 
 #[tokio::test]

@@ -55,9 +55,9 @@ impl RotationSchedule {
         let mut secrets: Vec<TicketSecret> = ring.secrets.iter().filter(credible).cloned().collect();
         let ends: Vec<u64> = secrets.iter().skip(1).map(TicketSecret::active_from).collect();
         // A secret stops sealing when the next one begins; the last one never does.
-        let kept = |end: &u64| end.saturating_add(u64::from(self.lifetime) + self.lead_time) < now;
-        let done = ends.iter().take_while(|end| kept(end)).count();
-        secrets.drain(..done);
+        let is_expired = |end: &u64| end.saturating_add(u64::from(self.lifetime) + self.lead_time) < now;
+        let expired = ends.iter().take_while(|end| is_expired(end)).count();
+        secrets.drain(..expired);
         if secrets.is_empty() {
             secrets.push(new_secret(now)?);
         }
@@ -67,8 +67,8 @@ impl RotationSchedule {
                 last.saturating_add(self.rotation).max(now.saturating_add(self.lead_time)),
             )?);
         }
-        let turned = TicketRing { lifetime: self.lifetime, secrets };
-        (!same_secrets(&turned, ring)).then_some(turned)
+        let rotated = TicketRing { lifetime: self.lifetime, secrets };
+        (!same_secrets(&rotated, ring)).then_some(rotated)
     }
 }
 
@@ -81,10 +81,10 @@ fn new_secret(from: u64) -> Option<TicketSecret> {
 
 /// Whether two rings hold the same secrets. For rings of our own making: not constant-time.
 pub(super) fn same_secrets(one: &TicketRing, other: &TicketRing) -> bool {
-    let alike = |(one, other): (&TicketSecret, &TicketSecret)| {
+    let equal = |(one, other): (&TicketSecret, &TicketSecret)| {
         one.active_from() == other.active_from() && one.expose() == other.expose()
     };
-    one.secrets.len() == other.secrets.len() && one.secrets.iter().zip(&other.secrets).all(alike)
+    one.secrets.len() == other.secrets.len() && one.secrets.iter().zip(&other.secrets).all(equal)
 }
 
 /// The stored text.
@@ -104,9 +104,9 @@ pub(super) fn seal_ring(ring: &TicketRing, keyring: &Keyring) -> Zeroizing<Strin
 /// The ring of a stored text.
 pub(super) fn open_ring(stored: &str, keyring: &Keyring) -> Result<TicketRing, String> {
     let text = keyring.open(stored).map_err(|error| error.to_string())?;
-    let inner = text.strip_prefix(BEGIN).and_then(|text| text.strip_suffix(END));
-    let inner = inner.ok_or("it is not a ring of secrets")?;
-    let bytes = Zeroizing::new(STANDARD.decode(inner).map_err(|_| "its base64 is damaged")?);
+    let base64 = text.strip_prefix(BEGIN).and_then(|text| text.strip_suffix(END));
+    let base64 = base64.ok_or("it is not a ring of secrets")?;
+    let bytes = Zeroizing::new(STANDARD.decode(base64).map_err(|_| "its base64 is damaged")?);
     let wire = proto::push::TicketRing::decode(bytes.as_slice()).map_err(|error| error.to_string())?;
     tickets_from_wire(&wire).map_err(|problem| problem.to_string())
 }

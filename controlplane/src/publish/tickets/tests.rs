@@ -7,11 +7,11 @@ use crate::store::EmbeddedStore;
 const HOUR: u64 = 3600;
 const START: u64 = 1_800_000_000;
 
-fn period() -> RotationSchedule {
+fn schedule() -> RotationSchedule {
     RotationSchedule::new(Duration::from_secs(8 * HOUR))
 }
 
-fn froms(ring: &TicketRing) -> Vec<u64> {
+fn start_minutes(ring: &TicketRing) -> Vec<u64> {
     ring.secrets
         .iter()
         .map(|secret| (secret.active_from().wrapping_sub(START) as i64).div_euclid(60) as u64)
@@ -20,11 +20,11 @@ fn froms(ring: &TicketRing) -> Vec<u64> {
 
 #[test]
 fn a_new_ring_has_a_current_and_a_next_secret() {
-    let ring = period().rotated(&TicketRing::default(), START).unwrap();
-    assert_eq!((ring.lifetime, froms(&ring)), (28_800, vec![0, 240]));
+    let ring = schedule().rotated(&TicketRing::default(), START).unwrap();
+    assert_eq!((ring.lifetime, start_minutes(&ring)), (28_800, vec![0, 240]));
     assert_ne!(ring.secrets[0].expose(), ring.secrets[1].expose());
     assert!(
-        period().rotated(&ring, START + 4 * HOUR - 1).is_none(),
+        schedule().rotated(&ring, START + 4 * HOUR - 1).is_none(),
         "nothing to do before the next one begins"
     );
 }
@@ -33,14 +33,14 @@ fn a_new_ring_has_a_current_and_a_next_secret() {
 fn a_ring_rotates_and_drops_expired_secrets() {
     let mut ring = TicketRing::default();
     for now in (START..START + 48 * HOUR).step_by(60) {
-        if let Some(turned) = period().rotated(&ring, now) {
+        if let Some(rotated) = schedule().rotated(&ring, now) {
             // The common secrets are equal, and only the oldest are removed.
-            let kept = turned
+            let kept = rotated
                 .secrets
                 .iter()
                 .filter(|new| ring.secrets.iter().any(|old| old.expose() == new.expose()));
             assert!(kept.count() >= ring.secrets.len().saturating_sub(1));
-            ring = turned;
+            ring = rotated;
         }
         let begun = ring.secrets.iter().filter(|secret| secret.active_from() <= now).count();
         assert_eq!(ring.secrets.len() - begun, 1, "one is ahead");
@@ -49,39 +49,39 @@ fn a_ring_rotates_and_drops_expired_secrets() {
         // The oldest ticket that is still valid.
         let oldest_alive = now.saturating_sub(8 * HOUR).max(START);
         assert!(ring.secrets[0].active_from() <= oldest_alive, "the secret of a living ticket is gone");
-        assert!(ring.secrets.len() <= 5, "{:?}", froms(&ring));
+        assert!(ring.secrets.len() <= 5, "{:?}", start_minutes(&ring));
     }
 }
 
 #[test]
 fn after_a_long_absence_the_next_secret_has_lead_time() {
-    let ring = period().rotated(&TicketRing::default(), START).unwrap();
+    let ring = schedule().rotated(&TicketRing::default(), START).unwrap();
     let now = START + 100 * HOUR;
-    let turned = period().rotated(&ring, now).unwrap();
+    let rotated = schedule().rotated(&ring, now).unwrap();
     // The data planes have sealed with the second secret all the time.
-    assert_eq!(froms(&turned), [240, 6001]);
-    assert_eq!(turned.secrets[0].expose(), ring.secrets[1].expose());
+    assert_eq!(start_minutes(&rotated), [240, 6001]);
+    assert_eq!(rotated.secrets[0].expose(), ring.secrets[1].expose());
 }
 
 #[test]
 fn a_ring_from_a_wrong_clock_is_replaced() {
-    let ring = period().rotated(&TicketRing::default(), START + 1000 * HOUR).unwrap();
-    let turned = period().rotated(&ring, START).unwrap();
-    assert_eq!(froms(&turned), [0, 240]);
+    let ring = schedule().rotated(&TicketRing::default(), START + 1000 * HOUR).unwrap();
+    let rotated = schedule().rotated(&ring, START).unwrap();
+    assert_eq!(start_minutes(&rotated), [0, 240]);
 }
 
 #[test]
 fn the_shortest_lifetime_rotates() {
-    let period = RotationSchedule::new(Duration::from_secs(2));
-    let ring = period.rotated(&TicketRing::default(), START).unwrap();
-    let turned = period.rotated(&ring, START + 1).unwrap();
-    assert_eq!(turned.secrets.len(), 3);
-    assert_eq!(period.check_interval(), Duration::from_millis(250));
+    let schedule = RotationSchedule::new(Duration::from_secs(2));
+    let ring = schedule.rotated(&TicketRing::default(), START).unwrap();
+    let rotated = schedule.rotated(&ring, START + 1).unwrap();
+    assert_eq!(rotated.secrets.len(), 3);
+    assert_eq!(schedule.check_interval(), Duration::from_millis(250));
 }
 
 #[test]
 fn the_stored_ring_is_encrypted_and_round_trips() {
-    let ring = period().rotated(&TicketRing::default(), START).unwrap();
+    let ring = schedule().rotated(&TicketRing::default(), START).unwrap();
     let keyring = Keyring::new(vec!["0123456789abcdef".to_owned()]).unwrap();
     let text = seal_ring(&ring, &keyring);
     assert!(!text.contains("TICKET"), "it is sealed: {}", *text);
@@ -127,7 +127,7 @@ async fn control_planes_over_one_store_share_one_ring() {
     stop.send_replace(true);
     let held = Arc::clone(&rings[0]);
     let entry = first.internal_entry(InternalKey::TicketSecrets).await.unwrap().unwrap();
-    assert_eq!(entry.version, 1, "nobody wrote twice");
+    assert_eq!(entry.version, 1, "it is written once");
     // The rotators' tasks drop the store, too, before the file is free.
     let weak = Arc::downgrade(&first);
     drop((first, rings));

@@ -11,8 +11,9 @@ use redb::{Builder, Database, ReadableDatabase, TableError};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-use super::file::{self, COUNTERS, FORMAT, IDENTITY, INTERNAL_ENTRIES, ITEMS, REVISION, ReadError, TEXTS};
-use super::{FORMAT_VERSION, revision};
+use super::file::{
+    self, COUNTERS, FORMAT, FORMAT_VERSION, IDENTITY, INTERNAL_ENTRIES, ITEMS, REVISION, ReadError, TEXTS,
+};
 use crate::store::StoreError;
 
 #[derive(Serialize, Deserialize)]
@@ -108,49 +109,49 @@ pub(super) fn write(
     path: &Path,
     out: &mut dyn Write,
 ) -> Result<BackupSummary, BackupStreamError> {
-    let mut tally = StreamDigest::new();
-    let mut broken = None;
-    let sent = for_each_record(database, &mut |row| {
+    let mut digest = StreamDigest::new();
+    let mut connection_error = None;
+    let result = for_each_record(database, &mut |row| {
         let mut line =
             Zeroizing::new(serde_json::to_vec(&row).map_err(|error| ReadError::Row(error.to_string()))?);
         line.push(b'\n');
-        tally.update(&row, &line);
+        digest.update(&row, &line);
         out.write_all(&line).map_err(|error| {
             let what = error.to_string();
-            broken = Some(error);
+            connection_error = Some(error);
             ReadError::Row(what)
         })
     });
-    if let Some(error) = broken {
+    if let Some(error) = connection_error {
         return Err(BackupStreamError::Connection(error));
     }
-    let last = match &sent {
-        Ok(()) => BackupRecord::End { rows: tally.rows },
+    let last_record = match &result {
+        Ok(()) => BackupRecord::End { rows: digest.rows },
         Err(_) => BackupRecord::Failed { problem: "it cannot read its store; its log says more".to_owned() },
     };
-    let mut line = serde_json::to_vec(&last).unwrap_or_default();
+    let mut line = serde_json::to_vec(&last_record).unwrap_or_default();
     line.push(b'\n');
     out.write_all(&line).and_then(|()| out.flush()).map_err(BackupStreamError::Connection)?;
-    sent.map_err(|error| error.into_store_error(path))?;
-    tally.finish()
+    result.map_err(|error| error.into_store_error(path))?;
+    digest.finish()
 }
 
 /// Calls `each` with every record of one read transaction.
 fn for_each_record(
     database: &Database,
-    each: &mut dyn FnMut(BackupRecord) -> Result<(), ReadError>,
+    visit: &mut dyn FnMut(BackupRecord) -> Result<(), ReadError>,
 ) -> Result<(), ReadError> {
     let transaction = database.begin_read()?;
-    let revision = revision(&transaction)?;
+    let revision = file::revision(&transaction)?;
     let identity = transaction.open_table(TEXTS)?.get(IDENTITY)?.map(|row| row.value().to_owned());
-    each(BackupRecord::Store { identity: identity.unwrap_or_default(), revision })?;
+    visit(BackupRecord::Store { identity: identity.unwrap_or_default(), revision })?;
     for row in transaction.open_table(ITEMS)?.range::<&str>(..)? {
         let (name, row) = row?;
         // Detects now a document that the copy could not serve.
         file::decode_row(name.value(), row.value())?;
         let (created, modified, text) = row.value();
         let text = String::from_utf8_lossy(text).into_owned();
-        each(BackupRecord::Document { name: name.value().to_owned(), created, modified, text })?;
+        visit(BackupRecord::Document { name: name.value().to_owned(), created, modified, text })?;
     }
     let private = match transaction.open_table(INTERNAL_ENTRIES) {
         Err(TableError::TableDoesNotExist(_)) => return Ok(()),
@@ -159,7 +160,7 @@ fn for_each_record(
     for row in private.range::<&str>(..)? {
         let (name, row) = row?;
         let (version, text) = row.value();
-        each(BackupRecord::Private {
+        visit(BackupRecord::Private {
             name: name.value().to_owned(),
             version,
             text: Zeroizing::new(text.to_owned()),
@@ -173,18 +174,18 @@ fn for_each_record(
 ///
 /// # Errors
 /// [`BackupStreamError`].
-pub(super) fn create(input: &mut dyn BufRead, new: &Path) -> Result<BackupSummary, BackupStreamError> {
-    file::create_owner_only(new)?;
-    let told = |error: ReadError| BackupStreamError::Store(error.into_store_error(new));
-    let database = Builder::new().create(new).map_err(|error| told(error.into()))?;
-    let summary = insert_records(&database, input, &told)?;
-    database.close().map_err(|error| told(ReadError::Redb(redb::Error::from(error))))?;
-    let read_back = file::open(new).map_err(BackupStreamError::Store)?;
-    let found = write(&read_back, new, &mut io::sink())?;
-    if found != summary {
+pub(super) fn create(input: &mut dyn BufRead, path: &Path) -> Result<BackupSummary, BackupStreamError> {
+    file::create_owner_only(path)?;
+    let store_error = |error: ReadError| BackupStreamError::Store(error.into_store_error(path));
+    let database = Builder::new().create(path).map_err(|error| store_error(error.into()))?;
+    let summary = insert_records(&database, input, &store_error)?;
+    database.close().map_err(|error| store_error(ReadError::Redb(redb::Error::from(error))))?;
+    let read_back = file::open(path).map_err(BackupStreamError::Store)?;
+    let read_back_summary = write(&read_back, path, &mut io::sink())?;
+    if read_back_summary != summary {
         return Err(BackupStreamError::Incomplete(format!(
             "{} does not read as it was written",
-            new.display()
+            path.display()
         )));
     }
     Ok(summary)
@@ -193,30 +194,30 @@ pub(super) fn create(input: &mut dyn BufRead, new: &Path) -> Result<BackupSummar
 fn insert_records(
     database: &Database,
     input: &mut dyn BufRead,
-    told: &dyn Fn(ReadError) -> BackupStreamError,
+    store_error: &dyn Fn(ReadError) -> BackupStreamError,
 ) -> Result<BackupSummary, BackupStreamError> {
-    let transaction = database.begin_write().map_err(|error| told(error.into()))?;
-    let mut tally = StreamDigest::new();
+    let transaction = database.begin_write().map_err(|error| store_error(error.into()))?;
+    let mut digest = StreamDigest::new();
     loop {
         let mut line = Zeroizing::new(Vec::new());
         input.read_until(b'\n', &mut line).map_err(BackupStreamError::Connection)?;
         if line.last() != Some(&b'\n') {
-            return Err(BackupStreamError::Incomplete(format!("it ended after {} rows", tally.rows)));
+            return Err(BackupStreamError::Incomplete(format!("it ended after {} rows", digest.rows)));
         }
         let row: BackupRecord = serde_json::from_slice(&line)
-            .map_err(|error| BackupStreamError::Incomplete(format!("row {}: {error}", tally.rows + 1)))?;
+            .map_err(|error| BackupStreamError::Incomplete(format!("row {}: {error}", digest.rows + 1)))?;
         match &row {
-            BackupRecord::End { rows } if *rows == tally.rows => break,
+            BackupRecord::End { rows } if *rows == digest.rows => break,
             BackupRecord::End { rows } => {
-                return Err(BackupStreamError::Incomplete(format!("{} of {rows} rows came", tally.rows)));
+                return Err(BackupStreamError::Incomplete(format!("{} of {rows} rows came", digest.rows)));
             }
             BackupRecord::Failed { problem } => return Err(BackupStreamError::Incomplete(problem.clone())),
-            row => insert(&transaction, row).map_err(told)?,
+            row => insert(&transaction, row).map_err(store_error)?,
         }
-        tally.update(&row, &line);
+        digest.update(&row, &line);
     }
-    transaction.commit().map_err(|error| told(error.into()))?;
-    tally.finish()
+    transaction.commit().map_err(|error| store_error(error.into()))?;
+    digest.finish()
 }
 
 fn insert(transaction: &redb::WriteTransaction, row: &BackupRecord) -> Result<(), ReadError> {

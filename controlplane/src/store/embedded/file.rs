@@ -12,11 +12,13 @@ use std::time::Duration;
 
 use model::{Id, Key, Kind, json};
 use process::bounded_read;
-use redb::{Builder, Database, ReadableDatabase, TableDefinition, TableError};
+use redb::{Builder, Database, ReadTransaction, ReadableDatabase, TableDefinition, TableError};
 use zeroize::Zeroizing;
 
-use super::FORMAT_VERSION;
 use crate::store::{InternalEntry, StoreError, StoredDocument};
+
+/// The version of the tables in the file. A file of another version is rejected.
+pub(super) const FORMAT_VERSION: u64 = 1;
 
 /// key text -> (create revision, mod revision, document as JSON text)
 pub(super) const ITEMS: TableDefinition<'_, &str, (u64, u64, &[u8])> = TableDefinition::new("items");
@@ -76,14 +78,14 @@ impl ReadError {
 
 /// Creates the directory and, if the file does not exist, a new store in it.
 pub(super) fn create_if_missing(path: &Path) -> Result<(), StoreError> {
-    let folder = parent_dir(path);
+    let directory = parent_dir(path);
     DirBuilder::new()
         .recursive(true)
         .mode(0o700)
-        .create(folder)
-        .map_err(|error| store_io_error(error, folder))?;
+        .create(directory)
+        .map_err(|error| store_io_error(error, directory))?;
     match inspect(path)? {
-        PathStatus::Missing => create(path, folder),
+        PathStatus::Missing => create(path, directory),
         PathStatus::File { mode } => {
             if mode & 0o077 != 0 {
                 tracing::warn!(path = %path.display(), "the store file was open to other users; its mode is 0600 now");
@@ -124,20 +126,20 @@ enum PathStatus {
 }
 
 fn inspect(path: &Path) -> Result<PathStatus, StoreError> {
-    let damaged = |what: &str| StoreError::Corrupted { path: path.to_path_buf(), what: what.to_owned() };
+    let corrupted = |what: &str| StoreError::Corrupted { path: path.to_path_buf(), what: what.to_owned() };
     match fs::metadata(path) {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(PathStatus::Missing),
         Err(error) => Err(store_io_error(error, path)),
-        Ok(found) if !found.is_file() => Err(damaged("it is not a file")),
+        Ok(metadata) if !metadata.is_file() => Err(corrupted("it is not a file")),
         // redb would create a new store in an empty file, and every data plane would drop its
         // configuration.
-        Ok(found) if found.len() == 0 => Err(damaged("it is empty")),
-        Ok(found) => Ok(PathStatus::File { mode: found.permissions().mode() }),
+        Ok(metadata) if metadata.len() == 0 => Err(corrupted("it is empty")),
+        Ok(metadata) => Ok(PathStatus::File { mode: metadata.permissions().mode() }),
     }
 }
 
 pub(super) fn parent_dir(path: &Path) -> &Path {
-    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+    path.parent().filter(|directory| !directory.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 /// A temporary name in the directory of `path`.
@@ -147,32 +149,32 @@ pub(super) fn temp_path(path: &Path) -> PathBuf {
     parent_dir(path).join(name)
 }
 
-fn create(path: &Path, folder: &Path) -> Result<(), StoreError> {
-    let new = temp_path(path);
-    let made = initialize(&new).and_then(|()| match fs::hard_link(&new, path) {
+fn create(path: &Path, directory: &Path) -> Result<(), StoreError> {
+    let temp_path = temp_path(path);
+    let created = initialize(&temp_path).and_then(|()| match fs::hard_link(&temp_path, path) {
         // Another process created the store first; that one is used.
         Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(()),
         linked => linked.map_err(|error| store_io_error(error, path)),
     });
-    let removed = fs::remove_file(&new);
-    made?;
-    removed.map_err(|error| store_io_error(error, &new))?;
-    sync_dir(folder)
+    let removed = fs::remove_file(&temp_path);
+    created?;
+    removed.map_err(|error| store_io_error(error, &temp_path))?;
+    sync_dir(directory)
 }
 
 /// Opens a store file for reading: a regular file with redb's magic bytes. Does not block on a FIFO
 /// or a device.
 pub(super) fn open_checked(path: &Path) -> Result<File, StoreError> {
-    let damaged = |what: String| StoreError::Corrupted { path: path.to_path_buf(), what };
+    let corrupted = |what: String| StoreError::Corrupted { path: path.to_path_buf(), what };
     let mut file = bounded_read::open_regular(path).map_err(|error| match error {
         bounded_read::ReadError::Io(error) => store_io_error(error, path),
-        other => damaged(other.to_string()),
+        other => corrupted(other.to_string()),
     })?;
     let mut start = [0; MAGIC.len()];
     match file.read_exact(&mut start).and_then(|()| file.rewind()) {
         Ok(()) if start == *MAGIC => Ok(file),
         Err(error) if error.kind() != ErrorKind::UnexpectedEof => Err(store_io_error(error, path)),
-        _ => Err(damaged("it does not begin as a store of redb does".to_owned())),
+        _ => Err(corrupted("it does not begin as a store of redb does".to_owned())),
     }
 }
 
@@ -182,16 +184,16 @@ pub(super) fn remove_stale_temp_files(path: &Path) {
     let (Some(name), Ok(entries)) = (path.file_name(), fs::read_dir(parent_dir(path))) else { return };
     let prefix = format!("{}.new-", name.to_string_lossy());
     for entry in entries.flatten() {
-        let left = entry.file_name();
-        let random = left.to_str().and_then(|left| left.strip_prefix(&prefix));
-        let is_ours = random.is_some_and(|hex| hex.len() == 16 && hex.bytes().all(|b| b.is_ascii_hexdigit()));
-        let old = |file: &File| {
-            let age = file.metadata().and_then(|found| found.modified()).map(|at| at.elapsed());
+        let name = entry.file_name();
+        let suffix = name.to_str().and_then(|name| name.strip_prefix(&prefix));
+        let is_ours = suffix.is_some_and(|hex| hex.len() == 16 && hex.bytes().all(|b| b.is_ascii_hexdigit()));
+        let is_stale = |file: &File| {
+            let age = file.metadata().and_then(|metadata| metadata.modified()).map(|at| at.elapsed());
             age.is_ok_and(|age| age.is_ok_and(|age| age > STALE_TEMP_AGE))
         };
         if is_ours
             && let Ok(file) = bounded_read::open_regular(&entry.path())
-            && old(&file)
+            && is_stale(&file)
             && file.try_lock().is_ok()
         {
             let removed = fs::remove_file(entry.path());
@@ -209,30 +211,32 @@ pub(super) fn copy(from: &Path, copy: &Path) -> Result<(), StoreError> {
         .create(parent_dir(copy))
         .map_err(|error| store_io_error(error, parent_dir(copy)))?;
     create_owner_only(copy)?;
-    let written = OpenOptions::new().write(true).open(copy).and_then(|mut file| {
+    let copied = OpenOptions::new().write(true).open(copy).and_then(|mut file| {
         file.lock()?;
         io::copy(&mut source, &mut file)?;
         file.sync_all()
     });
-    written.map_err(|error| store_io_error(error, copy))
+    copied.map_err(|error| store_io_error(error, copy))
 }
 
 /// A rename is durable only after its directory was synced.
-pub(super) fn sync_dir(folder: &Path) -> Result<(), StoreError> {
-    File::open(folder).and_then(|folder| folder.sync_all()).map_err(|error| store_io_error(error, folder))
+pub(super) fn sync_dir(directory: &Path) -> Result<(), StoreError> {
+    File::open(directory)
+        .and_then(|directory| directory.sync_all())
+        .map_err(|error| store_io_error(error, directory))
 }
 
 /// Creates an empty file of mode 0600.
-pub(super) fn create_owner_only(new: &Path) -> Result<(), StoreError> {
-    let made = OpenOptions::new().write(true).create_new(true).mode(0o600).open(new);
-    made.map(drop).map_err(|error| store_io_error(error, new))
+pub(super) fn create_owner_only(path: &Path) -> Result<(), StoreError> {
+    let created = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
+    created.map(drop).map_err(|error| store_io_error(error, path))
 }
 
-fn initialize(new: &Path) -> Result<(), StoreError> {
-    create_owner_only(new)?;
+fn initialize(temp_path: &Path) -> Result<(), StoreError> {
+    create_owner_only(temp_path)?;
     let identity = format!("{:032x}", rand::random::<u128>());
-    let written = || -> Result<(), redb::Error> {
-        let database = Builder::new().create(new)?;
+    let write = || -> Result<(), redb::Error> {
+        let database = Builder::new().create(temp_path)?;
         let transaction = database.begin_write()?;
         {
             transaction.open_table(ITEMS)?;
@@ -245,12 +249,12 @@ fn initialize(new: &Path) -> Result<(), StoreError> {
         database.close()?;
         Ok(())
     };
-    written().map_err(|error| store_error(error, new))
+    write().map_err(|error| store_error(error, temp_path))
 }
 
 /// Checks the format version, then reads identity and revision.
 pub(super) fn read_meta(database: &Database, path: &Path) -> Result<Meta, StoreError> {
-    let damaged = |what: &str| StoreError::Corrupted { path: path.to_path_buf(), what: what.to_owned() };
+    let corrupted = |what: &str| StoreError::Corrupted { path: path.to_path_buf(), what: what.to_owned() };
     let read = || -> Result<_, ReadError> {
         let transaction = database.begin_read()?;
         let counters = transaction.open_table(COUNTERS)?;
@@ -266,12 +270,16 @@ pub(super) fn read_meta(database: &Database, path: &Path) -> Result<Meta, StoreE
     };
     match read().map_err(|error| error.into_store_error(path))? {
         (Some(FORMAT_VERSION), Some(revision), Some(identity)) => Ok(Meta { identity, revision }),
-        (Some(FORMAT_VERSION), ..) => Err(damaged("it does not say its revision or identity")),
+        (Some(FORMAT_VERSION), ..) => Err(corrupted("it does not say its revision or identity")),
         (Some(found), ..) => {
             Err(StoreError::UnsupportedFormat { path: path.to_path_buf(), found, supported: FORMAT_VERSION })
         }
-        (None, ..) => Err(damaged("it does not say its format version")),
+        (None, ..) => Err(corrupted("it does not say its format version")),
     }
+}
+
+pub(super) fn revision(transaction: &ReadTransaction) -> Result<u64, ReadError> {
+    Ok(transaction.open_table(COUNTERS)?.get(REVISION)?.map_or(0, |row| row.value()))
 }
 
 pub(super) fn internal_entry(database: &Database, name: &str) -> Result<Option<InternalEntry>, ReadError> {
@@ -312,18 +320,20 @@ pub(super) fn parse_key(name: &str) -> Result<Key, ReadError> {
 
 /// Maps redb's error to the store's.
 pub(super) fn store_error(error: redb::Error, path: &Path) -> StoreError {
-    let damaged = |what: String| StoreError::Corrupted { path: path.to_path_buf(), what };
+    let corrupted = |what: String| StoreError::Corrupted { path: path.to_path_buf(), what };
     match error {
         redb::Error::Io(error) => store_io_error(error, path),
         redb::Error::DatabaseAlreadyOpen | redb::Error::LockProtocolMismatch => {
             StoreError::Locked { path: path.to_path_buf() }
         }
-        redb::Error::Corrupted(what) => damaged(what),
-        redb::Error::UpgradeRequired(found) => damaged(format!("its redb file format {found} is too old")),
+        redb::Error::Corrupted(what) => corrupted(what),
+        redb::Error::UpgradeRequired(version) => {
+            corrupted(format!("its redb file format {version} is too old"))
+        }
         error @ (redb::Error::TableDoesNotExist(_)
         | redb::Error::TableTypeMismatch { .. }
         | redb::Error::TypeDefinitionChanged { .. }
-        | redb::Error::TableIsMultimap(_)) => damaged(format!("it is not a countersign store: {error}")),
+        | redb::Error::TableIsMultimap(_)) => corrupted(format!("it is not a countersign store: {error}")),
         error => StoreError::Unavailable { what: error.to_string() },
     }
 }

@@ -6,8 +6,20 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use super::HistoryLimits;
 use crate::store::{Event, WatchError};
+
+/// How much history watches can read.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct HistoryLimits {
+    pub events: usize,
+    pub bytes: usize,
+}
+
+impl Default for HistoryLimits {
+    fn default() -> Self {
+        Self { events: 4096, bytes: 64 << 20 }
+    }
+}
 
 /// Oldest first.
 pub(super) struct History {

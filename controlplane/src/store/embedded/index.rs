@@ -9,7 +9,7 @@ use imbl::OrdSet;
 use model::{Id, Key, Kind};
 use redb::{Database, ReadableDatabase};
 
-use super::file::{self, COUNTERS, ITEMS, REVISION, ReadError};
+use super::file::{self, ITEMS, ReadError};
 
 /// The documents of one kind by create revision and id. Clones share structure.
 pub(super) type ByCreation = OrdSet<(u64, Id)>;
@@ -32,7 +32,7 @@ impl Index {
     /// Builds the index from the file.
     pub(super) fn read(database: &Database) -> Result<Self, ReadError> {
         let transaction = database.begin_read()?;
-        let revision = transaction.open_table(COUNTERS)?.get(REVISION)?.map_or(0, |row| row.value());
+        let revision = file::revision(&transaction)?;
         let mut index = Self { revision, kinds: BTreeMap::new() };
         for row in transaction.open_table(ITEMS)?.range::<&str>(..)? {
             let (name, row) = row?;

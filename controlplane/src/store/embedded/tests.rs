@@ -13,11 +13,12 @@ use redb::StorageBackend;
 use redb::backends::FileBackend;
 use serde_json::json;
 
+use super::file::{COUNTERS, FORMAT_VERSION};
 use super::*;
 use crate::store::conformance::{self, flatten, key, put};
 use crate::store::{Event, Precondition};
 
-fn folder() -> tempfile::TempDir {
+fn temp_dir() -> tempfile::TempDir {
     tempfile::tempdir().unwrap()
 }
 
@@ -27,10 +28,10 @@ fn runtime() -> tokio::runtime::Runtime {
 
 #[tokio::test]
 async fn conforms_to_the_store_tests() {
-    let folder = folder();
+    let temp_dir = temp_dir();
     let count = AtomicU64::new(0);
     conformance::run_all(async || {
-        let path = folder.path().join(format!("{}.redb", count.fetch_add(1, Ordering::Relaxed)));
+        let path = temp_dir.path().join(format!("{}.redb", count.fetch_add(1, Ordering::Relaxed)));
         Arc::new(EmbeddedStore::open(&path).unwrap()) as Arc<dyn Store>
     })
     .await;
@@ -38,8 +39,8 @@ async fn conforms_to_the_store_tests() {
 
 #[tokio::test]
 async fn file_has_mode_0600_and_directory_is_created() {
-    let folder = folder();
-    let path = folder.path().join("a/b/store.redb");
+    let temp_dir = temp_dir();
+    let path = temp_dir.path().join("a/b/store.redb");
     let identity = EmbeddedStore::open(&path).unwrap().identity().to_owned();
     assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
     assert_eq!(
@@ -55,8 +56,8 @@ async fn file_has_mode_0600_and_directory_is_created() {
 
 #[tokio::test]
 async fn a_locked_file_cannot_be_opened_again() {
-    let folder = folder();
-    let path = folder.path().join("store.redb");
+    let temp_dir = temp_dir();
+    let path = temp_dir.path().join("store.redb");
     let first = EmbeddedStore::open(&path).unwrap();
     assert!(matches!(EmbeddedStore::open(&path), Err(StoreError::Locked { .. })));
     drop(first);
@@ -65,8 +66,8 @@ async fn a_locked_file_cannot_be_opened_again() {
 
 #[tokio::test]
 async fn a_corrupted_file_is_reported_and_not_replaced() {
-    let folder = folder();
-    let path = folder.path().join("store.redb");
+    let temp_dir = temp_dir();
+    let path = temp_dir.path().join("store.redb");
     let store = EmbeddedStore::open(&path).unwrap();
     for n in 0..50 {
         store
@@ -99,8 +100,8 @@ async fn a_corrupted_file_is_reported_and_not_replaced() {
 
 #[tokio::test]
 async fn another_format_and_a_foreign_file_are_reported() {
-    let folder = folder();
-    let path = folder.path().join("store.redb");
+    let temp_dir = temp_dir();
+    let path = temp_dir.path().join("store.redb");
     drop(EmbeddedStore::open(&path).unwrap());
     let database = Database::open(&path).unwrap();
     let transaction = database.begin_write().unwrap();
@@ -113,24 +114,24 @@ async fn another_format_and_a_foreign_file_are_reported() {
         "{error:?}"
     );
 
-    let foreign = folder.path().join("foreign.redb");
+    let foreign = temp_dir.path().join("foreign.redb");
     drop(Database::create(&foreign).unwrap());
     assert!(matches!(EmbeddedStore::open(&foreign).err().unwrap(), StoreError::Corrupted { .. }));
 }
 
 #[tokio::test]
 async fn a_directory_is_not_a_store() {
-    let folder = folder();
-    assert!(matches!(EmbeddedStore::open(folder.path()).err().unwrap(), StoreError::Corrupted { .. }));
-    let file = folder.path().join("file");
+    let temp_dir = temp_dir();
+    assert!(matches!(EmbeddedStore::open(temp_dir.path()).err().unwrap(), StoreError::Corrupted { .. }));
+    let file = temp_dir.path().join("file");
     fs::write(&file, "x").unwrap();
     assert!(EmbeddedStore::open(&file.join("store.redb")).is_err(), "a file where a folder should be");
 }
 
 #[tokio::test]
 async fn a_watch_before_the_history_is_compacted() {
-    let folder = folder();
-    let path = folder.path().join("store.redb");
+    let temp_dir = temp_dir();
+    let path = temp_dir.path().join("store.redb");
     let store =
         EmbeddedStore::open_with(&path, Box::new(file::open), HistoryLimits { events: 3, bytes: 1000 })
             .unwrap();
@@ -210,8 +211,8 @@ fn on_disk(full: &Arc<AtomicBool>) -> Opener {
 
 #[tokio::test]
 async fn a_page_reads_only_its_documents() {
-    let folder = folder();
-    let path = folder.path().join("store.redb");
+    let temp_dir = temp_dir();
+    let path = temp_dir.path().join("store.redb");
     let store = EmbeddedStore::open(&path).unwrap();
     join_all((0..200).map(|n| {
         let key = key(Kind::Ssl, &n.to_string());
@@ -234,12 +235,12 @@ async fn a_page_reads_only_its_documents() {
 
 #[tokio::test]
 async fn a_full_disk_loses_no_acknowledged_write() {
-    let folder = folder();
-    let path = folder.path().join("store.redb");
+    let temp_dir = temp_dir();
+    let path = temp_dir.path().join("store.redb");
     let full = Arc::new(AtomicBool::new(false));
     let store = EmbeddedStore::open_with(&path, on_disk(&full), HistoryLimits::default()).unwrap();
     let (a, b) = (key(Kind::Ssl, "a"), key(Kind::Ssl, "b"));
-    let made = store.commit(put(&a, json!({"v": 1}), Precondition::Unconditional)).await.unwrap();
+    let committed = store.commit(put(&a, json!({"v": 1}), Precondition::Unconditional)).await.unwrap();
     full.store(true, Ordering::SeqCst);
     let writes =
         join_all([&a, &b].map(|key| store.commit(put(key, json!({"v": 2}), Precondition::Unconditional))))
@@ -251,29 +252,29 @@ async fn a_full_disk_loses_no_acknowledged_write() {
     full.store(false, Ordering::SeqCst);
     assert_eq!(store.get(&a).await.unwrap().unwrap().document, json!({"v": 1}));
     assert_eq!(store.get(&b).await.unwrap(), None);
-    let healed = store.commit(put(&b, json!({"v": 3}), Precondition::Absent)).await.unwrap();
-    assert_eq!(healed.revision, made.revision + 1);
-    let seen: Vec<_> = flatten(store.watch(made.revision)).take(1).collect().await;
-    assert_eq!(seen.first().unwrap().as_ref().unwrap().key, b);
+    let after_recovery = store.commit(put(&b, json!({"v": 3}), Precondition::Absent)).await.unwrap();
+    assert_eq!(after_recovery.revision, committed.revision + 1);
+    let events: Vec<_> = flatten(store.watch(committed.revision)).take(1).collect().await;
+    assert_eq!(events.first().unwrap().as_ref().unwrap().key, b);
 }
 
 /// One operation of a random history.
 #[derive(Clone, Debug)]
-enum Step {
+enum HistoryStep {
     Put(u8, u16),
     Delete(u8),
     Reserve,
     OpenAgain,
 }
 
-fn steps() -> impl Strategy<Value = Vec<Step>> {
-    let step = prop_oneof![
-        6 => (0..6u8, any::<u16>()).prop_map(|(id, value)| Step::Put(id, value)),
-        2 => (0..6u8).prop_map(Step::Delete),
-        1 => Just(Step::Reserve),
-        1 => Just(Step::OpenAgain),
+fn history_steps() -> impl Strategy<Value = Vec<HistoryStep>> {
+    let history_step = prop_oneof![
+        6 => (0..6u8, any::<u16>()).prop_map(|(id, value)| HistoryStep::Put(id, value)),
+        2 => (0..6u8).prop_map(HistoryStep::Delete),
+        1 => Just(HistoryStep::Reserve),
+        1 => Just(HistoryStep::OpenAgain),
     ];
-    prop::collection::vec(step, 1..40)
+    prop::collection::vec(history_step, 1..40)
 }
 
 /// Copies the file of an open store, as a crash would leave it.
@@ -287,29 +288,29 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn acknowledged_writes_survive_a_crash(steps in steps()) {
-        let folder = folder();
-        let path = folder.path().join("store.redb");
+    fn acknowledged_writes_survive_a_crash(history_steps in history_steps()) {
+        let temp_dir = temp_dir();
+        let path = temp_dir.path().join("store.redb");
         runtime().block_on(async {
             let mut store = EmbeddedStore::open(&path).unwrap();
             let mut expected = BTreeMap::new();
             let mut revision = 0;
-            for step in steps {
-                match step {
-                    Step::Put(id, value) => {
+            for history_step in history_steps {
+                match history_step {
+                    HistoryStep::Put(id, value) => {
                         let id = key(Kind::Route, &id.to_string());
-                        let made = store.commit(put(&id, json!({"v": value}), Precondition::Unconditional)).await.unwrap();
-                        revision = made.revision;
-                        expected.insert(id.to_string(), (json!({"v": value}), made.create_revision, made.revision));
+                        let committed = store.commit(put(&id, json!({"v": value}), Precondition::Unconditional)).await.unwrap();
+                        revision = committed.revision;
+                        expected.insert(id.to_string(), (json!({"v": value}), committed.create_revision, committed.revision));
                     }
-                    Step::Delete(id) => {
+                    HistoryStep::Delete(id) => {
                         let id = key(Kind::Route, &id.to_string());
-                        let gone = store.commit(Mutation::Delete { key: id.clone(), precondition: Precondition::Unconditional }).await.unwrap();
-                        assert_eq!(gone.existed, expected.remove(&id.to_string()).is_some());
-                        revision = gone.revision;
+                        let deleted = store.commit(Mutation::Delete { key: id.clone(), precondition: Precondition::Unconditional }).await.unwrap();
+                        assert_eq!(deleted.existed, expected.remove(&id.to_string()).is_some());
+                        revision = deleted.revision;
                     }
-                    Step::Reserve => revision = store.reserve_id().await.unwrap(),
-                    Step::OpenAgain => {
+                    HistoryStep::Reserve => revision = store.reserve_id().await.unwrap(),
+                    HistoryStep::OpenAgain => {
                         drop(store);
                         store = EmbeddedStore::open(&path).unwrap();
                     }

@@ -12,10 +12,10 @@ use telemetry::Heartbeat;
 use tokio::sync::{mpsc, oneshot, watch};
 use zeroize::Zeroizing;
 
-use super::StoreFile;
 use super::file::{self, COUNTERS, INTERNAL_ENTRIES, ITEMS, REVISION, ReadError};
 use super::history::History;
 use super::index::{self, Index};
+use super::store_file::StoreFile;
 use crate::store::{CommitResult, Event, Mutation, Precondition, StoreError, StoredDocument};
 
 /// Writes per fsync; bounds how long the first of them waits.
@@ -139,17 +139,17 @@ impl Writer {
     }
 
     fn commit(&self, changes: &[PendingWrite]) -> Result<Vec<Result<CommitResult, StoreError>>, StoreError> {
-        let begun = Instant::now();
+        let started = Instant::now();
         let group = self.transact(|database| apply_writes(database, changes))?;
-        self.file.metrics.commit_seconds.observe(begun.elapsed().as_secs_f64());
+        self.file.metrics.commit_seconds.observe(started.elapsed().as_secs_f64());
         if let Some(revision) = group.revision {
             self.file.index().apply(group.index_changes, revision);
-            let mut recent = self.history.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut history = self.history.lock().unwrap_or_else(PoisonError::into_inner);
             for (event, size) in group.events {
-                recent.push(event, size);
+                history.push(event, size);
             }
-            recent.advance(revision);
-            drop(recent);
+            history.advance(revision);
+            drop(history);
             self.head.send_replace(revision);
         }
         Ok(group.results)
@@ -161,10 +161,11 @@ impl Writer {
         let mut database = self.file.database.write().unwrap_or_else(PoisonError::into_inner);
         // Released first: this process holds the lock of the file.
         drop(database.take());
-        let opened = (self.file.opener)(&self.file.path)?;
-        let meta = file::read_meta(&opened, &self.file.path)?;
-        *self.file.index() = Index::read(&opened).map_err(|error| error.into_store_error(&self.file.path))?;
-        *database = Some(opened);
+        let database_file = (self.file.opener)(&self.file.path)?;
+        let meta = file::read_meta(&database_file, &self.file.path)?;
+        *self.file.index() =
+            Index::read(&database_file).map_err(|error| error.into_store_error(&self.file.path))?;
+        *database = Some(database_file);
         drop(database);
         if meta.revision != *self.head.borrow() {
             self.history.lock().unwrap_or_else(PoisonError::into_inner).reset(meta.revision);
@@ -179,10 +180,10 @@ fn swap_entry(database: &Database, swap: &PendingSwap) -> Result<Option<u64>, Re
     let transaction = database.begin_write()?;
     let swapped = {
         let mut table = transaction.open_table(INTERNAL_ENTRIES)?;
-        let found = table.get(swap.name)?.map_or(0, |row| row.value().0);
-        if found == swap.expect {
-            table.insert(swap.name, (found + 1, swap.text.as_str()))?;
-            Some(found + 1)
+        let current = table.get(swap.name)?.map_or(0, |row| row.value().0);
+        if current == swap.expect {
+            table.insert(swap.name, (current + 1, swap.text.as_str()))?;
+            Some(current + 1)
         } else {
             None
         }
@@ -235,24 +236,24 @@ fn apply_mutation(
     group: &mut CommitGroup,
 ) -> Result<Result<CommitResult, StoreError>, ReadError> {
     let name = write.key().to_string();
-    let found = items.get(name.as_str())?.map(|row| {
+    let current = items.get(name.as_str())?.map(|row| {
         let (created, modified, _) = row.value();
         (created, modified)
     });
-    let as_expected = match write.precondition() {
+    let holds = match write.precondition() {
         Precondition::Unconditional => true,
-        Precondition::Absent => found.is_none(),
-        Precondition::ModRevision(expected) => found.is_some_and(|(_, modified)| modified == expected),
+        Precondition::Absent => current.is_none(),
+        Precondition::ModRevision(expected) => current.is_some_and(|(_, modified)| modified == expected),
     };
-    if !as_expected {
+    if !holds {
         return Ok(Err(StoreError::Conflict));
     }
-    let existed = found.is_some();
+    let existed = current.is_some();
     match write {
         Mutation::Put { key, document, .. } => {
             *revision += 1;
             let modified = *revision;
-            let created = found.map_or(modified, |(created, _)| created);
+            let created = current.map_or(modified, |(created, _)| created);
             let text = serde_json::to_vec(document)
                 .map_err(|error| ReadError::Row(format!("{name} cannot be written as JSON: {error}")))?;
             items.insert(name.as_str(), (created, modified, text.as_slice()))?;
@@ -274,7 +275,7 @@ fn apply_mutation(
             Ok(Ok(CommitResult { revision: modified, create_revision: created, existed }))
         }
         Mutation::Delete { key, .. } => {
-            if let Some((created, _)) = found {
+            if let Some((created, _)) = current {
                 *revision += 1;
                 items.remove(name.as_str())?;
                 group.index_changes.push(index::IndexChange {
@@ -288,7 +289,7 @@ fn apply_mutation(
             }
             Ok(Ok(CommitResult {
                 revision: *revision,
-                create_revision: found.map_or(0, |(created, _)| created),
+                create_revision: current.map_or(0, |(created, _)| created),
                 existed,
             }))
         }

@@ -34,40 +34,42 @@ impl DocumentCache {
 
     /// Replaces all documents after a load. Accepts an older revision, because a cluster may be
     /// restored from a backup, unless an event of a newer revision arrived during the load.
-    pub(super) fn replace(&self, loaded: &DocumentList, mark: u64) {
-        let mut inner = self.lock();
-        let overtaken = inner.events != mark
-            && inner.documents.as_ref().is_some_and(|known| known.revision > loaded.revision);
-        if !overtaken {
+    pub(super) fn replace(&self, loaded: &DocumentList, events_before: u64) {
+        let mut state = self.lock();
+        let is_outdated = state.events != events_before
+            && state.documents.as_ref().is_some_and(|documents| documents.revision > loaded.revision);
+        if !is_outdated {
             let items = loaded.items.iter().map(|item| (item.key.clone(), item.clone())).collect();
-            inner.documents = Some(CachedRevision { revision: loaded.revision, items });
+            state.documents = Some(CachedRevision { revision: loaded.revision, items });
         }
     }
 
     /// The newest known revision; 0 before the first load.
     pub(super) fn revision(&self) -> u64 {
-        self.lock().documents.as_ref().map_or(0, |known| known.revision)
+        self.lock().documents.as_ref().map_or(0, |documents| documents.revision)
     }
 
     /// Applies a change; ignores one that is older than the cache.
     pub(super) fn apply(&self, event: &Event) {
-        let mut inner = self.lock();
-        inner.events += 1;
-        let Some(known) = inner.documents.as_mut().filter(|known| known.revision <= event.revision) else {
+        let mut state = self.lock();
+        state.events += 1;
+        let Some(documents) =
+            state.documents.as_mut().filter(|documents| documents.revision <= event.revision)
+        else {
             return;
         };
-        known.revision = event.revision;
+        documents.revision = event.revision;
         match &event.document {
-            Some(stored) => drop(known.items.insert(event.key.clone(), stored.clone())),
-            None => drop(known.items.remove(&event.key)),
+            Some(stored) => drop(documents.items.insert(event.key.clone(), stored.clone())),
+            None => drop(documents.items.remove(&event.key)),
         }
     }
 
     /// The documents of one kind, or all; `None` before the first load.
     pub(super) fn documents(&self, kind: Option<Kind>) -> Option<DocumentList> {
-        let known = self.lock().documents.clone()?;
-        let wanted = known.items.values().filter(|item| kind.is_none_or(|kind| item.key.kind == kind));
-        Some(DocumentList { revision: known.revision, items: wanted.cloned().collect() })
+        let documents = self.lock().documents.clone()?;
+        let selected = documents.items.values().filter(|item| kind.is_none_or(|kind| item.key.kind == kind));
+        Some(DocumentList { revision: documents.revision, items: selected.cloned().collect() })
     }
 
     fn lock(&self) -> MutexGuard<'_, CacheState> {
@@ -106,8 +108,12 @@ mod tests {
         let two = stored("2", 6, json!({"v": 2}));
         memory.apply(&event(6, "2", Some(two.clone())));
         memory.apply(&event(4, "1", None));
-        let known = memory.documents(Some(Kind::Ssl)).unwrap();
-        assert_eq!((known.revision, known.items), (6, vec![one, two]), "what is older changes nothing");
+        let documents = memory.documents(Some(Kind::Ssl)).unwrap();
+        assert_eq!(
+            (documents.revision, documents.items),
+            (6, vec![one, two]),
+            "what is older changes nothing"
+        );
         assert!(memory.documents(Some(Kind::Route)).unwrap().items.is_empty());
         memory.apply(&event(7, "1", None));
         assert_eq!(memory.documents(None).unwrap().items.len(), 1);
@@ -117,9 +123,9 @@ mod tests {
     fn an_outdated_load_is_ignored_and_a_restored_cluster_accepted() {
         let memory = DocumentCache::default();
         memory.replace(&DocumentList { revision: 5, items: Vec::new() }, memory.event_count());
-        let mark = memory.event_count();
+        let events_before = memory.event_count();
         memory.apply(&event(6, "1", Some(stored("1", 6, json!({})))));
-        memory.replace(&DocumentList { revision: 5, items: Vec::new() }, mark);
+        memory.replace(&DocumentList { revision: 5, items: Vec::new() }, events_before);
         assert_eq!(memory.documents(None).unwrap().revision, 6);
         memory.replace(&DocumentList { revision: 2, items: Vec::new() }, memory.event_count());
         assert_eq!(memory.documents(None).unwrap().revision, 2);

@@ -13,9 +13,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, Instant};
 
-use etcd_client::{Channel, Client, ConnectOptions, GetOptions};
-use futures_util::StreamExt;
-use futures_util::stream::FuturesUnordered;
+use etcd_client::Client;
+use failover::FailoverTask;
 use telemetry::{Heartbeat, Readiness};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
@@ -24,21 +23,14 @@ use super::dial::{self, ClientTls, Endpoint};
 use super::layout::Layout;
 use crate::store::StoreError;
 
-const HEALTH_CHECK_INTERVAL: Duration = Duration::from_secs(1);
-/// A healthy member answers in milliseconds; during an election it takes a second or two.
-const HEALTH_CHECK_TIMEOUT: Duration = Duration::from_secs(3);
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
-/// Time beyond the connection time-out for the first responses.
-const FIRST_RESPONSE_GRACE: Duration = Duration::from_secs(1);
-/// The backoff between attempts while no endpoint answers.
-const BACKOFF_MIN: Duration = Duration::from_millis(100);
-const BACKOFF_MAX: Duration = Duration::from_secs(2);
+mod failover;
+
 /// A response holds a page of documents, or many changes at once.
 const MESSAGE_BYTES_MAX: usize = 1 << 30;
 
 pub(super) struct ConnectionSettings {
     pub(super) endpoints: Vec<Endpoint>,
-    pub(super) security: ClientTls,
+    pub(super) tls: ClientTls,
     /// User and password.
     pub(super) user: Option<(String, conf::Secret)>,
     /// `deployment.etcd.timeout`: the time-out of one call.
@@ -117,15 +109,15 @@ impl ConnectionManager {
             revision: AtomicI64::new(0),
             health_check: Notify::new(),
         });
-        let mut keeper = FailoverTask::new(Arc::clone(&shared));
-        let first = keeper.try_all().await.map_err(|what| StoreError::Unavailable { what })?;
+        let mut failover = FailoverTask::new(Arc::clone(&shared));
+        let first = failover.try_all().await.map_err(|what| StoreError::Unavailable { what })?;
         shared.state.send_replace(ConnectionState::Connected(first.clone()));
         let heartbeat = Heartbeat::new("store", Readiness::Required);
-        let beats = Arc::clone(&heartbeat);
+        let beating = Arc::clone(&heartbeat);
         let task = tokio::spawn(async move {
             tokio::select! {
-                () = keeper.run(first) => {}
-                never = beats.beat_forever() => match never {},
+                () = failover.run(first) => {}
+                never = beating.beat_forever() => match never {},
             }
         });
         Ok(Self { shared, task, heartbeat })
@@ -136,7 +128,7 @@ impl ConnectionManager {
     }
 
     pub(super) fn files(&self) -> &mtls::Reloader<dial::LoadedTls> {
-        self.shared.settings.security.files()
+        self.shared.settings.tls.files()
     }
 
     /// The current connection. Waits during a failover, for at most the time-out of a call.
@@ -148,8 +140,8 @@ impl ConnectionManager {
         let settled = state.wait_for(|state| !matches!(state, ConnectionState::FailingOver));
         let what = match tokio::time::timeout(self.timeout(), settled).await {
             Ok(Ok(state)) => match &*state {
-                ConnectionState::Connected(connected) => return Ok(connected.clone()),
-                ConnectionState::Unreachable(why) => why.to_string(),
+                ConnectionState::Connected(connection) => return Ok(connection.clone()),
+                ConnectionState::Unreachable(error) => error.to_string(),
                 ConnectionState::FailingOver => "no etcd endpoint answers yet".to_owned(),
             },
             Ok(Err(_)) => "the store is being closed".to_owned(),
@@ -160,19 +152,20 @@ impl ConnectionManager {
 
     /// Resolves when the connection is lost; a replacement after a change of the certificate files
     /// is no loss.
-    pub(super) async fn wait_lost(&self, connected: &EtcdConnection) {
-        let session = connected.epoch;
+    pub(super) async fn wait_lost(&self, connection: &EtcdConnection) {
+        let epoch = connection.epoch;
         let mut state = self.shared.state.subscribe();
-        let other = |state: &ConnectionState| !matches!(state, ConnectionState::Connected(now) if now.epoch == session);
+        let other =
+            |state: &ConnectionState| !matches!(state, ConnectionState::Connected(now) if now.epoch == epoch);
         drop(state.wait_for(other).await);
     }
 
     /// Resolves when the connection is lost or replaced.
-    pub(super) async fn wait_replaced(&self, connected: &EtcdConnection) {
-        let number = connected.id;
+    pub(super) async fn wait_replaced(&self, connection: &EtcdConnection) {
+        let id = connection.id;
         let mut state = self.shared.state.subscribe();
         let other =
-            |state: &ConnectionState| !matches!(state, ConnectionState::Connected(now) if now.id == number);
+            |state: &ConnectionState| !matches!(state, ConnectionState::Connected(now) if now.id == id);
         drop(state.wait_for(other).await);
     }
 
@@ -180,17 +173,17 @@ impl ConnectionManager {
     pub(super) async fn wait_connected(&self) -> Option<EtcdConnection> {
         let mut state = self.shared.state.subscribe();
         let state = state.wait_for(|state| matches!(state, ConnectionState::Connected(_))).await.ok()?;
-        if let ConnectionState::Connected(connected) = &*state { Some(connected.clone()) } else { None }
+        if let ConnectionState::Connected(connection) = &*state { Some(connection.clone()) } else { None }
     }
 
     /// Requests a health check after a failed call, and waits until it succeeds or the connection
     /// is lost.
-    pub(super) async fn check_health(&self, connected: &EtcdConnection) {
-        let mut heard = self.shared.last_seen.subscribe();
+    pub(super) async fn check_health(&self, connection: &EtcdConnection) {
+        let mut last_seen = self.shared.last_seen.subscribe();
         self.shared.health_check.notify_one();
         tokio::select! {
-            _ = heard.changed() => {}
-            () = self.wait_lost(connected) => {}
+            _ = last_seen.changed() => {}
+            () = self.wait_lost(connection) => {}
         }
     }
 
@@ -201,8 +194,8 @@ impl ConnectionManager {
 
     /// The time since the last response, while no endpoint answers.
     pub(super) fn unreachable_for(&self) -> Option<Duration> {
-        let up = matches!(&*self.shared.state.borrow(), ConnectionState::Connected(_));
-        (!up).then(|| self.shared.last_seen.borrow().elapsed())
+        let is_connected = matches!(&*self.shared.state.borrow(), ConnectionState::Connected(_));
+        (!is_connected).then(|| self.shared.last_seen.borrow().elapsed())
     }
 
     /// The time-out of one call.
@@ -211,8 +204,8 @@ impl ConnectionManager {
     }
 
     /// The message of a failed call, with the failing step of its connection.
-    pub(super) fn describe_error(&self, connected: &EtcdConnection, error: &etcd_client::Error) -> String {
-        error_text(error, self.shared.settings.endpoints.get(connected.endpoint))
+    pub(super) fn describe_error(&self, connection: &EtcdConnection, error: &etcd_client::Error) -> String {
+        error_text(error, self.shared.settings.endpoints.get(connection.endpoint))
     }
 }
 
@@ -238,233 +231,5 @@ fn error_text(error: &etcd_client::Error, endpoint: Option<&Endpoint>) -> String
             _ => status.message().to_owned(),
         },
         other => other.to_string(),
-    }
-}
-
-struct ReachedEndpoint {
-    endpoint: usize,
-    client: Arc<Client>,
-    /// The id of its cluster.
-    cluster: u64,
-}
-
-type CertificateChanges = watch::Receiver<Option<Arc<mtls::LoadedCredentials<dial::LoadedTls>>>>;
-
-/// The task that keeps one endpoint connected.
-struct FailoverTask {
-    shared: Arc<ManagerState>,
-    /// The time of each endpoint's last failure; `None` once it has answered.
-    failed: Vec<Option<Instant>>,
-    number: u64,
-    /// The id of the cluster that was used last.
-    cluster: Option<u64>,
-    last_logged_error: Option<String>,
-    /// Changes of the certificate files since the last dial.
-    files: CertificateChanges,
-}
-
-impl FailoverTask {
-    fn new(shared: Arc<ManagerState>) -> Self {
-        let failed = vec![None; shared.settings.endpoints.len()];
-        let files = shared.settings.security.files().subscribe();
-        Self { shared, failed, number: 0, cluster: None, last_logged_error: None, files }
-    }
-
-    /// Reloads changed certificate files, if an endpoint needs them.
-    async fn refresh_files(&self) {
-        let settings = &self.shared.settings;
-        if settings.endpoints.iter().any(Endpoint::https) {
-            // An error appears in the log, or in the error of the next dial.
-            let _ = settings.security.files().refresh().await;
-        }
-    }
-
-    async fn run(mut self, mut connected: EtcdConnection) {
-        loop {
-            let why = self.monitor(&mut connected).await;
-            self.shared.state.send_replace(ConnectionState::FailingOver);
-            tracing::warn!(problem = why, "an etcd endpoint does not answer any more; trying the others");
-            self.set_failed(connected.endpoint, Some(Instant::now()));
-            connected = self.fail_over().await;
-            self.shared.state.send_replace(ConnectionState::Connected(connected.clone()));
-            tracing::info!(endpoint = self.url(connected.endpoint), "reconnected to etcd");
-        }
-    }
-
-    /// Runs health checks until one fails, and returns the cause.
-    async fn monitor(&mut self, connected: &mut EtcdConnection) -> String {
-        loop {
-            tokio::select! {
-                () = tokio::time::sleep(HEALTH_CHECK_INTERVAL) => {}
-                () = self.shared.health_check.notified() => {}
-            }
-            if let Err(why) = self.ping(&connected.client, connected.endpoint).await {
-                return why;
-            }
-            self.shared.last_seen.send_replace(Instant::now());
-            self.refresh_files().await;
-            if !self.files.has_changed().unwrap_or(false) {
-                continue;
-            }
-            self.files.mark_unchanged();
-            // Calls in progress keep the old connection alive.
-            match self.connect(connected.endpoint).await {
-                Ok(ReachedEndpoint { client, .. }) => {
-                    self.number += 1;
-                    *connected = EtcdConnection { id: self.number, client, ..*connected };
-                    self.shared.state.send_replace(ConnectionState::Connected(connected.clone()));
-                    tracing::info!("connected to etcd anew, with the certificate files as they are now");
-                }
-                Err(why) => tracing::warn!(
-                    problem = why,
-                    "etcd cannot be reached with the changed certificate files; the connection made before stays in use"
-                ),
-            }
-        }
-    }
-
-    /// Retries with backoff until an endpoint answers.
-    async fn fail_over(&mut self) -> EtcdConnection {
-        let mut pause = BACKOFF_MIN;
-        loop {
-            match self.try_all().await {
-                Ok(connected) => {
-                    self.last_logged_error = None;
-                    return connected;
-                }
-                Err(why) => {
-                    self.shared.state.send_replace(ConnectionState::Unreachable(why.as_str().into()));
-                    if self.last_logged_error.as_ref() != Some(&why) {
-                        tracing::error!(
-                            "no healthy etcd endpoint available, next retry after {}s: {why}",
-                            pause.as_secs_f32()
-                        );
-                        self.last_logged_error = Some(why);
-                    }
-                }
-            }
-            tokio::time::sleep(pause.mul_f64(rand::random_range(0.75..1.25))).await;
-            pause = (pause * 2).min(BACKOFF_MAX);
-        }
-    }
-
-    /// Tries all endpoints at once; those in cooldown only if no other answers. The first to answer
-    /// is used. An endpoint of another cluster than before is used only if no member of the old
-    /// cluster answers: the cluster may have been recreated.
-    async fn try_all(&mut self) -> Result<EtcdConnection, String> {
-        self.refresh_files().await;
-        self.files.mark_unchanged();
-        let (shunned, fresh): (Vec<usize>, Vec<usize>) =
-            (0..self.failed.len()).partition(|endpoint| self.in_cooldown(*endpoint));
-        let (mut problems, mut strangers) = (Vec::new(), Vec::new());
-        for wave in [fresh, shunned] {
-            let (answered, failures) = self.first_to_answer(wave, &mut strangers).await;
-            for (endpoint, why) in failures {
-                self.set_failed(endpoint, Some(Instant::now()));
-                problems.push(why);
-            }
-            if let Some(dialled) = answered {
-                return Ok(self.adopt(dialled));
-            }
-        }
-        if let Some(dialled) = strangers.pop() {
-            tracing::warn!(
-                endpoint = self.url(dialled.endpoint),
-                "the etcd cluster is another one than before: it was set up anew, or deployment.etcd.host names members of two. It is \
-                 followed, because no member of the one before answers"
-            );
-            return Ok(self.adopt(dialled));
-        }
-        problems.sort();
-        Err(problems.join("; "))
-    }
-
-    fn adopt(&mut self, dialled: ReachedEndpoint) -> EtcdConnection {
-        let ReachedEndpoint { endpoint, client, cluster } = dialled;
-        self.set_failed(endpoint, None);
-        self.shared.last_seen.send_replace(Instant::now());
-        self.cluster = Some(cluster);
-        self.number += 1;
-        EtcdConnection { id: self.number, epoch: self.number, client, endpoint }
-    }
-
-    /// The first endpoint of this cluster to answer, and the failures before it.
-    async fn first_to_answer(
-        &self,
-        endpoints: Vec<usize>,
-        strangers: &mut Vec<ReachedEndpoint>,
-    ) -> (Option<ReachedEndpoint>, Vec<(usize, String)>) {
-        let dials = endpoints.into_iter().map(|nth| async move { (nth, self.connect(nth).await) });
-        let mut dials: FuturesUnordered<_> = dials.collect();
-        let mut failures = Vec::new();
-        while let Some((nth, dialled)) = dials.next().await {
-            match dialled {
-                Ok(dialled) if self.cluster.is_none_or(|ours| ours == dialled.cluster) => {
-                    return (Some(dialled), failures);
-                }
-                Ok(stranger) => strangers.push(stranger),
-                Err(why) => failures.push((nth, why)),
-            }
-        }
-        (None, failures)
-    }
-
-    fn in_cooldown(&self, endpoint: usize) -> bool {
-        let failed = self.failed.get(endpoint).copied().flatten();
-        failed.is_some_and(|since| since.elapsed() < self.shared.settings.cooldown)
-    }
-
-    fn set_failed(&mut self, endpoint: usize, failed: Option<Instant>) {
-        if let Some(standing) = self.failed.get_mut(endpoint) {
-            *standing = failed;
-        }
-    }
-
-    /// Connects to one endpoint and makes a health check.
-    async fn connect(&self, nth: usize) -> Result<ReachedEndpoint, String> {
-        let settings = &self.shared.settings;
-        let endpoint = settings.endpoints.get(nth).ok_or("deployment.etcd.host: no endpoint")?;
-        let patience = CONNECT_TIMEOUT.min(settings.timeout);
-        let dialling = async {
-            let channel = dial::connect(endpoint, &settings.security, patience).await;
-            let channel = channel.map_err(|error| error.to_string())?;
-            let mut options = ConnectOptions::new().with_require_leader(true);
-            if let Some((user, password)) = &settings.user {
-                options = options.with_user(user.as_str(), password.expose()).with_auto_token_refresh(true);
-            }
-            let client = Client::from_channel(Channel::Tonic(channel), Some(options)).await;
-            let client = client.map_err(|error| error_text(&error, Some(endpoint)))?;
-            let cluster = self.ping(&client, nth).await?;
-            Ok(ReachedEndpoint { endpoint: nth, client: Arc::new(client), cluster })
-        };
-        let dialled = tokio::time::timeout(patience + FIRST_RESPONSE_GRACE, dialling).await;
-        dialled
-            .unwrap_or_else(|_| Err(format!("{}: no answer within {} s", endpoint.url(), patience.as_secs())))
-    }
-
-    /// Reads an absent key with linearizable consistency, which needs a leader and a majority.
-    /// Returns the cluster's id.
-    async fn ping(&self, client: &Client, nth: usize) -> Result<u64, String> {
-        let endpoint = self.shared.settings.endpoints.get(nth);
-        let patience = HEALTH_CHECK_TIMEOUT.min(self.shared.settings.timeout);
-        let mut kv = client.kv_client();
-        let asking = kv.get(self.shared.layout.fence_key(), Some(GetOptions::new().with_count_only()));
-        match tokio::time::timeout(patience, asking).await {
-            Ok(Ok(answer)) => {
-                let revision = answer.header().map_or(0, etcd_client::ResponseHeader::revision);
-                self.shared.revision.store(revision, Ordering::Release);
-                Ok(answer.header().map_or(0, etcd_client::ResponseHeader::cluster_id))
-            }
-            Ok(Err(error)) => Err(format!("{}: {}", self.url(nth), error_text(&error, endpoint))),
-            Err(_) => Err(format!(
-                "{}: no answer within {} s: the member does not run, or has no leader",
-                self.url(nth),
-                patience.as_secs()
-            )),
-        }
-    }
-
-    fn url(&self, nth: usize) -> &str {
-        self.shared.settings.endpoints.get(nth).map_or("", Endpoint::url)
     }
 }

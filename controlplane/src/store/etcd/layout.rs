@@ -101,8 +101,8 @@ impl Layout {
         format!("{}{OWN_DIRECTORY}/{EXTENSIONS}/", self.root)
     }
 
-    pub(super) fn internal_key(&self, what: InternalKey) -> String {
-        format!("{}{OWN_DIRECTORY}/{}", self.root, what.name())
+    pub(super) fn internal_key(&self, key: InternalKey) -> String {
+        format!("{}{OWN_DIRECTORY}/{}", self.root, key.name())
     }
 
     /// The prefix of the control planes' reports. The last segment is random per process.
@@ -130,10 +130,10 @@ impl Layout {
     /// Parses a key below the prefix.
     pub(super) fn parse(&self, name: &[u8]) -> ParsedKey {
         let text = String::from_utf8_lossy(name);
-        let Some(rest) = text.strip_prefix(&self.root) else { return ParsedKey::Ignored };
-        let Some((directory, id)) = rest.split_once('/') else {
-            let known = rest == "gen_id" || rest == "plugins";
-            return if known { ParsedKey::Ignored } else { ParsedKey::Unknown(rest.to_owned()) };
+        let Some(relative) = text.strip_prefix(&self.root) else { return ParsedKey::Ignored };
+        let Some((directory, id)) = relative.split_once('/') else {
+            let is_placeholder = relative == "gen_id" || relative == "plugins";
+            return if is_placeholder { ParsedKey::Ignored } else { ParsedKey::Unknown(relative.to_owned()) };
         };
         if id.is_empty() {
             return ParsedKey::Ignored;
@@ -141,7 +141,7 @@ impl Layout {
         if directory == OWN_DIRECTORY {
             let key = id
                 .strip_prefix(EXTENSIONS)
-                .and_then(|rest| rest.strip_prefix('/'))
+                .and_then(|relative| relative.strip_prefix('/'))
                 .and_then(parse_extension_key);
             return key.map_or(ParsedKey::Ignored, ParsedKey::Extension);
         }
@@ -150,8 +150,8 @@ impl Layout {
             Some(kind) => match Id::parse(id) {
                 Ok(id) => ParsedKey::Document(Key::new(kind, id)),
                 Err(_) => match substitute_key(kind, name) {
-                    Some(key) => ParsedKey::Misnamed(key, rest.to_owned()),
-                    None => ParsedKey::Unknown(rest.to_owned()),
+                    Some(key) => ParsedKey::Misnamed(key, relative.to_owned()),
+                    None => ParsedKey::Unknown(relative.to_owned()),
                 },
             },
         }
@@ -217,8 +217,8 @@ impl ExtensionEntry {
 /// The values of a document's two keys; the second is `None` without extension fields.
 pub(super) fn split_document(key: &Key, document: &Value) -> (String, Option<String>) {
     let mut document = document.clone();
-    let beside = document.as_object_mut().and_then(|members| split(key.kind, members));
-    (document.to_string(), beside.map(|beside| beside.to_string()))
+    let extension = document.as_object_mut().and_then(|members| split(key.kind, members));
+    (document.to_string(), extension.map(|extension| extension.to_string()))
 }
 
 /// The document with its extension fields.
@@ -229,13 +229,13 @@ pub(super) fn merge_extension(
     let Some(extension) = extension.filter(|extension| extension.belongs_to(stored.create_revision)) else {
         return stored;
     };
-    let newer = stored.mod_revision > extension.mod_revision;
+    let is_newer = stored.mod_revision > extension.mod_revision;
     if let Some(members) = stored.document.as_object_mut() {
         match &extension.fields {
-            Ok(fields) => merge(stored.key.kind, members, fields.clone(), newer),
-            Err(why) => mark_unreadable(stored.key.kind, members, why),
+            Ok(fields) => merge(stored.key.kind, members, fields.clone(), is_newer),
+            Err(error) => mark_unreadable(stored.key.kind, members, error),
         }
-        stored.stale_extensions = newer;
+        stored.stale_extensions = is_newer;
     }
     stored.mod_revision = stored.mod_revision.max(extension.mod_revision);
     stored
@@ -253,7 +253,7 @@ pub(super) fn decode_document(key: Key, value: &[u8], created: i64, modified: i6
     };
     let (document, salvaged) = match parsed {
         Ok(document) => (document, None),
-        Err(why) => (Value::String(why), SalvagedDocument::read(value)),
+        Err(error) => (Value::String(error), SalvagedDocument::read(value)),
     };
     let (created, modified) = (from_etcd_revision(created), from_etcd_revision(modified));
     StoredDocument {
@@ -309,8 +309,8 @@ mod tests {
                     ParsedKey::Document(key.clone())
                 );
                 assert!(layout.document_key(&key).starts_with(&layout.kind_prefix(kind)));
-                if let Some(beside) = layout.extension_key(&key) {
-                    assert_eq!(layout.parse(beside.as_bytes()), ParsedKey::Extension(key));
+                if let Some(extension) = layout.extension_key(&key) {
+                    assert_eq!(layout.parse(extension.as_bytes()), ParsedKey::Extension(key));
                 }
             }
         }
@@ -340,8 +340,10 @@ mod tests {
         let long = format!("ssls/{}", "x".repeat(65));
         let mut stand_ins = BTreeSet::new();
         for name in ["ssls/a b", "ssls/1/2", "ssls/team:a", "ssls/\u{fffd}", long.as_str()] {
-            let ParsedKey::Misnamed(key, told) = place(&format!("/apisix/{name}")) else { panic!("{name}") };
-            assert_eq!((key.kind, told.as_str()), (Kind::Ssl, name));
+            let ParsedKey::Misnamed(key, parsed) = place(&format!("/apisix/{name}")) else {
+                panic!("{name}")
+            };
+            assert_eq!((key.kind, parsed.as_str()), (Kind::Ssl, name));
             assert!(Id::parse(key.id.as_str()).is_ok(), "{key}");
             stand_ins.insert(key);
         }
@@ -381,11 +383,11 @@ mod tests {
     fn extension_fields_belong_to_one_document() {
         let key = Key::new(Kind::Route, Id::parse("1").unwrap());
         let document = json!({"uri": "/a", "client_identity": {"allow": [{"dns": "a.b"}]}, "id": "1"});
-        let (value, beside) = split_document(&key, &document);
-        let beside = beside.unwrap();
-        assert!(!value.contains("client_identity") && !beside.contains("uri"));
-        let joined = |created, modified, beside: i64| {
-            let extension = ExtensionEntry::decode(beside_text(&document).as_bytes(), beside);
+        let (value, extension) = split_document(&key, &document);
+        let extension = extension.unwrap();
+        assert!(!value.contains("client_identity") && !extension.contains("uri"));
+        let joined = |created, modified, extension: i64| {
+            let extension = ExtensionEntry::decode(beside_text(&document).as_bytes(), extension);
             merge_extension(
                 decode_document(key.clone(), value.as_bytes(), created, modified),
                 Some(&extension),
@@ -404,9 +406,9 @@ mod tests {
         let edited = joined(3, 5, 9);
         assert_eq!((&edited.document, edited.mod_revision, edited.stale_extensions), (&document, 9, false));
         // From an earlier document of the same name.
-        let anew = joined(7, 7, 5);
+        let recreated = joined(7, 7, 5);
         assert_eq!(
-            (anew.document.get("client_identity"), anew.mod_revision, anew.stale_extensions),
+            (recreated.document.get("client_identity"), recreated.mod_revision, recreated.stale_extensions),
             (None, 7, false)
         );
         assert_eq!(split_document(&key, &json!({"uri": "/a"})).1, None);

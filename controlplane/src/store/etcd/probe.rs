@@ -1,17 +1,18 @@
 //! Probes an endpoint: identity, version, login and permissions. Changes nothing.
 //!
 //! `startup` probes all endpoints when the control plane starts, with the messages of the contract
-//! (9.2). `doctor` adds `permissions` and `clock`. `version` knows etcd's versions.
+//! (9.2). `doctor` adds `check_permissions` and `clock`. `version` knows etcd's versions.
 
 pub(crate) mod clock;
-pub(crate) mod permissions;
 pub(crate) mod startup;
 pub(crate) mod version;
 
 use std::time::{Duration, Instant};
 
 use conf::Secret;
-use etcd_client::{Channel, Client, ConnectOptions, GetOptions, StatusResponse};
+use etcd_client::{
+    Channel, Client, Compare, CompareOp, ConnectOptions, GetOptions, StatusResponse, Txn, TxnOp,
+};
 use tonic::{Code, Status};
 
 use super::dial::{self, ClientTls, DialError, DialStep, Endpoint};
@@ -19,17 +20,24 @@ use super::dial::{self, ClientTls, DialError, DialStep, Endpoint};
 /// The part of the quota, in percent, from which a database is warned about.
 const FULL_PERCENT: u64 = 80;
 /// The length at which a server's message is cut.
-const QUOTED: usize = 300;
+const MESSAGE_LETTERS_MAX: usize = 300;
 /// etcd's quota without `--quota-backend-bytes`; versions before 3.6 do not report it.
 const DEFAULT_QUOTA: u64 = 2 << 30;
 
 /// The upper bound of the time-out: a member that drops packets must not delay a start that the
 /// other members allow.
-const ANSWER_MAX: Duration = Duration::from_secs(5);
+const TIMEOUT_MAX: Duration = Duration::from_secs(5);
+
+/// The name of the call that checks write permission, in errors.
+const WRITE: &str = "a write";
+/// An id that is never written.
+const PROBE_ID: &str = "countersign-doctor";
+/// The directory of internal entries and extension fields.
+const OWN_DIRECTORY: &str = "countersign";
 
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ProbeSettings<'a> {
-    pub security: &'a ClientTls,
+    pub client_tls: &'a ClientTls,
     /// User and password; `None`: anonymous, or the common name of the client certificate.
     pub login: Option<(&'a str, &'a Secret)>,
     /// The prefix of all keys, such as `/apisix`.
@@ -40,9 +48,9 @@ pub(crate) struct ProbeSettings<'a> {
 
 impl<'a> ProbeSettings<'a> {
     /// From `deployment.etcd`.
-    pub(crate) fn of(etcd: &'a conf::EtcdSettings, security: &'a ClientTls) -> Self {
+    pub(crate) fn of(etcd: &'a conf::EtcdSettings, client_tls: &'a ClientTls) -> Self {
         let login = etcd.user.as_deref().zip(etcd.password.as_ref());
-        Self { security, login, prefix: &etcd.prefix, timeout: etcd.timeout.min(ANSWER_MAX) }
+        Self { client_tls, login, prefix: &etcd.prefix, timeout: etcd.timeout.min(TIMEOUT_MAX) }
     }
 }
 
@@ -80,31 +88,31 @@ pub(crate) enum ProbeError {
     )]
     VersionTooOld { found: String },
     #[error(
-        "etcd refuses the login of user {user:?}: {says}. Check deployment.etcd.user and password (`etcdctl user list`, \
+        "etcd refuses the login of user {user:?}: {message}. Check deployment.etcd.user and password (`etcdctl user list`, \
          `etcdctl user passwd {user}`)"
     )]
     LoginFailed {
         user: String,
         /// etcd's message: "invalid user ID or password".
-        says: String,
+        message: String,
     },
     /// A login is configured, and etcd has authentication disabled.
     #[error(
-        "deployment.etcd.user is set, but etcd says: {says}. Run `etcdctl auth enable` there, or remove user and password"
+        "deployment.etcd.user is set, but etcd says: {message}. Run `etcdctl auth enable` there, or remove user and password"
     )]
     AuthDisabled {
         /// etcd's message: "authentication is not enabled".
-        says: String,
+        message: String,
     },
     /// No login is configured, and etcd requires one.
     #[error(
-        "insufficient credentials code: 401: etcd has authentication enabled and wants a user ({says}): set \
+        "insufficient credentials code: 401: etcd has authentication enabled and wants a user ({message}): set \
          deployment.etcd.user and password, or give a client certificate whose common name is a user"
     )]
-    LoginRequired { says: String },
+    LoginRequired { message: String },
     /// The user lacks a permission.
     #[error(
-        "etcd forbidden code: 403: {who} may not {what} below {prefix}/ ({says}): grant it: `etcdctl role \
+        "etcd forbidden code: 403: {who} may not {what} below {prefix}/ ({message}): grant it: `etcdctl role \
          grant-permission ROLE --prefix=true readwrite {prefix}/`"
     )]
     Forbidden {
@@ -112,15 +120,15 @@ pub(crate) enum ProbeError {
         /// "read" or "write".
         what: &'static str,
         prefix: String,
-        says: String,
+        message: String,
     },
     /// The endpoint accepted the connection and does not answer.
     #[error(
-        "no answer to {what} within {}: etcd is overloaded or stopped, or its cluster has no majority", dial::format_duration(*.after)
+        "no answer to {what} within {}: etcd is overloaded or stopped, or its cluster has no majority", dial::format_duration(*.timeout)
     )]
-    Timeout { what: &'static str, after: Duration },
-    #[error("etcd answered {what} with: {says}")]
-    UnexpectedResponse { what: &'static str, says: String },
+    Timeout { what: &'static str, timeout: Duration },
+    #[error("etcd answered {what} with: {message}")]
+    UnexpectedResponse { what: &'static str, message: String },
 }
 
 impl ProbeError {
@@ -148,38 +156,38 @@ impl ProbeError {
 /// The first failing check.
 pub(crate) async fn probe(
     endpoint: &Endpoint,
-    asking: ProbeSettings<'_>,
+    settings: ProbeSettings<'_>,
 ) -> Result<EndpointStatus, ProbeError> {
-    let began = Instant::now();
-    let (mut client, status) = connect_and_login(endpoint, asking).await?;
-    count_keys(endpoint, asking, &mut client, Consistency::Serializable).await?;
-    Ok(endpoint_status(endpoint, &status, began.elapsed()))
+    let started = Instant::now();
+    let (mut client, status) = connect_and_login(endpoint, settings).await?;
+    count_keys(endpoint, settings, &mut client, Consistency::Serializable).await?;
+    Ok(endpoint_status(endpoint, &status, started.elapsed()))
 }
 
 /// Connects, checks the version, and logs in.
 async fn connect_and_login(
     endpoint: &Endpoint,
-    asking: ProbeSettings<'_>,
+    settings: ProbeSettings<'_>,
 ) -> Result<(Client, StatusResponse), ProbeError> {
-    let question = Prober { endpoint, asking };
-    let channel = dial::connect(endpoint, asking.security, asking.timeout).await?;
+    let prober = Prober { endpoint, settings };
+    let channel = dial::connect(endpoint, settings.client_tls, settings.timeout).await?;
     let open = |options| Client::from_channel(Channel::Tonic(channel.clone()), options);
-    let mut client = question.call("a hello", open(None)).await?;
+    let mut client = prober.call("a hello", open(None)).await?;
     // Before the login, which an old version may not support.
-    let status = match question.call("the status", client.status()).await {
+    let status = match prober.call("the status", client.status()).await {
         Ok(status) => Some(check_version(status)?),
-        Err(ProbeError::LoginRequired { .. } | ProbeError::Forbidden { .. }) if asking.login.is_some() => {
+        Err(ProbeError::LoginRequired { .. } | ProbeError::Forbidden { .. }) if settings.login.is_some() => {
             None
         }
         Err(error) => return Err(error),
     };
-    if let Some((user, password)) = asking.login {
+    if let Some((user, password)) = settings.login {
         let options = ConnectOptions::new().with_user(user, password.expose());
-        client = question.login(user, open(Some(options))).await?;
+        client = prober.login(user, open(Some(options))).await?;
     }
     let status = match status {
         Some(status) => status,
-        None => check_version(question.call("the status", client.status()).await?)?,
+        None => check_version(prober.call("the status", client.status()).await?)?,
     };
     Ok((client, status))
 }
@@ -202,18 +210,42 @@ enum Consistency {
 /// Counts the keys below the prefix, which needs read permission on all of them.
 async fn count_keys(
     endpoint: &Endpoint,
-    asking: ProbeSettings<'_>,
+    settings: ProbeSettings<'_>,
     client: &mut Client,
-    freshness: Consistency,
+    consistency: Consistency,
 ) -> Result<i64, ProbeError> {
     let options = GetOptions::new().with_prefix().with_count_only();
-    let options = if freshness == Consistency::Serializable { options.with_serializable() } else { options };
-    let keys = format!("{}/", asking.prefix);
-    let question = Prober { endpoint, asking };
-    Ok(question.call("a read", client.get(keys, Some(options))).await?.count())
+    let options =
+        if consistency == Consistency::Serializable { options.with_serializable() } else { options };
+    let keys = format!("{}/", settings.prefix);
+    let prober = Prober { endpoint, settings };
+    Ok(prober.call("a read", client.get(keys, Some(options))).await?.count())
 }
 
-fn endpoint_status(endpoint: &Endpoint, status: &StatusResponse, took: Duration) -> EndpointStatus {
+/// Makes a linearizable read, which needs a majority, and checks write permission without writing:
+/// etcd checks the permissions of a transaction before it runs, for both of its branches, so a
+/// transaction whose condition cannot hold checks the write permission for every kind. Returns the
+/// number of keys below the prefix.
+///
+/// # Errors
+/// The missing permission, or the failure of the call.
+pub(crate) async fn check_permissions(
+    endpoint: &Endpoint,
+    settings: ProbeSettings<'_>,
+) -> Result<i64, ProbeError> {
+    let (mut client, _) = connect_and_login(endpoint, settings).await?;
+    let keys = count_keys(endpoint, settings, &mut client, Consistency::Linearizable).await?;
+    let directories = model::Kind::ADMIN.map(|kind| kind.plural()).into_iter().chain([OWN_DIRECTORY]);
+    let key = |directory| format!("{}/{directory}/{PROBE_ID}", settings.prefix);
+    let writes: Vec<_> = directories.map(|directory| TxnOp::put(key(directory), "", None)).collect();
+    // No key has fewer than zero versions.
+    let never = Compare::version(key(OWN_DIRECTORY), CompareOp::Less, 0);
+    let prober = Prober { endpoint, settings };
+    prober.call(WRITE, client.txn(Txn::new().when([never]).and_then(writes))).await?;
+    Ok(keys)
+}
+
+fn endpoint_status(endpoint: &Endpoint, status: &StatusResponse, elapsed: Duration) -> EndpointStatus {
     let header = status.header();
     let size = |bytes: i64| u64::try_from(bytes).unwrap_or_default();
     EndpointStatus {
@@ -227,30 +259,30 @@ fn endpoint_status(endpoint: &Endpoint, status: &StatusResponse, took: Duration)
         alarms: status.errors().iter().map(|text| printable(text.trim())).collect(),
         size: size(status.db_size()),
         quota: Some(size(status.db_size_quota())).filter(|quota| *quota > 0),
-        elapsed: took,
+        elapsed,
     }
 }
 
 impl EndpointStatus {
     /// The problems of an endpoint that answers, each with its fix.
     pub(crate) fn warnings(&self) -> Vec<String> {
-        let mut found: Vec<String> = version::vulnerability(&self.version).into_iter().collect();
+        let mut warnings: Vec<String> = version::vulnerability(&self.version).into_iter().collect();
         if self.leader == 0 {
-            found.push(
+            warnings.push(
                 "its cluster has no leader: nothing can be written; start the missing members".to_owned(),
             );
         }
         if self.is_learner {
             let text =
                 "it is a learner, which answers no current reads: promote it, or name voting members only";
-            found.push(text.to_owned());
+            warnings.push(text.to_owned());
         }
-        for complaint in &self.alarms {
-            found.push(alarm_hint(complaint));
+        for alarm in &self.alarms {
+            warnings.push(alarm_hint(alarm));
         }
         let quota = self.quota.unwrap_or(DEFAULT_QUOTA);
         if self.size > quota / 100 * FULL_PERCENT {
-            found.push(format!(
+            warnings.push(format!(
                 "its database has {} MB of {} MB ({}): compact and defragment it, or raise --quota-backend-bytes; when it is \
                  full it refuses writes",
                 self.size >> 20,
@@ -258,35 +290,35 @@ impl EndpointStatus {
                 if self.quota.is_some() { "its quota" } else { "the default quota; it does not tell its own" },
             ));
         }
-        found
+        warnings
     }
 }
 
-fn alarm_hint(complaint: &str) -> String {
-    if complaint.contains("NOSPACE") {
+fn alarm_hint(alarm: &str) -> String {
+    if alarm.contains("NOSPACE") {
         format!(
-            "alarm NOSPACE ({complaint}): its database is full and refuses writes: compact, `etcdctl defrag`, then `etcdctl \
+            "alarm NOSPACE ({alarm}): its database is full and refuses writes: compact, `etcdctl defrag`, then `etcdctl \
              alarm disarm`"
         )
-    } else if complaint.contains("CORRUPT") {
+    } else if alarm.contains("CORRUPT") {
         format!(
-            "alarm CORRUPT ({complaint}): members hold different data: restore the cluster before relying on it"
+            "alarm CORRUPT ({alarm}): members hold different data: restore the cluster before relying on it"
         )
     } else {
-        format!("it complains: {complaint}")
+        format!("it complains: {alarm}")
     }
 }
 
 /// The message without control characters, and cut.
 fn printable(text: &str) -> String {
-    let shown = |letter: char| if letter.is_control() { char::REPLACEMENT_CHARACTER } else { letter };
-    text.chars().take(QUOTED).map(shown).collect()
+    let sanitized = |letter: char| if letter.is_control() { char::REPLACEMENT_CHARACTER } else { letter };
+    text.chars().take(MESSAGE_LETTERS_MAX).map(sanitized).collect()
 }
 
 /// Makes calls and maps etcd's errors to messages.
 struct Prober<'a> {
     endpoint: &'a Endpoint,
-    asking: ProbeSettings<'a>,
+    settings: ProbeSettings<'a>,
 }
 
 impl Prober<'_> {
@@ -308,10 +340,10 @@ impl Prober<'_> {
     ) -> Result<T, ProbeError> {
         self.with_timeout("the login", call).await?.map_err(|error| match &error {
             etcd_client::Error::GRpcStatus(status) if status.code() == Code::InvalidArgument => {
-                ProbeError::LoginFailed { user: user.to_owned(), says: printable(status.message()) }
+                ProbeError::LoginFailed { user: user.to_owned(), message: printable(status.message()) }
             }
             etcd_client::Error::GRpcStatus(status) if status.code() == Code::FailedPrecondition => {
-                ProbeError::AuthDisabled { says: printable(status.message()) }
+                ProbeError::AuthDisabled { message: printable(status.message()) }
             }
             _ => self.explain_other("the login", &error),
         })
@@ -322,26 +354,26 @@ impl Prober<'_> {
         what: &'static str,
         call: impl Future<Output = T>,
     ) -> Result<T, ProbeError> {
-        let after = self.asking.timeout;
-        tokio::time::timeout(after, call).await.map_err(|_| ProbeError::Timeout { what, after })
+        let timeout = self.settings.timeout;
+        tokio::time::timeout(timeout, call).await.map_err(|_| ProbeError::Timeout { what, timeout })
     }
 
     fn explain_status(&self, what: &'static str, status: &Status, error: &etcd_client::Error) -> ProbeError {
-        let says = || printable(status.message());
+        let message = || printable(status.message());
         match status.code() {
             Code::PermissionDenied => ProbeError::Forbidden {
-                who: match self.asking.login {
+                who: match self.settings.login {
                     Some((user, _)) => format!("the user {user:?}"),
                     None => "the user that our client certificate names".to_owned(),
                 },
-                what: if what == permissions::WRITE { "write" } else { "read" },
-                prefix: self.asking.prefix.to_owned(),
-                says: says(),
+                what: if what == WRITE { "write" } else { "read" },
+                prefix: self.settings.prefix.to_owned(),
+                message: message(),
             },
             Code::InvalidArgument if status.message().contains("user name is empty") => {
-                ProbeError::LoginRequired { says: says() }
+                ProbeError::LoginRequired { message: message() }
             }
-            Code::Unauthenticated => ProbeError::LoginRequired { says: says() },
+            Code::Unauthenticated => ProbeError::LoginRequired { message: message() },
             _ => self.explain_other(what, error),
         }
     }
@@ -351,9 +383,9 @@ impl Prober<'_> {
             (Some(cause), _) => cause.into(),
             (None, etcd_client::Error::GRpcStatus(status)) => ProbeError::UnexpectedResponse {
                 what,
-                says: format!("{} ({:?})", printable(status.message()), status.code()),
+                message: format!("{} ({:?})", printable(status.message()), status.code()),
             },
-            (None, error) => ProbeError::UnexpectedResponse { what, says: printable(&error.to_string()) },
+            (None, error) => ProbeError::UnexpectedResponse { what, message: printable(&error.to_string()) },
         }
     }
 }

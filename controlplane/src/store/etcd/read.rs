@@ -35,13 +35,13 @@ impl Cluster {
             .into_iter()
             .flatten()
             .collect();
-        let found = self.call(|mut kv: KvClient| {
+        let response = self.call(|mut kv: KvClient| {
             let gets: Vec<TxnOp> = names.iter().map(|name| TxnOp::get(name.as_str(), None)).collect();
             async move { kv.txn(Txn::new().and_then(gets)).await }
         });
-        let found = found.await?.op_responses();
-        let mut entries = found.iter().map(|response| match response {
-            TxnOpResponse::Get(found) => found.kvs().first(),
+        let responses = response.await?.op_responses();
+        let mut entries = responses.iter().map(|response| match response {
+            TxnOpResponse::Get(get) => get.kvs().first(),
             _ => None,
         });
         let Some(document) = entries.next().flatten() else { return Ok(None) };
@@ -64,10 +64,10 @@ impl Cluster {
         revision: u64,
     ) -> Result<Option<Option<StoredDocument>>, StoreError> {
         let options = GetOptions::new().with_revision(layout::to_etcd_revision(revision));
-        let Some(found) = self.read_at(self.layout.document_key(key).into_bytes(), options).await? else {
+        let Some(response) = self.read_at(self.layout.document_key(key).into_bytes(), options).await? else {
             return Ok(None);
         };
-        Ok(Some(found.kvs().first().map(|kv| {
+        Ok(Some(response.kvs().first().map(|kv| {
             layout::decode_document(key.clone(), kv.value(), kv.create_revision(), kv.mod_revision())
         })))
     }
@@ -93,17 +93,14 @@ impl Cluster {
         Ok(Some(extensions))
     }
 
-    pub(super) async fn internal_entry(
-        &self,
-        what: InternalKey,
-    ) -> Result<Option<InternalEntry>, StoreError> {
-        let name = self.layout.internal_key(what);
-        let found = self.call(|mut kv: KvClient| {
+    pub(super) async fn internal_entry(&self, key: InternalKey) -> Result<Option<InternalEntry>, StoreError> {
+        let name = self.layout.internal_key(key);
+        let response = self.call(|mut kv: KvClient| {
             let name = name.clone();
             async move { kv.get(name, None).await }
         });
-        let mut found = found.await?;
-        Ok(found.take_kvs().into_iter().next().map(|kv| InternalEntry {
+        let mut response = response.await?;
+        Ok(response.take_kvs().into_iter().next().map(|kv| InternalEntry {
             version: layout::from_etcd_revision(kv.mod_revision()),
             text: String::from_utf8_lossy(kv.value()).into_owned().into(),
         }))
@@ -127,8 +124,8 @@ impl Cluster {
             documents.retain(|kv| {
                 matches!(self.layout.parse(kv.key()), ParsedKey::Document(_) | ParsedKey::Misnamed(..))
             });
-            let part: Vec<&[u8]> = documents.iter().skip(first).take(size).map(KeyValue::key).collect();
-            if let Some(items) = self.documents_by_name(&part, revision).await? {
+            let names: Vec<&[u8]> = documents.iter().skip(first).take(size).map(KeyValue::key).collect();
+            if let Some(items) = self.documents_by_name(&names, revision).await? {
                 return Ok(Part { items, total: documents.len() });
             }
         }
@@ -143,20 +140,20 @@ impl Cluster {
     ) -> Result<Option<Vec<StoredDocument>>, StoreError> {
         let mut items = Vec::new();
         for names in names.chunks(GETS_PER_TXN) {
-            let beside = |name: &[u8]| match self.layout.parse(name) {
+            let extension_key = |name: &[u8]| match self.layout.parse(name) {
                 ParsedKey::Document(key) => self.layout.extension_key(&key),
                 _ => None,
             };
-            let all = names
-                .iter()
-                .flat_map(|name| std::iter::once(name.to_vec()).chain(beside(name).map(String::into_bytes)));
+            let keys = names.iter().flat_map(|name| {
+                std::iter::once(name.to_vec()).chain(extension_key(name).map(String::into_bytes))
+            });
             let gets: Vec<TxnOp> =
-                all.map(|name| TxnOp::get(name, Some(GetOptions::new().with_revision(revision)))).collect();
-            let Some(found) = self.txn_at(gets).await? else { return Ok(None) };
+                keys.map(|name| TxnOp::get(name, Some(GetOptions::new().with_revision(revision)))).collect();
+            let Some(response) = self.txn_at(gets).await? else { return Ok(None) };
             let (mut documents, mut extensions) = (Vec::new(), HashMap::new());
-            for response in found.op_responses() {
-                let TxnOpResponse::Get(found) = response else { continue };
-                for kv in found.kvs() {
+            for response in response.op_responses() {
+                let TxnOpResponse::Get(get) = response else { continue };
+                for kv in get.kvs() {
                     if let ParsedKey::Extension(key) = self.layout.parse(kv.key()) {
                         extensions.insert(key, ExtensionEntry::decode(kv.value(), kv.mod_revision()));
                     }
@@ -194,12 +191,12 @@ impl Cluster {
             revision = pages.revision;
         }
         let revision = revision.unwrap_or_default();
-        let beside = self.extensions_of_kinds(kinds, revision).await?;
-        let Some(beside) = beside else { return Ok(None) };
+        let extensions = self.extensions_of_kinds(kinds, revision).await?;
+        let Some(extensions) = extensions else { return Ok(None) };
         let mut items: Vec<StoredDocument> = items
             .into_iter()
             .map(|item: StoredDocument| {
-                let extension = beside.get(&item.key);
+                let extension = extensions.get(&item.key);
                 layout::merge_extension(item, extension)
             })
             .collect();
@@ -255,26 +252,29 @@ impl Cluster {
     pub(super) async fn unknown_keys(&self) -> Result<Vec<UnknownKeys>, StoreError> {
         let root = self.layout.root();
         let options = GetOptions::new().with_prefix().with_keys_only();
-        let found = self.call(|mut kv: KvClient| {
+        let response = self.call(|mut kv: KvClient| {
             let options = options.clone();
             async move { kv.get(root, Some(options)).await }
         });
-        let (mut counts, mut created, mut beside) = (BTreeMap::new(), HashMap::new(), Vec::new());
-        for kv in found.await?.take_kvs() {
+        let (mut counts, mut create_revisions, mut extensions) =
+            (BTreeMap::new(), HashMap::new(), Vec::new());
+        for kv in response.await?.take_kvs() {
             match self.layout.parse(kv.key()) {
                 ParsedKey::Unknown(name) | ParsedKey::Misnamed(_, name) => {
                     *counts.entry(name).or_insert(0) += 1
                 }
-                ParsedKey::Document(key) => drop(created.insert(key, kv.create_revision())),
-                ParsedKey::Extension(key) => beside.push((key, kv.mod_revision())),
+                ParsedKey::Document(key) => drop(create_revisions.insert(key, kv.create_revision())),
+                ParsedKey::Extension(key) => extensions.push((key, kv.mod_revision())),
                 ParsedKey::Ignored => {}
             }
         }
         // The entry's document is gone, or was recreated.
-        beside.retain(|(key, modified)| created.get(key).is_none_or(|created| modified < created));
-        let left = beside.len();
-        let left = (left > 0).then(|| UnknownKeys { name: ORPHANED_EXTENSIONS.to_owned(), count: left });
-        Ok(counts.into_iter().map(|(name, count)| UnknownKeys { name, count }).chain(left).collect())
+        extensions.retain(|(key, mod_revision)| {
+            create_revisions.get(key).is_none_or(|created| mod_revision < created)
+        });
+        let count = extensions.len();
+        let orphaned = (count > 0).then(|| UnknownKeys { name: ORPHANED_EXTENSIONS.to_owned(), count });
+        Ok(counts.into_iter().map(|(name, count)| UnknownKeys { name, count }).chain(orphaned).collect())
     }
 }
 
@@ -298,8 +298,8 @@ impl Pages {
         let options = self.revision.into_iter().fold(options, GetOptions::with_revision);
         let Some(page) = cluster.read_at(from, options).await? else { return Ok(Some(None)) };
         self.revision.get_or_insert(page.header().map_or(0, etcd_client::ResponseHeader::revision));
-        let last = page.kvs().last().filter(|_| page.more());
-        self.from = last.map(|last| [last.key(), &[0]].concat());
+        let last_key = page.kvs().last().filter(|_| page.more()).map(KeyValue::key);
+        self.from = last_key.map(|key| [key, &[0]].concat());
         Ok(Some(Some(page)))
     }
 }

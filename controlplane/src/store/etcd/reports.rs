@@ -62,10 +62,10 @@ impl ReportEntries for Cluster {
         async {
             let Leases { report, nodes, .. } = std::mem::take(&mut *self.own_report.leases.lock().await);
             for lease in [report, nodes].into_iter().flatten() {
-                let connected = self.connections.current().await?;
-                let mut leases = connected.client.lease_client();
-                let revoked = self.with_timeout(leases.revoke(lease)).await?;
-                revoked.map_err(|error| self.unavailable(&connected, &error))?;
+                let connection = self.connections.current().await?;
+                let mut leases = connection.client.lease_client();
+                let response = self.with_timeout(leases.revoke(lease)).await?;
+                response.map_err(|error| self.unavailable(&connection, &error))?;
             }
             Ok(())
         }
@@ -76,18 +76,18 @@ impl ReportEntries for Cluster {
         async {
             // In this order, an entry that expires in between still has its nodes, and a withdrawn
             // one has neither.
-            let texts = self.entries(self.layout.reports_prefix()).await?;
+            let values = self.entries(self.layout.reports_prefix()).await?;
             let nodes = self.entries(self.layout.reported_nodes_prefix()).await?;
-            let mut found: BTreeMap<String, ReportEntry> = BTreeMap::new();
+            let mut entries: BTreeMap<String, ReportEntry> = BTreeMap::new();
             let entry = |process: &String| ReportEntry { process: process.clone(), text: None, nodes: None };
-            for (process, text) in texts {
-                found.entry(process.clone()).or_insert_with(|| entry(&process)).text = Some(text);
+            for (process, text) in values {
+                entries.entry(process.clone()).or_insert_with(|| entry(&process)).text = Some(text);
             }
             for (process, nodes) in nodes {
-                found.entry(process.clone()).or_insert_with(|| entry(&process)).nodes = Some(nodes);
+                entries.entry(process.clone()).or_insert_with(|| entry(&process)).nodes = Some(nodes);
             }
-            found.remove(&self.own_report.process);
-            Ok(found.into_values().collect())
+            entries.remove(&self.own_report.process);
+            Ok(entries.into_values().collect())
         }
         .boxed()
     }
@@ -96,17 +96,17 @@ impl ReportEntries for Cluster {
 impl Cluster {
     /// The last segment and the value of the entries below `prefix`.
     async fn entries(&self, prefix: String) -> Result<Vec<(String, String)>, StoreError> {
-        let found = self.call(|mut kv: KvClient| {
+        let response = self.call(|mut kv: KvClient| {
             let options = GetOptions::new().with_prefix().with_limit(ENTRIES_MAX);
             let prefix = prefix.clone();
             async move { kv.get(prefix, Some(options)).await }
         });
-        let texts = found.await?.take_kvs().into_iter().map(|kv| {
+        let values = response.await?.take_kvs().into_iter().map(|kv| {
             let name = String::from_utf8_lossy(kv.key()).into_owned();
             let name = name.strip_prefix(&prefix).unwrap_or_default().to_owned();
             (name, String::from_utf8_lossy(kv.value()).into_owned())
         });
-        Ok(texts.collect())
+        Ok(values.collect())
     }
 
     async fn write_report(&self, text: String, nodes: String) -> Result<(), StoreError> {
@@ -132,33 +132,33 @@ impl Cluster {
         lease: Option<i64>,
         length: Duration,
     ) -> Result<(i64, bool), StoreError> {
-        let connected = self.connections.current().await?;
-        let mut leases = connected.client.lease_client();
-        let kept = match lease {
+        let connection = self.connections.current().await?;
+        let mut leases = connection.client.lease_client();
+        let renewed = match lease {
             Some(id) => self.with_timeout(leases.keep_alive(id)).await?.ok().map(|_| id),
             None => None,
         };
-        match kept {
+        match renewed {
             Some(id) => Ok((id, false)),
-            None => Ok((self.grant_lease(&connected, length.as_secs()).await?, true)),
+            None => Ok((self.grant_lease(&connection, length.as_secs()).await?, true)),
         }
     }
 
     /// Writes this process's entry below `prefix`.
     async fn put_with_lease(&self, lease: i64, prefix: String, text: String) -> Result<(), StoreError> {
         let name = format!("{prefix}{}", self.own_report.process);
-        let written = self.call_raw(|mut kv: KvClient| {
+        let response = self.call_raw(|mut kv: KvClient| {
             let (name, text) = (name.clone(), text.clone());
             async move { kv.put(name, text, Some(PutOptions::new().with_lease(lease))).await }
         });
-        written.await?.map(drop).map_err(|(connected, error)| self.unavailable(&connected, &error))
+        response.await?.map(drop).map_err(|(connection, error)| self.unavailable(&connection, &error))
     }
 
     async fn with_timeout<T>(
         &self,
         call: impl Future<Output = Result<T, Error>>,
     ) -> Result<Result<T, Error>, StoreError> {
-        let late = |_| StoreError::Unavailable { what: "no answer in time".to_owned() };
-        tokio::time::timeout(self.connections.timeout(), call).await.map_err(late)
+        let timed_out = |_| StoreError::Unavailable { what: "no answer in time".to_owned() };
+        tokio::time::timeout(self.connections.timeout(), call).await.map_err(timed_out)
     }
 }

@@ -1,15 +1,19 @@
 //! The conformance tests against real etcd servers, and tests of clusters that stop answering
 //! during a write, through a proxy that delays or cuts the network.
 
+use std::fs;
+use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use e2e::etcd::{Etcd as Server, Keys};
+use e2e::credentials::Credential;
+use e2e::etcd::{Authorities, Etcd as Server, Keys};
 use e2e::proxy::{Network, Proxy};
 use futures_util::StreamExt;
 use model::Id;
 use serde_json::{Value, json};
+use tempfile::TempDir;
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 
 use super::*;
@@ -17,9 +21,9 @@ use crate::store::conformance::{self, flatten, key, put};
 use crate::store::{Event, Precondition, WatchError};
 
 /// For operations that a healthy cluster completes in milliseconds.
-const PATIENCE: Duration = Duration::from_secs(60);
+const TEST_TIMEOUT: Duration = Duration::from_secs(60);
 /// An error that waits for nothing; generous for a busy machine.
-const AT_ONCE: Duration = Duration::from_secs(1);
+const IMMEDIATELY: Duration = Duration::from_secs(1);
 
 fn settings(hosts: &[String], prefix: &str) -> conf::Settings {
     let mut settings = conf::Settings::default();
@@ -37,7 +41,7 @@ fn settings(hosts: &[String], prefix: &str) -> conf::Settings {
     settings
 }
 
-pub(super) async fn opened(hosts: &[String]) -> EtcdStore {
+pub(super) async fn open(hosts: &[String]) -> EtcdStore {
     EtcdStore::open(&settings(hosts, "/apisix")).await.unwrap()
 }
 
@@ -47,31 +51,31 @@ fn through(proxy: &Proxy) -> String {
 
 /// A store with two ways to one server. Only the first is open at the start; the second opens
 /// afterwards.
-async fn opened_with_another_way(server: &Server) -> (EtcdStore, Proxy, Proxy) {
+async fn open_with_second_path(server: &Server) -> (EtcdStore, Proxy, Proxy) {
     let (used, other) = (Proxy::to(server.address()).await, Proxy::to(server.address()).await);
     other.set(Network::Cut).await;
-    let store = opened(&[through(&used), through(&other)]).await;
+    let store = open(&[through(&used), through(&other)]).await;
     other.set(Network::Forward).await;
     (store, used, other)
 }
 
-fn ssl(id: &str) -> Key {
+fn ssl_key(id: &str) -> Key {
     key(Kind::Ssl, id)
 }
 
 async fn within<T>(what: &str, work: impl Future<Output = T>) -> T {
-    tokio::time::timeout(PATIENCE, work).await.unwrap_or_else(|_| panic!("{what} took too long"))
+    tokio::time::timeout(TEST_TIMEOUT, work).await.unwrap_or_else(|_| panic!("{what} took too long"))
 }
 
 /// Waits until the store knows that no endpoint answers.
-async fn known_to_be_down(store: &EtcdStore) {
+async fn wait_unreachable(store: &EtcdStore) {
     within("noticing", async {
-        while !matches!(store.get(&ssl("x")).await, Err(StoreError::Unavailable { .. })) {}
+        while !matches!(store.get(&ssl_key("x")).await, Err(StoreError::Unavailable { .. })) {}
     })
     .await;
 }
 
-async fn back(store: &EtcdStore) {
+async fn wait_reconnected(store: &EtcdStore) {
     within("coming back", store.cluster.connections.wait_connected()).await.expect("the link lives");
 }
 
@@ -89,16 +93,16 @@ async fn conforms_to_the_store_tests() {
 
 /// Reads the log as it is written, and the state of the connection at that moment.
 #[derive(Clone)]
-struct Onlooker {
+struct LogObserver {
     cluster: Arc<OnceLock<Arc<Cluster>>>,
-    seen: UnboundedSender<(String, bool)>,
+    lines: UnboundedSender<(String, bool)>,
 }
 
-impl std::io::Write for Onlooker {
+impl std::io::Write for LogObserver {
     fn write(&mut self, line: &[u8]) -> std::io::Result<usize> {
         if let Some(cluster) = self.cluster.get() {
             let reached = cluster.connections.unreachable_for().is_none();
-            drop(self.seen.send((String::from_utf8_lossy(line).into_owned(), reached)));
+            drop(self.lines.send((String::from_utf8_lossy(line).into_owned(), reached)));
         }
         Ok(line.len())
     }
@@ -111,17 +115,17 @@ impl std::io::Write for Onlooker {
 /// A reader of the log may write to the store at once.
 #[tokio::test]
 async fn the_connection_state_changes_before_its_log_line() {
-    let (seen, mut lines) = unbounded_channel();
-    let onlooker = Onlooker { cluster: Arc::default(), seen };
-    let cluster = Arc::clone(&onlooker.cluster);
+    let (sender, mut lines) = unbounded_channel();
+    let observer = LogObserver { cluster: Arc::default(), lines: sender };
+    let cluster = Arc::clone(&observer.cluster);
     let subscriber =
-        tracing_subscriber::fmt().with_ansi(false).with_writer(move || onlooker.clone()).finish();
+        tracing_subscriber::fmt().with_ansi(false).with_writer(move || observer.clone()).finish();
     let _guard = tracing::subscriber::set_default(subscriber);
     let server = Server::plain().await;
     let proxy = Proxy::to(server.address()).await;
-    let store = opened(&[through(&proxy)]).await;
+    let store = open(&[through(&proxy)]).await;
     assert!(cluster.set(Arc::clone(&store.cluster)).is_ok());
-    let mut said = async |what: &str| {
+    let mut logged = async |what: &str| {
         let reading = async {
             loop {
                 match lines.recv().await.expect("the log goes on") {
@@ -133,10 +137,10 @@ async fn the_connection_state_changes_before_its_log_line() {
         within(what, reading).await
     };
     proxy.set(Network::Cut).await;
-    assert!(!said("does not answer any more").await);
-    assert!(!said("no healthy etcd endpoint available").await);
+    assert!(!logged("does not answer any more").await);
+    assert!(!logged("no healthy etcd endpoint available").await);
     proxy.set(Network::Forward).await;
-    assert!(said("reconnected to etcd").await);
+    assert!(logged("reconnected to etcd").await);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -147,7 +151,7 @@ async fn writes_of_other_programs_are_read_and_watched() {
     keys.put("/apisix/ssls/1", r#"{"z":1,"a":[1.0]}"#).await;
     keys.put("/apisix/consumers/jack", "{}").await;
     keys.put("/other/ssls/2", "{}").await;
-    let store = opened(&[server.url()]).await;
+    let store = open(&[server.url()]).await;
     let loaded = store.load().await.unwrap();
     let shown: Vec<_> =
         loaded.items.iter().map(|item| (item.key.to_string(), item.document.to_string())).collect();
@@ -158,9 +162,9 @@ async fn writes_of_other_programs_are_read_and_watched() {
     keys.put("/apisix/consumers/jack", "[]").await;
     keys.put("/apisix/routes/7", "not JSON").await;
     let revision = keys.delete("/apisix/ssls/1").await;
-    let told: Vec<Event> = within("the events", watch.by_ref().take(2).map(Result::unwrap).collect()).await;
-    assert!(told[0].document.as_ref().unwrap().document.is_string(), "{told:?}");
-    assert_eq!(told[1], Event { revision, key: ssl("1"), document: None });
+    let event: Vec<Event> = within("the events", watch.by_ref().take(2).map(Result::unwrap).collect()).await;
+    assert!(event[0].document.as_ref().unwrap().document.is_string(), "{event:?}");
+    assert_eq!(event[1], Event { revision, key: ssl_key("1"), document: None });
     assert_eq!(keys.get("/apisix/routes/7").await.unwrap().value, b"not JSON", "it is left as it is");
 }
 
@@ -170,7 +174,7 @@ async fn a_start_creates_the_directories_of_an_apisix() {
     let server = Server::plain().await;
     let mut keys = server.keys().await;
     keys.put("/apisix/ssls/", "as it was").await;
-    let store = opened(&[server.url()]).await;
+    let store = open(&[server.url()]).await;
     assert!(keys.get("/apisix/routes/").await.is_none(), "to open it writes nothing");
     let store = store.initialize().await.unwrap();
     for directory in ["routes", "upstreams", "services", "stream_routes", "plugins", "global_rules"] {
@@ -191,36 +195,40 @@ async fn a_start_creates_the_directories_of_an_apisix() {
 async fn a_cluster_that_lost_its_data_has_another_identity() {
     let server = Server::plain().await;
     let mut keys = server.keys().await;
-    let named = || async { opened(&[server.url()]).await.initialize().await.unwrap() };
+    let named = || async { open(&[server.url()]).await.initialize().await.unwrap() };
     let store = named().await;
     assert_eq!(store.identity(), named().await.identity(), "made once");
     store.load().await.unwrap();
     let name = "/apisix/countersign/identity";
-    let own = keys.get(name).await.unwrap().value;
+    let store_id = keys.get(name).await.unwrap().value;
     keys.delete(name).await;
     store.load().await.unwrap();
-    assert_eq!(keys.get(name).await.unwrap().value, own, "it went on, and is named again");
+    assert_eq!(keys.get(name).await.unwrap().value, store_id, "it went on, and is named again");
     keys.put(name, "not a name").await;
     store.load().await.unwrap();
-    assert_eq!(keys.get(name).await.unwrap().value, own);
+    assert_eq!(keys.get(name).await.unwrap().value, store_id);
     keys.put(name, "0123abcd").await;
-    let told = store.load().await.unwrap_err().to_string();
-    assert!(told.contains("is not the store of the start") && told.contains("0123abcd"), "{told}");
+    let event = store.load().await.unwrap_err().to_string();
+    assert!(event.contains("is not the store of the start") && event.contains("0123abcd"), "{event}");
     assert!(named().await.identity().ends_with("~0123abcd"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_document_with_a_ttl_expires() {
     let server = Server::plain().await;
-    let store = opened(&[server.url()]).await;
+    let store = open(&[server.url()]).await;
     assert!(store.supports_ttl());
     let ttl = std::num::NonZeroU32::new(1);
-    let write =
-        Mutation::Put { key: ssl("1"), document: json!({"v": 1}), precondition: Precondition::Absent, ttl };
-    let made = store.commit(write).await.unwrap();
-    let mut watch = flatten(store.watch(made.revision));
-    let gone = within("the lease ends", watch.next()).await.unwrap().unwrap();
-    assert_eq!((gone.key, gone.document), (ssl("1"), None));
+    let write = Mutation::Put {
+        key: ssl_key("1"),
+        document: json!({"v": 1}),
+        precondition: Precondition::Absent,
+        ttl,
+    };
+    let committed = store.commit(write).await.unwrap();
+    let mut watch = flatten(store.watch(committed.revision));
+    let deleted = within("the lease ends", watch.next()).await.unwrap().unwrap();
+    assert_eq!((deleted.key, deleted.document), (ssl_key("1"), None));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -230,7 +238,7 @@ async fn all_pages_have_one_revision() {
     for n in 0..1_100 {
         keys.put(&format!("/apisix/upstreams/{n:05}"), "{}").await;
     }
-    let store = opened(&[server.url()]).await;
+    let store = open(&[server.url()]).await;
     let loaded = store.load().await.unwrap();
     assert_eq!(loaded.items.len(), 1_100, "more than two pages");
     assert!(loaded.items.is_sorted_by_key(|item| item.key.to_string()));
@@ -240,27 +248,27 @@ async fn all_pages_have_one_revision() {
 #[tokio::test(flavor = "multi_thread")]
 async fn compaction_and_a_restored_cluster_end_a_watch() {
     let mut server = Server::plain().await;
-    let store = opened(&[server.url()]).await;
-    let made = store.commit(put(&ssl("1"), json!({}), Precondition::Unconditional)).await.unwrap();
+    let store = open(&[server.url()]).await;
+    let committed = store.commit(put(&ssl_key("1"), json!({}), Precondition::Unconditional)).await.unwrap();
     let save = server.save().await;
-    let later = store.commit(put(&ssl("2"), json!({}), Precondition::Unconditional)).await.unwrap();
+    let later = store.commit(put(&ssl_key("2"), json!({}), Precondition::Unconditional)).await.unwrap();
     let mut keys = server.keys().await;
     keys.compact(later.revision).await;
-    let told = within("the watch", store.watch(made.revision - 1).next()).await;
+    let event = within("the watch", store.watch(committed.revision - 1).next()).await;
     assert!(
-        matches!(told, Some(Err(WatchError::Compacted { oldest })) if oldest == later.revision),
-        "{told:?}"
+        matches!(event, Some(Err(WatchError::Compacted { oldest })) if oldest == later.revision),
+        "{event:?}"
     );
 
     let mut watch = store.watch(later.revision);
-    store.commit(put(&ssl("3"), json!({}), Precondition::Unconditional)).await.unwrap();
+    store.commit(put(&ssl_key("3"), json!({}), Precondition::Unconditional)).await.unwrap();
     assert!(matches!(within("the watch", watch.next()).await, Some(Ok(_))), "it is open");
     server.restore(&save).await;
-    let told = within("the loss", watch.next()).await;
-    assert!(matches!(told, Some(Err(WatchError::Unavailable { .. }))), "{told:?}");
-    back(&store).await;
-    let told = within("the watch", store.watch(later.revision).next()).await;
-    assert!(matches!(told, Some(Err(WatchError::Compacted { .. }))), "{told:?}");
+    let event = within("the loss", watch.next()).await;
+    assert!(matches!(event, Some(Err(WatchError::Unavailable { .. }))), "{event:?}");
+    wait_reconnected(&store).await;
+    let event = within("the watch", store.watch(later.revision).next()).await;
+    assert!(matches!(event, Some(Err(WatchError::Compacted { .. }))), "{event:?}");
     assert_eq!(store.load().await.unwrap().items.len(), 1, "it is as it was");
 }
 
@@ -268,15 +276,20 @@ async fn compaction_and_a_restored_cluster_end_a_watch() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_write_with_a_lost_response_is_found_committed() {
     let server = Server::plain().await;
-    let (store, proxy, _other) = opened_with_another_way(&server).await;
+    let (store, proxy, _other) = open_with_second_path(&server).await;
     let before = store.load().await.unwrap().revision;
     proxy.set(Network::HoldAnswers).await;
-    let made = within("settling", store.commit(put(&ssl("1"), json!({"v": 1}), Precondition::Absent)))
-        .await
-        .unwrap();
-    assert!(!made.existed && made.create_revision == made.revision);
-    let found = store.get(&ssl("1")).await.unwrap().unwrap();
-    assert_eq!((found.create_revision, found.mod_revision), (made.revision, made.revision), "made once");
+    let committed =
+        within("settling", store.commit(put(&ssl_key("1"), json!({"v": 1}), Precondition::Absent)))
+            .await
+            .unwrap();
+    assert!(!committed.existed && committed.create_revision == committed.revision);
+    let found = store.get(&ssl_key("1")).await.unwrap().unwrap();
+    assert_eq!(
+        (found.create_revision, found.mod_revision),
+        (committed.revision, committed.revision),
+        "made once"
+    );
     let mut keys = server.keys().await;
     assert_eq!(versions(&mut keys, before, "/apisix/ssls/1").await, [json!({"v": 1})]);
 }
@@ -285,19 +298,21 @@ async fn a_write_with_a_lost_response_is_found_committed() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_delayed_write_is_repeated_and_fails_on_arrival() {
     let server = Server::plain().await;
-    let (store, proxy, _other) = opened_with_another_way(&server).await;
+    let (store, proxy, _other) = open_with_second_path(&server).await;
     let before = store.load().await.unwrap().revision;
     proxy.set(Network::Hold).await;
-    within("settling", store.commit(put(&ssl("1"), json!({"v": 1}), Precondition::Absent))).await.unwrap();
+    within("settling", store.commit(put(&ssl_key("1"), json!({"v": 1}), Precondition::Absent)))
+        .await
+        .unwrap();
     store
-        .commit(Mutation::Delete { key: ssl("1"), precondition: Precondition::Unconditional })
+        .commit(Mutation::Delete { key: ssl_key("1"), precondition: Precondition::Unconditional })
         .await
         .unwrap();
     // Without the fence it would be applied now: its precondition, an absent document, holds.
     proxy.set(Network::Forward).await;
-    let direct = opened(&[through(&proxy)]).await;
+    let direct = open(&[through(&proxy)]).await;
     for n in 0..50 {
-        direct.commit(put(&ssl("other"), json!({"n": n}), Precondition::Unconditional)).await.unwrap();
+        direct.commit(put(&ssl_key("other"), json!({"n": n}), Precondition::Unconditional)).await.unwrap();
     }
     let mut keys = server.keys().await;
     assert_eq!(versions(&mut keys, before, "/apisix/ssls/1").await, [json!({"v": 1}), Value::Null]);
@@ -309,28 +324,28 @@ async fn a_delayed_write_is_repeated_and_fails_on_arrival() {
 async fn without_an_endpoint_writes_fail_and_the_cache_answers() {
     let server = Server::plain().await;
     let proxy = Proxy::to(server.address()).await;
-    let store = opened(&[through(&proxy)]).await;
-    store.commit(put(&ssl("1"), json!({"v": 1}), Precondition::Absent)).await.unwrap();
+    let store = open(&[through(&proxy)]).await;
+    store.commit(put(&ssl_key("1"), json!({"v": 1}), Precondition::Absent)).await.unwrap();
     store.load().await.unwrap();
     assert!(store.cached(None).is_none(), "it is at hand");
     proxy.set(Network::Hold).await;
     let unknown =
-        within("giving up", store.commit(put(&ssl("2"), json!({"v": 2}), Precondition::Absent))).await;
+        within("giving up", store.commit(put(&ssl_key("2"), json!({"v": 2}), Precondition::Absent))).await;
     assert!(matches!(unknown, Err(StoreError::OutcomeUnknown { .. })), "{unknown:?}");
-    known_to_be_down(&store).await;
-    let began = Instant::now();
-    let refused = store.commit(put(&ssl("3"), json!({"v": 3}), Precondition::Absent)).await;
-    assert!(matches!(refused, Err(StoreError::Unavailable { .. })), "{refused:?}");
-    assert!(began.elapsed() < AT_ONCE, "{:?}", began.elapsed());
-    let remembered = store.cached(Some(Kind::Ssl)).unwrap();
-    assert_eq!(remembered.documents.items.len(), 1);
+    wait_unreachable(&store).await;
+    let started = Instant::now();
+    let error = store.commit(put(&ssl_key("3"), json!({"v": 3}), Precondition::Absent)).await;
+    assert!(matches!(error, Err(StoreError::Unavailable { .. })), "{error:?}");
+    assert!(started.elapsed() < IMMEDIATELY, "{:?}", started.elapsed());
+    let cached = store.cached(Some(Kind::Ssl)).unwrap();
+    assert_eq!(cached.documents.items.len(), 1);
     assert!(store.cached(Some(Kind::Route)).unwrap().documents.items.is_empty());
 
     proxy.set(Network::Forward).await;
-    back(&store).await;
+    wait_reconnected(&store).await;
     assert!(store.cached(None).is_none());
-    assert_eq!(store.get(&ssl("3")).await.unwrap(), None, "what was refused is not made");
-    store.commit(put(&ssl("3"), json!({"v": 3}), Precondition::Absent)).await.unwrap();
+    assert_eq!(store.get(&ssl_key("3")).await.unwrap(), None, "what was refused is not made");
+    store.commit(put(&ssl_key("3"), json!({"v": 3}), Precondition::Absent)).await.unwrap();
 }
 
 /// Two control planes: the fence moves for one, and the next write of the other one notices and
@@ -339,14 +354,14 @@ async fn without_an_endpoint_writes_fail_and_the_cache_answers() {
 async fn a_moved_fence_fails_no_write() {
     let server = Server::plain().await;
     let hosts = [server.url()];
-    let (one, other) = (opened(&hosts).await, opened(&hosts).await);
-    one.commit(put(&ssl("1"), json!({"v": 1}), Precondition::Absent)).await.unwrap();
-    other.commit(put(&ssl("2"), json!({"v": 1}), Precondition::Absent)).await.unwrap();
+    let (one, other) = (open(&hosts).await, open(&hosts).await);
+    one.commit(put(&ssl_key("1"), json!({"v": 1}), Precondition::Absent)).await.unwrap();
+    other.commit(put(&ssl_key("2"), json!({"v": 1}), Precondition::Absent)).await.unwrap();
     server.keys().await.put("/apisix/countersign/fence", "moved").await;
     for store in [&one, &other] {
-        let now = store.get(&ssl("1")).await.unwrap().unwrap().mod_revision;
-        store.commit(put(&ssl("1"), json!({"v": 2}), Precondition::ModRevision(now))).await.unwrap();
-        let stale = store.commit(put(&ssl("1"), json!({"v": 3}), Precondition::ModRevision(now))).await;
+        let now = store.get(&ssl_key("1")).await.unwrap().unwrap().mod_revision;
+        store.commit(put(&ssl_key("1"), json!({"v": 2}), Precondition::ModRevision(now))).await.unwrap();
+        let stale = store.commit(put(&ssl_key("1"), json!({"v": 3}), Precondition::ModRevision(now))).await;
         assert_eq!(stale, Err(StoreError::Conflict));
     }
 }
@@ -354,14 +369,14 @@ async fn a_moved_fence_fails_no_write() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_write_that_etcd_rejects_is_rejected() {
     let server = Server::plain().await;
-    let store = opened(&[server.url()]).await;
+    let store = open(&[server.url()]).await;
     let long = json!({"text": "x".repeat(2 << 20)});
-    let refused = store.commit(put(&ssl("1"), long, Precondition::Absent)).await.unwrap_err();
+    let error = store.commit(put(&ssl_key("1"), long, Precondition::Absent)).await.unwrap_err();
     assert!(
-        matches!(&refused, StoreError::Rejected { what } if what.contains("--max-request-bytes")),
-        "{refused}"
+        matches!(&error, StoreError::Rejected { what } if what.contains("--max-request-bytes")),
+        "{error}"
     );
-    assert_eq!(store.get(&ssl("1")).await.unwrap(), None);
+    assert_eq!(store.get(&ssl_key("1")).await.unwrap(), None);
 }
 
 /// All versions of a key after a revision; `Null` for a deletion.
@@ -380,19 +395,19 @@ fn revisions_of_etcd_are_valid_ids() {
 }
 
 /// A control plane and another program on one etcd, and a route with an allow-list.
-struct Shared {
+struct SharedCluster {
     _server: Server,
     store: EtcdStore,
     keys: Keys,
 }
 
 const ROUTE: &str = "/apisix/routes/1";
-const BESIDE: &str = "/apisix/countersign/extensions/routes/1";
+const EXTENSION_ENTRY: &str = "/apisix/countersign/extensions/routes/1";
 
-impl Shared {
+impl SharedCluster {
     async fn start() -> Self {
         let server = Server::plain().await;
-        let store = opened(&[server.url()]).await;
+        let store = open(&[server.url()]).await;
         let keys = server.keys().await;
         Self { _server: server, store, keys }
     }
@@ -406,15 +421,15 @@ impl Shared {
     }
 
     async fn write(&self, document: Value, expect: Precondition) -> Result<u64, StoreError> {
-        self.store.commit(put(&Self::key(), document, expect)).await.map(|made| made.revision)
+        self.store.commit(put(&Self::key(), document, expect)).await.map(|committed| committed.revision)
     }
 
-    async fn held(&self) -> super::StoredDocument {
+    async fn stored(&self) -> super::StoredDocument {
         self.store.get(&Self::key()).await.unwrap().unwrap()
     }
 
     /// The first event of a watch from this revision.
-    async fn told_after(&self, revision: u64) -> Event {
+    async fn first_event_after(&self, revision: u64) -> Event {
         let mut events = flatten(self.store.watch(revision));
         within("an event", events.next()).await.unwrap().unwrap()
     }
@@ -422,138 +437,192 @@ impl Shared {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn another_programs_write_keeps_extension_fields() {
-    let mut shared = Shared::start().await;
-    let made = shared.write(Shared::guarded("x"), Precondition::Absent).await.unwrap();
-    let seen = shared.keys.get(ROUTE).await.unwrap().json();
-    assert_eq!(seen, json!({"uri": "/a", "host": "x"}), "an APISIX knows every member");
-    assert_eq!(shared.keys.get(BESIDE).await.unwrap().modified, made, "in one revision");
+    let mut fixture = SharedCluster::start().await;
+    let committed = fixture.write(SharedCluster::guarded("x"), Precondition::Absent).await.unwrap();
+    let value = fixture.keys.get(ROUTE).await.unwrap().json();
+    assert_eq!(value, json!({"uri": "/a", "host": "x"}), "an APISIX knows every member");
+    assert_eq!(fixture.keys.get(EXTENSION_ENTRY).await.unwrap().modified, committed, "in one revision");
     // An APISIX reads, changes and writes back the fields it knows.
-    let theirs = shared.keys.put(ROUTE, json!({"uri": "/a", "host": "y"}).to_string()).await;
-    let held = shared.held().await;
+    let other_revision = fixture.keys.put(ROUTE, json!({"uri": "/a", "host": "y"}).to_string()).await;
+    let stored = fixture.stored().await;
     assert_eq!(
-        (&held.document, held.mod_revision, held.stale_extensions),
-        (&Shared::guarded("y"), theirs, true)
+        (&stored.document, stored.mod_revision, stored.stale_extensions),
+        (&SharedCluster::guarded("y"), other_revision, true)
     );
-    assert_eq!(shared.told_after(made).await.document, Some(held.clone()));
-    assert_eq!(shared.store.load().await.unwrap().items, std::slice::from_ref(&held));
-    assert_eq!(shared.store.list(Kind::Route).await.unwrap().items, [held]);
+    assert_eq!(fixture.first_event_after(committed).await.document, Some(stored.clone()));
+    assert_eq!(fixture.store.load().await.unwrap().items, std::slice::from_ref(&stored));
+    assert_eq!(fixture.store.list(Kind::Route).await.unwrap().items, [stored]);
     // The next write of the control plane writes both keys again, and a write without extension
     // fields deletes their entry.
-    let ours = shared.write(Shared::guarded("z"), Precondition::ModRevision(theirs)).await.unwrap();
-    assert!(!shared.held().await.stale_extensions);
-    assert_eq!(shared.keys.get(BESIDE).await.unwrap().modified, ours);
-    shared.write(json!({"uri": "/a"}), Precondition::ModRevision(ours)).await.unwrap();
-    assert!(shared.keys.get(BESIDE).await.is_none());
+    let own_revision =
+        fixture.write(SharedCluster::guarded("z"), Precondition::ModRevision(other_revision)).await.unwrap();
+    assert!(!fixture.stored().await.stale_extensions);
+    assert_eq!(fixture.keys.get(EXTENSION_ENTRY).await.unwrap().modified, own_revision);
+    fixture.write(json!({"uri": "/a"}), Precondition::ModRevision(own_revision)).await.unwrap();
+    assert!(fixture.keys.get(EXTENSION_ENTRY).await.is_none());
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_recreated_document_has_no_extension_fields() {
-    let mut shared = Shared::start().await;
-    shared.write(Shared::guarded("x"), Precondition::Absent).await.unwrap();
-    let gone = shared.keys.delete(ROUTE).await;
-    assert_eq!(shared.store.get(&Shared::key()).await.unwrap(), None);
+    let mut fixture = SharedCluster::start().await;
+    fixture.write(SharedCluster::guarded("x"), Precondition::Absent).await.unwrap();
+    let deleted = fixture.keys.delete(ROUTE).await;
+    assert_eq!(fixture.store.get(&SharedCluster::key()).await.unwrap(), None);
     let left = vec![UnknownKeys { name: super::super::ORPHANED_EXTENSIONS.to_owned(), count: 1 }];
-    assert_eq!(shared.store.unknown_keys().await.unwrap(), left);
-    let anew = shared.keys.put(ROUTE, json!({"uri": "/b"}).to_string()).await;
-    let held = shared.held().await;
+    assert_eq!(fixture.store.unknown_keys().await.unwrap(), left);
+    let recreated = fixture.keys.put(ROUTE, json!({"uri": "/b"}).to_string()).await;
+    let stored = fixture.stored().await;
     assert_eq!(
-        (&held.document, held.mod_revision, held.stale_extensions),
-        (&json!({"uri": "/b"}), anew, false)
+        (&stored.document, stored.mod_revision, stored.stale_extensions),
+        (&json!({"uri": "/b"}), recreated, false)
     );
-    assert_eq!(shared.told_after(gone).await.document, Some(held));
-    assert_eq!(shared.store.unknown_keys().await.unwrap(), left);
+    assert_eq!(fixture.first_event_after(deleted).await.document, Some(stored));
+    assert_eq!(fixture.store.unknown_keys().await.unwrap(), left);
     // The next write deletes the orphaned entry.
-    shared.write(json!({"uri": "/c"}), Precondition::ModRevision(anew)).await.unwrap();
-    assert!(shared.keys.get(BESIDE).await.is_none());
-    assert_eq!(shared.store.unknown_keys().await.unwrap(), []);
+    fixture.write(json!({"uri": "/c"}), Precondition::ModRevision(recreated)).await.unwrap();
+    assert!(fixture.keys.get(EXTENSION_ENTRY).await.is_none());
+    assert_eq!(fixture.store.unknown_keys().await.unwrap(), []);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn extension_entries_are_watched_and_compared() {
-    let mut shared = Shared::start().await;
-    let made = shared.write(Shared::guarded("x"), Precondition::Absent).await.unwrap();
-    let mut watch = flatten(shared.store.watch(made));
+    let mut fixture = SharedCluster::start().await;
+    let committed = fixture.write(SharedCluster::guarded("x"), Precondition::Absent).await.unwrap();
+    let mut watch = flatten(fixture.store.watch(committed));
     let other = json!({"client_identity": {"allow": [{"dns": "c.d"}]}});
-    let edited = shared.keys.put(BESIDE, other.to_string()).await;
-    let held = shared.held().await;
-    assert_eq!((&held.document["client_identity"], held.mod_revision), (&other["client_identity"], edited));
-    let told = within("an event", watch.next()).await.unwrap().unwrap();
-    assert_eq!((told.revision, told.document), (edited, Some(held)));
+    let edited = fixture.keys.put(EXTENSION_ENTRY, other.to_string()).await;
+    let stored = fixture.stored().await;
+    assert_eq!(
+        (&stored.document["client_identity"], stored.mod_revision),
+        (&other["client_identity"], edited)
+    );
+    let event = within("an event", watch.next()).await.unwrap().unwrap();
+    assert_eq!((event.revision, event.document), (edited, Some(stored)));
     // A writer that has not seen the new entry gets a conflict.
-    assert_eq!(shared.write(json!({}), Precondition::ModRevision(made)).await, Err(StoreError::Conflict));
-    let ours = shared.write(Shared::guarded("y"), Precondition::ModRevision(edited)).await.unwrap();
-    assert_eq!(within("an event", watch.next()).await.unwrap().unwrap().revision, ours);
+    assert_eq!(
+        fixture.write(json!({}), Precondition::ModRevision(committed)).await,
+        Err(StoreError::Conflict)
+    );
+    let own_revision =
+        fixture.write(SharedCluster::guarded("y"), Precondition::ModRevision(edited)).await.unwrap();
+    assert_eq!(within("an event", watch.next()).await.unwrap().unwrap().revision, own_revision);
     // Deleting the entry is an event, too. An unreadable entry never means "no extension fields".
-    let removed = shared.keys.delete(BESIDE).await;
-    let told = within("an event", watch.next()).await.unwrap().unwrap();
-    assert_eq!(told.revision, removed);
-    assert_eq!(told.document.unwrap().document.get("client_identity"), None);
-    let broken = shared.keys.put(BESIDE, "{").await;
-    let told = within("an event", watch.next()).await.unwrap().unwrap();
-    assert_eq!(told.revision, broken);
-    assert!(told.document.unwrap().document["client_identity"].is_string());
+    let removed = fixture.keys.delete(EXTENSION_ENTRY).await;
+    let event = within("an event", watch.next()).await.unwrap().unwrap();
+    assert_eq!(event.revision, removed);
+    assert_eq!(event.document.unwrap().document.get("client_identity"), None);
+    let broken = fixture.keys.put(EXTENSION_ENTRY, "{").await;
+    let event = within("an event", watch.next()).await.unwrap().unwrap();
+    assert_eq!(event.revision, broken);
+    assert!(event.document.unwrap().document["client_identity"].is_string());
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn inline_extension_fields_are_read_and_split() {
-    let mut shared = Shared::start().await;
-    let before = shared.keys.put(ROUTE, Shared::guarded("x").to_string()).await;
-    let held = shared.held().await;
-    assert_eq!((&held.document, held.stale_extensions), (&Shared::guarded("x"), false));
-    shared.write(Shared::guarded("y"), Precondition::ModRevision(before)).await.unwrap();
-    assert_eq!(shared.keys.get(ROUTE).await.unwrap().json().get("client_identity"), None);
-    assert_eq!(shared.held().await.document, Shared::guarded("y"));
+    let mut fixture = SharedCluster::start().await;
+    let before = fixture.keys.put(ROUTE, SharedCluster::guarded("x").to_string()).await;
+    let stored = fixture.stored().await;
+    assert_eq!((&stored.document, stored.stale_extensions), (&SharedCluster::guarded("x"), false));
+    fixture.write(SharedCluster::guarded("y"), Precondition::ModRevision(before)).await.unwrap();
+    assert_eq!(fixture.keys.get(ROUTE).await.unwrap().json().get("client_identity"), None);
+    assert_eq!(fixture.stored().await.document, SharedCluster::guarded("y"));
     // A program that knows the field wrote it into the document itself: the newer value wins.
-    let mut inline = Shared::guarded("y");
+    let mut inline = SharedCluster::guarded("y");
     inline["client_identity"] = json!({"allow": [{"dns": "c.d"}]});
-    shared.keys.put(ROUTE, inline.to_string()).await;
-    assert_eq!(shared.held().await.document, inline);
+    fixture.keys.put(ROUTE, inline.to_string()).await;
+    assert_eq!(fixture.stored().await.document, inline);
 }
 
 /// A watch from an older revision yields the extension fields of that time.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_watch_starts_with_its_revisions_extension_fields() {
-    let mut shared = Shared::start().await;
-    let made = shared.write(Shared::guarded("x"), Precondition::Absent).await.unwrap();
-    shared.keys.put(ROUTE, json!({"uri": "/a", "host": "y"}).to_string()).await;
-    let opened = shared.write(json!({"uri": "/a", "host": "z"}), Precondition::Unconditional).await.unwrap();
-    let mut watch = flatten(shared.store.watch(made));
+    let mut fixture = SharedCluster::start().await;
+    let committed = fixture.write(SharedCluster::guarded("x"), Precondition::Absent).await.unwrap();
+    fixture.keys.put(ROUTE, json!({"uri": "/a", "host": "y"}).to_string()).await;
+    let open = fixture.write(json!({"uri": "/a", "host": "z"}), Precondition::Unconditional).await.unwrap();
+    let mut watch = flatten(fixture.store.watch(committed));
     let first = within("an event", watch.next()).await.unwrap().unwrap();
-    assert_eq!(first.document.unwrap().document, Shared::guarded("y"));
+    assert_eq!(first.document.unwrap().document, SharedCluster::guarded("y"));
     let second = within("an event", watch.next()).await.unwrap().unwrap();
     assert_eq!(
         (second.revision, second.document.unwrap().document),
-        (opened, json!({"uri": "/a", "host": "z"}))
+        (open, json!({"uri": "/a", "host": "z"}))
     );
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_report_expires_with_its_process() {
     let server = Server::plain().await;
-    let (one, other) = (opened(&[server.url()]).await, opened(&[server.url()]).await);
-    let (ours, theirs) = (one.reports().unwrap(), other.reports().unwrap());
-    assert!(ours.ttl() >= Duration::from_secs(20), "as long as it may serve nodes");
-    assert!(ours.others().await.unwrap().is_empty());
+    let (one, other) = (open(&[server.url()]).await, open(&[server.url()]).await);
+    let (own_revision, other_revision) = (one.reports().unwrap(), other.reports().unwrap());
+    assert!(own_revision.ttl() >= Duration::from_secs(20), "as long as it may serve nodes");
+    assert!(own_revision.others().await.unwrap().is_empty());
     let before = one.load().await.unwrap().items;
     let mut watch = one.watch(one.load().await.unwrap().revision);
     for text in ["first", "second"] {
-        theirs.write(text.to_owned(), "names".to_owned()).await.unwrap();
-        let read: Vec<_> = ours.others().await.unwrap().into_iter().filter_map(|entry| entry.text).collect();
-        assert_eq!((read, theirs.others().await.unwrap().len()), (vec![text.to_owned()], 0));
+        other_revision.write(text.to_owned(), "names".to_owned()).await.unwrap();
+        let read: Vec<_> =
+            own_revision.others().await.unwrap().into_iter().filter_map(|entry| entry.text).collect();
+        assert_eq!((read, other_revision.others().await.unwrap().len()), (vec![text.to_owned()], 0));
     }
     assert_eq!(one.load().await.unwrap().items, before, "it is no document");
     assert!(watch.next().now_or_never().is_none(), "no watch tells of it");
     assert!(one.unknown_keys().await.unwrap().is_empty());
-    let entries = async || server.keys().await.below("/apisix/countersign/control_planes/").await;
+    let entries = async || server.keys().await.with_prefix("/apisix/countersign/control_planes/").await;
     let entry = entries().await.pop().unwrap();
     assert_ne!(entry.lease, 0, "a process that dies takes it along");
     // The lease is lost, as after a long partition: the next write gets a new one.
     server.ctl(&["lease", "revoke", &format!("{:x}", entry.lease)]).await;
     assert!(entries().await.is_empty());
-    let silent = ours.others().await.unwrap().pop().unwrap();
+    let silent = own_revision.others().await.unwrap().pop().unwrap();
     assert_eq!((silent.text, silent.nodes.as_deref()), (None, Some("names")), "it went without a word");
-    theirs.write("third".to_owned(), "names".to_owned()).await.unwrap();
+    other_revision.write("third".to_owned(), "names".to_owned()).await.unwrap();
     assert_ne!(entries().await.pop().unwrap().lease, entry.lease);
-    theirs.withdraw().await.unwrap();
-    assert!(entries().await.is_empty() && ours.others().await.unwrap().is_empty());
+    other_revision.withdraw().await.unwrap();
+    assert!(entries().await.is_empty() && own_revision.others().await.unwrap().is_empty());
+}
+
+/// Fresh CAs, and a directory with the CA certificate of the servers.
+pub(super) struct TestPki {
+    directory: TempDir,
+    pub(super) authorities: Authorities,
+}
+
+impl TestPki {
+    pub(super) fn new() -> Self {
+        let (directory, authorities) = (tempfile::tempdir().expect("a directory"), Authorities::mint());
+        let pki = Self { directory, authorities };
+        pki.write("ca.crt", pki.authorities.servers.certificate_pem());
+        pki
+    }
+
+    pub(super) fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    pub(super) fn write(&self, name: &str, text: &str) -> PathBuf {
+        fs::write(self.path(name), text).expect("a file can be written");
+        self.path(name)
+    }
+
+    /// The CA certificate of the servers.
+    pub(super) fn ca_file(&self) -> PathBuf {
+        self.path("ca.crt")
+    }
+
+    /// Writes `name.crt` and `name.key`.
+    pub(super) fn pair(&self, name: &str, credential: &Credential) -> (PathBuf, PathBuf) {
+        let cert = self.write(&format!("{name}.crt"), &credential.certificate_pem);
+        (cert, self.write(&format!("{name}.key"), &credential.key_pem))
+    }
+
+    /// A client certificate that an etcd with these CAs accepts.
+    pub(super) fn client(&self) -> (PathBuf, PathBuf) {
+        self.pair("client", &self.authorities.clients.client("controlplane"))
+    }
+
+    /// A client certificate that expired yesterday.
+    pub(super) fn expired_client(&self) -> (PathBuf, PathBuf) {
+        self.pair("expired", &self.authorities.clients.expired_client("controlplane"))
+    }
 }

@@ -39,10 +39,10 @@ enum RoundEnd {
 pub(super) fn events(cluster: Weak<Cluster>, after: u64) -> EventStream {
     let (sender, receiver) = mpsc::channel(QUEUE_MAX);
     tokio::spawn(async move {
-        let mut known = WatchPosition { revision: after, extensions: None };
+        let mut position = WatchPosition { revision: after, extensions: None };
         loop {
             let Some(cluster) = cluster.upgrade() else { return };
-            match cluster.run_watch_round(&mut known, &sender).await {
+            match cluster.run_watch_round(&mut position, &sender).await {
                 RoundEnd::Reopen => {}
                 RoundEnd::ReaderGone => return,
                 RoundEnd::Failed(error) => return drop(sender.send(Err(error)).await),
@@ -63,57 +63,57 @@ struct WatchPosition {
 type EventSender = mpsc::Sender<Result<Vec<Event>, WatchError>>;
 
 impl Cluster {
-    async fn run_watch_round(&self, known: &mut WatchPosition, sender: &EventSender) -> RoundEnd {
-        let connected = match self.connections.current().await {
-            Ok(connected) => connected,
+    async fn run_watch_round(&self, position: &mut WatchPosition, sender: &EventSender) -> RoundEnd {
+        let connection = match self.connections.current().await {
+            Ok(connection) => connection,
             Err(error) => return unavailable(error.to_string()),
         };
-        if let Err(ended) = self.load_extensions(known).await {
-            return ended;
+        if let Err(end) = self.load_extensions(position).await {
+            return end;
         }
         let options = WatchOptions::new()
             .with_prefix()
-            .with_start_revision(layout::to_etcd_revision(known.revision + 1));
-        let mut client = connected.watch();
+            .with_start_revision(layout::to_etcd_revision(position.revision + 1));
+        let mut client = connection.watch();
         let opening = client.watch(self.layout.root(), Some(options));
         let mut stream = match tokio::time::timeout(self.connections.timeout(), opening).await {
             Ok(Ok(stream)) => stream,
-            Ok(Err(error)) => return self.watch_failed(&connected, &error).await,
+            Ok(Err(error)) => return self.watch_failed(&connection, &error).await,
             Err(_) => return unavailable("the watch was not opened in time".to_owned()),
         };
         loop {
             let message = tokio::select! {
                 message = next(&mut stream, self.watch_timeout) => message,
-                () = self.connections.wait_replaced(&connected) => return self.connection_replaced(&connected).await,
+                () = self.connections.wait_replaced(&connection) => return self.connection_replaced(&connection).await,
                 () = sender.closed() => return RoundEnd::ReaderGone,
             };
             let response = match message {
                 Ok(Some(Ok(response))) => response,
-                Ok(Some(Err(error))) => return self.watch_failed(&connected, &error).await,
+                Ok(Some(Err(error))) => return self.watch_failed(&connection, &error).await,
                 Ok(None) => return unavailable("etcd ended the watch".to_owned()),
                 // After a quiet period the watch reopens, which is cheap and detects a dead one.
                 Err(_) => return RoundEnd::Reopen,
             };
-            if let Some(ended) = self.handle_response(&response, known, sender).await {
-                return ended;
+            if let Some(end) = self.handle_response(&response, position, sender).await {
+                return end;
             }
         }
     }
 
     /// Loads the extension entries at the seen revision, unless they are known.
-    async fn load_extensions(&self, known: &mut WatchPosition) -> Result<(), RoundEnd> {
-        if known.extensions.is_some() {
+    async fn load_extensions(&self, position: &mut WatchPosition) -> Result<(), RoundEnd> {
+        if position.extensions.is_some() {
             return Ok(());
         }
-        let read = match known.revision {
+        let loaded = match position.revision {
             // The empty store; etcd reads revision 0 as the current one.
             0 => Ok(Some(HashMap::new())),
-            seen => {
-                self.extensions_at(&self.layout.extensions_prefix(), layout::to_etcd_revision(seen)).await
+            revision => {
+                self.extensions_at(&self.layout.extensions_prefix(), layout::to_etcd_revision(revision)).await
             }
         };
-        match read {
-            Ok(Some(extensions)) => known.extensions = Some(extensions),
+        match loaded {
+            Ok(Some(extensions)) => position.extensions = Some(extensions),
             Ok(None) => return Err(self.compacted_at_head().await),
             Err(error) => return Err(unavailable(error.to_string())),
         }
@@ -121,24 +121,24 @@ impl Cluster {
     }
 
     /// A replaced connection still has its cluster; a lost one may return with another state.
-    async fn connection_replaced(&self, connected: &EtcdConnection) -> RoundEnd {
+    async fn connection_replaced(&self, connection: &EtcdConnection) -> RoundEnd {
         match self.connections.current().await {
-            Ok(now) if now.same_epoch(connected) => RoundEnd::Reopen,
+            Ok(now) if now.same_epoch(connection) => RoundEnd::Reopen,
             Ok(_) => unavailable("the connection to etcd was lost".to_owned()),
             Err(error) => unavailable(error.to_string()),
         }
     }
 
-    async fn watch_failed(&self, connected: &EtcdConnection, error: &Error) -> RoundEnd {
-        let what = self.connections.describe_error(connected, error);
-        self.connections.check_health(connected).await;
+    async fn watch_failed(&self, connection: &EtcdConnection, error: &Error) -> RoundEnd {
+        let what = self.connections.describe_error(connection, error);
+        self.connections.check_health(connection).await;
         unavailable(what)
     }
 
     async fn handle_response(
         &self,
         response: &WatchResponse,
-        known: &mut WatchPosition,
+        position: &mut WatchPosition,
         sender: &EventSender,
     ) -> Option<RoundEnd> {
         let head =
@@ -149,15 +149,15 @@ impl Cluster {
         if response.canceled() {
             return Some(unavailable(format!("etcd cancelled the watch: {}", response.cancel_reason())));
         }
-        if response.created() && head < known.revision {
+        if response.created() && head < position.revision {
             // The seen revision is in this cluster's future: it was restored from a backup.
             return Some(compacted(head));
         }
         let mut events = Vec::new();
         // Without the fragment option a response holds whole revisions.
         for changes in response.events().chunk_by(|one, next| event_revision(one) == event_revision(next)) {
-            if let Err(ended) = self.apply_revision(changes, known, &mut events).await {
-                return Some(ended);
+            if let Err(end) = self.apply_revision(changes, position, &mut events).await {
+                return Some(end);
             }
         }
         if events.is_empty() {
@@ -179,13 +179,13 @@ impl Cluster {
     async fn apply_revision(
         &self,
         changes: &[etcd_client::Event],
-        known: &mut WatchPosition,
+        position: &mut WatchPosition,
         events: &mut Vec<Event>,
     ) -> Result<(), RoundEnd> {
         let Some(revision) = changes.first().map(event_revision) else { return Ok(()) };
-        known.revision = known.revision.max(revision);
-        let extensions = known.extensions.get_or_insert_default();
-        let (mut documents, mut beside) = (Vec::new(), Vec::new());
+        position.revision = position.revision.max(revision);
+        let extensions = position.extensions.get_or_insert_default();
+        let (mut documents, mut extension_keys) = (Vec::new(), Vec::new());
         for (change, kv) in changes.iter().filter_map(|change| Some((change, change.kv()?))) {
             let put = change.event_type() == EventType::Put;
             match self.layout.parse(kv.key()) {
@@ -198,14 +198,14 @@ impl Cluster {
                     } else {
                         extensions.remove(&key);
                     }
-                    beside.push(key);
+                    extension_keys.push(key);
                 }
                 ParsedKey::Ignored | ParsedKey::Unknown(_) => {}
             }
         }
-        beside.retain(|key| !documents.iter().any(|(written, _)| written == key));
+        extension_keys.retain(|key| !documents.iter().any(|(document, _)| document == key));
         // Only the extension entry of these documents changed.
-        for key in beside {
+        for key in extension_keys {
             match self.document_at(&key, revision).await {
                 Ok(Some(Some(stored))) => documents.push((key, Some(stored))),
                 Ok(Some(None)) => {}

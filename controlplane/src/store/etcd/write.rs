@@ -44,30 +44,30 @@ impl Attempt<'_> {
         let Some(name) = layout.extension_key(self.key).filter(|_| self.value.is_some()) else {
             return Some(committed);
         };
-        let beside = events.iter().find(|event| {
+        let extension = events.iter().find(|event| {
             event.kv().is_some_and(|kv| {
                 kv.key() == name.as_bytes()
                     && layout::from_etcd_revision(kv.mod_revision()) == committed.revision
             })
         });
-        let written = beside.filter(|event| event.event_type() == EventType::Put).and_then(Event::kv);
-        let same = self.extension.map(str::as_bytes) == written.map(etcd_client::KeyValue::value);
-        same.then_some(committed)
+        let written = extension.filter(|event| event.event_type() == EventType::Put).and_then(Event::kv);
+        let matches = self.extension.map(str::as_bytes) == written.map(etcd_client::KeyValue::value);
+        matches.then_some(committed)
     }
 
     fn match_event(&self, event: &Event, layout: &Layout) -> Option<CommitResult> {
         let kv = event.kv().filter(|kv| kv.key() == layout.document_key(self.key).as_bytes())?;
-        let before = event.prev_kv();
-        let same = match event.event_type() {
+        let previous = event.prev_kv();
+        let matches = match event.event_type() {
             EventType::Put => self.value.is_some_and(|value| value.as_bytes() == kv.value()),
             EventType::Delete => self.value.is_none(),
         };
-        let upon = before.map_or(0, etcd_client::KeyValue::mod_revision);
-        let created = before.map_or(kv.create_revision(), etcd_client::KeyValue::create_revision);
-        (same && upon == self.expected_mod_revision).then(|| CommitResult {
+        let previous_revision = previous.map_or(0, etcd_client::KeyValue::mod_revision);
+        let created = previous.map_or(kv.create_revision(), etcd_client::KeyValue::create_revision);
+        (matches && previous_revision == self.expected_mod_revision).then(|| CommitResult {
             revision: layout::from_etcd_revision(kv.mod_revision()),
             create_revision: layout::from_etcd_revision(created),
-            existed: before.is_some(),
+            existed: previous.is_some(),
         })
     }
 }
@@ -99,47 +99,49 @@ struct Attempt<'a> {
 
 impl Cluster {
     pub(super) async fn commit(self: &Arc<Self>, write: Mutation) -> Result<CommitResult, StoreError> {
-        let (value, beside) = match &write {
+        let (value, extension) = match &write {
             Mutation::Put { key, document, .. } => {
-                let (value, beside) = layout::split_document(key, document);
-                (Some(value), beside)
+                let (value, extension) = layout::split_document(key, document);
+                (Some(value), extension)
             }
             Mutation::Delete { .. } => (None, None),
         };
         let ttl = if let Mutation::Put { ttl, .. } = &write { *ttl } else { None };
-        let mut edited = None;
+        let mut document_revision = None;
         for _ in 0..WRITE_ATTEMPTS {
-            let before = match write.precondition() {
+            let expected = match write.precondition() {
                 Precondition::Absent => 0,
                 Precondition::ModRevision(revision) => {
-                    edited.unwrap_or_else(|| layout::to_etcd_revision(revision))
+                    document_revision.unwrap_or_else(|| layout::to_etcd_revision(revision))
                 }
                 Precondition::Unconditional => match (self.document_mod_revision(write.key()).await?, &value)
                 {
                     ((0, store), None) => return Ok(no_op_delete(store)),
-                    ((before, _), _) => before,
+                    ((expected, _), _) => expected,
                 },
             };
-            let since = before.max(self.connections.revision());
-            let seen_beside = match write.precondition() {
+            let start_revision = expected.max(self.connections.revision());
+            let extension_seen = match write.precondition() {
                 Precondition::ModRevision(revision) => Some(layout::to_etcd_revision(revision)),
                 Precondition::Absent | Precondition::Unconditional => None,
             };
-            let (value, beside) = (value.as_deref(), beside.as_deref());
+            let (value, extension) = (value.as_deref(), extension.as_deref());
             let attempt = Attempt {
                 key: write.key(),
                 value,
-                extension: beside,
-                expected_mod_revision: before,
-                extension_mod_revision: seen_beside,
-                start_revision: since,
+                extension,
+                expected_mod_revision: expected,
+                extension_mod_revision: extension_seen,
+                start_revision,
                 ttl,
             };
             match (self.execute(&attempt).await?, write.precondition()) {
                 (TxnOutcome::Committed(committed), _) => return Ok(committed),
                 (TxnOutcome::Fenced, _) | (TxnOutcome::Conflict, Precondition::Unconditional) => {}
-                (TxnOutcome::Conflict, Precondition::ModRevision(revision)) if edited.is_none() => {
-                    edited = Some(
+                (TxnOutcome::Conflict, Precondition::ModRevision(revision))
+                    if document_revision.is_none() =>
+                {
+                    document_revision = Some(
                         self.extension_only_change(write.key(), revision)
                             .await?
                             .ok_or(StoreError::Conflict)?,
@@ -155,42 +157,42 @@ impl Cluster {
     /// writer has seen that change.
     async fn extension_only_change(&self, key: &Key, seen: u64) -> Result<Option<i64>, StoreError> {
         let Some(name) = self.layout.extension_key(key) else { return Ok(None) };
-        let (beside, _) = self.mod_revision(name).await?;
+        let (extension, _) = self.mod_revision(name).await?;
         let (document, _) = self.document_mod_revision(key).await?;
         let seen = layout::to_etcd_revision(seen);
-        Ok((beside == seen && (1..seen).contains(&document)).then_some(document))
+        Ok((extension == seen && (1..seen).contains(&document)).then_some(document))
     }
 
     async fn execute(self: &Arc<Self>, attempt: &Attempt<'_>) -> Result<TxnOutcome, StoreError> {
         let fence = self.fence_revision().await?;
-        let connected = self.connections.current().await?;
+        let connection = self.connections.current().await?;
         let put = match attempt.ttl {
             None => PutOptions::new().with_prev_key(),
             Some(ttl) => PutOptions::new()
                 .with_prev_key()
-                .with_lease(self.grant_lease(&connected, ttl.get().into()).await?),
+                .with_lease(self.grant_lease(&connection, ttl.get().into()).await?),
         };
         let txn = self.build_txn(attempt, fence, put);
-        let mut kv = connected.kv();
-        let failed = tokio::select! {
-            answer = kv.txn(txn) => match answer {
-                Ok(answer) => return Ok(self.txn_outcome(attempt, fence, &answer)),
+        let mut kv = connection.kv();
+        let error = tokio::select! {
+            response = kv.txn(txn) => match response {
+                Ok(response) => return Ok(self.txn_outcome(attempt, fence, &response)),
                 Err(error) => error,
             },
-            () = self.connections.wait_lost(&connected) => Error::Internal("the connection was lost".to_owned()),
+            () = self.connections.wait_lost(&connection) => Error::Internal("the connection was lost".to_owned()),
             () = tokio::time::sleep(self.connections.timeout()) => Error::Internal("no answer in time".to_owned()),
         };
-        let what = self.connections.describe_error(&connected, &failed);
-        if let Some(refused) = definite_error(&failed, &what) {
-            return Err(refused);
+        let what = self.connections.describe_error(&connection, &error);
+        if let Some(definite) = definite_error(&error, &what) {
+            return Err(definite);
         }
-        if dial::was_not_sent(&failed) {
+        if dial::was_not_sent(&error) {
             return Err(StoreError::Unavailable { what });
         }
-        tracing::warn!(resource = %attempt.key, problem = what, "a write was not answered; finding out whether it was made");
-        self.connections.check_health(&connected).await;
-        let settling = self.resolve_unknown(attempt);
-        match tokio::time::timeout(self.connections.timeout(), settling).await {
+        tracing::warn!(resource = %attempt.key, problem = what, "a write has no response; resolving whether it was committed");
+        self.connections.check_health(&connection).await;
+        let resolving = self.resolve_unknown(attempt);
+        match tokio::time::timeout(self.connections.timeout(), resolving).await {
             Ok(Ok(outcome)) => Ok(outcome),
             Ok(Err(_)) | Err(_) => {
                 self.resolve_in_background(attempt);
@@ -216,7 +218,7 @@ impl Cluster {
             operations.push(match attempt.extension {
                 // Without the document's lease: an entry that outlives the document is ignored, and
                 // one that expired first would leave the document unprotected.
-                Some(beside) => TxnOp::put(name, beside, None),
+                Some(extension) => TxnOp::put(name, extension, None),
                 None => TxnOp::delete(name, None),
             });
         }
@@ -224,45 +226,45 @@ impl Cluster {
         Txn::new().when(compares).and_then(operations).or_else([fence])
     }
 
-    fn txn_outcome(&self, attempt: &Attempt<'_>, fence: i64, answer: &TxnResponse) -> TxnOutcome {
-        let operations = answer.op_responses();
-        if !answer.succeeded() {
-            let now = match operations.first() {
-                Some(TxnOpResponse::Get(found)) => {
-                    found.kvs().first().map_or(0, etcd_client::KeyValue::mod_revision)
+    fn txn_outcome(&self, attempt: &Attempt<'_>, fence: i64, response: &TxnResponse) -> TxnOutcome {
+        let operations = response.op_responses();
+        if !response.succeeded() {
+            let current = match operations.first() {
+                Some(TxnOpResponse::Get(response)) => {
+                    response.kvs().first().map_or(0, etcd_client::KeyValue::mod_revision)
                 }
                 _ => -1,
             };
-            self.fence.0.store(now, Ordering::Release);
-            return if now == fence { TxnOutcome::Conflict } else { TxnOutcome::Fenced };
+            self.fence.0.store(current, Ordering::Release);
+            return if current == fence { TxnOutcome::Conflict } else { TxnOutcome::Fenced };
         }
         let revision =
-            layout::from_etcd_revision(answer.header().map_or(0, etcd_client::ResponseHeader::revision));
-        let before = match operations.first() {
+            layout::from_etcd_revision(response.header().map_or(0, etcd_client::ResponseHeader::revision));
+        let created = match operations.first() {
             Some(TxnOpResponse::Put(put)) => put.prev_key().map(etcd_client::KeyValue::create_revision),
-            Some(TxnOpResponse::Delete(gone)) => {
-                gone.prev_kvs().first().map(etcd_client::KeyValue::create_revision)
+            Some(TxnOpResponse::Delete(deletion)) => {
+                deletion.prev_kvs().first().map(etcd_client::KeyValue::create_revision)
             }
             _ => None,
         };
-        let made_now = if attempt.value.is_some() { revision } else { 0 };
+        let own_revision = if attempt.value.is_some() { revision } else { 0 };
         TxnOutcome::Committed(CommitResult {
             revision,
-            create_revision: before.map_or(made_now, layout::from_etcd_revision),
-            existed: before.is_some(),
+            create_revision: created.map_or(own_revision, layout::from_etcd_revision),
+            existed: created.is_some(),
         })
     }
 
     /// The cached mod revision of the fence; read once.
     async fn fence_revision(&self) -> Result<i64, StoreError> {
-        let known = self.fence.0.load(Ordering::Acquire);
-        if known >= 0 {
-            return Ok(known);
+        let cached = self.fence.0.load(Ordering::Acquire);
+        if cached >= 0 {
+            return Ok(cached);
         }
         let name = self.layout.fence_key();
-        let (now, _) = self.mod_revision(name).await?;
-        self.fence.0.store(now, Ordering::Release);
-        Ok(now)
+        let (current, _) = self.mod_revision(name).await?;
+        self.fence.0.store(current, Ordering::Release);
+        Ok(current)
     }
 
     async fn document_mod_revision(&self, key: &Key) -> Result<(i64, u64), StoreError> {
@@ -272,45 +274,45 @@ impl Cluster {
     /// The mod revision of a key, 0 if absent, and the store's revision.
     pub(super) async fn mod_revision(&self, name: String) -> Result<(i64, u64), StoreError> {
         let options = GetOptions::new().with_keys_only();
-        let found = self.call(|mut kv: KvClient| {
+        let response = self.call(|mut kv: KvClient| {
             let (name, options) = (name.clone(), options.clone());
             async move { kv.get(name, Some(options)).await }
         });
-        let found = found.await?;
+        let response = response.await?;
         let store =
-            layout::from_etcd_revision(found.header().map_or(0, etcd_client::ResponseHeader::revision));
-        Ok((found.kvs().first().map_or(0, etcd_client::KeyValue::mod_revision), store))
+            layout::from_etcd_revision(response.header().map_or(0, etcd_client::ResponseHeader::revision));
+        Ok((response.kvs().first().map_or(0, etcd_client::KeyValue::mod_revision), store))
     }
 
     pub(super) async fn grant_lease(
         &self,
-        connected: &EtcdConnection,
+        connection: &EtcdConnection,
         seconds: u64,
     ) -> Result<i64, StoreError> {
-        let mut lease = connected.client.lease_client();
-        let granted = tokio::time::timeout(
+        let mut lease = connection.client.lease_client();
+        let response = tokio::time::timeout(
             self.connections.timeout(),
             lease.grant(layout::to_etcd_revision(seconds), None),
         )
         .await;
-        let late = |_| StoreError::Unavailable { what: "no lease was granted in time".to_owned() };
-        Ok(granted.map_err(late)?.map_err(|error| self.unavailable(connected, &error))?.id())
+        let timed_out = |_| StoreError::Unavailable { what: "no lease was granted in time".to_owned() };
+        Ok(response.map_err(timed_out)?.map_err(|error| self.unavailable(connection, &error))?.id())
     }
 
     /// Moves the fence, so that an earlier write can no longer be applied, and finds the outcome.
     /// Fails only when no endpoint answers.
     async fn resolve_unknown(&self, attempt: &Attempt<'_>) -> Result<TxnOutcome, StoreError> {
         let name = self.layout.fence_key();
-        let moved = self.call(|mut kv: KvClient| {
+        let response = self.call(|mut kv: KvClient| {
             let name = name.clone();
             async move { kv.put(name, "1", None).await }
         });
-        let moved = moved.await?;
-        let revision = moved.header().map_or(-1, etcd_client::ResponseHeader::revision);
+        let response = response.await?;
+        let revision = response.header().map_or(-1, etcd_client::ResponseHeader::revision);
         self.fence.0.store(revision, Ordering::Release);
-        let made = self.find_committed(attempt, revision).await?;
-        tracing::info!(resource = %attempt.key, made = made.is_some(), "found out what became of a write that was not answered");
-        Ok(made.map_or(TxnOutcome::Fenced, TxnOutcome::Committed))
+        let committed = self.find_committed(attempt, revision).await?;
+        tracing::info!(resource = %attempt.key, committed = committed.is_some(), "resolved a write without a response");
+        Ok(committed.map_or(TxnOutcome::Fenced, TxnOutcome::Committed))
     }
 
     /// Reads all events from before the write was sent until the fence moved; `None`: the write is
@@ -318,32 +320,32 @@ impl Cluster {
     async fn find_committed(
         &self,
         attempt: &Attempt<'_>,
-        moved: i64,
+        fence_revision: i64,
     ) -> Result<Option<CommitResult>, StoreError> {
         let unavailable = |what: String| StoreError::Unavailable { what };
-        if moved <= attempt.start_revision {
+        if fence_revision <= attempt.start_revision {
             return Err(unavailable("the cluster was set back meanwhile".to_owned()));
         }
-        let connected = self.connections.current().await?;
+        let connection = self.connections.current().await?;
         let options =
             WatchOptions::new().with_prefix().with_prev_key().with_start_revision(attempt.start_revision + 1);
-        let told = |error: Error| unavailable(self.connections.describe_error(&connected, &error));
-        let mut client = connected.watch();
-        let mut stream = client.watch(self.layout.root(), Some(options)).await.map_err(told)?;
-        let mut made = None;
+        let describe = |error: Error| unavailable(self.connections.describe_error(&connection, &error));
+        let mut client = connection.watch();
+        let mut stream = client.watch(self.layout.root(), Some(options)).await.map_err(describe)?;
+        let mut committed = None;
         loop {
             let response = tokio::select! {
-                response = stream.message() => response.map_err(told)?,
-                () = self.connections.wait_lost(&connected) => None,
+                response = stream.message() => response.map_err(describe)?,
+                () = self.connections.wait_lost(&connection) => None,
             };
             let response = response.filter(|response| !response.canceled());
             let response =
                 response.ok_or_else(|| unavailable("what happened can no longer be read".to_owned()))?;
-            made = made.or_else(|| attempt.find_in(response.events(), &self.layout));
+            committed = committed.or_else(|| attempt.find_in(response.events(), &self.layout));
             for event in response.events() {
                 let fence = event.kv().filter(|kv| kv.key() == self.layout.fence_key().as_bytes());
-                if fence.is_some_and(|kv| kv.mod_revision() == moved) {
-                    return Ok(made);
+                if fence.is_some_and(|kv| kv.mod_revision() == fence_revision) {
+                    return Ok(committed);
                 }
             }
         }
@@ -354,8 +356,8 @@ impl Cluster {
     fn resolve_in_background(self: &Arc<Self>, attempt: &Attempt<'_>) {
         let cluster = Arc::downgrade(self);
         let (key, value) = (attempt.key.clone(), attempt.value.map(str::to_owned));
-        let beside = attempt.extension.map(str::to_owned);
-        let (before, seen_beside, since, ttl) = (
+        let extension = attempt.extension.map(str::to_owned);
+        let (expected, extension_seen, start_revision, ttl) = (
             attempt.expected_mod_revision,
             attempt.extension_mod_revision,
             attempt.start_revision,
@@ -364,14 +366,14 @@ impl Cluster {
         tokio::spawn(async move {
             loop {
                 let Some(cluster) = cluster.upgrade() else { return };
-                let (value, beside) = (value.as_deref(), beside.as_deref());
+                let (value, extension) = (value.as_deref(), extension.as_deref());
                 let attempt = Attempt {
                     key: &key,
                     value,
-                    extension: beside,
-                    expected_mod_revision: before,
-                    extension_mod_revision: seen_beside,
-                    start_revision: since,
+                    extension,
+                    expected_mod_revision: expected,
+                    extension_mod_revision: extension_seen,
+                    start_revision,
                     ttl,
                 };
                 if cluster.connections.wait_connected().await.is_none()
@@ -389,38 +391,38 @@ impl Cluster {
     /// revision only.
     pub(super) async fn reserve_id(&self) -> Result<u64, StoreError> {
         let name = self.layout.sequence_key();
-        let taken = self.call(|mut kv: KvClient| {
+        let response = self.call(|mut kv: KvClient| {
             let name = name.clone();
             async move { kv.put(name, "1", None).await }
         });
-        let taken = taken.await?;
-        Ok(layout::from_etcd_revision(taken.header().map_or(0, etcd_client::ResponseHeader::revision)))
+        let response = response.await?;
+        Ok(layout::from_etcd_revision(response.header().map_or(0, etcd_client::ResponseHeader::revision)))
     }
 
     /// Replaces an internal entry. Never repeated without a response: the caller reads the entry
     /// before it retries.
     pub(super) async fn swap_internal_entry(
         &self,
-        what: InternalKey,
+        key: InternalKey,
         expect: u64,
         text: &str,
     ) -> Result<u64, StoreError> {
-        let connected = self.connections.current().await?;
-        let name = self.layout.internal_key(what);
+        let connection = self.connections.current().await?;
+        let name = self.layout.internal_key(key);
         let compare =
             Compare::mod_revision(name.as_str(), CompareOp::Equal, layout::to_etcd_revision(expect));
         let txn = Txn::new().when([compare]).and_then([TxnOp::put(name, text, None)]);
-        let mut kv = connected.kv();
+        let mut kv = connection.kv();
         let unknown = |what: String| StoreError::OutcomeUnknown { what };
-        let answer = tokio::select! {
-            answer = kv.txn(txn) => answer.map_err(|error| unknown(self.connections.describe_error(&connected, &error)))?,
-            () = self.connections.wait_lost(&connected) => return Err(unknown("the connection was lost".to_owned())),
+        let response = tokio::select! {
+            response = kv.txn(txn) => response.map_err(|error| unknown(self.connections.describe_error(&connection, &error)))?,
+            () = self.connections.wait_lost(&connection) => return Err(unknown("the connection was lost".to_owned())),
             () = tokio::time::sleep(self.connections.timeout()) => return Err(unknown("no answer in time".to_owned())),
         };
-        if !answer.succeeded() {
+        if !response.succeeded() {
             return Err(StoreError::Conflict);
         }
-        Ok(layout::from_etcd_revision(answer.header().map_or(0, etcd_client::ResponseHeader::revision)))
+        Ok(layout::from_etcd_revision(response.header().map_or(0, etcd_client::ResponseHeader::revision)))
     }
 }
 
@@ -458,25 +460,25 @@ mod tests {
     use super::*;
     use crate::store::Store;
     use crate::store::conformance::{key, put};
-    use crate::store::etcd::tests::opened;
+    use crate::store::etcd::tests::open;
 
-    fn attempt<'a>(cluster: &Cluster, key: &'a Key, value: Option<&'a str>, before: i64) -> Attempt<'a> {
-        let since = before.max(cluster.connections.revision());
+    fn attempt<'a>(cluster: &Cluster, key: &'a Key, value: Option<&'a str>, expected: i64) -> Attempt<'a> {
+        let start_revision = expected.max(cluster.connections.revision());
         Attempt {
             key,
             value,
             extension: None,
-            expected_mod_revision: before,
+            expected_mod_revision: expected,
             extension_mod_revision: None,
-            start_revision: since,
+            start_revision,
             ttl: None,
         }
     }
 
     /// Applies a delayed transaction, as a paused member does.
     async fn sent(cluster: &Cluster, txn: Txn) -> bool {
-        let connected = cluster.connections.current().await.unwrap();
-        connected.kv().txn(txn).await.unwrap().succeeded()
+        let connection = cluster.connections.current().await.unwrap();
+        connection.kv().txn(txn).await.unwrap().succeeded()
     }
 
     fn plain() -> PutOptions {
@@ -486,12 +488,12 @@ mod tests {
     #[tokio::test(flavor = "multi_thread")]
     async fn a_write_resolved_as_lost_is_never_applied() {
         let server = Server::plain().await;
-        let store = opened(&[server.url()]).await;
+        let store = open(&[server.url()]).await;
         let (cluster, key) = (&store.cluster, key(Kind::Ssl, "1"));
         let fence = cluster.fence_revision().await.unwrap();
-        let late = attempt(cluster, &key, Some("{\"v\":1}"), 0);
-        let txn = cluster.build_txn(&late, fence, plain());
-        assert!(matches!(cluster.resolve_unknown(&late).await, Ok(TxnOutcome::Fenced)));
+        let delayed = attempt(cluster, &key, Some("{\"v\":1}"), 0);
+        let txn = cluster.build_txn(&delayed, fence, plain());
+        assert!(matches!(cluster.resolve_unknown(&delayed).await, Ok(TxnOutcome::Fenced)));
         // Its precondition on the document still holds.
         assert!(!sent(cluster, txn).await);
         assert_eq!(store.get(&key).await.unwrap(), None);
@@ -501,11 +503,11 @@ mod tests {
     #[tokio::test(flavor = "multi_thread")]
     async fn a_committed_write_is_found_behind_later_versions() {
         let server = Server::plain().await;
-        let store = opened(&[server.url()]).await;
+        let store = open(&[server.url()]).await;
         let (cluster, key) = (&store.cluster, key(Kind::Ssl, "1"));
         let fence = cluster.fence_revision().await.unwrap();
-        let made = attempt(cluster, &key, Some("{\"v\":1}"), 0);
-        assert!(sent(cluster, cluster.build_txn(&made, fence, plain())).await);
+        let committed = attempt(cluster, &key, Some("{\"v\":1}"), 0);
+        assert!(sent(cluster, cluster.build_txn(&committed, fence, plain())).await);
         let first = store.get(&key).await.unwrap().unwrap();
         for v in 2..5 {
             store.commit(put(&key, json!({"v": v}), Precondition::Unconditional)).await.unwrap();
@@ -519,25 +521,25 @@ mod tests {
             create_revision: first.create_revision,
             existed: false,
         };
-        let Ok(TxnOutcome::Committed(found)) = cluster.resolve_unknown(&made).await else {
+        let Ok(TxnOutcome::Committed(response)) = cluster.resolve_unknown(&committed).await else {
             panic!("it was made")
         };
-        assert_eq!(found, expected);
+        assert_eq!(response, expected);
     }
 
     #[tokio::test(flavor = "multi_thread")]
     async fn a_deletion_is_resolved() {
         let server = Server::plain().await;
-        let store = opened(&[server.url()]).await;
+        let store = open(&[server.url()]).await;
         let (cluster, key) = (&store.cluster, key(Kind::Ssl, "1"));
-        let made = store.commit(put(&key, json!({}), Precondition::Absent)).await.unwrap();
-        let removal = attempt(cluster, &key, None, layout::to_etcd_revision(made.revision));
+        let committed = store.commit(put(&key, json!({}), Precondition::Absent)).await.unwrap();
+        let removal = attempt(cluster, &key, None, layout::to_etcd_revision(committed.revision));
         assert!(matches!(cluster.resolve_unknown(&removal).await, Ok(TxnOutcome::Fenced)), "it was not sent");
         let fence = cluster.fence_revision().await.unwrap();
         assert!(sent(cluster, cluster.build_txn(&removal, fence, plain())).await);
         let settled = cluster.resolve_unknown(&removal).await;
         assert!(
-            matches!(settled, Ok(TxnOutcome::Committed(CommitResult { existed: true, create_revision, .. })) if create_revision == made.create_revision)
+            matches!(settled, Ok(TxnOutcome::Committed(CommitResult { existed: true, create_revision, .. })) if create_revision == committed.create_revision)
         );
     }
 
@@ -546,17 +548,17 @@ mod tests {
     #[tokio::test(flavor = "multi_thread")]
     async fn a_write_is_identified_by_its_extension_fields() {
         let server = Server::plain().await;
-        let store = opened(&[server.url()]).await;
+        let store = open(&[server.url()]).await;
         let (cluster, key) = (&store.cluster, key(Kind::Route, "1"));
         let fence = cluster.fence_revision().await.unwrap();
         let plainly = attempt(cluster, &key, Some("{\"v\":1}"), 0);
-        let made = Attempt { extension: Some("{\"client_identity\":{}}"), ..plainly };
-        let other = Attempt { extension: Some("{\"client_identity\":{\"allow\":[]}}"), ..made };
-        let none = Attempt { extension: None, ..made };
-        assert!(sent(cluster, cluster.build_txn(&made, fence, plain())).await);
+        let committed = Attempt { extension: Some("{\"client_identity\":{}}"), ..plainly };
+        let other = Attempt { extension: Some("{\"client_identity\":{\"allow\":[]}}"), ..committed };
+        let none = Attempt { extension: None, ..committed };
+        assert!(sent(cluster, cluster.build_txn(&committed, fence, plain())).await);
         for lost in [&other, &none] {
             assert!(matches!(cluster.resolve_unknown(lost).await, Ok(TxnOutcome::Fenced)));
         }
-        assert!(matches!(cluster.resolve_unknown(&made).await, Ok(TxnOutcome::Committed(_))));
+        assert!(matches!(cluster.resolve_unknown(&committed).await, Ok(TxnOutcome::Committed(_))));
     }
 }

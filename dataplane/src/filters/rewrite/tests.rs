@@ -6,8 +6,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::filters::headers::{ConnectionHeaders, ForwardedContext, PeerTrust, prepare_request};
-use crate::proxy::connection::ConnectionInfo;
-use crate::proxy::listener::ListenerProtocol;
+use crate::io::connection_info::{ConnectionInfo, ListenerProtocol};
 
 fn rewritten(block: Value, uri: &str, headers: &[(&str, &str)]) -> Result<Parts, RewriteError> {
     let mut builder = request::Builder::new().uri(uri).header("host", "a.example");
@@ -15,37 +14,37 @@ fn rewritten(block: Value, uri: &str, headers: &[(&str, &str)]) -> Result<Parts,
         builder = builder.header(*name, *value);
     }
     let mut parts = builder.body(()).unwrap().into_parts().0;
-    let paths = PathOptions::default();
+    let path_options = PathOptions::default();
     let target =
-        crate::http::request::parse_target(parts.version, &parts.uri, &parts.headers, paths).unwrap();
-    let arrival = ConnectionInfo {
+        crate::http::request::parse_target(parts.version, &parts.uri, &parts.headers, path_options).unwrap();
+    let info = ConnectionInfo {
         peer: "192.0.2.7:1".parse().unwrap(),
         local: "10.0.0.1:9080".parse().unwrap(),
         protocol: ListenerProtocol::Http,
     };
-    let via = ConnectionHeaders::new(arrival.peer, 9080, false);
+    let connection = ConnectionHeaders::new(info.peer, 9080, false);
     let trust = PeerTrust::default();
-    let forwarded = ForwardedContext {
-        connection: &via,
+    let context = ForwardedContext {
+        connection: &connection,
         real_ip: None,
         has_trusted_addresses: false,
         trust,
         real_ip_header: None,
         authority: None,
     };
-    prepare_request(&mut parts.headers, &forwarded);
+    prepare_request(&mut parts.headers, &context);
     let block = ProxyRewrite::compile(&block).unwrap();
-    let seen = RequestContext {
+    let context = RequestContext {
         parts: &parts,
         target: &target,
-        info: &arrival,
-        direct_peer: arrival.peer,
+        info: &info,
+        direct_peer: info.peer,
         tls: None,
         client: &ClientVerification::NotRequested,
     };
-    let made = evaluate(&block, &seen)?;
-    let own = parts.uri.clone().into_parts().path_and_query;
-    let path = made.apply(&mut parts).unwrap_or_else(|| path::forwarded_path(&target, own).unwrap());
+    let evaluated = evaluate(&block, &context)?;
+    let raw = parts.uri.clone().into_parts().path_and_query;
+    let path = evaluated.apply(&mut parts).unwrap_or_else(|| path::forwarded_path(&target, raw).unwrap());
     parts.uri = path.into();
     Ok(parts)
 }
@@ -55,8 +54,8 @@ fn uri(block: Value, uri: &str) -> Result<String, RewriteError> {
 }
 
 #[test]
-fn uris_by_template() {
-    for (new, asked, expected) in [
+fn a_template_rewrites_the_uri() {
+    for (template, requested, expected) in [
         ("/new", "/old", "/new"),
         ("/new", "/old?a=1", "/new?a=1"),
         ("/new?b=2", "/old?a=1", "/new?b=2&a=1"),
@@ -73,23 +72,27 @@ fn uris_by_template() {
         ("/$arg_t", "/?t=//evil.example/", "/evil.example/?t=//evil.example/"),
         ("/$arg_t", "/?t=%252e%252e", "/%252e%252e?t=%252e%252e"),
     ] {
-        if new.starts_with('/') {
-            assert_eq!(uri(json!({"uri": new}), asked).as_deref(), Ok(expected), "{new} {asked}");
+        if template.starts_with('/') {
+            assert_eq!(
+                uri(json!({"uri": template}), requested).as_deref(),
+                Ok(expected),
+                "{template} {requested}"
+            );
         } else {
-            assert!(ProxyRewrite::compile(&json!({"uri": new})).is_err());
+            assert!(ProxyRewrite::compile(&json!({"uri": template})).is_err());
         }
     }
     for climbing in ["..", ".", "../admin", "x/../../y", "..;x", "..%5Cx", "a%0D%0AX:y", "%7F", "%00"] {
-        let asked = format!("/?t={climbing}");
-        let refused = uri(json!({"uri": "/$arg_t/z"}), &asked);
-        assert!(matches!(refused, Err(RewriteError::Path { .. })), "{climbing}: {refused:?}");
+        let requested = format!("/?t={climbing}");
+        let result = uri(json!({"uri": "/$arg_t/z"}), &requested);
+        assert!(matches!(result, Err(RewriteError::InvalidPath { .. })), "{climbing}: {result:?}");
     }
 }
 
 #[test]
-fn uris_by_pattern() {
+fn a_pattern_rewrites_the_uri() {
     let block = json!({"regex_uri": ["^/a/(.*)/b(x)?", "/n$2/$1", "^/c", "/d", "^/q/(.*)", "/r?v=$1", "^/s/", "/s2?left="]});
-    for (asked, expected) in [
+    for (requested, expected) in [
         ("/a/1%2F2/b/t?q=1", "/n/1/2/t?q=1"),
         ("/a/1/bx", "/nx/1"),
         ("/c/%20", "/d/%20"),
@@ -100,12 +103,12 @@ fn uris_by_pattern() {
         ("/q/%FF%2B", "/r?v=%FF%2B"),
         ("/s/t%2Bu?x", "/s2?left=t%2Bu&x"),
     ] {
-        assert_eq!(uri(block.clone(), asked).as_deref(), Ok(expected), "{asked}");
+        assert_eq!(uri(block.clone(), requested).as_deref(), Ok(expected), "{requested}");
     }
 }
 
 #[test]
-fn headers_are_added_set_and_removed_in_that_order() {
+fn headers_are_added_then_set_then_removed() {
     let block = json!({"headers": {
         "add": {"X-A": "2", "X-N": "n"}, "set": {"X-B": "$uri", "X-Empty": "$arg_none"}, "remove": ["X-C"]
     }});
@@ -117,13 +120,13 @@ fn headers_are_added_set_and_removed_in_that_order() {
         (&headers["x-n"], &headers["x-b"]),
         (&HeaderValue::from_static("n"), &HeaderValue::from_static("/p"))
     );
-    for gone in ["x_b", "x-c", "x_c", "x-empty"] {
-        assert!(!headers.contains_key(gone), "{gone}");
+    for name in ["x_b", "x-c", "x_c", "x-empty"] {
+        assert!(!headers.contains_key(name), "{name}");
     }
 }
 
 #[test]
-fn what_tells_the_client_has_no_other_spelling() {
+fn identity_in_a_header_has_no_other_spelling() {
     for form in ["add", "set"] {
         let block = json!({"headers": {form: {"X-User": "$ssl_client_s_dn"}}});
         let sent =
@@ -137,19 +140,19 @@ fn what_tells_the_client_has_no_other_spelling() {
 }
 
 #[test]
-fn control_characters_refuse_the_request() {
+fn control_characters_in_a_header_are_rejected() {
     let block = json!({"headers": {"X-P": "$uri"}});
     let argument = json!({"headers": {"X-P": "$arg_t"}});
     for bad in ["a%0d%0aX-Admin:1", "%0a", "%7f", "%09"] {
-        let refused = uri(argument.clone(), &format!("/?t={bad}"));
-        assert_eq!(refused, Err(RewriteError::ControlCharacter("x-p".into())), "{bad}");
+        let result = uri(argument.clone(), &format!("/?t={bad}"));
+        assert_eq!(result, Err(RewriteError::ControlCharacter("x-p".into())), "{bad}");
     }
     assert_eq!(rewritten(block.clone(), "/%C3%A9", &[]).unwrap().headers["x-p"].as_bytes(), "/é".as_bytes());
     assert_eq!(rewritten(block, "/%E9%FF", &[]).unwrap().headers["x-p"].as_bytes(), b"/\xe9\xff");
 }
 
 #[test]
-fn the_own_address_ends_the_list_whatever_is_set() {
+fn the_clients_address_ends_x_forwarded_for() {
     for (block, expected) in [
         (json!({"set": {"X-Forwarded-For": "a"}}), "a, 192.0.2.7"),
         (json!({"set": {"X-Forwarded-For": ["a", "b"]}}), "a, b, 192.0.2.7"),
@@ -173,7 +176,7 @@ fn the_own_address_ends_the_list_whatever_is_set() {
 }
 
 #[test]
-fn methods_and_lists_of_values() {
+fn methods_and_lists_of_values_are_rewritten() {
     let block =
         json!({"method": "PROPFIND", "headers": {"add": {"A": ["1", 2]}, "set": {"B": ["$uri", "", "c"]}}});
     let parts = rewritten(block, "/p", &[("a", "0"), ("b", "old")]).unwrap();
@@ -189,9 +192,9 @@ fn methods_and_lists_of_values() {
 }
 
 proptest! {
-    /// Whatever an argument holds: refused, or one path and one query that hold no more than they should.
+    /// An argument is escaped, or the request rejected: it adds no segment and no argument.
     #[test]
-    fn no_value_leaves_its_place(value in any::<String>()) {
+    fn an_argument_adds_no_segment_and_no_argument(value in any::<String>()) {
         let argument = utf8_percent_encode(&value, NON_ALPHANUMERIC);
         let block = json!({"uri": "/fixed/$arg_t/end?u=$arg_t"});
         if let Ok(new) = uri(block, &format!("/?t={argument}")) {

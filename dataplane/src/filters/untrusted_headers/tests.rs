@@ -5,10 +5,10 @@ use proptest::prelude::*;
 
 use super::*;
 
-const NOBODY: PeerTrust = PeerTrust { forwarded: false, address: false };
-const EVERYBODY: PeerTrust = PeerTrust { forwarded: true, address: true };
+const UNTRUSTED: PeerTrust = PeerTrust { forwarded: false, address: false };
+const TRUSTED: PeerTrust = PeerTrust { forwarded: true, address: true };
 
-/// What may stand in a header's name and is no letter or digit (RFC 9110 section 5.6.2).
+/// The bytes of a header's name that are no letters or digits (RFC 9110 section 5.6.2).
 const SEPARATORS: &str = "-_.!#$%&'*+^`|~";
 
 /// Names of client certificates, as products document them.
@@ -50,7 +50,7 @@ const SCHEMES: &str = "X-Forwarded-Ssl X-Forwarded-Scheme Front-End-Https X-Url-
     X-Original-URI X-Original-Proto X-Envoy-Original-Path X-Envoy-Original-Dst-Host X-Forwarded-Prefix \
     X-Forwarded-Uri X-Forwarded-Server X-Proxied-Https X-ProxyContextPath X-Script-Name HTTP_X_FORWARDED_SSL";
 
-/// Names that clients and proxies send for other reasons.
+/// Names without a claim.
 const ORDINARY: &str = "host user-agent accept accept-encoding accept-language authorization cookie content-type \
     content-length content-encoding content-disposition cache-control connection origin referer \
     range if-none-match if-modified-since te trailer expect via from dnt priority sec-fetch-mode \
@@ -67,7 +67,7 @@ const ORDINARY: &str = "host user-agent accept accept-encoding accept-language a
     x-goog-user-project remote x x- - s client x-cookie auth-token token x-token id-token date x-peer-id certificate-id \
     dapr-app-id dapr-api-token traceparent proxy-status x-original-name x-proxy";
 
-/// Names that a row is for.
+/// Names that a row matches.
 fn names(row: &str) -> Vec<String> {
     let (stem, both) = match row.strip_prefix("[x-]") {
         Some(stem) => (stem, true),
@@ -79,7 +79,7 @@ fn names(row: &str) -> Vec<String> {
     starts.iter().flat_map(|start| ends.iter().map(move |end| format!("{start}{stem}{end}"))).collect()
 }
 
-/// A name in every spelling that turns all of its separators, or one of them, into another.
+/// A name in every spelling that replaces all of its separators, or one of them, by another.
 fn spellings(name: &str) -> HashSet<String> {
     let folds = |byte: char| !byte.is_ascii_alphanumeric();
     let mut all = HashSet::from([name.to_owned()]);
@@ -94,49 +94,49 @@ fn spellings(name: &str) -> HashSet<String> {
     all
 }
 
-/// Whether a header of this name, with two values and an ordinary neighbour, is still there.
+/// Whether a header of this name, with two values and an ordinary neighbour, passes.
 fn passes(name: &str, trust: PeerTrust) -> bool {
     passes_beside(name, trust, None)
 }
 
-fn passes_beside(name: &str, trust: PeerTrust, real_ip: Option<&str>) -> bool {
+fn passes_beside(name: &str, trust: PeerTrust, real_ip_header: Option<&str>) -> bool {
     let mut headers = HeaderMap::new();
-    let given = HeaderName::from_bytes(name.as_bytes()).unwrap();
+    let name = HeaderName::from_bytes(name.as_bytes()).unwrap();
     for value in ["forged", "forged too"] {
-        headers.append(&given, HeaderValue::from_static(value));
+        headers.append(&name, HeaderValue::from_static(value));
     }
     headers.insert("accept", HeaderValue::from_static("*/*"));
-    let real_ip = real_ip.map(|real_ip| HeaderName::from_bytes(real_ip.as_bytes()).unwrap());
-    remove_untrusted(&mut headers, trust, real_ip.as_ref());
+    let real_ip_header = real_ip_header.map(|name| HeaderName::from_bytes(name.as_bytes()).unwrap());
+    remove_untrusted(&mut headers, trust, real_ip_header.as_ref());
     assert!(headers.contains_key("accept"));
-    headers.contains_key(given)
+    headers.contains_key(name)
 }
 
 #[test]
-fn every_name_in_every_spelling_passes_as_its_row_says() {
+fn every_name_in_every_spelling_passes_as_its_row_allows() {
     let peers = [
-        NOBODY,
-        EVERYBODY,
+        UNTRUSTED,
+        TRUSTED,
         PeerTrust { forwarded: true, address: false },
         PeerTrust { forwarded: false, address: true },
     ];
-    for (row, what, source) in UNTRUSTED_HEADERS {
+    for (row, claim, source) in UNTRUSTED_HEADERS {
         assert!(!source.is_empty(), "{row} has a source");
         for name in names(row) {
-            // A longer name may be another row's, which then says more.
-            let what = UNTRUSTED_HEADERS
+            // A longer name may match another row first.
+            let claim = UNTRUSTED_HEADERS
                 .iter()
                 .find(|(other, ..)| names(other).contains(&name))
-                .map_or(*what, |(_, what, _)| *what);
+                .map_or(*claim, |(_, claim, _)| *claim);
             for spelling in spellings(&name) {
                 for trust in peers {
-                    let wanted = match what {
+                    let expected = match claim {
                         Certificate | User | Environment => false,
                         Ours | Framing => spelling == *row,
                         Address => trust.address || trust.forwarded,
                         Scheme => trust.forwarded,
                     };
-                    assert_eq!(passes(&spelling, trust), wanted, "{row}: {spelling} from {trust:?}");
+                    assert_eq!(passes(&spelling, trust), expected, "{row}: {spelling} from {trust:?}");
                 }
             }
         }
@@ -144,43 +144,44 @@ fn every_name_in_every_spelling_passes_as_its_row_says() {
 }
 
 #[test]
-fn names_that_products_document_are_in_the_table() {
+fn documented_names_of_products_are_in_the_table() {
     for certificate in CERTIFICATES.split_whitespace() {
-        assert!(!passes(&certificate.to_lowercase(), EVERYBODY), "{certificate}");
+        assert!(!passes(&certificate.to_lowercase(), TRUSTED), "{certificate}");
     }
     for user in USERS.split_whitespace() {
-        assert!(!passes(&user.to_lowercase(), EVERYBODY), "{user}");
+        assert!(!passes(&user.to_lowercase(), TRUSTED), "{user}");
     }
     for address in ADDRESSES.split_whitespace() {
         let address = address.to_lowercase();
-        assert!(!passes(&address, NOBODY) && passes(&address, EVERYBODY), "{address}");
+        assert!(!passes(&address, UNTRUSTED) && passes(&address, TRUSTED), "{address}");
     }
     for scheme in SCHEMES.split_whitespace() {
         let scheme = scheme.to_lowercase();
         assert!(
-            !passes(&scheme, PeerTrust { address: true, ..NOBODY }) && passes(&scheme, EVERYBODY),
+            !passes(&scheme, PeerTrust { address: true, ..UNTRUSTED }) && passes(&scheme, TRUSTED),
             "{scheme}"
         );
     }
 }
 
 #[test]
-fn the_name_of_the_cgi_variable_is_the_header() {
+fn the_name_of_a_cgi_variable_is_untrusted() {
     for (row, ..) in UNTRUSTED_HEADERS {
         for name in names(row) {
             for cgi in [format!("http-{name}"), format!("http_{}", name.replace('-', "_"))] {
-                assert!(!passes(&cgi, NOBODY), "{cgi}");
+                assert!(!passes(&cgi, UNTRUSTED), "{cgi}");
             }
         }
     }
 }
 
 #[test]
-fn the_header_that_real_ip_reads_passes_from_proxies_alone() {
-    let peers = [EVERYBODY, PeerTrust { forwarded: true, ..NOBODY }, PeerTrust { address: true, ..NOBODY }];
+fn real_ip_header_passes_only_from_trusted_peers() {
+    let peers =
+        [TRUSTED, PeerTrust { forwarded: true, ..UNTRUSTED }, PeerTrust { address: true, ..UNTRUSTED }];
     for real_ip in ["X-Edge-Addr", "X_Edge_Addr", "edge", "x-forwarded-address"] {
         let own = real_ip.to_lowercase();
-        assert!(!passes_beside(&own, NOBODY, Some(real_ip)), "{real_ip}");
+        assert!(!passes_beside(&own, UNTRUSTED, Some(real_ip)), "{real_ip}");
         for trust in peers {
             assert!(passes_beside(&own, trust, Some(real_ip)), "{real_ip}");
             for spelling in spellings(&own).into_iter().filter(|spelling| *spelling != own) {
@@ -188,22 +189,22 @@ fn the_header_that_real_ip_reads_passes_from_proxies_alone() {
             }
             assert!(!passes_beside(&format!("http_{own}"), trust, Some(real_ip)), "{real_ip}");
         }
-        assert!(passes_beside("x-edge", NOBODY, Some(real_ip)) && passes(&own, NOBODY));
+        assert!(passes_beside("x-edge", UNTRUSTED, Some(real_ip)) && passes(&own, UNTRUSTED));
     }
     for ours in ["X-Forwarded-For", "X-Real-IP"] {
-        assert!(passes_beside(&ours.to_lowercase(), NOBODY, Some(ours)), "{ours} is set from it");
+        assert!(passes_beside(&ours.to_lowercase(), UNTRUSTED, Some(ours)), "{ours} is set from it");
     }
 }
 
 #[test]
 fn ordinary_headers_pass() {
     for name in ORDINARY.split_whitespace() {
-        assert!(passes(name, NOBODY), "{name}");
+        assert!(passes(name, UNTRUSTED), "{name}");
     }
 }
 
-/// The table read row by row: slower, and plainly what it says.
-fn plainly(name: &str) -> Option<Claim> {
+/// The claim of a name, looked up row by row.
+fn linear_claim_of(name: &str) -> Option<Claim> {
     let folded: String = name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
     let mut folded = &*folded;
     while let Some(rest) = folded.strip_prefix("http-") {
@@ -220,8 +221,8 @@ fn plainly(name: &str) -> Option<Claim> {
             None => one(row),
         }
     };
-    let (row, what, _) = UNTRUSTED_HEADERS.iter().find(|(row, ..)| fits(row))?;
-    (!(matches!(what, Ours | Framing) && name == *row)).then_some(*what)
+    let (row, claim, _) = UNTRUSTED_HEADERS.iter().find(|(row, ..)| fits(row))?;
+    (!(matches!(claim, Ours | Framing) && name == *row)).then_some(*claim)
 }
 
 fn rows_cut_and_joined() -> impl Strategy<Value = String> {
@@ -238,10 +239,10 @@ fn rows_cut_and_joined() -> impl Strategy<Value = String> {
 }
 
 proptest! {
-    /// The buckets leave out nothing and take nothing in.
+    /// The buckets neither omit nor add a match.
     #[test]
-    fn a_name_is_looked_up_as_the_table_reads(name in prop_oneof![rows_cut_and_joined(), "[a-z$_.-]{1,12}"]) {
+    fn buckets_find_what_a_linear_search_finds(name in prop_oneof![rows_cut_and_joined(), "[a-z$_.-]{1,12}"]) {
         prop_assume!(!name.is_empty());
-        prop_assert_eq!(claim_of(&HeaderName::from_bytes(name.as_bytes()).unwrap()), plainly(&name), "{}", name);
+        prop_assert_eq!(claim_of(&HeaderName::from_bytes(name.as_bytes()).unwrap()), linear_claim_of(&name), "{}", name);
     }
 }

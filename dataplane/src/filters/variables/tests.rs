@@ -8,7 +8,7 @@ use super::*;
 use crate::filters::real_ip::ClientAddress;
 use crate::tls::client_verifier;
 
-const FACTS: NegotiatedParams = NegotiatedParams {
+const PARAMS: NegotiatedParams = NegotiatedParams {
     protocol: "TLSv1.3",
     cipher: "TLS_AES_256_GCM_SHA384",
     curve: Some("X25519"),
@@ -34,20 +34,20 @@ fn value_for(name: &str, parts: &Parts, client: &ClientVerification) -> Option<S
     )
     .unwrap();
     let address = |text: &str| text.parse::<SocketAddr>().unwrap();
-    let arrival = ConnectionInfo {
+    let info = ConnectionInfo {
         peer: address("[::ffff:192.0.2.7]:1234"),
         local: address("10.0.0.1:9443"),
         protocol: ListenerProtocol::Https,
     };
     let sni = HostName::from_sni("a.example").unwrap();
-    let direct = address("198.51.100.9:4711");
-    let tls = Some((&sni, &FACTS));
-    let request = RequestContext { parts, target: &target, info: &arrival, direct_peer: direct, tls, client };
+    let direct_peer = address("198.51.100.9:4711");
+    let tls = Some((&sni, &PARAMS));
+    let request = RequestContext { parts, target: &target, info: &info, direct_peer, tls, client };
     request.value(&Variable::parse(name).unwrap()).map(Cow::into_owned)
 }
 
 #[test]
-fn a_request_by_its_variables() {
+fn variables_describe_the_request() {
     let sent = parts(
         "/a/%2e/b%20c?x=1%202&y&x=3&+z=%C3%A9",
         &[
@@ -95,7 +95,7 @@ fn a_request_by_its_variables() {
 }
 
 #[test]
-fn no_byte_hides_a_cookie() {
+fn invalid_bytes_hide_no_cookie() {
     for (field, name, expected) in [
         (&b"role=guest; x=\xff"[..], "cookie_role", Some("guest")),
         (b"\xff; role=guest", "cookie_role", Some("guest")),
@@ -115,7 +115,7 @@ fn no_byte_hides_a_cookie() {
 }
 
 #[test]
-fn the_forwarded_list_is_seen_as_the_client_sent_it() {
+fn x_forwarded_for_is_read_as_the_client_sent_it() {
     for (sent, expected) in [
         (
             &[("x-real-ip", &b"192.0.2.7"[..]), ("x-forwarded-for", b"10.0.0.1, 192.0.2.7")][..],
@@ -135,7 +135,7 @@ fn the_forwarded_list_is_seen_as_the_client_sent_it() {
 }
 
 #[test]
-fn a_client_is_verified_or_absent() {
+fn client_variables_need_a_verified_client() {
     let root = Authority::root(&AuthoritySpec::new("Root")).unwrap();
     let anchors = vec![root.certificate().clone()];
     let policy = ClientAuth::new(ClientAuthInput { anchors, ..ClientAuthInput::default() }).unwrap();
@@ -161,20 +161,20 @@ fn a_client_is_verified_or_absent() {
     assert_eq!(percent_decode(escaped.as_bytes()).decode_utf8().unwrap(), pem);
     assert!(escaped.starts_with("-----BEGIN%20CERTIFICATE-----%0A"));
 
-    let refused = ClientVerification::Rejected(VerifyReason::Expired);
-    assert_eq!(value_for("ssl_client_verify", &sent, &refused).unwrap(), "FAILED:certificate has expired");
+    let rejected = ClientVerification::Rejected(VerifyReason::Expired);
+    assert_eq!(value_for("ssl_client_verify", &sent, &rejected).unwrap(), "FAILED:certificate has expired");
     for name in ["s_dn", "i_dn", "serial", "fingerprint", "v_start", "cert", "escaped_cert"] {
-        assert_eq!(value_for(&format!("ssl_client_{name}"), &sent, &refused), None, "{name}");
+        assert_eq!(value_for(&format!("ssl_client_{name}"), &sent, &rejected), None, "{name}");
     }
 }
 
 #[test]
-fn addresses_are_those_of_the_client_and_of_the_proxy() {
+fn addresses_are_those_of_client_and_proxy() {
     let local: SocketAddr = "10.0.0.1:9443".parse().unwrap();
-    let arrival =
+    let info =
         |peer: &str| ConnectionInfo { peer: peer.parse().unwrap(), local, protocol: ListenerProtocol::Https };
     let real_ip = model::RealIp::new("X-Forwarded-For", &["198.51.100.0/24".parse().unwrap()], true).unwrap();
-    for (peer, sent, [addr, port, direct, direct_port], shown) in [
+    for (peer, sent, [addr, port, direct_addr, direct_port], displayed) in [
         (
             "198.51.100.9:4711",
             "6.6.6.6, 192.0.2.7",
@@ -190,22 +190,23 @@ fn addresses_are_those_of_the_client_and_of_the_proxy() {
         ("203.0.113.9:4711", "192.0.2.7", ["203.0.113.9", "4711", "203.0.113.9", "4711"], "203.0.113.9:4711"),
     ] {
         let parts = parts("/", &[("x-forwarded-for", sent.as_bytes())]);
-        let remote = ClientAddress::resolve(&arrival(peer), Some(&real_ip), &parts.headers);
-        let paths = model::PathOptions::default();
+        let client = ClientAddress::resolve(&info(peer), Some(&real_ip), &parts.headers);
+        let path_options = model::PathOptions::default();
         let target =
-            crate::http::request::parse_target(parts.version, &parts.uri, &parts.headers, paths).unwrap();
+            crate::http::request::parse_target(parts.version, &parts.uri, &parts.headers, path_options)
+                .unwrap();
         let request = RequestContext {
             parts: &parts,
             target: &target,
-            info: &remote.info,
-            direct_peer: remote.direct_peer,
+            info: &client.info,
+            direct_peer: client.direct_peer,
             tls: None,
             client: &ClientVerification::NotRequested,
         };
         let value = |name: &str| request.value(&Variable::parse(name).unwrap()).unwrap().into_owned();
-        let found = ["remote_addr", "remote_port", "realip_remote_addr", "realip_remote_port"].map(value);
-        assert_eq!(found, [addr, port, direct, direct_port], "{peer} {sent}");
-        assert_eq!(remote.to_string(), shown);
+        let values = ["remote_addr", "remote_port", "realip_remote_addr", "realip_remote_port"].map(value);
+        assert_eq!(values, [addr, port, direct_addr, direct_port], "{peer} {sent}");
+        assert_eq!(client.to_string(), displayed);
         let expression =
             model::Vars::compile(&serde_json::json!([["remote_addr", "ipmatch", ["192.0.2.0/24"]]])).unwrap();
         assert_eq!(expression.matches(&request), addr == "192.0.2.7");

@@ -1,8 +1,8 @@
-//! An answer on one HTTP/2 stream: its head, then its body as far as the client's windows reach.
+//! The response on one HTTP/2 stream: its head, then its body as far as the client's windows allow.
 //!
-//! Invariants: no byte is handed to `h2` that the stream's window does not cover, so what waits for
-//! a client waits in the upstream's socket; a body that broke off, or that its client does not
-//! take, ends with RST_STREAM, never with END_STREAM.
+//! Invariants: `h2` gets no byte that the stream's window does not cover, so that data for a slow
+//! client stays in the upstream's socket; a body that is truncated, or that its client does not
+//! read, ends with RST_STREAM, never with END_STREAM.
 
 use std::cell::RefCell;
 use std::future::poll_fn;
@@ -14,48 +14,47 @@ use bytes::Bytes;
 use h2::server::SendResponse;
 use h2::{Reason, SendStream};
 use http::{HeaderMap, HeaderValue, Response, header};
-use hyper::body::Body as _;
+use hyper::body::Body;
 
 use super::Streams;
-use crate::body::response::ResponseBody;
+use crate::http::RequestHandler;
 use crate::io::coarse_timer::CoarseTimer;
 
-/// What a stream puts into a frame at the most, so that windows and socket go round: what every
-/// client takes. Bytes.
+/// The most bytes that a stream puts into one frame, so that windows and socket are shared: the
+/// frame size that every client accepts.
 const CHUNK_MAX: usize = 16 * 1024;
-/// The same with many streams. Bytes.
+/// The same with many streams, in bytes.
 const CHUNK_MIN: usize = 2 * 1024;
-/// What all streams together send in one round. On a slow link each has its turn long before
-/// `send_timeout`. Bytes.
+/// The bytes that all streams together send in one round: on a slow link each sends long before its
+/// `send_timeout`.
 const ROUND_BYTES: usize = 256 * 1024;
-/// A client that is given less than this within `send_timeout`, and not all there is, takes
-/// nothing: nobody opens a window byte by byte but to hold the upstream's connection. Bytes.
+/// A client that opens less window than this within `send_timeout`, and not for all there is, makes
+/// no progress: byte by byte, it would hold the upstream's connection. Bytes.
 const PROGRESS_MIN: usize = 1024;
 
-/// Sends an answer. Returns when the client has all of it, has reset the stream, or takes nothing
-/// more.
-pub(super) async fn send(
-    answer: Response<ResponseBody>,
+/// Sends a response. Returns when the client has all of it, has reset the stream, or stalls.
+pub(super) async fn send<H: RequestHandler>(
+    response: Response<H::Body>,
     mut respond: SendResponse<Bytes>,
-    streams: &Streams,
+    streams: &Streams<H>,
 ) {
-    let (mut head, body) = answer.into_parts();
+    let (mut head, body) = response.into_parts();
     let ends = body.is_end_stream();
     complete_headers(&mut head.headers, &body);
     match respond.send_response(Response::from_parts(head, ()), ends) {
-        Ok(to) if !ends => {
-            let mut sending = ResponseSender::new(to, body, streams);
-            poll_fn(|cx| sending.poll(cx)).await;
+        Ok(stream) if !ends => {
+            let mut sender = ResponseSender::new(stream, body, streams);
+            poll_fn(|cx| sender.poll(cx)).await;
         }
-        Ok(_whole) => {}
+        Ok(_ended) => {}
         Err(_unsendable) => respond.send_reset(Reason::INTERNAL_ERROR),
     }
 }
 
-/// Makes the head HTTP/2's: without what only HTTP/1 knows (RFC 9113 section 8.2.2), with a date
-/// and a length.
-fn complete_headers(headers: &mut HeaderMap, body: &ResponseBody) {
-    // Pages of ours have them; an upstream's answer has lost them already.
+/// Makes the headers HTTP/2's: without those of an HTTP/1 connection (RFC 9113 section 8.2.2), with
+/// a date and a length.
+fn complete_headers(headers: &mut HeaderMap, body: &impl Body) {
+    // Our error pages have them; an upstream's response has lost them already.
     if headers.remove(header::CONNECTION).is_some() {
         headers.remove(header::UPGRADE);
     }
@@ -66,89 +65,88 @@ fn complete_headers(headers: &mut HeaderMap, body: &ResponseBody) {
 }
 
 thread_local! {
-    /// The second, and how it is written.
+    /// A second and its date.
     static DATE: RefCell<(u64, HeaderValue)> = const { RefCell::new((0, HeaderValue::from_static(""))) };
 }
 
-/// Now, as RFC 9110 section 5.6.7 writes it; made anew once a second.
+/// The current date in the format of RFC 9110 section 5.6.7, formatted once a second.
 fn date() -> HeaderValue {
-    let second = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-    DATE.with_borrow_mut(|(made, value)| {
-        if *made != second {
-            let text = httpdate::fmt_http_date(UNIX_EPOCH + Duration::from_secs(second));
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    DATE.with_borrow_mut(|(second, value)| {
+        if *second != now {
+            let text = httpdate::fmt_http_date(UNIX_EPOCH + Duration::from_secs(now));
             if let Ok(text) = HeaderValue::from_str(&text) {
-                (*made, *value) = (second, text);
+                (*second, *value) = (now, text);
             }
         }
         value.clone()
     })
 }
 
-/// A body on its way to the client.
-struct ResponseSender<'a> {
-    to: SendStream<Bytes>,
-    body: ResponseBody,
-    /// What the client has no window for yet.
+/// Sends the body of one response.
+struct ResponseSender<'a, H: RequestHandler> {
+    stream: SendStream<Bytes>,
+    body: H::Body,
+    /// Data without a window.
     piece: Bytes,
-    /// Nothing follows `piece`.
-    last: bool,
-    /// What was taken since the client was last found to take enough. Bytes.
+    /// `piece` is the end of the body.
+    is_last: bool,
+    /// Bytes sent since the last progress.
     sent: usize,
-    wait: WindowWait<'a>,
+    wait: WindowWait<'a, H>,
 }
 
-/// How long the client has given no window; it counts among the streams that wait meanwhile.
-struct WindowWait<'a> {
-    streams: &'a Streams,
-    alarm: Option<CoarseTimer>,
+/// The time since the client closed its window; meanwhile the stream counts as blocked.
+struct WindowWait<'a, H> {
+    streams: &'a Streams<H>,
+    timer: Option<CoarseTimer>,
 }
 
-impl<'a> ResponseSender<'a> {
-    fn new(to: SendStream<Bytes>, body: ResponseBody, streams: &'a Streams) -> Self {
-        let wait = WindowWait { streams, alarm: None };
-        Self { to, body, piece: Bytes::new(), last: false, sent: 0, wait }
+impl<'a, H: RequestHandler> ResponseSender<'a, H> {
+    fn new(stream: SendStream<Bytes>, body: H::Body, streams: &'a Streams<H>) -> Self {
+        let wait = WindowWait { streams, timer: None };
+        Self { stream, body, piece: Bytes::new(), is_last: false, sent: 0, wait }
     }
 
-    /// Ready at the end, whichever it is.
+    /// Ready when the stream has ended, successfully or not.
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if self.to.poll_reset(cx).is_ready() {
+        if self.stream.poll_reset(cx).is_ready() {
             return Poll::Ready(());
         }
         loop {
             if self.piece.is_empty() {
-                if self.last {
+                if self.is_last {
                     return Poll::Ready(());
                 }
-                // No window is claimed before there is something to send: a claim takes from the
-                // other streams.
+                // Capacity is reserved only for data that is there: it is taken from other streams.
                 ready!(self.poll_body(cx));
                 continue;
             }
-            let window = self.to.capacity();
+            let window = self.stream.capacity();
             if window > 0 {
                 self.send_piece(window);
                 continue;
             }
-            match self.to.poll_capacity(cx) {
+            match self.stream.poll_capacity(cx) {
                 Poll::Ready(Some(Ok(_))) => {}
                 Poll::Ready(Some(Err(_)) | None) => return Poll::Ready(()),
                 Poll::Pending => {
                     ready!(self.wait.poll(cx));
                     self.wait.streams.record_stalled();
-                    self.to.send_reset(Reason::CANCEL);
+                    self.stream.send_reset(Reason::CANCEL);
                     return Poll::Ready(());
                 }
             }
         }
     }
 
-    /// Ready when there is a piece, or nothing follows.
+    /// Ready when there is a piece, or the body has ended.
     fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
             Some(Ok(frame)) => {
                 let Ok(data) = frame.into_data() else { return Poll::Ready(()) };
-                self.last = self.body.is_end_stream();
-                if data.is_empty() && self.last {
+                self.is_last = self.body.is_end_stream();
+                if data.is_empty() && self.is_last {
                     self.end_stream();
                 } else if !data.is_empty() {
                     self.reserve(data.len());
@@ -156,28 +154,28 @@ impl<'a> ResponseSender<'a> {
                 }
             }
             None => self.end_stream(),
-            Some(Err(_broken)) => {
-                self.to.send_reset(Reason::INTERNAL_ERROR);
-                self.last = true;
+            Some(Err(_truncated)) => {
+                self.stream.send_reset(Reason::INTERNAL_ERROR);
+                self.is_last = true;
             }
         }
         Poll::Ready(())
     }
 
-    /// Asks for window for what is left of a piece.
-    fn reserve(&mut self, left: usize) {
-        let streams = self.wait.streams.activity.in_flight().max(1);
-        self.to.reserve_capacity(left.min((ROUND_BYTES / streams).clamp(CHUNK_MIN, CHUNK_MAX)));
+    /// Reserves capacity for the rest of a piece.
+    fn reserve(&mut self, rest: usize) {
+        let streams = self.wait.streams.state.in_flight().max(1);
+        self.stream.reserve_capacity(rest.min((ROUND_BYTES / streams).clamp(CHUNK_MIN, CHUNK_MAX)));
     }
 
-    /// Hands to `h2` what the window covers.
+    /// Sends as much of the piece as the window covers.
     fn send_piece(&mut self, window: usize) {
         let data = self.piece.split_to(window.min(self.piece.len()));
         self.sent += data.len();
-        let ends = self.last && self.piece.is_empty();
-        if self.to.send_data(data, ends).is_err() {
-            // The stream has ended; whoever ended it knows why.
-            (self.piece, self.last) = (Bytes::new(), true);
+        let ends = self.is_last && self.piece.is_empty();
+        if self.stream.send_data(data, ends).is_err() {
+            // The stream has ended; its other side has recorded why.
+            (self.piece, self.is_last) = (Bytes::new(), true);
             return;
         }
         if !self.piece.is_empty() {
@@ -189,38 +187,40 @@ impl<'a> ResponseSender<'a> {
         }
     }
 
-    /// Ends the stream behind what was handed over.
+    /// Sends END_STREAM.
     fn end_stream(&mut self) {
-        self.last = true;
-        let _ended_meanwhile = self.to.send_data(Bytes::new(), true);
+        self.is_last = true;
+        let _ended_meanwhile = self.stream.send_data(Bytes::new(), true);
     }
 }
 
-impl WindowWait<'_> {
+impl<H: RequestHandler> WindowWait<'_, H> {
     /// Ready when it has lasted for `send_timeout`.
     fn poll(&mut self, cx: &Context<'_>) -> Poll<()> {
-        let Self { streams, alarm } = self;
-        let alarm = alarm.get_or_insert_with(|| {
+        let Self { streams, timer } = self;
+        let timer = timer.get_or_insert_with(|| {
             streams.blocked.set(streams.blocked.get() + 1);
-            streams.connection.worker().watchdog.timers().after(streams.send_timeout())
+            streams.send_timer()
         });
-        alarm.poll(cx)
+        timer.poll(cx)
     }
 
-    /// The client takes what is there.
+    /// The client reads.
     fn record_progress(&mut self) {
-        self.streams.last_progress.set(self.streams.connection.worker().watchdog.timers().current_tick());
+        self.streams.record_progress();
         self.stop();
     }
+}
 
+impl<H> WindowWait<'_, H> {
     fn stop(&mut self) {
-        if self.alarm.take().is_some() {
+        if self.timer.take().is_some() {
             self.streams.blocked.set(self.streams.blocked.get().saturating_sub(1));
         }
     }
 }
 
-impl Drop for WindowWait<'_> {
+impl<H> Drop for WindowWait<'_, H> {
     fn drop(&mut self) {
         self.stop();
     }

@@ -1,344 +1,341 @@
-//! One request of a connection: from its head to the answer's.
+//! One request of a connection, and the order of its stages.
 //!
-//! [`answer`]: target -> admitted -> headers -> destination -> permitted -> identity headers -> upstream. The only
-//! place that knows the order of these stages. Invariant: nothing of a request is forwarded that
-//! was not judged, and a refusal says only its status.
+//! Target, authorization, headers, destination, allow-list, identity headers and rewrite, upstream.
+//! Invariants: nothing of a request is forwarded that was not checked, and an error page has its
+//! status only.
 
 use std::mem;
 use std::sync::Arc;
 
 use http::request::Parts;
 use http::uri::PathAndQuery;
-use http::{HeaderValue, Method, Request, Response, header};
-use hyper::body::Body as _;
-use model::admission::{self, ClientVerification};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, header};
+use hyper::body::Body;
+use model::admission::{self, ClientVerification, ConnectionAuth};
 use model::destination::{self, Destination};
 use model::{ProxyRewrite, RequestTarget, Snapshot, raw_path};
 use pki::Identity;
 
 use super::Connection;
-use super::request_limit::RequestPermit;
-use crate::body::asked::IncomingBody;
-use crate::body::response;
-use crate::body::response::ResponseBody;
-use crate::filters::headers::{ForwardedContext, PeerTrust};
+use crate::filters::headers::{self, ForwardedContext, PeerTrust};
 use crate::filters::real_ip::ClientAddress;
-use crate::filters::rewrite::RewriteError;
-use crate::filters::{headers, identity, path, rewrite, variables};
+use crate::filters::rewrite::{self, RewriteError};
+use crate::filters::variables::RequestContext;
+use crate::filters::{identity, path};
+use crate::http::RequestHandler;
 use crate::http::head::HeadError;
+use crate::http::incoming_body::IncomingBody;
 use crate::http::{error_page, request};
-use crate::observability::log;
+use crate::observability::HasReason;
+use crate::observability::log::{self, ClientDenial};
+use crate::proxy::request_limit::RequestPermit;
+use crate::proxy::response_body::{self, ResponseBody};
 use crate::reason::Reason;
 use crate::upstream::client::UpstreamTarget;
 use crate::upstream::exchange;
 use crate::upstream::request_body::RequestBody;
-use crate::upstream::response_body::UpstreamResponseBody;
+use crate::upstream::response_body::{UpstreamBodyError, UpstreamResponseBody};
 use crate::upstream::status_header::{UpstreamStatus, X_APISIX_UPSTREAM_STATUS};
 
-/// Walks one request: the answer to a refused one is a page that says only its status.
-pub async fn handle_request(
-    connection: &Connection,
-    request: Request<IncomingBody>,
-) -> Response<ResponseBody> {
-    let counters = &connection.worker.counters;
-    let head = *request.method() == Method::HEAD;
-    let mut response = match forward(connection, request).await {
-        Ok(response) => response,
-        Err(reason) => {
+impl RequestHandler for Connection {
+    type Body = ResponseBody;
+    type BodyError = UpstreamBodyError;
+
+    async fn handle(&self, request: Request<IncomingBody>) -> Response<ResponseBody> {
+        let counters = &self.worker.counters;
+        let is_head = *request.method() == Method::HEAD;
+        let mut response = forward(self, request).await.unwrap_or_else(|reason| {
             counters.record_error(reason);
-            let mut refusal = error_page::error_response(reason);
-            if reason == Reason::Misdirected && connection.is_site_removed() {
-                error_page::set_connection_close(&mut refusal);
+            let mut response = error_response(reason);
+            if reason == Reason::Misdirected && self.is_site_removed() {
+                error_page::set_connection_close(&mut response);
             }
-            refusal
+            response
+        });
+        response_body::adjust_to_method(is_head, &mut response);
+        counters.record_response(response.status());
+        response.headers_mut().insert(header::SERVER, self.server_header());
+        response
+    }
+
+    fn reject_head(&self, error: HeadError) -> Vec<u8> {
+        self.record_rejected(&error);
+        error_page::raw_error_response(error.reason(), &self.server_header())
+    }
+
+    fn record_parse_error(&self, error: &hyper::Error) {
+        self.record_rejected(error);
+    }
+
+    fn record_send_timeout(&self) {
+        self.worker.counters.record_error(Reason::SendTimeout);
+        log::client_timed_out(self.info.peer, Reason::SendTimeout);
+    }
+}
+
+impl Connection {
+    /// Records a head that never becomes a request, and its response.
+    fn record_rejected(&self, error: &dyn HasReason) {
+        let (counters, reason) = (&self.worker.counters, error.reason());
+        log::request_rejected(self.info.peer, error);
+        counters.record_error(reason);
+        if let Some(status) = reason.status() {
+            counters.record_response(status);
         }
-    };
-    response::adjust_to_method(head, &mut response);
-    counters.record_response(response.status());
-    response.headers_mut().insert(header::SERVER, connection.server_header());
-    response
-}
-
-/// The answer to a head that is no request yet, as bytes; the connection ends with it.
-pub fn reject_head(connection: &Connection, error: HeadError) -> Vec<u8> {
-    let (counters, reason) = (&connection.worker.counters, error.reason());
-    log::request_rejected(connection.arrival.peer, reason, &error);
-    counters.record_error(reason);
-    if let Some(status) = reason.status() {
-        counters.record_response(status);
     }
-    error_page::raw_error_response(reason, &connection.server_header())
-}
 
-/// Records a head that hyper could not read, and has answered.
-pub fn record_parse_error(connection: &Connection, error: &hyper::Error) {
-    let counters = &connection.worker.counters;
-    let reason = if error.is_parse_too_large() { Reason::HeadTooLarge } else { Reason::BadRequest };
-    log::request_rejected(connection.arrival.peer, reason, error);
-    counters.record_error(reason);
-    if let Some(status) = reason.status() {
-        counters.record_response(status);
+    /// Whether the connection's site is gone, so that every further request is misdirected.
+    fn is_site_removed(&self) -> bool {
+        self.sni().is_some_and(|sni| self.worker.snapshot().site(sni).is_none())
+    }
+
+    fn server_header(&self) -> HeaderValue {
+        let with_version = self.worker.shared.config.server_tokens;
+        if with_version { error_page::SERVER_WITH_VERSION } else { error_page::SERVER }
+    }
+
+    /// Checks whether the client may request this target under the current policies.
+    fn authorize(
+        &self,
+        snapshot: &Snapshot,
+        target: &RequestTarget,
+        client: &ClientAddress,
+    ) -> Result<ClientVerification, Reason> {
+        let Some(client_auth) = &self.client_auth else { return Ok(ClientVerification::NotRequested) };
+        let ssl = snapshot.site(&client_auth.sni).map(Arc::as_ref);
+        if let Some(ssl) = ssl {
+            client_auth.update_verdict(ssl);
+        }
+        let verification = client_auth.verification();
+        let connection = ConnectionAuth { sni: &client_auth.sni, ssl, client: &verification };
+        admission::admit(&connection, snapshot, target).cloned().inspect_err(|&reason| {
+            let verify_reason = verification.rejection_for(reason);
+            if let Some(verify_reason) = verify_reason {
+                self.worker.counters.record_certificate_rejection(verify_reason);
+            }
+            let (sni, host, leaf) = (Some(&client_auth.sni), target.host.as_ref(), client_auth.leaf());
+            log::request_denied(
+                client,
+                &ClientDenial { reason, sni, host, verify_reason, leaf: leaf.as_ref() },
+            );
+        })
+    }
+
+    /// Counts a request in flight, unless its client is at the limit. `None`: the client is not
+    /// limited.
+    fn acquire_permit(&self, client: &ClientAddress) -> Result<Option<RequestPermit>, Reason> {
+        let Some(limiter) = &self.worker.request_limiter else { return Ok(None) };
+        let named;
+        let requests = match client.real_ip() {
+            Some(address) => {
+                named = limiter.client(address);
+                &named
+            }
+            None => {
+                let of_peer = self.peer_requests.get_or_init(|| {
+                    let trust = self.peer_trust();
+                    (!trust.forwarded && !trust.address).then(|| limiter.client(self.info.peer.ip()))
+                });
+                let Some(requests) = of_peer else { return Ok(None) };
+                requests
+            }
+        };
+        requests.acquire().map(Some).map_err(|error| {
+            log::request_rejected(client, &error);
+            error.reason()
+        })
+    }
+
+    /// The configured trust in the peer, whether or not it is a proxy that names a
+    /// client.
+    fn peer_trust(&self) -> PeerTrust {
+        let config = &self.worker.shared.config;
+        PeerTrust::of(self.info.peer.ip(), config.trusted_addresses.as_deref(), config.real_ip.as_ref())
+    }
+
+    fn forwarded_context<'a>(
+        &'a self,
+        target: &'a RequestTarget,
+        client: &ClientAddress,
+    ) -> ForwardedContext<'a> {
+        let config = &self.worker.shared.config;
+        ForwardedContext {
+            connection: &self.headers,
+            real_ip: client.real_ip(),
+            has_trusted_addresses: config.trusted_addresses.is_some(),
+            trust: self.peer_trust(),
+            real_ip_header: config.real_ip.as_ref().map(model::RealIp::header),
+            authority: target.authority.as_deref(),
+        }
     }
 }
 
-/// Records an HTTP/2 stream that its client does not read.
-pub fn record_send_timeout(connection: &Connection) {
-    connection.worker.counters.record_error(Reason::SendTimeout);
-    log::client_timed_out(connection.arrival.peer, Reason::SendTimeout);
-}
-
-/// Target -> admitted -> headers -> destination -> permitted -> told -> upstream.
+/// Forwards a request to its upstream.
 async fn forward(
     connection: &Connection,
-    asked: Request<IncomingBody>,
+    request: Request<IncomingBody>,
 ) -> Result<Response<ResponseBody>, Reason> {
     let worker = &connection.worker;
-    let rules = &worker.shared.config;
+    let config = &worker.shared.config;
     let snapshot = worker.snapshot();
-    let (mut parts, body) = asked.into_parts();
-    // Wrapped first: whatever is refused from here on, what the client still sends is read out.
-    let body = RequestBody::new(body, rules.body_max, rules.body_timeout);
-    // Read off the headers as they came.
-    let remote = ClientAddress::resolve(&connection.arrival, rules.real_ip.as_ref(), &parts.headers);
-    request::check(&mut parts, body.size_hint().exact(), rules.head_limits).map_err(|error| {
-        log::request_rejected(remote, error.reason(), &error);
+    let (mut parts, body) = request.into_parts();
+    // Before the first check: the body of a request that is denied is read and discarded.
+    let body = RequestBody::new(body, config.body_max, config.body_timeout);
+    // From the headers as the client sent them.
+    let client = ClientAddress::resolve(&connection.info, config.real_ip.as_ref(), &parts.headers);
+    let rejected = |error: &dyn HasReason| {
+        log::request_rejected(client, error);
         error.reason()
-    })?;
-    let target = request::parse_target(parts.version, &parts.uri, &parts.headers, rules.path_options)
-        .map_err(|error| {
-            log::request_rejected(remote, Reason::BadRequest, &error);
-            Reason::BadRequest
-        })?;
-    let client = connection.authorize(&snapshot, &target, &remote)?;
-    // Before anything reads a header: claims from outside must not even choose a route.
-    headers::prepare_request(&mut parts.headers, &connection.forwarded(&target, &remote));
-    let destination = connection.destination(
-        &snapshot,
-        &connection.request_context(&parts, &target, &client, &remote),
-        &remote,
-    )?;
-    if rules.body_max > 0 && content_length(&parts.headers).is_some_and(|length| length > rules.body_max) {
+    };
+    request::check(&mut parts, body.size_hint().exact(), config.head_limits)
+        .map_err(|error| rejected(&error))?;
+    let target = request::parse_target(parts.version, &parts.uri, &parts.headers, config.path_options)
+        .map_err(|error| rejected(&error))?;
+    let verification = connection.authorize(&snapshot, &target, &client)?;
+    // Before the first use of a header: a spoofed one must not even select a route.
+    headers::prepare_request(&mut parts.headers, &connection.forwarded_context(&target, &client));
+    let request = CheckedRequest {
+        connection,
+        snapshot: &snapshot,
+        client: &client,
+        target: &target,
+        verification: &verification,
+    };
+    let destination = request.find_destination(&parts)?;
+    if config.body_max > 0 && content_length(&parts.headers).is_some_and(|length| length > config.body_max) {
         return Err(Reason::BodyTooLarge);
     }
-    let path = connection.rewrite_request(&mut parts, &target, &client, &remote, &snapshot, &destination)?;
-    let under_way = connection.acquire_permit(&remote)?;
+    let path = request.rewrite(&mut parts, &destination)?;
+    let permit = connection.acquire_permit(&client)?;
     let request = exchange::upstream_request(parts, path, body);
     let Destination { upstream, timeouts, proxy_rewrite, .. } = destination;
     let authority = proxy_rewrite.and_then(ProxyRewrite::host).or(target.authority.as_deref());
-    let plan = UpstreamTarget { snapshot: &snapshot, upstream, timeouts, authority };
+    let upstream_target = UpstreamTarget { snapshot: &snapshot, upstream, timeouts, authority };
     let mut status = UpstreamStatus::default();
-    let exchanged = worker.upstreams.send_request(&plan, request, &mut status).await;
-    let answered = match exchanged {
-        Ok(response) => rules.head_limits.check_response(&response).map(|()| response).map_err(|error| {
-            log::response_rejected(remote, &destination.route.id, &error);
+    let result = worker.upstreams.send_request(&upstream_target, request, &mut status).await;
+    let route = &destination.route.id;
+    let checked = match result {
+        Ok(response) => config.head_limits.check_response(&response).map(|()| response).map_err(|error| {
+            log::response_rejected(client, route, &error);
             Reason::UpstreamInvalid
         }),
         Err(error) => {
-            let reason = error.reason();
-            log::upstream_failed(remote, reason, &destination.route.id, &error);
-            Err(reason)
+            log::upstream_failed(client, route, &error);
+            Err(error.reason())
         }
     };
-    let mut response = answered.map_or_else(
+    let mut response = checked.map_or_else(
         |reason| {
             worker.counters.record_error(reason);
-            error_page::error_response(reason)
+            error_response(reason)
         },
-        |response| client_response(response, under_way),
+        |response| client_response(response, permit),
     );
-    if let Some(status) = status.header_value(rules.show_upstream_status) {
+    if let Some(status) = status.header_value(config.show_upstream_status) {
         response.headers_mut().insert(X_APISIX_UPSTREAM_STATUS, status);
     }
     Ok(response)
 }
 
-impl Connection {
-    /// Whether this client may ask for this target, under the newest policies, and who it is for
-    /// this request.
-    fn authorize(
-        &self,
-        snapshot: &Snapshot,
-        target: &RequestTarget,
-        remote: &ClientAddress,
-    ) -> Result<ClientVerification, Reason> {
-        let Some(established) = &self.client_auth else { return Ok(ClientVerification::NotRequested) };
-        let ssl = snapshot.site(&established.sni).map(Arc::as_ref);
-        if let Some(ssl) = ssl {
-            established.update_verdict(ssl);
-        }
-        let client = established.client();
-        let site = admission::ConnectionAuth { sni: &established.sni, ssl, client: &client };
-        admission::admit(&site, snapshot, target).cloned().inspect_err(|&reason| {
-            let rule = client.rejection_for(reason);
-            if let Some(rule) = rule {
-                self.worker.counters.record_certificate_rejection(rule);
-            }
-            let (sni, host, leaf) = (&established.sni, target.host.as_ref(), established.leaf());
-            let leaf = leaf.as_ref();
-            log::request_denied(remote, &log::ClientDenial { reason, sni, host, verify_reason: rule, leaf });
-        })
-    }
+/// A request whose client is authorized.
+struct CheckedRequest<'a> {
+    connection: &'a Connection,
+    snapshot: &'a Snapshot,
+    client: &'a ClientAddress,
+    target: &'a RequestTarget,
+    verification: &'a ClientVerification,
+}
 
-    /// Whether the site that this connection was made for is gone, so that none of its requests is
-    /// answered any more.
-    fn is_site_removed(&self) -> bool {
-        let established = self.client_auth.as_ref();
-        established.is_some_and(|established| self.worker.snapshot().site(&established.sni).is_none())
-    }
-
-    /// Counts a request in, unless its client has too many under way. `None`: it is not limited.
-    fn acquire_permit(&self, remote: &ClientAddress) -> Result<Option<RequestPermit>, Reason> {
-        let Some(clients) = &self.worker.request_limiter else { return Ok(None) };
-        let named;
-        let client = match remote.real_ip() {
-            Some(address) => {
-                named = clients.client(address);
-                &named
-            }
-            None => {
-                let dialled_us = self.peer_requests.get_or_init(|| {
-                    let rules = &self.worker.shared.config;
-                    let peer = remote.direct_peer.ip();
-                    let trust =
-                        PeerTrust::of(peer, rules.trusted_addresses.as_deref(), rules.real_ip.as_ref());
-                    (!trust.forwarded && !trust.address).then(|| clients.client(peer))
-                });
-                let Some(client) = dialled_us else { return Ok(None) };
-                client
-            }
-        };
-        client.acquire().map(Some).map_err(|error| {
-            log::request_rejected(remote, Reason::TooManyRequests, &error);
-            Reason::TooManyRequests
-        })
-    }
-
-    /// What the forwarded headers are made from. Trusted is the connection's peer, whoever it
-    /// speaks for.
-    fn forwarded<'a>(&'a self, target: &'a RequestTarget, remote: &ClientAddress) -> ForwardedContext<'a> {
-        let rules = &self.worker.shared.config;
-        let (trusted, real_ip) = (rules.trusted_addresses.as_deref(), rules.real_ip.as_ref());
-        ForwardedContext {
-            connection: &self.connection_headers,
-            real_ip: remote.real_ip(),
-            has_trusted_addresses: trusted.is_some(),
-            trust: PeerTrust::of(remote.direct_peer.ip(), trusted, real_ip),
-            real_ip_header: real_ip.map(model::RealIp::header),
-            authority: target.authority.as_deref(),
-        }
-    }
-
-    /// A request as the variables of routes see it.
-    fn request_context<'a>(
-        &'a self,
-        parts: &'a Parts,
-        target: &'a RequestTarget,
-        client: &'a ClientVerification,
-        remote: &'a ClientAddress,
-    ) -> variables::RequestContext<'a> {
-        let sni = self.client_auth.as_ref().map(|established| &established.sni);
-        variables::RequestContext {
+impl<'a> CheckedRequest<'a> {
+    /// The request as the variables of routes and rewrites read it.
+    fn context<'p>(&self, parts: &'p Parts) -> RequestContext<'p>
+    where
+        'a: 'p,
+    {
+        RequestContext {
             parts,
-            target,
-            info: &remote.info,
-            direct_peer: remote.direct_peer,
-            tls: sni.zip(self.facts.as_ref()),
-            client,
+            target: self.target,
+            info: &self.client.info,
+            direct_peer: self.client.direct_peer,
+            tls: self.connection.sni().zip(self.connection.tls_params.as_ref()),
+            client: self.verification,
         }
     }
 
-    /// Where the request goes, if its route lets this client through.
-    fn destination<'a>(
-        &self,
-        snapshot: &'a Snapshot,
-        seen: &variables::RequestContext<'_>,
-        remote: &ClientAddress,
-    ) -> Result<Destination<'a>, Reason> {
-        let variables::RequestContext { parts, target, client, .. } = *seen;
-        let found = destination::find(snapshot, target, parts.method.as_str(), seen.info.peer.ip(), seen)
-            .inspect_err(|&reason| log::no_destination(remote, reason, target.host.as_ref(), &target.path))?;
-        identity::check_allow_list(found.client_identity, client).inspect_err(|_| {
-            let identity = client.identity();
+    /// Finds the destination, and checks the allow-list of its route.
+    fn find_destination(&self, parts: &Parts) -> Result<Destination<'a>, Reason> {
+        let (context, target) = (self.context(parts), self.target);
+        let peer = self.client.info.peer.ip();
+        let destination = destination::find(self.snapshot, target, parts.method.as_str(), peer, &context)
+            .inspect_err(|&reason| {
+                log::no_destination(self.client, reason, target.host.as_ref(), &target.path)
+            })?;
+        identity::check_allow_list(destination.client_identity, self.verification).inspect_err(|_| {
+            let identity = self.verification.identity();
             let leaf = identity.map(|identity| identity.certificate().der());
             let uris = identity.map(Identity::san_uris).unwrap_or_default();
-            log::client_not_allowed(remote, &found.route.id, leaf, uris);
+            log::client_not_allowed(self.client, &destination.route.id, leaf, uris);
         })?;
-        Ok(found)
+        Ok(destination)
     }
 
-    /// Tells the upstream who the client is, then rewrites what the route wants rewritten. Gives
-    /// the path to forward.
-    fn rewrite_request(
-        &self,
-        parts: &mut Parts,
-        target: &RequestTarget,
-        client: &ClientVerification,
-        remote: &ClientAddress,
-        snapshot: &Snapshot,
-        to: &Destination<'_>,
-    ) -> Result<PathAndQuery, Reason> {
-        // Worked out before anything is changed: values come from the request as the client made it.
-        let worked_out = to
-            .proxy_rewrite
-            .map(|block| rewrite::evaluate(block, &self.request_context(parts, target, client, remote)));
-        let rewritten = worked_out.transpose().map_err(|error| {
-            log::rewrite_failed(remote, &to.route.id, &error);
-            Reason::BadRequest
-        })?;
-        if let Some(block) = to.client_identity {
-            let site = self.client_auth.as_ref().and_then(|established| snapshot.site(&established.sni));
-            self.identity_headers.set_headers(&mut parts.headers, block, client, site.map(Arc::as_ref));
+    /// Sets the identity headers, then applies the route's `proxy-rewrite`. Returns the path to
+    /// forward.
+    fn rewrite(&self, parts: &mut Parts, destination: &Destination<'_>) -> Result<PathAndQuery, Reason> {
+        let proxy_rewrite = destination.proxy_rewrite;
+        // Evaluated before anything is changed: the values come from the request as the client sent
+        // it.
+        let evaluated = proxy_rewrite.map(|block| rewrite::evaluate(block, &self.context(parts)));
+        let evaluated = evaluated.transpose().map_err(|error| self.rewrite_failed(destination, &error))?;
+        if let Some(block) = destination.client_identity {
+            let site = self.site();
+            let headers = &self.connection.identity_headers;
+            headers.set_headers(&mut parts.headers, block, self.verification, site);
         }
-        let raw = to.proxy_rewrite.is_some_and(ProxyRewrite::uses_raw_path);
-        if let Some(path) = rewritten.and_then(|rewritten| rewritten.apply(parts)) {
+        if let Some(path) = evaluated.and_then(|evaluated| evaluated.apply(parts)) {
             return Ok(path);
         }
+        let uses_raw_path = proxy_rewrite.is_some_and(ProxyRewrite::uses_raw_path);
         match mem::take(&mut parts.uri).into_parts().path_and_query {
-            Some(own) if raw && own.path() != target.forwarded_path() => {
-                self.check_raw_path(client, snapshot, to).map(|()| own)
+            Some(raw) if uses_raw_path && raw.path() != self.target.forwarded_path() => {
+                self.check_raw_path(destination).map(|()| raw)
             }
-            own => path::forwarded_path(target, own).map_err(|error| {
-                log::request_rejected(self.arrival.peer, Reason::BadRequest, &error);
-                Reason::BadRequest
-            }),
+            raw => path::forwarded_path(self.target, raw)
+                .map_err(|error| self.rewrite_failed(destination, &error.into())),
         }
     }
 
-    /// Whether no rule could be walked round by a path that is not the judged one.
-    fn check_raw_path(
-        &self,
-        client: &ClientVerification,
-        snapshot: &Snapshot,
-        to: &Destination<'_>,
-    ) -> Result<(), Reason> {
-        let site = self.client_auth.as_ref().and_then(|established| snapshot.site(&established.sni));
-        let policy = site.and_then(|site| site.client.as_deref());
-        raw_path::check_request(snapshot, to, policy, client).map_err(|conflict| {
-            let error = RewriteError::RawPathConflict(conflict);
-            log::rewrite_failed(self.arrival.peer, &to.route.id, &error);
-            Reason::BadRequest
-        })
+    /// Checks that the raw path bypasses no rule that the normalized path meets.
+    fn check_raw_path(&self, destination: &Destination<'_>) -> Result<(), Reason> {
+        let policy = self.site().and_then(|site| site.client.as_deref());
+        raw_path::check_request(self.snapshot, destination, policy, self.verification)
+            .map_err(|conflict| self.rewrite_failed(destination, &RewriteError::RawPathConflict(conflict)))
     }
 
-    /// What the `Server` header says.
-    fn server_header(&self) -> HeaderValue {
-        if self.worker.shared.config.server_tokens {
-            error_page::SERVER_WITH_VERSION
-        } else {
-            error_page::SERVER
-        }
+    fn rewrite_failed(&self, destination: &Destination<'_>, error: &RewriteError) -> Reason {
+        log::rewrite_failed(self.client, &destination.route.id, error);
+        error.reason()
+    }
+
+    /// The connection's site.
+    fn site(&self) -> Option<&'a model::Ssl> {
+        self.snapshot.site(self.connection.sni()?).map(Arc::as_ref)
     }
 }
 
-fn content_length(headers: &http::HeaderMap<HeaderValue>) -> Option<u64> {
+fn error_response(reason: Reason) -> Response<ResponseBody> {
+    error_page::error_response(reason).map(ResponseBody::full)
+}
+
+fn content_length(headers: &HeaderMap) -> Option<u64> {
     headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
 fn client_response(
     response: Response<UpstreamResponseBody>,
-    under_way: Option<RequestPermit>,
+    permit: Option<RequestPermit>,
 ) -> Response<ResponseBody> {
-    let mut response = response.map(|body| ResponseBody::Upstream { body, _permit: under_way });
+    let mut response = response.map(|body| ResponseBody::Upstream { body, _permit: permit });
     headers::prepare_response(response.headers_mut());
     response
 }

@@ -128,7 +128,7 @@ fn pin_version(
 }
 
 /// As rustls: in our order; without a common protocol the alert no_application_protocol.
-fn choose_protocol<'a>(ours: &[Vec<u8>], tls: &SslRef, offered: &'a [u8]) -> Result<&'a [u8], AlpnError> {
+fn select_protocol<'a>(ours: &[Vec<u8>], tls: &SslRef, offered: &'a [u8]) -> Result<&'a [u8], AlpnError> {
     // HTTP/2 requires TLS 1.2 (RFC 9113 section 9.2).
     let http2 = version_of(tls) != Some(TlsVersion::V11);
     ours.iter()

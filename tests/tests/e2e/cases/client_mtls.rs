@@ -41,9 +41,9 @@ async fn case_a05_a07_the_gateway_as_its_own_client() {
 
     page(&stage.plain("outside.test", "/mtls2").await, 502);
     let log = stage.world.node_log();
-    log.line_with(&["handshake refused", "reason=\"no_certificate\"", "localhost"]).await;
+    log.line_with(&["handshake rejected", "reason=\"no_certificate\"", "localhost"]).await;
     page(&stage.plain("outside.test", "/mtls3").await, 502);
-    log.line_with(&["handshake refused", "rule=\"unknown_issuer\"", "CN=test.com"]).await;
+    log.line_with(&["handshake rejected", "verify_reason=\"unknown_issuer\"", "CN=test.com"]).await;
     assert_eq!(stage.upstream.requests(), 1);
 }
 
@@ -61,8 +61,8 @@ async fn case_a08_a10_b1_b6_sni_and_host() {
     stage.put("ssls/2", ssl(&made.mtls_client, "localhost")).await;
     let seen = stage.upstream.requests();
     page(&stage.curl("localhost", "/hello", &host("Host: test.com")).await, 421);
-    let said = "client certificate verified with another SNI than the host's";
-    stage.world.node_log().line_with(&[said, "sni=\"localhost\"", "host=\"test.com\""]).await;
+    let message = "client certificate verified with another SNI than the host's";
+    stage.world.node_log().line_with(&[message, "sni=\"localhost\"", "host=\"test.com\""]).await;
 
     // A10, B6: nor does that of a site with another authority.
     stage.put("ssls/1", ssl_for(&made.mtls_client, "localhost", &made.mtls_ca)).await;
@@ -92,14 +92,14 @@ async fn case_a11_a12_a_session_is_not_resumed_on_another_site() {
     let request = |host: &str| format!("GET /hello HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
     for version in ["-tls1_2", "-tls1_3"] {
         let first = ["-servername", "localhost", version, "-sess_out", "session"];
-        let said = stage
+        let output = stage
             .s_client(&[&first[..], &["-cert", GOOD[1], "-key", GOOD[3]]].concat(), &request("localhost"))
             .await;
-        assert!(said.contains("HTTP/1.1 200"), "{version}: {said}");
+        assert!(output.contains("HTTP/1.1 200"), "{version}: {output}");
         let seen = stage.upstream.requests();
         let second = ["-servername", "test.com", version, "-sess_in", "session"];
-        let said = stage.s_client(&second, &request("test.com")).await;
-        assert!(!said.contains("HTTP/1.1 200") && said.contains("alert"), "{version}: {said}");
+        let output = stage.s_client(&second, &request("test.com")).await;
+        assert!(!output.contains("HTTP/1.1 200") && output.contains("alert"), "{version}: {output}");
         assert_eq!(stage.upstream.requests(), seen, "{version}");
     }
 }
@@ -121,7 +121,7 @@ async fn case_a13_a18_skipped_paths() {
     page(&stage.curl("localhost", "/hello", &WRONG).await, 400);
     log.line_with(&["client certificate verification is not passed: FAILED"]).await;
     no_handshake(&stage.curl("test.com", "/hello", &[]).await);
-    log.line_with(&["handshake refused", "reason=\"no_certificate\"", "test.com"]).await;
+    log.line_with(&["handshake rejected", "reason=\"no_certificate\"", "test.com"]).await;
     assert_eq!(stage.upstream.requests(), seen);
     served(&stage.curl("localhost", "/hello", &GOOD).await, "/hello");
 }

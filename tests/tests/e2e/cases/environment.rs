@@ -94,8 +94,8 @@ async fn case_m11_m12_p02_members_and_mixtures() {
     for uri in ["$env://TEST_CERT", "$env://TEST_KEY", "$env://ECC/cert", "$env://ECC/key"] {
         stage.world.control_log().line_with(&[&format!("fetching data from env uri: {uri}")]).await;
     }
-    let (shook, said) = stage.shakes(&["-servername", "test.com", "-sigalgs", "ECDSA+SHA256"]).await;
-    assert!(shook && said.contains("Peer signature type: ECDSA"), "{said}");
+    let (shook, output) = stage.shakes(&["-servername", "test.com", "-sigalgs", "ECDSA+SHA256"]).await;
+    assert!(shook && output.contains("Peer signature type: ECDSA"), "{output}");
 }
 
 #[tokio::test]
@@ -104,8 +104,8 @@ async fn difference_unresolved_references_are_rejected_on_write() {
     let good = ssl(&FIXTURES.apisix, "test.com");
     stage.put("ssls/1", good.clone()).await;
     let refused = async |change: Value, words: &[&str]| {
-        let told = stage.refused("ssls/1", with(good.clone(), change)).await;
-        assert!(words.iter().all(|word| told.contains(word)), "{told}");
+        let text = stage.refused("ssls/1", with(good.clone(), change)).await;
+        assert!(words.iter().all(|word| text.contains(word)), "{text}");
     };
     refused(json!({"key": "$env://GONE"}), &["field: key", "environment variable GONE is not set"]).await;
     refused(json!({"client": {"ca": "$env://TEST2/ca"}}), &["client.ca", "TEST2 has no text under ca"]).await;
@@ -133,8 +133,8 @@ async fn a_changed_variable_is_pushed_after_a_restart() {
     let made = &*FIXTURES;
     stage.put("ssls/1", json!({"sni": "test.com", "cert": "$env://ECC/cert", "key": "$env://ECC/key"})).await;
     let subject = async |stage: &Stage| {
-        let (shook, said) = stage.shakes(&["-servername", "test.com"]).await;
-        let signature = said.lines().find_map(|line| line.strip_prefix("Peer signature type: "));
+        let (shook, text) = stage.shakes(&["-servername", "test.com"]).await;
+        let signature = text.lines().find_map(|line| line.strip_prefix("Peer signature type: "));
         shook.then(|| signature.unwrap_or_default().to_owned())
     };
     assert_eq!(subject(&stage).await.as_deref(), Some("ECDSA"));

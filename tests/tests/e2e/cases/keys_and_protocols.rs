@@ -22,23 +22,23 @@ async fn case_h11_m01_the_client_chooses_between_rsa_and_ecdsa() {
         (tls13("ECDSA+SHA256"), "ECDSA"),
         (tls13("RSA-PSS+SHA256"), "RSA-PSS"),
     ] {
-        let (shook, said) = stage.shakes(&arguments).await;
+        let (shook, text) = stage.shakes(&arguments).await;
         assert!(
-            shook && said.contains(&format!("Peer signature type: {signature}\n")),
-            "{arguments:?}: {said}"
+            shook && text.contains(&format!("Peer signature type: {signature}\n")),
+            "{arguments:?}: {text}"
         );
     }
     // As in the original: limited to a suite of TLS 1.2 that this engine lacks, but free to use TLS
     // 1.3.
     let cbc = ["-servername", "test.com", "-cipher", "ECDHE-RSA-AES256-SHA384"];
     assert!(stage.shakes(&cbc).await.0);
-    let (shook, said) = stage.shakes(&[&cbc[..], &["-tls1_2"]].concat()).await;
-    assert!(!shook && said.contains("alert handshake failure"), "{said}");
-    let words = ["handshake refused", "reason=\"no_common_parameters\"", "test.com"];
+    let (shook, text) = stage.shakes(&[&cbc[..], &["-tls1_2"]].concat()).await;
+    assert!(!shook && text.contains("alert handshake failure"), "{text}");
+    let words = ["handshake rejected", "reason=\"no_common_parameters\"", "test.com"];
     stage.world.node_log().lines_with(&words, 1).await;
     // So does a client that sends another protocol.
-    let (shook, said) = stage.shakes(&["-servername", "test.com", "-alpn", "gopher"]).await;
-    assert!(!shook && said.contains("alert no application protocol"), "{said}");
+    let (shook, text) = stage.shakes(&["-servername", "test.com", "-alpn", "gopher"]).await;
+    assert!(!shook && text.contains("alert no application protocol"), "{text}");
     stage.world.node_log().lines_with(&words, 2).await;
 }
 
@@ -68,12 +68,12 @@ async fn case_l11_m03_m04_invalid_keys_and_certificates() {
 
 /// The negotiated version, or the alert that ended the handshake.
 async fn version(stage: &Stage, name: &str, option: &str) -> String {
-    let (shook, said) = stage.shakes(&["-servername", name, option]).await;
+    let (shook, text) = stage.shakes(&["-servername", name, option]).await;
     if shook {
-        let used = said.lines().find_map(|line| line.strip_prefix("New, ")).unwrap_or_default();
+        let used = text.lines().find_map(|line| line.strip_prefix("New, ")).unwrap_or_default();
         return used.split(',').next().unwrap_or_default().to_owned();
     }
-    assert!(said.contains("alert protocol version"), "{name} {option}: {said}");
+    assert!(text.contains("alert protocol version"), "{name} {option}: {text}");
     "refused".to_owned()
 }
 
@@ -99,7 +99,7 @@ async fn case_q01_q03_versions_of_a_site() {
     stage
         .world
         .node_log()
-        .line_with(&["handshake refused", "reason=\"no_common_version\"", "test2.com"])
+        .line_with(&["handshake rejected", "reason=\"no_common_version\"", "test2.com"])
         .await;
     // The reverse: the newest version is disabled.
     stage.put("ssls/2", with(ssl(&made.test2, "test2.com"), json!({"ssl_protocols": ["TLSv1.2"]}))).await;

@@ -17,15 +17,15 @@ fn ssls(credential: &e2e::credentials::Credential, names: &[&str]) -> Value {
 
 /// Asserts that the handshake succeeds with a certificate of this common name.
 async fn shown(stage: &Stage, name: &str, subject: &str) {
-    let (shook, said) = stage.shakes(&["-servername", name]).await;
-    assert!(shook && said.contains(&format!("subject=CN = {subject}\n")), "{name}: {said}");
+    let (shook, text) = stage.shakes(&["-servername", name]).await;
+    assert!(shook && text.contains(&format!("subject=CN = {subject}\n")), "{name}: {text}");
 }
 
 /// Asserts that the handshake is rejected before a certificate is sent, and that the log has the
 /// reason.
 async fn not_served(stage: &Stage, name: &str) {
-    let (shook, said) = stage.shakes(&["-servername", name]).await;
-    assert!(!shook && said.contains("no peer certificate available"), "{name}: {said}");
+    let (shook, text) = stage.shakes(&["-servername", name]).await;
+    assert!(!shook && text.contains("no peer certificate available"), "{name}: {text}");
     let words = ["reason=\"no_site\"", "failed to match any SSL certificate by SNI"];
     stage.world.node_log().line_with(&[&words[..], &[&format!("sni=\"{name}\"")]].concat()).await;
 }
@@ -52,8 +52,8 @@ async fn case_l01_l06_exact_and_wildcard_names() {
     shown(&stage, "test.com", "test.com").await;
     // L5: the client receives the second, self-signed certificate.
     stage.put("ssls/2", ssl(&made.test2, "*.test2.com")).await;
-    let (shook, said) = stage.shakes(&["-servername", "www.test2.com", "-CAfile", "apisix.crt"]).await;
-    assert!(shook && said.contains("Verify return code: 18 (self-signed certificate)"), "{said}");
+    let (shook, text) = stage.shakes(&["-servername", "www.test2.com", "-CAfile", "apisix.crt"]).await;
+    assert!(shook && text.contains("Verify return code: 18 (self-signed certificate)"), "{text}");
     shown(&stage, "www.test2.com", "test2.com").await;
     // L6: one label.
     not_served(&stage, "aa.bb.test2.com").await;
@@ -84,8 +84,8 @@ async fn case_m05_m08_no_name_and_names_in_any_case() {
     // M5: without a fallback there is no site.
     let stage = Stage::start().await;
     stage.put("ssls/1", ssl(&made.test2, "*.test2.com")).await;
-    let (shook, said) = stage.shakes(&["-noservername"]).await;
-    assert!(!shook, "{said}");
+    let (shook, output) = stage.shakes(&["-noservername"]).await;
+    assert!(!shook, "{output}");
     let text = "failed to find SNI: please check if the client requests via IP or uses an outdated protocol";
     stage.world.node_log().line_with(&[text, "reason=\"no_sni\""]).await;
     // M7, M8
@@ -98,8 +98,8 @@ async fn case_m05_m08_no_name_and_names_in_any_case() {
     // M6
     let stage = Stage::of(World::builder().settings(settings)).await;
     stage.put("ssls/1", ssl(&made.test2, "*.test2.com")).await;
-    let (shook, said) = stage.shakes(&["-noservername"]).await;
-    assert!(shook && said.contains("subject=CN = test2.com\n"), "{said}");
+    let (shook, output) = stage.shakes(&["-noservername"]).await;
+    assert!(shook && output.contains("subject=CN = test2.com\n"), "{output}");
     // An existing name is not replaced by the fallback.
     not_served(&stage, "elsewhere.com").await;
 }

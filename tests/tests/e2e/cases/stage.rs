@@ -112,10 +112,10 @@ impl Stage {
 
     /// Whether the handshake of `s_client` succeeded, and its output.
     pub(super) async fn shakes(&self, arguments: &[&str]) -> (bool, String) {
-        let said = self.s_client(arguments, "").await;
+        let text = self.s_client(arguments, "").await;
         // s_client prints the cipher that the server chose even if the handshake fails later.
-        let agreed = said.contains("\nNew, TLSv1") && !said.contains("Cipher is (NONE)");
-        (agreed && !said.contains("SSL alert number"), said)
+        let agreed = text.contains("\nNew, TLSv1") && !text.contains("Cipher is (NONE)");
+        (agreed && !text.contains("SSL alert number"), text)
     }
 }
 

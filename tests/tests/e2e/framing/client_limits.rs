@@ -47,8 +47,8 @@ async fn a_long_line_is_414_and_a_large_head_400() {
         }
     }
     assert_eq!(upstream.requests(), 6);
-    assert_eq!(world.metric("countersign_refused_total{reason=\"uri_too_long\"}").await, 4);
-    assert_eq!(world.metric("countersign_refused_total{reason=\"head_too_large\"}").await, 10);
+    assert_eq!(world.metric("countersign_errors_total{reason=\"uri_too_long\"}").await, 4);
+    assert_eq!(world.metric("countersign_errors_total{reason=\"head_too_large\"}").await, 10);
 }
 
 #[tokio::test]

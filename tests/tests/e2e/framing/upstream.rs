@@ -223,8 +223,8 @@ async fn a_head_response_keeps_its_length_and_has_no_body() {
         let mut session = session(&world, http).await;
         for (path, length) in [("/0", Some("500")), ("/1", None)] {
             let reply = ask(&mut session, "HEAD", path).await;
-            let told = reply.headers.get("content-length").map(|value| value.to_str().unwrap());
-            assert_eq!((told, reply.body.len()), (length, 0), "{http:?} {path}");
+            let declared = reply.headers.get("content-length").map(|value| value.to_str().unwrap());
+            assert_eq!((declared, reply.body.len()), (length, 0), "{http:?} {path}");
         }
     }
     let connections: Vec<_> = upstream.waiting().iter().map(|request| request.connection).collect();

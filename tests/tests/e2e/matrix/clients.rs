@@ -1,4 +1,4 @@
-//! The clients of the matrix and their authorities, freshly minted.
+//! The clients of the matrix and their authorities, freshly issued.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use super::table::{ROWS, Revocation};
 /// Each has its name as the common name of its certificate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Client {
-    Nobody,
+    NoCertificate,
     Direct,
     ForAnyUse,
     ForBothUses,
@@ -29,8 +29,8 @@ pub(super) enum Client {
     PinnedOfRoot,
     SiblingOfPinned,
     WithoutMiddle,
-    OfStranger,
-    OfStrangerWithItsRoot,
+    Untrusted,
+    UntrustedWithItsRoot,
     OfNamesake,
     SelfSigned,
     TooDeep,
@@ -61,24 +61,24 @@ pub(super) struct Pki {
     narrow: Authority,
     middle: Authority,
     listed: Authority,
-    stranger: Authority,
+    untrusted: Authority,
 }
 
 impl Pki {
-    pub(super) fn mint() -> Self {
+    pub(super) fn generate() -> Self {
         let root = |name: &str| Authority::root(&AuthoritySpec::new(name)).expect("a root");
-        let (first, stranger) = (root("Matrix Root"), root("Matrix Stranger"));
+        let (first, untrusted) = (root("Matrix Root"), root("Matrix Untrusted"));
         let below = |authority: &Authority, name: &str| {
             authority.intermediate(&AuthoritySpec::new(name)).expect("an intermediate")
         };
         let narrow = AuthoritySpec::new("Matrix Narrow").path_length(0);
         Self {
             middle: below(&first, "Matrix Middle"),
-            listed: below(&stranger, "Matrix Listed"),
+            listed: below(&untrusted, "Matrix Listed"),
             narrow: Authority::root(&narrow).expect("a root"),
             second: root("Matrix Second"),
             root: first,
-            stranger,
+            untrusted,
         }
     }
 
@@ -135,7 +135,7 @@ pub(super) struct Clients {
 }
 
 impl Clients {
-    pub(super) fn mint(pki: &Pki) -> Self {
+    pub(super) fn generate(pki: &Pki) -> Self {
         let mut clients = Self { shown: HashMap::new(), certificates: HashMap::new() };
         for row in ROWS {
             if row.client == Client::SelfSigned {
@@ -143,8 +143,8 @@ impl Clients {
                 let own = Authority::root_v1(&spec).expect("a self-signed certificate");
                 let key = pki::PrivateKey::from_pem(&own.key_pem()).expect("its key");
                 clients.add(row.client, vec![own.certificate().clone()], &key);
-            } else if let Some((minted, chain)) = mint(pki, row.client) {
-                clients.add(row.client, chain, &minted.key().expect("its key"));
+            } else if let Some((issued, chain)) = generate(pki, row.client) {
+                clients.add(row.client, chain, &issued.key().expect("its key"));
             }
         }
         clients
@@ -161,14 +161,14 @@ impl Clients {
     }
 }
 
-fn mint(pki: &Pki, client: Client) -> Option<(IssuedCertificate, Vec<Certificate>)> {
+fn generate(pki: &Pki, client: Client) -> Option<(IssuedCertificate, Vec<Certificate>)> {
     let spec = LeafSpec::client(format!("{client:?}"));
     let below =
         |authority: &Authority, spec: AuthoritySpec| authority.intermediate(&spec).expect("an intermediate");
     let other_root = |name: &str| Authority::root(&AuthoritySpec::new(name)).expect("a root");
     let made;
     let (authority, spec) = match client {
-        Client::Nobody | Client::SelfSigned => return None,
+        Client::NoCertificate | Client::SelfSigned => return None,
         Client::Direct | Client::PinnedOfRoot => (&pki.root, spec),
         Client::ForAnyUse => (&pki.root, spec.usages(Usages::ANY)),
         Client::ForBothUses => (&pki.root, spec.usages(Usages::BOTH)),
@@ -182,8 +182,8 @@ fn mint(pki: &Pki, client: Client) -> Option<(IssuedCertificate, Vec<Certificate
         Client::Version1ViaMiddle => (&pki.middle, spec.v1()),
         Client::ViaMiddle | Client::ViaMiddleShuffled | Client::WithoutMiddle => (&pki.middle, spec),
         Client::OfListedMiddle => (&pki.listed, spec),
-        Client::Pinned | Client::SiblingOfPinned | Client::OfStranger | Client::OfStrangerWithItsRoot => {
-            (&pki.stranger, spec)
+        Client::Pinned | Client::SiblingOfPinned | Client::Untrusted | Client::UntrustedWithItsRoot => {
+            (&pki.untrusted, spec)
         }
         Client::OfNamesake => {
             made = other_root("Matrix Root");
@@ -216,17 +216,17 @@ fn mint(pki: &Pki, client: Client) -> Option<(IssuedCertificate, Vec<Certificate
             (&made, spec)
         }
     };
-    let minted = authority.issue(&spec).expect("a leaf");
-    let mut chain = minted.chain.clone();
+    let issued = authority.issue(&spec).expect("a leaf");
+    let mut chain = issued.chain.clone();
     match client {
-        Client::OfStrangerWithItsRoot => chain.push(pki.stranger.certificate().clone()),
+        Client::UntrustedWithItsRoot => chain.push(pki.untrusted.certificate().clone()),
         Client::OfListedMiddle | Client::WithoutMiddle => chain.truncate(1),
         Client::ViaMiddleShuffled => {
-            chain.insert(1, pki.stranger.certificate().clone());
+            chain.insert(1, pki.untrusted.certificate().clone());
             chain.insert(2, pki.listed.certificate().clone());
         }
         Client::OfLeaf => chain.push(authority.certificate().clone()),
         _ => {}
     }
-    Some((minted, chain))
+    Some((issued, chain))
 }

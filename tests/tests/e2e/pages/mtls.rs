@@ -14,12 +14,16 @@ async fn protect_the_admin_api() {
         .set("certs", world.folder().display())
         .set("port", world.admin_address().port())
         .set("admin_key", e2e::admin::ADMIN_KEY);
-    let said = shell
+    let output = shell
         .run(
             r#"curl --cacert $certs/server-ca.crt --key $certs/administrator.key --cert $certs/administrator.crt  https://127.0.0.1:$port/apisix/admin/routes -H "X-API-KEY: $admin_key""#,
         )
         .await;
-    assert_eq!((said.status(), said.out.lines().next()), (200, Some(r#"{"list":[],"total":0}"#)), "{said:?}");
+    assert_eq!(
+        (output.status(), output.out.lines().next()),
+        (200, Some(r#"{"list":[],"total":0}"#)),
+        "{output:?}"
+    );
 }
 
 const PROTECT_A_ROUTE: &str = r#"curl http://$admin/apisix/admin/ssls/1 \
@@ -229,10 +233,11 @@ async fn the_tutorial_from_its_first_command_to_its_last() {
     ])
     .await;
     let seen = page.shell.run(TUTORIAL_CALL).await;
-    let told = "openssl x509 -in client.cer -noout -serial | cut -d= -f2";
-    let serial = page.shell.run(told).await.out.trim().to_owned();
-    let told = "openssl x509 -in client.cer -noout -fingerprint -sha1 | cut -d= -f2 | tr -d : | tr A-F a-f";
-    let fingerprint = page.shell.run(told).await.out.trim().to_owned();
+    let command = "openssl x509 -in client.cer -noout -serial | cut -d= -f2";
+    let serial = page.shell.run(command).await.out.trim().to_owned();
+    let command =
+        "openssl x509 -in client.cer -noout -fingerprint -sha1 | cut -d= -f2 | tr -d : | tr A-F a-f";
+    let fingerprint = page.shell.run(command).await.out.trim().to_owned();
     assert!(seen.out.contains(&format!("\"x-ssl-client-serial\":\"{serial}\"")), "{serial} {seen:?}");
     assert!(
         seen.out.contains(&format!("\"x-ssl-client-fingerprint\":\"{fingerprint}\"")),

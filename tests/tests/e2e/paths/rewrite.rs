@@ -51,7 +51,7 @@ async fn a_pattern_gives_path_and_query() {
 }
 
 #[tokio::test]
-async fn a_rewritten_path_is_judged_like_any_other() {
+async fn a_rewritten_path_is_matched_like_any_other() {
     let (world, upstream) = sites(json!({})).await;
     let uri = plugin(json!({"uri": "/in/$arg_t/x"}));
     let moved = plugin(json!({"regex_uri": ["^/a-(.*)-b/(.*)", "/in/$1.$2"]}));

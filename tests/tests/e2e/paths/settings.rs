@@ -24,7 +24,7 @@ async fn rules_and_upstream_agree_on_encoded_slashes() {
 }
 
 #[tokio::test]
-async fn parameters_and_the_trailing_slash_are_not_judged() {
+async fn parameters_and_the_trailing_slash_are_not_checked() {
     let settings = json!({"apisix": {"normalize_uri_like_servlet": true, "delete_uri_tail_slash": true}});
     let (world, _upstream) = sites(settings).await;
     let list = [

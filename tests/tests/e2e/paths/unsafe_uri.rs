@@ -27,7 +27,7 @@ async fn a_raw_path_is_forwarded_where_it_is_safe() {
     ];
     expect(&client, &table).await;
     // With a later rule, requests with non-canonical paths are denied.
-    let listed = json!({"client_identity": {"allow": [{"dns": "somebody.test"}]}});
+    let listed = json!({"client_identity": {"allow": [{"dns": "other.test"}]}});
     world.apply(&[("routes/late", to(&own, "open.test", "/secret/*", listed))]).await;
     let table =
         [("/a/b", Ok("/a/b")), ("/a%2Fb", Err(400)), ("/a/../secret/x", Err(403)), ("/a/../b", Err(400))];

@@ -31,8 +31,8 @@ async fn two_sites() -> (World, Upstream) {
     (world, upstream)
 }
 
-fn ticket_hint(said: &str) -> Option<u64> {
-    let line = said.lines().find(|line| line.contains("TLS session ticket lifetime hint"))?;
+fn ticket_hint(output: &str) -> Option<u64> {
+    let line = output.lines().find(|line| line.contains("TLS session ticket lifetime hint"))?;
     line.split_whitespace().find_map(|word| word.parse().ok())
 }
 
@@ -42,17 +42,17 @@ async fn a_saved_session_resumes_without_a_certificate() {
     for version in ["-tls1_2", "-tls1_3"] {
         let save = with(&IDENTITY, &["-sess_out", "session.pem"]);
         // A11.
-        let said = s_client(&world, version, "app.test", "app.test", &save).await;
-        assert!(said.contains("HTTP/1.1 200") && said.contains("New, TLSv1."), "{version}: {said}");
-        assert_eq!(ticket_hint(&said), Some(28_800), "{version}: {said}");
+        let output = s_client(&world, version, "app.test", "app.test", &save).await;
+        assert!(output.contains("HTTP/1.1 200") && output.contains("New, TLSv1."), "{version}: {output}");
+        assert_eq!(ticket_hint(&output), Some(28_800), "{version}: {output}");
         assert!(Path::new(&world.folder().join("session.pem")).exists(), "{version}");
         let reuse = ["-sess_in", "session.pem"];
-        let said = s_client(&world, version, "app.test", "app.test", &reuse).await;
-        assert!(said.contains("HTTP/1.1 200") && said.contains("Reused, TLSv1."), "{version}: {said}");
+        let output = s_client(&world, version, "app.test", "app.test", &reuse).await;
+        assert!(output.contains("HTTP/1.1 200") && output.contains("Reused, TLSv1."), "{version}: {output}");
         // One ticket a handshake.
-        let tickets = said.matches("Post-Handshake New Session Ticket arrived").count();
-        assert_eq!(tickets, usize::from(version == "-tls1_3"), "{version}: {said}");
-        assert!(!said.contains("Max Early Data: 1"), "{version}: {said}");
+        let tickets = output.matches("Post-Handshake New Session Ticket arrived").count();
+        assert_eq!(tickets, usize::from(version == "-tls1_3"), "{version}: {output}");
+        assert!(!output.contains("Max Early Data: 1"), "{version}: {output}");
     }
 }
 
@@ -66,12 +66,12 @@ async fn a_saved_session_under_another_name_is_not_resumed() {
         // client has no certificate.
         let seen = upstream.requests();
         let reuse = ["-sess_in", "session.pem"];
-        let said = s_client(&world, version, "second.test", "second.test", &reuse).await;
-        assert!(!said.contains("Reused") && !said.contains("HTTP/1.1"), "{version}: {said}");
-        assert!(said.contains("alert"), "{version}: {said}");
+        let output = s_client(&world, version, "second.test", "second.test", &reuse).await;
+        assert!(!output.contains("Reused") && !output.contains("HTTP/1.1"), "{version}: {output}");
+        assert!(output.contains("alert"), "{version}: {output}");
         assert_eq!(upstream.requests(), seen, "{version}");
         // With a certificate, the full handshake succeeds.
-        let said = s_client(&world, version, "second.test", "second.test", &with(&IDENTITY, &reuse)).await;
-        assert!(said.contains("HTTP/1.1 200") && said.contains("New, TLSv1."), "{version}: {said}");
+        let output = s_client(&world, version, "second.test", "second.test", &with(&IDENTITY, &reuse)).await;
+        assert!(output.contains("HTTP/1.1 200") && output.contains("New, TLSv1."), "{version}: {output}");
     }
 }

@@ -5,7 +5,7 @@
 //! endpoint is `https://`.
 
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -13,30 +13,23 @@ use mtls::{
     ConfiguredFile, ConfiguredFileRef, CredentialFiles, Credentials, FileError, Reloader, ServerTrust,
     ServerVerifier,
 };
-use pki::{Certificate, TrustAnchors, VerifyError, format_utc};
+use pki::{TrustAnchors, VerifyError};
 use rustls::client::Resumption;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::ServerName;
 use rustls::sign::CertifiedKey;
 use rustls::{CertificateError, ClientConfig, OtherError};
 
+use super::credentials::{CA, CERT, KEY, PresentedCert, TrustSummary};
 use super::endpoint::Endpoint;
 use super::error::{DialError, DialFailure};
 
 /// Most intermediates between etcd's certificate and a CA (contract 1.2).
 const DEPTH: u32 = 5;
 
-const CERT: &str = "deployment.etcd.tls.cert";
-const KEY: &str = "deployment.etcd.tls.key";
-const CA: &str = "apisix.ssl.ssl_trusted_certificate";
-
 /// The warning about `verify: false`.
 pub(crate) const VERIFY_OFF: &str = "deployment.etcd.tls.verify is false: any server that answers at an endpoint is accepted as etcd, and gets the password and \
      every document; set it to true and name the CA in apisix.ssl.ssl_trusted_certificate";
-
-/// The number of quoted issuers when a server rejects the client certificate.
-const ISSUERS_MAX: usize = 4;
-const ISSUER_BYTES_MAX: usize = 512;
 
 /// The TLS settings of connections to etcd. Clones share the loaded files.
 #[derive(Clone)]
@@ -45,7 +38,7 @@ pub(crate) struct ClientTls(Arc<ClientTlsInner>);
 struct ClientTlsInner {
     tls: conf::EtcdTlsSettings,
     /// The URL in errors about the files.
-    about: String,
+    first_url: String,
     files: Reloader<LoadedTls>,
     warned_unverified: AtomicBool,
 }
@@ -57,29 +50,6 @@ pub(crate) struct LoadedTls {
     pub(super) identity: Option<Arc<CertifiedKey>>,
     pub certificate: Option<PresentedCert>,
     pub trusted: TrustSummary,
-}
-
-/// The trust anchors in words.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum TrustSummary {
-    /// `verify: false`.
-    Unverified,
-    Bundle {
-        path: PathBuf,
-        count: usize,
-        /// The subject of the first certificate.
-        first: String,
-    },
-}
-
-/// The client certificate in words, with the issuers that the server requested.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct PresentedCert(Option<Arc<CertFile>>, Arc<[String]>);
-
-#[derive(Debug)]
-struct CertFile {
-    leaf: Certificate,
-    path: PathBuf,
 }
 
 impl ClientTls {
@@ -94,11 +64,11 @@ impl ClientTls {
             ca: ca.map(|path| ConfiguredFile::new(CA, path)),
             required_dns_name: None,
         };
-        let (verify, named) = (tls.verify, files.clone());
+        let (verify, configured) = (tls.verify, files.clone());
         Self(Arc::new(ClientTlsInner {
             tls,
-            about: etcd.hosts.first().cloned().unwrap_or_default(),
-            files: Reloader::new("etcd", files, move |contents| load_tls(verify, &named, contents)),
+            first_url: etcd.hosts.first().cloned().unwrap_or_default(),
+            files: Reloader::new("etcd", files, move |contents| load_tls(verify, &configured, contents)),
             warned_unverified: AtomicBool::new(false),
         }))
     }
@@ -113,7 +83,9 @@ impl ClientTls {
     /// Names the file and says what to do.
     pub(crate) fn load(&self) -> Result<LoadedTls, DialError> {
         let loaded = self.0.files.load();
-        loaded.map(|loaded| loaded.tls.clone()).map_err(|error| DialError::new(&self.0.about, error.into()))
+        loaded
+            .map(|loaded| loaded.tls.clone())
+            .map_err(|error| DialError::new(&self.0.first_url, error.into()))
     }
 
     /// The current files for a new connection; while they are invalid, the last valid contents.
@@ -149,11 +121,11 @@ fn load_tls(verify: bool, files: &CredentialFiles, contents: &Credentials) -> Re
         (ServerTrust::Unverified, TrustSummary::Unverified)
     };
     let cert = files.certificate().unwrap_or(ConfiguredFileRef { setting: CERT, path: Path::new("") });
-    let library = |error: rustls::Error| cert.error(error);
+    let cert_error = |error: rustls::Error| cert.error(error);
     let pair = contents.pair.as_ref();
-    let identity = pair.map(|pair| pair.to_certified_key(&provider)).transpose().map_err(library)?;
+    let identity = pair.map(|pair| pair.to_certified_key(&provider)).transpose().map_err(cert_error)?;
     let certificate = pair.map(|pair| PresentedCert::of(pair.leaf.clone(), cert.path));
-    let config = client_config(&provider, trust).map_err(library)?;
+    let config = client_config(&provider, trust).map_err(cert_error)?;
     Ok(LoadedTls { config: Arc::new(config), identity, certificate, trusted })
 }
 
@@ -202,79 +174,6 @@ fn load_anchors(
 
 impl fmt::Debug for ClientTls {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Security").field("tls", &self.0.tls).field("files", self.0.files.files()).finish()
-    }
-}
-
-impl fmt::Display for TrustSummary {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Unverified => f.write_str("anybody (deployment.etcd.tls.verify is false)"),
-            Self::Bundle { path, count: 1, first } => write!(f, "`{first}` of {} ({CA})", path.display()),
-            Self::Bundle { path, count, first } => {
-                write!(f, "`{first}` and {} more of {} ({CA})", count - 1, path.display())
-            }
-        }
-    }
-}
-
-impl PresentedCert {
-    fn of(leaf: Certificate, path: &Path) -> Self {
-        Self(Some(Arc::new(CertFile { leaf, path: path.to_path_buf() })), Arc::default())
-    }
-
-    /// With the issuers of the server's CertificateRequest.
-    pub(super) fn with_requested_issuers(&self, hints: &[&[u8]]) -> Self {
-        // Bounded: the server is not verified yet.
-        let short = hints.iter().filter(|hint| hint.len() <= ISSUER_BYTES_MAX);
-        let told = short.filter_map(|hint| pki::DistinguishedName::from_der(hint));
-        Self(self.0.clone(), told.take(ISSUERS_MAX).map(|name| name.to_text()).collect())
-    }
-
-    pub(crate) fn is_some(&self) -> bool {
-        self.0.is_some()
-    }
-
-    pub(crate) fn certificate(&self) -> Option<&Certificate> {
-        self.0.as_ref().map(|shown| &shown.leaf)
-    }
-}
-
-impl fmt::Display for PresentedCert {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self(certificate, issuers) = self;
-        match certificate {
-            Some(shown) => {
-                let CertFile { leaf, path } = &**shown;
-                let now = rustls_pki_types::UnixTime::now();
-                let state = if leaf.not_after() < now {
-                    ": EXPIRED"
-                } else if leaf.not_before() > now {
-                    ": NOT YET VALID"
-                } else {
-                    ""
-                };
-                write!(
-                    f,
-                    "Shown was `{}`, issued by `{}`, of {} ({CERT}), valid from {} to {}{state}. It must be issued by a CA \
-                     of etcd's --trusted-ca-file, be for TLS clients and be valid by etcd's clock",
-                    leaf.subject(),
-                    leaf.issuer(),
-                    path.display(),
-                    format_utc(leaf.not_before()),
-                    format_utc(leaf.not_after()),
-                )?;
-            }
-            None => {
-                write!(
-                    f,
-                    "Set {CERT} and {KEY}: a certificate of a CA of etcd's --trusted-ca-file, for TLS clients"
-                )?;
-            }
-        }
-        if !issuers.is_empty() {
-            write!(f, ". It accepts certificates issued by `{}`", issuers.join("`, `"))?;
-        }
-        Ok(())
+        f.debug_struct("ClientTls").field("tls", &self.0.tls).field("files", self.0.files.files()).finish()
     }
 }

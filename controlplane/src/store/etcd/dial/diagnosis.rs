@@ -25,7 +25,7 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 pub(super) async fn diagnose(
     failure: DialError,
     endpoint: &Endpoint,
-    security: &ClientTls,
+    client_tls: &ClientTls,
     deadline: Instant,
 ) -> DialError {
     let step = match &*failure.problem {
@@ -33,12 +33,12 @@ pub(super) async fn diagnose(
         DialFailure::NotTls { .. } => DialStep::Tls,
         _ => return failure,
     };
-    let found = timeout_at(deadline, retry_and_observe(step, endpoint, security, deadline)).await;
-    match found {
+    let cause = timeout_at(deadline, retry_and_observe(step, endpoint, client_tls, deadline)).await;
+    match cause {
         Ok(Some(problem)) => {
-            let better = endpoint.error(problem);
-            endpoint.set_last_failure(Some(better.clone()));
-            better
+            let diagnosed = endpoint.error(problem);
+            endpoint.set_last_failure(Some(diagnosed.clone()));
+            diagnosed
         }
         _ => failure,
     }
@@ -47,18 +47,18 @@ pub(super) async fn diagnose(
 async fn retry_and_observe(
     step: DialStep,
     endpoint: &Endpoint,
-    security: &ClientTls,
+    client_tls: &ClientTls,
     deadline: Instant,
 ) -> Option<DialFailure> {
     let stream = connect_tcp(&resolve(endpoint).await.ok()?, deadline).await.ok()?;
     match (endpoint.https(), step) {
         (true, DialStep::Tls) => is_http2(stream).await.ok()?.then_some(DialFailure::NotTls { http2: true }),
         (true, _) => {
-            let about = dial_context(endpoint, security).await.ok()?;
-            let error = read_alert(about.tls.as_ref()?, stream).await?;
-            match about.problem(DialStep::Tls, &error) {
+            let context = dial_context(endpoint, client_tls).await.ok()?;
+            let error = read_alert(context.tls.as_ref()?, stream).await?;
+            match context.problem(DialStep::Tls, &error) {
                 DialFailure::Closed { .. } => None,
-                told => Some(told),
+                cause => Some(cause),
             }
         }
         (false, _) => is_tls(stream).await.ok()?.then_some(DialFailure::UnexpectedTls),
@@ -81,10 +81,11 @@ async fn is_tls(mut stream: TcpStream) -> io::Result<bool> {
         .map_err(io::Error::other)?
         .with_root_certificates(rustls::RootCertStore::empty())
         .with_no_client_auth();
-    let nobody = rustls::pki_types::ServerName::IpAddress(std::net::Ipv4Addr::LOCALHOST.into());
-    let mut hello = rustls::ClientConnection::new(Arc::new(config), nobody).map_err(io::Error::other)?;
+    let server_name = rustls::pki_types::ServerName::IpAddress(std::net::Ipv4Addr::LOCALHOST.into());
+    let mut connection =
+        rustls::ClientConnection::new(Arc::new(config), server_name).map_err(io::Error::other)?;
     let mut bytes = Vec::new();
-    hello.write_tls(&mut bytes)?;
+    connection.write_tls(&mut bytes)?;
     stream.write_all(&bytes).await?;
     let mut head = [0; 3];
     stream.read_exact(&mut head).await?;
@@ -98,6 +99,6 @@ async fn read_alert(tls: &TlsContext, stream: TcpStream) -> Option<io::Error> {
         Ok(stream) => stream,
         Err(error) => return Some(error),
     };
-    let mut first = [0; 1];
-    stream.read(&mut first).await.err()
+    let mut byte = [0; 1];
+    stream.read(&mut byte).await.err()
 }

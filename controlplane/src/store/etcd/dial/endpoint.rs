@@ -36,9 +36,9 @@ impl Endpoint {
     /// # Errors
     /// When the URL has another form.
     pub(crate) fn parse(url: &str) -> Result<Self, DialError> {
-        let wrong = |problem: &str| DialError::new(url, DialFailure::Url(problem.to_owned()));
+        let invalid = |problem: &str| DialError::new(url, DialFailure::Url(problem.to_owned()));
         let (https, host, port) = split_url(url).ok_or_else(|| {
-            wrong(
+            invalid(
                 "expected http:// or https://, a host name or address of letters, digits, `.` and `-` ([..] around \
                  an IPv6 address), then at most a port: https://etcd.example:2379. No path, no trailing slash",
             )
@@ -49,10 +49,10 @@ impl Endpoint {
                 .parse()
                 .ok()
                 .filter(|port| *port > 0)
-                .ok_or_else(|| wrong(&format!("the port {text} is not between 1 and 65535")))?,
+                .ok_or_else(|| invalid(&format!("the port {text} is not between 1 and 65535")))?,
         };
         if ServerName::try_from(host).is_err() {
-            return Err(wrong(&format!("{host:?} is neither a host name nor an IP address")));
+            return Err(invalid(&format!("{host:?} is neither a host name nor an IP address")));
         }
         let (url, host) = (url.to_owned(), host.to_owned());
         Ok(Self(Arc::new(EndpointInner { url, https, host, port, failure: Mutex::default() })))

@@ -12,7 +12,7 @@ use mtls::FileError;
 use pki::VerifyError;
 use rustls::AlertDescription;
 
-use super::client_tls::{PresentedCert, TrustSummary};
+use super::credentials::{PresentedCert, TrustSummary};
 
 /// A failed or ended connection to an endpoint.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -162,7 +162,7 @@ pub(crate) enum TcpFailure {
 }
 
 fn describe_attempts(all: &[(SocketAddr, TcpFailure)]) -> String {
-    let said: Vec<_> = all
+    let attempts: Vec<_> = all
         .iter()
         .map(|(address, failure)| match failure {
             TcpFailure::System(_, text) => format!("{address}: {text}"),
@@ -177,7 +177,7 @@ fn describe_attempts(all: &[(SocketAddr, TcpFailure)]) -> String {
     } else {
         "Check the address: the machine may be down, or a firewall between may drop what is sent there"
     };
-    format!("{}. {hint}", said.join("; "))
+    format!("{}. {hint}", attempts.join("; "))
 }
 
 fn timeout_hint(step: DialStep) -> &'static str {
@@ -211,12 +211,12 @@ pub(in crate::store::etcd) fn format_duration(time: Duration) -> String {
 
 /// The spelling of RFC 8446: `bad_certificate`.
 pub(super) fn alert_name(alert: AlertDescription) -> String {
-    let (mut name, mut small) = (String::new(), false);
+    let (mut name, mut after_lowercase) = (String::new(), false);
     for letter in format!("{alert:?}").chars() {
-        if small && letter.is_ascii_uppercase() {
+        if after_lowercase && letter.is_ascii_uppercase() {
             name.push('_');
         }
-        small = letter.is_ascii_lowercase();
+        after_lowercase = letter.is_ascii_lowercase();
         name.push(letter.to_ascii_lowercase());
     }
     name

@@ -18,7 +18,8 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio_rustls::client::TlsStream;
 
-use super::client_tls::{LoadedTls, PresentedCert};
+use super::client_tls::LoadedTls;
+use super::credentials::PresentedCert;
 use super::endpoint::Endpoint;
 use super::error::{DialError, DialFailure, DialStep};
 
@@ -59,7 +60,7 @@ impl DialContext {
         match (typed, &self.tls) {
             (Some(typed), Some(tls)) => tls.problem(step, typed),
             _ if error.kind() == io::ErrorKind::UnexpectedEof => {
-                DialFailure::Closed { step, cause: "it ended without a word".to_owned() }
+                DialFailure::Closed { step, cause: "it ended without an alert".to_owned() }
             }
             _ => DialFailure::Closed { step, cause: error.to_string() },
         }
@@ -121,8 +122,8 @@ pub(super) struct ClientCert {
 
 impl ClientCert {
     pub(super) fn new(loaded: &LoadedTls) -> Self {
-        let shown = loaded.certificate.clone().unwrap_or_default();
-        Self { identity: loaded.identity.clone(), presented: Mutex::new(shown) }
+        let presented = Mutex::new(loaded.certificate.clone().unwrap_or_default());
+        Self { identity: loaded.identity.clone(), presented }
     }
 
     fn presented(&self) -> PresentedCert {
@@ -132,8 +133,8 @@ impl ClientCert {
 
 impl ResolvesClientCert for ClientCert {
     fn resolve(&self, hints: &[&[u8]], _: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
-        let mut shown = self.presented.lock().unwrap_or_else(PoisonError::into_inner);
-        *shown = shown.with_requested_issuers(hints);
+        let mut presented = self.presented.lock().unwrap_or_else(PoisonError::into_inner);
+        *presented = presented.with_requested_issuers(hints);
         self.identity.clone()
     }
 
@@ -163,12 +164,12 @@ pub(super) struct ObservedStream {
 
 impl ObservedStream {
     pub(super) fn new(
-        wire: Box<dyn ByteStream>,
-        about: DialContext,
+        inner: Box<dyn ByteStream>,
+        context: DialContext,
         progress: watch::Sender<Http2Progress>,
     ) -> Self {
         progress.send_replace(Http2Progress::Waiting);
-        Self { inner: wire, context: about, progress, head: Vec::new(), step: DialStep::Http2 }
+        Self { inner, context, progress, head: Vec::new(), step: DialStep::Http2 }
     }
 
     fn record_failure(&self, problem: DialFailure) {

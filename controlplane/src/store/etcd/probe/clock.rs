@@ -35,44 +35,49 @@ impl ClockOffset {
 /// Why the clock cannot be measured.
 pub(crate) async fn measure(
     endpoint: &Endpoint,
-    security: &ClientTls,
+    client_tls: &ClientTls,
     timeout: Duration,
 ) -> Result<ClockOffset, String> {
-    let asked = async {
-        let wire = dial::connect_http1(endpoint, security, timeout)
+    let measuring = async {
+        let stream = dial::connect_http1(endpoint, client_tls, timeout)
             .await
             .map_err(|error| error.problem.to_string())?;
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(wire))
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
             .await
             .map_err(|error| error.to_string())?;
-        let question = Request::get("/version")
+        let request = Request::get("/version")
             .header(HOST, endpoint.authority())
             .body(Empty::<bytes::Bytes>::new())
             .map_err(|error| error.to_string())?;
-        let began = Instant::now();
-        let answered = async {
-            let response = sender.send_request(question).await.map_err(|error| error.to_string())?;
+        let started = Instant::now();
+        let offset_of_response = async {
+            let response = sender.send_request(request).await.map_err(|error| error.to_string())?;
             let now = SystemTime::now();
             let (status, date) = (response.status(), response.headers().get(DATE).cloned());
             match date.as_ref().and_then(|date| date.to_str().ok()).and_then(parse) {
-                Some(theirs) if status == StatusCode::OK => Ok(clock_offset(theirs, now, began.elapsed())),
+                Some(server_time) if status == StatusCode::OK => {
+                    Ok(clock_offset(server_time, now, started.elapsed()))
+                }
                 _ => Err(format!("it answered GET /version with {status} and no date")),
             }
         };
         tokio::select! {
-            found = answered => found,
-            ended = connection => Err(ended.err().map_or_else(|| "it hung up".to_owned(), |error| error.to_string())),
+            offset = offset_of_response => offset,
+            result = connection => Err(result.err().map_or_else(|| "it closed the connection".to_owned(), |error| error.to_string())),
         }
     };
-    tokio::time::timeout(timeout, asked)
+    tokio::time::timeout(timeout, measuring)
         .await
         .map_err(|_| format!("no answer within {}", dial::format_duration(timeout)))?
 }
 
-fn clock_offset(theirs: i64, now: SystemTime, took: Duration) -> ClockOffset {
-    let ours = now.duration_since(UNIX_EPOCH).unwrap_or_default();
-    let ours = i64::try_from(ours.as_secs()).unwrap_or(i64::MAX);
-    ClockOffset { seconds: theirs.saturating_sub(ours), uncertainty: took + Duration::from_secs(1) }
+fn clock_offset(server_time: i64, now: SystemTime, round_trip: Duration) -> ClockOffset {
+    let local_time = now.duration_since(UNIX_EPOCH).unwrap_or_default();
+    let local_time = i64::try_from(local_time.as_secs()).unwrap_or(i64::MAX);
+    ClockOffset {
+        seconds: server_time.saturating_sub(local_time),
+        uncertainty: round_trip + Duration::from_secs(1),
+    }
 }
 
 /// `Wed, 25 Nov 2026 23:09:35 GMT`, in seconds since 1970.

@@ -49,88 +49,88 @@ fn listed(failures: &[(Endpoint, ProbeError)]) -> String {
 /// When too few endpoints pass.
 pub(crate) async fn probe_all(
     etcd: &conf::EtcdSettings,
-    security: &ClientTls,
+    client_tls: &ClientTls,
 ) -> Result<Vec<EndpointStatus>, StartError> {
-    let (endpoints, asking) = (Endpoint::from_config(etcd)?, ProbeSettings::of(etcd, security));
+    let (endpoints, settings) = (Endpoint::from_config(etcd)?, ProbeSettings::of(etcd, client_tls));
     let waiting = Mutex::new(endpoints.iter().map(Endpoint::url).collect::<Vec<_>>());
-    let asked = endpoints.iter().map(|endpoint| async {
-        let found = probe_with_retries(endpoint, asking, etcd.startup_retry).await;
+    let probes = endpoints.iter().map(|endpoint| async {
+        let result = probe_with_retries(endpoint, settings, etcd.startup_retry).await;
         let mut waiting = waiting.lock().unwrap_or_else(PoisonError::into_inner);
         waiting.retain(|url| *url != endpoint.url());
-        found
+        result
     });
-    let mut asked = pin!(join_all(asked));
-    let began = Instant::now();
-    let found = loop {
+    let mut probes = pin!(join_all(probes));
+    let started = Instant::now();
+    let results = loop {
         tokio::select! {
-            found = &mut asked => break found,
+            results = &mut probes => break results,
             () = tokio::time::sleep(PROGRESS_INTERVAL) => {
-                let still = waiting.lock().unwrap_or_else(PoisonError::into_inner).join(", ");
-                let (seconds, each) = (began.elapsed().as_secs(), asking.timeout);
+                let urls = waiting.lock().unwrap_or_else(PoisonError::into_inner).join(", ");
+                let (seconds, timeout) = (started.elapsed().as_secs(), settings.timeout);
                 tracing::info!(
-                    "waiting for etcd since {seconds} s: {still} (up to {} a try, {} tries)",
-                    format_duration(each),
+                    "waiting for etcd since {seconds} s: {urls} (up to {} a try, {} tries)",
+                    format_duration(timeout),
                     etcd.startup_retry.max(1)
                 );
             }
         }
     };
-    evaluate(&endpoints, found)
+    evaluate(&endpoints, results)
 }
 
 /// Retries with APISIX's log messages.
 async fn probe_with_retries(
     endpoint: &Endpoint,
-    asking: ProbeSettings<'_>,
-    tries: u32,
+    settings: ProbeSettings<'_>,
+    attempts_max: u32,
 ) -> Result<EndpointStatus, ProbeError> {
-    let mut nth = 1;
+    let mut attempt = 1;
     loop {
-        let error = match probe(endpoint, asking).await {
-            Ok(report) => return Ok(report),
+        let error = match probe(endpoint, settings).await {
+            Ok(status) => return Ok(status),
             Err(error) => error,
         };
         if error.is_permanent() {
             return Err(error);
         }
-        let text = error.without_url();
-        tracing::warn!("Warning! Request etcd endpoint '{endpoint}' error, {text}, retry time={nth}");
-        if nth >= tries {
-            tracing::error!("request etcd endpoint '{endpoint}' error, {text}");
+        let message = error.without_url();
+        tracing::warn!("Warning! Request etcd endpoint '{endpoint}' error, {message}, retry time={attempt}");
+        if attempt >= attempts_max {
+            tracing::error!("request etcd endpoint '{endpoint}' error, {message}");
             return Err(error);
         }
-        nth += 1;
+        attempt += 1;
         tokio::time::sleep(RETRY_DELAY).await;
     }
 }
 
 fn evaluate(
     endpoints: &[Endpoint],
-    found: Vec<Result<EndpointStatus, ProbeError>>,
+    results: Vec<Result<EndpointStatus, ProbeError>>,
 ) -> Result<Vec<EndpointStatus>, StartError> {
-    let (mut reports, mut failures) = (Vec::new(), Vec::new());
-    for (endpoint, found) in endpoints.iter().zip(found) {
-        match found {
-            Ok(report) => reports.push(report),
+    let (mut statuses, mut failures) = (Vec::new(), Vec::new());
+    for (endpoint, result) in endpoints.iter().zip(results) {
+        match result {
+            Ok(status) => statuses.push(status),
             Err(error) if error.is_permanent() => return Err(startup_error(error)),
             Err(error) => failures.push((endpoint.clone(), error)),
         }
     }
-    if reports.is_empty() {
+    if statuses.is_empty() {
         return Err(StartError::Unavailable(failures));
     }
-    if reports.len() * 2 <= endpoints.len() {
-        return Err(StartError::Minority { healthy: reports.len(), all: endpoints.len(), failures });
+    if statuses.len() * 2 <= endpoints.len() {
+        return Err(StartError::Minority { healthy: statuses.len(), all: endpoints.len(), failures });
     }
-    for report in &reports {
-        for warning in report.warnings() {
-            tracing::warn!("{}: {warning}", report.endpoint);
+    for status in &statuses {
+        for warning in status.warnings() {
+            tracing::warn!("{}: {warning}", status.endpoint);
         }
     }
-    if let Some(clusters) = multiple_clusters(&reports) {
+    if let Some(clusters) = multiple_clusters(&statuses) {
         return Err(StartError::MultipleClusters(clusters));
     }
-    Ok(reports)
+    Ok(statuses)
 }
 
 fn startup_error(error: ProbeError) -> StartError {
@@ -141,16 +141,17 @@ fn startup_error(error: ProbeError) -> StartError {
 }
 
 /// A message when the endpoints are members of different clusters.
-pub(crate) fn multiple_clusters(reports: &[EndpointStatus]) -> Option<String> {
-    let clusters: BTreeSet<u64> = reports.iter().map(|report| report.cluster).collect();
-    let told = |report: &EndpointStatus| format!("{} is of cluster {:x}", report.endpoint, report.cluster);
+pub(crate) fn multiple_clusters(statuses: &[EndpointStatus]) -> Option<String> {
+    let clusters: BTreeSet<u64> = statuses.iter().map(|status| status.cluster).collect();
+    let describe =
+        |status: &EndpointStatus| format!("{} is of cluster {:x}", status.endpoint, status.cluster);
     (clusters.len() > 1).then(|| {
-        let each: Vec<_> = reports.iter().map(told).collect();
+        let descriptions: Vec<_> = statuses.iter().map(describe).collect();
         format!(
             "deployment.etcd.host names members of {} different clusters ({}): what is written to one is not in the other. Name \
              the members of one cluster only",
             clusters.len(),
-            each.join(", ")
+            descriptions.join(", ")
         )
     })
 }

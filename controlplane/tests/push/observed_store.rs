@@ -14,7 +14,7 @@ use model::{Key, Kind};
 use tokio::sync::watch;
 use zeroize::Zeroizing;
 
-pub(crate) struct Seen {
+pub(crate) struct ObservedStore {
     identity: String,
     inner: RwLock<Arc<dyn Store>>,
     /// Whether the watch delivers events.
@@ -60,7 +60,7 @@ impl ReportEntries for Reports {
     }
 }
 
-impl Seen {
+impl ObservedStore {
     pub(crate) fn new(store: &Arc<dyn Store>) -> Arc<Self> {
         Arc::new(Self::of(store, None))
     }
@@ -86,18 +86,18 @@ impl Seen {
     }
 
     /// From now on, events are delivered or delayed.
-    pub(crate) fn tells(&self, whether: bool) {
+    pub(crate) fn deliver_events(&self, whether: bool) {
         self.open.send_replace(whether);
     }
 
     /// From now on, loads fail or succeed.
-    pub(crate) fn is_down(&self, whether: bool) {
+    pub(crate) fn set_down(&self, whether: bool) {
         self.down.store(whether, Ordering::SeqCst);
     }
 
     /// From now on, loads and watches fail.
-    pub(crate) fn is_cut_off(&self) {
-        self.is_down(true);
+    pub(crate) fn cut_off(&self) {
+        self.set_down(true);
         self.breaks.send_modify(|count| *count += 1);
     }
 
@@ -112,7 +112,7 @@ impl Seen {
     }
 }
 
-impl Store for Seen {
+impl Store for ObservedStore {
     fn identity(&self) -> &str {
         &self.identity
     }

@@ -1,8 +1,8 @@
-//! A request's body as its client sends it, over either HTTP; it tells the activity when all of it
-//! has come.
+//! The body of a client's request, over HTTP/1 or HTTP/2. It reports its end to the connection's
+//! [`KeepAliveState`].
 //!
-//! Invariant: a body that its client cut off is an error, never an end: RST_STREAM of any code
-//! included.
+//! Invariant: a body that its client breaks off (RST_STREAM of any code included) is an error,
+//! never an end.
 
 use std::pin::Pin;
 use std::rc::Rc;
@@ -13,47 +13,45 @@ use h2::RecvStream;
 use http::{HeaderMap, header};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 
-use crate::http::keep_alive::KeepAliveState;
+use super::keep_alive::{InFlightGuard, KeepAliveState};
 
-/// A request's body.
+/// The body of a client's request.
 pub struct IncomingBody {
-    body: BodySource,
+    source: BodySource,
+    /// The request's number on its connection.
     number: u64,
-    activity: Rc<KeepAliveState>,
+    state: Rc<KeepAliveState>,
 }
 
-/// Whence it comes.
-pub(crate) enum BodySource {
-    /// HTTP/1, from hyper.
+/// The protocol's own body.
+pub(super) enum BodySource {
     Http1(Incoming),
-    /// HTTP/2.
     Http2(Http2Body),
 }
 
-/// The client broke off.
+/// The client broke off its request.
 #[derive(Debug, thiserror::Error)]
 pub enum IncomingBodyError {
-    /// HTTP/1.
     #[error(transparent)]
     Http1(#[from] hyper::Error),
-    /// HTTP/2.
     #[error(transparent)]
     Http2(#[from] h2::Error),
 }
 
-/// The body of an HTTP/2 request. `h2` holds it to its `Content-Length` (RFC 9113 section 8.1.1).
-pub(crate) struct Http2Body {
+/// The body of an HTTP/2 request. `h2` checks it against its `Content-Length` (RFC 9113 section
+/// 8.1.1).
+pub(super) struct Http2Body {
     stream: RecvStream,
-    /// How many bytes are still to come, where the head said so.
+    /// Bytes still to come, if the head has a length.
     remaining: Option<u64>,
 }
 
 impl Http2Body {
-    pub(crate) fn new(headers: &HeaderMap, stream: RecvStream) -> Self {
+    pub(super) fn new(headers: &HeaderMap, stream: RecvStream) -> Self {
         let length =
             headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
-        let left = length.or_else(|| stream.is_end_stream().then_some(0));
-        Self { stream, remaining: left }
+        let remaining = length.or_else(|| stream.is_end_stream().then_some(0));
+        Self { stream, remaining }
     }
 
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, h2::Error>>> {
@@ -74,28 +72,28 @@ impl Http2Body {
     }
 }
 
-impl IncomingBody {
-    /// The body of the connection's request `number`.
-    pub(crate) fn new(body: BodySource, number: u64, activity: Rc<KeepAliveState>) -> Self {
-        Self { body, number, activity }
-    }
-}
-
 impl BodySource {
-    /// Whether nothing is to come.
-    pub(crate) fn is_end_stream(&self) -> bool {
+    pub(super) fn is_end_stream(&self) -> bool {
         match self {
             Self::Http1(body) => body.is_end_stream(),
             Self::Http2(body) => body.stream.is_end_stream(),
         }
     }
 
-    /// How much is to come.
-    pub(crate) fn size_hint(&self) -> SizeHint {
+    pub(super) fn size_hint(&self) -> SizeHint {
         match self {
             Self::Http1(body) => body.size_hint(),
             Self::Http2(body) => body.remaining.map_or_else(SizeHint::default, SizeHint::with_exact),
         }
+    }
+}
+
+impl IncomingBody {
+    /// Begins a request with this body.
+    pub(super) fn begin_request(source: BodySource, state: &Rc<KeepAliveState>) -> (Self, InFlightGuard) {
+        let length = if source.is_end_stream() { Some(0) } else { source.size_hint().exact() };
+        let (number, in_flight) = state.begin_request(length);
+        (Self { source, number, state: Rc::clone(state) }, in_flight)
     }
 }
 
@@ -107,33 +105,33 @@ impl Body for IncomingBody {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, IncomingBodyError>>> {
-        let frame = match &mut self.body {
+        let frame = match &mut self.source {
             BodySource::Http1(body) => Pin::new(body).poll_frame(cx).map_err(IncomingBodyError::from),
             BodySource::Http2(body) => body.poll_frame(cx).map_err(IncomingBodyError::from),
         };
-        // Nothing follows trailers, and a reader that drops them does not ask again.
-        let all = match &frame {
+        // Nothing follows trailers, and a reader that drops them polls no further.
+        let is_end = match &frame {
             Poll::Ready(None) => true,
             Poll::Ready(Some(Ok(frame))) if frame.is_trailers() => true,
-            _ => self.body.is_end_stream(),
+            _ => self.source.is_end_stream(),
         };
-        if all {
-            self.activity.finish_body(self.number);
+        if is_end {
+            self.state.finish_body(self.number);
         }
         frame
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.source.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        self.source.size_hint()
     }
 }
 
 impl Drop for IncomingBody {
     fn drop(&mut self) {
-        self.activity.abandon_body(self.number);
+        self.state.abandon_body(self.number);
     }
 }

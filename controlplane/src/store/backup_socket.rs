@@ -17,18 +17,18 @@ use std::time::Duration;
 use tokio::net::UnixListener;
 use tokio::sync::Semaphore;
 
-use crate::store::EmbeddedStore;
+use crate::store::{BackupStreamError, EmbeddedStore};
 
 /// A stalled reader must not pin the pages of an old revision.
 const SEND_TIMEOUT: Duration = Duration::from_secs(60);
 /// For a control plane that hangs or is stopped.
-pub(super) const RECEIVE_TIMEOUT: Duration = Duration::from_secs(10);
+pub(crate) const RECEIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often the socket is checked: a cleanup of the directory may remove it.
 const CHECK_INTERVAL: Duration = Duration::from_secs(5);
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
 
 /// The socket of the store at `path`.
-pub(super) fn socket_path(path: &Path) -> PathBuf {
+pub(crate) fn socket_path(path: &Path) -> PathBuf {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(".sock");
     path.with_file_name(name)
@@ -36,17 +36,17 @@ pub(super) fn socket_path(path: &Path) -> PathBuf {
 
 /// A path of the socket through its open directory, which is shorter than the limit of 108 bytes.
 struct ShortPath {
-    _folder: File,
+    _directory: File,
     path: PathBuf,
 }
 
 impl ShortPath {
     fn of(socket: &Path) -> io::Result<Self> {
-        let folder = socket.parent().filter(|folder| !folder.as_os_str().is_empty());
-        let folder = File::open(folder.unwrap_or(Path::new(".")))?;
-        let path = Path::new("/proc/self/fd").join(folder.as_raw_fd().to_string());
+        let directory = socket.parent().filter(|directory| !directory.as_os_str().is_empty());
+        let directory = File::open(directory.unwrap_or(Path::new(".")))?;
+        let path = Path::new("/proc/self/fd").join(directory.as_raw_fd().to_string());
         let path = path.join(socket.file_name().unwrap_or_default());
-        Ok(Self { _folder: folder, path })
+        Ok(Self { _directory: directory, path })
     }
 }
 
@@ -72,11 +72,11 @@ impl BackupListener {
             return;
         }
         match bind(store) {
-            Ok(anew) => {
-                tracing::warn!(socket = %self.socket.display(), "the socket for backups was gone; it is made anew");
-                *self = anew;
+            Ok(bound) => {
+                tracing::warn!(socket = %self.socket.display(), "the socket for backups was gone; it is bound again");
+                *self = bound;
             }
-            Err(error) => tracing::debug!(%error, "the socket for backups is gone and cannot be made anew"),
+            Err(error) => tracing::debug!(%error, "the socket for backups is gone and cannot be bound again"),
         }
     }
 }
@@ -91,20 +91,15 @@ impl Drop for BackupListener {
 }
 
 fn file_id(path: &Path) -> io::Result<(u64, u64)> {
-    fs::symlink_metadata(path).map(|found| (found.dev(), found.ino()))
+    fs::symlink_metadata(path).map(|metadata| (metadata.dev(), metadata.ino()))
 }
 
 /// Serves backups while the store is in use. If the socket cannot be bound, logs a warning and
 /// returns.
 pub(crate) fn serve(store: &Arc<EmbeddedStore>, path: &Path) {
     match bind(path) {
-        Ok(listening) => {
-            drop(tokio::spawn(accept_loop(
-                listening,
-                Arc::downgrade(store),
-                path.to_owned(),
-                CHECK_INTERVAL,
-            )));
+        Ok(listener) => {
+            drop(tokio::spawn(accept_loop(listener, Arc::downgrade(store), path.to_owned(), CHECK_INTERVAL)));
         }
         Err(error) => tracing::warn!(
             %error,
@@ -116,39 +111,39 @@ pub(crate) fn serve(store: &Arc<EmbeddedStore>, path: &Path) {
 
 fn bind(path: &Path) -> io::Result<BackupListener> {
     let socket = socket_path(path);
-    let short = ShortPath::of(&socket)?;
-    match fs::symlink_metadata(&short.path) {
+    let short_path = ShortPath::of(&socket)?;
+    match fs::symlink_metadata(&short_path.path) {
         // This process holds the lock of the store, so an existing socket belongs to a dead
         // process.
-        Ok(found) if found.file_type().is_socket() => fs::remove_file(&short.path)?,
+        Ok(metadata) if metadata.file_type().is_socket() => fs::remove_file(&short_path.path)?,
         Ok(_) => {
             return Err(io::Error::other("there is a file of its name, which is no socket: move it away"));
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(error),
     }
-    let listener = UnixListener::bind(&short.path)?;
-    fs::set_permissions(&short.path, fs::Permissions::from_mode(0o600))?;
+    let listener = UnixListener::bind(&short_path.path)?;
+    fs::set_permissions(&short_path.path, fs::Permissions::from_mode(0o600))?;
     let user = fs::metadata("/proc/self")?.uid();
-    let file = file_id(&short.path)?;
+    let file = file_id(&short_path.path)?;
     Ok(BackupListener { listener, socket, file, user })
 }
 
 async fn accept_loop(
-    mut listening: BackupListener,
+    mut listener: BackupListener,
     store: Weak<EmbeddedStore>,
     path: PathBuf,
-    look_interval: Duration,
+    check_interval: Duration,
 ) {
-    let one = Arc::new(Semaphore::new(1));
+    let one_at_a_time = Arc::new(Semaphore::new(1));
     loop {
-        let stream = match tokio::time::timeout(look_interval, listening.listener.accept()).await {
+        let stream = match tokio::time::timeout(check_interval, listener.listener.accept()).await {
             // Checked only when idle: a connection proves that the path exists.
             Err(_) => {
                 // Held during the check: once the store is closed, the path may belong to another
                 // process.
                 let Some(_store) = store.upgrade() else { return };
-                listening.rebind_if_missing(&path);
+                listener.rebind_if_missing(&path);
                 continue;
             }
             Ok(Ok((stream, _))) => stream,
@@ -159,29 +154,30 @@ async fn accept_loop(
             }
         };
         let peer = stream.peer_cred().map(|peer| peer.uid());
-        if !peer.as_ref().is_ok_and(|user| *user == listening.user || *user == 0) {
-            tracing::warn!(user = ?peer.ok(), "refused a backup to another user");
+        if !peer.as_ref().is_ok_and(|user| *user == listener.user || *user == 0) {
+            tracing::warn!(user = ?peer.ok(), "denied a backup to another user");
             continue;
         }
         let (Ok(stream), Some(store)) = (stream.into_std(), store.upgrade()) else { continue };
-        let one = Arc::clone(&one);
+        let one_at_a_time = Arc::clone(&one_at_a_time);
         tokio::spawn(async move {
             // The semaphore is never closed.
-            let place = one.acquire_owned().await;
-            let sent = tokio::task::spawn_blocking(move || send(&store, stream)).await;
-            drop(place);
-            if let Ok(Err(error)) = sent {
-                tracing::warn!(%error, "a backup was not sent to its end");
+            let permit = one_at_a_time.acquire_owned().await;
+            let result = tokio::task::spawn_blocking(move || send(&store, stream)).await;
+            drop(permit);
+            if let Ok(Err(error)) = result {
+                tracing::warn!(%error, "a backup was sent incompletely");
             }
         });
     }
 }
 
-fn send(store: &EmbeddedStore, stream: UnixStream) -> Result<(), crate::store::BackupStreamError> {
-    let ready = stream.set_nonblocking(false).and_then(|()| stream.set_write_timeout(Some(SEND_TIMEOUT)));
-    ready.map_err(crate::store::BackupStreamError::Connection)?;
+fn send(store: &EmbeddedStore, stream: UnixStream) -> Result<(), BackupStreamError> {
+    let configured =
+        stream.set_nonblocking(false).and_then(|()| stream.set_write_timeout(Some(SEND_TIMEOUT)));
+    configured.map_err(BackupStreamError::Connection)?;
     let summary = store.write_backup(&mut BufWriter::new(stream))?;
-    tracing::info!(revision = summary.revision, documents = summary.documents, "gave a backup of the store");
+    tracing::info!(revision = summary.revision, documents = summary.documents, "sent a backup of the store");
     Ok(())
 }
 
@@ -189,9 +185,10 @@ fn send(store: &EmbeddedStore, stream: UnixStream) -> Result<(), crate::store::B
 ///
 /// # Errors
 /// When a control plane may listen and is unreachable.
-pub(super) fn connect(path: &Path) -> io::Result<Option<UnixStream>> {
-    let connected = ShortPath::of(&socket_path(path)).and_then(|short| UnixStream::connect(&short.path));
-    match connected {
+pub(crate) fn connect(path: &Path) -> io::Result<Option<UnixStream>> {
+    let connection =
+        ShortPath::of(&socket_path(path)).and_then(|short_path| UnixStream::connect(&short_path.path));
+    match connection {
         Ok(stream) => {
             stream.set_read_timeout(Some(RECEIVE_TIMEOUT))?;
             Ok(Some(stream))
@@ -209,11 +206,11 @@ mod tests {
 
     #[tokio::test]
     async fn a_removed_socket_is_bound_again() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("store.redb");
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("store.redb");
         let store = Arc::new(EmbeddedStore::open(&path).unwrap());
-        let (listening, weak) = (bind(&path).unwrap(), Arc::downgrade(&store));
-        tokio::spawn(accept_loop(listening, weak, path.clone(), Duration::from_millis(1)));
+        let (listener, weak) = (bind(&path).unwrap(), Arc::downgrade(&store));
+        tokio::spawn(accept_loop(listener, weak, path.clone(), Duration::from_millis(1)));
         fs::remove_file(socket_path(&path)).unwrap();
         while connect(&path).unwrap().is_none() {
             tokio::task::yield_now().await;
@@ -222,13 +219,13 @@ mod tests {
 
     #[tokio::test]
     async fn a_file_with_the_path_of_the_socket_stays() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("store.redb");
-        let mut listening = bind(&path).unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("store.redb");
+        let mut listener = bind(&path).unwrap();
         fs::remove_file(socket_path(&path)).unwrap();
         fs::write(socket_path(&path), "precious").unwrap();
-        listening.rebind_if_missing(&path);
-        drop(listening);
+        listener.rebind_if_missing(&path);
+        drop(listener);
         assert!(bind(&path).err().unwrap().to_string().contains("no socket"));
         assert_eq!(fs::read(socket_path(&path)).unwrap(), b"precious");
     }

@@ -1,9 +1,9 @@
-//! The frames of an HTTP/2 connection as they come: whether the connection has begun, and whether a
-//! header block is open.
+//! The frames of an HTTP/2 connection as they are read: whether the first one has begun, and
+//! whether a header block is open.
 //!
-//! `h2` reads a header block whole and shows nothing of one that is not finished, so this is where
-//! a head that drips is seen (HEADERS, then CONTINUATION after CONTINUATION). Invariant: it only
-//! counts bytes; what the frames mean, and whether they are valid, is `h2`'s to judge.
+//! `h2` reads a header block whole and does not show an incomplete one, so that a slow head
+//! (HEADERS, then CONTINUATION after CONTINUATION) is detected here. Invariant: the scanner counts
+//! bytes only; `h2` parses and validates the frames.
 
 /// Bytes of a frame's header (RFC 9113 section 4.1).
 const HEADER: usize = 9;
@@ -13,25 +13,25 @@ const HEADERS: u8 = 1;
 const CONTINUATION: u8 = 9;
 const END_HEADERS: u8 = 4;
 
-/// Where a connection is among its frames.
+/// The position of a connection in its frames.
 #[derive(Debug)]
-pub(crate) struct FrameScanner {
-    /// Bytes of the preface that are still to come.
+pub(in crate::http) struct FrameScanner {
+    /// Bytes of the preface still to come.
     preface: usize,
     header: [u8; HEADER],
-    /// How much of `header` has come.
+    /// Bytes in `header`.
     filled: usize,
-    /// Bytes of the present frame's payload that are still to come.
+    /// Bytes of the current frame's payload still to come.
     payload: usize,
     first_frame_seen: bool,
-    /// Header blocks so far.
+    /// The number of header blocks.
     blocks: u32,
     block_open: bool,
 }
 
 impl FrameScanner {
-    /// Before the client's preface.
-    pub(super) fn new() -> Self {
+    /// A scanner before the client's preface.
+    pub(in crate::http) fn new() -> Self {
         Self {
             preface: PREFACE,
             header: [0; HEADER],
@@ -43,15 +43,15 @@ impl FrameScanner {
         }
     }
 
-    /// Reads on.
-    pub(super) fn read(&mut self, data: &[u8]) {
+    /// Reads the next bytes.
+    pub(in crate::http) fn read(&mut self, data: &[u8]) {
         let mut rest = skip(data, &mut self.preface);
         while !rest.is_empty() {
             if self.filled < HEADER {
                 let header = self.header.get_mut(self.filled..).unwrap_or_default();
                 let n = header.len().min(rest.len());
-                let (taken, after) = rest.split_at_checked(n).unwrap_or((rest, &[]));
-                header.iter_mut().zip(taken).for_each(|(to, from)| *to = *from);
+                let (read, after) = rest.split_at_checked(n).unwrap_or((rest, &[]));
+                header.iter_mut().zip(read).for_each(|(to, from)| *to = *from);
                 self.filled += n;
                 rest = after;
                 if self.filled < HEADER {
@@ -66,13 +66,13 @@ impl FrameScanner {
         }
     }
 
-    /// Whether the preface and the header of the first frame have come.
-    pub(super) fn has_begun(&self) -> bool {
+    /// Whether the preface and the header of the first frame are read.
+    pub(in crate::http) fn has_begun(&self) -> bool {
         self.first_frame_seen
     }
 
-    /// The number of the header block that has begun and has not ended.
-    pub(super) fn open_header_block(&self) -> Option<u32> {
+    /// The number of the header block that has begun and not ended.
+    pub(in crate::http) fn open_header_block(&self) -> Option<u32> {
         self.block_open.then_some(self.blocks)
     }
 
@@ -95,7 +95,7 @@ impl FrameScanner {
     }
 }
 
-/// What of `data` is behind the bytes that are still to come, which it takes off them.
+/// Skips up to `to_come` bytes of `data`, subtracts them from `to_come` and returns the rest.
 fn skip<'a>(data: &'a [u8], to_come: &mut usize) -> &'a [u8] {
     let n = data.len().min(*to_come);
     *to_come -= n;
@@ -118,14 +118,14 @@ mod tests {
     }
 
     fn after(pieces: &[Vec<u8>]) -> FrameScanner {
-        let mut frames = FrameScanner::new();
-        frames.read(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
-        pieces.iter().for_each(|piece| frames.read(piece));
-        frames
+        let mut scanner = FrameScanner::new();
+        scanner.read(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
+        pieces.iter().for_each(|piece| scanner.read(piece));
+        scanner
     }
 
     #[test]
-    fn a_block_is_open_until_its_last_frame_has_ended() {
+    fn a_header_block_is_open_until_its_last_frame_ends() {
         let settings = frame(4, 0, 6);
         let last = frame(HEADERS, END_HEADERS, 20);
         assert!(!after(&[]).has_begun());
@@ -137,13 +137,14 @@ mod tests {
         assert_eq!(after(std::slice::from_ref(&first)).open_header_block(), Some(1));
         let more = [first.clone(), frame(CONTINUATION, 0, 0), frame(CONTINUATION, 0, 3)];
         assert_eq!(after(&more).open_header_block(), Some(1));
-        assert_eq!(after(&[first.clone(), frame(CONTINUATION, END_HEADERS, 0)]).open_header_block(), None);
-        assert_eq!(after(&[last, first]).open_header_block(), Some(2), "another block, another number");
+        let ended = [first.clone(), frame(CONTINUATION, END_HEADERS, 0)];
+        assert_eq!(after(&ended).open_header_block(), None);
+        assert_eq!(after(&[last, first]).open_header_block(), Some(2), "each block has its number");
     }
 
     proptest! {
         #[test]
-        fn it_does_not_matter_where_the_bytes_are_cut(
+        fn frames_may_be_read_in_any_pieces(
             kinds in vec((0_u8..10, 0_u8..8, 0_usize..40), 0..8),
             cuts in vec(1_usize..50, 0..40),
         ) {

@@ -7,8 +7,6 @@
 //! Invariants: a written backup is complete, durable and was read back; a replaced store is kept; a
 //! restore never admits a node that the deny-list of the replaced store denies.
 
-pub(crate) mod socket;
-
 use std::fs;
 use std::io::{self, BufReader, BufWriter};
 use std::os::unix::net::UnixStream;
@@ -21,6 +19,7 @@ use conf::{ConfigProvider, Settings};
 
 use crate::publish::DeniedNodes;
 use crate::publish::deny_list::{DenyList, DenyListError};
+use crate::store::backup_socket;
 use crate::store::{BackupStreamError, BackupSummary, EmbeddedStore, Store, StoreError};
 
 const BACKUP_EXAMPLES: &str = "Examples:
@@ -112,11 +111,12 @@ pub(crate) fn backup(config: &Path, args: &BackupArgs, out: &mut dyn io::Write) 
     let to = &args.to;
     check_distinct(to, path)?;
     check_target(to, path, args.overwrite)?;
-    let failed = |error| BackupError::Socket { socket: socket::socket_path(path), error };
-    let (summary, from) = match socket::connect(path).map_err(failed)? {
-        Some(running) => {
-            (receive(running, args).map_err(|error| map_timeout(error, path))?, "the running control plane")
-        }
+    let file_error = |error| BackupError::Socket { socket: backup_socket::socket_path(path), error };
+    let (summary, from) = match backup_socket::connect(path).map_err(file_error)? {
+        Some(control_plane) => (
+            receive(control_plane, args).map_err(|error| map_timeout(error, path))?,
+            "the running control plane",
+        ),
         None if !path.exists() => return Err(BackupError::NoStore(path.to_owned())),
         None => (backup_closed_store(path, args)?, "the file, which no control plane had open"),
     };
@@ -130,9 +130,9 @@ pub(crate) fn backup(config: &Path, args: &BackupArgs, out: &mut dyn io::Write) 
 /// Checks the target. An existing device, symbolic link or foreign file is never replaced, only a
 /// backup.
 fn check_target(to: &Path, store: &Path, overwrite: bool) -> Result<(), BackupError> {
-    let socket = socket::socket_path(store);
-    let folder = |path: &Path| EmbeddedStore::parent_dir(path).canonicalize().ok();
-    if to.file_name() == socket.file_name() && folder(to) == folder(&socket) {
+    let socket = backup_socket::socket_path(store);
+    let directory = |path: &Path| EmbeddedStore::parent_dir(path).canonicalize().ok();
+    if to.file_name() == socket.file_name() && directory(to) == directory(&socket) {
         return Err(BackupError::SocketPath(to.to_owned()));
     }
     let not_replaced = |problem: String| Err(BackupError::NotReplaced { path: to.to_owned(), problem });
@@ -140,7 +140,7 @@ fn check_target(to: &Path, store: &Path, overwrite: bool) -> Result<(), BackupEr
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(BackupError::File { path: to.to_owned(), error }),
         Ok(_) if !overwrite => Err(BackupError::Exists(to.to_owned())),
-        Ok(found) if found.is_symlink() => not_replaced("it is a symbolic link".to_owned()),
+        Ok(metadata) if metadata.is_symlink() => not_replaced("it is a symbolic link".to_owned()),
         Ok(_) => EmbeddedStore::check_header(to).or_else(|error| not_replaced(short_cause(error))),
     }
 }
@@ -159,8 +159,8 @@ fn map_timeout(error: BackupError, store: &Path) -> BackupError {
         BackupError::Rows(BackupStreamError::Connection(error))
             if error.kind() == io::ErrorKind::WouldBlock =>
         {
-            let seconds = socket::RECEIVE_TIMEOUT.as_secs();
-            BackupError::Timeout { socket: socket::socket_path(store), seconds }
+            let seconds = backup_socket::RECEIVE_TIMEOUT.as_secs();
+            BackupError::Timeout { socket: backup_socket::socket_path(store), seconds }
         }
         other => other,
     }
@@ -173,14 +173,14 @@ fn receive(from: UnixStream, args: &BackupArgs) -> Result<BackupSummary, BackupE
 /// The store of a stopped control plane, by the same stream.
 fn backup_closed_store(path: &Path, args: &BackupArgs) -> Result<BackupSummary, BackupError> {
     let store = EmbeddedStore::open(path)?;
-    let (ours, theirs) = UnixStream::pair()?;
+    let (sender, receiver) = UnixStream::pair()?;
     std::thread::scope(|scope| {
-        let sending = scope.spawn(|| store.write_backup(&mut BufWriter::new(ours)).map(drop));
-        let made = receive(theirs, args);
-        match sending.join() {
+        let sender_thread = scope.spawn(|| store.write_backup(&mut BufWriter::new(sender)).map(drop));
+        let received = receive(receiver, args);
+        match sender_thread.join() {
             // The store's error is closer to the cause than the truncated stream.
             Ok(Err(BackupStreamError::Store(error))) => Err(error.into()),
-            _ => made,
+            _ => received,
         }
     })
 }
@@ -205,7 +205,7 @@ pub(crate) async fn restore(
         .map_err(|error| BackupError::NotBackup { path: from.clone(), problem: short_cause(error) })?;
     EmbeddedStore::remove_stale_temp_files(path);
     // Held open during the restore, so that no control plane starts meanwhile.
-    let before = match path.exists().then(|| EmbeddedStore::open(path)) {
+    let old_store = match path.exists().then(|| EmbeddedStore::open(path)) {
         None => None,
         Some(Ok(store)) => Some(Arc::new(store)),
         Some(Err(error @ (StoreError::Corrupted { .. } | StoreError::UnsupportedFormat { .. }))) => {
@@ -218,20 +218,21 @@ pub(crate) async fn restore(
         }
         Some(Err(error)) => return Err(error.into()),
     };
-    let new = EmbeddedStore::temp_path(path);
-    let prepared = prepare(from, &new, before.clone()).await;
-    let placed = match prepared {
-        Ok((summary, denied)) => install(&new, path).map(|kept| (summary, denied, kept)),
+    let temp_path = EmbeddedStore::temp_path(path);
+    let prepared = prepare(from, &temp_path, old_store.clone()).await;
+    let installed = match prepared {
+        Ok((summary, denied)) => install(&temp_path, path).map(|kept_path| (summary, denied, kept_path)),
         Err(error) => Err(error),
     };
     // Absent after the rename.
-    let _gone = fs::remove_file(&new);
-    let (summary, denied, kept) = placed?;
+    let _gone = fs::remove_file(&temp_path);
+    let (summary, denied, kept_path) = installed?;
     let BackupSummary { identity, revision, documents, .. } = summary;
     writeln!(out, "{}: {documents} documents at revision {revision} of store {identity}", path.display())?;
-    if let Some(kept) = kept {
-        let at = before.map_or_else(String::new, |store| format!(" (revision {})", store.revision()));
-        writeln!(out, "the store before is kept in {}{at}", kept.display())?;
+    if let Some(kept_path) = kept_path {
+        let old_revision =
+            old_store.map_or_else(String::new, |store| format!(" (revision {})", store.revision()));
+        writeln!(out, "the store before is kept in {}{old_revision}", kept_path.display())?;
     }
     if denied > 0 {
         writeln!(out, "deny-list of data planes: {denied} entries of the store before were carried over")?;
@@ -243,39 +244,39 @@ pub(crate) async fn restore(
 /// Prepares a verified copy of the backup beside the store, with the deny-list entries of both.
 async fn prepare(
     from: &Path,
-    new: &Path,
-    before: Option<Arc<EmbeddedStore>>,
+    temp_path: &Path,
+    old_store: Option<Arc<EmbeddedStore>>,
 ) -> Result<(BackupSummary, usize), BackupError> {
-    let source = EmbeddedStore::open_copy(from, new)?;
+    let source = EmbeddedStore::open_copy(from, temp_path)?;
     let summary = source.write_backup(&mut io::sink())?;
     let source: Arc<dyn Store> = Arc::new(source);
     let mut added = 0;
-    if let Some(before) = before {
-        let denied: DenyList = DeniedNodes::load(before).await?.list().borrow().as_ref().clone();
+    if let Some(old_store) = old_store {
+        let denied: DenyList = DeniedNodes::load(old_store).await?.list().borrow().as_ref().clone();
         added = DeniedNodes::load(source).await?.merge(&denied).await?;
     }
     Ok((summary, added))
 }
 
 /// Installs the new file as the store. Returns where the old store is kept.
-fn install(new: &Path, path: &Path) -> Result<Option<PathBuf>, BackupError> {
-    let failed = |path: &Path| {
+fn install(temp_path: &Path, path: &Path) -> Result<Option<PathBuf>, BackupError> {
+    let file_error = |path: &Path| {
         let path = path.to_owned();
         move |error| BackupError::File { path, error }
     };
-    let mut kept = None;
+    let mut kept_path = None;
     if path.exists() {
         let seconds = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let mut name = path.file_name().unwrap_or_default().to_owned();
         name.push(format!(".replaced-{seconds}"));
         let aside = path.with_file_name(name);
         // The link comes first, so that the store's path always names one of both.
-        fs::hard_link(path, &aside).map_err(failed(&aside))?;
-        kept = Some(aside);
+        fs::hard_link(path, &aside).map_err(file_error(&aside))?;
+        kept_path = Some(aside);
     }
-    fs::rename(new, path).map_err(failed(path))?;
+    fs::rename(temp_path, path).map_err(file_error(path))?;
     EmbeddedStore::sync_parent_dir(path)?;
-    Ok(kept)
+    Ok(kept_path)
 }
 
 fn store_path(settings: &Settings) -> Result<&Path, BackupError> {
@@ -285,10 +286,10 @@ fn store_path(settings: &Settings) -> Result<&Path, BackupError> {
     }
 }
 
-fn check_distinct(one: &Path, store: &Path) -> Result<(), BackupError> {
+fn check_distinct(file: &Path, store: &Path) -> Result<(), BackupError> {
     let real = |path: &Path| path.canonicalize().ok();
-    match (real(one), real(store)) {
-        (Some(one), Some(store)) if one == store => Err(BackupError::SameFile(one)),
+    match (real(file), real(store)) {
+        (Some(file), Some(store)) if file == store => Err(BackupError::SameFile(file)),
         _ => Ok(()),
     }
 }

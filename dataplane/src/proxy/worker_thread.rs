@@ -1,0 +1,100 @@
+//! The thread of a worker, from its start until it has drained.
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use telemetry::{Heartbeat, heartbeat};
+
+use super::listener::{Acceptor, BoundSocket};
+use super::worker::{SharedState, Worker};
+use super::{connection, registry};
+use crate::lifecycle::{ShutdownStage, ShutdownWatch};
+use crate::observability::log;
+use crate::observability::metrics::Counters;
+use crate::runtime::{self, Driver};
+use crate::tls::client_verifier;
+
+/// The input of a worker's thread.
+pub struct WorkerInit {
+    /// Shared with the other workers.
+    pub shared: Arc<SharedState>,
+    pub counters: Arc<Counters>,
+    pub heartbeat: Arc<Heartbeat>,
+    /// This worker's sockets.
+    pub listeners: Vec<BoundSocket>,
+    pub driver: Driver,
+    /// The CPU to run on.
+    pub cpu: Option<usize>,
+    pub shutdown: ShutdownWatch,
+}
+
+/// Runs a worker on this thread until it is stopped and has drained.
+///
+/// # Errors
+/// The runtime or a listener cannot be set up.
+pub fn run(init: WorkerInit) -> std::io::Result<()> {
+    let WorkerInit { shared, counters, heartbeat, listeners, driver, cpu, mut shutdown } = init;
+    if let Some(cpu) = cpu
+        && let Err(error) = runtime::pin_to_cpu(cpu)
+    {
+        tracing::debug!(cpu, %error, "this worker may run on any CPU");
+    }
+    runtime::block_on(&driver, || async {
+        let worker = Worker::new(shared, counters);
+        for bound in listeners {
+            listen(&worker, bound, &driver)?;
+        }
+        runtime::spawn(run_housekeeping(Rc::clone(&worker), Arc::clone(&heartbeat)));
+        let snapshots = Rc::clone(&worker);
+        runtime::spawn(registry::run_revalidation(
+            Rc::clone(&worker.registry),
+            move || snapshots.snapshot(),
+            Arc::clone(&worker.counters),
+            worker.shared.config.shutdown_timeout,
+        ));
+        shutdown.wait_for(ShutdownStage::LameDuck).await;
+        worker.http.lame_duck.set(true);
+        shutdown.wait_for(ShutdownStage::Draining).await;
+        worker.connection_limit.close();
+        worker.timeouts.start_drain();
+        worker.drain.begin();
+        let timeout = worker.shared.config.shutdown_timeout;
+        if runtime::timeout(timeout, worker.drain.wait_idle()).await.is_err() {
+            tracing::warn!(
+                connections = worker.drain.active(),
+                "connections still open at the end of worker_shutdown_timeout are cut"
+            );
+        }
+        worker.upstreams.pool.clear();
+        log::log_suppressed();
+        heartbeat.set_idle();
+        Ok(())
+    })?
+}
+
+/// Accepts connections on a socket until the worker drains.
+fn listen(worker: &Rc<Worker>, bound: BoundSocket, driver: &Driver) -> std::io::Result<()> {
+    let (limit, counters) = (Rc::clone(&worker.connection_limit), Arc::clone(&worker.counters));
+    let serving = Rc::clone(worker);
+    let serve = move |socket, info| connection::serve(Rc::clone(&serving), socket, info);
+    let acceptor = Acceptor::new(bound, driver, limit, counters, serve)?;
+    runtime::spawn(acceptor.run(worker.drain.enter()));
+    Ok(())
+}
+
+/// Once a heartbeat: updates the gauges of `/metrics`, and releases an old snapshot on an idle
+/// core.
+async fn run_housekeeping(worker: Rc<Worker>, heartbeat: Arc<Heartbeat>) {
+    let counters = Arc::clone(&worker.counters);
+    loop {
+        heartbeat.beat();
+        runtime::sleep(heartbeat::BEAT_INTERVAL).await;
+        log::log_suppressed();
+        drop(worker.snapshot());
+        let (hits, misses) = client_verifier::verify_cache_stats();
+        counters.verify_cache_hits.set(hits);
+        counters.verify_cache_misses.set(misses);
+        counters.upstream_idle.set(worker.upstreams.pool.idle_count() as u64);
+        counters.upstream_active.set(worker.upstreams.pool.in_use() as u64);
+    }
+}
