@@ -1,5 +1,5 @@
-//! Finds the ways in which a change weakens the protection of a resource, for warnings and for
-//! `deny`-like options.
+//! Finds the ways in which a change weakens the protection of a resource: for warnings, and for
+//! options that deny such changes.
 //!
 //! Only the resource and its replacement are compared. Settings that a service supplies, and other
 //! routes or sites that may match instead, are not known here, so a change that may weaken because
