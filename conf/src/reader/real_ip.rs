@@ -68,7 +68,7 @@ fn proxy(node: &YamlNode) -> Result<Option<IpNet>, ValueError> {
     let network = network::parse(&value::text(node)?);
     network.map(Some).map_err(|error| match error {
         NetworkError::Syntax => ValueError::expected(
-            "anIP address or a block such as 10 .0.0.0/8( namesare not looked up )",
+            "an IP address or a block such as 10.0.0.0/8 (names are not looked up)",
             node,
         ),
         NetworkError::MappedPrefix => value::network_error(error, node),

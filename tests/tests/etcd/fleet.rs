@@ -1,5 +1,5 @@
-//! The fleet as one: a response of one control plane covers the data planes of all, and stopped ones
-//! are detected.
+//! The fleet as one: a response of one control plane covers the data planes of all, and stopped
+//! ones are detected.
 
 use std::time::{Duration, Instant};
 
@@ -14,8 +14,8 @@ use serde_json::{Value, json};
 
 use super::stage::route;
 
-/// The limit until a stopped control plane is left and the node is served elsewhere: three seconds, on
-/// a busy machine.
+/// The limit until a stopped control plane is left and the node is served elsewhere: three seconds,
+/// on a busy machine.
 const NOTICED: Duration = Duration::from_secs(9);
 
 /// Two control planes; node-1 is served by the first, node-2 by the second.

@@ -249,8 +249,8 @@ async fn check_history(keys: &mut Keys, start: u64, end: u64, written: &[Vec<Wri
         }
     }
     // A removal has no number; but each one in the history was acknowledged, or its response was
-    // lost. Two writers may get a success for the same one: after a lost response it counts that the
-    // object is gone.
+    // lost. Two writers may get a success for the same one: after a lost response it counts that
+    // the object is gone.
     let removals = || written.iter().flatten().filter(|written| written.number.is_none());
     let made: HashSet<u64> = removals().filter_map(|written| written.answer.revision()).collect();
     let found = history.iter().filter(|change| change.value.is_none()).count();

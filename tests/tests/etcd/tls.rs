@@ -179,8 +179,8 @@ async fn missing_permissions_of_a_user_are_reported() {
     assert!(text.contains("etcd forbidden code: 403") && !text.contains("not known"), "{text}");
 }
 
-/// Writes numbered routes through the Admin API until it is stopped; a failed write is repeated under
-/// the next number.
+/// Writes numbered routes through the Admin API until it is stopped; a failed write is repeated
+/// under the next number.
 async fn write_on(
     world: &World,
     upstream: Value,
