@@ -155,7 +155,11 @@ async fn the_advice_about_depth_is_right() {
     site(&world, "1", "a.test", json!({"ca": world.clients.certificate_pem(), "depth": 1})).await;
     let answer = judged(&world, chain(&alice)).await;
     let verdict = &answer["client_certificate"];
-    assert_eq!((&verdict["accepted"], &verdict["rule"]), (&json!(false), &json!("depth")), "{answer}");
+    assert_eq!(
+        (&verdict["accepted"], &verdict["rule"]),
+        (&json!(false), &json!("depth_exceeded")),
+        "{answer}"
+    );
     assert!(verdict["fix"].as_str().unwrap().starts_with("set client.depth to 2"), "{verdict}");
     assert_eq!(answer["outcome"]["alert"], "unknown_ca");
     site(&world, "1", "a.test", json!({"ca": world.clients.certificate_pem(), "depth": 2})).await;
@@ -197,7 +201,7 @@ fn refused_chains(clients: &Authority) -> Vec<Refused> {
         ("an expired one", issue(clients, &past), "expired", first, "renew the client's"),
         ("one of tomorrow", issue(clients, &future), "not_yet_valid", first, "check the clocks"),
         ("an expired intermediate", issue(&ended, &spec), "expired", second, "renewed intermediate"),
-        ("a server's", issue(clients, &server), "wrong_usage", first, "clientAuth"),
+        ("a server's", issue(clients, &server), "invalid_purpose", first, "clientAuth"),
     ]
 }
 
@@ -248,7 +252,7 @@ async fn revocation_names_the_list() {
     assert_eq!(judged(&world, chain(&good)).await["client_certificate"]["accepted"], true);
     let elsewhere = other.issue(&LeafSpec::client("unlisted")).unwrap();
     let verdict = judged(&world, chain(&elsewhere)).await["client_certificate"].clone();
-    assert_eq!(verdict["rule"], "status_unknown");
+    assert_eq!(verdict["rule"], "unknown_revocation_status");
     assert!(verdict["fix"].as_str().unwrap().contains("add a CRL signed by CN=Other"), "{verdict}");
     let stale = list(CrlSpec::new().between(day(-9), day(-1)));
     site(&world, "1", "a.test", json!({"ca": bundle, "crl": [stale]})).await;
