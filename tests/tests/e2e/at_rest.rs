@@ -10,9 +10,9 @@ use e2e::world::World;
 use serde_json::json;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
-/// `/app/*` has a route; all else is refused without its body being read. Connections rest after `rest_after` seconds.
-pub(super) async fn world_with(upstream: &Upstream, rest_after: f64) -> World {
-    let settings = json!({"countersign": {"limits": {"rest_after": rest_after}}});
+/// `/app/*` has a route; all else is refused without its body being read. Connections rest after `idle_release_timeout` seconds.
+pub(super) async fn world_with(upstream: &Upstream, idle_release_timeout: f64) -> World {
+    let settings = json!({"countersign": {"limits": {"idle_release_timeout": idle_release_timeout}}});
     let world = World::builder().settings(settings).start().await;
     world
         .apply(&[

@@ -24,7 +24,7 @@ type Established = Client<TlsStream<TcpStream>>;
 
 /// `/app/*` goes to the upstream. The records of connections that stay are the gateway's own, or rustls'.
 async fn world(upstream: &Upstream, own: bool) -> World {
-    let limits = json!({"rest_after": 0.0});
+    let limits = json!({"idle_release_timeout": 0.0});
     let settings = json!({"countersign": {"limits": limits, "tls": {"own_records": own}}});
     let world = World::builder().settings(settings).start().await;
     let app = route("app.test", "/app/*", &[upstream.address()]);
