@@ -1,8 +1,8 @@
-//! Gives the crate the commit it is built from: COUNTERSIGN_COMMIT, or what git says of this
-//! checkout, or nothing.
+//! Provides the commit of the build: COUNTERSIGN_COMMIT, or the commit of the git checkout, or
+//! nothing.
 //!
-//! Runs again when another commit is checked out, and at no other time. Sources in the folder of
-//! another repository are not that repository's.
+//! Reruns only when another commit is checked out. Sources inside another repository do not belong
+//! to it.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -21,12 +21,12 @@ fn of_checkout() -> Option<String> {
     if top.canonicalize().ok()? != workspace {
         return None;
     }
-    // HEAD says which branch, the branch which commit; the log of HEAD changes with both, and
+    // HEAD names the branch, the branch the commit; the log of HEAD changes with both, and
     // packed-refs may hold the branch.
     let branch = git(&workspace, &["symbolic-ref", "--quiet", "HEAD"]);
     for name in ["HEAD", "logs/HEAD", "packed-refs"].into_iter().chain(branch.as_deref()) {
         let path = git(&workspace, &["rev-parse", "--git-path", name]).map(|path| workspace.join(path));
-        // One that is not there would make it run each time.
+        // A missing path would cause a rerun each time.
         if let Some(path) = path.filter(|path| path.exists()) {
             println!("cargo::rerun-if-changed={}", path.display());
         }
@@ -34,8 +34,8 @@ fn of_checkout() -> Option<String> {
     git(&workspace, &["rev-parse", "--short=12", "HEAD"])
 }
 
-/// What git prints, if all is well. A checkout that is another user's is read as well, and what
-/// calls cargo (a hook) does not say which repository it is.
+/// Runs git and returns its output. Reads a checkout of another user, too, and ignores the
+/// repository that a calling git hook exports.
 fn git(workspace: &Path, arguments: &[&str]) -> Option<String> {
     let output = Command::new("git")
         .args(["-c", "safe.directory=*"])

@@ -1,6 +1,5 @@
-//! An APISIX's rules in a file (`conf/apisix.yaml`): YAML text -> JSON values, by the reader of the
-//! configuration file, so with its strictness and its lines. What the rules mean is the caller's to
-//! say.
+//! APISIX's resources in one file (`conf/apisix.yaml`): YAML text -> JSON values, by the same
+//! parser as the configuration file. The caller interprets the JSON.
 
 use std::path::Path;
 
@@ -14,14 +13,14 @@ use crate::{environment, read_text};
 const BYTES_MAX: u64 = 512 << 20;
 const NODES_MAX: usize = 20_000_000;
 
-/// What an APISIX looks for at the end, so that it never reads half a file.
+/// APISIX requires this marker at the end, so that it never reads half a file.
 const END_MARKER: &str = "#END";
 
-/// Reads the file; nothing but blanks and comments is an empty object. Variables (`${{NAME}}`) are
-/// replaced before it is parsed.
+/// Reads the file. Blanks and comments alone give an empty object. Variables (`${{NAME}}`) are
+/// substituted before parsing.
 ///
 /// # Errors
-/// `ConfError`: the file cannot be read, was not written to its end, or is not YAML.
+/// [`ConfError`]: the file cannot be read, is incomplete, or is not YAML.
 pub fn read_apisix_yaml(
     path: &Path,
     environment: &dyn Fn(&str) -> Option<String>,
@@ -56,7 +55,7 @@ fn json(node: YamlNode) -> Json {
         YamlValue::Scalar(scalar) => match scalar.kind {
             ScalarKind::Null => Json::Null,
             ScalarKind::Bool(value) => Json::Bool(value),
-            // What no JSON number can hold stays the text it is.
+            // A number beyond JSON's range stays text.
             ScalarKind::Number(value) => {
                 number(&scalar.text, value).map_or(Json::String(scalar.text), Json::Number)
             }

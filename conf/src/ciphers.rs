@@ -1,20 +1,18 @@
-//! `apisix.ssl.ssl_ciphers`: OpenSSL's cipher list -> the suites of it that our TLS engines have,
-//! in its order.
+//! `apisix.ssl.ssl_ciphers`: OpenSSL's cipher list -> the supported suites in it, in its order.
 //!
-//! The language is that of `openssl ciphers` (SSL_CTX_set_cipher_list). TLS 1.3's suites are not
-//! governed by it, as in nginx. Invariant: a suite that the list leaves out or excludes is never
-//! among those that come out. A part that excludes something and cannot be understood is an error;
-//! OpenSSL ignores it.
+//! The syntax is that of `openssl ciphers` (SSL_CTX_set_cipher_list). The list does not govern the
+//! suites of TLS 1.3, as in nginx. Invariant: a suite that the list omits or excludes is never
+//! returned. An exclusion that cannot be understood is an error; OpenSSL ignores it.
 
-/// A suite of TLS 1.2 that an engine of ours has.
+/// A suite of TLS 1.2 (or 1.1) that a TLS engine supports.
 #[derive(Debug, PartialEq, Eq)]
 struct CipherSuite {
     name: &'static str,
     number: u16,
-    /// OpenSSL's words for groups that it belongs to, beside [`EVERY`].
+    /// OpenSSL's names of its groups, besides [`COMMON_GROUPS`].
     words: &'static [&'static str],
     bits: u16,
-    /// Needs the second engine (TLSv1.1).
+    /// Needs the BoringSSL engine (TLSv1.1).
     legacy: bool,
 }
 
@@ -56,10 +54,10 @@ const SUITES: [CipherSuite; 10] = [
     )),
 ];
 
-/// Words for groups that all of [`SUITES`] belong to.
+/// Groups that contain all of [`SUITES`].
 const COMMON_GROUPS: [&str; 7] = ["ALL", "HIGH", "ECDHE", "EECDH", "kECDHE", "kEECDH", "ECDH"];
 
-/// Words for groups that none of [`SUITES`] belongs to: older key exchanges, ciphers and digests.
+/// Groups that contain none of [`SUITES`]: older key exchanges, ciphers and digests.
 const UNSUPPORTED_GROUPS: [&str; 71] = [
     "3DES",
     "ADH",
@@ -146,13 +144,13 @@ const fn legacy(suite: CipherSuite) -> CipherSuite {
     CipherSuite { legacy: true, ..suite }
 }
 
-/// What of `ssl_ciphers` is served.
+/// The supported suites of `ssl_ciphers`, in order of preference.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Ciphers(Vec<&'static CipherSuite>);
 
 impl Ciphers {
-    /// The place of a suite (its number in IANA's registry) in the order of preference, TLS 1.3's
-    /// at the front; `None`: it is not served.
+    /// The preference of a suite (by its IANA number), those of TLS 1.3 first; `None` when it is
+    /// disabled.
     pub fn rank(&self, number: u16) -> Option<usize> {
         if number.to_be_bytes().first() == Some(&0x13) {
             return Some(0);
@@ -160,31 +158,31 @@ impl Ciphers {
         self.0.iter().position(|suite| suite.number == number).map(|place| place + 1)
     }
 
-    /// Leaves an engine's suites that are served, in the order of preference; `number` is a suite's
-    /// in IANA's registry.
+    /// Restricts an engine's suites to the enabled ones, in order of preference; `number` returns
+    /// the IANA number of a suite.
     pub fn restrict<T>(&self, suites: &mut Vec<T>, number: impl Fn(&T) -> u16) {
         suites.retain(|suite| self.rank(number(suite)).is_some());
         suites.sort_by_key(|suite| self.rank(number(suite)));
     }
 
-    /// The suites by OpenSSL's names, separated by colons, in the order of preference.
+    /// OpenSSL's names of the suites, separated by colons, in order of preference.
     pub fn names(&self) -> String {
         self.0.iter().map(|suite| suite.name).collect::<Vec<_>>().join(":")
     }
 }
 
-/// What a list amounts to.
+/// A parsed cipher list.
 #[derive(Debug)]
 pub(crate) struct ParsedCiphers {
     pub ciphers: Ciphers,
-    /// Parts that name suites which no engine of ours has.
+    /// Parts without a supported suite.
     pub unsupported: Vec<String>,
 }
 
-/// Reads a list. `old`: suites of the second engine count as served.
+/// Parses a list. `legacy`: the suites of the BoringSSL engine are supported.
 ///
 /// # Errors
-/// What is wrong with it: something cannot be understood, or nothing is left.
+/// A part cannot be understood, or no suite is left.
 pub(crate) fn parse(text: &str, old: bool) -> Result<ParsedCiphers, String> {
     let mut list = CipherList { entries: SUITES.iter().map(|suite| (suite, false)).collect() };
     let mut left_out = Vec::new();
@@ -198,7 +196,7 @@ pub(crate) fn parse(text: &str, old: bool) -> Result<ParsedCiphers, String> {
             list.command(command)?;
             continue;
         }
-        // OpenSSL knows it in this place alone.
+        // OpenSSL accepts it only at the start.
         let words = if nth == 0 && part == "DEFAULT" && text.starts_with(part) { "ALL" } else { words };
         let words: Vec<&str> = words.split('+').collect();
         match words.iter().find_map(|word| unknown(word)) {
@@ -214,7 +212,7 @@ pub(crate) fn parse(text: &str, old: bool) -> Result<ParsedCiphers, String> {
             }
         }
     }
-    // A suite of TLS 1.3 is served whatever the list says.
+    // The suites of TLS 1.3 are always enabled.
     left_out.retain(|part| !part.starts_with("TLS_"));
     let ciphers =
         Ciphers(list.entries.into_iter().filter(|(_, active)| *active).map(|(suite, _)| suite).collect());
@@ -225,8 +223,7 @@ pub(crate) fn parse(text: &str, old: bool) -> Result<ParsedCiphers, String> {
     Ok(ParsedCiphers { ciphers, unsupported: left_out })
 }
 
-/// Why a word cannot be understood; `None`: it names a group, or perhaps a suite that we do not
-/// have.
+/// Why a word is unknown; `None` when it names a group or may name an unsupported suite.
 fn unknown(word: &str) -> Option<String> {
     let groups = || {
         COMMON_GROUPS
@@ -255,14 +252,14 @@ impl CipherSuite {
     }
 }
 
-/// OpenSSL's list while the rules are applied: every suite, and whether it is active.
+/// The list while rules are applied: every suite, and whether it is active.
 struct CipherList {
     entries: Vec<(&'static CipherSuite, bool)>,
 }
 
 impl CipherList {
-    /// Applies a rule as OpenSSL's ssl_cipher_apply_rule does. Gives the suites that belong to all
-    /// of `words`.
+    /// Applies a rule like OpenSSL's ssl_cipher_apply_rule. Returns the suites that belong to all
+    /// `words`.
     fn apply(&mut self, operation: &str, words: &[&str]) -> Vec<&'static CipherSuite> {
         let is = |suite: &CipherSuite| words.iter().all(|word| suite.belongs_to(word));
         let found = self.entries.iter().map(|(suite, _)| *suite).filter(|suite| is(suite)).collect();
@@ -286,7 +283,8 @@ impl CipherList {
                 Ok(())
             }
             Some(("SECLEVEL", level)) => match level {
-                // Lower ones allow what we refuse in any case: RSA keys below 2048 bits, SHA-1 in signatures.
+                // Lower levels allow RSA keys below 2048 bits and SHA-1 signatures, which are
+                // always rejected.
                 "0" | "1" | "2" => Ok(()),
                 _ => Err(format!("@SECLEVEL={level} is not supported: the level is 2; leave it out")),
             },
@@ -305,9 +303,9 @@ mod tests {
         parse(text, false).unwrap().ciphers.names()
     }
 
-    /// What OpenSSL makes of a list, of the suites that we have; empty: no list.
+    /// OpenSSL's result for a list, restricted to the supported suites; empty on error.
     fn openssl(text: &str) -> String {
-        // Never read as an option.
+        // Prevents a leading `-` from being read as an option.
         let text = if text.starts_with('-') { format!(":{text}") } else { text.to_owned() };
         let output = std::process::Command::new("openssl").args(["ciphers", &text]).output().unwrap();
         let printed = String::from_utf8(output.stdout).unwrap();

@@ -1,8 +1,8 @@
-//! `${{NAME}}` and `${{NAME:=default}}` in values and in keys (contract 1.1), before the merge.
+//! Substitutes `${{NAME}}` and `${{NAME:=default}}` in values and keys (contract 1.1), before the
+//! merge.
 //!
-//! A value that was substituted and then reads as a number or as true/false becomes one. A variable
-//! that is not set and has no default is a problem that names it; the other values are still looked
-//! at.
+//! A substituted value that reads as a number or as true/false becomes one. A variable that is
+//! neither set nor has a default is a problem; the other values are still substituted.
 
 use std::borrow::Cow;
 use std::sync::LazyLock;
@@ -12,14 +12,14 @@ use regex::{Captures, Regex};
 use crate::error::ConfProblem;
 use crate::tree::{YamlNode, YamlScalar, YamlValue};
 
-/// Where variables come from: the process's environment, or a table in tests.
+/// The source of variables: the process's environment, or a table in tests.
 pub(crate) type Lookup<'a> = dyn Fn(&str) -> Option<String> + 'a;
 
-// The pattern is a constant and a test uses it; `None` would mean that nothing is ever substituted.
+// A test compiles the constant pattern; `None` would disable substitution.
 static VARIABLE: LazyLock<Option<Regex>> =
     LazyLock::new(|| Regex::new(r"\$\{\{\s*(\w+)\s*(?::=(.*?))?\s*\}\}").ok());
 
-/// Substitutes in the whole tree, keys and values.
+/// Substitutes in the keys and values of the whole tree.
 pub(crate) fn substitute(root: &mut YamlNode, lookup: &Lookup<'_>, problems: &mut Vec<ConfProblem>) {
     walk(root, String::new(), lookup, problems);
 }
@@ -49,8 +49,8 @@ fn walk(node: &mut YamlNode, path: String, lookup: &Lookup<'_>, problems: &mut V
     }
 }
 
-/// Substitutes in a text that is not parsed yet, as an APISIX does in its rules (contract 1.1):
-/// quotes around a variable decide what it is.
+/// Substitutes in unparsed text, as APISIX does in `apisix.yaml` (contract 1.1): quotes around a
+/// variable decide its type.
 pub(crate) fn substitute_text(text: &str, lookup: &Lookup<'_>, problems: &mut Vec<ConfProblem>) -> String {
     let lines = text.split_inclusive('\n').zip(1..);
     let resolved = lines.map(|(line, nth)| match substitute_variables(line, nth, "", lookup, problems) {
@@ -60,12 +60,12 @@ pub(crate) fn substitute_text(text: &str, lookup: &Lookup<'_>, problems: &mut Ve
     resolved.collect()
 }
 
-/// What a text says where no variable is set.
+/// The text with every variable unset.
 pub(crate) fn without_variables(text: &str) -> String {
     substitute_variables(text, 0, "", &|_| None, &mut Vec::new()).unwrap_or_else(|| text.to_owned())
 }
 
-/// `None`: the text holds no variable.
+/// Returns `None` when the text has no variable.
 fn substitute_variables(
     text: &str,
     line: usize,

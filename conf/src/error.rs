@@ -1,10 +1,12 @@
-//! What can be wrong with the file, told so that a newcomer can mend it: file and line, key, what
-//! was found, what to do. All problems of a file are reported together, in the order of its lines.
+//! Errors of the file, with all that is needed for the fix: file and line, key, found value,
+//! instruction.
+//!
+//! All problems of a file are reported together, in the order of its lines.
 
 use std::fmt;
 use std::path::PathBuf;
 
-/// Why a configuration could not be loaded.
+/// Why a configuration cannot be loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfError {
     /// The file could not be read.
@@ -12,9 +14,9 @@ pub enum ConfError {
     Unreadable {
         /// As given on the command line.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: std::io::Error,
-        /// What to do about it; empty or starts with a blank.
+        /// Advice; empty or starts with a blank.
         hint: &'static str,
     },
     /// The text is not YAML.
@@ -29,7 +31,7 @@ pub enum ConfError {
         /// What the parser expected.
         message: String,
     },
-    /// The YAML is fine, what it says is not.
+    /// The YAML is valid, its content is not.
     #[error("{}", list(path, problems))]
     Invalid {
         /// As given on the command line.
@@ -39,14 +41,14 @@ pub enum ConfError {
     },
 }
 
-/// One thing to mend.
+/// One problem of the file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConfProblem {
     /// 1-based line in the file; `None` when the key is not in the file.
     pub line: Option<usize>,
     /// Dotted path, e.g. `deployment.admin.admin_listen`.
     pub field: String,
-    /// What was found and what to do.
+    /// The found value and what to do.
     pub message: String,
 }
 

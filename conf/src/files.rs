@@ -1,8 +1,6 @@
-//! The files that settings name: which of them a program lacks, and which hold secrets that other
-//! users can read.
+//! Checks of the files that settings name: missing files, and secrets that other users can read.
 //!
-//! Invariant: no file is opened but the keyring's; what is said about a file is its name and its
-//! mode.
+//! Invariant: only the keyring file is opened; messages show a file's name and mode only.
 
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -14,21 +12,24 @@ use crate::environment;
 use crate::settings::{ConfigProvider, Settings};
 use crate::tree::{YamlNode, YamlValue};
 
-/// The setting of the one file that `pki init` makes and never replaces.
+/// APISIX's default keyring. It is public, so it protects nothing.
+pub(crate) const PUBLIC_KEYRING: [&str; 2] = ["qeddd145sfvddff3", "edd1c9f0985e76a2"];
+
+/// The setting of the file that `pki init` creates and never replaces.
 const KEYRING: &str = "countersign.keyring_file";
 
-/// What the settings of etcd's files begin with.
+/// The prefix of the settings of etcd's files.
 const ETCD: &str = "deployment.etcd.";
 
-/// Far more keys than a keyring has.
+/// Far larger than any keyring.
 const KEYRING_BYTES_MAX: u64 = 1 << 20;
 
-/// A file that a program reads at its start.
+/// A file that a program reads at startup.
 struct StartFile<'a> {
     /// The setting that names it.
     key: &'static str,
     path: &'a Path,
-    /// It holds a private key, or the keyring.
+    /// Whether it holds a private key or the keyring.
     secret: bool,
 }
 
@@ -41,7 +42,7 @@ impl<'a> StartFile<'a> {
         Self { key, path, secret: true }
     }
 
-    /// It is not there. One that cannot be looked at is left to who reads it.
+    /// Whether the file does not exist. Other errors are left to the reader of the file.
     fn is_missing(&self) -> bool {
         fs::metadata(self.path).is_err_and(|error| {
             matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
@@ -49,11 +50,11 @@ impl<'a> StartFile<'a> {
     }
 }
 
-/// Files that a program cannot start without are not there.
+/// Files that a program needs at startup do not exist.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{} not there: {}. {mend}", if .files.len() == 1 { "a file is" } else { "files are" }, listed(.files))]
 pub struct MissingFiles {
-    /// Settings and files.
+    /// The settings and files.
     pub files: Vec<(&'static str, PathBuf)>,
     mend: String,
 }
@@ -64,7 +65,7 @@ fn listed(files: &[(&'static str, PathBuf)]) -> String {
 }
 
 impl MissingFiles {
-    /// `store`: the store's file, where it is there.
+    /// `store`: the store's file, if it exists.
     fn check(files: &[StartFile<'_>], settings: &Settings, store: Option<&Path>) -> Result<(), Self> {
         let missing: Vec<_> = files.iter().filter(|file| file.is_missing()).collect();
         if missing.is_empty() {
@@ -103,7 +104,7 @@ impl MissingFiles {
     }
 }
 
-/// What `pki init` needs to make these files.
+/// The options with which `pki init` creates these files.
 fn init_options(settings: &Settings, folder: &Path) -> String {
     if settings.path == Path::new("conf/config.yaml") {
         return option_dir(folder);
@@ -116,7 +117,7 @@ fn init_options(settings: &Settings, folder: &Path) -> String {
     }
 }
 
-/// ` --dir FOLDER`, where the folder is not the one that `pki init` takes by itself.
+/// ` --dir FOLDER`, unless it is the default of `pki init`.
 fn option_dir(folder: &Path) -> String {
     let usual = std::env::current_dir().and_then(|here| here.join("conf").canonicalize());
     if usual.is_ok_and(|conf| conf.join("pki") == folder) {
@@ -126,7 +127,7 @@ fn option_dir(folder: &Path) -> String {
     }
 }
 
-/// As a shell takes it for one word.
+/// Quotes a path for a shell.
 fn quoted(path: &Path) -> String {
     let text = path.display().to_string();
     let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+:@%,".contains(c);
@@ -134,20 +135,20 @@ fn quoted(path: &Path) -> String {
 }
 
 impl Settings {
-    /// Whether every file is there that a control plane reads at its start.
+    /// Checks that every file that a control plane reads at startup exists.
     ///
     /// # Errors
-    /// Names those that are not, and the command that makes them.
+    /// The missing files, and the command that creates them.
     pub fn check_control_plane_files(&self) -> Result<(), MissingFiles> {
         let store = &self.countersign.store.path;
         let is_there = self.deployment.provider == ConfigProvider::Embedded && store.exists();
         MissingFiles::check(&self.control_plane_start_files(), self, is_there.then_some(store.as_path()))
     }
 
-    /// Whether every file is there that a data plane reads at its start.
+    /// Checks that every file that a data plane reads at startup exists.
     ///
     /// # Errors
-    /// As [`Self::control_plane_files`].
+    /// As [`Self::check_control_plane_files`].
     pub fn check_data_plane_files(&self) -> Result<(), MissingFiles> {
         MissingFiles::check(&self.data_plane_start_files(), self, None)
     }
@@ -180,7 +181,7 @@ impl Settings {
         ]
     }
 
-    /// Sentences about the files with secrets that other users can read, of those that are there.
+    /// Warnings about existing files with secrets that other users can read or change.
     pub(crate) fn exposed_files(&self) -> Vec<String> {
         let settings = StartFile::secret("the settings, with secrets in clear", &self.path);
         let settings = self.has_secrets.then_some(settings);
@@ -192,11 +193,11 @@ impl Settings {
         open
     }
 
-    /// The keys of the keyring, the one that seals first: those of `countersign.keyring_file`, then
+    /// The keys of the keyring, the encrypting one first: those of `countersign.keyring_file`, then
     /// those of `apisix.data_encryption.keyring`.
     ///
     /// # Errors
-    /// When the file cannot be read, or holds no key.
+    /// When the file cannot be read or has no key.
     pub fn keyring(&self) -> Result<Vec<String>, KeyringFileError> {
         let mut keys = Vec::new();
         if let Some(path) = &self.countersign.keyring_file {
@@ -212,7 +213,7 @@ impl Settings {
             for (line, key) in (1..).zip(text.lines().map(str::trim)) {
                 match key.len() {
                     0 => {}
-                    // Also one that is as long as a key: it must not seal anything.
+                    // Even when it has the length of a key: it must not encrypt anything.
                     bytes
                         if key.starts_with('#')
                             && (key.contains(char::is_whitespace) || ![16, 32].contains(&bytes)) =>
@@ -237,26 +238,26 @@ impl Settings {
         Ok(keys)
     }
 
-    /// What is written now is sealed with a key that everybody knows, or not at all.
+    /// Whether new private keys are stored in clear or encrypted with a publicly known key.
     pub fn uses_public_keyring(&self) -> bool {
         let first = self.apisix.keyring.first();
         self.countersign.keyring_file.is_none()
-            && first.is_none_or(|key| crate::reader::PUBLIC_KEYRING.contains(&key.expose()))
+            && first.is_none_or(|key| PUBLIC_KEYRING.contains(&key.expose()))
     }
 }
 
-/// `countersign.keyring_file` cannot be used.
+/// `countersign.keyring_file` is unusable.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("countersign.keyring_file: {path}: {problem}", path = path.display())]
 pub struct KeyringFileError {
     /// The file.
     pub path: PathBuf,
-    /// What is wrong with it.
+    /// The problem.
     pub problem: String,
 }
 
-/// Who else can read or change a file with secrets. Reading by the group is no finding where a
-/// program that is not root's reads a file of root's: it has no other way.
+/// A warning when other users can read or change a file with secrets. The group may read a file of
+/// root when the program does not run as root: the program has no other way.
 fn permission_problem(file: &StartFile<'_>) -> Option<String> {
     let found = fs::metadata(file.path).ok()?;
     let mode = found.permissions().mode() & 0o777;
@@ -270,13 +271,12 @@ fn permission_problem(file: &StartFile<'_>) -> Option<String> {
     Some(format!("{path} ({}): other users can {what} it (mode {mode:04o}): chmod go= {path}", file.key))
 }
 
-/// The user of this process.
+/// The user id of this process.
 pub(crate) fn process_uid() -> Option<u32> {
     fs::metadata("/proc/self").map(|process| process.uid()).ok()
 }
 
-/// Whether there are secrets in a settings file as it is written, that is where the environment
-/// does not give them.
+/// Whether the settings file itself has secrets, outside environment variables.
 pub(crate) fn has_secrets(file: &YamlNode) -> bool {
     let keys = match file.get_path("deployment.admin.admin_key").map(|node| &node.value) {
         Some(YamlValue::List(entries)) => entries.iter().filter_map(|entry| entry.get("key")).collect(),
@@ -290,7 +290,7 @@ pub(crate) fn has_secrets(file: &YamlNode) -> bool {
     keys.into_iter().chain(keyring).chain(password).any(|node| match &node.value {
         YamlValue::Scalar(scalar) if !node.is_null() => {
             let text = environment::without_variables(&scalar.text);
-            !text.is_empty() && !crate::reader::PUBLIC_KEYRING.contains(&text.as_str())
+            !text.is_empty() && !PUBLIC_KEYRING.contains(&text.as_str())
         }
         _ => false,
     })

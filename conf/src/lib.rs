@@ -1,10 +1,9 @@
-//! The configuration file both planes read: APISIX's keys and ours, with lines, defaults and
+//! The configuration file of both planes: APISIX's keys and ours, with line numbers, defaults and
 //! suggestions.
 //!
-//! The walk: `tree` (YAML text with lines) -> `environment` (`${{NAME:=default}}`) -> `known` (no
-//! misspelt key passes) -> `tree::merge` over `defaults.yaml` -> `read` (typed, units, rules) ->
-//! `Settings`. Invariant: either complete settings come out, or every problem of the file at once;
-//! no half-read file.
+//! Loading: `tree` (YAML text with lines) -> `environment` (`${{NAME:=default}}`) -> `schema`
+//! (rejects misspelt keys) -> `tree::merge` over `defaults.yaml` -> `reader` (types, units, rules)
+//! -> `Settings`. Invariant: the result is either complete settings or every problem of the file.
 
 #![warn(missing_docs)]
 
@@ -26,6 +25,7 @@ pub use apisix_yaml::read_apisix_yaml;
 pub use ciphers::Ciphers;
 pub use error::{ConfError, ConfProblem};
 pub use files::{KeyringFileError, MissingFiles};
+pub use model::TlsVersion;
 pub use reader::countersign::host_name;
 pub use schema::unsupported_keys;
 pub use secret::Secret;
@@ -33,16 +33,16 @@ pub use settings::{
     AdminKey, AdminRole, AdminSettings, AdminTlsSettings, ApisixSettings, ConfigProvider,
     CountersignSettings, DeploymentRole, DeploymentSettings, EtcdSettings, EtcdTlsSettings, HttpLimits,
     LimitSettings, NodeSettings, PathSettings, ProxyMode, PushSettings, RealIpSettings, Settings,
-    SslSettings, StoreSettings, StreamListener, TlsSettings, TlsVersion,
+    SslSettings, StoreSettings, StreamListener, TlsSettings,
 };
 
 const DEFAULTS: &str = include_str!("defaults.yaml");
 const BYTES_MAX: u64 = 1 << 20;
 
-/// Reads the file with the process's environment and working directory.
+/// Loads the file with the process's environment and working directory.
 ///
 /// # Errors
-/// `ConfError`, whose `Display` tells a newcomer what to mend, with the line.
+/// [`ConfError`], whose `Display` names the line and the fix.
 pub fn load(path: &Path) -> Result<Settings, ConfError> {
     let working = std::env::current_dir().unwrap_or_else(|_| PathBuf::from("/"));
     let text = read_text(path, BYTES_MAX)?;
@@ -51,10 +51,10 @@ pub fn load(path: &Path) -> Result<Settings, ConfError> {
     Ok(settings)
 }
 
-/// `load` for a text: nothing is read from the machine but what the settings ask for.
+/// Like [`load`], from a text. Reads only the files that the settings need.
 ///
 /// # Errors
-/// As `load`.
+/// As [`load`].
 pub fn load_text(
     path: &Path,
     text: &str,
@@ -80,7 +80,7 @@ pub fn load_text(
     }
     let merged = tree::merge(&defaults, user.as_ref().unwrap_or(&empty));
     let folder = working.join(path.parent().unwrap_or(Path::new("")));
-    // Without links, so that `..` in a path below it can be resolved by its text.
+    // Without symlinks, so that `..` in a relative path can be resolved textually.
     let folder = folder.canonicalize().unwrap_or(folder);
     let mut reader = reader::Reader {
         merged: &merged,
@@ -116,7 +116,7 @@ pub fn load_text(
     Ok(settings)
 }
 
-/// Every listener of the file with the key that sets it.
+/// Every listener with its key.
 fn listeners(settings: &Settings) -> Vec<(&'static str, std::net::SocketAddr)> {
     let admin = &settings.deployment.admin;
     let mut listeners = vec![("countersign.push.listen", settings.countersign.push.listen)];

@@ -1,8 +1,8 @@
-//! Merged tree -> `Settings`: each key read once, with its type, unit and rule.
+//! Merged tree -> `Settings`: each key is read once, with its type, unit and rule.
 //!
-//! Last step of the walk. A wrong value is noted with its line and reading goes on, so that one run
-//! reports everything; what stands in for it never leaves this crate, because problems make the
-//! load fail.
+//! Last step of loading. An invalid value is recorded with its line and reading continues, so that
+//! one run reports every problem; the placeholder never leaves this crate, because problems make
+//! the load fail.
 
 pub(crate) mod countersign;
 mod nginx;
@@ -16,31 +16,26 @@ use std::path::{Component, Path, PathBuf};
 
 use crate::environment::Lookup;
 use crate::error::ConfProblem;
+use crate::files;
 use crate::secret::Secret;
 use crate::settings::{
     AdminKey, AdminRole, AdminSettings, AdminTlsSettings, ApisixSettings, ConfigProvider, DeploymentRole,
-    DeploymentSettings, EtcdSettings, EtcdTlsSettings, HttpLimits,
+    DeploymentSettings, EtcdSettings, EtcdTlsSettings, HttpLimits, UNSPECIFIED,
 };
 use crate::tree::{YamlNode, YamlValue};
 use crate::value::{self, ValueError};
 
-/// Stands in for an address that could not be read.
-pub(crate) const UNSPECIFIED: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
-
-/// APISIX's default keyring: public, so it hides nothing.
-pub(crate) const PUBLIC_KEYRING: [&str; 2] = ["qeddd145sfvddff3", "edd1c9f0985e76a2"];
-
-/// Reads keys out of the merged tree and collects what is wrong with them.
+/// Reads keys from the merged tree and collects the problems.
 pub(crate) struct Reader<'a> {
-    /// User over defaults.
+    /// The user's tree merged over the defaults.
     pub merged: &'a YamlNode,
-    /// The defaults alone: reading goes on with one where the value is wrong.
+    /// The defaults: used in place of an invalid value.
     pub defaults: &'a YamlNode,
-    /// What the user wrote, for questions like "is it in the file?".
+    /// The user's tree, to see whether a key is in the file.
     pub user: Option<&'a YamlNode>,
-    /// The folder of the file: our own paths and the Admin API's start here.
+    /// The folder of the file: the base of our own paths and the Admin API's.
     pub folder: &'a Path,
-    /// The working directory: APISIX's other paths start here.
+    /// The working directory: the base of APISIX's other paths.
     pub working: &'a Path,
     pub environment: &'a Lookup<'a>,
     pub problems: Vec<ConfProblem>,
@@ -84,7 +79,7 @@ impl Reader<'_> {
         })
     }
 
-    /// With the role data_plane there is none.
+    /// The role data_plane has no Admin API.
     fn enable_admin(&mut self, role: DeploymentRole) -> bool {
         self.flag("apisix.enable_admin") && role != DeploymentRole::DataPlane
     }
@@ -175,7 +170,7 @@ impl Reader<'_> {
         let tls = EtcdTlsSettings {
             cert: self.path("deployment.etcd.tls.cert", self.working),
             key: self.path("deployment.etcd.tls.key", self.working),
-            // Only a literal `false` switches verification off; anything else is reported, not guessed.
+            // Only a literal `false` disables verification; other values are errors.
             verify: self.optional("deployment.etcd.tls.verify", value::boolean).unwrap_or(true),
             sni: self.optional("deployment.etcd.tls.sni", value::text),
         };
@@ -246,8 +241,8 @@ impl Reader<'_> {
         }
         let file = self.merged.get_path(countersign::KEYRING_FILE).and_then(|node| value::text(node).ok());
         if file.is_some_and(|file| !file.is_empty()) {
-            // A key of that file seals.
-        } else if keyring.first().is_some_and(|key| PUBLIC_KEYRING.contains(&key.expose())) {
+            // A key of that file encrypts.
+        } else if keyring.first().is_some_and(|key| files::PUBLIC_KEYRING.contains(&key.expose())) {
             let text = "a key of APISIX's public default keyring seals: private keys at rest are as good as in clear; \
                         put a key of your own first (16 or 32 random bytes) and keep the old ones behind it, or name \
                         a countersign.keyring_file";
@@ -289,7 +284,7 @@ impl Reader<'_> {
         without_parent_dirs(&self.folder.join(text))
     }
 
-    /// A path that may be absent; an empty text counts as absent.
+    /// An optional path; an empty text counts as absent.
     fn path(&mut self, field: &str, start: &Path) -> Option<PathBuf> {
         self.optional(field, value::text).filter(|text| !text.is_empty()).map(|text| start.join(text))
     }
@@ -307,22 +302,22 @@ impl Reader<'_> {
         self.required(field, |node| value::socket_addr(node).map(Some)).unwrap_or(UNSPECIFIED)
     }
 
-    /// A key that may be absent. A wrong value is noted and counts as absent.
+    /// An optional key. An invalid value is recorded and counts as absent.
     fn optional<T>(&mut self, field: &str, parse: impl Fn(&YamlNode) -> Result<T, ValueError>) -> Option<T> {
         let node = self.merged.get_path(field).filter(|node| !node.is_null())?;
         match parse(node) {
             Ok(value) => Some(value),
-            Err(wrong) => {
-                let line = wrong.line.unwrap_or(node.line);
-                let field = format!("{field}{}", wrong.subpath);
-                self.problems.push(ConfProblem { line: Some(line), field, message: wrong.message });
+            Err(error) => {
+                let line = error.line.unwrap_or(node.line);
+                let field = format!("{field}{}", error.subpath);
+                self.problems.push(ConfProblem { line: Some(line), field, message: error.message });
                 None
             }
         }
     }
 
-    /// A key that always has a value. `null` is an error: it deletes the default, and what the
-    /// default did may have been a protection.
+    /// A key that always has a value. `null` is an error: it deletes the default, which may have
+    /// been a protection.
     fn required<T: Default>(&mut self, field: &str, parse: impl Fn(&YamlNode) -> Result<T, ValueError>) -> T {
         self.reject_null(field);
         let value = self.optional(field, &parse);
@@ -335,8 +330,8 @@ impl Reader<'_> {
         !null && self.required(field, value::boolean)
     }
 
-    /// Notes a `null` that deletes this key's default, at the key or at one above it; once,
-    /// whatever else it deletes.
+    /// Records a `null` that deletes the default of this key, at the key or above it. Records each
+    /// `null` once.
     fn reject_null(&mut self, field: &str) {
         let ends = field.match_indices('.').map(|(at, _)| at).chain([field.len()]);
         let mut paths = ends.filter_map(|end| field.get(..end));
@@ -360,7 +355,7 @@ impl Reader<'_> {
         self.warnings.push((line, format!("{field}: {text}")));
     }
 
-    /// The line of a key, or of the nearest key above it, in the user's file.
+    /// The line of a key in the user's file, or that of the nearest key above it.
     fn line(&self, field: &str) -> Option<usize> {
         let user = self.user?;
         let mut path = field;
@@ -373,7 +368,7 @@ impl Reader<'_> {
     }
 }
 
-/// Two listeners on one port are refused before the kernel does it (contract 1.3).
+/// Rejects two listeners on one port before the kernel does (contract 1.3).
 pub(crate) fn port_conflicts(reader: &mut Reader<'_>, listeners: &[(&str, SocketAddr)]) {
     for (nth, (what, address)) in listeners.iter().enumerate() {
         let clash = listeners.iter().take(nth).find(|(_, other)| {
@@ -394,15 +389,15 @@ fn overlap(one: IpAddr, other: IpAddr) -> bool {
 
 fn admin_key(node: &YamlNode) -> Result<AdminKey, ValueError> {
     let YamlValue::Map(_) = &node.value else {
-        // What stands there instead may be a key, so it is not shown.
+        // The value may be a misplaced key, so it is not shown.
         return Err(ValueError::new("expected {name, key, role}, found something else").on_line(node.line));
     };
     let part = |name: &'static str| node.get(name).filter(|node| !node.is_null());
     let name = part("name")
-        .map_or(Ok(String::new()), |node| value::text(node).map_err(|wrong| wrong.below("name")))?;
-    // An absent or null key asks for a generated one, as an empty one does.
-    let key =
-        part("key").map_or(Ok(Secret::default()), |node| value::secret(node).map_err(|w| w.below("key")))?;
+        .map_or(Ok(String::new()), |node| value::text(node).map_err(|error| error.below("name")))?;
+    // An absent, null or empty key makes the control plane generate one.
+    let key = part("key")
+        .map_or(Ok(Secret::default()), |node| value::secret(node).map_err(|error| error.below("key")))?;
     let role = match part("role") {
         None => {
             return Err(
@@ -418,7 +413,7 @@ fn admin_key(node: &YamlNode) -> Result<AdminKey, ValueError> {
     Ok(AdminKey { name, key, role })
 }
 
-/// `/a/conf/../data` as `/a/data`: what messages show and people copy.
+/// `/a/conf/../data` as `/a/data`, for messages.
 fn without_parent_dirs(path: &Path) -> PathBuf {
     let mut out = PathBuf::new();
     for part in path.components() {

@@ -1,27 +1,27 @@
-//! Every key the file may hold, and what we do with it: the check against misspelt keys.
+//! The schema of the file: every known key and how it is supported. Rejects misspelt keys.
 //!
-//! A key of APISIX that we do not use is accepted only where ignoring it is harmless, and its row
-//! says why; the start ends on a value that closes, limits or redirects something and would not be
-//! obeyed ([`Use::Only`]). Any other key is refused: a misspelt `admin_api_mtls` must never mean
-//! "no mutual TLS". Invariant: no setting that closes something is ignored.
+//! An unused key of APISIX is accepted only where ignoring it is harmless, and its row has the
+//! reason; a value that restricts or redirects something and would be ignored ends the startup
+//! ([`KeySupport::Only`]). Any other key is an error: a misspelt `admin_api_mtls` must never mean
+//! "no mutual TLS". Invariant: no restricting setting is ignored.
 
 use crate::error::ConfProblem;
 use crate::tree::{YamlKey, YamlNode, YamlValue};
 
-/// What becomes of a known key.
+/// How a known key is supported.
 #[derive(Clone, Copy)]
 enum KeySupport {
-    /// Honoured: read into the settings.
+    /// Read into the settings.
     Read,
-    /// Accepted and not used: harmless for this reason.
+    /// Accepted and ignored: harmless for this reason.
     Ignored(&'static str),
-    /// As `Ignored`, and a warning gives the reason, because an operator may miss the effect.
+    /// Like `Ignored`, with a warning, because an operator may miss the effect.
     Warn(&'static str),
     /// Like `Warn`, but only for another value than this one.
     WarnUnless(&'static str, &'static str),
-    /// One of these values, which say what is done in any case; another one is an error with this
-    /// reason. `null` deletes APISIX's default, so it is among the values only where that
-    /// closes nothing.
+    /// Accepts only these values, which match the actual behaviour; another one is an error with
+    /// this reason. `null` deletes APISIX's default, so it is listed only where that lifts no
+    /// restriction.
     Only(&'static [&'static str], &'static str),
 }
 use KeySupport::{Ignored, Only, Read, Warn, WarnUnless};
@@ -39,9 +39,8 @@ const LOADING: &str = "it only says when an APISIX loads what it stored";
 const NEVER: [&str; 2] = ["", "null"];
 const FALSE: [&str; 2] = ["false", "null"];
 
-/// Dotted paths; `[]` stands for each element of a list. A path that is the beginning of another is
-/// a map (or a list of maps); a path without others below may hold anything, its value is judged
-/// where it is read.
+/// Dotted paths; `[]` is each element of a list. A path that is a prefix of another is a map (or a
+/// list of maps); a path without others below it may have any value, which its reader checks.
 const KEYS: &[(&str, KeySupport)] = &[
     ("deployment.role", Read),
     ("deployment.role_traditional.config_provider", Read),
@@ -255,11 +254,11 @@ const KEYS: &[(&str, KeySupport)] = &[
     ("countersign.limits.requests_per_client", Read),
     ("countersign.limits.header_line_bytes", Read),
     ("countersign.limits.header_bytes", Read),
-    ("countersign.limits.rest_after", Read),
+    ("countersign.limits.idle_release_timeout", Read),
 ];
 
-/// The keys of APISIX that are known and not honoured, each with what becomes of it and why: the
-/// table of docs/SETTINGS.md.
+/// APISIX's keys that are known and not supported, each with the treatment and reason: the table of
+/// docs/SETTINGS.md.
 pub fn unsupported_keys() -> impl Iterator<Item = (&'static str, String)> {
     KEYS.iter().filter_map(|(path, used)| {
         let what = match used {
@@ -280,7 +279,7 @@ fn displayed(value: &'static str) -> &'static str {
     if value.is_empty() { "\"\"" } else { value }
 }
 
-/// Checks each key of the user's tree. `warnings` get `LINE: path: text`, without the file's name.
+/// Checks each key of the user's tree. `warnings` get the line and `path: text`.
 pub(crate) fn check(root: &YamlNode, problems: &mut Vec<ConfProblem>, warnings: &mut Vec<(usize, String)>) {
     match &root.value {
         YamlValue::Map(entries) => check_map(entries, "", problems, warnings),
@@ -323,7 +322,7 @@ fn check_map(
             YamlValue::Map(entries) if is_map => check_map(entries, &path, problems, warnings),
             YamlValue::List(items) if is_list => {
                 for item in items {
-                    // What an element must be is judged where it is read; here only its keys.
+                    // The reader checks the type of an element; here only its keys are checked.
                     if let YamlValue::Map(entries) = &item.value {
                         check_map(entries, &format!("{path}[]"), problems, warnings);
                     }
@@ -364,8 +363,7 @@ fn evaluate(used: KeySupport, node: &YamlNode) -> Evaluation {
     }
 }
 
-/// `unknown key`, and the nearest known one: a sibling that looks alike, else the same key
-/// elsewhere.
+/// `unknown key` with the nearest known one: a similar sibling, else the same key elsewhere.
 fn unknown_key(parent: &str, name: &str) -> String {
     let prefix = if parent.is_empty() { String::new() } else { format!("{parent}.") };
     let siblings = KEYS.iter().filter_map(|(known, _)| known.strip_prefix(prefix.as_str()));
@@ -394,7 +392,7 @@ fn unknown_key(parent: &str, name: &str) -> String {
     }
 }
 
-/// The keys that reach the settings, for the test that holds the example complete.
+/// The keys that are read, for the test that keeps the example complete.
 #[cfg(test)]
 pub(crate) fn read_keys() -> impl Iterator<Item = &'static str> {
     KEYS.iter().filter(|(_, used)| matches!(used, Read)).map(|(path, _)| *path)
@@ -480,7 +478,7 @@ mod tests {
         assert_eq!(checked(text), (vec![], vec![]));
     }
 
-    /// Whether a key may be ignored is decided, not left open.
+    /// Every ignored key needs a reason.
     #[test]
     fn every_unsupported_key_has_a_reason() {
         for (path, used) in KEYS {

@@ -1,8 +1,7 @@
 //! Text that must not be printed: admin keys, the keyring, passwords.
 //!
-//! Invariant: no `Debug`, `Display` or error message shows it; the only way to the text is
-//! `expose`, so a search for that word finds every place that sees a secret. The memory is wiped on
-//! drop.
+//! Invariant: no `Debug`, `Display` or error message shows it; only `expose` returns the text, so a
+//! search for that name finds every use of a secret. The memory is wiped on drop.
 
 use zeroize::Zeroizing;
 
@@ -21,7 +20,7 @@ impl Secret {
         &self.0
     }
 
-    /// No characters at all: for an admin key this asks for a generated one.
+    /// Whether it is empty: an empty admin key makes the control plane generate one.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }

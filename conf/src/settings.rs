@@ -1,11 +1,10 @@
-//! What the file means: typed, complete, units in types, every limit present. Made by `read`, used
-//! by both planes.
+//! The settings: typed, complete, with units in types. `reader` makes them; both planes use them.
 //!
-//! Names follow the file, so that a reader of one finds the other. `Debug` shows no secret.
+//! Names follow the file. `Debug` shows no secret.
 
 mod countersign;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -14,24 +13,28 @@ pub use countersign::{
     CountersignSettings, LimitSettings, NodeSettings, PushSettings, StoreSettings, TlsSettings,
 };
 use ipnet::IpNet;
+use model::TlsVersion;
 
 use crate::ciphers::Ciphers;
 use crate::secret::Secret;
 
-/// Everything both planes take from the configuration file.
+/// Placeholder for an invalid address.
+pub(crate) const UNSPECIFIED: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
+
+/// The settings of both planes.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Settings {
     /// The file, as given.
     pub path: PathBuf,
-    /// The file itself holds secrets: they stand in it, and do not come from the environment.
+    /// Whether the file itself has secrets, outside environment variables.
     pub has_secrets: bool,
-    /// `file:line: key: text` for what is accepted but deserves a word; to be logged once at start.
+    /// Warnings about accepted values, `file:line: key: text`; to be logged once at startup.
     pub warnings: Vec<String>,
     /// `deployment`
     pub deployment: DeploymentSettings,
     /// `apisix`
     pub apisix: ApisixSettings,
-    /// `nginx_config.http` and what else of `nginx_config` bounds a request.
+    /// `nginx_config.http` and other limits of `nginx_config`.
     pub http: HttpLimits,
     /// `nginx_config.http.real_ip_*`
     pub real_ip: RealIpSettings,
@@ -39,7 +42,7 @@ pub struct Settings {
     pub countersign: CountersignSettings,
 }
 
-/// `deployment`: who keeps the resources and who may change them.
+/// `deployment`: the store of the resources and access to the Admin API.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct DeploymentSettings {
     /// `role`
@@ -52,8 +55,7 @@ pub struct DeploymentSettings {
     pub etcd: EtcdSettings,
 }
 
-/// `deployment.role`. Both programs run with each of them; it only decides which `role_*` block
-/// holds.
+/// `deployment.role`. Both programs accept every role; it only selects the `role_*` block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum DeploymentRole {
     /// `traditional`
@@ -65,7 +67,7 @@ pub enum DeploymentRole {
     DataPlane,
 }
 
-/// Where the control plane keeps the resources.
+/// The store of the control plane.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum ConfigProvider {
     /// `embedded`: one file, `countersign.store.path`.
@@ -78,11 +80,11 @@ pub enum ConfigProvider {
 /// `deployment.admin`: the Admin API.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AdminSettings {
-    /// `apisix.enable_admin` and the role: false opens no Admin API.
+    /// `apisix.enable_admin` and the role: false disables the Admin API.
     pub enabled: bool,
-    /// `admin_key_required`: false switches the key check off altogether.
+    /// `admin_key_required`: false disables the key check.
     pub key_required: bool,
-    /// `admin_key`; an empty key asks the control plane to make one.
+    /// `admin_key`; the control plane generates empty keys.
     pub keys: Vec<AdminKey>,
     /// `allow_admin`; `None` allows every address, an empty list none.
     pub allow: Option<Vec<IpNet>>,
@@ -105,7 +107,7 @@ impl Default for AdminSettings {
             key_required: true,
             keys: Vec::new(),
             allow: Some(Vec::new()),
-            listen: crate::reader::UNSPECIFIED,
+            listen: UNSPECIFIED,
             https: false,
             tls: None,
             cors: true,
@@ -119,9 +121,9 @@ impl Default for AdminSettings {
 pub struct AdminKey {
     /// For logs.
     pub name: String,
-    /// Compared with what the request carries; empty asks for a generated one.
+    /// The expected key; the control plane generates an empty one.
     pub key: Secret,
-    /// What its bearer may do.
+    /// The role of the key.
     pub role: AdminRole,
 }
 
@@ -161,7 +163,7 @@ pub struct EtcdSettings {
     pub startup_retry: u32,
     /// `resync_delay`: pause after a failed sync.
     pub resync_delay: Duration,
-    /// `health_check_timeout`: how long a failed host is left alone.
+    /// `health_check_timeout`: how long a failed host is not retried.
     pub health_check_timeout: Duration,
     /// `user`
     pub user: Option<String>,
@@ -190,41 +192,42 @@ pub struct ApisixSettings {
     /// `node_listen`: plain HTTP. With `enable_ipv6` each entry without `ip` gives `0.0.0.0` and
     /// `[::]` (which must then be bound IPv6-only); port 0 gives only `0.0.0.0`.
     pub node_listen: Vec<SocketAddr>,
-    /// `enable_ipv6`: an `[::]` address above stands there only because of this, so a machine
-    /// without IPv6 may leave it out with a warning.
+    /// `enable_ipv6`: adds the `[::]` addresses above, so a machine without IPv6 may skip them with
+    /// a warning.
     pub enable_ipv6: bool,
-    /// `proxy_mode`: what is proxied at all.
+    /// `proxy_mode`: whether HTTP, TCP or both are proxied.
     pub proxy_mode: ProxyMode,
-    /// `stream_proxy.tcp`, ranges laid out; opened only where `proxy_mode` has streams.
+    /// `stream_proxy.tcp`, ranges expanded; opened only when `proxy_mode` includes streams.
     pub streams: Vec<StreamListener>,
     /// `enable_http2`: by ALPN on TLS, by prior knowledge on plain listeners.
     pub enable_http2: bool,
     /// `ssl`
     pub ssl: SslSettings,
-    /// `data_encryption.keyring`: each 16 or 32 bytes. What is in force is [`Settings::keyring`].
+    /// `data_encryption.keyring`: each 16 or 32 bytes. [`Settings::keyring`] has all keys.
     pub keyring: Vec<Secret>,
-    /// `status`: where `/status`, `/status/ready` and `/metrics` are served. `None`: nowhere.
+    /// `status`: the address of `/status`, `/status/ready` and `/metrics`. `None`: disabled.
     pub status: Option<SocketAddr>,
     /// `enable_server_tokens`: whether `Server` names the version.
     pub server_tokens: bool,
-    /// `trusted_addresses`: whose `X-Forwarded-*` are believed. `None`: the file does not name the
-    /// key.
+    /// `trusted_addresses`: peers whose `X-Forwarded-*` are trusted. `None`: the file does not have
+    /// the key.
     pub trusted_addresses: Option<Vec<IpNet>>,
     /// `show_upstream_status_in_response_header`: `X-APISIX-Upstream-Status` is on every proxied
-    /// answer, not only on failures.
+    /// response, not only on failures.
     pub show_upstream_status: bool,
-    /// How the paths of requests are read.
+    /// How request paths are normalised.
     pub paths: PathSettings,
 }
 
-/// How the paths of requests are read, by rules and for upstreams alike.
+/// How request paths are normalised, for matching and forwarding.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct PathSettings {
-    /// `match_uri_encoded_slash`: `%2F` stays encoded, in the judged path and in the forwarded one.
+    /// `match_uri_encoded_slash`: `%2F` stays encoded, in the path that rules match and in the
+    /// forwarded path.
     pub match_uri_encoded_slash: bool,
-    /// `normalize_uri_like_servlet`: paths are judged without the `;parameters` of their segments.
+    /// `normalize_uri_like_servlet`: rules match paths without the `;parameters` of their segments.
     pub normalize_uri_like_servlet: bool,
-    /// `delete_uri_tail_slash`: a `/` at the end of a path is cut off.
+    /// `delete_uri_tail_slash`: a `/` at the end of a path is removed.
     pub delete_uri_tail_slash: bool,
 }
 
@@ -246,7 +249,7 @@ impl ProxyMode {
         matches!(self, Self::Http | Self::Both)
     }
 
-    /// Whether TCP connections are.
+    /// Whether TCP connections are proxied.
     pub fn streams(self) -> bool {
         matches!(self, Self::Stream | Self::Both)
     }
@@ -255,7 +258,7 @@ impl ProxyMode {
 /// One address of `apisix.stream_proxy.tcp`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StreamListener {
-    /// Where; port 0 lets the kernel pick.
+    /// The address; port 0 lets the kernel pick.
     pub addr: SocketAddr,
     /// `tls`: TLS is terminated there, for the same sites as on `ssl.listen`.
     pub tls: bool,
@@ -270,26 +273,15 @@ pub struct SslSettings {
     pub listen: Vec<SocketAddr>,
     /// `ssl_protocols`, ascending, at least one.
     pub protocols: Vec<TlsVersion>,
-    /// `ssl_ciphers`: the suites of TLS 1.2 (and, with the second engine, 1.1) that every TLS
-    /// listener may use, Admin API included. `None`: all that the engines have.
+    /// `ssl_ciphers`: the suites of TLS 1.2 (and 1.1 with the BoringSSL engine) of every TLS
+    /// listener, Admin API included. `None`: all supported ones.
     pub ciphers: Option<Ciphers>,
     /// `ssl_session_tickets`: whether sessions are resumed, from tickets.
     pub session_tickets: bool,
-    /// `fallback_sni`: stands in for an absent SNI.
+    /// `fallback_sni`: used when the ClientHello has no SNI.
     pub fallback_sni: Option<String>,
-    /// `ssl_trusted_certificate`, `system` resolved. Absolute. `None`: the machine has no bundle.
+    /// `ssl_trusted_certificate`, `system` resolved. Absolute. `None`: the system has no bundle.
     pub trusted_certificate: Option<PathBuf>,
-}
-
-/// A protocol version of `ssl_protocols`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum TlsVersion {
-    /// `TLSv1.1`: needs the second TLS engine.
-    V11,
-    /// `TLSv1.2`
-    V12,
-    /// `TLSv1.3`
-    V13,
 }
 
 /// `nginx_config.http`, `nginx_config.worker_shutdown_timeout` and the snippets'
@@ -302,17 +294,17 @@ pub struct HttpLimits {
     pub keepalive_timeout: Duration,
     /// Between two reads of a request's body.
     pub client_body_timeout: Duration,
-    /// Between two writes of an answer.
+    /// Between two writes of a response.
     pub send_timeout: Duration,
-    /// Bytes; 0: no bound.
+    /// Bytes; 0: no limit.
     pub client_max_body_size: u64,
-    /// `upstream.keepalive`: idle upstream connections kept per core.
+    /// `upstream.keepalive`: idle upstream connections kept per worker.
     pub upstream_keepalive: u32,
     /// `upstream.keepalive_requests`: requests after which an upstream connection is closed.
     pub upstream_keepalive_requests: u32,
     /// `upstream.keepalive_timeout`: how long an idle upstream connection is kept.
     pub upstream_keepalive_timeout: Duration,
-    /// How long a graceful stop may take.
+    /// Time limit of a graceful shutdown.
     pub worker_shutdown_timeout: Duration,
     /// `proxy_ssl_verify on;` in a snippet of `http`, a server or a location: every https upstream
     /// is verified.
@@ -321,8 +313,7 @@ pub struct HttpLimits {
     pub proxy_ssl_verify_depth: Option<u32>,
 }
 
-/// `nginx_config.http.real_ip_*`: the proxies in front, and the header in which they name the
-/// client.
+/// `nginx_config.http.real_ip_*`: the proxies in front, and their header for the client's address.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct RealIpSettings {
     /// `real_ip_header`: a header's name.
@@ -330,7 +321,7 @@ pub struct RealIpSettings {
     /// `real_ip_from`: the proxies. Empty: no proxy is trusted, and a client's address is that of
     /// its connection.
     pub from: Vec<IpNet>,
-    /// `real_ip_recursive`: the client is the last address that is no proxy's, instead of the last
-    /// address.
+    /// `real_ip_recursive`: takes the last address that is not a trusted proxy's, instead of the
+    /// last address.
     pub recursive: bool,
 }

@@ -1,4 +1,4 @@
-//! The whole walk: text in, settings or all problems out; and the two files of this folder.
+//! Loading as a whole: text in, settings or all problems out; and the two files of this folder.
 
 use std::time::Duration;
 
@@ -205,7 +205,7 @@ fn no_message_shows_a_secret() {
 }
 
 proptest::proptest! {
-    /// Any text gives settings or problems, never a panic; and what is given back is never half of it.
+    /// Any text gives complete settings or problems, never a panic.
     #[test]
     fn any_text_gives_settings_or_problems(text in "(([a-z]{1,8}: |- |  |\\{|\\}|\\[|\\]|&a |\\*a|\\$\\{\\{[A-Z]{0,3}(:=)?\\}\\}|[0-9]{1,25}|\\n|\"|'|null){0,30})") {
         match load_with(&text, &[("A", "1")]) {
@@ -510,7 +510,7 @@ fn a_plugin_list_must_contain_proxy_rewrite() {
     );
 }
 
-/// docs/SETTINGS.md shows the table of keys that are not honoured as it is in the code.
+/// docs/SETTINGS.md must contain the table of unsupported keys.
 #[test]
 fn the_document_lists_the_unsupported_keys() {
     let rows: Vec<String> = unsupported_keys().map(|(key, what)| format!("| `{key}` | {what} |")).collect();

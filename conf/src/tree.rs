@@ -1,19 +1,18 @@
-//! YAML text -> a tree that remembers lines, and the merge of two trees.
+//! Parses YAML text to a tree with line numbers, and merges two trees.
 //!
-//! First step of the walk text -> tree -> environment -> merge -> settings. Bounded: the text by
-//! its reader, 64 levels, 100,000 nodes for a configuration (an alias is copied and counts as what
-//! it copies, so "billion laughs" ends early). Two equal keys in one map are refused: the later one
-//! would silently win.
+//! First step of loading. Bounded: the text by its reader, 64 levels, 100,000 nodes for a
+//! configuration (an alias is copied and counts in full, so "billion laughs" fails early). Two
+//! equal keys in one map are an error: the later one would silently win.
 
 use std::collections::HashMap;
 
 use saphyr_parser::{Event, Parser, ScalarStyle};
 
 const DEPTH_MAX: usize = 64;
-/// Of a configuration file.
+/// Limit for a configuration file.
 const NODES_MAX: usize = 100_000;
 
-/// A value and the line it stands on.
+/// A value and its line.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct YamlNode {
     /// 1-based.
@@ -28,7 +27,7 @@ pub(crate) enum YamlValue {
     Map(Vec<(YamlKey, YamlNode)>),
 }
 
-/// A key and the line it stands on.
+/// A key and its line.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct YamlKey {
     pub text: String,
@@ -39,8 +38,7 @@ pub(crate) struct YamlKey {
 pub(crate) struct YamlScalar {
     pub text: String,
     pub kind: ScalarKind,
-    /// The text came from the environment, where everything is text: a number may then stand for a
-    /// text.
+    /// The text came from the environment, so a number may also be used as a text.
     pub from_environment: bool,
 }
 
@@ -52,7 +50,7 @@ pub(crate) enum ScalarKind {
     Text,
 }
 
-/// Where the text stops being YAML. Line and column 1-based.
+/// A YAML syntax error. Line and column are 1-based.
 #[derive(Debug)]
 pub(crate) struct SyntaxError {
     pub line: usize,
@@ -60,12 +58,12 @@ pub(crate) struct SyntaxError {
     pub message: String,
 }
 
-/// Parses a configuration. `None`: nothing but blanks and comments.
+/// Parses a configuration. `None`: only blanks and comments.
 pub(crate) fn parse(text: &str) -> Result<Option<YamlNode>, SyntaxError> {
     parse_up_to(NODES_MAX, text)
 }
 
-/// Parses one document of at most so many values.
+/// Parses one document of at most `nodes_max` values.
 pub(crate) fn parse_up_to(nodes_max: usize, text: &str) -> Result<Option<YamlNode>, SyntaxError> {
     let mut builder = TreeBuilder { nodes_max, ..TreeBuilder::default() };
     for event in Parser::new_from_str(text) {
@@ -114,7 +112,7 @@ impl YamlNode {
         entries.iter().find(|(key, _)| key.text == name).map(|(_, node)| node)
     }
 
-    /// What a message calls it: `the text "on"`, `the number 5`, `a list`, ... Never used for
+    /// A description for messages: `the text "on"`, `the number 5`, `a list`, ... Never used for
     /// secrets.
     pub(crate) fn describe(&self) -> String {
         match &self.value {
@@ -142,8 +140,8 @@ impl YamlScalar {
         Self { text, kind, from_environment: false }
     }
 
-    /// A value with a variable in it: number, true, false or text; never null, so an empty variable
-    /// is an empty text and does not delete a default.
+    /// A value with a substituted variable: number, true, false or text; never null, so that an
+    /// empty variable does not delete a default.
     pub(crate) fn substituted(text: String) -> Self {
         let kind = match text.as_str() {
             "true" => ScalarKind::Bool(true),
@@ -159,7 +157,7 @@ impl YamlScalar {
 }
 
 fn number(text: &str) -> Option<f64> {
-    // f64's own parser also takes "inf", "nan" and "infinity", which are words here.
+    // f64's parser also accepts "inf", "nan" and "infinity", which are texts here.
     let starts = text.trim_start_matches(['+', '-']).starts_with(|c: char| c.is_ascii_digit() || c == '.');
     let plain = text.chars().all(|c| c.is_ascii_digit() || matches!(c, '+' | '-' | '.' | 'e' | 'E'));
     if starts && plain { text.parse().ok() } else { None }
@@ -173,7 +171,7 @@ fn shortened(text: &str) -> String {
     }
 }
 
-/// Puts parser events together; an explicit stack, so no input can overflow ours.
+/// Builds the tree from parser events, with an explicit stack, so that no input overflows ours.
 #[derive(Default)]
 struct TreeBuilder {
     open: Vec<OpenCollection>,

@@ -1,24 +1,24 @@
-//! One value: what it must look like and what to say when it does not.
+//! Parsers of single values.
 //!
-//! Each function takes a node and gives the typed value or a `Wrong`, which says what was expected
-//! and what was found (never the text of a secret).
+//! Each function takes a node and returns the typed value or a [`ValueError`] with the expected and
+//! the found value (never the text of a secret).
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use ipnet::IpNet;
+use model::TlsVersion;
 use model::network::{self, NetworkError};
 
 use crate::secret::Secret;
-use crate::settings::TlsVersion;
 use crate::tree::{ScalarKind, YamlNode, YamlValue};
 
-/// Why a value does not do.
+/// Why a value is invalid.
 #[derive(Debug)]
 pub(crate) struct ValueError {
-    /// Where inside the value (`[]`, `[].role`), empty for the value itself.
+    /// Path inside the value (`[]`, `[].role`); empty for the value itself.
     pub subpath: String,
-    /// When it is not the value's own line.
+    /// The line, when it differs from that of the value.
     pub line: Option<usize>,
     pub message: String,
 }
@@ -48,7 +48,8 @@ impl ValueError {
     }
 }
 
-/// Text. A number or true/false only when it came from the environment, where everything is text.
+/// A text. Numbers and booleans count as text only when they came from the environment, where
+/// everything is text.
 pub(crate) fn text(node: &YamlNode) -> Result<String, ValueError> {
     match &node.value {
         YamlValue::Scalar(scalar) if scalar.kind == ScalarKind::Text || scalar.from_environment => {
@@ -59,7 +60,7 @@ pub(crate) fn text(node: &YamlNode) -> Result<String, ValueError> {
     }
 }
 
-/// Text whose content no message may show.
+/// A text that no message may show.
 pub(crate) fn secret(node: &YamlNode) -> Result<Secret, ValueError> {
     text(node).map(Secret::new).map_err(|_| {
         let hidden = match &node.value {
@@ -80,7 +81,7 @@ pub(crate) fn boolean(node: &YamlNode) -> Result<bool, ValueError> {
     }
 }
 
-/// A whole number that is not negative.
+/// A whole number, 0 or more.
 pub(crate) fn non_negative(node: &YamlNode) -> Result<u32, ValueError> {
     digits(node).ok_or_else(|| ValueError::expected("a whole number, 0 or more", node))
 }
@@ -123,27 +124,27 @@ pub(crate) fn seconds_positive(node: &YamlNode) -> Result<Duration, ValueError> 
     }
 }
 
-/// Long enough to be halved, and within RFC 8446 section 4.6.1.
+/// At least two seconds, so that it can be halved; at most a week (RFC 8446 section 4.6.1).
 pub(crate) fn ticket_lifetime(node: &YamlNode) -> Result<Duration, ValueError> {
-    let wrong = || ValueError::expected("whole seconds from 2 to 604800 (a week)", node);
-    match non_negative(node).map_err(|_| wrong())? {
+    let invalid = || ValueError::expected("whole seconds from 2 to 604800 (a week)", node);
+    match non_negative(node).map_err(|_| invalid())? {
         seconds @ 2..=604_800 => Ok(Duration::from_secs(seconds.into())),
-        _ => Err(wrong()),
+        _ => Err(invalid()),
     }
 }
 
-/// nginx's way to write a time: `60`, `60s`, `500ms`, `2m`, `1h`, `1d`, also together: `1m 30s`.
+/// A time in nginx's syntax: `60`, `60s`, `500ms`, `2m`, `1h`, `1d`, also combined: `1m 30s`.
 pub(crate) fn nginx_time(node: &YamlNode) -> Result<Duration, ValueError> {
-    let wrong = || ValueError::expected("a time such as 60s, 500ms, 2m or 1h", node);
-    let YamlValue::Scalar(scalar) = &node.value else { return Err(wrong()) };
+    let invalid = || ValueError::expected("a time such as 60s, 500ms, 2m or 1h", node);
+    let YamlValue::Scalar(scalar) = &node.value else { return Err(invalid()) };
     let mut total = Duration::ZERO;
     let mut rest = scalar.text.trim();
     if rest.is_empty() {
-        return Err(wrong());
+        return Err(invalid());
     }
     while !rest.is_empty() {
         let (number, after) = rest.split_at(rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len()));
-        let number: u64 = number.parse().map_err(|_| wrong())?;
+        let number: u64 = number.parse().map_err(|_| invalid())?;
         let (unit, after) =
             after.split_at(after.find(|c: char| !c.is_ascii_alphabetic()).unwrap_or(after.len()));
         let milliseconds = match unit {
@@ -152,19 +153,19 @@ pub(crate) fn nginx_time(node: &YamlNode) -> Result<Duration, ValueError> {
             "m" => 60_000,
             "h" => 3_600_000,
             "d" => 86_400_000,
-            _ => return Err(wrong()),
+            _ => return Err(invalid()),
         };
-        let part = number.checked_mul(milliseconds).ok_or_else(wrong)?;
-        total = total.checked_add(Duration::from_millis(part)).ok_or_else(wrong)?;
+        let part = number.checked_mul(milliseconds).ok_or_else(invalid)?;
+        total = total.checked_add(Duration::from_millis(part)).ok_or_else(invalid)?;
         rest = after.trim_start();
     }
     Ok(total)
 }
 
-/// nginx's way to write a size: `0`, `512`, `8k`, `10m`, `1g`.
+/// A size in nginx's syntax: `0`, `512`, `8k`, `10m`, `1g`.
 pub(crate) fn nginx_size(node: &YamlNode) -> Result<u64, ValueError> {
-    let wrong = || ValueError::expected("a size such as 0, 8k, 10m or 1g", node);
-    let YamlValue::Scalar(scalar) = &node.value else { return Err(wrong()) };
+    let invalid = || ValueError::expected("a size such as 0, 8k, 10m or 1g", node);
+    let YamlValue::Scalar(scalar) = &node.value else { return Err(invalid()) };
     let text = scalar.text.trim().to_ascii_lowercase();
     let (number, unit) = match text.strip_suffix(['k', 'm', 'g']) {
         Some(number) => (number, text.chars().next_back()),
@@ -176,21 +177,21 @@ pub(crate) fn nginx_size(node: &YamlNode) -> Result<u64, ValueError> {
         Some('g') => 1 << 30,
         _ => 1,
     };
-    number.parse::<u64>().ok().and_then(|number| number.checked_mul(factor)).ok_or_else(wrong)
+    number.parse::<u64>().ok().and_then(|number| number.checked_mul(factor)).ok_or_else(invalid)
 }
 
-/// Every element through `parse`; a problem names the element's own line.
+/// Parses every element; an error has the element's own line.
 pub(crate) fn list<T>(
     node: &YamlNode,
     parse: impl Fn(&YamlNode) -> Result<T, ValueError>,
 ) -> Result<Vec<T>, ValueError> {
     let YamlValue::List(items) = &node.value else { return Err(ValueError::expected("a list", node)) };
-    let inside = |wrong: ValueError, item: &YamlNode| ValueError {
-        subpath: format!("[]{}", wrong.subpath),
-        line: wrong.line.or(Some(item.line)),
-        message: wrong.message,
+    let in_list = |error: ValueError, item: &YamlNode| ValueError {
+        subpath: format!("[]{}", error.subpath),
+        line: error.line.or(Some(item.line)),
+        message: error.message,
     };
-    items.iter().map(|item| parse(item).map_err(|wrong| inside(wrong, item))).collect()
+    items.iter().map(|item| parse(item).map_err(|error| in_list(error, item))).collect()
 }
 
 /// An address or a CIDR block.
@@ -199,7 +200,7 @@ pub(crate) fn network(node: &YamlNode) -> Result<IpNet, ValueError> {
     network::parse(&written).map_err(|error| network_error(error, node))
 }
 
-/// What to say of an entry that is no network.
+/// The error for an invalid network.
 pub(crate) fn network_error(error: NetworkError, node: &YamlNode) -> ValueError {
     match error {
         NetworkError::Syntax => ValueError::expected("an IP address or a block such as 10.0.0.0/8", node),
@@ -220,7 +221,7 @@ pub(crate) fn socket_addr(node: &YamlNode) -> Result<SocketAddr, ValueError> {
     text(node)?.parse().map_err(|_| ValueError::expected("an address and port such as 127.0.0.1:9280", node))
 }
 
-/// `host:port`; the host may be a name, an IPv6 address stands in brackets.
+/// `host:port`; the host may be a name, or an IPv6 address in brackets.
 pub(crate) fn host_and_port(node: &YamlNode) -> Result<String, ValueError> {
     let written = text(node)?;
     let good = written.rsplit_once(':').is_some_and(|(host, port)| {
@@ -250,8 +251,8 @@ pub(crate) fn listener(
                 return Err(ValueError::new(text).on_line(entry.line));
             }
             let part = |name: &str| node.get(name).filter(|node| !node.is_null());
-            let given = part("ip").map(ip).transpose().map_err(|wrong| wrong.below("ip"))?;
-            let port = part("port").map(port).transpose().map_err(|wrong| wrong.below("port"))?;
+            let given = part("ip").map(ip).transpose().map_err(|error| error.below("ip"))?;
+            let port = part("port").map(port).transpose().map_err(|error| error.below("port"))?;
             (given, port.unwrap_or(default_port))
         }
         _ => (None, port(node)?),
@@ -266,7 +267,7 @@ pub(crate) fn listener(
     })
 }
 
-/// `TLSv1.2 TLSv1.3`, ascending and without doubles.
+/// `TLSv1.2 TLSv1.3`, ascending and without duplicates.
 pub(crate) fn protocols(node: &YamlNode) -> Result<Vec<TlsVersion>, ValueError> {
     let mut versions = Vec::new();
     for name in text(node)?.split_whitespace() {
@@ -295,7 +296,7 @@ pub(crate) fn protocols(node: &YamlNode) -> Result<Vec<TlsVersion>, ValueError> 
     }
 }
 
-/// What a snippet says about upstreams; `None`: nothing.
+/// The `proxy_ssl_verify` directives of a snippet; `None` when absent.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct ProxySslVerify {
     /// `proxy_ssl_verify on|off;`
@@ -304,7 +305,7 @@ pub(crate) struct ProxySslVerify {
     pub depth: Option<u32>,
 }
 
-/// Reads an nginx snippet. The second value holds the directives that we do not understand.
+/// Parses an nginx snippet. The second value has the unsupported directives.
 pub(crate) fn parse_verify_snippet(snippet: &str) -> (ProxySslVerify, Vec<String>) {
     let (mut rules, mut rest) = (ProxySslVerify::default(), Vec::new());
     let lines = snippet.lines().map(|line| line.split('#').next().unwrap_or_default());

@@ -35,14 +35,9 @@ pub struct ListenerSettings {
 impl ListenerSettings {
     pub fn from_settings(settings: &conf::Settings) -> Self {
         let apisix = &settings.apisix;
-        let versions = apisix.ssl.protocols.iter().map(|version| match version {
-            conf::TlsVersion::V11 => TlsVersion::V11,
-            conf::TlsVersion::V12 => TlsVersion::V12,
-            conf::TlsVersion::V13 => TlsVersion::V13,
-        });
         Self {
             fallback_sni: apisix.ssl.fallback_sni.as_deref().and_then(HostName::from_sni),
-            versions: versions.collect(),
+            versions: apisix.ssl.protocols.clone(),
             paths: PathOptions {
                 match_uri_encoded_slash: apisix.paths.match_uri_encoded_slash,
                 normalize_uri_like_servlet: apisix.paths.normalize_uri_like_servlet,

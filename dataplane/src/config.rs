@@ -90,18 +90,7 @@ pub fn record_layer(settings: &Settings) -> RecordLayerKind {
 ///
 /// # Errors
 /// [`SettingsError::SslProtocols`].
-pub(crate) fn tls_versions(settings: &Settings) -> Result<Vec<TlsVersion>, SettingsError> {
-    let versions: Vec<TlsVersion> = settings
-        .apisix
-        .ssl
-        .protocols
-        .iter()
-        .filter_map(|version| match version {
-            conf::TlsVersion::V11 => Some(TlsVersion::V11).filter(|version| version.is_served()),
-            conf::TlsVersion::V12 => Some(TlsVersion::V12),
-            conf::TlsVersion::V13 => Some(TlsVersion::V13),
-        })
-        .collect();
+pub(crate)fn tls_versions(settings:&Settings)->Result<Vec<TlsVersion>,SettingsError>{let protocols=settings.apisix.ssl.protocols.iter().copied();let versions:Vec<TlsVersion>=protocols.filter(|version|version.is_served()).collect();
     if versions.is_empty() { Err(SettingsError::SslProtocols) } else { Ok(versions) }
 }
 

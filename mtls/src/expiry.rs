@@ -167,8 +167,8 @@ impl fmt::Debug for CertificateMonitor {
     }
 }
 
-/// `certificate_not_after_seconds`, `ca_certificate_not_after_seconds` and
-/// `certificate_files_unusable`.
+/// `certificate_not_after_timestamp_seconds`, `ca_certificate_not_after_timestamp_seconds` and
+/// `certificate_reload_failed`.
 impl Collector for CertificateMonitor {
     fn encode(&self, mut out: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let endpoints = self.endpoints();
@@ -176,17 +176,17 @@ impl Collector for CertificateMonitor {
         type Value<'a> = &'a dyn Fn(&EndpointCertificates) -> Option<i64>;
         let metrics: [(&str, &str, Value<'_>); 3] = [
             (
-                "certificate_not_after_seconds",
+                "certificate_not_after_timestamp_seconds",
                 "End of our certificate, in seconds since the Unix epoch",
                 &|endpoint| endpoint.certificate.as_ref().map(not_after),
             ),
             (
-                "ca_certificate_not_after_seconds",
+                "ca_certificate_not_after_timestamp_seconds",
                 "End of the certificate that ends first in the CA bundle, in seconds since the Unix epoch",
                 &|endpoint| endpoint.ca.as_ref().map(not_after),
             ),
             (
-                "certificate_files_unusable",
+                "certificate_reload_failed",
                 "Whether the certificate files as they are cannot be used, so that what they held before is",
                 &|endpoint| Some(i64::from(endpoint.problem.is_some())),
             ),

@@ -1,11 +1,11 @@
-//! Makes certificates: authorities, leaves and revocation lists.
+//! A certificate authority: issues CA certificates, leaves and CRLs.
 //!
-//! For the command line, the demo, tests and benches: a gateway never issues certificates while it
-//! serves. An [`Authority`] is a root or an intermediate with its key; it issues what a
-//! [`LeafSpec`] asks for. Serial numbers are random (127 bits), usages are what RFC 5280 asks of
-//! each kind, identifiers of subject and issuer are set. The clock is the caller's: without
-//! [`LeafSpec::valid`] a fixed window is used, so that tests mean the same on any day.
-//! Invariant: everything minted is read back by `cert` before it is handed out.
+//! For the command line, the demo, tests and benches; a gateway issues no certificates while it
+//! serves. An [`Authority`] is a root or an intermediate with its key; it issues certificates by
+//! [`LeafSpec`]. Serial numbers are random (127 bits), usages are those of RFC 5280 for each kind,
+//! subject and authority key identifiers are set. The caller provides the clock: without
+//! [`LeafSpec::valid`] a fixed validity applies, so that tests give the same result on any day.
+//! Invariant: `cert` parses everything that is issued before it is returned.
 
 use std::net::IpAddr;
 
@@ -20,33 +20,33 @@ use time::OffsetDateTime;
 use zeroize::Zeroizing;
 
 use crate::cert::{CertError, Certificate};
-use crate::key::{KeyError, KeyFormat, PrivateKey};
-use crate::pem;
+use crate::key::{KeyError, PrivateKey};
+use crate::{pem, unix_time};
 
 mod crl;
 mod v1;
 
 pub use crl::CrlSpec;
 
-/// 2024-01-01T00:00:00Z, in seconds since 1970: where validity starts unless it is set.
+/// 2024-01-01T00:00:00Z, in seconds since 1970: the default start of validity.
 const DEFAULT_NOT_BEFORE: i64 = 1_704_067_200;
-/// 2049-12-31T23:59:59Z: the last second that certificates express as UTCTime.
+/// 2049-12-31T23:59:59Z, the default end of validity: the last second of UTCTime.
 const DEFAULT_NOT_AFTER: i64 = 2_524_607_999;
 const SECONDS_A_DAY: u64 = 86_400;
 
-/// Why nothing was minted.
+/// Why nothing was issued.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum IssueError {
-    /// A name is not of the form its place demands.
+    /// A name is malformed for its kind.
     #[error("`{name}` cannot be a {place}: only ASCII is allowed there")]
     Name {
-        /// As given.
+        /// The name.
         name: String,
         /// "DNS name", "URI" or "email address".
         place: &'static str,
     },
-    /// A date beyond what certificates express (years 0 to 9999), or an end before its start.
+    /// A date outside the years 0 to 9999, or an end before its start.
     #[error("validity from {from} to {to} (seconds since 1970) is not a period a certificate can express")]
     InvalidValidity {
         /// First second.
@@ -61,18 +61,18 @@ pub enum IssueError {
     /// The certificate of an authority cannot be read.
     #[error(transparent)]
     Certificate(#[from] CertError),
-    /// The certificate given as an authority says that it is none.
+    /// The certificate of an authority is not a CA certificate.
     #[error("`{subject}` is not a CA certificate, so it cannot issue anything")]
     NotAnAuthority {
         /// Subject, RFC 2253.
         subject: String,
     },
-    /// The encoder or the crypto library refused.
+    /// The encoder or the crypto library failed.
     #[error("cannot make {what}: {cause}")]
     Library {
         /// "a key", "a certificate", ...
         what: &'static str,
-        /// In the library's words.
+        /// The library's message.
         cause: String,
     },
 }
@@ -83,7 +83,7 @@ impl IssueError {
     }
 }
 
-/// Kinds of keys that can be minted.
+/// The supported key algorithms.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum KeyAlgorithm {
     /// ECDSA on P-256, SHA-256.
@@ -95,8 +95,7 @@ pub enum KeyAlgorithm {
     P521,
     /// Ed25519.
     Ed25519,
-    /// RSA of 2048 bits, PKCS#1 v1.5, SHA-256. Making such a key takes a tenth of a second and
-    /// more.
+    /// RSA of 2048 bits, PKCS#1 v1.5, SHA-256. Generating a key takes a tenth of a second or more.
     Rsa2048,
 }
 
@@ -127,15 +126,15 @@ impl Default for Validity {
 
 impl Validity {
     fn between(from: UnixTime, to: UnixTime) -> Self {
-        Self { from: seconds(from), to: seconds(to) }
+        Self { from: unix_time::to_seconds(from), to: unix_time::to_seconds(to) }
     }
 
     fn days(from: UnixTime, days: u32) -> Self {
         let to = from.as_secs().saturating_add(u64::from(days) * SECONDS_A_DAY);
-        Self { from: seconds(from), to: i64::try_from(to).unwrap_or(i64::MAX) }
+        Self { from: unix_time::to_seconds(from), to: i64::try_from(to).unwrap_or(i64::MAX) }
     }
 
-    /// The end may lie before the start: that makes a certificate nobody accepts, which tests need.
+    /// The end may lie before the start: tests need such an invalid certificate.
     fn dates(self) -> Result<(OffsetDateTime, OffsetDateTime), IssueError> {
         let date =
             |seconds| OffsetDateTime::from_unix_timestamp(seconds).ok().filter(|date| date.year() >= 0);
@@ -146,11 +145,7 @@ impl Validity {
     }
 }
 
-fn seconds(time: UnixTime) -> i64 {
-    i64::try_from(time.as_secs()).unwrap_or(i64::MAX)
-}
-
-/// What an authority shall be. Default: P-256, valid 2024 to 2049, no path length limit, may sign
+/// The specification of a CA. Default: P-256, valid 2024 to 2049, no path length limit, may sign
 /// CRLs.
 #[derive(Clone, Debug)]
 pub struct AuthoritySpec {
@@ -213,13 +208,13 @@ impl AuthoritySpec {
         self
     }
 
-    /// Takes keyCertSign away: an authority that may sign lists only.
+    /// Removes keyCertSign: the CA may sign CRLs only.
     pub fn without_cert_sign(mut self) -> Self {
         self.key_usages.retain(|usage| *usage != KeyUsagePurpose::KeyCertSign);
         self
     }
 
-    /// Takes cRLSign away: an authority that may sign certificates only.
+    /// Removes cRLSign: the CA may sign certificates only.
     pub fn without_crl_sign(mut self) -> Self {
         self.key_usages.retain(|usage| *usage != KeyUsagePurpose::CrlSign);
         self
@@ -248,7 +243,7 @@ impl AuthoritySpec {
     }
 }
 
-/// What a leaf may be used for.
+/// The extended key usages of a leaf.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Usages {
     /// serverAuth.
@@ -268,7 +263,7 @@ impl Usages {
     pub const ANY: Self = Self { server: false, client: false };
 }
 
-/// What a leaf shall be. Default: a client's, P-256, valid 2024 to 2049, X.509 v3.
+/// The specification of a leaf. Default: a client's, P-256, valid 2024 to 2049, X.509 v3.
 #[derive(Clone, Debug)]
 pub struct LeafSpec {
     common_name: String,
@@ -364,8 +359,8 @@ impl LeafSpec {
         self
     }
 
-    /// Makes an X.509 v1 certificate, as `openssl x509 -req` does without an extension file: only
-    /// the common name and organization are in it.
+    /// Issues an X.509 v1 certificate, as `openssl x509 -req` does without an extension file: it
+    /// has only the common name and organization.
     pub fn v1(mut self) -> Self {
         self.v1 = true;
         self
@@ -377,7 +372,8 @@ impl LeafSpec {
         params.is_ca = IsCa::ExplicitNoCa;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         if self.algorithm == KeyAlgorithm::Rsa2048 {
-            params.key_usages.push(KeyUsagePurpose::KeyEncipherment); // TLS 1.2 without forward secrecy; others may want it
+            // For RSA key exchange in TLS 1.2, which some clients still use.
+            params.key_usages.push(KeyUsagePurpose::KeyEncipherment);
         }
         if self.usages.server {
             params.extended_key_usages.push(ExtendedKeyUsagePurpose::ServerAuth);
@@ -423,12 +419,12 @@ fn base_params(
     params.distinguished_name.push(DnType::CommonName, common_name);
     (params.not_before, params.not_after) = validity.dates()?;
     params.serial_number = Some(random_serial()?);
-    // RFC 7093 2 (1): the first 160 bits of the key's SHA-256
+    // RFC 7093 2 (1): the first 160 bits of the key's SHA-256.
     params.key_identifier_method = KeyIdMethod::Sha256;
     Ok(params)
 }
 
-/// 127 random bits: positive, and beyond guessing (CA/Browser Forum asks for 64).
+/// 127 random bits: positive and unpredictable (the CA/Browser Forum requires 64).
 fn random_serial() -> Result<SerialNumber, IssueError> {
     let mut bytes = [0u8; 16];
     SystemRandom::new()
@@ -444,54 +440,54 @@ fn random_serial() -> Result<SerialNumber, IssueError> {
 pub struct Authority {
     certificate: Certificate,
     key: KeyPair,
-    /// This authority and those above it, without the root: what must be sent for its leaves to
-    /// verify.
+    /// This CA and those above it, without the root: the intermediates of its leaves.
     chain: Vec<Certificate>,
 }
 
 impl Authority {
-    /// Makes a self-signed root.
+    /// Creates a self-signed root.
     ///
     /// # Errors
-    /// When the names or dates cannot be expressed.
+    /// When the names or dates cannot be encoded.
     pub fn root(spec: &AuthoritySpec) -> Result<Self, IssueError> {
         let key = new_key(spec.algorithm)?;
-        let made = spec.params(false)?.self_signed(&key).map_err(IssueError::library("a certificate"))?;
-        Ok(Self { certificate: Certificate::from_der(made.der())?, key, chain: Vec::new() })
+        let certificate =
+            spec.params(false)?.self_signed(&key).map_err(IssueError::library("a certificate"))?;
+        Ok(Self { certificate: Certificate::from_der(certificate.der())?, key, chain: Vec::new() })
     }
 
-    /// Makes a self-signed X.509 v1 root, as `openssl x509 -req -signkey` does without an extension
-    /// file: only names and dates of the specification are in it.
+    /// Creates a self-signed X.509 v1 root, as `openssl x509 -req -signkey` does without an
+    /// extension file: it has only the names and dates of the specification.
     ///
     /// # Errors
-    /// When the names or dates cannot be expressed.
+    /// When the names or dates cannot be encoded.
     pub fn root_v1(spec: &AuthoritySpec) -> Result<Self, IssueError> {
-        let made = Self::root(spec)?;
-        let certificate = v1::to_v1(made.certificate.der(), &made.key)?;
-        Ok(Self { certificate, ..made })
+        let root = Self::root(spec)?;
+        let certificate = v1::to_v1(root.certificate.der(), &root.key)?;
+        Ok(Self { certificate, ..root })
     }
 
-    /// Makes an authority below this one.
+    /// Creates an intermediate below this CA.
     ///
     /// # Errors
-    /// When the names or dates cannot be expressed.
+    /// When the names or dates cannot be encoded.
     pub fn intermediate(&self, spec: &AuthoritySpec) -> Result<Self, IssueError> {
         let key = new_key(spec.algorithm)?;
-        let made = spec
+        let certificate = spec
             .params(true)?
             .signed_by(&key, &self.issuer()?)
             .map_err(IssueError::library("a certificate"))?;
-        let certificate = Certificate::from_der(made.der())?;
+        let certificate = Certificate::from_der(certificate.der())?;
         let mut chain = vec![certificate.clone()];
         chain.extend(self.chain.iter().cloned());
         Ok(Self { certificate, key, chain })
     }
 
-    /// Takes an existing CA. The text may hold the chain of an intermediate: the CA first, then
+    /// Loads an existing CA. The text may hold the chain of an intermediate: the CA first, then
     /// those above it.
     ///
     /// # Errors
-    /// When the texts cannot be read, do not belong together, or the certificate is not a CA's.
+    /// When a text is malformed, the two do not match, or the certificate is not a CA's.
     pub fn from_pem(certificate: &str, key: &str) -> Result<Self, IssueError> {
         let certificates = crate::cert::certificates_from_pem(certificate)?;
         let own = certificates.first().cloned().ok_or(CertError::NoCertificate { found: None })?;
@@ -505,43 +501,46 @@ impl Authority {
         Ok(Self { certificate: own, key, chain })
     }
 
-    /// Certifies another authority's key under the name of `spec`. With the other's own name that
-    /// is a second way up from what the other has issued: how a new root is introduced.
+    /// Certifies another CA's key under the name of `spec`. With the other CA's own name this gives
+    /// a second path for its leaves, as when a new root is introduced.
     ///
     /// # Errors
-    /// When the names or dates cannot be expressed.
+    /// When the names or dates cannot be encoded.
     pub fn cross_sign(&self, other: &Self, spec: &AuthoritySpec) -> Result<Certificate, IssueError> {
         let params = spec.params(true)?;
-        let made =
+        let certificate =
             params.signed_by(&other.key, &self.issuer()?).map_err(IssueError::library("a certificate"))?;
-        Ok(Certificate::from_der(made.der())?)
+        Ok(Certificate::from_der(certificate.der())?)
     }
 
     /// Issues a leaf with a new key.
     ///
     /// # Errors
-    /// When the names or dates cannot be expressed.
+    /// When the names or dates cannot be encoded.
     pub fn issue(&self, spec: &LeafSpec) -> Result<IssuedCertificate, IssueError> {
         let key = new_key(spec.algorithm)?;
-        let made =
-            spec.params()?.signed_by(&key, &self.issuer()?).map_err(IssueError::library("a certificate"))?;
         let certificate =
-            if spec.v1 { v1::to_v1(made.der(), &self.key)? } else { Certificate::from_der(made.der())? };
+            spec.params()?.signed_by(&key, &self.issuer()?).map_err(IssueError::library("a certificate"))?;
+        let certificate = if spec.v1 {
+            v1::to_v1(certificate.der(), &self.key)?
+        } else {
+            Certificate::from_der(certificate.der())?
+        };
         IssuedCertificate::new(certificate, &self.chain, &key)
     }
 
-    /// Signs a revocation list.
+    /// Signs a CRL.
     ///
     /// # Errors
-    /// When a serial number or date cannot be expressed.
+    /// When a serial number or date cannot be encoded.
     pub fn crl(&self, spec: &CrlSpec) -> Result<CertificateRevocationListDer<'static>, IssueError> {
         spec.sign(&self.issuer()?)
     }
 
-    /// As [`Authority::crl`], as one PEM block: what `client.crl` takes.
+    /// Like [`Authority::crl`], as one PEM block for `client.crl`.
     ///
     /// # Errors
-    /// As [`Authority::crl`].
+    /// Those of [`Authority::crl`].
     pub fn crl_pem(&self, spec: &CrlSpec) -> Result<String, IssueError> {
         Ok(pem::encode("X509 CRL", &self.crl(spec)?).to_string())
     }
@@ -561,10 +560,10 @@ impl Authority {
         key_to_pem(&self.key)
     }
 
-    /// An authority that is none: what an attacker makes of a leaf, for tests.
+    /// Makes an authority of any certificate and key, as an attacker would of a leaf. For tests.
     ///
     /// # Errors
-    /// When the key cannot be read.
+    /// When the key is malformed.
     pub fn from_certificate_unchecked(certificate: Certificate, key: &str) -> Result<Self, IssueError> {
         let key = PrivateKey::from_pem(key)?;
         let key = KeyPair::try_from(&key.der()).map_err(IssueError::library("a signing key"))?;
@@ -582,27 +581,26 @@ impl std::fmt::Debug for Authority {
     }
 }
 
-/// Makes a certificate that is its own issuer and says CA:TRUE, with the names of `spec`: what
-/// `openssl req -x509` makes of a server's names, and what users put into `client.ca` for a single
-/// client.
+/// Issues a self-signed certificate with CA:TRUE and the names of `spec`, as `openssl req -x509`
+/// does. Users put such a certificate into `client.ca` for a single client.
 ///
 /// # Errors
-/// When the names or dates cannot be expressed.
+/// When the names or dates cannot be encoded.
 pub fn self_signed(spec: &LeafSpec) -> Result<IssuedCertificate, IssueError> {
     let key = new_key(spec.algorithm)?;
     let mut params = spec.params()?;
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     params.key_usages.clear();
     params.use_authority_key_identifier_extension = false;
-    let made = params.self_signed(&key).map_err(IssueError::library("a certificate"))?;
-    IssuedCertificate::new(Certificate::from_der(made.der())?, &[], &key)
+    let certificate = params.self_signed(&key).map_err(IssueError::library("a certificate"))?;
+    IssuedCertificate::new(Certificate::from_der(certificate.der())?, &[], &key)
 }
 
 /// A leaf, its chain and its key.
 pub struct IssuedCertificate {
     /// The leaf.
     pub certificate: Certificate,
-    /// The leaf and the intermediates that lead to its root: what a peer sends.
+    /// The leaf and its intermediates, as a peer sends them.
     pub chain: Vec<Certificate>,
     /// The leaf as PEM.
     pub certificate_pem: String,
@@ -628,7 +626,7 @@ impl IssuedCertificate {
     /// The private key.
     ///
     /// # Errors
-    /// None in practice: the key was made a moment ago.
+    /// None in practice: the key was just generated.
     pub fn key(&self) -> Result<PrivateKey, KeyError> {
         PrivateKey::from_pem(&self.key_pem)
     }
@@ -644,8 +642,7 @@ fn new_key(algorithm: KeyAlgorithm) -> Result<KeyPair, IssueError> {
     KeyPair::generate_for(algorithm.signature()).map_err(IssueError::library("a key"))
 }
 
-/// rcgen keeps RSA keys it made as PKCS#1 or PKCS#8 depending on its backend; the label must say
-/// which.
+/// rcgen keeps generated RSA keys as PKCS#1 or PKCS#8, depending on its backend.
 fn key_to_pem(key: &KeyPair) -> Zeroizing<String> {
     let der = Zeroizing::new(key.serialize_der());
     let label = match PrivateKeyDer::try_from(der.as_slice()) {
@@ -654,18 +651,6 @@ fn key_to_pem(key: &KeyPair) -> Zeroizing<String> {
         _ => "PRIVATE KEY",
     };
     pem::encode(label, &der)
-}
-
-impl PrivateKey {
-    /// The key as PEM.
-    pub fn to_pem(&self) -> Zeroizing<String> {
-        let label = match self.format() {
-            KeyFormat::Pkcs8 => "PRIVATE KEY",
-            KeyFormat::Pkcs1 => "RSA PRIVATE KEY",
-            KeyFormat::Sec1 => "EC PRIVATE KEY",
-        };
-        pem::encode(label, self.der().secret_der())
-    }
 }
 
 #[cfg(test)]

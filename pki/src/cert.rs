@@ -1,14 +1,13 @@
-//! One X.509 certificate, read once: what every other part of the house holds in its hands.
+//! One X.509 certificate, parsed once.
 //!
-//! PEM or DER -> [`Certificate`] -> `chain`, `policy`, `identity`. Cheap to clone; equality and
-//! hashing are by the DER bytes. Reading checks the form (strict DER, RFC 5280 structure, no
-//! repeated extension, the limits below) but judges nothing: validity, usages and names are
-//! `chain`'s business. Invariant: `fields` were read from exactly `der`.
+//! PEM or DER -> [`Certificate`] -> `chain`, `policy`, `identity`. A [`Certificate`] is cheap to
+//! clone; equality and hashing are by its DER. Parsing checks the form (strict DER, RFC 5280
+//! structure, no repeated extension, the limits below); `chain` checks validity, usages and names.
+//! Invariant: `fields` were parsed from exactly `der`.
 
 use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
 
 use aws_lc_rs::digest::{SHA1_FOR_LEGACY_USE_ONLY, SHA256, digest};
 use fields::Fields;
@@ -17,21 +16,21 @@ use rustls_pki_types::{CertificateDer, UnixTime};
 use thiserror::Error;
 
 use crate::der::DerError;
-use crate::name;
+use crate::name::{self, DistinguishedName};
 use crate::pem::{self, Block, PemError};
 use crate::signature::{self, PublicKey, SignatureCheck};
+use crate::unix_time;
 
 mod auxiliary;
 pub(crate) mod fields;
 pub(crate) mod general_name;
 
-/// Largest certificate we read, in bytes of DER. Beyond it lies nothing that a TLS handshake
-/// carries.
+/// Largest certificate that is parsed, in bytes of DER. No TLS handshake carries a larger one.
 pub const CERTIFICATE_BYTES_MAX: usize = 256 * 1024;
-/// Most certificates we read from one PEM text: a bundle of all public roots has about 150.
+/// Most certificates of one PEM text. A bundle of all public roots has about 150.
 pub const BUNDLE_CERTIFICATES_MAX: usize = 4096;
 
-/// Why bytes are not a certificate of ours.
+/// Why bytes or a PEM text cannot be read as certificates.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum CertError {
@@ -44,9 +43,9 @@ pub enum CertError {
     /// Not strict DER, or not the structure of RFC 5280 4.1.
     #[error("not an X.509 certificate: {part}: {cause}")]
     Malformed {
-        /// The field of the certificate that cannot be read.
+        /// The malformed field.
         part: &'static str,
-        /// What is wrong with its bytes.
+        /// The DER error.
         cause: String,
     },
     /// RFC 5280 4.2 allows each extension once.
@@ -55,13 +54,13 @@ pub enum CertError {
         /// The extension, in dotted form.
         oid: String,
     },
-    /// More extensions than any certificate has use for.
+    /// More than `EXTENSIONS_MAX` extensions.
     #[error("more than {} extensions", fields::EXTENSIONS_MAX)]
     TooManyExtensions,
     /// The text has no certificate block.
     #[error("no certificate found{}: expected a block `-----BEGIN CERTIFICATE-----`", instead(.found.as_deref()))]
     NoCertificate {
-        /// The label of another block that is there.
+        /// The label of the first other block of the text.
         found: Option<String>,
     },
     /// Over [`BUNDLE_CERTIFICATES_MAX`].
@@ -70,10 +69,10 @@ pub enum CertError {
     /// A PEM block is damaged.
     #[error("damaged PEM: {0}")]
     Pem(String),
-    /// A block that OpenSSL skips, because no BEGIN line leads to it.
+    /// An END line without its BEGIN line: OpenSSL skips such a block silently.
     #[error("damaged PEM: {0}")]
     NoBegin(String),
-    /// A block that is not a certificate and may change what is trusted.
+    /// A block that is no certificate and may restrict trust.
     #[error(
         "the block `{label}` stands among the certificates, and what it says would not be applied: remove it{}",
         place_of(label)
@@ -82,8 +81,7 @@ pub enum CertError {
         /// Its label.
         label: String,
     },
-    /// OpenSSL's auxiliary data behind the certificate limits or widens what it is trusted for, or
-    /// cannot be read.
+    /// OpenSSL's auxiliary data behind the certificate restricts its trust, or is malformed.
     #[error(
         "`{subject}` carries OpenSSL's trust settings ({settings}), which are not applied: remove them with \
          `openssl x509 -in FILE -clrtrust -clrreject -out FILE`"
@@ -91,17 +89,17 @@ pub enum CertError {
     TrustSettings {
         /// Subject of the certificate, RFC 2253.
         subject: String,
-        /// Which there are.
+        /// The kinds of settings.
         settings: &'static str,
     },
-    /// One certificate of several cannot be read.
+    /// One of several certificates is malformed.
     #[error("certificate {position} of the text{}: {error}", after(.before.as_deref()))]
     InBundle {
         /// Counts from 1.
         position: usize,
         /// Subject of the certificate before it.
         before: Option<String>,
-        /// What is wrong with it.
+        /// The error of this certificate.
         error: Box<CertError>,
     },
 }
@@ -137,19 +135,20 @@ impl From<PemError> for CertError {
     }
 }
 
-/// A certificate: its DER and what was read from it. Clones share one allocation.
+/// A certificate: its DER and the parsed fields. Clones share one allocation.
 #[derive(Clone)]
 pub struct Certificate(Arc<CertificateInner>);
 
-/// With an Arc's counters 192 bytes, which is one of the allocator's sizes: there may be millions.
+/// 192 bytes with the counters of an `Arc`, a size class of the allocator: a process may hold
+/// millions.
 struct CertificateInner {
     der: CertificateDer<'static>,
     fields: Fields,
     lazy: OnceLock<Box<LazyFields>>,
 }
 
-/// Made when first asked for: a handshake needs them only if somebody logs or forwards them, and of
-/// a server's own certificates nobody does, of which there may be millions.
+/// Computed on first use. A handshake needs these only for logs and forwarded headers, and a
+/// server's own certificates, of which there may be millions, never do.
 #[derive(Default)]
 struct LazyFields {
     subject: OnceLock<Box<str>>,
@@ -159,16 +158,16 @@ struct LazyFields {
 }
 
 impl Certificate {
-    /// Reads one certificate. Copies the bytes once.
+    /// Parses one certificate. Copies the bytes once.
     ///
     /// # Errors
-    /// When the bytes are not one certificate in strict DER within the limits, or bytes follow it.
+    /// When the bytes are not exactly one certificate in strict DER within the limits.
     pub fn from_der(der: &[u8]) -> Result<Self, CertError> {
         let fields = Fields::read(der)?;
         Ok(Self::from_parts(der, fields))
     }
 
-    /// For callers that have read `der` already.
+    /// `fields` must have been parsed from `der`.
     pub(crate) fn from_parts(der: &[u8], fields: Fields) -> Self {
         Self(Arc::new(CertificateInner {
             der: CertificateDer::from(der.to_vec()),
@@ -206,24 +205,33 @@ impl Certificate {
         self.lazy().issuer.get_or_init(|| name::to_rfc2253(self.0.fields.issuer.slice(&self.0.der)).into())
     }
 
-    /// Subject in the old form of OpenSSL, `/O=Acme/CN=client`: for show only, since a `/` within a
+    /// Subject in OpenSSL's legacy form, `/O=Acme/CN=client`. For display only: a `/` within a
     /// value is not escaped.
     pub fn subject_legacy(&self) -> String {
         name::to_legacy(self.0.fields.subject.slice(&self.0.der))
     }
 
-    /// Issuer in the old form.
+    /// Issuer in OpenSSL's legacy form.
     pub fn issuer_legacy(&self) -> String {
         name::to_legacy(self.0.fields.issuer.slice(&self.0.der))
     }
 
-    /// Equal for certificates whose subjects are the same name (RFC 5280 7.1); unequal ones may
-    /// share it.
+    /// Whether its subject matches `name`.
+    pub fn has_subject(&self, name: &DistinguishedName) -> bool {
+        name::names_match(name.content(), self.subject_der())
+    }
+
+    /// Whether its issuer matches `name`.
+    pub fn has_issuer(&self, name: &DistinguishedName) -> bool {
+        name::names_match(name.content(), self.0.fields.issuer.slice(&self.0.der))
+    }
+
+    /// Equal for certificates whose subjects match (RFC 5280 7.1); different subjects may collide.
     pub fn subject_hash(&self) -> u64 {
         name::folded_hash(self.subject_der())
     }
 
-    /// Serial number: the content of the INTEGER, which DER keeps as short as it can be.
+    /// Serial number: the content of the INTEGER, in DER's shortest form.
     pub fn serial(&self) -> &[u8] {
         self.0.fields.serial.slice(&self.0.der)
     }
@@ -236,12 +244,12 @@ impl Certificate {
 
     /// First second of validity, inclusive; dates before 1970 read as 1970.
     pub fn not_before(&self) -> UnixTime {
-        to_unix(self.0.fields.not_before)
+        unix_time::from_seconds(self.0.fields.not_before)
     }
 
     /// Last second of validity, inclusive; dates before 1970 read as 1970.
     pub fn not_after(&self) -> UnixTime {
-        to_unix(self.0.fields.not_after)
+        unix_time::from_seconds(self.0.fields.not_after)
     }
 
     /// SHA-256 over the DER.
@@ -249,26 +257,26 @@ impl Certificate {
         self.lazy().fingerprint.get_or_init(|| sha256(&self.0.der))
     }
 
-    /// SHA-1 over the DER: what nginx calls the fingerprint. A name for people, not a proof.
+    /// SHA-1 over the DER: nginx's `$ssl_client_fingerprint`. For display only.
     pub fn fingerprint_sha1(&self) -> [u8; 20] {
         let mut out = [0; 20];
-        out.copy_from_slice(digest(&SHA1_FOR_LEGACY_USE_ONLY, &self.0.der).as_ref()); // both are 20 bytes
+        // Both are 20 bytes.
+        out.copy_from_slice(digest(&SHA1_FOR_LEGACY_USE_ONLY, &self.0.der).as_ref());
         out
     }
 
-    /// SHA-256 over the SubjectPublicKeyInfo: stays the same when the certificate is renewed with
-    /// its key.
+    /// SHA-256 over the SubjectPublicKeyInfo. A certificate renewed with its key keeps this value.
     pub fn spki_sha256(&self) -> &[u8; 32] {
         self.lazy().spki.get_or_init(|| sha256(self.0.fields.spki.slice(&self.0.der)))
     }
 
-    /// X.509 version 1: no extensions, so neither usages nor names can be judged.
+    /// X.509 version 1: has no extensions, so it states neither usages nor names.
     pub fn is_v1(&self) -> bool {
         self.0.fields.version == 1
     }
 
-    /// Says of itself that it is a CA: basicConstraints CA:TRUE, or a self-issued v1 certificate
-    /// (which cannot say so).
+    /// Whether the certificate claims to be a CA: basicConstraints CA:TRUE, or a self-issued v1
+    /// certificate, which has no basicConstraints.
     pub fn is_ca(&self) -> bool {
         match self.0.fields.basic_constraints {
             Some(constraints) => constraints.ca,
@@ -276,8 +284,8 @@ impl Certificate {
         }
     }
 
-    /// Whether `issuer` may issue certificates, has this one's issuer's name, and signed it.
-    /// Nothing else of a path is judged.
+    /// Whether `issuer` is a CA that has this certificate's issuer name and signed it. Checks
+    /// nothing else of a path.
     pub fn is_issued_by(&self, issuer: &Self) -> bool {
         let (fields, der) = (&self.0.fields, &self.0.der);
         let may_issue = issuer.is_ca() && issuer.0.fields.key_usage.is_none_or(|usage| usage.key_cert_sign());
@@ -288,7 +296,7 @@ impl Certificate {
                 == SignatureCheck::Valid
     }
 
-    /// Subject and issuer are the same name.
+    /// Whether subject and issuer are the same name.
     pub fn is_self_issued(&self) -> bool {
         self.0.fields.is_self_issued(&self.0.der)
     }
@@ -330,40 +338,34 @@ impl Certificate {
     }
 }
 
-pub(crate) fn to_unix(seconds: i64) -> UnixTime {
-    UnixTime::since_unix_epoch(Duration::from_secs(u64::try_from(seconds).unwrap_or(0)))
-}
-
 pub(crate) fn sha256(bytes: &[u8]) -> [u8; 32] {
     let mut out = [0; 32];
     out.copy_from_slice(digest(&SHA256, bytes).as_ref()); // both are 32 bytes
     out
 }
 
-/// The SubjectPublicKeyInfo of a certificate, without making a [`Certificate`] of it: for checking
-/// that a peer holds the key of what it shows. Says nothing about whether the certificate is any
-/// good.
+/// The SubjectPublicKeyInfo of a certificate, without making a [`Certificate`]: for checking that a
+/// peer holds the private key. The certificate itself is not verified.
 ///
 /// # Errors
-/// As [`Certificate::from_der`].
+/// Those of [`Certificate::from_der`].
 pub fn subject_public_key_info(der: &[u8]) -> Result<&[u8], CertError> {
     Ok(Fields::read(der)?.spki.slice(der))
 }
 
-/// Reads every certificate of a PEM text, in order. Text around the blocks is ignored, and so are
-/// blocks that say nothing about trust (private keys, parameters, certificate requests). Labels as
-/// OpenSSL reads them: `CERTIFICATE`, `X509 CERTIFICATE`, `TRUSTED CERTIFICATE` (without trust
-/// settings).
+/// Reads every certificate of a PEM text, in order. Ignores text around the blocks, and blocks that
+/// cannot change trust (private keys, parameters, certificate requests). Accepts OpenSSL's labels:
+/// `CERTIFICATE`, `X509 CERTIFICATE`, `TRUSTED CERTIFICATE` (without trust settings).
 ///
 /// # Errors
-/// When there is no certificate, too many, one of them cannot be read, or the text says something
-/// about trust that is not applied: a block of another kind, or OpenSSL's trust settings. Nothing
-/// is skipped.
+/// When there is no certificate, there are too many, one is malformed, or the text restricts trust
+/// in a way that is not applied: a block of another kind, or OpenSSL's trust settings. No block is
+/// skipped.
 pub fn certificates_from_pem(text: &str) -> Result<Vec<Certificate>, CertError> {
     certificates_and_blocks(text, |_| false)
 }
 
-/// As [`certificates_from_pem`], but `takes` may take blocks of other labels for itself.
+/// Like [`certificates_from_pem`]; `takes` may consume blocks of other labels.
 pub(crate) fn certificates_and_blocks(
     text: &str,
     mut takes: impl FnMut(&Block<'_>) -> bool,

@@ -1,10 +1,10 @@
-//! A strict DER reader: the only code in the house that walks ASN.1 by hand.
+//! A strict DER reader: the only ASN.1 parser of the workspace.
 //!
-//! `cert`, `chain` and `revocation` read through it. It copies nothing: a value is either a slice
-//! of the input or a [`Span`] (a pair of offsets) that an owner of the bytes can keep beside them.
-//! Lengths must be definite and minimal, tags must fit one byte, and every structure must be used
-//! up, so two readers never disagree about where a value ends. Invariant: no input makes it panic,
-//! and each call consumes what it returns.
+//! `cert`, `chain` and `revocation` parse through it. It copies nothing: a value is a slice of the
+//! input or a [`Span`] (a pair of offsets) that the owner of the bytes can keep. Lengths must be
+//! definite and minimal, tags must fit one byte, and every structure must be used up, so two
+//! parsers never disagree about the end of a value. Invariant: no input causes a panic, and each
+//! call consumes what it returns.
 
 use std::num::NonZeroU32;
 
@@ -31,7 +31,7 @@ pub(crate) const fn context_constructed(number: u8) -> u8 {
     0xa0 | number
 }
 
-/// What is wrong with the bytes. Says nothing about which structure: the caller knows.
+/// Why bytes are not DER. The caller adds the structure.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub(crate) enum DerError {
     #[error("the data ends in the middle of a value")]
@@ -48,12 +48,11 @@ pub(crate) enum DerError {
     Time,
 }
 
-/// Where a value lies in the bytes it was read from.
+/// The position of a value in the bytes it was parsed from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Span {
     start: u32,
-    /// One behind its end, which is never zero: a span that may be missing is no larger than one
-    /// that is there.
+    /// Its end plus one, which is never zero, so that `Option<Span>` is as small as `Span`.
     end_plus_one: NonZeroU32,
 }
 
@@ -64,18 +63,18 @@ impl Default for Span {
 }
 
 impl Span {
-    /// The bytes; empty when `whole` is not what the span was made from.
+    /// The bytes of the span; empty when `whole` is too short for it.
     pub(crate) fn slice(self, whole: &[u8]) -> &[u8] {
         whole.get(self.start as usize..self.end() as usize).unwrap_or_default()
     }
 
-    /// The same place without its first byte: a BIT STRING without its count of unused bits.
+    /// The span without its first byte: a BIT STRING without its count of unused bits.
     pub(crate) fn skip_first(self) -> Self {
         Self { start: self.start.saturating_add(1).min(self.end()), ..self }
     }
 
     fn new(start: usize, end: usize) -> Self {
-        // The reader refuses inputs beyond u32, so nothing is cut off here.
+        // The reader rejects inputs beyond u32, so nothing is truncated.
         Self { start: start as u32, end_plus_one: NonZeroU32::MIN.saturating_add(end as u32) }
     }
 
@@ -91,9 +90,9 @@ pub(crate) struct Tlv<'a> {
     pub(crate) content: &'a [u8],
     /// Header and content.
     whole: &'a [u8],
-    /// Place of the content in the reader's whole input.
+    /// Position of the content in the reader's whole input.
     pub(crate) inner: Span,
-    /// Place of header and content in the reader's whole input.
+    /// Position of header and content in the reader's whole input.
     pub(crate) outer: Span,
 }
 
@@ -104,7 +103,7 @@ impl<'a> Tlv<'a> {
     }
 }
 
-/// A cursor over a run of values. Spans it hands out count from the start of `whole`.
+/// A cursor over consecutive values. Spans are relative to the start of `whole`.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Reader<'a> {
     whole: &'a [u8],
@@ -114,12 +113,12 @@ pub(crate) struct Reader<'a> {
 
 impl<'a> Reader<'a> {
     pub(crate) fn new(whole: &'a [u8]) -> Self {
-        // Beyond u32 a span could not say where it is; such an input reads as empty, and so as truncated.
+        // A span cannot address more than u32; a larger input reads as empty, and so as truncated.
         let end = if u32::try_from(whole.len()).is_ok() { whole.len() } else { 0 };
         Self { whole, at: 0, end }
     }
 
-    /// Reads the part of `whole` that `span` names, with spans still counted in `whole`.
+    /// Reads the part `span` of `whole`, with spans relative to `whole`.
     pub(crate) fn within(whole: &'a [u8], span: Span) -> Self {
         let end = (span.end() as usize).min(whole.len());
         Self { whole, at: (span.start as usize).min(end), end }
@@ -134,7 +133,7 @@ impl<'a> Reader<'a> {
         if self.is_empty() { None } else { self.whole.get(self.at).copied() }
     }
 
-    /// The next value, whatever its type.
+    /// The next value of any type.
     pub(crate) fn next(&mut self) -> Result<Tlv<'a>, DerError> {
         let start = self.at;
         let tag = self.byte()?;
@@ -173,13 +172,13 @@ impl<'a> Reader<'a> {
         if self.peek() == Some(tag) { self.next().map(Some) } else { Ok(None) }
     }
 
-    /// The inside of the next value, which must have this tag.
+    /// The content of the next value, which must have this tag, as a reader.
     pub(crate) fn nested(&mut self, tag: u8) -> Result<Reader<'a>, DerError> {
         let value = self.expect(tag)?;
         Ok(Reader::within(self.whole, value.inner))
     }
 
-    /// Must be called when the structure has no more fields.
+    /// Ends a structure: no bytes may follow.
     pub(crate) fn finish(self) -> Result<(), DerError> {
         if self.is_empty() { Ok(()) } else { Err(DerError::Trailing) }
     }
@@ -220,7 +219,7 @@ pub(crate) fn boolean(content: &[u8]) -> Result<bool, DerError> {
     }
 }
 
-/// An INTEGER's content, checked to be the shortest form. The sign is the caller's business.
+/// Checks that an INTEGER's content has its shortest form. It may be negative.
 pub(crate) fn integer(content: &[u8]) -> Result<&[u8], DerError> {
     match content {
         [] => Err(DerError::Value),
@@ -264,8 +263,8 @@ pub(crate) fn named_bits(content: &[u8]) -> Result<u16, DerError> {
     Ok(u16::from_be_bytes([high, low]))
 }
 
-/// A UTCTime or GeneralizedTime in the forms RFC 5280 4.1.2.5 permits (Zulu, seconds, no fraction),
-/// as seconds since 1970.
+/// Parses a UTCTime or GeneralizedTime in the forms of RFC 5280 4.1.2.5 (Zulu, seconds, no
+/// fraction) to seconds since 1970.
 pub(crate) fn time(value: &Tlv<'_>) -> Result<i64, DerError> {
     let (year, rest) = match (value.tag, value.content) {
         (UTC_TIME, [a, b, rest @ ..]) => {
@@ -318,7 +317,7 @@ fn days_since_epoch(year: i64, month: i64, day: i64) -> i64 {
     era * 146_097 + of_era * 365 + of_era / 4 - of_era / 100 + of_year - 719_468
 }
 
-/// Appends one value to `out`: the writing half, for what rcgen cannot make.
+/// Appends one value to `out`: for structures that rcgen cannot write.
 pub(crate) fn write(out: &mut Vec<u8>, tag: u8, content: &[u8]) {
     out.push(tag);
     let length = content.len();

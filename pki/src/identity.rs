@@ -1,9 +1,8 @@
-//! Who a verified client is.
+//! The identity of a verified client.
 //!
-//! `chain` makes an [`Identity`] at the end of a successful verification and nowhere else;
-//! authorisation, forwarded headers and logs read it. Cheap to clone. Invariant: an `Identity`
-//! exists only for a certificate that was accepted; what a client merely claims is a
-//! [`Certificate`].
+//! `chain` alone makes an [`Identity`], at the end of a successful verification; allow-lists,
+//! forwarded headers and logs use it. It is cheap to clone. Invariant: an `Identity` exists only
+//! for an accepted certificate; the unverified claim of a client is a [`Certificate`].
 
 use std::fmt;
 use std::net::IpAddr;
@@ -20,7 +19,7 @@ pub struct Identity(Arc<IdentityInner>);
 struct IdentityInner {
     certificate: Certificate,
     uris: Vec<String>,
-    /// URIs in the certificate, those that name nobody included.
+    /// Number of URIs in the certificate, malformed ones included.
     uri_entries: usize,
     dns: Vec<String>,
     emails: Vec<String>,
@@ -28,7 +27,7 @@ struct IdentityInner {
 }
 
 impl Identity {
-    /// Reads the names of a certificate that `chain` has just accepted.
+    /// Takes the names from a certificate that `chain` accepted.
     pub(crate) fn of(certificate: Certificate) -> Self {
         let (mut uris, mut dns, mut emails, mut ips) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         let mut uri_entries = 0;
@@ -92,8 +91,8 @@ impl Identity {
         &self.0.ips
     }
 
-    /// The SPIFFE ID, when the certificate carries exactly one URI and it is one (SPIFFE
-    /// X.509-SVID, section 2: more than one URI makes the certificate no SVID).
+    /// The SPIFFE ID, when the certificate carries exactly one URI and that is a SPIFFE ID (SPIFFE
+    /// X.509-SVID, section 2: a certificate with more than one URI is not an SVID).
     pub fn spiffe_id(&self) -> Option<&str> {
         match self.san_uris() {
             [only] if self.0.uri_entries == 1 && only.starts_with("spiffe://") => Some(only),
@@ -108,8 +107,8 @@ impl fmt::Debug for Identity {
     }
 }
 
-/// IA5String: other bytes would let a name look like another in a log or header, so such an entry
-/// names nobody.
+/// An IA5String of printable characters. Other bytes could make two names look alike in a log or
+/// header, so such an entry is dropped.
 fn ascii(text: &[u8]) -> Option<String> {
     let printable = !text.is_empty() && text.iter().all(|byte| (0x20..0x7f).contains(byte));
     if printable { std::str::from_utf8(text).ok().map(str::to_owned) } else { None }

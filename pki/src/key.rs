@@ -1,8 +1,8 @@
-//! Private keys: the one place where they enter the process in clear.
+//! Private keys: the only module that parses them.
 //!
-//! PEM (as it comes out of the `keyring`) -> [`PrivateKey`] -> the TLS engine, once. The bytes are
-//! wiped on drop, are never printed, serialised or put into an error. Invariant: a `PrivateKey` was
-//! accepted by the crypto library, so it can sign.
+//! PEM (decrypted by `keyring`) -> [`PrivateKey`] -> the TLS engine, once. The bytes are wiped on
+//! drop and never printed, serialised or put into an error. Invariant: the crypto library accepted
+//! every `PrivateKey`, so it can sign.
 
 use std::fmt;
 
@@ -19,7 +19,7 @@ use crate::cert::{Certificate, sha256};
 use crate::der::{self, DerError, Reader};
 use crate::pem;
 
-/// How the DER of a key is laid out.
+/// The structure of a key's DER.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum KeyFormat {
     /// `PRIVATE KEY` (RFC 5958).
@@ -30,7 +30,7 @@ pub enum KeyFormat {
     Sec1,
 }
 
-/// Why a text is not a private key we can use. Never quotes any of it.
+/// Why a text is not a usable private key. Never quotes the text.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum KeyError {
@@ -47,13 +47,13 @@ pub enum KeyError {
     /// A PEM block is damaged.
     #[error("damaged PEM: {0}")]
     Pem(String),
-    /// Not the structure its label promises, or the numbers in it do not make a key.
+    /// The DER does not match its label, or its numbers make no key.
     #[error("the private key cannot be read: it is not a sound {format:?} key")]
     Malformed {
-        /// What it should have been.
+        /// The expected structure.
         format: KeyFormat,
     },
-    /// A kind of key that we do not use.
+    /// An unsupported kind of key.
     #[error(
         "unsupported kind of private key: use RSA of at least 2048 bits, ECDSA on P-256, P-384 or P-521, or Ed25519"
     )]
@@ -66,7 +66,7 @@ pub enum KeyError {
     },
 }
 
-/// A private key in clear. Wiped on drop; equality takes the same time for any two keys of one
+/// A private key in clear. Wiped on drop. Equality takes the same time for any two keys of one
 /// length.
 pub struct PrivateKey {
     format: KeyFormat,
@@ -74,16 +74,16 @@ pub struct PrivateKey {
     public_key_digest: PublicKeyDigest,
 }
 
-/// Half of the SHA-256 of the public half, as SubjectPublicKeyInfo's BIT STRING holds it: enough
-/// that no two keys have the same, and there may be a million of them.
+/// The first half of SHA-256 over the public key, as SubjectPublicKeyInfo's BIT STRING holds it. 16
+/// bytes are collision-free in practice, and a process may hold a million of them.
 type PublicKeyDigest = [u8; 16];
 
 impl PrivateKey {
-    /// Reads the first private key of a PEM text; other blocks (`EC PARAMETERS`, certificates) are
-    /// passed over.
+    /// Reads the first private key of a PEM text and skips other blocks (`EC PARAMETERS`,
+    /// certificates).
     ///
     /// # Errors
-    /// When there is none, it is encrypted, damaged, or of a kind we do not use.
+    /// When there is no key, or it is encrypted, damaged or unsupported.
     pub fn from_pem(text: &str) -> Result<Self, KeyError> {
         for block in pem::blocks(text) {
             let block = block.map_err(|error| KeyError::Pem(error.to_string()))?;
@@ -102,21 +102,21 @@ impl PrivateKey {
         Err(KeyError::NoKey)
     }
 
-    /// Reads a key from DER. Copies the bytes once.
+    /// Parses a key from DER. Copies the bytes once.
     ///
     /// # Errors
-    /// When the bytes are not a sound key of that format, or of a kind we do not use.
+    /// When the bytes are not a valid key of that format, or the kind of key is unsupported.
     pub fn from_der(format: KeyFormat, der: &[u8]) -> Result<Self, KeyError> {
         let public = public_key_digest(format, der)?;
         Ok(Self { format, der: Zeroizing::new(der.into()), public_key_digest: public })
     }
 
-    /// Layout of [`Self::der`].
+    /// The structure of [`Self::der`].
     pub fn format(&self) -> KeyFormat {
         self.format
     }
 
-    /// The key for a TLS engine. Borrowed: the engine makes its own copy.
+    /// The key for a TLS engine, borrowed: the engine makes its own copy.
     pub fn der(&self) -> PrivateKeyDer<'_> {
         let bytes = &**self.der;
         match self.format {
@@ -126,10 +126,20 @@ impl PrivateKey {
         }
     }
 
-    /// Checks that the certificate carries the public half of this key.
+    /// The key as PEM.
+    pub fn to_pem(&self) -> Zeroizing<String> {
+        let label = match self.format {
+            KeyFormat::Pkcs8 => "PRIVATE KEY",
+            KeyFormat::Pkcs1 => "RSA PRIVATE KEY",
+            KeyFormat::Sec1 => "EC PRIVATE KEY",
+        };
+        pem::encode(label, &self.der)
+    }
+
+    /// Checks that the certificate carries the public key of this key.
     ///
     /// # Errors
-    /// [`KeyError::Mismatch`] when it carries another.
+    /// [`KeyError::Mismatch`] otherwise.
     pub fn matches(&self, certificate: &Certificate) -> Result<(), KeyError> {
         if digest(certificate.key().key) == self.public_key_digest {
             Ok(())
@@ -160,7 +170,7 @@ const ED25519: &[u8] = &[0x2b, 0x65, 0x70];
 static CURVES: [&EcdsaSigningAlgorithm; 3] =
     [&ECDSA_P256_SHA256_ASN1_SIGNING, &ECDSA_P384_SHA384_ASN1_SIGNING, &ECDSA_P521_SHA512_ASN1_SIGNING];
 
-/// Has the crypto library read the key, and takes its public half.
+/// Has the crypto library parse the key and digests its public key.
 fn public_key_digest(format: KeyFormat, der: &[u8]) -> Result<PublicKeyDigest, KeyError> {
     let malformed = KeyError::Malformed { format };
     match format {

@@ -1,12 +1,11 @@
-//! Private keys at rest: the encryption APISIX uses in its etcd (`apisix.data_encryption.keyring`),
-//! bit for bit.
+//! Encryption of private keys at rest, compatible with APISIX (`apisix.data_encryption.keyring`).
 //!
 //! Stored text -> [`Keyring::open`] -> PEM -> `key`; PEM from the Admin API -> [`Keyring::seal`] ->
-//! the store. An entry of 16 bytes is an AES-128-CBC key, one of 32 bytes an AES-256-CBC key; the
-//! IV is the first 16 bytes of the same entry; PKCS#7 padding; standard base64. There is no MAC, so
-//! a wrong key passes the padding check once in about 256 times: we also insist that the opened
-//! text starts with `---`, as everything that is ever sealed does. Invariant: opened text is wiped
-//! on drop and never in an error.
+//! the store. An entry of 16 bytes is an AES-128-CBC key, an entry of 32 bytes an AES-256-CBC key;
+//! the IV is the first 16 bytes of the entry; padding is PKCS#7; the encoding is standard base64.
+//! There is no MAC, so a wrong key passes the padding check once in about 256 times: decrypted text
+//! must also start with `---`, as all encrypted text does. Invariant: decrypted text is wiped on
+//! drop and never in an error.
 
 use std::fmt;
 
@@ -18,11 +17,10 @@ use cbc::cipher::{BlockModeDecrypt, BlockModeEncrypt, KeyIvInit};
 use thiserror::Error;
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
-/// Only text with this beginning is ever encrypted: PEM, possibly after `---`-style markers.
+/// Only text with this prefix is encrypted: PEM, possibly after `---`-style markers.
 const PEM_PREFIX: &str = "---";
 
-/// Why a keyring cannot be made, or a stored text not be opened. The texts of the latter are
-/// APISIX's.
+/// Why a keyring or a stored text is invalid. The messages of the latter are those of APISIX.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum KeyringError {
     /// An entry is neither an AES-128 nor an AES-256 key.
@@ -36,7 +34,7 @@ pub enum KeyringError {
     /// The stored text is neither PEM nor base64.
     #[error("base64 decode ssl key failed")]
     Base64,
-    /// No entry of the keyring opens it.
+    /// No key of the keyring decrypts it.
     #[error("decrypt ssl key failed")]
     Decrypt,
 }
@@ -47,19 +45,19 @@ enum AesKey {
     Aes256([u8; 32]),
 }
 
-/// The keys that seal private keys at rest: the first seals, all open. Wiped on drop.
+/// The keys for private keys at rest: the first one encrypts, all decrypt. Wiped on drop.
 pub struct Keyring {
     keys: Vec<AesKey>,
 }
 
 impl Keyring {
-    /// Makes a keyring. The raw bytes of an entry's text are the key. An empty list is
-    /// [`Keyring::none`].
+    /// Makes a keyring. The raw bytes of an entry are the key. An empty list gives
+    /// [`Keyring::empty`].
     ///
     /// # Errors
     /// When an entry has neither 16 nor 32 bytes.
     pub fn new(entries: Vec<String>) -> Result<Self, KeyringError> {
-        let mut made = Vec::with_capacity(entries.len());
+        let mut keys = Vec::with_capacity(entries.len());
         for (index, text) in entries.into_iter().map(Zeroizing::new).enumerate() {
             let bytes = text.as_bytes();
             let entry = match bytes.len() {
@@ -67,18 +65,18 @@ impl Keyring {
                 32 => bytes.try_into().map(AesKey::Aes256),
                 found => return Err(KeyringError::Length { position: index + 1, found }),
             };
-            made.push(entry.map_err(|_| KeyringError::Length { position: index + 1, found: bytes.len() })?);
+            keys.push(entry.map_err(|_| KeyringError::Length { position: index + 1, found: bytes.len() })?);
         }
-        Ok(Self { keys: made })
+        Ok(Self { keys: keys })
     }
 
-    /// A keyring without entries: texts are stored and read as they are.
+    /// A keyring without keys: texts are stored in clear.
     pub fn empty() -> Self {
         Self { keys: Vec::new() }
     }
 
-    /// Seals a text with the first entry. Text that does not start with `---` (sealed already, or a
-    /// reference) stays as it is.
+    /// Encrypts a text with the first key. Text that does not start with `---` (encrypted text, a
+    /// reference) stays unchanged.
     pub fn seal(&self, text: &str) -> String {
         match self.keys.first() {
             Some(entry) if text.starts_with(PEM_PREFIX) => STANDARD.encode(entry.encrypt(text.as_bytes())),
@@ -86,12 +84,12 @@ impl Keyring {
         }
     }
 
-    /// Opens a stored text: with the first entry that yields text starting with `---`. Text that
-    /// starts so already, and any text when there are no entries, is returned as it is.
+    /// Decrypts a stored text, with the first key that yields text starting with `---`. Text that
+    /// already starts so, and any text of an empty keyring, is returned unchanged.
     ///
     /// # Errors
-    /// [`KeyringError::Base64`] when it is not base64, [`KeyringError::Decrypt`] when no entry
-    /// opens it.
+    /// [`KeyringError::Base64`] when it is not base64, [`KeyringError::Decrypt`] when no key
+    /// decrypts it.
     pub fn open(&self, stored: &str) -> Result<Zeroizing<String>, KeyringError> {
         if stored.starts_with(PEM_PREFIX) || self.keys.is_empty() {
             return Ok(Zeroizing::new(stored.to_owned()));
@@ -134,12 +132,12 @@ impl AesKey {
                     .len()
             }
         };
-        let opened = std::str::from_utf8(buffer.get(..length)?).ok()?;
-        opened.starts_with(PEM_PREFIX).then(|| Zeroizing::new(opened.to_owned()))
+        let text = std::str::from_utf8(buffer.get(..length)?).ok()?;
+        text.starts_with(PEM_PREFIX).then(|| Zeroizing::new(text.to_owned()))
     }
 }
 
-/// OpenSSL takes as many bytes of the IV text as the cipher has in a block.
+/// As APISIX: the first block of the key's own bytes.
 fn initialisation_vector(key: &[u8; 32]) -> [u8; 16] {
     let mut iv = [0; 16];
     for (to, from) in iv.iter_mut().zip(key) {

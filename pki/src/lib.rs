@@ -1,13 +1,14 @@
-//! What a certificate means: parsing, keys, paths, revocation and policy. No IO and no TLS engine.
+//! X.509 certificates: parsing, keys, path building, revocation and client policies. No IO, no TLS.
 //!
-//! Both planes use it: the control plane to judge documents before they are stored, the data plane
-//! to judge peers. The clock is always a parameter. In the order in which a certificate meets them:
+//! Both planes use this crate: the control plane validates documents with it, the data plane
+//! verifies peers. The clock is always a parameter. The modules, in the order in which a
+//! certificate passes them:
 //!
-//! - [`cert`] reads certificates, [`key`] private keys, which [`keyring`] opens;
-//! - [`policy`] is what a site demands of its clients, with the lists of [`revocation`];
-//! - [`chain`] decides whether a peer is accepted, [`verified`] remembers that it was, [`identity`]
-//!   says who it is;
-//! - [`mint`] makes certificates, for the command line, the demo and the tests.
+//! - [`cert`] parses certificates, [`key`] private keys, which [`keyring`] decrypts;
+//! - [`policy`] holds the client policy of a site, with the CRLs of [`revocation`];
+//! - [`chain`] verifies a peer's chain, [`verified_cache`] caches the result, [`identity`] names
+//!   the client;
+//! - [`ca`] issues certificates for the command line, the demo and the tests.
 
 #![warn(missing_docs)]
 

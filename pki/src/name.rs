@@ -1,34 +1,31 @@
-//! Distinguished names: their text (RFC 2253, as OpenSSL prints it) and when two of them are the
-//! same.
+//! Distinguished names: their text (RFC 2253, in OpenSSL's spelling) and their comparison.
 //!
-//! `chain` compares issuer with subject here, `identity` takes its text from here, and a
-//! CertificateRequest its list of subjects. Two names are the same when their bytes are, or when
-//! they differ only in what RFC 5280 7.1 says is no difference: the string type, the case of ASCII
-//! letters, and runs of white space. Invariant: comparing never allocates.
+//! Two names match when their bytes are equal, or when they differ only in the string type, the
+//! case of ASCII letters and runs of white space (RFC 5280 7.1). Invariant: a comparison never
+//! allocates.
 
 use std::fmt::Write as _;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 
-use crate::cert::Certificate;
 use crate::der::{self, DerError, Reader};
 
 mod parse;
 
 pub use parse::NameError;
 
-/// A subject name as it goes into the certificate_authorities list of a TLS CertificateRequest.
+/// A subject name, as in the certificate_authorities list of a TLS CertificateRequest.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct DistinguishedName {
     content: Box<[u8]>,
 }
 
 impl DistinguishedName {
-    /// Takes the inside of a `Name`, which the caller has read from a certificate.
+    /// `content` is the content of a well-formed `Name`.
     pub(crate) fn new(content: &[u8]) -> Self {
         Self { content: content.into() }
     }
 
-    /// Reads the whole DER of a `Name`, as a CertificateRequest carries it. `None`: it is none.
+    /// Parses the whole DER of a `Name`, as in a CertificateRequest. `None` when it is malformed.
     pub fn from_der(der: &[u8]) -> Option<Self> {
         let mut reader = Reader::new(der);
         let name = reader.expect(der::SEQUENCE).ok()?;
@@ -37,24 +34,13 @@ impl DistinguishedName {
         Some(Self::new(name.content))
     }
 
-    /// The DER without the outer SEQUENCE header (what rustls' `DistinguishedName::in_sequence`
-    /// takes).
+    /// The DER without the outer SEQUENCE header, as rustls' `DistinguishedName::in_sequence` takes
+    /// it.
     pub fn content(&self) -> &[u8] {
         &self.content
     }
 
-    /// Whether it is the same name as the subject of that certificate, by the rules above.
-    pub fn is_subject_of(&self, certificate: &Certificate) -> bool {
-        names_match(&self.content, certificate.subject_der())
-    }
-
-    /// Whether it is the same name as the issuer of that certificate.
-    pub fn is_issuer_of(&self, certificate: &Certificate) -> bool {
-        names_match(&self.content, certificate.fields().issuer.slice(certificate.der()))
-    }
-
-    /// Equal for names that are the same; unequal names may share it. As
-    /// [`Certificate::subject_hash`].
+    /// Equal for matching names; other names may collide. As [`crate::Certificate::subject_hash`].
     pub fn folded_hash(&self) -> u64 {
         folded_hash(&self.content)
     }
@@ -99,7 +85,7 @@ fn read_attribute<'a>(rdn: &mut Reader<'a>) -> Result<Attribute<'a>, DerError> {
     Ok(Attribute { oid, tag: value.tag, value: value.content })
 }
 
-/// Checks that the inside of a `Name` is a list of non-empty sets of attributes.
+/// Checks that the content of a `Name` is a list of non-empty sets of attributes.
 pub(crate) fn check(name: &[u8]) -> Result<(), DerError> {
     let mut rdns = Reader::new(name);
     while !rdns.is_empty() {
@@ -114,8 +100,7 @@ pub(crate) fn check(name: &[u8]) -> Result<(), DerError> {
     Ok(())
 }
 
-/// Whether two names are the same. A name that cannot be read is the same as nothing but its own
-/// bytes.
+/// Whether two names match. A malformed name matches only its own bytes.
 pub(crate) fn names_match(a: &[u8], b: &[u8]) -> bool {
     a == b || prefix_length(a, b).is_some_and(|rest| rest == 0)
 }
@@ -125,12 +110,12 @@ pub(crate) fn is_within(name: &[u8], base: &[u8]) -> bool {
     base.is_empty() || name == base || prefix_length(base, name).is_some()
 }
 
-/// A hash that is equal for names that are the [`same`]. Unequal names may share it.
+/// Equal for names that match ([`names_match`]); other names may collide.
 pub(crate) fn folded_hash(name: &[u8]) -> u64 {
     let mut rdns = Reader::new(name);
     let mut hash = 0u64;
     while let Ok(rdn) = rdns.nested(der::SET) {
-        // attributes of one RDN have no order, so their hashes are added
+        // Attributes of one RDN have no order, so their hashes are added.
         let sum = attributes(rdn)
             .map_while(Result::ok)
             .fold(0u64, |sum, one| sum.wrapping_add(attribute_hash(&one)));
@@ -151,7 +136,7 @@ fn attribute_hash(attribute: &Attribute<'_>) -> u64 {
     hasher.finish()
 }
 
-/// When `base` is a prefix of `name`: how many bytes of `name` follow it.
+/// The bytes of `name` that follow `base`; `None` when `base` is not a prefix.
 fn prefix_length(base: &[u8], name: &[u8]) -> Option<usize> {
     let (mut base, mut rest) = (Reader::new(base), Reader::new(name));
     let mut left = name.len();
@@ -166,10 +151,9 @@ fn prefix_length(base: &[u8], name: &[u8]) -> Option<usize> {
     Some(left)
 }
 
-/// Attributes of a multi-valued RDN have no order of their own.
+/// Attributes of a multi-valued RDN have no order.
 fn same_rdn(a: Reader<'_>, b: Reader<'_>) -> bool {
-    /// More attributes than this in one RDN are only compared byte by byte: the pairing below is
-    /// quadratic.
+    /// RDNs with more attributes are only compared byte by byte: the pairing below is quadratic.
     const ATTRIBUTES: usize = 8;
     let (a, b) = (attributes(a), attributes(b));
     let count = a.clone().count();
@@ -193,8 +177,7 @@ fn same_attribute(a: &Attribute<'_>, b: &Attribute<'_>) -> bool {
     }
 }
 
-/// The characters of a directory string, whatever its ASN.1 type. `None` as an item: not a
-/// character.
+/// The characters of a directory string of any ASN.1 type.
 #[derive(Clone)]
 enum Characters<'a> {
     Utf8(std::str::Chars<'a>),
@@ -205,7 +188,8 @@ enum Characters<'a> {
 impl<'a> Characters<'a> {
     fn of(tag: u8, value: &'a [u8]) -> Option<Self> {
         match tag {
-            // UTF8String; and the ASCII types, of which UTF-8 is a superset: Numeric, Printable, IA5, Visible
+            // UTF8String; and the ASCII types, of which UTF-8 is a superset: Numeric, Printable,
+            // IA5, Visible
             0x0c | 0x12 | 0x13 | 0x16 | 0x1a => Some(Self::Utf8(std::str::from_utf8(value).ok()?.chars())),
             // TeletexString holds Latin-1 in practice
             0x14 => Some(Self::Latin1(value.iter())),
@@ -234,7 +218,7 @@ impl Iterator for Characters<'_> {
     }
 }
 
-/// Characters with ASCII letters in lower case, no white space at the ends and single spaces
+/// Characters with ASCII letters in lower case, without white space at the ends, with single spaces
 /// within.
 struct CaseFolded<'a> {
     inner: Characters<'a>,
@@ -282,7 +266,7 @@ pub(crate) fn email_addresses(name: &[u8]) -> impl Iterator<Item = &[u8]> {
         .map(|attribute| attribute.value)
 }
 
-/// The name as `openssl x509 -nameopt RFC2253` prints it: last RDN first, `+` within an RDN,
+/// The text that `openssl x509 -nameopt RFC2253` prints: last RDN first, `+` within an RDN,
 /// everything but plain ASCII escaped.
 pub(crate) fn to_rfc2253(name: &[u8]) -> String {
     let mut parts: Vec<(bool, Attribute<'_>)> = Vec::new();
@@ -404,9 +388,9 @@ fn short_name(oid: &[u8]) -> Option<&'static str> {
     NAMES.iter().find(|(known, _)| *known == oid).map(|(_, name)| *name)
 }
 
-/// The name as OpenSSL's old `X509_NAME_oneline` prints it: `/C=US/O=Acme/CN=client`, in the order
-/// of the certificate. Everything but printable ASCII is escaped; a `/` within a value is not,
-/// which is why nothing should be decided by this text.
+/// The text that OpenSSL's legacy `X509_NAME_oneline` prints: `/C=US/O=Acme/CN=client`, in the
+/// order of the certificate. Everything but printable ASCII is escaped; a `/` within a value is
+/// not, so no decision may depend on this text.
 pub(crate) fn to_legacy(name: &[u8]) -> String {
     let mut text = String::with_capacity(name.len());
     let mut rdns = Reader::new(name);

@@ -1,20 +1,20 @@
-//! PEM, read the way OpenSSL reads it (RFC 7468 lax form): text before, between and after the
-//! blocks is ignored.
+//! PEM, parsed as OpenSSL does (RFC 7468 lax form): text before, between and after the blocks is
+//! ignored.
 //!
-//! `cert`, `key` and `revocation` come through here. Invariant: a block that begins but does not
-//! end, that ends but does not begin, or whose body is not base64, is an error and never skipped,
-//! so that a damaged bundle cannot silently lose a certificate or a revocation list.
+//! `cert`, `key` and `revocation` use it. Invariant: a block without its BEGIN line, without its
+//! END line or with a malformed body is an error and never skipped, so a damaged bundle cannot
+//! silently lose a certificate or a CRL.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use thiserror::Error;
 use zeroize::Zeroizing;
 
-/// One block: the label between the dashes, and the decoded bytes. Wiped on drop, for it may be a
-/// private key.
+/// One block: the label between the dashes, and the decoded bytes. Wiped on drop, because it may be
+/// a private key.
 pub(crate) struct Block<'a> {
     pub(crate) label: &'a str,
-    /// `Proc-Type` says that the body is encrypted (RFC 1421), so `bytes` is empty.
+    /// `Proc-Type` marks the body as encrypted (RFC 1421); `bytes` is then empty.
     pub(crate) encrypted: bool,
     pub(crate) bytes: Zeroizing<Vec<u8>>,
 }
@@ -35,14 +35,14 @@ pub(crate) enum PemError {
 
 const BEGIN: &str = "-----BEGIN ";
 const END: &str = "-----END ";
-/// How much of a label is quoted, in characters.
+/// Most characters of a label in an error message.
 pub(crate) const LABEL_CHARS_MAX: usize = 64;
 const DASHES: &str = "-----";
 
 impl Block<'_> {
-    /// A key, its parameters or a request for a certificate: nothing that changes whom a
-    /// certificate file trusts. Any other block that a reader does not use (a revocation list,
-    /// PKCS #7, an attribute certificate) may do so, and is not to be skipped.
+    /// Whether the block cannot change the trust in a certificate file: a key, its parameters or a
+    /// certificate request. Any other unused block (a CRL, PKCS #7, an attribute certificate)
+    /// might, and must not be skipped.
     pub(crate) fn is_irrelevant_to_trust(&self) -> bool {
         self.label.ends_with("PRIVATE KEY")
             || matches!(
@@ -52,7 +52,7 @@ impl Block<'_> {
     }
 }
 
-/// The start of a label, for messages.
+/// The start of a label, for error messages.
 pub(crate) fn truncated(label: &str) -> String {
     label.chars().take(LABEL_CHARS_MAX).collect()
 }
@@ -78,7 +78,7 @@ pub(crate) fn blocks(text: &str) -> impl Iterator<Item = Result<Block<'_>, PemEr
     })
 }
 
-/// A BEGIN line and the text around it.
+/// A BEGIN line and the text before and after it.
 #[derive(Clone, Copy)]
 struct BeginLine<'a> {
     before: &'a str,
@@ -104,8 +104,8 @@ fn next_begin(text: &str) -> Option<BeginLine<'_>> {
     }
 }
 
-/// The label of an END line in text that holds no block. A line that something else precedes (`#
-/// -----END`) is a comment.
+/// The label of an END line in text without a block. A line with a prefix (`# -----END`) is a
+/// comment.
 fn stray_end(text: &str) -> Option<&str> {
     text.split(['\n', '\r']).find_map(|line| {
         let line = line.trim_matches(|c: char| c.is_whitespace() || c == '\u{feff}');
@@ -127,7 +127,8 @@ fn read_body<'a>(label: &'a str, text: &'a str) -> Result<(Block<'a>, &'a str), 
     if !encrypted {
         let compact: Zeroizing<Vec<u8>> =
             Zeroizing::new(body.bytes().filter(|byte| !byte.is_ascii_whitespace()).collect());
-        bytes.reserve_exact(compact.len() / 4 * 3 + 3); // one allocation: nothing of a key is left behind by growing
+        // One allocation: growing would leave parts of a key in memory.
+        bytes.reserve_exact(compact.len() / 4 * 3 + 3);
         STANDARD
             .decode_vec(compact.as_slice(), &mut bytes)
             .map_err(|_| PemError::Body { label: truncated(label) })?;
@@ -135,7 +136,7 @@ fn read_body<'a>(label: &'a str, text: &'a str) -> Result<(Block<'a>, &'a str), 
     Ok((Block { label, encrypted, bytes }, after))
 }
 
-/// Text of one block with lines of 64 characters, as OpenSSL writes it.
+/// The text of one block, with lines of 64 characters, as OpenSSL writes it.
 pub(crate) fn encode(label: &str, bytes: &[u8]) -> Zeroizing<String> {
     let body = Zeroizing::new(STANDARD.encode(bytes));
     let mut text = Zeroizing::new(String::with_capacity(body.len() + body.len() / 64 + 2 * label.len() + 40));
@@ -144,7 +145,8 @@ pub(crate) fn encode(label: &str, bytes: &[u8]) -> Zeroizing<String> {
     text.push_str("-----\n");
     let mut rest = body.as_str();
     while !rest.is_empty() {
-        let (line, after) = rest.split_at(rest.len().min(64)); // base64 is ASCII: any place is a boundary
+        // base64 is ASCII: any index is a boundary.
+        let (line, after) = rest.split_at(rest.len().min(64));
         text.push_str(line);
         text.push('\n');
         rest = after;
@@ -198,7 +200,7 @@ mod tests {
         }
         let comment = whole.lines().map(|line| format!("# {line}\n")).collect::<String>();
         assert_eq!(blocks(&comment).count(), 0);
-        // Files put together whose last line has no line break.
+        // Concatenated files whose last line has no line break.
         assert_eq!(blocks(&format!("{}{whole}", whole.trim_end())).filter(Result::is_ok).count(), 2);
     }
 

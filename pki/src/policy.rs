@@ -1,11 +1,11 @@
-//! What a site demands of its clients: [`ClientAuth`], made once when a document is checked or
-//! arrives, then only read.
+//! The client policy of a site: [`ClientAuth`], built once when a document is validated or
+//! received, then read-only.
 //!
-//! `client.ca`, `client.depth`, `client.skip_mtls_uri_regex` and `client.crl` -> here -> `chain`
-//! (may this client in?) and the data plane (which paths need no certificate?). Everything costly
-//! happens at making: parsing, indexing, compiling. Invariant: [`ClientAuth::digest`] covers
-//! everything that can change a verdict, so equal digests mean equal verdicts, whatever the
-//! certificate. Tickets, verified-chain entries and live connections are bound to it.
+//! `client.ca`, `client.depth`, `client.skip_mtls_uri_regex` and `client.crl` -> [`ClientAuth`] ->
+//! `chain` (verification) and the data plane (which paths need no certificate). All expensive work
+//! happens when it is built: parsing, indexing, compiling. Invariant: [`ClientAuth::digest`] covers
+//! everything that can change a result, so equal digests mean equal results for every certificate.
+//! Tickets, cached chains and open connections are bound to it.
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
@@ -21,86 +21,83 @@ use crate::revocation::{CRLS_MAX, Crl, CrlError, CrlSet};
 
 /// Most skip patterns a policy may hold.
 pub const SKIP_PATTERNS_MAX: usize = 256;
-/// Largest compiled form of one pattern, in bytes: bounds what `a{1000}{1000}` costs.
+/// Largest compiled form of one pattern, in bytes: bounds the cost of `a{1000}{1000}`.
 const PATTERN_BYTES_MAX: usize = 1 << 20;
 
-/// SHA-256 over a policy.
+/// SHA-256 of a policy.
 pub type PolicyDigest = [u8; 32];
 
-/// What a [`ClientAuth`] is made from.
+/// The input of [`ClientAuth::new`].
 #[derive(Clone, Debug, Default)]
 pub struct ClientAuthInput {
-    /// The trust anchors: exactly these, nothing of the system's. A CA, an intermediate, or a
-    /// client's own certificate (pinned).
+    /// The trust anchors, without those of the system. A CA, an intermediate, or a client's own
+    /// certificate (pinned).
     pub anchors: Vec<Certificate>,
     /// Most intermediates between leaf and anchor, as OpenSSL counts them (contract 5.1). 0: signed
     /// by the anchor itself.
     pub depth: u32,
-    /// Paths that need no certificate: patterns in the syntax of the `regex` crate, matching
-    /// anywhere in the path.
+    /// Paths that need no certificate: patterns in the syntax of the `regex` crate, unanchored.
     pub skip_uri_patterns: Vec<String>,
-    /// Revocation lists. Empty: revocation is not checked.
+    /// The CRLs. Empty: revocation is not checked.
     pub crls: Vec<CertificateRevocationListDer<'static>>,
-    /// With lists: only a revoked certificate is refused. Otherwise an unknown or stale status
-    /// refuses too.
+    /// With CRLs: an unknown or stale status is accepted (soft-fail). Otherwise it is rejected.
     pub crl_prefer: bool,
 }
 
-/// Why no policy can be made.
+/// Why a policy is invalid.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum PolicyError {
-    /// Without an anchor nobody could ever be verified.
+    /// Without an anchor no client could be verified.
     #[error("no trust anchor: the CA bundle holds no certificate")]
     NoAnchor,
     /// Over [`SKIP_PATTERNS_MAX`].
     #[error("{found} skip patterns are over the limit of {SKIP_PATTERNS_MAX}")]
     TooManyPatterns {
-        /// How many there are.
+        /// The number of them.
         found: usize,
     },
-    /// Not in the syntax of the `regex` crate, which leaves out what needs back-tracking; or too
-    /// large.
+    /// Not in the syntax of the `regex` crate, which excludes back-tracking; or too large.
     #[error("skip pattern {position} `{pattern}` cannot be used: {cause}")]
     Pattern {
         /// Counts from 1.
         position: usize,
-        /// As given.
+        /// The pattern.
         pattern: String,
-        /// What the engine says, and what to do.
+        /// The error of the regex engine, and what to do.
         cause: String,
     },
     /// Over [`CRLS_MAX`].
     #[error("{found} CRLs are over the limit of {CRLS_MAX}")]
     TooManyCrls {
-        /// How many there are.
+        /// The number of them.
         found: usize,
     },
-    /// A list cannot be relied on.
+    /// A CRL is invalid.
     #[error("CRL {position}: {error}")]
     Crl {
         /// Counts from 1.
         position: usize,
-        /// What is wrong with it.
+        /// The error.
         error: CrlError,
     },
 }
 
-/// Trust anchors, found by their subject.
+/// Trust anchors, indexed by their subject.
 pub struct TrustAnchors {
     certificates: Box<[Certificate]>,
-    /// Hash of the folded subject and place in `certificates`, ascending: there may be a policy for
-    /// each of a million sites, most of them with one anchor.
+    /// Hash of the folded subject and index in `certificates`, ascending. Compact, because a
+    /// million sites may have a policy each, most of them with one anchor.
     by_subject: Box<[(u64, u32)]>,
-    /// How many anchors at most have the same subject.
+    /// Most anchors with the same subject.
     same_subject_max: u32,
 }
 
 impl TrustAnchors {
-    /// Takes exactly these certificates as anchors; duplicates are dropped.
+    /// Takes these certificates as anchors and drops duplicates.
     ///
     /// # Errors
-    /// [`PolicyError::NoAnchor`] when there are none.
+    /// [`PolicyError::NoAnchor`] when there is none.
     pub fn new(certificates: Vec<Certificate>) -> Result<Self, PolicyError> {
         let mut kept: Vec<Certificate> = Vec::with_capacity(certificates.len());
         let mut by_subject: HashMap<u64, Vec<u32>> = HashMap::new();
@@ -124,13 +121,12 @@ impl TrustAnchors {
         }
     }
 
-    /// The anchors, in the order they were given.
+    /// The anchors, in the given order.
     pub fn certificates(&self) -> &[Certificate] {
         &self.certificates
     }
 
-    /// How many anchors at most share a subject: that many may have to be tried for one
-    /// certificate.
+    /// Most anchors that share a subject: that many may have to be tried for one certificate.
     pub(crate) fn same_subject_max(&self) -> u32 {
         self.same_subject_max
     }
@@ -140,7 +136,7 @@ impl TrustAnchors {
         !self.entries_with_hash(hash).is_empty()
     }
 
-    /// The anchors with this subject, whose folded hash the caller has at hand.
+    /// The anchors with this subject; `hash` is its folded hash.
     pub(crate) fn with_subject(&self, subject: &[u8], hash: u64) -> impl Iterator<Item = &Certificate> {
         self.entries_with_hash(hash)
             .iter()
@@ -161,8 +157,8 @@ impl fmt::Debug for TrustAnchors {
     }
 }
 
-/// What a site demands of its clients. There may be one for each of a million sites, so what most
-/// do without stands elsewhere.
+/// The client policy of a site. There may be one for each of a million sites, so rare parts are
+/// boxed.
 pub struct ClientAuth {
     anchors: TrustAnchors,
     depth: u32,
@@ -175,18 +171,18 @@ pub struct ClientAuth {
 /// Skip patterns; at least one.
 struct SkipPatterns {
     patterns: Vec<String>,
-    /// All of them at once: a path is looked through once, however many there are.
+    /// All patterns in one set: a path is scanned once.
     compiled: RegexSet,
 }
 
 impl ClientAuth {
-    /// Makes a policy: indexes the anchors and the revocation lists, compiles the patterns.
+    /// Builds a policy: indexes the anchors and the CRLs, compiles the patterns.
     ///
-    /// Whether anchors are expired or a CRL is signed by anyone in particular is not asked here:
-    /// that depends on the clock and on what clients send.
+    /// Does not check whether anchors have expired or who signed a CRL: that depends on the clock
+    /// and on the client's chain.
     ///
     /// # Errors
-    /// When there is no anchor, or a pattern or list cannot be used; says which.
+    /// When there is no anchor, or a pattern or CRL is invalid.
     pub fn new(input: ClientAuthInput) -> Result<Self, PolicyError> {
         let ClientAuthInput { anchors, depth, skip_uri_patterns: patterns, crls, crl_prefer } = input;
         let anchors = TrustAnchors::new(anchors)?;
@@ -202,8 +198,7 @@ impl ClientAuth {
         &self.anchors
     }
 
-    /// Subjects of the anchors, each once, for the CertificateRequest. Made anew: whoever asks
-    /// keeps them in a form of his own.
+    /// The subjects of the anchors, each once, for the CertificateRequest. Computed on each call.
     pub fn root_hint_subjects(&self) -> Vec<DistinguishedName> {
         let mut seen = HashSet::new();
         let all = self.anchors.certificates().iter().map(Certificate::subject_der);
@@ -215,13 +210,13 @@ impl ClientAuth {
         self.depth
     }
 
-    /// The skip patterns as they were given.
+    /// The skip patterns, as configured.
     pub fn skip_patterns(&self) -> &[String] {
         self.skips.as_ref().map(|skips| skips.patterns.as_slice()).unwrap_or_default()
     }
 
-    /// No skip patterns: a handshake without a good certificate is refused. Otherwise it goes on
-    /// and each request is judged.
+    /// Whether a handshake without a valid certificate is rejected: the policy has no skip
+    /// patterns. With skip patterns each request is checked instead.
     pub fn requires_client_cert(&self) -> bool {
         self.skips.is_none()
     }
@@ -232,25 +227,24 @@ impl ClientAuth {
         self.skips.as_ref().is_some_and(|skips| skips.compiled.is_match(path))
     }
 
-    /// The first skip pattern that frees a path, as it was given.
+    /// The first skip pattern that matches a path, as configured.
     pub fn skip_pattern_for(&self, path: &str) -> Option<&str> {
         let skips = self.skips.as_ref()?;
         let first = skips.compiled.matches(path).iter().next()?;
         skips.patterns.get(first).map(String::as_str)
     }
 
-    /// The revocation lists.
+    /// The CRLs.
     pub fn crls(&self) -> &[Crl] {
         &self.crls.0
     }
 
-    /// Only a revoked certificate is refused; otherwise, when there are lists, an unknown or stale
-    /// status refuses too.
+    /// Whether an unknown or stale revocation status is accepted (soft-fail).
     pub fn crl_prefer(&self) -> bool {
         self.crl_prefer
     }
 
-    /// SHA-256 over everything that can change a verdict.
+    /// SHA-256 over everything that can change a result.
     pub fn digest(&self) -> &PolicyDigest {
         &self.digest
     }
@@ -259,7 +253,7 @@ impl ClientAuth {
         &self.crls
     }
 
-    /// The lists, when there are any: without them revocation is not asked about.
+    /// The CRLs to check; `None` without CRLs.
     pub(crate) fn checked_crls(&self) -> Option<&CrlSet> {
         (!self.crls.0.is_empty()).then_some(&self.crls)
     }
@@ -285,7 +279,7 @@ impl PartialEq for ClientAuth {
 
 impl Eq for ClientAuth {}
 
-/// Each on its own first, to say which one cannot be used. `None` when there are none.
+/// Compiles each pattern on its own first, to report the invalid one. `None` without patterns.
 fn compile(patterns: &[String]) -> Result<Option<RegexSet>, PolicyError> {
     if patterns.is_empty() {
         return Ok(None);
@@ -311,7 +305,7 @@ fn compile(patterns: &[String]) -> Result<Option<RegexSet>, PolicyError> {
         .map_err(|error| refused(patterns.len(), &error))
 }
 
-/// The engine's own message spans several lines; its last says what is wrong.
+/// The last line of the engine's message has the cause.
 fn explain(error: &regex::Error) -> String {
     match error {
         regex::Error::CompiledTooBig(limit) => {
@@ -338,7 +332,7 @@ fn read_crls(ders: &[CertificateRevocationListDer<'static>]) -> Result<CrlSet, P
     Ok(CrlSet(ders.iter().enumerate().map(read_one).collect::<Result<_, _>>()?))
 }
 
-/// Order does not change a verdict, so anchors and lists are taken in the order of their own
+/// Order does not change a result, so anchors and CRLs are hashed in the order of their own
 /// digests.
 fn digest(
     anchors: &TrustAnchors,

@@ -1,10 +1,10 @@
-//! Certificate revocation lists (RFC 5280 5): read and indexed when a policy is made, asked at each
-//! verification.
+//! Certificate revocation lists (RFC 5280 5): parsed and indexed when a policy is built, queried at
+//! each verification.
 //!
-//! DER -> [`Crl`] -> `policy`; `chain` asks [`Crls::status`] about each certificate of a finished
-//! path. The serial numbers are sorted once, so a list of 10,000 entries costs a handshake a binary
-//! search, and a signature that was checked against a key is not checked against it again.
-//! Invariant: "unknown" is an answer, and only the policy decides what it means.
+//! DER -> [`Crl`] -> `policy`; `chain` queries [`CrlSet::status`] for each certificate of a
+//! complete path. Serial numbers are sorted once, so a list of 10,000 entries costs a handshake a
+//! binary search, and a signature is checked once for each key. Invariant: the policy alone decides
+//! what an unknown status means.
 
 use std::sync::OnceLock;
 
@@ -16,15 +16,16 @@ use crate::cert::{self, CertError, Certificate};
 use crate::der::{self, DerError, Reader, Span};
 use crate::name;
 use crate::signature::{self, PublicKey, SignatureCheck};
+use crate::unix_time;
 
-/// Largest list we read, in bytes of DER: about 800,000 entries.
+/// Largest CRL, in bytes of DER: about 800,000 entries.
 pub const CRL_BYTES_MAX: usize = 32 * 1024 * 1024;
-/// Most lists a policy may hold.
+/// Most CRLs of a policy.
 pub const CRLS_MAX: usize = 1024;
-/// Signers whose answer a list remembers: a CA has one key, during a rollover two.
+/// Signers whose check a CRL caches: a CA has one key, during a rollover two.
 const CACHED_SIGNERS: usize = 4;
 
-/// Why bytes are not a revocation list we can rely on.
+/// Why a CRL is invalid.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum CrlError {
@@ -37,9 +38,9 @@ pub enum CrlError {
     /// Not strict DER, or not the structure of RFC 5280 5.1.
     #[error("not a certificate revocation list: {part}: {cause}")]
     Malformed {
-        /// The field that cannot be read.
+        /// The malformed field.
         part: &'static str,
-        /// What is wrong with its bytes.
+        /// The DER error.
         cause: String,
     },
     /// An extension occurs twice.
@@ -48,14 +49,13 @@ pub enum CrlError {
         /// In dotted form.
         oid: String,
     },
-    /// RFC 5280 5.1.2.5 demands nextUpdate; without it nobody can tell a current list from an old
-    /// one.
+    /// RFC 5280 5.1.2.5 requires nextUpdate; without it a current CRL looks like an old one.
     #[error("the CRL of `{issuer}` has no nextUpdate (RFC 5280 5.1.2.5)")]
     NoNextUpdate {
         /// Issuer of the list, RFC 2253.
         issuer: String,
     },
-    /// RFC 5280 5.2.3 demands the extension, not critical.
+    /// RFC 5280 5.2.3 requires the extension, not critical.
     #[error("the CRL of `{issuer}` {problem}: CRLNumber must be present and not critical (RFC 5280 5.2.3)")]
     Number {
         /// Issuer of the list, RFC 2253.
@@ -63,7 +63,7 @@ pub enum CrlError {
         /// "has no CRLNumber" or "has a critical CRLNumber".
         problem: &'static str,
     },
-    /// A critical extension that changes what the list means: delta and partitioned lists are such.
+    /// A critical extension that changes the meaning of the CRL, as in delta and partitioned CRLs.
     #[error(
         "the CRL of `{issuer}` has the critical extension {oid}, which is not supported: use complete, direct CRLs"
     )]
@@ -73,7 +73,7 @@ pub enum CrlError {
         /// In dotted form.
         oid: String,
     },
-    /// An issuingDistributionPoint that narrows the list in a way we do not process.
+    /// An issuingDistributionPoint that narrows the CRL in an unsupported way.
     #[error(
         "the CRL of `{issuer}` is {scope} (issuingDistributionPoint), which is not supported: use complete, direct CRLs"
     )]
@@ -86,7 +86,7 @@ pub enum CrlError {
     /// The text has no CRL block.
     #[error("no CRL found: expected a block `-----BEGIN X509 CRL-----`")]
     NoCrl,
-    /// A block is damaged, or is neither a list nor a certificate.
+    /// A block is damaged, or is neither a CRL nor a certificate.
     #[error("{0}")]
     Pem(CertError),
 }
@@ -97,12 +97,11 @@ impl CrlError {
     }
 }
 
-/// Reads every CRL block (`X509 CRL`, `CRL`) of a PEM text, in order, without looking into them,
-/// and the certificates beside them.
+/// Reads the CRL blocks (`X509 CRL`, `CRL`) of a PEM text, in order and undecoded, and the
+/// certificates among them.
 ///
 /// # Errors
-/// When there is no list, a block is damaged, or the text holds a block that is neither and may
-/// change what is trusted.
+/// When there is no CRL, a block is damaged, or a block is neither and may change trust.
 pub fn crls_from_pem(
     text: &str,
 ) -> Result<(Vec<CertificateRevocationListDer<'static>>, Vec<Certificate>), CrlError> {
@@ -122,7 +121,7 @@ pub fn crls_from_pem(
     if lists.is_empty() { Err(CrlError::NoCrl) } else { Ok((lists, certificates)) }
 }
 
-/// Which certificates of its issuer a list is about.
+/// Which certificates of its issuer a CRL covers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Scope {
     All,
@@ -130,7 +129,7 @@ enum Scope {
     CaCertificates,
 }
 
-/// One revocation list, read and indexed.
+/// One CRL, parsed and indexed.
 pub struct Crl {
     der: Box<[u8]>,
     tbs: Span,
@@ -140,19 +139,19 @@ pub struct Crl {
     this_update: i64,
     next_update: i64,
     scope: Scope,
-    /// Contents of the serial numbers, sorted by their bytes.
+    /// The serial numbers' contents, sorted by their bytes.
     revoked: Vec<Span>,
-    /// SHA-256 over a signer's algorithm and key, and whether its signature was good. Filled
+    /// SHA-256 over a signer's algorithm and key, and whether its signature is valid. Filled
     /// without locks, never cleared.
     signers: [OnceLock<([u8; 32], bool)>; CACHED_SIGNERS],
 }
 
 impl Crl {
-    /// Reads a list and sorts its serial numbers.
+    /// Parses a CRL and sorts its serial numbers.
     ///
     /// # Errors
     /// When it is not a complete, direct v2 CRL with CRLNumber and nextUpdate in strict DER. The
-    /// signature is not checked here.
+    /// signature is not checked.
     pub fn from_der(der: &[u8]) -> Result<Self, CrlError> {
         if der.len() > CRL_BYTES_MAX {
             return Err(CrlError::TooLarge { found: der.len() });
@@ -187,17 +186,17 @@ impl Crl {
         name::to_rfc2253(self.issuer_der())
     }
 
-    /// From when the list speaks, inclusive.
+    /// Start of its validity, inclusive.
     pub fn this_update(&self) -> UnixTime {
-        cert::to_unix(self.this_update)
+        unix_time::from_seconds(self.this_update)
     }
 
-    /// By when there will be a newer one; the list is stale after it.
+    /// End of its validity; the CRL is stale after it.
     pub fn next_update(&self) -> UnixTime {
-        cert::to_unix(self.next_update)
+        unix_time::from_seconds(self.next_update)
     }
 
-    /// How many certificates it revokes.
+    /// Number of revoked certificates.
     pub fn entries(&self) -> usize {
         self.revoked.len()
     }
@@ -212,8 +211,8 @@ impl Crl {
         crate::pem::encode("X509 CRL", &self.der).to_string()
     }
 
-    /// Whether `issuer` signed this list and may: its name is the list's issuer, and its keyUsage,
-    /// if any, has cRLSign (RFC 5280 6.3.3 f).
+    /// Whether `issuer` signed this CRL and was allowed to: its name is the CRL's issuer, and its
+    /// keyUsage, if any, has cRLSign (RFC 5280 6.3.3 f).
     pub fn is_signed_by(&self, issuer: &Certificate) -> bool {
         let fields = issuer.fields();
         fields.key_usage.is_none_or(|usage| usage.crl_sign())
@@ -221,7 +220,7 @@ impl Crl {
             && self.is_signature_valid(issuer.key())
     }
 
-    /// Whether its issuer's list names this certificate, whoever signed it.
+    /// Whether this CRL lists the certificate. Does not check the signature of the CRL.
     pub fn revokes(&self, certificate: &Certificate) -> bool {
         let fields = certificate.fields();
         name::names_match(self.issuer_der(), fields.issuer.slice(certificate.der()))
@@ -232,13 +231,13 @@ impl Crl {
         self.issuer.slice(&self.der)
     }
 
-    /// The serial numbers that it revokes, each as the content of its INTEGER, in ascending order
-    /// of their bytes.
+    /// The revoked serial numbers, each as the content of its INTEGER, in ascending order of their
+    /// bytes.
     pub fn revoked(&self) -> impl Iterator<Item = &[u8]> {
         self.revoked.iter().map(|entry| entry.slice(&self.der))
     }
 
-    /// Whether it revokes this serial number (the content of an INTEGER).
+    /// Whether it lists this serial number (the content of an INTEGER).
     pub fn contains_serial(&self, serial: &[u8]) -> bool {
         self.revoked.binary_search_by(|entry| entry.slice(&self.der).cmp(serial)).is_ok()
     }
@@ -261,8 +260,8 @@ impl Crl {
         let checked =
             signature::verify(signer, algorithm, self.tbs.slice(&self.der), self.signature.slice(&self.der));
         let good = checked == SignatureCheck::Valid;
-        // Another thread may take a slot between: then the next one is tried, at worst an answer is
-        // remembered twice.
+        // Another thread may take the slot first: then the next one is tried. A duplicate is
+        // harmless.
         for slot in &self.signers {
             if slot.set((identifier, good)).is_ok() {
                 break;
@@ -278,7 +277,7 @@ impl std::fmt::Debug for Crl {
     }
 }
 
-/// The signed part of a list.
+/// TBSCertList: the signed part of a CRL.
 struct TbsCertList {
     issuer: Span,
     this_update: i64,
@@ -348,7 +347,7 @@ fn read_entries(
             let mut extensions = entry.nested(der::SEQUENCE).map_err(&malformed)?;
             while !extensions.is_empty() {
                 let extension = Extension::read(&mut extensions).map_err(&malformed)?;
-                // reasonCode, invalidityDate: a certificate on hold is as revoked as any other
+                // reasonCode, invalidityDate: a certificate on hold counts as revoked.
                 if extension.critical && !matches!(extension.oid.content, [0x55, 0x1d, 21 | 24]) {
                     return Err(critical(extension.oid.content, issuer));
                 }
@@ -360,7 +359,7 @@ fn read_entries(
     Ok(())
 }
 
-/// Whether there is a CRLNumber, and the scope.
+/// Returns whether there is a CRLNumber, and the scope.
 fn read_extensions(
     der: &[u8],
     mut list: Reader<'_>,
@@ -386,7 +385,7 @@ fn read_extensions(
                 numbered = true;
             }
             [0x55, 0x1d, 28] => scope = read_scope(extension.value.content, issuer)?,
-            [0x55, 0x1d, 35] => {} // authorityKeyIdentifier: the signature says more
+            [0x55, 0x1d, 35] => {} // authorityKeyIdentifier: the signature decides
             other if extension.critical => return Err(critical(other, issuer)),
             _ => {}
         }
@@ -397,9 +396,8 @@ fn read_extensions(
     }
 }
 
-/// issuingDistributionPoint (RFC 5280 5.2.5). A list for one distribution point says nothing about
-/// certificates of another, and we do not match them, so such a list is refused rather than
-/// believed to be complete.
+/// issuingDistributionPoint (RFC 5280 5.2.5). A CRL for one distribution point covers only its
+/// certificates, which are not matched here, so it is rejected rather than taken to be complete.
 fn read_scope(value: &[u8], issuer: &dyn Fn() -> String) -> Result<Scope, CrlError> {
     let malformed = CrlError::malformed("issuingDistributionPoint");
     let mut wrapped = Reader::new(value);
@@ -441,40 +439,40 @@ fn critical(oid: &[u8], issuer: &dyn Fn() -> String) -> CrlError {
     CrlError::CriticalExtension { issuer: issuer(), oid: text }
 }
 
-/// What the lists say about one certificate.
+/// The revocation status of one certificate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum RevocationStatus {
-    /// A current list of its issuer covers it and does not name it. Holds until that list is stale:
+    /// A current CRL of its issuer covers it and does not list it. Valid until that CRL is stale:
     /// seconds since 1970.
     Good { until: i64 },
-    /// A list of its issuer names it. A stale list still revokes.
+    /// A CRL of its issuer lists it. A stale CRL still revokes.
     Revoked,
-    /// Its issuer has lists, but none is current.
+    /// Its issuer has CRLs, but none is current.
     Stale,
-    /// No list of its issuer covers it.
+    /// No CRL of its issuer covers it.
     Unknown,
 }
 
-/// The question: one certificate of a path, and who signed it.
+/// One certificate of a path and the issuer that signed it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct RevocationQuery<'a> {
     /// Content of the INTEGER.
     pub(crate) serial: &'a [u8],
     pub(crate) is_ca: bool,
-    /// The issuer's name and key, as the path found them.
+    /// The issuer's name and key, from the path.
     pub(crate) issuer: &'a [u8],
     pub(crate) signer: PublicKey<'a>,
-    /// The issuer's keyUsage lets it sign CRLs, or it has none.
+    /// The issuer has no keyUsage, or one with cRLSign.
     pub(crate) issuer_may_sign_crls: bool,
 }
 
-/// The lists of one policy.
+/// The CRLs of one policy.
 #[derive(Debug, Default)]
 pub(crate) struct CrlSet(pub(crate) Vec<Crl>);
 
 impl CrlSet {
-    /// Asks all lists of the certificate's issuer. The newest does not override the others: named
-    /// by one is revoked.
+    /// Queries all CRLs of the certificate's issuer. The newest does not override the others: a
+    /// certificate is revoked when any of them lists it.
     pub(crate) fn status(&self, question: &RevocationQuery<'_>, now: i64) -> RevocationStatus {
         let mut status = RevocationStatus::Unknown;
         let wrong_scope = if question.is_ca { Scope::UserCertificates } else { Scope::CaCertificates };

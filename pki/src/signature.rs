@@ -1,8 +1,8 @@
-//! Which signatures we believe, and checking one.
+//! The supported signature algorithms, and verification of one signature.
 //!
-//! `chain` and `revocation` check every signature here, so the list of algorithms exists once: RSA
+//! `chain` and `revocation` verify every signature here, so the list of algorithms exists once: RSA
 //! of 2048 to 8192 bits (PKCS#1 v1.5 and PSS), ECDSA on P-256, P-384 and P-521, Ed25519; SHA-2
-//! only. The arithmetic is aws-lc's, through webpki's table of algorithms. Invariant: an algorithm
+//! only. aws-lc does the arithmetic, through webpki's table of algorithms. Invariant: an algorithm
 //! that is not in the table verifies nothing.
 
 use rustls_pki_types::{SignatureVerificationAlgorithm, alg_id};
@@ -32,12 +32,12 @@ static SUPPORTED_ALGORITHMS: &[&dyn SignatureVerificationAlgorithm] = &[
     algorithms::RSA_PKCS1_2048_8192_SHA512_ABSENT_PARAMS,
 ];
 
-/// Smallest RSA modulus we accept, in bits.
+/// Smallest accepted RSA modulus, in bits.
 const RSA_BITS_MIN: usize = 2048;
-/// Largest RSA modulus we accept, in bits: beyond it one check costs the verifier milliseconds.
+/// Largest accepted RSA modulus, in bits: beyond it one verification takes milliseconds.
 const RSA_BITS_MAX: usize = 8192;
 
-/// A public key as SubjectPublicKeyInfo holds it.
+/// A public key, as in SubjectPublicKeyInfo.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct PublicKey<'a> {
     /// Content of the AlgorithmIdentifier.
@@ -46,22 +46,22 @@ pub(crate) struct PublicKey<'a> {
     pub(crate) key: &'a [u8],
 }
 
-/// What a signature check came to.
+/// The result of a signature verification.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum SignatureCheck {
     Valid,
     Invalid,
-    /// No algorithm of ours fits the signature's identifier and the key's: nothing was computed.
+    /// No supported algorithm fits the signature's identifier and the key's; nothing was computed.
     Unsupported,
 }
 
 #[cfg(test)]
 thread_local! {
-    /// Signatures computed on this thread: what the tests of the verifier's bounds count.
+    /// Signatures computed on this thread, for the tests of the budgets.
     pub(crate) static VERIFICATIONS: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
 }
 
-/// Checks a signature over `message`, whose `algorithm` is the content of its AlgorithmIdentifier.
+/// Verifies a signature over `message`; `algorithm` is the content of its AlgorithmIdentifier.
 pub(crate) fn verify(
     signer: PublicKey<'_>,
     algorithm: &[u8],
@@ -81,7 +81,7 @@ pub(crate) fn verify(
     }
 }
 
-/// Whether a signature with this identifier can be one of this key at all.
+/// Whether this key can make a signature with this identifier.
 pub(crate) fn is_supported(signer: PublicKey<'_>, algorithm: &[u8]) -> bool {
     find_algorithm(signer, algorithm).is_some()
 }
@@ -97,11 +97,12 @@ fn find_algorithm(
     SUPPORTED_ALGORITHMS.iter().find(fits).copied()
 }
 
-/// What one check with this key costs, in units of a P-256 check (about 45 us).
+/// Cost of one verification with this key, in units of a P-256 verification (about 45 us).
 pub(crate) fn verification_cost(key: PublicKey<'_>) -> u32 {
     let algorithm = key.algorithm;
     if algorithm == alg_id::RSA_ENCRYPTION.as_ref() {
-        // quadratic in the size: 1 for 2048 bits, 16 for 8192; the DER is a little longer than the modulus
+        // Quadratic in the size: 1 for 2048 bits, 16 for 8192; the DER is a little longer than the
+        // modulus.
         let units = key.key.len() / 256;
         u32::try_from((units * units).clamp(1, 64)).unwrap_or(64)
     } else if algorithm == alg_id::ECDSA_P384.as_ref() {
@@ -113,7 +114,7 @@ pub(crate) fn verification_cost(key: PublicKey<'_>) -> u32 {
     }
 }
 
-/// Whether a key is of a kind and size we accept, in a leaf as in an issuer.
+/// Whether a key is of an accepted kind and size, in a leaf as in an issuer.
 pub(crate) fn is_strong_key(key: PublicKey<'_>) -> bool {
     let elliptic = [alg_id::ECDSA_P256, alg_id::ECDSA_P384, alg_id::ECDSA_P521, alg_id::ED25519];
     if elliptic.iter().any(|id| id.as_ref() == key.algorithm) {

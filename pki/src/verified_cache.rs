@@ -1,11 +1,10 @@
-//! Remembers which chains were accepted, so that a returning client costs a hash instead of
-//! signature checks.
+//! A cache of accepted chains, so that a returning client costs a hash instead of signature checks.
 //!
-//! One cache a core stands before `chain::verify_client`; nothing is shared, nothing is locked. The
-//! key is a SHA-256 over the policy's digest and every certificate the client sent, so a change of
-//! the policy or of a byte of the chain is another key. Only acceptance is remembered: a refusal is
-//! cheap to repeat and must not fill the cache with what strangers send. Invariant: an answer is
-//! given only in the period in which verifying again would give the same.
+//! Each worker has a cache in front of `chain::verify_client`; nothing is shared or locked. The key
+//! is SHA-256 over the policy's digest and every certificate of the client, so any change of the
+//! policy or the chain gives another key. Only accepted chains are cached: a rejection is cheap to
+//! repeat, and must not let strangers fill the cache. Invariant: an entry is returned only within
+//! its validity period.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -20,7 +19,7 @@ use crate::policy::ClientAuth;
 
 type CacheKey = [u8; 32];
 
-/// A bounded memory of accepted chains. Not `Sync`: each core has its own.
+/// A bounded cache of accepted chains. Not `Sync`: each worker has its own.
 pub struct VerifiedCache {
     generations: RefCell<Generations>,
     hits: Cell<u64>,
@@ -28,8 +27,8 @@ pub struct VerifiedCache {
 }
 
 impl VerifiedCache {
-    /// Holds at least `capacity / 2` and at most `capacity` chains (but room for two), the recently
-    /// used ones. A chain takes about 2 KiB.
+    /// Holds the `capacity / 2` most recently used chains at least, and `capacity` chains (or two,
+    /// if that is more) at most. A chain takes about 2 KiB.
     pub fn new(capacity: usize) -> Self {
         let half = (capacity / 2).max(1);
         Self {
@@ -39,52 +38,52 @@ impl VerifiedCache {
         }
     }
 
-    /// As [`chain::verify_client`], from memory when the same question was answered before.
+    /// Like [`chain::verify_client`], from the cache when possible.
     ///
     /// # Errors
-    /// As [`chain::verify_client`]; refusals are never remembered.
+    /// Those of [`chain::verify_client`]; rejections are not cached.
     pub fn verify(
         &self,
         policy: &ClientAuth,
         leaf: &CertificateDer<'_>,
-        sent: &[CertificateDer<'_>],
+        intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<Arc<VerifiedClient>, VerifyError> {
-        let key = cache_key(policy, leaf, sent);
-        if let Some(known) = self.generations.borrow_mut().get(&key)
-            && known.is_valid_at(now)
+        let key = cache_key(policy, leaf, intermediates);
+        if let Some(cached) = self.generations.borrow_mut().get(&key)
+            && cached.is_valid_at(now)
         {
             self.hits.set(self.hits.get() + 1);
-            return Ok(known);
+            return Ok(cached);
         }
         self.misses.set(self.misses.get() + 1);
-        let verified = Arc::new(chain::verify_client(policy, leaf, sent, now)?);
+        let verified = Arc::new(chain::verify_client(policy, leaf, intermediates, now)?);
         self.generations.borrow_mut().insert(key, Arc::clone(&verified));
         Ok(verified)
     }
 
-    /// Verifications answered from memory.
+    /// Verifications answered from the cache.
     pub fn hits(&self) -> u64 {
         self.hits.get()
     }
 
-    /// Verifications that were computed, refusals included.
+    /// Verifications that were computed, rejections included.
     pub fn misses(&self) -> u64 {
         self.misses.get()
     }
 
-    /// Chains held.
+    /// Cached chains.
     pub fn len(&self) -> usize {
         let generations = self.generations.borrow();
         generations.young.len() + generations.old.len()
     }
 
-    /// Nothing is held.
+    /// Whether the cache is empty.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Forgets everything; the counters go on.
+    /// Drops all entries; the counters stay.
     pub fn clear(&self) {
         let mut generations = self.generations.borrow_mut();
         generations.young.clear();
@@ -98,11 +97,15 @@ impl std::fmt::Debug for VerifiedCache {
     }
 }
 
-fn cache_key(policy: &ClientAuth, leaf: &CertificateDer<'_>, sent: &[CertificateDer<'_>]) -> CacheKey {
+fn cache_key(
+    policy: &ClientAuth,
+    leaf: &CertificateDer<'_>,
+    intermediates: &[CertificateDer<'_>],
+) -> CacheKey {
     let mut context = Context::new(&SHA256);
     context.update(policy.digest());
-    for certificate in std::iter::once(leaf).chain(sent) {
-        // the length keeps two certificates apart from one that is both
+    for certificate in std::iter::once(leaf).chain(intermediates) {
+        // The length distinguishes two certificates from their concatenation.
         context.update(&(certificate.len() as u64).to_be_bytes());
         context.update(certificate);
     }
@@ -113,8 +116,8 @@ fn cache_key(policy: &ClientAuth, leaf: &CertificateDer<'_>, sent: &[Certificate
 
 type Map = HashMap<CacheKey, Arc<VerifiedClient>, BuildHasherDefault<DigestHasher>>;
 
-/// Two halves: what is used moves to the young one; when that is full the old one is dropped whole.
-/// Approximates "least recently used" with one map operation a lookup and no list.
+/// Two generations: a used entry moves to the young one; when that is full, the old one is dropped.
+/// Approximates "least recently used" with one map operation per lookup.
 #[derive(Default)]
 struct Generations {
     capacity: usize,
@@ -124,12 +127,12 @@ struct Generations {
 
 impl Generations {
     fn get(&mut self, key: &CacheKey) -> Option<Arc<VerifiedClient>> {
-        if let Some(found) = self.young.get(key) {
-            return Some(Arc::clone(found));
+        if let Some(entry) = self.young.get(key) {
+            return Some(Arc::clone(entry));
         }
-        let found = self.old.remove(key)?;
-        self.insert(*key, Arc::clone(&found));
-        Some(found)
+        let entry = self.old.remove(key)?;
+        self.insert(*key, Arc::clone(&entry));
+        Some(entry)
     }
 
     fn insert(&mut self, key: CacheKey, verified: Arc<VerifiedClient>) {
@@ -140,7 +143,7 @@ impl Generations {
     }
 }
 
-/// The key is a SHA-256 already: its first bytes are as good as any hash of it.
+/// Takes the first bytes of a SHA-256 as its hash.
 #[derive(Default)]
 struct DigestHasher(u64);
 

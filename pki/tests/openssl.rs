@@ -1,10 +1,10 @@
-//! OpenSSL as a second judge: the same chains, depths and times through `openssl verify` and
+//! Comparison with OpenSSL: the same chains, depths and times through `openssl verify` and
 //! [`pki::verify_client`].
 //!
-//! APISIX verifies with OpenSSL, so where both have an opinion it must be the same: whoever moves
-//! over keeps the clients they had and no others. Needs the openssl command line and fails without
-//! it. Two deliberate differences do not occur here: self-issued intermediates do not count for
-//! depth, and notAfter is the last good second (RFC 5280 4.1.2.5), not the first bad one.
+//! APISIX verifies with OpenSSL, so a migration must accept the same clients. Needs the openssl
+//! command line and fails without it. Two deliberate differences do not occur here: self-issued
+//! intermediates do not count for depth, and notAfter is the last valid second (RFC 5280 4.1.2.5),
+//! not the first invalid one.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,22 +14,22 @@ use std::time::Duration;
 use pki::ca::{Authority, AuthoritySpec, IssueError, KeyAlgorithm, LeafSpec, Usages};
 use pki::{Certificate, ClientAuth, ClientAuthInput, UnixTime, verify_client};
 
-/// 2025-01-01, in the middle of what is minted by default.
+/// 2025-01-01, within the default validity of issued certificates.
 const NOW: u64 = 1_735_689_600;
 
 fn at(seconds: u64) -> UnixTime {
     UnixTime::since_unix_epoch(Duration::from_secs(seconds))
 }
 
-struct Question<'a> {
+struct Comparison<'a> {
     anchors: &'a [&'a Certificate],
     chain: &'a [Certificate],
     depth: u32,
     now: u64,
 }
 
-impl Question<'_> {
-    fn ours(&self) -> Result<(), String> {
+impl Comparison<'_> {
+    fn verify(&self) -> Result<(), String> {
         let anchors = self.anchors.iter().map(|anchor| (*anchor).clone()).collect();
         let input = ClientAuthInput { anchors, depth: self.depth, ..ClientAuthInput::default() };
         let policy = ClientAuth::new(input).map_err(|error| error.to_string())?;
@@ -64,9 +64,9 @@ impl Question<'_> {
         }
     }
 
-    /// Asks both, and tells whether they accept.
+    /// Verifies with both and returns whether they accept.
     fn agree(&self, folder: &Path, what: &str) -> bool {
-        let (ours, theirs) = (self.ours(), self.openssl(folder));
+        let (ours, theirs) = (self.verify(), self.openssl(folder));
         assert_eq!(ours.is_ok(), theirs.is_ok(), "{what}: ours {ours:?}, OpenSSL {theirs:?}");
         ours.is_ok()
     }
@@ -94,8 +94,8 @@ fn depth_matches_openssl() {
         for anchor in &authorities[..=length] {
             for depth in 0..=3 {
                 let anchors = [anchor.certificate()];
-                let question = Question { anchors: &anchors, chain: &client.chain, depth, now: NOW };
-                match question
+                let comparison = Comparison { anchors: &anchors, chain: &client.chain, depth, now: NOW };
+                match comparison
                     .agree(folder.path(), &format!("{length} intermediates, depth {depth}, {anchor:?}"))
                 {
                     true => accepted += 1,
@@ -118,16 +118,19 @@ fn usages_versions_and_pins_match_openssl() {
                 let spec = LeafSpec::client("a").usages(usages);
                 let client = authority.issue(&if v1 { spec.v1() } else { spec }).unwrap();
                 for anchor in [authority.certificate(), &client.certificate] {
-                    let question = Question { anchors: &[anchor], chain: &client.chain, depth: 0, now: NOW };
-                    let accepted = question.agree(folder.path(), &format!("{usages:?}, v1 {v1}, {anchor:?}"));
+                    let comparison =
+                        Comparison { anchors: &[anchor], chain: &client.chain, depth: 0, now: NOW };
+                    let accepted =
+                        comparison.agree(folder.path(), &format!("{usages:?}, v1 {v1}, {anchor:?}"));
                     assert_eq!(accepted, v1 || usages != Usages::SERVER);
                 }
             }
         }
-        // a CA's own certificate in the role of the leaf
+        // A CA's own certificate as the leaf.
         let chain = [authority.certificate().clone()];
-        let question = Question { anchors: &[authority.certificate()], chain: &chain, depth: 0, now: NOW };
-        question.agree(folder.path(), "a CA as leaf");
+        let comparison =
+            Comparison { anchors: &[authority.certificate()], chain: &chain, depth: 0, now: NOW };
+        comparison.agree(folder.path(), "a CA as leaf");
     }
 }
 
@@ -143,8 +146,8 @@ fn dates_and_constraints_match_openssl() {
     for now in [-1001i64, -1000, -901, -900, -801, -800, 0, 799, 801, 899, 901, 999, 1001] {
         let now = NOW.saturating_add_signed(now);
         let client = middle.issue(&valid(LeafSpec::client("a").dns("a.example.com"))).unwrap();
-        let question = Question { anchors: &[root.certificate()], chain: &client.chain, depth: 1, now };
-        question.agree(folder.path(), &format!("at {now}"));
+        let comparison = Comparison { anchors: &[root.certificate()], chain: &client.chain, depth: 1, now };
+        comparison.agree(folder.path(), &format!("at {now}"));
     }
     for (issuer, name, good) in [
         (&middle, "example.com", true),
@@ -154,8 +157,9 @@ fn dates_and_constraints_match_openssl() {
         (&below, "example.com", false),
     ] {
         let client = issuer.issue(&valid(LeafSpec::client("a").dns(name))).unwrap();
-        let question = Question { anchors: &[root.certificate()], chain: &client.chain, depth: 9, now: NOW };
-        assert_eq!(question.agree(folder.path(), name), good, "{name}");
+        let comparison =
+            Comparison { anchors: &[root.certificate()], chain: &client.chain, depth: 9, now: NOW };
+        assert_eq!(comparison.agree(folder.path(), name), good, "{name}");
     }
 }
 
@@ -171,14 +175,14 @@ fn every_algorithm_matches_openssl() {
     ] {
         let authorities = line(1, algorithm).unwrap();
         let client = authorities[1].issue(&LeafSpec::client("a").algorithm(algorithm)).unwrap();
-        let question =
-            Question { anchors: &[authorities[0].certificate()], chain: &client.chain, depth: 1, now: NOW };
-        assert!(question.agree(folder.path(), &format!("{algorithm:?}")));
+        let comparison =
+            Comparison { anchors: &[authorities[0].certificate()], chain: &client.chain, depth: 1, now: NOW };
+        assert!(comparison.agree(folder.path(), &format!("{algorithm:?}")));
     }
 }
 
-/// Ours alone: OpenSSL's own limit is a setting, and lower. `pki::mint` makes no such keys, so
-/// OpenSSL does.
+/// Only ours: OpenSSL's limit is configurable, and lower. `pki::ca` issues no such keys, so OpenSSL
+/// does.
 #[test]
 fn rsa_below_2048_bits_is_rejected() {
     let folder = tempfile::tempdir().unwrap();
@@ -237,8 +241,8 @@ fn rsa_below_2048_bits_is_rejected() {
             ]);
             let (ca, chain) = (read("ca"), [read("leaf")]);
             let now = UnixTime::now().as_secs();
-            let question = Question { anchors: &[&ca], chain: &chain, depth: 0, now };
-            let verdict = question.ours();
+            let comparison = Comparison { anchors: &[&ca], chain: &chain, depth: 0, now };
+            let verdict = comparison.verify();
             assert_eq!(verdict.is_ok(), good, "{bits} bits, CA {weak_ca}, leaf {weak_leaf}: {verdict:?}");
             if let Err(why) = verdict {
                 assert!(why.contains("RSA of 2048 to 8192 bits"), "{why}");

@@ -1,17 +1,17 @@
-//! No copy of a process's memory on a disk: it holds private keys, ticket secrets and the keyring.
+//! Prevents core dumps: the memory holds private keys, ticket secrets and the keyring.
 //!
-//! Two bounds, because one is not enough: the kernel does not mind RLIMIT_CORE where core files go
-//! to a program (core_pattern with a pipe), and PR_SET_DUMPABLE 0 also keeps other processes of the
-//! same user from reading the memory (ptrace, /proc/PID/mem).
+//! Two limits are needed: the kernel ignores RLIMIT_CORE where core files go to a program
+//! (core_pattern with a pipe), and PR_SET_DUMPABLE 0 also keeps other processes of the same user
+//! from reading the memory (ptrace, /proc/PID/mem).
 
 use nix::sys::prctl;
 use nix::sys::resource::{Resource, setrlimit};
 
-/// Forbids core files and reading by other processes from here on. To be called before any secret
-/// is read; exec takes it back.
+/// Disables core files, and memory access by other processes. Call it before any secret is read;
+/// exec reverts it.
 ///
 /// # Errors
-/// As `setrlimit(2)` and `prctl(2)`: the process would run without it.
+/// Those of `setrlimit(2)` and `prctl(2)`.
 pub fn disable() -> std::io::Result<()> {
     setrlimit(Resource::RLIMIT_CORE, 0, 0)?;
     prctl::set_dumpable(false)?;

@@ -1,28 +1,28 @@
-//! The limit on open descriptors (RLIMIT_NOFILE): raised to what the kernel allows, and the errors
-//! that running out of descriptors or memory leads to.
+//! The limit on open descriptors (RLIMIT_NOFILE), and the errors of exhausted descriptors or
+//! memory.
 
 use std::io;
 
 use nix::errno::Errno;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-/// Raises the soft limit to the hard one and gives the limit that then holds: how many descriptors
-/// this process may have open. Where the kernel does not let it be raised, the soft limit stays.
+/// Raises the soft limit to the hard one and returns the resulting limit. Where the kernel does not
+/// allow it, the soft limit stays.
 ///
 /// # Errors
-/// When the kernel does not tell the limits.
+/// Those of `getrlimit(2)`.
 pub fn raise_limit() -> io::Result<usize> {
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
     let limit = match setrlimit(Resource::RLIMIT_NOFILE, hard, hard) {
         Ok(()) => hard,
-        // A hard limit above fs.nr_open, which was lowered since.
+        // The hard limit is above fs.nr_open, which was lowered since.
         Err(_) => soft,
     };
     Ok(usize::try_from(limit).unwrap_or(usize::MAX))
 }
 
-/// Whether an accept (or another call that makes a descriptor) failed because the process or the
-/// machine has no descriptor or memory left: trying again at once would fail again.
+/// Whether an accept (or another call that opens a descriptor) failed because the process or the
+/// machine has no descriptor or memory left: an immediate retry would fail again.
 pub fn is_resource_exhausted(error: &io::Error) -> bool {
     error.raw_os_error().is_some_and(|code| {
         let exhausted = [Errno::EMFILE, Errno::ENFILE, Errno::ENOMEM, Errno::ENOBUFS];

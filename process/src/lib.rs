@@ -1,5 +1,5 @@
-//! What both programs need of the operating system as server processes. Knows nothing of settings,
-//! documents or connections.
+//! What both programs need of the operating system as server processes. Independent of settings,
+//! documents and connections.
 
 #![warn(missing_docs)]
 
@@ -9,11 +9,11 @@ pub mod descriptors;
 pub mod signals;
 pub mod throttle;
 
-/// The commit this is built from: 12 digits, or what COUNTERSIGN_COMMIT said, or `unknown`.
+/// The commit of the build: 12 digits, or the value of COUNTERSIGN_COMMIT, or `unknown`.
 pub const COMMIT: &str = env!("COUNTERSIGN_COMMIT");
 
-/// What `--version` says after a program's name: version and commit.
+/// The output of `--version` after the program's name: version and commit.
 pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("COUNTERSIGN_COMMIT"), ")");
-/// The same of a build that was optimised with a profile of itself.
+/// The same for a profile-guided build.
 pub const VERSION_PROFILED: &str =
     concat!(env!("CARGO_PKG_VERSION"), " (", env!("COUNTERSIGN_COMMIT"), ", profile-guided)");

@@ -1,15 +1,15 @@
-//! The signals of a server process, on a thread of its own.
+//! Signal handling of a server process, on a thread of its own.
 //!
 //! | signal | effect |
 //! |---|---|
-//! | SIGTERM, SIGINT, SIGQUIT | graceful stop; the second one exits at once with [`EXIT_AT_ONCE`] |
+//! | SIGTERM, SIGINT, SIGQUIT | graceful shutdown; the second one exits with [`EXIT_FORCED`] |
 //! | SIGHUP | reload: subscribers read their files again |
 //! | SIGUSR1, SIGUSR2 | one log line, nothing else |
 //!
-//! SIGPIPE is ignored by Rust's runtime, SIGXFSZ (a file at its size limit, RLIMIT_FSIZE) here: the
-//! write fails, and whoever wrote deals with that. Invariant: from [`listen`] on no signal of this
-//! table ends the process before it has stopped gracefully, however early or often it comes, but
-//! for the second stop signal.
+//! Rust's runtime ignores SIGPIPE; this module handles SIGXFSZ (a file at its size limit,
+//! RLIMIT_FSIZE), so that the write fails and its caller handles the error. Invariant: after
+//! [`install_handlers`] no signal of this table ends the process before it has shut down
+//! gracefully, except for the second stop signal.
 
 use std::ffi::c_int;
 use std::sync::Arc;
@@ -20,25 +20,25 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SI
 use signal_hook::iterator::Signals as Incoming;
 use tokio::sync::watch;
 
-/// The exit status after a second stop signal: a shell's for SIGINT.
+/// The exit status after a second stop signal: that of a shell for SIGINT.
 pub const EXIT_FORCED: u8 = 130;
 
-/// What signals asked for. Cheap to clone; every clone sees every signal.
+/// The received signals. Cheap to clone; every clone sees every signal.
 #[derive(Debug, Clone)]
 pub struct Signals {
     stop: watch::Receiver<bool>,
     reload: watch::Receiver<u64>,
 }
 
-/// Takes over the signals of the table above for the rest of the process's life. To be called once,
-/// after the log is set up and before anything that takes time.
+/// Handles the signals of the table above from now on. Call it once, after the log is initialised
+/// and before anything that takes time.
 ///
 /// # Errors
 /// When the system refuses a handler or a thread.
 pub fn install_handlers() -> io::Result<Signals> {
     let incoming = Incoming::new([SIGTERM, SIGINT, SIGQUIT, SIGHUP, SIGUSR1, SIGUSR2])?;
-    // Any handler does: the system call returns EFBIG. Not in the list above, where each signal
-    // would log a line that fails again.
+    // With any handler the system call returns EFBIG. SIGXFSZ is not in the list above, where each
+    // signal logs a line: that write would fail again.
     signal_hook::flag::register(SIGXFSZ, Arc::new(AtomicBool::new(false)))?;
     let (stop, stopping) = watch::channel(false);
     let (reload, reloads) = watch::channel(0);
@@ -77,32 +77,32 @@ fn name(signal: c_int) -> &'static str {
 }
 
 impl Signals {
-    /// Turns true at the first stop signal, and stays so.
+    /// True from the first stop signal on.
     pub fn stop(&self) -> watch::Receiver<bool> {
         self.stop.clone()
     }
 
-    /// Counts SIGHUPs. A receiver sees those that come after it was made as a change; several that
-    /// come close together may be one change.
+    /// The number of SIGHUPs. A receiver is notified of those after its creation; several close
+    /// together may be one notification.
     pub fn reload(&self) -> watch::Receiver<u64> {
         let mut reload = self.reload.clone();
         reload.mark_unchanged();
         reload
     }
 
-    /// Whether a stop signal has come.
+    /// Whether a stop signal was received.
     pub fn is_stopping(&self) -> bool {
         *self.stop.borrow()
     }
 
-    /// Blocks this thread until a stop signal comes. Not for threads of an asynchronous runtime.
+    /// Blocks this thread until a stop signal. Not for threads of an asynchronous runtime.
     ///
     /// # Errors
     /// When a runtime without drivers cannot be built.
     pub fn wait_for_stop(&self) -> io::Result<()> {
         let mut stop = self.stop.clone();
         let runtime = tokio::runtime::Builder::new_current_thread().build()?;
-        // An error: the thread that sends has ended, which it never does.
+        // An error would mean that the sending thread has ended, which it never does.
         let _stopping = runtime.block_on(stop.wait_for(|stop| *stop)).is_ok();
         Ok(())
     }
@@ -114,7 +114,7 @@ mod tests {
 
     use super::*;
 
-    /// One test: handlers are the whole process's.
+    /// One test, because handlers apply to the whole process.
     #[test]
     fn hup_counts_usr_is_ignored_and_quit_stops() {
         let signals = install_handlers().unwrap();

@@ -1,31 +1,30 @@
-//! How many log lines may be written about one thing, so that a peer that causes them cannot fill
-//! the disk.
+//! Rate limits for log lines, so that a peer that causes them cannot fill the disk.
 //!
-//! A token bucket: a burst is written in full, then one line each time an interval has passed.
-//! Lines that are left out are counted; the next line that is written tells their number.
+//! A token bucket: a burst is written in full, then one line per interval. Suppressed lines are
+//! counted; the next written line reports their number.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// The allowance of one kind of line, for one thread.
+/// The rate limit of one kind of line, for one thread.
 #[derive(Debug, Clone)]
 pub struct TokenBucket {
     burst: u32,
     interval: Duration,
-    /// When `spent` was last brought up to date.
+    /// When `spent` was last reduced.
     refilled_at: Option<Instant>,
-    /// Lines written and not yet earned back.
+    /// Lines written whose tokens are not refilled yet.
     spent: u32,
     suppressed: u64,
 }
 
 impl TokenBucket {
-    /// `burst` lines at once, and one more each time `interval` (at least a millisecond) passes.
+    /// Allows `burst` lines at once, and one more per `interval` (at least a millisecond).
     pub const fn new(burst: u32, interval: Duration) -> Self {
         Self { burst, interval, refilled_at: None, spent: 0, suppressed: 0 }
     }
 
-    /// Whether a line may be written now; otherwise it is counted as left out.
+    /// Whether a line may be written now; otherwise counts it as suppressed.
     pub fn try_acquire(&mut self, now: Instant) -> bool {
         let since = *self.refilled_at.get_or_insert(now);
         let interval = self.interval.as_millis().max(1);
@@ -42,23 +41,23 @@ impl TokenBucket {
         admitted
     }
 
-    /// How many lines were left out since the last call.
+    /// The number of lines suppressed since the last call.
     pub fn take_suppressed(&mut self) -> u64 {
         std::mem::take(&mut self.suppressed)
     }
 }
 
-/// The same for all threads, as a `static` beside the line it is about.
+/// A rate limit shared by all threads, as a `static` beside its log line.
 #[derive(Debug)]
 pub struct LogThrottle(Mutex<TokenBucket>);
 
 impl LogThrottle {
-    /// As [`Allowance::new`].
+    /// As [`TokenBucket::new`].
     pub const fn new(burst: u32, interval: Duration) -> Self {
         Self(Mutex::new(TokenBucket::new(burst, interval)))
     }
 
-    /// `Some` when a line may be written now, with the number of lines left out before it.
+    /// `Some` when a line may be written now, with the number of lines suppressed before it.
     pub fn try_acquire(&self) -> Option<u64> {
         let mut allowance = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         allowance.try_acquire(Instant::now()).then(|| allowance.take_suppressed())

@@ -1,33 +1,34 @@
-//! Heartbeats: each thread or loop that a program depends on stores the time at which it last ran.
+//! Heartbeats: each thread or loop that a program depends on stores the time of its last run.
 //!
-//! A loop that waits for work beats by a timer ([`Heartbeat::beating`]); a thread that blocks on a
-//! queue without one says when it begins and when it waits again ([`Heartbeat::beat`],
-//! [`Heartbeat::idle`]). Both are one relaxed store. Invariant: a loop that hangs, whether on a
-//! lock, a system call or in a computation, grows old here, because only the loop itself can beat.
+//! A loop that waits for work beats by a timer ([`Heartbeat::beat_forever`]); a thread that blocks
+//! on a queue stores when it begins and when it waits again ([`Heartbeat::beat`],
+//! [`Heartbeat::set_idle`]). Both are one relaxed store. Invariant: only the loop itself can beat,
+//! so a hanging loop (on a lock, in a system call or in a computation) grows old.
 
 use std::convert::Infallible;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// How often a loop that waits beats.
+/// How often a waiting loop beats.
 pub const BEAT_INTERVAL: Duration = Duration::from_secs(1);
-/// A loop that has not beaten for this long is taken to hang: five beats missed. A handshake or a
-/// request keeps a worker for milliseconds; a busy machine delays a thread by tenths of a second.
+/// A loop without a beat for this long counts as hanging: it missed five beats. A handshake or a
+/// request occupies a worker for milliseconds; a busy machine delays a thread by tenths of a
+/// second.
 pub const STALE_AFTER: Duration = Duration::from_secs(5);
 
-/// A thread that waits for work in a queue: its age is zero for as long as it does.
+/// The thread waits for work in a queue: its age is zero.
 const IDLE: u64 = u64::MAX;
 
-/// What time is counted from: milliseconds since the first use in this process.
+/// The origin of the clock: the first use in this process.
 static START: LazyLock<Instant> = LazyLock::new(Instant::now);
 
 /// Whether `/status/ready` fails when a loop hangs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Readiness {
-    /// It does: clients, data planes or administrators are not served.
+    /// It fails: clients, data planes or administrators are not served.
     Required,
-    /// It does not: the program goes on serving without this loop.
+    /// It does not fail: the program serves without this loop.
     Ignored,
 }
 
@@ -41,7 +42,7 @@ pub struct Heartbeat {
 }
 
 impl Heartbeat {
-    /// One that has just beaten. `name` is its label in `/status` and `/metrics`.
+    /// A heartbeat that has just beaten. `name` is its label in `/status` and `/metrics`.
     pub fn new(name: impl Into<String>, readiness: Readiness) -> Arc<Self> {
         Arc::new(Self { name: name.into(), readiness, last: AtomicU64::new(now()) })
     }
@@ -51,14 +52,14 @@ impl Heartbeat {
         self.last.store(now(), Ordering::Relaxed);
     }
 
-    /// The thread waits for work, or has ended as it should: it does not age until the next
+    /// The thread waits for work or has ended normally: it does not age until the next
     /// [`beat`](Self::beat).
     pub fn set_idle(&self) {
         self.last.store(IDLE, Ordering::Relaxed);
     }
 
-    /// Beats now and then every [`INTERVAL`]; never ends. An arm of the `select!` in which a tokio
-    /// loop waits.
+    /// Beats now and every [`BEAT_INTERVAL`]; never returns. For a branch of the `select!` in which
+    /// a tokio loop waits.
     pub async fn beat_forever(&self) -> Infallible {
         loop {
             self.beat();
@@ -66,7 +67,7 @@ impl Heartbeat {
         }
     }
 
-    /// For how long it has not beaten.
+    /// The time since the last beat.
     fn age(&self, now: u64) -> Duration {
         match self.last.load(Ordering::Relaxed) {
             IDLE => Duration::ZERO,
@@ -84,19 +85,19 @@ fn now() -> u64 {
 pub struct Heartbeats(Mutex<Vec<Arc<Heartbeat>>>);
 
 impl Heartbeats {
-    /// As [`Heartbeat::new`], and shown from now on.
+    /// Creates and registers a heartbeat.
     pub fn add(&self, name: impl Into<String>, readiness: Readiness) -> Arc<Heartbeat> {
         let heartbeat = Heartbeat::new(name, readiness);
         self.register(Arc::clone(&heartbeat));
         heartbeat
     }
 
-    /// Shows one that was made elsewhere.
+    /// Registers an existing heartbeat.
     pub fn register(&self, heartbeat: Arc<Heartbeat>) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).push(heartbeat);
     }
 
-    /// Each name with the time since it last beat, in the order in which they were added.
+    /// Each name with the time since its last beat, in the order of registration.
     pub fn ages(&self) -> Vec<(String, Duration)> {
         let now = now();
         self.map(|heartbeat| Some((heartbeat.name.clone(), heartbeat.age(now))))
@@ -156,7 +157,7 @@ mod tests {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
             let hang = async {
                 beaten.send(()).unwrap();
-                // What no task may do: the whole thread waits.
+                // Blocks the whole thread, as no task may.
                 blocked.recv().unwrap();
             };
             runtime.block_on(async {

@@ -1,9 +1,9 @@
-//! What both programs report about themselves, and how they do it without ever being stopped by it.
+//! Logging, status and metrics of both programs, without ever blocking them.
 //!
-//! `log` (a bounded queue and one thread write standard error), `print` (standard output),
-//! `heartbeat` (which thread or loop still runs) and `status` (`/status`, `/status/ready`,
-//! `/metrics` on a thread of its own). Invariant: no call in here that a serving thread makes waits
-//! for a disk, a terminal or the reader of a pipe, and none panics when they fail.
+//! `log` (a bounded queue and a thread that writes standard error), `stdout`, `heartbeat` (which
+//! threads and loops still run) and `status` (`/status`, `/status/ready`, `/metrics` on a thread of
+//! its own). Invariant: no call from a serving thread waits for a disk, a terminal or the reader of
+//! a pipe, and none panics when they fail.
 
 #![warn(missing_docs)]
 

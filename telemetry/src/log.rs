@@ -1,8 +1,8 @@
-//! The log on standard error: a bounded queue, and one thread (tracing-appender's) that writes.
+//! The log on standard error: a bounded queue and a writer thread (tracing-appender's).
 //!
-//! Invariant: who logs never waits and never fails. When the queue is full because the reader of a
+//! Invariant: logging never blocks and never fails. When the queue is full because the reader of a
 //! pipe has stopped, or a write fails because the disk is full or the reader is gone, the line is
-//! dropped and counted ([`dropped`]); the next line is tried again.
+//! dropped and counted ([`dropped`]); later lines are tried again.
 
 mod writer;
 
@@ -19,12 +19,12 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
 use writer::{FdWriter, LineCounters};
 
-/// Lines that wait to be written. A line of a stranger's is clipped to a few KiB, so the queue
-/// holds some MiB at most; what a busy moment logs fits.
+/// Most queued lines. Lines about peers are clipped to a few KiB, so the queue holds some MiB at
+/// most.
 const QUEUED_MAX: usize = 4096;
-/// How long a flush waits for a reader that is slow, before what is left is dropped.
+/// How long a flush waits for a slow reader before the remaining lines are dropped.
 const FLUSH_MAX: Duration = Duration::from_secs(1);
-/// After that: for the thread to notice that it is to drop what is left.
+/// How long the writer thread then has to drop them.
 const GIVE_UP_MAX: Duration = Duration::from_millis(200);
 
 static LOG: OnceLock<Logger> = OnceLock::new();
@@ -35,17 +35,17 @@ struct Logger {
     guard: Mutex<Option<WorkerGuard>>,
 }
 
-/// The sending end: lines in, counted.
+/// The sending end of the queue.
 #[derive(Clone)]
 struct LineQueue {
     lines: NonBlocking,
-    /// Lines given to `lines`, dropped ones included.
+    /// Lines passed to `lines`, dropped ones included.
     enqueued: Arc<AtomicU64>,
     progress: Arc<LineCounters>,
 }
 
-/// Starts the log: standard error, filtered by RUST_LOG (`info` without it), and a panic hook that
-/// writes there, too. Called once, before threads are started.
+/// Initialises the log: standard error, filtered by RUST_LOG (default `info`), and a panic hook
+/// that writes to the log. Called once, before threads are started.
 pub fn init() {
     let progress = Arc::<LineCounters>::default();
     let writer = FdWriter::new(io::stderr(), Arc::clone(&progress));
@@ -64,7 +64,7 @@ pub fn init() {
         .with_writer(queue)
         .with_ansi(io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none())
         .with_env_filter(filter)
-        // It would write to standard error by itself, and panic when it cannot.
+        // It would write to standard error directly, and panic when that fails.
         .log_internal_errors(false)
         .init();
     std::panic::set_hook(Box::new(panic_hook));
@@ -73,28 +73,28 @@ pub fn init() {
     }
 }
 
-/// Writes lines to standard error as they are, behind what was logged before: for the person who
-/// starts the program, whatever the filter. Before [`start`] it does nothing.
+/// Writes a text to standard error, behind the lines logged before and regardless of the filter.
+/// Does nothing before [`init`].
 pub fn write_unfiltered(text: &dyn Display) {
     if let Some(log) = LOG.get() {
         let _never_fails = log.queue.make_writer().write_all(format!("{text}\n").as_bytes());
     }
 }
 
-/// Lines dropped since the start, because the queue was full or they could not be written.
+/// Lines dropped since startup, because the queue was full or a write failed.
 pub fn dropped() -> u64 {
     LOG.get().map_or(0, |log| log.queue.progress.dropped())
 }
 
-/// Waits until everything logged so far is written or dropped, a second at most.
+/// Waits until all lines logged so far are written or dropped, a second at most.
 pub fn flush() {
     if let Some(log) = LOG.get() {
         log.queue.wait_drained(FLUSH_MAX);
     }
 }
 
-/// Ends the process: writes what the log still holds, if its reader takes it within a second, and
-/// exits. The only way out of a program that logs.
+/// Exits the process after writing the queued lines, if the reader takes them within a second. The
+/// only exit of a program that logs.
 pub fn exit(code: u8) -> ! {
     if let Some(log) = LOG.get() {
         let written = log.queue.wait_drained(FLUSH_MAX);
@@ -105,8 +105,7 @@ pub fn exit(code: u8) -> ! {
         if written || log.queue.wait_drained(GIVE_UP_MAX) {
             drop(guard);
         } else {
-            // Its thread hangs in a system call: dropping the guard would wait, and print that it
-            // did.
+            // The writer thread hangs in a system call: dropping the guard would wait for it.
             std::mem::forget(guard);
         }
     }
@@ -114,7 +113,7 @@ pub fn exit(code: u8) -> ! {
     std::process::exit(i32::from(code))
 }
 
-/// In place of std's hook, which writes to standard error directly and waits for its reader.
+/// Replaces std's hook, which writes to standard error directly and waits for its reader.
 fn panic_hook(panic: &std::panic::PanicHookInfo<'_>) {
     let current = thread::current();
     write_unfiltered(&format_args!("thread '{}' {panic}", current.name().unwrap_or("<unnamed>")));
@@ -131,7 +130,7 @@ impl LineQueue {
         Self { lines, enqueued: Arc::default(), progress }
     }
 
-    /// Whether every line given so far was written or dropped within `patience`.
+    /// Waits until all lines passed so far are written or dropped; `false` after `timeout`.
     fn wait_drained(&self, patience: Duration) -> bool {
         let (until, given) = (Instant::now() + patience, self.enqueued.load(Ordering::Acquire));
         while self.progress.processed() + self.progress.overflowed() < given {
@@ -153,7 +152,7 @@ impl<'a> MakeWriter<'a> for LineQueue {
 }
 
 impl Write for LineQueue {
-    /// Takes one line whole, or drops it.
+    /// Enqueues one whole line, or drops it.
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         self.enqueued.fetch_add(1, Ordering::AcqRel);
         self.lines.write(line)

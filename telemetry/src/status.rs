@@ -1,10 +1,9 @@
-//! The status listener of a program: `/status`, `/status/ready` and `/metrics`, on a thread of its
-//! own with a runtime of its own, so that it answers while every other thread hangs. Contract
-//! section 10.1.
+//! The status listener of a program: `/status`, `/status/ready` and `/metrics` (contract 10.1).
 //!
-//! A program binds it first ([`bind`]: a port in use is told before anything else starts), says
-//! what it shows ([`Status`]) and then serves. Invariant: an answer is made from atomics and
-//! channels only; it waits for no other thread of the program.
+//! It has a thread and runtime of its own, so that it responds while every other thread hangs. A
+//! program first binds it ([`bind`]: a port in use fails before anything else starts), adds its
+//! fields and metrics ([`StatusPage`]) and then serves. Invariant: a response is made from atomics
+//! and channels only; it waits for no other thread.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, mpsc};
@@ -33,23 +32,23 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use crate::{Heartbeats, log};
 
-/// Between two tries to accept when the process has no descriptors left.
+/// Pause before the next accept when the process has no descriptors left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Connections at a time; more wait to be accepted.
+/// Most concurrent connections; others wait to be accepted.
 pub const CONNECTIONS_MAX: usize = 16;
-/// For the head of a request, and between two requests: a client that says nothing gives its place
-/// back.
+/// Time limit for the head of a request, and between two requests: a silent client loses its
+/// connection.
 const HEADER_READ_TIMEOUT: Duration = Duration::from_secs(10);
-/// From accept until the connection ends after the answer under way, and from then until it is cut:
-/// a client that asks and does not read, or keeps asking, gives its place back, too.
+/// From accept until the graceful shutdown of the connection, and from then until its abort: a
+/// client that does not read, or sends requests without end, loses its connection, too.
 const CONNECTION_END: (Duration, Duration) = (Duration::from_secs(15), Duration::from_secs(5));
 
 type FieldFn = Box<dyn Fn() -> Value + Send + Sync>;
 type ReadinessCheck = Box<dyn Fn() -> Result<(), String> + Send + Sync>;
 
-/// What the listener answers: filled at start, before it serves. Every closure runs on the
-/// listener's thread at each request and must not wait: it reads an atomic, an `ArcSwap` or a
+/// The content of the responses, set up before the listener serves. Every closure runs on the
+/// listener's thread at each request and must not block: it reads an atomic, an `ArcSwap` or a
 /// `watch` channel.
 pub struct StatusPage {
     heartbeats: Arc<Heartbeats>,
@@ -65,24 +64,24 @@ impl fmt::Debug for StatusPage {
 }
 
 impl StatusPage {
-    /// Answers with these heartbeats; `/metrics` has their ages and the dropped lines of the log.
+    /// A page with these heartbeats; `/metrics` has their ages and the dropped lines of the log.
     pub fn new(heartbeats: Arc<Heartbeats>) -> Self {
         let mut registry = Registry::with_prefix("countersign");
         registry.register_collector(Box::new(ProcessCollector(Arc::clone(&heartbeats))));
         Self { heartbeats, fields: Vec::new(), readiness_checks: Vec::new(), registry }
     }
 
-    /// `/status` has one more key with this value.
+    /// Adds a key to `/status`.
     pub fn add_field(&mut self, key: &'static str, value: impl Fn() -> Value + Send + Sync + 'static) {
         self.fields.push((key, Box::new(value)));
     }
 
-    /// `/status/ready` answers 503 with this text while the closure gives an error.
+    /// Makes `/status/ready` respond 503 with the closure's error.
     pub fn add_readiness_check(&mut self, check: impl Fn() -> Result<(), String> + Send + Sync + 'static) {
         self.readiness_checks.push(Box::new(check));
     }
 
-    /// Metrics and collectors of `/metrics`. The prefix `countersign_` is added, and `_total` for
+    /// The metrics and collectors of `/metrics`. Adds the prefix `countersign_`, and `_total` for
     /// counters.
     pub fn registry(&mut self) -> &mut Registry {
         &mut self.registry
@@ -125,7 +124,7 @@ impl StatusPage {
         body
     }
 
-    /// Whether the program serves, and what keeps it from doing so.
+    /// Whether the program serves, and the reasons why not.
     fn ready(&self) -> Result<(), String> {
         let hang = |(name, age): (String, Duration)| format!("{name} has not run for {} s", age.as_secs());
         let mut why: Vec<String> = self.heartbeats.stale().into_iter().map(hang).collect();
@@ -157,7 +156,7 @@ fn reply(status: StatusCode, kind: &'static str, body: String) -> Response<Full<
     response
 }
 
-/// The metrics that every program has.
+/// The metrics of every program.
 #[derive(Debug)]
 struct ProcessCollector(Arc<Heartbeats>);
 
@@ -174,10 +173,10 @@ impl Collector for ProcessCollector {
     }
 }
 
-/// Listens, and answers nothing yet: connections wait.
+/// Binds the address. Connections wait until [`StatusListener::serve`].
 ///
 /// # Errors
-/// When the address cannot be listened on.
+/// Those of `bind(2)`.
 pub fn bind(address: SocketAddr) -> io::Result<StatusListener> {
     StatusListener::from_std(std::net::TcpListener::bind(address)?)
 }
@@ -190,25 +189,25 @@ pub struct StatusListener {
 }
 
 impl StatusListener {
-    /// Takes over a socket that listens.
+    /// Takes over a listening socket.
     ///
     /// # Errors
-    /// As `fcntl(2)` and `getsockname(2)`.
+    /// Those of `fcntl(2)` and `getsockname(2)`.
     pub fn from_std(socket: std::net::TcpListener) -> io::Result<Self> {
         socket.set_nonblocking(true)?;
         let address = socket.local_addr()?;
         Ok(Self { socket, address })
     }
 
-    /// Where it listens, with the port that the kernel picked.
+    /// The address, with the port that the kernel picked.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Starts the thread that answers.
+    /// Starts the thread that serves.
     ///
     /// # Errors
-    /// When the system gives no thread or no descriptors.
+    /// When the system provides no thread or no descriptors.
     pub fn serve(self, status: StatusPage) -> io::Result<StatusServer> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let listener = {
@@ -222,27 +221,27 @@ impl StatusListener {
     }
 }
 
-/// A status listener that answers, until it is closed or dropped.
+/// A serving status listener, until it is closed or dropped.
 #[must_use]
 #[derive(Debug)]
 pub struct StatusServer {
-    /// The answer to it: the address is free.
+    /// The reply to it confirms that the address is free.
     close: oneshot::Sender<mpsc::Sender<()>>,
     address: SocketAddr,
 }
 
 impl StatusServer {
-    /// Where it listens.
+    /// The address.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Gives the address up: another process can have it when this returns. Connections that have
-    /// reached it are served until the process ends.
+    /// Closes the listener: another process can bind the address when this returns. Accepted
+    /// connections are served until the process ends.
     pub fn close(self) {
         let (closed, is_closed) = mpsc::channel();
         if self.close.send(closed).is_ok() {
-            // An error: the thread has ended, and the listener with it.
+            // An error means that the thread has ended, and the listener with it.
             let _closed = is_closed.recv();
         }
     }
@@ -257,16 +256,17 @@ async fn serve(
     let closed = loop {
         let accepted = tokio::select! {
             accepted = accept(&listener, &places) => accepted,
-            // An error: the handle was dropped.
+            // An error means that the handle was dropped.
             closed = &mut closing => break closed.ok(),
         };
         match accepted {
             Ok((socket, place)) => serve_connection(&status, socket, place),
-            // Out of descriptors, most likely. Counted nowhere: who asks sees that nothing answers.
+            // Most likely out of descriptors. Not counted: the status page could not show the
+            // counter.
             Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
         }
     };
-    // Those in the queue have reached us, not a successor.
+    // Connections in the backlog belong to this process, not to a successor.
     while let Some(Ok((socket, place))) = accept(&listener, &places).now_or_never() {
         serve_connection(&status, socket, place);
     }
@@ -277,7 +277,7 @@ async fn serve(
     std::future::pending().await
 }
 
-/// The next connection, once there is room for it.
+/// Accepts the next connection, once a permit is free.
 async fn accept(
     listener: &tokio::net::TcpListener,
     places: &Arc<Semaphore>,
@@ -340,11 +340,11 @@ mod tests {
         let (mut unread, socket) = tokio::io::duplex(64);
         serve_connection(&status, socket, place());
         unread.write_all(request).await.unwrap();
-        // A body that is announced and does not come.
+        // An announced body that never arrives.
         let (mut body, socket) = tokio::io::duplex(4096);
         serve_connection(&status, socket, place());
         body.write_all(b"GET / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n").await.unwrap();
-        // One that asks again and again.
+        // A client that sends requests without end.
         let (mut again, socket) = tokio::io::duplex(4096);
         serve_connection(&status, socket, place());
         let asking = async {
@@ -369,7 +369,7 @@ mod tests {
         let address = listener.address();
         let _serving = listener.serve(StatusPage::new(Arc::default())).unwrap();
         let connect = || std::net::TcpStream::connect(address).unwrap();
-        // A first answer each: every one of them is accepted and holds its place.
+        // After the first response each connection is accepted and holds a permit.
         let mut silent: Vec<_> = (0..CONNECTIONS_MAX).map(|_| connect()).collect();
         for stream in &mut silent {
             stream.write_all(b"HEAD /status/ready HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
@@ -422,7 +422,7 @@ mod tests {
         assert!(text.contains("countersign_heartbeat_age_seconds{task=\"worker-0\"} 0."), "{text}");
         assert_eq!(get(address, "/").0, 404);
 
-        // A successor has the address at once, and who was connected before is served.
+        // A successor can bind the address at once, and existing connections are served.
         let mut open = std::net::TcpStream::connect(address).unwrap();
         serving.close();
         assert!(bind(address).is_ok(), "the address is free again");

@@ -1,15 +1,15 @@
-//! Standard output: the answer of a command, and the `ready` line of a server.
+//! Standard output: the result of a command, and the `ready` line of a server.
 //!
-//! Invariant: a reader that goes away (`| head -1`) ends no work half-way and is no error; a full
-//! disk is one, told after the work is done. The macros of std panic in both cases and are
-//! forbidden by lint.
+//! Invariant: a reader that goes away (`| head -1`) neither interrupts a command nor counts as an
+//! error; a full disk is an error, reported after the work is done. std's macros panic in both
+//! cases, and a lint forbids them.
 
 use std::fmt::Display;
 use std::io::{self, Write};
 use std::thread;
 
-/// Standard output of a command. Writing to it never fails; [`finish`](Self::finish) gives the
-/// first error.
+/// Standard output of a command. Writes never fail; [`finish`](Self::finish) returns the first
+/// error.
 #[derive(Debug)]
 pub struct CommandOutput<W = io::Stdout> {
     out: W,
@@ -17,7 +17,7 @@ pub struct CommandOutput<W = io::Stdout> {
 }
 
 impl CommandOutput {
-    /// The process's own.
+    /// The standard output of the process.
     pub fn stdout() -> Self {
         Self::new(io::stdout())
     }
@@ -28,11 +28,10 @@ impl<W: Write> CommandOutput<W> {
         Self { out, failed: None }
     }
 
-    /// What could not be written, if anything. A closed pipe counts as success: its reader has seen
-    /// what it wanted.
+    /// Returns the first error. A closed pipe counts as success: its reader has read enough.
     ///
     /// # Errors
-    /// The first error of a write, for example that the disk is full.
+    /// The first failed write, for example because the disk is full.
     pub fn finish(mut self) -> io::Result<()> {
         self.attempt(Write::flush);
         match self.failed {
@@ -41,7 +40,7 @@ impl<W: Write> CommandOutput<W> {
         }
     }
 
-    /// After the first failure nothing is written any more.
+    /// Stops writing after the first failure.
     fn attempt(&mut self, write: impl FnOnce(&mut W) -> io::Result<()>) {
         if self.failed.is_none() {
             self.failed = write(&mut self.out).err();
@@ -61,9 +60,8 @@ impl<W: Write> Write for CommandOutput<W> {
     }
 }
 
-/// Writes the line `ready {...}` to standard output, from a thread of its own: the reader of a pipe
-/// may have gone, or may have stopped reading, and the server serves all the same. A failure is
-/// logged.
+/// Writes the line `ready {...}` to standard output from a thread of its own, because the reader of
+/// a pipe may have gone or stopped reading. Logs a failure.
 pub fn write_ready_line(addresses: &dyn Display) {
     let line = format!("ready {addresses}\n");
     let write = move || {
@@ -81,7 +79,7 @@ pub fn write_ready_line(addresses: &dyn Display) {
 mod tests {
     use super::*;
 
-    /// Fails after some bytes, as a disk that fills up or a pipe whose reader leaves.
+    /// Fails after some bytes, like a full disk or a pipe whose reader leaves.
     struct Ending(usize, io::ErrorKind);
 
     impl Write for Ending {

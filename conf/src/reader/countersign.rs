@@ -8,7 +8,7 @@ use crate::settings::{
 };
 use crate::value::{self, ValueError};
 
-/// Which file holds keys of the keyring.
+/// The key of the keyring file.
 pub(super) const KEYRING_FILE: &str = "countersign.keyring_file";
 
 impl Reader<'_> {
@@ -21,7 +21,7 @@ impl Reader<'_> {
             allowed_names: self
                 .required("countersign.push.allowed_names", |node| value::list(node, value::text)),
         };
-        // Unlike other keys it may be null: then there is no such listener.
+        // Unlike other keys it may be null, which disables the listener.
         let control_plane = ControlPlaneSettings {
             status: self.optional("countersign.control_plane.status", value::socket_addr),
         };
@@ -54,7 +54,7 @@ impl Reader<'_> {
                 as usize,
             header_line_bytes: self.required("countersign.limits.header_line_bytes", value::at_least_one),
             header_bytes: self.required("countersign.limits.header_bytes", value::at_least_one),
-            idle_release_timeout: self.required("countersign.limits.rest_after", value::seconds),
+            idle_release_timeout: self.required("countersign.limits.idle_release_timeout", value::seconds),
         };
         let (store, workers) = (StoreSettings { path: self.file("countersign.store.path") }, self.workers());
         let tls = TlsSettings { own_records: self.flag("countersign.tls.own_records") };
@@ -91,13 +91,13 @@ impl Reader<'_> {
     }
 }
 
-/// The kernel's name of this machine; `None`: it has none.
+/// The kernel's host name of this machine, if any.
 pub fn host_name() -> Option<String> {
     let kernel = std::fs::read_to_string("/proc/sys/kernel/hostname").ok()?;
     Some(kernel.trim().to_owned()).filter(|name| !name.is_empty())
 }
 
-/// `countersign.node.name` where the file does not give it.
+/// The default of `countersign.node.name`.
 fn node_name(environment: &Lookup<'_>) -> String {
     host_name().or_else(|| environment("HOSTNAME")).unwrap_or_else(|| "dataplane".to_owned())
 }

@@ -1,30 +1,30 @@
-//! `nginx_config` and `plugins` where they ask for more than a value: snippets, the user, the
-//! number of connections, the list of plugins.
+//! The parts of `nginx_config` that are not plain values (snippets, the user, the number of
+//! connections), and `plugins`.
 //!
-//! Invariant: what of them restricts something is obeyed, or ends the start.
+//! Invariant: a part that restricts something is either applied or ends the startup.
 
 use super::Reader;
 use crate::value;
 
-/// Snippets that an upstream's connections are made under, the outermost first: the innermost that
-/// says something holds.
+/// Snippets that apply to upstream connections, the outermost first: the innermost one that sets a
+/// value wins.
 const PROXY_SNIPPETS: [&str; 3] = [
     "http_configuration_snippet",
     "http_server_configuration_snippet",
     "http_server_location_configuration_snippet",
 ];
-/// The others: whatever they hold, we have no equal of it.
+/// Other snippets: no directive in them is supported.
 const OTHER_SNIPPETS: [&str; 4] = [
     "main_configuration_snippet",
     "http_admin_configuration_snippet",
     "http_end_configuration_snippet",
     "stream_configuration_snippet",
 ];
-/// The one plugin that is served.
+/// The only supported plugin.
 const PLUGIN: &str = "proxy-rewrite";
 
 impl Reader<'_> {
-    /// Whether every https upstream is verified, and to which depth.
+    /// Whether every https upstream is verified, and its depth.
     pub(super) fn snippets(&mut self) -> (bool, Option<u32>) {
         let (mut verify, mut depth) = (None, None);
         for name in PROXY_SNIPPETS {
@@ -45,7 +45,7 @@ impl Reader<'_> {
         (verify.unwrap_or(false), depth)
     }
 
-    /// What is not understood may deny, limit or rewrite, so it is not passed over.
+    /// An unsupported directive may deny, limit or rewrite requests, so it is an error.
     fn snippet(&mut self, name: &str, understood: &str) -> value::ProxySslVerify {
         let field = format!("nginx_config.{name}");
         let text = self.optional(&field, value::text).unwrap_or_default();
@@ -59,7 +59,7 @@ impl Reader<'_> {
         rules
     }
 
-    /// nginx's workers leave root for this user.
+    /// nginx's workers switch from root to this user.
     pub(super) fn check_user(&mut self) {
         let field = "nginx_config.user";
         let Some(user) = self.optional(field, value::text) else { return };
@@ -68,7 +68,7 @@ impl Reader<'_> {
         }
     }
 
-    /// The list is what an APISIX may run at all.
+    /// The list names the plugins that APISIX loads.
     pub(super) fn check_plugins(&mut self) {
         let field = "plugins";
         let Some(listed) = self.optional(field, |node| value::list(node, value::text)) else { return };
@@ -86,7 +86,7 @@ impl Reader<'_> {
         }
     }
 
-    /// nginx counts connections to upstreams, too; there is no count of those.
+    /// nginx's number includes upstream connections; ours does not.
     pub(super) fn connections(&mut self) -> usize {
         let (ours, nginx) =
             ("countersign.limits.connections_per_worker", "nginx_config.event.worker_connections");
@@ -97,7 +97,7 @@ impl Reader<'_> {
     }
 }
 
-/// As nginx, which minds the key only as root.
+/// As in nginx, the key matters only as root.
 fn user_problem(user: &str, uid: Option<u32>) -> Option<String> {
     let name = user.split_whitespace().next().unwrap_or_default();
     let fine = name.is_empty() || name == "root" || uid.is_some_and(|uid| uid != 0);

@@ -1,5 +1,5 @@
-//! `nginx_config.http.real_ip_*` and `apisix.trusted_addresses`: which proxies may say who a client
-//! is (contract 1.4 and 10.3).
+//! `nginx_config.http.real_ip_*` and `apisix.trusted_addresses`: the trusted proxies in front
+//! (contract 1.4 and 10.3).
 
 use ipnet::IpNet;
 use model::network::{self, NetworkError};
@@ -47,8 +47,8 @@ impl Reader<'_> {
     }
 }
 
-/// The entries of `trusted_addresses`. An empty list is refused as in APISIX: it would not close
-/// anything, but read as if it did.
+/// The entries of `trusted_addresses`. An empty list is an error as in APISIX: it would restrict
+/// nothing, but read as if it did.
 fn trusted(node: &YamlNode) -> Result<Vec<IpNet>, ValueError> {
     let list = value::list(node, value::network)?;
     if list.is_empty() {
@@ -59,8 +59,8 @@ fn trusted(node: &YamlNode) -> Result<Vec<IpNet>, ValueError> {
     Ok(list)
 }
 
-/// An entry of `real_ip_from`. `unix:` means Unix-domain sockets; no listener uses them, so it adds
-/// nothing.
+/// An entry of `real_ip_from`. `unix:` means Unix-domain sockets, which no listener uses, so it is
+/// ignored.
 fn proxy(node: &YamlNode) -> Result<Option<IpNet>, ValueError> {
     if value::text(node)? == "unix:" {
         return Ok(None);

@@ -1,15 +1,16 @@
-//! `apisix.ssl`: TLS listeners, versions, cipher suites, and whom the machine trusts (contract
-//! 1.3).
+//! `apisix.ssl`: TLS listeners, versions, cipher suites, and trusted CAs (contract 1.3).
 
 use std::path::PathBuf;
 
+use model::TlsVersion;
+
 use super::Reader;
 use crate::ciphers::{self, Ciphers, ParsedCiphers};
-use crate::settings::{SslSettings, TlsVersion};
+use crate::settings::SslSettings;
 use crate::tree::YamlNode;
 use crate::value::{self, ValueError};
 
-/// Where `system` looks for the machine's CA bundle (contract 1.3), in this order.
+/// The paths of the system's CA bundle for `system` (contract 1.3), in this order.
 const SYSTEM_BUNDLES: [&str; 6] = [
     "/etc/ssl/certs/ca-certificates.crt",
     "/etc/pki/tls/certs/ca-bundle.crt",

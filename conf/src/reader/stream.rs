@@ -1,5 +1,4 @@
-//! `apisix.proxy_mode` and `apisix.stream_proxy`: which TCP connections are taken, and where
-//! (contract 1.3).
+//! `apisix.proxy_mode` and `apisix.stream_proxy`: the TCP listeners (contract 1.3).
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
@@ -8,7 +7,7 @@ use crate::settings::{ProxyMode, StreamListener};
 use crate::tree::{YamlNode, YamlValue};
 use crate::value::{self, ValueError};
 
-/// Each is a socket a worker; a range with a digit too many must not take all descriptors.
+/// Each listener is a socket per worker; a mistyped range must not use up all descriptors.
 const LISTENERS_MAX: usize = 1024;
 
 impl Reader<'_> {
@@ -44,12 +43,12 @@ fn entry(node: &YamlNode) -> Result<Vec<StreamListener>, ValueError> {
         return Ok(listeners(addresses(node)?, false));
     };
     let part = |name: &str| node.get(name).filter(|node| !node.is_null());
-    let tls = part("tls").map(value::boolean).transpose().map_err(|wrong| wrong.below("tls"))?;
+    let tls = part("tls").map(value::boolean).transpose().map_err(|error| error.below("tls"))?;
     let Some(addr) = part("addr") else {
         let text = "invalid stream_proxy.tcp entry: addr is missing; write {addr: 9100, tls: true}";
         return Err(ValueError::new(text).on_line(node.line));
     };
-    let addresses = addresses(addr).map_err(|wrong| wrong.below("addr"))?;
+    let addresses = addresses(addr).map_err(|error| error.below("addr"))?;
     Ok(listeners(addresses, tls.unwrap_or(false)))
 }
 
@@ -57,13 +56,13 @@ fn listeners(addresses: Vec<SocketAddr>, tls: bool) -> Vec<StreamListener> {
     addresses.into_iter().map(|addr| StreamListener { addr, tls }).collect()
 }
 
-/// As nginx does it, a port without an address is one of IPv4 alone.
+/// As in nginx, a port without an address is an IPv4 port.
 fn addresses(node: &YamlNode) -> Result<Vec<SocketAddr>, ValueError> {
     let YamlValue::Scalar(scalar) = &node.value else {
         return Err(ValueError::expected("a port, address:port or a range of ports", node));
     };
     let text = scalar.text.trim();
-    let wrong = |why: &str| {
+    let invalid = |why: &str| {
         ValueError::new(&format!("invalid stream_proxy.tcp entry: {text}: {why}")).on_line(node.line)
     };
     let (ip, ports) = match text.rsplit_once(':') {
@@ -71,19 +70,19 @@ fn addresses(node: &YamlNode) -> Result<Vec<SocketAddr>, ValueError> {
         Some((host, ports)) => {
             let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
             let ip = bare.unwrap_or(host).parse::<IpAddr>().ok().filter(|ip| ip.is_ipv6() == bare.is_some());
-            (ip.ok_or_else(|| wrong("expected an IP address before the port, IPv6 in brackets"))?, ports)
+            (ip.ok_or_else(|| invalid("expected an IP address before the port, IPv6 in brackets"))?, ports)
         }
     };
     let number = |text: &str| {
         let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-        text.parse::<u16>().ok().filter(|_| digits).ok_or_else(|| wrong("expected a port from 0 to 65535"))
+        text.parse::<u16>().ok().filter(|_| digits).ok_or_else(|| invalid("expected a port from 0 to 65535"))
     };
     let range = match ports.split_once('-') {
         None => number(ports)?..=number(ports)?,
         Some((first, last)) => number(first)?..=number(last)?,
     };
     if range.is_empty() || ports.contains('-') && *range.start() == 0 {
-        return Err(wrong("expected a range like 2000-2100"));
+        return Err(invalid("expected a range like 2000-2100"));
     }
     Ok(range.map(|port| SocketAddr::new(ip, port)).collect())
 }
@@ -129,11 +128,11 @@ mod tests {
             "-1",
             "''",
         ] {
-            let wrong = read(bad).unwrap_err();
+            let error = read(bad).unwrap_err();
             assert!(
-                wrong.message.starts_with("invalid stream_proxy.tcp entry: "),
+                error.message.starts_with("invalid stream_proxy.tcp entry: "),
                 "{bad}: {}",
-                wrong.message
+                error.message
             );
         }
         assert!(read("{tls: true}").unwrap_err().message.contains("addr is missing"));

@@ -1,15 +1,15 @@
-//! APISIX's own `conf/config.yaml.example` as a whole: every key that it names, with APISIX's
-//! default, is read; and the file itself where a copy is at hand.
+//! APISIX's own `conf/config.yaml.example`: every key with APISIX's default is accepted; and the
+//! file itself, where a copy is available.
 
 use super::*;
 
-/// The keys that the file of 3.18 gives a value, with their defaults, in words of our own.
+/// The keys that the file of 3.18 sets, with their defaults.
 const KEYS: &str = include_str!("apisix_example.yaml");
 
-/// Names a copy of APISIX's file; without it the test of the copy is skipped.
+/// The path of a copy of APISIX's file; without it the test of the copy is skipped.
 const COPY: &str = "COUNTERSIGN_APISIX_EXAMPLE";
 
-/// What the two have in common.
+/// Checks that apply to both.
 fn check(text: &str) {
     let settings = load_with(text, &[]).unwrap_or_else(|problems| panic!("{problems}"));
     assert_eq!(settings.deployment.provider, ConfigProvider::Etcd);

@@ -1,4 +1,4 @@
-//! The keyring: a file's keys before those of the settings, and what is said about it.
+//! The keyring: a file's keys precede those of the settings; warnings and errors.
 
 use super::load_with;
 
@@ -39,7 +39,7 @@ fn an_unusable_keyring_file_is_an_error_without_content() {
             b"0123456789abcdef\n#comment",
             "line 2 looks like a comment; each line of the file is a key, so remove it",
         ),
-        // As long as a key: everybody could guess what it seals.
+        // It has the length of a key, but would be easy to guess.
         (b"# the key of '26", "line 1 looks like a comment; each line of the file is a key, so remove it"),
         (
             b"\xef\xbb\xbf0123456789abcdef\n",

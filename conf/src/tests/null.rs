@@ -1,4 +1,4 @@
-//! `null`: it deletes a default, and never opens what it was to close.
+//! `null` deletes a default and never lifts a restriction.
 
 use super::{load_with, problems};
 

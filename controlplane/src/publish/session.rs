@@ -256,7 +256,7 @@ impl NodeSession {
                     let key = key.ok_or_else(|| {
                         Status::invalid_argument("Held names a resource without a valid key")
                     })?;
-                    held.insert(key, resource.revision);
+                    held.insert(key, resource.version);
                 }
                 if held.len() > HELD_MAX {
                     return Err(Status::resource_exhausted(format!("more than {HELD_MAX} resources held")));

@@ -159,7 +159,7 @@ async fn the_fix_for_depth_works() {
     let verdict = &response["client_certificate"];
     assert_eq!(
         (&verdict["verified"], &verdict["verify_reason"]),
-        (&json!(false), &json!("depth")),
+        (&json!(false), &json!("depth_exceeded")),
         "{response}"
     );
     assert!(verdict["fix"].as_str().unwrap().starts_with("set client.depth to 2"), "{verdict}");
@@ -203,7 +203,7 @@ fn rejected_chains(clients: &Authority) -> Vec<RejectedChain> {
         ("an expired one", issue(clients, &past), "expired", first, "renew the client's"),
         ("one of tomorrow", issue(clients, &future), "not_yet_valid", first, "check the clocks"),
         ("an expired intermediate", issue(&ended, &spec), "expired", second, "renewed intermediate"),
-        ("a server's", issue(clients, &server), "wrong_usage", first, "clientAuth"),
+        ("a server's", issue(clients, &server), "invalid_purpose", first, "clientAuth"),
     ]
 }
 
@@ -254,7 +254,7 @@ async fn a_revocation_names_its_crl() {
     assert_eq!(explain_chain(&world, chain(&good)).await["client_certificate"]["verified"], true);
     let elsewhere = other.issue(&LeafSpec::client("unlisted")).unwrap();
     let verdict = explain_chain(&world, chain(&elsewhere)).await["client_certificate"].clone();
-    assert_eq!(verdict["verify_reason"], "status_unknown");
+    assert_eq!(verdict["verify_reason"], "unknown_revocation_status");
     assert!(verdict["fix"].as_str().unwrap().contains("add a CRL signed by CN=Other"), "{verdict}");
     let stale = list(CrlSpec::new().between(day(-9), day(-1)));
     site(&world, "1", "a.test", json!({"ca": bundle, "crl": [stale]})).await;

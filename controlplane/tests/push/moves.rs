@@ -19,7 +19,7 @@ fn held(chunk: &Chunk) -> Vec<HeldResource> {
     let held = chunk.upserts.iter().map(|upsert| {
         let id = &upsert.resource.as_ref().unwrap().id;
         let key = model::wire::key_to_wire(&key(Kind::Upstream, id));
-        HeldResource { key: Some(key), revision: upsert.revision }
+        HeldResource { key: Some(key), version: upsert.version }
     });
     held.collect()
 }

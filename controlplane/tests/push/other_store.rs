@@ -151,7 +151,7 @@ async fn an_acceptance_ends_a_hold_with_the_state() {
     let revision = world.put(Kind::Route, "1", route("/one")).await;
     let control = world.control().await;
     let mut node = ScriptedNode::connect(&world, &control).await;
-    let resource = HeldResource { key: Some(model::wire::key_to_wire(&key(Kind::Route, "9"))), revision: 3 };
+    let resource = HeldResource { key: Some(model::wire::key_to_wire(&key(Kind::Route, "9"))), version: 3 };
     node.send_hello_with("elsewhere", 5, vec![resource]).await;
     assert!(node.welcome().await.hold);
     assert_eq!(node.chunk().await.removals.len(), 1);

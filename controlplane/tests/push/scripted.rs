@@ -235,7 +235,7 @@ impl Push for ScriptedControl {
 fn good_upsert(nth: usize) -> Upsert {
     let id = Id::parse(&nth.to_string()).unwrap();
     let resource = model::compile(Kind::Upstream, &id, &upstream(nth), &pki::Keyring::empty()).unwrap();
-    Upsert { revision: 5, resource: Some((&resource).into()) }
+    Upsert { version: 5, resource: Some((&resource).into()) }
 }
 
 #[tokio::test]

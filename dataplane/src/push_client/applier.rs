@@ -142,7 +142,7 @@ impl Applier {
         let snapshot = &self.node.snapshot;
         let held = snapshot
             .versions()
-            .map(|(key, revision)| HeldResource { key: Some(model::wire::key_to_wire(&key)), revision })
+            .map(|(key, version)| HeldResource { key: Some(model::wire::key_to_wire(&key)), version })
             .collect();
         (self.node.store.clone().unwrap_or_default(), snapshot.revision(), held)
     }

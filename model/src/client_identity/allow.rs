@@ -202,7 +202,7 @@ impl AllowList {
         if let Some(issuers) = self.serials.get(certificate.serial())
             && issuers
                 .iter()
-                .any(|issuer| issuer.as_ref().is_none_or(|issuer| issuer.is_issuer_of(certificate)))
+                .any(|issuer| issuer.as_ref().is_none_or(|issuer| certificate.has_issuer(issuer)))
         {
             return true;
         }
@@ -210,7 +210,7 @@ impl AllowList {
             && self
                 .subjects
                 .get(&certificate.subject_hash())
-                .is_some_and(|names| names.iter().any(|name| name.is_subject_of(certificate)))
+                .is_some_and(|names| names.iter().any(|name| certificate.has_subject(name)))
     }
 }
 

@@ -175,7 +175,7 @@ impl DeltaAssembler {
 impl PartialDelta {
     fn add_chunk(&mut self, chunk: push::Chunk, policies: &mut PolicyInterner) -> Result<(), Problem> {
         for upsert in chunk.upserts {
-            let revision = upsert.revision;
+            let version = upsert.version;
             let read = upsert
                 .resource
                 .ok_or_else(|| (None, Problem::new("", "an upsert without a resource")))
@@ -184,7 +184,7 @@ impl PartialDelta {
                 Ok(mut resource) => {
                     policies.intern(&mut resource);
                     self.insert_key(resource.key())?;
-                    self.delta.upserts.push(Versioned { version: revision, resource });
+                    self.delta.upserts.push(Versioned { version, resource });
                 }
                 Err((key, problem)) if self.errors.len() < ERRORS_MAX => {
                     self.errors.push(ResourceError { key, problem });

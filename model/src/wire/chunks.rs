@@ -59,8 +59,8 @@ impl Chunks<'_> {
         if let Some(piece) = self.waiting.take() {
             return Some(piece);
         }
-        if let Some(Versioned { version: revision, resource }) = self.upserts.next() {
-            let upsert = push::Upsert { revision: *revision, resource: Some(resource.into()) };
+        if let Some(Versioned { version, resource }) = self.upserts.next() {
+            let upsert = push::Upsert { version: *version, resource: Some(resource.into()) };
             return Some(ChunkItem::Upsert(Box::new(upsert)));
         }
         self.removals.next().map(|key| ChunkItem::Removal(key_to_wire(key)))

@@ -1,7 +1,7 @@
-//! Revocation lists to order.
+//! Issues CRLs.
 //!
-//! [`CrlSpec`] -> `Authority::crl` -> DER. Lists are complete and direct, with CRLNumber and
-//! nextUpdate, as `revocation` demands them.
+//! [`CrlSpec`] -> `Authority::crl` -> DER. The CRLs are complete and direct, with CRLNumber and
+//! nextUpdate, as `revocation` requires.
 
 use rcgen::{CertificateRevocationListParams, Issuer, KeyIdMethod, KeyPair, RevokedCertParams, SerialNumber};
 use rustls_pki_types::{CertificateRevocationListDer, UnixTime};
@@ -10,7 +10,7 @@ use time::OffsetDateTime;
 use super::{IssueError, Validity};
 use crate::cert::Certificate;
 
-/// What a revocation list shall say. Default: nobody is revoked, number 1, current 2024 to 2049.
+/// The specification of a CRL. Default: empty, number 1, valid 2024 to 2049.
 #[derive(Clone, Debug)]
 pub struct CrlSpec {
     revoked: Vec<Vec<u8>>,
@@ -30,7 +30,7 @@ impl CrlSpec {
         Self::default()
     }
 
-    /// Revokes a certificate; its issuer is taken to be the signer of the list.
+    /// Revokes a certificate, which the signer of the CRL must have issued.
     pub fn revoke(self, certificate: &Certificate) -> Self {
         let serial = certificate.fields().serial.slice(certificate.der()).to_vec();
         self.revoke_serial(serial)

@@ -1,7 +1,7 @@
-//! X.509 version 1, which rcgen does not make but `openssl x509 -req` still does.
+//! X.509 v1 certificates, which rcgen does not support but `openssl x509 -req` still writes.
 //!
-//! A v3 certificate -> the same without version and extensions, signed again. Tests of the
-//! tutorial's certificates need it.
+//! A v3 certificate -> the same without version and extensions, signed again. Tests of APISIX's
+//! tutorial need them.
 
 use rcgen::{KeyPair, SigningKey as _};
 
@@ -9,7 +9,7 @@ use super::IssueError;
 use crate::cert::{CertError, Certificate};
 use crate::der::{self, DerError, Reader};
 
-/// Makes a v1 certificate of a v3 one that `signer` issued.
+/// Converts a v3 certificate that `signer` issued.
 pub(super) fn to_v1(v3: &[u8], signer: &KeyPair) -> Result<Certificate, IssueError> {
     let (tbs, algorithm) = to_be_signed(v3).map_err(CertError::malformed("a certificate just made"))?;
     let signature = signer.sign(&tbs).map_err(IssueError::library("a signature"))?;

@@ -1,17 +1,17 @@
-//! A `TRUSTED CERTIFICATE` block: a certificate and behind it OpenSSL's `X509_CERT_AUX`
+//! A `TRUSTED CERTIFICATE` block: a certificate followed by OpenSSL's `X509_CERT_AUX`
 //! (crypto/x509/x_x509a.c).
 //!
-//! Invariant: a certificate comes out only when the auxiliary data says nothing about trust,
-//! because we would not apply it.
+//! Invariant: a certificate is returned only when its auxiliary data does not restrict trust,
+//! because trust settings are not applied.
 
 use super::{CertError, Certificate, fields};
 use crate::der::{self, DerError, Reader};
 
-/// Reads the certificate.
+/// Parses the certificate.
 ///
 /// # Errors
-/// As [`Certificate::from_der`], and [`CertError::TrustSettings`] when there are any or the data
-/// cannot be read.
+/// Those of [`Certificate::from_der`], and [`CertError::TrustSettings`] when the auxiliary data
+/// restricts trust or is malformed.
 pub(super) fn certificate(bytes: &[u8]) -> Result<Certificate, CertError> {
     let der = fields::first_value(bytes);
     let certificate = Certificate::from_der(der)?;
@@ -24,7 +24,7 @@ pub(super) fn certificate(bytes: &[u8]) -> Result<Certificate, CertError> {
     }
 }
 
-/// Which settings there are. An alias and a key identifier are names, and say nothing about trust.
+/// The kinds of trust settings. An alias and a key identifier are not among them.
 fn trust_settings(auxiliary: &[u8]) -> Result<Option<&'static str>, DerError> {
     let mut whole = Reader::new(auxiliary);
     if whole.is_empty() {

@@ -1,9 +1,9 @@
-//! Where everything lies in a certificate: the result of reading it once (RFC 5280 4.1 and 4.2).
+//! The parsed fields of a certificate (RFC 5280 4.1 and 4.2).
 //!
-//! `chain` reads the certificates a peer sends straight into [`Fields`] without copying them;
-//! [`super::Certificate`] keeps its own. Small answers (dates, flags, usages) are decoded here,
-//! long ones (names, keys, constraints) stay spans of the DER. Invariant: an extension we do not
-//! process is remembered when it is critical; nothing critical is ever overlooked.
+//! `chain` parses the certificates of a peer straight into [`Fields`] without copying them;
+//! [`super::Certificate`] keeps its own. Small values (dates, flags, usages) are decoded here; long
+//! ones (names, keys, constraints) stay spans of the DER. Invariant: the first critical extension
+//! that is not processed is recorded, so none is overlooked.
 
 use std::fmt::Write as _;
 
@@ -12,14 +12,14 @@ use crate::der::{self, DerError, Reader, Span, Tlv};
 use crate::name;
 use crate::signature::PublicKey;
 
-/// Most extensions we read in one certificate.
+/// Most extensions of one certificate.
 pub(crate) const EXTENSIONS_MAX: usize = 48;
 
 /// basicConstraints (RFC 5280 4.2.1.9).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct BasicConstraints {
     pub(crate) ca: bool,
-    /// One that is longer than any path says the same as the longest that has room here.
+    /// Saturates at `u16::MAX`, which is longer than any path.
     pub(crate) path_length: Option<u16>,
 }
 
@@ -32,7 +32,7 @@ impl KeyUsage {
         self.0 & (0x8000 >> 5) != 0
     }
 
-    /// digitalSignature or keyAgreement: what a TLS peer does with its key.
+    /// digitalSignature or keyAgreement: the uses of a key in a TLS handshake.
     pub(crate) fn signs_or_agrees_keys(self) -> bool {
         self.0 & (0x8000 | (0x8000 >> 4)) != 0
     }
@@ -47,12 +47,12 @@ impl KeyUsage {
     }
 }
 
-/// What was read. Spans count from the start of the certificate.
+/// The fields. Spans are relative to the start of the certificate.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Fields {
     /// 1, 2 or 3.
     pub(crate) version: u8,
-    /// What the signature covers, header included.
+    /// TBSCertificate, header included: the signed bytes.
     pub(crate) tbs: Span,
     /// Content of the INTEGER.
     pub(crate) serial: Span,
@@ -67,8 +67,8 @@ pub(crate) struct Fields {
     pub(crate) not_before: i64,
     /// Seconds since 1970, inclusive.
     pub(crate) not_after: i64,
-    /// The whole SubjectPublicKeyInfo. Where its parts lie is read again when they are asked for:
-    /// next to what is done with a key that is nothing, and there may be millions of these.
+    /// The whole SubjectPublicKeyInfo. Its parts are parsed again on use: that costs little next to
+    /// any use of a key, and a process may hold millions of certificates.
     pub(crate) spki: Span,
     pub(crate) basic_constraints: Option<BasicConstraints>,
     pub(crate) key_usage: Option<KeyUsage>,
@@ -82,12 +82,12 @@ pub(crate) struct Fields {
     pub(crate) subject_key_id: Option<Span>,
     /// Content of the keyIdentifier, when the extension has one.
     pub(crate) authority_key_id: Option<Span>,
-    /// The first critical extension that we do not process: its OID.
+    /// The OID of the first critical extension that is not processed.
     pub(crate) unknown_critical: Option<Span>,
 }
 
 impl Fields {
-    /// Reads one certificate that fills `der`.
+    /// Parses one certificate that fills `der`.
     pub(crate) fn read(der: &[u8]) -> Result<Self, CertError> {
         if der.len() > CERTIFICATE_BYTES_MAX {
             return Err(CertError::TooLarge { found: der.len() });
@@ -116,8 +116,8 @@ impl Fields {
     ) -> Result<(), CertError> {
         self.version = read_version(&mut tbs).map_err(CertError::malformed("version"))?;
         let serial = tbs.expect(der::INTEGER).map_err(CertError::malformed("serialNumber"))?;
-        // RFC 5280 4.1.2.2 wants positive numbers of at most 20 bytes; others exist and are only compared,
-        // so any is read.
+        // RFC 5280 4.1.2.2 wants positive numbers of at most 20 bytes. Others exist and are only
+        // compared, so they are accepted.
         if serial.content.is_empty() {
             return Err(CertError::malformed("serialNumber")(DerError::Value));
         }
@@ -133,7 +133,8 @@ impl Fields {
         self.subject = read_name(&mut tbs).map_err(CertError::malformed("subject"))?;
         self.read_key(der, &mut tbs).map_err(CertError::malformed("subjectPublicKeyInfo"))?;
         let rest = CertError::malformed("after subjectPublicKeyInfo");
-        tbs.optional(der::context(1)).map_err(&rest)?; // issuerUniqueID and subjectUniqueID: nobody uses them
+        // issuerUniqueID and subjectUniqueID: unused.
+        tbs.optional(der::context(1)).map_err(&rest)?;
         tbs.optional(der::context(2)).map_err(&rest)?;
         if let Some(extensions) = tbs.optional(der::context_constructed(3)).map_err(&rest)? {
             if self.version != 3 {
@@ -151,9 +152,9 @@ impl Fields {
         key_parts(der, self.spki).map(drop)
     }
 
-    /// The public key. `der` is what these fields were read from.
+    /// The public key. `der` must be the certificate of these fields.
     pub(crate) fn key<'a>(&self, der: &'a [u8]) -> PublicKey<'a> {
-        // It was read once already, so it always can be.
+        // Parsing succeeded once, so it succeeds again.
         let (algorithm, key) = key_parts(der, self.spki).unwrap_or_default();
         PublicKey { algorithm: algorithm.slice(der), key: key.slice(der) }
     }
@@ -196,12 +197,12 @@ impl Fields {
                 let read = read_basic_constraints(value).map_err(CertError::malformed("basicConstraints"))?;
                 self.basic_constraints = Some(read);
             }
-            // cRLDistributionPoints and certificatePolicies change no verdict here: lists come from the
+            // cRLDistributionPoints and certificatePolicies change no result: CRLs come from the
             // operator, and every policy is acceptable (RFC 5280 6.1.1 c, any-policy). OpenSSL
-            // lets both be critical, so we do.
+            // accepts both as critical.
             31 | 32 => {}
             30 => self.name_constraints = Some(extension.value.inner),
-            // The identifier only helps to find the issuer; a form we cannot read is as good as none.
+            // The identifier only helps to find the issuer; an unreadable form counts as absent.
             35 => self.authority_key_id = read_authority_key_id(value).unwrap_or(None),
             37 => {
                 let read = read_extended_key_usage(value).map_err(CertError::malformed("extKeyUsage"))?;
@@ -235,7 +236,8 @@ impl<'a> Extension<'a> {
     pub(crate) fn read(list: &mut Reader<'a>) -> Result<Self, DerError> {
         let mut parts = list.nested(der::SEQUENCE)?;
         let oid = parts.expect(der::OID)?;
-        // `critical FALSE` written out is not DER, but common enough that OpenSSL and webpki read it
+        // `critical FALSE` written out is not DER, but common enough that OpenSSL and webpki read
+        // it
         let critical = match parts.optional(der::BOOLEAN)? {
             Some(flag) => der::boolean(flag.content)?,
             None => false,
@@ -246,7 +248,7 @@ impl<'a> Extension<'a> {
     }
 }
 
-/// Refuses a list of OIDs with a repetition. The lists are short: EXTENSIONS_MAX at most.
+/// Rejects a repeated OID. The lists hold at most `EXTENSIONS_MAX`.
 pub(crate) fn reject_repeated(der: &[u8], oids: &[Span]) -> Result<(), CertError> {
     for (index, oid) in oids.iter().enumerate() {
         let oid = oid.slice(der);
@@ -259,8 +261,8 @@ pub(crate) fn reject_repeated(der: &[u8], oids: &[Span]) -> Result<(), CertError
     Ok(())
 }
 
-/// The first value of `bytes` (a TRUSTED CERTIFICATE block has trust settings behind it), or all
-/// when there is none.
+/// The first DER value of `bytes`, or all of them when there is none. A TRUSTED CERTIFICATE block
+/// has trust settings behind the certificate.
 pub(crate) fn first_value(bytes: &[u8]) -> &[u8] {
     Reader::new(bytes).next().map_or(bytes, |value| value.outer.slice(bytes))
 }
@@ -341,7 +343,7 @@ fn read_validity(tbs: &mut Reader<'_>) -> Result<(i64, i64), DerError> {
     Ok((not_before, not_after))
 }
 
-/// The one value in `reader`.
+/// Reads the only value of `reader`.
 pub(crate) fn single_value<'a>(mut reader: Reader<'a>, tag: u8) -> Result<Tlv<'a>, DerError> {
     let value = reader.expect(tag)?;
     reader.finish()?;

@@ -1,14 +1,14 @@
 //! GeneralNames (RFC 5280 4.2.1.6): the entries of a subject alternative name.
 //!
-//! Read by `identity` (to show), by `chain::names` (to judge) and by server-name checks. Forms that
-//! we do not interpret are kept as [`GeneralName::Other`], because a name constraint of such a form
-//! must refuse them. Invariant: a list is read to its end or is an error.
+//! `identity` shows them, `chain::name_constraints` and `chain::server_name` match them.
+//! Uninterpreted forms are kept as [`GeneralName::Other`], because a name constraint of such a form
+//! must reject them. Invariant: a list is parsed to its end or is an error.
 
 use std::net::IpAddr;
 
 use crate::der::{self, DerError, Reader};
 
-/// One name. Texts are the raw bytes of an IA5String: whoever interprets them checks them.
+/// One name. Texts are the unchecked bytes of an IA5String.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum GeneralName<'a> {
     Email(&'a [u8]),
@@ -17,12 +17,12 @@ pub(crate) enum GeneralName<'a> {
     Ip(&'a [u8]),
     /// Content of the `Name`.
     Directory(&'a [u8]),
-    /// otherName, x400Address, ediPartyName, registeredID: by the number of the choice.
+    /// otherName, x400Address, ediPartyName, registeredID: the tag number of the choice.
     Other(u8),
 }
 
 impl<'a> GeneralName<'a> {
-    /// How long it is: what comparing it costs.
+    /// Length in bytes: the cost of a comparison.
     pub(crate) fn len(&self) -> usize {
         match self {
             Self::Email(bytes)
@@ -49,7 +49,7 @@ impl<'a> GeneralName<'a> {
     }
 }
 
-/// directoryName is explicitly tagged, for a Name is a CHOICE.
+/// directoryName is explicitly tagged, because a Name is a CHOICE.
 fn directory(content: &[u8]) -> Result<&[u8], DerError> {
     let mut inside = Reader::new(content);
     let name = inside.expect(der::SEQUENCE)?.content;

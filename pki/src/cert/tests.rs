@@ -7,8 +7,8 @@ use x509_parser::prelude::*;
 use super::*;
 use crate::ca::{Authority, AuthoritySpec, KeyAlgorithm, LeafSpec, Usages};
 
-/// Runs the openssl command line on `input`. Fails, not skips, when it is missing: it is the judge
-/// of how names are printed.
+/// Runs the openssl command line on `input`, as the reference for the text of names. A missing
+/// openssl fails the test.
 fn openssl(args: &[&str], input: &str) -> String {
     let mut child = Command::new("openssl")
         .args(args)
@@ -121,11 +121,11 @@ fn openssl_trust_settings_are_rejected() {
         let written = openssl(&[&["x509", "-trustout"], arguments].concat(), &pem);
         assert!(written.contains("TRUSTED CERTIFICATE"), "{written}");
         for text in [written.clone(), format!("{pem}{written}")] {
-            let said = certificates_from_pem(&text).unwrap_err().to_string();
-            assert!(said.contains(settings) && said.contains("-clrtrust -clrreject"), "{said}");
+            let message = certificates_from_pem(&text).unwrap_err().to_string();
+            assert!(message.contains(settings) && message.contains("-clrtrust -clrreject"), "{message}");
         }
     }
-    // A name is no setting, and what the message says to do helps.
+    // An alias is no trust setting, and the advice of the message works.
     let named = openssl(&["x509", "-trustout", "-setalias", "a name"], &pem);
     assert_eq!(&certificates_from_pem(&named).unwrap()[0], root.certificate());
     let rejected = openssl(&["x509", "-trustout", "-addreject", "clientAuth"], &pem);
@@ -168,8 +168,8 @@ fn blocks_that_may_change_trust_are_rejected() {
     ] {
         let other = pem.replace("CERTIFICATE", label);
         for text in [format!("{pem}{other}"), format!("{other}{pem}"), other.clone()] {
-            let said = certificates_from_pem(&text).unwrap_err().to_string();
-            assert!(said.contains(&format!("the block `{label}` stands among")), "{said}");
+            let message = certificates_from_pem(&text).unwrap_err().to_string();
+            assert!(message.contains(&format!("the block `{label}` stands among")), "{message}");
         }
     }
     for label in ["CERTIFICATE REQUEST", "RSA PRIVATE KEY", "EC PARAMETERS", "DH PARAMETERS"] {
@@ -178,7 +178,7 @@ fn blocks_that_may_change_trust_are_rejected() {
     }
 }
 
-/// What `openssl x509 -text` and bundles of distributions put between the blocks.
+/// The text that `openssl x509 -text` and distributions put between the blocks.
 #[test]
 fn text_between_pem_blocks_is_ignored() {
     let root = Authority::root(&AuthoritySpec::new("Root")).unwrap();
@@ -220,14 +220,14 @@ fn unknown_critical_extensions_are_recorded() {
         let mut extension = rcgen::CustomExtension::from_oid_content(&[2, 5, 29, last], vec![0x30, 0x00]);
         extension.set_criticality(true);
         params.custom_extensions.push(extension);
-        let made = params.self_signed(&rcgen::KeyPair::generate().unwrap()).unwrap();
-        Certificate::from_der(made.der()).unwrap().fields().unknown_critical.is_some()
+        let certificate = params.self_signed(&rcgen::KeyPair::generate().unwrap()).unwrap();
+        Certificate::from_der(certificate.der()).unwrap().fields().unknown_critical.is_some()
     };
     assert!(!unknown(31) && !unknown(32), "cRLDistributionPoints, certificatePolicies");
     assert!(unknown(33) && unknown(36) && unknown(54), "policyMappings, policyConstraints, inhibitAnyPolicy");
 }
 
-/// Another parser must find the same values in the same places.
+/// Compares every field with x509-parser.
 fn compare(der: &[u8]) {
     let ours = Certificate::from_der(der).unwrap();
     let fields = ours.fields();
@@ -279,7 +279,7 @@ proptest! {
         let _ = certificates_from_pem(&text);
     }
 
-    /// What we still read of a damaged certificate, every accessor survives.
+    /// Every accessor of a damaged certificate that still parses returns.
     #[test]
     fn damaged_certificates_terminate(changes in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4)) {
         use std::sync::LazyLock;

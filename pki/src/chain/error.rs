@@ -1,38 +1,34 @@
-//! Why a peer is refused: a message for the operator, and a closed list of reasons for logs and
+//! Why a chain is rejected: a message for the operator, and a closed list of reasons for logs and
 //! metrics.
 //!
-//! `chain` makes these, `outcome` and the Admin API's explanations read them. None of it is told to
-//! the peer. Invariant: each [`VerifyError`] has exactly one [`VerifyReason`]; subjects are printed
-//! escaped (RFC 2253), so a peer cannot forge a line.
+//! `chain` makes these errors; the Admin API's explanations show them. The peer learns only the TLS
+//! alert. Invariant: each [`VerifyError`] has exactly one [`VerifyReason`]; subjects are escaped
+//! (RFC 2253), so a peer cannot forge a log line.
 
 use std::fmt;
 
 use rustls_pki_types::UnixTime;
 use thiserror::Error;
-use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
 
-use super::{CertificateRef, Purpose};
-use crate::cert::{fields, to_unix};
+use super::types::{CertificateRef, INTERMEDIATES_MAX, Purpose};
+use crate::cert::fields;
 use crate::name;
+use crate::unix_time::{self, format_utc};
 
-/// Why a peer's certificate is refused. Says which certificate breaks which rule.
+/// Why a peer's chain is rejected: the failing certificate and the rule.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum VerifyError {
-    /// The leaf is not a certificate.
+    /// The leaf is malformed.
     #[error("the peer's certificate cannot be read: {cause}")]
     Malformed {
-        /// What is wrong with it.
+        /// The parse error.
         cause: String,
     },
     /// More than [`super::SENT_CERTIFICATES_MAX`] certificates behind the leaf.
-    #[error(
-        "the peer sent {found} certificates behind its own; at most {} are read",
-        super::INTERMEDIATES_MAX
-    )]
+    #[error("the peer sent {found} certificates behind its own; at most {} are read", INTERMEDIATES_MAX)]
     TooManyCertificates {
-        /// How many it sent.
+        /// The number of certificates.
         found: usize,
     },
     /// No path leads from the leaf to an anchor.
@@ -55,7 +51,7 @@ pub enum VerifyError {
         /// The certificate whose key should verify it.
         issuer: String,
     },
-    /// A key or signature algorithm that we do not accept.
+    /// The key is too weak, or its signature algorithm is not supported.
     #[error(
         "`{subject}` has a key or a signature that is not accepted: use RSA of 2048 to 8192 bits, ECDSA on P-256, P-384 or P-521, or Ed25519, with SHA-2"
     )]
@@ -64,7 +60,7 @@ pub enum VerifyError {
         subject: String,
     },
     /// The period of validity has ended.
-    #[error("`{subject}` expired: it was valid until {}", date(.not_after))]
+    #[error("`{subject}` expired: it was valid until {}", format_utc(*.not_after))]
     Expired {
         /// The certificate.
         subject: String,
@@ -72,7 +68,7 @@ pub enum VerifyError {
         not_after: UnixTime,
     },
     /// The period of validity has not begun.
-    #[error("`{subject}` is not yet valid: it will be from {}; check the clocks", date(.not_before))]
+    #[error("`{subject}` is not yet valid: it will be from {}; check the clocks", format_utc(*.not_before))]
     NotYetValid {
         /// The certificate.
         subject: String,
@@ -87,12 +83,12 @@ pub enum VerifyError {
         /// The policy's depth.
         limit: u32,
     },
-    /// An issuer that must not issue.
+    /// An issuer is not a CA, or must not sign certificates.
     #[error("`{subject}` must not issue certificates: {problem}")]
     IssuerNotCa {
         /// The issuing certificate.
         subject: String,
-        /// Which rule it breaks.
+        /// The violated rule.
         problem: &'static str,
     },
     /// An X.509 v1 leaf below an intermediate.
@@ -122,14 +118,14 @@ pub enum VerifyError {
     /// Name constraints (RFC 5280 4.2.1.10).
     #[error("`{authority}` must not issue `{subject}`: {problem} (name constraints)")]
     NameConstraintViolation {
-        /// The issuing certificate whose constraints refuse.
+        /// The issuing certificate that has the constraints.
         authority: String,
-        /// The certificate that has the name.
+        /// The certificate that violates them.
         subject: String,
-        /// Which name, or what is wrong with the constraints.
+        /// The violating name, or why the constraints cannot be applied.
         problem: String,
     },
-    /// A critical extension that we do not process (RFC 5280 4.2).
+    /// A critical extension that is not supported (RFC 5280 4.2).
     #[error("`{subject}` has the critical extension {oid}, which is not supported")]
     UnsupportedCriticalExtension {
         /// The certificate.
@@ -137,7 +133,7 @@ pub enum VerifyError {
         /// In dotted form.
         oid: String,
     },
-    /// A CRL names it.
+    /// A CRL lists the certificate.
     #[error("`{subject}` (serial {serial}) is revoked")]
     Revoked {
         /// The certificate.
@@ -145,28 +141,28 @@ pub enum VerifyError {
         /// Upper-case hexadecimal.
         serial: String,
     },
-    /// The policy wants a known revocation status, and there is none.
+    /// The policy requires a known revocation status, and it is unknown.
     #[error("whether `{subject}` is revoked is not known: {problem}")]
     UnknownRevocationStatus {
         /// The certificate.
         subject: String,
-        /// No list, or only stale ones.
+        /// No CRL, or only stale ones.
         problem: &'static str,
     },
-    /// The limit on work was reached before a path was found.
+    /// The budget was exhausted before a path was found.
     #[error("gave up after {checks} signature checks: the peer sent a maze of certificates")]
     BudgetExceeded {
-        /// Signature checks that were made.
+        /// The number of signature checks.
         checks: usize,
     },
-    /// The server's certificate is for another name.
+    /// The server's certificate does not carry the expected name.
     #[error("`{subject}` is not a certificate for `{expected}`: its names are {found}")]
     NotValidForName {
         /// The certificate.
         subject: String,
         /// The name we expected.
         expected: String,
-        /// The names it has.
+        /// The names of the certificate.
         found: String,
     },
 }
@@ -174,13 +170,13 @@ pub enum VerifyError {
 /// The closed list of reasons: log fields and metric labels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum VerifyReason {
-    /// The leaf is not a certificate, or too many certificates were sent.
+    /// The leaf is malformed, or the peer sent too many certificates.
     Malformed,
     /// No path to an anchor.
     UnknownIssuer,
     /// A signature does not match.
     BadSignature,
-    /// A key or algorithm that we do not accept.
+    /// A weak key or an unsupported algorithm.
     WeakKey,
     /// A certificate of the path has expired.
     Expired,
@@ -188,7 +184,7 @@ pub enum VerifyReason {
     NotYetValid,
     /// More intermediates than `depth`.
     DepthExceeded,
-    /// An issuer that is no CA.
+    /// An issuer that is not a CA.
     IssuerNotCa,
     /// An X.509 v1 leaf below an intermediate.
     UnsupportedCertVersion,
@@ -204,9 +200,9 @@ pub enum VerifyReason {
     Revoked,
     /// Revocation status unknown or stale.
     UnknownRevocationStatus,
-    /// The limit on work was reached.
+    /// The budget for one verification was exhausted.
     BudgetExceeded,
-    /// The server's certificate is for another name.
+    /// The server's certificate does not carry the expected name.
     NotValidForName,
 }
 
@@ -237,8 +233,8 @@ impl VerifyReason {
         self as usize
     }
 
-    /// The TLS alert nearest to it, by its name in RFC 8446 section 6: what the client learns,
-    /// whichever engine sends it.
+    /// The TLS alert for this reason, by its name in RFC 8446 section 6. Every TLS engine sends
+    /// this one.
     pub fn alert(self) -> &'static str {
         match self {
             Self::Malformed | Self::UnsupportedCertVersion | Self::UnsupportedCriticalExtension => {
@@ -260,7 +256,7 @@ impl VerifyReason {
         }
     }
 
-    /// The word in logs and metrics.
+    /// The value in logs and metrics.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Malformed => "malformed",
@@ -269,17 +265,17 @@ impl VerifyReason {
             Self::WeakKey => "weak_key",
             Self::Expired => "expired",
             Self::NotYetValid => "not_yet_valid",
-            Self::DepthExceeded => "depth",
-            Self::IssuerNotCa => "not_a_ca",
-            Self::UnsupportedCertVersion => "old_version",
-            Self::PathLengthExceeded => "path_length",
-            Self::InvalidPurpose => "wrong_usage",
-            Self::NameConstraintViolation => "name_constraint",
-            Self::UnsupportedCriticalExtension => "critical_extension",
+            Self::DepthExceeded => "depth_exceeded",
+            Self::IssuerNotCa => "issuer_not_ca",
+            Self::UnsupportedCertVersion => "unsupported_cert_version",
+            Self::PathLengthExceeded => "path_length_exceeded",
+            Self::InvalidPurpose => "invalid_purpose",
+            Self::NameConstraintViolation => "name_constraint_violation",
+            Self::UnsupportedCriticalExtension => "unsupported_critical_extension",
             Self::Revoked => "revoked",
-            Self::UnknownRevocationStatus => "status_unknown",
-            Self::BudgetExceeded => "too_much_work",
-            Self::NotValidForName => "wrong_name",
+            Self::UnknownRevocationStatus => "unknown_revocation_status",
+            Self::BudgetExceeded => "budget_exceeded",
+            Self::NotValidForName => "not_valid_for_name",
         }
     }
 }
@@ -291,8 +287,8 @@ impl fmt::Display for VerifyReason {
 }
 
 impl VerifyError {
-    /// The subject of the certificate that breaks the rule, RFC 2253; `None` where it is about the
-    /// whole chain.
+    /// The subject of the failing certificate, RFC 2253; `None` where the error concerns the whole
+    /// chain.
     pub fn subject(&self) -> Option<&str> {
         match self {
             Self::Malformed { .. }
@@ -316,7 +312,7 @@ impl VerifyError {
         }
     }
 
-    /// The reason, without the particulars.
+    /// The reason, without details.
     pub fn reason(&self) -> VerifyReason {
         match self {
             Self::Malformed { .. } | Self::TooManyCertificates { .. } => VerifyReason::Malformed,
@@ -340,24 +336,15 @@ impl VerifyError {
     }
 }
 
-/// RFC 3339, in UTC.
-fn date(time: &UnixTime) -> String {
-    let seconds = i64::try_from(time.as_secs()).unwrap_or(i64::MAX);
-    let date = OffsetDateTime::from_unix_timestamp(seconds).ok().and_then(|date| date.format(&Rfc3339).ok());
-    date.unwrap_or_else(|| format!("{seconds} seconds after 1970"))
-}
-
-/// A broken rule, noted while the search goes on: no text is made until it is known to be the
-/// answer.
+/// A failed check, recorded during the search. Its text is made only when it becomes the result.
 #[derive(Clone, Copy)]
 pub(super) struct Failure<'a> {
-    /// The certificate that breaks the rule.
+    /// The failing certificate.
     pub(super) certificate: CertificateRef<'a>,
     pub(super) cause: FailureCause<'a>,
 }
 
-/// In rising order of what they tell: the last is what the operator hears about when several paths
-/// fail.
+/// In rising order of specificity: the highest failure is reported when several paths fail.
 #[derive(Clone, Copy)]
 pub(super) enum FailureCause<'a> {
     BadSignature {
@@ -411,7 +398,7 @@ impl FailureCause<'_> {
 }
 
 impl Failure<'_> {
-    /// Whether this tells more than `other`. The first of equals stays.
+    /// Whether this failure is more specific than `other`. Of equal ones the first stays.
     pub(super) fn is_more_specific_than(&self, other: &Self) -> bool {
         self.cause.rank() > other.cause.rank()
     }
@@ -437,11 +424,12 @@ impl Failure<'_> {
                 VerifyError::InvalidPurpose { subject, purpose: purpose_name(purpose) }
             }
             FailureCause::PathLengthExceeded { limit } => VerifyError::PathLengthExceeded { subject, limit },
-            FailureCause::NotYetValid => {
-                VerifyError::NotYetValid { subject, not_before: to_unix(view.fields.not_before) }
-            }
+            FailureCause::NotYetValid => VerifyError::NotYetValid {
+                subject,
+                not_before: unix_time::from_seconds(view.fields.not_before),
+            },
             FailureCause::Expired => {
-                VerifyError::Expired { subject, not_after: to_unix(view.fields.not_after) }
+                VerifyError::Expired { subject, not_after: unix_time::from_seconds(view.fields.not_after) }
             }
             FailureCause::NameConstraintViolation { authority, problem } => {
                 VerifyError::NameConstraintViolation {

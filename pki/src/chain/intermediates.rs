@@ -1,32 +1,32 @@
-//! The certificates a peer sent behind its leaf, read once and made ready for the search.
+//! The intermediates that a peer sent behind its leaf, parsed once and indexed for the path
+//! builder.
 //!
-//! Everything here is the peer's choice and nothing is believed yet. Names are reduced to numbers,
-//! so that the search compares numbers; what cannot be read is a stranger and left out. Invariant:
-//! at most [`SENT_CERTIFICATES_MAX`] are read.
+//! None of them is trusted yet. Names are reduced to hashes, which the path builder compares;
+//! malformed certificates are ignored. Invariant: at most [`INTERMEDIATES_MAX`] are parsed.
 
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 
 use rustls_pki_types::CertificateDer;
 
-use super::{CertificateRef, INTERMEDIATES_MAX};
+use super::types::{CertificateRef, INTERMEDIATES_MAX};
 use crate::cert::fields::Fields;
 use crate::name;
 use crate::policy::TrustAnchors;
 
 const _: () = assert!(INTERMEDIATES_MAX <= u128::BITS as usize, "each authority sent has a bit of its own");
 
-/// A certificate the peer sent behind its leaf.
+/// A certificate behind the peer's leaf.
 pub(super) struct Intermediate<'a> {
-    /// Among those sent.
+    /// Index among the peer's intermediates.
     pub(super) index: usize,
     der: &'a [u8],
     fields: Fields,
     pub(super) subject_hash: u64,
     pub(super) issuer_hash: u64,
-    /// One bit for each subject and key: certificates with the same one speak for the same CA.
+    /// One bit for each pair of subject and key: certificates with the same bit are of the same CA.
     pub(super) ca_bit: u128,
     pub(super) is_self_issued: bool,
-    /// By names alone, a path leads from here to an anchor.
+    /// By names alone, a path leads from this certificate to an anchor.
     pub(super) reaches_anchor: bool,
 }
 
@@ -58,40 +58,44 @@ impl<'a> Intermediate<'a> {
     }
 }
 
-/// Reads what can be read.
-pub(super) fn parse_all<'a>(sent: &'a [CertificateDer<'_>], anchors: &TrustAnchors) -> Vec<Intermediate<'a>> {
-    let numbered = sent.iter().take(INTERMEDIATES_MAX).enumerate();
-    let mut parsed: Vec<Intermediate<'a>> =
+/// Parses the intermediates and drops malformed ones.
+pub(super) fn parse_all<'a>(
+    intermediates: &'a [CertificateDer<'_>],
+    anchors: &TrustAnchors,
+) -> Vec<Intermediate<'a>> {
+    let numbered = intermediates.iter().take(INTERMEDIATES_MAX).enumerate();
+    let mut intermediates: Vec<Intermediate<'a>> =
         numbered.filter_map(|one| Intermediate::read(one, anchors)).collect();
-    propagate_reachability(&mut parsed);
-    assign_ca_bits(&mut parsed);
-    parsed
+    propagate_reachability(&mut intermediates);
+    assign_ca_bits(&mut intermediates);
+    intermediates
 }
 
-/// Whoever is issued by one that reaches an anchor reaches it too. Each certificate is taken up
-/// once, so the work is quadratic in at most [`SENT_CERTIFICATES_MAX`] comparisons of numbers.
-fn propagate_reachability(parsed: &mut [Intermediate<'_>]) {
-    let mut fresh: Vec<u64> =
-        parsed.iter().filter(|sent| sent.reaches_anchor).map(|sent| sent.subject_hash).collect();
-    while let Some(subject_hash) = fresh.pop() {
-        for sent in parsed.iter_mut().filter(|sent| !sent.reaches_anchor && sent.issuer_hash == subject_hash)
+/// Marks each certificate whose issuer reaches an anchor. Each certificate is visited once, so at
+/// most the square of [`INTERMEDIATES_MAX`] hashes are compared.
+fn propagate_reachability(intermediates: &mut [Intermediate<'_>]) {
+    let mut queue: Vec<u64> =
+        intermediates.iter().filter(|one| one.reaches_anchor).map(|one| one.subject_hash).collect();
+    while let Some(subject_hash) = queue.pop() {
+        for one in
+            intermediates.iter_mut().filter(|one| !one.reaches_anchor && one.issuer_hash == subject_hash)
         {
-            sent.reaches_anchor = true;
-            fresh.push(sent.subject_hash);
+            one.reaches_anchor = true;
+            queue.push(one.subject_hash);
         }
     }
 }
 
-/// Gives each pair of subject and key a bit. Those that reach no anchor are never looked at and
-/// need none.
-fn assign_ca_bits(parsed: &mut [Intermediate<'_>]) {
-    let mut known: Vec<u64> = Vec::with_capacity(parsed.len());
-    for sent in parsed.iter_mut().filter(|sent| sent.reaches_anchor) {
-        let hash = sent.ca_hash();
+/// Assigns a bit to each pair of subject and key. Certificates that reach no anchor are never used
+/// and get none.
+fn assign_ca_bits(intermediates: &mut [Intermediate<'_>]) {
+    let mut known: Vec<u64> = Vec::with_capacity(intermediates.len());
+    for one in intermediates.iter_mut().filter(|one| one.reaches_anchor) {
+        let hash = one.ca_hash();
         let number = known.iter().position(|other| *other == hash).unwrap_or_else(|| {
             known.push(hash);
             known.len() - 1
         });
-        sent.ca_bit = 1_u128 << number; // fewer than 128, see above
+        one.ca_bit = 1_u128 << number; // fewer than 128, see above
     }
 }

@@ -1,26 +1,26 @@
-//! Name constraints (RFC 5280 4.2.1.10): what a CA's certificate says about the names below it.
+//! Name constraints (RFC 5280 4.2.1.10).
 //!
-//! [`check`] is asked by `search` for each issuer that has constraints and each certificate below
-//! it. All five forms that RFC 5280 defines are judged: DNS, email, URI, IP and directory names; a
-//! name of any other form is refused when there is a constraint of its form. Matching is literal
-//! (an asterisk in an email address is an asterisk) except for the wildcard of a DNS name, which is
-//! excluded when it could stand for an excluded name. Invariant: what cannot be read or judged is
-//! refused.
+//! `path_builder` calls [`check_name_constraints`] for each issuer with constraints and each
+//! certificate below it. All five forms that RFC 5280 defines are matched: DNS, email, URI, IP and
+//! directory names; a name of any other form is rejected when there is a constraint of its form.
+//! Matching is literal (an asterisk in an email address is an asterisk) except for the wildcard of
+//! a DNS name, which is excluded when it could match an excluded name. Invariant: a name or
+//! constraint that cannot be matched is rejected.
 
 use std::fmt;
 
-use super::CertificateRef;
+use super::types::CertificateRef;
 use crate::cert::general_name::{self, GeneralName};
 use crate::der::{self, DerError, Reader};
 use crate::name;
 
-/// Comparisons of a name with a constraint in one verification, and names and constraints read:
-/// names times constraints is the peer's choice. A long one counts as several.
+/// Comparisons in one verification, and names and constraints parsed: the peer chooses their
+/// product. A long one counts as several.
 const COMPARISONS_MAX: u32 = 20_000;
-/// Bytes of a name that one comparison covers.
+/// Bytes of a name that count as one comparison.
 const BYTES_PER_COMPARISON: usize = 64;
 
-/// What is left of the budget.
+/// The remaining comparisons.
 #[derive(Debug)]
 pub(super) struct ComparisonBudget(u32);
 
@@ -35,7 +35,7 @@ impl ComparisonBudget {
         self.0 == 0
     }
 
-    /// Pays for looking at something of so many bytes.
+    /// Charges the work on a value of this length.
     fn spend<'a>(&mut self, bytes: usize) -> Result<(), NameConstraintError<'a>> {
         let cost = u32::try_from(1 + bytes / BYTES_PER_COMPARISON).unwrap_or(COMPARISONS_MAX);
         self.0 = self.0.saturating_sub(cost);
@@ -43,20 +43,20 @@ impl ComparisonBudget {
     }
 }
 
-/// Why constraints refuse a certificate.
+/// Why a certificate violates name constraints.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum NameConstraintError<'a> {
-    /// The constraints are not what RFC 5280 defines.
+    /// The extension is malformed.
     Unreadable,
-    /// One of the constraints is not of the form its kind demands.
+    /// A constraint is malformed for its kind.
     BadConstraint(GeneralName<'a>),
-    /// The name is not of the form its kind demands, so nobody can tell whether it is allowed.
+    /// The name is malformed for its kind, so it cannot be matched.
     BadName(GeneralName<'a>),
     NotPermitted(GeneralName<'a>),
     Excluded(GeneralName<'a>),
-    /// The alternative names of the certificate cannot be read.
+    /// The subject alternative name is malformed.
     UnreadableNames,
-    /// The budget is used up.
+    /// The budget is exhausted.
     BudgetExceeded,
 }
 
@@ -82,7 +82,7 @@ impl fmt::Display for NameConstraintError<'_> {
     }
 }
 
-/// A name for a message. Peers choose them, so everything unusual is escaped.
+/// Formats a name for a message. Peers choose names, so unusual characters are escaped.
 pub(super) struct DisplayGeneralName<'n, 'a>(pub(super) &'n GeneralName<'a>);
 
 impl fmt::Display for DisplayGeneralName<'_, '_> {
@@ -109,7 +109,8 @@ impl fmt::Display for Hex<'_> {
     }
 }
 
-/// Judges the names of `certificate` by the constraints of `authority`, above it on the path.
+/// Checks the names of `certificate` against the constraints of `authority`, which is above it on
+/// the path.
 pub(super) fn check_name_constraints<'a>(
     authority: CertificateRef<'a>,
     certificate: CertificateRef<'a>,
@@ -130,7 +131,7 @@ pub(super) fn check_name_constraints<'a>(
         constraints.check_name(GeneralName::Directory(subject), work)?;
     }
     if !has_email {
-        // Certificates of old have the address in the subject instead (RFC 5280 4.2.1.10)
+        // Old certificates have the address in the subject instead (RFC 5280 4.2.1.10).
         for address in name::email_addresses(subject) {
             constraints.check_name(GeneralName::Email(address), work)?;
         }
@@ -138,7 +139,7 @@ pub(super) fn check_name_constraints<'a>(
     Ok(())
 }
 
-/// The two lists of subtrees, every base checked.
+/// The permitted and excluded subtrees; every base is well-formed.
 struct Constraints<'a> {
     permitted: Reader<'a>,
     excluded: Reader<'a>,
@@ -201,12 +202,12 @@ impl<'a> Constraints<'a> {
     }
 }
 
-/// GeneralSubtree: RFC 5280 wants minimum 0 and no maximum.
+/// Parses a GeneralSubtree. RFC 5280 requires minimum 0 and no maximum.
 fn read_subtree<'a>(list: &mut Reader<'a>) -> Result<GeneralName<'a>, NameConstraintError<'a>> {
     let mut parts = list.nested(der::SEQUENCE)?;
     let base = parts.next()?;
     let name = match base.tag {
-        // A constraint has an address and a mask where a name has an address
+        // A constraint has an address and a mask where a name has an address.
         0x87 => GeneralName::Ip(base.content),
         _ => GeneralName::read(&mut Reader::new(base.outer_bytes()))?,
     };
@@ -232,11 +233,11 @@ fn same_form(base: GeneralName<'_>, name: GeneralName<'_>) -> bool {
     }
 }
 
-/// Refuses a constraint that is not of the form its kind demands.
+/// Rejects a constraint that is malformed for its kind.
 fn check_base(base: GeneralName<'_>) -> Result<(), NameConstraintError<'_>> {
     let good = match base {
-        // "Any DNS name that can be constructed by adding zero or more labels": no leading period, no
-        // wildcard
+        // "Any DNS name that can be constructed by adding zero or more labels": no leading period,
+        // no wildcard
         GeneralName::Dns(text) => text.is_empty() || is_host(text),
         GeneralName::Email(text) => match mailbox(text) {
             Some((_, host)) => is_host(host),
@@ -272,7 +273,7 @@ fn is_within<'a>(name: GeneralName<'a>, base: GeneralName<'a>) -> Result<bool, N
             }
         }
         (GeneralName::Uri(name), GeneralName::Uri(base)) => {
-            // RFC 5280: a URI without a fully qualified host is refused by any URI constraint
+            // RFC 5280: a URI constraint rejects every URI without a fully qualified host.
             let host = uri_host(name).filter(|host| is_host(host)).ok_or_else(bad)?;
             host_matches(host, base)
         }
@@ -290,13 +291,13 @@ fn is_within<'a>(name: GeneralName<'a>, base: GeneralName<'a>) -> Result<bool, N
                     .all(|((name, network), mask)| name & mask == network & mask)
         }
         (GeneralName::Directory(name), GeneralName::Directory(base)) => name::is_within(name, base),
-        // We cannot tell, so the name is neither permitted nor free of being excluded
+        // Matching is not defined, so the name counts as neither permitted nor excluded.
         (GeneralName::Other(_), GeneralName::Other(_)) => return Err(bad()),
         _ => false,
     })
 }
 
-/// A wildcard could stand for a name in the excluded subtree: `*.example.com` for
+/// Whether a wildcard could match a name in the excluded subtree: `*.example.com` for
 /// `bar.example.com`.
 fn wildcard_may_match(name: GeneralName<'_>, base: GeneralName<'_>) -> bool {
     let (GeneralName::Dns(name), GeneralName::Dns(base)) = (name, base) else { return false };
@@ -309,7 +310,7 @@ fn equal(a: &[u8], b: &[u8]) -> bool {
     a.eq_ignore_ascii_case(b)
 }
 
-/// `name` ends in a dot and `base`.
+/// Whether `name` ends in a dot and `base`.
 fn is_below(name: &[u8], base: &[u8]) -> bool {
     name.len().checked_sub(base.len() + 1).and_then(|dot| name.split_at_checked(dot)).is_some_and(
         |(labels, end)| {
@@ -352,8 +353,8 @@ fn is_host_or_domain(text: &[u8]) -> bool {
     text.is_empty() || is_host(text.strip_prefix(b".").unwrap_or(text))
 }
 
-/// Labels of letters, digits, hyphens and underscores, none empty, none over 63, 253 in all. No
-/// trailing dot: it would be another way to write the same name.
+/// Labels of letters, digits, hyphens and underscores, none empty, none over 63 bytes, 253 in all.
+/// A trailing dot is rejected: it would be a second spelling of the same name.
 fn is_host(text: &[u8]) -> bool {
     let label = |label: &[u8]| {
         !label.is_empty()

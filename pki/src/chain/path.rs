@@ -1,15 +1,45 @@
-//! What is judged of a finished path as a whole: its period and, certificate by certificate, what
-//! the revocation lists say.
+//! Checks of a complete path: its validity period and the revocation status of its certificates.
 //!
-//! For `search`, which finishes paths, and for `again`, which judges one that was good before. A
+//! `path_builder` uses them for new paths, `reverification` for a path that was valid before. A
 //! path runs from the leaf to its anchor.
 
-use super::CertificateRef;
 use super::error::{Failure, FailureCause};
+use super::types::{CertificateRef, Purpose};
+use crate::der::{self, Reader};
 use crate::revocation::{CrlSet, RevocationQuery, RevocationStatus};
 
-/// Asks about every certificate of a finished path, which ends in its anchor, except the anchor.
-/// Until when the answers hold.
+/// Checks that apply to every certificate of a path.
+pub(super) fn check_certificate(certificate: CertificateRef<'_>, now: i64) -> Result<(), Failure<'_>> {
+    let fields = certificate.fields;
+    let cause = if fields.unknown_critical.is_some() {
+        FailureCause::UnsupportedCriticalExtension
+    } else if now < fields.not_before {
+        FailureCause::NotYetValid
+    } else if now > fields.not_after {
+        FailureCause::Expired
+    } else {
+        return Ok(());
+    };
+    Err(Failure { certificate, cause })
+}
+
+/// An extKeyUsage, when present, must name the purpose: in the leaf and in every issuer, as in
+/// OpenSSL and webpki.
+pub(super) fn eku_allows(certificate: CertificateRef<'_>, purpose: Purpose) -> bool {
+    /// id-kp, 1.3.6.1.5.5.7.3
+    const ID_KP: [u8; 7] = [0x2b, 0x06, 0x01, 0x05, 0x05, 0x07, 0x03];
+    let Some(list) = certificate.fields.extended_key_usage else { return true };
+    let last = match purpose {
+        Purpose::Server => 1,
+        Purpose::Client => 2,
+    };
+    let mut purposes = Reader::new(list.slice(certificate.der));
+    std::iter::from_fn(|| purposes.expect(der::OID).ok())
+        .any(|oid| oid.content.split_last().is_some_and(|(end, start)| *end == last && start == ID_KP))
+}
+
+/// Checks the revocation status of every certificate except the anchor, which is the last of
+/// `path`. Returns the end of the result's validity.
 pub(super) fn check_revocation<'v>(
     crls: &CrlSet,
     prefer: bool,
@@ -35,14 +65,14 @@ pub(super) fn check_revocation<'v>(
     Ok(until)
 }
 
-/// The period in which every certificate of a finished path is valid.
+/// The period in which every certificate of the path is valid.
 pub(super) fn validity_period<'v>(path: impl Iterator<Item = CertificateRef<'v>>) -> (i64, i64) {
     path.fold((i64::MIN, i64::MAX), |(from, to), view| {
         (from.max(view.fields.not_before), to.min(view.fields.not_after))
     })
 }
 
-/// The question to the revocation lists about one certificate of a path.
+/// The query for the status of one certificate of a path.
 pub(super) fn revocation_query<'q>(
     certificate: CertificateRef<'q>,
     issuer: CertificateRef<'q>,

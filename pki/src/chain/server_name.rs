@@ -1,17 +1,17 @@
-//! Is a server's certificate for the name we dialled? (RFC 9525)
+//! Matches the names of a server's certificate (RFC 9525).
 //!
 //! Only the subject alternative name counts, never the common name. A wildcard is the whole
-//! leftmost label and covers exactly one. Invariant: a DNS name never matches an IP entry, nor an
-//! address a DNS entry.
+//! leftmost label and matches exactly one label. Invariant: a DNS name never matches an IP entry,
+//! nor an address a DNS entry.
 
 use rustls_pki_types::{IpAddr, ServerName};
 
+use super::error::{self, VerifyError};
 use super::name_constraints::DisplayGeneralName;
-use super::{CertificateRef, error, subject_alt_names};
-use crate::cert::general_name::GeneralName;
-use crate::chain::VerifyError;
+use super::types::CertificateRef;
+use crate::cert::general_name::{self, GeneralName};
 
-/// Most names quoted in a message.
+/// Most names in an error message.
 const QUOTED_MAX: usize = 8;
 
 pub(super) fn verify_server_name(
@@ -43,13 +43,18 @@ pub(super) fn verify_server_name(
     })
 }
 
-/// Whether an entry of the certificate covers a host. One trailing dot of the host is no
-/// difference.
+/// The readable subject alternative names of the leaf.
+fn subject_alt_names(leaf: CertificateRef<'_>) -> impl Iterator<Item = GeneralName<'_>> {
+    let extension = leaf.fields.subject_alt_name.map(|span| span.slice(leaf.der));
+    extension.into_iter().flat_map(general_name::parse_list).map_while(Result::ok)
+}
+
+/// Whether an entry of the certificate matches a host. One trailing dot of the host is ignored.
 fn matches_dns_name(entry: &[u8], host: &[u8]) -> bool {
     let host = host.strip_suffix(b".").unwrap_or(host);
     match entry.strip_prefix(b"*.") {
         Some(parent) => {
-            // the wildcard needs two labels behind it: nobody may speak for all of `.com`
+            // The wildcard needs two labels behind it: no certificate may cover all of `.com`.
             let rest = host.iter().position(|byte| *byte == b'.').and_then(|dot| host.get(dot + 1..));
             parent.contains(&b'.') && rest.is_some_and(|rest| rest.eq_ignore_ascii_case(parent))
         }

@@ -1,36 +1,36 @@
-//! Proves a path that holds by its names: the signatures, from the anchor down.
+//! Checks the signatures of a path from the anchor down.
 //!
-//! `search` hands over one link at a time, the topmost first. That order is the defence against
-//! mazes: a signature is computed only with a key that an unbroken line of signatures from an
-//! anchor vouches for, so nobody makes us compute with keys of his own choice, and whatever a
-//! stranger sends falls with its first link. Answers are kept for the verification, for several
-//! paths share their links. Invariant: a link is proved only by [`Checked::Good`] for exactly these
-//! bytes and this key.
+//! `path_builder` passes one link at a time, the topmost first. This order is the defence against
+//! adversarial chains: a signature is computed only with a key that an unbroken line of valid
+//! signatures connects to an anchor, so a peer cannot choose the keys, and a forged chain fails at
+//! its first link. Results are cached for one verification, because several paths share links.
+//! Invariant: a link is valid only by [`SignatureCheck::Valid`] for exactly these bytes and this
+//! key.
 
-use super::CertificateRef;
+use super::types::CertificateRef;
 use crate::signature::{self, PublicKey, SignatureCheck};
 
-/// Checks that may fail, besides one for each anchor of one name. They fail only where CAs share a
-/// name without key identifiers, after a change of keys; who sends more of that than a handful gets
-/// no further.
+/// Failed checks that are allowed, besides one for each anchor of the same name. Checks fail only
+/// where CAs share a name without key identifiers, after a change of keys.
 const FAILURES_MAX: u32 = 3;
-/// Checks that may succeed, in units of about 45 us: a P-256 check is one, [`signature::cost`] has
-/// the others. Enough for a chain of 128 in P-256. All of them are of certificates that an anchor
-/// vouches for, so this bounds what our own CAs can do to us.
+/// Successful checks that are allowed, in units of about 45 us: a P-256 check is one,
+/// [`signature::verification_cost`] has the others. Enough for a chain of 128 certificates in
+/// P-256. A trusted CA vouches for each of them, so this bounds the work that our own CAs can
+/// cause.
 const WORK_MAX: u32 = 192;
 
-/// A budget is used up.
+/// A budget is exhausted.
 pub(super) struct BudgetExceeded;
 
-/// One signature check and its answer.
+/// One signature check and its result.
 struct CheckedSignature<'s> {
-    /// The signed certificate's place among those sent; none for the leaf.
+    /// Index of the signed certificate among the peer's intermediates; `None` for the leaf.
     signed: Option<usize>,
     key: &'s [u8],
     outcome: SignatureCheck,
 }
 
-/// The answers so far, and what is left of the budgets.
+/// The checks so far and the remaining budgets.
 pub(super) struct SignatureChecks<'s> {
     checked: Vec<CheckedSignature<'s>>,
     failures_left: u32,
@@ -38,8 +38,7 @@ pub(super) struct SignatureChecks<'s> {
 }
 
 impl<'s> SignatureChecks<'s> {
-    /// `namesakes`: how many anchors at most share a name. An operator who lists many CAs of one
-    /// name pays for trying them.
+    /// `same_subject_max`: most anchors that share a subject. Each of them may have to be tried.
     pub(super) fn new(namesakes: u32) -> Self {
         Self {
             checked: Vec::new(),
@@ -48,19 +47,19 @@ impl<'s> SignatureChecks<'s> {
         }
     }
 
-    /// Signature checks made.
+    /// Number of checks.
     pub(super) fn count(&self) -> usize {
         self.checked.len()
     }
 
-    /// What is known of this link, without computing anything.
+    /// The cached result for this link.
     pub(super) fn cached(&self, signed: Option<usize>, key: &[u8]) -> Option<SignatureCheck> {
         let answer = self.checked.iter().find(|answer| answer.signed == signed && answer.key == key);
         answer.map(|answer| answer.outcome)
     }
 
-    /// Checks the signature of `child`, at this place, with the key of a `signer` that is proved
-    /// itself.
+    /// Checks the signature of `child` with the key of `signer`, which must be connected to an
+    /// anchor by valid signatures.
     pub(super) fn verify(
         &mut self,
         child: CertificateRef<'s>,

@@ -2,14 +2,16 @@ use std::sync::LazyLock;
 use std::time::Duration;
 
 use proptest::prelude::*;
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
 use super::*;
 use crate::ca::{Authority, AuthoritySpec, CrlSpec, KeyAlgorithm, LeafSpec, Usages};
-use crate::policy::ClientAuthInput;
+use crate::cert::Certificate;
+use crate::policy::{ClientAuth, ClientAuthInput, TrustAnchors};
 
 mod bounds;
 
-/// 2025-01-01, in the middle of what is minted by default.
+/// 2025-01-01, within the default validity of issued certificates.
 const NOW: u64 = 1_735_689_600;
 
 fn at(seconds: u64) -> UnixTime {
@@ -25,12 +27,16 @@ fn policy(anchors: &[&Certificate], depth: u32) -> ClientAuth {
     ClientAuth::new(ClientAuthInput { anchors, depth, ..ClientAuthInput::default() }).unwrap()
 }
 
-/// The verdict on a chain, leaf first.
-fn judge(policy: &ClientAuth, chain: &[Certificate]) -> Result<VerifiedClient, VerifyError> {
-    judge_at(policy, chain, NOW)
+/// Verifies a chain, leaf first.
+fn verify_chain(policy: &ClientAuth, chain: &[Certificate]) -> Result<VerifiedClient, VerifyError> {
+    verify_chain_at(policy, chain, NOW)
 }
 
-fn judge_at(policy: &ClientAuth, chain: &[Certificate], now: u64) -> Result<VerifiedClient, VerifyError> {
+fn verify_chain_at(
+    policy: &ClientAuth,
+    chain: &[Certificate],
+    now: u64,
+) -> Result<VerifiedClient, VerifyError> {
     let sent: Vec<_> = chain[1..].iter().map(|certificate| certificate.der().clone()).collect();
     verify_client(policy, chain[0].der(), &sent, at(now))
 }
@@ -55,7 +61,7 @@ fn a_valid_client_is_identified() {
     let spec =
         LeafSpec::client("a").organization("Acme").uri("spiffe://td/a").dns("a.example").email("a@example");
     let client = root.issue(&spec.ip("10.0.0.1".parse().unwrap())).unwrap();
-    let verified = judge(&policy(&[root.certificate()], 0), &client.chain).unwrap();
+    let verified = verify_chain(&policy(&[root.certificate()], 0), &client.chain).unwrap();
     let identity = verified.identity();
     assert_eq!(identity.subject(), "CN=a,O=Acme");
     assert_eq!(identity.issuer(), "CN=Root");
@@ -73,13 +79,13 @@ fn a_second_uri_disqualifies_a_spiffe_id() {
     let policy = policy(&[root.certificate()], 0);
     let spiffe = |spec: LeafSpec| {
         let client = root.issue(&spec).unwrap();
-        let verified = judge(&policy, &client.chain).unwrap();
+        let verified = verify_chain(&policy, &client.chain).unwrap();
         verified.identity().spiffe_id().map(str::to_owned)
     };
     let good = || LeafSpec::client("a").uri("spiffe://td/a");
     assert_eq!(spiffe(good()).as_deref(), Some("spiffe://td/a"));
     assert_eq!(spiffe(good().uri("https://a.example")), None);
-    assert_eq!(spiffe(good().uri("spiffe://td/\u{1}")), None, "a name nobody can read is a second one, too");
+    assert_eq!(spiffe(good().uri("spiffe://td/\u{1}")), None, "a malformed URI counts, too");
 }
 
 #[test]
@@ -93,7 +99,7 @@ fn every_algorithm_is_supported() {
     ] {
         let root = Authority::root(&AuthoritySpec::new("Root").algorithm(algorithm)).unwrap();
         let client = root.issue(&LeafSpec::client("a").algorithm(algorithm)).unwrap();
-        judge(&policy(&[root.certificate()], 0), &client.chain).unwrap();
+        verify_chain(&policy(&[root.certificate()], 0), &client.chain).unwrap();
     }
 }
 
@@ -103,14 +109,14 @@ fn depth_counts_intermediates() {
         let authorities = line(length);
         let client = authorities[length].issue(&LeafSpec::client("a")).unwrap();
         let depth = u32::try_from(length).unwrap();
-        judge(&policy(&[authorities[0].certificate()], depth), &client.chain).unwrap();
+        verify_chain(&policy(&[authorities[0].certificate()], depth), &client.chain).unwrap();
         if let Some(less) = depth.checked_sub(1) {
-            let verdict = judge(&policy(&[authorities[0].certificate()], less), &client.chain);
+            let verdict = verify_chain(&policy(&[authorities[0].certificate()], less), &client.chain);
             assert_eq!(reason(verdict), VerifyReason::DepthExceeded);
         }
-        // a listed intermediate is an anchor: nothing lies between it and the leaf
-        judge(&policy(&[authorities[length].certificate()], 0), &client.chain).unwrap();
-        judge(&policy(&[authorities[length].certificate()], 0), &client.chain[..1]).unwrap();
+        // A listed intermediate is an anchor: no intermediate is between it and the leaf.
+        verify_chain(&policy(&[authorities[length].certificate()], 0), &client.chain).unwrap();
+        verify_chain(&policy(&[authorities[length].certificate()], 0), &client.chain[..1]).unwrap();
     }
 }
 
@@ -125,12 +131,12 @@ fn intermediates_may_come_in_any_order() {
     chain.insert(1, stranger.certificate().clone());
     chain.insert(3, authorities[0].certificate().clone());
     chain.push(client.certificate.clone());
-    judge(&policy, &chain).unwrap();
+    verify_chain(&policy, &chain).unwrap();
     let mut sent: Vec<_> = chain[1..].iter().map(|certificate| certificate.der().clone()).collect();
-    sent.insert(0, CertificateDer::from(vec![0x30, 0x01])); // what cannot be read is a stranger
+    sent.insert(0, CertificateDer::from(vec![0x30, 0x01])); // malformed, so ignored
     verify_client(&policy, chain[0].der(), &sent, at(NOW)).unwrap();
     chain.remove(2);
-    assert_eq!(reason(judge(&policy, &chain[..2])), VerifyReason::UnknownIssuer);
+    assert_eq!(reason(verify_chain(&policy, &chain[..2])), VerifyReason::UnknownIssuer);
 }
 
 #[test]
@@ -138,7 +144,7 @@ fn an_unknown_issuer_is_named() {
     let authorities = line(2);
     let client = authorities[2].issue(&LeafSpec::client("a")).unwrap();
     let policy = policy(&[root().intermediate(&AuthoritySpec::new("Other")).unwrap().certificate()], 9);
-    let error = judge(&policy, &client.chain).unwrap_err();
+    let error = verify_chain(&policy, &client.chain).unwrap_err();
     let expected = VerifyError::UnknownIssuer { subject: "CN=CA 1".to_owned(), issuer: "CN=Root".to_owned() };
     assert_eq!(error, expected);
 }
@@ -148,11 +154,14 @@ fn an_anchor_with_the_same_name_is_not_enough() {
     let (real, imposter) = (root(), root());
     let client = imposter.issue(&LeafSpec::client("a")).unwrap();
     let both = policy(&[real.certificate(), imposter.certificate()], 0);
-    judge(&both, &client.chain).unwrap();
-    assert_eq!(reason(judge(&policy(&[real.certificate()], 0), &client.chain)), VerifyReason::BadSignature);
-    // and the imposter's own root, sent along, does not help
+    verify_chain(&both, &client.chain).unwrap();
+    assert_eq!(
+        reason(verify_chain(&policy(&[real.certificate()], 0), &client.chain)),
+        VerifyReason::BadSignature
+    );
+    // Sending the imposter's own root changes nothing.
     let chain = [client.certificate, imposter.certificate().clone()];
-    assert_eq!(reason(judge(&policy(&[real.certificate()], 5), &chain)), VerifyReason::BadSignature);
+    assert_eq!(reason(verify_chain(&policy(&[real.certificate()], 5), &chain)), VerifyReason::BadSignature);
 }
 
 #[test]
@@ -164,19 +173,19 @@ fn every_certificate_of_the_path_must_be_valid_now() {
     let client = middle.issue(&LeafSpec::client("a").between(at(start + 200), at(end - 200))).unwrap();
     let wide = middle.issue(&LeafSpec::client("a")).unwrap();
     let policy = policy(&[root.certificate()], 1);
-    let verified = judge(&policy, &client.chain).unwrap();
+    let verified = verify_chain(&policy, &client.chain).unwrap();
     assert_eq!(verified.valid_until(), at(end - 200));
     assert!(verified.is_valid_at(at(start + 200)) && verified.is_valid_at(at(end - 200)));
     assert!(!verified.is_valid_at(at(start + 199)) && !verified.is_valid_at(at(end - 199)));
-    assert_eq!(judge(&policy, &wide.chain).unwrap().valid_until(), at(end - 100));
+    assert_eq!(verify_chain(&policy, &wide.chain).unwrap().valid_until(), at(end - 100));
     for (now, expected) in [
         (start - 1, VerifyReason::NotYetValid),
         (start + 99, VerifyReason::NotYetValid),
         (end - 99, VerifyReason::Expired),
         (end + 1, VerifyReason::Expired),
     ] {
-        assert_eq!(reason(judge_at(&policy, &wide.chain, now)), expected);
-        assert_eq!(reason(judge_at(&policy, &client.chain, now)), expected);
+        assert_eq!(reason(verify_chain_at(&policy, &wide.chain, now)), expected);
+        assert_eq!(reason(verify_chain_at(&policy, &client.chain, now)), expected);
     }
 }
 
@@ -185,9 +194,9 @@ fn dates_in_errors_are_in_utc() {
     let root = root();
     let policy = policy(&[root.certificate()], 0);
     let client = root.issue(&LeafSpec::client("a").between(at(NOW), at(NOW + 59))).unwrap();
-    let told = |now| judge_at(&policy, &client.chain, now).unwrap_err().to_string();
-    assert_eq!(told(NOW + 60), "`CN=a` expired: it was valid until 2025-01-01T00:00:59Z");
-    assert!(told(NOW - 1).contains("it will be from 2025-01-01T00:00:00Z"));
+    let message = |now| verify_chain_at(&policy, &client.chain, now).unwrap_err().to_string();
+    assert_eq!(message(NOW + 60), "`CN=a` expired: it was valid until 2025-01-01 00:00:59 UTC");
+    assert!(message(NOW - 1).contains("it will be from 2025-01-01 00:00:00 UTC"));
 }
 
 #[test]
@@ -198,7 +207,7 @@ fn a_leaf_needs_client_auth() {
         [(Usages::CLIENT, true), (Usages::BOTH, true), (Usages::ANY, true), (Usages::SERVER, false)]
     {
         let leaf = root.issue(&LeafSpec::client("a").usages(usages)).unwrap();
-        let verdict = judge(&policy, &leaf.chain);
+        let verdict = verify_chain(&policy, &leaf.chain);
         assert_eq!(verdict.is_ok(), good, "{usages:?}: {verdict:?}");
         if !good {
             assert_eq!(reason(verdict), VerifyReason::InvalidPurpose);
@@ -211,26 +220,26 @@ fn version_1_is_accepted_for_anchors_and_their_leaves() {
     let authorities = line(1);
     let (root, middle) = (&authorities[0], &authorities[1]);
     let old = root.issue(&LeafSpec::client("old").v1()).unwrap();
-    judge(&policy(&[root.certificate()], 0), &old.chain).unwrap();
+    verify_chain(&policy(&[root.certificate()], 0), &old.chain).unwrap();
     let below = middle.issue(&LeafSpec::client("old").v1()).unwrap();
     assert_eq!(
-        reason(judge(&policy(&[root.certificate()], 1), &below.chain)),
+        reason(verify_chain(&policy(&[root.certificate()], 1), &below.chain)),
         VerifyReason::UnsupportedCertVersion
     );
-    judge(&policy(&[middle.certificate()], 0), &below.chain).unwrap();
+    verify_chain(&policy(&[middle.certificate()], 0), &below.chain).unwrap();
 
-    // all of APISIX's tutorial is version 1
+    // APISIX's tutorial uses version 1 for everything.
     let tutorial = Authority::root_v1(&AuthoritySpec::new("ROOTCA")).unwrap();
     assert!(tutorial.certificate().is_v1() && tutorial.certificate().is_ca());
     let client = tutorial.issue(&LeafSpec::client("CLIENT").v1()).unwrap();
-    judge(&policy(&[tutorial.certificate()], 1), &client.chain).unwrap();
-    // sent as an intermediate, it is nobody's authority
+    verify_chain(&policy(&[tutorial.certificate()], 1), &client.chain).unwrap();
+    // As an intermediate it is not accepted.
     let crossed = root.cross_sign(&tutorial, &AuthoritySpec::new("ROOTCA")).unwrap();
     let newer = tutorial.issue(&LeafSpec::client("newer")).unwrap().certificate;
-    judge(&policy(&[root.certificate()], 1), &[newer.clone(), crossed]).unwrap();
+    verify_chain(&policy(&[root.certificate()], 1), &[newer.clone(), crossed]).unwrap();
     let other = Authority::root(&AuthoritySpec::new("ROOTCA")).unwrap();
     let chain = [newer, tutorial.certificate().clone()];
-    assert_eq!(reason(judge(&policy(&[other.certificate()], 1), &chain)), VerifyReason::IssuerNotCa);
+    assert_eq!(reason(verify_chain(&policy(&[other.certificate()], 1), &chain)), VerifyReason::IssuerNotCa);
 }
 
 #[test]
@@ -240,18 +249,18 @@ fn a_leaf_cannot_issue() {
     let forged = Authority::from_certificate_unchecked(leaf.certificate.clone(), &leaf.key_pem).unwrap();
     let victim = forged.issue(&LeafSpec::client("victim")).unwrap();
     let chain = [victim.certificate.clone(), leaf.certificate.clone()];
-    assert_eq!(reason(judge(&policy(&[root.certificate()], 9), &chain)), VerifyReason::IssuerNotCa);
+    assert_eq!(reason(verify_chain(&policy(&[root.certificate()], 9), &chain)), VerifyReason::IssuerNotCa);
     assert_eq!(
-        reason(judge(&policy(&[&leaf.certificate], 9), &chain)),
+        reason(verify_chain(&policy(&[&leaf.certificate], 9), &chain)),
         VerifyReason::IssuerNotCa,
         "pinned, not a CA"
     );
-    // the same with a v1 leaf, which cannot say that it is none
+    // The same with a v1 leaf, which has no basicConstraints.
     let old = root.issue(&LeafSpec::client("old").v1()).unwrap();
     let forged = Authority::from_certificate_unchecked(old.certificate.clone(), &old.key_pem).unwrap();
     let victim = forged.issue(&LeafSpec::client("victim")).unwrap();
     let chain = [victim.certificate, old.certificate];
-    assert_eq!(reason(judge(&policy(&[root.certificate()], 9), &chain)), VerifyReason::IssuerNotCa);
+    assert_eq!(reason(verify_chain(&policy(&[root.certificate()], 9), &chain)), VerifyReason::IssuerNotCa);
 }
 
 #[test]
@@ -263,10 +272,10 @@ fn every_ca_of_the_bundle_is_an_anchor() {
     let policy = policy(&bundle, 1);
     for root in &roots {
         let direct = root.issue(&LeafSpec::client("a")).unwrap();
-        assert_eq!(judge(&policy, &direct.chain).unwrap().anchor(), root.certificate());
+        assert_eq!(verify_chain(&policy, &direct.chain).unwrap().anchor(), root.certificate());
         let middle = root.intermediate(&AuthoritySpec::new("CA")).unwrap();
         let client = middle.issue(&LeafSpec::client("a")).unwrap();
-        assert_eq!(judge(&policy, &client.chain).unwrap().anchor(), root.certificate());
+        assert_eq!(verify_chain(&policy, &client.chain).unwrap().anchor(), root.certificate());
     }
 }
 
@@ -276,23 +285,29 @@ fn every_issuer_needs_key_cert_sign() {
     let spec = AuthoritySpec::new("CA").without_cert_sign();
     let middle = root.intermediate(&spec).unwrap();
     let client = middle.issue(&LeafSpec::client("a")).unwrap();
-    assert_eq!(reason(judge(&policy(&[root.certificate()], 1), &client.chain)), VerifyReason::IssuerNotCa);
-    // listed or not: an anchor is trusted to be who it is, not to do what it must not
-    assert_eq!(reason(judge(&policy(&[middle.certificate()], 0), &client.chain)), VerifyReason::IssuerNotCa);
+    assert_eq!(
+        reason(verify_chain(&policy(&[root.certificate()], 1), &client.chain)),
+        VerifyReason::IssuerNotCa
+    );
+    // Listing it as an anchor does not lift the restriction.
+    assert_eq!(
+        reason(verify_chain(&policy(&[middle.certificate()], 0), &client.chain)),
+        VerifyReason::IssuerNotCa
+    );
 }
 
-/// A new root's key, certified by the old root under the name both have: how a CA changes its key.
+/// A new root's key, certified by the old root under their common name: a CA's key rollover.
 #[test]
 fn self_issued_certificates_do_not_count() {
     let (old, new) = (root(), root());
     let rollover = old.cross_sign(&new, &AuthoritySpec::new("Root")).unwrap();
     let middle = new.intermediate(&AuthoritySpec::new("CA")).unwrap();
     let direct = [new.issue(&LeafSpec::client("a")).unwrap().certificate, rollover.clone()];
-    judge(&policy(&[old.certificate()], 0), &direct).unwrap();
+    verify_chain(&policy(&[old.certificate()], 0), &direct).unwrap();
     let below = middle.issue(&LeafSpec::client("a")).unwrap().certificate;
     let below = [below, rollover, middle.certificate().clone()];
-    judge(&policy(&[old.certificate()], 1), &below).unwrap();
-    assert_eq!(reason(judge(&policy(&[old.certificate()], 0), &below)), VerifyReason::DepthExceeded);
+    verify_chain(&policy(&[old.certificate()], 1), &below).unwrap();
+    assert_eq!(reason(verify_chain(&policy(&[old.certificate()], 0), &below)), VerifyReason::DepthExceeded);
 }
 
 #[test]
@@ -301,8 +316,8 @@ fn path_length_is_enforced() {
     let one = root.intermediate(&AuthoritySpec::new("One")).unwrap();
     let two = one.intermediate(&AuthoritySpec::new("Two")).unwrap();
     let policy = policy(&[root.certificate()], 9);
-    judge(&policy, &one.issue(&LeafSpec::client("a")).unwrap().chain).unwrap();
-    let verdict = judge(&policy, &two.issue(&LeafSpec::client("a")).unwrap().chain);
+    verify_chain(&policy, &one.issue(&LeafSpec::client("a")).unwrap().chain).unwrap();
+    let verdict = verify_chain(&policy, &two.issue(&LeafSpec::client("a")).unwrap().chain);
     let expected = VerifyError::PathLengthExceeded { subject: "CN=Root".to_owned(), limit: 1 };
     assert_eq!(verdict.unwrap_err(), expected);
 }
@@ -312,10 +327,10 @@ fn name_constraints_are_enforced() {
     let root = root();
     let narrow = root.intermediate(&AuthoritySpec::new("Narrow").permit_dns("example.com")).unwrap();
     let policy = policy(&[root.certificate()], 1);
-    judge(&policy, &narrow.issue(&LeafSpec::client("a").dns("a.example.com")).unwrap().chain).unwrap();
-    judge(&policy, &narrow.issue(&LeafSpec::client("a")).unwrap().chain).unwrap();
+    verify_chain(&policy, &narrow.issue(&LeafSpec::client("a").dns("a.example.com")).unwrap().chain).unwrap();
+    verify_chain(&policy, &narrow.issue(&LeafSpec::client("a")).unwrap().chain).unwrap();
     for bad in ["a.example.org", "badexample.com", "example.com.", "*.com", ".example.com", ""] {
-        let verdict = judge(&policy, &narrow.issue(&LeafSpec::client("a").dns(bad)).unwrap().chain);
+        let verdict = verify_chain(&policy, &narrow.issue(&LeafSpec::client("a").dns(bad)).unwrap().chain);
         assert_eq!(reason(verdict), VerifyReason::NameConstraintViolation, "{bad}");
     }
 }
@@ -325,18 +340,18 @@ fn a_pinned_leaf_is_accepted() {
     let (known, other) = (root(), Authority::root(&AuthoritySpec::new("Other")).unwrap());
     let pinned = known.issue(&LeafSpec::client("a")).unwrap().certificate;
     let policy = policy(&[&pinned, other.certificate()], 0);
-    let verified = judge(&policy, std::slice::from_ref(&pinned)).unwrap();
+    let verified = verify_chain(&policy, std::slice::from_ref(&pinned)).unwrap();
     assert_eq!(verified.anchor(), &pinned);
     assert_eq!(verified.valid_until(), pinned.not_after());
-    // its siblings are strangers
+    // Other certificates of the same issuer are unknown.
     let sibling = known.issue(&LeafSpec::client("a")).unwrap().certificate;
-    assert_eq!(reason(judge(&policy, &[sibling])), VerifyReason::UnknownIssuer);
-    // a self-signed CA certificate in the role of the leaf cannot sign a handshake by its keyUsage (as
-    // in OpenSSL)
-    let verdict = judge(&policy, std::slice::from_ref(other.certificate()));
+    assert_eq!(reason(verify_chain(&policy, &[sibling])), VerifyReason::UnknownIssuer);
+    // A self-signed CA certificate as the leaf has no keyUsage for a handshake signature (as in
+    // OpenSSL).
+    let verdict = verify_chain(&policy, std::slice::from_ref(other.certificate()));
     assert_eq!(reason(verdict), VerifyReason::InvalidPurpose);
-    // expiry still counts
-    assert_eq!(reason(judge_at(&policy, std::slice::from_ref(&pinned), 0)), VerifyReason::NotYetValid);
+    // The validity period still applies.
+    assert_eq!(reason(verify_chain_at(&policy, std::slice::from_ref(&pinned), 0)), VerifyReason::NotYetValid);
 }
 
 #[test]
@@ -360,15 +375,15 @@ fn revocation_is_checked_along_the_path() {
 
     let both = with(vec![clean_root.clone(), clean_middle.clone()], false);
     assert_eq!(
-        judge(&both, &client.chain).unwrap().valid_until(),
+        verify_chain(&both, &client.chain).unwrap().valid_until(),
         at(end),
         "no longer than the lists are current"
     );
     let lax = with(vec![clean_root.clone(), clean_middle.clone()], true);
-    assert_eq!(judge(&lax, &client.chain).unwrap().valid_until(), client.certificate.not_after());
+    assert_eq!(verify_chain(&lax, &client.chain).unwrap().valid_until(), client.certificate.not_after());
 
     type Lists = Vec<rustls_pki_types::CertificateRevocationListDer<'static>>;
-    /// What, the lists, when, and the reason for refusing under `require` and under `prefer`.
+    /// Description, CRLs, time, and the reason of the rejection with `require` and with `prefer`.
     type Case = (&'static str, Lists, u64, Option<VerifyReason>, Option<VerifyReason>);
     let cases: [Case; 8] = [
         (
@@ -426,18 +441,18 @@ fn revocation_is_checked_along_the_path() {
         for (crl_prefer, expected) in [(false, require), (true, prefer)] {
             let policy = with(crls.clone(), crl_prefer);
             for round in ["first", "again"] {
-                let verdict = judge_at(&policy, &client.chain, now).err().map(|error| error.reason());
+                let verdict = verify_chain_at(&policy, &client.chain, now).err().map(|error| error.reason());
                 assert_eq!(verdict, expected, "{what}, prefer: {crl_prefer}, {round}");
             }
         }
     }
 }
 
-/// RFC 5280 6.3.3 f: whose keyUsage has no cRLSign speaks for nobody's revocation.
+/// RFC 5280 6.3.3 f: an issuer whose keyUsage lacks cRLSign cannot sign CRLs.
 #[test]
 fn a_crl_needs_an_issuer_with_crl_sign() {
     let root = root();
-    // the same name and key, certified for certificates only
+    // The same name and key, without cRLSign.
     let mute = root.cross_sign(&root, &AuthoritySpec::new("Root").without_crl_sign()).unwrap();
     let client = root.issue(&LeafSpec::client("a")).unwrap();
     let crls = vec![root.crl(&CrlSpec::new().revoke(&client.certificate)).unwrap()];
@@ -448,7 +463,7 @@ fn a_crl_needs_an_issuer_with_crl_sign() {
     ] {
         let anchors = vec![anchor.clone()];
         let input = ClientAuthInput { anchors, crls: crls.clone(), crl_prefer, ..ClientAuthInput::default() };
-        let verdict = judge(&ClientAuth::new(input).unwrap(), &client.chain);
+        let verdict = verify_chain(&ClientAuth::new(input).unwrap(), &client.chain);
         assert_eq!(verdict.err().map(|error| error.reason()), expected);
     }
 }
@@ -462,7 +477,7 @@ fn a_pinned_leaf_can_be_revoked_by_its_issuer() {
         crls: vec![root.crl(&CrlSpec::new().revoke(&client.certificate)).unwrap()],
         ..ClientAuthInput::default()
     });
-    assert_eq!(reason(judge(&policy.unwrap(), &client.chain)), VerifyReason::Revoked);
+    assert_eq!(reason(verify_chain(&policy.unwrap(), &client.chain)), VerifyReason::Revoked);
 }
 
 #[test]
@@ -471,7 +486,7 @@ fn reverify_checks_anchor_depth_crls_and_clock() {
     let [root, one, two] = &authorities[..] else { panic!("three authorities") };
     let client = two.issue(&LeafSpec::client("a")).unwrap();
     let chain = [client.certificate.clone(), two.certificate().clone(), one.certificate().clone()];
-    let before = judge(&policy(&[root.certificate()], 2), &chain).unwrap();
+    let before = verify_chain(&policy(&[root.certificate()], 2), &chain).unwrap();
     let again = |policy: &ClientAuth, now| reverify(policy, &before, at(now));
 
     let same = again(&policy(&[root.certificate()], 2), NOW).unwrap();
@@ -542,10 +557,10 @@ fn too_many_certificates_are_rejected() {
     let client = root.intermediate(&AuthoritySpec::new("CA")).unwrap().issue(&LeafSpec::client("a")).unwrap();
     let mut chain = client.chain.clone();
     chain.resize(INTERMEDIATES_MAX + 2, client.chain[1].clone());
-    let error = judge(&policy(&[root.certificate()], 9), &chain).unwrap_err();
+    let error = verify_chain(&policy(&[root.certificate()], 9), &chain).unwrap_err();
     assert_eq!(error, VerifyError::TooManyCertificates { found: INTERMEDIATES_MAX + 1 });
     chain.pop();
-    judge(&policy(&[root.certificate()], 9), &chain).unwrap();
+    verify_chain(&policy(&[root.certificate()], 9), &chain).unwrap();
 }
 
 #[test]
@@ -577,7 +592,8 @@ static MESHED: LazyLock<Mesh> = LazyLock::new(|| {
     Mesh { authorities, crossed, leaf }
 });
 
-/// Fewest intermediates from CA 0 to an anchor, by breadth-first search over who certified whom.
+/// Fewest intermediates from CA 0 to an anchor, by breadth-first search over the
+/// cross-certificates.
 fn fewest_intermediates(edges: &[(usize, usize)], anchors: &[bool]) -> Option<u32> {
     let mut reached = vec![0];
     for distance in 0..MESH {
@@ -601,7 +617,7 @@ static CHAIN: LazyLock<(ClientAuth, Vec<Certificate>)> = LazyLock::new(|| {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
 
-    /// The search finds a path exactly when there is one, whatever else is sent and in whatever order.
+    /// The path builder finds a path exactly when one exists, for any intermediates in any order.
     #[test]
     fn a_path_is_found_exactly_when_one_exists(
         edges in proptest::sample::subsequence((0..MESH * MESH).collect::<Vec<_>>(), 0..12).prop_shuffle(),
@@ -617,7 +633,7 @@ proptest! {
         let mut chain = vec![mesh.leaf.clone()];
         chain.extend(edges.iter().map(|(of, by)| mesh.crossed[*of][*by].clone()));
         let fewest = fewest_intermediates(&edges, &anchors);
-        let verdict = judge(&policy(&trusted, depth), &chain);
+        let verdict = verify_chain(&policy(&trusted, depth), &chain);
         prop_assert_eq!(verdict.is_ok(), fewest.is_some_and(|fewest| fewest <= depth), "fewest: {:?}", fewest);
         if let Err(error) = verdict {
             let expected = if fewest.is_some() { VerifyReason::DepthExceeded } else { VerifyReason::UnknownIssuer };
@@ -625,7 +641,7 @@ proptest! {
         }
     }
 
-    /// Under whatever other policy: what the known path passes, the search passes too.
+    /// Under any other policy, a known path that is reverified also passes the full verification.
     #[test]
     fn reverify_never_accepts_more_than_verify(
         edges in proptest::sample::subsequence((0..MESH * MESH).collect::<Vec<_>>(), 0..12).prop_shuffle(),
@@ -645,7 +661,7 @@ proptest! {
         let (Ok(before), false) = (
             ClientAuth::new(ClientAuthInput { anchors: trusted(first), depth: 9, ..Default::default() })
                 .map_err(|error| error.to_string())
-                .and_then(|policy| judge(&policy, &chain).map_err(|error| error.to_string())),
+                .and_then(|policy| verify_chain(&policy, &chain).map_err(|error| error.to_string())),
             trusted(second).is_empty(),
         ) else {
             return Ok(());
@@ -658,12 +674,12 @@ proptest! {
             anchors: trusted(second), depth, crls: crls.collect(), crl_prefer: true, ..Default::default()
         }).unwrap();
         if let Some(again) = reverify(&policy, &before, at(NOW)) {
-            let anew = judge(&policy, &chain).unwrap();
+            let anew = verify_chain(&policy, &chain).unwrap();
             prop_assert_eq!(again.identity(), anew.identity());
         }
     }
 
-    /// Any change of any byte of a good chain: refused, never a panic, never accepted.
+    /// Any changed byte of a valid chain leads to a rejection, never to a panic.
     #[test]
     fn an_altered_chain_is_rejected(which in 0usize..2, place in any::<prop::sample::Index>(), bit in 0u32..8) {
         let (policy, good) = &*CHAIN;
@@ -672,7 +688,7 @@ proptest! {
         ders[which][place] ^= 1 << bit;
         let ders: Vec<CertificateDer<'static>> = ders.into_iter().map(CertificateDer::from).collect();
         prop_assert!(verify_client(policy, &ders[0], &ders[1..], at(NOW)).is_err());
-        judge(policy, good).unwrap();
+        verify_chain(policy, good).unwrap();
     }
 }
 

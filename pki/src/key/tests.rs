@@ -3,8 +3,7 @@ use std::process::Command;
 use super::*;
 use crate::ca::{Authority, AuthoritySpec, KeyAlgorithm, LeafSpec};
 
-/// Runs the openssl command line. Fails, not skips, when it is missing: these tests are worth
-/// nothing without it.
+/// Runs the openssl command line. A missing openssl fails the test instead of skipping it.
 fn openssl(args: &[&str]) -> String {
     let output = Command::new("openssl")
         .args(args)

@@ -15,9 +15,9 @@ fn ring(entries: &[&str]) -> Keyring {
     Keyring::new(entries.iter().map(|entry| (*entry).to_owned()).collect()).unwrap()
 }
 
-/// Encrypts with the openssl command line: the key, and as IV the first 16 bytes of it. Fails, not
-/// skips, when it is missing.
-fn openssl_seals(cipher: &str, key: &str, text: &str) -> String {
+/// Encrypts with the openssl command line: the key, and as IV its first 16 bytes. A missing openssl
+/// fails the test.
+fn openssl_encrypts(cipher: &str, key: &str, text: &str) -> String {
     let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
     let mut child = Command::new("openssl")
         .args([
@@ -47,13 +47,13 @@ fn openssl_encrypts_to_the_same_bytes() {
     for text in [TEXT, pem.as_str(), "---", "---exactly 16 ---"] {
         for (cipher, key) in [("-aes-128-cbc", KEY_16), ("-aes-256-cbc", KEY_32)] {
             let sealed = ring(&[key]).seal(text);
-            assert_eq!(sealed, openssl_seals(cipher, key, text), "{cipher}");
+            assert_eq!(sealed, openssl_encrypts(cipher, key, text), "{cipher}");
             assert_eq!(ring(&[key]).open(&sealed).unwrap().as_str(), text);
         }
     }
 }
 
-/// Computed once with `openssl enc`: stays true when there is no openssl, and when ours changes.
+/// Computed once with `openssl enc`: independent of an installed openssl.
 #[test]
 fn fixed_ciphertexts() {
     let fixed = [
@@ -75,8 +75,8 @@ fn the_first_key_encrypts_and_all_decrypt() {
     assert_eq!(ring(&[KEY_16]).open(&sealed_by_old), Err(KeyringError::Decrypt));
 }
 
-/// Among 4,000 texts sealed with another key about 16 pass the padding check: the `---` rule must
-/// catch them all.
+/// Among 4,000 texts encrypted with another key about 16 pass the padding check: the `---` rule
+/// must reject all of them.
 #[test]
 fn a_wrong_key_that_passes_the_padding_check_fails() {
     let (wrong, right) = (ring(&[KEY_16]), ring(&[OLD_16]));
@@ -118,8 +118,8 @@ fn an_empty_keyring_changes_nothing() {
 
 #[test]
 fn keyring_entries_of_other_lengths_are_rejected() {
-    let made = Keyring::new(vec![KEY_16.to_owned(), "short".to_owned()]);
-    assert_eq!(made.unwrap_err(), KeyringError::Length { position: 2, found: 5 });
+    let result = Keyring::new(vec![KEY_16.to_owned(), "short".to_owned()]);
+    assert_eq!(result.unwrap_err(), KeyringError::Length { position: 2, found: 5 });
     assert_eq!(format!("{:?}", ring(&[KEY_16])), "Keyring(1 entries, not shown)");
 }
 

@@ -1,32 +1,31 @@
-//! Text -> distinguished name: RFC 2253 as `openssl x509 -nameopt RFC2253` prints it, for names
-//! that people configure.
+//! Parses a distinguished name from RFC 2253 text, for names in the configuration.
 //!
-//! The other direction is `name::to_rfc2253`; what that prints reads back as the same name.
-//! Stricter than the RFC where leniency would hide a mistake: an unknown attribute, an unescaped
-//! special character or a stray quotation mark is refused with its place.
+//! The text of `name::to_rfc2253` parses to the same name. Stricter than the RFC where leniency
+//! would hide a mistake: an unknown attribute, an unescaped special character or a stray quotation
+//! mark is an error.
 
 use thiserror::Error;
 
 use super::{DistinguishedName, NAMES, check};
 use crate::der::{self, Reader};
 
-/// Longest text that is read, in bytes.
+/// Longest text, in bytes.
 const TEXT_MAX: usize = 4096;
 
 /// Why a text is not a distinguished name.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum NameError {
-    /// Nothing there.
+    /// The text is empty.
     #[error("the name is empty: expected a text like `CN=client,O=Acme`")]
     Empty,
-    /// Too long for any name.
+    /// The text is too long.
     #[error("a name of {found} bytes is over the limit of {TEXT_MAX}")]
     TooLong {
         /// Its length.
         found: usize,
     },
-    /// OpenSSL's old form.
+    /// OpenSSL's legacy form.
     #[error(
         "`/CN=.../O=...` is OpenSSL's old form: expected RFC 2253, as `openssl x509 -noout -subject -nameopt RFC2253` prints it"
     )]
@@ -37,27 +36,27 @@ pub enum NameError {
         /// The part.
         part: String,
     },
-    /// An attribute type nobody knows.
+    /// An unknown attribute type.
     #[error("`{kind}` is no attribute type: expected a short name like CN, O, OU, or dotted numbers")]
     Type {
         /// As written.
         kind: String,
     },
-    /// A value that cannot be read.
+    /// A malformed value.
     #[error("the value of `{kind}` cannot be read: {why}")]
     Value {
         /// Its type.
         kind: String,
-        /// What is wrong with it.
+        /// The problem.
         why: &'static str,
     },
 }
 
 impl DistinguishedName {
-    /// Reads RFC 2253 text: last RDN first.
+    /// Parses RFC 2253 text: last RDN first.
     ///
     /// # Errors
-    /// [`NameError`], which names the part that cannot be read.
+    /// [`NameError`], which names the malformed part.
     pub fn parse(text: &str) -> Result<Self, NameError> {
         if text.trim().is_empty() {
             return Err(NameError::Empty);
@@ -71,7 +70,7 @@ impl DistinguishedName {
         let mut rdns = Vec::new();
         for rdn in split_unescaped(text, b',') {
             let mut set = Vec::new();
-            // Printed backwards, as the RDNs are.
+            // In reverse order, like the RDNs.
             let mut parts: Vec<&str> = split_unescaped(rdn, b'+').collect();
             parts.reverse();
             for part in parts {
@@ -83,13 +82,13 @@ impl DistinguishedName {
         }
         rdns.reverse();
         let content = rdns.concat();
-        // Our own encoding; read back all the same, so that no other place has to trust this file.
+        // Checked again, so that no caller has to trust this encoder.
         check(&content).map_err(|_| NameError::Empty)?;
         Ok(Self::new(&content))
     }
 }
 
-/// The pieces between unescaped separators.
+/// Splits at unescaped separators.
 fn split_unescaped(text: &str, separator: u8) -> impl Iterator<Item = &str> {
     let mut rest = Some(text);
     std::iter::from_fn(move || {

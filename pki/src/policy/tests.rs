@@ -87,7 +87,7 @@ fn an_invalid_crl_is_named_by_position() {
     assert!(matches!(error, Err(PolicyError::Crl { position: 2, .. })));
 }
 
-/// Each field changes the digest, order and repetition of anchors and lists do not.
+/// Each field changes the digest; order and repetition of anchors and CRLs do not.
 #[test]
 fn the_policy_digest_covers_every_field() {
     let (a, b) = (root("A"), root("B"));
@@ -138,6 +138,6 @@ proptest! {
 
 #[test]
 fn client_auth_is_small() {
-    // With an Arc's counters 128 bytes, which is one of the allocator's sizes.
+    // 128 bytes with the counters of an `Arc`, a size class of the allocator.
     assert!(size_of::<ClientAuth>() <= 112, "{}", size_of::<ClientAuth>());
 }

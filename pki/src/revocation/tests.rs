@@ -6,12 +6,12 @@ use super::*;
 use crate::ca::{Authority, AuthoritySpec, CrlSpec, KeyAlgorithm, LeafSpec};
 use crate::pem;
 
-/// 2025-01-01, in the middle of what is minted by default.
+/// 2025-01-01, within the default validity of issued certificates.
 const NOW: i64 = 1_735_689_600;
 
 static ROOT: LazyLock<Authority> = LazyLock::new(|| Authority::root(&AuthoritySpec::new("Root")).unwrap());
 
-/// The parts of a list that tests vary; everything else as a CA would make it.
+/// The parts of a CRL that tests vary; everything else as a CA would write it.
 struct Parts {
     version: &'static [u8],
     next_update: Option<&'static str>,
@@ -47,7 +47,7 @@ fn extension((oid, critical, value): &(&[u8], bool, &[u8])) -> Vec<u8> {
 }
 
 impl Parts {
-    /// Not signed: reading does not look at the signature.
+    /// The signature is invalid, because parsing does not check it.
     fn read(&self) -> Result<Crl, CrlError> {
         let algorithm = wrap(der::SEQUENCE, &[&wrap(der::OID, &[&[0x2a, 0x03]])]);
         let issuer = wrap(der::SEQUENCE, &[ROOT.certificate().subject_der()]);
@@ -100,13 +100,13 @@ fn an_issued_crl_parses_back() {
     assert_eq!(format!("{crl:?}"), "Crl(CN=Root, 2 entries)");
     let text = format!("text\n{}", *pem::encode("X509 CRL", &der));
     let issuer = ROOT.certificate();
-    let beside = format!("{text}{}", issuer.to_pem());
+    let with_issuer = format!("{text}{}", issuer.to_pem());
     assert_eq!(crls_from_pem(&text).unwrap(), (vec![der.clone()], vec![]));
-    assert_eq!(crls_from_pem(&beside).unwrap(), (vec![der.clone()], vec![issuer.clone()]));
+    assert_eq!(crls_from_pem(&with_issuer).unwrap(), (vec![der.clone()], vec![issuer.clone()]));
     for label in ["PKCS7", "CRL DISTRIBUTION", "x509 crl", "X509 CRL "] {
         let other = format!("{text}{}", text.replace("X509 CRL", label));
-        let said = crls_from_pem(&other).unwrap_err().to_string();
-        assert!(said.contains(&format!("the block `{label}` stands among")), "{said}");
+        let message = crls_from_pem(&other).unwrap_err().to_string();
+        assert!(message.contains(&format!("the block `{label}` stands among")), "{message}");
     }
     let indented = format!("{text}{}", text.replace("-----BEGIN", " -----BEGIN"));
     assert!(crls_from_pem(&indented).unwrap_err().to_string().contains("has no `-----BEGIN X509 CRL-----`"));
@@ -184,13 +184,13 @@ fn crl_scopes_are_distinguished() {
         &[0x30, 0x03, 0x84, 0x01, 0xff],                       // indirect
         &[0x30, 0x03, 0x85, 0x01, 0xff],                       // attribute certificates
     ] {
-        let refused = with(Box::leak(bad.into()));
-        assert!(matches!(refused, Err(CrlError::Scope { .. })), "{bad:02x?}: {refused:?}");
+        let result = with(Box::leak(bad.into()));
+        assert!(matches!(result, Err(CrlError::Scope { .. })), "{bad:02x?}: {result:?}");
     }
     assert!(matches!(with(&[0x30, 0x01, 0x00]), Err(CrlError::Malformed { .. })));
 }
 
-/// 10,000 entries are sorted once; asking is a binary search.
+/// 10,000 entries are sorted once; a query is a binary search.
 #[test]
 fn a_long_crl_is_verified_once() {
     let mut spec = CrlSpec::new();
@@ -200,28 +200,28 @@ fn a_long_crl_is_verified_once() {
     }
     let crls = CrlSet(vec![Crl::from_der(&ROOT.crl(&spec).unwrap()).unwrap()]);
     let issuer = ROOT.certificate();
-    let ask = |serial: &[u8]| {
+    let status = |serial: &[u8]| {
         let signer = issuer.key();
-        let question = RevocationQuery {
+        let query = RevocationQuery {
             serial,
             is_ca: false,
             issuer: issuer.subject_der(),
             signer,
             issuer_may_sign_crls: true,
         };
-        crls.status(&question, NOW)
+        crls.status(&query, NOW)
     };
-    assert!(matches!(ask(&[0x55; 16]), RevocationStatus::Good { .. }));
+    assert!(matches!(status(&[0x55; 16]), RevocationStatus::Good { .. }));
     let first = crls.0[0].revoked[0].slice(crls.0[0].der()).to_vec();
-    assert_eq!(ask(&first), RevocationStatus::Revoked);
-    let asked = crls.0[0].signers.iter().filter_map(OnceLock::get).count();
-    assert_eq!(asked, 1, "the signature is checked once, not with each question");
+    assert_eq!(status(&first), RevocationStatus::Revoked);
+    let checked = crls.0[0].signers.iter().filter_map(OnceLock::get).count();
+    assert_eq!(checked, 1, "the signature is checked once, not with each question");
 }
 
 #[test]
 fn an_oversized_crl_is_rejected() {
-    let refused = Crl::from_der(&vec![0; CRL_BYTES_MAX + 1]);
-    assert!(matches!(refused, Err(CrlError::TooLarge { .. })));
+    let result = Crl::from_der(&vec![0; CRL_BYTES_MAX + 1]);
+    assert!(matches!(result, Err(CrlError::TooLarge { .. })));
 }
 
 proptest! {
@@ -242,7 +242,7 @@ proptest! {
         }
         let altered = der != *GOOD;
         if let Ok(crl) = Crl::from_der(&der) {
-            // an ECDSA signature has two forms of s, but no single byte turns one into the other
+            // An ECDSA signature has two forms of s, but no single byte turns one into the other.
             prop_assert!(!altered || !crl.is_signed_by(ROOT.certificate()));
         }
     }

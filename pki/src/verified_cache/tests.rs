@@ -9,7 +9,7 @@ fn at(seconds: u64) -> UnixTime {
     UnixTime::since_unix_epoch(Duration::from_secs(seconds))
 }
 
-/// 2025-01-01, in the middle of what is minted by default.
+/// 2025-01-01, within the default validity of issued certificates.
 const NOW: u64 = 1_735_689_600;
 
 fn policy(root: &Authority, depth: u32) -> ClientAuth {
@@ -29,7 +29,7 @@ fn a_repeated_chain_is_a_cache_hit() {
     let second = cache.verify(&policy, leaf, &sent, at(NOW)).unwrap();
     assert!(Arc::ptr_eq(&first, &second));
     assert_eq!((cache.hits(), cache.misses(), cache.len()), (1, 1, 1));
-    // another chain, and the same bytes cut differently, are other questions
+    // Another chain is another key.
     assert!(cache.verify(&policy, leaf, &[], at(NOW)).is_err());
     assert_eq!((cache.hits(), cache.misses(), cache.len()), (1, 2, 1));
 }

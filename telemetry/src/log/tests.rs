@@ -16,7 +16,7 @@ fn line(queue: &LineQueue, text: &str) {
     queue.make_writer().write_all(text.as_bytes()).unwrap();
 }
 
-/// Writes until the pipe takes no more and the queue's thread waits for its reader.
+/// Writes until the pipe is full and the writer thread waits for its reader.
 fn fill(queue: &LineQueue, text: &str) {
     line(queue, text);
     while queue.wait_drained(Duration::from_millis(200)) {
@@ -35,7 +35,7 @@ fn a_stopped_reader_loses_lines_but_blocks_no_writer() {
     (0..1000).for_each(|_| line(&queue, &text));
     let dropped = queue.progress.dropped();
     assert!(dropped >= 1000 - 8, "{dropped}");
-    // The reader reads on: what waits is written, and so is what comes next.
+    // The reader resumes: queued and new lines are written.
     let mut lines = BufReader::new(read).lines();
     let whole = text.trim_end();
     assert_eq!(lines.next().unwrap().unwrap(), whole);

@@ -1,9 +1,9 @@
-//! What the log's thread writes with: a descriptor that may be full, closed, or a pipe that nobody
-//! reads.
+//! The writer of the log thread, for a descriptor that may be full, closed, or a pipe without an
+//! active reader.
 //!
-//! Invariant: a write never fails towards tracing-appender, which would lose count of it; a line
-//! that could not be written is counted, and the one after it begins at the start of a line. It
-//! waits for a stopped reader in steps, so that the end of the process can call it off.
+//! Invariant: a write never returns an error to tracing-appender, which would lose count of it; a
+//! failed line is counted, and the next one starts on a new line. It waits for a stopped reader in
+//! short steps, so that the exit of the process can cancel it.
 
 use std::io::{self, Write};
 use std::os::fd::AsFd;
@@ -15,24 +15,23 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tracing_appender::non_blocking::ErrorCounter;
 
-/// Bytes a write may have so that a pipe which polls as writable takes them without waiting
-/// (pipe(7), PIPE_BUF).
+/// Bytes that a pipe takes without blocking when it polls as writable (pipe(7), PIPE_BUF).
 const WRITE_BYTES_MAX: usize = 4096;
-/// Between two looks whether to give up. Milliseconds.
+/// Interval of the check for cancellation, in milliseconds.
 const POLL_MILLISECONDS: u16 = 20;
 
-/// Between two lines about lines that were dropped.
+/// Least interval between two reports of dropped lines.
 const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 
-/// What became of the lines.
+/// Counters of written and dropped lines.
 #[derive(Debug, Default)]
 pub(super) struct LineCounters {
-    /// Lines written or given up.
+    /// Lines written or failed.
     processed: AtomicU64,
-    /// Those that were given up.
+    /// Failed lines.
     failed: AtomicU64,
     abandoning: AtomicBool,
-    /// Lines that did not get into the queue.
+    /// Lines dropped because the queue was full.
     overflowed: OnceLock<ErrorCounter>,
 }
 
@@ -45,23 +44,23 @@ impl LineCounters {
         self.failed.load(Ordering::Acquire)
     }
 
-    /// Has the lines that do not get into the queue counted, too.
+    /// Adds the counter of lines dropped because the queue was full.
     pub(super) fn count_overflow(&self, overflowed: ErrorCounter) {
         let _set_once = self.overflowed.set(overflowed);
     }
 
-    /// Lines lost so far, for whatever reason.
+    /// All lines lost so far.
     pub(super) fn dropped(&self) -> u64 {
         self.failed() + self.overflowed()
     }
 
-    /// Those of them that did not get into the queue.
+    /// Lines dropped because the queue was full.
     pub(super) fn overflowed(&self) -> u64 {
         let lines = self.overflowed.get().map_or(0, ErrorCounter::dropped_lines);
         u64::try_from(lines).unwrap_or(u64::MAX)
     }
 
-    /// From now on a line whose reader does not take it at once is dropped.
+    /// Drops a line at once from now on, when its reader does not take it.
     pub(super) fn abandon(&self) {
         self.abandoning.store(true, Ordering::Release);
     }
@@ -71,9 +70,9 @@ impl LineCounters {
 pub(super) struct FdWriter<F> {
     out: F,
     progress: Arc<LineCounters>,
-    /// The last line was written in part.
+    /// The last line was written only in part.
     partial_line: bool,
-    /// Dropped lines that the log has been told of, and when.
+    /// The reported number of dropped lines, and when it was reported.
     reported: (u64, Option<Instant>),
 }
 
@@ -90,7 +89,7 @@ impl<F: AsFd> FdWriter<F> {
         self.write_bytes(line)
     }
 
-    /// Says, once a second at most, that lines are missing before the one that was just written.
+    /// Reports, at most once a second, that lines before the current one were dropped.
     fn report_dropped(&mut self) -> Result<(), Errno> {
         let (told, at) = self.reported;
         let dropped = self.progress.dropped();
@@ -114,7 +113,7 @@ impl<F: AsFd> FdWriter<F> {
             match written {
                 Ok(0) => return self.fail(Errno::EIO, bytes.len() < whole),
                 Ok(written) => bytes = bytes.get(written..).unwrap_or_default(),
-                // EAGAIN: another program made the terminal or pipe that we share non-blocking.
+                // EAGAIN: another program made the shared terminal or pipe non-blocking.
                 Err(Errno::EINTR | Errno::EAGAIN) => {}
                 Err(error) => return self.fail(error, bytes.len() < whole),
             }
@@ -127,8 +126,8 @@ impl<F: AsFd> FdWriter<F> {
         Err(error)
     }
 
-    /// Waits for the reader. An error or a closed pipe ends the wait, too: the write then says
-    /// which.
+    /// Waits for the reader. An error or a closed pipe ends the wait, too; the write then returns
+    /// the error.
     fn wait_writable(&self) -> Result<(), Errno> {
         loop {
             let mut asked = [PollFd::new(self.out.as_fd(), PollFlags::POLLOUT)];
@@ -145,7 +144,7 @@ impl<F: AsFd> FdWriter<F> {
 impl<F: AsFd> Write for FdWriter<F> {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         match self.write_line(line) {
-            // What cannot be told now is told later.
+            // A failed report is retried later.
             Ok(()) => drop(self.report_dropped().ok()),
             Err(_) => drop(self.progress.failed.fetch_add(1, Ordering::AcqRel)),
         }

@@ -10,9 +10,9 @@ use serde_json::json;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 /// `/app/*` has a route; other requests are answered before their body is read. Connections
-/// hibernate after `rest_after` seconds.
-pub(super) async fn world_with(upstream: &Upstream, rest_after: f64) -> World {
-    let settings = json!({"countersign": {"limits": {"rest_after": rest_after}}});
+/// hibernate after `idle_release_timeout` seconds.
+pub(super) async fn world_with(upstream: &Upstream, idle_release_timeout: f64) -> World {
+    let settings = json!({"countersign": {"limits": {"idle_release_timeout": idle_release_timeout}}});
     let builder = World::builder().settings(settings).protected(upstream.address());
     builder.path("/app/*").start().await
 }

@@ -100,7 +100,7 @@ async fn sighup_reloads_both_programs_and_expiry_is_reported() {
     let status = json_of(world.control_status("/status").await);
     assert_eq!(status["certificates"][0]["certificate"]["days_left"], json!(19), "{status}");
     let not_after = node["certificate"]["not_after"].as_u64().unwrap();
-    let metric = "countersign_certificate_not_after_seconds";
+    let metric = "countersign_certificate_not_after_timestamp_seconds";
     assert_eq!(world.metric(&format!("{metric}{{certificate=\"node\"}}")).await, not_after);
     let text = world.control_status("/metrics").await.text();
     for name in ["admin", "push"] {

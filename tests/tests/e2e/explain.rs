@@ -123,22 +123,28 @@ fn handshakes() -> Vec<Scenario> {
             bad,
             Some("not_yet_valid"),
         ),
-        scenario("a server's", plain(), by(&root, &LeafSpec::server("alice")), bad, Some("wrong_usage")),
+        scenario("a server's", plain(), by(&root, &LeafSpec::server("alice")), bad, Some("invalid_purpose")),
         scenario("a namesake's", plain(), by(&namesake, &alice), bad, Some("bad_signature")),
-        scenario("too deep", json!({"ca": ca, "depth": 0}), by(&between, &alice), bad, Some("depth")),
+        scenario(
+            "too deep",
+            json!({"ca": ca, "depth": 0}),
+            by(&between, &alice),
+            bad,
+            Some("depth_exceeded"),
+        ),
         scenario(
             "a CA's limit",
             json!({"ca": short.certificate_pem(), "depth": 3}),
             by(&below_short, &alice),
             bad,
-            Some("path_length"),
+            Some("path_length_exceeded"),
         ),
         scenario(
             "another name",
             json!({"ca": narrow.certificate_pem()}),
             by(&narrow, &alice.clone().dns("theirs.test")),
             bad,
-            Some("name_constraint"),
+            Some("name_constraint_violation"),
         ),
         scenario(
             "revoked",
@@ -152,7 +158,7 @@ fn handshakes() -> Vec<Scenario> {
             json!({"ca": ca, "crl": [stale]}),
             by(&root, &alice),
             bad,
-            Some("status_unknown"),
+            Some("unknown_revocation_status"),
         ),
     ]
 }

@@ -23,7 +23,7 @@ type Established = Client<TlsStream<TcpStream>>;
 
 /// `/app/*` goes to the upstream. `own`: kept connections use the gateway's own record layer.
 async fn world(upstream: &Upstream, own: bool) -> World {
-    let limits = json!({"rest_after": 0.0});
+    let limits = json!({"idle_release_timeout": 0.0});
     let settings = json!({"countersign": {"limits": limits, "tls": {"own_records": own}}});
     let builder = World::builder().settings(settings).protected(upstream.address());
     builder.path("/app/*").start().await

@@ -138,7 +138,7 @@ fn names_are_escaped_in_messages() {
 }
 
 proptest! {
-    /// Whatever the bytes, reading ends, and within the budget.
+    /// Parsing and checking any bytes ends within the budget.
     #[test]
     fn any_name_constraints_terminate(
         value in proptest::collection::vec(any::<u8>(), 0..200),
@@ -152,7 +152,7 @@ proptest! {
         }
     }
 
-    /// What is below a name is within it, and nothing else is.
+    /// Exactly the names below a name are within its subtree.
     #[test]
     fn dns_subtrees_are_label_suffixes(labels in proptest::collection::vec("[a-z0-9]{1,5}", 1..5), cut in 0usize..5, other in "[a-z]{1,6}") {
         let name = labels.join(".");

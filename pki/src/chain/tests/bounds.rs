@@ -1,18 +1,18 @@
-//! How much a stranger can make us compute before we know who it is: counted in signatures, for a
-//! count is the same on every machine.
+//! Bounds on the work that an unauthenticated peer can cause, counted in signatures, which is the
+//! same on every machine.
 
 use super::*;
 use crate::signature::VERIFICATIONS;
 
-/// The verdict on a chain, and how many signatures it took.
+/// Verifies a chain and counts the computed signatures.
 fn counted(policy: &ClientAuth, chain: &[Certificate]) -> (Result<VerifiedClient, VerifyError>, usize) {
     let before = VERIFICATIONS.get();
-    let verdict = judge(policy, chain);
+    let verdict = verify_chain(policy, chain);
     (verdict, VERIFICATIONS.get() - before)
 }
 
-/// A hundred CAs of one name, all signed by each other's name, whose issuer is an anchor's name
-/// too: nothing can be left out by names, so the budget must end it.
+/// A hundred CAs of one name, each signed by another one, and an anchor with that name: names
+/// exclude nothing, so the budget must end the search.
 #[test]
 fn forged_cross_certificates_exhaust_the_budget() {
     let real = root();
@@ -24,12 +24,12 @@ fn forged_cross_certificates_exhaust_the_budget() {
         chain.push(signer.cross_sign(authority, &AuthoritySpec::new("Root")).unwrap());
     }
     let policy = policy(&[real.certificate()], 255);
-    let error = judge(&policy, &chain).unwrap_err();
+    let error = verify_chain(&policy, &chain).unwrap_err();
     assert!(matches!(error, VerifyError::BudgetExceeded { checks: 1..=100 }), "{error}");
 }
 
-/// Ten CAs that all certified each other, one of them also by the name of an anchor: all signatures
-/// are good, and the paths through them are the permutations of ten.
+/// Ten CAs that all certified each other, one of them also under the name of an anchor: all
+/// signatures are valid, and the paths are the permutations of ten.
 #[test]
 fn valid_cross_certificates_exhaust_the_budget() {
     let (real, imposter) = (root(), root());
@@ -47,14 +47,14 @@ fn valid_cross_certificates_exhaust_the_budget() {
     }
     chain.push(authorities[9].certificate().clone());
     let policy = policy(&[real.certificate()], 255);
-    let error = judge(&policy, &chain).unwrap_err();
+    let error = verify_chain(&policy, &chain).unwrap_err();
     assert!(matches!(error, VerifyError::BudgetExceeded { checks: 1..=100 }), "{error}");
-    // with the way out known, the same certificates are a good chain
-    let knows = self::policy(&[imposter.certificate()], 255);
-    judge(&knows, &chain).unwrap();
+    // With the right anchor the same certificates are a valid chain.
+    let policy = self::policy(&[imposter.certificate()], 255);
+    verify_chain(&policy, &chain).unwrap();
 }
 
-/// What the bundle's own CAs issued, however deep, costs a check a certificate.
+/// A chain of the anchors' own CAs costs one check per certificate at any depth.
 #[test]
 fn a_valid_chain_may_have_the_full_depth() {
     let mut authority = root();
@@ -74,8 +74,7 @@ fn a_valid_chain_may_have_the_full_depth() {
     assert_eq!((reason(verdict), computed), (VerifyReason::DepthExceeded, 0), "the cheap rules come first");
 }
 
-/// A stranger's own CAs, all of whose signatures are good: the one that would have to be our
-/// anchor's is checked first.
+/// A peer's own CAs with valid signatures: the link to the anchor is checked first and fails.
 #[test]
 fn a_forged_chain_fails_at_its_first_link() {
     let (real, mut authority) = (root(), root());
@@ -87,7 +86,7 @@ fn a_forged_chain_fails_at_its_first_link() {
     assert_eq!((reason(verdict), computed), (VerifyReason::BadSignature, 1));
 }
 
-/// A forged leaf and a hundred genuine intermediates that all have its issuer's name.
+/// A forged leaf and a hundred genuine intermediates with the name of its issuer.
 #[test]
 fn a_forged_leaf_with_many_candidate_issuers_is_cheap() {
     let real = root();
@@ -100,26 +99,25 @@ fn a_forged_leaf_with_many_candidate_issuers_is_cheap() {
     assert!(computed <= 8, "{computed} signatures");
 }
 
-/// After some changes of keys without key identifiers, the right issuer need not be the first that
-/// is tried.
+/// After key rollovers without key identifiers, the right issuer need not be tried first.
 #[test]
 fn a_few_issuers_of_one_name_are_all_tried() {
     let real = root();
     let spec = AuthoritySpec::new("CA");
     let generations: Vec<Authority> = (0..4).map(|_| real.intermediate(&spec).unwrap()).collect();
     for issuer in &generations {
-        // version 1 has no identifiers: every generation is as likely as the other
+        // Version 1 has no identifiers: every generation is equally likely.
         let client = issuer.issue(&LeafSpec::client("a")).unwrap();
         let mut chain = vec![client.certificate];
         chain.extend(generations.iter().map(|generation| generation.certificate().clone()));
-        judge(&policy(&[real.certificate()], 1), &chain).unwrap();
+        verify_chain(&policy(&[real.certificate()], 1), &chain).unwrap();
         let old = issuer.issue(&LeafSpec::client("a").v1()).unwrap();
         let bundle: Vec<&Certificate> = generations.iter().map(Authority::certificate).collect();
-        judge(&policy(&bundle, 0), &[old.certificate]).unwrap();
+        verify_chain(&policy(&bundle, 0), &[old.certificate]).unwrap();
     }
 }
 
-/// An operator who lists twenty CAs of one name pays for trying them, and their clients get in.
+/// With twenty anchors of one name, each of them is tried.
 #[test]
 fn all_anchors_of_one_name_are_tried() {
     let roots: Vec<Authority> =
@@ -127,16 +125,16 @@ fn all_anchors_of_one_name_are_tried() {
     let bundle: Vec<&Certificate> = roots.iter().map(Authority::certificate).collect();
     for issuer in &roots {
         let client = issuer.issue(&LeafSpec::client("CLIENT").v1()).unwrap();
-        judge(&policy(&bundle, 1), &client.chain).unwrap();
+        verify_chain(&policy(&bundle, 1), &client.chain).unwrap();
     }
 }
 
-/// Keys of the stranger's own choice, dear ones too, are never computed with.
+/// A peer's own keys, expensive ones too, are never used for a verification.
 #[test]
 fn untrusted_keys_verify_no_signature() {
     let (real, imposter) = (root(), root());
-    let dear = AuthoritySpec::new("CA").algorithm(KeyAlgorithm::P521);
-    let client = imposter.intermediate(&dear).unwrap().issue(&LeafSpec::client("a")).unwrap();
+    let expensive = AuthoritySpec::new("CA").algorithm(KeyAlgorithm::P521);
+    let client = imposter.intermediate(&expensive).unwrap().issue(&LeafSpec::client("a")).unwrap();
     let (verdict, computed) = counted(&policy(&[real.certificate()], 5), &client.chain);
     assert_eq!((reason(verdict), computed), (VerifyReason::BadSignature, 1), "the anchor's key only");
 }
