@@ -90,7 +90,9 @@ pub fn record_layer(settings: &Settings) -> RecordLayerKind {
 ///
 /// # Errors
 /// [`SettingsError::SslProtocols`].
-pub(crate)fn tls_versions(settings:&Settings)->Result<Vec<TlsVersion>,SettingsError>{let protocols=settings.apisix.ssl.protocols.iter().copied();let versions:Vec<TlsVersion>=protocols.filter(|version|version.is_served()).collect();
+pub(crate) fn tls_versions(settings: &Settings) -> Result<Vec<TlsVersion>, SettingsError> {
+    let protocols = settings.apisix.ssl.protocols.iter().copied();
+    let versions: Vec<TlsVersion> = protocols.filter(|version| version.is_served()).collect();
     if versions.is_empty() { Err(SettingsError::SslProtocols) } else { Ok(versions) }
 }
 
