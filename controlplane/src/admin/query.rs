@@ -7,7 +7,8 @@ use std::collections::HashMap;
 pub struct Query(HashMap<String, String>);
 
 impl Query {
-    /// Reads `a=1&b=x%20y`; bytes that are not UTF-8 are replaced. An argument without `=` is empty.
+    /// Reads `a=1&b=x%20y`; bytes that are not UTF-8 are replaced. An argument without `=` is
+    /// empty.
     pub fn parse(text: Option<&str>) -> Self {
         let mut arguments = HashMap::new();
         for (name, value) in form_urlencoded::parse(text.unwrap_or_default().as_bytes()) {

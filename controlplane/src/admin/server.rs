@@ -300,7 +300,8 @@ impl ServerState {
     }
 }
 
-/// Ends the connection when a write makes no progress for the limit. hyper's timers bound reads alone.
+/// Ends the connection when a write makes no progress for the limit. hyper's timers bound reads
+/// alone.
 fn bound_writes<S: AsyncRead + AsyncWrite>(stream: S, limit: Duration) -> Pin<Box<TimeoutStream<S>>> {
     let mut stream = TimeoutStream::new(stream);
     stream.set_write_timeout(Some(limit));
