@@ -98,15 +98,15 @@ mod tests {
     fn variables_are_substituted_before_parsing() {
         let text = "a: ${{PORT}}\nb: \"${{PORT}}\"\nc: ${{NONE:=x}}\n#END\n";
         assert_eq!(read(text).unwrap(), json!({"a": 80, "b": "80", "c": "x"}));
-        let told = read("a: 1\nb: ${{NONE}}\n#END\n").unwrap_err().to_string();
-        assert!(told.contains(":2: can't find environment variable NONE"), "{told}");
+        let message = read("a: 1\nb: ${{NONE}}\n#END\n").unwrap_err().to_string();
+        assert!(message.contains(":2: can't find environment variable NONE"), "{message}");
     }
 
     #[test]
     fn an_incomplete_file_is_an_error() {
-        let told = read("routes:\n  - id: 1\n").unwrap_err().to_string();
-        assert!(told.contains("the last line must be #END"), "{told}");
-        let told = read("routes: [\n#END\n").unwrap_err().to_string();
-        assert!(told.contains("not valid YAML"), "{told}");
+        let message = read("routes:\n  - id: 1\n").unwrap_err().to_string();
+        assert!(message.contains("the last line must be #END"), "{message}");
+        let message = read("routes: [\n#END\n").unwrap_err().to_string();
+        assert!(message.contains("not valid YAML"), "{message}");
     }
 }

@@ -366,7 +366,7 @@ mod tests {
             parsed.unwrap().unsupported,
             ["DHE-RSA-AES128-GCM-SHA256", "AES128-SHA", "kRSA", "ECDHE-RSA-AES128-SHA"]
         );
-        for (text, told) in [
+        for (text, message) in [
             (
                 "DHE-RSA-AES128-GCM-SHA256",
                 "none of its suites can be served; there are ECDHE-ECDSA-AES256-GCM-SHA384:",
@@ -382,7 +382,7 @@ mod tests {
             ("HIGH:@STRONG", "@STRONG is unknown"),
         ] {
             let problem = parse(text, false).unwrap_err();
-            assert!(problem.contains(told), "{text}: {problem}");
+            assert!(problem.contains(message), "{text}: {problem}");
         }
         assert!(parse("ECDHE-RSA-AES128-SHA", true).is_ok());
     }

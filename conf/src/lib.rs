@@ -111,8 +111,9 @@ pub fn load_text(
     }
     warnings.sort();
     let place = |line: usize| if line == 0 { String::new() } else { format!("{line}:") };
-    let told = warnings.into_iter().map(|(line, text)| format!("{}:{} {text}", path.display(), place(line)));
-    settings.warnings = told.collect();
+    let messages =
+        warnings.into_iter().map(|(line, text)| format!("{}:{} {text}", path.display(), place(line)));
+    settings.warnings = messages.collect();
     Ok(settings)
 }
 

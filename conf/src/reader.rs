@@ -137,7 +137,7 @@ impl Reader<'_> {
                     self.problem("deployment.admin.admin_api_mtls", message.into());
                 } else if ca.is_some() {
                     let message = "admin_ssl_ca_cert without https_admin, admin_ssl_cert and admin_ssl_cert_key \
-                                   would check nobody";
+                                   would verify no client";
                     self.problem("deployment.admin.admin_api_mtls", message.into());
                 }
                 None

@@ -208,7 +208,7 @@ const KEYS: &[(&str, KeySupport)] = &[
     ("nginx_config.http.lua_shared_dict", Ignored(NO_LUA)),
     (
         "nginx_config.http.proxy_ssl_server_name",
-        WarnUnless("true", "upstreams are always told the name that is dialled, this is ignored"),
+        WarnUnless("true", "upstreams always get the dialled name as SNI, this is ignored"),
     ),
     ("nginx_config.http.charset", Ignored("answers keep the upstream's Content-Type")),
     ("nginx_config.http.variables_hash_max_size", Ignored("it only sizes a table of nginx")),
@@ -447,7 +447,7 @@ mod tests {
 
     #[test]
     fn an_unsupported_value_is_an_error() {
-        for (text, told) in [
+        for (text, message) in [
             (
                 "apisix:\n  lua_module_hook: my.hook",
                 "2: apisix.lua_module_hook: the text \"my.hook\" cannot be obeyed: Lua",
@@ -471,7 +471,7 @@ mod tests {
             ),
         ] {
             let (problems, _) = checked(text);
-            assert!(problems.len() == 1 && problems[0].starts_with(told), "{text}: {problems:?}");
+            assert!(problems.len() == 1 && problems[0].starts_with(message), "{text}: {problems:?}");
         }
         let text = "apisix: {lua_module_hook: '', proxy_protocol: null, router: {http: radixtree_host_uri, ssl: ~}}\n\
                     nginx_config: {http: {underscores_in_headers: on}}\n";

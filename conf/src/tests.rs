@@ -18,8 +18,8 @@ fn problems(text: &str) -> String {
 fn the_settings_file_may_be_a_bounded_pipe() {
     use std::io::Write as _;
     use std::os::fd::AsRawFd as _;
-    let told = load(Path::new("/dev/zero")).unwrap_err().to_string();
-    assert!(told.contains("/dev/zero") && told.contains("more than 1048576 bytes"), "{told}");
+    let message = load(Path::new("/dev/zero")).unwrap_err().to_string();
+    assert!(message.contains("/dev/zero") && message.contains("more than 1048576 bytes"), "{message}");
     // As a shell passes `-c <(command)`.
     let (reader, mut writer) = std::io::pipe().unwrap();
     let writing = std::thread::spawn(move || writer.write_all(b"apisix: {node_listen: 9999}\n").unwrap());
@@ -125,8 +125,8 @@ countersign:
   store:
     path: ${{NOT_SET_ANYWHERE}}/x
 ";
-    let told = problems(text);
-    let lines: Vec<&str> = told.lines().collect();
+    let message = problems(text);
+    let lines: Vec<&str> = message.lines().collect();
     assert_eq!(lines[0], "conf/config.yaml has 5 problems:");
     assert_eq!(
         lines[1],
@@ -176,8 +176,8 @@ fn a_missing_admin_key_is_an_error_unless_disabled() {
 
 #[test]
 fn two_listeners_on_one_port_are_an_error() {
-    let told = problems("apisix:\n  node_listen: [9443]\n");
-    assert!(told.contains("port 9443 conflicts with apisix.node_listen"), "{told}");
+    let message = problems("apisix:\n  node_listen: [9443]\n");
+    assert!(message.contains("port 9443 conflicts with apisix.node_listen"), "{message}");
     let apart =
         "apisix: {node_listen: [{ip: 127.0.0.1, port: 9443}], ssl: {listen: [{ip: 127.0.0.2, port: 9443}]}}";
     assert!(load_with(apart, &[]).is_ok());
@@ -185,9 +185,9 @@ fn two_listeners_on_one_port_are_an_error() {
 
 #[test]
 fn a_keyring_entry_of_the_wrong_length_is_not_shown() {
-    let told = problems("apisix: {data_encryption: {keyring: [qeddd145sfvddff3, sesame-open]}}");
-    assert!(told.contains("entry 2 is 11 bytes long"), "{told}");
-    assert!(!told.contains("sesame"));
+    let message = problems("apisix: {data_encryption: {keyring: [qeddd145sfvddff3, sesame-open]}}");
+    assert!(message.contains("entry 2 is 11 bytes long"), "{message}");
+    assert!(!message.contains("sesame"));
 }
 
 #[test]
@@ -199,8 +199,8 @@ fn no_message_shows_a_secret() {
         "apisix: {data_encryption: {keyring: [[sesame]]}}",
         "apisix: {data_encryption: {keyring: sesame}}",
     ] {
-        let told = problems(text);
-        assert!(!told.contains("sesame"), "{told}");
+        let message = problems(text);
+        assert!(!message.contains("sesame"), "{message}");
     }
 }
 
@@ -237,14 +237,14 @@ fn apisix_environment_overrides_apply() {
 
 #[test]
 fn yaml_errors_have_line_and_column() {
-    let told = problems("deployment:\n  admin: [\n");
-    assert!(told.starts_with("conf/config.yaml:") && told.contains("not valid YAML"), "{told}");
+    let message = problems("deployment:\n  admin: [\n");
+    assert!(message.starts_with("conf/config.yaml:") && message.contains("not valid YAML"), "{message}");
 }
 
 #[test]
 fn a_missing_file_is_named() {
-    let told = load(Path::new("/nonexistent/config.yaml")).unwrap_err().to_string();
-    assert!(told.contains("/nonexistent/config.yaml") && told.contains("-c PATH"), "{told}");
+    let message = load(Path::new("/nonexistent/config.yaml")).unwrap_err().to_string();
+    assert!(message.contains("/nonexistent/config.yaml") && message.contains("-c PATH"), "{message}");
 }
 
 #[test]
@@ -286,8 +286,11 @@ fn stream_listeners_are_read_and_ports_must_differ() {
     assert_eq!(shown, [("0.0.0.0:9100".to_owned(), true), clear("0.0.0.0:9200"), clear("0.0.0.0:9201")]);
 
     let clash = tcp.replace("9200-9201", "9442-9443");
-    let told = problems(&clash);
-    assert!(told.contains("apisix.ssl.listen: port 9443 conflicts with apisix.stream_proxy.tcp"), "{told}");
+    let message = problems(&clash);
+    assert!(
+        message.contains("apisix.ssl.listen: port 9443 conflicts with apisix.stream_proxy.tcp"),
+        "{message}"
+    );
     // No HTTP listener, no conflict.
     assert!(load_with(&clash.replace("http&stream", "stream"), &[]).is_ok());
 
@@ -306,7 +309,7 @@ fn stream_listeners_are_read_and_ports_must_differ() {
         udp.warnings
     );
 
-    for (wrong, told) in [
+    for (wrong, message) in [
         ("apisix: {proxy_mode: tcp}", "1: apisix.proxy_mode: expected http, stream or http&stream"),
         ("apisix: {stream_proxy: {tcp: 9100}}", "apisix.stream_proxy.tcp: expected a list"),
         ("apisix: {stream_proxy: {tcp: [1-2000]}}", "apisix.stream_proxy.tcp: 2000 ports; at most 1024"),
@@ -321,7 +324,7 @@ fn stream_listeners_are_read_and_ports_must_differ() {
         ("apisix: {stream_proxy: {tcp: [{adr: 1}]}}", "unknown key (did you mean addr?)"),
     ] {
         let found = problems(wrong);
-        assert!(found.contains(told), "{wrong}: {found}");
+        assert!(found.contains(message), "{wrong}: {found}");
     }
 }
 
@@ -395,7 +398,7 @@ fn trusting_every_address_warns() {
 
 #[test]
 fn invalid_real_ip_settings_are_errors() {
-    for (text, told) in [
+    for (text, message) in [
         ("real_ip_header: proxy_protocol", "real_ip_header: the PROXY protocol is not supported"),
         ("real_ip_header: 'X Real'", "real_ip_header: expected the name of a header"),
         ("real_ip_header: ''", "real_ip_header: expected the name of a header"),
@@ -405,7 +408,7 @@ fn invalid_real_ip_settings_are_errors() {
         ("real_ip_recursive: maybe", "real_ip_recursive: expected on or off"),
     ] {
         let found = problems(&format!("nginx_config:\n  http:\n    {text}\n"));
-        assert!(found.contains(&format!("nginx_config.http.{told}")), "{text}: {found}");
+        assert!(found.contains(&format!("nginx_config.http.{message}")), "{text}: {found}");
     }
     let found = problems("apisix:\n  trusted_addresses: []\n");
     assert!(found.contains("apisix.trusted_addresses: expected at least one address"), "{found}");
@@ -440,8 +443,8 @@ fn cipher_lists_are_read_and_warn_of_unsupported() {
     let text = "apisix: {ssl: {ssl_ciphers: 'ECDHE-RSA-AES256-GCM-SHA384:DHE-RSA-AES128-GCM-SHA256'}}";
     let settings = load_with(text, &[]).unwrap();
     assert_eq!(settings.apisix.ssl.ciphers.unwrap().names(), "ECDHE-RSA-AES256-GCM-SHA384");
-    let told = "1: apisix.ssl.ssl_ciphers: DHE-RSA-AES128-GCM-SHA256 cannot be served, left out";
-    assert!(settings.warnings.iter().any(|text| text.ends_with(told)), "{:?}", settings.warnings);
+    let message = "1: apisix.ssl.ssl_ciphers: DHE-RSA-AES128-GCM-SHA256 cannot be served, left out";
+    assert!(settings.warnings.iter().any(|text| text.ends_with(message)), "{:?}", settings.warnings);
     for nothing in ["DHE-RSA-AES128-GCM-SHA256", "", "HIGH:!ECDHE", "ECDHE-RSA-AES128-SHA"] {
         let found = problems(&format!("apisix: {{ssl: {{ssl_ciphers: '{nothing}'}}}}"));
         assert!(found.contains("1: apisix.ssl.ssl_ciphers: none of its suites can be served"), "{found}");

@@ -1,19 +1,19 @@
-//! Certificates as `pki` reads and judges them: from PEM, from DER, as leaf, intermediate and
+//! Certificates: parsing and verification of `pki`, from PEM and DER, as leaf, intermediate and
 //! anchor.
 
 use std::sync::LazyLock;
 use std::time::Duration;
 
-use pki::mint::{Authority, AuthoritySpec, LeafSpec};
+use pki::ca::{Authority, AuthoritySpec, LeafSpec};
 use pki::{
     Certificate, CertificateDer, ClientAuth, ClientAuthInput, UnixTime, VerifyReason, certificates_from_pem,
     verify_client,
 };
 
-/// 2025-01-01, in the middle of what is minted by default.
+/// 2025-01-01, within the default validity of issued certificates.
 const NOW: UnixTime = UnixTime::since_unix_epoch(Duration::from_secs(1_735_689_600));
 
-/// An authority, a policy that trusts it, and a good client with its chain.
+/// A policy with one anchor, and a valid client chain.
 struct World {
     policy: ClientAuth,
     chain: Vec<Certificate>,
@@ -28,7 +28,7 @@ static WORLD: LazyLock<World> = LazyLock::new(|| {
     World { policy: ClientAuth::new(input).expect("a policy"), chain }
 });
 
-/// PEM when it is text with a block, DER otherwise: several, one behind the other.
+/// PEM when it is text with a block, otherwise concatenated DER.
 pub fn check(data: &[u8]) {
     if let Ok(text) = std::str::from_utf8(data)
         && let Ok(certificates) = certificates_from_pem(text)
@@ -49,7 +49,7 @@ pub fn check(data: &[u8]) {
     check_verdicts(&ders);
 }
 
-/// The values one behind the other, by their DER lengths; what has none is one value.
+/// Splits at the DER lengths; data without a length is one value.
 fn split(mut data: &[u8]) -> Vec<&[u8]> {
     let mut found = Vec::new();
     while !data.is_empty() && found.len() < 16 {
@@ -66,8 +66,7 @@ fn split(mut data: &[u8]) -> Vec<&[u8]> {
     found
 }
 
-/// Everything that can be asked of a certificate has an answer, and its PEM is the same
-/// certificate.
+/// Every accessor returns, and the PEM parses to the same certificate.
 fn check_reading(certificate: &Certificate) {
     let pem = certificate.to_pem();
     assert_eq!(certificates_from_pem(&pem).as_deref(), Ok(std::slice::from_ref(certificate)));
@@ -75,23 +74,23 @@ fn check_reading(certificate: &Certificate) {
         assert!(text.bytes().all(|byte| (b' '..=b'~').contains(&byte)), "a log line stays one: {text:?}");
     }
     let _ = (certificate.dns_names(), certificate.is_ca(), certificate.is_v1(), certificate.is_self_issued());
-    let identity = pki::public_key_of(certificate.der());
+    let identity = pki::subject_public_key_info(certificate.der());
     assert!(identity.is_ok());
 }
 
 fn check_as_anchor(certificate: Certificate) {
     let input = ClientAuthInput { anchors: vec![certificate.clone()], ..ClientAuthInput::default() };
     let policy = ClientAuth::new(input).expect("one anchor is enough");
-    // As itself it is pinned: in when it is any good, and then until its own end.
+    // Its own policy pins it: it is accepted when valid, until its notAfter.
     if let Ok(verified) = verify_client(&policy, certificate.der(), &[], NOW) {
         assert_eq!(verified.anchor(), &certificate);
-        assert_eq!(verified.expires(), certificate.not_after());
+        assert_eq!(verified.valid_until(), certificate.not_after());
     }
     let leaf = WORLD.chain[0].der();
     assert!(verify_client(&policy, leaf, &[], NOW).is_err(), "its issuer's key is not ours to give away");
 }
 
-/// A stranger's bytes are never a way in, and never in the way of a good client.
+/// Unknown certificates are never accepted, and never lead to the rejection of a valid client.
 fn check_verdicts(ders: &[&[u8]]) {
     let sent: Vec<CertificateDer<'_>> = ders.iter().map(|der| CertificateDer::from(*der)).collect();
     let good: Vec<CertificateDer<'_>> = WORLD.chain.iter().map(|one| one.der().clone()).collect();
@@ -104,7 +103,7 @@ fn check_verdicts(ders: &[&[u8]]) {
     let among: Vec<CertificateDer<'_>> = sent.iter().chain(&good[1..]).chain(&sent).cloned().collect();
     match verify_client(&WORLD.policy, &good[0], &among, NOW) {
         Ok(verified) => assert_eq!(verified.identity().certificate(), &WORLD.chain[0]),
-        // Who sends more than a handful of namesakes has only himself to blame.
-        Err(error) => assert_eq!(error.reason(), VerifyReason::TooMuchWork, "a good client among strangers"),
+        // A peer that sends many certificates of one name exhausts the budget.
+        Err(error) => assert_eq!(error.reason(), VerifyReason::BudgetExceeded, "a good client among strangers"),
     }
 }

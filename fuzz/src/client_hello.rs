@@ -1,4 +1,5 @@
-//! The first flight of a stranger, through the data plane's own reader, site and handshake.
+//! The first flight of a client, through the data plane's own ClientHello reader, site and
+//! handshake.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -15,12 +16,11 @@ use dataplane::tls::handshake;
 use dataplane::tls::hello::{self, HelloError};
 use dataplane::tls::records::traffic::RecordLayer;
 use dataplane::tls::site::{self, Purpose, Sites};
-use model::{Id, KeyPair, Name, Slot, SniPattern, Ssl, TlsVersion};
-use pki::mint::{Authority, AuthoritySpec, LeafSpec};
+use model::{CacheSlot, HostName, Id, KeyPair, SniPattern, Ssl, TlsVersion};
+use pki::ca::{Authority, AuthoritySpec, LeafSpec};
 use pki::{ClientAuth, ClientAuthInput};
 
-/// A flight longer than this is cut: what follows a ClientHello is the handshake's, not the
-/// target's.
+/// Longer flights are truncated: the bytes behind a ClientHello belong to the handshake.
 const FLIGHT: usize = 1 << 17;
 
 struct World {
@@ -41,13 +41,13 @@ static WORLD: LazyLock<World> = LazyLock::new(|| {
         client: Some(Arc::new(ClientAuth::new(input).expect("a policy"))),
         versions: Some(versions.to_vec()),
         enabled: true,
-        cache: Slot::new(),
+        cache: CacheSlot::new(),
         blocked: None,
     };
     World { sites: Sites::new(Arc::new(site::provider()), &versions, true, None, RecordLayer::Own), site }
 });
 
-/// Gives what is left in pieces of at most so many bytes, then the end.
+/// Returns the remaining bytes in pieces of at most `most` bytes, then the end.
 struct Pieces {
     rest: VecDeque<u8>,
     most: usize,
@@ -62,7 +62,7 @@ impl Reader for Pieces {
     }
 }
 
-/// Keeps what is sent.
+/// Records the sent bytes.
 struct Kept(Rc<RefCell<Vec<u8>>>);
 
 impl Writer for Kept {
@@ -73,21 +73,20 @@ impl Writer for Kept {
     }
 }
 
-/// What came of a flight: the same, in whatever pieces it arrives. Why something was refused may
-/// differ: a record that is wrong and unfinished is seen to be wrong when it comes together with
-/// the one before it, and unfinished when it comes alone.
+/// The outcome of a flight, which must not depend on the pieces in which it arrives. The kind of
+/// error may differ: a record that is both malformed and unfinished is malformed when it arrives
+/// together with the one before it, and unfinished when it arrives alone.
 #[derive(Debug, PartialEq, Eq)]
 enum Outcome {
     NotTls,
     PlainHttp,
     /// TLS, perhaps, but no ClientHello.
     Refused,
-    /// A ClientHello with this name; the handshake fails in any case, for nobody has the key of a
-    /// client.
-    Hello(Option<Name>),
+    /// A ClientHello with this name; its handshake fails, because no client key exists.
+    Hello(Option<HostName>),
 }
 
-/// The first byte says in which pieces the flight arrives the second time.
+/// The first byte is the piece size of the second run.
 pub fn check(data: &[u8]) {
     let Some((&most, flight)) = data.split_first() else { return };
     let flight = &flight[..flight.len().min(FLIGHT)];
@@ -101,12 +100,12 @@ fn outcome(flight: &[u8], most: usize) -> Outcome {
     let pump = Pump::from_halves(reader, Kept(Rc::clone(&sent)), None);
     let outcome = finish(walk(pump));
     let answered = sent.borrow();
-    // Whatever came, what goes back is records: of the handshake, or an alert.
+    // The response consists of records: of the handshake, or an alert.
     assert!(answered.is_empty() || matches!(answered[0], 20..=22), "{answered:?}");
     outcome
 }
 
-/// The reader and the writer are always ready, so a future that waits would wait for ever.
+/// The reader and the writer are always ready, so a pending future would never complete.
 fn finish<T>(future: impl Future<Output = T>) -> T {
     let mut future = pin!(future);
     let mut context = Context::from_waker(futures_util::task::noop_waker_ref());
@@ -132,7 +131,7 @@ async fn walk(mut pump: Pump<Pieces, Kept>) -> Outcome {
     };
     let sni = hello.server_name(None);
     if let Some(name) = &sni {
-        assert_eq!(Name::from_sni(name.as_str()).as_ref(), Some(name), "a name is its own normal form");
+        assert_eq!(HostName::from_sni(name.as_str()).as_ref(), Some(name), "a name is its own normal form");
     }
     let config = WORLD.sites.config(&WORLD.site, Purpose::Http).expect("the site can be served");
     if let Ok(mut tls) = hello.begin(config, pump.staged()) {

@@ -1,20 +1,20 @@
-//! Revocation lists as `pki` reads and asks them.
+//! CRLs: parsing and status queries of `pki`.
 
 use std::sync::LazyLock;
 use std::time::Duration;
 
-use pki::mint::{Authority, AuthoritySpec, CrlSpec, LeafSpec};
+use pki::ca::{Authority, AuthoritySpec, CrlSpec, LeafSpec};
 use pki::{
     Certificate, ClientAuth, ClientAuthInput, Crl, UnixTime, VerifyReason, crls_from_pem, verify_client,
 };
 
-/// 2025-01-01, in the middle of what is minted by default.
+/// 2025-01-01, within the default validity of issued certificates.
 const NOW: UnixTime = UnixTime::since_unix_epoch(Duration::from_secs(1_735_689_600));
 
 struct World {
     root: Certificate,
     client: Certificate,
-    /// A list of the root that revokes the client, DER.
+    /// The root's CRL that revokes the client, DER.
     revoking: Vec<u8>,
 }
 
@@ -49,8 +49,8 @@ fn check_der(der: &[u8]) {
         let policy = ClientAuth::new(input).expect("the list was read before");
         verify_client(&policy, WORLD.client.der(), &[], NOW).map(drop).map_err(|error| error.reason())
     };
-    // A stranger's list says nothing, and hides nothing that ours say.
+    // An unsigned CRL neither changes a status nor hides that of a valid CRL.
     assert_eq!(verdict(vec![der.to_vec()], true), Ok(()));
-    assert_eq!(verdict(vec![der.to_vec()], false), Err(VerifyReason::StatusUnknown));
+    assert_eq!(verdict(vec![der.to_vec()], false), Err(VerifyReason::UnknownRevocationStatus));
     assert_eq!(verdict(vec![der.to_vec(), WORLD.revoking.clone()], true), Err(VerifyReason::Revoked));
 }

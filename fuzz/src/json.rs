@@ -1,12 +1,12 @@
-//! Documents: what our parser accepts beyond serde_json are raw control characters, and what it
-//! refuses are repeated members.
+//! Documents: our parser differs from serde_json only in that it accepts raw control characters and
+//! rejects repeated members.
 
 use serde_json::Value;
 
-/// A member name that serde_json reads in a way of its own.
+/// A member name that serde_json treats specially.
 const PRIVATE: &[u8] = b"$serde_json::private";
 
-/// Parses the bytes both ways.
+/// Parses the bytes with both parsers.
 pub fn check(data: &[u8]) {
     if data.windows(PRIVATE.len()).any(|window| window == PRIVATE) {
         return;

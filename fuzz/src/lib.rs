@@ -1,7 +1,7 @@
-//! What must hold for any bytes: the laws that the fuzz targets check, one module a target.
+//! The properties that the fuzz targets check for any input, one module per target.
 //!
-//! `fuzz_targets/` hands over bytes, `bin/seed.rs` makes the first ones; nothing minted is stored.
-//! Each law goes through the very code that serves, and a broken one is a panic. To see one again:
+//! `fuzz_targets/` pass the bytes, `bin/seed.rs` creates the first inputs; no certificate or key is
+//! checked in. Each property uses the production code, and a violation panics. To reproduce one:
 //! `cargo fuzz run --sanitizer none TARGET fuzz/artifacts/TARGET/...`.
 
 pub mod certificate;

@@ -1,11 +1,11 @@
-//! Our record layer with rustls as its judge: both get the same records under the same keys, on
-//! either side of a connection.
+//! Our record layer, compared with rustls: both get the same records under the same keys, on either
+//! side of a connection.
 //!
-//! The handshake is made without chance (fixed random bytes, key exchange and signature), so that
-//! two connections have the same secrets. Laws: both read the same plaintext; what one refuses the
-//! other does, with the same alert, but for what [`Outcome::may_differ`] lists; as long as ours is
-//! still with rustls there is no difference; and what we send is read under the key and number that
-//! come next.
+//! The handshake is deterministic (fixed random bytes, key exchange and signature), so that two
+//! connections have the same secrets. Properties: both return the same plaintext; both reject the
+//! same input with the same alert, except for the cases in [`Outcome::may_differ`]; there is no
+//! difference while ours still uses rustls; and the peer can open our records under the next key
+//! and number.
 
 use std::sync::LazyLock;
 
@@ -25,15 +25,14 @@ const HANDSHAKE: u8 = 22;
 const APPLICATION_DATA: u8 = 23;
 const CLOSE_NOTIFY: u8 = 0;
 const USER_CANCELED: u8 = 90;
-/// Things that happen to one connection: fewer than the records without data that both sides bound,
-/// each in its own way.
+/// Events of one connection: fewer than either side's limit of records without data.
 const EVENTS: usize = 30;
-/// Lengths of content and padding: around every bound.
+/// Lengths of content and padding, around every limit.
 const LENGTHS: [usize; 10] = [0, 1, 2, 15, 300, 16_383, 16_384, 16_385, 16_623, 16_640];
 /// NewSessionTicket (RFC 8446 section 4.6.1).
 const TICKET: [u8; 21] = [4, 0, 0, 17, 0, 0, 1, 0, 0, 0, 0, 7, 1, 5, 0, 3, 9, 9, 9, 0, 0];
 
-/// The bytes that say what happens; zeros when they are used up.
+/// The bytes that choose the events; zeros at the end.
 struct Script<'a>(&'a [u8]);
 
 impl<'a> Script<'a> {
@@ -55,12 +54,12 @@ impl<'a> Script<'a> {
     }
 }
 
-/// How a side stands after what has arrived.
+/// The state of a side after the received records.
 #[derive(Debug)]
 enum Outcome<E> {
     Open,
     Closed,
-    /// rustls keeps no more of a handshake message whose end does not come.
+    /// rustls' buffer for an incomplete handshake message is full.
     Full,
     Failed(E),
 }
@@ -68,8 +67,8 @@ enum Outcome<E> {
 type Ours = Outcome<EngineError>;
 type Judge = Outcome<Error>;
 
-/// The first byte chooses suite, side and when ours leaves rustls; then one byte an event, and what
-/// it needs.
+/// The first byte chooses suite and side, the second when ours leaves rustls; then one byte per
+/// event, and its arguments.
 pub fn check(data: &[u8]) {
     let mut script = Script(data);
     let (first, leaves) = (script.byte(), usize::from(script.byte()) % 6);
@@ -93,13 +92,13 @@ struct Run {
     role: Role,
     ours: Engine,
     judge: Connection,
-    /// What the peer seals with.
+    /// The peer's write keys.
     peer: Keys,
-    /// What it reads with: what ours sends, and what the judge does.
+    /// The peer's read state: for ours, and for the reference.
     heard: [Heard; 2],
 }
 
-/// What one side has sent.
+/// The records sent by one side.
 struct Heard {
     keys: Keys,
     data: Vec<u8>,
@@ -117,7 +116,7 @@ impl Run {
         Self { role, ours, judge, peer: Keys::new(suite, theirs), heard }
     }
 
-    /// What the peer sends.
+    /// The peer's records of one event.
     fn event(&mut self, script: &mut Script<'_>) -> Vec<u8> {
         match script.byte() % 12 {
             0 => self.peer.seal(APPLICATION_DATA, &vec![b'a'; script.length()], 0),
@@ -177,7 +176,7 @@ impl Run {
         wire
     }
 
-    /// Both sides write the same, behind a KeyUpdate if one is owed.
+    /// Both sides write the same data, behind a KeyUpdate when one is pending.
     fn write(&mut self, length: usize) {
         let data = vec![b'w'; length];
         let mut out = Vec::new();
@@ -197,7 +196,7 @@ impl Run {
         }
     }
 
-    /// What both sides have to send arrives at the peer.
+    /// Delivers the output of both sides to the peer.
     fn hear(&mut self) {
         let mut out = Vec::new();
         self.ours.stage(&mut out).expect("there is room");
@@ -209,7 +208,7 @@ impl Run {
         self.heard[1].read(&out);
     }
 
-    /// Hands both the same bytes; whether the run goes on.
+    /// Delivers the same bytes to both; returns whether the run continues.
     fn deliver(&mut self, wire: &[u8]) -> bool {
         let with_rustls = matches!(self.ours, Engine::Rustls(_));
         let (plain, ours) = feed(&mut self.ours, wire);
@@ -240,7 +239,7 @@ impl Run {
 }
 
 impl Ours {
-    /// Where the two differ, and why ours is right, or harmless.
+    /// The accepted differences, each with its reason.
     fn may_differ(&self, judge: &Judge, alerts: [Option<u8>; 2]) -> bool {
         use RecordError as E;
         const UNEXPECTED: Option<u8> = Some(10);
@@ -249,31 +248,32 @@ impl Ours {
             _ => None,
         };
         match (ours, judge, alerts) {
-            // RFC 8446 section 5.4 has a MUST: an empty alert or handshake record is unexpected_message.
-            // rustls takes the second.
+            // RFC 8446 section 5.4 (MUST): an empty alert or handshake record is
+            // unexpected_message. rustls rejects the second one.
             (Some(E::Unexpected(ALERT | HANDSHAKE)), _, [UNEXPECTED, Some(50) | None]) => true,
-            // We know from its first byte that a message does not belong here; rustls waits for the rest of
-            // it and parses it first.
+            // Ours rejects an unexpected message by its first byte; rustls first waits for the rest
+            // of it and parses it.
             (
                 Some(E::Unexpected(_)),
                 Outcome::Open | Outcome::Failed(Error::InvalidMessage(_)),
                 [UNEXPECTED, _],
             ) => true,
-            // So for the length of a KeyUpdate or a ticket.
+            // Likewise for the length of a KeyUpdate or a ticket.
             (Some(E::Malformed(HANDSHAKE)), Outcome::Open, [Some(50), None]) => true,
-            // A record in the clear is named as such; rustls tries to decrypt it.
+            // Ours reports a record in the clear; rustls tries to decrypt it.
             (Some(E::Unexpected(_)), Outcome::Failed(Error::DecryptError), [UNEXPECTED, Some(20)]) => true,
-            // Section 5.2: another version than 3.3 is none; rustls ignores the field when it decrypts, or
-            // refuses it with another alert.
+            // Section 5.2: any other version than 3.3 is malformed; rustls ignores the field when
+            // it decrypts, or sends another alert.
             (Some(E::Malformed(APPLICATION_DATA)), _, [Some(50), _]) => true,
-            // Section 5.2: the length is judged by the header; rustls waits for the record, or bounds it less
-            // tightly.
+            // Section 5.2: ours checks the length in the header; rustls waits for the record, or
+            // has a looser limit.
             (
                 Some(E::Oversized),
                 Outcome::Open | Outcome::Failed(Error::InvalidMessage(_)),
                 [Some(22), _],
             ) => true,
-            // rustls has no alert for these; the RFC has unexpected_message (sections 5.1 and 5.4).
+            // rustls sends no alert for these; the RFC has unexpected_message (sections 5.1 and
+            // 5.4).
             (Some(E::Unexpected(_)), Outcome::Failed(Error::PeerMisbehaved(why)), [UNEXPECTED, None]) => {
                 matches!(
                     why,
@@ -281,11 +281,11 @@ impl Ours {
                         | PeerMisbehaved::IllegalTlsInnerPlaintext
                 )
             }
-            // Section 6.2: every error alert ends the connection whatever its level says, and is not
-            // answered.
+            // Section 6.2: every error alert ends the connection, regardless of its level, and gets
+            // no response.
             (Some(E::Alert(_)), Outcome::Failed(Error::AlertReceived(_)), [None, _]) => true,
-            // Section 6: the level is ignored, so user_canceled is never fatal, and it has no bound of its
-            // own.
+            // Section 6: the level is ignored, so user_canceled is never fatal and has no limit of
+            // its own.
             (None, Outcome::Failed(Error::AlertReceived(alert)), [None, None]) => {
                 u8::from(*alert) == USER_CANCELED
             }
@@ -294,8 +294,8 @@ impl Ours {
                 Outcome::Failed(Error::PeerMisbehaved(PeerMisbehaved::TooManyWarningAlertsReceived)),
                 _,
             ) => true,
-            // Section 6: the level is not used; rustls takes close_notify for an end with the level
-            // warning alone.
+            // Section 6: the level is ignored; rustls accepts close_notify only with the level
+            // warning.
             (
                 None,
                 Outcome::Failed(Error::AlertReceived(rustls::AlertDescription::CloseNotify)),
@@ -303,9 +303,9 @@ impl Ours {
             ) => {
                 matches!(self, Outcome::Closed)
             }
-            // Tickets are passed over, and not parsed.
+            // Ours skips tickets without parsing them.
             (None, Outcome::Failed(Error::InvalidMessage(_)), [None, Some(50)]) => true,
-            // Bounds on records without data: ours counts all of them together.
+            // Ours has one common limit for records without data.
             (Some(E::Fruitless), _, _) => true,
             _ => false,
         }
@@ -337,7 +337,7 @@ fn feed_judge(judge: &mut Connection, mut wire: &[u8]) -> (Vec<u8>, Judge) {
     let mut plain = Vec::new();
     let mut framing = Framing::default();
     while !wire.is_empty() {
-        // By the record, as ours is fed: else an error hides what came before it.
+        // Record by record, like ours: otherwise an error would hide the plaintext before it.
         let length = framing.pass(wire);
         let (mut record, later) = wire.split_at(length);
         wire = later;

@@ -1,10 +1,10 @@
-//! Paths and hosts as both planes read them: one normal form, however they are spelled.
+//! Paths and hosts: one normal form for every spelling, in both planes.
 
-use dataplane::http::request::target;
+use dataplane::testing::http::request::target;
 use http::{HeaderMap, Uri, Version, header};
-use model::{PathOptions, Target};
+use model::{PathOptions, RequestTarget};
 
-/// Up to the first line feed a path; behind it a Host.
+/// A path up to the first line feed, then a Host.
 pub fn check(data: &[u8]) {
     let mut parts = data.splitn(2, |&byte| byte == b'\n');
     let path = parts.next().unwrap_or_default();
@@ -16,7 +16,7 @@ pub fn check(data: &[u8]) {
     }
 }
 
-/// Every combination of the switches that change how a path is read.
+/// Every combination of the path settings.
 fn options() -> impl Iterator<Item = PathOptions> {
     (0..8_u8).map(|bits| PathOptions {
         match_uri_encoded_slash: bits & 1 != 0,
@@ -27,18 +27,18 @@ fn options() -> impl Iterator<Item = PathOptions> {
 
 fn check_path(raw: &str) {
     for options in options() {
-        let read = |path: &str| Target::new(None, Some("a"), path, options);
+        let read = |path: &str| RequestTarget::new(None, Some("a"), path, options);
         let Ok(target) = read(raw) else { continue };
         for path in [&*target.path, target.forwarded()] {
             assert!(path.starts_with('/'), "{raw:?} -> {path:?}");
             assert!(!path.contains('\0'), "{raw:?} -> {path:?}");
             assert!(path.split('/').all(|segment| segment != "." && segment != ".."), "{raw:?} -> {path:?}");
         }
-        // The forwarded path reads as the judged one, and is forwarded as it is.
+        // The forwarded path normalises to the matched path and is forwarded unchanged.
         let again = read(target.forwarded());
         let again = again.unwrap_or_else(|error| panic!("{raw:?} -> {:?}: {error}", target.forwarded()));
         assert_eq!((&*again.path, again.forwarded()), (&*target.path, target.forwarded()), "{raw:?}");
-        // So does every other spelling of what it came from.
+        // Every other spelling gives the same paths.
         if options == PathOptions::default() {
             for spelled in [raw.replace('/', "//"), format!("/./x/..{raw}")] {
                 let other = read(&spelled).map(|other| (other.path.clone(), other.forwarded().to_owned()));
@@ -54,9 +54,9 @@ fn check_target(uri: &Uri, host: &[u8]) {
     headers.insert(header::HOST, value.clone());
     let Ok(read) = read_target(uri, &headers) else { return };
     let name = read.host.as_ref().expect("HTTP/1.1 without a host is refused");
-    // A name is its own normal form: looked up once or twice, it is the same site.
-    assert_eq!(model::Name::from_host(name.as_str()).as_ref(), Some(name), "{host:?}");
-    // Case is no difference, and two hosts are an error whatever they are.
+    // A normalised name is its own normal form.
+    assert_eq!(model::HostName::from_host(name.as_str()).as_ref(), Some(name), "{host:?}");
+    // Case is ignored, and two hosts are always an error.
     let upper = value.to_str().expect("it was read").to_ascii_uppercase();
     let again = read_target(uri, &headers_of(&upper));
     if uri.authority().is_none() {
@@ -66,7 +66,7 @@ fn check_target(uri: &Uri, host: &[u8]) {
     assert!(read_target(uri, &headers).is_err());
 }
 
-fn read_target(uri: &Uri, headers: &HeaderMap) -> Result<Target, model::TargetError> {
+fn read_target(uri: &Uri, headers: &HeaderMap) -> Result<RequestTarget, model::RequestTargetError> {
     target(Version::HTTP_11, uri, headers, PathOptions::default())
 }
 

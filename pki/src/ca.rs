@@ -634,7 +634,7 @@ impl IssuedCertificate {
 
 impl std::fmt::Debug for IssuedCertificate {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("Minted").field(&self.certificate.subject()).finish()
+        f.debug_tuple("IssuedCertificate").field(&self.certificate.subject()).finish()
     }
 }
 

@@ -112,9 +112,9 @@ mod tests {
 
     #[test]
     fn user_matters_only_as_root() {
-        assert!(user_problem("nobody", Some(0)).unwrap().contains("start it as nobody"));
-        assert!(user_problem("nobody nogroup", None).unwrap().contains("start it as nobody ("));
-        for (user, uid) in [("nobody", Some(1000)), ("root", Some(0)), ("", Some(0))] {
+        assert!(user_problem("www-data", Some(0)).unwrap().contains("start it as www-data"));
+        assert!(user_problem("www-data nogroup", None).unwrap().contains("start it as www-data ("));
+        for (user, uid) in [("www-data", Some(1000)), ("root", Some(0)), ("", Some(0))] {
             assert_eq!(user_problem(user, uid), None, "{user}");
         }
     }

@@ -20,7 +20,7 @@ impl Reader<'_> {
         };
         if !written("real_ip_from") && (written("real_ip_header") || written("real_ip_recursive")) {
             let text = "has no effect without real_ip_from: name the proxies there (APISIX trusts 127.0.0.1 by default, \
-                        Countersign nobody)";
+                        Countersign no proxy)";
             self.warn(
                 &path(if written("real_ip_header") { "real_ip_header" } else { "real_ip_recursive" }),
                 text,
@@ -52,8 +52,8 @@ impl Reader<'_> {
 fn trusted(node: &YamlNode) -> Result<Vec<IpNet>, ValueError> {
     let list = value::list(node, value::network)?;
     if list.is_empty() {
-        let text = "expected at least one address; to trust nobody with X-Forwarded-*, name one that no client has, \
-                    such as 255.255.255.255 (without this key X-Forwarded-For is appended to, whoever sent it)";
+        let text = "expected at least one address; to trust no peer with X-Forwarded-*, name one that no client has, \
+                    such as 255.255.255.255 (without this key X-Forwarded-For is appended to, from any peer)";
         return Err(ValueError::new(text).on_line(node.line));
     }
     Ok(list)

@@ -91,8 +91,8 @@ fn a_lost_keyring_must_be_restored() {
         folder.path().join("keyring").display(),
         store.display()
     );
-    let told = || load_with(&text, &[]).unwrap().check_control_plane_files().unwrap_err().to_string();
-    assert!(!told().contains("was lost"), "{}", told());
+    let message = || load_with(&text, &[]).unwrap().check_control_plane_files().unwrap_err().to_string();
+    assert!(!message().contains("was lost"), "{}", message());
     std::fs::write(&store, "").unwrap();
-    assert!(told().contains("was lost") && told().contains("store.redb"), "{}", told());
+    assert!(message().contains("was lost") && message().contains("store.redb"), "{}", message());
 }

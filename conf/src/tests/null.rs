@@ -28,9 +28,9 @@ fn null_is_an_error_where_a_default_protects() {
         ("countersign: {push: {allowed_names: null}}", "countersign.push.allowed_names"),
     ] {
         let found = problems(text);
-        let told = format!("{field}: null deletes the default: write a value or remove the line");
+        let message = format!("{field}: null deletes the default: write a value or remove the line");
         assert_eq!(found.matches("null deletes the default").count(), 1, "{text}: {found}");
-        assert!(found.contains(&told), "{text}: {found}");
+        assert!(found.contains(&message), "{text}: {found}");
     }
 }
 

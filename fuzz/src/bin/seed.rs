@@ -1,13 +1,13 @@
-//! Makes the first inputs of every target in `corpus/`: minted, so that nothing of it is stored,
-//! and damaged by the fuzzer only.
+//! Creates the first inputs of every target in `corpus/`. The fuzzer mutates them; nothing is
+//! checked in.
 
-// This program is instrumented like its neighbours, and the counters are libFuzzer's.
+// This program is instrumented like the targets, and libFuzzer provides the counters.
 use std::path::Path;
 use std::sync::Arc;
 use std::{fs, io};
 
 use libfuzzer_sys as _;
-use pki::mint::{Authority, AuthoritySpec, CrlSpec, KeyAlgorithm, LeafSpec, MintError};
+use pki::ca::{Authority, AuthoritySpec, CrlSpec, KeyAlgorithm, LeafSpec, IssueError};
 use rustls::crypto::aws_lc_rs::{default_provider, kx_group};
 use rustls::{ClientConfig, ClientConnection, RootCertStore};
 
@@ -31,8 +31,8 @@ const DOCUMENTS: [&str; 4] = [
     "\"\u{0}\u{1f}\"\n",
 ];
 
-/// Data, tickets and KeyUpdates around the moment at which ours leaves rustls: suite and side,
-/// when, and what happens.
+/// Data, tickets and KeyUpdates around the event at which ours leaves rustls: suite and side, that
+/// event, and the events.
 const SCRIPTS: [&[u8]; 8] = [
     &[0, 1, 0, 4, 10, 4, 2, 0, 1, 0, 4, 10, 4, 11],
     &[3, 2, 2, 2, 1, 0, 4, 3, 10, 5, 2, 3, 1, 2, 0, 0, 10, 4, 0, 4],
@@ -73,7 +73,7 @@ fn put(corpus: &Path, target: &str, number: usize, bytes: &[u8]) -> io::Result<(
     fs::write(folder.join(format!("seed-{number}")), bytes)
 }
 
-fn certificates() -> Result<Vec<Vec<u8>>, MintError> {
+fn certificates() -> Result<Vec<Vec<u8>>, IssueError> {
     let root = Authority::root(&AuthoritySpec::new("Fuzz Root").organization("Seeds").path_length(3))?;
     let narrow = root.intermediate(&AuthoritySpec::new("Fuzz Intermediate").permit_dns("example.com"))?;
     let rich = LeafSpec::client("fuzz").dns("a.example.com").uri("spiffe://td/a").email("a@example.com");
@@ -87,14 +87,14 @@ fn certificates() -> Result<Vec<Vec<u8>>, MintError> {
         LeafSpec::server("a.example.com").algorithm(KeyAlgorithm::Ed25519),
         LeafSpec::client("rsa").algorithm(KeyAlgorithm::Rsa2048),
     ] {
-        let minted = narrow.issue(&spec)?;
-        seeds.push(minted.chain.iter().flat_map(|one| one.der().to_vec()).collect());
-        seeds.push(minted.chain_pem.into_bytes());
+        let issued = narrow.issue(&spec)?;
+        seeds.push(issued.chain.iter().flat_map(|one| one.der().to_vec()).collect());
+        seeds.push(issued.chain_pem.into_bytes());
     }
     Ok(seeds)
 }
 
-fn lists() -> Result<Vec<Vec<u8>>, MintError> {
+fn lists() -> Result<Vec<Vec<u8>>, IssueError> {
     let root = Authority::root(&AuthoritySpec::new("Fuzz Root"))?;
     let many = (0..50_u8).fold(CrlSpec::new().number(7), |spec, serial| spec.revoke_serial(vec![1, serial]));
     [CrlSpec::new(), CrlSpec::new().revoke_serial(vec![1; 20]), many]

@@ -1,4 +1,4 @@
-//! Records of the peer's, made and read without the code under test (RFC 8446 sections 5.2, 5.3,
+//! The peer's records, sealed and opened without the code under test (RFC 8446 sections 5.2, 5.3,
 //! 7.2 and 7.3).
 
 use aws_lc_rs::aead::{
@@ -10,7 +10,7 @@ use aws_lc_rs::hkdf::{self, HKDF_SHA256, HKDF_SHA384, KeyType, Prk};
 static SUITES: [(&Algorithm, hkdf::Algorithm); 3] =
     [(&AES_128_GCM, HKDF_SHA256), (&AES_256_GCM, HKDF_SHA384), (&CHACHA20_POLY1305, HKDF_SHA256)];
 
-/// One direction.
+/// The keys of one direction.
 pub struct Keys {
     suite: usize,
     secret: Vec<u8>,
@@ -41,7 +41,7 @@ impl Keys {
         Nonce::assume_unique_for_key(nonce)
     }
 
-    /// A record of any type, with so many zeros behind it.
+    /// Seals a record of any type with padding.
     pub fn seal(&mut self, kind: u8, content: &[u8], padding: usize) -> Vec<u8> {
         let mut body = [content, &[kind], &vec![0; padding]].concat();
         let [high, low] = ((body.len() + 16) as u16).to_be_bytes();
@@ -51,7 +51,7 @@ impl Keys {
         [header.as_slice(), &body].concat()
     }
 
-    /// Type and content of the first record, and what follows it.
+    /// Opens the first record and returns its type, its content and the remaining bytes.
     pub fn open<'a>(&mut self, wire: &'a [u8]) -> (u8, Vec<u8>, &'a [u8]) {
         let (header, rest) = wire.split_first_chunk::<5>().expect("a whole header");
         let length = usize::from(u16::from_be_bytes([header[3], header[4]]));

@@ -1,5 +1,5 @@
-//! A handshake made by hand, without chance, and its two ends: ours under test and rustls as its
-//! judge. Two connections with the same secrets: one is ours, one the judge's.
+//! A deterministic handshake and its two ends: the code under test, and rustls as the reference.
+//! Two connections have the same secrets: one for each.
 
 use std::sync::{Arc, Mutex};
 
@@ -18,14 +18,14 @@ use rustls::{
     NamedGroup, ServerConfig, ServerConnection, SignatureAlgorithm, SignatureScheme,
 };
 
-/// What a run may use.
+/// The cipher suites of a run.
 pub const SUITES: [CipherSuite; 3] = [
     CipherSuite::TLS13_AES_128_GCM_SHA256,
     CipherSuite::TLS13_AES_256_GCM_SHA384,
     CipherSuite::TLS13_CHACHA20_POLY1305_SHA256,
 ];
 
-/// Which side the code under test is.
+/// The side of the code under test.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
     Server,
@@ -34,21 +34,21 @@ pub enum Role {
 
 /// Traffic secrets.
 pub struct Secrets {
-    /// What the peer seals with.
+    /// The peer's write secret.
     pub theirs: Vec<u8>,
-    /// What both sides under test seal with.
+    /// The write secret of both sides under test.
     pub own: Vec<u8>,
 }
 
-/// Everything by chance is fixed.
+/// Fixed replacements for everything random.
 #[derive(Debug)]
 struct Fixed;
 
-/// What a handshake logs.
+/// The secrets that a handshake logs.
 #[derive(Debug, Default)]
 struct Log(Mutex<[Vec<u8>; 2]>);
 
-/// What both sides of every connection are made from.
+/// The crypto providers of all connections.
 pub struct Peers(Vec<Arc<CryptoProvider>>);
 
 impl Peers {
@@ -61,7 +61,7 @@ impl Peers {
         Self(SUITES.map(provider).into())
     }
 
-    /// A connection that the code under test has, and one that the judge has.
+    /// Connects the code under test and the reference.
     pub fn connect(&self, suite: usize, role: Role) -> (Engine, Connection, Secrets) {
         let log = Arc::new(Log::default());
         let (engine, judge) = match role {

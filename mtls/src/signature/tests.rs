@@ -23,9 +23,9 @@ struct Client {
 impl Client {
     fn new(algorithm: KeyAlgorithm) -> Self {
         let root = Authority::root(&AuthoritySpec::new("Root")).unwrap();
-        let minted = root.issue(&LeafSpec::client("client").algorithm(algorithm)).unwrap();
-        let key = aws_lc_rs::sign::any_supported_type(&minted.key().unwrap().der().clone_key()).unwrap();
-        Self { leaf: minted.certificate.der().clone(), key }
+        let issued = root.issue(&LeafSpec::client("client").algorithm(algorithm)).unwrap();
+        let key = aws_lc_rs::sign::any_supported_type(&issued.key().unwrap().der().clone_key()).unwrap();
+        Self { leaf: issued.certificate.der().clone(), key }
     }
 
     fn sign(&self, scheme: SignatureScheme, message: &[u8]) -> Vec<u8> {

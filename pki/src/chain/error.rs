@@ -33,7 +33,7 @@ pub enum VerifyError {
     },
     /// No path leads from the leaf to an anchor.
     #[error(
-        "nobody we trust issued `{subject}`: its issuer `{issuer}` is neither in the CA bundle nor among the intermediates the peer sent"
+        "no trusted CA issued `{subject}`: its issuer `{issuer}` is neither in the CA bundle nor among the intermediates the peer sent"
     )]
     UnknownIssuer {
         /// The certificate at which the path ends, RFC 2253.

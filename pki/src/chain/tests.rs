@@ -124,11 +124,11 @@ fn depth_counts_intermediates() {
 fn intermediates_may_come_in_any_order() {
     let authorities = line(3);
     let client = authorities[3].issue(&LeafSpec::client("a")).unwrap();
-    let stranger = root().intermediate(&AuthoritySpec::new("CA 2")).unwrap();
+    let unrelated = root().intermediate(&AuthoritySpec::new("CA 2")).unwrap();
     let policy = policy(&[authorities[0].certificate()], 3);
     let mut chain = client.chain.clone();
     chain[1..].reverse();
-    chain.insert(1, stranger.certificate().clone());
+    chain.insert(1, unrelated.certificate().clone());
     chain.insert(3, authorities[0].certificate().clone());
     chain.push(client.certificate.clone());
     verify_chain(&policy, &chain).unwrap();
@@ -414,7 +414,7 @@ fn revocation_is_checked_along_the_path() {
             Some(VerifyReason::UnknownRevocationStatus),
             None,
         ),
-        ("a stranger's list", vec![unrelated], NOW, Some(VerifyReason::UnknownRevocationStatus), None),
+        ("an unrelated CRL", vec![unrelated], NOW, Some(VerifyReason::UnknownRevocationStatus), None),
         (
             "a forged list",
             vec![clean_root.clone(), forged],
@@ -492,10 +492,10 @@ fn reverify_checks_anchor_depth_crls_and_clock() {
     let same = again(&policy(&[root.certificate()], 2), NOW).unwrap();
     assert_eq!((same.identity(), same.anchor()), (before.identity(), before.anchor()));
     assert_eq!(same.valid_until(), before.valid_until());
-    let stranger = Authority::root(&AuthoritySpec::new("Stranger")).unwrap();
-    assert!(again(&policy(&[stranger.certificate(), root.certificate()], 7), NOW).is_some());
+    let unrelated = Authority::root(&AuthoritySpec::new("Unrelated")).unwrap();
+    assert!(again(&policy(&[unrelated.certificate(), root.certificate()], 7), NOW).is_some());
     assert!(again(&policy(&[root.certificate()], 1), NOW).is_none(), "depth");
-    assert!(again(&policy(&[stranger.certificate()], 2), NOW).is_none(), "anchor");
+    assert!(again(&policy(&[unrelated.certificate()], 2), NOW).is_none(), "anchor");
     let namesake = Authority::root(&AuthoritySpec::new("Root")).unwrap();
     assert!(again(&policy(&[namesake.certificate()], 2), NOW).is_none(), "an anchor that has only the name");
     assert!(again(&policy(&[root.certificate()], 2), 2_600_000_000).is_none(), "expired meanwhile");
@@ -628,8 +628,8 @@ proptest! {
         let edges: Vec<(usize, usize)> = edges.iter().map(|edge| (edge / MESH, edge % MESH)).filter(|(of, by)| of != by).collect();
         let trusted = mesh.authorities.iter().zip(&anchors).filter(|(_, trusted)| **trusted);
         let mut trusted: Vec<&Certificate> = trusted.map(|(authority, _)| authority.certificate()).collect();
-        let stranger = MESHED.authorities[0].intermediate(&AuthoritySpec::new("stranger")).unwrap();
-        trusted.push(stranger.certificate());
+        let unrelated = MESHED.authorities[0].intermediate(&AuthoritySpec::new("unrelated")).unwrap();
+        trusted.push(unrelated.certificate());
         let mut chain = vec![mesh.leaf.clone()];
         chain.extend(edges.iter().map(|(of, by)| mesh.crossed[*of][*by].clone()));
         let fewest = fewest_intermediates(&edges, &anchors);
@@ -697,7 +697,7 @@ fn the_verified_path_omits_unused_certificates() {
     let root = Authority::root(&AuthoritySpec::new("Root")).unwrap();
     let upper = root.intermediate(&AuthoritySpec::new("Upper")).unwrap();
     let lower = upper.intermediate(&AuthoritySpec::new("Lower")).unwrap();
-    let stranger = Authority::root(&AuthoritySpec::new("Stranger")).unwrap();
+    let unrelated = Authority::root(&AuthoritySpec::new("Unrelated")).unwrap();
     let client = lower.issue(&LeafSpec::client("a")).unwrap();
     let policy = ClientAuth::new(ClientAuthInput {
         anchors: vec![root.certificate().clone()],
@@ -706,7 +706,7 @@ fn the_verified_path_omits_unused_certificates() {
     })
     .unwrap();
     let sent =
-        [stranger.certificate(), upper.certificate(), lower.certificate()].map(|one| one.der().clone());
+        [unrelated.certificate(), upper.certificate(), lower.certificate()].map(|one| one.der().clone());
     let now = UnixTime::since_unix_epoch(std::time::Duration::from_secs(1_735_689_600));
     let verified = verify_client(&policy, client.chain[0].der(), &sent, now).unwrap();
     assert_eq!(verified.path(), [lower.certificate().clone(), upper.certificate().clone()]);

@@ -91,12 +91,12 @@ impl<F: AsFd> FdWriter<F> {
 
     /// Reports, at most once a second, that lines before the current one were dropped.
     fn report_dropped(&mut self) -> Result<(), Errno> {
-        let (told, at) = self.reported;
+        let (reported, at) = self.reported;
         let dropped = self.progress.dropped();
-        if dropped == told || at.is_some_and(|at| at.elapsed() < REPORT_INTERVAL) {
+        if dropped == reported || at.is_some_and(|at| at.elapsed() < REPORT_INTERVAL) {
             return Ok(());
         }
-        let missing = dropped - told;
+        let missing = dropped - reported;
         let text = format!(
             "{missing} log lines were dropped: the log could not be written, or its reader was too slow\n"
         );
