@@ -38,7 +38,6 @@ use crate::tls::stream::TlsStream;
 use crate::tls::transport::TlsTransport;
 use crate::tls::{Subsystem, client_hello, handshake};
 use crate::upstream::client::UpstreamTarget;
-use crate::upstream::connector::UpstreamStream;
 
 /// One client connection, for all requests on it.
 struct Connection {
@@ -294,7 +293,7 @@ async fn proxy_tcp(
     let authority = Some(destination.authority);
     let target = UpstreamTarget { snapshot: &snapshot, upstream, timeouts, authority };
     let connected = Box::pin(worker.upstreams.connect(&target)).await;
-    let stream = connected.map_err(|error| failed(error.into()))?;
+    let mut stream = connected.map_err(|error| failed(error.into()))?;
     let counters = &worker.counters;
     counters.tcp_connections.inc();
     let route = route.id.clone();
@@ -305,12 +304,7 @@ async fn proxy_tcp(
         to_client: &counters.tcp_bytes_to_client,
     };
     let limit = DrainLimit { drain: &worker.drain, idle: worker.shared.config.drain_idle_timeout };
-    let relayed = match stream {
-        UpstreamStream::Plain(mut stream) => {
-            relay::relay(client, &mut stream, &timeouts, &bytes, &limit).await
-        }
-        UpstreamStream::Tls(mut stream) => relay::relay(client, &mut stream, &timeouts, &bytes, &limit).await,
-    };
+    let relayed = relay::relay(client, &mut stream, &timeouts, &bytes, &limit).await;
     relayed.map_err(|error| TcpFailure { route: Some(route), error: error.into() })
 }
 
