@@ -329,7 +329,8 @@ async fn denied_requests_are_explained() {
         );
         let after = counted(&world, reason, rule).await;
         assert_eq!(after, (before.0 + 1, before.1 + u64::from(rule.is_some())), "{what}");
-        let mut words = vec!["request denied".to_owned(), format!("reason=\"{reason}\"")];
+        let message = if reason == "bad_request" { "request rejected" } else { "request denied" };
+        let mut words = vec![message.to_owned(), format!("reason=\"{reason}\"")];
         words.extend(rule.map(|rule| format!("verify_reason=\"{rule}\"")));
         if rule.is_some() || reason == "misdirected" && shows.is_some() {
             words.push(format!("fingerprint={}", explained["client_certificate"]["leaf"]["fingerprint"]));
