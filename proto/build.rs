@@ -5,8 +5,8 @@
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto");
     let files = protox::compile(["proto/push.proto"], ["proto"])?;
-    // Private keys and ticket secrets pass through one message each; its Debug is written by hand and
-    // shows none.
+    // Private keys and ticket secrets pass through one message each; its Debug is written by hand
+    // and shows none.
     tonic_prost_build::configure()
         .bytes(".")
         .skip_debug([".countersign.push.v1.KeyPair", ".countersign.push.v1.TicketSecret"])

@@ -14,18 +14,18 @@ use pki::{
 const NOW: UnixTime = UnixTime::since_unix_epoch(Duration::from_secs(1_735_689_600));
 
 /// A policy with one anchor, and a valid client chain.
-struct World {
+struct CertificateWorld {
     policy: ClientAuth,
     chain: Vec<Certificate>,
 }
 
-static WORLD: LazyLock<World> = LazyLock::new(|| {
+static WORLD: LazyLock<CertificateWorld> = LazyLock::new(|| {
     let root = Authority::root(&AuthoritySpec::new("Fuzz Root")).expect("a root");
     let spec = AuthoritySpec::new("Fuzz Intermediate").permit_dns("example.com");
     let middle = root.intermediate(&spec).expect("an intermediate");
     let chain = middle.issue(&LeafSpec::client("fuzz").dns("a.example.com")).expect("a leaf").chain;
     let input = ClientAuthInput { anchors: vec![root.certificate().clone()], depth: 5, ..Default::default() };
-    World { policy: ClientAuth::new(input).expect("a policy"), chain }
+    CertificateWorld { policy: ClientAuth::new(input).expect("a policy"), chain }
 });
 
 /// PEM when it is text with a block, otherwise concatenated DER.
@@ -104,6 +104,10 @@ fn check_verdicts(ders: &[&[u8]]) {
     match verify_client(&WORLD.policy, &good[0], &among, NOW) {
         Ok(verified) => assert_eq!(verified.identity().certificate(), &WORLD.chain[0]),
         // A peer that sends many certificates of one name exhausts the budget.
-        Err(error) => assert_eq!(error.reason(), VerifyReason::BudgetExceeded, "a good client among strangers"),
+        Err(error) => assert_eq!(
+            error.reason(),
+            VerifyReason::BudgetExceeded,
+            "a good client among unrelated certificates"
+        ),
     }
 }

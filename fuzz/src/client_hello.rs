@@ -10,12 +10,12 @@ use std::rc::Rc;
 use std::sync::{Arc, LazyLock};
 use std::task::{Context, Poll};
 
-use dataplane::io::pump::Pump;
-use dataplane::runtime::{Reader, Writer};
-use dataplane::tls::handshake;
-use dataplane::tls::hello::{self, HelloError};
-use dataplane::tls::records::traffic::RecordLayer;
-use dataplane::tls::site::{self, Purpose, Sites};
+use dataplane::testing::io::buffered::BufferedSocket;
+use dataplane::testing::runtime::{Reader, Writer};
+use dataplane::testing::tls::client_hello::{self, ClientHelloError};
+use dataplane::testing::tls::record::RecordLayerKind;
+use dataplane::testing::tls::site_config::{self, SiteConfigFactory};
+use dataplane::testing::tls::{Subsystem, handshake};
 use model::{CacheSlot, HostName, Id, KeyPair, SniPattern, Ssl, TlsVersion};
 use pki::ca::{Authority, AuthoritySpec, LeafSpec};
 use pki::{ClientAuth, ClientAuthInput};
@@ -23,12 +23,12 @@ use pki::{ClientAuth, ClientAuthInput};
 /// Longer flights are truncated: the bytes behind a ClientHello belong to the handshake.
 const FLIGHT: usize = 1 << 17;
 
-struct World {
-    sites: Sites,
+struct ClientHelloWorld {
+    sites: SiteConfigFactory,
     site: Ssl,
 }
 
-static WORLD: LazyLock<World> = LazyLock::new(|| {
+static WORLD: LazyLock<ClientHelloWorld> = LazyLock::new(|| {
     let authority = Authority::root(&AuthoritySpec::new("Fuzz CA")).expect("a root");
     let server = authority.issue(&LeafSpec::server("a.example")).expect("a leaf");
     let input = ClientAuthInput { anchors: vec![authority.certificate().clone()], ..Default::default() };
@@ -44,7 +44,16 @@ static WORLD: LazyLock<World> = LazyLock::new(|| {
         cache: CacheSlot::new(),
         blocked: None,
     };
-    World { sites: Sites::new(Arc::new(site::provider()), &versions, true, None, RecordLayer::Own), site }
+    ClientHelloWorld {
+        sites: SiteConfigFactory::new(
+            Arc::new(site_config::crypto_provider()),
+            &versions,
+            true,
+            None,
+            RecordLayerKind::Own,
+        ),
+        site,
+    }
 });
 
 /// Returns the remaining bytes in pieces of at most `most` bytes, then the end.
@@ -77,11 +86,11 @@ impl Writer for Kept {
 /// error may differ: a record that is both malformed and unfinished is malformed when it arrives
 /// together with the one before it, and unfinished when it arrives alone.
 #[derive(Debug, PartialEq, Eq)]
-enum Outcome {
+enum FlightOutcome {
     NotTls,
     PlainHttp,
     /// TLS, perhaps, but no ClientHello.
-    Refused,
+    Rejected,
     /// A ClientHello with this name; its handshake fails, because no client key exists.
     Hello(Option<HostName>),
 }
@@ -94,11 +103,11 @@ pub fn check(data: &[u8]) {
     assert_eq!(outcome(flight, usize::from(most).max(1)), whole, "in pieces of {most}");
 }
 
-fn outcome(flight: &[u8], most: usize) -> Outcome {
+fn outcome(flight: &[u8], most: usize) -> FlightOutcome {
     let sent = Rc::<RefCell<Vec<u8>>>::default();
     let reader = Pieces { rest: flight.iter().copied().collect(), most };
-    let pump = Pump::from_halves(reader, Kept(Rc::clone(&sent)), None);
-    let outcome = finish(walk(pump));
+    let socket = BufferedSocket::from_halves(reader, Kept(Rc::clone(&sent)), None);
+    let outcome = finish(walk(socket));
     let answered = sent.borrow();
     // The response consists of records: of the handshake, or an alert.
     assert!(answered.is_empty() || matches!(answered[0], 20..=22), "{answered:?}");
@@ -117,15 +126,17 @@ fn finish<T>(future: impl Future<Output = T>) -> T {
     panic!("the walk does not end");
 }
 
-async fn walk(mut pump: Pump<Pieces, Kept>) -> Outcome {
-    let hello = match hello::read(&mut pump).await {
+async fn walk(mut socket: BufferedSocket<Pieces, Kept>) -> FlightOutcome {
+    let hello = match client_hello::read(&mut socket).await {
         Ok(hello) => hello,
         Err(error) => {
-            let _ = poll_fn(|cx| pump.poll_drain(cx)).await;
+            let _ = poll_fn(|cx| socket.poll_flush(cx)).await;
             return match error {
-                HelloError::PlainHttp => Outcome::PlainHttp,
-                HelloError::NotTls => Outcome::NotTls,
-                HelloError::Ended | HelloError::Io(_) | HelloError::Tls(_) => Outcome::Refused,
+                ClientHelloError::PlainHttp => FlightOutcome::PlainHttp,
+                ClientHelloError::NotTls => FlightOutcome::NotTls,
+                ClientHelloError::UnexpectedEof | ClientHelloError::Io(_) | ClientHelloError::Tls(_) => {
+                    FlightOutcome::Rejected
+                }
             };
         }
     };
@@ -133,10 +144,10 @@ async fn walk(mut pump: Pump<Pieces, Kept>) -> Outcome {
     if let Some(name) = &sni {
         assert_eq!(HostName::from_sni(name.as_str()).as_ref(), Some(name), "a name is its own normal form");
     }
-    let config = WORLD.sites.config(&WORLD.site, Purpose::Http).expect("the site can be served");
-    if let Ok(mut tls) = hello.begin(config, pump.staged()) {
-        assert!(handshake::drive(&mut tls, &mut pump).await.is_err(), "nobody has the key of a client");
+    let config = WORLD.sites.config(&WORLD.site, Subsystem::Http).expect("the site can be served");
+    if let Ok(mut tls) = hello.start_handshake(config, socket.write_buf()) {
+        assert!(handshake::drive(&mut tls, &mut socket).await.is_err(), "the client's key is unknown");
     }
-    let _ = poll_fn(|cx| pump.poll_drain(cx)).await;
-    Outcome::Hello(sni)
+    let _ = poll_fn(|cx| socket.poll_flush(cx)).await;
+    FlightOutcome::Hello(sni)
 }

@@ -11,18 +11,18 @@ use pki::{
 /// 2025-01-01, within the default validity of issued certificates.
 const NOW: UnixTime = UnixTime::since_unix_epoch(Duration::from_secs(1_735_689_600));
 
-struct World {
+struct CrlWorld {
     root: Certificate,
     client: Certificate,
     /// The root's CRL that revokes the client, DER.
     revoking: Vec<u8>,
 }
 
-static WORLD: LazyLock<World> = LazyLock::new(|| {
+static WORLD: LazyLock<CrlWorld> = LazyLock::new(|| {
     let root = Authority::root(&AuthoritySpec::new("Fuzz Root")).expect("a root");
     let client = root.issue(&LeafSpec::client("fuzz")).expect("a leaf").certificate;
     let revoking = root.crl(&CrlSpec::new().revoke(&client)).expect("a list").to_vec();
-    World { root: root.certificate().clone(), client, revoking }
+    CrlWorld { root: root.certificate().clone(), client, revoking }
 });
 
 /// PEM when it is text with a block, DER otherwise.

@@ -9,9 +9,10 @@
 
 use std::sync::LazyLock;
 
-use dataplane::tls::engine::{Engine, EngineError, Plaintext};
-use dataplane::tls::records::RecordError;
-use dataplane::tls::records::framing::Framing;
+use dataplane::testing::tls::PlaintextState;
+use dataplane::testing::tls::record::RecordError;
+use dataplane::testing::tls::record::framing::RecordFraming;
+use dataplane::testing::tls::transport::{TlsTransport, TransportError};
 use rustls::{Connection, Error, PeerMisbehaved};
 
 use self::forge::Keys;
@@ -64,7 +65,7 @@ enum Outcome<E> {
     Failed(E),
 }
 
-type Ours = Outcome<EngineError>;
+type Ours = Outcome<TransportError>;
 type Judge = Outcome<Error>;
 
 /// The first byte chooses suite and side, the second when ours leaves rustls; then one byte per
@@ -79,7 +80,7 @@ pub fn check(data: &[u8]) {
             return;
         }
         if number >= leaves {
-            run.ours.take_over();
+            run.ours.detach_from_rustls();
         }
         let wire = run.event(&mut script);
         if !run.deliver(&wire) {
@@ -90,7 +91,7 @@ pub fn check(data: &[u8]) {
 
 struct Run {
     role: Role,
-    ours: Engine,
+    ours: TlsTransport,
     judge: Connection,
     /// The peer's write keys.
     peer: Keys,
@@ -199,7 +200,7 @@ impl Run {
     /// Delivers the output of both sides to the peer.
     fn hear(&mut self) {
         let mut out = Vec::new();
-        self.ours.stage(&mut out).expect("there is room");
+        self.ours.write_tls(&mut out);
         self.heard[0].read(&out);
         out.clear();
         while self.judge.wants_write() {
@@ -210,7 +211,7 @@ impl Run {
 
     /// Delivers the same bytes to both; returns whether the run continues.
     fn deliver(&mut self, wire: &[u8]) -> bool {
-        let with_rustls = matches!(self.ours, Engine::Rustls(_));
+        let with_rustls = matches!(self.ours, TlsTransport::Rustls(_));
         let (plain, ours) = feed(&mut self.ours, wire);
         let (expected, judge) = feed_judge(&mut self.judge, wire);
         match (&ours, &judge) {
@@ -244,7 +245,7 @@ impl Ours {
         use RecordError as E;
         const UNEXPECTED: Option<u8> = Some(10);
         let ours = match self {
-            Outcome::Failed(EngineError::Records(error)) => Some(*error),
+            Outcome::Failed(TransportError::RecordLayer(error)) => Some(*error),
             _ => None,
         };
         match (ours, judge, alerts) {
@@ -283,7 +284,7 @@ impl Ours {
             }
             // Section 6.2: every error alert ends the connection, regardless of its level, and gets
             // no response.
-            (Some(E::Alert(_)), Outcome::Failed(Error::AlertReceived(_)), [None, _]) => true,
+            (Some(E::AlertReceived(_)), Outcome::Failed(Error::AlertReceived(_)), [None, _]) => true,
             // Section 6: the level is ignored, so user_canceled is never fatal and has no limit of
             // its own.
             (None, Outcome::Failed(Error::AlertReceived(alert)), [None, None]) => {
@@ -306,27 +307,27 @@ impl Ours {
             // Ours skips tickets without parsing them.
             (None, Outcome::Failed(Error::InvalidMessage(_)), [None, Some(50)]) => true,
             // Ours has one common limit for records without data.
-            (Some(E::Fruitless), _, _) => true,
+            (Some(E::TooManyEmptyRecords), _, _) => true,
             _ => false,
         }
     }
 }
 
-fn feed(engine: &mut Engine, mut wire: &[u8]) -> (Vec<u8>, Ours) {
+fn feed(transport: &mut TlsTransport, mut wire: &[u8]) -> (Vec<u8>, Ours) {
     let mut plain = Vec::new();
     while !wire.is_empty() {
-        let Ok(taken) = engine.take(wire) else { return (plain, Outcome::Full) };
+        let Ok(taken) = transport.read_tls(wire) else { return (plain, Outcome::Full) };
         wire = &wire[taken..];
-        if let Err(error) = engine.advance() {
+        if let Err(error) = transport.process_new_packets() {
             return (plain, Outcome::Failed(error));
         }
-        while let Ok(Plaintext::Some) = engine.ready() {
-            let chunk = engine.chunk().expect("there is some");
+        while let Ok(PlaintextState::Available) = transport.plaintext_state() {
+            let chunk = transport.plaintext().expect("there is some");
             plain.extend_from_slice(chunk);
             let length = chunk.len();
-            engine.consume(length);
+            transport.consume(length);
         }
-        if let Ok(Plaintext::End) = engine.ready() {
+        if let Ok(PlaintextState::CloseNotify) = transport.plaintext_state() {
             return (plain, Outcome::Closed);
         }
     }
@@ -335,10 +336,10 @@ fn feed(engine: &mut Engine, mut wire: &[u8]) -> (Vec<u8>, Ours) {
 
 fn feed_judge(judge: &mut Connection, mut wire: &[u8]) -> (Vec<u8>, Judge) {
     let mut plain = Vec::new();
-    let mut framing = Framing::default();
+    let mut framing = RecordFraming::default();
     while !wire.is_empty() {
         // Record by record, like ours: otherwise an error would hide the plaintext before it.
-        let length = framing.pass(wire);
+        let length = framing.advance(wire);
         let (mut record, later) = wire.split_at(length);
         wire = later;
         while !record.is_empty() {

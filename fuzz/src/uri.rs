@@ -1,6 +1,6 @@
 //! Paths and hosts: one normal form for every spelling, in both planes.
 
-use dataplane::testing::http::request::target;
+use dataplane::testing::http::request::parse_target;
 use http::{HeaderMap, Uri, Version, header};
 use model::{PathOptions, RequestTarget};
 
@@ -29,20 +29,20 @@ fn check_path(raw: &str) {
     for options in options() {
         let read = |path: &str| RequestTarget::new(None, Some("a"), path, options);
         let Ok(target) = read(raw) else { continue };
-        for path in [&*target.path, target.forwarded()] {
+        for path in [&*target.path, target.forwarded_path()] {
             assert!(path.starts_with('/'), "{raw:?} -> {path:?}");
             assert!(!path.contains('\0'), "{raw:?} -> {path:?}");
             assert!(path.split('/').all(|segment| segment != "." && segment != ".."), "{raw:?} -> {path:?}");
         }
         // The forwarded path normalises to the matched path and is forwarded unchanged.
-        let again = read(target.forwarded());
-        let again = again.unwrap_or_else(|error| panic!("{raw:?} -> {:?}: {error}", target.forwarded()));
-        assert_eq!((&*again.path, again.forwarded()), (&*target.path, target.forwarded()), "{raw:?}");
+        let again = read(target.forwarded_path());
+        let again = again.unwrap_or_else(|error| panic!("{raw:?} -> {:?}: {error}", target.forwarded_path()));
+        assert_eq!((&*again.path, again.forwarded_path()), (&*target.path, target.forwarded_path()), "{raw:?}");
         // Every other spelling gives the same paths.
         if options == PathOptions::default() {
             for spelled in [raw.replace('/', "//"), format!("/./x/..{raw}")] {
-                let other = read(&spelled).map(|other| (other.path.clone(), other.forwarded().to_owned()));
-                assert_eq!(other, Ok((target.path.clone(), target.forwarded().to_owned())), "{spelled:?}");
+                let other = read(&spelled).map(|other| (other.path.clone(), other.forwarded_path().to_owned()));
+                assert_eq!(other, Ok((target.path.clone(), target.forwarded_path().to_owned())), "{spelled:?}");
             }
         }
     }
@@ -67,7 +67,7 @@ fn check_target(uri: &Uri, host: &[u8]) {
 }
 
 fn read_target(uri: &Uri, headers: &HeaderMap) -> Result<RequestTarget, model::RequestTargetError> {
-    target(Version::HTTP_11, uri, headers, PathOptions::default())
+    parse_target(Version::HTTP_11, uri, headers, PathOptions::default())
 }
 
 fn headers_of(host: &str) -> HeaderMap {

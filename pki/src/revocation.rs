@@ -480,10 +480,8 @@ impl CrlSet {
             if crl.scope == wrong_scope
                 || !question.issuer_may_sign_crls
                 || !name::names_match(crl.issuer_der(), question.issuer)
+                || !crl.is_signature_valid(question.signer)
             {
-                continue;
-            }
-            if !crl.is_signature_valid(question.signer) {
                 continue;
             }
             if crl.contains_serial(question.serial) {

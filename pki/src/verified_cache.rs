@@ -3,8 +3,8 @@
 //! Each worker has a cache in front of `chain::verify_client`; nothing is shared or locked. The key
 //! is SHA-256 over the policy's digest and every certificate of the client, so any change of the
 //! policy or the chain gives another key. Only accepted chains are cached: a rejection is cheap to
-//! repeat, and must not let unknown peers fill the cache. Invariant: an entry is returned only within
-//! its validity period.
+//! repeat, and must not let unknown peers fill the cache. Invariant: an entry is returned only
+//! within its validity period.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;

@@ -92,7 +92,7 @@ async fn serve_and_hibernate<I, S, H>(
         }
         let mut connection = Box::new(builder.serve_connection(io, service));
         let mut timer = HibernateTimer::new(state);
-        // hyper drops a head that it has read in part when it is told to finish before a request.
+        // hyper drops a half-read head when a graceful shutdown comes before the request.
         let may_drain = || state.requests() > served;
         let driven = drive(drain, Pin::new(&mut *connection), may_drain, |cx| timer.is_over(cx)).await;
         let parts = connection.into_parts();

@@ -3,10 +3,12 @@
 
 use std::sync::{Arc, Mutex};
 
-use dataplane::tls::engine::Engine;
-use dataplane::tls::records::framing::Framing;
-use dataplane::tls::records::traffic::RecordLayer;
-use dataplane::tls::site;
+use dataplane::testing::tls::handshake::TlsHandshake;
+use dataplane::testing::tls::handshake_state::HandshakeState;
+use dataplane::testing::tls::record::RecordLayerKind;
+use dataplane::testing::tls::record::framing::RecordFraming;
+use dataplane::testing::tls::site_config;
+use dataplane::testing::tls::transport::TlsTransport;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{
     ActiveKeyExchange, CryptoProvider, GetRandomFailed, SecureRandom, SharedSecret, SupportedKxGroup,
@@ -54,7 +56,7 @@ pub struct Peers(Vec<Arc<CryptoProvider>>);
 impl Peers {
     pub fn new() -> Self {
         let provider = |suite| {
-            let mut provider = site::provider();
+            let mut provider = site_config::crypto_provider();
             provider.cipher_suites.retain(|known| known.suite() == suite);
             Arc::new(CryptoProvider { kx_groups: vec![&Fixed], secure_random: &Fixed, ..provider })
         };
@@ -62,27 +64,29 @@ impl Peers {
     }
 
     /// Connects the code under test and the reference.
-    pub fn connect(&self, suite: usize, role: Role) -> (Engine, Connection, Secrets) {
+    pub fn connect(&self, suite: usize, role: Role) -> (TlsTransport, Connection, Secrets) {
         let log = Arc::new(Log::default());
-        let (engine, judge) = match role {
+        let (ours, judge) = match role {
             Role::Server => {
-                let mut ours = Engine::server(self.server(suite, own_log()), Framing::default(), None);
+                let connection = self.server(suite, own_log());
+                let mut ours =
+                    TlsHandshake::server(connection, RecordFraming::default(), HandshakeState::default());
                 shake(&mut ours, &mut self.client(suite, own_log()).into());
                 let mut judge = self.server(suite, Arc::clone(&log) as _).into();
                 shake_judge(&mut judge, &mut self.client(suite, own_log()).into());
-                (ours, judge)
+                (ours.into_transport(), judge)
             }
             Role::Client => {
-                let mut ours = Engine::from(self.client(suite, own_log()));
+                let mut ours = TlsHandshake::from(self.client(suite, own_log()));
                 shake(&mut ours, &mut self.server(suite, own_log()).into());
                 let mut judge = self.client(suite, Arc::clone(&log) as _).into();
                 shake_judge(&mut judge, &mut self.server(suite, own_log()).into());
-                (ours, judge)
+                (ours.into_transport(), judge)
             }
         };
         let [client, server] = std::mem::take(&mut *log.0.lock().expect("nothing panics meanwhile"));
         let (theirs, own) = if role == Role::Server { (client, server) } else { (server, client) };
-        (engine, judge, Secrets { theirs, own })
+        (ours, judge, Secrets { theirs, own })
     }
 
     fn client(&self, suite: usize, log: Arc<dyn KeyLog>) -> ClientConnection {
@@ -113,20 +117,20 @@ impl Peers {
 }
 
 fn own_log() -> Arc<dyn KeyLog> {
-    RecordLayer::Own.key_log()
+    RecordLayerKind::Own.key_log()
 }
 
-fn shake(ours: &mut Engine, peer: &mut Connection) {
+fn shake(ours: &mut TlsHandshake, peer: &mut Connection) {
     while ours.is_handshaking() || peer.is_handshaking() {
         let mut wire = Vec::new();
-        ours.stage(&mut wire).expect("there is room");
+        ours.write_tls(&mut wire);
         take(peer, &wire);
         let wire = written(peer);
         let mut rest = wire.as_slice();
         while !rest.is_empty() {
-            let taken = ours.take(rest).expect("nothing is unread");
+            let taken = ours.read_tls(rest).expect("nothing is unread");
             rest = &rest[taken..];
-            ours.advance().expect("a handshake without a fault");
+            ours.process_new_packets().expect("a handshake without a fault");
         }
     }
 }

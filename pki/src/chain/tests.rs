@@ -354,6 +354,15 @@ fn a_pinned_leaf_is_accepted() {
     assert_eq!(reason(verify_chain_at(&policy, std::slice::from_ref(&pinned), 0)), VerifyReason::NotYetValid);
 }
 
+/// Description, CRLs, time, and the reason of the rejection with `require` and with `prefer`.
+type RevocationCase = (
+    &'static str,
+    Vec<rustls_pki_types::CertificateRevocationListDer<'static>>,
+    u64,
+    Option<VerifyReason>,
+    Option<VerifyReason>,
+);
+
 #[test]
 fn revocation_is_checked_along_the_path() {
     let authorities = line(1);
@@ -382,60 +391,16 @@ fn revocation_is_checked_along_the_path() {
     let lax = with(vec![clean_root.clone(), clean_middle.clone()], true);
     assert_eq!(verify_chain(&lax, &client.chain).unwrap().valid_until(), client.certificate.not_after());
 
-    type Lists = Vec<rustls_pki_types::CertificateRevocationListDer<'static>>;
-    /// Description, CRLs, time, and the reason of the rejection with `require` and with `prefer`.
-    type Case = (&'static str, Lists, u64, Option<VerifyReason>, Option<VerifyReason>);
-    let cases: [Case; 8] = [
-        (
-            "leaf revoked",
-            vec![clean_root.clone(), revoked_leaf.clone()],
-            NOW,
-            Some(VerifyReason::Revoked),
-            Some(VerifyReason::Revoked),
-        ),
-        (
-            "CA revoked",
-            vec![revoked_middle, clean_middle.clone()],
-            NOW,
-            Some(VerifyReason::Revoked),
-            Some(VerifyReason::Revoked),
-        ),
-        (
-            "no list for the leaf",
-            vec![clean_root.clone()],
-            NOW,
-            Some(VerifyReason::UnknownRevocationStatus),
-            None,
-        ),
-        (
-            "no list for the CA",
-            vec![clean_middle.clone()],
-            NOW,
-            Some(VerifyReason::UnknownRevocationStatus),
-            None,
-        ),
-        ("an unrelated CRL", vec![unrelated], NOW, Some(VerifyReason::UnknownRevocationStatus), None),
-        (
-            "a forged list",
-            vec![clean_root.clone(), forged],
-            NOW,
-            Some(VerifyReason::UnknownRevocationStatus),
-            None,
-        ),
-        (
-            "stale",
-            vec![clean_root.clone(), clean_middle],
-            end + 1,
-            Some(VerifyReason::UnknownRevocationStatus),
-            None,
-        ),
-        (
-            "stale, but revoked",
-            vec![clean_root, revoked_leaf],
-            end + 1,
-            Some(VerifyReason::Revoked),
-            Some(VerifyReason::Revoked),
-        ),
+    let (revoked, unknown) = (Some(VerifyReason::Revoked), Some(VerifyReason::UnknownRevocationStatus));
+    let cases: [RevocationCase; 8] = [
+        ("leaf revoked", vec![clean_root.clone(), revoked_leaf.clone()], NOW, revoked, revoked),
+        ("CA revoked", vec![revoked_middle, clean_middle.clone()], NOW, revoked, revoked),
+        ("no list for the leaf", vec![clean_root.clone()], NOW, unknown, None),
+        ("no list for the CA", vec![clean_middle.clone()], NOW, unknown, None),
+        ("an unrelated CRL", vec![unrelated], NOW, unknown, None),
+        ("a forged list", vec![clean_root.clone(), forged], NOW, unknown, None),
+        ("stale", vec![clean_root.clone(), clean_middle], end + 1, unknown, None),
+        ("stale, but revoked", vec![clean_root, revoked_leaf], end + 1, revoked, revoked),
     ];
     for (what, crls, now, require, prefer) in cases {
         for (crl_prefer, expected) in [(false, require), (true, prefer)] {

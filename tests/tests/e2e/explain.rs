@@ -104,61 +104,35 @@ fn handshakes() -> Vec<Scenario> {
     let list = |spec: CrlSpec| root.crl_pem(&spec).unwrap();
     let current = list(CrlSpec::new().revoke(&revoked.certificate).between(day(-1), day(9)));
     let stale = list(CrlSpec::new().between(day(-9), day(-1)));
-    let bad = "bad_certificate";
+    let rejected =
+        |name, policy, shows, reason| scenario(name, policy, shows, "bad_certificate", Some(reason));
     vec![
         scenario("nothing", plain(), None, "no_certificate", None),
-        scenario("an untrusted CA", plain(), by(&untrusted, &alice), bad, Some("unknown_issuer")),
-        scenario(
-            "an expired one",
-            plain(),
-            by(&root, &alice.clone().valid(day(-9), 2)),
-            bad,
-            Some("expired"),
-        ),
-        scenario("an expired intermediate", plain(), by(&ended, &alice), bad, Some("expired")),
-        scenario(
-            "one of tomorrow",
-            plain(),
-            by(&root, &alice.clone().valid(day(1), 2)),
-            bad,
-            Some("not_yet_valid"),
-        ),
-        scenario("a server's", plain(), by(&root, &LeafSpec::server("alice")), bad, Some("invalid_purpose")),
-        scenario("a namesake's", plain(), by(&namesake, &alice), bad, Some("bad_signature")),
-        scenario(
-            "too deep",
-            json!({"ca": ca, "depth": 0}),
-            by(&between, &alice),
-            bad,
-            Some("depth_exceeded"),
-        ),
-        scenario(
+        rejected("an untrusted CA", plain(), by(&untrusted, &alice), "unknown_issuer"),
+        rejected("an expired one", plain(), by(&root, &alice.clone().valid(day(-9), 2)), "expired"),
+        rejected("an expired intermediate", plain(), by(&ended, &alice), "expired"),
+        rejected("one of tomorrow", plain(), by(&root, &alice.clone().valid(day(1), 2)), "not_yet_valid"),
+        rejected("a server's", plain(), by(&root, &LeafSpec::server("alice")), "invalid_purpose"),
+        rejected("a namesake's", plain(), by(&namesake, &alice), "bad_signature"),
+        rejected("too deep", json!({"ca": ca, "depth": 0}), by(&between, &alice), "depth_exceeded"),
+        rejected(
             "a CA's limit",
             json!({"ca": short.certificate_pem(), "depth": 3}),
             by(&below_short, &alice),
-            bad,
-            Some("path_length_exceeded"),
+            "path_length_exceeded",
         ),
-        scenario(
+        rejected(
             "another name",
             json!({"ca": narrow.certificate_pem()}),
             by(&narrow, &alice.clone().dns("theirs.test")),
-            bad,
-            Some("name_constraint_violation"),
+            "name_constraint_violation",
         ),
-        scenario(
-            "revoked",
-            json!({"ca": ca, "crl": [current]}),
-            Some(credential(&revoked)),
-            bad,
-            Some("revoked"),
-        ),
-        scenario(
+        rejected("revoked", json!({"ca": ca, "crl": [current]}), Some(credential(&revoked)), "revoked"),
+        rejected(
             "a stale list",
             json!({"ca": ca, "crl": [stale]}),
             by(&root, &alice),
-            bad,
-            Some("unknown_revocation_status"),
+            "unknown_revocation_status",
         ),
     ]
 }

@@ -1,4 +1,5 @@
 //! The names of untrusted headers, each with its claim and with the product that sets or reads it.
+//! Invariant: a header with a claim that never passes is removed from every request.
 
 use self::Claim::{Address, Certificate, Environment, Framing, Ours, Scheme, User};
 

@@ -181,13 +181,13 @@ fn carried_over_crls_of_other_issuers_are_dropped() {
     let ca = one.certificate_pem();
     let both = format!("{ca}{}", two.certificate_pem());
     let kept = |texts: &[&String]| json!(texts);
-    let told_two = vec!["the list of \"CN=Two\"".to_owned()];
+    let dropped_two = vec!["the list of \"CN=Two\"".to_owned()];
     assert_eq!(carried_over(&both, &[of_one.clone(), of_two.clone()]), (kept(&[&of_one, &of_two]), vec![]));
-    assert_eq!(carried_over(&ca, &[of_one.clone(), of_two.clone()]), (kept(&[&of_one]), told_two.clone()));
-    assert_eq!(carried_over(&ca, std::slice::from_ref(&of_two)), (Value::Null, told_two.clone()));
+    assert_eq!(carried_over(&ca, &[of_one.clone(), of_two.clone()]), (kept(&[&of_one]), dropped_two.clone()));
+    assert_eq!(carried_over(&ca, std::slice::from_ref(&of_two)), (Value::Null, dropped_two.clone()));
     // The signed list of a text stays, with the certificate that it needs.
     let mixed = format!("# lists\n{of_two}{beside}");
-    assert_eq!(carried_over(&ca, &[mixed]), (kept(&[&beside]), told_two));
+    assert_eq!(carried_over(&ca, &[mixed]), (kept(&[&beside]), dropped_two));
     let (left, dropped) = carried_over(&two.certificate_pem(), &[format!("{of_two}{beside}")]);
     assert_eq!(left, kept(&[&of_two]));
     assert_eq!(dropped, ["the list of \"CN=Under one\"", "the certificate \"CN=Under one\""]);

@@ -41,13 +41,13 @@ fn provider(suite: CipherSuite) -> Arc<CryptoProvider> {
 /// The configurations of both sides.
 pub(super) fn configs(suite: CipherSuite) -> (ClientConfig, ServerConfig) {
     let root = Authority::root(&AuthoritySpec::new("Root")).unwrap();
-    let minted = root.issue(&LeafSpec::server("app.test")).unwrap();
-    let chain = vec![minted.certificate.der().clone()];
+    let issued = root.issue(&LeafSpec::server("app.test")).unwrap();
+    let chain = vec![issued.certificate.der().clone()];
     let server = ServerConfig::builder_with_provider(provider(suite))
         .with_protocol_versions(&[&rustls::version::TLS13])
         .unwrap()
         .with_no_client_auth();
-    let mut server = server.with_single_cert(chain, minted.key().unwrap().der().clone_key()).unwrap();
+    let mut server = server.with_single_cert(chain, issued.key().unwrap().der().clone_key()).unwrap();
     server.key_log = RecordLayerKind::Own.key_log();
     server.enable_secret_extraction = true;
     let mut roots = RootCertStore::empty();
