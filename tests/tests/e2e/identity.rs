@@ -231,7 +231,7 @@ async fn only_listed_clients_are_allowed() {
     let plain = world.plain("mtls.test").await.get("/free/0").await.unwrap();
     assert_eq!(plain.status, StatusCode::FORBIDDEN);
     assert!(plain.text().contains("403 Forbidden") && !plain.text().contains("not_allowed"));
-    world.node_log().line_with(&["not_allowed", "there is no verified one"]).await;
+    world.node_log().line_with(&["not_allowed", "no verified client"]).await;
 }
 
 #[tokio::test]

@@ -71,15 +71,19 @@ async fn it_builds_exactly_when_an_input_changed() {
         let workspace = Workspace::new();
         assert_eq!(workspace.run(git).await.exit, 0);
         assert!(workspace.release("").await.0, "nothing is there yet");
-        for unchanged in
-            ["true", "touch pki/src/lib.rs", "echo more >>README.md", "echo // >>tests/src/lib.rs"]
-        {
+        for unchanged in [
+            "true",
+            "touch pki/src/lib.rs",
+            "echo more >>README.md",
+            "mkdir -p tests/tests && echo // >>tests/tests/a.rs",
+        ] {
             let (built, output) = workspace.release(unchanged).await;
             assert!(!built && output.contains("is up to date"), "{unchanged}: {output}");
         }
         for (changed, named) in [
             ("echo '// more' >>pki/src/lib.rs", "pki/src/lib.rs"),
             ("echo '{\"a\": 1}' >dataplane/src/rules.json", "dataplane/src/rules.json"),
+            ("echo // >>tests/src/lib.rs", "tests/src/lib.rs"),
             ("echo '# more' >>Cargo.lock", "Cargo.lock"),
             ("echo >pki/src/new.rs", "pki/src/new.rs"),
             ("rm pki/src/new.rs", "pki/src/new.rs"),
