@@ -67,7 +67,7 @@ impl Keyring {
             };
             keys.push(entry.map_err(|_| KeyringError::Length { position: index + 1, found: bytes.len() })?);
         }
-        Ok(Self { keys: keys })
+        Ok(Self { keys })
     }
 
     /// A keyring without keys: texts are stored in clear.

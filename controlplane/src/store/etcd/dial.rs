@@ -252,7 +252,7 @@ async fn dial_context(endpoint: &Endpoint, client_tls: &ClientTls) -> Result<Dia
     let client_cert = Arc::new(ClientCert::new(&loaded));
     Ok(DialContext {
         endpoint: endpoint.clone(),
-        tls: Some(TlsContext { loaded, name, by_sni, client_cert: client_cert }),
+        tls: Some(TlsContext { loaded, name, by_sni, client_cert }),
     })
 }
 
