@@ -260,8 +260,7 @@ impl Crl {
         let checked =
             signature::verify(signer, algorithm, self.tbs.slice(&self.der), self.signature.slice(&self.der));
         let good = checked == SignatureCheck::Valid;
-        // Another thread may take the slot first: then the next one is tried. A duplicate is
-        // harmless.
+        // Another thread may take the slot first; a duplicate in the next slot is harmless.
         for slot in &self.signers {
             if slot.set((identifier, good)).is_ok() {
                 break;
