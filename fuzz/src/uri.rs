@@ -37,12 +37,21 @@ fn check_path(raw: &str) {
         // The forwarded path normalises to the matched path and is forwarded unchanged.
         let again = read(target.forwarded_path());
         let again = again.unwrap_or_else(|error| panic!("{raw:?} -> {:?}: {error}", target.forwarded_path()));
-        assert_eq!((&*again.path, again.forwarded_path()), (&*target.path, target.forwarded_path()), "{raw:?}");
+        assert_eq!(
+            (&*again.path, again.forwarded_path()),
+            (&*target.path, target.forwarded_path()),
+            "{raw:?}"
+        );
         // Every other spelling gives the same paths.
         if options == PathOptions::default() {
             for spelled in [raw.replace('/', "//"), format!("/./x/..{raw}")] {
-                let other = read(&spelled).map(|other| (other.path.clone(), other.forwarded_path().to_owned()));
-                assert_eq!(other, Ok((target.path.clone(), target.forwarded_path().to_owned())), "{spelled:?}");
+                let other =
+                    read(&spelled).map(|other| (other.path.clone(), other.forwarded_path().to_owned()));
+                assert_eq!(
+                    other,
+                    Ok((target.path.clone(), target.forwarded_path().to_owned())),
+                    "{spelled:?}"
+                );
             }
         }
     }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::{fs, io};
 
 use libfuzzer_sys as _;
-use pki::ca::{Authority, AuthoritySpec, CrlSpec, KeyAlgorithm, LeafSpec, IssueError};
+use pki::ca::{Authority, AuthoritySpec, CrlSpec, IssueError, KeyAlgorithm, LeafSpec};
 use rustls::crypto::aws_lc_rs::{default_provider, kx_group};
 use rustls::{ClientConfig, ClientConnection, RootCertStore};
 
