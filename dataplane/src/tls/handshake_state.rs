@@ -25,7 +25,7 @@ const CLIENT_LABEL: &str = "CLIENT_TRAFFIC_SECRET_0";
 const SERVER_LABEL: &str = "SERVER_TRAFFIC_SECRET_0";
 
 thread_local! {
-    static CURRENT: RefCell<Option<HandshakeState>> = const { RefCell::new(None) };
+    static CURRENT: RefCell<Option<Box<Fields>>> = const { RefCell::new(None) };
 }
 
 /// The time in which the verdict about a client holds: seconds since 1970, both ends included.
@@ -68,9 +68,12 @@ enum ClientEvidence {
     Rejected,
 }
 
-/// The state of one handshake, owned by the handshake.
+/// The state of one handshake, owned by the handshake. It is boxed, because every step moves it to
+/// the thread and back.
+pub struct HandshakeState(Option<Box<Fields>>);
+
 #[derive(Default)]
-pub struct HandshakeState {
+struct Fields {
     evidence: ClientEvidence,
     /// Of the ticket that was sealed last. Seconds.
     ticket_lifetime: u32,
@@ -81,33 +84,40 @@ pub struct HandshakeState {
     server_secret: Option<OkmBlock>,
 }
 
+impl Default for HandshakeState {
+    fn default() -> Self {
+        Self(Some(Box::default()))
+    }
+}
+
 impl HandshakeState {
     /// Runs one step of the handshake with this state.
     pub fn in_scope<T>(&mut self, step: impl FnOnce() -> T) -> T {
-        CURRENT.set(Some(std::mem::take(self)));
+        CURRENT.set(self.0.take());
         let result = step();
-        *self = CURRENT.take().unwrap_or_default();
+        self.0 = CURRENT.take();
         result
     }
 
     /// The tickets that the client offered in vain.
     pub fn ticket_rejections(&self) -> &[TicketRejection] {
-        &self.ticket_rejections
+        self.0.as_ref().map(|fields| fields.ticket_rejections.as_slice()).unwrap_or_default()
     }
 
     /// The client certificate for which the handshake failed.
     pub fn take_rejected_certificate(&mut self) -> Option<RejectedCertificate> {
-        self.rejected_certificate.take().map(|rejected| *rejected)
+        self.0.as_mut()?.rejected_certificate.take().map(|rejected| *rejected)
     }
 
     /// The traffic secrets, if rustls has logged both.
     pub(super) fn take_traffic_secrets(&mut self) -> Option<TrafficSecrets> {
-        let (client, server) = (self.client_secret.take()?, self.server_secret.take()?);
+        let fields = self.0.as_mut()?;
+        let (client, server) = (fields.client_secret.take()?, fields.server_secret.take()?);
         Some(TrafficSecrets { client, server })
     }
 
-    fn with_current<T: Default>(f: impl FnOnce(&mut Self) -> T) -> T {
-        CURRENT.with_borrow_mut(|current| current.as_mut().map(f).unwrap_or_default())
+    fn with_current<T: Default>(f: impl FnOnce(&mut Fields) -> T) -> T {
+        CURRENT.with_borrow_mut(|current| current.as_deref_mut().map(f).unwrap_or_default())
     }
 
     /// The verifier accepted the client's certificate.
