@@ -323,6 +323,24 @@ fn links_in_documents_lead_somewhere() {
     assert_none("a link leads to a file of the repository", &broken);
 }
 
+#[test]
+fn files_that_documents_name_exist() {
+    let files: Vec<_> = sources("rs").into_iter().map(|source| source.path).collect();
+    let mut broken = Vec::new();
+    for document in sources_or_none("md") {
+        // A measured result names the files of its time.
+        let quoted = document.text.split('`').skip(1).step_by(2);
+        let named = quoted.filter(|name| name.ends_with(".rs") && !name.contains([' ', '*', '{', '<']));
+        let exists =
+            |name: &str| files.iter().any(|file| file == name || file.ends_with(&format!("/{name}")));
+        let missing = named.filter(|name| !exists(name));
+        if !document.path.starts_with("bench/results/") {
+            broken.extend(missing.map(|name| format!("{}: `{name}`", document.path)));
+        }
+    }
+    assert_none("a document names a file where it is now, by its path or the end of it", &broken);
+}
+
 fn sources_or_none(extension: &str) -> Vec<Source> {
     let has_any = ["README.md", "docs"].iter().any(|name| workspace().join(name).exists());
     if has_any { sources(extension) } else { Vec::new() }
