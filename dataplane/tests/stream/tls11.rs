@@ -8,6 +8,7 @@ use dataplane::testing::tls::client_verifier::evaluate_client;
 use dataplane::testing::tls::site_config::SiteConfig;
 use model::admission::ClientVerification;
 use model::resource::Ssl as SiteSsl;
+use pki::VerifyReason;
 use pki::ca::{CrlSpec, KeyAlgorithm};
 use rustls::pki_types::UnixTime;
 
@@ -225,13 +226,13 @@ fn all_versions_and_engines_have_the_same_alerts() {
     let other = Authority::root(&AuthoritySpec::new("other CA")).unwrap();
     let other = other.issue(&below("other")).unwrap();
     world.site.client = Some(Arc::new(policy_with_crl(&world, &revoked)));
-    let cases: [(Option<&IssuedCertificate>, Option<&str>, &str); 7] = [
+    let cases: [(Option<&IssuedCertificate>, Option<VerifyReason>, &str); 7] = [
         (Some(&good), None, ""),
-        (Some(&other), Some("unknown_issuer"), "UNKNOWN_CA"),
-        (Some(&expired), Some("expired"), "CERTIFICATE_EXPIRED"),
-        (Some(&revoked), Some("revoked"), "CERTIFICATE_REVOKED"),
-        (Some(&deep), Some("depth"), "UNKNOWN_CA"),
-        (Some(&server), Some("wrong_usage"), "UNSUPPORTED_CERTIFICATE"),
+        (Some(&other), Some(VerifyReason::UnknownIssuer), "UNKNOWN_CA"),
+        (Some(&expired), Some(VerifyReason::Expired), "CERTIFICATE_EXPIRED"),
+        (Some(&revoked), Some(VerifyReason::Revoked), "CERTIFICATE_REVOKED"),
+        (Some(&deep), Some(VerifyReason::DepthExceeded), "UNKNOWN_CA"),
+        (Some(&server), Some(VerifyReason::InvalidPurpose), "UNSUPPORTED_CERTIFICATE"),
         (None, None, ""),
     ];
     let [v11, v12, v13] = [SslVersion::TLS1_1, SslVersion::TLS1_2, SslVersion::TLS1_3];
@@ -247,7 +248,7 @@ fn all_versions_and_engines_have_the_same_alerts() {
                     let ((server, rejected, _near), client) =
                         futures_util::join!(world.handshake(near), client);
                     let case = format!("{served:?} {version} {reason:?}");
-                    let rejected = rejected.map(|rejected| rejected.error.reason().as_str());
+                    let rejected = rejected.map(|rejected| rejected.error.reason());
                     assert_eq!(rejected, reason, "{case}");
                     let accepted = identity.is_some() && reason.is_none();
                     assert_eq!(server.is_ok(), accepted, "{case}");

@@ -176,7 +176,7 @@ async fn both_engines_verify_clients_in_every_version() {
         (None, &["reason=\"no_certificate\""]),
         (Some(&untrusted), &["reason=\"bad_certificate\"", "verify_reason=\"unknown_issuer\""]),
         (Some(&expired), &["reason=\"bad_certificate\"", "verify_reason=\"expired\""]),
-        (Some(&too_deep), &["reason=\"bad_certificate\"", "verify_reason=\"depth\""]),
+        (Some(&too_deep), &["reason=\"bad_certificate\"", "verify_reason=\"depth_exceeded\""]),
     ];
     for (name, versions) in
         [("old.test", &["-tls1_1", "-tls1_2", "-tls1_3"][..]), ("new.test", &["-tls1_2", "-tls1_3"])]
