@@ -15,6 +15,7 @@ mod lifecycle;
 mod plane;
 
 use std::net::SocketAddr;
+use std::ops::RangeBounds;
 use std::path::{Path, PathBuf};
 
 use http::StatusCode;
@@ -242,9 +243,24 @@ impl World {
     /// The same, and until the first node has it in its last-good file.
     pub async fn wait_persisted(&self, revision: u64) {
         self.wait_acknowledged(revision).await;
-        self.node_log()
-            .line_with(&["the last good snapshot is on disk", &format!("revision={revision}")])
-            .await;
+        self.wait_persisted_after(0, revision..).await;
+    }
+
+    /// Waits until the first node logs, after `mark`, that it has saved one of these revisions. Not
+    /// the exact one: changes that come together are saved once, and a full read has the revision
+    /// of the store, which keys that are no resources raise, too.
+    pub async fn wait_persisted_after(&self, mark: usize, revisions: impl RangeBounds<u64>) {
+        let saved = |line: &str| {
+            let (_, rest) = line.split_once("the last good snapshot is on disk")?;
+            let revision = rest.trim_start().strip_prefix("revision=")?;
+            revision.split_whitespace().next()?.parse::<u64>().ok()
+        };
+        let found = |text: &str| {
+            let mut lines = text.get(mark..).unwrap_or_default().lines();
+            lines.any(|line| saved(line).is_some_and(|revision| revisions.contains(&revision))).then_some(())
+        };
+        let (start, end) = (revisions.start_bound(), revisions.end_bound());
+        self.node_log().find(&format!("a saved revision in {start:?}, {end:?}"), found).await;
     }
 
     /// The site `app.test` without client certificates.

@@ -129,7 +129,7 @@ async fn a_node_can_be_started_to_accept_another_store_once() {
     world.wait_acknowledged(0).await;
     world.verified_client("app.test").expect_alert().await;
     let previous = world.folder().join("node-1.snapshot.previous");
-    world.node_log().lines_with(&["the last good snapshot is on disk", "revision=0"], 1).await;
+    world.wait_persisted_after(0, 0..=0).await;
     assert!(previous.exists(), "the generation before is kept");
 
     // Back to the former store, while the control plane is down.

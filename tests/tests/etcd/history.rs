@@ -145,11 +145,7 @@ async fn set_back(as_another: bool) {
     assert!(new < revision, "revisions went back: {new} after {revision}");
     // The revision is older than the node's: only its own acknowledgement proves that it has
     // arrived.
-    stage
-        .world
-        .node_log()
-        .line_after(node, &["the last good snapshot is on disk", &format!("revision={new}")])
-        .await;
+    stage.world.wait_persisted_after(node, new..revision).await;
     let expected = [
         ("/kept", Some(1)),
         ("/changed", Some(1)),
@@ -223,8 +219,7 @@ async fn a_node_follows_to_an_accepted_cluster() {
     assert_numbers(&stage, &[("/a", Some(1)), ("/b", Some(1)), ("/c", None)]).await;
     let accept = stage.world.admin().call(Method::POST, "dataplanes/accept_store", None).await.unwrap();
     assert_eq!(accept.status, StatusCode::OK);
-    let saved = ["the last good snapshot is on disk", &format!("revision={revision}")];
-    stage.world.node_log().line_after(node, &saved).await;
+    stage.world.wait_persisted_after(node, revision..).await;
     assert_numbers(&stage, &[("/a", None), ("/b", None), ("/c", Some(1))]).await;
 }
 
