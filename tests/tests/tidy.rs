@@ -20,12 +20,6 @@ const FILE_LINES: usize = 500;
 /// Lines of a function, from its signature to its closing brace.
 const FUNCTION_LINES: usize = 70;
 
-/// Files that may be longer, and why.
-const LONG_FILES: &[(&str, &str)] =
-    &[("pki/src/ca.rs", "three builders side by side, most of whose lines are their documented setters")];
-/// Functions that may be longer (`file::function`), and why.
-const LONG_FUNCTIONS: &[(&str, &str)] = &[];
-
 /// Words that mark unfinished work or a left-over, and what to do about them.
 const BANNED: &[(&str, &str)] = &[
     (concat!("to", "do!("), "write it, or leave the feature out and say so in the docs"),
@@ -119,38 +113,24 @@ fn files_are_short() {
     let mut broken = Vec::new();
     for source in sources("rs") {
         let lines = source.code().lines().count();
-        let excepted = LONG_FILES.iter().any(|(path, _)| *path == source.path);
-        if lines > FILE_LINES && !excepted {
+        if lines > FILE_LINES {
             broken.push(format!("{}: {lines} lines without tests", source.path));
         }
-        if lines <= FILE_LINES && excepted {
-            broken.push(format!("{}: is short now, remove its exception", source.path));
-        }
     }
-    assert_none("split a long file by subject, or name it in LONG_FILES with the reason", &broken);
+    assert_none("split a long file by subject", &broken);
 }
 
 #[test]
 fn functions_are_short() {
     let mut broken = Vec::new();
-    let mut long = Vec::new();
     for source in sources("rs") {
         for (name, lines) in functions(&source.text) {
-            let full = format!("{}::{name}", source.path);
             if lines > FUNCTION_LINES {
-                if !LONG_FUNCTIONS.iter().any(|(excepted, _)| *excepted == full) {
-                    broken.push(format!("{full}: {lines} lines"));
-                }
-                long.push(full);
+                broken.push(format!("{}::{name}: {lines} lines", source.path));
             }
         }
     }
-    for (excepted, _) in LONG_FUNCTIONS {
-        if !long.iter().any(|full| full == excepted) {
-            broken.push(format!("{excepted}: is short now, remove its exception"));
-        }
-    }
-    assert_none("split a long function, or name it in LONG_FUNCTIONS with the reason", &broken);
+    assert_none("split a long function", &broken);
 }
 
 /// Name and length of every function. Relies on rustfmt: a body ends with a brace at the

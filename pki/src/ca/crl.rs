@@ -7,7 +7,8 @@ use rcgen::{CertificateRevocationListParams, Issuer, KeyIdMethod, KeyPair, Revok
 use rustls_pki_types::{CertificateRevocationListDer, UnixTime};
 use time::OffsetDateTime;
 
-use super::{IssueError, Validity};
+use super::IssueError;
+use super::spec::Validity;
 use crate::cert::Certificate;
 
 /// The specification of a CRL. Default: empty, number 1, valid 2024 to 2049.

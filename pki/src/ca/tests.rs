@@ -2,6 +2,9 @@ use std::time::Duration;
 
 use x509_parser::prelude::*;
 
+use rustls_pki_types::UnixTime;
+
+use super::spec::SECONDS_A_DAY;
 use super::*;
 
 fn day(number: u64) -> UnixTime {
