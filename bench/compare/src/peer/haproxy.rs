@@ -99,7 +99,7 @@ impl Installed for HaproxyProgram {
     }
 
     fn start(&self, context: &StartContext<'_>) -> Result<Box<dyn Peer>, PeerError> {
-        Ok(Box::new(self.launch(context)?))
+        Ok(Box::new(self.launch(context)?.running))
     }
 
     fn start_many(&self, context: &StartContext<'_>) -> Option<Result<Box<dyn ManySites>, PeerError>> {
@@ -128,37 +128,11 @@ impl Haproxy {
     }
 }
 
-impl Peer for Haproxy {
-    fn kind(&self) -> Kind {
-        Kind::Haproxy
-    }
-
-    fn address(&self) -> SocketAddr {
-        self.running.address()
-    }
-
-    fn pid(&self) -> u32 {
-        self.running.pid()
-    }
-
-    fn command(&self) -> String {
-        self.running.command()
-    }
-
-    fn started(&self) -> Instant {
-        self.running.started()
-    }
-
-    fn restart(&mut self) -> Result<(), PeerError> {
-        self.running.restart()
-    }
-
-    fn configuration(&self) -> Vec<PathBuf> {
-        self.running.configuration()
-    }
-}
-
 impl ManySites for Haproxy {
+    fn peer(&mut self) -> &mut dyn Peer {
+        &mut self.running
+    }
+
     /// Uses the runtime API, and writes the file for the next start, as an operator must.
     fn change(&mut self, name: &str, certificate: &Credential) -> Result<Instant, PeerError> {
         let file = with_ending(&self.folder.join(MANY).join(name));

@@ -67,7 +67,7 @@ impl Installed for NginxProgram {
     }
 
     fn start(&self, context: &StartContext<'_>) -> Result<Box<dyn Peer>, PeerError> {
-        Ok(Box::new(self.launch(context)?))
+        Ok(Box::new(self.launch(context)?.running))
     }
 
     fn start_many(&self, context: &StartContext<'_>) -> Option<Result<Box<dyn ManySites>, PeerError>> {
@@ -80,42 +80,16 @@ struct Nginx {
     running: Configured,
 }
 
-impl Peer for Nginx {
-    fn kind(&self) -> Kind {
-        Kind::Nginx
-    }
-
-    fn address(&self) -> SocketAddr {
-        self.running.address()
-    }
-
-    fn pid(&self) -> u32 {
-        self.running.pid()
-    }
-
-    fn command(&self) -> String {
-        self.running.command()
-    }
-
-    fn started(&self) -> Instant {
-        self.running.started()
-    }
-
-    fn restart(&mut self) -> Result<(), PeerError> {
-        self.running.restart()
-    }
-
-    fn configuration(&self) -> Vec<PathBuf> {
-        self.running.configuration()
-    }
-}
-
 impl ManySites for Nginx {
+    fn peer(&mut self) -> &mut dyn Peer {
+        &mut self.running
+    }
+
     /// A new file and SIGHUP: nginx reads the configuration and all certificates again.
     fn change(&mut self, name: &str, certificate: &Credential) -> Result<Instant, PeerError> {
         write_pair(&self.folder, name, certificate)?;
         let asked = Instant::now();
-        let pid = i32::try_from(self.pid()).map_err(std::io::Error::other);
+        let pid = i32::try_from(self.running.pid()).map_err(std::io::Error::other);
         let pid = pid.map_err(PeerError::system("reloading nginx"))?;
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGHUP)
             .map_err(|error| PeerError::system("reloading nginx")(error.into()))?;

@@ -180,7 +180,10 @@ pub trait Peer {
 }
 
 /// A running server with many names.
-pub trait ManySites: Peer {
+pub trait ManySites {
+    /// The server itself.
+    fn peer(&mut self) -> &mut dyn Peer;
+
     /// Changes the certificate of one name as an operator would. Gives the moment when the new
     /// files were written, before the signal or the first command.
     ///

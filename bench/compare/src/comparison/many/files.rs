@@ -32,9 +32,9 @@ pub(super) fn measure(
     let folder = bench.folder_for(kind, "-many")?;
     // The memory with few names, after a fresh start like the reading it is compared with.
     let Some(few) = program.start_many(&bench.context(&folder, &[])) else { return Ok(()) };
-    let few = few?;
-    await_any(bench, few.address(), HOST)?;
-    let empty = resources::resident_bytes(&resources::family(few.pid())?)?;
+    let mut few = few?;
+    await_any(bench, few.peer().address(), HOST)?;
+    let empty = resources::resident_bytes(&resources::family(few.peer().pid())?)?;
     drop(few);
 
     let names: Vec<String> = (0..options.objects).map(name).collect();
@@ -46,23 +46,24 @@ pub(super) fn measure(
     let last = name(options.objects - 1);
     for round in 1..=options.idle_rounds {
         if round > 1 {
-            running.restart()?;
+            running.peer().restart()?;
         }
-        let served = await_any(bench, running.address(), &last)?;
+        let served = await_any(bench, running.peer().address(), &last)?;
         let report = json!({"objects": options.objects});
-        figures.add(Measure::ManyStart, kind, round, millis(served - running.started()), report);
+        figures.add(Measure::ManyStart, kind, round, millis(served - running.peer().started()), report);
 
-        let resident = resources::resident_bytes(&resources::family(running.pid())?)?;
+        let resident = resources::resident_bytes(&resources::family(running.peer().pid())?)?;
         let each = resident.saturating_sub(empty) as f64 / f64::from(options.objects) / 1024.0;
         let report = json!({"objects": options.objects, "resident": resident, "resident_without": empty});
         figures.add(Measure::ManyMemory, kind, round, each, report);
     }
-    check_some(bench, running.address(), options.objects)?;
+    let (address, pid) = (running.peer().address(), running.peer().pid());
+    check_some(bench, address, options.objects)?;
     let mut slow = 0;
     for round in 1..=options.changes {
         let (started, RequestedChange { name, leaf }) = ask(options, bench, running.as_mut(), round)?;
         let taken = Instant::now();
-        let served = await_leaf(bench, running.address(), &name, Some(&leaf))?;
+        let served = await_leaf(bench, address, &name, Some(&leaf))?;
         let value = millis(served - started);
         figures.add(Measure::Change, kind, round, value, json!({"taken_ms": millis(taken - started)}));
         slow += u32::from(value > SLOW_MS);
@@ -71,7 +72,7 @@ pub(super) fn measure(
         }
     }
     let mut next = options.changes;
-    let server = (kind, running.address(), running.pid());
+    let server = (kind, address, pid);
     others::measure(options, bench, server, figures, || {
         next += 1;
         Ok(ask(options, bench, running.as_mut(), next)?.1)
