@@ -2,7 +2,7 @@
 //!
 //! `query` parses the question; `site` shows which ssl an SNI selects, `client` how the certificate
 //! is verified, `request` where the request ends. Nothing is decided here: each step calls the
-//! function that the data plane decides by (`model::Snapshot::lookup`, `pki::verify_client`,
+//! function that the data plane decides by (`model::Snapshot::lookup_site`, `pki::verify_client`,
 //! `model::admission::admit`, `model::destination::find`) and describes the result. Invariant:
 //! explaining changes nothing.
 
