@@ -27,7 +27,7 @@ use machine::Machine;
 
 /// Counts instructions and compares them with the budget.
 #[derive(Parser, Debug)]
-#[command(name = "budget", version, about, long_about = None)]
+#[command(name = "budget", version)]
 pub struct Cli {
     #[command(subcommand)]
     command: Command,

@@ -20,7 +20,7 @@ mod many;
 
 /// Prints one line a target: the measure, its value, the target, and whether it is met.
 #[derive(Parser, Debug)]
-#[command(name = "summary", version, about, long_about = None)]
+#[command(name = "summary", version)]
 pub struct Options {
     #[command(flatten)]
     cores: Cores,

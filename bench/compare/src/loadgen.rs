@@ -16,13 +16,13 @@ use crate::load::{self, Amount, Mode, Plan};
 use crate::target::Target;
 
 const EXAMPLES: &str = "\
-Examples (with the PKI of `make demo`, say):
+Examples, beside a running `make demo` (P=demo-run/pki):
   # Full mTLS handshakes for 10 s, 8 at a time, from core 0, with the server's CPU an operation:
-  loadgen new https://127.0.0.1:9443/hello --sni a.test --cacert ca.crt --cert client.crt --key client.key \\
+  loadgen new https://127.0.0.1:9443/hello --sni app.example --cacert $P/site-ca.crt --cert $P/alice.crt --key $P/alice.key \\
       --cpu 0 --pid $(pidof dataplane)
 
   # 50,000 requests on 32 open connections, HTTP/1.1, as JSON:
-  loadgen keepalive https://127.0.0.1:9443/hello --sni a.test --cacert ca.crt --cert client.crt --key client.key \\
+  loadgen keepalive https://127.0.0.1:9443/hello --sni app.example --cacert $P/site-ca.crt --cert $P/alice.crt --key $P/alice.key \\
       --connections 32 --count 50000 --json
 
   # The same over HTTP/2, 10 requests at once on each of 4 connections:
@@ -37,7 +37,7 @@ with their parent. Exit status: 0 when there are figures (failures are among the
 
 /// Load with client certificates, for a server on this machine.
 #[derive(Parser, Debug)]
-#[command(name = "loadgen", version, after_long_help = EXAMPLES, about, long_about = None)]
+#[command(name = "loadgen", version, after_long_help = EXAMPLES)]
 pub struct Cli {
     #[command(subcommand)]
     command: Command,

@@ -26,7 +26,8 @@ const BACKUP_EXAMPLES: &str = "Examples:
   controlplane backup --to backups/store-2026-11-29.redb     beside a running control plane, or a stopped one
   controlplane restore --from backups/store-2026-11-29.redb  the control plane must be stopped
 
-The file holds private keys as the store does: sealed by apisix.data_encryption.keyring, which is not in it. Keep that, too.
+The file holds private keys as the store does: sealed by the keyring (countersign.keyring_file,
+apisix.data_encryption.keyring), which is not in it. Keep that, too.
 With etcd as the store use `etcdctl snapshot save`.";
 
 /// Copy the embedded store to a file, also while the control plane runs.

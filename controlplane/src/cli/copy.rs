@@ -55,7 +55,7 @@ Examples:
   controlplane copy --from etcd:old.yaml --to etcd           from one cluster or prefix to another
 
 An embedded store is opened by one program at a time: stop its control plane first. Private keys stay sealed as they are, so both sides need the
-same apisix.data_encryption.keyring.";
+same keyring (countersign.keyring_file, apisix.data_encryption.keyring).";
 
 /// Copy all documents from one store to another.
 #[derive(Debug, Args)]

@@ -29,7 +29,7 @@ pub(crate) struct PkiArgs {
 #[derive(Debug, Subcommand)]
 enum PkiCommand {
     /// Make everything conf/config.yaml refers to: the CAs and certificates of the Admin API and of
-    /// the push.
+    /// the push, and the keyring.
     Init(InitArgs),
     /// Make one more certificate: for a server, a client, a data plane (node), or another CA.
     Issue(IssueArgs),
@@ -62,7 +62,7 @@ pub(crate) struct InitArgs {
     /// Days the certificates are valid; their CAs are for ten times as long
     #[arg(long, default_value_t = 365, value_parser = clap::value_parser!(u32).range(1..=36_500))]
     days: u32,
-    /// Replace existing files
+    /// Replace existing files, but never the keyring
     #[arg(long)]
     force: bool,
 }

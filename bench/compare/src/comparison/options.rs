@@ -27,7 +27,7 @@ busy machine makes them noisy but not meaningless; a table has the utilisation o
 
 /// Compares Countersign with other proxies on this machine.
 #[derive(Parser, Clone, Debug)]
-#[command(name = "compare", version, after_long_help = EXAMPLES, about, long_about = None)]
+#[command(name = "compare", version, after_long_help = EXAMPLES)]
 pub struct Options {
     /// Peers, separated by commas [default: all that are installed].
     #[arg(long, value_enum, value_delimiter = ',')]
