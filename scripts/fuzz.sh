@@ -15,7 +15,7 @@ if ! cargo fuzz --version >/dev/null 2>&1; then
 fi
 
 cargo fuzz build --sanitizer none
-# The seeds are minted now: no key or certificate is stored.
+# The seeds are made now, with certificates of their own: no key or certificate is stored.
 host=$(rustc -vV | sed -n 's/^host: //p')
 fuzz/target/"$host"/release/seed
 

@@ -10,12 +10,12 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 pub enum ConfError {
     /// The file could not be read.
-    #[error("{path}: cannot read the configuration file: {source}{hint}", path = path.display())]
+    #[error("{path}: cannot read the configuration file: {error}{hint}", path = path.display())]
     Unreadable {
         /// As given on the command line.
         path: PathBuf,
-        /// The system's error.
-        source: std::io::Error,
+        /// The system's error. Not a `source`, because the message contains it.
+        error: std::io::Error,
         /// Advice; empty or starts with a blank.
         hint: &'static str,
     },

@@ -140,14 +140,14 @@ fn listeners(settings: &Settings) -> Vec<(&'static str, std::net::SocketAddr)> {
 }
 
 fn read_text(path: &Path, bytes_max: u64) -> Result<String, ConfError> {
-    let unreadable = |source: std::io::Error| ConfError::Unreadable {
+    let unreadable = |error: std::io::Error| ConfError::Unreadable {
         path: path.to_owned(),
-        hint: match source.kind() {
+        hint: match error.kind() {
             std::io::ErrorKind::NotFound => " (name another one with -c PATH)",
             std::io::ErrorKind::InvalidData => " (it must be UTF-8 text)",
             _ => "",
         },
-        source,
+        error,
     };
     let read = process::bounded_read::read_any(path, bytes_max);
     let text = read.map_err(|error| unreadable(error.into()))?;

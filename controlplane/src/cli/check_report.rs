@@ -66,7 +66,12 @@ impl CheckReport {
         fix: Option<&str>,
     ) {
         let fix = fix.filter(|fix| !fix.is_empty()).map(str::to_owned);
-        self.0.push(CheckResult { subject: subject.into(), status, observed: observed.to_string(), fix });
+        let (subject, mut observed) = (subject.into(), observed.to_string());
+        // An error may begin with the setting that is the subject.
+        if let Some(rest) = observed.strip_prefix(&subject).and_then(|rest| rest.strip_prefix(": ")) {
+            observed = rest.to_owned();
+        }
+        self.0.push(CheckResult { subject, status, observed, fix });
     }
 
     pub(crate) fn append(&mut self, other: Self) {
