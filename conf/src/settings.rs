@@ -269,7 +269,7 @@ pub struct StreamListener {
 pub struct SslSettings {
     /// `enable`: false opens no TLS listener.
     pub enable: bool,
-    /// `listen`; see `Apisix::node_listen` about `[::]`.
+    /// `listen`; see `ApisixSettings::node_listen` about `[::]`.
     pub listen: Vec<SocketAddr>,
     /// `ssl_protocols`, ascending, at least one.
     pub protocols: Vec<TlsVersion>,

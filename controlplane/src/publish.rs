@@ -3,7 +3,7 @@
 //! Follows `store` in the path of a change: `store_watcher` (store -> compiled resources -> the
 //! current snapshot; `findings`: problems of stored documents) -> `session` (one task for each
 //! node: first what it lacks, then each change) -> `fleet` (which node serves which revision, for
-//! the Admin API). `listener` is the TLS listener, `node_peer` the verified node at the other end;
+//! the Admin API). `listener` is the TLS listener, `peer` the verified node at the other end;
 //! `tickets` rotates the ring of ticket secrets, which `session` sends, too; `reports` has the
 //! fleets of the other control planes; `refresh` has `store_watcher` reload the store for a
 //! session; `deny_list` has the node certificates that must not connect; `store_state` tells

@@ -1,8 +1,8 @@
 //! A client connection from accept to close, and the order of its stages.
 //!
-//! HTTP: ClientHello, site, handshake, client verification, requests ([`handle_request`]). TCP: the
-//! same up to the verification, then route, upstream and relay ([`proxy_tcp`]). The stages return
-//! values and do not call each other; `docs/WALKS.md` follows this file.
+//! HTTP: ClientHello, site, handshake, client verification, requests ([`request`]). TCP: the same
+//! up to the verification, then route, upstream and relay ([`proxy_tcp`]). The stages return values
+//! and do not call each other; `docs/WALKS.md` follows this file.
 
 mod request;
 
