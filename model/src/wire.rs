@@ -1,7 +1,7 @@
 //! Converts resources, keys and deltas to protobuf and back.
 //!
-//! [`chunks`] splits a delta into messages of bounded size, and a [`DeltaAssembler`] reassembles it
-//! completely or not at all. Received resources are checked like documents: the stream is
+//! [`chunks()`] splits a delta into messages of bounded size, and a [`DeltaAssembler`] reassembles
+//! it completely or not at all. Received resources are checked like documents: the stream is
 //! authenticated, but the control plane may have bugs. Law: `resource_from_wire(resource.into()) ==
 //! resource`.
 

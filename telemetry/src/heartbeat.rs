@@ -103,7 +103,7 @@ impl Heartbeats {
         self.map(|heartbeat| Some((heartbeat.name.clone(), heartbeat.age(now))))
     }
 
-    /// The required ones that are older than [`STALE`].
+    /// The required ones that are older than [`STALE_AFTER`].
     pub fn stale(&self) -> Vec<(String, Duration)> {
         self.stale_at(now())
     }
