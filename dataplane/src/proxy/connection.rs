@@ -14,6 +14,7 @@ use std::sync::Arc;
 use model::{HostName, StreamQuery};
 
 use super::client_auth::ClientAuthState;
+use super::connection_limit::ConnectionPermit;
 use super::registry::RegistryGuard;
 use super::request_limit::ClientRequests;
 use super::worker::Worker;
@@ -53,8 +54,13 @@ struct Connection {
     peer_requests: OnceCell<Option<Rc<ClientRequests>>>,
 }
 
-/// Serves a connection from accept to close.
-pub(super) async fn serve(worker: Rc<Worker>, socket: Socket, info: ConnectionInfo) {
+/// Serves a connection from accept to close, and keeps `_permit` as long.
+pub(super) async fn serve(
+    worker: Rc<Worker>,
+    socket: Socket,
+    info: ConnectionInfo,
+    _permit: ConnectionPermit,
+) {
     let drain = worker.drain.enter();
     let _active = worker.counters.connections_active.track();
     let mut socket = BufferedSocket::new(socket);
@@ -111,7 +117,9 @@ async fn serve_tls(
     let subsystem = if is_http { Subsystem::Http } else { Subsystem::Stream };
     let accepted = match Box::pin(accept_tls(worker, &mut socket, info.peer, subsystem)).await {
         Ok(accepted) => accepted,
-        Err(failure) => return reject_handshake(worker, socket, &info, &timeouts, failure).await,
+        Err(failure) => {
+            return Box::pin(reject_handshake(worker, socket, &info, &timeouts, failure)).await;
+        }
     };
     let AcceptedTls { transport, params, client_auth } = accepted;
     worker.counters.record_handshake(params.resumed);

@@ -19,7 +19,7 @@ use process::throttle::LogThrottle;
 use socket2::{Domain, Protocol, Socket as RawSocket, Type};
 use tokio::sync::watch;
 
-use super::connection_limit::{ConnectionLimit, ListenerAction};
+use super::connection_limit::{ConnectionLimit, ConnectionPermit, ListenerAction};
 use crate::io::connection_info::{ConnectionInfo, ListenerProtocol};
 use crate::lifecycle::drain::DrainGuard;
 use crate::observability::metrics::Counters;
@@ -169,7 +169,7 @@ pub(super) struct Acceptor<F> {
 
 impl<F, C> Acceptor<F>
 where
-    F: Fn(Socket, ConnectionInfo) -> C,
+    F: Fn(Socket, ConnectionInfo, ConnectionPermit) -> C,
     C: Future<Output = ()> + 'static,
 {
     /// # Errors
@@ -248,11 +248,8 @@ where
         };
         // On an error the client has disconnected.
         let Ok(local) = local else { return };
-        let connection = (self.serve)(socket, ConnectionInfo { peer, local, protocol: self.protocol });
-        runtime::spawn(async move {
-            let _permit = permit;
-            connection.await;
-        });
+        // Spawned as it is: a block around it would contain it twice, as argument and as awaitee.
+        runtime::spawn((self.serve)(socket, ConnectionInfo { peer, local, protocol: self.protocol }, permit));
     }
 }
 

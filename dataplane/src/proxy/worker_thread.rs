@@ -76,7 +76,7 @@ pub fn run(init: WorkerInit) -> std::io::Result<()> {
 fn listen(worker: &Rc<Worker>, bound: BoundSocket, driver: &Driver) -> std::io::Result<()> {
     let (limit, counters) = (Rc::clone(&worker.connection_limit), Arc::clone(&worker.counters));
     let serving = Rc::clone(worker);
-    let serve = move |socket, info| connection::serve(Rc::clone(&serving), socket, info);
+    let serve = move |socket, info, permit| connection::serve(Rc::clone(&serving), socket, info, permit);
     let acceptor = Acceptor::new(bound, driver, limit, counters, serve)?;
     runtime::spawn(acceptor.run(worker.drain.enter()));
     Ok(())
