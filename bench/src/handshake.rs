@@ -38,7 +38,7 @@ pub struct Credentials {
 }
 
 impl Credentials {
-    /// Mints them, all keys of one kind.
+    /// Issues them, all keys of one kind.
     pub fn generate(algorithm: KeyAlgorithm) -> Self {
         let authority = |name: &str| AuthoritySpec::new(name).algorithm(algorithm);
         let server_root = Authority::root(&authority("Server Root")).expect("a root");

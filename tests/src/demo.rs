@@ -11,11 +11,13 @@ mod etcd;
 mod scenarios;
 mod shell;
 
+use std::fmt;
 use std::path::Path;
 
 use clap::Args;
 
 use environment::Environment;
+use shell::mark;
 
 #[derive(Args, Clone, Debug)]
 pub struct DemoPorts {
@@ -87,5 +89,38 @@ impl Demo {
             return Ok(shown.failed + shown.skipped);
         }
         Ok(shown.failed)
+    }
+}
+
+/// The results of the scenarios.
+#[derive(Default)]
+struct Tally {
+    passed: usize,
+    failed: usize,
+    /// Skipped for want of a program.
+    skipped: usize,
+}
+
+impl fmt::Display for Tally {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} scenarios passed, {} failed", self.passed, self.failed)?;
+        if self.skipped > 0 {
+            write!(f, ", {} NOT SHOWN (see above)", self.skipped)?;
+        }
+        Ok(())
+    }
+}
+
+impl Tally {
+    fn count(&mut self, result: anyhow::Result<bool>) {
+        let good = result.unwrap_or_else(|problem| {
+            println!("   {} {problem:#}", mark(false));
+            false
+        });
+        if good {
+            self.passed += 1;
+        } else {
+            self.failed += 1;
+        }
     }
 }

@@ -20,6 +20,9 @@ const FILE_LINES: usize = 500;
 /// Lines of a function, from its signature to its closing brace.
 const FUNCTION_LINES: usize = 70;
 
+/// Opens the unit tests of a file.
+const UNIT_TESTS: &str = "\n#[cfg(test)]\nmod tests";
+
 /// Words that mark unfinished work or a left-over, and what to do about them.
 const BANNED: &[(&str, &str)] = &[
     (concat!("to", "do!("), "write it, or leave the feature out and say so in the docs"),
@@ -40,19 +43,19 @@ struct Source {
 }
 
 impl Source {
-    /// The text before the unit tests, which stand last.
+    /// The text before the unit tests, which stand last ([`unit_tests_stand_last`]).
     fn code(&self) -> &str {
         if self.is_tests() {
             return "";
         }
-        self.text.split_once("\n#[cfg(test)]\nmod ").map_or(&self.text, |(code, _)| code)
+        self.text.split_once(UNIT_TESTS).map_or(&self.text, |(code, _)| code)
     }
 
     fn tests(&self) -> &str {
         if self.is_tests() {
             return &self.text;
         }
-        self.text.split_once("\n#[cfg(test)]\nmod ").map_or("", |(_, tests)| tests)
+        self.text.split_once(UNIT_TESTS).map_or("", |(_, tests)| tests)
     }
 
     fn is_tests(&self) -> bool {
@@ -109,6 +112,18 @@ fn every_file_says_what_it_owns() {
 }
 
 #[test]
+fn unit_tests_stand_last() {
+    let mut broken = Vec::new();
+    for source in sources("rs").into_iter().filter(|source| source.text.contains(UNIT_TESTS)) {
+        let file = syn::parse_file(&source.text).unwrap_or_else(|error| panic!("{}: {error}", source.path));
+        if !matches!(file.items.last(), Some(syn::Item::Mod(last)) if last.ident == "tests") {
+            broken.push(source.path);
+        }
+    }
+    assert_none("what stands behind the unit tests is not read as code: move it before them", &broken);
+}
+
+#[test]
 fn files_are_short() {
     let mut broken = Vec::new();
     for source in sources("rs") {
@@ -158,8 +173,9 @@ fn functions(text: &str) -> Vec<(String, usize)> {
 }
 
 fn function_name(line: &str) -> Option<String> {
-    let mut rest = line;
-    for prefix in ["pub ", "pub(crate) ", "pub(super) ", "const ", "async ", "extern \"C\" "] {
+    let visible = line.strip_prefix("pub(").and_then(|rest| Some(rest.split_once(") ")?.1));
+    let mut rest = visible.unwrap_or(line);
+    for prefix in ["pub ", "const ", "async ", "extern \"C\" "] {
         rest = rest.strip_prefix(prefix).unwrap_or(rest);
     }
     let name: String =

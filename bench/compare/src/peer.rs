@@ -16,15 +16,14 @@ pub mod countersign;
 pub mod credentials;
 pub mod envoy;
 pub mod haproxy;
+mod kind;
 pub mod nginx;
 pub mod pingora;
 pub mod program;
-mod types;
+mod server;
 
-pub use types::{
-    Cores, HOST, Installed, Kind, ManySites, PROXIED, PROXIED_MTLS, Peer, PeerError, RSA_HOST, StartContext,
-    UNROUTED, Upstreams,
-};
+pub use kind::{HOST, Kind, PROXIED, PROXIED_MTLS, PeerError, RSA_HOST, UNROUTED};
+pub use server::{Cores, Installed, ManySites, Peer, StartContext, Upstreams};
 
 /// Looks for a peer's program; `beside` is the folder of the workspace's programs, by default that
 /// of this one.

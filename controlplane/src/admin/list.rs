@@ -122,7 +122,8 @@ fn page(query: &Query) -> Result<Option<(u64, u64)>, Reply> {
     let number =
         |name: &str| query.get(name).and_then(|text| text.parse::<f64>().ok()).filter(|n| n.is_finite());
     let (Some(page), Some(size)) = (number("page"), number("page_size")) else { return Ok(None) };
-    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // saturates, which is what is wanted
+    // Saturates.
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
     let (page, size) = (page as u64, size as u64);
     if !PAGE_SIZES.contains(&size) {
         return Err(reply::text(StatusCode::BAD_REQUEST, "page_size must be between 10 and 500"));

@@ -12,9 +12,7 @@ use pki::ca::{Authority, LeafSpec};
 use rustls::pki_types::UnixTime;
 use serde_json::Value;
 
-use super::DemoPorts;
-use super::scenarios::Tally;
-use super::shell;
+use super::{DemoPorts, Tally, shell};
 use crate::credentials::Credential;
 use crate::process::{Launch, Log, Process, program, run_to_end};
 use crate::upstream::Upstream;

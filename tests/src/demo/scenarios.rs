@@ -3,53 +3,21 @@
 //!
 //! A scenario passes when all of its steps do; a step that cannot run fails its scenario only.
 
+use std::fs;
 use std::process::Stdio;
-use std::{fmt, fs};
 
 use anyhow::Context;
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Command;
 
+use super::Tally;
 use super::environment::{Environment, program_path};
 use super::etcd::{self, DemoEtcd};
 use super::shell::{Expect, expect_failure, expect_output, mark, print_command, run, step};
 
 /// Writes acknowledged before the control plane is killed.
 const ACKNOWLEDGED: usize = 15;
-
-/// The results of the scenarios.
-#[derive(Default)]
-pub(super) struct Tally {
-    pub passed: usize,
-    pub failed: usize,
-    /// Skipped for want of a program.
-    pub skipped: usize,
-}
-
-impl fmt::Display for Tally {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} scenarios passed, {} failed", self.passed, self.failed)?;
-        if self.skipped > 0 {
-            write!(f, ", {} NOT SHOWN (see above)", self.skipped)?;
-        }
-        Ok(())
-    }
-}
-
-impl Tally {
-    fn count(&mut self, result: anyhow::Result<bool>) {
-        let good = result.unwrap_or_else(|problem| {
-            println!("   {} {problem:#}", mark(false));
-            false
-        });
-        if good {
-            self.passed += 1;
-        } else {
-            self.failed += 1;
-        }
-    }
-}
 
 pub(super) async fn run_all(demo: &mut Environment) -> anyhow::Result<Tally> {
     let mut shown = Tally::default();

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use serde_json::{Value, json};
 
-use super::{Cluster, Etcd};
+use super::Etcd;
 use crate::credentials::Credential;
 use crate::settings::merge;
 
@@ -69,11 +69,5 @@ impl Access {
 impl From<&Etcd> for Access {
     fn from(etcd: &Etcd) -> Self {
         etcd.access()
-    }
-}
-
-impl From<&Cluster> for Access {
-    fn from(cluster: &Cluster) -> Self {
-        cluster.access()
     }
 }

@@ -62,3 +62,9 @@ impl Cluster {
         known.unwrap_or_else(|| panic!("the leader {leader:x} is no member"))
     }
 }
+
+impl From<&Cluster> for Access {
+    fn from(cluster: &Cluster) -> Self {
+        cluster.access()
+    }
+}

@@ -52,8 +52,20 @@ const LAYERS: &[(&str, &[&str])] = &[
 
 /// Crates whose modules have no circles. A child may use its ancestors: they hold what its
 /// siblings share.
-const WITHOUT_CIRCLES: &[&str] =
-    &["pki", "model", "conf", "telemetry", "process", "controlplane", "dataplane"];
+const WITHOUT_CIRCLES: &[&str] = &[
+    "pki",
+    "telemetry",
+    "process",
+    "mtls",
+    "proto",
+    "model",
+    "conf",
+    "controlplane",
+    "dataplane",
+    "bench",
+    "bench/compare",
+    "tests",
+];
 
 /// For each module of a crate (`tls::record`), the modules it imports from.
 type Imports = BTreeMap<String, BTreeSet<String>>;
@@ -109,13 +121,27 @@ fn the_document_shows_the_order() {
     assert_none("docs/ARCHITECTURE.md has a row for each folder, in the order of imports", &broken);
 }
 
+/// What a crate exports for its tests and benches bypasses the order.
+#[test]
+fn no_module_uses_the_exports_for_tests() {
+    let uses = |source: &super::Source| source.code().contains("crate::testing");
+    let code = sources("rs").into_iter().filter(|source| source.path.contains("/src/"));
+    let broken: Vec<_> = code.filter(uses).map(|source| source.path).collect();
+    assert_none("import from the module itself, not from `testing`", &broken);
+}
+
 #[test]
 fn imports_are_found() {
-    let modules = ["a", "a::b", "c", "c::d"].map(str::to_owned).into();
+    let modules = ["", "a", "a::b", "c", "c::d"].map(str::to_owned).into();
+    let root = syn::parse_file("pub(crate) use c::d::X as Y; use a::Z; pub use c::*;").expect("Rust");
+    let exports = [(String::new(), exports(&root.items))].into();
     let found = |module: &str, text: &str| {
         let file = syn::parse_file(text).expect("Rust");
-        paths(module, &modules, without_tests(file.items)).into_iter().collect::<Vec<_>>()
+        paths(module, &modules, &exports, without_tests(file.items)).into_iter().collect::<Vec<_>>()
     };
+    assert_eq!(found("a::b", "use crate::Y;"), ["c", "c::d"]);
+    assert_eq!(found("a", "use self::super::c::d::X;"), ["c::d"]);
+    assert_eq!(found("a", "#[cfg(not(test))] mod x { use crate::c::X; }"), ["c"]);
     assert_eq!(found("a::b", "use crate::{c::{d::X, Y}, a};"), ["a", "c", "c::d"]);
     assert_eq!(found("a::b", "use super::Z; fn f() { super::super::c::d::g() }"), ["a", "c::d"]);
     assert_eq!(found("a", "fn f() { println!(\"{}\", crate::c::X); b::g() }"), ["a::b", "c"]);
@@ -143,11 +169,47 @@ fn imports(name: &str) -> Imports {
         .filter_map(|source| Some((module(source.path.strip_prefix(&folder)?), source.text)))
         .collect();
     let modules: BTreeSet<String> = files.keys().cloned().collect();
-    let imported = |module: &str, text: &str| {
-        let file = syn::parse_file(text).unwrap_or_else(|error| panic!("{name}: {module}: {error}"));
-        paths(module, &modules, without_tests(file.items))
-    };
-    files.iter().map(|(module, text)| (module.clone(), imported(module, text))).collect()
+    let parsed: Vec<_> = files
+        .iter()
+        .map(|(module, text)| {
+            let file = syn::parse_file(text).unwrap_or_else(|error| panic!("{name}: {module}: {error}"));
+            (module.clone(), file)
+        })
+        .collect();
+    let exports = parsed.iter().map(|(module, file)| (module.clone(), exports(&file.items))).collect();
+    let imported =
+        |module: &str, file: syn::File| paths(module, &modules, &exports, without_tests(file.items));
+    parsed.into_iter().map(|(module, file)| (module.clone(), imported(&module, file))).collect()
+}
+
+/// For each module, the names that it re-exports and the paths they stand for; `*` for a glob.
+type Exports = BTreeMap<String, Vec<(String, Vec<String>)>>;
+
+fn exports(items: &[syn::Item]) -> Vec<(String, Vec<String>)> {
+    let mut found = Vec::new();
+    for item in items {
+        if let syn::Item::Use(item) = item
+            && !matches!(item.vis, syn::Visibility::Inherited)
+        {
+            leaves(&item.tree, &mut Vec::new(), &mut found);
+        }
+    }
+    found
+}
+
+fn leaves(tree: &syn::UseTree, prefix: &mut Vec<String>, found: &mut Vec<(String, Vec<String>)>) {
+    let with = |prefix: &[String], name: &syn::Ident| [prefix, &[name.to_string()]].concat();
+    match tree {
+        syn::UseTree::Path(path) => {
+            prefix.push(path.ident.to_string());
+            leaves(&path.tree, prefix, found);
+            prefix.pop();
+        }
+        syn::UseTree::Name(name) => found.push((name.ident.to_string(), with(prefix, &name.ident))),
+        syn::UseTree::Rename(rename) => found.push((rename.rename.to_string(), with(prefix, &rename.ident))),
+        syn::UseTree::Glob(_) => found.push(("*".to_owned(), prefix.clone())),
+        syn::UseTree::Group(group) => group.items.iter().for_each(|tree| leaves(tree, prefix, found)),
+    }
 }
 
 /// `tls/record.rs` is `tls::record`; `lib.rs` and `main.rs` are the root, an empty name.
@@ -158,7 +220,8 @@ fn module(path: &str) -> String {
 
 fn without_tests(items: Vec<syn::Item>) -> TokenStream {
     let is_test = |attribute: &syn::Attribute| {
-        attribute.path().is_ident("cfg") && attribute.to_token_stream().to_string().contains("test")
+        attribute.path().is_ident("cfg")
+            && attribute.parse_args::<syn::Ident>().is_ok_and(|condition| condition == "test")
     };
     let tested = |item: &syn::Item| match item {
         syn::Item::Mod(item) => item.attrs.iter().any(is_test),
@@ -170,25 +233,56 @@ fn without_tests(items: Vec<syn::Item>) -> TokenStream {
     items.into_iter().filter(|item| !tested(item)).map(ToTokens::into_token_stream).collect()
 }
 
-/// The modules that the paths in `tokens` lead to, seen from `module`.
-fn paths(module: &str, modules: &BTreeSet<String>, tokens: TokenStream) -> BTreeSet<String> {
+/// The modules that the paths in `tokens` lead to, seen from `module`. A path through a re-export
+/// leads to the module that it names and to the one that it stands for.
+fn paths(
+    module: &str,
+    modules: &BTreeSet<String>,
+    exports: &Exports,
+    tokens: TokenStream,
+) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
     scan(tokens, &mut |segments| {
-        let own: Vec<&str> = module.split("::").filter(|part| !part.is_empty()).collect();
-        let supers = segments.iter().take_while(|segment| *segment == "super").count();
-        let names: Vec<&str> = segments.iter().map(String::as_str).collect();
-        let absolute: Vec<&str> = match names.first() {
-            Some(&"crate") => names[1..].to_vec(),
-            Some(&"self") => [&own[..], &names[1..]].concat(),
-            Some(&"super") => [&own[..own.len().saturating_sub(supers)], &names[supers..]].concat(),
-            _ => [&own[..], &names[..]].concat(), // a child, or no module of ours
-        };
-        let longest = (1..=absolute.len()).rev().map(|length| absolute[..length].join("::"));
-        found.extend(longest.into_iter().find(|path| modules.contains(path)));
+        // At most as many re-exports as there are modules, whatever leads to what.
+        let mut waiting = vec![absolute(module, segments)];
+        for _ in 0..modules.len() {
+            let Some(path) = waiting.pop() else { break };
+            let length = (0..=path.len()).rev().find(|length| modules.contains(&path[..*length].join("::")));
+            let Some(length) = length else { continue };
+            let owner = path[..length].join("::");
+            for (name, target) in exports.get(&owner).into_iter().flatten() {
+                match path.get(length) {
+                    Some(used) if used == name => {
+                        waiting.push([&absolute(&owner, target)[..], &path[length + 1..]].concat());
+                    }
+                    Some(_) if name == "*" => {
+                        waiting.push([&absolute(&owner, target)[..], &path[length..]].concat());
+                    }
+                    _ => {}
+                }
+            }
+            found.insert(owner);
+        }
     });
     found.remove(module);
     found.retain(|used| !used.is_empty());
     found
+}
+
+/// A path from the root of the crate.
+fn absolute(module: &str, segments: &[String]) -> Vec<String> {
+    let mut own: Vec<String> =
+        module.split("::").filter(|part| !part.is_empty()).map(str::to_owned).collect();
+    let relative = segments.iter().take_while(|segment| matches!(segment.as_str(), "self" | "super")).count();
+    match segments.first().map(String::as_str) {
+        Some("crate") => segments[1..].to_vec(),
+        Some("self" | "super") => {
+            let supers = segments[..relative].iter().filter(|segment| *segment == "super").count();
+            own.truncate(own.len().saturating_sub(supers));
+            [&own[..], &segments[relative..]].concat()
+        }
+        _ => [&own[..], segments].concat(), // a child, or no module of ours
+    }
 }
 
 /// Calls `found` with every path of at least two segments, those of `use` trees spelt out.

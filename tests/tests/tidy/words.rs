@@ -16,7 +16,7 @@ fn comments_fit_in_their_columns() {
     for source in sources("rs") {
         for (number, line) in source.text.lines().enumerate() {
             let columns = line.chars().count();
-            if line.trim_start().starts_with("//") && columns > COMMENT_COLUMNS && !is_link(line) {
+            if columns > COMMENT_COLUMNS && comment(line).is_some_and(|comment| !is_link(comment)) {
                 broken.push(format!("{}:{}: {columns} columns", source.path, number + 1));
             }
         }
@@ -24,9 +24,31 @@ fn comments_fit_in_their_columns() {
     assert_none("wrap comments at 100 columns", &broken);
 }
 
-/// A line with one word cannot be wrapped.
-fn is_link(line: &str) -> bool {
-    line.trim_start().trim_start_matches(['/', '!']).split_whitespace().count() == 1
+/// The comment of a line, behind its code if there is any. A quote behind the mark ends a string
+/// that contains it.
+fn comment(line: &str) -> Option<&str> {
+    let opens = |at: &usize| {
+        let (code, comment) = line.split_at(*at);
+        code.chars().next_back().is_none_or(char::is_whitespace)
+            && code.matches('"').count() % 2 == 0
+            && (code.trim().is_empty() || !comment.contains('"'))
+    };
+    let marks = ["//", "/*"].iter().flat_map(|mark| line.match_indices(mark)).map(|(at, _)| at);
+    marks.filter(opens).min().map(|at| &line[at..])
+}
+
+/// A comment of one word cannot be wrapped.
+fn is_link(comment: &str) -> bool {
+    comment.trim_start_matches(['/', '!']).split_whitespace().count() == 1
+}
+
+#[test]
+fn comments_are_found() {
+    assert_eq!(comment("let a = 1; // one"), Some("// one"));
+    assert_eq!(comment("    /* one */"), Some("/* one */"));
+    assert_eq!(comment("    /// a \"quoted\" word"), Some("/// a \"quoted\" word"));
+    assert_eq!(comment("let a = \"http://a // b\";"), None);
+    assert_eq!(comment("  a line of a string with http://a"), None);
 }
 
 #[test]
@@ -38,7 +60,8 @@ fn banned_words_are_not_used() {
     for source in sources("rs").into_iter().filter(|source| source.path.contains("/src/")) {
         for (number, line) in source.text.lines().enumerate() {
             for word in words(line) {
-                if let Some(instead) = banned.get(word.as_str()) {
+                let singular = word.strip_suffix('s').unwrap_or(&word);
+                if let Some(instead) = banned.get(word.as_str()).or_else(|| banned.get(singular)) {
                     let place = format!("{}:{}", source.path, number + 1);
                     broken.push(format!("{place}: `{word}`: write {instead}"));
                 }
@@ -61,13 +84,16 @@ fn banned(page: &str) -> BTreeMap<String, String> {
         .collect()
 }
 
-/// The words of a line in lower case; `HangUp` and `hang_up` are the words `hang` and `up`.
+/// The words of a line in lower case; `HangUp` and `hang_up` are the words `hang` and `up`, and
+/// `TLSHangUp` has the word `tls`, too.
 fn words(line: &str) -> Vec<String> {
     let mut words = Vec::new();
     let mut word = String::new();
     let mut before = ' ';
-    for letter in line.chars().chain([' ']) {
-        let starts = letter.is_uppercase() && before.is_lowercase();
+    let mut letters = line.chars().chain([' ']).peekable();
+    while let Some(letter) = letters.next() {
+        let ends_acronym = before.is_uppercase() && letters.peek().is_some_and(|next| next.is_lowercase());
+        let starts = letter.is_uppercase() && (before.is_lowercase() || ends_acronym);
         if (!letter.is_alphabetic() || starts) && !word.is_empty() {
             words.push(std::mem::take(&mut word));
         }
@@ -82,8 +108,8 @@ fn words(line: &str) -> Vec<String> {
 #[test]
 fn words_are_split() {
     assert_eq!(
-        words("let hang_up = HangUp::new(); // Nobody's"),
-        ["let", "hang", "up", "hang", "up", "new", "nobody", "s"]
+        words("let hang_up = HangUp::new(); // Nobody's TLSPump"),
+        ["let", "hang", "up", "hang", "up", "new", "nobody", "s", "tls", "pump"]
     );
     let page =
         "| word | means | not |\n|---|---|---|\n| client | who connects | caller, guest |\n| a | b | |\n";
@@ -97,16 +123,8 @@ fn types_of_a_crate_have_names_of_their_own() {
     for source in sources("rs").into_iter().filter(|source| source.path.contains("/src/")) {
         let Some((name, _)) = source.path.split_once("/src/") else { continue };
         let file = syn::parse_file(source.code()).unwrap_or_else(|error| panic!("{}: {error}", source.path));
-        for item in &file.items {
-            let ident = match item {
-                syn::Item::Struct(item) => &item.ident,
-                syn::Item::Enum(item) => &item.ident,
-                syn::Item::Trait(item) => &item.ident,
-                syn::Item::Type(item) => &item.ident,
-                syn::Item::Union(item) => &item.ident,
-                _ => continue,
-            };
-            types.entry((name.to_owned(), ident.to_string())).or_default().push(source.path.clone());
+        for ident in types_of(&file.items) {
+            types.entry((name.to_owned(), ident)).or_default().push(source.path.clone());
         }
     }
     let broken: Vec<_> = types
@@ -115,6 +133,20 @@ fn types_of_a_crate_have_names_of_their_own() {
         .map(|((_, name), files)| format!("{name}: {}", files.join(", ")))
         .collect();
     assert_none("two types of one crate have one name: rename one", &broken);
+}
+
+/// The names of the types in `items` and in the modules among them.
+fn types_of(items: &[syn::Item]) -> Vec<String> {
+    let names = |item: &syn::Item| match item {
+        syn::Item::Struct(item) => vec![item.ident.to_string()],
+        syn::Item::Enum(item) => vec![item.ident.to_string()],
+        syn::Item::Trait(item) => vec![item.ident.to_string()],
+        syn::Item::Type(item) => vec![item.ident.to_string()],
+        syn::Item::Union(item) => vec![item.ident.to_string()],
+        syn::Item::Mod(item) => types_of(item.content.as_ref().map_or(&[], |(_, items)| items)),
+        _ => Vec::new(),
+    };
+    items.iter().flat_map(names).collect()
 }
 
 #[test]

@@ -26,7 +26,7 @@ pub(crate) struct Workbench {
 }
 
 impl Workbench {
-    /// Mints certificates and starts everything. A peer that does not start is reported and left
+    /// Issues certificates and starts everything. A peer that does not start is reported and left
     /// out.
     ///
     /// # Errors
