@@ -54,12 +54,12 @@ pub fn key_from_wire(key: &push::Key) -> Result<Key, Problem> {
     Ok(Key::new(kind, Id::parse(&key.id)?))
 }
 
-/// The revision that the first delta of a stream starts from, for a node at revision `held.1` of
-/// the store `held.0` and a control plane at `newest`. Both ends compute it from `Hello` and
+/// The revision that the first delta of a stream starts from, for a node at revision `current.1` of
+/// the store `current.0` and a control plane at `newest`. Both ends compute it from `Hello` and
 /// `Welcome`. It never exceeds the control plane's revision; which resources the delta contains is
 /// decided by versions.
-pub fn first_delta_base(held: (&str, u64), newest: (&str, u64)) -> u64 {
-    if held.0 == newest.0 && held.1 <= newest.1 { held.1 } else { 0 }
+pub fn first_delta_base(current: (&str, u64), newest: (&str, u64)) -> u64 {
+    if current.0 == newest.0 && current.1 <= newest.1 { current.1 } else { 0 }
 }
 
 #[cfg(test)]

@@ -15,7 +15,9 @@ use futures_util::Stream;
 use model::{Delta, Key, Snapshot, TicketRing};
 use mtls::Reloader;
 use proto::push::push_server::{Push, PushServer};
-use proto::push::{AcceptStore, FromNode, Held, Hello, Hold, Nack, ToNode, Welcome, from_node, to_node};
+use proto::push::{
+    AcceptStore, FromNode, Hello, Hold, InitialVersions, Nack, ToNode, Welcome, from_node, to_node,
+};
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
@@ -32,13 +34,13 @@ use crate::listener_errors::ErrorReason;
 
 /// Bytes of one chunk; a larger resource is a chunk of its own.
 const CHUNK_BYTES: usize = 1 << 20;
-/// Bytes of one message from a node. Nodes split `Held` to stay below.
+/// Bytes of one message from a node. Nodes split `InitialVersions` to stay below.
 const MESSAGE_BYTES: usize = 2 << 20;
-/// Resources in a node's `Held`.
-const HELD_MAX: usize = 2_000_000;
+/// Resources in a node's `InitialVersions`.
+const INITIAL_VERSIONS_MAX: usize = 2_000_000;
 const NAME_BYTES: usize = 253;
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
-const HELD_TIMEOUT: Duration = Duration::from_secs(30);
+const INITIAL_VERSIONS_TIMEOUT: Duration = Duration::from_secs(30);
 /// For one message to be sent; a node that does not read for so long is dead.
 const SEND_TIMEOUT: Duration = Duration::from_secs(30);
 /// For a reload of the store because the node knows a newer revision. Shorter than a node's wait
@@ -133,7 +135,7 @@ struct NodeSession {
 
 /// The base of the next delta: what the node reported, then what it acknowledged.
 enum DeltaBase {
-    Reported { held: HashMap<Key, u64>, revision: u64 },
+    Reported { versions: HashMap<Key, u64>, revision: u64 },
     Acknowledged(Arc<Snapshot>),
 }
 
@@ -149,7 +151,7 @@ impl NodeSession {
             }
             return Err(status);
         }
-        let held = self.read_held().await?;
+        let versions = self.read_initial_versions().await?;
         self.catch_up(&hello).await?;
         let mut store_state = self.state.store_state.for_session(hello.store_state);
         let mut latest = self.state.latest.clone();
@@ -164,7 +166,7 @@ impl NodeSession {
         tracing::info!(
             node = hello.node,
             peer = %address,
-            held = held.len(),
+            held = versions.len(),
             revision = hello.revision,
             "a data plane connected"
         );
@@ -173,7 +175,7 @@ impl NodeSession {
             (&hello.store, hello.revision),
             (&self.state.store, snapshot.revision()),
         );
-        let mut base = DeltaBase::Reported { held, revision };
+        let mut base = DeltaBase::Reported { versions, revision };
         let mut target = snapshot;
         let mut accepted = self.state.acceptance.subscribe();
         loop {
@@ -243,32 +245,35 @@ impl NodeSession {
         }
     }
 
-    async fn read_held(&mut self) -> Result<HashMap<Key, u64>, Status> {
-        let mut held = HashMap::new();
+    async fn read_initial_versions(&mut self) -> Result<HashMap<Key, u64>, Status> {
+        let mut versions = HashMap::new();
         let reading = async {
             loop {
                 let message = self.inbound.message().await?.and_then(|message| message.message);
-                let Some(from_node::Message::Held(Held { resources, last })) = message else {
-                    return Err(Status::invalid_argument("Held must follow Hello"));
+                let Some(from_node::Message::InitialVersions(InitialVersions { resources, last })) = message
+                else {
+                    return Err(Status::invalid_argument("InitialVersions must follow Hello"));
                 };
                 for resource in resources {
                     let key = resource.key.as_ref().and_then(|key| model::wire::key_from_wire(key).ok());
                     let key = key.ok_or_else(|| {
-                        Status::invalid_argument("Held names a resource without a valid key")
+                        Status::invalid_argument("InitialVersions names a resource without a valid key")
                     })?;
-                    held.insert(key, resource.version);
+                    versions.insert(key, resource.version);
                 }
-                if held.len() > HELD_MAX {
-                    return Err(Status::resource_exhausted(format!("more than {HELD_MAX} resources held")));
+                if versions.len() > INITIAL_VERSIONS_MAX {
+                    return Err(Status::resource_exhausted(format!(
+                        "more than {INITIAL_VERSIONS_MAX} resources held"
+                    )));
                 }
                 if last {
                     return Ok(());
                 }
             }
         };
-        let read = tokio::time::timeout(HELD_TIMEOUT, reading).await;
-        read.map_err(|_| Status::deadline_exceeded("Held did not end in time"))??;
-        Ok(held)
+        let read = tokio::time::timeout(INITIAL_VERSIONS_TIMEOUT, reading).await;
+        read.map_err(|_| Status::deadline_exceeded("InitialVersions did not end in time"))??;
+        Ok(versions)
     }
 
     /// A node that comes from another control plane over the same store may know a newer revision:
@@ -461,7 +466,7 @@ fn authorize(hello: &Hello, names: &[String], allowed: &[String]) -> Result<(), 
 impl DeltaBase {
     fn delta_to(&self, target: &Snapshot) -> Delta {
         match self {
-            Self::Reported { held, revision } => target.diff_from_versions(held, *revision),
+            Self::Reported { versions, revision } => target.diff_from_versions(versions, *revision),
             Self::Acknowledged(snapshot) => snapshot.diff(target),
         }
     }

@@ -90,8 +90,8 @@ async fn a_reconnect_sends_only_the_difference() {
     assert!(again < 10_000, "{again} bytes for one change after {first} for all");
     assert_eq!(node.snapshot().len(Kind::Upstream), 1500);
 
-    // The same after a restart of the node: the last-good file has the held resources and the store
-    // they are from.
+    // The same after a restart of the node: the last-good file has the resources with their
+    // versions, and the store they are from.
     let before = relay.to_node.load(Ordering::Relaxed);
     node.stop().await;
     let node = world.node(relay.address);

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use model::Kind;
-use proto::push::{Chunk, HeldResource};
+use proto::push::{Chunk, ResourceVersion};
 use tonic::Code;
 
 use super::node;
@@ -15,17 +15,17 @@ use super::scripted::ScriptedNode;
 use super::world::{ControlPlane, PATIENCE, Relay, World, eventually, key, port, upstream, upstream_port};
 
 /// What a node holds after this chunk.
-fn held(chunk: &Chunk) -> Vec<HeldResource> {
+fn held(chunk: &Chunk) -> Vec<ResourceVersion> {
     let held = chunk.upserts.iter().map(|upsert| {
         let id = &upsert.resource.as_ref().unwrap().id;
         let key = model::wire::key_to_wire(&key(Kind::Upstream, id));
-        HeldResource { key: Some(key), version: upsert.version }
+        ResourceVersion { key: Some(key), version: upsert.version }
     });
     held.collect()
 }
 
 /// A new node syncs from this control plane.
-async fn sync_from(world: &World, control: &ControlPlane) -> (u64, Vec<HeldResource>) {
+async fn sync_from(world: &World, control: &ControlPlane) -> (u64, Vec<ResourceVersion>) {
     let mut node = ScriptedNode::connect(world, control).await;
     node.send_hello().await;
     let chunk = node.chunk().await;
@@ -39,7 +39,7 @@ async fn sync_from(world: &World, control: &ControlPlane) -> (u64, Vec<HeldResou
 async fn reconnect(
     world: &World,
     control: &ControlPlane,
-    (revision, held): &(u64, Vec<HeldResource>),
+    (revision, held): &(u64, Vec<ResourceVersion>),
 ) -> (ScriptedNode, Chunk) {
     let mut node = ScriptedNode::connect(world, control).await;
     node.send_hello_with(world.store.identity(), *revision, held.clone()).await;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use model::Kind;
 use pki::ca::Authority;
-use proto::push::{Chunk, HeldResource, Hold, Loss, from_node, to_node};
+use proto::push::{Chunk, Hold, Loss, ResourceVersion, from_node, to_node};
 use serde_json::{Value, json};
 
 use super::scripted::{ScriptedNode, scripted_control};
@@ -133,7 +133,7 @@ async fn an_older_control_plane_gets_a_nack() {
     let node = world.node(scripted.address);
     let nack = loop {
         match scripted.next_message().await {
-            from_node::Message::Hello(_) | from_node::Message::Held(_) => {}
+            from_node::Message::Hello(_) | from_node::Message::InitialVersions(_) => {}
             from_node::Message::Nack(nack) => break nack,
             other => panic!("{other:?}"),
         }
@@ -151,7 +151,8 @@ async fn an_acceptance_ends_a_hold_with_the_state() {
     let revision = world.put(Kind::Route, "1", route("/one")).await;
     let control = world.control().await;
     let mut node = ScriptedNode::connect(&world, &control).await;
-    let resource = HeldResource { key: Some(model::wire::key_to_wire(&key(Kind::Route, "9"))), version: 3 };
+    let resource =
+        ResourceVersion { key: Some(model::wire::key_to_wire(&key(Kind::Route, "9"))), version: 3 };
     node.send_hello_with("elsewhere", 5, vec![resource]).await;
     assert!(node.welcome().await.hold);
     assert_eq!(node.chunk().await.removals.len(), 1);

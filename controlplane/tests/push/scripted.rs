@@ -11,8 +11,8 @@ use model::{Id, Kind};
 use proto::push::push_client::PushClient;
 use proto::push::push_server::{Push, PushServer};
 use proto::push::{
-    Ack, Chunk, FromNode, Held, HeldResource, Hello, Nack, ResourceError, ToNode, Upsert, Welcome, from_node,
-    to_node,
+    Ack, Chunk, FromNode, Hello, InitialVersions, Nack, ResourceError, ResourceVersion, ToNode, Upsert,
+    Welcome, from_node, to_node,
 };
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
@@ -52,11 +52,16 @@ impl ScriptedNode {
     }
 
     /// Sends what it holds, and from which store.
-    pub(crate) async fn send_hello_with(&mut self, store: &str, revision: u64, resources: Vec<HeldResource>) {
+    pub(crate) async fn send_hello_with(
+        &mut self,
+        store: &str,
+        revision: u64,
+        resources: Vec<ResourceVersion>,
+    ) {
         let (node, instance, store) = ("node-1".into(), "scripted".into(), store.into());
         let hello = Hello { node, instance, store, revision, ..Hello::default() };
         self.send(from_node::Message::Hello(hello)).await;
-        self.send(from_node::Message::Held(Held { resources, last: true })).await;
+        self.send(from_node::Message::InitialVersions(InitialVersions { resources, last: true })).await;
     }
 
     pub(crate) async fn welcome(&mut self) -> Welcome {
@@ -261,7 +266,9 @@ async fn an_invalid_resource_rejects_the_whole_delta() {
     while answers.len() < 3 {
         match scripted.next_message().await {
             from_node::Message::Hello(hello) => assert_eq!(hello.node, "node-1"),
-            from_node::Message::Held(held) => assert!(held.last && held.resources.is_empty()),
+            from_node::Message::InitialVersions(versions) => {
+                assert!(versions.last && versions.resources.is_empty());
+            }
             answer => answers.push(answer),
         }
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use model::{Kind, TicketRing};
-use proto::push::{Ack, Held, Hello, from_node, to_node};
+use proto::push::{Ack, Hello, InitialVersions, from_node, to_node};
 
 use super::scripted::ScriptedNode;
 use super::world::{Node, World, upstream};
@@ -87,7 +87,8 @@ async fn without_tickets_the_node_gets_an_empty_ring() {
     let mut node = ScriptedNode::connect(&world, &control).await;
     let hello = Hello { node: "node-1".into(), instance: "x".into(), tickets: true, ..Hello::default() };
     node.send(from_node::Message::Hello(hello)).await;
-    node.send(from_node::Message::Held(Held { resources: Vec::new(), last: true })).await;
+    node.send(from_node::Message::InitialVersions(InitialVersions { resources: Vec::new(), last: true }))
+        .await;
     let Some(to_node::Message::Welcome(_)) = node.receive().await else { panic!("no Welcome") };
     let Some(to_node::Message::Tickets(ring)) = node.receive().await else { panic!("no ring") };
     assert!(ring.secrets.is_empty());

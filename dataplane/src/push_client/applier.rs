@@ -1,17 +1,17 @@
 //! Applies the messages of a session: chunks -> delta -> snapshot -> workers, and ticket rings.
 //! After the start only this module and `expiry` replace the snapshot of the workers.
 //!
-//! Invariants: a delta is applied whole or not at all. An invalid one changes nothing, and the held
-//! resources of the next Hello are read from the snapshot itself, so an invalid resource never
-//! counts as held. Another store's state is not applied while it would remove most of the snapshot,
-//! until an operator accepts that store.
+//! Invariants: a delta is applied whole or not at all. An invalid one changes nothing, and the
+//! versions that follow the next Hello are read from the snapshot itself, so an invalid resource
+//! never counts as received. Another store's state is not applied while it would remove most of the
+//! snapshot, until an operator accepts that store.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use model::wire::{DeltaAssembler, ResourceError};
 use model::{Delta, Losses, Snapshot, TicketRing};
-use proto::push::{self, Ack, Chunk, HeldResource, Hold, Nack, StoreState, Welcome, from_node};
+use proto::push::{self, Ack, Chunk, Hold, Nack, ResourceVersion, StoreState, Welcome, from_node};
 use tokio::sync::watch;
 
 use super::expiry;
@@ -124,8 +124,9 @@ pub(super) enum ChunkOutcome {
     Complete(from_node::Message),
     /// The delta is complete, comes from another store and is not applied; this is the answer.
     Held(from_node::Message),
-    /// The delta does not start from the held revision, and only a new session can mend that.
-    RevisionMismatch { from: u64, held: u64 },
+    /// The delta does not start from the revision of this node, and only a new session can mend
+    /// that.
+    RevisionMismatch { from: u64, current: u64 },
 }
 
 impl Applier {
@@ -137,21 +138,21 @@ impl Applier {
         &self.node.status
     }
 
-    /// The store, the revision and the version of each resource that this node holds.
-    pub(crate) fn held_resources(&self) -> (String, u64, Vec<HeldResource>) {
+    /// The store, the revision and the version of each resource of this node.
+    pub(crate) fn resource_versions(&self) -> (String, u64, Vec<ResourceVersion>) {
         let snapshot = &self.node.snapshot;
-        let held = snapshot
+        let versions = snapshot
             .versions()
-            .map(|(key, version)| HeldResource { key: Some(model::wire::key_to_wire(&key)), version })
+            .map(|(key, version)| ResourceVersion { key: Some(model::wire::key_to_wire(&key)), version })
             .collect();
-        (self.node.store.clone().unwrap_or_default(), snapshot.revision(), held)
+        (self.node.store.clone().unwrap_or_default(), snapshot.revision(), versions)
     }
 
     /// A new session begins: an incomplete delta of an earlier one is discarded.
     pub(crate) fn on_welcome(&mut self, welcome: Welcome) {
         let store = self.node.store.as_deref().unwrap_or_default();
-        let held = (store, self.node.snapshot.revision());
-        let from = model::wire::first_delta_base(held, (&welcome.store, welcome.revision));
+        let current = (store, self.node.snapshot.revision());
+        let from = model::wire::first_delta_base(current, (&welcome.store, welcome.revision));
         self.inbound = Inbound::new(welcome.store, from, welcome.hold);
         self.inbound.store_outage = welcome.store_state.and_then(StoreOutage::from_state);
         self.log_store_outage();
@@ -220,7 +221,7 @@ impl Applier {
     pub(crate) fn on_chunk(&mut self, chunk: Chunk) -> ChunkOutcome {
         let (from, to, last) = (chunk.from, chunk.to, chunk.last);
         if from != self.inbound.next_from {
-            return ChunkOutcome::RevisionMismatch { from, held: self.inbound.next_from };
+            return ChunkOutcome::RevisionMismatch { from, current: self.inbound.next_from };
         }
         match self.inbound.assembler.push(chunk) {
             Err(errors) => self.inbound.errors.extend(errors),
@@ -426,7 +427,7 @@ mod tests {
                 ChunkOutcome::Incomplete => {}
                 ChunkOutcome::Complete(answer) => return matches!(answer, from_node::Message::Ack(_)),
                 ChunkOutcome::Held(_) => return false,
-                ChunkOutcome::RevisionMismatch { from, held } => panic!("{from} and not {held}"),
+                ChunkOutcome::RevisionMismatch { from, current } => panic!("{from} and not {current}"),
             }
         }
         panic!("no last chunk")

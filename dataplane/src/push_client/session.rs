@@ -1,5 +1,5 @@
-//! One session with a control plane: sends Hello and the held resources, passes each message to the
-//! applier, answers each change.
+//! One session with a control plane: sends Hello and the versions of the node's resources, passes
+//! each message to the applier, answers each change.
 //!
 //! Bounded: the size of a message both ways and the time until Welcome; HTTP/2 keepalives (set by
 //! `sync_loop`) end a session with a silent peer.
@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use proto::push::push_client::PushClient;
 use proto::push::{
-    AcceptStore, Draining, FromNode, Held, HeldResource, Hello, ToNode, Welcome, from_node, to_node,
+    AcceptStore, Draining, FromNode, Hello, InitialVersions, ResourceVersion, ToNode, Welcome, from_node,
+    to_node,
 };
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -23,8 +24,9 @@ use crate::lifecycle::{ShutdownStage, ShutdownWatch};
 
 /// The control plane sends chunks of 1 MiB, or a single resource beyond that.
 const MESSAGE_BYTES: usize = 16 << 20;
-/// Resources in one `Held`: about 64 bytes each, well below the limit of the control plane.
-const HELD_PER_MESSAGE: usize = 10_000;
+/// Resources in one `InitialVersions`: about 64 bytes each, well below the limit of the control
+/// plane.
+const VERSIONS_PER_MESSAGE: usize = 10_000;
 /// A node that holds another store's state leaves after this time when there are other control
 /// planes: long enough for an operator to accept the store, and not long without the changes of a
 /// control plane that has the right one.
@@ -99,7 +101,7 @@ impl NodeInfo {
     }
 
     fn hello_messages(&self, applier: &Applier) -> Vec<FromNode> {
-        let (store, revision, held) = applier.held_resources();
+        let (store, revision, versions) = applier.resource_versions();
         let hello = Hello {
             node: self.node.clone(),
             instance: self.instance.clone(),
@@ -110,17 +112,18 @@ impl NodeInfo {
             store_state: true,
         };
         let mut messages = vec![from_node::Message::Hello(hello)];
-        let parts: Vec<Vec<HeldResource>> = held.chunks(HELD_PER_MESSAGE).map(<[_]>::to_vec).collect();
+        let parts: Vec<Vec<ResourceVersion>> =
+            versions.chunks(VERSIONS_PER_MESSAGE).map(<[_]>::to_vec).collect();
         let last = parts.len().saturating_sub(1);
         if parts.is_empty() {
-            messages.push(from_node::Message::Held(Held { resources: Vec::new(), last: true }));
+            messages.push(from_node::Message::InitialVersions(InitialVersions {
+                resources: Vec::new(),
+                last: true,
+            }));
         }
-        messages.extend(
-            parts
-                .into_iter()
-                .enumerate()
-                .map(|(index, resources)| from_node::Message::Held(Held { resources, last: index == last })),
-        );
+        messages.extend(parts.into_iter().enumerate().map(|(index, resources)| {
+            from_node::Message::InitialVersions(InitialVersions { resources, last: index == last })
+        }));
         messages.into_iter().map(|message| FromNode { message: Some(message) }).collect()
     }
 }
@@ -195,9 +198,9 @@ async fn sync(
                 held_since.get_or_insert_with(Instant::now);
                 send(&answers, answer).await?;
             }
-            ChunkOutcome::RevisionMismatch { from, held } => {
+            ChunkOutcome::RevisionMismatch { from, current } => {
                 return Err(SessionEnd::Protocol(format!(
-                    "a change starts from revision {from}, but revision {held} is held"
+                    "a change starts from revision {from}, but revision {current} is held"
                 )));
             }
         }

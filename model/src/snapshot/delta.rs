@@ -65,9 +65,10 @@ impl Snapshot {
 
     /// The delta to this snapshot for a node that reports only the versions of its resources, at
     /// revision `from` of any store.
-    pub fn diff_from_versions(&self, held: &HashMap<Key, u64>, from: u64) -> Delta {
-        let missing = self.resources().filter(|now| held.get(&now.resource.key()) != Some(&now.version));
-        let mut removals: Vec<Key> = held.keys().filter(|key| self.version(key).is_none()).cloned().collect();
+    pub fn diff_from_versions(&self, versions: &HashMap<Key, u64>, from: u64) -> Delta {
+        let missing = self.resources().filter(|now| versions.get(&now.resource.key()) != Some(&now.version));
+        let mut removals: Vec<Key> =
+            versions.keys().filter(|key| self.version(key).is_none()).cloned().collect();
         removals.sort();
         Delta { from, to: self.revision(), upserts: missing.cloned().collect(), removals }
     }
