@@ -20,7 +20,7 @@ const PROGRAM_VERSION: &str = env!("CARGO_PKG_VERSION");
 /// Checks and compiles a document.
 ///
 /// # Errors
-/// The first problem: an unresolved reference, or an error of `model::check`.
+/// The first problem: an unresolved reference, or an error of `model::compile`.
 pub(crate) fn compile(kind: Kind, id: &Id, document: &Value, keyring: &Keyring) -> Result<Resource, Problem> {
     let resolved = resolve_references(kind, document, &env_var)?;
     log_env_refs(resolved.resolved_refs());

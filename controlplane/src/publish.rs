@@ -3,13 +3,14 @@
 //! Follows `store` in the path of a change: `store_watcher` (store -> compiled resources -> the
 //! current snapshot; `findings`: problems of stored documents) -> `session` (one task for each
 //! node: first what it lacks, then each change) -> `fleet` (which node serves which revision, for
-//! the Admin API). `listener` is the TLS listener, `peer` the verified node at the other end;
-//! `tickets` rotates the ring of ticket secrets, which `session` sends, too; `reports` has the
-//! fleets of the other control planes; `refresh` has `store_watcher` reload the store for a
-//! session; `deny_list` has the node certificates that must not connect; `store_state` tells
-//! sessions whether the store is readable; `store_acceptance`, whether nodes replace another
-//! store's state by this one's. Invariant: our own writes, other control planes' writes and the
-//! state at start-up take the same path.
+//! the Admin API). `listener` is the TLS listener (`permit_stream`: a connection and its place
+//! under the limit), `peer` the verified node at the other end; `rejection` records that a node
+//! rejects or holds a change; `tickets` rotates the ring of ticket secrets, which `session` sends,
+//! too; `reports` has the fleets of the other control planes; `refresh` has `store_watcher` reload
+//! the store for a session; `deny_list` has the node certificates that must not connect;
+//! `store_state` tells sessions whether the store is readable; `store_acceptance`, whether nodes
+//! replace another store's state by this one's. Invariant: our own writes, other control planes'
+//! writes and the state at start-up take the same path.
 
 pub(crate) mod deny_list;
 mod findings;

@@ -4,8 +4,8 @@
 //! checks in their order, then this gateway's limits: a feature that it would have to ignore (a
 //! plugin, a predicate, a reference to a secret) is rejected by name, because a route that loses a
 //! predicate is an unprotected route. [`resolve_references`] resolves references to the environment
-//! first. `resource::references` checks what depends on other resources, [`check_validity_period`]
-//! what depends on the time.
+//! first. [`Reference::check`](crate::resource::Reference::check) checks what depends on other
+//! resources, [`check_validity_period`] what depends on the time.
 
 mod client;
 mod environment;

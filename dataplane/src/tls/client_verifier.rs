@@ -1,7 +1,9 @@
 //! The verification of client certificates: `pki` verifies, for rustls and BoringSSL alike.
 //!
-//! [`verify_chain`] is the only caller of `pki`'s verifier for clients, in the handshake and when a
-//! policy changes. A worker's cache makes the second verification of a chain cheap.
+//! [`verify_chain`] is the only caller of `pki`'s verifier for a chain that a client presents: in
+//! the handshake, right after it for the connection's state, and when a policy changes (a verified
+//! client is tried with `pki::reverify` first). A worker's cache makes the second verification of a
+//! chain cheap.
 
 use std::sync::Arc;
 

@@ -88,8 +88,8 @@ impl CrlTexts {
 
 /// Drops the CRLs from the `client` of an ssl that are signed neither by a certificate of the
 /// bundle `ca` nor by one beside a list that the bundle issued. A carried-over list needs this,
-/// because [`check`](compile) rejects such lists. Returns descriptions of the dropped entries.
-/// Unreadable texts stay, so that `compile` reports them.
+/// because [`compile`] rejects such lists. Returns descriptions of the dropped entries. Unreadable
+/// texts stay, so that [`compile`] reports them.
 pub fn drop_unsigned_crls(client: &mut Map<String, Value>, ca: &str) -> Vec<String> {
     let Some((texts, dropped)) = signed_crls(client, ca) else { return Vec::new() };
     if dropped.is_empty() {
