@@ -63,7 +63,7 @@ pub struct CurrentSnapshot {
 /// A revision and the rollback epoch it belongs to: in a later epoch no caller waits for it.
 #[derive(Clone, Copy, Default)]
 struct LastWrite {
-    set_backs: u64,
+    rollback_epoch: u64,
     revision: u64,
 }
 
@@ -79,18 +79,19 @@ impl CurrentSnapshot {
 
     /// Records a revision whose write is answered.
     pub fn note_write(&self, revision: u64) {
-        let set_backs = self.latest.borrow().rollback_epoch();
+        let rollback_epoch = self.latest.borrow().rollback_epoch();
         let mut written = self.lock_last_write();
-        let before = if written.set_backs == set_backs { written.revision } else { 0 };
-        *written = LastWrite { set_backs, revision: revision.max(before) };
+        let before = if written.rollback_epoch == rollback_epoch { written.revision } else { 0 };
+        *written = LastWrite { rollback_epoch, revision: revision.max(before) };
     }
 
     /// The newest snapshot; it contains every write that was answered before the call.
     pub async fn snapshot(&self) -> Arc<Snapshot> {
-        let LastWrite { set_backs, revision } = *self.lock_last_write();
+        let LastWrite { rollback_epoch, revision } = *self.lock_last_write();
         let mut latest = self.latest.clone();
-        let reached = latest
-            .wait_for(|snapshot| snapshot.revision() >= revision || snapshot.rollback_epoch() != set_backs);
+        let reached = latest.wait_for(|snapshot| {
+            snapshot.revision() >= revision || snapshot.rollback_epoch() != rollback_epoch
+        });
         // A store that cannot be watched must not block questions about the current snapshot.
         drop(tokio::time::timeout(WAIT_MAX, reached).await);
         Arc::clone(&self.latest.borrow())

@@ -47,7 +47,7 @@ struct NodeEntry {
     draining: bool,
     acknowledged: u64,
     /// The rollback epoch of the acknowledged revision.
-    set_backs: u64,
+    rollback_epoch: u64,
     acknowledged_at: Option<u64>,
     last_nack: Option<NackView>,
     held: Option<HoldView>,
@@ -217,12 +217,12 @@ impl Fleet {
     /// The connected nodes, those with the oldest revision first: at most `most`, and their total
     /// number. Acknowledgements from before the store was set back do not count.
     pub(super) fn connected(&self, most: usize) -> (Vec<ConnectedNode>, usize) {
-        let set_backs = self.latest.borrow().rollback_epoch();
+        let rollback_epoch = self.latest.borrow().rollback_epoch();
         let nodes = self.lock();
         let mut connected: Vec<_> = nodes
             .iter()
             .filter(|(_, entry)| entry.disconnected_at.is_none())
-            .map(|(key, entry)| (entry.acknowledged_revision(set_backs), key))
+            .map(|(key, entry)| (entry.acknowledged_revision(rollback_epoch), key))
             .collect();
         connected
             .sort_by(|(one, a), (other, b)| (one, &a.name, &a.instance).cmp(&(other, &b.name, &b.instance)));
@@ -275,9 +275,9 @@ impl Fleet {
     }
 
     fn view_if_reached(&self, revision: u64) -> Option<FleetView> {
-        let set_backs = self.latest.borrow().rollback_epoch();
+        let rollback_epoch = self.latest.borrow().rollback_epoch();
         let reached = |entry: &NodeEntry| {
-            entry.acknowledged_revision(set_backs).is_some_and(|reached| reached >= revision)
+            entry.acknowledged_revision(rollback_epoch).is_some_and(|reached| reached >= revision)
         };
         let nodes = self.lock();
         let mut connected = nodes.values().filter(|entry| entry.disconnected_at.is_none()).peekable();
@@ -300,7 +300,7 @@ impl Fleet {
             disconnected_at: None,
             draining: false,
             acknowledged: 0,
-            set_backs: 0,
+            rollback_epoch: 0,
             acknowledged_at: None,
             last_nack: None,
             held: None,
@@ -326,7 +326,7 @@ impl NodeRegistration {
     pub(super) fn record_ack(&self, snapshot: &Snapshot) {
         self.update(|entry| {
             entry.acknowledged = snapshot.revision();
-            entry.set_backs = snapshot.rollback_epoch();
+            entry.rollback_epoch = snapshot.rollback_epoch();
             entry.acknowledged_at =
                 SystemTime::now().duration_since(UNIX_EPOCH).ok().map(|since| since.as_secs());
             entry.last_nack = None;
@@ -369,8 +369,8 @@ impl NodeEntry {
     /// The acknowledged revision of this rollback epoch. An empty store has revision 0, which
     /// differs from no acknowledgement, and a revision from before the store was set back does not
     /// count.
-    fn acknowledged_revision(&self, set_backs: u64) -> Option<u64> {
-        (self.acknowledged_at.is_some() && self.set_backs == set_backs).then_some(self.acknowledged)
+    fn acknowledged_revision(&self, rollback_epoch: u64) -> Option<u64> {
+        (self.acknowledged_at.is_some() && self.rollback_epoch == rollback_epoch).then_some(self.acknowledged)
     }
 
     fn view(&self, key: &NodeKey, newest: u64) -> NodeView {
