@@ -51,7 +51,7 @@ pub fn shared(
     // As many secrets as a ring has after some rotations.
     let secret = |nth: u8| TicketSecret::new(u64::from(nth), Zeroizing::new([nth; 32]));
     secrets.store(Arc::new(TicketRing { lifetime: 3600, secrets: (1..=5).map(secret).collect() }));
-    let connector =
+    let upstream_tls =
         ClientTlsConfigs::new(Arc::clone(&provider), anchors, false, config::record_layer(&settings))
             .expect("client sides");
     Arc::new(SharedState {
@@ -63,7 +63,7 @@ pub fn shared(
             Some(secrets),
             config::record_layer(&settings),
         ),
-        connector: Arc::new(connector),
+        upstream_tls: Arc::new(upstream_tls),
         resolver: Resolver::start().expect("the resolver's threads"),
         config: config::worker_config(&settings).expect("good settings"),
     })

@@ -222,13 +222,13 @@ fn shared_state(
     let anchors = config::upstream_anchors(settings)?;
     let records = config::record_layer(settings);
     let verify = settings.http.proxy_ssl_verify;
-    let tls_configs = ClientTlsConfigs::new(Arc::clone(&provider), anchors, verify, records)?;
+    let upstream_tls = ClientTlsConfigs::new(Arc::clone(&provider), anchors, verify, records)?;
     let versions = config::tls_versions(settings)?;
     Ok(Arc::new(SharedState {
         snapshot: Arc::clone(snapshot),
         sites: SiteConfigFactory::new(provider, &versions, config.http2, ticket_ring.cloned(), records)
             .with_ciphers(settings.apisix.ssl.ciphers.clone()),
-        connector: Arc::new(tls_configs),
+        upstream_tls: Arc::new(upstream_tls),
         resolver: Resolver::start().context("cannot start the resolver's threads")?,
         config,
     }))

@@ -37,7 +37,7 @@ pub struct SharedState {
     /// The TLS configurations of sites.
     pub sites: SiteConfigFactory,
     /// The TLS configurations towards upstreams.
-    pub connector: Arc<ClientTlsConfigs>,
+    pub upstream_tls: Arc<ClientTlsConfigs>,
     /// Resolves the names of upstream nodes.
     pub resolver: Resolver,
     pub config: WorkerConfig,
@@ -110,7 +110,7 @@ impl Worker {
             permits: ConnectionPermits::new(config.connection_limits.upstreams, pool),
             timers: Rc::clone(timeouts.timers()),
             resolver: ResolverCache::new(shared.resolver.clone()),
-            tls_configs: Arc::clone(&shared.connector),
+            tls_configs: Arc::clone(&shared.upstream_tls),
             keepalive: config.upstream_keepalive,
             head: config.head_limits,
             preserve_header_case: config.preserve_header_case,
