@@ -47,23 +47,23 @@ pub fn references(resource: &Resource) -> Vec<Reference> {
     match resource {
         Resource::Ssl(_) | Resource::GlobalRule(_) => {}
         Resource::Upstream(upstream) => identity("", upstream, &mut found),
-        Resource::Service(service) => target(service.upstream.as_ref(), &mut found),
+        Resource::Service(service) => upstream_ref(service.upstream.as_ref(), &mut found),
         Resource::Route(route) => {
-            target(route.upstream.as_ref(), &mut found);
+            upstream_ref(route.upstream.as_ref(), &mut found);
             found
                 .iter_mut()
                 .for_each(|reference| reference.requires_http = reference.key.kind == Kind::Upstream);
             found.extend(route.service.as_ref().map(|id| named("service_id", Kind::Service, id)));
         }
         Resource::StreamRoute(route) => {
-            target(route.upstream.as_ref(), &mut found);
+            upstream_ref(route.upstream.as_ref(), &mut found);
             found.extend(route.service.as_ref().map(|id| named("service_id", Kind::Service, id)));
         }
     }
     found
 }
 
-fn target(upstream: Option<&UpstreamRef>, found: &mut Vec<Reference>) {
+fn upstream_ref(upstream: Option<&UpstreamRef>, found: &mut Vec<Reference>) {
     match upstream {
         Some(UpstreamRef::Id(id)) => found.push(named("upstream_id", Kind::Upstream, id)),
         Some(UpstreamRef::Inline(upstream)) => identity("upstream.", upstream, found),

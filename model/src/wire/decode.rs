@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use pki::{Certificate, ClientAuth, ClientAuthInput, KeyFormat, PrivateKey};
 use prost::bytes::Bytes;
+use proto::push;
 use proto::push::blocked::What;
-use proto::push::{self};
 use serde_json::Value;
 
 use crate::client_identity::ClientIdentity;
@@ -213,7 +213,7 @@ fn service_from_wire(id: Id, service: push::Service) -> Result<Service, Problem>
     Ok(Service {
         id,
         hosts: names("hosts", &service.hosts)?,
-        upstream: service.upstream.map(target_from_wire).transpose()?,
+        upstream: service.upstream.map(upstream_ref_from_wire).transpose()?,
         client_identity: json("client_identity", &service.client_identity, ClientIdentity::compile)?
             .map(Arc::new),
         proxy_rewrite: json("proxy_rewrite", &service.proxy_rewrite, ProxyRewrite::compile)?.map(Arc::new),
@@ -259,7 +259,7 @@ fn route_from_wire(id: Id, route: push::Route, blocked: Option<Blocked>) -> Resu
         remote_addrs,
         priority: route.priority,
         enabled: !route.disabled,
-        upstream: route.upstream.map(target_from_wire).transpose()?,
+        upstream: route.upstream.map(upstream_ref_from_wire).transpose()?,
         service: service.map(|id| id_of("service_id", id)).transpose()?,
         timeout: route.timeout.as_ref().map(timeout_from_wire).transpose()?,
         vars: json("vars", &route.vars, Vars::compile)?.unwrap_or_default(),
@@ -289,15 +289,15 @@ fn stream_route_from_wire(id: Id, route: push::StreamRoute) -> Result<StreamRout
         remote_addr: network("remote_addr", &route.remote_addr)?,
         server_addr: network("server_addr", &route.server_addr)?,
         server_port: Some(port).filter(|port| *port != 0),
-        upstream: route.upstream.map(target_from_wire).transpose()?,
+        upstream: route.upstream.map(upstream_ref_from_wire).transpose()?,
         service: given(&route.service_id).map(|id| id_of("service_id", id)).transpose()?,
         blocked: None,
     })
 }
 
-fn target_from_wire(target: push::UpstreamRef) -> Result<UpstreamRef, Problem> {
+fn upstream_ref_from_wire(upstream: push::UpstreamRef) -> Result<UpstreamRef, Problem> {
     use push::upstream_ref::Ref;
-    match target.r#ref {
+    match upstream.r#ref {
         Some(Ref::Id(id)) => Ok(UpstreamRef::Id(id_of("upstream_id", &id)?)),
         Some(Ref::Inline(upstream)) => {
             let upstream =

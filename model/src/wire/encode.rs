@@ -136,7 +136,7 @@ fn upstream_to_wire(upstream: &Upstream) -> push::Upstream {
 fn service_to_wire(service: &Service) -> push::Service {
     push::Service {
         hosts: texts(&service.hosts),
-        upstream: service.upstream.as_ref().map(target_to_wire),
+        upstream: service.upstream.as_ref().map(upstream_ref_to_wire),
         client_identity: json(service.client_identity.as_deref().map(ClientIdentity::source)),
         proxy_rewrite: json(service.proxy_rewrite.as_deref().map(ProxyRewrite::source)),
     }
@@ -150,7 +150,7 @@ fn route_to_wire(route: &Route) -> push::Route {
         remote_addrs: texts(&route.remote_addrs),
         priority: route.priority,
         disabled: !route.enabled,
-        upstream: route.upstream.as_ref().map(target_to_wire),
+        upstream: route.upstream.as_ref().map(upstream_ref_to_wire),
         service_id: route.service.as_ref().map(ToString::to_string).unwrap_or_default(),
         timeout: route.timeout.as_ref().map(timeout_to_wire),
         vars: json((!route.vars.is_empty()).then(|| route.vars.source())),
@@ -166,7 +166,7 @@ fn stream_route_to_wire(route: &StreamRoute) -> push::StreamRoute {
         remote_addr: text(route.remote_addr),
         server_addr: text(route.server_addr),
         server_port: route.server_port.unwrap_or_default().into(),
-        upstream: route.upstream.as_ref().map(target_to_wire),
+        upstream: route.upstream.as_ref().map(upstream_ref_to_wire),
         service_id: route.service.as_ref().map(ToString::to_string).unwrap_or_default(),
     }
 }
@@ -175,10 +175,10 @@ fn json(block: Option<&Value>) -> String {
     block.map(Value::to_string).unwrap_or_default()
 }
 
-fn target_to_wire(target: &UpstreamRef) -> push::UpstreamRef {
+fn upstream_ref_to_wire(upstream: &UpstreamRef) -> push::UpstreamRef {
     use push::upstream_ref::Ref;
     push::UpstreamRef {
-        r#ref: Some(match target {
+        r#ref: Some(match upstream {
             UpstreamRef::Id(id) => Ref::Id(id.to_string()),
             UpstreamRef::Inline(upstream) => Ref::Inline(upstream_to_wire(upstream)),
         }),
