@@ -18,7 +18,7 @@ use super::boring::{BoringConnection, BoringError};
 use super::handshake_state::{HandshakeState, RejectedCertificate};
 use super::record::framing::RecordFraming;
 use super::transport::TlsTransport;
-use super::transport::rustls::RustlsConnection;
+use super::transport::rustls_connection::RustlsConnection;
 use crate::io::buffered::BufferedSocket;
 use crate::observability::TicketRejection;
 use crate::runtime::{Reader, Writer};

@@ -7,17 +7,17 @@
 use std::io::{self, BufRead as _, IoSlice, Write as _};
 use std::ops::Deref;
 
-use self::rustls::RustlsConnection;
+use self::rustls_connection::RustlsConnection;
 use super::PlaintextState;
 use super::record::{RecordError, RecordLayer};
 
-pub(super) mod rustls;
+pub(super) mod rustls_connection;
 
 /// The connection failed; an alert for the peer is queued.
 #[derive(Debug, thiserror::Error)]
 pub enum TransportError {
     #[error(transparent)]
-    Rustls(#[from] ::rustls::Error),
+    Rustls(#[from] rustls::Error),
     #[error(transparent)]
     RecordLayer(#[from] RecordError),
 }
