@@ -217,14 +217,14 @@ pub async fn accept_tls<R: Reader, W: Writer>(
     let config = &worker.shared.config;
     let hello = client_hello::read(socket).await.map_err(HandshakeFailure::from_client_hello)?;
     let Some(sni) = hello.server_name(config.fallback_sni.as_ref()) else {
-        return Err(HandshakeFailure::no_site(socket, None, Reason::NoSni));
+        return Err(HandshakeFailure::unrecognized_name(socket, None, Reason::NoSni));
     };
     let snapshot = worker.snapshot();
     let Some(ssl) = snapshot.site(&sni).map(Arc::clone) else {
-        return Err(HandshakeFailure::no_site(socket, Some(sni), Reason::NoSite));
+        return Err(HandshakeFailure::unrecognized_name(socket, Some(sni), Reason::NoSite));
     };
     if let Some(blocked) = &ssl.blocked {
-        let failure = HandshakeFailure::no_site(socket, Some(sni), Reason::BlockedSite);
+        let failure = HandshakeFailure::unrecognized_name(socket, Some(sni), Reason::BlockedSite);
         return Err(failure.with_detail(format!("ssl {} is blocked: {}", ssl.id, blocked.reason())));
     }
     let site_generation = snapshot.site_generation();
@@ -232,7 +232,7 @@ pub async fn accept_tls<R: Reader, W: Writer>(
     let site_config = match worker.shared.sites.config(&ssl, subsystem) {
         Ok(site_config) => site_config,
         Err(error) => {
-            let failure = HandshakeFailure::no_site(socket, Some(sni), Reason::BadSite);
+            let failure = HandshakeFailure::unrecognized_name(socket, Some(sni), Reason::BadSite);
             return Err(failure.with_detail(format!("the site of ssl {} cannot be served: {error}", ssl.id)));
         }
     };

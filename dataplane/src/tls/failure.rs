@@ -44,8 +44,9 @@ impl HandshakeFailure {
         Self { reason, sni: None, detail: error.to_string(), rejected_certificate: None }
     }
 
-    /// No site serves the ClientHello. Queues the alert.
-    pub fn no_site<R: Reader, W: Writer>(
+    /// The client sends no name, its name has no site, or the site cannot be served. Queues the
+    /// alert `unrecognized_name`.
+    pub fn unrecognized_name<R: Reader, W: Writer>(
         socket: &mut BufferedSocket<R, W>,
         sni: Option<HostName>,
         reason: Reason,
