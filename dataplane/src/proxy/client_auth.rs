@@ -98,7 +98,7 @@ fn is_whole_chain(verified: &VerifiedClient, presented: &[CertificateDer<'static
 impl ClientAuthState {
     /// Verifies the chain that the client presented in a handshake with site `ssl`, which is that
     /// of `site_generation`.
-    pub(super) fn new(
+    pub(super) fn evaluate(
         sni: HostName,
         peer: SocketAddr,
         chain: Cow<'_, [CertificateDer<'static>]>,

@@ -245,7 +245,7 @@ pub async fn accept_tls<R: Reader, W: Writer>(
         return Err(HandshakeFailure::from_handshake(sni, &mut handshake, error));
     }
     let chain = handshake.peer_chain();
-    let client_auth = ClientAuthState::new(sni, peer, chain, &ssl, site_generation, subsystem);
+    let client_auth = ClientAuthState::evaluate(sni, peer, chain, &ssl, site_generation, subsystem);
     // Defence in depth: the verifier and the ticketer accept only such a client.
     if !client_auth.satisfies(&ssl) {
         handshake.send_close_notify();

@@ -70,7 +70,7 @@ impl TestSite {
         let sni = HostName::from_sni("a.example").unwrap();
         let peer = "192.0.2.1:1".parse().unwrap();
         let generation = self.snapshot.site_generation();
-        ClientAuthState::new(sni, peer, chain.into(), ssl, generation, subsystem)
+        ClientAuthState::evaluate(sni, peer, chain.into(), ssl, generation, subsystem)
     }
 
     fn revalidate(&self, connection: &ClientAuthState) -> Option<CloseMode> {
@@ -269,7 +269,7 @@ fn the_presented_chain_is_kept_once_and_for_good() {
         let (peer, generation) = ("192.0.2.1:1".parse().unwrap(), site.snapshot.site_generation());
         let presented = Cow::Borrowed(&chain[..]);
         let connection =
-            ClientAuthState::new(sni.clone(), peer, presented, &ssl, generation, Subsystem::Http);
+            ClientAuthState::evaluate(sni.clone(), peer, presented, &ssl, generation, Subsystem::Http);
         let presented = || connection.verdict.borrow().presented_chain().into_owned();
         let is_kept_apart = || connection.verdict.borrow().presented_chain.is_some();
         assert_eq!(is_kept_apart(), chain.len() > 1, "a verified chain has its own certificates");
