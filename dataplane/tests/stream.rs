@@ -24,7 +24,7 @@ use dataplane::testing::tls::site_config::{self, SiteConfigFactory};
 use dataplane::testing::tls::stream::TlsStream;
 use dataplane::testing::tls::transport::TlsTransport;
 use hyper::rt::{Read, ReadBuf, Write};
-use model::{CacheSlot, HostName, Id, KeyPair, Ssl, TlsVersion};
+use model::{HostName, Id, KeyPair, Ssl, TlsVersion};
 use pki::ca::{Authority, AuthoritySpec, IssuedCertificate, LeafSpec};
 use pki::{ClientAuth, ClientAuthInput};
 use rustls::crypto::aws_lc_rs::kx_group;
@@ -139,15 +139,9 @@ impl World {
         })
         .unwrap();
         let site = Ssl {
-            id: Id::parse("1").unwrap(),
-            client_side: false,
-            names: vec![],
             pairs: vec![KeyPair { chain: server.chain.clone(), key: Arc::new(server.key().unwrap()) }],
             client: Some(Arc::new(policy)),
-            versions: None,
-            enabled: true,
-            cache: CacheSlot::new(),
-            blocked: None,
+            ..Ssl::new(Id::parse("1").unwrap())
         };
         let provider = Arc::new(site_config::crypto_provider());
         let factory = SiteConfigFactory::new(provider, versions, true, None, RecordLayerKind::Own);

@@ -16,7 +16,7 @@ use dataplane::testing::tls::client_hello::{self, ClientHelloError};
 use dataplane::testing::tls::record::RecordLayerKind;
 use dataplane::testing::tls::site_config::{self, SiteConfigFactory};
 use dataplane::testing::tls::{Subsystem, handshake};
-use model::{CacheSlot, HostName, Id, KeyPair, SniPattern, Ssl, TlsVersion};
+use model::{HostName, Id, KeyPair, SniPattern, Ssl, TlsVersion};
 use pki::ca::{Authority, AuthoritySpec, LeafSpec};
 use pki::{ClientAuth, ClientAuthInput};
 
@@ -34,15 +34,11 @@ static WORLD: LazyLock<ClientHelloWorld> = LazyLock::new(|| {
     let input = ClientAuthInput { anchors: vec![authority.certificate().clone()], ..Default::default() };
     let versions = [TlsVersion::V12, TlsVersion::V13];
     let site = Ssl {
-        id: Id::parse("fuzz").expect("an id"),
-        client_side: false,
         names: vec![SniPattern::parse("*").expect("a name")],
         pairs: vec![KeyPair { key: Arc::new(server.key().expect("its key")), chain: server.chain }],
         client: Some(Arc::new(ClientAuth::new(input).expect("a policy"))),
         versions: Some(versions.to_vec()),
-        enabled: true,
-        cache: CacheSlot::new(),
-        blocked: None,
+        ..Ssl::new(Id::parse("fuzz").expect("an id"))
     };
     ClientHelloWorld {
         sites: SiteConfigFactory::new(

@@ -133,15 +133,9 @@ mod tests {
 
     fn site(id: &str, name: &str, client: Option<ClientAuth>) -> Arc<Ssl> {
         Arc::new(Ssl {
-            id: Id::parse(id).unwrap(),
-            client_side: false,
             names: vec![SniPattern::parse(name).unwrap()],
-            pairs: vec![],
             client: client.map(Arc::new),
-            versions: None,
-            enabled: true,
-            cache: crate::CacheSlot::new(),
-            blocked: None,
+            ..Ssl::new(Id::parse(id).unwrap())
         })
     }
 

@@ -91,7 +91,8 @@ impl Resource {
 /// The id of an inline upstream as a resource, which no constructor creates.
 static NAMELESS: LazyLock<Id> = LazyLock::new(Id::nameless);
 
-/// Certificates with keys, the names that they are for, and the client policy of these names.
+/// Certificates with keys, the names that they are for, and the client policy of these names. The
+/// data plane calls an ssl that is not `client_side` a site.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Ssl {
     /// The id.
@@ -113,6 +114,24 @@ pub struct Ssl {
     pub cache: CacheSlot,
     /// Set if the resource is blocked ([`Resource::blocked`]).
     pub blocked: Option<Blocked>,
+}
+
+impl Ssl {
+    /// An enabled ssl of type server without names and certificates; every other field has the
+    /// value of a document that lacks it.
+    pub fn new(id: Id) -> Ssl {
+        Ssl {
+            id,
+            client_side: false,
+            names: Vec::new(),
+            pairs: Vec::new(),
+            client: None,
+            versions: None,
+            enabled: true,
+            cache: CacheSlot::new(),
+            blocked: None,
+        }
+    }
 }
 
 /// A certificate chain and the private key of its leaf.

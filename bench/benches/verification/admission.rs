@@ -8,8 +8,7 @@ use criterion::{Criterion, Throughput};
 use dataplane::testing::tls::client_verifier;
 use model::admission::{ClientVerification, ConnectionAuth, admit};
 use model::{
-    CacheSlot, Delta, HostName, Id, PathOptions, RequestTarget, Resource, Snapshot, SniPattern, Ssl,
-    Versioned,
+    Delta, HostName, Id, PathOptions, RequestTarget, Resource, Snapshot, SniPattern, Ssl, Versioned,
 };
 use pki::ca::KeyAlgorithm;
 use pki::{ClientAuth, ClientAuthInput};
@@ -66,15 +65,9 @@ fn policy(chain: &Chain, skip_uri_patterns: Vec<String>) -> ClientAuth {
 fn snapshot(client: Option<Arc<ClientAuth>>) -> Snapshot {
     let site = |number: usize, name: &str, client: Option<Arc<ClientAuth>>| {
         let ssl = Ssl {
-            id: Id::parse(&format!("site-{number}")).expect("an id"),
-            client_side: false,
             names: vec![SniPattern::parse(name).expect("a name")],
-            pairs: Vec::new(),
             client,
-            versions: None,
-            enabled: true,
-            cache: CacheSlot::new(),
-            blocked: None,
+            ..Ssl::new(Id::parse(&format!("site-{number}")).expect("an id"))
         };
         Versioned { version: 1, resource: Resource::Ssl(Arc::new(ssl)) }
     };

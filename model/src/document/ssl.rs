@@ -10,22 +10,17 @@ use super::client;
 use super::fields::{enabled, key_pair, names, string, strings};
 use crate::id::Id;
 use crate::problem::{Problem, ProblemKind};
-use crate::resource::{CacheSlot, KeyPair, Ssl, TlsVersion};
+use crate::resource::{KeyPair, Ssl, TlsVersion};
 
 /// Checks follow the order of contract 4.1.
 pub(super) fn compile(id: &Id, document: &Value, keyring: &Keyring) -> Result<Ssl, Problem> {
     let (cert, key) = (string(document, "cert"), string(document, "key"));
     let first = key_pair(cert.unwrap_or_default(), key.unwrap_or_default(), ["cert", "key"], keyring)?;
     let mut ssl = Ssl {
-        id: id.clone(),
         client_side: string(document, "type") == Some("client"),
-        names: Vec::new(),
         pairs: vec![first],
-        client: None,
-        versions: None,
         enabled: enabled(document),
-        cache: CacheSlot::new(),
-        blocked: None,
+        ..Ssl::new(id.clone())
     };
     if ssl.client_side {
         // A client certificate has no names, further pairs, client policy or versions.

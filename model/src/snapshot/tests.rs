@@ -13,7 +13,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::pattern::NamePattern;
-use crate::resource::{CacheSlot, RouteMethod};
+use crate::resource::RouteMethod;
 use crate::samples::{PAIRS, id, patterns, some_snapshot, some_versioned};
 use crate::uri::UriPattern;
 
@@ -22,17 +22,7 @@ fn name(text: &str) -> HostName {
 }
 
 fn ssl(own: &str, names: &[&str]) -> Ssl {
-    Ssl {
-        id: id(own),
-        client_side: false,
-        names: patterns(names),
-        pairs: vec![PAIRS[0].clone()],
-        client: None,
-        versions: None,
-        enabled: true,
-        cache: CacheSlot::new(),
-        blocked: None,
-    }
+    Ssl { names: patterns(names), pairs: vec![PAIRS[0].clone()], ..Ssl::new(id(own)) }
 }
 
 fn route(own: &str, uris: &[&str], hosts: &[&str]) -> Route {

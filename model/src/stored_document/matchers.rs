@@ -45,9 +45,7 @@ fn ssl(id: Id, document: &Value, blocked: Option<Blocked>) -> Option<Ssl> {
     if names.is_empty() && !client_side {
         return None;
     }
-    let (pairs, client, versions) = Default::default();
-    let (enabled, cache) = (enabled(document), CacheSlot::new());
-    Some(Ssl { id, client_side, names, pairs, client, versions, enabled, cache, blocked })
+    Some(Ssl { client_side, names, enabled: enabled(document), blocked, ..Ssl::new(id) })
 }
 
 fn upstream(id: Id, blocked: Option<Blocked>) -> Upstream {

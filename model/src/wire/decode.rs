@@ -85,6 +85,7 @@ fn ssl_from_wire(id: Id, ssl: &push::Ssl, blocked: Option<Blocked>) -> Result<Ss
     for (index, pair) in (1..).zip(&ssl.pairs) {
         pairs.push(pair_from_wire(pair).map_err(|problem| problem.within(&format!("pairs[{index}]")))?);
     }
+    // Every field by name, so that a new one is not forgotten on the wire.
     let decoded = Ssl {
         id,
         client_side: ssl.client_side,

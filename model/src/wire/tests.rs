@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use prost::Message;
 
 use super::*;
-use crate::resource::{CacheSlot, Resource, Ssl};
+use crate::resource::{Resource, Ssl};
 use crate::samples::{AUTHORITY, PAIRS, patterns, some_snapshot, some_versioned};
 use crate::snapshot::Snapshot;
 use crate::snapshot::{Delta, Versioned};
@@ -50,15 +50,10 @@ fn equal_policies_are_shared() {
             ..pki::ClientAuthInput::default()
         };
         let ssl = Ssl {
-            id: Id::parse(id).unwrap(),
-            client_side: false,
             names: patterns(&["a.com"]),
             pairs: vec![PAIRS[0].clone()],
             client: Some(Arc::new(pki::ClientAuth::new(input).unwrap())),
-            versions: None,
-            enabled: true,
-            cache: CacheSlot::new(),
-            blocked: None,
+            ..Ssl::new(Id::parse(id).unwrap())
         };
         Versioned { version: 1, resource: Resource::Ssl(Arc::new(ssl)) }
     };
@@ -267,23 +262,16 @@ fn values_that_would_widen_a_resource_are_rejected() {
     assert!(resource_from_wire(push::Resource { id: "1".into(), kind: None }).unwrap_err().0.is_none());
 }
 
+/// An ssl of `type: client` with this pair.
+fn client_side(pair: &crate::resource::KeyPair) -> Resource {
+    let id = Id::parse("1").unwrap();
+    Resource::Ssl(Arc::new(Ssl { client_side: true, pairs: vec![pair.clone()], ..Ssl::new(id) }))
+}
+
 #[test]
 fn a_key_of_another_certificate_is_rejected() {
     let [one, other] = &*crate::samples::PAIRS;
-    let ssl = |pair: &crate::resource::KeyPair| {
-        let upstream = crate::resource::Ssl {
-            id: Id::parse("1").unwrap(),
-            client_side: true,
-            names: vec![],
-            pairs: vec![pair.clone()],
-            client: None,
-            versions: None,
-            enabled: true,
-            cache: Default::default(),
-            blocked: None,
-        };
-        push::Resource::from(&Resource::Ssl(std::sync::Arc::new(upstream)))
-    };
+    let ssl = |pair: &crate::resource::KeyPair| push::Resource::from(&client_side(pair));
     let mixed = crate::resource::KeyPair { chain: one.chain.clone(), key: other.key.clone() };
     assert!(resource_from_wire(ssl(one)).is_ok());
     assert_eq!(resource_from_wire(ssl(&mixed)).unwrap_err().1.field, "pairs[1].key");
@@ -293,17 +281,7 @@ fn a_key_of_another_certificate_is_rejected() {
 fn no_private_key_is_ever_shown() {
     let [pair, _] = &*crate::samples::PAIRS;
     let secret = pair.key.der().secret_der().to_vec();
-    let ssl = Resource::Ssl(std::sync::Arc::new(crate::resource::Ssl {
-        id: Id::parse("1").unwrap(),
-        client_side: true,
-        names: vec![],
-        pairs: vec![pair.clone()],
-        client: None,
-        versions: None,
-        enabled: true,
-        cache: Default::default(),
-        blocked: None,
-    }));
+    let ssl = client_side(pair);
     let wire = push::Resource::from(&ssl);
     let delta =
         Delta { from: 0, to: 1, upserts: vec![Versioned { version: 1, resource: ssl }], removals: vec![] };

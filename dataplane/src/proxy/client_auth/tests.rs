@@ -37,15 +37,10 @@ impl TestSite {
     /// Stores the site with this policy.
     fn store(&mut self, client: Option<ClientAuth>, enabled: bool) -> Arc<Ssl> {
         let ssl = Arc::new(Ssl {
-            id: Id::parse("1").unwrap(),
-            client_side: false,
             names: vec![SniPattern::parse("a.example").unwrap()],
-            pairs: vec![],
             client: client.map(Arc::new),
-            versions: None,
             enabled,
-            cache: model::CacheSlot::new(),
-            blocked: None,
+            ..Ssl::new(Id::parse("1").unwrap())
         });
         let (from, to) = (self.snapshot.revision(), self.snapshot.revision() + 1);
         let upserts = vec![Versioned { version: to, resource: Resource::Ssl(Arc::clone(&ssl)) }];
