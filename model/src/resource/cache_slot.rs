@@ -58,7 +58,7 @@ impl PartialEq for CacheSlot {
 
 impl fmt::Debug for CacheSlot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(if self.0.get().is_some() { "Slot(full)" } else { "Slot(empty)" })
+        f.write_str(if self.0.get().is_some() { "CacheSlot(full)" } else { "CacheSlot(empty)" })
     }
 }
 
