@@ -149,8 +149,8 @@ impl Type {
     }
 }
 
-/// Lua's name of the type, for messages.
-fn lua_type(value: &Value) -> &'static str {
+/// Lua's name of the type, for messages: the contract names types as Lua does.
+pub fn lua_type(value: &Value) -> &'static str {
     match value {
         Value::Null => "userdata",
         Value::Bool(_) => "boolean",

@@ -4,6 +4,7 @@
 //! (contract 2.3). A draft has an id where it must have one, and no times where it must not;
 //! `check` validates its content.
 
+use model::schema::lua_type;
 use model::{Id, Key, Kind, Problem};
 use serde_json::{Map, Value};
 
@@ -71,17 +72,6 @@ fn object(body: Option<Value>) -> Result<Map<String, Value>, Problem> {
             "",
             format!("invalid configuration: wrong type: expected object, got {}", lua_type(&other)),
         )),
-    }
-}
-
-/// The contract names types as Lua does.
-fn lua_type(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "null",
-        Value::Bool(_) => "boolean",
-        Value::Number(_) => "number",
-        Value::String(_) => "string",
-        Value::Array(_) | Value::Object(_) => "table",
     }
 }
 
