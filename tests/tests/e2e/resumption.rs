@@ -79,7 +79,7 @@ async fn visit(
 }
 
 /// Makes a full handshake, then resumes; gives the configuration with the new ticket.
-async fn known(client: &HttpClient) -> Arc<ClientConfig> {
+async fn resuming_config(client: &HttpClient) -> Arc<ClientConfig> {
     let config = greedy(client);
     assert_eq!(visit(client, &config, "/").await.unwrap(), (false, StatusCode::OK));
     assert_eq!(visit(client, &config, "/").await.unwrap(), (true, StatusCode::OK));
@@ -98,7 +98,7 @@ async fn protected_world(settings: Value, nodes: &[&str]) -> (World, Upstream, u
     (world, upstream, revision)
 }
 
-async fn usual() -> (World, Upstream, u64) {
+async fn protected_app() -> (World, Upstream, u64) {
     protected_world(json!({}), &["node-1"]).await
 }
 
@@ -107,7 +107,7 @@ async fn refused_tickets(world: &World, why: &str) -> u64 {
 }
 
 /// Offers the ticket in `config`: it must be read, not resumed, and not fail the handshake.
-async fn full(
+async fn offer_in_vain(
     world: &World,
     client: &HttpClient,
     config: &Arc<ClientConfig>,
@@ -125,11 +125,11 @@ async fn full(
 
 #[tokio::test]
 async fn a_session_resumes_over_every_protocol_on_every_core() {
-    let (world, upstream, _) = usual().await;
+    let (world, upstream, _) = protected_app().await;
     for tls in BOTH {
         for http in [Http::One, Http::Two] {
             let client = world.verified_client("app.test").tls(tls).http(http);
-            let config = known(&client).await;
+            let config = resuming_config(&client).await;
             // The kernel spreads connections over two workers.
             for _ in 0..16 {
                 assert_eq!(visit(&client, &config, "/").await.unwrap(), RESUMED, "{tls:?} {http:?}");
@@ -143,7 +143,7 @@ async fn a_session_resumes_over_every_protocol_on_every_core() {
 
 #[tokio::test]
 async fn a_client_keeps_its_identity_after_resumption() {
-    let (world, _upstream, _) = usual().await;
+    let (world, _upstream, _) = protected_app().await;
     let mut skipping = world.protected_site();
     skipping["client"]["skip_mtls_uri_regex"] = json!(["^/open"]);
     world.apply(&[("ssls/app", skipping)]).await;
@@ -177,7 +177,7 @@ async fn a_client_keeps_its_identity_after_resumption() {
 /// The upstream's identity headers and a route's allow-list are the same after resumption.
 #[tokio::test]
 async fn a_resumed_identity_is_forwarded_and_matched() {
-    let (world, upstream, _) = usual().await;
+    let (world, upstream, _) = protected_app().await;
     let mut document = route("app.test", "/named", &[upstream.address()]);
     document["client_identity"] =
         json!({"forward": ["x_ssl_client", "client_cert", "xfcc"], "allow": [{"subject": "CN=good-client"}]});
@@ -221,7 +221,7 @@ async fn data_planes_resume_each_others_sessions() {
     let addresses = [world.node_address(0, "https"), world.node_address(1, "https")];
     for tls in BOTH {
         let [one, two] = addresses.map(|address| at(&world, address, tls));
-        let config = known(&one).await;
+        let config = resuming_config(&one).await;
         for client in [&two, &one, &two] {
             assert_eq!(visit(client, &config, "/").await.unwrap(), RESUMED, "{tls:?}");
         }
@@ -245,7 +245,7 @@ async fn a_session_outlives_a_rotation_of_secrets() {
     let settings = json!({"countersign": {"ticket_lifetime": 16}});
     let (world, _upstream, _) = protected_world(settings, &["node-1"]).await;
     let client = world.verified_client("app.test");
-    let config = known(&client).await;
+    let config = resuming_config(&client).await;
     let rings = world.metric("countersign_ticket_key_rotations_total").await;
     world.node_log().lines_with(&["new ticket secrets"], rings as usize + 1).await;
     assert_eq!(visit(&client, &config, "/").await.unwrap(), RESUMED);
@@ -261,7 +261,7 @@ async fn a_session_outlives_a_rotation_of_secrets() {
 
 #[tokio::test]
 async fn a_ticket_is_not_valid_for_another_site() {
-    let (world, upstream, _) = usual().await;
+    let (world, upstream, _) = protected_app().await;
     let credentials = &world.credentials;
     let other = |name: &str| site(&credentials.servers.server(&[name]), name);
     world
@@ -277,19 +277,19 @@ async fn a_ticket_is_not_valid_for_another_site() {
         for (host, expected) in
             [("none.test", Some(StatusCode::OK)), ("same.test", Some(StatusCode::OK)), ("strange.test", None)]
         {
-            let config = known(&good("app.test")).await;
+            let config = resuming_config(&good("app.test")).await;
             let seen = upstream.requests();
-            assert_eq!(full(&world, &good(host), &config).await.ok(), expected, "{tls:?} {host}");
+            assert_eq!(offer_in_vain(&world, &good(host), &config).await.ok(), expected, "{tls:?} {host}");
             assert_eq!(upstream.requests(), seen + u64::from(expected.is_some()), "{tls:?} {host}");
         }
         // The attack: a session without a certificate, offered where one is required, under either
         // name.
         let anonymous = |host: &str| world.client(host).tls(tls);
-        let config = known(&anonymous("none.test")).await;
+        let config = resuming_config(&anonymous("none.test")).await;
         let seen = upstream.requests();
-        let refused = full(&world, &anonymous("app.test"), &config).await.unwrap_err();
+        let refused = offer_in_vain(&world, &anonymous("app.test"), &config).await.unwrap_err();
         assert_eq!(refused.alert, Some(AlertDescription::CertificateRequired), "{tls:?} {refused}");
-        let config = known(&anonymous("none.test")).await;
+        let config = resuming_config(&anonymous("none.test")).await;
         let seen = (seen, upstream.requests());
         let beside = anonymous("app.test").sni("none.test");
         assert_eq!(
@@ -298,7 +298,7 @@ async fn a_ticket_is_not_valid_for_another_site() {
             "{tls:?}: it resumes where it was made, and Host is checked as ever"
         );
         assert_eq!(upstream.requests(), seen.1, "{tls:?}");
-        assert_eq!(seen.0 + 2, seen.1, "nothing but the two visits of `known`");
+        assert_eq!(seen.0 + 2, seen.1, "nothing but the two visits of `resuming_config`");
     }
 }
 
@@ -308,7 +308,7 @@ type Change<'a> = (&'static str, Box<dyn Fn(&mut Value) + 'a>, bool);
 
 #[tokio::test]
 async fn a_policy_change_ends_the_sessions_of_a_site() {
-    let (world, upstream, _) = usual().await;
+    let (world, upstream, _) = protected_app().await;
     let credentials = &world.credentials;
     let revoked = credentials.clients.client("revoked");
     let bundle =
@@ -341,12 +341,12 @@ async fn a_policy_change_ends_the_sessions_of_a_site() {
                 continue; // that version is gone: there is no handshake to be had
             }
             let client = world.verified_client("app.test").tls(tls);
-            let config = known(&client).await;
+            let config = resuming_config(&client).await;
             let mut changed = world.protected_site();
             change(&mut changed);
             world.apply(&[("ssls/app", changed)]).await;
             let seen = upstream.requests();
-            let visited = full(&world, &client, &config).await;
+            let visited = offer_in_vain(&world, &client, &config).await;
             assert_eq!(visited.is_ok(), *let_in, "{tls:?} {what}: {visited:?}");
             assert_eq!(upstream.requests(), seen + u64::from(*let_in), "{tls:?} {what}");
         }
@@ -355,10 +355,10 @@ async fn a_policy_change_ends_the_sessions_of_a_site() {
 
 #[tokio::test]
 async fn a_change_without_effect_on_verdicts_keeps_sessions() {
-    let (world, _upstream, _) = usual().await;
+    let (world, _upstream, _) = protected_app().await;
     for tls in BOTH {
         let client = world.verified_client("app.test").tls(tls);
-        let config = known(&client).await;
+        let config = resuming_config(&client).await;
         // A renewed server certificate, another name, and the same document again.
         let mut renewed = world.protected_site();
         let credential = world.credentials.servers.server(&["app.test", "more.test"]);
@@ -374,14 +374,14 @@ async fn a_change_without_effect_on_verdicts_keeps_sessions() {
 
 #[tokio::test]
 async fn a_session_is_bound_to_its_name_within_a_site() {
-    let (world, _upstream, _) = usual().await;
+    let (world, _upstream, _) = protected_app().await;
     let mut wild = site(&world.credentials.servers.server(&["app.test", "other.test"]), "app.test");
     wild["snis"] = json!(["app.test", "*.test"]);
     world.apply(&[("ssls/app", protected(wild, &world.credentials.clients))]).await;
     for tls in BOTH {
         let (app, other) =
             (world.verified_client("app.test").tls(tls), world.verified_client("other.test").tls(tls));
-        let config = known(&app).await;
+        let config = resuming_config(&app).await;
         assert_eq!(visit(&other, &config, "/").await.unwrap(), FULL, "{tls:?}");
         assert_eq!(visit(&other, &config, "/").await.unwrap(), RESUMED, "{tls:?}");
     }
@@ -396,11 +396,11 @@ fn short_lived(world: &World, seconds: u64) -> Credential {
 
 #[tokio::test]
 async fn a_session_ends_with_its_clients_certificate() {
-    let (world, _upstream, _) = usual().await;
+    let (world, _upstream, _) = protected_app().await;
     for tls in BOTH {
         let expired = refused_tickets(&world, "expired").await;
         let client = world.client("app.test").identity(&short_lived(&world, 8)).tls(tls);
-        let config = known(&client).await;
+        let config = resuming_config(&client).await;
         // The gateway ends an open connection with the certificate.
         let mut open = client.connect().await.unwrap();
         open.ended().await;
@@ -416,12 +416,12 @@ async fn a_session_ends_with_its_clients_certificate() {
 
 #[tokio::test]
 async fn tickets_can_be_disabled() {
-    let (mut world, _upstream, revision) = usual().await;
+    let (mut world, _upstream, revision) = protected_app().await;
     world.wait_persisted(revision).await;
     let clients = BOTH.map(|tls| world.verified_client("app.test").tls(tls));
     let mut configs = Vec::new();
     for client in &clients {
-        configs.push(known(client).await);
+        configs.push(resuming_config(client).await);
     }
     // A data plane by itself; its control plane serves others.
     world.stop_node().await;
@@ -437,12 +437,12 @@ async fn tickets_can_be_disabled() {
 
 #[tokio::test]
 async fn a_foreign_session_leads_to_a_full_handshake() {
-    let (world, _upstream, _) = usual().await;
+    let (world, _upstream, _) = protected_app().await;
     // An unrelated server with the gateway's name.
     let foreign = Upstream::tls("foreign", &world.credentials.servers.server(&["app.test"])).await;
     for tls in BOTH {
         let client = world.verified_client("app.test").tls(tls);
-        let config = known(&at(&world, foreign.address(), tls)).await;
+        let config = resuming_config(&at(&world, foreign.address(), tls)).await;
         assert_eq!(visit(&client, &config, "/").await.unwrap(), FULL, "{tls:?}");
         assert_eq!(visit(&client, &config, "/").await.unwrap(), RESUMED, "{tls:?}");
     }

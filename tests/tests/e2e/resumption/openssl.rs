@@ -24,7 +24,7 @@ fn with<'a>(some: &[&'a str], more: &[&'a str]) -> Vec<&'a str> {
 }
 
 async fn two_sites() -> (World, Upstream) {
-    let (world, upstream, _) = usual().await;
+    let (world, upstream, _) = protected_app().await;
     let credentials = &world.credentials;
     let second = site(&credentials.servers.server(&["second.test"]), "second.test");
     world.apply(&[("ssls/second", protected(second, &credentials.clients))]).await;
