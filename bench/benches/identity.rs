@@ -97,11 +97,11 @@ fn forms(criterion: &mut Criterion, client: &ClientVerification) {
         });
     }
     let mut sent = ordinary().headers;
-    let via = ConnectionHeaders::new(([192, 0, 2, 7], 1234).into(), 9443, true);
+    let connection = ConnectionHeaders::new(([192, 0, 2, 7], 1234).into(), 9443, true);
     // Bounded: X-Forwarded-For is replaced and does not grow from one iteration to the next.
     let trust = PeerTrust::default();
     let from = ForwardedContext {
-        connection: &via,
+        connection: &connection,
         real_ip: None,
         has_trusted_addresses: true,
         trust,
@@ -127,19 +127,20 @@ fn routing(criterion: &mut Criterion, client: &ClientVerification) {
     let mut parts = ordinary();
     let target = request::parse_target(parts.version, &parts.uri, &parts.headers, PathOptions::default())
         .expect("a target");
-    let arrival = ConnectionInfo {
+    let info = ConnectionInfo {
         peer: "192.0.2.7:1234".parse().expect("an address"),
         local: "10.0.0.1:9443".parse().expect("an address"),
         protocol: ListenerProtocol::Https,
     };
     let sni = HostName::from_sni("bench.test").expect("a name");
-    let facts = NegotiatedParams { protocol: "TLSv1.3", cipher: "", curve: None, alpn: None, resumed: false };
+    let params =
+        NegotiatedParams { protocol: "TLSv1.3", cipher: "", curve: None, alpn: None, resumed: false };
     let seen = variables::RequestContext {
         parts: &parts,
         target: &target,
-        info: &arrival,
-        direct_peer: arrival.peer,
-        tls: Some((&sni, &facts)),
+        info: &info,
+        direct_peer: info.peer,
+        tls: Some((&sni, &params)),
         client,
     };
     for (name, vars) in [

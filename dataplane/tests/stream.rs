@@ -167,9 +167,9 @@ impl World {
             .with_root_certificates(roots);
         let config = match identity {
             None => builder.with_no_client_auth(),
-            Some(minted) => {
-                let chain = minted.chain.iter().map(|c| c.der().clone()).collect();
-                builder.with_client_auth_cert(chain, minted.key().unwrap().der().clone_key()).unwrap()
+            Some(issued) => {
+                let chain = issued.chain.iter().map(|c| c.der().clone()).collect();
+                builder.with_client_auth_cert(chain, issued.key().unwrap().der().clone_key()).unwrap()
             }
         };
         ClientConnection::new(Arc::new(config), "a.example".try_into().unwrap()).unwrap().into()

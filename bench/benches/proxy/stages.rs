@@ -27,9 +27,9 @@ struct Walk {
     snapshot: Snapshot,
     sni: HostName,
     client: ClientVerification,
-    arrival: ConnectionInfo,
-    via: ConnectionHeaders,
-    facts: NegotiatedParams,
+    info: ConnectionInfo,
+    connection: ConnectionHeaders,
+    params: NegotiatedParams,
 }
 
 pub(crate) fn stages(criterion: &mut Criterion, credentials: &Credentials) {
@@ -90,15 +90,15 @@ impl Walk {
         let policy = snapshot.site(&sni).and_then(|ssl| ssl.client.clone());
         let chain: Vec<_> = credentials.client.chain.iter().map(|one| one.der().clone()).collect();
         let client = client_verifier::evaluate_client(policy.as_deref(), Some(&chain), UnixTime::now());
-        let arrival = ConnectionInfo {
+        let info = ConnectionInfo {
             peer: "192.0.2.7:1234".parse().expect("an address"),
             local: "10.0.0.1:9443".parse().expect("an address"),
             protocol: ListenerProtocol::Https,
         };
-        let facts =
+        let params =
             NegotiatedParams { protocol: "TLSv1.3", cipher: "", curve: None, alpn: None, resumed: false };
-        let via = ConnectionHeaders::new(arrival.peer, arrival.local.port(), true);
-        Self { snapshot, sni, client, arrival, via, facts }
+        let connection = ConnectionHeaders::new(info.peer, info.local.port(), true);
+        Self { snapshot, sni, client, info, connection, params }
     }
 
     fn target(&self, parts: &Parts) -> RequestTarget {
@@ -114,7 +114,7 @@ impl Walk {
 
     fn headers(&self, parts: &mut Parts, target: &RequestTarget) {
         let from = ForwardedContext {
-            connection: &self.via,
+            connection: &self.connection,
             real_ip_header: None,
             real_ip: None,
             has_trusted_addresses: false,
@@ -125,17 +125,17 @@ impl Walk {
     }
 
     fn destination(&self, parts: &Parts, target: &RequestTarget) -> destination::Destination<'_> {
-        let tls = Some((&self.sni, &self.facts));
+        let tls = Some((&self.sni, &self.params));
         let seen = variables::RequestContext {
             parts,
             target,
-            info: &self.arrival,
-            direct_peer: self.arrival.peer,
+            info: &self.info,
+            direct_peer: self.info.peer,
             tls,
             client: &self.client,
         };
         let method = parts.method.as_str();
-        let found = destination::find(&self.snapshot, target, method, self.arrival.peer.ip(), &seen);
+        let found = destination::find(&self.snapshot, target, method, self.info.peer.ip(), &seen);
         let found = found.expect("a route");
         identity::check_allow_list(found.client_identity, &self.client)
             .expect("a client the route lets through");

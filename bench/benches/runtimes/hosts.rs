@@ -96,9 +96,9 @@ fn tokio_uring(listener: TcpListener, shared: &Arc<SharedState>) {
         loop {
             let (socket, _) = listener.accept().await.expect("a connection");
             let socket = Rc::new(socket);
-            let hang_up = ShutdownHandle::of(&socket);
-            let pump = BufferedSocket::from_halves(Ring(Rc::clone(&socket)), Ring(socket), Some(hang_up));
-            tokio_uring::spawn(connection::serve(Arc::clone(shared), pump));
+            let shutdown = ShutdownHandle::of(&socket);
+            let socket = BufferedSocket::from_halves(Ring(Rc::clone(&socket)), Ring(socket), Some(shutdown));
+            tokio_uring::spawn(connection::serve(Arc::clone(shared), socket));
         }
     })
 }
@@ -115,8 +115,8 @@ fn tokio(listener: TcpListener, shared: &Arc<SharedState>) {
             let shutdown = ShutdownHandle::of(&fd);
             let (reader, writer) = socket.into_split();
             let reader = PollReader { half: reader, _fd: fd };
-            let pump = BufferedSocket::from_halves(reader, PollWriter(writer), Some(shutdown));
-            tokio::task::spawn_local(connection::serve(Arc::clone(shared), pump));
+            let socket = BufferedSocket::from_halves(reader, PollWriter(writer), Some(shutdown));
+            tokio::task::spawn_local(connection::serve(Arc::clone(shared), socket));
         }
     })
 }

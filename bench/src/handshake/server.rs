@@ -30,7 +30,7 @@ const PEER: SocketAddr = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 4
 
 /// A worker with one site.
 pub struct TestWorker {
-    worker: Rc<Worker>,
+    inner: Rc<Worker>,
 }
 
 impl TestWorker {
@@ -39,13 +39,13 @@ impl TestWorker {
     pub fn new(credentials: &Credentials, ask: bool, versions: &[TlsVersion]) -> Self {
         let snapshot = gateway::snapshot([(Kind::Ssl, "bench", credentials.site_document(ask))]);
         let shared = gateway::shared(snapshot, versions, None);
-        Self { worker: Worker::new(shared, Arc::default()) }
+        Self { inner: Worker::new(shared, Arc::default()) }
     }
 
     /// Replaces the site by an equal one that has not had a handshake yet.
     pub fn renew(&self) {
-        let cell = &self.worker.shared.snapshot;
-        let newest = cell.load();
+        let handle = &self.inner.shared.snapshot;
+        let newest = handle.load();
         let renewed = newest.resources().map(|held| match &held.resource {
             Resource::Ssl(ssl) => {
                 Versioned { version: held.version, resource: Resource::Ssl(Arc::new(Ssl::clone(ssl))) }
@@ -55,9 +55,9 @@ impl TestWorker {
         self.swap(Snapshot::from_resources(newest.revision() + 1, renewed));
     }
 
-    /// Replaces the snapshot, as the agent does after a change.
+    /// Replaces the snapshot, as the push client does after a change.
     pub fn swap(&self, snapshot: Snapshot) {
-        self.worker.shared.snapshot.store(Arc::new(snapshot));
+        self.inner.shared.snapshot.store(Arc::new(snapshot));
     }
 }
 
@@ -93,29 +93,29 @@ impl Writer for Half {
 }
 
 /// One handshake; gives the time of the server's polls.
-pub fn handshake(desk: &TestWorker, config: &Arc<ClientConfig>) -> Duration {
-    run(desk, config, counted::uncounted).0
+pub fn handshake(worker: &TestWorker, config: &Arc<ClientConfig>) -> Duration {
+    run(worker, config, counted::uncounted).0
 }
 
 /// One handshake whose server polls callgrind counts.
-pub fn counted_handshake(desk: &TestWorker, config: &Arc<ClientConfig>) {
-    run(desk, config, counted::counted_by_callgrind);
+pub fn counted_handshake(worker: &TestWorker, config: &Arc<ClientConfig>) {
+    run(worker, config, counted::counted_by_callgrind);
 }
 
 /// Whether a second handshake with the same client is resumed.
-pub fn resumes(desk: &TestWorker, config: &Arc<ClientConfig>) -> bool {
-    let _first = run(desk, config, counted::uncounted);
-    run(desk, config, counted::uncounted).1
+pub fn resumes(worker: &TestWorker, config: &Arc<ClientConfig>) -> bool {
+    let _first = run(worker, config, counted::uncounted);
+    run(worker, config, counted::uncounted).1
 }
 
 /// Passes the server's polls to `runner`; gives their time, and whether the session was resumed.
-fn run(desk: &TestWorker, config: &Arc<ClientConfig>, runner: Runner) -> (Duration, bool) {
+fn run(worker: &TestWorker, config: &Arc<ClientConfig>, runner: Runner) -> (Duration, bool) {
     let half = Half::default();
     let name = ServerName::try_from(HOST).expect("a name");
     let mut client = ClientConnection::new(Arc::clone(config), name).expect("a client");
     exchange(&mut client, &half);
-    let mut pump = BufferedSocket::from_halves(half.clone(), half.clone(), None);
-    let mut server = Box::pin(accept_tls(&desk.worker, &mut pump, PEER, Subsystem::Http));
+    let mut socket = BufferedSocket::from_halves(half.clone(), half.clone(), None);
+    let mut server = Box::pin(accept_tls(&worker.inner, &mut socket, PEER, Subsystem::Http));
     let mut context = Context::from_waker(Waker::noop());
     let mut took = Duration::ZERO;
     let accepted = loop {
@@ -130,7 +130,7 @@ fn run(desk: &TestWorker, config: &Arc<ClientConfig>, runner: Runner) -> (Durati
     };
     drop(server);
     // Tickets wait for the first flush; the client must receive them for its next handshake.
-    let flushed = poll_fn(|cx| pump.poll_flush(cx));
+    let flushed = poll_fn(|cx| socket.poll_flush(cx));
     let flushed = std::pin::pin!(flushed).poll(&mut context);
     assert!(matches!(flushed, Poll::Ready(Ok(()))), "a write to memory does not wait");
     exchange(&mut client, &half);

@@ -144,8 +144,8 @@ async fn explain_reports_the_selected_site() {
     assert_eq!(shown["client"], json!({"requested": false}));
 }
 
-fn chain(minted: &IssuedCertificate) -> &str {
-    &minted.chain_pem
+fn chain(issued: &IssuedCertificate) -> &str {
+    &issued.chain_pem
 }
 
 #[tokio::test]
@@ -176,7 +176,7 @@ type RejectedChain = (&'static str, String, &'static str, &'static str, &'static
 
 /// Chains that a site with these client CAs and depth 1 rejects.
 fn rejected_chains(clients: &Authority) -> Vec<RejectedChain> {
-    let stranger = Authority::root(&AuthoritySpec::new("Stranger")).unwrap();
+    let other_ca = Authority::root(&AuthoritySpec::new("Other")).unwrap();
     let namesake = Authority::root(&AuthoritySpec::new("clients")).unwrap();
     let own = Authority::root_v1(&AuthoritySpec::new("Self")).unwrap().certificate_pem();
     let ended = clients.intermediate(&AuthoritySpec::new("Ended").valid(day(-30), 10)).unwrap();
@@ -190,13 +190,7 @@ fn rejected_chains(clients: &Authority) -> Vec<RejectedChain> {
     let unknown = "unknown_issuer";
     let not_sent = "the issuer CN=Fine is not in client.ca and was not sent";
     vec![
-        (
-            "a stranger's",
-            issue(&stranger, &spec),
-            unknown,
-            first,
-            "the issuer CN=Stranger is not in client.ca",
-        ),
+        ("of another CA", issue(&other_ca, &spec), unknown, first, "the issuer CN=Other is not in client.ca"),
         ("no intermediate", alone, unknown, first, not_sent),
         ("self-signed", own, unknown, first, "is self-signed"),
         ("a namesake's", issue(&namesake, &spec), "bad_signature", first, "the same name and another key"),

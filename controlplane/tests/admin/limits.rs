@@ -174,11 +174,11 @@ async fn a_connection_that_is_never_authorized_is_closed() {
     builder.limits.header_timeout = Duration::from_secs(1);
     let world = builder.start().await;
     // The certificate is valid, but without the key it authorizes nothing.
-    let mut stranger = world.connect(Some(&world.identity)).await.unwrap();
+    let mut unauthorized = world.connect(Some(&world.identity)).await.unwrap();
     let mut known = world.connect(Some(&world.identity)).await.unwrap();
     assert!(ask(&mut known, "/apisix/admin/routes", KEY).await.starts_with("HTTP/1.1 200"));
     let begun = Instant::now();
-    while !ask(&mut stranger, "/apisix/admin/routes", "guessed").await.is_empty() {
+    while !ask(&mut unauthorized, "/apisix/admin/routes", "guessed").await.is_empty() {
         assert!(begun.elapsed() < Duration::from_secs(10), "it is still answered");
         // Only an authorized connection stays open.
         assert!(ask(&mut known, "/", "").await.starts_with("HTTP/1.1 404"));

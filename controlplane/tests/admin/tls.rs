@@ -47,7 +47,7 @@ async fn r2_without_a_certificate_the_response_is_400() {
 #[tokio::test]
 async fn with_an_invalid_certificate_the_response_is_400() {
     let world = World::start().await;
-    let stranger = Authority::root(&AuthoritySpec::new("strangers")).unwrap();
+    let other_ca = Authority::root(&AuthoritySpec::new("Other")).unwrap();
     // Another CA with the same name is another CA.
     let impostor = Authority::root(&AuthoritySpec::new("clients")).unwrap();
     let first = world.clients.intermediate(&AuthoritySpec::new("first")).unwrap();
@@ -55,7 +55,7 @@ async fn with_an_invalid_certificate_the_response_is_400() {
     let client = LeafSpec::client("tester");
     let day = |n: u64| UnixTime::since_unix_epoch(Duration::from_secs(n * 86_400));
     let bad = [
-        ("of another authority", stranger.issue(&client).unwrap()),
+        ("of another authority", other_ca.issue(&client).unwrap()),
         ("of an authority of the same name", impostor.issue(&client).unwrap()),
         ("expired", world.clients.issue(&client.clone().between(day(1), day(2))).unwrap()),
         ("not valid yet", world.clients.issue(&client.clone().between(day(28_000), day(28_001))).unwrap()),

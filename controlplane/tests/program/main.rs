@@ -20,14 +20,14 @@ use site::{Site, program, run};
 #[track_caller]
 fn refused(config: &Path, expected: &[&str]) {
     let started = run(&[], config);
-    let said = String::from_utf8_lossy(&started.stderr).into_owned();
-    assert_eq!((started.status.code(), started.stdout.len()), (Some(1), 0), "{said}");
+    let stderr = String::from_utf8_lossy(&started.stderr).into_owned();
+    assert_eq!((started.status.code(), started.stdout.len()), (Some(1), 0), "{stderr}");
     let checked = run(&["check"], config);
     assert_eq!(checked.status.code(), Some(1));
     let message =
         String::from_utf8_lossy(&checked.stdout).into_owned() + &String::from_utf8_lossy(&checked.stderr);
     for expected in expected {
-        assert!(said.contains(expected), "{expected:?} is not in: {said}");
+        assert!(stderr.contains(expected), "{expected:?} is not in: {stderr}");
         assert!(message.contains(expected), "{expected:?} is not in: {message}");
     }
 }
@@ -43,14 +43,14 @@ fn start_prints_the_addresses_and_stop_is_graceful() {
         let address: std::net::SocketAddr = running.ready[listener].as_str().unwrap().parse().unwrap();
         assert_ne!(address.port(), 0);
     }
-    let (code, said) = running.stop();
-    assert_eq!(code, Some(0), "{said}");
+    let (code, stderr) = running.stop();
+    assert_eq!(code, Some(0), "{stderr}");
     // The key is printed once, at the start that creates it.
     let key = fs::read_to_string(site.path("data/admin.key")).unwrap();
-    assert_eq!(said.matches(key.trim()).count(), 1, "{said}");
+    assert_eq!(stderr.matches(key.trim()).count(), 1, "{stderr}");
     assert_eq!(fs::metadata(site.path("data/admin.key")).unwrap().permissions().mode() & 0o777, 0o600);
-    let (code, said) = site.start().stop();
-    assert_eq!((code, said.contains(key.trim())), (Some(0), false), "{said}");
+    let (code, stderr) = site.start().stop();
+    assert_eq!((code, stderr.contains(key.trim())), (Some(0), false), "{stderr}");
     assert_eq!(fs::read_to_string(site.path("data/admin.key")).unwrap(), key);
 }
 
@@ -75,9 +75,9 @@ fn a_successor_waits_for_a_stopping_process() {
     first.signal(Signal::SIGTERM);
     let second = site.start();
     assert_eq!(first.ended().0, Some(0));
-    let (code, said) = second.stop();
-    assert_eq!(code, Some(0), "{said}");
-    assert_eq!(said.matches("waiting for a stopping control plane").count(), 1, "{said}");
+    let (code, stderr) = second.stop();
+    assert_eq!(code, Some(0), "{stderr}");
+    assert_eq!(stderr.matches("waiting for a stopping control plane").count(), 1, "{stderr}");
 }
 
 #[test]

@@ -49,8 +49,8 @@ fn a_closed_pipe_changes_neither_work_nor_exit_code() {
     let site = Site::new();
     assert_eq!(site.start().stop().0, Some(0), "so that there is a store to copy");
     for arguments in commands(&site) {
-        let (code, said) = run_into(&arguments, closed_pipe());
-        assert_eq!((code, said.as_str()), (Some(0), ""), "{arguments:?}");
+        let (code, stderr) = run_into(&arguments, closed_pipe());
+        assert_eq!((code, stderr.as_str()), (Some(0), ""), "{arguments:?}");
     }
     for made in ["made.crt", "made.key", "more-pki/node.key", "copied.yaml"] {
         assert!(exists(&site.path(made)), "{made}");
@@ -62,8 +62,8 @@ fn a_closed_pipe_changes_neither_work_nor_exit_code() {
     let odd = program().env("RUST_LOG", "a=b=c").args(&wrong).output().unwrap();
     assert!(String::from_utf8_lossy(&odd.stderr).contains("RUST_LOG cannot be read"), "{odd:?}");
     for flag in ["--help", "--version"] {
-        let (code, said) = run_into(&[flag.to_owned()], closed_pipe());
-        assert_eq!((code, said.as_str()), (Some(0), ""), "{flag}");
+        let (code, stderr) = run_into(&[flag.to_owned()], closed_pipe());
+        assert_eq!((code, stderr.as_str()), (Some(0), ""), "{flag}");
     }
 }
 
@@ -72,10 +72,13 @@ fn a_full_disk_is_reported_after_the_work() {
     let site = Site::new();
     assert_eq!(site.start().stop().0, Some(0), "so that there is a store to copy");
     for arguments in commands(&site) {
-        let (code, said) = run_into(&arguments, full_disk());
+        let (code, stderr) = run_into(&arguments, full_disk());
         let reported =
-            said.starts_with("controlplane: cannot write to standard output: No space left on device");
-        assert!(code == Some(1) && reported && said.lines().count() == 1, "{arguments:?}: {code:?} {said}");
+            stderr.starts_with("controlplane: cannot write to standard output: No space left on device");
+        assert!(
+            code == Some(1) && reported && stderr.lines().count() == 1,
+            "{arguments:?}: {code:?} {stderr}"
+        );
     }
     for made in ["made.crt", "made.key", "more-pki/node.key", "copied.yaml"] {
         assert!(exists(&site.path(made)), "{made}");

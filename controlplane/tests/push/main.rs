@@ -299,13 +299,13 @@ async fn mismatched_files_are_errors_at_start() {
     let address = "127.0.0.1:1".parse().unwrap();
     let mut settings = world.node_settings(address);
     settings.key = world.path("other.key");
-    let told = node(settings).err().unwrap().to_string();
-    assert!(told.contains("countersign.node.key") && told.contains("does not belong"), "{told}");
+    let error = node(settings).err().unwrap().to_string();
+    assert!(error.contains("countersign.node.key") && error.contains("does not belong"), "{error}");
 
     let mut settings = world.node_settings(address);
     settings.cert = world.path("nowhere.crt");
-    let told = node(settings).err().unwrap().to_string();
-    assert!(told.contains("countersign.node.cert") && told.contains("nowhere.crt"), "{told}");
+    let error = node(settings).err().unwrap().to_string();
+    assert!(error.contains("countersign.node.cert") && error.contains("nowhere.crt"), "{error}");
 
     let mut settings = world.push_settings();
     settings.ca = world.path("control.key");
@@ -323,8 +323,8 @@ async fn mismatched_files_are_errors_at_start() {
         heartbeats: Arc::default(),
         shutdown,
     };
-    let told = publish::start(input).await.err().unwrap().to_string();
-    assert!(told.contains("countersign.push.ca") && told.contains("no certificate"), "{told}");
+    let error = publish::start(input).await.err().unwrap().to_string();
+    assert!(error.contains("countersign.push.ca") && error.contains("no certificate"), "{error}");
 }
 
 #[tokio::test]

@@ -240,7 +240,7 @@ async fn a_stale_control_plane_disconnects_its_nodes_once() {
     lonely.wait_acknowledged(chunk.to).await;
     lonely_store.set_down(false);
     let chunk = scripted.chunk().await;
-    assert_eq!((chunk.to, chunk.removals.len()), (newest, 1), "it is told when the store is back");
+    assert_eq!((chunk.to, chunk.removals.len()), (newest, 1), "it gets the removal when the store is back");
     node.stop().await;
     healthy.stop().await;
     lonely.stop().await;
@@ -305,12 +305,12 @@ async fn reports_are_written_five_times_a_second_at_most() {
         control.wait_acknowledged(revision).await;
     }
     let newest = format!("\"acknowledged\":{revision}");
-    let told = async {
+    let reported = async {
         while !seen.reports_written().last().is_some_and(|(_, text)| text.contains(&newest)) {
             tokio::task::yield_now().await;
         }
     };
-    tokio::time::timeout(PATIENCE, told).await.expect("the last state is told");
+    tokio::time::timeout(PATIENCE, reported).await.expect("the last state is reported");
     let written = seen.reports_written();
     assert!(written.len() > 4, "{written:?}");
     for pair in written.windows(6) {

@@ -172,13 +172,13 @@ impl Store for ObservedStore {
         let state = Some((self.inner().watch(after), self.open.subscribe(), self.breaks.subscribe()));
         stream::unfold(state, |state| async {
             let (mut events, mut open, mut breaks) = state?;
-            let told = async {
+            let delivered = async {
                 let event = events.next().await;
                 open.wait_for(|open| *open).await.unwrap();
                 event
             };
             let event = tokio::select! {
-                event = told => event?,
+                event = delivered => event?,
                 _ = breaks.changed() => {
                     let broken = WatchError::Unavailable { what: "the connection broke".to_owned() };
                     return Some((Err(broken), None));

@@ -38,10 +38,10 @@ fn serial(node: &NodeView) -> String {
 
 /// Replaces the node's pair; returns its serial number.
 fn renew(world: &World, ca: &Authority, file: &str, spec: &LeafSpec) -> String {
-    let minted = ca.issue(spec).unwrap();
-    world.write(&format!("{file}.crt"), &minted.chain_pem);
-    world.write(&format!("{file}.key"), &minted.key_pem);
-    minted.certificate.serial_hex()
+    let issued = ca.issue(spec).unwrap();
+    world.write(&format!("{file}.crt"), &issued.chain_pem);
+    world.write(&format!("{file}.key"), &issued.key_pem);
+    issued.certificate.serial_hex()
 }
 
 /// Reloads the push's files, as a connection or SIGHUP does.
@@ -139,8 +139,8 @@ async fn a_node_with_a_rejected_renewal_uses_its_former_pair() {
     let control = world.control().await;
     let node = world.node(control.address());
     let before = connected(&control, "node-1").await;
-    let stranger = Authority::root(&AuthoritySpec::new("Stranger CA")).unwrap();
-    let renewed = renew(&world, &stranger, "node-1", &node_spec("node-1"));
+    let other_ca = Authority::root(&AuthoritySpec::new("Other CA")).unwrap();
+    let renewed = renew(&world, &other_ca, "node-1", &node_spec("node-1"));
     node.reload();
     let back =
         seen(&control, "node-1", "back", |node| node.connected && node.address != before.address).await;
@@ -149,7 +149,7 @@ async fn a_node_with_a_rejected_renewal_uses_its_former_pair() {
     control.stop().await;
 
     // A control plane that has the CA gets the new certificate.
-    world.write("ca.crt", &format!("{}{}", world.ca.certificate_pem(), stranger.certificate_pem()));
+    world.write("ca.crt", &format!("{}{}", world.ca.certificate_pem(), other_ca.certificate_pem()));
     let control = world.control().await;
     let node = world.node(control.address());
     seen(&control, "node-1", "renewed", |node| node.connected && serial(node) == renewed).await;

@@ -37,8 +37,8 @@ impl ScriptedNode {
             .domain_name("controlplane");
         let endpoint = Channel::from_shared(format!("https://{}", control.address())).unwrap();
         let channel = endpoint.tls_config(tls).unwrap().connect().await.unwrap();
-        let (sender, said) = mpsc::channel(8);
-        let inbound = PushClient::new(channel).sync(ReceiverStream::new(said)).await.unwrap().into_inner();
+        let (sender, sent) = mpsc::channel(8);
+        let inbound = PushClient::new(channel).sync(ReceiverStream::new(sent)).await.unwrap().into_inner();
         Self { sender, inbound }
     }
 
@@ -112,9 +112,9 @@ async fn a_rejected_change_is_not_resent_until_the_next_change() {
         eventually("the error", fleet.changes(), || control.publish.fleet.view().list[0].last_nack.clone())
             .await;
     assert_eq!(nack.revision, first);
-    let told = &nack.errors[0];
+    let error = &nack.errors[0];
     assert_eq!(
-        (told.resource.as_str(), told.field.as_str(), told.problem.as_str()),
+        (error.resource.as_str(), error.field.as_str(), error.problem.as_str()),
         ("upstreams/0", "nodes", "not liked")
     );
     assert_eq!(control.publish.fleet.view().list[0].acknowledged, 0);
@@ -278,9 +278,9 @@ async fn an_invalid_resource_rejects_the_whole_delta() {
         panic!("{answers:?}")
     };
     assert_eq!((first.revision, nack.revision, last.revision), (5, 6, 7));
-    let told = &nack.errors[0];
-    assert_eq!(told.key, Some(model::wire::key_to_wire(&key(Kind::Upstream, "2"))));
-    assert!(told.field.contains("nodes"), "{told:?}");
+    let error = &nack.errors[0];
+    assert_eq!(error.key, Some(model::wire::key_to_wire(&key(Kind::Upstream, "2"))));
+    assert!(error.field.contains("nodes"), "{error:?}");
     let snapshot = node.snapshot();
     let held: Vec<String> = snapshot.versions().map(|(key, _)| key.to_string()).collect();
     assert_eq!(held, ["upstreams/1", "upstreams/4"], "nothing of the refused delta");

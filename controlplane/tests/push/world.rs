@@ -37,8 +37,8 @@ pub(crate) struct ControlPlane {
 }
 
 pub(crate) struct Node {
-    pub agent: PushClientHandle,
-    pub cell: Arc<SnapshotHandle>,
+    pub push_client: PushClientHandle,
+    pub snapshot_handle: Arc<SnapshotHandle>,
     pub secrets: Arc<TicketRingHandle>,
     pub status: Arc<SyncStatus>,
     /// The stage of its shutdown.
@@ -68,9 +68,9 @@ impl World {
     }
 
     pub(crate) fn credential(&self, name: &str, ca: &Authority, spec: &LeafSpec) {
-        let minted = ca.issue(spec).unwrap();
-        self.write(&format!("{name}.crt"), &minted.chain_pem);
-        self.write(&format!("{name}.key"), &minted.key_pem);
+        let issued = ca.issue(spec).unwrap();
+        self.write(&format!("{name}.crt"), &issued.chain_pem);
+        self.write(&format!("{name}.key"), &issued.key_pem);
     }
 
     pub(crate) fn push_settings(&self) -> conf::PushSettings {
@@ -190,7 +190,7 @@ impl ControlPlane {
 }
 
 pub(crate) fn node(settings: conf::NodeSettings) -> Result<Node, PushClientError> {
-    let cell = Arc::new(SnapshotHandle::new(Arc::new(Snapshot::empty())));
+    let snapshot_handle = Arc::new(SnapshotHandle::new(Arc::new(Snapshot::empty())));
     let status = Arc::new(SyncStatus::default());
     let secrets = Arc::new(TicketRingHandle::default());
     let (stage, stages) = ShutdownWatch::new();
@@ -200,18 +200,25 @@ pub(crate) fn node(settings: conf::NodeSettings) -> Result<Node, PushClientError
         settings,
         accept_new_store: false,
         version: "test",
-        snapshot: Arc::clone(&cell),
+        snapshot: Arc::clone(&snapshot_handle),
         ticket_ring: Some(Arc::clone(&secrets)),
         status: Arc::clone(&status),
         shutdown: stages,
         reload: reloads,
     };
-    Ok(Node { agent: dataplane::testing::push_client::start(input)?, cell, secrets, status, stage, reload })
+    Ok(Node {
+        push_client: dataplane::testing::push_client::start(input)?,
+        snapshot_handle,
+        secrets,
+        status,
+        stage,
+        reload,
+    })
 }
 
 impl Node {
     pub(crate) fn snapshot(&self) -> Arc<Snapshot> {
-        Arc::clone(&self.cell.load())
+        Arc::clone(&self.snapshot_handle.load())
     }
 
     pub(crate) async fn eventually<T>(&self, what: &str, look: impl FnMut() -> Option<T>) -> T {
@@ -231,7 +238,7 @@ impl Node {
 
     /// On a blocking thread: stopping waits, and the test's runtime must go on.
     pub(crate) async fn stop(self) {
-        tokio::task::spawn_blocking(move || self.agent.stop()).await.unwrap();
+        tokio::task::spawn_blocking(move || self.push_client.stop()).await.unwrap();
     }
 }
 
@@ -254,8 +261,8 @@ pub(crate) fn upstream(nth: usize) -> Value {
 }
 
 pub(crate) fn ssl(ca: &Authority, name: &str) -> Value {
-    let minted = ca.issue(&LeafSpec::server(name)).unwrap();
-    json!({"cert": minted.chain_pem, "key": minted.key_pem.as_str(), "snis": [name]})
+    let issued = ca.issue(&LeafSpec::server(name)).unwrap();
+    json!({"cert": issued.chain_pem, "key": issued.key_pem.as_str(), "snis": [name]})
 }
 
 /// Evaluates `look` after each change until it is `Some`.

@@ -58,11 +58,11 @@ impl ClientSpec<'_> {
         let root = X509::from_der(world.authority.certificate().der()).unwrap();
         context.cert_store_mut().add_cert(&root).unwrap();
         context.set_verify(SslVerifyMode::PEER);
-        if let Some(minted) = self.identity {
-            let key = minted.key().unwrap();
-            context.set_certificate(&X509::from_der(minted.certificate.der()).unwrap()).unwrap();
+        if let Some(issued) = self.identity {
+            let key = issued.key().unwrap();
+            context.set_certificate(&X509::from_der(issued.certificate.der()).unwrap()).unwrap();
             context.set_private_key(&PKey::private_key_from_der(key.der().secret_der()).unwrap()).unwrap();
-            for issuer in &minted.chain[1..] {
+            for issuer in &issued.chain[1..] {
                 context.add_extra_chain_cert(X509::from_der(issuer.der()).unwrap()).unwrap();
             }
         }
@@ -120,8 +120,8 @@ const ALL: &[TlsVersion] = &[TlsVersion::V11, TlsVersion::V12, TlsVersion::V13];
 fn tls_1_1_data_arrives_in_any_fragmentation() {
     for versions in [TLS11_ONLY, ALL] {
         let world = World::new(versions);
-        let minted = world.authority.issue(&LeafSpec::client("client")).unwrap();
-        let spec = ClientSpec { identity: Some(&minted), ..ClientSpec::TLS11 };
+        let issued = world.authority.issue(&LeafSpec::client("client")).unwrap();
+        let spec = ClientSpec { identity: Some(&issued), ..ClientSpec::TLS11 };
         for seed in [0, 1, 7, 1234] {
             let up = pattern(if seed == 0 { 3_000 } else { 100_000 }, seed);
             run(|| async {
@@ -184,14 +184,14 @@ fn negotiate(world: &World, spec: &ClientSpec<'_>) -> Result<(TlsHandshake, Bori
 #[test]
 fn the_client_is_verified_and_parameters_are_exposed() {
     let world = World::new(ALL);
-    let minted = world.authority.issue(&LeafSpec::client("client")).unwrap();
+    let issued = world.authority.issue(&LeafSpec::client("client")).unwrap();
     let (handshake, _client) =
-        negotiate(&world, &ClientSpec { identity: Some(&minted), ..ClientSpec::TLS11 }).unwrap();
+        negotiate(&world, &ClientSpec { identity: Some(&issued), ..ClientSpec::TLS11 }).unwrap();
     assert_eq!(handshake.version(), Some(TlsVersion::V11));
     assert_eq!(handshake.cipher_suite(), Some("TLS_ECDHE_ECDSA_WITH_AES_128_CBC_SHA"));
     assert!(!handshake.is_resumed());
     let chain = handshake.peer_chain();
-    let expected: Vec<_> = minted.chain.iter().map(|certificate| certificate.der().clone()).collect();
+    let expected: Vec<_> = issued.chain.iter().map(|certificate| certificate.der().clone()).collect();
     assert_eq!(chain[..1], expected[..1]);
     match evaluate_client(world.site.client.as_deref(), Some(&chain), UnixTime::now()) {
         ClientVerification::Verified(verified) => assert!(verified.identity().subject().contains("client")),
@@ -327,8 +327,8 @@ fn only_the_versions_of_the_site_are_served() {
 
 fn with_pairs(world: &World, kinds: &[KeyAlgorithm]) -> SiteSsl {
     let pairs = kinds.iter().map(|kind| {
-        let minted = world.authority.issue(&LeafSpec::server("a.example").algorithm(*kind)).unwrap();
-        KeyPair { chain: minted.chain.clone(), key: Arc::new(minted.key().unwrap()) }
+        let issued = world.authority.issue(&LeafSpec::server("a.example").algorithm(*kind)).unwrap();
+        KeyPair { chain: issued.chain.clone(), key: Arc::new(issued.key().unwrap()) }
     });
     SiteSsl { pairs: pairs.collect(), client: None, cache: CacheSlot::new(), ..world.site.clone() }
 }
