@@ -38,7 +38,7 @@ impl StoreStateWatcher {
 
     pub(super) fn state(&mut self) -> StoreState {
         let since = *self.unreadable_since.borrow_and_update();
-        StoreState { unread_seconds: since.map(|since| whole_seconds(since.elapsed())) }
+        StoreState { unreadable_seconds: since.map(|since| whole_seconds(since.elapsed())) }
     }
 
     /// Waits for a change.

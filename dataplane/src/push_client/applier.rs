@@ -108,7 +108,7 @@ struct StoreOutage {
 
 impl StoreOutage {
     fn from_state(state: StoreState) -> Option<Self> {
-        let age = Duration::from_secs(state.unread_seconds?);
+        let age = Duration::from_secs(state.unreadable_seconds?);
         Some(Self { age, since: Instant::now() })
     }
 
