@@ -52,11 +52,11 @@ impl<'a> StartFile<'a> {
 
 /// Files that a program needs at startup do not exist.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{} not there: {}. {mend}", if .files.len() == 1 { "a file is" } else { "files are" }, listed(.files))]
+#[error("{} not there: {}. {advice}", if .files.len() == 1 { "a file is" } else { "files are" }, listed(.files))]
 pub struct MissingFiles {
     /// The settings and files.
     pub files: Vec<(&'static str, PathBuf)>,
-    mend: String,
+    advice: String,
 }
 
 fn listed(files: &[(&'static str, PathBuf)]) -> String {
@@ -71,11 +71,11 @@ impl MissingFiles {
         if missing.is_empty() {
             return Ok(());
         }
-        let mut mends = Vec::new();
+        let mut advice = Vec::new();
         if let Some(store) = store
             && missing.iter().any(|file| file.key == KEYRING)
         {
-            mends.push(format!(
+            advice.push(format!(
                 "There is a store already ({}): if its keyring was lost, put the copy of it back, because no other one opens the \
                  private keys in the store",
                 store.display()
@@ -84,23 +84,25 @@ impl MissingFiles {
         let of_init = |file: &&&StartFile<'_>| file.key != KEYRING && !file.key.starts_with(ETCD);
         if let Some(first) = missing.iter().find(of_init) {
             let folder = first.path.parent().unwrap_or(Path::new("."));
-            mends.push(format!(
+            advice.push(format!(
                 "`controlplane pki init{}` makes the files that {} names, `controlplane pki issue --help` says how \
                  to make one more",
                 init_options(settings, folder),
                 settings.path.display()
             ));
         } else if let Some(keyring) = missing.iter().find(|file| file.key == KEYRING) {
-            mends.push(format!(
+            advice.push(format!(
                 "Make a key, on one control plane, and copy it to the others: (umask 077; openssl rand -hex 16 >{})",
                 quoted(keyring.path)
             ));
         }
         if missing.iter().any(|file| file.key.starts_with(ETCD)) {
-            mends.push("Check the paths of etcd's files, which start at the working directory".to_owned());
+            advice.push("Check the paths of etcd's files, which start at the working directory".to_owned());
         }
-        let mend = mends.join(". ");
-        Err(Self { files: missing.iter().map(|file| (file.key, file.path.to_owned())).collect(), mend })
+        Err(Self {
+            files: missing.iter().map(|file| (file.key, file.path.to_owned())).collect(),
+            advice: advice.join(". "),
+        })
     }
 }
 

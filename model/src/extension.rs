@@ -99,7 +99,7 @@ pub fn carry_over(kind: Kind, before: Option<&Value>, document: &mut Map<String,
 
 /// Applies a patch to extension fields: `null` removes one, and the fields that require it unless
 /// the patch sets them. Returns the removed fields of `before`.
-pub fn settle(kind: Kind, before: &Value, document: &mut Map<String, Value>) -> Vec<String> {
+pub fn apply_removals(kind: Kind, before: &Value, document: &mut Map<String, Value>) -> Vec<String> {
     let before = before.as_object();
     let mut removed = Vec::new();
     for extension in extensions(kind) {

@@ -39,7 +39,7 @@ pub(super) fn settle_patched(
     if at_place {
         notes.kept = extension::carry_over(key.kind, Some(before), document).kept;
     }
-    notes.warnings = removal_warnings(&extension::settle(key.kind, before, document));
+    notes.warnings = removal_warnings(&extension::apply_removals(key.kind, before, document));
     if !mentions_crls {
         drop_unsigned_crls(key.kind, document, &mut notes);
     }

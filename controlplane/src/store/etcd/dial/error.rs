@@ -99,11 +99,11 @@ pub(crate) enum DialFailure {
     },
     /// The server rejects the client certificate, or requires one.
     #[error(
-        "TLS: bad certificate: etcd {} (alert {}). {shown}",
-        if .shown.is_some() { "refuses our client certificate" } else { "asks for a client certificate, and none is configured" },
+        "TLS: bad certificate: etcd {} (alert {}). {presented}",
+        if .presented.is_some() { "refuses our client certificate" } else { "asks for a client certificate, and none is configured" },
         alert_name(*.alert)
     )]
-    ClientCertRejected { alert: AlertDescription, shown: PresentedCert },
+    ClientCertRejected { alert: AlertDescription, presented: PresentedCert },
     /// The server ended the handshake with another alert.
     #[error("TLS: etcd ended the handshake with the alert {}. {}", alert_name(*.0), alert_hint(*.0))]
     Alert(AlertDescription),

@@ -71,7 +71,7 @@ impl TlsContext {
     fn problem(&self, step: DialStep, error: &rustls::Error) -> DialFailure {
         match error {
             rustls::Error::AlertReceived(alert) if rejects_client_cert(*alert) => {
-                DialFailure::ClientCertRejected { alert: *alert, shown: self.client_cert.presented() }
+                DialFailure::ClientCertRejected { alert: *alert, presented: self.client_cert.presented() }
             }
             rustls::Error::AlertReceived(alert) if step == DialStep::Established => {
                 DialFailure::Closed { step, cause: error.to_string() + &format!(" ({alert:?})") }
