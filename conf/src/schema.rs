@@ -115,7 +115,7 @@ const KEYS: &[(&str, KeySupport)] = &[
     ("apisix.normalize_uri_like_servlet", Read),
     ("apisix.match_uri_encoded_slash", Read),
     ("apisix.dns_resolver", Warn("names are resolved as the system does it, this is ignored")),
-    ("apisix.dns_resolver_valid", Ignored("the system's resolver says how long an answer holds")),
+    ("apisix.dns_resolver_valid", Ignored("the system's resolver says how long an address is valid")),
     ("apisix.resolver_timeout", Ignored("the system's resolver has its own")),
     (
         "apisix.enable_resolv_search_opt",
@@ -210,7 +210,7 @@ const KEYS: &[(&str, KeySupport)] = &[
         "nginx_config.http.proxy_ssl_server_name",
         WarnUnless("true", "upstreams always get the dialled name as SNI, this is ignored"),
     ),
-    ("nginx_config.http.charset", Ignored("answers keep the upstream's Content-Type")),
+    ("nginx_config.http.charset", Ignored("responses keep the upstream's Content-Type")),
     ("nginx_config.http.variables_hash_max_size", Ignored("it only sizes a table of nginx")),
     ("nginx_config.http.upstream.keepalive", Read),
     ("nginx_config.http.upstream.keepalive_requests", Read),

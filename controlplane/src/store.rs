@@ -201,15 +201,15 @@ pub enum StoreError {
         "no space left on the disk of the store file {path}: the change was not made; free some space and try again"
     )]
     DiskFull { path: PathBuf },
-    /// The store does not answer. In a cluster, the mutation was not committed and never will be.
+    /// The store does not respond. In a cluster, the mutation was not committed and never will be.
     #[error("the store is not available: {what}")]
     Unavailable { what: String },
     /// The store rejected the change.
     #[error("the store refused the change: {what}")]
     Rejected { what: String },
-    /// The store stopped answering during a commit, which may have happened or may still happen.
+    /// The store stopped responding during a commit, which may have happened or may still happen.
     #[error(
-        "it is not known whether the change was made: the store stopped answering while it was on its way ({what}). Read the \
+        "it is not known whether the change was made: the store stopped responding while it was on its way ({what}). Read the \
          object again before you repeat it"
     )]
     OutcomeUnknown { what: String },

@@ -28,7 +28,7 @@ pub(crate) fn bind(settings: &Settings, retry: &BindRetry) -> Result<Option<Stat
     StatusListener::from_std(socket).map(Some).map_err(|error| BindError { key, addr, error, stopped: false })
 }
 
-/// Starts to answer.
+/// Starts to serve requests.
 ///
 /// # Errors
 /// When the system gives no thread.

@@ -66,7 +66,7 @@ impl RequestTarget {
     ///
     /// # Errors
     ///
-    /// [`RequestTargetError`]; the request is answered 400.
+    /// [`RequestTargetError`]; the response is 400.
     pub fn new(
         line: Option<&str>,
         header: Option<&str>,

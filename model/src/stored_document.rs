@@ -176,11 +176,11 @@ impl Kind {
     fn blocked_effect(self) -> &'static str {
         match self {
             Kind::Ssl => "its names are not served, and it is not used as a client certificate",
-            Kind::Upstream => "requests to it are answered 503",
-            Kind::Service => "requests to its routes are answered 503",
-            Kind::Route => "the requests that it matches are answered 503",
+            Kind::Upstream => "requests to it get a 503",
+            Kind::Service => "requests to its routes get a 503",
+            Kind::Route => "the requests that it matches get a 503",
             Kind::StreamRoute => "the connections that it matches are closed",
-            Kind::GlobalRule => "every HTTP request is answered 503",
+            Kind::GlobalRule => "every HTTP request gets a 503",
         }
     }
 }

@@ -410,7 +410,7 @@ impl<T: Send + Sync + 'static> Reloader<T> {
     fn timeout_error(&self) -> FileError {
         let file = self.0.files.certificate().or(self.0.files.ca.as_ref().map(ConfiguredFile::by_ref));
         let file = file.unwrap_or(ConfiguredFileRef { setting: self.0.name, path: Path::new("") });
-        file.error(format!("the file system did not answer within {} s", READ_TIMEOUT.as_secs()))
+        file.error(format!("the file system did not respond within {} s", READ_TIMEOUT.as_secs()))
     }
 }
 

@@ -87,7 +87,7 @@ impl StatusPage {
         &mut self.registry
     }
 
-    fn answer(&self, method: &Method, path: &str) -> Response<Full<Bytes>> {
+    fn respond(&self, method: &Method, path: &str) -> Response<Full<Bytes>> {
         if !matches!(*method, Method::GET | Method::HEAD) {
             return reply(StatusCode::METHOD_NOT_ALLOWED, "text/plain", String::new());
         }
@@ -295,7 +295,7 @@ where
     tokio::spawn(async move {
         let _place = place;
         let service = service_fn(move |request: Request<Incoming>| {
-            let response = status.answer(request.method(), request.uri().path());
+            let response = status.respond(request.method(), request.uri().path());
             async move { Ok::<_, std::convert::Infallible>(response) }
         });
         let connection = http1::Builder::new()
@@ -303,8 +303,8 @@ where
             .header_read_timeout(HEADER_READ_TIMEOUT)
             .serve_connection(TokioIo::new(socket), service);
         tokio::pin!(connection);
-        let (last_answer, cut) = CONNECTION_END;
-        if tokio::time::timeout(last_answer, &mut connection).await.is_err() {
+        let (last_response, cut) = CONNECTION_END;
+        if tokio::time::timeout(last_response, &mut connection).await.is_err() {
             connection.as_mut().graceful_shutdown();
             let _client_stalls = tokio::time::timeout(cut, connection).await;
         }
@@ -349,8 +349,8 @@ mod tests {
         serve_connection(&status, socket, place());
         let asking = async {
             while again.write_all(request).await.is_ok() {
-                let mut answer = [0; 4096];
-                if matches!(again.read(&mut answer).await, Ok(0) | Err(_)) {
+                let mut response = [0; 4096];
+                if matches!(again.read(&mut response).await, Ok(0) | Err(_)) {
                     break;
                 }
                 tokio::time::advance(Duration::from_millis(500)).await;

@@ -44,7 +44,7 @@ impl ListQuery {
     ///
     /// # Errors
     /// The response for an invalid argument.
-    #[allow(clippy::result_large_err)] // the error is the answer
+    #[allow(clippy::result_large_err)] // the error is the response
     pub(super) fn from_query(kind: Kind, query: &Query) -> Result<Self, Reply> {
         Ok(Self {
             name: pattern("name", query)?,
@@ -97,7 +97,7 @@ impl ListQuery {
     }
 }
 
-#[allow(clippy::result_large_err)] // the error is the answer
+#[allow(clippy::result_large_err)] // the error is the response
 fn pattern(name: &str, query: &Query) -> Result<Option<Regex>, Reply> {
     let Some(text) = query.get(name) else { return Ok(None) };
     RegexBuilder::new(text).size_limit(PATTERN_SIZE).build().map(Some).map_err(|_| {
@@ -117,7 +117,7 @@ fn fields(kind: Kind, query: &Query) -> Vec<(&'static str, String)> {
         .collect()
 }
 
-#[allow(clippy::result_large_err)] // the error is the answer
+#[allow(clippy::result_large_err)] // the error is the response
 fn page(query: &Query) -> Result<Option<(u64, u64)>, Reply> {
     let number =
         |name: &str| query.get(name).and_then(|text| text.parse::<f64>().ok()).filter(|n| n.is_finite());

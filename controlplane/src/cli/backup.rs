@@ -77,7 +77,7 @@ pub(crate) enum BackupError {
     SocketPath(PathBuf),
     #[error("--from: {path}: {problem}; it must be a file that `controlplane backup` made", path = .path.display())]
     NotBackup { path: PathBuf, problem: String },
-    /// The running control plane does not answer.
+    /// The running control plane does not respond.
     #[error(
         "the running control plane at {socket} sent nothing for {seconds} s: it hangs or is stopped, or it gives another backup now. \
          Nothing was changed",

@@ -246,7 +246,7 @@ async fn load_etcd(settings: &Settings, report: &mut CheckReport) -> Option<(Str
     let timeout = settings.deployment.etcd.timeout;
     let loaded = match tokio::time::timeout(timeout, loading).await {
         Ok(loaded) => loaded,
-        Err(_) => Err(StoreError::Unavailable { what: format!("no answer within {timeout:?}") }),
+        Err(_) => Err(StoreError::Unavailable { what: format!("no response within {timeout:?}") }),
     };
     match loaded {
         Ok(loaded) => Some(loaded),
@@ -254,7 +254,7 @@ async fn load_etcd(settings: &Settings, report: &mut CheckReport) -> Option<(Str
             report.warn(
                 "deployment.etcd.prefix",
                 format!("the documents cannot be counted: {error}"),
-                "the control plane does not start until etcd answers; `controlplane doctor` says which step fails",
+                "the control plane does not start until etcd responds; `controlplane doctor` says which step fails",
             );
             None
         }

@@ -233,7 +233,7 @@ impl Reports {
         loop {
             changes.borrow_and_update();
             // Bounded as well: a store that hangs does not extend the deadline.
-            let timed_out = || Err("the store did not answer in time".to_owned());
+            let timed_out = || Err("the store did not respond in time".to_owned());
             let others = tokio::time::timeout_at(read_deadline, self.others(entries)).await;
             read_deadline = deadline;
             let others = others.unwrap_or_else(|_| timed_out());

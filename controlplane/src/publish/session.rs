@@ -183,7 +183,9 @@ impl NodeSession {
             match tokio::time::timeout(ACK_TIMEOUT, self.read_response(target.revision(), &registration))
                 .await
             {
-                Err(_) => return Err(Status::deadline_exceeded("the node did not answer a change in time")),
+                Err(_) => {
+                    return Err(Status::deadline_exceeded("the node did not reply to a change in time"));
+                }
                 Ok(Ok(None)) => return Ok(()),
                 Ok(Ok(Some(NodeResponse::Ack))) => {
                     registration.record_ack(&target);
@@ -366,7 +368,7 @@ impl NodeSession {
                         registration.record_draining();
                         continue;
                     }
-                    Some(_) => return Err(Status::invalid_argument("nothing was sent that could be answered")),
+                    Some(_) => return Err(Status::invalid_argument("nothing was sent that needs a reply")),
                 },
                 ring = tickets::next(tickets.as_deref_mut()) => ring,
                 changed = store_state.changed() => {
@@ -410,7 +412,7 @@ impl NodeSession {
                 message = self.inbound.message() => match message.map_err(connection_error)? {
                     None => return Ok(None),
                     Some(FromNode { message: Some(from_node::Message::Draining(_)) }) => registration.record_draining(),
-                    Some(_) => return Err(Status::invalid_argument("nothing was sent that could be answered")),
+                    Some(_) => return Err(Status::invalid_argument("nothing was sent that needs a reply")),
                 },
                 changed = store_state.changed() => {
                     changed?;

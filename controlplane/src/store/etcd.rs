@@ -227,7 +227,7 @@ impl Cluster {
             };
             if tokio::time::Instant::now() >= deadline {
                 let what = error.map_or_else(
-                    || "no answer in time".to_owned(),
+                    || "no response in time".to_owned(),
                     |e| self.connections.describe_error(&connection, &e),
                 );
                 return Err(StoreError::Unavailable { what });

@@ -66,7 +66,7 @@ async fn an_invalid_stored_document_is_a_finding() {
         assert!(finding["message"].as_str().unwrap().contains(text), "{report}");
         finding["resource"].as_str().unwrap().to_owned()
     };
-    assert_eq!(resource_of(0, "requests to it are answered 503"), "upstreams/new");
+    assert_eq!(resource_of(0, "requests to it get a 503"), "upstreams/new");
     assert_eq!(resource_of(1, "the data planes keep its predecessor"), "upstreams/old");
     assert_eq!(report["total"], 2);
 }

@@ -106,7 +106,7 @@ async fn the_data_plane_is_examined() {
     examined.failed(0).has("countersign.node.control_planes", "ok", &["accepts this node"]);
     examined.has("countersign.node.last_good", "ok", &["bytes, written", "ago"]);
     for listener in ["apisix.node_listen", "apisix.ssl.listen", "apisix.status"] {
-        examined.has(listener, "ok", &["a data plane answers at apisix.status"]);
+        examined.has(listener, "ok", &["a data plane responds at apisix.status"]);
     }
 
     misconfigured_nodes_are_reported(&site, &push.address().to_string());
@@ -270,7 +270,7 @@ async fn etcd_is_probed_with_the_control_planes_settings() {
     let nobody = Access { client: None, ..etcd.access() };
     let examined = Examined::of(&with_etcd(&site, &nobody));
     examined.failed(2).has(&what, "fail", &["TLS: bad certificate", "deployment.etcd.tls.cert"]);
-    examined.has("deployment.etcd.host", "fail", &["0 of 1 endpoints answer"]);
+    examined.has("deployment.etcd.host", "fail", &["0 of 1 endpoints respond"]);
     // `check` makes no connection and finds nothing.
     assert!(run(&["check"], &site.path("config.yaml")).status.success());
 }

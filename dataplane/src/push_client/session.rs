@@ -227,7 +227,7 @@ async fn open_stream(
     };
     let opened = tokio::time::timeout(WELCOME_TIMEOUT, opening).await;
     let (inbound, welcome) =
-        opened.map_err(|_| SessionEnd::Protocol("it did not answer Hello in time".into()))??;
+        opened.map_err(|_| SessionEnd::Protocol("it did not reply to Hello in time".into()))??;
     Ok((answers, inbound, welcome))
 }
 
@@ -244,7 +244,7 @@ async fn send(answers: &mpsc::Sender<FromNode>, message: from_node::Message) -> 
 }
 
 fn closed<T>(_: mpsc::error::SendError<T>) -> SessionEnd {
-    SessionEnd::Protocol("it closed the stream before this node's answer".into())
+    SessionEnd::Protocol("it closed the stream before this node's reply".into())
 }
 
 #[cfg(test)]

@@ -43,7 +43,7 @@ pub(crate) enum ExchangeError {
     #[error("{addr}: {error}")]
     Framing { addr: SocketAddr, error: FramingError },
     /// The response came while the body was incomplete, and the connection stays open without it.
-    #[error("{addr}: answered a request whose body was not sent")]
+    #[error("{addr}: responded to a request whose body was not sent")]
     RequestBodyUnsent { addr: SocketAddr },
     /// One of the two timeouts, of sending and of reading, passed.
     #[error("{addr}: {} after {within:?}", .reason.label())]

@@ -16,17 +16,17 @@ const CHUNKED: &str = "chunked";
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum FramingError {
     /// RFC 9112 section 6.3: a sign of response splitting.
-    #[error("the answer has both Content-Length and Transfer-Encoding")]
+    #[error("the response has both Content-Length and Transfer-Encoding")]
     LengthAndTransferEncoding,
     /// More than one `Transfer-Encoding` field, or another coding than chunked (RFC 9112 section
     /// 6.1).
-    #[error("the answer's Transfer-Encoding is {0}; only one \"chunked\" is understood")]
+    #[error("the response's Transfer-Encoding is {0}; only one \"chunked\" is understood")]
     TransferEncoding(String),
     /// More than one `Content-Length` field, or one that is not a number (RFC 9110 section 8.6).
-    #[error("the answer's Content-Length is {0}; it has to be one decimal number")]
+    #[error("the response's Content-Length is {0}; it has to be one decimal number")]
     ContentLength(String),
     /// 101, though no request has an `Upgrade` field (RFC 9110 section 15.2.2).
-    #[error("the answer switches protocols, which the request did not ask for")]
+    #[error("the response switches protocols, which the request did not offer")]
     SwitchingProtocols,
 }
 

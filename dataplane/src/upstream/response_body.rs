@@ -31,13 +31,13 @@ pub(crate) struct UpstreamResponseBody {
 /// The response ended early, and so does the one to the client.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum UpstreamBodyError {
-    #[error("the upstream's answer broke off: {0}")]
+    #[error("the upstream's response broke off: {0}")]
     Http(#[from] hyper::Error),
     /// The response has ended, and the connection stays open without the rest of the request's
     /// body.
-    #[error("the upstream answered a request whose body was not sent")]
+    #[error("the upstream responded to a request whose body was not sent")]
     RequestBodyUnsent,
-    #[error("the upstream's answer paused for more than {0:?}")]
+    #[error("the upstream's response paused for more than {0:?}")]
     ReadTimeout(Duration),
 }
 

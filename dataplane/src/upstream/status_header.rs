@@ -9,7 +9,7 @@ pub(crate) const X_APISIX_UPSTREAM_STATUS: HeaderName = HeaderName::from_static(
 #[derive(Debug, Default)]
 pub(crate) struct UpstreamStatus {
     failed: Vec<StatusCode>,
-    answered: Option<StatusCode>,
+    response: Option<StatusCode>,
 }
 
 impl UpstreamStatus {
@@ -19,18 +19,18 @@ impl UpstreamStatus {
     }
 
     pub(crate) fn record_response(&mut self, status: StatusCode) {
-        self.answered = Some(status);
+        self.response = Some(status);
     }
 
     /// The value of the header, such as `502, 200`: `always`, or when the last attempt ended with
     /// 5xx. `None`, too, without any attempt.
     pub(crate) fn header_value(&self, always: bool) -> Option<HeaderValue> {
         let last =
-            self.answered.or(self.failed.last().copied()).filter(|last| always || last.is_server_error())?;
+            self.response.or(self.failed.last().copied()).filter(|last| always || last.is_server_error())?;
         if self.failed.is_empty() {
             return Some(HeaderValue::from(last.as_u16()));
         }
-        let all: Vec<&str> = self.failed.iter().chain(&self.answered).map(StatusCode::as_str).collect();
+        let all: Vec<&str> = self.failed.iter().chain(&self.response).map(StatusCode::as_str).collect();
         HeaderValue::try_from(all.join(", ")).ok()
     }
 }

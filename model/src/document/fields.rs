@@ -133,7 +133,7 @@ pub(crate) fn forbid_secret_references(document: &Value) -> Result<(), Problem> 
             let field = Problem::new(inner, "").within(name).field;
             return Err(unsupported(
                 &field,
-                "$env://NAME can stand in an ssl's cert, key, certs, keys and client.ca, and nothing answers $secret://; put the text \
+                "$env://NAME can stand in an ssl's cert, key, certs, keys and client.ca, and nothing resolves $secret://; put the text \
                  itself here: private keys are encrypted before they are stored",
             ));
         }

@@ -115,7 +115,7 @@ fn check_upstream(outer: &str, upstream: &Upstream, now: UnixTime, notes: &mut F
         notes.add(Severity::Error, field("tls"), what, meant);
     }
     if upstream.nodes.len() != 1 && upstream.nodes.iter().all(|node| node.weight == 0) {
-        let what = "no node has a weight: every request is answered 503".to_owned();
+        let what = "no node has a weight: every request gets a 503".to_owned();
         notes.add(Severity::Error, field("nodes"), what, "add a node");
     }
 }

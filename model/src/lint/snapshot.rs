@@ -72,7 +72,7 @@ fn check_name_claims(ssl: &Ssl, claims: &HashMap<&SniPattern, &Id>, notes: &mut 
     for name in &ssl.names {
         if let Some(winner) = claims.get(name).filter(|winner| ***winner != ssl.id) {
             let what =
-                format!("\"{name}\" is claimed by ssl {winner} too, which answers to it: the lowest id wins");
+                format!("\"{name}\" is claimed by ssl {winner} too, which serves it: the lowest id wins");
             notes.add(Severity::Warning, "snis", what, "leave the name to one of them");
         }
     }
@@ -89,8 +89,7 @@ fn check_route(route: &Route, snapshot: &Snapshot, notes: &mut Findings) {
     let leads_on = route.upstream.is_some() || service.is_some_and(|service| service.upstream.is_some());
     // A missing service is reported as a broken reference.
     if !leads_on && (route.service.is_none() || service.is_some()) {
-        let what =
-            "neither the route nor its service names an upstream: requests are answered 503".to_owned();
+        let what = "neither the route nor its service names an upstream: requests get a 503".to_owned();
         notes.add(Severity::Error, "upstream", what, "add upstream, upstream_id or service_id");
     }
     for host in snapshot.hosts(route) {

@@ -278,7 +278,7 @@ fn dangling_routes() {
         "start with /",
     );
     let empty = [(Kind::Service, "1", json!({})), (Kind::Route, "1", json!({"uri": "/", "service_id": "1"}))];
-    only(&empty, false, "error routes/1 upstream", "answered 503");
+    only(&empty, false, "error routes/1 upstream", "get a 503");
     let idle = json!({"uri": "/", "upstream": {"type": "roundrobin", "nodes": {}}});
     only(&route(idle), false, "error routes/1 upstream.nodes", "no node has a weight");
     let plain = json!({"nodes": {"a.com": 1}, "tls": {"verify": true}});

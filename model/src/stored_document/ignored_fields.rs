@@ -81,7 +81,7 @@ pub(super) fn strip_ignored(kind: Kind, mut document: Value, mut notes: Findings
                 foreign = strip_plugins(kind, members, &mut notes);
                 if members.get("enable_websocket") == Some(&Value::Bool(true)) {
                     members.remove("enable_websocket");
-                    let hint = "clients that ask for one are answered without";
+                    let hint = "clients that request one get a response without it";
                     note_ignored(&mut notes, "enable_websocket", "upgrades are not forwarded", hint);
                 }
                 if let Some(upstream) = members.get_mut("upstream").and_then(Value::as_object_mut) {
@@ -107,7 +107,7 @@ fn strip_ssl(members: &mut Map<String, Value>, notes: &mut Findings) {
         && flag(&stapling, "enabled") == Some(true)
     {
         let hint = "clients that require one will reject the certificate";
-        note_ignored(notes, "ocsp_stapling", "no OCSP answer is stapled", hint);
+        note_ignored(notes, "ocsp_stapling", "no OCSP response is stapled", hint);
     }
 }
 

@@ -316,7 +316,7 @@ fn a_hanging_file_system_does_not_stop_connections() {
     let hanging = lock(&reloader.0.last_read);
     let (one, two) = runtime.block_on(async { tokio::join!(reloader.refresh(), reloader.refresh()) });
     assert!(Arc::ptr_eq(&current, &one.unwrap()) && Arc::ptr_eq(&current, &two.unwrap()));
-    assert!(reloader.problem().unwrap().to_string().contains("did not answer"));
+    assert!(reloader.problem().unwrap().to_string().contains("did not respond"));
     drop(hanging);
     world.write_pair(&world.issue("second.test"));
     assert_eq!(runtime.block_on(reloader.refresh()).unwrap().tls, "CN=second.test");

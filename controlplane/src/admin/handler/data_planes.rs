@@ -57,7 +57,7 @@ impl AdminApi {
             return not_found();
         }
         let Some(revision) = request.query.get("acknowledged") else {
-            // The response's `revision` is at least that of every write answered before.
+            // The response's `revision` is at least that of every write with an earlier response.
             drop(self.current.snapshot().await);
             return reply::json(StatusCode::OK, &self.fleet.view().await);
         };

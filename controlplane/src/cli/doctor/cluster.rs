@@ -31,7 +31,7 @@ pub(super) async fn check(settings: &Settings, report: &mut CheckReport) {
     }
     if statuses.len() * 2 <= endpoints.len() {
         let message = format!(
-            "{} of {} endpoints answer: the etcd cluster needs at least 50% and above healthy nodes, or the control plane does \
+            "{} of {} endpoints respond: the etcd cluster needs at least 50% and above healthy nodes, or the control plane does \
              not start",
             statuses.len(),
             endpoints.len()
@@ -71,7 +71,7 @@ async fn check_endpoint(
 fn describe_status(status: &EndpointStatus) -> String {
     let role = if status.leader == status.member { "the leader" } else { "a follower" };
     format!(
-        "etcd {}, {role} (member {:x}) of cluster {:x}, revision {}, {} MB, answered in {} ms",
+        "etcd {}, {role} (member {:x}) of cluster {:x}, revision {}, {} MB, responded in {} ms",
         status.version,
         status.member,
         status.cluster,
@@ -87,7 +87,7 @@ async fn check_clock(endpoint: &Endpoint, probe_settings: ProbeSettings<'_>, rep
         Ok(clock) => clock,
         Err(error) => {
             return report
-                .unknown(subject, format!("etcd dates only its HTTP answers, and there is none: {error}"));
+                .unknown(subject, format!("etcd dates only its HTTP responses, and there is none: {error}"));
         }
     };
     let fix = "let both machines follow one time server";

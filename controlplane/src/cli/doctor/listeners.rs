@@ -114,7 +114,7 @@ pub(super) fn dialable(address: SocketAddr) -> SocketAddr {
 }
 
 /// The certificate of the process that listens at the address, with proof of its key; `None`
-/// without TLS or an answer.
+/// without TLS or a response.
 async fn presented_certificate(address: SocketAddr) -> Option<Certificate> {
     let address = dialable(address);
     let mut config = dial::unverified_config().ok()?;

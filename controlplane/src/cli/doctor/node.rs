@@ -31,7 +31,7 @@ const KEY: &str = "countersign.node.key";
 const CA: &str = "countersign.node.ca";
 const CONTROL_PLANES: &str = "countersign.node.control_planes";
 const LAST_GOOD: &str = "countersign.node.last_good";
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(3);
 /// The HTTP/2 connection preface (RFC 9113 section 3.4) with empty SETTINGS.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 /// The smallest ring.
@@ -144,12 +144,12 @@ fn client_config(settings: &Settings, pair: &CertKeyPair) -> Option<ClientConfig
 
 async fn check_control_plane(settings: &Settings, address: &str, config: Arc<ClientConfig>) -> CheckReport {
     let mut report = CheckReport::default();
-    match tokio::time::timeout(ANSWER_TIMEOUT, http2_handshake(&settings.countersign.node.server_name, address, config)).await {
+    match tokio::time::timeout(RESPONSE_TIMEOUT, http2_handshake(&settings.countersign.node.server_name, address, config)).await {
         Ok(Ok(())) => report.ok(CONTROL_PLANES, format!("{address}: it is {:?}, and accepts this node", settings.countersign.node.server_name)),
         Ok(Err(HandshakeError::Unreachable(error))) => report.unknown(
             CONTROL_PLANES,
             format!(
-                "{address}: cannot be reached: {error}; start it, or correct the address. Until one answers, data planes serve the last \
+                "{address}: cannot be reached: {error}; start it, or correct the address. Until one responds, data planes serve the last \
                  good snapshot"
             ),
         ),
@@ -158,7 +158,7 @@ async fn check_control_plane(settings: &Settings, address: &str, config: Arc<Cli
             format!("{address}: TLS: {error}"),
             "countersign.node.cert must come from the control plane's push.ca, its push.cert from countersign.node.ca, for countersign.node.server_name",
         ),
-        Err(_) => report.warn(CONTROL_PLANES, format!("{address}: no answer within {} s", ANSWER_TIMEOUT.as_secs()), ""),
+        Err(_) => report.warn(CONTROL_PLANES, format!("{address}: no response within {} s", RESPONSE_TIMEOUT.as_secs()), ""),
     }
     report
 }
@@ -194,7 +194,7 @@ fn check_last_good(settings: &Settings, report: &mut CheckReport) {
         Ok(meta) => meta,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let text =
-                format!("{display} is not there yet: until a control plane has answered, nothing is served");
+                format!("{display} is not there yet: until a control plane has responded, nothing is served");
             return report.ok(LAST_GOOD, text);
         }
         Err(error) => {
@@ -233,9 +233,9 @@ fn age(time: Duration) -> String {
     }
 }
 
-/// Checks each listener: free, or used by a data plane that answers on its status listener.
+/// Checks each listener: free, or used by a data plane that responds on its status listener.
 async fn check_listeners(settings: &Settings, report: &mut CheckReport) {
-    let data_plane_runs = data_plane_answers(settings).await;
+    let data_plane_runs = data_plane_responds(settings).await;
     for (key, address) in configured_listeners(settings) {
         // The kernel picks a port.
         if address.port() == 0 {
@@ -245,7 +245,7 @@ async fn check_listeners(settings: &Settings, report: &mut CheckReport) {
             Ok(_) => report.ok(key, format!("{address} is free")),
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => match data_plane_runs {
                 Some(true) => {
-                    report.ok(key, format!("{address}: in use, and a data plane answers at apisix.status"))
+                    report.ok(key, format!("{address}: in use, and a data plane responds at apisix.status"))
                 }
                 None => report.unknown(
                     key,
@@ -277,17 +277,17 @@ fn configured_listeners(settings: &Settings) -> Vec<(&'static str, SocketAddr)> 
     all
 }
 
-/// Whether a data plane answers at `apisix.status`; `None` if that is not configured.
-async fn data_plane_answers(settings: &Settings) -> Option<bool> {
+/// Whether a data plane responds at `apisix.status`; `None` if that is not configured.
+async fn data_plane_responds(settings: &Settings) -> Option<bool> {
     let address = settings.apisix.status.filter(|address| address.port() != 0)?;
     let exchange = async {
         let mut stream = TcpStream::connect(super::listeners::dialable(address)).await?;
         stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").await?;
-        let mut answer = Vec::new();
-        stream.take(1 << 20).read_to_end(&mut answer).await?;
-        io::Result::Ok(String::from_utf8_lossy(&answer).contains("countersign_"))
+        let mut response = Vec::new();
+        stream.take(1 << 20).read_to_end(&mut response).await?;
+        io::Result::Ok(String::from_utf8_lossy(&response).contains("countersign_"))
     };
-    Some(matches!(tokio::time::timeout(ANSWER_TIMEOUT, exchange).await, Ok(Ok(true))))
+    Some(matches!(tokio::time::timeout(RESPONSE_TIMEOUT, exchange).await, Ok(Ok(true))))
 }
 
 fn check_io_uring(report: &mut CheckReport) {

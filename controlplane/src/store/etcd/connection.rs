@@ -142,10 +142,10 @@ impl ConnectionManager {
             Ok(Ok(state)) => match &*state {
                 ConnectionState::Connected(connection) => return Ok(connection.clone()),
                 ConnectionState::Unreachable(error) => error.to_string(),
-                ConnectionState::FailingOver => "no etcd endpoint answers yet".to_owned(),
+                ConnectionState::FailingOver => "no etcd endpoint responds yet".to_owned(),
             },
             Ok(Err(_)) => "the store is being closed".to_owned(),
-            Err(_) => "no etcd endpoint answers yet".to_owned(),
+            Err(_) => "no etcd endpoint responds yet".to_owned(),
         };
         Err(StoreError::Unavailable { what })
     }

@@ -124,10 +124,10 @@ pub(crate) enum ProbeError {
     },
     /// The endpoint accepted the connection and does not answer.
     #[error(
-        "no answer to {what} within {}: etcd is overloaded or stopped, or its cluster has no majority", dial::format_duration(*.timeout)
+        "no response to {what} within {}: etcd is overloaded or stopped, or its cluster has no majority", dial::format_duration(*.timeout)
     )]
     Timeout { what: &'static str, timeout: Duration },
-    #[error("etcd answered {what} with: {message}")]
+    #[error("etcd responded to {what} with: {message}")]
     UnexpectedResponse { what: &'static str, message: String },
 }
 
@@ -274,7 +274,7 @@ impl EndpointStatus {
         }
         if self.is_learner {
             let text =
-                "it is a learner, which answers no current reads: promote it, or name voting members only";
+                "it is a learner, which serves no current reads: promote it, or name voting members only";
             warnings.push(text.to_owned());
         }
         for alarm in &self.alarms {

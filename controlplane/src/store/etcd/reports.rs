@@ -158,7 +158,7 @@ impl Cluster {
         &self,
         call: impl Future<Output = Result<T, Error>>,
     ) -> Result<Result<T, Error>, StoreError> {
-        let timed_out = |_| StoreError::Unavailable { what: "no answer in time".to_owned() };
+        let timed_out = |_| StoreError::Unavailable { what: "no response in time".to_owned() };
         tokio::time::timeout(self.connections.timeout(), call).await.map_err(timed_out)
     }
 }

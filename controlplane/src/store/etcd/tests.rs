@@ -137,7 +137,7 @@ async fn the_connection_state_changes_before_its_log_line() {
         within(what, reading).await
     };
     proxy.set(Network::Cut).await;
-    assert!(!logged("does not answer any more").await);
+    assert!(!logged("does not respond any more").await);
     assert!(!logged("no healthy etcd endpoint available").await);
     proxy.set(Network::Forward).await;
     assert!(logged("reconnected to etcd").await);

@@ -180,7 +180,7 @@ impl Cluster {
                 Err(error) => error,
             },
             () = self.connections.wait_lost(&connection) => Error::Internal("the connection was lost".to_owned()),
-            () = tokio::time::sleep(self.connections.timeout()) => Error::Internal("no answer in time".to_owned()),
+            () = tokio::time::sleep(self.connections.timeout()) => Error::Internal("no response in time".to_owned()),
         };
         let what = self.connections.describe_error(&connection, &error);
         if let Some(definite) = definite_error(&error, &what) {
@@ -417,7 +417,7 @@ impl Cluster {
         let response = tokio::select! {
             response = kv.txn(txn) => response.map_err(|error| unknown(self.connections.describe_error(&connection, &error)))?,
             () = self.connections.wait_lost(&connection) => return Err(unknown("the connection was lost".to_owned())),
-            () = tokio::time::sleep(self.connections.timeout()) => return Err(unknown("no answer in time".to_owned())),
+            () = tokio::time::sleep(self.connections.timeout()) => return Err(unknown("no response in time".to_owned())),
         };
         if !response.succeeded() {
             return Err(StoreError::Conflict);

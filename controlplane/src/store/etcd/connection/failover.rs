@@ -66,7 +66,7 @@ impl FailoverTask {
         loop {
             let error = self.monitor(&mut connection).await;
             self.manager.state.send_replace(ConnectionState::FailingOver);
-            tracing::warn!(problem = error, "an etcd endpoint does not answer any more; trying the others");
+            tracing::warn!(problem = error, "an etcd endpoint does not respond any more; trying the others");
             self.set_failed(connection.endpoint, Some(Instant::now()));
             connection = self.fail_over().await;
             self.manager.state.send_replace(ConnectionState::Connected(connection.clone()));
@@ -154,7 +154,7 @@ impl FailoverTask {
             tracing::warn!(
                 endpoint = self.url(reached.endpoint),
                 "the etcd cluster is another one than before: it was recreated, or deployment.etcd.host names members of two. It is \
-                 used, because no member of the one before answers"
+                 used, because no member of the one before responds"
             );
             return Ok(self.adopt(reached));
         }
@@ -221,8 +221,9 @@ impl FailoverTask {
             Ok(ReachedEndpoint { endpoint: index, client: Arc::new(client), cluster })
         };
         let reached = tokio::time::timeout(timeout + FIRST_RESPONSE_GRACE, connecting).await;
-        reached
-            .unwrap_or_else(|_| Err(format!("{}: no answer within {} s", endpoint.url(), timeout.as_secs())))
+        reached.unwrap_or_else(|_| {
+            Err(format!("{}: no response within {} s", endpoint.url(), timeout.as_secs()))
+        })
     }
 
     /// Reads an absent key with linearizable consistency, which needs a leader and a majority.
@@ -240,7 +241,7 @@ impl FailoverTask {
             }
             Ok(Err(error)) => Err(format!("{}: {}", self.url(index), error_text(&error, endpoint))),
             Err(_) => Err(format!(
-                "{}: no answer within {} s: the member does not run, or has no leader",
+                "{}: no response within {} s: the member does not run, or has no leader",
                 self.url(index),
                 timeout.as_secs()
             )),

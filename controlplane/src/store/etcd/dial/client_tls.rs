@@ -28,7 +28,7 @@ use super::error::{DialError, DialFailure};
 const DEPTH: u32 = 5;
 
 /// The warning about `verify: false`.
-pub(crate) const VERIFY_OFF: &str = "deployment.etcd.tls.verify is false: any server that answers at an endpoint is accepted as etcd, and gets the password and \
+pub(crate) const VERIFY_OFF: &str = "deployment.etcd.tls.verify is false: any server that responds at an endpoint is accepted as etcd, and gets the password and \
      every document; set it to true and name the CA in apisix.ssl.ssl_trusted_certificate";
 
 /// The TLS settings of connections to etcd. Clones share the loaded files.

@@ -74,7 +74,7 @@ pub(crate) enum DialFailure {
     Dns { host: String, cause: String },
     #[error("TCP: cannot connect to {}", describe_attempts(.0))]
     Tcp(Vec<(SocketAddr, TcpFailure)>),
-    #[error("{step}: no answer within {}. {}", format_duration(*.after), timeout_hint(*.step))]
+    #[error("{step}: no response within {}. {}", format_duration(*.after), timeout_hint(*.step))]
     Timeout { step: DialStep, after: Duration },
     #[error(
         "TLS: certificate verify failed: {why}. Trusted is {trusted}. Give the CA that issued etcd's certificate there, or \
@@ -111,22 +111,22 @@ pub(crate) enum DialFailure {
     Handshake(String),
     /// The endpoint is `https://`, and the server does not use TLS.
     #[error(
-        "TLS: what answers there does not speak TLS{}. {}",
+        "TLS: the server there does not speak TLS{}. {}",
         if *.http2 { ", but plain HTTP/2" } else { "" },
         if *.http2 { "Write http:// for this endpoint, or give etcd a certificate (--cert-file, --key-file, and an https:// \
                       listen-client-urls)" } else { "Check host and port: etcd's port for clients is 2379 by default" }
     )]
     NotTls {
-        /// The server answers with HTTP/2 in clear.
+        /// The server responds with HTTP/2 in clear.
         http2: bool,
     },
     /// The endpoint is `http://`, and the server uses TLS.
     #[error(
-        "HTTP/2: what answers there speaks TLS, but the URL says http://. Write https:// for this endpoint"
+        "HTTP/2: the server there speaks TLS, but the URL says http://. Write https:// for this endpoint"
     )]
     UnexpectedTls,
     #[error(
-        "HTTP/2: the answer is not HTTP/2, it starts with {found:?}. Check host and port: this must be etcd's gRPC port for \
+        "HTTP/2: the response is not HTTP/2, it starts with {found:?}. Check host and port: this must be etcd's gRPC port for \
          clients (2379 by default), not its metrics, peer or HTTP-only port"
     )]
     NotHttp2 { found: String },
@@ -157,7 +157,7 @@ impl DialFailure {
 #[derive(Debug, Clone)]
 pub(crate) enum TcpFailure {
     System(std::io::ErrorKind, String),
-    /// The address did not answer within its share of the time.
+    /// The address did not respond within its share of the time.
     TimedOut(Duration),
 }
 
@@ -166,7 +166,9 @@ fn describe_attempts(all: &[(SocketAddr, TcpFailure)]) -> String {
         .iter()
         .map(|(address, failure)| match failure {
             TcpFailure::System(_, text) => format!("{address}: {text}"),
-            TcpFailure::TimedOut(after) => format!("{address}: no answer within {}", format_duration(*after)),
+            TcpFailure::TimedOut(after) => {
+                format!("{address}: no response within {}", format_duration(*after))
+            }
         })
         .collect();
     let refused = |(_, failure): &(_, _)| {

@@ -163,7 +163,7 @@ async fn http_and_https_mixed_up_are_diagnosed() {
     assert!(matches!(*failure, DialFailure::UnexpectedTls), "{failure:?}");
 
     let to_plain = format!("https://127.0.0.1:{}", plain.address().port());
-    let words = ["TLS: what answers there does not speak TLS, but plain HTTP/2", "Write http://"];
+    let words = ["TLS: the server there does not speak TLS, but plain HTTP/2", "Write http://"];
     let failure = fails(&settings(&to_plain, Some(pki.ca_file()), None, |_| {}), &words).await;
     assert!(matches!(*failure, DialFailure::NotTls { http2: true }), "{failure:?}");
 }
@@ -188,7 +188,7 @@ fn server_that_says(answer: &'static [u8]) -> u16 {
 #[tokio::test]
 async fn other_protocols_are_diagnosed() {
     let port = server_that_says(b"HTTP/1.1 400 Bad Request\r\n\r\n");
-    let words = ["HTTP/2: the answer is not HTTP/2", "HTTP/1.1"];
+    let words = ["HTTP/2: the response is not HTTP/2", "HTTP/1.1"];
     fails(&settings(&format!("http://127.0.0.1:{port}"), None, None, |_| {}), &words).await;
     let pki = TestPki::new();
     let url = format!("https://127.0.0.1:{port}");
@@ -225,7 +225,7 @@ async fn a_silent_endpoint_times_out() {
             matches!(*error.problem, DialFailure::Timeout { step: failed_step, .. } if failed_step == step),
             "{error}"
         );
-        assert!(error.to_string().contains("no answer within 0.3 s"), "{error}");
+        assert!(error.to_string().contains("no response within 0.3 s"), "{error}");
     }
     // The kernel does not even accept.
     let listener = BlackHole::open();

@@ -58,7 +58,7 @@ pub(crate) async fn measure(
                 Some(server_time) if status == StatusCode::OK => {
                     Ok(clock_offset(server_time, now, started.elapsed()))
                 }
-                _ => Err(format!("it answered GET /version with {status} and no date")),
+                _ => Err(format!("it responded to GET /version with {status} and no date")),
             }
         };
         tokio::select! {
@@ -68,7 +68,7 @@ pub(crate) async fn measure(
     };
     tokio::time::timeout(timeout, measuring)
         .await
-        .map_err(|_| format!("no answer within {}", dial::format_duration(timeout)))?
+        .map_err(|_| format!("no response within {}", dial::format_duration(timeout)))?
 }
 
 fn clock_offset(server_time: i64, now: SystemTime, round_trip: Duration) -> ClockOffset {

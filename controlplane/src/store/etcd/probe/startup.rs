@@ -28,11 +28,11 @@ pub(crate) enum StartError {
     /// An entry of `deployment.etcd.host`, or a file of the configuration.
     #[error("{0}")]
     Settings(#[from] DialError),
-    /// No endpoint answers.
+    /// No endpoint responds.
     #[error("all etcd nodes are unavailable{}", listed(.0))]
     Unavailable(Vec<(Endpoint, ProbeError)>),
-    /// Half of the endpoints or fewer answer.
-    #[error("the etcd cluster needs at least 50% and above healthy nodes: {healthy} of {all} answer{}", listed(.failures))]
+    /// Half of the endpoints or fewer respond.
+    #[error("the etcd cluster needs at least 50% and above healthy nodes: {healthy} of {all} respond{}", listed(.failures))]
     Minority { healthy: usize, all: usize, failures: Vec<(Endpoint, ProbeError)> },
     /// The endpoints are members of different clusters.
     #[error("{0}")]

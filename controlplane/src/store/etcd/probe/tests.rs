@@ -174,7 +174,7 @@ async fn a_start_needs_a_majority_of_the_endpoints() {
 
     let (result, _) = probe_at_start(&etcd_settings(&[etcd.url(), closed.clone()])).await;
     let error = result.expect_err("one of two").to_string();
-    let expected = "the etcd cluster needs at least 50% and above healthy nodes: 1 of 2 answer";
+    let expected = "the etcd cluster needs at least 50% and above healthy nodes: 1 of 2 respond";
     assert!(error.starts_with(expected) && error.contains(&closed), "{error}");
 
     let (result, _) = probe_at_start(&etcd_settings(&[etcd.url(), etcd.url(), closed])).await;
@@ -198,7 +198,7 @@ async fn a_waiting_start_logs_its_endpoints() {
     let settings =
         conf::EtcdSettings { timeout, startup_retry: 1, ..etcd_settings(std::slice::from_ref(&url)) };
     let (result, log) = probe_at_start(&settings).await;
-    assert!(result.expect_err("a hole").to_string().contains("no answer within 4 s"));
+    assert!(result.expect_err("a hole").to_string().contains("no response within 4 s"));
     assert!(log.contains(&format!("waiting for etcd since 3 s: {url} (up to 4 s a try, 1 tries)")), "{log}");
 }
 
