@@ -27,7 +27,7 @@ enum KeySupport {
 use KeySupport::{Ignored, Only, Read, Warn, WarnUnless};
 
 const NO_PLUGINS: &str =
-    "only proxy-rewrite is supported yet, a route with another plugin is refused; this is ignored";
+    "only proxy-rewrite is supported yet, a route with another plugin is unsupported; this is ignored";
 const NO_UDP: &str = "UDP is not proxied, this is ignored";
 const LOGS: &str = "logs go to stderr; RUST_LOG sets their level, this is ignored";
 const NO_LUA: &str = "it sizes what Lua code keeps in memory, and there is none";
@@ -46,7 +46,7 @@ const KEYS: &[(&str, KeySupport)] = &[
     ("deployment.role_traditional.config_provider", Read),
     ("deployment.role_control_plane.config_provider", Read),
     ("deployment.role_data_plane.config_provider", Read),
-    ("deployment.role_standalone.config_provider", Ignored("its role is refused")),
+    ("deployment.role_standalone.config_provider", Ignored("its role is not supported")),
     ("deployment.admin.admin_key_required", Read),
     ("deployment.admin.admin_key[].name", Read),
     ("deployment.admin.admin_key[].key", Read),
@@ -89,12 +89,12 @@ const KEYS: &[(&str, KeySupport)] = &[
     ("apisix.extra_lua_cpath", WarnUnless("", NO_PATH)),
     (
         "apisix.lua_module_hook",
-        Only(&NEVER, "Lua code cannot be loaded, and a hook may be what refuses requests; remove it"),
+        Only(&NEVER, "Lua code cannot be loaded, and a hook may be what denies requests; remove it"),
     ),
     ("apisix.show_upstream_status_in_response_header", Read),
     (
         "apisix.proxy_cache",
-        Ignored("only the plugin proxy-cache uses it, and a route with that plugin is refused"),
+        Ignored("only the plugin proxy-cache uses it, and a route with that plugin is unsupported"),
     ),
     ("apisix.proxy_protocol", Only(&["null"], NO_PROXY)),
     ("apisix.proxy_mode", Read),
@@ -141,7 +141,7 @@ const KEYS: &[(&str, KeySupport)] = &[
     ("apisix.id", Ignored("nothing of ours reads it")),
     (
         "apisix.max_post_args_readable_size",
-        Ignored("it bounds what `post_arg` of a route's vars reads, and such a route is refused"),
+        Ignored("it bounds what `post_arg` of a route's vars reads, and such a route is unsupported"),
     ),
     ("apisix.ssl.enable", Read),
     ("apisix.ssl.listen[].ip", Read),
@@ -178,7 +178,7 @@ const KEYS: &[(&str, KeySupport)] = &[
     ("nginx_config.stream.metrics_zone_size", Ignored(NO_LUA)),
     (
         "nginx_config.stream.real_ip_from",
-        Ignored("it takes effect with the PROXY protocol only, which is refused"),
+        Ignored("it takes effect with the PROXY protocol only, which is not supported"),
     ),
     ("nginx_config.main_configuration_snippet", Read),
     ("nginx_config.http_configuration_snippet", Read),
@@ -217,9 +217,14 @@ const KEYS: &[(&str, KeySupport)] = &[
     ("nginx_config.http.upstream.keepalive_timeout", Read),
     (
         "discovery",
-        Warn("service discovery is not supported yet, an upstream that needs it is refused; this is ignored"),
+        Warn(
+            "service discovery is not supported yet, an upstream that needs it is unsupported; this is ignored",
+        ),
     ),
-    ("graphql", Ignored("it bounds what `graphql_*` of a route's vars reads, and such a route is refused")),
+    (
+        "graphql",
+        Ignored("it bounds what `graphql_*` of a route's vars reads, and such a route is unsupported"),
+    ),
     ("ext-plugin", Warn(NO_PLUGINS)),
     ("wasm", Warn(NO_PLUGINS)),
     ("xrpc", Warn("xRPC protocols are not understood, this is ignored")),

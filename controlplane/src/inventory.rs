@@ -18,7 +18,7 @@ use crate::store::StoredDocument;
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error(
     "apisix.data_encryption.keyring: {keys} private keys in the store, those of {sites} sites, cannot be opened with it ({resource} is \
-     the first): the data planes would refuse these sites and upstreams. Put the entry that sealed them back behind the first one \
+     the first): the data planes would reject these sites and upstreams. Put the entry that sealed them back behind the first one \
      (countersign.keyring_file, another settings file or the environment of the last start has it). To go on without these keys, start \
      with --accept-unreadable-keys, then delete the documents or PUT them with new keys"
 )]
@@ -117,15 +117,15 @@ impl Inventory {
         if let Some((resource, ())) = self.sealed.first.as_ref().filter(|_| self.check_keyring().is_ok()) {
             warnings.push(format!(
                 "apisix.data_encryption.keyring: {} of {} private keys in the store cannot be opened with it ({resource} is the first); \
-                 these sites and upstreams are refused by the data planes until the entry that sealed them is back",
+                 the data planes reject these sites and upstreams until the entry that sealed them is back",
                 self.sealed.unusable(),
                 self.sealed.total,
             ));
         }
         if let Some((resource, problem)) = &self.references.first {
             warnings.push(format!(
-                "{} of {} documents with references to the environment cannot be resolved ({resource} is the first: {problem}); they are \
-                 refused by the data planes until the control plane is started with these variables",
+                "{} of {} documents with references to the environment cannot be resolved ({resource} is the first: {problem}); the data \
+                 planes reject them until the control plane is started with these variables",
                 self.references.unusable(),
                 self.references.total,
             ));

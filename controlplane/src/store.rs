@@ -205,7 +205,7 @@ pub enum StoreError {
     #[error("the store is not available: {what}")]
     Unavailable { what: String },
     /// The store rejected the change.
-    #[error("the store refused the change: {what}")]
+    #[error("the store rejected the change: {what}")]
     Rejected { what: String },
     /// The store stopped responding during a commit, which may have happened or may still happen.
     #[error(

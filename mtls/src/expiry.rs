@@ -81,7 +81,7 @@ impl CertificateExpiry {
         let at = |seconds| format_utc(UnixTime::since_unix_epoch(Duration::from_secs(seconds)));
         let (path, subject, until) = (&self.path, &self.subject, at(self.not_after));
         let problem = if self.is_expired() {
-            format!("is expired since {until}, so that peers refuse it: replace it")
+            format!("is expired since {until}, so that peers reject it: replace it")
         } else if self.not_before > UnixTime::now().as_secs() {
             let from = at(self.not_before);
             format!("is not valid before {from}: check its dates and this machine's clock")

@@ -74,7 +74,7 @@ pub enum CertError {
     NoBegin(String),
     /// A block that is no certificate and may restrict trust.
     #[error(
-        "the block `{label}` stands among the certificates, and what it says would not be applied: remove it{}",
+        "the block `{label}` is among the certificates, and its content would not be applied: remove it{}",
         place_of(label)
     )]
     UnexpectedBlock {

@@ -155,7 +155,7 @@ pub(crate) enum PkiCliError {
         "--ca is missing: the files, without ending, of the CA that signs (`controlplane pki issue ca NAME` makes one)"
     )]
     NoCa,
-    #[error("the CA {path} has expired; what it signs would be refused", path = path.display())]
+    #[error("the CA {path} has expired; what it signs would be rejected", path = path.display())]
     CaExpired {
         /// The CA's certificate.
         path: PathBuf,

@@ -53,7 +53,7 @@ impl AllowList {
                 .with_hint(format!("expected one of {}", ENTRY_KINDS.join(", "))));
         };
         if members.contains_key("issuer") && kind != "serial" {
-            return Err(Problem::new("issuer", "an issuer stands only beside a serial"));
+            return Err(Problem::new("issuer", "an issuer is valid only beside a serial"));
         }
         let added = match kind {
             "spiffe" => self.add_spiffe(value),

@@ -61,7 +61,7 @@ fn check_ssl(ssl: &Ssl, now: UnixTime, notes: &mut Findings) {
 
 fn check_policy(policy: &ClientAuth, now: UnixTime, notes: &mut Findings) {
     for (place, anchor) in (1..).zip(policy.anchors().certificates()) {
-        let hint = "replace it by its successor: clients below it are refused once it has ended";
+        let hint = "replace it by its successor: clients below it are rejected once it has ended";
         check_dates(&format!("client.ca[{place}]"), "anchor", anchor, now, hint, notes);
     }
     for (place, pattern) in (1..).zip(policy.skip_patterns()) {
@@ -90,7 +90,7 @@ fn check_policy(policy: &ClientAuth, now: UnixTime, notes: &mut Findings) {
             let (severity, effect) = if policy.crl_prefer() {
                 (Severity::Warning, "its revocations still count, newer ones are not known")
             } else {
-                (Severity::Error, "its clients are refused")
+                (Severity::Error, "its clients are rejected")
             };
             let what = format!("the list of \"{}\" is past its nextUpdate: {effect}", crl.issuer());
             notes.add(severity, field, what, hint);
@@ -146,7 +146,7 @@ fn check_certificate_names(field: &str, pair: &KeyPair, names: &[SniPattern], no
         if !own.iter().any(|own| covers(name, own)) {
             let subject = leaf.subject();
             let what = format!(
-                "certificate \"{subject}\" is not for {name}: clients that ask for it will refuse it"
+                "certificate \"{subject}\" is not for {name}: clients that request it will reject it"
             );
             notes.add(Severity::Warning, field, what, "use a certificate whose subjectAltName has the name");
         }

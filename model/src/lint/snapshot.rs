@@ -81,7 +81,7 @@ fn check_name_claims(ssl: &Ssl, claims: &HashMap<&SniPattern, &Id>, notes: &mut 
 fn check_route(route: &Route, snapshot: &Snapshot, notes: &mut Findings) {
     if raw_path::is_enabled(snapshot, route) {
         for conflict in raw_path::conflicts(snapshot, route) {
-            let what = format!("{}: such requests are refused", raw_path::describe(&conflict));
+            let what = format!("{}: such requests are denied", raw_path::describe(&conflict));
             notes.add(Severity::Error, raw_path::FIELD, what, raw_path::HINT);
         }
     }
@@ -107,7 +107,7 @@ fn check_plain_http(route: &Route, snapshot: &Snapshot, guarded: &[&Arc<Ssl>], n
     if hosts.is_empty() {
         if let Some(ssl) = guarded.first() {
             let what = format!(
-                "the route takes every host, also on the plain HTTP port, where the client certificates that ssl {} demands are not asked for",
+                "the route takes every host, also on the plain HTTP port, where the client certificates that ssl {} requires are not requested",
                 ssl.id
             );
             notes.add(Severity::Warning, "hosts", what, hint);
@@ -121,7 +121,7 @@ fn check_plain_http(route: &Route, snapshot: &Snapshot, guarded: &[&Arc<Ssl>], n
         };
         if let Some(ssl) = ssl {
             let what = format!(
-                "the host {host} is also served on the plain HTTP port, where the client certificates that ssl {} demands are not asked for",
+                "the host {host} is also served on the plain HTTP port, where the client certificates that ssl {} requires are not requested",
                 ssl.id
             );
             notes.add(Severity::Warning, "hosts", what, hint);

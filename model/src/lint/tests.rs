@@ -111,7 +111,7 @@ fn stale_crls() {
     };
     let field = "ssls/1 client.crl[1]";
     let ended = |policy| [(Kind::Ssl, "1", with(today - 60, policy))];
-    only(&ended("require"), false, &format!("error {field}"), "its clients are refused");
+    only(&ended("require"), false, &format!("error {field}"), "its clients are rejected");
     only(&ended("prefer"), false, &format!("warning {field}"), "newer ones are not known");
     only(
         &[(Kind::Ssl, "1", with(today + 7200 + 60, "require"))],

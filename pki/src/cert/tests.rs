@@ -169,7 +169,7 @@ fn blocks_that_may_change_trust_are_rejected() {
         let other = pem.replace("CERTIFICATE", label);
         for text in [format!("{pem}{other}"), format!("{other}{pem}"), other.clone()] {
             let message = certificates_from_pem(&text).unwrap_err().to_string();
-            assert!(message.contains(&format!("the block `{label}` stands among")), "{message}");
+            assert!(message.contains(&format!("the block `{label}` is among")), "{message}");
         }
     }
     for label in ["CERTIFICATE REQUEST", "RSA PRIVATE KEY", "EC PARAMETERS", "DH PARAMETERS"] {

@@ -106,7 +106,7 @@ fn an_issued_crl_parses_back() {
     for label in ["PKCS7", "CRL DISTRIBUTION", "x509 crl", "X509 CRL "] {
         let other = format!("{text}{}", text.replace("X509 CRL", label));
         let message = crls_from_pem(&other).unwrap_err().to_string();
-        assert!(message.contains(&format!("the block `{label}` stands among")), "{message}");
+        assert!(message.contains(&format!("the block `{label}` is among")), "{message}");
     }
     let indented = format!("{text}{}", text.replace("-----BEGIN", " -----BEGIN"));
     assert!(crls_from_pem(&indented).unwrap_err().to_string().contains("has no `-----BEGIN X509 CRL-----`"));

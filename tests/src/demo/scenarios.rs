@@ -67,7 +67,7 @@ async fn etcd_store(demo: &Environment) -> anyhow::Result<bool> {
     good &= expect_failure(
         "A control plane whose certificate is of another CA does not start, and says why:",
         &outsider,
-        "etcd refuses our client certificate",
+        "etcd rejects our client certificate",
     )
     .await?;
 

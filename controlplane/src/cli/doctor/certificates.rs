@@ -79,7 +79,7 @@ pub(super) fn check_pair(
         Err(error) => report.fail(cert.setting, error, "issue it anew"),
     }
     if matches!(usage, CertUsage::Server(_)) && pki_cli::subject_alt_names(&leaf).is_empty() {
-        let text = "it has no names (subject alternative name), so that clients refuse it";
+        let text = "it has no names (subject alternative name), so that clients reject it";
         report.warn(cert.setting, text, "issue it for the names and addresses it is called by");
     }
     match broken_link(&chain) {
@@ -121,7 +121,7 @@ fn verify_push_as_node(settings: &Settings, now: UnixTime, report: &mut CheckRep
         }
         Err(error) => report.warn(
             CERT,
-            format!("data planes refuse it by {} (countersign.node.ca): {error}", node.ca.display()),
+            format!("data planes reject it by {} (countersign.node.ca): {error}", node.ca.display()),
             "issue it by that CA, or give data planes the CA that issued it",
         ),
     }

@@ -97,7 +97,7 @@ fn check_certificate(settings: &Settings, now: UnixTime, report: &mut CheckRepor
         report.fail(
             "countersign.node.name",
             text,
-            "set the name, or issue a certificate with it: control planes refuse this node",
+            "set the name, or issue a certificate with it: control planes reject this node",
         );
     }
     let ca = ConfiguredFileRef { setting: "countersign.push.ca", path: &settings.countersign.push.ca }
@@ -113,7 +113,7 @@ fn check_certificate(settings: &Settings, now: UnixTime, report: &mut CheckRepor
             Err(error) => report.warn(
                 CERT,
                 format!(
-                    "control planes refuse it by {} (countersign.push.ca): {error}",
+                    "control planes reject it by {} (countersign.push.ca): {error}",
                     settings.countersign.push.ca.display()
                 ),
                 "issue it by that CA, or give control planes the CA that issued it",

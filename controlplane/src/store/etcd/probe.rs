@@ -88,7 +88,7 @@ pub(crate) enum ProbeError {
     )]
     VersionTooOld { found: String },
     #[error(
-        "etcd refuses the login of user {user:?}: {message}. Check deployment.etcd.user and password (`etcdctl user list`, \
+        "etcd rejects the login of user {user:?}: {message}. Check deployment.etcd.user and password (`etcdctl user list`, \
          `etcdctl user passwd {user}`)"
     )]
     LoginFailed {
@@ -284,7 +284,7 @@ impl EndpointStatus {
         if self.size > quota / 100 * FULL_PERCENT {
             warnings.push(format!(
                 "its database has {} MB of {} MB ({}): compact and defragment it, or raise --quota-backend-bytes; when it is \
-                 full it refuses writes",
+                 full it rejects writes",
                 self.size >> 20,
                 quota >> 20,
                 if self.quota.is_some() { "its quota" } else { "the default quota; it does not tell its own" },
@@ -297,7 +297,7 @@ impl EndpointStatus {
 fn alarm_hint(alarm: &str) -> String {
     if alarm.contains("NOSPACE") {
         format!(
-            "alarm NOSPACE ({alarm}): its database is full and refuses writes: compact, `etcdctl defrag`, then `etcdctl \
+            "alarm NOSPACE ({alarm}): its database is full and rejects writes: compact, `etcdctl defrag`, then `etcdctl \
              alarm disarm`"
         )
     } else if alarm.contains("CORRUPT") {

@@ -55,7 +55,7 @@ fn bundle_errors_name_the_certificate() {
     tells(
         json!({"ca": list(&root("One"))}),
         "client.ca",
-        &["the block `X509 CRL` stands among the certificates"],
+        &["the block `X509 CRL` is among the certificates"],
     );
 }
 

@@ -100,7 +100,7 @@ pub(crate) enum DialFailure {
     /// The server rejects the client certificate, or requires one.
     #[error(
         "TLS: bad certificate: etcd {} (alert {}). {presented}",
-        if .presented.is_some() { "refuses our client certificate" } else { "asks for a client certificate, and none is configured" },
+        if .presented.is_some() { "rejects our client certificate" } else { "requires a client certificate, and none is configured" },
         alert_name(*.alert)
     )]
     ClientCertRejected { alert: AlertDescription, presented: PresentedCert },

@@ -141,13 +141,13 @@ async fn a_rejected_client_certificate_is_described() {
     fails(&with(None), &words).await;
     let words = [
         "TLS: bad certificate",
-        "refuses our client certificate",
+        "rejects our client certificate",
         "CN=controlplane",
         "EXPIRED",
         "expired.crt",
     ];
     fails(&with(Some(pki.expired_client())), &words).await;
-    let words = ["TLS: bad certificate", "refuses our client certificate", "client.crt", "--trusted-ca-file"];
+    let words = ["TLS: bad certificate", "rejects our client certificate", "client.crt", "--trusted-ca-file"];
     fails(&with(Some(others.client())), &words).await;
     // `verify: false` is about the server, not about the client (case U2).
     let open = settings(&etcd.url(), None, None, |tls| tls.verify = false);
