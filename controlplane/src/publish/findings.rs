@@ -90,8 +90,8 @@ pub(super) fn log_removal(key: &Key, revision: u64, before: Option<&Resource>) {
 }
 
 fn log_weakenings(key: &Key, revision: u64, weakenings: Vec<model::Weakening>) {
-    for model::Weakening { field, message: what } in weakenings {
-        tracing::warn!(resource = %key, revision, field, what, "a change weakens the protection");
+    for model::Weakening { field, message: problem } in weakenings {
+        tracing::warn!(resource = %key, revision, field, problem, "a change weakens the protection");
     }
 }
 
