@@ -288,7 +288,7 @@ impl Store for EmbeddedStore {
     }
 
     fn register_metrics(&self, registry: &mut Registry) {
-        self.file.metrics.register(registry);
+        registry.register_collector(Box::new(self.file.metrics.clone()));
     }
 
     fn watch(&self, after: u64) -> EventStream {
