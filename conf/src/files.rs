@@ -159,9 +159,13 @@ impl Settings {
         let (admin, etcd, push) = (&self.deployment.admin, &self.deployment.etcd, &self.countersign.push);
         let mut files = Vec::new();
         if let Some(tls) = admin.tls.as_ref().filter(|_| admin.enabled && admin.https) {
-            files.push(StartFile::new("admin_ssl_cert", &tls.cert));
-            files.push(StartFile::secret("admin_ssl_cert_key", &tls.key));
-            files.extend(tls.ca.as_ref().map(|ca| StartFile::new("admin_ssl_ca_cert", ca)));
+            files.push(StartFile::new("deployment.admin.admin_api_mtls.admin_ssl_cert", &tls.cert));
+            files.push(StartFile::secret("deployment.admin.admin_api_mtls.admin_ssl_cert_key", &tls.key));
+            files.extend(
+                tls.ca
+                    .as_ref()
+                    .map(|ca| StartFile::new("deployment.admin.admin_api_mtls.admin_ssl_ca_cert", ca)),
+            );
         }
         files.push(StartFile::new("countersign.push.cert", &push.cert));
         files.push(StartFile::secret("countersign.push.key", &push.key));

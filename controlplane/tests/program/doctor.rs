@@ -53,11 +53,15 @@ fn a_correct_configuration_passes() {
     let site = Site::new();
     let config = site.config();
     let examined = Examined::of(&config);
-    examined.failed(0).has("admin_ssl_cert", "ok", &["CN=", "valid until"]);
+    examined.failed(0).has("deployment.admin.admin_api_mtls.admin_ssl_cert", "ok", &["CN=", "valid until"]);
     examined.has("countersign.push.cert", "ok", &["key and chain fit", "CN=Countersign Push CA"]);
     examined.has("countersign.push.cert", "ok", &["data planes accept it"]);
     examined.has("countersign.push.ca", "ok", &["1 certificate(s)"]);
-    examined.has("admin_ssl_cert", "ok", &["its names are", "localhost", "127.0.0.1"]);
+    examined.has(
+        "deployment.admin.admin_api_mtls.admin_ssl_cert",
+        "ok",
+        &["its names are", "localhost", "127.0.0.1"],
+    );
     examined.has("countersign.store.path", "warn", &["there is no file", "store.redb", "an empty store"]);
     examined.has("countersign.push.listen", "ok", &["is free"]);
     assert!(!site.path("data").exists(), "it makes nothing");

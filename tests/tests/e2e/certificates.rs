@@ -110,7 +110,8 @@ async fn sighup_reloads_both_programs_and_expiry_is_reported() {
     let lint = world.admin().get("lint").await.body;
     let fields: Vec<_> = lint["list"].as_array().unwrap().iter().map(|one| one["field"].clone()).collect();
     assert!(
-        fields.contains(&json!("admin_ssl_cert")) && fields.contains(&json!("dataplanes/node-1")),
+        fields.contains(&json!("deployment.admin.admin_api_mtls.admin_ssl_cert"))
+            && fields.contains(&json!("dataplanes/node-1")),
         "{lint}"
     );
 }
