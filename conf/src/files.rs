@@ -244,6 +244,11 @@ impl Settings {
         Ok(keys)
     }
 
+    /// The setting with the encrypting key of [`Settings::keyring`].
+    pub fn keyring_setting(&self) -> &'static str {
+        if self.countersign.keyring_file.is_some() { KEYRING } else { "apisix.data_encryption.keyring" }
+    }
+
     /// Whether new private keys are stored in clear or encrypted with a publicly known key.
     pub fn uses_public_keyring(&self) -> bool {
         let first = self.apisix.keyring.first();

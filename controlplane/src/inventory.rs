@@ -17,12 +17,14 @@ use crate::store::StoredDocument;
 /// the sites.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error(
-    "apisix.data_encryption.keyring: {keys} private keys in the store, those of {sites} sites, cannot be opened with it ({resource} is \
+    "{setting}: {keys} private keys in the store, those of {sites} sites, cannot be opened with it ({resource} is \
      the first): the data planes would reject these sites and upstreams. Put the entry that sealed them back behind the first one \
      (countersign.keyring_file, another settings file or the environment of the last start has it). To go on without these keys, start \
      with --accept-unreadable-keys, then delete the documents or PUT them with new keys"
 )]
 pub struct KeyringMismatch {
+    /// The setting with the keyring.
+    pub setting: &'static str,
     /// Sealed keys that do not open, of all sealed keys.
     pub keys: Loss,
     /// Enabled sites with such a key, of all enabled sites.
@@ -101,22 +103,24 @@ impl Inventory {
     /// # Errors
     /// When more than half of the sealed keys, or the keys of more than half of the sites, do not
     /// open.
-    pub(crate) fn check_keyring(&self) -> Result<(), KeyringMismatch> {
+    pub(crate) fn check_keyring(&self, setting: &'static str) -> Result<(), KeyringMismatch> {
         let keys = Loss { lost: self.sealed.unusable(), total: self.sealed.total };
         match &self.sealed.first {
             Some((resource, ())) if keys.is_majority() || self.sites.is_majority() => {
-                Err(KeyringMismatch { keys, sites: self.sites, resource: resource.clone() })
+                Err(KeyringMismatch { setting, keys, sites: self.sites, resource: resource.clone() })
             }
             _ => Ok(()),
         }
     }
 
     /// The problems with a part of the documents.
-    pub(crate) fn warnings(&self) -> Vec<String> {
+    pub(crate) fn warnings(&self, setting: &'static str) -> Vec<String> {
         let mut warnings = Vec::new();
-        if let Some((resource, ())) = self.sealed.first.as_ref().filter(|_| self.check_keyring().is_ok()) {
+        if let Some((resource, ())) =
+            self.sealed.first.as_ref().filter(|_| self.check_keyring(setting).is_ok())
+        {
             warnings.push(format!(
-                "apisix.data_encryption.keyring: {} of {} private keys in the store cannot be opened with it ({resource} is the first); \
+                "{setting}: {} of {} private keys in the store cannot be opened with it ({resource} is the first); \
                  the data planes reject these sites and upstreams until the entry that sealed them is back",
                 self.sealed.unusable(),
                 self.sealed.total,
@@ -193,6 +197,8 @@ mod tests {
         }
     }
 
+    const SETTING: &str = "countersign.keyring_file";
+
     fn ssl(id: &str, key: &str) -> StoredDocument {
         stored(Kind::Ssl, id, json!({"cert": "c", "key": key, "sni": "a.test"}))
     }
@@ -203,7 +209,9 @@ mod tests {
         let inventory = Inventory::count(&[ssl("1", KEY), ssl("2", KEY), route], &Keyring::empty());
         assert_eq!(inventory.to_string(), "2 ssls, 1 routes");
         assert!(
-            inventory.check_keyring().is_ok() && inventory.warnings().is_empty() && !inventory.is_empty()
+            inventory.check_keyring(SETTING).is_ok()
+                && inventory.warnings(SETTING).is_empty()
+                && !inventory.is_empty()
         );
         assert!(Inventory::count(&[], &Keyring::empty()).is_empty());
     }
@@ -217,16 +225,24 @@ mod tests {
             ssl("own", &own.seal(KEY)),
             stored(Kind::Route, "r", json!({"uri": "/*", "upstream": upstream})),
         ];
-        assert!(Inventory::count(&items, &own).check_keyring().is_ok());
+        assert!(Inventory::count(&items, &own).check_keyring(SETTING).is_ok());
         for wrong in [&other, &Keyring::empty()] {
-            let error = Inventory::count(&items, wrong).check_keyring().unwrap_err();
+            let error = Inventory::count(&items, wrong).check_keyring(SETTING).unwrap_err();
             let text = error.to_string();
-            assert!(text.contains("2 of 2 private keys") && text.contains("ssls/own"), "{text}");
+            assert!(
+                text.starts_with(SETTING)
+                    && text.contains("2 of 2 private keys")
+                    && text.contains("ssls/own"),
+                "{text}"
+            );
         }
         let mixed = [ssl("own", &own.seal(KEY)), ssl("other", &other.seal(KEY))];
         let inventory = Inventory::count(&mixed, &own);
-        assert!(inventory.check_keyring().is_ok());
-        assert!(inventory.warnings()[0].contains("1 of 2") && inventory.warnings()[0].contains("ssls/other"));
+        assert!(inventory.check_keyring(SETTING).is_ok());
+        assert!(
+            inventory.warnings(SETTING)[0].contains("1 of 2")
+                && inventory.warnings(SETTING)[0].contains("ssls/other")
+        );
     }
 
     #[test]
@@ -234,18 +250,18 @@ mod tests {
         let (lost, kept) = (ring("0123456789abcdef"), ring("fedcba9876543210"));
         let [a, b, c, d] = ["a", "b", "c", "d"].map(|id| ssl(id, &lost.seal(KEY)));
         let mut items = vec![ssl("kept", &kept.seal(KEY)), b, c, d];
-        let text = Inventory::count(&items, &kept).check_keyring().unwrap_err().to_string();
+        let text = Inventory::count(&items, &kept).check_keyring(SETTING).unwrap_err().to_string();
         for part in ["3 of 4 private keys", "3 of 4 sites", "ssls/b", "--accept-unreadable-keys"] {
             assert!(text.contains(part), "{text}");
         }
-        assert!(Inventory::count(&items, &lost).check_keyring().is_ok(), "1 of 4 is a warning");
+        assert!(Inventory::count(&items, &lost).check_keyring(SETTING).is_ok(), "1 of 4 is a warning");
         // Usable keys of upstreams do not compensate for the sites.
         let upstream = |id: &str| {
             let tls = json!({"client_cert": "c", "client_key": kept.seal(KEY)});
             stored(Kind::Upstream, id, json!({"nodes": {}, "tls": tls}))
         };
         items.extend(["1", "2", "3", "4"].map(upstream));
-        let text = Inventory::count(&items, &kept).check_keyring().unwrap_err().to_string();
+        let text = Inventory::count(&items, &kept).check_keyring(SETTING).unwrap_err().to_string();
         assert!(text.contains("3 of 8 private keys") && text.contains("3 of 4 sites"), "{text}");
         // A disabled site and a client identity do not count as sites.
         let disabled = |id: &str, name: &str, value: Value| {
@@ -257,7 +273,7 @@ mod tests {
             (disabled("off", "status", json!(0)), disabled("identity", "type", json!("client")));
         let mut half = vec![a, ssl("kept", &kept.seal(KEY)), ssl("clear", KEY), disabled, identity];
         half.extend(["1", "2", "3"].map(upstream));
-        assert!(Inventory::count(&half, &kept).check_keyring().is_ok());
+        assert!(Inventory::count(&half, &kept).check_keyring(SETTING).is_ok());
     }
 
     #[test]
@@ -273,8 +289,10 @@ mod tests {
     fn unresolved_references_are_counted() {
         let gone = |id: &str| ssl(id, "$env://COUNTERSIGN_TEST_NOT_SET");
         let none = Inventory::count(&[gone("1"), gone("2")], &Keyring::empty());
-        assert!(none.check_keyring().is_ok() && none.warnings()[0].contains("2 of 2 documents"));
+        assert!(
+            none.check_keyring(SETTING).is_ok() && none.warnings(SETTING)[0].contains("2 of 2 documents")
+        );
         let some = Inventory::count(&[ssl("there", "$env://PATH"), gone("2")], &Keyring::empty());
-        assert!(some.warnings()[0].contains("1 of 2") && some.warnings()[0].contains("ssls/2"));
+        assert!(some.warnings(SETTING)[0].contains("1 of 2") && some.warnings(SETTING)[0].contains("ssls/2"));
     }
 }

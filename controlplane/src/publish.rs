@@ -59,6 +59,8 @@ pub struct PublishConfig {
     pub store: Arc<dyn Store>,
     /// Decrypts the private keys in stored documents.
     pub keyring: Arc<pki::Keyring>,
+    /// The setting with the keyring, for messages.
+    pub keyring_setting: &'static str,
     /// Start although the keyring does not decrypt most of the stored keys
     /// (`--accept-unreadable-keys`).
     pub accept_unreadable_keys: bool,
@@ -181,6 +183,7 @@ pub async fn start(config: PublishConfig) -> Result<Publisher, PublishError> {
     let watcher = store_watcher::start(
         Arc::clone(&store),
         Arc::clone(&keyring),
+        config.keyring_setting,
         config.accept_unreadable_keys,
         heartbeats.add("watch", Readiness::Required),
         shutdown.clone(),
@@ -188,7 +191,9 @@ pub async fn start(config: PublishConfig) -> Result<Publisher, PublishError> {
     .await?;
     // After the check of the stored keys: ring secrets that this keyring does not decrypt are
     // replaced.
-    let tickets = tickets::start(&store, &keyring, config.ticket_lifetime, shutdown.clone()).await;
+    let tickets =
+        tickets::start(&store, &keyring, config.keyring_setting, config.ticket_lifetime, shutdown.clone())
+            .await;
     let fleet = Arc::new(Fleet::new(watcher.latest.clone()));
     let state = session::PushState {
         store: store.identity().to_owned(),

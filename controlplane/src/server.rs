@@ -171,6 +171,7 @@ async fn start(
     let push = PublishConfig {
         store: Arc::clone(&store),
         keyring: Arc::clone(&keyring),
+        keyring_setting: settings.keyring_setting(),
         accept_unreadable_keys: options.accept_unreadable_keys,
         settings: settings.countersign.push.clone(),
         server_name: settings.countersign.node.server_name.clone(),

@@ -9,6 +9,7 @@ fn with_file(text: &[u8]) -> Result<Vec<String>, String> {
     let settings = format!("countersign: {{keyring_file: \"{}\"}}", file.display());
     let settings = load_with(&settings, &[]).unwrap();
     assert!(!settings.uses_public_keyring());
+    assert_eq!(settings.keyring_setting(), "countersign.keyring_file");
     settings.keyring().map_err(|error| error.to_string().replace(&*file.display().to_string(), "FILE"))
 }
 

@@ -61,8 +61,8 @@ pub(crate) fn check_settings(settings: &Settings, report: &mut CheckReport) {
         Err(error) => report.fail("deployment.admin.admin_api_mtls", error, ""),
     }
     match server::keyring(settings) {
-        Ok(_) => report.ok("apisix.data_encryption.keyring", "can be used"),
-        Err(error) => report.fail("apisix.data_encryption.keyring", error, ""),
+        Ok(_) => report.ok(settings.keyring_setting(), "can be used"),
+        Err(error) => report.fail(settings.keyring_setting(), error, ""),
     }
     if let Err(error) = settings.check_control_plane_files() {
         report.fail("files", error, "");
@@ -195,10 +195,10 @@ pub(crate) async fn check_documents(settings: &Settings, running: bool, report: 
     } else {
         report.ok(subject, summary);
     }
-    if let Err(error) = inventory.check_keyring() {
+    if let Err(error) = inventory.check_keyring(settings.keyring_setting()) {
         report.fail("stored documents", error, "");
     }
-    for warning in inventory.warnings() {
+    for warning in inventory.warnings(settings.keyring_setting()) {
         report.warn("stored documents", warning, "");
     }
 }

@@ -48,6 +48,7 @@ pub struct WatcherHandle {
 pub async fn start(
     store: Arc<dyn Store>,
     keyring: Arc<pki::Keyring>,
+    keyring_setting: &'static str,
     accept_unreadable_keys: bool,
     heartbeat: Arc<Heartbeat>,
     shutdown: watch::Receiver<bool>,
@@ -56,11 +57,11 @@ pub async fn start(
     let (counted, counting_keyring) = (Arc::clone(&loaded), Arc::clone(&keyring));
     let counting = tokio::task::spawn_blocking(move || Inventory::count(&counted.items, &counting_keyring));
     let inventory = counting.await.map_err(|error| StoreError::Unavailable { what: error.to_string() })?;
-    match inventory.check_keyring() {
+    match inventory.check_keyring(keyring_setting) {
         Err(error) if accept_unreadable_keys => tracing::warn!("--accept-unreadable-keys: {error}"),
         result => result?,
     }
-    for warning in inventory.warnings() {
+    for warning in inventory.warnings(keyring_setting) {
         tracing::warn!("{warning}");
     }
     tracing::info!(identity = store.identity(), "the store holds {inventory}");

@@ -30,6 +30,7 @@ pub(super) type SharedRing = Option<Arc<TicketRing>>;
 pub(super) async fn start(
     store: &Arc<dyn Store>,
     keyring: &Arc<Keyring>,
+    keyring_setting: &'static str,
     lifetime: Option<Duration>,
     mut shutdown: watch::Receiver<bool>,
 ) -> watch::Receiver<SharedRing> {
@@ -39,8 +40,13 @@ pub(super) async fn start(
         return receiver;
     };
     let period = RotationSchedule::new(lifetime);
-    let keeper =
-        RingRotator { store: Arc::clone(store), keyring: Arc::clone(keyring), schedule: period, ring };
+    let keeper = RingRotator {
+        store: Arc::clone(store),
+        keyring: Arc::clone(keyring),
+        keyring_setting,
+        schedule: period,
+        ring,
+    };
     keeper.rotate_if_due().await;
     tokio::spawn(async move {
         tokio::select! {
@@ -66,6 +72,7 @@ pub(super) async fn next(tickets: Option<&mut watch::Receiver<SharedRing>>) -> A
 struct RingRotator {
     store: Arc<dyn Store>,
     keyring: Arc<Keyring>,
+    keyring_setting: &'static str,
     schedule: RotationSchedule,
     ring: watch::Sender<SharedRing>,
 }
@@ -118,7 +125,8 @@ impl RingRotator {
     fn open_or_default(&self, text: &str) -> TicketRing {
         ring::open_ring(text, &self.keyring).unwrap_or_else(|problem| {
             tracing::warn!(
-                "the stored ticket secrets cannot be read ({problem}) and are replaced; their sessions need a full handshake. Was an entry taken out of apisix.data_encryption.keyring?"
+                "the stored ticket secrets cannot be read ({problem}) and are replaced; their sessions need a full handshake. Was an entry removed from {}?",
+                self.keyring_setting
             );
             TicketRing::default()
         })

@@ -84,6 +84,7 @@ impl Builder {
         let following = publish::store_watcher::start(
             Arc::clone(&store),
             Arc::clone(&keyring),
+            "countersign.keyring_file",
             false,
             heartbeat,
             stopped.clone(),

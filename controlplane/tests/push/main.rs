@@ -314,6 +314,7 @@ async fn mismatched_files_are_errors_at_start() {
     let input = PublishConfig {
         store,
         keyring,
+        keyring_setting: "countersign.keyring_file",
         accept_unreadable_keys: false,
         settings,
         server_name: "controlplane".into(),

@@ -101,6 +101,7 @@ impl World {
         let input = PublishConfig {
             store,
             keyring: Arc::clone(&self.keyring),
+            keyring_setting: "countersign.keyring_file",
             accept_unreadable_keys: false,
             settings,
             server_name: "controlplane".into(),

@@ -112,7 +112,7 @@ async fn ring_of(
     stop: &watch::Sender<bool>,
 ) -> Arc<TicketRing> {
     let lifetime = Some(Duration::from_secs(8 * HOUR));
-    let ring = start(store, keyring, lifetime, stop.subscribe()).await;
+    let ring = start(store, keyring, "countersign.keyring_file", lifetime, stop.subscribe()).await;
     ring.borrow().clone().unwrap()
 }
 
@@ -157,7 +157,7 @@ async fn without_a_lifetime_the_ring_is_empty_and_not_stored() {
     let folder = tempfile::tempdir().unwrap();
     let store = store(&folder);
     let (_stop, stopped) = watch::channel(false);
-    let ring = start(&store, &Arc::new(Keyring::empty()), None, stopped).await;
+    let ring = start(&store, &Arc::new(Keyring::empty()), "", None, stopped).await;
     assert!(ring.borrow().as_ref().unwrap().secrets.is_empty());
     assert!(store.internal_entry(InternalKey::TicketSecrets).await.unwrap().is_none());
 }
