@@ -68,7 +68,7 @@ reasons! {
     /// The stream route is blocked, because another program stored an unsupported document.
     BlockedStreamRoute => "blocked_stream_route", None;
     /// A stream was idle, or one side accepted no data, for longer than the upstream's timeouts.
-    StreamTimeout => "stream_timeout", None;
+    TcpTimeout => "tcp_timeout", None;
 
     /// The client sent no complete request head within `client_header_timeout`.
     HeadTimeout => "head_timeout", None;

@@ -55,9 +55,7 @@ impl RelayError {
         match self {
             Self::Client(_) => None,
             Self::Upstream(_) => Some(Reason::UpstreamClosed),
-            Self::IdleTimeout(_) | Self::DrainTimeout(_) | Self::WriteTimeout(_) => {
-                Some(Reason::StreamTimeout)
-            }
+            Self::IdleTimeout(_) | Self::DrainTimeout(_) | Self::WriteTimeout(_) => Some(Reason::TcpTimeout),
         }
     }
 }

@@ -318,7 +318,7 @@ async fn a_busy_stream_delays_the_stop_and_an_idle_one_does_not() {
         }
     };
     assert_eq!(bounded("the idle stream is ended", both).await, b"");
-    world.node_log().line_with(&["stream_timeout", "the process stops"]).await;
+    world.node_log().line_with(&["tcp_timeout", "the process stops"]).await;
     echo(&mut busy).await;
     drop(busy);
     assert!(node.ended().await.success());

@@ -413,7 +413,7 @@ async fn a_node_is_verified_when_configured() {
 }
 
 #[tokio::test]
-async fn a_silent_stream_ends_after_the_upstream_timeout() {
+async fn a_silent_stream_ends_after_the_uptcp_timeout() {
     let world = World::builder().settings(streaming()).start().await;
     let upstream = TcpUpstream::plain("one", Script::Silent).await;
     let mut entry = to(&[upstream.address()]);
@@ -422,7 +422,7 @@ async fn a_silent_stream_ends_after_the_upstream_timeout() {
     let started = std::time::Instant::now();
     assert_eq!(ask(&world, "app.test").await, "");
     assert!(started.elapsed() >= Duration::from_millis(900), "{:?}", started.elapsed());
-    world.node_log().line_with(&["stream_timeout", "neither side sent anything for 1s", "app.test"]).await;
+    world.node_log().line_with(&["tcp_timeout", "neither side sent anything for 1s", "app.test"]).await;
 }
 
 #[tokio::test]
