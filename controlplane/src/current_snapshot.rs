@@ -9,7 +9,7 @@ use model::{HostName, PathOptions, Snapshot, TlsVersion};
 use mtls::CertificateMonitor;
 use tokio::sync::watch;
 
-use crate::publish::Findings;
+use crate::publish::StoredFindings;
 
 /// The longest wait for the snapshot of an answered write.
 const WAIT_MAX: Duration = Duration::from_secs(5);
@@ -56,7 +56,7 @@ pub struct CurrentSnapshot {
     /// The newest answered write.
     last_write: Mutex<LastWrite>,
     /// The findings about stored documents, at least up to that snapshot.
-    pub findings: Arc<Findings>,
+    pub findings: Arc<StoredFindings>,
     pub listeners: ListenerSettings,
 }
 
@@ -71,7 +71,7 @@ impl CurrentSnapshot {
     /// Follows the snapshots that `publish` makes.
     pub fn new(
         latest: watch::Receiver<Arc<Snapshot>>,
-        findings: Arc<Findings>,
+        findings: Arc<StoredFindings>,
         listeners: ListenerSettings,
     ) -> Self {
         Self { latest, last_write: Mutex::default(), findings, listeners }

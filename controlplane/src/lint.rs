@@ -1,8 +1,8 @@
 //! `GET /apisix/admin/lint`: likely misconfigurations.
 //!
 //! `model::lint` finds those in resources. This file adds what only the control plane knows: stored
-//! documents that cannot be served as they are (`publish::Findings`), unknown keys in the store,
-//! the settings file, and the expiry of our own certificates and those of data planes
+//! documents that cannot be served as they are (`publish::StoredFindings`), unknown keys in the
+//! store, the settings file, and the expiry of our own certificates and those of data planes
 //! (`certificates`). Findings are sorted by severity, then resource; equal states give equal
 //! reports.
 

@@ -32,7 +32,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub use deny_list::DeniedNodes;
-pub(crate) use findings::Findings;
+pub(crate) use findings::StoredFindings;
 pub use fleet::Fleet;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
@@ -95,7 +95,7 @@ pub struct Publisher {
     pub unreadable_since: channel::Receiver<Option<Instant>>,
     /// Nodes are disconnected when the store is unreadable for so long.
     pub stale_after: Duration,
-    pub findings: Arc<Findings>,
+    pub findings: Arc<StoredFindings>,
     pub denied: Arc<DeniedNodes>,
     pub acceptance: Arc<StoreAcceptance>,
     /// The push listener's address, with the port that the kernel picked.

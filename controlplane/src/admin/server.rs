@@ -218,7 +218,7 @@ impl ServerState {
         // Responses are small and written whole; Nagle's algorithm only delays them.
         let _ = stream.set_nodelay(true);
         let Some(tls) = &self.tls else {
-            let client = ClientVerification::plain(address);
+            let client = ConnectionClient::plain(address);
             return self.serve(bound_writes(stream, self.limits.send_timeout), client, stop).await;
         };
         let mut stop_early = stop.clone();
@@ -241,12 +241,12 @@ impl ServerState {
             }
             Ok(Ok((stream, handshake))) => {
                 let stream = bound_writes(stream, self.limits.send_timeout);
-                self.serve(stream, ClientVerification::tls(address, tls, handshake), stop).await;
+                self.serve(stream, ConnectionClient::tls(address, tls, handshake), stop).await;
             }
         }
     }
 
-    async fn serve<S>(&self, stream: S, client: ClientVerification<'_>, mut stop: watch::Receiver<bool>)
+    async fn serve<S>(&self, stream: S, client: ConnectionClient<'_>, mut stop: watch::Receiver<bool>)
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
@@ -310,16 +310,16 @@ fn bound_writes<S: AsyncRead + AsyncWrite>(stream: S, limit: Duration) -> Pin<Bo
 
 /// The client of one connection. Its certificate is verified after the handshake, and again at the
 /// first request after the files have changed.
-struct ClientVerification<'a> {
+struct ConnectionClient<'a> {
     /// `None`: plain HTTP.
     tls: Option<(&'a ReloadingTls, Vec<CertificateDer<'static>>)>,
-    verdict: Mutex<Verdict>,
+    verdict: Mutex<LastVerification>,
 }
 
 /// The files that the client was verified with, and the result.
-type Verdict = (Option<Arc<LoadedCredentials<ServerTls>>>, Arc<AdminClient>);
+type LastVerification = (Option<Arc<LoadedCredentials<ServerTls>>>, Arc<AdminClient>);
 
-impl<'a> ClientVerification<'a> {
+impl<'a> ConnectionClient<'a> {
     fn plain(address: SocketAddr) -> Self {
         let client = Arc::new(AdminClient { address, certificate: ClientCertStatus::NotRequested });
         Self { tls: None, verdict: Mutex::new((None, client)) }

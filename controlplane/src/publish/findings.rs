@@ -17,9 +17,9 @@ use crate::store::StoredDocument;
 
 /// Findings about stored documents, by resource, with the revision of the document they describe.
 #[derive(Default)]
-pub struct Findings(Mutex<BTreeMap<Key, (u64, Vec<Finding>)>>);
+pub struct StoredFindings(Mutex<BTreeMap<Key, (u64, Vec<Finding>)>>);
 
-impl Findings {
+impl StoredFindings {
     /// All findings, in the order of their keys.
     pub fn all(&self) -> Vec<Finding> {
         self.lock().values().flat_map(|(_, findings)| findings).cloned().collect()
@@ -72,7 +72,7 @@ pub(super) fn compile_and_log(
     stored: &StoredDocument,
     before: Option<&Resource>,
     keyring: &pki::Keyring,
-    findings: &Findings,
+    findings: &StoredFindings,
 ) -> Option<Versioned> {
     let (versioned, new) = compile::compile_stored(stored, keyring, before);
     findings.put(&stored.key, stored.mod_revision, new).iter().for_each(|finding| log(stored, finding));
@@ -103,7 +103,7 @@ mod tests {
 
     #[test]
     fn a_finding_is_new_once_and_listed_while_it_holds() {
-        let findings = Findings::default();
+        let findings = StoredFindings::default();
         let key = |id: &str| Key::new(Kind::Route, Id::parse(id).unwrap());
         let finding = |field: &str| Finding {
             severity: Severity::Error,

@@ -15,7 +15,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::PublishError;
-use super::findings::{Findings, compile_and_log, log_removal};
+use super::findings::{StoredFindings, compile_and_log, log_removal};
 use super::refresh::{self, RefreshHandle, RefreshRequests};
 use crate::compile::expected_version;
 use crate::inventory::Inventory;
@@ -29,7 +29,7 @@ const BACKOFF_MIN: Duration = Duration::from_millis(100);
 pub struct WatcherHandle {
     /// The current snapshot; changes with every commit.
     pub latest: watch::Receiver<Arc<Snapshot>>,
-    pub findings: Arc<Findings>,
+    pub findings: Arc<StoredFindings>,
     /// Reloads the store.
     pub refresh_handle: RefreshHandle,
     /// Whether the store is unreadable for so long that other control planes serve nodes better.
@@ -101,7 +101,7 @@ pub(super) fn stale_after(store: &dyn Store) -> Duration {
 struct StoreWatcher {
     store: Arc<dyn Store>,
     keyring: Arc<pki::Keyring>,
-    findings: Arc<Findings>,
+    findings: Arc<StoredFindings>,
     latest: watch::Sender<Arc<Snapshot>>,
     refresh_requests: RefreshRequests,
     /// When the watch failed; `None` after a load.
@@ -267,7 +267,7 @@ fn add_event(
     event: Event,
     before: &Snapshot,
     keyring: &pki::Keyring,
-    findings: &Findings,
+    findings: &StoredFindings,
 ) {
     delta.to = delta.to.max(event.revision);
     match event.document {
@@ -303,7 +303,7 @@ async fn apply_load(
     before: Arc<Snapshot>,
     loaded: Arc<DocumentList>,
     keyring: &Arc<pki::Keyring>,
-    findings: &Arc<Findings>,
+    findings: &Arc<StoredFindings>,
 ) -> Arc<Snapshot> {
     let (keyring, findings) = (Arc::clone(keyring), Arc::clone(findings));
     let fallback = Arc::clone(&before);

@@ -213,7 +213,7 @@ impl EmbeddedStore {
     /// once.
     async fn read_or_reopen<T: Send + 'static>(
         &self,
-        read: impl Fn(&Database) -> Result<T, file::ReadError> + Send + Sync + 'static,
+        read: impl Fn(&Database) -> Result<T, file::StoreReadError> + Send + Sync + 'static,
     ) -> Result<T, StoreError> {
         let read = Arc::new(read);
         for attempt in 0..2 {
@@ -313,7 +313,7 @@ impl Store for EmbeddedStore {
     }
 }
 
-fn load(database: &Database, kind: Option<Kind>) -> Result<DocumentList, file::ReadError> {
+fn load(database: &Database, kind: Option<Kind>) -> Result<DocumentList, file::StoreReadError> {
     let transaction = database.begin_read()?;
     let revision = file::revision(&transaction)?;
     let table = transaction.open_table(ITEMS)?;

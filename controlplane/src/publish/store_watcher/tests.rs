@@ -79,7 +79,7 @@ async fn an_invalid_document_keeps_its_resource_over_loads() {
 
 #[tokio::test]
 async fn a_rollback_removes_later_findings() {
-    let (keyring, findings) = (Arc::new(pki::Keyring::empty()), Arc::new(Findings::default()));
+    let (keyring, findings) = (Arc::new(pki::Keyring::empty()), Arc::new(StoredFindings::default()));
     let load = async |before: Snapshot, revision, item| {
         let loaded = DocumentList { revision, items: vec![item] };
         let after = apply_load(Arc::new(before), Arc::new(loaded), &keyring, &findings).await;
@@ -116,7 +116,7 @@ async fn a_removal_by_another_program_is_logged() {
     let before = load(&Arc::new(Snapshot::empty()), 1, items).await;
     let mut delta = Delta { from: 1, to: 1, ..Delta::default() };
     let event = Event { revision: 2, key: key.clone(), document: None };
-    add_event(&mut delta, event, &before, &pki::Keyring::empty(), &Findings::default());
+    add_event(&mut delta, event, &before, &pki::Keyring::empty(), &StoredFindings::default());
     assert_eq!(delta.removals, [key]);
     let log = std::fs::read_to_string(path).unwrap();
     assert!(log.contains("a change weakens the protection") && log.contains("routes/guarded"), "{log}");

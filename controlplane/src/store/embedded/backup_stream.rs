@@ -12,7 +12,8 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use super::file::{
-    self, COUNTERS, FORMAT, FORMAT_VERSION, IDENTITY, INTERNAL_ENTRIES, ITEMS, REVISION, ReadError, TEXTS,
+    self, COUNTERS, FORMAT, FORMAT_VERSION, IDENTITY, INTERNAL_ENTRIES, ITEMS, REVISION, StoreReadError,
+    TEXTS,
 };
 use crate::store::StoreError;
 
@@ -113,13 +114,13 @@ pub(super) fn write(
     let mut connection_error = None;
     let result = for_each_record(database, &mut |row| {
         let mut line =
-            Zeroizing::new(serde_json::to_vec(&row).map_err(|error| ReadError::Row(error.to_string()))?);
+            Zeroizing::new(serde_json::to_vec(&row).map_err(|error| StoreReadError::Row(error.to_string()))?);
         line.push(b'\n');
         digest.update(&row, &line);
         out.write_all(&line).map_err(|error| {
             let what = error.to_string();
             connection_error = Some(error);
-            ReadError::Row(what)
+            StoreReadError::Row(what)
         })
     });
     if let Some(error) = connection_error {
@@ -139,8 +140,8 @@ pub(super) fn write(
 /// Calls `each` with every record of one read transaction.
 fn for_each_record(
     database: &Database,
-    visit: &mut dyn FnMut(BackupRecord) -> Result<(), ReadError>,
-) -> Result<(), ReadError> {
+    visit: &mut dyn FnMut(BackupRecord) -> Result<(), StoreReadError>,
+) -> Result<(), StoreReadError> {
     let transaction = database.begin_read()?;
     let revision = file::revision(&transaction)?;
     let identity = transaction.open_table(TEXTS)?.get(IDENTITY)?.map(|row| row.value().to_owned());
@@ -176,10 +177,10 @@ fn for_each_record(
 /// [`BackupStreamError`].
 pub(super) fn create(input: &mut dyn BufRead, path: &Path) -> Result<BackupSummary, BackupStreamError> {
     file::create_owner_only(path)?;
-    let store_error = |error: ReadError| BackupStreamError::Store(error.into_store_error(path));
+    let store_error = |error: StoreReadError| BackupStreamError::Store(error.into_store_error(path));
     let database = Builder::new().create(path).map_err(|error| store_error(error.into()))?;
     let summary = insert_records(&database, input, &store_error)?;
-    database.close().map_err(|error| store_error(ReadError::Redb(redb::Error::from(error))))?;
+    database.close().map_err(|error| store_error(StoreReadError::Redb(redb::Error::from(error))))?;
     let read_back = file::open(path).map_err(BackupStreamError::Store)?;
     let read_back_summary = write(&read_back, path, &mut io::sink())?;
     if read_back_summary != summary {
@@ -194,7 +195,7 @@ pub(super) fn create(input: &mut dyn BufRead, path: &Path) -> Result<BackupSumma
 fn insert_records(
     database: &Database,
     input: &mut dyn BufRead,
-    store_error: &dyn Fn(ReadError) -> BackupStreamError,
+    store_error: &dyn Fn(StoreReadError) -> BackupStreamError,
 ) -> Result<BackupSummary, BackupStreamError> {
     let transaction = database.begin_write().map_err(|error| store_error(error.into()))?;
     let mut digest = StreamDigest::new();
@@ -220,7 +221,7 @@ fn insert_records(
     digest.finish()
 }
 
-fn insert(transaction: &redb::WriteTransaction, row: &BackupRecord) -> Result<(), ReadError> {
+fn insert(transaction: &redb::WriteTransaction, row: &BackupRecord) -> Result<(), StoreReadError> {
     match row {
         BackupRecord::Store { identity, revision } => {
             transaction.open_table(ITEMS)?;

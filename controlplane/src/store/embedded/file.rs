@@ -51,18 +51,18 @@ pub(super) struct Meta {
 }
 
 /// A failed read, before it becomes a [`StoreError`].
-pub(super) enum ReadError {
+pub(super) enum StoreReadError {
     Redb(redb::Error),
     Row(String),
 }
 
-impl<E: Into<redb::Error>> From<E> for ReadError {
+impl<E: Into<redb::Error>> From<E> for StoreReadError {
     fn from(error: E) -> Self {
         Self::Redb(error.into())
     }
 }
 
-impl ReadError {
+impl StoreReadError {
     /// redb demands a reopen after an I/O error; corruption stays.
     pub(super) fn needs_reopen(&self) -> bool {
         matches!(self, Self::Redb(redb::Error::Io(_) | redb::Error::PreviousIo | redb::Error::DatabaseClosed))
@@ -255,7 +255,7 @@ fn initialize(temp_path: &Path) -> Result<(), StoreError> {
 /// Checks the format version, then reads identity and revision.
 pub(super) fn read_meta(database: &Database, path: &Path) -> Result<Meta, StoreError> {
     let corrupted = |what: &str| StoreError::Corrupted { path: path.to_path_buf(), what: what.to_owned() };
-    let read = || -> Result<_, ReadError> {
+    let read = || -> Result<_, StoreReadError> {
         let transaction = database.begin_read()?;
         let counters = transaction.open_table(COUNTERS)?;
         let format = counters.get(FORMAT)?.map(|row| row.value());
@@ -278,11 +278,14 @@ pub(super) fn read_meta(database: &Database, path: &Path) -> Result<Meta, StoreE
     }
 }
 
-pub(super) fn revision(transaction: &ReadTransaction) -> Result<u64, ReadError> {
+pub(super) fn revision(transaction: &ReadTransaction) -> Result<u64, StoreReadError> {
     Ok(transaction.open_table(COUNTERS)?.get(REVISION)?.map_or(0, |row| row.value()))
 }
 
-pub(super) fn internal_entry(database: &Database, name: &str) -> Result<Option<InternalEntry>, ReadError> {
+pub(super) fn internal_entry(
+    database: &Database,
+    name: &str,
+) -> Result<Option<InternalEntry>, StoreReadError> {
     let table = match database.begin_read()?.open_table(INTERNAL_ENTRIES) {
         Err(TableError::TableDoesNotExist(_)) => return Ok(None),
         table => table?,
@@ -297,10 +300,10 @@ pub(super) fn internal_entry(database: &Database, name: &str) -> Result<Option<I
 pub(super) fn decode_row(
     name: &str,
     (created, modified, text): (u64, u64, &[u8]),
-) -> Result<StoredDocument, ReadError> {
+) -> Result<StoredDocument, StoreReadError> {
     let key = parse_key(name)?;
     let document = json::parse(text)
-        .map_err(|error| ReadError::Row(format!("the document of {name} is not JSON: {error}")))?;
+        .map_err(|error| StoreReadError::Row(format!("the document of {name} is not JSON: {error}")))?;
     Ok(StoredDocument {
         key,
         document,
@@ -311,11 +314,11 @@ pub(super) fn decode_row(
     })
 }
 
-pub(super) fn parse_key(name: &str) -> Result<Key, ReadError> {
+pub(super) fn parse_key(name: &str) -> Result<Key, StoreReadError> {
     let parsed = name
         .split_once('/')
         .and_then(|(plural, id)| Some(Key { kind: Kind::from_plural(plural)?, id: Id::parse(id).ok()? }));
-    parsed.ok_or_else(|| ReadError::Row(format!("`{name}` is not the name of a resource")))
+    parsed.ok_or_else(|| StoreReadError::Row(format!("`{name}` is not the name of a resource")))
 }
 
 /// Maps redb's error to the store's.

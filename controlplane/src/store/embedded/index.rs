@@ -9,7 +9,7 @@ use imbl::OrdSet;
 use model::{Id, Key, Kind};
 use redb::{Database, ReadableDatabase};
 
-use super::file::{self, ITEMS, ReadError};
+use super::file::{self, ITEMS, StoreReadError};
 
 /// The documents of one kind by create revision and id. Clones share structure.
 pub(super) type ByCreation = OrdSet<(u64, Id)>;
@@ -30,7 +30,7 @@ pub(super) struct IndexChange {
 
 impl Index {
     /// Builds the index from the file.
-    pub(super) fn read(database: &Database) -> Result<Self, ReadError> {
+    pub(super) fn read(database: &Database) -> Result<Self, StoreReadError> {
         let transaction = database.begin_read()?;
         let revision = file::revision(&transaction)?;
         let mut index = Self { revision, kinds: BTreeMap::new() };

@@ -11,7 +11,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use redb::{Database, ReadableDatabase};
 
-use super::file::{self, ITEMS, Opener, ReadError};
+use super::file::{self, ITEMS, Opener, StoreReadError};
 use super::index::Index;
 use crate::store::Page;
 
@@ -48,7 +48,7 @@ impl StoreFile {
         kind: Kind,
         first: usize,
         size: usize,
-    ) -> Result<Page, ReadError> {
+    ) -> Result<Page, StoreReadError> {
         let (mut index_revision, mut documents) = self.index().documents_of(kind);
         let mut transaction = database.begin_read()?;
         for _ in 1..PAGE_ATTEMPTS {

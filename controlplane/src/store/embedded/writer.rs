@@ -12,7 +12,7 @@ use telemetry::Heartbeat;
 use tokio::sync::{mpsc, oneshot, watch};
 use zeroize::Zeroizing;
 
-use super::file::{self, COUNTERS, INTERNAL_ENTRIES, ITEMS, REVISION, ReadError};
+use super::file::{self, COUNTERS, INTERNAL_ENTRIES, ITEMS, REVISION, StoreReadError};
 use super::history::History;
 use super::index::{self, Index};
 use super::store_file::StoreFile;
@@ -117,7 +117,10 @@ impl Writer {
     }
 
     /// Runs one transaction; reopens the file first if it is closed.
-    fn transact<T>(&self, work: impl FnOnce(&Database) -> Result<T, ReadError>) -> Result<T, StoreError> {
+    fn transact<T>(
+        &self,
+        work: impl FnOnce(&Database) -> Result<T, StoreReadError>,
+    ) -> Result<T, StoreError> {
         if self.file.with_database(|_| ()).is_none() {
             self.reopen()?;
         }
@@ -176,7 +179,7 @@ impl Writer {
 }
 
 /// The new version of the entry; `None` when the expected version does not match.
-fn swap_entry(database: &Database, swap: &PendingSwap) -> Result<Option<u64>, ReadError> {
+fn swap_entry(database: &Database, swap: &PendingSwap) -> Result<Option<u64>, StoreReadError> {
     let transaction = database.begin_write()?;
     let swapped = {
         let mut table = transaction.open_table(INTERNAL_ENTRIES)?;
@@ -196,7 +199,7 @@ fn swap_entry(database: &Database, swap: &PendingSwap) -> Result<Option<u64>, Re
 }
 
 /// Applies the writes in one transaction and commits it durably.
-fn apply_writes(database: &Database, changes: &[PendingWrite]) -> Result<CommitGroup, ReadError> {
+fn apply_writes(database: &Database, changes: &[PendingWrite]) -> Result<CommitGroup, StoreReadError> {
     let mut group = CommitGroup::default();
     let transaction = database.begin_write()?;
     {
@@ -234,7 +237,7 @@ fn apply_mutation(
     write: &Mutation,
     revision: &mut u64,
     group: &mut CommitGroup,
-) -> Result<Result<CommitResult, StoreError>, ReadError> {
+) -> Result<Result<CommitResult, StoreError>, StoreReadError> {
     let name = write.key().to_string();
     let current = items.get(name.as_str())?.map(|row| {
         let (created, modified, _) = row.value();
@@ -255,7 +258,7 @@ fn apply_mutation(
             let modified = *revision;
             let created = current.map_or(modified, |(created, _)| created);
             let text = serde_json::to_vec(document)
-                .map_err(|error| ReadError::Row(format!("{name} cannot be written as JSON: {error}")))?;
+                .map_err(|error| StoreReadError::Row(format!("{name} cannot be written as JSON: {error}")))?;
             items.insert(name.as_str(), (created, modified, text.as_slice()))?;
             let (key, document) = (key.clone(), document.clone());
             let now = StoredDocument {
