@@ -17,5 +17,5 @@ pub use credentials::{
     CertKeyPair, ConfiguredFile, ConfiguredFileRef, FileError, certified_key, signing_key,
 };
 pub use expiry::{CertificateExpiry, CertificateMonitor};
-pub use reload::{CredentialFiles, Credentials, LoadedCredentials, Reloader};
+pub use reload::{CredentialFiles, Credentials, LoadedCredentials, Reloader, WebPkiCredentials};
 pub use verifier::{ClientVerifier, ServerTrust, ServerVerifier, VerifyClient};

@@ -17,6 +17,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use std::{fmt, fs};
 
 use pki::{Certificate, UnixTime, format_utc};
+use rustls::RootCertStore;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::sync::watch;
 
 use crate::credentials::{CertKeyPair, ConfiguredFile, ConfiguredFileRef, FileError};
@@ -145,9 +147,38 @@ impl Credentials {
         same_certificates(&ours, &theirs)
     }
 
+    /// The form that rustls' own verifiers and configurations take. `cert` and `ca`: the files that
+    /// these credentials were read from, for errors.
+    ///
+    /// # Errors
+    /// [`FileError`] when there is no certificate, or when webpki cannot read a CA.
+    pub fn to_webpki(
+        &self,
+        cert: ConfiguredFileRef<'_>,
+        ca: ConfiguredFileRef<'_>,
+    ) -> Result<WebPkiCredentials, FileError> {
+        let pair = self.pair.as_ref().ok_or_else(|| cert.error("no certificate"))?;
+        let mut roots = RootCertStore::empty();
+        for anchor in &self.ca {
+            roots.add(anchor.der().clone()).map_err(|error| ca.error(error))?;
+        }
+        let chain = pair.chain.iter().map(|certificate| certificate.der().clone()).collect();
+        Ok(WebPkiCredentials { roots: Arc::new(roots), chain, key: pair.key.der().clone_key() })
+    }
+
     fn has_same_ca_as(&self, other: &Self) -> bool {
         same_certificates(&self.ca, &other.ca)
     }
+}
+
+/// Credentials in the form that rustls' own verifiers and configurations take.
+pub struct WebPkiCredentials {
+    /// The CAs of the peer.
+    pub roots: Arc<RootCertStore>,
+    /// The own certificate chain.
+    pub chain: Vec<CertificateDer<'static>>,
+    /// The key of the chain's leaf.
+    pub key: PrivateKeyDer<'static>,
 }
 
 fn same_certificates(some: &[Certificate], others: &[Certificate]) -> bool {

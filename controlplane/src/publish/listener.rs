@@ -10,11 +10,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::Stream;
-use mtls::{ConfiguredFile, CredentialFiles, Credentials, FileError, Reloader};
+use mtls::{ConfiguredFile, CredentialFiles, Credentials, FileError, Reloader, WebPkiCredentials};
 use pki::{ClientAuth, ClientAuthInput};
 use proto::push::push_server::{Push, PushServer};
+use rustls::ServerConfig;
 use rustls::server::WebPkiClientVerifier;
-use rustls::{RootCertStore, ServerConfig};
 use socket2::SockRef;
 use telemetry::Heartbeat;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -103,23 +103,18 @@ fn build_tls(
     contents: &Credentials,
 ) -> Result<PushTls, FileError> {
     let (cert, ca) = (cert.by_ref(), ca.by_ref());
-    let pair = contents.pair.as_ref().ok_or_else(|| cert.error("no certificate"))?;
-    let mut roots = RootCertStore::empty();
-    for anchor in &contents.ca {
-        roots.add(anchor.der().clone()).map_err(|error| ca.error(error))?;
-    }
+    let WebPkiCredentials { roots, chain, key } = contents.to_webpki(cert, ca)?;
     let policy =
         ClientAuthInput { anchors: contents.ca.clone(), depth: DEPTH_MAX, ..ClientAuthInput::default() };
     let policy = ClientAuth::new(policy).map_err(|error| ca.error(error))?;
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
+    let verifier = WebPkiClientVerifier::builder_with_provider(roots, Arc::clone(&provider))
         .build()
         .map_err(|error| ca.error(error))?;
-    let chain = pair.chain.iter().map(|certificate| certificate.der().clone()).collect();
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map(|config| config.with_client_cert_verifier(verifier))
-        .and_then(|config| config.with_single_cert(chain, pair.key.der().clone_key()))
+        .and_then(|config| config.with_single_cert(chain, key))
         .map_err(|error| cert.error(error))?;
     config.alpn_protocols = vec![b"h2".to_vec()];
     config.send_tls13_tickets = 0;

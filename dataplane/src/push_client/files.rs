@@ -3,9 +3,9 @@
 
 use std::sync::Arc;
 
-use mtls::{ConfiguredFile, CredentialFiles, Credentials, FileError, Reloader};
+use mtls::{ConfiguredFile, CredentialFiles, Credentials, FileError, Reloader, WebPkiCredentials};
 use pki::{PrivateKey, TrustAnchors};
-use rustls::{ClientConfig, RootCertStore};
+use rustls::ClientConfig;
 
 use super::PushClientError;
 
@@ -49,18 +49,13 @@ fn node_tls(
     contents: &Credentials,
 ) -> Result<NodeTls, FileError> {
     let (cert, ca) = (cert.by_ref(), ca.by_ref());
-    let pair = contents.pair.as_ref().ok_or_else(|| cert.error("no certificate"))?;
-    let mut roots = RootCertStore::empty();
-    for anchor in &contents.ca {
-        roots.add(anchor.der().clone()).map_err(|error| ca.error(error))?;
-    }
+    let WebPkiCredentials { roots, chain, key } = contents.to_webpki(cert, ca)?;
     let anchors = TrustAnchors::new(contents.ca.clone()).map_err(|error| ca.error(error))?;
-    let chain = pair.chain.iter().map(|one| one.der().clone()).collect();
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let mut config = ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map(|config| config.with_root_certificates(roots))
-        .and_then(|config| config.with_client_auth_cert(chain, pair.key.der().clone_key()))
+        .and_then(|config| config.with_client_auth_cert(chain, key))
         .map_err(|error| cert.error(error))?;
     config.alpn_protocols = vec![b"h2".to_vec()];
     // A resumed session would skip the check of the certificate.
