@@ -8,9 +8,11 @@ mod request;
 
 use std::cell::OnceCell;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use hyper::rt::{Read, Write};
 use model::{HostName, StreamQuery};
 
 use super::client_auth::ClientAuthState;
@@ -23,6 +25,7 @@ use crate::filters::identity::IdentityHeaderCache;
 use crate::http::server::{HttpProtocol, detect_protocol};
 use crate::http::{self, error_page};
 use crate::io::buffered::BufferedSocket;
+use crate::io::chunk_read::ChunkRead;
 use crate::io::connection_info::{ConnectionInfo, ListenerProtocol};
 use crate::io::linger::{LingerLimits, lingering_close};
 use crate::io::plain::PlainStream;
@@ -89,16 +92,7 @@ async fn serve_plain(
 ) {
     if let Ok(protocol) = detect_protocol(&mut socket, worker.http.http2).await {
         let connection = Connection::new(worker, info, None);
-        let stream = PlainStream::new(socket);
-        Box::pin(http::serve_connection(
-            stream,
-            protocol,
-            &worker.http,
-            timeouts.clone(),
-            Rc::new(connection),
-            drain,
-        ))
-        .await;
+        serve_http(worker, PlainStream::new(socket), protocol, connection, &timeouts, drain).await;
     }
     record_timeout(worker, &info, &timeouts);
 }
@@ -135,16 +129,21 @@ async fn serve_tls(
     let protocol = HttpProtocol::from_alpn(params.alpn);
     let stream = TlsStream::new(transport, socket);
     let connection = Connection::new(worker, info, Some((client_auth, params)));
-    Box::pin(http::serve_connection(
-        stream,
-        protocol,
-        &worker.http,
-        timeouts.clone(),
-        Rc::new(connection),
-        drain,
-    ))
-    .await;
+    serve_http(worker, stream, protocol, connection, &timeouts, drain).await;
     record_timeout(worker, &info, &timeouts);
+}
+
+/// Serves the HTTP requests of a connection until it closes.
+fn serve_http(
+    worker: &Rc<Worker>,
+    stream: impl Read + Write + ChunkRead + Unpin + 'static,
+    protocol: HttpProtocol,
+    connection: Connection,
+    timeouts: &TimeoutHandle,
+    drain: &DrainGuard,
+) -> Pin<Box<impl Future<Output = ()>>> {
+    let (timeouts, handler) = (timeouts.clone(), Rc::new(connection));
+    Box::pin(http::serve_connection(stream, protocol, &worker.http, timeouts, handler, drain))
 }
 
 /// Registers a connection, or records why it must close already.
