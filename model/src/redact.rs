@@ -1,4 +1,4 @@
-//! Redacts text that may be a private key.
+//! Texts of others in messages: without private keys, and no longer than a line may be.
 //!
 //! Error messages quote values (a host, a pattern, a member name), any of which may be a misplaced
 //! private key. Each output of such a message (response, log line, finding) passes it through
@@ -21,6 +21,15 @@ pub fn redact(text: &str) -> Cow<'_, str> {
     // The whole quoted value is cut, including the part before the suspicious one.
     let start = before.rfind(['"', '`', '\'']).or_else(|| before.rfind(' ')).map_or(0, |at| at + 1);
     Cow::Owned(format!("{}{REPLACEMENT}", before.get(..start).unwrap_or_default()))
+}
+
+/// At most `max` bytes of a text, with `...` in place of the rest.
+pub fn truncated(text: &str, max: usize) -> Cow<'_, str> {
+    if text.len() <= max {
+        return Cow::Borrowed(text);
+    }
+    let end = text.floor_char_boundary(max);
+    Cow::Owned(format!("{}...", text.get(..end).unwrap_or_default()))
 }
 
 /// Whether the text contains the armor of a private key.
@@ -123,6 +132,13 @@ mod tests {
                 assert!(!(piece.contains("KEY") && leaks("ZGVm")), "{text} -> {shown}");
             }
         }
+    }
+
+    #[test]
+    fn long_texts_are_truncated_between_characters() {
+        assert_eq!(truncated("short", 5), "short");
+        assert_eq!(truncated("longer", 5), "longe...");
+        assert_eq!(truncated("aéé", 2), "a...");
     }
 
     #[test]

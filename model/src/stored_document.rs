@@ -22,6 +22,7 @@ use crate::document::{compile, unsupported_plugin};
 use crate::id::{Id, Key, Kind};
 use crate::lint::{Finding, Findings, Severity};
 use crate::problem::{Problem, ProblemKind};
+use crate::redact::truncated;
 use crate::resource::{Blocked, Resource};
 
 /// Bounds the problems that are collected from one document.
@@ -161,7 +162,7 @@ impl CompileOutcome {
                 message: format!(
                     "the stored {} is invalid or unsupported: {}; {what}",
                     self.key.kind.noun(),
-                    truncated(&message)
+                    truncated(&message, MESSAGE_MAX)
                 ),
                 field: field.into_owned(),
                 hint: hint.map_or_else(|| "write it again through the Admin API".to_owned(), Cow::into_owned),
@@ -183,11 +184,6 @@ impl Kind {
             Kind::GlobalRule => "every HTTP request gets a 503",
         }
     }
-}
-
-fn truncated(message: &str) -> &str {
-    let end = (0..=MESSAGE_MAX.min(message.len())).rev().find(|at| message.is_char_boundary(*at));
-    message.get(..end.unwrap_or_default()).unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -4,12 +4,12 @@
 //! Invariants: text from a peer is escaped and truncated, so that it forges no line; [`LogLimiter`]
 //! bounds the lines of each reason, so that a flood does not fill the disk.
 
-use std::borrow::Cow;
 use std::error::Error;
 use std::fmt::{Display, Write as _};
 use std::net::SocketAddr;
 use std::time::Instant;
 
+use model::redact::truncated;
 use model::{HostName, Id};
 use pki::{CertificateDer, VerifyReason};
 
@@ -233,15 +233,6 @@ fn error_text(error: &dyn Error) -> String {
     truncated(&error.to_string(), DETAIL_MAX).into_owned()
 }
 
-/// At most `max` bytes of a text, with `...` in place of the rest.
-fn truncated(text: &str, max: usize) -> Cow<'_, str> {
-    if text.len() <= max {
-        return Cow::Borrowed(text);
-    }
-    let end = text.floor_char_boundary(max);
-    Cow::Owned(format!("{}...", text.get(..end).unwrap_or_default()))
-}
-
 /// Lower-case hexadecimal.
 pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
@@ -255,10 +246,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn long_texts_are_truncated_between_characters() {
-        assert_eq!(truncated("short", 5), "short");
-        assert_eq!(truncated("longer", 5), "longe...");
-        assert_eq!(truncated("aéé", 2), "a...");
+    fn an_unreadable_certificate_is_logged_as_an_error() {
         let fields = CertificateFields::new(Some(&CertificateDer::from(vec![0; 3])));
         assert!(fields.subject.is_none() && fields.error.is_some());
     }
