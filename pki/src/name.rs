@@ -7,6 +7,8 @@
 use std::fmt::Write as _;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 
+use data_encoding::HEXUPPER;
+
 use crate::der::{self, DerError, Reader};
 
 mod parse;
@@ -301,9 +303,7 @@ fn write_attribute(text: &mut String, attribute: &Attribute<'_>) {
             let mut der = Vec::new();
             der::write(&mut der, attribute.tag, attribute.value);
             text.push('#');
-            for byte in der {
-                let _ = write!(text, "{byte:02X}"); // writing to a String cannot fail
-            }
+            HEXUPPER.encode_append(&der, text);
         }
     }
 }
@@ -321,7 +321,8 @@ fn write_escaped(text: &mut String, characters: Characters<'_>) {
             _ => {
                 let mut buffer = [0; 4];
                 for byte in character.encode_utf8(&mut buffer).bytes() {
-                    let _ = write!(text, "\\{byte:02X}"); // writing to a String cannot fail
+                    text.push('\\');
+                    HEXUPPER.encode_append(&[byte], text);
                 }
             }
         }
@@ -406,7 +407,8 @@ pub(crate) fn to_legacy(name: &[u8]) -> String {
                 match byte {
                     b' '..=b'~' => text.push(char::from(*byte)),
                     _ => {
-                        let _ = write!(text, "\\x{byte:02X}"); // writing to a String cannot fail
+                        text.push_str("\\x");
+                        HEXUPPER.encode_append(&[*byte], &mut text);
                     }
                 }
             }

@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
+use data_encoding::HEXLOWER;
 use futures_util::{Stream, StreamExt, stream};
 use http::{HeaderMap, Request, Response, StatusCode};
 use http_body_util::{BodyExt, StreamBody};
@@ -342,7 +343,7 @@ async fn sink(mut body: Incoming) -> Value {
             trailers = Some(header_map(fields));
         }
     }
-    let mut report = json!({"bytes": bytes, "sha256": hex(digest.finish().as_ref())});
+    let mut report = json!({"bytes": bytes, "sha256": HEXLOWER.encode(digest.finish().as_ref())});
     if let Some(trailers) = trailers {
         report["trailers"] = trailers;
     }
@@ -351,11 +352,7 @@ async fn sink(mut body: Incoming) -> Value {
 
 /// SHA-256 in lower-case hexadecimal.
 pub fn sha256(bytes: &[u8]) -> String {
-    hex(aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes).as_ref())
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    HEXLOWER.encode(aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes).as_ref())
 }
 
 /// `length` bytes that do not repeat at a power of two, so that a lost, doubled or moved block

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use data_encoding::{HEXLOWER, HEXLOWER_PERMISSIVE};
 use serde::{Deserialize, Serialize};
 
 use super::access::{KeyDigest, key_digest};
@@ -127,7 +128,7 @@ fn shared_error(file: &KeyFile, problem: String) -> AdminKeyError {
 
 impl SharedKey {
     fn new(key: &str, file: &KeyFile) -> Self {
-        let sha256 = key_digest(key.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect();
+        let sha256 = HEXLOWER.encode(&key_digest(key.as_bytes()));
         let path = std::path::absolute(&file.path).unwrap_or_else(|_| file.path.clone());
         let made_at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         Self { sha256, host: publish::machine_name(), file: path.display().to_string(), made_at }
@@ -140,15 +141,7 @@ impl SharedKey {
     }
 
     fn digest(&self) -> Option<KeyDigest> {
-        let digits = self.sha256.as_bytes();
-        let mut digest = KeyDigest::default();
-        if digits.len() != 2 * digest.len() {
-            return None;
-        }
-        for (byte, pair) in digest.iter_mut().zip(digits.chunks(2)) {
-            *byte = u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()?;
-        }
-        Some(digest)
+        HEXLOWER_PERMISSIVE.decode(self.sha256.as_bytes()).ok()?.try_into().ok()
     }
 }
 

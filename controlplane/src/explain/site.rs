@@ -1,5 +1,6 @@
 //! The ssl that an SNI or Host selects, by which entry, and what it serves.
 
+use data_encoding::HEXLOWER;
 use model::{Blocked, HostName, Resource, SiteLookup, Snapshot, Ssl, TlsVersion};
 use pki::{Certificate, ClientAuth, format_utc};
 use serde_json::{Value, json};
@@ -112,13 +113,11 @@ fn policy_json(policy: &ClientAuth) -> Value {
 
 /// The fields by which an operator finds a certificate's file.
 pub(super) fn certificate_json(certificate: &Certificate) -> Value {
-    let fingerprint: String =
-        certificate.fingerprint_sha256().iter().map(|byte| format!("{byte:02x}")).collect();
     json!({
         "subject": certificate.subject(),
         "issuer": certificate.issuer(),
         "serial": certificate.serial_hex(),
-        "fingerprint": fingerprint,
+        "fingerprint": HEXLOWER.encode(certificate.fingerprint_sha256()),
         "not_before": format_utc(certificate.not_before()),
         "not_after": format_utc(certificate.not_after()),
     })

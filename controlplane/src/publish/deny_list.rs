@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use data_encoding::HEXUPPER;
 use model::{has_private_key_armor, redact};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
@@ -114,8 +115,8 @@ impl DeniedNode {
     fn matches(&self, certificate: &pki::Certificate) -> bool {
         let serial = self.serial.as_deref();
         let spki = self.spki_sha256.as_deref();
-        serial.is_some_and(|denied| denied == strip_leading_zeros(&hex(certificate.serial())))
-            || spki.is_some_and(|denied| denied == hex(certificate.spki_sha256()))
+        serial.is_some_and(|denied| denied == strip_leading_zeros(&HEXUPPER.encode(certificate.serial())))
+            || spki.is_some_and(|denied| denied == HEXUPPER.encode(certificate.spki_sha256()))
     }
 }
 
@@ -128,10 +129,6 @@ fn normalize_hex(text: &str) -> Option<String> {
 fn strip_leading_zeros(digits: &str) -> &str {
     let significant = digits.trim_start_matches('0');
     if significant.is_empty() { "0" } else { significant }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02X}")).collect()
 }
 
 /// The list at one moment, by entry id.
@@ -316,6 +313,7 @@ impl DeniedNodes {
 
 #[cfg(test)]
 mod tests {
+    use data_encoding::HEXLOWER;
     use pki::ca::{Authority, AuthoritySpec, LeafSpec};
 
     use super::*;
@@ -334,12 +332,12 @@ mod tests {
     #[test]
     fn an_entry_matches_every_spelling_of_its_certificate() {
         let certificate = certificate();
-        let serial = hex(certificate.serial());
+        let serial = HEXUPPER.encode(certificate.serial());
         let pairs: Vec<&str> = (0..serial.len() / 2).map(|nth| &serial[2 * nth..2 * nth + 2]).collect();
         for spelling in [serial.clone(), serial.to_lowercase(), pairs.join(":"), format!("00{serial}")] {
             assert!(by_serial(&spelling).validate().unwrap().matches(&certificate), "{spelling}");
         }
-        let spki = hex(certificate.spki_sha256()).to_lowercase();
+        let spki = HEXLOWER.encode(certificate.spki_sha256());
         let by_key = DeniedNode { spki_sha256: Some(spki.clone()), ..DeniedNode::default() };
         assert!(by_key.clone().validate().unwrap().matches(&certificate));
         assert!(!by_key.validate().unwrap().matches(&super::tests::certificate()));

@@ -10,6 +10,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use data_encoding::HEXUPPER;
 use model::Snapshot;
 use mtls::expiry::days_left;
 use rustls_pki_types::UnixTime;
@@ -114,7 +115,7 @@ impl NodeCertificate {
     pub(super) fn new(leaf: &pki::Certificate, expires: UnixTime) -> Self {
         Self {
             serial: leaf.serial_hex(),
-            spki_sha256: leaf.spki_sha256().iter().map(|byte| format!("{byte:02X}")).collect(),
+            spki_sha256: HEXUPPER.encode(leaf.spki_sha256()),
             not_after: expires.as_secs(),
             days_left: days_left(expires.as_secs(), UnixTime::now()),
         }

@@ -7,6 +7,7 @@
 use std::borrow::Cow;
 use std::net::SocketAddr;
 
+use data_encoding::HEXLOWER;
 use http::HeaderMap;
 use http::request::Parts;
 use model::admission::ClientVerification;
@@ -17,7 +18,6 @@ use pki::{Certificate, Identity, UnixTime, VerifyReason};
 use super::headers;
 use super::identity::rendered::{escaped_pem, openssl_date};
 use crate::io::connection_info::{ConnectionInfo, ListenerProtocol};
-use crate::observability::log::hex;
 use crate::tls::params::NegotiatedParams;
 
 /// One request with its connection.
@@ -90,7 +90,7 @@ impl RequestContext<'_> {
             Variable::ClientSubjectLegacy => certificate.subject_legacy().into(),
             Variable::ClientIssuerLegacy => certificate.issuer_legacy().into(),
             Variable::ClientSerial => certificate.serial_hex().into(),
-            Variable::ClientFingerprint => hex(&certificate.fingerprint_sha1()).into(),
+            Variable::ClientFingerprint => HEXLOWER.encode(&certificate.fingerprint_sha1()).into(),
             Variable::ClientStart => openssl_date(certificate.not_before()).into(),
             Variable::ClientEnd => openssl_date(certificate.not_after()).into(),
             Variable::ClientRemain => {

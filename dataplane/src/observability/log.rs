@@ -5,10 +5,11 @@
 //! bounds the lines of each reason, so that a flood does not fill the disk.
 
 use std::error::Error;
-use std::fmt::{Display, Write as _};
+use std::fmt::Display;
 use std::net::SocketAddr;
 use std::time::Instant;
 
+use data_encoding::HEXLOWER;
 use model::redact::truncated;
 use model::{HostName, Id};
 use pki::{CertificateDer, VerifyReason};
@@ -221,7 +222,7 @@ impl CertificateFields {
                 subject: value(leaf.subject()),
                 issuer: value(leaf.issuer()),
                 serial: value(&leaf.serial_hex()),
-                fingerprint: Some(hex(leaf.fingerprint_sha256())),
+                fingerprint: Some(HEXLOWER.encode(leaf.fingerprint_sha256())),
                 error: None,
             },
             Err(error) => Self { error: value(&error.to_string()), ..Self::default() },
@@ -231,14 +232,6 @@ impl CertificateFields {
 
 fn error_text(error: &dyn Error) -> String {
     truncated(&error.to_string(), DETAIL_MAX).into_owned()
-}
-
-/// Lower-case hexadecimal.
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-        let _writing_to_a_string = write!(text, "{byte:02x}");
-        text
-    })
 }
 
 #[cfg(test)]

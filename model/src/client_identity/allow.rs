@@ -6,6 +6,7 @@
 
 use std::collections::{HashMap, HashSet};
 
+use data_encoding::HEXLOWER_PERMISSIVE;
 use pki::{DistinguishedName, Identity};
 use serde_json::{Map, Value};
 
@@ -261,8 +262,9 @@ fn serial(text: &str) -> Result<Box<[u8]>, Problem> {
     };
     let digits: String = text.chars().filter(|character| *character != ':').collect();
     let digits = if digits.len() % 2 == 1 { format!("0{digits}") } else { digits };
-    let bytes = decode_hex(&digits).filter(|bytes| !bytes.is_empty()).ok_or_else(invalid)?;
-    let zeros = bytes.iter().take_while(|byte| **byte == 0).count().min(bytes.len() - 1);
+    let bytes = HEXLOWER_PERMISSIVE.decode(digits.as_bytes()).map_err(|_| invalid())?;
+    let last = bytes.len().checked_sub(1).ok_or_else(invalid)?;
+    let zeros = bytes.iter().take_while(|byte| **byte == 0).count().min(last);
     let mut content = bytes.get(zeros..).unwrap_or_default().to_vec();
     // A DER INTEGER whose first byte is 0x80 or more is negative.
     if content.first().is_some_and(|first| first & 0x80 != 0) {
@@ -273,16 +275,11 @@ fn serial(text: &str) -> Result<Box<[u8]>, Problem> {
 
 fn key_hash(text: &str) -> Result<[u8; 32], Problem> {
     let digits: String = text.chars().filter(|character| *character != ':').collect();
-    decode_hex(&digits).and_then(|bytes| bytes.try_into().ok()).ok_or_else(|| {
+    let bytes = HEXLOWER_PERMISSIVE.decode(digits.as_bytes()).unwrap_or_default();
+    bytes.try_into().map_err(|_| {
         Problem::new("", format!("\"{text}\" is not a SHA-256")).with_hint(
             "64 hexadecimal digits over the SubjectPublicKeyInfo: openssl x509 -pubkey -noout -in client.crt | openssl pkey -pubin \
              -outform DER | sha256sum",
         )
     })
-}
-
-fn decode_hex(digits: &str) -> Option<Vec<u8>> {
-    let (pairs, []) = digits.as_bytes().as_chunks::<2>() else { return None };
-    let digit = |byte: u8| char::from(byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
-    pairs.iter().map(|[high, low]| Some(digit(*high)? << 4 | digit(*low)?)).collect()
 }

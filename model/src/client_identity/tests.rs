@@ -1,3 +1,4 @@
+use data_encoding::HEXUPPER;
 use pki::ca::LeafSpec;
 use pki::{ClientAuth, ClientAuthInput, Identity, UnixTime, verify_client};
 use serde_json::json;
@@ -91,7 +92,7 @@ fn dns_and_email_match_but_common_name_does_not() {
 fn subject_serial_and_key() {
     let client = identity(LeafSpec::client("Alice").organization("Acme"));
     let serial = client.serial_hex();
-    let key: String = client.certificate().spki_sha256().iter().map(|byte| format!("{byte:02X}")).collect();
+    let key = HEXUPPER.encode(client.certificate().spki_sha256());
     let colons = serial
         .as_bytes()
         .chunks(2)

@@ -290,7 +290,7 @@ fn no_private_key_is_ever_shown() {
     let some = &secret[secret.len() / 2..secret.len() / 2 + 8];
     let spellings = [
         some.iter().map(u8::to_string).collect::<Vec<_>>().join(", "),
-        some.iter().map(|byte| format!("{byte:02x}")).collect(),
+        data_encoding::HEXLOWER.encode(some),
         some.escape_ascii().to_string(),
     ];
     for shown in [format!("{delta:?}"), format!("{wire:?}"), format!("{chunk:?}")] {

@@ -5,7 +5,7 @@
 //! ones (names, keys, constraints) stay spans of the DER. Invariant: the first critical extension
 //! that is not processed is recorded, so none is overlooked.
 
-use std::fmt::Write as _;
+use data_encoding::HEXUPPER;
 
 use super::{CERTIFICATE_BYTES_MAX, CertError};
 use crate::der::{self, DerError, Reader, Span, Tlv};
@@ -293,9 +293,7 @@ pub(crate) fn serial_hex(content: &[u8]) -> String {
     if significant.is_empty() {
         text.push_str("00");
     }
-    for byte in significant {
-        let _ = write!(text, "{byte:02X}"); // writing to a String cannot fail
-    }
+    HEXUPPER.encode_append(significant, &mut text);
     text
 }
 

@@ -1,6 +1,7 @@
 use std::io::Write as _;
 use std::process::{Command, Stdio};
 
+use data_encoding::HEXUPPER;
 use proptest::prelude::*;
 use x509_parser::prelude::*;
 
@@ -51,7 +52,7 @@ fn names_serial_and_fingerprint_match_openssl() {
     assert_eq!(leaf.issuer(), expected[1]);
     assert_eq!(leaf.serial_hex(), expected[2]);
     let fingerprint: Vec<String> =
-        leaf.fingerprint_sha256().iter().map(|byte| format!("{byte:02X}")).collect();
+        leaf.fingerprint_sha256().iter().map(|byte| HEXUPPER.encode(&[*byte])).collect();
     assert_eq!(fingerprint.join(":"), expected[3]);
 }
 

@@ -9,6 +9,8 @@
 
 use std::fmt;
 
+use data_encoding::HEXLOWER;
+
 use super::types::CertificateRef;
 use crate::cert::general_name::{self, GeneralName};
 use crate::der::{self, DerError, Reader};
@@ -93,19 +95,11 @@ impl fmt::Display for DisplayGeneralName<'_, '_> {
             GeneralName::Uri(text) => write!(f, "URI:{}", text.escape_ascii()),
             GeneralName::Ip(bytes) => match general_name::ip_address(bytes) {
                 Some(address) => write!(f, "IP:{address}"),
-                None => write!(f, "IP:0x{}", Hex(bytes)),
+                None => write!(f, "IP:0x{}", HEXLOWER.encode_display(bytes)),
             },
             GeneralName::Directory(name) => write!(f, "directory:{}", name::to_rfc2253(name)),
             GeneralName::Other(number) => write!(f, "of an unsupported form (GeneralName choice {number})"),
         }
-    }
-}
-
-struct Hex<'a>(&'a [u8]);
-
-impl fmt::Display for Hex<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
     }
 }
 

@@ -1,6 +1,7 @@
 use std::io::Write as _;
 use std::process::{Command, Stdio};
 
+use data_encoding::HEXLOWER;
 use proptest::prelude::*;
 
 use super::*;
@@ -18,7 +19,6 @@ fn ring(entries: &[&str]) -> Keyring {
 /// Encrypts with the openssl command line: the key, and as IV its first 16 bytes. A missing openssl
 /// fails the test.
 fn openssl_encrypts(cipher: &str, key: &str, text: &str) -> String {
-    let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
     let mut child = Command::new("openssl")
         .args([
             "enc",
@@ -26,9 +26,9 @@ fn openssl_encrypts(cipher: &str, key: &str, text: &str) -> String {
             "-A",
             "-base64",
             "-K",
-            &hex(key.as_bytes()),
+            &HEXLOWER.encode(key.as_bytes()),
             "-iv",
-            &hex(&key.as_bytes()[..16]),
+            &HEXLOWER.encode(&key.as_bytes()[..16]),
         ])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, bail, ensure};
+use data_encoding::HEXLOWER;
 use pki::ca::{Authority, LeafSpec};
 use rustls::pki_types::UnixTime;
 use serde_json::Value;
@@ -341,7 +342,7 @@ fn claim_folder(dir: &Path) -> anyhow::Result<File> {
 fn random_key() -> anyhow::Result<String> {
     let mut bytes = [0; 16];
     aws_lc_rs::rand::fill(&mut bytes).map_err(|_| anyhow::anyhow!("the system gives no random bytes"))?;
-    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(HEXLOWER.encode(&bytes))
 }
 
 /// The variables in conf/config.yaml.

@@ -7,6 +7,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use data_encoding::HEXLOWER;
 use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -230,7 +231,7 @@ impl Scripted {
     }
 
     fn sum(&self) -> String {
-        self.digest.clone().finish().as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+        HEXLOWER.encode(self.digest.clone().finish().as_ref())
     }
 
     fn note(&self, change: impl FnOnce(&mut ConnectionRecord)) {

@@ -7,6 +7,7 @@ use std::io::Write;
 use std::process::{Command, Stdio};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
+use data_encoding::HEXLOWER;
 use e2e::client::{Http, HttpClient, full};
 use e2e::credentials::Credential;
 use e2e::documents::{protected, route, site};
@@ -179,7 +180,7 @@ async fn only_listed_clients_are_allowed() {
     let client = world.credentials.clients.issue(&spec);
     let serial = openssl(&client, &["-serial"]);
     let leaf = pki::Certificate::from_der(&client.chain()[0]).unwrap();
-    let key: String = leaf.spki_sha256().iter().map(|byte| format!("{byte:02x}")).collect();
+    let key = HEXLOWER.encode(leaf.spki_sha256());
     let cases = [
         (json!({"spiffe": "spiffe://a.example/ns/ab/sa/x"}), true),
         (json!({"spiffe": "spiffe://a.example/ns/ab/*"}), true),

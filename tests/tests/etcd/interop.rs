@@ -7,6 +7,7 @@ use std::io::Write;
 use std::net::SocketAddr;
 use std::process::{Command, Stdio};
 
+use data_encoding::HEXLOWER;
 use e2e::etcd::{Etcd, Keys};
 use e2e::raw;
 use e2e::upstream::tcp::{Script, TcpUpstream};
@@ -20,7 +21,7 @@ use super::stage::{KEYRING, Stage, linted, name};
 /// AES-128-CBC as an APISIX seals: the keyring's entry is both key and initial vector, the result
 /// is base64.
 fn openssl(entry: &str, direction: &str, input: &str) -> String {
-    let hex: String = entry.bytes().map(|byte| format!("{byte:02x}")).collect();
+    let hex = HEXLOWER.encode(entry.as_bytes());
     let mut child = Command::new("openssl")
         .args(["enc", "-aes-128-cbc", direction, "-K", &hex, "-iv", &hex, "-a", "-A"])
         .stdin(Stdio::piped())

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::io;
 
 use aws_lc_rs::digest::{Context, SHA256};
+use data_encoding::HEXLOWER;
 use model::Key;
 use pki::Keyring;
 use serde_json::{Map, Value};
@@ -178,5 +179,5 @@ pub(super) fn digest(documents: &[Document]) -> String {
             context.update(text.as_bytes());
         }
     }
-    context.finish().as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+    HEXLOWER.encode(context.finish().as_ref())
 }

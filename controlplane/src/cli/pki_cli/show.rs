@@ -6,6 +6,7 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+use data_encoding::HEXUPPER;
 use pki::{Certificate, PrivateKey, format_utc};
 use rustls_pki_types::{ServerName, UnixTime};
 use x509_parser::prelude::{FromDer, GeneralName, ParsedExtension, X509Certificate};
@@ -85,7 +86,7 @@ fn print_certificate(
     writeln!(out, "               {}", validity(certificate, now))?;
     writeln!(out, "  serial       {}", certificate.serial_hex())?;
     let fingerprint: Vec<String> =
-        certificate.fingerprint_sha256().iter().map(|b| format!("{b:02X}")).collect();
+        certificate.fingerprint_sha256().iter().map(|byte| HEXUPPER.encode(&[*byte])).collect();
     writeln!(out, "  SHA-256      {}", fingerprint.join(":"))?;
     if certificate.is_v1() {
         writeln!(out, "  note         X.509 version 1: it can carry neither names nor usages")?;

@@ -7,6 +7,7 @@ use std::io::{self, BufRead, Write};
 use std::path::Path;
 
 use aws_lc_rs::digest::{Context, SHA256};
+use data_encoding::HEXLOWER;
 use redb::{Builder, Database, ReadableDatabase, TableError};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
@@ -95,7 +96,7 @@ impl StreamDigest {
         let (identity, revision) = self
             .store
             .ok_or_else(|| BackupStreamError::Incomplete("it does not say its revision".to_owned()))?;
-        let digest = self.context.finish().as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+        let digest = HEXLOWER.encode(self.context.finish().as_ref());
         Ok(BackupSummary { identity, revision, documents: self.documents, digest })
     }
 }

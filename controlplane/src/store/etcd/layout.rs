@@ -9,9 +9,8 @@
 //! Any program may write to etcd, so decoding never fails: a key that holds no document is a
 //! placeholder, unknown, or yields a document that will not compile.
 
-use std::fmt::Write as _;
-
 use aws_lc_rs::digest::{SHA256, digest};
+use data_encoding::HEXLOWER;
 use etcd_client::KeyValue;
 use model::extension::{extensions, mark_unreadable, merge, split};
 use model::{Id, Key, Kind, SalvagedDocument, json};
@@ -173,10 +172,9 @@ impl Layout {
 /// The key that stands for a document whose name is not an id. It is equal on every control plane,
 /// and sorts before all others, so that no document with the same matchers is served instead.
 fn substitute_key(kind: Kind, name: &[u8]) -> Option<Key> {
-    let mut id = "-misnamed-".to_owned();
-    for byte in digest(&SHA256, name).as_ref().iter().take(SUBSTITUTE_DIGEST_BYTES) {
-        let _ = write!(id, "{byte:02x}");
-    }
+    let digest = digest(&SHA256, name);
+    let digest = digest.as_ref().get(..SUBSTITUTE_DIGEST_BYTES)?;
+    let id = format!("-misnamed-{}", HEXLOWER.encode_display(digest));
     Some(Key::new(kind, Id::parse(&id).ok()?))
 }
 

@@ -9,6 +9,7 @@ use std::cell::OnceCell;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use data_encoding::HEXLOWER;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use model::{ForwardedHeaders, Ssl};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
@@ -16,8 +17,6 @@ use pki::{Certificate, UnixTime, VerifiedClient};
 use time::OffsetDateTime;
 use time::format_description::BorrowedFormatItem;
 use time::macros::format_description;
-
-use crate::observability::log::hex;
 
 /// Escaped are all characters but the unreserved ones of RFC 3986, as in nginx's
 /// `$ssl_client_escaped_cert`.
@@ -126,7 +125,7 @@ fn xfcc(forward: ForwardedHeaders, verified: &VerifiedClient, site: Option<&Ssl>
     for uri in own.map(Certificate::uris).unwrap_or_default() {
         pairs.extend(xfcc_pair("By", uri));
     }
-    pairs.push(format!("Hash={}", hex(leaf.fingerprint_sha256())));
+    pairs.push(format!("Hash={}", HEXLOWER.encode(leaf.fingerprint_sha256())));
     if forward.xfcc_cert {
         pairs.push(format!("Cert=\"{}\"", escaped_pem(std::iter::once(leaf.to_pem()))));
     }
@@ -181,7 +180,7 @@ fn x_ssl_client(leaf: &Certificate) -> Vec<(HeaderName, HeaderValue)> {
         (HeaderName::from_static("x-ssl-client-s-dn"), leaf.subject().to_owned()),
         (HeaderName::from_static("x-ssl-client-i-dn"), leaf.issuer().to_owned()),
         (HeaderName::from_static("x-ssl-client-serial"), leaf.serial_hex()),
-        (HeaderName::from_static("x-ssl-client-fingerprint"), hex(&leaf.fingerprint_sha1())),
+        (HeaderName::from_static("x-ssl-client-fingerprint"), HEXLOWER.encode(&leaf.fingerprint_sha1())),
         (HeaderName::from_static("x-ssl-client-v-start"), openssl_date(leaf.not_before())),
         (HeaderName::from_static("x-ssl-client-v-end"), openssl_date(leaf.not_after())),
         (HeaderName::from_static("x-ssl-client-cert"), escaped_pem(std::iter::once(leaf.to_pem()))),
