@@ -44,7 +44,9 @@ pub mod testing {
         pub use crate::config::{record_layer, worker_config};
     }
     pub mod runtime {
-        pub use crate::runtime::*;
+        pub use crate::runtime::{
+            AcceptCanceller, Driver, Listener, Reader, ShutdownHandle, Writer, block_on, spawn,
+        };
     }
 
     pub mod filters {

@@ -13,7 +13,7 @@
 //! - A runtime with operations in flight must not be dropped: [`block_on`] leaks it, and the
 //!   process exits right after.
 
-pub mod descriptors;
+pub(crate) mod descriptors;
 mod driver;
 mod socket;
 
@@ -22,45 +22,45 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-pub use self::driver::{Driver, block_on, pin_to_cpu, spawn};
-pub use self::socket::{
-    AcceptCanceller, Listener, ReadHalf, Reader, ShutdownHandle, Socket, WriteHalf, Writer, is_cancelled,
-};
+pub(crate) use self::driver::pin_to_cpu;
+pub use self::driver::{Driver, block_on, spawn};
+pub use self::socket::{AcceptCanceller, Listener, Reader, ShutdownHandle, Writer};
+pub(crate) use self::socket::{ReadHalf, Socket, WriteHalf, is_cancelled};
 
 /// Waits for `duration`.
-pub async fn sleep(duration: Duration) {
+pub(crate) async fn sleep(duration: Duration) {
     monoio::time::sleep(duration).await;
 }
 
 /// The time of a [`timeout`] is over, and its future is dropped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("timed out")]
-pub struct TimedOut;
+pub(crate) struct TimedOut;
 
 /// Limits the time of `future`, which must not own a read or an accept in flight.
 ///
 /// # Errors
 /// [`TimedOut`] if `duration` passes first.
-pub async fn timeout<F: Future>(duration: Duration, future: F) -> Result<F::Output, TimedOut> {
+pub(crate) async fn timeout<F: Future>(duration: Duration, future: F) -> Result<F::Output, TimedOut> {
     monoio::time::timeout(duration, future).await.map_err(|_| TimedOut)
 }
 
 /// A timer that its owner polls, and resets without an allocation.
-pub struct Timer(Pin<Box<monoio::time::Sleep>>);
+pub(crate) struct Timer(Pin<Box<monoio::time::Sleep>>);
 
 impl Timer {
     /// A timer that fires after `duration`.
-    pub fn after(duration: Duration) -> Self {
+    pub(crate) fn after(duration: Duration) -> Self {
         Self(Box::pin(monoio::time::sleep(duration)))
     }
 
     /// Makes it fire `duration` from now.
-    pub fn reset(&mut self, duration: Duration) {
+    pub(crate) fn reset(&mut self, duration: Duration) {
         self.0.as_mut().reset(monoio::time::Instant::now() + duration);
     }
 
     /// Ready once the timer has fired.
-    pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         self.0.as_mut().poll(cx)
     }
 }

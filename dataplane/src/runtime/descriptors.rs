@@ -41,7 +41,7 @@ impl ConnectionLimits {
     "the limit on open descriptors is {limit}, and {workers} worker(s) with {listeners} listener(s) need at least {needed}: raise it \
      (ulimit -n {needed}, LimitNOFILE={needed}) or lower countersign.workers"
 )]
-pub struct TooFewDescriptors {
+pub(crate) struct TooFewDescriptors {
     limit: usize,
     workers: usize,
     listeners: usize,
@@ -54,7 +54,7 @@ pub struct TooFewDescriptors {
 ///
 /// # Errors
 /// [`TooFewDescriptors`].
-pub fn connection_limits(
+pub(crate) fn connection_limits(
     limit: usize,
     workers: usize,
     listeners: usize,

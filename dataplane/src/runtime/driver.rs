@@ -100,7 +100,7 @@ pub fn block_on<F: Future>(driver: &Driver, main: impl FnOnce() -> F) -> io::Res
 ///
 /// # Errors
 /// The CPU does not exist, or the process may not use it.
-pub fn pin_to_cpu(cpu: usize) -> io::Result<()> {
+pub(crate) fn pin_to_cpu(cpu: usize) -> io::Result<()> {
     monoio::utils::bind_to_cpu_set([cpu]).map_err(|error| io::Error::other(error.to_string()))
 }
 

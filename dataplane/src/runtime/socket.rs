@@ -39,7 +39,7 @@ impl AcceptCanceller {
 }
 
 /// Whether [`AcceptCanceller::cancel`] ended an accept.
-pub fn is_cancelled(error: &io::Error) -> bool {
+pub(crate) fn is_cancelled(error: &io::Error) -> bool {
     error.raw_os_error() == Some(nix::libc::ECANCELED)
 }
 
