@@ -31,6 +31,7 @@ use crate::io::linger::{LingerLimits, lingering_close};
 use crate::io::plain::PlainStream;
 use crate::io::timeouts::{Phase, TimeoutHandle, TimeoutKind};
 use crate::lifecycle::drain::DrainGuard;
+use crate::observability::HasReason;
 use crate::observability::log::{self, ClientDenial};
 use crate::reason::Reason;
 use crate::runtime::{Reader, Socket, Writer};

@@ -8,11 +8,13 @@ use super::client_hello::ClientHelloError;
 use super::handshake::{HandshakeError, TlsHandshake};
 use super::handshake_state::RejectedCertificate;
 use crate::io::buffered::BufferedSocket;
+use crate::observability::HasReason;
 use crate::reason::Reason;
 use crate::runtime::{Reader, Writer};
 
 /// A connection whose handshake failed.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
+#[error("{detail}")]
 pub struct HandshakeFailure {
     reason: Reason,
     /// The server name, if the ClientHello was read.
@@ -23,11 +25,13 @@ pub struct HandshakeFailure {
     pub rejected_certificate: Option<RejectedCertificate>,
 }
 
-impl HandshakeFailure {
-    pub fn reason(&self) -> Reason {
+impl HasReason for HandshakeFailure {
+    fn reason(&self) -> Reason {
         self.reason
     }
+}
 
+impl HandshakeFailure {
     /// Why the client certificate was rejected, if it was.
     pub fn verify_reason(&self) -> Option<VerifyReason> {
         self.rejected_certificate.as_ref().map(|rejected| rejected.error.reason())
