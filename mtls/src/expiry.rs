@@ -71,7 +71,7 @@ impl CertificateExpiry {
     }
 
     /// Whether the certificate has expired or expires within [`EXPIRY_WARNING_DAYS`].
-    pub fn expires_soon(&self) -> bool {
+    pub(crate) fn expires_soon(&self) -> bool {
         self.days_left < EXPIRY_WARNING_DAYS
     }
 

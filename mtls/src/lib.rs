@@ -1,21 +1,23 @@
 //! What both planes need of rustls for mutual TLS.
 //!
-//! [`signature`] verifies handshake signatures and [`verifier`] certificates (by `pki`), for both
-//! sides of a connection; [`credentials`] reads the own certificates and keys that settings name,
-//! [`reload`] keeps them in use and reloads them when they change, and [`expiry`] reports when they
+//! `signature` verifies handshake signatures and `verifier` certificates (by `pki`), for both
+//! sides of a connection; `credentials` reads the own certificates and keys that settings name,
+//! `reload` keeps them in use and reloads them when they change, and `expiry` reports when they
 //! expire.
 
 #![warn(missing_docs)]
 
-pub mod credentials;
-pub mod expiry;
-pub mod reload;
-pub mod signature;
-pub mod verifier;
+mod credentials;
+mod expiry;
+mod reload;
+mod signature;
+mod verifier;
 
 pub use credentials::{
     CertKeyPair, ConfiguredFile, ConfiguredFileRef, FileError, certified_key, signing_key,
 };
-pub use expiry::{CertificateExpiry, CertificateMonitor};
+pub use expiry::{
+    CertificateExpiry, CertificateMonitor, EXPIRY_WARNING_DAYS, OPERATOR_BUNDLE_MAX, days_left,
+};
 pub use reload::{CredentialFiles, Credentials, LoadedCredentials, Reloader, WebPkiCredentials};
 pub use verifier::{ClientVerifier, ServerTrust, ServerVerifier, VerifyClient};

@@ -24,7 +24,7 @@ const NOT_IN_TLS13: [SignatureScheme; 5] = [
 ///
 /// # Errors
 /// `BadSignature`, or `SignedHandshakeWithUnadvertisedSigScheme`.
-pub fn verify_tls12(
+pub(crate) fn verify_tls12(
     provider: &CryptoProvider,
     cert: &CertificateDer<'_>,
     message: &[u8],
@@ -37,7 +37,7 @@ pub fn verify_tls12(
 ///
 /// # Errors
 /// Those of [`verify_tls12`].
-pub fn verify_tls13(
+pub(crate) fn verify_tls13(
     provider: &CryptoProvider,
     cert: &CertificateDer<'_>,
     message: &[u8],

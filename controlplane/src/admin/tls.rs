@@ -6,7 +6,7 @@
 //! connection error. `pki` verifies the chain before the first request is read. Proof of possession
 //! of the key is not optional: without it the handshake fails. Sessions are never resumed, so no
 //! verification result outlives its connection. The files are read again when they change
-//! ([`mtls::reload`]): a new connection uses the current ones, and a kept connection is
+//! ([`mtls::Reloader`]): a new connection uses the current ones, and a kept connection is
 //! verified against the current CA.
 
 use std::sync::Arc;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use model::lint::{Finding, Severity};
 use mtls::CertificateMonitor;
-use mtls::expiry::{self, CertificateExpiry, EXPIRY_WARNING_DAYS};
+use mtls::{CertificateExpiry, EXPIRY_WARNING_DAYS, days_left};
 use pki::format_utc;
 use rustls_pki_types::UnixTime;
 use serde_json::Value;
@@ -53,7 +53,7 @@ pub(super) fn node_certificates(view: &Value, now: UnixTime) -> Vec<Finding> {
 
 fn node_certificate(node: &Value, now: UnixTime) -> Option<Finding> {
     let not_after = node.get("certificate")?.get("not_after")?.as_u64()?;
-    let days = expiry::days_left(not_after, now);
+    let days = days_left(not_after, now);
     let (name, until) =
         (node.get("name")?.as_str()?, format_utc(UnixTime::since_unix_epoch(Duration::from_secs(not_after))));
     let (severity, state) = match days {

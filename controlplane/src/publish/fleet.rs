@@ -12,7 +12,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use data_encoding::HEXUPPER;
 use model::Snapshot;
-use mtls::expiry::days_left;
+use mtls::days_left;
 use rustls_pki_types::UnixTime;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;

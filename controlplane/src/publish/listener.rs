@@ -1,7 +1,7 @@
 //! The push listener: TCP, then mutual TLS 1.3, then tonic.
 //!
 //! Every accepted peer holds a certificate of `countersign.push.ca`; `session` checks which node it
-//! is. The certificate files are read again when they change ([`mtls::reload`]), and a new
+//! is. The certificate files are read again when they change ([`mtls::Reloader`]), and a new
 //! connection uses the current ones. Bounded: connections, concurrent handshakes, the time of a
 //! handshake, streams of a connection, silence.
 

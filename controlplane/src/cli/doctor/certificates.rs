@@ -1,7 +1,7 @@
 //! Checks chains and usages of the configured certificates, with the functions that verify peers.
 
 use conf::{ConfigProvider, Settings};
-use mtls::expiry::OPERATOR_BUNDLE_MAX;
+use mtls::OPERATOR_BUNDLE_MAX;
 use mtls::{CertKeyPair, CertificateExpiry, ConfiguredFileRef};
 use pki::{Certificate, ClientAuth, ClientAuthInput, TrustAnchors, VerifyError};
 use rustls_pki_types::{ServerName, UnixTime};

@@ -1,7 +1,7 @@
 //! The TLS side of connections to etcd: the client certificate with its key, the CAs, and the
 //! expected name.
 //!
-//! The files are reloaded when they change ([`mtls::reload`]); they are not read while no
+//! The files are reloaded when they change ([`mtls::Reloader`]); they are not read while no
 //! endpoint is `https://`.
 
 use std::fmt;
