@@ -26,9 +26,9 @@ pub(crate) mod fields;
 pub(crate) mod general_name;
 
 /// Largest certificate that is parsed, in bytes of DER. No TLS handshake carries a larger one.
-pub const CERTIFICATE_BYTES_MAX: usize = 256 * 1024;
+pub(crate) const CERTIFICATE_BYTES_MAX: usize = 256 * 1024;
 /// Most certificates of one PEM text. A bundle of all public roots has about 150.
-pub const BUNDLE_CERTIFICATES_MAX: usize = 4096;
+pub(crate) const BUNDLE_CERTIFICATES_MAX: usize = 4096;
 
 /// Why bytes or a PEM text cannot be read as certificates.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]

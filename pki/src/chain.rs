@@ -31,7 +31,7 @@ mod verifier;
 pub use diagnostics::{ChainPosition, failing_certificate, required_depth};
 pub use error::{VerifyError, VerifyReason};
 pub use reverification::reverify;
-pub use types::{INTERMEDIATES_MAX, VerifiedClient};
+pub use types::VerifiedClient;
 pub use verifier::{verify_client, verify_server, verify_server_at_depth};
 
 #[cfg(test)]

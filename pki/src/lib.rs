@@ -4,29 +4,29 @@
 //! verifies peers. The clock is always a parameter. The modules, in the order in which a
 //! certificate passes them:
 //!
-//! - [`cert`] parses certificates, [`key`] private keys, which [`keyring`] decrypts;
-//! - [`policy`] holds the client policy of a site, with the CRLs of [`revocation`];
-//! - [`chain`] verifies a peer's chain, [`verified_cache`] caches the result, [`identity`] names
+//! - `cert` parses certificates, `key` private keys, which `keyring` decrypts;
+//! - `policy` holds the client policy of a site, with the CRLs of `revocation`;
+//! - `chain` verifies a peer's chain, `verified_cache` caches the result, `identity` names
 //!   the client;
 //! - [`ca`] issues certificates for the command line, the demo and the tests.
 
 #![warn(missing_docs)]
 
 pub mod ca;
-pub mod cert;
-pub mod chain;
-pub mod identity;
-pub mod key;
-pub mod keyring;
-pub mod policy;
-pub mod revocation;
-pub mod verified_cache;
 
+mod cert;
+mod chain;
 mod der;
+mod identity;
+mod key;
+mod keyring;
 mod name;
 mod pem;
+mod policy;
+mod revocation;
 mod signature;
 mod unix_time;
+mod verified_cache;
 
 pub use cert::{CertError, Certificate, certificates_from_pem, subject_public_key_info};
 pub use chain::{

@@ -20,7 +20,7 @@ use crate::name::{self, DistinguishedName};
 use crate::revocation::{CRLS_MAX, Crl, CrlError, CrlSet};
 
 /// Most skip patterns a policy may hold.
-pub const SKIP_PATTERNS_MAX: usize = 256;
+pub(crate) const SKIP_PATTERNS_MAX: usize = 256;
 /// Largest compiled form of one pattern, in bytes: bounds the cost of `a{1000}{1000}`.
 const PATTERN_BYTES_MAX: usize = 1 << 20;
 

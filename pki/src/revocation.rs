@@ -19,9 +19,9 @@ use crate::signature::{self, PublicKey, SignatureCheck};
 use crate::unix_time;
 
 /// Largest CRL, in bytes of DER: about 800,000 entries.
-pub const CRL_BYTES_MAX: usize = 32 * 1024 * 1024;
+pub(crate) const CRL_BYTES_MAX: usize = 32 * 1024 * 1024;
 /// Most CRLs of a policy.
-pub const CRLS_MAX: usize = 1024;
+pub(crate) const CRLS_MAX: usize = 1024;
 /// Signers whose check a CRL caches: a CA has one key, during a rollover two.
 const CACHED_SIGNERS: usize = 4;
 

@@ -25,7 +25,7 @@ pub enum VerifyError {
         /// The parse error.
         cause: String,
     },
-    /// More than [`super::INTERMEDIATES_MAX`] certificates behind the leaf.
+    /// More than `INTERMEDIATES_MAX` certificates behind the leaf.
     #[error("the peer sent {found} certificates behind its own; at most {} are read", INTERMEDIATES_MAX)]
     TooManyCertificates {
         /// The number of certificates.

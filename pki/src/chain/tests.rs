@@ -4,6 +4,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
+use super::types::INTERMEDIATES_MAX;
 use super::*;
 use crate::ca::{Authority, AuthoritySpec, CrlSpec, KeyAlgorithm, LeafSpec, Usages};
 use crate::cert::Certificate;

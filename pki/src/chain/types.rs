@@ -12,7 +12,7 @@ use crate::unix_time;
 
 /// Most certificates that a peer may send behind its leaf. TLS limits the bytes; this limits the
 /// number that is parsed.
-pub const INTERMEDIATES_MAX: usize = 128;
+pub(crate) const INTERMEDIATES_MAX: usize = 128;
 
 /// A verified client certificate, its path, and the period in which the result holds.
 #[derive(Clone, Debug)]
