@@ -9,10 +9,8 @@ pub mod descriptors;
 pub mod signals;
 pub mod throttle;
 
-/// The commit of the build: 12 digits, or the value of COUNTERSIGN_COMMIT, or `unknown`.
-pub const COMMIT: &str = env!("COUNTERSIGN_COMMIT");
-
-/// The output of `--version` after the program's name: version and commit.
+/// The output of `--version` after the program's name: version and commit. The commit has 12
+/// digits, or is the value of COUNTERSIGN_COMMIT, or `unknown`.
 pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("COUNTERSIGN_COMMIT"), ")");
 /// The same for a profile-guided build.
 pub const VERSION_PROFILED: &str =

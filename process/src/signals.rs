@@ -21,7 +21,7 @@ use signal_hook::iterator::Signals as Incoming;
 use tokio::sync::watch;
 
 /// The exit status after a second stop signal: that of a shell for SIGINT.
-pub const EXIT_FORCED: u8 = 130;
+pub(crate) const EXIT_FORCED: u8 = 130;
 
 /// The received signals. Cheap to clone; every clone sees every signal.
 #[derive(Debug, Clone)]

@@ -36,7 +36,7 @@ use crate::{Heartbeats, log};
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Most concurrent connections; others wait to be accepted.
-pub const CONNECTIONS_MAX: usize = 16;
+pub(crate) const CONNECTIONS_MAX: usize = 16;
 /// Time limit for the head of a request, and between two requests: a silent client loses its
 /// connection.
 const HEADER_READ_TIMEOUT: Duration = Duration::from_secs(10);
