@@ -132,7 +132,7 @@ fn drop_unsigned_crls_with(
     });
     let client = document.get_mut("client").and_then(Value::as_object_mut);
     match (bundle, client) {
-        (Some(bundle), Some(client)) => model::document::drop_unsigned_crls(client, &bundle),
+        (Some(bundle), Some(client)) => model::drop_unsigned_crls(client, &bundle),
         _ => Vec::new(),
     }
 }

@@ -5,8 +5,7 @@ pub(crate) mod relay;
 
 use std::time::Duration;
 
-use model::resource::{StreamRoute, Timeouts, Upstream};
-use model::{Id, Snapshot, StreamQuery, destination};
+use model::{Id, Snapshot, StreamQuery, StreamRoute, Timeouts, Upstream, destination};
 
 use self::relay::RelayError;
 use crate::observability::HasReason;

@@ -9,7 +9,7 @@ mod allow;
 
 use std::fmt;
 
-pub use allow::AllowList;
+pub(crate) use allow::AllowList;
 use serde_json::Value;
 
 use crate::problem::Problem;
@@ -87,7 +87,7 @@ impl ClientIdentity {
     }
 
     /// Whether the block has an allow-list.
-    pub fn has_allow_list(&self) -> bool {
+    pub(crate) fn has_allow_list(&self) -> bool {
         self.allow.is_some()
     }
 

@@ -71,7 +71,7 @@ impl Vars {
     }
 
     /// Whether the predicate reads the path.
-    pub fn uses_path(&self) -> bool {
+    pub(crate) fn uses_path(&self) -> bool {
         self.root.as_ref().is_some_and(Expression::uses_path)
     }
 

@@ -75,11 +75,6 @@ impl Kind {
     pub fn from_plural(text: &str) -> Option<Kind> {
         Kind::ALL.into_iter().find(|kind| kind.plural() == text)
     }
-
-    /// The inverse of [`singular`](Kind::singular).
-    pub fn from_singular(text: &str) -> Option<Kind> {
-        Kind::ALL.into_iter().find(|kind| kind.singular() == text)
-    }
 }
 
 impl fmt::Display for Kind {

@@ -1,8 +1,8 @@
 //! The resources of the gateway, as both planes use them: what the Admin API accepts is what a data
 //! plane can serve, because both run this code.
 //!
-//! Documents (Admin JSON) become resources by [`document::compile`], or by
-//! [`stored_document::compile_stored`] if another program wrote them to the store. A [`Snapshot`]
+//! Documents (Admin JSON) become resources by [`compile`], or by
+//! [`compile_stored`] if another program wrote them to the store. A [`Snapshot`]
 //! holds all resources of one revision with the lookups of the hot path, a [`Delta`] leads from one
 //! snapshot to the next, and [`wire`] converts both to protobuf. Decisions about requests are made
 //! here, too, so that the explain API gives the data plane's answer: [`RequestTarget`] normalizes
@@ -14,30 +14,30 @@
 
 #![warn(missing_docs)]
 
-pub mod redact;
+mod redact;
 
 pub mod json;
 pub mod network;
-pub mod problem;
-pub mod real_ip;
+mod problem;
+mod real_ip;
 
 mod dots;
-pub mod host_name;
-pub mod id;
-pub mod pattern;
-pub mod uri;
+mod host_name;
+mod id;
+mod pattern;
+mod uri;
 
-pub mod expression;
+mod expression;
 pub mod request_target;
-pub mod template;
-pub mod variable;
+mod template;
+mod variable;
 
-pub mod schema;
+mod schema;
 
-pub mod client_identity;
-pub mod proxy_rewrite;
+mod client_identity;
+mod proxy_rewrite;
 
-pub mod resource;
+mod resource;
 pub mod tickets;
 
 mod name_table;
@@ -49,7 +49,7 @@ mod route_index;
 mod sni_index;
 mod stream_index;
 
-pub mod snapshot;
+mod snapshot;
 
 pub mod reason;
 
@@ -58,30 +58,31 @@ pub mod destination;
 pub mod raw_path;
 
 pub mod lint;
-pub mod losses;
-pub mod weakening;
+mod losses;
+mod weakening;
 
-pub mod document;
+mod document;
 pub mod extension;
-pub mod stored_document;
+mod stored_document;
 pub mod wire;
 
 #[cfg(test)]
 mod samples;
 
 pub use client_identity::{ClientIdentity, ForwardedHeaders};
-pub use document::{ResolvedDocument, check_validity_period, compile, resolve_references};
+pub use document::{
+    ResolvedDocument, check_validity_period, compile, drop_unsigned_crls, resolve_references,
+};
 pub use expression::Vars;
 pub use host_name::HostName;
 pub use id::{Id, Key, Kind};
-pub use json::JsonError;
 pub use losses::{Loss, Losses};
 pub use pattern::{HostPattern, NamePattern, SniPattern};
 pub use problem::{Problem, ProblemKind};
-pub use proxy_rewrite::ProxyRewrite;
+pub use proxy_rewrite::{HeaderRewrite, ProxyRewrite, UriRewrite, UriTemplate};
 pub use real_ip::RealIp;
 pub use reason::Reason;
-pub use redact::{has_private_key_armor, redact};
+pub use redact::{has_private_key_armor, redact, truncated};
 pub use request_target::{PathOptions, RequestTarget, RequestTargetError};
 pub use resource::{
     Blocked, CacheSlot, GlobalRule, KeepalivePool, KeyPair, MethodSet, Node, PassHost, Reference, Resource,
@@ -89,14 +90,14 @@ pub use resource::{
     UpstreamRef, UpstreamTls, references,
 };
 pub use route_index::RouteQuery;
-pub use schema::{json_schema, validate};
+pub use schema::{json_schema, lua_type, validate};
 pub use snapshot::{Delta, Snapshot, Versioned};
 pub use sni_index::SiteLookup;
 pub use stored_document::{
     CompileOutcome, SalvagedDocument, compile_salvaged, compile_stored, stored_with_problem,
 };
 pub use stream_index::StreamQuery;
-pub use template::Template;
+pub use template::{RenderedPart, Template};
 pub use tickets::{TicketRing, TicketSecret};
 pub use uri::UriPattern;
 pub use variable::{NoVariables, Variable, Variables};

@@ -45,7 +45,7 @@ impl Problem {
 
     /// Sets the kind.
     #[must_use]
-    pub fn with_kind(self, fault: ProblemKind) -> Problem {
+    pub(crate) fn with_kind(self, fault: ProblemKind) -> Problem {
         Problem { kind: fault, ..self }
     }
 

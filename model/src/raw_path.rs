@@ -89,7 +89,7 @@ pub fn check_request(
 }
 
 /// Whether the route, or else its service, asks for raw paths.
-pub fn is_enabled(snapshot: &Snapshot, route: &Route) -> bool {
+pub(crate) fn is_enabled(snapshot: &Snapshot, route: &Route) -> bool {
     effective_rewrite(snapshot, route).is_some_and(ProxyRewrite::uses_raw_path)
 }
 

@@ -165,7 +165,7 @@ impl Snapshot {
     }
 
     /// Whether the route or its service is blocked.
-    pub fn is_blocked(&self, route: &Route) -> bool {
+    pub(crate) fn is_blocked(&self, route: &Route) -> bool {
         let service = route.service.as_ref().and_then(|id| self.service(id));
         route.blocked.is_some() || service.is_some_and(|service| service.blocked.is_some())
     }

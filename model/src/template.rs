@@ -26,7 +26,7 @@ enum Piece {
 
 /// The references that a template may contain.
 #[derive(Debug, Clone, Copy)]
-pub struct AllowedRefs {
+pub(crate) struct AllowedRefs {
     /// `$name`.
     pub variables: bool,
     /// Captures up to this number; `None` without a pattern.
@@ -50,7 +50,7 @@ impl Template {
     /// # Errors
     ///
     /// An unknown variable, a list, or an impossible capture; the field is empty.
-    pub fn parse(text: &str, allowed: AllowedRefs) -> Result<Template, Problem> {
+    pub(crate) fn parse(text: &str, allowed: AllowedRefs) -> Result<Template, Problem> {
         let mut pieces = Vec::new();
         let mut literal = String::new();
         let mut rest = text;
@@ -95,7 +95,7 @@ impl Template {
     }
 
     /// The literal parts of the template.
-    pub fn literals(&self) -> impl Iterator<Item = &str> {
+    pub(crate) fn literals(&self) -> impl Iterator<Item = &str> {
         self.pieces.iter().filter_map(|piece| match piece {
             Piece::Literal(text) => Some(&**text),
             Piece::Variable { .. } | Piece::Capture(_) => None,
@@ -104,7 +104,7 @@ impl Template {
 
     /// Splits the template at the first `separator` in literal text; one in a default does not
     /// count.
-    pub fn split_at_literal(self, separator: char) -> (Template, Option<Template>) {
+    pub(crate) fn split_at_literal(self, separator: char) -> (Template, Option<Template>) {
         let mut before = self.pieces;
         let found = before.iter().enumerate().find_map(|(at, piece)| match piece {
             Piece::Literal(text) => {
@@ -123,7 +123,7 @@ impl Template {
     }
 
     /// Whether the template has no variables or captures.
-    pub fn is_constant(&self) -> bool {
+    pub(crate) fn is_constant(&self) -> bool {
         self.pieces.iter().all(|piece| matches!(piece, Piece::Literal(_)))
     }
 

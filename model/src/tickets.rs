@@ -10,7 +10,7 @@ use zeroize::Zeroizing;
 /// The length of a secret.
 pub const SECRET_BYTES: usize = 32;
 /// Bounds the secrets of a ring, and with it the keys that a handshake may try.
-pub const SECRETS_MAX: usize = 64;
+pub(crate) const SECRETS_MAX: usize = 64;
 /// The longest lifetime of a ticket, in seconds (RFC 8446 section 4.6.1).
 pub const LIFETIME_MAX: u32 = 7 * 24 * 60 * 60;
 

@@ -43,7 +43,7 @@ impl UriPattern {
 
     /// Parses a pattern, and an invalid one as the prefix before its `*`: a blocked route must
     /// match every path that APISIX would match. The text stays, because it orders patterns.
-    pub fn parse_widened(text: &str) -> UriPattern {
+    pub(crate) fn parse_widened(text: &str) -> UriPattern {
         UriPattern::parse(text).unwrap_or_else(|_| UriPattern { text: text.into(), shape: Shape::Prefix })
     }
 
@@ -53,7 +53,7 @@ impl UriPattern {
     }
 
     /// Whether the pattern matches one path only.
-    pub fn is_exact(&self) -> bool {
+    pub(crate) fn is_exact(&self) -> bool {
         self.shape == Shape::Exact
     }
 

@@ -121,13 +121,13 @@ impl Variable {
     }
 
     /// The most similar known name, for a hint.
-    pub fn closest(name: &str) -> Option<&'static str> {
+    pub(crate) fn closest(name: &str) -> Option<&'static str> {
         let near = NAMES.iter().map(|(known, _)| (strsim::damerau_levenshtein(known, name), *known));
         near.filter(|(distance, _)| *distance <= 3).min().map(|(_, known)| known)
     }
 
     /// Whether the value is taken from the client's certificate.
-    pub fn is_identity(&self) -> bool {
+    pub(crate) fn is_identity(&self) -> bool {
         NAMES.iter().any(|(name, known)| known == self && name.starts_with("ssl_client_"))
     }
 
@@ -137,7 +137,7 @@ impl Variable {
     }
 
     /// Whether values contain line breaks, which headers must not.
-    pub fn is_multiline(&self) -> bool {
+    pub(crate) fn is_multiline(&self) -> bool {
         matches!(self, Variable::ClientCert | Variable::ClientRawCert)
     }
 

@@ -13,7 +13,7 @@ mod tickets;
 
 pub use assembler::{DeltaAssembler, DeltaLimits, ResourceError};
 pub use chunks::{Chunks, chunks};
-pub use decode::resource_from_wire;
+pub(crate) use decode::resource_from_wire;
 use proto::push;
 pub use tickets::{tickets_from_wire, tickets_to_wire};
 

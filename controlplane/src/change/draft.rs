@@ -4,7 +4,7 @@
 //! (contract 2.3). A draft has an id where it must have one, and no times where it must not;
 //! `check` validates its content.
 
-use model::schema::lua_type;
+use model::lua_type;
 use model::{Id, Key, Kind, Problem};
 use serde_json::{Map, Value};
 

@@ -5,10 +5,9 @@ use std::sync::Arc;
 
 use http::uri::Authority;
 use model::admission::{self, ClientVerification};
-use model::resource::{Node, UpstreamIdentity, UpstreamRef};
 use model::{
-    Blocked, HostName, Id, Key, Kind, NoVariables, PathOptions, ProxyRewrite, Reason, RequestTarget,
-    Resource, Route, Snapshot, Ssl, destination, raw_path,
+    Blocked, HostName, Id, Key, Kind, NoVariables, Node, PathOptions, ProxyRewrite, Reason, RequestTarget,
+    Resource, Route, Snapshot, Ssl, UpstreamIdentity, UpstreamRef, destination, raw_path,
 };
 use serde_json::{Value, json};
 

@@ -10,10 +10,11 @@
 use http::request::Parts;
 use http::uri::{InvalidUri, PathAndQuery};
 use http::{HeaderMap, HeaderName, HeaderValue};
-use model::proxy_rewrite::{HeaderRewrite, UriRewrite, UriTemplate};
 use model::raw_path::Conflict;
-use model::template::{RenderedPart, Template};
-use model::{ProxyRewrite, RequestTarget, RequestTargetError, request_target};
+use model::{
+    HeaderRewrite, ProxyRewrite, RenderedPart, RequestTarget, RequestTargetError, Template, UriRewrite,
+    UriTemplate, request_target,
+};
 use percent_encoding::{AsciiSet, CONTROLS, NON_ALPHANUMERIC, percent_encode, utf8_percent_encode};
 
 use super::headers::{self, X_FORWARDED_FOR, X_REAL_IP};

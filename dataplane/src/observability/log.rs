@@ -10,8 +10,7 @@ use std::net::SocketAddr;
 use std::time::Instant;
 
 use data_encoding::HEXLOWER;
-use model::redact::truncated;
-use model::{HostName, Id};
+use model::{HostName, Id, truncated};
 use pki::{CertificateDer, VerifyReason};
 
 use super::HasReason;

@@ -12,7 +12,7 @@
 use std::sync::{Arc, OnceLock};
 
 use conf::Ciphers;
-use model::resource::{KeyPair, Ssl, TlsVersion};
+use model::{KeyPair, Ssl, TlsVersion};
 use rustls::compress::CompressionCache;
 use rustls::crypto::CryptoProvider;
 use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert, StoresServerSessions};

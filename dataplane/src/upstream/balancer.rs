@@ -6,7 +6,7 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use model::resource::{Node, Upstream};
+use model::{Node, Upstream};
 
 /// The length of a round; weights that need more are scaled down, to at least one turn each.
 const ROUND_MAX: u64 = 4096;

@@ -8,8 +8,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use model::Snapshot;
-use model::resource::{KeepalivePool, Node, Timeouts, Upstream};
+use model::{KeepalivePool, Node, Snapshot, Timeouts, Upstream};
 
 use super::balancer::Balancer;
 use super::client_tls::{ClientTlsConfigs, ClientTlsError};
@@ -204,7 +203,7 @@ mod tests {
     use std::task::{Context, Poll, Waker};
 
     use model::CacheSlot;
-    use model::resource::{PassHost, Scheme, UpstreamTls};
+    use model::{PassHost, Scheme, UpstreamTls};
 
     use super::*;
 

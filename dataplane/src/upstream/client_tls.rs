@@ -8,8 +8,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use model::Snapshot;
-use model::resource::{CacheSlot, KeyPair, Upstream, UpstreamIdentity};
+use model::{CacheSlot, KeyPair, Snapshot, Upstream, UpstreamIdentity};
 use mtls::{ServerTrust, ServerVerifier};
 use pki::{TrustAnchors, VerifyError};
 use rustls::ClientConfig;

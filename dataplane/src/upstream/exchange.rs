@@ -16,7 +16,7 @@ use http::uri::PathAndQuery;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header};
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
-use model::resource::{KeepalivePool, Node, Scheme, Timeouts};
+use model::{KeepalivePool, Node, Scheme, Timeouts};
 
 use super::client::{NodeAttempts, UpstreamClient, UpstreamError, UpstreamTarget};
 use super::client_tls::ClientTlsConfig;

@@ -5,7 +5,7 @@
 use std::borrow::Cow;
 use std::net::IpAddr;
 
-use model::resource::{Node, PassHost, Upstream};
+use model::{Node, PassHost, Upstream};
 use rustls::pki_types::ServerName;
 
 /// The `Host` header for the upstream.
@@ -40,7 +40,7 @@ pub(crate) fn server_name(host: &str, ip: IpAddr) -> ServerName<'static> {
 #[cfg(test)]
 mod tests {
     use model::CacheSlot;
-    use model::resource::{Scheme, UpstreamTls};
+    use model::{Scheme, UpstreamTls};
 
     use super::*;
 

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use foldhash::fast::RandomState;
 use hyper::client::conn::http1::SendRequest;
-use model::resource::KeepalivePool;
+use model::KeepalivePool;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::request_body::RequestBody;

@@ -6,9 +6,8 @@ use boring::ssl::{ErrorCode, Ssl as BoringSsl, SslContext, SslMethod, SslStream,
 use boring::x509::X509;
 use dataplane::testing::tls::client_verifier::evaluate_client;
 use dataplane::testing::tls::site_config::SiteConfig;
-use model::CacheSlot;
 use model::admission::ClientVerification;
-use model::resource::Ssl as SiteSsl;
+use model::{CacheSlot, Ssl as SiteSsl};
 use pki::VerifyReason;
 use pki::ca::{CrlSpec, KeyAlgorithm};
 use rustls::pki_types::UnixTime;

@@ -19,7 +19,7 @@ const SPIFFE_BYTES_MAX: usize = 2048;
 
 /// A compiled allow-list.
 #[derive(Debug, Clone, Default)]
-pub struct AllowList {
+pub(crate) struct AllowList {
     spiffe_ids: HashSet<Box<str>>,
     /// Prefixes of SPIFFE ids, without the final `/`.
     spiffe_prefixes: HashSet<Box<str>>,
@@ -128,7 +128,7 @@ impl AllowList {
     }
 
     /// Whether an entry matches the identity.
-    pub fn allows(&self, identity: &Identity) -> bool {
+    pub(crate) fn allows(&self, identity: &Identity) -> bool {
         self.allows_uri(identity)
             || self.allows_dns(identity)
             || !self.emails.is_empty()

@@ -76,7 +76,7 @@ impl MethodSet {
     }
 
     /// Whether a route with this set matches each request that one with `other` matches.
-    pub fn is_superset(self, other: MethodSet) -> bool {
+    pub(crate) fn is_superset(self, other: MethodSet) -> bool {
         self.is_empty() || (!other.is_empty() && other.0 & !self.0 == 0)
     }
 

@@ -30,7 +30,7 @@ use crate::uri::UriPattern;
 /// # Errors
 ///
 /// The problem, with the key if it could be decoded. Fields are named as in documents.
-pub fn resource_from_wire(resource: push::Resource) -> Result<Resource, (Option<Key>, Problem)> {
+pub(crate) fn resource_from_wire(resource: push::Resource) -> Result<Resource, (Option<Key>, Problem)> {
     let id = Id::parse(&resource.id).map_err(|problem| (None, problem))?;
     let (what, blocked) = resource.kind.map_or((None, None), split_blocked);
     let Some(what) = what else {

@@ -17,8 +17,7 @@ use boring::ssl::{
 use boring::stack::Stack;
 use boring::x509::{X509, X509Name};
 use conf::Ciphers;
-use model::TlsVersion;
-use model::resource::{KeyPair, Ssl};
+use model::{KeyPair, Ssl, TlsVersion};
 use pki::ClientAuth;
 use rustls::AlertDescription;
 use rustls::pki_types::UnixTime;
