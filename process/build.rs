@@ -16,7 +16,9 @@ fn main() {
 }
 
 fn of_checkout() -> Option<String> {
-    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent()?.canonicalize().ok()?;
+    // The variable of this run: a target folder that two checkouts share keeps the script of one.
+    let crate_folder = PathBuf::from(std::env::var_os("CARGO_MANIFEST_DIR")?);
+    let workspace = crate_folder.parent()?.canonicalize().ok()?;
     let top = PathBuf::from(git(&workspace, &["rev-parse", "--show-toplevel"])?);
     if top.canonicalize().ok()? != workspace {
         return None;
