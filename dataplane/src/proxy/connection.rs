@@ -340,3 +340,18 @@ impl Connection {
         self.client_auth.as_ref().map(|client_auth| &client_auth.sni)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every idle connection has this task. A future that is awaited in place counts as a whole,
+    /// even when it is one of several, so the large and the rare ones are boxed.
+    #[test]
+    fn the_task_of_a_connection_is_small() {
+        fn size<F: Future>(_: impl Fn(Rc<Worker>, Socket, ConnectionInfo, ConnectionPermit) -> F) -> usize {
+            size_of::<F>()
+        }
+        assert!(size(serve) <= 1_700, "{} bytes", size(serve));
+    }
+}
