@@ -1,7 +1,7 @@
 //! Measures Countersign and its peers side by side, interleaved, in one run on one machine.
 //!
 //! A run finds the peers; [`workbench`] issues certificates and starts everything; [`rounds`] (A B
-//! C A B C ...) and [`many`] take the measures of [`measure`]; [`figures`] holds every value;
+//! C A B C ...) and [`many`] take the measures of `measure`; [`figures`] holds every value;
 //! [`output`] writes the raw JSON and the tables, [`plot`] the bars. A missing peer is reported
 //! with a hint how to install it, and the others go on.
 //!

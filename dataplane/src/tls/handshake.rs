@@ -93,7 +93,7 @@ impl TlsHandshake {
     /// Continues the handshake with what was read.
     ///
     /// # Errors
-    /// [`HandshakeError::Rustls`] or [`HandshakeError::Boring`]; an alert is queued.
+    /// [`HandshakeError::Rustls`] or `HandshakeError::Boring`; an alert is queued.
     pub fn process_new_packets(&mut self) -> Result<(), HandshakeError> {
         let Self { engine, state } = self;
         state.in_scope(|| match engine {

@@ -38,7 +38,7 @@ pub struct StartContext<'a> {
 #[derive(Clone, Copy)]
 pub struct Upstreams {
     pub plain: SocketAddr,
-    /// Presents a certificate for [`HOST`] and requires the gateway's.
+    /// Presents a certificate for [`HOST`](super::HOST) and requires the gateway's.
     pub mtls: SocketAddr,
 }
 
