@@ -4,10 +4,7 @@ use std::fmt::Write as _;
 use std::sync::LazyLock;
 use std::time::Instant;
 
-use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{
-    DescriptorEncoder, EncodeLabelSet, EncodeLabelValue, EncodeMetric, LabelValueEncoder,
-};
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
@@ -50,16 +47,9 @@ pub(super) fn observe_duration(operation: Operation, started: Instant) {
 }
 
 pub(crate) fn register(registry: &mut Registry) {
-    registry.register_collector(Box::new(OperationMetrics));
-}
-
-/// Not registered as a metric, because [`Registry::register`] appends a full stop to its help.
-#[derive(Debug)]
-struct OperationMetrics;
-
-impl Collector for OperationMetrics {
-    fn encode(&self, mut out: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
-        let (name, help) = ("admin_operation_duration_seconds", "Duration of the Admin API's operations");
-        DURATION.encode(out.encode_descriptor(name, help, None, DURATION.metric_type())?)
-    }
+    registry.register(
+        "admin_operation_duration_seconds",
+        "Duration of the Admin API's operations",
+        DURATION.clone(),
+    );
 }

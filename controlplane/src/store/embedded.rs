@@ -288,7 +288,7 @@ impl Store for EmbeddedStore {
     }
 
     fn register_metrics(&self, registry: &mut Registry) {
-        registry.register_collector(Box::new(self.file.metrics.clone()));
+        self.file.metrics.register(registry);
     }
 
     fn watch(&self, after: u64) -> EventStream {

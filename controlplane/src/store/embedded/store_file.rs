@@ -4,11 +4,9 @@ use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
 
 use model::{Key, Kind};
-use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
-use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::Registry;
 use redb::{Database, ReadableDatabase};
 
 use super::file::{self, ITEMS, Opener, StoreReadError};
@@ -71,11 +69,8 @@ impl StoreFile {
     }
 }
 
-/// Clones share their counters. A collector, because [`Registry::register`] appends a full stop to
-/// each help text.
-///
-/// [`Registry::register`]: prometheus_client::registry::Registry::register
-#[derive(Clone, Debug)]
+/// Clones share their counters.
+#[derive(Clone)]
 pub(super) struct Metrics {
     /// One transaction with its fsync.
     pub(super) commit_seconds: Histogram,
@@ -92,13 +87,11 @@ impl Default for Metrics {
     }
 }
 
-impl Collector for Metrics {
-    fn encode(&self, mut out: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+impl Metrics {
+    pub(super) fn register(&self, registry: &mut Registry) {
         let help = "Seconds that a transaction of the embedded store takes until it is on disk";
-        let histogram = out.encode_descriptor("store_commit_seconds", help, None, MetricType::Histogram)?;
-        self.commit_seconds.encode(histogram)?;
+        registry.register("store_commit_seconds", help, self.commit_seconds.clone());
         let help = "Documents that were read from the embedded store and parsed";
-        let counter = out.encode_descriptor("store_documents_read", help, None, MetricType::Counter)?;
-        self.documents_read.encode(counter)
+        registry.register("store_documents_read", help, self.documents_read.clone());
     }
 }
