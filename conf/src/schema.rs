@@ -27,7 +27,7 @@ enum KeySupport {
 use KeySupport::{Ignored, Only, Read, Warn, WarnUnless};
 
 const NO_PLUGINS: &str =
-    "only proxy-rewrite is supported yet, a route with another plugin is unsupported; this is ignored";
+    "only proxy-rewrite is supported yet, a route with another plugin is not accepted; this is ignored";
 const NO_UDP: &str = "UDP is not proxied, this is ignored";
 const LOGS: &str = "logs go to stderr; RUST_LOG sets their level, this is ignored";
 const NO_LUA: &str = "it sizes what Lua code keeps in memory, and there is none";
@@ -94,7 +94,7 @@ const KEYS: &[(&str, KeySupport)] = &[
     ("apisix.show_upstream_status_in_response_header", Read),
     (
         "apisix.proxy_cache",
-        Ignored("only the plugin proxy-cache uses it, and a route with that plugin is unsupported"),
+        Ignored("only the plugin proxy-cache uses it, and a route with that plugin is not accepted"),
     ),
     ("apisix.proxy_protocol", Only(&["null"], NO_PROXY)),
     ("apisix.proxy_mode", Read),
@@ -141,7 +141,7 @@ const KEYS: &[(&str, KeySupport)] = &[
     ("apisix.id", Ignored("nothing of ours reads it")),
     (
         "apisix.max_post_args_readable_size",
-        Ignored("it bounds what `post_arg` of a route's vars reads, and such a route is unsupported"),
+        Ignored("it bounds what `post_arg` of a route's vars reads, and such a route is not accepted"),
     ),
     ("apisix.ssl.enable", Read),
     ("apisix.ssl.listen[].ip", Read),
@@ -218,12 +218,12 @@ const KEYS: &[(&str, KeySupport)] = &[
     (
         "discovery",
         Warn(
-            "service discovery is not supported yet, an upstream that needs it is unsupported; this is ignored",
+            "service discovery is not supported yet, an upstream that needs it is not accepted; this is ignored",
         ),
     ),
     (
         "graphql",
-        Ignored("it bounds what `graphql_*` of a route's vars reads, and such a route is unsupported"),
+        Ignored("it bounds what `graphql_*` of a route's vars reads, and such a route is not accepted"),
     ),
     ("ext-plugin", Warn(NO_PLUGINS)),
     ("wasm", Warn(NO_PLUGINS)),

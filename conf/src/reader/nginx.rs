@@ -81,7 +81,7 @@ impl Reader<'_> {
         if listed.iter().any(|plugin| plugin != PLUGIN) {
             self.warn(
                 field,
-                &format!("only {PLUGIN} is supported yet: a route with another plugin is unsupported"),
+                &format!("only {PLUGIN} is supported yet: a route with another plugin is not accepted"),
             );
         }
     }
