@@ -18,6 +18,13 @@ pub(crate) const PUBLIC_KEYRING: [&str; 2] = ["qeddd145sfvddff3", "edd1c9f0985e7
 /// The setting of the file that `pki init` creates and never replaces.
 const KEYRING: &str = "countersign.keyring_file";
 
+/// The settings of the Admin API's certificate chain, its key, and the CA of its clients.
+pub const ADMIN_CERT: &str = "deployment.admin.admin_api_mtls.admin_ssl_cert";
+/// See [`ADMIN_CERT`].
+pub const ADMIN_CERT_KEY: &str = "deployment.admin.admin_api_mtls.admin_ssl_cert_key";
+/// See [`ADMIN_CERT`].
+pub const ADMIN_CA: &str = "deployment.admin.admin_api_mtls.admin_ssl_ca_cert";
+
 /// The prefix of the settings of etcd's files.
 const ETCD: &str = "deployment.etcd.";
 
@@ -159,13 +166,9 @@ impl Settings {
         let (admin, etcd, push) = (&self.deployment.admin, &self.deployment.etcd, &self.countersign.push);
         let mut files = Vec::new();
         if let Some(tls) = admin.tls.as_ref().filter(|_| admin.enabled && admin.https) {
-            files.push(StartFile::new("deployment.admin.admin_api_mtls.admin_ssl_cert", &tls.cert));
-            files.push(StartFile::secret("deployment.admin.admin_api_mtls.admin_ssl_cert_key", &tls.key));
-            files.extend(
-                tls.ca
-                    .as_ref()
-                    .map(|ca| StartFile::new("deployment.admin.admin_api_mtls.admin_ssl_ca_cert", ca)),
-            );
+            files.push(StartFile::new(ADMIN_CERT, &tls.cert));
+            files.push(StartFile::secret(ADMIN_CERT_KEY, &tls.key));
+            files.extend(tls.ca.as_ref().map(|ca| StartFile::new(ADMIN_CA, ca)));
         }
         files.push(StartFile::new("countersign.push.cert", &push.cert));
         files.push(StartFile::secret("countersign.push.key", &push.key));

@@ -24,7 +24,7 @@ mod value;
 pub use apisix_yaml::read_apisix_yaml;
 pub use ciphers::Ciphers;
 pub use error::{ConfError, ConfProblem};
-pub use files::{KeyringFileError, MissingFiles};
+pub use files::{ADMIN_CA, ADMIN_CERT, ADMIN_CERT_KEY, KeyringFileError, MissingFiles};
 pub use model::TlsVersion;
 pub use reader::countersign::host_name;
 pub use schema::unsupported_keys;

@@ -118,19 +118,13 @@ impl ReloadingTls {
         ServerConfig::builder_with_provider(Arc::clone(&provider)).with_protocol_versions(&versions)?;
         let named = CredentialFiles {
             pair: Some((
-                ConfiguredFile::new("deployment.admin.admin_api_mtls.admin_ssl_cert", &files.cert),
-                ConfiguredFile::new("deployment.admin.admin_api_mtls.admin_ssl_cert_key", &files.key),
+                ConfiguredFile::new(conf::ADMIN_CERT, &files.cert),
+                ConfiguredFile::new(conf::ADMIN_CERT_KEY, &files.key),
             )),
-            ca: files
-                .ca
-                .as_deref()
-                .map(|path| ConfiguredFile::new("deployment.admin.admin_api_mtls.admin_ssl_ca_cert", path)),
+            ca: files.ca.as_deref().map(|path| ConfiguredFile::new(conf::ADMIN_CA, path)),
             required_dns_name: None,
         };
-        let (cert, ca) = (
-            ConfiguredFile::new("deployment.admin.admin_api_mtls.admin_ssl_cert", &files.cert),
-            named.ca.clone(),
-        );
+        let (cert, ca) = (ConfiguredFile::new(conf::ADMIN_CERT, &files.cert), named.ca.clone());
         let files = Reloader::new("admin", named, move |contents| {
             let policy = ca.as_ref().map(|file| client_auth(file, contents)).transpose()?.map(Arc::new);
             let config = server_config(&provider, &versions, contents, policy.as_deref());

@@ -4,8 +4,7 @@
 //! (contract 2.3). A draft has an id where it must have one, and no times where it must not;
 //! `check` validates its content.
 
-use model::lua_type;
-use model::{Id, Key, Kind, Problem};
+use model::{Id, Key, Kind, Problem, lua_type};
 use serde_json::{Map, Value};
 
 /// A document before the check.

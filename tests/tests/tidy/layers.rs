@@ -233,8 +233,8 @@ fn without_tests(items: Vec<syn::Item>) -> TokenStream {
     items.into_iter().filter(|item| !tested(item)).map(ToTokens::into_token_stream).collect()
 }
 
-/// The modules that the paths in `tokens` lead to, seen from `module`. A path through a re-export
-/// leads to the module that it names and to the one that it stands for.
+/// The modules that the paths in `tokens` name, seen from `module`. A path through a re-export
+/// counts for the module that re-exports and for the module that defines the item.
 fn paths(
     module: &str,
     modules: &BTreeSet<String>,

@@ -86,7 +86,7 @@ pub enum PeerError {
 }
 
 impl PeerError {
-    /// Adds to an I/O error what was being done.
+    /// Adds the action that failed to an I/O error.
     pub fn system(what: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
         let what = what.into();
         move |source| Self::System { what, source }

@@ -12,21 +12,11 @@ use crate::cli::pki_cli;
 pub(super) fn check(settings: &Settings, now: UnixTime, report: &mut CheckReport) {
     let admin = &settings.deployment.admin;
     if let Some(files) = admin.tls.as_ref().filter(|_| admin.https) {
-        let cert = ConfiguredFileRef {
-            setting: "deployment.admin.admin_api_mtls.admin_ssl_cert",
-            path: &files.cert,
-        };
-        let key = ConfiguredFileRef {
-            setting: "deployment.admin.admin_api_mtls.admin_ssl_cert_key",
-            path: &files.key,
-        };
+        let cert = ConfiguredFileRef { setting: conf::ADMIN_CERT, path: &files.cert };
+        let key = ConfiguredFileRef { setting: conf::ADMIN_CERT_KEY, path: &files.key };
         check_pair(cert, key, CertUsage::Server(None), now, report);
         if let Some(ca) = &files.ca {
-            check_authorities(
-                ConfiguredFileRef { setting: "deployment.admin.admin_api_mtls.admin_ssl_ca_cert", path: ca },
-                now,
-                report,
-            );
+            check_authorities(ConfiguredFileRef { setting: conf::ADMIN_CA, path: ca }, now, report);
         }
     }
     let push = &settings.countersign.push;
