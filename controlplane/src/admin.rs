@@ -1,10 +1,11 @@
 //! The Admin API: authentication, routing and responses (contract section 2).
 //!
 //! server -> tls -> access -> path -> handler -> `change` -> reply, with an audit line for every
-//! write. Each name below `/apisix/admin` is one row in `path`; one handler serves all kinds of
+//! write. Each path with a method is one row in `operation`; one handler serves all kinds of
 //! resources. Invariant: a request that fails `access` or the client certificate verification
 //! reaches no handler, and every write leaves one audit line.
 
+mod absent;
 pub(crate) mod access;
 pub(crate) mod admin_key;
 mod audit;
@@ -14,6 +15,7 @@ pub(crate) mod handler;
 pub(crate) mod key_file;
 mod list;
 pub(crate) mod metrics;
+pub(crate) mod operation;
 mod path;
 mod query;
 pub(crate) mod reply;

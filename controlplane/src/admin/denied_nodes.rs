@@ -30,9 +30,6 @@ pub(super) async fn handle(
                 reply::key_not_found()
             }
         }),
-        (&Method::PUT | &Method::DELETE, None) => Ok(reply::problem(
-            &Problem::new("id", "missing denied node id").with_hint("PUT denied_nodes/NAME"),
-        )),
         _ => Ok(reply::error(StatusCode::NOT_FOUND, "not found", None)),
     };
     result.unwrap_or_else(error_reply)

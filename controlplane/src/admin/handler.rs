@@ -1,17 +1,19 @@
 //! The request handler: the order in which a request is checked (contract 2.1, 2.2).
 //!
-//! Address, client certificate, OPTIONS, path, key, resource. The methods are the same for every
-//! kind of resource; `model` and `change` own what differs between kinds.
+//! Address, client certificate, OPTIONS, path, key, resource, method, body. `operation` has the
+//! table of what can be called; `model` and `change` own what differs between kinds of resources.
 
 mod data_planes;
 mod documents;
+mod schema;
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use conf::AdminRole;
 use http::header::EXPECT;
 use http::request::Parts;
-use http::{Method, Request, StatusCode};
+use http::{HeaderMap, Method, Request, StatusCode};
 use hyper::body::Incoming;
 use model::Kind;
 use pki::Keyring;
@@ -19,13 +21,15 @@ use rustls_pki_types::UnixTime;
 use serde_json::{Value, json};
 use tokio::sync::Notify;
 
-use super::access::{Access, AdminClient, Caller, ClientCertStatus};
+use super::access::{Access, AccessError, AdminClient, Caller, ClientCertStatus};
+use super::audit::{self, AuditEntry};
 use super::body::{self, BodyError};
 use super::list;
-use super::path::{AdminPath, ApiResource};
+use super::operation::{Call, Effect, Operation};
+use super::path::{self, AdminPath, Match, NoOperation};
 use super::query::Query;
 use super::reply::{self, Reply, ResponseHeaders};
-use super::{audit, denied_nodes};
+use super::{absent, denied_nodes};
 use crate::change::{ChangeError, ChangePipeline};
 use crate::current_snapshot::CurrentSnapshot;
 use crate::listener_errors::ErrorReason;
@@ -53,8 +57,10 @@ pub struct AdminApi {
 
 /// A request of an authenticated caller.
 struct AdminRequest {
-    method: Method,
+    operation: &'static Operation,
+    headers: HeaderMap,
     query: Query,
+    /// The values of the first and the second parameter of the operation's path.
     id: Option<String>,
     sub_path: Option<String>,
     body: Result<Option<Value>, BodyError>,
@@ -105,127 +111,103 @@ impl AdminApi {
         if head.method == Method::OPTIONS {
             return reply::options();
         }
-        let (resource, id, sub_path) = match AdminPath::parse(head.uri.path()) {
-            AdminPath::NotAdmin => return reply::status_page(StatusCode::NOT_FOUND),
+        let below = match AdminPath::parse(head.uri.path()) {
             AdminPath::Root if head.method == Method::HEAD => return reply::empty(StatusCode::OK),
-            AdminPath::Root => return reply::status_page(StatusCode::NOT_FOUND),
-            AdminPath::Resource(resource, id, sub_path) => (Ok(resource), id, sub_path),
-            AdminPath::Unknown(name) => (Err(name), None, None),
+            AdminPath::Elsewhere | AdminPath::Root => return reply::status_page(StatusCode::NOT_FOUND),
+            AdminPath::Below(below) => below,
+        };
+        let found = path::find(&head.method, &below);
+        let reads = match &found {
+            Ok(found) => found.operation.role() == AdminRole::Viewer,
+            Err(_) => matches!(head.method, Method::GET | Method::HEAD),
         };
         let query = Query::parse(head.uri.query());
-        // `POST explain` changes nothing, although it has a body.
-        let reads = head.method == Method::GET
-            || (head.method == Method::POST && matches!(resource, Ok(ApiResource::Explain)));
         let caller = match self.access.authenticate(reads, &query, &head.headers) {
             Ok(caller) => caller,
-            Err(error) => {
-                if let Some(suppressed) = ErrorReason::AdminKey.record() {
-                    tracing::warn!(peer = %client.address, suppressed, "failed to check token: {error}");
-                }
-                let body = json!({"error_msg": "failed to check token", "description": error.to_string()});
-                return reply::json(StatusCode::UNAUTHORIZED, &body);
-            }
+            Err(error) => return unauthorized(client, error),
         };
         authenticated.notify_one();
-        let resource = match resource {
-            Ok(resource) => resource,
-            Err(name) => {
-                let message = format!("Unsupported resource type: {name}");
+        if !self.stream_routes_enabled && path::name(&below) == Kind::StreamRoute.plural() {
+            return stream_routes_disabled();
+        }
+        let Match { operation, id, sub_path } = match found {
+            Ok(found) => found,
+            Err(NoOperation::NotFound) => return reply::with_api_version(not_found()),
+            Err(NoOperation::UnknownName) => {
+                let message = format!("Unsupported resource type: {}", path::name(&below));
                 return reply::error(StatusCode::NOT_FOUND, &message, None);
             }
         };
-        if resource == ApiResource::Documents(Kind::StreamRoute)
-            && let Some(error) = self.check_stream_routes(&head.method)
-        {
-            return error;
-        }
-        let body = match (&head.method, body.take()) {
-            (&Method::PUT | &Method::POST | &Method::PATCH, Some(body)) => {
+        let body = match (&operation.method, body.take()) {
+            (&Method::PUT | &Method::POST | &Method::PATCH, Some(body)) if !operation.is_rejected() => {
                 body::read(body, self.body_timeout).await
             }
-            _ => Ok(None),
+            (_, unread) => {
+                *body = unread;
+                Ok(None)
+            }
         };
-        self.dispatch(
-            client,
-            caller,
-            resource,
-            AdminRequest { method: head.method.clone(), query, id, sub_path, body },
-        )
-        .await
+        let request = AdminRequest { operation, headers: head.headers.clone(), query, id, sub_path, body };
+        if operation.effect == Effect::Writes {
+            // Runs as its own task: a closed connection must not cancel a write between its commit
+            // and its audit line.
+            let (api, client) = (Arc::clone(self), Arc::clone(client));
+            let task = tokio::spawn(async move { api.audited(&client, &caller, &below, request).await });
+            return task.await.unwrap_or_else(|_| reply::empty(StatusCode::INTERNAL_SERVER_ERROR));
+        }
+        self.call(client, request).await
     }
 
-    async fn dispatch(
-        self: &Arc<Self>,
-        client: &Arc<AdminClient>,
-        caller: Caller,
-        resource: ApiResource,
+    /// Calls an operation that writes, with its audit line. `resource` is the path.
+    async fn audited(
+        &self,
+        client: &AdminClient,
+        caller: &Caller,
+        resource: &str,
         request: AdminRequest,
     ) -> Reply {
-        let writes = matches!(request.method, Method::PUT | Method::POST | Method::PATCH | Method::DELETE);
-        match resource {
-            ApiResource::Documents(kind) if writes => {
-                // Runs as its own task: a closed connection must not cancel a write between its
-                // commit and its audit line.
-                let (api, client) = (Arc::clone(self), Arc::clone(client));
-                let task =
-                    tokio::spawn(async move { api.audited_write(&client, &caller, kind, request).await });
-                task.await.unwrap_or_else(|_| reply::empty(StatusCode::INTERNAL_SERVER_ERROR))
-            }
-            ApiResource::Documents(kind) if request.method == Method::GET => {
-                let read = self.read(kind, &request).await;
-                reply::with_api_version(read.unwrap_or_else(|error| error_reply(ChangeError::Store(error))))
-            }
-            ApiResource::Documents(_) => reply::with_api_version(not_found()),
-            ApiResource::Schema => reply::with_api_version(handle_schema(request)),
-            ApiResource::DataPlanes if request.id.as_deref() == Some(data_planes::ACCEPT_STORE) => {
-                self.accept_store(client, &caller, request).await
-            }
-            ApiResource::DataPlanes => self.data_planes(&request).await,
-            ApiResource::DeniedNodes => self.denied_nodes(client, &caller, request).await,
-            ApiResource::Explain => self.handle_explain(client, request).await,
-            ApiResource::Lint => self.handle_lint(&request).await,
+        let method = request.operation.method.clone();
+        let reply = self.call(client, request).await;
+        let revision = reply.headers().get(reply::REVISION);
+        let revision = revision.and_then(|value| value.to_str().ok()?.parse().ok());
+        if let Some(revision) = revision {
+            self.current.note_write(revision);
         }
-    }
-
-    /// Stream routes can be switched off as a whole, and cannot be patched (contract 2.2).
-    fn check_stream_routes(&self, method: &Method) -> Option<Reply> {
-        if !self.stream_routes_enabled {
-            let message = "stream mode is disabled, can not add stream routes";
-            let hint = "set apisix.proxy_mode to http&stream, and the listeners in apisix.stream_proxy.tcp";
-            return Some(reply::error(StatusCode::BAD_REQUEST, message, Some(hint)));
-        }
-        let message = "not supported `PATCH` method for stream route";
-        (*method == Method::PATCH).then(|| {
-            reply::with_api_version(reply::error(
-                StatusCode::METHOD_NOT_ALLOWED,
-                message,
-                Some("PUT the whole"),
-            ))
-        })
-    }
-
-    async fn denied_nodes(&self, client: &AdminClient, caller: &Caller, request: AdminRequest) -> Reply {
-        let AdminRequest { method, id, sub_path, body, .. } = request;
-        let body = match body {
-            Ok(body) => body,
-            Err(error) => return error.into(),
-        };
-        let reply = match &sub_path {
-            None => denied_nodes::handle(&self.denied, &method, id.as_deref(), body).await,
-            Some(_) => not_found(),
-        };
-        if method != Method::GET {
-            let path = [Some("denied_nodes"), id.as_deref(), sub_path.as_deref()];
-            let resource = path.into_iter().flatten().collect::<Vec<_>>().join("/");
-            audit_without_revision(client, caller, &method, &resource, &reply);
-        }
+        let status = reply.status();
+        audit::write(&AuditEntry { caller, client, method: &method, resource, status, revision });
         reply
     }
 
-    async fn handle_explain(&self, client: &AdminClient, request: AdminRequest) -> Reply {
-        if request.method != Method::POST || request.id.is_some() {
-            return not_found();
+    async fn call(&self, client: &AdminClient, request: AdminRequest) -> Reply {
+        let method = &request.operation.method;
+        match request.operation.call {
+            Call::Documents(kind) => reply::with_api_version(self.documents(kind, request).await),
+            Call::Absent(kind) => absent::handle(kind, method, request.operation.path == kind.path),
+            Call::Reject(rejection) => {
+                let reply = reply::error(rejection.status(), &rejection.message(method), None);
+                reply::with_api_version(reply)
+            }
+            Call::Schema => reply::with_api_version(schema::show(request)),
+            Call::ValidateDocument => reply::with_api_version(schema::validate(request)),
+            Call::DataPlanes => self.data_planes(&request).await,
+            Call::AcceptStore => self.accept_store(request).await,
+            Call::DeniedNodes => self.denied_nodes(request).await,
+            Call::Explain => self.handle_explain(client, request).await,
+            Call::Lint => self.handle_lint().await,
         }
+    }
+
+    async fn denied_nodes(&self, request: AdminRequest) -> Reply {
+        match request.body {
+            Ok(body) => {
+                denied_nodes::handle(&self.denied, &request.operation.method, request.id.as_deref(), body)
+                    .await
+            }
+            Err(error) => error.into(),
+        }
+    }
+
+    async fn handle_explain(&self, client: &AdminClient, request: AdminRequest) -> Reply {
         let body = match request.body {
             Ok(body) => body,
             Err(error) => return error.into(),
@@ -247,10 +229,7 @@ impl AdminApi {
         }
     }
 
-    async fn handle_lint(&self, request: &AdminRequest) -> Reply {
-        if request.method != Method::GET || request.id.is_some() {
-            return not_found();
-        }
+    async fn handle_lint(&self) -> Reply {
         let report = lint::collect(&*self.store, &self.current, &*self.fleet, UnixTime::now());
         let reply =
             list::reply_from_full_read(report, |report| reply::json(StatusCode::OK, &report.into_json()));
@@ -283,16 +262,20 @@ fn check_certificate(client: &AdminClient, now: UnixTime) -> Option<Reply> {
     }
 }
 
-/// Audits a write of an internal store entry, which has no revision.
-fn audit_without_revision(
-    client: &AdminClient,
-    caller: &Caller,
-    method: &Method,
-    resource: &str,
-    reply: &Reply,
-) {
-    let status = reply.status();
-    audit::write(&audit::AuditEntry { caller, client, method, resource, status, revision: None });
+/// The 401 of a request without a valid key (contract 2.1).
+fn unauthorized(client: &AdminClient, error: AccessError) -> Reply {
+    if let Some(suppressed) = ErrorReason::AdminKey.record() {
+        tracing::warn!(peer = %client.address, suppressed, "failed to check token: {error}");
+    }
+    let body = json!({"error_msg": "failed to check token", "description": error.to_string()});
+    reply::json(StatusCode::UNAUTHORIZED, &body)
+}
+
+/// Stream routes can be switched off as a whole (contract 2.2).
+fn stream_routes_disabled() -> Reply {
+    let message = "stream mode is disabled, can not add stream routes";
+    let hint = "set apisix.proxy_mode to http&stream, and the listeners in apisix.stream_proxy.tcp";
+    reply::error(StatusCode::BAD_REQUEST, message, Some(hint))
 }
 
 fn error_reply(error: ChangeError) -> Reply {
@@ -305,31 +288,4 @@ fn error_reply(error: ChangeError) -> Reply {
 
 fn not_found() -> Reply {
     reply::error(StatusCode::NOT_FOUND, "not found", None)
-}
-
-/// `GET schema/{kind}` and `POST schema/validate/{kinds}`: the JSON Schema alone, without the
-/// checks of `change::check` (contract 2.8).
-fn handle_schema(request: AdminRequest) -> Reply {
-    let AdminRequest { method, id, sub_path, body, .. } = request;
-    let body = match body {
-        Ok(body) => body,
-        Err(error) => return error.into(),
-    };
-    match (method, id.as_deref(), sub_path.as_deref()) {
-        (Method::GET, Some(name), None) => match Kind::ADMIN.into_iter().find(|kind| kind.singular() == name)
-        {
-            Some(kind) => reply::json(StatusCode::OK, model::json_schema(kind)),
-            None => reply::error(StatusCode::BAD_REQUEST, &format!("not found schema: {name}"), None),
-        },
-        (Method::POST, Some("validate"), Some(plural)) => {
-            match Kind::ADMIN.into_iter().find(|kind| kind.plural() == plural) {
-                Some(kind) => match model::validate(kind, &body.unwrap_or(Value::Null)) {
-                    Ok(()) => reply::empty(StatusCode::OK),
-                    Err(problem) => reply::problem(&problem),
-                },
-                None => reply::error(StatusCode::BAD_REQUEST, &format!("not found schema: {plural}"), None),
-            }
-        }
-        _ => not_found(),
-    }
 }

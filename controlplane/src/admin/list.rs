@@ -14,7 +14,7 @@ use serde::Serialize;
 use serde_json::Value;
 use tokio::sync::Semaphore;
 
-use super::metrics::{self, Operation};
+use super::metrics::{self, TimedOperation};
 use super::query::Query;
 use super::reply::{self, Reply};
 use crate::change::private_keys::redact_stray_keys;
@@ -191,12 +191,12 @@ where
     let queued = Instant::now();
     // The semaphore is never closed.
     let permit = FULL_READS.acquire().await;
-    metrics::observe_duration(Operation::FullReadQueue, queued);
+    metrics::observe_duration(TimedOperation::FullReadQueue, queued);
     let started = Instant::now();
     let read = read.await?;
     let reply = tokio::task::spawn_blocking(move || shape(read)).await;
     drop(permit);
-    metrics::observe_duration(Operation::FullRead, started);
+    metrics::observe_duration(TimedOperation::FullRead, started);
     Ok(reply.unwrap_or_else(|_| reply::empty(StatusCode::INTERNAL_SERVER_ERROR)))
 }
 

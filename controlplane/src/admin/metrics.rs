@@ -11,7 +11,7 @@ use prometheus_client::registry::Registry;
 
 /// A timed operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Operation {
+pub(super) enum TimedOperation {
     /// Reading and serializing one page of a list.
     Page,
     /// The wait for a permit to read a whole kind.
@@ -22,7 +22,7 @@ pub(super) enum Operation {
     Change,
 }
 
-impl EncodeLabelValue for Operation {
+impl EncodeLabelValue for TimedOperation {
     fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), std::fmt::Error> {
         encoder.write_str(match self {
             Self::Page => "page",
@@ -35,14 +35,14 @@ impl EncodeLabelValue for Operation {
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Labels {
-    operation: Operation,
+    operation: TimedOperation,
 }
 
 /// Buckets from a millisecond to half a minute.
 static DURATION: LazyLock<Family<Labels, Histogram>> =
     LazyLock::new(|| Family::new_with_constructor(|| Histogram::new(exponential_buckets(0.001, 2.0, 16))));
 
-pub(super) fn observe_duration(operation: Operation, started: Instant) {
+pub(super) fn observe_duration(operation: TimedOperation, started: Instant) {
     DURATION.get_or_create(&Labels { operation }).observe(started.elapsed().as_secs_f64());
 }
 

@@ -134,5 +134,5 @@ async fn the_admin_api_rejects_plugins_and_global_rules() {
         assert_eq!(response.json()["error_msg"], "Unsupported resource type: global_rules");
     }
     assert_eq!(world.get("/schema/global_rule").await.status, 400);
-    assert_eq!(world.post("/schema/validate/global_rules", json!({"plugins": {}})).await.status, 400);
+    assert_eq!(world.post("/schema/validate/global_rules", json!({"plugins": {}})).await.status, 404);
 }

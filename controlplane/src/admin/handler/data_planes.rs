@@ -3,59 +3,36 @@
 
 use std::time::Duration;
 
-use http::{Method, StatusCode};
+use http::StatusCode;
 use serde_json::json;
 
-use super::super::access::{AdminClient, Caller};
 use super::super::reply::{self, Reply};
-use super::{AdminApi, AdminRequest, audit_without_revision, error_reply, not_found};
+use super::{AdminApi, AdminRequest, error_reply};
 use crate::change::ChangeError;
 
 /// `timeout` of `?acknowledged=`: its default and its maximum.
 const WAIT_DEFAULT: Duration = Duration::from_secs(5);
 const WAIT_MAX: Duration = Duration::from_secs(60);
 
-/// `POST dataplanes/accept_store`
-pub(super) const ACCEPT_STORE: &str = "accept_store";
-
 impl AdminApi {
     /// Has data planes that hold another store's state take this store's state over, whatever it
     /// removes.
-    pub(super) async fn accept_store(
-        &self,
-        client: &AdminClient,
-        caller: &Caller,
-        request: AdminRequest,
-    ) -> Reply {
-        if request.method != Method::POST || request.sub_path.is_some() {
-            return not_found();
-        }
+    pub(super) async fn accept_store(&self, request: AdminRequest) -> Reply {
         if let Err(error) = request.body {
             return error.into();
         }
         let held: Vec<_> = self.fleet.held_nodes().into_iter().map(|(name, _)| name).collect();
-        let reply = match self.acceptance.accept().await {
+        match self.acceptance.accept().await {
             Ok(until) => {
                 let body = json!({"store": self.store.identity(), "accepted_until": until, "held": held});
                 reply::json(StatusCode::OK, &body)
             }
             Err(error) => error_reply(ChangeError::Store(error)),
-        };
-        audit_without_revision(
-            client,
-            caller,
-            &request.method,
-            &format!("dataplanes/{ACCEPT_STORE}"),
-            &reply,
-        );
-        reply
+        }
     }
 
     /// What the data planes serve; with `?acknowledged=`, once all of them serve that revision.
     pub(super) async fn data_planes(&self, request: &AdminRequest) -> Reply {
-        if request.method != Method::GET || request.id.is_some() {
-            return not_found();
-        }
         let Some(revision) = request.query.get("acknowledged") else {
             // The response's `revision` is at least that of every write with an earlier response.
             drop(self.current.snapshot().await);

@@ -1,7 +1,6 @@
 //! Documents: GET, PUT, POST, PATCH and DELETE of every kind of resource (contract 2.2 to 2.4).
 //!
-//! While the store is unreachable, reads come from the cache and say so in a header. Invariant:
-//! every write leaves one audit line.
+//! While the store is unreachable, reads come from the cache and say so in a header.
 
 use std::num::NonZeroU32;
 use std::sync::Arc;
@@ -13,53 +12,32 @@ use rustls_pki_types::UnixTime;
 use serde_json::json;
 
 use super::{AdminApi, AdminRequest, error_reply};
-use crate::admin::access::{AdminClient, Caller};
-use crate::admin::audit;
 use crate::admin::list::{self, DocumentView, ListQuery, ListView};
-use crate::admin::metrics::{self, Operation};
+use crate::admin::metrics::{self, TimedOperation};
 use crate::admin::query::Query;
 use crate::admin::reply::{self, Reply};
 use crate::change::private_keys::redact_clear_keys;
-use crate::change::{CommittedChange, WriteOptions};
+use crate::change::{ChangeError, CommittedChange, WriteOptions};
 use crate::store::{CachedDocuments, Store, StoreError, StoredDocument};
 
 /// The longest time to live, in seconds.
 const TTL_MAX: f64 = u32::MAX as f64;
 
 impl AdminApi {
-    /// Writes a document, with a metric and an audit line.
-    pub(super) async fn audited_write(
-        &self,
-        client: &AdminClient,
-        caller: &Caller,
-        kind: Kind,
-        request: AdminRequest,
-    ) -> Reply {
-        let method = request.method.clone();
-        let path = [Some(kind.plural()), request.id.as_deref(), request.sub_path.as_deref()];
-        let resource = path.into_iter().flatten().collect::<Vec<_>>().join("/");
-        let started = Instant::now();
-        let reply = reply::with_api_version(self.write(kind, request).await);
-        metrics::observe_duration(Operation::Change, started);
-        let revision = reply.headers().get(reply::REVISION);
-        let revision = revision.and_then(|value| value.to_str().ok()?.parse().ok());
-        if let Some(revision) = revision {
-            self.current.note_write(revision);
+    /// Handles a request for documents of a kind, with the metric of a write.
+    pub(super) async fn documents(&self, kind: Kind, request: AdminRequest) -> Reply {
+        if request.operation.method == Method::GET {
+            let read = self.read(kind, &request).await;
+            return read.unwrap_or_else(|error| error_reply(ChangeError::Store(error)));
         }
-        let status = reply.status();
-        audit::write(&audit::AuditEntry {
-            caller,
-            client,
-            method: &method,
-            resource: &resource,
-            status,
-            revision,
-        });
+        let started = Instant::now();
+        let reply = self.write(kind, request).await;
+        metrics::observe_duration(TimedOperation::Change, started);
         reply
     }
 
     /// GET of a document or a list.
-    pub(super) async fn read(&self, kind: Kind, request: &AdminRequest) -> Result<Reply, StoreError> {
+    async fn read(&self, kind: Kind, request: &AdminRequest) -> Result<Reply, StoreError> {
         let Some(id) = &request.id else {
             return match ListQuery::from_query(kind, &request.query) {
                 Ok(query) => self.list(kind, query).await,
@@ -92,7 +70,7 @@ impl AdminApi {
             match self.store.page(kind, first, size).await {
                 Ok(page) => {
                     let reply = to_reply(&*self.store, page);
-                    metrics::observe_duration(Operation::Page, started);
+                    metrics::observe_duration(TimedOperation::Page, started);
                     return Ok(reply);
                 }
                 Err(StoreError::Unavailable { .. }) => {}
@@ -125,29 +103,26 @@ impl AdminApi {
     }
 
     async fn write(&self, kind: Kind, request: AdminRequest) -> Reply {
-        let AdminRequest { method, query, id, sub_path, body } = request;
+        let AdminRequest { operation, query, id, sub_path, body, .. } = request;
+        let method = &operation.method;
         let body = match body {
             Ok(body) => body,
             Err(error) => return error.into(),
         };
-        let ttl = match self.ttl(&method, &query) {
+        let ttl = match self.ttl(method, &query) {
             Ok(ttl) => ttl,
             Err((message, hint)) => return reply::error(StatusCode::BAD_REQUEST, message, hint),
         };
         let options = WriteOptions { now: UnixTime::now(), ttl };
         let (id, sub_path) = (id.as_deref(), sub_path.as_deref());
-        let change = match method {
+        let change = match *method {
             Method::PUT => self.changes.put(kind, id, body, options).await,
             Method::POST => self.changes.post(kind, id, body, options).await,
             _ => {
-                let Some(id) = id else {
-                    let message = format!("missing {} id", kind.noun());
-                    return reply::error(StatusCode::BAD_REQUEST, &message, None);
-                };
                 // A string that is no valid id names no document.
-                let Ok(id) = Id::parse(id) else { return reply::key_not_found() };
+                let Ok(id) = Id::parse(id.unwrap_or_default()) else { return reply::key_not_found() };
                 let key = Key::new(kind, id);
-                if method == Method::PATCH {
+                if *method == Method::PATCH {
                     self.changes.patch(&key, sub_path, body, options).await
                 } else {
                     self.changes.delete(&key, query.get("force") == Some("true")).await
@@ -155,7 +130,7 @@ impl AdminApi {
             }
         };
         match change {
-            Ok(change) => change_reply(&method, self.store.prefix(), change),
+            Ok(change) => change_reply(method, self.store.prefix(), change),
             Err(error) => error_reply(error),
         }
     }
