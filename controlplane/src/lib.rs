@@ -56,8 +56,9 @@ pub mod testing {
     }
     pub mod store {
         pub use crate::store::{
-            CommitResult, DocumentList, EmbeddedStore, EventStream, InternalEntry, InternalKey, Mutation,
-            Page, Precondition, ReportEntries, ReportEntry, Store, StoreError, StoredDocument, WatchError,
+            Batch, CommitResult, Condition, DocumentList, EmbeddedStore, EventStream, InternalEntry,
+            InternalKey, Mutation, MutationResult, Page, Precondition, ReportEntries, ReportEntry, Store,
+            StoreError, StoredDocument, WatchError,
         };
     }
 }

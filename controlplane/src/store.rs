@@ -10,17 +10,18 @@
 //! `conformance`.
 
 pub(crate) mod backup_socket;
+mod batch;
 pub(crate) mod embedded;
 pub(crate) mod etcd;
 
 #[cfg(test)]
 mod conformance;
 
-use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use batch::{Batch, CommitResult, Condition, Mutation, MutationResult, Precondition};
 pub use embedded::EmbeddedStore;
 pub(crate) use embedded::{BackupStreamError, BackupSummary};
 pub(crate) use etcd::EtcdStore;
@@ -75,54 +76,6 @@ impl Page {
     }
 }
 
-/// The condition under which a mutation is committed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Precondition {
-    Unconditional,
-    Absent,
-    /// The document was last changed by this revision.
-    ModRevision(u64),
-}
-
-#[derive(Clone, Debug, PartialEq)]
-pub enum Mutation {
-    Put {
-        key: Key,
-        /// The whole new document with its extension fields. Private keys are sealed.
-        document: Value,
-        precondition: Precondition,
-        /// Seconds until the store removes the document; requires [`Store::supports_ttl`].
-        ttl: Option<NonZeroU32>,
-    },
-    /// Removes a document. Removing an absent document changes nothing, and is an error only if the
-    /// precondition requires the document.
-    Delete { key: Key, precondition: Precondition },
-}
-
-impl Mutation {
-    pub fn key(&self) -> &Key {
-        match self {
-            Self::Put { key, .. } | Self::Delete { key, .. } => key,
-        }
-    }
-
-    pub fn precondition(&self) -> Precondition {
-        match self {
-            Self::Put { precondition: expect, .. } | Self::Delete { precondition: expect, .. } => *expect,
-        }
-    }
-}
-
-/// The result of a mutation. The change is durable when a caller receives it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct CommitResult {
-    /// The store's revision after the mutation; unchanged when an absent document was removed.
-    pub revision: u64,
-    /// For a removal, the revision that had created the document; 0 if there was none.
-    pub create_revision: u64,
-    pub existed: bool,
-}
-
 /// One change, as a watch yields it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Event {
@@ -172,9 +125,13 @@ pub struct InternalEntry {
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StoreError {
-    /// The precondition does not hold; nothing was written.
+    /// A precondition or condition does not hold; nothing was written.
     #[error("value changed before overwritten")]
-    Conflict,
+    Conflict {
+        /// The first document for which one does not hold. `None`: documents of a kind were
+        /// changed, or an internal entry was.
+        key: Option<Key>,
+    },
     #[error(
         "the store file {path} is in use by another process: stop the other control plane, or give this one its own \
          `countersign.store.path`; `controlplane backup` copies a store that is in use"
@@ -320,13 +277,15 @@ pub trait Store: Send + Sync + 'static {
     /// When the store cannot be read.
     fn get<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<StoredDocument>, StoreError>>;
 
-    /// Commits one mutation. After `Ok` the change survives a crash of the process and of the
-    /// machine.
+    /// Commits all mutations of a batch in one revision, or none. After `Ok` the changes survive a
+    /// crash of the process and of the machine.
     ///
     /// # Errors
-    /// [`StoreError::Conflict`] when the precondition does not hold. After any other error the
-    /// caller must read the document to learn whether the change was committed.
-    fn commit(&self, write: Mutation) -> BoxFuture<'_, Result<CommitResult, StoreError>>;
+    /// [`StoreError::Conflict`] when a precondition or condition does not hold;
+    /// [`StoreError::Rejected`] when two mutations have one key, or the batch exceeds what the
+    /// store takes at once. After any other error the caller must read the documents to learn
+    /// whether the changes were committed.
+    fn commit(&self, batch: Batch) -> BoxFuture<'_, Result<CommitResult, StoreError>>;
 
     /// Takes a unique revision, to be used as an id (contract 2.3, POST).
     ///

@@ -56,7 +56,7 @@ pub(super) async fn resolve(file: &KeyFile, store: &dyn Store) -> Result<LocalAn
         match store.swap_internal_entry(InternalKey::AdminKeys, version, text.into()).await {
             Ok(_) => return Ok((local, None)),
             // Another control plane was faster, or the outcome is unknown: the next read decides.
-            Err(StoreError::Conflict | StoreError::OutcomeUnknown { .. }) => {}
+            Err(StoreError::Conflict { .. } | StoreError::OutcomeUnknown { .. }) => {}
             Err(error) => {
                 tracing::warn!(%error, name = file.name, "the admin key is not shared: each control plane has its own");
                 return Ok((local, None));

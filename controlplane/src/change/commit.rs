@@ -68,11 +68,11 @@ impl ChangePipeline {
             let expect =
                 before.map_or(Precondition::Absent, |before| Precondition::ModRevision(before.mod_revision));
             match self.commit(&key, document, expect, ttl, notes).await {
-                Err(ChangeError::Store(StoreError::Conflict)) => {}
+                Err(ChangeError::Store(StoreError::Conflict { .. })) => {}
                 result => return result,
             }
         }
-        Err(StoreError::Conflict.into())
+        Err(StoreError::Conflict { key: Some(key) }.into())
     }
 
     /// Creates a document under a new, unique id.
@@ -142,11 +142,9 @@ impl ChangePipeline {
             check::check_removal(key, &*self.store).await?;
         }
         let before = self.store.get(key).await?.ok_or(ChangeError::NotFound)?;
-        let removed = self
-            .store
-            .commit(Mutation::Delete { key: key.clone(), precondition: Precondition::Unconditional })
-            .await?;
-        if !removed.existed {
+        let removal = Mutation::Delete { key: key.clone(), precondition: Precondition::Unconditional };
+        let removed = self.store.commit(removal.into()).await?;
+        if !removed.first().existed {
             return Err(ChangeError::NotFound);
         }
         let notes = ChangeNotes { kept: Vec::new(), warnings: self.weakenings(&before, None) };
@@ -201,13 +199,13 @@ impl ChangePipeline {
     ) -> Result<CommittedChange, ChangeError> {
         let document = Value::Object(document);
         let write = Mutation::Put { key: key.clone(), document: document.clone(), precondition: expect, ttl };
-        let committed = self.store.commit(write).await?;
+        let committed = self.store.commit(write.into()).await?;
         extension_fields::log_notes(key, committed.revision, &notes);
         Ok(CommittedChange {
             key: key.clone(),
             document,
             revision: committed.revision,
-            existed: committed.existed,
+            existed: committed.first().existed,
             notes,
         })
     }

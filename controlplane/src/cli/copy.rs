@@ -207,12 +207,14 @@ async fn write_documents(location: &Location, store: &dyn Store, plan: &Plan) ->
                 let (key, document) = (write.document.key.clone(), write.document.value.clone());
                 let expect = write.replaces.map_or(Precondition::Absent, Precondition::ModRevision);
                 let put = Mutation::Put { key, document, precondition: expect, ttl: None };
-                store.commit(put).await.map_err(|error| (write.document.key.clone(), error))
+                store.commit(put.into()).await.map_err(|error| (write.document.key.clone(), error))
             })
             .buffer_unordered(CONCURRENT_WRITES);
         while let Some(written) = writes.next().await {
             written.map_err(|(key, source)| match source {
-                StoreError::Conflict => CopyError::ConcurrentChange { location: location.clone(), key },
+                StoreError::Conflict { .. } => {
+                    CopyError::ConcurrentChange { location: location.clone(), key }
+                }
                 source => CopyError::Store { location: location.clone(), source },
             })?;
             progress.step();

@@ -282,11 +282,11 @@ impl DeniedNodes {
                     self.list.send_replace(Arc::new(list));
                     return Ok(existed);
                 }
-                Err(StoreError::Conflict) => {}
+                Err(StoreError::Conflict { .. }) => {}
                 Err(error) => return Err(error.into()),
             }
         }
-        Err(StoreError::Conflict.into())
+        Err(StoreError::Conflict { key: None }.into())
     }
 
     async fn refresh(&self) -> Result<(), DenyListError> {

@@ -64,11 +64,11 @@ impl StoreAcceptance {
                     self.until.send_replace(until);
                     return Ok(until);
                 }
-                Err(StoreError::Conflict) => {}
+                Err(StoreError::Conflict { .. }) => {}
                 Err(error) => return Err(error),
             }
         }
-        Err(StoreError::Conflict)
+        Err(StoreError::Conflict { key: None })
     }
 
     /// For a session whose node holds another state.

@@ -114,7 +114,7 @@ impl RingRotator {
                     tracing::info!(secrets = rotated.secrets.len(), "the ring of ticket secrets was rotated");
                     return Ok(Some(rotated));
                 }
-                Err(StoreError::Conflict) => {}
+                Err(StoreError::Conflict { .. }) => {}
                 Err(error) => return Err(error),
             }
         }

@@ -11,7 +11,10 @@ use futures_util::{FutureExt, StreamExt};
 use model::{Id, Key, Kind};
 use serde_json::json;
 
-use super::{Event, EventStream, InternalKey, Mutation, Page, Precondition, Store, StoreError, WatchError};
+use super::{
+    Batch, Event, EventStream, InternalKey, Mutation, MutationResult, Page, Precondition, Store, StoreError,
+    WatchError,
+};
 
 /// Runs each test with a fresh store.
 pub(super) async fn run_all<F: AsyncFn() -> Arc<dyn Store>>(fresh: F) {
@@ -38,12 +41,17 @@ pub(super) fn key(kind: Kind, id: &str) -> Key {
     Key::new(kind, Id::parse(id).unwrap())
 }
 
-pub(super) fn put(key: &Key, document: serde_json::Value, expect: Precondition) -> Mutation {
-    Mutation::Put { key: key.clone(), document, precondition: expect, ttl: None }
+pub(super) fn put(key: &Key, document: serde_json::Value, expect: Precondition) -> Batch {
+    Mutation::Put { key: key.clone(), document, precondition: expect, ttl: None }.into()
 }
 
-fn delete(key: &Key, expect: Precondition) -> Mutation {
-    Mutation::Delete { key: key.clone(), precondition: expect }
+pub(super) fn delete(key: &Key, expect: Precondition) -> Batch {
+    Mutation::Delete { key: key.clone(), precondition: expect }.into()
+}
+
+/// The error of a write whose precondition on this key does not hold.
+pub(super) fn conflict(key: &Key) -> StoreError {
+    StoreError::Conflict { key: Some(key.clone()) }
 }
 
 /// Flattens batches to single events.
@@ -73,8 +81,8 @@ async fn commits_are_read_back(store: Arc<dyn Store>) {
     let document =
         json!({"z": 1, "a": [1.5, -3, null, "\u{0}é"], "m": {"k": true}, "big": 18446744073709551615u64});
     let committed = store.commit(put(&key, document.clone(), Precondition::Unconditional)).await.unwrap();
-    assert!(!committed.existed);
-    assert_eq!(committed.create_revision, committed.revision);
+    assert!(!committed.first().existed);
+    assert_eq!(committed.first().create_revision, committed.revision);
     let stored = store.get(&key).await.unwrap().unwrap();
     assert_eq!(
         (&stored.key, stored.create_revision, stored.mod_revision),
@@ -83,37 +91,37 @@ async fn commits_are_read_back(store: Arc<dyn Store>) {
     assert_eq!(stored.document.to_string(), document.to_string());
 
     let changed = store.commit(put(&key, json!({"v": 2}), Precondition::Unconditional)).await.unwrap();
-    assert!(changed.existed && changed.revision > committed.revision);
-    assert_eq!(changed.create_revision, committed.create_revision);
+    assert!(changed.first().existed && changed.revision > committed.revision);
+    assert_eq!(changed.first(), MutationResult { existed: true, create_revision: committed.revision });
     let stored = store.get(&key).await.unwrap().unwrap();
     assert_eq!(
         (stored.document, stored.create_revision, stored.mod_revision),
-        (json!({"v": 2}), committed.create_revision, changed.revision)
+        (json!({"v": 2}), committed.revision, changed.revision)
     );
     let loaded = store.load().await.unwrap();
     assert_eq!((loaded.revision, loaded.items.len()), (changed.revision, 1));
 
     let deleted = store.commit(delete(&key, Precondition::Unconditional)).await.unwrap();
-    assert!(deleted.existed && deleted.revision > changed.revision);
+    assert!(deleted.first().existed && deleted.revision > changed.revision);
     assert_eq!(store.get(&key).await.unwrap(), None);
     // Recreated, it has a new create revision.
     let recreated = store.commit(put(&key, json!({}), Precondition::Absent)).await.unwrap();
-    assert_eq!(recreated.create_revision, recreated.revision);
+    assert_eq!(recreated.first().create_revision, recreated.revision);
 }
 
 async fn preconditions_guard_writes(store: Arc<dyn Store>) {
     let key = key(Kind::Route, "r");
     let missing = store.commit(put(&key, json!({}), Precondition::ModRevision(1))).await;
-    assert_eq!(missing, Err(StoreError::Conflict));
+    assert_eq!(missing, Err(conflict(&key)));
     let first = store.commit(put(&key, json!({"v": 1}), Precondition::Absent)).await.unwrap();
-    assert_eq!(store.commit(put(&key, json!({}), Precondition::Absent)).await, Err(StoreError::Conflict));
+    assert_eq!(store.commit(put(&key, json!({}), Precondition::Absent)).await, Err(conflict(&key)));
     let second =
         store.commit(put(&key, json!({"v": 2}), Precondition::ModRevision(first.revision))).await.unwrap();
     for stale in [
         put(&key, json!({}), Precondition::ModRevision(first.revision)),
         delete(&key, Precondition::ModRevision(first.revision)),
     ] {
-        assert_eq!(store.commit(stale).await, Err(StoreError::Conflict));
+        assert_eq!(store.commit(stale).await, Err(conflict(&key)));
     }
     assert_eq!(store.load().await.unwrap().revision, second.revision, "a refused write takes no revision");
     store.commit(delete(&key, Precondition::ModRevision(second.revision))).await.unwrap();
@@ -123,7 +131,7 @@ async fn preconditions_guard_writes(store: Arc<dyn Store>) {
 async fn deleting_an_absent_document_changes_nothing(store: Arc<dyn Store>) {
     let before = store.load().await.unwrap().revision;
     let deleted = store.commit(delete(&key(Kind::Ssl, "x"), Precondition::Unconditional)).await.unwrap();
-    assert_eq!((deleted.existed, deleted.create_revision, deleted.revision), (false, 0, before));
+    assert_eq!((deleted.first(), deleted.revision), (MutationResult::default(), before));
 }
 
 async fn reserved_ids_are_unique_revisions(store: Arc<dyn Store>) {
@@ -245,7 +253,7 @@ async fn one_of_many_creates_wins(store: Arc<dyn Store>) {
     let results = futures_util::future::join_all(tries).await;
     let (succeeded, rejected): (Vec<_>, Vec<_>) = results.into_iter().partition(Result::is_ok);
     assert_eq!(succeeded.len(), 1);
-    assert!(rejected.iter().all(|rejected| *rejected == Err(StoreError::Conflict)));
+    assert!(rejected.iter().all(|rejected| *rejected == Err(conflict(&key))));
 }
 
 async fn concurrent_writers_get_distinct_revisions(store: Arc<dyn Store>) {
@@ -288,7 +296,7 @@ async fn extension_fields_belong_to_the_document(store: Arc<dyn Store>) {
         store.commit(put(&route, open.clone(), Precondition::ModRevision(committed.revision))).await.unwrap();
     let stale =
         store.commit(put(&route, guarded.clone(), Precondition::ModRevision(committed.revision))).await;
-    assert_eq!(stale, Err(StoreError::Conflict));
+    assert_eq!(stale, Err(conflict(&route)));
     assert_eq!(store.get(&route).await.unwrap().unwrap().document, open);
     let guarded_again = store
         .commit(put(&route, guarded.clone(), Precondition::ModRevision(without.revision)))
@@ -316,18 +324,21 @@ async fn extension_fields_belong_to_the_document(store: Arc<dyn Store>) {
 
 const SECRETS: InternalKey = InternalKey::TicketSecrets;
 
+/// The error of a swap from another version.
+const TAKEN: StoreError = StoreError::Conflict { key: None };
+
 async fn swap(store: &dyn Store, expect: u64, text: &str) -> Result<u64, StoreError> {
     store.swap_internal_entry(SECRETS, expect, text.to_owned().into()).await
 }
 
 async fn internal_entries_are_compared_and_swapped(store: Arc<dyn Store>) {
     assert!(store.internal_entry(SECRETS).await.unwrap().is_none());
-    assert_eq!(swap(&*store, 7, "x").await, Err(StoreError::Conflict), "there is none yet");
+    assert_eq!(swap(&*store, 7, "x").await, Err(TAKEN), "there is none yet");
     let first = swap(&*store, 0, "one").await.unwrap();
-    assert_eq!(swap(&*store, 0, "x").await, Err(StoreError::Conflict), "there is one already");
+    assert_eq!(swap(&*store, 0, "x").await, Err(TAKEN), "there is one already");
     let second = swap(&*store, first, "two").await.unwrap();
     assert!(0 < first && first < second);
-    assert_eq!(swap(&*store, first, "x").await, Err(StoreError::Conflict));
+    assert_eq!(swap(&*store, first, "x").await, Err(TAKEN));
     let stored = store.internal_entry(SECRETS).await.unwrap().unwrap();
     assert_eq!((stored.version, stored.text.as_str()), (second, "two"));
 }

@@ -35,7 +35,7 @@ use writer::{Job, PendingSwap, PendingWrite};
 use zeroize::Zeroizing;
 
 use super::{
-    CommitResult, DocumentList, EventStream, InternalEntry, InternalKey, Mutation, Page, Store, StoreError,
+    Batch, CommitResult, DocumentList, EventStream, InternalEntry, InternalKey, Page, Store, StoreError,
     StoredDocument, WatchError,
 };
 
@@ -260,12 +260,16 @@ impl Store for EmbeddedStore {
         .boxed()
     }
 
-    fn commit(&self, write: Mutation) -> BoxFuture<'_, Result<CommitResult, StoreError>> {
-        self.submit(|reply| Job::Write(PendingWrite { mutation: Some(write), reply })).boxed()
+    fn commit(&self, batch: Batch) -> BoxFuture<'_, Result<CommitResult, StoreError>> {
+        async {
+            batch.check_keys()?;
+            self.submit(|reply| Job::Write(PendingWrite { batch: Some(batch), reply })).await
+        }
+        .boxed()
     }
 
     fn reserve_id(&self) -> BoxFuture<'_, Result<u64, StoreError>> {
-        self.submit(|reply| Job::Write(PendingWrite { mutation: None, reply }))
+        self.submit(|reply| Job::Write(PendingWrite { batch: None, reply }))
             .map(|result| result.map(|result| result.revision))
             .boxed()
     }

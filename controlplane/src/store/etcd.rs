@@ -34,7 +34,7 @@ use write::Fence;
 use zeroize::Zeroizing;
 
 use super::{
-    CachedDocuments, CommitResult, DocumentList, EventStream, InternalEntry, InternalKey, Mutation, Page,
+    Batch, CachedDocuments, CommitResult, DocumentList, EventStream, InternalEntry, InternalKey, Page,
     ReportEntries, Store, StoreError, StoredDocument, UnknownKeys,
 };
 
@@ -178,7 +178,7 @@ impl Cluster {
     /// faster.
     async fn write_store_id(&self, text: &str, version: u64) -> Result<(), StoreError> {
         match self.swap_internal_entry(InternalKey::Identity, version, text).await {
-            Ok(_) | Err(StoreError::Conflict) => Ok(()),
+            Ok(_) | Err(StoreError::Conflict { .. }) => Ok(()),
             Err(error) => Err(error),
         }
     }
@@ -292,8 +292,8 @@ impl Store for EtcdStore {
         self.cluster.get(key).boxed()
     }
 
-    fn commit(&self, write: Mutation) -> BoxFuture<'_, Result<CommitResult, StoreError>> {
-        self.cluster.commit(write).boxed()
+    fn commit(&self, batch: Batch) -> BoxFuture<'_, Result<CommitResult, StoreError>> {
+        self.cluster.commit(batch).boxed()
     }
 
     fn reserve_id(&self) -> BoxFuture<'_, Result<u64, StoreError>> {

@@ -11,11 +11,8 @@ use crate::world::World;
 /// Writes into the store as another program does.
 async fn stored(world: &World, kind: Kind, id: &str, document: Value) {
     let key = Key::new(kind, Id::parse(id).unwrap());
-    world
-        .store
-        .commit(Mutation::Put { key, document, precondition: Precondition::Unconditional, ttl: None })
-        .await
-        .unwrap();
+    let write = Mutation::Put { key, document, precondition: Precondition::Unconditional, ttl: None };
+    world.store.commit(write.into()).await.unwrap();
 }
 
 /// Makes a write, after which the snapshot has everything before it.
@@ -109,11 +106,8 @@ async fn explain_and_lint_report_blocked_resources() {
     // A valid document replaces the blocked one, and its findings are gone.
     world.put("/routes/r", json!({"uri": "/r", "upstream": upstream()})).await.ok();
     let gone = Key::new(Kind::GlobalRule, Id::parse("g").unwrap());
-    world
-        .store
-        .commit(Mutation::Delete { key: gone, precondition: Precondition::Unconditional })
-        .await
-        .unwrap();
+    let removal = Mutation::Delete { key: gone, precondition: Precondition::Unconditional };
+    world.store.commit(removal.into()).await.unwrap();
     write_marker(&world).await;
     assert_eq!(outcome_of("/r", "open.test").await["result"], "forwarded");
     let report = world.get("/lint").await.ok().json().to_string();

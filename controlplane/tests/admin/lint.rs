@@ -46,16 +46,9 @@ async fn an_invalid_stored_document_is_a_finding() {
     // Writes into the store as another program does.
     for id in ["old", "new"] {
         let document = json!({"id": id, "nodes": "nobody"});
-        world
-            .store
-            .commit(Mutation::Put {
-                key: key(id),
-                document,
-                precondition: Precondition::Unconditional,
-                ttl: None,
-            })
-            .await
-            .unwrap();
+        let (key, precondition) = (key(id), Precondition::Unconditional);
+        let write = Mutation::Put { key, document, precondition, ttl: None };
+        world.store.commit(write.into()).await.unwrap();
     }
     // A write after which the snapshot has those before it.
     world.put("/upstreams/later", json!({"nodes": {"127.0.0.1:1": 1}})).await.ok();

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, RwLock};
 use std::time::{Duration, Instant};
 
 use controlplane::testing::store::{
-    CommitResult, DocumentList, EventStream, InternalEntry, InternalKey, Mutation, Page, ReportEntries,
+    Batch, CommitResult, DocumentList, EventStream, InternalEntry, InternalKey, Page, ReportEntries,
     ReportEntry, Store, StoreError, StoredDocument, WatchError,
 };
 use futures_util::future::BoxFuture;
@@ -143,8 +143,8 @@ impl Store for ObservedStore {
         async move { self.inner().get(key).await }.boxed()
     }
 
-    fn commit(&self, write: Mutation) -> BoxFuture<'_, Result<CommitResult, StoreError>> {
-        async move { self.inner().commit(write).await }.boxed()
+    fn commit(&self, batch: Batch) -> BoxFuture<'_, Result<CommitResult, StoreError>> {
+        async move { self.inner().commit(batch).await }.boxed()
     }
 
     fn reserve_id(&self) -> BoxFuture<'_, Result<u64, StoreError>> {

@@ -30,7 +30,7 @@ async fn put(store: &Arc<dyn Store>, id: &str, nth: usize) -> u64 {
         precondition: Precondition::Unconditional,
         ttl: None,
     };
-    store.commit(write).await.unwrap().revision
+    store.commit(write.into()).await.unwrap().revision
 }
 
 #[tokio::test]

@@ -150,12 +150,12 @@ impl World {
             precondition: Precondition::Unconditional,
             ttl: None,
         };
-        self.store.commit(write).await.unwrap().revision
+        self.store.commit(write.into()).await.unwrap().revision
     }
 
     pub(crate) async fn delete(&self, kind: Kind, id: &str) -> u64 {
         let write = Mutation::Delete { key: key(kind, id), precondition: Precondition::Unconditional };
-        self.store.commit(write).await.unwrap().revision
+        self.store.commit(write.into()).await.unwrap().revision
     }
 
     pub(crate) async fn put_upstreams(&self, count: usize) -> u64 {

@@ -54,7 +54,7 @@ impl BackupFixture {
 async fn put(store: &EmbeddedStore, id: &str, document: Value) -> u64 {
     let key = Key::new(Kind::Route, Id::parse(id).unwrap());
     let write = Mutation::Put { key, document, precondition: Precondition::Unconditional, ttl: None };
-    store.commit(write).await.unwrap().revision
+    store.commit(write.into()).await.unwrap().revision
 }
 
 /// On a thread of its own, like another process.

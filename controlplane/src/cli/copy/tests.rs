@@ -62,7 +62,7 @@ impl World {
                 precondition: Precondition::Unconditional,
                 ttl: None,
             };
-            store.commit(put).await.unwrap();
+            store.commit(put.into()).await.unwrap();
         }
         store.revision()
     }
@@ -475,7 +475,7 @@ async fn a_concurrent_write_is_never_overwritten() {
         precondition: Precondition::Absent,
         ttl: None,
     };
-    store.commit(other).await.unwrap();
+    store.commit(other.into()).await.unwrap();
     let error = write_documents(&location, &*store, &plan).await.unwrap_err();
     assert!(matches!(error, CopyError::ConcurrentChange { .. }), "{error}");
     assert_eq!(store.get(&key("upstreams/u")).await.unwrap().unwrap().document, upstream(2));

@@ -18,12 +18,17 @@ pub(super) type ByCreation = OrdSet<(u64, Id)>;
 pub(super) struct Index {
     revision: u64,
     kinds: BTreeMap<Kind, ByCreation>,
+    /// The newest revision that created or changed a document of the kind, which may be removed
+    /// since.
+    last_puts: BTreeMap<Kind, u64>,
 }
 
 /// The effect of one mutation on the index.
 pub(super) struct IndexChange {
     pub(super) key: Key,
     pub(super) create_revision: u64,
+    /// The revision of the mutation.
+    pub(super) revision: u64,
     /// The document exists after the mutation.
     pub(super) exists: bool,
 }
@@ -33,11 +38,12 @@ impl Index {
     pub(super) fn read(database: &Database) -> Result<Self, StoreReadError> {
         let transaction = database.begin_read()?;
         let revision = file::revision(&transaction)?;
-        let mut index = Self { revision, kinds: BTreeMap::new() };
+        let mut index = Self { revision, ..Self::default() };
         for row in transaction.open_table(ITEMS)?.range::<&str>(..)? {
             let (name, row) = row?;
             let key = file::parse_key(name.value())?;
-            index.apply_one(IndexChange { key, create_revision: row.value().0, exists: true });
+            let (create_revision, revision, _) = row.value();
+            index.apply_one(IndexChange { key, create_revision, revision, exists: true });
         }
         Ok(index)
     }
@@ -49,13 +55,20 @@ impl Index {
     }
 
     fn apply_one(&mut self, change: IndexChange) {
-        let IndexChange { key, create_revision: created, exists: stays } = change;
+        let IndexChange { key, create_revision: created, revision, exists: stays } = change;
         let kind = self.kinds.entry(key.kind).or_default();
         if stays {
+            let last = self.last_puts.entry(key.kind).or_default();
+            *last = revision.max(*last);
             kind.insert((created, key.id));
         } else {
             kind.remove(&(created, key.id));
         }
+    }
+
+    /// The newest revision that created or changed a document of the kind; 0 if none did.
+    pub(super) fn last_put(&self, kind: Kind) -> u64 {
+        self.last_puts.get(&kind).copied().unwrap_or_default()
     }
 
     /// The documents of one kind, and the revision of the index.

@@ -15,7 +15,7 @@ use serde_json::json;
 
 use super::file::{COUNTERS, FORMAT_VERSION};
 use super::*;
-use crate::store::conformance::{self, flatten, key, put};
+use crate::store::conformance::{self, delete, flatten, key, put};
 use crate::store::{Event, Precondition};
 
 fn temp_dir() -> tempfile::TempDir {
@@ -301,12 +301,12 @@ proptest! {
                         let id = key(Kind::Route, &id.to_string());
                         let committed = store.commit(put(&id, json!({"v": value}), Precondition::Unconditional)).await.unwrap();
                         revision = committed.revision;
-                        expected.insert(id.to_string(), (json!({"v": value}), committed.create_revision, committed.revision));
+                        expected.insert(id.to_string(), (json!({"v": value}), committed.first().create_revision, committed.revision));
                     }
                     HistoryStep::Delete(id) => {
                         let id = key(Kind::Route, &id.to_string());
-                        let deleted = store.commit(Mutation::Delete { key: id.clone(), precondition: Precondition::Unconditional }).await.unwrap();
-                        assert_eq!(deleted.existed, expected.remove(&id.to_string()).is_some());
+                        let deleted = store.commit(delete(&id, Precondition::Unconditional)).await.unwrap();
+                        assert_eq!(deleted.first().existed, expected.remove(&id.to_string()).is_some());
                         revision = deleted.revision;
                     }
                     HistoryStep::Reserve => revision = store.reserve_id().await.unwrap(),

@@ -1,12 +1,13 @@
 //! The thread that writes.
 //!
 //! It takes all waiting jobs, applies them in one transaction in their order, commits, notifies the
-//! watches, and then answers. A conflict fails one write only; a disk error fails the whole group,
+//! watches, and then answers. A conflict fails one batch only; a disk error fails the whole group,
 //! because none of it is known to be durable.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
+use model::{Key, Kind};
 use redb::{Database, ReadableTable, Table};
 use telemetry::Heartbeat;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -14,9 +15,11 @@ use zeroize::Zeroizing;
 
 use super::file::{self, COUNTERS, INTERNAL_ENTRIES, ITEMS, REVISION, StoreReadError};
 use super::history::History;
-use super::index::{self, Index};
+use super::index::{Index, IndexChange};
 use super::store_file::StoreFile;
-use crate::store::{CommitResult, Event, Mutation, Precondition, StoreError, StoredDocument};
+use crate::store::{
+    Batch, CommitResult, Condition, Event, Mutation, MutationResult, Precondition, StoreError, StoredDocument,
+};
 
 /// Writes per fsync; bounds how long the first of them waits.
 const GROUP_MAX: usize = 256;
@@ -29,10 +32,10 @@ pub(super) enum Job {
     Reopen(oneshot::Sender<Result<(), StoreError>>),
 }
 
-/// A mutation that waits for its result.
+/// A batch that waits for its result.
 pub(super) struct PendingWrite {
     /// `None` takes a revision only, as an id.
-    pub(super) mutation: Option<Mutation>,
+    pub(super) batch: Option<Batch>,
     pub(super) reply: oneshot::Sender<Result<CommitResult, StoreError>>,
 }
 
@@ -56,10 +59,10 @@ pub(super) struct Writer {
 /// The effect of one transaction.
 #[derive(Default)]
 struct CommitGroup {
-    /// One per write, in order.
+    /// One per batch, in order.
     results: Vec<Result<CommitResult, StoreError>>,
     events: Vec<(Event, usize)>,
-    index_changes: Vec<index::IndexChange>,
+    index_changes: Vec<IndexChange>,
     /// The store's revision afterwards; `None` when nothing changed.
     revision: Option<u64>,
 }
@@ -138,12 +141,12 @@ impl Writer {
                 tracing::error!(%error, "the store could not be opened again; the next request tries once more");
             }
         }
-        swapped?.ok_or(StoreError::Conflict)
+        swapped?.ok_or(StoreError::Conflict { key: None })
     }
 
     fn commit(&self, changes: &[PendingWrite]) -> Result<Vec<Result<CommitResult, StoreError>>, StoreError> {
         let started = Instant::now();
-        let group = self.transact(|database| apply_writes(database, changes))?;
+        let group = self.transact(|database| apply_writes(database, &self.file.index, changes))?;
         self.file.metrics.commit_seconds.observe(started.elapsed().as_secs_f64());
         if let Some(revision) = group.revision {
             self.file.index().apply(group.index_changes, revision);
@@ -198,25 +201,27 @@ fn swap_entry(database: &Database, swap: &PendingSwap) -> Result<Option<u64>, St
     Ok(swapped)
 }
 
-/// Applies the writes in one transaction and commits it durably.
-fn apply_writes(database: &Database, changes: &[PendingWrite]) -> Result<CommitGroup, StoreReadError> {
-    let mut group = CommitGroup::default();
+/// Applies the batches in one transaction and commits it durably.
+fn apply_writes(
+    database: &Database,
+    index: &Mutex<Index>,
+    writes: &[PendingWrite],
+) -> Result<CommitGroup, StoreReadError> {
     let transaction = database.begin_write()?;
+    let mut group = CommitGroup::default();
     {
-        let mut items = transaction.open_table(ITEMS)?;
         let mut counters = transaction.open_table(COUNTERS)?;
         let before = counters.get(REVISION)?.map_or(0, |row| row.value());
-        let mut revision = before;
-        for change in changes {
-            let result = match &change.mutation {
-                None => {
-                    revision += 1;
-                    Ok(CommitResult { revision, create_revision: revision, existed: false })
-                }
-                Some(write) => apply_mutation(&mut items, write, &mut revision, &mut group)?,
+        let mut open = OpenGroup { items: transaction.open_table(ITEMS)?, index, revision: before, group };
+        for write in writes {
+            let result = match &write.batch {
+                None => Ok(open.take_revision()),
+                Some(batch) => open.apply_batch(batch)?,
             };
-            group.results.push(result);
+            open.group.results.push(result);
         }
+        let revision = open.revision;
+        group = open.group;
         if revision != before {
             counters.insert(REVISION, revision)?;
             group.revision = Some(revision);
@@ -230,71 +235,135 @@ fn apply_writes(database: &Database, changes: &[PendingWrite]) -> Result<CommitG
     Ok(group)
 }
 
-/// One mutation inside the transaction. The outer error aborts the transaction; the inner one is
-/// the result of this mutation.
-fn apply_mutation(
-    items: &mut Table<'_, &'static str, (u64, u64, &'static [u8])>,
-    write: &Mutation,
-    revision: &mut u64,
-    group: &mut CommitGroup,
-) -> Result<Result<CommitResult, StoreError>, StoreReadError> {
-    let name = write.key().to_string();
-    let current = items.get(name.as_str())?.map(|row| {
-        let (created, modified, _) = row.value();
-        (created, modified)
-    });
-    let holds = match write.precondition() {
+/// The revisions of a stored document.
+#[derive(Clone, Copy)]
+struct Revisions {
+    created: u64,
+    modified: u64,
+}
+
+/// A transaction in progress.
+struct OpenGroup<'a> {
+    items: ItemTable<'a>,
+    /// As of the commit before.
+    index: &'a Mutex<Index>,
+    revision: u64,
+    group: CommitGroup,
+}
+
+type ItemTable<'a> = Table<'a, &'static str, (u64, u64, &'static [u8])>;
+
+/// The outer error of these methods aborts the transaction; the inner one is the result of a batch.
+impl OpenGroup<'_> {
+    /// A revision without a change, to be used as an id.
+    fn take_revision(&mut self) -> CommitResult {
+        self.revision += 1;
+        CommitResult { revision: self.revision, mutations: Vec::new() }
+    }
+
+    fn apply_batch(&mut self, batch: &Batch) -> Result<Result<CommitResult, StoreError>, StoreReadError> {
+        for condition in &batch.conditions {
+            if let Err(conflict) = self.check_condition(condition)? {
+                return Ok(Err(conflict));
+            }
+        }
+        let mut current = Vec::with_capacity(batch.mutations.len());
+        for mutation in &batch.mutations {
+            let revisions = self.revisions(mutation.key())?;
+            if !holds(mutation.precondition(), revisions) {
+                return Ok(Err(StoreError::Conflict { key: Some(mutation.key().clone()) }));
+            }
+            current.push(revisions);
+        }
+        let next = self.revision + 1;
+        let mut mutations = Vec::with_capacity(batch.mutations.len());
+        for (mutation, current) in batch.mutations.iter().zip(current) {
+            mutations.push(self.apply_mutation(mutation, current, next)?);
+        }
+        Ok(Ok(CommitResult { revision: self.revision, mutations }))
+    }
+
+    fn check_condition(&self, condition: &Condition) -> Result<Result<(), StoreError>, StoreReadError> {
+        let (holds, key) = match condition {
+            Condition::Exists(key) => (self.revisions(key)?.is_some(), Some(key)),
+            Condition::Absent(key) => (self.revisions(key)?.is_none(), Some(key)),
+            Condition::Unchanged { key, since } => {
+                (self.revisions(key)?.is_some_and(|revisions| revisions.modified <= *since), Some(key))
+            }
+            Condition::KindUnchanged { kind, since } => (self.last_put(*kind) <= *since, None),
+        };
+        Ok(if holds { Ok(()) } else { Err(StoreError::Conflict { key: key.cloned() }) })
+    }
+
+    /// The newest revision that created or changed a document of the kind, in this transaction or
+    /// before.
+    fn last_put(&self, kind: Kind) -> u64 {
+        let here =
+            self.group.index_changes.iter().rev().find(|change| change.exists && change.key.kind == kind);
+        here.map_or_else(
+            || self.index.lock().unwrap_or_else(PoisonError::into_inner).last_put(kind),
+            |change| change.revision,
+        )
+    }
+
+    fn revisions(&self, key: &Key) -> Result<Option<Revisions>, StoreReadError> {
+        Ok(self.items.get(key.to_string().as_str())?.map(|row| {
+            let (created, modified, _) = row.value();
+            Revisions { created, modified }
+        }))
+    }
+
+    /// Makes a mutation whose precondition holds, at the revision `next`.
+    fn apply_mutation(
+        &mut self,
+        mutation: &Mutation,
+        current: Option<Revisions>,
+        next: u64,
+    ) -> Result<MutationResult, StoreReadError> {
+        let key = mutation.key();
+        let name = key.to_string();
+        let created = match (mutation, current) {
+            (Mutation::Put { .. }, None) => next,
+            (_, Some(current)) => current.created,
+            (Mutation::Delete { .. }, None) => return Ok(MutationResult::default()),
+        };
+        self.revision = next;
+        let (document, size) = match mutation {
+            Mutation::Put { document, .. } => {
+                let text = serde_json::to_vec(document).map_err(|error| {
+                    StoreReadError::Row(format!("{name} cannot be written as JSON: {error}"))
+                })?;
+                self.items.insert(name.as_str(), (created, next, text.as_slice()))?;
+                let stored = StoredDocument {
+                    key: key.clone(),
+                    document: document.clone(),
+                    create_revision: created,
+                    mod_revision: next,
+                    stale_extensions: false,
+                    salvaged: None,
+                };
+                (Some(stored), text.len())
+            }
+            Mutation::Delete { .. } => {
+                self.items.remove(name.as_str())?;
+                (None, name.len())
+            }
+        };
+        self.group.index_changes.push(IndexChange {
+            key: key.clone(),
+            create_revision: created,
+            revision: next,
+            exists: document.is_some(),
+        });
+        self.group.events.push((Event { revision: next, key: key.clone(), document }, size));
+        Ok(MutationResult { create_revision: created, existed: current.is_some() })
+    }
+}
+
+fn holds(precondition: Precondition, current: Option<Revisions>) -> bool {
+    match precondition {
         Precondition::Unconditional => true,
         Precondition::Absent => current.is_none(),
-        Precondition::ModRevision(expected) => current.is_some_and(|(_, modified)| modified == expected),
-    };
-    if !holds {
-        return Ok(Err(StoreError::Conflict));
-    }
-    let existed = current.is_some();
-    match write {
-        Mutation::Put { key, document, .. } => {
-            *revision += 1;
-            let modified = *revision;
-            let created = current.map_or(modified, |(created, _)| created);
-            let text = serde_json::to_vec(document)
-                .map_err(|error| StoreReadError::Row(format!("{name} cannot be written as JSON: {error}")))?;
-            items.insert(name.as_str(), (created, modified, text.as_slice()))?;
-            let (key, document) = (key.clone(), document.clone());
-            let now = StoredDocument {
-                key: key.clone(),
-                document,
-                create_revision: created,
-                mod_revision: modified,
-                stale_extensions: false,
-                salvaged: None,
-            };
-            group.index_changes.push(index::IndexChange {
-                key: key.clone(),
-                create_revision: created,
-                exists: true,
-            });
-            group.events.push((Event { revision: modified, key, document: Some(now) }, text.len()));
-            Ok(Ok(CommitResult { revision: modified, create_revision: created, existed }))
-        }
-        Mutation::Delete { key, .. } => {
-            if let Some((created, _)) = current {
-                *revision += 1;
-                items.remove(name.as_str())?;
-                group.index_changes.push(index::IndexChange {
-                    key: key.clone(),
-                    create_revision: created,
-                    exists: false,
-                });
-                group
-                    .events
-                    .push((Event { revision: *revision, key: key.clone(), document: None }, name.len()));
-            }
-            Ok(Ok(CommitResult {
-                revision: *revision,
-                create_revision: current.map_or(0, |(created, _)| created),
-                existed,
-            }))
-        }
+        Precondition::ModRevision(revision) => current.is_some_and(|current| current.modified == revision),
     }
 }

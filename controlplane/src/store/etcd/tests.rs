@@ -17,8 +17,8 @@ use tempfile::TempDir;
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 
 use super::*;
-use crate::store::conformance::{self, flatten, key, put};
-use crate::store::{Event, Precondition, WatchError};
+use crate::store::conformance::{self, conflict, delete, flatten, key, put};
+use crate::store::{Event, Mutation, MutationResult, Precondition, WatchError};
 
 /// For operations that a healthy cluster completes in milliseconds.
 const TEST_TIMEOUT: Duration = Duration::from_secs(60);
@@ -225,7 +225,7 @@ async fn a_document_with_a_ttl_expires() {
         precondition: Precondition::Absent,
         ttl,
     };
-    let committed = store.commit(write).await.unwrap();
+    let committed = store.commit(write.into()).await.unwrap();
     let mut watch = flatten(store.watch(committed.revision));
     let deleted = within("the lease ends", watch.next()).await.unwrap().unwrap();
     assert_eq!((deleted.key, deleted.document), (ssl_key("1"), None));
@@ -283,7 +283,7 @@ async fn a_write_with_a_lost_response_is_found_committed() {
         within("settling", store.commit(put(&ssl_key("1"), json!({"v": 1}), Precondition::Absent)))
             .await
             .unwrap();
-    assert!(!committed.existed && committed.create_revision == committed.revision);
+    assert_eq!(committed.first(), MutationResult { existed: false, create_revision: committed.revision });
     let found = store.get(&ssl_key("1")).await.unwrap().unwrap();
     assert_eq!(
         (found.create_revision, found.mod_revision),
@@ -304,10 +304,7 @@ async fn a_delayed_write_is_repeated_and_fails_on_arrival() {
     within("settling", store.commit(put(&ssl_key("1"), json!({"v": 1}), Precondition::Absent)))
         .await
         .unwrap();
-    store
-        .commit(Mutation::Delete { key: ssl_key("1"), precondition: Precondition::Unconditional })
-        .await
-        .unwrap();
+    store.commit(delete(&ssl_key("1"), Precondition::Unconditional)).await.unwrap();
     // Without the fence it would be applied now: its precondition, an absent document, holds.
     proxy.set(Network::Forward).await;
     let direct = open(&[through(&proxy)]).await;
@@ -362,7 +359,7 @@ async fn a_moved_fence_fails_no_write() {
         let now = store.get(&ssl_key("1")).await.unwrap().unwrap().mod_revision;
         store.commit(put(&ssl_key("1"), json!({"v": 2}), Precondition::ModRevision(now))).await.unwrap();
         let stale = store.commit(put(&ssl_key("1"), json!({"v": 3}), Precondition::ModRevision(now))).await;
-        assert_eq!(stale, Err(StoreError::Conflict));
+        assert_eq!(stale, Err(conflict(&ssl_key("1"))));
     }
 }
 
@@ -501,7 +498,7 @@ async fn extension_entries_are_watched_and_compared() {
     // A writer that has not seen the new entry gets a conflict.
     assert_eq!(
         fixture.write(json!({}), Precondition::ModRevision(committed)).await,
-        Err(StoreError::Conflict)
+        Err(conflict(&SharedCluster::key()))
     );
     let own_revision =
         fixture.write(SharedCluster::guarded("y"), Precondition::ModRevision(edited)).await.unwrap();

@@ -22,7 +22,7 @@ use tonic::Code;
 use super::connection::EtcdConnection;
 use super::layout::{self, Layout};
 use super::{Cluster, dial};
-use crate::store::{CommitResult, InternalKey, Mutation, Precondition, StoreError};
+use crate::store::{Batch, CommitResult, InternalKey, Mutation, MutationResult, Precondition, StoreError};
 
 /// Attempts of an unconditional write that loses against others or against a moved fence.
 const WRITE_ATTEMPTS: usize = 64;
@@ -66,8 +66,10 @@ impl Attempt<'_> {
         let created = previous.map_or(kv.create_revision(), etcd_client::KeyValue::create_revision);
         (matches && previous_revision == self.expected_mod_revision).then(|| CommitResult {
             revision: layout::from_etcd_revision(kv.mod_revision()),
-            create_revision: layout::from_etcd_revision(created),
-            existed: previous.is_some(),
+            mutations: vec![MutationResult {
+                create_revision: layout::from_etcd_revision(created),
+                existed: previous.is_some(),
+            }],
         })
     }
 }
@@ -98,7 +100,12 @@ struct Attempt<'a> {
 }
 
 impl Cluster {
-    pub(super) async fn commit(self: &Arc<Self>, write: Mutation) -> Result<CommitResult, StoreError> {
+    pub(super) async fn commit(self: &Arc<Self>, mut batch: Batch) -> Result<CommitResult, StoreError> {
+        let Some(write) = batch.mutations.pop().filter(|_| batch == Batch::default()) else {
+            let what = "etcd takes one mutation without conditions at once".to_owned();
+            return Err(StoreError::Rejected { what });
+        };
+        let conflict = || StoreError::Conflict { key: Some(write.key().clone()) };
         let (value, extension) = match &write {
             Mutation::Put { key, document, .. } => {
                 let (value, extension) = layout::split_document(key, document);
@@ -141,16 +148,13 @@ impl Cluster {
                 (TxnOutcome::Conflict, Precondition::ModRevision(revision))
                     if document_revision.is_none() =>
                 {
-                    document_revision = Some(
-                        self.extension_only_change(write.key(), revision)
-                            .await?
-                            .ok_or(StoreError::Conflict)?,
-                    );
+                    document_revision =
+                        Some(self.extension_only_change(write.key(), revision).await?.ok_or_else(conflict)?);
                 }
-                (TxnOutcome::Conflict, _) => return Err(StoreError::Conflict),
+                (TxnOutcome::Conflict, _) => return Err(conflict()),
             }
         }
-        Err(StoreError::Conflict)
+        Err(conflict())
     }
 
     /// The mod revision of a document whose newer revision changed the extension entry only, if the
@@ -250,8 +254,10 @@ impl Cluster {
         let own_revision = if attempt.value.is_some() { revision } else { 0 };
         TxnOutcome::Committed(CommitResult {
             revision,
-            create_revision: created.map_or(own_revision, layout::from_etcd_revision),
-            existed: created.is_some(),
+            mutations: vec![MutationResult {
+                create_revision: created.map_or(own_revision, layout::from_etcd_revision),
+                existed: created.is_some(),
+            }],
         })
     }
 
@@ -420,14 +426,14 @@ impl Cluster {
             () = tokio::time::sleep(self.connections.timeout()) => return Err(unknown("no response in time".to_owned())),
         };
         if !response.succeeded() {
-            return Err(StoreError::Conflict);
+            return Err(StoreError::Conflict { key: None });
         }
         Ok(layout::from_etcd_revision(response.header().map_or(0, etcd_client::ResponseHeader::revision)))
     }
 }
 
 fn no_op_delete(store: u64) -> CommitResult {
-    CommitResult { revision: store, create_revision: 0, existed: false }
+    CommitResult { revision: store, mutations: vec![MutationResult::default()] }
 }
 
 /// The error for a response that proves that nothing was written.
@@ -459,7 +465,7 @@ mod tests {
 
     use super::*;
     use crate::store::Store;
-    use crate::store::conformance::{key, put};
+    use crate::store::conformance::{delete, key, put};
     use crate::store::etcd::tests::open;
 
     fn attempt<'a>(cluster: &Cluster, key: &'a Key, value: Option<&'a str>, expected: i64) -> Attempt<'a> {
@@ -512,14 +518,10 @@ mod tests {
         for v in 2..5 {
             store.commit(put(&key, json!({"v": v}), Precondition::Unconditional)).await.unwrap();
         }
-        store
-            .commit(Mutation::Delete { key: key.clone(), precondition: Precondition::Unconditional })
-            .await
-            .unwrap();
+        store.commit(delete(&key, Precondition::Unconditional)).await.unwrap();
         let expected = CommitResult {
             revision: first.mod_revision,
-            create_revision: first.create_revision,
-            existed: false,
+            mutations: vec![MutationResult { create_revision: first.create_revision, existed: false }],
         };
         let Ok(TxnOutcome::Committed(response)) = cluster.resolve_unknown(&committed).await else {
             panic!("it was made")
@@ -538,9 +540,8 @@ mod tests {
         let fence = cluster.fence_revision().await.unwrap();
         assert!(sent(cluster, cluster.build_txn(&removal, fence, plain())).await);
         let settled = cluster.resolve_unknown(&removal).await;
-        assert!(
-            matches!(settled, Ok(TxnOutcome::Committed(CommitResult { existed: true, create_revision, .. })) if create_revision == committed.create_revision)
-        );
+        let Ok(TxnOutcome::Committed(settled)) = settled else { panic!("it was made") };
+        assert_eq!(settled.first(), MutationResult { existed: true, create_revision: committed.revision });
     }
 
     /// Two writers may write the same document at once with different extension fields; only one of
