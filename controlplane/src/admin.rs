@@ -17,6 +17,7 @@ mod list;
 pub(crate) mod metrics;
 pub(crate) mod operation;
 mod path;
+mod precondition;
 mod query;
 pub(crate) mod reply;
 pub(crate) mod server;

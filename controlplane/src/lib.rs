@@ -41,7 +41,10 @@ pub mod testing {
         pub use crate::admin::{AdminApi, AdminServer, Limits};
     }
     pub mod change {
-        pub use crate::change::{ChangeError, ChangePipeline, CommittedChange, WriteOptions};
+        pub use crate::change::{
+            AcceptedChanges, Action, ChangeError, ChangePipeline, ChangeRequest, RejectedChanges,
+            RequestPrecondition, WriteOptions,
+        };
     }
     pub mod current_snapshot {
         pub use crate::current_snapshot::{CurrentSnapshot, ListenerSettings};

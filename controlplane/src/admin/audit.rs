@@ -20,6 +20,8 @@ pub(super) struct AuditEntry<'a> {
     pub status: StatusCode,
     /// The revision of the commit, if the write made one.
     pub revision: Option<u64>,
+    /// The write was only checked.
+    pub dry_run: bool,
 }
 
 pub(super) fn write(entry: &AuditEntry<'_>) {
@@ -32,6 +34,7 @@ pub(super) fn write(entry: &AuditEntry<'_>) {
         resource = redact_path(entry.resource).as_ref(),
         status = entry.status.as_u16(),
         revision = entry.revision,
+        dry_run = entry.dry_run.then_some(true),
         "admin write"
     );
 }

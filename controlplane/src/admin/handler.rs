@@ -6,6 +6,7 @@
 mod data_planes;
 mod documents;
 mod schema;
+mod writes;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,7 +30,7 @@ use super::operation::{Call, Effect, Operation};
 use super::path::{self, AdminPath, Match, NoOperation};
 use super::query::Query;
 use super::reply::{self, Reply, ResponseHeaders};
-use super::{absent, denied_nodes};
+use super::{absent, denied_nodes, precondition};
 use crate::change::{ChangeError, ChangePipeline};
 use crate::current_snapshot::CurrentSnapshot;
 use crate::listener_errors::ErrorReason;
@@ -82,6 +83,10 @@ impl AdminApi {
             real_ip.map(|address| Arc::new(AdminClient { address, certificate: client.certificate.clone() }));
         let reply =
             self.authorize(forwarded.as_ref().unwrap_or(client), &head, &mut body, authenticated).await;
+        let reply = match head.method {
+            Method::GET | Method::HEAD => precondition::conditional_get(reply, &head.headers),
+            _ => reply,
+        };
         // A client that is rejected while it sends would lose the response when the connection
         // closes.
         if let Some(body) = body
@@ -167,6 +172,10 @@ impl AdminApi {
         request: AdminRequest,
     ) -> Reply {
         let method = request.operation.method.clone();
+        if request.operation.call == Call::Batch {
+            return self.batch(client, caller, request).await;
+        }
+        let dry_run = request.query.get("dry_run") == Some("true");
         let reply = self.call(client, request).await;
         let revision = reply.headers().get(reply::REVISION);
         let revision = revision.and_then(|value| value.to_str().ok()?.parse().ok());
@@ -174,7 +183,7 @@ impl AdminApi {
             self.current.note_write(revision);
         }
         let status = reply.status();
-        audit::write(&AuditEntry { caller, client, method: &method, resource, status, revision });
+        audit::write(&AuditEntry { caller, client, method: &method, resource, status, revision, dry_run });
         reply
     }
 
@@ -183,6 +192,7 @@ impl AdminApi {
         match request.operation.call {
             Call::Documents(kind) => reply::with_api_version(self.documents(kind, request).await),
             Call::Absent(kind) => absent::handle(kind, method, request.operation.path == kind.path),
+            Call::Batch => not_found(),
             Call::Reject(rejection) => {
                 let reply = reply::error(rejection.status(), &rejection.message(method), None);
                 reply::with_api_version(reply)
@@ -279,11 +289,8 @@ fn stream_routes_disabled() -> Reply {
 }
 
 fn error_reply(error: ChangeError) -> Reply {
-    match error {
-        ChangeError::Invalid(problem) => reply::problem(&problem),
-        ChangeError::NotFound => reply::key_not_found(),
-        ChangeError::Store(error) => reply::error(StatusCode::SERVICE_UNAVAILABLE, &error.to_string(), None),
-    }
+    let (status, members) = writes::error_members(error);
+    reply::json(status, &members)
 }
 
 fn not_found() -> Reply {

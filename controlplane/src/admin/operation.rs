@@ -42,6 +42,8 @@ pub enum Effect {
 pub(super) enum Call {
     /// The documents of a kind.
     Documents(Kind),
+    /// Several writes of documents in one commit.
+    Batch,
     /// A kind of APISIX that this gateway has no documents of.
     Absent(&'static AbsentKind),
     /// A method that always gets the same error.
@@ -175,10 +177,13 @@ fn absent(kind: &'static AbsentKind) -> Vec<Operation> {
 }
 
 fn others() -> Vec<Operation> {
-    use Call::{AcceptStore, DataPlanes, DeniedNodes, Explain, Lint, Reject, Schema, ValidateDocument};
+    use Call::{
+        AcceptStore, Batch, DataPlanes, DeniedNodes, Explain, Lint, Reject, Schema, ValidateDocument,
+    };
     use Effect::{Checks, Reads, Writes};
     let missing_node = Reject(Rejection::MissingId("denied node"));
     vec![
+        row(Method::POST, "/batch", Writes, Batch, "Write several objects in one commit, or none of them"),
         row(Method::GET, "/schema/{name}", Reads, Schema, "Get the JSON Schema of a resource"),
         row(
             Method::POST,

@@ -11,7 +11,7 @@ use http::{Response, StatusCode};
 use http_body_util::Full;
 use model::{Problem, redact};
 use serde::Serialize;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::change::ChangeNotes;
 
@@ -65,12 +65,23 @@ pub(crate) fn error(status: StatusCode, message: &str, hint: Option<&str>) -> Re
 
 /// 400 for an invalid document or question: the error, its field, and a hint.
 pub(crate) fn problem(problem: &Problem) -> Reply {
+    json(StatusCode::BAD_REQUEST, &problem_members(problem))
+}
+
+/// The members of [`problem`].
+pub(crate) fn problem_members(problem: &Problem) -> Map<String, Value> {
     let (field, message, hint) = problem.redacted();
     let field = Some(field).filter(|field| !field.is_empty());
     let members = [("error_msg", Some(message)), ("field", field), ("hint", hint)];
-    let present = members.into_iter().filter_map(|(name, text)| Some((name.to_owned(), text?.into())));
-    let body = Value::Object(present.collect());
-    json(StatusCode::BAD_REQUEST, &body)
+    members.into_iter().filter_map(|(name, text)| Some((name.to_owned(), text?.into()))).collect()
+}
+
+/// 304 without a body, with the headers of `reply`.
+pub(crate) fn not_modified(reply: Reply) -> Reply {
+    let (mut head, _) = reply.into_parts();
+    head.status = StatusCode::NOT_MODIFIED;
+    head.headers.remove(CONTENT_TYPE);
+    Response::from_parts(head, Full::default())
 }
 
 /// 404 for a key that does not exist.

@@ -1,25 +1,28 @@
 //! The only code that writes the configuration.
 //!
-//! Sets id, times and extension fields, has the draft checked, encrypts its private keys, and
-//! commits it against the revision it is based on. A PUT states the whole document, so when another
-//! writer is faster it is rebuilt on the new revision; a PATCH applies to the document that its
-//! caller saw, so it fails then (contract 2.3).
+//! Plans all requests (documents with id, times, extension fields and encrypted private keys,
+//! checked against the store as they will leave it), and commits them at once against the revisions
+//! that the plan is based on. When another writer is faster, the plan is made anew on what that one
+//! wrote: a PUT states the whole document. A PATCH applies to the document that its caller saw, so
+//! it fails then (contract 2.3), and so does a request with a precondition.
 
-use std::num::NonZeroU32;
+use std::collections::HashMap;
 use std::sync::Arc;
 
-use model::{Id, Key, Kind, Resource};
+use model::{Id, Key, Problem, Resource};
 use pki::Keyring;
 use rustls_pki_types::UnixTime;
 use serde_json::{Map, Value};
 
+use super::overlay::StoreOverlay;
 use super::{
-    ChangeError, ChangeNotes, CommittedChange, WriteOptions, check, draft, extension_fields, private_keys,
+    AcceptedChange, AcceptedChanges, Action, ChangeError, ChangeNotes, ChangeRequest, RejectedChanges,
+    RequestPrecondition, WriteOptions, check, draft, extension_fields, private_keys,
 };
 use crate::compile::compile_stored;
-use crate::store::{Mutation, Precondition, Store, StoreError, StoredDocument};
+use crate::store::{Batch, Condition, Mutation, Precondition, Store, StoreError, StoredDocument};
 
-/// Attempts of a PUT while others write the same key.
+/// Attempts of a commit while others write the same documents.
 const CAS_ATTEMPTS: usize = 16;
 
 /// Makes changes.
@@ -27,6 +30,23 @@ const CAS_ATTEMPTS: usize = 16;
 pub struct ChangePipeline {
     store: Arc<dyn Store>,
     keyring: Arc<Keyring>,
+    protect_client_auth: bool,
+}
+
+/// A request with its document.
+struct PlannedChange {
+    /// Under a placeholder id for a POST, so that an invalid document takes no revision.
+    key: Key,
+    before: Option<StoredDocument>,
+    /// The whole new document; `None`: it is removed.
+    document: Option<Map<String, Value>>,
+    notes: ChangeNotes,
+}
+
+/// Checked changes, and what the commit must require of other documents.
+struct Plan {
+    changes: Vec<PlannedChange>,
+    conditions: Vec<Condition>,
 }
 
 /// How `create_time` and `update_time` are set, in unix seconds.
@@ -38,124 +58,186 @@ enum Timestamps<'a> {
     Patch { has_update_time: bool },
 }
 
+/// Names the request that fails.
+fn at<E: Into<ChangeError>>(operation: usize) -> impl Fn(E) -> RejectedChanges {
+    move |error| RejectedChanges { operation: Some(operation), error: error.into() }
+}
+
 impl ChangePipeline {
     /// Makes changes in `store` and encrypts private keys with `keyring`.
     pub fn new(store: Arc<dyn Store>, keyring: Arc<Keyring>) -> Self {
-        Self { store, keyring }
+        Self { store, keyring, protect_client_auth: false }
     }
 
-    /// Creates or replaces the document of that name.
+    /// Denies changes that weaken client authentication, unless their caller allows it
+    /// (`deployment.admin.protect_client_auth`).
+    #[must_use]
+    pub fn with_protected_client_auth(mut self, protect: bool) -> Self {
+        self.protect_client_auth = protect;
+        self
+    }
+
+    /// Carries out all requests in one commit, or none of them. A dry run only checks them.
     ///
     /// # Errors
-    /// When the document is invalid or the store fails.
-    pub async fn put(
+    /// The first request that is invalid or whose precondition does not hold, or the store's error.
+    pub async fn apply(
         &self,
-        kind: Kind,
-        url_id: Option<&str>,
-        body: Option<Value>,
+        requests: &[ChangeRequest],
         options: WriteOptions,
-    ) -> Result<CommittedChange, ChangeError> {
-        let draft::Draft { key, document: requested } = draft::put(kind, url_id, body)?;
-        let WriteOptions { now, ttl } = options;
+    ) -> Result<AcceptedChanges, RejectedChanges> {
+        let mut reserved = HashMap::new();
         for _ in 0..CAS_ATTEMPTS {
-            let before = self.store.get(&key).await?;
-            let stored = before.as_ref().map(|before| &before.document);
-            let mut document = requested.clone();
-            let notes = extension_fields::carry_over(&key, stored, &mut document);
-            let (mut document, notes) =
-                self.check_and_seal(&key, before.as_ref(), document, notes, now).await?;
-            set_timestamps(&mut document, Timestamps::Replace(stored), now);
-            let expect =
-                before.map_or(Precondition::Absent, |before| Precondition::ModRevision(before.mod_revision));
-            match self.commit(&key, document, expect, ttl, notes).await {
-                Err(ChangeError::Store(StoreError::Conflict { .. })) => {}
-                result => return result,
+            let mut plan = self.plan(requests, options).await?;
+            if options.dry_run {
+                return Ok(plan.accept(requests, None));
+            }
+            self.assign_ids(requests, &mut plan, &mut reserved).await?;
+            match self.store.commit(plan.batch(requests)).await {
+                Ok(committed) => return Ok(plan.accept(requests, Some(committed.revision))),
+                Err(StoreError::Conflict { key }) => plan.check_conflict(requests, key.as_ref())?,
+                Err(error) => return Err(RejectedChanges { operation: None, error: error.into() }),
             }
         }
-        Err(StoreError::Conflict { key: Some(key) }.into())
+        let error = StoreError::Conflict { key: None }.into();
+        Err(RejectedChanges { operation: None, error })
     }
 
-    /// Creates a document under a new, unique id.
-    ///
-    /// # Errors
-    /// When the document is invalid or the store fails.
-    pub async fn post(
-        &self,
-        kind: Kind,
-        url_id: Option<&str>,
-        body: Option<Value>,
-        options: WriteOptions,
-    ) -> Result<CommittedChange, ChangeError> {
-        let mut document = draft::post(kind, url_id, body)?;
-        let WriteOptions { now, ttl } = options;
-        // Checked under a placeholder id, so that an invalid document takes no revision.
-        let placeholder = Key::new(kind, Id::parse("0")?);
-        let notes = extension_fields::carry_over(&placeholder, None, &mut document);
-        let (mut document, notes) = self.check_and_seal(&placeholder, None, document, notes, now).await?;
-        set_timestamps(&mut document, Timestamps::Replace(None), now);
-        let id = format!("{:020}", self.store.reserve_id().await?);
-        document.insert("id".to_owned(), Value::String(id.clone()));
-        self.commit(&Key::new(kind, Id::parse(&id)?), document, Precondition::Absent, ttl, notes).await
+    /// Drafts and checks all documents.
+    async fn plan(&self, requests: &[ChangeRequest], options: WriteOptions) -> Result<Plan, RejectedChanges> {
+        let mut changes = Vec::with_capacity(requests.len());
+        let mut pending = HashMap::with_capacity(requests.len());
+        for (index, request) in requests.iter().enumerate() {
+            let change = self.draft(request, options.now).await.map_err(at(index))?;
+            if !matches!(request.action, Action::Post { .. }) {
+                let document = change.document.clone().map(Value::Object);
+                if pending.insert(change.key.clone(), document).is_some() {
+                    let message = format!("{} is written twice in one batch", change.key);
+                    return Err(at(index)(Problem::new("", message)));
+                }
+            }
+            changes.push(change);
+        }
+        let mut resources = Vec::with_capacity(changes.len());
+        for (index, change) in changes.iter_mut().enumerate() {
+            resources.push(self.check_alone(change, options.now).map_err(at(index))?);
+        }
+        let mut overlay = StoreOverlay::new(&*self.store, pending);
+        let compiled: Vec<Resource> = resources.iter().flatten().cloned().collect();
+        for (index, (change, request)) in changes.iter().zip(requests).enumerate() {
+            let checked = match (resources.get(index).and_then(Option::as_ref), &request.action) {
+                (Some(resource), _) => {
+                    check::check_references(resource, &compiled, &self.keyring, &mut overlay).await
+                }
+                (None, Action::Delete { force: true }) => Ok(()),
+                (None, _) => check::check_removal(&change.key, &mut overlay).await,
+            };
+            checked.map_err(at(index))?;
+        }
+        let conditions = overlay.into_conditions();
+        for (index, (change, resource)) in changes.iter_mut().zip(&resources).enumerate() {
+            self.finish(change, resource.as_ref(), options).map_err(at(index))?;
+        }
+        Ok(Plan { changes, conditions })
     }
 
-    /// Changes a part of a document.
-    ///
-    /// # Errors
-    /// When the document does not exist, the result is invalid, another writer has changed it, or
-    /// the store fails.
-    pub async fn patch(
+    /// The document of a request, and the one that it replaces.
+    async fn draft(&self, request: &ChangeRequest, now: UnixTime) -> Result<PlannedChange, ChangeError> {
+        let ChangeRequest { kind, id, action, precondition, .. } = request;
+        match action {
+            Action::Put { body } => {
+                let draft::Draft { key, mut document } = draft::put(*kind, id.as_deref(), body.clone())?;
+                let before = self.store.get(&key).await?;
+                check_precondition(precondition, before.as_ref())?;
+                let stored = before.as_ref().map(|before| &before.document);
+                draft::forbid_times(&document, stored)?;
+                let kept = private_keys::carry_over(*kind, stored, &mut document);
+                let mut notes = extension_fields::carry_over(&key, stored, &mut document);
+                notes.kept.extend(kept);
+                set_timestamps(&mut document, Timestamps::Replace(stored), now);
+                Ok(PlannedChange { key, before, document: Some(document), notes })
+            }
+            Action::Post { body } => {
+                let mut document = draft::post(*kind, id.as_deref(), body.clone())?;
+                check_precondition(precondition, None)?;
+                let key = Key::new(*kind, Id::parse("0")?);
+                let notes = extension_fields::carry_over(&key, None, &mut document);
+                set_timestamps(&mut document, Timestamps::Replace(None), now);
+                Ok(PlannedChange { key, before: None, document: Some(document), notes })
+            }
+            Action::Patch { sub_path, body } => {
+                self.draft_patch(request, sub_path.as_deref(), body.as_ref(), now).await
+            }
+            Action::Delete { .. } => {
+                let key = existing_key(request)?;
+                let before = self.store.get(&key).await?.ok_or(ChangeError::NotFound)?;
+                check_precondition(precondition, Some(&before))?;
+                Ok(PlannedChange { key, before: Some(before), document: None, notes: ChangeNotes::default() })
+            }
+        }
+    }
+
+    async fn draft_patch(
         &self,
-        key: &Key,
+        request: &ChangeRequest,
         sub_path: Option<&str>,
-        body: Option<Value>,
-        options: WriteOptions,
-    ) -> Result<CommittedChange, ChangeError> {
-        let WriteOptions { now, ttl } = options;
+        body: Option<&Value>,
+        now: UnixTime,
+    ) -> Result<PlannedChange, ChangeError> {
+        let key = existing_key(request)?;
         // Errors of the request itself come before the look-up of the document.
-        if body.is_none() || (sub_path.is_none() && !body.as_ref().is_some_and(Value::is_object)) {
-            draft::patch(key, Value::Object(Map::new()), sub_path, body)?;
+        if body.is_none() || (sub_path.is_none() && !body.is_some_and(Value::is_object)) {
+            draft::patch(&key, Value::Object(Map::new()), sub_path, body.cloned())?;
             return Err(ChangeError::NotFound);
         }
         let has_update_time =
-            sub_path.is_none() && body.as_ref().is_some_and(|body| body.get("update_time").is_some());
-        let before = self.store.get(key).await?.ok_or(ChangeError::NotFound)?;
-        let mentions_crls = extension_fields::mentions_crls(sub_path, body.as_ref());
-        let mut document = draft::patch(key, before.document.clone(), sub_path, body)?.document;
+            sub_path.is_none() && body.is_some_and(|body| body.get("update_time").is_some());
+        let before = self.store.get(&key).await?.ok_or(ChangeError::NotFound)?;
+        check_precondition(&request.precondition, Some(&before))?;
+        let mentions_crls = extension_fields::mentions_crls(sub_path, body);
+        let mut document = draft::patch(&key, before.document.clone(), sub_path, body.cloned())?.document;
         let notes = extension_fields::settle_patched(
-            key,
+            &key,
             &before.document,
             &mut document,
             sub_path.is_some(),
             mentions_crls,
         );
         set_timestamps(&mut document, Timestamps::Patch { has_update_time }, now);
-        let (document, notes) = self.check_and_seal(key, Some(&before), document, notes, now).await?;
-        self.commit(key, document, Precondition::ModRevision(before.mod_revision), ttl, notes).await
+        Ok(PlannedChange { key, before: Some(before), document: Some(document), notes })
     }
 
-    /// Removes a document; `force` skips the search for documents that refer to it.
-    ///
-    /// # Errors
-    /// When it does not exist, others refer to it, or the store fails.
-    pub async fn delete(&self, key: &Key, force: bool) -> Result<CommittedChange, ChangeError> {
-        if !force {
-            check::check_removal(key, &*self.store).await?;
+    /// Checks and compiles a document by itself; `None` for a removal.
+    fn check_alone(&self, change: &mut PlannedChange, now: UnixTime) -> Result<Option<Resource>, Problem> {
+        let Some(members) = change.document.take() else { return Ok(None) };
+        let Key { kind, id } = &change.key;
+        let document = Value::Object(members);
+        let (resource, findings) = check::check_document(*kind, id, &document, &self.keyring, now)?;
+        private_keys::reject_stray_keys(*kind, &document)?;
+        change.notes.findings = findings;
+        if let Value::Object(members) = document {
+            change.document = Some(members);
         }
-        let before = self.store.get(key).await?.ok_or(ChangeError::NotFound)?;
-        let removal = Mutation::Delete { key: key.clone(), precondition: Precondition::Unconditional };
-        let removed = self.store.commit(removal.into()).await?;
-        if !removed.first().existed {
-            return Err(ChangeError::NotFound);
+        Ok(Some(resource))
+    }
+
+    /// Adds what the change weakens to its notes, or denies it, and encrypts the private keys.
+    fn finish(
+        &self,
+        change: &mut PlannedChange,
+        resource: Option<&Resource>,
+        options: WriteOptions,
+    ) -> Result<(), ChangeError> {
+        let weakenings = change.before.as_ref().map(|before| self.weakenings(before, resource));
+        let weakenings = weakenings.unwrap_or_default();
+        if self.protect_client_auth && !options.allow_weakening && !weakenings.is_empty() {
+            return Err(ChangeError::Weakens(weakenings));
         }
-        let notes = ChangeNotes { kept: Vec::new(), warnings: self.weakenings(&before, None) };
-        extension_fields::log_notes(key, removed.revision, &notes);
-        Ok(CommittedChange {
-            key: key.clone(),
-            document: Value::Null,
-            revision: removed.revision,
-            existed: true,
-            notes,
-        })
+        change.notes.warnings.extend(weakenings);
+        if let Some(document) = &mut change.document {
+            private_keys::seal_private_keys(change.key.kind, document, &self.keyring);
+        }
+        Ok(())
     }
 
     /// What the protection loses when `now` replaces `before`, or nothing does.
@@ -168,47 +250,111 @@ impl ChangePipeline {
         weakened.iter().map(ToString::to_string).collect()
     }
 
-    /// Checks a document, adds what it weakens to the notes, and encrypts its private keys.
-    async fn check_and_seal(
+    /// Gives the documents of POSTs their ids; `reserved` keeps them over repeated attempts.
+    async fn assign_ids(
         &self,
-        key: &Key,
-        before: Option<&StoredDocument>,
-        document: Map<String, Value>,
-        mut notes: ChangeNotes,
-        now: UnixTime,
-    ) -> Result<(Map<String, Value>, ChangeNotes), ChangeError> {
-        let document = Value::Object(document);
-        let resource =
-            check::check_document(key.kind, &key.id, &document, &self.keyring, &*self.store, now).await?;
-        private_keys::reject_stray_keys(key.kind, &document)?;
-        let Value::Object(mut document) = document else { return Err(ChangeError::NotFound) };
-        if let Some(before) = before {
-            notes.warnings.extend(self.weakenings(before, Some(&resource)));
+        requests: &[ChangeRequest],
+        plan: &mut Plan,
+        reserved: &mut HashMap<usize, Id>,
+    ) -> Result<(), RejectedChanges> {
+        for (index, (request, change)) in requests.iter().zip(&mut plan.changes).enumerate() {
+            if !matches!(request.action, Action::Post { .. }) {
+                continue;
+            }
+            let id = match reserved.get(&index) {
+                Some(id) => id.clone(),
+                None => {
+                    let number = self.store.reserve_id().await.map_err(at(index))?;
+                    let id = Id::parse(&format!("{number:020}")).map_err(at(index))?;
+                    reserved.insert(index, id.clone());
+                    id
+                }
+            };
+            if let Some(document) = &mut change.document {
+                document.insert("id".to_owned(), Value::String(id.to_string()));
+            }
+            change.key = Key::new(request.kind, id);
         }
-        private_keys::seal_private_keys(key.kind, &mut document, &self.keyring);
-        Ok((document, notes))
+        Ok(())
+    }
+}
+
+impl Plan {
+    fn batch(&self, requests: &[ChangeRequest]) -> Batch {
+        let mutations = self.changes.iter().zip(requests).map(|(change, request)| {
+            let key = change.key.clone();
+            let precondition = change
+                .before
+                .as_ref()
+                .map_or(Precondition::Absent, |before| Precondition::ModRevision(before.mod_revision));
+            match &change.document {
+                Some(document) => {
+                    let document = Value::Object(document.clone());
+                    Mutation::Put { key, document, precondition, ttl: request.ttl }
+                }
+                None => Mutation::Delete { key, precondition },
+            }
+        });
+        Batch { mutations: mutations.collect(), conditions: self.conditions.clone() }
     }
 
-    async fn commit(
-        &self,
-        key: &Key,
-        document: Map<String, Value>,
-        expect: Precondition,
-        ttl: Option<NonZeroU32>,
-        notes: ChangeNotes,
-    ) -> Result<CommittedChange, ChangeError> {
-        let document = Value::Object(document);
-        let write = Mutation::Put { key: key.clone(), document: document.clone(), precondition: expect, ttl };
-        let committed = self.store.commit(write.into()).await?;
-        extension_fields::log_notes(key, committed.revision, &notes);
-        Ok(CommittedChange {
-            key: key.clone(),
-            document,
-            revision: committed.revision,
-            existed: committed.first().existed,
-            notes,
-        })
+    /// Whether the plan can be made anew after another writer changed `key`.
+    fn check_conflict(&self, requests: &[ChangeRequest], key: Option<&Key>) -> Result<(), RejectedChanges> {
+        let lost = self.changes.iter().position(|change| Some(&change.key) == key);
+        let Some((index, request)) = lost.and_then(|index| Some((index, requests.get(index)?))) else {
+            return Ok(());
+        };
+        match (&request.action, &request.precondition) {
+            (Action::Patch { .. }, RequestPrecondition::Unconditional) => {
+                Err(at(index)(StoreError::Conflict { key: key.cloned() }))
+            }
+            // A precondition is checked again.
+            _ => Ok(()),
+        }
     }
+
+    /// The changes as their caller sees them. Logs their notes once they are committed.
+    fn accept(self, requests: &[ChangeRequest], revision: Option<u64>) -> AcceptedChanges {
+        let accepted = self.changes.into_iter().zip(requests).map(|(change, request)| {
+            let PlannedChange { key, before, document, notes } = change;
+            if let Some(revision) = revision {
+                extension_fields::log_notes(&key, revision, &notes);
+            }
+            let assigned = revision.is_some() || !matches!(request.action, Action::Post { .. });
+            AcceptedChange {
+                kind: request.kind,
+                key: assigned.then_some(key),
+                before: before.map(|before| before.document),
+                document: document.map_or(Value::Null, Value::Object),
+                notes,
+            }
+        });
+        AcceptedChanges { revision, changes: accepted.collect() }
+    }
+}
+
+/// The name of a document that must exist.
+fn existing_key(request: &ChangeRequest) -> Result<Key, ChangeError> {
+    let Some(id) = &request.id else {
+        return Err(Problem::new("id", format!("missing {} id", request.kind.noun())).into());
+    };
+    // A string that is no valid id names no document.
+    let id = Id::parse(id).map_err(|_| ChangeError::NotFound)?;
+    Ok(Key::new(request.kind, id))
+}
+
+fn check_precondition(
+    precondition: &RequestPrecondition,
+    before: Option<&StoredDocument>,
+) -> Result<(), ChangeError> {
+    if precondition.holds(before.map(|before| before.mod_revision)) {
+        return Ok(());
+    }
+    Err(ChangeError::PreconditionFailed(match (precondition, before) {
+        (RequestPrecondition::Absent, _) => "the object exists",
+        (_, None) => "the object does not exist",
+        _ => "the object was changed: read it again",
+    }))
 }
 
 fn set_timestamps(document: &mut Map<String, Value>, times: Timestamps<'_>, now: UnixTime) {

@@ -1,8 +1,8 @@
 //! Drafts: the whole document that a request results in.
 //!
 //! PUT and POST carry the document; PATCH carries a part that is merged into the stored one
-//! (contract 2.3). A draft has an id where it must have one, and no times where it must not;
-//! `check` validates its content.
+//! (contract 2.3). A draft has an id where it must have one; `check` validates its content.
+//! [`forbid_times`] is apart, because a PUT may repeat the times of the document that it replaces.
 
 use model::{Id, Key, Kind, Problem, lua_type};
 use serde_json::{Map, Value};
@@ -21,7 +21,6 @@ pub(crate) struct Draft {
 pub(crate) fn put(kind: Kind, url_id: Option<&str>, body: Option<Value>) -> Result<Draft, Problem> {
     let mut document = object(body)?;
     let key = resolve_id(kind, url_id, &mut document)?;
-    forbid_times(&document)?;
     Ok(Draft { key, document })
 }
 
@@ -38,7 +37,7 @@ pub(crate) fn post(
     if url_id.is_some() || document.contains_key("id") {
         return Err(Problem::new("id", format!("wrong {} id, do not need it", kind.noun())));
     }
-    forbid_times(&document)?;
+    forbid_times(&document, None)?;
     Ok(document)
 }
 
@@ -97,16 +96,26 @@ fn resolve_id(kind: Kind, url_id: Option<&str>, document: &mut Map<String, Value
     Ok(Key::new(kind, Id::parse(&id)?))
 }
 
-/// The gateway sets the times; only PATCH may set them.
-fn forbid_times(document: &Map<String, Value>) -> Result<(), Problem> {
-    let inner = |name: &str| document.get(name).and_then(Value::as_object);
-    let objects = [("", Some(document)), ("upstream.", inner("upstream")), ("plugins.", inner("plugins"))];
-    for (prefix, object) in objects {
+/// The gateway sets the times, and only PATCH may. A document that was read may be written back: its
+/// times are those of `before`.
+///
+/// # Errors
+/// Names the first time that is neither absent nor unchanged.
+pub(crate) fn forbid_times(document: &Map<String, Value>, before: Option<&Value>) -> Result<(), Problem> {
+    for parent in ["", "/upstream", "/plugins"] {
+        let object = match parent.strip_prefix('/') {
+            None => Some(document),
+            Some(name) => document.get(name).and_then(Value::as_object),
+        };
         for time in ["create_time", "update_time"] {
-            if object.is_some_and(|object| object.contains_key(time)) {
-                let field = format!("{prefix}{time}");
+            let Some(value) = object.and_then(|object| object.get(time)) else { continue };
+            let unchanged =
+                before.and_then(|before| before.pointer(&format!("{parent}/{time}"))) == Some(value);
+            if !unchanged {
+                let field = format!("{parent}/{time}").trim_start_matches('/').replace('/', ".");
                 let message = format!("the property is forbidden:  {field}");
-                return Err(Problem::new(field, message));
+                return Err(Problem::new(field, message)
+                    .with_hint("leave it out: the gateway sets it; only a PATCH may change it"));
             }
         }
     }
@@ -203,14 +212,17 @@ mod tests {
     }
 
     #[test]
-    fn put_and_post_reject_times() {
+    fn times_are_absent_or_those_of_the_document_before() {
         for (document, path) in [
             (json!({"create_time": 1}), "create_time"),
             (json!({"upstream": {"update_time": 1}}), "upstream.update_time"),
             (json!({"plugins": {"create_time": 1}}), "plugins.create_time"),
         ] {
-            let refused = put(Kind::Route, Some("1"), Some(document));
-            assert_eq!(message(refused), format!("the property is forbidden:  {path}"));
+            let forbidden = format!("the property is forbidden:  {path}");
+            assert_eq!(message(post(Kind::Route, None, Some(document.clone()))), forbidden);
+            let members = document.as_object().unwrap();
+            assert_eq!(message(forbid_times(members, Some(&json!({"create_time": 2})))), forbidden);
+            assert_eq!(forbid_times(members, Some(&document)), Ok(()), "read and written back");
         }
     }
 

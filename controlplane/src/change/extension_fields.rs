@@ -20,7 +20,8 @@ pub(crate) fn carry_over(
     document: &mut Map<String, Value>,
 ) -> ChangeNotes {
     let carried = extension::carry_over(key.kind, before, document);
-    let mut notes = ChangeNotes { kept: carried.kept, warnings: removal_warnings(&carried.removed) };
+    let warnings = removal_warnings(&carried.removed);
+    let mut notes = ChangeNotes { kept: carried.kept, warnings, findings: Vec::new() };
     if notes.kept.iter().any(|field| field == CRL_FIELD) {
         drop_unsigned_crls(key.kind, document, &mut notes);
     }
@@ -82,7 +83,7 @@ pub(super) fn log_notes(key: &Key, revision: u64, notes: &ChangeNotes) {
         let fields = notes.kept.join(", ");
         tracing::warn!(resource = %key, revision, fields, "kept fields that the request does not mention: null removes them");
     }
-    for warning in &notes.warnings {
+    for warning in notes.warnings.iter().chain(&notes.findings) {
         tracing::warn!(resource = %key, revision, "{warning}");
     }
 }

@@ -57,6 +57,26 @@ fn private_key_values(kind: Kind, document: &mut Map<String, Value>) -> Vec<&mut
     }
 }
 
+/// Keeps the stored private keys of an ssl whose certificates a request repeats without them, as a
+/// GET shows it; returns the kept members. A certificate that changes needs its key.
+pub(crate) fn carry_over(
+    kind: Kind,
+    before: Option<&Value>,
+    document: &mut Map<String, Value>,
+) -> Vec<String> {
+    let Some(before) = before.filter(|_| kind == Kind::Ssl) else { return Vec::new() };
+    let mut kept = Vec::new();
+    for (certificates, keys) in [("cert", "key"), ("certs", "keys")] {
+        let repeated =
+            document.get(certificates).is_some_and(|given| before.get(certificates) == Some(given));
+        if let (true, false, Some(stored)) = (repeated, document.contains_key(keys), before.get(keys)) {
+            document.insert(keys.to_owned(), stored.clone());
+            kept.push(keys.to_owned());
+        }
+    }
+    kept
+}
+
 /// The texts of these members ([`private_key_values`]) in a stored document.
 pub(crate) fn private_key_texts(kind: Kind, document: &Value) -> impl Iterator<Item = &str> {
     let many = document.get("keys").and_then(Value::as_array).filter(|_| kind == Kind::Ssl);
@@ -165,6 +185,24 @@ mod tests {
             let mut members = document.as_object().unwrap().clone();
             let sealed = private_key_values(kind, &mut members).into_iter();
             assert_eq!(found, sealed.filter_map(|key| key.as_str().map(str::to_owned)).collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
+    fn keys_of_repeated_certificates_are_kept() {
+        let stored = json!({"cert": "c", "key": "k", "certs": ["d"], "keys": ["l"]});
+        let written = |document: Value, kind| {
+            let Value::Object(mut document) = document else { panic!("not an object") };
+            let kept = carry_over(kind, Some(&stored), &mut document);
+            (Value::Object(document), kept.join(","))
+        };
+        let shown = json!({"cert": "c", "certs": ["d"]});
+        assert_eq!(written(shown.clone(), Kind::Ssl), (stored.clone(), "key,keys".to_owned()));
+        assert_eq!(written(shown.clone(), Kind::Upstream), (shown, String::new()));
+        for unlike in
+            [json!({"cert": "x"}), json!({}), json!({"cert": "c", "key": "new"}), json!({"certs": []})]
+        {
+            assert_eq!(written(unlike.clone(), Kind::Ssl), (unlike, String::new()));
         }
     }
 

@@ -225,7 +225,11 @@ impl Reports {
     async fn wait_reached(&self, revision: u64, timeout: Duration) -> Result<FleetWideView, FleetWideView> {
         let Some(entries) = self.store.reports() else {
             let waited = self.fleet.wait_acknowledged(revision, timeout).await;
-            return waited.map(FleetWideView::local).map_err(FleetWideView::local);
+            return waited.map(FleetWideView::local).map_err(|own| {
+                let (connected, nodes) = self.fleet.connected(usize::MAX);
+                let behind = behind(revision, &connected, nodes, &Ok(Arc::default()));
+                FleetWideView { behind: Some(behind), ..FleetWideView::local(own) }
+            });
         };
         let deadline = tokio::time::Instant::now() + timeout;
         let mut read_deadline = deadline.max(tokio::time::Instant::now() + FIRST_READ);

@@ -9,6 +9,7 @@
 mod access;
 mod adopted;
 mod audit;
+mod batch;
 mod denied;
 mod explain;
 mod extension;
@@ -17,6 +18,7 @@ mod keyring;
 mod limits;
 mod lint;
 mod references;
+mod safe_writes;
 mod secrets;
 mod shapes;
 mod ssl;

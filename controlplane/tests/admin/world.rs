@@ -53,6 +53,7 @@ pub(crate) struct Builder {
     /// The data planes' plain-HTTP listener.
     pub plain: Option<SocketAddr>,
     pub streams: bool,
+    pub protect_client_auth: bool,
 }
 
 impl Builder {
@@ -98,7 +99,8 @@ impl Builder {
         let admin = AdminApi {
             current: CurrentSnapshot::new(latest, findings, listeners),
             keyring: Arc::clone(&keyring),
-            changes: ChangePipeline::new(Arc::clone(&store), Arc::clone(&keyring)),
+            changes: ChangePipeline::new(Arc::clone(&store), Arc::clone(&keyring))
+                .with_protected_client_auth(self.protect_client_auth),
             store: Arc::clone(&store),
             access: Access::new(self.allow, self.keys.then_some(&keys[..])).with_real_ip(self.real_ip),
             fleet: Arc::new(Fleet),
@@ -162,6 +164,7 @@ impl World {
             versions: vec![TlsVersion::V12, TlsVersion::V13],
             plain: None,
             streams: false,
+            protect_client_auth: false,
         }
     }
 
@@ -217,6 +220,19 @@ impl World {
     /// A request with a valid certificate and the admin key.
     pub(crate) async fn call(&self, method: Method, path: &str, body: impl Into<Body>) -> Response {
         self.send(Some(&self.identity), request(method, path, Some(KEY), body.into())).await
+    }
+
+    /// As [`Self::call`], with one more header.
+    pub(crate) async fn call_with(
+        &self,
+        (name, value): (&'static str, &str),
+        method: Method,
+        path: &str,
+        body: impl Into<Body>,
+    ) -> Response {
+        let mut request = request(method, path, Some(KEY), body.into());
+        request.headers_mut().insert(name, value.parse().unwrap());
+        self.send(Some(&self.identity), request).await
     }
 
     pub(crate) async fn get(&self, path: &str) -> Response {

@@ -12,7 +12,7 @@ use crate::change::ChangeError;
 
 /// `timeout` of `?acknowledged=`: its default and its maximum.
 const WAIT_DEFAULT: Duration = Duration::from_secs(5);
-const WAIT_MAX: Duration = Duration::from_secs(60);
+pub(super) const WAIT_MAX: Duration = Duration::from_secs(60);
 
 impl AdminApi {
     /// Has data planes that hold another store's state take this store's state over, whatever it

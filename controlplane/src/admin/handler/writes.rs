@@ -1,0 +1,369 @@
+//! Writes: PUT, POST, PATCH and DELETE of documents, alone or as a batch (contract 2.3).
+//!
+//! Reads the arguments of a write, has `change` carry it out, and waits for the data planes where
+//! the caller asks for it. Invariant: a batch is one commit; every operation of it leaves one audit
+//! line.
+
+use std::num::NonZeroU32;
+use std::time::{Duration, Instant};
+
+use http::{Method, StatusCode};
+use model::{Kind, Problem, redact};
+use rustls_pki_types::UnixTime;
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use super::data_planes::WAIT_MAX;
+use super::{AdminApi, AdminRequest, error_reply};
+use crate::admin::access::{AdminClient, Caller};
+use crate::admin::metrics::{self, TimedOperation};
+use crate::admin::operation::Call;
+use crate::admin::path::{self, AdminPath};
+use crate::admin::query::Query;
+use crate::admin::reply::{self, Reply};
+use crate::admin::{audit, precondition};
+use crate::change::private_keys::redact_clear_keys;
+use crate::change::{
+    AcceptedChange, AcceptedChanges, Action, ChangeError, ChangeRequest, RejectedChanges,
+    RequestPrecondition, WriteOptions,
+};
+
+/// The longest time to live, in seconds.
+const TTL_MAX: f64 = u32::MAX as f64;
+
+/// Operations of a batch: the limit of an etcd transaction.
+const BATCH_MAX: usize = 128;
+
+/// The arguments that every write takes.
+struct WriteArguments {
+    dry_run: bool,
+    allow_weakening: bool,
+    /// How long to wait for the data planes.
+    wait: Option<Duration>,
+}
+
+/// The body of `POST batch`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct BatchBody {
+    operations: Vec<BatchOperation>,
+}
+
+/// A request in a batch, as it would be sent alone.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct BatchOperation {
+    method: String,
+    /// `/apisix/admin/routes/1`, with the query arguments `force` and `ttl` where needed.
+    path: String,
+    #[serde(default)]
+    body: Option<Value>,
+    #[serde(default)]
+    if_match: Option<String>,
+    #[serde(default)]
+    if_none_match: Option<String>,
+}
+
+impl AdminApi {
+    /// Writes one document.
+    pub(super) async fn write(&self, kind: Kind, request: AdminRequest) -> Reply {
+        let AdminRequest { operation, query, headers, id, sub_path, body } = request;
+        let method = &operation.method;
+        let body = match body {
+            Ok(body) => body,
+            Err(error) => return error.into(),
+        };
+        let precondition =
+            precondition::of_write(&headers).map_err(|error| argument_problem(&error.to_string()));
+        let parsed = WriteArguments::parse(&query).and_then(|arguments| {
+            let ttl = ttl(&query)?;
+            let action = action(method, &query, sub_path, body)?;
+            Ok((ChangeRequest { kind, id, action, precondition: precondition?, ttl }, arguments))
+        });
+        let (change, arguments) = match parsed {
+            Ok(parsed) => parsed,
+            Err(problem) => return reply::problem(&problem),
+        };
+        let AcceptedChanges { revision, changes } =
+            match self.changes.apply(std::slice::from_ref(&change), arguments.options()).await {
+                Ok(accepted) => accepted,
+                Err(rejected) => return error_reply(rejected.error),
+            };
+        let Some(accepted) = changes.into_iter().next() else {
+            return reply::empty(StatusCode::INTERNAL_SERVER_ERROR);
+        };
+        let notes = accepted.notes.clone();
+        let (mut status, mut body) = self.result_members(method, accepted, revision);
+        if revision.is_none() {
+            body.insert("dry_run".to_owned(), true.into());
+        }
+        if let Some(behind) = self.wait(revision, arguments.wait).await {
+            status = StatusCode::ACCEPTED;
+            body.insert("behind".to_owned(), behind);
+        }
+        let mut reply = reply::with_notes(reply::json(status, &body), &notes);
+        if let Some(revision) = revision {
+            reply = reply::with_revision(reply, revision);
+            if *method != Method::DELETE {
+                reply = precondition::with_revision_tag(reply, revision);
+            }
+        }
+        reply
+    }
+
+    /// `POST batch`: several writes in one commit.
+    pub(super) async fn batch(&self, client: &AdminClient, caller: &Caller, request: AdminRequest) -> Reply {
+        let AdminRequest { query, body, .. } = request;
+        let body = match body {
+            Ok(body) => body,
+            Err(error) => return error.into(),
+        };
+        let started = Instant::now();
+        let parsed = WriteArguments::parse(&query)
+            .map_err(|problem| rejected(None, problem))
+            .and_then(|arguments| Ok((parse_batch(body)?, arguments)));
+        let (operations, arguments) = match parsed {
+            Ok(parsed) => parsed,
+            Err(rejected) => return batch_error(rejected),
+        };
+        let requests: Vec<_> = operations.iter().map(|(_, _, request)| request.clone()).collect();
+        let applied = self.changes.apply(&requests, arguments.options()).await;
+        metrics::observe_duration(TimedOperation::Change, started);
+        let (statuses, revision, mut reply) = match applied {
+            Err(rejected) => {
+                let reply = batch_error(rejected);
+                (vec![reply.status(); operations.len()], None, reply)
+            }
+            Ok(AcceptedChanges { revision, changes }) => {
+                let results = changes.into_iter().zip(&operations);
+                let results =
+                    results.map(|(change, (method, _, _))| self.batch_result(method, change, revision));
+                let (statuses, results): (Vec<_>, Vec<_>) = results.unzip();
+                let mut body = Map::new();
+                match revision {
+                    Some(revision) => body.insert("revision".to_owned(), revision.into()),
+                    None => body.insert("dry_run".to_owned(), true.into()),
+                };
+                body.insert("results".to_owned(), results.into());
+                let mut status = StatusCode::OK;
+                if let Some(behind) = self.wait(revision, arguments.wait).await {
+                    status = StatusCode::ACCEPTED;
+                    body.insert("behind".to_owned(), behind);
+                }
+                (statuses, revision, reply::json(status, &body))
+            }
+        };
+        if let Some(revision) = revision {
+            self.current.note_write(revision);
+            reply = reply::with_revision(reply, revision);
+        }
+        for ((method, resource, _), status) in operations.iter().zip(statuses) {
+            let dry_run = arguments.dry_run;
+            audit::write(&audit::AuditEntry { caller, client, method, resource, status, revision, dry_run });
+        }
+        reply
+    }
+
+    fn batch_result(
+        &self,
+        method: &Method,
+        change: AcceptedChange,
+        revision: Option<u64>,
+    ) -> (StatusCode, Value) {
+        let notes = change.notes.clone();
+        let (status, mut members) = self.result_members(method, change, revision);
+        members.insert("status".to_owned(), status.as_u16().into());
+        if revision.is_some() {
+            members.insert("kept".to_owned(), notes.kept.into());
+            members.insert("warnings".to_owned(), notes.warnings.into());
+        }
+        (status, Value::Object(members))
+    }
+
+    /// The status and the body of a write. A private key in clear is not repeated (contract 12.5).
+    fn result_members(
+        &self,
+        method: &Method,
+        change: AcceptedChange,
+        revision: Option<u64>,
+    ) -> (StatusCode, Map<String, Value>) {
+        let AcceptedChange { key, kind, mut before, mut document, notes } = change;
+        redact_clear_keys(kind, &mut document);
+        let prefix = self.store.prefix();
+        let key = key.map(|key| format!("{prefix}/{key}"));
+        let mut members = Map::new();
+        let mut insert = |name: &str, value: Value| members.insert(name.to_owned(), value);
+        if revision.is_some() && *method == Method::DELETE {
+            insert("deleted", "1".into());
+        }
+        insert("key", key.into());
+        if revision.is_none() {
+            before.iter_mut().for_each(|before| redact_clear_keys(kind, before));
+            let difference = json_patch::diff(before.as_ref().unwrap_or(&Value::Null), &document);
+            insert("difference", serde_json::to_value(difference).unwrap_or_default());
+            insert("kept", notes.kept.into());
+            insert("warnings", notes.warnings.into());
+            insert("findings", notes.findings.into());
+        }
+        if *method != Method::DELETE {
+            insert("value", document);
+        }
+        let created = before.is_none() && revision.is_some();
+        (if created { StatusCode::CREATED } else { StatusCode::OK }, members)
+    }
+
+    /// Waits until the data planes serve a revision; those that are behind when the time has passed.
+    async fn wait(&self, revision: Option<u64>, timeout: Option<Duration>) -> Option<Value> {
+        let (revision, timeout) = revision.zip(timeout)?;
+        let view = self.fleet.wait_acknowledged(revision, timeout).await.err()?;
+        Some(view.get("behind").cloned().unwrap_or_else(|| json!([])))
+    }
+}
+
+impl WriteArguments {
+    fn parse(query: &Query) -> Result<Self, Problem> {
+        let wait = match query.get("wait").map(str::parse::<f64>) {
+            None => None,
+            Some(seconds) => {
+                let seconds = seconds.ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+                Some(seconds.filter(|seconds| *seconds <= WAIT_MAX).ok_or_else(|| {
+                    argument_problem("invalid argument wait: should be a number of seconds from 0 to 60")
+                })?)
+            }
+        };
+        Ok(Self { dry_run: flag(query, "dry_run")?, allow_weakening: flag(query, "weaken")?, wait })
+    }
+
+    fn options(&self) -> WriteOptions {
+        let Self { dry_run, allow_weakening, .. } = *self;
+        WriteOptions { now: UnixTime::now(), dry_run, allow_weakening }
+    }
+}
+
+/// An argument that is `true` or `false`; another value is an error, so that no misspelt `dry_run`
+/// writes.
+fn flag(query: &Query, name: &str) -> Result<bool, Problem> {
+    match query.get(name) {
+        None | Some("false") => Ok(false),
+        Some("true") => Ok(true),
+        Some(_) => Err(argument_problem(&format!("invalid argument {name}: should be true or false"))),
+    }
+}
+
+fn argument_problem(message: &str) -> Problem {
+    Problem::new("", message)
+}
+
+fn action(
+    method: &Method,
+    query: &Query,
+    sub_path: Option<String>,
+    body: Option<Value>,
+) -> Result<Action, Problem> {
+    match *method {
+        Method::PUT => Ok(Action::Put { body }),
+        Method::POST => Ok(Action::Post { body }),
+        Method::PATCH => Ok(Action::Patch { sub_path, body }),
+        Method::DELETE => Ok(Action::Delete { force: query.get("force") == Some("true") }),
+        _ => Err(Problem::new("method", "invalid method: should be PUT, POST, PATCH or DELETE")),
+    }
+}
+
+/// `?ttl=`: seconds until the store removes the document (contract 2.3).
+fn ttl(query: &Query) -> Result<Option<NonZeroU32>, Problem> {
+    let Some(ttl) = query.get("ttl") else { return Ok(None) };
+    let seconds: f64 =
+        ttl.parse().map_err(|_| argument_problem("invalid argument ttl: should be a number"))?;
+    if !(1.0..=TTL_MAX).contains(&seconds) {
+        return Err(argument_problem("invalid argument ttl: should be from 1 to 4294967295 seconds"));
+    }
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "the range was just checked")]
+    Ok(NonZeroU32::new(seconds as u32))
+}
+
+fn rejected(operation: Option<usize>, problem: Problem) -> RejectedChanges {
+    RejectedChanges { operation, error: problem.into() }
+}
+
+/// The requests of a batch, each with its method and the name of its resource.
+fn parse_batch(body: Option<Value>) -> Result<Vec<(Method, String, ChangeRequest)>, RejectedChanges> {
+    let whole = |message: String| rejected(None, Problem::new("operations", message));
+    let body = serde_json::from_value::<BatchBody>(body.unwrap_or_default())
+        .map_err(|error| whole(format!("invalid batch: {error}")))?;
+    let count = body.operations.len();
+    if !(1..=BATCH_MAX).contains(&count) {
+        return Err(whole(format!("invalid batch: {count} operations, should be 1 to {BATCH_MAX}")));
+    }
+    let operations = body.operations.into_iter().enumerate();
+    operations
+        .map(|(index, operation)| {
+            parse_operation(operation).map_err(|problem| rejected(Some(index), problem))
+        })
+        .collect()
+}
+
+/// The request of an operation; the row of the table says which documents it writes.
+fn parse_operation(operation: BatchOperation) -> Result<(Method, String, ChangeRequest), Problem> {
+    let BatchOperation { method, path, body, if_match, if_none_match } = operation;
+    let no_write = |message: String| {
+        Problem::new("path", message)
+            .with_hint("an operation of a batch writes one document, like PUT /apisix/admin/routes/1")
+    };
+    let method: Method =
+        method.parse().map_err(|_| Problem::new("method", format!("invalid method: {method}")))?;
+    let (path, query) =
+        path.split_once('?').map_or((path.as_str(), None), |(path, query)| (path, Some(query)));
+    let AdminPath::Below(below) = AdminPath::parse(path) else {
+        return Err(no_write(format!("invalid path: {path} is not below /apisix/admin")));
+    };
+    let found =
+        path::find(&method, &below).map_err(|_| no_write(format!("no operation: {method} {path}")))?;
+    let kind = match found.operation.call {
+        Call::Documents(kind) if method != Method::GET => kind,
+        Call::Reject(rejection) => return Err(no_write(rejection.message(&method))),
+        _ => return Err(no_write(format!("no write of a document: {method} {path}"))),
+    };
+    let precondition = precondition::parse(if_match.as_deref(), if_none_match.as_deref())
+        .map_err(|error| argument_problem(&error.to_string()))?;
+    let query = Query::parse(query);
+    let action = action(&method, &query, found.sub_path, body)?;
+    let request = ChangeRequest { kind, id: found.id, action, precondition, ttl: ttl(&query)? };
+    Ok((method, below, request))
+}
+
+/// The response to a batch of which nothing was written.
+fn batch_error(rejected: RejectedChanges) -> Reply {
+    let RejectedChanges { operation, error } = rejected;
+    let message = error.to_string();
+    let (status, mut members) = error_members(error);
+    let Some(operation) = operation else { return reply::json(status, &members) };
+    let message = members.remove("error_msg").unwrap_or_else(|| message.into());
+    let message = message.as_str().unwrap_or_default();
+    members.insert("error_msg".to_owned(), format!("operation {operation}: {message}").into());
+    members.insert("operation".to_owned(), operation.into());
+    members.remove("message");
+    reply::json(status, &members)
+}
+
+/// The status and the body of a failed write.
+pub(super) fn error_members(error: ChangeError) -> (StatusCode, Map<String, Value>) {
+    let text = redact(&error.to_string()).into_owned();
+    let members = |value: Value| match value {
+        Value::Object(members) => members,
+        _ => Map::new(),
+    };
+    match error {
+        ChangeError::Invalid(problem) => (StatusCode::BAD_REQUEST, reply::problem_members(&problem)),
+        ChangeError::NotFound => (StatusCode::NOT_FOUND, members(json!({"message": text}))),
+        ChangeError::PreconditionFailed(_) => {
+            let hint = "GET has the present ETag; repeat the write with If-Match on what you find there";
+            (StatusCode::PRECONDITION_FAILED, members(json!({"error_msg": text, "hint": hint})))
+        }
+        ChangeError::Weakens(weakenings) => {
+            let hint = "deployment.admin.protect_client_auth denies it; with ?weaken=true it is made";
+            let body = json!({"error_msg": text, "weakenings": weakenings, "hint": hint});
+            (StatusCode::CONFLICT, members(body))
+        }
+        ChangeError::Store(_) => (StatusCode::SERVICE_UNAVAILABLE, members(json!({"error_msg": text}))),
+    }
+}

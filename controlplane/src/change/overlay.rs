@@ -1,0 +1,113 @@
+//! The store as pending changes will leave it, and what was read of it.
+//!
+//! A check of one document looks at others: the upstream that a route refers to, the routes that
+//! refer to an upstream. It must see the changes of its own batch, and what it saw in the store must
+//! still hold at the commit. Invariant: every read on which a decision depends is a condition of the
+//! commit, so that another writer who changes it in between makes the commit fail.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+
+use model::{Key, Kind};
+use serde_json::Value;
+
+use crate::store::{Condition, DocumentList, Store, StoreError, StoredDocument};
+
+/// The store with pending changes on top.
+pub(crate) struct StoreOverlay<'a> {
+    store: &'a dyn Store,
+    /// Documents that will be written; `None`: removed.
+    pending: HashMap<Key, Option<Value>>,
+    /// Whole kinds, once they were read.
+    lists: HashMap<Kind, DocumentList>,
+    conditions: Vec<Condition>,
+}
+
+/// How much of a document was judged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Judged {
+    Existence,
+    Content,
+}
+
+impl<'a> StoreOverlay<'a> {
+    pub(crate) fn new(store: &'a dyn Store, pending: HashMap<Key, Option<Value>>) -> Self {
+        Self { store, pending, lists: HashMap::new(), conditions: Vec::new() }
+    }
+
+    /// A document that a pending one refers to; the commit requires what was judged of it.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub(crate) async fn require(&mut self, key: &Key, judged: Judged) -> Result<Option<Value>, StoreError> {
+        if let Some(pending) = self.pending.get(key) {
+            return Ok(pending.clone());
+        }
+        let Some(found) = self.store.get(key).await? else { return Ok(None) };
+        self.conditions.push(match judged {
+            Judged::Existence => Condition::Exists(key.clone()),
+            Judged::Content => Condition::Unchanged { key: key.clone(), since: found.mod_revision },
+        });
+        Ok(Some(found.document))
+    }
+
+    /// A document as it will be. The commit does not depend on it.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub(crate) async fn get(&self, key: &Key) -> Result<Option<Value>, StoreError> {
+        match self.pending.get(key) {
+            Some(pending) => Ok(pending.clone()),
+            None => Ok(self.store.get(key).await?.map(|found| found.document)),
+        }
+    }
+
+    /// The first document of a kind that `found` selects; the commit requires that no other writer
+    /// has added or changed one meanwhile.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub(crate) async fn require_none(
+        &mut self,
+        kind: Kind,
+        found: impl Fn(&Value) -> bool,
+    ) -> Result<Option<Key>, StoreError> {
+        let revision = self.list(kind).await?.revision;
+        let unchanged = self.unchanged(kind).await?.into_iter().map(|item| (&item.key, &item.document));
+        let selected =
+            unchanged.into_iter().find(|(_, document)| found(document)).map(|(key, _)| key.clone());
+        let pending = self.pending.iter().filter(|(key, _)| key.kind == kind);
+        let mut pending = pending.filter_map(|(key, document)| Some((key, document.as_ref()?)));
+        let selected =
+            selected.or_else(|| pending.find(|(_, document)| found(document)).map(|(key, _)| key.clone()));
+        if selected.is_none() {
+            let condition = Condition::KindUnchanged { kind, since: revision };
+            if !self.conditions.contains(&condition) {
+                self.conditions.push(condition);
+            }
+        }
+        Ok(selected)
+    }
+
+    /// The stored documents of a kind that no pending change replaces.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub(crate) async fn unchanged(&mut self, kind: Kind) -> Result<Vec<&StoredDocument>, StoreError> {
+        self.list(kind).await?;
+        let stored = self.lists.get(&kind).into_iter().flat_map(|list| &list.items);
+        Ok(stored.filter(|item| !self.pending.contains_key(&item.key)).collect())
+    }
+
+    async fn list(&mut self, kind: Kind) -> Result<&DocumentList, StoreError> {
+        match self.lists.entry(kind) {
+            Entry::Occupied(read) => Ok(read.into_mut()),
+            Entry::Vacant(slot) => Ok(slot.insert(self.store.list(kind).await?)),
+        }
+    }
+
+    /// What the commit must require of documents that it does not write.
+    pub(crate) fn into_conditions(self) -> Vec<Condition> {
+        self.conditions
+    }
+}
